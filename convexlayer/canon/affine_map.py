@@ -1,0 +1,106 @@
+"""The affine map from parameters to program data, and its adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+
+from convexlayer.program import Array, IndexArray
+
+__all__ = ["AffineMap", "Features"]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """theta -> the vector that program data are affine in.
+
+    Every parameter is flattened in row-major order; ``log`` lists the positions whose logarithm is appended, because
+    a geometric program depends on log(a), and on a itself where it is an exponent.
+
+    Attributes:
+        sizes: number of entries of each parameter.
+        log: positions in the concatenated vector whose logarithm follows it.
+    """
+
+    sizes: tuple[int, ...]
+    log: IndexArray
+
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(self.sizes) + len(self.log)
+
+    def apply(self, theta: Sequence[Array], batch: int) -> Array:
+        """The vectors (batch, size) of arrays that are (batch, ...) or lack the batch axis."""
+        parts = [
+            np.broadcast_to(value.reshape(-1, size), (batch, size))
+            for value, size in zip(theta, self.sizes, strict=True)
+        ]
+        flat = np.concatenate(parts, axis=1) if parts else np.zeros((batch, 0))
+        return np.concatenate([flat, np.log(flat[:, self.log])], axis=1) if len(self.log) else flat
+
+    def push(self, features: Array, tangents: Sequence[Array | None]) -> Array:
+        """Tangents (batch, size) of the vectors, of one tangent a parameter (None is zero)."""
+        batch = features.shape[0]
+        parts = [
+            np.zeros((batch, size)) if value is None else np.broadcast_to(value.reshape(-1, size), (batch, size))
+            for value, size in zip(tangents, self.sizes, strict=True)
+        ]
+        flat = np.concatenate(parts, axis=1) if parts else np.zeros((batch, 0))
+        return np.concatenate([flat, flat[:, self.log] / features[:, self.log]], axis=1) if len(self.log) else flat
+
+    def pull(self, features: Array, cotangent: Array) -> list[Array]:
+        """Cotangents (batch, entries) of the parameters, of cotangents (batch, size) of the vectors."""
+        total = sum(self.sizes)
+        flat = cotangent[:, :total]
+        if len(self.log):
+            flat = flat.copy()
+            flat[:, self.log] += cotangent[:, total:] / features[:, self.log]
+        return np.split(flat, np.cumsum(self.sizes)[:-1], axis=1) if self.sizes else []
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """values = constant + matrix @ features, where rows without an entry in the matrix cost nothing.
+
+    Attributes:
+        matrix: (rows, features), sparse.
+        constant: (rows,).
+    """
+
+    matrix: sp.csr_matrix
+    constant: Array
+
+    @cached_property
+    def varying(self) -> IndexArray:
+        """The rows that depend on the features."""
+        return np.flatnonzero(np.diff(self.matrix.indptr)).astype(np.int64)
+
+    @cached_property
+    def _forward(self) -> sp.csr_matrix:
+        return self.matrix[self.varying]
+
+    @cached_property
+    def _adjoint(self) -> sp.csr_matrix:
+        return self._forward.T.tocsr()
+
+    def apply(self, features: Array) -> Array:
+        """Values (batch, rows) of features (batch, features)."""
+        values = np.repeat(self.constant[None], features.shape[0], axis=0)
+        values[:, self.varying] += (self._forward @ features.T).T
+        return values
+
+    def push(self, tangent: Array) -> Array:
+        """Tangents (batch, rows) of feature tangents (batch, features)."""
+        values = np.zeros((tangent.shape[0], len(self.constant)))
+        values[:, self.varying] = (self._forward @ tangent.T).T
+        return values
+
+    def pull(self, cotangent: Array) -> Array:
+        """Feature cotangents (batch, features) of cotangents (batch, rows)."""
+        pulled: Array = (self._adjoint @ cotangent[:, self.varying].T).T
+        return pulled

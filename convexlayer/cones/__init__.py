@@ -1,0 +1,27 @@
+"""The cones: projection on the dual cone and the eigenbasis of its derivative, one file a cone."""
+
+from __future__ import annotations
+
+from convexlayer.cones.base import AbstractCone, Eigenbasis
+from convexlayer.cones.exponential import Exponential
+from convexlayer.cones.nonnegative import Nonnegative
+from convexlayer.cones.power import Power
+from convexlayer.cones.product import BasisBlocks, Group, ProductCone, ProductDerivative
+from convexlayer.cones.psd import PositiveSemidefinite
+from convexlayer.cones.second_order import SecondOrder
+from convexlayer.cones.zero import Zero
+
+__all__ = [
+    "AbstractCone",
+    "BasisBlocks",
+    "Eigenbasis",
+    "Exponential",
+    "Group",
+    "Nonnegative",
+    "PositiveSemidefinite",
+    "Power",
+    "ProductCone",
+    "ProductDerivative",
+    "SecondOrder",
+    "Zero",
+]

@@ -1,0 +1,46 @@
+"""Roots of increasing functions, many at once: Newton's method inside a shrinking bracket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from convexlayer.cones.base import Array
+
+__all__ = ["BEYOND", "increasing_root"]
+
+# A value for points right of the root where a function is not defined. Not inf: automatic differentiation of steps that
+# bisection replaced would be NaN.
+BEYOND = 1e300
+
+_MAX_ITERATIONS = 100
+
+
+def increasing_root(
+    xp: Any, function: Callable[[Array], tuple[Array, Array]], x: Array, low: Array, high: Array
+) -> Array:
+    """The root of each of many increasing functions.
+
+    A step that leaves the bracket is replaced by bisection. The last step is Newton's, so that its error is the square
+    of its length, and automatic differentiation through it gives the derivative of the root.
+
+    Args:
+        xp: the array namespace.
+        function: x -> (value, slope), elementwise, with a slope > 0; BEYOND right of the root where it is not defined.
+        x: starting points.
+        low: lower ends of the brackets.
+        high: upper ends of the brackets.
+
+    Returns:
+        The roots, of the shape of x; NaN where the function is NaN.
+    """
+    for _ in range(_MAX_ITERATIONS):
+        value, slope = function(x)
+        newton = x - value / slope
+        low, high = xp.where(value < 0, x, low), xp.where(value > 0, x, high)
+        moving = xp.abs(newton - x) > 1e-8 + 1e-13 * xp.abs(x)
+        if not xp.any(moving):
+            return newton
+        outside = moving & ((newton <= low) | (newton >= high))
+        x = xp.where(outside, 0.5 * (low + high), newton)
+    return x

@@ -1,0 +1,82 @@
+"""The second-order cone (t, u), norm(u) <= t, which is its own dual."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, final
+
+from array_api_compat import array_namespace, device
+
+from convexlayer.cones.base import AbstractCone, Array, Eigenbasis
+
+__all__ = ["SecondOrder"]
+
+
+@final
+class SecondOrder(AbstractCone):
+    """K = K* = {(t, u): norm(u) <= t}.
+
+    With h = u / norm(u) and abs(t) < norm(u):   y = (t + norm(u)) / 2 (1, h).
+
+    Args:
+        size: 1 + length of u; size 1 is the half-line t >= 0.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def project_dual(self, w: Array) -> Array:
+        """W where t >= norm(u), 0 where t <= -norm(u), else (t + norm(u)) / 2 (1, h)."""
+        xp = array_namespace(w)
+        t, u, norm, unit_scale = _parts(xp, w)
+        head = xp.maximum(0.5 * (t + norm), 0.0)
+        curved = xp.concat((head, u * (head * unit_scale)), axis=-1)
+        return xp.where(t >= norm, w, curved)
+
+    def derivative(self, w: Array) -> Eigenbasis:
+        """Q = ((1, h) / sqrt 2, (1, -h) / sqrt 2, any basis of the rest), d = (1, 0, (1 + t / norm(u)) / 2)."""
+        xp = array_namespace(w)
+        t, u, norm, unit_scale = _parts(xp, w)
+        ones = xp.ones_like(t)
+        if self.size == 1:
+            d = xp.astype(t > 0, w.dtype)
+            return Eigenbasis(ones[..., None], d, 1.0 - d)
+        inside, polar = (t >= norm) & (t > 0), t <= -norm
+        half = 0.5 * unit_scale
+        first = xp.where(polar, 0.0, ones)
+        second = xp.where(inside, ones, 0.0)
+        rest = xp.where(inside, ones, xp.where(polar, 0.0, half * (norm + t)))
+        corest = xp.where(inside, 0.0, xp.where(polar, ones, half * (norm - t)))
+        tail = (*t.shape[:-1], self.size - 2)
+        d = xp.concat((first, second, xp.broadcast_to(rest, tail)), axis=-1)
+        complement = xp.concat((1.0 - first, 1.0 - second, xp.broadcast_to(corest, tail)), axis=-1)
+        return Eigenbasis(self._basis(xp, u, norm, unit_scale), d, complement)
+
+    def margin(self, w: Array) -> Array:
+        """abs(abs(t) - norm(u)) / sqrt 2, the distance from the boundaries of K and -K."""
+        xp = array_namespace(w)
+        t, _, norm, _ = _parts(xp, w)
+        distance = xp.abs(xp.abs(t) - norm)[..., 0]
+        return distance if self.size == 1 else distance * math.sqrt(0.5)
+
+    def _basis(self, xp: Any, u: Array, norm: Array, unit_scale: Array) -> Array:
+        """The orthogonal Q, (..., size, size): its last columns are those of the Householder matrix of h."""
+        identity = xp.eye(self.size - 1, dtype=u.dtype, device=device(u))
+        h = xp.where(norm > 0, u * unit_scale, identity[0, :])
+        sign = xp.copysign(xp.ones_like(norm), h[..., :1])
+        reflector = xp.concat((h[..., :1] + sign, h[..., 1:]), axis=-1)
+        scaled = reflector / (1.0 + xp.abs(h[..., :1]))
+        rest = identity[:, 1:] - scaled[..., :, None] * reflector[..., None, 1:]
+        rest = xp.concat((xp.zeros_like(rest[..., :1, :]), rest), axis=-2)
+        root = math.sqrt(0.5)
+        head = xp.full_like(norm, root)
+        first = xp.concat((head, root * h), axis=-1)
+        second = xp.concat((head, -root * h), axis=-1)
+        return xp.concat((first[..., None], second[..., None], rest), axis=-1)
+
+
+def _parts(xp: Any, w: Array) -> tuple[Array, Array, Array, Array]:
+    """(t, u, norm(u), 1 / norm(u)), each with a last axis; the inverse is 1 where u = 0."""
+    u = w[..., 1:]
+    norm = xp.linalg.vector_norm(u, axis=-1, keepdims=True)
+    return w[..., :1], u, norm, 1.0 / xp.where(norm > 0, norm, 1.0)

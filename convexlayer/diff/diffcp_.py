@@ -1,0 +1,135 @@
+"""diffcp's derivative (Agrawal et al. 2019), the reference that the exact one is compared with.
+
+diffcp knows no quadratic objective in its exact modes and no power cone. A quadratic objective is rewritten with one
+second-order cone: with P = F'F, minimise t + q'x subject to (t + 1, t - 1, sqrt(2) F x) in the cone, whose derivative with
+respect to q gives that with respect to P (grad_P = (grad_q x' + x grad_q') / 2). Programs with power cones are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+import scipy.sparse as sp
+
+from convexlayer.diff.base import AbstractDifferentiator, Observer, SolutionCotangent, SolutionTangent
+from convexlayer.diff.report import DerivativeReport
+from convexlayer.diff.kkt import ReducedSystem
+from convexlayer.errors import DerivativeError
+from convexlayer.program import Array, ConeProgram, Structure
+from convexlayer.solution import Solution
+
+__all__ = ["DiffcpDifferentiator"]
+
+
+@final
+class DiffcpDifferentiator(AbstractDifferentiator):
+    """diffcp's dense-mode derivative, element after element, at our solution (diffcp is warm-started there)."""
+
+    def __init__(
+        self, system: ReducedSystem, program: ConeProgram, solution: Solution, observer: Observer | None = None
+    ) -> None:
+        """Check that diffcp is installed and knows the cones; it does not say where its answer is not unique.
+
+        Raises:
+            DerivativeError: it is not, or does not.
+        """
+        if program.structure.cones.power:
+            raise DerivativeError('diffcp does not know power cones: use derivative="exact"')
+        try:
+            import diffcp
+        except ImportError as error:
+            raise DerivativeError("derivative='diffcp' needs the package diffcp: pip install diffcp") from error
+        self._diffcp = diffcp
+        self._program = program
+        self._solution = solution
+        self._margin = system.cone.margin(solution.y - solution.s)
+        self._maps: dict[int, tuple[Any, Any]] = {}
+
+    def vjp(self, cotangent: SolutionCotangent) -> tuple[ConeProgram, DerivativeReport]:
+        """Program cotangent, by diffcp's adjoint."""
+        program = self._program
+        P, A = program.structure.P, program.structure.A
+        before, extra = _lifted_rows(program.structure)
+        gradients = ConeProgram(
+            program.structure, *(np.zeros_like(v) for v in (program.P, program.q, program.r, program.A, program.b))
+        )
+        for i in range(program.batch):
+            dy, ds = (np.insert(v[i], before, np.zeros(extra)) if extra else v[i] for v in (cotangent.y, cotangent.s))
+            dx = np.append(cotangent.x[i], np.zeros(1 if extra else 0))
+            dA, db, dc = self._at(i)[1](dx, dy, ds)
+            kept = np.delete(np.arange(len(db)), slice(before, before + extra))
+            x, gradient_q = self._solution.x[i], dc[: program.structure.n]
+            gradients.q[i] = gradient_q
+            gradients.b[i] = db[kept]
+            gradients.A[i] = np.asarray(sp.csr_matrix(dA)[kept[A.rows], A.cols]).ravel()
+            gradients.P[i] = 0.5 * (gradient_q[P.rows] * x[P.cols] + x[P.rows] * gradient_q[P.cols])
+        return gradients, self._report()
+
+    def jvp(self, tangent: ConeProgram) -> tuple[SolutionTangent, DerivativeReport]:
+        """Solution tangent, by diffcp's derivative; dP acts as the change dP x of q."""
+        program = self._program
+        before, extra = _lifted_rows(program.structure)
+        dq = tangent.q + program.structure.P.matvec(tangent.P, self._solution.x)
+        x, y, s = (np.zeros_like(v) for v in (self._solution.x, self._solution.y, self._solution.s))
+        for i in range(program.batch):
+            dA = program.structure.A.csc(tangent.A[i])
+            db, dc = tangent.b[i], dq[i]
+            if extra:
+                rows = sp.csc_matrix((extra, program.structure.n))
+                dA = sp.vstack([dA[:before], rows, dA[before:]])
+                dA = sp.hstack([dA, sp.csc_matrix((dA.shape[0], 1))]).tocsc()
+                db, dc = np.insert(db, before, np.zeros(extra)), np.append(dc, 0.0)
+            dx, dy, ds = self._at(i)[0](dA, db, dc)
+            kept = np.delete(np.arange(len(dy)), slice(before, before + extra))
+            x[i], y[i], s[i] = dx[: program.structure.n], dy[kept], ds[kept]
+        return SolutionTangent(x, y, s), self._report()
+
+    def _at(self, i: int) -> tuple[Any, Any]:
+        """diffcp's derivative and adjoint at element i."""
+        if i not in self._maps:
+            A, b, c, cones, point = _lift(self._program, self._solution, i)
+            *_, derivative, adjoint = self._diffcp.solve_and_derivative(
+                A, b, c, cones, warm_start=point, mode="dense", solve_method="SCS", eps=1e-13, max_iters=20
+            )
+            self._maps[i] = derivative, adjoint
+        return self._maps[i]
+
+    def _report(self) -> DerivativeReport:
+        """diffcp says nothing about its linear systems; only the margin is known."""
+        unknown = np.zeros(self._program.batch)
+        scale = np.max(np.abs(self._solution.y - self._solution.s), axis=1, initial=0.0)
+        return DerivativeReport.judge(unknown, self._margin, unknown, np.zeros(len(unknown), dtype=bool), scale)
+
+
+def _lifted_rows(structure: Structure) -> tuple[int, int]:
+    """Where the rows of the lifted quadratic objective go, and how many there are."""
+    before = structure.cones.zero + structure.cones.nonnegative
+    return before, structure.n + 2 if structure.P.nnz else 0
+
+
+def _lift(
+    program: ConeProgram, solution: Solution, i: int
+) -> tuple[sp.csc_matrix, Array, Array, dict[str, Any], tuple[Array, Array, Array]]:
+    """One element as diffcp takes it, and the point to start at."""
+    structure, cones = program.structure, program.structure.cones
+    A, b, c = structure.A.csc(program.A[i]), program.b[i], program.q[i]
+    x, y, s = solution.x[i], solution.y[i], solution.s[i]
+    second_order = list(cones.second_order)
+    before, extra = _lifted_rows(structure)
+    if extra:
+        eigenvalues, vectors = np.linalg.eigh(structure.P.dense(program.P[i : i + 1])[0])
+        F = np.sqrt(2.0 * np.maximum(eigenvalues, 0.0))[:, None] * vectors.T
+        t = 0.25 * float(np.sum((F @ x) ** 2))
+        slack = np.concatenate([[t + 1.0, t - 1.0], F @ x])
+        dual = 0.5 * np.concatenate([[t + 1.0, 1.0 - t], -(F @ x)])
+        rows = sp.vstack([sp.csc_matrix((2, structure.n)), sp.csc_matrix(-F)])
+        column = np.zeros((structure.m + extra, 1))
+        column[before : before + 2] = -1.0
+        A = sp.hstack([sp.vstack([A[:before], rows, A[before:]]), sp.csc_matrix(column)]).tocsc()
+        b = np.insert(b, before, np.concatenate([[1.0, -1.0], np.zeros(structure.n)]))
+        c = np.append(c, 1.0)
+        x, y, s = np.append(x, t), np.insert(y, before, dual), np.insert(s, before, slack)
+        second_order.insert(0, extra)
+    dims = {"z": cones.zero, "l": cones.nonnegative, "q": second_order, "s": list(cones.psd), "ep": cones.exponential}
+    return A, b, c, {name: size for name, size in dims.items() if size}, (x, y, s)

@@ -1,0 +1,215 @@
+"""The exact derivative, by one symmetric system.
+
+With D the derivative of Pi_{K*} at w = y - s and L L' = D, L = Q sqrt(d),
+
+    K = [ P      A'L         ]
+        [ L'A   -diag(1 - d) ]
+
+is symmetric, quasi-definite up to regularisation, and of one pattern for all active sets. One factorisation serves every
+vjp, every jvp, and the Newton steps of ``polish``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from convexlayer.cones import ProductDerivative
+from convexlayer.diff.base import AbstractDifferentiator, Observer, SolutionCotangent, SolutionTangent, data_cotangent
+from convexlayer.diff.report import DerivativeReport
+from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, RefinedFactor, choose_backend
+from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
+from convexlayer.solution import Solution, product_cone
+
+__all__ = ["ExactDifferentiator", "ReducedSystem"]
+
+VISIBLE = 1e-5
+"""Effect of a unit null direction, from which the choice among several solutions matters."""
+
+EVERYTHING = Observer(
+    parameters=lambda data: np.concatenate([data.P, data.q, data.A, data.b], axis=1),
+    outputs=lambda dx, dy: np.concatenate([dx, dy], axis=1),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Blocks:
+    """Blocks of one cone kind with k rows and c occurring columns each: where their entries of A and of K stand.
+
+    Attributes:
+        group: index of the cone group among those with a basis.
+        members: which blocks of that group, (blocks,).
+        source: position in A's values of each (row, column), or -1, (blocks, k, c).
+        target: position in K's values of each (eigen-direction, column), (blocks, k, c).
+    """
+
+    group: int
+    members: IndexArray
+    source: IndexArray
+    target: IndexArray
+
+
+class ReducedSystem:
+    """The symbolic part: pattern of K and where each value comes from. Once a layer."""
+
+    def __init__(self, structure: Structure, backend: AbstractBackend | None = None) -> None:
+        """Analyse a structure; the backend is chosen by size and density unless given."""
+        self.structure = structure
+        self.cone = product_cone(structure.cones)
+        n, m, P, A = structure.n, structure.m, structure.P, structure.A
+        bases = self.cone.derivative(np.zeros((1, m))).blocks()
+        in_block = np.zeros(m, dtype=bool)
+        for group in bases:
+            in_block[group.start : group.start + group.blocks * group.size] = True
+
+        upper = np.flatnonzero(P.rows <= P.cols)
+        plain = np.flatnonzero(~in_block[A.rows])
+        diagonal = np.arange(n + m)
+        rows = [P.rows[upper], diagonal, A.cols[plain]]
+        cols = [P.cols[upper], diagonal, n + A.rows[plain]]
+        pending: list[tuple[int, list[int], list[IndexArray], list[IndexArray]]] = []
+        by_row = np.argsort(A.rows, kind="stable")
+        row_start = np.searchsorted(A.rows[by_row], np.arange(m + 1))
+        for position, group in enumerate(bases):
+            shapes: dict[int, tuple[int, list[int], list[IndexArray], list[IndexArray]]] = {}
+            for block in range(group.blocks):
+                first = group.start + block * group.size
+                entries = by_row[row_start[first] : row_start[first + group.size]]
+                occurring, local = np.unique(A.cols[entries], return_inverse=True)
+                source = np.full((group.size, len(occurring)), -1)
+                source[A.rows[entries] - first, local] = entries
+                _, members, sources, columns = shapes.setdefault(len(occurring), (position, [], [], []))
+                members.append(block)
+                sources.append(source)
+                columns.append(occurring)
+            pending += shapes.values()
+        for position, members, _, columns in pending:
+            group = bases[position]
+            first_rows = group.start + np.asarray(members) * group.size
+            shape = (len(members), group.size, columns[0].size)
+            rows.append(np.broadcast_to(np.stack(columns)[:, None, :], shape).ravel())
+            cols.append(np.broadcast_to((n + first_rows[:, None] + np.arange(group.size))[:, :, None], shape).ravel())
+
+        all_rows, all_cols = np.concatenate(rows), np.concatenate(cols)
+        keys, place = np.unique(all_cols * (n + m) + all_rows, return_inverse=True)
+        size = max(n + m, 1)
+        self.pattern = Pattern((n + m, n + m), keys % size, keys // size)
+        ends = np.cumsum([len(part) for part in rows])
+        self._P_source, self._P_target = upper, place[: ends[0]]
+        self._diagonal = place[ends[0] + n : ends[1]]
+        self._A_source, self._A_rows, self._A_target = plain, A.rows[plain], place[ends[1] : ends[2]]
+        self._blocks = [
+            _Blocks(position, np.asarray(members), np.stack(sources), place[start:stop].reshape(np.stack(sources).shape))
+            for (position, members, sources, _), start, stop in zip(pending, ends[2:-1], ends[3:], strict=True)
+        ]
+        self.signs = np.concatenate([np.ones(n), -np.ones(m)])
+        self.backend = backend or choose_backend(self.pattern)
+        self.state = self.backend.init(self.pattern)
+
+    def factor(self, program: ConeProgram, derivative: ProductDerivative) -> RefinedFactor:
+        """Assemble K for every element and factorise it."""
+        batch = program.batch
+        values = np.zeros((batch, self.pattern.nnz))
+        values[:, self._P_target] = program.P[:, self._P_source]
+        values[:, self._diagonal] = -derivative.complement
+        root = np.sqrt(derivative.d)
+        values[:, self._A_target] = root[:, self._A_rows] * program.A[:, self._A_source]
+        bases = derivative.blocks()
+        for blocks in self._blocks:
+            start, _, size, Q = bases[blocks.group]
+            A_blocks = np.where(blocks.source >= 0, program.A[:, blocks.source], 0.0)
+            rows = start + blocks.members[:, None] * size + np.arange(size)
+            LtA = np.swapaxes(Q[:, blocks.members], -1, -2) @ A_blocks * root[:, rows][..., None]
+            values[:, blocks.target] = LtA
+        return RefinedFactor(self.backend, self.state, self.pattern, values, self.signs)
+
+
+class ExactDifferentiator(AbstractDifferentiator):
+    """Derivative at a batch of solutions; factorises at the first use and keeps the factors."""
+
+    def __init__(
+        self, system: ReducedSystem, program: ConeProgram, solution: Solution, observer: Observer | None = None
+    ) -> None:
+        """Nothing is computed yet. Every element must have a finite point; without an observer everything is seen."""
+        self._system = system
+        self._program = program
+        self._solution = solution
+        self._observer = observer or EVERYTHING
+
+    @cached_property
+    def _w(self) -> Array:
+        return self._solution.y - self._solution.s
+
+    @cached_property
+    def _derivative(self) -> ProductDerivative:
+        return self._system.cone.derivative(self._w)
+
+    @cached_property
+    def _factor(self) -> RefinedFactor:
+        return self._system.factor(self._program, self._derivative)
+
+    def vjp(self, cotangent: SolutionCotangent) -> tuple[ConeProgram, DerivativeReport]:
+        """K [l; u] = [dx - A'ds; L'dy], v = ds + L u, then the gradients of ``data_cotangent``."""
+        program, D = self._program, self._derivative
+        A, n = program.structure.A, program.structure.n
+        rhs = np.concatenate([cotangent.x - A.rmatvec(program.A, cotangent.s), D.apply_Lt(cotangent.y)], axis=1)
+
+        def gradient(z: Array, ds: Array) -> ConeProgram:
+            v = ds + D.apply_L(z[:, n:])
+            return data_cotangent(program, self._solution.x, self._solution.y, z[:, :n], v)
+
+        def seen(direction: Array) -> Array:
+            pulled = self._observer.parameters(gradient(direction, np.zeros_like(cotangent.s)))
+            size = np.maximum(_norm(self._solution.x), _norm(self._solution.y))
+            return _norm(pulled) / np.maximum(1.0, size)
+
+        z, report = self._solve(rhs, seen)
+        return gradient(z, cotangent.s), report
+
+    def jvp(self, tangent: ConeProgram) -> tuple[SolutionTangent, DerivativeReport]:
+        """With r1 = dP x + dq + dA'y and r2 = dA x - db: K [dx; u] = -[r1; L'r2], dy = L u, ds = -(A dx + r2)."""
+        P, A = self._program.structure.P, self._program.structure.A
+        x, y, n = self._solution.x, self._solution.y, self._program.structure.n
+        r1 = P.matvec(tangent.P, x) + tangent.q + A.rmatvec(tangent.A, y)
+        r2 = A.matvec(tangent.A, x) - tangent.b
+
+        def seen(direction: Array) -> Array:
+            return _norm(self._observer.outputs(direction[:, :n], self._derivative.apply_L(direction[:, n:])))
+
+        z, report = self._solve(-np.concatenate([r1, self._derivative.apply_Lt(r2)], axis=1), seen)
+        return self._tangent(z, r2), report
+
+    def newton_step(self) -> SolutionTangent:
+        """One semismooth Newton step on (Px + q + A'y, Ax + s - b)."""
+        program, solution = self._program, self._solution
+        P, A = program.structure.P, program.structure.A
+        r1 = P.matvec(program.P, solution.x) + program.q + A.rmatvec(program.A, solution.y)
+        r2 = A.matvec(program.A, solution.x) + solution.s - program.b
+        z, _ = self._factor.refine(-np.concatenate([r1, self._derivative.apply_Lt(r2)], axis=1), steps=3)
+        return self._tangent(z, r2)
+
+    def _tangent(self, z: Array, r2: Array) -> SolutionTangent:
+        dx = z[:, : self._program.structure.n]
+        dy = self._derivative.apply_L(z[:, self._program.structure.n :])
+        return SolutionTangent(dx, dy, -(self._program.structure.A.matvec(self._program.A, dx) + r2))
+
+    def _solve(self, rhs: Array, seen: Callable[[Array], Array]) -> tuple[Array, DerivativeReport]:
+        """Solve K z = rhs, with minimum norm where the solution is not unique and ``seen`` tells the difference."""
+        factor = self._factor
+        z, residual = factor.refine(rhs)
+        singular = factor.condition >= SINGULAR
+        if np.any(singular):
+            singular = singular & ((seen(factor.null_direction) > VISIBLE) | (residual > ACCEPTED))
+        again = np.flatnonzero(singular | (residual > ACCEPTED))
+        if len(again):
+            z[again], residual[again] = factor.minimum_norm(rhs, again)
+        margin = self._system.cone.margin(self._w)
+        return z, DerivativeReport.judge(residual, margin, factor.condition, singular, _norm(self._w))
+
+
+def _norm(rows: Array) -> Array:
+    """Maximum norm of each element's row."""
+    return np.max(np.abs(rows), axis=1, initial=0.0)

@@ -1,0 +1,30 @@
+"""The derivative modes, by name. This is the only place where a string chooses one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from convexlayer.diff.base import AbstractDifferentiator, Observer
+from convexlayer.diff.diffcp_ import DiffcpDifferentiator
+from convexlayer.diff.kkt import ExactDifferentiator, ReducedSystem
+from convexlayer.errors import DerivativeError
+from convexlayer.program import ConeProgram
+from convexlayer.solution import Solution
+
+__all__ = ["MODES", "DerivativeMode", "derivative_mode"]
+
+DerivativeMode = Callable[[ReducedSystem, ConeProgram, Solution, Observer], AbstractDifferentiator]
+"""Makes the derivative at a batch of solutions; raises DerivativeError for programs that it cannot handle."""
+
+MODES: dict[str, DerivativeMode] = {"exact": ExactDifferentiator, "diffcp": DiffcpDifferentiator}
+
+
+def derivative_mode(name: str) -> DerivativeMode:
+    """The mode of this name.
+
+    Raises:
+        DerivativeError: there is none.
+    """
+    if name not in MODES:
+        raise DerivativeError(f"no derivative mode {name!r}; there are: {', '.join(sorted(MODES))}")
+    return MODES[name]

@@ -1,0 +1,63 @@
+"""How far a derivative can be trusted, element by element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from convexlayer.program import Array
+from convexlayer.solution import BoolArray
+
+__all__ = ["DerivativeReport"]
+
+DEGENERATE_MARGIN = 1e-6
+"""Relative distance of w from a jump of D, below which the active set is not certain."""
+
+ACCURATE = 1e-8
+"""Largest linear residual of an accurate derivative."""
+
+FAILED = 1e-2
+"""Linear residual from which the derivative is of no use (unless the system is singular: then see ``consistent``)."""
+
+
+@dataclass(frozen=True, eq=False)
+class DerivativeReport:
+    """One entry an element.
+
+    Attributes:
+        linear_residual: relative residual of the linear system after refinement.
+        margin: distance of w = y - s from the nearest point where the projection's derivative jumps (strict
+            complementarity); infinite where it never does.
+        condition: estimate of the condition of the equilibrated system.
+        consistent: whether the right-hand side is in the range of the system.
+        status: ``ok``; ``inaccurate`` (residual above 1e-8); ``degenerate`` (the system is singular or the margin is
+            below 1e-6 relative to w: the derivative may not exist, and what is returned is the least-squares solution of
+            minimum norm of one candidate); ``failed`` (not finite, or no solution to differentiate).
+    """
+
+    linear_residual: Array
+    margin: Array
+    condition: Array
+    consistent: BoolArray
+    status: tuple[str, ...]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether every element is ``ok``."""
+        return all(status == "ok" for status in self.status)
+
+    @staticmethod
+    def judge(
+        residual: Array,
+        margin: Array,
+        condition: Array,
+        singular: BoolArray,
+        w_scale: Array,
+    ) -> DerivativeReport:
+        """The report of solves with these residuals, margins, conditions and scales (norm of w) of their elements."""
+        finite = np.isfinite(residual) & np.isfinite(condition)
+        degenerate = singular | (margin <= DEGENERATE_MARGIN * np.maximum(1.0, w_scale))
+        failed = ~finite | (~singular & (residual > FAILED))
+        words = np.select([failed, degenerate, residual > ACCURATE], ["failed", "degenerate", "inaccurate"], "ok")
+        return DerivativeReport(residual, margin, condition, residual <= ACCURATE, tuple(words.tolist()))

@@ -1,0 +1,7 @@
+"""The solution map as a function with derivatives: in NumPy, and as a torch layer."""
+
+from convexlayer.layers.convex import ConvexLayer
+from convexlayer.layers.report import Report
+from convexlayer.layers.solution_map import SolutionMap, SolvedBatch
+
+__all__ = ["ConvexLayer", "Report", "SolutionMap", "SolvedBatch"]

@@ -1,0 +1,220 @@
+"""ConvexLayer: the solution map of a CVXPY problem as a torch module."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import cvxpy as cp
+import torch
+
+from convexlayer.canon import ParametricProgram, canonicalize
+from convexlayer.errors import DerivativeError, FailedElementsError, ProblemError
+from convexlayer.layers.function import Call, Solve
+from convexlayer.layers.report import Report
+from convexlayer.layers.solution_map import SolutionMap
+from convexlayer.layers.theta import batch_size
+from convexlayer.solvers import Options
+
+__all__ = ["ConvexLayer"]
+
+ON_FAILURE = ("raise", "nan", "keep")
+ON_DEGENERATE = ("warn", "report", "raise")
+
+
+@final
+class ConvexLayer(torch.nn.Module):
+    """theta -> solution of a convex problem, differentiable both ways.
+
+        layer = ConvexLayer(problem, parameters=[A, b], variables=[x])
+        (solution,) = layer(A_tensor, b_tensor)
+        loss(solution).backward()
+
+    Each tensor has its parameter's shape, or one leading batch axis; the two mix by broadcasting, and the gradient of a
+    shared parameter is the sum over the batch. The work inside is float64 on the CPU; dtype and device of the tensors
+    come back in the outputs. Works under torch.no_grad, torch.func (vmap, jvp, vjp, jacrev, jacfwd) and
+    torch.autograd.gradcheck; torch.compile breaks its graph around it. Thread-safe, picklable, deep-copyable.
+    """
+
+    def __init__(
+        self,
+        problem: cp.Problem,
+        parameters: Sequence[cp.Parameter],
+        variables: Sequence[cp.Variable],
+        *,
+        solver: str = "auto",
+        gp: bool = False,
+        derivative: str = "exact",
+        on_failure: str = "raise",
+        on_degenerate: str = "warn",
+        options: Options | Mapping[str, Any] | None = None,
+        check_attributes: bool = True,
+        self_check: bool = True,
+    ) -> None:
+        """Compile a problem.
+
+        Args:
+            problem: a DPP problem; its own state is neither used nor changed.
+            parameters: every parameter of the problem, in the order of the tensors.
+            variables: what to return: variables of the problem, and dual variables of its constraints
+                (``constraint.dual_variables[i]``).
+            solver: a name that ``convexlayer solvers`` lists, or ``auto``.
+            gp: the problem is a geometric program.
+            derivative: ``exact``, or ``diffcp`` for the reference implementation.
+            on_failure: what to do when an element has no solution: ``raise`` a FailedElementsError that carries the
+                others, fill its outputs with ``nan``, or ``keep`` the solver's last iterate. Gradients of such elements
+                are zero, and those of the others are untouched.
+            on_degenerate: what to do when a derivative may not exist or is inaccurate: ``warn`` (once a layer),
+                ``report`` only, or ``raise`` a DerivativeError.
+            options: ``Options`` or a mapping of changes to the default ones.
+            check_attributes: refuse tensors that violate their parameter's attributes.
+            self_check: compare the compiled problem with CVXPY's at two random parameter values.
+
+        Raises:
+            ProblemError: the problem cannot be compiled; NotDPPError and UnsupportedError say more.
+            SolverError: the solver is unknown, missing, or cannot take the problem.
+            DerivativeError: the derivative mode is unknown.
+        """
+        super().__init__()
+        _check_choice("on_failure", on_failure, ON_FAILURE)
+        program = canonicalize(problem, parameters, variables, gp=gp, self_check=self_check)
+        self._map = SolutionMap(
+            program, solver=solver, derivative=derivative, options=options, check_attributes=check_attributes
+        )
+        self._on_failure = on_failure
+        self._judge = _DerivativeJudge(on_degenerate)
+
+    @property
+    def program(self) -> ParametricProgram:
+        """The compiled problem."""
+        return self._map.program
+
+    @property
+    def solution_map(self) -> SolutionMap:
+        """The same map in NumPy."""
+        return self._map
+
+    def extra_repr(self) -> str:
+        """Sizes and solver, for torch's repr."""
+        structure = self.program.structure
+        names = ", ".join(spec.name for spec in self.program.parameters)
+        outputs = ", ".join(spec.name for spec in self.program.outputs)
+        return f"({names}) -> ({outputs}), n={structure.n}, m={structure.m}, solver={self._map.solver}"
+
+    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    def forward(
+        self,
+        *tensors: torch.Tensor,
+        options: Options | Mapping[str, Any] | None = None,
+        warm_start: Report | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Solve.
+
+        Args:
+            tensors: one a parameter, of its shape or with one leading batch axis.
+            options: complete options, or changes to the layer's, for this call.
+            warm_start: the report of an earlier ``solve`` with the same batch size.
+
+        Returns:
+            One tensor a variable, with the batch axis if any input had it.
+
+        Raises:
+            ShapeError: shapes or batch sizes do not fit.
+            ProblemError: a tensor is not floating, not finite, or violates its parameter's attributes.
+            FailedElementsError: elements without a solution, under ``on_failure="raise"``.
+        """
+        return self._solve(tensors, options, warm_start)[0]
+
+    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    def solve(
+        self,
+        *tensors: torch.Tensor,
+        options: Options | Mapping[str, Any] | None = None,
+        warm_start: Report | None = None,
+    ) -> tuple[tuple[torch.Tensor, ...], Report]:
+        """Like the call, with the report, whose objective values are a differentiable tensor; backward completes it."""
+        return self._solve(tensors, options, warm_start)
+
+    def _solve(
+        self, tensors: tuple[torch.Tensor, ...], options: Any, warm_start: Report | None
+    ) -> tuple[tuple[torch.Tensor, ...], Report]:
+        specs = self.program.parameters
+        for tensor in tensors:
+            if not isinstance(tensor, torch.Tensor):
+                raise ProblemError(f"expected torch tensors, got {type(tensor).__name__}: wrap it with torch.as_tensor")
+            if not tensor.is_floating_point():
+                raise ProblemError(f"expected floating-point tensors, got {tensor.dtype}: convert it with .double()")
+        devices = {tensor.device for tensor in tensors}
+        if len(devices) > 1:
+            raise ProblemError(f"expected tensors on one device, got {', '.join(sorted(map(str, devices)))}")
+        batched = batch_size(specs, [tuple(tensor.shape) for tensor in tensors]) is not None
+        call = Call(
+            self._map,
+            Options.of(options, self._map.options),
+            warm_start,
+            keep=self._on_failure == "keep",
+            judge=self._judge,
+        )
+        *outputs, objective, _ = Solve.apply(call, *tensors)
+        report = call.result().report
+        if not batched:
+            outputs, objective = [output.squeeze(0) for output in outputs], objective.squeeze(0)
+        report.objective = objective
+        if report.failed and self._on_failure == "raise":
+            raise FailedElementsError(
+                _failure_message(report), indices=report.failed, outputs=tuple(outputs), report=report
+            )
+        return tuple(outputs), report
+
+
+def _failure_message(report: Report) -> str:
+    named = ", ".join(f"{i} ({report.status[i]})" for i in report.failed[:8])
+    more = f" and {len(report.failed) - 8} more" if len(report.failed) > 8 else ""
+    return (
+        f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The others are in this "
+        "error's outputs; on_failure='nan' returns them instead"
+    )
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ProblemError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+@final
+class _DerivativeJudge:
+    """What becomes of derivatives that cannot be trusted; warns once."""
+
+    def __init__(self, on_degenerate: str) -> None:
+        _check_choice("on_degenerate", on_degenerate, ON_DEGENERATE)
+        self._on_degenerate = on_degenerate
+        self._lock = threading.Lock()
+        self._warned = False
+
+    def __reduce__(self) -> tuple[Callable[[str], _DerivativeJudge], tuple[str]]:
+        return _DerivativeJudge, (self._on_degenerate,)
+
+    def __call__(self, report: Report) -> None:
+        derivative = report.derivative
+        if self._on_degenerate == "report" or derivative is None or derivative.trusted:
+            return
+        doubtful = [
+            f"{i} ({word})"
+            for i, (word, status) in enumerate(zip(derivative.status, report.status, strict=True))
+            if word != "ok" and status.solved
+        ]
+        if not doubtful:
+            return
+        message = (
+            f"the derivative of {len(doubtful)} of {len(report.status)} elements may not exist or is inaccurate: "
+            f"{', '.join(doubtful[:8])}{' ...' if len(doubtful) > 8 else ''}. What is returned is a least-squares "
+            "direction; report.derivative says how far to trust it"
+        )
+        if self._on_degenerate == "raise":
+            raise DerivativeError(message)
+        with self._lock:
+            first, self._warned = not self._warned, True
+        if first:
+            warnings.warn(message + " (said once a layer; on_degenerate='report' is silent)", UserWarning, stacklevel=2)

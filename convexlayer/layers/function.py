@@ -1,0 +1,259 @@
+"""The autograd functions around a SolutionMap: forward, vjp and jvp, each with a vmap rule.
+
+Every output carries a leading batch axis here. One output more, ``element``, says which element of the solved batch each
+row is; under vmap it is batched exactly where the forward pass was, so that the derivative's vmap rule knows whether a new
+axis of cotangents belongs to new elements or means several cotangents at the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from convexlayer.errors import DerivativeError
+from convexlayer.layers.report import Report
+from convexlayer.layers.solution_map import SolutionMap, SolvedBatch
+from convexlayer.program import Array, IndexArray
+from convexlayer.solvers import Options
+
+__all__ = ["Call", "Solve"]
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Call:
+    """One call of the layer: what it solves with, and afterwards what came out.
+
+    Attributes:
+        solution_map: the solution map.
+        options: the options of this call.
+        warm_start: the report to start from, or None.
+        keep: whether rows without a solution keep the solver's last iterate instead of NaN.
+        judge: told of the report after every derivative; it may warn or raise.
+        solved: the solved batch, once there.
+    """
+
+    def __init__(
+        self, solution_map: SolutionMap, options: Options, warm_start: Report | None, *, keep: bool, judge: Any
+    ) -> None:
+        """Prepare a call."""
+        self.solution_map = solution_map
+        self.options = options
+        self.warm_start = warm_start
+        self.keep = keep
+        self.judge = judge
+        self.solved: SolvedBatch | None = None
+
+    def result(self) -> SolvedBatch:
+        """The solved batch, after the forward pass."""
+        if self.solved is None:
+            raise DerivativeError("the layer has not been solved yet")
+        return self.solved
+
+
+class Solve(torch.autograd.Function):
+    """(call, *theta) -> (*outputs, objective, element), all with a leading batch axis."""
+
+    @staticmethod
+    def forward(call: Call, *theta: torch.Tensor) -> Tensors:  # type: ignore[override]
+        solved = call.solution_map.solve([_array(t) for t in theta], options=call.options, warm_start=call.warm_start)
+        call.solved = solved
+        values = solved.iterates if call.keep else solved.outputs
+        like = _like(theta)
+        element = torch.arange(solved.batch, device=like.device)
+        return (*(_tensor(value, like) for value in values), _tensor(solved.objective, like), element)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:  # type: ignore[override]
+        call, *theta = inputs
+        ctx.call, ctx.solved = call, call.result()
+        ctx.batched = [t.ndim > len(spec.shape) for t, spec in zip(theta, call.solution_map.program.parameters, strict=True)]
+        ctx.mark_non_differentiable(output[-1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[-1], *theta)
+        ctx.save_for_forward(output[-1], *theta)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        element, *theta = ctx.saved_tensors
+        wrt = tuple(ctx.needs_input_grad[1:])
+        if not any(wrt) or all(c is None for c in cotangents[:-1]):
+            return (None,) * (1 + len(wrt))
+        gradients = _Vjp.apply(ctx.call, ctx.solved, wrt, _anchor(theta), element, *cotangents[:-1])
+        rows = iter(gradients)
+        summed = [
+            None if not want else (next(rows) if batched else next(rows).sum(0))
+            for want, batched in zip(wrt, ctx.batched, strict=True)
+        ]
+        return (None, *summed)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        element, *theta = ctx.saved_tensors
+        expanded = [
+            t if t is None or batched else t.expand(len(element), *t.shape)
+            for t, batched in zip(tangents, ctx.batched, strict=True)
+        ]
+        return (*_Jvp.apply(ctx.call, ctx.solved, _anchor(theta), element, *expanded), None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *theta: torch.Tensor) -> tuple[Tensors, tuple[int, ...]]:  # type: ignore[override]
+        specs = call.solution_map.program.parameters
+        fronted = [t if dim is None else t.movedim(dim, 0) for t, dim in zip(theta, in_dims[1:], strict=True)]
+        inner = [t.ndim - (dim is not None) > len(s.shape) for t, dim, s in zip(fronted, in_dims[1:], specs, strict=True)]
+        sizes = [t.shape[dim is not None] for t, dim, b in zip(fronted, in_dims[1:], inner, strict=True) if b]
+        batch, lanes = (sizes[0] if sizes else 1), info.batch_size
+
+        def flat(t: torch.Tensor, dim: int | None, batched: bool) -> torch.Tensor:
+            if dim is None and not batched:
+                return t
+            shape = t.shape[(dim is not None) + batched :]
+            wide = t if dim is not None else t.unsqueeze(0)
+            wide = wide if batched else wide.unsqueeze(1)
+            return wide.expand(lanes, batch, *shape).reshape(lanes * batch, *shape)
+
+        outputs = Solve.apply(call, *(flat(t, dim, b) for t, dim, b in zip(fronted, in_dims[1:], inner, strict=True)))
+        return tuple(output.reshape(lanes, batch, *output.shape[1:]) for output in outputs), (0,) * len(outputs)
+
+
+class _Vjp(torch.autograd.Function):
+    """(call, solved, wrt, anchor, element, *cotangents) -> gradients (rows, *shape) of the parameters in wrt."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        call: Call, solved: SolvedBatch, wrt: tuple[bool, ...], anchor: torch.Tensor, element: torch.Tensor, *cotangents: Any
+    ) -> Tensors:
+        arrays = [None if c is None else _array(c) for c in cotangents]
+
+        def one_round(rows: list[Array | None]) -> tuple[Array, ...]:
+            gradients = solved.vjp(rows[:-1], objective=rows[-1], wrt=wrt)
+            return tuple(gradient for gradient in gradients if gradient is not None)
+
+        gradients = _by_rounds(_array(element).astype(np.int64), solved.batch, arrays, one_round)
+        call.judge(solved.report)
+        return tuple(_tensor(gradient, anchor) for gradient in gradients)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:  # type: ignore[override]
+        """Nothing to keep: there is no second derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:  # type: ignore[override]
+        raise DerivativeError(_NO_SECOND)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:  # type: ignore[override]
+        raise DerivativeError(_NO_SECOND)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:  # type: ignore[override]
+        return _flattened(_Vjp, info.batch_size, in_dims, inputs, 4)
+
+
+class _Jvp(torch.autograd.Function):
+    """(call, solved, anchor, element, *tangents) -> tangents (rows, *shape) of the outputs and of the objective."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        call: Call, solved: SolvedBatch, anchor: torch.Tensor, element: torch.Tensor, *tangents: Any
+    ) -> Tensors:
+        arrays = [None if t is None else _array(t) for t in tangents]
+
+        def one_round(rows: list[Array | None]) -> tuple[Array, ...]:
+            outputs, objective = solved.jvp(rows)
+            return (*outputs, objective)
+
+        outputs = _by_rounds(_array(element).astype(np.int64), solved.batch, arrays, one_round)
+        call.judge(solved.report)
+        return tuple(_tensor(output, anchor) for output in outputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:  # type: ignore[override]
+        """Nothing to keep: there is no second derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:  # type: ignore[override]
+        raise DerivativeError(_NO_SECOND)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:  # type: ignore[override]
+        raise DerivativeError(_NO_SECOND)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:  # type: ignore[override]
+        return _flattened(_Jvp, info.batch_size, in_dims, inputs, 3)
+
+
+_NO_SECOND = "the derivative of the layer cannot be differentiated again: second derivatives are not available"
+
+
+def _flattened(
+    function: Any, lanes: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...], fixed: int
+) -> tuple[Tensors, tuple[int, ...]]:
+    """Apply a derivative to all lanes at once: (lanes, rows, ...) as (lanes * rows, ...)."""
+    element, dim = inputs[fixed], in_dims[fixed]
+    rows = element.shape[0] if dim is None else element.movedim(dim, 0).shape[1]
+
+    def flat(t: torch.Tensor | None, dim: int | None) -> torch.Tensor | None:
+        if t is None:
+            return None
+        wide = t.unsqueeze(0).expand(lanes, *t.shape) if dim is None else t.movedim(dim, 0)
+        return wide.reshape(lanes * rows, *wide.shape[2:])
+
+    tensors = [flat(t, d) for t, d in zip(inputs[fixed:], in_dims[fixed:], strict=True)]
+    outputs = function.apply(*inputs[:fixed], *tensors)
+    return tuple(output.reshape(lanes, rows, *output.shape[1:]) for output in outputs), (0,) * len(outputs)
+
+
+def _by_rounds(element: IndexArray, batch: int, rows: list[Array | None], function: Any) -> tuple[Array, ...]:
+    """Apply a function of whole batches to rows that belong to these elements, an element at most once a round."""
+    if np.array_equal(element, np.arange(batch)):
+        return tuple(function(rows))
+    order = np.argsort(element, kind="stable")
+    ranked = element[order]
+    turn = np.empty(len(element), dtype=np.int64)
+    turn[order] = np.arange(len(element)) - np.searchsorted(ranked, ranked)
+    results: tuple[Array, ...] = ()
+    for number in range(int(turn.max(initial=-1)) + 1):
+        chosen = np.flatnonzero(turn == number)
+        placed: list[Array | None] = []
+        for value in rows:
+            if value is None:
+                placed.append(None)
+            else:
+                whole = np.zeros((batch, *value.shape[1:]))
+                whole[element[chosen]] = value[chosen]
+                placed.append(whole)
+        answers = function(placed)
+        results = results or tuple(np.zeros((len(element), *answer.shape[1:])) for answer in answers)
+        for result, answer in zip(results, answers, strict=True):
+            result[chosen] = answer[element[chosen]]
+    return results
+
+
+def _like(theta: Any) -> torch.Tensor:
+    """An empty tensor of the dtype and device that outputs take (float64 on the CPU where there is no parameter)."""
+    if not theta:
+        return torch.empty(0, dtype=torch.float64)
+    dtype = theta[0].dtype
+    for t in theta[1:]:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return torch.empty(0, dtype=dtype, device=theta[0].device)
+
+
+def _anchor(theta: list[torch.Tensor]) -> torch.Tensor:
+    """An empty tensor that depends on the parameters: it ties a derivative to them, so that differentiating it again raises."""
+    return torch.cat([t.reshape(-1)[:0] for t in theta]) if theta else _like(theta)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """A tensor as a NumPy array; a view where dtype and device allow."""
+    array: Array = tensor.detach().to("cpu", torch.float64).numpy()
+    return array
+
+
+def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
+    """A NumPy array as a tensor of the dtype and device of ``like``."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, like.dtype)

@@ -1,0 +1,47 @@
+"""What a call of the layer did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from convexlayer.diff import DerivativeReport
+from convexlayer.program import Array, IndexArray
+from convexlayer.solution import Residuals, Solution, Status
+
+__all__ = ["Report"]
+
+
+@dataclass(eq=False)
+class Report:
+    """The account of one call; every array has one entry an element of the batch.
+
+    Attributes:
+        status: what became of each element.
+        residuals: our own four residuals of the solutions returned.
+        objective: objective values of the problem, not a number where there is no solution; from a torch layer a tensor that
+            can be differentiated, without the batch axis if no input had one.
+        iterations: iterations of the solver.
+        seconds: wall time of the parts: ``canonical`` data, ``solve``, ``polish`` (and certification), and after a backward
+            pass ``derivative``.
+        solver: the solver that ran.
+        reason: why it was chosen.
+        solution: the solution of the cone program, which a later call may take as its warm start.
+        derivative: how far the last vjp or jvp at these solutions can be trusted; None before the first.
+    """
+
+    status: tuple[Status, ...]
+    residuals: Residuals
+    objective: Array | torch.Tensor
+    iterations: IndexArray
+    seconds: dict[str, float]
+    solver: str
+    reason: str
+    solution: Solution
+    derivative: DerivativeReport | None = None
+
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """Positions of the elements without a solution."""
+        return tuple(i for i, status in enumerate(self.status) if not status.solved)

@@ -1,0 +1,338 @@
+"""theta -> solution, with derivatives both ways, in NumPy: what the torch layer and the server are made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+
+from convexlayer.canon import ParametricProgram
+from convexlayer.diff import (
+    AbstractDifferentiator,
+    DerivativeReport,
+    Observer,
+    ReducedSystem,
+    SolutionCotangent,
+    derivative_mode,
+    polish,
+)
+from convexlayer.layers.report import Report
+from convexlayer.layers.theta import batch_size, check_values
+from convexlayer.program import Array, ConeProgram, IndexArray
+from convexlayer.solution import Solution
+from convexlayer.solvers import Options
+from convexlayer.solvers.registry import solver_for
+
+__all__ = ["SolutionMap", "SolvedBatch"]
+
+
+@final
+class SolutionMap:
+    """The solution map of a parametric program.
+
+        theta --affine map--> cone program --solver--> solution --recovery--> outputs
+
+    Thread-safe; picklable. Solvers are made once and share nothing between calls.
+    """
+
+    def __init__(
+        self,
+        program: ParametricProgram,
+        *,
+        solver: str = "auto",
+        derivative: str = "exact",
+        options: Options | Mapping[str, Any] | None = None,
+        check_attributes: bool = True,
+    ) -> None:
+        """Choose the solver and do the symbolic work.
+
+        Args:
+            program: from ``canonicalize``.
+            solver: a name of ``convexlayer solvers``, or ``auto``.
+            derivative: ``exact``, or ``diffcp`` for the reference.
+            options: defaults of every call.
+            check_attributes: whether values that violate a parameter's attributes are refused.
+
+        Raises:
+            SolverError: the solver is unknown, missing, or cannot take the problem.
+            DerivativeError: the derivative mode is unknown.
+        """
+        self.program = program
+        self.options = Options.of(options, Options())
+        self._arguments = {"solver": solver, "derivative": derivative, "check_attributes": check_attributes}
+        self._check_attributes = check_attributes
+        self._solver, self.reason = solver_for(solver, program.structure)
+        self._state = self._solver.init(program.structure)
+        self._system = ReducedSystem(program.structure)
+        self._mode = derivative_mode(derivative)
+
+    def __reduce__(self) -> tuple[Callable[..., SolutionMap], tuple[Any, ...]]:
+        return _rebuild, (self.program, self.options, self._arguments)
+
+    @property
+    def solver(self) -> str:
+        """The name of the solver."""
+        return self._solver.name
+
+    def solve(
+        self,
+        theta: Sequence[Array],
+        *,
+        options: Options | Mapping[str, Any] | None = None,
+        warm_start: Report | None = None,
+    ) -> SolvedBatch:
+        """Solve for a batch of parameters.
+
+        Args:
+            theta: one array a parameter, of its shape or with one leading batch axis; the two may be mixed.
+            options: complete options, or changes to the defaults.
+            warm_start: the report of a call with the same batch size, used where the solver can.
+
+        Raises:
+            ShapeError: shapes or batch sizes do not fit.
+            ProblemError: a value is not finite or violates its parameter's attributes.
+            SolverError: an option that the solver does not know.
+        """
+        specs = self.program.parameters
+        values = [np.asarray(value, dtype=np.float64) for value in theta]
+        batch = batch_size(specs, [value.shape for value in values])
+        for spec, value in zip(specs, values, strict=True):
+            check_values(spec, value, attributes=self._check_attributes)
+        chosen = Options.of(options, self.options)
+
+        start = time.perf_counter()
+        features = self.program.features.apply(values, 1 if batch is None else batch)
+        program = self.program.instantiate(features)
+        instantiated = time.perf_counter()
+        solution = self._solve(program, chosen, None if warm_start is None else warm_start.solution)
+        solved = time.perf_counter()
+        if chosen.polish:
+            solution = polish(self._system, program, solution)
+        solution, residuals = solution.certified(program, chosen.tol)
+        polished = time.perf_counter()
+
+        values = self.program.objective.value(program.objective(solution.x))
+        objective = np.where(solution.solved, values, np.nan)
+        report = Report(
+            status=solution.status,
+            residuals=residuals,
+            objective=objective,
+            iterations=solution.iterations,
+            seconds={"canonical": instantiated - start, "solve": solved - instantiated, "polish": polished - solved},
+            solver=self.solver,
+            reason=self.reason,
+            solution=solution,
+        )
+        return SolvedBatch(self, features, program, solution, objective, report, batched=batch is not None)
+
+    def differentiator(self, program: ConeProgram, solution: Solution) -> AbstractDifferentiator:
+        """The derivative at a batch of solutions, all of them solved."""
+        recovery = self.program.recovery
+        observer = Observer(parameters=self.program.pullback, outputs=recovery.linear)
+        return self._mode(self._system, program, solution, observer)
+
+    def _solve(self, program: ConeProgram, options: Options, warm_start: Solution | None) -> Solution:
+        if program.batch:
+            return self._solver.solve(self._state, program, options, warm_start)
+        n, m = program.structure.n, program.structure.m
+        empty = np.zeros(0)
+        return Solution(np.zeros((0, n)), np.zeros((0, m)), np.zeros((0, m)), (), empty.astype(np.int64), empty, {})
+
+
+def _rebuild(program: ParametricProgram, options: Options, arguments: dict[str, Any]) -> SolutionMap:
+    return SolutionMap(program, options=options, **arguments)
+
+
+@final
+class SolvedBatch:
+    """A batch of solutions, and the derivative of the solution map there.
+
+    Attributes:
+        objective: objective values of the problem, (B,); not a number where there is no solution.
+        report: the account of the solve; ``vjp`` and ``jvp`` fill its ``derivative``.
+        batched: whether any parameter came with a batch axis.
+    """
+
+    def __init__(
+        self,
+        solution_map: SolutionMap,
+        features: Array,
+        program: ConeProgram,
+        solution: Solution,
+        objective: Array,
+        report: Report,
+        *,
+        batched: bool,
+    ) -> None:
+        """Made by ``SolutionMap.solve``."""
+        self.objective = objective
+        self.report = report
+        self.batched = batched
+        self._map = solution_map
+        self._features = features
+        self._program = program
+        self._solution = solution
+
+    @property
+    def batch(self) -> int:
+        """Number of elements."""
+        return self._program.batch
+
+    @cached_property
+    def iterates(self) -> tuple[Array, ...]:
+        """The outputs, each (B, *shape), with the solver's last iterate where there is no solution."""
+        return self._map.program.recovery.apply(self._solution.x, self._solution.y)
+
+    @cached_property
+    def outputs(self) -> tuple[Array, ...]:
+        """The outputs, each (B, *shape); not a number where there is no solution."""
+        solved = self._solution.solved
+        if solved.all():
+            return self.iterates
+        return tuple(np.where(_column(solved, value), value, np.nan) for value in self.iterates)
+
+    def vjp(
+        self,
+        cotangents: Sequence[Array | None],
+        *,
+        objective: Array | None = None,
+        wrt: Sequence[bool] | None = None,
+    ) -> tuple[Array | None, ...]:
+        """Gradients of a loss with respect to the parameters, element by element.
+
+        Args:
+            cotangents: d loss / d output, each (B, *shape); None is zero. Rows of elements without a solution are ignored.
+            objective: d loss / d objective value, (B,). This part needs no linear system (envelope theorem).
+            wrt: which parameters; all unless given.
+
+        Returns:
+            One array (B, *shape) a parameter, zero for elements without a solution; None where not asked for.
+        """
+        start = time.perf_counter()
+        index = self._solved_index
+        program, recovery = self._map.program, self._map.program.recovery
+        chosen = [None if c is None else np.asarray(c, dtype=np.float64)[index] for c in cotangents]
+        part, solution = self._solved_part
+        gradient = _zero_program(part)
+        if any(c is not None for c in chosen) and len(index):
+            dx, dy = recovery.pull([value[index] for value in self.iterates], chosen)
+            gradient, derivative = self._differentiator.vjp(SolutionCotangent(dx, dy, np.zeros_like(dy)))
+            self.report.derivative = self._spread(derivative)
+        if objective is not None and len(index):
+            slope = program.objective.slope(part.objective(solution.x)) * np.asarray(objective, dtype=np.float64)[index]
+            gradient = _add(gradient, _envelope(part, solution, slope))
+        features = self._features[index]
+        pulled = program.split(program.features.pull(features, program.pullback(gradient)))
+        wanted = [True] * len(pulled) if wrt is None else list(wrt)
+        self.report.seconds["derivative"] = time.perf_counter() - start
+        return tuple(
+            _scatter(value, index, self.batch) if want else None for value, want in zip(pulled, wanted, strict=True)
+        )
+
+    def jvp(self, tangents: Sequence[Array | None]) -> tuple[tuple[Array, ...], Array]:
+        """Tangents of the outputs and of the objective value, element by element.
+
+        Args:
+            tangents: one a parameter, (B, *shape) or of the parameter's shape for all elements; None is zero.
+
+        Returns:
+            One array (B, *shape) an output, and (B,); not a number for elements without a solution.
+        """
+        start = time.perf_counter()
+        index = self._solved_index
+        program = self._map.program
+        values = [None if t is None else np.asarray(t, dtype=np.float64) for t in tangents]
+        push = program.features.push(self._features, values)[index]
+        data = program.push(push)
+        part, solution = self._solved_part
+        if len(index):
+            moved, derivative = self._differentiator.jvp(data)
+            self.report.derivative = self._spread(derivative)
+            dx, dy = moved.x, moved.y
+        else:
+            dx, dy = solution.x, solution.y
+        outputs = program.recovery.push([value[index] for value in self.iterates], dx, dy)
+        slope = program.objective.slope(part.objective(solution.x))
+        objective = slope * _inner(data, _envelope(part, solution, np.ones(len(index))))
+        self.report.seconds["derivative"] = time.perf_counter() - start
+        return (
+            tuple(_scatter(value, index, self.batch, fill=np.nan) for value in outputs),
+            _scatter(objective, index, self.batch, fill=np.nan),
+        )
+
+    @cached_property
+    def _solved_index(self) -> IndexArray:
+        return np.flatnonzero(self._solution.solved).astype(np.int64)
+
+    @cached_property
+    def _solved_part(self) -> tuple[ConeProgram, Solution]:
+        if len(self._solved_index) == self.batch:
+            return self._program, self._solution
+        return self._program.select(self._solved_index), self._solution.select(self._solved_index)
+
+    @cached_property
+    def _differentiator(self) -> AbstractDifferentiator:
+        return self._map.differentiator(*self._solved_part)
+
+    def _spread(self, report: DerivativeReport) -> DerivativeReport:
+        """The report of the solved elements, among all elements."""
+        index, batch = self._solved_index, self.batch
+        if len(index) == batch:
+            return report
+        status = np.full(batch, "failed", dtype=object)
+        status[index] = report.status
+        numbers = (
+            _scatter(value, index, batch, fill=np.nan)
+            for value in (report.linear_residual, report.margin, report.condition)
+        )
+        consistent = np.zeros(batch, dtype=bool)
+        consistent[index] = report.consistent
+        return DerivativeReport(*numbers, consistent, tuple(status.tolist()))
+
+
+def _column(mask: Any, value: Array) -> Any:
+    return mask.reshape(-1, *[1] * (value.ndim - 1))
+
+
+def _scatter(value: Array, index: IndexArray, batch: int, fill: float = 0.0) -> Array:
+    """Rows of value at these positions of a batch, ``fill`` elsewhere."""
+    if len(index) == batch:
+        return value
+    out = np.full((batch, *value.shape[1:]), fill)
+    out[index] = value
+    return out
+
+
+def _zero_program(program: ConeProgram) -> ConeProgram:
+    data = (program.P, program.q, program.r, program.A, program.b)
+    return ConeProgram(program.structure, *(np.zeros_like(part) for part in data))
+
+
+def _add(left: ConeProgram, right: ConeProgram) -> ConeProgram:
+    return replace(
+        left, P=left.P + right.P, q=left.q + right.q, r=left.r + right.r, A=left.A + right.A, b=left.b + right.b
+    )
+
+
+def _inner(left: ConeProgram, right: ConeProgram) -> Array:
+    """Inner products (B,) of program tangents and cotangents."""
+    pairs = ((left.P, right.P), (left.q, right.q), (left.A, right.A), (left.b, right.b))
+    return left.r * right.r + sum((np.sum(a * b, axis=1) for a, b in pairs), np.zeros(left.batch))
+
+
+def _envelope(program: ConeProgram, solution: Solution, weight: Array) -> ConeProgram:
+    """weight * d optimal value / d data: xx'/2 for P, x for q, 1 for r, y x' for A, -y for b (the Lagrangian's)."""
+    P, A, x, y = program.structure.P, program.structure.A, solution.x, solution.y
+    w = weight[:, None]
+    return ConeProgram(
+        program.structure,
+        P=0.5 * w * x[:, P.rows] * x[:, P.cols],
+        q=w * x,
+        r=weight,
+        A=w * y[:, A.rows] * x[:, A.cols],
+        b=-w * y,
+    )

@@ -1,0 +1,28 @@
+"""Which backend suits a system."""
+
+from __future__ import annotations
+
+from convexlayer.linalg.base import AbstractBackend
+from convexlayer.linalg.dense import DenseBackend
+from convexlayer.linalg.sparse import SparseBackend
+from convexlayer.program import Pattern
+
+__all__ = ["choose_backend"]
+
+DENSE_UP_TO = 64
+"""Below this size a batched dense factorisation beats a sparse one at any density."""
+
+DENSE_FROM_FILL = 0.25
+"""Above this share of stored entries (and below DENSE_LIMIT) dense wins too."""
+
+DENSE_LIMIT = 1500
+"""Above this size dense matrices of a batch take too much memory."""
+
+
+def choose_backend(pattern: Pattern) -> AbstractBackend:
+    """The backend for the upper triangle of a symmetric pattern, on the CPU."""
+    size = pattern.shape[0]
+    fill = 2.0 * pattern.nnz / max(size * size, 1)
+    if size <= DENSE_UP_TO or (size <= DENSE_LIMIT and fill >= DENSE_FROM_FILL):
+        return DenseBackend()
+    return SparseBackend()

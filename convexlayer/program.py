@@ -1,0 +1,200 @@
+"""The standard form, stated once.
+
+    minimize    1/2 x'Px + q'x + r
+    subject to  Ax + s = b,   s in K
+
+    P  symmetric positive semidefinite (n, n), stored full;   A (m, n);   K a product of cones
+    dual  y in K*:   Px + q + A'y = 0,   s'y = 0
+
+Rows of A come in the order zero, nonnegative, second-order, positive semidefinite, exponential, power.
+
+- A second-order block (t, u) means norm(u) <= t.
+- A positive semidefinite block is the scaled lower triangle of a symmetric matrix, column by column, off-diagonal
+  entries times sqrt(2), so that inner products are those of the matrices.
+- An exponential block (x, y, z) is the closure of y exp(x / y) <= z, y > 0.
+- A power block (x, y, z) with exponent alpha means x^alpha y^(1 - alpha) >= abs(z), x, y >= 0.
+
+One vector carries the whole complementarity structure (Moreau): w = y - s, y = Pi_{K*}(w), s = y - w.
+
+Batches are a leading axis on values; sparsity patterns are shared by all elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+__all__ = ["Array", "ConeProgram", "Cones", "IndexArray", "Pattern", "Structure"]
+
+Array = NDArray[np.float64]
+IndexArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cones:
+    """Sizes of the blocks of K, in row order.
+
+    Attributes:
+        zero: rows of the zero cone (equalities; their duals are free).
+        nonnegative: rows of the nonnegative cone.
+        second_order: dimension (1 + length of u) of each second-order block.
+        psd: side length k of each positive semidefinite block, which has k (k + 1) / 2 rows.
+        exponential: number of exponential blocks, three rows each.
+        power: exponent alpha in (0, 1) of each power block, three rows each.
+    """
+
+    zero: int = 0
+    nonnegative: int = 0
+    second_order: tuple[int, ...] = ()
+    psd: tuple[int, ...] = ()
+    exponential: int = 0
+    power: tuple[float, ...] = ()
+
+    @cached_property
+    def m(self) -> int:
+        """Number of rows."""
+        triangles = sum(k * (k + 1) // 2 for k in self.psd)
+        return self.zero + self.nonnegative + sum(self.second_order) + triangles + 3 * (self.exponential + len(self.power))
+
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """Names of the cones that occur."""
+        sizes = {
+            "zero": self.zero,
+            "nonnegative": self.nonnegative,
+            "second_order": len(self.second_order),
+            "psd": len(self.psd),
+            "exponential": self.exponential,
+            "power": len(self.power),
+        }
+        return frozenset(kind for kind, size in sizes.items() if size)
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """The sparsity pattern of a matrix, column by column; rows ascend within a column (the CSC order).
+
+    Attributes:
+        shape: (rows, columns).
+        rows: row index of each stored entry, (nnz,).
+        cols: column index of each stored entry, (nnz,), ascending.
+    """
+
+    shape: tuple[int, int]
+    rows: IndexArray
+    cols: IndexArray
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored entries; explicit zeros count."""
+        return len(self.rows)
+
+    @cached_property
+    def indptr(self) -> IndexArray:
+        """Column pointers of the CSC form, (columns + 1,)."""
+        return np.searchsorted(self.cols, np.arange(self.shape[1] + 1)).astype(np.int64)
+
+    @cached_property
+    def _by_row(self) -> tuple[IndexArray, IndexArray, IndexArray]:
+        """Permutation to row order, the rows that occur, and where each of them starts."""
+        order = np.argsort(self.rows, kind="stable")
+        occurring, starts = np.unique(self.rows[order], return_index=True)
+        return order, occurring, starts
+
+    @cached_property
+    def _by_col(self) -> tuple[IndexArray, IndexArray]:
+        """The columns that occur, and where each of them starts."""
+        occurring, starts = np.unique(self.cols, return_index=True)
+        return occurring, starts
+
+    @cached_property
+    def swapped(self) -> IndexArray:
+        """For a symmetric pattern: the position of entry (j, i) for each entry (i, j), (nnz,)."""
+        return np.lexsort((self.cols, self.rows))
+
+    def matvec(self, values: Array, x: Array) -> Array:
+        """M x for a batch: values (B, nnz), x (B, columns) -> (B, rows)."""
+        out = np.zeros((values.shape[0], self.shape[0]))
+        if self.nnz:
+            order, occurring, starts = self._by_row
+            out[:, occurring] = np.add.reduceat(values[:, order] * x[:, self.cols[order]], starts, axis=1)
+        return out
+
+    def rmatvec(self, values: Array, y: Array) -> Array:
+        """M'y for a batch: values (B, nnz), y (B, rows) -> (B, columns)."""
+        out = np.zeros((values.shape[0], self.shape[1]))
+        if self.nnz:
+            occurring, starts = self._by_col
+            out[:, occurring] = np.add.reduceat(values * y[:, self.rows], starts, axis=1)
+        return out
+
+    def dense(self, values: Array) -> Array:
+        """Dense matrices (B, rows, columns) of values (B, nnz)."""
+        out = np.zeros((values.shape[0], *self.shape))
+        out[:, self.rows, self.cols] = values
+        return out
+
+    def csc(self, values: Array) -> sp.csc_matrix:
+        """One element's matrix, of values (nnz,); explicit zeros are kept."""
+        return sp.csc_matrix((values, self.rows, self.indptr), shape=self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What every element of a batch shares: patterns and cones. Symbolic work is done on this, once a layer."""
+
+    P: Pattern
+    A: Pattern
+    cones: Cones
+
+    @property
+    def n(self) -> int:
+        """Number of variables."""
+        return self.A.shape[1]
+
+    @property
+    def m(self) -> int:
+        """Number of rows."""
+        return self.A.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ConeProgram:
+    """A batch of B cone programs of one structure, or a cotangent or tangent of such a batch.
+
+    Attributes:
+        structure: patterns of P and A, and the cones.
+        P: values of P, (B, nnz(P)); symmetric, both triangles stored.
+        q: (B, n).
+        r: (B,), the constant of the objective.
+        A: values of A, (B, nnz(A)).
+        b: (B, m).
+    """
+
+    structure: Structure
+    P: Array
+    q: Array
+    r: Array
+    A: Array
+    b: Array
+
+    @property
+    def batch(self) -> int:
+        """Number of elements."""
+        return self.q.shape[0]
+
+    def select(self, index: Any) -> ConeProgram:
+        """The elements that a slice, index array or mask picks."""
+        return ConeProgram(
+            self.structure, self.P[index], self.q[index], self.r[index], self.A[index], self.b[index]
+        )
+
+    def objective(self, x: Array) -> Array:
+        """1/2 x'Px + q'x + r, (B,)."""
+        quadratic = np.sum(x * self.structure.P.matvec(self.P, x), axis=1)
+        return 0.5 * quadratic + np.sum(self.q * x, axis=1) + self.r

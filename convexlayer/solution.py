@@ -1,0 +1,156 @@
+"""Solutions of a batch, and the residuals by which they certify themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from convexlayer.cones import ProductCone
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray
+
+__all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone"]
+
+BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
+
+@lru_cache(maxsize=256)
+def product_cone(cones: Cones) -> ProductCone:
+    """The product cone of these sizes, made once."""
+    return ProductCone(cones)
+
+
+class Status(str, Enum):
+    """What became of one element."""
+
+    OPTIMAL = "optimal"
+    OPTIMAL_INACCURATE = "optimal_inaccurate"
+    INFEASIBLE = "infeasible"
+    UNBOUNDED = "unbounded"
+    ITERATION_LIMIT = "iteration_limit"
+    TIME_LIMIT = "time_limit"
+    NUMERICAL_ERROR = "numerical_error"
+
+    @property
+    def solved(self) -> bool:
+        """Whether the element has a solution that can be used."""
+        return self in (Status.OPTIMAL, Status.OPTIMAL_INACCURATE)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """How far a point is from optimal, one number an element; each is relative to the terms that it compares.
+
+    Attributes:
+        primal: norm(Ax + s - b) / max(1, norm(Ax), norm(s), norm(b)), in the maximum norm.
+        dual: norm(Px + q + A'y) / max(1, norm(Px), norm(q), norm(A'y)).
+        gap: abs(x'Px + q'x + b'y) / max(1, abs(x'Px), abs(q'x), abs(b'y)).
+        natural: norm(y - Pi_{K*}(y - s)) / max(1, norm(y), norm(s)). On curved cones the other three may read 1e-10
+            while this is 1e-6, and gradients are off accordingly.
+    """
+
+    primal: Array
+    dual: Array
+    gap: Array
+    natural: Array
+
+    @property
+    def worst(self) -> Array:
+        """The largest of the four, (B,); infinite where one is not a number."""
+        largest = np.max(np.stack([self.primal, self.dual, self.gap, self.natural]), axis=0)
+        return np.where(np.isnan(largest), np.inf, largest)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Solutions of a batch of B cone programs.
+
+    Attributes:
+        x: (B, n).
+        y: (B, m), in K*.
+        s: (B, m), in K.
+        status: one an element.
+        iterations: (B,), as the solver counts them.
+        seconds: (B,), as the solver reports them.
+        stats: what else the solver said; the key ``solver`` names the one that ran.
+    """
+
+    x: Array
+    y: Array
+    s: Array
+    status: tuple[Status, ...]
+    iterations: IndexArray
+    seconds: Array
+    stats: dict[str, Any]
+
+    @property
+    def solved(self) -> BoolArray:
+        """Which elements have a solution, (B,)."""
+        return np.array([status.solved for status in self.status], dtype=bool)
+
+    def select(self, index: IndexArray) -> Solution:
+        """The elements at these positions."""
+        status = tuple(self.status[i] for i in index.tolist())
+        return replace(
+            self,
+            x=self.x[index],
+            y=self.y[index],
+            s=self.s[index],
+            status=status,
+            iterations=self.iterations[index],
+            seconds=self.seconds[index],
+        )
+
+    def residuals(self, program: ConeProgram) -> Residuals:
+        """The four residuals of every element; not a number where the point is not finite."""
+        structure = program.structure
+        Px = structure.P.matvec(program.P, self.x)
+        Ax = structure.A.matvec(program.A, self.x)
+        Aty = structure.A.rmatvec(program.A, self.y)
+        xPx, qx, by = (np.sum(u * v, axis=1) for u, v in ((self.x, Px), (program.q, self.x), (program.b, self.y)))
+        y, s = self.y, self.s
+        projected = product_cone(structure.cones).project_dual(np.where(np.isfinite(y - s), y - s, 0.0))
+        return Residuals(
+            primal=_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
+            dual=_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
+            gap=np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
+            natural=_norm(y - projected) / _scale(y, s),
+        )
+
+    def certified(self, program: ConeProgram, tol: float) -> tuple[Solution, Residuals]:
+        """The solution with the statuses that its residuals warrant, and the residuals.
+
+        An element that its solver calls solved is optimal where the primal, dual and gap residuals are at most 10 tol
+        and the natural residual at most sqrt(tol) (weakly active constraints leave it there); inaccurate where all
+        are a hundred times that; otherwise it is a numerical error.
+        """
+        residuals = self.residuals(program)
+        worst = np.max(np.stack([residuals.primal, residuals.dual, residuals.gap]), axis=0)
+        excess = np.maximum(worst / (10.0 * tol), residuals.natural / np.sqrt(tol))
+        status = tuple(_certified(word, value) for word, value in zip(self.status, excess.tolist(), strict=True))
+        return replace(self, status=status), residuals
+
+
+def _certified(word: Status, excess: float) -> Status:
+    if not word.solved and word not in (Status.ITERATION_LIMIT, Status.TIME_LIMIT, Status.NUMERICAL_ERROR):
+        return word
+    if excess <= 1.0:
+        return Status.OPTIMAL
+    if excess <= 100.0:
+        return Status.OPTIMAL_INACCURATE
+    return Status.NUMERICAL_ERROR if word.solved else word
+
+
+def _norm(v: Array) -> Array:
+    """Maximum norm of each row; 0 for rows without entries."""
+    return np.max(np.abs(v), axis=1, initial=0.0)
+
+
+def _scale(*vectors: Array) -> Array:
+    return np.max(np.stack([np.ones(vectors[0].shape[0]), *map(_norm, vectors)]), axis=0)

@@ -1,0 +1,112 @@
+"""The contract of a solver adapter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convexlayer.program import Array, ConeProgram, Cones, Structure
+from convexlayer.solution import Solution, Status
+from convexlayer.solvers.options import Options
+
+__all__ = ["AbstractSolver", "ElementResult", "SolverState", "batch_solution"]
+
+SolverState = Any
+"""What ``init`` prepares; known only to the solver that made it, and safe to share between threads."""
+
+
+class AbstractSolver(ABC):
+    """Solves batches of cone programs in the standard form; an element that fails is a status, not an exception.
+
+    Attributes:
+        name: the name users give.
+        package: the distribution to install.
+        cones: kinds of cone it supports (names of the fields of ``Cones``).
+        quadratic: whether it takes a quadratic objective.
+    """
+
+    name: str
+    package: str
+    cones: frozenset[str]
+    quadratic: bool
+
+    @abstractmethod
+    def installed(self) -> bool:
+        """Whether the solver can be used here."""
+
+    @abstractmethod
+    def init(self, structure: Structure) -> SolverState:
+        """Work that every solve of this structure shares."""
+
+    @abstractmethod
+    def solve(
+        self, state: SolverState, program: ConeProgram, options: Options, warm_start: Solution | None = None
+    ) -> Solution:
+        """Solve every element.
+
+        Args:
+            state: from ``init``, for this program's structure.
+            program: (B, ...) data; finite.
+            options: portable and raw options.
+            warm_start: solutions of a similar batch of the same size, used where the solver can.
+
+        Returns:
+            The solver's own words; ``Solution.certified`` judges them.
+
+        Raises:
+            SolverError: an option that the solver does not know.
+        """
+
+    def refusal(self, structure: Structure) -> str | None:
+        """Why the solver cannot take programs of this structure, or None."""
+        missing = structure.cones.kinds - self.cones
+        if missing:
+            return f"it does not support the cones {', '.join(sorted(missing))}"
+        if structure.P.nnz and not self.quadratic:
+            return "it does not support quadratic objectives"
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class ElementResult:
+    """What a solver said of one element; NaN where it gave no point."""
+
+    x: Array
+    y: Array
+    s: Array
+    status: Status
+    iterations: int
+    seconds: float
+
+
+def batch_solution(elements: list[ElementResult], stats: dict[str, Any]) -> Solution:
+    """One Solution of many results."""
+    return Solution(
+        x=np.stack([element.x for element in elements]),
+        y=np.stack([element.y for element in elements]),
+        s=np.stack([element.s for element in elements]),
+        status=tuple(element.status for element in elements),
+        iterations=np.array([element.iterations for element in elements], dtype=np.int64),
+        seconds=np.array([element.seconds for element in elements]),
+        stats=stats,
+    )
+
+
+def svec_permutation(cones: Cones) -> Array:
+    """Rows of the standard form in an order where PSD blocks are upper triangles, column by column.
+
+    ``b[permutation]`` is in that order; ``v[argsort(permutation)]`` comes back.
+    """
+    start = cones.zero + cones.nonnegative + sum(cones.second_order)
+    order = np.arange(cones.m)
+    for side in cones.psd:
+        triangle = np.zeros((side, side), dtype=np.int64)
+        rows, cols = np.triu_indices(side)
+        triangle[cols, rows] = start + np.arange(len(rows))
+        lower_rows, lower_cols = np.tril_indices(side)
+        order[start : start + len(rows)] = triangle[lower_rows, lower_cols]
+        start += len(rows)
+    return order

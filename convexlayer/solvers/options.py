@@ -1,0 +1,78 @@
+"""Options that mean the same for every solver."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from convexlayer.errors import SolverError
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to solve.
+
+    Attributes:
+        tol: accuracy asked of the solver, absolute and relative; what is reached is in the report's residuals.
+        max_iter: iterations of the solver; None leaves its default.
+        time_limit_s: seconds for one element; None is no limit.
+        polish: take solutions to double precision by Newton steps before they are used.
+        solver_options: raw options by solver, such as ``{"clarabel": {"max_step_fraction": 0.9}}``; they override the above.
+    """
+
+    tol: float = 1e-8
+    max_iter: int | None = None
+    time_limit_s: float | None = None
+    polish: bool = True
+    solver_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            SolverError: a value that no solver could use.
+        """
+        if not 1e-15 <= self.tol <= 1.0:
+            raise SolverError(f"tol must lie between 1e-15 and 1, got {self.tol!r}")
+        if self.max_iter is not None and self.max_iter < 1:
+            raise SolverError(f"max_iter must be at least 1, got {self.max_iter!r}")
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise SolverError(f"time_limit_s must be positive, got {self.time_limit_s!r}")
+
+    @staticmethod
+    def of(options: Options | Mapping[str, Any] | None, default: Options) -> Options:
+        """Options from what a caller gave: complete options, a mapping of changes to the default, or None.
+
+        Raises:
+            SolverError: an unknown option.
+        """
+        if options is None:
+            return default
+        if isinstance(options, Options):
+            return options
+        known = [entry.name for entry in dataclasses.fields(Options)]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise SolverError(f"unknown option {unknown[0]!r}; there are: {', '.join(known)}")
+        return dataclasses.replace(default, **options)
+
+    def raw(self, solver: str, known: Mapping[str, Any]) -> dict[str, Any]:
+        """The raw options for a solver.
+
+        Args:
+            solver: its name.
+            known: what it knows, for the check; names only matter.
+
+        Raises:
+            SolverError: an option that the solver does not know.
+        """
+        raw = dict(self.solver_options.get(solver, MappingProxyType({})))
+        unknown = [name for name in raw if name not in known]
+        if unknown:
+            raise SolverError(f"solver {solver!r} has no option {unknown[0]!r}; it has: {', '.join(sorted(known))}")
+        return raw
