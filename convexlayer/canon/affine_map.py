@@ -36,10 +36,7 @@ class Features:
 
     def apply(self, theta: Sequence[Array], batch: int) -> Array:
         """The vectors (batch, size) of arrays that are (batch, ...) or lack the batch axis."""
-        parts = [
-            np.broadcast_to(value.reshape(-1, size), (batch, size))
-            for value, size in zip(theta, self.sizes, strict=True)
-        ]
+        parts = [_flat(value, size, batch) for value, size in zip(theta, self.sizes, strict=True)]
         flat = np.concatenate(parts, axis=1) if parts else np.zeros((batch, 0))
         return np.concatenate([flat, np.log(flat[:, self.log])], axis=1) if len(self.log) else flat
 
@@ -47,7 +44,7 @@ class Features:
         """Tangents (batch, size) of the vectors, of one tangent a parameter (None is zero)."""
         batch = features.shape[0]
         parts = [
-            np.zeros((batch, size)) if value is None else np.broadcast_to(value.reshape(-1, size), (batch, size))
+            np.zeros((batch, size)) if value is None else _flat(value, size, batch)
             for value, size in zip(tangents, self.sizes, strict=True)
         ]
         flat = np.concatenate(parts, axis=1) if parts else np.zeros((batch, 0))
@@ -61,6 +58,11 @@ class Features:
             flat = flat.copy()
             flat[:, self.log] += cotangent[:, total:] / features[:, self.log]
         return np.split(flat, np.cumsum(self.sizes)[:-1], axis=1) if self.sizes else []
+
+
+def _flat(value: Array, size: int, batch: int) -> Array:
+    """One row an element, (batch, size), of an array with or without the batch axis."""
+    return np.broadcast_to(value.reshape(value.size // size if size else batch, size), (batch, size))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import cvxpy as cp
 
-from convexlayer.canon.frontend import canonical_form, detached, parametric_program
+from convexlayer.canon.detached import detached
+from convexlayer.canon.frontend import canonical_form
 from convexlayer.canon.parametric import ParametricProgram
 from convexlayer.canon.self_check import check_instances
+from convexlayer.canon.translate import parametric_program
 from convexlayer.errors import ProblemError
 
 __all__ = ["canonicalize"]
@@ -42,7 +44,7 @@ def canonicalize(
     form = canonical_form(detached(problem), gp=gp)
     program = parametric_program(form, parameters, variables)
     if self_check:
-        check_instances(problem, parameters, program, gp=gp)
+        check_instances(problem, form, parameters, program)
     return program
 
 

@@ -1,37 +1,41 @@
-"""CVXPY -> ParametricProgram. The only file that knows CVXPY's internals; written for CVXPY 1.9.
+"""CVXPY problem -> CVXPY's canonical form, for a solver class of our own that takes our cones in our order.
 
-CVXPY canonicalises a detached copy of the problem, every parameter unset, for a solver class of our own that takes
-our cones in our order. What this file does not know raises: a constraint is never dropped, a parameter never frozen.
+With ``translate.py``, which reads that form, and ``detached.py``, the only code that knows CVXPY's internals; written for
+CVXPY 1.9. What it does not know raises: a constraint is never dropped, a parameter never frozen.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 from cvxpy.constraints import SOC, ExpCone, PowCone3D, SvecPSD
 from cvxpy.constraints.constraint import Constraint
-from cvxpy.lin_ops.lin_op import CONSTANT_ID
-from cvxpy.reductions.cvx_attr2constr import CvxAttr2Constr
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
 from cvxpy.reductions.eval_params import EvalParams
 from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
-from cvxpy.utilities.canonical import Canonical
+from cvxpy.settings import PARAM_PROB
 from cvxpy.utilities.psd_utils import TriangleKind
 
-from convexlayer.canon.affine_map import AffineMap, Features
-from convexlayer.canon.parametric import Objective, ParameterSpec, ParametricProgram
-from convexlayer.canon.recovery import OutputSpec, Recovery
+from convexlayer.canon.detached import detached
 from convexlayer.errors import NotDPPError, ProblemError, UnsupportedError
-from convexlayer.program import Array, Cones, IndexArray, Pattern, Structure
+from convexlayer.program import Array
 
-__all__ = ["CanonicalForm", "canonical_form", "detached", "parametric_program"]
+__all__ = [
+    "CanonicalForm",
+    "Instance",
+    "canonical_form",
+    "instance",
+    "instance_of_constants",
+]
+
+logger = logging.getLogger(__name__)
 
 SUPPORTED_VERSIONS = ("1.9.",)
 
@@ -80,37 +84,6 @@ class CanonicalForm:
         return any(isinstance(reduction, Dgp2Dcp) for reduction in self.chain.reductions)
 
 
-def detached(problem: cp.Problem) -> cp.Problem:
-    """A structural copy of a problem: same ids, parameters unset, nothing shared that CVXPY writes to.
-
-    Cached curvature and canonical forms are left behind, since they may have been computed from parameter values.
-    """
-    memo: dict[int, Any] = {}
-
-    def clone(value: Any) -> Any:
-        if isinstance(value, cp.Problem):
-            return cp.Problem(clone(value.objective), [clone(constraint) for constraint in value.constraints])
-        if isinstance(value, list | tuple):
-            parts = [clone(part) for part in value]
-            return type(value)(parts) if type(value) in (list, tuple) else copy.copy(value)
-        if isinstance(value, dict):
-            return {key: clone(part) for key, part in value.items()}
-        if not isinstance(value, Canonical):
-            return value
-        if id(value) not in memo:
-            new = object.__new__(type(value))
-            memo[id(value)] = new
-            for key, part in vars(value).items():
-                if not key.endswith("__cache__") and not key.startswith("_lazy"):
-                    new.__dict__[key] = clone(part)
-            if isinstance(value, cp.Parameter):
-                new._value = None
-        return memo[id(value)]
-
-    copied: cp.Problem = clone(problem)
-    return copied
-
-
 def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
     """Canonicalise a detached problem, after checking that it is one of those we know.
 
@@ -127,9 +100,9 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
         raise _explain(error, problem) from error
     if any(isinstance(reduction, EvalParams) for reduction in chain.reductions):
         raise NotDPPError(_NOT_DPP)
-    if not isinstance(data, dict) or not isinstance(data.get("param_prob"), ParamConeProg):
+    if not isinstance(data, dict) or not isinstance(data.get(PARAM_PROB), ParamConeProg):
         raise UnsupportedError(f"CVXPY canonicalised the problem to {type(data).__name__}, not to a parametric cone program")
-    param_prog: ParamConeProg = data["param_prob"]
+    param_prog: ParamConeProg = data[PARAM_PROB]
     _check_program(param_prog)
     return CanonicalForm(problem, param_prog, chain, inverse_data)
 
@@ -199,210 +172,51 @@ def _check_program(param_prog: ParamConeProg) -> None:
         raise UnsupportedError(f"CVXPY's canonical form holds {', '.join(present)}, which Convexlayer does not read")
 
 
-def parametric_program(
-    form: CanonicalForm, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]
-) -> ParametricProgram:
-    """Read a canonical form; ``parameters`` and ``variables`` are the user's, whose ids the detached problem kept."""
-    into_columns, features = _feature_map(form, parameters)
-    structure, data = _program_data(form.param_prog, into_columns)
-    maximize = isinstance(form.problem.objective, cp.Maximize)
-    return ParametricProgram(
-        parameters=tuple(_parameter_spec(parameter) for parameter in parameters),
-        structure=structure,
-        features=features,
-        data=data,
-        recovery=_recovery(form, variables, structure),
-        objective=Objective(maximize=maximize, log=form.geometric),
-    )
+class Instance(NamedTuple):
+    """One cone program in the standard form, as CVXPY gives it."""
+
+    P: sp.csc_matrix
+    q: Array
+    r: Array
+    A: sp.csc_matrix
+    b: Array
 
 
-def _parameter_spec(parameter: cp.Parameter) -> ParameterSpec:
-    known = ("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag")
-    attributes = {name for name in known if parameter.attributes[name]}
-    sparsity = None
-    if parameter.sparse_idx is not None:
-        attributes.add("sparse")
-        sparsity = tuple(np.ravel_multi_index(parameter.sparse_idx, parameter.shape).tolist())
-    return ParameterSpec(parameter.name(), parameter.shape, frozenset(attributes), sparsity)
+def instance(form: CanonicalForm, values: Mapping[int, Array]) -> Instance:
+    """CVXPY's own instance of a canonical form, at parameter values by id."""
+    for parameter in form.problem.parameters():
+        parameter._value = _stored(parameter, values[parameter.id])
+    for reduction in form.chain.reductions:
+        reduction.update_parameters(form.problem)
+    for parameter in form.param_prog.parameters:
+        if parameter.id in values and parameter.value is None:
+            parameter._value = _stored(parameter, values[parameter.id])
+    return _instantiated(form.param_prog)
 
 
-def _feature_map(form: CanonicalForm, parameters: Sequence[cp.Parameter]) -> tuple[sp.csr_matrix, Features]:
-    """Features (parameters, then logarithms) -> CVXPY's parameter vector, whose last entry is the constant 1.
-
-    Every reduction may replace a parameter by another (its logarithm, the upper triangle of a symmetric one, the
-    entries of a sparse one); arrays of positions are sent through the replacements, which shows what goes where.
-    Where a symmetric parameter is replaced by a triangle, the mean of both triangles is taken, so that its gradient
-    comes out symmetric. The last column of the result is the constant.
-    """
-    param_prog = form.param_prog
-    offsets = np.cumsum([0, *(parameter.size for parameter in parameters)]).astype(np.int64)
-    positions: dict[int, tuple[Array, bool]] = {}
-    for parameter, offset in zip(parameters, offsets, strict=False):
-        positions[parameter.id] = (np.arange(offset, offset + parameter.size, dtype=float).reshape(parameter.shape), False)
-    mirror = np.concatenate(
-        [
-            (offset + np.arange(parameter.size).reshape(parameter.shape).swapaxes(-1, -2).ravel())
-            if any(parameter.attributes[name] for name in ("symmetric", "PSD", "NSD"))
-            else np.arange(offset, offset + parameter.size)
-            for parameter, offset in zip(parameters, offsets, strict=False)
-        ]
-        or [np.zeros(0)]
-    ).astype(np.int64)
-    for reduction in form.chain.reductions[:-1]:
-        for old, new_ids in reduction.param_id_map.items():
-            if old not in positions:
-                continue
-            if isinstance(reduction, Dgp2Dcp):
-                positions[new_ids[0]] = (positions[old][0], True)
-            elif isinstance(reduction, CvxAttr2Constr):
-                where, log = positions.pop(old)
-                positions[new_ids[0]] = (np.asarray(reduction.param_forward({old: where})[new_ids[0]]), log)
-            else:
-                raise UnsupportedError(f"CVXPY's reduction {type(reduction).__name__} replaces parameters in an unknown way")
-    rows: list[IndexArray] = []
-    cols: list[IndexArray] = []
-    weights: list[Array] = []
-    log_positions: list[IndexArray] = []
-    n_log = 0
-    for param_id, column in param_prog.param_id_to_col.items():
-        if param_id == CONSTANT_ID:
-            continue
-        if param_id not in positions:
-            raise UnsupportedError("CVXPY's canonical form has a parameter that is none of the problem's")
-        where, log = positions[param_id]
-        flat = where.ravel(order="F").astype(np.int64)
-        target = column + np.arange(len(flat), dtype=np.int64)
-        if log:
-            log_positions.append(flat)
-            rows.append(target)
-            cols.append(offsets[-1] + n_log + np.arange(len(flat), dtype=np.int64))
-            weights.append(np.ones(len(flat)))
-            n_log += len(flat)
-        else:
-            rows += [target, target]
-            cols += [flat, mirror[flat]]
-            weights.append(np.full(2 * len(flat), 0.5))
-    features = Features(
-        tuple(parameter.size for parameter in parameters),
-        np.concatenate(log_positions) if log_positions else np.zeros(0, dtype=np.int64),
-    )
-    rows.append(np.array([param_prog.total_param_size]))
-    cols.append(np.array([features.size]))
-    weights.append(np.ones(1))
-    shape = (param_prog.total_param_size + 1, features.size + 1)
-    into = sp.coo_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(cols))), shape=shape).tocsr()
-    return into, features
+def instance_of_constants(problem: cp.Problem, values: Mapping[int, Array], *, gp: bool) -> Instance | None:
+    """The standard form of the problem with its parameters replaced by constants; None where CVXPY has none."""
+    constant = detached(problem)
+    for parameter in constant.parameters():
+        parameter._value = _stored(parameter, values[parameter.id])
+    try:
+        data, _, _ = constant.get_problem_data(_StandardForm(), gp=gp, ignore_dpp=True)
+    except Exception:
+        logger.debug("CVXPY cannot canonicalise the problem with constants", exc_info=True)
+        return None
+    return _instantiated(data[PARAM_PROB]) if isinstance(data, dict) else None
 
 
-def _program_data(param_prog: ParamConeProg, into_columns: sp.csr_matrix) -> tuple[Structure, AffineMap]:
-    """The structure, and the map from features to (P, q, r, A, b).
+def _stored(parameter: cp.Parameter, value: Array) -> Any:
+    """A value in the form in which a CVXPY leaf keeps it."""
+    return value[parameter.sparse_idx] if parameter.sparse_idx is not None else value
 
-    CVXPY's tensors have one row an entry of [A b] (or [q; r], or P), column by column, and one column an entry of the
-    parameter vector; constraints are A x + b in K there, P is already doubled.
-    """
-    dims = param_prog.cone_dims
-    cones = Cones(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, tuple(float(a) for a in dims.p3d))
-    n, m = int(param_prog.x.size), cones.m
-    if param_prog.A.shape[0] != m * (n + 1):
-        raise UnsupportedError(f"CVXPY's canonical form has {param_prog.A.shape[0]} entries where the cones call for {m * (n + 1)}")
-    stacked = (sp.csr_matrix(param_prog.A) @ into_columns).tocsr()
-    A_rows, A_pattern = _occurring(stacked[: m * n], (m, n))
-    q_rows = (sp.csr_matrix(param_prog.q) @ into_columns).tocsr()
+
+def _instantiated(param_prog: ParamConeProg) -> Instance:
+    n = int(param_prog.x.size)
     if param_prog.P is None:
-        P_rows, P_pattern = _occurring(sp.csr_matrix((n * n, into_columns.shape[1])), (n, n))
+        q, r, A, b = param_prog.apply_parameters()
+        P = sp.csc_matrix((n, n))
     else:
-        half = (sp.csr_matrix(param_prog.P) @ into_columns).tocsr() * 0.5
-        flipped = half[np.arange(n * n).reshape(n, n).ravel(order="F")] if n else half
-        P_rows, P_pattern = _occurring((half + flipped).tocsr(), (n, n))
-    everything = sp.vstack([P_rows, q_rows, -A_rows, stacked[m * n :]]).tocsc()
-    constant = np.asarray(everything[:, -1].todense()).ravel()
-    matrix = everything[:, :-1].tocsr()
-    matrix.eliminate_zeros()
-    matrix.sort_indices()
-    return Structure(P_pattern, A_pattern, cones), AffineMap(matrix, constant)
-
-
-def _occurring(entries: sp.csr_matrix, shape: tuple[int, int]) -> tuple[sp.csr_matrix, Pattern]:
-    """The rows with an entry of a map to a matrix's entries (column by column), and the pattern that they make."""
-    entries.eliminate_zeros()
-    kept = np.flatnonzero(np.diff(entries.indptr)).astype(np.int64)
-    height = max(shape[0], 1)
-    return entries[kept], Pattern(shape, kept % height, kept // height)
-
-
-def _recovery(form: CanonicalForm, variables: Sequence[cp.Variable], structure: Structure) -> Recovery:
-    """Read where every output entry lies in (x, y), by sending three vectors through CVXPY's inverse reductions.
-
-    Each entry must be a multiple of one entry of x or of y: ones give the multiple, positions give the place, and
-    random numbers verify both.
-    """
-    primal = {variable.id for variable in form.problem.variables()}
-    size = max(structure.n, structure.m)
-    rng = np.random.default_rng(0)
-    probes = [np.ones(size), np.arange(1.0, size + 1.0), rng.uniform(1.0, 2.0, size)]
-    answers = [
-        _primal_values(form, probe[: structure.n]) | _dual_values(form, probe[: structure.m], structure) for probe in probes
-    ]
-    outputs: list[OutputSpec] = []
-    rows: list[IndexArray] = []
-    cols: list[IndexArray] = []
-    scales: list[Array] = []
-    start = 0
-    for variable in variables:
-        is_primal = variable.id in primal
-        if variable.id not in answers[0]:
-            raise UnsupportedError(f"CVXPY does not give a value to {variable.name()!r} after canonicalisation")
-        ones, places, check = (_dense(answer[variable.id], variable.shape) for answer in answers)
-        nonzero = np.flatnonzero(ones)
-        column = np.rint(places[nonzero] / ones[nonzero]).astype(np.int64) - 1
-        expected = np.zeros_like(check)
-        if np.all((column >= 0) & (column < size)):
-            expected[nonzero] = ones[nonzero] * probes[2][column]
-        if not np.allclose(check, expected, rtol=1e-12, atol=0.0):
-            raise UnsupportedError(f"the value of {variable.name()!r} is not an entrywise multiple of the cone program's solution")
-        outputs.append(OutputSpec(variable.name(), variable.shape, log=form.geometric and is_primal))
-        rows.append(start + nonzero)
-        cols.append(column if is_primal else column + structure.n)
-        scales.append(ones[nonzero])
-        start += variable.size
-    entries = (np.concatenate(scales), (np.concatenate(rows), np.concatenate(cols)))
-    matrix = sp.coo_matrix(entries, shape=(start, structure.n + structure.m)).tocsr()
-    return Recovery(tuple(outputs), matrix, structure.n)
-
-
-def _primal_values(form: CanonicalForm, x: Array) -> dict[int, Any]:
-    """Values of the problem's variables at x, by id; their logarithms in a geometric program."""
-    param_prog = form.param_prog
-    sizes = {variable.id: variable for variable in param_prog.variables}
-    values: dict[int, Any] = {
-        var_id: x[start : start + sizes[var_id].size].reshape(sizes[var_id].shape, order="F")
-        for var_id, start in param_prog.var_id_to_col.items()
-    }
-    for reduction in reversed(form.chain.reductions[:-1]):
-        if isinstance(reduction, Dgp2Dcp):
-            back = {new[0]: old for old, new in reduction.var_id_map.items()}
-            values = {back.get(var_id, var_id): value for var_id, value in values.items()}
-        else:
-            values = reduction.var_forward(values)
-    for variable in form.problem.variables():
-        values.setdefault(variable.id, np.zeros(variable.shape))
-    return values
-
-
-def _dual_values(form: CanonicalForm, y: Array, structure: Structure) -> dict[int, Any]:
-    """Values of the dual variables of the problem's constraints at y, by id of the dual variable."""
-    zero = structure.cones.zero
-    solution = {"status": "optimal", "value": 0.0, "primal": np.zeros(structure.n), "eq_dual": y[:zero], "ineq_dual": y[zero:]}
-    duals = form.chain.invert(solution, form.inverse_data).dual_vars
-    values: dict[int, Any] = {}
-    for constraint in form.problem.constraints:
-        if constraint.id in duals:
-            constraint.save_dual_value(duals[constraint.id])
-            values |= {dual.id: dual.value for dual in constraint.dual_variables if dual.value is not None}
-    return values
-
-
-def _dense(value: Any, shape: tuple[int, ...]) -> Array:
-    """A probe's answer as a flat row-major vector."""
-    array = value.toarray() if sp.issparse(value) else np.asarray(value, dtype=float)
-    return np.broadcast_to(array.reshape(shape), shape).ravel().astype(float)
+        P, q, r, A, b = param_prog.apply_parameters(quad_obj=True)
+    return Instance(sp.csc_matrix(P), q, np.ravel(r)[:1], -sp.csc_matrix(A), np.ravel(b))

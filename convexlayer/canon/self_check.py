@@ -1,1 +1,84 @@
-def check_instances(*a,**k): pass
+"""The self-check at construction: the compiled program against CVXPY's own, at random parameter values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cvxpy as cp
+import numpy as np
+
+from convexlayer.canon.frontend import CanonicalForm, Instance, instance, instance_of_constants
+from convexlayer.canon.parametric import ParameterSpec, ParametricProgram
+from convexlayer.errors import ProblemError
+from convexlayer.program import Array
+
+__all__ = ["check_instances"]
+
+DRAWS = 2
+TOLERANCE = 1e-9
+"""Largest difference allowed, relative to the largest entry (at least 1)."""
+
+
+def check_instances(
+    problem: cp.Problem, form: CanonicalForm, parameters: Sequence[cp.Parameter], program: ParametricProgram
+) -> None:
+    """Compare a compiled program with what CVXPY makes of the problem, at random values of the parameters.
+
+    Two comparisons a draw: with CVXPY's own instance of the same canonical form, and with the canonical form of the
+    problem in which the parameters are replaced by constants, wherever that has the same sizes (constants may
+    simplify away).
+
+    Raises:
+        ProblemError: they differ, so the compiled program would give wrong answers.
+    """
+    if not parameters:
+        return
+    rng = np.random.default_rng(0)
+    for _ in range(DRAWS):
+        values = [random_value(spec, rng) for spec in program.parameters]
+        features = program.features.apply([value[None] for value in values], 1)
+        ours = program.instantiate(features)
+        P, A = program.structure.P.csc(ours.P[0]), program.structure.A.csc(ours.A[0])
+        mine = Instance(P, ours.q[0], ours.r[:1], A, ours.b[0])
+        by_id = {parameter.id: value for parameter, value in zip(parameters, values, strict=True)}
+        _compare(mine, instance(form, by_id), "CVXPY's own instance of the canonical form")
+        constants = instance_of_constants(problem, by_id, gp=form.geometric)
+        if constants is not None and constants.A.shape == A.shape:
+            _compare(mine, constants, "the problem with its parameters replaced by constants")
+
+
+def random_value(spec: ParameterSpec, rng: np.random.Generator) -> Array:
+    """A value that has the parameter's attributes."""
+    value = rng.uniform(0.5, 1.5, spec.shape)
+    signed = spec.attributes & {"nonneg", "pos", "nonpos", "neg"}
+    if not signed:
+        value = value * rng.choice([-1.0, 1.0], spec.shape)
+    elif signed & {"nonpos", "neg"}:
+        value = -value
+    if spec.attributes & {"PSD", "NSD"}:
+        sign = -1.0 if "NSD" in spec.attributes else 1.0
+        return np.asarray(sign * (value @ np.swapaxes(value, -1, -2)))
+    if "symmetric" in spec.attributes:
+        return np.asarray(0.5 * (value + np.swapaxes(value, -1, -2)))
+    if "diag" in spec.attributes:
+        return np.asarray(value * np.eye(spec.shape[-1]))
+    if spec.sparsity is not None:
+        kept = np.zeros(spec.size)
+        kept[list(spec.sparsity)] = value.ravel()[list(spec.sparsity)]
+        return kept.reshape(spec.shape)
+    return np.asarray(value)
+
+
+def _compare(ours: Instance, theirs: Instance, what: str) -> None:
+    for name, left, right in zip(Instance._fields, ours, theirs, strict=True):
+        difference = abs(left - right)
+        largest = float(difference.max()) if np.prod(difference.shape, dtype=int) else 0.0
+        size = max(1.0, float(abs(right).max()) if np.prod(np.shape(right), dtype=int) else 0.0)
+        if not largest <= TOLERANCE * size:
+            raise ProblemError(
+                f"self-check failed: {name} of the compiled program differs by {largest:.3g} from {what}. A parameter is used "
+                "in a way that this release does not read correctly; please report the problem. self_check=False turns "
+                "the check off, at the risk of wrong solutions"
+            )
+
+

@@ -81,7 +81,7 @@ class Solve(torch.autograd.Function):
         wrt = tuple(ctx.needs_input_grad[1:])
         if not any(wrt) or all(c is None for c in cotangents[:-1]):
             return (None,) * (1 + len(wrt))
-        gradients = _Vjp.apply(ctx.call, ctx.solved, wrt, _anchor(theta), element, *cotangents[:-1])
+        gradients = _Vjp.apply(ctx.call, ctx.solved, wrt, element, *cotangents[:-1], *theta)
         rows = iter(gradients)
         summed = [
             None if not want else (next(rows) if batched else next(rows).sum(0))
@@ -96,7 +96,7 @@ class Solve(torch.autograd.Function):
             t if t is None or batched else t.expand(len(element), *t.shape)
             for t, batched in zip(tangents, ctx.batched, strict=True)
         ]
-        return (*_Jvp.apply(ctx.call, ctx.solved, _anchor(theta), element, *expanded), None)
+        return (*_Jvp.apply(ctx.call, ctx.solved, element, *expanded, *theta), None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *theta: torch.Tensor) -> tuple[Tensors, tuple[int, ...]]:  # type: ignore[override]
@@ -119,12 +119,16 @@ class Solve(torch.autograd.Function):
 
 
 class _Vjp(torch.autograd.Function):
-    """(call, solved, wrt, anchor, element, *cotangents) -> gradients (rows, *shape) of the parameters in wrt."""
+    """(call, solved, wrt, element, *cotangents, *theta) -> gradients (rows, *shape) of the parameters in wrt.
+
+    theta is there so that the result depends on it: differentiating it again then raises.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        call: Call, solved: SolvedBatch, wrt: tuple[bool, ...], anchor: torch.Tensor, element: torch.Tensor, *cotangents: Any
+        call: Call, solved: SolvedBatch, wrt: tuple[bool, ...], element: torch.Tensor, *rest: Any
     ) -> Tensors:
+        cotangents, theta = rest[: -len(wrt)], rest[-len(wrt) :]
         arrays = [None if c is None else _array(c) for c in cotangents]
 
         def one_round(rows: list[Array | None]) -> tuple[Array, ...]:
@@ -133,7 +137,7 @@ class _Vjp(torch.autograd.Function):
 
         gradients = _by_rounds(_array(element).astype(np.int64), solved.batch, arrays, one_round)
         call.judge(solved.report)
-        return tuple(_tensor(gradient, anchor) for gradient in gradients)
+        return tuple(_tensor(gradient, _like(theta)) for gradient in gradients)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:  # type: ignore[override]
@@ -149,16 +153,20 @@ class _Vjp(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:  # type: ignore[override]
-        return _flattened(_Vjp, info.batch_size, in_dims, inputs, 4)
+        return _flattened(_Vjp, info.batch_size, in_dims, inputs, slice(3, len(inputs) - len(inputs[2])))
 
 
 class _Jvp(torch.autograd.Function):
-    """(call, solved, anchor, element, *tangents) -> tangents (rows, *shape) of the outputs and of the objective."""
+    """(call, solved, element, *tangents, *theta) -> tangents (rows, *shape) of the outputs and of the objective.
+
+    theta is there so that the result depends on it: differentiating it again then raises.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        call: Call, solved: SolvedBatch, anchor: torch.Tensor, element: torch.Tensor, *tangents: Any
+        call: Call, solved: SolvedBatch, element: torch.Tensor, *rest: Any
     ) -> Tensors:
+        tangents, theta = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         arrays = [None if t is None else _array(t) for t in tangents]
 
         def one_round(rows: list[Array | None]) -> tuple[Array, ...]:
@@ -167,7 +175,7 @@ class _Jvp(torch.autograd.Function):
 
         outputs = _by_rounds(_array(element).astype(np.int64), solved.batch, arrays, one_round)
         call.judge(solved.report)
-        return tuple(_tensor(output, anchor) for output in outputs)
+        return tuple(_tensor(output, _like(theta)) for output in outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:  # type: ignore[override]
@@ -183,28 +191,28 @@ class _Jvp(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:  # type: ignore[override]
-        return _flattened(_Jvp, info.batch_size, in_dims, inputs, 3)
+        return _flattened(_Jvp, info.batch_size, in_dims, inputs, slice(2, 3 + (len(inputs) - 3) // 2))
 
 
 _NO_SECOND = "the derivative of the layer cannot be differentiated again: second derivatives are not available"
 
 
 def _flattened(
-    function: Any, lanes: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...], fixed: int
+    function: Any, lanes: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...], rows: slice
 ) -> tuple[Tensors, tuple[int, ...]]:
-    """Apply a derivative to all lanes at once: (lanes, rows, ...) as (lanes * rows, ...)."""
-    element, dim = inputs[fixed], in_dims[fixed]
-    rows = element.shape[0] if dim is None else element.movedim(dim, 0).shape[1]
+    """Apply a derivative to all lanes at once: ``inputs[rows]``, the elements first, go from (lanes, n, ...) to (lanes * n, ...)."""
+    element, dim = inputs[rows.start], in_dims[rows.start]
+    n = element.shape[0] if dim is None else element.movedim(dim, 0).shape[1]
 
     def flat(t: torch.Tensor | None, dim: int | None) -> torch.Tensor | None:
         if t is None:
             return None
         wide = t.unsqueeze(0).expand(lanes, *t.shape) if dim is None else t.movedim(dim, 0)
-        return wide.reshape(lanes * rows, *wide.shape[2:])
+        return wide.reshape(lanes * n, *wide.shape[2:])
 
-    tensors = [flat(t, d) for t, d in zip(inputs[fixed:], in_dims[fixed:], strict=True)]
-    outputs = function.apply(*inputs[:fixed], *tensors)
-    return tuple(output.reshape(lanes, rows, *output.shape[1:]) for output in outputs), (0,) * len(outputs)
+    tensors = [flat(t, d) for t, d in zip(inputs[rows], in_dims[rows], strict=True)]
+    outputs = function.apply(*inputs[: rows.start], *tensors, *inputs[rows.stop :])
+    return tuple(output.reshape(lanes, n, *output.shape[1:]) for output in outputs), (0,) * len(outputs)
 
 
 def _by_rounds(element: IndexArray, batch: int, rows: list[Array | None], function: Any) -> tuple[Array, ...]:
@@ -241,11 +249,6 @@ def _like(theta: Any) -> torch.Tensor:
     for t in theta[1:]:
         dtype = torch.promote_types(dtype, t.dtype)
     return torch.empty(0, dtype=dtype, device=theta[0].device)
-
-
-def _anchor(theta: list[torch.Tensor]) -> torch.Tensor:
-    """An empty tensor that depends on the parameters: it ties a derivative to them, so that differentiating it again raises."""
-    return torch.cat([t.reshape(-1)[:0] for t in theta]) if theta else _like(theta)
 
 
 def _array(tensor: torch.Tensor) -> Array:

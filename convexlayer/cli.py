@@ -1,0 +1,112 @@
+"""The command line: ``convexlayer serve`` and ``convexlayer solvers``."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: the command line without the program's name; that of the process unless given.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(prog="convexlayer", description="Differentiable convex optimisation.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    serve = commands.add_parser("serve", help="answer requests over HTTP")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="port, 0 for any free one (default %(default)s)")
+    serve.add_argument("--insecure", action="store_true", help="allow an address that others can reach")
+    serve.set_defaults(run=_serve)
+
+    solvers = commands.add_parser("solvers", help="list the solvers, what they support, and whether they are installed")
+    solvers.set_defaults(run=_solvers)
+
+    options = parser.parse_args(arguments)
+    status: int = options.run(options)
+    return status
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if not options.insecure and not _is_loopback(options.host):
+        return _refuse(
+            f"{options.host} can be reached by others, and this server asks nobody for a key: "
+            "listen on 127.0.0.1, or pass --insecure if the network is yours"
+        )
+    try:
+        import uvicorn
+
+        from convexlayer_server import create_app
+    except ImportError as error:
+        return _refuse(f"the server needs more packages ({error}): pip install 'convexlayer[server]'")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        listener = _listen(options.host, options.port)
+    except (OSError, OverflowError) as error:
+        return _refuse(f"cannot listen on {options.host} port {options.port}: {error}")
+    host = f"[{options.host}]" if listener.family == socket.AF_INET6 else options.host
+    sys.stdout.write(f"listening on http://{host}:{listener.getsockname()[1]}\n")
+    sys.stdout.flush()
+    uvicorn.Server(uvicorn.Config(create_app(), log_config=None)).run(sockets=[listener])
+    return 0
+
+
+def _solvers(options: argparse.Namespace) -> int:
+    from convexlayer.solvers.registry import available
+
+    rows = [("solver", "package", "installed", "quadratic", "cones")]
+    rows += [
+        (
+            info.name,
+            info.package,
+            "yes" if info.installed else "no",
+            "yes" if info.quadratic else "no",
+            ", ".join(sorted(info.cones)),
+        )
+        for info in available()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"convexlayer: {message}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
