@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     serve = commands.add_parser("serve", help="answer requests over HTTP")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, help="port, 0 for any free one (default %(default)s)")
+    serve.add_argument("--port", type=_port, default=8000, help="port, 0 for any free one (default %(default)s)")
     serve.add_argument("--insecure", action="store_true", help="allow an address that others can reach")
     serve.set_defaults(run=_serve)
 
@@ -53,7 +53,7 @@ def _serve(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         listener = _listen(options.host, options.port)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         return _refuse(f"cannot listen on {options.host} port {options.port}: {error}")
     host = f"[{options.host}]" if listener.family == socket.AF_INET6 else options.host
     sys.stdout.write(f"listening on http://{host}:{listener.getsockname()[1]}\n")
@@ -81,6 +81,13 @@ def _solvers(options: argparse.Namespace) -> int:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         sys.stdout.write(line.rstrip() + "\n")
     return 0
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 2**16:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to {2**16 - 1}, got {port}")
+    return port
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -7,7 +7,9 @@ CVXPY 1.9. What it does not know raises: a constraint is never dropped, a parame
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,7 +97,8 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
     _check_version()
     _check_kind(problem, gp=gp)
     try:
-        data, chain, inverse_data = problem.get_problem_data(_StandardForm(), gp=gp)
+        with _own_warnings_off():
+            data, chain, inverse_data = problem.get_problem_data(_StandardForm(), gp=gp)
     except Exception as error:
         raise _explain(error, problem) from error
     if any(isinstance(reduction, EvalParams) for reduction in chain.reductions):
@@ -105,6 +108,14 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
     param_prog: ParamConeProg = data[PARAM_PROB]
     _check_program(param_prog)
     return CanonicalForm(problem, param_prog, chain, inverse_data)
+
+
+@contextmanager
+def _own_warnings_off() -> Iterator[None]:
+    """CVXPY warns of its own reading of sparse values."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Reading from a sparse CVXPY expression", category=RuntimeWarning)
+        yield
 
 
 _NOT_DPP = (
@@ -147,13 +158,14 @@ def _check_kind(problem: cp.Problem, *, gp: bool) -> None:
 
 def _explain(error: Exception, problem: cp.Problem) -> ProblemError:
     """What a failure of CVXPY's canonicalisation means."""
+    said = f"CVXPY could not canonicalise the problem ({type(error).__name__}: {error})"
     if problem.parameters():
         return NotDPPError(
-            f"CVXPY could not canonicalise the problem without the values of its parameters ({type(error).__name__}: "
-            f"{error}). A parameter is used where its value is needed, such as quad_form(x, P) outside the objective; "
-            "write sum_squares(L @ x) with P = L'L instead"
+            f"{said} while its parameters have no values. Perhaps a parameter is used where its value is needed, such as "
+            "quad_form(x, P) outside the objective (write sum_squares(L @ x) with P = L'L), or the problem does not solve in "
+            "CVXPY either"
         )
-    return UnsupportedError(f"CVXPY could not canonicalise the problem: {type(error).__name__}: {error}")
+    return UnsupportedError(said)
 
 
 def _check_program(param_prog: ParamConeProg) -> None:
@@ -186,12 +198,10 @@ def instance(form: CanonicalForm, values: Mapping[int, Array]) -> Instance:
     """CVXPY's own instance of a canonical form, at parameter values by id."""
     for parameter in form.problem.parameters():
         parameter._value = _stored(parameter, values[parameter.id])
-    for reduction in form.chain.reductions:
-        reduction.update_parameters(form.problem)
-    for parameter in form.param_prog.parameters:
-        if parameter.id in values and parameter.value is None:
-            parameter._value = _stored(parameter, values[parameter.id])
-    return _instantiated(form.param_prog)
+    with _own_warnings_off():
+        for reduction in form.chain.reductions:
+            reduction.update_parameters(form.problem)
+        return _instantiated(form.param_prog)
 
 
 def instance_of_constants(problem: cp.Problem, values: Mapping[int, Array], *, gp: bool) -> Instance | None:
@@ -200,7 +210,8 @@ def instance_of_constants(problem: cp.Problem, values: Mapping[int, Array], *, g
     for parameter in constant.parameters():
         parameter._value = _stored(parameter, values[parameter.id])
     try:
-        data, _, _ = constant.get_problem_data(_StandardForm(), gp=gp, ignore_dpp=True)
+        with _own_warnings_off():
+            data, _, _ = constant.get_problem_data(_StandardForm(), gp=gp, ignore_dpp=True)
     except Exception:
         logger.debug("CVXPY cannot canonicalise the problem with constants", exc_info=True)
         return None

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from convexlayer.canon.affine_map import AffineMap, Features
+from convexlayer.canon.document import Reader, write_matrix, write_pattern
 from convexlayer.canon.recovery import OutputSpec, Recovery
+from convexlayer.errors import ProblemError
 from convexlayer.program import Array, ConeProgram, Structure
 
-__all__ = ["Objective", "ParameterSpec", "ParametricProgram"]
+__all__ = ["ATTRIBUTES", "Objective", "ParameterSpec", "ParametricProgram"]
+
+ATTRIBUTES = ("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag")
+"""The attributes of a CVXPY parameter that are honoured, beside ``sparse``."""
+
+VERSION = 1
+DOCUMENT_FIELDS = "version n parameters log cones P A data outputs recovery objective".split()
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,112 @@ class ParametricProgram:
 
     def split(self, flat: Sequence[Array]) -> tuple[Array, ...]:
         """Per-parameter arrays (B, entries) with their shapes (B, *shape)."""
-        return tuple(part.reshape(-1, *spec.shape) for spec, part in zip(self.parameters, flat, strict=True))
+        return tuple(part.reshape(len(part), *spec.shape) for spec, part in zip(self.parameters, flat, strict=True))
+
+    def to_document(self) -> dict[str, Any]:
+        """The program as plain JSON values, in the format of ``canon/document.py``."""
+        cones = self.structure.cones
+        return {
+            "version": VERSION,
+            "n": self.structure.n,
+            "parameters": [
+                {
+                    "name": spec.name,
+                    "shape": list(spec.shape),
+                    "attributes": sorted(spec.attributes),
+                    "sparsity": None if spec.sparsity is None else list(spec.sparsity),
+                }
+                for spec in self.parameters
+            ],
+            "log": self.features.log.tolist(),
+            "cones": {
+                "zero": cones.zero,
+                "nonnegative": cones.nonnegative,
+                "second_order": list(cones.second_order),
+                "psd": list(cones.psd),
+                "exponential": cones.exponential,
+                "power": list(cones.power),
+            },
+            "P": write_pattern(self.structure.P),
+            "A": write_pattern(self.structure.A),
+            "data": {"constant": self.data.constant.tolist(), **write_matrix(self.data.matrix)},
+            "outputs": [{"name": spec.name, "shape": list(spec.shape), "log": spec.log} for spec in self.outputs],
+            "recovery": write_matrix(self.recovery.matrix),
+            "objective": {"maximize": self.objective.maximize, "log": self.objective.log},
+        }
+
+    @staticmethod
+    def from_document(document: Any) -> ParametricProgram:
+        """The program that a document describes.
+
+        Raises:
+            ProblemError: a field is missing, unknown, or not what it must be; the message gives its path.
+        """
+        root = Reader(document, "", DOCUMENT_FIELDS)
+        if root.size("version") != VERSION:
+            raise root.fail("version", f"version {VERSION}")
+        parameters = tuple(
+            _read_parameter(Reader(item, f"/parameters/{i}", ("name", "shape", "attributes", "sparsity")))
+            for i, item in enumerate(root.items("parameters"))
+        )
+        outputs = tuple(
+            OutputSpec(reader.text("name"), reader.shape("shape"), reader.flag("log"))
+            for reader in (
+                Reader(item, f"/outputs/{i}", ("name", "shape", "log")) for i, item in enumerate(root.items("outputs"))
+            )
+        )
+        for what, specs in (("parameters", parameters), ("outputs", outputs)):
+            if len({spec.name for spec in specs}) < len(specs):
+                raise root.fail(what, "names that differ from each other")
+        sizes = tuple(spec.size for spec in parameters)
+        features = Features(sizes, root.indices("log", sum(sizes)))
+        n, cones = root.size("n"), root.cones("cones")
+        if n == 0 or not outputs:
+            raise root.fail("n" if n == 0 else "outputs", "at least one")
+        structure = Structure(
+            root.pattern("P", (n, n), symmetric=True), root.pattern("A", (cones.m, n), symmetric=False), cones
+        )
+        data = root.child("data", ("constant", "rows", "cols", "values"))
+        constant = data.numbers("constant")
+        rows = structure.P.nnz + n + 1 + structure.A.nnz + cones.m
+        if len(constant) != rows:
+            raise data.fail("constant", f"{rows} numbers, for P, q, r, A and b")
+        recovery = root.child("recovery", ("rows", "cols", "values"))
+        objective = root.child("objective", ("maximize", "log"))
+        program = ParametricProgram(
+            parameters=parameters,
+            structure=structure,
+            features=features,
+            data=AffineMap(data.matrix((rows, features.size)), constant),
+            recovery=Recovery(outputs, recovery.matrix((sum(spec.size for spec in outputs), n + cones.m)), n),
+            objective=Objective(objective.flag("maximize"), objective.flag("log")),
+        )
+        _check_symmetric(program)
+        return program
 
     def _program(self, values: Array) -> ConeProgram:
         P, q, r, A, b = np.split(values, self._splits, axis=1)
         return ConeProgram(self.structure, P, q, r[:, 0], A, b)
+
+
+def _read_parameter(reader: Reader) -> ParameterSpec:
+    shape = reader.shape("shape")
+    attributes = frozenset(str(attribute) for attribute in reader.items("attributes"))
+    if not attributes <= {*ATTRIBUTES, "sparse"}:
+        raise reader.fail("attributes", f"a list of {', '.join(ATTRIBUTES)}, sparse")
+    square = len(shape) >= 2 and shape[-1] == shape[-2]
+    if attributes & {"symmetric", "PSD", "NSD", "diag"} and not square:
+        raise reader.fail("shape", "a square matrix, as its attributes need")
+    spec = ParameterSpec(reader.text("name"), shape, attributes)
+    if "sparse" not in attributes:
+        return spec
+    return replace(spec, sparsity=tuple(reader.indices("sparsity", spec.size).tolist()))
+
+
+def _check_symmetric(program: ParametricProgram) -> None:
+    """P must be symmetric for every theta: the maps to entries (i, j) and (j, i) are the same."""
+    P = program.structure.P
+    rows, constant = program.data.matrix[: P.nnz], program.data.constant[: P.nnz]
+    difference = abs(rows - rows[P.swapped])
+    if np.any(constant != constant[P.swapped]) or (difference.nnz and difference.max() > 0):
+        raise ProblemError("/data: P must be symmetric for all parameters: equal maps to entries (i, j) and (j, i)")

@@ -65,7 +65,7 @@ class Recovery:
     def apply(self, x: Array, y: Array) -> tuple[Array, ...]:
         """The outputs, each (B, *shape), of x (B, n) and y (B, m)."""
         flat = self.linear(x, y)
-        values = (flat[:, where].reshape(-1, *spec.shape) for spec, where in self._each)
+        values = (flat[:, where].reshape(len(flat), *spec.shape) for spec, where in self._each)
         return tuple(
             np.exp(value) if spec.log else value for spec, value in zip(self.outputs, values, strict=True)
         )
@@ -73,7 +73,7 @@ class Recovery:
     def push(self, values: Sequence[Array], dx: Array, dy: Array) -> tuple[Array, ...]:
         """Tangents of the outputs, at outputs ``values``, of tangents of x and y."""
         flat = self.linear(dx, dy)
-        tangents = (flat[:, where].reshape(-1, *spec.shape) for spec, where in self._each)
+        tangents = (flat[:, where].reshape(len(flat), *spec.shape) for spec, where in self._each)
         return tuple(
             tangent * value if spec.log else tangent
             for spec, value, tangent in zip(self.outputs, values, tangents, strict=True)

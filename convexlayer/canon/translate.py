@@ -15,7 +15,7 @@ from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
 
 from convexlayer.canon.affine_map import AffineMap, Features
 from convexlayer.canon.frontend import CanonicalForm
-from convexlayer.canon.parametric import Objective, ParameterSpec, ParametricProgram
+from convexlayer.canon.parametric import ATTRIBUTES, Objective, ParameterSpec, ParametricProgram
 from convexlayer.canon.recovery import OutputSpec, Recovery
 from convexlayer.errors import UnsupportedError
 from convexlayer.program import Array, Cones, IndexArray, Pattern, Structure
@@ -41,8 +41,7 @@ def parametric_program(
 
 
 def _parameter_spec(parameter: cp.Parameter) -> ParameterSpec:
-    known = ("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag")
-    attributes = {name for name in known if parameter.attributes[name]}
+    attributes = {name for name in ATTRIBUTES if parameter.attributes[name]}
     sparsity = None
     if parameter.sparse_idx is not None:
         attributes.add("sparse")

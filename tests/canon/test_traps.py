@@ -1,0 +1,180 @@
+"""What is known to go wrong between CVXPY and a compiled program, each with a test."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import pytest
+from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
+from tests.canon.problems import CASES
+
+from convexlayer import NotDPPError, ProblemError, SolutionMap, UnsupportedError, canonicalize
+from convexlayer.canon import frontend, self_check
+
+x = cp.Variable(3, name="x")
+b = cp.Parameter(3, name="b")
+a, c = cp.Parameter(pos=True, name="a"), cp.Parameter(pos=True, name="c")
+P = cp.Parameter((3, 3), PSD=True, name="P")
+
+
+def test_a_problem_that_is_not_dpp_is_refused_even_after_a_solve() -> None:
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(a * c * x - b)))
+    for parameter, value in ((a, 1.0), (c, 2.0), (b, np.ones(3))):
+        parameter.value = value
+    with pytest.warns(UserWarning, match="not DPP"):
+        problem.solve(solver=cp.CLARABEL)
+    with pytest.raises(NotDPPError, match="not affine in the parameters"):
+        canonicalize(problem, [a, c, b], [x])
+
+
+@pytest.mark.parametrize("value", [None, np.eye(3)])
+def test_a_parameter_that_would_be_frozen_is_refused(value: Any) -> None:
+    parameter = cp.Parameter((3, 3), PSD=True, value=value)
+    problem = cp.Problem(cp.Minimize(cp.maximum(cp.quad_form(x, parameter), 1)))
+    assert problem.is_dpp(quad_form_dpp="qp")
+    with pytest.raises(NotDPPError, match="while its parameters have no values"):
+        canonicalize(problem, [parameter], [x])
+
+
+def test_a_legal_parametric_quad_form_is_accepted_although_is_dpp_alone_refuses_it() -> None:
+    problem = cp.Problem(cp.Minimize(cp.quad_form(x, P) + b @ x))
+    assert not problem.is_dpp()
+    canonicalize(problem, [P, b], [x])
+
+
+def test_a_quad_form_parameter_without_psd_is_refused() -> None:
+    plain = cp.Parameter((3, 3), symmetric=True)
+    with pytest.raises(ProblemError):
+        canonicalize(cp.Problem(cp.Minimize(cp.quad_form(x, plain))), [plain], [x])
+
+
+def test_a_parameter_of_a_geometric_program_owns_two_columns() -> None:
+    case = CASES["geometric_program"]()
+    program = canonicalize(case.problem, case.parameters, case.variables, gp=True)
+    assert program.features.size == 3 + 3
+    assert 0 in program.features.log
+
+
+def test_the_objective_of_a_maximisation_keeps_its_sign_and_offset() -> None:
+    case = CASES["objective_in_parameters_alone"]()
+    solved = SolutionMap(canonicalize(case.problem, case.parameters, case.variables)).solve(case.values)
+    np.testing.assert_allclose(solved.objective, [3.0])
+    gradient = solved.vjp([None], objective=np.ones(1))[0]
+    np.testing.assert_allclose(gradient, [2.0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("lower_bounds", np.zeros(3), "variable bounds"),
+        ("ub_tensor", np.zeros((3, 1)), "variable bounds"),
+        ("dir_cones", [("soc", [0, 1], 1, {})], "direct cones"),
+    ],
+)
+def test_parts_of_the_canonical_form_that_are_not_read_are_refused(field: str, value: Any, named: str) -> None:
+    form = frontend.canonical_form(cp.Problem(cp.Minimize(cp.sum_squares(x)), [x >= 1]), gp=False)
+    setattr(form.param_prog, field, value)
+    with pytest.raises(UnsupportedError, match=named):
+        frontend._check_program(form.param_prog)
+
+
+def test_another_release_of_cvxpy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cp, "__version__", "2.0.0")
+    with pytest.raises(UnsupportedError, match=r"installed is 2\.0\.0"):
+        canonicalize(cp.Problem(cp.Minimize(cp.sum_squares(x - b))), [b], [x])
+
+
+def test_geometric_means_arrive_as_three_dimensional_power_cones() -> None:
+    problem = cp.Problem(cp.Maximize(cp.geo_mean(x, approx=False)), [x <= b])
+    cones = canonicalize(problem, [b], [x]).structure.cones
+    assert len(cones.power) == 2
+    assert not cones.second_order
+
+
+def test_powers_are_second_order_cones_unless_told_otherwise() -> None:
+    def kinds(approx: bool) -> frozenset[str]:
+        problem = cp.Problem(cp.Minimize(cp.sum(x)), [cp.power(x, -0.7, approx=approx) <= b])
+        return canonicalize(problem, [b], [x]).structure.cones.kinds
+
+    with pytest.warns(UserWarning, match="approximated"):
+        assert "second_order" in kinds(approx=True)
+    assert "power" in kinds(approx=False)
+
+
+REFUSED = {
+    "integer variables": (cp.Problem(cp.Minimize(cp.sum(cp.abs(cp.Variable(3, integer=True, name="z") - b)))), UnsupportedError),
+    "complex variables": (cp.Problem(cp.Minimize(cp.norm(cp.Variable(3, complex=True, name="z") - b))), UnsupportedError),
+    "complex constants": (cp.Problem(cp.Minimize(cp.norm(cp.Variable(3, name="z") - b * 1j))), UnsupportedError),
+    "quasiconvex": (cp.Problem(cp.Minimize(cp.ceil(cp.Variable(name="z"))), [x >= b]), UnsupportedError),
+    "concave": (cp.Problem(cp.Maximize(cp.sum_squares(cp.Variable(3, name="z") - b))), ProblemError),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_has_no_derivative_here_is_refused(name: str) -> None:
+    problem, error = REFUSED[name]
+    with pytest.raises(error):
+        canonicalize(problem, [b], problem.variables()[:1])
+
+
+def test_a_geometric_program_without_gp_is_pointed_out() -> None:
+    case = CASES["geometric_program"]()
+    with pytest.raises(ProblemError, match="pass gp=True"):
+        canonicalize(case.problem, case.parameters, case.variables)
+
+
+def test_arguments_that_do_not_belong_to_the_problem_are_named() -> None:
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= a])
+    with pytest.raises(ProblemError, match="missing: a"):
+        canonicalize(problem, [b], [x])
+    with pytest.raises(ProblemError, match="twice"):
+        canonicalize(problem, [a, b, b], [x])
+    with pytest.raises(ProblemError, match="'stranger' is neither"):
+        canonicalize(problem, [a, b], [cp.Variable(name="stranger")])
+    with pytest.raises(ProblemError, match="at least one"):
+        canonicalize(problem, [a, b], [])
+    with pytest.raises(ProblemError, match="Parameter objects"):
+        canonicalize(problem, [a, b, x], [x])
+    with pytest.raises(ProblemError, match=r"cvxpy\.Problem"):
+        canonicalize(x, [a, b], [x])
+    with pytest.raises(ProblemError, match="no variables"):
+        frontend.canonical_form(cp.Problem(cp.Minimize(a)), gp=False)
+
+
+def test_the_users_problem_is_neither_used_nor_changed() -> None:
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b) + cp.quad_form(x, P)), [x >= 0])
+    b.value, P.value = np.array([1.0, -1.0, 2.0]), np.eye(3)
+    problem.solve(solver=cp.CLARABEL)
+    before = pickle.dumps([b.value, P.value, x.value, problem.constraints[0].dual_value, problem.value])
+    cached = problem._cache.param_prog
+    canonicalize(problem, [b, P], [x, problem.constraints[0].dual_variables[0]])
+    assert pickle.dumps([b.value, P.value, x.value, problem.constraints[0].dual_value, problem.value]) == before
+    assert problem._cache.param_prog is cached
+
+
+def test_the_self_check_notices_a_wrong_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= a])
+    genuine = self_check.instance_of_constants
+
+    def doubled(*args: Any, **kwargs: Any) -> frontend.Instance:
+        right = genuine(*args, **kwargs)
+        assert right is not None
+        return right._replace(b=right.b + 1.0)
+
+    monkeypatch.setattr(self_check, "instance_of_constants", doubled)
+    with pytest.raises(ProblemError, match="self-check failed: b "):
+        canonicalize(problem, [a, b], [x])
+    canonicalize(problem, [a, b], [x], self_check=False)
+
+
+def test_our_solver_class_keeps_to_cvxpys_contract() -> None:
+    solver = frontend._StandardForm()
+    assert isinstance(solver, ConicSolver)
+    assert solver.is_installed()
+    assert not solver.BOUNDED_VARIABLES
+    assert not solver.DIR_CONE_KINDS
+    with pytest.raises(NotImplementedError):
+        solver.solve_via_data()
