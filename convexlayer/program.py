@@ -59,7 +59,9 @@ class Cones:
     def m(self) -> int:
         """Number of rows."""
         triangles = sum(k * (k + 1) // 2 for k in self.psd)
-        return self.zero + self.nonnegative + sum(self.second_order) + triangles + 3 * (self.exponential + len(self.power))
+        return (
+            self.zero + self.nonnegative + sum(self.second_order) + triangles + 3 * (self.exponential + len(self.power))
+        )
 
     @cached_property
     def kinds(self) -> frozenset[str]:
@@ -190,9 +192,7 @@ class ConeProgram:
 
     def select(self, index: Any) -> ConeProgram:
         """The elements that a slice, index array or mask picks."""
-        return ConeProgram(
-            self.structure, self.P[index], self.q[index], self.r[index], self.A[index], self.b[index]
-        )
+        return ConeProgram(self.structure, self.P[index], self.q[index], self.r[index], self.A[index], self.b[index])
 
     def objective(self, x: Array) -> Array:
         """1/2 x'Px + q'x + r, (B,)."""

@@ -48,9 +48,7 @@ def canonicalize(
     return program
 
 
-def _check_arguments(
-    problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]
-) -> None:
+def _check_arguments(problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]) -> None:
     if not isinstance(problem, cp.Problem):
         raise ProblemError(f"expected a cvxpy.Problem, got {type(problem).__name__}")
     for parameter in parameters:
@@ -72,4 +70,6 @@ def _check_arguments(
                 f"variables must hold cvxpy.Variable objects or a constraint's dual_variables, got {type(variable).__name__}"
             )
         if variable.id not in known:
-            raise ProblemError(f"{variable.name()!r} is neither a variable of the problem nor a dual variable of its constraints")
+            raise ProblemError(
+                f"{variable.name()!r} is neither a variable of the problem nor a dual variable of its constraints"
+            )

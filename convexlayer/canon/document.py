@@ -1,14 +1,14 @@
 """Reading and writing the parts of a program document: plain JSON values, every one of them checked.
 
-    {"version": 1, "n": 3,
-     "parameters": [{"name", "shape", "attributes": [...], "sparsity": [...] or null}, ...],
-     "log": [positions whose logarithm is a feature too],
-     "cones": {"zero", "nonnegative", "second_order": [...], "psd": [...], "exponential", "power": [...]},
-     "P": {"rows", "cols"}, "A": {"rows", "cols"},                      patterns, column by column
-     "data": {"constant": [...], "rows", "cols", "values"},             features -> (P, q, r, A, b)
-     "outputs": [{"name", "shape", "log"}, ...],
-     "recovery": {"rows", "cols", "values"},                            (x, y) -> outputs
-     "objective": {"maximize": false, "log": false}}
+{"version": 1, "n": 3,
+ "parameters": [{"name", "shape", "attributes": [...], "sparsity": [...] or null}, ...],
+ "log": [positions whose logarithm is a feature too],
+ "cones": {"zero", "nonnegative", "second_order": [...], "psd": [...], "exponential", "power": [...]},
+ "P": {"rows", "cols"}, "A": {"rows", "cols"},                      patterns, column by column
+ "data": {"constant": [...], "rows", "cols", "values"},             features -> (P, q, r, A, b)
+ "outputs": [{"name", "shape", "log"}, ...],
+ "recovery": {"rows", "cols", "values"},                            (x, y) -> outputs
+ "objective": {"maximize": false, "log": false}}
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Reader:
     def __init__(self, value: Any, path: str, fields: Sequence[str]) -> None:
         if not isinstance(value, Mapping):
             raise ProblemError(f"{path}: expected an object, got {type(value).__name__}")
-        unknown, missing = [name for name in value if name not in fields], [name for name in fields if name not in value]
+        unknown, missing = (
+            [name for name in value if name not in fields],
+            [name for name in fields if name not in value],
+        )
         if unknown or missing:
             wrong = f"unknown field {unknown[0]!r}" if unknown else f"missing field {missing[0]!r}"
             raise ProblemError(f"{path}: {wrong}; the fields are {', '.join(fields)}")

@@ -17,7 +17,6 @@ import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 from cvxpy.constraints import SOC, ExpCone, PowCone3D, SvecPSD
-from cvxpy.constraints.constraint import Constraint
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
 from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
 from cvxpy.reductions.eval_params import EvalParams
@@ -42,7 +41,7 @@ logger = logging.getLogger(__name__)
 SUPPORTED_VERSIONS = ("1.9.",)
 
 
-class _StandardForm(ConicSolver):
+class _StandardForm(ConicSolver):  # type: ignore[misc]  # CVXPY is not checked for types
     """The solver that CVXPY canonicalises for: the standard form of ``program.py``, with nothing instantiated."""
 
     SUPPORTED_CONSTRAINTS = [*ConicSolver.SUPPORTED_CONSTRAINTS, SOC, SvecPSD, ExpCone, PowCone3D]  # noqa: RUF012 (CVXPY's own form)
@@ -104,7 +103,9 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
     if any(isinstance(reduction, EvalParams) for reduction in chain.reductions):
         raise NotDPPError(_NOT_DPP)
     if not isinstance(data, dict) or not isinstance(data.get(PARAM_PROB), ParamConeProg):
-        raise UnsupportedError(f"CVXPY canonicalised the problem to {type(data).__name__}, not to a parametric cone program")
+        raise UnsupportedError(
+            f"CVXPY canonicalised the problem to {type(data).__name__}, not to a parametric cone program"
+        )
     param_prog: ParamConeProg = data[PARAM_PROB]
     _check_program(param_prog)
     return CanonicalForm(problem, param_prog, chain, inverse_data)
@@ -143,13 +144,17 @@ def _check_kind(problem: cp.Problem, *, gp: bool) -> None:
         )
     if gp:
         if not problem.is_dgp():
-            raise ProblemError("the problem is not a disciplined geometric program; leave out gp=True or see problem.is_dgp()")
+            raise ProblemError(
+                "the problem is not a disciplined geometric program; leave out gp=True or see problem.is_dgp()"
+            )
         if not problem.is_dpp("dgp"):
             raise NotDPPError(_NOT_DPP)
         return
     if not problem.is_dcp():
         if problem.is_dqcp():
-            raise UnsupportedError("the problem is quasiconvex (DQCP): it is solved by bisection, which has no derivative here")
+            raise UnsupportedError(
+                "the problem is quasiconvex (DQCP): it is solved by bisection, which has no derivative here"
+            )
         hint = "; it is a geometric program: pass gp=True" if problem.is_dgp() else ""
         raise ProblemError(f"the problem is not convex by CVXPY's rules (DCP){hint}")
     if not problem.is_dpp(quad_form_dpp="qp"):

@@ -21,7 +21,7 @@ ATTRIBUTES = ("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag
 """The attributes of a CVXPY parameter that are honoured, beside ``sparse``."""
 
 VERSION = 1
-DOCUMENT_FIELDS = "version n parameters log cones P A data outputs recovery objective".split()
+DOCUMENT_FIELDS = ["version", "n", "parameters", "log", "cones", "P", "A", "data", "outputs", "recovery", "objective"]
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,7 @@ class Recovery:
         """The outputs, each (B, *shape), of x (B, n) and y (B, m)."""
         flat = self.linear(x, y)
         values = (flat[:, where].reshape(len(flat), *spec.shape) for spec, where in self._each)
-        return tuple(
-            np.exp(value) if spec.log else value for spec, value in zip(self.outputs, values, strict=True)
-        )
+        return tuple(np.exp(value) if spec.log else value for spec, value in zip(self.outputs, values, strict=True))
 
     def push(self, values: Sequence[Array], dx: Array, dy: Array) -> tuple[Array, ...]:
         """Tangents of the outputs, at outputs ``values``, of tangents of x and y."""

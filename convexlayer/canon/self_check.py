@@ -80,5 +80,3 @@ def _compare(ours: Instance, theirs: Instance, what: str) -> None:
                 "in a way that this release does not read correctly; please report the problem. self_check=False turns "
                 "the check off, at the risk of wrong solutions"
             )
-
-

@@ -61,7 +61,10 @@ def _feature_map(form: CanonicalForm, parameters: Sequence[cp.Parameter]) -> tup
     offsets = np.cumsum([0, *(parameter.size for parameter in parameters)]).astype(np.int64)
     positions: dict[int, tuple[Array, bool]] = {}
     for parameter, offset in zip(parameters, offsets, strict=False):
-        positions[parameter.id] = (np.arange(offset, offset + parameter.size, dtype=float).reshape(parameter.shape), False)
+        positions[parameter.id] = (
+            np.arange(offset, offset + parameter.size, dtype=float).reshape(parameter.shape),
+            False,
+        )
     mirror = np.concatenate(
         [
             (offset + np.arange(parameter.size).reshape(parameter.shape).swapaxes(-1, -2).ravel())
@@ -81,7 +84,9 @@ def _feature_map(form: CanonicalForm, parameters: Sequence[cp.Parameter]) -> tup
                 where, log = positions.pop(old)
                 positions[new_ids[0]] = (np.asarray(reduction.param_forward({old: where})[new_ids[0]]), log)
             else:
-                raise UnsupportedError(f"CVXPY's reduction {type(reduction).__name__} replaces parameters in an unknown way")
+                raise UnsupportedError(
+                    f"CVXPY's reduction {type(reduction).__name__} replaces parameters in an unknown way"
+                )
     rows: list[IndexArray] = []
     cols: list[IndexArray] = []
     weights: list[Array] = []
@@ -127,7 +132,9 @@ def _program_data(param_prog: ParamConeProg, into_columns: sp.csr_matrix) -> tup
     cones = Cones(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, tuple(float(a) for a in dims.p3d))
     n, m = int(param_prog.x.size), cones.m
     if param_prog.A.shape[0] != m * (n + 1):
-        raise UnsupportedError(f"CVXPY's canonical form has {param_prog.A.shape[0]} entries where the cones call for {m * (n + 1)}")
+        raise UnsupportedError(
+            f"CVXPY's canonical form has {param_prog.A.shape[0]} entries where the cones call for {m * (n + 1)}"
+        )
     stacked = (sp.csr_matrix(param_prog.A) @ into_columns).tocsr()
     A_rows, A_pattern = _occurring(stacked[: m * n], (m, n))
     q_rows = (sp.csr_matrix(param_prog.q) @ into_columns).tocsr()
@@ -164,7 +171,8 @@ def _recovery(form: CanonicalForm, variables: Sequence[cp.Variable], structure: 
     rng = np.random.default_rng(0)
     probes = [np.ones(size), np.arange(1.0, size + 1.0), rng.uniform(1.0, 2.0, size)]
     answers = [
-        _primal_values(form, probe[: structure.n]) | _dual_values(form, probe[: structure.m], structure) for probe in probes
+        _primal_values(form, probe[: structure.n]) | _dual_values(form, probe[: structure.m], structure)
+        for probe in probes
     ]
     outputs: list[OutputSpec] = []
     rows: list[IndexArray] = []
@@ -182,7 +190,9 @@ def _recovery(form: CanonicalForm, variables: Sequence[cp.Variable], structure: 
         if np.all((column >= 0) & (column < size)):
             expected[nonzero] = ones[nonzero] * probes[2][column]
         if not np.allclose(check, expected, rtol=1e-12, atol=0.0):
-            raise UnsupportedError(f"the value of {variable.name()!r} is not an entrywise multiple of the cone program's solution")
+            raise UnsupportedError(
+                f"the value of {variable.name()!r} is not an entrywise multiple of the cone program's solution"
+            )
         outputs.append(OutputSpec(variable.name(), variable.shape, log=form.geometric and is_primal))
         rows.append(start + nonzero)
         cols.append(column if is_primal else column + structure.n)
@@ -215,7 +225,13 @@ def _primal_values(form: CanonicalForm, x: Array) -> dict[int, Any]:
 def _dual_values(form: CanonicalForm, y: Array, structure: Structure) -> dict[int, Any]:
     """Values of the dual variables of the problem's constraints at y, by id of the dual variable."""
     zero = structure.cones.zero
-    solution = {"status": "optimal", "value": 0.0, "primal": np.zeros(structure.n), "eq_dual": y[:zero], "ineq_dual": y[zero:]}
+    solution = {
+        "status": "optimal",
+        "value": 0.0,
+        "primal": np.zeros(structure.n),
+        "eq_dual": y[:zero],
+        "ineq_dual": y[zero:],
+    }
     duals = form.chain.invert(solution, form.inverse_data).dual_vars
     values: dict[int, Any] = {}
     for constraint in form.problem.constraints:

@@ -13,8 +13,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from convexlayer.diff.base import AbstractDifferentiator, Observer, SolutionCotangent, SolutionTangent
-from convexlayer.diff.report import DerivativeReport
 from convexlayer.diff.kkt import ReducedSystem
+from convexlayer.diff.report import DerivativeReport
 from convexlayer.errors import DerivativeError
 from convexlayer.program import Array, ConeProgram, Structure
 from convexlayer.solution import Solution

@@ -102,7 +102,9 @@ class ReducedSystem:
         self._diagonal = place[ends[0] + n : ends[1]]
         self._A_source, self._A_rows, self._A_target = plain, A.rows[plain], place[ends[1] : ends[2]]
         self._blocks = [
-            _Blocks(position, np.asarray(members), np.stack(sources), place[start:stop].reshape(np.stack(sources).shape))
+            _Blocks(
+                position, np.asarray(members), np.stack(sources), place[start:stop].reshape(np.stack(sources).shape)
+            )
             for (position, members, sources, _), start, stop in zip(pending, ends[2:-1], ends[3:], strict=True)
         ]
         self.signs = np.concatenate([np.ones(n), -np.ones(m)])

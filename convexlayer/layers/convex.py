@@ -12,7 +12,7 @@ import torch
 
 from convexlayer.canon import ParametricProgram, canonicalize
 from convexlayer.errors import DerivativeError, FailedElementsError, ProblemError
-from convexlayer.layers.function import Call, Solve
+from convexlayer.layers.function import Call, solve
 from convexlayer.layers.report import Report
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.theta import batch_size
@@ -157,7 +157,7 @@ class ConvexLayer(torch.nn.Module):
             keep=self._on_failure == "keep",
             judge=self._judge,
         )
-        *outputs, objective, _ = Solve.apply(call, *tensors)
+        *outputs, objective = solve(call, tensors)
         report = call.result().report
         if not batched:
             outputs, objective = [output.squeeze(0) for output in outputs], objective.squeeze(0)

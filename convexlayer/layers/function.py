@@ -18,9 +18,15 @@ from convexlayer.layers.solution_map import SolutionMap, SolvedBatch
 from convexlayer.program import Array, IndexArray
 from convexlayer.solvers import Options
 
-__all__ = ["Call", "Solve"]
+__all__ = ["Call", "solve"]
 
 Tensors = tuple[torch.Tensor, ...]
+
+
+def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensors:
+    """``function.apply``, which torch leaves untyped."""
+    outputs: Tensors = function.apply(*inputs)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 class Call:
@@ -53,11 +59,11 @@ class Call:
         return self.solved
 
 
-class Solve(torch.autograd.Function):
+class _Solve(torch.autograd.Function):
     """(call, *theta) -> (*outputs, objective, element), all with a leading batch axis."""
 
     @staticmethod
-    def forward(call: Call, *theta: torch.Tensor) -> Tensors:  # type: ignore[override]
+    def forward(call: Call, *theta: torch.Tensor) -> Tensors:
         solved = call.solution_map.solve([_array(t) for t in theta], options=call.options, warm_start=call.warm_start)
         call.solved = solved
         values = solved.iterates if call.keep else solved.outputs
@@ -66,22 +72,24 @@ class Solve(torch.autograd.Function):
         return (*(_tensor(value, like) for value in values), _tensor(solved.objective, like), element)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         call, *theta = inputs
         ctx.call, ctx.solved = call, call.result()
-        ctx.batched = [t.ndim > len(spec.shape) for t, spec in zip(theta, call.solution_map.program.parameters, strict=True)]
+        ctx.batched = [
+            t.ndim > len(spec.shape) for t, spec in zip(theta, call.solution_map.program.parameters, strict=True)
+        ]
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[-1], *theta)
         ctx.save_for_forward(output[-1], *theta)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         element, *theta = ctx.saved_tensors
         wrt = tuple(ctx.needs_input_grad[1:])
         if not any(wrt) or all(c is None for c in cotangents[:-1]):
             return (None,) * (1 + len(wrt))
-        gradients = _Vjp.apply(ctx.call, ctx.solved, wrt, element, *cotangents[:-1], *theta)
+        gradients = _apply(_Vjp, ctx.call, ctx.solved, wrt, element, *cotangents[:-1], *theta)
         rows = iter(gradients)
         summed = [
             None if not want else (next(rows) if batched else next(rows).sum(0))
@@ -90,19 +98,21 @@ class Solve(torch.autograd.Function):
         return (None, *summed)
 
     @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         element, *theta = ctx.saved_tensors
         expanded = [
             t if t is None or batched else t.expand(len(element), *t.shape)
             for t, batched in zip(tangents, ctx.batched, strict=True)
         ]
-        return (*_Jvp.apply(ctx.call, ctx.solved, element, *expanded, *theta), None)
+        return (*_apply(_Jvp, ctx.call, ctx.solved, element, *expanded, *theta), None)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *theta: torch.Tensor) -> tuple[Tensors, tuple[int, ...]]:  # type: ignore[override]
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *theta: torch.Tensor) -> tuple[Tensors, tuple[int, ...]]:
         specs = call.solution_map.program.parameters
         fronted = [t if dim is None else t.movedim(dim, 0) for t, dim in zip(theta, in_dims[1:], strict=True)]
-        inner = [t.ndim - (dim is not None) > len(s.shape) for t, dim, s in zip(fronted, in_dims[1:], specs, strict=True)]
+        inner = [
+            t.ndim - (dim is not None) > len(s.shape) for t, dim, s in zip(fronted, in_dims[1:], specs, strict=True)
+        ]
         sizes = [t.shape[dim is not None] for t, dim, b in zip(fronted, in_dims[1:], inner, strict=True) if b]
         batch, lanes = (sizes[0] if sizes else 1), info.batch_size
 
@@ -114,8 +124,15 @@ class Solve(torch.autograd.Function):
             wide = wide if batched else wide.unsqueeze(1)
             return wide.expand(lanes, batch, *shape).reshape(lanes * batch, *shape)
 
-        outputs = Solve.apply(call, *(flat(t, dim, b) for t, dim, b in zip(fronted, in_dims[1:], inner, strict=True)))
+        outputs = _apply(
+            _Solve, call, *(flat(t, dim, b) for t, dim, b in zip(fronted, in_dims[1:], inner, strict=True))
+        )
         return tuple(output.reshape(lanes, batch, *output.shape[1:]) for output in outputs), (0,) * len(outputs)
+
+
+def solve(call: Call, theta: Tensors) -> Tensors:
+    """(*outputs, objective), each with a leading batch axis; what came of the call is in it afterwards."""
+    return _apply(_Solve, call, *theta)[:-1]
 
 
 class _Vjp(torch.autograd.Function):
@@ -125,9 +142,7 @@ class _Vjp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        call: Call, solved: SolvedBatch, wrt: tuple[bool, ...], element: torch.Tensor, *rest: Any
-    ) -> Tensors:
+    def forward(call: Call, solved: SolvedBatch, wrt: tuple[bool, ...], element: torch.Tensor, *rest: Any) -> Tensors:
         cotangents, theta = rest[: -len(wrt)], rest[-len(wrt) :]
         arrays = [None if c is None else _array(c) for c in cotangents]
 
@@ -140,19 +155,19 @@ class _Vjp(torch.autograd.Function):
         return tuple(_tensor(gradient, _like(theta)) for gradient in gradients)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         """Nothing to keep: there is no second derivative."""
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
         raise DerivativeError(_NO_SECOND)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
         raise DerivativeError(_NO_SECOND)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:  # type: ignore[override]
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
         return _flattened(_Vjp, info.batch_size, in_dims, inputs, slice(3, len(inputs) - len(inputs[2])))
 
 
@@ -163,9 +178,7 @@ class _Jvp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        call: Call, solved: SolvedBatch, element: torch.Tensor, *rest: Any
-    ) -> Tensors:
+    def forward(call: Call, solved: SolvedBatch, element: torch.Tensor, *rest: Any) -> Tensors:
         tangents, theta = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         arrays = [None if t is None else _array(t) for t in tangents]
 
@@ -178,19 +191,19 @@ class _Jvp(torch.autograd.Function):
         return tuple(_tensor(output, _like(theta)) for output in outputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         """Nothing to keep: there is no second derivative."""
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
         raise DerivativeError(_NO_SECOND)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
         raise DerivativeError(_NO_SECOND)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:  # type: ignore[override]
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
         return _flattened(_Jvp, info.batch_size, in_dims, inputs, slice(2, 3 + (len(inputs) - 3) // 2))
 
 
@@ -211,7 +224,7 @@ def _flattened(
         return wide.reshape(lanes * n, *wide.shape[2:])
 
     tensors = [flat(t, d) for t, d in zip(inputs[rows], in_dims[rows], strict=True)]
-    outputs = function.apply(*inputs[: rows.start], *tensors, *inputs[rows.stop :])
+    outputs = _apply(function, *inputs[: rows.start], *tensors, *inputs[rows.stop :])
     return tuple(output.reshape(lanes, n, *output.shape[1:]) for output in outputs), (0,) * len(outputs)
 
 

@@ -115,8 +115,8 @@ class SolutionMap:
         solution, residuals = solution.certified(program, chosen.tol)
         polished = time.perf_counter()
 
-        values = self.program.objective.value(program.objective(solution.x))
-        objective = np.where(solution.solved, values, np.nan)
+        reached = self.program.objective.value(program.objective(solution.x))
+        objective = np.where(solution.solved, reached, np.nan)
         report = Report(
             status=solution.status,
             residuals=residuals,
@@ -285,13 +285,15 @@ class SolvedBatch:
             return report
         status = np.full(batch, "failed", dtype=object)
         status[index] = report.status
-        numbers = (
-            _scatter(value, index, batch, fill=np.nan)
-            for value in (report.linear_residual, report.margin, report.condition)
-        )
         consistent = np.zeros(batch, dtype=bool)
         consistent[index] = report.consistent
-        return DerivativeReport(*numbers, consistent, tuple(status.tolist()))
+        return DerivativeReport(
+            linear_residual=_scatter(report.linear_residual, index, batch, fill=np.nan),
+            margin=_scatter(report.margin, index, batch, fill=np.nan),
+            condition=_scatter(report.condition, index, batch, fill=np.nan),
+            consistent=consistent,
+            status=tuple(status.tolist()),
+        )
 
 
 def _column(mask: Any, value: Array) -> Any:

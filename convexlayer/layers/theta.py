@@ -37,7 +37,9 @@ def batch_size(specs: Sequence[ParameterSpec], shapes: Sequence[tuple[int, ...]]
                 f"got {shape}".replace("'batch'", "batch")
             )
         if batch is not None and shape[0] != batch:
-            raise ShapeError(f"parameter {spec.name!r} has batch size {shape[0]}, but {origin!r} has {batch}; they must be equal")
+            raise ShapeError(
+                f"parameter {spec.name!r} has batch size {shape[0]}, but {origin!r} has {batch}; they must be equal"
+            )
         batch, origin = shape[0], spec.name
     return batch
 

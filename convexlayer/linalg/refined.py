@@ -30,6 +30,7 @@ TARGET = 1e-14
 SINGULAR = 1e7
 """Condition of the equilibrated matrix from which it is treated as singular (regularisation caps it at 1 / EPS)."""
 
+
 class RefinedFactor:
     """A batch of B symmetric matrices K (N, N) of one pattern, factorised once."""
 

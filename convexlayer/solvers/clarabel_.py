@@ -27,6 +27,7 @@ STATUS = {
     "MaxTime": Status.TIME_LIMIT,
 }
 
+
 @dataclass(frozen=True, eq=False)
 class _State:
     """Clarabel's view of a structure: PSD rows permuted to upper triangles, P as its upper triangle."""
@@ -39,6 +40,7 @@ class _State:
     A_order: IndexArray
     P_pattern: Pattern
     P_upper: IndexArray
+
 
 @final
 class ClarabelSolver(AbstractSolver):
@@ -99,6 +101,7 @@ class ClarabelSolver(AbstractSolver):
         stats = {"solver": "clarabel", "version": clarabel.__version__}
         return batch_solution(map_elements(one, range(program.batch)), stats)
 
+
 def _settings(options: Options) -> Any:
     import clarabel
 
@@ -116,6 +119,7 @@ def _settings(options: Options) -> Any:
         setattr(settings, name, value)
     return settings
 
+
 def _cones(structure: Structure) -> list[Any]:
     import clarabel
 
@@ -130,4 +134,3 @@ def _cones(structure: Structure) -> list[Any]:
     described += [clarabel.ExponentialConeT() for _ in range(cones.exponential)]
     described += [clarabel.PowerConeT(alpha) for alpha in cones.power]
     return described
-

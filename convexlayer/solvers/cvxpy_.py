@@ -62,7 +62,9 @@ KNOWN = {
     "daqp": _Known("daqp", LP, True, ("primal_tol", "dual_tol"), "iter_limit"),
     "qoco": _Known("qoco", SOCP, True, ("abstol", "reltol"), "max_iters"),
     "mosek": _Known("Mosek", SOCP | {"psd", "exponential", "power"}, True),
-    "gurobi": _Known("gurobipy", SOCP, True, ("BarConvTol", "FeasibilityTol", "OptimalityTol"), "BarIterLimit", "TimeLimit"),
+    "gurobi": _Known(
+        "gurobipy", SOCP, True, ("BarConvTol", "FeasibilityTol", "OptimalityTol"), "BarIterLimit", "TimeLimit"
+    ),
 }
 """A quadratic objective of a solver without one is turned into a second-order cone by CVXPY."""
 

@@ -75,7 +75,9 @@ def solver_for(name: str, structure: Structure) -> tuple[AbstractSolver, str]:
         if name not in KNOWN and name not in _native():
             names = ", ".join(sorted({*_native(), *KNOWN}))
             raise SolverError(f"no solver {name!r}: there are auto, {names}, and every solver that CVXPY has installed")
-        raise NotInstalledError(f"solver {name!r} is not installed: pip install {solver.package}, or convexlayer[solvers]")
+        raise NotInstalledError(
+            f"solver {name!r} is not installed: pip install {solver.package}, or convexlayer[solvers]"
+        )
     refusal = solver.refusal(structure)
     if refusal:
         raise SolverError(f"solver {name!r} cannot take this problem: {refusal}; solver='auto' can")

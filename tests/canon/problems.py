@@ -107,7 +107,7 @@ def power_cone_constraint() -> Case:
 def power_cone_nd() -> Case:
     W, z, c = cp.Variable((3, 2)), cp.Variable(2), cp.Parameter((3, 2), pos=True)
     alpha = np.array([[0.2, 0.3], [0.3, 0.3], [0.5, 0.4]])
-    problem = cp.Problem(cp.Maximize(cp.sum(z)), [cp.PowConeND(W, z, alpha), W <= c])
+    problem = cp.Problem(cp.Maximize(cp.sum(z)), [cp.PowConeND(W, z, alpha), c >= W])
     values = [np.random.default_rng(7).uniform(0.5, 1.5, (3, 2))]
     return Case(problem, [c], [W, z, *duals(problem)], values, cones={"power"})
 

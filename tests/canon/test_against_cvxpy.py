@@ -6,9 +6,9 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from tests.canon.problems import CASES, Case
 
 from convexlayer import SolutionMap, canonicalize
+from tests.canon.problems import CASES, Case
 
 TIGHT = {"tol_feas": 1e-11, "tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11}
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.canon.problems import CASES
 
 from convexlayer import ParametricProgram, ProblemError, SolutionMap, canonicalize
+from tests.canon.problems import CASES
 
 
 def document_of(name: str) -> dict[str, Any]:
@@ -75,7 +75,9 @@ def test_a_quadratic_form_that_is_not_symmetric_is_refused() -> None:
     values = document["data"]["values"]
     first_off_diagonal = next(i for i, row in enumerate(document["data"]["rows"]) if row == 1)
     with pytest.raises(ProblemError, match="P must be symmetric"):
-        ParametricProgram.from_document(put(document, "data/values", [v + (i == first_off_diagonal) for i, v in enumerate(values)]))
+        ParametricProgram.from_document(
+            put(document, "data/values", [v + (i == first_off_diagonal) for i, v in enumerate(values)])
+        )
 
 
 json_values = st.recursive(
@@ -85,7 +87,12 @@ json_values = st.recursive(
 )
 DOCUMENT = document_of("attribute_parameters")
 PATHS = sorted(
-    [*DOCUMENT, *(f"{k}/{j}" for k, v in DOCUMENT.items() if isinstance(v, dict) for j in v), "parameters/0/shape", "outputs/0/name"]
+    [
+        *DOCUMENT,
+        *(f"{k}/{j}" for k, v in DOCUMENT.items() if isinstance(v, dict) for j in v),
+        "parameters/0/shape",
+        "outputs/0/name",
+    ]
 )
 
 

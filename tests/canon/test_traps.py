@@ -9,10 +9,10 @@ import cvxpy as cp
 import numpy as np
 import pytest
 from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
-from tests.canon.problems import CASES
 
 from convexlayer import NotDPPError, ProblemError, SolutionMap, UnsupportedError, canonicalize
 from convexlayer.canon import frontend, self_check
+from tests.canon.problems import CASES
 
 x = cp.Variable(3, name="x")
 b = cp.Parameter(3, name="b")
@@ -105,8 +105,14 @@ def test_powers_are_second_order_cones_unless_told_otherwise() -> None:
 
 
 REFUSED = {
-    "integer variables": (cp.Problem(cp.Minimize(cp.sum(cp.abs(cp.Variable(3, integer=True, name="z") - b)))), UnsupportedError),
-    "complex variables": (cp.Problem(cp.Minimize(cp.norm(cp.Variable(3, complex=True, name="z") - b))), UnsupportedError),
+    "integer variables": (
+        cp.Problem(cp.Minimize(cp.sum(cp.abs(cp.Variable(3, integer=True, name="z") - b)))),
+        UnsupportedError,
+    ),
+    "complex variables": (
+        cp.Problem(cp.Minimize(cp.norm(cp.Variable(3, complex=True, name="z") - b))),
+        UnsupportedError,
+    ),
     "complex constants": (cp.Problem(cp.Minimize(cp.norm(cp.Variable(3, name="z") - b * 1j))), UnsupportedError),
     "quasiconvex": (cp.Problem(cp.Minimize(cp.ceil(cp.Variable(name="z"))), [x >= b]), UnsupportedError),
     "concave": (cp.Problem(cp.Maximize(cp.sum_squares(cp.Variable(3, name="z") - b))), ProblemError),
