@@ -67,7 +67,8 @@ def _check_arguments(problem: cp.Problem, parameters: Sequence[cp.Parameter], va
     for variable in variables:
         if not isinstance(variable, cp.Variable):
             raise ProblemError(
-                f"variables must hold cvxpy.Variable objects or a constraint's dual_variables, got {type(variable).__name__}"
+                "variables must hold cvxpy.Variable objects or a constraint's dual_variables, "
+                f"got {type(variable).__name__}"
             )
         if variable.id not in known:
             raise ProblemError(

@@ -1,7 +1,7 @@
 """CVXPY problem -> CVXPY's canonical form, for a solver class of our own that takes our cones in our order.
 
-With ``translate.py``, which reads that form, and ``detached.py``, the only code that knows CVXPY's internals; written for
-CVXPY 1.9. What it does not know raises: a constraint is never dropped, a parameter never frozen.
+With ``translate.py``, which reads that form, and ``detached.py``, the only code that knows CVXPY's internals; written
+for CVXPY 1.9. What it does not know raises: a constraint is never dropped, a parameter never frozen.
 """
 
 from __future__ import annotations
@@ -166,9 +166,9 @@ def _explain(error: Exception, problem: cp.Problem) -> ProblemError:
     said = f"CVXPY could not canonicalise the problem ({type(error).__name__}: {error})"
     if problem.parameters():
         return NotDPPError(
-            f"{said} while its parameters have no values. Perhaps a parameter is used where its value is needed, such as "
-            "quad_form(x, P) outside the objective (write sum_squares(L @ x) with P = L'L), or the problem does not solve in "
-            "CVXPY either"
+            f"{said} while its parameters have no values. Perhaps a parameter is used where its value is needed, such "
+            "as quad_form(x, P) outside the objective (write sum_squares(L @ x) with P = L'L), or the problem does not "
+            "solve in CVXPY either"
         )
     return UnsupportedError(said)
 

@@ -31,9 +31,9 @@ class ParameterSpec:
     Attributes:
         name: its name.
         shape: its shape, without the batch.
-        attributes: what its values must be: nonneg, nonpos, pos, neg, symmetric, PSD, NSD, diag, sparse. A gradient with
-            respect to a symmetric, PSD or NSD parameter is symmetric: its inner product with a symmetric direction is
-            the directional derivative.
+        attributes: what its values must be: nonneg, nonpos, pos, neg, symmetric, PSD, NSD, diag, sparse. A gradient
+            with respect to a symmetric, PSD or NSD parameter is symmetric: its inner product with a symmetric direction
+            is the directional derivative.
         sparsity: for a sparse parameter, the flat row-major positions that may be nonzero.
     """
 

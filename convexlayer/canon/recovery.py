@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -55,7 +56,7 @@ class Recovery:
     @cached_property
     def _slices(self) -> tuple[slice, ...]:
         ends = np.cumsum([0, *(spec.size for spec in self.outputs)]).tolist()
-        return tuple(slice(start, stop) for start, stop in zip(ends[:-1], ends[1:], strict=True))
+        return tuple(slice(start, stop) for start, stop in pairwise(ends))
 
     def linear(self, x: Array, y: Array) -> Array:
         """All outputs' entries side by side, logarithms where a geometric program was solved in them, (B, entries)."""

@@ -76,7 +76,7 @@ def _compare(ours: Instance, theirs: Instance, what: str) -> None:
         size = max(1.0, float(abs(right).max()) if np.prod(np.shape(right), dtype=int) else 0.0)
         if not largest <= TOLERANCE * size:
             raise ProblemError(
-                f"self-check failed: {name} of the compiled program differs by {largest:.3g} from {what}. A parameter is used "
-                "in a way that this release does not read correctly; please report the problem. self_check=False turns "
-                "the check off, at the risk of wrong solutions"
+                f"self-check failed: {name} of the compiled program differs by {largest:.3g} from {what}. A parameter "
+                "is used in a way that this release does not read correctly; please report the problem. self_check=False "
+                "turns the check off, at the risk of wrong solutions"
             )

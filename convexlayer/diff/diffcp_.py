@@ -1,8 +1,9 @@
 """diffcp's derivative (Agrawal et al. 2019), the reference that the exact one is compared with.
 
 diffcp knows no quadratic objective in its exact modes and no power cone. A quadratic objective is rewritten with one
-second-order cone: with P = F'F, minimise t + q'x subject to (t + 1, t - 1, sqrt(2) F x) in the cone, whose derivative with
-respect to q gives that with respect to P (grad_P = (grad_q x' + x grad_q') / 2). Programs with power cones are refused.
+second-order cone: with P = F'F, minimise t + q'x subject to (t + 1, t - 1, sqrt(2) F x) in the cone, whose derivative
+with respect to q gives that with respect to P (grad_P = (grad_q x' + x grad_q') / 2). Programs with power cones are
+refused.
 """
 
 from __future__ import annotations

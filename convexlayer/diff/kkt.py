@@ -5,8 +5,8 @@ With D the derivative of Pi_{K*} at w = y - s and L L' = D, L = Q sqrt(d),
     K = [ P      A'L         ]
         [ L'A   -diag(1 - d) ]
 
-is symmetric, quasi-definite up to regularisation, and of one pattern for all active sets. One factorisation serves every
-vjp, every jvp, and the Newton steps of ``polish``.
+is symmetric, quasi-definite up to regularisation, and of one pattern for all active sets. One factorisation serves
+every vjp, every jvp, and the Newton steps of ``polish``.
 """
 
 from __future__ import annotations

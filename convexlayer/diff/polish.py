@@ -49,6 +49,6 @@ def polish(system: ReducedSystem, program: ConeProgram, solution: Solution, *, s
 
 
 def _complementary(system: ReducedSystem, solution: Solution, x: Array, w: Array) -> Solution:
-    """The point at x whose y and s are the projections of w; exactly complementary, so that inactive rows say nothing."""
+    """The point at x whose y and s are the projections of w: exactly complementary, inactive rows say nothing."""
     y = system.cone.project_dual(np.where(np.isfinite(w), w, 0.0))
     return replace(solution, x=x, y=y, s=y - w)

@@ -32,8 +32,8 @@ class DerivativeReport:
         condition: estimate of the condition of the equilibrated system.
         consistent: whether the right-hand side is in the range of the system.
         status: ``ok``; ``inaccurate`` (residual above 1e-8); ``degenerate`` (the system is singular or the margin is
-            below 1e-6 relative to w: the derivative may not exist, and what is returned is the least-squares solution of
-            minimum norm of one candidate); ``failed`` (not finite, or no solution to differentiate).
+            below 1e-6 relative to w: the derivative may not exist, and what is returned is the least-squares solution
+            of minimum norm of one candidate); ``failed`` (not finite, or no solution to differentiate).
     """
 
     linear_residual: Array

@@ -173,8 +173,8 @@ def _failure_message(report: Report) -> str:
     named = ", ".join(f"{i} ({report.status[i]})" for i in report.failed[:8])
     more = f" and {len(report.failed) - 8} more" if len(report.failed) > 8 else ""
     return (
-        f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The others are in this "
-        "error's outputs; on_failure='nan' returns them instead"
+        f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The others are in "
+        "this error's outputs; on_failure='nan' returns them instead"
     )
 
 

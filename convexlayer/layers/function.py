@@ -1,8 +1,8 @@
 """The autograd functions around a SolutionMap: forward, vjp and jvp, each with a vmap rule.
 
-Every output carries a leading batch axis here. One output more, ``element``, says which element of the solved batch each
-row is; under vmap it is batched exactly where the forward pass was, so that the derivative's vmap rule knows whether a new
-axis of cotangents belongs to new elements or means several cotangents at the same ones.
+Every output carries a leading batch axis here. One output more, ``element``, says which element of the solved batch
+each row is; under vmap it is batched exactly where the forward pass was, so that the derivative's vmap rule knows
+whether a new axis of cotangents belongs to new elements or means several cotangents at the same ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensors:
     """``function.apply``, which torch leaves untyped."""
-    outputs: Tensors = function.apply(*inputs)  # type: ignore[no-untyped-call]
+    outputs: Tensors = function.apply(*inputs)
     return outputs
 
 
@@ -213,7 +213,7 @@ _NO_SECOND = "the derivative of the layer cannot be differentiated again: second
 def _flattened(
     function: Any, lanes: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...], rows: slice
 ) -> tuple[Tensors, tuple[int, ...]]:
-    """Apply a derivative to all lanes at once: ``inputs[rows]``, the elements first, go from (lanes, n, ...) to (lanes * n, ...)."""
+    """Apply a derivative to all lanes at once: ``inputs[rows]``, elements first, as (lanes * n, ...)."""
     element, dim = inputs[rows.start], in_dims[rows.start]
     n = element.shape[0] if dim is None else element.movedim(dim, 0).shape[1]
 

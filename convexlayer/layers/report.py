@@ -20,11 +20,11 @@ class Report:
     Attributes:
         status: what became of each element.
         residuals: our own four residuals of the solutions returned.
-        objective: objective values of the problem, not a number where there is no solution; from a torch layer a tensor that
-            can be differentiated, without the batch axis if no input had one.
+        objective: objective values of the problem, not a number where there is no solution; from a torch layer a tensor
+            that can be differentiated, without the batch axis if no input had one.
         iterations: iterations of the solver.
-        seconds: wall time of the parts: ``canonical`` data, ``solve``, ``polish`` (and certification), and after a backward
-            pass ``derivative``.
+        seconds: wall time of the parts: ``canonical`` data, ``solve``, ``polish`` (and certification), and after a
+            backward pass ``derivative``.
         solver: the solver that ran.
         reason: why it was chosen.
         solution: the solution of the cone program, which a later call may take as its warm start.

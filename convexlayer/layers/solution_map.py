@@ -205,7 +205,8 @@ class SolvedBatch:
         """Gradients of a loss with respect to the parameters, element by element.
 
         Args:
-            cotangents: d loss / d output, each (B, *shape); None is zero. Rows of elements without a solution are ignored.
+            cotangents: d loss / d output, each (B, *shape); None is zero. Rows of elements without a solution are
+                ignored.
             objective: d loss / d objective value, (B,). This part needs no linear system (envelope theorem).
             wrt: which parameters; all unless given.
 

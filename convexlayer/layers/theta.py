@@ -33,8 +33,8 @@ def batch_size(specs: Sequence[ParameterSpec], shapes: Sequence[tuple[int, ...]]
             continue
         if shape[1:] != spec.shape or len(shape) != len(spec.shape) + 1:
             raise ShapeError(
-                f"parameter {spec.name!r}: expected shape {spec.shape}, or {('batch', *spec.shape)} with a leading batch axis, "
-                f"got {shape}".replace("'batch'", "batch")
+                f"parameter {spec.name!r}: expected shape {spec.shape}, alone or behind one leading batch axis, "
+                f"got {shape}"
             )
         if batch is not None and shape[0] != batch:
             raise ShapeError(
