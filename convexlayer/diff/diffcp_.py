@@ -100,7 +100,9 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         """diffcp says nothing about its linear systems; only the margin is known."""
         unknown = np.zeros(self._program.batch)
         scale = np.max(np.abs(self._solution.y - self._solution.s), axis=1, initial=0.0)
-        return DerivativeReport.judge(unknown, self._margin, unknown, np.zeros(len(unknown), dtype=bool), scale)
+        certain = np.zeros(len(unknown), dtype=bool)
+        accuracy = self._solution.residuals(self._program).worst
+        return DerivativeReport.judge(unknown, self._margin, unknown, certain, scale, accuracy)
 
 
 def _lifted_rows(structure: Structure) -> tuple[int, int]:

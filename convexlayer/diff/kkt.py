@@ -150,6 +150,10 @@ class ExactDifferentiator(AbstractDifferentiator):
         return self._system.cone.derivative(self._w)
 
     @cached_property
+    def _solution_residual(self) -> Array:
+        return self._solution.residuals(self._program).worst
+
+    @cached_property
     def _factor(self) -> RefinedFactor:
         return self._system.factor(self._program, self._derivative)
 
@@ -209,7 +213,9 @@ class ExactDifferentiator(AbstractDifferentiator):
         if len(again):
             z[again], residual[again] = factor.minimum_norm(rhs, again)
         margin = self._system.cone.margin(self._w)
-        return z, DerivativeReport.judge(residual, margin, factor.condition, singular, _norm(self._w))
+        return z, DerivativeReport.judge(
+            residual, margin, factor.condition, singular, _norm(self._w), self._solution_residual
+        )
 
 
 def _norm(rows: Array) -> Array:

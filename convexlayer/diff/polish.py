@@ -15,36 +15,43 @@ __all__ = ["polish"]
 NEEDED = 1e-9
 """Elements whose worst residual is at most this are left alone."""
 
-WORTHWHILE = 1e-13
+CONVERGED = 1e-13
 """An element below this is not polished further."""
 
+PATIENCE = 1e3
+"""While the active set is still changing the residual may rise for a step or two; beyond this factor it is given up."""
 
-def polish(system: ReducedSystem, program: ConeProgram, solution: Solution, *, steps: int = 6) -> Solution:
+
+def polish(
+    system: ReducedSystem, program: ConeProgram, solution: Solution, *, needed: float = NEEDED, steps: int = 8
+) -> Solution:
     """Semismooth Newton steps on the residual map, at w = y - s, for the elements with a point that needs it.
 
     Each step solves the derivative's own system at the current point and moves to w + dy - ds, from where y and s are
-    projections. A step is kept only where the worst of the four residuals falls, so no element gets worse.
+    projections. The best point of each element is returned, by the worst of its four residuals, so none gets worse.
     """
-    worst = solution.residuals(program).worst
-    certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status])
-    active = np.flatnonzero(np.isfinite(worst) & (worst > NEEDED) & ~certificates)
-    x, y, s = solution.x, solution.y, solution.s
+    first = solution.residuals(program).worst
+    certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
+    active = np.flatnonzero(np.isfinite(first) & (first > needed) & ~certificates)
+    if not len(active):
+        return solution
+    best = first.copy()
+    x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
+    here = _complementary(system, solution.select(active), x[active], y[active] - s[active])
     for _ in range(steps):
-        if not len(active):
-            break
         part = program.select(active)
-        here = _complementary(system, solution, x[active], y[active] - s[active])
         step = ExactDifferentiator(system, part, here).newton_step()
-        there = _complementary(system, solution, here.x + step.x, here.y - here.s + step.y - step.s)
+        there = _complementary(system, here, here.x + step.x, here.y - here.s + step.y - step.s)
         residual = there.residuals(part).worst
-        better = np.isfinite(residual) & (residual < worst[active])
-        if solution.x is x:
-            x, y, s = x.copy(), y.copy(), s.copy()
+        better = residual < best[active]
         kept = active[better]
         x[kept], y[kept], s[kept] = there.x[better], there.y[better], there.s[better]
-        halved = better & (residual < 0.5 * worst[active])
-        worst[kept] = residual[better]
-        active = active[halved & (residual > WORTHWHILE)]
+        stalled = ~better & (best[active] < np.minimum(needed, first[active]))
+        best[kept] = residual[better]
+        going = np.flatnonzero((best[active] > CONVERGED) & (residual < PATIENCE * first[active]) & ~stalled)
+        if not len(going):
+            break
+        active, here = active[going], there.select(going)
     return replace(solution, x=x, y=y, s=s)
 
 

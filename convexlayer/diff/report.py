@@ -17,6 +17,9 @@ DEGENERATE_MARGIN = 1e-6
 ACCURATE = 1e-8
 """Largest linear residual of an accurate derivative."""
 
+ACCURATE_SOLUTION = 1e-6
+"""Largest residual of a solution whose derivative is accurate."""
+
 FAILED = 1e-2
 """Linear residual from which the derivative is of no use (unless the system is singular: then see ``consistent``)."""
 
@@ -31,8 +34,9 @@ class DerivativeReport:
             complementarity); infinite where it never does.
         condition: estimate of the condition of the equilibrated system.
         consistent: whether the right-hand side is in the range of the system.
-        status: ``ok``; ``inaccurate`` (residual above 1e-8); ``degenerate`` (the system is singular or the margin is
-            below 1e-6 relative to w: the derivative may not exist, and what is returned is the least-squares solution
+        status: ``ok``; ``inaccurate`` (linear residual above 1e-8, or residual of the solution above 1e-6);
+            ``degenerate`` (the system is singular, or the margin is below 1e-6 relative to w, or below ten times the
+            residual of the solution: the derivative may not exist, and what is returned is the least-squares solution
             of minimum norm of one candidate); ``failed`` (not finite, or no solution to differentiate).
     """
 
@@ -54,10 +58,13 @@ class DerivativeReport:
         condition: Array,
         singular: BoolArray,
         w_scale: Array,
+        solution_residual: Array,
     ) -> DerivativeReport:
-        """The report of solves with these residuals, margins, conditions and scales (norm of w) of their elements."""
+        """The report of solves with these residuals, margins, conditions, norms of w and residuals of the solutions."""
         finite = np.isfinite(residual) & np.isfinite(condition)
-        degenerate = singular | (margin <= DEGENERATE_MARGIN * np.maximum(1.0, w_scale))
+        certain = np.maximum(DEGENERATE_MARGIN, 10.0 * solution_residual) * np.maximum(1.0, w_scale)
+        degenerate = singular | (margin <= certain)
         failed = ~finite | (~singular & (residual > FAILED))
-        words = np.select([failed, degenerate, residual > ACCURATE], ["failed", "degenerate", "inaccurate"], "ok")
+        inaccurate = (residual > ACCURATE) | (solution_residual > ACCURATE_SOLUTION)
+        words = np.select([failed, degenerate, inaccurate], ["failed", "degenerate", "inaccurate"], "ok")
         return DerivativeReport(residual, margin, condition, residual <= ACCURATE, tuple(words.tolist()))
