@@ -45,6 +45,12 @@ def parametric_quad_form() -> Case:
     return Case(problem, [P, q], [x, *duals(problem)], [F @ F.T + np.eye(4), rng.normal(size=4)])
 
 
+def without_rows() -> Case:
+    x, P, q = cp.Variable(3), cp.Parameter((3, 3), PSD=True), cp.Parameter(3)
+    F = np.random.default_rng(11).normal(size=(3, 3))
+    return Case(cp.Problem(cp.Minimize(cp.quad_form(x, P) + q @ x)), [P, q], [x], [F @ F.T, np.arange(3.0)])
+
+
 def second_order() -> Case:
     rng = np.random.default_rng(3)
     x, t = cp.Variable(3), cp.Variable()
@@ -215,6 +221,7 @@ CASES: dict[str, Callable[[], Case]] = {
     for case in (
         quadratic_program,
         parametric_quad_form,
+        without_rows,
         second_order,
         semidefinite,
         psd_variable,
