@@ -1,0 +1,54 @@
+# One command each; every target makes the environment it needs. See `make help`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := convexlayer server clients/python tests examples
+
+.DEFAULT_GOAL := help
+.PHONY: help venv format lint typecheck test demo serve build check-wheels clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+venv: $(STAMP)  ## Make the environment: both distributions, editable, with every extra
+
+# constraints.txt pins what every install resolves to, so that no solver's dependency brings another torch.
+$(STAMP): pyproject.toml clients/python/pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--editable '.[all]' --editable './clients/python[torch,cvxpy]'
+	touch $@
+
+format: $(STAMP)  ## Rewrite the sources in the house style
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lint: $(STAMP)  ## Check style and formatting
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+typecheck: $(STAMP)  ## Check types, strictly
+	$(BIN)/mypy
+
+test: $(STAMP)  ## Run the tests
+	$(BIN)/python -m pytest
+
+demo: $(STAMP)  ## Fit lasso weights through the layer, then through a server (examples/output)
+	$(BIN)/python examples/fit_lasso_weights.py
+
+serve: $(STAMP)  ## Serve on http://127.0.0.1:8000
+	$(BIN)/convexlayer serve
+
+build: $(STAMP)  ## Build the wheels of both distributions into dist/
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist clients/python
+
+check-wheels: build  ## Install both wheels in a clean environment and use them
+	PYTHON='$(PYTHON)' bash .ci/check-wheels dist
+
+clean:  ## Remove what the tools leave, the environment included
+	rm -rf .venv build dist examples/output .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,272 @@
+"""The rules of the house, read from the sources: who imports whom, and what a module may look like."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIENT = "clients/python/src/convexlayer_client"
+PACKAGES = {
+    "convexlayer": ROOT / "convexlayer",
+    "convexlayer_server": ROOT / "server" / "convexlayer_server",
+    "convexlayer_client": ROOT / CLIENT,
+}
+
+# Each part of the library, and the parts it may import (its own modules always).
+BASE = {"errors", "program"}
+CORE = {*BASE, "cones", "solution"}
+ALLOWED_PARTS = {
+    "errors": set(),
+    "program": {"errors"},
+    "cones": BASE,
+    "solution": {*BASE, "cones"},
+    "canon": CORE,
+    "linalg": CORE,
+    "solvers": {*CORE, "linalg"},
+    "diff": {*CORE, "linalg"},
+    "layers": {*CORE, "linalg", "canon", "solvers", "diff"},
+    "nodes": {*CORE, "linalg", "canon", "solvers", "diff", "layers"},
+}
+
+# These put the parts together, so they may import any of them: the public names, and the command line.
+COMPOSITION_ROOTS = {"convexlayer/__init__.py", "convexlayer/cli.py"}
+
+MAY_IMPORT_TORCH = ("convexlayer/layers/", "convexlayer/nodes/", "convexlayer/linalg/dense.py")
+MAY_IMPORT_CVXPY = (
+    "convexlayer/canon/",
+    "convexlayer/solvers/cvxpy_.py",
+    "convexlayer/layers/convex.py",  # ConvexLayer's arguments are CVXPY's
+)
+MAY_IMPORT_CVXPY_INTERNALS = (  # one concern in three files: asking CVXPY, reading its answer, copying its problems
+    "convexlayer/canon/frontend.py",
+    "convexlayer/canon/translate.py",
+    "convexlayer/canon/detached.py",
+)
+CVXPY_INTERNALS = {"cvxcore", "interface", "lin_ops", "reductions", "settings", "utilities"}
+
+# Packages that solve or differentiate: each is imported in its own adapter alone, solvers/osqp_.py for osqp.
+ADAPTED_PACKAGES = {
+    "clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs",
+}  # fmt: skip
+
+MAX_LINES = 400
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name, with its module: ``from a import b`` is ``a.b``."""
+
+    name: str
+    line: int
+    lazy: bool  # inside a function, so not at import time
+
+    @property
+    def package(self) -> str:
+        return self.name.split(".")[0]
+
+
+@dataclass(frozen=True)
+class Module:
+    path: str  # from the repository root
+    source: str
+
+    @property
+    def package(self) -> str:
+        return next(name for name, folder in PACKAGES.items() if (ROOT / self.path).is_relative_to(folder))
+
+    @property
+    def part(self) -> str:
+        """The part of the library that the module belongs to: its file or folder below ``convexlayer``."""
+        return Path(self.path).relative_to("convexlayer").parts[0].removesuffix(".py")
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source, self.path)
+
+    @property
+    def imports(self) -> list[Import]:
+        folder = (ROOT / self.path).parent.relative_to(PACKAGES[self.package].parent)
+        return list(_imports(self.tree, folder.parts, lazy=False))
+
+
+def _imports(node: ast.AST, package: tuple[str, ...], *, lazy: bool) -> Iterator[Import]:
+    """Every import below a node, relative ones resolved against the package that the module is in."""
+    match node:
+        case ast.Import(names=names):
+            yield from (Import(alias.name, node.lineno, lazy) for alias in names)
+        case ast.ImportFrom(module=module, names=names, level=level):
+            above = package[: len(package) - level + 1] if level else ()
+            origin = ".".join([*above, *([module] if module else [])])
+            yield from (Import(f"{origin}.{alias.name}", node.lineno, lazy) for alias in names)
+        case ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]):
+            yield Import(name, node.lineno, lazy)
+    inside = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    for child in ast.iter_child_nodes(node):
+        yield from _imports(child, package, lazy=inside)
+
+
+@cache
+def modules() -> tuple[Module, ...]:
+    paths = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
+    return tuple(Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths)
+
+
+# --- the rules: each gives what is wrong with a module, one sentence a violation -------------------------------------
+
+
+def parts_import_one_way(module: Module) -> Iterator[str]:
+    if module.package != "convexlayer" or module.path in COMPOSITION_ROOTS:
+        return
+    for found in module.imports:
+        if found.package == "convexlayer":
+            part = found.name.split(".")[1] if "." in found.name else "convexlayer"
+            if part != module.part and part not in ALLOWED_PARTS[module.part]:
+                yield f"line {found.line}: {module.part} may not import {found.name}"
+
+
+def the_library_knows_neither_server_nor_client(module: Module) -> Iterator[str]:
+    if module.package == "convexlayer" and module.path not in COMPOSITION_ROOTS:
+        for found in module.imports:
+            if found.package in {"convexlayer_server", "convexlayer_client"}:
+                yield f"line {found.line}: the library may not import {found.name}"
+
+
+def client_and_server_share_the_wire_format_only(module: Module) -> Iterator[str]:
+    for found in module.imports:
+        if module.package == "convexlayer_client":
+            if found.package == "convexlayer_server" or (found.package == "convexlayer" and not found.lazy):
+                yield f"line {found.line}: the client may not import {found.name} at import time"
+        elif module.package == "convexlayer_server" and found.package == "convexlayer_client":
+            yield f"line {found.line}: the server may not import {found.name}"
+
+
+def torch_stays_in_layers_and_the_dense_backend(module: Module) -> Iterator[str]:
+    if module.package != "convexlayer_client" and not module.path.startswith(MAY_IMPORT_TORCH):
+        for found in module.imports:
+            if found.package == "torch":
+                yield f"line {found.line}: {found.name} belongs to {', '.join(MAY_IMPORT_TORCH)}"
+
+
+def cvxpy_stays_in_canon(module: Module) -> Iterator[str]:
+    if module.package == "convexlayer" and not module.path.startswith(MAY_IMPORT_CVXPY):
+        for found in module.imports:
+            if found.package == "cvxpy":
+                yield f"line {found.line}: {found.name} belongs to {', '.join(MAY_IMPORT_CVXPY)}"
+
+
+def cvxpy_internals_stay_in_the_frontend(module: Module) -> Iterator[str]:
+    if module.path in MAY_IMPORT_CVXPY_INTERNALS:
+        return
+    for found in module.imports:
+        if found.name.startswith("cvxpy.") and found.name.split(".")[1] in CVXPY_INTERNALS:
+            yield f"line {found.line}: {found.name} is internal to CVXPY"
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="cp" | "cvxpy"), attr=attribute) if attribute in CVXPY_INTERNALS:
+                yield f"line {node.lineno}: cvxpy.{attribute} is internal to CVXPY"
+
+
+def adapted_packages_stay_in_their_adapters(module: Module) -> Iterator[str]:
+    for found in module.imports:
+        if found.package in ADAPTED_PACKAGES and Path(module.path).name != f"{found.package}_.py":
+            yield f"line {found.line}: {found.package} belongs to a module named {found.package}_.py"
+
+
+def init_files_hold_imports_only(module: Module) -> Iterator[str]:
+    if Path(module.path).name != "__init__.py":
+        return
+    for position, node in enumerate(module.tree.body):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())) if position == 0:
+                pass
+            case ast.Import() | ast.ImportFrom() | ast.Assign(targets=[ast.Name(id="__all__" | "__version__")]):
+                pass
+            case _:
+                yield f"line {node.lineno}: only a docstring, imports, __all__ and __version__ stand in an __init__.py"
+
+
+def modules_are_documented(module: Module) -> Iterator[str]:
+    if not ast.get_docstring(module.tree):
+        yield "a module begins with a docstring"
+
+
+def modules_are_short(module: Module) -> Iterator[str]:
+    lines = module.source.count("\n")
+    if lines > MAX_LINES:
+        yield f"{lines} lines; one concept a module, {MAX_LINES} lines at most"
+
+
+def libraries_do_not_print(module: Module) -> Iterator[str]:
+    if module.path in COMPOSITION_ROOTS:
+        return
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Name(id="print")):
+                yield f"line {node.lineno}: log instead of printing"
+
+
+def nothing_is_left_to_do(module: Module) -> Iterator[str]:
+    for number, line in enumerate(module.source.splitlines(), start=1):
+        if any(word in line for word in ("TODO", "FIXME", "XXX")):
+            yield f"line {number}: do it, or open an issue: {line.strip()}"
+
+
+RULES: list[Callable[[Module], Iterator[str]]] = [
+    parts_import_one_way,
+    the_library_knows_neither_server_nor_client,
+    client_and_server_share_the_wire_format_only,
+    torch_stays_in_layers_and_the_dense_backend,
+    cvxpy_stays_in_canon,
+    cvxpy_internals_stay_in_the_frontend,
+    adapted_packages_stay_in_their_adapters,
+    init_files_hold_imports_only,
+    modules_are_documented,
+    modules_are_short,
+    libraries_do_not_print,
+    nothing_is_left_to_do,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
+    violations = [f"{module.path}: {violation}" for module in modules() for violation in rule(module)]
+    assert not violations, "\n".join(violations)
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "source"),
+    [
+        (parts_import_one_way, "convexlayer/canon/a.py", "from convexlayer.diff import polish"),
+        (parts_import_one_way, "convexlayer/diff/a.py", "def f():\n    import convexlayer.solvers.registry"),
+        (parts_import_one_way, "convexlayer/program.py", "from . import solution"),
+        (parts_import_one_way, "convexlayer/cones/a.py", "from ..canon.frontend import canonical_form"),
+        (parts_import_one_way, "convexlayer/layers/a.py", "import convexlayer"),
+        (the_library_knows_neither_server_nor_client, "convexlayer/layers/a.py", "import convexlayer_client"),
+        (client_and_server_share_the_wire_format_only, f"{CLIENT}/a.py", "import convexlayer"),
+        (client_and_server_share_the_wire_format_only, "server/convexlayer_server/a.py", "import convexlayer_client"),
+        (torch_stays_in_layers_and_the_dense_backend, "convexlayer/linalg/sparse.py", "from torch import linalg"),
+        (cvxpy_stays_in_canon, "convexlayer/diff/a.py", "import cvxpy as cp"),
+        (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "from cvxpy import reductions"),
+        (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "import cvxpy as cp\ncp.settings.OPTIMAL"),
+        (adapted_packages_stay_in_their_adapters, "convexlayer/solvers/a.py", "importlib.import_module('osqp')"),
+        (init_files_hold_imports_only, "convexlayer/canon/__init__.py", '"""Text."""\nlimit = 3'),
+        (modules_are_documented, "convexlayer/a.py", "import numpy"),
+        (modules_are_short, "convexlayer/a.py", "\n" * (MAX_LINES + 1)),
+        (libraries_do_not_print, "server/convexlayer_server/a.py", "def f():\n    print()"),
+        (nothing_is_left_to_do, "convexlayer/a.py", "# TODO: more"),
+    ],
+)  # fmt: skip
+def test_rule_can_fail(rule: Callable[[Module], Iterator[str]], path: str, source: str) -> None:
+    assert list(rule(Module(path, source)))
+
+
+def test_every_package_is_read_and_every_exception_exists() -> None:
+    assert {module.package for module in modules()} == set(PACKAGES)
+    paths = {module.path for module in modules()}
+    assert paths >= {*COMPOSITION_ROOTS, *MAY_IMPORT_CVXPY_INTERNALS}

@@ -1,0 +1,100 @@
+"""Both distributions build, without a network, into wheels that hold what they should and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIENT = ROOT / "clients" / "python"
+
+
+class Wheel:
+    def __init__(self, project: Path, folder: Path) -> None:
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(project)]
+        subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        (path,) = folder.glob("*.whl")
+        with zipfile.ZipFile(path) as archive:
+            self.files = frozenset(archive.namelist())
+            (info,) = {name.split("/")[0] for name in self.files if ".dist-info/" in name}
+            self.metadata: Message = Parser().parsestr(archive.read(f"{info}/METADATA").decode())
+            scripts = f"{info}/entry_points.txt"
+            self.entry_points = archive.read(scripts).decode() if scripts in self.files else ""
+        self.licence = f"{info}/licenses/LICENSE"
+
+    @property
+    def packages(self) -> set[str]:
+        return {name.split("/")[0] for name in self.files if ".dist-info/" not in name}
+
+    @property
+    def extras(self) -> set[str]:
+        return set(self.metadata.get_all("Provides-Extra") or [])
+
+    def requires(self, extra: str = "") -> set[str]:
+        """The names of the distributions that it needs: always, or in addition with an extra."""
+        requirements = [Requirement(line) for line in self.metadata.get_all("Requires-Dist") or []]
+        always = {line.name for line in requirements if "extra ==" not in str(line.marker)}
+        return {line.name for line in requirements if f'extra == "{extra}"' in str(line.marker)} if extra else always
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Wheel:
+    return Wheel(ROOT, tmp_path_factory.mktemp("library"))
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Wheel:
+    return Wheel(CLIENT, tmp_path_factory.mktemp("client"))
+
+
+def sources(package: Path) -> set[str]:
+    return {path.relative_to(package.parent).as_posix() for path in package.rglob("*.py")}
+
+
+def test_the_library_wheel_holds_library_and_server(library: Wheel) -> None:
+    assert library.packages == {"convexlayer", "convexlayer_server"}
+    assert library.files >= sources(ROOT / "convexlayer") | sources(ROOT / "server" / "convexlayer_server")
+    assert "convexlayer/py.typed" in library.files
+    assert library.licence in library.files
+
+
+def test_the_client_wheel_holds_the_client_alone(client: Wheel) -> None:
+    assert client.packages == {"convexlayer_client"}
+    assert client.files >= sources(CLIENT / "src" / "convexlayer_client")
+    assert "convexlayer_client/py.typed" in client.files
+    assert client.licence in client.files
+
+
+def test_the_library_has_its_command_and_extras(library: Wheel) -> None:
+    assert "convexlayer = convexlayer.cli:main" in library.entry_points
+    assert library.extras == {"server", "solvers", "bench", "demo", "dev", "all"}
+    assert library.requires("all") == set().union(*(library.requires(extra) for extra in library.extras - {"all"}))
+
+
+def test_diffcp_is_a_reference_not_a_dependency(library: Wheel) -> None:
+    assert "diffcp" in library.requires("dev")
+    assert "diffcp" not in library.requires()
+
+
+def test_the_client_needs_neither_library_nor_server(client: Wheel) -> None:
+    assert client.requires() == {"httpx", "numpy"}
+    assert client.extras == {"torch", "cvxpy"}
+
+
+def test_torch_is_pinned_for_every_install() -> None:
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+    installs = [
+        line
+        for name in ("Makefile", ".ci/run", ".ci/check-wheels")
+        for line in (ROOT / name).read_text().splitlines()
+        if "pip install" in line
+    ]
+    assert installs
+    assert all("--constraint" in line and "constraints.txt" in line for line in installs), installs
