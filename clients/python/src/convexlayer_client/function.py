@@ -1,0 +1,250 @@
+"""The autograd function of a remote layer: forward, vjp and jvp are each one request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
+
+import torch
+
+from convexlayer_client.arrays import Array
+from convexlayer_client.client import Client
+from convexlayer_client.errors import DerivativeError, NotFoundError
+from convexlayer_client.expression import ProblemDocument
+from convexlayer_client.results import DerivativeReport, Options, SolveResult
+
+__all__ = ["RemoteCall", "RemoteProblem", "RemoteReport", "Solve"]
+
+T = TypeVar("T")
+Tensors = tuple[torch.Tensor, ...]
+
+SOLVED = ("optimal", "optimal_inaccurate")
+
+
+@final
+@dataclass(eq=False)
+class RemoteReport:
+    """The account of one call.
+
+    Attributes:
+        result: What the server answered: statuses, residuals, iterations, solver and timings.
+        objective: Objective values, a tensor that can be differentiated, without the batch axis if no input had one.
+        derivative: How far the last derivative at these solutions can be trusted; None before the first.
+    """
+
+    result: SolveResult
+    objective: torch.Tensor
+    derivative: DerivativeReport | None = None
+
+    @property
+    def status(self) -> tuple[str, ...]:
+        """Status of each element."""
+        return self.result.status
+
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """Positions of the elements without a solution."""
+        return tuple(i for i, status in enumerate(self.status) if status not in SOLVED)
+
+
+@final
+class RemoteProblem:
+    """A problem on a server, which may forget it: then it is registered again.
+
+    Args:
+        client: The client to reach it by.
+        document: The problem.
+        solver: Name of the solver to use there.
+    """
+
+    def __init__(self, client: Client, document: ProblemDocument, solver: str) -> None:
+        self.client = client
+        self.document = document
+        self.solver = solver
+        registered = client.register(document.body)
+        self.id = registered.id
+        self.wants_duals = any(name in registered.duals for name in document.outputs)
+
+    def run(self, request: Callable[[], T]) -> T:
+        """Send a request; if the server does not know the problem (any more), register it and send once more."""
+        try:
+            return request()
+        except NotFoundError:
+            self.client.register(self.document.body)
+        return request()
+
+
+@final
+class RemoteCall:
+    """One call of a layer: what it solves with, and afterwards its report.
+
+    Args:
+        problem: The problem.
+        options: The options of this call.
+        judge: Told of the report after every derivative; it may warn or raise.
+    """
+
+    def __init__(self, problem: RemoteProblem, options: Options, judge: Callable[[RemoteReport], None]) -> None:
+        self._problem = problem
+        self._options = options
+        self._judge = judge
+        self._parameters: dict[str, Array] = {}
+        self._report: RemoteReport | None = None
+
+    @property
+    def report(self) -> RemoteReport:
+        """The report, after the forward pass."""
+        if self._report is None:
+            raise DerivativeError("the layer has not been solved yet")
+        return self._report
+
+    def solve(self, theta: Sequence[Array]) -> tuple[Array, ...]:
+        """The outputs, and the objective values."""
+        problem, document = self._problem, self._problem.document
+        self._parameters = {name: value.copy() for name, value in zip(document.parameters, theta, strict=True)}
+        result = problem.run(
+            lambda: problem.client.solve(
+                problem.id, self._parameters, solver=problem.solver, options=self._options, duals=problem.wants_duals
+            )
+        )
+        objective = _as_outputs(result.objective, result)
+        self._report = RemoteReport(result, torch.from_numpy(objective))
+        outputs = {**result.variables, **result.duals}
+        return (*(outputs[name] for name in document.outputs), objective)
+
+    def vjp(self, cotangents: Sequence[Array | None], wrt: Sequence[bool]) -> tuple[Array, ...]:
+        """Gradients of the parameters in ``wrt``, shaped as these came."""
+        problem, document = self._problem, self._problem.document
+        wanted = [name for name, want in zip(document.parameters, wrt, strict=True) if want]
+        given: dict[str, Array] = {}
+        for name, cotangent in zip((*document.outputs, "objective"), cotangents, strict=True):
+            if cotangent is not None:  # a variable may be returned twice
+                given[name] = given[name] + cotangent if name in given else cotangent
+        result = problem.run(
+            lambda: problem.client.vjp(
+                problem.id, given, self._parameters, wrt=wanted, solver=problem.solver, options=self._options
+            )
+        )
+        self._record(result.report)
+        return tuple(result.gradients[name] for name in wanted)
+
+    def jvp(self, tangents: Sequence[Array | None]) -> tuple[Array, ...]:
+        """Tangents of the outputs, and of the objective values."""
+        problem, document = self._problem, self._problem.document
+        named = zip(document.parameters, tangents, strict=True)
+        given = {name: tangent for name, tangent in named if tangent is not None}
+        result = problem.run(
+            lambda: problem.client.jvp(
+                problem.id,
+                given,
+                self._parameters,
+                solver=problem.solver,
+                options=self._options,
+                duals=problem.wants_duals,
+            )
+        )
+        self._record(result.report)
+        objective = _as_outputs(result.objective, self.report.result)
+        return (*(result.tangents[name] for name in document.outputs), objective)
+
+    def _record(self, derivative: DerivativeReport) -> None:
+        self.report.derivative = derivative
+        self._judge(self.report)
+
+
+def _as_outputs(values: Array, result: SolveResult) -> Array:
+    """Values (batch,) with the batch axis only if an input had it, as the outputs have."""
+    return values if result.meta["batched"] else values.reshape(())
+
+
+class Solve(torch.autograd.Function):
+    """(call, *theta) -> (*outputs, objective)."""
+
+    @staticmethod
+    def forward(call: RemoteCall, *theta: torch.Tensor) -> Tensors:
+        """Solve."""
+        like = _like(theta)
+        return tuple(_tensor(value, like) for value in call.solve([_array(tensor) for tensor in theta]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        """Keep the call, which knows the parameters, and the dtypes and devices that gradients take."""
+        ctx.call, *theta = inputs
+        ctx.like = _like(theta)
+        ctx.likes = [_like([tensor]) for tensor in theta]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        """Pull cotangents back."""
+        wrt = ctx.needs_input_grad[1:]
+        if not any(wrt) or all(cotangent is None for cotangent in cotangents):
+            return (None,) * (1 + len(wrt))
+        likes = [like for like, want in zip(ctx.likes, wrt, strict=True) if want]
+
+        def gradients(*given: torch.Tensor | None) -> Tensors:
+            values = ctx.call.vjp(_arrays(given), wrt)
+            return tuple(_tensor(value, like) for value, like in zip(values, likes, strict=True))
+
+        found = iter(_Opaque.apply(gradients, *cotangents))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return (None, *(next(found) if want else None for want in wrt))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> Tensors:
+        """Push tangents forward."""
+
+        def moved(*given: torch.Tensor | None) -> Tensors:
+            return tuple(_tensor(value, ctx.like) for value in ctx.call.jvp(_arrays(given)))
+
+        outputs: Tensors = _Opaque.apply(moved, *tangents)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return outputs
+
+
+class _Opaque(torch.autograd.Function):
+    """(function, *tensors) -> function(*tensors), on plain tensors also under torch.func, which wraps them."""
+
+    @staticmethod
+    def forward(function: Callable[..., Tensors], *tensors: torch.Tensor | None) -> Tensors:
+        """Call the function."""
+        return function(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        """Nothing to keep: there is no second derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
+        """Refuse."""
+        raise DerivativeError(_NO_SECOND)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
+        """Refuse."""
+        raise DerivativeError(_NO_SECOND)
+
+
+_NO_SECOND = "the derivative of the layer cannot be differentiated again: second derivatives are not available"
+
+
+def _like(theta: Sequence[torch.Tensor]) -> torch.Tensor:
+    """An empty tensor of the dtype and device that outputs take (float64 on the CPU where there is no parameter)."""
+    if not theta:
+        return torch.empty(0, dtype=torch.float64)
+    dtype = theta[0].dtype
+    for tensor in theta[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return torch.empty(0, dtype=dtype, device=theta[0].device)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.detach().to("cpu", torch.float64).numpy()
+    return array
+
+
+def _arrays(tensors: Sequence[torch.Tensor | None]) -> list[Array | None]:
+    return [None if tensor is None else _array(tensor) for tensor in tensors]
+
+
+def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(array).to(like.device, like.dtype)

@@ -1,0 +1,201 @@
+"""RemoteConvexLayer: a torch module whose solves and derivatives happen on a server."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import cvxpy as cp
+import torch
+
+from convexlayer_client.client import Client
+from convexlayer_client.errors import DerivativeError, FailedElementsError, ShapeError
+from convexlayer_client.expression import to_document
+from convexlayer_client.function import RemoteCall, RemoteProblem, RemoteReport, Solve
+from convexlayer_client.results import Options
+
+__all__ = ["RemoteConvexLayer", "RemoteReport"]
+
+ON_FAILURE = ("raise", "nan")
+ON_DEGENERATE = ("warn", "report", "raise")
+
+
+@final
+class RemoteConvexLayer(torch.nn.Module):
+    """theta -> solution of a convex problem, solved and differentiated on a server.
+
+        layer = RemoteConvexLayer(problem, parameters=[A, b], variables=[x], url="http://127.0.0.1:8000")
+        (solution,) = layer(A_tensor, b_tensor)
+        loss(solution).backward()
+
+    The call is that of ``convexlayer.ConvexLayer``, which need not be installed here. Each tensor has its parameter's
+    shape, or one leading batch axis; the two mix by broadcasting, and the gradient of a shared parameter is the sum
+    over the batch. Numbers travel in double precision; dtype and device of the tensors come back in the outputs. Works
+    under torch.no_grad, torch.autograd.gradcheck, torch.func.jvp and vjp; not under torch.func.vmap, where a batch of
+    tensors does the same.
+    """
+
+    def __init__(
+        self,
+        problem: cp.Problem,
+        parameters: Sequence[cp.Parameter],
+        variables: Sequence[cp.Variable],
+        *,
+        url: str | None = None,
+        client: Client | None = None,
+        api_key: str | None = None,
+        gp: bool = False,
+        on_failure: str = "raise",
+        on_degenerate: str = "warn",
+        solver: str = "auto",
+        options: Options | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Register a problem.
+
+        Args:
+            problem: A DPP problem.
+            parameters: Every parameter of the problem, in the order of the tensors.
+            variables: What to return: variables of the problem, and dual variables of its constraints
+                (``constraint.dual_variables[i]``).
+            url: Where the server is; or a ``client``.
+            client: A client to use; it is not closed by the layer.
+            api_key: The server's key, with ``url``.
+            gp: The problem is a geometric program.
+            on_failure: What to do when an element has no solution: ``raise`` a FailedElementsError that carries the
+                others, or fill its outputs with ``nan``. Gradients of such elements are zero, the others' untouched.
+            on_degenerate: What to do when a derivative may not exist or is inaccurate: ``warn`` (once a layer),
+                ``report`` only, or ``raise`` a DerivativeError.
+            solver: Name of a solver of the server, or ``auto``.
+            options: Options of every call, complete or as changes to the server's.
+
+        Raises:
+            UnsupportedExpressionError: The problem cannot be stated as a document.
+            ApiError: The server refuses the problem.
+            TransportError: No server answers.
+            ValueError: An argument is not one of its choices.
+        """
+        super().__init__()
+        _check_choice("on_failure", on_failure, ON_FAILURE)
+        _check_choice("on_degenerate", on_degenerate, ON_DEGENERATE)
+        if (url is None) == (client is None):
+            raise ValueError("expected either url or client")
+        if client is not None and api_key is not None:
+            raise ValueError("api_key goes with url; a client has its own")
+        self._options = Options.of(options, Options())
+        self._on_failure = on_failure
+        self._shapes = [parameter.shape for parameter in parameters]
+        self._judge = _DerivativeJudge(on_degenerate)
+        document = to_document(problem, parameters, variables, gp=gp)
+        self._remote = RemoteProblem(client or Client(str(url), api_key), document, solver)
+
+    @property
+    def problem_id(self) -> str:
+        """The problem's id on the server."""
+        return self._remote.id
+
+    def extra_repr(self) -> str:
+        """Names and id, for torch's repr."""
+        document = self._remote.document
+        return f"({', '.join(document.parameters)}) -> ({', '.join(document.outputs)}), {self.problem_id}"
+
+    def forward(
+        self, *tensors: torch.Tensor, options: Options | Mapping[str, Any] | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Solve.
+
+        Args:
+            tensors: One a parameter, of its shape or with one leading batch axis.
+            options: Complete options, or changes to the layer's, for this call.
+
+        Returns:
+            One tensor a variable, with the batch axis if any input had it.
+
+        Raises:
+            ShapeError: Shapes or batch sizes do not fit.
+            FailedElementsError: Elements without a solution, under ``on_failure="raise"``.
+            ApiError: The server refuses the values; InvalidError where one is not finite or violates an attribute.
+            TransportError: No server answers.
+        """
+        return self.solve(*tensors, options=options)[0]
+
+    def solve(
+        self, *tensors: torch.Tensor, options: Options | Mapping[str, Any] | None = None
+    ) -> tuple[tuple[torch.Tensor, ...], RemoteReport]:
+        """Like the call, with the report, which backward completes."""
+        self._check(tensors)
+        call = RemoteCall(self._remote, Options.of(options, self._options), self._judge)
+        *outputs, objective = Solve.apply(call, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        report = call.report
+        report.objective = objective  # the one that autograd knows
+        if report.failed and self._on_failure == "raise":
+            raise FailedElementsError(
+                _failure_message(report), indices=report.failed, outputs=tuple(outputs), report=report
+            )
+        return tuple(outputs), report
+
+    def _check(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        names = self._remote.document.parameters
+        if len(tensors) != len(names):
+            raise ShapeError(f"expected {len(names)} tensors (for {', '.join(names)}), got {len(tensors)}")
+        sizes: dict[str, int] = {}
+        for name, shape, tensor in zip(names, self._shapes, tensors, strict=True):
+            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+                raise TypeError(f"parameter {name!r}: expected a tensor of floating point, got {_kind(tensor)}")
+            if tuple(tensor.shape) == shape:
+                continue
+            if tuple(tensor.shape[1:]) != shape or tensor.ndim != len(shape) + 1:
+                raise ShapeError(
+                    f"parameter {name!r}: expected shape {list(shape)} or {['batch', *shape]}, got {list(tensor.shape)}"
+                )
+            sizes[name] = tensor.shape[0]
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{name!r} has {size}" for name, size in sizes.items())
+            raise ShapeError(f"batch sizes must be equal: {listed}")
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _failure_message(report: RemoteReport) -> str:
+    named = ", ".join(f"{i} ({report.status[i]})" for i in report.failed[:8])
+    more = f" and {len(report.failed) - 8} more" if len(report.failed) > 8 else ""
+    return (
+        f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The others are in "
+        "this error's outputs; on_failure='nan' returns them instead"
+    )
+
+
+@final
+class _DerivativeJudge:
+    """What becomes of derivatives that cannot be trusted; warns once."""
+
+    def __init__(self, on_degenerate: str) -> None:
+        self._on_degenerate = on_degenerate
+        self._warnings = itertools.count()
+
+    def __call__(self, report: RemoteReport) -> None:
+        if self._on_degenerate == "report" or report.derivative is None:
+            return
+        failed = set(report.failed)
+        doubtful = [
+            f"{i} ({word})" for i, word in enumerate(report.derivative.status) if word != "ok" and i not in failed
+        ]
+        if not doubtful:
+            return
+        message = (
+            f"the derivative of {len(doubtful)} of {len(report.status)} elements may not exist or is inaccurate: "
+            f"{', '.join(doubtful[:8])}{' ...' if len(doubtful) > 8 else ''}. What is returned is a least-squares "
+            "direction; report.derivative says how far to trust it"
+        )
+        if self._on_degenerate == "raise":
+            raise DerivativeError(message)
+        if next(self._warnings) == 0:
+            warnings.warn(message + " (said once a layer; on_degenerate='report' is silent)", UserWarning, stacklevel=2)

@@ -1,0 +1,156 @@
+"""What the server answers, as plain data with NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from convexlayer_client.arrays import Array
+
+__all__ = ["DerivativeReport", "JvpResult", "Options", "Problem", "Residuals", "SolveResult", "VjpResult"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to solve; what is None is left to the server.
+
+    Attributes:
+        tol: Tolerance of the residuals.
+        max_iter: Iterations that a solver may take.
+        time_limit_s: Seconds that an element may take.
+    """
+
+    tol: float | None = None
+    max_iter: int | None = None
+    time_limit_s: float | None = None
+
+    @staticmethod
+    def of(options: Options | Mapping[str, Any] | None, default: Options) -> Options:
+        """Options from what a caller gave: complete options, a mapping of changes to the default, or None."""
+        if options is None:
+            return default
+        return options if isinstance(options, Options) else replace(default, **options)
+
+
+@final
+@dataclass(frozen=True)
+class Problem:
+    """A registered problem.
+
+    Attributes:
+        id: Its name on the server, a hash of its document.
+        parameters: Shape of each parameter.
+        variables: Shape of each variable.
+        duals: Shape of each dual variable: ``c0``, ``c1``, ... by position of the constraint, ``c3.0``, ``c3.1`` where
+            it has several.
+        details: What else the server says: kind, curvature, cones, sizes, solver.
+    """
+
+    id: str
+    parameters: Mapping[str, tuple[int, ...]]
+    variables: Mapping[str, tuple[int, ...]]
+    duals: Mapping[str, tuple[int, ...]]
+    details: Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Residuals:
+    """How well each element is solved, arrays of shape (batch,).
+
+    Attributes:
+        primal: Of the constraints.
+        dual: Of stationarity.
+        gap: Of the duality gap.
+        natural: Of the complementarity of slack and dual variable.
+    """
+
+    primal: Array
+    dual: Array
+    gap: Array
+    natural: Array
+
+
+@final
+@dataclass(frozen=True)
+class DerivativeReport:
+    """How far each element's derivative can be trusted.
+
+    Attributes:
+        status: ``ok``, ``inaccurate``, ``degenerate`` (the derivative may not exist) or ``failed``, one an element.
+        linear_residual: Relative residual of the linear system, shape (batch,), as the following.
+        margin: Distance from the nearest point where the derivative jumps.
+        condition: Estimate of the system's condition.
+    """
+
+    status: tuple[str, ...]
+    linear_residual: Array
+    margin: Array
+    condition: Array
+
+
+@final
+@dataclass(frozen=True)
+class SolveResult:
+    """A solved batch.
+
+    Attributes:
+        variables: Arrays of shape (batch, *shape), or of the variable's shape if no parameter was batched. NaN in the
+            rows of failed elements.
+        duals: The same for dual variables, where asked for.
+        status: Status of each element: optimal, optimal_inaccurate, infeasible, unbounded, iteration_limit, time_limit
+            or numerical_error.
+        objective: Objective values, shape (batch,).
+        iterations: Iterations of the solver, shape (batch,).
+        residuals: Residuals of each element.
+        meta: Solver, versions, batch size and seconds.
+    """
+
+    variables: Mapping[str, Array]
+    duals: Mapping[str, Array]
+    status: tuple[str, ...]
+    objective: Array
+    iterations: Array
+    residuals: Residuals
+    meta: Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class VjpResult:
+    """Gradients.
+
+    Attributes:
+        gradients: Per element, shape (batch, *shape), for a parameter that was sent as a batch; summed over the batch
+            for one that was not. Zero for failed elements.
+        status: Status of each element's solution.
+        report: How far each element's gradient can be trusted.
+        meta: Solver, versions, batch size and seconds.
+    """
+
+    gradients: Mapping[str, Array]
+    status: tuple[str, ...]
+    report: DerivativeReport
+    meta: Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class JvpResult:
+    """Tangents of the outputs.
+
+    Attributes:
+        tangents: By variable, and dual variable where asked for, shaped as the outputs of ``SolveResult``.
+        objective: Of the objective values, shape (batch,).
+        status: Status of each element's solution.
+        report: How far each element's tangent can be trusted.
+        meta: Solver, versions, batch size and seconds.
+    """
+
+    tangents: Mapping[str, Array]
+    objective: Array
+    status: tuple[str, ...]
+    report: DerivativeReport
+    meta: Mapping[str, Any]

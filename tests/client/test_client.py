@@ -1,0 +1,212 @@
+"""The calls of the client against a real server, and its errors against every status."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from convexlayer_client import (
+    ApiError,
+    Client,
+    ClientError,
+    InvalidError,
+    NotFoundError,
+    Options,
+    ProtocolError,
+    TransportError,
+    errors,
+)
+from convexlayer_client.arrays import decode, encode
+from tests.client.conftest import CLIENT
+
+README = CLIENT.parent / "README.md"
+DOCUMENT = {
+    "kind": "expression",
+    "parameters": {"a": {"shape": [3]}, "radius": {"pos": True}},
+    "variables": {"x": {"shape": [3]}},
+    "minimize": "sum_squares(x - a)",
+    "subject_to": ["norm(x) <= radius", "x[0] == 0.5"],
+}
+THETA = {"a": np.array([[3.0, 4.0, 0.0], [0.0, 0.1, 0.2]]), "radius": 1.0}
+
+
+def expected(a: np.ndarray) -> np.ndarray:
+    """Projection to the disc of radius sqrt(1 - 0.25) in the last two coordinates."""
+    tail, limit = a[1:], np.sqrt(0.75)
+    return np.concatenate([[0.5], tail * min(1.0, limit / np.linalg.norm(tail))])
+
+
+def test_a_problem_is_registered_once_listed_and_deleted(client: Client) -> None:
+    problem = client.register(DOCUMENT)
+    assert client.register(DOCUMENT) == problem
+    assert problem.id.startswith("p_")
+    assert problem.parameters == {"a": (3,), "radius": ()}
+    assert problem.variables == {"x": (3,)}
+    assert problem.duals == {"c0": (), "c1": ()}
+    assert problem.id in [listed.id for listed in client.problems()]
+    assert client.get(problem.id).details["kind"] == "expression"
+    client.delete(problem.id)
+    with pytest.raises(NotFoundError) as caught:
+        client.get(problem.id)
+    assert caught.value.status == 404
+    assert caught.value.request_id
+
+
+def test_solve_returns_arrays(client: Client) -> None:
+    problem = client.register(DOCUMENT)
+    result = client.solve(problem.id, THETA, duals=True, options=Options(tol=1e-9))
+    np.testing.assert_allclose(result.variables["x"], [expected(a) for a in THETA["a"]], atol=1e-7)
+    assert result.duals["c0"].shape == (2,)
+    assert result.status == ("optimal", "optimal")
+    distance = ((result.variables["x"] - THETA["a"]) ** 2).sum(1)
+    np.testing.assert_allclose(result.objective, distance, rtol=1e-6)
+    assert max(result.residuals.primal.max(), result.residuals.natural.max()) < 1e-6
+    assert result.meta["batch"] == 2
+    single = client.solve(problem.id, {"a": THETA["a"][1], "radius": 1})
+    assert single.variables["x"].shape == (3,)
+    assert single.duals == {}
+
+
+def test_vjp_and_jvp_are_each_others_transpose(client: Client) -> None:
+    problem = client.register(DOCUMENT)
+    rng = np.random.default_rng(0)
+    tangents = {"a": rng.standard_normal((2, 3)), "radius": rng.standard_normal()}
+    cotangents = {"x": rng.standard_normal((2, 3)), "c1": rng.standard_normal(2), "objective": rng.standard_normal(2)}
+    forward = client.jvp(problem.id, tangents, THETA, duals=True)
+    backward = client.vjp(problem.id, cotangents, THETA)
+    outputs = {**forward.tangents, "objective": forward.objective}
+    left = sum(float((cotangents[name] * outputs[name]).sum()) for name in cotangents)
+    right = sum(float((tangents[name] * backward.gradients[name]).sum()) for name in tangents)
+    assert abs(left) > 1e-2
+    np.testing.assert_allclose(left, right, rtol=1e-9)
+    assert backward.gradients["a"].shape == (2, 3)
+    assert backward.gradients["radius"].shape == ()
+    assert backward.report.status == forward.report.status == ("ok", "ok")
+    assert client.vjp(problem.id, cotangents, THETA, wrt=["radius"]).gradients.keys() == {"radius"}
+
+
+def test_infeasible_is_an_answer(client: Client) -> None:
+    problem = client.register(DOCUMENT)
+    result = client.solve(problem.id, {"a": THETA["a"], "radius": np.array([0.1, 1.0])})
+    assert result.status == ("infeasible", "optimal")
+    assert np.isnan(result.variables["x"][0]).all()
+    assert np.isfinite(result.variables["x"][1]).all()
+    assert np.isnan(result.objective[0])
+
+
+def test_a_wrong_document_says_where(client: Client) -> None:
+    with pytest.raises(InvalidError) as caught:
+        client.register(DOCUMENT | {"subject_to": ["x >= 0", "x <= nothing"]})
+    assert caught.value.errors[0].pointer == "/subject_to/1"
+    assert "column" in str(caught.value)
+    assert caught.value.type == "urn:convexlayer:problem:invalid-problem"
+
+
+def test_health(client: Client) -> None:
+    assert client.health()["status"] == "ok"
+
+
+def test_the_readme_runs(url: str) -> None:
+    example = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[0]
+    scope: dict[str, Any] = {}
+    exec(example.replace("http://127.0.0.1:8000", url), scope)
+    np.testing.assert_allclose(scope["result"].variables["x"].sum(1), np.ones(128))
+
+
+def answering(respond: Callable[[httpx.Request], httpx.Response], **keywords: Any) -> Client:
+    return Client("http://server", transport=httpx.MockTransport(respond), **keywords)
+
+
+@pytest.mark.parametrize(("status", "kind"), [*errors.API_ERRORS.items(), (418, ApiError), (502, ApiError)])
+def test_every_status_has_its_error(status: int, kind: type[ApiError]) -> None:
+    document = {
+        "type": "urn:convexlayer:problem:some",
+        "title": "Some title",
+        "status": status,
+        "detail": "what happened",
+        "errors": [{"pointer": "/parameters/a", "detail": "too odd"}],
+        "request_id": "r-1",
+    }
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, json=document, headers={"Retry-After": "7"})
+
+    with answering(respond) as client, pytest.raises(ApiError) as caught:
+        client.problems()
+    error = caught.value
+    assert type(error) is kind
+    assert isinstance(error, ClientError)
+    assert (error.status, error.type, error.title) == (status, "urn:convexlayer:problem:some", "Some title")
+    assert (error.request_id, error.retry_after_s) == ("r-1", 7.0)
+    assert [(place.pointer, place.detail) for place in error.errors] == [("/parameters/a", "too odd")]
+    for part in (str(status), "Some title", "what happened", "r-1", "/parameters/a", "too odd"):
+        assert part in str(error)
+
+
+def test_an_error_that_is_no_problem_document_is_one_all_the_same() -> None:
+    headers = {"X-Request-Id": "r-2", "Retry-After": "Sun, 22 Nov 2026 08:00:00 GMT"}
+    with (
+        answering(lambda request: httpx.Response(503, text="<html>proxy</html>", headers=headers)) as client,
+        pytest.raises(errors.UnavailableError, match="proxy") as caught,
+    ):
+        client.health()
+    assert caught.value.request_id == "r-2"
+    assert caught.value.retry_after_s is None
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"problems": [{"id": 3}]}'])
+def test_an_answer_that_is_not_the_apis_is_a_protocol_error(content: bytes) -> None:
+    with (
+        answering(lambda request: httpx.Response(200, content=content)) as client,
+        pytest.raises(ProtocolError),
+    ):
+        client.problems()
+
+
+def test_no_answer_is_a_transport_error() -> None:
+    with Client("http://127.0.0.1:1") as client, pytest.raises(TransportError, match=r"127\.0\.0\.1:1") as caught:
+        client.health()
+    assert isinstance(caught.value.__cause__, httpx.RequestError)
+
+
+def test_the_key_is_sent_as_a_bearer_token_and_the_body_in_base64() -> None:
+    seen: list[httpx.Request] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(401, json={})
+
+    with answering(respond, api_key="secret") as client, pytest.raises(errors.UnauthenticatedError) as caught:
+        client.solve("p/../x", {"a": [1.0, 2.0]}, options=Options(max_iter=5))
+    assert seen[0].headers["Authorization"] == "Bearer secret"
+    assert "secret" not in str(caught.value)
+    assert seen[0].url.raw_path == b"/v1/problems/p%2F..%2Fx/solve"
+    body = json.loads(seen[0].content)
+    assert body["options"] == {"solver": "auto", "max_iter": 5}
+    assert body["encoding"] == "base64"
+    np.testing.assert_array_equal(decode(body["parameters"]["a"]), [1.0, 2.0])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (0, 4)])
+def test_arrays_keep_every_bit(shape: tuple[int, ...]) -> None:
+    values = np.asfortranarray(np.random.default_rng(0).standard_normal(shape))
+    values.flat[:1] = np.nan
+    np.testing.assert_array_equal(decode(json.loads(json.dumps(encode(values)))), values)
+
+
+def test_null_in_lists_is_nan() -> None:
+    np.testing.assert_array_equal(decode([1.5, None]), [1.5, np.nan])
+
+
+@pytest.mark.parametrize(
+    "value", [{"b64": "AAAA"}, {"dtype": "<f8", "shape": [2], "b64": "AAAAAAAAAAA="}, ["x"], [[1], 2]]
+)
+def test_what_is_not_an_array_is_a_protocol_error(value: Any) -> None:
+    with pytest.raises(ProtocolError):
+        decode(value)

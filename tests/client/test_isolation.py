@@ -1,0 +1,53 @@
+"""The client where it is alone: without the library, and before torch and CVXPY are wanted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from convexlayer import ConvexLayer
+from tests.client.conftest import CLIENT
+from tests.client.families import FAMILIES
+
+HERE = Path(__file__).parent
+
+
+def run(*arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment | {"PYTHONPATH": str(CLIENT)},
+        cwd=HERE,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def remote_gradients(url: str) -> dict[str, list[list[float]]]:
+    return json.loads(run("without_library.py", url))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_without_the_library_are_the_local_layers(
+    name: str, remote_gradients: dict[str, list[list[float]]]
+) -> None:
+    family = FAMILIES[name]()
+    tensors = family.tensors(seed=11, batched=(True,) * len(family.parameters))
+    layer = ConvexLayer(family.problem, family.parameters, family.outputs, gp=family.gp)
+    sum((output**2).sum() for output in layer(*tensors)).backward()
+    for ours, tensor in zip(remote_gradients[name], tensors, strict=True):
+        torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), tensor.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_importing_the_client_imports_neither_torch_nor_cvxpy_nor_scipy() -> None:
+    script = "import convexlayer_client, sys; print([m for m in ('torch', 'cvxpy', 'scipy') if m in sys.modules])"
+    assert run("-P", "-c", script).strip() == "[]"

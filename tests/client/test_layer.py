@@ -1,0 +1,296 @@
+"""RemoteConvexLayer against ConvexLayer: the same call, the same solutions, the same derivatives."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+
+from convexlayer import ConvexLayer
+from convexlayer_client import (
+    Client,
+    DerivativeError,
+    FailedElementsError,
+    InvalidError,
+    NotFoundError,
+    Options,
+    ShapeError,
+)
+from convexlayer_client.layer import RemoteConvexLayer
+from tests.client.families import FAMILIES, Family, quadratic
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+
+
+def remote(family: Family, client: Client, **keywords: Any) -> RemoteConvexLayer:
+    return RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, gp=family.gp, **keywords)
+
+
+def local(family: Family, **keywords: Any) -> ConvexLayer:
+    return ConvexLayer(family.problem, family.parameters, family.outputs, gp=family.gp, **keywords)
+
+
+def gradients(layer: Any, tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Outputs, and the gradients of a loss with a fixed random cotangent for each of them and the objective."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    outputs, report = layer.solve(*leaves)
+    everything = [*outputs, report.objective]
+    generator = torch.Generator().manual_seed(5)
+    loss = sum(
+        (output * torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)).sum()
+        for output in everything
+    )
+    return everything, list(torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("batching", ["single", "batched", "shared"])
+def test_solutions_and_gradients_are_the_local_layers(name: str, batching: str, client: Client) -> None:
+    family = FAMILIES[name]()
+    count = len(family.parameters)
+    flags = {"single": (False,) * count, "batched": (True,) * count, "shared": (*(False,) * (count - 1), True)}[
+        batching
+    ]
+    tensors = family.tensors(seed=3, batched=flags)
+    theirs, their_gradients = gradients(local(family), tensors)
+    ours, our_gradients = gradients(remote(family, client), tensors)
+    for left, right in zip(ours + our_gradients, theirs + their_gradients, strict=True):
+        assert left.shape == right.shape
+        torch.testing.assert_close(left, right, **TOLERANCE)
+    assert max(gradient.abs().max().item() for gradient in our_gradients) > 1e-3
+
+
+@FORWARD_MODE
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tangents_are_the_local_layers(name: str, client: Client) -> None:
+    family = FAMILIES[name]()
+    tensors = [tensor.detach() for tensor in family.tensors(seed=4, batched=(True,) * len(family.parameters))]
+    tangents = [tensor.detach() * 0.1 for tensor in family.tensors(seed=9, batched=(True,) * len(family.parameters))]
+    results = [
+        torch.func.jvp(layer, tuple(tensors), tuple(tangents)) for layer in (remote(family, client), local(family))
+    ]
+    for ours, theirs in zip(*((*outputs, *moved) for outputs, moved in results), strict=True):
+        torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+def test_torch_func_takes_the_layer(client: Client) -> None:
+    family = quadratic()
+    tensors = [tensor.detach() for tensor in family.tensors(seed=5)]
+
+    def loss(layer: Any) -> Any:
+        return torch.func.grad(lambda *theta: layer(*theta)[0].square().sum(), argnums=(0, 1, 2))(*tensors)
+
+    for ours, theirs in zip(loss(remote(family, client)), loss(local(family)), strict=True):
+        torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+def test_second_derivatives_are_refused(client: Client) -> None:
+    leaf = A.clone().requires_grad_()
+    (solution,) = remote(box(), client)(leaf, BUDGETS[:1])
+    (gradient,) = torch.autograd.grad(solution.square().sum(), leaf, create_graph=True)
+    with pytest.raises(DerivativeError, match="cannot be differentiated again"):
+        gradient.sum().backward()
+
+
+@FORWARD_MODE
+def test_gradients_pass_gradcheck_both_ways(client: Client) -> None:
+    family = quadratic()
+    layer = remote(family, client)
+    tensors = tuple(family.tensors(seed=6, batched=(False, True, False), batch=2))
+    assert torch.autograd.gradcheck(layer, tensors, atol=1e-5, rtol=1e-4, check_forward_ad=True)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.float32, torch.float64, torch.float32)])
+def test_dtypes_come_back(dtypes: tuple[torch.dtype, ...], client: Client) -> None:
+    family = quadratic()
+    tensors = [tensor.detach().to(dtype) for tensor, dtype in zip(family.tensors(seed=2), dtypes, strict=True)]
+    ours, our_gradients = gradients(remote(family, client), tensors)
+    theirs, their_gradients = gradients(local(family), tensors)
+    assert [output.dtype for output in ours] == [output.dtype for output in theirs]
+    assert [gradient.dtype for gradient in our_gradients] == list(dtypes)
+    for left, right in zip(ours + our_gradients, theirs + their_gradients, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
+
+
+def box(lower: float = 0.0) -> Family:
+    """Projection of a to x >= 0, sum(x) <= budget: infeasible for a negative budget."""
+    x = cp.Variable(3, name="x")
+    a, budget = cp.Parameter(3, name="a"), cp.Parameter(name="budget")
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - a)), [x >= lower, cp.sum(x) <= budget])
+    return Family(problem, [a, budget], [x], lambda rng: [rng.random(3), 0.5])
+
+
+A = torch.tensor([0.5, 0.7, -0.9], dtype=torch.float64)
+BUDGETS = torch.tensor([0.6, -1.0, 0.9], dtype=torch.float64)
+
+
+def test_failed_elements_raise_and_carry_the_others(client: Client) -> None:
+    with pytest.raises(FailedElementsError, match=r"1 \(infeasible\)") as caught:
+        remote(box(), client)(A, BUDGETS)
+    assert caught.value.indices == (1,)
+    assert caught.value.report.status == ("optimal", "infeasible", "optimal")
+    (solution,) = caught.value.outputs
+    assert solution[1].isnan().all()
+    torch.testing.assert_close(solution[[0, 2]], local(box())(A, BUDGETS[[0, 2]])[0], **TOLERANCE)
+
+
+def test_failed_elements_change_no_gradient_but_their_own(client: Client) -> None:
+    def grads(layer: Any, budgets: torch.Tensor) -> list[torch.Tensor]:
+        leaves = [A.clone().requires_grad_(), budgets.clone().requires_grad_()]
+        (solution,) = layer(*leaves)
+        return list(torch.autograd.grad((solution**2).sum(), leaves))  # NaN cotangents where it failed
+
+    shared, own = grads(remote(box(), client, on_failure="nan"), BUDGETS)
+    good_shared, good_own = grads(local(box()), BUDGETS[[0, 2]])
+    torch.testing.assert_close(shared, good_shared, **TOLERANCE)
+    torch.testing.assert_close(own[[0, 2]], good_own, **TOLERANCE)
+    assert own[1] == 0
+
+
+def test_a_failed_single_solve_is_nan_with_zero_gradient(client: Client) -> None:
+    leaves = [A.clone().requires_grad_(), torch.tensor(-1.0, dtype=torch.float64)]
+    (solution,) = remote(box(), client, on_failure="nan")(*leaves)
+    assert solution.shape == (3,)
+    assert solution.isnan().all()
+    assert torch.equal(*torch.autograd.grad(solution.sum(), leaves[:1]), torch.zeros(3, dtype=torch.float64))
+
+
+def test_a_forgotten_problem_is_registered_again(client: Client) -> None:
+    layer = remote(box(lower=-0.25), client)
+    leaf = A.clone().requires_grad_()
+    client.delete(layer.problem_id)
+    with pytest.raises(NotFoundError):
+        client.get(layer.problem_id)
+    (solution,) = layer(leaf, BUDGETS[:1])
+    client.delete(layer.problem_id)
+    solution.sum().backward()
+    assert leaf.grad is not None
+    assert client.get(layer.problem_id).id == layer.problem_id
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ([(3,)], r"expected 2 tensors \(for a, budget\), got 1"),
+        ([(4,), ()], r"parameter 'a': expected shape \[3\] or \['batch', 3\], got \[4\]"),
+        ([(2, 2, 3), ()], r"parameter 'a'"),
+        ([(2, 3), (3,)], r"'a' has 2, 'budget' has 3"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(shapes: list[tuple[int, ...]], said: str, client: Client) -> None:
+    with pytest.raises(ShapeError, match=said):
+        remote(box(), client)(*(torch.ones(shape, dtype=torch.float64) for shape in shapes))
+
+
+def test_integers_are_refused(client: Client) -> None:
+    with pytest.raises(TypeError, match=r"'a': expected a tensor of floating point, got torch.int64"):
+        remote(box(), client)(torch.ones(3, dtype=torch.int64), BUDGETS)
+
+
+def test_values_that_are_not_finite_are_the_servers_error(client: Client) -> None:
+    with pytest.raises(InvalidError) as caught:
+        remote(box(), client)(A * np.nan, BUDGETS[:1])
+    assert caught.value.errors[0].pointer == "/parameters/a"
+
+
+def test_degenerate_derivatives_are_reported(client: Client) -> None:
+    kink = torch.zeros(3, dtype=torch.float64, requires_grad=True)  # x >= 0 is weakly active at a = 0
+    budget = torch.tensor(1.0, dtype=torch.float64)
+    layer = remote(box(), client)
+    with pytest.warns(UserWarning, match="may not exist"):
+        layer(kink, budget)[0].sum().backward()
+    with warnings.catch_warnings(action="error"):  # once a layer
+        layer(kink, budget)[0].sum().backward()
+    with pytest.raises(DerivativeError, match="may not exist"):
+        remote(box(), client, on_degenerate="raise")(kink, budget)[0].sum().backward()
+    (solution,), report = remote(box(), client, on_degenerate="report").solve(kink, budget)
+    solution.sum().backward()
+    assert report.derivative is not None
+    assert report.derivative.status == ("degenerate",)
+
+
+def test_options_and_solver_reach_the_server(client: Client) -> None:
+    family = quadratic()
+    tensors = family.tensors(seed=1)
+    _, report = remote(family, client, solver="scs", options=Options(tol=1e-4)).solve(*tensors, options={"tol": 1e-6})
+    assert report.result.meta["solver"] == "scs"
+    with pytest.raises(InvalidError):
+        remote(family, client, solver="no such solver")(*tensors)
+    layer = remote(family, client, solver="clarabel", on_failure="nan", options=Options(max_iter=2))
+    iterations = [layer.solve(*tensors, options=changes)[1].result.iterations for changes in (None, {"max_iter": 1})]
+    assert iterations == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"url": "http://127.0.0.1:1", "client": None, "on_failure": "keep"},
+        {"url": "http://x", "on_degenerate": "?"},
+    ],
+)
+def test_arguments_are_checked(keywords: dict[str, Any]) -> None:
+    family = box()
+    with pytest.raises(ValueError, match=r"url or client|on_failure|on_degenerate"):
+        RemoteConvexLayer(family.problem, family.parameters, family.outputs, **keywords)
+
+
+def test_a_problem_outside_the_grammar_goes_as_a_cone_program(client: Client) -> None:
+    S, C = cp.Variable((3, 3), PSD=True, name="S"), cp.Parameter((3, 3), symmetric=True, name="C")
+    objective = cp.Maximize(cp.von_neumann_entr(S) + cp.trace(C @ S))
+    family = Family(cp.Problem(objective, [cp.trace(S) == 1]), [C], [S], lambda rng: [np.diag(rng.standard_normal(3))])
+    layer = remote(family, client)
+    assert client.get(layer.problem_id).details["kind"] == "cone_program"
+    tensors = family.tensors(seed=8, batched=(True,))
+    for left, right in zip(gradients(layer, tensors), gradients(local(family), tensors), strict=True):
+        for ours, theirs in zip(left, right, strict=True):
+            torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+def test_a_variable_may_be_returned_twice(client: Client) -> None:
+    family = box()
+    (x,) = family.outputs
+    layer = RemoteConvexLayer(family.problem, family.parameters, [x, x], client=client)
+    leaves = [A.clone().requires_grad_() for _ in range(2)]
+    (once,) = remote(family, client)(leaves[0], BUDGETS[0])
+    first, second = layer(leaves[1], BUDGETS[0])
+    once.square().sum().backward()
+    (first * second).sum().backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, **TOLERANCE)
+
+
+def test_gradients_are_those_of_the_values_that_were_solved(client: Client) -> None:
+    leaves = [A.clone().requires_grad_() for _ in range(2)]
+    solutions = [remote(box(), client)(leaf, BUDGETS[0])[0] for leaf in leaves]
+    with torch.no_grad():
+        leaves[1].neg_()
+    for solution in solutions:
+        solution.square().sum().backward()
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+def test_threads_may_share_a_layer(client: Client) -> None:
+    layer, reference = remote(box(), client), local(box())
+
+    def gradient(factor: float, layer: Any = layer) -> torch.Tensor:
+        leaf = (factor * A).requires_grad_()
+        layer(leaf, BUDGETS[:1])[0].square().sum().backward()
+        return leaf.grad
+
+    factors = [0.8 + 0.1 * i for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        for factor, ours in zip(factors, pool.map(gradient, factors), strict=True):
+            torch.testing.assert_close(ours, gradient(factor, reference), **TOLERANCE)
+
+
+def test_copies_share_the_connection(client: Client) -> None:
+    layer = remote(box(), client)
+    torch.testing.assert_close(copy.deepcopy(layer)(A, BUDGETS[:1]), layer(A, BUDGETS[:1]))
+    assert layer.problem_id in repr(layer)

@@ -1,0 +1,40 @@
+"""Gradients of every family by the client, in a process where the library and the server cannot be imported.
+
+Run as `python without_library.py URL`; prints {family: [gradient, ...]} as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.abc import MetaPathFinder
+from typing import Any
+
+
+class Absent(MetaPathFinder):
+    """Makes the library and the server as if they were not installed."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname.partition(".")[0] in ("convexlayer", "convexlayer_server"):
+            raise ModuleNotFoundError(f"{fullname} is hidden from this process", name=fullname)
+
+
+sys.meta_path.insert(0, Absent())
+
+from families import FAMILIES  # noqa: E402
+
+from convexlayer_client.layer import RemoteConvexLayer  # noqa: E402 - after the finder
+
+
+def main(url: str) -> None:
+    result = {}
+    for name, build in FAMILIES.items():
+        family = build()
+        layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, url=url, gp=family.gp)
+        tensors = family.tensors(seed=11, batched=(True,) * len(family.parameters))
+        sum((output**2).sum() for output in layer(*tensors)).backward()
+        result[name] = [tensor.grad.tolist() for tensor in tensors]
+    json.dump(result, sys.stdout)
+
+
+main(sys.argv[1])
