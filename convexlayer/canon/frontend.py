@@ -98,6 +98,8 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
     try:
         with _own_warnings_off():
             data, chain, inverse_data = problem.get_problem_data(_StandardForm(), gp=gp)
+    except MemoryError as error:
+        raise ProblemError(f"the problem is too large for CVXPY's canonicalisation on this machine: {error}") from error
     except Exception as error:
         raise _explain(error, problem) from error
     if any(isinstance(reduction, EvalParams) for reduction in chain.reductions):
@@ -113,9 +115,10 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
 
 @contextmanager
 def _own_warnings_off() -> Iterator[None]:
-    """CVXPY warns of its own reading of sparse values."""
+    """CVXPY warns of what it does itself: reading sparse values, and taking another backend than its first choice."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Reading from a sparse CVXPY expression", category=RuntimeWarning)
+        warnings.filterwarnings("ignore", message=".*backend", category=UserWarning)
         yield
 
 

@@ -77,6 +77,6 @@ def _compare(ours: Instance, theirs: Instance, what: str) -> None:
         if not largest <= TOLERANCE * size:
             raise ProblemError(
                 f"self-check failed: {name} of the compiled program differs by {largest:.3g} from {what}. A parameter "
-                "is used in a way that this release does not read correctly; please report the problem. self_check=False "
+                "is used in a way that this release does not read correctly; please report it. self_check=False "
                 "turns the check off, at the risk of wrong solutions"
             )

@@ -135,29 +135,54 @@ def _program_data(param_prog: ParamConeProg, into_columns: sp.csr_matrix) -> tup
         raise UnsupportedError(
             f"CVXPY's canonical form has {param_prog.A.shape[0]} entries where the cones call for {m * (n + 1)}"
         )
-    stacked = (sp.csr_matrix(param_prog.A) @ into_columns).tocsr()
-    A_rows, A_pattern = _occurring(stacked[: m * n], (m, n))
-    q_rows = (sp.csr_matrix(param_prog.q) @ into_columns).tocsr()
-    if param_prog.P is None:
-        P_rows, P_pattern = _occurring(sp.csr_matrix((n * n, into_columns.shape[1])), (n, n))
-    else:
-        half = (sp.csr_matrix(param_prog.P) @ into_columns).tocsr() * 0.5
-        flipped = half[np.arange(n * n).reshape(n, n).ravel(order="F")] if n else half
-        P_rows, P_pattern = _occurring((half + flipped).tocsr(), (n, n))
-    everything = sp.vstack([P_rows, q_rows, -A_rows, stacked[m * n :]]).tocsc()
-    constant = np.asarray(everything[:, -1].todense()).ravel()
+    index, A_and_b = _entries(param_prog.A, into_columns)
+    split = int(np.searchsorted(index, m * n))
+    A_pattern, b_rows = _pattern(index[:split], (m, n)), index[split:] - m * n
+    q_and_r_rows, q_and_r = _entries(param_prog.q, into_columns)
+    P_pattern, P = _symmetric_part(param_prog.P, into_columns, n)
+    starts = np.cumsum([0, P_pattern.nnz, n + 1, A_pattern.nnz, m])
+    places = [np.arange(P_pattern.nnz), q_and_r_rows, np.arange(A_pattern.nnz), b_rows]
+    rows = np.concatenate([start + place for start, place in zip(starts[:-1], places, strict=True)])
+    stacked = sp.vstack([P, q_and_r, -A_and_b[:split], A_and_b[split:]]).tocoo()
+    shape = (int(starts[-1]), into_columns.shape[1])
+    everything = sp.coo_matrix((stacked.data, (rows[stacked.row], stacked.col)), shape=shape).tocsc()
+    constant = everything[:, [-1]].toarray()[:, 0]
     matrix = everything[:, :-1].tocsr()
-    matrix.eliminate_zeros()
     matrix.sort_indices()
     return Structure(P_pattern, A_pattern, cones), AffineMap(matrix, constant)
 
 
-def _occurring(entries: sp.csr_matrix, shape: tuple[int, int]) -> tuple[sp.csr_matrix, Pattern]:
-    """The rows with an entry of a map to a matrix's entries (column by column), and the pattern that they make."""
-    entries.eliminate_zeros()
-    kept = np.flatnonzero(np.diff(entries.indptr)).astype(np.int64)
+def _entries(tensor: Any, into_columns: sp.csr_matrix) -> tuple[IndexArray, sp.csr_matrix]:
+    """The rows of a tensor that are not zero, and what they are as functions of the features.
+
+    A tensor has as many rows as a dense matrix has entries, so nothing may be stored for the others.
+    """
+    coordinates = tensor.tocoo()
+    index, place = np.unique(coordinates.row.astype(np.int64), return_inverse=True)
+    compact = sp.csr_matrix((coordinates.data, (place, coordinates.col)), shape=(len(index), tensor.shape[1]))
+    values = (compact @ into_columns).tocsr()
+    values.eliminate_zeros()
+    kept = np.flatnonzero(np.diff(values.indptr))
+    return index[kept], values[kept]
+
+
+def _pattern(index: IndexArray, shape: tuple[int, int]) -> Pattern:
+    """The pattern of entries numbered column by column."""
     height = max(shape[0], 1)
-    return entries[kept], Pattern(shape, kept % height, kept // height)
+    return Pattern(shape, index % height, index // height)
+
+
+def _symmetric_part(tensor: Any, into_columns: sp.csr_matrix, n: int) -> tuple[Pattern, sp.csr_matrix]:
+    """(P + P') / 2 of the tensor of P, or no entries where there is none."""
+    if tensor is None:
+        nothing = np.zeros(0, dtype=np.int64)
+        return _pattern(nothing, (n, n)), sp.csr_matrix((0, into_columns.shape[1]))
+    index, values = _entries(tensor, into_columns)
+    flipped = index % n * n + index // n
+    both, place = np.unique(np.concatenate([index, flipped]), return_inverse=True)
+    half = np.full(2 * len(index), 0.5)
+    mean = sp.csr_matrix((half, (place, np.tile(np.arange(len(index)), 2))), shape=(len(both), len(index)))
+    return _pattern(both, (n, n)), (mean @ values).tocsr()
 
 
 def _recovery(form: CanonicalForm, variables: Sequence[cp.Variable], structure: Structure) -> Recovery:

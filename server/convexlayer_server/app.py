@@ -1,0 +1,55 @@
+"""The application: its parts, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from . import problems as problem_responses
+from .engine import EmbeddedEngine, Engine
+from .middleware import BodyLimit, RequestId
+from .routes import compute, health, problems
+from .routes.bodies import Problem
+from .service import Service
+from .settings import Settings
+from .store import MemoryStore, Store
+
+__all__ = ["create_app"]
+
+
+def create_app(
+    settings: Settings | None = None, *, engine: Engine | None = None, store: Store | None = None
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        settings: limits; read from the environment unless given.
+        engine: what computes; threads of this process unless given. The application closes it.
+        store: where problems are kept; in memory unless given. The application closes it.
+    """
+    chosen = Settings.from_environment() if settings is None else settings
+    service = Service(
+        chosen, MemoryStore() if store is None else store, EmbeddedEngine(chosen) if engine is None else engine
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(service.engine.close)
+        service.store.close()
+
+    errors: dict[int | str, dict[str, Any]] = {"4XX": {"model": Problem, "description": "application/problem+json"}}
+    app = FastAPI(
+        title="Convexlayer", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False, responses=errors
+    )
+    app.state.service = service
+    for module in (health, problems, compute):
+        app.include_router(module.router)
+    problem_responses.install(app)
+    app.add_middleware(BodyLimit, limit_bytes=chosen.max_body_bytes)
+    app.add_middleware(RequestId)
+    return app

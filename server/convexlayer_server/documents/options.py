@@ -1,0 +1,133 @@
+"""Options of atoms: what may stand where an atom takes a number, an axis, a shape or a word.
+
+An option is a function from the plain value that the expression holds (number, string, truth value, None or nested
+lists of these; an expression where it is none of them) to the value for CVXPY. It raises ``ValueError`` with what it
+expected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import cvxpy as cp
+
+__all__ = [
+    "Option",
+    "approx",
+    "axes",
+    "axis",
+    "boolean",
+    "choice",
+    "exponent",
+    "exponents",
+    "integer",
+    "integers",
+    "norm_order",
+    "number",
+    "number_or_expression",
+    "shape",
+    "weights",
+]
+
+Option = Callable[[Any], Any]
+
+_MAX_EXPONENT = 1024
+_MAX_LENGTH = 10**9
+
+
+def number(value: Any) -> int | float:
+    """A finite number."""
+    if type(value) not in (int, float):
+        raise ValueError("expected a number")
+    return value
+
+
+def integer(low: int, high: int) -> Option:
+    """An integer from ``low`` to ``high``."""
+
+    def check(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"expected an integer from {low} to {high}")
+        return value
+
+    return check
+
+
+def integers(value: Any) -> list[int]:
+    """A list of small integers."""
+    if not isinstance(value, list) or not all(type(item) is int and abs(item) <= _MAX_LENGTH for item in value):
+        raise ValueError("expected a list of integers")
+    return value
+
+
+def boolean(value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError("expected True or False")
+    return value
+
+
+approx = boolean
+
+
+def axis(value: Any) -> int | None:
+    """An axis, or None."""
+    return None if value is None else integer(-32, 31)(value)
+
+
+def axes(value: Any) -> int | tuple[int, ...] | None:
+    """An axis, a list of axes, or None."""
+    return tuple(integers(value)) if isinstance(value, list) else axis(value)
+
+
+def shape(value: Any) -> tuple[int, ...]:
+    """A length, or a list of lengths; -1 stands for what remains."""
+    lengths = value if isinstance(value, list) else [value]
+    known = [length for length in integers(lengths) if length != -1]
+    if any(length < 1 for length in known) or math.prod(known) > _MAX_LENGTH:
+        raise ValueError("expected a list of positive lengths")
+    return tuple(lengths)
+
+
+def choice(*words: str) -> Option:
+    """One of some words."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise ValueError(f"expected one of {', '.join(map(repr, words))}")
+        return value
+
+    return check
+
+
+def norm_order(value: Any) -> int | float | str:
+    """The p of a norm."""
+    return exponent(value) if type(value) in (int, float) else choice("inf", "fro", "nuc")(value)
+
+
+def exponent(value: Any) -> int | float:
+    """A number of moderate size."""
+    if not abs(number(value)) <= _MAX_EXPONENT:
+        raise ValueError(f"expected an exponent from {-_MAX_EXPONENT} to {_MAX_EXPONENT}")
+    return value
+
+
+def number_or_expression(value: Any) -> int | float | cp.Expression:
+    """A number, or an expression such as a parameter."""
+    return value if isinstance(value, cp.Expression) else number(value)
+
+
+def exponents(value: Any) -> int | float | cp.Expression:
+    """An exponent, or an expression such as a parameter of a geometric program."""
+    return value if isinstance(value, cp.Expression) else exponent(value)
+
+
+def weights(value: Any) -> int | float | list[float] | None:
+    """A number, a list of numbers, or None."""
+    if value is None or type(value) in (int, float):
+        return value
+    if not isinstance(value, list) or not value:
+        raise ValueError("expected a number or a list of numbers")
+    return [number(item) for item in value]

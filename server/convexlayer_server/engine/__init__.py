@@ -1,0 +1,6 @@
+"""What computes."""
+
+from .embedded import EmbeddedEngine
+from .protocol import ComputeOptions, ComputeRequest, ComputeResult, Engine, EngineHealth, Operation
+
+__all__ = ["ComputeOptions", "ComputeRequest", "ComputeResult", "EmbeddedEngine", "Engine", "EngineHealth", "Operation"]

@@ -1,0 +1,125 @@
+"""What can go wrong in the service, and what the caller is told.
+
+ServerError
+├── SettingsError              the environment holds a value that cannot be used
+├── NotCompiledError           an engine does not hold the compiled problem; never leaves the server
+└── RequestError               answered as application/problem+json (RFC 9457)
+    ├── NotFoundError          404  no such problem
+    └── InvalidError           422  a field of the request is wrong
+        ├── DocumentError      422  a problem document is wrong
+        ├── SolverChoiceError  422  the solver asked for cannot solve this
+        └── DerivativeError    422  the derivative cannot be had
+
+Errors of HTTP itself (a body that is no JSON, too large, of another type; no such path) get the same form in
+``problems``. The ``type`` of a problem is ``urn:convexlayer:problem:<slug>``; clients tell errors apart by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+__all__ = [
+    "DerivativeError",
+    "DocumentError",
+    "FieldError",
+    "InvalidError",
+    "NotCompiledError",
+    "NotFoundError",
+    "RequestError",
+    "ServerError",
+    "SettingsError",
+    "SolverChoiceError",
+    "pointer",
+]
+
+
+def pointer(*path: str | int) -> str:
+    """JSON pointer (RFC 6901) of a path of keys and positions; the empty path is the whole document."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One wrong place of a request.
+
+    Attributes:
+        pointer: JSON pointer into the body.
+        detail: what was expected, what came, what to try.
+    """
+
+    pointer: str
+    detail: str
+
+
+class ServerError(Exception):
+    """Base of every error of the service."""
+
+
+class SettingsError(ServerError):
+    """The environment holds a value that cannot be used."""
+
+
+class NotCompiledError(ServerError):
+    """An engine does not hold the compiled form of a problem, or no longer; register it again."""
+
+
+class RequestError(ServerError):
+    """A request that is answered with a problem document.
+
+    Attributes:
+        detail: one sentence for the reader.
+        errors: the places that are wrong, where they are known.
+    """
+
+    status: ClassVar[int] = 400
+    slug: ClassVar[str] = "request"
+    title: ClassVar[str] = "The request cannot be served"
+
+    def __init__(self, detail: str, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(errors)
+
+
+class NotFoundError(RequestError):
+    """There is no problem of this id."""
+
+    status = 404
+    slug = "not-found"
+    title = "Not found"
+
+
+class InvalidError(RequestError):
+    """A field of the request is wrong."""
+
+    status = 422
+    slug = "invalid-request"
+    title = "The request is not valid"
+
+    @classmethod
+    def at(cls, where: str, detail: str) -> Self:
+        """The error of one field, by its JSON pointer."""
+        return cls(f"{where or 'the body'}: {detail}", [FieldError(where, detail)])
+
+
+class DocumentError(InvalidError):
+    """A problem document cannot be compiled."""
+
+    slug = "invalid-problem"
+    title = "The problem document is not valid"
+
+
+class SolverChoiceError(InvalidError):
+    """The solver asked for is unknown, not installed, or does not take this problem."""
+
+    slug = "solver"
+    title = "The solver cannot be used"
+
+
+class DerivativeError(InvalidError):
+    """The derivative cannot be computed."""
+
+    slug = "derivative"
+    title = "The derivative cannot be had"

@@ -1,0 +1,103 @@
+"""Every error as application/problem+json (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from .errors import FieldError, InvalidError, RequestError, pointer
+
+__all__ = ["install"]
+
+_LOG = logging.getLogger(__name__)
+_MEDIA_TYPE = "application/problem+json"
+_MAX_ERRORS = 20
+_HTTP = {
+    400: ("malformed", "The body is not JSON"),
+    404: ("not-found", "Not found"),
+    405: ("method-not-allowed", "The method is not allowed here"),
+    413: ("too-large", "The body is too large"),
+    415: ("media-type", "The media type is not supported"),
+}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application with a problem document."""
+    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+def _on_request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return _answer(request, error.status, error.slug, error.title, error.detail, error.errors)
+
+
+def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if any(item["type"] == "json_invalid" for item in found):
+        reason = found[0].get("ctx", {}).get("error", "")
+        return _answer(request, 400, *_HTTP[400], f"at byte {found[0]['loc'][-1]}: {reason}")
+    errors = [FieldError(_pointer(item["loc"]), _sentence(item)) for item in found[:_MAX_ERRORS]]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    detail = f"{errors[0].pointer or 'the body'}: {errors[0].detail}{more}"
+    return _answer(request, 422, InvalidError.slug, InvalidError.title, detail, errors)
+
+
+def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    slug, title = _HTTP.get(error.status_code, ("http", str(error.detail)))
+    detail = str(error.detail)
+    return _answer(request, error.status_code, slug, title, detail, headers=error.headers)
+
+
+def _on_bug(request: Request, error: Exception) -> Response:
+    _LOG.error("request %s failed", request.state.request_id, exc_info=error)
+    detail = "The server met an error of its own; its log has the details under this request_id"
+    headers = {"X-Request-Id": request.state.request_id}  # this answer is written outside the middleware that adds it
+    return _answer(request, 500, "internal", "Internal error", detail, headers=headers)
+
+
+def _answer(
+    request: Request,
+    status: int,
+    slug: str,
+    title: str,
+    detail: str,
+    errors: Sequence[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    body: dict[str, Any] = {
+        "type": f"urn:convexlayer:problem:{slug}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "errors": [{"pointer": error.pointer, "detail": error.detail} for error in errors],
+        "request_id": request.state.request_id,
+    }
+    # ASCII, since a message may quote text that is not valid Unicode
+    return Response(json.dumps(body), status, headers=dict(headers or {}), media_type=_MEDIA_TYPE)
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    """JSON pointer of a pydantic location, without the tag of the document's kind and marks of dictionary keys."""
+    path = list(location)
+    if path[:1] == ["body"]:
+        path = path[2:] if path[1:2] in (["expression"], ["cone_program"]) else path[1:]
+    elif path[:1] in (["query"], ["path"], ["header"]):
+        return ""
+    return pointer(*(step for step in path if step != "[key]"))
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    where = item["loc"][0] if item["loc"] else "body"
+    prefix = f"{where} parameter {item['loc'][-1]}: " if where in ("query", "path", "header") else ""
+    return prefix + str(item["msg"])

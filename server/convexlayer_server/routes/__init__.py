@@ -1,0 +1,5 @@
+"""The endpoints."""
+
+from . import compute, health, problems
+
+__all__ = ["compute", "health", "problems"]

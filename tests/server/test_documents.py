@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import pytest
+
+from convexlayer_server.arrays import encode
+from convexlayer_server.documents import Grammar, PosedProblem, normalise, pose, problem_documents, problem_id
+from convexlayer_server.errors import DocumentError
+from convexlayer_server.settings import Settings
+
+from .conftest import DOCUMENT
+
+SETTINGS = Settings()
+GRAMMAR = Grammar(SETTINGS)
+
+
+def posed(document: dict[str, Any], settings: Settings = SETTINGS) -> PosedProblem:
+    """What the server makes of a document."""
+    normalised = normalise(problem_documents.validate_python(document), settings)
+    return pose(problem_documents.validate_python(normalised), GRAMMAR, settings)
+
+
+def identity(document: dict[str, Any]) -> str:
+    return problem_id(normalise(problem_documents.validate_python(document), SETTINGS))
+
+
+def with_constant(value: Any) -> dict[str, Any]:
+    return DOCUMENT | {"constants": {"C": value}}
+
+
+def test_problem_is_the_one_of_cvxpy() -> None:
+    result = posed(DOCUMENT)
+    A, b, lam = (result.parameters[name] for name in ("A", "b", "lam"))
+    x = result.variables["x"]
+    problem = cp.Problem(
+        cp.Minimize(cp.sum_squares(A @ x - b) + lam * cp.norm1(x)),
+        [x >= cp.Constant(-1.0), cp.sum(x) == cp.Constant(1.0)],
+    )
+    assert str(result.problem) == str(problem)
+    assert lam.is_nonneg()
+    assert list(result.duals) == ["c0", "c1"]
+    assert [dual.shape for dual in result.duals.values()] == [(3,), ()]
+
+
+def test_attributes_and_maximize() -> None:
+    result = posed(
+        {
+            "kind": "expression",
+            "variables": {"X": {"shape": [3, 3], "PSD": True}, "d": {"shape": [3, 3], "diag": True}},
+            "parameters": {"C": {"shape": [3, 3], "symmetric": True}},
+            "maximize": "trace(C @ X) + trace(d)",
+            "subject_to": ["trace(X) <= 1", "X - d << 0"],
+        }
+    )
+    assert isinstance(result.problem.objective, cp.Maximize)
+    assert result.variables["X"].is_psd()
+    assert result.parameters["C"].is_symmetric()
+
+
+def test_let_may_come_in_any_order() -> None:
+    document = DOCUMENT | {"let": {"a": "b2 + 1", "b2": "2 * c", "c": "x + 1"}, "minimize": "sum_squares(a)"}
+    written_out = DOCUMENT | {"let": {}, "minimize": "sum_squares(2 * (x + 1) + 1)"}
+    assert str(posed(document).problem) == str(posed(written_out).problem)
+    shuffled = document | {"let": {"c": "x + 1", "a": "b2 + 1", "b2": "2 * c"}}
+    assert identity(document) == identity(shuffled)
+
+
+def test_identity_is_of_the_meaning() -> None:
+    base = identity(with_constant([[1.0, 2.0], [3.0, 4.0]]))
+    assert base.startswith("p_")
+    assert len(base) == 54
+    assert base == base.lower()
+    assert base == identity(with_constant([[1, 2], [3, 4]]))
+    assert base == identity(with_constant(encode(np.array([[1.0, 2.0], [3.0, 4.0]]), "base64")))
+    assert base == identity(dict(reversed(with_constant([[1, 2], [3, 4]]).items())))
+    spelled_out = with_constant([[1, 2], [3, 4]]) | {"gp": False, "maximize": None}
+    assert base == identity(spelled_out)
+    assert identity(with_constant([0.0])) == identity(with_constant([-0.0]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"minimize": "sum_squares(r)"},
+        {"parameters": DOCUMENT["parameters"] | {"lam": {}}},
+        {"constants": {"C": [[1.0, 3.0], [2.0, 4.0]]}},
+        {"constants": {"C": [1.0, 2.0, 3.0, 4.0]}},
+        {"subject_to": DOCUMENT["subject_to"][::-1]},
+        {"gp": True},
+    ],
+)
+def test_identity_sees_every_change(change: dict[str, Any]) -> None:
+    base = with_constant([[1.0, 2.0], [3.0, 4.0]])
+    assert identity(base) != identity(base | change)
+
+
+def test_cone_programs_have_identities() -> None:
+    one, other = ({"kind": "cone_program", "program": {"n": n}} for n in (1, 2))
+    assert identity(one) != identity(other)
+    with pytest.raises(DocumentError, match="finite"):
+        identity({"kind": "cone_program", "program": {"n": float("nan")}})
+    nested: Any = 1
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(DocumentError, match="nested too deep"):
+        identity({"kind": "cone_program", "program": {"n": nested}})
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "message"),
+    [
+        ({"minimize": None}, "", "exactly one of minimize and maximize"),
+        ({"maximize": "x[0]"}, "", "exactly one of minimize and maximize"),
+        ({"minimize": "x"}, "/minimize", "must be a scalar, got shape [3]"),
+        ({"minimize": "sum(z)"}, "/minimize", "line 1, column 5: unknown name 'z'"),
+        ({"minimize": "sum(lan * x)"}, "/minimize", "did you mean lam"),
+        ({"let": {"r": "A @ x -"}}, "/let/r", "line 1, column 8: the text ends"),
+        ({"let": {"r": "q", "q": "r"}}, "/let", "in a circle"),
+        ({"let": {"r": "r + 1"}}, "/let", "in a circle"),
+        ({"let": {"r": "A @ x - b", "x": "b"}}, "/let/x", "already one of variables"),
+        ({"constants": {"x": 1.0}}, "/constants/x", "already one of variables"),
+        ({"variables": {"x": {"shape": [3]}, "true": {}}}, "/variables/true", "reserved word"),
+        ({"variables": {"x": {"shape": [3]}, "objective": {}}}, "/variables/objective", "rename the variable"),
+        ({"variables": {"x": {"shape": [3]}, "y": {}}}, "/variables/y", "neither objective nor constraint uses it"),
+        ({"variables": {"x": {"shape": [3], "PSD": True}}}, "/variables/x", "square"),
+        ({"variables": {"x": {"shape": [3], "symmetric": True}}}, "/variables/x", "square"),
+        ({"variables": {"x": {"shape": [1] * 5}}}, "/variables/x", "has 5 dimensions, at most 4"),
+        ({"variables": {"x": {"shape": [10**9, 10**9]}}}, "/variables/x", "more than 100000 entries"),
+        ({"parameters": {"A": {"shape": [10**6, 2]}}}, "/parameters/A", "more than 1000000 entries"),
+        ({"subject_to": ["x >= 0", "norm1(x)"]}, "/subject_to/1", "a constraint is a comparison"),
+        ({"subject_to": ["x"]}, "/subject_to/0", "a constraint is a comparison"),
+        ({"subject_to": ["x + soc(1, x) >= 0"]}, "/subject_to/0", "a constraint stands where an expression"),
+        ({"subject_to": ["x >= [1, 2]"]}, "/subject_to/0", "line 1, column 3: '>='"),
+        ({"subject_to": ["x >> 0"]}, "/subject_to/0", "line 1, column 3: '>>'"),
+    ],
+)
+def test_refusals(change: dict[str, Any], pointer: str, message: str) -> None:
+    with pytest.raises(DocumentError) as error:
+        posed(DOCUMENT | change)
+    (field,) = error.value.errors
+    assert field.pointer == pointer
+    assert message in field.detail
+
+
+def test_dual_names_do_not_clash_with_variables() -> None:
+    document = {
+        "kind": "expression",
+        "variables": {"c0": {}, "c1": {}},
+        "minimize": "c0 + c1",
+        "subject_to": ["c0 + c1 >= 0"],
+    }
+    with pytest.raises(DocumentError, match="c0"):
+        posed(document)
+    del document["variables"]["c0"]  # type: ignore[attr-defined]
+    assert list(posed(document | {"minimize": "c1", "subject_to": ["c1 >= 0"]}).duals) == ["c0"]
+
+
+BOUNDS = Settings(
+    max_nodes=200,
+    max_expression_size=1000,
+    max_canonical_size=20_000,
+    max_constraints=3,
+    max_names=20,
+    max_leaf_size=300,
+)
+DOUBLING = {f"a{i}": f"a{i - 1} + a{i - 1}" if i else "x + 1" for i in range(8)}  # 8 lines, 256 leaves
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"let": DOUBLING | {"r": "a7"}}, "more than 200 nodes"),
+        ({"subject_to": ["x >= " + "1 + " * 90 + "x"] * 3}, "more than 200 nodes"),
+        ({"let": {"r": "broadcast_to(x[0], [1001])"}}, "has 1001 entries, at most 1000"),
+        ({"let": {"r": "outer(vec(A), [" + "1," * 90 + "])"}}, "has 1080 entries, at most 1000"),
+        ({"let": {"r": "kron(kron(A, A), A)"}}, "entries, at most 1000"),
+        ({"let": {"r": "reshape(x, [1000000000])"}}, "reshape"),
+        ({"let": {"r": "hstack(" + ", ".join(["A"] * 90) + ")"}}, "entries, at most 1000"),
+        ({"constants": {"C": [[0.0] * 17] * 17}, "let": {"r": "C @ C @ C @ C @ C"}}, "more than 20000 coefficients"),
+        ({"constants": {"C": [0.0] * 301}}, "more than 300 entries together"),
+        ({"subject_to": ["x >= 0"] * 4}, "has 4 constraints, at most 3"),
+        ({"constants": {f"C{i}": 1.0 for i in range(16)}}, "declares 21 names, at most 20"),
+    ],
+)
+def test_bounds(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DocumentError, match=message):
+        posed(DOCUMENT | change, BOUNDS)
+
+
+def test_depth_counts_let() -> None:
+    chain = {f"a{i}": f"abs(a{i - 1})" if i else "abs(x)" for i in range(70)}
+    with pytest.raises(DocumentError, match="nested more than 64 deep"):
+        posed(DOCUMENT | {"let": chain | {"r": "x"}, "minimize": "sum(a69)"})
+
+
+def test_deepest_allowed_problem_compiles_without_recursion_errors() -> None:
+    deep = posed(
+        DOCUMENT | {"minimize": "sum(" + "maximum(1, " * 30 + "x" + ")" * 30 + ")", "parameters": {}, "let": {}}
+    )
+    assert deep.problem.is_dcp(dpp=True)

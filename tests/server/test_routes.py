@@ -1,0 +1,282 @@
+"""The wire format: what is answered to whom, and how errors look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from convexlayer_server import Settings, create_app
+
+from .conftest import DOCUMENT, VALUES, AppClient
+
+
+def problem(response: Any, status: int, slug: str) -> dict[str, Any]:
+    """The problem document of an error, its form checked."""
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert set(body) == {"type", "title", "status", "detail", "errors", "request_id"}
+    assert body["type"] == f"urn:convexlayer:problem:{slug}"
+    assert body["status"] == status
+    assert body["request_id"] == response.headers["X-Request-Id"]
+    return body
+
+
+def test_registration(client: AppClient) -> None:
+    document = DOCUMENT | {"constants": {"unused": [1.0]}}
+    first = client.post("/v1/problems", document)
+    again = client.post("/v1/problems", document)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+    summary = first.json()
+    assert first.headers["Location"] == f"/v1/problems/{summary['id']}"
+    assert summary["kind"] == "expression"
+    assert summary["parameters"]["A"] == {"shape": [4, 3], "attributes": []}
+    assert summary["parameters"]["lam"] == {"shape": [], "attributes": ["nonneg"]}
+    assert summary["variables"] == {"x": {"shape": [3]}}
+    assert summary["duals"] == {"c0": {"shape": [3]}, "c1": {"shape": []}}
+    assert summary["curvature"] == "CONVEX"
+    assert summary["cones"]["nonnegative"] >= 3
+    assert summary["sizes"]["n"] >= 3
+    assert summary["solver"]["name"]
+
+
+def test_list_get_delete(client: AppClient) -> None:
+    document = DOCUMENT | {"constants": {"marker": 1.0}}
+    path = client.register(document)
+    identity = path.rpartition("/")[2]
+    assert identity in [entry["id"] for entry in client.get("/v1/problems").json()["problems"]]
+    detail = client.get(path).json()
+    assert detail["id"] == identity
+    assert client.post("/v1/problems", detail["document"]).json()["id"] == identity
+    assert client.request("DELETE", path).status_code == 204
+    problem(client.get(path), 404, "not-found")
+    problem(client.request("DELETE", path), 404, "not-found")
+    problem(client.post(f"{path}/solve", {"parameters": VALUES}), 404, "not-found")
+    assert client.post("/v1/problems", document).status_code == 201
+
+
+def test_validate_only_stores_nothing(client: AppClient) -> None:
+    document = DOCUMENT | {"constants": {"trial": 1.0}}
+    response = client.post("/v1/problems?validate_only=true", document)
+    assert response.status_code == 200
+    problem(client.get(response.headers["Location"]), 404, "not-found")
+    problem(client.post("/v1/problems?validate_only=true", document | {"minimize": "x"}), 422, "invalid-problem")
+
+
+def test_concurrent_registrations_agree(client: AppClient) -> None:
+    document = DOCUMENT | {"constants": {"together": 1.0}}
+    responses = client.together(*[("POST", "/v1/problems", document)] * 6)
+    assert sorted(response.status_code for response in responses) == [200] * 5 + [201]
+    assert len({response.json()["id"] for response in responses}) == 1
+
+
+def test_health_and_page(client: AppClient) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json()["status"] == "ready"
+    page = client.get("/")
+    assert page.headers["Content-Type"].startswith("text/html")
+    for path in client.get("/openapi.json").json()["paths"]:
+        assert path.replace("{problem_id}", "{id}") in page.text
+
+
+def test_readiness_ends_with_the_engine() -> None:
+    app = create_app(Settings())
+    client = AppClient(app)
+    app.state.service.engine.close()
+    response = client.get("/readyz")
+    client.close()
+    assert response.status_code == 503
+
+
+def test_openapi_names_every_field(client: AppClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert set(schemas["SolveRequest"]["properties"]) == {"parameters", "options", "encoding", "return"}
+    assert set(schemas["VjpRequest"]["properties"]) == {"parameters", "options", "encoding", "cotangents", "wrt"}
+    assert {"ExpressionDocument", "ConeProgramDocument", "Problem"} <= set(schemas)
+    assert "HTTPValidationError" not in schemas
+
+
+def test_request_ids(client: AppClient) -> None:
+    def answered(given: str) -> str:
+        return str(client.request("GET", "/healthz", headers={"X-Request-Id": given}).headers["X-Request-Id"])
+
+    assert answered("my-request.1_a") == "my-request.1_a"
+    assert answered("with space") != "with space"
+    assert answered("x" * 65) != "x" * 65
+    assert len({client.get("/healthz").headers["X-Request-Id"] for _ in range(3)}) == 3
+
+
+def test_http_errors(client: AppClient, path: str) -> None:
+    def send(content: bytes, media_type: str = "application/json") -> Any:
+        return client.request("POST", "/v1/problems", content=content, headers={"Content-Type": media_type})
+
+    problem(client.get("/v2"), 404, "not-found")
+    problem(client.get("/v1/problems/none"), 404, "not-found")
+    assert client.request("PUT", path, json={}).headers["Allow"]
+    problem(client.request("PUT", path, json={}), 405, "method-not-allowed")
+    assert problem(send(b'{"kind": }'), 400, "malformed")["detail"].startswith("at byte 9")
+    problem(send(b"\xff\xfe{}"), 400, "malformed")
+    problem(send(b"[" * 100_000), 400, "malformed")
+    problem(send(b'{"minimize": ' + b"9" * 5000 + b"}"), 400, "malformed")
+    for media_type in ("text/plain", "application/x-www-form-urlencoded", "application/xml", "multipart/form-data"):
+        problem(send(b"{}", media_type), 415, "media-type")
+    problem(client.request("POST", f"{path}/solve", content=b"{}"), 415, "media-type")
+
+
+def test_bodies_are_capped() -> None:
+    client = AppClient(create_app(Settings(max_body_bytes=1000)))
+
+    async def chunks() -> Any:
+        for _ in range(20):
+            yield b" " * 100
+
+    headers = {"Content-Type": "application/json"}
+    try:
+        problem(client.request("POST", "/v1/problems", content=b" " * 1001, headers=headers), 413, "too-large")
+        problem(client.request("POST", "/v1/problems", content=chunks(), headers=headers), 413, "too-large")
+        problem(client.request("POST", "/v1/problems", content=b" " * 1000, headers=headers), 400, "malformed")
+    finally:
+        client.close()
+
+
+def test_bugs_are_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(Settings())
+    client = AppClient(app)
+    monkeypatch.setattr(app.state.service.store, "all", lambda: 1 / 0)
+    body = problem(client.get("/v1/problems"), 500, "internal")
+    client.close()
+    assert "division" not in body["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"kind": "other"}, ""),
+        ({"minimise": "x"}, "/minimise"),
+        ({"minimize": 1}, "/minimize"),
+        ({"subject_to": "x >= 0"}, "/subject_to"),
+        ({"subject_to": ["x >= 0", None]}, "/subject_to/1"),
+        ({"variables": {"x": {"shape": [3], "boolean": True}}}, "/variables/x/boolean"),
+        ({"variables": {"x": {"shape": [0]}}}, "/variables/x/shape/0"),
+        ({"variables": {"x": {"shape": [3.5]}}}, "/variables/x/shape/0"),
+        ({"variables": {"x": {"shape": [10**30]}}}, "/variables/x/shape/0"),
+        ({"parameters": {"a b": {}}}, "/parameters/a b"),
+        ({"parameters": {"a/b": {}}}, "/parameters/a~1b"),
+        ({"parameters": {"a": {"nonneg": 1}}}, "/parameters/a/nonneg"),
+        ({"gp": "yes"}, "/gp"),
+    ],
+)
+def test_documents_of_wrong_form(client: AppClient, change: dict[str, Any], pointer: str) -> None:
+    body = problem(client.post("/v1/problems", DOCUMENT | change), 422, "invalid-request")
+    assert pointer in [error["pointer"] for error in body["errors"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"minimize": "sum_squares(x", "let": {}}, "/minimize: line 1, column 14"),
+        ({"minimize": "sin(x)"}, "unknown function 'sin'"),
+        ({"minimize": "sum(sqrt(x))"}, "/minimize: is not convex"),
+        ({"minimize": "lam * lam * sum_squares(x)"}, "DPP"),
+        ({"subject_to": ["x >= 0", "x == square(x)"]}, "/subject_to/1: is not convex"),
+        ({"subject_to": ["soc(norm1(x), x)"]}, "/subject_to/0: is not convex"),
+        ({"constants": {"C": [[1.0], [2.0, 3.0]]}}, "ragged"),
+        ({"variables": {"x": {"shape": [3]}, "y": {}}}, "/variables/y"),
+        ({"variables": {}, "minimize": "lam", "let": {}, "subject_to": []}, "at least one variable"),
+        ({"minimize": "sum(x) + log(-1)", "let": {}, "parameters": {}}, ""),
+        ({"minimize": "sum(x)", "let": {"C": "inv_pos(0) * x"}, "subject_to": ["C >= 0"]}, ""),
+    ],
+)
+def test_documents_of_wrong_meaning(client: AppClient, change: dict[str, Any], message: str) -> None:
+    body = problem(client.post("/v1/problems", DOCUMENT | change), 422, "invalid-problem")
+    assert message in body["detail"]
+
+
+def test_cone_programs_of_wrong_form(client: AppClient) -> None:
+    for program in ({}, {"n": 1}, {"version": 1}, {"parameters": 3}):
+        problem(client.post("/v1/problems", {"kind": "cone_program", "program": program}), 422, "invalid-problem")
+    huge = {"parameters": [{"shape": [10**9]}], "outputs": []}
+    body = problem(client.post("/v1/problems", {"kind": "cone_program", "program": huge}), 422, "invalid-problem")
+    assert body["errors"][0]["pointer"] == "/program/parameters/0/shape"
+    problem(client.post("/v1/problems", {"kind": "cone_program", "program": []}), 422, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"parameters": {}}, "/parameters/A"),
+        ({"parameters": VALUES | {"B": 1.0}}, "/parameters/B"),
+        ({"parameters": VALUES | {"lam": [[1.0]]}}, "/parameters/lam"),
+        ({"parameters": VALUES | {"b": [1.0, 2.0]}}, "/parameters/b"),
+        ({"parameters": VALUES | {"b": [1.0, 2.0, None, 4.0]}}, "/parameters/b"),
+        ({"parameters": VALUES | {"b": "zero"}}, "/parameters/b"),
+        ({"parameters": VALUES | {"lam": -1.0}}, "/parameters"),
+        ({"parameters": VALUES | {"lam": [1.0, 2.0], "b": [VALUES["b"]] * 3}}, "/parameters/lam"),
+        ({"parameters": VALUES | {"lam": []}}, "/parameters/lam"),
+        ({"parameters": [1.0]}, "/parameters"),
+        ({"options": {"solver": "nobody"}}, "/options/solver"),
+        ({"options": {"solver": "gurobi"}}, "/options/solver"),
+        ({"options": {"solver": "../../etc"}}, "/options/solver"),
+        ({"options": {"tol": 0}}, "/options/tol"),
+        ({"options": {"tol": "tight"}}, "/options/tol"),
+        ({"options": {"max_iter": 10**9}}, "/options/max_iter"),
+        ({"options": {"time_limit_s": 1e9}}, "/options/time_limit_s"),
+        ({"options": {"verbose": True}}, "/options/verbose"),
+        ({"return": ["variables", "state"]}, "/return/1"),
+        ({"return": ["primal"]}, "/return/0"),
+        ({"encoding": "pickle"}, "/encoding"),
+        ({"extra": 1}, "/extra"),
+    ],
+)
+def test_solve_requests_that_are_wrong(client: AppClient, path: str, change: dict[str, Any], pointer: str) -> None:
+    response = client.post(f"{path}/solve", {"parameters": VALUES} | change)
+    slug = "solver" if pointer == "/options/solver" and "." not in change["options"]["solver"] else "invalid-request"
+    assert [error["pointer"] for error in problem(response, 422, slug)["errors"]] == [pointer]
+
+
+def test_not_a_number_is_refused(client: AppClient, path: str) -> None:
+    for literal in ("NaN", "Infinity", "-Infinity", "1e400"):
+        content = f'{{"parameters": {{"A": {VALUES["A"]}, "b": [1, 2, {literal}, 4], "lam": 1}}}}'
+        headers = {"Content-Type": "application/json"}
+        body = problem(
+            client.request("POST", f"{path}/solve", content=content, headers=headers), 422, "invalid-request"
+        )
+        assert body["errors"][0]["pointer"] == "/parameters/b"
+        assert "at [2]" in body["detail"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "change", "pointer"),
+    [
+        ("vjp", {}, "/cotangents"),
+        ("vjp", {"cotangents": {"z": 1.0}}, "/cotangents/z"),
+        ("vjp", {"cotangents": {"x": 1.0}}, "/cotangents/x"),
+        ("vjp", {"cotangents": {"x": [1, 0, float("nan")]}}, "/cotangents/x"),
+        ("vjp", {"cotangents": {"x": [1, 0, 0]}, "wrt": ["lam", "x"]}, "/wrt/1"),
+        ("vjp", {"cotangents": {"x": [[1, 0, 0]] * 2, "objective": [1.0] * 3}}, "/cotangents/objective"),
+        ("vjp", {"cotangents": {"x": [1, 0, 0]}, "return": ["variables"]}, "/return"),
+        ("jvp", {"tangents": {"x": [1.0, 0.0, 0.0]}}, "/tangents/x"),
+        ("jvp", {"tangents": {"lam": float("inf")}}, "/tangents/lam"),
+        ("jvp", {"tangents": {"lam": 1.0}, "return": ["state"]}, "/return/0"),
+        ("jvp", {"tangents": 1}, "/tangents"),
+    ],
+)
+def test_directions_that_are_wrong(
+    client: AppClient, path: str, operation: str, change: dict[str, Any], pointer: str
+) -> None:
+    import json
+
+    content = json.dumps({"parameters": VALUES} | change)
+    headers = {"Content-Type": "application/json"}
+    response = client.request("POST", f"{path}/{operation}", content=content, headers=headers)
+    assert [error["pointer"] for error in problem(response, 422, "invalid-request")["errors"]] == [pointer]
+
+
+def test_batches_too_large_for_the_problem() -> None:
+    client = AppClient(create_app(Settings(max_batch_size=200)))
+    path = client.register(DOCUMENT)
+    body = problem(client.post(f"{path}/solve", {"parameters": VALUES | {"lam": [1.0] * 50}}), 422, "invalid-request")
+    client.close()
+    assert "send at most" in body["detail"]
