@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import cvxpy as cp
@@ -158,10 +159,9 @@ class ConvexLayer(torch.nn.Module):
             judge=self._judge,
         )
         *outputs, objective = solve(call, tensors)
-        report = call.result().report
         if not batched:
             outputs, objective = [output.squeeze(0) for output in outputs], objective.squeeze(0)
-        report.objective = objective
+        report = replace(call.result().report, objective=objective)  # a copy: the graph holds the other one
         if report.failed and self._on_failure == "raise":
             raise FailedElementsError(
                 _failure_message(report), indices=report.failed, outputs=tuple(outputs), report=report

@@ -271,5 +271,5 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
-    """A NumPy array as a tensor of the dtype and device of ``like``."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, like.dtype)
+    """A copy of a NumPy array, for the caller may write to it, as a tensor of the dtype and device of ``like``."""
+    return torch.from_numpy(np.array(array, order="C")).to(like.device, like.dtype)

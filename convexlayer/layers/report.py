@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -10,10 +10,17 @@ from convexlayer.diff import DerivativeReport
 from convexlayer.program import Array, IndexArray
 from convexlayer.solution import Residuals, Solution, Status
 
-__all__ = ["Report"]
+__all__ = ["DerivativeRecord", "Report"]
 
 
 @dataclass(eq=False)
+class DerivativeRecord:
+    """Where a backward pass writes; all copies of a report share it."""
+
+    report: DerivativeReport | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Report:
     """The account of one call; every array has one entry an element of the batch.
 
@@ -28,7 +35,6 @@ class Report:
         solver: the solver that ran.
         reason: why it was chosen.
         solution: the solution of the cone program, which a later call may take as its warm start.
-        derivative: how far the last vjp or jvp at these solutions can be trusted; None before the first.
     """
 
     status: tuple[Status, ...]
@@ -39,7 +45,12 @@ class Report:
     solver: str
     reason: str
     solution: Solution
-    derivative: DerivativeReport | None = None
+    record: DerivativeRecord = field(default_factory=DerivativeRecord, repr=False)
+
+    @property
+    def derivative(self) -> DerivativeReport | None:
+        """How far the last vjp or jvp at these solutions can be trusted; None before the first."""
+        return self.record.report
 
     @property
     def failed(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from convexlayer.diff import (
     derivative_mode,
     polish,
 )
+from convexlayer.errors import ShapeError
 from convexlayer.layers.report import Report
 from convexlayer.layers.theta import batch_size, check_values
 from convexlayer.program import Array, ConeProgram, IndexArray
@@ -93,7 +94,7 @@ class SolutionMap:
             warm_start: the report of a call with the same batch size, used where the solver can.
 
         Raises:
-            ShapeError: shapes or batch sizes do not fit.
+            ShapeError: shapes or batch sizes do not fit, those of the warm start included.
             ProblemError: a value is not finite or violates its parameter's attributes.
             SolverError: an option that the solver does not know.
         """
@@ -103,12 +104,13 @@ class SolutionMap:
         for spec, value in zip(specs, values, strict=True):
             check_values(spec, value, attributes=self._check_attributes)
         chosen = Options.of(options, self.options)
+        start_from = None if warm_start is None else self._fitting(warm_start.solution, 1 if batch is None else batch)
 
         start = time.perf_counter()
         features = self.program.features.apply(values, 1 if batch is None else batch)
         program = self.program.instantiate(features)
         instantiated = time.perf_counter()
-        solution = self._solve(program, chosen, None if warm_start is None else warm_start.solution)
+        solution = self._solve(program, chosen, start_from)
         solved = time.perf_counter()
         if chosen.polish:
             solution = polish(self._system, program, solution)
@@ -134,6 +136,16 @@ class SolutionMap:
         recovery = self.program.recovery
         observer = Observer(parameters=self.program.pullback, outputs=recovery.linear)
         return self._mode(self._system, program, solution, observer)
+
+    def _fitting(self, solution: Solution, batch: int) -> Solution:
+        """A warm start of the right size."""
+        expected = (batch, self.program.structure.n), (batch, self.program.structure.m)
+        if (solution.x.shape, solution.y.shape) != expected:
+            raise ShapeError(
+                f"warm_start must be the report of a call of this layer with {batch} elements, got one with "
+                f"{solution.x.shape[0]} elements of {solution.x.shape[1]} variables"
+            )
+        return solution
 
     def _solve(self, program: ConeProgram, options: Options, warm_start: Solution | None) -> Solution:
         if program.batch:
@@ -222,7 +234,7 @@ class SolvedBatch:
         if any(c is not None for c in chosen) and len(index):
             dx, dy = recovery.pull([value[index] for value in self.iterates], chosen)
             gradient, derivative = self._differentiator.vjp(SolutionCotangent(dx, dy, np.zeros_like(dy)))
-            self.report.derivative = self._spread(derivative)
+            self.report.record.report = self._spread(derivative)
         if objective is not None and len(index):
             slope = program.objective.slope(part.objective(solution.x)) * np.asarray(objective, dtype=np.float64)[index]
             gradient = _add(gradient, _envelope(part, solution, slope))
@@ -252,7 +264,7 @@ class SolvedBatch:
         part, solution = self._solved_part
         if len(index):
             moved, derivative = self._differentiator.jvp(data)
-            self.report.derivative = self._spread(derivative)
+            self.report.record.report = self._spread(derivative)
             dx, dy = moved.x, moved.y
         else:
             dx, dy = solution.x, solution.y

@@ -60,7 +60,7 @@ def check_values(spec: ParameterSpec, value: Array, *, attributes: bool) -> None
         excess = _violation(attribute, spec, value)
         if excess > limit or (attribute in ("pos", "neg") and excess >= 0):
             raise ProblemError(
-                f"parameter {spec.name!r} is declared {attribute}, but the value given violates that by {excess:.3g}; "
+                f"parameter {spec.name!r} is declared {attribute}, but the value violates that by {abs(excess):.3g}; "
                 "change the value (or, in the library, pass check_attributes=False)"
             )
 

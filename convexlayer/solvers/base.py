@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from convexlayer.program import Array, ConeProgram, Cones, Structure
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Structure
 from convexlayer.solution import Solution, Status
 from convexlayer.solvers.options import Options
 
-__all__ = ["AbstractSolver", "ElementResult", "SolverState", "batch_solution"]
+__all__ = ["AbstractSolver", "ElementResult", "SolverState", "batch_solution", "upper_triangles"]
 
 SolverState = Any
 """What ``init`` prepares; known only to the solver that made it, and safe to share between threads."""
@@ -83,11 +83,17 @@ class ElementResult:
 
 
 def batch_solution(elements: list[ElementResult], stats: dict[str, Any]) -> Solution:
-    """One Solution of many results."""
+    """One Solution of many results; what is not finite becomes NaN."""
+
+    def finite(rows: list[Array]) -> Array:
+        stacked = np.stack(rows)
+        stacked[~np.isfinite(stacked)] = np.nan
+        return stacked
+
     return Solution(
-        x=np.stack([element.x for element in elements]),
-        y=np.stack([element.y for element in elements]),
-        s=np.stack([element.s for element in elements]),
+        x=finite([element.x for element in elements]),
+        y=finite([element.y for element in elements]),
+        s=finite([element.s for element in elements]),
         status=tuple(element.status for element in elements),
         iterations=np.array([element.iterations for element in elements], dtype=np.int64),
         seconds=np.array([element.seconds for element in elements]),
@@ -95,8 +101,8 @@ def batch_solution(elements: list[ElementResult], stats: dict[str, Any]) -> Solu
     )
 
 
-def svec_permutation(cones: Cones) -> Array:
-    """Rows of the standard form in an order where PSD blocks are upper triangles, column by column.
+def upper_triangles(cones: Cones) -> IndexArray:
+    """Rows of the standard form in an order where PSD blocks are upper triangles, column by column, (m,).
 
     ``b[permutation]`` is in that order; ``v[argsort(permutation)]`` comes back.
     """

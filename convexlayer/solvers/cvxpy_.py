@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import cvxpy as cp
@@ -14,10 +14,12 @@ import numpy as np
 from convexlayer.errors import SolverError
 from convexlayer.program import Array, ConeProgram, Cones, Structure
 from convexlayer.solution import Solution, Status
-from convexlayer.solvers.base import AbstractSolver, ElementResult, batch_solution
+from convexlayer.solvers.base import AbstractSolver, ElementResult, SolverState, batch_solution
 from convexlayer.solvers.options import Options
 
 __all__ = ["CvxpySolver"]
+
+logger = logging.getLogger(__name__)
 
 STATUS = {
     cp.OPTIMAL: Status.OPTIMAL,
@@ -35,38 +37,100 @@ SOCP = LP | {"second_order"}
 
 @dataclass(frozen=True)
 class _Known:
-    """What we know of a solver behind CVXPY, and how it calls the portable options."""
+    """What we know of a solver behind CVXPY, and how it calls the portable options.
+
+    Attributes:
+        package: the distribution to install.
+        cones: kinds of cone that it supports.
+        tol: its names for the tolerance.
+        finest: the least tolerance that it accepts.
+        max_iter: its names for the limit of iterations.
+        time_limit_s: its name for the time limit in seconds.
+        fixed: options that are always set.
+        raw: the raw options that it has; None where it refuses unknown ones itself.
+    """
 
     package: str
     cones: frozenset[str]
-    quadratic: bool
     tol: tuple[str, ...] = ()
-    max_iter: str | None = None
+    finest: float = 0.0
+    max_iter: tuple[str, ...] = ()
     time_limit_s: str | None = None
     fixed: tuple[tuple[str, Any], ...] = ()
+    raw: frozenset[str] | None = None
 
 
 KNOWN = {
-    "ecos": _Known("ecos", SOCP | {"exponential"}, True, ("abstol", "reltol", "feastol"), "max_iters"),
-    "osqp": _Known("osqp", LP, True, ("eps_abs", "eps_rel"), "max_iter", "time_limit", (("polishing", True),)),
+    "ecos": _Known("ecos", SOCP | {"exponential"}, ("abstol", "reltol", "feastol"), max_iter=("max_iters",)),
+    "osqp": _Known(
+        "osqp",
+        LP,
+        ("eps_abs", "eps_rel"),
+        max_iter=("max_iter",),
+        time_limit_s="time_limit",
+        fixed=(("polishing", True),),
+        raw=frozenset(
+            {
+                *("adaptive_rho", "adaptive_rho_fraction", "adaptive_rho_interval", "adaptive_rho_tolerance", "alpha"),
+                *("check_dualgap", "check_termination", "delta", "eps_abs", "eps_dual_inf", "eps_prim_inf", "eps_rel"),
+                *("max_iter", "polish_refine_iter", "polishing", "rho", "rho_is_vec", "scaled_termination", "scaling"),
+                *("sigma", "time_limit"),
+            }
+        ),
+    ),
     "highs": _Known(
         "highspy",
         LP,
-        True,
         ("primal_feasibility_tolerance", "dual_feasibility_tolerance"),
-        "simplex_iteration_limit",
-        "time_limit",
+        finest=1e-10,
+        max_iter=("simplex_iteration_limit", "ipm_iteration_limit", "qp_iteration_limit"),
+        time_limit_s="time_limit",
     ),
-    "cvxopt": _Known("cvxopt", SOCP | {"psd"}, True, ("abstol", "reltol", "feastol"), "max_iters"),
-    "piqp": _Known("piqp", LP, True, ("eps_abs", "eps_rel"), "max_iter"),
-    "daqp": _Known("daqp", LP, True, ("primal_tol", "dual_tol"), "iter_limit"),
-    "qoco": _Known("qoco", SOCP, True, ("abstol", "reltol"), "max_iters"),
-    "mosek": _Known("Mosek", SOCP | {"psd", "exponential", "power"}, True),
+    "cvxopt": _Known(
+        "cvxopt",
+        SOCP | {"psd"},
+        ("abstol", "reltol", "feastol"),
+        max_iter=("max_iters",),
+        raw=frozenset({"abstol", "feastol", "kktsolver", "max_iters", "refinement", "reltol"}),
+    ),
+    "piqp": _Known(
+        "piqp", LP, ("eps_abs", "eps_rel", "eps_duality_gap_abs", "eps_duality_gap_rel"), max_iter=("max_iter",)
+    ),
+    "daqp": _Known(
+        "daqp",
+        LP,
+        ("primal_tol", "dual_tol"),
+        max_iter=("iter_limit",),
+        raw=frozenset(
+            {
+                *("cycle_tol", "dual_tol", "eps_prox", "eta_prox", "fval_bound", "iter_limit", "pivot_tol"),
+                *("primal_tol", "progress_tol", "zero_tol"),
+            }
+        ),
+    ),
+    "qoco": _Known(
+        "qoco",
+        SOCP,
+        ("abstol", "reltol"),
+        max_iter=("max_iters",),
+        raw=frozenset(
+            {
+                *("abstol", "abstol_inacc", "bisect_iters", "iter_ref_iters", "kkt_dynamic_reg", "kkt_static_reg"),
+                *("max_iters", "reltol", "reltol_inacc", "ruiz_iters"),
+            }
+        ),
+    ),
+    "mosek": _Known("Mosek", SOCP | {"psd", "exponential", "power"}),
     "gurobi": _Known(
-        "gurobipy", SOCP, True, ("BarConvTol", "FeasibilityTol", "OptimalityTol"), "BarIterLimit", "TimeLimit"
+        "gurobipy",
+        SOCP,
+        ("BarConvTol", "FeasibilityTol", "OptimalityTol"),
+        finest=1e-9,
+        max_iter=("BarIterLimit", "IterationLimit"),
+        time_limit_s="TimeLimit",
     ),
 }
-"""A quadratic objective of a solver without one is turned into a second-order cone by CVXPY."""
+"""What is known of some of them; a quadratic objective of a solver without one becomes a second-order cone in CVXPY."""
 
 _LOCK = threading.Lock()
 """CVXPY does not say that it may be used from several threads at once."""
@@ -76,53 +140,74 @@ _LOCK = threading.Lock()
 class CvxpySolver(AbstractSolver):
     """One of CVXPY's solvers, by its name there. Elements are solved one after another, under a lock."""
 
+    quadratic = True
+
     def __init__(self, name: str) -> None:
         """Describe the solver; solvers that we know nothing of are tried on anything, with their own tolerances."""
-        self._known = KNOWN.get(name, _Known(name, frozenset(Cones.__dataclass_fields__), quadratic=True))
+        self._known = KNOWN.get(name, _Known(name, frozenset(Cones.__dataclass_fields__)))
         self.name = name
         self.package = self._known.package
         self.cones = self._known.cones
-        self.quadratic = self._known.quadratic
 
     def installed(self) -> bool:
         """Whether CVXPY finds it."""
         return self.name.upper() in cp.installed_solvers()
 
-    def init(self, structure: Structure) -> Structure:
-        """The structure is all that is needed."""
-        return structure
+    def init(self, structure: Structure) -> None:
+        """Nothing is shared between solves."""
 
     def solve(
-        self, state: Structure, program: ConeProgram, options: Options, warm_start: Solution | None = None
+        self, state: SolverState, program: ConeProgram, options: Options, warm_start: Solution | None = None
     ) -> Solution:
         """Pose and solve every element; warm starts are not passed on."""
         arguments = self._arguments(options)
-        with _LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            answers = [self._element(program, i, arguments) for i in range(program.batch)]
-        stats = {"solver": self.name, "version": cp.__version__, "ran": [ran for _, ran in answers]}
+        with _LOCK:
+            answers = [self._element(program, i, arguments, options.time_limit_s) for i in range(program.batch)]
+        stats = {"solver": self.name, "cvxpy": cp.__version__, "ran": tuple(ran for _, ran in answers)}
         return batch_solution([element for element, _ in answers], stats)
 
     def _arguments(self, options: Options) -> dict[str, Any]:
         known = self._known
-        arguments: dict[str, Any] = {name: options.tol for name in known.tol} | dict(known.fixed)
-        if options.max_iter is not None and known.max_iter:
-            arguments[known.max_iter] = options.max_iter
-        if options.time_limit_s is not None and known.time_limit_s:
+        arguments: dict[str, Any] = dict.fromkeys(known.tol, max(options.tol, known.finest)) | dict(known.fixed)
+        if options.max_iter is not None:
+            if not known.max_iter:
+                raise SolverError(self._no_option("max_iter"))
+            arguments |= dict.fromkeys(known.max_iter, options.max_iter)
+        if options.time_limit_s is not None:
+            if known.time_limit_s is None:
+                raise SolverError(self._no_option("time_limit_s"))
             arguments[known.time_limit_s] = options.time_limit_s
-        raw = options.solver_options.get(self.name, {})
-        return arguments | options.raw(self.name, raw)
+        allowed = options.solver_options.get(self.name, ()) if known.raw is None else known.raw
+        return arguments | options.raw(self.name, allowed)
 
-    def _element(self, program: ConeProgram, i: int, arguments: dict[str, Any]) -> tuple[ElementResult, Any]:
+    def _no_option(self, name: str) -> str:
+        return f"solver {self.name!r} has no {name} here: leave it out, or give its own option in solver_options"
+
+    def _element(
+        self, program: ConeProgram, i: int, arguments: dict[str, Any], limit: float | None
+    ) -> tuple[ElementResult, str]:
+        """The result of element i, and the name of the solver that CVXPY ran."""
         posed = _Posed(program, i)
         try:
-            posed.problem.solve(solver=self.name.upper(), **arguments)
-        except cp.SolverError:
-            return posed.result(Status.NUMERICAL_ERROR), None
-        except (TypeError, ValueError, KeyError) as error:
-            raise SolverError(f"CVXPY could not run {self.name!r} with {arguments}: {error}") from error
-        status = STATUS.get(posed.problem.status, Status.NUMERICAL_ERROR)
-        return posed.result(status), posed.problem.solver_stats
+            data, chain, inverse_data = posed.problem.get_problem_data(self.name.upper(), solver_opts=arguments)
+        except cp.SolverError as error:
+            raise SolverError(f"solver {self.name!r} cannot take this problem: {error}") from error
+        ran = str(chain.solver.name())
+        try:
+            answer = chain.solver.solve_via_data(data, False, False, dict(arguments), {})
+        except (cp.SolverError, ArithmeticError):
+            logger.debug("%s failed on element %d", self.name, i, exc_info=True)
+            return posed.result(Status.NUMERICAL_ERROR, {}), ran
+        except Exception as error:
+            raise SolverError(f"{self.name!r} could not run with {arguments}: {error}") from error
+        solution = chain.invert(answer, inverse_data)
+        status = STATUS.get(solution.status, Status.NUMERICAL_ERROR)
+        if solution.status in STATUS:
+            posed.problem.unpack(solution)
+        result = posed.result(status, solution.attr)
+        if status is Status.ITERATION_LIMIT and limit is not None and result.seconds >= limit:
+            result = replace(result, status=Status.TIME_LIMIT)
+        return result, ran
 
 
 class _Posed:
@@ -131,18 +216,18 @@ class _Posed:
     def __init__(self, program: ConeProgram, i: int) -> None:
         structure = program.structure
         cones = structure.cones
-        self.structure = structure
+        self.q, self.b = program.q[i], program.b[i]
         self.A = structure.A.csc(program.A[i]).tocsr()
-        self.b = program.b[i]
         self.x = cp.Variable(structure.n)
         self.constraints: list[cp.Constraint] = []
         self._duals: list[Callable[[], Array]] = []
         start = 0
-        for size, constraint in ((cones.zero, cp.Zero), (cones.nonnegative, cp.NonPos)):
-            if size:
-                rows = slice(start, start + size)
-                self._add(constraint(self.A[rows] @ self.x - self.b[rows]), lambda c: np.ravel(c.dual_value))
-                start += size
+        if cones.zero:
+            self._add(self._slack(start, cones.zero) == 0, lambda c: -np.ravel(c.dual_value))
+            start += cones.zero
+        if cones.nonnegative:
+            self._add(self._slack(start, cones.nonnegative) >= 0, lambda c: np.ravel(c.dual_value))
+            start += cones.nonnegative
         for size in cones.second_order:
             slack = self._slack(start, size)
             self._add(cp.SOC(slack[0], slack[1:]) if size > 1 else slack >= 0, _flat_duals)
@@ -158,7 +243,7 @@ class _Posed:
         if cones.power:
             slack = self._slack(start, 3 * len(cones.power))
             self._add(cp.PowCone3D(slack[0::3], slack[1::3], slack[2::3], np.array(cones.power)), _interleaved_duals)
-        objective = program.q[i] @ self.x
+        objective = self.q @ self.x
         if structure.P.nnz:
             objective = objective + 0.5 * cp.quad_form(self.x, cp.psd_wrap(structure.P.csc(program.P[i])))
         self.problem = cp.Problem(cp.Minimize(objective), self.constraints)
@@ -171,17 +256,21 @@ class _Posed:
         self.constraints.append(constraint)
         self._duals.append(lambda: dual(constraint))
 
-    def result(self, status: Status) -> ElementResult:
-        """The result with this status; the point is NaN where there is none."""
-        n, m = self.structure.n, self.structure.m
-        x, y = np.full(n, np.nan), np.full(m, np.nan)
+    def result(self, status: Status, attributes: Mapping[str, Any]) -> ElementResult:
+        """The result with this status, and CVXPY's attributes of the solution; the point is NaN where there is none."""
+        x, y = np.full(len(self.q), np.nan), np.full(len(self.b), np.nan)
         if self.x.value is not None and all(c.dual_variables[0].value is not None for c in self.constraints):
             x = np.asarray(self.x.value, dtype=float)
             y = np.concatenate([np.zeros(0), *(dual() for dual in self._duals)])
-        stats = self.problem.solver_stats
-        iterations = 0 if stats is None or stats.num_iters is None else int(np.max(stats.num_iters))
-        seconds = 0.0 if stats is None or stats.solve_time is None else float(stats.solve_time)
-        return ElementResult(x, y, self.b - self.A @ x, status, iterations, seconds)
+        iterations = attributes.get("num_iters")
+        return ElementResult(
+            x=x,
+            y=y,
+            s=self.b - self.A @ x,
+            status=status,
+            iterations=0 if iterations is None else int(np.max(iterations)),
+            seconds=float(attributes.get("solve_time") or 0.0),
+        )
 
 
 def _flat_duals(constraint: cp.Constraint) -> Array:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from convexlayer.errors import SolverError
@@ -22,7 +21,8 @@ class Options:
         max_iter: iterations of the solver; None leaves its default.
         time_limit_s: seconds for one element; None is no limit.
         polish: take solutions to double precision by Newton steps before they are used.
-        solver_options: raw options by solver, such as ``{"clarabel": {"max_step_fraction": 0.9}}``; they override the above.
+        solver_options: raw options by solver, such as ``{"clarabel": {"max_step_fraction": 0.9}}``; they override the
+            above.
     """
 
     tol: float = 1e-8
@@ -61,17 +61,17 @@ class Options:
             raise SolverError(f"unknown option {unknown[0]!r}; there are: {', '.join(known)}")
         return dataclasses.replace(default, **options)
 
-    def raw(self, solver: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    def raw(self, solver: str, known: Collection[str]) -> dict[str, Any]:
         """The raw options for a solver.
 
         Args:
             solver: its name.
-            known: what it knows, for the check; names only matter.
+            known: the options that it has.
 
         Raises:
             SolverError: an option that the solver does not know.
         """
-        raw = dict(self.solver_options.get(solver, MappingProxyType({})))
+        raw = dict(self.solver_options.get(solver, {}))
         unknown = [name for name in raw if name not in known]
         if unknown:
             raise SolverError(f"solver {solver!r} has no option {unknown[0]!r}; it has: {', '.join(sorted(known))}")

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain
 from typing import TypeVar
 
-__all__ = ["map_elements"]
+__all__ = ["map_ranges"]
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+WORKERS = os.cpu_count() or 1
+
+RANGES_A_WORKER = 4
+"""Long ranges save Python's time, short ones even out the work."""
 
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
     """Keyed by process id: threads do not survive a fork."""
-    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="convexlayer-solve")
+    return ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="convexlayer-solve")
 
 
-def map_elements(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Apply a function to every item, on the pool if there is more than one; order is kept, errors propagate."""
-    listed = list(items)
-    if len(listed) == 1:
-        return [function(listed[0])]
-    return list(_pool(os.getpid()).map(function, listed))
+def map_ranges(function: Callable[[range], list[Result]], count: int) -> list[Result]:
+    """The results for range(count), in order, of a function that takes a part of it; on the pool if there are several.
+
+    What the function raises is raised here.
+    """
+    size = max(1, -(-count // (RANGES_A_WORKER * WORKERS)))
+    parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    if len(parts) == 1:
+        return function(parts[0])
+    return list(chain.from_iterable(_pool(os.getpid()).map(function, parts)))

@@ -1,7 +1,7 @@
 """The solvers, by name. This is the only place where a string chooses one.
 
-Every module of this package that ends in an underscore is an adapter; it is imported when solvers are first asked for, and
-each final subclass of ``AbstractSolver`` in it that needs no argument is a solver. All other names go to CVXPY.
+Every module of this package that ends in an underscore is an adapter; it is imported when solvers are first asked for,
+and each final subclass of ``AbstractSolver`` in it that needs no argument is a solver. All other names go to CVXPY.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def available() -> list[SolverInfo]:
 
 
 def solver_for(name: str, structure: Structure) -> tuple[AbstractSolver, str]:
-    """The solver of this name for programs of this structure, and why it was chosen.
+    """The solver of this name (in any case, as CVXPY has it) for programs of this structure, and why it was chosen.
 
     Raises:
         NotInstalledError: its package is missing.
         SolverError: it does not exist, or does not support the structure.
     """
-    reason = "asked for by name"
+    name, reason = name.lower(), "asked for by name"
     if name == "auto":
         name, reason = choose_solver(structure)
     solver = _native().get(name) or CvxpySolver(name)

@@ -8,26 +8,23 @@ from typing import Any, final
 
 import numpy as np
 
-from convexlayer.program import ConeProgram, IndexArray, Pattern, Structure
+from convexlayer.errors import SolverError
+from convexlayer.program import ConeProgram, Cones, IndexArray, Pattern, Structure
 from convexlayer.solution import Solution, Status
 from convexlayer.solvers.base import AbstractSolver, ElementResult, batch_solution
 from convexlayer.solvers.options import Options
-from convexlayer.solvers.pool import map_elements
+from convexlayer.solvers.pool import map_ranges
 
 __all__ = ["ScsSolver"]
 
-STATUS = {
-    1: Status.OPTIMAL,
-    2: Status.OPTIMAL_INACCURATE,
-    -1: Status.UNBOUNDED,
-    -2: Status.INFEASIBLE,
-    -6: Status.UNBOUNDED,
-    -7: Status.INFEASIBLE,
-}
-"""By SCS's exit flag; what is missing is a numerical error."""
+STATUS = {1: Status.OPTIMAL, -1: Status.UNBOUNDED, -2: Status.INFEASIBLE}
+"""By SCS's exit flag."""
+
+LIMITED = (2, -6, -7)
+"""Exit flags for a best guess at a limit of iterations or time."""
 
 SETTINGS = (
-    "use_indirect",
+    "linear_solver",
     "normalize",
     "scale",
     "adaptive_scale",
@@ -43,15 +40,15 @@ SETTINGS = (
 )
 
 MAX_ITER = 20_000
-"""Iterations unless told otherwise; SCS's own default is too few for 1e-8."""
+"""Iterations unless told otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
     """SCS's view of a structure: its cone dictionary, and P as its upper triangle."""
 
-    structure: Structure
     cone: dict[str, Any]
+    A_pattern: Pattern
     P_pattern: Pattern
     P_upper: IndexArray
 
@@ -70,52 +67,59 @@ class ScsSolver(AbstractSolver):
         return find_spec("scs") is not None
 
     def init(self, structure: Structure) -> _State:
-        """Describe the cones; rows are in SCS's own order already."""
-        cones, P = structure.cones, structure.P
-        sizes = {
-            "z": cones.zero,
-            "l": cones.nonnegative,
-            "q": list(cones.second_order),
-            "s": list(cones.psd),
-            "ep": cones.exponential,
-            "p": list(cones.power),
-        }
+        """Describe the cones; rows are in SCS's own order already. Where there are none, SCS is given 0 <= 1."""
+        P, A = structure.P, structure.A
         upper = np.flatnonzero(P.rows <= P.cols)
-        present = {name: size for name, size in sizes.items() if size}
-        return _State(structure, present, Pattern(P.shape, P.rows[upper], P.cols[upper]), upper)
+        return _State(
+            cone=_described(structure.cones) or {"l": 1},
+            A_pattern=A if structure.m else Pattern((1, structure.n), A.rows, A.cols),
+            P_pattern=Pattern(P.shape, P.rows[upper], P.cols[upper]),
+            P_upper=upper,
+        )
 
     def solve(
         self, state: _State, program: ConeProgram, options: Options, warm_start: Solution | None = None
     ) -> Solution:
-        """Solve every element, from the warm start if there is one."""
+        """Solve every element, from its point of the warm start if that has one."""
         import scs
 
         settings = _settings(options)
+        m = program.structure.m
+        b = program.b if m else np.ones((program.batch, 1))
 
         def one(i: int) -> ElementResult:
-            data = {"A": state.structure.A.csc(program.A[i]), "b": program.b[i], "c": program.q[i]}
+            data = {"A": state.A_pattern.csc(program.A[i]), "b": b[i], "c": program.q[i]}
             if state.P_pattern.nnz:
                 data["P"] = state.P_pattern.csc(program.P[i, state.P_upper])
-            solver = scs.SCS(data, state.cone, **settings)
-            if warm_start is None:
-                answer = solver.solve(warm_start=False)
-            else:
-                answer = solver.solve(warm_start=True, x=warm_start.x[i], y=warm_start.y[i], s=warm_start.s[i])
+            try:
+                solver = scs.SCS(data, state.cone, **settings)
+            except (TypeError, ValueError) as error:
+                raise SolverError(f"SCS refused its settings or the problem: {error}") from error
+            point = _start(warm_start, i) if m else {}
+            answer = solver.solve(warm_start=bool(point), **point)
             info = answer["info"]
             status = STATUS.get(info["status_val"], Status.NUMERICAL_ERROR)
-            if status is Status.OPTIMAL_INACCURATE:
+            if info["status_val"] in LIMITED:
                 status = Status.TIME_LIMIT if "time" in info["status"] else Status.ITERATION_LIMIT
             return ElementResult(
                 x=answer["x"],
-                y=answer["y"],
-                s=answer["s"],
+                y=answer["y"][:m],
+                s=answer["s"][:m],
                 status=status,
                 iterations=info["iter"],
                 seconds=(info["setup_time"] + info["solve_time"]) / 1000.0,
             )
 
-        stats = {"solver": "scs", "version": scs.__version__}
-        return batch_solution(map_elements(one, range(program.batch)), stats)
+        stats = {"solver": self.name, "version": scs.__version__}
+        return batch_solution(map_ranges(lambda part: [one(i) for i in part], program.batch), stats)
+
+
+def _start(warm_start: Solution | None, i: int) -> dict[str, Any]:
+    """The point to start element i from; nothing where there is none (certificates and failures are not points)."""
+    if warm_start is None or warm_start.status[i] in (Status.INFEASIBLE, Status.UNBOUNDED):
+        return {}
+    point = {"x": warm_start.x[i], "y": warm_start.y[i], "s": warm_start.s[i]}
+    return point if all(np.all(np.isfinite(value)) for value in point.values()) else {}
 
 
 def _settings(options: Options) -> dict[str, Any]:
@@ -127,4 +131,16 @@ def _settings(options: Options) -> dict[str, Any]:
     }
     if options.time_limit_s is not None:
         settings["time_limit_secs"] = options.time_limit_s
-    return settings | options.raw("scs", dict.fromkeys(SETTINGS))
+    return settings | options.raw("scs", SETTINGS)
+
+
+def _described(cones: Cones) -> dict[str, Any]:
+    sizes = {
+        "z": cones.zero,
+        "l": cones.nonnegative,
+        "q": list(cones.second_order),
+        "s": list(cones.psd),
+        "ep": cones.exponential,
+        "p": list(cones.power),
+    }
+    return {name: size for name, size in sizes.items() if size}

@@ -1,0 +1,48 @@
+"""torch.autograd.gradcheck on every family, duals among the outputs, in reverse and in forward mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.layers.families import NAMES, family
+
+ACCURATE = {"tol": 1e-11}  # what is left of a solver's error is divided by the step of the finite differences
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(name: str) -> None:
+    case = family(name)
+    layer = case.layer(options=ACCURATE, on_degenerate="raise")
+
+    def outputs(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        solution, report = layer.solve(*case.prepared(tensors))
+        return (*solution, report.objective)
+
+    assert torch.autograd.gradcheck(
+        outputs,
+        case.tensors(),
+        eps=1e-4,
+        atol=5e-5,
+        rtol=1e-4,
+        check_forward_ad=True,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck_of_a_batch_with_shared_parameters(name: str) -> None:
+    case = family(name)
+    layer = case.layer(options=ACCURATE, on_degenerate="raise")
+    batched, shared = case.tensors(2), case.tensors()
+    tensors = (batched[0], *shared[1:])
+    assert torch.autograd.gradcheck(
+        lambda *ts: layer(*case.prepared(ts)),
+        tensors,
+        eps=1e-4,
+        atol=5e-5,
+        rtol=1e-4,
+        fast_mode=True,
+        check_forward_ad=True,
+    )

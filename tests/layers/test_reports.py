@@ -1,0 +1,169 @@
+"""What a report says, before and after a derivative; what is done about derivatives that may not exist."""
+
+from __future__ import annotations
+
+import warnings
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+
+from convexlayer import ConvexLayer, DerivativeError, Status
+from tests.layers.families import NAMES, family
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_report(name: str) -> None:
+    case = family(name)
+    tensors = case.tensors(3)
+    outputs, report = case.layer().solve(*case.prepared(tensors))
+    assert report.status == (Status.OPTIMAL,) * 3
+    assert report.failed == ()
+    assert report.solver == "clarabel"
+    assert "interior-point" in report.reason
+    assert report.residuals.worst.shape == report.iterations.shape == report.objective.shape == (3,)
+    assert report.residuals.worst.max() < 1e-8
+    assert np.all(report.iterations > 0) or name == "least_squares"  # which is one linear system
+    assert set(report.seconds) == {"canonical", "solve", "polish"}
+    assert report.derivative is None
+    sum(o.sum() for o in outputs).backward()
+    assert report.derivative is not None
+    assert report.derivative.trusted
+    assert report.derivative.status == ("ok",) * 3
+    assert np.all(report.derivative.linear_residual < 1e-8)
+    assert np.all(report.derivative.margin > 1e-6)
+    assert np.all(report.derivative.consistent)
+    assert report.seconds["derivative"] > 0
+
+
+def test_forward_mode_fills_the_report_too() -> None:
+    case = family("quadratic")
+    tensors = tuple(t.detach() for t in case.tensors(2))
+    layer = case.layer()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0]))
+        _, report = layer.solve(dual, *tensors[1:])
+        assert report.derivative is not None
+        assert report.derivative.status == ("ok", "ok")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "geometric_program"])
+def test_objective_is_cvxpys(name: str) -> None:
+    """At the solution, by CVXPY's own evaluation of the problem."""
+    case = family(name)
+    tensors = case.prepared(case.tensors())
+    _, report = case.layer().solve(*tensors)
+    for parameter, tensor in zip(case.parameters, tensors, strict=True):
+        parameter.value = tensor.detach().numpy()
+    value = case.problem.solve(solver=cp.CLARABEL)
+    np.testing.assert_allclose(report.objective.item(), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_objective_is_differentiable(name: str) -> None:
+    """The envelope theorem against central differences along a random direction."""
+    case = family(name)
+    layer = case.layer(options={"tol": 1e-11})
+    tensors = case.tensors(2)
+    generator = torch.Generator().manual_seed(3)
+    directions = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in tensors]
+
+    def value(*ts: torch.Tensor) -> torch.Tensor:
+        return layer.solve(*case.prepared(ts))[1].objective.sum()
+
+    gradients = torch.autograd.grad(value(*tensors), tensors)
+    slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+    step = 1e-4
+    with torch.no_grad():
+        plus, minus = (
+            value(*(t + sign * step * d for t, d in zip(tensors, directions, strict=True))) for sign in (1, -1)
+        )
+    np.testing.assert_allclose(slope, (plus - minus) / (2 * step), rtol=1e-5, atol=1e-5)
+
+
+def test_objective_needs_no_linear_system() -> None:
+    """So it has a derivative even where the solution has none, and says nothing of a derivative."""
+    x, c = cp.Variable(2), cp.Parameter()
+    layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum(x)), [cp.sum(x) >= c, x >= -9]), [c], [x], on_degenerate="raise")
+    theta = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    _, report = layer.solve(theta)
+    report.objective.backward()
+    torch.testing.assert_close(theta.grad, torch.tensor(1.0, dtype=torch.float64))
+    assert report.derivative is None
+
+
+def test_maximisation_keeps_its_sign() -> None:
+    x, c = cp.Variable(), cp.Parameter()
+    layer = ConvexLayer(cp.Problem(cp.Maximize(c - cp.square(x - c) + 3)), [c], [x])
+    theta = torch.tensor([1.5, -2.0], dtype=torch.float64, requires_grad=True)
+    _, report = layer.solve(theta)
+    np.testing.assert_allclose(report.objective.detach(), [4.5, 1.0], atol=1e-9)
+    report.objective.sum().backward()
+    np.testing.assert_allclose(theta.grad, [1.0, 1.0], atol=1e-9)
+
+
+def weakly_active(**keywords: str) -> ConvexLayer:
+    """argmin (x - c)^2 over x >= 0: at c = 0 the left derivative is 0 and the right one 1."""
+    x, c = cp.Variable(), cp.Parameter()
+    return ConvexLayer(cp.Problem(cp.Minimize((x - c) ** 2), [x >= 0]), [c], [x], **keywords)
+
+
+def kink() -> torch.Tensor:
+    return torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
+
+
+def test_degenerate_derivatives_warn_once_a_layer() -> None:
+    layer = weakly_active()
+    with pytest.warns(UserWarning, match=r"1 of 3 elements may not exist.*1 \(degenerate\)") as caught:
+        layer(kink())[0].sum().backward()
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(kink())[0].sum().backward()
+
+
+def test_degenerate_derivatives_raise() -> None:
+    solution = weakly_active(on_degenerate="raise")(kink())[0]
+    with pytest.raises(DerivativeError, match=r"1 of 3 elements.*1 \(degenerate\)"):
+        solution.sum().backward()
+
+
+@pytest.mark.parametrize("on_degenerate", ["report", "warn", "raise"])
+def test_degenerate_derivatives_are_reported(on_degenerate: str) -> None:
+    theta = kink()
+    solution, report = weakly_active(on_degenerate=on_degenerate).solve(theta)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            solution[0].sum().backward()
+    except DerivativeError:
+        pass
+    else:
+        torch.testing.assert_close(theta.grad[[0, 2]], torch.tensor([1.0, 0.0], dtype=torch.float64))
+        assert -1e-9 <= theta.grad[1] <= 1.0 + 1e-9  # an element of Clarke's derivative
+    assert report.derivative.status == ("ok", "degenerate", "ok")
+    assert not report.derivative.trusted
+
+
+def test_a_solution_that_is_not_unique_is_degenerate() -> None:
+    """min c (x1 + x2) over x1 + x2 = 1, x >= 0 with both free: any split of the sum is optimal."""
+    x, c = cp.Variable(2), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(cp.sum(x)), [cp.sum(x) == c, x >= 0])
+    theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    solution, report = ConvexLayer(problem, [c], [x], on_degenerate="report").solve(theta)
+    solution[0][0].backward()
+    assert report.derivative.status == ("degenerate",)
+    assert theta.grad.isfinite()
+
+
+def test_regular_derivatives_of_a_problem_with_idle_auxiliaries_are_trusted() -> None:
+    """CVXPY's epigraph variables may be free where nobody sees them; the derivative that is asked for exists."""
+    x, A, b = cp.Variable(2), cp.Parameter((4, 2)), cp.Parameter(4)
+    layer = ConvexLayer(cp.Problem(cp.Minimize(cp.norm1(A @ x - b))), [A, b], [x], on_degenerate="raise")
+    rng = np.random.default_rng(0)
+    tensors = [torch.tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((4, 2), 4)]
+    layer(*tensors)[0].sum().backward()
+    assert tensors[0].grad.isfinite().all()

@@ -1,0 +1,119 @@
+"""The solution map in NumPy: what the torch layer and the server are made of."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from convexlayer import ProblemError, SolutionMap
+from convexlayer.program import Array
+from tests.layers.families import NAMES, Family, family
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def drawn(shapes: list[tuple[int, ...]], seed: int = 0) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+def symmetrised(case: Family, values: list[Array]) -> list[Array]:
+    return [0.5 * (v + v.swapaxes(-1, -2)) if i in case.symmetric else v for i, v in enumerate(values)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vjp_and_jvp_are_transposes(name: str) -> None:
+    """<v, J u> = <J'v, u> for every element, objective value included."""
+    case = family(name)
+    solved = SolutionMap(case.program()).solve(case.values(3))
+    u = symmetrised(case, drawn([(3, *spec.shape) for spec in case.program().parameters]))
+    v = drawn([value.shape for value in solved.outputs], seed=1)
+    at_objective = drawn([(3,)], seed=2)[0]
+    moved, rate = solved.jvp(u)
+    pulled = solved.vjp(v, objective=at_objective)
+    left = sum(np.sum((a * b).reshape(3, -1), axis=1) for a, b in zip(v, moved, strict=True)) + at_objective * rate
+    right = sum(np.sum((g * d).reshape(3, -1), axis=1) for g, d in zip(pulled, u, strict=True) if g is not None)
+    np.testing.assert_allclose(left, right, **EXACT)
+
+
+def test_the_layer_is_this_map() -> None:
+    case = family("quadratic")
+    layer = case.layer()
+    tensors = case.tensors(2)
+    solved = layer.solution_map.solve([t.detach().numpy() for t in tensors])
+    outputs = layer(*tensors)
+    for ours, theirs in zip(outputs, solved.outputs, strict=True):
+        np.testing.assert_array_equal(ours.detach(), theirs)
+    gradients = torch.autograd.grad(sum(o.sum() for o in outputs), tensors)
+    for ours, theirs in zip(gradients, solved.vjp([np.ones_like(o) for o in solved.outputs]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_missing_cotangents_and_tangents_are_zero() -> None:
+    case = family("quadratic")
+    solved = SolutionMap(case.program()).solve(case.values(2))
+    x, first, second = solved.outputs
+    v = drawn([x.shape])[0]
+    for some, all_of_them in zip(
+        solved.vjp([v, None, None]), solved.vjp([v, np.zeros_like(first), np.zeros_like(second)]), strict=True
+    ):
+        np.testing.assert_array_equal(some, all_of_them)
+    assert not any(np.any(g) for g in solved.vjp([None, None, None]))
+    tangents, rate = solved.jvp([None] * 5)
+    assert not any(np.any(t) for t in tangents)
+    assert not np.any(rate)
+
+
+def test_wrt_chooses_parameters() -> None:
+    case = family("quadratic")
+    solved = SolutionMap(case.program()).solve(case.values(2))
+    v = [np.ones_like(value) for value in solved.outputs]
+    everything, some = solved.vjp(v), solved.vjp(v, wrt=[False, True, False, False, True])
+    assert [g is None for g in some] == [True, False, True, True, False]
+    np.testing.assert_array_equal(some[1], everything[1])
+    np.testing.assert_array_equal(some[4], everything[4])
+
+
+def test_shared_values_and_tangents() -> None:
+    """A gradient has a row an element even for a shared parameter: whoever shares it sums."""
+    case = family("quadratic")
+    batched, shared = case.values(3), case.values(1)
+    values = [batched[0], *(value[0] for value in shared[1:])]
+    solved = SolutionMap(case.program()).solve(values)
+    assert solved.batched
+    assert solved.batch == 3
+    gradients = solved.vjp([np.ones_like(value) for value in solved.outputs])
+    assert [g.shape for g in gradients if g is not None] == [(3, *spec.shape) for spec in case.program().parameters]
+    direction = np.ones(values[2].shape)
+    once, repeated = (solved.jvp([None, None, d, None, None])[0] for d in (direction, np.stack([direction] * 3)))
+    for left, right in zip(once, repeated, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_without_a_batch() -> None:
+    case = family("quadratic")
+    solved = SolutionMap(case.program()).solve([value[0] for value in case.values(1)])
+    assert not solved.batched
+    assert [value.shape[0] for value in solved.outputs] == [1, 1, 1]
+
+
+def test_survives_pickling() -> None:
+    case = family("entropy_maximisation")
+    made = SolutionMap(case.program(), solver="ecos", options={"tol": 1e-9})
+    made.solve(case.values(2)).vjp([None, np.ones(2), None])
+    again = pickle.loads(pickle.dumps(made))
+    assert (again.solver, again.options) == (made.solver, made.options)
+    for left, right in zip(made.solve(case.values(2)).outputs, again.solve(case.values(2)).outputs, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_the_attribute_check_can_be_switched_off() -> None:
+    case = family("lasso")
+    values = case.values(1)
+    values[2] = -values[2]
+    with pytest.raises(ProblemError, match="nonneg"):
+        SolutionMap(case.program()).solve(values)
+    assert SolutionMap(case.program(), check_attributes=False).solve(values).batch == 1

@@ -1,0 +1,44 @@
+"""SCS starts from a given solution; what is no solution is not used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convexlayer import Options, Status
+from convexlayer.solution import Solution
+from convexlayer.solvers.registry import solver_for
+from tests.solvers.programs import KINDS, Known, known
+
+
+@pytest.fixture(params=["qp", "sdp", "exponential", "power"])
+def case(request: pytest.FixtureRequest) -> Known:
+    return known(KINDS[request.param], quadratic=True, batch=3)
+
+
+def solve(case: Known, warm_start: Solution | None) -> Solution:
+    solver, _ = solver_for("scs", case.program.structure)
+    return solver.solve(solver.init(case.program.structure), case.program, Options(), warm_start)
+
+
+def test_a_solution_saves_iterations(case: Known) -> None:
+    cold, warm = solve(case, None), solve(case, case.solution())
+    assert warm.status == (Status.OPTIMAL,) * 3
+    assert np.all(warm.iterations < cold.iterations)
+    np.testing.assert_allclose(warm.x, case.x, atol=1e-6)
+
+
+def test_points_that_are_not_finite_are_left_out(case: Known) -> None:
+    start = case.solution()
+    start.y[1, 0] = np.nan
+    cold, warm = solve(case, None), solve(case, start)
+    np.testing.assert_array_equal(warm.x[1], cold.x[1])
+    assert warm.iterations[0] < cold.iterations[0]
+
+
+def test_certificates_are_not_points(case: Known) -> None:
+    start = replace(case.solution(), status=(Status.OPTIMAL, Status.INFEASIBLE, Status.UNBOUNDED))
+    cold, warm = solve(case, None), solve(case, start)
+    np.testing.assert_array_equal(warm.x[1:], cold.x[1:])
