@@ -22,6 +22,9 @@ from convexlayer.solution import Solution
 
 __all__ = ["DiffcpDifferentiator"]
 
+SEEN = 1e-9
+"""Accuracy at which diffcp's solver, started at our solution, takes it as it is."""
+
 
 @final
 class DiffcpDifferentiator(AbstractDifferentiator):
@@ -58,7 +61,8 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         for i in range(program.batch):
             dy, ds = (np.insert(v[i], before, np.zeros(extra)) if extra else v[i] for v in (cotangent.y, cotangent.s))
             dx = np.append(cotangent.x[i], np.zeros(1 if extra else 0))
-            dA, db, dc = self._at(i)[1](dx, dy, ds)
+            size = _size(dx, dy, ds)
+            dA, db, dc = (size * part for part in self._at(i)[1](dx / size, dy / size, ds / size))
             kept = np.delete(np.arange(len(db)), slice(before, before + extra))
             x, gradient_q = self._solution.x[i], dc[: program.structure.n]
             gradients.q[i] = gradient_q
@@ -81,7 +85,8 @@ class DiffcpDifferentiator(AbstractDifferentiator):
                 dA = sp.vstack([dA[:before], rows, dA[before:]])
                 dA = sp.hstack([dA, sp.csc_matrix((dA.shape[0], 1))]).tocsc()
                 db, dc = np.insert(db, before, np.zeros(extra)), np.append(dc, 0.0)
-            dx, dy, ds = self._at(i)[0](dA, db, dc)
+            size = _size(dA.data, db, dc)
+            dx, dy, ds = (size * part for part in self._at(i)[0](dA / size, db / size, dc / size))
             kept = np.delete(np.arange(len(dy)), slice(before, before + extra))
             x[i], y[i], s[i] = dx[: program.structure.n], dy[kept], ds[kept]
         return SolutionTangent(x, y, s), self._report()
@@ -90,9 +95,14 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         """diffcp's derivative and adjoint at element i."""
         if i not in self._maps:
             A, b, c, cones, point = _lift(self._program, self._solution, i)
-            *_, derivative, adjoint = self._diffcp.solve_and_derivative(
-                A, b, c, cones, warm_start=point, mode="dense", solve_method="SCS", eps=1e-13, max_iters=20
-            )
+            try:
+                *_, derivative, adjoint = self._diffcp.solve_and_derivative(
+                    A, b, c, cones, warm_start=point, mode="dense", solve_method="SCS", eps=SEEN, max_iters=20
+                )
+            except self._diffcp.SolverError as error:
+                raise DerivativeError(
+                    f"diffcp did not accept the solution of element {i}: {error}; use derivative='exact'"
+                ) from error
             self._maps[i] = derivative, adjoint
         return self._maps[i]
 
@@ -103,6 +113,11 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         certain = np.zeros(len(unknown), dtype=bool)
         accuracy = self._solution.residuals(self._program).worst
         return DerivativeReport.judge(unknown, self._margin, unknown, certain, scale, accuracy)
+
+
+def _size(*vectors: Array) -> float:
+    """The largest entry, or 1 where all are zero: diffcp takes what is below 1e-8 for zero."""
+    return max(float(np.max(np.abs(vector), initial=0.0)) for vector in vectors) or 1.0
 
 
 def _lifted_rows(structure: Structure) -> tuple[int, int]:
@@ -116,7 +131,7 @@ def _lift(
 ) -> tuple[sp.csc_matrix, Array, Array, dict[str, Any], tuple[Array, Array, Array]]:
     """One element as diffcp takes it, and the point to start at."""
     structure, cones = program.structure, program.structure.cones
-    A, b, c = structure.A.csc(program.A[i]), program.b[i], program.q[i]
+    A, b, c = structure.A.csc(program.A[i].copy()), program.b[i], program.q[i]  # diffcp drops zeros from A in place
     x, y, s = solution.x[i], solution.y[i], solution.s[i]
     second_order = list(cones.second_order)
     before, extra = _lifted_rows(structure)

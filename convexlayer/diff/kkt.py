@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import final
 
 import numpy as np
 
 from convexlayer.cones import ProductDerivative
 from convexlayer.diff.base import AbstractDifferentiator, Observer, SolutionCotangent, SolutionTangent, data_cotangent
-from convexlayer.diff.report import DerivativeReport
+from convexlayer.diff.report import ACCURATE, DerivativeReport
 from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, RefinedFactor, choose_backend
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.solution import Solution, product_cone
@@ -52,6 +53,7 @@ class _Blocks:
     target: IndexArray
 
 
+@final
 class ReducedSystem:
     """The symbolic part: pattern of K and where each value comes from. Once a layer."""
 
@@ -117,7 +119,7 @@ class ReducedSystem:
         values = np.zeros((batch, self.pattern.nnz))
         values[:, self._P_target] = program.P[:, self._P_source]
         values[:, self._diagonal] = -derivative.complement
-        root = np.sqrt(derivative.d)
+        root = derivative.sqrt_d
         values[:, self._A_target] = root[:, self._A_rows] * program.A[:, self._A_source]
         bases = derivative.blocks()
         for blocks in self._blocks:
@@ -129,6 +131,7 @@ class ReducedSystem:
         return RefinedFactor(self.backend, self.state, self.pattern, values, self.signs)
 
 
+@final
 class ExactDifferentiator(AbstractDifferentiator):
     """Derivative at a batch of solutions; factorises at the first use and keeps the factors."""
 
@@ -152,6 +155,10 @@ class ExactDifferentiator(AbstractDifferentiator):
     @cached_property
     def _solution_residual(self) -> Array:
         return self._solution.residuals(self._program).worst
+
+    @cached_property
+    def _margin(self) -> Array:
+        return self._system.cone.margin(self._w)
 
     @cached_property
     def _factor(self) -> RefinedFactor:
@@ -209,12 +216,15 @@ class ExactDifferentiator(AbstractDifferentiator):
         singular = factor.condition >= SINGULAR
         if np.any(singular):
             singular = singular & ((seen(factor.null_direction) > VISIBLE) | (residual > ACCEPTED))
-        again = np.flatnonzero(singular | (residual > ACCEPTED))
+        finite = np.isfinite(residual) & np.isfinite(factor.condition)
+        again = np.flatnonzero(finite & (singular | (residual > ACCEPTED)))
         if len(again):
-            z[again], residual[again] = factor.minimum_norm(rhs, again)
-        margin = self._system.cone.margin(self._w)
+            least, least_residual = factor.minimum_norm(rhs, again)
+            inconsistent = singular[again] & (residual[again] > ACCURATE)
+            chosen = inconsistent | (least_residual <= np.maximum(residual[again], ACCEPTED))
+            z[again[chosen]], residual[again[chosen]] = least[chosen], least_residual[chosen]
         return z, DerivativeReport.judge(
-            residual, margin, factor.condition, singular, _norm(self._w), self._solution_residual
+            residual, self._margin, factor.condition, singular, _norm(self._w), self._solution_residual
         )
 
 

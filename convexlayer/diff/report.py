@@ -9,7 +9,7 @@ import numpy as np
 from convexlayer.program import Array
 from convexlayer.solution import BoolArray
 
-__all__ = ["DerivativeReport"]
+__all__ = ["ACCURATE", "DerivativeReport"]
 
 DEGENERATE_MARGIN = 1e-6
 """Relative distance of w from a jump of D, below which the active set is not certain."""
@@ -29,7 +29,7 @@ class DerivativeReport:
     """One entry an element.
 
     Attributes:
-        linear_residual: relative residual of the linear system after refinement.
+        linear_residual: relative residual of the equilibrated linear system after refinement.
         margin: distance of w = y - s from the nearest point where the projection's derivative jumps (strict
             complementarity); infinite where it never does.
         condition: estimate of the condition of the equilibrated system.
@@ -64,7 +64,7 @@ class DerivativeReport:
         finite = np.isfinite(residual) & np.isfinite(condition)
         certain = np.maximum(DEGENERATE_MARGIN, 10.0 * solution_residual) * np.maximum(1.0, w_scale)
         degenerate = singular | (margin <= certain)
-        failed = ~finite | (~singular & (residual > FAILED))
+        failed = ~finite | np.isnan(margin) | (~singular & (residual > FAILED))
         inaccurate = (residual > ACCURATE) | (solution_residual > ACCURATE_SOLUTION)
         words = np.select([failed, degenerate, inaccurate], ["failed", "degenerate", "inaccurate"], "ok")
         return DerivativeReport(residual, margin, condition, residual <= ACCURATE, tuple(words.tolist()))

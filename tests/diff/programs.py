@@ -1,0 +1,248 @@
+"""Random regular cone programs with their exact solutions, made without a solver; and perturbed solutions, by Newton.
+
+Draw w, x, A and P; then y = Pi_{K*}(w) and s = y - w are complementary, and q = -(Px + A'y), b = Ax + s make (x, y, s)
+the solution. The number of variables is such that the reduced system is regular for almost every draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent
+from convexlayer.linalg import AbstractBackend
+from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.solution import Solution, Status, product_cone
+
+CONES = {
+    "zero": Cones(zero=3),
+    "nonnegative": Cones(nonnegative=7),
+    "second_order": Cones(second_order=(1, 2, 3, 5, 3)),
+    "psd": Cones(psd=(3, 4, 3)),
+    "exponential": Cones(exponential=4),
+    "power": Cones(power=(0.5, 0.15, 0.8, 0.35)),
+    "product": Cones(2, 4, (1, 2, 3, 5, 3), (3, 4), 3, (0.5, 0.15, 0.8)),
+}
+
+MARGIN = 0.1
+"""Least distance of w from a jump of the derivative."""
+
+REACH = 1e-3
+"""How far differences go: well within MARGIN, and well above rounding."""
+
+CONDITION = 1e5
+"""A draw whose Newton matrix is worse conditioned is rejected as degenerate."""
+
+
+Solve = Callable[[ConeProgram], tuple[Array, Array, Array]]
+"""Programs -> (x, y, s)."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One regular program, a batch of one, and its solution."""
+
+    program: ConeProgram
+    solution: Solution
+
+    @property
+    def w(self) -> Array:
+        """w = y - s, (1, m)."""
+        return self.solution.y - self.solution.s
+
+    def repeat(self, count: int) -> Draw:
+        """A batch of copies."""
+        index = np.zeros(count, dtype=np.int64)
+        return Draw(self.program.select(index), self.solution.select(index))
+
+
+def draw(rng: np.random.Generator, cones: Cones, *, quadratic: bool) -> Draw | None:
+    """A program over these cones with a strictly complementary solution, or None where the draw is degenerate.
+
+    Without a quadratic objective there are as many variables as the active constraints and their curvature can fix.
+    """
+    active = curved = 0
+    while active + curved == 0:
+        w = strict_point(rng, cones)
+        d = product_cone(cones).derivative(w).d[0]
+        active, curved = int(np.sum(d == 1.0)), int(np.sum((d > 0.0) & (d < 1.0)))
+    n = active + 2 if quadratic else active + curved // 2
+    P = np.zeros((n, n))
+    if quadratic:
+        rank = n if curved == 0 else max(n - active - curved // 2, 1)
+        F = rng.normal(size=(rank, n))
+        P = F.T @ F / n + (0.2 * np.eye(n) if rank == n else 0.0)
+    A = rng.normal(size=(cones.m, n)) * (rng.uniform(size=(cones.m, n)) < 0.85)
+    x = rng.normal(size=n)
+    drawn = assemble(P, A, x, w[0], cones)
+    regular = np.linalg.cond(newton_matrix(drawn.program, drawn.w)[0]) < CONDITION
+    return drawn if regular else None
+
+
+def assemble(P: Array, A: Array, x: Array, w: Array, cones: Cones) -> Draw:
+    """The program with dense P (n, n) and A (m, n) whose solution is at x and w."""
+    y = product_cone(cones).project_dual(w[None])[0]
+    s = y - w
+    structure = Structure(pattern(P), pattern(A), cones)
+    q, b = -(P @ x + A.T @ y), A @ x + s
+    program = ConeProgram(
+        structure, P[structure.P.rows, structure.P.cols][None], q[None], np.zeros(1),
+        A[structure.A.rows, structure.A.cols][None], b[None],
+    )  # fmt: skip
+    return Draw(program, solution_at(x[None], y[None], s[None]))
+
+
+def stack(draws: list[Draw]) -> Draw:
+    """One batch of draws of one structure (that of the first)."""
+    first, programs, solutions = draws[0], [d.program for d in draws], [d.solution for d in draws]
+    program = ConeProgram(
+        first.program.structure,
+        *(np.concatenate([getattr(p, name) for p in programs]) for name in ("P", "q", "r", "A", "b")),
+    )
+    return Draw(program, solution_at(*(np.concatenate([getattr(s, name) for s in solutions]) for name in "xys")))
+
+
+def pattern(M: Array) -> Pattern:
+    """Where a matrix is not zero."""
+    cols, rows = np.nonzero(M.T)
+    return Pattern(M.shape, rows, cols)
+
+
+def solution_at(x: Array, y: Array, s: Array) -> Solution:
+    """A batch of points that a solver calls optimal."""
+    batch = len(x)
+    return Solution(x, y, s, (Status.OPTIMAL,) * batch, np.ones(batch, dtype=np.int64), np.zeros(batch), {})
+
+
+def strict_point(rng: np.random.Generator, cones: Cones, candidates: int = 60) -> Array:
+    """A w (1, m) at least MARGIN from every jump of D: blocks on the boundary (half of them), interior and at zero."""
+    cone = product_cone(cones)
+    points = rng.normal(size=(candidates, 3, cones.m)) * rng.choice([0.7, 1.5], size=(candidates, 1, 1))
+    projected = cone.project_dual(points.reshape(-1, cones.m)).reshape(points.shape)
+    regime = np.arange(candidates) % 4
+    interior, zero = np.sum(projected, axis=1), np.sum(points - projected, axis=1)
+    w = np.select([(regime == 0)[:, None], (regime == 1)[:, None]], [interior, zero], points[:, 0])
+    chosen = np.zeros((1, cones.m))
+    for group in cone.groups:
+        blocks = group.split(w)
+        strict = group.cone.margin(blocks) >= MARGIN
+        for block in range(group.blocks):
+            pick = rng.choice(np.flatnonzero(strict[:, block]))
+            start = group.start + block * group.size
+            chosen[0, start : start + group.size] = blocks[pick, block]
+    return chosen
+
+
+def newton_matrix(program: ConeProgram, w: Array) -> Array:
+    """The derivative (B, n + m, n + m) of the optimality conditions (Px + q + A'y, Ax + s - b) in (x, w)."""
+    structure = program.structure
+    n, m = structure.n, structure.m
+    derivative = product_cone(structure.cones).derivative(w)
+    D = derivative.d[..., None] * np.eye(m)
+    for start, blocks, size, Q in derivative.blocks():
+        for block in range(blocks):
+            rows = slice(start + block * size, start + (block + 1) * size)
+            D[:, rows, rows] = (Q[:, block] * derivative.d[:, None, rows]) @ np.swapaxes(Q[:, block], 1, 2)
+    A = structure.A.dense(program.A)
+    out = np.zeros((len(w), n + m, n + m))
+    out[:, :n, :n] = structure.P.dense(program.P)
+    out[:, :n, n:] = np.swapaxes(A, 1, 2) @ D
+    out[:, n:, :n] = A
+    out[:, n:, n:] = D - np.eye(m)
+    return out
+
+
+def solve_near(program: ConeProgram, x: Array, w: Array, *, steps: int = 12) -> tuple[Array, Array, Array]:
+    """Solutions (x, y, s) of programs (B, ...) near x (n,), w (m,): Newton on the optimality conditions in (x, w)."""
+    cone, P, A = product_cone(program.structure.cones), program.structure.P, program.structure.A
+    x, w = (np.broadcast_to(v, (program.batch, v.shape[-1])) for v in (x, w))
+    for _ in range(steps):
+        y = cone.project_dual(w)
+        dual = P.matvec(program.P, x) + program.q + A.rmatvec(program.A, y)
+        primal = A.matvec(program.A, x) + y - w - program.b
+        residual = np.concatenate([dual, primal], axis=1)
+        step = np.linalg.solve(newton_matrix(program, w), residual[..., None])[..., 0]
+        x, w = x - step[:, : x.shape[1]], w - step[:, x.shape[1] :]
+        if np.max(np.abs(step), initial=0.0) < 1e-13:
+            break
+    y = cone.project_dual(w)
+    return x, y, y - w
+
+
+def flat_data(program: ConeProgram) -> Array:
+    """(P, q, A, b) of program tangents or cotangents, one row an element."""
+    return np.concatenate([program.P, program.q, program.A, program.b], axis=1)
+
+
+def flat_point(tangent: SolutionTangent) -> Array:
+    """(x, y, s) of solution tangents or cotangents, one row an element."""
+    return np.concatenate([tangent.x, tangent.y, tangent.s], axis=1)
+
+
+def data_tangents(rng: np.random.Generator, structure: Structure, count: int) -> ConeProgram:
+    """Random tangents: `count` in each of P, q, A and b alone (where there is one), and in all of them."""
+    sizes = (structure.P.nnz, structure.n, structure.A.nnz, structure.m)
+    P, q, A, b = _alone_and_together(rng, sizes, count)
+    return ConeProgram(structure, P + P[:, structure.P.swapped], q, np.zeros(len(q)), A, b)
+
+
+def ones(drawn: Draw, x: float = 1.0, y: float = 1.0, s: float = 1.0) -> SolutionTangent:
+    """The cotangent of sum(x), sum(y) and sum(s), with weights."""
+    points = ((x, drawn.solution.x), (y, drawn.solution.y), (s, drawn.solution.s))
+    return SolutionTangent(*(np.full_like(value, weight) for weight, value in points))
+
+
+def at(drawn: Draw, backend: AbstractBackend | None = None) -> ExactDifferentiator:
+    """The exact derivative there."""
+    return ExactDifferentiator(ReducedSystem(drawn.program.structure, backend), drawn.program, drawn.solution)
+
+
+def point_cotangents(rng: np.random.Generator, structure: Structure, count: int) -> SolutionTangent:
+    """Random cotangents: `count` on each of x, y and s alone, and on all of them."""
+    return SolutionTangent(*_alone_and_together(rng, (structure.n, structure.m, structure.m), count))
+
+
+def _alone_and_together(rng: np.random.Generator, sizes: tuple[int, ...], count: int) -> list[Array]:
+    """Random rows of these sizes: `count` where each that is not empty is alone, the others 0, and `count` of all."""
+    kinds = [*(part for part, size in enumerate(sizes) if size), None]
+    return [
+        np.concatenate([rng.normal(size=(count, size)) * (kind in (part, None)) for kind in kinds])
+        for part, size in enumerate(sizes)
+    ]
+
+
+def move(program: ConeProgram, tangent: ConeProgram, step: Array) -> ConeProgram:
+    """The programs moved along tangents by steps (B, 1)."""
+    return replace(
+        program,
+        P=program.P + step * tangent.P,
+        q=program.q + step * tangent.q,
+        A=program.A + step * tangent.A,
+        b=program.b + step * tangent.b,
+    )
+
+
+def differences(drawn: Draw, tangent: ConeProgram, solve: Solve | None = None, reach: float = REACH) -> SolutionTangent:
+    """Derivatives of (x, y, s) along tangents (B, ...): central differences, Richardson-extrapolated to fourth order.
+
+    The larger step of each direction moves (x, w) by about `reach`. Perturbed programs are solved by `solve`, unless
+    given by Newton from the solution.
+    """
+
+    def newton(program: ConeProgram) -> tuple[Array, Array, Array]:
+        return solve_near(program, drawn.solution.x[0], drawn.w[0])
+
+    copies = drawn.repeat(tangent.batch).program
+
+    def central(find: Solve, step: Array) -> SolutionTangent:
+        there, back = (find(move(copies, tangent, sign * step)) for sign in (1.0, -1.0))
+        return SolutionTangent(*((p - m) / (2.0 * step) for p, m in zip(there, back, strict=True)))
+
+    speed = np.max(np.abs(flat_point(central(newton, np.full((tangent.batch, 1), 1e-7)))), axis=1, keepdims=True)
+    step = reach / np.maximum(speed, 1e-2)
+    coarse, fine = central(solve or newton, step), central(solve or newton, 0.5 * step)
+    return SolutionTangent(
+        *((4.0 * f - c) / 3.0 for f, c in ((fine.x, coarse.x), (fine.y, coarse.y), (fine.s, coarse.s)))
+    )

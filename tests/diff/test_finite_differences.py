@@ -1,0 +1,114 @@
+"""The exact derivative against differences of solutions, over every cone and their product, with and without P."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent, polish
+from convexlayer.program import Array, ConeProgram
+from convexlayer.solvers import Options
+from convexlayer.solvers.clarabel_ import ClarabelSolver
+
+from .conftest import Check
+from .programs import (
+    CONES,
+    Draw,
+    data_tangents,
+    differences,
+    draw,
+    flat_data,
+    flat_point,
+    point_cotangents,
+)
+
+DRAWS = 20
+REJECTED = 0.05
+DIFFERENCES = 1e-7
+TRANSPOSE = 1e-9
+FLOOR = 1e-2
+"""Errors of parts that hardly move are relative to this share of the whole tangent."""
+
+
+@pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
+@pytest.mark.parametrize("name", CONES)
+def test_jvp_and_vjp_agree_with_differences(name: str, quadratic: bool, check: Check) -> None:
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        drawn = draw(rng, CONES[name], quadratic=quadratic)
+        check.draws += 1
+        if drawn is None:
+            check.rejected += 1
+            continue
+        structure = drawn.program.structure
+        tangent, cotangent = data_tangents(rng, structure, 2), point_cotangents(rng, structure, 2)
+        expected = differences(drawn, tangent)
+        moved, pulled = exact(drawn, tangent, cotangent)
+        check.record(
+            jvp=jvp_error(moved, expected),
+            vjp=vjp_error(pulled, tangent, cotangent, flat_point(expected)),
+            transpose=vjp_error(pulled, tangent, cotangent, flat_point(moved)),
+        )
+    assert check.rejected <= REJECTED * check.draws
+    assert check.errors["jvp"] <= DIFFERENCES
+    assert check.errors["vjp"] <= DIFFERENCES
+    assert check.errors["transpose"] <= TRANSPOSE
+
+
+@pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
+def test_differences_of_a_solver(quadratic: bool, check: Check) -> None:
+    rng = np.random.default_rng(1)
+    drawn = draw(rng, CONES["product"], quadratic=quadratic)
+    assert drawn is not None
+    solver, system = ClarabelSolver(), ReducedSystem(drawn.program.structure)
+    state = solver.init(drawn.program.structure)
+
+    def solve(program: ConeProgram) -> tuple[Array, Array, Array]:
+        solution = polish(system, program, solver.solve(state, program, Options()))
+        assert np.all(solution.residuals(program).worst <= 1e-12)
+        return solution.x, solution.y, solution.s
+
+    for found, known in zip(solve(drawn.program), (drawn.solution.x, drawn.solution.y, drawn.solution.s), strict=True):
+        np.testing.assert_allclose(found, known, atol=1e-9)
+    tangent, cotangent = (
+        data_tangents(rng, drawn.program.structure, 1),
+        point_cotangents(rng, drawn.program.structure, 1),
+    )
+    expected = differences(drawn, tangent, solve)
+    moved, pulled = exact(drawn, tangent, cotangent)
+    check.draws += 1
+    check.record(jvp=jvp_error(moved, expected), vjp=vjp_error(pulled, tangent, cotangent, flat_point(expected)))
+    assert check.errors["jvp"] <= DIFFERENCES
+    assert check.errors["vjp"] <= DIFFERENCES
+
+
+def exact(drawn: Draw, tangent: ConeProgram, cotangent: SolutionTangent) -> tuple[SolutionTangent, ConeProgram]:
+    """The jvp of the tangents and the vjp of the cotangents, all of them to be trusted."""
+    system = ReducedSystem(drawn.program.structure)
+    copies = [drawn.repeat(len(flat)) for flat in (tangent.q, cotangent.x)]
+    forward, backward = (ExactDifferentiator(system, copy.program, copy.solution) for copy in copies)
+    moved, forward_report = forward.jvp(tangent)
+    pulled, backward_report = backward.vjp(cotangent)
+    assert forward_report.trusted, forward_report
+    assert backward_report.trusted, backward_report
+    return moved, pulled
+
+
+def jvp_error(moved: SolutionTangent, expected: SolutionTangent) -> float:
+    """The worst relative error of dx, dy or ds."""
+    whole = FLOOR * norm(flat_point(expected))
+    parts = ((moved.x, expected.x), (moved.y, expected.y), (moved.s, expected.s))
+    return max(float(np.max(norm(part - known) / np.maximum(norm(known), whole))) for part, known in parts)
+
+
+def vjp_error(pulled: ConeProgram, tangent: ConeProgram, cotangent: SolutionTangent, moved: Array) -> float:
+    """The worst difference of <J'v, u> from <v, J u>, relative to norm(v) and to the part of J u that v sees."""
+    v = flat_point(cotangent)
+    seen = np.sqrt((v != 0) @ (moved**2).T)
+    scale = norm(v)[:, None] * np.maximum(seen, FLOOR * norm(moved))
+    return float(np.max(np.abs(flat_data(pulled) @ flat_data(tangent).T - v @ moved.T) / scale))
+
+
+def norm(rows: Array) -> Array:
+    """Euclidean norm of each row."""
+    return np.linalg.norm(rows, axis=1)
