@@ -34,6 +34,11 @@ class Features:
         """Length of the vector."""
         return sum(self.sizes) + len(self.log)
 
+    def of(self, wrt: Sequence[bool]) -> IndexArray:
+        """Positions in the vector of the features of these parameters."""
+        wanted = np.repeat(np.asarray(wrt, dtype=bool), self.sizes)
+        return np.flatnonzero(np.concatenate([wanted, wanted[self.log]]))
+
     def apply(self, theta: Sequence[Array], batch: int) -> Array:
         """The vectors (batch, size) of arrays that are (batch, ...) or lack the batch axis."""
         parts = [_flat(value, size, batch) for value, size in zip(theta, self.sizes, strict=True)]

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import scipy.sparse as sp
 
-from convexlayer.program import Array
+from convexlayer.program import Array, IndexArray
 
 __all__ = ["OutputSpec", "Recovery"]
 
@@ -62,6 +62,10 @@ class Recovery:
         """All outputs' entries side by side, logarithms where a geometric program was solved in them, (B, entries)."""
         flat: Array = (self.matrix @ np.concatenate([x, y], axis=1).T).T
         return flat
+
+    def of(self, outputs: Sequence[bool]) -> IndexArray:
+        """Positions among all outputs' entries of those of these outputs."""
+        return np.flatnonzero(np.repeat(np.asarray(outputs, dtype=bool), [spec.size for spec in self.outputs]))
 
     def apply(self, x: Array, y: Array) -> tuple[Array, ...]:
         """The outputs, each (B, *shape), of x (B, n) and y (B, m)."""

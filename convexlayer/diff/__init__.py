@@ -1,6 +1,6 @@
 """Derivatives of the solution map of a cone program."""
 
-from convexlayer.diff.base import AbstractDifferentiator, Observer, SolutionCotangent, SolutionTangent
+from convexlayer.diff.base import AbstractDifferentiator, SolutionCotangent, SolutionTangent
 from convexlayer.diff.kkt import ExactDifferentiator, ReducedSystem
 from convexlayer.diff.modes import DerivativeMode, derivative_mode
 from convexlayer.diff.polish import polish
@@ -11,7 +11,6 @@ __all__ = [
     "DerivativeMode",
     "DerivativeReport",
     "ExactDifferentiator",
-    "Observer",
     "ReducedSystem",
     "SolutionCotangent",
     "SolutionTangent",

@@ -11,7 +11,14 @@ import numpy as np
 from convexlayer.diff.report import DerivativeReport
 from convexlayer.program import Array, ConeProgram
 
-__all__ = ["AbstractDifferentiator", "Observer", "SolutionCotangent", "SolutionTangent", "data_cotangent"]
+__all__ = [
+    "AbstractDifferentiator",
+    "SolutionCotangent",
+    "SolutionTangent",
+    "data_cotangent",
+    "whole_data",
+    "whole_point",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,31 +34,35 @@ SolutionCotangent = SolutionTangent
 """A cotangent of (x, y, s) has the same shapes."""
 
 
-@dataclass(frozen=True, eq=False)
-class Observer:
-    """What of program data and solutions is seen from outside, for deciding whether a non-unique answer matters.
+def whole_data(data: ConeProgram) -> Array:
+    """Everything that a program cotangent holds, (B, ...)."""
+    return np.concatenate([data.P, data.q, data.A, data.b], axis=1)
 
-    CVXPY's epigraph variables are often not unique while the variables of the problem are: then the linear system is
-    singular, and yet every derivative that anyone asks for is well defined.
 
-    Attributes:
-        parameters: program cotangent -> cotangent of the parameters, (B, ...).
-        outputs: tangents (B, n) of x and (B, m) of y -> tangent of the outputs, (B, ...).
-    """
-
-    parameters: Callable[[ConeProgram], Array]
-    outputs: Callable[[Array, Array], Array]
+def whole_point(tangent: SolutionTangent) -> Array:
+    """Everything of a solution tangent but s, which follows from the rest, (B, n + m)."""
+    return np.concatenate([tangent.x, tangent.y], axis=1)
 
 
 class AbstractDifferentiator(ABC):
-    """The derivative of (P, q, A, b) -> (x, y, s) at one batch of solutions; r does not move them."""
+    """The derivative of (P, q, A, b) -> (x, y, s) at one batch of solutions; r does not move them.
+
+    CVXPY's epigraph variables are often not unique while the variables of the problem are: then the linear system is
+    singular, or w lies on a jump of D, and yet every derivative that anyone asks for is well defined. So both calls
+    take
+    ``seen``: what becomes of their answer outside, linear, (B, ...). A choice that it does not show does not matter.
+    """
 
     @abstractmethod
-    def vjp(self, cotangent: SolutionCotangent) -> tuple[ConeProgram, DerivativeReport]:
+    def vjp(
+        self, cotangent: SolutionCotangent, *, seen: Callable[[ConeProgram], Array] = whole_data
+    ) -> tuple[ConeProgram, DerivativeReport]:
         """Program cotangent of a solution cotangent, and how far to trust it."""
 
     @abstractmethod
-    def jvp(self, tangent: ConeProgram) -> tuple[SolutionTangent, DerivativeReport]:
+    def jvp(
+        self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
+    ) -> tuple[SolutionTangent, DerivativeReport]:
         """Solution tangent of a program tangent, and how far to trust it."""
 
 

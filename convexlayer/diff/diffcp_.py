@@ -8,12 +8,19 @@ refused.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
 import scipy.sparse as sp
 
-from convexlayer.diff.base import AbstractDifferentiator, Observer, SolutionCotangent, SolutionTangent
+from convexlayer.diff.base import (
+    AbstractDifferentiator,
+    SolutionCotangent,
+    SolutionTangent,
+    whole_data,
+    whole_point,
+)
 from convexlayer.diff.kkt import ReducedSystem
 from convexlayer.diff.report import DerivativeReport
 from convexlayer.errors import DerivativeError
@@ -30,9 +37,7 @@ SEEN = 1e-9
 class DiffcpDifferentiator(AbstractDifferentiator):
     """diffcp's dense-mode derivative, element after element, at our solution (diffcp is warm-started there)."""
 
-    def __init__(
-        self, system: ReducedSystem, program: ConeProgram, solution: Solution, observer: Observer | None = None
-    ) -> None:
+    def __init__(self, system: ReducedSystem, program: ConeProgram, solution: Solution) -> None:
         """Check that diffcp is installed and knows the cones; it does not say where its answer is not unique.
 
         Raises:
@@ -50,7 +55,9 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         self._margin = system.cone.margin(solution.y - solution.s)
         self._maps: dict[int, tuple[Any, Any]] = {}
 
-    def vjp(self, cotangent: SolutionCotangent) -> tuple[ConeProgram, DerivativeReport]:
+    def vjp(
+        self, cotangent: SolutionCotangent, *, seen: Callable[[ConeProgram], Array] = whole_data
+    ) -> tuple[ConeProgram, DerivativeReport]:
         """Program cotangent, by diffcp's adjoint."""
         program = self._program
         P, A = program.structure.P, program.structure.A
@@ -71,7 +78,9 @@ class DiffcpDifferentiator(AbstractDifferentiator):
             gradients.P[i] = 0.5 * (gradient_q[P.rows] * x[P.cols] + x[P.rows] * gradient_q[P.cols])
         return gradients, self._report()
 
-    def jvp(self, tangent: ConeProgram) -> tuple[SolutionTangent, DerivativeReport]:
+    def jvp(
+        self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
+    ) -> tuple[SolutionTangent, DerivativeReport]:
         """Solution tangent, by diffcp's derivative; dP acts as the change dP x of q."""
         program = self._program
         before, extra = _lifted_rows(program.structure)

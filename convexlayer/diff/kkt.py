@@ -19,7 +19,14 @@ from typing import final
 import numpy as np
 
 from convexlayer.cones import ProductDerivative
-from convexlayer.diff.base import AbstractDifferentiator, Observer, SolutionCotangent, SolutionTangent, data_cotangent
+from convexlayer.diff.base import (
+    AbstractDifferentiator,
+    SolutionCotangent,
+    SolutionTangent,
+    data_cotangent,
+    whole_data,
+    whole_point,
+)
 from convexlayer.diff.report import ACCURATE, DerivativeReport
 from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, RefinedFactor, choose_backend
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
@@ -30,10 +37,11 @@ __all__ = ["ExactDifferentiator", "ReducedSystem"]
 VISIBLE = 1e-5
 """Effect of a unit null direction, from which the choice among several solutions matters."""
 
-EVERYTHING = Observer(
-    parameters=lambda data: np.concatenate([data.P, data.q, data.A, data.b], axis=1),
-    outputs=lambda dx, dy: np.concatenate([dx, dy], axis=1),
-)
+DOUBTFUL = 1e-3
+"""Margin relative to w, below which it is worth asking which rows it comes from."""
+
+NEGLIGIBLE = 1e-8
+"""Part of the solution of the linear system that counts as zero, relative to its largest entry."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +143,11 @@ class ReducedSystem:
 class ExactDifferentiator(AbstractDifferentiator):
     """Derivative at a batch of solutions; factorises at the first use and keeps the factors."""
 
-    def __init__(
-        self, system: ReducedSystem, program: ConeProgram, solution: Solution, observer: Observer | None = None
-    ) -> None:
-        """Nothing is computed yet. Every element must have a finite point; without an observer everything is seen."""
+    def __init__(self, system: ReducedSystem, program: ConeProgram, solution: Solution) -> None:
+        """Nothing is computed yet. Every element must have a finite point."""
         self._system = system
         self._program = program
         self._solution = solution
-        self._observer = observer or EVERYTHING
 
     @cached_property
     def _w(self) -> Array:
@@ -164,35 +169,37 @@ class ExactDifferentiator(AbstractDifferentiator):
     def _factor(self) -> RefinedFactor:
         return self._system.factor(self._program, self._derivative)
 
-    def vjp(self, cotangent: SolutionCotangent) -> tuple[ConeProgram, DerivativeReport]:
+    def vjp(
+        self, cotangent: SolutionCotangent, *, seen: Callable[[ConeProgram], Array] = whole_data
+    ) -> tuple[ConeProgram, DerivativeReport]:
         """K [l; u] = [dx - A'ds; L'dy], v = ds + L u, then the gradients of ``data_cotangent``."""
         program, D = self._program, self._derivative
         A, n = program.structure.A, program.structure.n
-        rhs = np.concatenate([cotangent.x - A.rmatvec(program.A, cotangent.s), D.apply_Lt(cotangent.y)], axis=1)
+        size = np.maximum(1.0, np.maximum(_norm(self._solution.x), _norm(self._solution.y)))
 
         def gradient(z: Array, ds: Array) -> ConeProgram:
             v = ds + D.apply_L(z[:, n:])
             return data_cotangent(program, self._solution.x, self._solution.y, z[:, :n], v)
 
-        def seen(direction: Array) -> Array:
-            pulled = self._observer.parameters(gradient(direction, np.zeros_like(cotangent.s)))
-            size = np.maximum(_norm(self._solution.x), _norm(self._solution.y))
-            return _norm(pulled) / np.maximum(1.0, size)
+        def visible(direction: Array) -> Array:
+            return _norm(seen(gradient(direction, np.zeros_like(cotangent.s)))) / size
 
-        z, report = self._solve(rhs, seen)
+        z, report = self._solve(cotangent.x - A.rmatvec(program.A, cotangent.s), cotangent.y, visible)
         return gradient(z, cotangent.s), report
 
-    def jvp(self, tangent: ConeProgram) -> tuple[SolutionTangent, DerivativeReport]:
+    def jvp(
+        self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
+    ) -> tuple[SolutionTangent, DerivativeReport]:
         """With r1 = dP x + dq + dA'y and r2 = dA x - db: K [dx; u] = -[r1; L'r2], dy = L u, ds = -(A dx + r2)."""
         P, A = self._program.structure.P, self._program.structure.A
-        x, y, n = self._solution.x, self._solution.y, self._program.structure.n
+        x, y = self._solution.x, self._solution.y
         r1 = P.matvec(tangent.P, x) + tangent.q + A.rmatvec(tangent.A, y)
         r2 = A.matvec(tangent.A, x) - tangent.b
 
-        def seen(direction: Array) -> Array:
-            return _norm(self._observer.outputs(direction[:, :n], self._derivative.apply_L(direction[:, n:])))
+        def visible(direction: Array) -> Array:
+            return _norm(seen(self._tangent(direction, np.zeros_like(r2))))
 
-        z, report = self._solve(-np.concatenate([r1, self._derivative.apply_Lt(r2)], axis=1), seen)
+        z, report = self._solve(-r1, -r2, visible)
         return self._tangent(z, r2), report
 
     def newton_step(self) -> SolutionTangent:
@@ -209,13 +216,14 @@ class ExactDifferentiator(AbstractDifferentiator):
         dy = self._derivative.apply_L(z[:, self._program.structure.n :])
         return SolutionTangent(dx, dy, -(self._program.structure.A.matvec(self._program.A, dx) + r2))
 
-    def _solve(self, rhs: Array, seen: Callable[[Array], Array]) -> tuple[Array, DerivativeReport]:
-        """Solve K z = rhs, with minimum norm where the solution is not unique and ``seen`` tells the difference."""
+    def _solve(self, top: Array, bottom: Array, visible: Callable[[Array], Array]) -> tuple[Array, DerivativeReport]:
+        """Solve K z = [top; L'bottom], with minimum norm where z is not unique and the difference is visible."""
         factor = self._factor
+        rhs = np.concatenate([top, self._derivative.apply_Lt(bottom)], axis=1)
         z, residual = factor.refine(rhs)
         singular = factor.condition >= SINGULAR
         if np.any(singular):
-            singular = singular & ((seen(factor.null_direction) > VISIBLE) | (residual > ACCEPTED))
+            singular = singular & ((visible(factor.null_direction) > VISIBLE) | (residual > ACCEPTED))
         finite = np.isfinite(residual) & np.isfinite(factor.condition)
         again = np.flatnonzero(finite & (singular | (residual > ACCEPTED)))
         if len(again):
@@ -223,9 +231,28 @@ class ExactDifferentiator(AbstractDifferentiator):
             inconsistent = singular[again] & (residual[again] > ACCURATE)
             chosen = inconsistent | (least_residual <= np.maximum(residual[again], ACCEPTED))
             z[again[chosen]], residual[again[chosen]] = least[chosen], least_residual[chosen]
+        margin = self._margin_that_matters(z, bottom)
         return z, DerivativeReport.judge(
-            residual, self._margin, factor.condition, singular, _norm(self._w), self._solution_residual
+            residual, margin, factor.condition, singular, _norm(self._w), self._solution_residual
         )
+
+    def _margin_that_matters(self, z: Array, bottom: Array) -> Array:
+        """The margin without the nonnegative rows on which z is right whether they are active or not.
+
+        Active rows ask for (A z_x - bottom)_i = 0 and leave u_i free, inactive ones ask for u_i = 0; where both hold,
+        the side that row i lies on makes no difference.
+        """
+        cones, n = self._program.structure.cones, self._program.structure.n
+        rows = slice(cones.zero, cones.zero + cones.nonnegative)
+        doubtful = np.any(np.abs(self._w[:, rows]) <= self._margin[:, None], axis=1) & np.isfinite(self._margin)
+        if not np.any(doubtful & (self._margin <= DOUBTFUL * np.maximum(1.0, _norm(self._w)))):
+            return self._margin
+        active = self._program.structure.A.matvec(self._program.A, z[:, :n]) - bottom
+        negligible = NEGLIGIBLE * np.maximum(_norm(z), _norm(bottom))[:, None]
+        either = (np.abs(active[:, rows]) <= negligible) & (np.abs(z[:, n:][:, rows]) <= negligible)
+        w = self._w.copy()
+        w[:, rows] = np.where(either, np.inf, w[:, rows])
+        return self._system.cone.margin(w)
 
 
 def _norm(rows: Array) -> Array:

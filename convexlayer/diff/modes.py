@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from convexlayer.diff.base import AbstractDifferentiator, Observer
+from convexlayer.diff.base import AbstractDifferentiator
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
 from convexlayer.diff.kkt import ExactDifferentiator, ReducedSystem
 from convexlayer.errors import DerivativeError
@@ -13,7 +13,7 @@ from convexlayer.solution import Solution
 
 __all__ = ["MODES", "DerivativeMode", "derivative_mode"]
 
-DerivativeMode = Callable[[ReducedSystem, ConeProgram, Solution, Observer], AbstractDifferentiator]
+DerivativeMode = Callable[[ReducedSystem, ConeProgram, Solution], AbstractDifferentiator]
 """Makes the derivative at a batch of solutions; raises DerivativeError for programs that it cannot handle."""
 
 MODES: dict[str, DerivativeMode] = {"exact": ExactDifferentiator, "diffcp": DiffcpDifferentiator}

@@ -14,7 +14,6 @@ from convexlayer.canon import ParametricProgram
 from convexlayer.diff import (
     AbstractDifferentiator,
     DerivativeReport,
-    Observer,
     ReducedSystem,
     SolutionCotangent,
     derivative_mode,
@@ -133,9 +132,7 @@ class SolutionMap:
 
     def differentiator(self, program: ConeProgram, solution: Solution) -> AbstractDifferentiator:
         """The derivative at a batch of solutions, all of them solved."""
-        recovery = self.program.recovery
-        observer = Observer(parameters=self.program.pullback, outputs=recovery.linear)
-        return self._mode(self._system, program, solution, observer)
+        return self._mode(self._system, program, solution)
 
     def _fitting(self, solution: Solution, batch: int) -> Solution:
         """A warm start of the right size."""
@@ -231,44 +228,54 @@ class SolvedBatch:
         chosen = [None if c is None else np.asarray(c, dtype=np.float64)[index] for c in cotangents]
         part, solution = self._solved_part
         gradient = _zero_program(part)
+        wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
         if any(c is not None for c in chosen) and len(index):
             dx, dy = recovery.pull([value[index] for value in self.iterates], chosen)
-            gradient, derivative = self._differentiator.vjp(SolutionCotangent(dx, dy, np.zeros_like(dy)))
+            columns = program.features.of(wanted)
+            gradient, derivative = self._differentiator.vjp(
+                SolutionCotangent(dx, dy, np.zeros_like(dy)), seen=lambda data: program.pullback(data)[:, columns]
+            )
             self.report.record.report = self._spread(derivative)
         if objective is not None and len(index):
             slope = program.objective.slope(part.objective(solution.x)) * np.asarray(objective, dtype=np.float64)[index]
             gradient = _add(gradient, _envelope(part, solution, slope))
         features = self._features[index]
         pulled = program.split(program.features.pull(features, program.pullback(gradient)))
-        wanted = [True] * len(pulled) if wrt is None else list(wrt)
         self.report.seconds["derivative"] = time.perf_counter() - start
         return tuple(
             _scatter(value, index, self.batch) if want else None for value, want in zip(pulled, wanted, strict=True)
         )
 
-    def jvp(self, tangents: Sequence[Array | None]) -> tuple[tuple[Array, ...], Array]:
+    def jvp(
+        self, tangents: Sequence[Array | None], *, of: Sequence[bool] | None = None
+    ) -> tuple[tuple[Array, ...], Array]:
         """Tangents of the outputs and of the objective value, element by element.
 
         Args:
             tangents: one a parameter, (B, *shape) or of the parameter's shape for all elements; None is zero.
+            of: which outputs will be looked at, all unless given: where only the others are not unique, the report does
+                not mind.
 
         Returns:
             One array (B, *shape) an output, and (B,); not a number for elements without a solution.
         """
         start = time.perf_counter()
         index = self._solved_index
-        program = self._map.program
+        program, recovery = self._map.program, self._map.program.recovery
         values = [None if t is None else np.asarray(t, dtype=np.float64) for t in tangents]
         push = program.features.push(self._features, values)[index]
         data = program.push(push)
         part, solution = self._solved_part
         if len(index):
-            moved, derivative = self._differentiator.jvp(data)
+            looked_at = recovery.of([True] * len(program.outputs) if of is None else of)
+            moved, derivative = self._differentiator.jvp(
+                data, seen=lambda moved: recovery.linear(moved.x, moved.y)[:, looked_at]
+            )
             self.report.record.report = self._spread(derivative)
             dx, dy = moved.x, moved.y
         else:
             dx, dy = solution.x, solution.y
-        outputs = program.recovery.push([value[index] for value in self.iterates], dx, dy)
+        outputs = recovery.push([value[index] for value in self.iterates], dx, dy)
         slope = program.objective.slope(part.objective(solution.x))
         objective = slope * _inner(data, _envelope(part, solution, np.ones(len(index))))
         self.report.seconds["derivative"] = time.perf_counter() - start

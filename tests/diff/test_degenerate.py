@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convexlayer.diff import ExactDifferentiator, Observer, ReducedSystem, SolutionTangent
+from convexlayer.diff import SolutionTangent
 from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
@@ -95,13 +95,12 @@ def test_dependent_rows_that_are_seen(backend: AbstractBackend) -> None:
 def test_dependent_rows_that_are_not_seen(backend: AbstractBackend) -> None:
     """With q the only parameter and x the only output, nothing depends on the choice of multipliers."""
     drawn = duplicated_rows(np.random.default_rng(0))
-    seen = Observer(parameters=lambda data: data.q, outputs=lambda dx, dy: dx)
-    differentiator = observed(drawn, seen, backend)
-    gradient, backward = differentiator.vjp(ones(drawn, y=0.0, s=0.0))
+    differentiator = at(drawn, backend)
+    gradient, backward = differentiator.vjp(ones(drawn, y=0.0, s=0.0), seen=lambda data: data.q)
     single = without_row(drawn, 1)
     np.testing.assert_allclose(gradient.q, at(single).vjp(ones(single, y=0.0, s=0.0))[0].q, atol=1e-9)
     assert backward.status == ("ok",)
-    moved, forward = differentiator.jvp(only_q(drawn, np.ones(6)))
+    moved, forward = differentiator.jvp(only_q(drawn, np.ones(6)), seen=lambda moved: moved.x)
     np.testing.assert_allclose(moved.x, at(single).jvp(only_q(single, np.ones(6)))[0].x, atol=1e-9)
     assert forward.status == ("ok",)
 
@@ -119,12 +118,15 @@ def test_inconsistent_right_hand_sides(backend: AbstractBackend) -> None:
 
 def test_a_free_variable_that_is_not_seen(backend: AbstractBackend) -> None:
     drawn = free_variable(np.random.default_rng(1))
-    seen = Observer(parameters=lambda data: np.concatenate([data.b, data.q[:, :3]], axis=1),
-                    outputs=lambda dx, dy: np.concatenate([dx[:, :3], dy], axis=1))  # fmt: skip
     cotangent = ones(drawn, s=0.0)
     cotangent.x[0, 3] = 0.0
-    gradient, backward = observed(drawn, seen, backend).vjp(cotangent)
-    moved, forward = observed(drawn, seen, backend).jvp(tangent_of_b(drawn, [1.0, 0.0, 0.5, 0.0, 0.0]))
+    gradient, backward = at(drawn, backend).vjp(
+        cotangent, seen=lambda data: np.concatenate([data.b, data.q[:, :3]], axis=1)
+    )
+    moved, forward = at(drawn, backend).jvp(
+        tangent_of_b(drawn, [1.0, 0.0, 0.5, 0.0, 0.0]),
+        seen=lambda moved: np.concatenate([moved.x[:, :3], moved.y], axis=1),
+    )
     assert backward.status == forward.status == ("ok",)
     fixed = without_variable(drawn, 3)
     cut = SolutionTangent(cotangent.x[:, :3], cotangent.y, cotangent.s)
@@ -188,10 +190,6 @@ def test_badly_scaled_rows_are_no_degeneracy(backend: AbstractBackend) -> None:
     assert report.status == ("ok",)
     np.testing.assert_allclose(gradient.q, expected.q, atol=1e-9)
     np.testing.assert_allclose(gradient.b * units, expected.b, atol=1e-9)
-
-
-def observed(drawn: Draw, observer: Observer, backend: AbstractBackend) -> ExactDifferentiator:
-    return ExactDifferentiator(ReducedSystem(drawn.program.structure, backend), drawn.program, drawn.solution, observer)
 
 
 def dense(drawn: Draw) -> tuple[Array, Array]:

@@ -186,11 +186,12 @@ class CompiledProblem:
         self, request: ComputeRequest, solved: SolvedBatch, directions: Mapping[str, Array]
     ) -> tuple[dict[str, Array], Array | None]:
         specs = self._program.parameters
+        wanted = [request.outputs is None or name in request.outputs for name in self._names]
         if request.operation == "solve":
-            return dict(zip(self._names, solved.outputs, strict=True)), solved.objective
+            return self._named(solved.outputs, wanted), solved.objective
         if request.operation == "jvp":
-            tangents, objective = solved.jvp([directions.get(spec.name) for spec in specs])
-            return dict(zip(self._names, tangents, strict=True)), objective
+            tangents, objective = solved.jvp([directions.get(spec.name) for spec in specs], of=wanted)
+            return self._named(tangents, wanted), objective
         _check_cotangents(directions, solved)
         gradients = solved.vjp(
             [directions.get(name) for name in self._names],
@@ -202,6 +203,9 @@ class CompiledProblem:
             for spec, gradient in zip(specs, gradients, strict=True)
             if gradient is not None
         }, None
+
+    def _named(self, values: Sequence[Array], wanted: Sequence[bool]) -> dict[str, Array]:
+        return {name: value for name, value, want in zip(self._names, values, wanted, strict=True) if want}
 
 
 def _block_entries(cones: Cones) -> int:

@@ -45,6 +45,7 @@ class ComputeRequest:
         directions: cotangents of outputs (and of ``objective``) for a vjp, tangents of parameters for a jvp, each of
             the shape of what it belongs to or (batch, *shape); those left out are zero.
         wrt: for a vjp, the parameters whose gradients are wanted.
+        outputs: for a solve or a jvp, the outputs that are wanted; None is all.
         options: how to solve.
     """
 
@@ -54,6 +55,7 @@ class ComputeRequest:
     parameters: Mapping[str, Array]
     directions: Mapping[str, Array] = field(default_factory=dict)
     wrt: tuple[str, ...] = ()
+    outputs: tuple[str, ...] | None = None
     options: ComputeOptions = field(default_factory=ComputeOptions)
 
 

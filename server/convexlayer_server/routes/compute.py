@@ -42,7 +42,7 @@ async def solve(problem_id: str, body: SolveRequest, request: Request, service: 
     """Solve for a batch of parameters. An element without a solution is a status, not an error."""
     problem = service.problem(problem_id)
     _check_parts(body.parts)
-    result = await _compute(service, problem, request, body, "solve")
+    result = await _compute(service, problem, request, body, "solve", outputs=_outputs(problem, body.parts))
 
     def answer() -> SolveAnswer:
         parts = {part: _encoded(result, problem.summary[part], body.encoding) for part in body.parts}
@@ -67,7 +67,7 @@ async def vjp(problem_id: str, body: VjpRequest, request: Request, service: Serv
         if name not in known:
             raise InvalidError.at(pointer("wrt", position), f"unknown parameter {name!r}{known_names(known)}")
     wrt = tuple(known) if body.wrt is None else tuple(body.wrt)
-    result = await _compute(service, problem, request, body, "vjp", body.cotangents, wrt)
+    result = await _compute(service, problem, request, body, "vjp", body.cotangents, wrt=wrt)
 
     def answer() -> VjpAnswer:
         gradients = {name: encode(value, body.encoding) for name, value in result.arrays.items()}
@@ -86,12 +86,12 @@ async def jvp(problem_id: str, body: JvpRequest, request: Request, service: Serv
     """Tangents of outputs, from tangents of parameters."""
     problem = service.problem(problem_id)
     _check_parts(body.parts)
-    result = await _compute(service, problem, request, body, "jvp", body.tangents)
+    outputs = _outputs(problem, body.parts)
+    result = await _compute(service, problem, request, body, "jvp", body.tangents, outputs=outputs)
 
     def answer() -> JvpAnswer:
-        names = [name for part in dict.fromkeys(body.parts) for name in problem.summary[part]]
         return JvpAnswer(
-            tangents=_encoded(result, names, body.encoding),
+            tangents=_encoded(result, outputs, body.encoding),
             objective=_numbers(result.objective),
             status=list(result.status),
             report=DerivativeReport(**(result.report or {})),
@@ -108,7 +108,9 @@ async def _compute(
     body: SolveRequest | VjpRequest | JvpRequest,
     operation: Operation,
     directions: Mapping[str, Any] | None = None,
+    *,
     wrt: tuple[str, ...] = (),
+    outputs: tuple[str, ...] | None = None,
 ) -> ComputeResult:
     options = _options(body.options, service.settings)
 
@@ -122,10 +124,16 @@ async def _compute(
             parameters=parameters,
             directions=arrays.directions(operation, directions or {}),
             wrt=wrt,
+            outputs=outputs,
             options=options,
         )
 
     return await service.run(problem, await run_in_threadpool(read))
+
+
+def _outputs(problem: StoredProblem, parts: Sequence[str]) -> tuple[str, ...]:
+    """Names of the outputs in these parts of the answer."""
+    return tuple(name for part in dict.fromkeys(parts) for name in problem.summary[part])
 
 
 def _check_parts(parts: Sequence[str]) -> None:

@@ -1,0 +1,50 @@
+"""Variables that CVXPY introduces and leaves free make a linear system singular, or put w on a jump, unseen."""
+
+from __future__ import annotations
+
+import cvxpy as cp
+import numpy as np
+import pytest
+
+from convexlayer import SolutionMap, canonicalize
+
+c = cp.Parameter(3, name="c")
+x = cp.Variable(3, name="x")
+VALUE = np.array([0.2, -0.3, 0.1])
+
+
+@pytest.mark.parametrize("solver", ["clarabel", "scs", "daqp", "qoco"])
+def test_the_free_epigraph_variable_of_a_slack_bound(solver: str) -> None:
+    """abs(x) <= 1 is inactive, so t with abs(x) <= t <= 1 may be anywhere; some solvers put it on a vertex."""
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [cp.abs(x) <= 1])
+    solved = SolutionMap(canonicalize(problem, [c], [x]), solver=solver).solve([VALUE])
+    (gradient,) = solved.vjp([np.array([[1.0, 2.0, 3.0]])])
+    np.testing.assert_allclose(gradient, [[1.0, 2.0, 3.0]], atol=1e-8)
+    assert solved.report.derivative is not None
+    assert solved.report.derivative.status == ("ok",)
+    (moved,), _ = solved.jvp([np.ones(3)])
+    np.testing.assert_allclose(moved, np.ones((1, 3)), atol=1e-8)
+    assert solved.report.derivative.status == ("ok",)
+
+
+def test_duals_that_are_not_unique_matter_only_to_those_who_look() -> None:
+    """Two equal constraints share one multiplier in any proportion; x does not care."""
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 1, x >= 1])
+    dual = problem.constraints[0].dual_variables[0]
+    solved = SolutionMap(canonicalize(problem, [c], [x, dual])).solve([VALUE])
+    statuses = []
+    for of in ([True, False], [True, True]):
+        solved.jvp([np.ones(3)], of=of)
+        assert solved.report.derivative is not None
+        statuses.append(solved.report.derivative.status)
+    assert statuses == [("ok",), ("degenerate",)]
+
+
+def test_a_weakly_active_bound_is_still_noticed() -> None:
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0])
+    solved = SolutionMap(canonicalize(problem, [c], [x])).solve([np.array([1.0, 0.0, -1.0])])
+    solved.vjp([np.ones((1, 3))])
+    assert solved.report.derivative is not None
+    assert solved.report.derivative.status == ("degenerate",)
+    solved.vjp([np.array([[1.0, 0.0, 1.0]])])  # the doubtful entry is not asked for
+    assert solved.report.derivative.status == ("ok",)
