@@ -63,18 +63,21 @@ class Cones:
             self.zero + self.nonnegative + sum(self.second_order) + triangles + 3 * (self.exponential + len(self.power))
         )
 
+    def as_dict(self) -> dict[str, Any]:
+        """The sizes as plain JSON values."""
+        return {
+            "zero": self.zero,
+            "nonnegative": self.nonnegative,
+            "second_order": list(self.second_order),
+            "psd": list(self.psd),
+            "exponential": self.exponential,
+            "power": list(self.power),
+        }
+
     @cached_property
     def kinds(self) -> frozenset[str]:
         """Names of the cones that occur."""
-        sizes = {
-            "zero": self.zero,
-            "nonnegative": self.nonnegative,
-            "second_order": len(self.second_order),
-            "psd": len(self.psd),
-            "exponential": self.exponential,
-            "power": len(self.power),
-        }
-        return frozenset(kind for kind, size in sizes.items() if size)
+        return frozenset(kind for kind, size in self.as_dict().items() if size)
 
 
 @dataclass(frozen=True, eq=False)

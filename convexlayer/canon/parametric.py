@@ -115,7 +115,6 @@ class ParametricProgram:
 
     def to_document(self) -> dict[str, Any]:
         """The program as plain JSON values, in the format of ``canon/document.py``."""
-        cones = self.structure.cones
         return {
             "version": VERSION,
             "n": self.structure.n,
@@ -129,14 +128,7 @@ class ParametricProgram:
                 for spec in self.parameters
             ],
             "log": self.features.log.tolist(),
-            "cones": {
-                "zero": cones.zero,
-                "nonnegative": cones.nonnegative,
-                "second_order": list(cones.second_order),
-                "psd": list(cones.psd),
-                "exponential": cones.exponential,
-                "power": list(cones.power),
-            },
+            "cones": self.structure.cones.as_dict(),
             "P": write_pattern(self.structure.P),
             "A": write_pattern(self.structure.A),
             "data": {"constant": self.data.constant.tolist(), **write_matrix(self.data.matrix)},

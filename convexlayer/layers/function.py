@@ -135,11 +135,24 @@ def solve(call: Call, theta: Tensors) -> Tensors:
     return _apply(_Solve, call, *theta)[:-1]
 
 
-class _Vjp(torch.autograd.Function):
-    """(call, solved, wrt, element, *cotangents, *theta) -> gradients (rows, *shape) of the parameters in wrt.
+class _Derivative(torch.autograd.Function):
+    """A derivative of the solution map, which takes theta too: differentiating it again by theta raises."""
 
-    theta is there so that the result depends on it: differentiating it again then raises.
-    """
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        """Nothing to keep: there is no second derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
+        raise DerivativeError(_NO_SECOND)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
+        raise DerivativeError(_NO_SECOND)
+
+
+class _Vjp(_Derivative):
+    """(call, solved, wrt, element, *cotangents, *theta) -> gradients (rows, *shape) of the parameters in wrt."""
 
     @staticmethod
     def forward(call: Call, solved: SolvedBatch, wrt: tuple[bool, ...], element: torch.Tensor, *rest: Any) -> Tensors:
@@ -155,27 +168,12 @@ class _Vjp(torch.autograd.Function):
         return tuple(_tensor(gradient, _like(theta)) for gradient in gradients)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        """Nothing to keep: there is no second derivative."""
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
-        raise DerivativeError(_NO_SECOND)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
-        raise DerivativeError(_NO_SECOND)
-
-    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
         return _flattened(_Vjp, info.batch_size, in_dims, inputs, slice(3, len(inputs) - len(inputs[2])))
 
 
-class _Jvp(torch.autograd.Function):
-    """(call, solved, element, *tangents, *theta) -> tangents (rows, *shape) of the outputs and of the objective.
-
-    theta is there so that the result depends on it: differentiating it again then raises.
-    """
+class _Jvp(_Derivative):
+    """(call, solved, element, *tangents, *theta) -> tangents (rows, *shape) of the outputs and of the objective."""
 
     @staticmethod
     def forward(call: Call, solved: SolvedBatch, element: torch.Tensor, *rest: Any) -> Tensors:
@@ -189,18 +187,6 @@ class _Jvp(torch.autograd.Function):
         outputs = _by_rounds(_array(element).astype(np.int64), solved.batch, arrays, one_round)
         call.judge(solved.report)
         return tuple(_tensor(output, _like(theta)) for output in outputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        """Nothing to keep: there is no second derivative."""
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
-        raise DerivativeError(_NO_SECOND)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
-        raise DerivativeError(_NO_SECOND)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:

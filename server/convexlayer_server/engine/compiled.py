@@ -89,7 +89,7 @@ class CompiledProblem:
         self._maps: dict[str, SolutionMap] = {}
         automatic = self._solution_map("auto")
         shapes = {name: {"shape": list(output.shape)} for name, output in zip(names, program.outputs, strict=True)}
-        structure, cones = program.structure, program.structure.cones
+        structure = program.structure
         self.summary: Mapping[str, Any] = {
             "id": problem_id,
             "kind": kind,
@@ -100,20 +100,13 @@ class CompiledProblem:
             "variables": {name: shape for name, shape in shapes.items() if name not in duals},
             "duals": {name: shapes[name] for name in duals},
             "curvature": curvature,
-            "cones": {
-                "zero": cones.zero,
-                "nonnegative": cones.nonnegative,
-                "second_order": list(cones.second_order),
-                "psd": list(cones.psd),
-                "exponential": cones.exponential,
-                "power": list(cones.power),
-            },
+            "cones": structure.cones.as_dict(),
             "sizes": {
                 "n": structure.n,
                 "m": structure.m,
                 "nnz_P": structure.P.nnz,
                 "nnz_A": structure.A.nnz,
-                "blocks": _block_entries(cones),
+                "blocks": _block_entries(structure.cones),
             },
             "solver": {"name": automatic.solver, "reason": automatic.reason},
         }
