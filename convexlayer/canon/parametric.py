@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.linalg import splu
 
 from convexlayer.canon.affine_map import AffineMap, Features
 from convexlayer.canon.document import Reader, write_matrix, write_pattern
@@ -183,7 +185,7 @@ class ParametricProgram:
             recovery=Recovery(outputs, recovery.matrix((sum(spec.size for spec in outputs), n + cones.m)), n),
             objective=Objective(objective.flag("maximize"), objective.flag("log")),
         )
-        _check_symmetric(program)
+        _check_convex(program)
         return program
 
     def _program(self, values: Array) -> ConeProgram:
@@ -205,10 +207,27 @@ def _read_parameter(reader: Reader) -> ParameterSpec:
     return replace(spec, sparsity=tuple(reader.indices("sparsity", spec.size).tolist()))
 
 
-def _check_symmetric(program: ParametricProgram) -> None:
-    """P must be symmetric for every theta: the maps to entries (i, j) and (j, i) are the same."""
+def _check_convex(program: ParametricProgram) -> None:
+    """P must be symmetric for every theta: the maps to entries (i, j) and (j, i) are the same; and positive
+    semidefinite.
+
+    The latter is checked where P does not depend on theta; elsewhere it is the word of whoever wrote the document.
+    """
     P = program.structure.P
     rows, constant = program.data.matrix[: P.nnz], program.data.constant[: P.nnz]
     difference = abs(rows - rows[P.swapped])
     if np.any(constant != constant[P.swapped]) or (difference.nnz and difference.max() > 0):
         raise ProblemError("/data: P must be symmetric for all parameters: equal maps to entries (i, j) and (j, i)")
+    if P.nnz and not rows.nnz and not _positive_semidefinite(P.csc(constant)):
+        raise ProblemError("/data/constant: P must be positive semidefinite, got a matrix with a negative eigenvalue")
+
+
+def _positive_semidefinite(matrix: sp.csc_matrix) -> bool:
+    """Whether a sparse symmetric matrix has no eigenvalue below -1e-9 times its norm, by the pivots of an LU."""
+    shift = 1e-9 * max(float(abs(matrix).sum(axis=0).max()), 1e-300)
+    shifted = (matrix + shift * sp.identity(matrix.shape[0], format="csc")).tocsc()
+    try:
+        factor = splu(shifted, diag_pivot_thresh=0.0, permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
+    except RuntimeError:  # exactly singular
+        return False
+    return bool(np.all(factor.U.diagonal() > 0) and np.array_equal(factor.perm_r, factor.perm_c))

@@ -17,7 +17,7 @@ from convexlayer.canon.affine_map import AffineMap, Features
 from convexlayer.canon.frontend import CanonicalForm
 from convexlayer.canon.parametric import ATTRIBUTES, Objective, ParameterSpec, ParametricProgram
 from convexlayer.canon.recovery import OutputSpec, Recovery
-from convexlayer.errors import UnsupportedError
+from convexlayer.errors import ProblemError, UnsupportedError
 from convexlayer.program import Array, Cones, IndexArray, Pattern, Structure
 
 __all__ = ["parametric_program"]
@@ -149,6 +149,11 @@ def _program_data(param_prog: ParamConeProg, into_columns: sp.csr_matrix) -> tup
     constant = everything[:, [-1]].toarray()[:, 0]
     matrix = everything[:, :-1].tocsr()
     matrix.sort_indices()
+    if not (np.all(np.isfinite(constant)) and np.all(np.isfinite(matrix.data))):
+        raise ProblemError(
+            "the problem has coefficients that are not finite: a constant in it is infinite or not a number, or an "
+            "expression of constants divides by zero or overflows; leave out constraints with infinite bounds"
+        )
     return Structure(P_pattern, A_pattern, cones), AffineMap(matrix, constant)
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 from typing import Any
 
+import cvxpy as cp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -78,6 +79,20 @@ def test_a_quadratic_form_that_is_not_symmetric_is_refused() -> None:
         ParametricProgram.from_document(
             put(document, "data/values", [v + (i == first_off_diagonal) for i, v in enumerate(values)])
         )
+
+
+@pytest.mark.parametrize(("curvature", "convex"), [([2.0, 1.0], True), ([2.0, 0.0], True), ([2.0, -1e-3], False)])
+def test_a_constant_quadratic_form_must_be_positive_semidefinite(curvature: list[float], convex: bool) -> None:
+    x, q = cp.Variable(2), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(x) + q @ x))
+    document = canonicalize(problem, [q], [x]).to_document()
+    assert document["P"]["rows"] == [0, 1]
+    document = put(document, "data/constant", [*curvature, *document["data"]["constant"][2:]])
+    if convex:
+        ParametricProgram.from_document(document)
+        return
+    with pytest.raises(ProblemError, match="positive semidefinite"):
+        ParametricProgram.from_document(document)
 
 
 json_values = st.recursive(

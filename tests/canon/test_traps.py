@@ -184,3 +184,11 @@ def test_our_solver_class_keeps_to_cvxpys_contract() -> None:
     assert not solver.DIR_CONE_KINDS
     with pytest.raises(NotImplementedError):
         solver.solve_via_data()
+
+
+@pytest.mark.parametrize("constant", [np.inf, np.nan])
+def test_coefficients_that_are_not_finite_are_refused(constant: float) -> None:
+    with pytest.raises(ProblemError, match="not finite"):
+        canonicalize(cp.Problem(cp.Minimize(cp.sum_squares(x - b) + constant * x[0])), [b], [x])
+    with pytest.raises(ProblemError, match="infinite bounds"):
+        canonicalize(cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x <= constant]), [b], [x])
