@@ -208,10 +208,10 @@ def _read_parameter(reader: Reader) -> ParameterSpec:
 
 
 def _check_convex(program: ParametricProgram) -> None:
-    """P must be symmetric for every theta: the maps to entries (i, j) and (j, i) are the same; and positive
-    semidefinite.
+    """P must be symmetric for every theta, and positive semidefinite.
 
-    The latter is checked where P does not depend on theta; elsewhere it is the word of whoever wrote the document.
+    The maps to entries (i, j) and (j, i) must be the same. Convexity is checked where P does not depend on theta;
+    elsewhere it is the word of whoever wrote the document.
     """
     P = program.structure.P
     rows, constant = program.data.matrix[: P.nnz], program.data.constant[: P.nnz]

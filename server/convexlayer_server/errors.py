@@ -2,7 +2,6 @@
 
 ServerError
 ├── SettingsError              the environment holds a value that cannot be used
-├── NotCompiledError           an engine does not hold the compiled problem; never leaves the server
 └── RequestError               answered as application/problem+json (RFC 9457)
     ├── NotFoundError          404  no such problem
     └── InvalidError           422  a field of the request is wrong
@@ -25,7 +24,6 @@ __all__ = [
     "DocumentError",
     "FieldError",
     "InvalidError",
-    "NotCompiledError",
     "NotFoundError",
     "RequestError",
     "ServerError",
@@ -59,10 +57,6 @@ class ServerError(Exception):
 
 class SettingsError(ServerError):
     """The environment holds a value that cannot be used."""
-
-
-class NotCompiledError(ServerError):
-    """An engine does not hold the compiled form of a problem, or no longer; register it again."""
 
 
 class RequestError(ServerError):

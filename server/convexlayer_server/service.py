@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
 
-from .engine import ComputeRequest, ComputeResult, Engine
-from .errors import NotCompiledError, NotFoundError
+from .engine import Engine
+from .errors import NotFoundError
 from .settings import Settings
 from .store import Store, StoredProblem
 
@@ -33,14 +33,6 @@ class Service:
         if problem is None:
             raise NotFoundError(f"no problem {problem_id[:80]!r} is registered here; POST its document to /v1/problems")
         return problem
-
-    async def run(self, problem: StoredProblem, request: ComputeRequest) -> ComputeResult:
-        """Compute, compiling the problem again where the engine has dropped it."""
-        try:
-            return await self.engine.run(request)
-        except NotCompiledError:
-            await self.engine.register(problem.id, problem.document)
-            return await self.engine.run(request)
 
 
 def _service(request: Request) -> Service:

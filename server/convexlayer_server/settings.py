@@ -41,6 +41,8 @@ class Settings:
         max_time_limit_s: time limit that a request may ask for.
         solver_threads: requests that are solved at the same time.
         compiled_problems: compiled problems kept in memory.
+        max_compiled_size: their size together, each measured as for ``max_canonical_size``, with the coefficients of
+            the map from its parameters; the one used last is kept in any case.
     """
 
     max_body_bytes: int = 64 * 2**20
@@ -61,6 +63,7 @@ class Settings:
     max_time_limit_s: float = 600.0
     solver_threads: int = 4
     compiled_problems: int = 64
+    max_compiled_size: int = 60_000_000
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:

@@ -52,11 +52,13 @@ class AppClient:
         assert response.is_success, response.text
         return str(response.headers["Location"])
 
-    def together(self, *requests: tuple[str, str, Any]) -> list[httpx.Response]:
+    def together(self, *requests: tuple[str, str, Any], headers: dict[str, str] | None = None) -> list[httpx.Response]:
         """Answers to requests (method, path, body) that are sent at the same time."""
 
         async def send() -> list[httpx.Response]:
-            return await asyncio.gather(*(self._http.request(m, path, json=body) for m, path, body in requests))
+            return await asyncio.gather(
+                *(self._http.request(m, path, json=body, headers=headers) for m, path, body in requests)
+            )
 
         return self._runner.run(send())
 

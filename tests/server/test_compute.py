@@ -11,6 +11,7 @@ import pytest
 import convexlayer
 from convexlayer_server import Settings, create_app
 from convexlayer_server.arrays import Array, decode, encode
+from convexlayer_server.engine import ComputeRequest
 
 from .conftest import DOCUMENT, AppClient
 
@@ -268,6 +269,30 @@ def test_dropped_programs_are_compiled_again() -> None:
         assert client.get(second).status_code == 200
     finally:
         client.close()
+
+
+def test_concurrent_requests_survive_eviction_and_equal_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(Settings(compiled_problems=1))
+    client = AppClient(app)
+    seen: list[str] = []
+    run = app.state.service.engine.run
+
+    async def watched(request: ComputeRequest, document: Any) -> Any:
+        seen.append(request.request_id)
+        return await run(request, document)
+
+    monkeypatch.setattr(app.state.service.engine, "run", watched)
+    documents = [FEASIBILITY | {"constants": {"marker": float(number)}} for number in range(3)]
+    try:
+        paths = [client.register(document) for document in documents]
+        body = {"parameters": {"lower": 0.0, "upper": 0.5, "slope": 1.0}}
+        headers = {"X-Request-Id": "same"}
+        answers = client.together(*[("POST", f"{path}/solve", body) for path in paths * 4], headers=headers)
+    finally:
+        client.close()
+    assert [response.json()["variables"]["x"] for response in answers] == pytest.approx([0.5] * 12)
+    assert {response.headers["X-Request-Id"] for response in answers} == {"same"}
+    assert len(set(seen)) == 12
 
 
 def test_concurrent_requests_do_not_mix(client: AppClient, path: str) -> None:

@@ -134,6 +134,12 @@ def test_cone_programs_have_identities() -> None:
         ({"subject_to": ["x"]}, "/subject_to/0", "a constraint is a comparison"),
         ({"subject_to": ["x + soc(1, x) >= 0"]}, "/subject_to/0", "a constraint stands where an expression"),
         ({"subject_to": ["x >= [1, 2]"]}, "/subject_to/0", "line 1, column 3: '>='"),
+        (
+            {"variables": {"x": {"shape": [65]}}, "minimize": "-geo_mean(x)", "let": {}},
+            "/minimize",
+            "pass approx=False",
+        ),
+        ({"variables": {"x": {"shape": [65]}}, "minimize": "inv_prod(x)", "let": {}}, "/minimize", "approx=False"),
         ({"subject_to": ["x >> 0"]}, "/subject_to/0", "line 1, column 3: '>>'"),
     ],
 )
@@ -188,6 +194,11 @@ DOUBLING = {f"a{i}": f"a{i - 1} + a{i - 1}" if i else "x + 1" for i in range(8)}
 def test_bounds(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DocumentError, match=message):
         posed(DOCUMENT | change, BOUNDS)
+
+
+def test_exact_powers_have_any_number_of_entries() -> None:
+    document = {"kind": "expression", "variables": {"x": {"shape": [200]}}, "minimize": "-geo_mean(x, approx=False)"}
+    assert posed(document | {"subject_to": ["sum(x) <= 1"]}).problem.is_dcp()
 
 
 def test_depth_counts_let() -> None:

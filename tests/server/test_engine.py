@@ -9,7 +9,7 @@ import pytest
 
 from convexlayer_server.engine import ComputeOptions, ComputeRequest, ComputeResult, EmbeddedEngine
 from convexlayer_server.engine.compiled import CompiledProblem
-from convexlayer_server.errors import DocumentError, NotCompiledError, SolverChoiceError
+from convexlayer_server.errors import DocumentError, SolverChoiceError
 from convexlayer_server.settings import Settings
 
 DOCUMENT = {
@@ -30,7 +30,7 @@ def test_requests_and_results_travel() -> None:
     async def run() -> ComputeResult:
         engine = EmbeddedEngine(Settings())
         await engine.register("p", DOCUMENT)
-        result = await engine.run(pickle.loads(pickle.dumps(request())))
+        result = await engine.run(pickle.loads(pickle.dumps(request())), DOCUMENT)
         engine.close()
         return pickle.loads(pickle.dumps(result))  # type: ignore[no-any-return]
 
@@ -42,13 +42,13 @@ def test_requests_and_results_travel() -> None:
 def test_errors() -> None:
     async def run() -> None:
         engine = EmbeddedEngine(Settings())
-        with pytest.raises(NotCompiledError):
-            await engine.run(request())
+        wrong = DOCUMENT | {"minimize": "sqrt(x)"}
         with pytest.raises(DocumentError):
-            await engine.register("p", DOCUMENT | {"minimize": "sqrt(x)"})
-        await engine.register("p", DOCUMENT)
+            await engine.run(request(), wrong)
+        with pytest.raises(DocumentError):
+            await engine.register("p", wrong)
         with pytest.raises(SolverChoiceError):
-            await engine.run(request(options=ComputeOptions(solver="nobody")))
+            await engine.run(request(options=ComputeOptions(solver="nobody")), DOCUMENT)
         engine.close()
         assert not engine.health().ready
 
@@ -68,9 +68,9 @@ def test_cancel_reaches_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         engine = EmbeddedEngine(Settings(solver_threads=1))
         await engine.register("p", DOCUMENT)
-        first = asyncio.create_task(engine.run(request("first")))
+        first = asyncio.create_task(engine.run(request("first"), DOCUMENT))
         await asyncio.to_thread(started.wait)
-        second = asyncio.create_task(engine.run(request("second")))
+        second = asyncio.create_task(engine.run(request("second"), DOCUMENT))
         while engine.health().running < 2:
             await asyncio.sleep(0)
         assert not await engine.cancel("first")
@@ -93,9 +93,39 @@ def test_least_recently_used_problem_is_dropped() -> None:
             summary = await engine.register(name, DOCUMENT)
             assert summary["id"] == name
         assert engine.health().compiled == 2
-        await engine.run(request(problem_id="p"))
-        with pytest.raises(NotCompiledError):
-            await engine.run(request(problem_id="q"))
+        assert list(engine._compiled) == ["p", "s"]
         engine.close()
 
     asyncio.run(run())
+
+
+def test_problems_are_dropped_by_size() -> None:
+    async def run() -> None:
+        engine = EmbeddedEngine(Settings())
+        await engine.register("p", DOCUMENT)
+        size = engine._compiled["p"].size
+        engine.close()
+        engine = EmbeddedEngine(Settings(max_compiled_size=2 * size))
+        for name in "pqr":
+            await engine.register(name, DOCUMENT)
+        assert list(engine._compiled) == ["q", "r"]
+        engine.close()
+        engine = EmbeddedEngine(Settings(max_compiled_size=1))
+        result = await engine.run(request(), DOCUMENT)
+        assert result.status == ("optimal", "optimal")
+        assert engine.health().compiled == 1
+        engine.close()
+
+    asyncio.run(run())
+
+
+def test_a_problem_may_be_dropped_before_it_is_solved() -> None:
+    async def run() -> list[ComputeResult]:
+        engine = EmbeddedEngine(Settings(compiled_problems=1))
+        names = [f"p{number % 3}" for number in range(12)]
+        results = await asyncio.gather(*(engine.run(request(name, problem_id=name), DOCUMENT) for name in names))
+        engine.close()
+        return results
+
+    for result in asyncio.run(run()):
+        np.testing.assert_allclose(result.arrays["x"], [0.5, 1.0], atol=1e-8)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import cvxpy as cp
 import pytest
 
+import convexlayer
 from convexlayer_server import Settings, create_app
 
 from .conftest import DOCUMENT, VALUES, AppClient
@@ -203,6 +206,49 @@ def test_cone_programs_of_wrong_form(client: AppClient) -> None:
     problem(client.post("/v1/problems", {"kind": "cone_program", "program": []}), 422, "invalid-request")
 
 
+def cone_program() -> dict[str, Any]:
+    """Minimise (x - p)^2."""
+    x, p = cp.Variable(name="x"), cp.Parameter(name="p")
+    problem = cp.Problem(cp.Minimize(cp.square(x - p)))
+    document: dict[str, Any] = convexlayer.canonicalize(problem, [p], [x]).to_document()
+    return document
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "pointer"),
+    [
+        (("outputs", 0, "name"), "objective", "/program/outputs/0/name"),
+        (("outputs", 0, "name"), "x" * 65, "/program/outputs/0/name"),
+        (("outputs", 0, "name"), "\ud800", "/program/outputs/0/name"),
+        (("parameters", 0, "name"), "p\n", "/program/parameters/0/name"),
+        (("parameters", 0, "name"), "", "/program/parameters/0/name"),
+        (("data", "constant"), [], "/program/data/constant"),
+        (("unknown",), 1, "/program"),
+    ],
+)
+def test_fields_of_cone_programs_that_are_wrong(
+    client: AppClient, path: tuple[str | int, ...], value: Any, pointer: str
+) -> None:
+    program = cone_program()
+    place: Any = program
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    content = json.dumps({"kind": "cone_program", "program": program})  # httpx cannot encode a lone surrogate
+    response = client.request("POST", "/v1/problems", content=content, headers={"Content-Type": "application/json"})
+    (error,) = problem(response, 422, "invalid-problem")["errors"]
+    assert error["pointer"] == pointer
+    assert error["detail"]
+
+
+def test_parameters_may_be_called_objective(client: AppClient) -> None:
+    program = cone_program()
+    program["parameters"][0]["name"] = "objective"
+    path = client.register({"kind": "cone_program", "program": program})
+    body = {"parameters": {"objective": 2.0}, "cotangents": {"x": 1.0}}
+    assert client.post(f"{path}/vjp", body).json()["gradients"]["objective"] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(
     ("change", "pointer"),
     [
@@ -266,8 +312,6 @@ def test_not_a_number_is_refused(client: AppClient, path: str) -> None:
 def test_directions_that_are_wrong(
     client: AppClient, path: str, operation: str, change: dict[str, Any], pointer: str
 ) -> None:
-    import json
-
     content = json.dumps({"parameters": VALUES} | change)
     headers = {"Content-Type": "application/json"}
     response = client.request("POST", f"{path}/{operation}", content=content, headers=headers)

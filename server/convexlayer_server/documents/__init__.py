@@ -1,7 +1,7 @@
 """Problem documents: their form, their grammar, and what they mean in CVXPY."""
 
 from .compile import PosedProblem, pose
-from .cone_program import check_sizes
+from .cone_program import read_program
 from .grammar import Grammar
 from .identity import normalise, problem_id
 from .model import ConeProgramDocument, ExpressionDocument, ProblemDocument, problem_documents
@@ -12,9 +12,9 @@ __all__ = [
     "Grammar",
     "PosedProblem",
     "ProblemDocument",
-    "check_sizes",
     "normalise",
     "pose",
     "problem_documents",
     "problem_id",
+    "read_program",
 ]

@@ -46,6 +46,8 @@ class Atom:
         defaults: options that are passed even if they are not given.
         listed: the expressions are handed over as one list; the caller may write them as one list, too.
         blocks: the one argument is a list of lists of expressions.
+        approximated: CVXPY approximates powers by fractions unless ``approx=False`` is given, which is a search whose
+            time grows steeply with the entries of the operand, and which runs as the atom is made.
         coefficients: estimate, from the shapes of the expressions, of the coefficients that the standard form needs
             for the atom; by default as many as the result has entries.
     """
@@ -58,6 +60,7 @@ class Atom:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     listed: bool = False
     blocks: bool = False
+    approximated: bool = False
     coefficients: Callable[..., int] | None = None
 
 
@@ -121,11 +124,9 @@ _ELEMENTWISE = {
 _SCALAR_VALUED = {
     "cvar": Atom(cp.cvar, options={"beta": number}, required=1),
     "dotsort": Atom(cp.dotsort, 2, 2),
-    "geo_mean": Atom(
-        cp.geo_mean, options={"p": weights, "max_denom": integer(1, 4096), "approx": boolean, **_REDUCTION}
-    ),
+    "geo_mean": Atom(cp.geo_mean, options={"p": weights, **_APPROXIMATION, **_REDUCTION}, approximated=True),
     "harmonic_mean": Atom(cp.harmonic_mean),
-    "inv_prod": Atom(cp.inv_prod, options={"approx": boolean}),
+    "inv_prod": Atom(cp.inv_prod, options={"approx": boolean}, approximated=True),
     "lambda_max": Atom(cp.lambda_max),
     "lambda_min": Atom(cp.lambda_min),
     "lambda_sum_largest": Atom(cp.lambda_sum_largest, options={"k": _COUNT}, required=1),

@@ -1,4 +1,4 @@
-"""Cone program documents: bounds on what they declare, before the library reads them.
+"""Cone program documents: bounds on what they declare, and then the library reads them.
 
 The library checks every field. But a few bytes can declare a parameter or an output of 10^9 entries, and matrices with
 a row or column for each of them would be allocated.
@@ -7,21 +7,41 @@ a row or column for each of them would be allocated.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from convexlayer.canon import ParametricProgram
+from convexlayer.errors import ProblemError
 
 from ..errors import DocumentError, pointer
 from ..settings import Settings
 
-__all__ = ["check_sizes"]
+__all__ = ["read_program"]
+
+_MAX_NAME_LENGTH = 64
+_PLACE = re.compile(r"(?P<path>(/[^/:]+)*): (?P<detail>.*)", re.DOTALL)
 
 
-def check_sizes(program: Mapping[str, Any], settings: Settings) -> None:
-    """Refuse declared sizes that exceed the bounds; whatever has not the expected form is left to the library.
+def read_program(program: Mapping[str, Any], settings: Settings) -> ParametricProgram:
+    """The parametric program of a document.
 
     Raises:
-        DocumentError: there are too many parameters or outputs, or they have too many dimensions or entries.
+        DocumentError: a field is wrong; or there are too many parameters or outputs, or they have too many dimensions
+            or entries, or names that a request cannot use.
     """
+    _check_declared(program, settings)
+    try:
+        return ParametricProgram.from_document(program)
+    except ProblemError as error:
+        place = _PLACE.fullmatch(str(error))  # the library's messages begin with the path of the field
+        if place is None:
+            raise DocumentError.at("/program", str(error)) from error
+        raise DocumentError.at(f"/program{place['path']}", place["detail"]) from error
+
+
+def _check_declared(program: Mapping[str, Any], settings: Settings) -> None:
+    """Refuse what exceeds the bounds; whatever has not the expected form is left to the library."""
     for part, limit in (("parameters", settings.max_leaf_size), ("outputs", settings.max_variable_size)):
         declared = program.get(part)
         if not isinstance(declared, list):
@@ -30,7 +50,10 @@ def check_sizes(program: Mapping[str, Any], settings: Settings) -> None:
             raise DocumentError.at(pointer("program", part), f"has more than {settings.max_names} entries")
         total = 0
         for position, entry in enumerate(declared):
-            shape = entry.get("shape") if isinstance(entry, dict) else None
+            if not isinstance(entry, dict):
+                continue
+            _check_name(entry.get("name"), part, pointer("program", part, position, "name"))
+            shape = entry.get("shape")
             if not isinstance(shape, list) or not all(type(length) is int for length in shape):
                 continue
             where = pointer("program", part, position, "shape")
@@ -39,3 +62,14 @@ def check_sizes(program: Mapping[str, Any], settings: Settings) -> None:
             total += math.prod(shape)
             if total > limit:
                 raise DocumentError.at(where, f"{part} have more than {limit} entries together")
+
+
+def _check_name(name: Any, part: str, where: str) -> None:
+    if not isinstance(name, str):
+        return
+    if len(name) > _MAX_NAME_LENGTH or not name.isprintable():
+        raise DocumentError.at(
+            where, f"expected at most {_MAX_NAME_LENGTH} printable characters, got {name[:_MAX_NAME_LENGTH]!r}"
+        )
+    if part == "outputs" and name == "objective":
+        raise DocumentError.at(where, "'objective' names the optimal value in vjp; rename the output")

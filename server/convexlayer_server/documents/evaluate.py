@@ -32,6 +32,7 @@ _NUMBERS: Mapping[str, Callable[[float, float], float]] = {
     "**": math.pow,
 }
 
+_MAX_APPROXIMATED = 64
 _T = TypeVar("_T")
 
 
@@ -165,6 +166,12 @@ class Evaluator:
             return atom.function(list(contents), **keywords) if atom.listed else atom.function(*contents, **keywords)
 
         values = [self.expression(operand) for operand in operands]
+        if atom.approximated and keywords.get("approx", True):
+            largest = max(value.content.size for value in values)
+            if largest > _MAX_APPROXIMATED:
+                raise self._error(
+                    node, f"{node.name} of {largest} entries, at most {_MAX_APPROXIMATED} are taken; pass approx=False"
+                )
         return self._apply(node, function, values, list(options.values()), estimate=atom.coefficients)
 
     def _blocks(self, node: Call, positional: Items[Node]) -> tuple[Items[Node], Items[Node], list[int]]:

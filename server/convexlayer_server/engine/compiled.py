@@ -15,7 +15,7 @@ from convexlayer.layers import SolutionMap, SolvedBatch
 from convexlayer.program import Cones, Structure
 
 from ..arrays import Array
-from ..documents import ConeProgramDocument, Grammar, check_sizes, pose, problem_documents
+from ..documents import ConeProgramDocument, Grammar, pose, read_program, problem_documents
 from ..errors import DerivativeError, DocumentError, InvalidError, SolverChoiceError, pointer
 from ..settings import Settings
 from .protocol import ComputeOptions, ComputeRequest, ComputeResult
@@ -36,8 +36,7 @@ def compile_document(
     parsed = problem_documents.validate_python(document)
     try:
         if isinstance(parsed, ConeProgramDocument):
-            check_sizes(parsed.program, settings)
-            program = ParametricProgram.from_document(parsed.program)
+            program = read_program(parsed.program, settings)
             _check_structure(program.structure, settings)
             names = [output.name for output in program.outputs]
             return CompiledProblem(problem_id, parsed.kind, program, names, duals=(), curvature=None)
@@ -72,6 +71,10 @@ class CompiledProblem:
         names: of its outputs, in order.
         duals: those of the names that are dual variables.
         curvature: of the objective, in CVXPY's words, where it is known.
+
+    Attributes:
+        size: entries that it holds, about; in the units of ``max_compiled_size``.
+        summary: shapes, cones, sizes, curvature, the solver's name; plain JSON.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class CompiledProblem:
     ) -> None:
         self._program = program
         self._names = tuple(names)
+        self.size = _structure_size(program.structure) + program.data.matrix.nnz
         self._maps: dict[str, SolutionMap] = {}
         automatic = self._solution_map("auto")
         shapes = {name: {"shape": list(output.shape)} for name, output in zip(names, program.outputs, strict=True)}
@@ -207,8 +211,12 @@ def _block_entries(cones: Cones) -> int:
     return sum(size * size for size in (*cones.second_order, *triangles)) + 9 * (cones.exponential + len(cones.power))
 
 
+def _structure_size(structure: Structure) -> int:
+    return structure.n + structure.m + structure.P.nnz + structure.A.nnz + _block_entries(structure.cones)
+
+
 def _check_structure(structure: Structure, settings: Settings) -> None:
-    size = structure.n + structure.m + structure.P.nnz + structure.A.nnz + _block_entries(structure.cones)
+    size = _structure_size(structure)
     if size > settings.max_canonical_size:
         raise DocumentError(
             f"the standard form has size {size} (rows, columns, coefficients and cone blocks), at most "

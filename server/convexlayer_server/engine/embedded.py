@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, final
 
 from ..documents import Grammar
-from ..errors import NotCompiledError
 from ..settings import Settings
 from .compiled import CompiledProblem, compile_document
 from .protocol import ComputeRequest, ComputeResult, EngineHealth
@@ -25,7 +24,7 @@ class EmbeddedEngine:
     """Compiles on one thread, one document after another, and solves on several.
 
     Args:
-        settings: ``solver_threads``, ``compiled_problems``, and the bounds on documents.
+        settings: ``solver_threads``, ``compiled_problems``, ``max_compiled_size``, and the bounds on documents.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -40,16 +39,11 @@ class EmbeddedEngine:
 
     async def register(self, problem_id: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """Compile a document, unless it is compiled already."""
-        found = self._find(problem_id)
-        if found is None:
-            found = await _on(self._compiler, lambda: self._compile(problem_id, document))
-        return found.summary
+        return (await self._obtain(problem_id, document)).summary
 
-    async def run(self, request: ComputeRequest) -> ComputeResult:
+    async def run(self, request: ComputeRequest, document: Mapping[str, Any]) -> ComputeResult:
         """Compute on a thread of the pool."""
-        compiled = self._find(request.problem_id)
-        if compiled is None:
-            raise NotCompiledError(request.problem_id)
+        compiled = await self._obtain(request.problem_id, document)
         future = self._solvers.submit(compiled.compute, request)
         self._running[request.request_id] = future
         try:
@@ -72,6 +66,13 @@ class EmbeddedEngine:
         self._compiler.shutdown(cancel_futures=True)
         self._solvers.shutdown(cancel_futures=True)
 
+    async def _obtain(self, problem_id: str, document: Mapping[str, Any]) -> CompiledProblem:
+        """The compiled problem itself, which stays usable though the cache may drop it at any time."""
+        found = self._find(problem_id)
+        if found is None:
+            found = await _on(self._compiler, lambda: self._compile(problem_id, document))
+        return found
+
     def _find(self, problem_id: str) -> CompiledProblem | None:
         with self._lock:
             compiled = self._compiled.get(problem_id)
@@ -86,9 +87,17 @@ class EmbeddedEngine:
             compiled = compile_document(problem_id, document, self._grammar, self._settings)
             with self._lock:
                 self._compiled[problem_id] = compiled
-                while len(self._compiled) > self._settings.compiled_problems:
-                    self._compiled.popitem(last=False)
+                self._evict()
         return compiled
+
+    def _evict(self) -> None:
+        """Drop the least recently used problems, but never the last one, which is about to be used."""
+        size = sum(compiled.size for compiled in self._compiled.values())
+        while len(self._compiled) > 1 and (
+            len(self._compiled) > self._settings.compiled_problems or size > self._settings.max_compiled_size
+        ):
+            _, dropped = self._compiled.popitem(last=False)
+            size -= dropped.size
 
 
 async def _on(pool: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:

@@ -38,7 +38,7 @@ class ComputeRequest:
     """One solve, vjp or jvp.
 
     Attributes:
-        request_id: for ``cancel``.
+        request_id: for ``cancel``; no two requests in work may share one.
         problem_id: of a registered problem.
         operation: what to compute.
         parameters: one array for every parameter, of its shape or (batch, *shape).
@@ -117,11 +117,11 @@ class Engine(Protocol):
             DocumentError: the document cannot be compiled.
         """
 
-    async def run(self, request: ComputeRequest) -> ComputeResult:
-        """Compute.
+    async def run(self, request: ComputeRequest, document: Mapping[str, Any]) -> ComputeResult:
+        """Compute with the problem of a document, which is compiled unless it is compiled already.
 
         Raises:
-            NotCompiledError: the problem is not, or no longer, compiled here; register it again.
+            DocumentError: the document cannot be compiled.
             InvalidError: the values cannot be used.
             SolverChoiceError: the solver asked for cannot be used.
             DerivativeError: the derivative cannot be had.

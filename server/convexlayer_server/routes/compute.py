@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cvxpy as cp
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
@@ -38,11 +39,11 @@ router = APIRouter(prefix="/v1/problems/{problem_id}", tags=["compute"], depende
 
 
 @router.post("/solve", response_model=SolveAnswer)
-async def solve(problem_id: str, body: SolveRequest, request: Request, service: ServiceDependency) -> Response:
+async def solve(problem_id: str, body: SolveRequest, service: ServiceDependency) -> Response:
     """Solve for a batch of parameters. An element without a solution is a status, not an error."""
     problem = service.problem(problem_id)
     _check_parts(body.parts)
-    result = await _compute(service, problem, request, body, "solve", outputs=_outputs(problem, body.parts))
+    result = await _compute(service, problem, body, "solve", outputs=_outputs(problem, body.parts))
 
     def answer() -> SolveAnswer:
         parts = {part: _encoded(result, problem.summary[part], body.encoding) for part in body.parts}
@@ -59,7 +60,7 @@ async def solve(problem_id: str, body: SolveRequest, request: Request, service: 
 
 
 @router.post("/vjp", response_model=VjpAnswer)
-async def vjp(problem_id: str, body: VjpRequest, request: Request, service: ServiceDependency) -> Response:
+async def vjp(problem_id: str, body: VjpRequest, service: ServiceDependency) -> Response:
     """Gradients of a loss with respect to parameters, from its cotangents with respect to outputs."""
     problem = service.problem(problem_id)
     known = problem.summary["parameters"]
@@ -67,7 +68,7 @@ async def vjp(problem_id: str, body: VjpRequest, request: Request, service: Serv
         if name not in known:
             raise InvalidError.at(pointer("wrt", position), f"unknown parameter {name!r}{known_names(known)}")
     wrt = tuple(known) if body.wrt is None else tuple(body.wrt)
-    result = await _compute(service, problem, request, body, "vjp", body.cotangents, wrt=wrt)
+    result = await _compute(service, problem, body, "vjp", body.cotangents, wrt=wrt)
 
     def answer() -> VjpAnswer:
         gradients = {name: encode(value, body.encoding) for name, value in result.arrays.items()}
@@ -82,12 +83,12 @@ async def vjp(problem_id: str, body: VjpRequest, request: Request, service: Serv
 
 
 @router.post("/jvp", response_model=JvpAnswer)
-async def jvp(problem_id: str, body: JvpRequest, request: Request, service: ServiceDependency) -> Response:
+async def jvp(problem_id: str, body: JvpRequest, service: ServiceDependency) -> Response:
     """Tangents of outputs, from tangents of parameters."""
     problem = service.problem(problem_id)
     _check_parts(body.parts)
     outputs = _outputs(problem, body.parts)
-    result = await _compute(service, problem, request, body, "jvp", body.tangents, outputs=outputs)
+    result = await _compute(service, problem, body, "jvp", body.tangents, outputs=outputs)
 
     def answer() -> JvpAnswer:
         return JvpAnswer(
@@ -104,7 +105,6 @@ async def jvp(problem_id: str, body: JvpRequest, request: Request, service: Serv
 async def _compute(
     service: Service,
     problem: StoredProblem,
-    request: Request,
     body: SolveRequest | VjpRequest | JvpRequest,
     operation: Operation,
     directions: Mapping[str, Any] | None = None,
@@ -118,7 +118,7 @@ async def _compute(
         arrays = Reader(problem.summary, service.settings)
         parameters = arrays.parameters(body.parameters)
         return ComputeRequest(
-            request_id=request.state.request_id,
+            request_id=uuid.uuid4().hex,  # the caller's own may come twice
             problem_id=problem.id,
             operation=operation,
             parameters=parameters,
@@ -128,7 +128,7 @@ async def _compute(
             options=options,
         )
 
-    return await service.run(problem, await run_in_threadpool(read))
+    return await service.engine.run(await run_in_threadpool(read), problem.document)
 
 
 def _outputs(problem: StoredProblem, parts: Sequence[str]) -> tuple[str, ...]:
