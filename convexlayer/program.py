@@ -21,7 +21,7 @@ Batches are a leading axis on values; sparsity patterns are shared by all elemen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -196,6 +196,16 @@ class ConeProgram:
     def select(self, index: Any) -> ConeProgram:
         """The elements that a slice, index array or mask picks."""
         return ConeProgram(self.structure, self.P[index], self.q[index], self.r[index], self.A[index], self.b[index])
+
+    def objective_scale(self) -> Array:
+        """A power of two (B,) near the largest coefficient of each objective, 1 where there is none."""
+        largest = np.maximum(np.max(np.abs(self.P), axis=1, initial=0.0), np.max(np.abs(self.q), axis=1, initial=0.0))
+        return np.exp2(np.rint(np.log2(np.where(largest > 0, largest, 1.0))))
+
+    def divided(self, scale: Array) -> ConeProgram:
+        """With P, q and r divided by scale (B,): the same x and s solve it, and y / scale."""
+        column = scale[:, None]
+        return replace(self, P=self.P / column, q=self.q / column, r=self.r / scale)
 
     def objective(self, x: Array) -> Array:
         """1/2 x'Px + q'x + r, (B,)."""

@@ -94,6 +94,10 @@ class Solution:
         """Which elements have a solution, (B,)."""
         return np.array([status.solved for status in self.status], dtype=bool)
 
+    def divided(self, scale: Array) -> Solution:
+        """With y divided by scale (B,): it solves the program whose objective is divided by it."""
+        return replace(self, y=self.y / scale[:, None])
+
     def select(self, index: IndexArray) -> Solution:
         """The elements at these positions."""
         status = tuple(self.status[i] for i in index.tolist())

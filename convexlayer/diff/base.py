@@ -65,6 +65,10 @@ class AbstractDifferentiator(ABC):
     ) -> tuple[SolutionTangent, DerivativeReport]:
         """Solution tangent of a program tangent, and how far to trust it."""
 
+    @abstractmethod
+    def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
+        """Whether (x, y) is unique as far as ``seen`` shows: the objective's derivative needs no more than that."""
+
 
 def data_cotangent(program: ConeProgram, x: Array, y: Array, l: Array, v: Array) -> ConeProgram:  # noqa: E741 (the design's name)
     """grad_q = -l, grad_b = v, grad_A = -(y l' + v x'), grad_P = -(l x' + x l') / 2, on the patterns of the program."""

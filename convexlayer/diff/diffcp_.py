@@ -100,6 +100,10 @@ class DiffcpDifferentiator(AbstractDifferentiator):
             x[i], y[i], s[i] = dx[: program.structure.n], dy[kept], ds[kept]
         return SolutionTangent(x, y, s), self._report()
 
+    def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
+        """What is known is the accuracy of the solution."""
+        return self._report()
+
     def _at(self, i: int) -> tuple[Any, Any]:
         """diffcp's derivative and adjoint at element i."""
         if i not in self._maps:

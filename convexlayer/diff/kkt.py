@@ -12,7 +12,7 @@ every vjp, every jvp, and the Newton steps of ``polish``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
@@ -40,7 +40,7 @@ VISIBLE = 1e-5
 DOUBTFUL = 1e-3
 """Margin relative to w, below which it is worth asking which rows it comes from."""
 
-NEGLIGIBLE = 1e-8
+NEGLIGIBLE = 1e-11
 """Part of the solution of the linear system that counts as zero, relative to its largest entry."""
 
 
@@ -175,14 +175,15 @@ class ExactDifferentiator(AbstractDifferentiator):
         """K [l; u] = [dx - A'ds; L'dy], v = ds + L u, then the gradients of ``data_cotangent``."""
         program, D = self._program, self._derivative
         A, n = program.structure.A, program.structure.n
-        size = np.maximum(1.0, np.maximum(_norm(self._solution.x), _norm(self._solution.y)))
+        size = np.maximum(1.0, np.maximum(_norm(self._solution.x), _norm(self._solution.y)))[:, None]
 
         def gradient(z: Array, ds: Array) -> ConeProgram:
             v = ds + D.apply_L(z[:, n:])
             return data_cotangent(program, self._solution.x, self._solution.y, z[:, :n], v)
 
         def visible(direction: Array) -> Array:
-            return _norm(seen(gradient(direction, np.zeros_like(cotangent.s)))) / size
+            data = gradient(direction, np.zeros_like(cotangent.s))
+            return _norm(seen(replace(data, P=data.P / size, A=data.A / size)))
 
         z, report = self._solve(cotangent.x - A.rmatvec(program.A, cotangent.s), cotangent.y, visible)
         return gradient(z, cotangent.s), report
@@ -201,6 +202,26 @@ class ExactDifferentiator(AbstractDifferentiator):
 
         z, report = self._solve(-r1, -r2, visible)
         return self._tangent(z, r2), report
+
+    def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
+        """A null direction of K moves (x, y) among the solutions; all is well where the derivative does not move.
+
+        The optimal value is smooth where multipliers are unique, whether constraints are weakly active or not: the
+        margin is of no concern.
+        """
+        factor, batch = self._factor, self._program.batch
+        singular = factor.condition >= SINGULAR
+        if np.any(singular):
+            direction = self._tangent(factor.null_direction, np.zeros_like(self._w))
+            singular = singular & (_norm(seen(direction)) > VISIBLE)
+        return DerivativeReport.judge(
+            np.zeros(batch),
+            np.full(batch, np.inf),
+            factor.condition,
+            singular,
+            _norm(self._w),
+            self._solution_residual,
+        )
 
     def newton_step(self) -> SolutionTangent:
         """One semismooth Newton step on (Px + q + A'y, Ax + s - b)."""

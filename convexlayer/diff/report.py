@@ -24,6 +24,10 @@ FAILED = 1e-2
 """Linear residual from which the derivative is of no use (unless the system is singular: then see ``consistent``)."""
 
 
+WORDS = ("ok", "inaccurate", "degenerate", "failed")
+"""The statuses, from the best to the worst."""
+
+
 @dataclass(frozen=True, eq=False)
 class DerivativeReport:
     """One entry an element.
@@ -50,6 +54,17 @@ class DerivativeReport:
     def trusted(self) -> bool:
         """Whether every element is ``ok``."""
         return all(status == "ok" for status in self.status)
+
+    def worse(self, other: DerivativeReport) -> DerivativeReport:
+        """The worse of two reports at the same solutions, element by element."""
+        rank = WORDS.index
+        return DerivativeReport(
+            linear_residual=np.maximum(self.linear_residual, other.linear_residual),
+            margin=np.minimum(self.margin, other.margin),
+            condition=np.maximum(self.condition, other.condition),
+            consistent=self.consistent & other.consistent,
+            status=tuple(max(pair, key=rank) for pair in zip(self.status, other.status, strict=True)),
+        )
 
     @staticmethod
     def judge(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from convexlayer.diff import DerivativeReport
 from convexlayer.errors import DerivativeError
 from convexlayer.layers.report import Report
 from convexlayer.layers.solution_map import SolutionMap, SolvedBatch
@@ -163,7 +164,7 @@ class _Vjp(_Derivative):
             gradients = solved.vjp(rows[:-1], objective=rows[-1], wrt=wrt)
             return tuple(gradient for gradient in gradients if gradient is not None)
 
-        gradients = _by_rounds(_array(element).astype(np.int64), solved.batch, arrays, one_round)
+        gradients = _by_rounds(_array(element).astype(np.int64), solved, arrays, one_round)
         call.judge(solved.report)
         return tuple(_tensor(gradient, _like(theta)) for gradient in gradients)
 
@@ -184,7 +185,7 @@ class _Jvp(_Derivative):
             outputs, objective = solved.jvp(rows)
             return (*outputs, objective)
 
-        outputs = _by_rounds(_array(element).astype(np.int64), solved.batch, arrays, one_round)
+        outputs = _by_rounds(_array(element).astype(np.int64), solved, arrays, one_round)
         call.judge(solved.report)
         return tuple(_tensor(output, _like(theta)) for output in outputs)
 
@@ -214,10 +215,15 @@ def _flattened(
     return tuple(output.reshape(lanes, n, *output.shape[1:]) for output in outputs), (0,) * len(outputs)
 
 
-def _by_rounds(element: IndexArray, batch: int, rows: list[Array | None], function: Any) -> tuple[Array, ...]:
-    """Apply a function of whole batches to rows that belong to these elements, an element at most once a round."""
+def _by_rounds(element: IndexArray, solved: SolvedBatch, rows: list[Array | None], function: Any) -> tuple[Array, ...]:
+    """Apply a function of whole batches to rows that belong to these elements, an element at most once a round.
+
+    The report of the derivative is the worst of all rounds.
+    """
+    batch, record = solved.batch, solved.report.record
     if np.array_equal(element, np.arange(batch)):
         return tuple(function(rows))
+    worst: DerivativeReport | None = None
     order = np.argsort(element, kind="stable")
     ranked = element[order]
     turn = np.empty(len(element), dtype=np.int64)
@@ -234,9 +240,12 @@ def _by_rounds(element: IndexArray, batch: int, rows: list[Array | None], functi
                 whole[element[chosen]] = value[chosen]
                 placed.append(whole)
         answers = function(placed)
+        if record.report is not None:
+            worst = record.report if worst is None else worst.worse(record.report)
         results = results or tuple(np.zeros((len(element), *answer.shape[1:])) for answer in answers)
         for result, answer in zip(results, answers, strict=True):
             result[chosen] = answer[element[chosen]]
+    record.report = worst
     return results
 
 

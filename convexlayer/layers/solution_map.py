@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, final
 
 import numpy as np
@@ -16,6 +16,7 @@ from convexlayer.diff import (
     DerivativeReport,
     ReducedSystem,
     SolutionCotangent,
+    SolutionTangent,
     derivative_mode,
     polish,
 )
@@ -103,20 +104,22 @@ class SolutionMap:
         for spec, value in zip(specs, values, strict=True):
             check_values(spec, value, attributes=self._check_attributes)
         chosen = Options.of(options, self.options)
-        start_from = None if warm_start is None else self._fitting(warm_start.solution, 1 if batch is None else batch)
+        before = None if warm_start is None else self._fitting(warm_start.solution, 1 if batch is None else batch)
 
         start = time.perf_counter()
         features = self.program.features.apply(values, 1 if batch is None else batch)
-        program = self.program.instantiate(features)
+        given = self.program.instantiate(features)
+        scale = given.objective_scale()
+        program = given.divided(scale)
         instantiated = time.perf_counter()
-        solution = self._solve(program, chosen, start_from)
+        solution = self._solve(program, chosen, None if before is None else before.divided(scale))
         solved = time.perf_counter()
         if chosen.polish:
             solution = polish(self._system, program, solution)
         solution, residuals = solution.certified(program, chosen.tol)
         polished = time.perf_counter()
 
-        reached = self.program.objective.value(program.objective(solution.x))
+        reached = self.program.objective.value(given.objective(solution.x))
         objective = np.where(solution.solved, reached, np.nan)
         report = Report(
             status=solution.status,
@@ -126,9 +129,9 @@ class SolutionMap:
             seconds={"canonical": instantiated - start, "solve": solved - instantiated, "polish": polished - solved},
             solver=self.solver,
             reason=self.reason,
-            solution=solution,
+            solution=solution.divided(1.0 / scale),
         )
-        return SolvedBatch(self, features, program, solution, objective, report, batched=batch is not None)
+        return SolvedBatch(self, features, program, solution, scale, objective, report, batched=batch is not None)
 
     def differentiator(self, program: ConeProgram, solution: Solution) -> AbstractDifferentiator:
         """The derivative at a batch of solutions, all of them solved."""
@@ -172,12 +175,13 @@ class SolvedBatch:
         features: Array,
         program: ConeProgram,
         solution: Solution,
+        scale: Array,
         objective: Array,
         report: Report,
         *,
         batched: bool,
     ) -> None:
-        """Made by ``SolutionMap.solve``."""
+        """Made by ``SolutionMap.solve``: programs and solutions have their objectives divided by ``scale``."""
         self.objective = objective
         self.report = report
         self.batched = batched
@@ -185,6 +189,7 @@ class SolvedBatch:
         self._features = features
         self._program = program
         self._solution = solution
+        self._scale = scale
 
     @property
     def batch(self) -> int:
@@ -194,7 +199,7 @@ class SolvedBatch:
     @cached_property
     def iterates(self) -> tuple[Array, ...]:
         """The outputs, each (B, *shape), with the solver's last iterate where there is no solution."""
-        return self._map.program.recovery.apply(self._solution.x, self._solution.y)
+        return self._map.program.recovery.apply(self._solution.x, self._solution.y * self._scale[:, None])
 
     @cached_property
     def outputs(self) -> tuple[Array, ...]:
@@ -216,7 +221,8 @@ class SolvedBatch:
         Args:
             cotangents: d loss / d output, each (B, *shape); None is zero. Rows of elements without a solution are
                 ignored.
-            objective: d loss / d objective value, (B,). This part needs no linear system (envelope theorem).
+            objective: d loss / d objective value, (B,). By the envelope theorem this part is the Lagrangian's
+                derivative.
             wrt: which parameters; all unless given.
 
         Returns:
@@ -227,18 +233,24 @@ class SolvedBatch:
         program, recovery = self._map.program, self._map.program.recovery
         chosen = [None if c is None else np.asarray(c, dtype=np.float64)[index] for c in cotangents]
         part, solution = self._solved_part
+        scale = self._scale[index]
         gradient = _zero_program(part)
         wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
+        columns = program.features.of(wanted)
+        reports: list[DerivativeReport] = []
         if any(c is not None for c in chosen) and len(index):
             dx, dy = recovery.pull([value[index] for value in self.iterates], chosen)
-            columns = program.features.of(wanted)
             gradient, derivative = self._differentiator.vjp(
-                SolutionCotangent(dx, dy, np.zeros_like(dy)), seen=lambda data: program.pullback(data)[:, columns]
+                SolutionCotangent(dx, dy * scale[:, None], np.zeros_like(dy)),
+                seen=lambda data: program.pullback(data.divided(scale))[:, columns],
             )
-            self.report.record.report = self._spread(derivative)
+            gradient = gradient.divided(scale)
+            reports.append(derivative)
         if objective is not None and len(index):
-            slope = program.objective.slope(part.objective(solution.x)) * np.asarray(objective, dtype=np.float64)[index]
-            gradient = _add(gradient, _envelope(part, solution, slope))
+            weight = self._slope * np.asarray(objective, dtype=np.float64)[index]
+            gradient = _add(gradient, _envelope(part, solution.divided(1.0 / scale), weight))
+            reports.append(self._objective_report(columns))
+        self._record(reports)
         features = self._features[index]
         pulled = program.split(program.features.pull(features, program.pullback(gradient)))
         self.report.seconds["derivative"] = time.perf_counter() - start
@@ -266,18 +278,20 @@ class SolvedBatch:
         push = program.features.push(self._features, values)[index]
         data = program.push(push)
         part, solution = self._solved_part
+        scale = self._scale[index]
         if len(index):
             looked_at = recovery.of([True] * len(program.outputs) if of is None else of)
             moved, derivative = self._differentiator.jvp(
-                data, seen=lambda moved: recovery.linear(moved.x, moved.y)[:, looked_at]
+                data.divided(scale),
+                seen=lambda moved: recovery.linear(moved.x, moved.y * scale[:, None])[:, looked_at],
             )
-            self.report.record.report = self._spread(derivative)
-            dx, dy = moved.x, moved.y
+            self._record([derivative])
+            dx, dy = moved.x, moved.y * scale[:, None]
         else:
             dx, dy = solution.x, solution.y
         outputs = recovery.push([value[index] for value in self.iterates], dx, dy)
-        slope = program.objective.slope(part.objective(solution.x))
-        objective = slope * _inner(data, _envelope(part, solution, np.ones(len(index))))
+        unit = _envelope(part, solution.divided(1.0 / scale), np.ones(len(index)))
+        objective = self._slope * _inner(data, unit)
         self.report.seconds["derivative"] = time.perf_counter() - start
         return (
             tuple(_scatter(value, index, self.batch, fill=np.nan) for value in outputs),
@@ -297,6 +311,34 @@ class SolvedBatch:
     @cached_property
     def _differentiator(self) -> AbstractDifferentiator:
         return self._map.differentiator(*self._solved_part)
+
+    @cached_property
+    def _slope(self) -> Array:
+        """d objective value of the problem / d that of the program, of the solved elements."""
+        part, solution = self._solved_part
+        return self._map.program.objective.slope(part.objective(solution.x) * self._scale[self._solved_index])
+
+    def _objective_report(self, columns: IndexArray) -> DerivativeReport:
+        """How far to trust the objective's derivative with respect to these features."""
+        part, solution = self._solved_part
+        P, A, x, y = part.structure.P, part.structure.A, solution.x, solution.y
+
+        def seen(moved: SolutionTangent) -> Array:
+            data = ConeProgram(
+                part.structure,
+                P=0.5 * (moved.x[:, P.rows] * x[:, P.cols] + x[:, P.rows] * moved.x[:, P.cols]),
+                q=moved.x,
+                r=np.zeros(part.batch),
+                A=moved.y[:, A.rows] * x[:, A.cols] + y[:, A.rows] * moved.x[:, A.cols],
+                b=-moved.y,
+            )
+            return self._map.program.pullback(data)[:, columns]
+
+        return self._differentiator.objective_report(seen=seen)
+
+    def _record(self, reports: list[DerivativeReport]) -> None:
+        if reports:
+            self.report.record.report = self._spread(reduce(DerivativeReport.worse, reports))
 
     def _spread(self, report: DerivativeReport) -> DerivativeReport:
         """The report of the solved elements, among all elements."""

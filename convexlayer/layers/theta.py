@@ -13,7 +13,12 @@ from convexlayer.program import Array
 __all__ = ["batch_size", "check_values"]
 
 TOLERANCE = 1e-6
-"""Violation of an attribute, relative to the largest entry (at least 1), that counts as rounding."""
+"""Asymmetry, or negative eigenvalue, relative to the largest entry of the element, that counts as rounding."""
+
+SIGN_TOLERANCE = 1e-12
+"""Entry of the wrong sign, relative to the largest entry of the element, that counts as rounding."""
+
+SIGNS = ("nonneg", "pos", "nonpos", "neg")
 
 
 def batch_size(specs: Sequence[ParameterSpec], shapes: Sequence[tuple[int, ...]]) -> int | None:
@@ -55,31 +60,41 @@ def check_values(spec: ParameterSpec, value: Array, *, attributes: bool) -> None
         raise ProblemError(f"parameter {spec.name!r} is not finite: entry {list(where)} is {value[where]}")
     if not attributes or not value.size:
         return
-    limit = TOLERANCE * max(1.0, float(np.max(np.abs(value))))
+    elements = value.reshape(-1, *spec.shape)
+    largest = np.max(np.abs(elements), axis=tuple(range(1, elements.ndim)))
     for attribute in sorted(spec.attributes):
-        excess = _violation(attribute, spec, value)
-        if excess > limit or (attribute in ("pos", "neg") and excess >= 0):
+        excess = _violation(attribute, spec, elements)
+        limit = (SIGN_TOLERANCE if attribute in SIGNS else TOLERANCE) * largest
+        wrong = np.flatnonzero(excess >= 0 if attribute in ("pos", "neg") else excess > limit)
+        if len(wrong):
             raise ProblemError(
-                f"parameter {spec.name!r} is declared {attribute}, but the value violates that by {abs(excess):.3g}; "
-                "change the value (or, in the library, pass check_attributes=False)"
+                f"parameter {spec.name!r} is declared {attribute}, but the value violates that by "
+                f"{np.max(np.abs(excess[wrong])):.3g}; change the value (or, in the library, pass "
+                "check_attributes=False)"
             )
 
 
-def _violation(attribute: str, spec: ParameterSpec, value: Array) -> float:
-    """By how much an attribute is violated; negative or zero where it holds."""
+def _violation(attribute: str, spec: ParameterSpec, elements: Array) -> Array:
+    """By how much an attribute is violated by each element, (B,); negative or zero where it holds."""
+    flat = elements.reshape(len(elements), -1)
     if attribute in ("nonneg", "pos"):
-        return float(-np.min(value))
+        return -np.min(flat, axis=1)
     if attribute in ("nonpos", "neg"):
-        return float(np.max(value))
+        return np.max(flat, axis=1)
     if attribute == "diag":
-        return float(np.max(np.abs(value * (1.0 - np.eye(value.shape[-1])))))
+        return _largest(elements * (1.0 - np.eye(spec.shape[-1])))
     if attribute == "sparse":
         outside = np.ones(spec.size, dtype=bool)
         outside[list(spec.sparsity or ())] = False
-        return float(np.max(np.abs(value.reshape(-1, spec.size)[:, outside]), initial=0.0))
-    asymmetry = float(np.max(np.abs(value - np.swapaxes(value, -1, -2))))
+        return np.max(np.abs(flat[:, outside]), axis=1, initial=0.0)
+    transposed = np.swapaxes(elements, -1, -2)
+    asymmetry = _largest(elements - transposed)
     if attribute == "symmetric":
         return asymmetry
-    signed = value if attribute == "PSD" else -value
-    smallest = float(np.min(np.linalg.eigvalsh(0.5 * (signed + np.swapaxes(signed, -1, -2)))))
-    return max(asymmetry, -smallest)
+    symmetric = 0.5 * (elements + transposed) * (1.0 if attribute == "PSD" else -1.0)
+    smallest = np.linalg.eigvalsh(symmetric).reshape(len(elements), -1).min(axis=1)
+    return np.maximum(asymmetry, -smallest)
+
+
+def _largest(elements: Array) -> Array:
+    return np.max(np.abs(elements.reshape(len(elements), -1)), axis=1)

@@ -255,3 +255,15 @@ def test_outputs_may_be_changed_in_place() -> None:
     for output in outputs:
         output.detach().mul_(3.0)
     same(list(torch.autograd.grad(loss, tensors)), list(expected))
+
+
+def test_attributes_hold_element_by_element() -> None:
+    """A large element does not excuse the wrong sign of a small one."""
+    x, weight = cp.Variable(2), cp.Parameter(nonneg=True)
+    layer = ConvexLayer(cp.Problem(cp.Minimize(weight * cp.sum_squares(x - 1)), [x >= -1, x <= 3]), [weight], [x])
+    with pytest.raises(ProblemError, match=r"declared nonneg, but the value violates that by 0\.9"):
+        layer(torch.tensor([1e6, -0.9], dtype=torch.float64))
+    P = cp.Parameter((2, 2), PSD=True)
+    layer = ConvexLayer(cp.Problem(cp.Minimize(cp.quad_form(x, P)), [x >= -1, x <= 3]), [P], [x])
+    with pytest.raises(ProblemError, match="declared PSD"):
+        layer(torch.stack([1e6 * torch.eye(2), -0.9 * torch.eye(2)]).double())

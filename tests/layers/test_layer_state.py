@@ -135,7 +135,8 @@ def test_warm_start() -> None:
     warm_outputs, warm = layer.solve(*near, warm_start=cold)
     _, fresh = layer.solve(*near)
     assert np.all(warm.iterations < fresh.iterations)
-    same(list(layer(*near)), list(warm_outputs))
+    for cold_output, warm_output in zip(layer(*near), warm_outputs, strict=True):
+        torch.testing.assert_close(cold_output, warm_output, rtol=0, atol=1e-8)  # both within the solver's accuracy
     assert layer(*near, warm_start=cold)[0].shape == outputs[0].shape
 
 
@@ -170,6 +171,6 @@ def test_options_of_the_layer_and_of_the_call() -> None:
 def test_polish_reaches_double_precision() -> None:
     case = family("sdp_relaxation")
     tensors = case.prepared(case.tensors(3))
-    layer = case.layer(solver="scs", options={"tol": 1e-5})
+    layer = case.layer(solver="scs", options={"tol": 1e-3})
     assert layer.solve(*tensors)[1].residuals.worst.max() < 1e-9
     assert layer.solve(*tensors, options={"polish": False})[1].residuals.worst.max() > 1e-7

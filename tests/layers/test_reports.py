@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -84,15 +85,73 @@ def test_objective_is_differentiable(name: str) -> None:
     np.testing.assert_allclose(slope, (plus - minus) / (2 * step), rtol=1e-5, atol=1e-5)
 
 
-def test_objective_needs_no_linear_system() -> None:
-    """So it has a derivative even where the solution has none, and says nothing of a derivative."""
+def test_the_objective_has_a_derivative_where_the_solution_has_none() -> None:
     x, c = cp.Variable(2), cp.Parameter()
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum(x)), [cp.sum(x) >= c, x >= -9]), [c], [x], on_degenerate="raise")
     theta = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     _, report = layer.solve(theta)
     report.objective.backward()
     torch.testing.assert_close(theta.grad, torch.tensor(1.0, dtype=torch.float64))
-    assert report.derivative is None
+    assert report.derivative is not None
+    assert report.derivative.status == ("ok",)
+
+
+def test_the_objective_at_a_tie_of_multipliers_says_so() -> None:
+    """max(a, b) has no derivative at a = b, whichever of the two multipliers carries the weight."""
+    x, a, b = cp.Variable(), cp.Parameter(), cp.Parameter()
+    layer = ConvexLayer(cp.Problem(cp.Minimize(x), [x >= a, x >= b]), [a, b], [x], on_degenerate="report")
+    one = torch.ones((), dtype=torch.float64, requires_grad=True)
+    _, report = layer.solve(one, one)
+    report.objective.backward()
+    assert report.derivative is not None
+    assert report.derivative.status == ("degenerate",)
+    _, apart = layer.solve(one, 2 * one)
+    apart.objective.backward()
+    assert apart.derivative is not None
+    assert apart.derivative.status == ("ok",)
+
+
+def test_unrelated_large_numbers_hide_no_tie() -> None:
+    x, z = cp.Variable(), cp.Variable()
+    a, b, c = cp.Parameter(), cp.Parameter(), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(x + 0.5 * cp.square(z - c)), [x >= a, x >= b])
+    layer = ConvexLayer(problem, [a, b, c], [x], on_degenerate="report")
+    for large in (1.0, 3e5, 1e6):
+        one = torch.ones((), dtype=torch.float64, requires_grad=True)
+        (value,), report = layer.solve(one, one, torch.tensor(large, dtype=torch.float64))
+        value.backward()
+        assert report.derivative is not None
+        assert report.derivative.status == ("degenerate",)
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
+def test_every_row_of_a_jacobian_is_judged(transform: Any) -> None:
+    x, c = cp.Variable(2), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0])
+    layer = ConvexLayer(problem, [c], [x], on_degenerate="raise")
+    for kink in ([0.0, 1.0], [1.0, 0.0]):
+        with pytest.raises(DerivativeError):
+            transform(lambda v: layer(v)[0])(torch.tensor(kink, dtype=torch.float64))
+    transform(lambda v: layer(v)[0])(torch.tensor([1.0, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("weight", [1e-7, 1e-4, 1e5])
+def test_the_scale_of_the_objective_does_not_matter(weight: float) -> None:
+    """Neither to the solution nor to its gradient: it is divided out before anything is solved or judged."""
+    x, c, G = cp.Variable(4), cp.Parameter(4), cp.Parameter((5, 4))
+    generator = torch.Generator().manual_seed(1)
+    values = 2 * torch.randn(12, 4, dtype=torch.float64, generator=generator)
+    rows = torch.randn(12, 5, 4, dtype=torch.float64, generator=generator)
+    found = []
+    for scale in (1.0, weight):
+        problem = cp.Problem(cp.Minimize(scale * cp.sum_squares(x - c)), [G @ x <= 1, cp.norm(x) <= 2])
+        layer = ConvexLayer(problem, [c, G], [x, problem.constraints[0].dual_variables[0]], on_degenerate="raise")
+        theta = values.clone().requires_grad_()
+        solution, dual = layer(theta, rows)
+        (solution.sum() + dual.sum() / scale).backward()
+        found.append((solution.detach(), dual.detach() / scale, theta.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
 def test_maximisation_keeps_its_sign() -> None:
