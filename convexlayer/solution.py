@@ -16,6 +16,9 @@ __all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone"]
 
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
+RAY_TOLERANCE = 1e-4
+"""Relative size of what must cancel in a certificate of infeasibility; true ones leave 1e-7, false ones 1e-1."""
+
 
 @lru_cache(maxsize=256)
 def product_cone(cones: Cones) -> ProductCone:
@@ -132,13 +135,43 @@ class Solution:
 
         An element that its solver calls solved is optimal where the primal, dual and gap residuals are at most 10 tol
         and the natural residual at most sqrt(tol) (weakly active constraints leave it there); inaccurate where all
-        are a hundred times that; otherwise it is a numerical error.
+        are a hundred times that; otherwise it is a numerical error. One that it calls infeasible or unbounded is a
+        numerical error where it came with a ray that proves nothing.
         """
         residuals = self.residuals(program)
         worst = np.max(np.stack([residuals.primal, residuals.dual, residuals.gap]), axis=0)
         excess = np.maximum(worst / (10.0 * tol), residuals.natural / np.sqrt(tol))
-        status = tuple(_certified(word, value) for word, value in zip(self.status, excess.tolist(), strict=True))
+        refuted = self._refuted(program)
+        status = tuple(
+            Status.NUMERICAL_ERROR if wrong else _certified(word, value)
+            for word, value, wrong in zip(self.status, excess.tolist(), refuted.tolist(), strict=True)
+        )
         return replace(self, status=status), residuals
+
+    def _refuted(self, program: ConeProgram) -> BoolArray:
+        """Which claims of infeasibility or unboundedness come with a finite ray that is no proof, (B,).
+
+        Infeasible: A'y = 0, b'y < 0, y in K*.  Unbounded: -Ax in K, Px = 0, q'x < 0.  Each up to RAY_TOLERANCE,
+        relative to what cancels in it.
+        """
+        infeasible, unbounded = (
+            np.array([status is claim for status in self.status], dtype=bool)
+            for claim in (Status.INFEASIBLE, Status.UNBOUNDED)
+        )
+        if not np.any(infeasible | unbounded):
+            return infeasible
+        cone, A, P = product_cone(program.structure.cones), program.structure.A, program.structure.P
+        x, y = (np.where(np.isfinite(v), v, 0.0) for v in (self.x, self.y))
+        outside = _norm(y - cone.project_dual(y)) > RAY_TOLERANCE * _norm(y)
+        left = _norm(A.rmatvec(program.A, y)) > RAY_TOLERANCE * _norm(A.rmatvec(np.abs(program.A), np.abs(y)))
+        no_proof = outside | left | (np.sum(program.b * y, axis=1) >= 0)
+        Ax, Px = A.matvec(program.A, x), P.matvec(program.P, x)
+        leaves = _norm(cone.project_dual(Ax)) > RAY_TOLERANCE * _norm(A.matvec(np.abs(program.A), np.abs(x)))
+        curved = _norm(Px) > RAY_TOLERANCE * np.max(np.abs(program.P), axis=1, initial=0.0) * _norm(x)
+        no_descent = leaves | curved | (np.sum(program.q * x, axis=1) >= 0)
+        has_y, has_x = (np.all(np.isfinite(v), axis=1) & (_norm(v) > 0) for v in (self.y, self.x))
+        refuted: BoolArray = (infeasible & has_y & no_proof) | (unbounded & has_x & no_descent)
+        return refuted
 
 
 def _certified(word: Status, excess: float) -> Status:

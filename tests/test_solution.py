@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convexlayer.cones import ProductCone
-from convexlayer.program import ConeProgram, Cones
+from convexlayer.program import ConeProgram, Cones, Pattern, Structure
 from convexlayer.solution import Solution, Status, product_cone
 
 from .diff.programs import CONES, Draw, assemble, draw, solution_at
@@ -89,8 +89,8 @@ def test_no_point_has_infinite_residuals(drawn: Draw) -> None:
         (1e-6, Status.TIME_LIMIT, Status.OPTIMAL_INACCURATE),
         (1e-4, Status.ITERATION_LIMIT, Status.ITERATION_LIMIT),
         (1e-4, Status.NUMERICAL_ERROR, Status.NUMERICAL_ERROR),
-        (0.0, Status.INFEASIBLE, Status.INFEASIBLE),
-        (0.0, Status.UNBOUNDED, Status.UNBOUNDED),
+        (0.0, Status.INFEASIBLE, Status.NUMERICAL_ERROR),  # an optimal point is no certificate
+        (0.0, Status.UNBOUNDED, Status.NUMERICAL_ERROR),
     ],
 )
 def test_statuses_are_what_residuals_warrant(error: float, word: Status, expected: Status) -> None:
@@ -131,3 +131,26 @@ def test_no_rows() -> None:
 
 def test_one_product_cone_for_equal_sizes() -> None:
     assert product_cone(Cones(2, power=(0.3,))) is product_cone(Cones(2, power=(0.3,)))
+
+
+def test_a_ray_that_proves_nothing_is_no_certificate() -> None:
+    """Claims of infeasibility and unboundedness stand only with a ray that bears them out, or with none at all.
+
+    Maximise x over 1 <= x <= 0.
+    """
+    column = Pattern((2, 1), np.array([0, 1]), np.array([0, 0]))
+    structure = Structure(Pattern((1, 1), np.zeros(0, int), np.zeros(0, int)), column, Cones(nonnegative=2))
+    program = ConeProgram(
+        structure, np.zeros((1, 0)), np.array([[-1.0]]), np.zeros(1), np.array([[-1.0, 1.0]]), np.array([[-1.0, 0.0]])
+    )
+
+    def judged(claim: Status, x: list[float], y: list[float]) -> Status:
+        point = Solution(np.array([x]), np.array([y]), np.zeros((1, 2)), (claim,), np.zeros(1, int), np.zeros(1), {})
+        return point.certified(program, 1e-8)[0].status[0]
+
+    assert judged(Status.INFEASIBLE, [0.0], [1.0, 1.0]) is Status.INFEASIBLE
+    assert judged(Status.INFEASIBLE, [0.0], [np.nan, np.nan]) is Status.INFEASIBLE
+    assert judged(Status.INFEASIBLE, [0.0], [1.0, 0.5]) is Status.NUMERICAL_ERROR
+    assert judged(Status.INFEASIBLE, [0.0], [-1.0, -1.0]) is Status.NUMERICAL_ERROR
+    assert judged(Status.UNBOUNDED, [1.0], [0.0, 0.0]) is Status.NUMERICAL_ERROR  # x <= 0 forbids it
+    assert judged(Status.UNBOUNDED, [np.nan], [0.0, 0.0]) is Status.UNBOUNDED

@@ -26,7 +26,8 @@ class Report:
 
     Attributes:
         status: what became of each element.
-        residuals: our own four residuals of the solutions returned.
+        residuals: our own four residuals of the solutions returned, of programs whose objective is divided by its
+            largest coefficient, so that its units do not matter.
         objective: objective values of the problem, not a number where there is no solution; from a torch layer a tensor
             that can be differentiated, without the batch axis if no input had one.
         iterations: iterations of the solver.

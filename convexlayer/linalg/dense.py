@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from functools import cache
 from typing import final
 
 import torch
@@ -25,10 +28,18 @@ class DenseBackend(AbstractBackend):
 
     def factor(self, state: Pattern, values: Array) -> AbstractFactor:
         """Scatter the upper triangles into full matrices and factorise them."""
+        _survive_forks()
         upper = torch.from_numpy(state.dense(values)).to(self.device)
         matrices = upper + torch.triu(upper, 1).mT
         lu, pivots, _ = torch.linalg.lu_factor_ex(matrices)
         return _DenseFactor(lu, pivots)
+
+
+@cache
+def _survive_forks() -> None:
+    """In a forked child torch waits for ever for the parent's threads, unless it is told to use one."""
+    if sys.platform != "win32":
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @final

@@ -1,0 +1,34 @@
+"""A process that has factorised may fork, and the child may factorise too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os
+import numpy as np
+from convexlayer.linalg.dense import DenseBackend
+from convexlayer.program import Pattern
+
+size = 40
+rows, cols = np.triu_indices(size)
+order = np.lexsort((rows, cols))
+pattern = Pattern((size, size), rows[order], cols[order])
+values = np.random.default_rng(0).normal(size=(64, pattern.nnz))
+backend = DenseBackend()
+expected = backend.factor(backend.init(pattern), values).solve(np.ones((64, size)))
+child = os.fork()
+found = backend.factor(backend.init(pattern), values).solve(np.ones((64, size)))
+assert np.allclose(found, expected)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
+def test_a_forked_child_factorises_too() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
