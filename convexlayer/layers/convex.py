@@ -146,7 +146,10 @@ class ConvexLayer(torch.nn.Module):
             if not isinstance(tensor, torch.Tensor):
                 raise ProblemError(f"expected torch tensors, got {type(tensor).__name__}: wrap it with torch.as_tensor")
             if not tensor.is_floating_point():
-                raise ProblemError(f"expected floating-point tensors, got {tensor.dtype}: convert it with .double()")
+                hint = "take .real" if tensor.is_complex() else "convert it with .double()"
+                raise ProblemError(f"expected floating-point tensors, got {tensor.dtype}: {hint}")
+            if tensor.layout != torch.strided or tensor.is_meta:
+                raise ProblemError(f"expected dense tensors with values, got {tensor.layout} on {tensor.device}")
         devices = {tensor.device for tensor in tensors}
         if len(devices) > 1:
             raise ProblemError(f"expected tensors on one device, got {', '.join(sorted(map(str, devices)))}")

@@ -267,3 +267,18 @@ def test_attributes_hold_element_by_element() -> None:
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.quad_form(x, P)), [x >= -1, x <= 3]), [P], [x])
     with pytest.raises(ProblemError, match="declared PSD"):
         layer(torch.stack([1e6 * torch.eye(2), -0.9 * torch.eye(2)]).double())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.ones(3, dtype=torch.complex128), "take .real"),
+        (torch.ones(3).to_sparse(), "dense tensors"),
+        (torch.ones(3, device="meta"), "dense tensors"),
+    ],
+)
+def test_tensors_without_plain_numbers_are_refused(tensor: torch.Tensor, message: str) -> None:
+    x, c = cp.Variable(3), cp.Parameter(3)
+    layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - c))), [c], [x])
+    with pytest.raises(ProblemError, match=message):
+        layer(tensor)
