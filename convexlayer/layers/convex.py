@@ -148,11 +148,12 @@ class ConvexLayer(torch.nn.Module):
             if not tensor.is_floating_point():
                 hint = "take .real" if tensor.is_complex() else "convert it with .double()"
                 raise ProblemError(f"expected floating-point tensors, got {tensor.dtype}: {hint}")
-            if tensor.layout != torch.strided or tensor.is_meta:
-                raise ProblemError(f"expected dense tensors with values, got {tensor.layout} on {tensor.device}")
         devices = {tensor.device for tensor in tensors}
         if len(devices) > 1:
             raise ProblemError(f"expected tensors on one device, got {', '.join(sorted(map(str, devices)))}")
+        for tensor in tensors:
+            if tensor.layout != torch.strided or tensor.is_meta:
+                raise ProblemError(f"expected dense tensors with values, got {tensor.layout} on {tensor.device}")
         batched = batch_size(specs, [tuple(tensor.shape) for tensor in tensors]) is not None
         call = Call(
             self._map,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, final
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +19,23 @@ from .settings import Settings
 from .store import MemoryStore, Store
 
 __all__ = ["create_app"]
+
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+
+
+@final
+class _Application(FastAPI):
+    """FastAPI, describing errors by the media type that they have; its own choice is the one of the answers."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        schema = super().openapi()
+        for path in schema["paths"].values():
+            for operation in path.values():
+                for status in ("4XX", "5XX"):
+                    described = operation["responses"][status]
+                    described["content"] = {problem_responses.MEDIA_TYPE: {"schema": _PROBLEM}}
+        return schema
 
 
 def create_app(
@@ -42,8 +59,11 @@ def create_app(
         await run_in_threadpool(service.engine.close)
         service.store.close()
 
-    errors: dict[int | str, dict[str, Any]] = {"4XX": {"model": Problem, "description": "application/problem+json"}}
-    app = FastAPI(
+    errors: dict[int | str, dict[str, Any]] = {
+        "4XX": {"model": Problem, "description": "The request cannot be served"},
+        "5XX": {"model": Problem, "description": "The server failed"},
+    }
+    app = _Application(
         title="Convexlayer", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False, responses=errors
     )
     app.state.service = service

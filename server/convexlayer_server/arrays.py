@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidError
+from .errors import InvalidError, brief
 from .settings import Settings
 
 __all__ = ["Array", "Encoding", "decode", "decode_batch", "encode"]
@@ -77,7 +77,8 @@ def decode_batch(
     batched = len(given) == len(shape) + 1
     if given[batched:] != shape or len(given) > len(shape) + 1:
         raise InvalidError.at(
-            where, f"expected shape {list(shape)}, or [batch, {str(list(shape))[1:]} for a batch; got {list(given)}"
+            where,
+            f"expected shape {list(shape)}, or [batch, {str(list(shape))[1:]} for a batch; got {brief(list(given))}",
         )
     if batched and not 0 < given[0] <= settings.max_batch:
         raise InvalidError.at(where, f"a batch has 1 to {settings.max_batch} elements, got {given[0]}")
@@ -92,7 +93,8 @@ def _from_bytes(value: dict[str, Any], where: str, settings: Settings) -> Array:
     expected = size * dtype.itemsize
     if len(text) != 4 * ((expected + 2) // 3):
         raise InvalidError.at(
-            where, f"shape {list(shape)} of {dtype.name} takes {expected} bytes in base64, got {len(text)} characters"
+            where,
+            f"shape {brief(list(shape))} of {dtype.name} takes {expected} bytes in base64, got {len(text)} characters",
         )
     try:
         data = base64.b64decode(text, validate=True)
@@ -105,7 +107,7 @@ def _from_bytes(value: dict[str, Any], where: str, settings: Settings) -> Array:
 
 def _declared_shape(value: dict[str, Any], where: str) -> tuple[int, ...]:
     if set(value) != _FIELDS:
-        raise InvalidError.at(where, f"an array object has the fields dtype, shape and b64, got {sorted(value)}")
+        raise InvalidError.at(where, f"an array object has the fields dtype, shape and b64, got {brief(sorted(value))}")
     if not isinstance(value["dtype"], str) or value["dtype"] not in _DTYPES:
         raise InvalidError.at(f"{where}/dtype", f"expected one of {sorted(_DTYPES)}")
     if not isinstance(value["b64"], str):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 __all__ = [
     "DerivativeError",
@@ -29,13 +29,25 @@ __all__ = [
     "ServerError",
     "SettingsError",
     "SolverChoiceError",
+    "brief",
     "pointer",
 ]
 
+_MAX_QUOTED = 80
+
+
+def brief(value: Any) -> str:
+    """A value as a message quotes it: its beginning, where it is long."""
+    text = str(value)
+    return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 3]}..."
+
 
 def pointer(*path: str | int) -> str:
-    """JSON pointer (RFC 6901) of a path of keys and positions; the empty path is the whole document."""
-    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+    """JSON pointer (RFC 6901) of a path of keys and positions; the empty path is the whole document.
+
+    Longer keys than any that is known are cut, since messages are made of pointers.
+    """
+    return "".join("/" + str(step)[:_MAX_QUOTED].replace("~", "~0").replace("/", "~1") for step in path)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from .body import UNKNOWN_FIELD
 from .errors import FieldError, InvalidError, RequestError, pointer
 
-__all__ = ["install"]
+__all__ = ["MEDIA_TYPE", "install"]
+
+MEDIA_TYPE = "application/problem+json"
 
 _LOG = logging.getLogger(__name__)
-_MEDIA_TYPE = "application/problem+json"
 _MAX_ERRORS = 20
+_MAX_MESSAGE = 300
 _HTTP = {
     400: ("malformed", "The body is not JSON"),
     404: ("not-found", "Not found"),
@@ -46,7 +49,7 @@ def _on_validation_error(request: Request, error: Exception) -> Response:
     if any(item["type"] == "json_invalid" for item in found):
         reason = found[0].get("ctx", {}).get("error", "")
         return _answer(request, 400, *_HTTP[400], f"at byte {found[0]['loc'][-1]}: {reason}")
-    errors = [FieldError(_pointer(item["loc"]), _sentence(item)) for item in found[:_MAX_ERRORS]]
+    errors = [FieldError(_place(item), _sentence(item)) for item in found[:_MAX_ERRORS]]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     detail = f"{errors[0].pointer or 'the body'}: {errors[0].detail}{more}"
     return _answer(request, 422, InvalidError.slug, InvalidError.title, detail, errors)
@@ -84,12 +87,12 @@ def _answer(
         "request_id": request.state.request_id,
     }
     # ASCII, since a message may quote text that is not valid Unicode
-    return Response(json.dumps(body), status, headers=dict(headers or {}), media_type=_MEDIA_TYPE)
+    return Response(json.dumps(body), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
-def _pointer(location: Sequence[str | int]) -> str:
-    """JSON pointer of a pydantic location, without the tag of the document's kind and marks of dictionary keys."""
-    path = list(location)
+def _place(item: Mapping[str, Any]) -> str:
+    """JSON pointer of a pydantic error, without the tag of the document's kind and marks of dictionary keys."""
+    path = [*item["loc"], item["ctx"]["field"]] if item["type"] == UNKNOWN_FIELD else list(item["loc"])
     if path[:1] == ["body"]:
         path = path[2:] if path[1:2] in (["expression"], ["cone_program"]) else path[1:]
     elif path[:1] in (["query"], ["path"], ["header"]):
@@ -100,4 +103,4 @@ def _pointer(location: Sequence[str | int]) -> str:
 def _sentence(item: Mapping[str, Any]) -> str:
     where = item["loc"][0] if item["loc"] else "body"
     prefix = f"{where} parameter {item['loc'][-1]}: " if where in ("query", "path", "header") else ""
-    return prefix + str(item["msg"])
+    return prefix + str(item["msg"])[:_MAX_MESSAGE]  # it may quote what was sent

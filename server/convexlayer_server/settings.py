@@ -45,7 +45,7 @@ class Settings:
             the map from its parameters; the one used last is kept in any case.
     """
 
-    max_body_bytes: int = 64 * 2**20
+    max_body_bytes: int = 16 * 2**20
     max_text_length: int = 20_000
     max_depth: int = 64
     max_nodes: int = 20_000

@@ -175,6 +175,32 @@ def test_no_answer_is_a_transport_error() -> None:
     assert isinstance(caught.value.__cause__, httpx.RequestError)
 
 
+def unreachable(request: httpx.Request) -> httpx.Response:
+    raise AssertionError("nothing may be sent")
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"bytes"])
+def test_a_document_that_is_no_json_is_not_sent(value: Any) -> None:
+    with answering(unreachable) as client, pytest.raises(errors.EncodingError, match="expected plain JSON"):
+        client.register({"a": value})
+
+
+@pytest.mark.parametrize("value", ["abc", [[1.0], [2.0, 3.0]], {1, 2}])
+def test_a_value_that_is_no_array_is_not_sent(value: Any) -> None:
+    with (
+        answering(unreachable) as client,
+        pytest.raises(errors.EncodingError, match="x: expected a number or"),
+    ):
+        client.solve("p", {"x": value})
+
+
+def test_a_closed_client_is_a_transport_error() -> None:
+    client = answering(unreachable)
+    client.close()
+    with pytest.raises(TransportError, match="closed"):
+        client.health()
+
+
 def test_the_key_is_sent_as_a_bearer_token_and_the_body_in_base64() -> None:
     seen: list[httpx.Request] = []
 

@@ -77,6 +77,8 @@ TWO = packed(np.zeros(2))
         (packed(np.zeros(3)), (2,), "got [3]"),
         ({}, (2,), "has the fields dtype, shape and b64"),
         (TWO | {"more": 1}, (2,), "has the fields dtype, shape and b64"),
+        ({"k" * 1000: 1}, (2,), "kkk..."),
+        (TWO | {"shape": [1] * 1000}, (2,), "1, 1..."),
         (TWO | {"dtype": "<i8"}, (2,), "expected one of"),
         (TWO | {"dtype": ["<f8"]}, (2,), "expected one of"),
         (TWO | {"dtype": "object"}, (2,), "expected one of"),

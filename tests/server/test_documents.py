@@ -187,6 +187,7 @@ DOUBLING = {f"a{i}": f"a{i - 1} + a{i - 1}" if i else "x + 1" for i in range(8)}
         ({"let": {"r": "hstack(" + ", ".join(["A"] * 90) + ")"}}, "entries, at most 1000"),
         ({"constants": {"C": [[0.0] * 17] * 17}, "let": {"r": "C @ C @ C @ C @ C"}}, "more than 20000 coefficients"),
         ({"constants": {"C": [0.0] * 301}}, "more than 300 entries together"),
+        ({"let": {"r": "geo_mean(x) + geo_mean(broadcast_to(x[0], [18]))"}}, "more than 20000 coefficients"),
         ({"subject_to": ["x >= 0"] * 4}, "has 4 constraints, at most 3"),
         ({"constants": {f"C{i}": 1.0 for i in range(16)}}, "declares 21 names, at most 20"),
     ],

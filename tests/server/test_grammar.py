@@ -95,8 +95,9 @@ def test_comparisons(operator: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a <= b <= c", "line 1, column 8: unexpected '<='; expected the end"),
-        ("a < b", "line 1, column 3: unexpected character '<'"),
+        ("a <= b <= c", "line 1, column 8: unexpected '<='; expected the end; split it into two constraints"),
+        ("a < b", "line 1, column 3: unexpected character '<'; write <="),
+        ("a > b", "line 1, column 3: unexpected character '>'; write >="),
         ("a +\n + * b", "line 2, column 4: unexpected '*'"),
         ("a +", "line 1, column 4: the text ends"),
         ("a\n  [", "line 2, column 4: the text ends"),
@@ -137,3 +138,8 @@ def test_brackets_and_sums_cost_no_depth() -> None:
 
 def test_names() -> None:
     assert sorted(names_in(GRAMMAR.expression("f(a, p=b)[0] + [a, c]", ""))) == ["a", "a", "b", "c"]
+
+
+def test_comparisons_are_no_expressions() -> None:
+    with pytest.raises(DocumentError, match="comparisons belong in subject_to"):
+        GRAMMAR.expression("a <= b", "/minimize")

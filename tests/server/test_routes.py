@@ -99,6 +99,34 @@ def test_openapi_names_every_field(client: AppClient) -> None:
     assert set(schemas["VjpRequest"]["properties"]) == {"parameters", "options", "encoding", "cotangents", "wrt"}
     assert {"ExpressionDocument", "ConeProgramDocument", "Problem"} <= set(schemas)
     assert "HTTPValidationError" not in schemas
+    assert schemas["SolveRequest"]["additionalProperties"] is False
+
+
+def test_openapi_tells_the_errors(client: AppClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    operations = [operation for path in paths.values() for operation in path.values()]
+    assert len(operations) == 9
+    reference = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    for operation in operations:
+        for status in ("4XX", "5XX"):
+            assert operation["responses"][status]["content"] == {"application/problem+json": reference}
+
+
+@pytest.mark.parametrize("place", ["/healthz", "/readyz"])
+def test_probes_may_ask_for_the_head(client: AppClient, place: str) -> None:
+    assert client.request("HEAD", place).status_code == 200
+
+
+def test_the_first_unknown_field_is_refused(client: AppClient, path: str) -> None:
+    unknown = {f"{'k' * 100}{number}": 0 for number in range(1000)}
+    for place, body in ((f"{path}/solve", {"parameters": VALUES}), ("/v1/problems", DOCUMENT)):
+        answer = problem(client.post(place, body | unknown), 422, "invalid-request")
+        (error,) = answer["errors"]
+        assert error["pointer"] == "/" + "k" * 80
+        assert "the fields are" in error["detail"]
+        assert "parameters" in error["detail"]
+    answer = problem(client.post(f"{path}/solve", {"return": ["nothing"] * 1000}), 422, "invalid-request")
+    assert len(answer["errors"]) == 1
 
 
 def test_request_ids(client: AppClient) -> None:
@@ -168,6 +196,7 @@ def test_bugs_are_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"parameters": {"a b": {}}}, "/parameters/a b"),
         ({"parameters": {"a/b": {}}}, "/parameters/a~1b"),
         ({"parameters": {"a": {"nonneg": 1}}}, "/parameters/a/nonneg"),
+        ({"parameters": {f"{number} ": {} for number in range(10_001)}}, "/parameters"),
         ({"gp": "yes"}, "/gp"),
     ],
 )
@@ -241,6 +270,19 @@ def test_fields_of_cone_programs_that_are_wrong(
     assert error["detail"]
 
 
+def test_cone_programs_that_are_too_large() -> None:
+    client = AppClient(create_app(Settings(max_canonical_size=1)))
+    response = client.post("/v1/problems", {"kind": "cone_program", "program": cone_program()})
+    client.close()
+    (error,) = problem(response, 422, "invalid-problem")["errors"]
+    assert error["pointer"] == "/program"
+
+
+def test_messages_quote_only_the_beginning(client: AppClient) -> None:
+    body = problem(client.post("/v1/problems", {"kind": "k" * 1000}), 422, "invalid-request")
+    assert len(body["detail"]) < 400
+
+
 def test_parameters_may_be_called_objective(client: AppClient) -> None:
     program = cone_program()
     program["parameters"][0]["name"] = "objective"
@@ -268,6 +310,9 @@ def test_parameters_may_be_called_objective(client: AppClient) -> None:
         ({"options": {"tol": 0}}, "/options/tol"),
         ({"options": {"tol": "tight"}}, "/options/tol"),
         ({"options": {"max_iter": 10**9}}, "/options/max_iter"),
+        ({"options": {"max_iter": 5.0}}, "/options/max_iter"),
+        ({"options": {"max_iter": True}}, "/options/max_iter"),
+        ({"options": {"tol": "1e-6"}}, "/options/tol"),
         ({"options": {"time_limit_s": 1e9}}, "/options/time_limit_s"),
         ({"options": {"verbose": True}}, "/options/verbose"),
         ({"return": ["variables", "state"]}, "/return/1"),

@@ -166,13 +166,15 @@ class Evaluator:
             return atom.function(list(contents), **keywords) if atom.listed else atom.function(*contents, **keywords)
 
         values = [self.expression(operand) for operand in operands]
+        estimate = atom.coefficients
         if atom.approximated and keywords.get("approx", True):
             largest = max(value.content.size for value in values)
             if largest > _MAX_APPROXIMATED:
                 raise self._error(
                     node, f"{node.name} of {largest} entries, at most {_MAX_APPROXIMATED} are taken; pass approx=False"
                 )
-        return self._apply(node, function, values, list(options.values()), estimate=atom.coefficients)
+            estimate = _search_cost
+        return self._apply(node, function, values, list(options.values()), estimate=estimate)
 
     def _blocks(self, node: Call, positional: Items[Node]) -> tuple[Items[Node], Items[Node], list[int]]:
         """The blocks of a block matrix row by row, no further arguments, and the number of blocks in each row."""
@@ -254,6 +256,11 @@ def _split(positional: Items[Node], atom: Atom) -> tuple[Items[Node], Items[Node
     if lists[:1] == [True] and not any(lists[1:]):
         return positional[0].children, positional[1:]
     return positional, ()
+
+
+def _search_cost(shape: tuple[int, ...]) -> int:
+    """The time of the search for fractions, in coefficients: one document may not ask for it without end."""
+    return 4 * math.prod(shape) ** 3
 
 
 def _label(node: Node) -> str:

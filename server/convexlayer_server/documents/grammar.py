@@ -80,6 +80,7 @@ NAME: /[A-Za-z_][A-Za-z0-9_]*/
 """
 
 _NUMBER_LENGTH = 40  # digits of a literal; longer ones say nothing that a float can hold
+_STRICT = {"<": "; write <=", ">": "; write >="}
 _SPELLING = {
     "COMPARISON": "a comparison",
     "SIGN": "'+' or '-'",
@@ -141,7 +142,7 @@ class Grammar:
         try:
             tree: Any = self._parser.parse(text, start=start)
         except UnexpectedInput as error:
-            raise DocumentError.at(where, _explain(error, text)) from error
+            raise DocumentError.at(where, _explain(error, text, start)) from error
         except _TreeError as error:
             raise DocumentError.at(where, str(error)) from error
         if not isinstance(tree, Node):
@@ -250,16 +251,23 @@ def _number(token: Token) -> int | float:
     return value
 
 
-def _explain(error: UnexpectedInput, text: str) -> str:
+def _explain(error: UnexpectedInput, text: str, start: str) -> str:
     """What was read instead of what, in words."""
     if isinstance(error, UnexpectedToken):
         at_end = error.token.type == "$END"
         found = "the text ends" if at_end else f"unexpected {str(error.token)[:_NUMBER_LENGTH]!r}"
         position = _end(text) if at_end else _position(error.token)
-        return f"{position}: {found}{_alternatives(error.expected)}"
+        return f"{position}: {found}{_alternatives(error.expected)}{_advice(error.token, start)}"
     if isinstance(error, UnexpectedCharacters):
-        return f"{Position(error.line, error.column)}: unexpected character {error.char!r}"
+        return f"{Position(error.line, error.column)}: unexpected character {error.char!r}{_STRICT.get(error.char, '')}"
     return "not an expression"
+
+
+def _advice(token: Token, start: str) -> str:
+    """What to do where a comparison is one too many."""
+    if token.type != "COMPARISON":
+        return ""
+    return "; split it into two constraints" if start == "constraint" else "; comparisons belong in subject_to"
 
 
 def _end(text: str) -> Position:

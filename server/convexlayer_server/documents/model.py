@@ -8,22 +8,34 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+
+from ..body import refuse_many, refuse_unknown
 
 __all__ = ["ConeProgramDocument", "ExpressionDocument", "Leaf", "ProblemDocument", "problem_documents"]
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Length = Annotated[int, Field(ge=1, le=10**9, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
+Few = BeforeValidator(refuse_many)
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Leaf(BaseModel):
-    """A parameter or a variable: its shape, scalar if none is given, and what is known of its values."""
+class _Object(BaseModel):
+    """An object of a document; an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shape: list[Length] = []
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        return refuse_unknown(cls, given)
+
+
+class Leaf(_Object):
+    """A parameter or a variable: its shape, scalar if none is given, and what is known of its values."""
+
+    shape: Annotated[list[Length], Field(fail_fast=True)] = []
     nonneg: Flag = False
     nonpos: Flag = False
     pos: Flag = False
@@ -39,30 +51,26 @@ class Leaf(BaseModel):
         return [name for name, value in self if value is True]
 
 
-class ExpressionDocument(BaseModel):
+class ExpressionDocument(_Object):
     """A problem written in expressions.
 
     ``minimize`` or ``maximize`` holds the objective, ``subject_to`` the constraints, ``let`` shared subexpressions
     (they may use each other, in any order, without a cycle), ``constants`` arrays. All names are distinct.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["expression"]
-    parameters: dict[Identifier, Leaf] = {}
-    variables: dict[Identifier, Leaf] = {}
-    constants: dict[Identifier, Any] = {}
-    let: dict[Identifier, Text] = {}
+    parameters: Annotated[dict[Identifier, Leaf], Few] = {}
+    variables: Annotated[dict[Identifier, Leaf], Few] = {}
+    constants: Annotated[dict[Identifier, Any], Few] = {}
+    let: Annotated[dict[Identifier, Text], Few] = {}
     minimize: Text | None = None
     maximize: Text | None = None
-    subject_to: list[Text] = []
+    subject_to: Annotated[list[Text], Field(fail_fast=True)] = []
     gp: Flag = False
 
 
-class ConeProgramDocument(BaseModel):
+class ConeProgramDocument(_Object):
     """A parametrised cone program, as ``ParametricProgram.to_document()`` of the library gives it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["cone_program"]
     program: dict[str, Any]

@@ -15,7 +15,6 @@ import cvxpy as cp
 
 __all__ = [
     "Option",
-    "approx",
     "axes",
     "axis",
     "boolean",
@@ -67,9 +66,6 @@ def boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("expected True or False")
     return value
-
-
-approx = boolean
 
 
 def axis(value: Any) -> int | None:

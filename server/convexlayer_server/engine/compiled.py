@@ -15,7 +15,7 @@ from convexlayer.layers import SolutionMap, SolvedBatch
 from convexlayer.program import Cones, Structure
 
 from ..arrays import Array
-from ..documents import ConeProgramDocument, Grammar, pose, read_program, problem_documents
+from ..documents import ConeProgramDocument, Grammar, pose, problem_documents, read_program
 from ..errors import DerivativeError, DocumentError, InvalidError, SolverChoiceError, pointer
 from ..settings import Settings
 from .protocol import ComputeOptions, ComputeRequest, ComputeResult
@@ -37,13 +37,13 @@ def compile_document(
     try:
         if isinstance(parsed, ConeProgramDocument):
             program = read_program(parsed.program, settings)
-            _check_structure(program.structure, settings)
+            _check_structure(program.structure, settings, "/program")
             names = [output.name for output in program.outputs]
             return CompiledProblem(problem_id, parsed.kind, program, names, duals=(), curvature=None)
         posed = pose(parsed, grammar, settings)
         outputs = {**posed.variables, **posed.duals}
         program = canonicalize(posed.problem, list(posed.parameters.values()), list(outputs.values()), gp=posed.gp)
-        _check_structure(program.structure, settings)
+        _check_structure(program.structure, settings, "")
         objective = posed.problem.objective.expr
         curvature = objective.log_log_curvature if posed.gp else objective.curvature
         return CompiledProblem(
@@ -215,12 +215,13 @@ def _structure_size(structure: Structure) -> int:
     return structure.n + structure.m + structure.P.nnz + structure.A.nnz + _block_entries(structure.cones)
 
 
-def _check_structure(structure: Structure, settings: Settings) -> None:
+def _check_structure(structure: Structure, settings: Settings, where: str) -> None:
     size = _structure_size(structure)
     if size > settings.max_canonical_size:
-        raise DocumentError(
+        raise DocumentError.at(
+            where,
             f"the standard form has size {size} (rows, columns, coefficients and cone blocks), at most "
-            f"{settings.max_canonical_size} is taken"
+            f"{settings.max_canonical_size} is taken",
         )
 
 

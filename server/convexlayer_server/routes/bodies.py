@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..arrays import Encoding
+from ..body import refuse_unknown
 
 __all__ = [
     "DerivativeReport",
@@ -26,14 +27,23 @@ __all__ = [
 ]
 
 Arrays = dict[str, Any]
-Part = Literal["variables", "duals", "state"]
+Part = Literal["variables", "duals"]
 Numbers = list[float | None]
 
 
-class Options(BaseModel):
-    """How to solve; what is left out is the library's default."""
+class _Body(BaseModel):
+    """An object of a request; an unknown field is an error."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        return refuse_unknown(cls, given)
+
+
+class Options(_Body, strict=True):
+    """How to solve; what is left out is the library's default."""
 
     solver: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,32}$")] = "auto"
     tol: Annotated[float, Field(ge=1e-15, le=1.0)] | None = None
@@ -41,9 +51,7 @@ class Options(BaseModel):
     time_limit_s: Annotated[float, Field(gt=0)] | None = None
 
 
-class _Compute(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Compute(_Body):
     parameters: Arrays = {}
     options: Options = Options()
     encoding: Encoding = "list"
@@ -52,21 +60,21 @@ class _Compute(BaseModel):
 class SolveRequest(_Compute):
     """Parameter values, each of its registered shape or with one leading batch axis."""
 
-    parts: Annotated[list[Part], Field(alias="return")] = ["variables"]
+    parts: Annotated[list[Part], Field(alias="return", fail_fast=True)] = ["variables"]
 
 
 class VjpRequest(_Compute):
     """Parameter values, cotangents of variables, duals and ``objective``, and the parameters to differentiate by."""
 
     cotangents: Arrays
-    wrt: list[str] | None = None
+    wrt: Annotated[list[str], Field(fail_fast=True)] | None = None
 
 
 class JvpRequest(_Compute):
     """Parameter values and tangents of parameters."""
 
     tangents: Arrays
-    parts: Annotated[list[Part], Field(alias="return")] = ["variables"]
+    parts: Annotated[list[Part], Field(alias="return", fail_fast=True)] = ["variables"]
 
 
 class Meta(BaseModel):

@@ -42,7 +42,6 @@ router = APIRouter(prefix="/v1/problems/{problem_id}", tags=["compute"], depende
 async def solve(problem_id: str, body: SolveRequest, service: ServiceDependency) -> Response:
     """Solve for a batch of parameters. An element without a solution is a status, not an error."""
     problem = service.problem(problem_id)
-    _check_parts(body.parts)
     result = await _compute(service, problem, body, "solve", outputs=_outputs(problem, body.parts))
 
     def answer() -> SolveAnswer:
@@ -66,7 +65,7 @@ async def vjp(problem_id: str, body: VjpRequest, service: ServiceDependency) -> 
     known = problem.summary["parameters"]
     for position, name in enumerate(body.wrt or ()):
         if name not in known:
-            raise InvalidError.at(pointer("wrt", position), f"unknown parameter {name!r}{known_names(known)}")
+            raise InvalidError.at(pointer("wrt", position), f"unknown parameter {name[:80]!r}{known_names(known)}")
     wrt = tuple(known) if body.wrt is None else tuple(body.wrt)
     result = await _compute(service, problem, body, "vjp", body.cotangents, wrt=wrt)
 
@@ -86,7 +85,6 @@ async def vjp(problem_id: str, body: VjpRequest, service: ServiceDependency) -> 
 async def jvp(problem_id: str, body: JvpRequest, service: ServiceDependency) -> Response:
     """Tangents of outputs, from tangents of parameters."""
     problem = service.problem(problem_id)
-    _check_parts(body.parts)
     outputs = _outputs(problem, body.parts)
     result = await _compute(service, problem, body, "jvp", body.tangents, outputs=outputs)
 
@@ -134,11 +132,6 @@ async def _compute(
 def _outputs(problem: StoredProblem, parts: Sequence[str]) -> tuple[str, ...]:
     """Names of the outputs in these parts of the answer."""
     return tuple(name for part in dict.fromkeys(parts) for name in problem.summary[part])
-
-
-def _check_parts(parts: Sequence[str]) -> None:
-    if "state" in parts:
-        raise InvalidError.at(pointer("return", parts.index("state")), "'state' is not offered by this server yet")
 
 
 def _options(options: Options, settings: Settings) -> ComputeOptions:

@@ -40,12 +40,14 @@ def page() -> HTMLResponse:
     return HTMLResponse(_PAGE)
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """200 while the process answers."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"description": "not ready"}})
 async def readyz(service: ServiceDependency, response: Response) -> dict[str, Any]:
     """200 while the engine takes requests, else 503."""

@@ -28,7 +28,8 @@ class Client:
             result = client.solve(problem.id, {"b": b})
 
     Threads may share a client. Every method raises ``ApiError`` (one class a status), ``TransportError`` where no
-    answer comes, and ``ProtocolError`` where the answer is not this API's.
+    answer comes, ``ProtocolError`` where the answer is not this API's, and ``EncodingError`` where what is given cannot
+    be sent.
 
     Args:
         url: Where the server is.
@@ -158,8 +159,11 @@ class Client:
         return self._run(wire.jvp(problem_id, tangents, parameters, solver=solver, options=options, duals=duals))
 
     def _run(self, call: wire.Call[T]) -> T:
+        content = call.content
+        if self._http.is_closed:
+            raise TransportError(f"the client is closed; make another for {call.method} {call.path}")
         try:
-            response = self._http.request(call.method, call.path, content=call.content, headers=call.headers)
+            response = self._http.request(call.method, call.path, content=content, headers=call.headers)
         except httpx.RequestError as error:
             raise TransportError(
                 f"no answer from {self._http.base_url} to {call.method} {call.path}: {error or type(error).__name__}"

@@ -1,7 +1,7 @@
 """What can go wrong between a client and a Convexlayer server.
 
 ClientError
-├── TransportError                 no answer came: refused, cut off, timed out
+├── TransportError                 no answer came: refused, cut off, timed out, or the client is closed
 ├── ProtocolError                  an answer came that is not this API's
 ├── ApiError                       the server refused or failed; one class a status
 │   ├── MalformedError             400  the body is not JSON
@@ -17,6 +17,7 @@ ClientError
 │   ├── InternalError              500  a defect of the server
 │   ├── UnavailableError           503  come again after ``retry_after_s``
 │   └── DeadlineError              504  the time allowed was not enough
+├── EncodingError                  what was given is no JSON, or no array; found before anything is sent
 ├── UnsupportedExpressionError     a CVXPY problem that no document states
 ├── ShapeError                     a tensor does not fit its parameter; found before anything is sent
 ├── DerivativeError                a derivative may not exist, and the layer was told to raise
@@ -39,6 +40,7 @@ __all__ = [
     "ConflictError",
     "DeadlineError",
     "DerivativeError",
+    "EncodingError",
     "FailedElementsError",
     "FieldError",
     "ForbiddenError",
@@ -65,7 +67,7 @@ class ClientError(Exception):
 
 @final
 class TransportError(ClientError):
-    """No answer came from the server; the cause is the HTTP library's error."""
+    """No answer came from the server, and the cause is the HTTP library's error; or the client is closed."""
 
 
 @final
@@ -205,6 +207,11 @@ API_ERRORS = MappingProxyType[int, type[ApiError]](
     }
 )
 """The class of each status; any other status is an ``ApiError`` itself."""
+
+
+@final
+class EncodingError(ClientError):
+    """A document is not plain JSON, or a value is not an array of numbers."""
 
 
 @final

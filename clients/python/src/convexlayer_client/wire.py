@@ -15,7 +15,7 @@ from urllib.parse import quote
 from numpy.typing import ArrayLike
 
 from convexlayer_client.arrays import Array, decode, encode
-from convexlayer_client.errors import API_ERRORS, ApiError, FieldError, ProtocolError
+from convexlayer_client.errors import API_ERRORS, ApiError, EncodingError, FieldError, ProtocolError
 from convexlayer_client.results import DerivativeReport, JvpResult, Options, Problem, Residuals, SolveResult, VjpResult
 
 __all__ = ["Call", "Reply", "delete", "get", "health", "jvp", "problems", "register", "solve", "vjp"]
@@ -54,10 +54,19 @@ class Call(Generic[T]):
 
     @property
     def content(self) -> bytes | None:
-        """The request's body in bytes."""
+        """The request's body in bytes.
+
+        Raises:
+            EncodingError: The body is not plain JSON.
+        """
         if self.body is None:
             return None
-        return json.dumps(self.body, separators=(",", ":"), allow_nan=False).encode("utf-8")
+        try:
+            return json.dumps(self.body, separators=(",", ":"), allow_nan=False).encode("utf-8")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise EncodingError(
+                f"{self.method} {self.path}: expected plain JSON with finite numbers, got something else: {error}"
+            ) from error
 
     @property
     def headers(self) -> dict[str, str]:
@@ -164,7 +173,14 @@ def _returned(duals: bool) -> dict[str, Any]:
 
 
 def _encode(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    return {name: encode(values) for name, values in arrays.items()}
+    encoded = {}
+    for name, values in arrays.items():
+        try:
+            encoded[name] = encode(values)
+        except (TypeError, ValueError) as error:
+            kind = type(values).__name__
+            raise EncodingError(f"{name}: expected a number or an array of numbers, got {kind}: {error}") from error
+    return encoded
 
 
 def _decode(arrays: Mapping[str, Any] | None) -> dict[str, Array]:
