@@ -2,6 +2,7 @@
 
 from convexlayer.layers.convex import ConvexLayer
 from convexlayer.layers.report import Report
-from convexlayer.layers.solution_map import SolutionMap, SolvedBatch
+from convexlayer.layers.solution_map import SolutionMap
+from convexlayer.layers.solved_batch import SolvedBatch
 
 __all__ = ["ConvexLayer", "Report", "SolutionMap", "SolvedBatch"]

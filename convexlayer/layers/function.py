@@ -15,7 +15,8 @@ import torch
 from convexlayer.diff import DerivativeReport
 from convexlayer.errors import DerivativeError
 from convexlayer.layers.report import Report
-from convexlayer.layers.solution_map import SolutionMap, SolvedBatch
+from convexlayer.layers.solution_map import SolutionMap
+from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.program import Array, IndexArray
 from convexlayer.solvers import Options
 

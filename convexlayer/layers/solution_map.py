@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property, reduce
 from typing import Any, final
 
 import numpy as np
@@ -13,22 +11,20 @@ import numpy as np
 from convexlayer.canon import ParametricProgram
 from convexlayer.diff import (
     AbstractDifferentiator,
-    DerivativeReport,
     ReducedSystem,
-    SolutionCotangent,
-    SolutionTangent,
     derivative_mode,
     polish,
 )
 from convexlayer.errors import ShapeError
 from convexlayer.layers.report import Report
+from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.layers.theta import batch_size, check_values
-from convexlayer.program import Array, ConeProgram, IndexArray
+from convexlayer.program import Array, ConeProgram
 from convexlayer.solution import Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.registry import solver_for
 
-__all__ = ["SolutionMap", "SolvedBatch"]
+__all__ = ["SolutionMap"]
 
 
 @final
@@ -131,9 +127,19 @@ class SolutionMap:
             reason=self.reason,
             solution=solution.divided(1.0 / scale),
         )
-        return SolvedBatch(self, features, program, solution, scale, objective, report, batched=batch is not None)
+        return SolvedBatch(
+            self.program,
+            self._differentiator,
+            features,
+            program,
+            solution,
+            scale,
+            objective,
+            report,
+            batched=batch is not None,
+        )
 
-    def differentiator(self, program: ConeProgram, solution: Solution) -> AbstractDifferentiator:
+    def _differentiator(self, program: ConeProgram, solution: Solution) -> AbstractDifferentiator:
         """The derivative at a batch of solutions, all of them solved."""
         return self._mode(self._system, program, solution)
 
@@ -157,246 +163,3 @@ class SolutionMap:
 
 def _rebuild(program: ParametricProgram, options: Options, arguments: dict[str, Any]) -> SolutionMap:
     return SolutionMap(program, options=options, **arguments)
-
-
-@final
-class SolvedBatch:
-    """A batch of solutions, and the derivative of the solution map there.
-
-    Attributes:
-        objective: objective values of the problem, (B,); not a number where there is no solution.
-        report: the account of the solve; ``vjp`` and ``jvp`` fill its ``derivative``.
-        batched: whether any parameter came with a batch axis.
-    """
-
-    def __init__(
-        self,
-        solution_map: SolutionMap,
-        features: Array,
-        program: ConeProgram,
-        solution: Solution,
-        scale: Array,
-        objective: Array,
-        report: Report,
-        *,
-        batched: bool,
-    ) -> None:
-        """Made by ``SolutionMap.solve``: programs and solutions have their objectives divided by ``scale``."""
-        self.objective = objective
-        self.report = report
-        self.batched = batched
-        self._map = solution_map
-        self._features = features
-        self._program = program
-        self._solution = solution
-        self._scale = scale
-
-    @property
-    def batch(self) -> int:
-        """Number of elements."""
-        return self._program.batch
-
-    @cached_property
-    def iterates(self) -> tuple[Array, ...]:
-        """The outputs, each (B, *shape), with the solver's last iterate where there is no solution."""
-        return self._map.program.recovery.apply(self._solution.x, self._solution.y * self._scale[:, None])
-
-    @cached_property
-    def outputs(self) -> tuple[Array, ...]:
-        """The outputs, each (B, *shape); not a number where there is no solution."""
-        solved = self._solution.solved
-        if solved.all():
-            return self.iterates
-        return tuple(np.where(_column(solved, value), value, np.nan) for value in self.iterates)
-
-    def vjp(
-        self,
-        cotangents: Sequence[Array | None],
-        *,
-        objective: Array | None = None,
-        wrt: Sequence[bool] | None = None,
-    ) -> tuple[Array | None, ...]:
-        """Gradients of a loss with respect to the parameters, element by element.
-
-        Args:
-            cotangents: d loss / d output, each (B, *shape); None is zero. Rows of elements without a solution are
-                ignored.
-            objective: d loss / d objective value, (B,). By the envelope theorem this part is the Lagrangian's
-                derivative.
-            wrt: which parameters; all unless given.
-
-        Returns:
-            One array (B, *shape) a parameter, zero for elements without a solution; None where not asked for.
-        """
-        start = time.perf_counter()
-        index = self._solved_index
-        program, recovery = self._map.program, self._map.program.recovery
-        chosen = [None if c is None else np.asarray(c, dtype=np.float64)[index] for c in cotangents]
-        part, solution = self._solved_part
-        scale = self._scale[index]
-        gradient = _zero_program(part)
-        wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
-        columns = program.features.of(wanted)
-        reports: list[DerivativeReport] = []
-        if any(c is not None for c in chosen) and len(index):
-            dx, dy = recovery.pull([value[index] for value in self.iterates], chosen)
-            gradient, derivative = self._differentiator.vjp(
-                SolutionCotangent(dx, dy * scale[:, None], np.zeros_like(dy)),
-                seen=lambda data: program.pullback(data.divided(scale))[:, columns],
-            )
-            gradient = gradient.divided(scale)
-            reports.append(derivative)
-        if objective is not None and len(index):
-            weight = self._slope * np.asarray(objective, dtype=np.float64)[index]
-            gradient = _add(gradient, _envelope(part, solution.divided(1.0 / scale), weight))
-            reports.append(self._objective_report(columns))
-        self._record(reports)
-        features = self._features[index]
-        pulled = program.split(program.features.pull(features, program.pullback(gradient)))
-        self.report.seconds["derivative"] = time.perf_counter() - start
-        return tuple(
-            _scatter(value, index, self.batch) if want else None for value, want in zip(pulled, wanted, strict=True)
-        )
-
-    def jvp(
-        self, tangents: Sequence[Array | None], *, of: Sequence[bool] | None = None
-    ) -> tuple[tuple[Array, ...], Array]:
-        """Tangents of the outputs and of the objective value, element by element.
-
-        Args:
-            tangents: one a parameter, (B, *shape) or of the parameter's shape for all elements; None is zero.
-            of: which outputs will be looked at, all unless given: where only the others are not unique, the report does
-                not mind.
-
-        Returns:
-            One array (B, *shape) an output, and (B,); not a number for elements without a solution.
-        """
-        start = time.perf_counter()
-        index = self._solved_index
-        program, recovery = self._map.program, self._map.program.recovery
-        values = [None if t is None else np.asarray(t, dtype=np.float64) for t in tangents]
-        push = program.features.push(self._features, values)[index]
-        data = program.push(push)
-        part, solution = self._solved_part
-        scale = self._scale[index]
-        if len(index):
-            looked_at = recovery.of([True] * len(program.outputs) if of is None else of)
-            moved, derivative = self._differentiator.jvp(
-                data.divided(scale),
-                seen=lambda moved: recovery.linear(moved.x, moved.y * scale[:, None])[:, looked_at],
-            )
-            self._record([derivative])
-            dx, dy = moved.x, moved.y * scale[:, None]
-        else:
-            dx, dy = solution.x, solution.y
-        outputs = recovery.push([value[index] for value in self.iterates], dx, dy)
-        unit = _envelope(part, solution.divided(1.0 / scale), np.ones(len(index)))
-        objective = self._slope * _inner(data, unit)
-        self.report.seconds["derivative"] = time.perf_counter() - start
-        return (
-            tuple(_scatter(value, index, self.batch, fill=np.nan) for value in outputs),
-            _scatter(objective, index, self.batch, fill=np.nan),
-        )
-
-    @cached_property
-    def _solved_index(self) -> IndexArray:
-        return np.flatnonzero(self._solution.solved).astype(np.int64)
-
-    @cached_property
-    def _solved_part(self) -> tuple[ConeProgram, Solution]:
-        if len(self._solved_index) == self.batch:
-            return self._program, self._solution
-        return self._program.select(self._solved_index), self._solution.select(self._solved_index)
-
-    @cached_property
-    def _differentiator(self) -> AbstractDifferentiator:
-        return self._map.differentiator(*self._solved_part)
-
-    @cached_property
-    def _slope(self) -> Array:
-        """d objective value of the problem / d that of the program, of the solved elements."""
-        part, solution = self._solved_part
-        return self._map.program.objective.slope(part.objective(solution.x) * self._scale[self._solved_index])
-
-    def _objective_report(self, columns: IndexArray) -> DerivativeReport:
-        """How far to trust the objective's derivative with respect to these features."""
-        part, solution = self._solved_part
-        P, A, x, y = part.structure.P, part.structure.A, solution.x, solution.y
-
-        def seen(moved: SolutionTangent) -> Array:
-            data = ConeProgram(
-                part.structure,
-                P=0.5 * (moved.x[:, P.rows] * x[:, P.cols] + x[:, P.rows] * moved.x[:, P.cols]),
-                q=moved.x,
-                r=np.zeros(part.batch),
-                A=moved.y[:, A.rows] * x[:, A.cols] + y[:, A.rows] * moved.x[:, A.cols],
-                b=-moved.y,
-            )
-            return self._map.program.pullback(data)[:, columns]
-
-        return self._differentiator.objective_report(seen=seen)
-
-    def _record(self, reports: list[DerivativeReport]) -> None:
-        if reports:
-            self.report.record.report = self._spread(reduce(DerivativeReport.worse, reports))
-
-    def _spread(self, report: DerivativeReport) -> DerivativeReport:
-        """The report of the solved elements, among all elements."""
-        index, batch = self._solved_index, self.batch
-        if len(index) == batch:
-            return report
-        status = np.full(batch, "failed", dtype=object)
-        status[index] = report.status
-        consistent = np.zeros(batch, dtype=bool)
-        consistent[index] = report.consistent
-        return DerivativeReport(
-            linear_residual=_scatter(report.linear_residual, index, batch, fill=np.nan),
-            margin=_scatter(report.margin, index, batch, fill=np.nan),
-            condition=_scatter(report.condition, index, batch, fill=np.nan),
-            consistent=consistent,
-            status=tuple(status.tolist()),
-        )
-
-
-def _column(mask: Any, value: Array) -> Any:
-    return mask.reshape(-1, *[1] * (value.ndim - 1))
-
-
-def _scatter(value: Array, index: IndexArray, batch: int, fill: float = 0.0) -> Array:
-    """Rows of value at these positions of a batch, ``fill`` elsewhere."""
-    if len(index) == batch:
-        return value
-    out = np.full((batch, *value.shape[1:]), fill)
-    out[index] = value
-    return out
-
-
-def _zero_program(program: ConeProgram) -> ConeProgram:
-    data = (program.P, program.q, program.r, program.A, program.b)
-    return ConeProgram(program.structure, *(np.zeros_like(part) for part in data))
-
-
-def _add(left: ConeProgram, right: ConeProgram) -> ConeProgram:
-    return replace(
-        left, P=left.P + right.P, q=left.q + right.q, r=left.r + right.r, A=left.A + right.A, b=left.b + right.b
-    )
-
-
-def _inner(left: ConeProgram, right: ConeProgram) -> Array:
-    """Inner products (B,) of program tangents and cotangents."""
-    pairs = ((left.P, right.P), (left.q, right.q), (left.A, right.A), (left.b, right.b))
-    return left.r * right.r + sum((np.sum(a * b, axis=1) for a, b in pairs), np.zeros(left.batch))
-
-
-def _envelope(program: ConeProgram, solution: Solution, weight: Array) -> ConeProgram:
-    """weight * d optimal value / d data: xx'/2 for P, x for q, 1 for r, y x' for A, -y for b (the Lagrangian's)."""
-    P, A, x, y = program.structure.P, program.structure.A, solution.x, solution.y
-    w = weight[:, None]
-    return ConeProgram(
-        program.structure,
-        P=0.5 * w * x[:, P.rows] * x[:, P.cols],
-        q=w * x,
-        r=weight,
-        A=w * y[:, A.rows] * x[:, A.cols],
-        b=-w * y,
-    )

@@ -92,7 +92,7 @@ def _answer(
 
 def _place(item: Mapping[str, Any]) -> str:
     """JSON pointer of a pydantic error, without the tag of the document's kind and marks of dictionary keys."""
-    path = [*item["loc"], item["ctx"]["field"]] if item["type"] == UNKNOWN_FIELD else list(item["loc"])
+    path = [*item["loc"], *item["ctx"]["path"]] if item["type"] == UNKNOWN_FIELD else list(item["loc"])
     if path[:1] == ["body"]:
         path = path[2:] if path[1:2] in (["expression"], ["cone_program"]) else path[1:]
     elif path[:1] in (["query"], ["path"], ["header"]):

@@ -283,6 +283,12 @@ def test_messages_quote_only_the_beginning(client: AppClient) -> None:
     assert len(body["detail"]) < 400
 
 
+@pytest.mark.parametrize("document", [{"kind": "expression", "\ud800": 1}, {"kind": "\ud800"}])
+def test_names_that_are_not_unicode(client: AppClient, document: dict[str, Any]) -> None:
+    content, headers = json.dumps(document), {"Content-Type": "application/json"}
+    problem(client.request("POST", "/v1/problems", content=content, headers=headers), 422, "invalid-request")
+
+
 def test_parameters_may_be_called_objective(client: AppClient) -> None:
     program = cone_program()
     program["parameters"][0]["name"] = "objective"
