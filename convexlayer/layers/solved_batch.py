@@ -131,7 +131,8 @@ class SolvedBatch:
                 not mind.
 
         Returns:
-            One array (B, *shape) an output, and (B,); not a number for elements without a solution.
+            One array (B, *shape) an output, and (B,); not a number for elements without a solution. The report is
+            that of the outputs; ``vjp`` judges the objective's derivative too.
         """
         start = time.perf_counter()
         index = self._solved_index
