@@ -100,6 +100,27 @@ def test_second_derivatives_are_refused(client: Client) -> None:
 
 
 @FORWARD_MODE
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("nested", ["reverse", "forward", "mixed"])
+def test_nested_transforms_are_refused_whatever_the_loss(nested: str, power: int, client: Client) -> None:
+    """Of a linear loss the cotangent does not depend on the parameters, but the derivative does."""
+    layer, one = remote(box(), client), torch.ones_like(A)
+
+    def loss(leaf: torch.Tensor) -> torch.Tensor:
+        return layer(leaf, BUDGETS[:1])[0].pow(power).sum()
+
+    def reverse(function: Any) -> Any:
+        return lambda leaf: torch.func.grad(function)(leaf).sum()
+
+    def forward(function: Any) -> Any:
+        return lambda leaf: torch.func.jvp(function, (leaf,), (one,))[1]
+
+    inner, outer = {"reverse": (reverse, reverse), "forward": (forward, forward), "mixed": (reverse, forward)}[nested]
+    with pytest.raises(DerivativeError, match="cannot be differentiated again"):
+        outer(inner(loss))(A)
+
+
+@FORWARD_MODE
 def test_gradients_pass_gradcheck_both_ways(client: Client) -> None:
     family = quadratic()
     layer = remote(family, client)

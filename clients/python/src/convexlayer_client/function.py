@@ -174,6 +174,7 @@ class Solve(torch.autograd.Function):
         ctx.like = _like(theta)
         ctx.likes = [_like([tensor]) for tensor in theta]
         ctx.set_materialize_grads(False)
+        ctx.theta = tuple(theta)  # not saved for backward: their values are not read again, so they may change
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -187,7 +188,7 @@ class Solve(torch.autograd.Function):
             values = ctx.call.vjp(_arrays(given), wrt)
             return tuple(_tensor(value, like) for value, like in zip(values, likes, strict=True))
 
-        found = iter(_Opaque.apply(gradients, *cotangents))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        found = iter(_opaque(gradients, cotangents, ctx.theta))
         return (None, *(next(found) if want else None for want in wrt))
 
     @staticmethod
@@ -197,17 +198,25 @@ class Solve(torch.autograd.Function):
         def moved(*given: torch.Tensor | None) -> Tensors:
             return tuple(_tensor(value, ctx.like) for value in ctx.call.jvp(_arrays(given)))
 
-        outputs: Tensors = _Opaque.apply(moved, *tangents)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return outputs
+        return _opaque(moved, tangents, ctx.theta)
+
+
+def _opaque(function: Callable[..., Tensors], tensors: Sequence[torch.Tensor | None], theta: Tensors) -> Tensors:
+    """function(*tensors), which depends on theta too."""
+    outputs: Tensors = _Opaque.apply(function, len(tensors), *tensors, *theta)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 class _Opaque(torch.autograd.Function):
-    """(function, *tensors) -> function(*tensors), on plain tensors also under torch.func, which wraps them."""
+    """(function, count, *tensors, *theta) -> function(*tensors), on plain tensors also where torch.func wraps them.
+
+    theta is there so that the result depends on it: differentiating it again raises, by theta as by the tensors.
+    """
 
     @staticmethod
-    def forward(function: Callable[..., Tensors], *tensors: torch.Tensor | None) -> Tensors:
-        """Call the function."""
-        return function(*tensors)
+    def forward(function: Callable[..., Tensors], count: int, *tensors: torch.Tensor | None) -> Tensors:
+        """Call the function of the first ``count`` tensors."""
+        return function(*tensors[:count])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
