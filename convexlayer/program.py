@@ -29,10 +29,16 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-__all__ = ["Array", "ConeProgram", "Cones", "IndexArray", "Pattern", "Structure"]
+__all__ = ["Array", "ConeProgram", "Cones", "IndexArray", "Pattern", "Structure", "max_norm"]
 
 Array = NDArray[np.float64]
 IndexArray = NDArray[np.int64]
+
+
+def max_norm(rows: Array) -> Array:
+    """Maximum norm of each element's row, (B, entries) -> (B,); 0 for rows without entries."""
+    norms: Array = np.max(np.abs(rows), axis=1, initial=0.0)
+    return norms
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,7 @@ class ConeProgram:
 
     def objective_scale(self) -> Array:
         """A power of two (B,) near the largest coefficient of each objective, 1 where there is none."""
-        largest = np.maximum(np.max(np.abs(self.P), axis=1, initial=0.0), np.max(np.abs(self.q), axis=1, initial=0.0))
+        largest = np.maximum(max_norm(self.P), max_norm(self.q))
         return np.exp2(np.rint(np.log2(np.where(largest > 0, largest, 1.0))))
 
     def divided(self, scale: Array) -> ConeProgram:

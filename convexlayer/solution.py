@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from convexlayer.cones import ProductCone
-from convexlayer.program import Array, ConeProgram, Cones, IndexArray
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray, max_norm
 
 __all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone"]
 
@@ -124,10 +124,10 @@ class Solution:
         y, s = self.y, self.s
         projected = product_cone(structure.cones).project_dual(np.where(np.isfinite(y - s), y - s, 0.0))
         return Residuals(
-            primal=_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
-            dual=_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
+            primal=max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
+            dual=max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
             gap=np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
-            natural=_norm(y - projected) / _scale(y, s),
+            natural=max_norm(y - projected) / _scale(y, s),
         )
 
     def certified(self, program: ConeProgram, tol: float) -> tuple[Solution, Residuals]:
@@ -162,14 +162,14 @@ class Solution:
             return infeasible
         cone, A, P = product_cone(program.structure.cones), program.structure.A, program.structure.P
         x, y = (np.where(np.isfinite(v), v, 0.0) for v in (self.x, self.y))
-        outside = _norm(y - cone.project_dual(y)) > RAY_TOLERANCE * _norm(y)
-        left = _norm(A.rmatvec(program.A, y)) > RAY_TOLERANCE * _norm(A.rmatvec(np.abs(program.A), np.abs(y)))
+        outside = max_norm(y - cone.project_dual(y)) > RAY_TOLERANCE * max_norm(y)
+        left = max_norm(A.rmatvec(program.A, y)) > RAY_TOLERANCE * max_norm(A.rmatvec(np.abs(program.A), np.abs(y)))
         no_proof = outside | left | (np.sum(program.b * y, axis=1) >= 0)
         Ax, Px = A.matvec(program.A, x), P.matvec(program.P, x)
-        leaves = _norm(cone.project_dual(Ax)) > RAY_TOLERANCE * _norm(A.matvec(np.abs(program.A), np.abs(x)))
-        curved = _norm(Px) > RAY_TOLERANCE * np.max(np.abs(program.P), axis=1, initial=0.0) * _norm(x)
+        leaves = max_norm(cone.project_dual(Ax)) > RAY_TOLERANCE * max_norm(A.matvec(np.abs(program.A), np.abs(x)))
+        curved = max_norm(Px) > RAY_TOLERANCE * max_norm(program.P) * max_norm(x)
         no_descent = leaves | curved | (np.sum(program.q * x, axis=1) >= 0)
-        has_y, has_x = (np.all(np.isfinite(v), axis=1) & (_norm(v) > 0) for v in (self.y, self.x))
+        has_y, has_x = (np.all(np.isfinite(v), axis=1) & (max_norm(v) > 0) for v in (self.y, self.x))
         refuted: BoolArray = (infeasible & has_y & no_proof) | (unbounded & has_x & no_descent)
         return refuted
 
@@ -184,10 +184,5 @@ def _certified(word: Status, excess: float) -> Status:
     return Status.NUMERICAL_ERROR if word.solved else word
 
 
-def _norm(v: Array) -> Array:
-    """Maximum norm of each row; 0 for rows without entries."""
-    return np.max(np.abs(v), axis=1, initial=0.0)
-
-
 def _scale(*vectors: Array) -> Array:
-    return np.max(np.stack([np.ones(vectors[0].shape[0]), *map(_norm, vectors)]), axis=0)
+    return np.max(np.stack([np.ones(vectors[0].shape[0]), *map(max_norm, vectors)]), axis=0)

@@ -24,7 +24,7 @@ from convexlayer.diff.base import (
 from convexlayer.diff.kkt import ReducedSystem
 from convexlayer.diff.report import DerivativeReport
 from convexlayer.errors import DerivativeError
-from convexlayer.program import Array, ConeProgram, Structure
+from convexlayer.program import Array, ConeProgram, Structure, max_norm
 from convexlayer.solution import Solution
 
 __all__ = ["DiffcpDifferentiator"]
@@ -122,7 +122,7 @@ class DiffcpDifferentiator(AbstractDifferentiator):
     def _report(self) -> DerivativeReport:
         """diffcp says nothing about its linear systems; only the margin is known."""
         unknown = np.zeros(self._program.batch)
-        scale = np.max(np.abs(self._solution.y - self._solution.s), axis=1, initial=0.0)
+        scale = max_norm(self._solution.y - self._solution.s)
         certain = np.zeros(len(unknown), dtype=bool)
         accuracy = self._solution.residuals(self._program).worst
         return DerivativeReport.judge(unknown, self._margin, unknown, certain, scale, accuracy)

@@ -29,7 +29,7 @@ from convexlayer.diff.base import (
 )
 from convexlayer.diff.report import ACCURATE, DerivativeReport
 from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, RefinedFactor, choose_backend
-from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
+from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure, max_norm
 from convexlayer.solution import Solution, product_cone
 
 __all__ = ["ExactDifferentiator", "ReducedSystem"]
@@ -175,7 +175,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         """K [l; u] = [dx - A'ds; L'dy], v = ds + L u, then the gradients of ``data_cotangent``."""
         program, D = self._program, self._derivative
         A, n = program.structure.A, program.structure.n
-        size = np.maximum(1.0, np.maximum(_norm(self._solution.x), _norm(self._solution.y)))[:, None]
+        size = np.maximum(1.0, np.maximum(max_norm(self._solution.x), max_norm(self._solution.y)))[:, None]
 
         def gradient(z: Array, ds: Array) -> ConeProgram:
             v = ds + D.apply_L(z[:, n:])
@@ -183,7 +183,7 @@ class ExactDifferentiator(AbstractDifferentiator):
 
         def visible(direction: Array) -> Array:
             data = gradient(direction, np.zeros_like(cotangent.s))
-            return _norm(seen(replace(data, P=data.P / size, A=data.A / size)))
+            return max_norm(seen(replace(data, P=data.P / size, A=data.A / size)))
 
         z, report = self._solve(cotangent.x - A.rmatvec(program.A, cotangent.s), cotangent.y, visible)
         return gradient(z, cotangent.s), report
@@ -198,7 +198,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         r2 = A.matvec(tangent.A, x) - tangent.b
 
         def visible(direction: Array) -> Array:
-            return _norm(seen(self._tangent(direction, np.zeros_like(r2))))
+            return max_norm(seen(self._tangent(direction, np.zeros_like(r2))))
 
         z, report = self._solve(-r1, -r2, visible)
         return self._tangent(z, r2), report
@@ -213,13 +213,13 @@ class ExactDifferentiator(AbstractDifferentiator):
         singular = factor.condition >= SINGULAR
         if np.any(singular):
             direction = self._tangent(factor.null_direction, np.zeros_like(self._w))
-            singular = singular & (_norm(seen(direction)) > VISIBLE)
+            singular = singular & (max_norm(seen(direction)) > VISIBLE)
         return DerivativeReport.judge(
             np.zeros(batch),
             np.full(batch, np.inf),
             factor.condition,
             singular,
-            _norm(self._w),
+            max_norm(self._w),
             self._solution_residual,
         )
 
@@ -254,7 +254,7 @@ class ExactDifferentiator(AbstractDifferentiator):
             z[again[chosen]], residual[again[chosen]] = least[chosen], least_residual[chosen]
         margin = self._margin_that_matters(z, bottom)
         return z, DerivativeReport.judge(
-            residual, margin, factor.condition, singular, _norm(self._w), self._solution_residual
+            residual, margin, factor.condition, singular, max_norm(self._w), self._solution_residual
         )
 
     def _margin_that_matters(self, z: Array, bottom: Array) -> Array:
@@ -266,16 +266,11 @@ class ExactDifferentiator(AbstractDifferentiator):
         cones, n = self._program.structure.cones, self._program.structure.n
         rows = slice(cones.zero, cones.zero + cones.nonnegative)
         doubtful = np.any(np.abs(self._w[:, rows]) <= self._margin[:, None], axis=1) & np.isfinite(self._margin)
-        if not np.any(doubtful & (self._margin <= DOUBTFUL * np.maximum(1.0, _norm(self._w)))):
+        if not np.any(doubtful & (self._margin <= DOUBTFUL * np.maximum(1.0, max_norm(self._w)))):
             return self._margin
         active = self._program.structure.A.matvec(self._program.A, z[:, :n]) - bottom
-        negligible = NEGLIGIBLE * np.maximum(_norm(z), _norm(bottom))[:, None]
+        negligible = NEGLIGIBLE * np.maximum(max_norm(z), max_norm(bottom))[:, None]
         either = (np.abs(active[:, rows]) <= negligible) & (np.abs(z[:, n:][:, rows]) <= negligible)
         w = self._w.copy()
         w[:, rows] = np.where(either, np.inf, w[:, rows])
         return self._system.cone.margin(w)
-
-
-def _norm(rows: Array) -> Array:
-    """Maximum norm of each element's row."""
-    return np.max(np.abs(rows), axis=1, initial=0.0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from convexlayer.canon import ParameterSpec
 from convexlayer.errors import ProblemError, ShapeError
-from convexlayer.program import Array
+from convexlayer.program import Array, max_norm
 
 __all__ = ["batch_size", "check_values"]
 
@@ -61,7 +61,7 @@ def check_values(spec: ParameterSpec, value: Array, *, attributes: bool) -> None
     if not attributes or not value.size:
         return
     elements = value.reshape(-1, *spec.shape)
-    largest = np.max(np.abs(elements), axis=tuple(range(1, elements.ndim)))
+    largest = max_norm(elements.reshape(len(elements), -1))
     for attribute in sorted(spec.attributes):
         excess = _violation(attribute, spec, elements)
         limit = (SIGN_TOLERANCE if attribute in SIGNS else TOLERANCE) * largest
@@ -82,19 +82,15 @@ def _violation(attribute: str, spec: ParameterSpec, elements: Array) -> Array:
     if attribute in ("nonpos", "neg"):
         return np.max(flat, axis=1)
     if attribute == "diag":
-        return _largest(elements * (1.0 - np.eye(spec.shape[-1])))
+        return max_norm((elements * (1.0 - np.eye(spec.shape[-1]))).reshape(flat.shape))
     if attribute == "sparse":
         outside = np.ones(spec.size, dtype=bool)
         outside[list(spec.sparsity or ())] = False
-        return np.max(np.abs(flat[:, outside]), axis=1, initial=0.0)
+        return max_norm(flat[:, outside])
     transposed = np.swapaxes(elements, -1, -2)
-    asymmetry = _largest(elements - transposed)
+    asymmetry = max_norm((elements - transposed).reshape(flat.shape))
     if attribute == "symmetric":
         return asymmetry
     symmetric = 0.5 * (elements + transposed) * (1.0 if attribute == "PSD" else -1.0)
     smallest = np.linalg.eigvalsh(symmetric).reshape(len(elements), -1).min(axis=1)
     return np.maximum(asymmetry, -smallest)
-
-
-def _largest(elements: Array) -> Array:
-    return np.max(np.abs(elements.reshape(len(elements), -1)), axis=1)

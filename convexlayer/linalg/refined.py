@@ -16,7 +16,7 @@ import numpy as np
 
 from convexlayer.linalg.base import AbstractBackend, BackendState
 from convexlayer.linalg.least_squares import PseudoInverse
-from convexlayer.program import Array, IndexArray, Pattern
+from convexlayer.program import Array, IndexArray, Pattern, max_norm
 
 __all__ = ["ACCEPTED", "SINGULAR", "RefinedFactor"]
 
@@ -79,7 +79,7 @@ class RefinedFactor:
     def null_direction(self) -> Array:
         """A random direction (B, N) of K's null space, largest entry 1; of use where ``condition`` exceeds SINGULAR."""
         direction = self._scale * self._inverse_iteration[1]
-        return direction / np.maximum(_largest(direction), TINY)[:, None]
+        return direction / np.maximum(max_norm(direction), TINY)[:, None]
 
     def refine(self, rhs: Array, *, steps: int = 12) -> tuple[Array, Array]:
         """Solve K z = rhs by iterative refinement: solutions (B, N) and residuals (B,), the best of all steps.
@@ -90,7 +90,7 @@ class RefinedFactor:
         target = np.where(finite[:, None], self._scale * rhs, 0.0)
         best = z = np.zeros_like(target)
         remainder = target
-        least = np.where(_largest(target) > 0.0, 1.0, 0.0)
+        least = np.where(max_norm(target) > 0.0, 1.0, 0.0)
         for _ in range(steps):
             z = z + self._factor.solve(remainder)
             remainder, residual = self._residual(z, target)
@@ -119,7 +119,7 @@ class RefinedFactor:
     def _residual(self, z: Array, target: Array, index: IndexArray | slice = slice(None)) -> tuple[Array, Array]:
         """Target - E z for the elements at these positions, and its size relative to the target."""
         remainder = target - self._multiply(z, index)
-        return remainder, _largest(remainder) / np.maximum(_largest(target), TINY)
+        return remainder, max_norm(remainder) / np.maximum(max_norm(target), TINY)
 
 
 def _power_iteration(apply: Callable[[Array], Array], shape: tuple[int, ...], *, steps: int) -> tuple[Array, Array]:
@@ -130,11 +130,6 @@ def _power_iteration(apply: Callable[[Array], Array], shape: tuple[int, ...], *,
         z = apply(z / np.maximum(norm, TINY))
         norm = np.linalg.norm(z, axis=1, keepdims=True)
     return norm[:, 0], z / np.maximum(norm, TINY)
-
-
-def _largest(rows: Array) -> Array:
-    """Maximum norm of each row."""
-    return np.max(np.abs(rows), axis=1, initial=0.0)
 
 
 def _equilibration(pattern: Pattern, values: Array, *, passes: int = 4) -> Array:
