@@ -28,7 +28,8 @@ ALLOWED_PARTS = {
     "solution": {*BASE, "cones"},
     "canon": CORE,
     "linalg": CORE,
-    "solvers": {*CORE, "linalg"},
+    "engine": {*CORE, "linalg"},
+    "solvers": {*CORE, "linalg", "engine"},
     "diff": {*CORE, "linalg"},
     "layers": {*CORE, "linalg", "canon", "solvers", "diff"},
     "nodes": {*CORE, "linalg", "canon", "solvers", "diff", "layers"},
@@ -37,7 +38,7 @@ ALLOWED_PARTS = {
 # These put the parts together, so they may import any of them: the public names, and the command line.
 COMPOSITION_ROOTS = {"convexlayer/__init__.py", "convexlayer/cli.py"}
 
-MAY_IMPORT_TORCH = ("convexlayer/layers/", "convexlayer/nodes/", "convexlayer/linalg/dense.py")
+MAY_IMPORT_TORCH = ("convexlayer/layers/", "convexlayer/nodes/", "convexlayer/linalg/dense", "convexlayer/engine/dense")
 MAY_IMPORT_CVXPY = (
     "convexlayer/canon/",
     "convexlayer/solvers/cvxpy_.py",

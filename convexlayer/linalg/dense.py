@@ -12,7 +12,7 @@ import torch
 from convexlayer.linalg.base import AbstractBackend, AbstractFactor
 from convexlayer.program import Array, Pattern
 
-__all__ = ["DenseBackend"]
+__all__ = ["DenseBackend", "survive_forks"]
 
 
 @final
@@ -28,7 +28,7 @@ class DenseBackend(AbstractBackend):
 
     def factor(self, state: Pattern, values: Array) -> AbstractFactor:
         """Scatter the upper triangles into full matrices and factorise them."""
-        _survive_forks()
+        survive_forks()
         upper = torch.from_numpy(state.dense(values)).to(self.device)
         matrices = upper + torch.triu(upper, 1).mT
         lu, pivots, _ = torch.linalg.lu_factor_ex(matrices)
@@ -36,7 +36,7 @@ class DenseBackend(AbstractBackend):
 
 
 @cache
-def _survive_forks() -> None:
+def survive_forks() -> None:
     """In a forked child torch waits for ever for the parent's threads, unless it is told to use one."""
     if sys.platform != "win32":
         os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

@@ -1,0 +1,105 @@
+"""What a problem of the suite is: a CVXPY problem, how its parameters are drawn, and its matrices if it is a QP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import torch
+
+__all__ = ["QP", "Draw", "Problem", "QPForm", "Tensors"]
+
+Tensors = tuple[torch.Tensor, ...]
+Draw = Callable[[np.random.Generator], list[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class QP:
+    """minimize 1/2 x'Px + q'x subject to Gx <= h, Ax = b; each tensor with a batch axis, or shared by the batch.
+
+    Attributes:
+        P: (B, n, n) or (n, n).
+        q: (B, n).
+        G: (B, m, n) or (m, n).
+        h: (B, m) or (m,).
+        A: (B, p, n) or (p, n); p may be 0.
+        b: (B, p) or (p,).
+    """
+
+    P: torch.Tensor
+    q: torch.Tensor
+    G: torch.Tensor
+    h: torch.Tensor
+    A: torch.Tensor
+    b: torch.Tensor
+
+    def expanded(self) -> QP:
+        """The same, every tensor with a batch axis."""
+        batch = self.q.shape[0]
+
+        def wide(t: torch.Tensor, axes: int) -> torch.Tensor:
+            return t if t.ndim > axes else t.expand(batch, *t.shape)
+
+        return QP(
+            *(wide(t, axes) for t, axes in zip((self.P, self.q, self.G, self.h, self.A, self.b), (2, 1) * 3, strict=True))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class QPForm:
+    """A problem as the QP that one would write by hand, for the peers that take matrices.
+
+    Attributes:
+        data: the parameters (B, *shape) -> the QP, by torch operations that autograd passes through.
+        outputs: x (B, n) -> the variables, each (B, *shape).
+        fixed_matrices: whether P, G and A depend on no parameter.
+    """
+
+    data: Callable[..., QP]
+    outputs: Callable[[torch.Tensor], Tensors]
+    fixed_matrices: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A problem of the suite.
+
+    Attributes:
+        name: its name on the command line and in the tables.
+        problem: the CVXPY problem.
+        parameters: all of its parameters, in the order of ``draw``.
+        variables: what is returned and differentiated.
+        draw: one value a parameter.
+        qp: the QP, if it is one and small enough for dense matrices.
+        unsupported: contestants that refuse it, with their reason.
+    """
+
+    name: str
+    problem: cp.Problem
+    parameters: list[cp.Parameter]
+    variables: list[cp.Variable]
+    draw: Draw
+    qp: QPForm | None = None
+    unsupported: tuple[tuple[str, str], ...] = ()
+
+    def theta(self, batch: int, *, seed: int) -> Tensors:
+        """A batch of parameters, leaves that require gradients: each (batch, *shape)."""
+        rng = np.random.default_rng(seed)
+        rows = [self.draw(rng) for _ in range(batch)]
+        stacked = (np.stack([np.asarray(value, dtype=np.float64) for value in column]) for column in zip(*rows, strict=True))
+        return tuple(torch.from_numpy(value).requires_grad_() for value in stacked)
+
+    def cotangents(self, batch: int) -> Tensors:
+        """Fixed weights of the outputs, each (batch, *shape): the loss is their inner product with the outputs."""
+        rng = np.random.default_rng(99)
+        return tuple(torch.from_numpy(rng.standard_normal((batch, *variable.shape))) for variable in self.variables)
+
+    def symmetrised(self, gradients: Tensors) -> Tensors:
+        """Gradients that can be compared: of a symmetric parameter only the symmetric part has a meaning."""
+        return tuple(
+            0.5 * (g + g.mT) if parameter.is_symmetric() and g.ndim == 3 and g.shape[-1] > 1 else g
+            for parameter, g in zip(self.parameters, gradients, strict=True)
+        )

@@ -1,0 +1,98 @@
+"""What outputs and gradients are measured against: a solution to machine precision, checked by differences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benchmarks.ours import layer
+from benchmarks.problem import Problem, Tensors
+
+__all__ = ["Errors", "Reference"]
+
+STEP = 1e-4
+"""Of the central differences of fourth order, relative to the parameters."""
+
+CHECKED = 3
+"""Elements whose gradient is compared with differences."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a contestant's answers are from the reference.
+
+    Attributes:
+        output: 95th percentile over the elements, of norm(difference) / max(1, norm(reference)).
+        gradient: the same for gradients, relative to the norm of the element's gradient of all parameters.
+        worst_gradient: the largest such error of an element.
+    """
+
+    output: float
+    gradient: float
+    worst_gradient: float
+
+
+class Reference:
+    """Solutions of one batch by Clarabel at 1e-12 with polish, and gradients by the exact derivative there.
+
+    Attributes:
+        residual: the worst of all elements' four residuals.
+        check: relative error of the gradients against central differences of the solutions, the median of a few
+            elements.
+    """
+
+    def __init__(self, problem: Problem, theta: Tensors, cotangents: Tensors) -> None:
+        """Solve and differentiate."""
+        self._problem = problem
+        self._layer = layer(problem, solver="clarabel", options={"tol": 1e-12, "max_iter": 500}, on_failure="nan")
+        outputs, report = self._layer.solve(*theta)
+        self.residual = float(report.residuals.worst.max())
+        self._outputs = _flat(outputs).detach()
+        gradients = torch.autograd.grad(outputs, theta, [torch.nan_to_num(c) for c in cotangents])
+        self._gradients = _flat(problem.symmetrised(gradients))
+        self._known = torch.isfinite(self._outputs).all(1)
+        self.check = self._differences(theta, cotangents)
+
+    @property
+    def unknown(self) -> int:
+        """Number of elements without a reference, which are left out."""
+        return int((~self._known).sum())
+
+    def errors(self, outputs: Tensors, gradients: Tensors) -> Errors:
+        """The errors of a contestant."""
+        x, g = (_flat(values).detach()[self._known] for values in (outputs, self._problem.symmetrised(gradients)))
+        true_x, true_g = self._outputs[self._known], self._gradients[self._known]
+        output = (x - true_x).norm(dim=1) / true_x.norm(dim=1).clamp_min(1.0)
+        norms = true_g.norm(dim=1)
+        gradient = (g - true_g).norm(dim=1) / norms.clamp_min(1e-6 * float(norms.median()))
+        output, gradient = (torch.nan_to_num(e, nan=torch.inf) for e in (output, gradient))
+        return Errors(_percentile(output), _percentile(gradient), float(gradient.max()))
+
+    def _differences(self, theta: Tensors, cotangents: Tensors) -> float:
+        rng = np.random.default_rng(5)
+        count = min(CHECKED, len(theta[0]))
+        start = [t.detach()[:count] for t in theta]
+        drawn = tuple(torch.from_numpy(rng.standard_normal(t.shape)) * (t.abs().amax() + 1e-3) for t in start)
+        directions = self._problem.symmetrised(drawn)
+        moves = torch.tensor([1.0, -1.0, 2.0, -2.0], dtype=torch.float64) * STEP
+        moved = [torch.cat([t + move * d for move in moves]) for t, d in zip(start, directions, strict=True)]
+        with torch.no_grad():
+            outputs = self._layer(*moved)
+        weight = _flat(tuple(c[:count] for c in cotangents)).repeat(4, 1)
+        loss = (_flat(outputs) * weight).sum(1).reshape(4, count)
+        slope = (8 * (loss[0] - loss[1]) - (loss[2] - loss[3])) / (12 * STEP)
+        expected = (self._gradients[:count] * _flat(directions)).sum(1)
+        scale = self._gradients[:count].norm(dim=1) * _flat(directions).norm(dim=1) / np.sqrt(self._gradients.shape[1])
+        return float(((slope - expected).abs() / torch.maximum(expected.abs(), scale)).nan_to_num(nan=torch.inf).median())
+
+
+def _flat(values: Tensors) -> torch.Tensor:
+    """Tensors (B, *shape) side by side, (B, entries)."""
+    return torch.cat([value.reshape(len(value), -1) for value in values], dim=1)
+
+
+def _percentile(errors: torch.Tensor) -> float:
+    """The 95th; the largest of a few."""
+    return float(errors.sort().values[max(0, int(np.ceil(0.95 * len(errors))) - 1)]) if len(errors) else float("nan")

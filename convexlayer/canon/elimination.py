@@ -1,0 +1,273 @@
+"""Which variables to eliminate by which equality rows: a symbolic elimination, greedy in the number of coefficients.
+
+A pivot (i, j) solves row i for x_j. It must be an equality row with constant coefficients, so that x stays linear in
+what remains; neither of two factors that meet may both depend on the parameters; and the matrices may not fill
+(Markowitz, Management Science 3, 1957), counting nnz(P) + nnz(A) and one for every variable and row. Rows that are
+expensive one by one may be cheap together: the rows of t = L x fill the same block of P.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import final
+
+import numpy as np
+import scipy.sparse as sp
+
+from convexlayer.canon.affine_matrix import CANCELLED, AffineMatrix
+from convexlayer.program import Cones, IndexArray
+
+__all__ = ["pivots"]
+
+STABLE = 1e-2
+"""Smallest pivot relative to its row, where its column has other rows."""
+
+STABLE_ALONE = 1e-3
+"""The same where it has none: nothing is cancelled then, but P is multiplied by the square."""
+
+SHORT = 4
+"""A row of a cone may always have so many entries; longer ones only up to the longest that is there already."""
+
+SPREAD = 2
+"""Coefficients that depend on parameters are copied to at most so many others: the affine map must not fill either."""
+
+FEATURES = 8
+"""The same for right-hand sides and linear costs, unless they depend on no more features than this."""
+
+TRIED = 3
+"""Columns tried for a row, those with the fewest coefficients first."""
+
+LARGEST_GROUP = 10**8
+"""Work in comparing supports, beyond which rows are not tried together."""
+
+
+def pivots(P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones) -> list[tuple[int, int]]:
+    """The pivots (row, column) in the order of their elimination.
+
+    Args:
+        P: of the program, with both triangles.
+        A: of the program.
+        q: [slopes, constant] of q, (n, features + 1).
+        b: [slopes, constant] of b, (m, features + 1).
+        cones: of the program.
+    """
+    work = _Elimination(P, A, q, b, cones)
+    while work.singly() or work.together():
+        pass
+    return work.chosen
+
+
+@final
+class _Elimination:
+    """Sparsity patterns during the elimination, and values of the rows that may be pivots; read when first needed."""
+
+    def __init__(
+        self, P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones
+    ) -> None:
+        self.chosen: list[tuple[int, int]] = []
+        n, m = A.shape[1], A.shape[0]
+        self._zero, self._left = cones.zero, n
+        self._constant = A.constant
+        self._sets = {"row": A.support, "col": A.support.T.tocsr(), "P": P.support}
+        self._read: dict[str, dict[int, set[int]]] = {"row": {}, "col": {}, "P": {}}
+        lengths = np.diff(self._sets["row"].indptr)
+        self._longest = max(SHORT, int(lengths[cones.zero :].max(initial=0)))
+        self._values: dict[int, dict[int, float]] = {}
+        varying_rows = np.zeros(m, dtype=bool)
+        varying_rows[A.rows] = True
+        candidates = np.flatnonzero(~varying_rows[: cones.zero] & (lengths[: cones.zero] > 0))
+        self._candidates = dict.fromkeys(candidates[np.argsort(lengths[candidates], kind="stable")].tolist())
+        self._varying = np.zeros(n, dtype=bool)
+        self._varying[A.cols] = self._varying[P.cols] = True
+        self._features_of_b = np.diff(b[:, :-1].tocsr().indptr)
+        self._features_of_q = np.diff(q[:, :-1].tocsr().indptr)
+
+    def singly(self) -> bool:
+        """Eliminate row by row while it pays; whether anything was."""
+        before = len(self.chosen)
+        for i in list(self._candidates):
+            if self._left == 1:
+                break
+            best = min(((self._growth([(i, j)]), j) for j in self._admissible(i)), default=(1, -1))
+            if best[0] <= 0:
+                self._eliminate(i, best[1])
+        return len(self.chosen) > before
+
+    def together(self) -> bool:
+        """Eliminate groups of definitions of variables that have no other row, where it pays; whether any was.
+
+        Groups are rows over the same variables, and then rows linked by common variables.
+        """
+        alone = {i: j for i in self._candidates for j in self._alone(i)}
+        same: dict[frozenset[int], list[tuple[int, int]]] = defaultdict(list)
+        for i, j in alone.items():
+            same[frozenset(self._row(i) - {j})].append((i, j))
+        before = len(self.chosen)
+        for group in [*same.values(), *_linked(same)]:
+            remaining = [(i, j) for i, j in group if i in self._candidates]
+            if 1 < len(remaining) < self._left and self._growth(remaining) <= 0:
+                for i, j in remaining:
+                    self._eliminate(i, j)
+        return len(self.chosen) > before
+
+    def _row(self, i: int) -> set[int]:
+        return self._set("row", i)
+
+    def _col(self, j: int) -> set[int]:
+        return self._set("col", j)
+
+    def _neighbours(self, j: int) -> set[int]:
+        """Columns of P's row j."""
+        return self._set("P", j)
+
+    def _set(self, kind: str, index: int) -> set[int]:
+        read = self._read[kind]
+        if index not in read:
+            matrix = self._sets[kind]
+            read[index] = set(matrix.indices[matrix.indptr[index] : matrix.indptr[index + 1]].tolist())
+        return read[index]
+
+    def _value(self, i: int) -> dict[int, float]:
+        """Values of a row that may be a pivot."""
+        if i not in self._values:
+            part = slice(self._constant.indptr[i], self._constant.indptr[i + 1])
+            entries = zip(self._constant.indices[part].tolist(), self._constant.data[part].tolist(), strict=True)
+            self._values[i] = dict(entries)
+        return self._values[i]
+
+    def _admissible(self, i: int) -> list[int]:
+        """Columns that row i can be solved for, the emptiest ones."""
+        value = self._value(i)
+        if not value:
+            return []
+        largest, spread = max(map(abs, value.values())), len(value) - 1
+        large = [j for j, v in value.items() if abs(v) >= STABLE_ALONE * largest]
+        return sorted(
+            (
+                j
+                for j in large
+                if (abs(value[j]) >= STABLE * largest or len(self._col(j)) == 1)
+                and not (self._varying[j] and (self._features_of_b[i] or spread > SPREAD))
+                and (spread <= SPREAD or self._features_of_b[i] + self._features_of_q[j] <= FEATURES)
+            ),
+            key=lambda j: (len(self._col(j)) + len(self._neighbours(j)), j),
+        )[:TRIED]
+
+    def _alone(self, i: int) -> Iterable[int]:
+        """The first column of row i that has no other row."""
+        return [j for j in self._admissible(i) if len(self._col(j)) == 1][:1]
+
+    def _growth(self, group: list[tuple[int, int]]) -> int:
+        """By how much the program grows; a positive number where it does for certain.
+
+        Columns of a group of several have no other rows.
+        """
+        columns = {j for _, j in group}
+        supports = {frozenset(self._row(i) - columns) for i, _ in group}
+        fill = 0
+        removed = 2 * len(group)
+        for i, j in group:
+            others = self._col(j) - {i}
+            removed += len(self._row(i)) + len(others)
+            for r in others:
+                new = len(self._row(i) - self._row(r))
+                fill += new
+                if r >= self._zero and len(self._row(r)) - 1 + new > self._longest:
+                    return 1
+        outside: set[int] = set()
+        inside = False
+        for j in columns:
+            neighbours = self._neighbours(j)
+            far = neighbours - columns
+            removed += len(neighbours) + len(far)
+            outside |= far
+            inside |= len(far) < len(neighbours)
+        if not (outside or inside):
+            return fill - removed
+        if inside:
+            squares = [len(support) ** 2 for support in supports]
+            there = [sum(len(self._neighbours(k)) for k in support) for support in supports]
+            least = max(square - count for square, count in zip(squares, there, strict=True))
+            if least + fill > removed or sum(squares) > LARGEST_GROUP:
+                return 1
+        joined: dict[int, set[int]] = defaultdict(set)
+        for support in supports:
+            for k in support:
+                joined[k] |= outside
+                if inside:
+                    joined[k] |= support
+        union = set(joined)
+        for k in outside:
+            joined[k] |= union
+        return fill + sum(len(new - self._neighbours(k)) for k, new in joined.items()) - removed
+
+    def _eliminate(self, i: int, j: int) -> None:
+        """Solve row i for x_j and substitute it everywhere."""
+        value = self._value(i)
+        support = self._row(i) - {j}
+        for r in self._col(j) - {i}:
+            row = self._row(r)
+            row.discard(j)
+            for k in support - row:
+                self._col(k).add(r)
+            row |= support
+            if r in self._candidates:
+                self._subtract(r, i, value, j)
+            if r < self._zero:
+                self._features_of_b[r] += self._features_of_b[i]
+        neighbours = self._neighbours(j)
+        inside, outside = j in neighbours, neighbours - {j}
+        for k in outside:
+            self._neighbours(k).discard(j)
+        linked = support & outside
+        for k in support:
+            if outside:
+                self._neighbours(k).update(outside)
+            if inside or k in linked:
+                self._neighbours(k).update(support)
+            self._col(k).discard(i)
+            self._features_of_q[k] += self._features_of_q[j] + (self._features_of_b[i] if neighbours else 0)
+        for k in outside:
+            self._neighbours(k).update(support)
+            self._features_of_q[k] += self._features_of_b[i]
+        if self._varying[j]:
+            self._varying[list(support)] = True
+        del self._candidates[i], self._values[i]
+        self._left -= 1
+        self.chosen.append((i, j))
+
+    def _subtract(self, r: int, i: int, pivot_row: dict[int, float], j: int) -> None:
+        """Subtract the multiple of row i from row r that removes column j, and what cancels with it."""
+        row = self._value(r)
+        ratio = row.pop(j) / pivot_row[j]
+        for k, v in pivot_row.items():
+            if k == j:
+                continue
+            before = row.get(k, 0.0)
+            after = before - ratio * v
+            if abs(after) > CANCELLED * (abs(before) + abs(ratio * v)):
+                row[k] = after
+            else:
+                row.pop(k, None)
+                self._row(r).discard(k)
+                self._col(k).discard(r)
+
+
+def _linked(same: dict[frozenset[int], list[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:
+    """Groups of groups whose supports are connected, where there are several."""
+    supports = list(same)
+    if len(supports) < 2:
+        return
+    index = np.repeat(np.arange(len(supports)), [len(support) for support in supports])
+    columns: IndexArray = np.array([k for support in supports for k in support], dtype=np.int64)
+    _, columns = np.unique(columns, return_inverse=True)
+    width = int(columns.max(initial=0)) + 1
+    incidence = sp.csr_matrix((np.ones(len(index)), (index, columns)), shape=(len(supports), width))
+    count, labels = sp.csgraph.connected_components(
+        sp.bmat([[None, incidence], [incidence.T, None]], format="csr"), directed=False
+    )
+    for label in range(count):
+        members = np.flatnonzero(labels[: len(supports)] == label)
+        if len(members) > 1:
+            yield [pivot for member in members for pivot in same[supports[member]]]

@@ -1,0 +1,126 @@
+"""Rows that say nothing or say it twice, and bounds written with an epigraph variable.
+
+All three are one operation: the new rows are C times the old ones with C >= 0, some columns of A having vanished, and
+then y = C'y_new are duals of the old rows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import scipy.sparse as sp
+
+from convexlayer.canon.affine_matrix import AffineMatrix
+from convexlayer.program import Cones, IndexArray
+from convexlayer.solution import BoolArray
+
+__all__ = ["without_bound_variables", "without_needless_rows"]
+
+
+def without_needless_rows(A: AffineMatrix, b: sp.csr_matrix, cones: Cones) -> sp.csr_matrix:
+    """The matrix C that drops rows 0 + s = b which hold whatever the parameters are, and merges identical ones.
+
+    Of identical rows only the sum of the duals is defined; C takes their mean, so each gets an equal share, as in the
+    solution of minimum norm (and the analytic centre).
+
+    Args:
+        A: of the program.
+        b: [slopes, constant] of b.
+        cones: of the program; only zero and nonnegative rows are touched.
+    """
+    plain = cones.zero + cones.nonnegative
+    everything = _as_vectors(A, b)
+    indptr, indices, data = everything.indptr, everything.indices, everything.data
+    constant = b[:, [-1]].toarray()[:, 0]
+    fixed = (np.diff(A.support.indptr) == 0) & (np.diff(b[:, :-1].tocsr().indptr) == 0)
+    row = np.arange(A.shape[0])
+    empty = fixed & np.where(row < cones.zero, constant == 0.0, (constant >= 0.0) & (row < plain))
+    classes: dict[tuple[bool, bytes, bytes], list[int]] = defaultdict(list)
+    for i in np.flatnonzero(~empty[:plain]).tolist():
+        part = slice(indptr[i], indptr[i + 1])
+        classes[i < cones.zero, indices[part].tobytes(), data[part].tobytes()].append(i)
+    groups = [*classes.values(), *([i] for i in range(plain, A.shape[0]))]
+    new = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    old = np.array([i for group in groups for i in group], dtype=np.int64)
+    share = 1.0 / np.bincount(new, minlength=len(groups))[new]
+    return sp.csr_matrix((share, (new, old)), shape=(len(groups), A.shape[0]))
+
+
+def _as_vectors(A: AffineMatrix, b: sp.csr_matrix) -> sp.csr_matrix:
+    """One row a row of [A b] that holds its entries as functions of the features."""
+    pattern, entries = A.entries()
+    coefficients, right = entries.tocoo(), b.tocoo()
+    width = b.shape[1]
+    rows = np.concatenate([pattern.rows[coefficients.row], right.row])
+    cols = np.concatenate([pattern.cols[coefficients.row] * width + coefficients.col, A.shape[1] * width + right.col])
+    values = np.concatenate([coefficients.data, right.data])
+    vectors = sp.coo_matrix((values, (rows, cols)), shape=(A.shape[0], (A.shape[1] + 1) * width)).tocsr()
+    vectors.eliminate_zeros()
+    vectors.sort_indices()
+    return vectors
+
+
+def without_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> tuple[sp.csr_matrix, IndexArray]:
+    """The matrix C that eliminates variables t from -t <= u <= t, t <= c, and the columns that remain.
+
+    Fourier-Motzkin: a variable that nothing else asks for may be as large as its one upper bound allows, so that bound
+    is added to each row of the other sign, and goes (and the same with signs reversed). Only where A does not fill.
+
+    Args:
+        A: of the program.
+        free: variables without cost that no output shows, (n,).
+        cones: of the program; only nonnegative rows are combined.
+    """
+    combination = sp.identity(A.shape[0], format="csr")
+    columns = np.arange(A.shape[1])
+    while True:
+        step, gone = _bound_variables(A, free, cones.zero, combination.shape[0] - _curved(cones))
+        if not len(gone):
+            return combination, columns
+        kept = np.delete(np.arange(A.shape[1]), gone)
+        A = A.transposed.times(step.T.tocsr()).transposed.times(sp.identity(A.shape[1], format="csr")[:, kept])
+        combination, columns, free = step @ combination, columns[kept], free[kept]
+
+
+def _curved(cones: Cones) -> int:
+    return cones.m - cones.zero - cones.nonnegative
+
+
+def _bound_variables(A: AffineMatrix, free: BoolArray, start: int, stop: int) -> tuple[sp.csr_matrix, IndexArray]:
+    """One pass over rows start to stop, in which every row takes part once at most: C, and the columns eliminated."""
+    by_col, by_row = A.constant.tocsc(), A.support
+    candidate = free.copy()
+    candidate[A.cols] = False
+    outside = (by_col.indices < start) | (by_col.indices >= stop)
+    candidate[np.repeat(np.arange(A.shape[1]), np.diff(by_col.indptr))[outside]] = False
+    candidate &= np.diff(by_col.indptr) > 1
+    taken = np.zeros(A.shape[0], dtype=bool)
+    gone: list[int] = []
+    dropped: list[int] = []
+    additions: list[tuple[int, int, float]] = []
+    for t in np.flatnonzero(candidate).tolist():
+        part = slice(by_col.indptr[t], by_col.indptr[t + 1])
+        rows, values = by_col.indices[part], by_col.data[part]
+        up, down = np.flatnonzero(values > 0), np.flatnonzero(values < 0)
+        bound, others = (up, down) if len(up) == 1 else (down, up)
+        if len(bound) != 1 or not len(others) or np.any(taken[rows]):
+            continue
+        u = int(rows[bound[0]])
+        support = _columns(by_row, u)
+        growth = sum(len(np.setdiff1d(support, _columns(by_row, r))) - 1 for r in rows[others].tolist())
+        if growth > len(support):
+            continue
+        taken[rows] = True
+        gone.append(t)
+        dropped.append(u)
+        additions += [(int(rows[k]), u, -float(values[k] / values[bound[0]])) for k in others.tolist()]
+    step = sp.identity(A.shape[0], format="lil")
+    for r, u, weight in additions:
+        step[r, u] = weight
+    return step.tocsr()[np.delete(np.arange(A.shape[0]), dropped)], np.array(gone, dtype=np.int64)
+
+
+def _columns(support: sp.csr_matrix, row: int) -> IndexArray:
+    columns: IndexArray = support.indices[support.indptr[row] : support.indptr[row + 1]]
+    return columns

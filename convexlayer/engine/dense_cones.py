@@ -1,0 +1,338 @@
+"""Symmetric cones in torch, for the whole batch at once: Nesterov-Todd scaling, Jordan algebra, steps to the boundary.
+
+Rows are laid out in parts: the nonnegative rows, then the second-order blocks by size, each padded with zero rows up to
+the largest of its part. Zero rows of A, b, s and z stay zero in every operation here, so padding needs no masks.
+
+All vectors are columns (B, rows, 1); what scales a vector also scales a matrix (B, rows, columns).
+
+Source of the formulas: Vandenberghe, The CVXOPT linear and quadratic cone program solvers (2010), sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from convexlayer.program import Cones
+
+__all__ = ["ConeRows", "Scaling"]
+
+
+class AbstractScaling(ABC):
+    """The symmetric W of a part with W z = W^-1 s = lam."""
+
+    lam: Tensor
+
+    @abstractmethod
+    def multiply(self, v: Tensor) -> Tensor:
+        """W v."""
+
+    @abstractmethod
+    def divide(self, v: Tensor) -> Tensor:
+        """W^-1 v."""
+
+
+class AbstractPart(ABC):
+    """Blocks of one cone and one padded size.
+
+    Attributes:
+        degree: of the barrier; one a block.
+        rows: blocks times padded size.
+    """
+
+    degree: int
+    rows: int
+
+    @abstractmethod
+    def scaling(self, s: Tensor, z: Tensor) -> AbstractScaling:
+        """The scaling at s and z, both inside the cone."""
+
+    @abstractmethod
+    def least(self, u: Tensor) -> Tensor:
+        """The least eigenvalue of all blocks, (B, 1, 1)."""
+
+    @abstractmethod
+    def unit(self, like: Tensor) -> Tensor:
+        """The unit of the algebra, (1, rows, 1)."""
+
+    @abstractmethod
+    def product(self, u: Tensor, v: Tensor) -> Tensor:
+        """The Jordan product."""
+
+    @abstractmethod
+    def quotient(self, lam: Tensor, v: Tensor) -> Tensor:
+        """The u with product(lam, u) = v."""
+
+    @abstractmethod
+    def inverse_step(self, lam: Tensor, direction: Tensor) -> Tensor:
+        """1 / alpha of the largest alpha with lam + alpha direction in the cone, (B, 1, 1); not positive for any."""
+
+    @abstractmethod
+    def project(self, w: Tensor) -> Tensor:
+        """The projection onto the cone."""
+
+    @abstractmethod
+    def shared(self, size: Tensor) -> Tensor:
+        """The largest entry of each block, in all its rows: what may scale rows without changing the cone."""
+
+
+@final
+class _NonnegativeScaling(AbstractScaling):
+    def __init__(self, s: Tensor, z: Tensor) -> None:
+        self.lam = torch.sqrt(s * z)
+        self._w = torch.sqrt(s / z)
+
+    def multiply(self, v: Tensor) -> Tensor:
+        return self._w * v
+
+    def divide(self, v: Tensor) -> Tensor:
+        return v / self._w
+
+
+@final
+class _Nonnegative(AbstractPart):
+    def __init__(self, rows: int) -> None:
+        self.degree = self.rows = rows
+
+    def scaling(self, s: Tensor, z: Tensor) -> AbstractScaling:
+        return _NonnegativeScaling(s, z)
+
+    def least(self, u: Tensor) -> Tensor:
+        return u.amin(1, keepdim=True)
+
+    def unit(self, like: Tensor) -> Tensor:
+        return like.new_ones(1, self.rows, 1)
+
+    def product(self, u: Tensor, v: Tensor) -> Tensor:
+        return u * v
+
+    def quotient(self, lam: Tensor, v: Tensor) -> Tensor:
+        return v / lam
+
+    def inverse_step(self, lam: Tensor, direction: Tensor) -> Tensor:
+        return (-direction / lam).amax(1, keepdim=True)
+
+    def project(self, w: Tensor) -> Tensor:
+        return w.clamp(min=0.0)
+
+    def shared(self, size: Tensor) -> Tensor:
+        return size
+
+
+@final
+class _SecondOrderScaling(AbstractScaling):
+    """W = eta [w0 w1'; w1 I + w1 w1' / (1 + w0)], w0^2 - norm(w1)^2 = 1."""
+
+    def __init__(self, part: _SecondOrder, s: Tensor, z: Tensor) -> None:
+        self._part = part
+        s, z = part.split(s), part.split(z)
+        s_size, z_size = _determinant(s).sqrt(), _determinant(z).sqrt()
+        s_unit, z_unit = s / s_size, z / z_size
+        gamma = torch.sqrt(0.5 * (1.0 + (s_unit * z_unit).sum(2, keepdim=True)))
+        w = 0.5 * (s_unit + _reflected(z_unit)) / gamma
+        self._eta = torch.sqrt(s_size / z_size)
+        self._tail = w[:, :, 1:]
+        # from the tail, so that W is a hyperbolic rotation to rounding however close to the boundary s and z are
+        self._head = torch.sqrt(1.0 + (self._tail * self._tail).sum(2, keepdim=True))
+        self._row = self._tail.mT.contiguous()
+        self.lam = self.multiply(part.join(z))
+
+    def multiply(self, v: Tensor) -> Tensor:
+        return self._rotate(v, self._tail, self._row, self._eta)
+
+    def divide(self, v: Tensor) -> Tensor:
+        return self._rotate(v, -self._tail, -self._row, 1.0 / self._eta)
+
+    def _rotate(self, v: Tensor, tail: Tensor, row: Tensor, eta: Tensor) -> Tensor:
+        blocks = self._part.split(v)
+        first, rest = blocks[:, :, :1], blocks[:, :, 1:]
+        inner = row @ rest
+        top = self._head * first + inner
+        bottom = rest + tail * (first + inner / (1.0 + self._head))
+        return self._part.join(eta * torch.cat((top, bottom), 2))
+
+
+@final
+class _SecondOrder(AbstractPart):
+    def __init__(self, blocks: int, size: int) -> None:
+        self.degree = blocks
+        self._size = size
+        self.rows = blocks * size
+
+    def split(self, v: Tensor) -> Tensor:
+        """(B, rows, c) as (B, blocks, size, c)."""
+        return v.reshape(v.shape[0], self.degree, self._size, v.shape[2])
+
+    def join(self, v: Tensor) -> Tensor:
+        """And back."""
+        return v.reshape(v.shape[0], self.rows, v.shape[3])
+
+    def scaling(self, s: Tensor, z: Tensor) -> AbstractScaling:
+        return _SecondOrderScaling(self, s, z)
+
+    def least(self, u: Tensor) -> Tensor:
+        blocks = self.split(u)
+        return (blocks[:, :, :1] - _tail_norm(blocks)).amin((1, 2), keepdim=True).squeeze(3)
+
+    def unit(self, like: Tensor) -> Tensor:
+        unit = like.new_zeros(1, self.degree, self._size, 1)
+        unit[:, :, 0] = 1.0
+        return self.join(unit)
+
+    def product(self, u: Tensor, v: Tensor) -> Tensor:
+        u, v = self.split(u), self.split(v)
+        top = (u * v).sum(2, keepdim=True)
+        return self.join(torch.cat((top, u[:, :, :1] * v[:, :, 1:] + v[:, :, :1] * u[:, :, 1:]), 2))
+
+    def quotient(self, lam: Tensor, v: Tensor) -> Tensor:
+        lam, v = self.split(lam), self.split(v)
+        first, rest = lam[:, :, :1], lam[:, :, 1:]
+        top = (first * v[:, :, :1] - (rest * v[:, :, 1:]).sum(2, keepdim=True)) / _determinant(lam)
+        return self.join(torch.cat((top, (v[:, :, 1:] - top * rest) / first), 2))
+
+    def inverse_step(self, lam: Tensor, direction: Tensor) -> Tensor:
+        """Rotate so that lam becomes the unit; then it is the least eigenvalue of the direction that counts."""
+        lam, direction = self.split(lam), self.split(direction)
+        size = _determinant(lam).sqrt()
+        unit = lam / size
+        first, rest = unit[:, :, :1], unit[:, :, 1:]
+        top = first * direction[:, :, :1] - (rest * direction[:, :, 1:]).sum(2, keepdim=True)
+        bottom = direction[:, :, 1:] - rest * ((top + direction[:, :, :1]) / (1.0 + first))
+        norm = torch.linalg.vector_norm(bottom, dim=2, keepdim=True)
+        return ((norm - top) / size).amax((1, 2), keepdim=True).squeeze(3)
+
+    def project(self, w: Tensor) -> Tensor:
+        blocks = self.split(w)
+        head, norm = blocks[:, :, :1], _tail_norm(blocks)
+        top = (0.5 * (head + norm)).clamp(min=0.0)
+        curved = torch.cat((top, blocks[:, :, 1:] * (top / torch.where(norm > 0.0, norm, 1.0))), 2)
+        return self.join(torch.where(head >= norm, blocks, curved))
+
+    def shared(self, size: Tensor) -> Tensor:
+        blocks = self.split(size)
+        return self.join(blocks.amax(2, keepdim=True).expand_as(blocks))
+
+
+def _tail_norm(blocks: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(blocks[:, :, 1:], dim=2, keepdim=True)
+
+
+def _determinant(blocks: Tensor) -> Tensor:
+    """u0^2 - norm(u1)^2, as a product of its factors, which loses less."""
+    norm = _tail_norm(blocks)
+    return (blocks[:, :, :1] - norm) * (blocks[:, :, :1] + norm)
+
+
+def _reflected(blocks: Tensor) -> Tensor:
+    return torch.cat((blocks[:, :, :1], -blocks[:, :, 1:]), 2)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """The scalings of all parts; lam (B, rows, 1)."""
+
+    parts: tuple[AbstractScaling, ...]
+    sizes: tuple[int, ...]
+    lam: Tensor
+
+    def multiply(self, v: Tensor) -> Tensor:
+        """W v, (B, rows, c)."""
+        return _cat(v, [part.multiply(u) for part, u in zip(self.parts, v.split(self.sizes, 1), strict=True)])
+
+    def divide(self, v: Tensor) -> Tensor:
+        """W^-1 v, (B, rows, c)."""
+        return _cat(v, [part.divide(u) for part, u in zip(self.parts, v.split(self.sizes, 1), strict=True)])
+
+
+@final
+class ConeRows:
+    """The cone rows of a structure, all but those of the zero cone.
+
+    Attributes:
+        degree: of the product's barrier.
+        rows: in the padded layout.
+        position: where each row of the standard form (without those of the zero cone) stands in the layout.
+    """
+
+    def __init__(self, cones: Cones) -> None:
+        parts: list[AbstractPart] = []
+        place = list(range(cones.nonnegative))
+        if cones.nonnegative:
+            parts.append(_Nonnegative(cones.nonnegative))
+        start, first = cones.nonnegative, dict[int, int]()
+        for bucket in sorted({_bucket(size) for size in cones.second_order}):
+            sizes = [size for size in cones.second_order if _bucket(size) == bucket]
+            parts.append(_SecondOrder(len(sizes), max(sizes)))
+            first[bucket] = start
+            start += parts[-1].rows
+        width = {bucket: max(s for s in cones.second_order if _bucket(s) == bucket) for bucket in first}
+        for size in cones.second_order:
+            bucket = _bucket(size)
+            place += range(first[bucket], first[bucket] + size)
+            first[bucket] += width[bucket]
+        self._parts = tuple(parts)
+        self._sizes = tuple(part.rows for part in parts)
+        self.degree = sum(part.degree for part in parts)
+        self.rows = start
+        self.position = place
+
+    def scaling(self, s: Tensor, z: Tensor) -> Scaling:
+        """The Nesterov-Todd scaling at s and z inside the cone."""
+        parts = tuple(part.scaling(u, v) for part, u, v in self._each(s, z))
+        return Scaling(parts, self._sizes, _cat(s, [part.lam for part in parts]))
+
+    def least(self, u: Tensor) -> Tensor:
+        """The least eigenvalue, (B, 1, 1)."""
+        return _largest(u, [-part.least(v) for part, v in self._each(u)]).neg()
+
+    def unit(self, like: Tensor) -> Tensor:
+        """The unit, (1, rows, 1)."""
+        return _cat(like[:1, :0, :1], [part.unit(like) for part in self._parts])
+
+    def product(self, u: Tensor, v: Tensor) -> Tensor:
+        """The Jordan product of u and v."""
+        return _cat(u, [part.product(a, b) for part, a, b in self._each(u, v)])
+
+    def quotient(self, lam: Tensor, v: Tensor) -> Tensor:
+        """The u whose product with lam is v."""
+        return _cat(v, [part.quotient(a, b) for part, a, b in self._each(lam, v)])
+
+    def inverse_step(self, lam: Tensor, direction: Tensor) -> Tensor:
+        """1 / alpha of the largest step from lam that stays in the cone, (B, 1, 1); not positive where all do."""
+        return _largest(lam, [part.inverse_step(a, b) for part, a, b in self._each(lam, direction)])
+
+    def project(self, w: Tensor) -> Tensor:
+        """The projection onto the cone."""
+        return _cat(w, [part.project(u) for part, u in self._each(w)])
+
+    def shared(self, size: Tensor) -> Tensor:
+        """The largest entry of each block, in all of its rows."""
+        return _cat(size, [part.shared(u) for part, u in self._each(size)])
+
+    def _each(self, *vectors: Tensor) -> zip[tuple[AbstractPart, *tuple[Tensor, ...]]]:
+        return zip(self._parts, *(v.split(self._sizes, 1) for v in vectors), strict=True)
+
+
+def _bucket(size: int) -> int:
+    """Blocks whose sizes lie between two powers of two are padded to the largest of them."""
+    return max(size - 1, 1).bit_length()
+
+
+def _cat(like: Tensor, pieces: list[Tensor]) -> Tensor:
+    """The rows of all parts; those of `like`, of which there are none, where there is no part."""
+    if not pieces:
+        return like
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+
+
+def _largest(like: Tensor, pieces: list[Tensor]) -> Tensor:
+    """The largest of the parts' numbers (B, 1, 1); -inf without parts."""
+    largest = like.new_full((like.shape[0], 1, 1), -torch.inf)
+    for piece in pieces:
+        largest = torch.maximum(largest, piece)
+    return largest

@@ -1,0 +1,69 @@
+"""Logarithm and exponential on vectors of lanes, to a unit or two in the last place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from convexlayer.engine.simd import pow2, split, where
+
+__all__ = ["expm1", "log", "log1p"]
+
+# ln 2 = high + low, where high has trailing zeros, so that its products with exponents are exact.
+_LN2_HIGH = 6.93147180369123816490e-01
+_LN2_LOW = 1.90821492927058770002e-10
+_INVERSE_LN2 = 1.4426950408889634
+
+# Adding and subtracting 1.5 2^52 rounds to the nearest integer.
+_ROUNDING = 6755399441055744.0
+
+
+@njit(nogil=True, error_model="numpy")
+def _log_near_one(f: Any) -> Any:
+    """log(1 + f) - f for sqrt(1/2) <= 1 + f < sqrt 2.
+
+    With r = f / (2 + f): log(1 + f) = 2 atanh(r) = 2 r + 2 r^3 / 3 + 2 r^5 / 5 + ..., and 2 r = f - r f. The series is
+    cut where its terms fall below 1e-17 (r^2 <= 0.0295).
+    """
+    r = f / (2.0 + f)
+    z = r * r
+    tail = z * (2.0 / 21.0) + 2.0 / 19.0
+    for n in range(17, 1, -2):
+        tail = z * tail + 2.0 / n
+    half = 0.5 * f * f
+    return r * (half + z * tail) - half
+
+
+@njit(nogil=True, error_model="numpy")
+def log(x: Any) -> Any:
+    """Natural logarithm of normal numbers x > 0; any number elsewhere."""
+    mantissa, exponent = split(x)
+    f = mantissa - 1.0
+    return exponent * _LN2_HIGH + (f + (_log_near_one(f) + exponent * _LN2_LOW))
+
+
+@njit(nogil=True, error_model="numpy")
+def log1p(x: Any) -> Any:
+    """log(1 + x) for x >= 0, with full relative precision near 0; any number for negative x."""
+    total = 1.0 + x
+    mantissa, exponent = split(total)
+    small = exponent < 0.5
+    f = where(small, x, mantissa - 1.0)
+    lost = where(small, 0.0, (x - (total - 1.0)) / total)
+    return exponent * _LN2_HIGH + (f + (_log_near_one(f) + (lost + exponent * _LN2_LOW)))
+
+
+@njit(nogil=True, error_model="numpy")
+def expm1(x: Any) -> Any:
+    """exp(x) - 1 for 0 <= x <= 700, with full relative precision near 0; any number elsewhere.
+
+    With x = k ln 2 + r, abs(r) <= ln(2) / 2: 2^k (exp(r) - 1) + (2^k - 1), the inner one by Taylor's series.
+    """
+    exponent = (x * _INVERSE_LN2 + _ROUNDING) - _ROUNDING
+    r = (x - exponent * _LN2_HIGH) - exponent * _LN2_LOW
+    tail = r * (1.0 / 13.0) + 1.0
+    for n in range(12, 2, -1):
+        tail = tail * r * (1.0 / n) + 1.0
+    scale = pow2(exponent)
+    return scale * (r + 0.5 * r * r * tail) + (scale - 1.0)

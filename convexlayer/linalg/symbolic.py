@@ -1,0 +1,205 @@
+"""Symbolic LDL' of a symmetric pattern: fill-reducing order, elimination tree, pattern of L, supernodes. Once a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.linalg import splu
+
+from convexlayer.linalg.entry import entry
+from convexlayer.linalg.lanes import RUN, LanePlan
+from convexlayer.program import Array, IndexArray, Pattern
+
+__all__ = ["Symbolic", "minimum_degree"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Symbolic:
+    """The factorisation plan of a pattern.
+
+    Attributes:
+        plan: for the compiled loops.
+        place: where each entry of the pattern's upper triangle stands in the plan's values, (nnz,) int32.
+        fill: entries of L.
+        flops: multiply-adds of a numeric factorisation.
+    """
+
+    plan: LanePlan
+    place: IndexArray
+    fill: int
+    flops: int
+
+    @staticmethod
+    def of(pattern: Pattern, signs: Array) -> Symbolic:
+        """Analyse.
+
+        Args:
+            pattern: upper triangle, every diagonal entry stored, (N, N).
+            signs: expected signs of the pivots, (N,).
+        """
+        position = minimum_degree(pattern)
+        permutation = np.argsort(position)
+        rows, cols = position[pattern.rows], position[pattern.cols]
+        upper = _Upper(pattern.shape[0], np.minimum(rows, cols), np.maximum(rows, cols))
+        leads = _run_leads(*_factored(upper)[1:3])
+        upper = upper.linked(leads)
+        counts, factor_start, factor_row, *rows_of_L = _factored(upper)
+        chunk_column, chunk_length = np.unique(leads, return_counts=True)
+        plan = LanePlan(
+            upper.start, upper.row, factor_start, factor_row, *_runs_of_rows(*rows_of_L, leads),
+            chunk_column.astype(np.int32), chunk_length.astype(np.int32), signs[permutation],
+            permutation.astype(np.int32),
+        )  # fmt: skip
+        place = np.argsort(upper.order)[: pattern.nnz].astype(np.int32)
+        return Symbolic(plan, place, len(factor_row), int(np.sum(counts.astype(np.int64) ** 2)) // 2)
+
+
+@final
+class _Upper:
+    """The upper triangle of the permuted matrix, entries sorted by columns."""
+
+    def __init__(self, size: int, low: IndexArray, high: IndexArray) -> None:
+        self.size, self.low, self.high = size, low, high
+        self.order = np.lexsort((low, high))
+        self.start = np.searchsorted(high[self.order], np.arange(size + 1)).astype(np.int32)
+        self.row = low[self.order].astype(np.int32)
+
+    def linked(self, leads: IndexArray) -> _Upper:
+        """With every pair of columns of a run stored, zeros where there was nothing."""
+        lead = np.flatnonzero(np.bincount(leads, minlength=self.size) == RUN)
+        first, second = np.triu_indices(RUN, 1)
+        low, high = (np.add.outer(lead, offset).ravel() for offset in (first, second))
+        new = ~np.isin(high * self.size + low, self.high * self.size + self.low)
+        return _Upper(self.size, np.concatenate([self.low, low[new]]), np.concatenate([self.high, high[new]]))
+
+
+def minimum_degree(pattern: Pattern) -> IndexArray:
+    """Position of each index in a fill-reducing order (N,): SuperLU's multiple minimum degree, of A'+A.
+
+    SuperLU orders while it factorises, so it is given a matrix of the pattern that needs no pivoting.
+    """
+    size = pattern.shape[0]
+    off = pattern.rows != pattern.cols
+    upper = sp.coo_matrix((-np.ones(np.count_nonzero(off)), (pattern.rows[off], pattern.cols[off])), (size, size))
+    symmetric = (upper + upper.T).tocsc()
+    dominant = symmetric + sp.diags(1.0 - np.asarray(symmetric.sum(axis=0)).ravel())
+    factor = splu(
+        dominant.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+    )
+    return factor.perm_c.astype(np.int64)
+
+
+def _factored(upper: _Upper) -> tuple[IndexArray, ...]:
+    """Counts, column starts and rows of L's columns, then starts, columns and positions of its rows."""
+    parent, counts = _elimination_tree(upper.start, upper.row)
+    factor_start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return counts, factor_start, *_pattern_of_L(upper.start, upper.row, parent, factor_start)
+
+
+@entry
+def _elimination_tree(start: IndexArray, row: IndexArray) -> tuple[IndexArray, IndexArray]:
+    """Parents (-1 at roots) and number of entries below the diagonal of each column of L (Liu 1990)."""
+    size = len(start) - 1
+    parent = np.full(size, -1, np.int32)
+    counts = np.zeros(size, np.int32)
+    mark = np.full(size, -1, np.int32)
+    for k in range(size):
+        mark[k] = k
+        for p in range(start[k], start[k + 1]):
+            i = row[p]
+            while mark[i] != k:
+                if parent[i] == -1:
+                    parent[i] = k
+                counts[i] += 1
+                mark[i] = k
+                i = parent[i]
+    return parent, counts
+
+
+@entry
+def _pattern_of_L(
+    start: IndexArray, row: IndexArray, parent: IndexArray, factor_start: IndexArray
+) -> tuple[IndexArray, IndexArray, IndexArray, IndexArray]:
+    """Rows of L's entries by column, and for each row of L its columns, ascending, with the entries' positions."""
+    size = len(start) - 1
+    total = factor_start[size]
+    factor_row = np.empty(total, np.int32)
+    row_start = np.zeros(size + 1, np.int32)
+    row_column = np.empty(total, np.int32)
+    row_position = np.empty(total, np.int32)
+    following = factor_start[:-1].copy()
+    mark = np.full(size, -1, np.int32)
+    filled = 0
+    for k in range(size):
+        mark[k] = k
+        first = filled
+        for p in range(start[k], start[k + 1]):
+            i = row[p]
+            while mark[i] != k:
+                row_column[filled] = i
+                filled += 1
+                mark[i] = k
+                i = parent[i]
+        row_column[first:filled].sort()
+        for t in range(first, filled):
+            j = row_column[t]
+            row_position[t] = following[j]
+            factor_row[following[j]] = k
+            following[j] += 1
+        row_start[k + 1] = filled
+    return factor_row, row_start, row_column, row_position
+
+
+@entry
+def _run_leads(factor_start: IndexArray, factor_row: IndexArray) -> IndexArray:
+    """First column of the run that each column belongs to: RUN neighbours with the same rows below them, or itself."""
+    size = len(factor_start) - 1
+    leads = np.arange(size).astype(np.int32)
+    j = 0
+    while j + RUN <= size:
+        end = j + RUN
+        stop = factor_start[end]
+        same = True
+        for q in range(RUN):
+            below = stop - factor_start[end - 1]  # the last column has no row inside the run
+            same = same and factor_start[j + q + 1] - factor_start[j + q] >= below
+            for c in range(below if same else 0):
+                same = same and factor_row[factor_start[j + q + 1] - 1 - c] == factor_row[stop - 1 - c]
+            inside = factor_start[j + q + 1] - factor_start[j + q] - below
+            same = same and (inside == 0 or factor_row[factor_start[j + q + 1] - below - 1] < end)
+        if same:
+            leads[j:end] = j
+        j = end if same else j + 1
+    return leads
+
+
+@entry
+def _runs_of_rows(
+    row_start: IndexArray, row_column: IndexArray, row_position: IndexArray, leads: IndexArray
+) -> tuple[IndexArray, IndexArray, IndexArray, IndexArray]:
+    """The columns of each row of L grouped in runs: where a row's runs start, first column, length, last position.
+
+    A row inside a run sees only part of its columns, one by one.
+    """
+    size = len(row_start) - 1
+    run_start = np.zeros(size + 1, np.int32)
+    run_column = np.empty(len(row_column), np.int32)
+    run_length = np.empty(len(row_column), np.int32)
+    run_end = np.empty(len(row_column), np.int32)
+    filled = 0
+    for k in range(size):
+        t = row_start[k]
+        while t < row_start[k + 1]:
+            j = row_column[t]
+            whole = t + RUN <= row_start[k + 1] and leads[j] == j and leads[row_column[t + RUN - 1]] == j
+            length = RUN if whole and row_column[t + RUN - 1] == j + RUN - 1 else 1
+            run_column[filled], run_length[filled] = j, length
+            run_end[filled] = row_position[t + length - 1]
+            filled += 1
+            t += length
+        run_start[k + 1] = filled
+    return run_start, run_column[:filled].copy(), run_length[:filled].copy(), run_end[:filled].copy()

@@ -1,0 +1,68 @@
+"""The batched engine's dense form: torch, on the CPU or a GPU, the whole batch in lock step."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from threading import Lock
+from typing import TYPE_CHECKING, final
+
+from convexlayer.errors import SolverError
+from convexlayer.program import ConeProgram, Structure
+from convexlayer.solution import Solution
+from convexlayer.solvers.base import AbstractSolver
+from convexlayer.solvers.options import Options
+
+if TYPE_CHECKING:
+    from convexlayer.engine.dense import DenseEngine
+
+__all__ = ["DenseSolver"]
+
+
+@final
+class _State:
+    """An engine for each device that was asked for, made at the first use."""
+
+    def __init__(self, structure: Structure) -> None:
+        self._structure = structure
+        self._engines: dict[str, DenseEngine] = {}
+        self._lock = Lock()
+
+    def engine(self, device: str) -> DenseEngine:
+        """The engine on a device."""
+        from convexlayer.engine.dense import DenseEngine
+
+        with self._lock:
+            if device not in self._engines:
+                self._engines[device] = DenseEngine(self._structure, device)
+            return self._engines[device]
+
+
+@final
+class DenseSolver(AbstractSolver):
+    """Interior point for batches of small dense programs; ``solver_options={"dense": {"device": "cuda"}}`` for a GPU."""
+
+    name = "dense"
+    package = "torch"
+    cones = frozenset({"zero", "nonnegative", "second_order"})
+    quadratic = True
+
+    def installed(self) -> bool:
+        """Whether the package is there."""
+        return find_spec("torch") is not None
+
+    def init(self, structure: Structure) -> _State:
+        """Nothing yet: the device comes with the options of a solve."""
+        return _State(structure)
+
+    def solve(
+        self, state: _State, program: ConeProgram, options: Options, warm_start: Solution | None = None
+    ) -> Solution:
+        """Solve the batch; an interior-point method has no use for a warm start."""
+        device = options.raw(self.name, ("device",)).get("device", "cpu")
+        try:
+            engine = state.engine(str(device))
+        except (RuntimeError, AssertionError) as error:
+            raise SolverError(f"torch has no device {device!r} here: {error}") from error
+        return engine.solve(
+            program, tol=options.tol, max_iter=options.max_iter, time_limit_s=options.time_limit_s
+        )
