@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := convexlayer server clients/python tests examples
+BENCH_STAMP := $(VENV)/.installed-bench
+SOURCES := convexlayer server clients/python tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint typecheck test demo serve build check-wheels clean
+.PHONY: help venv format lint typecheck test demo bench serve build check-wheels clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,6 +20,7 @@ $(STAMP): pyproject.toml clients/python/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		--editable '.[all]' --editable './clients/python[torch,cvxpy]'
+	$(BIN)/convexlayer compile
 	touch $@
 
 format: $(STAMP)  ## Rewrite the sources in the house style
@@ -38,6 +40,15 @@ test: $(STAMP)  ## Run the tests
 demo: $(STAMP)  ## Fit lasso weights through the layer, then through a server (examples/output)
 	$(BIN)/python examples/fit_lasso_weights.py
 
+bench: $(BENCH_STAMP)  ## Measure against the peers: times, accuracy, memory, scaling (benchmarks/output)
+	$(BIN)/python -m benchmarks
+
+# qpth asks for a NumPy below 2 and libdqp for commercial solvers; both run with what is here.
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps qpth libdqp
+	touch $@
+
 serve: $(STAMP)  ## Serve on http://127.0.0.1:8000
 	$(BIN)/convexlayer serve
 
@@ -50,5 +61,5 @@ check-wheels: build  ## Install both wheels in a clean environment and use them
 	PYTHON='$(PYTHON)' bash .ci/check-wheels dist
 
 clean:  ## Remove what the tools leave, the environment included
-	rm -rf .venv build dist examples/output .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist examples/output benchmarks/output .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -77,7 +77,8 @@ class ConeMap:
         batch = theta[0].shape[0]
         flat = [t.movedim(tuple(range(1, t.ndim)), tuple(range(t.ndim - 1, 0, -1))).reshape(batch, -1) for t in theta]
         features = torch.cat([*flat, torch.ones(batch, 1, dtype=torch.float64)], dim=1)
-        values: torch.Tensor = _SparseMap.apply(features, self._map, self._transpose)
+        apply: Any = _SparseMap.apply  # which torch leaves untyped
+        values: torch.Tensor = apply(features, self._map, self._transpose)
         P, q, A, b = values.split(self._splits, dim=1)
         return ConeData(P.contiguous(), q.contiguous(), A.contiguous(), b.contiguous())
 

@@ -83,14 +83,12 @@ def _any(problem: Problem) -> None:
     return None
 
 
+CVXPYLAYERS, MOREAU = ("cvxpylayers.torch", "diffcp"), ("moreau", "moreau.torch")
+SCS = {"eps_abs": ACCURACY, "eps_rel": ACCURACY, "max_iters": 100_000}
+
 CONIC_PEERS = (
-    Contestant(
-        "cvxpylayers",
-        ("cvxpylayers.torch", "diffcp"),
-        _any,
-        _cvxpylayers({"eps_abs": ACCURACY, "eps_rel": ACCURACY, "max_iters": 100_000}),
-    ),
-    Contestant("cvxpylayers-clarabel", ("cvxpylayers.torch", "diffcp"), _any, _cvxpylayers({"solve_method": "Clarabel"})),
-    Contestant("moreau-ipm", ("moreau", "moreau.torch"), _any, _moreau("ipm")),
-    Contestant("moreau-auto", ("moreau", "moreau.torch"), _any, _moreau("auto")),
+    Contestant("cvxpylayers", CVXPYLAYERS, _any, _cvxpylayers(SCS)),
+    Contestant("cvxpylayers-clarabel", CVXPYLAYERS, _any, _cvxpylayers({"solve_method": "Clarabel"})),
+    Contestant("moreau-ipm", MOREAU, _any, _moreau("ipm")),
+    Contestant("moreau-auto", MOREAU, _any, _moreau("auto")),
 )

@@ -20,17 +20,22 @@ def factor_portfolio(assets: int = 2000, factors: int = 20) -> Problem:
     mu, F = cp.Parameter(assets), cp.Parameter((factors, assets))
     own = np.random.default_rng(0).uniform(0.5, 1.5, assets)
     risk = cp.sum_squares(f) + cp.sum_squares(cp.multiply(own, w))
-    problem = cp.Problem(cp.Maximize(mu @ w - 10 * risk), [f == F @ w, cp.sum(w) == 1, w >= 0])
+    problem = cp.Problem(cp.Maximize(mu @ w - risk), [f == F @ w, cp.sum(w) == 1, w >= 0])
 
     def draw(rng: np.random.Generator) -> list[Any]:
-        return [0.1 * rng.standard_normal(assets), rng.standard_normal((factors, assets)) / np.sqrt(factors)]
+        return [rng.standard_normal(assets), rng.standard_normal((factors, assets)) / np.sqrt(factors)]
 
     return Problem(f"factor_portfolio_{assets}", problem, [mu, F], [w], draw)
 
 
 def lasso(samples: int = 300, features: int = 600) -> Problem:
     """Least squares with a penalty on the sum of absolute values; the data are parameters."""
-    x, A, b, weight = cp.Variable(features), cp.Parameter((samples, features)), cp.Parameter(samples), cp.Parameter(nonneg=True)
+    x, A, b, weight = (
+        cp.Variable(features),
+        cp.Parameter((samples, features)),
+        cp.Parameter(samples),
+        cp.Parameter(nonneg=True),
+    )
     problem = cp.Problem(cp.Minimize(cp.sum_squares(A @ x - b) + weight * cp.norm1(x)))
 
     def draw(rng: np.random.Generator) -> list[Any]:

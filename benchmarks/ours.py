@@ -44,7 +44,8 @@ class _Nothing(torch.autograd.Function):
 def _build_nothing(setting: Setting) -> Call:
     def call(theta: Tensors) -> Tensors:
         outputs = tuple(torch.zeros(setting.batch, *v.shape, dtype=torch.float64) for v in setting.problem.variables)
-        returned: Tensors = _Nothing.apply(outputs, *theta)
+        apply: Any = _Nothing.apply  # which torch leaves untyped
+        returned: Tensors = apply(outputs, *theta)
         return returned
 
     return call

@@ -43,9 +43,9 @@ class QP:
         def wide(t: torch.Tensor, axes: int) -> torch.Tensor:
             return t if t.ndim > axes else t.expand(batch, *t.shape)
 
-        return QP(
-            *(wide(t, axes) for t, axes in zip((self.P, self.q, self.G, self.h, self.A, self.b), (2, 1) * 3, strict=True))
-        )
+        P, G, A = (wide(matrix, 2) for matrix in (self.P, self.G, self.A))
+        q, h, b = (wide(vector, 1) for vector in (self.q, self.h, self.b))
+        return QP(P, q, G, h, A, b)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +89,8 @@ class Problem:
         """A batch of parameters, leaves that require gradients: each (batch, *shape)."""
         rng = np.random.default_rng(seed)
         rows = [self.draw(rng) for _ in range(batch)]
-        stacked = (np.stack([np.asarray(value, dtype=np.float64) for value in column]) for column in zip(*rows, strict=True))
-        return tuple(torch.from_numpy(value).requires_grad_() for value in stacked)
+        columns = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+        return tuple(torch.from_numpy(column).requires_grad_() for column in columns)
 
     def cotangents(self, batch: int) -> Tensors:
         """Fixed weights of the outputs, each (batch, *shape): the loss is their inner product with the outputs."""

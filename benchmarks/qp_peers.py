@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.conic_peers import moreau_settings
 from benchmarks.contestant import ACCURACY, Call, Contestant, Setting
-from benchmarks.problem import QPForm, Problem, Tensors
+from benchmarks.problem import Problem, QPForm, Tensors
 
 __all__ = ["QP_PEERS"]
 
@@ -96,8 +96,10 @@ def _libdqp(setting: Setting) -> Call:
 
     def call(theta: Tensors) -> Tensors:
         qp = form.data(*theta).expanded()
-        equal = (qp.A, qp.b) if qp.A.shape[1] else ()
-        return form.outputs(layer(qp.P, qp.q, qp.G, qp.h, *equal)[0])
+        arguments = (qp.P, qp.q, qp.G, qp.h) + ((qp.A, qp.b) if qp.A.shape[1] else ())
+        if setting.batch == 1:  # it takes and returns a single element without a batch axis in places
+            return form.outputs(layer(*(t[0] for t in arguments))[0].reshape(1, -1))
+        return form.outputs(layer(*arguments)[0])
 
     return call
 

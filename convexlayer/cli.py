@@ -1,4 +1,4 @@
-"""The command line: ``convexlayer serve`` and ``convexlayer solvers``."""
+"""The command line: ``convexlayer serve``, ``convexlayer solvers`` and ``convexlayer compile``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import socket
 import sys
+import time
 from collections.abc import Sequence
 
 __all__ = ["main"]
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     solvers = commands.add_parser("solvers", help="list the solvers, what they support, and whether they are installed")
     solvers.set_defaults(run=_solvers)
+
+    kernels = commands.add_parser("compile", help="compile the kernels now, so that the next process has them")
+    kernels.set_defaults(run=_compile)
 
     options = parser.parse_args(arguments)
     status: int = options.run(options)
@@ -80,6 +84,18 @@ def _solvers(options: argparse.Namespace) -> int:
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         sys.stdout.write(line.rstrip() + "\n")
+    return 0
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from convexlayer import compiled
+
+    started = time.monotonic()
+    compiled.prepare(wait=True)
+    places = [compiled.folder(part) for part in compiled.PARTS]
+    if None in places:
+        return _refuse("the kernels compile, but nowhere can they be kept: set NUMBA_CACHE_DIR to a folder of yours")
+    sys.stdout.write(f"ready after {time.monotonic() - started:.1f} s, in {', '.join(map(str, places))}\n")
     return 0
 
 

@@ -1,10 +1,10 @@
 """Machine code that is there before anybody needs it.
 
-The kernels (numba) of ``linalg`` and ``engine`` take minutes to compile and are kept on disk. A process either uses them
-from its first call or never, so that answers do not change in mid-training: ``ready`` is decided once. Where machine
-code of the present sources is missing, a process of low priority makes it for later ones, and the portable path answers
-meanwhile. The environment variable CONVEXLAYER_COMPILE says otherwise: ``wait`` compiles at once, ``never`` does
-without.
+The kernels (numba) of ``linalg`` and ``engine`` take minutes to compile and are kept on disk. A process either uses
+them from its first call or never, so that answers do not change in mid-training: ``ready`` is decided once. Where
+machine code of the present sources is missing, a process of low priority makes it for later ones, and the portable path
+answers meanwhile. The environment variable CONVEXLAYER_COMPILE says otherwise: ``wait`` compiles at once, ``never``
+does without.
 
 Machine code of a part lies in a folder of its own, named by a hash of what it was made from: all sources of the part
 and of those that it builds on, the versions of numba and llvmlite, and the processor. A file ``complete`` in it says
@@ -35,7 +35,7 @@ __all__ = ["PARTS", "compile_at_leisure", "folder", "prepare", "ready"]
 
 PACKAGE = Path(__file__).parent
 
-PARTS = {"linalg": "convexlayer.linalg.kernels"}
+PARTS = {"linalg": "convexlayer.linalg.laned"}
 """Folders with kernels, each building on those before it, and the modules whose ``warm_up`` compiles all of them."""
 
 COMPLETE = "complete"
@@ -238,7 +238,7 @@ def _name(part: str) -> str:
 
 @cache
 def _prefix(part: str) -> str:
-    """What a part's folders of all states of its sources have in common: made here, by this Python, for this machine."""
+    """How the folders of a part begin, whatever its sources: made here, by this Python, for this machine."""
     facts = [str(PACKAGE), sys.version, platform.machine(), _processor(), version("numba"), version("llvmlite")]
     facts += [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_OPT")]
     return f"convexlayer-{part}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}-"

@@ -1,4 +1,4 @@
-"""The thread pool for solvers that release the GIL: one a process, made at the first use."""
+"""The thread pool for work that releases the GIL: one a process, made at the first use."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TypeVar
 
-__all__ = ["map_ranges"]
+__all__ = ["WORKERS", "map_ranges", "share"]
 
 Result = TypeVar("Result")
 
@@ -17,6 +17,9 @@ WORKERS = os.cpu_count() or 1
 
 RANGES_A_WORKER = 4
 """Long ranges save Python's time, short ones even out the work."""
+
+WORTH_A_THREAD_S = 5e-5
+"""Work below this is done sooner than another thread has begun."""
 
 
 @cache
@@ -35,3 +38,25 @@ def map_ranges(function: Callable[[range], list[Result]], count: int) -> list[Re
     if len(parts) == 1:
         return function(parts[0])
     return list(chain.from_iterable(_pool(os.getpid()).map(function, parts)))
+
+
+def share(function: Callable[[int, int], None], count: int, *, seconds: float) -> None:
+    """Call ``function(first, last)`` on equal parts of range(count), one of them in this thread.
+
+    A part that no thread of the pool has begun when this one is done with its own is done here too, so this may be
+    called from the pool's threads.
+
+    Args:
+        function: does the part from first to last - 1; what it raises is raised here.
+        count: how much there is to do.
+        seconds: how long one of them takes, roughly; there are no more parts than are worth a thread.
+    """
+    parts = max(1, min(WORKERS, count, int(count * seconds / WORTH_A_THREAD_S)))
+    mine, *others = pairwise(count * part // parts for part in range(parts + 1))
+    futures = [_pool(os.getpid()).submit(function, *other) for other in others]
+    function(*mine)
+    for future, other in zip(futures, others, strict=True):
+        if future.cancel():
+            function(*other)
+        else:
+            future.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import random
 import socket
 from typing import Any
@@ -12,9 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+from convexlayer import compiled
+
 # No deadline, for tests never judge wall time; the same examples in every run, and nothing kept between runs.
 hypothesis.settings.register_profile("convexlayer", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("convexlayer")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_kernels() -> None:
+    """The tests use compiled kernels from the first on; CONVEXLAYER_COMPILE=never runs them without."""
+    if os.environ.get(compiled.SETTING) != "never":
+        compiled.prepare(wait=True)
 
 
 @pytest.fixture(autouse=True)

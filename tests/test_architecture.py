@@ -19,10 +19,12 @@ PACKAGES = {
 }
 
 # Each part of the library, and the parts it may import (its own modules always).
-BASE = {"errors", "program"}
+BASE = {"errors", "program", "compiled", "pool"}
 CORE = {*BASE, "cones", "solution"}
 ALLOWED_PARTS = {
     "errors": set(),
+    "compiled": {"errors"},
+    "pool": {"errors"},
     "program": {"errors"},
     "cones": BASE,
     "solution": {*BASE, "cones"},
@@ -50,6 +52,8 @@ MAY_IMPORT_CVXPY_INTERNALS = (  # one concern in three files: asking CVXPY, read
     "convexlayer/canon/detached.py",
 )
 CVXPY_INTERNALS = {"cvxcore", "interface", "lin_ops", "reductions", "settings", "utilities"}
+
+MAY_IMPORT_NUMBA = ("convexlayer/engine/", "convexlayer/linalg/")  # and import them where kernels are ready alone
 
 # Packages that solve or differentiate: each is imported in its own adapter alone, solvers/osqp_.py for osqp.
 ADAPTED_PACKAGES = {
@@ -173,6 +177,12 @@ def cvxpy_internals_stay_in_the_frontend(module: Module) -> Iterator[str]:
                 yield f"line {node.lineno}: cvxpy.{attribute} is internal to CVXPY"
 
 
+def kernels_stay_in_linalg_and_engine(module: Module) -> Iterator[str]:
+    for found in module.imports:
+        if found.package in {"numba", "llvmlite"} and not module.path.startswith(MAY_IMPORT_NUMBA):
+            yield f"line {found.line}: {found.name} belongs to {', '.join(MAY_IMPORT_NUMBA)}"
+
+
 def adapted_packages_stay_in_their_adapters(module: Module) -> Iterator[str]:
     for found in module.imports:
         if found.package in ADAPTED_PACKAGES and Path(module.path).name != f"{found.package}_.py":
@@ -225,6 +235,7 @@ RULES: list[Callable[[Module], Iterator[str]]] = [
     torch_stays_in_layers_and_the_dense_backend,
     cvxpy_stays_in_canon,
     cvxpy_internals_stay_in_the_frontend,
+    kernels_stay_in_linalg_and_engine,
     adapted_packages_stay_in_their_adapters,
     init_files_hold_imports_only,
     modules_are_documented,
@@ -255,6 +266,7 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (cvxpy_stays_in_canon, "convexlayer/diff/a.py", "import cvxpy as cp"),
         (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "from cvxpy import reductions"),
         (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "import cvxpy as cp\ncp.settings.OPTIMAL"),
+        (kernels_stay_in_linalg_and_engine, "convexlayer/compiled.py", "def f():\n    import numba"),
         (adapted_packages_stay_in_their_adapters, "convexlayer/solvers/a.py", "importlib.import_module('osqp')"),
         (init_files_hold_imports_only, "convexlayer/canon/__init__.py", '"""Text."""\nlimit = 3'),
         (modules_are_documented, "convexlayer/a.py", "import numpy"),

@@ -1,7 +1,8 @@
 """CVXPY problems as parametric cone programs."""
 
 from convexlayer.canon.canonicalize import canonicalize
-from convexlayer.canon.parametric import ParameterSpec, ParametricProgram
+from convexlayer.canon.parametric import ParameterSpec, ParametricProgram, PresolveRecord
+from convexlayer.canon.presolve import presolved
 from convexlayer.canon.recovery import OutputSpec
 
-__all__ = ["OutputSpec", "ParameterSpec", "ParametricProgram", "canonicalize"]
+__all__ = ["OutputSpec", "ParameterSpec", "ParametricProgram", "PresolveRecord", "canonicalize", "presolved"]

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from convexlayer.program import Array, IndexArray
 
-__all__ = ["AffineMap", "Features"]
+__all__ = ["AffineMap", "AffineProduct", "Features"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,3 +111,31 @@ class AffineMap:
         """Feature cotangents (batch, features) of cotangents (batch, rows)."""
         pulled: Array = (self._adjoint @ cotangent[:, self.varying].T).T
         return pulled
+
+
+@dataclass(frozen=True, eq=False)
+class AffineProduct:
+    """The inner product of two affine vectors: left(features)'right(features).
+
+    Attributes:
+        left: features -> (terms,).
+        right: features -> (terms,).
+    """
+
+    left: AffineMap
+    right: AffineMap
+
+    def apply(self, features: Array) -> Array:
+        """Values (batch,) at features (batch, features)."""
+        return np.sum(self.left.apply(features) * self.right.apply(features), axis=1)
+
+    def push(self, features: Array, tangent: Array) -> Array:
+        """Tangents (batch,) of feature tangents (batch, features)."""
+        left, right = self.left, self.right
+        moved = left.push(tangent) * right.apply(features) + left.apply(features) * right.push(tangent)
+        return np.sum(moved, axis=1)
+
+    def pull(self, features: Array, cotangent: Array) -> Array:
+        """Feature cotangents (batch, features) of cotangents (batch,)."""
+        left, right, weight = self.left, self.right, cotangent[:, None]
+        return left.pull(weight * right.apply(features)) + right.pull(weight * left.apply(features))

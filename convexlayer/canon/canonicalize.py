@@ -9,6 +9,7 @@ import cvxpy as cp
 from convexlayer.canon.detached import detached
 from convexlayer.canon.frontend import canonical_form
 from convexlayer.canon.parametric import ParametricProgram
+from convexlayer.canon.presolve import presolved
 from convexlayer.canon.self_check import check_instances
 from convexlayer.canon.translate import parametric_program
 from convexlayer.errors import ProblemError
@@ -22,6 +23,7 @@ def canonicalize(
     variables: Sequence[cp.Variable],
     *,
     gp: bool = False,
+    presolve: bool = True,
     self_check: bool = True,
 ) -> ParametricProgram:
     """Compile a CVXPY problem to a parametric cone program.
@@ -33,6 +35,7 @@ def canonicalize(
         variables: what to return: variables of the problem, and dual variables of its constraints
             (``constraint.dual_variables[i]``).
         gp: the problem is a geometric program.
+        presolve: reduce the program (see ``presolve.py``); outputs and gradients are the same.
         self_check: compare the compiled program with CVXPY's own at two random parameter values.
 
     Raises:
@@ -45,7 +48,7 @@ def canonicalize(
     program = parametric_program(form, parameters, variables)
     if self_check:
         check_instances(problem, form, parameters, program)
-    return program
+    return presolved(program) if presolve else program
 
 
 def _check_arguments(problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]) -> None:

@@ -62,9 +62,7 @@ def pivots(P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix,
 class _Elimination:
     """Sparsity patterns during the elimination, and values of the rows that may be pivots; read when first needed."""
 
-    def __init__(
-        self, P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones
-    ) -> None:
+    def __init__(self, P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones) -> None:
         self.chosen: list[tuple[int, int]] = []
         n, m = A.shape[1], A.shape[0]
         self._zero, self._left = cones.zero, n
@@ -78,10 +76,13 @@ class _Elimination:
         varying_rows[A.rows] = True
         candidates = np.flatnonzero(~varying_rows[: cones.zero] & (lengths[: cones.zero] > 0))
         self._candidates = dict.fromkeys(candidates[np.argsort(lengths[candidates], kind="stable")].tolist())
-        self._varying = np.zeros(n, dtype=bool)
-        self._varying[A.cols] = self._varying[P.cols] = True
-        self._features_of_b = np.diff(b[:, :-1].tocsr().indptr)
-        self._features_of_q = np.diff(q[:, :-1].tocsr().indptr)
+        self._count = (np.diff(self._sets["col"].indptr) + np.diff(self._sets["P"].indptr)).tolist()
+        self._cliques: set[frozenset[int]] = set()
+        varying = np.zeros(n, dtype=bool)
+        varying[A.cols] = varying[P.cols] = True
+        self._varying: list[bool] = varying.tolist()
+        self._features_of_b: list[int] = np.diff(b[:, :-1].tocsr().indptr).tolist()
+        self._features_of_q: list[int] = np.diff(q[:, :-1].tocsr().indptr).tolist()
 
     def singly(self) -> bool:
         """Eliminate row by row while it pays; whether anything was."""
@@ -139,20 +140,18 @@ class _Elimination:
     def _admissible(self, i: int) -> list[int]:
         """Columns that row i can be solved for, the emptiest ones."""
         value = self._value(i)
-        if not value:
-            return []
-        largest, spread = max(map(abs, value.values())), len(value) - 1
-        large = [j for j, v in value.items() if abs(v) >= STABLE_ALONE * largest]
-        return sorted(
-            (
-                j
-                for j in large
-                if (abs(value[j]) >= STABLE * largest or len(self._col(j)) == 1)
-                and not (self._varying[j] and (self._features_of_b[i] or spread > SPREAD))
-                and (spread <= SPREAD or self._features_of_b[i] + self._features_of_q[j] <= FEATURES)
-            ),
-            key=lambda j: (len(self._col(j)) + len(self._neighbours(j)), j),
-        )[:TRIED]
+        largest, spread = max(map(abs, value.values()), default=0.0), len(value) - 1
+        found: list[int] = []
+        for j in sorted(value, key=self._count.__getitem__):
+            size = abs(value[j])
+            stable = size >= STABLE * largest or (size >= STABLE_ALONE * largest and len(self._col(j)) == 1)
+            meets = self._varying[j] and (self._features_of_b[i] or spread > SPREAD)
+            copies = spread > SPREAD and self._features_of_b[i] + self._features_of_q[j] > FEATURES
+            if stable and not (meets or copies):
+                found.append(j)
+                if len(found) == TRIED:
+                    break
+        return found
 
     def _alone(self, i: int) -> Iterable[int]:
         """The first column of row i that has no other row."""
@@ -165,13 +164,14 @@ class _Elimination:
         """
         columns = {j for _, j in group}
         supports = {frozenset(self._row(i) - columns) for i, _ in group}
-        fill = 0
-        removed = 2 * len(group)
+        fill, removed = 0, 2 * len(group)
         for i, j in group:
-            others = self._col(j) - {i}
-            removed += len(self._row(i)) + len(others)
+            row, others = self._row(i), self._col(j) - {i}
+            removed += len(row) + len(others)
+            if len(row) - 1 > self._longest and any(r >= self._zero for r in others):
+                return 1
             for r in others:
-                new = len(self._row(i) - self._row(r))
+                new = len(row - self._row(r))
                 fill += new
                 if r >= self._zero and len(self._row(r)) - 1 + new > self._longest:
                     return 1
@@ -216,23 +216,23 @@ class _Elimination:
                 self._subtract(r, i, value, j)
             if r < self._zero:
                 self._features_of_b[r] += self._features_of_b[i]
-        neighbours = self._neighbours(j)
-        inside, outside = j in neighbours, neighbours - {j}
+        neighbours, clique = self._neighbours(j), frozenset(support)
+        outside, linked = neighbours - {j}, support & neighbours
         for k in outside:
             self._neighbours(k).discard(j)
-        linked = support & outside
-        for k in support:
-            if outside:
-                self._neighbours(k).update(outside)
-            if inside or k in linked:
-                self._neighbours(k).update(support)
-            self._col(k).discard(i)
-            self._features_of_q[k] += self._features_of_q[j] + (self._features_of_b[i] if neighbours else 0)
-        for k in outside:
             self._neighbours(k).update(support)
             self._features_of_q[k] += self._features_of_b[i]
-        if self._varying[j]:
-            self._varying[list(support)] = True
+        if j in neighbours and clique not in self._cliques:
+            self._cliques.add(clique)
+            linked = support
+        for k in linked:
+            self._neighbours(k).update(support)
+        for k in support:
+            self._neighbours(k).update(outside)
+            self._col(k).discard(i)
+            self._features_of_q[k] += self._features_of_q[j] + (self._features_of_b[i] if neighbours else 0)
+            self._count[k] = len(self._col(k)) + len(self._neighbours(k))
+            self._varying[k] |= self._varying[j]
         del self._candidates[i], self._values[i]
         self._left -= 1
         self.chosen.append((i, j))

@@ -11,13 +11,13 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
-from convexlayer.canon.affine_map import AffineMap, Features
+from convexlayer.canon.affine_map import AffineMap, AffineProduct, Features
 from convexlayer.canon.document import Reader, write_matrix, write_pattern
 from convexlayer.canon.recovery import OutputSpec, Recovery
 from convexlayer.errors import ProblemError
 from convexlayer.program import Array, ConeProgram, Structure
 
-__all__ = ["ATTRIBUTES", "Objective", "ParameterSpec", "ParametricProgram"]
+__all__ = ["ATTRIBUTES", "Objective", "ParameterSpec", "ParametricProgram", "PresolveRecord"]
 
 ATTRIBUTES = ("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag")
 """The attributes of a CVXPY parameter that are honoured, beside ``sparse``."""
@@ -69,6 +69,23 @@ class Objective:
 
 
 @dataclass(frozen=True, eq=False)
+class PresolveRecord:
+    """What presolve did.
+
+    Attributes:
+        source: the program before; sizes are those of its structure.
+        solved_for: variables eliminated, with as many equality rows.
+        bound_variables: epigraph variables between two bounds that became one.
+        needless_rows: rows dropped because they say nothing, or twice.
+    """
+
+    source: ParametricProgram
+    solved_for: int
+    bound_variables: int
+    needless_rows: int
+
+
+@dataclass(frozen=True, eq=False)
 class ParametricProgram:
     """A family of cone programs, affine in features of its parameters.
 
@@ -79,6 +96,8 @@ class ParametricProgram:
         data: feature vector -> values of (P, q, r, A, b), stacked in this order.
         recovery: (x, y) -> outputs.
         objective: the program's objective value -> the problem's.
+        products: the part of r that is a product of two affine vectors, after presolve.
+        presolve: what presolve did; None where it was not asked or gained nothing.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -87,6 +106,8 @@ class ParametricProgram:
     data: AffineMap
     recovery: Recovery
     objective: Objective
+    products: AffineProduct | None = None
+    presolve: PresolveRecord | None = None
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
@@ -94,29 +115,38 @@ class ParametricProgram:
         return self.recovery.outputs
 
     @cached_property
-    def _splits(self) -> list[int]:
+    def parts(self) -> tuple[slice, slice, slice, slice, slice]:
+        """Where P, q, r, A and b stand among the rows of ``data``."""
         shape = self.structure
-        return np.cumsum([shape.P.nnz, shape.n, 1, shape.A.nnz]).tolist()
+        P, q, r, A, b = np.cumsum([shape.P.nnz, shape.n, 1, shape.A.nnz, shape.m]).tolist()
+        return slice(0, P), slice(P, q), slice(q, r), slice(r, A), slice(A, b)
 
     def instantiate(self, features: Array) -> ConeProgram:
         """The programs of feature vectors (B, features.size)."""
-        return self._program(self.data.apply(features))
+        program = self._program(self.data.apply(features))
+        return program if self.products is None else replace(program, r=program.r + self.products.apply(features))
 
-    def push(self, tangent: Array) -> ConeProgram:
+    def push(self, features: Array, tangent: Array) -> ConeProgram:
         """Program tangent of a tangent (B, features.size) of the feature vectors."""
-        return self._program(self.data.push(tangent))
+        program = self._program(self.data.push(tangent))
+        if self.products is None:
+            return program
+        return replace(program, r=program.r + self.products.push(features, tangent))
 
-    def pullback(self, cotangent: ConeProgram) -> Array:
+    def pullback(self, features: Array, cotangent: ConeProgram) -> Array:
         """Cotangent (B, features.size) of the feature vectors, of a program cotangent."""
         parts = [cotangent.P, cotangent.q, cotangent.r[:, None], cotangent.A, cotangent.b]
-        return self.data.pull(np.concatenate(parts, axis=1))
+        pulled = self.data.pull(np.concatenate(parts, axis=1))
+        return pulled if self.products is None else pulled + self.products.pull(features, cotangent.r)
 
     def split(self, flat: Sequence[Array]) -> tuple[Array, ...]:
         """Per-parameter arrays (B, entries) with their shapes (B, *shape)."""
         return tuple(part.reshape(len(part), *spec.shape) for spec, part in zip(self.parameters, flat, strict=True))
 
     def to_document(self) -> dict[str, Any]:
-        """The program as plain JSON values, in the format of ``canon/document.py``."""
+        """The program before presolve as plain JSON values, in the format of ``canon/document.py``."""
+        if self.presolve is not None:
+            return self.presolve.source.to_document()
         return {
             "version": VERSION,
             "n": self.structure.n,
@@ -141,7 +171,7 @@ class ParametricProgram:
 
     @staticmethod
     def from_document(document: Any) -> ParametricProgram:
-        """The program that a document describes.
+        """The program that a document describes, without presolve.
 
         Raises:
             ProblemError: a field is missing, unknown, or not what it must be; the message gives its path.
@@ -189,7 +219,7 @@ class ParametricProgram:
         return program
 
     def _program(self, values: Array) -> ConeProgram:
-        P, q, r, A, b = np.split(values, self._splits, axis=1)
+        P, q, r, A, b = (values[:, part] for part in self.parts)
         return ConeProgram(self.structure, P, q, r[:, 0], A, b)
 
 

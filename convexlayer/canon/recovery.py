@@ -10,9 +10,10 @@ from itertools import pairwise
 import numpy as np
 import scipy.sparse as sp
 
+from convexlayer.canon.affine_map import AffineMap
 from convexlayer.program import Array, IndexArray
 
-__all__ = ["OutputSpec", "Recovery"]
+__all__ = ["DirectTerm", "OutputSpec", "Recovery"]
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,73 @@ class OutputSpec:
 
 
 @dataclass(frozen=True, eq=False)
+class DirectTerm:
+    """What outputs depend on beside the solution: affine(f) + weight @ ((factor @ f) * (point @ (x, y))).
+
+    Variables that presolve solved for have offsets that depend on the features f, and the duals of the rows that
+    defined them follow from stationarity, where P and A, which depend on features, meet x and y. A gradient without
+    these terms is wrong by any amount.
+
+    Attributes:
+        affine: features -> (entries of all outputs,).
+        weight: (entries, products), sparse.
+        factor: (products, features), sparse.
+        point: (products, n + m), sparse.
+    """
+
+    affine: AffineMap
+    weight: sp.csr_matrix
+    factor: sp.csr_matrix
+    point: sp.csr_matrix
+
+    @cached_property
+    def _adjoints(self) -> tuple[sp.csr_matrix, sp.csr_matrix, sp.csr_matrix]:
+        return self.weight.T.tocsr(), self.factor.T.tocsr(), self.point.T.tocsr()
+
+    def apply(self, features: Array, point: Array) -> Array:
+        """Values (B, entries) at features (B, features) and points (B, n + m)."""
+        return self.affine.apply(features) + self.push_point(features, point)
+
+    def push_point(self, features: Array, tangent: Array) -> Array:
+        """Tangents (B, entries) of tangents (B, n + m) of the point."""
+        return self._products(features, tangent)
+
+    def push_features(self, point: Array, tangent: Array) -> Array:
+        """Tangents (B, entries) of tangents (B, features) of the features."""
+        return self.affine.push(tangent) + self._products(tangent, point)
+
+    def pull_point(self, features: Array, cotangent: Array) -> Array:
+        """Cotangents (B, n + m) of the point, of cotangents (B, entries)."""
+        weight, _, point = self._adjoints
+        pulled: Array = (point @ ((weight @ cotangent.T) * (self.factor @ features.T))).T
+        return pulled
+
+    def pull_features(self, point: Array, cotangent: Array) -> Array:
+        """Cotangents (B, features) of the features, of cotangents (B, entries)."""
+        weight, factor, _ = self._adjoints
+        products = (weight @ cotangent.T) * (self.point @ point.T)
+        return self.affine.pull(cotangent) + (factor @ products).T
+
+    def _products(self, features: Array, point: Array) -> Array:
+        values: Array = (self.weight @ ((self.factor @ features.T) * (self.point @ point.T))).T
+        return values
+
+
+@dataclass(frozen=True, eq=False)
 class Recovery:
-    """outputs = matrix @ (x, y), exponentiated where a geometric program was solved in logarithms.
+    """outputs = matrix @ (x, y) + direct(features, (x, y)), exponentiated where a program was solved in logarithms.
 
     Attributes:
         outputs: what comes out, in order.
         matrix: (entries of all outputs in row-major order, n + m), sparse.
         n: number of columns that belong to x.
+        direct: what outputs depend on beside x and y; None where that is nothing.
     """
 
     outputs: tuple[OutputSpec, ...]
     matrix: sp.csr_matrix
     n: int
+    direct: DirectTerm | None = None
 
     @cached_property
     def _adjoint(self) -> sp.csr_matrix:
@@ -58,39 +114,76 @@ class Recovery:
         ends = np.cumsum([0, *(spec.size for spec in self.outputs)]).tolist()
         return tuple(slice(start, stop) for start, stop in pairwise(ends))
 
-    def linear(self, x: Array, y: Array) -> Array:
-        """All outputs' entries side by side, logarithms where a geometric program was solved in them, (B, entries)."""
-        flat: Array = (self.matrix @ np.concatenate([x, y], axis=1).T).T
-        return flat
-
     def of(self, outputs: Sequence[bool]) -> IndexArray:
         """Positions among all outputs' entries of those of these outputs."""
         return np.flatnonzero(np.repeat(np.asarray(outputs, dtype=bool), [spec.size for spec in self.outputs]))
 
-    def apply(self, x: Array, y: Array) -> tuple[Array, ...]:
-        """The outputs, each (B, *shape), of x (B, n) and y (B, m)."""
-        flat = self.linear(x, y)
+    def apply(self, features: Array, x: Array, y: Array) -> tuple[Array, ...]:
+        """The outputs, each (B, *shape), of features (B, features), x (B, n) and y (B, m)."""
+        point = np.concatenate([x, y], axis=1)
+        flat = (self.matrix @ point.T).T
+        if self.direct is not None:
+            flat = flat + self.direct.apply(features, point)
         values = (flat[:, where].reshape(len(flat), *spec.shape) for spec, where in self._each)
         return tuple(np.exp(value) if spec.log else value for spec, value in zip(self.outputs, values, strict=True))
 
-    def push(self, values: Sequence[Array], dx: Array, dy: Array) -> tuple[Array, ...]:
-        """Tangents of the outputs, at outputs ``values``, of tangents of x and y."""
-        flat = self.linear(dx, dy)
-        tangents = (flat[:, where].reshape(len(flat), *spec.shape) for spec, where in self._each)
+    def push_linear(self, features: Array, dx: Array, dy: Array) -> Array:
+        """Tangents (B, entries) of all outputs' entries side by side, of tangents of x and y.
+
+        Those of the logarithms where a geometric program was solved in them.
+        """
+        point = np.concatenate([dx, dy], axis=1)
+        flat: Array = (self.matrix @ point.T).T
+        return flat if self.direct is None else flat + self.direct.push_point(features, point)
+
+    def push(
+        self,
+        at: tuple[Array, Array, Array],
+        values: Sequence[Array],
+        tangents: tuple[Array, Array, Array],
+    ) -> tuple[Array, ...]:
+        """Tangents of the outputs.
+
+        Args:
+            at: features, x and y.
+            values: the outputs there.
+            tangents: those of features, x and y.
+        """
+        features, x, y = at
+        moved, dx, dy = tangents
+        flat = self.push_linear(features, dx, dy)
+        if self.direct is not None:
+            flat = flat + self.direct.push_features(np.concatenate([x, y], axis=1), moved)
+        pushed = (flat[:, where].reshape(len(flat), *spec.shape) for spec, where in self._each)
         return tuple(
             tangent * value if spec.log else tangent
-            for spec, value, tangent in zip(self.outputs, values, tangents, strict=True)
+            for spec, value, tangent in zip(self.outputs, values, pushed, strict=True)
         )
 
-    def pull(self, values: Sequence[Array], cotangents: Sequence[Array | None]) -> tuple[Array, Array]:
-        """Cotangents (B, n) and (B, m) of x and y, of one cotangent an output (None is zero)."""
-        batch = next((c.shape[0] for c in cotangents if c is not None), 0)
-        flat = np.zeros((batch, self.matrix.shape[0]))
+    def pull(
+        self, at: tuple[Array, Array, Array], values: Sequence[Array], cotangents: Sequence[Array | None]
+    ) -> tuple[Array | None, Array, Array]:
+        """Cotangents of features, x and y.
+
+        Args:
+            at: features, x and y.
+            values: the outputs there.
+            cotangents: one an output, (B, *shape); None is zero.
+
+        Returns:
+            (B, features), or None where the outputs do not depend on the features but through x and y; (B, n); (B, m).
+        """
+        features, x, y = at
+        flat = np.zeros((len(x), self.matrix.shape[0]))
         for (spec, where), value, cotangent in zip(self._each, values, cotangents, strict=True):
             if cotangent is not None:
-                flat[:, where] = (cotangent * value if spec.log else cotangent).reshape(batch, -1)
+                flat[:, where] = (cotangent * value if spec.log else cotangent).reshape(len(x), -1)
         pulled = (self._adjoint @ flat.T).T
-        return np.ascontiguousarray(pulled[:, : self.n]), np.ascontiguousarray(pulled[:, self.n :])
+        moved = None
+        if self.direct is not None:
+            pulled = pulled + self.direct.pull_point(features, flat)
+            moved = self.direct.pull_features(np.concatenate([x, y], axis=1), flat)
+        return moved, np.ascontiguousarray(pulled[:, : self.n]), np.ascontiguousarray(pulled[:, self.n :])
 
     @property
     def _each(self) -> zip[tuple[OutputSpec, slice]]:

@@ -18,16 +18,18 @@ from convexlayer.solution import BoolArray
 __all__ = ["without_bound_variables", "without_needless_rows"]
 
 
-def without_needless_rows(A: AffineMatrix, b: sp.csr_matrix, cones: Cones) -> sp.csr_matrix:
+def without_needless_rows(A: AffineMatrix, b: sp.csr_matrix, cones: Cones, shown: BoolArray) -> sp.csr_matrix:
     """The matrix C that drops rows 0 + s = b which hold whatever the parameters are, and merges identical ones.
 
     Of identical rows only the sum of the duals is defined; C takes their mean, so each gets an equal share, as in the
-    solution of minimum norm (and the analytic centre).
+    solution of minimum norm (and the analytic centre). Rows whose duals are not unique stay where an output shows the
+    dual, so that whoever looks at it learns that it is not.
 
     Args:
         A: of the program.
         b: [slopes, constant] of b.
         cones: of the program; only zero and nonnegative rows are touched.
+        shown: rows whose duals some output depends on, (m,).
     """
     plain = cones.zero + cones.nonnegative
     everything = _as_vectors(A, b)
@@ -35,12 +37,16 @@ def without_needless_rows(A: AffineMatrix, b: sp.csr_matrix, cones: Cones) -> sp
     constant = b[:, [-1]].toarray()[:, 0]
     fixed = (np.diff(A.support.indptr) == 0) & (np.diff(b[:, :-1].tocsr().indptr) == 0)
     row = np.arange(A.shape[0])
-    empty = fixed & np.where(row < cones.zero, constant == 0.0, (constant >= 0.0) & (row < plain))
+    inactive = (constant > 0.0) & (cones.zero <= row) & (row < plain)
+    empty = fixed & (inactive | ((constant == 0.0) & (row < plain) & ~shown))
     classes: dict[tuple[bool, bytes, bytes], list[int]] = defaultdict(list)
     for i in np.flatnonzero(~empty[:plain]).tolist():
         part = slice(indptr[i], indptr[i + 1])
         classes[i < cones.zero, indices[part].tobytes(), data[part].tobytes()].append(i)
-    groups = [*classes.values(), *([i] for i in range(plain, A.shape[0]))]
+    groups = [[i] for i in range(plain, A.shape[0])]
+    for group in classes.values():
+        groups += [[i] for i in group] if np.any(shown[group]) else [group]
+    groups.sort()
     new = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     old = np.array([i for group in groups for i in group], dtype=np.int64)
     share = 1.0 / np.bincount(new, minlength=len(groups))[new]

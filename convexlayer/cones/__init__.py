@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from convexlayer.cones.base import AbstractCone, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Eigenbasis, RankTwo
 from convexlayer.cones.exponential import Exponential
 from convexlayer.cones.nonnegative import Nonnegative
 from convexlayer.cones.power import Power
-from convexlayer.cones.product import BasisBlocks, Group, ProductCone, ProductDerivative
+from convexlayer.cones.product import Group, ProductCone, ProductDerivative
 from convexlayer.cones.psd import PositiveSemidefinite
 from convexlayer.cones.second_order import SecondOrder
 from convexlayer.cones.zero import Zero
 
 __all__ = [
     "AbstractCone",
-    "BasisBlocks",
     "Eigenbasis",
     "Exponential",
     "Group",
@@ -22,6 +21,7 @@ __all__ = [
     "Power",
     "ProductCone",
     "ProductDerivative",
+    "RankTwo",
     "SecondOrder",
     "Zero",
 ]

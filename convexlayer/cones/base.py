@@ -8,10 +8,14 @@ Everything is written against the array API: NumPy arrays and torch tensors go t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
-__all__ = ["AbstractCone", "Array", "Eigenbasis"]
+from array_api_compat import array_namespace
+
+__all__ = ["AbstractCone", "Array", "Eigenbasis", "RankTwo"]
 
 # A NumPy array or a torch tensor, float64: no static type covers both.
 Array: TypeAlias = Any
@@ -25,11 +29,61 @@ class Eigenbasis:
         Q: (..., size, size), orthogonal; None for the identity.
         d: (..., size), the eigenvalues, in the order of Q's columns.
         complement: (..., size), 1 - d to full relative precision, where subtraction would leave rounding.
+        margin: the margin at the same point, (...), from what has been computed already.
     """
 
     Q: Array | None
     d: Array
     complement: Array
+    margin: Callable[[], Array]
+
+    @cached_property
+    def root(self) -> Array:
+        """The square roots of d."""
+        return array_namespace(self.d).sqrt(self.d)
+
+    def apply(self, v: Array) -> Array:
+        """D v, (..., size)."""
+        if self.Q is None:
+            return self.d * v
+        return (self.Q @ (self.d * (v[..., None, :] @ self.Q)[..., 0, :])[..., None])[..., 0]
+
+
+@dataclass(frozen=True, eq=False)
+class RankTwo:
+    """The derivative D = delta I + (1 - delta) q1 q1' - delta q2 q2' of a projection, without an eigenbasis.
+
+    With q1 and q2 orthonormal the eigenvalues are 1, 0 and delta. D = I is delta = 1 with q2 = 0; D = 0 is delta = 0
+    with q1 = q2 = 0.
+
+    Attributes:
+        q1: (..., size).
+        q2: (..., size).
+        delta: (..., 1).
+        complement: (..., 1), 1 - delta without cancellation.
+        margin: the margin at the same point, (...), from what has been computed already.
+    """
+
+    q1: Array
+    q2: Array
+    delta: Array
+    complement: Array
+    margin: Callable[[], Array]
+
+    @cached_property
+    def root(self) -> Array:
+        """The square root of delta, (..., 1)."""
+        return array_namespace(self.delta).sqrt(self.delta)
+
+    @cached_property
+    def lead(self) -> Array:
+        """sqrt(1 - delta) q1, (..., size)."""
+        return array_namespace(self.q1).sqrt(self.complement) * self.q1
+
+    def apply(self, v: Array) -> Array:
+        """D v, (..., size)."""
+        along1, along2 = ((q * v).sum(-1)[..., None] for q in (self.q1, self.q2))
+        return self.delta * (v - self.q2 * along2) + self.complement * (self.q1 * along1)
 
 
 class AbstractCone(ABC):
@@ -53,4 +107,7 @@ class AbstractCone(ABC):
 
     @abstractmethod
     def margin(self, w: Array) -> Array:
-        """Euclidean distance from w to the set where the derivative jumps, (..., size) -> (...)."""
+        """Euclidean distance from w to the set where the derivative jumps, (..., size) -> (...).
+
+        Exact below 1e-3 norm(w), which is where anyone needs it; elsewhere it may be a lower bound.
+        """

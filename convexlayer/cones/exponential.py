@@ -85,12 +85,17 @@ class Exponential(AbstractCone):
             xp.where(flat[..., None, None], identity, Q),
             xp.where(flat[..., None], flat_d, d),
             xp.where(flat[..., None], 1.0 - flat_d, complement),
+            lambda: self._margin(xp, w, region),
         )
 
     def margin(self, w: Array) -> Array:
         """Distance from the boundaries of K*, of -K and of the pieces w3 < 0 and w3 > 0 of the face region."""
         xp = array_namespace(w)
-        region = _locate(xp, w)
+        return self._margin(xp, w, _locate(xp, w))
+
+    @staticmethod
+    def _margin(xp: Any, w: Array, region: _Region) -> Array:
+        """The margin at a point of known region."""
         curved = xp.stack((-region.a, region.a * (region.rho - 1.0), region.y3), axis=-1)
         y = _assemble(xp, w, region, curved)
         sizes = xp.minimum(xp.linalg.vector_norm(y, axis=-1), xp.linalg.vector_norm(y - w, axis=-1))

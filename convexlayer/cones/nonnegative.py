@@ -25,7 +25,7 @@ class Nonnegative(AbstractCone):
         """D = 1 where w > 0, else 0."""
         xp = array_namespace(w)
         d = xp.astype(w > 0, w.dtype)
-        return Eigenbasis(None, d, 1.0 - d)
+        return Eigenbasis(None, d, 1.0 - d, lambda: self.margin(w))
 
     def margin(self, w: Array) -> Array:
         """abs(w)."""

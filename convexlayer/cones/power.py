@@ -93,12 +93,16 @@ class Power(AbstractCone):
             xp.where(flat[..., None], identity, Q),
             xp.where(flat, flat_d, d),
             xp.where(flat, 1.0 - flat_d, complement),
+            lambda: self._margin(xp, w, region),
         )
 
     def margin(self, w: Array) -> Array:
         """Distance from the boundaries of K* and -K."""
         xp = array_namespace(w)
-        region = self._locate(xp, w)
+        return self._margin(xp, w, self._locate(xp, w))
+
+    def _margin(self, xp: Any, w: Array, region: _Region) -> Array:
+        """The margin at a point of known region."""
         y = _assemble(xp, w, region)
         margin = xp.minimum(xp.linalg.vector_norm(y, axis=-1), xp.linalg.vector_norm(y - w, axis=-1))
         interior = region.dual | region.polar

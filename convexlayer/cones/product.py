@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any, NamedTuple, final
+from typing import final
 
 from array_api_compat import array_namespace
 
-from convexlayer.cones.base import AbstractCone, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Eigenbasis, RankTwo
 from convexlayer.cones.exponential import Exponential
 from convexlayer.cones.nonnegative import Nonnegative
 from convexlayer.cones.power import Power
@@ -20,7 +20,10 @@ from convexlayer.cones.zero import Zero
 from convexlayer.errors import ShapeError
 from convexlayer.program import Array, Cones
 
-__all__ = ["BasisBlocks", "Group", "ProductCone", "ProductDerivative"]
+__all__ = ["RANK_TWO_FROM", "Group", "ProductCone", "ProductDerivative"]
+
+RANK_TWO_FROM = 8
+"""Second-order blocks of this many rows and more have their derivative as a rank-two form; measured."""
 
 
 @final
@@ -40,77 +43,45 @@ class Group:
     size: int
     cone: AbstractCone
 
+    @property
+    def rows(self) -> slice:
+        """The rows of the group."""
+        return slice(self.start, self.start + self.blocks * self.size)
+
     def split(self, w: Array) -> Array:
         """The group's rows of w (B, m), as (B, blocks, size)."""
-        xp = array_namespace(w)
-        rows = w[:, self.start : self.start + self.blocks * self.size]
-        blocks: Array = xp.reshape(rows, (w.shape[0], self.blocks, self.size))
-        return blocks
+        return w[:, self.rows].reshape(w.shape[0], self.blocks, self.size)
 
-
-class BasisBlocks(NamedTuple):
-    """The orthogonal matrices of a group: Q (B, blocks, size, size), from row `start` on."""
-
-    start: int
-    blocks: int
-    size: int
-    Q: Array
+    def derivative(self, w: Array) -> Eigenbasis | RankTwo:
+        """The derivative at w (B, blocks, size): without an eigenbasis where that would be large."""
+        if isinstance(self.cone, SecondOrder) and self.size >= RANK_TWO_FROM:
+            return self.cone.rank_two(w)
+        return self.cone.derivative(w)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ProductDerivative:
-    """D = Q diag(d) Q' of a product cone, and its factor L = Q diag(sqrt d): D = L L'.
+    """D of a product cone, group by group.
 
     Attributes:
         groups: the groups of the product.
-        bases: the eigenbasis of each.
-        d: (B, m), in the order of the columns of Q, which are those of the rows block by block.
-        complement: (B, m), 1 - d without cancellation.
+        pieces: the derivative of each, with axes (B, blocks, ...).
     """
 
     groups: tuple[Group, ...]
-    bases: tuple[Eigenbasis, ...]
-    d: Array
-    complement: Array
+    pieces: tuple[Eigenbasis | RankTwo, ...]
 
     @cached_property
-    def sqrt_d(self) -> Array:
-        """The square roots of d, (B, m)."""
-        root: Array = array_namespace(self.d).sqrt(self.d)
-        return root
+    def margins(self) -> tuple[Array, ...]:
+        """The least margin of each group, (B,)."""
+        margins = [piece.margin() for piece in self.pieces]
+        return tuple(array_namespace(margin).min(margin, axis=-1) for margin in margins)
 
-    def apply_L(self, u: Array) -> Array:
-        """L u, (B, m) -> (B, m)."""
-        return self._rotate(self.sqrt_d * u, transposed=False)
-
-    def apply_Lt(self, v: Array) -> Array:
-        """L'v, (B, m) -> (B, m)."""
-        return self.sqrt_d * self._rotate(v, transposed=True)
-
-    def apply_D(self, v: Array) -> Array:
-        """D v = L L'v, (B, m) -> (B, m)."""
-        return self._rotate(self.d * self._rotate(v, transposed=True), transposed=False)
-
-    def blocks(self) -> tuple[BasisBlocks, ...]:
-        """The groups whose Q is not the identity, with it."""
-        return tuple(
-            BasisBlocks(group.start, group.blocks, group.size, basis.Q)
-            for group, basis in zip(self.groups, self.bases, strict=True)
-            if basis.Q is not None
-        )
-
-    def _rotate(self, v: Array, *, transposed: bool) -> Array:
-        """Q v, or Q'v."""
-        xp = array_namespace(v)
-        pieces = []
-        for group, basis in zip(self.groups, self.bases, strict=True):
-            piece = group.split(v)
-            if basis.Q is not None:
-                Q = xp.matrix_transpose(basis.Q) if transposed else basis.Q
-                piece = (Q @ piece[..., None])[..., 0]
-            pieces.append(piece)
-        return _join(xp, v, pieces)
+    def apply(self, v: Array) -> Array:
+        """D v, (B, m) -> (B, m)."""
+        pieces = [piece.apply(group.split(v)) for group, piece in zip(self.groups, self.pieces, strict=True)]
+        return _join(v, pieces)
 
 
 @final
@@ -132,7 +103,7 @@ class ProductCone:
             ShapeError: w is not of shape (B, m).
         """
         self._check(w)
-        return _join(array_namespace(w), w, [group.cone.project_dual(group.split(w)) for group in self.groups])
+        return _join(w, [group.cone.project_dual(group.split(w)) for group in self.groups])
 
     def derivative(self, w: Array) -> ProductDerivative:
         """The derivative of Pi_{K*} at w, (B, m).
@@ -141,11 +112,7 @@ class ProductCone:
             ShapeError: w is not of shape (B, m).
         """
         self._check(w)
-        xp = array_namespace(w)
-        bases = tuple(group.cone.derivative(group.split(w)) for group in self.groups)
-        d = _join(xp, w, [basis.d for basis in bases])
-        complement = _join(xp, w, [basis.complement for basis in bases])
-        return ProductDerivative(self.groups, bases, d, complement)
+        return ProductDerivative(self.groups, tuple(group.derivative(group.split(w)) for group in self.groups))
 
     def margin(self, w: Array) -> Array:
         """The least margin of all blocks, (B, m) -> (B,); inf where nothing can jump.
@@ -194,10 +161,10 @@ def _lengths(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
     return ((size, sum(1 for _ in run)) for size, run in groupby(sizes))
 
 
-def _join(xp: Any, w: Array, pieces: list[Array]) -> Array:
+def _join(w: Array, pieces: list[Array]) -> Array:
     """The groups' (B, blocks, size) as (B, m); w itself, which is empty, where there is no group."""
     if not pieces:
         return w
-    flat = [xp.reshape(piece, (w.shape[0], piece.shape[1] * piece.shape[2])) for piece in pieces]
-    joined: Array = flat[0] if len(flat) == 1 else xp.concat(flat, axis=-1)
+    flat = [piece.reshape(w.shape[0], piece.shape[1] * piece.shape[2]) for piece in pieces]
+    joined: Array = flat[0] if len(flat) == 1 else array_namespace(w).concat(flat, axis=-1)
     return joined

@@ -62,12 +62,13 @@ class PositiveSemidefinite(AbstractCone):
         zero = total == 0
         total = xp.where(zero, 1.0, total)
         complement = xp.where(zero, 1.0, negative / total)
-        return Eigenbasis(products * (0.5 * scale[:, None] * scale), positive / total, complement)
+        Q = products * (0.5 * scale[:, None] * scale)
+        return Eigenbasis(Q, positive / total, complement, lambda: _least(xp, values))
 
     def margin(self, w: Array) -> Array:
         """The least abs(l_i), the distance from the singular matrices."""
         xp = array_namespace(w)
-        return xp.min(xp.abs(self._eigh(xp, w)[0]), axis=-1)
+        return _least(xp, self._eigh(xp, w)[0])
 
     def _eigh(self, xp: Any, w: Array) -> tuple[Array, Array]:
         """Eigenvalues (..., k), ascending, and eigenvectors (..., k, k) of the matrices."""
@@ -80,3 +81,9 @@ class PositiveSemidefinite(AbstractCone):
     def _like(w: Array, constant: np.ndarray[Any, Any]) -> Any:
         """A constant as an array of the namespace and device of w."""
         return array_namespace(w).asarray(constant, device=device(w))
+
+
+def _least(xp: Any, values: Array) -> Array:
+    """The least magnitude of the eigenvalues (..., k)."""
+    least: Array = xp.min(xp.abs(values), axis=-1)
+    return least

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from array_api_compat import array_namespace, device
 
-from convexlayer.cones.base import AbstractCone, Array, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, Eigenbasis, RankTwo
 
 __all__ = ["SecondOrder"]
 
@@ -40,22 +40,36 @@ class SecondOrder(AbstractCone):
         ones = xp.ones_like(t)
         if self.size == 1:
             d = xp.astype(t > 0, w.dtype)
-            return Eigenbasis(ones[..., None], d, 1.0 - d)
-        inside, polar = (t >= norm) & (t > 0), t <= -norm
-        half = 0.5 * unit_scale
+            return Eigenbasis(None, d, 1.0 - d, lambda: self._margin(xp, t, norm))
+        inside, polar, rest, corest = _regions(xp, t, norm, unit_scale)
         first = xp.where(polar, 0.0, ones)
         second = xp.where(inside, ones, 0.0)
-        rest = xp.where(inside, ones, xp.where(polar, 0.0, half * (norm + t)))
-        corest = xp.where(inside, 0.0, xp.where(polar, ones, half * (norm - t)))
         tail = (*t.shape[:-1], self.size - 2)
         d = xp.concat((first, second, xp.broadcast_to(rest, tail)), axis=-1)
         complement = xp.concat((1.0 - first, 1.0 - second, xp.broadcast_to(corest, tail)), axis=-1)
-        return Eigenbasis(self._basis(xp, u, norm, unit_scale), d, complement)
+        return Eigenbasis(self._basis(xp, u, norm, unit_scale), d, complement, lambda: self._margin(xp, t, norm))
+
+    def rank_two(self, w: Array) -> RankTwo:
+        """The same D, from q1 = (1, h) / sqrt 2 and q2 = (1, -h) / sqrt 2 alone.
+
+        Where u = 0, h is 0 and D = I or 0 does not need it.
+        """
+        xp = array_namespace(w)
+        t, u, norm, unit_scale = _parts(xp, w)
+        inside, polar, delta, complement = _regions(xp, t, norm, unit_scale)
+        curved = xp.astype(~(inside | polar), w.dtype) * math.sqrt(0.5)
+        tail = u * (unit_scale * curved)
+        q1, q2 = xp.concat((curved, tail), axis=-1), xp.concat((curved, -tail), axis=-1)
+        return RankTwo(q1, q2, delta, complement, lambda: self._margin(xp, t, norm))
 
     def margin(self, w: Array) -> Array:
         """abs(abs(t) - norm(u)) / sqrt 2, the distance from the boundaries of K and -K."""
         xp = array_namespace(w)
         t, _, norm, _ = _parts(xp, w)
+        return self._margin(xp, t, norm)
+
+    def _margin(self, xp: Any, t: Array, norm: Array) -> Array:
+        """The margin where t and norm(u) are known."""
         distance = xp.abs(xp.abs(t) - norm)[..., 0]
         return distance if self.size == 1 else distance * math.sqrt(0.5)
 
@@ -80,3 +94,12 @@ def _parts(xp: Any, w: Array) -> tuple[Array, Array, Array, Array]:
     u = w[..., 1:]
     norm = xp.linalg.vector_norm(u, axis=-1, keepdims=True)
     return w[..., :1], u, norm, 1.0 / xp.where(norm > 0, norm, 1.0)
+
+
+def _regions(xp: Any, t: Array, norm: Array, unit_scale: Array) -> tuple[Array, Array, Array, Array]:
+    """Where D = I, where D = 0, the eigenvalue delta of the rest, and 1 - delta without cancellation."""
+    inside, polar = (t >= norm) & (t > 0), t <= -norm
+    half = 0.5 * unit_scale
+    delta = xp.where(inside, 1.0, xp.where(polar, 0.0, half * (norm + t)))
+    complement = xp.where(inside, 0.0, xp.where(polar, 1.0, half * (norm - t)))
+    return inside, polar, delta, complement

@@ -24,7 +24,7 @@ class Zero(AbstractCone):
     def derivative(self, w: Array) -> Eigenbasis:
         """D = I."""
         xp = array_namespace(w)
-        return Eigenbasis(None, xp.ones_like(w), xp.zeros_like(w))
+        return Eigenbasis(None, xp.ones_like(w), xp.zeros_like(w), lambda: self.margin(w))
 
     def margin(self, w: Array) -> Array:
         """Infinite: D never jumps."""

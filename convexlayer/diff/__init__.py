@@ -1,9 +1,10 @@
 """Derivatives of the solution map of a cone program."""
 
 from convexlayer.diff.base import AbstractDifferentiator, SolutionCotangent, SolutionTangent
-from convexlayer.diff.kkt import ExactDifferentiator, ReducedSystem
+from convexlayer.diff.kkt import ExactDifferentiator
 from convexlayer.diff.modes import DerivativeMode, derivative_mode
-from convexlayer.diff.polish import polish
+from convexlayer.diff.polish import Polished, polish, polished
+from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.diff.report import DerivativeReport
 
 __all__ = [
@@ -11,9 +12,12 @@ __all__ = [
     "DerivativeMode",
     "DerivativeReport",
     "ExactDifferentiator",
+    "Polished",
+    "ReducedFactor",
     "ReducedSystem",
     "SolutionCotangent",
     "SolutionTangent",
     "derivative_mode",
     "polish",
+    "polished",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convexlayer.diff.report import DerivativeReport
-from convexlayer.program import Array, ConeProgram
+from convexlayer.program import Array, ConeProgram, Pattern, Structure
 
 __all__ = [
     "AbstractDifferentiator",
@@ -55,9 +55,20 @@ class AbstractDifferentiator(ABC):
 
     @abstractmethod
     def vjp(
-        self, cotangent: SolutionCotangent, *, seen: Callable[[ConeProgram], Array] = whole_data
+        self,
+        cotangent: SolutionCotangent,
+        *,
+        on: Structure | None = None,
+        seen: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
-        """Program cotangent of a solution cotangent, and how far to trust it."""
+        """Program cotangent of a solution cotangent, and how far to trust it.
+
+        Args:
+            cotangent: that of the solution.
+            on: the patterns on which the cotangents of P and A are wanted; those of the program unless given. ``seen``
+                and the answer have this structure.
+            seen: what becomes of the answer.
+        """
 
     @abstractmethod
     def jvp(
@@ -70,14 +81,26 @@ class AbstractDifferentiator(ABC):
         """Whether (x, y) is unique as far as ``seen`` shows: the objective's derivative needs no more than that."""
 
 
-def data_cotangent(program: ConeProgram, x: Array, y: Array, l: Array, v: Array) -> ConeProgram:  # noqa: E741 (the design's name)
-    """grad_q = -l, grad_b = v, grad_A = -(y l' + v x'), grad_P = -(l x' + x l') / 2, on the patterns of the program."""
-    P, A = program.structure.P, program.structure.A
+def data_cotangent(structure: Structure, x: Array, y: Array, l: Array, v: Array) -> ConeProgram:  # noqa: E741 (the design's name)
+    """grad_q = -l, grad_b = v, grad_A = -(y l' + v x'), grad_P = -(l x' + x l') / 2, on the patterns of a structure."""
+    q = -l
     return ConeProgram(
-        program.structure,
-        P=-0.5 * (l[:, P.rows] * x[:, P.cols] + x[:, P.rows] * l[:, P.cols]),
-        q=-l,
-        r=np.zeros(program.batch),
-        A=-(y[:, A.rows] * l[:, A.cols] + v[:, A.rows] * x[:, A.cols]),
+        structure,
+        P=products(structure.P, ((0.5 * q, x), (x, 0.5 * q))),
+        q=q,
+        r=np.zeros(len(q)),
+        A=products(structure.A, ((y, q), (-v, x))),
         b=v,
     )
+
+
+def products(pattern: Pattern, pairs: tuple[tuple[Array, Array], tuple[Array, Array]]) -> Array:
+    """The entries (B, nnz) of u1 v1' + u2 v2' on a pattern, of u (B, rows) and v (B, columns)."""
+    (u1, v1), (u2, v2) = pairs
+    rows, cols = pattern.rows, pattern.cols
+    out = np.take(u1, rows, axis=1)
+    out *= np.take(v1, cols, axis=1)
+    other = np.take(u2, rows, axis=1)
+    other *= np.take(v2, cols, axis=1)
+    out += other
+    return out

@@ -21,7 +21,7 @@ from convexlayer.diff.base import (
     whole_data,
     whole_point,
 )
-from convexlayer.diff.kkt import ReducedSystem
+from convexlayer.diff.reduced import ReducedSystem
 from convexlayer.diff.report import DerivativeReport
 from convexlayer.errors import DerivativeError
 from convexlayer.program import Array, ConeProgram, Structure, max_norm
@@ -56,15 +56,19 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         self._maps: dict[int, tuple[Any, Any]] = {}
 
     def vjp(
-        self, cotangent: SolutionCotangent, *, seen: Callable[[ConeProgram], Array] = whole_data
+        self,
+        cotangent: SolutionCotangent,
+        *,
+        on: Structure | None = None,
+        seen: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
         """Program cotangent, by diffcp's adjoint."""
         program = self._program
-        P, A = program.structure.P, program.structure.A
+        structure = on or program.structure
+        P, A = structure.P, structure.A
         before, extra = _lifted_rows(program.structure)
-        gradients = ConeProgram(
-            program.structure, *(np.zeros_like(v) for v in (program.P, program.q, program.r, program.A, program.b))
-        )
+        sizes = ((P.nnz,), (structure.n,), (), (A.nnz,), (structure.m,))
+        gradients = ConeProgram(structure, *(np.zeros((program.batch, *size)) for size in sizes))
         for i in range(program.batch):
             dy, ds = (np.insert(v[i], before, np.zeros(extra)) if extra else v[i] for v in (cotangent.y, cotangent.s))
             dx = np.append(cotangent.x[i], np.zeros(1 if extra else 0))

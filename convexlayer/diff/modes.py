@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from convexlayer.diff.base import AbstractDifferentiator
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
-from convexlayer.diff.kkt import ExactDifferentiator, ReducedSystem
+from convexlayer.diff.kkt import ExactDifferentiator
+from convexlayer.diff.reduced import ReducedSystem
 from convexlayer.errors import DerivativeError
 from convexlayer.program import ConeProgram
 from convexlayer.solution import Solution

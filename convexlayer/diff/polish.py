@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from typing import final
 
 import numpy as np
 
-from convexlayer.diff.kkt import ExactDifferentiator, ReducedSystem
-from convexlayer.program import Array, ConeProgram
-from convexlayer.solution import Solution, Status
+from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
+from convexlayer.program import Array, ConeProgram, max_norm
+from convexlayer.solution import BoolArray, Solution, Status
 
-__all__ = ["polish"]
+__all__ = ["Polished", "polish", "polished"]
 
 NEEDED = 1e-9
 """Elements whose worst residual is at most this are left alone."""
@@ -21,10 +23,35 @@ CONVERGED = 1e-13
 PATIENCE = 1e3
 """While the active set is still changing the residual may rise for a step or two; beyond this factor it is given up."""
 
+ALL_FROM = 0.5
+"""Share of elements in need, from which the first step factorises all of them, for the derivative to come."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Polished:
+    """What polish made of a batch.
+
+    Attributes:
+        solution: the best points.
+        factor: of the whole batch, where there is one: the derivative's own if the active set did not change after it
+            was made (``ReducedFactor.serves`` knows).
+    """
+
+    solution: Solution
+    factor: ReducedFactor | None
+
 
 def polish(
     system: ReducedSystem, program: ConeProgram, solution: Solution, *, needed: float = NEEDED, steps: int = 8
 ) -> Solution:
+    """The solution of ``polished``."""
+    return polished(system, program, solution, needed=needed, steps=steps).solution
+
+
+def polished(
+    system: ReducedSystem, program: ConeProgram, solution: Solution, *, needed: float = NEEDED, steps: int = 8
+) -> Polished:
     """Semismooth Newton steps on the residual map, at w = y - s, for the elements with a point that needs it.
 
     Each step solves the derivative's own system at the current point and moves to w + dy - ds, from where y and s are
@@ -32,30 +59,85 @@ def polish(
     """
     first = solution.residuals(program).worst
     certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
-    active = np.flatnonzero(np.isfinite(first) & (first > needed) & ~certificates)
+    need = np.isfinite(first) & (first > needed) & ~certificates
+    active = np.flatnonzero(need)
     if not len(active):
-        return solution
-    best = first.copy()
+        return Polished(solution, None)
+    if len(active) >= ALL_FROM * program.batch and np.all(np.isfinite(first)):
+        active = np.arange(program.batch)
+    best, common = first.copy(), None
     x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
-    here = _complementary(system, solution.select(active), x[active], y[active] - s[active])
+    part = program if len(active) == program.batch else program.select(active)
+    here = _Point.at(system, part, x[active], y[active] - s[active])
     for _ in range(steps):
-        part = program.select(active)
-        step = ExactDifferentiator(system, part, here).newton_step()
-        there = _complementary(system, here, here.x + step.x, here.y - here.s + step.y - step.s)
-        residual = there.residuals(part).worst
-        better = residual < best[active]
+        factor = system.factor(part, system.cone.derivative(here.w))
+        if part is program and common is None:
+            common = factor
+        there = here.step(system, part, factor)
+        better = need[active] & (there.worst < best[active])
         kept = active[better]
         x[kept], y[kept], s[kept] = there.x[better], there.y[better], there.s[better]
         stalled = ~better & (best[active] < np.minimum(needed, first[active]))
-        best[kept] = residual[better]
-        going = np.flatnonzero((best[active] > CONVERGED) & (residual < PATIENCE * first[active]) & ~stalled)
-        if not len(going):
+        best[kept] = there.worst[better]
+        going = need[active] & (best[active] > CONVERGED) & (there.worst < PATIENCE * first[active]) & ~stalled
+        if not np.any(going):
             break
-        active, here = active[going], there.select(going)
-    return replace(solution, x=x, y=y, s=s)
+        here = there
+        if not np.all(going):
+            active, here, part = active[going], there.select(going), part.select(going)
+    return Polished(replace(solution, x=x, y=y, s=s), common)
 
 
-def _complementary(system: ReducedSystem, solution: Solution, x: Array, w: Array) -> Solution:
-    """The point at x whose y and s are the projections of w: exactly complementary, inactive rows say nothing."""
-    y = system.cone.project_dual(np.where(np.isfinite(w), w, 0.0))
-    return replace(solution, x=x, y=y, s=y - w)
+@final
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """Exactly complementary points: y and s are the projections of w, so that inactive rows say nothing.
+
+    Attributes:
+        x: (B, n).
+        w: (B, m).
+        y: (B, m).
+        s: (B, m).
+        dual: Px + q + A'y, (B, n).
+        primal: Ax + s - b, (B, m).
+        worst: the largest of the relative residuals of ``Residuals``, (B,); the natural one is zero.
+    """
+
+    x: Array
+    w: Array
+    y: Array
+    s: Array
+    dual: Array
+    primal: Array
+    worst: Array
+
+    @staticmethod
+    def at(system: ReducedSystem, program: ConeProgram, x: Array, w: Array) -> _Point:
+        """The point at x and w of each program."""
+        P, A = program.structure.P, program.structure.A
+        y = system.cone.project_dual(np.where(np.isfinite(w), w, 0.0))
+        s = y - w
+        Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
+        dual, primal = Px + program.q + Aty, Ax + s - program.b
+        terms = np.stack([np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)])
+        worst = np.maximum(
+            np.maximum(_relative(primal, Ax, s, program.b), _relative(dual, Px, program.q, Aty)),
+            np.abs(np.sum(terms, axis=0)) / np.maximum(1.0, np.max(np.abs(terms), axis=0)),
+        )
+        return _Point(x, w, y, s, dual, primal, np.where(np.isnan(worst), np.inf, worst))
+
+    def step(self, system: ReducedSystem, program: ConeProgram, factor: ReducedFactor) -> _Point:
+        """The point after one semismooth Newton step on (dual, primal) in (x, w)."""
+        dx, dy = factor.newton(-self.dual, -self.primal)
+        ds = -(program.structure.A.matvec(program.A, dx) + self.primal)
+        return _Point.at(system, program, self.x + dx, self.w + dy - ds)
+
+    def select(self, mask: BoolArray) -> _Point:
+        """The points of these elements."""
+        return _Point(*(getattr(self, field.name)[mask] for field in fields(self)))
+
+
+def _relative(difference: Array, *parts: Array) -> Array:
+    """The maximum norm of a difference, relative to those of its parts, (B,)."""
+    largest = reduce(np.maximum, map(max_norm, parts))
+    return max_norm(difference) / np.maximum(1.0, largest)

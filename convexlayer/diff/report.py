@@ -81,5 +81,8 @@ class DerivativeReport:
         degenerate = singular | (margin <= certain)
         failed = ~finite | np.isnan(margin) | (~singular & (residual > FAILED))
         inaccurate = (residual > ACCURATE) | (solution_residual > ACCURATE_SOLUTION)
-        words = np.select([failed, degenerate, inaccurate], ["failed", "degenerate", "inaccurate"], "ok")
-        return DerivativeReport(residual, margin, condition, residual <= ACCURATE, tuple(words.tolist()))
+        status: tuple[str, ...] = ("ok",) * len(residual)
+        if np.any(failed | degenerate | inaccurate):
+            words = np.select([failed, degenerate, inaccurate], ["failed", "degenerate", "inaccurate"], "ok")
+            status = tuple(words.tolist())
+        return DerivativeReport(residual, margin, condition, residual <= ACCURATE, status)

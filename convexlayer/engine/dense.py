@@ -5,8 +5,8 @@
     Px + A'y + tau q = 0      Ax + s = tau b      x'Px / tau + q'x + b'y + kappa = 0      s'y = tau kappa = 0
 
 Mehrotra's predictor-corrector with Nesterov-Todd scaling. tau > 0 gives the solution (x, y, s) / tau; where kappa wins,
-x or y is a ray that proves unboundedness or infeasibility. An element that is finished is kept as it is while the others
-go on, and leaves the batch when half of it is finished.
+x or y is a ray that proves unboundedness or infeasibility. An element that is finished is kept as it is while the
+others go on, and leaves the batch when half of it is finished.
 
 Reference: Goulart and Chen, Clarabel: an interior-point solver for conic programs with quadratic objectives (2024,
 arXiv 2405.12762), for the embedding, the step equations, the start and the tests for infeasibility.
@@ -83,8 +83,8 @@ class DenseEngine:
             time_limit_s: seconds for the batch, which is solved in lock step.
 
         Returns:
-            Infeasible elements come with a ray y, b'y = -1, unbounded ones with a ray x, q'x = -1. Elements on which the
-            method stalls short of tol are numerical errors, with the best point seen.
+            Infeasible elements come with a ray y, b'y = -1, unbounded ones with a ray x, q'x = -1. Elements on which
+            the method stalls short of tol are numerical errors, with the best point seen.
         """
         survive_forks()
         begin = time.perf_counter()
@@ -111,7 +111,7 @@ class DenseEngine:
         scaled = equilibrate(program, cone, self.p)
         data = KktData(scaled.program.P, scaled.program.A, self.p)
         judge = Judge(tol, scaled, cone)
-        at = start(data, scaled.program, cone, quadratic=self.structure.P.nnz > 0)
+        at = start(scaled.program, cone, quadratic=self.structure.P.nnz > 0)
         finished = verdict = Verdict.none(at.x, at.y)
         present = torch.arange(len(at.x), device=self.device)
         for iteration in range(max_iter + 1):
@@ -138,7 +138,7 @@ class DenseEngine:
         """The values on the device, in the padded layout."""
 
         def scatter(values: np.ndarray, place: Tensor, rows: int, cols: int) -> Tensor:
-            moved = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+            moved = torch.from_numpy(np.require(values, requirements=("C", "W"))).to(self.device)  # W: torch warns
             flat = moved.new_zeros(len(values), rows * cols).index_copy_(1, place, moved)
             return flat.view(len(values), rows, cols)
 

@@ -11,6 +11,7 @@ Source of the formulas: Vandenberghe, The CVXOPT linear and quadratic cone progr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -242,11 +243,14 @@ class Scaling:
 
     def multiply(self, v: Tensor) -> Tensor:
         """W v, (B, rows, c)."""
-        return _cat(v, [part.multiply(u) for part, u in zip(self.parts, v.split(self.sizes, 1), strict=True)])
+        return _cat(v, [part.multiply(u) for part, u in self._each(v)])
 
     def divide(self, v: Tensor) -> Tensor:
         """W^-1 v, (B, rows, c)."""
-        return _cat(v, [part.divide(u) for part, u in zip(self.parts, v.split(self.sizes, 1), strict=True)])
+        return _cat(v, [part.divide(u) for part, u in self._each(v)])
+
+    def _each(self, v: Tensor) -> Iterator[tuple[AbstractScaling, Tensor]]:
+        return zip(self.parts, v.split(self.sizes, 1), strict=True) if self.parts else iter(())
 
 
 @final
@@ -260,21 +264,18 @@ class ConeRows:
     """
 
     def __init__(self, cones: Cones) -> None:
-        parts: list[AbstractPart] = []
-        place = list(range(cones.nonnegative))
-        if cones.nonnegative:
-            parts.append(_Nonnegative(cones.nonnegative))
-        start, first = cones.nonnegative, dict[int, int]()
+        parts: list[AbstractPart] = [_Nonnegative(cones.nonnegative)] if cones.nonnegative else []
+        place, start = list(range(cones.nonnegative)), cones.nonnegative
+        first = {}
         for bucket in sorted({_bucket(size) for size in cones.second_order}):
             sizes = [size for size in cones.second_order if _bucket(size) == bucket]
-            parts.append(_SecondOrder(len(sizes), max(sizes)))
-            first[bucket] = start
-            start += parts[-1].rows
-        width = {bucket: max(s for s in cones.second_order if _bucket(s) == bucket) for bucket in first}
+            part = _SecondOrder(len(sizes), max(sizes))
+            first[bucket] = iter(range(start, start + part.rows, max(sizes)))
+            parts.append(part)
+            start += part.rows
         for size in cones.second_order:
-            bucket = _bucket(size)
-            place += range(first[bucket], first[bucket] + size)
-            first[bucket] += width[bucket]
+            row = next(first[_bucket(size)])
+            place += range(row, row + size)
         self._parts = tuple(parts)
         self._sizes = tuple(part.rows for part in parts)
         self.degree = sum(part.degree for part in parts)
@@ -283,12 +284,12 @@ class ConeRows:
 
     def scaling(self, s: Tensor, z: Tensor) -> Scaling:
         """The Nesterov-Todd scaling at s and z inside the cone."""
-        parts = tuple(part.scaling(u, v) for part, u, v in self._each(s, z))
+        parts = tuple(part.scaling(u, v) for part, u, v in self._pairs(s, z))
         return Scaling(parts, self._sizes, _cat(s, [part.lam for part in parts]))
 
     def least(self, u: Tensor) -> Tensor:
-        """The least eigenvalue, (B, 1, 1)."""
-        return _largest(u, [-part.least(v) for part, v in self._each(u)]).neg()
+        """The least eigenvalue, (B, 1, 1); inf without rows."""
+        return _largest(u, [-part.least(v) for part, v in self._singles(u)]).neg()
 
     def unit(self, like: Tensor) -> Tensor:
         """The unit, (1, rows, 1)."""
@@ -296,26 +297,29 @@ class ConeRows:
 
     def product(self, u: Tensor, v: Tensor) -> Tensor:
         """The Jordan product of u and v."""
-        return _cat(u, [part.product(a, b) for part, a, b in self._each(u, v)])
+        return _cat(u, [part.product(a, b) for part, a, b in self._pairs(u, v)])
 
     def quotient(self, lam: Tensor, v: Tensor) -> Tensor:
         """The u whose product with lam is v."""
-        return _cat(v, [part.quotient(a, b) for part, a, b in self._each(lam, v)])
+        return _cat(v, [part.quotient(a, b) for part, a, b in self._pairs(lam, v)])
 
     def inverse_step(self, lam: Tensor, direction: Tensor) -> Tensor:
         """1 / alpha of the largest step from lam that stays in the cone, (B, 1, 1); not positive where all do."""
-        return _largest(lam, [part.inverse_step(a, b) for part, a, b in self._each(lam, direction)])
+        return _largest(lam, [part.inverse_step(a, b) for part, a, b in self._pairs(lam, direction)])
 
     def project(self, w: Tensor) -> Tensor:
         """The projection onto the cone."""
-        return _cat(w, [part.project(u) for part, u in self._each(w)])
+        return _cat(w, [part.project(u) for part, u in self._singles(w)])
 
     def shared(self, size: Tensor) -> Tensor:
         """The largest entry of each block, in all of its rows."""
-        return _cat(size, [part.shared(u) for part, u in self._each(size)])
+        return _cat(size, [part.shared(u) for part, u in self._singles(size)])
 
-    def _each(self, *vectors: Tensor) -> zip[tuple[AbstractPart, *tuple[Tensor, ...]]]:
-        return zip(self._parts, *(v.split(self._sizes, 1) for v in vectors), strict=True)
+    def _singles(self, u: Tensor) -> Iterator[tuple[AbstractPart, Tensor]]:
+        return zip(self._parts, u.split(self._sizes, 1), strict=True) if self._parts else iter(())
+
+    def _pairs(self, u: Tensor, v: Tensor) -> Iterator[tuple[AbstractPart, Tensor, Tensor]]:
+        return ((part, a, b) for (part, a), (_, b) in zip(self._singles(u), self._singles(v), strict=True))
 
 
 def _bucket(size: int) -> int:

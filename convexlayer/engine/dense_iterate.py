@@ -14,6 +14,9 @@ from convexlayer.engine.dense_scaling import DenseProgram
 
 __all__ = ["Iterate", "Residual", "residual", "start", "step"]
 
+MODEST = 1e-4
+"""Regularisation of the start: what nothing fixes begins at some thousands and not at infinity."""
+
 BACK_OFF = 0.99
 """Share of the step to the boundary that is taken."""
 
@@ -63,7 +66,7 @@ class Residual:
         Ax: (B, p + rows, 1).
         dual: -(Px + A'y + tau q).
         primal: Ax + s - tau b.
-        xPx, qx, by: the inner products, (B, 1, 1).
+        xtPx, qx, by: the inner products, (B, 1, 1).
         gap: q'x + b'y + kappa + x'Px / tau.
         mu: (s'y + tau kappa) / (degree + 1).
     """
@@ -73,7 +76,7 @@ class Residual:
     Ax: Tensor
     dual: Tensor
     primal: Tensor
-    xPx: Tensor
+    xtPx: Tensor  # noqa: N815 - x'Px
     qx: Tensor
     by: Tensor
     gap: Tensor
@@ -86,42 +89,45 @@ def residual(program: DenseProgram, cone: ConeRows, at: Iterate) -> Residual:
     Px, Aty, Ax = program.P @ at.x, program.A.mT @ at.y, program.A @ at.x
     primal = Ax - at.tau * program.b
     primal[:, p:] += at.s
-    xPx, qx, by = _dot(at.x, Px), _dot(program.q, at.x), _dot(program.b, at.y)
+    xtPx, qx, by = _dot(at.x, Px), _dot(program.q, at.x), _dot(program.b, at.y)
     return Residual(
         Px=Px,
         Aty=Aty,
         Ax=Ax,
         dual=-(Px + Aty + at.tau * program.q),
         primal=primal,
-        xPx=xPx,
+        xtPx=xtPx,
         qx=qx,
         by=by,
-        gap=qx + by + at.kappa + xPx / at.tau,
+        gap=qx + by + at.kappa + xtPx / at.tau,
         mu=(_dot(at.s, at.y[:, p:]) + at.tau * at.kappa) / (cone.degree + 1),
     )
 
 
-def start(data: KktData, program: DenseProgram, cone: ConeRows, *, quadratic: bool) -> Iterate:
+def start(program: DenseProgram, cone: ConeRows, *, quadratic: bool) -> Iterate:
     """Least-squares estimates of s and y, moved along the unit until their least eigenvalues are 1.
 
     With a quadratic term one system gives both, s = -y; without, s is the smallest that is feasible, and y too.
     """
+    data = KktData(program.P, program.A, program.A.shape[1] - cone.rows, MODEST)
     unit = cone.unit(program.q).expand(program.q.shape[0], -1, -1)
     factor = KktFactor(data, cone.scaling(unit, unit))
     nothing = torch.zeros_like(program.q), torch.zeros_like(program.b)
     if quadratic:
-        x, y = factor.solve(-program.q, program.b)
+        x, y = factor.solve(-program.q, program.b, refinements=0)
         s = -y[:, data.p :]
     else:
         both = torch.cat((nothing[0], -program.q), 2), torch.cat((program.b, nothing[1]), 2)
-        x, y = factor.solve(*both)
+        x, y = factor.solve(*both, refinements=0)
         x, s, y = x[:, :, :1], -y[:, data.p :, :1], y[:, :, 1:]
     inside = [v + (1.0 - cone.least(v)).clamp(min=0.0) * unit for v in (s, y[:, data.p :])]
     one = torch.ones_like(program.q[:, :1])
     return Iterate(x, torch.cat((y[:, : data.p], inside[1]), 1), inside[0], one, one)
 
 
-def step(data: KktData, program: DenseProgram, cone: ConeRows, at: Iterate, missing: Residual) -> tuple[Iterate, Tensor]:
+def step(
+    data: KktData, program: DenseProgram, cone: ConeRows, at: Iterate, missing: Residual
+) -> tuple[Iterate, Tensor]:
     """The direction from an iterate, and how far to go along it, (B, 1, 1), at most 1."""
     p = data.p
     scaling = cone.scaling(at.s, at.y[:, p:])
@@ -156,13 +162,13 @@ def step(data: KktData, program: DenseProgram, cone: ConeRows, at: Iterate, miss
         kappa = -(comp + at.kappa * tau) / at.tau
         return Iterate(x, y, scaling.multiply(scaled_s), tau, kappa), scaled_s, scaled_y
 
-    def longest(direction: Iterate, scaled_s: Tensor, scaled_y: Tensor) -> Tensor:
+    def inverse_length(direction: Iterate, scaled_s: Tensor, scaled_y: Tensor) -> Tensor:
+        """1 / alpha of the longest step inside the cones."""
         inverse = torch.maximum(cone.inverse_step(lam, scaled_s), cone.inverse_step(lam, scaled_y))
-        inverse = torch.maximum(inverse, torch.maximum(-direction.tau / at.tau, -direction.kappa / at.kappa))
-        return inverse
+        return torch.maximum(inverse, torch.maximum(-direction.tau / at.tau, -direction.kappa / at.kappa))
 
     affine, scaled_s, scaled_y = complete(x[:, :, 1:], y[:, :, 1:], missing.gap, at.tau * at.kappa, lam)
-    alpha = 1.0 / longest(affine, scaled_s, scaled_y).clamp(min=1.0)
+    alpha = 1.0 / inverse_length(affine, scaled_s, scaled_y).clamp(min=1.0)
     sigma = (1.0 - alpha) ** 3
 
     centre = sigma * missing.mu
@@ -172,7 +178,7 @@ def step(data: KktData, program: DenseProgram, cone: ConeRows, at: Iterate, miss
     x, y = factor.solve(rest * missing.dual, shifted(scaling.multiply(target), rest * missing.primal))
     comp = at.tau * at.kappa + affine.tau * affine.kappa - centre
     direction, scaled_s, scaled_y = complete(x, y, rest * missing.gap, comp, target)
-    alpha = 1.0 / (longest(direction, scaled_s, scaled_y) / BACK_OFF).clamp(min=1.0)
+    alpha = 1.0 / (inverse_length(direction, scaled_s, scaled_y) / BACK_OFF).clamp(min=1.0)
     return direction, alpha
 
 

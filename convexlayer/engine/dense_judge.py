@@ -16,12 +16,16 @@ from convexlayer.engine.dense_scaling import Equilibrated
 __all__ = ["Judge", "Outcome", "Verdict"]
 
 CERTAIN = 1e-8
-"""A ray is a certificate where what must vanish is this small beside b'y = -1 or q'x = -1: then x, or y, of the
-program would have to be larger than its inverse."""
+"""A ray is a certificate where what must vanish is this small beside b'y = -1 or q'x = -1, so that no x, or y, of a size
+below the inverse can satisfy the constraints. Clarabel allows norm(y) times that, which proves less: on badly scaled
+programs with a solution it held now and then."""
 
 WORTHWHILE = 0.1
-"""After the first accepted point, iterations go on to a natural residual of tol as long as each makes it this share of
-the last. On curved cones it only falls as the square root of mu, and Newton's method brings it down in a step or two."""
+"""After the first accepted point, iterations go on to a natural residual of tol as long as each makes it this share
+of the last. On curved cones it falls as the square root of mu only, and a few Newton steps do better."""
+
+FUTILE = 1e-5
+"""Where s'y is this share of tol and the point is not accepted, no iteration will make it so."""
 
 
 class Outcome(IntEnum):
@@ -118,16 +122,12 @@ class Judge:
         along = torch.cat((missing.Ax, tau * program.b, missing.primal), 2)
         Ax, b, primal = _largest(along / scaled.rows).unbind(1)
         tau, cost = tau.flatten(), cost.flatten()
-        xPx, qx, by = (term.flatten() / cost for term in (missing.xPx, missing.qx, missing.by))
+        xtPx, qx, by = (term.flatten() / cost for term in (missing.xtPx, missing.qx, missing.by))
         s_size, y_size, unnatural = _largest(torch.cat((s, y, self._natural(y, s)), 2)).unbind(1)
 
-        worst = torch.stack(
-            (
-                primal / _most(tau, Ax, s_size, b),
-                dual / _most(tau, Px, q, Aty),
-                (xPx / tau + qx + by).abs() / _most(tau, xPx / tau, qx.abs(), by.abs()),
-            )
-        ).amax(0)
+        value = _most(tau, xtPx / tau, qx.abs(), by.abs())
+        gap = (xtPx / tau + qx + by).abs() / value
+        worst = torch.stack((primal / _most(tau, Ax, s_size, b), dual / _most(tau, Px, q, Aty), gap)).amax(0)
         natural = unnatural / _most(tau, y_size, s_size)
         accepted = worst <= self._tol
         score = torch.where(accepted, natural.clamp(max=1.0), 1.0 + worst)  # not a number is better than nothing
@@ -135,14 +135,17 @@ class Judge:
         running = before.running
         better = running & (score < before.score)
         best = torch.minimum(score, before.score)
+        futile = missing.mu.flatten() / (cost * tau) <= FUTILE * self._tol * value
         slow = (before.score <= 1.0) & ~(score <= WORTHWHILE * before.score)
         solved = running & ((accepted & (natural <= self._tol)) | slow)
         ray_wins = running & ~solved & (at.kappa.flatten() > tau)
+        stalled = running & ~accepted & ~ray_wins & futile
         left = _largest((missing.Ax[:, :, :1] + scaled.rows * s) / scaled.rows).flatten()
         infeasible = ray_wins & (by < 0.0) & (Aty <= -CERTAIN * by)
         unbounded = ray_wins & ~infeasible & (qx < 0.0) & (torch.maximum(Px, left) <= -CERTAIN * qx)
         outcome = before.outcome
         for said, word in (
+            (stalled, Outcome.STALLED),
             (solved, Outcome.SOLVED),
             (infeasible, Outcome.INFEASIBLE),
             (unbounded, Outcome.UNBOUNDED),

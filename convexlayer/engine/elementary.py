@@ -6,7 +6,7 @@ from typing import Any
 
 from numba import njit
 
-from convexlayer.engine.simd import pow2, split, where
+from convexlayer.linalg.simd import pow2, split, where
 
 __all__ = ["expm1", "log", "log1p"]
 
@@ -28,9 +28,8 @@ def _log_near_one(f: Any) -> Any:
     """
     r = f / (2.0 + f)
     z = r * r
-    tail = z * (2.0 / 21.0) + 2.0 / 19.0
-    for n in range(17, 1, -2):
-        tail = z * tail + 2.0 / n
+    tail = 2.0 / 13.0 + z * (2.0 / 15.0 + z * (2.0 / 17.0 + z * (2.0 / 19.0 + z * (2.0 / 21.0))))
+    tail = 2.0 / 3.0 + z * (2.0 / 5.0 + z * (2.0 / 7.0 + z * (2.0 / 9.0 + z * (2.0 / 11.0 + z * tail))))
     half = 0.5 * f * f
     return r * (half + z * tail) - half
 
@@ -62,8 +61,8 @@ def expm1(x: Any) -> Any:
     """
     exponent = (x * _INVERSE_LN2 + _ROUNDING) - _ROUNDING
     r = (x - exponent * _LN2_HIGH) - exponent * _LN2_LOW
-    tail = r * (1.0 / 13.0) + 1.0
-    for n in range(12, 2, -1):
-        tail = tail * r * (1.0 / n) + 1.0
+    tail = 1.0 + r * (1 / 10) * (1.0 + r * (1 / 11) * (1.0 + r * (1 / 12) * (1.0 + r * (1 / 13))))
+    tail = 1.0 + r * (1 / 6) * (1.0 + r * (1 / 7) * (1.0 + r * (1 / 8) * (1.0 + r * (1 / 9) * tail)))
+    tail = 1.0 + r * (1 / 3) * (1.0 + r * (1 / 4) * (1.0 + r * (1 / 5) * tail))
     scale = pow2(exponent)
     return scale * (r + 0.5 * r * r * tail) + (scale - 1.0)

@@ -10,7 +10,8 @@ Its conjugate f at s = (x, y, z) follows from delta > 0 with delta + log(1 + del
 the boundary: -grad f(s) is the y that has kappa = 1 / delta. (1 + delta is Wright's omega function; delta itself keeps
 its relative precision where omega is near 1.)
 
-Sources: Dahl and Andersen (2021), section 4 and 5; Goulart and Chen (2024), section 6 and appendix.
+Sources: Dahl and Andersen, A primal-dual interior-point algorithm for nonsymmetric exponential-cone optimization
+(2021); Goulart and Chen, Clarabel: an interior-point solver for conic programs with quadratic objectives (2024).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numba import njit
 
 from convexlayer.engine.elementary import log, log1p
 from convexlayer.engine.nonsymmetric import along, at, cross, plus, shorten, store_point, store_scaling
-from convexlayer.engine.simd import absolute, any_lane, load, store, where
+from convexlayer.linalg.simd import absolute, any_lane, load, store, where
 
 __all__ = ["add_barrier", "combined_shift", "inside", "inside_dual", "shorten_step", "unit", "update_scaling"]
 
@@ -93,7 +94,7 @@ def _delta(gap: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def update_scaling(lanes: Any, r0: int, h0: int, s: Any, y: Any, dual_mu: Any, H: Any, ok: Any) -> None:
-    """H of a block from s and y; lowers ok (V) to 0.0 in lanes where that fails.
+    """H of a block from s and y; lowers ok (V,) to 0.0 in lanes where that fails.
 
     Args:
         lanes: a tuple of V floats.
@@ -143,7 +144,7 @@ def combined_shift(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, sigma_
     """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy], (m, V), of the affine ds and dy.
 
     The last term follows from differentiating s + mu grad f*(y) = 0 twice along the affine direction (Dahl and Andersen
-    2021, section 6). In D^3 below, hats are changes relative to a and w.
+    2021). In D^3 below, hats are changes relative to a and w.
     """
     s_, y_, ds_, dy_ = at(lanes, s, r0), at(lanes, y, r0), at(lanes, ds, r0), at(lanes, dy, r0)
     centring = load(lanes, sigma_mu, 0)
@@ -169,7 +170,7 @@ def combined_shift(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, sigma_
 
 @njit(nogil=True, error_model="numpy")
 def shorten_step(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, floor: float) -> None:
-    """Shortens alpha (V,), at most 1, until s + alpha ds and y + alpha dy are inside; 0 where it gets below the floor."""
+    """Shortens alpha (V,), at most 1, until s + alpha ds and y + alpha dy are inside; 0 where it sinks below floor."""
     length = shorten(lanes, inside, 0.0, r0, s, ds, load(lanes, alpha, 0), floor)
     store(alpha, 0, shorten(lanes, inside_dual, 0.0, r0, y, dy, length, floor))
 

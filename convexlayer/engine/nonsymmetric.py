@@ -9,7 +9,7 @@ The scaling H is symmetric, positive definite, and takes y to s and shadow_y to 
     delta_s = s - mu shadow_s,   delta_y = y - mu shadow_y,   w = y x shadow_y,   G = the Hessian of f* at y
 
 The last term is mu times what is left of G in the direction w, which is orthogonal to y and shadow_y (the update of
-Broyden, Fletcher, Goldfarb and Shanno; Dahl and Andersen 2021, section 5): positive by construction, where a difference
+Broyden, Fletcher, Goldfarb and Shanno; Dahl and Andersen 2021): positive by construction, where a difference
 of matrices would cancel. Next to the central path delta_s and delta_y vanish, and H is mu G.
 
 A point is a tuple of three vectors of lanes; a symmetric matrix is a tuple (11, 12, 22, 13, 23, 33).
@@ -21,7 +21,7 @@ from typing import Any
 
 from numba import njit
 
-from convexlayer.engine.simd import absolute, any_lane, load, store, where
+from convexlayer.linalg.simd import absolute, any_lane, load, sqrt, store, where
 
 __all__ = ["BACKTRACK", "along", "at", "cross", "plus", "shorten", "store_point", "store_scaling"]
 
@@ -31,9 +31,10 @@ BACKTRACK = 0.8
 # After so many shortenings a step has failed, whatever the floor; 0.8^100 is 2e-10.
 _MOST_BACKTRACKS = 100
 
-# mu shadow_s'shadow_y / 3 - 1, which is 0 on the central path, must exceed this, and agree with delta_s'delta_y to a
-# factor of two: below, rounding has taken over.
+# delta_s'delta_y / s'y, which is 0 on the central path, must exceed this for the scaling of rank three ...
 _OFF_CENTRE = 1.5e-8
+# ... and delta_s'delta_y this share of the product of the norms: below, it is rounding.
+_NOISE = 1e-14
 
 
 @njit(nogil=True, error_model="numpy")
@@ -73,9 +74,10 @@ def plus(x: Any, factor: Any, y: Any) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
-def cross(x: Any, y: Any) -> Any:
-    """The vector product."""
-    return x[1] * y[2] - x[2] * y[1], x[2] * y[0] - x[0] * y[2], x[0] * y[1] - x[1] * y[0]
+def cross(y: Any, x: Any) -> Any:
+    """The vector product y x x, orthogonal to y to the last digit even where y and x are almost parallel."""
+    w = y[1] * x[2] - y[2] * x[1], y[2] * x[0] - y[0] * x[2], y[0] * x[1] - y[1] * x[0]
+    return plus(w, -dot(w, y) / dot(y, y), y)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -106,10 +108,8 @@ def store_scaling(
     delta_s = plus(delta_s, -dot(delta_s, y) / sy, s)
     delta_y = plus(delta_y, -dot(delta_y, s) / sy, y)
     between = dot(delta_s, delta_y)
-    off_centre = sy * dot(shadow_s, shadow_y) * (1.0 / 9.0) - 1.0
-    expected = sy * off_centre
-    primal_dual = (off_centre > _OFF_CENTRE) & (between > 0.5 * expected) & (between < 2.0 * expected)
-    primal_dual = primal_dual & (left > 0.0) & ~(dual_mu > 0.0)
+    noise = _NOISE * sqrt(dot(delta_s, delta_s) * dot(delta_y, delta_y))
+    primal_dual = (between > _OFF_CENTRE * sy) & (between > noise) & (left > 0.0) & ~(dual_mu > 0.0)
     c_s, c_delta, c_w = 1.0 / sy, 1.0 / between, mu / left
     c_G = where(dual_mu > 0.0, dual_mu, mu)
     total = 0.0 * sy

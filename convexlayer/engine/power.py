@@ -1,6 +1,6 @@
 """The power cone in the lanes of the engine: x^e z^(1 - e) >= abs(w) for rows (x, z, w) and an exponent e in (0, 1).
 
-With y = (y1, y2, y3), p = 2 e, q = 2 (1 - e), phi = (y1 / e)^p (y2 / (1 - e))^q, psi = phi - y3^2 and tau = y3^2 / psi, so that
+With p = 2 e, q = 2 (1 - e), phi = (y1 / e)^p (y2 / (1 - e))^q, psi = phi - y3^2 and tau = y3^2 / psi, so that
 phi / psi = 1 + tau, the barrier of K* = {phi >= y3^2} is
 
     f*(y) = -log psi - (1 - e) log y1 - e log y2
@@ -12,11 +12,10 @@ The Hessian in the relative changes d1, d2 of y1, y2 and in d3 is, with A = p d1
     (4 tau + 2) (d3 - K A)^2 / psi + beta A^2 + gamma (d1 - d2)^2 + (1 - e) d1^2 + e d2^2
     K = y3 (1 + tau) / (1 + 2 tau),   beta = (1 + tau) / (2 + 4 tau),   gamma = p q (1 + tau) / 2
 
-a sum of squares, so that solving with it cancels nothing. The shadow of s is the y with -grad f*(y) = s, of which the
-tau is the root of a convex function of 1 / tau.
+a sum of squares, so that solving with it cancels nothing.
 
-Sources: Goulart and Chen (2024), section 6 and appendix; Chen and Goulart, An efficient implementation of interior-point
-methods for a class of nonsymmetric cones (2023); Dahl and Andersen (2021) for the third-order correction.
+Sources: Goulart and Chen, Clarabel (2024); Chen and Goulart, An efficient implementation of interior-point methods for
+a class of nonsymmetric cones (2023); Dahl and Andersen (2021) for the third-order correction.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from numba import njit
 
 from convexlayer.engine.elementary import expm1, log, log1p
 from convexlayer.engine.nonsymmetric import along, at, cross, plus, shorten, store_point, store_scaling
-from convexlayer.engine.simd import absolute, any_lane, load, maximum, minimum, sqrt, store, where
+from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, sqrt, store, where
 
 __all__ = ["add_barrier", "combined_shift", "inside", "inside_dual", "shorten_step", "unit", "update_scaling"]
 
@@ -124,7 +123,7 @@ def _shadow(s: Any, exponent: float) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def _solved(r: Any, y: Any, tau: Any, psi: Any, exponent: float) -> Any:
-    """(u, r'u) with G u = r, u1 and u2 relative to y1 and y2; and 1/psi of d3 - K A, as the last."""
+    """(u, r'u, d3 - K A of u) with G u = r; u1 and u2 are relative to y1 and y2."""
     p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
     spread = 1.0 / (1.0 + 2.0 * tau)
     K = y[2] * (1.0 + tau) * spread
@@ -244,7 +243,7 @@ def combined_shift(
 def shorten_step(
     lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, floor: float
 ) -> None:
-    """Shortens alpha (V,), at most 1, until s + alpha ds and y + alpha dy are inside; 0 where it gets below the floor."""
+    """Shortens alpha (V,), at most 1, until s + alpha ds and y + alpha dy are inside; 0 where it sinks below floor."""
     length = shorten(lanes, inside, exponent, r0, s, ds, load(lanes, alpha, 0), floor)
     store(alpha, 0, shorten(lanes, inside_dual, exponent, r0, y, dy, length, floor))
 

@@ -1,36 +1,32 @@
 """Second-order cones in lanes: Nesterov-Todd scaling, products, corrections and step lengths.
 
-For s, y in the interior, with J = diag(1, -1, ..., -1) and the scaling point w (w'Jw = 1), eta = (s'Js / y'Jy)^(1/4),
+For s, y in the interior, with J = diag(1, -1, ..., -1), the scaling point w (w'Jw = 1) and eta^4 = s'Js / y'Jy,
 
     W = eta (w0, w1'; w1, I + w1 w1' / (1 + w0)),   W^2 = eta^2 (2 w w' - J),   W y = W^-1 s = lambda.
 
-Reference: Vandenberghe, The CVXOPT linear and quadratic cone program solvers (2010), section 5; the expansion of W^2
-as a diagonal and two rank-one terms follows Domahidi, Chu and Boyd (2013).
+Source: Vandenberghe, The CVXOPT linear and quadratic cone program solvers (2010), section 5; the expansion of W^2 as a
+diagonal and two rank-one terms follows Domahidi, Chu and Boyd (2013).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
-from convexlayer.program import Array, IndexArray
+from convexlayer.linalg.lanes import Indices
+from convexlayer.linalg.simd import load, maximum, minimum, splat, sqrt, store, where
+from convexlayer.program import Array
 
-__all__ = [
-    "second_order_expand",
-    "second_order_margin",
-    "second_order_pack",
-    "second_order_product",
-    "second_order_scale",
-    "second_order_shift",
-    "second_order_step",
-]
+__all__ = ["expand", "margin", "pack", "product", "scale", "shift", "shorten_step"]
 
 TINY = 1e-300
 
 
 @njit(nogil=True, error_model="numpy")
-def second_order_margin(u: Array, start: int, size: int, v: int) -> float:
-    """u0 - norm(u1) of one lane's block."""
+def margin(u: Array, start: int, size: int, v: int) -> float:
+    """u0 - norm(u1) of lane v's block."""
     tail = 0.0
     for i in range(start + 1, start + size):
         tail += u[i, v] * u[i, v]
@@ -38,170 +34,143 @@ def second_order_margin(u: Array, start: int, size: int, v: int) -> float:
 
 
 @njit(nogil=True, error_model="numpy")
-def second_order_scale(lanes, s: Array, y: Array, start: int, size: int, w: Array, eta2: Array) -> None:  # type: ignore[no-untyped-def]
-    """The scaling point of a block, into its rows of w, and eta^2, (V,)."""
-    V = len(lanes)
-    s_tail, y_tail, dot = np.zeros(V), np.zeros(V), np.zeros(V)
+def _dot(lanes: Any, x: Array, y: Array, start: int, size: int) -> Any:
+    """x1'y1 of a block."""
+    total = splat(lanes, 0.0)
     for i in range(start + 1, start + size):
-        for v in range(V):
-            s_tail[v] += s[i, v] * s[i, v]
-            y_tail[v] += y[i, v] * y[i, v]
-            dot[v] += s[i, v] * y[i, v]
-    s_unit, y_unit, norm = np.empty(V), np.empty(V), np.empty(V)
-    for v in range(V):
-        s0, y0, s1, y1 = s[start, v], y[start, v], np.sqrt(s_tail[v]), np.sqrt(y_tail[v])
-        s_size = np.sqrt(max((s0 - s1) * (s0 + s1), TINY))
-        y_size = np.sqrt(max((y0 - y1) * (y0 + y1), TINY))
-        s_unit[v], y_unit[v] = 1.0 / s_size, 1.0 / y_size
-        gamma = np.sqrt(0.5 * (1.0 + (s0 * y0 + dot[v]) * s_unit[v] * y_unit[v]))
-        norm[v] = 0.5 / gamma
-        eta2[v] = s_size * y_unit[v]
-    tail = np.zeros(V)
-    for i in range(start + 1, start + size):
-        for v in range(V):
-            w[i, v] = (s[i, v] * s_unit[v] - y[i, v] * y_unit[v]) * norm[v]
-            tail[v] += w[i, v] * w[i, v]
-    for v in range(V):
-        w[start, v] = np.sqrt(1.0 + tail[v])
+        total = total + load(lanes, x, i) * load(lanes, y, i)
+    return total
 
 
 @njit(nogil=True, error_model="numpy")
-def second_order_pack(lanes, w: Array, eta2: Array, start: int, size: int, packed: Array, offset: int) -> None:  # type: ignore[no-untyped-def]
-    """W^2 = eta^2 (2 w w' - J) of a block, as a packed upper triangle."""
-    V = len(lanes)
+def _det(head: Any, tail: Any) -> Any:
+    """u'Ju = (u0 - |u1|) (u0 + |u1|), without cancellation, of u0 and |u1|^2."""
+    norm = sqrt(tail)
+    return maximum((head - norm) * (head + norm), TINY)
+
+
+@njit(nogil=True, error_model="numpy")
+def scale(lanes: Any, s: Array, y: Array, start: int, size: int, w: Array, eta2: Array, block: int) -> None:
+    """The scaling point of a block, into its rows of w, and eta^2, into row ``block``."""
+    s0, y0 = load(lanes, s, start), load(lanes, y, start)
+    s_size = sqrt(_det(s0, _dot(lanes, s, s, start, size)))
+    y_size = sqrt(_det(y0, _dot(lanes, y, y, start, size)))
+    dot = s0 * y0 + _dot(lanes, s, y, start, size)
+    norm = 0.5 / sqrt(0.5 * (1.0 + dot / (s_size * y_size)))
+    s_factor, y_factor, tail = norm / s_size, norm / y_size, splat(lanes, 0.0)
+    for i in range(start + 1, start + size):
+        wi = s_factor * load(lanes, s, i) - y_factor * load(lanes, y, i)
+        store(w, i, wi)
+        tail = tail + wi * wi
+    store(w, start, sqrt(1.0 + tail))
+    store(eta2, block, s_size / y_size)
+
+
+@njit(nogil=True, error_model="numpy")
+def pack(lanes: Any, w: Array, eta2: Array, block: int, start: int, size: int, packed: Array, offset: int) -> None:
+    """W^2 of a block as a packed upper triangle by columns."""
+    eta2_ = load(lanes, eta2, block)
     for j in range(size):
-        for i in range(j + 1):
-            for v in range(V):
-                value = 2.0 * w[start + i, v] * w[start + j, v]
-                if i == j:
-                    value += 1.0 if i > 0 else -1.0
-                packed[offset, v] = eta2[v] * value
+        wj = 2.0 * load(lanes, w, start + j)
+        for i in range(j):
+            store(packed, offset, eta2_ * load(lanes, w, start + i) * wj)
             offset += 1
+        store(packed, offset, eta2_ * (load(lanes, w, start + j) * wj + (1.0 if j > 0 else -1.0)))
+        offset += 1
 
 
 @njit(nogil=True, error_model="numpy")
-def second_order_expand(  # type: ignore[no-untyped-def]
-    lanes, w: Array, eta2: Array, start: int, size: int, diagonal: IndexArray, extra: int, place: IndexArray,
-    first: int, row: int, values: Array, shift: float,
+def expand(
+    lanes: Any, w: Array, eta2: Array, block: int, start: int, size: int, diagonal: Indices, row: int, extra: int,
+    place: Indices, first: int, values: Array, shift: float,
 ) -> None:  # fmt: skip
-    """Write -W^2 = -eta^2 (diag(delta, 1, ...) + u u' - v v') of a block into K, in its two unknowns more.
+    """Write -W^2 = -eta^2 (diag(delta, 1, ...) + u u' - v v') of a block into K, by two unknowns more.
 
     With wsq = w0^2 + |w1|^2: delta = 1 / (2 wsq), u = (u0, (2 w0 / u0) w1), u0^2 = wsq - delta,
     v = (0, v1 w1), v1^2 = 2 (2 + 1 / wsq) / (2 wsq - 1 / wsq).
     """
-    V = len(lanes)
-    for v in range(V):
-        wsq = 2.0 * w[start, v] * w[start, v] - 1.0
-        delta = 0.5 / wsq
-        u0 = np.sqrt(wsq - delta)
-        u1 = 2.0 * w[start, v] / u0
-        v1 = np.sqrt(2.0 * (2.0 + 1.0 / wsq) / (2.0 * wsq - 1.0 / wsq))
-        values[diagonal[row], v] = -eta2[v] * delta - shift
-        values[place[first], v] = 0.0
-        values[place[first + size], v] = -eta2[v] * u0
-        for i in range(1, size):
-            values[diagonal[row + i], v] = -eta2[v] - shift
-            values[place[first + i], v] = -eta2[v] * v1 * w[start + i, v]
-            values[place[first + size + i], v] = -eta2[v] * u1 * w[start + i, v]
-        values[diagonal[extra], v] = -eta2[v] - shift
-        values[diagonal[extra + 1], v] = eta2[v] + shift
+    eta2_, w0 = load(lanes, eta2, block), load(lanes, w, start)
+    wsq = 2.0 * w0 * w0 - 1.0
+    inverse = 1.0 / wsq
+    u0 = sqrt(wsq - 0.5 * inverse)
+    u1 = -2.0 * eta2_ * w0 / u0
+    v1 = -1.0 * eta2_ * sqrt(2.0 * (2.0 + inverse) / (2.0 * wsq - inverse))
+    store(values, diagonal[row], -0.5 * eta2_ * inverse - shift)
+    store(values, place[first], splat(lanes, 0.0))
+    store(values, place[first + size], -1.0 * eta2_ * u0)
+    for i in range(1, size):
+        wi = load(lanes, w, start + i)
+        store(values, diagonal[row + i], -1.0 * eta2_ - shift)
+        store(values, place[first + i], v1 * wi)
+        store(values, place[first + size + i], u1 * wi)
+    store(values, diagonal[extra], -1.0 * eta2_ - shift)
+    store(values, diagonal[extra + 1], eta2_ + shift)
 
 
 @njit(nogil=True, error_model="numpy")
-def second_order_product(lanes, w: Array, eta2: Array, start: int, size: int, x: Array, out: Array) -> None:  # type: ignore[no-untyped-def]
+def product(lanes: Any, w: Array, eta2: Array, block: int, start: int, size: int, x: Array, out: Array) -> None:
     """W^2 x of a block: eta^2 (2 w (w'x) - J x)."""
-    V = len(lanes)
-    dot = np.zeros(V)
-    for i in range(start, start + size):
-        for v in range(V):
-            dot[v] += w[i, v] * x[i, v]
-    for v in range(V):
-        out[start, v] = eta2[v] * (2.0 * w[start, v] * dot[v] - x[start, v])
+    w0, x0, eta2_ = load(lanes, w, start), load(lanes, x, start), load(lanes, eta2, block)
+    dot = 2.0 * (w0 * x0 + _dot(lanes, w, x, start, size))
+    store(out, start, eta2_ * (w0 * dot - x0))
     for i in range(start + 1, start + size):
-        for v in range(V):
-            out[i, v] = eta2[v] * (2.0 * w[i, v] * dot[v] + x[i, v])
+        store(out, i, eta2_ * (load(lanes, w, i) * dot + load(lanes, x, i)))
 
 
 @njit(nogil=True, error_model="numpy")
-def second_order_shift(  # type: ignore[no-untyped-def]
-    lanes, w: Array, eta2: Array, start: int, size: int, y: Array, ds: Array, dy: Array, target: Array, shift: Array
-) -> None:
-    """Combined shift W (lambda \\ (lambda o lambda + (W^-1 ds) o (W dy) - target e)), into the block's rows of shift."""
-    V = len(lanes)
-    scaled, left, right = np.empty((size, V)), np.empty((size, V)), np.empty((size, V))
-    dots = np.zeros((3, V))
+def shift(
+    lanes: Any, w: Array, eta2: Array, block: int, start: int, size: int, y: Array, ds: Array, dy: Array, target: Any,
+    out: Array, work: Array,
+) -> None:  # fmt: skip
+    """W (lambda + lambda \\ ((W^-1 ds) o (W dy) - target e)), into the block's rows of out.
+
+    (u o v) = (u'v, u0 v1 + v0 u1); work has at least 2 size rows.
+    """
+    w0, y0, dy0, ds0 = load(lanes, w, start), load(lanes, y, start), load(lanes, dy, start), load(lanes, ds, start)
+    wy, wdy, wds = _dot(lanes, w, y, start, size), _dot(lanes, w, dy, start, size), _dot(lanes, w, ds, start, size)
+    eta = sqrt(load(lanes, eta2, block))
+    inverse, part = 1.0 / eta, 1.0 / (1.0 + w0)
+    lambda0, left0, right0 = eta * (w0 * y0 + wy), inverse * (w0 * ds0 - wds), eta * (w0 * dy0 + wdy)
+    a, b, c = y0 + wy * part, wds * part - ds0, dy0 + wdy * part
+    inner, tail, cross = splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
     for i in range(1, size):
-        for v in range(V):
-            wi = w[start + i, v]
-            dots[0, v] += wi * y[start + i, v]
-            dots[1, v] += wi * dy[start + i, v]
-            dots[2, v] += wi * ds[start + i, v]
-    eta, inverse = np.empty(V), np.empty(V)
-    a, b, c, head, dot, tail = np.empty(V), np.empty(V), np.empty(V), np.empty(V), np.zeros(V), np.zeros(V)
-    for v in range(V):
-        w0 = w[start, v]
-        eta[v] = np.sqrt(eta2[v])
-        inverse[v] = 1.0 / eta[v]
-        y0, dy0, ds0 = y[start, v], dy[start, v], ds[start, v]
-        scaled[0, v] = eta[v] * (w0 * y0 + dots[0, v])
-        left[0, v] = inverse[v] * (w0 * ds0 - dots[2, v])
-        right[0, v] = eta[v] * (w0 * dy0 + dots[1, v])
-        a[v] = y0 + dots[0, v] / (1.0 + w0)
-        b[v] = dots[2, v] / (1.0 + w0) - ds0
-        c[v] = dy0 + dots[1, v] / (1.0 + w0)
+        wi = load(lanes, w, start + i)
+        lambda_i = eta * (load(lanes, y, start + i) + a * wi)
+        left = inverse * (load(lanes, ds, start + i) + b * wi)
+        right = eta * (load(lanes, dy, start + i) + c * wi)
+        inner = inner + left * right
+        tail = tail + lambda_i * lambda_i
+        mixed = left0 * right + right0 * left
+        cross = cross + lambda_i * mixed
+        store(work, i, lambda_i)
+        store(work, size + i, mixed)
+    head = (lambda0 * (left0 * right0 + inner - target) - cross) / _det(lambda0, tail)
+    along, over = splat(lanes, 0.0), 1.0 / lambda0
     for i in range(1, size):
-        for v in range(V):
-            wi = w[start + i, v]
-            scaled[i, v] = eta[v] * (y[start + i, v] + a[v] * wi)
-            left[i, v] = inverse[v] * (ds[start + i, v] + b[v] * wi)
-            right[i, v] = eta[v] * (dy[start + i, v] + c[v] * wi)
-            dot[v] += left[i, v] * right[i, v]
-            tail[v] += scaled[i, v] * scaled[i, v]
-    # the division lambda \ (lambda o lambda + r) is lambda + lambda \ r, with r = left o right - target e
-    cross = np.zeros(V)
+        lambda_i = load(lanes, work, i)
+        value = (load(lanes, work, size + i) - head * lambda_i) * over + lambda_i
+        store(work, size + i, value)
+        along = along + load(lanes, w, start + i) * value
+    top = head + lambda0
+    store(out, start, eta * (w0 * top + along))
+    factor = top + along * part
     for i in range(1, size):
-        for v in range(V):
-            left[i, v] = left[0, v] * right[i, v] + right[0, v] * left[i, v]
-            cross[v] += scaled[i, v] * left[i, v]
-    for v in range(V):
-        r0 = left[0, v] * right[0, v] + dot[v] - target[v]
-        norm = np.sqrt(tail[v])
-        det = max((scaled[0, v] - norm) * (scaled[0, v] + norm), TINY)
-        head[v] = (scaled[0, v] * r0 - cross[v]) / det
-    along = np.zeros(V)
-    for i in range(1, size):
-        for v in range(V):
-            left[i, v] = (left[i, v] - head[v] * scaled[i, v]) / scaled[0, v] + scaled[i, v]
-            along[v] += w[start + i, v] * left[i, v]
-    for v in range(V):
-        top = head[v] + scaled[0, v]
-        shift[start, v] = eta[v] * (w[start, v] * top + along[v])
-        a[v] = top + along[v] / (1.0 + w[start, v])
-    for i in range(1, size):
-        for v in range(V):
-            shift[start + i, v] = eta[v] * (left[i, v] + a[v] * w[start + i, v])
+        store(out, start + i, eta * (load(lanes, work, size + i) + factor * load(lanes, w, start + i)))
 
 
 @njit(nogil=True, error_model="numpy")
-def second_order_step(lanes, u: Array, du: Array, start: int, size: int, alpha: Array) -> None:  # type: ignore[no-untyped-def]
-    """Reduce alpha to the largest step that keeps u + alpha du in the cone: the least positive root of its det."""
-    V = len(lanes)
-    u_tail, du_tail, cross = np.zeros(V), np.zeros(V), np.zeros(V)
-    for i in range(start + 1, start + size):
-        for v in range(V):
-            u_tail[v] += u[i, v] * u[i, v]
-            du_tail[v] += du[i, v] * du[i, v]
-            cross[v] += u[i, v] * du[i, v]
-    for v in range(V):
-        u0, du0, u1, du1 = u[start, v], du[start, v], np.sqrt(u_tail[v]), np.sqrt(du_tail[v])
-        a = (du0 - du1) * (du0 + du1)
-        b = u0 * du0 - cross[v]
-        c = max((u0 - u1) * (u0 + u1), 0.0)
-        limit = -u0 / du0 if du0 < 0.0 else alpha[v]
-        inside = b * b - a * c
-        if inside >= 0.0 and not (a >= 0.0 and b >= 0.0):
-            t = -(b + np.copysign(np.sqrt(inside), b))
-            first, second = c / t, t / a
-            limit = min(limit, first) if first >= 0.0 else limit
-            limit = min(limit, second) if second >= 0.0 else limit
-        alpha[v] = min(alpha[v], limit)
+def shorten_step(lanes: Any, u: Array, du: Array, start: int, size: int, alpha: Any) -> Any:
+    """The largest step up to alpha that keeps u + alpha du in the cone: the least positive root of its determinant."""
+    u0, du0 = load(lanes, u, start), load(lanes, du, start)
+    u_tail, du_tail = _dot(lanes, u, u, start, size), _dot(lanes, du, du, start, size)
+    du_norm = sqrt(du_tail)
+    a, c = (du0 - du_norm) * (du0 + du_norm), _det(u0, u_tail)
+    b = u0 * du0 - _dot(lanes, u, du, start, size)
+    alpha = where(du0 < 0.0, minimum(-u0 / du0, alpha), alpha)
+    inside = b * b - a * c
+    root = sqrt(maximum(inside, 0.0))
+    t = where(b < 0.0, root - b, -1.0 * root - b)
+    crosses = (inside >= 0.0) & ((a < 0.0) | (b < 0.0))
+    first, second = c / t, t / a
+    alpha = where(crosses & (first >= 0.0), minimum(first, alpha), alpha)
+    return where(crosses & (second >= 0.0), minimum(second, alpha), alpha)

@@ -52,6 +52,7 @@ class ConvexLayer(torch.nn.Module):
         on_degenerate: str = "warn",
         options: Options | Mapping[str, Any] | None = None,
         check_attributes: bool = True,
+        presolve: bool = True,
         self_check: bool = True,
     ) -> None:
         """Compile a problem.
@@ -71,6 +72,7 @@ class ConvexLayer(torch.nn.Module):
                 ``report`` only, or ``raise`` a DerivativeError.
             options: ``Options`` or a mapping of changes to the default ones.
             check_attributes: refuse tensors that violate their parameter's attributes.
+            presolve: solve a reduced program; ``program.presolve`` records what was reduced.
             self_check: compare the compiled problem with CVXPY's at two random parameter values.
 
         Raises:
@@ -80,7 +82,7 @@ class ConvexLayer(torch.nn.Module):
         """
         super().__init__()
         _check_choice("on_failure", on_failure, ON_FAILURE)
-        program = canonicalize(problem, parameters, variables, gp=gp, self_check=self_check)
+        program = canonicalize(problem, parameters, variables, gp=gp, presolve=presolve, self_check=self_check)
         self._map = SolutionMap(
             program, solver=solver, derivative=derivative, options=options, check_attributes=check_attributes
         )
@@ -102,7 +104,10 @@ class ConvexLayer(torch.nn.Module):
         structure = self.program.structure
         names = ", ".join(spec.name for spec in self.program.parameters)
         outputs = ", ".join(spec.name for spec in self.program.outputs)
-        return f"({names}) -> ({outputs}), n={structure.n}, m={structure.m}, solver={self._map.solver}"
+        record = self.program.presolve
+        given = structure if record is None else record.source.structure
+        presolve = "" if record is None else f" (n={given.n}, m={given.m} before presolve)"
+        return f"({names}) -> ({outputs}), n={structure.n}, m={structure.m}{presolve}, solver={self._map.solver}"
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def forward(

@@ -61,7 +61,9 @@ class SolvedBatch:
     @cached_property
     def iterates(self) -> tuple[Array, ...]:
         """The outputs, each (B, *shape), with the solver's last iterate where there is no solution."""
-        return self._parametric.recovery.apply(self._solution.x, self._solution.y * self._scale[:, None])
+        return self._parametric.recovery.apply(
+            self._features, self._solution.x, self._solution.y * self._scale[:, None]
+        )
 
     @cached_property
     def outputs(self) -> tuple[Array, ...]:
@@ -99,12 +101,14 @@ class SolvedBatch:
         gradient = _zero_program(part)
         wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
         columns = program.features.of(wanted)
+        features, direct = self._features[index], None
         reports: list[DerivativeReport] = []
         if any(c is not None for c in chosen) and len(index):
-            dx, dy = recovery.pull([value[index] for value in self.iterates], chosen)
+            here = (features, solution.x, solution.y * scale[:, None])
+            direct, dx, dy = recovery.pull(here, [value[index] for value in self.iterates], chosen)
             gradient, derivative = self._differentiator.vjp(
                 SolutionCotangent(dx, dy * scale[:, None], np.zeros_like(dy)),
-                seen=lambda data: program.pullback(data.divided(scale))[:, columns],
+                seen=lambda data: program.pullback(features, data.divided(scale))[:, columns],
             )
             gradient = gradient.divided(scale)
             reports.append(derivative)
@@ -113,8 +117,8 @@ class SolvedBatch:
             gradient = _add(gradient, _envelope(part, solution.divided(1.0 / scale), weight))
             reports.append(self._objective_report(columns))
         self._record(reports)
-        features = self._features[index]
-        pulled = program.split(program.features.pull(features, program.pullback(gradient)))
+        moved = program.pullback(features, gradient)
+        pulled = program.split(program.features.pull(features, moved if direct is None else moved + direct))
         self.report.seconds["derivative"] = time.perf_counter() - start
         return tuple(
             _scatter(value, index, self.batch) if want else None for value, want in zip(pulled, wanted, strict=True)
@@ -138,21 +142,22 @@ class SolvedBatch:
         index = self._solved_index
         program, recovery = self._parametric, self._parametric.recovery
         values = [None if t is None else np.asarray(t, dtype=np.float64) for t in tangents]
-        push = program.features.push(self._features, values)[index]
-        data = program.push(push)
+        features, push = self._features[index], program.features.push(self._features, values)[index]
+        data = program.push(features, push)
         part, solution = self._solved_part
         scale = self._scale[index]
         if len(index):
             looked_at = recovery.of([True] * len(program.outputs) if of is None else of)
             moved, derivative = self._differentiator.jvp(
                 data.divided(scale),
-                seen=lambda moved: recovery.linear(moved.x, moved.y * scale[:, None])[:, looked_at],
+                seen=lambda moved: recovery.push_linear(features, moved.x, moved.y * scale[:, None])[:, looked_at],
             )
             self._record([derivative])
             dx, dy = moved.x, moved.y * scale[:, None]
         else:
             dx, dy = solution.x, solution.y
-        outputs = recovery.push([value[index] for value in self.iterates], dx, dy)
+        here = (features, solution.x, solution.y * scale[:, None])
+        outputs = recovery.push(here, [value[index] for value in self.iterates], (push, dx, dy))
         unit = _envelope(part, solution.divided(1.0 / scale), np.ones(len(index)))
         objective = self._slope * _inner(data, unit)
         self.report.seconds["derivative"] = time.perf_counter() - start
@@ -195,7 +200,7 @@ class SolvedBatch:
                 A=moved.y[:, A.rows] * x[:, A.cols] + y[:, A.rows] * moved.x[:, A.cols],
                 b=-moved.y,
             )
-            return self._parametric.pullback(data)[:, columns]
+            return self._parametric.pullback(self._features[self._solved_index], data)[:, columns]
 
         return self._differentiator.objective_report(seen=seen)
 

@@ -1,15 +1,16 @@
 """Factorisations of batches of symmetric quasi-definite systems of one sparsity pattern."""
 
 from convexlayer.linalg.base import AbstractBackend, AbstractFactor, BackendState
-from convexlayer.linalg.choice import choose_backend
-from convexlayer.linalg.refined import ACCEPTED, SINGULAR, RefinedFactor
+from convexlayer.linalg.choice import choose_factoriser
+from convexlayer.linalg.refined import ACCEPTED, SINGULAR, AbstractFactoriser, RefinedFactor
 
 __all__ = [
     "ACCEPTED",
     "SINGULAR",
     "AbstractBackend",
     "AbstractFactor",
+    "AbstractFactoriser",
     "BackendState",
     "RefinedFactor",
-    "choose_backend",
+    "choose_factoriser",
 ]

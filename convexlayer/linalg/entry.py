@@ -26,7 +26,7 @@ def entry(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc, unused-ignore]
+class _Locator(_CacheLocator):
     """The part's folder."""
 
     def __init__(self, part: str) -> None:
@@ -46,9 +46,9 @@ class _Locator(_CacheLocator):  # type: ignore[misc, unused-ignore]
         return cls(function.__module__.split(".")[1])
 
 
-class _Implementation(CompileResultCacheImpl):  # type: ignore[misc, unused-ignore]
+class _Implementation(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
-class _Cache(FunctionCache):  # type: ignore[misc, unused-ignore]
+class _Cache(FunctionCache):
     _impl_class = _Implementation

@@ -1,4 +1,4 @@
-"""The compiled form of a refined factor: what ``refined`` says in NumPy, for several elements at once in one pass.
+"""The compiled form of a refined factor: several elements at once, each in a lane, in one pass.
 
 Everything that a lane group needs later lies in one array, the state, whose rows are lanes:
 
@@ -16,93 +16,82 @@ import numpy as np
 from numba import njit
 
 from convexlayer.linalg.entry import entry
-from convexlayer.linalg.lanes import (
-    LanePlan,
-    column_magnitudes,
-    factorise,
-    largest,
-    multiply,
-    solve_in_place,
-    squares,
-)
-from convexlayer.program import Array, IndexArray
+from convexlayer.linalg.lanes import Indices, LanePlan, factorise, multiply, solve_in_place
+from convexlayer.linalg.refined import EPS, POWER_STEPS, PROGRESS, RUIZ_PASSES, TARGET, TINY
+from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, sqrt, store, where
+from convexlayer.program import Array
 
 __all__ = ["factor", "refine"]
-
-EPS = 1e-7
-RUIZ_PASSES = 4
-POWER_STEPS = 3
-TARGET = 1e-14
-TINY = 1e-300
 
 
 @entry
 def factor(
-    lanes: Any, packed: IndexArray, values: Array, first: int, last: int, start: Array, state: Array, condition: Array
+    lanes: Any, packed: Indices, values: Array, first: int, last: int, start: Array, state: Array, condition: Array
 ) -> None:
     """Equilibrate, regularise and factorise the lane groups first to last - 1, and estimate their conditions.
 
     Args:
         lanes: a tuple of V floats.
-        packed: the plan, and the source of its values in those of the pattern (see ``Symbolic.packed``).
+        packed: the plan (see ``Symbolic.packed``).
         values: upper triangles in the order of the pattern, (B, nnz).
         first: first lane group.
         last: one beyond the last.
-        start: where power iterations start, (N,), in original order.
+        start: where power iterations start, (N,).
         state: out, (groups, rows, V).
         condition: out, (B,).
     """
     V = len(lanes)
     plan, source = _unpacked(packed)
-    N, nnz, batch = len(plan.signs), len(source), len(values)
-    y, D, work, sums = np.zeros((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((1, V))
+    N, entries, batch = len(plan.signs), len(source), len(values)
+    y, D, work = np.zeros((N, V)), np.empty((N, V)), np.empty((N, V))
     for group in range(first, last):
         scale, D_inverse, direction = state[group, :N], state[group, N : 2 * N], state[group, 2 * N : 3 * N]
-        E, L = state[group, 3 * N : 3 * N + nnz], state[group, 3 * N + nnz :]
-        for v in range(V):
-            element = values[min(group * V + v, batch - 1)]
-            for p in range(nnz):
-                E[p, v] = element[source[p]] if source[p] >= 0 else 0.0
+        E, L = state[group, 3 * N : 3 * N + entries], state[group, 3 * N + entries :]
+        for p in range(entries):
+            for v in range(V):
+                E[p, v] = values[min(group * V + v, batch - 1), source[p]] if source[p] >= 0 else 0.0
         _equilibrate(lanes, plan, E, scale, work)
         for k in range(N):
             diagonal = plan.column_start[k + 1] - 1
-            for v in range(V):
-                work[k, v] = E[diagonal, v]
-                E[diagonal, v] += EPS * plan.signs[k]
+            exact = load(lanes, E, diagonal)
+            store(work, k, exact)
+            store(E, diagonal, exact + EPS * plan.signs[k])
         factorise(lanes, plan, E, L, D, D_inverse, y)
         for k in range(N):
-            diagonal = plan.column_start[k + 1] - 1
-            for v in range(V):
-                E[diagonal, v] = work[k, v]
-        for norm_of_inverse in (False, True):
-            for k in range(N):
-                for v in range(V):
-                    direction[k, v] = start[plan.permutation[k]]
-            for _ in range(POWER_STEPS):
-                _normalise(lanes, direction, sums)
-                if norm_of_inverse:
-                    solve_in_place(lanes, plan, L, D_inverse, direction)
-                else:
-                    multiply(lanes, plan, E, direction, work)
-                    direction[:] = work
-            _normalise(lanes, direction, sums)
-            for v in range(V):
-                if group * V + v < batch:
-                    if norm_of_inverse:
-                        condition[group * V + v] *= sums[0, v]
-                    else:
-                        condition[group * V + v] = 1.0 if sums[0, v] < 1.0 else sums[0, v]
+            store(E, plan.column_start[k + 1] - 1, load(lanes, work, k))
+
+        _fill(lanes, plan, start, direction)
+        for _ in range(POWER_STEPS):
+            _normalise(lanes, direction, direction)
+            multiply(lanes, plan, E, direction, work)
+            direction[:] = work
+        norm = maximum(1.0, _norm(lanes, direction))  # that of a nonzero E is about 1 at least
+        _fill(lanes, plan, start, direction)
+        for _ in range(POWER_STEPS):
+            _normalise(lanes, direction, direction)
+            solve_in_place(lanes, plan, L, D_inverse, direction)
+        store(work, 0, norm * _normalise(lanes, direction, direction))
+        for v in range(min(V, batch - group * V)):
+            condition[group * V + v] = work[0, v]
 
 
 @entry
 def refine(
-    lanes: Any, packed: IndexArray, rhs: Array, first: int, last: int, steps: int, state: Array, z: Array, residual: Array
+    lanes: Any,
+    packed: Indices,
+    rhs: Array,
+    first: int,
+    last: int,
+    steps: int,
+    state: Array,
+    z: Array,
+    residual: Array,
 ) -> None:
     """Solve by iterative refinement, each lane until it makes no progress.
 
     Args:
         lanes: a tuple of V floats.
-        packed: as for ``factor``.
+        packed: the plan.
         rhs: (B, N).
         first: first lane group.
         last: one beyond the last.
@@ -113,59 +102,53 @@ def refine(
     """
     V = len(lanes)
     plan, source = _unpacked(packed)
-    N, nnz, batch = len(plan.signs), len(source), len(rhs)
-    target, x, best = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
-    step, product = np.empty((N, V)), np.empty((N, V))
-    size, error, least = np.empty((1, V)), np.empty((1, V)), np.empty((1, V))
-    finite, going, better = np.empty(V, np.bool_), np.empty(V, np.bool_), np.empty(V, np.bool_)
+    N, entries, batch = len(plan.signs), len(source), len(rhs)
+    target, step, x = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
+    best, product = np.empty((N, V)), np.empty((N, V))
     for group in range(first, last):
         scale, D_inverse = state[group, :N], state[group, N : 2 * N]
-        E, L = state[group, 3 * N : 3 * N + nnz], state[group, 3 * N + nnz :]
-        for v in range(V):
-            element = rhs[min(group * V + v, batch - 1)]
-            poison = 0.0
-            for k in range(N):
-                entry = element[plan.permutation[k]]
-                poison += 0.0 * entry
-                target[k, v] = scale[k, v] * entry
-            finite[v] = poison == 0.0
-            if not finite[v]:
-                target[:, v] = 0.0
-        largest(lanes, target, N, size)
-        x[:], best[:], step[:] = 0.0, 0.0, target
-        for v in range(V):
-            least[0, v] = 1.0 if size[0, v] > 0.0 else 0.0
-            going[v] = size[0, v] > 0.0
+        E, L = state[group, 3 * N : 3 * N + entries], state[group, 3 * N + entries :]
+        for k in range(N):
+            for v in range(V):
+                target[k, v] = rhs[min(group * V + v, batch - 1), plan.permutation[k]]
+        finite = _is_finite(lanes, target)
+        size = splat(lanes, 0.0)
+        for k in range(N):
+            t = where(finite, load(lanes, target, k) * load(lanes, scale, k), 0.0)
+            store(target, k, t)
+            store(step, k, t)
+            store(x, k, splat(lanes, 0.0))
+            store(best, k, splat(lanes, 0.0))
+            size = maximum(absolute(t), size)
+        least = where(size > 0.0, splat(lanes, 1.0), 0.0)
+        going = size > 0.0
+        size = maximum(size, TINY)
         for _ in range(steps):
             solve_in_place(lanes, plan, L, D_inverse, step)
-            _add(x, step)
+            for k in range(N):
+                store(x, k, load(lanes, x, k) + load(lanes, step, k))
             multiply(lanes, plan, E, x, product)
-            _subtract(target, product, step)
-            largest(lanes, step, N, error)
-            improved, proceed = False, False
-            for v in range(V):
-                error[0, v] /= max(size[0, v], TINY)
-                better[v] = going[v] and error[0, v] < least[0, v]
-                going[v] = going[v] and error[0, v] < 0.5 * least[0, v] and error[0, v] > TARGET
-                if better[v]:
-                    least[0, v] = error[0, v]
-                improved, proceed = improved or better[v], proceed or going[v]
-            if improved:
+            error = _remainder(lanes, target, product, step) / size
+            better = going & (error < least)
+            going = going & (error < PROGRESS * least) & (error > TARGET)
+            least = where(better, error, least)
+            if any_lane(better):
                 for k in range(N):
-                    for v in range(V):
-                        best[k, v] = x[k, v] if better[v] else best[k, v]
-            if not proceed:
+                    store(best, k, where(better, load(lanes, x, k), load(lanes, best, k)))
+            if not any_lane(going):
                 break
-        for v in range(V):
-            if group * V + v < batch:
-                out = z[group * V + v]
-                for k in range(N):
-                    out[plan.permutation[k]] = scale[k, v] * best[k, v] if finite[v] else math.nan
-                residual[group * V + v] = least[0, v] if finite[v] else math.nan
+        for k in range(N):
+            store(step, k, where(finite, load(lanes, scale, k) * load(lanes, best, k), math.nan))
+        store(product, 0, where(finite, least, math.nan))
+        for v in range(min(V, batch - group * V)):
+            for k in range(N):
+                z[group * V + v, plan.permutation[k]] = step[k, v]
+            residual[group * V + v] = product[0, v]
 
 
 @njit
-def _unpacked(packed: IndexArray) -> tuple[LanePlan, IndexArray]:
+def _unpacked(packed: Indices) -> tuple[LanePlan, Indices]:
+    """The plan, and which entry of the pattern each of its values comes from."""
     plan = LanePlan(
         _part(packed, 0), _part(packed, 1), _part(packed, 2), _part(packed, 3), _part(packed, 4), _part(packed, 5),
         _part(packed, 6), _part(packed, 7), _part(packed, 8), _part(packed, 9), _part(packed, 10), _part(packed, 11),
@@ -174,56 +157,76 @@ def _unpacked(packed: IndexArray) -> tuple[LanePlan, IndexArray]:
 
 
 @njit
-def _part(packed: IndexArray, i: int) -> IndexArray:
+def _part(packed: Indices, i: int) -> Indices:
     return packed[packed[i] : packed[i + 1]]
 
 
 @njit(error_model="numpy")
 def _equilibrate(lanes: Any, plan: LanePlan, E: Array, scale: Array, peak: Array) -> None:
-    """Scales (N, V) that bring the largest entry of every row of the symmetric matrix near 1 (Ruiz 2001), applied."""
-    V = len(lanes)
+    """Scales that bring the largest entry of every row of the symmetric matrix near 1 (Ruiz 2001), applied to E."""
     start, row = plan.column_start, plan.row
-    N = len(plan.signs)
     scale[:] = 1.0
     for _ in range(RUIZ_PASSES):
         peak[:] = 0.0
-        for j in range(N):
-            column_magnitudes(lanes, E, row, start[j], start[j + 1], scale, j, peak)
-        for k in range(N):
-            for v in range(V):
-                scale[k, v] /= math.sqrt(peak[k, v] if peak[k, v] > 0.0 else 1.0)
-    for j in range(N):
+        for j in range(len(scale)):
+            factor, highest = load(lanes, scale, j), load(lanes, peak, j)
+            for p in range(start[j], start[j + 1]):
+                i = row[p]
+                size = absolute(load(lanes, E, p)) * load(lanes, scale, i) * factor
+                highest = maximum(size, highest)
+                store(peak, i, maximum(size, load(lanes, peak, i)))
+            store(peak, j, highest)
+        for k in range(len(scale)):
+            highest = load(lanes, peak, k)
+            store(scale, k, load(lanes, scale, k) / sqrt(where(highest > 0.0, highest, 1.0)))
+    for j in range(len(scale)):
+        factor = load(lanes, scale, j)
         for p in range(start[j], start[j + 1]):
-            i = row[p]
-            for v in range(V):
-                E[p, v] *= scale[i, v] * scale[j, v]
+            store(E, p, load(lanes, E, p) * (load(lanes, scale, row[p]) * factor))
+
+
+@njit
+def _fill(lanes: Any, plan: LanePlan, start: Array, out: Array) -> None:
+    """The same vector, permuted, in every lane."""
+    for k in range(len(out)):
+        store(out, k, splat(lanes, start[plan.permutation[k]]))
+
+
+@njit
+def _norm(lanes: Any, z: Array) -> Any:
+    """Euclidean norms."""
+    total = splat(lanes, 0.0)
+    for k in range(len(z)):
+        total = total + load(lanes, z, k) * load(lanes, z, k)
+    return sqrt(total)
 
 
 @njit(error_model="numpy")
-def _normalise(lanes: Any, z: Array, norm: Array) -> None:
-    """Divide by the Euclidean norms, which are returned in ``norm`` (1, V)."""
-    V = len(lanes)
-    squares(lanes, z, len(z), norm)
-    for v in range(V):
-        norm[0, v] = math.sqrt(norm[0, v])
+def _normalise(lanes: Any, z: Array, out: Array) -> Any:
+    """Out <- z divided by its Euclidean norm, which is returned."""
+    norm = _norm(lanes, z)
+    inverse = 1.0 / maximum(norm, TINY)
     for k in range(len(z)):
-        for v in range(V):
-            z[k, v] /= max(norm[0, v], TINY)
+        store(out, k, load(lanes, z, k) * inverse)
+    return norm
 
 
 @njit
-def _add(x: Array, step: Array) -> None:
-    flat, other = x.ravel(), step.ravel()
-    for i in range(len(flat)):
-        flat[i] += other[i]
+def _is_finite(lanes: Any, z: Array) -> Any:
+    """The lanes without an infinity or NaN."""
+    poison = splat(lanes, 0.0)
+    for k in range(len(z)):
+        poison = poison + 0.0 * load(lanes, z, k)
+    return poison >= 0.0
 
 
 @njit
-def _subtract(target: Array, product: Array, out: Array) -> None:
-    flat, left, right = out.ravel(), target.ravel(), product.ravel()
-    for i in range(len(flat)):
-        flat[i] = left[i] - right[i]
-
-
-def warm_up() -> None:
-    """Compile everything that this part calls from Python."""
+def _remainder(lanes: Any, target: Array, product: Array, out: Array) -> Any:
+    """Out <- target - product, and its maximum norm, NaN where an entry is."""
+    size, poison = splat(lanes, 0.0), splat(lanes, 0.0)
+    for k in range(len(target)):
+        r = load(lanes, target, k) - load(lanes, product, k)
+        store(out, k, r)
+        size = maximum(absolute(r), size)
+        poison = poison + 0.0 * r
+    return size + poison

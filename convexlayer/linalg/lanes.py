@@ -1,29 +1,30 @@
 """Numeric LDL' of a fixed pattern for several matrices at once, compiled.
 
 The batch is the innermost axis: a vector is an array (N, V) of V elements, the lanes, and every scalar operation of the
-textbook algorithm becomes one vector instruction on V numbers. V is the length of the tuple ``lanes`` that every
-function takes first, so it is known when the function is compiled; 8 is a vector register, 1 a single matrix.
+textbook algorithm becomes one vector instruction on V numbers (see ``simd``). V is the length of the tuple ``lanes``
+that every function takes first, so it is known when a function is compiled; 8 is a vector register, 1 a single matrix.
 
-The factorisation is up-looking (row after row). Runs of up to four neighbouring columns with the same pattern below
-them (supernodes) are handled together, which saves most of the loads and stores of a dense part. What compilers do not
-vectorise by themselves, loops over indirect rows, is written in LLVM's vector types here: ``eliminate``, ``substitute``
-and ``column_products``.
+The factorisation is up-looking (row after row). Runs of four neighbouring columns with the same pattern below them
+(supernodes) are handled together, which saves most of the loads and stores of a dense part.
 
-Everything here is inlined into the few entry points that are cached on disk.
+Everything here is inlined into the few entry points that are kept on disk.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from llvmlite import ir
-from numba import int64, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+import numpy as np
+from numba import int64, njit
+from numpy.typing import NDArray
 
-from convexlayer.program import Array, IndexArray
+from convexlayer.linalg.simd import load, splat, store, where
+from convexlayer.program import Array
 
-__all__ = ["RUN", "LanePlan", "column_products", "factorise", "multiply", "solve_in_place"]
+__all__ = ["RUN", "Indices", "LanePlan", "column_products", "factorise", "multiply", "solve_in_place"]
+
+Indices = NDArray[np.int32]
+"""Half the memory traffic of 64 bits."""
 
 RUN = 4
 """Columns that are handled together."""
@@ -33,8 +34,6 @@ PIVOT = 1e-13
 
 BUMPED = 2e-7
 """... by this, with the right sign."""
-
-_INDEX = ir.IntType(64)
 
 
 class LanePlan(NamedTuple):
@@ -51,141 +50,22 @@ class LanePlan(NamedTuple):
         run_end: position in L of the row's entry in the last column of the run.
         chunk_column: first columns of the runs that all columns of L fall into, for the triangular solves.
         chunk_length: their lengths, 1 or RUN.
-        signs: expected sign of each pivot, (N,) float.
+        signs: expected sign of each pivot, (N,).
         permutation: original index of each permuted one, (N,).
     """
 
-    column_start: IndexArray
-    row: IndexArray
-    factor_start: IndexArray
-    factor_row: IndexArray
-    run_start: IndexArray
-    run_column: IndexArray
-    run_length: IndexArray
-    run_end: IndexArray
-    chunk_column: IndexArray
-    chunk_length: IndexArray
+    column_start: Indices
+    row: Indices
+    factor_start: Indices
+    factor_row: Indices
+    run_start: Indices
+    run_column: Indices
+    run_length: Indices
+    run_end: Indices
+    chunk_column: Indices
+    chunk_length: Indices
     signs: Array
-    permutation: IndexArray
-
-
-class _Lanes:
-    """LLVM values of one intrinsic: vectors of V doubles in arrays whose last axis is the lanes."""
-
-    def __init__(self, context: Any, builder: Any, count: int) -> None:
-        self.context, self.builder = context, builder
-        self.vector = ir.VectorType(ir.DoubleType(), count)
-        self.count = _INDEX(count)
-
-    def data(self, kind: Any, value: Any) -> Any:
-        return self.context.make_array(kind)(self.context, self.builder, value).data
-
-    def index(self, value: Any) -> Any:
-        return value if value.type == _INDEX else self.builder.sext(value, _INDEX)
-
-    def entry(self, indices: Any, position: Any) -> Any:
-        return self.index(self.builder.load(self.builder.gep(indices, [position], inbounds=True)))
-
-    def load(self, data: Any, row: Any) -> Any:
-        loaded = self.builder.load(self._address(data, row))
-        loaded.align = 8
-        return loaded
-
-    def store(self, data: Any, row: Any, value: Any) -> None:
-        stored = self.builder.store(value, self._address(data, row))
-        stored.align = 8
-
-    def multiply_add(self, total: Any, left: Any, right: Any) -> Any:
-        flags = ("contract",)
-        return self.builder.fadd(total, self.builder.fmul(left, right, flags=flags), flags=flags)
-
-    def _address(self, data: Any, row: Any) -> Any:
-        start = self.builder.gep(data, [self.builder.mul(row, self.count)], inbounds=True)
-        return self.builder.bitcast(start, self.vector.as_pointer())
-
-
-def _eliminate(width: int) -> Any:
-    """``eliminate``: y[row[first + c]] -= sum over q < width of L[positions[q] + c] y[j + q], for c < count."""
-
-    def typed(_: Any, lanes: Any, y: Any, L: Any, row: Any, first: Any, count: Any, j: Any, positions: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _, y_type, L_type, row_type, *_ = signature.args
-            _, y_value, L_value, row_value, first_, count_, j_, positions_ = arguments
-            at = _Lanes(context, builder, signature.args[0].count)
-            y_data, L_data, rows = at.data(y_type, y_value), at.data(L_type, L_value), at.data(row_type, row_value)
-            first_, count_, j_ = at.index(first_), at.index(count_), at.index(j_)
-            starts = [at.index(start) for start in cgutils.unpack_tuple(builder, positions_, width)]
-            factors = [builder.fneg(at.load(y_data, builder.add(j_, _INDEX(q)))) for q in range(width)]
-            with cgutils.for_range_slice(builder, _INDEX(0), count_, _INDEX(1), _INDEX) as (c, _):
-                i = at.entry(rows, builder.add(first_, c))
-                total = at.load(y_data, i)
-                for start, factor in zip(starts, factors, strict=True):
-                    total = at.multiply_add(total, at.load(L_data, builder.add(start, c)), factor)
-                at.store(y_data, i, total)
-            return context.get_dummy_value()
-
-        return types.void(lanes, y, L, row, first, count, j, positions), generate
-
-    return intrinsic(typed)
-
-
-def _substitute(width: int) -> Any:
-    """``substitute``: y[j + q] -= sum over c < count of L[positions[q] + c] y[row[first + c]], for q < width."""
-
-    def typed(_: Any, lanes: Any, y: Any, L: Any, row: Any, first: Any, count: Any, j: Any, positions: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _, y_type, L_type, row_type, *_ = signature.args
-            _, y_value, L_value, row_value, first_, count_, j_, positions_ = arguments
-            at = _Lanes(context, builder, signature.args[0].count)
-            y_data, L_data, rows = at.data(y_type, y_value), at.data(L_type, L_value), at.data(row_type, row_value)
-            first_, count_, j_ = at.index(first_), at.index(count_), at.index(j_)
-            starts = [at.index(start) for start in cgutils.unpack_tuple(builder, positions_, width)]
-            totals = [cgutils.alloca_once(builder, at.vector) for _ in range(width)]
-            for q, total in enumerate(totals):
-                builder.store(at.load(y_data, builder.add(j_, _INDEX(q))), total)
-            with cgutils.for_range_slice(builder, _INDEX(0), count_, _INDEX(1), _INDEX) as (c, _):
-                known = builder.fneg(at.load(y_data, at.entry(rows, builder.add(first_, c))))
-                for start, total in zip(starts, totals, strict=True):
-                    left = at.load(L_data, builder.add(start, c))
-                    builder.store(at.multiply_add(builder.load(total), left, known), total)
-            for q, total in enumerate(totals):
-                at.store(y_data, builder.add(j_, _INDEX(q)), builder.load(total))
-            return context.get_dummy_value()
-
-        return types.void(lanes, y, L, row, first, count, j, positions), generate
-
-    return intrinsic(typed)
-
-
-_eliminate_one, _eliminate_run = _eliminate(1), _eliminate(RUN)
-_substitute_one, _substitute_run = _substitute(1), _substitute(RUN)
-
-
-@intrinsic  # type: ignore[misc, untyped-decorator, unused-ignore]
-def column_products(
-    _: Any, lanes: Any, M: Any, row: Any, first: Any, last: Any, x: Any, j: Any, out: Any, z: Any, out_t: Any
-) -> Any:
-    """One column of M x and of M'z: out[row[p]] += M[p] x[j] and out_t[j] += M[p] z[row[p]], for first <= p < last."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, M_type, row_type, _, _, x_type, _, out_type, z_type, out_t_type = signature.args
-        _, M_value, row_value, first_, last_, x_value, j_, out_value, z_value, out_t_value = arguments
-        at = _Lanes(context, builder, signature.args[0].count)
-        M_data, rows = at.data(M_type, M_value), at.data(row_type, row_value)
-        x_data, out_data = at.data(x_type, x_value), at.data(out_type, out_value)
-        z_data, out_t_data = at.data(z_type, z_value), at.data(out_t_type, out_t_value)
-        first_, last_, j_ = at.index(first_), at.index(last_), at.index(j_)
-        factor = at.load(x_data, j_)
-        total = cgutils.alloca_once_value(builder, ir.Constant(at.vector, [0.0] * signature.args[0].count))
-        with cgutils.for_range_slice(builder, first_, last_, _INDEX(1), _INDEX) as (p, _):
-            i = at.entry(rows, p)
-            value = at.load(M_data, p)
-            builder.store(at.multiply_add(builder.load(total), value, at.load(z_data, i)), total)
-            at.store(out_data, i, at.multiply_add(at.load(out_data, i), value, factor))
-        at.store(out_t_data, j_, builder.fadd(at.load(out_t_data, j_), builder.load(total)))
-        return context.get_dummy_value()
-
-    return types.void(lanes, M, row, first, last, x, j, out, z, out_t), generate
+    permutation: Indices
 
 
 @njit(nogil=True, error_model="numpy")
@@ -203,91 +83,138 @@ def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_i
         D_inverse: out, (N, V).
         y: work, (N, V), zero on entry and on return.
     """
-    V = len(lanes)
     start, row, Lp, Li = plan.column_start, plan.row, plan.factor_start, plan.factor_row
+    zero = splat(lanes, 0.0)
     for k in range(len(Lp) - 1):
         last = start[k + 1] - 1
         for p in range(start[k], last):
-            i = row[p]
-            for v in range(V):
-                y[i, v] = values[p, v]
-        for v in range(V):
-            D[k, v] = values[last, v]
+            store(y, row[p], load(lanes, values, p))
+        d = load(lanes, values, last)
         for t in range(plan.run_start[k], plan.run_start[k + 1]):
             j, end = plan.run_column[t], plan.run_end[t]
+            y0 = load(lanes, y, j)
             if plan.run_length[t] == 1:
-                count = end - Lp[j]
-                _eliminate_one(lanes, y, L, Li, Lp[j], count, j, (Lp[j],))
-                for v in range(V):
-                    pivot_row = y[j, v]
-                    entry = pivot_row * D_inverse[j, v]
-                    D[k, v] -= entry * pivot_row
-                    L[end, v] = entry
-                    y[j, v] = 0.0
+                first = int64(Lp[j])
+                _eliminate_one(lanes, y, L, Li, first, end - first, y0)
+                l0 = y0 * load(lanes, D_inverse, j)
+                d = d - l0 * y0
+                store(L, end, l0)
+                store(y, j, zero)
             else:
                 p0, p1, p2, p3 = int64(Lp[j]), int64(Lp[j + 1]), int64(Lp[j + 2]), int64(Lp[j + 3])
-                for v in range(V):
-                    y[j + 1, v] -= L[p0, v] * y[j, v]
-                    y[j + 2, v] -= L[p0 + 1, v] * y[j, v] + L[p1, v] * y[j + 1, v]
-                    y[j + 3, v] -= L[p0 + 2, v] * y[j, v] + L[p1 + 1, v] * y[j + 1, v] + L[p2, v] * y[j + 2, v]
                 count = end - p3
-                positions = (p0 + 3, p1 + 2, p2 + 1, p3)
-                _eliminate_run(lanes, y, L, Li, p3, count, j, positions)
+                y1, y2, y3 = _inside_run(lanes, y, L, j, p0, p1, p2, y0)
+                _eliminate_run(lanes, y, L, Li, p0, p1, p2, p3, count, y0, y1, y2, y3)
+                l0, l1 = y0 * load(lanes, D_inverse, j), y1 * load(lanes, D_inverse, j + 1)
+                l2, l3 = y2 * load(lanes, D_inverse, j + 2), y3 * load(lanes, D_inverse, j + 3)
+                d = d - l0 * y0 - l1 * y1 - l2 * y2 - l3 * y3
+                store(L, p0 + 3 + count, l0)
+                store(L, p1 + 2 + count, l1)
+                store(L, p2 + 1 + count, l2)
+                store(L, p3 + count, l3)
                 for q in range(RUN):
-                    target = positions[q] + count
-                    for v in range(V):
-                        pivot_row = y[j + q, v]
-                        entry = pivot_row * D_inverse[j + q, v]
-                        D[k, v] -= entry * pivot_row
-                        L[target, v] = entry
-                        y[j + q, v] = 0.0
-        sign = plan.signs[k]
-        for v in range(V):
-            pivot = D[k, v] if D[k, v] * sign > PIVOT else sign * BUMPED
-            D[k, v] = pivot
-            D_inverse[k, v] = 1.0 / pivot
+                    store(y, j + q, zero)
+        sign = float(plan.signs[k])
+        pivot = where(d * sign > PIVOT, d, sign * BUMPED)
+        store(D, k, pivot)
+        store(D_inverse, k, 1.0 / pivot)
 
 
 @njit(nogil=True, error_model="numpy")
 def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Array) -> None:
     """x <- (L D L')^-1 x, (N, V), in permuted order."""
-    V = len(lanes)
     Lp, Li = plan.factor_start, plan.factor_row
     chunks = len(plan.chunk_column)
     for chunk in range(chunks):
         j = plan.chunk_column[chunk]
+        x0 = load(lanes, x, j)
+        p0, p1 = int64(Lp[j]), int64(Lp[j + 1])
         if plan.chunk_length[chunk] == 1:
-            _eliminate_one(lanes, x, L, Li, Lp[j], Lp[j + 1] - Lp[j], j, (Lp[j],))
+            _eliminate_one(lanes, x, L, Li, p0, p1 - p0, x0)
         else:
-            p0, p1, p2, p3 = int64(Lp[j]), int64(Lp[j + 1]), int64(Lp[j + 2]), int64(Lp[j + 3])
-            for v in range(V):
-                x[j + 1, v] -= L[p0, v] * x[j, v]
-                x[j + 2, v] -= L[p0 + 1, v] * x[j, v] + L[p1, v] * x[j + 1, v]
-                x[j + 3, v] -= L[p0 + 2, v] * x[j, v] + L[p1 + 1, v] * x[j + 1, v] + L[p2, v] * x[j + 2, v]
-            _eliminate_run(lanes, x, L, Li, p3, Lp[j + 4] - p3, j, (p0 + 3, p1 + 2, p2 + 1, p3))
+            p2, p3 = int64(Lp[j + 2]), int64(Lp[j + 3])
+            x1, x2, x3 = _inside_run(lanes, x, L, j, p0, p1, p2, x0)
+            store(x, j + 1, x1)
+            store(x, j + 2, x2)
+            store(x, j + 3, x3)
+            _eliminate_run(lanes, x, L, Li, p0, p1, p2, p3, Lp[j + 4] - p3, x0, x1, x2, x3)
     for i in range(len(D_inverse)):
-        for v in range(V):
-            x[i, v] *= D_inverse[i, v]
+        store(x, i, load(lanes, x, i) * load(lanes, D_inverse, i))
     for chunk in range(chunks - 1, -1, -1):
         j = plan.chunk_column[chunk]
+        p0, p1 = int64(Lp[j]), int64(Lp[j + 1])
         if plan.chunk_length[chunk] == 1:
-            _substitute_one(lanes, x, L, Li, Lp[j], Lp[j + 1] - Lp[j], j, (Lp[j],))
+            total = load(lanes, x, j)
+            for p in range(p0, p1):
+                total = total - load(lanes, L, p) * load(lanes, x, Li[p])
+            store(x, j, total)
         else:
-            p0, p1, p2, p3 = int64(Lp[j]), int64(Lp[j + 1]), int64(Lp[j + 2]), int64(Lp[j + 3])
-            _substitute_run(lanes, x, L, Li, p3, Lp[j + 4] - p3, j, (p0 + 3, p1 + 2, p2 + 1, p3))
-            for v in range(V):
-                x[j + 2, v] -= L[p2, v] * x[j + 3, v]
-                x[j + 1, v] -= L[p1, v] * x[j + 2, v] + L[p1 + 1, v] * x[j + 3, v]
-                x[j, v] -= L[p0, v] * x[j + 1, v] + L[p0 + 1, v] * x[j + 2, v] + L[p0 + 2, v] * x[j + 3, v]
+            p2, p3 = int64(Lp[j + 2]), int64(Lp[j + 3])
+            x0, x1 = load(lanes, x, j), load(lanes, x, j + 1)
+            x2, x3 = load(lanes, x, j + 2), load(lanes, x, j + 3)
+            for c in range(Lp[j + 4] - p3):
+                known = load(lanes, x, Li[p3 + c])
+                x0 = x0 - load(lanes, L, p0 + 3 + c) * known
+                x1 = x1 - load(lanes, L, p1 + 2 + c) * known
+                x2 = x2 - load(lanes, L, p2 + 1 + c) * known
+                x3 = x3 - load(lanes, L, p3 + c) * known
+            x2 = x2 - load(lanes, L, p2) * x3
+            x1 = x1 - load(lanes, L, p1) * x2 - load(lanes, L, p1 + 1) * x3
+            x0 = x0 - load(lanes, L, p0) * x1 - load(lanes, L, p0 + 1) * x2 - load(lanes, L, p0 + 2) * x3
+            store(x, j, x0)
+            store(x, j + 1, x1)
+            store(x, j + 2, x2)
+            store(x, j + 3, x3)
 
 
 @njit(nogil=True, error_model="numpy")
 def multiply(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) -> None:
     """Out <- M x, (N, V), for symmetric M of upper triangle ``values`` (nnz, V), in permuted order."""
-    V = len(lanes)
     start, row = plan.column_start, plan.row
     for j in range(len(start) - 1):
         last = start[j + 1] - 1
-        for v in range(V):
-            out[j, v] = values[last, v] * x[j, v]
+        store(out, j, load(lanes, values, last) * load(lanes, x, j))
         column_products(lanes, values, row, start[j], last, x, j, out, x, out)
+
+
+@njit(nogil=True)
+def column_products(
+    lanes: Any, M: Array, row: Indices, first: int, last: int, x: Array, j: int, out: Array, z: Array, out_t: Array
+) -> None:
+    """One column of M x and of M'z: out[row[p]] += M[p] x[j] and out_t[j] += M[p] z[row[p]], for first <= p < last."""
+    factor, total = load(lanes, x, j), splat(lanes, 0.0)
+    for p in range(first, last):
+        i, value = row[p], load(lanes, M, p)
+        total = total + value * load(lanes, z, i)
+        store(out, i, load(lanes, out, i) + value * factor)
+    store(out_t, j, load(lanes, out_t, j) + total)
+
+
+@njit(nogil=True)
+def _inside_run(lanes: Any, y: Array, L: Array, j: int, p0: int, p1: int, p2: int, y0: Any) -> tuple[Any, Any, Any]:
+    """Rows j + 1 to j + 3 of y, eliminated by those of the run above them."""
+    y1 = load(lanes, y, j + 1) - load(lanes, L, p0) * y0
+    y2 = load(lanes, y, j + 2) - load(lanes, L, p0 + 1) * y0 - load(lanes, L, p1) * y1
+    y3 = load(lanes, y, j + 3) - load(lanes, L, p0 + 2) * y0 - load(lanes, L, p1 + 1) * y1 - load(lanes, L, p2) * y2
+    return y1, y2, y3
+
+
+@njit(nogil=True)
+def _eliminate_one(lanes: Any, y: Array, L: Array, Li: Indices, first: int, count: int, y0: Any) -> None:
+    """y[row] -= L[row, j] y0 for the first ``count`` rows of a column."""
+    for p in range(first, first + count):
+        i = Li[p]
+        store(y, i, load(lanes, y, i) - load(lanes, L, p) * y0)
+
+
+@njit(nogil=True)
+def _eliminate_run(
+    lanes: Any, y: Array, L: Array, Li: Indices, p0: int, p1: int, p2: int, p3: int, count: int,
+    y0: Any, y1: Any, y2: Any, y3: Any
+) -> None:  # fmt: skip
+    """The same for the columns of a run, whose starts in L are p0 to p3, below the run."""
+    for c in range(count):
+        i = Li[p3 + c]
+        left = load(lanes, L, p0 + 3 + c) * y0 + load(lanes, L, p1 + 2 + c) * y1
+        right = load(lanes, L, p2 + 1 + c) * y2 + load(lanes, L, p3 + c) * y3
+        store(y, i, load(lanes, y, i) - left - right)

@@ -1,16 +1,18 @@
-"""Symbolic LDL' of a symmetric pattern: fill-reducing order, elimination tree, pattern of L, supernodes. Once a layer."""
+"""Symbolic LDL', once a layer: fill-reducing order, elimination tree, pattern of L and its runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from functools import cached_property
+from typing import Any, final
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
 from convexlayer.linalg.entry import entry
-from convexlayer.linalg.lanes import RUN, LanePlan
+from convexlayer.linalg.lanes import RUN, Indices, LanePlan
 from convexlayer.program import Array, IndexArray, Pattern
 
 __all__ = ["Symbolic", "minimum_degree"]
@@ -29,9 +31,22 @@ class Symbolic:
     """
 
     plan: LanePlan
-    place: IndexArray
+    place: Indices
     fill: int
     flops: int
+
+    @cached_property
+    def packed(self) -> Indices:
+        """The plan in one array of int32, which is quicker to hand over than twelve.
+
+        First where each part starts, and the end of the last; then the parts of the plan, and last the entry of the
+        pattern that each of the plan's values comes from, -1 for zeros that fill runs.
+        """
+        source = np.full(len(self.plan.row), -1)
+        source[self.place] = np.arange(len(self.place))
+        parts: list[NDArray[Any]] = [*self.plan, source]
+        starts = np.cumsum([len(parts) + 1, *map(len, parts)])
+        return np.concatenate([starts, *parts]).astype(np.int32)
 
     @staticmethod
     def of(pattern: Pattern, signs: Array) -> Symbolic:
@@ -49,8 +64,9 @@ class Symbolic:
         upper = upper.linked(leads)
         counts, factor_start, factor_row, *rows_of_L = _factored(upper)
         chunk_column, chunk_length = np.unique(leads, return_counts=True)
+        run_start, run_column, run_length, run_end = _runs_of_rows(*rows_of_L, leads)
         plan = LanePlan(
-            upper.start, upper.row, factor_start, factor_row, *_runs_of_rows(*rows_of_L, leads),
+            upper.start, upper.row, factor_start, factor_row, run_start, run_column, run_length, run_end,
             chunk_column.astype(np.int32), chunk_length.astype(np.int32), signs[permutation],
             permutation.astype(np.int32),
         )  # fmt: skip
@@ -68,7 +84,7 @@ class _Upper:
         self.start = np.searchsorted(high[self.order], np.arange(size + 1)).astype(np.int32)
         self.row = low[self.order].astype(np.int32)
 
-    def linked(self, leads: IndexArray) -> _Upper:
+    def linked(self, leads: Indices) -> _Upper:
         """With every pair of columns of a run stored, zeros where there was nothing."""
         lead = np.flatnonzero(np.bincount(leads, minlength=self.size) == RUN)
         first, second = np.triu_indices(RUN, 1)
@@ -87,13 +103,11 @@ def minimum_degree(pattern: Pattern) -> IndexArray:
     upper = sp.coo_matrix((-np.ones(np.count_nonzero(off)), (pattern.rows[off], pattern.cols[off])), (size, size))
     symmetric = (upper + upper.T).tocsc()
     dominant = symmetric + sp.diags(1.0 - np.asarray(symmetric.sum(axis=0)).ravel())
-    factor = splu(
-        dominant.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-    )
+    factor = splu(dominant.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     return factor.perm_c.astype(np.int64)
 
 
-def _factored(upper: _Upper) -> tuple[IndexArray, ...]:
+def _factored(upper: _Upper) -> tuple[Indices, ...]:
     """Counts, column starts and rows of L's columns, then starts, columns and positions of its rows."""
     parent, counts = _elimination_tree(upper.start, upper.row)
     factor_start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
@@ -101,7 +115,7 @@ def _factored(upper: _Upper) -> tuple[IndexArray, ...]:
 
 
 @entry
-def _elimination_tree(start: IndexArray, row: IndexArray) -> tuple[IndexArray, IndexArray]:
+def _elimination_tree(start: Indices, row: Indices) -> tuple[Indices, Indices]:
     """Parents (-1 at roots) and number of entries below the diagonal of each column of L (Liu 1990)."""
     size = len(start) - 1
     parent = np.full(size, -1, np.int32)
@@ -122,8 +136,8 @@ def _elimination_tree(start: IndexArray, row: IndexArray) -> tuple[IndexArray, I
 
 @entry
 def _pattern_of_L(
-    start: IndexArray, row: IndexArray, parent: IndexArray, factor_start: IndexArray
-) -> tuple[IndexArray, IndexArray, IndexArray, IndexArray]:
+    start: Indices, row: Indices, parent: Indices, factor_start: Indices
+) -> tuple[Indices, Indices, Indices, Indices]:
     """Rows of L's entries by column, and for each row of L its columns, ascending, with the entries' positions."""
     size = len(start) - 1
     total = factor_start[size]
@@ -155,7 +169,7 @@ def _pattern_of_L(
 
 
 @entry
-def _run_leads(factor_start: IndexArray, factor_row: IndexArray) -> IndexArray:
+def _run_leads(factor_start: Indices, factor_row: Indices) -> Indices:
     """First column of the run that each column belongs to: RUN neighbours with the same rows below them, or itself."""
     size = len(factor_start) - 1
     leads = np.arange(size).astype(np.int32)
@@ -179,8 +193,8 @@ def _run_leads(factor_start: IndexArray, factor_row: IndexArray) -> IndexArray:
 
 @entry
 def _runs_of_rows(
-    row_start: IndexArray, row_column: IndexArray, row_position: IndexArray, leads: IndexArray
-) -> tuple[IndexArray, IndexArray, IndexArray, IndexArray]:
+    row_start: Indices, row_column: Indices, row_position: Indices, leads: Indices
+) -> tuple[Indices, Indices, Indices, Indices]:
     """The columns of each row of L grouped in runs: where a row's runs start, first column, length, last position.
 
     A row inside a run sees only part of its columns, one by one.

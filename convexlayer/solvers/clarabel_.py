@@ -9,11 +9,11 @@ from typing import Any, final
 import numpy as np
 
 from convexlayer.errors import SolverError
+from convexlayer.pool import map_ranges
 from convexlayer.program import ConeProgram, Cones, IndexArray, Pattern, Structure
 from convexlayer.solution import Solution, Status
 from convexlayer.solvers.base import AbstractSolver, ElementResult, batch_solution, upper_triangles
 from convexlayer.solvers.options import Options
-from convexlayer.solvers.pool import map_ranges
 
 __all__ = ["ClarabelSolver"]
 

@@ -11,16 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convexlayer.errors import SolverError
+from convexlayer.pool import map_ranges
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure, max_norm
 from convexlayer.solution import Solution, Status
 from convexlayer.solvers.base import AbstractSolver
 from convexlayer.solvers.options import Options
-from convexlayer.solvers.pool import map_ranges
 
 __all__ = ["DaqpSolver"]
 
+OPTIMAL = 1
+
 STATUS = {
-    1: Status.OPTIMAL,
+    OPTIMAL: Status.OPTIMAL,
     -1: Status.INFEASIBLE,
     -3: Status.UNBOUNDED,
     -4: Status.ITERATION_LIMIT,
@@ -33,6 +35,17 @@ SETTINGS = (
     *("primal_tol", "dual_tol", "zero_tol", "pivot_tol", "progress_tol", "cycle_tol", "iter_limit", "fval_bound"),
     *("eps_prox", "eta_prox", "sing_tol", "refactor_tol", "time_limit", "eq_reduction"),
 )
+
+DOUBTFUL = (-1, -2, -6)
+"""Flags that are not taken at their word: infeasible, cycling, contradicting equalities. In the metric of an
+ill-conditioned P, rows that meet in one point look as if they contradicted each other."""
+
+REGULARISED = 1e-2
+"""Weight of the proximal term where a solve is repeated because of that; the largest diagonal entry of P is 1."""
+
+SINGULAR = -1e-4
+"""Weight of the proximal term where daqp finds P singular (negative: only there). Smaller ones leave violated rows
+behind, larger ones need more steps than daqp allows where the program is unbounded."""
 
 EQUALITY = 5
 """daqp's sense of a row that is active and stays so."""
@@ -93,6 +106,8 @@ class _Bounds:
 
     def limits(self, a: Array, b: Array) -> tuple[Array, Array]:
         """What each row leaves to its variable: lower and upper limits (B, k); nothing where 0 <= b is false."""
+        if not len(self.rows):
+            return b, b
         with np.errstate(divide="ignore", invalid="ignore"):
             limit = b / a
         upper = np.where(a > 0, limit, np.where((a == 0) & (b < 0), -np.inf, np.inf))
@@ -103,6 +118,8 @@ class _Bounds:
 
         Rows that bind at the same point share the multiplier evenly.
         """
+        if not len(self.rows):
+            return multipliers
         multiplier = multipliers[:, self.variable]
         least, most = (limits[:, self.variable] for limits in self.tightest(lower, upper))
         binding = np.where(multiplier > 0, upper == most, lower == least) & (multiplier * a > 0)
@@ -121,8 +138,11 @@ class _State:
     Attributes:
         bounds: the rows that are bounds.
         variables: the order of the variables: bounded ones first.
+        variables_back: the way back.
         rows: the other rows.
+        rows_back: the way back from the bounds' rows and then the others.
         sense: of the bounded variables and the other rows.
+        diagonal: the diagonal's entries among the values of P.
         P: in that order.
         A: the other rows.
         version: daqp's.
@@ -130,8 +150,11 @@ class _State:
 
     bounds: _Bounds
     variables: IndexArray
+    variables_back: IndexArray
     rows: IndexArray
+    rows_back: IndexArray
     sense: NDArray[np.intc]
+    diagonal: IndexArray
     P: _Dense
     A: _Dense
     version: str
@@ -166,8 +189,11 @@ class DaqpSolver(AbstractSolver):
         return _State(
             bounds=_Bounds(A.rows[entries], entries, starts, variable),
             variables=variables,
+            variables_back=np.argsort(variables),
             rows=rows,
+            rows_back=np.argsort(np.concatenate([A.rows[entries], rows])),
             sense=np.repeat([0, EQUALITY, 0], [len(bounded), zero, len(rows) - zero]).astype(np.intc),
+            diagonal=np.flatnonzero(structure.P.rows == structure.P.cols),
             P=_Dense.of(structure.P, variables, variables),
             A=_Dense.of(A, rows, variables),
             version=version("daqp"),
@@ -202,12 +228,11 @@ def _solved(state: _State, program: ConeProgram, settings: dict[str, Any]) -> So
     zero, bounds = program.structure.cones.zero, state.bounds
     k = len(bounds.starts)
 
-    P, A = state.P(program.P), state.A(program.A)
-    curvature = np.max(np.diagonal(P, axis1=1, axis2=2), axis=1)
+    curvature = np.max(program.P.take(state.diagonal, axis=1), axis=1, initial=0.0)
     weight = np.where(curvature > 0, curvature, 1.0)[:, None]
+    P, A = state.P(program.P / weight), state.A(program.A)
     norms = np.sqrt(np.einsum("bij,bij->bi", A, A))
     norms[norms == 0] = 1.0
-    P /= weight[:, :, None]
     A /= norms[:, :, None]
     q = program.q.take(state.variables, axis=1) / weight
     b = program.b.take(state.rows, axis=1) / norms
@@ -216,28 +241,31 @@ def _solved(state: _State, program: ConeProgram, settings: dict[str, Any]) -> So
     lower, upper = (np.concatenate([tightest, b], axis=1) for tightest in bounds.tightest(*limits))
     lower[:, k + zero :] = -np.inf
     finest = (FINEST * max_norm(b[:, :zero])).tolist()
+    answers = []
     try:
-        answers = [
-            daqp.solve(*element, state.sense, **settings | {"primal_tol": max(settings["primal_tol"], least)})
-            for *element, least in zip(P, q, A, upper, lower, finest, strict=True)
-        ]
+        for *element, least in zip(P, q, A, upper, lower, finest, strict=True):
+            chosen = settings | {"primal_tol": max(settings["primal_tol"], least)}
+            answer = daqp.solve(*element, state.sense, **chosen)
+            if answer[2] in DOUBTFUL:
+                answer = daqp.solve(*element, state.sense, **chosen | {"eps_prox": REGULARISED})
+            answers.append(answer)
     except (TypeError, ValueError, OverflowError) as error:
         raise SolverError(f"daqp refused its settings: {error}") from error
 
+    flags = [answer[2] for answer in answers]
+    failed = [i for i, flag in enumerate(flags) if flag != OPTIMAL]
     found = np.array([answer[0] for answer in answers])
-    multipliers = np.array([answer[3]["lam"] for answer in answers]) * weight
-    x, y, s = np.empty_like(program.q), np.empty_like(program.b), np.empty_like(program.b)
-    x[:, state.variables] = found
-    y[:, state.rows] = multipliers[:, k:] / norms
-    y[:, bounds.rows] = bounds.duals(a, *limits, multipliers[:, :k])
-    s[:, state.rows] = (b - np.einsum("bij,bj->bi", A, found)) * norms
-    s[:, bounds.rows] = bound - a * found[:, bounds.variable]
-    y[:, zero:] = np.maximum(y[:, zero:], 0.0)
+    multipliers = np.array([answer[3]["lam"] for answer in answers])
+    found[failed] = multipliers[failed] = 0.0  # daqp returns memory that it did not write
+    multipliers *= weight
+    duals = (bounds.duals(a, *limits, multipliers[:, :k]), multipliers[:, k:] / norms)
+    slacks = (bound - a * found[:, bounds.variable], (b - np.einsum("bij,bj->bi", A, found)) * norms)
+    x = found.take(state.variables_back, axis=1)
+    y, s = (np.concatenate(parts, axis=1).take(state.rows_back, axis=1) for parts in (duals, slacks))
+    np.maximum(y[:, zero:], 0.0, out=y[:, zero:])
     s[:, :zero] = 0.0
     s[:, zero:] = np.where(y[:, zero:] > 0, 0.0, np.maximum(s[:, zero:], 0.0))
-    flags = [answer[2] for answer in answers]
-    for point in (x, y, s):
-        point[np.array(flags) <= 0] = np.nan
+    x[failed] = y[failed] = s[failed] = np.nan
     return Solution(
         x=x,
         y=y,
@@ -266,6 +294,7 @@ def _settings(options: Options) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "primal_tol": max(0.1 * options.tol, FINEST),
         "eta_prox": max(0.1 * options.tol, FINEST),
+        "eps_prox": SINGULAR,
     }
     if options.max_iter is not None:
         settings["iter_limit"] = options.max_iter

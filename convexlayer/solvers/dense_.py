@@ -39,7 +39,10 @@ class _State:
 
 @final
 class DenseSolver(AbstractSolver):
-    """Interior point for batches of small dense programs; ``solver_options={"dense": {"device": "cuda"}}`` for a GPU."""
+    """Interior point for batches of small dense programs.
+
+    The raw option ``device`` is a torch device: ``solver_options={"dense": {"device": "cuda"}}``.
+    """
 
     name = "dense"
     package = "torch"
@@ -63,6 +66,4 @@ class DenseSolver(AbstractSolver):
             engine = state.engine(str(device))
         except (RuntimeError, AssertionError) as error:
             raise SolverError(f"torch has no device {device!r} here: {error}") from error
-        return engine.solve(
-            program, tol=options.tol, max_iter=options.max_iter, time_limit_s=options.time_limit_s
-        )
+        return engine.solve(program, tol=options.tol, max_iter=options.max_iter, time_limit_s=options.time_limit_s)

@@ -1,4 +1,4 @@
-"""The product cone: each block as on its own, and the factor L of the derivative."""
+"""The product cone: each block as on its own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from convexlayer.cones import Nonnegative, PositiveSemidefinite, Power, ProductCone, SecondOrder, Zero
+from convexlayer.cones import Nonnegative, PositiveSemidefinite, Power, ProductCone, RankTwo, SecondOrder, Zero
 from convexlayer.errors import ShapeError
 from convexlayer.program import Array, Cones
 
 CONES = Cones(
     zero=2,
     nonnegative=3,
-    second_order=(3, 3, 1, 5, 3),
+    second_order=(3, 3, 1, 9, 3),
     psd=(3, 3, 1),
     exponential=2,
     power=(0.2, 0.7, 0.5),
@@ -35,17 +35,18 @@ def test_groups_cover_all_rows_in_order() -> None:
         (Nonnegative, 2, 3, 1),
         (SecondOrder, 5, 2, 3),
         (SecondOrder, 11, 1, 1),
-        (SecondOrder, 12, 1, 5),
-        (SecondOrder, 17, 1, 3),
+        (SecondOrder, 12, 1, 9),
+        (SecondOrder, 21, 1, 3),
     ]
-    assert layout[6:8] == [(PositiveSemidefinite, 20, 2, 6), (PositiveSemidefinite, 32, 1, 1)]
-    assert [(start, blocks) for _, start, blocks, _ in layout[8:]] == [(33, 2), (39, 3)]
-    assert CONES.m == 48
+    assert layout[6:8] == [(PositiveSemidefinite, 24, 2, 6), (PositiveSemidefinite, 36, 1, 1)]
+    assert [(start, blocks) for _, start, blocks, _ in layout[8:]] == [(37, 2), (43, 3)]
+    assert CONES.m == 52
 
 
 def test_each_block_is_as_on_its_own(w: Array) -> None:
     product = ProductCone(CONES)
-    y, derivative, margin = product.project_dual(w), product.derivative(w), product.margin(w)
+    v = np.random.default_rng(1).normal(size=w.shape)
+    y, moved, margin = product.project_dual(w), product.derivative(w).apply(v), product.margin(w)
     least = np.full(BATCH, np.inf)
     for group in product.groups:
         for block in range(group.blocks):
@@ -53,10 +54,8 @@ def test_each_block_is_as_on_its_own(w: Array) -> None:
             start = group.start + block * group.size
             rows = slice(start, start + group.size)
             alone = w[:, None, rows]
-            basis = cone.derivative(alone)
             np.testing.assert_allclose(y[:, rows], cone.project_dual(alone)[:, 0], atol=1e-15)
-            np.testing.assert_allclose(derivative.d[:, rows], basis.d[:, 0], atol=1e-15)
-            np.testing.assert_allclose(derivative.complement[:, rows], basis.complement[:, 0], atol=1e-15)
+            np.testing.assert_allclose(moved[:, rows], cone.derivative(alone).apply(v[:, None, rows])[:, 0], atol=1e-14)
             least = np.minimum(least, cone.margin(alone)[:, 0])
     np.testing.assert_allclose(margin, least, atol=1e-13)
 
@@ -68,13 +67,11 @@ def test_batch_row_equals_single(w: Array) -> None:
         np.testing.assert_allclose(product.margin(w[i : i + 1])[0], product.margin(w)[i], atol=1e-14)
 
 
-def test_factor_and_its_transpose(w: Array) -> None:
-    derivative = ProductCone(CONES).derivative(w)
-    u, v = np.random.default_rng(1).normal(size=(2, *w.shape))
-    inner = np.sum(v * derivative.apply_L(u), axis=-1)
-    np.testing.assert_allclose(inner, np.sum(derivative.apply_Lt(v) * u, axis=-1), atol=1e-13)
-    np.testing.assert_allclose(derivative.apply_L(derivative.apply_Lt(v)), derivative.apply_D(v), atol=1e-14)
-    np.testing.assert_allclose(derivative.apply_Lt(derivative.apply_L(u))[:, :5], (derivative.d * u)[:, :5])
+def test_margins_of_the_derivative_are_those_of_the_point(w: Array) -> None:
+    product = ProductCone(CONES)
+    margins = product.derivative(w).margins
+    assert len(margins) == len(product.groups)
+    np.testing.assert_array_equal(np.min(np.stack(margins), axis=0), product.margin(w))
 
 
 def test_derivative_is_the_directional_derivative_of_the_projection(w: Array) -> None:
@@ -83,19 +80,12 @@ def test_derivative_is_the_directional_derivative_of_the_projection(w: Array) ->
     regular = product.margin(w) > 1e-4
     assert np.any(regular)
     difference = (product.project_dual(w + step * v) - product.project_dual(w - step * v)) / (2 * step)
-    np.testing.assert_allclose(difference[regular], product.derivative(w).apply_D(v)[regular], atol=1e-7)
+    np.testing.assert_allclose(difference[regular], product.derivative(w).apply(v)[regular], atol=1e-7)
 
 
-def test_blocks_rebuild_the_derivative(w: Array) -> None:
-    derivative = ProductCone(CONES).derivative(w)
-    D = np.stack([np.diag(row) for row in derivative.d])
-    for start, blocks, size, Q in derivative.blocks():
-        assert Q.shape == (BATCH, blocks, size, size)
-        for block in range(blocks):
-            rows = slice(start + block * size, start + (block + 1) * size)
-            D[:, rows, rows] = Q[:, block] @ D[:, rows, rows] @ np.swapaxes(Q[:, block], -1, -2)
-    v = np.random.default_rng(1).normal(size=w.shape)
-    np.testing.assert_allclose(derivative.apply_D(v), (D @ v[..., None])[..., 0], atol=1e-14)
+def test_large_second_order_blocks_have_no_eigenbasis(w: Array) -> None:
+    pieces = ProductCone(CONES).derivative(w).pieces
+    assert [isinstance(piece, RankTwo) for piece in pieces[2:6]] == [False, False, True, False]
 
 
 def test_torch_equals_numpy(w: Array) -> None:
@@ -103,28 +93,26 @@ def test_torch_equals_numpy(w: Array) -> None:
     tensor = torch.from_numpy(w)
     np.testing.assert_allclose(product.project_dual(tensor), product.project_dual(w), atol=1e-14)
     np.testing.assert_allclose(product.margin(tensor), product.margin(w), atol=1e-13)
-    np.testing.assert_allclose(product.derivative(tensor).apply_D(tensor), product.derivative(w).apply_D(w), atol=1e-13)
+    np.testing.assert_allclose(product.derivative(tensor).apply(tensor), product.derivative(w).apply(w), atol=1e-13)
 
 
 def test_no_rows() -> None:
     product, empty = ProductCone(Cones()), np.zeros((3, 0))
     assert product.project_dual(empty).shape == (3, 0)
-    derivative = product.derivative(empty)
-    assert derivative.d.shape == derivative.complement.shape == derivative.apply_L(empty).shape == (3, 0)
+    assert product.derivative(empty).apply(empty).shape == (3, 0)
     np.testing.assert_array_equal(product.margin(empty), np.full(3, np.inf))
 
 
 def test_empty_batch() -> None:
     product, empty = ProductCone(CONES), np.zeros((0, CONES.m))
-    assert product.project_dual(empty).shape == product.derivative(empty).apply_L(empty).shape == (0, CONES.m)
+    assert product.project_dual(empty).shape == product.derivative(empty).apply(empty).shape == (0, CONES.m)
     assert product.margin(empty).shape == (0,)
 
 
 def test_free_duals_never_jump() -> None:
     product, w = ProductCone(Cones(zero=2)), np.array([[-1.0, 0.0]])
     np.testing.assert_array_equal(product.project_dual(w), w)
-    np.testing.assert_array_equal(product.derivative(w).apply_D(w), w)
-    assert product.derivative(w).blocks() == ()
+    np.testing.assert_array_equal(product.derivative(w).apply(w), w)
     np.testing.assert_array_equal(product.margin(w), [np.inf])
 
 

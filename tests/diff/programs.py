@@ -19,11 +19,11 @@ from convexlayer.solution import Solution, Status, product_cone
 CONES = {
     "zero": Cones(zero=3),
     "nonnegative": Cones(nonnegative=7),
-    "second_order": Cones(second_order=(1, 2, 3, 5, 3)),
+    "second_order": Cones(second_order=(1, 2, 3, 9, 3)),
     "psd": Cones(psd=(3, 4, 3)),
     "exponential": Cones(exponential=4),
     "power": Cones(power=(0.5, 0.15, 0.8, 0.35)),
-    "product": Cones(2, 4, (1, 2, 3, 5, 3), (3, 4), 3, (0.5, 0.15, 0.8)),
+    "product": Cones(2, 4, (1, 2, 3, 9, 3), (3, 4), 3, (0.5, 0.15, 0.8)),
 }
 
 MARGIN = 0.1
@@ -66,8 +66,8 @@ def draw(rng: np.random.Generator, cones: Cones, *, quadratic: bool) -> Draw | N
     active = curved = 0
     while active + curved == 0:
         w = strict_point(rng, cones)
-        d = product_cone(cones).derivative(w).d[0]
-        active, curved = int(np.sum(d == 1.0)), int(np.sum((d > 0.0) & (d < 1.0)))
+        d = np.linalg.eigvalsh(dense_derivative(cones, w)[0])
+        active, curved = int(np.sum(d > 1.0 - 1e-12)), int(np.sum((d > 1e-12) & (d < 1.0 - 1e-12)))
     n = active + 2 if quadratic else active + curved // 2
     P = np.zeros((n, n))
     if quadratic:
@@ -135,16 +135,24 @@ def strict_point(rng: np.random.Generator, cones: Cones, candidates: int = 60) -
     return chosen
 
 
+def dense_derivative(cones: Cones, w: Array) -> Array:
+    """D as matrices (B, m, m), from each cone's eigenbasis."""
+    D = np.zeros((*w.shape, cones.m))
+    for group in product_cone(cones).groups:
+        basis = group.cone.derivative(group.split(w))
+        d = basis.d[..., None, :]
+        blocks = d * np.eye(group.size) if basis.Q is None else (basis.Q * d) @ np.swapaxes(basis.Q, -1, -2)
+        for block in range(group.blocks):
+            rows = slice(group.start + block * group.size, group.start + (block + 1) * group.size)
+            D[:, rows, rows] = blocks[:, block]
+    return D
+
+
 def newton_matrix(program: ConeProgram, w: Array) -> Array:
     """The derivative (B, n + m, n + m) of the optimality conditions (Px + q + A'y, Ax + s - b) in (x, w)."""
     structure = program.structure
     n, m = structure.n, structure.m
-    derivative = product_cone(structure.cones).derivative(w)
-    D = derivative.d[..., None] * np.eye(m)
-    for start, blocks, size, Q in derivative.blocks():
-        for block in range(blocks):
-            rows = slice(start + block * size, start + (block + 1) * size)
-            D[:, rows, rows] = (Q[:, block] * derivative.d[:, None, rows]) @ np.swapaxes(Q[:, block], 1, 2)
+    D = dense_derivative(structure.cones, w)
     A = structure.A.dense(program.A)
     out = np.zeros((len(w), n + m, n + m))
     out[:, :n, :n] = structure.P.dense(program.P)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from convexlayer.linalg import AbstractBackend, RefinedFactor
+from convexlayer.linalg import AbstractBackend, AbstractFactoriser, RefinedFactor
 from convexlayer.linalg.dense import DenseBackend
+from convexlayer.linalg.laned import LaneFactoriser
+from convexlayer.linalg.portable import PortableFactoriser
 from convexlayer.linalg.sparse import SparseBackend
 from convexlayer.program import Array, Pattern
 
 N, M = 12, 9
 SIGNS = np.concatenate([np.ones(N), -np.ones(M)])
 BACKENDS: dict[str, AbstractBackend] = {"dense": DenseBackend(), "sparse": SparseBackend()}
+
+
+def portable(backend: AbstractBackend) -> Callable[[Pattern, Array], AbstractFactoriser]:
+    return lambda pattern, signs: PortableFactoriser(pattern, signs, backend)
+
+
+FACTORISERS: dict[str, Callable[[Pattern, Array], AbstractFactoriser]] = {
+    **{name: portable(backend) for name, backend in BACKENDS.items()},
+    "lanes": LaneFactoriser,
+}
 
 
 def quasi_definite(rng: np.random.Generator, batch: int, *, n: int = N, m: int = M, density: float = 0.5) -> Array:
@@ -32,10 +46,10 @@ def upper_triangle(K: Array) -> tuple[Pattern, Array]:
     return Pattern(occurring.shape, rows, cols), K[:, rows, cols]
 
 
-def refined(K: Array, backend: AbstractBackend, signs: Array = SIGNS) -> RefinedFactor:
+def refined(K: Array, make: Callable[[Pattern, Array], AbstractFactoriser], signs: Array = SIGNS) -> RefinedFactor:
     """The refined factors of K (B, N, N)."""
     pattern, values = upper_triangle(K)
-    return RefinedFactor(backend, backend.init(pattern), pattern, values, signs)
+    return make(pattern, signs).factor(values)
 
 
 def times(K: Array, z: Array) -> Array:

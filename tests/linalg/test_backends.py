@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convexlayer.linalg import AbstractBackend, choose_backend
+from convexlayer.linalg import AbstractBackend
+from convexlayer.linalg.choice import choose_backend
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
 from convexlayer.program import Pattern

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
-from convexlayer.canon import ParametricProgram, canonicalize
+from convexlayer.canon import ParametricProgram, canonicalize, presolved
 from convexlayer.errors import ConvexLayerError, ProblemError, SolverError
 from convexlayer.errors import DerivativeError as LibraryDerivativeError
 from convexlayer.layers import SolutionMap, SolvedBatch
@@ -39,7 +39,7 @@ def compile_document(
             program = read_program(parsed.program, settings)
             _check_structure(program.structure, settings, "/program")
             names = [output.name for output in program.outputs]
-            return CompiledProblem(problem_id, parsed.kind, program, names, duals=(), curvature=None)
+            return CompiledProblem(problem_id, parsed.kind, presolved(program), names, duals=(), curvature=None)
         posed = pose(parsed, grammar, settings)
         outputs = {**posed.variables, **posed.duals}
         program = canonicalize(posed.problem, list(posed.parameters.values()), list(outputs.values()), gp=posed.gp)

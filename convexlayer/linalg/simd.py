@@ -32,7 +32,7 @@ _intrinsic: Any = intrinsic
 _FLAGS = ("contract",)
 
 
-class _Vector(types.Type):  # type: ignore[misc, unused-ignore]
+class _Vector(types.Type):
     """V doubles."""
 
     def __init__(self, count: int) -> None:
@@ -40,7 +40,7 @@ class _Vector(types.Type):  # type: ignore[misc, unused-ignore]
         super().__init__(name=f"Vector({count})")
 
 
-class _Mask(types.Type):  # type: ignore[misc, unused-ignore]
+class _Mask(types.Type):
     """V truth values."""
 
     def __init__(self, count: int) -> None:
@@ -49,13 +49,13 @@ class _Mask(types.Type):  # type: ignore[misc, unused-ignore]
 
 
 @register_model(_Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc, unused-ignore]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, ir.VectorType(_DOUBLE, kind.count))
 
 
 @register_model(_Mask)
-class _MaskModel(models.PrimitiveModel):  # type: ignore[misc, unused-ignore]
+class _MaskModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, ir.VectorType(_BITS, kind.count))
 
@@ -85,7 +85,7 @@ def _widest(left: Any, right: Any) -> Any:
 def _operation(function: Callable[..., Any], generate: Callable[..., Any], *, compares: bool = False) -> None:
     """Teaches the compiler a binary operator on vectors, or on a vector and a float."""
 
-    @type_callable(function)  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @type_callable(function)
     def typer(_: Any) -> Any:
         def typed(left: Any, right: Any) -> Any:
             kind = _widest(left, right)
@@ -116,7 +116,7 @@ for _function, _sign in ((operator.lt, "<"), (operator.le, "<="), (operator.gt, 
 def _logic(function: Callable[..., Any], generate: Callable[..., Any]) -> None:
     """Teaches the compiler a binary operator on masks."""
 
-    @type_callable(function)  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @type_callable(function)
     def typer(_: Any) -> Any:
         return lambda left, right: left if isinstance(left, _Mask) and left == right else None
 
@@ -130,7 +130,7 @@ _logic(operator.or_, lambda builder, left, right: builder.or_(left, right))
 def _unary(function: Callable[..., Any], accepted: type, generate: Callable[..., Any]) -> None:
     """Teaches the compiler a unary operator."""
 
-    @type_callable(function)  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @type_callable(function)
     def typer(_: Any) -> Any:
         return lambda operand: operand if isinstance(operand, accepted) else None
 
@@ -147,7 +147,7 @@ def _address(context: Any, builder: Any, kind: Any, array: Any, row: Any, count:
     return builder.bitcast(start, ir.VectorType(_DOUBLE, count).as_pointer())
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def load(_: Any, lanes: Any, array: Any, row: Any) -> Any:
     """Row ``row`` of an array (rows, V); of an array (V,), row 0."""
     count = lanes.count
@@ -160,7 +160,7 @@ def load(_: Any, lanes: Any, array: Any, row: Any) -> Any:
     return _Vector(count)(lanes, array, types.int64), generate
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def store(_: Any, array: Any, row: Any, x: Any) -> Any:
     """Array[row] <- x."""
 
@@ -173,7 +173,7 @@ def store(_: Any, array: Any, row: Any, x: Any) -> Any:
     return types.void(array, types.int64, x), generate
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def splat(_: Any, lanes: Any, value: Any) -> Any:
     """A vector of equal entries."""
     count = lanes.count
@@ -184,7 +184,7 @@ def splat(_: Any, lanes: Any, value: Any) -> Any:
     return _Vector(count)(lanes, types.float64), generate
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def where(_: Any, mask: Any, yes: Any, no: Any) -> Any:
     """``yes`` in the lanes of the mask, ``no`` elsewhere."""
     count = mask.count
@@ -196,7 +196,7 @@ def where(_: Any, mask: Any, yes: Any, no: Any) -> Any:
     return _Vector(count)(mask, yes, no), generate
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def any_lane(_: Any, mask: Any) -> Any:
     """Whether the mask holds in some lane."""
 
@@ -219,19 +219,19 @@ def _llvm(name: str, arity: int) -> Any:
     return declared
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def sqrt(_: Any, x: Any) -> Any:
     """Square root."""
     return x(x), lambda _, builder, __, arguments: _llvm("sqrt", 1)(builder, arguments)
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def absolute(_: Any, x: Any) -> Any:
     """Absolute value."""
     return x(x), lambda _, builder, __, arguments: _llvm("fabs", 1)(builder, arguments)
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def split(_: Any, x: Any) -> Any:
     """(m, k) with x = m 2^k and sqrt(1/2) <= m < sqrt 2, for normal x > 0; k is integral but a double."""
 
@@ -250,7 +250,7 @@ def split(_: Any, x: Any) -> Any:
     return types.Tuple((x, x))(x), generate
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def pow2(_: Any, k: Any) -> Any:
     """2^k for integral k in -1022 ... 1023, given as doubles."""
 
@@ -266,13 +266,13 @@ def pow2(_: Any, k: Any) -> Any:
     return k(k), generate
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def maximum(_: Any, x: Any, y: Any) -> Any:
     """The larger of the two; y where either is NaN."""
     return _choose(">", x, y)
 
 
-@_intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def minimum(_: Any, x: Any, y: Any) -> Any:
     """The smaller of the two; y where either is NaN."""
     return _choose("<", x, y)

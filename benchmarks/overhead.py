@@ -1,0 +1,55 @@
+"""Where our own time goes: the solver, the derivative, and what lies around them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.ours import layer
+from benchmarks.problem import Problem
+from benchmarks.timing import Plan
+
+__all__ = ["CORE", "overhead"]
+
+CORE = ("solve", "derivative")
+"""The parts of the report that are not overhead: all else of the time both ways is."""
+
+
+def overhead(problem: Problem, batch: int, plan: Plan) -> dict[str, Any]:
+    """Medians over the plan's rounds, in seconds.
+
+    Returns:
+        ``parts``: the report's own account; ``forward_s``, ``total_s``: from outside; ``solver_s``: what the solver
+        itself says it took, summed over the elements; ``forward_over_solver``: their ratio, which means something for a
+        single element; ``around``: share of the total that is in no part of CORE.
+    """
+    solve = layer(problem)
+    draws = [problem.theta(batch, seed=seed) for seed in range(4)]
+    cotangents = problem.cotangents(batch)
+    rows: list[dict[str, float]] = []
+    began = time.perf_counter()
+    for number in range(plan.rounds + 1):
+        theta = draws[number % len(draws)]
+        start = time.perf_counter()
+        outputs, report = solve.solve(*theta)
+        solved = time.perf_counter()
+        torch.autograd.grad(outputs, theta, cotangents)
+        done = time.perf_counter()
+        solver = float(np.sum(report.solution.seconds))
+        rows.append({"forward_s": solved - start, "total_s": done - start, "solver_s": solver, **report.seconds})
+        if number and done - began > plan.budget_s:
+            break
+    middle = {key: float(np.median([row[key] for row in rows[1:]])) for key in rows[-1]}
+    outside = ("forward_s", "total_s", "solver_s")
+    return {
+        "problem": problem.name,
+        "batch": batch,
+        "solver": report.solver,
+        "parts": {key: value for key, value in middle.items() if key not in outside},
+        **{key: middle[key] for key in outside},
+        "forward_over_solver": middle["forward_s"] / middle["solver_s"] if middle["solver_s"] else None,
+        "around": 1.0 - sum(middle.get(part, 0.0) for part in CORE) / middle["total_s"],
+    }

@@ -1,0 +1,136 @@
+"""One run from the command line's arguments to the files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.contestant import Contestant
+from benchmarks.contestants import EMPTY, OURS, PEERS
+from benchmarks.curves import curves
+from benchmarks.memory import grown
+from benchmarks.overhead import overhead
+from benchmarks.plots import draw
+from benchmarks.results import Results, machine
+from benchmarks.runner import Runner
+from benchmarks.suite import LARGE, SMALL, make
+from benchmarks.table import markdown
+from benchmarks.timing import Plan
+
+__all__ = ["run"]
+
+PARTS = ("suite", "large", "overhead", "memory", "scaling")
+
+MEMORY_BATCH = 128
+OVERHEAD_BATCH = 128
+REFERENCE_CHECK = 1e-4
+"""Disagreement of a reference with differences from which it cannot be trusted."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run what is asked for, and write it; results.json grows with every step. 1 if anything failed."""
+    torch.set_default_dtype(torch.float64)  # a peer makes its gradients in the default dtype
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")  # peers warn on every call; what is wrong shows in the errors
+    runner = Runner(_contestants(arguments), arguments.threads, _plan(arguments), not arguments.no_progress)
+    settings = {key: str(value) if key == "output" else value for key, value in vars(arguments).items()}
+    results = Results({**machine(arguments.threads), "load": os.getloadavg()[0]}, settings)
+    small, large = _problems(arguments)
+    parts = arguments.parts or (PARTS[:2] if arguments.problems else PARTS)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        for step in _steps(part, small, large, runner, results, arguments):
+            step()
+            results.references = runner.references
+            results.write(arguments.output / "results.json")
+    (arguments.output / "table.md").write_text(markdown(results), encoding="utf-8")
+    draw(results, arguments.output)
+    return _tell(results, arguments)
+
+
+def _steps(
+    part: str, small: list[str], large: list[str], runner: Runner, results: Results, arguments: argparse.Namespace
+) -> Iterable[Callable[[], None]]:
+    """The parts of a run, in steps after each of which what is known is written."""
+
+    def suite(name: str) -> None:
+        sizes = [1] if name in LARGE else arguments.batches
+        results.records += runner.batches(name, (SMALL | LARGE)[name], sizes)
+
+    def around(name: str) -> None:
+        results.overhead.append(overhead(make(name), 1 if name in LARGE else OVERHEAD_BATCH, runner.plan))
+
+    def memory(case: tuple[str, int, str]) -> None:
+        results.memory.append(grown(*case, arguments.threads))
+
+    def scaling(_: None) -> None:
+        without = [contestant for contestant in runner.contestants if contestant is not EMPTY]
+        curves(replace(runner, contestants=without), results, quick=arguments.quick)
+
+    work: dict[str, tuple[Callable[[Any], None], Sequence[Any]]] = {
+        "suite": (suite, small),
+        "large": (suite, large),
+        "overhead": (around, [*small, *large]),
+        "memory": (memory, _memory_cases(arguments, small, large)),
+        "scaling": (scaling, [None]),
+    }
+    step, items = work[part]
+    for item in tqdm(items, desc=part, unit="case", disable=not runner.progress):
+        yield partial(step, item)
+
+
+def _contestants(arguments: argparse.Namespace) -> list[Contestant]:
+    if arguments.no_peers:
+        return [OURS, EMPTY]
+    chosen = [p for p in PEERS.values() if arguments.peers is None or p.name.startswith(tuple(arguments.peers))]
+    if not chosen:
+        raise SystemExit(f"no such peer; there are: {', '.join(PEERS)}")
+    return [OURS, *chosen, EMPTY]
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    plan = Plan(rounds=5, budget_s=1.0, limit_s=5.0) if arguments.quick else Plan()
+    given = {"rounds": arguments.rounds, "budget_s": arguments.budget, "limit_s": arguments.limit}
+    return replace(plan, **{key: value for key, value in given.items() if value is not None})
+
+
+def _problems(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    chosen = arguments.problems or [*SMALL, *LARGE]
+    unknown = [name for name in chosen if name not in SMALL | LARGE]
+    if unknown:
+        raise SystemExit(f"no problem {unknown[0]!r}; there are: {', '.join(SMALL | LARGE)}")
+    return [name for name in SMALL if name in chosen], [name for name in LARGE if name in chosen]
+
+
+def _memory_cases(arguments: argparse.Namespace, small: list[str], large: list[str]) -> list[tuple[str, int, str]]:
+    """Everyone who takes the problem."""
+    names = [*small[:2], *large[:1]] if arguments.quick else [*small, *large]
+    contestants = [c for c in _contestants(arguments) if c is not EMPTY]
+    return [
+        (name, 1 if name in LARGE else MEMORY_BATCH, contestant.name)
+        for name in names
+        for contestant in contestants
+        if contestant.why_not(make(name)) is None
+    ]
+
+
+def _tell(results: Results, arguments: argparse.Namespace) -> int:
+    print(markdown(results))
+    print(f"written to {arguments.output}", file=sys.stderr)
+    doubtful = [
+        f"the reference of {entry['problem']}, batch {entry['batch']}, is off its differences by {entry['check']:.0e}"
+        for entry in results.references
+        if not entry["check"] <= REFERENCE_CHECK
+    ]
+    for failure in [*results.failures, *doubtful]:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 1 if results.failures or doubtful else 0

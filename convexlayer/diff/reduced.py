@@ -1,0 +1,176 @@
+"""The symmetric system that every derivative solves.
+
+With D the derivative of Pi_{K*} at w = y - s and L L' = D,
+
+    K = [ P      A'L         ]        K [l; u] = [top; L'bottom],  v = L u
+        [ L'A   -(I - L'L)   ]
+
+is symmetric, quasi-definite up to regularisation, and of one pattern for all active sets. (l, v) is the solution with
+v in the range of D of   P l + A'v = top,   D (A l - bottom) = (I - D) v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import final
+
+import numpy as np
+
+from convexlayer.cones import Eigenbasis, ProductDerivative, RankTwo
+from convexlayer.diff.report import ACCURATE
+from convexlayer.diff.rows import Section, as_slice, rows_of
+from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
+from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
+from convexlayer.solution import BoolArray, product_cone
+
+__all__ = ["VISIBLE", "ReducedFactor", "ReducedSystem"]
+
+VISIBLE = 1e-5
+"""Effect of a unit null direction, from which the choice among several solutions matters."""
+
+
+@final
+class ReducedSystem:
+    """The symbolic part: pattern of K and where each value comes from. Once a layer."""
+
+    def __init__(self, structure: Structure, backend: AbstractBackend | None = None) -> None:
+        """Analyse a structure; who factorises is chosen by what is there, size and density, unless given."""
+        self.structure = structure
+        self.cone = product_cone(structure.cones)
+        n, P = structure.n, structure.P
+        size = n + structure.m
+        self.rows = []
+        for group in self.cone.groups:
+            self.rows.append(rows_of(group, structure, size))
+            size += len(self.rows[-1].extra_signs)
+        upper = np.flatnonzero(P.rows <= P.cols)
+        missing = np.setdiff1d(np.arange(n), P.rows[P.rows == P.cols])
+        sections = [(P.rows[upper], P.cols[upper]), (missing, missing)]
+        self.pattern, places = _merge(sections + [s for rows in self.rows for s in rows.sections], size)
+        self._P_source, self._P_place = as_slice(upper), places[0]
+        later = iter(places[2:])
+        self._places = [[next(later) for _ in rows.sections] for rows in self.rows]
+        extra = [rows.extra_signs for rows in self.rows]
+        self._signs = np.concatenate([np.ones(n), -np.ones(structure.m), *extra])
+        self.factoriser = choose_factoriser(self.pattern, self._signs, backend)
+
+    def values(self, program: ConeProgram, derivative: ProductDerivative) -> Array:
+        """K's values for every element, (B, nnz)."""
+        K = np.zeros((program.batch, self.pattern.nnz))
+        K[:, self._P_place] = program.P[:, self._P_source]
+        for rows, places, piece in zip(self.rows, self._places, derivative.pieces, strict=True):
+            for place, values in zip(places, rows.values(program.A, piece), strict=False):
+                K[:, place] = values
+        return K
+
+    def factor(self, program: ConeProgram, derivative: ProductDerivative) -> ReducedFactor:
+        """Assemble K for every element and factorise it."""
+        return ReducedFactor(self, program, derivative)
+
+
+@final
+class ReducedFactor:
+    """K of a batch, factorised: it serves every vjp, every jvp, and the Newton steps of ``polish``."""
+
+    def __init__(self, system: ReducedSystem, program: ConeProgram, derivative: ProductDerivative) -> None:
+        """Assemble and factorise, at the solutions of these programs that have this derivative."""
+        self._system = system
+        self._program = program
+        self._derivative = derivative
+        self._refined = system.factoriser.factor(system.values(program, derivative))
+
+    @property
+    def condition(self) -> Array:
+        """Estimate (B,) of the condition of the equilibrated K."""
+        return self._refined.condition
+
+    @cached_property
+    def singular(self) -> BoolArray:
+        """Where there is more than one solution, (B,)."""
+        singular: BoolArray = self.condition >= SINGULAR
+        return singular
+
+    @cached_property
+    def null_direction(self) -> tuple[Array, Array]:
+        """A random (l, v) of K's null space; of use where ``singular``."""
+        return self._split(self._refined.null_direction)
+
+    def serves(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
+        """Whether this is known to be the factor of these programs at that derivative too.
+
+        So it is where all cones are polyhedral and the active set is the same; elsewhere D moves with w.
+        """
+        pairs = zip(self._derivative.pieces, derivative.pieces, strict=True)
+        return program is self._program and all(_same(ours, theirs) for ours, theirs in pairs)
+
+    def newton(self, top: Array, bottom: Array) -> tuple[Array, Array]:
+        """(l, v) to the accuracy that a Newton step needs."""
+        return self._split(self._refined.refine(self._rhs(top, bottom), steps=3)[0])
+
+    def solve(
+        self, top: Array, bottom: Array | None, visible: Callable[[Array, Array], Array]
+    ) -> tuple[Array, Array, Array, BoolArray]:
+        """(l, v), of minimum norm where it is not unique and the difference is visible.
+
+        Args:
+            top: (B, n).
+            bottom: (B, m); None is zero.
+            visible: what is seen of a direction (l, v), (B,).
+
+        Returns:
+            l (B, n); v (B, m); the relative residuals (B,); where the solution is not unique and that is seen, (B,).
+        """
+        refined, rhs = self._refined, self._rhs(top, bottom)
+        z, residual = refined.refine(rhs)
+        singular = self.singular
+        if np.any(singular):
+            singular = singular & ((visible(*self.null_direction) > VISIBLE) | (residual > ACCEPTED))
+        doubtful = singular | (residual > ACCEPTED)
+        if np.any(doubtful):
+            self._least_squares(z, residual, rhs, singular, doubtful)
+        return *self._split(z), residual, singular
+
+    def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
+        """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""
+        finite = np.isfinite(residual) & np.isfinite(self.condition)
+        again: IndexArray = np.flatnonzero(finite & doubtful)
+        if len(again):
+            least, least_residual = self._refined.minimum_norm(rhs, again)
+            inconsistent = singular[again] & (residual[again] > ACCURATE)
+            chosen = inconsistent | (least_residual <= np.maximum(residual[again], ACCEPTED))
+            z[again[chosen]], residual[again[chosen]] = least[chosen], least_residual[chosen]
+
+    def _rhs(self, top: Array, bottom: Array | None) -> Array:
+        """[top; L'bottom], (B, N)."""
+        rhs = np.zeros((len(top), self._system.pattern.shape[0]))
+        rhs[:, : top.shape[1]] = top
+        if bottom is not None:
+            for rows, piece in zip(self._system.rows, self._derivative.pieces, strict=True):
+                rows.gather(bottom, piece, rhs)
+        return rhs
+
+    def _split(self, z: Array) -> tuple[Array, Array]:
+        """(l, L u) of the unknowns (B, N)."""
+        parts = [rows.spread(z, p) for rows, p in zip(self._system.rows, self._derivative.pieces, strict=True)]
+        v = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) if parts else np.zeros((len(z), 0))
+        return z[:, : self._system.structure.n], v
+
+
+def _same(ours: Eigenbasis | RankTwo, theirs: Eigenbasis | RankTwo) -> bool:
+    """Whether two derivatives are diagonal and alike."""
+    if isinstance(ours, RankTwo) or isinstance(theirs, RankTwo):
+        return False
+    return ours.Q is None and theirs.Q is None and np.array_equal(ours.d, theirs.d)
+
+
+def _merge(sections: list[Section], size: int) -> tuple[Pattern, list[IndexArray | slice]]:
+    """The upper triangle (size, size) of all sections, which do not overlap, and where the entries of each stand."""
+    keys = [cols * size + rows for rows, cols in sections]
+    whole = np.concatenate([key.ravel() for key in keys])
+    order = np.argsort(whole)
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    ends = np.cumsum([key.size for key in keys])[:-1]
+    places = [as_slice(part.reshape(key.shape)) for part, key in zip(np.split(position, ends), keys, strict=True)]
+    return Pattern((size, size), whole[order] % max(size, 1), whole[order] // max(size, 1)), places

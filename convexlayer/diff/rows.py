@@ -1,0 +1,232 @@
+"""The rows of each group of cones in the reduced system: their entries of K, and the factor L of D = L L'.
+
+L need not be square, only sparse: K keeps the pattern of A but where D's eigenbasis mixes rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import numpy as np
+
+from convexlayer.cones import Eigenbasis, Group, RankTwo, Zero
+from convexlayer.cones.product import RANK_TWO_FROM
+from convexlayer.cones.second_order import SecondOrder
+from convexlayer.program import Array, IndexArray, Structure
+
+__all__ = ["AbstractRows", "Section", "rows_of"]
+
+Section = tuple[IndexArray, IndexArray]
+"""Rows and columns in the upper triangle of K of some entries, two arrays of one shape."""
+
+
+class AbstractRows(ABC):
+    """One group's rows of K.
+
+    With n variables and m rows, unknown n + i belongs to row i; extra unknowns come after those.
+
+    Attributes:
+        sections: the entries in K, the group's part of the diagonal included.
+        extra_signs: signs of the extra unknowns' diagonal entries.
+    """
+
+    sections: list[Section]
+    extra_signs: Array = np.zeros(0)
+
+    def __init__(self, group: Group, structure: Structure) -> None:
+        self.rows = group.rows
+        self.own = slice(structure.n + self.rows.start, structure.n + self.rows.stop)
+        self._shape = (group.blocks, group.size)
+        self._diagonal = np.arange(self.own.start, self.own.stop)
+
+    @abstractmethod
+    def values(self, A: Array, piece: Any) -> list[Array]:
+        """Values (B, *shape) of the first sections, from those of A and the derivative; the other sections are zero."""
+
+    @abstractmethod
+    def spread(self, z: Array, piece: Any) -> Array:
+        """L u, (B, rows), of the unknowns z (B, N)."""
+
+    @abstractmethod
+    def gather(self, v: Array, piece: Any, rhs: Array) -> None:
+        """Write L'v, of v (B, m), into the right-hand side (B, N)."""
+
+    def _blocks(self, v: Array) -> Array:
+        return v.reshape(len(v), *self._shape)
+
+    @staticmethod
+    def _flat(v: Array) -> Array:
+        return v.reshape(len(v), v.shape[1] * v.shape[2])
+
+
+def rows_of(group: Group, structure: Structure, extra: int) -> AbstractRows:
+    """The rows of a group; its extra unknowns, if any, start at ``extra``."""
+    if isinstance(group.cone, Zero):
+        return _FreeRows(group, structure)
+    if group.size == 1:
+        return _DiagonalRows(group, structure)
+    if isinstance(group.cone, SecondOrder) and group.size >= RANK_TWO_FROM:
+        return _RankTwoRows(group, structure, extra)
+    return _BasisRows(group, structure)
+
+
+@final
+class _FreeRows(AbstractRows):
+    """D = I for ever, L = I."""
+
+    def __init__(self, group: Group, structure: Structure) -> None:
+        super().__init__(group, structure)
+        entries = _entries(structure, self.rows)
+        A = structure.A
+        self._source = as_slice(entries)
+        self.sections = [(A.cols[entries], structure.n + A.rows[entries]), (self._diagonal, self._diagonal)]
+
+    def values(self, A: Array, piece: Eigenbasis) -> list[Array]:
+        return [A[:, self._source]]
+
+    def spread(self, z: Array, piece: Eigenbasis) -> Array:
+        return z[:, self.own]
+
+    def gather(self, v: Array, piece: Eigenbasis, rhs: Array) -> None:
+        rhs[:, self.own] = v[:, self.rows]
+
+
+@final
+class _DiagonalRows(AbstractRows):
+    """D diagonal, of zeros and ones: L = D."""
+
+    def __init__(self, group: Group, structure: Structure) -> None:
+        super().__init__(group, structure)
+        entries = _entries(structure, self.rows)
+        A = structure.A
+        self._source, self._local = as_slice(entries), A.rows[entries] - self.rows.start
+        self.sections = [(A.cols[entries], structure.n + A.rows[entries]), (self._diagonal, self._diagonal)]
+
+    def values(self, A: Array, piece: Eigenbasis) -> list[Array]:
+        d = self._flat(piece.d)
+        return [A[:, self._source] * np.take(d, self._local, axis=1), d - 1.0]
+
+    def spread(self, z: Array, piece: Eigenbasis) -> Array:
+        return self._flat(piece.d) * z[:, self.own]
+
+    def gather(self, v: Array, piece: Eigenbasis, rhs: Array) -> None:
+        np.multiply(self._flat(piece.d), v[:, self.rows], out=rhs[:, self.own])
+
+
+@final
+class _BasisRows(AbstractRows):
+    """D = Q diag(d) Q', L = Q diag(sqrt d): all directions of a block meet all columns of A in the block."""
+
+    def __init__(self, group: Group, structure: Structure) -> None:
+        super().__init__(group, structure)
+        A, size = structure.A, group.size
+        entries = _entries(structure, self.rows)
+        block, local = np.divmod(A.rows[entries] - self.rows.start, size)
+        alike: dict[int, list[tuple[int, IndexArray, IndexArray]]] = {}
+        for index in range(group.blocks):
+            mine = np.flatnonzero(block == index) if group.blocks > 1 else slice(None)
+            columns, place = np.unique(A.cols[entries[mine]], return_inverse=True)
+            source = np.full((size, len(columns)), -1)
+            source[local[mine], place] = entries[mine]
+            alike.setdefault(len(columns), []).append((index, columns, source))
+        self.sections = [(self._diagonal, self._diagonal)]
+        self._members: list[tuple[IndexArray | slice, IndexArray, bool]] = []
+        unknowns = self._diagonal.reshape(group.blocks, size)
+        for same in alike.values():
+            members = np.array([index for index, _, _ in same])
+            columns, source = (np.stack([part[i] for part in same]) for i in (1, 2))
+            shape = source.shape
+            self.sections.append(
+                (np.broadcast_to(columns[:, None], shape), np.broadcast_to(unknowns[members][..., None], shape))
+            )
+            self._members.append((as_slice(members), source, bool(np.all(source >= 0))))
+
+    def values(self, A: Array, piece: Any) -> list[Array]:
+        out = [self._flat(-piece.complement)]
+        L = piece.Q * piece.root[..., None, :]
+        for members, source, full in self._members:
+            A_blocks = A[:, source] if full else np.where(source >= 0, A[:, source], 0.0)
+            out.append(np.swapaxes(L[:, members], -1, -2) @ A_blocks)
+        return out
+
+    def spread(self, z: Array, piece: Any) -> Array:
+        return self._flat((piece.Q @ (piece.root * self._blocks(z[:, self.own]))[..., None])[..., 0])
+
+    def gather(self, v: Array, piece: Any, rhs: Array) -> None:
+        rotated = (self._blocks(v[:, self.rows])[..., None, :] @ piece.Q)[..., 0, :]
+        rhs[:, self.own] = self._flat(piece.root * rotated)
+
+
+@final
+class _RankTwoRows(AbstractRows):
+    """D = a^2 (I - q2 q2') + b^2 q1 q1' with a^2 = delta, b^2 = 1 - delta, L = (a (I - q2 q2'), b q1), sparse.
+
+    Every block has an extra unknown xi, for the last column of L, and a multiplier nu, which asks for q2'u = 0, so that
+    v = a u + b q1 xi; with what remains of I - L'L, and r = A l less the right-hand side:
+
+        a r - (1 - delta) u + a b q1 xi + q2 nu = 0,    b q1'r + a b q1'u - delta xi = 0,    q2'u = 0
+
+    All coefficients are at most 1 and no direction's vanish together, however close delta is to 0 or 1. Where D = I or
+    D = 0, q2 = 0 and b q1 = 0, and diagonal entries -1 and 1 keep xi and nu at 0.
+    """
+
+    def __init__(self, group: Group, structure: Structure, extra: int) -> None:
+        super().__init__(group, structure)
+        A, blocks, size = structure.A, group.blocks, group.size
+        entries = _entries(structure, self.rows)
+        block = (A.rows[entries] - self.rows.start) // size
+        order = np.lexsort((A.cols[entries], block))
+        entries, block = entries[order], block[order]
+        self._source, self._local = as_slice(entries), A.rows[entries] - self.rows.start
+        self._block = block if blocks > 1 else slice(0, 1)
+        first = np.flatnonzero(np.diff(block * A.shape[1] + A.cols[entries], prepend=-1))
+        self._starts = first
+        self._xi, self._nu = slice(extra, extra + blocks), slice(extra + blocks, extra + 2 * blocks)
+        self.extra_signs = np.repeat([-1.0, 1.0], blocks)
+        xi, nu = np.arange(extra, extra + blocks), np.arange(extra + blocks, extra + 2 * blocks)
+        unknowns = self._diagonal.reshape(blocks, size)
+        self.sections = [
+            (A.cols[entries], structure.n + A.rows[entries]),
+            (A.cols[entries[first]], xi[block[first]]),
+            (unknowns, unknowns),
+            (unknowns, np.broadcast_to(xi[:, None], unknowns.shape)),
+            (unknowns, np.broadcast_to(nu[:, None], unknowns.shape)),
+            (xi, xi),
+            (nu, nu),
+        ]
+
+    def values(self, A: Array, piece: RankTwo) -> list[Array]:
+        values, a, lead = A[:, self._source], piece.root, piece.lead
+        along = self._flat(lead)[:, self._local] * values
+        curved = piece.q2[..., 0] > 0
+        return [
+            a[:, self._block, 0] * values,
+            np.add.reduceat(along, self._starts, axis=1) if len(self._starts) else along,
+            np.broadcast_to(-piece.complement, piece.q2.shape),
+            a * lead,
+            piece.q2,
+            -np.where(curved, piece.delta[..., 0], 1.0),
+            1.0 - curved,
+        ]
+
+    def spread(self, z: Array, piece: RankTwo) -> Array:
+        return self._flat(piece.root * self._blocks(z[:, self.own]) + piece.lead * z[:, self._xi, None])
+
+    def gather(self, v: Array, piece: RankTwo, rhs: Array) -> None:
+        blocks = self._blocks(v[:, self.rows])
+        rhs[:, self.own] = self._flat(piece.root * blocks)
+        rhs[:, self._xi] = np.sum(piece.lead * blocks, axis=-1)
+        rhs[:, self._nu] = 0.0
+
+
+def _entries(structure: Structure, rows: slice) -> IndexArray:
+    """Positions in A's values of the entries of these rows."""
+    return np.flatnonzero((structure.A.rows >= rows.start) & (structure.A.rows < rows.stop))
+
+
+def as_slice(index: IndexArray) -> IndexArray | slice:
+    """The index, as a slice where it is one: that copies less."""
+    if index.ndim == 1 and len(index) and index[-1] - index[0] == len(index) - 1 and np.all(np.diff(index) == 1):
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return index

@@ -1,0 +1,466 @@
+"""Presolve changes sizes, and nothing else: outputs, duals, objective values and derivatives are those without it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from convexlayer import ConvexLayer, ParametricProgram, SolutionMap, SolvedBatch, Status, canonicalize
+from convexlayer.canon import OutputSpec, ParameterSpec, presolved
+from convexlayer.canon.affine_map import AffineMap, Features
+from convexlayer.canon.parametric import Objective
+from convexlayer.canon.recovery import Recovery
+from convexlayer.program import Cones, Pattern, Structure
+from tests.canon.problems import CASES, duals
+
+Array = np.ndarray
+Draw = Callable[[np.random.Generator], Array]
+
+AGREE = 1e-7
+
+
+@dataclass
+class Posed:
+    """A problem, its parameters, what to return, and how its parameters are drawn."""
+
+    problem: cp.Problem
+    parameters: list[cp.Parameter]
+    draws: list[Draw]
+    outputs: list[cp.Variable]
+
+    def programs(self) -> tuple[ParametricProgram, ParametricProgram]:
+        """Without and with presolve."""
+        given = canonicalize(self.problem, self.parameters, self.outputs, presolve=False, self_check=False)
+        return given, presolved(given)
+
+    def values(self, batch: int, seed: int) -> list[Array]:
+        rng = np.random.default_rng(seed)
+        return [np.stack([draw(rng) for _ in range(batch)]) for draw in self.draws]
+
+
+class Builder:
+    """Collects parameters while a random problem is written down."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.parameters: list[cp.Parameter] = []
+        self.draws: list[Draw] = []
+
+    def parameter(self, *shape: int, low: float | None = None, scale: float = 1.0, psd: bool = False) -> cp.Parameter:
+        """One with normal entries, or with entries from ``low`` on, or positive definite."""
+
+        def draw(rng: np.random.Generator) -> Array:
+            normal = scale * rng.standard_normal(shape)
+            if psd:
+                return normal @ normal.T + np.eye(shape[0])
+            return normal if low is None else low + np.abs(normal)
+
+        self.parameters.append(cp.Parameter(shape, PSD=psd))
+        self.draws.append(draw)
+        return self.parameters[-1]
+
+    def matrix(self, *shape: int) -> Array:
+        return self.rng.standard_normal(shape)
+
+    def heads(self) -> bool:
+        return bool(self.rng.random() < 0.5)
+
+    def posed(self, objective: cp.Expression, constraints: list[cp.Constraint]) -> Posed:
+        problem = cp.Problem(cp.Minimize(objective), constraints)
+        return Posed(problem, self.parameters, self.draws, [*problem.variables(), *duals(problem)])
+
+
+def sparse_rows(builder: Builder, rows: int, cols: int) -> Array:
+    """Rows with two entries."""
+    matrix = np.zeros((rows, cols))
+    for row in matrix:
+        row[builder.rng.choice(cols, 2, replace=False)] = builder.rng.choice([-1.0, 1.0, 2.0], 2)
+    return matrix
+
+
+def random_problem(seed: int) -> Posed:
+    """A feasible problem with a strongly convex part, and everything that presolve looks for."""
+    b = Builder(seed)
+    n = int(b.rng.integers(3, 7))
+    x = cp.Variable(n)
+    objective = cp.sum_squares(x - b.parameter(n))
+    constraints: list[cp.Constraint] = []
+    if b.heads():  # constant definitions in the objective, which may fill P
+        rows = int(b.rng.integers(2, 2 * n))
+        objective += cp.sum_squares(b.matrix(rows, n) @ x - (b.parameter(rows) if b.heads() else 1.0))
+    if b.heads():  # definitions with parameters stay
+        objective += cp.sum_squares(b.parameter(2, n) @ x - 1.0)
+    if b.heads():
+        objective += b.parameter() * 0.3 + b.parameter(n, scale=0.1) @ x
+    if b.heads():  # a chain of definitions, with whatever may meet what depends on it
+        t, u = cp.Variable(3), cp.Variable(3)
+        offset = b.parameter(3) if b.heads() else b.matrix(3)
+        constraints += [t == sparse_rows(b, 3, n) @ x + offset, u == 2.0 * t - b.parameter(3)]
+        objective += cp.quad_form(t, b.parameter(3, 3, psd=True)) if b.heads() else cp.sum_squares(t)
+        objective += b.parameter(3, scale=0.3) @ u
+        if b.heads():
+            constraints.append(b.parameter(2, 3) @ t <= b.parameter(2, low=4.0))
+    if b.heads():
+        constraints.append(b.parameter(2, n) @ x <= b.parameter(2, low=0.0))
+    if b.heads():
+        constraints.append(cp.abs(x) <= (b.parameter(n, low=0.5) if b.heads() else 0.7))
+    if b.heads():
+        constraints.append(cp.norm_inf(sparse_rows(b, 2, n) @ x) <= b.parameter(low=0.5))
+    if b.heads():
+        constraints.append(cp.norm(x[:2], 2) <= b.parameter(low=0.3))
+    if b.heads():
+        constraints.append(x[0] + 2.0 * x[1] == b.parameter(scale=0.1))
+    if b.heads():
+        constraints.append(b.parameter(n) @ x == 0.0)
+    return b.posed(objective, constraints)
+
+
+def linear_problem(seed: int) -> Posed:
+    """A linear program with equality-defined variables and absolute values."""
+    b = Builder(seed)
+    n = int(b.rng.integers(2, 5))
+    x, t = cp.Variable(n), cp.Variable(2)
+    constraints = [t == b.matrix(2, n) @ x + b.parameter(2), cp.abs(x) <= b.parameter(n, low=1.0), x <= 1.5]
+    objective = b.parameter(n) @ x + b.parameter(2) @ t
+    if b.heads():
+        constraints.append(b.parameter(n) @ x <= b.parameter(low=0.5))
+    return b.posed(objective, constraints)
+
+
+def conic_problem(seed: int) -> Posed:
+    """Definitions inside exponential, power, second-order and semidefinite cones."""
+    b = Builder(seed)
+    x, u, X = cp.Variable(3), cp.Variable(3), cp.Variable((3, 3), symmetric=True)
+    objective = cp.sum_squares(X - b.parameter(3, 3)) + cp.sum_squares(x - b.parameter(3))
+    constraints = [
+        X >> 0.1 * np.eye(3),
+        cp.diag(X) == (b.parameter(3, low=1.0) if b.heads() else 1.0),
+        u == 0.5 * x + b.parameter(3, scale=0.1),
+        cp.sum(cp.exp(u)) <= b.parameter(low=3.0),
+        cp.norm(x - u, 2) <= b.parameter(low=1.0),
+    ]
+    return b.posed(objective, constraints)
+
+
+FAMILIES = {"mixed": random_problem, "linear": linear_problem, "conic": conic_problem}
+
+
+def relative(ours: Array, theirs: Array) -> float:
+    return float(np.max(np.abs(ours - theirs), initial=0.0) / max(1.0, float(np.max(np.abs(theirs), initial=0.0))))
+
+
+def trusted(solved: SolvedBatch) -> bool:
+    return solved.report.derivative is not None and solved.report.derivative.trusted
+
+
+def assert_same(posed: Posed, values: list[Array], seed: int = 0) -> bool:
+    """Everything agrees with and without presolve; False where the derivative may not exist without it."""
+    given_map, reduced_map = (SolutionMap(program, options={"tol": 1e-10}) for program in posed.programs())
+    theirs, ours = given_map.solve(values), reduced_map.solve(values)
+    if not all(status is Status.OPTIMAL for status in theirs.report.status):
+        return False
+    assert ours.report.status == theirs.report.status
+    rng = np.random.default_rng(seed)
+    cotangents = [rng.standard_normal(value.shape) for value in theirs.outputs]
+    at_objective = rng.standard_normal(theirs.batch)
+    tangents = [rng.standard_normal(value.shape) for value in values]
+    tangents = [
+        t + np.swapaxes(t, -1, -2) if parameter.attributes["PSD"] else t
+        for t, parameter in zip(tangents, posed.parameters, strict=True)
+    ]
+    expected = theirs.vjp(cotangents, objective=at_objective)
+    if not trusted(theirs):
+        return False
+    found = ours.vjp(cotangents, objective=at_objective)
+    assert trusted(ours)
+    assert relative(ours.objective, theirs.objective) < AGREE
+    for left, right in zip([*ours.outputs, *found], [*theirs.outputs, *expected], strict=True):
+        assert relative(left, right) < AGREE
+    moved, rate = ours.jvp(tangents)
+    moved_there, rate_there = theirs.jvp(tangents)
+    for left, right in zip([*moved, rate], [*moved_there, rate_there], strict=True):
+        assert relative(left, right) < AGREE
+    inner = sum(np.sum((v * u).reshape(len(v), -1), axis=1) for v, u in zip(cotangents, moved, strict=True))
+    pulled = sum(np.sum((g * t).reshape(len(t), -1), axis=1) for g, t in zip(found, tangents, strict=True))
+    assert relative(inner + at_objective * rate, pulled) < AGREE
+    return True
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6))
+def test_everything_agrees_with_and_without(family: str, seed: int) -> None:
+    posed = FAMILIES[family](seed)
+    assume(assert_same(posed, posed.values(3, seed)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_everything_agrees_on_the_table_of_problems(name: str) -> None:
+    case = CASES[name]()
+    given = canonicalize(case.problem, case.parameters, case.variables, gp=case.gp, presolve=False, self_check=False)
+    theirs, ours = (
+        SolutionMap(program, options={"tol": 1e-10}).solve(case.values) for program in (given, presolved(given))
+    )
+    rng = np.random.default_rng(0)
+    cotangents = [rng.standard_normal(value.shape) for value in theirs.outputs]
+    for left, right in zip(ours.outputs, theirs.outputs, strict=True):
+        assert relative(left, right) < AGREE
+    assert relative(ours.objective, theirs.objective) < AGREE
+    for left, right in zip(ours.vjp(cotangents), theirs.vjp(cotangents), strict=True):
+        assert relative(left, right) < AGREE
+    assert trusted(ours) == trusted(theirs)
+
+
+def recovered_duals() -> Posed:
+    """t == D x + 0.3 is solved for t, and its dual follows from P, q and A, all of which depend on parameters.
+
+    D is small, so that the rows cannot be solved for x; P is full in x already, so that t leaves no new entries.
+    """
+    b = Builder(3)
+    x, t = cp.Variable(4), cp.Variable(2)
+    P, q, G, h = b.parameter(2, 2, psd=True), b.parameter(2), b.parameter(2, 2), b.parameter(2, low=0.0, scale=0.05)
+    constraints = [t == 0.004 * sparse_rows(b, 2, 4) @ x + 0.3, G @ t <= h, cp.sum(x) <= 1e3]
+    objective = cp.quad_form(t, P) + q @ t + cp.quad_form(x, np.eye(4) + 0.1) - b.parameter(4, scale=30.0) @ x
+    problem = cp.Problem(cp.Minimize(objective), constraints)
+    return Posed(problem, b.parameters, b.draws, [x, t, *duals(problem)])
+
+
+def test_gradients_through_recovered_duals_agree_with_differences() -> None:
+    posed = recovered_duals()
+    given, program = posed.programs()
+    assert program.structure.n == 4
+    assert program.structure.m == 3
+    assert given.structure.n == 6
+    direct = program.recovery.direct
+    assert direct is not None
+    assert direct.factor.nnz > 0
+    values = posed.values(2, seed=5)
+    solution_map = SolutionMap(program, options={"tol": 1e-11})
+    solved = solution_map.solve(values)
+    assert np.any(np.abs(solved.outputs[-2]) > 0.1)  # G t <= h is active somewhere
+    rng = np.random.default_rng(1)
+    weights = [rng.standard_normal(value.shape[1:]) for value in solved.outputs]
+
+    def loss(at: list[Array]) -> Array:
+        outputs = solution_map.solve(at).outputs
+        return np.array([sum(float(np.sum(w * o[i])) for w, o in zip(weights, outputs, strict=True)) for i in range(2)])
+
+    gradients = solved.vjp([np.stack([w, w]) for w in weights])
+    for position, gradient in enumerate(gradients):
+        direction = rng.standard_normal(values[position].shape)
+        if posed.parameters[position].attributes["PSD"]:
+            direction = direction + np.swapaxes(direction, -1, -2)
+        step = 1e-4 * direction
+        ahead, behind = ([*values[:position], values[position] + d, *values[position + 1 :]] for d in (step, -step))
+        difference = (loss(ahead) - loss(behind)) / 2e-4
+        exact = np.sum((gradient * direction).reshape(2, -1), axis=1)
+        np.testing.assert_allclose(exact, difference, rtol=1e-6, atol=1e-7)
+
+
+def test_the_direct_term_is_needed() -> None:
+    """Without it gradients through recovered duals are wrong: the tests above would notice."""
+    posed = recovered_duals()
+    _, program = posed.programs()
+    assert program.recovery.direct is not None
+    values = posed.values(1, seed=5)
+    solved = SolutionMap(program).solve(values)
+    cotangents = [np.ones_like(value) for value in solved.outputs]
+    at = (program.features.apply(values, 1), solved.report.solution.x, solved.report.solution.y)
+    moved, _, _ = program.recovery.pull(at, solved.outputs, cotangents)
+    assert moved is not None
+    assert np.linalg.norm(moved) > 0.1 * np.linalg.norm(np.concatenate([g.ravel() for g in solved.vjp(cotangents)]))
+
+
+def dense_quadratic_program(n: int, m: int, p: int) -> Posed:
+    b = Builder(0)
+    x, L = cp.Variable(n), b.matrix(n, n) / np.sqrt(n) + np.eye(n)
+    q, G, h, A, right = b.parameter(n), b.parameter(m, n), b.parameter(m), b.parameter(p, n), b.parameter(p)
+    objective = 0.5 * cp.sum_squares(L @ x) + q @ x
+    problem = cp.Problem(cp.Minimize(objective), [G @ x <= h, A @ x == right])
+    return Posed(problem, b.parameters, b.draws, [x])
+
+
+def test_a_dense_quadratic_program_arrives_at_its_own_size() -> None:
+    given, program = dense_quadratic_program(50, 50, 10).programs()
+    assert (given.structure.n, given.structure.m) == (100, 110)
+    assert (program.structure.n, program.structure.m) == (50, 60)
+    assert program.recovery.direct is None
+    record = program.presolve
+    assert record is not None
+    assert (record.source, record.solved_for, record.bound_variables, record.needless_rows) == (given, 50, 0, 0)
+
+
+def lasso() -> Posed:
+    b = Builder(0)
+    x = cp.Variable(600)
+    objective = cp.sum_squares(b.matrix(300, 600) @ x - b.parameter(300)) + 0.1 * cp.norm1(x)
+    return b.posed(objective, [])
+
+
+def factor_portfolio() -> Posed:
+    b = Builder(0)
+    w, f = cp.Variable(2000), cp.Variable(20)
+    F, d = b.matrix(20, 2000), b.rng.uniform(0.1, 1.0, 2000)
+    objective = cp.sum_squares(f) + cp.sum_squares(cp.multiply(d, w)) - b.parameter(2000) @ w
+    return b.posed(objective, [f == F @ w, cp.sum(w) == 1, w >= 0])
+
+
+def control() -> Posed:
+    b = Builder(0)
+    X, U = cp.Variable((4, 21)), cp.Variable((2, 20))
+    A, B, start = b.parameter(4, 4), b.parameter(4, 2), b.parameter(4)
+    steps = [X[:, t + 1] == A @ X[:, t] + B @ U[:, t] for t in range(20)]
+    return b.posed(cp.sum_squares(X) + 0.1 * cp.sum_squares(U), [X[:, 0] == start, *steps, cp.abs(U) <= 1.0])
+
+
+@pytest.mark.parametrize("pose", [lasso, factor_portfolio, control])
+def test_sparse_programs_do_not_fill(pose: Callable[[], Posed]) -> None:
+    given, program = (part.structure for part in pose().programs())
+    assert program.n <= given.n
+    assert program.m <= given.m
+    assert program.P.nnz + program.A.nnz <= given.P.nnz + given.A.nnz
+
+
+def test_absolute_values_become_bounds() -> None:
+    _, program = control().programs()
+    assert program.presolve is not None
+    assert program.presolve.bound_variables == 40
+    assert program.structure.cones.nonnegative == 80
+
+
+def test_nothing_to_gain_is_the_same_program() -> None:
+    x, c = cp.Variable(3), cp.Parameter(3)
+    given = canonicalize(cp.Problem(cp.Minimize(c @ x), [x >= -1, x <= 1]), [c], [x], presolve=False)
+    assert presolved(given) is given
+    reduced = dense_quadratic_program(4, 3, 1).programs()[1]
+    assert presolved(reduced) is reduced
+
+
+def projection(A: Array, b: Array, cones: Cones, *, slope: float = 0.0, shown: bool = False) -> ParametricProgram:
+    """minimize x'x / 2 - theta'x, A x + s = b + slope theta_1 in its last row; the duals are outputs where shown."""
+    m, n = A.shape
+    pattern = Pattern((m, n), *np.nonzero(A.T)[::-1])
+    constant = np.concatenate([np.ones(n), np.zeros(n), [0.0], A[pattern.rows, pattern.cols], b])
+    slopes = sp.lil_matrix((len(constant), n))
+    slopes[range(n, 2 * n), range(n)] = -1.0
+    slopes[-1, 0] = slope
+    outputs = [OutputSpec("x", (n,)), *([OutputSpec("y", (m,))] if shown else [])]
+    kept = n + m if shown else n
+    return ParametricProgram(
+        parameters=(ParameterSpec("theta", (n,)),),
+        structure=Structure(Pattern((n, n), np.arange(n), np.arange(n)), pattern, cones),
+        features=Features((n,), np.zeros(0, dtype=np.int64)),
+        data=AffineMap(slopes.tocsr(), constant),
+        recovery=Recovery(tuple(outputs), sp.identity(n + m, format="csr")[:kept], n),
+        objective=Objective(),
+    )
+
+
+THETA = np.array([[2.0, 1.0], [0.3, -0.4]])
+
+
+@pytest.mark.parametrize(
+    ("cones", "right", "slope", "dropped"),
+    [
+        (Cones(zero=1), 0.0, 0.0, 1),
+        (Cones(zero=1), 1.0, 0.0, 0),
+        (Cones(zero=1), 0.0, 1.0, 0),
+        (Cones(nonnegative=1), 0.0, 0.0, 1),
+        (Cones(nonnegative=1), 1.0, 0.0, 1),
+        (Cones(nonnegative=1), -1.0, 0.0, 0),
+        (Cones(nonnegative=1), 1.0, 1.0, 0),
+        (Cones(second_order=(1,)), 1.0, 0.0, 0),
+    ],
+)
+def test_empty_rows_go_where_they_hold_for_all_parameters(
+    cones: Cones, right: float, slope: float, dropped: int
+) -> None:
+    program = presolved(projection(np.zeros((1, 2)), np.array([right]), cones, slope=slope))
+    assert program.structure.m == 1 - dropped
+
+
+def test_an_empty_row_that_parameters_violate_is_infeasible() -> None:
+    program = presolved(projection(np.zeros((1, 2)), np.array([0.0]), Cones(nonnegative=1), slope=1.0))
+    statuses = SolutionMap(program).solve([np.array([[1.0, 1.0], [-1.0, 1.0]])]).report.status
+    assert statuses[0].solved
+    assert not statuses[1].solved
+
+
+def test_identical_rows_are_one() -> None:
+    A, b = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), np.array([1.0, 1.0, 0.5, 0.5])
+    given = projection(A, b, Cones(nonnegative=4))
+    program = presolved(given)
+    assert program.structure.m == 3
+    assert program.presolve is not None
+    assert program.presolve.needless_rows == 1
+    ours, theirs = (SolutionMap(part, options={"tol": 1e-10}).solve([THETA]) for part in (program, given))
+    assert relative(ours.outputs[0], theirs.outputs[0]) < AGREE
+
+
+def test_identical_rows_stay_where_their_duals_are_looked_at() -> None:
+    given = projection(np.ones((2, 2)), np.array([1.0, 1.0]), Cones(nonnegative=2), shown=True)
+    assert presolved(given) is given
+
+
+def test_dependent_equalities_whose_duals_are_looked_at_stay_degenerate() -> None:
+    """After the first is solved for x_1 the second says nothing, but its dual is free and shows in the first one's."""
+    A, b = np.array([[1.0, 2.0], [2.0, 4.0]]), np.array([1.0, 2.0])
+    given = projection(A, b, Cones(zero=2), shown=True)
+    program = presolved(given)
+    assert program.structure.n == 1
+    for part in (given, program):
+        solved = SolutionMap(part).solve([THETA])
+        solved.vjp([None, np.array([[1.0, -1.0], [1.0, -1.0]])])
+        assert not trusted(solved)
+    assert presolved(projection(A, b, Cones(zero=2))).structure.m == 0
+
+
+def test_infeasible_and_unbounded_elements_are_still_found() -> None:
+    x, t, c, bound = cp.Variable(2), cp.Variable(2), cp.Parameter(2), cp.Parameter(2)
+    constraints = [t == np.array([[1.0, 2.0], [0.0, 1.0]]) @ x, cp.abs(t) <= bound, x[0] >= 0]
+    problem = cp.Problem(cp.Minimize(c @ x), constraints)
+    unbounded = cp.Problem(cp.Minimize(c @ x), [t == 2.0 * x, t[0] >= 0, x[1] == 1.0])
+    program = canonicalize(problem, [c, bound], [x, t])
+    assert program.presolve is not None
+    values = [np.ones((2, 2)), np.array([[1.0, 1.0], [-1.0, 1.0]])]
+    assert SolutionMap(program).solve(values).report.status == (Status.OPTIMAL, Status.INFEASIBLE)
+    program = canonicalize(unbounded, [c], [x])
+    assert program.presolve is not None
+    values = [np.array([[1.0, 1.0], [-1.0, 1.0]])]
+    assert SolutionMap(program).solve(values).report.status == (Status.OPTIMAL, Status.UNBOUNDED)
+
+
+def test_the_document_holds_the_program_before() -> None:
+    given, program = dense_quadratic_program(4, 3, 1).programs()
+    assert program.to_document() == given.to_document()
+    again = presolved(ParametricProgram.from_document(program.to_document()))
+    np.testing.assert_array_equal(again.data.matrix.toarray(), program.data.matrix.toarray())
+    np.testing.assert_array_equal(again.data.constant, program.data.constant)
+
+
+def test_the_layer_says_what_was_reduced_and_can_do_without() -> None:
+    posed = dense_quadratic_program(4, 3, 1)
+    layer = ConvexLayer(posed.problem, posed.parameters, posed.outputs)
+    assert "n=4, m=4 (n=8, m=8 before presolve)" in repr(layer)
+    assert pickle.loads(pickle.dumps(layer)).program.structure.n == 4
+    assert copy.deepcopy(layer).program.structure.n == 4
+    whole = ConvexLayer(posed.problem, posed.parameters, posed.outputs, presolve=False)
+    assert whole.program.presolve is None
+    assert "before presolve" not in repr(whole)
+
+
+def test_small_pivots_are_not_taken() -> None:
+    """x_1 = 1 - 1e6 x_2 is no definition to compute with, so x_2 is solved for."""
+    program = projection(np.array([[1e-6, 1.0]]), np.array([1.0]), Cones(zero=1))
+    reduced = presolved(program)
+    assert reduced.structure.n == 1
+    assert abs(reduced.recovery.matrix).max() <= 1.0
