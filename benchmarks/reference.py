@@ -63,9 +63,9 @@ class Reference:
         self.check = self._differences(theta, cotangents)
 
     @property
-    def unknown(self) -> int:
-        """Number of elements without a reference, which are left out."""
-        return int((~self._known).sum())
+    def quality(self) -> dict[str, float]:
+        """``residual``, ``check``, and ``unknown``: the number of elements without a reference, which are left out."""
+        return {"residual": self.residual, "check": self.check, "unknown": int((~self._known).sum())}
 
     def errors(self, outputs: Tensors, gradients: Tensors) -> Errors:
         """The errors of a contestant."""

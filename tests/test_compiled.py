@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convexlayer import compiled
+from convexlayer import cli, compiled
 
 LAYER = """
 import json, subprocess, sys
@@ -34,7 +34,7 @@ x, y = cp.Variable(5), cp.Parameter(5)
 problem = cp.Problem(cp.Minimize(cp.sum_squares(x - y) + cp.norm1(x)), [x >= -1, cp.sum(x) == 1])
 layer = convexlayer.ConvexLayer(problem, [y], [x], solver="clarabel")
 answers = []
-for batch in (1, 20):
+for batch in (1, 200):
     value = torch.linspace(-1, 1, 5 * batch, dtype=torch.float64).reshape(batch, 5).requires_grad_()
     found = layer(value)[0]
     (found**3).sum().backward()
@@ -44,7 +44,7 @@ hits, misses = {}, {}
 for name, module in list(sys.modules.items()):
     if name.startswith(("convexlayer.linalg.", "convexlayer.engine.")):
         for key, kernel in vars(module).items():
-            if hasattr(kernel, "stats") and kernel.stats.cache_path is not None and kernel.signatures:
+            if hasattr(kernel, "nopython_signatures") and kernel.stats.cache_path:
                 hits[key], misses[key] = len(kernel.stats.cache_hits), len(kernel.stats.cache_misses)
 print(json.dumps({"ready": compiled.ready(), "started": len(started), "answers": answers, "hits": hits,
                   "misses": misses, "kernels": "convexlayer.linalg.kernels" in sys.modules}))
@@ -237,3 +237,18 @@ def test_a_setting_that_does_not_exist(part: FakePart, monkeypatch: pytest.Monke
 def test_a_frozen_program_starts_no_interpreter(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     assert not compiled.ready()
+
+
+def test_command(part: FakePart, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compile"]) == 0
+    assert str(compiled.folder("linalg")) in capsys.readouterr().out
+    assert part.compilations == 1
+
+
+def test_command_where_nothing_can_be_kept(
+    part: FakePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert cli.main(["compile"]) == 2
+    assert "NUMBA_CACHE_DIR" in capsys.readouterr().err

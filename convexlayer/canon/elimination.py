@@ -90,9 +90,10 @@ class _Elimination:
         for i in list(self._candidates):
             if self._left == 1:
                 break
-            best = min(((self._growth([(i, j)]), j) for j in self._admissible(i)), default=(1, -1))
-            if best[0] <= 0:
-                self._eliminate(i, best[1])
+            growths = [(self._growth([(i, j)]), order, j) for order, j in enumerate(self._admissible(i))]
+            growth, _, j = min(growths, default=(1, 0, 0))
+            if growth <= 0:
+                self._eliminate(i, j)
         return len(self.chosen) > before
 
     def together(self) -> bool:

@@ -25,9 +25,6 @@ from convexlayer.solution import Solution
 
 __all__ = ["ExactDifferentiator"]
 
-DOUBTFUL = 1e-3
-"""Margin relative to w, below which it is worth asking which rows it comes from."""
-
 NEGLIGIBLE = 1e-11
 """Part of the solution of the linear system that counts as zero, relative to its largest entry."""
 
@@ -78,7 +75,8 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     @cached_property
     def _margin(self) -> Array:
-        return self._margin_of(self._derivative.margins)
+        margins = self._derivative.margins
+        return np.min(np.stack(margins), axis=0) if margins else np.full(self._program.batch, np.inf)
 
     @cached_property
     def _factor(self) -> ReducedFactor:
@@ -162,24 +160,20 @@ class ExactDifferentiator(AbstractDifferentiator):
         Active rows ask for (A l - bottom)_i = 0 and leave v_i free, inactive ones ask for v_i = 0; where both hold, the
         side that row i lies on makes no difference.
         """
-        if not np.any(self._margin <= DOUBTFUL * np.maximum(1.0, self._w_scale)):
-            return self._margin
+        index = np.flatnonzero(self._margin <= DerivativeReport.certain(self._w_scale, self._solution_residual))
         cones = self._program.structure.cones
         rows = slice(cones.zero, cones.zero + cones.nonnegative)
-        row_margins = np.abs(self._w[:, rows])
-        if not np.any(row_margins <= self._margin[:, None]):
+        if not len(index) or not cones.nonnegative:
             return self._margin
-        active = self._program.structure.A.matvec(self._program.A, l) - bottom
+        l, v, bottom, w = l[index], v[index], bottom[index], self._w[index]  # noqa: E741
+        active = self._program.structure.A.matvec(self._program.A[index], l) - bottom
         largest = np.maximum(np.maximum(max_norm(l), max_norm(v)), max_norm(bottom))
         negligible = NEGLIGIBLE * largest[:, None]
         either = (np.abs(active[:, rows]) <= negligible) & (np.abs(v[:, rows]) <= negligible)
-        others = [
-            margin
-            for group, margin in zip(self._system.cone.groups, self._derivative.margins, strict=True)
-            if group.rows != rows
-        ]
-        return self._margin_of((*others, np.min(np.where(either, np.inf, row_margins), axis=1)))
-
-    def _margin_of(self, margins: tuple[Array, ...]) -> Array:
-        """The least of the margins, (B,); infinite where there are none."""
-        return np.min(np.stack(margins), axis=0) if margins else np.full(self._program.batch, np.inf)
+        margin = np.min(np.where(either, np.inf, np.abs(w[:, rows])), axis=1)
+        for group, other in zip(self._system.cone.groups, self._derivative.margins, strict=True):
+            if group.rows != rows:
+                margin = np.minimum(margin, other[index])
+        whole = self._margin.copy()
+        whole[index] = margin
+        return whole

@@ -35,7 +35,8 @@ class DerivativeReport:
     Attributes:
         linear_residual: relative residual of the equilibrated linear system after refinement.
         margin: distance of w = y - s from the nearest point where the projection's derivative jumps (strict
-            complementarity); infinite where it never does.
+            complementarity); infinite where it never does. A lower bound of it suffices far from there; where it is too
+            small to be certain, rows on which the answer is the same on both sides do not count.
         condition: estimate of the condition of the equilibrated system.
         consistent: whether the right-hand side is in the range of the system.
         status: ``ok``; ``inaccurate`` (linear residual above 1e-8, or residual of the solution above 1e-6);
@@ -67,6 +68,12 @@ class DerivativeReport:
         )
 
     @staticmethod
+    def certain(w_scale: Array, solution_residual: Array) -> Array:
+        """Margins (B,) above which the active set is certain."""
+        bound: Array = np.maximum(DEGENERATE_MARGIN, 10.0 * solution_residual) * np.maximum(1.0, w_scale)
+        return bound
+
+    @staticmethod
     def judge(
         residual: Array,
         margin: Array,
@@ -77,8 +84,7 @@ class DerivativeReport:
     ) -> DerivativeReport:
         """The report of solves with these residuals, margins, conditions, norms of w and residuals of the solutions."""
         finite = np.isfinite(residual) & np.isfinite(condition)
-        certain = np.maximum(DEGENERATE_MARGIN, 10.0 * solution_residual) * np.maximum(1.0, w_scale)
-        degenerate = singular | (margin <= certain)
+        degenerate = singular | (margin <= DerivativeReport.certain(w_scale, solution_residual))
         failed = ~finite | np.isnan(margin) | (~singular & (residual > FAILED))
         inaccurate = (residual > ACCURATE) | (solution_residual > ACCURATE_SOLUTION)
         status: tuple[str, ...] = ("ok",) * len(residual)

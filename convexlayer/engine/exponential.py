@@ -22,7 +22,7 @@ from typing import Any
 from numba import njit
 
 from convexlayer.engine.elementary import log, log1p
-from convexlayer.engine.nonsymmetric import along, at, cross, plus, shorten, store_point, store_scaling
+from convexlayer.engine.nonsymmetric import along, at, backtracking, cross, plus, store_point, store_scaling
 from convexlayer.linalg.simd import absolute, any_lane, load, store, where
 
 __all__ = ["add_barrier", "combined_shift", "inside", "inside_dual", "shorten_step", "unit", "update_scaling"]
@@ -168,11 +168,14 @@ def combined_shift(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, sigma_
     store_point(shift, r0, plus(plus(s_, centring, gradient), -0.5, third))
 
 
+_shorten, _shorten_dual = backtracking(inside), backtracking(inside_dual)
+
+
 @njit(nogil=True, error_model="numpy")
 def shorten_step(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, floor: float) -> None:
     """Shortens alpha (V,), at most 1, until s + alpha ds and y + alpha dy are inside; 0 where it sinks below floor."""
-    length = shorten(lanes, inside, 0.0, r0, s, ds, load(lanes, alpha, 0), floor)
-    store(alpha, 0, shorten(lanes, inside_dual, 0.0, r0, y, dy, length, floor))
+    length = _shorten(lanes, 0.0, r0, s, ds, load(lanes, alpha, 0), floor)
+    store(alpha, 0, _shorten_dual(lanes, 0.0, r0, y, dy, length, floor))
 
 
 @njit(nogil=True, error_model="numpy")

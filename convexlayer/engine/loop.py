@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 
 from convexlayer.engine.cones import (
+    SMALLEST_STEP,
     combined_shift,
     enter_cone,
     new_scaling,
@@ -44,9 +45,6 @@ IDLE, FRESH, RUNNING = 0, 1, 2
 
 STEP = 0.99
 """Part of the way to the boundary that is taken."""
-
-SMALLEST_STEP = 1e-5
-"""A step below this is a stall."""
 
 FAR = 1e4
 """Largest entry of a starting point, in scaled units."""
@@ -291,11 +289,12 @@ def solve_range(
                 for i in range(layout.zero, m):
                     store(ds, i, -(load(lanes, Hy, i) + load(lanes, shift, i)))
                 _longest_step(lanes, lane, 1.0 if stage == 0 else 1.0 / STEP)
-                shorten_step(lanes, layout, s, y, ds, dy, lane[ALPHA])
+                shorten_step(lanes, layout, scaling, s, y, ds, dy, lane[ALPHA])
                 if stage == 0:
                     _centre(lanes, lane)
                     combined_shift(lanes, layout, scaling, s, y, ds, dy, lane[TARGET], shift)
             for v in range(V):
+                lane[ALPHA, v] *= scaling.ok[v]
                 lane[MOVE, v] = 1.0 if state[v] == RUNNING else 0.0
                 count[v] += state[v] == RUNNING
             _advance(lanes, lane, step, ds, point)

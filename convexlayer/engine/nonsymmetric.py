@@ -17,13 +17,14 @@ A point is a tuple of three vectors of lanes; a symmetric matrix is a tuple (11,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from numba import njit
 
 from convexlayer.linalg.simd import absolute, any_lane, load, sqrt, store, where
 
-__all__ = ["BACKTRACK", "along", "at", "cross", "plus", "shorten", "store_point", "store_scaling"]
+__all__ = ["BACKTRACK", "along", "at", "backtracking", "cross", "plus", "store_point", "store_scaling"]
 
 BACKTRACK = 0.8
 """Steps out of a cone are shortened by this factor until they stay in."""
@@ -122,27 +123,24 @@ def store_scaling(
     return (sy > 0.0) & (total >= 0.0)
 
 
-@njit(nogil=True, error_model="numpy")
-def shorten(lanes: Any, inside: Any, exponent: float, r0: int, x: Any, dx: Any, alpha: Any, floor: float) -> Any:
-    """The first of alpha, 0.8 alpha, 0.64 alpha ... with x + alpha dx inside; 0 in lanes where it is below the floor.
+def backtracking(inside: Callable[[Any, float], Any]) -> Any:
+    """The kernel that shortens steps until they stay inside a cone.
+
+    (It is made for each cone: a kernel that takes another as an argument cannot be kept on disk.)
 
     Args:
-        lanes: a tuple of V floats.
         inside: (point, exponent) -> mask.
-        exponent: of the power cone.
-        r0: first row of the block.
-        x: (rows, V).
-        dx: (rows, V).
-        alpha: vector.
-        floor: steps below are failures.
-
-    Returns:
-        The shortened alpha, a vector.
     """
-    for _ in range(_MOST_BACKTRACKS):
-        outside = ~inside(along(lanes, x, dx, alpha, r0), exponent)
-        if not any_lane(outside & (alpha > 0.0)):
-            break
-        alpha = where(outside, BACKTRACK * alpha, alpha)
-        alpha = where(alpha >= floor, alpha, 0.0)
-    return where(absolute(alpha) <= 1.0, alpha, 0.0)
+
+    @njit(nogil=True, error_model="numpy")
+    def shorten(lanes: Any, exponent: float, r0: int, x: Any, dx: Any, alpha: Any, floor: float) -> Any:
+        """The first of alpha, 0.8 alpha, 0.64 alpha ... with x + alpha dx inside; 0 where it is below the floor."""
+        for _ in range(_MOST_BACKTRACKS):
+            outside = ~inside(along(lanes, x, dx, alpha, r0), exponent)
+            if not any_lane(outside & (alpha > 0.0)):
+                break
+            alpha = where(outside, BACKTRACK * alpha, alpha)
+            alpha = where(alpha >= floor, alpha, 0.0)
+        return where(absolute(alpha) <= 1.0, alpha, 0.0)
+
+    return shorten

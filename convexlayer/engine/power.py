@@ -26,7 +26,7 @@ from typing import Any
 from numba import njit
 
 from convexlayer.engine.elementary import expm1, log, log1p
-from convexlayer.engine.nonsymmetric import along, at, cross, plus, shorten, store_point, store_scaling
+from convexlayer.engine.nonsymmetric import along, at, backtracking, cross, plus, store_point, store_scaling
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, sqrt, store, where
 
 __all__ = ["add_barrier", "combined_shift", "inside", "inside_dual", "shorten_step", "unit", "update_scaling"]
@@ -239,13 +239,16 @@ def combined_shift(
     store_point(shift, r0, plus(centred, -0.5, third))
 
 
+_shorten, _shorten_dual = backtracking(inside), backtracking(inside_dual)
+
+
 @njit(nogil=True, error_model="numpy")
 def shorten_step(
     lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, floor: float
 ) -> None:
     """Shortens alpha (V,), at most 1, until s + alpha ds and y + alpha dy are inside; 0 where it sinks below floor."""
-    length = shorten(lanes, inside, exponent, r0, s, ds, load(lanes, alpha, 0), floor)
-    store(alpha, 0, shorten(lanes, inside_dual, exponent, r0, y, dy, length, floor))
+    length = _shorten(lanes, exponent, r0, s, ds, load(lanes, alpha, 0), floor)
+    store(alpha, 0, _shorten_dual(lanes, exponent, r0, y, dy, length, floor))
 
 
 @njit(nogil=True, error_model="numpy")

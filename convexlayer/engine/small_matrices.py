@@ -15,8 +15,10 @@ from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, 
 
 __all__ = ["cholesky", "least_eigenvalue", "orthogonalise", "outer", "sandwich"]
 
-# Columns are orthogonal when their cosine is below this.
+# Columns are orthogonal when their cosine is below this ...
 _ORTHOGONAL = 1e-15
+# ... which they all are after a sweep that met no cosine above this: convergence is quadratic.
+_LAST_SWEEP = 1e-9
 _MOST_SWEEPS = 20
 
 # Of Laguerre's method, cubic for a simple root and linear with a factor of 0.3 for a double one.
@@ -80,18 +82,20 @@ def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
     The norms of the columns are then the singular values, the small ones to full relative precision (Demmel and Veselic
     1992).
     """
+    moving = splat(lanes, 1.0) > 0.0
     for _ in range(_MOST_SWEEPS):
-        rotated = splat(lanes, 0.0) > 0.0
+        far = splat(lanes, 0.0) > 0.0
         for j in range(order - 1):
             for i in range(j + 1, order):
                 left, right, between = splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
                 for p in range(order):
                     x, y = load(lanes, M, p + j * order), load(lanes, M, p + i * order)
                     left, right, between = left + x * x, right + y * y, between + x * y
-                turn = absolute(between) > _ORTHOGONAL * sqrt(left * right)
+                size = sqrt(left * right)
+                turn = moving & (absolute(between) > _ORTHOGONAL * size)
                 if not any_lane(turn):
                     continue
-                rotated = rotated | turn
+                far = far | (absolute(between) > _LAST_SWEEP * size)
                 half = 0.5 * (right - left) / between
                 tangent = 1.0 / (absolute(half) + sqrt(1.0 + half * half))
                 tangent = where(turn, where(half < 0.0, -tangent, tangent), 0.0)
@@ -104,7 +108,8 @@ def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
                     x, y = load(lanes, L, p + j * order), load(lanes, L, p + i * order)
                     store(L, p + j * order, cosine * x - sine * y)
                     store(L, p + i * order, sine * x + cosine * y)
-        if not any_lane(rotated):
+        moving = moving & far
+        if not any_lane(moving):
             break
 
 

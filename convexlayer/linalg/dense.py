@@ -1,38 +1,79 @@
-"""Batched dense LU in torch: small systems on the CPU, and systems of any size on a GPU."""
+"""Batched dense factorisations in torch: small systems on the CPU, and systems of any size on a GPU."""
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from functools import cache
 from typing import final
 
+import numpy as np
 import torch
 
 from convexlayer.linalg.base import AbstractBackend, AbstractFactor
-from convexlayer.program import Array, Pattern
+from convexlayer.linalg.schur import SchurFactor, SchurPlaces, trailing_diagonal
+from convexlayer.program import Array, IndexArray, Pattern
 
 __all__ = ["DenseBackend", "survive_forks"]
+
+ELIMINATE_FROM = 0.5
+"""Rows that can be eliminated, as a share of those that then remain, from which it pays: at a batch of 128 on one core
+1.6 to 8 times faster than LU from there on (10 to 100 rows remaining), and 0.9 to 2 times below."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _State:
+    """Where the values of a pattern stand in full matrices, and in the parts of reduced ones where these pay."""
+
+    size: int
+    upper: torch.Tensor
+    lower: torch.Tensor
+    schur: SchurPlaces | None
 
 
 @final
 class DenseBackend(AbstractBackend):
-    """LU of the full matrices, on one torch device."""
+    """Cholesky of what remains when a diagonal block is eliminated, where that is large; else LU; on one device.
+
+    The systems are quasi-definite, so what remains is positive definite; where rounding says otherwise, that element
+    goes by LU.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
 
-    def init(self, pattern: Pattern) -> Pattern:
-        """The pattern is all that is needed."""
-        return pattern
+    def init(self, pattern: Pattern) -> _State:
+        """Move the indices to the device and decide on elimination."""
+        size = pattern.shape[0]
+        eliminated = trailing_diagonal(pattern)
+        worth = eliminated >= ELIMINATE_FROM * (size - eliminated) and eliminated < size
+        return _State(
+            size=size,
+            upper=self._index(pattern.rows * size + pattern.cols),
+            lower=self._index(pattern.cols * size + pattern.rows),
+            schur=SchurPlaces(pattern, size - eliminated, self.device) if worth else None,
+        )
 
-    def factor(self, state: Pattern, values: Array) -> AbstractFactor:
-        """Scatter the upper triangles into full matrices and factorise them."""
+    def factor(self, state: _State, values: Array) -> AbstractFactor:
+        """Scatter the upper triangles (B, nnz) into matrices on the device and factorise them."""
         survive_forks()
-        upper = torch.from_numpy(state.dense(values)).to(self.device)
-        matrices = upper + torch.triu(upper, 1).mT
-        lu, pivots, _ = torch.linalg.lu_factor_ex(matrices)
-        return _DenseFactor(lu, pivots)
+        moved = _tensor(values, self.device)
+        if state.schur is None:
+            return _DenseFactor(self._full(state, moved))
+        factor = SchurFactor(state.schur, moved)
+        rest = factor.failed.nonzero().flatten()
+        return _ReducedFactor(factor, rest, _DenseFactor(self._full(state, moved[rest])) if len(rest) else None)
+
+    def _index(self, index: IndexArray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(index)).to(self.device)
+
+    def _full(self, state: _State, values: torch.Tensor) -> torch.Tensor:
+        """The full matrices (B, N, N)."""
+        flat = values.new_zeros(len(values), state.size * state.size)
+        flat.index_copy_(1, state.upper, values).index_copy_(1, state.lower, values)
+        return flat.view(len(values), state.size, state.size)
 
 
 @cache
@@ -44,11 +85,37 @@ def survive_forks() -> None:
 
 @final
 class _DenseFactor(AbstractFactor):
-    def __init__(self, lu: torch.Tensor, pivots: torch.Tensor) -> None:
-        self.lu = lu
-        self.pivots = pivots
+    def __init__(self, matrices: torch.Tensor) -> None:
+        self._lu, self._pivots, _ = torch.linalg.lu_factor_ex(matrices)
 
     def solve(self, rhs: Array) -> Array:
-        right = torch.from_numpy(rhs).to(self.lu.device).unsqueeze(-1)
-        solved: Array = torch.linalg.lu_solve(self.lu, self.pivots, right).squeeze(-1).cpu().numpy()
-        return solved
+        return _array(self.solve_tensor(_tensor(rhs, self._lu.device)))
+
+    def solve_tensor(self, rhs: torch.Tensor) -> torch.Tensor:
+        """On the device, (B, N)."""
+        return torch.linalg.lu_solve(self._lu, self._pivots, rhs[..., None])[..., 0]
+
+
+@final
+class _ReducedFactor(AbstractFactor):
+    def __init__(self, factor: SchurFactor, rest: torch.Tensor, lu: _DenseFactor | None) -> None:
+        self._factor = factor
+        self._rest = rest
+        self._lu = lu
+
+    def solve(self, rhs: Array) -> Array:
+        right = _tensor(rhs, self._rest.device)
+        solved = self._factor.solve(right)
+        if self._lu is not None:
+            solved[self._rest] = self._lu.solve_tensor(right[self._rest])
+        return _array(solved)
+
+
+def _tensor(array: Array, device: torch.device) -> torch.Tensor:
+    """On the device; without a copy where it is the CPU, unless the array is read-only, which torch warns of."""
+    return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    solved: Array = tensor.cpu().numpy()
+    return solved

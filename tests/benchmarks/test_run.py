@@ -53,19 +53,9 @@ WRONG = Contestant("wrong", ("convexlayer",), _any, _wrong)
 
 
 def test_a_run_of_ours_from_the_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "--no-peers", "--no-progress", "--quick", "--rounds", "1"]
-    command += [
-        "--problems",
-        "simplex",
-        "--batches",
-        "1",
-        "3",
-        "--parts",
-        "suite",
-        "overhead",
-        "--output",
-        str(tmp_path),
-    ]
+    options = "--no-peers --no-progress --quick --rounds 1 --budget 0.1 --problems simplex --batches 1 3"
+    command = [sys.executable, "-m", "benchmarks", *options.split(), "--parts", "suite", "overhead"]
+    command += ["--output", str(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert process.returncode == 0, process.stderr
     results = Results.read(tmp_path / "results.json")

@@ -57,7 +57,7 @@ def test_the_cone_map_gives_cvxpys_data_and_variables(name: str) -> None:
     cones = ConeMap(problem)
     data = cones.data(tuple(_values_in_cvxpy(problem, 4)))
     with cp.utilities.scopes.quad_form_dpp_scope():
-        expected, chain, inverse = problem.problem.get_problem_data(cp.CLARABEL)
+        expected, chain, inverse = problem.problem.get_problem_data(cp.CLARABEL, solver_opts={})
     dense = {"A": cones.A.copy(), "P": cones.P.copy()}
     for key, values in (("A", data.A), ("P", data.P)):
         dense[key].data[:] = values[0].numpy()

@@ -8,7 +8,7 @@ from typing import final
 import numpy as np
 import pytest
 
-from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent
+from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent, polished
 from convexlayer.linalg import AbstractBackend, AbstractFactor, BackendState
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
@@ -106,6 +106,64 @@ def test_one_factorisation_serves_all() -> None:
         differentiator.vjp(ones(drawn, x=1.0 + i))
         differentiator.jvp(tangent.select(slice(i, i + 1)))
     assert (backend.analyses, backend.factorisations) == (1, 1)
+
+
+@pytest.mark.parametrize(("name", "more"), [("zero", 0), ("nonnegative", 0), ("second_order", 1)])
+def test_polish_hands_its_factor_on(name: str, more: int) -> None:
+    """On polyhedra with the same active set the derivative needs no factorisation; on curved cones it has its own."""
+    drawn, backend = regular(name).repeat(2), CountingBackend()
+    system = ReducedSystem(drawn.program.structure, backend)
+    start = replace(drawn.solution, x=drawn.solution.x + np.array([[1e-6], [0.0]]))
+    made = polished(system, drawn.program, start)
+    before = backend.factorisations
+    assert before >= 1
+    derivative = ExactDifferentiator(system, drawn.program, made.solution, factor=made.factor)
+    gradient, report = derivative.vjp(ones(drawn))
+    assert report.trusted
+    assert backend.factorisations == before + more
+    expected = flat_data(at(drawn).vjp(ones(drawn))[0])
+    np.testing.assert_allclose(flat_data(gradient), expected, atol=1e-9 * np.max(np.abs(expected)))
+
+
+def test_a_factor_of_another_active_set_or_program_is_not_used() -> None:
+    drawn, backend = regular("nonnegative"), CountingBackend()
+    system = ReducedSystem(drawn.program.structure, backend)
+    other = system.factor(drawn.program, system.cone.derivative(-drawn.w))
+    ExactDifferentiator(system, drawn.program, drawn.solution, factor=other).vjp(ones(drawn))
+    assert backend.factorisations == 2
+    copy = replace(drawn.program, A=2.0 * drawn.program.A)
+    other = system.factor(copy, system.cone.derivative(drawn.w))
+    ExactDifferentiator(system, drawn.program, drawn.solution, factor=other).vjp(ones(drawn))
+    assert backend.factorisations == 4
+
+
+@pytest.mark.parametrize("name", ["second_order", "product"])
+def test_cotangents_on_part_of_the_patterns(name: str) -> None:
+    """Those of the entries that are asked for, as if all had been; ``seen`` gets the same."""
+    drawn = regular(name)
+    structure = drawn.program.structure
+    P, A = structure.P, structure.A
+    some_P, some_A = np.arange(P.nnz) % 3 == 0, np.arange(A.nnz) % 2 == 0
+    on = replace(
+        structure,
+        P=Pattern(P.shape, P.rows[some_P], P.cols[some_P]),
+        A=Pattern(A.shape, A.rows[some_A], A.cols[some_A]),
+    )
+    part, report = at(drawn).vjp(ones(drawn), on=on)
+    whole, expected = at(drawn).vjp(ones(drawn))
+    assert part.structure is on
+    np.testing.assert_array_equal(part.P, whole.P[:, some_P])
+    np.testing.assert_array_equal(part.A, whole.A[:, some_A])
+    np.testing.assert_array_equal(np.hstack([part.q, part.b]), np.hstack([whole.q, whole.b]))
+    assert report.status == expected.status
+
+
+def test_the_accuracy_of_the_solutions_may_be_told() -> None:
+    drawn = regular("product")
+    system = ReducedSystem(drawn.program.structure)
+    for accuracy, status in ((1e-14, "ok"), (1e-5, "inaccurate")):
+        told = ExactDifferentiator(system, drawn.program, drawn.solution, accuracy=np.array([accuracy]))
+        assert told.vjp(ones(drawn))[1].status == (status,)
 
 
 def test_linear_in_the_cotangent() -> None:

@@ -112,7 +112,7 @@ class Kernels:
         return s, y, shadows
 
 
-CONES = [Kernels("exponential"), Kernels("power-0.5", 0.5), Kernels("power-0.07", 0.07), Kernels("power-0.8", 0.8)]
+CONES = [Kernels("exponential"), Kernels("power-0.07", 0.07), Kernels("power-0.6", 0.6)]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,50 @@
+"""Our own batched interior-point engine, compiled for the CPU: small and middle-sized programs."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, final
+
+from convexlayer import compiled
+from convexlayer.program import ConeProgram, Structure
+from convexlayer.solution import Solution
+from convexlayer.solvers.base import AbstractSolver
+from convexlayer.solvers.options import Options
+
+if TYPE_CHECKING:
+    from convexlayer.engine.batched import BatchedEngine
+
+__all__ = ["BatchedSolver"]
+
+
+@final
+class BatchedSolver(AbstractSolver):
+    """Many elements at once, a lane of a vector register each; every cone.
+
+    Asked for by name it compiles its kernels first where that has not been done (``convexlayer compile``).
+    """
+
+    name = "batched"
+    package = "numba"
+    cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
+    quadratic = True
+    deputy = "clarabel"
+
+    def installed(self) -> bool:
+        """Whether the package is there."""
+        return find_spec("numba") is not None
+
+    def init(self, structure: Structure) -> BatchedEngine:
+        """Analyse the structure."""
+        if not compiled.ready():
+            compiled.prepare(wait=True)
+        from convexlayer.engine.batched import BatchedEngine
+
+        return BatchedEngine(structure)
+
+    def solve(
+        self, state: BatchedEngine, program: ConeProgram, options: Options, warm_start: Solution | None = None
+    ) -> Solution:
+        """Solve the batch; an interior-point method has no use for a warm start."""
+        options.raw(self.name, ())
+        return state.solve(program, tol=options.tol, max_iter=options.max_iter, time_limit_s=options.time_limit_s)

@@ -1,0 +1,117 @@
+"""The compiled form of refined factors: what NumPy says, and each element for itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from convexlayer import compiled
+from convexlayer.linalg import choose_factoriser
+from convexlayer.linalg.dense import DenseBackend
+from convexlayer.linalg.laned import LANES, LaneFactoriser
+from convexlayer.linalg.portable import PortableFactoriser
+from convexlayer.linalg.symbolic import Symbolic
+from convexlayer.pool import WORKERS
+from convexlayer.program import Array
+
+from .matrices import FACTORISERS, SIGNS, M, N, quasi_definite, refined, times, upper_triangle
+
+MANY = 2 * WORKERS + LANES + 3
+"""Elements that take several lane groups, the last of them not full."""
+
+
+def signs(n: int, m: int) -> Array:
+    return np.concatenate([np.ones(n), -np.ones(m)])
+
+
+@pytest.mark.parametrize("batch", [1, 2, MANY])
+@pytest.mark.parametrize(("n", "m", "density"), [(40, 30, 0.05), (30, 25, 1.0), (1, 0, 1.0)])
+def test_equals_the_portable_form(rng: np.random.Generator, batch: int, n: int, m: int, density: float) -> None:
+    K, rhs = quasi_definite(rng, batch, n=n, m=m, density=density), rng.normal(size=(batch, n + m))
+    K += 0.1 * np.diag(signs(n, m))
+    lanes, portable = (refined(K, FACTORISERS[name], signs(n, m)) for name in ("lanes", "dense"))
+    ours, residual = lanes.refine(rhs)
+    theirs, _ = portable.refine(rhs)
+    np.testing.assert_allclose(ours, theirs, atol=1e-11)
+    assert np.all(residual <= 1e-13)
+    np.testing.assert_allclose(lanes.condition, portable.condition, rtol=1e-6)
+    index = np.arange(batch)[::-2]
+    for our, their in zip(lanes.equilibrated(index), portable.equilibrated(index), strict=True):
+        np.testing.assert_allclose(our, their, rtol=1e-13)
+
+
+def test_null_directions_equal_the_portable_ones(rng: np.random.Generator) -> None:
+    K = quasi_definite(rng, MANY)
+    K[:, -1, :], K[:, :, -1] = K[:, -2, :], K[:, :, -2]
+    K[:, -2:, -2:] = 0.0
+    lanes, portable = (refined(K, FACTORISERS[name]) for name in ("lanes", "dense"))
+    np.testing.assert_allclose(lanes.null_direction, portable.null_direction, atol=1e-5)
+
+
+def test_an_answer_depends_on_no_neighbour(rng: np.random.Generator) -> None:
+    """To the last bit, whoever shares the vector register: the singular, the badly scaled and those that are NaN."""
+    K, rhs = quasi_definite(rng, MANY), rng.normal(size=(MANY, N + M))
+    pattern, values = upper_triangle(K)
+    factoriser = LaneFactoriser(pattern, SIGNS)
+    alone = factoriser.factor(values)
+    expected, residual = alone.refine(rhs)
+    for change in (0.0, 1e8, np.nan):
+        kept = np.arange(MANY) % 3 == 0
+        changed, changed_rhs = values.copy(), rhs.copy()
+        changed[~kept, 3:] *= change
+        changed_rhs[1] = np.inf
+        among = factoriser.factor(changed)
+        found, found_residual = among.refine(changed_rhs)
+        np.testing.assert_array_equal(found[kept], expected[kept])
+        np.testing.assert_array_equal(found_residual[kept], residual[kept])
+        np.testing.assert_array_equal(among.condition[kept], alone.condition[kept])
+
+
+def test_matrices_that_are_not_numbers_are_not_solved(rng: np.random.Generator) -> None:
+    pattern, values = upper_triangle(quasi_definite(rng, MANY))
+    values[2, 5] = np.nan
+    factor = LaneFactoriser(pattern, SIGNS).factor(values)
+    _, residual = factor.refine(np.ones((MANY, N + M)))
+    assert residual[2] == 1.0
+    assert np.isnan(factor.condition[2])
+    assert np.all(np.delete(residual, 2) <= 1e-13)
+
+
+def test_arguments_are_left_alone_and_may_be_of_any_layout(rng: np.random.Generator) -> None:
+    pattern, values = upper_triangle(quasi_definite(rng, MANY))
+    rhs = rng.normal(size=(MANY, N + M))
+    factoriser = LaneFactoriser(pattern, SIGNS)
+    expected = factoriser.factor(values.copy()).refine(rhs)[0]
+    fixed_values, fixed_rhs = np.asfortranarray(values), rhs.copy()
+    fixed_values.flags.writeable = fixed_rhs.flags.writeable = False
+    np.testing.assert_array_equal(factoriser.factor(fixed_values).refine(fixed_rhs)[0], expected)
+
+
+def test_empty_batch(rng: np.random.Generator) -> None:
+    pattern, _ = upper_triangle(quasi_definite(rng, 1))
+    factor = LaneFactoriser(pattern, SIGNS).factor(np.zeros((0, pattern.nnz)))
+    assert factor.refine(np.zeros((0, N + M)))[0].shape == factor.null_direction.shape == (0, N + M)
+    assert factor.condition.shape == (0,)
+
+
+def test_fill_reducing_order_of_an_arrow(rng: np.random.Generator) -> None:
+    """A full first row and column: eliminated last, it fills nothing."""
+    size = 50
+    K = np.diag(rng.uniform(1.0, 2.0, size=size))[None]
+    K[:, 0, 1:] = K[:, 1:, 0] = 0.1
+    pattern, values = upper_triangle(K)
+    symbolic = Symbolic.of(pattern, np.ones(size))
+    assert symbolic.fill == size - 1
+    z = rng.normal(size=(1, size))
+    np.testing.assert_allclose(LaneFactoriser(pattern, np.ones(size)).factor(values).refine(times(K, z))[0], z)
+
+
+def test_compiled_where_that_is_ready_and_no_backend_is_asked_for(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern, _ = upper_triangle(quasi_definite(rng, 1))
+    monkeypatch.setattr(compiled, "ready", lambda: True)
+    assert isinstance(choose_factoriser(pattern, SIGNS), LaneFactoriser)
+    assert isinstance(choose_factoriser(pattern, SIGNS, DenseBackend()), PortableFactoriser)
+    monkeypatch.setattr(compiled, "ready", lambda: False)
+    assert isinstance(choose_factoriser(pattern, SIGNS), PortableFactoriser)
