@@ -19,6 +19,7 @@ def main() -> int:
     """Run, write, and tell; 1 if anything failed."""
     arguments = _parser().parse_args()
     # Before anything is imported: thread pools are made at import, from the environment and the number of cores.
+    # (torch.set_num_threads instead would break batched LU in torch 2.13 with MKL: pivots of zero.)
     for variable in THREAD_VARIABLES:
         os.environ[f"{variable}_NUM_THREADS"] = str(arguments.threads)
     os.cpu_count = lambda: arguments.threads

@@ -69,7 +69,6 @@ def main() -> None:
 
     problem, batch, contestant, threads = sys.argv[1:]
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(int(threads))
     print(json.dumps(_measure(problem, int(batch), contestant, int(threads))))
 
 

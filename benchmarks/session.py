@@ -39,7 +39,6 @@ REFERENCE_CHECK = 1e-4
 def run(arguments: argparse.Namespace) -> int:
     """Run what is asked for, and write it; results.json grows with every step. 1 if anything failed."""
     torch.set_default_dtype(torch.float64)  # a peer makes its gradients in the default dtype
-    torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")  # peers warn on every call; what is wrong shows in the errors
     runner = Runner(_contestants(arguments), arguments.threads, _plan(arguments), not arguments.no_progress)
     settings = {key: str(value) if key == "output" else value for key, value in vars(arguments).items()}

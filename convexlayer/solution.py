@@ -114,6 +114,17 @@ class Solution:
             seconds=self.seconds[index],
         )
 
+    def with_elements(self, index: IndexArray, other: Solution) -> Solution:
+        """With the elements at these positions taken from another solution, which holds them alone."""
+        x, y, s = self.x.copy(), self.y.copy(), self.s.copy()
+        iterations, seconds = self.iterations.copy(), self.seconds.copy()
+        status = list(self.status)
+        x[index], y[index], s[index] = other.x, other.y, other.s
+        iterations[index], seconds[index] = other.iterations, other.seconds
+        for i, word in zip(index.tolist(), other.status, strict=True):
+            status[i] = word
+        return replace(self, x=x, y=y, s=s, status=tuple(status), iterations=iterations, seconds=seconds)
+
     def residuals(self, program: ConeProgram) -> Residuals:
         """The four residuals of every element; not a number where the point is not finite."""
         structure = program.structure

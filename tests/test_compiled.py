@@ -32,7 +32,7 @@ subprocess.Popen = start
 
 x, y = cp.Variable(5), cp.Parameter(5)
 problem = cp.Problem(cp.Minimize(cp.sum_squares(x - y) + cp.norm1(x)), [x >= -1, cp.sum(x) == 1])
-layer = convexlayer.ConvexLayer(problem, [y], [x], solver="clarabel")
+layer = convexlayer.ConvexLayer(problem, [y], [x])
 answers = []
 for batch in (1, 200):
     value = torch.linspace(-1, 1, 5 * batch, dtype=torch.float64).reshape(batch, 5).requires_grad_()

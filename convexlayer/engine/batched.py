@@ -10,7 +10,7 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.engine.loop import Limits, solve_range
+from convexlayer.engine.loop import ITERATION_LIMIT, STALLED, Limits, solve_range
 from convexlayer.engine.plan import EnginePlan
 from convexlayer.pool import WORKERS, share
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
@@ -31,8 +31,8 @@ WORDS = (
 )
 """By the loop's words."""
 
-TARGET = 1e-2
-"""Residuals to reach, relative to the tolerance: one iteration more, and solutions need no polish."""
+TARGET, PRODUCT = 1e-2, 5e-2
+"""Residuals and complementarity to reach, relative to the tolerance: one iteration more, and few need a polish."""
 
 MAX_ITER = 100
 
@@ -69,7 +69,8 @@ class BatchedEngine:
         plan, batch = self._plan, program.batch
         x, y, s = (np.full((batch, size), np.nan) for size in (self._structure.n, self._structure.m, self._structure.m))
         word, iterations = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
-        limits = Limits(TARGET * tol, tol, float(max_iter or MAX_ITER), np.inf if time_limit_s is None else time_limit_s)
+        limit_s = np.inf if time_limit_s is None else time_limit_s
+        limits = Limits(TARGET * tol, PRODUCT * tol, tol, max_iter or MAX_ITER, limit_s)
         lanes = (0.0,) * (LANES if batch > 2 * WORKERS else 1)
         data = tuple(np.require(part, np.float64, ["C", "W"]) for part in (program.P, program.q, program.A, program.b))
         start = time.perf_counter()
@@ -83,6 +84,8 @@ class BatchedEngine:
 
             share(some, batch, seconds=ITERATIONS * (FLOP_S * plan.flops + ENTRY_S * plan.fill))
         seconds = np.full(batch, (time.perf_counter() - start) / max(batch, 1))
+        if max_iter is None:
+            word[word == ITERATION_LIMIT] = STALLED
         status = tuple(map(WORDS.__getitem__, word.tolist()))
         return Solution(x, y, s, status, iterations, seconds, {"solver": "batched"})
 

@@ -17,8 +17,8 @@ __all__ = ["Judge", "Outcome", "Verdict"]
 
 CERTAIN = 1e-8
 """A ray is a certificate where what must vanish is this small beside b'y = -1 or q'x = -1, so that no x, or y, of a
-size below the inverse can satisfy the constraints. Clarabel allows norm(y) times that, which proves less: on badly scaled
-programs with a solution it held now and then."""
+size below the inverse can satisfy the constraints. Clarabel allows norm(y) times that, which proves less:
+on badly scaled programs with a solution it held now and then."""
 
 WORTHWHILE = 0.1
 """After the first accepted point, iterations go on to a natural residual of tol as long as each makes it this share

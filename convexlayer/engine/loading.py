@@ -10,10 +10,10 @@ from convexlayer.program import Array
 
 __all__ = ["RUIZ_PASSES", "equilibrate"]
 
-RUIZ_PASSES = 6
+RUIZ_PASSES = 4
 """Passes over the data; fewer where the norms are even already."""
 
-EVEN = 0.1
+EVEN = 0.5
 """Distance of all row norms from 1 at which they are even enough."""
 
 SCALE_RANGE = 1e4

@@ -8,9 +8,9 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from convexlayer.linalg.lanes import LanePlan
+from convexlayer.linalg.lanes import Indices, LanePlan
 from convexlayer.linalg.symbolic import Symbolic
-from convexlayer.program import Array, Cones, IndexArray, Pattern, Structure
+from convexlayer.program import Array, Cones, Pattern, Structure
 
 __all__ = ["EnginePlan", "Layout"]
 
@@ -49,31 +49,31 @@ class Layout(NamedTuple):
         packed_diagonal: 1 where such an entry is on the diagonal, else 0.
     """
 
-    P_start: IndexArray
-    P_row: IndexArray
-    P_source: IndexArray
-    P_place: IndexArray
-    A_start: IndexArray
-    A_row: IndexArray
-    A_place: IndexArray
-    diagonal: IndexArray
+    P_start: Indices
+    P_row: Indices
+    P_source: Indices
+    P_place: Indices
+    A_start: Indices
+    A_row: Indices
+    A_place: Indices
+    diagonal: Indices
     zero: int
     orthant: int
-    second_start: IndexArray
-    second_size: IndexArray
-    second_packed: IndexArray
-    second_place: IndexArray
-    second_extra: IndexArray
-    expanded_place: IndexArray
-    psd_start: IndexArray
-    psd_order: IndexArray
-    psd_packed: IndexArray
-    exponential_start: IndexArray
-    exponential_packed: IndexArray
-    power_start: IndexArray
-    power_packed: IndexArray
+    second_start: Indices
+    second_size: Indices
+    second_packed: Indices
+    second_place: Indices
+    second_extra: Indices
+    expanded_place: Indices
+    psd_start: Indices
+    psd_order: Indices
+    psd_packed: Indices
+    exponential_start: Indices
+    exponential_packed: Indices
+    power_start: Indices
+    power_packed: Indices
     power_alpha: Array
-    packed_place: IndexArray
+    packed_place: Indices
     packed_diagonal: Array
 
 
@@ -131,10 +131,10 @@ class EnginePlan:
         extras = {id(block): n + m + 2 * position for position, block in enumerate(expanded)}
         kinds = {kind: [block for block in blocks if block.kind == kind] for kind in _KINDS}
 
-        def column(kind: str, value: dict[int, int]) -> IndexArray:
+        def column(kind: str, value: dict[int, int]) -> Indices:
             return _indices([value.get(id(block), -1) for block in kinds[kind]])
 
-        def start(kind: str) -> IndexArray:
+        def start(kind: str) -> Indices:
             return _indices([block.start for block in kinds[kind]])
 
         layout = Layout(
@@ -209,9 +209,9 @@ def _offsets(lengths: list[int]) -> list[int]:
     return np.cumsum([0, *lengths])[:-1].tolist()
 
 
-def _indices(values: list[int] | tuple[int, ...]) -> IndexArray:
+def _indices(values: list[int] | tuple[int, ...]) -> Indices:
     return np.array(values, dtype=np.int32)
 
 
-def _joined(parts: list[IndexArray]) -> IndexArray:
+def _joined(parts: list[Indices]) -> Indices:
     return np.concatenate([np.zeros(0, np.int32), *parts])

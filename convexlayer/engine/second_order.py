@@ -122,7 +122,7 @@ def shift(
     lanes: Any, w: Array, eta2: Array, block: int, start: int, size: int, y: Array, ds: Array, dy: Array, target: Any,
     out: Array, work: Array,
 ) -> None:  # fmt: skip
-    """W (lambda + lambda \\ ((W^-1 ds) o (W dy) - target e)), into the block's rows of out.
+    r"""W (lambda + lambda \ ((W^-1 ds) o (W dy) - target e)), into the block's rows of out.
 
     (u o v) = (u'v, u0 v1 + v0 u1); work has at least 2 size rows.
     """

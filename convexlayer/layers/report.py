@@ -36,6 +36,7 @@ class Report:
         solver: the solver that ran.
         reason: why it was chosen.
         solution: the solution of the cone program, which a later call may take as its warm start.
+        solved_again: positions of the elements on which the solver stalled, and which its deputy (Clarabel) was given.
     """
 
     status: tuple[Status, ...]
@@ -46,6 +47,7 @@ class Report:
     solver: str
     reason: str
     solution: Solution
+    solved_again: tuple[int, ...] = ()
     record: DerivativeRecord = field(default_factory=DerivativeRecord, repr=False)
 
     @property

@@ -19,12 +19,16 @@ from convexlayer.errors import ShapeError
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.layers.theta import batch_size, check_values
-from convexlayer.program import Array, ConeProgram
-from convexlayer.solution import Solution
+from convexlayer.program import Array, ConeProgram, Structure
+from convexlayer.solution import Residuals, Solution, Status
 from convexlayer.solvers import Options
+from convexlayer.solvers.base import AbstractSolver, SolverState
 from convexlayer.solvers.registry import solver_for
 
 __all__ = ["SolutionMap"]
+
+UNSETTLED = (Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
+"""What a solver's deputy is asked about; limits are the caller's wish."""
 
 
 @final
@@ -64,6 +68,7 @@ class SolutionMap:
         self._check_attributes = check_attributes
         self._solver, self.reason = solver_for(solver, program.structure)
         self._state = self._solver.init(program.structure)
+        self._deputy = None if self._solver.deputy is None else _initialised(self._solver.deputy, program.structure)
         self._system = ReducedSystem(program.structure)
         self._mode = derivative_mode(derivative)
 
@@ -110,9 +115,8 @@ class SolutionMap:
         instantiated = time.perf_counter()
         solution = self._solve(program, chosen, None if before is None else before.divided(scale))
         solved = time.perf_counter()
-        if chosen.polish:
-            solution = polish(self._system, program, solution)
-        solution, residuals = solution.certified(program, chosen.tol)
+        solution, residuals = self._certified(program, solution, chosen)
+        solution, residuals, again = self._solved_again(program, solution, residuals, chosen)
         polished = time.perf_counter()
 
         reached = self.program.objective.value(given.objective(solution.x))
@@ -126,6 +130,7 @@ class SolutionMap:
             solver=self.solver,
             reason=self.reason,
             solution=solution.divided(1.0 / scale),
+            solved_again=again,
         )
         return SolvedBatch(
             self.program,
@@ -153,12 +158,38 @@ class SolutionMap:
             )
         return solution
 
+    def _certified(self, program: ConeProgram, solution: Solution, options: Options) -> tuple[Solution, Residuals]:
+        """Polished where that is asked for, with statuses that the residuals warrant."""
+        if options.polish:
+            solution = polish(self._system, program, solution)
+        return solution.certified(program, options.tol)
+
+    def _solved_again(
+        self, program: ConeProgram, solution: Solution, residuals: Residuals, options: Options
+    ) -> tuple[Solution, Residuals, tuple[int, ...]]:
+        """With the elements that the solver left unsolved or inaccurate solved by its deputy, and their positions."""
+        if self._deputy is None or all(status not in UNSETTLED for status in solution.status):
+            return solution, residuals, ()
+        index = np.array([i for i, status in enumerate(solution.status) if status in UNSETTLED], dtype=np.int64)
+        solver, state = self._deputy
+        part = program.select(index)
+        other, found = self._certified(part, solver.solve(state, part, options), options)
+        settled = np.array([status not in UNSETTLED for status in other.status], dtype=bool)
+        better = np.flatnonzero(settled | (found.worst < residuals.worst[index]))
+        merged = solution.with_elements(index[better], other.select(better))
+        return merged, merged.residuals(program), tuple(index.tolist())
+
     def _solve(self, program: ConeProgram, options: Options, warm_start: Solution | None) -> Solution:
         if program.batch:
             return self._solver.solve(self._state, program, options, warm_start)
         n, m = program.structure.n, program.structure.m
         empty = np.zeros(0)
         return Solution(np.zeros((0, n)), np.zeros((0, m)), np.zeros((0, m)), (), empty.astype(np.int64), empty, {})
+
+
+def _initialised(name: str, structure: Structure) -> tuple[AbstractSolver, SolverState]:
+    solver, _ = solver_for(name, structure)
+    return solver, solver.init(structure)
 
 
 def _rebuild(program: ParametricProgram, options: Options, arguments: dict[str, Any]) -> SolutionMap:

@@ -40,13 +40,13 @@ class SchurPlaces:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
         rows, cols = pattern.rows, pattern.cols
-        T, B = np.flatnonzero(cols < kept), np.flatnonzero((rows < kept) & (cols >= kept))
-        C = np.flatnonzero(rows >= kept)
         self.kept, self.eliminated = kept, pattern.shape[0] - kept
-        self.T, self.B, self.C = index(T), index(B), index(C[np.argsort(rows[C])])
+        self.split = int(np.searchsorted(cols, kept))
+        T, beyond = slice(self.split), slice(self.split, None)
         self.upper = index(rows[T] * kept + cols[T])
         self.lower = index(cols[T] * kept + rows[T])
-        self.coupling = index(rows[B] * self.eliminated + cols[B] - kept)
+        # B with the diagonal of C as one more row: beyond the split, every entry is of one or the other
+        self.bordered = index(np.minimum(rows[beyond], kept) * self.eliminated + cols[beyond] - kept)
 
 
 @final
@@ -60,11 +60,10 @@ class SchurFactor:
     def __init__(self, places: SchurPlaces, values: torch.Tensor) -> None:
         """Factorise the matrices whose upper triangles have values (B, nnz)."""
         batch, n, m = len(values), places.kept, places.eliminated
-        T = values[:, places.T]
+        T, beyond = values[:, : places.split], values[:, places.split :]
         remaining = values.new_zeros(batch, n * n).index_copy_(1, places.upper, T).index_copy_(1, places.lower, T)
-        coupling = values.new_zeros(batch, n * m).index_copy_(1, places.coupling, values[:, places.B])
-        self._B = coupling.view(batch, n, m)
-        self._C = values[:, places.C]
+        bordered = values.new_zeros(batch, (n + 1) * m).index_copy_(1, places.bordered, beyond).view(batch, n + 1, m)
+        self._B, self._C = bordered[:, :n], bordered[:, n]
         self._F = self._B / self._C[:, None, :]
         remaining = torch.baddbmm(remaining.view(batch, n, n), self._F, self._B.mT, alpha=-1.0)
         self._L, info = torch.linalg.cholesky_ex(remaining)

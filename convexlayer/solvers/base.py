@@ -26,12 +26,14 @@ class AbstractSolver(ABC):
         package: the distribution to install.
         cones: kinds of cone it supports (names of the fields of ``Cones``).
         quadratic: whether it takes a quadratic objective.
+        deputy: the solver that is asked again for elements that this one leaves unsolved, or None.
     """
 
     name: str
     package: str
     cones: frozenset[str]
     quadratic: bool
+    deputy: str | None = None
 
     @abstractmethod
     def installed(self) -> bool:

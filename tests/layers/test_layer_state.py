@@ -63,7 +63,7 @@ def test_a_layer_in_a_module() -> None:
     assert list(model.state_dict()) == ["0.weight", "0.bias"]
     model(torch.ones(4, 3))[0].square().sum().backward()
     assert model[0].weight.grad.isfinite().all()
-    assert "n=10, m=11, solver=clarabel" in repr(model)
+    assert "n=5, m=6 (n=10, m=11 before presolve), solver=" in repr(model)
 
 
 def test_the_users_problem_is_untouched() -> None:

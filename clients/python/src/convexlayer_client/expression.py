@@ -270,7 +270,7 @@ def _cone_program(
         raise UnsupportedExpressionError(
             f"{reason}. With convexlayer installed, the problem is canonicalised here and sent as a cone program."
         ) from reason
-    program = canonicalize(problem, list(parameters), list(variables), gp=gp)
+    program = canonicalize(problem, list(parameters), list(variables), gp=gp, presolve=False)
     return ProblemDocument(
         body={"kind": "cone_program", "program": program.to_document()},
         parameters=tuple(parameter.name for parameter in program.parameters),
