@@ -117,10 +117,10 @@ class Runner:
                 record.setup_s = time.perf_counter() - start
                 forward, backward, *_ = once(call, draws[1], cotangents)
                 record.first_s = forward + backward
-                if record.first_s > self.plan.limit_s:
-                    record.note = f"the first call took {record.first_s:.0f} s"
-                    return None
-                _, _, outputs, gradients = once(call, draws[0], cotangents)
+                forward, backward, outputs, gradients = once(call, draws[0], cotangents)
+                if forward + backward > self.plan.limit_s:
+                    record.note = f"left out: a call took {forward + backward:.0f} s"
+                    call = None
         except Exception as error:
             record.note, record.failed = _said(error), True
             return None

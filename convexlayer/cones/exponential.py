@@ -22,13 +22,17 @@ from typing import Any, NamedTuple, final
 from array_api_compat import array_namespace, device
 
 from convexlayer.cones.base import AbstractCone, Array, Eigenbasis
-from convexlayer.cones.rays import boundary_distance, cross_product
+from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import BEYOND, increasing_root
 
 __all__ = ["Exponential"]
 
 # Below this share of the largest entry, max(v1, v2) > 0 is taken for the face region: r^2 must not overflow.
 _FACE = 1e-100
+
+# A unit vector in the interior of K and K*, and a radius of balls around it in both.
+_CENTRE = (-math.sqrt(1.0 / 3.0), math.sqrt(1.0 / 3.0), math.sqrt(1.0 / 3.0))
+_RADIUS = 0.26
 
 
 class _Region(NamedTuple):
@@ -177,8 +181,29 @@ def _log_t(xp: Any, r: Array, z: Array, kappa: Array) -> Array:
 
 
 def _depth(xp: Any, w: Array, dual: Array) -> Array:
-    """Distance (points,) of w (points, 3) from the boundary of K* where dual, else of -w from that of K."""
+    """Distance (points,) of w (points, 3) from the boundary of K* where dual, else of -w from that of K.
+
+    A lower bound where that is not close.
+    """
     x = xp.where(dual[:, None], w, -w)
+
+    def inside(x: Array) -> Array:
+        """x is in K* if (x1 - x2, -x1, x3) is in K, and it is in K if x1 <= x2 log(x3 / x2)."""
+        head, scale, top = x[..., 0], x[..., 1], x[..., 2]
+        head, scale = xp.where(dual[:, None], head - scale, head), xp.where(dual[:, None], -head, scale)
+        positive = (scale > 0) & (top > 0)
+        scale, top = xp.where(positive, scale, 1.0), xp.where(positive, top, 1.0)
+        return positive & (head <= scale * (xp.log(top) - xp.log(scale)))
+
+    bound = depth_bound(x, inside, _CENTRE, _RADIUS)
+    near = bound == 0
+    if xp.any(near):
+        bound[near] = _exact_depth(xp, x[near], dual[near])
+    return bound
+
+
+def _exact_depth(xp: Any, x: Array, dual: Array) -> Array:
+    """Distance (points,) of x (points, 3) from the boundary of K* where dual, else from that of K."""
     x1, x2, x3, dual = x[:, :1], x[:, 1:2], x[:, 2:], dual[:, None]
 
     def products(rho: Array) -> Array:

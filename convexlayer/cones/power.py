@@ -10,6 +10,7 @@ which f(x) = log r - alpha log s1 - (1 - alpha) log s2 increases; logarithms sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
@@ -17,13 +18,17 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from convexlayer.cones.base import AbstractCone, Array, Eigenbasis
-from convexlayer.cones.rays import boundary_distance, cross_product
+from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import increasing_root
 from convexlayer.errors import ProblemError
 
 __all__ = ["Power"]
 
 _TINY = 1e-300
+
+# A unit vector in the interior of K and K*, and a radius of balls around it in both.
+_CENTRE = (math.sqrt(0.5), math.sqrt(0.5), 0.0)
+_RADIUS = 0.49
 # Stands for log 0 where v3 = 0: there D is its limit as v3 goes to 0.
 _LOG_ZERO = -1e6
 
@@ -187,8 +192,29 @@ def _unit(xp: Any, logs: Array, sign: Array) -> tuple[Array, Array]:
 
 
 def _depth(xp: Any, w: Array, dual: Array, exponents: Array) -> Array:
-    """Distance (points,) of w (points, 3) from the boundary of K* where dual, else of -w from that of K."""
-    x1, x2, x3 = xp.abs(w[:, :1]), xp.abs(w[:, 1:2]), xp.abs(w[:, 2:])
+    """Distance (points,) of w (points, 3) from the boundary of K* where dual, else of -w from that of K.
+
+    A lower bound where that is not close.
+    """
+    x = xp.abs(w)
+    offset = xp.where(dual, xp.sum(exponents * xp.log(exponents), axis=-1), 0.0)
+
+    def inside(x: Array) -> Array:
+        positive = xp.all(x[..., :2] > 0, axis=-1)
+        head = xp.log(xp.where(positive[..., None], x[..., :2], 1.0))
+        value = xp.sum(exponents[:, None] * head, axis=-1) - offset[:, None]
+        return positive & (value >= xp.log(xp.maximum(xp.abs(x[..., 2]), _TINY)))
+
+    bound = depth_bound(x, inside, _CENTRE, _RADIUS)
+    near = bound == 0
+    if xp.any(near):
+        bound[near] = _exact_depth(xp, x[near], dual[near], exponents[near])
+    return bound
+
+
+def _exact_depth(xp: Any, x: Array, dual: Array, exponents: Array) -> Array:
+    """Distance (points,) of x (points, 3) from the boundary of K* where dual, else from that of K."""
+    x1, x2, x3 = x[:, :1], x[:, 1:2], x[:, 2:]
     weights = xp.where(dual[:, None], 1.0, exponents)
     log_weight1, log_weight2 = xp.log(weights[:, :1]), xp.log(weights[:, 1:])
     alpha, beta = exponents[:, :1], exponents[:, 1:]
@@ -199,4 +225,4 @@ def _depth(xp: Any, w: Array, dual: Array, exponents: Array) -> Array:
         n1, n2, n3 = xp.exp(log1 - largest), xp.exp(log2 - largest), xp.exp(-largest)
         return (x1 * n1 + x2 * n2 - x3 * n3) / xp.sqrt(n1 * n1 + n2 * n2 + n3 * n3)
 
-    return xp.maximum(boundary_distance(w, products), 0.0)
+    return xp.maximum(boundary_distance(x, products), 0.0)

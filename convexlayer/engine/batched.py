@@ -32,7 +32,11 @@ WORDS = (
 """By the loop's words."""
 
 TARGET, PRODUCT = 1e-2, 5e-2
-"""Residuals and complementarity to reach, relative to the tolerance: one iteration more, and few need a polish."""
+"""Residuals, and natural residuals of nonnegative rows, to reach, relative to the tolerance ..."""
+
+CURVED_TARGET = 0.3
+"""... and residuals where there are curved cones: their natural residual is about the square root of the others, so that
+a polish is needed in any case, and more iterations are not."""
 
 MAX_ITER = 100
 
@@ -51,6 +55,7 @@ class BatchedEngine:
         """Analyse a structure."""
         self._structure = structure
         self._plan = EnginePlan.of(structure)
+        self._target = TARGET if structure.cones.kinds <= {"zero", "nonnegative"} else CURVED_TARGET
 
     def solve(
         self, program: ConeProgram, *, tol: float, max_iter: int | None = None, time_limit_s: float | None = None
@@ -70,7 +75,7 @@ class BatchedEngine:
         x, y, s = (np.full((batch, size), np.nan) for size in (self._structure.n, self._structure.m, self._structure.m))
         word, iterations = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         limit_s = np.inf if time_limit_s is None else time_limit_s
-        limits = Limits(TARGET * tol, PRODUCT * tol, tol, max_iter or MAX_ITER, limit_s)
+        limits = Limits(self._target * tol, PRODUCT * tol, tol, max_iter or MAX_ITER, limit_s)
         lanes = (0.0,) * (LANES if batch > 2 * WORKERS else 1)
         data = tuple(np.require(part, np.float64, ["C", "W"]) for part in (program.P, program.q, program.A, program.b))
         start = time.perf_counter()

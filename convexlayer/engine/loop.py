@@ -92,7 +92,7 @@ class Limits(NamedTuple):
 
     Attributes:
         target: relative residuals to reach.
-        product: complementarity of the blocks to reach with them.
+        product: natural residual of the nonnegative rows to reach with them.
         accepted: residuals that are good enough when there is no more progress.
         max_iter: iterations.
         time_limit_s: seconds for one element.

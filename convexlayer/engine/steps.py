@@ -203,8 +203,7 @@ def centre(lanes: Any, lane: Array) -> None:
 def measure(lanes: Any, layout: Layout, data: Data, point: Point, affine: Products, lane: Array, out: Array) -> None:
     """What is known of a point, in the rows WORST ... of ``out``, all but q'x and b'y in the element's units.
 
-    Worst of the primal, dual and gap residuals; the largest complementarity of a block, s'y / max(norm s, norm y),
-    which is about what the natural residual is; q'x, b'y; the largest entries of A'y, Px and Ax + s.
+    Worst of the primal, dual and gap residuals; the natural residual of the nonnegative rows; q'x, b'y; the largest entries of A'y, Px and Ax + s.
     """
     zero, one = splat(lanes, 0.0), splat(lanes, 1.0)
     inverse, c = 1.0 / load(lanes, lane, TAU), 1.0 / load(lanes, data.scalars, OBJECTIVE)
@@ -247,33 +246,12 @@ def measure(lanes: Any, layout: Layout, data: Data, point: Point, affine: Produc
 
 @njit(nogil=True, error_model="numpy")
 def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> Any:
-    """The largest s'y / max(norm s, norm y) of a block, in the units of the element and times tau."""
+    """The largest min(s, y) of a nonnegative row, in the units of the element and times tau."""
     c, worst = 1.0 / load(lanes, data.scalars, OBJECTIVE), splat(lanes, 0.0)
     for i in range(layout.zero, layout.orthant):
         e = load(lanes, data.e, i)
         worst = maximum(minimum(load(lanes, point.s, i) / e, load(lanes, point.y, i) * e * c), worst)
-    for block in range(len(layout.second_start)):
-        worst = maximum(_of_block(lanes, data, point, layout.second_start[block], layout.second_size[block], c), worst)
-    for block in range(len(layout.psd_start)):
-        order = layout.psd_order[block]
-        rows = order * (order + 1) // 2
-        worst = maximum(_of_block(lanes, data, point, layout.psd_start[block], rows, c), worst)
-    for start in layout.exponential_start:
-        worst = maximum(_of_block(lanes, data, point, start, 3, c), worst)
-    for start in layout.power_start:
-        worst = maximum(_of_block(lanes, data, point, start, 3, c), worst)
     return worst
-
-
-@njit(nogil=True, error_model="numpy")
-def _of_block(lanes: Any, data: Data, point: Point, start: int, rows: int, c: Any) -> Any:
-    e, zero = load(lanes, data.e, start), splat(lanes, 0.0)
-    product, s_size, y_size = zero, zero, zero
-    for i in range(start, start + rows):
-        s_i, y_i = load(lanes, point.s, i) / e, load(lanes, point.y, i) * e * c
-        product = product + s_i * y_i
-        s_size, y_size = maximum(absolute(s_i), s_size), maximum(absolute(y_i), y_size)
-    return product / maximum(maximum(s_size, y_size), 1e-300)
 
 
 @njit(nogil=True, error_model="numpy")
