@@ -23,7 +23,6 @@ def main() -> int:
     for variable in THREAD_VARIABLES:
         os.environ[f"{variable}_NUM_THREADS"] = str(arguments.threads)
     os.cpu_count = lambda: arguments.threads
-    os.environ.setdefault("CONVEXLAYER_COMPILE", "wait")  # ours are measured compiled, whoever comes first
     from benchmarks.session import run
 
     return run(arguments)

@@ -51,10 +51,11 @@ def _batch(records: Sequence[Record], batch: int) -> Figure:
         size, order = (70, 3) if name == OURS else (30, 2)
         filled = [COLOURS[name] if r.correct else "none" for r in group]
         style = {"s": size, "zorder": order, "color": filled, "edgecolors": COLOURS[name]}
-        times.scatter(place, [1000 * (r.total_s or np.nan) for r in group], label=name, **style)
+        times.scatter(place, [1000 * (r.total_s or np.nan) for r in group], **style)
+        times.scatter([], [], s=30, color=COLOURS[name], label=name)
         errors.scatter(place, [max(r.gradient_error or 0.0, 1e-16) for r in group], **style)
     times.set(yscale="log", ylabel="ms, forward and backward", title=f"batch {batch}: hollow marks are wrong answers")
-    times.legend(ncols=5, fontsize="small")
+    figure.legend(loc="outside upper center", ncols=4, fontsize="small")
     for position, problem in enumerate(problems):
         group = [r for r in records if r.problem == problem]
         ours, peer = next((r for r in group if r.contestant == OURS), None), fastest_correct(group)

@@ -120,7 +120,6 @@ class Runner:
                 forward, backward, outputs, gradients = once(call, draws[0], cotangents)
                 if forward + backward > self.plan.limit_s:
                     record.note = f"left out: a call took {forward + backward:.0f} s"
-                    call = None
         except Exception as error:
             record.note, record.failed = _said(error), True
             return None
@@ -132,7 +131,7 @@ class Runner:
                 _, report = layer(setting.problem).solve(*draws[0])
             record.residual = float(report.residuals.worst.max())
             record.solver = f"{report.solver}: {report.reason}"
-        return call
+        return call if record.note is None else None
 
     def _out_of_reach(self, record: Record, before: Sequence[Record]) -> str | None:
         """Why a batch is not tried: the contestant failed at a smaller one, or would take too long."""

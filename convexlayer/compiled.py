@@ -35,7 +35,11 @@ __all__ = ["PARTS", "compile_at_leisure", "folder", "prepare", "ready"]
 
 PACKAGE = Path(__file__).parent
 
-PARTS = {"linalg": "convexlayer.linalg.laned", "engine": "convexlayer.engine.batched"}
+PARTS = {
+    "sparse": "convexlayer.sparse.kernels",
+    "linalg": "convexlayer.linalg.laned",
+    "engine": "convexlayer.engine.batched",
+}
 """Folders with kernels, each building on those before it, and the modules whose ``warm_up`` compiles all of them."""
 
 COMPLETE = "complete"

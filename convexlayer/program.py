@@ -29,6 +29,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from convexlayer import compiled
+from convexlayer.sparse import scatter_product
+
 __all__ = ["Array", "ConeProgram", "Cones", "IndexArray", "Pattern", "Structure", "max_norm"]
 
 Array = NDArray[np.float64]
@@ -123,6 +126,11 @@ class Pattern:
         occurring, starts = np.unique(self.cols, return_index=True)
         return occurring, starts
 
+    @property
+    def empty(self) -> Pattern:
+        """The pattern of the zero matrix of this shape."""
+        return Pattern(self.shape, self.rows[:0], self.cols[:0])
+
     @cached_property
     def swapped(self) -> IndexArray:
         """For a symmetric pattern: the position of entry (j, i) for each entry (i, j), (nnz,)."""
@@ -130,6 +138,8 @@ class Pattern:
 
     def matvec(self, values: Array, x: Array) -> Array:
         """M x for a batch: values (B, nnz), x (B, columns) -> (B, rows)."""
+        if compiled.ready():
+            return scatter_product(self.rows, self.cols, values, x, self.shape[0])
         out = np.zeros((values.shape[0], self.shape[0]))
         if self.nnz:
             order, occurring, starts = self._by_row
@@ -138,6 +148,8 @@ class Pattern:
 
     def rmatvec(self, values: Array, y: Array) -> Array:
         """M'y for a batch: values (B, nnz), y (B, rows) -> (B, columns)."""
+        if compiled.ready():
+            return scatter_product(self.cols, self.rows, values, y, self.shape[1])
         out = np.zeros((values.shape[0], self.shape[1]))
         if self.nnz:
             occurring, starts = self._by_col

@@ -19,13 +19,15 @@ PACKAGES = {
 }
 
 # Each part of the library, and the parts it may import (its own modules always).
-BASE = {"errors", "program", "compiled", "pool"}
+BASE = {"errors", "program", "compiled", "pool", "entry", "sparse"}
 CORE = {*BASE, "cones", "solution"}
 ALLOWED_PARTS = {
     "errors": set(),
     "compiled": {"errors"},
     "pool": {"errors"},
-    "program": {"errors"},
+    "entry": {"compiled"},
+    "sparse": {"compiled", "entry", "pool"},
+    "program": {"errors", "compiled", "sparse"},
     "cones": BASE,
     "solution": {*BASE, "cones"},
     "canon": CORE,

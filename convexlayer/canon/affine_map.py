@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from convexlayer.program import Array, IndexArray
+from convexlayer.sparse import BatchedMatrix
 
 __all__ = ["AffineMap", "AffineProduct", "Features"]
 
@@ -83,34 +84,30 @@ class AffineMap:
     constant: Array
 
     @cached_property
-    def varying(self) -> IndexArray:
-        """The rows that depend on the features."""
-        return np.flatnonzero(np.diff(self.matrix.indptr)).astype(np.int64)
+    def _forward(self) -> BatchedMatrix:
+        return BatchedMatrix(self.matrix)
 
     @cached_property
-    def _forward(self) -> sp.csr_matrix:
-        return self.matrix[self.varying]
+    def _adjoint(self) -> BatchedMatrix:
+        return BatchedMatrix(self.matrix.T.tocsr())
 
-    @cached_property
-    def _adjoint(self) -> sp.csr_matrix:
-        return self._forward.T.tocsr()
+    def of_rows(self, rows: slice) -> AffineMap:
+        """The map to some of the values."""
+        return AffineMap(self.matrix[rows], self.constant[rows])
 
     def apply(self, features: Array) -> Array:
         """Values (batch, rows) of features (batch, features)."""
-        values = np.repeat(self.constant[None], features.shape[0], axis=0)
-        values[:, self.varying] += (self._forward @ features.T).T
-        return values
+        if not self.matrix.nnz:
+            return np.repeat(self.constant[None], len(features), axis=0)
+        return self._forward.times(features, self.constant)
 
     def push(self, tangent: Array) -> Array:
         """Tangents (batch, rows) of feature tangents (batch, features)."""
-        values = np.zeros((tangent.shape[0], len(self.constant)))
-        values[:, self.varying] = (self._forward @ tangent.T).T
-        return values
+        return self._forward.times(tangent)
 
     def pull(self, cotangent: Array) -> Array:
         """Feature cotangents (batch, features) of cotangents (batch, rows)."""
-        pulled: Array = (self._adjoint @ cotangent[:, self.varying].T).T
-        return pulled
+        return self._adjoint.times(cotangent)
 
 
 @dataclass(frozen=True, eq=False)

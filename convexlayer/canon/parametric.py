@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -121,23 +121,39 @@ class ParametricProgram:
         P, q, r, A, b = np.cumsum([shape.P.nnz, shape.n, 1, shape.A.nnz, shape.m]).tolist()
         return slice(0, P), slice(P, q), slice(q, r), slice(r, A), slice(A, b)
 
+    @cached_property
+    def _maps(self) -> tuple[AffineMap, AffineMap, AffineMap, AffineMap, AffineMap]:
+        """The maps to P, q, r, A and b."""
+        P, q, r, A, b = (self.data.of_rows(rows) for rows in self.parts)
+        return P, q, r, A, b
+
+    @cached_property
+    def varying(self) -> Structure:
+        """The structure without the patterns of P and A where no entry depends on the parameters."""
+        shape, (P, _, _, A, _) = self.structure, self._maps
+        return Structure(
+            shape.P if P.matrix.nnz else shape.P.empty, shape.A if A.matrix.nnz else shape.A.empty, shape.cones
+        )
+
     def instantiate(self, features: Array) -> ConeProgram:
         """The programs of feature vectors (B, features.size)."""
-        program = self._program(self.data.apply(features))
+        program = self._program([part.apply(features) for part in self._maps])
         return program if self.products is None else replace(program, r=program.r + self.products.apply(features))
 
     def push(self, features: Array, tangent: Array) -> ConeProgram:
         """Program tangent of a tangent (B, features.size) of the feature vectors."""
-        program = self._program(self.data.push(tangent))
+        program = self._program([part.push(tangent) for part in self._maps])
         if self.products is None:
             return program
         return replace(program, r=program.r + self.products.push(features, tangent))
 
     def pullback(self, features: Array, cotangent: ConeProgram) -> Array:
-        """Cotangent (B, features.size) of the feature vectors, of a program cotangent."""
-        parts = [cotangent.P, cotangent.q, cotangent.r[:, None], cotangent.A, cotangent.b]
-        pulled = self.data.pull(np.concatenate(parts, axis=1))
-        return pulled if self.products is None else pulled + self.products.pull(features, cotangent.r)
+        """Cotangent (B, features.size) of the feature vectors, of a program cotangent (on ``varying`` at least)."""
+        parts = (cotangent.P, cotangent.q, cotangent.r[:, None], cotangent.A, cotangent.b)
+        pulled = [part.pull(value) for part, value in zip(self._maps, parts, strict=True) if part.matrix.nnz]
+        if self.products is not None:
+            pulled.append(self.products.pull(features, cotangent.r))
+        return reduce(np.add, pulled) if pulled else np.zeros_like(features)
 
     def split(self, flat: Sequence[Array]) -> tuple[Array, ...]:
         """Per-parameter arrays (B, entries) with their shapes (B, *shape)."""
@@ -218,8 +234,8 @@ class ParametricProgram:
         _check_convex(program)
         return program
 
-    def _program(self, values: Array) -> ConeProgram:
-        P, q, r, A, b = (values[:, part] for part in self.parts)
+    def _program(self, parts: Sequence[Array]) -> ConeProgram:
+        P, q, r, A, b = parts
         return ConeProgram(self.structure, P, q, r[:, 0], A, b)
 
 

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 
 from convexlayer.canon.affine_map import AffineMap
 from convexlayer.program import Array, IndexArray
+from convexlayer.sparse import BatchedMatrix
 
 __all__ = ["DirectTerm", "OutputSpec", "Recovery"]
 
@@ -106,8 +107,12 @@ class Recovery:
     direct: DirectTerm | None = None
 
     @cached_property
-    def _adjoint(self) -> sp.csr_matrix:
-        return self.matrix.T.tocsr()
+    def _forward(self) -> BatchedMatrix:
+        return BatchedMatrix(self.matrix)
+
+    @cached_property
+    def _adjoint(self) -> BatchedMatrix:
+        return BatchedMatrix(self.matrix.T.tocsr())
 
     @cached_property
     def _slices(self) -> tuple[slice, ...]:
@@ -121,7 +126,7 @@ class Recovery:
     def apply(self, features: Array, x: Array, y: Array) -> tuple[Array, ...]:
         """The outputs, each (B, *shape), of features (B, features), x (B, n) and y (B, m)."""
         point = np.concatenate([x, y], axis=1)
-        flat = (self.matrix @ point.T).T
+        flat = self._forward.times(point)
         if self.direct is not None:
             flat = flat + self.direct.apply(features, point)
         values = (flat[:, where].reshape(len(flat), *spec.shape) for spec, where in self._each)
@@ -133,7 +138,7 @@ class Recovery:
         Those of the logarithms where a geometric program was solved in them.
         """
         point = np.concatenate([dx, dy], axis=1)
-        flat: Array = (self.matrix @ point.T).T
+        flat = self._forward.times(point)
         return flat if self.direct is None else flat + self.direct.push_point(features, point)
 
     def push(
@@ -178,7 +183,7 @@ class Recovery:
         for (spec, where), value, cotangent in zip(self._each, values, cotangents, strict=True):
             if cotangent is not None:
                 flat[:, where] = (cotangent * value if spec.log else cotangent).reshape(len(x), -1)
-        pulled = (self._adjoint @ flat.T).T
+        pulled = self._adjoint.times(flat)
         moved = None
         if self.direct is not None:
             pulled = pulled + self.direct.pull_point(features, flat)

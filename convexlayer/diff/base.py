@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from convexlayer.diff.report import DerivativeReport
-from convexlayer.program import Array, ConeProgram, Pattern, Structure
+from convexlayer.program import Array, ConeProgram, Structure
+from convexlayer.sparse import entries_of_products
 
 __all__ = [
     "AbstractDifferentiator",
@@ -86,21 +87,9 @@ def data_cotangent(structure: Structure, x: Array, y: Array, l: Array, v: Array)
     q = -l
     return ConeProgram(
         structure,
-        P=products(structure.P, ((0.5 * q, x), (x, 0.5 * q))),
+        P=entries_of_products(structure.P.rows, structure.P.cols, ((0.5 * q, x), (x, 0.5 * q))),
         q=q,
         r=np.zeros(len(q)),
-        A=products(structure.A, ((y, q), (-v, x))),
+        A=entries_of_products(structure.A.rows, structure.A.cols, ((y, q), (-v, x))),
         b=v,
     )
-
-
-def products(pattern: Pattern, pairs: tuple[tuple[Array, Array], tuple[Array, Array]]) -> Array:
-    """The entries (B, nnz) of u1 v1' + u2 v2' on a pattern, of u (B, rows) and v (B, columns)."""
-    (u1, v1), (u2, v2) = pairs
-    rows, cols = pattern.rows, pattern.cols
-    out = np.take(u1, rows, axis=1)
-    out *= np.take(v1, cols, axis=1)
-    other = np.take(u2, rows, axis=1)
-    other *= np.take(v2, cols, axis=1)
-    out += other
-    return out

@@ -35,8 +35,8 @@ TARGET, PRODUCT = 1e-2, 5e-2
 """Residuals, and natural residuals of nonnegative rows, to reach, relative to the tolerance ..."""
 
 CURVED_TARGET = 0.3
-"""... and residuals where there are curved cones: their natural residual is about the square root of the others, so that
-a polish is needed in any case, and more iterations are not."""
+"""... and residuals where there are curved cones: their natural residual is about the square root of the others, so
+that a polish is needed in any case, and more iterations are not."""
 
 MAX_ITER = 100
 

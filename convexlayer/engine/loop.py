@@ -62,7 +62,7 @@ from convexlayer.engine.steps import (
     prepare,
 )
 from convexlayer.engine.system import REGULARISATION, products, solve_refined
-from convexlayer.linalg.entry import entry
+from convexlayer.entry import entry
 from convexlayer.linalg.lanes import LanePlan, factorise
 from convexlayer.linalg.simd import load, store
 from convexlayer.program import Array, IndexArray

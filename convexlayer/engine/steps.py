@@ -203,7 +203,8 @@ def centre(lanes: Any, lane: Array) -> None:
 def measure(lanes: Any, layout: Layout, data: Data, point: Point, affine: Products, lane: Array, out: Array) -> None:
     """What is known of a point, in the rows WORST ... of ``out``, all but q'x and b'y in the element's units.
 
-    Worst of the primal, dual and gap residuals; the natural residual of the nonnegative rows; q'x, b'y; the largest entries of A'y, Px and Ax + s.
+    Worst of the primal, dual and gap residuals; the natural residual of the nonnegative rows; q'x, b'y;
+    the largest entries of A'y, Px and Ax + s.
     """
     zero, one = splat(lanes, 0.0), splat(lanes, 1.0)
     inverse, c = 1.0 / load(lanes, lane, TAU), 1.0 / load(lanes, data.scalars, OBJECTIVE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property, reduce
 from typing import Any, final
 
@@ -13,7 +12,7 @@ import numpy as np
 from convexlayer.canon import ParametricProgram
 from convexlayer.diff import AbstractDifferentiator, DerivativeReport, SolutionCotangent, SolutionTangent
 from convexlayer.layers.report import Report
-from convexlayer.program import Array, ConeProgram, IndexArray
+from convexlayer.program import Array, ConeProgram, IndexArray, Structure
 from convexlayer.solution import Solution
 
 __all__ = ["SolvedBatch"]
@@ -95,30 +94,33 @@ class SolvedBatch:
         start = time.perf_counter()
         index = self._solved_index
         program, recovery = self._parametric, self._parametric.recovery
-        chosen = [None if c is None else np.asarray(c, dtype=np.float64)[index] for c in cotangents]
-        part, solution = self._solved_part
-        scale = self._scale[index]
-        gradient = _zero_program(part)
+        chosen = [None if c is None else self._solved_rows(np.asarray(c, dtype=np.float64)) for c in cotangents]
+        solution = self._solved_part[1]
+        scale = self._solved_rows(self._scale)
+        gradients: list[ConeProgram] = []
         wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
         columns = program.features.of(wanted)
-        features, direct = self._features[index], None
+        features, direct = self._solved_rows(self._features), None
         reports: list[DerivativeReport] = []
         if any(c is not None for c in chosen) and len(index):
             here = (features, solution.x, solution.y * scale[:, None])
-            direct, dx, dy = recovery.pull(here, [value[index] for value in self.iterates], chosen)
+            direct, dx, dy = recovery.pull(here, [self._solved_rows(value) for value in self.iterates], chosen)
             gradient, derivative = self._differentiator.vjp(
                 SolutionCotangent(dx, dy * scale[:, None], np.zeros_like(dy)),
+                on=program.varying,
                 seen=lambda data: program.pullback(features, data.divided(scale))[:, columns],
             )
-            gradient = gradient.divided(scale)
+            gradients.append(gradient.divided(scale))
             reports.append(derivative)
         if objective is not None and len(index):
             weight = self._slope * np.asarray(objective, dtype=np.float64)[index]
-            gradient = _add(gradient, _envelope(part, solution.divided(1.0 / scale), weight))
+            gradients.append(_envelope(program.varying, solution.divided(1.0 / scale), weight))
             reports.append(self._objective_report(columns))
         self._record(reports)
-        moved = program.pullback(features, gradient)
-        pulled = program.split(program.features.pull(features, moved if direct is None else moved + direct))
+        moved = [program.pullback(features, gradient) for gradient in gradients]
+        moved += [] if direct is None else [direct]
+        total = reduce(np.add, moved) if moved else np.zeros_like(features)
+        pulled = program.split(program.features.pull(features, total))
         self.report.seconds["derivative"] = time.perf_counter() - start
         return tuple(
             _scatter(value, index, self.batch) if want else None for value, want in zip(pulled, wanted, strict=True)
@@ -142,10 +144,10 @@ class SolvedBatch:
         index = self._solved_index
         program, recovery = self._parametric, self._parametric.recovery
         values = [None if t is None else np.asarray(t, dtype=np.float64) for t in tangents]
-        features, push = self._features[index], program.features.push(self._features, values)[index]
+        features, push = self._solved_rows(self._features), program.features.push(self._features, values)[index]
         data = program.push(features, push)
         part, solution = self._solved_part
-        scale = self._scale[index]
+        scale = self._solved_rows(self._scale)
         if len(index):
             looked_at = recovery.of([True] * len(program.outputs) if of is None else of)
             moved, derivative = self._differentiator.jvp(
@@ -157,8 +159,8 @@ class SolvedBatch:
         else:
             dx, dy = solution.x, solution.y
         here = (features, solution.x, solution.y * scale[:, None])
-        outputs = recovery.push(here, [value[index] for value in self.iterates], (push, dx, dy))
-        unit = _envelope(part, solution.divided(1.0 / scale), np.ones(len(index)))
+        outputs = recovery.push(here, [self._solved_rows(value) for value in self.iterates], (push, dx, dy))
+        unit = _envelope(part.structure, solution.divided(1.0 / scale), np.ones(len(index)))
         objective = self._slope * _inner(data, unit)
         self.report.seconds["derivative"] = time.perf_counter() - start
         return (
@@ -169,6 +171,10 @@ class SolvedBatch:
     @cached_property
     def _solved_index(self) -> IndexArray:
         return np.flatnonzero(self._solution.solved).astype(np.int64)
+
+    def _solved_rows(self, value: Array) -> Array:
+        """The rows of the solved elements; the array itself where that is all of them."""
+        return value if len(self._solved_index) == self.batch else value[self._solved_index]
 
     @cached_property
     def _solved_part(self) -> tuple[ConeProgram, Solution]:
@@ -184,7 +190,7 @@ class SolvedBatch:
     def _slope(self) -> Array:
         """d objective value of the problem / d that of the program, of the solved elements."""
         part, solution = self._solved_part
-        return self._parametric.objective.slope(part.objective(solution.x) * self._scale[self._solved_index])
+        return self._parametric.objective.slope(part.objective(solution.x) * self._solved_rows(self._scale))
 
     def _objective_report(self, columns: IndexArray) -> DerivativeReport:
         """How far to trust the objective's derivative with respect to these features."""
@@ -239,29 +245,18 @@ def _scatter(value: Array, index: IndexArray, batch: int, fill: float = 0.0) -> 
     return out
 
 
-def _zero_program(program: ConeProgram) -> ConeProgram:
-    data = (program.P, program.q, program.r, program.A, program.b)
-    return ConeProgram(program.structure, *(np.zeros_like(part) for part in data))
-
-
-def _add(left: ConeProgram, right: ConeProgram) -> ConeProgram:
-    return replace(
-        left, P=left.P + right.P, q=left.q + right.q, r=left.r + right.r, A=left.A + right.A, b=left.b + right.b
-    )
-
-
 def _inner(left: ConeProgram, right: ConeProgram) -> Array:
     """Inner products (B,) of program tangents and cotangents."""
     pairs = ((left.P, right.P), (left.q, right.q), (left.A, right.A), (left.b, right.b))
     return left.r * right.r + sum((np.sum(a * b, axis=1) for a, b in pairs), np.zeros(left.batch))
 
 
-def _envelope(program: ConeProgram, solution: Solution, weight: Array) -> ConeProgram:
+def _envelope(structure: Structure, solution: Solution, weight: Array) -> ConeProgram:
     """weight * d optimal value / d data: xx'/2 for P, x for q, 1 for r, y x' for A, -y for b (the Lagrangian's)."""
-    P, A, x, y = program.structure.P, program.structure.A, solution.x, solution.y
+    P, A, x, y = structure.P, structure.A, solution.x, solution.y
     w = weight[:, None]
     return ConeProgram(
-        program.structure,
+        structure,
         P=0.5 * w * x[:, P.rows] * x[:, P.cols],
         q=w * x,
         r=weight,

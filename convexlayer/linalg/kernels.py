@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from convexlayer.linalg.entry import entry
+from convexlayer.entry import entry
 from convexlayer.linalg.lanes import Indices, LanePlan, factorise, multiply, solve_in_place
 from convexlayer.linalg.refined import EPS, POWER_STEPS, PROGRESS, RUIZ_PASSES, TARGET, TINY
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, sqrt, store, where

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
-from convexlayer.linalg.entry import entry
+from convexlayer.entry import entry
 from convexlayer.linalg.lanes import RUN, Indices, LanePlan
 from convexlayer.program import Array, IndexArray, Pattern
 

@@ -48,6 +48,21 @@ class Case:
         return self.in_dual(y + distance[:, None] * self.interior)
 
 
+def check_depth(margin: Callable[[Array], Array], w: Array, rays: Array) -> None:
+    """The margin (w inside, rays those of the boundary) is a lower bound of the distance, and the distance if small."""
+    units = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+
+    def distances(x: Array) -> tuple[Array, Array]:
+        feet = np.maximum(units @ x, 0.0)[:, None] * units
+        return feet, np.linalg.norm(x - feet, axis=-1)
+
+    feet, lengths = distances(w)
+    nearest, size = np.argmin(lengths), np.linalg.norm(w)
+    assert 1e-3 * size <= margin(w) <= lengths[nearest] * (1 + 1e-4)
+    close = feet[nearest] + 8e-4 * size / lengths[nearest] * (w - feet[nearest])
+    np.testing.assert_allclose(margin(close), np.min(distances(close)[1]), rtol=1e-2)
+
+
 def matrices(x: Array, order: int) -> Array:
     """The symmetric matrices of scaled lower triangles, filled entry by entry."""
     out = np.zeros((*x.shape[:-1], order, order))

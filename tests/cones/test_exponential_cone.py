@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from convexlayer.cones import Exponential
+from convexlayer.cones.exponential import _exact_depth
 from convexlayer.program import Array
+
+from .conftest import check_depth
 
 CONE = Exponential()
 RHOS = (-700.0, -250.0, -40.0, -5.0, -1.0, -1e-9, 0.0, 0.3, 0.5, 1.0, 2.0, 8.0, 45.0, 300.0, 700.0)
@@ -113,8 +116,8 @@ def test_derivative_jumps_across_the_sides_of_the_face_region() -> None:
         assert np.linalg.norm(matrices[0] - matrices[1]) > 0.5
 
 
-def test_margin_of_interior_points_is_the_distance_to_the_boundary() -> None:
-    """Against the least distance to a dense sample of the boundary."""
+def test_margin_of_interior_points_is_the_distance_to_the_boundary_if_small() -> None:
+    """Against a dense sample of the boundary."""
     rho = np.linspace(-12.0, 12.0, 4001)
     angle, zero = np.linspace(0.0, np.pi / 2, 4001), np.zeros(4001)
     face_y = np.stack((zero, np.cos(angle), np.sin(angle)), axis=-1)
@@ -122,11 +125,15 @@ def test_margin_of_interior_points_is_the_distance_to_the_boundary() -> None:
     rays_y = np.concatenate((np.stack((-np.ones_like(rho), rho - 1.0, np.exp(-rho)), axis=-1), face_y))
     rays_s = np.concatenate((np.stack((rho, np.ones_like(rho), np.exp(rho)), axis=-1), face_s))
     for w, rays in (((-1.0, 0.5, 2.0), rays_y), ((-0.2, 3.0, 0.4), rays_y), ((1.0, -0.5, -2.0), rays_s)):
-        point = np.array(w)
-        target = point if rays is rays_y else -point
-        units = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
-        distance = np.min(np.linalg.norm(target - np.maximum(units @ target, 0.0)[:, None] * units, axis=-1))
-        np.testing.assert_allclose(CONE.margin(point[None])[0], distance, rtol=1e-4)
+        sign = 1.0 if rays is rays_y else -1.0
+        check_depth(lambda x, sign=sign: CONE.margin(sign * x[None])[0], sign * np.array(w), rays)
+
+
+def test_the_ball_inside_both_cones() -> None:
+    """That which bounds the depth of points far from the boundary."""
+    centre = np.array([[-1.0, 1.0, 1.0]]) / np.sqrt(3.0)
+    for dual in (True, False):
+        assert _exact_depth(np, centre, np.array([dual]))[0] >= 0.26
 
 
 def test_margin_of_curved_points_is_the_distance_to_the_regions() -> None:

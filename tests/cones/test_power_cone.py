@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from convexlayer.cones import Power
+from convexlayer.cones.power import _exact_depth
 from convexlayer.errors import ProblemError
 from convexlayer.program import Array
 
-from .conftest import power
+from .conftest import check_depth, power
 
 ALPHAS = (0.001, 0.02, 0.3, 0.5, 0.77, 0.99, 0.999)
 
@@ -115,17 +116,24 @@ def test_derivative_at_zero_third_component_is_the_limit(alpha: float, expected:
     np.testing.assert_allclose(D, [np.diag([0.0, 1.0, expected])], atol=1e-14)
 
 
-def test_margin_of_interior_points_is_the_distance_to_the_boundary() -> None:
-    """Against the least distance to a dense sample of the boundary."""
+def test_margin_of_interior_points_is_the_distance_to_the_boundary_if_small() -> None:
+    """Against a dense sample of the boundary."""
     alpha = 0.3
     tau = np.linspace(-15.0, 15.0, 6001)
     rays_s = np.stack((np.exp((1 - alpha) * tau), np.exp(-alpha * tau), np.ones_like(tau)), axis=-1)
     rays_y = rays_s * [alpha, 1 - alpha, 1.0]
     for w, rays in (((1.0, 2.0, 0.1), rays_y), ((-1.0, -2.0, 0.7), rays_s), ((-5.0, -0.1, 0.01), rays_s)):
-        target = np.abs(np.array(w))
-        units = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
-        distance = np.min(np.linalg.norm(target - (units @ target)[:, None] * units, axis=-1))
-        np.testing.assert_allclose(Power([alpha]).margin(np.array([w]))[0], distance, rtol=1e-4)
+        sign = 1.0 if rays is rays_y else -1.0
+        check_depth(lambda x, sign=sign: Power([alpha]).margin(sign * x[None])[0], np.abs(np.array(w)), rays)
+
+
+def test_the_ball_inside_both_cones() -> None:
+    """That which bounds the depth of points far from the boundary, for every exponent."""
+    alpha = np.concatenate([np.geomspace(1e-12, 0.5, 200), 1.0 - np.geomspace(1e-12, 0.5, 200)])
+    centre = np.tile(np.sqrt([0.5, 0.5, 0.0]), (400, 1))
+    for dual in (True, False):
+        exact = _exact_depth(np, centre, np.full(400, dual), np.stack((alpha, 1.0 - alpha), axis=-1))
+        assert np.min(exact) >= 0.49
 
 
 def test_margin_of_curved_points_is_the_distance_to_the_regions() -> None:

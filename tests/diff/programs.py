@@ -29,7 +29,7 @@ CONES = {
 MARGIN = 0.1
 """Least distance of w from a jump of the derivative."""
 
-REACH = 1e-3
+REACH = 3e-4
 """How far differences go: well within MARGIN, and well above rounding."""
 
 CONDITION = 1e5

@@ -57,7 +57,7 @@ def worst_error(drawn: Draw, backend: AbstractBackend) -> float:
     structure, n = program.structure, program.structure.n
     tangent, cotangent = data_tangents(rng, structure, 1), point_cotangents(rng, structure, 1)
     system = ReducedSystem(structure, backend)
-    x, y = drawn.solution.x, drawn.solution.y
+    x, y = (np.repeat(v, len(tangent.q), axis=0) for v in (drawn.solution.x, drawn.solution.y))
     r1 = structure.P.matvec(tangent.P, x) + tangent.q + structure.A.rmatvec(tangent.A, y)
     r2 = structure.A.matvec(tangent.A, x) - tangent.b
     moved_w = np.linalg.solve(newton_matrix(program, drawn.w)[0], -np.concatenate([r1, r2], axis=1).T).T
