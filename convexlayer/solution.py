@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from convexlayer import compiled
 from convexlayer.cones import ProductCone
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, max_norm
+from convexlayer.sparse import residuals
 
 __all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone"]
 
@@ -127,13 +129,21 @@ class Solution:
 
     def residuals(self, program: ConeProgram) -> Residuals:
         """The four residuals of every element; not a number where the point is not finite."""
-        structure = program.structure
+        structure, y, s = program.structure, self.y, self.s
+        cones = structure.cones
+        w = np.where(np.isfinite(y - s), y - s, 0.0)
+        if compiled.ready():
+            orthant = cones.zero + cones.nonnegative
+            projected = product_cone(cones).project_dual(w)[:, orthant:] if orthant < cones.m else w[:, :0]
+            P, A = structure.P, structure.A
+            data = (program.P, program.q, program.A, program.b, self.x, y, s)
+            found = residuals((P.rows, P.cols, A.rows, A.cols), cones.zero, orthant, data, projected)
+            return Residuals(*found.T)
         Px = structure.P.matvec(program.P, self.x)
         Ax = structure.A.matvec(program.A, self.x)
         Aty = structure.A.rmatvec(program.A, self.y)
         xPx, qx, by = (np.sum(u * v, axis=1) for u, v in ((self.x, Px), (program.q, self.x), (program.b, self.y)))
-        y, s = self.y, self.s
-        projected = product_cone(structure.cones).project_dual(np.where(np.isfinite(y - s), y - s, 0.0))
+        projected = product_cone(cones).project_dual(w)
         return Residuals(
             primal=max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
             dual=max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
@@ -141,15 +151,17 @@ class Solution:
             natural=max_norm(y - projected) / _scale(y, s),
         )
 
-    def certified(self, program: ConeProgram, tol: float) -> tuple[Solution, Residuals]:
-        """The solution with the statuses that its residuals warrant, and the residuals.
+    def certified(
+        self, program: ConeProgram, tol: float, residuals: Residuals | None = None
+    ) -> tuple[Solution, Residuals]:
+        """The solution with the statuses that its residuals (computed unless given) warrant, and the residuals.
 
         An element that its solver calls solved is optimal where the primal, dual and gap residuals are at most 10 tol
         and the natural residual at most sqrt(tol) (weakly active constraints leave it there); inaccurate where all
         are a hundred times that; otherwise it is a numerical error. One that it calls infeasible or unbounded is a
         numerical error where it came with a ray that proves nothing.
         """
-        residuals = self.residuals(program)
+        residuals = residuals or self.residuals(program)
         worst = np.max(np.stack([residuals.primal, residuals.dual, residuals.gap]), axis=0)
         excess = np.maximum(worst / (10.0 * tol), residuals.natural / np.sqrt(tol))
         refuted = self._refuted(program)

@@ -61,7 +61,12 @@ MAY_IMPORT_CVXPY_INTERNALS = (  # one concern in three files: asking CVXPY, read
 )
 CVXPY_INTERNALS = {"cvxcore", "interface", "lin_ops", "reductions", "settings", "utilities"}
 
-MAY_IMPORT_NUMBA = ("convexlayer/engine/", "convexlayer/linalg/")  # and import them where kernels are ready alone
+MAY_IMPORT_NUMBA = (
+    "convexlayer/engine/",
+    "convexlayer/entry.py",
+    "convexlayer/linalg/",
+    "convexlayer/sparse/",
+)  # lazily
 
 # Packages that solve or differentiate: each is imported in its own adapter alone, solvers/osqp_.py for osqp.
 ADAPTED_PACKAGES = {

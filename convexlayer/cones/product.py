@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import final
+from typing import TypeGuard, final
 
 from array_api_compat import array_namespace
 
@@ -48,15 +48,18 @@ class Group:
         """The rows of the group."""
         return slice(self.start, self.start + self.blocks * self.size)
 
+    @property
+    def rank_two(self) -> bool:
+        """Whether the derivative is a rank-two form."""
+        return _large(self.cone)
+
     def split(self, w: Array) -> Array:
         """The group's rows of w (B, m), as (B, blocks, size)."""
         return w[:, self.rows].reshape(w.shape[0], self.blocks, self.size)
 
     def derivative(self, w: Array) -> Eigenbasis | RankTwo:
         """The derivative at w (B, blocks, size): without an eigenbasis where that would be large."""
-        if isinstance(self.cone, SecondOrder) and self.size >= RANK_TWO_FROM:
-            return self.cone.rank_two(w)
-        return self.cone.derivative(w)
+        return self.cone.rank_two(w) if _large(self.cone) else self.cone.derivative(w)
 
 
 @final
@@ -130,6 +133,10 @@ class ProductCone:
     def _check(self, w: Array) -> None:
         if w.ndim != 2 or w.shape[1] != self.m:
             raise ShapeError(f"expected w of shape (batch, {self.m}), got {tuple(w.shape)}; add the batch axis")
+
+
+def _large(cone: AbstractCone) -> TypeGuard[SecondOrder]:
+    return isinstance(cone, SecondOrder) and cone.size >= RANK_TWO_FROM
 
 
 def _groups(cones: Cones) -> Iterator[Group]:

@@ -21,7 +21,7 @@ from convexlayer.diff.base import (
     whole_data,
     whole_point,
 )
-from convexlayer.diff.reduced import ReducedSystem
+from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.diff.report import DerivativeReport
 from convexlayer.errors import DerivativeError
 from convexlayer.program import Array, ConeProgram, Structure, max_norm
@@ -37,8 +37,18 @@ SEEN = 1e-9
 class DiffcpDifferentiator(AbstractDifferentiator):
     """diffcp's dense-mode derivative, element after element, at our solution (diffcp is warm-started there)."""
 
-    def __init__(self, system: ReducedSystem, program: ConeProgram, solution: Solution) -> None:
+    def __init__(
+        self,
+        system: ReducedSystem,
+        program: ConeProgram,
+        solution: Solution,
+        *,
+        factor: ReducedFactor | None = None,
+        accuracy: Array | None = None,
+    ) -> None:
         """Check that diffcp is installed and knows the cones; it does not say where its answer is not unique.
+
+        What is known of the solutions already, ``factor`` and ``accuracy``, is of no use to it.
 
         Raises:
             DerivativeError: it is not, or does not.

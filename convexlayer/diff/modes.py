@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from convexlayer.diff.base import AbstractDifferentiator
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
 from convexlayer.diff.kkt import ExactDifferentiator
-from convexlayer.diff.reduced import ReducedSystem
+from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.errors import DerivativeError
-from convexlayer.program import ConeProgram
+from convexlayer.program import Array, ConeProgram
 from convexlayer.solution import Solution
 
 __all__ = ["MODES", "DerivativeMode", "derivative_mode"]
 
-DerivativeMode = Callable[[ReducedSystem, ConeProgram, Solution], AbstractDifferentiator]
-"""Makes the derivative at a batch of solutions; raises DerivativeError for programs that it cannot handle."""
+
+class DerivativeMode(Protocol):
+    """Makes the derivative at a batch of solutions; raises DerivativeError for programs that it cannot handle."""
+
+    def __call__(
+        self,
+        system: ReducedSystem,
+        program: ConeProgram,
+        solution: Solution,
+        *,
+        factor: ReducedFactor | None = None,
+        accuracy: Array | None = None,
+    ) -> AbstractDifferentiator:
+        """At these solutions; with what is known of them already, as ``ExactDifferentiator`` explains."""
+
 
 MODES: dict[str, DerivativeMode] = {"exact": ExactDifferentiator, "diffcp": DiffcpDifferentiator}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.program import Array, ConeProgram, max_norm
-from convexlayer.solution import BoolArray, Solution, Status
+from convexlayer.solution import BoolArray, Residuals, Solution, Status
 
 __all__ = ["Polished", "polish", "polished"]
 
@@ -50,14 +50,21 @@ def polish(
 
 
 def polished(
-    system: ReducedSystem, program: ConeProgram, solution: Solution, *, needed: float = NEEDED, steps: int = 8
+    system: ReducedSystem,
+    program: ConeProgram,
+    solution: Solution,
+    *,
+    residuals: Residuals | None = None,
+    needed: float = NEEDED,
+    steps: int = 8,
 ) -> Polished:
     """Semismooth Newton steps on the residual map, at w = y - s, for the elements with a point that needs it.
 
     Each step solves the derivative's own system at the current point and moves to w + dy - ds, from where y and s are
-    projections. The best point of each element is returned, by the worst of its four residuals, so none gets worse.
+    projections. The best point of each element is returned, by the worst of its four residuals (those of the solution
+    are computed unless given), so none gets worse. The solution itself is returned where none needs it.
     """
-    first = solution.residuals(program).worst
+    first = (residuals or solution.residuals(program)).worst
     certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
     need = np.isfinite(first) & (first > needed) & ~certificates
     active = np.flatnonzero(need)

@@ -11,8 +11,6 @@ from typing import Any, final
 import numpy as np
 
 from convexlayer.cones import Eigenbasis, Group, RankTwo, Zero
-from convexlayer.cones.product import RANK_TWO_FROM
-from convexlayer.cones.second_order import SecondOrder
 from convexlayer.program import Array, IndexArray, Structure
 
 __all__ = ["AbstractRows", "Section", "rows_of"]
@@ -66,7 +64,7 @@ def rows_of(group: Group, structure: Structure, extra: int) -> AbstractRows:
         return _FreeRows(group, structure)
     if group.size == 1:
         return _DiagonalRows(group, structure)
-    if isinstance(group.cone, SecondOrder) and group.size >= RANK_TWO_FROM:
+    if group.rank_two:
         return _RankTwoRows(group, structure, extra)
     return _BasisRows(group, structure)
 

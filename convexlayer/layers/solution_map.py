@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from functools import partial
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
 from convexlayer.canon import ParametricProgram
 from convexlayer.diff import (
-    AbstractDifferentiator,
+    ReducedFactor,
     ReducedSystem,
     derivative_mode,
-    polish,
+    polished,
 )
 from convexlayer.errors import ShapeError
 from convexlayer.layers.report import Report
@@ -29,6 +30,14 @@ __all__ = ["SolutionMap"]
 
 UNSETTLED = (Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
 """What a solver's deputy is asked about; limits are the caller's wish."""
+
+
+class _Certified(NamedTuple):
+    """Solutions with the statuses that their residuals warrant, and a factor from their polish that may serve again."""
+
+    solution: Solution
+    residuals: Residuals
+    factor: ReducedFactor | None
 
 
 @final
@@ -115,7 +124,7 @@ class SolutionMap:
         instantiated = time.perf_counter()
         solution = self._solve(program, chosen, None if before is None else before.divided(scale))
         solved = time.perf_counter()
-        solution, residuals = self._certified(program, solution, chosen)
+        solution, residuals, factor = self._certified(program, solution, chosen)
         solution, residuals, again = self._solved_again(program, solution, residuals, chosen)
         polished = time.perf_counter()
 
@@ -132,9 +141,10 @@ class SolutionMap:
             solution=solution.divided(1.0 / scale),
             solved_again=again,
         )
+        differentiate = partial(self._mode, self._system, factor=None if again else factor)
         return SolvedBatch(
             self.program,
-            self._differentiator,
+            differentiate,
             features,
             program,
             solution,
@@ -143,10 +153,6 @@ class SolutionMap:
             report,
             batched=batch is not None,
         )
-
-    def _differentiator(self, program: ConeProgram, solution: Solution) -> AbstractDifferentiator:
-        """The derivative at a batch of solutions, all of them solved."""
-        return self._mode(self._system, program, solution)
 
     def _fitting(self, solution: Solution, batch: int) -> Solution:
         """A warm start of the right size."""
@@ -158,11 +164,15 @@ class SolutionMap:
             )
         return solution
 
-    def _certified(self, program: ConeProgram, solution: Solution, options: Options) -> tuple[Solution, Residuals]:
+    def _certified(self, program: ConeProgram, solution: Solution, options: Options) -> _Certified:
         """Polished where that is asked for, with statuses that the residuals warrant."""
+        residuals, factor = solution.residuals(program), None
         if options.polish:
-            solution = polish(self._system, program, solution)
-        return solution.certified(program, options.tol)
+            made = polished(self._system, program, solution, residuals=residuals)
+            if made.solution is not solution:
+                solution, factor = made.solution, made.factor
+                residuals = solution.residuals(program)
+        return _Certified(*solution.certified(program, options.tol, residuals), factor)
 
     def _solved_again(
         self, program: ConeProgram, solution: Solution, residuals: Residuals, options: Options
@@ -173,7 +183,7 @@ class SolutionMap:
         index = np.array([i for i, status in enumerate(solution.status) if status in UNSETTLED], dtype=np.int64)
         solver, state = self._deputy
         part = program.select(index)
-        other, found = self._certified(part, solver.solve(state, part, options), options)
+        other, found, _ = self._certified(part, solver.solve(state, part, options), options)
         settled = np.array([status not in UNSETTLED for status in other.status], dtype=bool)
         better = np.flatnonzero(settled | (found.worst < residuals.worst[index]))
         merged = solution.with_elements(index[better], other.select(better))

@@ -31,7 +31,7 @@ class SolvedBatch:
     def __init__(
         self,
         parametric: ParametricProgram,
-        differentiate: Callable[[ConeProgram, Solution], AbstractDifferentiator],
+        differentiate: Callable[..., AbstractDifferentiator],
         features: Array,
         program: ConeProgram,
         solution: Solution,
@@ -184,7 +184,7 @@ class SolvedBatch:
 
     @cached_property
     def _differentiator(self) -> AbstractDifferentiator:
-        return self._differentiate(*self._solved_part)
+        return self._differentiate(*self._solved_part, accuracy=self._solved_rows(self.report.residuals.worst))
 
     @cached_property
     def _slope(self) -> Array:

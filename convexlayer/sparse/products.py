@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from convexlayer import compiled
 from convexlayer.pool import share
 
-__all__ = ["BatchedMatrix", "entries_of_products", "scatter_product"]
+__all__ = ["BatchedMatrix", "entries_of_products", "residuals", "scatter_product"]
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
@@ -51,6 +51,8 @@ class BatchedMatrix:
 
 def scatter_product(into: Positions, of: Positions, values: Floats, x: Floats, size: int) -> Floats:
     """Out (B, size) with out[into[p]] += values[p] x[of[p]] for every element: a product with a sparse matrix."""
+    if len(values) != len(x):
+        values, x = (np.broadcast_to(v, (max(len(values), len(x)), v.shape[1])) for v in (values, x))
     out = np.zeros((len(values), size))
     _run(_kernels().accumulate, (into, of, _plain(values), _plain(x), out), len(out), len(into))
     return out
@@ -69,6 +71,28 @@ def entries_of_products(rows: Positions, cols: Positions, pairs: tuple[tuple[Flo
     other = np.take(u2, rows, axis=1)
     other *= np.take(v2, cols, axis=1)
     out += other
+    return out
+
+
+def residuals(
+    patterns: tuple[Positions, Positions, Positions, Positions],
+    zero: int,
+    orthant: int,
+    data: tuple[Floats, ...],
+    curved: Floats,
+) -> Floats:
+    """The four residuals (B, 4) of solutions; where kernels are compiled.
+
+    Args:
+        patterns: rows and columns of P, and of A.
+        zero: rows of the zero cone.
+        orthant: end of the rows of the nonnegative cone.
+        data: P, q, A, b, x, y, s.
+        curved: projections of the other rows of y - s, (B, m - orthant).
+    """
+    out = np.empty((len(curved), 4))
+    arguments = (*patterns, zero, orthant, *map(_plain, data), _plain(curved), out)
+    _run(_kernels().residuals, arguments, len(out), len(patterns[0]) + 2 * len(patterns[2]))
     return out
 
 
