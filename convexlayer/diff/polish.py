@@ -17,7 +17,7 @@ __all__ = ["Polished", "polish", "polished"]
 NEEDED = 1e-9
 """Elements whose worst residual is at most this are left alone."""
 
-CONVERGED = 1e-13
+CONVERGED = 1e-12
 """An element below this is not polished further."""
 
 PATIENCE = 1e3

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import final
 
 import numpy as np
@@ -13,7 +10,7 @@ import numpy as np
 from convexlayer.engine.loop import ITERATION_LIMIT, STALLED, Limits, solve_range
 from convexlayer.engine.plan import EnginePlan
 from convexlayer.pool import WORKERS, share
-from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.program import ConeProgram, Cones, Pattern, Structure
 from convexlayer.solution import Solution, Status
 
 __all__ = ["BatchedEngine", "warm_up"]
@@ -27,7 +24,6 @@ WORDS = (
     Status.UNBOUNDED,
     Status.NUMERICAL_ERROR,
     Status.ITERATION_LIMIT,
-    Status.TIME_LIMIT,
 )
 """By the loop's words."""
 
@@ -43,9 +39,6 @@ MAX_ITER = 100
 ITERATIONS, FLOP_S, ENTRY_S = 10, 5e-10, 5e-9
 """Seconds of an element: so many iterations, each with these for every multiply-add and entry of the factor."""
 
-TICK = 0.05
-"""Resolution of a time limit, relative to it."""
-
 
 @final
 class BatchedEngine:
@@ -57,16 +50,13 @@ class BatchedEngine:
         self._plan = EnginePlan.of(structure)
         self._target = TARGET if structure.cones.kinds <= {"zero", "nonnegative"} else CURVED_TARGET
 
-    def solve(
-        self, program: ConeProgram, *, tol: float, max_iter: int | None = None, time_limit_s: float | None = None
-    ) -> Solution:
+    def solve(self, program: ConeProgram, *, tol: float, max_iter: int | None = None) -> Solution:
         """Solve every element.
 
         Args:
             program: (B, ...).
             tol: relative residuals that are good enough; a hundredth is aimed at.
             max_iter: iterations of an element.
-            time_limit_s: seconds of an element.
 
         Returns:
             Solutions; infeasible elements carry a ray y with b'y = -1, unbounded ones a ray x with q'x = -1.
@@ -74,48 +64,23 @@ class BatchedEngine:
         plan, batch = self._plan, program.batch
         x, y, s = (np.full((batch, size), np.nan) for size in (self._structure.n, self._structure.m, self._structure.m))
         word, iterations = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
-        limit_s = np.inf if time_limit_s is None else time_limit_s
-        limits = Limits(self._target * tol, PRODUCT * tol, tol, max_iter or MAX_ITER, limit_s)
+        limits = Limits(self._target * tol, PRODUCT * tol, tol, max_iter or MAX_ITER)
         lanes = (0.0,) * (LANES if batch > 2 * WORKERS else 1)
         data = tuple(np.require(part, np.float64, ["C", "W"]) for part in (program.P, program.q, program.A, program.b))
         start = time.perf_counter()
-        with _clock(time_limit_s) as clock:
 
-            def some(first: int, last: int) -> None:
-                solve_range(
-                    lanes, plan.layout, plan.factor, limits, plan.symmetric, plan.degree, *data, first, last, clock,
-                    x, y, s, word, iterations,
-                )  # fmt: skip
+        def some(first: int, last: int) -> None:
+            solve_range(
+                lanes, plan.layout, plan.factor, limits, plan.symmetric, plan.degree, *data, first, last,
+                x, y, s, word, iterations,
+            )  # fmt: skip
 
-            share(some, batch, seconds=ITERATIONS * (FLOP_S * plan.flops + ENTRY_S * plan.fill))
+        share(some, batch, seconds=ITERATIONS * (FLOP_S * plan.flops + ENTRY_S * plan.fill))
         seconds = np.full(batch, (time.perf_counter() - start) / max(batch, 1))
         if max_iter is None:
             word[word == ITERATION_LIMIT] = STALLED
         status = tuple(map(WORDS.__getitem__, word.tolist()))
         return Solution(x, y, s, status, iterations, seconds, {"solver": "batched"})
-
-
-@contextmanager
-def _clock(time_limit_s: float | None) -> Iterator[Array]:
-    """An array (1,) that holds the time in seconds, and is kept up to date where there is a limit."""
-    clock = np.zeros(1)
-    if time_limit_s is None:
-        yield clock
-        return
-    done = threading.Event()
-
-    def tick() -> None:
-        while not done.wait(TICK * time_limit_s):
-            clock[0] = time.perf_counter()
-
-    clock[0] = time.perf_counter()
-    ticking = threading.Thread(target=tick, name="convexlayer-clock", daemon=True)
-    ticking.start()
-    try:
-        yield clock
-    finally:
-        done.set()
-        ticking.join()
 
 
 def warm_up() -> None:

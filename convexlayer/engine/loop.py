@@ -67,9 +67,9 @@ from convexlayer.linalg.lanes import LanePlan, factorise
 from convexlayer.linalg.simd import load, store
 from convexlayer.program import Array, IndexArray
 
-__all__ = ["INFEASIBLE", "ITERATION_LIMIT", "OPTIMAL", "STALLED", "TIME_LIMIT", "UNBOUNDED", "Limits", "solve_range"]
+__all__ = ["INFEASIBLE", "ITERATION_LIMIT", "OPTIMAL", "STALLED", "UNBOUNDED", "Limits", "solve_range"]
 
-OPTIMAL, INFEASIBLE, UNBOUNDED, STALLED, ITERATION_LIMIT, TIME_LIMIT = 0, 1, 2, 3, 4, 5
+OPTIMAL, INFEASIBLE, UNBOUNDED, STALLED, ITERATION_LIMIT = 0, 1, 2, 3, 4
 
 IDLE, FRESH, RUNNING = 0, 1, 2
 """States of a lane: nothing left to do, loaded but without a starting point, iterating."""
@@ -95,14 +95,12 @@ class Limits(NamedTuple):
         product: natural residual of the nonnegative rows to reach with them.
         accepted: residuals that are good enough when there is no more progress.
         max_iter: iterations.
-        time_limit_s: seconds for one element.
     """
 
     target: float
     product: float
     accepted: float
     max_iter: int
-    time_limit_s: float
 
 
 @njit(nogil=True, error_model="numpy")
@@ -150,7 +148,6 @@ def solve_range(
     b: Array,
     first: int,
     last: int,
-    clock: Array,
     x_out: Array,
     y_out: Array,
     s_out: Array,
@@ -172,11 +169,10 @@ def solve_range(
         b: see P.
         first: first element.
         last: behind the last element.
-        clock: seconds, kept up to date by the caller where there is a time limit, (1,).
         x_out: out, (B, n), as y_out and s_out (B, m); rays of elements without a solution.
         y_out: see x_out.
         s_out: see x_out.
-        word: out, (B,), one of OPTIMAL ... TIME_LIMIT.
+        word: out, (B,), one of OPTIMAL ... ITERATION_LIMIT.
         iterations: out, (B,).
     """
     V, n, m, N = len(lanes), q.shape[1], b.shape[1], len(plan.permutation)
@@ -194,7 +190,7 @@ def solve_range(
     scaling = new_scaling(lanes, layout, m)
     lane, measures = np.ones((SCALARS, V)), np.zeros((MEASURES, V))
     element, state, count = np.full(V, -1), np.full(V, IDLE), np.zeros(V, np.int64)
-    least, least_tau, started = np.full(V, np.inf), np.ones(V), np.zeros(V)
+    least, least_tau = np.full(V, np.inf), np.ones(V)
     following = first
     while True:
         products(lanes, layout, data.P, data.A, x, y, affine.Px, affine.Aty, affine.Ax)
@@ -208,7 +204,7 @@ def solve_range(
                     least[v], least_tau[v] = worst, lane[TAU, v]
                     if worst < KEPT * limits.accepted:
                         _copy_lane(point, best, v)
-                said = _judged(limits, lane, measures, v, least[v], improved, count[v], clock[0] - started[v])
+                said = _judged(limits, lane, measures, v, least[v], improved, count[v])
                 if said >= 0:
                     word[e], iterations[e], state[v] = said, count[v], IDLE
                     if said == INFEASIBLE:
@@ -223,7 +219,7 @@ def solve_range(
                 e = following
                 following += 1
                 _load(layout, data, values, P[e], q[e], A[e], b[e], v)
-                element[v], state[v], count[v], least[v], started[v] = e, FRESH, 0, np.inf, clock[0]
+                element[v], state[v], count[v], least[v] = e, FRESH, 0, np.inf
                 set_unit(layout, s, y, v)
                 x[:, v] = 0.0
                 lane[TAU, v], lane[KAPPA, v], lane[ALPHA, v] = 1.0, 1.0, 1.0
@@ -281,9 +277,7 @@ def solve_range(
 
 
 @njit(nogil=True, error_model="numpy")
-def _judged(
-    limits: Limits, lane: Array, measures: Array, v: int, least: float, improved: bool, count: int, seconds: float
-) -> int:
+def _judged(limits: Limits, lane: Array, measures: Array, v: int, least: float, improved: bool, count: int) -> int:
     """What can be said of lane v's element, or -1 while it must go on."""
     tau, kappa, worst, qx, by = lane[TAU, v], lane[KAPPA, v], measures[WORST, v], measures[QX, v], measures[BY, v]
     acceptable = least <= limits.accepted
@@ -298,8 +292,6 @@ def _judged(
         said = STALLED
     elif count >= limits.max_iter:
         said = ITERATION_LIMIT
-    elif seconds > limits.time_limit_s:
-        said = TIME_LIMIT
     return OPTIMAL if said >= 0 and acceptable else said
 
 

@@ -7,6 +7,7 @@ whether a new axis of cotangents belongs to new elements or means several cotang
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,9 @@ class _Solve(torch.autograd.Function):
         wrt = tuple(ctx.needs_input_grad[1:])
         if not any(wrt) or all(c is None for c in cotangents[:-1]):
             return (None,) * (1 + len(wrt))
-        gradients = _apply(_Vjp, ctx.call, ctx.solved, wrt, element, *cotangents[:-1], *theta)
+        arguments = (ctx.call, ctx.solved, wrt, element, *cotangents[:-1], *theta)
+        # Without a graph of the backward pass, as in every plain .backward(), there is nothing to record or transform.
+        gradients = _apply(_Vjp, *arguments) if torch.is_grad_enabled() else _Vjp.forward(*arguments)
         rows = iter(gradients)
         summed = [
             None if not want else (next(rows) if batched else next(rows).sum(0))
@@ -196,6 +199,11 @@ class _Jvp(_Derivative):
 
 
 _NO_SECOND = "the derivative of the layer cannot be differentiated again: second derivatives are not available"
+
+
+# torch asks for these signatures in every call, and inspect takes longer for one than many a layer for its work.
+for _function in (_Solve, _Vjp, _Jvp):
+    setattr(_function.forward, "__signature__", inspect.signature(_function.forward))  # noqa: B010 (mypy knows no such)
 
 
 def _flattened(

@@ -75,6 +75,7 @@ class SolutionMap:
         self.options = Options.of(options, Options())
         self._arguments = {"solver": solver, "derivative": derivative, "check_attributes": check_attributes}
         self._check_attributes = check_attributes
+        self._automatic = solver.lower() == "auto"
         self._solver, self.reason = solver_for(solver, program.structure)
         self._state = self._solver.init(program.structure)
         self._deputy = None if self._solver.deputy is None else _initialised(self._solver.deputy, program.structure)
@@ -122,7 +123,8 @@ class SolutionMap:
         scale = given.objective_scale()
         program = given.divided(scale)
         instantiated = time.perf_counter()
-        solution = self._solve(program, chosen, None if before is None else before.divided(scale))
+        before = None if before is None else before.divided(scale)
+        solution, solver, reason = self._solve(program, chosen, before)
         solved = time.perf_counter()
         solution, residuals, factor = self._certified(program, solution, chosen)
         solution, residuals, again = self._solved_again(program, solution, residuals, chosen)
@@ -136,8 +138,8 @@ class SolutionMap:
             objective=objective,
             iterations=solution.iterations,
             seconds={"canonical": instantiated - start, "solve": solved - instantiated, "polish": polished - solved},
-            solver=self.solver,
-            reason=self.reason,
+            solver=solver,
+            reason=reason,
             solution=solution.divided(1.0 / scale),
             solved_again=again,
         )
@@ -189,12 +191,18 @@ class SolutionMap:
         merged = solution.with_elements(index[better], other.select(better))
         return merged, merged.residuals(program), tuple(index.tolist())
 
-    def _solve(self, program: ConeProgram, options: Options, warm_start: Solution | None) -> Solution:
+    def _solve(self, program: ConeProgram, options: Options, warm_start: Solution | None) -> tuple[Solution, str, str]:
+        """Solutions, the name of the solver, and why it was chosen."""
+        solver, state, reason = self._solver, self._state, self.reason
+        if self._automatic and self._deputy and options.time_limit_s is not None and not solver.timed:
+            reason = f"{solver.name}, the choice without a time limit, cannot keep one"
+            solver, state = self._deputy
         if program.batch:
-            return self._solver.solve(self._state, program, options, warm_start)
+            return solver.solve(state, program, options, warm_start), solver.name, reason
         n, m = program.structure.n, program.structure.m
         empty = np.zeros(0)
-        return Solution(np.zeros((0, n)), np.zeros((0, m)), np.zeros((0, m)), (), empty.astype(np.int64), empty, {})
+        none = Solution(np.zeros((0, n)), np.zeros((0, m)), np.zeros((0, m)), (), empty.astype(np.int64), empty, {})
+        return none, solver.name, reason
 
 
 def _initialised(name: str, structure: Structure) -> tuple[AbstractSolver, SolverState]:

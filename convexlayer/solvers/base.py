@@ -27,6 +27,7 @@ class AbstractSolver(ABC):
         cones: kinds of cone it supports (names of the fields of ``Cones``).
         quadratic: whether it takes a quadratic objective.
         deputy: the solver that is asked again for elements that this one leaves unsolved, or None.
+        timed: whether it can keep a time limit.
     """
 
     name: str
@@ -34,6 +35,7 @@ class AbstractSolver(ABC):
     cones: frozenset[str]
     quadratic: bool
     deputy: str | None = None
+    timed: bool = True
 
     @abstractmethod
     def installed(self) -> bool:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, final
 
 from convexlayer import compiled
+from convexlayer.errors import SolverError
 from convexlayer.program import ConeProgram, Structure
 from convexlayer.solution import Solution
 from convexlayer.solvers.base import AbstractSolver
@@ -29,6 +30,7 @@ class BatchedSolver(AbstractSolver):
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
     deputy = "clarabel"
+    timed = False
 
     def installed(self) -> bool:
         """Whether the package is there."""
@@ -47,4 +49,6 @@ class BatchedSolver(AbstractSolver):
     ) -> Solution:
         """Solve the batch; an interior-point method has no use for a warm start."""
         options.raw(self.name, ())
-        return state.solve(program, tol=options.tol, max_iter=options.max_iter, time_limit_s=options.time_limit_s)
+        if options.time_limit_s is not None:
+            raise SolverError("solver 'batched' has no time_limit_s: leave it out, or take solver='clarabel'")
+        return state.solve(program, tol=options.tol, max_iter=options.max_iter)

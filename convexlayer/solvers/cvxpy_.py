@@ -96,18 +96,6 @@ KNOWN = {
     "piqp": _Known(
         "piqp", LP, ("eps_abs", "eps_rel", "eps_duality_gap_abs", "eps_duality_gap_rel"), max_iter=("max_iter",)
     ),
-    "daqp": _Known(
-        "daqp",
-        LP,
-        ("primal_tol", "dual_tol"),
-        max_iter=("iter_limit",),
-        raw=frozenset(
-            {
-                *("cycle_tol", "dual_tol", "eps_prox", "eta_prox", "fval_bound", "iter_limit", "pivot_tol"),
-                *("primal_tol", "progress_tol", "zero_tol"),
-            }
-        ),
-    ),
     "qoco": _Known(
         "qoco",
         SOCP,

@@ -172,6 +172,8 @@ class DaqpSolver(AbstractSolver):
     package = "daqp"
     cones = frozenset({"zero", "nonnegative"})
     quadratic = True
+    deputy = "clarabel"
+    timed = False
 
     def installed(self) -> bool:
         """Whether the package is there."""

@@ -119,7 +119,7 @@ def residuals(
 @njit(nogil=True)
 def _larger(largest: float, value: float) -> float:
     """The larger of the two; NaN where one is."""
-    return largest if value <= largest else value if not largest != largest else largest
+    return largest if value <= largest or np.isnan(largest) else value
 
 
 def warm_up() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Any, final
 
@@ -103,6 +103,7 @@ def _run(kernel: Callable[..., None], arguments: tuple[Any, ...], batch: int, en
         share(lambda first, last: kernel(*arguments, first, last), batch, seconds=ENTRY_S * entries)
 
 
+@cache
 def _kernels() -> Any:
     """Imported when it is needed: numba takes half a second."""
     return import_module("convexlayer.sparse.kernels")
@@ -110,4 +111,7 @@ def _kernels() -> Any:
 
 def _plain(values: Floats) -> Floats:
     """Contiguous and writable, as the kernels are compiled for."""
+    flags = values.flags
+    if flags.c_contiguous and flags.writeable and values.dtype == np.float64:
+        return values
     return np.require(values, np.float64, ["C", "W"])

@@ -75,7 +75,7 @@ def test_a_lie_fails_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     x, c = cp.Variable(3), cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [cp.sum(x) == 1, x >= 0])
-    layer = ConvexLayer(problem, [c], [x], options={"polish": False})
+    layer = ConvexLayer(problem, [c], [x], options={"polish": False}, solver="clarabel")
     liar(monkeypatch, spoil=0.1)
     with pytest.raises(FailedElementsError, match=r"1 of 3.*1 \(numerical_error\)") as caught:
         layer(torch.tensor(THETA))

@@ -20,10 +20,11 @@ def info(name: str) -> SolverInfo:
 
 def test_lists_native_solvers_first_and_each_name_once() -> None:
     names = [entry.name for entry in available()]
-    assert names[:2] == ["clarabel", "scs"]
+    natives = ["batched", "clarabel", "daqp", "dense", "scs"]
+    assert names[: len(natives)] == natives
     assert len(set(names)) == len(names)
     assert {"cvxopt", "daqp", "ecos", "highs", "osqp", "piqp", "qoco"} < set(names)
-    assert [entry.native for entry in available()] == [name in ("clarabel", "scs") for name in names]
+    assert [entry.native for entry in available()] == [name in natives for name in names]
 
 
 def test_native_solvers_support_everything() -> None:
@@ -35,7 +36,7 @@ def test_native_solvers_support_everything() -> None:
 
 def test_auto_says_why() -> None:
     solver, reason = solver_for("auto", QP)
-    assert solver.name == "clarabel"
+    assert solver.name == "daqp"
     assert "nonnegative, zero" in reason
     assert solver_for("scs", QP)[1] == "asked for by name"
 
