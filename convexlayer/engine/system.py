@@ -86,7 +86,9 @@ def solve_refined(
             store(remainder, i, value)
             left = maximum(absolute(value), left)
         if step > 0:
-            worse = going & ~(left < before)
+            # A step that gains next to nothing is undone: where K is singular it only adds a multiple of a null
+            # direction, and every solve of an iteration must have the same multiple, that of the regularisation.
+            worse = going & ~(left < 0.5 * before)
             if any_lane(worse):
                 for i in range(size):
                     back = load(lanes, z, i) - load(lanes, correction, i)

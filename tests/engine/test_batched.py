@@ -78,7 +78,7 @@ def test_agrees_with_clarabel(kind: str, spread: float) -> None:
         compared += np.count_nonzero(both)
         worst = np.max([residuals.primal, residuals.dual, residuals.gap], axis=0)
         assert np.all(worst[mine] <= 1e-8)
-        assert all(word is Status.OPTIMAL for word in np.array(judged.status)[mine])
+        assert all(judged.status[i] is Status.OPTIMAL for i in np.flatnonzero(mine))
         difference = np.abs(program.objective(ours.x) - program.objective(theirs.x))
         terms = np.abs(program.q * ours.x).sum(axis=1)
         assert np.all(difference[both] <= 1e-7 * (1.0 + terms[both]))
@@ -88,18 +88,25 @@ def test_agrees_with_clarabel(kind: str, spread: float) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_certificates_of_infeasible_and_unbounded_elements(kind: str) -> None:
-    """b moved against a dual ray of a row repeated with the other sign; q along a direction that no row sees."""
+    """q falls along a direction that moves s further into the cones; b lies outside of the cones, and A is zero."""
     cones = KINDS[kind]
     rng = np.random.default_rng(5)
     base = random_program(rng, cones, quadratic=False)
     n, m = base.structure.n, base.structure.m
+    w = rng.standard_normal((30, m))
+    interior = np.mean(product_cone(cones).project_dual(w) - w, axis=0)
+    A = base.structure.A
+    moving = np.arange(cones.zero, m)
     wider = Structure(
         Pattern((n + 1, n + 1), np.zeros(0, np.int64), np.zeros(0, np.int64)),
-        Pattern((m, n + 1), base.structure.A.rows, base.structure.A.cols),
+        Pattern((m, n + 1), np.concatenate([A.rows, moving]), np.concatenate([A.cols, np.full(len(moving), n)])),
         cones,
     )
-    unseen = np.concatenate([base.q, np.full((BATCH, 1), -1.0)], axis=1)
-    unbounded = ConeProgram(wider, np.zeros((BATCH, 0)), unseen, base.r, base.A, base.b)
+    column = np.tile(-interior[moving], (BATCH, 1))
+    falling = np.concatenate([base.q, np.full((BATCH, 1), -50.0)], axis=1)
+    unbounded = ConeProgram(
+        wider, np.zeros((BATCH, 0)), falling, base.r, np.concatenate([base.A, column], axis=1), base.b
+    )
     found = solved(unbounded)
     assert found.status == (Status.UNBOUNDED,) * BATCH
     assert found.certified(unbounded, 1e-8)[0].status == found.status
