@@ -46,6 +46,7 @@ class ConvexLayer(torch.nn.Module):
         variables: Sequence[cp.Variable],
         *,
         solver: str = "auto",
+        tune: bool = False,
         gp: bool = False,
         derivative: str = "exact",
         on_failure: str = "raise",
@@ -63,6 +64,7 @@ class ConvexLayer(torch.nn.Module):
             variables: what to return: variables of the problem, and dual variables of its constraints
                 (``constraint.dual_variables[i]``).
             solver: a name that ``convexlayer solvers`` lists, or ``auto``.
+            tune: with ``auto``, let the first call time the solvers that might be the fastest, and keep to the winner.
             gp: the problem is a geometric program.
             derivative: ``exact``, or ``diffcp`` for the reference implementation.
             on_failure: what to do when an element has no solution: ``raise`` a FailedElementsError that carries the
@@ -84,7 +86,7 @@ class ConvexLayer(torch.nn.Module):
         _check_choice("on_failure", on_failure, ON_FAILURE)
         program = canonicalize(problem, parameters, variables, gp=gp, presolve=presolve, self_check=self_check)
         self._map = SolutionMap(
-            program, solver=solver, derivative=derivative, options=options, check_attributes=check_attributes
+            program, solver=solver, tune=tune, derivative=derivative, options=options, check_attributes=check_attributes
         )
         self._on_failure = on_failure
         self._judge = _DerivativeJudge(on_degenerate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,15 +17,15 @@ from convexlayer.diff import (
     derivative_mode,
     polished,
 )
-from convexlayer.errors import ShapeError
+from convexlayer.errors import ShapeError, SolverError
+from convexlayer.layers.choice import Chosen, Prepared, choose, fastest
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.layers.theta import batch_size, check_values
-from convexlayer.program import Array, ConeProgram, Structure
+from convexlayer.program import Array, ConeProgram
 from convexlayer.solution import Residuals, Solution, Status
 from convexlayer.solvers import Options
-from convexlayer.solvers.base import AbstractSolver, SolverState
-from convexlayer.solvers.registry import solver_for
+from convexlayer.solvers.auto import candidates
 
 __all__ = ["SolutionMap"]
 
@@ -54,6 +55,7 @@ class SolutionMap:
         program: ParametricProgram,
         *,
         solver: str = "auto",
+        tune: bool = False,
         derivative: str = "exact",
         options: Options | Mapping[str, Any] | None = None,
         check_attributes: bool = True,
@@ -63,32 +65,49 @@ class SolutionMap:
         Args:
             program: from ``canonicalize``.
             solver: a name of ``convexlayer solvers``, or ``auto``.
+            tune: let the first call time the solvers that ``auto`` would consider, and stay with the fastest.
             derivative: ``exact``, or ``diffcp`` for the reference.
             options: defaults of every call.
             check_attributes: whether values that violate a parameter's attributes are refused.
 
         Raises:
-            SolverError: the solver is unknown, missing, or cannot take the problem.
+            SolverError: the solver is unknown, missing, or cannot take the problem; or it is named and ``tune`` is set.
             DerivativeError: the derivative mode is unknown.
         """
         self.program = program
         self.options = Options.of(options, Options())
-        self._arguments = {"solver": solver, "derivative": derivative, "check_attributes": check_attributes}
+        self._arguments = {
+            "solver": solver,
+            "tune": tune,
+            "derivative": derivative,
+            "check_attributes": check_attributes,
+        }
         self._check_attributes = check_attributes
         self._automatic = solver.lower() == "auto"
-        self._solver, self.reason = solver_for(solver, program.structure)
-        self._state = self._solver.init(program.structure)
-        self._deputy = None if self._solver.deputy is None else _initialised(self._solver.deputy, program.structure)
+        if tune and not self._automatic:
+            raise SolverError(
+                f"tune=True chooses the solver by its time, but solver={solver!r} is named: leave one out"
+            )
+        self._chosen = choose(solver, program.structure)
+        self._tune = tune
+        self._tuned: Chosen | None = None
+        self._tuning = threading.Lock()
         self._system = ReducedSystem(program.structure)
         self._mode = derivative_mode(derivative)
 
     def __reduce__(self) -> tuple[Callable[..., SolutionMap], tuple[Any, ...]]:
-        return _rebuild, (self.program, self.options, self._arguments)
+        tuned = None if self._tuned is None else (self._tuned.solver.name, self._tuned.reason)
+        return _rebuild, (self.program, self.options, self._arguments, tuned)
 
     @property
     def solver(self) -> str:
         """The name of the solver."""
-        return self._solver.name
+        return (self._tuned or self._chosen).solver.name
+
+    @property
+    def reason(self) -> str:
+        """Why it was chosen."""
+        return (self._tuned or self._chosen).reason
 
     def solve(
         self,
@@ -124,10 +143,11 @@ class SolutionMap:
         program = given.divided(scale)
         instantiated = time.perf_counter()
         before = None if before is None else before.divided(scale)
-        solution, solver, reason = self._solve(program, chosen, before)
+        by = self._solver_for(program, chosen)
+        solution = by.solver.solve(by.state, program, chosen, before) if program.batch else _nothing(program)
         solved = time.perf_counter()
         solution, residuals, factor = self._certified(program, solution, chosen)
-        solution, residuals, again = self._solved_again(program, solution, residuals, chosen)
+        solution, residuals, again = self._solved_again(by.deputy, program, solution, residuals, chosen)
         polished = time.perf_counter()
 
         reached = self.program.objective.value(given.objective(solution.x))
@@ -138,8 +158,8 @@ class SolutionMap:
             objective=objective,
             iterations=solution.iterations,
             seconds={"canonical": instantiated - start, "solve": solved - instantiated, "polish": polished - solved},
-            solver=solver,
-            reason=reason,
+            solver=by.solver.name,
+            reason=by.reason,
             solution=solution.divided(1.0 / scale),
             solved_again=again,
         )
@@ -177,38 +197,59 @@ class SolutionMap:
         return _Certified(*solution.certified(program, options.tol, residuals), factor)
 
     def _solved_again(
-        self, program: ConeProgram, solution: Solution, residuals: Residuals, options: Options
+        self,
+        deputy: Prepared | None,
+        program: ConeProgram,
+        solution: Solution,
+        residuals: Residuals,
+        options: Options,
     ) -> tuple[Solution, Residuals, tuple[int, ...]]:
         """With the elements that the solver left unsolved or inaccurate solved by its deputy, and their positions."""
-        if self._deputy is None or all(status not in UNSETTLED for status in solution.status):
+        if deputy is None or all(status not in UNSETTLED for status in solution.status):
             return solution, residuals, ()
         index = np.array([i for i, status in enumerate(solution.status) if status in UNSETTLED], dtype=np.int64)
-        solver, state = self._deputy
         part = program.select(index)
-        other, found, _ = self._certified(part, solver.solve(state, part, options), options)
+        other, found, _ = self._certified(part, deputy.solver.solve(deputy.state, part, options), options)
         settled = np.array([status not in UNSETTLED for status in other.status], dtype=bool)
         better = np.flatnonzero(settled | (found.worst < residuals.worst[index]))
         merged = solution.with_elements(index[better], other.select(better))
         return merged, merged.residuals(program), tuple(index.tolist())
 
-    def _solve(self, program: ConeProgram, options: Options, warm_start: Solution | None) -> tuple[Solution, str, str]:
-        """Solutions, the name of the solver, and why it was chosen."""
-        solver, state, reason = self._solver, self._state, self.reason
-        if self._automatic and self._deputy and options.time_limit_s is not None and not solver.timed:
-            reason = f"{solver.name}, the choice without a time limit, cannot keep one"
-            solver, state = self._deputy
-        if program.batch:
-            return solver.solve(state, program, options, warm_start), solver.name, reason
-        n, m = program.structure.n, program.structure.m
-        empty = np.zeros(0)
-        none = Solution(np.zeros((0, n)), np.zeros((0, m)), np.zeros((0, m)), (), empty.astype(np.int64), empty, {})
-        return none, solver.name, reason
+    def _solver_for(self, program: ConeProgram, options: Options) -> Chosen:
+        """Who solves a batch; where tuning is asked for, the first batch decides."""
+        if self._tune and self._tuned is None and program.batch:
+            with self._tuning:
+                if self._tuned is None:
+                    self._tuned = self._fastest(program, options)
+        chosen = self._tuned or self._chosen
+        if self._automatic and chosen.deputy and options.time_limit_s is not None and not chosen.solver.timed:
+            reason = f"{chosen.solver.name}, the choice without a time limit, cannot keep one"
+            return Chosen(*chosen.deputy, deputy=None, reason=reason)
+        return chosen
+
+    def _fastest(self, program: ConeProgram, options: Options) -> Chosen:
+        """The fastest of those that ``auto`` considers, solutions as exact as the derivative needs them."""
+        structure = program.structure
+        others = (choose(name, structure) for name in candidates(structure) if name != self._chosen.solver.name)
+
+        def attempt(candidate: Chosen) -> int:
+            solution = candidate.solver.solve(candidate.state, program, options)
+            return int(np.count_nonzero(self._certified(program, solution, options).solution.solved))
+
+        return fastest([self._chosen, *others], attempt)
 
 
-def _initialised(name: str, structure: Structure) -> tuple[AbstractSolver, SolverState]:
-    solver, _ = solver_for(name, structure)
-    return solver, solver.init(structure)
+def _nothing(program: ConeProgram) -> Solution:
+    """The solution of an empty batch."""
+    n, m, empty = program.structure.n, program.structure.m, np.zeros(0)
+    return Solution(np.zeros((0, n)), np.zeros((0, m)), np.zeros((0, m)), (), empty.astype(np.int64), empty, {})
 
 
-def _rebuild(program: ParametricProgram, options: Options, arguments: dict[str, Any]) -> SolutionMap:
-    return SolutionMap(program, options=options, **arguments)
+def _rebuild(
+    program: ParametricProgram, options: Options, arguments: dict[str, Any], tuned: tuple[str, str] | None
+) -> SolutionMap:
+    made = SolutionMap(program, options=options, **arguments)
+    if tuned is not None:
+        name, reason = tuned
+        made._tuned = choose(name, program.structure)._replace(reason=reason)
+    return made

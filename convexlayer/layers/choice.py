@@ -1,0 +1,80 @@
+"""The solver that a solution map has chosen, and the race that finds the fastest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from convexlayer.program import Structure
+from convexlayer.solvers.base import AbstractSolver, SolverState
+from convexlayer.solvers.registry import solver_for
+
+__all__ = ["Chosen", "Prepared", "choose", "fastest"]
+
+RUNS = 3
+"""Timed runs of each candidate, after one that is not: caches fill, and a solver may keep what it built."""
+
+HOPELESS = 3.0
+"""A candidate that once took this many times as long as the fastest is not run again."""
+
+
+class Prepared(NamedTuple):
+    """A solver, and what it prepared for a structure."""
+
+    solver: AbstractSolver
+    state: SolverState
+
+    @staticmethod
+    def of(solver: AbstractSolver, structure: Structure) -> Prepared:
+        """After the work that every solve shares."""
+        return Prepared(solver, solver.init(structure))
+
+
+class Chosen(NamedTuple):
+    """Who solves.
+
+    Attributes:
+        solver: the solver.
+        state: what it prepared for the structure.
+        deputy: who is asked again for elements that it leaves unsolved, or None.
+        reason: why it was chosen.
+    """
+
+    solver: AbstractSolver
+    state: SolverState
+    deputy: Prepared | None
+    reason: str
+
+
+def choose(name: str, structure: Structure) -> Chosen:
+    """The solver of this name, or the one that ``auto`` chooses, after the work that every solve shares.
+
+    Raises:
+        SolverError: the solver is unknown, missing, or cannot take the structure.
+    """
+    solver, reason = solver_for(name, structure)
+    deputy = None if solver.deputy is None else Prepared.of(solver_for(solver.deputy, structure)[0], structure)
+    return Chosen(*Prepared.of(solver, structure), deputy, reason)
+
+
+def fastest(candidates: Sequence[Chosen], attempt: Callable[[Chosen], int]) -> Chosen:
+    """The fastest of the candidates that solve the most elements, with the times as its reason.
+
+    Args:
+        candidates: at least one.
+        attempt: solves with a candidate, and says how many elements it solved.
+    """
+    solved = [attempt(candidate) for candidate in candidates]
+    best = [float("inf")] * len(candidates)
+    for _ in range(RUNS):
+        for i, candidate in enumerate(candidates):
+            if best[i] == float("inf") or best[i] <= HOPELESS * min(best):
+                start = time.perf_counter()
+                attempt(candidate)
+                best[i] = min(best[i], time.perf_counter() - start)
+    able = [i for i in range(len(candidates)) if solved[i] == max(solved)]
+    winner = min(able, key=best.__getitem__)
+    told = sorted(range(len(candidates)), key=best.__getitem__)
+    times = ", ".join(f"{candidates[i].solver.name} {1e3 * best[i]:.3g} ms" for i in told)
+    return candidates[winner]._replace(reason=f"tuned: the fastest at the first call ({times})")

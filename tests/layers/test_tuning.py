@@ -1,0 +1,72 @@
+"""The race of the first call: who takes part, who wins, and that the winner stays."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from convexlayer import SolutionMap, SolverError
+from convexlayer.layers.choice import Chosen, choose, fastest
+from tests.layers.families import family
+
+
+def test_the_first_call_decides_and_the_decision_stays() -> None:
+    case = family("quadratic")
+    tuned, plain = case.layer(tune=True), case.layer()
+    assert not tuned.solution_map.reason.startswith("tuned")
+    _, report = tuned.solve(*case.prepared(case.tensors(5)))
+    assert report.reason.startswith("tuned: ")
+    assert report.solver in report.reason
+    for seed, batch in ((1, 2), (2, None)):
+        _, later = tuned.solve(*case.prepared(case.tensors(batch, seed=seed)))
+        assert (later.solver, later.reason) == (report.solver, report.reason)
+    tensors = case.prepared(case.tensors(5))
+    for mine, other in zip(tuned(*tensors), plain(*tensors), strict=True):
+        np.testing.assert_allclose(mine.detach(), other.detach(), atol=1e-8)
+
+
+def test_a_copy_knows_the_winner() -> None:
+    case = family("quadratic")
+    made = SolutionMap(case.program(), tune=True)
+    before = pickle.loads(pickle.dumps(made))
+    made.solve(case.values(4))
+    after = pickle.loads(pickle.dumps(made))
+    assert not before.reason.startswith("tuned")
+    assert (after.solver, after.reason) == (made.solver, made.reason)
+    assert after.solve(case.values(2)).report.reason == made.reason
+
+
+def test_threads_hold_one_race() -> None:
+    case = family("quadratic")
+    made = SolutionMap(case.program(), tune=True)
+    with ThreadPoolExecutor(4) as threads:
+        reasons = set(threads.map(lambda _: made.solve(case.values(3)).report.reason, range(8)))
+    assert reasons == {made.reason}
+
+
+def test_an_empty_batch_decides_nothing() -> None:
+    case = family("quadratic")
+    made = SolutionMap(case.program(), tune=True)
+    assert not made.solve([value[:0] for value in case.values(2)]).report.reason.startswith("tuned")
+
+
+def test_a_named_solver_is_not_tuned() -> None:
+    with pytest.raises(SolverError, match=r"solver='scs' is named: leave one out"):
+        SolutionMap(family("quadratic").program(), solver="scs", tune=True)
+
+
+def test_a_solver_that_solves_less_does_not_win() -> None:
+    structure = family("quadratic").program().structure
+    slow, quick = choose("scs", structure), choose("clarabel", structure)
+
+    def attempt(candidate: Chosen) -> int:
+        if candidate is slow:
+            time.sleep(0.01)
+        return 2 if candidate is slow else 1
+
+    assert fastest([quick, slow], attempt).solver.name == "scs"
+    assert fastest([quick, slow], lambda candidate: int(attempt(candidate) > 0)).solver.name == "clarabel"
