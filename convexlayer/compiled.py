@@ -36,9 +36,10 @@ __all__ = ["PARTS", "compile_at_leisure", "folder", "prepare", "ready"]
 PACKAGE = Path(__file__).parent
 
 PARTS = {
-    "sparse": "convexlayer.sparse.kernels",
     "linalg": "convexlayer.linalg.laned",
     "engine": "convexlayer.engine.batched",
+    "sparse": "convexlayer.sparse.kernels",
+    "cones": "convexlayer.cones.kernels",
 }
 """Folders with kernels, each building on those before it, and the modules whose ``warm_up`` compiles all of them."""
 

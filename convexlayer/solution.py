@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from convexlayer import compiled
-from convexlayer.cones import ProductCone
+from convexlayer.cones import ProductCone, ProductPoint
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, max_norm
 from convexlayer.sparse import residuals
 
@@ -94,7 +94,7 @@ class Solution:
     seconds: Array
     stats: dict[str, Any]
 
-    @property
+    @cached_property
     def solved(self) -> BoolArray:
         """Which elements have a solution, (B,)."""
         return np.array([status.solved for status in self.status], dtype=bool)
@@ -127,23 +127,32 @@ class Solution:
             status[i] = word
         return replace(self, x=x, y=y, s=s, status=tuple(status), iterations=iterations, seconds=seconds)
 
-    def residuals(self, program: ConeProgram) -> Residuals:
-        """The four residuals of every element; not a number where the point is not finite."""
+    def at(self, cones: Cones) -> ProductPoint:
+        """The cones of the programs at w = y - s (at 0 where that is not finite)."""
+        w = self.y - self.s
+        finite = np.isfinite(w)
+        return product_cone(cones).at(w if np.all(finite) else np.where(finite, w, 0.0))
+
+    def residuals(self, program: ConeProgram, at: ProductPoint | None = None) -> Residuals:
+        """The four residuals of every element; not a number where the point is not finite.
+
+        Args:
+            program: the programs.
+            at: ``self.at`` of their cones, if it is known.
+        """
         structure, y, s = program.structure, self.y, self.s
         cones = structure.cones
-        w = np.where(np.isfinite(y - s), y - s, 0.0)
+        projected = (at or self.at(cones)).projection
         if compiled.ready():
             orthant = cones.zero + cones.nonnegative
-            projected = product_cone(cones).project_dual(w)[:, orthant:] if orthant < cones.m else w[:, :0]
             P, A = structure.P, structure.A
             data = (program.P, program.q, program.A, program.b, self.x, y, s)
-            found = residuals((P.rows, P.cols, A.rows, A.cols), cones.zero, orthant, data, projected)
+            found = residuals((P.rows, P.cols, A.rows, A.cols), cones.zero, orthant, data, projected[:, orthant:])
             return Residuals(*found.T)
         Px = structure.P.matvec(program.P, self.x)
         Ax = structure.A.matvec(program.A, self.x)
         Aty = structure.A.rmatvec(program.A, self.y)
         xPx, qx, by = (np.sum(u * v, axis=1) for u, v in ((self.x, Px), (program.q, self.x), (program.b, self.y)))
-        projected = product_cone(cones).project_dual(w)
         return Residuals(
             primal=max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
             dual=max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),

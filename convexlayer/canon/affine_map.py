@@ -9,7 +9,9 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
+from convexlayer.buffers import empty
 from convexlayer.program import Array, IndexArray
+from convexlayer.solution import BoolArray
 from convexlayer.sparse import BatchedMatrix
 
 __all__ = ["AffineMap", "AffineProduct", "Features"]
@@ -35,15 +37,15 @@ class Features:
         """Length of the vector."""
         return sum(self.sizes) + len(self.log)
 
-    def of(self, wrt: Sequence[bool]) -> IndexArray:
-        """Positions in the vector of the features of these parameters."""
+    def of(self, wrt: Sequence[bool]) -> BoolArray:
+        """Which entries of the vector are features of these parameters, a mask (size,)."""
         wanted = np.repeat(np.asarray(wrt, dtype=bool), self.sizes)
-        return np.flatnonzero(np.concatenate([wanted, wanted[self.log]]))
+        return np.concatenate([wanted, wanted[self.log]]) if len(self.log) else wanted
 
     def apply(self, theta: Sequence[Array], batch: int) -> Array:
         """The vectors (batch, size) of arrays that are (batch, ...) or lack the batch axis."""
         parts = [_flat(value, size, batch) for value, size in zip(theta, self.sizes, strict=True)]
-        flat = np.concatenate(parts, axis=1) if parts else np.zeros((batch, 0))
+        flat = np.concatenate(parts, axis=1, out=empty(batch, sum(self.sizes))) if parts else np.zeros((batch, 0))
         return np.concatenate([flat, np.log(flat[:, self.log])], axis=1) if len(self.log) else flat
 
     def push(self, features: Array, tangents: Sequence[Array | None]) -> Array:

@@ -11,11 +11,14 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
+from convexlayer import compiled
 from convexlayer.canon.affine_map import AffineMap, AffineProduct, Features
 from convexlayer.canon.document import Reader, write_matrix, write_pattern
 from convexlayer.canon.recovery import OutputSpec, Recovery
 from convexlayer.errors import ProblemError
 from convexlayer.program import Array, ConeProgram, Structure
+from convexlayer.solution import BoolArray
+from convexlayer.sparse import ProgramMatrix
 
 __all__ = ["ATTRIBUTES", "Objective", "ParameterSpec", "ParametricProgram", "PresolveRecord"]
 
@@ -135,10 +138,27 @@ class ParametricProgram:
             shape.P if P.matrix.nnz else shape.P.empty, shape.A if A.matrix.nnz else shape.A.empty, shape.cones
         )
 
+    @cached_property
+    def _compiled(self) -> ProgramMatrix:
+        sizes = [part.stop - part.start for part in self.parts]
+        return ProgramMatrix(self.data.matrix, self.data.constant, sizes)
+
     def instantiate(self, features: Array) -> ConeProgram:
         """The programs of feature vectors (B, features.size)."""
         program = self._program([part.apply(features) for part in self._maps])
         return program if self.products is None else replace(program, r=program.r + self.products.apply(features))
+
+    def normalised(self, features: Array) -> tuple[ConeProgram, Array]:
+        """The programs of feature vectors (B, features.size), objectives divided by ``objective_scale``, and that."""
+        if not compiled.ready():
+            program = self.instantiate(features)
+            scale = program.objective_scale()
+            return program.divided(scale), scale
+        *parts, scale = self._compiled.times(features, normalise=True)
+        program = self._program(parts)
+        if self.products is not None:
+            program = replace(program, r=program.r + self.products.apply(features) / scale)
+        return program, scale
 
     def push(self, features: Array, tangent: Array) -> ConeProgram:
         """Program tangent of a tangent (B, features.size) of the feature vectors."""
@@ -147,13 +167,31 @@ class ParametricProgram:
             return program
         return replace(program, r=program.r + self.products.push(features, tangent))
 
-    def pullback(self, features: Array, cotangent: ConeProgram) -> Array:
-        """Cotangent (B, features.size) of the feature vectors, of a program cotangent (on ``varying`` at least)."""
+    def pullback(
+        self, features: Array, cotangent: ConeProgram, *, scale: Array | None = None, wanted: BoolArray | None = None
+    ) -> Array:
+        """Cotangent (B, features.size) of the feature vectors, of a program cotangent.
+
+        Args:
+            features: the feature vectors.
+            cotangent: on ``varying`` at least.
+            scale: what ``normalised`` divided the programs' objectives by, where the cotangent is that of its programs.
+            wanted: positions in the feature vectors, a mask; the others are zero.
+        """
+        inverse = np.ones(len(features)) if scale is None else 1.0 / scale
         parts = (cotangent.P, cotangent.q, cotangent.r[:, None], cotangent.A, cotangent.b)
-        pulled = [part.pull(value) for part, value in zip(self._maps, parts, strict=True) if part.matrix.nnz]
+        if compiled.ready():
+            total = self._compiled.adjoint(parts, inverse, wanted)
+        else:
+            weights = [inverse[:, None]] * 3 + [np.ones((1, 1))] * 2
+            weighted = zip(self._maps, parts, weights, strict=True)
+            pulled = [part.pull(value * weight) for part, value, weight in weighted if part.matrix.nnz]
+            total = reduce(np.add, pulled) if pulled else np.zeros_like(features)
+            if wanted is not None:
+                total = np.where(wanted, total, 0.0)
         if self.products is not None:
-            pulled.append(self.products.pull(features, cotangent.r))
-        return reduce(np.add, pulled) if pulled else np.zeros_like(features)
+            total = total + self.products.pull(features, inverse * cotangent.r)
+        return total
 
     def split(self, flat: Sequence[Array]) -> tuple[Array, ...]:
         """Per-parameter arrays (B, entries) with their shapes (B, *shape)."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from convexlayer.cones.base import AbstractCone, Eigenbasis, RankTwo
+from convexlayer.cones.base import AbstractCone, ConePoint, Eigenbasis, RankTwo
 from convexlayer.cones.exponential import Exponential
 from convexlayer.cones.nonnegative import Nonnegative
 from convexlayer.cones.power import Power
-from convexlayer.cones.product import Group, ProductCone, ProductDerivative
+from convexlayer.cones.product import Group, ProductCone, ProductDerivative, ProductPoint
 from convexlayer.cones.psd import PositiveSemidefinite
 from convexlayer.cones.second_order import SecondOrder
 from convexlayer.cones.zero import Zero
 
 __all__ = [
     "AbstractCone",
+    "ConePoint",
     "Eigenbasis",
     "Exponential",
     "Group",
@@ -21,6 +22,7 @@ __all__ = [
     "Power",
     "ProductCone",
     "ProductDerivative",
+    "ProductPoint",
     "RankTwo",
     "SecondOrder",
     "Zero",

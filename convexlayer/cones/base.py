@@ -11,11 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar, final
 
 from array_api_compat import array_namespace
 
-__all__ = ["AbstractCone", "Array", "Eigenbasis", "RankTwo"]
+__all__ = ["AbstractCone", "Array", "ConePoint", "Eigenbasis", "RankTwo"]
 
 # A NumPy array or a torch tensor, float64: no static type covers both.
 Array: TypeAlias = Any
@@ -86,6 +86,23 @@ class RankTwo:
         return self.delta * (v - self.q2 * along2) + self.complement * (self.q1 * along1)
 
 
+Derivative = TypeVar("Derivative", Eigenbasis, RankTwo)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ConePoint(Generic[Derivative]):
+    """A cone at points w (..., size).
+
+    Attributes:
+        projection: Pi_{K*}(w), (..., size).
+        derive: makes the derivative of Pi_{K*} at w, from what has been computed already.
+    """
+
+    projection: Array
+    derive: Callable[[], Derivative]
+
+
 class AbstractCone(ABC):
     """Blocks of one cone K, all of one size; leading axes are batch and block.
 
@@ -98,16 +115,20 @@ class AbstractCone(ABC):
     size: int
 
     @abstractmethod
+    def at(self, w: Array) -> ConePoint[Eigenbasis]:
+        """The projection of w, (..., size), and the derivative there."""
+
     def project_dual(self, w: Array) -> Array:
         """Pi_{K*}(w), (..., size) -> (..., size)."""
+        return self.at(w).projection
 
-    @abstractmethod
     def derivative(self, w: Array) -> Eigenbasis:
         """The derivative of Pi_{K*} at w, (..., size)."""
+        return self.at(w).derive()
 
-    @abstractmethod
     def margin(self, w: Array) -> Array:
         """Euclidean distance from w to the set where the derivative jumps, (..., size) -> (...).
 
         Exact below 1e-3 norm(w), which is where anyone needs it; elsewhere it may be a lower bound.
         """
+        return self.derivative(w).margin()

@@ -17,11 +17,14 @@ where nothing cancels or overflows for large rho, and t near 0 keeps its relativ
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
+import numpy as np
 from array_api_compat import array_namespace, device
 
-from convexlayer.cones.base import AbstractCone, Array, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
+from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled, plain
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import BEYOND, increasing_root
 
@@ -53,20 +56,19 @@ class Exponential(AbstractCone):
 
     size = 3
 
-    def project_dual(self, w: Array) -> Array:
-        """Pi_{K*}(w), (..., 3)."""
+    def at(self, w: Array) -> ConePoint[Eigenbasis]:
+        """Pi_{K*}(w), (..., 3), and the derivative there."""
+        if is_compiled(w):
+            return _compiled_point(w, self._margin)
         xp = array_namespace(w)
         region = _locate(xp, w)
-        curved = xp.stack((-region.a, region.a * (region.rho - 1.0), region.y3), axis=-1)
-        return _assemble(xp, w, region, curved)
+        return ConePoint(_projection(xp, w, region), lambda: self._eigenbasis(xp, w, region))
 
-    def derivative(self, w: Array) -> Eigenbasis:
+    def _eigenbasis(self, xp: Any, w: Array, region: _Region) -> Eigenbasis:
         """Q = (y / norm y, s / norm s, their cross product), d = (1, 0, delta) where the cone is curved.
 
         (1 - delta) / delta = s2 s3^2 norm(y)^2 / ((-y1)^3 norm(s)^2) = (b / a) exp(2 rho) norm(y / a)^2 / norm(s / b)^2
         """
-        xp = array_namespace(w)
-        region = _locate(xp, w)
         rho, positive = region.rho, region.rho > 0
         decay = xp.exp(-xp.abs(rho))
         grow_y, grow_s = xp.where(positive, 1.0, decay), xp.where(positive, decay, 1.0)
@@ -92,16 +94,10 @@ class Exponential(AbstractCone):
             lambda: self._margin(xp, w, region),
         )
 
-    def margin(self, w: Array) -> Array:
-        """Distance from the boundaries of K*, of -K and of the pieces w3 < 0 and w3 > 0 of the face region."""
-        xp = array_namespace(w)
-        return self._margin(xp, w, _locate(xp, w))
-
     @staticmethod
     def _margin(xp: Any, w: Array, region: _Region) -> Array:
-        """The margin at a point of known region."""
-        curved = xp.stack((-region.a, region.a * (region.rho - 1.0), region.y3), axis=-1)
-        y = _assemble(xp, w, region, curved)
+        """Distance from the boundaries of K*, of -K and of the pieces w3 < 0 and w3 > 0 of the face region."""
+        y = _projection(xp, w, region)
         sizes = xp.minimum(xp.linalg.vector_norm(y, axis=-1), xp.linalg.vector_norm(y - w, axis=-1))
         to_face = xp.linalg.vector_norm(xp.minimum(w[..., :2], 0.0), axis=-1)
         within_face = xp.minimum(xp.minimum(w[..., 0], w[..., 1]), xp.abs(w[..., 2]))
@@ -112,8 +108,30 @@ class Exponential(AbstractCone):
         return margin
 
 
-def _assemble(xp: Any, w: Array, region: _Region, curved: Array) -> Array:
+def _compiled_point(w: Array, margin: Callable[[Any, Array, _Region], Array]) -> ConePoint[Eigenbasis]:
+    """The projection and the derivative by the compiled kernels."""
+    kernels = compiled_kernels()
+    flat = plain(w).reshape(-1, 3)
+    code, region, y = np.empty(len(flat), np.int8), np.empty((len(flat), 4)), np.empty(flat.shape)
+    in_ranges(kernels.exponential_point, (flat, code, region, y), entries=len(flat))
+
+    def located() -> _Region:
+        places = (code == which for which in (kernels.DUAL, kernels.POLAR, kernels.FACE))
+        parts = (*places, *region.T)
+        return _Region(*(part.reshape(w.shape[:-1]) for part in parts))
+
+    def derive() -> Eigenbasis:
+        Q, d, complement = np.empty((*flat.shape, 3)), np.empty(flat.shape), np.empty(flat.shape)
+        in_ranges(kernels.exponential_derivative, (flat, code, region, Q, d, complement), entries=len(flat))
+        basis, eigenvalues, rest = Q.reshape(*w.shape, 3), d.reshape(w.shape), complement.reshape(w.shape)
+        return Eigenbasis(basis, eigenvalues, rest, lambda: margin(np, w, located()))
+
+    return ConePoint(y.reshape(w.shape), derive)
+
+
+def _projection(xp: Any, w: Array, region: _Region) -> Array:
     """The projection, from its value in each region."""
+    curved = xp.stack((-region.a, region.a * (region.rho - 1.0), region.y3), axis=-1)
     on_face = xp.stack((xp.zeros_like(region.a), xp.maximum(w[..., 1], 0.0), xp.maximum(w[..., 2], 0.0)), axis=-1)
     y = xp.where(region.face[..., None], on_face, curved)
     return xp.where(region.dual[..., None], w, xp.where(region.polar[..., None], 0.0, y))

@@ -6,7 +6,7 @@ from typing import final
 
 from array_api_compat import array_namespace
 
-from convexlayer.cones.base import AbstractCone, Array, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
 
 __all__ = ["Nonnegative"]
 
@@ -17,16 +17,12 @@ class Nonnegative(AbstractCone):
 
     size = 1
 
-    def project_dual(self, w: Array) -> Array:
-        """max(w, 0)."""
-        return array_namespace(w).maximum(w, 0.0)
-
-    def derivative(self, w: Array) -> Eigenbasis:
-        """D = 1 where w > 0, else 0."""
+    def at(self, w: Array) -> ConePoint[Eigenbasis]:
+        """max(w, 0), and D = 1 where w > 0, else 0; abs(w) is the margin."""
         xp = array_namespace(w)
-        d = xp.astype(w > 0, w.dtype)
-        return Eigenbasis(None, d, 1.0 - d, lambda: self.margin(w))
 
-    def margin(self, w: Array) -> Array:
-        """abs(w)."""
-        return array_namespace(w).abs(w[..., 0])
+        def derive() -> Eigenbasis:
+            d = xp.astype(w > 0, w.dtype)
+            return Eigenbasis(None, d, 1.0 - d, lambda: xp.abs(w[..., 0]))
+
+        return ConePoint(xp.maximum(w, 0.0), derive)

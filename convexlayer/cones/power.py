@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from convexlayer.cones.base import AbstractCone, Array, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import increasing_root
 from convexlayer.errors import ProblemError
@@ -67,18 +67,17 @@ class Power(AbstractCone):
             )
         self._exponents = np.stack((self.alpha, 1.0 - self.alpha), axis=-1)
 
-    def project_dual(self, w: Array) -> Array:
-        """Pi_{K*}(w), (..., blocks, 3)."""
+    def at(self, w: Array) -> ConePoint[Eigenbasis]:
+        """Pi_{K*}(w), (..., blocks, 3), and the derivative there."""
         xp = array_namespace(w)
-        return _assemble(xp, w, self._locate(xp, w))
+        region = self._locate(xp, w)
+        return ConePoint(_assemble(xp, w, region), lambda: self._eigenbasis(xp, w, region))
 
-    def derivative(self, w: Array) -> Eigenbasis:
+    def _eigenbasis(self, xp: Any, w: Array, region: _Region) -> Eigenbasis:
         """Q = (y / norm y, s / norm s, their cross product), d = (1, 0, delta) where the cone is curved.
 
         (1 - delta) / delta = s1^2 s2^2 norm(y)^2 / (alpha (1 - alpha) abs(y3)^3 abs(s3) norm(s)^2)
         """
-        xp = array_namespace(w)
-        region = self._locate(xp, w)
         sign = xp.copysign(xp.ones_like(w[..., 2:]), w[..., 2:])
         y, log_y = _unit(xp, region.log_y, sign)
         s, log_s = _unit(xp, region.log_s, -sign)
@@ -101,13 +100,8 @@ class Power(AbstractCone):
             lambda: self._margin(xp, w, region),
         )
 
-    def margin(self, w: Array) -> Array:
-        """Distance from the boundaries of K* and -K."""
-        xp = array_namespace(w)
-        return self._margin(xp, w, self._locate(xp, w))
-
     def _margin(self, xp: Any, w: Array, region: _Region) -> Array:
-        """The margin at a point of known region."""
+        """Distance of a point of known region from the boundaries of K* and -K."""
         y = _assemble(xp, w, region)
         margin = xp.minimum(xp.linalg.vector_norm(y, axis=-1), xp.linalg.vector_norm(y - w, axis=-1))
         interior = region.dual | region.polar

@@ -10,7 +10,7 @@ from typing import TypeGuard, final
 
 from array_api_compat import array_namespace
 
-from convexlayer.cones.base import AbstractCone, Eigenbasis, RankTwo
+from convexlayer.cones.base import AbstractCone, ConePoint, Eigenbasis, RankTwo
 from convexlayer.cones.exponential import Exponential
 from convexlayer.cones.nonnegative import Nonnegative
 from convexlayer.cones.power import Power
@@ -20,7 +20,7 @@ from convexlayer.cones.zero import Zero
 from convexlayer.errors import ShapeError
 from convexlayer.program import Array, Cones
 
-__all__ = ["RANK_TWO_FROM", "Group", "ProductCone", "ProductDerivative"]
+__all__ = ["RANK_TWO_FROM", "Group", "ProductCone", "ProductDerivative", "ProductPoint"]
 
 RANK_TWO_FROM = 8
 """Second-order blocks of this many rows and more have their derivative as a rank-two form; measured."""
@@ -57,9 +57,10 @@ class Group:
         """The group's rows of w (B, m), as (B, blocks, size)."""
         return w[:, self.rows].reshape(w.shape[0], self.blocks, self.size)
 
-    def derivative(self, w: Array) -> Eigenbasis | RankTwo:
-        """The derivative at w (B, blocks, size): without an eigenbasis where that would be large."""
-        return self.cone.rank_two(w) if _large(self.cone) else self.cone.derivative(w)
+    def at(self, w: Array) -> ConePoint[Eigenbasis] | ConePoint[RankTwo]:
+        """The cone at the group's rows of w (B, m): without an eigenbasis where that would be large."""
+        part = self.split(w)
+        return self.cone.rank_two_at(part) if _large(self.cone) else self.cone.at(part)
 
 
 @final
@@ -88,6 +89,27 @@ class ProductDerivative:
 
 
 @final
+class ProductPoint:
+    """A product cone at points w (B, m).
+
+    Attributes:
+        w: the points.
+        projection: Pi_{K*}(w), (B, m).
+    """
+
+    def __init__(self, groups: tuple[Group, ...], w: Array) -> None:
+        self.w = w
+        self._groups = groups
+        self._points = [group.at(w) for group in groups]
+        self.projection = _join(w, [point.projection for point in self._points])
+
+    @cached_property
+    def derivative(self) -> ProductDerivative:
+        """The derivative of Pi_{K*} at w."""
+        return ProductDerivative(self._groups, tuple(point.derive() for point in self._points))
+
+
+@final
 class ProductCone:
     """The product of cones K of a program, rows in the order of `Cones`.
 
@@ -99,23 +121,22 @@ class ProductCone:
         self.m = cones.m
         self.groups = tuple(_groups(cones))
 
-    def project_dual(self, w: Array) -> Array:
-        """Pi_{K*}(w), (B, m) -> (B, m).
+    def at(self, w: Array) -> ProductPoint:
+        """The projection of w (B, m), and the derivative there.
 
         Raises:
             ShapeError: w is not of shape (B, m).
         """
         self._check(w)
-        return _join(w, [group.cone.project_dual(group.split(w)) for group in self.groups])
+        return ProductPoint(self.groups, w)
+
+    def project_dual(self, w: Array) -> Array:
+        """Pi_{K*}(w), (B, m) -> (B, m); raises as ``at``."""
+        return self.at(w).projection
 
     def derivative(self, w: Array) -> ProductDerivative:
-        """The derivative of Pi_{K*} at w, (B, m).
-
-        Raises:
-            ShapeError: w is not of shape (B, m).
-        """
-        self._check(w)
-        return ProductDerivative(self.groups, tuple(group.derivative(group.split(w)) for group in self.groups))
+        """The derivative of Pi_{K*} at w, (B, m); raises as ``at``."""
+        return self.at(w).derivative
 
     def margin(self, w: Array) -> Array:
         """The least margin of all blocks, (B, m) -> (B,); inf where nothing can jump.
@@ -127,7 +148,7 @@ class ProductCone:
         xp = array_namespace(w)
         margin: Array = xp.full_like(xp.sum(w, axis=-1), xp.inf)
         for group in self.groups:
-            margin = xp.minimum(margin, xp.min(group.cone.margin(group.split(w)), axis=-1))
+            margin = xp.minimum(margin, xp.min(group.at(w).derive().margin(), axis=-1))
         return margin
 
     def _check(self, w: Array) -> None:

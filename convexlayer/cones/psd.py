@@ -11,7 +11,9 @@ from typing import Any, final
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from convexlayer.cones.base import AbstractCone, Array, Eigenbasis
+from convexlayer.buffers import empty
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
+from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled, plain
 
 __all__ = ["PositiveSemidefinite"]
 
@@ -38,18 +40,38 @@ class PositiveSemidefinite(AbstractCone):
         self._unscale = np.where(np.eye(order, dtype=bool), 1.0, math.sqrt(0.5)).ravel()
         self._lower = rows * order + cols
 
-    def project_dual(self, w: Array) -> Array:
-        """svec(V diag(max(l, 0)) V')."""
+    def at(self, w: Array) -> ConePoint[Eigenbasis]:
+        """svec(V diag(max(l, 0)) V'), and the derivative there."""
+        if is_compiled(w):
+            return self._compiled_point(w)
         xp = array_namespace(w)
         values, vectors = self._eigh(xp, w)
         projected = (vectors * xp.maximum(values, 0.0)[..., None, :]) @ xp.matrix_transpose(vectors)
         flat = xp.reshape(projected, (*w.shape[:-1], self.order**2))
-        return xp.take(flat, self._like(w, self._lower), axis=-1) * self._like(w, self._scale)
+        projection = xp.take(flat, self._like(w, self._lower), axis=-1) * self._like(w, self._scale)
+        return ConePoint(projection, lambda: self._eigenbasis(xp, w, values, vectors))
 
-    def derivative(self, w: Array) -> Eigenbasis:
+    def _compiled_point(self, w: Array) -> ConePoint[Eigenbasis]:
+        """The same by the compiled kernels."""
+        kernels, k = compiled_kernels(), self.order
+        flat = plain(w).reshape(-1, self.size)
+        values, vectors = np.empty((len(flat), k)), np.empty((len(flat), k, k))
+        y = np.empty(flat.shape)
+        seconds = 3e-6 + 3e-8 * k**3
+        in_ranges(kernels.psd_point, (flat, k, values, vectors, y), entries=len(flat), seconds=seconds)
+
+        def derive() -> Eigenbasis:
+            Q = empty(*flat.shape, self.size)
+            d, complement = np.empty(flat.shape), np.empty(flat.shape)
+            arguments = (values, vectors, Q, d, complement)
+            in_ranges(kernels.psd_derivative, arguments, entries=len(flat), seconds=2e-9 * self.size**2)
+            basis, eigenvalues, rest = Q.reshape(*w.shape, self.size), d.reshape(w.shape), complement.reshape(w.shape)
+            return Eigenbasis(basis, eigenvalues, rest, lambda: _least(np, values).reshape(w.shape[:-1]))
+
+        return ConePoint(y.reshape(w.shape), derive)
+
+    def _eigenbasis(self, xp: Any, w: Array, values: Array, vectors: Array) -> Eigenbasis:
         """Q = svec of (v_i v_j' + v_j v_i') / sqrt 2 and v_i v_i'; d = l+ / (l+ + abs(l-)) over each pair."""
-        xp = array_namespace(w)
-        values, vectors = self._eigh(xp, w)
         rows, cols, scale = self._like(w, self._rows), self._like(w, self._cols), self._like(w, self._scale)
         upper, lower = xp.take(vectors, rows, axis=-2), xp.take(vectors, cols, axis=-2)
         products = xp.take(upper, rows, axis=-1) * xp.take(lower, cols, axis=-1)
@@ -65,11 +87,6 @@ class PositiveSemidefinite(AbstractCone):
         Q = products * (0.5 * scale[:, None] * scale)
         return Eigenbasis(Q, positive / total, complement, lambda: _least(xp, values))
 
-    def margin(self, w: Array) -> Array:
-        """The least abs(l_i), the distance from the singular matrices."""
-        xp = array_namespace(w)
-        return _least(xp, self._eigh(xp, w)[0])
-
     def _eigh(self, xp: Any, w: Array) -> tuple[Array, Array]:
         """Eigenvalues (..., k), ascending, and eigenvectors (..., k, k) of the matrices."""
         finite = xp.all(xp.isfinite(w), axis=-1, keepdims=True)
@@ -84,6 +101,6 @@ class PositiveSemidefinite(AbstractCone):
 
 
 def _least(xp: Any, values: Array) -> Array:
-    """The least magnitude of the eigenvalues (..., k)."""
+    """The least magnitude of the eigenvalues (..., k): the distance from the singular matrices."""
     least: Array = xp.min(xp.abs(values), axis=-1)
     return least

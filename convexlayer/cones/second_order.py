@@ -7,7 +7,7 @@ from typing import Any, final
 
 from array_api_compat import array_namespace, device
 
-from convexlayer.cones.base import AbstractCone, Array, Eigenbasis, RankTwo
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, RankTwo
 
 __all__ = ["SecondOrder"]
 
@@ -25,18 +25,24 @@ class SecondOrder(AbstractCone):
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def project_dual(self, w: Array) -> Array:
-        """W where t >= norm(u), 0 where t <= -norm(u), else (t + norm(u)) / 2 (1, h)."""
-        xp = array_namespace(w)
-        t, u, norm, unit_scale = _parts(xp, w)
-        head = xp.maximum(0.5 * (t + norm), 0.0)
-        curved = xp.concat((head, u * (head * unit_scale)), axis=-1)
-        return xp.where(t >= norm, w, curved)
+    def at(self, w: Array) -> ConePoint[Eigenbasis]:
+        """W where t >= norm(u), 0 where t <= -norm(u), else (t + norm(u)) / 2 (1, h); and D by its eigenbasis.
 
-    def derivative(self, w: Array) -> Eigenbasis:
-        """Q = ((1, h) / sqrt 2, (1, -h) / sqrt 2, any basis of the rest), d = (1, 0, (1 + t / norm(u)) / 2)."""
+        Q = ((1, h) / sqrt 2, (1, -h) / sqrt 2, any basis of the rest), d = (1, 0, (1 + t / norm(u)) / 2).
+        """
+        parts = _parts(array_namespace(w), w)
+        return ConePoint(_projection(w, *parts), lambda: self._eigenbasis(w, *parts))
+
+    def rank_two_at(self, w: Array) -> ConePoint[RankTwo]:
+        """The same projection and D, from q1 = (1, h) / sqrt 2 and q2 = (1, -h) / sqrt 2 alone.
+
+        Where u = 0, h is 0 and D = I or 0 does not need it.
+        """
+        parts = _parts(array_namespace(w), w)
+        return ConePoint(_projection(w, *parts), lambda: self._rank_two(*parts))
+
+    def _eigenbasis(self, w: Array, t: Array, u: Array, norm: Array, unit_scale: Array) -> Eigenbasis:
         xp = array_namespace(w)
-        t, u, norm, unit_scale = _parts(xp, w)
         ones = xp.ones_like(t)
         if self.size == 1:
             d = xp.astype(t > 0, w.dtype)
@@ -49,27 +55,16 @@ class SecondOrder(AbstractCone):
         complement = xp.concat((1.0 - first, 1.0 - second, xp.broadcast_to(corest, tail)), axis=-1)
         return Eigenbasis(self._basis(xp, u, norm, unit_scale), d, complement, lambda: self._margin(xp, t, norm))
 
-    def rank_two(self, w: Array) -> RankTwo:
-        """The same D, from q1 = (1, h) / sqrt 2 and q2 = (1, -h) / sqrt 2 alone.
-
-        Where u = 0, h is 0 and D = I or 0 does not need it.
-        """
-        xp = array_namespace(w)
-        t, u, norm, unit_scale = _parts(xp, w)
+    def _rank_two(self, t: Array, u: Array, norm: Array, unit_scale: Array) -> RankTwo:
+        xp = array_namespace(t)
         inside, polar, delta, complement = _regions(xp, t, norm, unit_scale)
-        curved = xp.astype(~(inside | polar), w.dtype) * math.sqrt(0.5)
+        curved = xp.astype(~(inside | polar), t.dtype) * math.sqrt(0.5)
         tail = u * (unit_scale * curved)
         q1, q2 = xp.concat((curved, tail), axis=-1), xp.concat((curved, -tail), axis=-1)
         return RankTwo(q1, q2, delta, complement, lambda: self._margin(xp, t, norm))
 
-    def margin(self, w: Array) -> Array:
-        """abs(abs(t) - norm(u)) / sqrt 2, the distance from the boundaries of K and -K."""
-        xp = array_namespace(w)
-        t, _, norm, _ = _parts(xp, w)
-        return self._margin(xp, t, norm)
-
     def _margin(self, xp: Any, t: Array, norm: Array) -> Array:
-        """The margin where t and norm(u) are known."""
+        """abs(abs(t) - norm(u)) / sqrt 2, the distance from the boundaries of K and -K."""
         distance = xp.abs(xp.abs(t) - norm)[..., 0]
         return distance if self.size == 1 else distance * math.sqrt(0.5)
 
@@ -87,6 +82,14 @@ class SecondOrder(AbstractCone):
         first = xp.concat((head, root * h), axis=-1)
         second = xp.concat((head, -root * h), axis=-1)
         return xp.concat((first[..., None], second[..., None], rest), axis=-1)
+
+
+def _projection(w: Array, t: Array, u: Array, norm: Array, unit_scale: Array) -> Array:
+    """The projection of w, of its parts."""
+    xp = array_namespace(w)
+    head = xp.maximum(0.5 * (t + norm), 0.0)
+    curved = xp.concat((head, u * (head * unit_scale)), axis=-1)
+    return xp.where(t >= norm, w, curved)
 
 
 def _parts(xp: Any, w: Array) -> tuple[Array, Array, Array, Array]:

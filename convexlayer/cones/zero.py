@@ -6,7 +6,7 @@ from typing import final
 
 from array_api_compat import array_namespace
 
-from convexlayer.cones.base import AbstractCone, Array, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
 
 __all__ = ["Zero"]
 
@@ -17,16 +17,11 @@ class Zero(AbstractCone):
 
     size = 1
 
-    def project_dual(self, w: Array) -> Array:
-        """The identity."""
-        return w
-
-    def derivative(self, w: Array) -> Eigenbasis:
-        """D = I."""
+    def at(self, w: Array) -> ConePoint[Eigenbasis]:
+        """The identity, D = I, which never jumps."""
         xp = array_namespace(w)
-        return Eigenbasis(None, xp.ones_like(w), xp.zeros_like(w), lambda: self.margin(w))
 
-    def margin(self, w: Array) -> Array:
-        """Infinite: D never jumps."""
-        xp = array_namespace(w)
-        return xp.full_like(w[..., 0], xp.inf)
+        def derive() -> Eigenbasis:
+            return Eigenbasis(None, xp.ones_like(w), xp.zeros_like(w), lambda: xp.full_like(w[..., 0], xp.inf))
+
+        return ConePoint(w, derive)

@@ -14,6 +14,7 @@ from typing import Any, final
 import numpy as np
 import scipy.sparse as sp
 
+from convexlayer.cones import ProductPoint
 from convexlayer.diff.base import (
     AbstractDifferentiator,
     SolutionCotangent,
@@ -44,11 +45,12 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         solution: Solution,
         *,
         factor: ReducedFactor | None = None,
+        at: ProductPoint | None = None,
         accuracy: Array | None = None,
     ) -> None:
         """Check that diffcp is installed and knows the cones; it does not say where its answer is not unique.
 
-        What is known of the solutions already, ``factor`` and ``accuracy``, is of no use to it.
+        What is known of the solutions already, ``factor``, ``at`` and ``accuracy``, is of no use to it.
 
         Raises:
             DerivativeError: it is not, or does not.

@@ -9,7 +9,7 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.cones import ProductDerivative
+from convexlayer.cones import ProductDerivative, ProductPoint
 from convexlayer.diff.base import (
     AbstractDifferentiator,
     SolutionCotangent,
@@ -40,6 +40,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         solution: Solution,
         *,
         factor: ReducedFactor | None = None,
+        at: ProductPoint | None = None,
         accuracy: Array | None = None,
     ) -> None:
         """Nothing is computed yet.
@@ -49,25 +50,27 @@ class ExactDifferentiator(AbstractDifferentiator):
             program: the programs.
             solution: their solutions. Every element must have a finite point.
             factor: one made nearby, for instance by ``polished``; used if it is that of these solutions too.
+            at: the cones at w = y - s, if they have been asked there.
             accuracy: the worst residual of each solution, (B,), if it is known.
         """
         self._system = system
         self._program = program
         self._solution = solution
         self._near = factor
+        self._at = at or solution.at(program.structure.cones)
         self._accuracy = accuracy
 
-    @cached_property
+    @property
     def _w(self) -> Array:
-        return self._solution.y - self._solution.s
+        return self._at.w
 
     @cached_property
     def _w_scale(self) -> Array:
         return max_norm(self._w)
 
-    @cached_property
+    @property
     def _derivative(self) -> ProductDerivative:
-        return self._system.cone.derivative(self._w)
+        return self._at.derivative
 
     @cached_property
     def _solution_residual(self) -> Array:

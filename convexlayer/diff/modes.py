@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from convexlayer.cones import ProductPoint
 from convexlayer.diff.base import AbstractDifferentiator
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
 from convexlayer.diff.kkt import ExactDifferentiator
@@ -25,6 +26,7 @@ class DerivativeMode(Protocol):
         solution: Solution,
         *,
         factor: ReducedFactor | None = None,
+        at: ProductPoint | None = None,
         accuracy: Array | None = None,
     ) -> AbstractDifferentiator:
         """At these solutions; with what is known of them already, as ``ExactDifferentiator`` explains."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import final
 
 import numpy as np
 
+from convexlayer.cones import ProductPoint
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.program import Array, ConeProgram, max_norm
-from convexlayer.solution import BoolArray, Residuals, Solution, Status
+from convexlayer.solution import Residuals, Solution, Status
 
 __all__ = ["Polished", "polish", "polished"]
 
@@ -36,10 +37,12 @@ class Polished:
         solution: the best points.
         factor: of the whole batch, where there is one: the derivative's own if the active set did not change after it
             was made (``ReducedFactor.serves`` knows).
+        at: the cones at the solution's w = y - s, where they have been asked there.
     """
 
     solution: Solution
     factor: ReducedFactor | None
+    at: ProductPoint | None
 
 
 def polish(
@@ -55,6 +58,7 @@ def polished(
     solution: Solution,
     *,
     residuals: Residuals | None = None,
+    at: ProductPoint | None = None,
     needed: float = NEEDED,
     steps: int = 8,
 ) -> Polished:
@@ -62,28 +66,34 @@ def polished(
 
     Each step solves the derivative's own system at the current point and moves to w + dy - ds, from where y and s are
     projections. The best point of each element is returned, by the worst of its four residuals (those of the solution
-    are computed unless given), so none gets worse. The solution itself is returned where none needs it.
+    are computed unless given, with the cones ``at`` it), so none gets worse. The solution itself is returned where none
+    needs it.
     """
-    first = (residuals or solution.residuals(program)).worst
+    at = at or solution.at(program.structure.cones)
+    first = (residuals or solution.residuals(program, at)).worst
     certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
     need = np.isfinite(first) & (first > needed) & ~certificates
     active = np.flatnonzero(need)
     if not len(active):
-        return Polished(solution, None)
+        return Polished(solution, None, at)
     if len(active) >= ALL_FROM * program.batch and np.all(np.isfinite(first)):
         active = np.arange(program.batch)
     best, common = first.copy(), None
     x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
     part = program if len(active) == program.batch else program.select(active)
-    here = _Point.at(system, part, x[active], y[active] - s[active])
+    whole = len(active) == program.batch
+    here = _Point.at(part, x[active], at if whole else system.cone.at(at.w[active]))
+    last: ProductPoint | None = at
     for _ in range(steps):
-        factor = system.factor(part, system.cone.derivative(here.w))
+        factor = system.factor(part, here.cones.derivative)
         if part is program and common is None:
             common = factor
         there = here.step(system, part, factor)
         better = need[active] & (there.worst < best[active])
         kept = active[better]
         x[kept], y[kept], s[kept] = there.x[better], there.y[better], there.s[better]
+        if np.any(better):
+            last = there.cones if whole and np.all(better) else None
         stalled = ~better & (best[active] < np.minimum(needed, first[active]))
         best[kept] = there.worst[better]
         going = need[active] & (best[active] > CONVERGED) & (there.worst < PATIENCE * first[active]) & ~stalled
@@ -91,8 +101,9 @@ def polished(
             break
         here = there
         if not np.all(going):
-            active, here, part = active[going], there.select(going), part.select(going)
-    return Polished(replace(solution, x=x, y=y, s=s), common)
+            active, part, whole = active[going], part.select(going), False
+            here = _Point.at(part, there.x[going], system.cone.at(there.cones.w[going]))
+    return Polished(replace(solution, x=x, y=y, s=s), common, last)
 
 
 @final
@@ -102,7 +113,7 @@ class _Point:
 
     Attributes:
         x: (B, n).
-        w: (B, m).
+        cones: the cones at w.
         y: (B, m).
         s: (B, m).
         dual: Px + q + A'y, (B, n).
@@ -111,7 +122,7 @@ class _Point:
     """
 
     x: Array
-    w: Array
+    cones: ProductPoint
     y: Array
     s: Array
     dual: Array
@@ -119,11 +130,11 @@ class _Point:
     worst: Array
 
     @staticmethod
-    def at(system: ReducedSystem, program: ConeProgram, x: Array, w: Array) -> _Point:
-        """The point at x and w of each program."""
+    def at(program: ConeProgram, x: Array, cones: ProductPoint) -> _Point:
+        """The point at x, and the w of the cones, of each program."""
         P, A = program.structure.P, program.structure.A
-        y = system.cone.project_dual(np.where(np.isfinite(w), w, 0.0))
-        s = y - w
+        y = cones.projection
+        s = y - cones.w
         Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
         dual, primal = Px + program.q + Aty, Ax + s - program.b
         terms = np.stack([np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)])
@@ -131,17 +142,18 @@ class _Point:
             np.maximum(_relative(primal, Ax, s, program.b), _relative(dual, Px, program.q, Aty)),
             np.abs(np.sum(terms, axis=0)) / np.maximum(1.0, np.max(np.abs(terms), axis=0)),
         )
-        return _Point(x, w, y, s, dual, primal, np.where(np.isnan(worst), np.inf, worst))
+        return _Point(x, cones, y, s, dual, primal, np.where(np.isnan(worst), np.inf, worst))
 
     def step(self, system: ReducedSystem, program: ConeProgram, factor: ReducedFactor) -> _Point:
         """The point after one semismooth Newton step on (dual, primal) in (x, w)."""
         dx, dy = factor.newton(-self.dual, -self.primal)
         ds = -(program.structure.A.matvec(program.A, dx) + self.primal)
-        return _Point.at(system, program, self.x + dx, self.w + dy - ds)
-
-    def select(self, mask: BoolArray) -> _Point:
-        """The points of these elements."""
-        return _Point(*(getattr(self, field.name)[mask] for field in fields(self)))
+        x, w = self.x + dx, self.cones.w + dy - ds
+        finite = np.isfinite(w)
+        if not np.all(finite):
+            x[~np.all(finite, axis=1)] = np.nan  # a point that is worse than any
+            w = np.where(finite, w, 0.0)
+        return _Point.at(program, x, system.cone.at(w))
 
 
 def _relative(difference: Array, *parts: Array) -> Array:

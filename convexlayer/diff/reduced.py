@@ -17,12 +17,14 @@ from typing import final
 
 import numpy as np
 
+from convexlayer.buffers import empty
 from convexlayer.cones import Eigenbasis, ProductDerivative, RankTwo
 from convexlayer.diff.report import ACCURATE
-from convexlayer.diff.rows import Section, as_slice, rows_of
+from convexlayer.diff.rows import Section, rows_of
 from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray, product_cone
+from convexlayer.sparse import copy_entries
 
 __all__ = ["VISIBLE", "ReducedFactor", "ReducedSystem"]
 
@@ -48,7 +50,7 @@ class ReducedSystem:
         missing = np.setdiff1d(np.arange(n), P.rows[P.rows == P.cols])
         sections = [(P.rows[upper], P.cols[upper]), (missing, missing)]
         self.pattern, places = _merge(sections + [s for rows in self.rows for s in rows.sections], size)
-        self._P_source, self._P_place = as_slice(upper), places[0]
+        self._P_source, self._P_place = upper, places[0]
         later = iter(places[2:])
         self._places = [[next(later) for _ in rows.sections] for rows in self.rows]
         extra = [rows.extra_signs for rows in self.rows]
@@ -57,11 +59,11 @@ class ReducedSystem:
 
     def values(self, program: ConeProgram, derivative: ProductDerivative) -> Array:
         """K's values for every element, (B, nnz)."""
-        K = np.zeros((program.batch, self.pattern.nnz))
-        K[:, self._P_place] = program.P[:, self._P_source]
+        K = empty(program.batch, self.pattern.nnz)
+        K.fill(0.0)
+        copy_entries(K, self._P_place, program.P, self._P_source)
         for rows, places, piece in zip(self.rows, self._places, derivative.pieces, strict=True):
-            for place, values in zip(places, rows.values(program.A, piece), strict=False):
-                K[:, place] = values
+            rows.write(program.A, piece, K, places)
         return K
 
     def factor(self, program: ConeProgram, derivative: ProductDerivative) -> ReducedFactor:
@@ -164,7 +166,7 @@ def _same(ours: Eigenbasis | RankTwo, theirs: Eigenbasis | RankTwo) -> bool:
     return ours.Q is None and theirs.Q is None and np.array_equal(ours.d, theirs.d)
 
 
-def _merge(sections: list[Section], size: int) -> tuple[Pattern, list[IndexArray | slice]]:
+def _merge(sections: list[Section], size: int) -> tuple[Pattern, list[IndexArray]]:
     """The upper triangle (size, size) of all sections, which do not overlap, and where the entries of each stand."""
     keys = [cols * size + rows for rows, cols in sections]
     whole = np.concatenate([key.ravel() for key in keys])
@@ -172,5 +174,5 @@ def _merge(sections: list[Section], size: int) -> tuple[Pattern, list[IndexArray
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
     ends = np.cumsum([key.size for key in keys])[:-1]
-    places = [as_slice(part.reshape(key.shape)) for part, key in zip(np.split(position, ends), keys, strict=True)]
+    places = [part.reshape(key.shape) for part, key in zip(np.split(position, ends), keys, strict=True)]
     return Pattern((size, size), whole[order] % max(size, 1), whole[order] // max(size, 1)), places

@@ -6,12 +6,14 @@ L need not be square, only sparse: K keeps the pattern of A but where D's eigenb
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
 
 from convexlayer.cones import Eigenbasis, Group, RankTwo, Zero
 from convexlayer.program import Array, IndexArray, Structure
+from convexlayer.sparse import copy_entries, rotate_entries, scale_entries
 
 __all__ = ["AbstractRows", "Section", "rows_of"]
 
@@ -39,8 +41,15 @@ class AbstractRows(ABC):
         self._diagonal = np.arange(self.own.start, self.own.stop)
 
     @abstractmethod
-    def values(self, A: Array, piece: Any) -> list[Array]:
-        """Values (B, *shape) of the first sections, from those of A and the derivative; the other sections are zero."""
+    def write(self, A: Array, piece: Any, K: Array, places: Sequence[IndexArray]) -> None:
+        """Write this group's entries of K, which is zero on entry.
+
+        Args:
+            A: its values, (B, nnz).
+            piece: the derivative.
+            K: values, (B, nnz).
+            places: where the entries of each section stand in K.
+        """
 
     @abstractmethod
     def spread(self, z: Array, piece: Any) -> Array:
@@ -75,13 +84,12 @@ class _FreeRows(AbstractRows):
 
     def __init__(self, group: Group, structure: Structure) -> None:
         super().__init__(group, structure)
-        entries = _entries(structure, self.rows)
+        self._source = _entries(structure, self.rows)
         A = structure.A
-        self._source = as_slice(entries)
-        self.sections = [(A.cols[entries], structure.n + A.rows[entries]), (self._diagonal, self._diagonal)]
+        self.sections = [(A.cols[self._source], structure.n + A.rows[self._source]), (self._diagonal, self._diagonal)]
 
-    def values(self, A: Array, piece: Eigenbasis) -> list[Array]:
-        return [_taken(A, self._source)]
+    def write(self, A: Array, piece: Eigenbasis, K: Array, places: Sequence[IndexArray]) -> None:
+        copy_entries(K, places[0], A, self._source)
 
     def spread(self, z: Array, piece: Eigenbasis) -> Array:
         return z[:, self.own]
@@ -98,12 +106,13 @@ class _DiagonalRows(AbstractRows):
         super().__init__(group, structure)
         entries = _entries(structure, self.rows)
         A = structure.A
-        self._source, self._local = as_slice(entries), A.rows[entries] - self.rows.start
+        self._source, self._local = entries, A.rows[entries] - self.rows.start
         self.sections = [(A.cols[entries], structure.n + A.rows[entries]), (self._diagonal, self._diagonal)]
 
-    def values(self, A: Array, piece: Eigenbasis) -> list[Array]:
+    def write(self, A: Array, piece: Eigenbasis, K: Array, places: Sequence[IndexArray]) -> None:
         d = self._flat(piece.d)
-        return [_taken(A, self._source) * np.take(d, self._local, axis=1), d - 1.0]
+        scale_entries(K, places[0], A, self._source, d, self._local)
+        K[:, places[1]] = d - 1.0
 
     def spread(self, z: Array, piece: Eigenbasis) -> Array:
         return self._flat(piece.d) * z[:, self.own]
@@ -129,7 +138,7 @@ class _BasisRows(AbstractRows):
             source[local[mine], place] = entries[mine]
             alike.setdefault(len(columns), []).append((index, columns, source))
         self.sections = [(self._diagonal, self._diagonal)]
-        self._members: list[tuple[IndexArray | slice, IndexArray, bool]] = []
+        self._members: list[tuple[IndexArray, IndexArray]] = []
         unknowns = self._diagonal.reshape(group.blocks, size)
         for same in alike.values():
             members = np.array([index for index, _, _ in same])
@@ -138,15 +147,12 @@ class _BasisRows(AbstractRows):
             self.sections.append(
                 (np.broadcast_to(columns[:, None], shape), np.broadcast_to(unknowns[members][..., None], shape))
             )
-            self._members.append((as_slice(members), source, bool(np.all(source >= 0))))
+            self._members.append((members, source))
 
-    def values(self, A: Array, piece: Any) -> list[Array]:
-        out = [self._flat(-piece.complement)]
-        L = piece.Q * piece.root[..., None, :]
-        for members, source, full in self._members:
-            A_blocks = np.take(A, source, axis=1) if full else np.where(source >= 0, A[:, source], 0.0)
-            out.append(np.swapaxes(L[:, members], -1, -2) @ A_blocks)
-        return out
+    def write(self, A: Array, piece: Any, K: Array, places: Sequence[IndexArray]) -> None:
+        K[:, places[0]] = self._flat(-piece.complement)
+        for place, (members, source) in zip(places[1:], self._members, strict=True):
+            rotate_entries(K, place, A, source, piece.Q, piece.root, members)
 
     def spread(self, z: Array, piece: Any) -> Array:
         return self._flat((piece.Q @ (piece.root * self._blocks(z[:, self.own]))[..., None])[..., 0])
@@ -176,7 +182,7 @@ class _RankTwoRows(AbstractRows):
         block = (A.rows[entries] - self.rows.start) // size
         order = np.lexsort((A.cols[entries], block))
         entries, block = entries[order], block[order]
-        self._source, self._local = as_slice(entries), A.rows[entries] - self.rows.start
+        self._source, self._local = entries, A.rows[entries] - self.rows.start
         self._block = block if blocks > 1 else slice(0, 1)
         first = np.flatnonzero(np.diff(block * A.shape[1] + A.cols[entries], prepend=-1))
         self._starts = first
@@ -194,19 +200,21 @@ class _RankTwoRows(AbstractRows):
             (nu, nu),
         ]
 
-    def values(self, A: Array, piece: RankTwo) -> list[Array]:
-        values, a, lead = _taken(A, self._source), piece.root, piece.lead
+    def write(self, A: Array, piece: RankTwo, K: Array, places: Sequence[IndexArray]) -> None:
+        values, a, lead = np.take(A, self._source, axis=1), piece.root, piece.lead
         along = np.take(self._flat(lead), self._local, axis=1) * values
         curved = piece.q2[..., 0] > 0
-        return [
+        parts = (
             a[:, self._block, 0] * values,
             np.add.reduceat(along, self._starts, axis=1) if len(self._starts) else along,
-            np.broadcast_to(-piece.complement, piece.q2.shape),
+            -piece.complement,
             a * lead,
             piece.q2,
             -np.where(curved, piece.delta[..., 0], 1.0),
             1.0 - curved,
-        ]
+        )
+        for place, part in zip(places, parts, strict=True):
+            K[:, place] = part
 
     def spread(self, z: Array, piece: RankTwo) -> Array:
         return self._flat(piece.root * self._blocks(z[:, self.own]) + piece.lead * z[:, self._xi, None])
@@ -221,15 +229,3 @@ class _RankTwoRows(AbstractRows):
 def _entries(structure: Structure, rows: slice) -> IndexArray:
     """Positions in A's values of the entries of these rows."""
     return np.flatnonzero((structure.A.rows >= rows.start) & (structure.A.rows < rows.stop))
-
-
-def _taken(values: Array, columns: IndexArray | slice) -> Array:
-    """These columns; ``take`` is quicker than an index array in brackets."""
-    return values[:, columns] if isinstance(columns, slice) else np.take(values, columns, axis=1)
-
-
-def as_slice(index: IndexArray) -> IndexArray | slice:
-    """The index, as a slice where it is one: that copies less."""
-    if index.ndim == 1 and len(index) and index[-1] - index[0] == len(index) - 1 and np.all(np.diff(index) == 1):
-        return slice(int(index[0]), int(index[-1]) + 1)
-    return index

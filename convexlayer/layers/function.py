@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from convexlayer.buffers import empty
 from convexlayer.diff import DerivativeReport
 from convexlayer.errors import DerivativeError
 from convexlayer.layers.report import Report
@@ -276,4 +277,6 @@ def _array(tensor: torch.Tensor) -> Array:
 
 def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
     """A copy of a NumPy array, for the caller may write to it, as a tensor of the dtype and device of ``like``."""
-    return torch.from_numpy(np.array(array, order="C")).to(like.device, like.dtype)
+    copy = empty(*array.shape)
+    copy[...] = array
+    return torch.from_numpy(copy).to(like.device, like.dtype)

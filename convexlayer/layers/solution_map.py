@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from convexlayer.canon import ParametricProgram
+from convexlayer.cones import ProductPoint
 from convexlayer.diff import (
     ReducedFactor,
     ReducedSystem,
@@ -34,11 +35,12 @@ UNSETTLED = (Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
 
 
 class _Certified(NamedTuple):
-    """Solutions with the statuses that their residuals warrant, and a factor from their polish that may serve again."""
+    """Solutions with the statuses that their residuals warrant, and what is known there that may serve again."""
 
     solution: Solution
     residuals: Residuals
     factor: ReducedFactor | None
+    at: ProductPoint | None
 
 
 @final
@@ -138,19 +140,17 @@ class SolutionMap:
 
         start = time.perf_counter()
         features = self.program.features.apply(values, 1 if batch is None else batch)
-        given = self.program.instantiate(features)
-        scale = given.objective_scale()
-        program = given.divided(scale)
+        program, scale = self.program.normalised(features)
         instantiated = time.perf_counter()
         before = None if before is None else before.divided(scale)
         by = self._solver_for(program, chosen)
         solution = by.solver.solve(by.state, program, chosen, before) if program.batch else _nothing(program)
         solved = time.perf_counter()
-        solution, residuals, factor = self._certified(program, solution, chosen)
+        solution, residuals, factor, at = self._certified(program, solution, chosen)
         solution, residuals, again = self._solved_again(by.deputy, program, solution, residuals, chosen)
         polished = time.perf_counter()
 
-        reached = self.program.objective.value(given.objective(solution.x))
+        reached = self.program.objective.value(program.objective(solution.x) * scale)
         objective = np.where(solution.solved, reached, np.nan)
         report = Report(
             status=solution.status,
@@ -163,7 +163,8 @@ class SolutionMap:
             solution=solution.divided(1.0 / scale),
             solved_again=again,
         )
-        differentiate = partial(self._mode, self._system, factor=None if again else factor)
+        same = not again and bool(np.all(solution.solved))  # else these are of other points, or of more
+        differentiate = partial(self._mode, self._system, factor=factor if same else None, at=at if same else None)
         return SolvedBatch(
             self.program,
             differentiate,
@@ -188,13 +189,14 @@ class SolutionMap:
 
     def _certified(self, program: ConeProgram, solution: Solution, options: Options) -> _Certified:
         """Polished where that is asked for, with statuses that the residuals warrant."""
-        residuals, factor = solution.residuals(program), None
+        at: ProductPoint | None = solution.at(program.structure.cones)
+        residuals, factor = solution.residuals(program, at), None
         if options.polish:
-            made = polished(self._system, program, solution, residuals=residuals)
+            made = polished(self._system, program, solution, residuals=residuals, at=at)
             if made.solution is not solution:
-                solution, factor = made.solution, made.factor
-                residuals = solution.residuals(program)
-        return _Certified(*solution.certified(program, options.tol, residuals), factor)
+                solution, factor, at = made.solution, made.factor, made.at
+                residuals = solution.residuals(program, at)
+        return _Certified(*solution.certified(program, options.tol, residuals), factor, at)
 
     def _solved_again(
         self,
@@ -209,7 +211,7 @@ class SolutionMap:
             return solution, residuals, ()
         index = np.array([i for i, status in enumerate(solution.status) if status in UNSETTLED], dtype=np.int64)
         part = program.select(index)
-        other, found, _ = self._certified(part, deputy.solver.solve(deputy.state, part, options), options)
+        other, found, *_ = self._certified(part, deputy.solver.solve(deputy.state, part, options), options)
         settled = np.array([status not in UNSETTLED for status in other.status], dtype=bool)
         better = np.flatnonzero(settled | (found.worst < residuals.worst[index]))
         merged = solution.with_elements(index[better], other.select(better))

@@ -13,7 +13,7 @@ from convexlayer.canon import ParametricProgram
 from convexlayer.diff import AbstractDifferentiator, DerivativeReport, SolutionCotangent, SolutionTangent
 from convexlayer.layers.report import Report
 from convexlayer.program import Array, ConeProgram, IndexArray, Structure
-from convexlayer.solution import Solution
+from convexlayer.solution import BoolArray, Solution
 
 __all__ = ["SolvedBatch"]
 
@@ -97,10 +97,10 @@ class SolvedBatch:
         chosen = [None if c is None else self._solved_rows(np.asarray(c, dtype=np.float64)) for c in cotangents]
         solution = self._solved_part[1]
         scale = self._solved_rows(self._scale)
-        gradients: list[ConeProgram] = []
+        moved: list[Array] = []
         wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
         columns = program.features.of(wanted)
-        features, direct = self._solved_rows(self._features), None
+        features = self._solved_rows(self._features)
         reports: list[DerivativeReport] = []
         if any(c is not None for c in chosen) and len(index):
             here = (features, solution.x, solution.y * scale[:, None])
@@ -108,17 +108,17 @@ class SolvedBatch:
             gradient, derivative = self._differentiator.vjp(
                 SolutionCotangent(dx, dy * scale[:, None], np.zeros_like(dy)),
                 on=program.varying,
-                seen=lambda data: program.pullback(features, data.divided(scale))[:, columns],
+                seen=lambda data: program.pullback(features, data, scale=scale, wanted=columns)[:, columns],
             )
-            gradients.append(gradient.divided(scale))
+            moved.append(program.pullback(features, gradient, scale=scale, wanted=columns))
+            moved += [] if direct is None else [direct]
             reports.append(derivative)
         if objective is not None and len(index):
             weight = self._slope * np.asarray(objective, dtype=np.float64)[index]
-            gradients.append(_envelope(program.varying, solution.divided(1.0 / scale), weight))
+            envelope = _envelope(program.varying, solution.divided(1.0 / scale), weight)
+            moved.append(program.pullback(features, envelope, wanted=columns))
             reports.append(self._objective_report(columns))
         self._record(reports)
-        moved = [program.pullback(features, gradient) for gradient in gradients]
-        moved += [] if direct is None else [direct]
         total = reduce(np.add, moved) if moved else np.zeros_like(features)
         pulled = program.split(program.features.pull(features, total))
         self.report.seconds["derivative"] = time.perf_counter() - start
@@ -192,7 +192,7 @@ class SolvedBatch:
         part, solution = self._solved_part
         return self._parametric.objective.slope(part.objective(solution.x) * self._solved_rows(self._scale))
 
-    def _objective_report(self, columns: IndexArray) -> DerivativeReport:
+    def _objective_report(self, columns: BoolArray) -> DerivativeReport:
         """How far to trust the objective's derivative with respect to these features."""
         part, solution = self._solved_part
         P, A, x, y = part.structure.P, part.structure.A, solution.x, solution.y
@@ -206,7 +206,8 @@ class SolvedBatch:
                 A=moved.y[:, A.rows] * x[:, A.cols] + y[:, A.rows] * moved.x[:, A.cols],
                 b=-moved.y,
             )
-            return self._parametric.pullback(self._features[self._solved_index], data)[:, columns]
+            features = self._features[self._solved_index]
+            return self._parametric.pullback(features, data, wanted=columns)[:, columns]
 
         return self._differentiator.objective_report(seen=seen)
 

@@ -7,6 +7,7 @@ from typing import final
 
 import numpy as np
 
+from convexlayer.buffers import empty
 from convexlayer.linalg import kernels
 from convexlayer.linalg.refined import TINY, AbstractFactoriser, RefinedFactor, power_start
 from convexlayer.linalg.symbolic import Symbolic
@@ -55,7 +56,7 @@ class _LaneFactor(RefinedFactor):
         self._lanes = (0.0,) * width
         self._groups = -(-batch // width)
         self._entries = len(symbolic.plan.row) + symbolic.fill
-        self._state = np.empty((self._groups, 3 * len(system.start) + self._entries, width))
+        self._state = empty(self._groups, 3 * len(system.start) + self._entries, width)
         self._condition = np.empty(batch)
 
         def factor(first: int, last: int) -> None:
@@ -74,7 +75,7 @@ class _LaneFactor(RefinedFactor):
 
     def refine(self, rhs: Array, *, steps: int = 12) -> tuple[Array, Array]:
         rhs = _plain(rhs)
-        z, residual = np.empty(rhs.shape), np.empty(len(rhs))
+        z, residual = empty(*rhs.shape), np.empty(len(rhs))
 
         def refine(first: int, last: int) -> None:
             kernels.refine(self._lanes, self._packed, rhs, first, last, steps, self._state, z, residual)

@@ -8,7 +8,18 @@ from numpy.typing import NDArray
 
 from convexlayer.entry import entry
 
-__all__ = ["accumulate", "outer_entries", "residuals", "times", "warm_up"]
+__all__ = [
+    "accumulate",
+    "copy_entries",
+    "fill",
+    "gather",
+    "outer_entries",
+    "residuals",
+    "rotate_entries",
+    "scale_entries",
+    "times",
+    "warm_up",
+]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int32]
@@ -28,6 +39,125 @@ def times(
 
 
 @entry
+def fill(
+    start: Integers,
+    column: Integers,
+    value: Floats,
+    constant: Floats,
+    x: Floats,
+    normalise: bool,
+    P: Floats,
+    q: Floats,
+    r: Floats,
+    A: Floats,
+    b: Floats,
+    scale: Floats,
+    first: int,
+    last: int,
+) -> None:
+    """The blocks of constant + M x[e] into rows e of P, q, r, A and b, for first <= e < last, of M by rows (CSR).
+
+    To normalise is to divide P, q and r by a power of two near the largest entry of P and q, which scale (B,) tells.
+    """
+    for e in range(first, last):
+        row = _fill_block(start, column, value, constant, x[e], 0, P[e])
+        row = _fill_block(start, column, value, constant, x[e], row, q[e])
+        row = _fill_block(start, column, value, constant, x[e], row, r[e])
+        row = _fill_block(start, column, value, constant, x[e], row, A[e])
+        _fill_block(start, column, value, constant, x[e], row, b[e])
+        largest = 0.0
+        if normalise:
+            largest = _larger(_largest(P[e]), _largest(q[e]))
+        if largest == 0.0:
+            scale[e] = 1.0
+            continue
+        scale[e] = np.exp2(np.rint(np.log2(largest)))
+        inverse = 1.0 / scale[e]
+        P[e] *= inverse
+        q[e] *= inverse
+        r[e] *= inverse
+
+
+@njit(nogil=True)
+def _fill_block(
+    start: Integers, column: Integers, value: Floats, constant: Floats, x: Floats, row: int, out: Floats
+) -> int:
+    """One block, whose first row this is; the first row of the next."""
+    for i in range(len(out)):
+        total = constant[row + i]
+        for p in range(start[row + i], start[row + i + 1]):
+            total += value[p] * x[column[p]]
+        out[i] = total
+    return row + len(out)
+
+
+@njit(nogil=True)
+def _largest(values: Floats) -> float:
+    largest = 0.0
+    for number in values:
+        largest = _larger(largest, abs(number))
+    return largest
+
+
+@entry
+def gather(
+    ends: Integers,
+    column: Integers,
+    row: Integers,
+    value: Floats,
+    inverse: Floats,
+    P: Floats,
+    q: Floats,
+    r: Floats,
+    A: Floats,
+    b: Floats,
+    out: Floats,
+    first: int,
+    last: int,
+) -> None:
+    """out[e] = M'(P, q, r, A, b)[e] for first <= e < last; P, q and r are multiplied by inverse[e] first.
+
+    Args:
+        ends: where the entries of M of each block end, (5,).
+        column: of each entry.
+        row: in its block, of each entry.
+        value: of each entry.
+        inverse: (B,).
+        P: (B, ...), as q, r, A and b.
+        q: see P.
+        r: see P.
+        A: see P.
+        b: see P.
+        out: (B, columns).
+        first: first element.
+        last: behind the last element.
+    """
+    for e in range(first, last):
+        total = out[e]
+        total[:] = 0.0
+        _gather_block(0, ends[0], column, row, value, inverse[e], P[e], total)
+        _gather_block(ends[0], ends[1], column, row, value, inverse[e], q[e], total)
+        _gather_block(ends[1], ends[2], column, row, value, inverse[e], r[e], total)
+        _gather_block(ends[2], ends[3], column, row, value, 1.0, A[e], total)
+        _gather_block(ends[3], ends[4], column, row, value, 1.0, b[e], total)
+
+
+@njit(nogil=True)
+def _gather_block(
+    start: int,
+    stop: int,
+    column: Integers,
+    row: Integers,
+    value: Floats,
+    weight: float,
+    block: Floats,
+    total: Floats,
+) -> None:
+    for p in range(start, stop):
+        total[column[p]] += weight * value[p] * block[row[p]]
+
+
+@entry
 def accumulate(
     into: NDArray[np.int64],
     of: NDArray[np.int64],
@@ -41,6 +171,76 @@ def accumulate(
     for e in range(first, last):
         for p in range(len(into)):
             out[e, into[p]] += values[e, p] * x[e, of[p]]
+
+
+@entry
+def copy_entries(
+    place: NDArray[np.int64],
+    source: NDArray[np.int64],
+    values: Floats,
+    out: Floats,
+    first: int,
+    last: int,
+) -> None:
+    """out[e, place[p]] = values[e, source[p]], for first <= e < last."""
+    for e in range(first, last):
+        for p in range(len(place)):
+            out[e, place[p]] = values[e, source[p]]
+
+
+@entry
+def scale_entries(
+    place: NDArray[np.int64],
+    source: NDArray[np.int64],
+    row: NDArray[np.int64],
+    values: Floats,
+    factor: Floats,
+    out: Floats,
+    first: int,
+    last: int,
+) -> None:
+    """out[e, place[p]] = values[e, source[p]] factor[e, row[p]], for first <= e < last."""
+    for e in range(first, last):
+        for p in range(len(place)):
+            out[e, place[p]] = values[e, source[p]] * factor[e, row[p]]
+
+
+@entry
+def rotate_entries(
+    place: NDArray[np.int64],
+    source: NDArray[np.int64],
+    block: NDArray[np.int64],
+    values: Floats,
+    Q: Floats,
+    root: Floats,
+    out: Floats,
+    first: int,
+    last: int,
+) -> None:
+    """The blocks diag(root) Q' M of each element, for first <= e < last.
+
+    Args:
+        place: where entry (i, c) of the product goes in out, (blocks, size, columns).
+        source: where entry (k, c) of M stands among the values, -1 where it is zero, of the same shape.
+        block: which block of Q and root each is, (blocks,).
+        values: (B, nnz).
+        Q: (B, all blocks, size, size).
+        root: (B, all blocks, size).
+        out: (B, nnz of the product's matrix).
+        first: first element.
+        last: behind the last element.
+    """
+    blocks, size, columns = place.shape
+    for e in range(first, last):
+        for k in range(blocks):
+            basis, weight = Q[e, block[k]], root[e, block[k]]
+            for c in range(columns):
+                for i in range(size):
+                    total = 0.0
+                    for j in range(size):
+                        if source[k, j, c] >= 0:
+                            total += basis[j, i] * values[e, source[k, j, c]]
+                    out[e, place[k, i, c]] = total * weight[i]
 
 
 @entry
@@ -126,6 +326,13 @@ def warm_up() -> None:
     """Compile whatever this part of the library calls from Python."""
     one, index, short = np.ones((1, 1)), np.zeros(1, np.int64), np.zeros(1, np.int32)
     times(np.zeros(2, np.int32), short, np.ones(1), np.ones(1), one, one.copy(), 0, 1)
+    blocks = tuple(one.copy() for _ in range(5))
+    fill(np.zeros(6, np.int32), short, np.ones(1), np.ones(5), one, True, *blocks, np.ones(1), 0, 1)
+    gather(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(1), *blocks, one.copy(), 0, 1)
     accumulate(index, index, one, one, one.copy(), 0, 1)
+    copy_entries(index, index, one, one.copy(), 0, 1)
+    scale_entries(index, index, index, one, one, one.copy(), 0, 1)
+    cube = np.zeros((1, 1, 1), np.int64)
+    rotate_entries(cube, cube, index, one, np.ones((1, 1, 1, 1)), np.ones((1, 1, 1)), one.copy(), 0, 1)
     outer_entries(index, index, one, one, one, one, one.copy(), 0, 1)
     residuals(index, index, index, index, 0, 1, *(one,) * 7, one[:, 1:].copy(), np.empty((1, 4)), 0, 1)

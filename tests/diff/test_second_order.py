@@ -150,7 +150,7 @@ def test_elements_in_different_regions_share_one_pattern(backend: AbstractBacken
 def test_the_rank_two_form_is_the_eigenbasis_form(size: int, ratio: float) -> None:
     rng, cone = np.random.default_rng(size), SecondOrder(size)
     w, v = point(rng, size, ratio), rng.normal(size=(5, size))
-    form, basis = cone.rank_two(w), cone.derivative(w)
+    form, basis = cone.rank_two_at(w).derive(), cone.derivative(w)
     np.testing.assert_allclose(form.apply(v), basis.apply(v), atol=1e-14)
     np.testing.assert_allclose(form.delta + form.complement, 1.0, atol=4e-16, rtol=0)
     np.testing.assert_array_equal(form.margin(), basis.margin())
@@ -158,6 +158,8 @@ def test_the_rank_two_form_is_the_eigenbasis_form(size: int, ratio: float) -> No
 
 def test_the_rank_two_form_where_u_is_zero() -> None:
     v = np.arange(6.0)
-    np.testing.assert_array_equal(SecondOrder(6).rank_two(np.array([1.0, 0, 0, 0, 0, 0])).apply(v), v)
+    np.testing.assert_array_equal(SecondOrder(6).rank_two_at(np.array([1.0, 0, 0, 0, 0, 0])).derive().apply(v), v)
     for t in (0.0, -1.0):
-        np.testing.assert_array_equal(SecondOrder(6).rank_two(np.array([t, 0, 0, 0, 0, 0])).apply(v), 0.0 * v)
+        np.testing.assert_array_equal(
+            SecondOrder(6).rank_two_at(np.array([t, 0, 0, 0, 0, 0])).derive().apply(v), 0.0 * v
+        )
