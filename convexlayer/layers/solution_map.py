@@ -40,7 +40,7 @@ class _Certified(NamedTuple):
     solution: Solution
     residuals: Residuals
     factor: ReducedFactor | None
-    at: ProductPoint | None
+    at: ProductPoint
 
 
 @final
@@ -189,12 +189,13 @@ class SolutionMap:
 
     def _certified(self, program: ConeProgram, solution: Solution, options: Options) -> _Certified:
         """Polished where that is asked for, with statuses that the residuals warrant."""
-        at: ProductPoint | None = solution.at(program.structure.cones)
+        at = solution.at(program.structure.cones)
         residuals, factor = solution.residuals(program, at), None
         if options.polish:
             made = polished(self._system, program, solution, residuals=residuals, at=at)
             if made.solution is not solution:
-                solution, factor, at = made.solution, made.factor, made.at
+                solution, factor = made.solution, made.factor
+                at = made.at or solution.at(program.structure.cones)
                 residuals = solution.residuals(program, at)
         return _Certified(*solution.certified(program, options.tol, residuals), factor, at)
 

@@ -231,16 +231,17 @@ def rotate_entries(
         last: behind the last element.
     """
     blocks, size, columns = place.shape
+    product = np.empty(size)
     for e in range(first, last):
         for k in range(blocks):
             basis, weight = Q[e, block[k]], root[e, block[k]]
             for c in range(columns):
+                product[:] = 0.0
+                for j in range(size):
+                    if source[k, j, c] >= 0:
+                        product += basis[j] * values[e, source[k, j, c]]
                 for i in range(size):
-                    total = 0.0
-                    for j in range(size):
-                        if source[k, j, c] >= 0:
-                            total += basis[j, i] * values[e, source[k, j, c]]
-                    out[e, place[k, i, c]] = total * weight[i]
+                    out[e, place[k, i, c]] = product[i] * weight[i]
 
 
 @entry
