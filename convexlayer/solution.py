@@ -65,11 +65,11 @@ class Residuals:
     gap: Array
     natural: Array
 
-    @property
+    @cached_property
     def worst(self) -> Array:
         """The largest of the four, (B,); infinite where one is not a number."""
-        largest = np.max(np.stack([self.primal, self.dual, self.gap, self.natural]), axis=0)
-        return np.where(np.isnan(largest), np.inf, largest)
+        largest = np.maximum(np.maximum(self.primal, self.dual), np.maximum(self.gap, self.natural))
+        return np.where(largest >= 0.0, largest, np.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +95,15 @@ class Solution:
     stats: dict[str, Any]
 
     @cached_property
+    def all_optimal(self) -> bool:
+        """Whether every element is optimal."""
+        return self.status.count(Status.OPTIMAL) == len(self.status)
+
+    @cached_property
     def solved(self) -> BoolArray:
         """Which elements have a solution, (B,)."""
+        if self.all_optimal:
+            return np.ones(len(self.status), dtype=bool)
         return np.array([status.solved for status in self.status], dtype=bool)
 
     def divided(self, scale: Array) -> Solution:
@@ -142,12 +149,12 @@ class Solution:
         """
         structure, y, s = program.structure, self.y, self.s
         cones = structure.cones
-        projected = (at or self.at(cones)).projection
+        at = at or self.at(cones)
         if compiled.ready():
             orthant = cones.zero + cones.nonnegative
             P, A = structure.P, structure.A
             data = (program.P, program.q, program.A, program.b, self.x, y, s)
-            found = residuals((P.rows, P.cols, A.rows, A.cols), cones.zero, orthant, data, projected[:, orthant:])
+            found = residuals((P.rows, P.cols, A.rows, A.cols), cones.zero, orthant, data, at.curved_projection)
             return Residuals(*found.T)
         Px = structure.P.matvec(program.P, self.x)
         Ax = structure.A.matvec(program.A, self.x)
@@ -157,7 +164,7 @@ class Solution:
             primal=max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
             dual=max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
             gap=np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
-            natural=max_norm(y - projected) / _scale(y, s),
+            natural=max_norm(y - at.projection) / _scale(y, s),
         )
 
     def certified(
@@ -171,8 +178,10 @@ class Solution:
         numerical error where it came with a ray that proves nothing.
         """
         residuals = residuals or self.residuals(program)
-        worst = np.max(np.stack([residuals.primal, residuals.dual, residuals.gap]), axis=0)
+        worst = np.maximum(np.maximum(residuals.primal, residuals.dual), residuals.gap)
         excess = np.maximum(worst / (10.0 * tol), residuals.natural / np.sqrt(tol))
+        if self.all_optimal and np.all(excess <= 1.0):
+            return self, residuals
         refuted = self._refuted(program)
         status = tuple(
             Status.NUMERICAL_ERROR if wrong else _certified(word, value)

@@ -90,18 +90,32 @@ class ProductDerivative:
 
 @final
 class ProductPoint:
-    """A product cone at points w (B, m).
+    """A product cone at points w (B, m); computes what it is asked for, once.
 
     Attributes:
         w: the points.
-        projection: Pi_{K*}(w), (B, m).
     """
 
     def __init__(self, groups: tuple[Group, ...], w: Array) -> None:
         self.w = w
         self._groups = groups
-        self._points = [group.at(w) for group in groups]
-        self.projection = _join(w, [point.projection for point in self._points])
+
+    @cached_property
+    def _points(self) -> tuple[ConePoint[Eigenbasis] | ConePoint[RankTwo], ...]:
+        return tuple(group.at(self.w) for group in self._groups)
+
+    @cached_property
+    def projection(self) -> Array:
+        """Pi_{K*}(w), (B, m)."""
+        return _join(self.w, [point.projection for point in self._points])
+
+    @property
+    def curved_projection(self) -> Array:
+        """The rows of the projection that belong neither to the zero nor to the nonnegative cone, the last ones."""
+        flat = [isinstance(group.cone, Zero | Nonnegative) for group in self._groups]
+        if all(flat):
+            return self.w[:, self.w.shape[1] :]
+        return self.projection[:, self._groups[flat.index(False)].start :]
 
     @cached_property
     def derivative(self) -> ProductDerivative:

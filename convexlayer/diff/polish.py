@@ -71,6 +71,8 @@ def polished(
     """
     at = at or solution.at(program.structure.cones)
     first = (residuals or solution.residuals(program, at)).worst
+    if not np.any(first > needed):
+        return Polished(solution, None, at)
     certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
     need = np.isfinite(first) & (first > needed) & ~certificates
     active = np.flatnonzero(need)

@@ -208,7 +208,7 @@ class SolutionMap:
         options: Options,
     ) -> tuple[Solution, Residuals, tuple[int, ...]]:
         """With the elements that the solver left unsolved or inaccurate solved by its deputy, and their positions."""
-        if deputy is None or all(status not in UNSETTLED for status in solution.status):
+        if deputy is None or solution.all_optimal or all(status not in UNSETTLED for status in solution.status):
             return solution, residuals, ()
         index = np.array([i for i, status in enumerate(solution.status) if status in UNSETTLED], dtype=np.int64)
         part = program.select(index)
