@@ -17,7 +17,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["empty"]
+__all__ = ["empty", "plain"]
 
 LARGE_BYTES = 2**18
 """Arrays below this size come from NumPy: the C library keeps what they leave."""
@@ -86,3 +86,11 @@ def empty(*shape: int) -> NDArray[np.float64]:
         return np.empty(shape)
     array: NDArray[np.float64] = np.asarray(_Loan(size)).reshape(shape)
     return array
+
+
+def plain(values: NDArray[Any]) -> NDArray[np.float64]:
+    """The array, or a copy of it, as compiled kernels take it: float64, contiguous and writable."""
+    flags = values.flags
+    if flags.c_contiguous and flags.writeable and values.dtype == np.float64:
+        return values
+    return np.require(values, np.float64, ["C", "W"])

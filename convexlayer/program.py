@@ -21,7 +21,7 @@ Batches are a leading axis on values; sparsity patterns are shared by all elemen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -223,7 +223,7 @@ class ConeProgram:
     def divided(self, scale: Array) -> ConeProgram:
         """With P, q and r divided by scale (B,): the same x and s solve it, and y / scale."""
         column = scale[:, None]
-        return replace(self, P=self.P / column, q=self.q / column, r=self.r / scale)
+        return ConeProgram(self.structure, self.P / column, self.q / column, self.r / scale, self.A, self.b)
 
     def objective(self, x: Array) -> Array:
         """1/2 x'Px + q'x + r, (B,)."""

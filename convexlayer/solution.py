@@ -108,7 +108,8 @@ class Solution:
 
     def divided(self, scale: Array) -> Solution:
         """With y divided by scale (B,): it solves the program whose objective is divided by it."""
-        return replace(self, y=self.y / scale[:, None])
+        y = self.y / scale[:, None]
+        return Solution(self.x, y, self.s, self.status, self.iterations, self.seconds, self.stats)
 
     def select(self, index: IndexArray) -> Solution:
         """The elements at these positions."""

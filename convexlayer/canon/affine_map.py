@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -37,6 +38,12 @@ class Features:
         """Length of the vector."""
         return sum(self.sizes) + len(self.log)
 
+    @cached_property
+    def _slices(self) -> tuple[slice, ...]:
+        """The entries of each parameter."""
+        ends = np.cumsum([0, *self.sizes]).tolist()
+        return tuple(slice(start, stop) for start, stop in pairwise(ends))
+
     def of(self, wrt: Sequence[bool]) -> BoolArray:
         """Which entries of the vector are features of these parameters, a mask (size,)."""
         wanted = np.repeat(np.asarray(wrt, dtype=bool), self.sizes)
@@ -65,7 +72,7 @@ class Features:
         if len(self.log):
             flat = flat.copy()
             flat[:, self.log] += cotangent[:, total:] / features[:, self.log]
-        return np.split(flat, np.cumsum(self.sizes)[:-1], axis=1) if self.sizes else []
+        return [flat[:, where] for where in self._slices]
 
 
 def _flat(value: Array, size: int, batch: int) -> Array:

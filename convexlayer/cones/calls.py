@@ -13,7 +13,7 @@ from convexlayer import compiled
 from convexlayer.cones.base import Array
 from convexlayer.pool import share
 
-__all__ = ["compiled_kernels", "in_ranges", "is_compiled", "plain"]
+__all__ = ["compiled_kernels", "in_ranges", "is_compiled"]
 
 
 def is_compiled(w: Array) -> bool:
@@ -37,8 +37,3 @@ def in_ranges(kernel: Callable[..., None], arguments: tuple[Any, ...], *, entrie
         seconds: how long one of them takes, roughly.
     """
     share(lambda first, last: kernel(*arguments, first, last), entries, seconds=seconds)
-
-
-def plain(w: Array) -> Array:
-    """Contiguous and writable, as the kernels are compiled for."""
-    return np.require(w, np.float64, ["C", "W"])

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from convexlayer.buffers import plain
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
-from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled, plain
+from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import BEYOND, increasing_root
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import groupby
 from typing import TypeGuard, final
 
@@ -82,6 +82,16 @@ class ProductDerivative:
         margins = [piece.margin() for piece in self.pieces]
         return tuple(array_namespace(margin).min(margin, axis=-1) for margin in margins)
 
+    @cached_property
+    def margin(self) -> Array:
+        """The least margin of all blocks, (B,).
+
+        Raises:
+            ValueError: there are no cones.
+        """
+        first, *others = self.margins
+        return reduce(array_namespace(first).minimum, others, first)
+
     def apply(self, v: Array) -> Array:
         """D v, (B, m) -> (B, m)."""
         pieces = [piece.apply(group.split(v)) for group, piece in zip(self.groups, self.pieces, strict=True)]
@@ -158,12 +168,9 @@ class ProductCone:
         Raises:
             ShapeError: w is not of shape (B, m).
         """
-        self._check(w)
         xp = array_namespace(w)
-        margin: Array = xp.full_like(xp.sum(w, axis=-1), xp.inf)
-        for group in self.groups:
-            margin = xp.minimum(margin, xp.min(group.at(w).derive().margin(), axis=-1))
-        return margin
+        point = self.at(w)
+        return point.derivative.margin if self.groups else xp.full_like(xp.sum(w, axis=-1), xp.inf)
 
     def _check(self, w: Array) -> None:
         if w.ndim != 2 or w.shape[1] != self.m:

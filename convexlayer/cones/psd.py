@@ -11,9 +11,9 @@ from typing import Any, final
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from convexlayer.buffers import empty
+from convexlayer.buffers import empty, plain
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
-from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled, plain
+from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
 
 __all__ = ["PositiveSemidefinite"]
 

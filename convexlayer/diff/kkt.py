@@ -78,8 +78,8 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     @cached_property
     def _margin(self) -> Array:
-        margins = self._derivative.margins
-        return np.min(np.stack(margins), axis=0) if margins else np.full(self._program.batch, np.inf)
+        derivative = self._derivative
+        return derivative.margin if derivative.groups else np.full(self._program.batch, np.inf)
 
     @cached_property
     def _factor(self) -> ReducedFactor:

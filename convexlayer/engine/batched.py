@@ -7,6 +7,7 @@ from typing import final
 
 import numpy as np
 
+from convexlayer.buffers import plain
 from convexlayer.engine.loop import ITERATION_LIMIT, STALLED, Limits, solve_range
 from convexlayer.engine.plan import EnginePlan
 from convexlayer.pool import WORKERS, share
@@ -66,7 +67,7 @@ class BatchedEngine:
         word, iterations = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         limits = Limits(self._target * tol, PRODUCT * tol, tol, max_iter or MAX_ITER)
         lanes = (0.0,) * (LANES if batch > 2 * WORKERS else 1)
-        data = tuple(np.require(part, np.float64, ["C", "W"]) for part in (program.P, program.q, program.A, program.b))
+        data = tuple(map(plain, (program.P, program.q, program.A, program.b)))
         start = time.perf_counter()
 
         def some(first: int, last: int) -> None:

@@ -8,7 +8,7 @@ whether a new axis of cotangents belongs to new elements or means several cotang
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -71,9 +71,9 @@ class _Solve(torch.autograd.Function):
         solved = call.solution_map.solve([_array(t) for t in theta], options=call.options, warm_start=call.warm_start)
         call.solved = solved
         values = solved.iterates if call.keep else solved.outputs
-        like = _like(theta)
-        element = torch.arange(solved.batch, device=like.device)
-        return (*(_tensor(value, like) for value in values), _tensor(solved.objective, like), element)
+        kind = _kind(theta)
+        element = torch.arange(solved.batch, device=kind.device)
+        return (*(_tensor(value, kind) for value in values), _tensor(solved.objective, kind), element)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -171,7 +171,8 @@ class _Vjp(_Derivative):
 
         gradients = _by_rounds(_array(element).astype(np.int64), solved, arrays, one_round)
         call.judge(solved.report)
-        return tuple(_tensor(gradient, _like(theta)) for gradient in gradients)
+        kind = _kind(theta)
+        return tuple(_tensor(gradient, kind) for gradient in gradients)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
@@ -192,7 +193,8 @@ class _Jvp(_Derivative):
 
         outputs = _by_rounds(_array(element).astype(np.int64), solved, arrays, one_round)
         call.judge(solved.report)
-        return tuple(_tensor(output, _like(theta)) for output in outputs)
+        kind = _kind(theta)
+        return tuple(_tensor(output, kind) for output in outputs)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
@@ -231,7 +233,7 @@ def _by_rounds(element: IndexArray, solved: SolvedBatch, rows: list[Array | None
     The report of the derivative is the worst of all rounds.
     """
     batch, record = solved.batch, solved.report.record
-    if np.array_equal(element, np.arange(batch)):
+    if len(element) == batch and (batch == 1 or np.array_equal(element, np.arange(batch))):
         return tuple(function(rows))
     worst: DerivativeReport | None = None
     order = np.argsort(element, kind="stable")
@@ -259,14 +261,21 @@ def _by_rounds(element: IndexArray, solved: SolvedBatch, rows: list[Array | None
     return results
 
 
-def _like(theta: Any) -> torch.Tensor:
-    """An empty tensor of the dtype and device that outputs take (float64 on the CPU where there is no parameter)."""
+class _Kind(NamedTuple):
+    """What outputs are."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _kind(theta: Any) -> _Kind:
+    """Of outputs for these parameters (float64 on the CPU where there is none)."""
     if not theta:
-        return torch.empty(0, dtype=torch.float64)
+        return _Kind(torch.float64, torch.device("cpu"))
     dtype = theta[0].dtype
     for t in theta[1:]:
         dtype = torch.promote_types(dtype, t.dtype)
-    return torch.empty(0, dtype=dtype, device=theta[0].device)
+    return _Kind(dtype, theta[0].device)
 
 
 def _array(tensor: torch.Tensor) -> Array:
@@ -275,8 +284,8 @@ def _array(tensor: torch.Tensor) -> Array:
     return array
 
 
-def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
-    """A copy of a NumPy array, for the caller may write to it, as a tensor of the dtype and device of ``like``."""
+def _tensor(array: Array, kind: _Kind) -> torch.Tensor:
+    """A copy of a NumPy array, for the caller may write to it, as a tensor of this dtype on this device."""
     copy = empty(*array.shape)
     copy[...] = array
-    return torch.from_numpy(copy).to(like.device, like.dtype)
+    return torch.from_numpy(copy).to(kind.device, kind.dtype)

@@ -99,7 +99,7 @@ class SolvedBatch:
         scale = self._solved_rows(self._scale)
         moved: list[Array] = []
         wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
-        columns = program.features.of(wanted)
+        columns = None if all(wanted) else program.features.of(wanted)
         features = self._solved_rows(self._features)
         reports: list[DerivativeReport] = []
         if any(c is not None for c in chosen) and len(index):
@@ -108,7 +108,7 @@ class SolvedBatch:
             gradient, derivative = self._differentiator.vjp(
                 SolutionCotangent(dx, dy * scale[:, None], np.zeros_like(dy)),
                 on=program.varying,
-                seen=lambda data: program.pullback(features, data, scale=scale, wanted=columns)[:, columns],
+                seen=lambda data: program.pullback(features, data, scale=scale, wanted=columns),
             )
             moved.append(program.pullback(features, gradient, scale=scale, wanted=columns))
             moved += [] if direct is None else [direct]
@@ -192,7 +192,7 @@ class SolvedBatch:
         part, solution = self._solved_part
         return self._parametric.objective.slope(part.objective(solution.x) * self._solved_rows(self._scale))
 
-    def _objective_report(self, columns: BoolArray) -> DerivativeReport:
+    def _objective_report(self, columns: BoolArray | None) -> DerivativeReport:
         """How far to trust the objective's derivative with respect to these features."""
         part, solution = self._solved_part
         P, A, x, y = part.structure.P, part.structure.A, solution.x, solution.y
@@ -207,7 +207,7 @@ class SolvedBatch:
                 b=-moved.y,
             )
             features = self._features[self._solved_index]
-            return self._parametric.pullback(features, data, wanted=columns)[:, columns]
+            return self._parametric.pullback(features, data, wanted=columns)
 
         return self._differentiator.objective_report(seen=seen)
 

@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.buffers import empty
+from convexlayer.buffers import empty, plain
 from convexlayer.linalg import kernels
 from convexlayer.linalg.refined import TINY, AbstractFactoriser, RefinedFactor, power_start
 from convexlayer.linalg.symbolic import Symbolic
@@ -43,7 +43,7 @@ class LaneFactoriser(AbstractFactoriser):
 
     def factor(self, values: Array) -> RefinedFactor:
         """Equilibrate, regularise, factorise and estimate conditions, in one pass."""
-        return _LaneFactor(self, _plain(values))
+        return _LaneFactor(self, plain(values))
 
 
 @final
@@ -74,7 +74,7 @@ class _LaneFactor(RefinedFactor):
         return direction / np.maximum(max_norm(direction), TINY)[:, None]
 
     def refine(self, rhs: Array, *, steps: int = 12) -> tuple[Array, Array]:
-        rhs = _plain(rhs)
+        rhs = plain(rhs)
         z, residual = empty(*rhs.shape), np.empty(len(rhs))
 
         def refine(first: int, last: int) -> None:
@@ -98,11 +98,6 @@ class _LaneFactor(RefinedFactor):
         out = np.empty((len(self._values), size))
         out[:, self._permutation] = rows.reshape(self._groups * len(self._lanes), size)[: len(out)]
         return out
-
-
-def _plain(values: Array) -> Array:
-    """Contiguous and writable, as the kernels are compiled for."""
-    return np.require(values, np.float64, ["C", "W"])
 
 
 def warm_up() -> None:

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from convexlayer import compiled
-from convexlayer.buffers import empty
+from convexlayer.buffers import empty, plain
 from convexlayer.pool import share
 
 __all__ = [
@@ -52,7 +52,7 @@ class BatchedMatrix:
         if not compiled.ready():
             product: Floats = (self._matrix @ x.T).T
             return product if constant is None else product + constant
-        x = _plain(x)
+        x = plain(x)
         out = empty(len(x), len(self._zero))
         arguments = (*self._arrays, self._zero if constant is None else constant, x, out)
         _run(_kernels().times, arguments, len(x), self._matrix.nnz + len(self._zero))
@@ -79,15 +79,15 @@ class ProgramMatrix:
         self._columns = matrix.shape[1]
         coordinates = matrix.tocoo()
         self._adjoint = coordinates.row, coordinates.col, coordinates.data.astype(float)
-        self._entries: dict[bytes, tuple[Any, ...]] = {}
+        self._entries: dict[bytes | None, tuple[Any, ...]] = {}
 
-    def _entries_of(self, wanted: NDArray[np.bool_]) -> tuple[Any, ...]:
-        """Ends of the blocks, columns, rows in their blocks, and values, of the entries in these columns."""
-        key = wanted.tobytes()
+    def _entries_of(self, wanted: NDArray[np.bool_] | None) -> tuple[Any, ...]:
+        """Ends of the blocks, columns, rows in their blocks, and values, of the entries in some columns (None: all)."""
+        key = None if wanted is None else wanted.tobytes()
         found = self._entries.get(key)
         if found is None:
             rows, columns, values = self._adjoint
-            chosen = np.flatnonzero(wanted[columns])
+            chosen = np.arange(len(columns)) if wanted is None else np.flatnonzero(wanted[columns])
             chosen = chosen[np.argsort(rows[chosen], kind="stable")]
             stops = np.cumsum(self._sizes)
             ends = np.searchsorted(rows[chosen], stops)
@@ -99,17 +99,18 @@ class ProgramMatrix:
     def times(self, x: Floats, *, normalise: bool) -> tuple[Floats, ...]:
         """P, q, r, A and b, each (B, size), of constant + M x; and the power of two (B,) that divides P, q and r."""
         batch = len(x)
-        out = (*(empty(batch, size) for size in self._sizes), np.empty(batch))
-        arguments = (*self._forward, self._constant, _plain(x), normalise, *out)
+        P, q, r, A, b = self._sizes
+        out = empty(batch, P), empty(batch, q), np.empty((batch, r)), empty(batch, A), empty(batch, b), np.empty(batch)
+        arguments = (*self._forward, self._constant, plain(x), normalise, *out)
         _run(_kernels().fill, arguments, batch, len(self._forward[1]) + len(self._constant))
         return out
 
     def adjoint(self, blocks: tuple[Floats, ...], inverse: Floats, wanted: NDArray[np.bool_] | None = None) -> Floats:
         """M'(P, q, r, A, b), (B, columns), with P, q and r multiplied by inverse (B,) first; zero where not wanted."""
         out = empty(len(inverse), self._columns)
-        entries = self._entries_of(np.ones(self._columns, bool) if wanted is None else wanted)
+        entries = self._entries_of(wanted)
         _run(
-            _kernels().gather, (*entries, inverse, *map(_plain, blocks), out), len(out), len(entries[1]) + self._columns
+            _kernels().gather, (*entries, inverse, *map(plain, blocks), out), len(out), len(entries[1]) + self._columns
         )
         return out
 
@@ -119,14 +120,14 @@ def scatter_product(into: Positions, of: Positions, values: Floats, x: Floats, s
     if len(values) != len(x):
         values, x = (np.broadcast_to(v, (max(len(values), len(x)), v.shape[1])) for v in (values, x))
     out = np.zeros((len(values), size))
-    _run(_kernels().accumulate, (into, of, _plain(values), _plain(x), out), len(out), len(into))
+    _run(_kernels().accumulate, (into, of, plain(values), plain(x), out), len(out), len(into))
     return out
 
 
 def copy_entries(out: Floats, place: Positions, values: Floats, source: Positions) -> None:
     """out[:, place[p]] = values[:, source[p]] for every element."""
     if compiled.ready():
-        _run(_kernels().copy_entries, (place, source, _plain(values), out), len(out), len(place))
+        _run(_kernels().copy_entries, (place, source, plain(values), out), len(out), len(place))
     else:
         out[:, place] = np.take(values, source, axis=1)
 
@@ -136,7 +137,7 @@ def scale_entries(
 ) -> None:
     """out[:, place[p]] = values[:, source[p]] factor[:, row[p]] for every element."""
     if compiled.ready():
-        arguments = (place, source, row, _plain(values), _plain(factor), out)
+        arguments = (place, source, row, plain(values), plain(factor), out)
         _run(_kernels().scale_entries, arguments, len(out), len(place))
     else:
         out[:, place] = np.take(values, source, axis=1) * np.take(factor, row, axis=1)
@@ -157,7 +158,7 @@ def rotate_entries(
         block: which of all blocks each is, (blocks,).
     """
     if compiled.ready():
-        arguments = (place, source, block, *map(_plain, (values, Q, root)), out)
+        arguments = (place, source, block, *map(plain, (values, Q, root)), out)
         _run(_kernels().rotate_entries, arguments, len(out), place.size * place.shape[1])
         return
     M = np.where(source >= 0, values[:, source], 0.0)
@@ -170,7 +171,7 @@ def entries_of_products(rows: Positions, cols: Positions, pairs: tuple[tuple[Flo
     (u1, v1), (u2, v2) = pairs
     if compiled.ready():
         out = empty(len(u1), len(rows))
-        arguments = (rows, cols, *map(_plain, (u1, v1, u2, v2)), out)
+        arguments = (rows, cols, *map(plain, (u1, v1, u2, v2)), out)
         _run(_kernels().outer_entries, arguments, len(out), len(rows))
         return out
     out = np.take(u1, rows, axis=1)
@@ -198,7 +199,7 @@ def residuals(
         curved: projections of the other rows of y - s, (B, m - orthant).
     """
     out = np.empty((len(curved), 4))
-    arguments = (*patterns, zero, orthant, *map(_plain, data), _plain(curved), out)
+    arguments = (*patterns, zero, orthant, *map(plain, data), plain(curved), out)
     _run(_kernels().residuals, arguments, len(out), len(patterns[0]) + 2 * len(patterns[2]))
     return out
 
@@ -214,11 +215,3 @@ def _run(kernel: Callable[..., None], arguments: tuple[Any, ...], batch: int, en
 def _kernels() -> Any:
     """Imported when it is needed: numba takes half a second."""
     return import_module("convexlayer.sparse.kernels")
-
-
-def _plain(values: Floats) -> Floats:
-    """Contiguous and writable, as the kernels are compiled for."""
-    flags = values.flags
-    if flags.c_contiguous and flags.writeable and values.dtype == np.float64:
-        return values
-    return np.require(values, np.float64, ["C", "W"])
