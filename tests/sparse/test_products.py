@@ -1,0 +1,110 @@
+"""Products of batches with sparse matrices: compiled and portable forms against dense arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from convexlayer import canonicalize, compiled
+from convexlayer.sparse import ProgramMatrix, copy_entries, rotate_entries, scale_entries
+from tests.layers.families import family
+
+BATCHES = (1, 3, 40)
+RNG = np.random.default_rng(3)
+
+
+@pytest.fixture(params=["compiled", "portable"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both forms, whatever this process has decided on."""
+    if request.param == "compiled":
+        compiled.prepare(wait=True)
+    monkeypatch.setattr(compiled, "ready", lambda: request.param == "compiled")
+    return str(request.param)
+
+
+def program_matrix(columns: int = 6) -> tuple[sp.csr_matrix, np.ndarray, tuple[int, ...]]:
+    sizes = (9, 4, 1, 7, 3)
+    dense = RNG.standard_normal((sum(sizes), columns)) * (RNG.random((sum(sizes), columns)) < 0.4)
+    return sp.csr_matrix(dense), RNG.standard_normal(sum(sizes)), sizes
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("normalise", [False, True])
+def test_program_data_in_one_pass(batch: int, normalise: bool) -> None:
+    compiled.prepare(wait=True)
+    matrix, constant, sizes = program_matrix()
+    x = RNG.standard_normal((batch, 6)) * 10.0 ** RNG.uniform(-6, 6, (batch, 1))
+    *blocks, scale = ProgramMatrix(matrix, constant, sizes).times(x, normalise=normalise)
+    expected = np.split(x @ matrix.toarray().T + constant, np.cumsum(sizes)[:-1], axis=1)
+    if normalise:
+        largest = np.maximum(np.abs(expected[0]).max(axis=1), np.abs(expected[1]).max(axis=1))
+        assert np.all((largest / scale >= 0.7) & (largest / scale <= 1.42))
+        np.testing.assert_array_equal(np.frexp(scale)[0], 0.5)
+    else:
+        np.testing.assert_array_equal(scale, 1.0)
+    for block, value, divisor in zip(blocks, expected, [scale[:, None]] * 3 + [1.0, 1.0], strict=True):
+        np.testing.assert_allclose(block * divisor, value, rtol=1e-13, atol=1e-13 * np.abs(x).max())
+
+
+def test_an_objective_without_coefficients_is_not_divided() -> None:
+    compiled.prepare(wait=True)
+    matrix, constant, sizes = program_matrix()
+    zero = sp.csr_matrix(sp.diags([0.0] * 13 + [1.0] * 11) @ matrix)
+    constant[:13] = 0.0
+    *_, scale = ProgramMatrix(zero, constant, sizes).times(RNG.standard_normal((2, 6)), normalise=True)
+    np.testing.assert_array_equal(scale, 1.0)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_the_adjoint_in_one_pass(batch: int) -> None:
+    compiled.prepare(wait=True)
+    matrix, constant, sizes = program_matrix()
+    made = ProgramMatrix(matrix, constant, sizes)
+    blocks = tuple(RNG.standard_normal((batch, size)) for size in sizes)
+    inverse = RNG.uniform(0.5, 2.0, batch)
+    weighted = np.concatenate([b * inverse[:, None] for b in blocks[:3]] + list(blocks[3:]), axis=1)
+    expected = weighted @ matrix.toarray()
+    np.testing.assert_allclose(made.adjoint(blocks, inverse), expected, atol=1e-13)
+    wanted = np.array([True, False, False, True, True, False])
+    np.testing.assert_allclose(made.adjoint(blocks, inverse, wanted), expected * wanted, atol=1e-13)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_entries_are_copied_scaled_and_rotated(form: str, batch: int) -> None:
+    values, factor = RNG.standard_normal((batch, 12)), RNG.standard_normal((batch, 5))
+    source, place, row = np.array([3, 0, 7]), np.array([5, 1, 2]), np.array([4, 4, 0])
+    out = np.zeros((batch, 6))
+    copy_entries(out, place, values, source)
+    np.testing.assert_array_equal(out[:, place], values[:, source])
+    np.testing.assert_array_equal(out[:, [0, 3, 4]], 0.0)
+    scale_entries(out, place, values, source, factor, row)
+    np.testing.assert_array_equal(out[:, place], values[:, source] * factor[:, row])
+
+    blocks, size, columns = 2, 3, 2
+    sources = RNG.integers(-1, 12, (blocks, size, columns))
+    places = RNG.permutation(blocks * size * columns).reshape(blocks, size, columns)
+    Q, root = RNG.standard_normal((batch, 4, size, size)), RNG.standard_normal((batch, 4, size))
+    block = np.array([3, 1])
+    rotated = np.zeros((batch, blocks * size * columns))
+    rotate_entries(rotated, places, values, sources, Q, root, block)
+    M = np.where(sources >= 0, values[:, sources], 0.0)
+    expected = np.einsum("bki,bkji,bkjc->bkic", root[:, block], Q[:, block], M)
+    np.testing.assert_allclose(rotated[:, places], expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["quadratic", "geometric_program", "simplex_projection"])
+def test_programs_and_their_adjoints_are_the_same_in_both_forms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled.prepare(wait=True)
+    case = family(name)
+    program = canonicalize(case.problem, case.parameters, case.outputs, gp=case.gp)
+    features = program.features.apply(case.values(3), 3)
+    found = []
+    for ready in (True, False):
+        monkeypatch.setattr(compiled, "ready", lambda ready=ready: ready)
+        made, scale = program.normalised(features)
+        wanted = np.arange(features.shape[1]) % 2 == 0
+        pulled = [program.pullback(features, made, scale=scale, wanted=mask) for mask in (None, wanted)]
+        found.append([made.P, made.q, made.r, made.A, made.b, scale, *pulled])
+    for mine, other in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-12)
