@@ -36,8 +36,8 @@ VISIBLE = 1e-5
 class ReducedSystem:
     """The symbolic part: pattern of K and where each value comes from. Once a layer."""
 
-    def __init__(self, structure: Structure, backend: AbstractBackend | None = None) -> None:
-        """Analyse a structure; who factorises is chosen by what is there, size and density, unless given."""
+    def __init__(self, structure: Structure, backend: AbstractBackend | None = None, *, device: str = "cpu") -> None:
+        """Analyse a structure; who factorises is chosen by what is there, device, size and density, unless given."""
         self.structure = structure
         self.cone = product_cone(structure.cones)
         n, P = structure.n, structure.P
@@ -55,7 +55,7 @@ class ReducedSystem:
         self._places = [[next(later) for _ in rows.sections] for rows in self.rows]
         extra = [rows.extra_signs for rows in self.rows]
         self._signs = np.concatenate([np.ones(n), -np.ones(structure.m), *extra])
-        self.factoriser = choose_factoriser(self.pattern, self._signs, backend)
+        self.factoriser = choose_factoriser(self.pattern, self._signs, backend, device)
 
     def values(self, program: ConeProgram, derivative: ProductDerivative) -> Array:
         """K's values for every element, (B, nnz)."""

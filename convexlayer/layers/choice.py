@@ -47,13 +47,13 @@ class Chosen(NamedTuple):
     reason: str
 
 
-def choose(name: str, structure: Structure) -> Chosen:
-    """The solver of this name, or the one that ``auto`` chooses, after the work that every solve shares.
+def choose(name: str, structure: Structure, device: str = "cpu") -> Chosen:
+    """The solver of this name, or the one that ``auto`` chooses for a device, after the work that every solve shares.
 
     Raises:
         SolverError: the solver is unknown, missing, or cannot take the structure.
     """
-    solver, reason = solver_for(name, structure)
+    solver, reason = solver_for(name, structure, device)
     deputy = None if solver.deputy is None else Prepared.of(solver_for(solver.deputy, structure)[0], structure)
     return Chosen(*Prepared.of(solver, structure), deputy, reason)
 

@@ -34,9 +34,10 @@ class ConvexLayer(torch.nn.Module):
         loss(solution).backward()
 
     Each tensor has its parameter's shape, or one leading batch axis; the two mix by broadcasting, and the gradient of a
-    shared parameter is the sum over the batch. The work inside is float64 on the CPU; dtype and device of the tensors
-    come back in the outputs. Works under torch.no_grad, torch.func (vmap, jvp, vjp, jacrev, jacfwd) and
-    torch.autograd.gradcheck; torch.compile breaks its graph around it. Thread-safe, picklable, deep-copyable.
+    shared parameter is the sum over the batch. The work inside is float64, on the CPU unless ``device`` says otherwise;
+    dtype and device of the tensors come back in the outputs. Works under torch.no_grad, torch.func (vmap, jvp, vjp,
+    jacrev, jacfwd) and torch.autograd.gradcheck; torch.compile breaks its graph around it. Thread-safe, picklable,
+    deep-copyable.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ConvexLayer(torch.nn.Module):
         *,
         solver: str = "auto",
         tune: bool = False,
+        device: str = "cpu",
         gp: bool = False,
         derivative: str = "exact",
         on_failure: str = "raise",
@@ -65,6 +67,8 @@ class ConvexLayer(torch.nn.Module):
                 (``constraint.dual_variables[i]``).
             solver: a name that ``convexlayer solvers`` lists, or ``auto``.
             tune: with ``auto``, let the first call time the solvers that might be the fastest, and keep to the winner.
+            device: the torch device that solves and differentiates batches of small dense programs (see
+                ``SolutionMap``); the tensors of a call may be anywhere.
             gp: the problem is a geometric program.
             derivative: ``exact``, or ``diffcp`` for the reference implementation.
             on_failure: what to do when an element has no solution: ``raise`` a FailedElementsError that carries the
@@ -86,7 +90,13 @@ class ConvexLayer(torch.nn.Module):
         _check_choice("on_failure", on_failure, ON_FAILURE)
         program = canonicalize(problem, parameters, variables, gp=gp, presolve=presolve, self_check=self_check)
         self._map = SolutionMap(
-            program, solver=solver, tune=tune, derivative=derivative, options=options, check_attributes=check_attributes
+            program,
+            solver=solver,
+            tune=tune,
+            device=device,
+            derivative=derivative,
+            options=options,
+            check_attributes=check_attributes,
         )
         self._on_failure = on_failure
         self._judge = _DerivativeJudge(on_degenerate)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, final
 
 import numpy as np
+import torch
 
 from convexlayer.canon import ParametricProgram
 from convexlayer.cones import ProductPoint
@@ -58,6 +60,7 @@ class SolutionMap:
         *,
         solver: str = "auto",
         tune: bool = False,
+        device: str = "cpu",
         derivative: str = "exact",
         options: Options | Mapping[str, Any] | None = None,
         check_attributes: bool = True,
@@ -68,12 +71,16 @@ class SolutionMap:
             program: from ``canonicalize``.
             solver: a name of ``convexlayer solvers``, or ``auto``.
             tune: let the first call time the solvers that ``auto`` would consider, and stay with the fastest.
+            device: a torch device, such as ``cuda``, on which ``auto`` solves batches of small dense programs (zero,
+                nonnegative and second-order cones), and where systems of the derivative up to 1500 unknowns are
+                factorised.
             derivative: ``exact``, or ``diffcp`` for the reference.
             options: defaults of every call.
             check_attributes: whether values that violate a parameter's attributes are refused.
 
         Raises:
-            SolverError: the solver is unknown, missing, or cannot take the problem; or it is named and ``tune`` is set.
+            SolverError: the solver is unknown, missing, or cannot take the problem; or it is named and ``tune`` is set;
+                or there is no such device.
             DerivativeError: the derivative mode is unknown.
         """
         self.program = program
@@ -81,6 +88,7 @@ class SolutionMap:
         self._arguments = {
             "solver": solver,
             "tune": tune,
+            "device": device,
             "derivative": derivative,
             "check_attributes": check_attributes,
         }
@@ -90,11 +98,12 @@ class SolutionMap:
             raise SolverError(
                 f"tune=True chooses the solver by its time, but solver={solver!r} is named: leave one out"
             )
-        self._chosen = choose(solver, program.structure)
+        self._device = _checked_device(device)
+        self._chosen = choose(solver, program.structure, self._device)
         self._tune = tune
         self._tuned: Chosen | None = None
         self._tuning = threading.Lock()
-        self._system = ReducedSystem(program.structure)
+        self._system = ReducedSystem(program.structure, device=self._device)
         self._mode = derivative_mode(derivative)
 
     def __reduce__(self) -> tuple[Callable[..., SolutionMap], tuple[Any, ...]]:
@@ -135,7 +144,7 @@ class SolutionMap:
         batch = batch_size(specs, [value.shape for value in values])
         for spec, value in zip(specs, values, strict=True):
             check_values(spec, value, attributes=self._check_attributes)
-        chosen = Options.of(options, self.options)
+        chosen = self._placed(Options.of(options, self.options))
         before = None if warm_start is None else self._fitting(warm_start.solution, 1 if batch is None else batch)
 
         start = time.perf_counter()
@@ -230,16 +239,33 @@ class SolutionMap:
             return Chosen(*chosen.deputy, deputy=None, reason=reason)
         return chosen
 
+    def _placed(self, options: Options) -> Options:
+        """With the dense engine on the map's device, unless the options name another."""
+        if self._device == "cpu":
+            return options
+        dense = {"device": self._device, **options.solver_options.get("dense", {})}
+        return replace(options, solver_options={**options.solver_options, "dense": dense})
+
     def _fastest(self, program: ConeProgram, options: Options) -> Chosen:
         """The fastest of those that ``auto`` considers, solutions as exact as the derivative needs them."""
         structure = program.structure
-        others = (choose(name, structure) for name in candidates(structure) if name != self._chosen.solver.name)
+        names = [name for name in candidates(structure, self._device) if name != self._chosen.solver.name]
 
         def attempt(candidate: Chosen) -> int:
             solution = candidate.solver.solve(candidate.state, program, options)
             return int(np.count_nonzero(self._certified(program, solution, options).solution.solved))
 
-        return fastest([self._chosen, *others], attempt)
+        return fastest([self._chosen, *(choose(name, structure) for name in names)], attempt)
+
+
+def _checked_device(device: str) -> str:
+    """The device, if doubles can be kept there."""
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).splitlines()[0]
+        raise SolverError(f"torch has no device {device!r} for float64 here ({said}): device='cpu' works") from error
+    return device
 
 
 def _nothing(program: ConeProgram) -> Solution:

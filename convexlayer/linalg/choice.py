@@ -22,14 +22,19 @@ DENSE_LIMIT = 1500
 """Above this size dense matrices of a batch take too much memory."""
 
 
-def choose_factoriser(pattern: Pattern, signs: Array, backend: AbstractBackend | None = None) -> AbstractFactoriser:
+def choose_factoriser(
+    pattern: Pattern, signs: Array, backend: AbstractBackend | None = None, device: str = "cpu"
+) -> AbstractFactoriser:
     """The factoriser for the upper triangle of a symmetric pattern: compiled where that is ready, else portable.
 
     Args:
         pattern: upper triangle, every diagonal entry stored.
         signs: expected signs of the pivots, (N,).
         backend: who factorises instead.
+        device: a torch device that factorises, as dense matrices, what is small enough.
     """
+    if backend is None and device != "cpu" and pattern.shape[0] <= DENSE_LIMIT:
+        backend = DenseBackend(device)
     if backend is None and compiled.ready():
         from convexlayer.linalg.laned import LaneFactoriser
 

@@ -21,10 +21,24 @@ DENSE = 0.5
 """Share of stored entries from which a matrix counts as dense."""
 
 
-def choose_solver(structure: Structure) -> tuple[str, str]:
-    """The name of a solver for a structure, and why."""
+DEVICE_LIMIT = 1500
+"""Up to this many variables and rows a batch of dense programs is kept on a device."""
+
+DEVICE_CONES = frozenset({"zero", "nonnegative", "second_order"})
+"""What the dense form of the batched engine takes."""
+
+
+def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
+    """The name of a solver for a structure, and why.
+
+    Args:
+        structure: of the programs.
+        device: the torch device that batches are meant for.
+    """
     kinds = ", ".join(sorted(structure.cones.kinds)) or "no constraints"
     size = f"{structure.n} variables, {structure.m} rows, {kinds}"
+    if _fits_device(structure, device):
+        return "dense", f"small enough for {device}: {size}"
     if structure.n + structure.m > LARGE:
         return "clarabel", f"large: {size}"
     if _is_dense_qp(structure) and find_spec("daqp") is not None:
@@ -34,9 +48,9 @@ def choose_solver(structure: Structure) -> tuple[str, str]:
     return "batched", f"small or middle-sized: {size}"
 
 
-def candidates(structure: Structure) -> list[str]:
+def candidates(structure: Structure, device: str = "cpu") -> list[str]:
     """Names of the solvers that could be the fastest for a structure, the one that auto chooses first."""
-    names = [choose_solver(structure)[0], "clarabel"]
+    names = [choose_solver(structure, device)[0], choose_solver(structure)[0], "clarabel"]
     if structure.n + structure.m <= LARGE and compiled.ready():
         names.append("batched")
     if (
@@ -46,6 +60,11 @@ def candidates(structure: Structure) -> list[str]:
     ):
         names.append("daqp")
     return list(dict.fromkeys(names))
+
+
+def _fits_device(structure: Structure, device: str) -> bool:
+    """Whether the dense form of the engine should solve these on a device other than the processor."""
+    return device != "cpu" and structure.cones.kinds <= DEVICE_CONES and structure.n + structure.m <= DEVICE_LIMIT
 
 
 def _is_dense_qp(structure: Structure) -> bool:

@@ -60,8 +60,13 @@ def available() -> list[SolverInfo]:
     ]
 
 
-def solver_for(name: str, structure: Structure) -> tuple[AbstractSolver, str]:
+def solver_for(name: str, structure: Structure, device: str = "cpu") -> tuple[AbstractSolver, str]:
     """The solver of this name (in any case, as CVXPY has it) for programs of this structure, and why it was chosen.
+
+    Args:
+        name: the name, or ``auto``.
+        structure: of the programs.
+        device: the torch device that ``auto`` should use where it can.
 
     Raises:
         NotInstalledError: its package is missing.
@@ -69,7 +74,7 @@ def solver_for(name: str, structure: Structure) -> tuple[AbstractSolver, str]:
     """
     name, reason = name.lower(), "asked for by name"
     if name == "auto":
-        name, reason = choose_solver(structure)
+        name, reason = choose_solver(structure, device)
     solver = _native().get(name) or CvxpySolver(name)
     if not solver.installed():
         if name not in KNOWN and name not in _native():

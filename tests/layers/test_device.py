@@ -1,0 +1,54 @@
+"""Solving and differentiating on a device that is chosen: the same answers, and clear words where there is none."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from convexlayer import SolutionMap, SolverError
+from tests.layers.families import family
+
+DEVICES = ["cpu:0", *(["cuda"] if torch.cuda.is_available() else [])]
+"""cpu:0 is the processor by the name that asks for the dense forms."""
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["quadratic", "simplex_projection", "portfolio"])
+def test_the_dense_forms_give_what_the_others_give(name: str, device: str) -> None:
+    case = family(name)
+    values = case.values(5)
+    there, here = SolutionMap(case.program(), device=device), SolutionMap(case.program())
+    assert there.solver == "dense"
+    assert device in there.reason
+    one, other = there.solve(values), here.solve(values)
+    rng = np.random.default_rng(0)
+    cotangents = [rng.standard_normal(output.shape) for output in one.outputs]
+    for left, right in zip(one.outputs, other.outputs, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-7)
+    for left, right in zip(one.vjp(cotangents), other.vjp(cotangents), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-6)
+    assert one.report.solution.stats["device"].startswith(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_the_dense_engine_does_not_take_is_solved_elsewhere(device: str) -> None:
+    case = family("nearest_correlation")
+    made = SolutionMap(case.program(), device=device)
+    assert made.solver != "dense"
+    assert all(status.solved for status in made.solve(case.values(2)).report.status)
+    assert pickle.loads(pickle.dumps(made)).solver == made.solver
+
+
+def test_an_explicit_device_of_the_options_wins() -> None:
+    case = family("quadratic")
+    made = SolutionMap(case.program(), device="cpu:0", options={"solver_options": {"dense": {"device": "cpu"}}})
+    assert made.solve(case.values(2)).report.solution.stats["device"] == "cpu"
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta", "cuda:99"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(SolverError, match="device='cpu' works"):
+        SolutionMap(family("quadratic").program(), device=device)
