@@ -58,4 +58,6 @@ class Report:
     @property
     def failed(self) -> tuple[int, ...]:
         """Positions of the elements without a solution."""
+        if self.solution.all_optimal:
+            return ()
         return tuple(i for i, status in enumerate(self.status) if not status.solved)
