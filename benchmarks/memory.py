@@ -1,4 +1,4 @@
-"""Growth of resident memory: each contestant alone in a process, from after its imports to the peak.
+"""Growth of resident memory: each contestant alone in a process, from after its first small call to the peak.
 
 python -m benchmarks.memory PROBLEM BATCH CONTESTANT THREADS
 """
@@ -34,15 +34,20 @@ def grown(problem: str, batch: int, contestant: str, threads: int) -> dict[str, 
 
 
 def _measure(name: str, batch: int, contestant: str, threads: int) -> float:
-    """Peak resident memory less that after imports, in MiB."""
+    """Peak resident memory less that after imports and one element of a small problem, in MiB.
+
+    That one call is for what libraries load late: numba's own start, for instance, takes 45 MiB.
+    """
     from benchmarks.contestant import Setting
     from benchmarks.contestants import EMPTY, OURS, PEERS
-    from benchmarks.suite import make
+    from benchmarks.suite import SMALL, make
     from benchmarks.timing import once, quiet
 
     chosen = {OURS.name: OURS, EMPTY.name: EMPTY, **PEERS}[contestant]
     with quiet(), ExitStack() as cleanup:
         chosen.load()
+        small = next(make(other) for other in SMALL if chosen.refusal(make(other)) is None)
+        once(chosen.build(Setting(small, 1, threads, cleanup)), small.theta(1, seed=0), small.cotangents(1))
         problem = make(name)
         draws = [problem.theta(batch, seed=seed) for seed in range(2)]
         cotangents = problem.cotangents(batch)

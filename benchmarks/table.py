@@ -154,8 +154,9 @@ def _memory(results: Results) -> str:
         }
         grown = [f"{group[name]:.1f}" if group.get(name) is not None else "" for name in names]
         rows.append([problem, str(batch), *grown])
-    return "Growth of resident memory from after the imports to the peak, MiB.\n\n" + _grid(
-        ["problem", "batch", *names], rows
+    return (
+        "Growth of resident memory to the peak, from after the imports and one element of a small problem, MiB.\n\n"
+        + _grid(["problem", "batch", *names], rows)
     )
 
 
