@@ -1,15 +1,53 @@
 """Declarative nodes: functions defined by an optimisation problem, given by torch functions."""
 
 from convexlayer.nodes.batch import Batch
+from convexlayer.nodes.eigen import eigen_decomposition
 from convexlayer.nodes.implicit import Equation, solve_implicitly
+from convexlayer.nodes.least_squares import least_squares, weighted_least_squares
 from convexlayer.nodes.linear import AbstractLinearSolver, Dense, LinearSolve, Operator
+from convexlayer.nodes.penalties import AbstractPenalty, Huber, PseudoHuber, Quadratic, TruncatedQuadratic, Welsch
+from convexlayer.nodes.perspective import perspective_n_point, rotation_of
+from convexlayer.nodes.pooling import robust_pool
+from convexlayer.nodes.procrustes import nearest_simplex_etf, orthogonal_procrustes
+from convexlayer.nodes.projections import (
+    project_l1_ball,
+    project_l1_sphere,
+    project_l2_ball,
+    project_l2_sphere,
+    project_linf_ball,
+    project_linf_sphere,
+    project_simplex,
+)
+from convexlayer.nodes.transport import optimal_transport
 
 __all__ = [
     "AbstractLinearSolver",
+    "AbstractPenalty",
     "Batch",
     "Dense",
     "Equation",
+    "Huber",
     "LinearSolve",
     "Operator",
+    "PseudoHuber",
+    "Quadratic",
+    "TruncatedQuadratic",
+    "Welsch",
+    "eigen_decomposition",
+    "least_squares",
+    "nearest_simplex_etf",
+    "optimal_transport",
+    "orthogonal_procrustes",
+    "perspective_n_point",
+    "project_l1_ball",
+    "project_l1_sphere",
+    "project_l2_ball",
+    "project_l2_sphere",
+    "project_linf_ball",
+    "project_linf_sphere",
+    "project_simplex",
+    "robust_pool",
+    "rotation_of",
     "solve_implicitly",
+    "weighted_least_squares",
 ]

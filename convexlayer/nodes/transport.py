@@ -1,0 +1,251 @@
+"""Entropic optimal transport: Sinkhorn and Newton forward, one Cholesky factor backward.
+
+    P = argmin <M, P> + 1/gamma <P, log P>   subject to P 1 = r, P'1 = c,       P_ij = exp(f_i + g_j - gamma M_ij)
+
+With S = [diag(P1) P; P' diag(P'1)], singular along (1, -1) alone, V the cotangent of P and T = P * V:
+
+    S (p, q) = (T 1, T'1),   M' = gamma P * (p_i + q_j - V),   r' = p,   c' = q,   gamma' = <M, P * (p_i + q_j - V)>
+
+Only r and c of one sum have a plan, so r' and c' are determined along such changes: they are those of minimum norm,
+sum(p) = sum(q). Reference: Gould 2026, optimal transport gradient; its Lambda is the inverse of S without a first row.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+import torch
+
+from convexlayer.errors import DerivativeError, ProblemError, ShapeError, SolverError
+from convexlayer.nodes.batch import Tensors
+from convexlayer.nodes.closed_form import ClosedForm, elements, like, times
+
+__all__ = ["optimal_transport"]
+
+TOTALS = 1e-6
+"""Relative difference of sum(r) and sum(c) that counts as float32's rounding."""
+
+SCALINGS = 10
+"""Sinkhorn iterations as matrix-vector products between two in the log domain."""
+
+RANGE = 20.0
+"""gamma (max M - min M) from where the path of gammas begins: few Sinkhorn iterations solve it."""
+
+
+def optimal_transport(
+    M: torch.Tensor,
+    r: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
+    gamma: torch.Tensor | float = 1.0,
+    *,
+    tol: float = 1e-10,
+    max_iter: int = 10_000,
+) -> torch.Tensor:
+    """The entropic transport plan.
+
+    Forward are Sinkhorn iterations in the log domain, finished by Newton's method on the dual, at gammas that grow to
+    the one asked for. Backward does not depend on how many there were, in time or in memory. The work is done in
+    float64.
+
+    Args:
+        M: costs, (..., m, n); leading axes broadcast.
+        r: row sums, (..., m), positive; 1/m each by default.
+        c: column sums, (..., n), positive, with the sum of r; sum(r)/n each by default.
+        gamma: inverse temperature, positive, a number or (...).
+        tol: largest relative error of a row or column sum.
+        max_iter: Sinkhorn iterations at most.
+
+    Returns:
+        P, (..., m, n).
+
+    Raises:
+        ShapeError: shapes that do not fit.
+        ProblemError: r, c or gamma are not positive, or sum(r) and sum(c) differ.
+        SolverError: the tolerance was not reached.
+        DerivativeError: (in backward) the plan is so nearly a matching that S has lost its rank.
+    """
+    if M.ndim < 2:
+        raise ShapeError(f"M: expected shape (..., m, n), got {tuple(M.shape)}")
+    m, n = M.shape[-2:]
+    rows = M.new_full((m,), 1.0 / m) if r is None else r
+    columns = rows.sum(-1, keepdim=True).expand(*rows.shape[:-1], n) / n if c is None else c
+    return _Transport(tol, max_iter)(M, rows, columns, like(gamma, M))[0]
+
+
+@final
+class _Transport(ClosedForm):
+    arguments: ClassVar = {"M": ("m", "n"), "r": ("m",), "c": ("n",), "gamma": ()}
+    double: ClassVar = True
+
+    def __init__(self, tol: float, max_iter: int) -> None:
+        self._tol, self._max_iter = tol, max_iter
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        M, r, c, gamma = inputs
+        for name, value in (("r", r), ("c", c), ("gamma", gamma[..., None])):
+            wrong = (value <= 0).any(-1)
+            if bool(wrong.any()):
+                raise ProblemError(f"{name}: expected positive values, got {float(value.min()):.3g}{elements(wrong)}")
+        wrong = (r.sum(-1) - c.sum(-1)).abs() > TOTALS * r.sum(-1)
+        if bool(wrong.any()):
+            raise ProblemError(f"r and c: expected equal sums{elements(wrong)}; divide each by its own")
+        dual = _Dual(M, r, c * (r.sum(-1) / c.sum(-1))[..., None])
+        spread = M.amax((-2, -1)) - M.amin((-2, -1))
+        steps = torch.log2(gamma * spread / RANGE).amax().ceil().clamp(min=0).nan_to_num(0.0)
+        left = self._max_iter
+        for step in range(int(steps) if M.numel() else 0):
+            early = torch.minimum(gamma, RANGE / spread * 2.0**step)
+            left = dual.solve(early, max(self._tol, 1e-2), left)
+        dual.solve(gamma, self._tol, left)
+        wrong = ~(dual.error <= self._tol)
+        if bool(wrong.any()):
+            raise SolverError(
+                f"optimal transport: row sums are wrong by {float(dual.error.max()):.1e} of themselves after "
+                f"{self._max_iter} iterations{elements(wrong)}, expected {self._tol:.1e}; lower gamma (now up to "
+                f"{float(gamma.max()):.3g}), raise max_iter or tol"
+            )
+        return (dual.plan,)
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        M, _, _, gamma = inputs
+        (P,) = solved
+        (V,) = cotangents
+        T = P * V
+        p, q = _MARGINAL_SOLVE(P, T.sum(-1), T.sum(-2))
+        inner = P * (p[..., :, None] + q[..., None, :]) - T
+        dgamma = (M * inner).sum((-2, -1)) if wanted[3] else gamma
+        return gamma[..., None, None] * inner, p, q, dgamma
+
+
+class _Dual:
+    """Potentials f and g of one batch, and the plan that they give.
+
+    Attributes:
+        plan: (..., m, n).
+        error: largest relative error of a row or column sum, (...).
+    """
+
+    def __init__(self, M: torch.Tensor, r: torch.Tensor, c: torch.Tensor) -> None:
+        self._M, self._r, self._c = M, r, c
+        self._log_r, self._log_c = r.log(), c.log()
+        self._f, self._g = torch.zeros_like(r), torch.zeros_like(c)
+        self._gamma = M.new_zeros(M.shape[:-2])
+        self.plan, self.error = torch.empty_like(M), M.new_full(M.shape[:-2], torch.inf)
+
+    def solve(self, gamma: torch.Tensor, tol: float, budget: int) -> int:
+        """Move on to gamma, from the potentials of the last one; gives what is left of the budget of iterations."""
+        ratio = torch.where(self._gamma > 0, gamma / self._gamma, 0.0)[..., None]  # f / gamma changes little
+        self._f, self._g, self._gamma = ratio * self._f, ratio * self._g, gamma
+        self._K = -gamma[..., None, None] * self._M
+        self.error = torch.full_like(self.error, torch.inf)
+        patience = wait = 0
+        while budget > 0 and not bool((self.error <= tol).all()):
+            self._sinkhorn()
+            budget -= 1 + SCALINGS
+            while wait == 0 and bool((self.error > tol).any()) and self._newton():
+                pass
+            patience, wait = (patience + 1, 2**patience - 1) if wait == 0 else (patience, wait - 1)
+        return budget
+
+    def _evaluated(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The plan and its error."""
+        plan = torch.exp(self._K + f[..., :, None] + g[..., None, :])
+        rows = ((plan.sum(-1) - self._r).abs() / self._r).amax(-1)
+        columns = ((plan.sum(-2) - self._c).abs() / self._c).amax(-1)
+        return plan, torch.maximum(rows, columns).nan_to_num(torch.inf)
+
+    def _sinkhorn(self) -> None:
+        """One iteration in the log domain, then SCALINGS cheap ones on the plan, where these do not overflow."""
+        f = self._log_r - torch.logsumexp(self._K + self._g[..., None, :], -1)
+        g = self._log_c - torch.logsumexp(self._K + f[..., :, None], -2)
+        plan, error = self._evaluated(f, g)
+        v = torch.ones_like(self._c)
+        for _ in range(SCALINGS):
+            u = self._r / times(plan, v)
+            v = self._c / times(plan.mT, u)
+        new_f, new_g = f + u.log(), g + v.log()
+        new_plan, new_error = self._evaluated(new_f, new_g)
+        better = new_error <= error
+        self._f, self._g = torch.where(better[..., None], new_f, f), torch.where(better[..., None], new_g, g)
+        self.plan = torch.where(better[..., None, None], new_plan, plan)
+        self.error = torch.where(better, new_error, error)
+
+    def _newton(self) -> bool:
+        """One Newton step on the dual, kept where it halves the error; whether it did for all that need it."""
+        a, b = self._r - self.plan.sum(-1), self._c - self.plan.sum(-2)
+        factor, info = torch.linalg.cholesky_ex(_schur(self.plan))
+        df, dg = _solve(self.plan, factor, a, b)
+        f, g = self._f + df, self._g + dg
+        plan, error = self._evaluated(f, g)
+        better = (info == 0) & (error <= 0.5 * self.error)
+        useful = bool((better | (self.error <= 1e-15)).all())
+        self._f, self._g = torch.where(better[..., None], f, self._f), torch.where(better[..., None], g, self._g)
+        self.plan = torch.where(better[..., None, None], plan, self.plan)
+        self.error = torch.where(better, error, self.error)
+        return useful
+
+
+@final
+class _MarginalSolve(ClosedForm):
+    """(p, q), the solution of minimum norm of S(P) (p, q) = (a, b); S is symmetric, so its pullback solves it again.
+
+    With (y, z) from the cotangents of (p, q):   a' = y,   b' = z,   P' = -(y_i + z_j) * (p_i + q_j).
+    """
+
+    arguments: ClassVar = {"P": ("m", "n"), "a": ("m",), "b": ("n",)}
+    outputs: ClassVar = 2
+    checked: ClassVar = False
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        P, a, b = inputs
+        schur = _schur(P)
+        factor, info = torch.linalg.cholesky_ex(schur)
+        scale = schur.diagonal(dim1=-2, dim2=-1)
+        pivots = (factor.diagonal(dim1=-2, dim2=-1).square() / scale).amin(-1)
+        wrong = (info != 0) | (pivots <= 100.0 * scale.shape[-1] * torch.finfo(P.dtype).eps)
+        if bool(wrong.any()):
+            raise DerivativeError(
+                f"the transport plan falls into parts that exchange nothing to working accuracy{elements(wrong)}: its "
+                "derivative cannot be computed; lower gamma"
+            )
+        p, q = _solve(P, factor, a, b)
+        rows, columns = P.sum(-1), P.sum(-2)
+        # One step of refinement: the Schur complement has lost digits where the plan is nearly a matching.
+        more = _solve(P, factor, a - rows * p - times(P, q), b - columns * q - times(P.mT, p))
+        return p + more[0], q + more[1]
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        P = inputs[0]
+        p, q = solved
+        y, z = _MARGINAL_SOLVE(P, *cotangents)
+        return -(y[..., :, None] + z[..., None, :]) * (p[..., :, None] + q[..., None, :]), y, z
+
+
+def _schur(P: torch.Tensor) -> torch.Tensor:
+    """The Schur complement of S on its smaller side, with r r'/sum(r) added along its null vector 1."""
+    P = P if P.shape[-2] <= P.shape[-1] else P.mT
+    r, c = P.sum(-1), P.sum(-2)
+    complement = torch.diag_embed(r) - (P / c[..., None, :]) @ P.mT
+    return complement + r[..., :, None] * (r / r.sum(-1, keepdim=True))[..., None, :]
+
+
+def _solve(
+    P: torch.Tensor, factor: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The minimum-norm solution of S (p, q) = (a, b), right-hand sides being projected on the range."""
+    if P.shape[-2] > P.shape[-1]:
+        q, p = _solve(P.mT, factor, b, a)
+        return p, q
+    a, b = _balanced(a, b)
+    c = P.sum(-2)
+    p = torch.cholesky_solve((a - times(P, b / c))[..., None], factor)[..., 0]
+    return _balanced(p, (b - times(P.mT, p)) / c)
+
+
+def _balanced(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The part of (a, b) that is orthogonal to (1, -1)."""
+    shift = (a.sum(-1, keepdim=True) - b.sum(-1, keepdim=True)) / (a.shape[-1] + b.shape[-1])
+    return a - shift, b + shift
+
+
+_MARGINAL_SOLVE = _MarginalSolve()
