@@ -1,10 +1,19 @@
 """Declarative nodes: functions defined by an optimisation problem, given by torch functions."""
 
+from convexlayer.nodes.argmin import ArgmaxNode, ArgminNode, StationaryNode
 from convexlayer.nodes.batch import Batch
 from convexlayer.nodes.eigen import eigen_decomposition
+from convexlayer.nodes.equality import EqualityNode
+from convexlayer.nodes.forward import AbstractForwardSolver, Given, GivenBatch, Iterate
 from convexlayer.nodes.implicit import Equation, solve_implicitly
+from convexlayer.nodes.inequality import InequalityNode
+from convexlayer.nodes.interior_point import InteriorPoint
+from convexlayer.nodes.iterative import ConjugateGradients, MinimalResidual
 from convexlayer.nodes.least_squares import least_squares, weighted_least_squares
 from convexlayer.nodes.linear import AbstractLinearSolver, Dense, LinearSolve, Operator
+from convexlayer.nodes.linear_equality import LinearEqualityNode, LinearForm
+from convexlayer.nodes.node import AbstractNode, NodeOptions
+from convexlayer.nodes.nonlinear import NonlinearProgram, Point
 from convexlayer.nodes.penalties import AbstractPenalty, Huber, PseudoHuber, Quadratic, TruncatedQuadratic, Welsch
 from convexlayer.nodes.perspective import perspective_n_point, rotation_of
 from convexlayer.nodes.pooling import robust_pool
@@ -18,19 +27,43 @@ from convexlayer.nodes.projections import (
     project_linf_sphere,
     project_simplex,
 )
+from convexlayer.nodes.report import NodeReport
+from convexlayer.nodes.scipy_ import ScipyMinimize
+from convexlayer.nodes.stationary import Stationary
 from convexlayer.nodes.transport import optimal_transport
 
 __all__ = [
+    "AbstractForwardSolver",
     "AbstractLinearSolver",
+    "AbstractNode",
     "AbstractPenalty",
+    "ArgmaxNode",
+    "ArgminNode",
     "Batch",
+    "ConjugateGradients",
     "Dense",
+    "EqualityNode",
     "Equation",
+    "Given",
+    "GivenBatch",
     "Huber",
+    "InequalityNode",
+    "InteriorPoint",
+    "Iterate",
+    "LinearEqualityNode",
+    "LinearForm",
     "LinearSolve",
+    "MinimalResidual",
+    "NodeOptions",
+    "NodeReport",
+    "NonlinearProgram",
     "Operator",
+    "Point",
     "PseudoHuber",
     "Quadratic",
+    "ScipyMinimize",
+    "Stationary",
+    "StationaryNode",
     "TruncatedQuadratic",
     "Welsch",
     "eigen_decomposition",

@@ -26,7 +26,7 @@ __all__ = ["Equation", "solve_implicitly"]
 ForwardSolver = Callable[[torch.Tensor | None, Dims, Tensors], torch.Tensor]
 """(start (batch, n) or None, dims, theta) -> z (batch, n). Runs without grad, on whole tensors, also under vmap."""
 
-Judge = Callable[[LinearSolve], None]
+Judge = Callable[[Operator, LinearSolve], None]
 """Told of every linear solve of a derivative; it may record, warn or raise."""
 
 
@@ -119,7 +119,7 @@ class Equation(_AbstractEquation):
             operator = Operator(self._residual, dims, z.detach(), tuple(t.detach() for t in theta))
             self._kept = operator, self._linear.init(operator, symmetric=self._symmetric)
         answer = self._linear.solve(self._kept[1], rhs, transposed=transposed)
-        self._judge(answer)
+        self._judge(self._kept[0], answer)
         return answer.solution
 
 

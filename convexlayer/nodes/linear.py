@@ -31,8 +31,12 @@ class Operator:
 
     def __init__(self, residual: Residual, dims: Dims, z: torch.Tensor, theta: Tensors) -> None:
         self._residual = torch.func.vmap(residual, in_dims=(0, *dims))
-        self._one, self._dims = residual, dims
+        self._one, self.dims = residual, dims
         self.z, self.theta = z, theta
+
+    def value(self) -> torch.Tensor:
+        """R at the points, (batch, n)."""
+        return self._of(self.z)
 
     def transposed_product(self, u: torch.Tensor) -> torch.Tensor:
         """K'u, (batch, n)."""
@@ -45,10 +49,14 @@ class Operator:
     def _of(self, z: torch.Tensor) -> torch.Tensor:
         return self._residual(z, *self.theta)
 
+    def at(self, z: torch.Tensor) -> Operator:
+        """The operator at other points with the same parameters."""
+        return Operator(self._one, self.dims, z, self.theta)
+
     def dense(self) -> torch.Tensor:
         """K, (batch, n, n)."""
         jacobian = torch.func.jacrev(self._one, argnums=0)
-        return torch.func.vmap(jacobian, in_dims=(0, *self._dims))(self.z, *self.theta)
+        return torch.func.vmap(jacobian, in_dims=(0, *self.dims))(self.z, *self.theta)
 
 
 @final
