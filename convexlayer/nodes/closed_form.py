@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.batch import Tensors
 
-__all__ = ["ClosedForm", "elements", "like", "times"]
+__all__ = ["ClosedForm", "elements", "like", "require_alike", "times"]
 
 
 class ClosedForm(ABC):
@@ -75,16 +75,9 @@ class ClosedForm(ABC):
 
     def _leading(self, inputs: Tensors) -> tuple[int, ...]:
         """The common leading axes, after all checks that need no values."""
+        require_alike(dict(zip(self.arguments, inputs, strict=True)))
         lengths: dict[str, int] = {}
-        first = inputs[0]
         for name, tensor, axes in self._named(inputs):
-            if not tensor.is_floating_point():
-                raise ProblemError(f"{name}: expected a real floating tensor, got {tensor.dtype}; convert it first")
-            if tensor.dtype != first.dtype or tensor.device != first.device:
-                raise ProblemError(
-                    f"{name}: expected {first.dtype} on {first.device}, as {next(iter(self.arguments))}, got "
-                    f"{tensor.dtype} on {tensor.device}; convert one of them"
-                )
             shape = tuple(tensor.shape[tensor.ndim - len(axes) :]) if tensor.ndim >= len(axes) else ()
             expected = tuple(lengths.get(axis, axis) for axis in axes)
             if len(shape) != len(axes) or any(lengths.setdefault(a, k) != k for a, k in zip(axes, shape, strict=True)):
@@ -152,6 +145,23 @@ class _Apply(torch.autograd.Function):
         ]
         results = _apply(form, *fronted)
         return results, (0,) * len(results)
+
+
+def require_alike(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check that tensors are real floating ones of one dtype on one device.
+
+    Raises:
+        ProblemError: one is not; the message has its name.
+    """
+    reference, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ProblemError(f"{name}: expected a real floating tensor, got {tensor.dtype}; convert it first")
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            raise ProblemError(
+                f"{name}: expected {first.dtype} on {first.device}, as {reference}, got {tensor.dtype} on "
+                f"{tensor.device}; convert one of them"
+            )
 
 
 def like(value: torch.Tensor | float, other: torch.Tensor) -> torch.Tensor:

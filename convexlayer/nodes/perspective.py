@@ -65,10 +65,9 @@ def perspective_n_point(
     if X.ndim < 2 or X.shape[-1] != 3 or x.ndim < 2 or x.shape[-1] != 2:
         raise ShapeError(f"expected X (..., n, 3) and x (..., n, 2), got {tuple(X.shape)} and {tuple(x.shape)}")
     weights = X.new_ones(X.shape[-2:-1]) if w is None else w
-    if start is None:
-        start = _linear_start(X.detach().double(), x.detach().double(), weights.detach().double())
-    R, t = (part.detach().to(X.dtype) for part in start)
-    return _Pose(tol, max_iter)(X, x, weights, R, t)  # type: ignore[return-value] # two outputs
+    form = _Pose(tol, max_iter)
+    R, t = form(X, x, weights) if start is None else _PoseFrom(form)(X, x, weights, *(part.detach() for part in start))
+    return R, t
 
 
 def rotation_of(omega: torch.Tensor) -> torch.Tensor:
@@ -86,7 +85,7 @@ def _cross(a: torch.Tensor) -> torch.Tensor:
 
 @final
 class _Pose(ClosedForm):
-    arguments: ClassVar = {"X": ("n", "3"), "x": ("n", "2"), "w": ("n",), "R": ("3", "3"), "t": ("3",)}
+    arguments: ClassVar = {"X": ("n", "3"), "x": ("n", "2"), "w": ("n",)}
     outputs: ClassVar = 2
     double: ClassVar = True
 
@@ -94,10 +93,14 @@ class _Pose(ClosedForm):
         self._tol, self._max_iter = tol, max_iter
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
-        X, x, w, R, t = inputs
+        X, x, w = inputs
+        return self.descend(X, x, w, *_linear_start(X, x, w))
+
+    def descend(self, X: torch.Tensor, x: torch.Tensor, w: torch.Tensor, R: torch.Tensor, t: torch.Tensor) -> Tensors:
+        """The pose reached from (R, t)."""
         if bool((w < 0).any()):
             raise ProblemError(f"w: expected nonnegative weights, got {float(w.min()):.3g}{elements((w < 0).any(-1))}")
-        R, t = R.clone(), t.clone()
+        R, t = R.clone(), t.clone()  # no output may be an input
         identity = torch.eye(6, dtype=X.dtype, device=X.device)
         damping = torch.full(w.shape[:-1], 1e-3, dtype=X.dtype, device=X.device)
         done = torch.zeros_like(damping, dtype=torch.bool)
@@ -125,7 +128,7 @@ class _Pose(ClosedForm):
         )
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
-        X, x, w, R0, t0 = inputs
+        X, x, w = inputs
         R, t = solved
         _, H, _ = _model(X, x, w, R, t)
         # <G, [omega] R> = omega . (axial part of G R')
@@ -149,7 +152,26 @@ class _Pose(ClosedForm):
         in_Y = back_e - d[..., 2:] / depth * back_r + in_depth
         in_q = in_Y + torch.linalg.cross(back_r, omega.expand_as(back_r))
         twice = 2.0 * w[..., None]
-        return -(twice * in_q) @ R, twice * e, -2.0 * re[..., 0], torch.zeros_like(R0), torch.zeros_like(t0)
+        return -(twice * in_q) @ R, twice * e, -2.0 * re[..., 0]
+
+
+@final
+class _PoseFrom(ClosedForm):
+    """The pose from a start that the caller chose."""
+
+    arguments: ClassVar = {**_Pose.arguments, "R": ("3", "3"), "t": ("3",)}
+    outputs: ClassVar = 2
+    double: ClassVar = True
+
+    def __init__(self, form: _Pose) -> None:
+        self._form = form
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        return self._form.descend(*inputs)
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        found = self._form.pullback(inputs[:3], solved, cotangents, wanted[:3])
+        return (*found, *(torch.zeros_like(part) for part in inputs[3:]))
 
 
 def _cost(

@@ -16,7 +16,7 @@ import torch
 
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, like
+from convexlayer.nodes.closed_form import ClosedForm, elements, like, require_alike
 
 __all__ = ["nearest_simplex_etf", "orthogonal_procrustes"]
 
@@ -36,6 +36,7 @@ def orthogonal_procrustes(A: torch.Tensor, B: torch.Tensor, *, rotation: bool = 
         ShapeError: shapes that do not fit.
         ProblemError: U is not unique, because A B' has too small a rank.
     """
+    require_alike({"A": A, "B": B})
     if A.ndim < 2 or B.ndim < 2 or A.shape[-1] != B.shape[-1] or A.shape[-2] < B.shape[-2]:
         raise ShapeError(
             f"expected A (..., d, n) and B (..., e, n) with e <= d, got {tuple(A.shape)} and {tuple(B.shape)}"
@@ -75,6 +76,7 @@ def nearest_simplex_etf(
 
     Reference: Gould 2026, guiding neural collapse.
     """
+    require_alike({"means": means} if previous is None else {"means": means, "previous": previous})
     if means.ndim < 2 or not 2 <= means.shape[-1] <= means.shape[-2] + 1:
         raise ShapeError(f"means: expected shape (..., d, K) with 2 <= K <= d + 1, got {tuple(means.shape)}")
     E = _simplex_basis(means.shape[-1], means)

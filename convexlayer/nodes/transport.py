@@ -28,6 +28,9 @@ TOTALS = 1e-6
 SCALINGS = 10
 """Sinkhorn iterations as matrix-vector products between two in the log domain."""
 
+ROUNDING = 1e-14
+"""Relative error of a row sum from which a step can gain nothing."""
+
 RANGE = 20.0
 """gamma (max M - min M) from where the path of gammas begins: few Sinkhorn iterations solve it."""
 
@@ -43,8 +46,8 @@ def optimal_transport(
 ) -> torch.Tensor:
     """The entropic transport plan.
 
-    Forward are Sinkhorn iterations in the log domain, finished by Newton's method on the dual, at gammas that grow to
-    the one asked for. Backward does not depend on how many there were, in time or in memory. The work is done in
+    Forward are Sinkhorn iterations in the log domain and damped Newton steps on the dual, at gammas that grow to the
+    one asked for. Backward does not depend on how many there were, in time or in memory. The work is done in
     float64.
 
     Args:
@@ -138,13 +141,12 @@ class _Dual:
         self._f, self._g, self._gamma = ratio * self._f, ratio * self._g, gamma
         self._K = -gamma[..., None, None] * self._M
         self.error = torch.full_like(self.error, torch.inf)
-        patience = wait = 0
+        self._damping = torch.full_like(gamma, 1e-3)
         while budget > 0 and not bool((self.error <= tol).all()):
             self._sinkhorn()
             budget -= 1 + SCALINGS
-            while wait == 0 and bool((self.error > tol).any()) and self._newton():
-                pass
-            patience, wait = (patience + 1, 2**patience - 1) if wait == 0 else (patience, wait - 1)
+            while budget > 0 and bool((self.error > tol).any()) and self._newton():
+                budget -= 1
         return budget
 
     def _evaluated(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,14 +173,19 @@ class _Dual:
         self.error = torch.where(better, new_error, error)
 
     def _newton(self) -> bool:
-        """One Newton step on the dual, kept where it halves the error; whether it did for all that need it."""
+        """One damped Newton step on the dual, kept where its objective falls; whether it did for all that need it."""
         a, b = self._r - self.plan.sum(-1), self._c - self.plan.sum(-2)
-        factor, info = torch.linalg.cholesky_ex(_schur(self.plan))
-        df, dg = _solve(self.plan, factor, a, b)
+        stretch = 1.0 + self._damping[..., None]
+        factor, info = torch.linalg.cholesky_ex(_schur(self.plan, stretch))
+        df, dg = _solve(self.plan, factor, a, b, stretch)
         f, g = self._f + df, self._g + dg
         plan, error = self._evaluated(f, g)
-        better = (info == 0) & (error <= 0.5 * self.error)
-        useful = bool((better | (self.error <= 1e-15)).all())
+        # sum P - f'r - g'c, as a difference that does not cancel: sum of P (exp(d) - 1 - d) minus (a'df + b'dg).
+        moved = df[..., :, None] + dg[..., None, :]
+        rise = (self.plan * (torch.expm1(moved) - moved)).sum((-2, -1)) - (a * df).sum(-1) - (b * dg).sum(-1)
+        better = (info == 0) & (error < torch.inf) & ((rise < 0) | (error <= 0.5 * self.error)) & (self.error > 0)
+        useful = bool((better | (self.error <= ROUNDING)).all())
+        self._damping = torch.where(better, 0.1 * self._damping, (10.0 * self._damping).clamp(1e-6, 1e3))
         self._f, self._g = torch.where(better[..., None], f, self._f), torch.where(better[..., None], g, self._g)
         self.plan = torch.where(better[..., None, None], plan, self.plan)
         self.error = torch.where(better, error, self.error)
@@ -221,23 +228,23 @@ class _MarginalSolve(ClosedForm):
         return -(y[..., :, None] + z[..., None, :]) * (p[..., :, None] + q[..., None, :]), y, z
 
 
-def _schur(P: torch.Tensor) -> torch.Tensor:
-    """The Schur complement of S on its smaller side, with r r'/sum(r) added along its null vector 1."""
+def _schur(P: torch.Tensor, stretch: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """The Schur complement of S, diagonal stretched, on the smaller side; r r'/sum(r) fills its null space."""
     P = P if P.shape[-2] <= P.shape[-1] else P.mT
-    r, c = P.sum(-1), P.sum(-2)
-    complement = torch.diag_embed(r) - (P / c[..., None, :]) @ P.mT
+    r, c = P.sum(-1), P.sum(-2) * stretch
+    complement = torch.diag_embed(r * stretch) - (P / c[..., None, :]) @ P.mT
     return complement + r[..., :, None] * (r / r.sum(-1, keepdim=True))[..., None, :]
 
 
 def _solve(
-    P: torch.Tensor, factor: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+    P: torch.Tensor, factor: torch.Tensor, a: torch.Tensor, b: torch.Tensor, stretch: torch.Tensor | float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The minimum-norm solution of S (p, q) = (a, b), right-hand sides being projected on the range."""
     if P.shape[-2] > P.shape[-1]:
-        q, p = _solve(P.mT, factor, b, a)
+        q, p = _solve(P.mT, factor, b, a, stretch)
         return p, q
     a, b = _balanced(a, b)
-    c = P.sum(-2)
+    c = P.sum(-2) * stretch
     p = torch.cholesky_solve((a - times(P, b / c))[..., None], factor)[..., 0]
     return _balanced(p, (b - times(P.mT, p)) / c)
 
