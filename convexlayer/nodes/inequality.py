@@ -4,15 +4,15 @@
 
 Two derivatives:
 
-- active set (t is None): that of the optimality conditions with the active inequalities as equalities. It is exact where
-  no inequality is weakly active (g_i = mu_i = 0), which the report's margin measures.
+- active set (t is None): that of the optimality conditions with the active inequalities as equalities. It is exact
+  where no inequality is weakly active (g_i = mu_i = 0), which the report's margin measures.
 - log-barrier (t): y_t = argmin of t f - sum log(-g), eq. 61, with its own exact derivative
 
       y_t' = -(t f_YY - phi_YY)^-1 (t f_XY - phi_XY),    phi = sum log(-g_i)
       phi_YY = sum (g_iYY / g_i - g_iY g_iY' / g_i^2),   phi_XY = sum (g_iXY / g_i - g_iX g_iY / g_i^2)
 
-  (eq. 64; eq. 62 and 63 of the paper are derivatives of -phi.) It approximates the exact one to O(1 / t) and is smooth where
-  an inequality becomes active.
+  (eq. 64; eq. 62 and 63 of the paper are derivatives of -phi.) It approximates the exact one to O(1 / t) and is smooth
+  where an inequality becomes active.
 
 Reference: Gould et al. 2016, section 4.2.
 """

@@ -24,8 +24,8 @@ __all__ = ["LinearEqualityNode", "LinearForm"]
 class LinearForm(Enum):
     """How a node with linear equalities is solved and differentiated.
 
-    NULL_SPACE substitutes y = y0 + F z (lemma 4.1): n - m unknowns, and a Hessian F'f_YY F that is definite at a minimum,
-    so that conjugate gradients apply. KKT keeps y and the multipliers (lemma 4.2), which needs no basis F.
+    NULL_SPACE substitutes y = y0 + F z (lemma 4.1): n - m unknowns, and a Hessian F'f_YY F that is definite at a
+    minimum, so that conjugate gradients apply. KKT keeps y and the multipliers (lemma 4.2), which needs no basis F.
     """
 
     NULL_SPACE = "null_space"
@@ -48,7 +48,8 @@ class LinearEqualityNode(torch.nn.Module):
         parameters: shapes of the parameters, -1 for any size.
         form: which of the two.
         solver: finds the minimum; with NULL_SPACE it gives z of y = y0 + F z.
-        options: start (a y, which need not be feasible), choice, linear solver, tolerances, and what to do about failures.
+        options: start (a y, which need not be feasible), choice, linear solver, tolerances, and what to do about
+            failures.
 
     Attributes:
         y0: the solution of A y = b of minimum norm, (n,).

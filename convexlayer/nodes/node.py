@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import final
 
@@ -51,7 +51,7 @@ class NodeOptions:
 
     start: Start = None
     choose: Choose | None = None
-    linear: AbstractLinearSolver = Dense()
+    linear: AbstractLinearSolver = field(default_factory=Dense)
     polish: int = 3
     tol: float | None = None
     on_failure: str = "raise"

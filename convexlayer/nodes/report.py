@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
-import numpy as np
 import torch
 
 from convexlayer.diff import DerivativeReport
+from convexlayer.diff.report import ACCURATE
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.linear import LinearSolve, Operator
+from convexlayer.program import Array
 from convexlayer.solution import Status
 
 __all__ = ["NodeReport", "OnDegenerate", "OnFailure", "Recorder"]
@@ -133,51 +134,50 @@ class Recorder:
         """Judge one solve."""
         if self._seen is not operator:
             self._seen, self._jump, self._near = operator, _jump(operator), self._margin(operator)
-        eps = torch.finfo(answer.solution.dtype).eps
-        finite = torch.isfinite(answer.solution).all(-1)
-        singular = answer.condition > 1.0 / (10.0 * answer.solution.shape[-1] * eps)
-        kink = (self._near <= 100.0 * eps**0.5) | (self._jump > JUMP)
-        inaccurate = answer.residual > max(1e-8, 1e3 * eps)
-        words: list[str] = []
-        self._report.reasons = {}
-        rows = zip(finite.tolist(), singular.tolist(), kink.tolist(), inaccurate.tolist(), strict=True)
-        for i, (is_finite, is_singular, is_kink, is_inaccurate) in enumerate(rows):
-            word, reason = "ok", ""
-            if not is_finite:
-                word, reason = "failed", "the second derivatives at the solution are not finite"
-            elif is_singular:
-                word, reason = "degenerate", self._why_singular(operator, i)
-            elif is_kink:
-                word, reason = "degenerate", self._why_kink(i)
-            elif float(self._report.distance[i]) > self._tol:
-                word, reason = (
-                    "inaccurate",
-                    (
-                        f"the second derivatives are so small that the solution is known to {self._report.distance[i]:.0e} "
-                        f"only: {self._why_singular(operator, i)}"
-                    ),
-                )
-            elif is_inaccurate:
-                word, reason = "inaccurate", f"the linear residual is {float(answer.residual[i]):.1e}"
-            words.append(word)
-            if word != "ok" and self._report.status[i].solved:
-                self._report.reasons[i] = reason
-        residual = answer.residual.cpu().double().numpy()
+        verdicts = [self._verdict(operator, answer, i) for i in range(len(answer.residual))]
+        self._report.reasons = {
+            i: reason
+            for i, ((word, reason), status) in enumerate(zip(verdicts, self._report.status, strict=True))
+            if word != "ok" and status.solved
+        }
         self._report.derivative = DerivativeReport(
-            linear_residual=residual,
-            margin=self._near.cpu().double().numpy(),
-            condition=answer.condition.cpu().double().numpy(),
-            consistent=np.asarray(residual <= max(1e-8, 1e3 * eps)),
-            status=tuple(words),
+            linear_residual=_array(answer.residual),
+            margin=_array(self._near),
+            condition=_array(answer.condition),
+            consistent=_array(answer.residual) <= _accurate(answer),
+            status=tuple(word for word, _ in verdicts),
         )
         self._on_degenerate(self._report)
 
-    def _why_kink(self, element: int) -> str:
-        if float(self._jump[element]) > JUMP:
-            return "the second derivatives jump at the solution: the function is not twice differentiable there"
-        return (
-            f"an inequality is only weakly active (distance {float(self._near[element]):.1e}): the solution has a kink"
-        )
+    def _verdict(self, operator: Operator, answer: LinearSolve, element: int) -> tuple[str, str]:
+        """The word of DerivativeReport's status, and what is wrong."""
+        n, eps = answer.solution.shape[-1], torch.finfo(answer.solution.dtype).eps
+        distance, residual = float(self._report.distance[element]), float(answer.residual[element])
+        if not torch.isfinite(answer.solution[element]).all():
+            return "failed", "the second derivatives at the solution are not finite"
+        if answer.condition[element] > 1.0 / (10.0 * n * eps):
+            return "degenerate", self._why_singular(operator, element)
+        if self._jump[element] > JUMP:
+            return "degenerate", "the second derivatives jump at the solution: it is not twice differentiable there"
+        if self._near[element] <= 100.0 * eps**0.5:
+            near = float(self._near[element])
+            return "degenerate", f"an inequality is weakly active (it and its multiplier within {near:.0e}): a kink"
+        if distance > self._tol:
+            why = self._why_singular(operator, element)
+            return "inaccurate", f"the second derivatives leave the solution uncertain by {distance:.0e}: {why}"
+        if residual > _accurate(answer):
+            return "inaccurate", f"the relative residual of the linear system is {residual:.0e}"
+        return "ok", ""
+
+
+def _accurate(answer: LinearSolve) -> float:
+    """The largest relative residual of an accurate solve."""
+    return max(ACCURATE, 1e3 * torch.finfo(answer.solution.dtype).eps)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.detach().cpu().double().numpy()
+    return array
 
 
 def _jump(operator: Operator) -> torch.Tensor:
