@@ -45,7 +45,7 @@ class Stop:
         gradient_tol: the gradient (with a regulariser, the gradient mapping) is no longer than this: ``stationary``.
         target: the objective is no larger than this: ``target``.
         progress_tol: the objective fell by less than this share of itself in each of the last five steps:
-            ``no_progress``.
+            ``no_progress``; off at 0.
         patience: so many steps without a better validation value: ``overfitting``.
     """
 
@@ -62,7 +62,8 @@ class Stop:
         if state.value <= self.target:
             return Stopped.TARGET
         recent = history.value[-6:]
-        if len(recent) == 6 and all(a - b < self.progress_tol * abs(a) for a, b in pairwise(recent)):
+        stuck = all(a - b < self.progress_tol * abs(a) for a, b in pairwise(recent))
+        if self.progress_tol > 0 and len(recent) == 6 and stuck:
             return Stopped.NO_PROGRESS
         best = history.best_validation
         if self.patience is not None and best is not None and history.steps - best >= self.patience:

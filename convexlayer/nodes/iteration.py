@@ -183,7 +183,7 @@ class ForwardMode(AbstractDerivative):
     """A fixed number of steps, with dx/dtheta carried along, eq. 8.
 
     Memory does not grow with the iterations, but with n times the number of parameters: for few parameters. It cannot
-    be differentiated twice, nor in forward mode from outside.
+    be differentiated twice.
 
     Attributes:
         iterations: the number of steps, at least one.
@@ -221,8 +221,8 @@ class ForwardMode(AbstractDerivative):
             if "forward mode" not in str(error).lower():
                 raise
             raise DerivativeError(
-                "ForwardMode cannot run inside another forward mode (torch.func.jvp, jacfwd, hessian): use Unrolled, "
-                "which is forward mode there"
+                "ForwardMode cannot run inside torch.autograd.forward_ad: use torch.func.jvp, or Unrolled, which is "
+                "forward mode there"
             ) from error
         for one, tensor, dim in zip(jacobians, batch.tensors, batch.dims, strict=True):
             x = attach(x, one.reshape(*x.shape, -1), tensor.reshape(*tensor.shape[: dim is not None], -1))

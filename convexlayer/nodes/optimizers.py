@@ -92,7 +92,7 @@ class GradientDescent(AbstractOptimizer):
         while length > shortest:
             moved = objective.attempt(_axpy(-length, point.gradient, point.theta), point.warm)
             if moved is not None and (
-                not self.line_search or moved.loss <= point.loss - self.decrease * length * slope
+                not self.line_search or moved.loss < point.loss - self.decrease * length * slope
             ):
                 following = _barzilai_borwein(point, moved, length)
                 return State(moved, moved.loss, moved.gradient_norm, following)

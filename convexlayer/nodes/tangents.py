@@ -38,6 +38,7 @@ class _Attach(torch.autograd.Function):
         _, jacobian, theta = inputs
         ctx.shared = theta.ndim == 1
         ctx.save_for_backward(jacobian, theta)
+        ctx.save_for_forward(jacobian)
 
     @staticmethod
     def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
@@ -45,6 +46,12 @@ class _Attach(torch.autograd.Function):
         gradient = (cotangent.unsqueeze(-2) @ jacobian).squeeze(-2)
         once: torch.Tensor = _Once.apply(gradient.sum(0) if ctx.shared else gradient, theta)  # type: ignore[no-untyped-call]
         return cotangent, None, once
+
+    @staticmethod
+    def jvp(ctx: Any, value: torch.Tensor | None, _: Any, theta: torch.Tensor | None) -> torch.Tensor:
+        (jacobian, *_) = ctx.saved_tensors
+        moved = torch.zeros_like(jacobian[..., 0]) if theta is None else (jacobian @ theta.unsqueeze(-1)).squeeze(-1)
+        return moved if value is None else value + moved
 
 
 @final
