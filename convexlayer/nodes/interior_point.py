@@ -192,7 +192,7 @@ def _direction(state: _State, found: Quantities) -> tuple[torch.Tensor, torch.Te
     ratio = point.mu / s
     n, p = found.slope.shape[-1], found.h.shape[-1]
     matrix = found.hessian + found.G.mT @ (ratio.unsqueeze(-1) * found.G)
-    matrix = matrix + torch.diag_embed(_shift(matrix, found.A).unsqueeze(-1).expand(-1, n))
+    matrix = matrix + torch.diag_embed(_shift(found.hessian, matrix, found.A).unsqueeze(-1).expand(-1, n))
     rhs = found.slope + _back(found.G, barrier / s + ratio * (found.g + s))
     if not p:
         return -torch.linalg.lu_solve(*torch.linalg.lu_factor_ex(matrix)[:2], rhs.unsqueeze(-1)).squeeze(-1), point.lam
@@ -204,20 +204,22 @@ def _direction(state: _State, found: Quantities) -> tuple[torch.Tensor, torch.Te
     return solution[:, :n], solution[:, n:]
 
 
-def _shift(matrix: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+def _shift(hessian: torch.Tensor, matrix: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     """delta (batch,) with matrix + delta I positive definite on the null space of A, 0 where it is so already.
 
-    Positive definite with a large multiple of A'A added is the same, and Cholesky tells.
+    Positive definite with a large multiple of A'A added is the same, and Cholesky tells. Shifts are measured by the
+    Hessian, for the barrier's part of the matrix may be larger by many orders.
     """
-    scale = matrix.abs().sum(-1).amax(-1)
+    scale = hessian.abs().sum(-1).amax(-1)
     size = A.square().sum((-1, -2))
     weight = torch.where(size > 0, 1e3 * (1.0 + scale) / torch.where(size > 0, size, 1.0), 0.0)
     whole = matrix + weight.unsqueeze(-1).unsqueeze(-1) * (A.mT @ A)
-    floor = torch.finfo(scale.dtype).eps ** 0.75 * (1.0 + scale)
+    eps, n = torch.finfo(scale.dtype).eps, matrix.shape[-1]
+    rounding, floor = 10.0 * n * eps * scale, eps**0.75 * (1.0 + scale)
     delta = torch.zeros_like(scale)
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
     for number in range(SHIFTS):
-        bad = torch.linalg.cholesky_ex(whole + delta.unsqueeze(-1).unsqueeze(-1) * eye)[1] != 0
+        bad = torch.linalg.cholesky_ex(whole + (delta - rounding).unsqueeze(-1).unsqueeze(-1) * eye)[1] != 0
         if not bad.any():
             break
         delta = torch.where(bad, torch.maximum(1e-4 * scale, floor) * 4.0**number, delta)

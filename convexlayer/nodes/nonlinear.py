@@ -98,7 +98,7 @@ class NonlinearProgram:
                 raise ProblemError(f"expected the {name} of one element as {what}, got {came}: {hint}")
             if value.requires_grad:
                 raise ProblemError(
-                    f"the {name} depend on a tensor with requires_grad that is no parameter of the node: pass it as a "
+                    f"{name}: a tensor with requires_grad is used that is no parameter of the node: pass it as a "
                     "parameter, or detach it"
                 )
             if value.dtype != y.dtype:
@@ -168,7 +168,8 @@ class NonlinearProgram:
         empty = y.new_zeros(len(y), 0)
         if p + m == 0:
             return Point(y, empty, empty)
-        found = self.quantities(dims, Point(y, y.new_zeros(len(y), p), y.new_zeros(len(y), m)), theta)
+        program = self if m else NonlinearProgram(self.f, self.h)
+        found = program.quantities(dims, Point(y, y.new_zeros(len(y), p), y.new_zeros(len(y), m)), theta)
         near = torch.finfo(y.dtype).eps ** 0.5 * (1.0 + y.abs().amax(-1, keepdim=True))
         active = (found.g > -near).to(y.dtype)
         rows = torch.cat([found.A, active.unsqueeze(-1) * found.G], dim=-2)

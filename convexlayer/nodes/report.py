@@ -23,7 +23,10 @@ ON_FAILURE = ("raise", "nan", "keep")
 ON_DEGENERATE = ("warn", "report", "raise")
 
 JUMP = 0.1
-"""Relative change of K over 2 sqrt(eps) (1 + |z|), from which the function is not twice differentiable there."""
+"""Relative change of K within rounding of z, from which the function is not twice differentiable there."""
+
+NEAR = 1e-6
+"""Distance of an inequality and its multiplier from zero, relative to 1 + |z|, up to which it is weakly active."""
 
 
 @final
@@ -93,8 +96,8 @@ class OnDegenerate:
         first = next(iter(report.reasons))
         message = (
             f"the derivative of {len(report.reasons)} elements may not exist or is inaccurate, the first of them "
-            f"{first}: {report.reasons[first]}. What is returned is a least-squares direction of minimum norm; "
-            "report.derivative says how far to trust it"
+            f"{first}: {report.reasons[first]}. What is returned is a least-squares direction of minimum norm, or "
+            "NaN; report.derivative says how far to trust it"
         )
         if self._choice == "raise":
             raise DerivativeError(message)
@@ -133,7 +136,7 @@ class Recorder:
     def __call__(self, operator: Operator, answer: LinearSolve) -> None:
         """Judge one solve."""
         if self._seen is not operator:
-            self._seen, self._jump, self._near = operator, _jump(operator), self._margin(operator)
+            self._seen, self._jump, self._near = operator, self._measured_jump(operator), self._margin(operator)
         verdicts = [self._verdict(operator, answer, i) for i in range(len(answer.residual))]
         self._report.reasons = {
             i: reason
@@ -149,19 +152,33 @@ class Recorder:
         )
         self._on_degenerate(self._report)
 
+    def _measured_jump(self, operator: Operator) -> torch.Tensor:
+        """Relative change of K w between two points beside z, (batch,): near 0 unless K jumps between them."""
+        z = operator.z
+        eps = torch.finfo(z.dtype).eps
+        sign = torch.where(torch.arange(z.shape[-1], device=z.device) % 2 == 0, 1.0, -1.0).to(z).expand_as(z)
+        known = self._report.distance.nan_to_num(0.0, 0.0, 0.0).clamp(eps ** (2 / 3), 1e-4).to(z)
+        shift = 2.0 * known.unsqueeze(-1) * (1.0 + z.abs()) * sign
+        w = sign + 0.5  # not a multiple of sign, so that a jump in one direction seldom cancels
+        change = operator.at(z + shift).transposed_product(w) - operator.at(z - shift).transposed_product(w)
+        size = operator.transposed_product(w).abs().amax(-1) + change.abs().amax(-1)
+        return (change.abs().amax(-1) / torch.where(size > 0, size, 1.0)).nan_to_num(0.0, 0.0, 0.0)
+
     def _verdict(self, operator: Operator, answer: LinearSolve, element: int) -> tuple[str, str]:
         """The word of DerivativeReport's status, and what is wrong."""
         n, eps = answer.solution.shape[-1], torch.finfo(answer.solution.dtype).eps
         distance, residual = float(self._report.distance[element]), float(answer.residual[element])
+        if not self._report.status[element].solved:
+            return "failed", "there is no solution to differentiate"
         if not torch.isfinite(answer.solution[element]).all():
             return "failed", "the second derivatives at the solution are not finite"
         if answer.condition[element] > 1.0 / (10.0 * n * eps):
             return "degenerate", self._why_singular(operator, element)
-        if self._jump[element] > JUMP:
-            return "degenerate", "the second derivatives jump at the solution: it is not twice differentiable there"
-        if self._near[element] <= 100.0 * eps**0.5:
+        if self._near[element] <= max(NEAR, 100.0 * eps):
             near = float(self._near[element])
             return "degenerate", f"an inequality is weakly active (it and its multiplier within {near:.0e}): a kink"
+        if self._jump[element] > JUMP:
+            return "degenerate", "the function is not twice differentiable at the solution: second derivatives jump"
         if distance > self._tol:
             why = self._why_singular(operator, element)
             return "inaccurate", f"the second derivatives leave the solution uncertain by {distance:.0e}: {why}"
@@ -178,15 +195,3 @@ def _accurate(answer: LinearSolve) -> float:
 def _array(tensor: torch.Tensor) -> Array:
     array: Array = tensor.detach().cpu().double().numpy()
     return array
-
-
-def _jump(operator: Operator) -> torch.Tensor:
-    """Relative change of K w between two points around z, (batch,)."""
-    z = operator.z
-    sign = torch.where(torch.arange(z.shape[-1], device=z.device) % 2 == 0, 1.0, -1.0).to(z).expand_as(z)
-    shift = torch.finfo(z.dtype).eps ** 0.5 * (1.0 + z.abs()) * sign
-    w = sign + 0.5  # not a multiple of sign, so that a jump in one direction seldom cancels
-    change = operator.at(z + shift).transposed_product(w) - operator.at(z - shift).transposed_product(w)
-    size = operator.transposed_product(w).abs().amax(-1) + change.abs().amax(-1)
-    relative = change.abs().amax(-1) / torch.where(size > 0, size, 1.0)
-    return torch.where(torch.isfinite(relative), relative, 0.0)
