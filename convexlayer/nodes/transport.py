@@ -12,6 +12,7 @@ sum(p) = sum(q). Reference: Gould 2026, optimal transport gradient; its Lambda i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, final
 
 import torch
@@ -22,6 +23,9 @@ from convexlayer.nodes.closed_form import ClosedForm, elements, like, times
 
 __all__ = ["optimal_transport"]
 
+Inverse = Callable[[torch.Tensor], torch.Tensor]
+"""The product (..., m) of the inverse of a matrix with a vector."""
+
 TOTALS = 1e-6
 """Relative difference of sum(r) and sum(c) that counts as float32's rounding."""
 
@@ -30,6 +34,9 @@ SCALINGS = 10
 
 ROUNDING = 1e-14
 """Relative error of a row sum from which a step can gain nothing."""
+
+PARTED = 1e-11
+"""Eigenvalue of the scaled Schur complement, the share of its mass that a part exchanges, that may be rounding."""
 
 RANGE = 20.0
 """gamma (max M - min M) from where the path of gammas begins: few Sinkhorn iterations solve it."""
@@ -65,7 +72,8 @@ def optimal_transport(
         ShapeError: shapes that do not fit.
         ProblemError: r, c or gamma are not positive, or sum(r) and sum(c) differ.
         SolverError: the tolerance was not reached.
-        DerivativeError: (in backward) the plan is so nearly a matching that S has lost its rank.
+        DerivativeError: (in backward) the plan is so nearly a matching that its derivatives in r and c are lost; that
+            in M is not.
     """
     if M.ndim < 2:
         raise ShapeError(f"M: expected shape (..., m, n), got {tuple(M.shape)}")
@@ -114,7 +122,7 @@ class _Transport(ClosedForm):
         (P,) = solved
         (V,) = cotangents
         T = P * V
-        p, q = _MARGINAL_SOLVE(P, T.sum(-1), T.sum(-2))
+        p, q = _MARGINAL_SOLVE[wanted[1] or wanted[2]](P, T.sum(-1), T.sum(-2))
         inner = P * (p[..., :, None] + q[..., None, :]) - T
         dgamma = (M * inner).sum((-2, -1)) if wanted[3] else gamma
         return gamma[..., None, None] * inner, p, q, dgamma
@@ -177,7 +185,7 @@ class _Dual:
         a, b = self._r - self.plan.sum(-1), self._c - self.plan.sum(-2)
         stretch = 1.0 + self._damping[..., None]
         factor, info = torch.linalg.cholesky_ex(_schur(self.plan, stretch))
-        df, dg = _solve(self.plan, factor, a, b, stretch)
+        df, dg = _solve(self.plan, _by_factor(factor), a, b, stretch)
         f, g = self._f + df, self._g + dg
         plan, error = self._evaluated(f, g)
         # sum P - f'r - g'c, as a difference that does not cancel: sum of P (exp(d) - 1 - d) minus (a'df + b'dg).
@@ -197,11 +205,21 @@ class _MarginalSolve(ClosedForm):
     """(p, q), the solution of minimum norm of S(P) (p, q) = (a, b); S is symmetric, so its pullback solves it again.
 
     With (y, z) from the cotangents of (p, q):   a' = y,   b' = z,   P' = -(y_i + z_j) * (p_i + q_j).
+
+    A plan close to a matching falls into parts that exchange less than rounding shows, and S has null vectors: 1 on
+    the rows and -1 on the columns of a part. They cancel in p_i + q_j wherever P is not negligible, so M' does not
+    depend on them, and a pseudo-inverse serves. What moving mass between parts would do, r' and c', has been lost.
+
+    Args:
+        strict: refuse such plans, because r' or c' is wanted.
     """
 
     arguments: ClassVar = {"P": ("m", "n"), "a": ("m",), "b": ("n",)}
     outputs: ClassVar = 2
     checked: ClassVar = False
+
+    def __init__(self, *, strict: bool) -> None:
+        self._strict = strict
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         P, a, b = inputs
@@ -209,23 +227,39 @@ class _MarginalSolve(ClosedForm):
         factor, info = torch.linalg.cholesky_ex(schur)
         scale = schur.diagonal(dim1=-2, dim2=-1)
         pivots = (factor.diagonal(dim1=-2, dim2=-1).square() / scale).amin(-1)
-        wrong = (info != 0) | (pivots <= 100.0 * scale.shape[-1] * torch.finfo(P.dtype).eps)
-        if bool(wrong.any()):
+        wrong = (info != 0) | ~(pivots > PARTED)
+        if not bool(wrong.any()):
+            inverse = _by_factor(factor)
+        elif self._strict:
             raise DerivativeError(
                 f"the transport plan falls into parts that exchange nothing to working accuracy{elements(wrong)}: its "
-                "derivative cannot be computed; lower gamma"
+                "derivative in the row and column sums cannot be computed; lower gamma"
             )
-        p, q = _solve(P, factor, a, b)
+        else:
+            inverse = _by_pseudo_inverse(schur)
+        p, q = _solve(P, inverse, a, b)
         rows, columns = P.sum(-1), P.sum(-2)
         # One step of refinement: the Schur complement has lost digits where the plan is nearly a matching.
-        more = _solve(P, factor, a - rows * p - times(P, q), b - columns * q - times(P.mT, p))
+        more = _solve(P, inverse, a - rows * p - times(P, q), b - columns * q - times(P.mT, p))
         return p + more[0], q + more[1]
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         P = inputs[0]
         p, q = solved
-        y, z = _MARGINAL_SOLVE(P, *cotangents)
+        y, z = self(P, *cotangents)
         return -(y[..., :, None] + z[..., None, :]) * (p[..., :, None] + q[..., None, :]), y, z
+
+
+def _by_factor(factor: torch.Tensor) -> Inverse:
+    return lambda v: torch.cholesky_solve(v[..., None], factor)[..., 0]
+
+
+def _by_pseudo_inverse(schur: torch.Tensor) -> Inverse:
+    """Of the matrix scaled to a unit diagonal, without eigenvalues below PARTED."""
+    root = schur.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(schur.dtype).tiny).sqrt()
+    values, vectors = torch.linalg.eigh(schur / root[..., :, None] / root[..., None, :])
+    reciprocal = torch.where(values > PARTED, 1.0 / values, 0.0)
+    return lambda v: times(vectors, reciprocal * times(vectors.mT, v / root)) / root
 
 
 def _schur(P: torch.Tensor, stretch: torch.Tensor | float = 1.0) -> torch.Tensor:
@@ -237,15 +271,15 @@ def _schur(P: torch.Tensor, stretch: torch.Tensor | float = 1.0) -> torch.Tensor
 
 
 def _solve(
-    P: torch.Tensor, factor: torch.Tensor, a: torch.Tensor, b: torch.Tensor, stretch: torch.Tensor | float = 1.0
+    P: torch.Tensor, inverse: Inverse, a: torch.Tensor, b: torch.Tensor, stretch: torch.Tensor | float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The minimum-norm solution of S (p, q) = (a, b), right-hand sides being projected on the range."""
     if P.shape[-2] > P.shape[-1]:
-        q, p = _solve(P.mT, factor, b, a, stretch)
+        q, p = _solve(P.mT, inverse, b, a, stretch)
         return p, q
     a, b = _balanced(a, b)
     c = P.sum(-2) * stretch
-    p = torch.cholesky_solve((a - times(P, b / c))[..., None], factor)[..., 0]
+    p = inverse(a - times(P, b / c))
     return _balanced(p, (b - times(P.mT, p)) / c)
 
 
@@ -255,4 +289,4 @@ def _balanced(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return a - shift, b + shift
 
 
-_MARGINAL_SOLVE = _MarginalSolve()
+_MARGINAL_SOLVE = {strict: _MarginalSolve(strict=strict) for strict in (False, True)}

@@ -160,9 +160,24 @@ def test_a_large_gamma_gives_the_matching() -> None:
     torch.testing.assert_close(P.amax(1), torch.ones(8).double(), atol=1e-6, rtol=0)
 
 
-def test_a_plan_that_falls_into_parts_has_no_gradient_to_trust() -> None:
-    M = (1.0 - torch.eye(4, dtype=torch.float64)).requires_grad_()
-    P = optimal_transport(M, gamma=200.0)
+@pytest.mark.parametrize("gamma", [20.0, 30.0, 40.0, 200.0])
+def test_a_plan_that_falls_into_parts_keeps_its_gradient_in_the_costs(gamma: float) -> None:
+    """Two pairs, each a plan of its own at large gamma: the gradient is that of the pairs alone."""
+    pair = torch.tensor([[0.0, 0.02], [0.01, 0.0]], dtype=torch.float64)
+    M = torch.block_diag(pair, pair) + torch.block_diag(*2 * [torch.ones(2, 2)]).neg().add(1.0)
+    M = M.requires_grad_()
+    C = normal(4, 4)
+    (gradient,) = torch.autograd.grad((C * optimal_transport(M, gamma=gamma)).sum(), M)
+    alone = pair.expand(2, 2, 2).clone().requires_grad_()
+    parts = 0.5 * optimal_transport(alone, gamma=gamma)
+    (expected,) = torch.autograd.grad((torch.stack([C[:2, :2], C[2:, 2:]]) * parts).sum(), alone)
+    found = torch.stack([gradient[:2, :2], gradient[2:, 2:]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 + 20.0 * gamma * math.exp(-0.95 * gamma))
+
+
+def test_a_plan_that_falls_into_parts_has_none_in_its_sums() -> None:
+    M, r = 1.0 - torch.eye(4, dtype=torch.float64), torch.full((4,), 0.25).double().requires_grad_()
+    P = optimal_transport(M, r, gamma=200.0)
     with pytest.raises(DerivativeError, match="lower gamma"):
         (P * normal(4, 4)).sum().backward()
 
