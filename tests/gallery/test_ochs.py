@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from convexlayer.gallery import Result, ochs_toy
-from convexlayer.gallery.entries import ochs_toy_gradients, ochs_toy_iterations
+from convexlayer.gallery.entries import ochs_segmentation, ochs_toy_gradients, ochs_toy_iterations
+from convexlayer.gallery.segmentation import differences, differences_adjoint
 
 
 def agreed(result: Result) -> None:
@@ -35,3 +37,14 @@ def test_toy_iterations_agree_with_the_paper() -> None:
     for method in ("Proj.GD", "Bregman-FB"):
         assert energies[method][-1] <= 1e-14 < energies[method][0]
     assert energies["Smoothed-impl"][-1] > 1e-5
+
+
+def test_segmentation_gains_from_the_global_model_and_from_inner_iterations() -> None:
+    result = ochs_segmentation.run(size=16, training=6, testing=12, pretraining=150, steps=10, inner=(3, 30))
+    agreed(result)
+    assert result.numbers["scores"]["CNN"]["test"]["accuracy"] > 0.7
+
+
+def test_differences_and_their_adjoint() -> None:
+    u, p = torch.randn(3, 5, 5, dtype=torch.float64), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close((differences(u) * p).sum(), (differences_adjoint(p) * u).sum())
