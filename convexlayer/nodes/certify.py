@@ -27,20 +27,21 @@ def solved(estimate: torch.Tensor, size: torch.Tensor, tol: float) -> torch.Tens
     return (estimate <= tol) | (size <= 10.0 * torch.finfo(size.dtype).eps ** (2 / 3))
 
 
-def polished(operator: Operator, linear: AbstractLinearSolver, *, symmetric: bool, steps: int) -> Operator:
-    """After some steps of Newton's method; a step that does not make |R| smaller, or is not small, is not taken."""
-    size = operator.value().abs().amax(-1)
+def polished(
+    operator: Operator, linear: AbstractLinearSolver, *, symmetric: bool, steps: int
+) -> tuple[Operator, torch.Tensor, torch.Tensor]:
+    """After some steps of Newton's method, with its distance; a step that is not small or not good is not taken."""
+    estimate, size = distance(operator)
     for _ in range(steps):
-        estimate, _ = distance(operator)
         if not (estimate > 10.0 * torch.finfo(size.dtype).eps).any():
             break
         answer = linear.solve(linear.init(operator, symmetric=symmetric), -operator.value(), transposed=False)
         trial = operator.at(operator.z + answer.solution)
-        new = trial.value().abs().amax(-1)
+        new_estimate, new = distance(trial)
         near = answer.solution.abs().amax(-1) <= 0.1 * (1.0 + operator.z.abs().amax(-1))
         good = near & (new < size)  # false for NaN
         if not good.any():
             break
-        size = torch.where(good, new, size)
+        estimate, size = torch.where(good, new_estimate, estimate), torch.where(good, new, size)
         operator = operator.at(torch.where(good.unsqueeze(-1), trial.z, operator.z))
-    return operator
+    return operator, estimate, size

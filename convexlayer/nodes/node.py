@@ -189,8 +189,9 @@ class _Call:
         safe = torch.cat([flat, z.new_zeros(size * k, self.p + self.m)], -1)
         finite = torch.isfinite(z).all(-1)
         operator = Operator(self.residual, dims, torch.where(finite.unsqueeze(-1), z, safe), many)
-        operator = polished(operator, self._options.linear, symmetric=True, steps=self._options.polish)
-        estimate, residual = distance(operator)
+        operator, estimate, residual = polished(
+            operator, self._options.linear, symmetric=True, steps=self._options.polish
+        )
         good = solved(estimate, residual, self.tol) & finite
         rows = self._chosen(operator.z.reshape(size, k, -1), good.reshape(size, k), dims, theta)
         rows = rows + k * torch.arange(size, device=rows.device)

@@ -149,14 +149,21 @@ class NonlinearProgram:
 
     def quantities(self, dims: Dims, point: Point, theta: Tensors) -> Quantities:
         """Everything that a step of Newton's method needs, batched."""
+        n, p = point.y.shape[-1], point.lam.shape[-1]
 
         def of(y: torch.Tensor, lam: torch.Tensor, mu: torch.Tensor, *theta: torch.Tensor) -> Tensors:
-            slope, f = torch.func.grad_and_value(self.f)(y, *theta)
-            hessian = torch.func.jacrev(torch.func.grad(self.lagrangian))(y, lam, mu, *theta)
-            h, g = self.h(y, *theta), self.g(y, *theta)
-            A = torch.func.jacrev(self.h)(y, *theta) if len(lam) else y.new_zeros(0, len(y))
-            G = torch.func.jacrev(self.g)(y, *theta) if len(mu) else y.new_zeros(0, len(y))
-            return f, slope, hessian, h, A, g, G
+            def rows(y: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
+                def lagrangian(y: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
+                    f, h, g = self.f(y, *theta), self.h(y, *theta), self.g(y, *theta)
+                    return f + lam @ h + mu @ g, (f, h, g)
+
+                slope, (f, h, g) = torch.func.grad(lagrangian, has_aux=True)(y)
+                return torch.cat([slope, h, g]), (f, slope, h, g)
+
+            # One Jacobian of (L_Y, h, g) gives L_YY, A and G; L_Y then gives f_Y.
+            jacobian, (f, slope, h, g) = torch.func.jacrev(rows, has_aux=True)(y)
+            A, G = jacobian[n : n + p], jacobian[n + p :]
+            return f, slope - A.mT @ lam - G.mT @ mu, jacobian[:n], h, A, g, G
 
         return Quantities(*torch.func.vmap(of, in_dims=(0, 0, 0, *dims))(point.y, point.lam, point.mu, *theta))
 
