@@ -29,6 +29,7 @@ ARMIJO = 1e-4
 HALVINGS = 40
 SHIFTS = 24
 FIRST_BARRIER = 0.1
+SMALLEST_BARRIER = 1e-14
 
 
 @final
@@ -68,7 +69,7 @@ class InteriorPoint(AbstractForwardSolver):
                 here = take(dims, theta, rows)
                 found = Quantities(**{name: value[keep] for name, value in vars(found).items()})
             count[rows] += 1
-            state = state.lowered(found, mu)
+            state = state.lowered(found)
             state = _step(program, state, found, dims, here)
         return Iterate(result.put(rows, state).point, count)
 
@@ -83,7 +84,8 @@ class _State:
         s: slacks, (batch, m), positive.
         barrier: barrier parameters, (batch,).
         penalty: weights nu of the merit function, (batch,).
-        stuck: elements whose line search found no descent, (batch,).
+        stuck: elements whose last step led nowhere, (batch,).
+        last_barrier: the barrier parameter to end with.
     """
 
     point: Point
@@ -91,6 +93,7 @@ class _State:
     barrier: torch.Tensor
     penalty: torch.Tensor
     stuck: torch.Tensor
+    last_barrier: float
 
     @staticmethod
     def at(
@@ -103,11 +106,21 @@ class _State:
         # Huge multipliers, of almost dependent constraints, are a worse start than none.
         lam = torch.where(guess.lam.abs().amax(-1, keepdim=True) < 1e3, guess.lam, 0.0) if p else guess.lam
         point = Point(y, lam, barrier.unsqueeze(-1) / s)
-        return _State(point, s, barrier, torch.ones_like(barrier), torch.zeros_like(barrier, dtype=torch.bool))
+        stuck = torch.zeros_like(barrier, dtype=torch.bool)
+        return _State(
+            point, s, barrier, torch.ones_like(barrier), stuck, max(target, SMALLEST_BARRIER) if m else target
+        )
 
     def rows(self, index: torch.Tensor) -> _State:
         point = Point(self.point.y[index], self.point.lam[index], self.point.mu[index])
-        return _State(point, self.s[index], self.barrier[index], self.penalty[index], self.stuck[index])
+        return replace(
+            self,
+            point=point,
+            s=self.s[index],
+            barrier=self.barrier[index],
+            penalty=self.penalty[index],
+            stuck=self.stuck[index],
+        )
 
     def put(self, index: torch.Tensor, other: _State) -> _State:
         """A copy with the other's values in these rows."""
@@ -123,7 +136,6 @@ class _State:
             s=at(self.s, other.s),
             barrier=at(self.barrier, other.barrier),
             penalty=at(self.penalty, other.penalty),
-            stuck=self.stuck,
         )
 
     def error(self, found: Quantities, target: torch.Tensor | float) -> torch.Tensor:
@@ -133,12 +145,12 @@ class _State:
         parts = [_lagrangian_slope(self.point, found), found.h, found.g + self.s, complementarity]
         return torch.cat(parts, dim=-1).abs().amax(-1)
 
-    def lowered(self, found: Quantities, target: float) -> _State:
+    def lowered(self, found: Quantities) -> _State:
         """With a smaller barrier where the conditions hold well for this one."""
         if not found.g.shape[-1]:
             return self
         good = self.error(found, self.barrier) <= 10.0 * self.barrier
-        smaller = torch.minimum(0.2 * self.barrier, self.barrier**1.5).clamp(min=max(target, 1e-14))
+        smaller = torch.minimum(0.2 * self.barrier, self.barrier**1.5).clamp(min=self.last_barrier)
         return replace(self, barrier=torch.where(good, torch.minimum(smaller, self.barrier), self.barrier))
 
 
@@ -180,10 +192,14 @@ def _step(program: NonlinearProgram, state: _State, found: Quantities, dims: Dim
         if accepted.all():
             break
         size = torch.where(accepted, size, 0.5 * size)
+    # Where a step changes nothing and the barrier is at its end, no later step will.
+    moved = torch.cat([y - point.y, new_s - s], -1).abs().amax(-1)
+    still = moved <= 4.0 * torch.finfo(moved.dtype).eps * (1.0 + y.abs().amax(-1))
+    stuck = ~accepted | (still & (state.barrier <= state.last_barrier))
     # The multipliers of equalities follow from the step; those of inequalities stay within reach of barrier / s.
     lam = torch.where(accepted.unsqueeze(-1), point.lam + size.unsqueeze(-1) * (lam - point.lam), point.lam)
     mu = torch.minimum(torch.maximum(mu, barrier / (1e10 * new_s)), 1e10 * barrier / new_s)
-    return _State(Point(y, lam, mu), new_s, state.barrier, penalty, ~accepted)
+    return _State(Point(y, lam, mu), new_s, state.barrier, penalty, stuck, state.last_barrier)
 
 
 def _direction(state: _State, found: Quantities) -> tuple[torch.Tensor, torch.Tensor]:

@@ -177,11 +177,11 @@ class Recorder:
         if self._near[element] <= max(NEAR, 100.0 * eps):
             near = float(self._near[element])
             return "degenerate", f"an inequality is weakly active (it and its multiplier within {near:.0e}): a kink"
-        if self._jump[element] > JUMP:
-            return "degenerate", "the function is not twice differentiable at the solution: second derivatives jump"
         if distance > self._tol:
             why = self._why_singular(operator, element)
             return "inaccurate", f"the second derivatives leave the solution uncertain by {distance:.0e}: {why}"
+        if self._jump[element] > JUMP:
+            return "degenerate", "the function is not twice differentiable at the solution: second derivatives jump"
         if residual > _accurate(answer):
             return "inaccurate", f"the relative residual of the linear system is {residual:.0e}"
         return "ok", ""

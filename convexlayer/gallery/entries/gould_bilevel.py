@@ -66,23 +66,22 @@ def run(*, iterations: int = 100, seed: int = 2, accuracy: float = 1e-9) -> Resu
 
     def draw(figure: Figure) -> None:
         figure.set_size_inches(13, 9)
-        rows = [[f"initial {i}" for i in range(3)], [f"final {i}" for i in range(3)], ["curve"] * 3]
-        panels = figure.subplot_mosaic(rows)
+        panels = figure.subplot_mosaic("abc;def;ggg")
         grid = torch.linspace(-1.5, 1.5, 101, dtype=torch.float64)
         points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
         circle = torch.linspace(0.0, 2.0 * torch.pi, 100)
-        for name, theta, x in (("initial", (A, b), start), ("final", result.theta, end)):
+        for names, when, theta, x in (("abc", "initial", (A, b), start), ("def", "final", result.theta, end)):
             likelihood = torch.softmax(points @ theta[0].detach().mT + theta[1].detach(), -1)
             for i in range(3):
-                axes = panels[f"{name} {i}"]
+                axes = panels[names[i]]
                 axes.contourf(grid, grid, likelihood[..., i], levels=20)
                 axes.plot(torch.cos(circle), torch.sin(circle), "w--", linewidth=1)
                 axes.plot(*targets[i], "wo", fillstyle="none", markersize=12, label="target")
                 axes.plot(*x[i], "rx", markersize=10, label="most likely in the disc")
-                axes.set(title=f"class {i + 1}, {name}", aspect="equal")
-        panels["initial 0"].legend(fontsize="x-small", loc="upper left")
-        panels["curve"].semilogy(curve, ".-")
-        panels["curve"].axhline(accuracy, color="k", linestyle=":")
-        panels["curve"].set(xlabel="iteration", title="objective")
+                axes.set(title=f"class {i + 1}, {when}", aspect="equal")
+        panels["a"].legend(fontsize="x-small", loc="upper left", facecolor="0.5", labelcolor="w")
+        panels["g"].semilogy(curve, ".-")
+        panels["g"].axhline(accuracy, color="k", linestyle=":")
+        panels["g"].set(xlabel="iteration", title="objective")
 
     return Result(numbers, claims, draw)
