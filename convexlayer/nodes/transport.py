@@ -38,6 +38,15 @@ ROUNDING = 1e-14
 PARTED = 1e-11
 """Eigenvalue of the scaled Schur complement, the share of its mass that a part exchanges, that may be rounding."""
 
+FIRST = 4 * (1 + SCALINGS)
+"""Sinkhorn iterations before anything else is tried: they solve the easy problems."""
+
+CLOSE = 1e-2
+"""Relative error of a sum from where on a plan is a good start."""
+
+SLOW = 1e-2
+"""Sinkhorn iterations that leave more of the error than this are followed by Newton steps."""
+
 RANGE = 20.0
 """gamma (max M - min M) from where the path of gammas begins: few Sinkhorn iterations solve it."""
 
@@ -101,12 +110,14 @@ class _Transport(ClosedForm):
         if bool(wrong.any()):
             raise ProblemError(f"r and c: expected equal sums{elements(wrong)}; divide each by its own")
         dual = _Dual(M, r, c * (r.sum(-1) / c.sum(-1))[..., None])
-        spread = M.amax((-2, -1)) - M.amin((-2, -1))
-        steps = torch.log2(gamma * spread / RANGE).amax().ceil().clamp(min=0).nan_to_num(0.0)
-        left = self._max_iter
-        for step in range(int(steps) if M.numel() else 0):
-            early = torch.minimum(gamma, RANGE / spread * 2.0**step)
-            left = dual.solve(early, max(self._tol, 1e-2), left)
+        first = min(self._max_iter, FIRST)
+        left = self._max_iter - first + dual.solve(gamma, self._tol, first, newton=False)
+        if bool((dual.error > CLOSE).any()):
+            spread = M.amax((-2, -1)) - M.amin((-2, -1))
+            steps = torch.log2(gamma * spread / RANGE).amax().ceil().clamp(min=0)
+            for step in range(int(steps)):
+                early = torch.minimum(gamma, RANGE / spread * 2.0**step)
+                left = dual.solve(early, max(self._tol, CLOSE), left)
         dual.solve(gamma, self._tol, left)
         wrong = ~(dual.error <= self._tol)
         if bool(wrong.any()):
@@ -143,17 +154,22 @@ class _Dual:
         self._gamma = M.new_zeros(M.shape[:-2])
         self.plan, self.error = torch.empty_like(M), M.new_full(M.shape[:-2], torch.inf)
 
-    def solve(self, gamma: torch.Tensor, tol: float, budget: int) -> int:
-        """Move on to gamma, from the potentials of the last one; gives what is left of the budget of iterations."""
+    def solve(self, gamma: torch.Tensor, tol: float, budget: int, *, newton: bool = True) -> int:
+        """Move on to gamma, from the potentials of the last one; gives what is left of the budget of iterations.
+
+        Newton steps follow where Sinkhorn's last iterations gained little.
+        """
         ratio = torch.where(self._gamma > 0, gamma / self._gamma, 0.0)[..., None]  # f / gamma changes little
         self._f, self._g, self._gamma = ratio * self._f, ratio * self._g, gamma
         self._K = -gamma[..., None, None] * self._M
         self.error = torch.full_like(self.error, torch.inf)
         self._damping = torch.full_like(gamma, 1e-3)
         while budget > 0 and not bool((self.error <= tol).all()):
+            before = self.error
             self._sinkhorn()
             budget -= 1 + SCALINGS
-            while budget > 0 and bool((self.error > tol).any()) and self._newton():
+            slow = newton and bool((self.error > torch.clamp(SLOW * before, min=tol)).any())
+            while slow and budget > 0 and bool((self.error > tol).any()) and self._newton():
                 budget -= 1
         return budget
 
