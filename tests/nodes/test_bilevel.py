@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from convexlayer import ConvexLayer, FailedElementsError, ProblemError, SolverError
 from convexlayer.nodes import (
     AbstractOptimizer,
+    ArgminNode,
     Box,
     FixedPointNode,
     ForwardBackward,
@@ -71,7 +72,8 @@ def test_every_optimizer_finds_the_parameters(optimizer: AbstractOptimizer) -> N
 
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_a_node_and_a_function_are_lower_levels_too(unrolled: bool) -> None:
-    for lower in (node(unrolled=unrolled), lambda c: torch.softmax(c, 0)):
+    quartic = ArgminNode(lambda y, c: 0.5 * (y - c).square().sum() + 0.25 * y.pow(4).sum(), (3,), [(3,)])
+    for lower in (node(unrolled=unrolled), quartic, lambda c: torch.softmax(c, 0)):
         result = solve_bilevel(misfit, lower, START, stop=Stop(target=1e-12), progress=False)
         assert result.stopped in (Stopped.TARGET, Stopped.STATIONARY)
         assert result.value <= 1e-12

@@ -33,7 +33,8 @@ def run(*, iterations: tuple[int, ...] = (1, 2, 5, 10, 20, 50), steps: int = 40)
     """Descend on a step function, through a flat set of solutions, and towards an empty feasible set."""
     slopes = {n: _slope(_unrolled(n)) for n in iterations}
     exact = _slope(_linear_program())
-    jumps = {"exact": _descend(_linear_program(), steps), **{n: _descend(_unrolled(n), steps) for n in iterations}}
+    jumps: dict[str | int, BilevelResult] = {"exact": _descend(_linear_program(), steps)}
+    jumps |= {n: _descend(_unrolled(n), steps) for n in iterations}
     losses: dict[str, Loss] = {"x1 + x2": lambda x: x.sum(), "x1": lambda x: x[0]}
     at_stake = {name: _flat(loss) for name, loss in losses.items()}
     edges = {"stepping back": _narrow(_interval(), steps), "elastic": _narrow(_elastic_interval(), steps)}
