@@ -131,7 +131,7 @@ class AbstractNode(torch.nn.Module, ABC):
         z = solve_implicitly(equation, batch, _warm(warm_start, self._variable, batch))
         operator = Operator(call.residual, batch.dims, z.detach(), tuple(t.detach() for t in batch.tensors))
         fine = solved(*distance(operator), call.tol).unsqueeze(-1)
-        z = torch.where(fine, z, torch.nan if self._options.on_failure == "nan" else z.detach())
+        z = torch.where(fine, z, z.detach() if self._options.on_failure == "keep" else torch.nan)
         n, p = call.n, call.p
         y, lam, mu = z[:, :n].reshape(-1, *self._variable), z[:, n : n + p], z[:, n + p :]
         if self._t is not None and call.inequalities:
