@@ -58,7 +58,7 @@ class Implicit(AbstractDerivative):
     formula holds wherever the step is differentiable at the fixed point.
 
     Attributes:
-        linear: solves the linear system: ``Dense()``, products only, or ``Neumann(terms)``.
+        linear: solves the linear system, which is not symmetric: ``Dense()``, or ``Neumann(terms)`` by products alone.
         tol: converged when |A(x) - x| <= tol (1 + |x|); unless given, 100 times the precision of the dtype.
         max_iter: the most steps.
     """

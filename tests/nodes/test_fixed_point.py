@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from convexlayer import ConvexLayer, DerivativeError, FailedElementsError, ProblemError, ShapeError
+from convexlayer.gallery.measure import saved_bytes
 from convexlayer.nodes import (
     AbstractDerivative,
     Euclidean,
@@ -36,7 +37,7 @@ GRADIENT = torch.func.grad(quadratic)
 
 
 def simplex_node(derivative: AbstractDerivative | None = None, **options: str) -> FixedPointNode:
-    step = ForwardBackward(GRADIENT, 0.3, SimplexEntropy())
+    step = ForwardBackward(GRADIENT, 0.8, SimplexEntropy())
     start = torch.full((3,), 1 / 3, dtype=D)
     return FixedPointNode(step, (3,), [(), (3,)], start=start, derivative=derivative, **options)
 
@@ -123,7 +124,7 @@ def test_a_long_unroll_a_long_series_and_the_implicit_derivative_agree() -> None
     scale, c = theta()
     gradients = [
         torch.autograd.grad(simplex_node(derivative)(scale, c)[0], (scale, c))
-        for derivative in (Implicit(), Implicit(Neumann(300)), Unrolled(300), ForwardMode(300))
+        for derivative in (Implicit(), Implicit(Neumann(120)), Unrolled(120), ForwardMode(120))
     ]
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-9, atol=1e-12)
@@ -132,7 +133,7 @@ def test_a_long_unroll_a_long_series_and_the_implicit_derivative_agree() -> None
 def test_a_truncated_unroll_is_a_truncated_series_once_the_iteration_has_converged() -> None:
     scale, c = theta()
     for back in (1, 3, 10):
-        truncated = torch.autograd.grad(simplex_node(Unrolled(300, back_iterations=back))(scale, c)[0], c)
+        truncated = torch.autograd.grad(simplex_node(Unrolled(120, back_iterations=back))(scale, c)[0], c)
         node = simplex_node(Implicit(Neumann(back)), on_degenerate="report")
         x, report = node.solve(scale, c)
         series = torch.autograd.grad(x[0], c)
@@ -161,7 +162,7 @@ def test_it_agrees_with_the_convex_layer() -> None:
     (from_layer,) = layer(c)
     (expected,) = torch.autograd.grad((from_layer * weights).sum(), c)
     for step in (
-        ForwardBackward(GRADIENT, 0.3, SimplexEntropy()),
+        ForwardBackward(GRADIENT, 0.8, SimplexEntropy()),
         projected_gradient(GRADIENT, 0.3, lambda y, *_: _on_simplex(y)),
     ):
         node = FixedPointNode(step, (3,), [(), (3,)], start=torch.full((3,), 1 / 3, dtype=D))
@@ -219,6 +220,17 @@ def test_a_warm_start_saves_steps_and_changes_nothing() -> None:
     again, warm = node.solve(scale, c + 1e-6, warm_start=x)
     torch.testing.assert_close(again, node(scale, c + 1e-6), rtol=1e-10, atol=1e-12)
     assert int(warm.iterations[0]) < int(cold.iterations[0])
+
+
+def test_memory_grows_with_the_steps_that_are_differentiated_and_with_no_others() -> None:
+    def held(derivative: AbstractDerivative) -> int:
+        node = simplex_node(derivative, on_failure="keep")
+        return saved_bytes(lambda: node(*theta()))
+
+    assert held(Implicit(tol=0.0, max_iter=5)) == held(Implicit(tol=0.0, max_iter=50))
+    assert held(ForwardMode(5)) == held(ForwardMode(50))
+    assert held(Unrolled(50, back_iterations=5)) == held(Unrolled(20, back_iterations=5))
+    assert held(Unrolled(50)) > 5 * held(Unrolled(5))
 
 
 def test_what_does_not_fit_is_refused() -> None:
