@@ -5,6 +5,7 @@ y' = -f_YY^-1 f_XY        (Gould et al. 2016, lemmas 3.1 to 3.3)
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import final
 
@@ -18,11 +19,38 @@ from convexlayer.nodes.stationary import Stationary
 
 __all__ = ["ArgmaxNode", "ArgminNode", "StationaryNode"]
 
-SINGULAR = "the Hessian f_YY is singular at the solution, which may not be isolated"
+
+class _AbstractUnconstrainedNode(AbstractNode):
+    """What the three nodes have in common: their arguments."""
+
+    def __init__(
+        self,
+        f: Function,
+        variable: Shape,
+        parameters: Sequence[Shape],
+        *,
+        solver: AbstractForwardSolver | None = None,
+        options: NodeOptions | None = None,
+    ) -> None:
+        program = NonlinearProgram(self._minimised(shaped(f, variable)))
+        super().__init__(program, variable, parameters, solver or self._own_solver(), options)
+
+    @staticmethod
+    @abstractmethod
+    def _minimised(f: Function) -> Function:
+        """The objective of the lower problem."""
+
+    @staticmethod
+    @abstractmethod
+    def _own_solver() -> AbstractForwardSolver:
+        """The solver where none is given."""
+
+    def _why_singular(self, operator: Operator, element: int) -> str:
+        return "the Hessian f_YY is singular at the solution, which may not be isolated"
 
 
 @final
-class ArgminNode(AbstractNode):
+class ArgminNode(_AbstractUnconstrainedNode):
     """y(theta), a local minimum of f(y, theta).
 
     Args:
@@ -33,77 +61,40 @@ class ArgminNode(AbstractNode):
         options: start, choice, linear solver, tolerances, and what to do about failures.
     """
 
-    def __init__(
-        self,
-        f: Function,
-        variable: Shape,
-        parameters: Sequence[Shape],
-        *,
-        solver: AbstractForwardSolver | None = None,
-        options: NodeOptions | None = None,
-    ) -> None:
-        super().__init__(
-            NonlinearProgram(shaped(f, variable)),
-            variable,
-            parameters,
-            solver or InteriorPoint(),
-            options or NodeOptions(),
-        )
+    @staticmethod
+    def _minimised(f: Function) -> Function:
+        return f
 
-    def _why_singular(self, operator: Operator, element: int) -> str:
-        return SINGULAR
+    @staticmethod
+    def _own_solver() -> AbstractForwardSolver:
+        return InteriorPoint()
 
 
 @final
-class ArgmaxNode(AbstractNode):
+class ArgmaxNode(_AbstractUnconstrainedNode):
     """y(theta), a local maximum of f(y, theta). The arguments are those of ``ArgminNode``; ``choose`` is given -f."""
 
-    def __init__(
-        self,
-        f: Function,
-        variable: Shape,
-        parameters: Sequence[Shape],
-        *,
-        solver: AbstractForwardSolver | None = None,
-        options: NodeOptions | None = None,
-    ) -> None:
-        objective = shaped(f, variable)
-        super().__init__(
-            NonlinearProgram(lambda y, *theta: -objective(y, *theta)),
-            variable,
-            parameters,
-            solver or InteriorPoint(),
-            options or NodeOptions(),
-        )
+    @staticmethod
+    def _minimised(f: Function) -> Function:
+        return lambda y, *theta: -f(y, *theta)
 
-    def _why_singular(self, operator: Operator, element: int) -> str:
-        return SINGULAR
+    @staticmethod
+    def _own_solver() -> AbstractForwardSolver:
+        return InteriorPoint()
 
 
 @final
-class StationaryNode(AbstractNode):
+class StationaryNode(_AbstractUnconstrainedNode):
     """y(theta), any stationary point of f(y, theta): minimum, maximum, saddle or inflection.
 
     Several starts give several points, and ``options.choose`` says which is meant. The arguments are those of
     ``ArgminNode``; the default solver is Newton's method on f_Y = 0.
     """
 
-    def __init__(
-        self,
-        f: Function,
-        variable: Shape,
-        parameters: Sequence[Shape],
-        *,
-        solver: AbstractForwardSolver | None = None,
-        options: NodeOptions | None = None,
-    ) -> None:
-        super().__init__(
-            NonlinearProgram(shaped(f, variable)),
-            variable,
-            parameters,
-            solver or Stationary(),
-            options or NodeOptions(),
-        )
+    @staticmethod
+    def _minimised(f: Function) -> Function:
+        return f
 
-    def _why_singular(self, operator: Operator, element: int) -> str:
-        return SINGULAR
+    @staticmethod
+    def _own_solver() -> AbstractForwardSolver:
+        return Stationary()

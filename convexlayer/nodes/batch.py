@@ -45,7 +45,7 @@ class Batch:
 
         Raises:
             ShapeError: a tensor has neither its parameter's shape nor that shape behind one batch axis, or two batch
-                axes differ.
+                axes differ, or one is empty.
             ProblemError: a tensor is not floating-point, or dtypes or devices differ.
         """
         if len(tensors) != len(shapes):
@@ -68,6 +68,8 @@ class Batch:
                     f"parameter {number}: expected {_shown(shape)}, or that behind one batch axis, got "
                     f"{tuple(tensor.shape)}"
                 )
+            if batched and not tensor.shape[0]:
+                raise ShapeError(f"parameter {number}: expected at least one element, got a batch of 0")
             if batched and size not in (None, tensor.shape[0]):
                 raise ShapeError(
                     f"parameter {number}: expected a batch of {size} as for the parameters before it, got "

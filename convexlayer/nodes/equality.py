@@ -51,13 +51,8 @@ class EqualityNode(AbstractNode):
         solver: AbstractForwardSolver | None = None,
         options: NodeOptions | None = None,
     ) -> None:
-        super().__init__(
-            NonlinearProgram(shaped(f, variable), shaped(h, variable)),
-            variable,
-            parameters,
-            solver or InteriorPoint(),
-            options or NodeOptions(),
-        )
+        program = NonlinearProgram(shaped(f, variable), shaped(h, variable))
+        super().__init__(program, variable, parameters, solver or InteriorPoint(), options)
 
     def _why_singular(self, operator: Operator, element: int) -> str:
         return why_singular(self._conditions, prod(self._variable), operator, element)

@@ -65,7 +65,7 @@ class InequalityNode(AbstractNode):
         program = NonlinearProgram(objective, g=inequalities)
         if h is not None:
             program = NonlinearProgram(objective, shaped(h, variable), inequalities)
-        super().__init__(program, variable, parameters, solver or InteriorPoint(), options or NodeOptions(), t=t)
+        super().__init__(program, variable, parameters, solver or InteriorPoint(), options, t=t)
 
     def _why_singular(self, operator: Operator, element: int) -> str:
         return why_singular(self._conditions, prod(self._variable), operator, element)

@@ -76,7 +76,7 @@ class AbstractNode(torch.nn.Module, ABC):
         parameters: shapes of the parameters, -1 for any size.
         solver: solves the lower problem.
         t: the node gives the point of the central path with barrier parameter 1 / t; None for the solution.
-        options: the rest.
+        options: the rest; None for the defaults.
     """
 
     def __init__(
@@ -85,11 +85,12 @@ class AbstractNode(torch.nn.Module, ABC):
         variable: Shape,
         parameters: Sequence[Shape],
         solver: AbstractForwardSolver,
-        options: NodeOptions,
+        options: NodeOptions | None,
         *,
         t: float | None = None,
     ) -> None:
         super().__init__()
+        options = options or NodeOptions()
         if not parameters:
             raise ProblemError("expected at least one parameter shape: a node is a function of its parameters")
         if t is not None and not t > 0:
@@ -131,13 +132,13 @@ class AbstractNode(torch.nn.Module, ABC):
         z = solve_implicitly(equation, batch, _warm(warm_start, self._variable, batch))
         operator = Operator(call.residual, batch.dims, z.detach(), tuple(t.detach() for t in batch.tensors))
         fine = solved(*distance(operator), call.tol).unsqueeze(-1)
-        z = torch.where(fine, z, z.detach() if self._options.on_failure == "keep" else torch.nan)
+        z = torch.where(fine, z, z.detach() if self._on_failure.choice == "keep" else torch.nan)
         n, p = call.n, call.p
         y, lam, mu = z[:, :n].reshape(-1, *self._variable), z[:, n : n + p], z[:, n + p :]
         if self._t is not None and call.inequalities:
             mu = torch.func.vmap(call.barrier_multipliers, in_dims=(0, *batch.dims))(z[:, :n], *batch.tensors)
         point = Point(batch.unbatched(y), batch.unbatched(lam), batch.unbatched(mu))
-        if call.report.failed and self._options.on_failure == "raise":
+        if call.report.failed and self._on_failure.choice == "raise":
             message = self._on_failure.message(call.report, call.tol)
             raise FailedElementsError(message, indices=call.report.failed, outputs=point, report=call.report)
         return point, call.report

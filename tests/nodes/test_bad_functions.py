@@ -82,6 +82,7 @@ def test_a_function_with_a_trainable_tensor_of_its_own_is_refused() -> None:
         ((torch.ones(3),), ShapeError, "expected 2 parameters, got 1"),
         ((torch.ones(3), torch.ones(2, 2, 2)), ShapeError, r"parameter 1: expected \(2,\), or that behind one batch"),
         ((torch.ones(2, 3), torch.ones(4, 2)), ShapeError, "expected a batch of 2 .* got 4"),
+        ((torch.ones(3), torch.ones(0, 2)), ShapeError, "got a batch of 0"),
         ((torch.ones(3), torch.ones(2).double()), ProblemError, "convert them to one dtype"),
         ((torch.ones(3, dtype=torch.int64), torch.ones(2)), ProblemError, "expected a floating-point"),
         ((torch.ones(3), [1.0, 2.0]), ProblemError, "got list"),
