@@ -91,9 +91,7 @@ class GradientDescent(AbstractOptimizer):
         shortest = SHORTEST * length
         while length > shortest:
             moved = objective.attempt(_axpy(-length, point.gradient, point.theta), point.warm)
-            if moved is not None and (
-                not self.line_search or moved.loss < point.loss - self.decrease * length * slope
-            ):
+            if moved is not None and (not self.line_search or moved.loss < point.loss - self.decrease * length * slope):
                 following = _barzilai_borwein(point, moved, length)
                 return State(moved, moved.loss, moved.gradient_norm, following)
             length *= 0.5
@@ -179,7 +177,8 @@ class IPiano(AbstractOptimizer):
 class TorchOptimizer(AbstractOptimizer):
     """Any optimiser of torch.optim.
 
-    A step to where the lower problem has no solution is halved until it has one.
+    A step to where the lower problem has no solution is halved until it has one; points that an optimiser asks for
+    within its step, as L-BFGS does, must have one.
 
     Attributes:
         make: parameters -> optimiser, as ``lambda parameters: torch.optim.Adam(parameters, lr=0.01)``.

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import torch
 
-from convexlayer.errors import FailedElementsError, ProblemError
+from convexlayer.errors import ProblemError, SolverError
 from convexlayer.nodes.batch import Tensors
 from convexlayer.nodes.lower import AbstractLower
 
@@ -87,7 +87,7 @@ class Objective:
         """Evaluate; None where the lower problem has no solution, or the objective or its gradient is not finite."""
         try:
             point = self(theta, warm)
-        except FailedElementsError:
+        except SolverError:
             return None
         return point if usable(point) else None
 
@@ -129,6 +129,15 @@ class L1Norm(AbstractRegulariser):
 
     weight: float
 
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ProblemError: the weight is negative.
+        """
+        if not self.weight >= 0:
+            raise ProblemError(f"expected a nonnegative weight of the L1 norm, got {self.weight}")
+
     def value(self, theta: Tensors) -> float:
         """The weighted norm."""
         return self.weight * sum(float(part.abs().sum()) for part in theta)
@@ -150,6 +159,15 @@ class Box(AbstractRegulariser):
 
     lower: float = -torch.inf
     upper: float = torch.inf
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ProblemError: the box is empty.
+        """
+        if not self.lower <= self.upper:
+            raise ProblemError(f"expected a box with lower <= upper, got {self.lower} and {self.upper}")
 
     def value(self, theta: Tensors) -> float:
         """Zero inside, infinite outside."""

@@ -207,6 +207,8 @@ def test_what_does_not_fit_is_refused() -> None:
         lambda: GradientDescent(decrease=2.0),
         lambda: IPiano(beta=1.0),
         lambda: IPiano(lipschitz=0.0),
+        lambda: L1Norm(-1.0),
+        lambda: Box(1.0, 0.0),
     ):
         with pytest.raises(ProblemError):
             wrong()
