@@ -172,15 +172,17 @@ def _step(program: NonlinearProgram, state: _State, found: Quantities, dims: Dim
     mu = point.mu + _longest(point.mu, dmu).unsqueeze(-1) * dmu
     largest = torch.cat([lam, point.mu + dmu], dim=-1).abs()
     needed = 2.0 * largest.amax(-1) if largest.shape[-1] else torch.zeros_like(longest)
-    penalty = torch.maximum(state.penalty, needed)
+    # Powell's rule: a weight that a bad start asked for does not stay.
+    penalty = torch.maximum(needed, 0.5 * (state.penalty + needed))
     violation = found.h.abs().sum(-1) + (found.g + s).abs().sum(-1)
     fall = (found.slope * dy).sum(-1) - (barrier * ds / s).sum(-1) - penalty * violation
     here = found.f - (barrier * torch.log(s)).sum(-1) + penalty * violation
     slack = 10.0 * torch.finfo(here.dtype).eps * here.abs()  # what rounding leaves of the last steps' descent
     size, accepted = longest.clone(), torch.zeros_like(longest, dtype=torch.bool)
     y, new_s = point.y, s
-    for _ in range(HALVINGS):
-        trial_y = point.y + size.unsqueeze(-1) * dy
+    bend = torch.zeros_like(dy)
+    for number in range(HALVINGS):
+        trial_y = point.y + size.unsqueeze(-1) * dy + bend
         trial_s = s + size.unsqueeze(-1) * ds
         f, h, g = program.values(dims, trial_y, theta)
         merit = f - (barrier * torch.log(trial_s)).sum(-1)
@@ -191,6 +193,11 @@ def _step(program: NonlinearProgram, state: _State, found: Quantities, dims: Dim
         accepted |= good
         if accepted.all():
             break
+        if number == 0 and h.shape[-1]:
+            # Second-order correction: the whole step again, bent back to curved equalities, before it is shortened.
+            bend = -(torch.linalg.pinv(found.A) @ h.unsqueeze(-1)).squeeze(-1)
+            continue
+        bend = torch.zeros_like(dy)
         size = torch.where(accepted, size, 0.5 * size)
     # Where a step changes nothing and the barrier is at its end, no later step will.
     moved = torch.cat([y - point.y, new_s - s], -1).abs().amax(-1)
