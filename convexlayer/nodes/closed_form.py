@@ -3,8 +3,8 @@
     y = solve(x),    x' = pullback(x, y, y')
 
 A closed form gives these two, for inputs that share their leading axes; this module makes of them a function with
-reverse and forward mode, derivatives of any order, vmap, broadcasting and checks. The forward tangent is the transpose
-of the pullback, which is linear in y'.
+reverse and forward mode, derivatives of any order (of which one in forward mode), vmap, broadcasting and checks. The
+forward tangent is the transpose of the pullback, which is linear in y'.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
 import torch
+from torch._C._functorch import TransformType  # torch has no public way to ask which transforms are active
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
-from convexlayer.errors import ProblemError, ShapeError
+from convexlayer.errors import DerivativeError, ProblemError, ShapeError
 from convexlayer.nodes.batch import Tensors
 
 __all__ = ["ClosedForm", "elements", "like", "require_alike", "times"]
@@ -83,6 +85,8 @@ class ClosedForm(ABC):
             if len(shape) != len(axes) or any(lengths.setdefault(a, k) != k for a, k in zip(axes, shape, strict=True)):
                 shown = ", ".join(str(length) for length in ("...", *expected))
                 raise ShapeError(f"{name}: expected shape ({shown}), got {tuple(tensor.shape)}")
+            if 0 in shape:
+                raise ShapeError(f"{name}: expected at least one {axes[shape.index(0)]}, got {tuple(tensor.shape)}")
         shapes = {name: tuple(tensor.shape[: tensor.ndim - len(axes)]) for name, tensor, axes in self._named(inputs)}
         try:
             return tuple(torch.broadcast_shapes(*shapes.values()))
@@ -126,6 +130,11 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         form = ctx.form
+        if _inside_forward_mode():
+            raise DerivativeError(
+                "forward mode over forward mode is not supported (torch would lose the outer tangents of a custom "
+                "function in silence); use torch.func.hessian, or jacrev inside or outside"
+            )
         # Here the saved tensors are dual numbers still: linear maps in the pullback would ask for their own tangents.
         saved = tuple(forward_ad.unpack_dual(value).primal for value in ctx.saved_tensors)
         inputs, solved = saved[: ctx.count], saved[ctx.count :]
@@ -145,6 +154,11 @@ class _Apply(torch.autograd.Function):
         ]
         results = _apply(form, *fronted)
         return results, (0,) * len(results)
+
+
+def _inside_forward_mode() -> bool:
+    """Whether a forward-mode transform is active around the one whose rule is running, which is still on the stack."""
+    return sum(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters()) > 1
 
 
 def require_alike(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -87,7 +87,7 @@ def optimal_transport(
     if M.ndim < 2:
         raise ShapeError(f"M: expected shape (..., m, n), got {tuple(M.shape)}")
     m, n = M.shape[-2:]
-    rows = M.new_full((m,), 1.0 / m) if r is None else r
+    rows = M.new_full((m,), 1.0 / max(m, 1)) if r is None else r
     columns = rows.sum(-1, keepdim=True).expand(*rows.shape[:-1], n) / n if c is None else c
     return _Transport(tol, max_iter)(M, rows, columns, like(gamma, M))[0]
 
@@ -151,7 +151,8 @@ class _Dual:
         self._M, self._r, self._c = M, r, c
         self._log_r, self._log_c = r.log(), c.log()
         self._f, self._g = torch.zeros_like(r), torch.zeros_like(c)
-        self._gamma = M.new_zeros(M.shape[:-2])
+        self._gamma, self._damping = M.new_zeros(M.shape[:-2]), M.new_zeros(M.shape[:-2])
+        self._K = torch.zeros_like(M)  # -gamma M
         self.plan, self.error = torch.empty_like(M), M.new_full(M.shape[:-2], torch.inf)
 
     def solve(self, gamma: torch.Tensor, tol: float, budget: int, *, newton: bool = True) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convexlayer.errors import ProblemError, ShapeError
+from convexlayer.errors import DerivativeError, ProblemError, ShapeError
 
 from .closed_forms import FORMS, Form
 
@@ -76,6 +76,21 @@ def test_a_hessian_is_forward_over_reverse(form: Form) -> None:
     hessian = torch.func.hessian(loss)(single[0])
     matrix = hessian.reshape(single[0].numel(), single[0].numel())
     torch.testing.assert_close(matrix, matrix.T, rtol=1e-6, atol=1e-7)
+
+
+@every
+def test_forward_mode_over_itself_is_refused(form: Form) -> None:
+    """torch loses the outer tangents of custom functions: no wrong number may come of it."""
+    single = tuple(t.detach() for t in form.tensors())
+    with pytest.raises(DerivativeError, match="hessian"):
+        torch.func.jacfwd(torch.func.jacfwd(lambda first: form.outputs(first, *single[1:])[0]))(single[0])
+
+
+@every
+def test_an_empty_batch_gives_one(form: Form) -> None:
+    single = tuple(t.detach() for t in form.tensors())
+    empty = form.outputs(*(t.expand(0, *t.shape) for t in single))
+    assert [tuple(t.shape) for t in empty] == [(0, *t.shape) for t in form.outputs(*single)]
 
 
 @every

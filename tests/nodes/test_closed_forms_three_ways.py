@@ -8,7 +8,7 @@ import torch
 from convexlayer.gallery.trios import TRIOS
 
 LONG = {
-    "least squares": 3000,
+    "least squares": 600,
     "eigenvector": 80,
     "transport": 400,
     "pooling": 120,
