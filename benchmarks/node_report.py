@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.ticker import NullFormatter
+
 from benchmarks.node_cases import OURS, SINKHORN_TOL
 from benchmarks.node_memory import CASES
 from benchmarks.table import grid
@@ -115,5 +117,6 @@ def _bars(axes: Axes, case: Mapping[str, Any]) -> None:
     axes.set_yticks(list(places), list(entries))
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="ms", title=case["name"])
+    axes.xaxis.set_minor_formatter(NullFormatter())  # whose labels overlap
     axes.title.set_fontsize("medium")
     axes.legend(fontsize="small")
