@@ -25,12 +25,7 @@ def test_gradcheck_in_reverse_and_forward_mode(case: Case) -> None:
 
 
 @cases
-def test_gradgradcheck(case: Case) -> None:
-    assert torch.autograd.gradgradcheck(case.make(), case.tensors(), fast_mode=True)
-
-
-@cases
-def test_gradgradcheck_of_a_batch_with_a_shared_parameter(case: Case) -> None:
+def test_both_gradchecks_of_a_batch_with_a_shared_parameter(case: Case) -> None:
     shared, batched = case.tensors()[:-1], case.tensors(2)[-1:]
     assert torch.autograd.gradcheck(case.make(), (*shared, *batched), fast_mode=True)
     assert torch.autograd.gradgradcheck(case.make(), (*shared, *batched), fast_mode=True)
