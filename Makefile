@@ -8,7 +8,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 SOURCES := convexlayer server clients/python tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint typecheck test demo bench serve build check-wheels clean
+.PHONY: help venv format lint typecheck test demo gallery bench bench-nodes serve build check-wheels clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,8 +40,14 @@ test: $(STAMP)  ## Run the tests
 demo: $(STAMP)  ## Fit lasso weights through the layer, then through a server (examples/output)
 	$(BIN)/python examples/fit_lasso_weights.py
 
+gallery: $(STAMP)  ## Run the experiments of the papers: figures, numbers, claims beside ours (examples/output/gallery)
+	$(BIN)/convexlayer gallery run --all --output examples/output/gallery
+
 bench: $(BENCH_STAMP)  ## Measure against the peers: times, accuracy, memory, scaling (benchmarks/output)
 	$(BIN)/python -m benchmarks
+
+bench-nodes: $(BENCH_STAMP)  ## Measure the nodes against lstsq, unrolled Sinkhorn and POT (benchmarks/output/nodes.*)
+	$(BIN)/python -m benchmarks.nodes
 
 # qpth asks for a NumPy below 2 and libdqp for commercial solvers; both run with what is here.
 $(BENCH_STAMP): $(STAMP)

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-__all__ = ["grown"]
+__all__ = ["PEAK_RESET", "grown", "status"]
 
 PASSES = 5
 """Forward and backward, over different draws."""
@@ -52,15 +52,15 @@ def _measure(name: str, batch: int, contestant: str, threads: int) -> float:
         draws = [problem.theta(batch, seed=seed) for seed in range(2)]
         cotangents = problem.cotangents(batch)
         PEAK_RESET.write_text("5")
-        before = _status("VmRSS")
+        before = status("VmRSS")
         call = chosen.build(Setting(problem, batch, threads, cleanup))
         for number in range(PASSES):
             once(call, draws[number % 2], cotangents)
-        peak = _status("VmHWM")
+        peak = status("VmHWM")
     return (peak - before) / 1024
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     """A field of the kernel's account of this process, in KiB."""
     found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
     if found is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.results import CORRECT, OURS, Record, Results, Summary, fastest_correct, summaries
 
-__all__ = ["markdown"]
+__all__ = ["grid", "markdown"]
 
 PARTS = {"total_s": "both ways", "forward_s": "forward", "backward_s": "backward"}
 
@@ -50,7 +50,7 @@ def _speed(results: Results) -> list[str]:
     if not rows:
         return []
     head = ["time", "batch", "problems", "geometric mean", "least", "where", "cvxpylayers' default / ours, mean"]
-    return ["## Fastest correct peer / ours", _grid(head, rows)]
+    return ["## Fastest correct peer / ours", grid(head, rows)]
 
 
 def _summary(summary: Summary) -> list[str]:
@@ -71,7 +71,7 @@ def _cases(results: Results) -> list[str]:
             ours, peer = group.get(OURS), fastest_correct(list(group.values()))
             ratio = f"{peer.total_s / ours.total_s:.2f}" if ours and peer and ours.total_s and peer.total_s else ""
             rows.append([problem, *(_time(group.get(name)) for name in names), ratio])
-        sections += [f"## Batch {batch}", _grid(["problem", *names, "peer / ours"], rows)]
+        sections += [f"## Batch {batch}", grid(["problem", *names, "peer / ours"], rows)]
         if batch == 1 and any(r.contestant == "empty" for r in records):
             sections += ["Net of an empty autograd function:", _net(records)]
         sections += [f"<details><summary>Batch {batch} in full</summary>", _full(records), "</details>"]
@@ -95,7 +95,7 @@ def _net(records: Sequence[Record]) -> str:
             rows.append(
                 [problem, _ms(empty.total_s), _ms(mine), f"{_ms(theirs)} ({peer.contestant})", f"{theirs / mine:.2f}"]
             )
-    return _grid(["problem", "empty", "ours, net", "fastest correct peer, net", "ratio"], rows)
+    return grid(["problem", "empty", "ours, net", "fastest correct peer, net", "ratio"], rows)
 
 
 def _full(records: Sequence[Record]) -> str:
@@ -118,7 +118,7 @@ def _full(records: Sequence[Record]) -> str:
         times = [_ms(value) for value in (r.forward_s, r.backward_s, r.setup_s, r.first_s)]
         errors = [_error(value) for value in (r.output_error, r.gradient_error, r.worst_gradient_error, r.residual)]
         rows.append([r.problem, r.contestant, *times, str(r.runs), *errors, r.note or r.solver or ""])
-    return _grid(head, rows)
+    return grid(head, rows)
 
 
 def _overhead(results: Results) -> str:
@@ -140,7 +140,7 @@ def _overhead(results: Results) -> str:
             ]
         )
     said = "Milliseconds of our own call. What is around: all but the parts `solve` and `derivative` of the report."
-    return f"{said}\n\n{_grid(head, rows)}"
+    return f"{said}\n\n{grid(head, rows)}"
 
 
 def _memory(results: Results) -> str:
@@ -156,7 +156,7 @@ def _memory(results: Results) -> str:
         rows.append([problem, str(batch), *grown])
     return (
         "Growth of resident memory to the peak, from after the imports and one element of a small problem, MiB.\n\n"
-        + _grid(["problem", "batch", *names], rows)
+        + grid(["problem", "batch", *names], rows)
     )
 
 
@@ -166,7 +166,7 @@ def _curve(records: Sequence[Record]) -> str:
     for problem, batch in dict.fromkeys((r.problem, r.batch) for r in records):
         group = {r.contestant: r for r in records if (r.problem, r.batch) == (problem, batch)}
         rows.append([problem, str(batch), *(_time(group.get(name)) for name in names)])
-    return _grid(["problem", "batch", *names], rows)
+    return grid(["problem", "batch", *names], rows)
 
 
 def _references(results: Results) -> str:
@@ -185,7 +185,7 @@ def _references(results: Results) -> str:
         ]
         for entry in results.references
     ]
-    return f"{said}\n\n{_grid(['problem', 'batch', 'residual', 'differences', 'elements without'], rows)}"
+    return f"{said}\n\n{grid(['problem', 'batch', 'residual', 'differences', 'elements without'], rows)}"
 
 
 def _ms(seconds: float | None) -> str:
@@ -196,6 +196,7 @@ def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.0e}"
 
 
-def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""The command line: ``convexlayer serve``, ``convexlayer solvers`` and ``convexlayer compile``."""
+"""The command line: ``convexlayer serve``, ``solvers``, ``compile`` and ``gallery``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 __all__ = ["main"]
 
@@ -36,6 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     kernels = commands.add_parser("compile", help="compile the kernels now, so that the next process has them")
     kernels.set_defaults(run=_compile)
+
+    gallery = commands.add_parser("gallery", help="the experiments of the papers that the nodes come from")
+    gallery_commands = gallery.add_subparsers(required=True, metavar="command")
+    gallery_list = gallery_commands.add_parser("list", help="name the entries")
+    gallery_list.set_defaults(run=_gallery_list)
+    gallery_run = gallery_commands.add_parser("run", help="run entries, and write figures (PNG) and numbers (JSON)")
+    gallery_run.add_argument("names", nargs="*", metavar="NAME", help="entries to run")
+    gallery_run.add_argument("--all", action="store_true", help="run all of them")
+    gallery_run.add_argument("--output", type=Path, default=Path("gallery"), help="folder (default %(default)s)")
+    gallery_run.add_argument("--no-progress", action="store_true", help="no progress bar")
+    gallery_run.set_defaults(run=_gallery_run)
 
     options = parser.parse_args(arguments)
     status: int = options.run(options)
@@ -96,6 +108,35 @@ def _compile(options: argparse.Namespace) -> int:
     if None in places:
         return _refuse("the kernels compile, but nowhere can they be kept: set NUMBA_CACHE_DIR to a folder of yours")
     sys.stdout.write(f"ready after {time.monotonic() - started:.1f} s, in {', '.join(map(str, places))}\n")
+    return 0
+
+
+def _gallery_list(options: argparse.Namespace) -> int:
+    from convexlayer.gallery import available
+
+    entries = available()
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        sys.stdout.write(f"{entry.name.ljust(width)}  {entry.title} ({entry.source})\n")
+    return 0
+
+
+def _gallery_run(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from convexlayer.errors import ConvexLayerError
+    from convexlayer.gallery import available, entry, write
+
+    if options.all == bool(options.names):
+        return _refuse("name the entries to run, or pass --all; `convexlayer gallery list` names them")
+    try:
+        chosen = available() if options.all else [entry(name) for name in options.names]
+        for each in (progress := tqdm(chosen, unit="entry", disable=options.no_progress)):
+            progress.set_postfix_str(each.name)
+            write(each, options.output)
+    except ConvexLayerError as error:
+        return _refuse(str(error))
+    sys.stdout.write(f"{len(chosen)} entries in {options.output}\n")
     return 0
 
 

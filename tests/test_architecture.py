@@ -38,6 +38,7 @@ ALLOWED_PARTS = {
     "diff": {*CORE, "linalg"},
     "layers": {*CORE, "linalg", "canon", "solvers", "diff"},
     "nodes": {*CORE, "linalg", "canon", "solvers", "diff", "layers"},
+    "gallery": {*CORE, "layers", "nodes"},
 }
 
 # These put the parts together, so they may import any of them: the public names, and the command line.
@@ -46,6 +47,7 @@ COMPOSITION_ROOTS = {"convexlayer/__init__.py", "convexlayer/cli.py"}
 MAY_IMPORT_TORCH = (
     "convexlayer/layers/",
     "convexlayer/nodes/",
+    "convexlayer/gallery/",
     "convexlayer/linalg/dense",
     "convexlayer/linalg/schur.py",
     "convexlayer/engine/dense",
@@ -54,6 +56,7 @@ MAY_IMPORT_CVXPY = (
     "convexlayer/canon/",
     "convexlayer/solvers/cvxpy_.py",
     "convexlayer/layers/convex.py",  # ConvexLayer's arguments are CVXPY's
+    "convexlayer/gallery/entries/",  # which compares nodes with the convex layer
 )
 MAY_IMPORT_CVXPY_INTERNALS = (  # one concern in three files: asking CVXPY, reading its answer, copying its problems
     "convexlayer/canon/frontend.py",

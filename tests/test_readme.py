@@ -30,6 +30,14 @@ def test_the_layer_example_runs_and_has_the_shapes_that_it_claims() -> None:
     assert tuple(b_one.grad.shape) == (4,)  # type: ignore[attr-defined]
 
 
+def test_the_nodes_example_runs_and_has_the_shapes_that_it_claims() -> None:
+    names: dict[str, object] = {}
+    exec(compile(block("nodes"), str(README), "exec"), names)
+    assert tuple(names["y"].shape) == (32, 3)  # type: ignore[attr-defined]
+    history = names["result"].history  # type: ignore[attr-defined]
+    assert history.value[-1] < history.value[0]
+
+
 @pytest.mark.skipif(not shutil.which("curl") or not shutil.which("bash"), reason="needs curl and bash")
 def test_the_curl_example_runs_and_answers_as_it_claims(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "convexlayer.cli", "serve", "--port", "0"]

@@ -1,0 +1,177 @@
+"""Optimal transport and least squares, ours and what a user would take instead: times, errors, bytes kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.contestant import Call
+from benchmarks.problem import Tensors
+from benchmarks.timing import Plan, measure, once
+from convexlayer.gallery.measure import saved_bytes
+from convexlayer.nodes import least_squares, optimal_transport
+
+__all__ = ["OURS", "SINKHORN_TOL", "UNROLLED", "growth", "squares", "transport"]
+
+OURS = "convexlayer"
+
+UNROLLED = "unrolled"
+"""How the names of contestants begin that autograd differentiates iteration by iteration."""
+
+SINKHORN_TOL = 1e-8
+"""Relative error of the row sums to which all contestants solve."""
+
+
+def _first(call: Call, theta: Tensors) -> torch.Tensor:
+    return call(theta)[0]
+
+
+def _compared(name: str, draws: list[Tensors], calls: Mapping[str, Call], exact: Call, plan: Plan) -> dict[str, Any]:
+    """Medians of interleaved calls, errors of their gradients against another way to compute them, and saved bytes."""
+    theta = draws[0]
+    outputs = exact(theta)
+    cotangents = tuple(torch.randn_like(output) for output in outputs)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(outputs, theta, cotangents)])
+    entries = {}
+    for label, call in calls.items():
+        _, _, _, gradients = once(call, theta, cotangents)
+        error = float((torch.cat([g.flatten() for g in gradients]) - expected).norm() / expected.norm())
+        saved = saved_bytes(partial(_first, call, theta))
+        entries[label] = {"gradient_error": error, "saved_bytes": saved}
+    for label, times in measure(calls, draws, cotangents, plan).items():
+        if times.error:
+            raise RuntimeError(f"{label}: {times.error}")
+        entries[label] |= dict(zip(("forward_s", "backward_s", "total_s"), times.medians(), strict=True))
+    return {"name": name, "contestants": entries}
+
+
+def _costs(n: int, seed: int) -> torch.Tensor:
+    """Squared distances of two clouds of n points in space, at most 1."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(n, 3, generator=generator) for _ in range(2))
+    costs = torch.cdist(x, y).square()
+    return (costs / costs.max()).requires_grad_()
+
+
+def _sinkhorn_log(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tensor:
+    """Sinkhorn's iterations in the log domain, for uniform sums."""
+    K = -gamma * M
+    f = g = torch.zeros(len(M))
+    for _ in range(iterations):
+        f, g = _iterated(K, g)
+    return torch.exp(K + f[:, None] + g)
+
+
+def _iterated(K: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One iteration."""
+    log_sum = -math.log(len(K))
+    f = log_sum - torch.logsumexp(K + g, 1)
+    return f, log_sum - torch.logsumexp(K + f[:, None], 0)
+
+
+def _sinkhorn(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tensor:
+    """Sinkhorn's iterations on K = exp(-gamma M), the cheapest to unroll, where nothing underflows."""
+    K = torch.exp(-gamma * M)
+    b = torch.ones(len(M))
+    for _ in range(iterations):
+        a = 1.0 / len(M) / (K @ b)
+        b = 1.0 / len(M) / (K.T @ a)
+    return a[:, None] * K * b
+
+
+def _needed(n: int, gamma: float) -> int:
+    """Sinkhorn iterations to SINKHORN_TOL in the row sums, relative."""
+    with torch.no_grad():
+        K = -gamma * _costs(n, 0)
+        f, g = _iterated(K, torch.zeros(n))
+        count = 1
+        while float((n * torch.exp(K + f[:, None] + g).sum(1) - 1.0).abs().max()) > SINKHORN_TOL:
+            f, g = _iterated(K, g)
+            count += 1
+    return count
+
+
+def _pot(n: int, gamma: float, iterations: int) -> dict[str, Call]:
+    """POT's solvers, by name; none where it is not installed."""
+    try:
+        import ot
+    except ModuleNotFoundError:
+        return {}
+    uniform = torch.full((n,), 1.0 / n)
+
+    def plan(theta: Tensors, method: str) -> Tensors:
+        found = ot.sinkhorn(
+            uniform, uniform, theta[0], 1.0 / gamma, method=method, stopThr=1e-10, numItermax=iterations
+        )
+        return (found,)
+
+    return {f"POT {method}": partial(plan, method=method) for method in ("sinkhorn_log", "sinkhorn")}
+
+
+def transport(n: int, gamma: float, plan: Plan) -> dict[str, Any]:
+    """The plan between two clouds of n points with uniform sums."""
+    count = _needed(n, gamma)
+    calls: dict[str, Call] = {
+        OURS: lambda theta: (optimal_transport(theta[0], gamma=gamma, tol=SINKHORN_TOL),),
+        f"{UNROLLED}, log domain": lambda theta: (_sinkhorn_log(theta[0], gamma, count),),
+        f"{UNROLLED}, scaling": lambda theta: (_sinkhorn(theta[0], gamma, count),),
+        **_pot(n, gamma, 10 * count),
+    }
+    draws: list[Tensors] = [(_costs(n, seed),) for seed in range(3)]
+    name = f"transport, n = {n}, gamma = {gamma:g} ({count} Sinkhorn iterations)"
+    return _compared(name, draws, calls, lambda theta: (_sinkhorn_log(theta[0], gamma, 3 * count),), plan)
+
+
+def squares(n: int, plan: Plan) -> dict[str, Any]:
+    """Least squares with 2n rows and n columns."""
+
+    def by_qr(theta: Tensors) -> Tensors:
+        Q, R = torch.linalg.qr(theta[0])
+        return (torch.linalg.solve_triangular(R, (Q.T @ theta[1])[:, None], upper=True)[:, 0],)
+
+    def by_normal_equations(theta: Tensors) -> Tensors:
+        A, b = theta
+        return (torch.cholesky_solve((A.T @ b)[:, None], torch.linalg.cholesky(A.T @ A))[:, 0],)
+
+    def by_descent(theta: Tensors) -> Tensors:
+        """As many steps as bring the gradient to about 1e-8 for normally distributed entries and 2n rows."""
+        A, b = theta
+        x, step = torch.zeros(n), 1.0 / (3.0 * n)  # 2 / (largest + smallest eigenvalue of A'A)
+        for _ in range(300):
+            x = x - step * (A.T @ (A @ x - b))
+        return (x,)
+
+    calls: dict[str, Call] = {
+        OURS: lambda theta: (least_squares(*theta),),
+        "torch.linalg.lstsq": lambda theta: (torch.linalg.lstsq(theta[0], theta[1][:, None]).solution[:, 0],),
+        "autograd of QR": by_qr,
+        "autograd of normal equations": by_normal_equations,
+        f"{UNROLLED}, gradient descent": by_descent,
+    }
+    draws: list[Tensors] = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = ((2 * n, n), (2 * n,))
+        draws.append(tuple(torch.randn(shape, generator=generator).requires_grad_() for shape in shapes))
+    return _compared(f"least squares, {2 * n} by {n}", draws, calls, by_normal_equations, plan)
+
+
+def growth(n: int, *, quick: bool) -> dict[str, Any]:
+    """Bytes that the graph of one plan holds: unrolled against the iterations, ours against gamma."""
+    M = _costs(n, 0)
+    counts = (5, 10, 20) if quick else (5, 10, 20, 40, 80, 160)
+    gammas = (1.0, 10.0, 50.0)
+    unrolled = [saved_bytes(partial(_sinkhorn_log, M, 20.0, count)) for count in counts]
+    ours = [saved_bytes(partial(optimal_transport, M, gamma=gamma)) for gamma in gammas]
+    return {
+        "n": n,
+        "unrolled_iterations": counts,
+        "unrolled_bytes": unrolled,
+        "gammas": gammas,
+        "sinkhorn_iterations": [_needed(n, gamma) for gamma in gammas],
+        "bytes": ours,
+    }

@@ -1,0 +1,89 @@
+"""Growth of resident memory in the backward pass of a node, each measurement in a process of its own.
+
+python -m benchmarks.node_memory CASE N
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.memory import PEAK_RESET, status
+from convexlayer.nodes import ArgminNode, ConjugateGradients, Dense, GivenBatch, NodeOptions
+
+__all__ = ["CASES", "FORMED", "grown"]
+
+DENSE, GRADIENTS, FORMED = "dense", "conjugate gradients", "f_XY formed"
+
+CASES = (DENSE, GRADIENTS, FORMED)
+
+
+def grown(case: str, size: int) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.node_memory", case, str(size)]
+    root = Path(__file__).parents[1]
+    process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=root, check=False)
+    if process.returncode:
+        raise RuntimeError(f"{case}, {size}: {process.stderr.strip()}")
+    found: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return {"case": case, "n": size, **found}
+
+
+def _grown(case: str, n: int) -> dict[str, Any]:
+    """Growth of resident memory in a backward pass of y = argmin |A y - b|^2 / 2n + |y|^2 / 2, (A, b) the parameters.
+
+    f_XY has n (n^2 + n) numbers here. The solution is given, so that forward needs next to nothing.
+    """
+
+    def f(y: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (A @ y - b).square().sum() / (2 * n) + 0.5 * y.square().sum()
+
+    def solution(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        gram = A.mT @ A / n + torch.eye(n)
+        return torch.linalg.solve(gram, (A.mT @ b[..., None]) / n)[..., 0]
+
+    generator = torch.Generator().manual_seed(0)
+    A, b = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((n, n), (n,)))
+    v = torch.randn(n, generator=generator)
+    options = NodeOptions(linear=ConjugateGradients() if case == GRADIENTS else Dense(), polish=0)
+    node = ArgminNode(f, (n,), [(n, n), (n,)], solver=GivenBatch(solution), options=options)
+
+    def formed() -> torch.Tensor:
+        """Lemma 3.2 as it is written, with the matrix f_XY."""
+        y = solution(A.detach(), b.detach())
+        H = torch.func.hessian(f)(y, A.detach(), b.detach())
+        B = torch.func.jacrev(torch.func.grad(f), argnums=1)(y, A.detach(), b.detach())
+        return -torch.tensordot(torch.linalg.solve(H, v), B, 1)
+
+    if case == FORMED:
+        gradient, mebibytes = _peak(formed)
+    else:
+        y = node(A, b)
+        gradient, mebibytes = _peak(lambda: torch.autograd.grad(y, A, v)[0])
+    (exact,) = torch.autograd.grad(solution(A, b), A, v)
+    return {"mebibytes": mebibytes, "gradient_error": float((gradient - exact).norm() / exact.norm())}
+
+
+def _peak(work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
+    """What some work gives, and the MiB by which the process had grown at most."""
+    PEAK_RESET.write_text("5")
+    before = status("VmRSS")
+    result = work()
+    return result, (status("VmHWM") - before) / 1024
+
+
+def main() -> None:
+    """Print one measurement."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    print(json.dumps(_grown(sys.argv[1], int(sys.argv[2]))))
+
+
+if __name__ == "__main__":
+    main()

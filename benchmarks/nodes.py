@@ -1,0 +1,74 @@
+"""The nodes against what a user would take instead, and the memory that they need.
+
+python -m benchmarks.nodes                everything, as ``make bench-nodes``
+python -m benchmarks.nodes --quick        small sizes, few repetitions
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+THREAD_VARIABLES = ("OMP", "OPENBLAS", "MKL", "NUMBA")
+
+
+def main() -> int:
+    """Run, write ``nodes.json``, ``nodes.md`` and ``nodes.png``, and print the report."""
+    arguments = _parser().parse_args()
+    for variable in THREAD_VARIABLES:  # before anything is imported: thread pools are made at import
+        os.environ[f"{variable}_NUM_THREADS"] = str(arguments.threads)
+    from matplotlib.figure import Figure
+
+    from benchmarks.node_report import draw, markdown
+
+    results = _run(arguments)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "nodes.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    text = markdown(results)
+    (arguments.output / "nodes.md").write_text(text, encoding="utf-8")
+    figure = Figure(figsize=(18, 8), layout="constrained")
+    draw(results, figure)
+    figure.savefig(arguments.output / "nodes.png", dpi=110)
+    print(text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nodes", description="The nodes and the alternatives.")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions")
+    parser.add_argument("--rounds", type=int, default=15, help="repetitions at most")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="for each contestant")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", metavar="FOLDER")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from benchmarks.node_cases import growth, squares, transport
+    from benchmarks.node_memory import CASES, FORMED, grown
+    from benchmarks.results import machine
+    from benchmarks.timing import Plan
+
+    torch.set_default_dtype(torch.float64)
+    quick = arguments.quick
+    plan = Plan(rounds=arguments.rounds, budget_s=0.5 if quick else 15.0)
+    plans = [(20, 20.0)] if quick else [(200, 20.0), (200, 50.0)]
+    columns = (20,) if quick else (100, 500)
+    sizes = (50,) if quick else (100, 200, 400, 800, 1600)
+    load = os.getloadavg()[0]
+    return {
+        "machine": {**machine(arguments.threads), "load": load},
+        "times": [*(transport(n, gamma, plan) for n, gamma in plans), *(squares(n, plan) for n in columns)],
+        "iterations": growth(plans[0][0], quick=quick),
+        # f_XY has n^3 numbers: 512 MB at n = 400.
+        "memory": [grown(case, n) for case in CASES for n in sizes if case != FORMED or n <= 400],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Weighted perspective-n-point: a pose loss finds out which points to distrust."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.trios import TRIOS
+from convexlayer.nodes import perspective_n_point, rotation_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SOURCE = "Gould 2026, slides: application to blind perspective-n-point, its pose node"
+
+
+def _scene(points: int, outliers: int, noise: float) -> tuple[torch.Tensor, ...]:
+    """Points in space and in the image, of which the first are wrong matches, and the pose."""
+    generator = torch.Generator().manual_seed(1)
+    X = torch.randn(points, 3, dtype=torch.float64, generator=generator)
+    R = rotation_of(torch.tensor([0.4, -0.8, 0.3], dtype=torch.float64))
+    t = torch.tensor([0.2, -0.1, 6.0], dtype=torch.float64)
+    Y = X @ R.T + t
+    x = Y[:, :2] / Y[:, 2:] + noise * torch.randn(points, 2, dtype=torch.float64, generator=generator)
+    x[:outliers] += 0.15 * torch.randn(outliers, 2, dtype=torch.float64, generator=generator)
+    return X, x, R, t
+
+
+def angle_deg(R: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
+    """The angle between two rotations, in degrees: from |R - S|_F = 2 sqrt(2) sin(angle / 2), exact when small."""
+    half = torch.linalg.matrix_norm(R - S) / (2.0 * 2.0**0.5)
+    return torch.rad2deg(2.0 * torch.asin(half.clamp(max=1.0)))
+
+
+def run(*, points: int = 24, outliers: int = 4, noise: float = 0.002, steps: int = 120) -> Result:
+    """Learn the logarithms of the weights of one view from its known pose."""
+    X, x, R, t = _scene(points, outliers, noise)
+    logits = torch.zeros(points, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([logits], lr=0.3)
+    losses, angles = [], []
+    for _ in range(steps):
+        found_R, found_t = perspective_n_point(X, x, points * logits.softmax(0))
+        loss = (found_R - R).square().sum() + ((found_t - t) / t.norm()).square().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+        angles.append(float(angle_deg(found_R.detach(), R)))
+    weights = points * logits.detach().softmax(0)
+    exact_R, exact_t = perspective_n_point(*_scene(points, 0, 0.0)[:2])
+    exact = max(float((exact_R - R).abs().max()), float((exact_t - t).abs().max()))
+
+    trio = TRIOS["pnp"]
+    inputs = tuple(tensor.requires_grad_() for tensor in trio.inputs(12))
+    pose = trio.by_hand(*inputs)
+    cotangent = torch.randn(pose.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours = torch.autograd.grad(pose, inputs, cotangent)
+    theirs = torch.autograd.grad(trio.implicit(*inputs)(*inputs), inputs, cotangent)
+    gradient_error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+    numbers: dict[str, Any] = {
+        "error_without_noise": exact,
+        "gradient_error_to_implicit": gradient_error,
+        "loss": losses,
+        "angle_deg": angles,
+        "weights": weights,
+        "mean_weight_of_outliers": float(weights[:outliers].mean()),
+        "mean_weight_of_inliers": float(weights[outliers:].mean()),
+    }
+    claims = [
+        Claim(
+            "with correspondences the camera pose is easy",
+            f"without noise it is found to {exact:.0e}",
+            exact < 1e-9,
+        ),
+        Claim(
+            "the pose node has a derivative in points, images and weights",
+            f"by hand and by the generic node agree to {gradient_error:.0e}",
+            gradient_error < 1e-7,
+        ),
+        Claim(
+            "weights can be learnt from the pose",
+            f"rotation error {angles[0]:.2f} to {min(angles):.4f} degrees; mean weight of wrong matches "
+            f"{numbers['mean_weight_of_outliers']:.3f}, of right ones {numbers['mean_weight_of_inliers']:.3f}",
+            min(angles) < 0.05 * angles[0]
+            and numbers["mean_weight_of_outliers"] < 0.5 * numbers["mean_weight_of_inliers"],
+        ),
+    ]
+
+    def draw(figure: Figure) -> None:
+        figure.set_size_inches(12, 4)
+        view, angle, bars = figure.subplots(1, 3)
+        Y = X @ R.T + t
+        view.plot(*(Y[:, :2] / Y[:, 2:]).T, "o", mfc="none", label="projected by the true pose")
+        view.plot(*x.T, "x", label="seen")
+        view.set(title=f"{points} points, {outliers} wrong matches", aspect="equal")
+        view.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1))
+        angle.semilogy(angles)
+        angle.set(xlabel="step", ylabel="degrees", title="rotation error")
+        bars.bar(range(points), weights, color=["C3"] * outliers + ["C0"] * (points - outliers))
+        bars.set(xlabel="point (red: wrong match)", title="learnt weights")
+
+    return Result(numbers, claims, draw)

@@ -1,0 +1,87 @@
+"""Learning a soft-max classifier whose most likely features lie at given places: bilevel gradient descent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.softmax import in_ball, negative
+from convexlayer.nodes import GradientDescent, InequalityNode, Stop, solve_bilevel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SOURCE = "Gould et al. 2016, section 5, figure 6"
+
+
+def run(*, iterations: int = 100, seed: int = 2, accuracy: float = 1e-9) -> Result:
+    """Solve eq. 81 for three classes in the unit disc; its optimal value is 0, for the targets can be reached."""
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(3, 2, dtype=torch.float64, generator=generator)
+    b = torch.randn(3, dtype=torch.float64, generator=generator)
+    classes = torch.eye(3, dtype=torch.float64)
+    angle = 2.0 * torch.pi / 3.0 * torch.arange(3, dtype=torch.float64)
+    targets = torch.stack([torch.cos(angle), torch.sin(angle)], -1)
+    node = InequalityNode(negative, in_ball, (2,), [(3, 2), (3,), (3,)])
+
+    def features(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return node(A, b, classes)
+
+    def distance(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (x - targets).square().sum()
+
+    result = solve_bilevel(
+        distance,
+        features,
+        [A, b],
+        optimizer=GradientDescent(),
+        stop=Stop(max_iter=iterations, target=accuracy, gradient_tol=0.0),
+        progress=False,
+    )
+    curve = result.history.value
+    start, end = features(A, b).detach(), result.solution.detach()
+    early = curve[min(20, len(curve) - 1)]
+    numbers = {
+        "objective": curve,
+        "steps": result.history.steps,
+        "final": result.value,
+        "after_20_steps": early,
+        "solves": result.history.evaluations[-1],
+        "largest_error_of_a_feature": float((end - targets).abs().max()),
+    }
+    claims = [
+        Claim(
+            "final convergence, to within 1e-9 of the optimal value, in under 100 iterations",
+            f"{result.value:.1e} after {result.history.steps} steps",
+            result.value <= 1e-9 and result.history.steps < 100,
+        ),
+        Claim(
+            "a rapid decrease of the objective in the first 20 iterations",
+            f"from {curve[0]:.2f} to {early:.1e}",
+            early < 0.1 * curve[0],
+        ),
+    ]
+
+    def draw(figure: Figure) -> None:
+        figure.set_size_inches(13, 9)
+        panels = figure.subplot_mosaic("abc;def;ggg")
+        grid = torch.linspace(-1.5, 1.5, 101, dtype=torch.float64)
+        points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
+        circle = torch.linspace(0.0, 2.0 * torch.pi, 100)
+        for names, when, theta, x in (("abc", "initial", (A, b), start), ("def", "final", result.theta, end)):
+            likelihood = torch.softmax(points @ theta[0].detach().mT + theta[1].detach(), -1)
+            for i in range(3):
+                axes = panels[names[i]]
+                axes.contourf(grid, grid, likelihood[..., i], levels=20)
+                axes.plot(torch.cos(circle), torch.sin(circle), "w--", linewidth=1)
+                axes.plot(*targets[i], "wo", fillstyle="none", markersize=12, label="target")
+                axes.plot(*x[i], "rx", markersize=10, label="most likely in the disc")
+                axes.set(title=f"class {i + 1}, {when}", aspect="equal")
+        panels["a"].legend(fontsize="x-small", loc="upper left", facecolor="0.5", labelcolor="w")
+        panels["g"].semilogy(curve, ".-")
+        panels["g"].axhline(accuracy, color="k", linestyle=":")
+        panels["g"].set(xlabel="iteration", title="objective")
+
+    return Result(numbers, claims, draw)

@@ -1,0 +1,62 @@
+"""The mean of functions of x as an argmin: lemma 3.1 gives the mean of their derivatives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from convexlayer.gallery.result import Claim, Result
+from convexlayer.nodes import ArgminNode
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SOURCE = "Gould et al. 2016, section 3.1"
+
+
+def terms(x: torch.Tensor) -> torch.Tensor:
+    """h_i(x), i = 1 ... 4."""
+    return torch.stack([torch.sin(3.0 * x), x**2, torch.exp(-x), x])
+
+
+def objective(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """f(x, y) = sum (h_i(x) - y)^2."""
+    return (terms(x) - y).square().sum()
+
+
+def run(*, points: int = 201) -> Result:
+    """Compare the node's values and gradients with eq. 18 on a grid of x, solved as one batch."""
+    x = torch.linspace(-1.5, 1.5, points, dtype=torch.float64, requires_grad=True)
+    y, report = ArgminNode(objective, (), [()]).solve(x)
+    (gradient,) = torch.autograd.grad(y.y.sum(), x)
+    slopes = torch.func.vmap(torch.func.jacrev(terms))(x.detach())
+    error = float((y.y - torch.func.vmap(terms)(x).mean(-1)).detach().abs().max())
+    gradient_error = float((gradient - slopes.mean(-1)).abs().max())
+    numbers = {
+        "value_error": error,
+        "gradient_error": gradient_error,
+        "iterations": int(report.iterations.max()),
+        "x": x.detach(),
+        "y": y.y.detach(),
+        "gradient": gradient,
+    }
+    claims = [
+        Claim("g(x) = mean of h_i(x)", f"largest error {error:.0e} on {points} points", error < 1e-12),
+        Claim("eq. 18: g'(x) = mean of h_i'(x)", f"largest error {gradient_error:.0e}", gradient_error < 1e-12),
+    ]
+
+    def draw(figure: Figure) -> None:
+        figure.set_size_inches(10, 4)
+        left, right = figure.subplots(1, 2)
+        grid = x.detach()
+        left.plot(grid, torch.func.vmap(terms)(grid), color="0.7")
+        left.plot(grid, y.y.detach(), "k", label="g(x), the node")
+        left.set(xlabel="x", title="h_i(x), grey, and their mean")
+        left.legend()
+        right.plot(grid, slopes, color="0.7")
+        right.plot(grid, gradient, "k", label="g'(x), the node")
+        right.set(xlabel="x", title="h_i'(x), grey, and their mean")
+        right.legend()
+
+    return Result(numbers, claims, draw)

@@ -1,0 +1,190 @@
+"""The most likely feature of a soft-max class, free, on a slice and in a ball, and how parameters move it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.softmax import in_ball, negative, on_slice, parameter_gradients
+from convexlayer.nodes import ArgminNode, EqualityNode, InequalityNode
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from convexlayer.nodes import AbstractNode
+
+SOURCE = "Gould et al. 2016, sections 3.3 and 4.4, figures 2, 4 and 5"
+
+
+def run(
+    *, classes: int = 10, seed: int = 20, barriers: Sequence[float] = (10.0, 100.0, 1e3, 1e4), step: float = 0.2
+) -> Result:
+    """Jacobians of all three nodes against eq. 33, 34, 74, 75 and the corrected 78 to 80, and a step along them."""
+    A, b, weights = classifier(classes, seed)
+    shapes = [tuple(A.shape), tuple(b.shape), tuple(b.shape)]
+    n = A.shape[1]
+    nodes: dict[str, AbstractNode] = {
+        "free": ArgminNode(negative, (n,), shapes),
+        "slice": EqualityNode(negative, on_slice, (n,), shapes),
+        "ball": InequalityNode(negative, in_ball, (n,), shapes),
+    }
+    solutions = {name: node(A, b, weights) for name, node in nodes.items()}
+    jacobians = {name: jacobian(node, A, b, weights) for name, node in nodes.items()}
+    hessians = {name: hessian(x, A, b, weights) for name, x in solutions.items()}
+    ones = torch.ones(n, 1, dtype=A.dtype)
+    inverse = torch.linalg.inv(hessians["slice"])
+    inverses = {
+        "free": torch.linalg.inv(hessians["free"]),
+        "slice": inverse - inverse @ ones @ ones.mT @ inverse / (ones.mT @ inverse @ ones),
+    }
+    errors = {
+        name: difference(
+            jacobians[name], parameter_gradients(solutions[name], A, b, weights, inverses[name], drop=True)
+        )
+        for name in inverses
+    }
+    barrier = {t: barrier_errors(A, b, weights, t, jacobians["ball"]) for t in barriers}
+    closed = max(row["corrected"] for row in barrier.values())
+    to_exact = [row["to_exact"] for row in barrier.values()]
+    first = barrier[barriers[0]]
+    length = torch.linalg.vector_norm
+    sums = jacobians["slice"][0].sum(0).abs().max()
+    moved = {name: after_step(nodes[name], A, b, weights, jacobians[name], step) for name in nodes}
+    decreases = {name: float((moved[name][0] - solutions[name])[0]) for name in nodes}
+    numbers = {
+        "solution": solutions,
+        "formula_error": errors,
+        "slice_gradient_sum": float(sums),
+        "barrier": barrier,
+        "ball_norm": float(length(solutions["ball"])),
+        "free_norm": float(length(solutions["free"])),
+        "first_coordinate_moved_by": decreases,
+    }
+    claims = [
+        Claim(
+            "eq. 33 and 34: gradients of the free solution",
+            f"relative difference {errors['free']:.0e}",
+            errors["free"] < 1e-10,
+        ),
+        Claim(
+            "eq. 74 and 75: gradients on the slice, in the null space of 1'",
+            f"relative difference {errors['slice']:.0e}, 1'g' = {float(sums):.0e}",
+            max(errors["slice"], float(sums)) < 1e-10,
+        ),
+        Claim(
+            "eq. 78 to 80: gradients in the ball by the barrier (here with the sign of eq. 80, the terms a_i - abar, "
+            "and the barrier's Hessian over t put right)",
+            f"corrected formulas {closed:.0e} from the node; as printed {100 * first['printed']:.0f} % at "
+            f"t = {barriers[0]:g}",
+            closed < 1e-8,
+        ),
+        Claim(
+            "the barrier approximates the constrained gradient",
+            "difference from the active set's "
+            + ", ".join(f"{error:.0e} (t = {t:g})" for t, error in zip(barriers, to_exact, strict=True)),
+            to_exact == sorted(to_exact, reverse=True) and to_exact[-1] < 20.0 / barriers[-1],
+        ),
+        Claim(
+            "figures 2, 4 and 5: a step of all parameters along -dx_1 moves the solution's first coordinate down",
+            ", ".join(f"{name} {value:+.3f}" for name, value in decreases.items()),
+            all(value < 0 for value in decreases.values()),
+        ),
+    ]
+
+    def draw(figure: Figure) -> None:
+        figure.set_size_inches(10, 12)
+        for row, name in zip(figure.subplots(3, 2), nodes, strict=True):
+            surface(row[0], A, b, weights, solutions[name].detach(), name, "before")
+            surface(row[1], *moved[name][1:], weights, moved[name][0], name, "after the step")
+
+    return Result(numbers, claims, draw)
+
+
+def classifier(classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random A (classes, 2) and b, and the class whose a_i is nearest to the mean.
+
+    It is inside the hull of the others, so that the free solution exists.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(classes, 2, dtype=torch.float64, generator=generator)
+    b = torch.randn(classes, dtype=torch.float64, generator=generator)
+    inner = int((A - A.mean(0)).square().sum(-1).argmin())
+    return A, b, torch.eye(classes, dtype=torch.float64)[inner]
+
+
+def jacobian(
+    node: AbstractNode, A: torch.Tensor, b: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dx / dA (n, m, n) and dx / db (n, m)."""
+    found: tuple[torch.Tensor, torch.Tensor] = torch.func.jacrev(node, argnums=(0, 1))(A, b, weights)
+    return found
+
+
+def hessian(x: torch.Tensor, A: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Eq. 30."""
+    likelihood = torch.softmax(A @ x + b, 0)
+    mean = likelihood @ A
+    return torch.outer(mean, mean) - A.mT @ (likelihood.unsqueeze(-1) * A)
+
+
+def difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """Relative difference of two sets of Jacobians."""
+    flat, other = (torch.cat([part.reshape(-1) for part in parts]) for parts in (found, expected))
+    return float(torch.linalg.vector_norm(flat - other) / torch.linalg.vector_norm(other))
+
+
+def barrier_errors(
+    A: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, t: float, exact: tuple[torch.Tensor, torch.Tensor]
+) -> dict[str, float]:
+    """The barrier node's Jacobian against the corrected formulas, the printed ones and the active set's."""
+    shapes = [tuple(A.shape), tuple(b.shape), tuple(b.shape)]
+    node = InequalityNode(negative, in_ball, (A.shape[1],), shapes, t=t)
+    x = node(A, b, weights)
+    found = jacobian(node, A, b, weights)
+    room = 1.0 - x.square().sum()
+    outer, eye = torch.outer(x, x), torch.eye(len(x), dtype=x.dtype)
+    curvature = -4.0 / room**2 * outer - 2.0 / room * eye
+    printed = 4.0 / room**2 * outer - 2.0 / room * eye
+    H = hessian(x, A, b, weights)
+    corrected = parameter_gradients(x, A, b, weights, torch.linalg.inv(H + curvature / t))
+    as_printed = parameter_gradients(x, A, b, weights, torch.linalg.inv(H + printed), drop=True)
+    return {
+        "corrected": difference(corrected, found),
+        "printed": difference(as_printed, found),
+        "to_exact": difference(found, exact),
+    }
+
+
+def after_step(
+    node: AbstractNode,
+    A: torch.Tensor,
+    b: torch.Tensor,
+    weights: torch.Tensor,
+    jacobians: tuple[torch.Tensor, torch.Tensor],
+    step: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The solution, A and b after theta - step dx_1 / dtheta, with the gradient scaled to length one."""
+    first = [part[0] for part in jacobians]
+    length = torch.sqrt(first[0].square().sum() + first[1].square().sum())
+    A, b = A - step / length * first[0], b - step / length * first[1]
+    return node(A, b, weights), A, b
+
+
+def surface(
+    axes: Axes, A: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, x: torch.Tensor, domain: str, when: str
+) -> None:
+    """Draw l_i over the plane with the solution and its domain."""
+    grid = torch.linspace(-2.0, 2.0, 121, dtype=A.dtype)
+    points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
+    axes.contourf(grid, grid, torch.softmax(points @ A.mT + b, -1) @ weights, levels=20)
+    if domain == "slice":
+        axes.plot(grid, 1.0 - grid, "w--", linewidth=1)
+    if domain == "ball":
+        angle = torch.linspace(0.0, 2.0 * torch.pi, 100)
+        axes.plot(torch.cos(angle), torch.sin(angle), "w--", linewidth=1)
+    axes.plot(float(x[0]), float(x[1]), "rx", markersize=10)
+    axes.set(xlabel="x_1", ylabel="x_2", title=f"{domain}, {when}", xlim=(-2, 2), ylim=(-2, 2), aspect="equal")

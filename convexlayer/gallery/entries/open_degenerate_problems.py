@@ -1,0 +1,179 @@
+"""Open questions: lower problems with several solutions, and lower problems that become infeasible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import cvxpy as cp
+import torch
+
+from convexlayer.gallery.result import Claim, Result
+from convexlayer.layers import ConvexLayer
+from convexlayer.nodes import (
+    BilevelResult,
+    BoxEntropy,
+    FixedPointNode,
+    ForwardBackward,
+    GradientDescent,
+    Stop,
+    Unrolled,
+    solve_bilevel,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SOURCE = "Gould 2026, slides: open questions; Ochs, Ranftl, Brox and Pock 2016, eq. 2 and section 4.2"
+
+Loss = Callable[..., torch.Tensor]
+
+
+def run(*, iterations: tuple[int, ...] = (1, 2, 5, 10, 20, 50), steps: int = 40) -> Result:
+    """Descend on a step function, through a flat set of solutions, and towards an empty feasible set."""
+    slopes = {n: _slope(_unrolled(n)) for n in iterations}
+    exact = _slope(_linear_program())
+    jumps: dict[str | int, BilevelResult] = {"exact": _descend(_linear_program(), steps)}
+    jumps |= {n: _descend(_unrolled(n), steps) for n in iterations}
+    losses: dict[str, Loss] = {"x1 + x2": lambda x: x.sum(), "x1": lambda x: x[0]}
+    at_stake = {name: _flat(loss) for name, loss in losses.items()}
+    edges = {"stepping back": _narrow(_interval(), steps), "elastic": _narrow(_elastic_interval(), steps)}
+    failures = {name: _failures(result) for name, result in edges.items()}
+    numbers = {
+        "exact_slope_at_1": exact,
+        "unrolled_slope_at_1": slopes,
+        "loss_after_descent": {str(name): result.value for name, result in jumps.items()},
+        "losses": {str(name): result.history.value for name, result in jumps.items()},
+        "flat_solutions": at_stake,
+        "infeasible_evaluations": failures,
+        "interval_loss": {name: result.history.value for name, result in edges.items()},
+    }
+    reached = [n for n in iterations if jumps[n].value < 1e-3]
+    told, untold = at_stake["x1"], at_stake["x1 + x2"]
+    back, elastic = edges["stepping back"], edges["elastic"]
+    claims = [
+        Claim(
+            "Ochs, eq. 2: a gradient method gets stuck on a step function, whose derivative vanishes almost everywhere",
+            f"through the linear program the slope at 1 is {exact:.0e}, and the loss stays {jumps['exact'].value:.2f}",
+            abs(exact) < 1e-6 and jumps["exact"].value > 0.99,
+        ),
+        Claim(
+            "section 4.2: an algorithm with a smooth step instead has a unique output and a derivative that leads on",
+            f"descent through {', '.join(map(str, reached))} Bregman steps ends at a loss of at most "
+            f"{max((jumps[n].value for n in reached), default=torch.inf):.0e}",
+            iterations[0] in reached,
+        ),
+        Claim(
+            "(not in the paper) but not with many iterations: they come close to the step function",
+            f"the slope at theta = 1 falls from {max(slopes.values()):.2g} to {slopes[iterations[-1]]:.0e} with "
+            f"{iterations[-1]} steps",
+            slopes[iterations[-1]] < 1e-3 * max(slopes.values()),
+        ),
+        Claim(
+            "what about problems with multiple solutions?",
+            f"where the loss does not tell them apart, the derivative is right ({untold['slope']:.6f} for 1) and "
+            f"consistent; where it does, what is returned ({told['slope']:.2f}) is called {told['status']} and "
+            "inconsistent",
+            abs(untold["slope"] - 1) < 1e-6 and untold["consistent"] and not told["consistent"],
+        ),
+        Claim(
+            "can problems become infeasible during learning?",
+            f"yes, at {failures['stepping back']} of {back.history.evaluations[-1]} trial steps; stepping back still "
+            f"ends at a loss of {back.value:.0e}, an elastic problem meets {failures['elastic']} and ends at "
+            f"{elastic.value:.0e}",
+            failures["stepping back"] > 0 == failures["elastic"] and back.value < 1e-3,
+        ),
+    ]
+
+    def draw(figure: Figure) -> None:
+        figure.set_size_inches(13, 4.5)
+        maps, courses, intervals = figure.subplots(1, 3)
+        thetas = torch.linspace(-3, 3, 121, dtype=torch.float64)
+        maps.step(thetas, (thetas < 0).double(), "k", label="solution")
+        for n in iterations:
+            maps.plot(thetas, _unrolled(n)(thetas[:, None]).flatten(), label=f"{n} steps")
+        maps.set(xlabel="theta", title="x*(theta) of min theta x over 0 <= x <= 1")
+        for name, result in jumps.items():
+            courses.plot(
+                result.history.value, "o-", markersize=3, label=f"{name} steps" if isinstance(name, int) else name
+            )
+        courses.set(xlabel="outer step", title="loss (x* - 1)^2 from theta = 1")
+        for name, result in edges.items():
+            intervals.plot(result.history.value, label=f"{name}, {failures[name]} infeasible trials")
+        intervals.set(xlabel="outer step", yscale="log", title="an interval that is to shrink")
+        for axis in (maps, courses, intervals):
+            axis.legend(fontsize=8)
+
+    return Result(numbers, claims, draw)
+
+
+def _linear_program() -> Callable[[torch.Tensor], torch.Tensor]:
+    x, theta = cp.Variable(1), cp.Parameter(1)
+    layer = ConvexLayer(cp.Problem(cp.Minimize(theta @ x), [x >= 0, x <= 1]), [theta], [x])
+    return lambda value: layer(value)[0]
+
+
+def _unrolled(iterations: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    step = ForwardBackward(lambda x, theta: theta.expand(1), 0.5, BoxEntropy(0.0, 1.0))
+    start = torch.full((1,), 0.5, dtype=torch.float64)
+    return FixedPointNode(step, (1,), [(1,)], start=start, derivative=Unrolled(iterations))
+
+
+def _slope(lower: Callable[[torch.Tensor], torch.Tensor]) -> float:
+    """Size of the derivative of the loss at theta = 1."""
+    theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad((lower(theta) - 1).square().sum(), theta)
+    return float(slope.abs())
+
+
+def _descend(lower: Callable[[torch.Tensor], torch.Tensor], steps: int) -> BilevelResult:
+    start = [torch.ones(1, dtype=torch.float64)]
+    stop = Stop(max_iter=steps, target=1e-6)
+    return solve_bilevel(lambda x, _: (x - 1).square().sum(), lower, start, stop=stop, progress=False)
+
+
+def _flat(loss: Loss) -> dict[str, Any]:
+    """Slope and report of a loss of the solutions of x1 + x2 = theta in the unit square."""
+    x, theta = cp.Variable(2), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(cp.square(cp.sum(x) - theta)), [x >= 0, x <= 1])
+    layer = ConvexLayer(problem, [theta], [x], on_degenerate="report")
+    value = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    (solution,), report = layer.solve(value)
+    (slope,) = torch.autograd.grad(loss(solution), value)
+    assert report.derivative is not None  # there has been a backward pass
+    return {
+        "slope": float(slope),
+        "consistent": bool(report.derivative.consistent[0]),
+        "status": report.derivative.status[0],
+    }
+
+
+def _interval() -> ConvexLayer:
+    """The point next to theta_0 in the interval from theta_1 to theta_2: infeasible where they have changed places."""
+    x, theta = cp.Variable(1), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - theta[0])), [x >= theta[1], x <= theta[2]])
+    return ConvexLayer(problem, [theta], [x], on_degenerate="report")
+
+
+def _elastic_interval() -> ConvexLayer:
+    """The same with both ends movable at a price."""
+    x, slack, theta = cp.Variable(1), cp.Variable(1, nonneg=True), cp.Parameter(3)
+    objective = cp.Minimize(cp.sum_squares(x - theta[0]) + 10 * cp.sum(slack))
+    problem = cp.Problem(objective, [x + slack >= theta[1], x - slack <= theta[2]])
+    return ConvexLayer(problem, [theta], [x], on_degenerate="report")
+
+
+def _narrow(layer: ConvexLayer, steps: int) -> BilevelResult:
+    """Make the interval narrow and its point 0.3, by steps so long that its ends change places."""
+
+    def upper(solution: tuple[torch.Tensor, ...], theta: torch.Tensor) -> torch.Tensor:
+        return (solution[0] - 0.3).square().sum() + (theta[2] - theta[1]).square()
+
+    start = [torch.tensor([0.0, -1.0, 1.0], dtype=torch.float64)]
+    optimizer = GradientDescent(0.35, line_search=False)
+    return solve_bilevel(upper, layer, start, optimizer=optimizer, stop=Stop(max_iter=steps), progress=False)
+
+
+def _failures(result: BilevelResult) -> int:
+    """Trial steps to where the lower problem had no solution: without a line search there is no other reason."""
+    return result.history.evaluations[-1] - result.history.steps - 1

@@ -1,0 +1,108 @@
+"""Open question: do warm starts along an outer descent make lower solutions and gradients cheaper?"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+
+from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.ridge import Ridge, diabetes, iterations, path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SOURCE = "Gould et al. 2016, section 6, first question"
+
+STARTS = ("cold", "warm", "predicted")
+
+
+def run(*, steps: int = 20, tols: tuple[float, ...] = (1e-3, 1e-6, 1e-9)) -> Result:
+    """Solve along one path of weights from zero, from the last solution, and from its tangent's prediction."""
+    problem = diabetes()
+    thetas = path(problem, steps)
+    forward = {tol: _forward(problem, thetas, tol) for tol in tols}
+    adjoint = {tol: _adjoint(problem, thetas, tol) for tol in tols}
+    numbers = {
+        "tolerances": tols,
+        "forward_iterations": {tol: {k: sum(v) for k, v in by.items()} for tol, by in forward.items()},
+        "adjoint_iterations": {tol: {k: sum(v) for k, v in by.items()} for tol, by in adjoint.items()},
+        "forward_iterations_by_step": forward,
+    }
+
+    def shares(counts: dict[float, dict[str, list[int]]], start: str) -> list[float]:
+        return [sum(by[start]) / sum(by["cold"]) for by in counts.values()]
+
+    warm, predicted, pulled = shares(forward, "warm"), shares(forward, "predicted"), shares(adjoint, "warm")
+    claims = [
+        Claim(
+            "would warm starts be effective, given that parameters change slowly?",
+            f"yes: lower solutions take {_range(warm)} of the iterations, the linear systems of the gradient "
+            f"{_range(pulled)}, least at low accuracy",
+            max(*warm, *pulled) < 1 and warm[0] < warm[-1],
+        ),
+        Claim(
+            "(not in the paper) the derivative of the node predicts the next solution, which is a better start",
+            f"{_range(predicted)} of the cold iterations",
+            all(p < w for p, w in zip(predicted, warm, strict=True)),
+        ),
+    ]
+
+    def draw(figure: Figure) -> None:
+        figure.set_size_inches(13, 4)
+        axes = figure.subplots(1, 3)
+        for start in STARTS:
+            axes[0].plot(forward[tols[-1]][start], label=start)
+        axes[0].set(xlabel="outer step", ylabel="lower iterations", title=f"at tolerance {tols[-1]:g}", ylim=(0, None))
+        for axis, counts, title in (
+            (axes[1], forward, "lower problem"),
+            (axes[2], adjoint, "gradient's linear system"),
+        ):
+            for start in counts[tols[0]]:
+                axis.plot(tols, [sum(by[start]) for by in counts.values()], "o-", label=start)
+            axis.set(xscale="log", xlabel="tolerance", ylabel="iterations in all", title=title, ylim=(0, None))
+            axis.invert_xaxis()
+        for axis in axes:
+            axis.legend()
+
+    return Result(numbers, claims, draw)
+
+
+def _forward(problem: Ridge, thetas: list[torch.Tensor], tol: float) -> dict[str, list[int]]:
+    counts: dict[str, list[int]] = {start: [] for start in STARTS}
+    for before, theta in pairwise(thetas):
+        known = problem.solution(before)
+        predicted = known + torch.func.jacrev(problem.solution)(before) @ (theta - before)
+        gradient = partial(_at, problem, theta)
+        for start, x in (("cold", torch.zeros_like(known)), ("warm", known), ("predicted", predicted)):
+            counts[start].append(iterations(gradient, x, problem.step_size, tol))
+    return counts
+
+
+def _at(problem: Ridge, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return problem.lower_gradient(x, theta)
+
+
+def _adjoint(problem: Ridge, thetas: list[torch.Tensor], tol: float) -> dict[str, list[int]]:
+    """Iterations u+ = u - alpha (H u - v) for the adjoint of eq. 11, which is a Neumann series when u starts at 0."""
+    counts: dict[str, list[int]] = {"cold": [], "warm": []}
+    for before, theta in pairwise(thetas):
+        last = torch.linalg.solve(problem.hessian(before), _cotangent(problem, before))
+        residual = partial(_system, problem.hessian(theta), _cotangent(problem, theta))
+        for start, u in (("cold", torch.zeros_like(last)), ("warm", last)):
+            counts[start].append(iterations(residual, u, problem.step_size, tol))
+    return counts
+
+
+def _system(H: torch.Tensor, v: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    return H @ u - v
+
+
+def _cotangent(problem: Ridge, theta: torch.Tensor) -> torch.Tensor:
+    return torch.func.grad(problem.upper)(problem.solution(theta), theta)
+
+
+def _range(shares: list[float]) -> str:
+    return f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %"

@@ -1,0 +1,132 @@
+"""The toy problem of Ochs et al. (2016), section 7, and the six ways to its gradient that the paper compares.
+
+    minimise over theta  1/2 (x*(theta) - g)^2,
+    x*(theta) = argmin over x >= 0 of lam/2 (theta x - b)^2 + 1/2 x^2 = max(0, lam theta b / (1 + lam theta^2))
+
+The paper gives no values of lam, b and the theta* behind g; these are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from convexlayer.nodes import (
+    AbstractDerivative,
+    FixedPointNode,
+    ForwardBackward,
+    Implicit,
+    Neumann,
+    OrthantEntropy,
+    Unrolled,
+    projected_gradient,
+)
+
+__all__ = ["METHODS", "STYLES", "energy", "gradient", "loss", "solution", "subdifferential"]
+
+LAM, B, THETA_STAR = 2.0, 2.0, 1.0
+MU = 0.01  # of the log barrier
+START = 1.0
+STEP_SIZES = {0.3: 0.4, 0.0: 1.0}  # by theta; at 0 the barrier allows no longer step than at 0.3
+
+STYLES = {
+    "Smoothed-impl": "k-",
+    "Proj.GD": "b-",
+    "Proj.GD2": "c--",
+    "Bregman-FB": "r-",
+    "Bregman-FB2": "m--",
+    "Bregman-FB-impl": "g:",
+}
+"""Colours and lines of the figures."""
+
+
+def _smooth_gradient(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    return LAM * theta * (theta * x - B) + x
+
+
+def energy(x: torch.Tensor, theta: float) -> torch.Tensor:
+    """The lower objective, for x >= 0."""
+    return LAM / 2 * (theta * x - B).square() + 0.5 * x.square()
+
+
+def solution(theta: torch.Tensor) -> torch.Tensor:
+    """The lower solution in closed form."""
+    return (LAM * theta * B / (1 + LAM * theta.square())).clamp(min=0.0)
+
+
+def loss(x: torch.Tensor) -> torch.Tensor:
+    """The upper objective."""
+    return 0.5 * (x - solution(torch.tensor(THETA_STAR, dtype=x.dtype))).square()
+
+
+def subdifferential(theta: float) -> tuple[float, float]:
+    """The interval of derivatives of the upper objective, one number where it is differentiable."""
+    g = float(solution(torch.tensor(THETA_STAR, dtype=torch.float64)))
+    if theta == 0.0:
+        slope = LAM * B * (0.0 - g)
+        return min(0.0, slope), max(0.0, slope)
+    x = float(solution(torch.tensor(theta, dtype=torch.float64)))
+    slope = LAM * B * (1 - LAM * theta**2) / (1 + LAM * theta**2) ** 2 * (x - g) if theta > 0 else 0.0
+    return slope, slope
+
+
+def _node(step: Callable[..., torch.Tensor], derivative: AbstractDerivative) -> Callable[[torch.Tensor], torch.Tensor]:
+    start = torch.tensor(START, dtype=torch.float64)
+    return FixedPointNode(step, (), [()], start=start, derivative=derivative, on_failure="keep", on_degenerate="report")
+
+
+def _projected(step_size: float) -> ForwardBackward:
+    return projected_gradient(_smooth_gradient, step_size, lambda y, _: y.clamp(min=0.0))
+
+
+def _bregman(step_size: float) -> ForwardBackward:
+    return ForwardBackward(_smooth_gradient, step_size, OrthantEntropy())
+
+
+def _barrier(step_size: float) -> ForwardBackward:
+    return ForwardBackward(lambda x, theta: _smooth_gradient(x, theta) - MU / x, step_size)
+
+
+def _unrolled(forward: int, back: int) -> AbstractDerivative:
+    return Unrolled(forward, back_iterations=back)
+
+
+def _series(forward: int, back: int) -> AbstractDerivative:
+    return Implicit(Neumann(back), tol=0.0, max_iter=forward)
+
+
+def _implicit(forward: int, back: int) -> AbstractDerivative:
+    return Implicit(tol=0.0, max_iter=forward)
+
+
+METHODS = {
+    # One gradient step on the smoothed objective is a fixed-point map whose eq. 11 is eq. 6: both divide by f''.
+    "Smoothed-impl": (_barrier, _implicit),
+    "Proj.GD": (_projected, _unrolled),
+    "Proj.GD2": (_projected, _series),
+    "Bregman-FB": (_bregman, _unrolled),
+    "Bregman-FB2": (_bregman, _series),
+    "Bregman-FB-impl": (_bregman, _implicit),
+}
+"""For each method its step, by step size, and its derivative, by numbers of forward and back iterations."""
+
+
+def gradient(method: str, theta: float, *, forward: int, back: int) -> tuple[float, float]:
+    """The iterate, and the gradient of the upper objective that a method gives."""
+    step, derivative = METHODS[method]
+    if derivative is _unrolled:
+        back = min(back, forward)
+    elif derivative is _implicit:
+        back = 0
+    return _gradient(method, theta, forward, back, STEP_SIZES[theta] if step is not _barrier else STEP_SIZES[0.3])
+
+
+@cache
+def _gradient(method: str, theta: float, forward: int, back: int, step_size: float) -> tuple[float, float]:
+    step, derivative = METHODS[method]
+    leaf = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
+    x = _node(step(step_size), derivative(forward, back))(leaf)
+    (slope,) = torch.autograd.grad(loss(x), leaf)
+    return x.item(), slope.item()

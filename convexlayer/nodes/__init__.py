@@ -1,0 +1,123 @@
+"""Declarative nodes: functions defined by an optimisation problem, given by torch functions."""
+
+from convexlayer.nodes.approximate import Diagonal, Neumann
+from convexlayer.nodes.argmin import ArgmaxNode, ArgminNode, StationaryNode
+from convexlayer.nodes.batch import Batch
+from convexlayer.nodes.bilevel import BilevelResult, History, Stop, Stopped, solve_bilevel
+from convexlayer.nodes.bregman import AbstractBregman, BoxEntropy, Euclidean, OrthantEntropy, SimplexEntropy
+from convexlayer.nodes.eigen import eigen_decomposition
+from convexlayer.nodes.equality import EqualityNode
+from convexlayer.nodes.fixed_point import FixedPointNode
+from convexlayer.nodes.forward import AbstractForwardSolver, Given, GivenBatch, Iterate
+from convexlayer.nodes.implicit import Equation, solve_implicitly
+from convexlayer.nodes.inequality import InequalityNode
+from convexlayer.nodes.interior_point import InteriorPoint
+from convexlayer.nodes.iteration import AbstractDerivative, ForwardMode, Implicit, Unrolled
+from convexlayer.nodes.iterative import ConjugateGradients, MinimalResidual
+from convexlayer.nodes.least_squares import least_squares, weighted_least_squares
+from convexlayer.nodes.linear import AbstractLinearSolver, Dense, LinearSolve, Operator
+from convexlayer.nodes.linear_equality import LinearEqualityNode, LinearForm
+from convexlayer.nodes.node import AbstractNode, NodeOptions
+from convexlayer.nodes.nonlinear import NonlinearProgram, Point
+from convexlayer.nodes.optimizers import AbstractOptimizer, GradientDescent, IPiano, TorchOptimizer
+from convexlayer.nodes.penalties import AbstractPenalty, Huber, PseudoHuber, Quadratic, TruncatedQuadratic, Welsch
+from convexlayer.nodes.perspective import perspective_n_point, rotation_of
+from convexlayer.nodes.polyhedron import PolyhedronEntropy
+from convexlayer.nodes.pooling import robust_pool
+from convexlayer.nodes.procrustes import nearest_simplex_etf, orthogonal_procrustes
+from convexlayer.nodes.projections import (
+    project_l1_ball,
+    project_l1_sphere,
+    project_l2_ball,
+    project_l2_sphere,
+    project_linf_ball,
+    project_linf_sphere,
+    project_simplex,
+)
+from convexlayer.nodes.report import NodeReport
+from convexlayer.nodes.scipy_ import ScipyMinimize
+from convexlayer.nodes.splitting import ForwardBackward, PrimalDual, projected_gradient
+from convexlayer.nodes.stationary import Stationary
+from convexlayer.nodes.transport import optimal_transport
+from convexlayer.nodes.upper import AbstractRegulariser, Box, L1Norm
+
+__all__ = [
+    "AbstractBregman",
+    "AbstractDerivative",
+    "AbstractForwardSolver",
+    "AbstractLinearSolver",
+    "AbstractNode",
+    "AbstractOptimizer",
+    "AbstractPenalty",
+    "AbstractRegulariser",
+    "ArgmaxNode",
+    "ArgminNode",
+    "Batch",
+    "BilevelResult",
+    "Box",
+    "BoxEntropy",
+    "ConjugateGradients",
+    "Dense",
+    "Diagonal",
+    "EqualityNode",
+    "Equation",
+    "Euclidean",
+    "FixedPointNode",
+    "ForwardBackward",
+    "ForwardMode",
+    "Given",
+    "GivenBatch",
+    "GradientDescent",
+    "History",
+    "Huber",
+    "IPiano",
+    "Implicit",
+    "InequalityNode",
+    "InteriorPoint",
+    "Iterate",
+    "L1Norm",
+    "LinearEqualityNode",
+    "LinearForm",
+    "LinearSolve",
+    "MinimalResidual",
+    "Neumann",
+    "NodeOptions",
+    "NodeReport",
+    "NonlinearProgram",
+    "Operator",
+    "OrthantEntropy",
+    "Point",
+    "PolyhedronEntropy",
+    "PrimalDual",
+    "PseudoHuber",
+    "Quadratic",
+    "ScipyMinimize",
+    "SimplexEntropy",
+    "Stationary",
+    "StationaryNode",
+    "Stop",
+    "Stopped",
+    "TorchOptimizer",
+    "TruncatedQuadratic",
+    "Unrolled",
+    "Welsch",
+    "eigen_decomposition",
+    "least_squares",
+    "nearest_simplex_etf",
+    "optimal_transport",
+    "orthogonal_procrustes",
+    "perspective_n_point",
+    "project_l1_ball",
+    "project_l1_sphere",
+    "project_l2_ball",
+    "project_l2_sphere",
+    "project_linf_ball",
+    "project_linf_sphere",
+    "project_simplex",
+    "projected_gradient",
+    "robust_pool",
+    "rotation_of",
+    "solve_bilevel",
+    "solve_implicitly",
+    "weighted_least_squares",
+]

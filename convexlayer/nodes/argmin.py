@@ -1,0 +1,100 @@
+"""Unconstrained nodes: y(theta) = argmin, argmax or another stationary point of f(y, theta).
+
+y' = -f_YY^-1 f_XY        (Gould et al. 2016, lemmas 3.1 to 3.3)
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+from convexlayer.nodes.batch import Shape
+from convexlayer.nodes.forward import AbstractForwardSolver
+from convexlayer.nodes.interior_point import InteriorPoint
+from convexlayer.nodes.linear import Operator
+from convexlayer.nodes.node import AbstractNode, NodeOptions, shaped
+from convexlayer.nodes.nonlinear import Function, NonlinearProgram
+from convexlayer.nodes.stationary import Stationary
+
+__all__ = ["ArgmaxNode", "ArgminNode", "StationaryNode"]
+
+
+class _AbstractUnconstrainedNode(AbstractNode):
+    """What the three nodes have in common: their arguments."""
+
+    def __init__(
+        self,
+        f: Function,
+        variable: Shape,
+        parameters: Sequence[Shape],
+        *,
+        solver: AbstractForwardSolver | None = None,
+        options: NodeOptions | None = None,
+    ) -> None:
+        program = NonlinearProgram(self._minimised(shaped(f, variable)))
+        super().__init__(program, variable, parameters, solver or self._own_solver(), options)
+
+    @staticmethod
+    @abstractmethod
+    def _minimised(f: Function) -> Function:
+        """The objective of the lower problem."""
+
+    @staticmethod
+    @abstractmethod
+    def _own_solver() -> AbstractForwardSolver:
+        """The solver where none is given."""
+
+    def _why_singular(self, operator: Operator, element: int) -> str:
+        return "the Hessian f_YY is singular at the solution, which may not be isolated"
+
+
+@final
+class ArgminNode(_AbstractUnconstrainedNode):
+    """y(theta), a local minimum of f(y, theta).
+
+    Args:
+        f: objective of one element, f(y, *parameters) -> a scalar.
+        variable: shape of y; () for a scalar.
+        parameters: shapes of the parameters, -1 for any size.
+        solver: finds the minimum; Newton's method with a line search by default.
+        options: start, choice, linear solver, tolerances, and what to do about failures.
+    """
+
+    @staticmethod
+    def _minimised(f: Function) -> Function:
+        return f
+
+    @staticmethod
+    def _own_solver() -> AbstractForwardSolver:
+        return InteriorPoint()
+
+
+@final
+class ArgmaxNode(_AbstractUnconstrainedNode):
+    """y(theta), a local maximum of f(y, theta). The arguments are those of ``ArgminNode``; ``choose`` is given -f."""
+
+    @staticmethod
+    def _minimised(f: Function) -> Function:
+        return lambda y, *theta: -f(y, *theta)
+
+    @staticmethod
+    def _own_solver() -> AbstractForwardSolver:
+        return InteriorPoint()
+
+
+@final
+class StationaryNode(_AbstractUnconstrainedNode):
+    """y(theta), any stationary point of f(y, theta): minimum, maximum, saddle or inflection.
+
+    Several starts give several points, and ``options.choose`` says which is meant. The arguments are those of
+    ``ArgminNode``; the default solver is Newton's method on f_Y = 0.
+    """
+
+    @staticmethod
+    def _minimised(f: Function) -> Function:
+        return f
+
+    @staticmethod
+    def _own_solver() -> AbstractForwardSolver:
+        return Stationary()

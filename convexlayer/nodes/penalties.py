@@ -1,0 +1,160 @@
+"""Robust penalties of a distance, written in its square s and a scale alpha.
+
+Each is phi(sqrt(s)) with phi(t) = t^2/2 near 0 and, but for the quadratic, slower growth beyond alpha. What pooling
+needs are its value, the weight w = 2 dphi/ds that a point gets, and the derivatives of w.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, final
+
+import torch
+
+__all__ = ["AbstractPenalty", "Huber", "PseudoHuber", "Quadratic", "TruncatedQuadratic", "Welsch"]
+
+
+class AbstractPenalty(ABC):
+    """A penalty; s and alpha are tensors of one shape.
+
+    Attributes:
+        convex: whether phi is, so that a minimum is the only one.
+    """
+
+    convex: ClassVar[bool]
+
+    @abstractmethod
+    def value(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The penalty phi."""
+
+    @abstractmethod
+    def weight(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The weight w = 2 dphi/ds, nonnegative and decreasing in s."""
+
+    @abstractmethod
+    def slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative dw/ds."""
+
+    @abstractmethod
+    def scale_slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative dw/dalpha."""
+
+
+@final
+class Quadratic(AbstractPenalty):
+    """phi(t) = t^2/2, which gives the average."""
+
+    convex: ClassVar = True
+
+    def value(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The penalty."""
+        return 0.5 * s
+
+    def weight(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The weight, 1."""
+        return torch.ones_like(s)
+
+    def slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative in s, 0."""
+        return torch.zeros_like(s)
+
+    def scale_slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative in alpha, 0."""
+        return torch.zeros_like(s)
+
+
+@final
+class PseudoHuber(AbstractPenalty):
+    """phi(t) = alpha^2 (sqrt(1 + t^2/alpha^2) - 1), smooth."""
+
+    convex: ClassVar = True
+
+    def value(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The penalty, in the form that does not cancel for small s."""
+        return s / (1.0 + torch.sqrt(1.0 + s / alpha.square()))
+
+    def weight(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The weight (1 + s/alpha^2)^(-1/2)."""
+        return torch.rsqrt(1.0 + s / alpha.square())
+
+    def slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative in s, -w^3 / (2 alpha^2)."""
+        return -0.5 * self.weight(s, alpha) ** 3 / alpha.square()
+
+    def scale_slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative in alpha, w^3 s / alpha^3."""
+        return self.weight(s, alpha) ** 3 * s / alpha**3
+
+
+@final
+class Huber(AbstractPenalty):
+    """phi(t) = t^2/2 up to alpha, alpha (t - alpha/2) beyond: its second derivative jumps at alpha."""
+
+    convex: ClassVar = True
+
+    def value(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The penalty."""
+        return torch.where(s <= alpha.square(), 0.5 * s, alpha * (_far(s, alpha).sqrt() - 0.5 * alpha))
+
+    def weight(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The weight min(1, alpha / sqrt(s))."""
+        return torch.where(s <= alpha.square(), 1.0, alpha * torch.rsqrt(_far(s, alpha)))
+
+    def slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative in s: 0, or -alpha s^(-3/2) / 2."""
+        return torch.where(s <= alpha.square(), 0.0, -0.5 * alpha * _far(s, alpha) ** -1.5)
+
+    def scale_slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative in alpha: 0, or s^(-1/2)."""
+        return torch.where(s <= alpha.square(), 0.0, torch.rsqrt(_far(s, alpha)))
+
+
+@final
+class Welsch(AbstractPenalty):
+    """phi(t) = alpha^2 (1 - exp(-t^2 / (2 alpha^2))): points far off have no weight; several minima."""
+
+    convex: ClassVar = False
+
+    def value(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The penalty."""
+        return -alpha.square() * torch.expm1(-0.5 * s / alpha.square())
+
+    def weight(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The weight exp(-s / (2 alpha^2))."""
+        return torch.exp(-0.5 * s / alpha.square())
+
+    def slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative in s, -w / (2 alpha^2)."""
+        return -0.5 * self.weight(s, alpha) / alpha.square()
+
+    def scale_slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative in alpha, w s / alpha^3."""
+        return self.weight(s, alpha) * s / alpha**3
+
+
+@final
+class TruncatedQuadratic(AbstractPenalty):
+    """phi(t) = min(t, alpha)^2 / 2: the average of the points within alpha; several minima, and kinks between them."""
+
+    convex: ClassVar = False
+
+    def value(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The penalty."""
+        return 0.5 * torch.minimum(s, alpha.square())
+
+    def weight(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The weight: 1 within alpha, 0 beyond."""
+        return torch.where(s <= alpha.square(), 1.0, 0.0).to(s.dtype)
+
+    def slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative in s, 0 almost everywhere."""
+        return torch.zeros_like(s)
+
+    def scale_slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The derivative in alpha, 0 almost everywhere."""
+        return torch.zeros_like(s)
+
+
+def _far(s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Squares of distances beyond alpha as they are, alpha^2 for the others: no branch of a `where` may be infinite."""
+    return torch.where(s <= alpha.square(), alpha.square(), s)

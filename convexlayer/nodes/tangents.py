@@ -1,0 +1,73 @@
+"""Attaches a Jacobian that is already known to a value, once."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+
+from convexlayer.errors import DerivativeError
+
+__all__ = ["attach"]
+
+
+def attach(value: torch.Tensor, jacobian: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """The value as a function of theta with this Jacobian; differentiating twice raises a DerivativeError.
+
+    Args:
+        value: (batch, n).
+        jacobian: (batch, n, p).
+        theta: (batch, p), or (p,) where the batch shares it.
+    """
+    attached: torch.Tensor = _Attach.apply(value, jacobian, theta)  # type: ignore[no-untyped-call]
+    return attached
+
+
+@final
+class _Attach(torch.autograd.Function):
+    """(value, jacobian, theta) -> value."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: torch.Tensor, jacobian: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        _, jacobian, theta = inputs
+        ctx.shared = theta.ndim == 1
+        ctx.save_for_backward(jacobian, theta)
+        ctx.save_for_forward(jacobian)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
+        jacobian, theta = ctx.saved_tensors
+        gradient = (cotangent.unsqueeze(-2) @ jacobian).squeeze(-2)
+        once: torch.Tensor = _Once.apply(gradient.sum(0) if ctx.shared else gradient, theta)  # type: ignore[no-untyped-call]
+        return cotangent, None, once
+
+    @staticmethod
+    def jvp(ctx: Any, value: torch.Tensor | None, _: Any, theta: torch.Tensor | None) -> torch.Tensor:
+        (jacobian, *_) = ctx.saved_tensors
+        moved = torch.zeros_like(jacobian[..., 0]) if theta is None else (jacobian @ theta.unsqueeze(-1)).squeeze(-1)
+        return moved if value is None else value + moved
+
+
+@final
+class _Once(torch.autograd.Function):
+    """(gradient, theta) -> gradient, which knows that it depends on theta, but not how."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        """Nothing to keep: there is no second derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> Any:
+        raise DerivativeError("ForwardMode gives first derivatives only: use Unrolled for higher ones")

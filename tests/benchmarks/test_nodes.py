@@ -1,0 +1,67 @@
+"""The nodes' benchmark, small: right gradients, memory that no iteration count moves, and what is written of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.node_cases import OURS, UNROLLED, growth, squares, transport
+from benchmarks.node_memory import CASES, grown
+from benchmarks.node_report import draw, markdown
+from benchmarks.timing import Plan
+
+PLAN = Plan(rounds=1, budget_s=0.1, turn_s=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _doubles() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def results(_doubles: None) -> dict[str, Any]:
+    return {
+        "machine": {"cpu": "a machine", "cores": 2, "threads": 1, "commit": "abc", "load": 0.0},
+        "times": [transport(12, 10.0, PLAN), squares(10, PLAN)],
+        "iterations": growth(12, quick=True),
+        "memory": [grown(CASES[1], 20)],
+    }
+
+
+def test_all_contestants_have_one_gradient(results: dict[str, Any]) -> None:
+    for case in results["times"]:
+        for name, entry in case["contestants"].items():
+            assert entry["gradient_error"] < (1e-8 if name == OURS else 1e-5), (case["name"], name)
+
+
+def test_unrolling_keeps_much_more(results: dict[str, Any]) -> None:
+    for case in results["times"]:
+        entries = case["contestants"]
+        unrolled = [entry["saved_bytes"] for name, entry in entries.items() if name.startswith(UNROLLED)]
+        assert max(unrolled) > 3 * entries[OURS]["saved_bytes"], case["name"]
+
+
+def test_what_a_plan_keeps_does_not_depend_on_its_iterations(results: dict[str, Any]) -> None:
+    found = results["iterations"]
+    assert len(set(found["sinkhorn_iterations"])) > 1
+    assert len(set(found["bytes"])) == 1
+    assert found["unrolled_bytes"][-1] > 3 * found["unrolled_bytes"][0]
+
+
+def test_the_node_whose_memory_is_measured_is_right(results: dict[str, Any]) -> None:
+    assert all(entry["gradient_error"] < 1e-8 for entry in results["memory"])
+
+
+def test_the_report_shows_all_of_it(results: dict[str, Any]) -> None:
+    text = markdown(results)
+    assert all(case["name"] in text for case in results["times"])
+    assert all(name in text for case in results["times"] for name in case["contestants"])
+    figure = Figure()
+    draw(results, figure)
+    assert len(figure.axes) == 4

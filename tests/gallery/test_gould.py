@@ -1,0 +1,79 @@
+"""The numbers of Gould et al. 2016's entries, at small sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from convexlayer.gallery import Result, entry
+
+SIZES: dict[str, dict[str, Any]] = {
+    "gould_bilevel": {},
+    "gould_monotone": {"points": 21},
+    "gould_positivity": {"points": 40},
+    "gould_scalar_mean": {"points": 21},
+    "gould_softmax": {},
+    "gould_three_points": {"points": 21},
+}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Result]:
+    return {name: entry(name).run(**sizes) for name, sizes in SIZES.items()}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_claim_of_the_paper_is_met(results: dict[str, Result], name: str) -> None:
+    for claim in results[name].claims:
+        assert claim.holds, claim
+
+
+def test_the_scalar_mean_and_its_gradient_are_exact(results: dict[str, Result]) -> None:
+    numbers = results["gould_scalar_mean"].numbers
+    assert numbers["value_error"] < 1e-12
+    assert numbers["gradient_error"] < 1e-12
+    assert numbers["iterations"] <= 3
+
+
+def test_all_three_branches_are_followed(results: dict[str, Result]) -> None:
+    numbers = results["gould_three_points"].numbers
+    assert numbers["kind"] == {"lower": "minimum", "middle": "maximum", "upper": "minimum"}
+    assert max(numbers["value_error"].values()) < 1e-11
+    assert max(numbers["gradient_error"].values()) < 1e-10
+
+
+def test_monotone_maps_change_neither_solution_nor_gradient(results: dict[str, Result]) -> None:
+    numbers = results["gould_monotone"].numbers
+    assert max(numbers["value_difference"].values()) < 1e-11
+    assert max(numbers["gradient_difference"].values()) < 1e-10
+
+
+def test_the_barrier_is_its_closed_form_and_goes_to_the_active_set(results: dict[str, Result]) -> None:
+    numbers = results["gould_positivity"].numbers
+    assert max(numbers["exact"].values()) < 1e-11
+    rows = numbers["barrier"]
+    for row in rows.values():
+        assert max(row["value_error"], row["gradient_error"], row["eq_71_error"]) < 1e-10
+    # |g_t' - 1| = 1 / (2 t x^2) + ... at x >= 1/2: a tenth for ten times t.
+    assert rows[1000.0]["distance_inside"] == pytest.approx(0.1 * rows[100.0]["distance_inside"], rel=0.05)
+
+
+def test_soft_max_gradients_agree_with_the_corrected_formulas_only(results: dict[str, Result]) -> None:
+    numbers = results["gould_softmax"].numbers
+    assert max(numbers["formula_error"].values()) < 1e-10
+    assert numbers["ball_norm"] == pytest.approx(1.0, abs=1e-12)
+    assert numbers["free_norm"] > 1.0  # so that the ball's boundary is active
+    rows = numbers["barrier"]
+    for row in rows.values():
+        assert row["corrected"] < 1e-8
+        assert row["printed"] > 0.1
+    assert rows[1e4]["to_exact"] == pytest.approx(0.1 * rows[1e3]["to_exact"], rel=0.1)
+
+
+def test_the_bilevel_problem_is_solved_within_100_iterations(results: dict[str, Result]) -> None:
+    numbers = results["gould_bilevel"].numbers
+    assert numbers["final"] <= 1e-9
+    assert numbers["steps"] < 100
+    assert all(later < earlier for earlier, later in zip(numbers["objective"], numbers["objective"][1:], strict=False))
+    assert numbers["largest_error_of_a_feature"] < 1e-4

@@ -1,0 +1,50 @@
+"""The numbers of the entries from Ochs et al. (2016), at small sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from convexlayer.gallery import Result, ochs_toy
+from convexlayer.gallery.entries import ochs_segmentation, ochs_toy_gradients, ochs_toy_iterations
+from convexlayer.gallery.segmentation import differences, differences_adjoint
+
+
+def agreed(result: Result) -> None:
+    assert not [claim for claim in result.claims if not claim.holds]
+
+
+@pytest.fixture(scope="module")
+def gradients() -> Result:
+    return ochs_toy_gradients.run(forward=(5, 25, 60), back=(5, 20, 60))
+
+
+def test_toy_gradients_agree_with_the_paper(gradients: Result) -> None:
+    agreed(gradients)
+
+
+def test_toy_gradients_converge_to_the_analytic_one(gradients: Result) -> None:
+    final = gradients.numbers["final_error_at_0.3"]
+    assert all(final[60][method] < 1e-13 for method in ochs_toy.METHODS if method != "Smoothed-impl")
+    for method in ("Proj.GD", "Proj.GD2", "Bregman-FB", "Bregman-FB2"):
+        assert final[60][method] < 1e-4 * final[20][method] < 1e-4 * final[5][method]
+
+
+def test_toy_iterations_agree_with_the_paper() -> None:
+    result = ochs_toy_iterations.run(iterations=60, shown=30)
+    agreed(result)
+    energies = result.numbers["energy_gap"]["theta = 0.3"]
+    for method in ("Proj.GD", "Bregman-FB"):
+        assert energies[method][-1] <= 1e-14 < energies[method][0]
+    assert energies["Smoothed-impl"][-1] > 1e-5
+
+
+def test_segmentation_gains_from_the_global_model_and_from_inner_iterations() -> None:
+    result = ochs_segmentation.run(size=16, training=6, testing=12, pretraining=150, steps=10, inner=(3, 30))
+    agreed(result)
+    assert result.numbers["scores"]["CNN"]["test"]["accuracy"] > 0.7
+
+
+def test_differences_and_their_adjoint() -> None:
+    u, p = torch.randn(3, 5, 5, dtype=torch.float64), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close((differences(u) * p).sum(), (differences_adjoint(p) * u).sum())
