@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
 import torch
-from torch._C._functorch import TransformType  # torch has no public way to ask which transforms are active
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
-from convexlayer.errors import DerivativeError, ProblemError, ShapeError
+from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.batch import Tensors
+from convexlayer.nodes.calculus import refuse_nested_forward_mode
 
 __all__ = ["ClosedForm", "elements", "like", "require_alike", "times"]
 
@@ -130,11 +129,7 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         form = ctx.form
-        if _inside_forward_mode():
-            raise DerivativeError(
-                "forward mode over forward mode is not supported (torch would lose the outer tangents of a custom "
-                "function in silence); use torch.func.hessian, or jacrev inside or outside"
-            )
+        refuse_nested_forward_mode()
         # Here the saved tensors are dual numbers still: linear maps in the pullback would ask for their own tangents.
         saved = tuple(forward_ad.unpack_dual(value).primal for value in ctx.saved_tensors)
         inputs, solved = saved[: ctx.count], saved[ctx.count :]
@@ -154,11 +149,6 @@ class _Apply(torch.autograd.Function):
         ]
         results = _apply(form, *fronted)
         return results, (0,) * len(results)
-
-
-def _inside_forward_mode() -> bool:
-    """Whether a forward-mode transform is active around the one whose rule is running, which is still on the stack."""
-    return sum(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters()) > 1
 
 
 def require_alike(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, final
 import torch
 
 from convexlayer.nodes.batch import Batch, Dims, Tensors, fold
-from convexlayer.nodes.calculus import product, transposed_product, vjp
+from convexlayer.nodes.calculus import product, refuse_nested_forward_mode, transposed_product, vjp
 from convexlayer.nodes.linear import AbstractLinearSolver, LinearSolve, Operator, Residual
 
 __all__ = ["Equation", "solve_implicitly"]
@@ -33,7 +33,8 @@ Judge = Callable[[Operator, LinearSolve], None]
 def solve_implicitly(equation: Equation, batch: Batch, start: torch.Tensor | None = None) -> torch.Tensor:
     """z (batch, n) with R(z, theta) = 0, differentiable in the parameters by the implicit function theorem.
 
-    Works under torch.autograd (twice and more), torch.func (vmap, vjp, jvp, jacrev, jacfwd, hessian) and gradcheck.
+    Works under torch.autograd (twice and more), torch.func (vmap, vjp, jvp, jacrev, jacfwd, hessian) and gradcheck;
+    forward mode over forward mode is refused.
 
     Args:
         equation: R, how it is solved, and how its linear systems are solved.
@@ -167,6 +168,7 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:
+        refuse_nested_forward_mode()
         z, *theta = ctx.saved_tensors
         moved = [tangent for tangent in tangents[3:] if tangent is not None]
         value, pull = _pull(ctx, z, theta, [tangent is not None for tangent in tangents[3:]])

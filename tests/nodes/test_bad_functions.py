@@ -26,6 +26,8 @@ from convexlayer.nodes import (
 
 Function = Callable[..., torch.Tensor]
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+
 UNPOLISHED = NodeOptions(polish=0)
 
 
@@ -248,3 +250,12 @@ def test_indefinite_curvature_under_conjugate_gradients_is_reported() -> None:
     words, warning = verdicts(node, values(1.0, 1.0))
     assert words == ("inaccurate",)
     assert "residual of the linear system" in warning
+
+
+def test_forward_mode_over_forward_mode_is_refused_where_torch_would_be_wrong() -> None:
+    node = scalar(lambda y, x: y**4 / 4 + y**2 / 2 - torch.sin(x) * y)
+    x = values(0.7)[0].detach()
+    twice = torch.func.hessian(node)(x)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.jacfwd(node))(x), twice)
+    with pytest.raises(DerivativeError, match="forward mode over forward mode"):
+        torch.func.jacfwd(torch.func.jacfwd(node))(x)
