@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any, final
 
 from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
 
 from . import problems as problem_responses
 from .engine import EmbeddedEngine, Engine
+from .jobs import Jobs
 from .middleware import BodyLimit, RequestId
-from .routes import compute, health, problems
+from .routes import compute, health, jobs, problems
 from .routes.bodies import Problem
 from .service import Service
 from .settings import Settings
@@ -49,14 +49,15 @@ def create_app(
         store: where problems are kept; in memory unless given. The application closes it.
     """
     chosen = Settings.from_environment() if settings is None else settings
-    service = Service(
-        chosen, MemoryStore() if store is None else store, EmbeddedEngine(chosen) if engine is None else engine
-    )
+    computing = EmbeddedEngine(chosen) if engine is None else engine
+    service = Service(chosen, MemoryStore() if store is None else store, computing, Jobs(chosen, computing))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.engine.open()
         yield
-        await run_in_threadpool(service.engine.close)
+        await service.jobs.close()
+        await service.engine.close()
         service.store.close()
 
     errors: dict[int | str, dict[str, Any]] = {
@@ -67,7 +68,7 @@ def create_app(
         title="Convexlayer", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False, responses=errors
     )
     app.state.service = service
-    for module in (health, problems, compute):
+    for module in (health, problems, compute, jobs):
         app.include_router(module.router)
     problem_responses.install(app)
     app.add_middleware(BodyLimit, limit_bytes=chosen.max_body_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,8 @@ def install(app: FastAPI) -> None:
 
 def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return _answer(request, error.status, error.slug, error.title, error.detail, error.errors)
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(math.ceil(error.retry_after_s))}
+    return _answer(request, error.status, error.slug, error.title, error.detail, error.errors, headers)
 
 
 def _on_validation_error(request: Request, error: Exception) -> Response:

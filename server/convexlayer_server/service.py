@@ -9,10 +9,11 @@ from fastapi import Depends, HTTPException, Request
 
 from .engine import Engine
 from .errors import NotFoundError
+from .jobs import Jobs
 from .settings import Settings
 from .store import Store, StoredProblem
 
-__all__ = ["JsonBody", "Service", "ServiceDependency"]
+__all__ = ["JsonBody", "Owner", "Service", "ServiceDependency"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Service:
     settings: Settings
     store: Store
     engine: Engine
+    jobs: Jobs
 
     def problem(self, problem_id: str) -> StoredProblem:
         """The registered problem of an id.
@@ -40,6 +42,11 @@ def _service(request: Request) -> Service:
     return service
 
 
+def _owner(request: Request) -> str:
+    """The id of the caller's key; empty where nobody needs one."""
+    return str(getattr(request.state, "owner", ""))
+
+
 def _json_body(request: Request) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -47,5 +54,7 @@ def _json_body(request: Request) -> None:
 
 
 ServiceDependency = Annotated[Service, Depends(_service)]
+Owner = Annotated[str, Depends(_owner)]
+"""Whose states and jobs a request may use."""
 JsonBody = Depends(_json_body)
 """Dependency of routes that read a body: any media type but JSON is refused."""

@@ -31,7 +31,7 @@ def test_requests_and_results_travel() -> None:
         engine = EmbeddedEngine(Settings())
         await engine.register("p", DOCUMENT)
         result = await engine.run(pickle.loads(pickle.dumps(request())), DOCUMENT)
-        engine.close()
+        await engine.close()
         return pickle.loads(pickle.dumps(result))  # type: ignore[no-any-return]
 
     result = asyncio.run(run())
@@ -49,7 +49,7 @@ def test_errors() -> None:
             await engine.register("p", wrong)
         with pytest.raises(SolverChoiceError):
             await engine.run(request(options=ComputeOptions(solver="nobody")), DOCUMENT)
-        engine.close()
+        await engine.close()
         assert not engine.health().ready
 
     asyncio.run(run())
@@ -81,7 +81,7 @@ def test_cancel_reaches_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         release.set()
         assert await first == "first"  # type: ignore[comparison-overlap]
         assert engine.health().running == 0
-        engine.close()
+        await engine.close()
 
     asyncio.run(run())
 
@@ -94,7 +94,7 @@ def test_least_recently_used_problem_is_dropped() -> None:
             assert summary["id"] == name
         assert engine.health().compiled == 2
         assert list(engine._compiled) == ["p", "s"]
-        engine.close()
+        await engine.close()
 
     asyncio.run(run())
 
@@ -104,17 +104,17 @@ def test_problems_are_dropped_by_size() -> None:
         engine = EmbeddedEngine(Settings())
         await engine.register("p", DOCUMENT)
         size = engine._compiled["p"].size
-        engine.close()
+        await engine.close()
         engine = EmbeddedEngine(Settings(max_compiled_size=2 * size))
         for name in "pqr":
             await engine.register(name, DOCUMENT)
         assert list(engine._compiled) == ["q", "r"]
-        engine.close()
+        await engine.close()
         engine = EmbeddedEngine(Settings(max_compiled_size=1))
         result = await engine.run(request(), DOCUMENT)
         assert result.status == ("optimal", "optimal")
         assert engine.health().compiled == 1
-        engine.close()
+        await engine.close()
 
     asyncio.run(run())
 
@@ -124,7 +124,7 @@ def test_a_problem_may_be_dropped_before_it_is_solved() -> None:
         engine = EmbeddedEngine(Settings(compiled_problems=1))
         names = [f"p{number % 3}" for number in range(12)]
         results = await asyncio.gather(*(engine.run(request(name, problem_id=name), DOCUMENT) for name in names))
-        engine.close()
+        await engine.close()
         return results
 
     for result in asyncio.run(run()):

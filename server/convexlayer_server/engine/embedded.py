@@ -12,7 +12,7 @@ from typing import Any, TypeVar, final
 from ..documents import Grammar
 from ..settings import Settings
 from .compiled import CompiledProblem, compile_document
-from .protocol import ComputeRequest, ComputeResult, EngineHealth
+from .protocol import ComputeRequest, ComputeResult, EngineHealth, Progress
 
 __all__ = ["EmbeddedEngine"]
 
@@ -41,7 +41,9 @@ class EmbeddedEngine:
         """Compile a document, unless it is compiled already."""
         return (await self._obtain(problem_id, document)).summary
 
-    async def run(self, request: ComputeRequest, document: Mapping[str, Any]) -> ComputeResult:
+    async def run(
+        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None = None
+    ) -> ComputeResult:
         """Compute on a thread of the pool."""
         compiled = await self._obtain(request.problem_id, document)
         future = self._solvers.submit(compiled.compute, request)
@@ -60,11 +62,14 @@ class EmbeddedEngine:
         """How the engine is."""
         return EngineHealth(ready=not self._closed, compiled=len(self._compiled), running=len(self._running))
 
-    def close(self) -> None:
+    async def open(self) -> None:
+        """Nothing has to begin."""
+
+    async def close(self) -> None:
         """Stop both pools after what they are computing; what waits is dropped."""
         self._closed = True
-        self._compiler.shutdown(cancel_futures=True)
-        self._solvers.shutdown(cancel_futures=True)
+        for pool in (self._compiler, self._solvers):
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
 
     async def _obtain(self, problem_id: str, document: Mapping[str, Any]) -> CompiledProblem:
         """The compiled problem itself, which stays usable though the cache may drop it at any time."""

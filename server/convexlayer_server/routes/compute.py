@@ -1,9 +1,13 @@
-"""solve, vjp and jvp: arrays are read, computed and written off the event loop."""
+"""solve, vjp and jvp: arrays are read, computed and written off the event loop.
+
+With ``Prefer: respond-async`` (RFC 7240) any of them is a job: once its arrays are read it is answered with 202 and the
+job's place in ``Location``, and lives on whatever becomes of the connection.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import cvxpy as cp
@@ -14,40 +18,62 @@ from starlette.concurrency import run_in_threadpool
 import convexlayer
 
 from ..arrays import Array, Encoding, encode
-from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation
+from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation, Progress
 from ..errors import InvalidError, pointer
-from ..service import JsonBody, Service, ServiceDependency
+from ..service import JsonBody, Owner, Service, ServiceDependency
 from ..settings import Settings
 from ..store import StoredProblem
 from .bodies import (
     DerivativeReport,
+    JobAnswer,
     JvpAnswer,
     JvpRequest,
     Meta,
     Options,
+    Portable,
     Residuals,
     SolveAnswer,
     SolveRequest,
     VjpAnswer,
     VjpRequest,
 )
-from .reader import Reader, known_names
+from .preferences import Preferences, respond_async
+from .reader import Reader, known_names, written
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/problems/{problem_id}", tags=["compute"], dependencies=[JsonBody])
 
 
-@router.post("/solve", response_model=SolveAnswer)
-async def solve(problem_id: str, body: SolveRequest, service: ServiceDependency) -> Response:
+_ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": JobAnswer, "description": "It is a job now"}}
+
+
+@router.post("/solve", response_model=SolveAnswer, responses=_ACCEPTED)
+async def solve(
+    problem_id: str, body: SolveRequest, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+) -> Response:
     """Solve for a batch of parameters. An element without a solution is a status, not an error."""
     problem = service.problem(problem_id)
-    result = await _compute(service, problem, body, "solve", outputs=_outputs(problem, body.parts))
+    parts = [part for part in body.parts if part in ("variables", "duals")]
+    request = await _read(
+        service,
+        problem,
+        body,
+        "solve",
+        outputs=_outputs(problem, parts),
+        owner=owner,
+        keep="state" in body.parts,
+        portable="portable" in body.parts,
+    )
 
-    def answer() -> SolveAnswer:
-        parts = {part: _encoded(result, problem.summary[part], body.encoding) for part in body.parts}
+    def answer(result: ComputeResult) -> SolveAnswer:
+        found: dict[str, Any] = {part: _encoded(result, problem.summary[part], body.encoding) for part in parts}
+        if request.keep:
+            found["state"] = result.state
+        if result.portable is not None:
+            found["portable"] = written(result.portable, body.encoding)
         return SolveAnswer(
-            **parts,
+            **found,
             status=list(result.status),
             objective=_numbers(result.objective),
             iterations=list(result.iterations),
@@ -55,11 +81,13 @@ async def solve(problem_id: str, body: SolveRequest, service: ServiceDependency)
             meta=_meta(problem, result),
         )
 
-    return await _respond(answer)
+    return await _served(service, problem, request, answer, prefer)
 
 
-@router.post("/vjp", response_model=VjpAnswer)
-async def vjp(problem_id: str, body: VjpRequest, service: ServiceDependency) -> Response:
+@router.post("/vjp", response_model=VjpAnswer, responses=_ACCEPTED)
+async def vjp(
+    problem_id: str, body: VjpRequest, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+) -> Response:
     """Gradients of a loss with respect to parameters, from its cotangents with respect to outputs."""
     problem = service.problem(problem_id)
     known = problem.summary["parameters"]
@@ -67,9 +95,9 @@ async def vjp(problem_id: str, body: VjpRequest, service: ServiceDependency) -> 
         if name not in known:
             raise InvalidError.at(pointer("wrt", position), f"unknown parameter {name[:80]!r}{known_names(known)}")
     wrt = tuple(known) if body.wrt is None else tuple(body.wrt)
-    result = await _compute(service, problem, body, "vjp", body.cotangents, wrt=wrt)
+    request = await _read(service, problem, body, "vjp", body.cotangents, state=body.state, owner=owner, wrt=wrt)
 
-    def answer() -> VjpAnswer:
+    def answer(result: ComputeResult) -> VjpAnswer:
         gradients = {name: encode(value, body.encoding) for name, value in result.arrays.items()}
         return VjpAnswer(
             gradients=gradients,
@@ -78,17 +106,19 @@ async def vjp(problem_id: str, body: VjpRequest, service: ServiceDependency) -> 
             meta=_meta(problem, result),
         )
 
-    return await _respond(answer)
+    return await _served(service, problem, request, answer, prefer)
 
 
-@router.post("/jvp", response_model=JvpAnswer)
-async def jvp(problem_id: str, body: JvpRequest, service: ServiceDependency) -> Response:
+@router.post("/jvp", response_model=JvpAnswer, responses=_ACCEPTED)
+async def jvp(
+    problem_id: str, body: JvpRequest, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+) -> Response:
     """Tangents of outputs, from tangents of parameters."""
     problem = service.problem(problem_id)
     outputs = _outputs(problem, body.parts)
-    result = await _compute(service, problem, body, "jvp", body.tangents, outputs=outputs)
+    request = await _read(service, problem, body, "jvp", body.tangents, state=body.state, owner=owner, outputs=outputs)
 
-    def answer() -> JvpAnswer:
+    def answer(result: ComputeResult) -> JvpAnswer:
         return JvpAnswer(
             tangents=_encoded(result, outputs, body.encoding),
             objective=_numbers(result.objective),
@@ -97,36 +127,62 @@ async def jvp(problem_id: str, body: JvpRequest, service: ServiceDependency) -> 
             meta=_meta(problem, result),
         )
 
-    return await _respond(answer)
+    return await _served(service, problem, request, answer, prefer)
 
 
-async def _compute(
+async def _read(
     service: Service,
     problem: StoredProblem,
     body: SolveRequest | VjpRequest | JvpRequest,
     operation: Operation,
     directions: Mapping[str, Any] | None = None,
     *,
-    wrt: tuple[str, ...] = (),
-    outputs: tuple[str, ...] | None = None,
-) -> ComputeResult:
+    state: str | Portable | None = None,
+    **others: Any,
+) -> ComputeRequest:
+    """The request, its arrays read and checked."""
     options = _options(body.options, service.settings)
+    handle = isinstance(state, str)
+    if handle and body.parameters:
+        raise InvalidError.at("/parameters", "a handle in state stands for its parameters; leave one of the two out")
 
     def read() -> ComputeRequest:
         arrays = Reader(problem.summary, service.settings)
-        parameters = arrays.parameters(body.parameters)
         return ComputeRequest(
             request_id=uuid.uuid4().hex,  # the caller's own may come twice
             problem_id=problem.id,
             operation=operation,
-            parameters=parameters,
+            parameters={} if handle else arrays.parameters(body.parameters),
             directions=arrays.directions(operation, directions or {}),
-            wrt=wrt,
-            outputs=outputs,
             options=options,
+            state=arrays.state(state) if isinstance(state, Portable) else state,
+            **others,
         )
 
-    return await service.engine.run(await run_in_threadpool(read), problem.document)
+    return await run_in_threadpool(read)
+
+
+async def _served(
+    service: Service,
+    problem: StoredProblem,
+    request: ComputeRequest,
+    answer: Callable[[ComputeResult], BaseModel],
+    prefer: str,
+) -> Response:
+    """The answer; or, where the caller prefers that, a job that will have it."""
+
+    async def respond(result: ComputeResult) -> Response:
+        return await run_in_threadpool(lambda: _written(answer(result)))
+
+    def work(progress: Progress | None = None) -> Awaitable[ComputeResult]:
+        return service.engine.run(request, problem.document, progress)
+
+    if not respond_async(prefer):
+        return await respond(await work())
+    job = service.jobs.start(request, work, respond)
+    headers = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}
+    body = JobAnswer(**job.described()).model_dump_json()
+    return Response(body, 202, headers=headers, media_type="application/json")
 
 
 def _outputs(problem: StoredProblem, parts: Sequence[str]) -> tuple[str, ...]:
@@ -163,9 +219,5 @@ def _meta(problem: StoredProblem, result: ComputeResult) -> Meta:
     )
 
 
-async def _respond(answer: Any) -> Response:
-    def write() -> str:
-        model: BaseModel = answer()
-        return model.model_dump_json(exclude_unset=True)
-
-    return Response(await run_in_threadpool(write), media_type="application/json")
+def _written(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")

@@ -27,6 +27,9 @@ td{padding:.2rem 1.5rem .2rem 0;vertical-align:top}code{white-space:nowrap}</sty
 <tr><td><code>POST /v1/problems/{id}/solve</code></td><td>parameters to solutions</td></tr>
 <tr><td><code>POST /v1/problems/{id}/vjp</code></td><td>cotangents to gradients</td></tr>
 <tr><td><code>POST /v1/problems/{id}/jvp</code></td><td>tangents to tangents</td></tr>
+<tr><td><code>Prefer: respond-async</code></td><td>makes any of these three a job</td></tr>
+<tr><td><code>GET, DELETE /v1/jobs/{id}</code></td>
+<td>a job, its <code>/result</code>, its <code>/events</code></td></tr>
 <tr><td><a href="/healthz"><code>GET /healthz</code></a></td><td>whether the process lives</td></tr>
 <tr><td><a href="/readyz"><code>GET /readyz</code></a></td><td>whether it takes requests</td></tr>
 <tr><td><a href="/openapi.json"><code>GET /openapi.json</code></a></td><td>every field of every body</td></tr>
