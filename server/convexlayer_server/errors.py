@@ -2,11 +2,14 @@
 
 ServerError
 ├── SettingsError              the environment holds a value that cannot be used
+├── StoreError                 the store cannot be opened, or a key cannot be kept
 └── RequestError               answered as application/problem+json (RFC 9457)
+    ├── UnauthenticatedError   401  no key, or one that is not good
+    ├── QuotaError             403  the caller or the server keeps too much already
     ├── NotFoundError          404  no such problem
     ├── ConflictError          409  not in the state that it is in
     ├── GoneError              410  the state or the job's result is not, or no longer, here
-    ├── TooManyError           429  more than one may have at a time
+    ├── TooManyError           429  more than one caller may have, or all together, at a time
     ├── UnavailableError       503  a worker ended or the problem is quarantined; to be tried again
     ├── DeadlineError          504  it took longer than the server allows
     └── InvalidError           422  a field of the request is wrong
@@ -34,6 +37,7 @@ __all__ = [
     "GoneError",
     "InvalidError",
     "NotFoundError",
+    "QuotaError",
     "RequestError",
     "ServerError",
     "SettingsError",
@@ -82,6 +86,10 @@ class SettingsError(ServerError):
     """The environment holds a value that cannot be used."""
 
 
+class StoreError(ServerError):
+    """The store cannot be opened, or what is to be kept there cannot be."""
+
+
 class RequestError(ServerError):
     """A request that is answered with a problem document.
 
@@ -105,6 +113,22 @@ class RequestError(ServerError):
         return partial(type(self), retry_after_s=self.retry_after_s), (self.detail, self.errors)
 
 
+class UnauthenticatedError(RequestError):
+    """The request shows no key, or one that is not good."""
+
+    status = 401
+    slug = "unauthenticated"
+    title = "A key is needed"
+
+
+class QuotaError(RequestError):
+    """The caller, or all callers together, keep as much as they may already."""
+
+    status = 403
+    slug = "quota"
+    title = "The quota is used up"
+
+
 class NotFoundError(RequestError):
     """There is no problem of this id."""
 
@@ -122,7 +146,7 @@ class ConflictError(RequestError):
 
 
 class TooManyError(RequestError):
-    """The caller has, or has sent, as much as one may."""
+    """The caller, or all callers together, have or have sent as much as the server can do."""
 
     status = 429
     slug = "too-many"

@@ -80,12 +80,16 @@ class Settings(BaseModel):
         max_compiled_size: their size together, each measured as for ``max_canonical_size``, with the coefficients of
             the map from its parameters; the one used last is kept in any case.
         store: file of the SQLite database that the command line opens.
-        max_store_bytes: bytes of all stored documents together.
+        max_store_bytes: bytes of all stored documents together, compressed.
+        recent_bytes: bytes of the documents, as JSON, that are kept in memory because they were used last.
         max_problems_per_key: problems that one key may have registered.
         max_keys: keys that may exist, those revoked included.
         max_in_flight_per_key: requests of one key that are being read, waiting or computed.
         max_waiting: requests of all keys that wait for the engine; more are answered with 429.
-        max_running: groups of requests that are handed to the engine at a time; the others wait, each key in its turn.
+        max_wait_s: what one request waits for the engine before it is answered with 429; a job waits longer.
+        max_running: groups of requests for one problem that are handed to the engine at a time, while the others wait,
+            each key in its turn; None for one a worker.
+        refresh_s: how often keys are read anew from the store, and usage is written to it.
         requests_per_minute: what one key may send, on average over a minute; None for any number.
         seconds_per_day: seconds of the engine that one key may use a day (UTC); None for any number.
         root_path: path under which a reverse proxy shows the service, such as ``/convexlayer``.
@@ -131,11 +135,14 @@ class Settings(BaseModel):
     max_compiled_size: PositiveInt = 60_000_000
     store: str = Field(default_factory=default_store)
     max_store_bytes: PositiveInt = 2 * 2**30
+    recent_bytes: PositiveInt = 256 * 2**20
     max_problems_per_key: PositiveInt = 1_000
     max_keys: PositiveInt = 1_000
     max_in_flight_per_key: PositiveInt = 128
     max_waiting: PositiveInt = 256
-    max_running: PositiveInt = 4
+    max_wait_s: _PositiveFloat = 30.0
+    max_running: PositiveInt | None = None
+    refresh_s: _PositiveFloat = 0.5
     requests_per_minute: PositiveInt | None = None
     seconds_per_day: _PositiveFloat | None = None
     root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""

@@ -1,6 +1,7 @@
 """What computes."""
 
 from .embedded import EmbeddedEngine
+from .fair import FairEngine
 from .protocol import (
     ComputeOptions,
     ComputeRequest,
@@ -19,6 +20,7 @@ __all__ = [
     "EmbeddedEngine",
     "Engine",
     "EngineHealth",
+    "FairEngine",
     "Operation",
     "PortableState",
     "Progress",

@@ -10,6 +10,8 @@ from ..arrays import Encoding
 from ..body import refuse_unknown
 
 __all__ = [
+    "Capabilities",
+    "DayUsage",
     "DerivativeReport",
     "JobAnswer",
     "JobList",
@@ -25,6 +27,8 @@ __all__ = [
     "Residuals",
     "SolveAnswer",
     "SolveRequest",
+    "SolverCapability",
+    "UsageAnswer",
     "VjpAnswer",
     "VjpRequest",
 ]
@@ -239,3 +243,39 @@ class ProblemList(BaseModel):
     """What is registered."""
 
     problems: list[ProblemSummary]
+
+
+class SolverCapability(BaseModel):
+    """A solver that is installed, and what it takes."""
+
+    name: str
+    quadratic: bool
+    cones: list[str]
+
+
+class Capabilities(BaseModel):
+    """What a server can do; ``limits`` are those of its settings."""
+
+    versions: dict[str, str]
+    solvers: list[SolverCapability]
+    functions: list[str]
+    documents: list[str]
+    keys_required: bool
+    workers: int
+    limits: dict[str, int | float | None]
+
+
+class DayUsage(BaseModel):
+    """What was used in one day (UTC): requests, elements solved or differentiated, and seconds of the engine."""
+
+    day: str
+    requests: int
+    elements: int
+    seconds: float
+
+
+class UsageAnswer(BaseModel):
+    """What a key used, by day; ``key`` is null where the server asks for none."""
+
+    key: str | None
+    days: list[DayUsage]
