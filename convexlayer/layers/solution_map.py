@@ -16,7 +16,7 @@ from convexlayer.diff import (
     derivative_mode,
     polished,
 )
-from convexlayer.errors import ShapeError
+from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.layers.theta import batch_size, check_values
@@ -156,12 +156,61 @@ class SolutionMap:
             batched=batch is not None,
         )
 
+    def at(
+        self, theta: Sequence[Array], solution: Solution, *, options: Options | Mapping[str, Any] | None = None
+    ) -> SolvedBatch:
+        """The batch that ``solve`` gave for these parameters, made again from its ``report.solution``.
+
+        Args:
+            theta: as for ``solve``.
+            solution: of the cone program. Statuses are taken at their word where they say that there is no solution.
+            options: those of the solve: its ``tol`` is what the residuals are held against.
+
+        Raises:
+            ShapeError: shapes or batch sizes do not fit.
+            ProblemError: a value is not finite or violates its parameter's attributes; or an element that is called
+                solved is no solution for these parameters.
+        """
+        specs = self.program.parameters
+        values = [np.asarray(value, dtype=np.float64) for value in theta]
+        batch = batch_size(specs, [value.shape for value in values])
+        for spec, value in zip(specs, values, strict=True):
+            check_values(spec, value, attributes=self._check_attributes)
+        start = time.perf_counter()
+        features = self.program.features.apply(values, 1 if batch is None else batch)
+        given = self.program.instantiate(features)
+        scale = given.objective_scale()
+        program = given.divided(scale)
+        scaled = self._fitting(solution, program.batch).divided(scale)
+        certified, residuals = scaled.certified(program, Options.of(options, self.options).tol)
+        wrong = np.flatnonzero(scaled.solved & ~certified.solved)
+        if len(wrong):
+            worst = residuals.worst[wrong[0]]
+            raise ProblemError(
+                f"element {wrong[0]} is called solved, but its residuals reach {worst:.1e}: solve it again"
+            )
+        objective = np.where(scaled.solved, self.program.objective.value(given.objective(scaled.x)), np.nan)
+        report = Report(
+            status=scaled.status,
+            residuals=residuals,
+            objective=objective,
+            iterations=scaled.iterations,
+            seconds={"canonical": time.perf_counter() - start},
+            solver=str(scaled.stats.get("solver", "")),
+            reason="solved before",
+            solution=solution,
+        )
+        differentiate = partial(self._mode, self._system)
+        return SolvedBatch(
+            self.program, differentiate, features, program, scaled, scale, objective, report, batched=batch is not None
+        )
+
     def _fitting(self, solution: Solution, batch: int) -> Solution:
-        """A warm start of the right size."""
+        """A solution of the right size."""
         expected = (batch, self.program.structure.n), (batch, self.program.structure.m)
         if (solution.x.shape, solution.y.shape) != expected:
             raise ShapeError(
-                f"warm_start must be the report of a call of this layer with {batch} elements, got one with "
+                f"expected the solutions of a call of this layer with {batch} elements, got those of one with "
                 f"{solution.x.shape[0]} elements of {solution.x.shape[1]} variables"
             )
         return solution

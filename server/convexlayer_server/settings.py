@@ -59,7 +59,6 @@ class Settings(BaseModel):
         max_batch_size: entries of all program data, solutions and outputs of a batch together.
         max_iter: iterations that a request may ask for.
         max_time_limit_s: time limit that a request may ask for.
-        solver_threads: requests that are solved at the same time.
         workers: processes that compute; 0 is a thread of this process, which can neither be killed nor kept within
             memory: for tests and notebooks.
         device: of the workers: ``auto`` is ``cuda`` where there is one, else ``cpu``; ``cuda:0,1`` shares these among
@@ -116,7 +115,6 @@ class Settings(BaseModel):
     max_batch_size: PositiveInt = 50_000_000
     max_iter: PositiveInt = 1_000_000
     max_time_limit_s: _PositiveFloat = 600.0
-    solver_threads: PositiveInt = 4
     workers: NonNegativeInt = 2
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+(,[0-9]+)*)?)$")] = "auto"
     deadline_s: _PositiveFloat = 120.0

@@ -85,7 +85,7 @@ def test_health_and_page(client: AppClient) -> None:
 
 
 def test_readiness_ends_with_the_engine() -> None:
-    app = create_app(Settings())
+    app = create_app(Settings(workers=0))
     client = AppClient(app)
     app.state.service.engine.close()
     response = client.get("/readyz")
@@ -157,7 +157,7 @@ def test_http_errors(client: AppClient, path: str) -> None:
 
 
 def test_bodies_are_capped() -> None:
-    client = AppClient(create_app(Settings(max_body_bytes=1000)))
+    client = AppClient(create_app(Settings(workers=0, max_body_bytes=1000)))
 
     async def chunks() -> Any:
         for _ in range(20):
@@ -173,7 +173,7 @@ def test_bodies_are_capped() -> None:
 
 
 def test_bugs_are_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    app = create_app(Settings())
+    app = create_app(Settings(workers=0))
     client = AppClient(app)
     monkeypatch.setattr(app.state.service.store, "all", lambda: 1 / 0)
     body = problem(client.get("/v1/problems"), 500, "internal")
@@ -271,7 +271,7 @@ def test_fields_of_cone_programs_that_are_wrong(
 
 
 def test_cone_programs_that_are_too_large() -> None:
-    client = AppClient(create_app(Settings(max_canonical_size=1)))
+    client = AppClient(create_app(Settings(workers=0, max_canonical_size=1)))
     response = client.post("/v1/problems", {"kind": "cone_program", "program": cone_program()})
     client.close()
     (error,) = problem(response, 422, "invalid-problem")["errors"]
@@ -370,7 +370,7 @@ def test_directions_that_are_wrong(
 
 
 def test_batches_too_large_for_the_problem() -> None:
-    client = AppClient(create_app(Settings(max_batch_size=200)))
+    client = AppClient(create_app(Settings(workers=0, max_batch_size=200)))
     path = client.register(DOCUMENT)
     body = problem(client.post(f"{path}/solve", {"parameters": VALUES | {"lam": [1.0] * 50}}), 422, "invalid-request")
     client.close()
