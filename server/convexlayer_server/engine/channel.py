@@ -1,4 +1,4 @@
-"""Messages between processes over a stream socket: pickled, arrays out of band, nothing copied twice.
+"""Messages between processes over a stream socket: pickled, large arrays out of band, so that they are not copied.
 
     length of the head (8 bytes), number of buffers (4), length of each buffer (8 each), head, buffers
 
@@ -17,6 +17,9 @@ __all__ = ["receive", "send"]
 
 _START = struct.Struct("<QI")
 
+_LARGE_BYTES = 2**15
+"""From this size on, copying costs more than another call of the system."""
+
 
 def send(connection: socket.socket, message: Any) -> None:
     """Write a message.
@@ -24,9 +27,16 @@ def send(connection: socket.socket, message: Any) -> None:
     Raises:
         OSError: the other end is gone.
     """
-    buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
-    views = [buffer.raw() for buffer in buffers]
+    views: list[memoryview] = []
+
+    def within_the_head(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < _LARGE_BYTES:
+            return True
+        views.append(view)
+        return False
+
+    head = pickle.dumps(message, protocol=5, buffer_callback=within_the_head)
     sizes = struct.pack(f"<{len(views)}Q", *(view.nbytes for view in views))
     connection.sendall(b"".join((_START.pack(len(head), len(views)), sizes, head)))
     for view in views:
