@@ -89,7 +89,6 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         responses=errors,
-        root_path=chosen.root_path,
     )
     app.state.service = service
     for module in (health, account, problems, compute, jobs):
@@ -97,7 +96,7 @@ def create_app(
     problem_responses.install(app)
     app.add_middleware(BodyLimit, limit_bytes=chosen.max_body_bytes)
     app.add_middleware(Gate, service=service)
-    app.add_middleware(Observation, metrics=service.metrics)
+    app.add_middleware(Observation, metrics=service.metrics, root_path=chosen.root_path)
     if chosen.telemetry:
         telemetry.install(app)
     return app

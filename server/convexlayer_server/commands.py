@@ -45,31 +45,31 @@ def serve(settings: Settings, host: str, port: int, *, insecure: bool) -> None:
     Raises:
         ServerError: the address cannot be had, or others can reach it and there is no key to ask them for.
     """
-    logs.configure(settings)
-    opened = Store(settings, settings.store)
-    _keep_first_key(opened)
-    if not insecure and not _is_loopback(host) and not opened.all_keys():
-        raise ServerError(
-            f"{host} can be reached by others, and there is no key to ask them for: make one by `convexlayer keys "
-            f"create NAME` or set {FIRST_KEY}; or listen on 127.0.0.1; or pass --insecure if the network is yours"
+    with closing(Store(settings, settings.store)) as opened:
+        _keep_first_key(opened)
+        if not insecure and not _is_loopback(host) and not opened.all_keys():
+            raise ServerError(
+                f"{host} can be reached by others, and there is no key to ask them for: make one by `convexlayer keys "
+                f"create NAME` or set {FIRST_KEY}; or listen on 127.0.0.1; or pass --insecure if the network is yours"
+            )
+        try:
+            listener = _listen(host, port)
+        except OSError as error:
+            raise ServerError(f"cannot listen on {host} port {port}: {error}") from error
+        logs.configure(settings)
+        shown = f"[{host}]" if listener.family == socket.AF_INET6 else host
+        sys.stdout.write(f"listening on http://{shown}:{listener.getsockname()[1]}\n")
+        sys.stdout.flush()
+        config = uvicorn.Config(
+            create_app(settings, store=opened),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies,
+            timeout_graceful_shutdown=int(settings.drain_s) + 1,
         )
-    try:
-        listener = _listen(host, port)
-    except OSError as error:
-        raise ServerError(f"cannot listen on {host} port {port}: {error}") from error
-    shown = f"[{host}]" if listener.family == socket.AF_INET6 else host
-    sys.stdout.write(f"listening on http://{shown}:{listener.getsockname()[1]}\n")
-    sys.stdout.flush()
-    config = uvicorn.Config(
-        create_app(settings, store=opened),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies,
-        timeout_graceful_shutdown=int(settings.drain_s) + 1,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def create_key(settings: Settings, name: str, requests_per_minute: int | None, seconds_per_day: float | None) -> None:

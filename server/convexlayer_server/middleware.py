@@ -26,12 +26,14 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Observation:
     """Gives each request an id, the caller's own where it is well-formed, and tells log and metrics what became of it.
 
-    The id comes back in ``X-Request-Id``. A ``Location`` on this server gets the path under which a proxy shows it.
+    The id comes back in ``X-Request-Id``. A ``Location`` on this server begins with the path under which a proxy shows
+    it; a proxy may strip that path from what it passes on, or not.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, root_path: str) -> None:
         self._app = app
         self._metrics = metrics
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request (ASGI)."""
@@ -41,6 +43,7 @@ class Observation:
         given = Headers(scope=scope).get("x-request-id", "")
         trace = current_trace(begin=Trace(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex))
         scope.setdefault("state", {})["request_id"] = trace.request_id
+        scope["root_path"] = self._root_path
         started = time.perf_counter()
         status = 500  # of an answer that is written outside, because of a bug
 
@@ -51,7 +54,7 @@ class Observation:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = trace.request_id
                 if headers.get("location", "").startswith("/"):
-                    headers["Location"] = scope.get("root_path", "") + headers["Location"]
+                    headers["Location"] = self._root_path + headers["Location"]
             await send(message)
 
         try:

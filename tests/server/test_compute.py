@@ -277,9 +277,9 @@ def test_concurrent_requests_survive_eviction_and_equal_ids(monkeypatch: pytest.
     seen: list[str] = []
     run = app.state.service.engine.run
 
-    async def watched(request: ComputeRequest, document: Any) -> Any:
+    async def watched(request: ComputeRequest, *arguments: Any) -> Any:
         seen.append(request.request_id)
-        return await run(request, document)
+        return await run(request, *arguments)
 
     monkeypatch.setattr(app.state.service.engine, "run", watched)
     documents = [FEASIBILITY | {"constants": {"marker": float(number)}} for number in range(3)]

@@ -30,8 +30,9 @@ td{padding:.2rem 1.5rem .2rem 0;vertical-align:top}code{white-space:nowrap}</sty
 <tr><td><code>POST /v1/problems/{id}/vjp</code></td><td>cotangents to gradients</td></tr>
 <tr><td><code>POST /v1/problems/{id}/jvp</code></td><td>tangents to tangents</td></tr>
 <tr><td><code>Prefer: respond-async</code></td><td>makes any of these three a job</td></tr>
-<tr><td><code>GET, DELETE /v1/jobs/{id}</code></td>
-<td>a job, its <code>/result</code>, its <code>/events</code></td></tr>
+<tr><td><code>GET, DELETE /v1/jobs/{id}</code></td><td>one job; <code>GET /v1/jobs</code> lists them</td></tr>
+<tr><td><code>GET /v1/jobs/{id}/result</code></td><td>its answer, once it is done</td></tr>
+<tr><td><code>GET /v1/jobs/{id}/events</code></td><td>its progress, as server-sent events</td></tr>
 <tr><td><a href="v1/usage"><code>GET /v1/usage</code></a></td><td>what you have used, by day</td></tr>
 <tr><td><a href="v1/capabilities"><code>GET /v1/capabilities</code></a></td>
 <td>solvers, functions and limits</td></tr>
