@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convexlayer_server.engine import ComputeOptions, ComputeResult, EmbeddedEngine
+from convexlayer_server.engine import ComputeOptions, ComputeRequest, ComputeResult, EmbeddedEngine
 from convexlayer_server.engine.computation import Computation
 from convexlayer_server.errors import (
     DocumentError,
@@ -27,16 +27,16 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered, self.open = threading.Event(), threading.Event()
-        self.sizes: list[int] = []
-        results = Computation.results
+        self.rows: list[int] = []
+        compute = Computation.result
 
-        def gated(computation: Computation, requests: Any, solved: Any = None) -> Any:
-            self.sizes.append(len(requests))
+        def gated(computation: Computation, request: ComputeRequest, *arguments: Any, **keywords: Any) -> Any:
+            self.rows.append(max(map(len, request.parameters.values())))
             self.entered.set()
             self.open.wait()
-            return results(computation, requests, solved)
+            return compute(computation, request, *arguments, **keywords)
 
-        monkeypatch.setattr(Computation, "results", gated)
+        monkeypatch.setattr(Computation, "result", gated)
 
     async def occupied(self, engine: EmbeddedEngine) -> asyncio.Task[ComputeResult]:
         """A request that is being computed, and will be until the gate opens."""
@@ -151,7 +151,7 @@ def test_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not await engine.cancel("first")
 
     with_engine(work)
-    assert gate.sizes == [1], "what is cancelled while it waits is not computed"
+    assert gate.rows == [2], "what is cancelled while it waits is not computed"
 
 
 def test_those_that_wait_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_those_that_wait_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
         return [*await asyncio.gather(*others), await single]
 
     *results, single = with_engine(work)
-    assert gate.sizes == [1, 7]
+    assert gate.rows == [2, 13]
     for value, result in zip(values, results, strict=True):
         np.testing.assert_allclose(result.arrays["x"], np.minimum(value, 1.0), atol=1e-8)
         assert result.residuals["primal"].shape == (2,)
@@ -181,7 +181,7 @@ def test_those_that_wait_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_merging_has_its_bounds_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    for settings, sizes in (({"merged_rows": 4}, [1, 2, 1]), ({"batching": False}, [1, 1, 1, 1])):
+    for settings, rows in (({"merged_rows": 4}, [2, 4, 2]), ({"batching": False}, [2, 2, 2, 2])):
         with monkeypatch.context() as patch:
             gate = Gate(patch)
 
@@ -193,7 +193,7 @@ def test_merging_has_its_bounds_and_can_be_switched_off(monkeypatch: pytest.Monk
                 await asyncio.gather(first, *others)
 
             with_engine(work, **settings)
-            assert gate.sizes == sizes
+            assert gate.rows == rows
 
 
 def test_a_wrong_request_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_a_wrong_request_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> Non
         return await asyncio.gather(*others, return_exceptions=True)
 
     good, wrong, other = with_engine(work)
-    assert gate.sizes == [1, 3, 1, 1, 1]
+    assert gate.rows == [2, 6, 2, 2, 2]
     assert isinstance(wrong, InvalidError)
     for result in (good, other):
         assert isinstance(result, ComputeResult)
@@ -224,7 +224,7 @@ def test_a_slow_row_is_computed_on_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         "variables": {"x": {"shape": [2]}},
         "minimize": "sum_squares(x - c)",
     }
-    values = [np.array([0.5, 0.5]), np.array([1e4, -1e4]), np.array([0.1, 0.0])]
+    values = [np.array([[0.5, 0.5]]), np.array([[1e4, -1e4]]), np.array([[0.1, 0.0]])]
     options = ComputeOptions(solver="scs")
 
     async def alone(engine: EmbeddedEngine) -> list[ComputeResult]:
@@ -253,7 +253,7 @@ def test_a_slow_row_is_computed_on_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         return await asyncio.gather(*tasks)
 
     results = with_engine(together)
-    assert gate.sizes == [1, 3, 1]
+    assert gate.rows == [2, 3, 1]
     for result, reference in zip(results, expected, strict=True):
         assert result.status == reference.status
         np.testing.assert_allclose(result.arrays["x"], reference.arrays["x"], atol=1e-6)

@@ -1,14 +1,15 @@
-"""One call of the library for several requests: rows are stacked, and each request is given its own.
+"""One call of the library.
 
-Requests that are computed together differ in their arrays alone. A merged solve is stopped at a few times the usual
-number of iterations; a request with a row that is not done by then is left to be computed on its own, so that a slow
-row keeps nobody waiting. Where a request of several is wrong, none is computed: the caller does them one by one.
+A merged solve, whose rows belong to several requests, is stopped at a few times the usual number of iterations, so that
+a slow row keeps nobody waiting: whoever has one is served again on its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import compress
 from statistics import median
 from typing import Any, final
 
@@ -24,12 +25,13 @@ from ..errors import DerivativeError, InvalidError, SolverChoiceError, pointer
 from .compiled import CompiledProblem
 from .protocol import ComputeRequest, ComputeResult, PortableState
 
-__all__ = ["Computation", "Stacked"]
+__all__ = ["Computation"]
 
-_USUAL = 64
+_LEAST = 64
 """Iterations that a merged solve may take at least; interior-point methods take 10 to 30."""
 
 _TIMES_USUAL = 4
+_LATELY = 32
 
 
 @dataclass(frozen=True)
@@ -51,32 +53,6 @@ class _Operands:
 
 
 @final
-class Stacked:
-    """Requests as one batch.
-
-    Raises:
-        InvalidError: directions have a batch axis, but the problem has no parameters.
-    """
-
-    def __init__(self, problem: CompiledProblem, requests: Sequence[ComputeRequest]) -> None:
-        specs = problem.program.parameters
-        operands = [_operands(problem, request) for request in requests]
-        ends = np.cumsum([each.batch for each in operands]).tolist()
-        self.rows = [slice(end - each.batch, end) for end, each in zip(ends, operands, strict=True)]
-        self.batched = [each.batched for each in operands]
-        if len(operands) == 1:
-            self.theta, self.directions = operands[0].theta, operands[0].directions
-            return
-        self.theta = [
-            np.concatenate([np.broadcast_to(each.theta[i], (each.batch, *spec.shape)) for each in operands])
-            for i, spec in enumerate(specs)
-        ]
-        self.directions = {
-            name: np.concatenate([each.directions[name] for each in operands]) for name in operands[0].directions
-        }
-
-
-@final
 class Computation:
     """What is computed with one problem.
 
@@ -88,140 +64,99 @@ class Computation:
     def __init__(self, problem: CompiledProblem, device: str) -> None:
         self._problem = problem
         self._device = device
-        self._iterations: dict[str, list[float]] = {}
+        self._iterations: dict[str, deque[float]] = {}
 
-    def results(
-        self, requests: Sequence[ComputeRequest], solved: SolvedBatch | None = None
-    ) -> tuple[list[ComputeResult | None], SolvedBatch]:
-        """Results in order, None of those that take long, and the batch that they are rows of.
+    def result(
+        self, request: ComputeRequest, solved: SolvedBatch | None = None, *, merged: bool = False
+    ) -> tuple[ComputeResult, SolvedBatch, bool]:
+        """The result, the batch that it is of, and whether its solve was stopped because it was merged.
 
         Args:
-            requests: one or several, of one operation, with the same options, ``wrt`` and names of directions, all with
-                states or none.
-            solved: the batch that the state of the only request stands for.
+            request: the request.
+            solved: the batch that its state stands for, if that is an id.
+            merged: whether its rows belong to several requests.
 
         Raises:
-            RequestError: of one request or another.
+            RequestError: something is wrong with the request.
         """
-        first = requests[0]
-        stacked = Stacked(self._problem, requests)
+        operands, stopped = _operands(self._problem, request), False
         try:
-            slow: list[bool] = [False] * len(requests)
-            if solved is None and first.state is not None:
-                solved = self._resumed(requests, stacked)
+            if solved is None and isinstance(request.state, PortableState):
+                solved = self._resumed(request, request.state, operands)
             elif solved is None:
-                solved, slow = self._solved(requests, stacked)
-            arrays, objective = self._outcome(first, solved, stacked.directions)
+                solved, stopped = self._solved(request, operands, merged=merged)
+            arrays, objective = self._outcome(request, solved, operands.directions)
         except ProblemError as error:
             raise InvalidError.at("/parameters", str(error)) from error
         except SolverError as error:
             raise SolverChoiceError.at("/options", str(error)) from error
         except LibraryDerivativeError as error:
             raise DerivativeError(str(error)) from error
-        whole = _Whole(solved, arrays, objective, None if first.operation == "solve" else _derivative_report(solved))
-        parts = zip(requests, stacked.rows, stacked.batched, slow, strict=True)
-        return [
-            None if again else self._part(whole, request, rows, batched) for request, rows, batched, again in parts
-        ], solved
+        report = solved.report
+        status, residuals = tuple(map(str, report.status)), report.residuals
+        result = ComputeResult(
+            arrays=arrays,
+            batched=operands.batched,
+            status=status,
+            objective=objective,
+            iterations=tuple(report.iterations.tolist()),
+            residuals={name: getattr(residuals, name) for name in ("primal", "dual", "gap", "natural")},
+            report=None if request.operation == "solve" else _derivative_report(solved),
+            solver=report.solver,
+            reason=report.reason,
+            seconds=dict(report.seconds),
+            portable=_points(report.solution, status) if request.keep or request.portable else None,
+        )
+        return result, solved, stopped
 
-    def _solved(self, requests: Sequence[ComputeRequest], stacked: Stacked) -> tuple[SolvedBatch, list[bool]]:
-        """The batch, and for each request whether it has a row that was stopped before its time."""
-        asked = requests[0].options
+    def _solved(self, request: ComputeRequest, operands: _Operands, *, merged: bool) -> tuple[SolvedBatch, bool]:
+        """The batch, and whether a row of it was stopped before its time."""
+        asked = request.options
         options = {name: getattr(asked, name) for name in ("tol", "max_iter", "time_limit_s")}
-        seen = self._iterations.setdefault(asked.solver, [])
-        limit = max(_USUAL, _TIMES_USUAL * 2 ** int(np.log2(max(1.0, median(seen or [1.0])))))
-        merged = len(requests) > 1 and (asked.max_iter is None or asked.max_iter > limit)
-        if merged:
+        seen = self._iterations.setdefault(asked.solver, deque(maxlen=_LATELY))
+        usual = 2 ** int(np.log2(max(1.0, median(seen or [1.0]))))  # few limits: a solver may keep one object for each
+        limit = max(_LEAST, _TIMES_USUAL * usual)
+        limited = merged and (asked.max_iter is None or asked.max_iter > limit)
+        if limited:
             options["max_iter"] = limit
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         if self._device != "cpu":
             given["solver_options"] = {"dense": {"device": self._device}}
-        solved = self._problem.solution_map(asked.solver).solve(stacked.theta, options=given)
-        seen[:] = [*seen[-31:], float(np.median(solved.report.iterations))]
-        stopped = [merged and status is Status.ITERATION_LIMIT for status in solved.report.status]
-        return solved, [any(stopped[rows]) for rows in stacked.rows]
+        solved = self._problem.solution_map(asked.solver).solve(operands.theta, options=given)
+        seen.append(float(np.median(solved.report.iterations)))
+        return solved, limited and Status.ITERATION_LIMIT in solved.report.status
 
-    def _resumed(self, requests: Sequence[ComputeRequest], stacked: Stacked) -> SolvedBatch:
-        states = [request.state for request in requests]
-        points = [state for state in states if isinstance(state, PortableState)]
-        x, y, s = (
-            np.concatenate(
-                [
-                    np.repeat(getattr(each, name), (rows.stop - rows.start) // len(each.status), axis=0)
-                    for each, rows in zip(points, stacked.rows, strict=True)
-                ]
-            )
-            for name in ("x", "y", "s")
-        )
-        status = [
-            Status(word)
-            for each, rows in zip(points, stacked.rows, strict=True)
-            for word in each.status
-            for _ in range((rows.stop - rows.start) // len(each.status))
-        ]
-        none = np.zeros(len(status))
-        solution = Solution(x, y, s, tuple(status), none.astype(np.int64), none, {"solver": "none"})
-        asked = requests[0].options
-        tol = {} if asked.tol is None else {"tol": asked.tol}
-        return self._problem.solution_map(asked.solver).at(stacked.theta, solution, options=tol)
+    def _resumed(self, request: ComputeRequest, state: PortableState, operands: _Operands) -> SolvedBatch:
+        """The batch of a state; the one row of it stands for all rows of the directions."""
+        times = operands.batch // len(state.status)
+        x, y, s = (np.repeat(values, times, axis=0) if times > 1 else values for values in (state.x, state.y, state.s))
+        status, none = tuple(map(Status, state.status * times)), np.zeros(operands.batch)
+        solution = Solution(x, y, s, status, none.astype(np.int64), none, {"solver": "none"})
+        tol = {} if request.options.tol is None else {"tol": request.options.tol}
+        return self._problem.solution_map(request.options.solver).at(operands.theta, solution, options=tol)
 
     def _outcome(
         self, request: ComputeRequest, solved: SolvedBatch, directions: Mapping[str, Array]
     ) -> tuple[dict[str, Array], Array | None]:
-        """Arrays of all rows by name, gradients row by row; and objective values or their tangents."""
+        """Arrays by name, and objective values or their tangents."""
         names, specs = self._problem.names, self._problem.program.parameters
+        wanted = [request.outputs is None or name in request.outputs for name in names]
         if request.operation == "solve":
-            return dict(zip(names, solved.outputs, strict=True)), solved.objective
+            return dict(compress(zip(names, solved.outputs, strict=True), wanted)), solved.objective
         if request.operation == "jvp":
-            wanted = [request.outputs is None or name in request.outputs for name in names]
             tangents, objective = solved.jvp([directions.get(spec.name) for spec in specs], of=wanted)
-            return dict(zip(names, tangents, strict=True)), objective
+            return dict(compress(zip(names, tangents, strict=True), wanted)), objective
         _check_cotangents(directions, solved)
         gradients = solved.vjp(
             [directions.get(name) for name in names],
             objective=directions.get("objective"),
             wrt=[spec.name in request.wrt for spec in specs],
         )
-        pairs = zip(specs, gradients, strict=True)
-        return {spec.name: gradient for spec, gradient in pairs if gradient is not None}, None
-
-    def _part(self, whole: _Whole, request: ComputeRequest, rows: slice, batched: bool) -> ComputeResult:
-        """The rows of one request."""
-        report = whole.solved.report
-        if request.operation == "vjp":
-            shapes = {spec.name: spec.shape for spec in self._problem.program.parameters}
-            arrays = {
-                name: value[rows] if request.parameters[name].ndim > len(shapes[name]) else value[rows].sum(axis=0)
-                for name, value in whole.arrays.items()
-            }
-        else:
-            wanted = self._problem.names if request.outputs is None else request.outputs
-            arrays = {name: whole.arrays[name][rows] for name in wanted}
-        status = tuple(str(status) for status in report.status[rows])
-        residuals = report.residuals
-        return ComputeResult(
-            arrays=arrays,
-            batched=batched,
-            status=status,
-            objective=None if whole.objective is None else whole.objective[rows],
-            iterations=tuple(report.iterations[rows].tolist()),
-            residuals={name: getattr(residuals, name)[rows] for name in ("primal", "dual", "gap", "natural")},
-            report=None if whole.report is None else {name: values[rows] for name, values in whole.report.items()},
-            solver=report.solver,
-            reason=report.reason,
-            seconds=dict(report.seconds),
-            portable=_points(report.solution, rows, status) if request.keep or request.portable else None,
-        )
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """What was computed for all rows."""
-
-    solved: SolvedBatch
-    arrays: Mapping[str, Array]
-    objective: Array | None
-    report: Mapping[str, list[Any]] | None
+        return {
+            spec.name: gradient if request.parameters[spec.name].ndim > len(spec.shape) else gradient.sum(axis=0)
+            for spec, gradient in zip(specs, gradients, strict=True)
+            if gradient is not None
+        }, None
 
 
 def _operands(problem: CompiledProblem, request: ComputeRequest) -> _Operands:
@@ -248,11 +183,11 @@ def _shapes(problem: CompiledProblem, request: ComputeRequest) -> dict[str, tupl
     return {"objective": (), **{name: output.shape for name, output in outputs}}
 
 
-def _points(solution: Solution, rows: slice, status: tuple[str, ...]) -> PortableState:
-    """Rows of solutions; zeros where they are not finite, as they may be of elements that have none."""
+def _points(solution: Solution, status: tuple[str, ...]) -> PortableState:
+    """Solutions to be kept; zeros where they are not finite, as they may be of elements that have none."""
     x, y, s = (
         values if np.isfinite(values).all() else np.where(np.isfinite(values), values, 0.0)
-        for values in (solution.x[rows], solution.y[rows], solution.s[rows])
+        for values in (solution.x, solution.y, solution.s)
     )
     return PortableState(digest="", x=x, y=y, s=s, status=status)
 

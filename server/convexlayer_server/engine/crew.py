@@ -243,7 +243,7 @@ class Crew:
         worker.problems.difference_update(message.problems)
         worker.batches.difference_update(message.dropped)
         worker.batches.update(message.kept)
-        if message.error is None:
+        if message.compiled:
             worker.problems.add(work.problem_id)
         self._listener.on_done(worker, work, message)
 

@@ -10,6 +10,7 @@ from typing import Any, final
 
 from ..errors import InvalidError, UnavailableError
 from ..settings import Settings
+from .merging import Member
 from .parts import Cutter
 from .protocol import ComputeRequest, ComputeResult, EngineHealth, PortableState, Progress
 from .scheduler import Scheduler, Task
@@ -151,8 +152,7 @@ class EmbeddedEngine:
             problem_id=request.problem_id,
             document=document,
             future=asyncio.get_running_loop().create_future(),
-            request=cutter.part(rows, key, state),
-            rows=rows.stop - rows.start,
+            member=Member(cutter.part(rows, key, state), rows.stop - rows.start, cutter.batched),
             home="" if state is None else state.digest,
             each_s=0.0 if kept is None else kept.seconds_each,
         )

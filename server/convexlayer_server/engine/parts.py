@@ -13,7 +13,10 @@ from ..arrays import Array
 from ..errors import InvalidError, pointer
 from .protocol import ComputeRequest, ComputeResult, PortableState
 
-__all__ = ["Cutter", "joined"]
+__all__ = ["Batched", "Cutter", "joined_points"]
+
+Batched = tuple[frozenset[str], frozenset[str]]
+"""Names of the parameters, and of the directions, that have a batch axis."""
 
 _SHARED_BYTES = 2**26
 """What arrays without a batch axis may add to all parts of a request, each of which has them."""
@@ -32,7 +35,7 @@ class Cutter:
 
     request: ComputeRequest
     batch: int
-    batched: tuple[frozenset[str], frozenset[str]]
+    batched: Batched
 
     @classmethod
     def of(cls, request: ComputeRequest, summary: Mapping[str, Any]) -> Cutter:
@@ -83,15 +86,12 @@ class Cutter:
         return replace(self.request, request_id=key, parameters=parameters, directions=directions, state=state)
 
     def joined(self, results: Sequence[ComputeResult]) -> ComputeResult:
-        """The results of all parts, in order, as one."""
-        return joined(results, self.batched[0])
+        """The results of all parts, in order, as one; gradients of parameters without a batch axis are summed."""
+        return _joined(results, self.batched[0])
 
 
-def joined(results: Sequence[ComputeResult], batched: frozenset[str]) -> ComputeResult:
-    """One result of several; gradients of parameters that are not among ``batched`` are summed."""
+def _joined(results: Sequence[ComputeResult], batched: frozenset[str]) -> ComputeResult:
     first = results[0]
-    if len(results) == 1:
-        return first
     summed = set() if first.objective is not None else first.arrays.keys() - batched
 
     def column(values: Sequence[Array]) -> Array:
@@ -115,11 +115,12 @@ def joined(results: Sequence[ComputeResult], batched: frozenset[str]) -> Compute
         solver=first.solver,
         reason=first.reason,
         seconds={name: sum(each.seconds.get(name, 0.0) for each in results) for name in first.seconds},
-        portable=None if first.portable is None else _points([_given(each.portable) for each in results]),
+        portable=None if first.portable is None else joined_points([_given(each.portable) for each in results]),
     )
 
 
-def _points(states: Sequence[PortableState]) -> PortableState:
+def joined_points(states: Sequence[PortableState]) -> PortableState:
+    """The rows of all of them."""
     x, y, s = (np.concatenate([getattr(state, name) for state in states]) for name in ("x", "y", "s"))
     return PortableState(digest="", x=x, y=y, s=s, status=tuple(chain.from_iterable(each.status for each in states)))
 

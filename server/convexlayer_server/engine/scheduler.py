@@ -16,13 +16,17 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import median
 from typing import Any, final
+
+from convexlayer.solution import Status
 
 from ..errors import DeadlineError, DocumentError, RequestError, UnavailableError
 from ..settings import Settings
 from .crew import Crew, Ending, Worker
-from .protocol import ComputeRequest, PortableState
+from .merging import Member, merged, split
+from .protocol import ComputeResult, PortableState
 from .work import Done, Work
 
 __all__ = ["Scheduler", "Task"]
@@ -53,8 +57,7 @@ class Task:
         problem_id: of the problem.
         document: its document.
         future: has what became of it: a ``ComputeResult``, or the problem's summary.
-        request: what to compute.
-        rows: its elements.
+        member: what to compute.
         home: id under which a worker may keep the solved batch that its state stands for.
         each_s: what solving one element of that batch took.
         alone: whether it is not to be merged.
@@ -64,30 +67,34 @@ class Task:
     problem_id: str
     document: Mapping[str, Any]
     future: asyncio.Future[Any]
-    request: ComputeRequest | None = None
-    rows: int = 0
+    member: Member | None = None
     home: str = ""
     each_s: float = 0.0
     alone: bool = False
     since: float = field(default_factory=time.monotonic)
 
     @property
+    def rows(self) -> int:
+        """Elements to compute."""
+        return 0 if self.member is None else self.member.rows
+
+    @cached_property
     def group(self) -> Hashable:
         """Tasks of one group differ in their arrays alone."""
-        request = self.request
-        if request is None:
+        if self.member is None:
             return self.problem_id
+        request = self.member.request
         outputs = request.outputs if request.operation == "jvp" else None
         directions = frozenset(request.directions)
         stated = request.state is not None
         return self.problem_id, request.operation, request.options, request.wrt, outputs, directions, stated
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Bytes of its arrays, about."""
-        request = self.request
-        if request is None:
+        if self.member is None:
             return 0
+        request = self.member.request
         state = request.state
         arrays = [*request.parameters.values(), *request.directions.values()]
         arrays += [state.x, state.y, state.s] if isinstance(state, PortableState) else []
@@ -97,6 +104,11 @@ class Task:
     def merged_bytes(self) -> int:
         """Bytes of its arrays when each has a batch axis, at most."""
         return self.size_bytes * self.rows
+
+    def succeed(self, outcome: Any) -> None:
+        """Say what became of it, if anybody still wants to know."""
+        if not self.future.done():
+            self.future.set_result(outcome)
 
     def fail(self, error: Exception) -> None:
         """Say what went wrong."""
@@ -145,8 +157,8 @@ class Scheduler:
         """Seconds until what waits now is in work, about."""
         waiting = 0.0
         for task in (task for group in self._waiting.values() for task in group):
-            if task.request is not None:
-                seen = self._each_s.get((task.problem_id, task.request.operation))
+            if task.member is not None:
+                seen = self._each_s.get((task.problem_id, task.member.request.operation))
                 waiting += task.rows * (median(seen) if seen else _UNKNOWN_EACH_S)
         return waiting / max(1, len(self.crew.workers))
 
@@ -190,54 +202,52 @@ class Scheduler:
         if done.summary is not None:
             self._remember(work.problem_id, done.summary, done.compile_s)
         if done.error is not None:
-            for task in tasks:
-                task.fail(done.error)
-        elif work.requests:
-            self._answer(work, tasks, done)
+            if work.merged and done.compiled:  # whose it is shows when they are done one by one
+                self._again(tasks)
+            else:
+                for task in tasks:
+                    task.fail(done.error)
+        elif done.result is not None:
+            self._answer(work, tasks, done, done.result)
         else:
             for task in tasks:
-                if not task.future.done():
-                    task.future.set_result(self._summaries[work.problem_id])
+                task.succeed(self._summaries[work.problem_id])
         self._dispatch()
 
     def on_gone(self, worker: Worker, work: Work | None, ending: Ending) -> None:
         """It has ended, with work in its hands or without."""
         tasks = self._in_work.pop(worker, [])
         if work is not None:
-            alone = len(tasks) == 1 or not work.requests
-            if alone:
+            if not work.merged:
                 self._strikes.setdefault(work.problem_id, []).append((time.monotonic(), ending))
                 _LOG.warning("problem %s was in work in a worker that ended (%s)", work.problem_id, ending)
                 for task in tasks:
-                    task.fail(self._error(ending, compiling=not work.requests))
+                    task.fail(self._error(ending, compiling=work.request is None))
             else:
-                self._again([task for task in tasks if not task.future.done()])
+                self._again(tasks)
             self._fail_quarantined(work.problem_id)
         self._dispatch()
 
-    def _answer(self, work: Work, tasks: list[Task], done: Done) -> None:
-        rows = sum(task.rows for task in tasks)
-        key = work.problem_id, work.requests[0].operation
-        self._each_s.setdefault(key, deque(maxlen=_LATELY)).append(done.compute_s / rows)
-        strikes = self._strikes.get(work.problem_id, [])
-        strikes[:] = [strike for strike in strikes if strike[1] != "killed"]  # which was not its doing, as it shows
+    def _answer(self, work: Work, tasks: list[Task], done: Done, result: ComputeResult) -> None:
+        key = work.problem_id, "" if work.request is None else work.request.operation
+        self._each_s.setdefault(key, deque(maxlen=_LATELY)).append(done.compute_s / len(result.status))
+        strikes = self._strikes.get(work.problem_id)
+        if strikes:
+            strikes[:] = [strike for strike in strikes if strike[1] != "killed"]  # not its doing, as it shows
         begun = time.monotonic() - done.compute_s - done.compile_s
+        members = [task.member for task in tasks if task.member is not None]
+        results = split(result, members) if work.merged else [result]
         slow = []
-        for task, outcome in zip(tasks, done.outcomes, strict=True):
-            if task.future.done():
-                continue
-            if outcome is None:
+        for task, own in zip(tasks, results, strict=True):
+            if done.stopped and str(Status.ITERATION_LIMIT) in own.status:
                 slow.append(task)
-            elif isinstance(outcome, Exception):
-                task.fail(outcome)
             else:
-                seconds = {"queue": max(0.0, begun - task.since), **outcome.seconds}
-                task.future.set_result(replace(outcome, seconds=seconds))
+                task.succeed(replace(own, seconds={"queue": max(0.0, begun - task.since), **own.seconds}))
         self._again(slow)
 
     def _again(self, tasks: list[Task]) -> None:
-        """Do tasks again, each on its own, before those that came after them."""
-        for task in reversed(tasks):
+        """Do tasks again that somebody waits for, each on its own, before those that came after them."""
+        for task in reversed([task for task in tasks if not task.future.done()]):
             task.alone = True
             self._waiting.setdefault(task.group, deque()).appendleft(task)
 
@@ -300,28 +310,33 @@ class Scheduler:
         while group and self._merges(first, worker) and self._merges(group[0], worker):
             rows += group[0].rows
             size_bytes += group[0].merged_bytes
-            if first.request is not None and (rows > self._settings.merged_rows or size_bytes > _MERGED_BYTES):
+            if first.member is not None and (rows > self._settings.merged_rows or size_bytes > _MERGED_BYTES):
                 break
             tasks.append(group.popleft())
         return tasks
 
     def _merges(self, task: Task, worker: Worker) -> bool:
         """Whether a task may be done together with others of its group; without parameters there is no batch."""
-        if task.request is None:
+        if task.member is None:
             return True
         factors = task.home in worker.batches and task.each_s > _WORTH_KEEPING_S
-        return self._settings.batching and not task.alone and not factors and bool(task.request.parameters)
+        return self._settings.batching and not task.alone and not factors and bool(task.member.request.parameters)
 
     def _start(self, worker: Worker, tasks: list[Task]) -> None:
-        requests = [task.request for task in tasks if task.request is not None]
-        if len(tasks) == 1 and requests and tasks[0].home in worker.batches:
-            requests = [replace(requests[0], state=tasks[0].home)]
         first = tasks[0]
+        members = [task.member for task in tasks if task.member is not None]
+        together = len(members) > 1
+        request = merged(members) if together else members[0].request if members else None
+        if request is not None and not together and first.home in worker.batches:
+            request = replace(request, state=first.home)
         unknown = first.problem_id not in worker.problems
-        work = Work(problem_id=first.problem_id, document=first.document if unknown else None, requests=tuple(requests))
-        limit_s = (self._settings.deadline_s if requests else 0.0) + (
-            self._settings.compile_limit_s if unknown else 0.0
+        work = Work(
+            problem_id=first.problem_id,
+            document=first.document if unknown else None,
+            request=request,
+            merged=together,
         )
+        limit_s = (self._settings.deadline_s if request else 0.0) + (self._settings.compile_limit_s if unknown else 0.0)
         self._in_work[worker] = tasks
         worker.start(work, limit_s=limit_s, size_bytes=sum(task.size_bytes for task in tasks))
 

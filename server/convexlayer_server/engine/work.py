@@ -8,10 +8,7 @@ from typing import Any
 
 from .protocol import ComputeRequest, ComputeResult
 
-__all__ = ["Done", "Outcome", "Ready", "Work"]
-
-Outcome = ComputeResult | Exception | None
-"""An answer, an error, or None: to be computed again, on its own."""
+__all__ = ["Done", "Ready", "Work"]
 
 
 @dataclass(frozen=True)
@@ -21,18 +18,20 @@ class Ready:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Work:
-    """Requests that differ in their arrays alone, to be computed together; none is to compile the document.
+    """A request, or without one a document to compile.
 
     Attributes:
         problem_id: of the problem.
         document: where the worker does not have it compiled.
-        requests: each with an id of its own, under which the worker may keep its solved batch where ``keep`` is set.
-            A ``state`` is such an id, or arrays: their ``digest`` is then the id to keep the batch under, if any.
+        request: the worker may keep its solved batch under its id where ``keep`` is set. A ``state`` is such an id, or
+            arrays: their ``digest`` is then the id to keep the batch under, if any.
+        merged: whether the rows are those of several requests, none of which is to wait for a slow one.
     """
 
     problem_id: str
     document: Mapping[str, Any] | None
-    requests: tuple[ComputeRequest, ...] = ()
+    request: ComputeRequest | None = None
+    merged: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,9 +39,11 @@ class Done:
     """What became of work.
 
     Attributes:
-        outcomes: one a request.
+        result: of the request.
+        error: why there is none.
+        stopped: whether the solve of a merged request was stopped where rows had taken much longer than is usual.
         summary: of the problem, where it was compiled.
-        error: why it could not be compiled.
+        compiled: whether the worker has the problem now.
         kept: ids of the solved batches that the worker now keeps.
         problems: ids of the problems that it dropped.
         dropped: ids of the solved batches that it dropped.
@@ -50,9 +51,11 @@ class Done:
         compute_s: seconds of computing.
     """
 
-    outcomes: tuple[Outcome, ...] = ()
-    summary: Mapping[str, Any] | None = None
+    result: ComputeResult | None = None
     error: Exception | None = None
+    stopped: bool = False
+    summary: Mapping[str, Any] | None = None
+    compiled: bool = True
     kept: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()

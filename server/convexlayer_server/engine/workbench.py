@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Generic, TypeVar, final
 
 from convexlayer.layers import SolvedBatch
@@ -14,8 +15,8 @@ from ..errors import RequestError
 from ..settings import Settings
 from .compiled import CompiledProblem, compile_document
 from .computation import Computation
-from .protocol import ComputeRequest, ComputeResult, PortableState
-from .work import Done, Outcome, Work
+from .protocol import ComputeRequest, PortableState
+from .work import Done, Work
 
 __all__ = ["Workbench"]
 
@@ -49,20 +50,25 @@ class Workbench:
         """Compile where that is needed, then compute; no exception leaves."""
         start = time.perf_counter()
         try:
-            problem, computation, dropped = self._obtain(work)
+            problem, computation, problems = self._obtain(work)
         except Exception as error:
-            return Done(error=_portable(error), compile_s=time.perf_counter() - start)
+            return Done(error=_portable(error), compiled=False, compile_s=time.perf_counter() - start)
+        summary = None if work.document is None else problem.summary
         compiled = time.perf_counter()
-        kept: list[str] = []
-        forgotten: list[str] = []
-        outcomes = self._outcomes(problem, computation, work.requests, kept, forgotten)
-        return Done(
-            outcomes=tuple(outcomes),
-            summary=None if work.document is None else problem.summary,
-            kept=tuple(key for key in kept if key not in forgotten),
-            problems=tuple(dropped),
-            dropped=tuple(forgotten),
-            compile_s=compiled - start,
+        done = Done(summary=summary, problems=tuple(problems), compile_s=compiled - start)
+        if work.request is None:
+            return done
+        try:
+            result, batch, stopped = computation.result(work.request, self._batch(work.request), merged=work.merged)
+            kept, dropped = self._keep(problem, work.request, batch)
+        except Exception as error:
+            return replace(done, error=_portable(error), compute_s=time.perf_counter() - compiled)
+        return replace(
+            done,
+            result=result,
+            stopped=stopped,
+            kept=kept,
+            dropped=dropped,
             compute_s=time.perf_counter() - compiled,
         )
 
@@ -76,44 +82,19 @@ class Workbench:
         computation = Computation(problem, self._device)
         return problem, computation, self._problems.put(work.problem_id, (problem, computation), problem.size)
 
-    def _outcomes(
-        self,
-        problem: CompiledProblem,
-        computation: Computation,
-        requests: tuple[ComputeRequest, ...],
-        kept: list[str],
-        forgotten: list[str],
-    ) -> list[Outcome]:
-        """Together where there are several, else, and where one of them is wrong, one by one."""
-        if len(requests) > 1:
-            try:
-                return list(computation.results(requests)[0])
-            except Exception:  # whose it is, and what to say of it, shows when they are done one by one
-                _LOG.debug("requests are computed one by one", exc_info=True)
-        outcomes: list[Outcome] = []
-        for request in requests:
-            try:
-                outcomes.append(self._result(problem, computation, request, kept, forgotten))
-            except Exception as error:
-                outcomes.append(_portable(error))
-        return outcomes
+    def _batch(self, request: ComputeRequest) -> SolvedBatch | None:
+        return self._batches.get(request.state) if isinstance(request.state, str) else None
 
-    def _result(
-        self,
-        problem: CompiledProblem,
-        computation: Computation,
-        request: ComputeRequest,
-        kept: list[str],
-        forgotten: list[str],
-    ) -> ComputeResult | None:
+    def _keep(
+        self, problem: CompiledProblem, request: ComputeRequest, batch: SolvedBatch
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Ids of the batch, if it is kept, and of those that had to make room for it."""
         state = request.state
-        solved = self._batches.get(state) if isinstance(state, str) else None
-        (result,), batch = computation.results([request], solved)
         key = request.request_id if request.keep else state.digest if isinstance(state, PortableState) else ""
-        if key and batch.batch == (len(state.status) if isinstance(state, PortableState) else batch.batch):
-            forgotten += self._batches.put(key, batch, _size_bytes(problem, batch))
-            kept += [key] if key in self._batches else []
-        return result
+        if not key:
+            return (), ()
+        dropped = self._batches.put(key, batch, _size_bytes(problem, batch))
+        return ((key,) if key in self._batches else ()), tuple(each for each in dropped if each != key)
 
 
 @final
