@@ -109,9 +109,9 @@ class Job:
     async def changes(self) -> AsyncIterator[None]:
         """Comes back at once, then after every change, to the end of the job."""
         while True:
-            changed = self._changed
+            changed, over = self._changed, self._ended is not None
             yield
-            if self._ended is not None:
+            if over:
                 return
             await changed.wait()
 

@@ -134,6 +134,7 @@ class Scheduler:
         self._each_s: dict[tuple[str, str], deque[float]] = {}
         self._strikes: dict[str, list[tuple[float, Ending]]] = {}
         self._later: asyncio.TimerHandle | None = None
+        self._soon = False
 
     @property
     def unfinished(self) -> int:
@@ -171,7 +172,9 @@ class Scheduler:
         self._check_quarantine(tasks[0].problem_id)
         for task in tasks:
             self._waiting.setdefault(task.group, deque()).append(task)
-        self._dispatch()
+        if not self._soon:  # once for all that are submitted in this turn of the loop
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
 
     def withdraw(self, task: Task) -> bool:
         """Have a task not done; whether any of it was still to be done."""
@@ -263,6 +266,7 @@ class Scheduler:
 
     def _dispatch(self) -> None:
         """Give work to those that are free."""
+        self._soon = False
         workers = self.crew.workers
         idle = [worker for worker in workers if worker.idle]
         patience = float("inf")
