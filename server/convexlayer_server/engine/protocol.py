@@ -77,6 +77,10 @@ class PortableState:
     s: Array
     status: tuple[str, ...]
 
+    def described(self) -> dict[str, Any]:
+        """The state as a dictionary."""
+        return {"digest": self.digest, "status": list(self.status), "x": self.x, "y": self.y, "s": self.s}
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ComputeRequest:

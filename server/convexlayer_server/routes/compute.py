@@ -7,53 +7,66 @@ job's place in ``Location``, and lives on whatever becomes of the connection.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
-import cvxpy as cp
-from fastapi import APIRouter, Response
-from pydantic import BaseModel
+import numpy as np
+from fastapi import APIRouter, Depends, Response
+from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
-import convexlayer
-
-from ..arrays import Array, Encoding, encode
+from ..answers import BINARY_ANSWER, Answer
+from ..arrays import Array, Encoding
 from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation, Progress
 from ..errors import InvalidError, pointer
-from ..service import JsonBody, Owner, Service, ServiceDependency
+from ..reading import described, reader
+from ..registry import versions
+from ..service import Owner, Service, ServiceDependency
 from ..settings import Settings
 from ..store import StoredProblem
 from .bodies import (
-    DerivativeReport,
     JobAnswer,
     JvpAnswer,
     JvpRequest,
     Meta,
     Options,
     Portable,
-    Residuals,
     SolveAnswer,
     SolveRequest,
     VjpAnswer,
     VjpRequest,
 )
 from .preferences import Preferences, respond_async
-from .reader import Reader, known_names, written
+from .reader import Reader, known_names
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/problems/{problem_id}", tags=["compute"], dependencies=[JsonBody])
+router = APIRouter(prefix="/v1/problems/{problem_id}", tags=["compute"])
 
 
-_ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": JobAnswer, "description": "It is a job now"}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **BINARY_ANSWER,
+    202: {"model": JobAnswer, "description": "It is a job now"},
+}
+_MEASURES = ("linear_residual", "margin", "condition")
+
+_solve_bodies, _vjp_bodies, _jvp_bodies = TypeAdapter(SolveRequest), TypeAdapter(VjpRequest), TypeAdapter(JvpRequest)
+SolveBody = Annotated[SolveRequest, Depends(reader(_solve_bodies, mode="values", also_binary=True))]
+VjpBody = Annotated[VjpRequest, Depends(reader(_vjp_bodies, mode="values", also_binary=True))]
+JvpBody = Annotated[JvpRequest, Depends(reader(_jvp_bodies, mode="values", also_binary=True))]
 
 
-@router.post("/solve", response_model=SolveAnswer, responses=_ACCEPTED)
+@router.post(
+    "/solve",
+    response_model=SolveAnswer,
+    responses=_RESPONSES,
+    openapi_extra=described(_solve_bodies, also_binary=True),
+)
 async def solve(
-    problem_id: str, body: SolveRequest, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+    problem_id: str, body: SolveBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
 ) -> Response:
     """Solve for a batch of parameters. An element without a solution is a status, not an error."""
-    problem = service.problem(problem_id)
+    problem = await service.registry.get(owner, problem_id)
     parts = [part for part in body.parts if part in ("variables", "duals")]
     request = await _read(
         service,
@@ -66,30 +79,34 @@ async def solve(
         portable="portable" in body.parts,
     )
 
-    def answer(result: ComputeResult) -> SolveAnswer:
-        found: dict[str, Any] = {part: _encoded(result, problem.summary[part], body.encoding) for part in parts}
+    def told(result: ComputeResult) -> dict[str, Any]:
+        tree: dict[str, Any] = {part: _outputs_of(result, problem.summary[part]) for part in parts}
         if request.keep:
-            found["state"] = result.state
+            tree["state"] = result.state
         if result.portable is not None:
-            found["portable"] = written(result.portable, body.encoding)
-        return SolveAnswer(
-            **found,
-            status=list(result.status),
-            objective=_numbers(result.objective),
-            iterations=list(result.iterations),
-            residuals=Residuals(**{name: value.tolist() for name, value in result.residuals.items()}),
-            meta=_meta(problem, result),
-        )
+            tree["portable"] = result.portable.described()
+        return tree | {
+            "status": list(result.status),
+            "objective": result.objective,
+            "iterations": list(result.iterations),
+            "residuals": dict(result.residuals),
+            "meta": _meta(problem, result),
+        }
 
-    return await _served(service, problem, request, answer, prefer)
+    return await _served(service, problem, request, told, body.encoding, prefer)
 
 
-@router.post("/vjp", response_model=VjpAnswer, responses=_ACCEPTED)
+@router.post(
+    "/vjp",
+    response_model=VjpAnswer,
+    responses=_RESPONSES,
+    openapi_extra=described(_vjp_bodies, also_binary=True),
+)
 async def vjp(
-    problem_id: str, body: VjpRequest, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+    problem_id: str, body: VjpBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
 ) -> Response:
     """Gradients of a loss with respect to parameters, from its cotangents with respect to outputs."""
-    problem = service.problem(problem_id)
+    problem = await service.registry.get(owner, problem_id)
     known = problem.summary["parameters"]
     for position, name in enumerate(body.wrt or ()):
         if name not in known:
@@ -97,37 +114,41 @@ async def vjp(
     wrt = tuple(known) if body.wrt is None else tuple(body.wrt)
     request = await _read(service, problem, body, "vjp", body.cotangents, state=body.state, owner=owner, wrt=wrt)
 
-    def answer(result: ComputeResult) -> VjpAnswer:
-        gradients = {name: encode(value, body.encoding) for name, value in result.arrays.items()}
-        return VjpAnswer(
-            gradients=gradients,
-            status=list(result.status),
-            report=DerivativeReport(**(result.report or {})),
-            meta=_meta(problem, result),
-        )
+    def told(result: ComputeResult) -> dict[str, Any]:
+        return {
+            "gradients": dict(result.arrays),
+            "status": list(result.status),
+            "report": _report(result),
+            "meta": _meta(problem, result),
+        }
 
-    return await _served(service, problem, request, answer, prefer)
+    return await _served(service, problem, request, told, body.encoding, prefer)
 
 
-@router.post("/jvp", response_model=JvpAnswer, responses=_ACCEPTED)
+@router.post(
+    "/jvp",
+    response_model=JvpAnswer,
+    responses=_RESPONSES,
+    openapi_extra=described(_jvp_bodies, also_binary=True),
+)
 async def jvp(
-    problem_id: str, body: JvpRequest, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+    problem_id: str, body: JvpBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
 ) -> Response:
     """Tangents of outputs, from tangents of parameters."""
-    problem = service.problem(problem_id)
+    problem = await service.registry.get(owner, problem_id)
     outputs = _outputs(problem, body.parts)
     request = await _read(service, problem, body, "jvp", body.tangents, state=body.state, owner=owner, outputs=outputs)
 
-    def answer(result: ComputeResult) -> JvpAnswer:
-        return JvpAnswer(
-            tangents=_encoded(result, outputs, body.encoding),
-            objective=_numbers(result.objective),
-            status=list(result.status),
-            report=DerivativeReport(**(result.report or {})),
-            meta=_meta(problem, result),
-        )
+    def told(result: ComputeResult) -> dict[str, Any]:
+        return {
+            "tangents": _outputs_of(result, outputs),
+            "objective": result.objective,
+            "status": list(result.status),
+            "report": _report(result),
+            "meta": _meta(problem, result),
+        }
 
-    return await _served(service, problem, request, answer, prefer)
+    return await _served(service, problem, request, told, body.encoding, prefer)
 
 
 async def _read(
@@ -166,13 +187,14 @@ async def _served(
     service: Service,
     problem: StoredProblem,
     request: ComputeRequest,
-    answer: Callable[[ComputeResult], BaseModel],
+    told: Callable[[ComputeResult], dict[str, Any]],
+    encoding: Encoding,
     prefer: str,
 ) -> Response:
     """The answer; or, where the caller prefers that, a job that will have it."""
 
     async def respond(result: ComputeResult) -> Response:
-        return await run_in_threadpool(lambda: _written(answer(result)))
+        return Answer(told(result), encoding)
 
     def work(progress: Progress | None = None) -> Awaitable[ComputeResult]:
         return service.engine.run(request, problem.document, progress)
@@ -198,26 +220,25 @@ def _options(options: Options, settings: Settings) -> ComputeOptions:
     return ComputeOptions(**options.model_dump())
 
 
-def _encoded(result: ComputeResult, names: Sequence[str] | Mapping[str, Any], encoding: Encoding) -> dict[str, Any]:
+def _outputs_of(result: ComputeResult, names: Iterable[str]) -> dict[str, Array]:
     """Outputs by name, without the batch axis where no input had one."""
-    return {name: encode(result.arrays[name] if result.batched else result.arrays[name][0], encoding) for name in names}
+    return {name: result.arrays[name] if result.batched else result.arrays[name][0, ...] for name in names}
 
 
-def _numbers(values: Array | None) -> list[float | None]:
-    return [] if values is None else values.tolist()
+def _report(result: ComputeResult) -> dict[str, Any]:
+    """The report of the derivative, its numbers as arrays."""
+    report = dict(result.report or {})
+    return report | {name: np.array(report[name], dtype=np.float64) for name in _MEASURES if name in report}
 
 
-def _meta(problem: StoredProblem, result: ComputeResult) -> Meta:
-    return Meta(
+def _meta(problem: StoredProblem, result: ComputeResult) -> dict[str, Any]:
+    meta = Meta(
         problem_id=problem.id,
         solver=result.solver,
         reason=result.reason,
         batch=len(result.status),
         batched=result.batched,
         seconds=dict(result.seconds),
-        versions={"convexlayer": convexlayer.__version__, "cvxpy": cp.__version__},
+        versions=dict(versions()),
     )
-
-
-def _written(answer: BaseModel) -> Response:
-    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
+    return meta.model_dump()

@@ -7,25 +7,19 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from ..arrays import Array, Encoding, decode_batch, encode
+from ..arrays import Array, decode_batch
 from ..engine import Operation, PortableState
 from ..errors import InvalidError, pointer
 from ..settings import Settings
 from .bodies import Portable
 
-__all__ = ["Reader", "known_names", "written"]
+__all__ = ["Reader", "known_names"]
 
 
 def known_names(names: Iterable[str]) -> str:
     """The end of a message on an unknown name."""
     known = ", ".join(islice(names, 30))
     return f"; known are {known}" if known else "; there are none"
-
-
-def written(state: PortableState, encoding: Encoding) -> Portable:
-    """A portable state as an answer has it."""
-    arrays = {name: encode(getattr(state, name), encoding) for name in ("x", "y", "s")}
-    return Portable(digest=state.digest, status=list(state.status), **arrays)
 
 
 class Reader:
