@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.reliability.table import Plan, Row, markdown
 
-PARTS = ("latency", "batching", "derivative", "overload", "killing", "soak")
+PARTS = ("latency", "batching", "derivative", "overload", "flooding", "killing", "restart", "fuzz", "soak")
 """Modules of this package, each with a function ``measure(plan) -> list[Row]``."""
 
 

@@ -29,21 +29,23 @@ class Server:
     Args:
         settings: fields of ``convexlayer_server.Settings``; what is left out has its default.
         store: file of the store; one that goes with the server unless given.
+        port: to listen on; any that is free unless given.
 
     Attributes:
         address: host and port.
     """
 
-    def __init__(self, *, store: str | None = None, **settings: Any) -> None:
+    def __init__(self, *, store: str | None = None, port: int = 0, **settings: Any) -> None:
         self._folder = tempfile.TemporaryDirectory()
         given = {"workers": 2, "store": store or os.path.join(self._folder.name, "store.sqlite"), **settings}
         self._environment = os.environ | {f"CONVEXLAYER_{name.upper()}": str(value) for name, value in given.items()}
         self._workers = int(given["workers"])
         self._process: subprocess.Popen[str] | None = None
-        self.address = ("127.0.0.1", 0)
+        self.address = ("127.0.0.1", port)
 
     def __enter__(self) -> Server:
-        command = [sys.executable, "-m", "convexlayer.cli", "serve", "--host", "127.0.0.1", "--port", "0"]
+        command = [sys.executable, "-m", "convexlayer.cli", "serve", "--host", "127.0.0.1"]
+        command += ["--port", str(self.address[1])]
         self._process = subprocess.Popen(
             command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -67,10 +69,17 @@ class Server:
         """A connection of one's own."""
         return Caller(self.address)
 
-    def register(self, document: Mapping[str, Any]) -> str:
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def register(self, document: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> str:
         """The path of a problem."""
         with self.caller() as caller:
-            answer = caller.post("/v1/problems", json.dumps(document).encode())
+            sent = {"Content-Type": "application/json", **(headers or {})}
+            answer = caller.post("/v1/problems", json.dumps(document).encode(), sent)
         assert answer.status in (200, 201), answer.body
         return f"/v1/problems/{json.loads(answer.body)['id']}"
 

@@ -52,11 +52,21 @@ class FairQueue(Generic[T]):
         Raises:
             IndexError: nothing waits.
         """
-        if not self._lines:
-            raise IndexError("nothing waits")
-        flow = min(self._lines, key=lambda name: self._served[name])
+        flow = self._next_flow()
         self._now = max(self._now, self._served[flow])
         return self._take(flow, 0, cost)
+
+    def first(self) -> T:
+        """What ``pop`` would give.
+
+        Raises:
+            IndexError: nothing waits.
+        """
+        return self._lines[self._next_flow()][0]
+
+    def served(self, flow: str) -> float:
+        """The virtual time of a flow."""
+        return self._served.get(flow, 0.0)
 
     def pop_where(self, joins: Callable[[T], bool], cost: float, most: int) -> list[T]:
         """Items that meet a condition, whoever's they are: line by line from the front, each charged the cost."""
@@ -85,6 +95,11 @@ class FairQueue(Generic[T]):
     def charge(self, flow: str, cost: float) -> None:
         """Correct what a flow was charged."""
         self._served[flow] = self._served.get(flow, self._now) + cost
+
+    def _next_flow(self) -> str:
+        if not self._lines:
+            raise IndexError("nothing waits")
+        return min(self._lines, key=lambda name: self._served[name])
 
     def _take(self, flow: str, position: int, cost: float) -> T:
         line = self._lines[flow]

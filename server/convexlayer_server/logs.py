@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import final
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from .settings import Settings
@@ -23,7 +24,8 @@ def configure(settings: Settings) -> None:
     handler.addFilter(_RequestIdFilter())
     if settings.log_format == "json":
         names = {"levelname": "level", "name": "logger"}
-        handler.setFormatter(JsonFormatter(_JSON, rename_fields=names, timestamp=True))
+        hidden = [*RESERVED_ATTRS, "color_message"]  # the message of uvicorn once more, for terminals
+        handler.setFormatter(JsonFormatter(_JSON, rename_fields=names, timestamp=True, reserved_attrs=hidden))
     else:
         handler.setFormatter(logging.Formatter(_TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -121,15 +121,64 @@ def test_what_can_be_merged_goes_together() -> None:
 def test_merging_is_limited_and_can_be_turned_off() -> None:
     async def started(**settings: Any) -> int:
         setup = Setup(**settings)
-        await setup.send("x")
+        await setup.send("a")
         await setup.send("a1", "a2", "a3", "a4", problem="p")
-        await setup.manual.end("x")
+        await setup.manual.end("a")
         return len(setup.manual.started) - 1
 
     assert asyncio.run(started()) == 4
     assert asyncio.run(started(merged_rows=2)) == 2
     assert asyncio.run(started(batching=False)) == 1
     assert asyncio.run(started(batching=False, max_running=3)) == 3
+
+
+def test_long_computations_are_merged_less() -> None:
+    async def run() -> None:
+        setup = Setup()
+        await setup.send("a0", problem="p")
+        await asyncio.sleep(0.1)
+        await setup.manual.end("a0")
+        await setup.send("a")
+        await setup.send(*(f"a{number}" for number in range(1, 10)), problem="p")
+        await setup.manual.end("a")
+        assert setup.manual.started == ["a0", "a", "a1", "a2", "a3", "a4"]
+
+    asyncio.run(run())
+
+
+def test_a_worker_is_held_back_for_a_key_that_was_served_less() -> None:
+    async def run() -> list[str]:
+        setup = Setup()
+        await setup.send("b0")
+        await setup.send("a1", "a2", "a3")
+        await setup.manual.end("b0")
+        assert setup.manual.started == ["b0", "a1"]
+        await setup.send("b1")
+        await asyncio.sleep(0.05)
+        await setup.manual.end("a1")
+        assert setup.manual.started == ["b0", "a1", "b1"]
+        await asyncio.sleep(0.02)
+        await setup.manual.end("b1")
+        assert setup.manual.started == ["b0", "a1", "b1"]  # though two requests of the other key wait
+        await setup.send("b2")
+        return setup.manual.started
+
+    assert asyncio.run(run()) == ["b0", "a1", "b1", "b2"]
+
+
+def test_a_worker_is_not_held_back_for_long() -> None:
+    async def run() -> None:
+        setup = Setup()
+        await setup.send("a1", "a2")
+        await setup.send("b1")
+        await asyncio.sleep(0.05)
+        await setup.manual.end("a1")
+        await asyncio.sleep(0.01)
+        await setup.manual.end("b1")
+        await asyncio.sleep(0.05)
+        assert setup.manual.started == ["a1", "b1", "a2"]
+
+    asyncio.run(run())
 
 
 def test_when_too_many_wait_the_greediest_key_is_refused() -> None:

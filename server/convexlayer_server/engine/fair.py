@@ -2,13 +2,18 @@
 
 The engine is handed as many groups of requests at a time as it has workers; the rest wait here, in a line for each key.
 When the turn comes to a request, those that wait for the same computation of the same problem go with it, whoever's
-they are, for an engine merges them into one batch, which takes little longer than one of them.
+they are, for an engine merges them into one batch, which takes little longer than one of them; as long as it does.
+
+What runs is not interrupted. So where one key has requests waiting and another, which was served less, has just been
+answered, the last free worker is held back for a moment: a caller that waits for each answer sends its next request at
+once, and would else find every worker taken each time (deceptive idleness; Iyer and Druschel, 2001).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,8 +33,19 @@ _T = TypeVar("_T")
 _Computation = tuple[str, str, ComputeOptions | None]
 """Problem, operation and options: requests in which they are equal may be merged."""
 
-_SMOOTHING = 0.1
-"""Weight of the newest request in the running mean of their cost."""
+_SMOOTHING = 0.2
+"""Weight of the newest request in the running means of their cost."""
+
+_KNOWN = 4096
+"""Computations whose cost is remembered."""
+
+_MERGED_S = 0.02
+_LEAST_MERGED = 4
+"""Requests merge up to this long, or this many, for so many cost hardly more than one."""
+
+_PATIENCE = 0.25
+_MOST_PATIENCE_S = 0.01
+"""How long a worker is held back: a part of what the key's last request took, so that little is lost; at most this."""
 
 
 @dataclass(eq=False)
@@ -70,7 +86,10 @@ class FairEngine:
         self._metrics = metrics
         self._queue: FairQueue[_Waiting] = FairQueue()
         self._by_id: dict[str, _Waiting] = {}
-        self._running = 0
+        self._running: Counter[str] = Counter()
+        self._groups = 0
+        self._expected: dict[str, float] = {}
+        self._each_s: OrderedDict[_Computation, float] = OrderedDict()
         self._mean_s = 0.01
 
     async def open(self) -> None:
@@ -156,6 +175,7 @@ class FairEngine:
     ) -> _T:
         arrived = time.monotonic()
         group, cost = await self._turn(owner, request_id, computation, patient=patient)
+        self._running[owner] += 1
         trace = current_trace()
         _, operation, _ = computation
         trace.queue_s = time.monotonic() - arrived
@@ -166,9 +186,13 @@ class FairEngine:
             trace.solve_s = time.monotonic() - group.started
             share_s = trace.solve_s / group.size
             self._queue.charge(owner, share_s - cost)
-            self._mean_s += _SMOOTHING * (share_s - self._mean_s)
+            self._learn(computation, share_s)
             self._ledger.count(owner, seconds=share_s)
             self._metrics.compute.labels(operation).observe(trace.solve_s)
+            self._running[owner] -= 1
+            if not self._running[owner]:
+                del self._running[owner]
+                self._expected[owner] = time.monotonic() + min(_PATIENCE * trace.solve_s, _MOST_PATIENCE_S)
             self._leave(group)
 
     async def _turn(
@@ -176,7 +200,9 @@ class FairEngine:
     ) -> tuple[_Group, float]:
         """Wait for the turn; the group and what was charged."""
         self._make_room(owner)
-        waiting = _Waiting(owner, request_id, computation, self._mean_s, asyncio.get_running_loop().create_future())
+        cost = self._estimate(computation)
+        waiting = _Waiting(owner, request_id, computation, cost, asyncio.get_running_loop().create_future())
+        self._expected.pop(owner, None)
         self._queue.push(owner, waiting)
         if request_id:
             self._by_id[request_id] = waiting
@@ -212,24 +238,56 @@ class FairEngine:
 
     def _dispatch(self) -> None:
         """Let as many go as the engine has room for."""
-        while len(self._queue) and self._running < self._slots():
-            first = self._queue.pop(self._mean_s)
-            group = [first]
-            if self._settings.batching:
-                joins = partial(_is_alike, first)
-                group += self._queue.pop_where(joins, self._mean_s, self._settings.merged_rows - 1)
-            group = [waiting for waiting in group if not waiting.turn.done()]  # done: cancelled in this very turn
+        while len(self._queue) and self._groups < self._slots():
+            if self._groups == self._slots() - 1 and (pause_s := self._held_back_s()) > 0:
+                asyncio.get_running_loop().call_later(pause_s, self._dispatch)
+                return
+            group = [
+                waiting for waiting in self._next() if not waiting.turn.done()
+            ]  # done: cancelled in this very turn
             if group:
-                self._running += 1
+                self._groups += 1
                 handed = _Group(len(group), len(group))
                 for waiting in group:
-                    waiting.cost = self._mean_s
                     waiting.turn.set_result(handed)
+
+    def _next(self) -> list[_Waiting]:
+        """The request whose turn it is, and those that go with it."""
+        cost = self._estimate(self._queue.first().computation)
+        first = self._queue.pop(cost)
+        group = [first]
+        if self._settings.batching:
+            most = min(self._settings.merged_rows, max(_LEAST_MERGED, int(_MERGED_S / max(cost, 1e-6))))
+            group += self._queue.pop_where(partial(_is_alike, first), cost, most - 1)
+        for waiting in group:
+            waiting.cost = cost
+        return group
+
+    def _held_back_s(self) -> float:
+        """For how long the last worker is kept for a key that was served less than the one whose turn it is."""
+        now = time.monotonic()
+        self._expected = {owner: until for owner, until in self._expected.items() if until > now}
+        flow = self._queue.first().owner
+        served = self._queue.served(flow)
+        return max(
+            (until - now for owner, until in self._expected.items() if self._queue.served(owner) < served), default=0.0
+        )
+
+    def _estimate(self, computation: _Computation) -> float:
+        """Seconds that one request takes of a worker, merged as they were of late."""
+        return self._each_s.get(computation, self._mean_s)
+
+    def _learn(self, computation: _Computation, share_s: float) -> None:
+        self._mean_s += _SMOOTHING * (share_s - self._mean_s)
+        self._each_s[computation] = (1 - _SMOOTHING) * self._estimate(computation) + _SMOOTHING * share_s
+        self._each_s.move_to_end(computation)
+        if len(self._each_s) > _KNOWN:
+            self._each_s.popitem(last=False)
 
     def _leave(self, group: _Group) -> None:
         group.left -= 1
         if not group.left:
-            self._running -= 1
+            self._groups -= 1
             self._dispatch()
 
 
