@@ -14,12 +14,12 @@ from .trace import current_trace
 
 __all__ = ["configure"]
 
-_TEXT = "%(asctime)s %(levelname)s %(name)s %(request_id)s: %(message)s"
-_JSON = "%(levelname)s %(name)s %(message)s"
+_TEXT = "%(asctime)s %(levelname)s %(process)d %(name)s %(request_id)s: %(message)s"
+_JSON = "%(levelname)s %(process)d %(name)s %(message)s"
 
 
-def configure(settings: Settings) -> None:
-    """Send the logs of this process to its standard error."""
+def configure(settings: Settings, level: int = logging.INFO) -> None:
+    """Send the logs of this process, from a level on, to its standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_RequestIdFilter())
     if settings.log_format == "json":
@@ -28,7 +28,7 @@ def configure(settings: Settings) -> None:
         handler.setFormatter(JsonFormatter(_JSON, rename_fields=names, timestamp=True, reserved_attrs=hidden))
     else:
         handler.setFormatter(logging.Formatter(_TEXT))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("uvicorn.access").disabled = True  # the line of each request is ours
     logging.getLogger("httpx").setLevel(logging.WARNING)
 

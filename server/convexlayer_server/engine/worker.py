@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from convexlayer import compiled
 
+from .. import logs
 from ..settings import Settings
 from .channel import receive, send
 from .work import Ready
@@ -33,9 +34,7 @@ def main(connection: socket.socket, settings: Settings, device: str, threads: in
     for number in (signal.SIGINT, signal.SIGTERM):  # they come to the whole group; the engine ends its workers itself
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s worker %(process)d %(name)s: %(message)s"
-    )
+    logs.configure(settings, logging.WARNING)
     kind, _, number_of_device = device.partition(":")
     os.environ["CUDA_VISIBLE_DEVICES"] = number_of_device  # read by CUDA at its first use, which is yet to come
     threadpool_limits(threads)
