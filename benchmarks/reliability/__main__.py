@@ -17,7 +17,7 @@ from typing import Protocol, cast
 
 from tqdm import tqdm
 
-from benchmarks.reliability.table import Plan, Row, markdown
+from benchmarks.reliability.table import HEAD, Plan, Row
 
 PARTS = ("latency", "batching", "derivative", "overload", "flooding", "killing", "restart", "fuzz", "soak")
 """Modules of this package, each with a function ``measure(plan) -> list[Row]``."""
@@ -41,13 +41,16 @@ def main() -> int:
     parser.add_argument("--no-progress", action="store_true")
     arguments = parser.parse_args()
     plan = Plan(arguments.seconds, arguments.soak, arguments.count, arguments.cases)
-    start, rows = time.monotonic(), []
+    start, rows = time.monotonic(), list[Row]()
+    print(HEAD)
     with tqdm(arguments.rows, disable=arguments.no_progress) as parts:
         for name in parts:
             parts.set_description(name)
             part = cast(_Part, importlib.import_module(f"benchmarks.reliability.{name}"))
-            rows += part.measure(plan)
-    print(markdown(rows))
+            found = part.measure(plan)
+            tqdm.write("\n".join(map(str, found)))  # as soon as it is known: all of them take an hour
+            sys.stdout.flush()
+            rows += found
     print(f"{time.monotonic() - start:.0f} s, server and load on one machine", file=sys.stderr)
     return 0 if all(row.met for row in rows) else 1
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Plan", "Row", "markdown", "milliseconds", "percentile"]
+__all__ = ["HEAD", "Plan", "Row", "milliseconds", "percentile"]
+
+HEAD = "| what | target | measured | met |\n|---|---|---|---|"
+"""Of the table that rows make."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,8 @@ class Row:
     figure: str
     met: bool
 
-
-def markdown(rows: Iterable[Row]) -> str:
-    """The table."""
-    lines = ["| what | target | measured | met |", "|---|---|---|---|"]
-    lines += [f"| {row.what} | {row.target} | {row.figure} | {'yes' if row.met else '**no**'} |" for row in rows]
-    return "\n".join(lines)
+    def __str__(self) -> str:
+        return f"| {self.what} | {self.target} | {self.figure} | {'yes' if self.met else '**no**'} |"
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
