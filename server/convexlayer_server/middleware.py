@@ -68,6 +68,7 @@ class Observation:
         self._metrics.requests.labels(method, route, status).observe(seconds)
         facts = {name: fact for name, fact in asdict(trace).items() if fact not in (None, "")}
         facts |= {"method": method, "route": route, "status": status, "seconds": round(seconds, 6)}
+        facts["client"] = (scope.get("client") or ("",))[0]  # a proxy's word for it, where its headers are believed
         level = logging.DEBUG if route in _PROBES else logging.INFO
         _LOG.log(level, "%s %s %d %.1f ms", method, route, status, 1000 * seconds, extra=facts)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -40,11 +41,11 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 class Server:
     """``convexlayer serve`` in a process of its own."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, log: int = subprocess.DEVNULL, **environment: str) -> None:
         paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")])}
         command = [sys.executable, "-m", "convexlayer.cli", "serve", "--port", "0", "--workers", "0", *arguments]
         self._process = subprocess.Popen(
-            command, env=os.environ | paths | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command, env=os.environ | paths | environment, text=True, stdout=subprocess.PIPE, stderr=log
         )
 
     def __enter__(self) -> Server:
@@ -71,6 +72,17 @@ def test_serve() -> None:
         assert server.url.startswith("http://127.0.0.1:")
         while server.status("/readyz") != 200:
             time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("trusted", "client"), [("", "127.0.0.1"), ("127.0.0.1", "203.0.113.9")])
+def test_forwarded_headers_are_believed_where_told(tmp_path: Path, trusted: str, client: str) -> None:
+    with open(tmp_path / "log", "w") as log:
+        environment = {"CONVEXLAYER_TRUSTED_PROXIES": trusted, "CONVEXLAYER_ROOT_PATH": "/lab"}
+        with Server(log=log.fileno(), **environment) as server:
+            headers = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+            assert httpx.get(f"{server.url}/lab/v1/problems", headers=headers).status_code == 200
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line["client"] for line in lines if line.get("route") == "/v1/problems"] == [client]
 
 
 def test_a_public_address_with_a_first_key(tmp_path: Path) -> None:
