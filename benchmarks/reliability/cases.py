@@ -139,7 +139,7 @@ class Generator:
                 position = self._random.randrange(len(content) + 1)
                 content = content[:position] + self._random.randbytes(3) + content[position:]
             case 2:
-                media_type = self._random.choice(["text/plain", "", "application/json; charset=utf-16", "\t;"])
+                media_type = self._random.choice(["text/plain", "", "application/json; charset=utf-16", "/;"])
             case 3:
                 path += self._random.choice(["/", "x", "?validate_only=maybe", "/../solve", "%00", "%ff"])
         method = self._random.choices(["POST", "GET", "DELETE", "PUT", "HEAD"], [40, 2, 1, 1, 1])[0]
