@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -39,9 +41,8 @@ class Gate:
         try:
             caller = service.keyring.caller(Headers(scope=scope).get("authorization", ""))
             scope["state"]["owner"] = current_trace().key_id = caller.id
-            if computing:
-                service.engine.check(caller.id)
-            with service.limits.entered(caller, computing=computing):
+            arriving = service.engine.arriving(caller.id) if computing else nullcontext()
+            with arriving, service.limits.entered(caller, computing=computing):
                 service.ledger.count(caller.id, requests=1)
                 await self._app(scope, receive, send)
         except RequestError as error:  # of this gate: the application answers its own

@@ -166,6 +166,23 @@ def test_a_worker_is_held_back_for_a_key_that_was_served_less() -> None:
     assert asyncio.run(run()) == ["b0", "a1", "b1", "b2"]
 
 
+def test_a_worker_is_held_back_for_what_is_being_read() -> None:
+    async def run() -> None:
+        setup = Setup()
+        await setup.send("a1", "a2", "a3")
+        with setup.engine.arriving("b"):
+            await setup.manual.end("a1")
+            assert setup.manual.started == ["a1"]
+            await setup.send("b1")
+            assert setup.manual.started == ["a1", "b1"]
+        with setup.engine.arriving("a"):
+            await setup.manual.end("b1")
+        await asyncio.sleep(0.05)
+        assert setup.manual.started == ["a1", "b1", "a2"]
+
+    asyncio.run(run())
+
+
 def test_a_worker_is_not_held_back_for_long() -> None:
     async def run() -> None:
         setup = Setup()
@@ -185,14 +202,15 @@ def test_when_too_many_wait_the_greediest_key_is_refused() -> None:
     async def run() -> None:
         setup = Setup(max_waiting=3)
         await setup.send("a0", "a1", "a2", "a3")
-        with pytest.raises(TooManyError):
-            setup.engine.check("a")
+        with pytest.raises(TooManyError), setup.engine.arriving("a"):
+            pass
         await setup.send("a4")
         with pytest.raises(TooManyError) as caught:
             await setup.tasks["a4"]
         assert caught.value.retry_after_s is not None
         assert caught.value.retry_after_s >= 1
-        setup.engine.check("b")
+        with setup.engine.arriving("b"):
+            pass
         await setup.send("b1")
         with pytest.raises(TooManyError):
             await setup.tasks["a3"]

@@ -4,9 +4,10 @@ The engine is handed as many groups of requests at a time as it has workers; the
 When the turn comes to a request, those that wait for the same computation of the same problem go with it, whoever's
 they are, for an engine merges them into one batch, which takes little longer than one of them; as long as it does.
 
-What runs is not interrupted. So where one key has requests waiting and another, which was served less, has just been
-answered, the last free worker is held back for a moment: a caller that waits for each answer sends its next request at
-once, and would else find every worker taken each time (deceptive idleness; Iyer and Druschel, 2001).
+What runs is not interrupted. So where one key has requests waiting and another, which was served less, sends one that
+is being read, or has just been answered, the last free worker is held back for a moment: a caller that waits for each
+answer sends its next request at once, and would else find every worker taken each time (deceptive idleness; Iyer and
+Druschel, 2001).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, final
@@ -42,6 +44,9 @@ _KNOWN = 4096
 _MERGED_S = 0.02
 _LEAST_MERGED = 4
 """Requests merge up to this long, or this many, for so many cost hardly more than one."""
+
+_READING_S = 0.02
+"""For how long a worker is held back while a body is read, at most."""
 
 _PATIENCE = 0.25
 _MOST_PATIENCE_S = 0.01
@@ -88,6 +93,7 @@ class FairEngine:
         self._by_id: dict[str, _Waiting] = {}
         self._running: Counter[str] = Counter()
         self._groups = 0
+        self._reading: dict[str, float] = {}
         self._expected: dict[str, float] = {}
         self._each_s: OrderedDict[_Computation, float] = OrderedDict()
         self._mean_s = 0.01
@@ -132,16 +138,19 @@ class FairEngine:
         self._metrics.elements.labels(request.operation).observe(trace.batch)
         return result
 
-    def check(self, owner: str) -> None:
-        """See whether a request would be let in, before its body is read.
+    @contextmanager
+    def arriving(self, owner: str) -> Iterator[None]:
+        """Read and serve a request within.
 
         Raises:
-            TooManyError: too many wait, and no key has more of them than this one.
+            TooManyError: it would not be let in, for too many wait, and no key has more of them than this one.
         """
-        if len(self._queue) >= self._settings.max_waiting:
-            longest = self._queue.longest()
-            if self._queue.waiting(owner) + 1 >= self._queue.waiting(longest):
-                raise self._too_many()
+        self._check(owner)
+        self._reading[owner] = time.monotonic() + _READING_S
+        try:
+            yield
+        finally:
+            self._reading.pop(owner, None)
 
     async def cancel(self, request_id: str) -> bool:
         """Give up a request; whether any of it was still to be done."""
@@ -202,6 +211,7 @@ class FairEngine:
         self._make_room(owner)
         cost = self._estimate(computation)
         waiting = _Waiting(owner, request_id, computation, cost, asyncio.get_running_loop().create_future())
+        self._reading.pop(owner, None)
         self._expected.pop(owner, None)
         self._queue.push(owner, waiting)
         if request_id:
@@ -219,9 +229,16 @@ class FairEngine:
         finally:
             self._by_id.pop(request_id, None)
 
+    def _check(self, owner: str) -> None:
+        """See whether there is room, or would be if the greediest key gave up a place."""
+        if len(self._queue) >= self._settings.max_waiting:
+            longest = self._queue.longest()
+            if self._queue.waiting(owner) + 1 >= self._queue.waiting(longest):
+                raise self._too_many()
+
     def _make_room(self, owner: str) -> None:
         """Where too many wait, the last of the key with most of them gives up its place."""
-        self.check(owner)
+        self._check(owner)
         if len(self._queue) >= self._settings.max_waiting:
             last = self._queue.pop_last(self._queue.longest())
             if not last.turn.done():
@@ -267,11 +284,9 @@ class FairEngine:
         """For how long the last worker is kept for a key that was served less than the one whose turn it is."""
         now = time.monotonic()
         self._expected = {owner: until for owner, until in self._expected.items() if until > now}
-        flow = self._queue.first().owner
-        served = self._queue.served(flow)
-        return max(
-            (until - now for owner, until in self._expected.items() if self._queue.served(owner) < served), default=0.0
-        )
+        served = self._queue.served(self._queue.first().owner)
+        coming = [*self._expected.items(), *self._reading.items()]
+        return max((until - now for owner, until in coming if self._queue.served(owner) < served), default=0.0)
 
     def _estimate(self, computation: _Computation) -> float:
         """Seconds that one request takes of a worker, merged as they were of late."""
