@@ -39,8 +39,9 @@ ALLOWED_PARTS = {
     "nodes": {*CORE, "linalg", "canon", "solvers", "diff", "layers"},
 }
 
-# These put the parts together, so they may import any of them: the public names, and the command line.
-COMPOSITION_ROOTS = {"convexlayer/__init__.py", "convexlayer/cli.py"}
+# These put the parts together, so they may import any of them: the public names, the command line, and what makes a
+# layer remote.
+COMPOSITION_ROOTS = {"convexlayer/__init__.py", "convexlayer/cli.py", "convexlayer/layers/remote.py"}
 
 MAY_IMPORT_TORCH = (
     "convexlayer/layers/",

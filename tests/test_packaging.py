@@ -86,15 +86,15 @@ def test_diffcp_is_a_reference_not_a_dependency(library: Wheel) -> None:
 
 
 def test_the_client_needs_neither_library_nor_server(client: Wheel) -> None:
-    assert client.requires() == {"httpx", "numpy"}
-    assert client.extras == {"torch", "cvxpy"}
+    assert client.requires() == {"httpx", "httpx-sse", "numpy", "tenacity"}
+    assert client.extras == {"torch", "cvxpy", "progress"}
 
 
 def test_torch_is_pinned_for_every_install() -> None:
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
     installs = [
         line
-        for name in ("Makefile", ".ci/run", ".ci/check-wheels")
+        for name in ("Makefile", ".ci/run", ".ci/check-wheels", "docker/Dockerfile", "docker/Dockerfile.cuda")
         for line in (ROOT / name).read_text().splitlines()
         if "pip install" in line
     ]

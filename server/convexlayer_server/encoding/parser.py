@@ -101,7 +101,7 @@ class JsonParser:
         done = False
         try:
             if self._process is None:
-                self._process = await run_in_threadpool(_Process)
+                self._process = _Process()  # at once, a matter of a millisecond: nothing is half started
             async with asyncio.timeout(_TIME_LIMIT_S):
                 outcome = await self._process.ask(text, mode)
             done = True
