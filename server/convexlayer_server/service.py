@@ -37,12 +37,13 @@ class Service:
     metrics: Metrics
 
 
-def _service(request: Request) -> Service:
+# Dependencies wait for nothing, but those that are no coroutines would each cost a thread.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def _owner(request: Request) -> str:
+async def _owner(request: Request) -> str:
     """The id of the caller's key; empty where nobody needs one."""
     return str(getattr(request.state, "owner", ""))
 

@@ -36,6 +36,7 @@ _SMALL_BYTES = 2**16
 """What is written from the event loop: an idle worker reads it at once."""
 
 _WATCH_S = 0.1
+_START_S = 300.0
 _LONGEST_PAUSE_S = 30.0
 
 
@@ -48,7 +49,7 @@ class Worker:
         problems: ids of the problems that it has compiled.
         batches: ids of the solved batches that it keeps.
         work: what it is doing.
-        deadline: when that has to be done, by the monotonic clock.
+        deadline: when that has to be done, or when it has to be ready, by the monotonic clock.
         ending: why it is being ended.
     """
 
@@ -57,7 +58,7 @@ class Worker:
         self.problems: set[str] = set()
         self.batches: set[str] = set()
         self.work: Work | None = None
-        self.deadline = float("inf")
+        self.deadline = time.monotonic() + _START_S
         self.ending: Ending | None = None
         self._connection = connection
         self._process = process
@@ -196,6 +197,11 @@ class Crew:
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
 
+    def _start_later(self, device: str) -> None:
+        """One that did not come to work is tried again, after a pause that grows each time."""
+        self._pause_s = min(_LONGEST_PAUSE_S, 2.0 * self._pause_s or 1.0)
+        self._start(device)
+
     async def _started(self, device: str) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), self._pause_s)
@@ -203,7 +209,13 @@ class Crew:
             return
         mine, others = socket.socketpair()
         if self._settings.workers:
-            worker = Worker(mine, await asyncio.to_thread(self._process, others, device))
+            try:
+                worker = Worker(mine, await asyncio.to_thread(self._process, others, device))
+            except OSError:
+                _LOG.exception("a worker could not be started")
+                mine.close()
+                self._start_later(device)
+                return
         else:
             threading.Thread(
                 target=worker_module.serve, args=(others, self._settings), name="worker", daemon=True
@@ -232,7 +244,7 @@ class Crew:
 
     def _heard(self, worker: Worker, message: Done | Ready) -> None:
         if isinstance(message, Ready):
-            worker.ready = True
+            worker.ready, worker.deadline = True, float("inf")
             self._pause_s = 0.0
             if self._settings.workers and len(self._all) + len(self._starting) <= self._settings.workers:
                 self._start(self._least_used())
@@ -254,9 +266,10 @@ class Crew:
         if not self._closing.is_set():
             self.replaced += 1
             _LOG.warning("worker %s ended (%s) and is replaced", worker.pid, ending)
-            if not worker.ready:  # it never came to work: wait a little longer each time
-                self._pause_s = min(_LONGEST_PAUSE_S, 2.0 * self._pause_s or 1.0)
-            self._start(device)
+            if worker.ready:
+                self._start(device)
+            else:
+                self._start_later(device)
         self._listener.on_gone(worker, worker.work, ending)
 
     def _least_used(self) -> str:

@@ -17,7 +17,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
-def _job(job_id: str, service: ServiceDependency, owner: Owner) -> Job:
+async def _job(job_id: str, service: ServiceDependency, owner: Owner) -> Job:
     return service.jobs.get(owner, job_id)
 
 
