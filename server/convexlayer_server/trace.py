@@ -31,7 +31,7 @@ class Trace:
     solve_s: float | None = None
 
 
-_TRACE: ContextVar[Trace] = ContextVar("trace")
+_TRACE: ContextVar[Trace | None] = ContextVar("trace", default=None)
 
 
 def current_trace(begin: Trace | None = None) -> Trace:
@@ -40,6 +40,6 @@ def current_trace(begin: Trace | None = None) -> Trace:
     Args:
         begin: let this be the one, from now on in this task.
     """
-    if begin is not None:
-        _TRACE.set(begin)
-    return _TRACE.get(Trace(""))
+    trace = begin or _TRACE.get() or Trace("")
+    _TRACE.set(trace)
+    return trace

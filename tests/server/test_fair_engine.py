@@ -248,7 +248,7 @@ def test_cancelling() -> None:
         await settled()
         assert setup.manual.started == ["a1", "a4"]
         await setup.manual.end("a4")
-        assert await setup.tasks["a4"] is RESULT
+        assert (await setup.tasks["a4"]).status == RESULT.status
         await setup.send("a5")
         assert setup.manual.started[-1] == "a5"
 
@@ -292,6 +292,7 @@ def test_usage_and_metrics_are_counted() -> None:
         used = {key: usage for (key, _), usage in setup.ledger.take().items()}
         assert used["a"].elements == used["b"].elements == 3
         assert used["a"].seconds == pytest.approx(used["b"].seconds, rel=0.5)
+        assert (await setup.tasks["a1"]).seconds["queue"] > 0.0
         assert used["a"].seconds > 0.009  # half of what both took
         text = setup.metrics.written().decode()
         assert 'convexlayer_compute_seconds_count{operation="solve"} 3.0' in text

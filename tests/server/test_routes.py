@@ -101,6 +101,7 @@ def test_openapi_names_every_field(client: AppClient) -> None:
     assert set(schemas["VjpRequest"]["properties"]) == {*common, "cotangents", "wrt", "state"}
     assert {"ExpressionDocument", "ConeProgramDocument", "Problem"} <= set(schemas)
     assert "HTTPValidationError" not in schemas
+    assert client.get("/openapi.json").json()["security"] == [{"key": []}, {}]
     assert schemas["SolveRequest"]["additionalProperties"] is False
 
 

@@ -17,7 +17,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, final
 
@@ -136,7 +136,8 @@ class FairEngine:
         trace.batch = len(result.status)
         self._ledger.count(request.owner, elements=trace.batch)
         self._metrics.elements.labels(request.operation).observe(trace.batch)
-        return result
+        waited_s = (trace.queue_s or 0.0) + result.seconds.get("queue", 0.0)  # here, and in the engine
+        return replace(result, seconds={**result.seconds, "queue": waited_s})
 
     @contextmanager
     def arriving(self, owner: str) -> Iterator[None]:
