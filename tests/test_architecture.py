@@ -54,6 +54,7 @@ MAY_IMPORT_CVXPY = (
     "convexlayer/canon/",
     "convexlayer/solvers/cvxpy_.py",
     "convexlayer/layers/convex.py",  # ConvexLayer's arguments are CVXPY's
+    "convexlayer/layers/remote.py",
 )
 MAY_IMPORT_CVXPY_INTERNALS = (  # one concern in three files: asking CVXPY, reading its answer, copying its problems
     "convexlayer/canon/frontend.py",

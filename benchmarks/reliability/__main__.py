@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.reliability.table import HEAD, Plan, Row
 
-PARTS = ("latency", "batching", "derivative", "overload", "flooding", "killing", "restart", "fuzz", "soak")
+PARTS = ("latency", "encodings", "batching", "derivative", "overload", "flooding", "killing", "restart", "fuzz", "soak")
 """Modules of this package, each with a function ``measure(plan) -> list[Row]``."""
 
 

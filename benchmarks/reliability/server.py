@@ -65,6 +65,12 @@ class Server:
         self._process.stdout.close()
         self._folder.cleanup()
 
+    @property
+    def pid(self) -> int:
+        """The process that takes requests."""
+        assert self._process is not None
+        return self._process.pid
+
     def caller(self) -> Caller:
         """A connection of one's own."""
         return Caller(self.address)

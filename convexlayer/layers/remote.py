@@ -1,7 +1,7 @@
 """A ConvexLayer whose work is done on a server: what ``CONVEXLAYER_URL`` in the environment turns the class into.
 
-This module puts library and client together, so that no program has to choose. The client is imported where the variable
-is set, and nowhere else.
+This module puts library and client together, so that no program has to choose. The client is imported where the
+variable is set, and nowhere else.
 """
 
 from __future__ import annotations

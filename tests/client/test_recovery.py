@@ -71,14 +71,14 @@ def test_without_gradients_no_state_is_kept(client: Client) -> None:
     assert report.result.state is not None
 
 
-@pytest.mark.parametrize("state", ["handle", "portable"])
-@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize(("state", "forgotten"), [("handle", True), ("portable", False)])
 def test_a_server_started_anew(state: Any, forgotten: bool, free_port: Callable[[], int], tmp_path: Path) -> None:
     """It has no states, and with another store no problems either: gradients are what they would have been."""
     port, family = free_port(), quadratic()
     places = [str(tmp_path / "first.sqlite"), str(tmp_path / ("second.sqlite" if forgotten else "first.sqlite"))]
     with serving("--workers", "0", port=port, store=places[0]) as (url, process):
-        layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, url=url, state=state)
+        client = Client(url, retry_s=240)
+        layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, state=state)
         exact = gradient(layer)
 
         with ThreadPoolExecutor(1) as pool:
