@@ -6,7 +6,6 @@ A load runs in a process of its own, so that it and what is measured beside it d
 from __future__ import annotations
 
 import multiprocessing
-import queue
 import threading
 import time
 from collections import Counter
@@ -30,7 +29,8 @@ class Load:
         bodies: one after another, then from the beginning.
         callers: how many wait at a time.
         seconds: how long.
-        rate: requests a second that all callers send together; None is as many as are answered.
+        rate: requests a second that all callers send together, each in its turn, and late where its last answer was
+            late; None is as many as are answered.
         headers: of every request, beside the type of its body.
     """
 
@@ -84,18 +84,15 @@ def run(load: Load) -> Tally:
     tally, lock = Tally(), threading.Lock()
     start = time.perf_counter()
     end = start + load.seconds
-    numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
     headers = {"Content-Type": "application/json", **load.headers}
 
-    def call(first: int) -> None:
+    def call(number: int) -> None:
         with Caller(load.address) as caller:
-            number = first
-            while time.perf_counter() < end:
-                if load.rate is not None:
-                    try:
-                        number = numbers.get(timeout=0.1)
-                    except queue.Empty:
-                        continue
+            while True:
+                due = start if load.rate is None else start + number / load.rate
+                if max(due, time.perf_counter()) >= end:
+                    return
+                time.sleep(max(0.0, due - time.perf_counter()))
                 answer = caller.post(load.path, load.bodies[number % len(load.bodies)], headers)
                 with lock:
                     tally.add(answer)
@@ -104,13 +101,6 @@ def run(load: Load) -> Tally:
     threads = [threading.Thread(target=call, args=(number,)) for number in range(load.callers)]
     for thread in threads:
         thread.start()
-    sent = 0
-    while load.rate is not None and time.perf_counter() < end:
-        due = int((time.perf_counter() - start) * load.rate)
-        for number in range(sent, due):
-            numbers.put(number)
-        sent = due
-        time.sleep(0.002)
     for thread in threads:
         thread.join()
     tally.seconds = time.perf_counter() - start

@@ -3,13 +3,16 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from convexlayer_server.engine import ComputeOptions, ComputeRequest, ComputeResult, EmbeddedEngine
 from convexlayer_server.engine.computation import Computation
+from convexlayer_server.engine.crew import devices_of
 from convexlayer_server.errors import (
     DocumentError,
     GoneError,
@@ -18,6 +21,7 @@ from convexlayer_server.errors import (
     SolverChoiceError,
     UnavailableError,
 )
+from convexlayer_server.settings import Settings
 
 from .engines import DOCUMENT, GRADIENT, SOLUTION, VALUES, gradient_request, request, with_engine
 
@@ -431,3 +435,32 @@ def test_registering_at_the_same_time_compiles_once(monkeypatch: pytest.MonkeyPa
     summaries = with_engine(work)
     assert not any(isinstance(summary, RequestError) for summary in summaries)
     assert all(summary is summaries[1] for summary in summaries[2:])
+
+
+def test_nothing_is_left_behind() -> None:
+    process = psutil.Process()
+
+    async def work(engine: EmbeddedEngine) -> None:
+        await engine.run(request(keep=True), DOCUMENT)
+
+    with_engine(work)
+    before = process.num_fds() if hasattr(process, "num_fds") else 0, threading.active_count()
+    for _ in range(5):
+        with_engine(work)
+    assert (process.num_fds() if hasattr(process, "num_fds") else 0) <= before[0]
+    assert threading.active_count() <= before[1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "devices"), [("cpu", ["cpu"]), ("cuda:0,1", ["cuda:0", "cuda:1"]), ("cuda:3", ["cuda:3"])]
+)
+def test_devices_that_are_named(wanted: str, devices: list[str]) -> None:
+    assert devices_of(Settings(device=wanted).device) == devices
+
+
+def test_unnamed_devices_are_all_of_them_or_the_processor(tmp_path: Path) -> None:
+    assert devices_of("auto", tmp_path / "none") == ["cpu"]
+    for number in range(2):
+        (tmp_path / f"0000:0{number}:00.0").mkdir()
+    assert devices_of("auto", tmp_path) == devices_of("cuda", tmp_path) == ["cuda:0", "cuda:1"]
+    assert devices_of("cpu", tmp_path) == ["cpu"]

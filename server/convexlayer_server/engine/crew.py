@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Literal, Protocol, final
 
 import psutil
@@ -25,7 +26,7 @@ from . import worker as worker_module
 from .channel import receive, send
 from .work import Done, Ready, Work
 
-__all__ = ["Crew", "Ending", "Worker"]
+__all__ = ["Crew", "Ending", "Worker", "devices_of"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ Ending = Literal["crash", "killed", "deadline", "memory", "asked"]
 _SMALL_BYTES = 2**16
 """What is written from the event loop: an idle worker reads it at once."""
 
+_GPUS = Path("/proc/driver/nvidia/gpus")
 _WATCH_S = 0.1
 _START_S = 300.0
 _LONGEST_PAUSE_S = 30.0
@@ -176,7 +178,7 @@ class Crew:
 
     async def open(self) -> None:
         """Start them; each is announced when it is ready."""
-        self._devices = await asyncio.to_thread(_devices, self._settings.device)
+        self._devices = await asyncio.to_thread(devices_of, self._settings.device)
         self._watching = asyncio.create_task(self._watch())
         for number in range(max(1, self._settings.workers)):
             self._start(self._devices[number % len(self._devices)])
@@ -288,16 +290,18 @@ class Crew:
                     worker.end("memory")
 
 
-def _devices(wanted: str) -> list[str]:
-    """The devices to share among the workers: ``cpu``, or each GPU as ``cuda:`` and its number."""
+def devices_of(wanted: str, listed: Path = _GPUS) -> list[str]:
+    """The devices to share among the workers.
+
+    Args:
+        wanted: ``cpu``, ``cuda:`` and numbers, or ``auto`` or ``cuda`` for all GPUs that there are.
+        listed: where the driver lists them; so that no CUDA context is made in this process.
+
+    Returns:
+        ``cuda:`` and its number for each, or ``cpu`` alone.
+    """
     kind, _, numbers = wanted.partition(":")
     if numbers:
         return [f"cuda:{number}" for number in numbers.split(",")]
-    count = 0 if kind == "cpu" else _cuda_devices()
+    count = len(list(listed.iterdir())) if kind != "cpu" and listed.is_dir() else 0
     return [f"cuda:{number}" for number in range(count)] or ["cpu"]
-
-
-def _cuda_devices() -> int:
-    """How many there are, without a CUDA context in this process."""
-    listed = "/proc/driver/nvidia/gpus"
-    return len(os.listdir(listed)) if os.path.isdir(listed) else 0

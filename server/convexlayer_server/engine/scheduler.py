@@ -33,8 +33,8 @@ __all__ = ["Scheduler", "Task"]
 
 _LOG = logging.getLogger(__name__)
 
-_MERGED_BYTES = 2**25
-"""Arrays of one merged batch; larger ones gain nothing by it."""
+_MERGED_BYTES = 2**22
+"""Arrays of one merged batch: they are put together on the event loop, and larger ones gain nothing by it."""
 
 _WORTH_KEEPING_S = 2e-3
 """From this long an element, a derivative from kept factors is worth more than one in a merged batch."""
