@@ -5,25 +5,33 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 import pytest
 
-from convexlayer_client import AsyncClient, Client, InvalidError, NotFoundError, TransportError, wire
+from convexlayer_client import (
+    AsyncClient,
+    Client,
+    InvalidError,
+    NotFoundError,
+    TooManyRequestsError,
+    TransportError,
+    wire,
+)
 from convexlayer_server import Settings, create_app
 from tests.client.test_client import DOCUMENT, THETA, expected
 
 T = TypeVar("T")
 
 
-def with_app(work: Callable[[AsyncClient], Awaitable[T]]) -> T:
+def with_app(work: Callable[[AsyncClient], Awaitable[T]], retry_s: float = 30.0, **settings: Any) -> T:
     """What some work gives with the application in this process."""
 
     async def run() -> T:
-        app = create_app(Settings(workers=0))
-        client = AsyncClient("http://server", transport=httpx.ASGITransport(app))
+        app = create_app(Settings(workers=0, **settings))
+        client = AsyncClient("http://server", transport=httpx.ASGITransport(app), retry_s=retry_s)
         async with app.router.lifespan_context(app), client:
             return await work(client)
 
@@ -88,6 +96,17 @@ def test_a_job() -> None:
             await client.status(job)
 
     with_app(work)
+
+
+def test_a_server_that_has_had_enough_says_when_to_come_again() -> None:
+    async def work(client: AsyncClient) -> None:
+        for _ in range(50):
+            await client.problems()
+
+    with pytest.raises(TooManyRequestsError) as caught:
+        with_app(work, retry_s=0, requests_per_minute=6)
+    assert caught.value.retry_after_s is not None
+    assert 0 < caught.value.retry_after_s <= 60
 
 
 def test_a_closed_client_is_a_transport_error() -> None:

@@ -263,7 +263,7 @@ class Client:
             progress: Show a bar meanwhile (needs tqdm).
 
         Raises:
-            ApiError: What the request itself would have been refused with; GoneError where the job was cancelled.
+            ApiError: What the request itself would have been refused with; NotFoundError where the job was cancelled.
         """
         with ProgressBar(shown=progress) as bar:
             for status in self.events(job):

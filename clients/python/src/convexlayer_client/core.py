@@ -16,6 +16,7 @@ from tenacity import RetryCallState, stop_before_delay, wait_random_exponential
 from convexlayer_client import readers
 from convexlayer_client.call import Call, Form, Reply, Request
 from convexlayer_client.errors import (
+    ApiError,
     GoneError,
     MediaTypeError,
     ProtocolError,
@@ -38,7 +39,6 @@ PAUSE_S = 0.5
 
 _LOG = logging.getLogger("convexlayer_client")
 _CONNECT_S = 10.0
-_BAD_GATEWAY = 502
 
 
 @final
@@ -136,8 +136,10 @@ def _may_be_sent_again(state: RetryCallState) -> bool:
             return True
         case TransportError(__cause__=httpx.NetworkError() | httpx.RemoteProtocolError()):
             return call.idempotent
+        case ApiError(status=502):  # of a proxy that lost the server
+            return call.idempotent
         case _:
-            return getattr(error, "status", None) == _BAD_GATEWAY and call.idempotent
+            return False
 
 
 _backoff = wait_random_exponential(multiplier=0.2, max=5.0)
