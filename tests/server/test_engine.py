@@ -134,6 +134,28 @@ def test_what_is_not_done_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     with_engine(work, drain_s=0.01)
 
 
+def test_what_was_merged_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+
+    async def work(engine: EmbeddedEngine) -> None:
+        first = await gate.occupied(engine)
+        others = [asyncio.create_task(engine.run(request(str(number)), DOCUMENT)) for number in range(3)]
+        await waiting(engine, 4)
+        before, gate.open = gate.open, threading.Event()
+        gate.entered.clear()
+        before.set()
+        await first
+        await asyncio.to_thread(gate.entered.wait)
+        await engine.close()
+        for task in others:
+            with pytest.raises(UnavailableError, match="shutting down"):
+                await task
+        gate.open.set()
+
+    with_engine(work, drain_s=0.01)
+    assert gate.rows == [2, 6]
+
+
 def test_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
 

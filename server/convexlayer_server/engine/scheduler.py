@@ -178,11 +178,12 @@ class Scheduler:
 
     def withdraw(self, task: Task) -> bool:
         """Have a task not done; whether any of it was still to be done."""
-        unfinished = not task.future.done()
-        task.future.cancel()
-        group = self._waiting.get(task.group, ())
-        if task in group:
-            group.remove(task)  # type: ignore[union-attr]  # the empty tuple holds no task
+        if task.future.done() and not task.future.cancelled():
+            return False
+        unfinished = task.future.cancel()
+        group = self._waiting.get(task.group)
+        if group is not None and task in group:
+            group.remove(task)
             self._drop_empty(task.group)
         return unfinished
 
@@ -221,13 +222,13 @@ class Scheduler:
         """It has ended, with work in its hands or without."""
         tasks = self._in_work.pop(worker, [])
         if work is not None:
-            if not work.merged:
+            if work.merged and ending != "asked":
+                self._again(tasks)
+            else:
                 self._strikes.setdefault(work.problem_id, []).append((time.monotonic(), ending))
                 _LOG.warning("problem %s was in work in a worker that ended (%s)", work.problem_id, ending)
                 for task in tasks:
                     task.fail(self._error(ending, compiling=work.request is None))
-            else:
-                self._again(tasks)
             self._fail_quarantined(work.problem_id)
         self._dispatch()
 
