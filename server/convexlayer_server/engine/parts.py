@@ -95,7 +95,7 @@ def _joined(results: Sequence[ComputeResult], batched: frozenset[str]) -> Comput
     summed = set() if first.objective is not None else first.arrays.keys() - batched
 
     def column(values: Sequence[Array]) -> Array:
-        return np.concatenate(values)
+        return values[0] if len(values) == 1 else np.concatenate(values)  # a whole request is not copied
 
     return ComputeResult(
         arrays={
