@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from convexlayer_server.engine import ComputeOptions, ComputeRequest, ComputeRes
 from convexlayer_server.errors import TooManyError
 from convexlayer_server.metrics import Metrics
 from convexlayer_server.store import Store
+from convexlayer_server.trace import Trace, current_trace
 from convexlayer_server.usage import Ledger
 
 RESULT = ComputeResult(
@@ -60,6 +62,12 @@ class ManualEngine:
         for name in names:
             self._ends[name].set()
         await settled()
+
+
+def arriving(setup: Setup, owner: str) -> AbstractContextManager[None]:
+    """A request of its own."""
+    current_trace(begin=Trace(""))
+    return setup.engine.arriving(owner)
 
 
 async def settled() -> None:
@@ -170,12 +178,12 @@ def test_a_worker_is_held_back_for_what_is_being_read() -> None:
     async def run() -> None:
         setup = Setup()
         await setup.send("a1", "a2", "a3")
-        with setup.engine.arriving("b"):
+        with arriving(setup, "b"):
             await setup.manual.end("a1")
             assert setup.manual.started == ["a1"]
             await setup.send("b1")
             assert setup.manual.started == ["a1", "b1"]
-        with setup.engine.arriving("a"):
+        with arriving(setup, "a"):
             await setup.manual.end("b1")
         await asyncio.sleep(0.05)
         assert setup.manual.started == ["a1", "b1", "a2"]
@@ -202,20 +210,32 @@ def test_when_too_many_wait_the_greediest_key_is_refused() -> None:
     async def run() -> None:
         setup = Setup(max_waiting=3)
         await setup.send("a0", "a1", "a2", "a3")
-        with pytest.raises(TooManyError), setup.engine.arriving("a"):
+        with pytest.raises(TooManyError), arriving(setup, "a"):
             pass
         await setup.send("a4")
         with pytest.raises(TooManyError) as caught:
             await setup.tasks["a4"]
         assert caught.value.retry_after_s is not None
         assert caught.value.retry_after_s >= 1
-        with setup.engine.arriving("b"):
+        with arriving(setup, "b"):
             pass
         await setup.send("b1")
         with pytest.raises(TooManyError):
             await setup.tasks["a3"]
         await setup.manual.end("a0")
         assert setup.manual.started == ["a0", "b1"]
+
+    asyncio.run(run())
+
+
+def test_those_that_are_being_read_have_a_place() -> None:
+    async def run() -> None:
+        setup = Setup(max_waiting=2)
+        await setup.send("a0")
+        with arriving(setup, "a"), arriving(setup, "a"), pytest.raises(TooManyError), arriving(setup, "a"):
+            pass
+        with arriving(setup, "a"):
+            pass
 
     asyncio.run(run())
 

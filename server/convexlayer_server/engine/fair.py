@@ -25,7 +25,7 @@ from ..errors import TooManyError
 from ..fair_queue import FairQueue
 from ..metrics import Metrics
 from ..settings import Settings
-from ..trace import current_trace
+from ..trace import Trace, current_trace
 from ..usage import Ledger
 from .protocol import ComputeOptions, ComputeRequest, ComputeResult, Engine, EngineHealth, Progress
 
@@ -93,7 +93,7 @@ class FairEngine:
         self._by_id: dict[str, _Waiting] = {}
         self._running: Counter[str] = Counter()
         self._groups = 0
-        self._reading: dict[str, float] = {}
+        self._arriving: dict[Trace, tuple[str, float]] = {}
         self._expected: dict[str, float] = {}
         self._each_s: OrderedDict[_Computation, float] = OrderedDict()
         self._mean_s = 0.01
@@ -146,12 +146,13 @@ class FairEngine:
         Raises:
             TooManyError: it would not be let in, for too many wait, and no key has more of them than this one.
         """
-        self._check(owner)
-        self._reading[owner] = time.monotonic() + _READING_S
+        trace = current_trace()
+        self._check(owner, len(self._queue) + len(self._arriving))
+        self._arriving[trace] = owner, time.monotonic() + _READING_S
         try:
             yield
         finally:
-            self._reading.pop(owner, None)
+            self._arriving.pop(trace, None)
 
     async def cancel(self, request_id: str) -> bool:
         """Give up a request; whether any of it was still to be done."""
@@ -209,10 +210,10 @@ class FairEngine:
         self, owner: str, request_id: str, computation: _Computation, *, patient: bool
     ) -> tuple[_Group, float]:
         """Wait for the turn; the group and what was charged."""
+        self._arriving.pop(current_trace(), None)
         self._make_room(owner)
         cost = self._estimate(computation)
         waiting = _Waiting(owner, request_id, computation, cost, asyncio.get_running_loop().create_future())
-        self._reading.pop(owner, None)
         self._expected.pop(owner, None)
         self._queue.push(owner, waiting)
         if request_id:
@@ -230,16 +231,16 @@ class FairEngine:
         finally:
             self._by_id.pop(request_id, None)
 
-    def _check(self, owner: str) -> None:
-        """See whether there is room, or would be if the greediest key gave up a place."""
-        if len(self._queue) >= self._settings.max_waiting:
+    def _check(self, owner: str, waiting: int) -> None:
+        """See whether there is room beside so many, or would be if the greediest key gave up a place."""
+        if waiting >= self._settings.max_waiting:
             longest = self._queue.longest()
             if self._queue.waiting(owner) + 1 >= self._queue.waiting(longest):
                 raise self._too_many()
 
     def _make_room(self, owner: str) -> None:
         """Where too many wait, the last of the key with most of them gives up its place."""
-        self._check(owner)
+        self._check(owner, len(self._queue))
         if len(self._queue) >= self._settings.max_waiting:
             last = self._queue.pop_last(self._queue.longest())
             if not last.turn.done():
@@ -286,7 +287,7 @@ class FairEngine:
         now = time.monotonic()
         self._expected = {owner: until for owner, until in self._expected.items() if until > now}
         served = self._queue.served(self._queue.first().owner)
-        coming = [*self._expected.items(), *self._reading.items()]
+        coming = [*self._expected.items(), *self._arriving.values()]
         return max((until - now for owner, until in coming if self._queue.served(owner) < served), default=0.0)
 
     def _estimate(self, computation: _Computation) -> float:
