@@ -5,10 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+SOAK ?= 1800
 SOURCES := convexlayer server clients/python tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint typecheck test demo gallery bench bench-nodes serve build check-wheels clean
+.PHONY: help venv format lint typecheck test demo gallery bench bench-nodes reliability serve build check-wheels clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +49,9 @@ bench: $(BENCH_STAMP)  ## Measure against the peers: times, accuracy, memory, sc
 
 bench-nodes: $(BENCH_STAMP)  ## Measure the nodes against lstsq, unrolled Sinkhorn and POT (benchmarks/output/nodes.*)
 	$(BIN)/python -m benchmarks.nodes
+
+reliability: $(STAMP)  ## Measure how the service bears load and misfortune: a table (an hour; SOAK=60 for a short soak)
+	$(BIN)/python -m benchmarks.reliability --soak $(SOAK)
 
 # qpth asks for a NumPy below 2 and libdqp for commercial solvers; both run with what is here.
 $(BENCH_STAMP): $(STAMP)

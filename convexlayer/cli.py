@@ -1,11 +1,8 @@
-"""The command line: ``convexlayer serve``, ``solvers``, ``compile`` and ``gallery``."""
+"""The command line: ``convexlayer serve | keys | store | solvers | compile | gallery``."""
 
 from __future__ import annotations
 
 import argparse
-import ipaddress
-import logging
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -26,11 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="convexlayer", description="Differentiable convex optimisation.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    serve = commands.add_parser("serve", help="answer requests over HTTP")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    serve.add_argument("--port", type=_port, default=8000, help="port, 0 for any free one (default %(default)s)")
-    serve.add_argument("--insecure", action="store_true", help="allow an address that others can reach")
-    serve.set_defaults(run=_serve)
+    _add_server_commands(commands)
 
     solvers = commands.add_parser("solvers", help="list the solvers, what they support, and whether they are installed")
     solvers.set_defaults(run=_solvers)
@@ -54,28 +47,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _serve(options: argparse.Namespace) -> int:
-    if not options.insecure and not _is_loopback(options.host):
-        return _refuse(
-            f"{options.host} can be reached by others, and this server asks nobody for a key: "
-            "listen on 127.0.0.1, or pass --insecure if the network is yours"
-        )
-    try:
-        import uvicorn
+def _add_server_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``serve``, ``keys`` and ``store``; each may be told of a store and a file of settings."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--settings", metavar="FILE", help="settings as TOML, below those of the environment")
+    shared.add_argument("--store", metavar="FILE", help="database of problems, keys and usage")
 
-        from convexlayer_server import create_app
+    serve = commands.add_parser("serve", parents=[shared], help="answer requests over HTTP")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    serve.add_argument("--port", type=_port, default=8000, help="port, 0 for any free one (default %(default)s)")
+    serve.add_argument("--workers", type=int, metavar="N", help="processes that compute")
+    serve.add_argument("--device", help="of the workers: auto, cpu, cuda, or cuda:0,1")
+    serve.add_argument("--insecure", action="store_true", help="allow an address that others can reach, without keys")
+    serve.set_defaults(run=_serve)
+
+    keys = commands.add_parser("keys", help="make, list and revoke the keys that callers show")
+    actions = keys.add_subparsers(required=True, metavar="action")
+    create = actions.add_parser("create", parents=[shared], help="make a key, and show it this once")
+    create.add_argument("name", help="whose it is, for the list")
+    create.add_argument("--requests-per-minute", type=int, metavar="N", help="what it may send, instead of the setting")
+    create.add_argument(
+        "--seconds-per-day", type=float, metavar="S", help="what it may compute, instead of the setting"
+    )
+    create.set_defaults(run=_create_key)
+    listing = actions.add_parser("list", parents=[shared], help="list the keys")
+    listing.set_defaults(run=_list_keys)
+    revoke = actions.add_parser("revoke", parents=[shared], help="let a key be good no longer")
+    revoke.add_argument("key", help="its id, which begins with k_")
+    revoke.set_defaults(run=_revoke_key)
+
+    store = commands.add_parser("store", help="copy the database, or put a copy back")
+    actions = store.add_subparsers(required=True, metavar="action")
+    for name, run, text in (
+        ("backup", _backup, "copy it to a new file"),
+        ("restore", _restore, "replace it by a copy; what came after that is lost"),
+    ):
+        action = actions.add_parser(name, parents=[shared], help=f"{text}; a server may be running")
+        action.add_argument("file")
+        action.set_defaults(run=run)
+
+
+def _on_server(options: argparse.Namespace, command: str, *arguments: object, **keywords: object) -> int:
+    """Run a command of the server, whose packages are needed for nothing else."""
+    try:
+        from convexlayer_server import commands
+        from convexlayer_server.errors import ServerError
     except ImportError as error:
         return _refuse(f"the server needs more packages ({error}): pip install 'convexlayer[server]'")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    names = ("settings", "store", "workers", "device")
     try:
-        listener = _listen(options.host, options.port)
-    except OSError as error:
-        return _refuse(f"cannot listen on {options.host} port {options.port}: {error}")
-    host = f"[{options.host}]" if listener.family == socket.AF_INET6 else options.host
-    sys.stdout.write(f"listening on http://{host}:{listener.getsockname()[1]}\n")
-    sys.stdout.flush()
-    uvicorn.Server(uvicorn.Config(create_app(), log_config=None)).run(sockets=[listener])
+        settings = commands.settings_of({name: getattr(options, name, None) for name in names})
+        getattr(commands, command)(settings, *arguments, **keywords)
+    except ServerError as error:
+        return _refuse(str(error))
     return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    return _on_server(options, "serve", options.host, options.port, insecure=options.insecure)
+
+
+def _create_key(options: argparse.Namespace) -> int:
+    return _on_server(options, "create_key", options.name, options.requests_per_minute, options.seconds_per_day)
+
+
+def _list_keys(options: argparse.Namespace) -> int:
+    return _on_server(options, "list_keys")
+
+
+def _revoke_key(options: argparse.Namespace) -> int:
+    return _on_server(options, "revoke_key", options.key)
+
+
+def _backup(options: argparse.Namespace) -> int:
+    return _on_server(options, "backup", options.file)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    return _on_server(options, "restore", options.file)
 
 
 def _solvers(options: argparse.Namespace) -> int:
@@ -145,26 +194,6 @@ def _port(text: str) -> int:
     if not 0 <= port < 2**16:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to {2**16 - 1}, got {port}")
     return port
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _refuse(message: str) -> int:

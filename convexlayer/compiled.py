@@ -252,7 +252,12 @@ def _prefix(part: str) -> str:
 
 
 def _processor() -> str:
-    """What tells processors with different instructions apart, as far as it can be had at once."""
+    """What tells processors with different instructions apart, as far as it can be had at once.
+
+    Nothing where numba is told which processor to compile for: what is compiled here then serves others, too.
+    """
+    if os.environ.keys() >= {"NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"}:
+        return ""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next((line for line in lines if line.startswith(("flags", "Features"))), "")

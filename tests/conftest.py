@@ -27,6 +27,12 @@ def _compiled_kernels() -> None:
         compiled.prepare(wait=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_store_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Servers that tests start keep their store here, not in the user's data folder."""
+    os.environ["CONVEXLAYER_STORE"] = str(tmp_path_factory.mktemp("store") / "store.sqlite")
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
     random.seed(0)

@@ -41,8 +41,9 @@ ALLOWED_PARTS = {
     "gallery": {*CORE, "layers", "nodes"},
 }
 
-# These put the parts together, so they may import any of them: the public names, and the command line.
-COMPOSITION_ROOTS = {"convexlayer/__init__.py", "convexlayer/cli.py"}
+# These put the parts together, so they may import any of them: the public names, the command line, and what makes a
+# layer remote.
+COMPOSITION_ROOTS = {"convexlayer/__init__.py", "convexlayer/cli.py", "convexlayer/layers/remote.py"}
 
 MAY_IMPORT_TORCH = (
     "convexlayer/layers/",
@@ -57,6 +58,7 @@ MAY_IMPORT_CVXPY = (
     "convexlayer/solvers/cvxpy_.py",
     "convexlayer/layers/convex.py",  # ConvexLayer's arguments are CVXPY's
     "convexlayer/gallery/entries/",  # which compares nodes with the convex layer
+    "convexlayer/layers/remote.py",
 )
 MAY_IMPORT_CVXPY_INTERNALS = (  # one concern in three files: asking CVXPY, reading its answer, copying its problems
     "convexlayer/canon/frontend.py",

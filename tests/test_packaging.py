@@ -74,7 +74,7 @@ def test_the_client_wheel_holds_the_client_alone(client: Wheel) -> None:
 
 def test_the_library_has_its_command_and_extras(library: Wheel) -> None:
     assert "convexlayer = convexlayer.cli:main" in library.entry_points
-    assert library.extras == {"server", "solvers", "bench", "demo", "gallery", "dev", "all"}
+    assert library.extras == {"server", "telemetry", "solvers", "bench", "demo", "gallery", "dev", "all"}
     assert library.requires("all") == set().union(
         *(library.requires(extra) for extra in library.extras - {"all", "bench"})
     )
@@ -86,15 +86,15 @@ def test_diffcp_is_a_reference_not_a_dependency(library: Wheel) -> None:
 
 
 def test_the_client_needs_neither_library_nor_server(client: Wheel) -> None:
-    assert client.requires() == {"httpx", "numpy"}
-    assert client.extras == {"torch", "cvxpy"}
+    assert client.requires() == {"httpx", "httpx-sse", "numpy", "tenacity"}
+    assert client.extras == {"torch", "cvxpy", "progress"}
 
 
 def test_torch_is_pinned_for_every_install() -> None:
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
     installs = [
         line
-        for name in ("Makefile", ".ci/run", ".ci/check-wheels")
+        for name in ("Makefile", ".ci/run", ".ci/check-wheels", "docker/Dockerfile", "docker/Dockerfile.cuda")
         for line in (ROOT / name).read_text().splitlines()
         if "pip install" in line
     ]

@@ -14,6 +14,7 @@ import torch
 from convexlayer.canon import ParametricProgram, canonicalize
 from convexlayer.errors import DerivativeError, FailedElementsError, ProblemError
 from convexlayer.layers.function import Call, solve
+from convexlayer.layers.remote import remote_layer, server_url
 from convexlayer.layers.report import Report
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.theta import batch_size
@@ -38,7 +39,17 @@ class ConvexLayer(torch.nn.Module):
     dtype and device of the tensors come back in the outputs. Works under torch.no_grad, torch.func (vmap, jvp, vjp,
     jacrev, jacfwd) and torch.autograd.gradcheck; torch.compile breaks its graph around it. Thread-safe, picklable,
     deep-copyable.
+
+    Where the environment's ``CONVEXLAYER_URL`` names a server, what is made is a ``RemoteConvexLayer`` of the client
+    package, which has the same call and does its work there (``layers/remote.py``).
     """
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+        """A layer of this process, or one whose work is done on the server that the environment names."""
+        url = server_url()
+        if url is None or not (arguments or keywords):  # a copy of a local layer is made without arguments
+            return super().__new__(cls)
+        return remote_layer(url, *arguments, **keywords)
 
     def __init__(
         self,

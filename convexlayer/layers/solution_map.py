@@ -20,7 +20,7 @@ from convexlayer.diff import (
     derivative_mode,
     polished,
 )
-from convexlayer.errors import ShapeError, SolverError
+from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.layers.choice import Chosen, Prepared, choose, fastest
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
@@ -34,6 +34,16 @@ __all__ = ["SolutionMap"]
 
 UNSETTLED = (Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
 """What a solver's deputy is asked about; limits are the caller's wish."""
+
+
+class _Posed(NamedTuple):
+    """Feature vectors, their programs, the objectives' scales, whether there is a batch axis, and the seconds it took."""
+
+    features: Array
+    program: ConeProgram
+    scale: Array
+    batched: bool
+    seconds: float
 
 
 class _Certified(NamedTuple):
@@ -139,19 +149,11 @@ class SolutionMap:
             ProblemError: a value is not finite or violates its parameter's attributes.
             SolverError: an option that the solver does not know.
         """
-        specs = self.program.parameters
-        values = [np.asarray(value, dtype=np.float64) for value in theta]
-        batch = batch_size(specs, [value.shape for value in values])
-        for spec, value in zip(specs, values, strict=True):
-            check_values(spec, value, attributes=self._check_attributes)
         chosen = self._placed(Options.of(options, self.options))
-        before = None if warm_start is None else self._fitting(warm_start.solution, 1 if batch is None else batch)
+        features, program, scale, batched, instantiated_s = self._posed(theta)
+        before = None if warm_start is None else self._fitting(warm_start.solution, program.batch).divided(scale)
 
-        start = time.perf_counter()
-        features = self.program.features.apply(values, 1 if batch is None else batch)
-        program, scale = self.program.normalised(features)
         instantiated = time.perf_counter()
-        before = None if before is None else before.divided(scale)
         by = self._solver_for(program, chosen)
         solution = by.solver.solve(by.state, program, chosen, before) if program.batch else _nothing(program)
         solved = time.perf_counter()
@@ -159,14 +161,13 @@ class SolutionMap:
         solution, residuals, again = self._solved_again(by.deputy, program, solution, residuals, chosen)
         polished = time.perf_counter()
 
-        reached = self.program.objective.value(program.objective(solution.x) * scale)
-        objective = np.where(solution.solved, reached, np.nan)
+        objective = self._objective(program, solution, scale)
         report = Report(
             status=solution.status,
             residuals=residuals,
             objective=objective,
             iterations=solution.iterations,
-            seconds={"canonical": instantiated - start, "solve": solved - instantiated, "polish": polished - solved},
+            seconds={"canonical": instantiated_s, "solve": solved - instantiated, "polish": polished - solved},
             solver=by.solver.name,
             reason=by.reason,
             solution=solution.divided(1.0 / scale),
@@ -183,15 +184,72 @@ class SolutionMap:
             scale,
             objective,
             report,
-            batched=batch is not None,
+            batched=batched,
         )
 
+    def at(
+        self, theta: Sequence[Array], solution: Solution, *, options: Options | Mapping[str, Any] | None = None
+    ) -> SolvedBatch:
+        """The batch that ``solve`` gave for these parameters, made again from its ``report.solution``.
+
+        Args:
+            theta: as for ``solve``.
+            solution: of the cone program. Statuses are taken at their word where they say that there is no solution.
+            options: those of the solve: its ``tol`` is what the residuals are held against.
+
+        Raises:
+            ShapeError: shapes or batch sizes do not fit.
+            ProblemError: a value is not finite or violates its parameter's attributes; or an element that is called
+                solved is no solution for these parameters.
+        """
+        features, program, scale, batched, instantiated_s = self._posed(theta)
+        scaled = self._fitting(solution, program.batch).divided(scale)
+        certified, residuals = scaled.certified(program, Options.of(options, self.options).tol)
+        wrong = np.flatnonzero(scaled.solved & ~certified.solved)
+        if len(wrong):
+            worst = residuals.worst[wrong[0]]
+            raise ProblemError(
+                f"element {wrong[0]} is called solved, but its residuals reach {worst:.1e}: solve it again"
+            )
+        objective = self._objective(program, scaled, scale)
+        report = Report(
+            status=scaled.status,
+            residuals=residuals,
+            objective=objective,
+            iterations=scaled.iterations,
+            seconds={"canonical": instantiated_s},
+            solver=str(scaled.stats.get("solver", "")),
+            reason="solved before",
+            solution=solution,
+        )
+        differentiate = partial(self._mode, self._system)
+        return SolvedBatch(
+            self.program, differentiate, features, program, scaled, scale, objective, report, batched=batched
+        )
+
+    def _posed(self, theta: Sequence[Array]) -> _Posed:
+        """The programs of these parameters."""
+        specs = self.program.parameters
+        values = [np.asarray(value, dtype=np.float64) for value in theta]
+        batch = batch_size(specs, [value.shape for value in values])
+        for spec, value in zip(specs, values, strict=True):
+            check_values(spec, value, attributes=self._check_attributes)
+        start = time.perf_counter()
+        features = self.program.features.apply(values, 1 if batch is None else batch)
+        program, scale = self.program.normalised(features)
+        return _Posed(features, program, scale, batch is not None, time.perf_counter() - start)
+
+    def _objective(self, program: ConeProgram, solution: Solution, scale: Array) -> Array:
+        """Objective values of the problem (B,); not a number where there is no solution."""
+        reached = self.program.objective.value(program.objective(solution.x) * scale)
+        return np.where(solution.solved, reached, np.nan)
+
     def _fitting(self, solution: Solution, batch: int) -> Solution:
-        """A warm start of the right size."""
+        """A solution of the right size."""
         expected = (batch, self.program.structure.n), (batch, self.program.structure.m)
         if (solution.x.shape, solution.y.shape) != expected:
             raise ShapeError(
-                f"warm_start must be the report of a call of this layer with {batch} elements, got one with "
+                f"expected the solutions of a call of this layer with {batch} elements, got those of one with "
                 f"{solution.x.shape[0]} elements of {solution.x.shape[1]} variables"
             )
         return solution

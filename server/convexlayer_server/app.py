@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, final
 
 from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
 
 from . import problems as problem_responses
-from .engine import EmbeddedEngine, Engine
-from .middleware import BodyLimit, RequestId
-from .routes import compute, health, problems
+from . import telemetry
+from .encoding import JsonParser
+from .engine import EmbeddedEngine, Engine, FairEngine
+from .gate import Gate
+from .jobs import Jobs
+from .keys import Keyring
+from .limits import Limits
+from .metrics import Metrics
+from .middleware import BodyLimit, Observation
+from .registry import Registry
+from .routes import account, compute, health, jobs, problems
 from .routes.bodies import Problem
 from .service import Service
 from .settings import Settings
-from .store import MemoryStore, Store
+from .store import Store
+from .upkeep import Upkeep
+from .usage import Ledger
 
 __all__ = ["create_app"]
 
@@ -30,8 +40,12 @@ class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
         schema = super().openapi()
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}, {}]  # the server asks for none where there are none
         for path in schema["paths"].values():
             for operation in path.values():
+                for content in operation.get("requestBody", {}).get("content", {}).values():
+                    schema["components"]["schemas"] |= content["schema"].pop("$defs", {})
                 for status in ("4XX", "5XX"):
                     described = operation["responses"][status]
                     described["content"] = {problem_responses.MEDIA_TYPE: {"schema": _PROBLEM}}
@@ -49,14 +63,21 @@ def create_app(
         store: where problems are kept; in memory unless given. The application closes it.
     """
     chosen = Settings.from_environment() if settings is None else settings
-    service = Service(
-        chosen, MemoryStore() if store is None else store, EmbeddedEngine(chosen) if engine is None else engine
-    )
+    kept = Store(chosen) if store is None else store
+    service = _service(chosen, EmbeddedEngine(chosen) if engine is None else engine, kept)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        upkeep = Upkeep(service)
+        await upkeep.begin()
+        await service.engine.open()
+        upkeeping = asyncio.create_task(upkeep.go_on())
         yield
-        await run_in_threadpool(service.engine.close)
+        await service.jobs.close()
+        await service.engine.close()
+        service.json.close()
+        upkeeping.cancel()
+        await upkeep.end()
         service.store.close()
 
     errors: dict[int | str, dict[str, Any]] = {
@@ -64,12 +85,37 @@ def create_app(
         "5XX": {"model": Problem, "description": "The server failed"},
     }
     app = _Application(
-        title="Convexlayer", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False, responses=errors
+        title="Convexlayer",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=errors,
     )
     app.state.service = service
-    for module in (health, problems, compute):
+    for module in (health, account, problems, compute, jobs):
         app.include_router(module.router)
     problem_responses.install(app)
     app.add_middleware(BodyLimit, limit_bytes=chosen.max_body_bytes)
-    app.add_middleware(RequestId)
+    app.add_middleware(Gate, service=service)
+    app.add_middleware(Observation, metrics=service.metrics, root_path=chosen.root_path)
+    if chosen.telemetry:
+        telemetry.install(app)
     return app
+
+
+def _service(settings: Settings, engine: Engine, store: Store) -> Service:
+    metrics, ledger = Metrics(), Ledger(store)
+    fair = FairEngine(engine, settings, ledger, metrics)
+    return Service(
+        settings=settings,
+        store=store,
+        engine=fair,
+        registry=Registry(settings, store, fair),
+        jobs=Jobs(settings, fair),
+        json=JsonParser(),
+        keyring=Keyring(),
+        limits=Limits(settings, ledger),
+        ledger=ledger,
+        metrics=metrics,
+    )

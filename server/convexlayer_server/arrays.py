@@ -1,7 +1,8 @@
-"""Arrays on the wire: nested JSON lists, or ``{"dtype", "shape", "b64"}`` with little-endian bytes.
+"""Arrays of requests and answers: nested JSON lists, or ``{"dtype", "shape", "b64"}`` with little-endian bytes.
 
-Every size is compared with what is expected before anything of that size is allocated. Only double and single
-precision are read; what is sent is double precision always.
+Those of binary bodies, and of large JSON bodies, arrive here as NumPy arrays already (``encoding``). Every size is
+compared with what is expected before anything of that size is allocated. Only double and single precision are read;
+what is sent is double precision always.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .encoding.packing import DTYPES, numbers, outer_shape
 from .errors import InvalidError, brief
 from .settings import Settings
 
@@ -24,7 +24,6 @@ __all__ = ["Array", "Encoding", "decode", "decode_batch", "encode"]
 Array = NDArray[np.float64]
 Encoding = Literal["list", "base64"]
 
-_DTYPES = {"<f8": "<f8", "float64": "<f8", "<f4": "<f4", "float32": "<f4"}
 _FIELDS = {"dtype", "shape", "b64"}
 
 
@@ -40,7 +39,7 @@ def decode(value: Any, where: str, settings: Settings, *, finite: bool = True) -
     """Read an array of any shape.
 
     Args:
-        value: a number, nested lists of numbers, or the base64 form.
+        value: a number, nested lists of numbers, the base64 form, or an array.
         where: JSON pointer of the value, for errors.
         settings: ``max_dimensions`` (one more for a batch) and ``max_array_size`` bound what is read.
         finite: refuse NaN and infinity.
@@ -48,7 +47,14 @@ def decode(value: Any, where: str, settings: Settings, *, finite: bool = True) -
     Raises:
         InvalidError: the value is no array, is ragged, holds other things than numbers, or is too large.
     """
-    array = _from_bytes(value, where, settings) if isinstance(value, dict) else _from_lists(value, where, settings)
+    match value:
+        case np.ndarray():
+            _checked_size(value.shape, where, settings)
+            array = np.require(value, np.float64, ["C", "ALIGNED"])  # a view of the body, where nothing must change
+        case dict():
+            array = _from_bytes(value, where, settings)
+        case _:
+            array = _from_lists(value, where, settings)
     if finite and not np.isfinite(array).all():
         position = tuple(int(axis) for axis in np.argwhere(~np.isfinite(array))[0])
         raise InvalidError.at(where, f"holds a value that is not finite, {array[position]} at {list(position)}")
@@ -73,7 +79,7 @@ def decode_batch(
     Raises:
         InvalidError: as for ``decode``, or the shape is neither of the two.
     """
-    given = _declared_shape(value, where) if isinstance(value, dict) else _outer_shape(value)
+    given = _given_shape(value, where)
     batched = len(given) == len(shape) + 1
     if given[batched:] != shape or len(given) > len(shape) + 1:
         raise InvalidError.at(
@@ -88,7 +94,7 @@ def decode_batch(
 def _from_bytes(value: dict[str, Any], where: str, settings: Settings) -> Array:
     shape = _declared_shape(value, where)
     size = _checked_size(shape, where, settings)
-    dtype = np.dtype(_DTYPES[value["dtype"]])
+    dtype = np.dtype(DTYPES[value["dtype"]])
     text = value["b64"]
     expected = size * dtype.itemsize
     if len(text) != 4 * ((expected + 2) // 3):
@@ -108,8 +114,8 @@ def _from_bytes(value: dict[str, Any], where: str, settings: Settings) -> Array:
 def _declared_shape(value: dict[str, Any], where: str) -> tuple[int, ...]:
     if set(value) != _FIELDS:
         raise InvalidError.at(where, f"an array object has the fields dtype, shape and b64, got {brief(sorted(value))}")
-    if not isinstance(value["dtype"], str) or value["dtype"] not in _DTYPES:
-        raise InvalidError.at(f"{where}/dtype", f"expected one of {sorted(_DTYPES)}")
+    if not isinstance(value["dtype"], str) or value["dtype"] not in DTYPES:
+        raise InvalidError.at(f"{where}/dtype", f"expected one of {sorted(DTYPES)}")
     if not isinstance(value["b64"], str):
         raise InvalidError.at(f"{where}/b64", "expected a string")
     shape = value["shape"]
@@ -118,33 +124,21 @@ def _declared_shape(value: dict[str, Any], where: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _outer_shape(value: Any) -> tuple[int, ...]:
-    """Lengths along the first element of each level: the shape, unless the lists are ragged."""
-    shape: list[int] = []
-    while isinstance(value, list):
-        shape.append(len(value))
-        if not value:
-            break
-        value = value[0]
-    return tuple(shape)
+def _given_shape(value: Any, where: str) -> tuple[int, ...]:
+    if isinstance(value, np.ndarray):
+        return value.shape
+    return _declared_shape(value, where) if isinstance(value, dict) else outer_shape(value)
 
 
 def _from_lists(value: Any, where: str, settings: Settings) -> Array:
-    shape = _outer_shape(value)
+    shape = outer_shape(value)
     _checked_size(shape, where, settings)
-    level: Sequence[Any] = [value]
-    for axis, length in enumerate(shape):
-        if not all(isinstance(item, list) and len(item) == length for item in level):
-            raise InvalidError.at(where, f"the lists are ragged: not all have {length} entries at depth {axis}")
-        level = list(chain.from_iterable(level))
-    kinds = set(map(type, level))
-    if not kinds <= {int, float}:
-        names = sorted("null" if kind is type(None) else kind.__name__ for kind in kinds - {int, float})
-        raise InvalidError.at(where, f"expected numbers, or lists of them of one shape; got {', '.join(names)}")
     try:
-        return np.array(level, dtype=np.float64).reshape(shape)
+        return np.array(numbers(value, shape), dtype=np.float64).reshape(shape)
     except OverflowError as error:
         raise InvalidError.at(where, "holds an integer too large for double precision") from error
+    except ValueError as error:
+        raise InvalidError.at(where, str(error)) from error
 
 
 def _checked_size(shape: tuple[int, ...], where: str, settings: Settings) -> int:

@@ -2,8 +2,16 @@
 
 ServerError
 ├── SettingsError              the environment holds a value that cannot be used
+├── StoreError                 the store cannot be opened, or a key cannot be kept
 └── RequestError               answered as application/problem+json (RFC 9457)
+    ├── UnauthenticatedError   401  no key, or one that is not good
+    ├── QuotaError             403  the caller or the server keeps too much already
     ├── NotFoundError          404  no such problem
+    ├── ConflictError          409  not in the state that it is in
+    ├── GoneError              410  the state or the job's result is not, or no longer, here
+    ├── TooManyError           429  more than one caller may have, or all together, at a time
+    ├── UnavailableError       503  a worker ended or the problem is quarantined; to be tried again
+    ├── DeadlineError          504  it took longer than the server allows
     └── InvalidError           422  a field of the request is wrong
         ├── DocumentError      422  a problem document is wrong
         ├── SolverChoiceError  422  the solver asked for cannot solve this
@@ -15,20 +23,27 @@ Errors of HTTP itself (a body that is no JSON, too large, of another type; no su
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 __all__ = [
+    "ConflictError",
+    "DeadlineError",
     "DerivativeError",
     "DocumentError",
     "FieldError",
+    "GoneError",
     "InvalidError",
     "NotFoundError",
+    "QuotaError",
     "RequestError",
     "ServerError",
     "SettingsError",
     "SolverChoiceError",
+    "TooManyError",
+    "UnavailableError",
     "brief",
     "pointer",
 ]
@@ -71,22 +86,47 @@ class SettingsError(ServerError):
     """The environment holds a value that cannot be used."""
 
 
+class StoreError(ServerError):
+    """The store cannot be opened, or what is to be kept there cannot be."""
+
+
 class RequestError(ServerError):
     """A request that is answered with a problem document.
 
     Attributes:
         detail: one sentence for the reader.
         errors: the places that are wrong, where they are known.
+        retry_after_s: seconds after which the same request may succeed, sent as Retry-After; None where it would not.
     """
 
     status: ClassVar[int] = 400
     slug: ClassVar[str] = "request"
     title: ClassVar[str] = "The request cannot be served"
 
-    def __init__(self, detail: str, errors: Sequence[FieldError] = ()) -> None:
+    def __init__(self, detail: str, errors: Sequence[FieldError] = (), *, retry_after_s: float | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = tuple(errors)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Callable[..., RequestError], tuple[Any, ...]]:
+        return partial(type(self), retry_after_s=self.retry_after_s), (self.detail, self.errors)
+
+
+class UnauthenticatedError(RequestError):
+    """The request shows no key, or one that is not good."""
+
+    status = 401
+    slug = "unauthenticated"
+    title = "A key is needed"
+
+
+class QuotaError(RequestError):
+    """The caller, or all callers together, keep as much as they may already."""
+
+    status = 403
+    slug = "quota"
+    title = "The quota is used up"
 
 
 class NotFoundError(RequestError):
@@ -95,6 +135,46 @@ class NotFoundError(RequestError):
     status = 404
     slug = "not-found"
     title = "Not found"
+
+
+class ConflictError(RequestError):
+    """What is asked for cannot be had in the state that things are in."""
+
+    status = 409
+    slug = "conflict"
+    title = "Not in this state"
+
+
+class TooManyError(RequestError):
+    """The caller, or all callers together, have or have sent as much as the server can do."""
+
+    status = 429
+    slug = "too-many"
+    title = "Too many"
+
+
+class GoneError(RequestError):
+    """What is asked for was here, perhaps, but is no longer: dropped for its age or size, or another's."""
+
+    status = 410
+    slug = "gone"
+    title = "No longer here"
+
+
+class UnavailableError(RequestError):
+    """The request could not be served now, through no fault that can be laid to it."""
+
+    status = 503
+    slug = "unavailable"
+    title = "Try again"
+
+
+class DeadlineError(RequestError):
+    """The request took longer than the server allows."""
+
+    status = 504
+    slug = "deadline"
+    title = "Out of time"
 
 
 class InvalidError(RequestError):

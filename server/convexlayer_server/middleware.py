@@ -1,24 +1,39 @@
-"""What surrounds every request: an id, and a cap on the body."""
+"""What surrounds every request: an id, its line in the log, its metrics, and a cap on the body."""
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 import uuid
+from dataclasses import asdict
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["BodyLimit", "RequestId"]
+from .metrics import Metrics
+from .trace import Trace, current_trace
 
+__all__ = ["BodyLimit", "Observation"]
+
+_LOG = logging.getLogger("convexlayer_server.access")
+_METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
+_PROBES = {"/healthz", "/readyz", "/metrics"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class RequestId:
-    """Gives each request an id, the caller's own where it is well-formed, and returns it in ``X-Request-Id``."""
+class Observation:
+    """Gives each request an id, the caller's own where it is well-formed, and tells log and metrics what became of it.
 
-    def __init__(self, app: ASGIApp) -> None:
+    The id comes back in ``X-Request-Id``. A ``Location`` on this server begins with the path under which a proxy shows
+    it; a proxy may strip that path from what it passes on, or not.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, root_path: str) -> None:
         self._app = app
+        self._metrics = metrics
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request (ASGI)."""
@@ -26,15 +41,36 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        trace = current_trace(begin=Trace(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex))
+        scope.setdefault("state", {})["request_id"] = trace.request_id
+        scope["root_path"] = self._root_path
+        started = time.perf_counter()
+        status = 500  # of an answer that is written outside, because of a bug
 
-        async def send_with_id(message: Message) -> None:
+        async def send_observed(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = trace.request_id
+                if headers.get("location", "").startswith("/"):
+                    headers["Location"] = self._root_path + headers["Location"]
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        try:
+            await self._app(scope, receive, send_observed)
+        finally:
+            self._tell(scope, status, time.perf_counter() - started, trace)
+
+    def _tell(self, scope: Scope, status: int, seconds: float, trace: Trace) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.requests.labels(method, route, status).observe(seconds)
+        facts = {name: fact for name, fact in asdict(trace).items() if fact not in (None, "")}
+        facts |= {"method": method, "route": route, "status": status, "seconds": round(seconds, 6)}
+        facts["client"] = (scope.get("client") or ("",))[0]  # a proxy's word for it, where its headers are believed
+        level = logging.DEBUG if route in _PROBES else logging.INFO
+        _LOG.log(level, "%s %s %d %.1f ms", method, route, status, 1000 * seconds, extra=facts)
 
 
 class BodyLimit:

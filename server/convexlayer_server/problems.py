@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,17 +13,18 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from .body import UNKNOWN_FIELD
-from .errors import FieldError, InvalidError, RequestError, pointer
+from .errors import FieldError, InvalidError, RequestError, StoreError, UnavailableError, pointer
 
-__all__ = ["MEDIA_TYPE", "install"]
+__all__ = ["MEDIA_TYPE", "answer", "install"]
 
 MEDIA_TYPE = "application/problem+json"
 
 _LOG = logging.getLogger(__name__)
 _MAX_ERRORS = 20
 _MAX_MESSAGE = 300
+_STORE_RETRY_S = 10
 _HTTP = {
-    400: ("malformed", "The body is not JSON"),
+    400: ("malformed", "The body cannot be read"),
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "The method is not allowed here"),
     413: ("too-large", "The body is too large"),
@@ -33,22 +35,33 @@ _HTTP = {
 def install(app: FastAPI) -> None:
     """Answer every error of the application with a problem document."""
     app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(StoreError, _on_store_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)
 
 
+def answer(request: Request, error: RequestError) -> Response:
+    """The problem document of an error."""
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    headers |= {} if error.retry_after_s is None else {"Retry-After": str(math.ceil(error.retry_after_s))}
+    return _answer(request, error.status, error.slug, error.title, error.detail, error.errors, headers)
+
+
 def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return _answer(request, error.status, error.slug, error.title, error.detail, error.errors)
+    return answer(request, error)
+
+
+def _on_store_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StoreError)
+    _LOG.error("the store failed", exc_info=error)
+    return answer(request, UnavailableError("the store cannot be read or written now", retry_after_s=_STORE_RETRY_S))
 
 
 def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    if any(item["type"] == "json_invalid" for item in found):
-        reason = found[0].get("ctx", {}).get("error", "")
-        return _answer(request, 400, *_HTTP[400], f"at byte {found[0]['loc'][-1]}: {reason}")
     errors = [FieldError(_place(item), _sentence(item)) for item in found[:_MAX_ERRORS]]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     detail = f"{errors[0].pointer or 'the body'}: {errors[0].detail}{more}"

@@ -1,18 +1,24 @@
-"""What the routes share: settings, store, engine, and the steps that take all three."""
+"""What the routes share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Request
 
-from .engine import Engine
-from .errors import NotFoundError
+from .encoding import JsonParser
+from .engine import FairEngine
+from .jobs import Jobs
+from .keys import Keyring
+from .limits import Limits
+from .metrics import Metrics
+from .registry import Registry
 from .settings import Settings
-from .store import Store, StoredProblem
+from .store import Store
+from .usage import Ledger
 
-__all__ = ["JsonBody", "Service", "ServiceDependency"]
+__all__ = ["Owner", "Service", "ServiceDependency"]
 
 
 @dataclass(frozen=True)
@@ -21,31 +27,27 @@ class Service:
 
     settings: Settings
     store: Store
-    engine: Engine
-
-    def problem(self, problem_id: str) -> StoredProblem:
-        """The registered problem of an id.
-
-        Raises:
-            NotFoundError: there is none.
-        """
-        problem = self.store.get(problem_id)
-        if problem is None:
-            raise NotFoundError(f"no problem {problem_id[:80]!r} is registered here; POST its document to /v1/problems")
-        return problem
+    engine: FairEngine
+    registry: Registry
+    jobs: Jobs
+    json: JsonParser
+    keyring: Keyring
+    limits: Limits
+    ledger: Ledger
+    metrics: Metrics
 
 
-def _service(request: Request) -> Service:
+# Dependencies wait for nothing, but those that are no coroutines would each cost a thread.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def _json_body(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise HTTPException(415, f"expected application/json, got {media_type[:80]!r}")
+async def _owner(request: Request) -> str:
+    """The id of the caller's key; empty where nobody needs one."""
+    return str(getattr(request.state, "owner", ""))
 
 
 ServiceDependency = Annotated[Service, Depends(_service)]
-JsonBody = Depends(_json_body)
-"""Dependency of routes that read a body: any media type but JSON is refused."""
+Owner = Annotated[str, Depends(_owner)]
+"""Whose states and jobs a request may use."""

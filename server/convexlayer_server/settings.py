@@ -1,24 +1,44 @@
-"""Limits and ways of working of the service, read once from the environment.
+"""Limits and ways of working of the service, read once from a file and the environment.
 
-Every field is read from ``CONVEXLAYER_<FIELD>``, upper case: ``CONVEXLAYER_MAX_BATCH=256``. Sizes count array entries
-unless the name ends in ``_bytes``; durations end in ``_s``.
+Every field is read from ``CONVEXLAYER_<FIELD>``, upper case: ``CONVEXLAYER_MAX_BATCH=256``; or, below that, from a TOML
+file that ``CONVEXLAYER_SETTINGS`` names: ``max_batch = 256``. Sizes count array entries unless the name ends in
+``_bytes``; durations end in ``_s``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
+
+import tomllib
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from .errors import SettingsError
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "default_store"]
 
+_LOG = logging.getLogger(__name__)
 _PREFIX = "CONVEXLAYER_"
+_FILE = f"{_PREFIX}SETTINGS"
+_OTHERS = {_FILE, *(_PREFIX + name for name in ("API_KEY", "COMPILE", "FIRST_KEY", "FIRST_KEY_FILE", "URL"))}
+"""Variables that are no fields: read by the command line, the library and the client."""
+
+_PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+def default_store() -> str:
+    """Where the command line keeps the store unless it is told: in the user's data folder."""
+    home = (
+        os.environ.get("XDG_DATA_HOME") or os.environ.get("LOCALAPPDATA") or Path("~", ".local", "share").expanduser()
+    )
+    return str(Path(home, "convexlayer", "store.sqlite"))
+
+
+@final
+class Settings(BaseModel):
     """Limits that no request may exceed, and the sizes of caches and pools.
 
     Attributes:
@@ -39,53 +59,121 @@ class Settings:
         max_batch_size: entries of all program data, solutions and outputs of a batch together.
         max_iter: iterations that a request may ask for.
         max_time_limit_s: time limit that a request may ask for.
-        solver_threads: requests that are solved at the same time.
-        compiled_problems: compiled problems kept in memory.
+        workers: processes that compute; 0 is a thread of this process, which can neither be killed nor kept within
+            memory: for tests and notebooks.
+        device: of the workers: ``auto`` is ``cuda`` where there is one, else ``cpu``; ``cuda:0,1`` shares these among
+            them.
+        deadline_s: what one request may take in a worker; a worker that takes longer is replaced.
+        compile_limit_s: what compiling a problem may take.
+        worker_memory_bytes: resident memory of one worker; one that takes more is replaced.
+        quarantine_s: how long a problem is refused that ended two workers.
+        batching: merge requests that wait for the same problem.
+        merged_rows: elements of one merged batch.
+        state_bytes: bytes of all states kept for handles together, and again of the factors kept by each worker.
+        state_s: how long a state is kept.
+        max_jobs_per_key: jobs of one key, those whose results are kept included.
+        job_bytes: bytes of all results of jobs together.
+        job_s: how long the result of a job is kept.
+        drain_s: what requests in work are given to end at a shutdown.
+        compiled_problems: compiled problems kept in memory, by each worker.
         max_compiled_size: their size together, each measured as for ``max_canonical_size``, with the coefficients of
             the map from its parameters; the one used last is kept in any case.
+        store: file of the SQLite database that the command line opens.
+        max_store_bytes: bytes of all stored documents together, compressed.
+        recent_bytes: bytes of the documents, as JSON, that are kept in memory because they were used last.
+        max_problems_per_key: problems that one key may have registered.
+        max_keys: keys that may exist, those revoked included.
+        max_in_flight_per_key: requests of one key that are being read, waiting or computed.
+        max_waiting: requests of all keys that wait for the engine; more are answered with 429.
+        max_wait_s: what one request waits for the engine before it is answered with 429; a job waits longer.
+        max_running: groups of requests for one problem that are handed to the engine at a time, while the others wait,
+            each key in its turn; None for one a worker.
+        refresh_s: how often keys are read anew from the store, and usage is written to it.
+        requests_per_minute: what one key may send, on average over a minute; None for any number.
+        seconds_per_day: seconds of the engine that one key may use a day (UTC); None for any number.
+        root_path: path under which a reverse proxy shows the service, such as ``/convexlayer``.
+        trusted_proxies: addresses, comma-separated, whose forwarded headers are believed; ``*`` is any.
+        log_format: one JSON object a line, or text for people.
+        telemetry: send traces by OpenTelemetry, which its own ``OTEL_`` variables configure.
     """
 
-    max_body_bytes: int = 16 * 2**20
-    max_text_length: int = 20_000
-    max_depth: int = 64
-    max_nodes: int = 20_000
-    max_constraints: int = 5_000
-    max_names: int = 2_000
-    max_dimensions: int = 4
-    max_leaf_size: int = 1_000_000
-    max_variable_size: int = 100_000
-    max_expression_size: int = 1_000_000
-    max_canonical_size: int = 20_000_000
-    max_batch: int = 4_096
-    max_array_size: int = 8_000_000
-    max_batch_size: int = 50_000_000
-    max_iter: int = 1_000_000
-    max_time_limit_s: float = 600.0
-    solver_threads: int = 4
-    compiled_problems: int = 64
-    max_compiled_size: int = 60_000_000
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_body_bytes: PositiveInt = 16 * 2**20
+    max_text_length: PositiveInt = 20_000
+    max_depth: PositiveInt = 64
+    max_nodes: PositiveInt = 20_000
+    max_constraints: PositiveInt = 5_000
+    max_names: PositiveInt = 2_000
+    max_dimensions: PositiveInt = 4
+    max_leaf_size: PositiveInt = 1_000_000
+    max_variable_size: PositiveInt = 100_000
+    max_expression_size: PositiveInt = 1_000_000
+    max_canonical_size: PositiveInt = 20_000_000
+    max_batch: PositiveInt = 4_096
+    max_array_size: PositiveInt = 8_000_000
+    max_batch_size: PositiveInt = 50_000_000
+    max_iter: PositiveInt = 1_000_000
+    max_time_limit_s: _PositiveFloat = 600.0
+    workers: NonNegativeInt = 2
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+(,[0-9]+)*)?)$")] = "auto"
+    deadline_s: _PositiveFloat = 120.0
+    compile_limit_s: _PositiveFloat = 60.0
+    worker_memory_bytes: PositiveInt = 4 * 2**30
+    quarantine_s: _PositiveFloat = 3600.0
+    batching: bool = True
+    merged_rows: PositiveInt = 256
+    state_bytes: PositiveInt = 512 * 2**20
+    state_s: _PositiveFloat = 900.0
+    max_jobs_per_key: PositiveInt = 64
+    job_bytes: PositiveInt = 512 * 2**20
+    job_s: _PositiveFloat = 3600.0
+    drain_s: _PositiveFloat = 20.0
+    compiled_problems: PositiveInt = 64
+    max_compiled_size: PositiveInt = 60_000_000
+    store: str = Field(default_factory=default_store)
+    max_store_bytes: PositiveInt = 2 * 2**30
+    recent_bytes: PositiveInt = 256 * 2**20
+    max_problems_per_key: PositiveInt = 1_000
+    max_keys: PositiveInt = 1_000
+    max_in_flight_per_key: PositiveInt = 128
+    max_waiting: PositiveInt = 256
+    max_wait_s: _PositiveFloat = 30.0
+    max_running: PositiveInt | None = None
+    refresh_s: _PositiveFloat = 0.5
+    requests_per_minute: PositiveInt | None = None
+    seconds_per_day: _PositiveFloat | None = None
+    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
+    trusted_proxies: str = ""
+    log_format: Literal["json", "text"] = "json"
+    telemetry: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Read every field that the environment sets; the others keep their defaults.
+        """Read every field that the environment sets, then those that its file sets; the others keep their defaults.
 
         Raises:
-            SettingsError: a value is not a positive number.
+            SettingsError: a value cannot be used, the file cannot be read, or a name in it is unknown.
         """
-        values: dict[str, float] = {}
         source = os.environ if environment is None else environment
-        for field in fields(cls):
-            text = source.get(_PREFIX + field.name.upper())
-            if text is not None:
-                values[field.name] = _positive(field.name, text, type(field.default))
-        return cls(**values)  # type: ignore[arg-type]  # _positive converts to the type of the field's default
+        names = {_PREFIX + field.upper(): field for field in cls.model_fields}
+        for name in source:
+            if name.startswith(_PREFIX) and name not in names.keys() | _OTHERS:
+                _LOG.warning("%s is no setting of this version; it is ignored", name)
+        values = _from_file(source[_FILE]) if source.get(_FILE) else {}
+        values |= {field: source[name] for name, field in names.items() if name in source}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = str(first["loc"][0])
+            name = _PREFIX + field.upper() if _PREFIX + field.upper() in source else field
+            raise SettingsError(f"{name}: {first['msg']}, got {first['input']!r}") from error
 
 
-def _positive(name: str, text: str, kind: type) -> float:
+def _from_file(path: str) -> dict[str, Any]:
     try:
-        value: float = kind(text)
-    except ValueError:
-        value = -1
-    if not 0 < value < float("inf"):
-        raise SettingsError(f"{_PREFIX}{name.upper()} must be a positive {kind.__name__}, got {text!r}")
-    return value
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"the settings file {path} cannot be read: {error}") from error

@@ -1,11 +1,13 @@
-"""A real server in a process of its own, for the whole session of tests."""
+"""Real servers in processes of their own: one for the whole session of tests, and more for those that end theirs."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,19 +18,39 @@ ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients" / "python" / "src"
 
 
-@pytest.fixture(scope="session")
-def url() -> Iterator[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")])}
-    command = [sys.executable, "-m", "convexlayer.cli", "serve", "--host", "127.0.0.1", "--port", "0"]
+@contextmanager
+def serving(*options: str, port: int = 0, **settings: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server, its URL and its process; settings as their variables, in lower case and without the prefix."""
+    named = {f"CONVEXLAYER_{name.upper()}": value for name, value in settings.items()}
+    environment = os.environ | named | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")])}
+    command = [sys.executable, "-m", "convexlayer.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *options]
     with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield next(line.split()[-1] for line in process.stdout if line.startswith("listening on"))
+            yield next(line.split()[-1] for line in process.stdout if line.startswith("listening on")), process
         finally:
             process.terminate()
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    with serving("--workers", "0") as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="session")
 def client(url: str) -> Iterator[Client]:
     with Client(url) as client:
         yield client
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """A port that is free now, for a server that is to be started twice at the same place."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find

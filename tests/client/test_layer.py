@@ -255,11 +255,15 @@ def test_options_and_solver_reach_the_server(client: Client) -> None:
         {},
         {"url": "http://127.0.0.1:1", "client": None, "on_failure": "keep"},
         {"url": "http://x", "on_degenerate": "?"},
+        {"url": "http://x", "state": "?"},
+        {"url": "http://x", "client": Client("http://x")},
+        {"api_key": "k", "client": Client("http://x")},
     ],
 )
-def test_arguments_are_checked(keywords: dict[str, Any]) -> None:
+def test_arguments_are_checked(keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVEXLAYER_URL", raising=False)
     family = box()
-    with pytest.raises(ValueError, match=r"url or client|on_failure|on_degenerate"):
+    with pytest.raises(ValueError, match=r"the URL of a server|url or client|on_failure|on_degenerate|state must be"):
         RemoteConvexLayer(family.problem, family.parameters, family.outputs, **keywords)
 
 

@@ -70,7 +70,7 @@ class AppClient:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[AppClient]:
-    client = AppClient(create_app(Settings()))
+    client = AppClient(create_app(Settings(workers=0)))
     yield client
     client.close()
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -35,18 +38,112 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "usage: convexlayer" in capsys.readouterr().err
 
 
-def test_serve() -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")])}
-    command = [sys.executable, "-m", "convexlayer.cli", "serve", "--port", "0"]
-    with subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
+class Server:
+    """``convexlayer serve`` in a process of its own."""
+
+    def __init__(self, *arguments: str, log: int = subprocess.DEVNULL, **environment: str) -> None:
+        paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")])}
+        command = [sys.executable, "-m", "convexlayer.cli", "serve", "--port", "0", "--workers", "0", *arguments]
+        self._process = subprocess.Popen(
+            command, env=os.environ | paths | environment, text=True, stdout=subprocess.PIPE, stderr=log
+        )
+
+    def __enter__(self) -> Server:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line.startswith("listening on http://"), line
+        self.url = line.split()[-1].replace("0.0.0.0", "127.0.0.1")
+        return self
+
+    def status(self, path: str, token: str = "none") -> int:
+        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {token}"}, timeout=60).status_code
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.send_signal(signal.SIGINT)
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("listening on http://127.0.0.1:")
-            assert httpx.get(line.split()[-1] + "/readyz", timeout=60).json()["status"] == "ready"
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) in (0, -signal.SIGINT)
+            assert self._process.wait(timeout=60) in (0, -signal.SIGINT)
         finally:
-            process.kill()
+            self._process.kill()
+            self._process.communicate()
+
+
+def test_serve() -> None:
+    with Server() as server:
+        assert server.url.startswith("http://127.0.0.1:")
+        while server.status("/readyz") != 200:
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("trusted", "client"), [("", "127.0.0.1"), ("127.0.0.1", "203.0.113.9")])
+def test_forwarded_headers_are_believed_where_told(tmp_path: Path, trusted: str, client: str) -> None:
+    with open(tmp_path / "log", "w") as log:
+        environment = {"CONVEXLAYER_TRUSTED_PROXIES": trusted, "CONVEXLAYER_ROOT_PATH": "/lab"}
+        with Server(log=log.fileno(), **environment) as server:
+            headers = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+            assert httpx.get(f"{server.url}/lab/v1/problems", headers=headers).status_code == 200
+    text = (tmp_path / "log").read_text()
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert [line["client"] for line in lines if line.get("route") == "/v1/problems"] == [client]
+
+
+def test_a_public_address_with_a_first_key(tmp_path: Path) -> None:
+    store, token = str(tmp_path / "store.sqlite"), secrets.token_hex(32)
+    (tmp_path / "key").write_text(f"{token}\n")
+    for environment in ({"CONVEXLAYER_FIRST_KEY_FILE": str(tmp_path / "key")}, {"CONVEXLAYER_FIRST_KEY": token}, {}):
+        with Server("--host", "0.0.0.0", "--store", store, **environment) as server:
+            assert server.status("/healthz") == 200
+            assert server.status("/v1/problems") == 401
+            assert server.status("/v1/problems", token) == 200
+
+
+def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = ["--store", str(tmp_path / "store.sqlite")]
+    assert main(["keys", "create", "Group A", "--requests-per-minute", "60", *store]) == 0
+    token = capsys.readouterr().out.strip()
+    assert main(["keys", "list", *store]) == 0
+    listed = capsys.readouterr().out
+    header, row = listed.splitlines()
+    assert header.split()[:2] == ["key", "name"]
+    assert "Group A" in row
+    assert row.split()[-1] == "60"
+    assert token not in listed
+    assert main(["keys", "revoke", row.split()[0], *store]) == 0
+    assert main(["keys", "revoke", row.split()[0], *store]) == 2
+    assert "keys list" in capsys.readouterr().err
+    assert main(["keys", "list", *store]) == 0
+    assert len(capsys.readouterr().out.splitlines()[1].split()) == len(row.split()) + 1
+
+
+def test_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, copy = ["--store", str(tmp_path / "store.sqlite")], str(tmp_path / "copy.sqlite")
+    assert main(["store", "backup", copy, *store]) == 2
+    assert main(["keys", "create", "a", *store]) == 0
+    assert main(["store", "backup", copy, *store]) == 0
+    assert main(["store", "backup", copy, *store]) == 2
+    assert main(["keys", "create", "b", *store]) == 0
+    assert main(["store", "restore", copy, *store]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", *store]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_settings_that_cannot_be_used(tmp_path: Path, host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    store = ["--store", str(tmp_path / "store.sqlite")]
+    (tmp_path / "settings.toml").write_text("max_batch = 0")
+    assert main(["serve", "--host", host, "--settings", str(tmp_path / "settings.toml"), *store]) == 2
+    assert "max_batch" in capsys.readouterr().err
+    assert main(["serve", "--host", host, "--device", "abacus", *store]) == 2
+    assert "CONVEXLAYER_DEVICE" in capsys.readouterr().err
+
+
+def test_first_keys_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ["--store", str(tmp_path / "store.sqlite")]
+    monkeypatch.setenv("CONVEXLAYER_FIRST_KEY", "password")
+    assert main(["serve", *store]) == 2
+    assert "openssl" in capsys.readouterr().err
+    monkeypatch.setenv("CONVEXLAYER_FIRST_KEY_FILE", str(tmp_path / "none"))
+    assert main(["serve", *store]) == 2
+    assert "cannot be read" in capsys.readouterr().err

@@ -259,7 +259,7 @@ def test_cone_program_documents(client: AppClient, reference: convexlayer.Soluti
 
 
 def test_dropped_programs_are_compiled_again() -> None:
-    client = AppClient(create_app(Settings(compiled_problems=1)))
+    client = AppClient(create_app(Settings(workers=0, compiled_problems=1)))
     try:
         first, second = client.register(FEASIBILITY), client.register(DOCUMENT)
         assert client.get("/readyz").json()["compiled"] == 1
@@ -272,14 +272,14 @@ def test_dropped_programs_are_compiled_again() -> None:
 
 
 def test_concurrent_requests_survive_eviction_and_equal_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    app = create_app(Settings(compiled_problems=1))
+    app = create_app(Settings(workers=0, compiled_problems=1))
     client = AppClient(app)
     seen: list[str] = []
     run = app.state.service.engine.run
 
-    async def watched(request: ComputeRequest, document: Any) -> Any:
+    async def watched(request: ComputeRequest, *arguments: Any) -> Any:
         seen.append(request.request_id)
-        return await run(request, document)
+        return await run(request, *arguments)
 
     monkeypatch.setattr(app.state.service.engine, "run", watched)
     documents = [FEASIBILITY | {"constants": {"marker": float(number)}} for number in range(3)]

@@ -1,6 +1,27 @@
 """What computes."""
 
 from .embedded import EmbeddedEngine
-from .protocol import ComputeOptions, ComputeRequest, ComputeResult, Engine, EngineHealth, Operation
+from .fair import FairEngine
+from .protocol import (
+    ComputeOptions,
+    ComputeRequest,
+    ComputeResult,
+    Engine,
+    EngineHealth,
+    Operation,
+    PortableState,
+    Progress,
+)
 
-__all__ = ["ComputeOptions", "ComputeRequest", "ComputeResult", "EmbeddedEngine", "Engine", "EngineHealth", "Operation"]
+__all__ = [
+    "ComputeOptions",
+    "ComputeRequest",
+    "ComputeResult",
+    "EmbeddedEngine",
+    "Engine",
+    "EngineHealth",
+    "FairEngine",
+    "Operation",
+    "PortableState",
+    "Progress",
+]

@@ -1,104 +1,211 @@
-"""The engine inside the server's own process: threads, and a cache of compiled problems."""
+"""The engine of one machine: worker processes, and what is kept for them here."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar, final
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, final
 
-from ..documents import Grammar
+from ..errors import InvalidError, UnavailableError
 from ..settings import Settings
-from .compiled import CompiledProblem, compile_document
-from .protocol import ComputeRequest, ComputeResult, EngineHealth
+from .merging import Member
+from .parts import Cutter
+from .protocol import ComputeRequest, ComputeResult, EngineHealth, PortableState, Progress
+from .scheduler import Scheduler, Task
+from .states import SolvedState, States, digest
 
 __all__ = ["EmbeddedEngine"]
 
-_T = TypeVar("_T")
+_PART_S = 0.2
+"""What one part of a request should take: so long others wait for it, and so fine is its progress."""
+
+_POLL_S = 0.02
 
 
 @final
 class EmbeddedEngine:
-    """Compiles on one thread, one document after another, and solves on several.
+    """Computes in worker processes of this machine.
 
     Args:
-        settings: ``solver_threads``, ``compiled_problems``, ``max_compiled_size``, and the bounds on documents.
+        settings: ``workers``, ``device``, the limits of workers, ``batching``, and those of states.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._grammar = Grammar(settings)
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._solvers = ThreadPoolExecutor(settings.solver_threads, thread_name_prefix="solve")
-        self._compiled: OrderedDict[str, CompiledProblem] = OrderedDict()
-        self._running: dict[str, Future[ComputeResult]] = {}
-        self._lock = threading.Lock()
-        self._closed = False
+        self._scheduler = Scheduler(settings)
+        self._states = States(settings)
+        self._calls: dict[str, list[Task]] = {}
+        self._open = False
+
+    async def open(self) -> None:
+        """Start the workers; a thread is waited for, since it takes no time."""
+        await self._scheduler.crew.open()
+        self._open = True
+        while not self._settings.workers and not self._scheduler.crew.workers:
+            await asyncio.sleep(0)
 
     async def register(self, problem_id: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Compile a document, unless it is compiled already."""
-        return (await self._obtain(problem_id, document)).summary
+        """Compile a document, unless a worker has it compiled."""
+        self._check_open()
+        known = self._scheduler.summary(problem_id)
+        if known is not None and problem_id in self._scheduler.problems:
+            return known
+        return await self._compiled(problem_id, document)
 
-    async def run(self, request: ComputeRequest, document: Mapping[str, Any]) -> ComputeResult:
-        """Compute on a thread of the pool."""
-        compiled = await self._obtain(request.problem_id, document)
-        future = self._solvers.submit(compiled.compute, request)
-        self._running[request.request_id] = future
+    async def run(
+        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None = None
+    ) -> ComputeResult:
+        """Compute, in parts where the batch is large."""
+        self._check_open()
+        kept = None
+        if isinstance(request.state, str):
+            kept = self._states.get(request.state, request.owner, request.problem_id)
+            request = replace(request, parameters=kept.parameters, options=kept.options)
+        summary = self._scheduler.summary(request.problem_id) or await self._compiled(request.problem_id, document)
+        cutter = Cutter.of(request, summary)
+        if isinstance(request.state, PortableState):
+            await _check_portable(request, request.state)
+        pieces = self._pieces(cutter, kept)
+        tasks = [self._task(cutter, document, kept, *piece) for piece in pieces]
+        self._calls[request.request_id] = tasks
         try:
-            return await asyncio.wrap_future(future)
+            results = await self._performed(tasks, cutter.batch, progress)
         finally:
-            self._running.pop(request.request_id, None)
+            del self._calls[request.request_id]
+        result = results[0] if len(results) == 1 else await asyncio.to_thread(cutter.joined, results)
+        if kept is not None:
+            return replace(result, solver=kept.result.solver, reason=kept.result.reason)
+        if result.portable is None:
+            return result
+        return await self._with_state(request, result, pieces)
 
     async def cancel(self, request_id: str) -> bool:
-        """Give up a request that waits for a thread; one that is being solved runs on."""
-        future = self._running.get(request_id)
-        return future is not None and future.cancel()
+        """Give up what of a request is still to be done; a part that is in work runs on, for nobody."""
+        unfinished = [self._scheduler.withdraw(task) for task in self._calls.get(request_id, ())]
+        return any(unfinished)
 
     def health(self) -> EngineHealth:
         """How the engine is."""
-        return EngineHealth(ready=not self._closed, compiled=len(self._compiled), running=len(self._running))
+        crew = self._scheduler.crew
+        return EngineHealth(
+            ready=self._open and bool(crew.workers),
+            compiled=len(self._scheduler.problems),
+            running=self._scheduler.unfinished,
+            workers=len(crew.workers),
+            replaced=crew.replaced,
+            backlog_s=self._scheduler.backlog_s(),
+        )
 
-    def close(self) -> None:
-        """Stop both pools after what they are computing; what waits is dropped."""
-        self._closed = True
-        self._compiler.shutdown(cancel_futures=True)
-        self._solvers.shutdown(cancel_futures=True)
+    async def close(self) -> None:
+        """Let what is in work and what waits come to its end for ``drain_s``, then end the workers."""
+        self._open = False
+        end = time.monotonic() + self._settings.drain_s
+        while self._scheduler.unfinished and time.monotonic() < end:
+            await asyncio.sleep(_POLL_S)
+        self._scheduler.give_up()
+        await self._scheduler.crew.close()
 
-    async def _obtain(self, problem_id: str, document: Mapping[str, Any]) -> CompiledProblem:
-        """The compiled problem itself, which stays usable though the cache may drop it at any time."""
-        found = self._find(problem_id)
-        if found is None:
-            found = await _on(self._compiler, lambda: self._compile(problem_id, document))
-        return found
+    def _check_open(self) -> None:
+        if not self._open:
+            raise UnavailableError("the server is shutting down", retry_after_s=1.0)
 
-    def _find(self, problem_id: str) -> CompiledProblem | None:
-        with self._lock:
-            compiled = self._compiled.get(problem_id)
-            if compiled is not None:
-                self._compiled.move_to_end(problem_id)
-            return compiled
+    async def _compiled(self, problem_id: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        task = Task(problem_id=problem_id, document=document, future=future)
+        self._scheduler.submit([task])
+        try:
+            return await future
+        finally:
+            self._scheduler.withdraw(task)
 
-    def _compile(self, problem_id: str, document: Mapping[str, Any]) -> CompiledProblem:
-        """On the one compiling thread, so that a problem posted twice at once is compiled once."""
-        compiled = self._find(problem_id)
-        if compiled is None:
-            compiled = compile_document(problem_id, document, self._grammar, self._settings)
-            with self._lock:
-                self._compiled[problem_id] = compiled
-                self._evict()
-        return compiled
+    def _pieces(self, cutter: Cutter, kept: SolvedState | None) -> tuple[tuple[slice, str], ...]:
+        """Ranges of rows, each with the id under which a worker keeps, or is to keep, its solved batch.
 
-    def _evict(self) -> None:
-        """Drop the least recently used problems, but never the last one, which is about to be used."""
-        size = sum(compiled.size for compiled in self._compiled.values())
-        while len(self._compiled) > 1 and (
-            len(self._compiled) > self._settings.compiled_problems or size > self._settings.max_compiled_size
-        ):
-            _, dropped = self._compiled.popitem(last=False)
-            size -= dropped.size
+        A state is cut as its solve was, so that what workers keep of it is of use; unless its one element stands for
+        all elements of the directions.
+        """
+        if kept is not None and len(kept.points.status) == cutter.batch:
+            return kept.pieces
+        request = cutter.request
+        each_s = self._scheduler.each_s(request.problem_id, request.operation)
+        most = self._settings.merged_rows if each_s is None else max(1, min(int(_PART_S / each_s), 1024))
+        return tuple((rows, f"{request.request_id}/{rows.start}") for rows in cutter.rows(most))
+
+    def _task(
+        self, cutter: Cutter, document: Mapping[str, Any], kept: SolvedState | None, rows: slice, key: str
+    ) -> Task:
+        request = cutter.request
+        points = request.state if kept is None else kept.points
+        state = None
+        if isinstance(points, PortableState):
+            own = len(points.status) == cutter.batch
+            state = PortableState(
+                digest=key if own and kept is not None else "",
+                x=points.x[rows] if own else points.x,
+                y=points.y[rows] if own else points.y,
+                s=points.s[rows] if own else points.s,
+                status=points.status[rows] if own else points.status,
+            )
+        return Task(
+            problem_id=request.problem_id,
+            document=document,
+            future=asyncio.get_running_loop().create_future(),
+            member=Member(cutter.part(rows, key, state), rows.stop - rows.start, cutter.batched),
+            home="" if state is None else state.digest,
+            each_s=0.0 if kept is None else kept.seconds_each,
+        )
+
+    async def _performed(self, tasks: list[Task], batch: int, progress: Progress | None) -> list[ComputeResult]:
+        """What became of all of them; where one fails, the others are given up."""
+        done = 0
+
+        def count(task: Task) -> None:
+            nonlocal done
+            done += task.rows
+            if progress is not None:
+                progress(done, batch)
+
+        if progress is not None:
+            progress(0, batch)
+        for task in tasks:
+            task.future.add_done_callback(lambda _, task=task: count(task))  # type: ignore[misc]
+        try:
+            self._scheduler.submit(tasks)
+            return await asyncio.gather(*(task.future for task in tasks))
+        finally:
+            for task in tasks:
+                self._scheduler.withdraw(task)
+
+    async def _with_state(
+        self, request: ComputeRequest, result: ComputeResult, pieces: tuple[tuple[slice, str], ...]
+    ) -> ComputeResult:
+        """With a handle where that is asked for, and with the points where they are."""
+        points = result.portable
+        assert points is not None, "they are asked for with either"
+        handle = None
+        if request.keep:
+            state = SolvedState(
+                owner=request.owner,
+                problem_id=request.problem_id,
+                parameters=request.parameters,
+                options=request.options,
+                result=replace(result, arrays={}, portable=None),
+                points=points,
+                pieces=pieces,
+                seconds_each=result.seconds["solve"] / len(result.status),
+            )
+            handle = self._states.put(state)
+        if request.portable:
+            found = await asyncio.to_thread(digest, request.problem_id, request.parameters, points)
+            return replace(result, state=handle, portable=replace(points, digest=found))
+        return replace(result, state=handle, portable=None)
 
 
-async def _on(pool: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
-    return await asyncio.get_running_loop().run_in_executor(pool, work)
+async def _check_portable(request: ComputeRequest, state: PortableState) -> None:
+    found = await asyncio.to_thread(digest, request.problem_id, request.parameters, state)
+    if found != state.digest:
+        raise InvalidError.at(
+            "/state", "belongs to another problem or to other parameters, or was changed; send the parameters alone"
+        )

@@ -1,19 +1,45 @@
 """What computes, seen from the routes: four calls with plain documents and NumPy arrays.
 
-Requests and results are picklable, so that an engine may live in other processes.
+Requests and results are picklable, so that an engine may live in other processes or on other machines.
+
+**State** between a solve and its derivatives, one contract in three levels; the answer never depends on the level:
+
+    handle      ComputeRequest(operation="solve", keep=True) -> ComputeResult.state, a string that begins with s_. A
+                later vjp or jvp of the same owner gives it as ``state`` in place of parameters. The engine holds the
+                parameters and (x, y, s) within a byte budget and for a time, and factors wherever they are of use; a
+                handle that it does not hold for this owner is a ``GoneError``.
+    portable    ComputeRequest(operation="solve", portable=True) -> ComputeResult.portable, (x, y, s) as plain arrays,
+                bound to problem and parameters by a hash. A later vjp or jvp gives it as ``state`` beside the
+                parameters.
+    recompute   A vjp or jvp with parameters alone.
+
+**Batching.** An engine merges requests that wait for the same problem, so admission should let in many more than there
+are workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ..arrays import Array
 
-__all__ = ["ComputeOptions", "ComputeRequest", "ComputeResult", "Engine", "EngineHealth", "Operation"]
+__all__ = [
+    "ComputeOptions",
+    "ComputeRequest",
+    "ComputeResult",
+    "Engine",
+    "EngineHealth",
+    "Operation",
+    "PortableState",
+    "Progress",
+]
 
 Operation = Literal["solve", "vjp", "jvp"]
+
+Progress = Callable[[int, int], None]
+"""Called on the event loop with the number of elements done and of all elements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +60,29 @@ class ComputeOptions:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class PortableState:
+    """Solutions of the standard form that the caller keeps.
+
+    Attributes:
+        digest: hash of the problem's id, the parameters and the arrays below.
+        x: (batch, n).
+        y: (batch, m).
+        s: (batch, m).
+        status: what became of each element.
+    """
+
+    digest: str
+    x: Array
+    y: Array
+    s: Array
+    status: tuple[str, ...]
+
+    def described(self) -> dict[str, Any]:
+        """The state as a dictionary."""
+        return {"digest": self.digest, "status": list(self.status), "x": self.x, "y": self.y, "s": self.s}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ComputeRequest:
     """One solve, vjp or jvp.
 
@@ -41,12 +90,16 @@ class ComputeRequest:
         request_id: for ``cancel``; no two requests in work may share one.
         problem_id: of a registered problem.
         operation: what to compute.
-        parameters: one array for every parameter, of its shape or (batch, *shape).
+        parameters: one array for every parameter, of its shape or (batch, *shape); none where ``state`` is a handle.
         directions: cotangents of outputs (and of ``objective``) for a vjp, tangents of parameters for a jvp, each of
             the shape of what it belongs to or (batch, *shape); those left out are zero.
         wrt: for a vjp, the parameters whose gradients are wanted.
         outputs: for a solve or a jvp, the outputs that are wanted; None is all.
-        options: how to solve.
+        options: how to solve; with a handle, those of its solve are used.
+        owner: whose request this is, the id of a key: a handle serves its owner alone.
+        keep: for a solve, whether to keep its state and give a handle.
+        portable: for a solve, whether to give its state as arrays.
+        state: for a vjp or jvp, a handle or a portable state to start from.
     """
 
     request_id: str
@@ -57,6 +110,10 @@ class ComputeRequest:
     wrt: tuple[str, ...] = ()
     outputs: tuple[str, ...] | None = None
     options: ComputeOptions = field(default_factory=ComputeOptions)
+    owner: str = ""
+    keep: bool = False
+    portable: bool = False
+    state: str | PortableState | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,7 +131,9 @@ class ComputeResult:
         report: of the derivative: status, linear_residual, margin, condition and consistent; None for a solve.
         solver: the solver that ran.
         reason: why it was chosen.
-        seconds: wall time of the parts.
+        seconds: wall time of the parts, that of waiting for a worker (``queue``) included.
+        state: the handle of the state, where it was asked for; None where it is too large to be kept.
+        portable: the state itself, where it was asked for.
     """
 
     arrays: Mapping[str, Array]
@@ -87,6 +146,15 @@ class ComputeResult:
     solver: str
     reason: str
     seconds: Mapping[str, float]
+    state: str | None = None
+    portable: PortableState | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = [*self.arrays.values(), *self.residuals.values()]
+        arrays += [] if self.portable is None else [self.portable.x, self.portable.y, self.portable.s]
+        return sum(array.nbytes for array in arrays)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +165,27 @@ class EngineHealth:
         ready: whether it takes requests.
         compiled: problems that it holds compiled.
         running: requests in work or waiting.
+        workers: workers that can compute now.
+        replaced: workers that ended unasked and were replaced, since the start.
+        backlog_s: estimated seconds until a request that came now would begin.
     """
 
     ready: bool
     compiled: int
     running: int
+    workers: int = 1
+    replaced: int = 0
+    backlog_s: float = 0.0
 
 
 class Engine(Protocol):
-    """Compiles and computes."""
+    """Compiles and computes.
+
+    ``open`` and ``close`` frame its life, both on the event loop that serves the four calls.
+    """
+
+    async def open(self) -> None:
+        """Begin; requests are taken from now on, though workers may take seconds to be ready."""
 
     async def register(self, problem_id: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """Compile a document, unless it is compiled already.
@@ -114,10 +194,13 @@ class Engine(Protocol):
             The summary: shapes, cones, sizes, curvature, the solver's name; plain JSON.
 
         Raises:
-            DocumentError: the document cannot be compiled.
+            DocumentError: the document cannot be compiled, or not within the limits of time and memory.
+            UnavailableError: the worker ended, or the problem is quarantined; to be tried again.
         """
 
-    async def run(self, request: ComputeRequest, document: Mapping[str, Any]) -> ComputeResult:
+    async def run(
+        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None = None
+    ) -> ComputeResult:
         """Compute with the problem of a document, which is compiled unless it is compiled already.
 
         Raises:
@@ -125,13 +208,17 @@ class Engine(Protocol):
             InvalidError: the values cannot be used.
             SolverChoiceError: the solver asked for cannot be used.
             DerivativeError: the derivative cannot be had.
+            GoneError: the state is not, or no longer, here.
+            UnavailableError: the worker ended, or the problem is quarantined; to be tried again.
+            DeadlineError: it took longer than the server allows.
+            asyncio.CancelledError: it was cancelled.
         """
 
     async def cancel(self, request_id: str) -> bool:
-        """Give up a request that waits; whether it was still waiting."""
+        """Give up a request; whether any of it was still to be done."""
 
     def health(self) -> EngineHealth:
         """How the engine is, at once."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop, after what is being computed."""

@@ -1,5 +1,5 @@
 """The endpoints."""
 
-from . import compute, health, problems
+from . import compute, health, jobs, problems
 
-__all__ = ["compute", "health", "problems"]
+__all__ = ["compute", "health", "jobs", "problems"]

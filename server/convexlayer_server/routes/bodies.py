@@ -10,11 +10,16 @@ from ..arrays import Encoding
 from ..body import refuse_unknown
 
 __all__ = [
+    "Capabilities",
+    "DayUsage",
     "DerivativeReport",
+    "JobAnswer",
+    "JobList",
     "JvpAnswer",
     "JvpRequest",
     "Meta",
     "Options",
+    "Portable",
     "Problem",
     "ProblemDetail",
     "ProblemList",
@@ -22,13 +27,17 @@ __all__ = [
     "Residuals",
     "SolveAnswer",
     "SolveRequest",
+    "SolverCapability",
+    "UsageAnswer",
     "VjpAnswer",
     "VjpRequest",
 ]
 
 Arrays = dict[str, Any]
 Part = Literal["variables", "duals"]
+SolvePart = Literal["variables", "duals", "state", "portable"]
 Numbers = list[float | None]
+JobStatus = Literal["waiting", "running", "done", "cancelled"]
 
 
 class _Body(BaseModel):
@@ -58,21 +67,46 @@ class _Compute(_Body):
 
 
 class SolveRequest(_Compute):
-    """Parameter values, each of its registered shape or with one leading batch axis."""
+    """Parameter values, each of its registered shape or with one leading batch axis.
 
-    parts: Annotated[list[Part], Field(alias="return", fail_fast=True)] = ["variables"]
+    With ``state`` in ``return``, the answer holds a handle for later vjp and jvp; with ``portable``, the state itself.
+    """
+
+    parts: Annotated[list[SolvePart], Field(alias="return", fail_fast=True)] = ["variables"]
+
+
+class Portable(_Body):
+    """Solutions of the standard form, as a solve gave them: what a vjp or jvp can start from beside the parameters.
+
+    ``digest`` is a hash of the problem's id, the parameters and these arrays; x is (batch, n), y and s (batch, m).
+    """
+
+    digest: Annotated[str, Field(max_length=128)]
+    status: Annotated[list[str], Field(fail_fast=True)]
+    x: Any
+    y: Any
+    s: Any
+
+
+State = Annotated[str, Field(max_length=128)] | Portable
+"""A handle, in place of parameters and options; or a portable state, beside the parameters."""
 
 
 class VjpRequest(_Compute):
-    """Parameter values, cotangents of variables, duals and ``objective``, and the parameters to differentiate by."""
+    """Parameter values, cotangents of variables, duals and ``objective``, and the parameters to differentiate by.
 
+    ``state`` may be a handle (without parameters; 410 when it is gone) or portable (with the parameters of its solve).
+    """
+
+    state: State | None = None
     cotangents: Arrays
     wrt: Annotated[list[str], Field(fail_fast=True)] | None = None
 
 
 class JvpRequest(_Compute):
-    """Parameter values and tangents of parameters."""
+    """Parameter values and tangents of parameters; ``state`` as for a vjp."""
 
+    state: State | None = None
     tangents: Arrays
     parts: Annotated[list[Part], Field(alias="return", fail_fast=True)] = ["variables"]
 
@@ -109,10 +143,15 @@ class DerivativeReport(BaseModel):
 
 
 class SolveAnswer(BaseModel):
-    """Solutions; null (NaN in base64) in rows of elements without one."""
+    """Solutions; null (NaN in base64) in rows of elements without one.
+
+    ``state`` is a handle, null where the state is too large to be kept here.
+    """
 
     variables: Arrays | None = None
     duals: Arrays | None = None
+    state: str | None = None
+    portable: Portable | None = None
     status: list[str]
     objective: Numbers
     iterations: list[int]
@@ -137,6 +176,29 @@ class JvpAnswer(BaseModel):
     status: list[str]
     report: DerivativeReport
     meta: Meta
+
+
+class JobAnswer(BaseModel):
+    """A solve, vjp or jvp that was asked for with ``Prefer: respond-async``.
+
+    ``status`` is waiting, running, done (its result is there: an answer or an error), or cancelled; ``done`` of
+    ``total`` elements are computed. ``expires_s`` is the time for which the result will be kept.
+    """
+
+    id: str
+    problem_id: str
+    operation: str
+    status: JobStatus
+    done: int
+    total: int
+    seconds: float
+    expires_s: float | None = None
+
+
+class JobList(BaseModel):
+    """The caller's jobs."""
+
+    jobs: list[JobAnswer]
 
 
 class FieldProblem(BaseModel):
@@ -181,3 +243,39 @@ class ProblemList(BaseModel):
     """What is registered."""
 
     problems: list[ProblemSummary]
+
+
+class SolverCapability(BaseModel):
+    """A solver that is installed, and what it takes."""
+
+    name: str
+    quadratic: bool
+    cones: list[str]
+
+
+class Capabilities(BaseModel):
+    """What a server can do; ``limits`` are those of its settings."""
+
+    versions: dict[str, str]
+    solvers: list[SolverCapability]
+    functions: list[str]
+    documents: list[str]
+    keys_required: bool
+    workers: int
+    limits: dict[str, int | float | None]
+
+
+class DayUsage(BaseModel):
+    """What was used in one day (UTC): requests, elements solved or differentiated, and seconds of the engine."""
+
+    day: str
+    requests: int
+    elements: int
+    seconds: float
+
+
+class UsageAnswer(BaseModel):
+    """What a key used, by day; ``key`` is null where the server asks for none."""
+
+    key: str | None
+    days: list[DayUsage]

@@ -1,132 +1,210 @@
-"""solve, vjp and jvp: arrays are read, computed and written off the event loop."""
+"""solve, vjp and jvp: arrays are read, computed and written off the event loop.
+
+With ``Prefer: respond-async`` (RFC 7240) any of them is a job: once its arrays are read it is answered with 202 and the
+job's place in ``Location``, and lives on whatever becomes of the connection.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
-import cvxpy as cp
-from fastapi import APIRouter, Response
-from pydantic import BaseModel
+import numpy as np
+from fastapi import APIRouter, Depends, Response
+from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
-import convexlayer
-
-from ..arrays import Array, Encoding, encode
-from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation
+from ..answers import BINARY_ANSWER, Answer
+from ..arrays import Array, Encoding
+from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation, Progress
 from ..errors import InvalidError, pointer
-from ..service import JsonBody, Service, ServiceDependency
+from ..reading import described, reader
+from ..registry import versions
+from ..service import Owner, Service, ServiceDependency
 from ..settings import Settings
 from ..store import StoredProblem
 from .bodies import (
-    DerivativeReport,
+    JobAnswer,
     JvpAnswer,
     JvpRequest,
     Meta,
     Options,
-    Residuals,
+    Portable,
     SolveAnswer,
     SolveRequest,
     VjpAnswer,
     VjpRequest,
 )
+from .preferences import Preferences, respond_async
 from .reader import Reader, known_names
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/problems/{problem_id}", tags=["compute"], dependencies=[JsonBody])
+router = APIRouter(prefix="/v1/problems/{problem_id}", tags=["compute"])
 
 
-@router.post("/solve", response_model=SolveAnswer)
-async def solve(problem_id: str, body: SolveRequest, service: ServiceDependency) -> Response:
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **BINARY_ANSWER,
+    202: {"model": JobAnswer, "description": "It is a job now"},
+}
+_MEASURES = ("linear_residual", "margin", "condition")
+
+_solve_bodies, _vjp_bodies, _jvp_bodies = TypeAdapter(SolveRequest), TypeAdapter(VjpRequest), TypeAdapter(JvpRequest)
+SolveBody = Annotated[SolveRequest, Depends(reader(_solve_bodies, mode="values", also_binary=True))]
+VjpBody = Annotated[VjpRequest, Depends(reader(_vjp_bodies, mode="values", also_binary=True))]
+JvpBody = Annotated[JvpRequest, Depends(reader(_jvp_bodies, mode="values", also_binary=True))]
+
+
+@router.post(
+    "/solve",
+    response_model=SolveAnswer,
+    responses=_RESPONSES,
+    openapi_extra=described(_solve_bodies, also_binary=True),
+)
+async def solve(
+    problem_id: str, body: SolveBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+) -> Response:
     """Solve for a batch of parameters. An element without a solution is a status, not an error."""
-    problem = service.problem(problem_id)
-    result = await _compute(service, problem, body, "solve", outputs=_outputs(problem, body.parts))
+    problem = await service.registry.get(owner, problem_id)
+    parts = [part for part in body.parts if part in ("variables", "duals")]
+    request = await _read(
+        service,
+        problem,
+        body,
+        "solve",
+        outputs=_outputs(problem, parts),
+        owner=owner,
+        keep="state" in body.parts,
+        portable="portable" in body.parts,
+    )
 
-    def answer() -> SolveAnswer:
-        parts = {part: _encoded(result, problem.summary[part], body.encoding) for part in body.parts}
-        return SolveAnswer(
-            **parts,
-            status=list(result.status),
-            objective=_numbers(result.objective),
-            iterations=list(result.iterations),
-            residuals=Residuals(**{name: value.tolist() for name, value in result.residuals.items()}),
-            meta=_meta(problem, result),
-        )
+    def told(result: ComputeResult) -> dict[str, Any]:
+        tree: dict[str, Any] = {part: _outputs_of(result, problem.summary[part]) for part in parts}
+        if request.keep:
+            tree["state"] = result.state
+        if result.portable is not None:
+            tree["portable"] = result.portable.described()
+        return tree | {
+            "status": list(result.status),
+            "objective": result.objective,
+            "iterations": list(result.iterations),
+            "residuals": dict(result.residuals),
+            "meta": _meta(problem, result),
+        }
 
-    return await _respond(answer)
+    return await _served(service, problem, request, told, body.encoding, prefer)
 
 
-@router.post("/vjp", response_model=VjpAnswer)
-async def vjp(problem_id: str, body: VjpRequest, service: ServiceDependency) -> Response:
+@router.post(
+    "/vjp",
+    response_model=VjpAnswer,
+    responses=_RESPONSES,
+    openapi_extra=described(_vjp_bodies, also_binary=True),
+)
+async def vjp(
+    problem_id: str, body: VjpBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+) -> Response:
     """Gradients of a loss with respect to parameters, from its cotangents with respect to outputs."""
-    problem = service.problem(problem_id)
+    problem = await service.registry.get(owner, problem_id)
     known = problem.summary["parameters"]
     for position, name in enumerate(body.wrt or ()):
         if name not in known:
             raise InvalidError.at(pointer("wrt", position), f"unknown parameter {name[:80]!r}{known_names(known)}")
     wrt = tuple(known) if body.wrt is None else tuple(body.wrt)
-    result = await _compute(service, problem, body, "vjp", body.cotangents, wrt=wrt)
+    request = await _read(service, problem, body, "vjp", body.cotangents, state=body.state, owner=owner, wrt=wrt)
 
-    def answer() -> VjpAnswer:
-        gradients = {name: encode(value, body.encoding) for name, value in result.arrays.items()}
-        return VjpAnswer(
-            gradients=gradients,
-            status=list(result.status),
-            report=DerivativeReport(**(result.report or {})),
-            meta=_meta(problem, result),
-        )
+    def told(result: ComputeResult) -> dict[str, Any]:
+        return {
+            "gradients": dict(result.arrays),
+            "status": list(result.status),
+            "report": _report(result),
+            "meta": _meta(problem, result),
+        }
 
-    return await _respond(answer)
+    return await _served(service, problem, request, told, body.encoding, prefer)
 
 
-@router.post("/jvp", response_model=JvpAnswer)
-async def jvp(problem_id: str, body: JvpRequest, service: ServiceDependency) -> Response:
+@router.post(
+    "/jvp",
+    response_model=JvpAnswer,
+    responses=_RESPONSES,
+    openapi_extra=described(_jvp_bodies, also_binary=True),
+)
+async def jvp(
+    problem_id: str, body: JvpBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+) -> Response:
     """Tangents of outputs, from tangents of parameters."""
-    problem = service.problem(problem_id)
+    problem = await service.registry.get(owner, problem_id)
     outputs = _outputs(problem, body.parts)
-    result = await _compute(service, problem, body, "jvp", body.tangents, outputs=outputs)
+    request = await _read(service, problem, body, "jvp", body.tangents, state=body.state, owner=owner, outputs=outputs)
 
-    def answer() -> JvpAnswer:
-        return JvpAnswer(
-            tangents=_encoded(result, outputs, body.encoding),
-            objective=_numbers(result.objective),
-            status=list(result.status),
-            report=DerivativeReport(**(result.report or {})),
-            meta=_meta(problem, result),
-        )
+    def told(result: ComputeResult) -> dict[str, Any]:
+        return {
+            "tangents": _outputs_of(result, outputs),
+            "objective": result.objective,
+            "status": list(result.status),
+            "report": _report(result),
+            "meta": _meta(problem, result),
+        }
 
-    return await _respond(answer)
+    return await _served(service, problem, request, told, body.encoding, prefer)
 
 
-async def _compute(
+async def _read(
     service: Service,
     problem: StoredProblem,
     body: SolveRequest | VjpRequest | JvpRequest,
     operation: Operation,
     directions: Mapping[str, Any] | None = None,
     *,
-    wrt: tuple[str, ...] = (),
-    outputs: tuple[str, ...] | None = None,
-) -> ComputeResult:
+    state: str | Portable | None = None,
+    **others: Any,
+) -> ComputeRequest:
+    """The request, its arrays read and checked."""
     options = _options(body.options, service.settings)
+    handle = isinstance(state, str)
+    if handle and body.parameters:
+        raise InvalidError.at("/parameters", "a handle in state stands for its parameters; leave one of the two out")
 
     def read() -> ComputeRequest:
         arrays = Reader(problem.summary, service.settings)
-        parameters = arrays.parameters(body.parameters)
         return ComputeRequest(
             request_id=uuid.uuid4().hex,  # the caller's own may come twice
             problem_id=problem.id,
             operation=operation,
-            parameters=parameters,
+            parameters={} if handle else arrays.parameters(body.parameters),
             directions=arrays.directions(operation, directions or {}),
-            wrt=wrt,
-            outputs=outputs,
             options=options,
+            state=arrays.state(state) if isinstance(state, Portable) else state,
+            **others,
         )
 
-    return await service.engine.run(await run_in_threadpool(read), problem.document)
+    return await run_in_threadpool(read)
+
+
+async def _served(
+    service: Service,
+    problem: StoredProblem,
+    request: ComputeRequest,
+    told: Callable[[ComputeResult], dict[str, Any]],
+    encoding: Encoding,
+    prefer: str,
+) -> Response:
+    """The answer; or, where the caller prefers that, a job that will have it."""
+
+    async def respond(result: ComputeResult) -> Response:
+        return Answer(told(result), encoding)
+
+    def work(progress: Progress | None = None) -> Awaitable[ComputeResult]:
+        return service.engine.run(request, problem.document, progress)
+
+    if not respond_async(prefer):
+        return await respond(await work())
+    job = service.jobs.start(request, work, respond)
+    headers = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}
+    body = JobAnswer(**job.described()).model_dump_json()
+    return Response(body, 202, headers=headers, media_type="application/json")
 
 
 def _outputs(problem: StoredProblem, parts: Sequence[str]) -> tuple[str, ...]:
@@ -142,30 +220,25 @@ def _options(options: Options, settings: Settings) -> ComputeOptions:
     return ComputeOptions(**options.model_dump())
 
 
-def _encoded(result: ComputeResult, names: Sequence[str] | Mapping[str, Any], encoding: Encoding) -> dict[str, Any]:
+def _outputs_of(result: ComputeResult, names: Iterable[str]) -> dict[str, Array]:
     """Outputs by name, without the batch axis where no input had one."""
-    return {name: encode(result.arrays[name] if result.batched else result.arrays[name][0], encoding) for name in names}
+    return {name: result.arrays[name] if result.batched else result.arrays[name][0, ...] for name in names}
 
 
-def _numbers(values: Array | None) -> list[float | None]:
-    return [] if values is None else values.tolist()
+def _report(result: ComputeResult) -> dict[str, Any]:
+    """The report of the derivative, its numbers as arrays."""
+    report = dict(result.report or {})
+    return report | {name: np.array(report[name], dtype=np.float64) for name in _MEASURES if name in report}
 
 
-def _meta(problem: StoredProblem, result: ComputeResult) -> Meta:
-    return Meta(
+def _meta(problem: StoredProblem, result: ComputeResult) -> dict[str, Any]:
+    meta = Meta(
         problem_id=problem.id,
         solver=result.solver,
         reason=result.reason,
         batch=len(result.status),
         batched=result.batched,
         seconds=dict(result.seconds),
-        versions={"convexlayer": convexlayer.__version__, "cvxpy": cp.__version__},
+        versions=dict(versions()),
     )
-
-
-async def _respond(answer: Any) -> Response:
-    def write() -> str:
-        model: BaseModel = answer()
-        return model.model_dump_json(exclude_unset=True)
-
-    return Response(await run_in_threadpool(write), media_type="application/json")
+    return meta.model_dump()

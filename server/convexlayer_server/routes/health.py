@@ -1,12 +1,14 @@
-"""Liveness, readiness, and a page for people."""
+"""Liveness, readiness, metrics, and a page for people."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from starlette.concurrency import run_in_threadpool
 
+from ..metrics import CONTENT_TYPE
 from ..service import ServiceDependency
 
 __all__ = ["router"]
@@ -27,9 +29,17 @@ td{padding:.2rem 1.5rem .2rem 0;vertical-align:top}code{white-space:nowrap}</sty
 <tr><td><code>POST /v1/problems/{id}/solve</code></td><td>parameters to solutions</td></tr>
 <tr><td><code>POST /v1/problems/{id}/vjp</code></td><td>cotangents to gradients</td></tr>
 <tr><td><code>POST /v1/problems/{id}/jvp</code></td><td>tangents to tangents</td></tr>
-<tr><td><a href="/healthz"><code>GET /healthz</code></a></td><td>whether the process lives</td></tr>
-<tr><td><a href="/readyz"><code>GET /readyz</code></a></td><td>whether it takes requests</td></tr>
-<tr><td><a href="/openapi.json"><code>GET /openapi.json</code></a></td><td>every field of every body</td></tr>
+<tr><td><code>Prefer: respond-async</code></td><td>makes any of these three a job</td></tr>
+<tr><td><code>GET, DELETE /v1/jobs/{id}</code></td><td>one job; <code>GET /v1/jobs</code> lists them</td></tr>
+<tr><td><code>GET /v1/jobs/{id}/result</code></td><td>its answer, once it is done</td></tr>
+<tr><td><code>GET /v1/jobs/{id}/events</code></td><td>its progress, as server-sent events</td></tr>
+<tr><td><a href="v1/usage"><code>GET /v1/usage</code></a></td><td>what you have used, by day</td></tr>
+<tr><td><a href="v1/capabilities"><code>GET /v1/capabilities</code></a></td>
+<td>solvers, functions and limits</td></tr>
+<tr><td><a href="healthz"><code>GET /healthz</code></a></td><td>whether the process lives</td></tr>
+<tr><td><a href="readyz"><code>GET /readyz</code></a></td><td>whether it takes requests</td></tr>
+<tr><td><a href="metrics"><code>GET /metrics</code></a></td><td>metrics for Prometheus</td></tr>
+<tr><td><a href="openapi.json"><code>GET /openapi.json</code></a></td><td>every field of every body</td></tr>
 </table></body></html>
 """
 
@@ -57,4 +67,17 @@ async def readyz(service: ServiceDependency, response: Response) -> dict[str, An
         "status": "ready" if health.ready else "not ready",
         "compiled": health.compiled,
         "running": health.running,
+        "workers": health.workers,
     }
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(service: ServiceDependency) -> Response:
+    """Counters, gauges and histograms for Prometheus; where keys are needed, one is needed here too."""
+    health, found = service.engine.health(), service.metrics
+    found.waiting.set(service.engine.waiting)
+    found.running.set(health.running)
+    found.compiled.set(health.compiled)
+    found.workers.set(health.workers)
+    found.replaced.set(health.replaced)
+    return Response(await run_in_threadpool(found.written), media_type=CONTENT_TYPE)

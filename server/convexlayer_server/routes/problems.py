@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from ..documents import ConeProgramDocument, ExpressionDocument, ProblemDocument, normalise, problem_id
-from ..service import JsonBody, ServiceDependency
+from ..documents import ConeProgramDocument, ExpressionDocument, normalise, problem_documents, problem_id
+from ..reading import described, reader
+from ..service import Owner, ServiceDependency
 from ..settings import Settings
-from ..store import StoredProblem
 from .bodies import ProblemDetail, ProblemList, ProblemSummary
 
 __all__ = ["router"]
@@ -18,40 +18,47 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1/problems", tags=["problems"])
 
 
-@router.post("", dependencies=[JsonBody], status_code=201, responses={200: {"model": ProblemSummary}})
+DocumentBody = Annotated[ExpressionDocument | ConeProgramDocument, Depends(reader(problem_documents, mode="exact"))]
+
+
+@router.post(
+    "", status_code=201, responses={200: {"model": ProblemSummary}}, openapi_extra=described(problem_documents)
+)
 async def register(
-    document: ProblemDocument,
+    document: DocumentBody,
     service: ServiceDependency,
+    owner: Owner,
     response: Response,
     validate_only: Annotated[bool, Query(description="compile, but do not store")] = False,
 ) -> ProblemSummary:
-    """Compile and store a problem; 201 if it is new, 200 if it is known or only validated."""
+    """Compile and store a problem; 201 if it is new to the caller, 200 if it is known or only validated."""
     identity, normalised = await run_in_threadpool(_identify, document, service.settings)
-    summary = await service.engine.register(identity, normalised)
-    new = not validate_only and service.store.put(StoredProblem(normalised, summary))
+    if validate_only:
+        problem, new = await service.registry.compiled(owner, identity, normalised), False
+    else:
+        problem, new = await service.registry.add(owner, identity, normalised)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/problems/{identity}"
-    return ProblemSummary(**summary)
+    return ProblemSummary(**problem.summary)
 
 
 @router.get("")
-def list_problems(service: ServiceDependency) -> ProblemList:
-    """What is registered, oldest first."""
-    return ProblemList(problems=[ProblemSummary(**problem.summary) for problem in service.store.all()])
+async def list_problems(service: ServiceDependency, owner: Owner) -> ProblemList:
+    """What the caller registered, oldest first."""
+    return ProblemList(problems=[ProblemSummary(**summary) for summary in await service.registry.all(owner)])
 
 
 @router.get("/{problem_id}")
-def get_problem(problem_id: str, service: ServiceDependency) -> ProblemDetail:
+async def get_problem(problem_id: str, service: ServiceDependency, owner: Owner) -> ProblemDetail:
     """One problem, with its document."""
-    problem = service.problem(problem_id)
+    problem = await service.registry.get(owner, problem_id)
     return ProblemDetail(**problem.summary, document=dict(problem.document))
 
 
 @router.delete("/{problem_id}", status_code=204)
-def delete_problem(problem_id: str, service: ServiceDependency) -> Response:
-    """Forget a problem."""
-    service.problem(problem_id)
-    service.store.delete(problem_id)
+async def delete_problem(problem_id: str, service: ServiceDependency, owner: Owner) -> Response:
+    """Forget a problem, for the caller alone."""
+    await service.registry.delete(owner, problem_id)
     return Response(status_code=204)
 
 

@@ -8,9 +8,10 @@ from itertools import islice
 from typing import Any
 
 from ..arrays import Array, decode_batch
-from ..engine import Operation
+from ..engine import Operation, PortableState
 from ..errors import InvalidError, pointer
 from ..settings import Settings
+from .bodies import Portable
 
 __all__ = ["Reader", "known_names"]
 
@@ -44,6 +45,17 @@ class Reader:
             return self._read(given, "tangents", self._shapes("parameters"))
         shapes = {"objective": (), **self._shapes("variables"), **self._shapes("duals")}
         return self._read(given, "cotangents", shapes, finite=False)
+
+    def state(self, given: Portable) -> PortableState:
+        """A portable state."""
+        sizes = self._summary["sizes"]
+        arrays = {}
+        for name, length in (("x", sizes["n"]), ("y", sizes["m"]), ("s", sizes["m"])):
+            where = pointer("state", name)
+            arrays[name], batched = decode_batch(getattr(given, name), (length,), where, self._settings)
+            if not batched or len(arrays[name]) != len(given.status):
+                raise InvalidError.at(where, f"expected one row for each of the {len(given.status)} in status")
+        return PortableState(digest=given.digest, status=tuple(given.status), **arrays)
 
     def _shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         return {name: tuple(entry["shape"]) for name, entry in self._summary[part].items()}

@@ -1,9 +1,11 @@
 """Client of a Convexlayer server.
 
-``Client`` speaks the API. Two modules need more than this package installs and are imported by name:
+``Client`` and ``AsyncClient`` speak the API; ``convexlayer_client.wire`` has its calls as values, for jobs. Two modules
+need more than this package installs and are imported by name:
 ``convexlayer_client.expression`` (to_document; CVXPY), ``convexlayer_client.layer`` (RemoteConvexLayer; CVXPY, torch).
 """
 
+from convexlayer_client.async_client import AsyncClient
 from convexlayer_client.client import Client
 from convexlayer_client.errors import (
     ApiError,
@@ -32,8 +34,11 @@ from convexlayer_client.errors import (
 )
 from convexlayer_client.results import (
     DerivativeReport,
+    Job,
+    JobStatus,
     JvpResult,
     Options,
+    PortableState,
     Problem,
     Residuals,
     SolveResult,
@@ -42,6 +47,7 @@ from convexlayer_client.results import (
 
 __all__ = [
     "ApiError",
+    "AsyncClient",
     "Client",
     "ClientError",
     "ConflictError",
@@ -55,11 +61,14 @@ __all__ = [
     "GoneError",
     "InternalError",
     "InvalidError",
+    "Job",
+    "JobStatus",
     "JvpResult",
     "MalformedError",
     "MediaTypeError",
     "NotFoundError",
     "Options",
+    "PortableState",
     "Problem",
     "ProtocolError",
     "Residuals",

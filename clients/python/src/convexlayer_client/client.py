@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, final
 
 import httpx
+from httpx_sse import connect_sse
 from numpy.typing import ArrayLike
+from tenacity import Retrying
 
 from convexlayer_client import wire
-from convexlayer_client.errors import TransportError
-from convexlayer_client.results import JvpResult, Options, Problem, SolveResult, VjpResult
+from convexlayer_client.call import Call, Reply, Request
+from convexlayer_client.core import PAUSE_S, Core, progress_of
+from convexlayer_client.progress import ProgressBar
+from convexlayer_client.results import (
+    Job,
+    JobStatus,
+    JvpResult,
+    Options,
+    PortableState,
+    Problem,
+    SolveResult,
+    VjpResult,
+)
 
 __all__ = ["Client"]
 
@@ -29,34 +43,37 @@ class Client:
 
     Threads may share a client. Every method raises ``ApiError`` (one class a status), ``TransportError`` where no
     answer comes, ``ProtocolError`` where the answer is not this API's, and ``EncodingError`` where what is given cannot
-    be sent.
+    be sent. A call is sent again where the server says that it can be (429, 503; after the time that it names), where
+    no connection could be made, and where one broke under a call that changes nothing when it arrives twice.
 
     Args:
-        url: Where the server is.
-        api_key: Sent as a bearer token; None for a server without keys.
+        url: Where the server is; the environment's ``CONVEXLAYER_URL`` unless given.
+        api_key: Sent as a bearer token; ``CONVEXLAYER_API_KEY`` unless given. None of both is for servers without keys.
         timeout_s: Seconds to wait for an answer; solves of large batches take their time.
+        retry_s: Seconds for which a call may be sent again before its error is raised; 0 raises at once.
         transport: httpx transport in place of the network, for tests and proxies.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | None = None,
         api_key: str | None = None,
         *,
         timeout_s: float = 600.0,
+        retry_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(
-            base_url=url,
-            headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
-            transport=transport,
-        )
+        self._core = Core(url, api_key, timeout_s, retry_s)
+        self._http = httpx.Client(**self._core.settings, transport=transport)
         weakref.finalize(self, self._http.close)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Client:
         """The client itself: a connection is shared, not copied."""
         return self
+
+    def __reduce__(self) -> tuple[Callable[..., Client], tuple[Any, ...]]:
+        """Another connection to the same server. A key is not written down: there, the environment has to have it."""
+        return self._core.reconnected(Client), ()
 
     def __enter__(self) -> Client:
         return self
@@ -72,7 +89,7 @@ class Client:
 
     def health(self) -> Mapping[str, Any]:
         """What the server says of itself."""
-        return self._run(wire.health())
+        return self.run(wire.health())
 
     def register(self, document: Mapping[str, Any]) -> Problem:
         """Register a problem document. The same document always has the same id, and is compiled once.
@@ -80,19 +97,19 @@ class Client:
         Args:
             document: An expression document or a cone program document, plain JSON.
         """
-        return self._run(wire.register(document))
+        return self.run(wire.register(document))
 
     def problems(self) -> tuple[Problem, ...]:
         """The registered problems."""
-        return self._run(wire.problems())
+        return self.run(wire.problems())
 
     def get(self, problem_id: str) -> Problem:
         """A registered problem."""
-        return self._run(wire.get(problem_id))
+        return self.run(wire.get(problem_id))
 
     def delete(self, problem_id: str) -> None:
         """Remove a registration."""
-        self._run(wire.delete(problem_id))
+        self.run(wire.delete(problem_id))
 
     def solve(
         self,
@@ -102,6 +119,8 @@ class Client:
         solver: str = "auto",
         options: Options | None = None,
         duals: bool = False,
+        state: bool = False,
+        portable: bool = False,
     ) -> SolveResult:
         """Solve a problem for a batch of parameters.
 
@@ -111,15 +130,23 @@ class Client:
             solver: Name of a solver, or "auto".
             options: Tolerance and limits.
             duals: Return the dual variables of the constraints, too.
+            state: Keep the state there and return its handle, so that ``vjp`` and ``jvp`` need not solve again.
+            portable: Return the state itself, for the same purpose.
         """
-        return self._run(wire.solve(problem_id, parameters, solver=solver, options=options, duals=duals))
+        return self.run(
+            wire.solve(
+                problem_id, parameters, solver=solver, options=options, duals=duals, state=state, portable=portable
+            )
+        )
 
     def vjp(
         self,
         problem_id: str,
         cotangents: Mapping[str, ArrayLike],
-        parameters: Mapping[str, ArrayLike],
+        parameters: Mapping[str, ArrayLike] | None = None,
         *,
+        state: str | None = None,
+        portable: PortableState | None = None,
         wrt: Sequence[str] | None = None,
         solver: str = "auto",
         options: Options | None = None,
@@ -129,19 +156,37 @@ class Client:
         Args:
             problem_id: The problem.
             cotangents: Array by variable or dual variable, shaped as the output, or "objective", shape (batch,).
-            parameters: As for ``solve``.
+            parameters: As for ``solve``. With a handle they are sent only if the server no longer has its state.
+            state: The handle of the solve's state.
+            portable: The state itself; needs the parameters.
             wrt: Parameters to differentiate in; all by default.
             solver: Name of a solver, or "auto".
             options: Tolerance and limits.
+
+        Raises:
+            GoneError: The server no longer has the state, and there are no parameters to compute it from.
         """
-        return self._run(wire.vjp(problem_id, cotangents, parameters, wrt=wrt, solver=solver, options=options))
+        return self.run(
+            wire.vjp(
+                problem_id,
+                cotangents,
+                parameters,
+                state=state,
+                portable=portable,
+                wrt=wrt,
+                solver=solver,
+                options=options,
+            )
+        )
 
     def jvp(
         self,
         problem_id: str,
         tangents: Mapping[str, ArrayLike],
-        parameters: Mapping[str, ArrayLike],
+        parameters: Mapping[str, ArrayLike] | None = None,
         *,
+        state: str | None = None,
+        portable: PortableState | None = None,
         solver: str = "auto",
         options: Options | None = None,
         duals: bool = False,
@@ -151,21 +196,112 @@ class Client:
         Args:
             problem_id: The problem.
             tangents: Array by parameter, of its shape or with a batch axis; parameters left out do not move.
-            parameters: As for ``solve``.
+            parameters: As for ``vjp``, as are the states.
+            state: The handle of the solve's state.
+            portable: The state itself.
             solver: Name of a solver, or "auto".
             options: Tolerance and limits.
             duals: Return the tangents of the dual variables, too.
-        """
-        return self._run(wire.jvp(problem_id, tangents, parameters, solver=solver, options=options, duals=duals))
 
-    def _run(self, call: wire.Call[T]) -> T:
-        content = call.content
+        Raises:
+            GoneError: The server no longer has the state, and there are no parameters to compute it from.
+        """
+        return self.run(
+            wire.jvp(
+                problem_id,
+                tangents,
+                parameters,
+                state=state,
+                portable=portable,
+                solver=solver,
+                options=options,
+                duals=duals,
+            )
+        )
+
+    def run(self, call: Call[T]) -> T:
+        """The result of a call of ``wire``."""
+        return Retrying(**self._core.retries)(self._once, call)
+
+    def submit(self, call: Call[T]) -> Job[T]:
+        """Begin a solve, vjp or jvp that outlives the connection.
+
+        Args:
+            call: What to compute: ``wire.solve(problem.id, parameters)``.
+        """
+        return self.run(wire.submit(call))
+
+    def jobs(self) -> tuple[JobStatus, ...]:
+        """How far the jobs of this key are."""
+        return self.run(wire.jobs())
+
+    def status(self, job: Job[Any]) -> JobStatus:
+        """How far a job is."""
+        return self.run(wire.job_status(job))
+
+    def events(self, job: Job[Any]) -> Iterator[JobStatus]:
+        """How far a job is, now and whenever that changes, until it ends; a connection that breaks is made again."""
+        status = self.status(job)
+        yield status
+        while not status.ended:
+            for status in self._stream(job):
+                yield status
+            if not status.ended:
+                time.sleep(PAUSE_S)
+                status = self.status(job)
+                yield status
+
+    def cancel(self, job: Job[Any]) -> None:
+        """Give a job up, or forget its result."""
+        self.run(wire.job_cancel(job))
+
+    def result(self, job: Job[T], *, progress: bool = False) -> T:
+        """The result of a job, once it is done.
+
+        Args:
+            job: The job.
+            progress: Show a bar meanwhile (needs tqdm).
+
+        Raises:
+            ApiError: What the request itself would have been refused with; NotFoundError where the job was cancelled.
+        """
+        with ProgressBar(shown=progress) as bar:
+            for status in self.events(job):
+                bar.show(status)
+        return self.run(wire.job_result(job))
+
+    def _once(self, call: Call[T]) -> T:
+        """One exchange; ``Retrying`` calls it again."""
         if self._http.is_closed:
-            raise TransportError(f"the client is closed; make another for {call.method} {call.path}")
+            raise self._core.closed(call)
+        steps = self._core.exchange(call)
+        request = next(steps)
+        while True:
+            reply = self._sent(request)
+            try:
+                request = steps.send(reply)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    def _sent(self, request: Request) -> Reply:
         try:
-            response = self._http.request(call.method, call.path, content=content, headers=call.headers)
+            with self._http.stream(
+                request.method, request.path, content=request.content, headers=request.headers
+            ) as response:
+                content = bytearray()
+                for chunk in response.iter_bytes():
+                    content += chunk
+                return Reply(response.status_code, response.headers, content)
         except httpx.RequestError as error:
-            raise TransportError(
-                f"no answer from {self._http.base_url} to {call.method} {call.path}: {error or type(error).__name__}"
-            ) from error
-        return call.result(wire.Reply(response.status_code, response.headers, response.content))
+            raise self._core.lost(request, error) from error
+
+    def _stream(self, job: Job[Any]) -> Iterator[JobStatus]:
+        """The events of one connection; none where the server refuses, which asking for the status will tell."""
+        try:
+            with connect_sse(self._http, "GET", wire.job_events(job)) as source:
+                if source.response.is_success:
+                    for event in source.iter_sse():
+                        yield progress_of(event.data)
+        except httpx.TransportError as error:
+            self._core.broken(job, error)

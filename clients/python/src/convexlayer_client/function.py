@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
 import torch
 
@@ -12,9 +12,12 @@ from convexlayer_client.arrays import Array
 from convexlayer_client.client import Client
 from convexlayer_client.errors import DerivativeError, NotFoundError
 from convexlayer_client.expression import ProblemDocument
-from convexlayer_client.results import DerivativeReport, Options, SolveResult
+from convexlayer_client.results import DerivativeReport, Options, Residuals, SolveResult
 
-__all__ = ["RemoteCall", "RemoteProblem", "RemoteReport", "Solve"]
+__all__ = ["RemoteCall", "RemoteProblem", "RemoteReport", "Solve", "StateForm"]
+
+StateForm = Literal["handle", "portable", "none"]
+"""Where the state of a solve is kept for its derivatives: on the server; here, too; or nowhere."""
 
 T = TypeVar("T")
 Tensors = tuple[torch.Tensor, ...]
@@ -43,6 +46,32 @@ class RemoteReport:
         return self.result.status
 
     @property
+    def residuals(self) -> Residuals:
+        """Residuals of each element."""
+        return self.result.residuals
+
+    @property
+    def iterations(self) -> Array:
+        """Iterations of the solver."""
+        return self.result.iterations
+
+    @property
+    def solver(self) -> str:
+        """The solver that ran."""
+        return str(self.result.meta["solver"])
+
+    @property
+    def reason(self) -> str:
+        """Why it was chosen."""
+        return str(self.result.meta["reason"])
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Wall time of the parts, on the server."""
+        seconds: Mapping[str, float] = self.result.meta["seconds"]
+        return seconds
+
+    @property
     def failed(self) -> tuple[int, ...]:
         """Positions of the elements without a solution."""
         return tuple(i for i, status in enumerate(self.status) if status not in SOLVED)
@@ -56,12 +85,14 @@ class RemoteProblem:
         client: The client to reach it by.
         document: The problem.
         solver: Name of the solver to use there.
+        state: Where states are kept.
     """
 
-    def __init__(self, client: Client, document: ProblemDocument, solver: str) -> None:
+    def __init__(self, client: Client, document: ProblemDocument, solver: str, state: StateForm) -> None:
         self.client = client
         self.document = document
         self.solver = solver
+        self.state = state
         registered = client.register(document.body)
         self.id = registered.id
         self.wants_duals = any(name in registered.duals for name in document.outputs)
@@ -83,12 +114,16 @@ class RemoteCall:
         problem: The problem.
         options: The options of this call.
         judge: Told of the report after every derivative; it may warn or raise.
+        keep: Whether a derivative is to be expected, for which the state is worth keeping.
     """
 
-    def __init__(self, problem: RemoteProblem, options: Options, judge: Callable[[RemoteReport], None]) -> None:
+    def __init__(
+        self, problem: RemoteProblem, options: Options, judge: Callable[[RemoteReport], None], *, keep: bool
+    ) -> None:
         self._problem = problem
         self._options = options
         self._judge = judge
+        self._keep = keep and problem.state != "none"
         self._parameters: dict[str, Array] = {}
         self._report: RemoteReport | None = None
 
@@ -105,7 +140,13 @@ class RemoteCall:
         self._parameters = {name: value.copy() for name, value in zip(document.parameters, theta, strict=True)}
         result = problem.run(
             lambda: problem.client.solve(
-                problem.id, self._parameters, solver=problem.solver, options=self._options, duals=problem.wants_duals
+                problem.id,
+                self._parameters,
+                solver=problem.solver,
+                options=self._options,
+                duals=problem.wants_duals,
+                state=self._keep,
+                portable=self._keep and problem.state == "portable",
             )
         )
         objective = _as_outputs(result.objective, result)
@@ -123,7 +164,14 @@ class RemoteCall:
                 given[name] = given[name] + cotangent if name in given else cotangent
         result = problem.run(
             lambda: problem.client.vjp(
-                problem.id, given, self._parameters, wrt=wanted, solver=problem.solver, options=self._options
+                problem.id,
+                given,
+                self._parameters,
+                state=self.report.result.state,
+                portable=self.report.result.portable,
+                wrt=wanted,
+                solver=problem.solver,
+                options=self._options,
             )
         )
         self._record(result.report)
@@ -139,6 +187,8 @@ class RemoteCall:
                 problem.id,
                 given,
                 self._parameters,
+                state=self.report.result.state,
+                portable=self.report.result.portable,
                 solver=problem.solver,
                 options=self._options,
                 duals=problem.wants_duals,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final, get_args
 
 import cvxpy as cp
 import torch
@@ -13,13 +14,29 @@ import torch
 from convexlayer_client.client import Client
 from convexlayer_client.errors import DerivativeError, FailedElementsError, ShapeError
 from convexlayer_client.expression import to_document
-from convexlayer_client.function import RemoteCall, RemoteProblem, RemoteReport, Solve
+from convexlayer_client.function import RemoteCall, RemoteProblem, RemoteReport, Solve, StateForm
 from convexlayer_client.results import Options
 
-__all__ = ["RemoteConvexLayer", "RemoteReport"]
+__all__ = ["LayerErrors", "RemoteConvexLayer", "RemoteReport"]
 
 ON_FAILURE = ("raise", "nan")
 ON_DEGENERATE = ("warn", "report", "raise")
+
+
+@final
+@dataclass(frozen=True)
+class LayerErrors:
+    """What a layer raises: the client's errors, or another package's of the same signatures.
+
+    Attributes:
+        shape: Of tensors that do not fit.
+        failed: Of elements without a solution.
+        derivative: Of derivatives that cannot be trusted.
+    """
+
+    shape: Callable[[str], Exception] = ShapeError
+    failed: Callable[..., Exception] = FailedElementsError
+    derivative: Callable[[str], Exception] = DerivativeError
 
 
 @final
@@ -32,7 +49,9 @@ class RemoteConvexLayer(torch.nn.Module):
 
     The call is that of ``convexlayer.ConvexLayer``, which need not be installed here. Each tensor has its parameter's
     shape, or one leading batch axis; the two mix by broadcasting, and the gradient of a shared parameter is the sum
-    over the batch. Numbers travel in double precision; dtype and device of the tensors come back in the outputs. Works
+    over the batch. The server keeps what a solve found, so that backward need not solve again; where it has dropped it,
+    or was started anew, backward computes it again from the parameters, and the answer is the same. Numbers travel in
+    double precision; dtype and device of the tensors come back in the outputs. Works
     under torch.no_grad, torch.autograd.gradcheck, torch.func.jvp and vjp; not under torch.func.vmap, where a batch of
     tensors does the same.
     """
@@ -51,6 +70,8 @@ class RemoteConvexLayer(torch.nn.Module):
         on_degenerate: str = "warn",
         solver: str = "auto",
         options: Options | Mapping[str, Any] | None = None,
+        state: StateForm = "handle",
+        errors: LayerErrors | None = None,
     ) -> None:
         """Register a problem.
 
@@ -59,9 +80,9 @@ class RemoteConvexLayer(torch.nn.Module):
             parameters: Every parameter of the problem, in the order of the tensors.
             variables: What to return: variables of the problem, and dual variables of its constraints
                 (``constraint.dual_variables[i]``).
-            url: Where the server is; or a ``client``.
-            client: A client to use; it is not closed by the layer.
-            api_key: The server's key, with ``url``.
+            url: Where the server is; the environment's ``CONVEXLAYER_URL`` unless given.
+            client: A client to use in place of ``url`` and ``api_key``; it is not closed by the layer.
+            api_key: The server's key; ``CONVEXLAYER_API_KEY`` unless given.
             gp: The problem is a geometric program.
             on_failure: What to do when an element has no solution: ``raise`` a FailedElementsError that carries the
                 others, or fill its outputs with ``nan``. Gradients of such elements are zero, the others' untouched.
@@ -69,6 +90,9 @@ class RemoteConvexLayer(torch.nn.Module):
                 ``report`` only, or ``raise`` a DerivativeError.
             solver: Name of a solver of the server, or ``auto``.
             options: Options of every call, complete or as changes to the server's.
+            state: Where what a solve found is kept for backward: on the server under a ``handle``; ``portable``, with
+                the outputs here, too, for a server that drops it early; or ``none``, and backward solves again.
+            errors: What to raise instead of this package's errors.
 
         Raises:
             UnsupportedExpressionError: The problem cannot be stated as a document.
@@ -79,16 +103,16 @@ class RemoteConvexLayer(torch.nn.Module):
         super().__init__()
         _check_choice("on_failure", on_failure, ON_FAILURE)
         _check_choice("on_degenerate", on_degenerate, ON_DEGENERATE)
-        if (url is None) == (client is None):
-            raise ValueError("expected either url or client")
-        if client is not None and api_key is not None:
-            raise ValueError("api_key goes with url; a client has its own")
+        _check_choice("state", state, get_args(StateForm))
+        if client is not None and (url is not None or api_key is not None):
+            raise ValueError("expected either url or client; a client has its own api_key, too")
         self._options = Options.of(options, Options())
         self._on_failure = on_failure
         self._shapes = [parameter.shape for parameter in parameters]
-        self._judge = _DerivativeJudge(on_degenerate)
+        self._errors = errors or LayerErrors()
+        self._judge = _DerivativeJudge(on_degenerate, self._errors.derivative)
         document = to_document(problem, parameters, variables, gp=gp)
-        self._remote = RemoteProblem(client or Client(str(url), api_key), document, solver)
+        self._remote = RemoteProblem(client or Client(url, api_key), document, solver, state)
 
     @property
     def problem_id(self) -> str:
@@ -101,13 +125,17 @@ class RemoteConvexLayer(torch.nn.Module):
         return f"({', '.join(document.parameters)}) -> ({', '.join(document.outputs)}), {self.problem_id}"
 
     def forward(
-        self, *tensors: torch.Tensor, options: Options | Mapping[str, Any] | None = None
+        self,
+        *tensors: torch.Tensor,
+        options: Options | Mapping[str, Any] | None = None,
+        warm_start: RemoteReport | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Solve.
 
         Args:
             tensors: One a parameter, of its shape or with one leading batch axis.
             options: Complete options, or changes to the layer's, for this call.
+            warm_start: Taken as the local layer takes it, and not used: the server begins anew.
 
         Returns:
             One tensor a variable, with the batch axis if any input had it.
@@ -118,19 +146,23 @@ class RemoteConvexLayer(torch.nn.Module):
             ApiError: The server refuses the values; InvalidError where one is not finite or violates an attribute.
             TransportError: No server answers.
         """
-        return self.solve(*tensors, options=options)[0]
+        return self.solve(*tensors, options=options, warm_start=warm_start)[0]
 
     def solve(
-        self, *tensors: torch.Tensor, options: Options | Mapping[str, Any] | None = None
+        self,
+        *tensors: torch.Tensor,
+        options: Options | Mapping[str, Any] | None = None,
+        warm_start: RemoteReport | None = None,
     ) -> tuple[tuple[torch.Tensor, ...], RemoteReport]:
         """Like the call, with the report, which backward completes."""
         self._check(tensors)
-        call = RemoteCall(self._remote, Options.of(options, self._options), self._judge)
+        keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        call = RemoteCall(self._remote, Options.of(options, self._options), self._judge, keep=keep)
         *outputs, objective = Solve.apply(call, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         report = call.report
         report.objective = objective  # the one that autograd knows
         if report.failed and self._on_failure == "raise":
-            raise FailedElementsError(
+            raise self._errors.failed(
                 _failure_message(report), indices=report.failed, outputs=tuple(outputs), report=report
             )
         return tuple(outputs), report
@@ -138,7 +170,7 @@ class RemoteConvexLayer(torch.nn.Module):
     def _check(self, tensors: tuple[torch.Tensor, ...]) -> None:
         names = self._remote.document.parameters
         if len(tensors) != len(names):
-            raise ShapeError(f"expected {len(names)} tensors (for {', '.join(names)}), got {len(tensors)}")
+            raise self._errors.shape(f"expected {len(names)} tensors (for {', '.join(names)}), got {len(tensors)}")
         sizes: dict[str, int] = {}
         for name, shape, tensor in zip(names, self._shapes, tensors, strict=True):
             if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
@@ -146,13 +178,13 @@ class RemoteConvexLayer(torch.nn.Module):
             if tuple(tensor.shape) == shape:
                 continue
             if tuple(tensor.shape[1:]) != shape or tensor.ndim != len(shape) + 1:
-                raise ShapeError(
+                raise self._errors.shape(
                     f"parameter {name!r}: expected shape {list(shape)} or {['batch', *shape]}, got {list(tensor.shape)}"
                 )
             sizes[name] = tensor.shape[0]
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name!r} has {size}" for name, size in sizes.items())
-            raise ShapeError(f"batch sizes must be equal: {listed}")
+            raise self._errors.shape(f"batch sizes must be equal: {listed}")
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -177,9 +209,14 @@ def _failure_message(report: RemoteReport) -> str:
 class _DerivativeJudge:
     """What becomes of derivatives that cannot be trusted; warns once."""
 
-    def __init__(self, on_degenerate: str) -> None:
+    def __init__(self, on_degenerate: str, error: Callable[[str], Exception]) -> None:
         self._on_degenerate = on_degenerate
-        self._warnings = itertools.count()
+        self._error = error
+        self._lock = threading.Lock()
+        self._warned = False
+
+    def __reduce__(self) -> tuple[Callable[..., _DerivativeJudge], tuple[Any, ...]]:
+        return _DerivativeJudge, (self._on_degenerate, self._error)
 
     def __call__(self, report: RemoteReport) -> None:
         if self._on_degenerate == "report" or report.derivative is None:
@@ -196,6 +233,8 @@ class _DerivativeJudge:
             "direction; report.derivative says how far to trust it"
         )
         if self._on_degenerate == "raise":
-            raise DerivativeError(message)
-        if next(self._warnings) == 0:
+            raise self._error(message)
+        with self._lock:
+            first, self._warned = not self._warned, True
+        if first:
             warnings.warn(message + " (said once a layer; on_degenerate='report' is silent)", UserWarning, stacklevel=2)

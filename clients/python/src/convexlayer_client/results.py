@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar, final
 
 from convexlayer_client.arrays import Array
 
-__all__ = ["DerivativeReport", "JvpResult", "Options", "Problem", "Residuals", "SolveResult", "VjpResult"]
+__all__ = [
+    "DerivativeReport",
+    "Job",
+    "JobStatus",
+    "JvpResult",
+    "Options",
+    "PortableState",
+    "Problem",
+    "Residuals",
+    "SolveResult",
+    "VjpResult",
+]
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 @final
@@ -28,10 +41,18 @@ class Options:
 
     @staticmethod
     def of(options: Options | Mapping[str, Any] | None, default: Options) -> Options:
-        """Options from what a caller gave: complete options, a mapping of changes to the default, or None."""
-        if options is None:
-            return default
-        return options if isinstance(options, Options) else replace(default, **options)
+        """Options from what a caller gave: complete options, a mapping of changes to the default, or None.
+
+        Raises:
+            TypeError: It is something else, or names an option that a server does not take.
+        """
+        if options is None or isinstance(options, Options):
+            return options or default
+        if not isinstance(options, Mapping):
+            raise TypeError(
+                f"expected convexlayer_client.Options or a mapping of changes, got {type(options).__name__}"
+            )
+        return replace(default, **options)
 
 
 @final
@@ -93,6 +114,26 @@ class DerivativeReport:
 
 @final
 @dataclass(frozen=True)
+class PortableState:
+    """What a solve found, for a later vjp or jvp with the same parameters to start from.
+
+    Attributes:
+        digest: Hash that binds it to its problem and parameters.
+        status: Status of each element.
+        x: Primal variables of the standard form, shape (batch, n).
+        y: Its dual variables, shape (batch, m).
+        s: Its slacks, shape (batch, m).
+    """
+
+    digest: str
+    status: tuple[str, ...]
+    x: Array
+    y: Array
+    s: Array
+
+
+@final
+@dataclass(frozen=True)
 class SolveResult:
     """A solved batch.
 
@@ -106,6 +147,8 @@ class SolveResult:
         iterations: Iterations of the solver, shape (batch,).
         residuals: Residuals of each element.
         meta: Solver, versions, batch size and seconds.
+        state: Handle of the solve's state, where asked for; None where the server could not keep it.
+        portable: The state itself, where asked for.
     """
 
     variables: Mapping[str, Array]
@@ -115,6 +158,8 @@ class SolveResult:
     iterations: Array
     residuals: Residuals
     meta: Mapping[str, Any]
+    state: str | None = None
+    portable: PortableState | None = None
 
 
 @final
@@ -154,3 +199,48 @@ class JvpResult:
     status: tuple[str, ...]
     report: DerivativeReport
     meta: Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Job(Generic[T_co]):
+    """A solve, vjp or jvp that goes on without a connection.
+
+    Attributes:
+        id: Its name on the server.
+        read: From the decoded body of its answer to its result.
+    """
+
+    id: str
+    read: Callable[[Any], T_co] = field(repr=False, compare=False)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """How far a job is.
+
+    Attributes:
+        id: Its name on the server.
+        problem_id: The problem.
+        operation: ``solve``, ``vjp`` or ``jvp``.
+        status: ``waiting``, ``running``, ``done`` (its result is there, or its error) or ``cancelled``.
+        done: Elements that are done.
+        total: Elements of the batch; 0 before it is begun.
+        seconds: Since it was submitted, until it ended.
+        expires_s: Seconds for which the server will keep the result; None before it ends.
+    """
+
+    id: str
+    problem_id: str
+    operation: str
+    status: str
+    done: int
+    total: int
+    seconds: float
+    expires_s: float | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in ("done", "cancelled")

@@ -1,116 +1,71 @@
-"""The calls of the API without any HTTP: what to send, and how to read what comes back.
-
-A ``Call`` is a request and the reader of its reply. A client sends ``method``, ``path``, ``content`` and ``headers`` by
-whatever library it likes, and hands the reply to ``result``.
-"""
+"""The calls of the API without any HTTP: what to send, and how to read what comes back."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar, final
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
 from urllib.parse import quote
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from convexlayer_client.arrays import Array, decode, encode
-from convexlayer_client.errors import API_ERRORS, ApiError, EncodingError, FieldError, ProtocolError
-from convexlayer_client.results import DerivativeReport, JvpResult, Options, Problem, Residuals, SolveResult, VjpResult
+from convexlayer_client import readers
+from convexlayer_client.arrays import Array
+from convexlayer_client.call import Call
+from convexlayer_client.errors import EncodingError
+from convexlayer_client.results import (
+    Job,
+    JobStatus,
+    JvpResult,
+    Options,
+    PortableState,
+    Problem,
+    SolveResult,
+    VjpResult,
+)
 
-__all__ = ["Call", "Reply", "delete", "get", "health", "jvp", "problems", "register", "solve", "vjp"]
+__all__ = [
+    "delete",
+    "get",
+    "health",
+    "job_cancel",
+    "job_events",
+    "job_result",
+    "job_status",
+    "jobs",
+    "jvp",
+    "problems",
+    "register",
+    "solve",
+    "submit",
+    "vjp",
+]
 
 T = TypeVar("T")
 
 _PROBLEMS = "/v1/problems"
-
-
-@final
-@dataclass(frozen=True)
-class Reply:
-    """An HTTP response: status, headers by lower-case name, and body."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-
-
-@final
-@dataclass(frozen=True)
-class Call(Generic[T]):
-    """A request and how its reply is read.
-
-    Attributes:
-        method: HTTP method.
-        path: Path below the server's URL.
-        read: From the decoded JSON of a successful reply to the result.
-        body: What is sent as JSON; None for no body.
-    """
-
-    method: str
-    path: str
-    read: Callable[[Any], T]
-    body: Mapping[str, Any] | None = None
-
-    @property
-    def content(self) -> bytes | None:
-        """The request's body in bytes.
-
-        Raises:
-            EncodingError: The body is not plain JSON.
-        """
-        if self.body is None:
-            return None
-        try:
-            return json.dumps(self.body, separators=(",", ":"), allow_nan=False).encode("utf-8")
-        except (TypeError, ValueError, RecursionError) as error:
-            raise EncodingError(
-                f"{self.method} {self.path}: expected plain JSON with finite numbers, got something else: {error}"
-            ) from error
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The request's own headers; authentication is the client's."""
-        accept = {"Accept": "application/json"}
-        return accept if self.body is None else accept | {"Content-Type": "application/json"}
-
-    def result(self, reply: Reply) -> T:
-        """What a reply says.
-
-        Raises:
-            ApiError: The server refused or failed; the class says which status.
-            ProtocolError: The reply is not one of this API.
-        """
-        if reply.status >= 400:
-            raise _api_error(reply)
-        payload = _json(reply) if reply.content else None
-        try:
-            return self.read(payload)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(
-                f"{self.method} {self.path}: the answer lacks what this client expects ({error!r}); "
-                "is the server a Convexlayer server of the same version?"
-            ) from error
+_JOBS = "/v1/jobs"
 
 
 def register(document: Mapping[str, Any]) -> Call[Problem]:
     """POST /v1/problems: register a document; the same document always gives the same id."""
-    return Call("POST", _PROBLEMS, _problem, document)
+    return Call("POST", _PROBLEMS, readers.problem, document)
 
 
 def problems() -> Call[tuple[Problem, ...]]:
     """GET /v1/problems: what is registered."""
-    return Call("GET", _PROBLEMS, lambda payload: tuple(map(_problem, payload["problems"])))
+    return Call("GET", _PROBLEMS, lambda payload: tuple(map(readers.problem, payload["problems"])))
 
 
 def get(problem_id: str) -> Call[Problem]:
     """GET /v1/problems/{id}."""
-    return Call("GET", _path(problem_id), _problem)
+    return Call("GET", _path(_PROBLEMS, problem_id), readers.problem)
 
 
 def delete(problem_id: str) -> Call[None]:
     """DELETE /v1/problems/{id}."""
-    return Call("DELETE", _path(problem_id), lambda payload: None)
+    return Call("DELETE", _path(_PROBLEMS, problem_id), lambda payload: None)
 
 
 def health() -> Call[Mapping[str, Any]]:
@@ -125,151 +80,148 @@ def solve(
     solver: str = "auto",
     options: Options | None = None,
     duals: bool = False,
+    state: bool = False,
+    portable: bool = False,
 ) -> Call[SolveResult]:
     """POST /v1/problems/{id}/solve: the solutions of a batch of parameters."""
-    body = _body(parameters, solver, options) | _returned(duals)
-    return Call("POST", _path(problem_id, "solve"), _solve_result, body)
+    wanted = {"variables": True, "duals": duals, "state": state, "portable": portable}
+    body = {
+        "parameters": _arrays(parameters),
+        "options": _options(solver, options),
+        "return": [part for part, want in wanted.items() if want],
+    }
+    return Call("POST", _path(_PROBLEMS, problem_id, "solve"), readers.solve_result, body, arrays=True)
 
 
 def vjp(
     problem_id: str,
     cotangents: Mapping[str, ArrayLike],
-    parameters: Mapping[str, ArrayLike],
+    parameters: Mapping[str, ArrayLike] | None = None,
     *,
+    state: str | None = None,
+    portable: PortableState | None = None,
     wrt: Sequence[str] | None = None,
     solver: str = "auto",
     options: Options | None = None,
 ) -> Call[VjpResult]:
     """POST /v1/problems/{id}/vjp: gradients of <cotangents, outputs> in the parameters ``wrt``, in all by default."""
-    body = _body(parameters, solver, options) | {"cotangents": _encode(cotangents)}
-    return Call("POST", _path(problem_id, "vjp"), _vjp_result, body if wrt is None else body | {"wrt": list(wrt)})
+    body: dict[str, Any] = {"cotangents": _arrays(cotangents)}
+    if wrt is not None:
+        body["wrt"] = list(wrt)
+    path = _path(_PROBLEMS, problem_id, "vjp")
+    call = Call("POST", path, readers.vjp_result, body, arrays=True)
+    return _started(call, parameters, state, portable, _options(solver, options))
 
 
 def jvp(
     problem_id: str,
     tangents: Mapping[str, ArrayLike],
-    parameters: Mapping[str, ArrayLike],
+    parameters: Mapping[str, ArrayLike] | None = None,
     *,
+    state: str | None = None,
+    portable: PortableState | None = None,
     solver: str = "auto",
     options: Options | None = None,
     duals: bool = False,
 ) -> Call[JvpResult]:
     """POST /v1/problems/{id}/jvp: the outputs' tangents along tangents of the parameters."""
-    body = _body(parameters, solver, options) | _returned(duals) | {"tangents": _encode(tangents)}
-    return Call("POST", _path(problem_id, "jvp"), _jvp_result, body)
+    body = {"tangents": _arrays(tangents), "return": ["variables", "duals"] if duals else ["variables"]}
+    path = _path(_PROBLEMS, problem_id, "jvp")
+    call = Call("POST", path, readers.jvp_result, body, arrays=True)
+    return _started(call, parameters, state, portable, _options(solver, options))
 
 
-def _path(problem_id: str, *steps: str) -> str:
-    return "/".join([_PROBLEMS, quote(problem_id, safe=""), *steps])
+def submit(call: Call[T]) -> Call[Job[T]]:
+    """The same request with ``Prefer: respond-async``: it is answered at once, and its result is there later.
+
+    Raises:
+        ValueError: the call is none of solve, vjp and jvp.
+    """
+    if not call.arrays:
+        raise ValueError(f"expected a call of solve, vjp or jvp, got {call.method} {call.path}")
+    otherwise = None if call.otherwise is None else submit(call.otherwise)
+    return Call(
+        call.method,
+        call.path,
+        lambda payload: Job(payload["id"], call.read),
+        call.body,
+        arrays=True,
+        idempotent=False,
+        headers={"Prefer": "respond-async"},
+        otherwise=otherwise,
+    )
 
 
-def _body(parameters: Mapping[str, ArrayLike], solver: str, options: Options | None) -> dict[str, Any]:
+def jobs() -> Call[tuple[JobStatus, ...]]:
+    """GET /v1/jobs: those of this key."""
+    return Call("GET", _JOBS, lambda payload: tuple(map(readers.job_status, payload["jobs"])))
+
+
+def job_status(job: Job[Any]) -> Call[JobStatus]:
+    """GET /v1/jobs/{id}."""
+    return Call("GET", _path(_JOBS, job.id), readers.job_status)
+
+
+def job_result(job: Job[T]) -> Call[T]:
+    """GET /v1/jobs/{id}/result."""
+    return Call("GET", _path(_JOBS, job.id, "result"), job.read, arrays=True)
+
+
+def job_events(job: Job[Any]) -> str:
+    """The path of GET /v1/jobs/{id}/events."""
+    return _path(_JOBS, job.id, "events")
+
+
+def job_cancel(job: Job[Any]) -> Call[None]:
+    """DELETE /v1/jobs/{id}."""
+    return Call("DELETE", _path(_JOBS, job.id), lambda payload: None)
+
+
+def _path(root: str, name: str, *steps: str) -> str:
+    return "/".join([root, quote(name, safe=""), *steps])
+
+
+def _options(solver: str, options: Options | None) -> dict[str, Any]:
     given = {name: value for name, value in asdict(options or Options()).items() if value is not None}
-    return {"parameters": _encode(parameters), "options": {"solver": solver} | given, "encoding": "base64"}
+    return {"solver": solver} | given
 
 
-def _returned(duals: bool) -> dict[str, Any]:
-    return {"return": ["variables", "duals"] if duals else ["variables"]}
+def _started(
+    call: Call[T],
+    parameters: Mapping[str, ArrayLike] | None,
+    state: str | None,
+    portable: PortableState | None,
+    options: Mapping[str, Any],
+) -> Call[T]:
+    """A derivative's call that starts from the best there is, and otherwise from the next best.
+
+    Raises:
+        ValueError: a portable state comes without its parameters, or nothing to start from at all.
+    """
+    if parameters is None and (portable is not None or state is None):
+        raise ValueError("expected parameters, or the handle of a solve's state; a portable state needs them, too")
+    started: Call[T] | None = None
+    if parameters is not None:
+        body = {**(call.body or {}), "parameters": _arrays(parameters), "options": options}
+        started = replace(call, body=body)
+        if portable is not None:
+            started = replace(call, body=body | {"state": _plain_state(portable)}, otherwise=started)
+    if state is not None:
+        started = replace(call, body={**(call.body or {}), "state": state}, otherwise=started)
+    return started or call
 
 
-def _encode(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    encoded = {}
-    for name, values in arrays.items():
+def _plain_state(state: PortableState) -> dict[str, Any]:
+    return {"digest": state.digest, "status": list(state.status), "x": state.x, "y": state.y, "s": state.s}
+
+
+def _arrays(values: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    """Arrays in double precision; not copied where they are."""
+    arrays = {}
+    for name, value in values.items():
         try:
-            encoded[name] = encode(values)
+            arrays[name] = np.asarray(value, dtype="<f8")
         except (TypeError, ValueError) as error:
-            kind = type(values).__name__
+            kind = type(value).__name__
             raise EncodingError(f"{name}: expected a number or an array of numbers, got {kind}: {error}") from error
-    return encoded
-
-
-def _decode(arrays: Mapping[str, Any] | None) -> dict[str, Array]:
-    return {name: decode(values) for name, values in (arrays or {}).items()}
-
-
-def _problem(payload: Any) -> Problem:
-    return Problem(
-        id=payload["id"],
-        parameters=_shapes(payload["parameters"]),
-        variables=_shapes(payload["variables"]),
-        duals=_shapes(payload["duals"]),
-        details={name: value for name, value in payload.items() if name not in _PROBLEM_FIELDS},
-    )
-
-
-_PROBLEM_FIELDS = ("id", "parameters", "variables", "duals")
-
-
-def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf["shape"]) for name, leaf in leaves.items()}
-
-
-def _solve_result(payload: Any) -> SolveResult:
-    return SolveResult(
-        variables=_decode(payload["variables"]),
-        duals=_decode(payload.get("duals")),
-        status=tuple(payload["status"]),
-        objective=decode(payload["objective"]),
-        iterations=decode(payload["iterations"]),
-        residuals=Residuals(*(decode(payload["residuals"][name]) for name in ("primal", "dual", "gap", "natural"))),
-        meta=payload["meta"],
-    )
-
-
-def _vjp_result(payload: Any) -> VjpResult:
-    return VjpResult(
-        gradients=_decode(payload["gradients"]),
-        status=tuple(payload["status"]),
-        report=_report(payload["report"]),
-        meta=payload["meta"],
-    )
-
-
-def _jvp_result(payload: Any) -> JvpResult:
-    return JvpResult(
-        tangents=_decode(payload["tangents"]),
-        objective=decode(payload["objective"]),
-        status=tuple(payload["status"]),
-        report=_report(payload["report"]),
-        meta=payload["meta"],
-    )
-
-
-def _report(payload: Any) -> DerivativeReport:
-    arrays = (decode(payload[name]) for name in ("linear_residual", "margin", "condition"))
-    return DerivativeReport(tuple(payload["status"]), *arrays)
-
-
-def _json(reply: Reply) -> Any:
-    try:
-        return json.loads(reply.content)
-    except ValueError as error:
-        raise ProtocolError(f"status {reply.status}, but the body is not JSON: {error}") from error
-
-
-def _api_error(reply: Reply) -> ApiError:
-    """The error of a refused request, from its problem document where it has one (a proxy's answer has none)."""
-    try:
-        document = json.loads(reply.content)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        document = {"detail": reply.content.decode("utf-8", "replace")[:200]}
-    return API_ERRORS.get(reply.status, ApiError)(
-        status=reply.status,
-        type=document.get("type", "about:blank"),
-        title=document.get("title", "The server answered with an error"),
-        detail=document.get("detail", ""),
-        errors=[
-            FieldError(error.get("pointer", ""), error.get("detail", ""))
-            for error in document.get("errors") or ()
-            if isinstance(error, dict)
-        ],
-        request_id=document.get("request_id") or reply.headers.get("x-request-id"),
-        retry_after_s=_seconds(reply.headers.get("retry-after")),
-    )
-
-
-def _seconds(text: str | None) -> float | None:
-    """Retry-After in seconds; its other form, a date, is not used by this API."""
-    return float(text) if text is not None and text.strip().isdigit() else None
+    return arrays

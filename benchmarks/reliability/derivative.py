@@ -1,0 +1,44 @@
+"""A vector-Jacobian product from kept state against one from parameters."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from benchmarks.reliability.problems import body, portfolio
+from benchmarks.reliability.server import Server
+from benchmarks.reliability.table import Plan, Row, milliseconds
+
+__all__ = ["measure"]
+
+_ASSETS, _FACTORS = 500, 20
+
+
+def measure(plan: Plan) -> list[Row]:
+    """In turn, each of a solve of its own."""
+    rng = np.random.default_rng(0)
+    handle, recompute = [], []
+    with Server() as server, server.caller() as caller:
+        path = server.register(portfolio(_ASSETS, _FACTORS))
+        for _ in range(max(12, int(10 * plan.seconds))):
+            values = {"mu": rng.uniform(0.0, 1.0, _ASSETS)}
+            cotangents = {"w": rng.standard_normal(_ASSETS).tolist()}
+            state = json.loads(caller.post(f"{path}/solve", body(values, **{"return": ["state"]})).body)["state"]
+            times = [
+                caller.post(f"{path}/vjp", body({}, state=state, cotangents=cotangents)),
+                caller.post(f"{path}/vjp", body(values, cotangents=cotangents)),
+            ]
+            first, second = (np.array(json.loads(answer.body)["gradients"]["mu"]) for answer in times)
+            assert np.allclose(first, second, atol=1e-6), "the answer depends on the state"
+            handle.append(times[0].seconds)
+            recompute.append(times[1].seconds)
+    fast, slow = float(np.median(handle[5:])), float(np.median(recompute[5:]))
+    return [
+        Row(
+            f"vjp by handle against recompute, portfolio of {_ASSETS}",
+            ">= 2 x faster",
+            f"{slow / fast:.1f} x ({milliseconds(slow)} -> {milliseconds(fast)})",
+            slow >= 2.0 * fast,
+        )
+    ]

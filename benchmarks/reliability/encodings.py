@@ -1,0 +1,141 @@
+"""What bodies cost: 8 MB of parameters in and of solutions out in three encodings, and /healthz while JSON is read."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.reliability.caller import Caller
+from benchmarks.reliability.latency import library
+from benchmarks.reliability.load import Load, started
+from benchmarks.reliability.server import Server
+from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
+from convexlayer_server.arrays import Encoding, encode
+from convexlayer_server.encoding import binary
+
+__all__ = ["measure"]
+
+_BATCH, _SIZE = 256, 4096
+_ROUNDS = 7
+_PAYLOAD_BYTES = 8 * _BATCH * _SIZE
+_DOCUMENT: dict[str, Any] = {
+    "kind": "expression",
+    "parameters": {"a": {"shape": [_SIZE]}},
+    "variables": {"x": {"shape": [_SIZE]}},
+    "minimize": "sum(x)",
+    "subject_to": ["x == a"],
+}
+"""Little to solve, so that what is around it shows."""
+
+_JSON = {"Content-Type": "application/json", "Accept": "application/json"}
+_BINARY = {"Content-Type": binary.MEDIA_TYPE, "Accept": binary.MEDIA_TYPE}
+_PROBE_S = 0.005
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    name: str
+    body: bytes
+    headers: dict[str, str]
+
+
+def measure(plan: Plan) -> list[Row]:
+    """Three rows, from one server with one worker and room for bodies of 32 MiB."""
+    values = np.random.default_rng(0).standard_normal((_BATCH, _SIZE))
+    with Server(workers=1, max_body_bytes=32 * 2**20) as server:
+        path = f"{server.register(_DOCUMENT)}/solve"
+        packed = _Encoding("binary", b"".join(binary.write({"parameters": {"a": values}})), _BINARY)
+        small = _Encoding("binary", b"".join(binary.write({"parameters": {"a": values[:2]}})), _BINARY)
+        _grown_bytes(server, path, small)  # what is loaded and opened once
+        grown = _grown_bytes(server, path, packed)  # before all else: memory that is free again would not show
+        memory = Row(
+            "memory of the server's own process for it, at its peak",
+            "<= 3 x payload",
+            f"{grown / _PAYLOAD_BYTES:.1f} x payload",
+            grown <= 3 * _PAYLOAD_BYTES,
+        )
+        cost = _cost(server, path, values, packed)
+        return [cost, memory, _liveness(server, path, values[: _BATCH // 5 * 4], plan)]
+
+
+def _cost(server: Server, path: str, values: np.ndarray, packed: _Encoding) -> Row:
+    """The library and the encodings in turn, so that all of them have the same machine."""
+    encodings = [packed, _json("base64", values), _json("list", values)]
+    took: dict[str, list[float]] = {name: [] for name in ("library", *(encoding.name for encoding in encodings))}
+    here = library(_DOCUMENT)
+    with server.caller() as caller:
+        for _ in range(_ROUNDS):
+            start = time.perf_counter()
+            _ = here.solve([values]).outputs
+            took["library"].append(time.perf_counter() - start)
+            for encoding in encodings:
+                took[encoding.name].append(_send(caller, path, encoding))
+    medians = {name: percentile(seconds[1:], 0.5) for name, seconds in took.items()}
+    over = {name: seconds - medians["library"] for name, seconds in medians.items()}
+    return Row(
+        "8 MB of parameters in and out, binary, over the library",
+        "<= 60 ms",
+        f"{milliseconds(over['binary'])} (base64 {milliseconds(over['base64'])}, lists {milliseconds(over['list'])}; "
+        f"library {milliseconds(medians['library'])})",
+        over["binary"] <= 60e-3,
+    )
+
+
+def _json(form: Encoding, values: np.ndarray) -> _Encoding:
+    body = {"parameters": {"a": encode(values, form)}, "encoding": form}
+    return _Encoding(form, json.dumps(body).encode(), _JSON)
+
+
+def _send(caller: Caller, path: str, encoding: _Encoding) -> float:
+    """Seconds of the whole exchange."""
+    answer = caller.post(path, encoding.body, encoding.headers)
+    assert answer.status == 200, answer.body[:500]
+    return answer.seconds
+
+
+def _grown_bytes(server: Server, path: str, encoding: _Encoding) -> int:
+    """By how much the process that takes requests grows while it serves them, one after another."""
+    process, end, peak = psutil.Process(server.pid), threading.Event(), [0]
+
+    def watch() -> None:
+        while not end.is_set():
+            peak[0] = max(peak[0], process.memory_info().rss)
+            time.sleep(0.001)
+
+    before = process.memory_info().rss
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with server.caller() as caller:
+        for _ in range(_ROUNDS):
+            _send(caller, path, encoding)
+    end.set()
+    watching.join()
+    return peak[0] - before
+
+
+def _liveness(server: Server, path: str, values: np.ndarray, plan: Plan) -> Row:
+    """/healthz, while bodies of 16 MiB and more are read that are refused as soon as they are (no such problem)."""
+    body = _json("list", values).body
+    absent = f"{path.rpartition('/v1/problems/')[0]}/v1/problems/p_absent/solve"
+    load = started(Load(server.address, absent, [body], callers=1, seconds=plan.seconds))
+    took = []
+    with server.caller() as caller:
+        while not load.done():
+            answer = caller.get("/healthz")
+            assert answer.status == 200, answer.body
+            took.append(answer.seconds)
+            time.sleep(_PROBE_S)
+    load.result()
+    worst = percentile(took, 0.99)
+    return Row(
+        f"healthz while JSON of {len(body) / 2**20:.0f} MiB is read",
+        "p99 <= 20 ms",
+        f"p99 {milliseconds(worst)}, worst {milliseconds(max(took))}",
+        worst <= 20e-3,
+    )

@@ -1,0 +1,81 @@
+"""Fifty thousand requests that are almost right, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, final
+
+import httpx
+
+from benchmarks.reliability.cases import DOCUMENT, LIMITS, VALUES, Generator, check
+from benchmarks.reliability.schema import send_cases
+from benchmarks.reliability.server import Server
+from benchmarks.reliability.table import Plan, Row
+
+__all__ = ["measure"]
+
+_SENDERS = 4
+_SCHEMA_SHARE = 0.2
+_OPERATIONS = 22
+"""Operations of the document times the kinds of requests made of them, about."""
+
+_TIMEOUT_S = 120.0
+
+
+@final
+class _Sender:
+    """Sends requests and keeps what became of them."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._http = httpx.Client(base_url=f"http://{address[0]}:{address[1]}", timeout=_TIMEOUT_S)
+        self.statuses: Counter[int] = Counter()
+        self.failures: list[str] = []
+
+    def send(self, method: str, path: str, **options: Any) -> None:
+        """Send one; 0 is the status of one that had no answer."""
+        try:
+            response = self._http.request(method, path, **options)
+            self.statuses[response.status_code] += 1
+            check(response, (method, path, str(options)[:500]))
+        except httpx.HTTPError as error:
+            self.statuses[0] += 1
+            self.failures.append(f"{method} {path}: {error!r}")
+        except AssertionError as error:
+            self.failures.append(str(error))
+
+
+def measure(plan: Plan) -> list[Row]:
+    """Of our own, truncated, overlapping, huge, deep and with NaN, and of schemathesis, from the OpenAPI document."""
+    own = int(plan.cases * (1.0 - _SCHEMA_SHARE)) // _SENDERS
+    with Server(**LIMITS) as server:
+        path = server.register(DOCUMENT)
+        senders = [_Sender(server.address) for _ in range(_SENDERS + 1)]
+
+        def run(seed: int) -> None:
+            for case in Generator(seed, path).cases(own):
+                senders[seed].send(case.method, case.path, content=case.content, headers=case.headers)
+
+        with ThreadPoolExecutor(_SENDERS) as pool:
+            list(pool.map(run, range(_SENDERS)))
+        with server.caller() as caller:
+            document = json.loads(caller.get("/openapi.json").body)
+            examples = max(1, round(plan.cases * _SCHEMA_SHARE / _OPERATIONS))
+        send_cases(document, examples, seed=0, send=senders[-1].send)
+        with server.caller() as caller:
+            solved = caller.post(f"{path}/solve", json.dumps({"parameters": VALUES}).encode())
+            health = json.loads(caller.get("/readyz").body)
+    statuses = sum((sender.statuses for sender in senders), Counter[int]())
+    failures: list[str] = [failure for sender in senders for failure in sender.failures]
+    first = failures[:3]
+    return [
+        Row(
+            "fuzz: bodies truncated, overlapping, huge, deep, with NaN; schemathesis on the OpenAPI document",
+            f"{plan.cases} cases, no 500, no dead server",
+            f"{sum(statuses.values())} cases, {len(failures)} failures, statuses "
+            f"{', '.join(f'{status}: {count}' for status, count in sorted(statuses.items()))}; afterwards "
+            f"{health['workers']} workers, a solve answers {solved.status}{''.join(f'; {text}' for text in first)}",
+            not failures and solved.status == 200 and sum(statuses.values()) >= 0.95 * plan.cases,
+        )
+    ]

@@ -1,0 +1,88 @@
+"""The problems of the measurements, and bodies of requests with random parameters."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from convexlayer_server.arrays import Array
+
+__all__ = ["body", "dense_qp", "dense_values", "heavy_qp", "heavy_values", "least_squares", "portfolio", "values_of"]
+
+Values = dict[str, Array]
+
+
+def dense_qp(size: int = 10) -> dict[str, Any]:
+    """A dense quadratic program with as many inequalities as variables; q and h are parameters."""
+    rng = np.random.default_rng(size)
+    root = rng.standard_normal((size, size))
+    return {
+        "kind": "expression",
+        "parameters": {"q": {"shape": [size]}, "h": {"shape": [size]}},
+        "variables": {"x": {"shape": [size]}},
+        "constants": {"P": (root @ root.T + np.eye(size)).tolist(), "G": rng.standard_normal((size, size)).tolist()},
+        "minimize": "0.5 * quad_form(x, P) + q @ x",
+        "subject_to": ["G @ x <= h"],
+    }
+
+
+def dense_values(seed: int, size: int = 10) -> Values:
+    """Parameters of it."""
+    rng = np.random.default_rng(seed)
+    return {"q": rng.standard_normal(size), "h": rng.uniform(0.1, 1.0, size)}
+
+
+def least_squares() -> dict[str, Any]:
+    """Least squares on the simplex, (30, 15), whose parameters are 10 kB of JSON."""
+    return {
+        "kind": "expression",
+        "parameters": {"A": {"shape": [30, 15]}, "b": {"shape": [30]}},
+        "variables": {"x": {"shape": [15]}},
+        "minimize": "sum_squares(A @ x - b)",
+        "subject_to": ["x >= 0", "sum(x) == 1"],
+    }
+
+
+def heavy_qp(size: int) -> dict[str, Any]:
+    """A sparse problem that takes a while: total variation of a signal of this length, within bounds."""
+    return {
+        "kind": "expression",
+        "parameters": {"b": {"shape": [size]}},
+        "variables": {"x": {"shape": [size]}},
+        "minimize": "sum_squares(x - b) + norm1(diff(x))",
+        "subject_to": ["x >= -1", "x <= 1"],
+    }
+
+
+def heavy_values(seed: int, size: int) -> Values:
+    """Parameters of it."""
+    return {"b": np.cumsum(np.random.default_rng(seed).standard_normal(size)) / 5.0}
+
+
+def portfolio(size: int, factors: int) -> dict[str, Any]:
+    """Markowitz with a factor model, long only; the expected returns are the parameter."""
+    rng = np.random.default_rng(size)
+    return {
+        "kind": "expression",
+        "parameters": {"mu": {"shape": [size]}},
+        "variables": {"w": {"shape": [size]}},
+        "constants": {
+            "F": (rng.standard_normal((factors, size)) / np.sqrt(factors)).tolist(),
+            "d": rng.uniform(0.1, 1.0, size).tolist(),
+        },
+        "minimize": "sum_squares(F @ w) + sum_squares(multiply(d, w)) - mu @ w",
+        "subject_to": ["w >= 0", "sum(w) == 1", "w <= 0.1"],
+    }
+
+
+def values_of(document: dict[str, Any], seed: int) -> Values:
+    """Normally distributed parameters of any of them."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(entry["shape"]) for name, entry in document["parameters"].items()}
+
+
+def body(values: Values, **others: Any) -> bytes:
+    """Of a request, with lists."""
+    return json.dumps({"parameters": {name: value.tolist() for name, value in values.items()}, **others}).encode()

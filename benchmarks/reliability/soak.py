@@ -1,0 +1,52 @@
+"""A load of 70 % for long: what memory and descriptors do."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+
+from benchmarks.reliability.load import Load, started
+from benchmarks.reliability.problems import body, least_squares, values_of
+from benchmarks.reliability.server import Server
+from benchmarks.reliability.table import Plan, Row
+
+__all__ = ["measure"]
+
+_SAMPLE_S = 1.0
+_BODIES = 64
+_CALLERS = 16
+
+
+def measure(plan: Plan) -> list[Row]:
+    """Memory is compared between the second fifth of the time, when caches are filled, and the last."""
+    document = least_squares()
+    bodies = [body(values_of(document, seed), **{"return": ["variables", "state"]}) for seed in range(_BODIES)]
+    resident, descriptors = [], []
+    with Server(state_bytes=2**22) as server:
+        path = f"{server.register(document)}/solve"
+        warm = started(Load(server.address, path, bodies, callers=_CALLERS, seconds=min(10.0, plan.seconds))).result()
+        load = Load(server.address, path, bodies, _CALLERS, seconds=plan.soak_s, rate=0.7 * warm.rate)
+        running = started(load)
+        with server.caller() as caller:
+            while not running.done():
+                resident.append(server.resident_bytes())
+                descriptors.append(server.descriptors())
+                time.sleep(_SAMPLE_S)
+            health = json.loads(caller.get("/readyz").body)
+        tally = running.result()
+    fifth = max(1, len(resident) // 5)
+    before, after = float(np.median(resident[fifth : 2 * fifth])), float(np.median(resident[-fifth:]))
+    drift = after / before - 1.0
+    leaked = int(np.median(descriptors[-fifth:]) - np.median(descriptors[fifth : 2 * fifth]))
+    return [
+        Row(
+            f"soak of {plan.soak_s / 60:.0f} minutes at 70 % load",
+            "memory drift <= 5 %, no leaked descriptors",
+            f"{100 * drift:+.1f} % of {before / 2**20:.0f} MiB, {leaked:+d} descriptors; {len(tally.good)} solves at "
+            f"{tally.rate:.0f}/s, {sum(tally.counts().values()) - len(tally.good)} failed, "
+            f"{health['workers']} workers at the end",
+            drift <= 0.05 and leaked <= 0 and len(tally.good) == sum(tally.counts().values()),
+        )
+    ]

@@ -1,0 +1,77 @@
+"""Bodies in the form of safetensors: the arrays as they are, everything else as JSON in the metadata.
+
+    8 bytes    N, little-endian
+    N bytes    JSON: {"__metadata__": {"body": "{...}"}, "parameters/A": {"dtype", "shape", "data_offsets"}, ...}
+    the rest   the arrays, little-endian, one after another
+
+The array ``parameters/A`` is what the JSON form has at ``body["parameters"]["A"]``. Reading
+copies no array.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from convexlayer_client.arrays import Array
+from convexlayer_client.errors import ProtocolError
+
+__all__ = ["MEDIA_TYPE", "read", "write"]
+
+MEDIA_TYPE = "application/vnd.convexlayer+safetensors"
+
+_METADATA = "__metadata__"
+_DTYPES = {"F64": "<f8", "F32": "<f4"}
+
+
+def write(tree: Mapping[str, Any]) -> bytes:
+    """A dictionary, with arrays as values or one level deeper, as a body.
+
+    Raises:
+        TypeError, ValueError: What is no array is no plain JSON with finite numbers.
+    """
+    arrays: dict[str, Array] = {}
+    fields: dict[str, Any] = {}
+    for part, value in tree.items():
+        if isinstance(value, np.ndarray):
+            arrays[part] = value
+        elif isinstance(value, Mapping):
+            inside = {f"{part}/{name}": entry for name, entry in value.items() if isinstance(entry, np.ndarray)}
+            arrays |= inside
+            if len(inside) < len(value) or not value:
+                fields[part] = {name: entry for name, entry in value.items() if f"{part}/{name}" not in inside}
+        else:
+            fields[part] = value
+    header: dict[str, Any] = {_METADATA: {"body": json.dumps(fields, separators=(",", ":"), allow_nan=False)}}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": "F64", "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that arrays are aligned
+    data = (np.ascontiguousarray(array, dtype="<f8").reshape(-1).data for array in arrays.values() if array.size)
+    return b"".join([len(text).to_bytes(8, "little"), text, *data])
+
+
+def read(body: bytearray) -> dict[str, Any]:
+    """The dictionary that a body holds; its arrays are views of the body, and can be written to.
+
+    Raises:
+        ProtocolError: The body is not of this form.
+    """
+    try:
+        start = 8 + int.from_bytes(body[:8], "little")
+        header = json.loads(body[8:start])
+        tree: dict[str, Any] = json.loads(header.pop(_METADATA)["body"])
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            values = np.frombuffer(memoryview(body)[start + begin : start + end], dtype=_DTYPES[entry["dtype"]])
+            part, _, leaf = name.partition("/")
+            place, key = (tree.setdefault(part, {}), leaf) if leaf else (tree, part)
+            place[key] = values.reshape(entry["shape"]).astype(np.float64, copy=False)
+        return tree
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"the server sent a body that is not of {MEDIA_TYPE}: {error!r}") from error

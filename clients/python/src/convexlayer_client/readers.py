@@ -1,0 +1,95 @@
+"""From the decoded body of a reply to its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from convexlayer_client.arrays import Array, decode
+from convexlayer_client.results import (
+    DerivativeReport,
+    JobStatus,
+    JvpResult,
+    PortableState,
+    Problem,
+    Residuals,
+    SolveResult,
+    VjpResult,
+)
+
+__all__ = ["job_status", "jvp_result", "problem", "solve_result", "vjp_result"]
+
+_PROBLEM_FIELDS = ("id", "parameters", "variables", "duals")
+
+
+def problem(payload: Any) -> Problem:
+    """A registered problem."""
+    return Problem(
+        id=payload["id"],
+        parameters=_shapes(payload["parameters"]),
+        variables=_shapes(payload["variables"]),
+        duals=_shapes(payload["duals"]),
+        details={name: value for name, value in payload.items() if name not in _PROBLEM_FIELDS},
+    )
+
+
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf["shape"]) for name, leaf in leaves.items()}
+
+
+def solve_result(payload: Any) -> SolveResult:
+    """The answer to a solve."""
+    return SolveResult(
+        variables=_decode(payload["variables"]),
+        duals=_decode(payload.get("duals")),
+        status=tuple(payload["status"]),
+        objective=decode(payload["objective"]),
+        iterations=decode(payload["iterations"]),
+        residuals=Residuals(*(decode(payload["residuals"][name]) for name in ("primal", "dual", "gap", "natural"))),
+        meta=payload["meta"],
+        state=payload.get("state"),
+        portable=_portable(payload.get("portable")),
+    )
+
+
+def vjp_result(payload: Any) -> VjpResult:
+    """The answer to a vjp."""
+    return VjpResult(
+        gradients=_decode(payload["gradients"]),
+        status=tuple(payload["status"]),
+        report=_report(payload["report"]),
+        meta=payload["meta"],
+    )
+
+
+def jvp_result(payload: Any) -> JvpResult:
+    """The answer to a jvp."""
+    return JvpResult(
+        tangents=_decode(payload["tangents"]),
+        objective=decode(payload["objective"]),
+        status=tuple(payload["status"]),
+        report=_report(payload["report"]),
+        meta=payload["meta"],
+    )
+
+
+def _report(payload: Any) -> DerivativeReport:
+    arrays = (decode(payload[name]) for name in ("linear_residual", "margin", "condition"))
+    return DerivativeReport(tuple(payload["status"]), *arrays)
+
+
+def job_status(payload: Any) -> JobStatus:
+    """How far a job is."""
+    names = ("id", "problem_id", "operation", "status", "done", "total", "seconds", "expires_s")
+    return JobStatus(**{name: payload[name] for name in names})
+
+
+def _portable(payload: Any) -> PortableState | None:
+    if payload is None:
+        return None
+    x, y, s = (decode(payload[name]) for name in "xys")
+    return PortableState(digest=payload["digest"], status=tuple(payload["status"]), x=x, y=y, s=s)
+
+
+def _decode(arrays: Mapping[str, Any] | None) -> dict[str, Array]:
+    return {name: decode(values) for name, values in (arrays or {}).items()}

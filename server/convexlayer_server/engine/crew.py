@@ -1,0 +1,307 @@
+"""The workers: started, watched, ended and replaced.
+
+One more than is asked for stands by with everything imported, which takes seconds, and takes the place of the next one
+that ends. No process pool of the common libraries does this: those that survive the death of a worker fail all that is
+in work, or know neither places nor limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, Protocol, final
+
+import psutil
+
+from ..settings import Settings
+from . import worker as worker_module
+from .channel import receive, send
+from .work import Done, Ready, Work
+
+__all__ = ["Crew", "Ending", "Worker", "devices_of"]
+
+_LOG = logging.getLogger(__name__)
+
+Ending = Literal["crash", "killed", "deadline", "memory", "asked"]
+"""How a worker ended: by itself, by a signal from outside, for taking too long or too much, or because it was to."""
+
+_SMALL_BYTES = 2**16
+"""What is written from the event loop: an idle worker reads it at once."""
+
+_GPUS = Path("/proc/driver/nvidia/gpus")
+_WATCH_S = 0.1
+_START_S = 300.0
+_LONGEST_PAUSE_S = 30.0
+
+
+@final
+class Worker:
+    """One worker, as the engine sees it; for use on the event loop.
+
+    Attributes:
+        ready: whether it has said that it takes work.
+        problems: ids of the problems that it has compiled.
+        batches: ids of the solved batches that it keeps.
+        work: what it is doing.
+        deadline: when that has to be done, or when it has to be ready, by the monotonic clock.
+        ending: why it is being ended.
+    """
+
+    def __init__(self, connection: socket.socket, process: multiprocessing.process.BaseProcess | None) -> None:
+        self.ready = False
+        self.problems: set[str] = set()
+        self.batches: set[str] = set()
+        self.work: Work | None = None
+        self.deadline = time.monotonic() + _START_S
+        self.ending: Ending | None = None
+        self._connection = connection
+        self._process = process
+
+    @property
+    def idle(self) -> bool:
+        """Whether it takes work now."""
+        return self.ready and self.work is None and self.ending is None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None of a thread."""
+        return None if self._process is None else self._process.pid
+
+    def start(self, work: Work, *, limit_s: float, size_bytes: int) -> None:
+        """Give it work.
+
+        Args:
+            work: what to do.
+            limit_s: seconds that it may take.
+            size_bytes: of the arrays, about.
+        """
+        self.work = work
+        self.deadline = time.monotonic() + limit_s
+        if size_bytes <= _SMALL_BYTES and work.document is None:
+            self._send(work)
+        else:
+            asyncio.get_running_loop().run_in_executor(None, self._send, work)
+
+    def end(self, ending: Ending) -> None:
+        """Kill its process; a thread goes on to the end of its work, and nobody listens."""
+        if self.ending is None:
+            self.ending = ending
+        if self._process is not None:
+            self._process.kill()
+            return
+        try:
+            self._connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            _LOG.debug("the connection to a worker was closed already")
+
+    def listen(self, heard: Callable[[Done | Ready], None], gone: Callable[[], None]) -> None:
+        """Hear what it says, from a thread of its own, until it is gone."""
+        try:
+            while True:
+                heard(receive(self._connection))
+        except (EOFError, OSError):
+            self._connection.close()
+            if self._process is not None:
+                self._process.join()
+            gone()
+
+    def how_it_ended(self) -> Ending:
+        """Known once it is gone."""
+        if self.ending is not None:
+            return self.ending
+        return "killed" if self._process is not None and self._process.exitcode == -9 else "crash"
+
+    def resident_bytes(self) -> int:
+        """Resident memory of its process; 0 where that cannot be known."""
+        if self.pid is None:
+            return 0
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    def _send(self, work: Work) -> None:
+        try:
+            send(self._connection, work)
+        except OSError:
+            _LOG.debug("a worker ended before its work reached it")  # who listens to it notices
+
+
+class Listener(Protocol):
+    """Who gives work to the workers; called on the event loop."""
+
+    def on_ready(self, worker: Worker) -> None:
+        """It takes work."""
+
+    def on_done(self, worker: Worker, work: Work, done: Done) -> None:
+        """It has done work, and takes more."""
+
+    def on_gone(self, worker: Worker, work: Work | None, ending: Ending) -> None:
+        """It has ended, with work in its hands or without."""
+
+
+@final
+class Crew:
+    """As many workers as there are to be, and one that stands by.
+
+    Args:
+        settings: ``workers``, ``device``, ``worker_memory_bytes``.
+        listener: who gives work to them.
+
+    Attributes:
+        replaced: how many ended unasked and were replaced.
+    """
+
+    def __init__(self, settings: Settings, listener: Listener) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._devices: list[str] = []
+        self._all: list[tuple[Worker, str]] = []
+        self._closing = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self._starting: set[asyncio.Task[None]] = set()
+        self._pause_s = 0.0
+        self.replaced = 0
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Those that work, which the one that stands by is not."""
+        return [worker for worker, _ in self._all if worker.ready][: max(1, self._settings.workers)]
+
+    async def open(self) -> None:
+        """Start them; each is announced when it is ready."""
+        self._devices = await asyncio.to_thread(devices_of, self._settings.device)
+        self._watching = asyncio.create_task(self._watch())
+        for number in range(max(1, self._settings.workers)):
+            self._start(self._devices[number % len(self._devices)])
+
+    async def close(self) -> None:
+        """End them at once."""
+        self._closing.set()
+        if self._watching is not None:
+            self._watching.cancel()
+        await asyncio.gather(*self._starting)
+        for worker, _ in self._all:
+            worker.end("asked")
+        while self._all:
+            await asyncio.sleep(0.005)
+
+    def _start(self, device: str) -> None:
+        task = asyncio.create_task(self._started(device))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    def _start_later(self, device: str) -> None:
+        """One that did not come to work is tried again, after a pause that grows each time."""
+        self._pause_s = min(_LONGEST_PAUSE_S, 2.0 * self._pause_s or 1.0)
+        self._start(device)
+
+    async def _started(self, device: str) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), self._pause_s)
+        if self._closing.is_set():
+            return
+        mine, others = socket.socketpair()
+        if self._settings.workers:
+            try:
+                worker = Worker(mine, await asyncio.to_thread(self._process, others, device))
+            except OSError:
+                _LOG.exception("a worker could not be started")
+                mine.close()
+                self._start_later(device)
+                return
+        else:
+            threading.Thread(
+                target=worker_module.serve, args=(others, self._settings), name="worker", daemon=True
+            ).start()
+            worker = Worker(mine, None)
+        self._all.append((worker, device))
+        loop = asyncio.get_running_loop()
+
+        def heard(message: Done | Ready) -> None:
+            loop.call_soon_threadsafe(self._heard, worker, message)
+
+        def gone() -> None:
+            loop.call_soon_threadsafe(self._gone, worker)
+
+        threading.Thread(target=worker.listen, args=(heard, gone), name="listen-to-worker", daemon=True).start()
+
+    def _process(self, connection: socket.socket, device: str) -> multiprocessing.process.BaseProcess:
+        threads = max(1, (os.cpu_count() or 1) // self._settings.workers)
+        arguments = (connection, self._settings, device, threads)
+        process = multiprocessing.get_context("spawn").Process(
+            target=worker_module.main, args=arguments, name="convexlayer-worker", daemon=True
+        )
+        with connection:
+            process.start()
+        return process
+
+    def _heard(self, worker: Worker, message: Done | Ready) -> None:
+        if isinstance(message, Ready):
+            worker.ready, worker.deadline = True, float("inf")
+            self._pause_s = 0.0
+            if self._settings.workers and len(self._all) + len(self._starting) <= self._settings.workers:
+                self._start(self._least_used())
+            self._listener.on_ready(worker)
+            return
+        work, worker.work, worker.deadline = worker.work, None, float("inf")
+        assert work is not None, "a worker speaks when it has done its work"
+        worker.problems.difference_update(message.problems)
+        worker.batches.difference_update(message.dropped)
+        worker.batches.update(message.kept)
+        if message.compiled:
+            worker.problems.add(work.problem_id)
+        self._listener.on_done(worker, work, message)
+
+    def _gone(self, worker: Worker) -> None:
+        device = next(device for other, device in self._all if other is worker)
+        self._all.remove((worker, device))
+        ending = worker.how_it_ended()
+        if not self._closing.is_set():
+            self.replaced += 1
+            _LOG.warning("worker %s ended (%s) and is replaced", worker.pid, ending)
+            if worker.ready:
+                self._start(device)
+            else:
+                self._start_later(device)
+        self._listener.on_gone(worker, worker.work, ending)
+
+    def _least_used(self) -> str:
+        used = [device for _, device in self._all]
+        return min(self._devices, key=used.count)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            for worker, _ in self._all:
+                if worker.pid is None or worker.ending is not None:
+                    continue
+                if time.monotonic() > worker.deadline:
+                    worker.end("deadline")
+                elif worker.resident_bytes() > self._settings.worker_memory_bytes:
+                    worker.end("memory")
+
+
+def devices_of(wanted: str, listed: Path = _GPUS) -> list[str]:
+    """The devices to share among the workers.
+
+    Args:
+        wanted: ``cpu``, ``cuda:`` and numbers, or ``auto`` or ``cuda`` for all GPUs that there are.
+        listed: where the driver lists them; so that no CUDA context is made in this process.
+
+    Returns:
+        ``cuda:`` and its number for each, or ``cpu`` alone.
+    """
+    kind, _, numbers = wanted.partition(":")
+    if numbers:
+        return [f"cuda:{number}" for number in numbers.split(",")]
+    count = len(list(listed.iterdir())) if kind != "cpu" and listed.is_dir() else 0
+    return [f"cuda:{number}" for number in range(count)] or ["cpu"]

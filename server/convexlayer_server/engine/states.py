@@ -1,0 +1,112 @@
+"""Solutions kept between a solve and its derivatives, on behalf of those who hold their handles."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from ..arrays import Array
+from ..errors import GoneError
+from ..settings import Settings
+from .protocol import ComputeOptions, ComputeResult, PortableState
+
+__all__ = ["SolvedState", "States", "digest"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SolvedState:
+    """What a handle stands for.
+
+    Attributes:
+        owner: whose it is.
+        problem_id: of the problem that was solved.
+        parameters: its values.
+        options: how it was solved.
+        result: what the solve said, without its outputs.
+        points: the solutions of the standard form.
+        pieces: for each part in which it was solved, its rows, and the id under which a worker may keep it solved.
+        seconds_each: what solving one element took.
+    """
+
+    owner: str
+    problem_id: str
+    parameters: Mapping[str, Array]
+    options: ComputeOptions
+    result: ComputeResult
+    points: PortableState
+    pieces: tuple[tuple[slice, str], ...]
+    seconds_each: float
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = [*self.parameters.values(), self.points.x, self.points.y, self.points.s]
+        return sum(array.nbytes for array in arrays)
+
+
+@final
+class States:
+    """States by handle: within a byte budget, those used longest ago make room; each for a time after its last use.
+
+    Args:
+        settings: ``state_bytes`` and ``state_s``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._states: OrderedDict[str, tuple[SolvedState, float]] = OrderedDict()
+        self._size_bytes = 0
+
+    def put(self, state: SolvedState) -> str | None:
+        """Keep a state; its handle, or None where it is too large."""
+        if state.size_bytes > self._settings.state_bytes:
+            return None
+        handle = f"s_{secrets.token_urlsafe(18)}"
+        self._states[handle] = state, time.monotonic()
+        self._size_bytes += state.size_bytes
+        self._forget()
+        return handle
+
+    def get(self, handle: str, owner: str, problem_id: str) -> SolvedState:
+        """The state of a handle.
+
+        Raises:
+            GoneError: it is not here for this owner and problem; whether it ever was is not said.
+        """
+        self._forget()
+        state, _ = self._states.get(handle, (None, 0.0))
+        if state is None or state.owner != owner or state.problem_id != problem_id:
+            raise GoneError(
+                f"the state {handle[:40]!r} is not here, or no longer (they are kept for {self._settings.state_s:g} s "
+                "after their last use, and as long as there is room): send the parameters"
+            )
+        self._states[handle] = state, time.monotonic()
+        self._states.move_to_end(handle)
+        return state
+
+    def _forget(self) -> None:
+        now = time.monotonic()
+        while self._states:
+            handle, (state, used) = next(iter(self._states.items()))
+            if self._size_bytes <= self._settings.state_bytes and used + self._settings.state_s > now:
+                return
+            del self._states[handle]
+            self._size_bytes -= state.size_bytes
+
+
+def digest(problem_id: str, parameters: Mapping[str, Array], state: PortableState) -> str:
+    """SHA-256 of a problem's id, its parameters with their shapes, and solutions with statuses, as hexadecimal."""
+    sha = hashlib.sha256(problem_id.encode())
+    named = {**{f"p/{name}": parameters[name] for name in sorted(parameters)}, "x": state.x, "y": state.y, "s": state.s}
+    for name, array in named.items():
+        sha.update(f"\n{name!r} {array.shape}\n".encode("utf-8", "surrogatepass"))
+        sha.update(np.ascontiguousarray(array, dtype="<f8").data)
+    sha.update("\n".join(state.status).encode("utf-8", "surrogatepass"))
+    return sha.hexdigest()

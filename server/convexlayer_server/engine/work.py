@@ -1,0 +1,63 @@
+"""What the engine asks of a worker, and what the worker says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .protocol import ComputeRequest, ComputeResult
+
+__all__ = ["Done", "Ready", "Work"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker takes work."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Work:
+    """A request, or without one a document to compile.
+
+    Attributes:
+        problem_id: of the problem.
+        document: where the worker does not have it compiled.
+        request: the worker may keep its solved batch under its id where ``keep`` is set. A ``state`` is such an id, or
+            arrays: their ``digest`` is then the id to keep the batch under, if any.
+        merged: whether the rows are those of several requests, none of which is to wait for a slow one.
+    """
+
+    problem_id: str
+    document: Mapping[str, Any] | None
+    request: ComputeRequest | None = None
+    merged: bool = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Done:
+    """What became of work.
+
+    Attributes:
+        result: of the request.
+        error: why there is none.
+        stopped: whether the solve of a merged request was stopped where rows had taken much longer than is usual.
+        summary: of the problem, where it was compiled.
+        compiled: whether the worker has the problem now.
+        kept: ids of the solved batches that the worker now keeps.
+        problems: ids of the problems that it dropped.
+        dropped: ids of the solved batches that it dropped.
+        compile_s: seconds of compiling.
+        compute_s: seconds of computing.
+    """
+
+    result: ComputeResult | None = None
+    error: Exception | None = None
+    stopped: bool = False
+    summary: Mapping[str, Any] | None = None
+    compiled: bool = True
+    kept: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    compile_s: float = 0.0
+    compute_s: float = 0.0

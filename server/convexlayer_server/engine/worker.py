@@ -1,0 +1,62 @@
+"""A worker: a process, or for tests and notebooks a thread, that does one piece of work after another."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+
+from threadpoolctl import threadpool_limits
+
+from convexlayer import compiled
+
+from .. import logs
+from ..settings import Settings
+from .channel import receive, send
+from .work import Ready
+from .workbench import Workbench
+
+__all__ = ["main", "serve"]
+
+
+def main(connection: socket.socket, settings: Settings, device: str, threads: int) -> None:
+    """What a worker process does.
+
+    Args:
+        connection: to the engine; the process ends with it.
+        settings: the service's.
+        device: ``cpu``, or ``cuda:`` and the number of the one device that this process is to see.
+        threads: of the linear algebra.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # they come to the whole group; the engine ends its workers itself
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    logs.configure(settings, logging.WARNING)
+    kind, _, number_of_device = device.partition(":")
+    os.environ["CUDA_VISIBLE_DEVICES"] = number_of_device  # read by CUDA at its first use, which is yet to come
+    threadpool_limits(threads)
+    compiled.ready()
+    serve(connection, settings, kind)
+
+
+def serve(connection: socket.socket, settings: Settings, device: str = "cpu") -> None:
+    """Answer work with what became of it, to the end of the connection."""
+    with connection:
+        bench = Workbench(settings, device)
+        try:
+            send(connection, Ready())
+            while True:
+                send(connection, bench.do(receive(connection)))
+        except (EOFError, OSError):
+            return
+
+
+def _end_with_parent() -> None:
+    """A worker that computes does not look at its connection."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(0)

@@ -1,0 +1,110 @@
+"""Registered problems as the routes see them: read from the store off the event loop, some kept in memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, final
+
+import cvxpy as cp
+from starlette.concurrency import run_in_threadpool
+
+import convexlayer
+
+from .engine import FairEngine
+from .errors import NotFoundError
+from .settings import Settings
+from .store import Store, StoredProblem
+
+__all__ = ["Registry", "versions"]
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of what a compiled form and its summary depend on."""
+    return {"convexlayer": convexlayer.__version__, "cvxpy": cp.__version__}
+
+
+@final
+class Registry:
+    """Problems by key and id. Registrations belong to a key; documents and compiled forms are shared.
+
+    Args:
+        settings: ``recent_bytes`` bounds what is kept in memory.
+        store: where problems are kept.
+        engine: what compiles them.
+    """
+
+    def __init__(self, settings: Settings, store: Store, engine: FairEngine) -> None:
+        self._settings = settings
+        self._store = store
+        self._engine = engine
+        self._recent: OrderedDict[tuple[str, str], StoredProblem] = OrderedDict()
+        self._recent_bytes = 0
+
+    async def add(self, owner: str, problem_id: str, document: Mapping[str, Any]) -> tuple[StoredProblem, bool]:
+        """Compile and register a problem; with whether it is new to the key.
+
+        Raises:
+            DocumentError: it cannot be compiled.
+            QuotaError: the key has too many problems, or the store holds too much.
+        """
+        problem = await self.compiled(owner, problem_id, document)
+        return problem, await run_in_threadpool(self._store.put, owner, problem)
+
+    async def compiled(self, owner: str, problem_id: str, document: Mapping[str, Any]) -> StoredProblem:
+        """A problem as it would be registered.
+
+        Raises:
+            DocumentError: it cannot be compiled.
+        """
+        summary = await self._engine.register(problem_id, document, owner)
+        return StoredProblem(document, summary, str(dict(versions())))
+
+    async def get(self, owner: str, problem_id: str) -> StoredProblem:
+        """A problem of a key; compiled once more where other versions made its summary.
+
+        Raises:
+            NotFoundError: the key has none of this id; another's looks the same.
+            DocumentError: these versions cannot compile it.
+        """
+        recent = self._recent.get((owner, problem_id))
+        if recent is not None:
+            self._recent.move_to_end((owner, problem_id))
+            return recent
+        problem = await run_in_threadpool(self._store.get, owner, problem_id)
+        if problem is None:
+            raise NotFoundError(f"no problem {problem_id[:80]!r} is registered here; POST its document to /v1/problems")
+        if problem.versions != str(dict(versions())):
+            problem, _ = await self.add(owner, problem_id, problem.document)
+        self._drop((owner, problem_id))
+        self._recent[owner, problem_id] = problem
+        self._recent_bytes += problem.size_bytes
+        while len(self._recent) > 1 and self._recent_bytes > self._settings.recent_bytes:
+            self._drop(next(iter(self._recent)))
+        return problem
+
+    async def all(self, owner: str) -> list[Mapping[str, Any]]:
+        """Summaries of the problems of a key, oldest first."""
+        return await run_in_threadpool(self._store.all, owner)
+
+    async def delete(self, owner: str, problem_id: str) -> None:
+        """End a key's registration.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        found = await run_in_threadpool(self._store.delete, owner, problem_id)
+        self._drop((owner, problem_id))
+        if not found:
+            raise NotFoundError(f"no problem {problem_id[:80]!r} is registered here")
+
+    def forget(self) -> None:
+        """Read everything from the store anew."""
+        self._recent.clear()
+        self._recent_bytes = 0
+
+    def _drop(self, place: tuple[str, str]) -> None:
+        problem = self._recent.pop(place, None)
+        self._recent_bytes -= 0 if problem is None else problem.size_bytes

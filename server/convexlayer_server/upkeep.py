@@ -1,0 +1,63 @@
+"""What a running service does beside serving: it learns of keys that others made or revoked, and writes usage down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import final
+
+from starlette.concurrency import run_in_threadpool
+
+from .errors import StoreError
+from .service import Service
+
+__all__ = ["Upkeep"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@final
+class Upkeep:
+    """Keeps memory and store the same.
+
+    Args:
+        service: what is kept.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._version: int | None = None
+
+    async def begin(self) -> None:
+        """Read what the store knows."""
+        await run_in_threadpool(self._service.ledger.load)
+        await self._refresh()
+
+    async def go_on(self) -> None:
+        """Keep up, until cancelled. A store that fails for a time does not end it."""
+        while True:
+            await asyncio.sleep(self._service.settings.refresh_s)
+            try:
+                await self._refresh()
+                await self._write()
+            except StoreError:
+                _LOG.exception("the store cannot be read or written")
+
+    async def end(self) -> None:
+        """Write down what is not yet written."""
+        await self._write()
+
+    async def _refresh(self) -> None:
+        version = await run_in_threadpool(self._service.store.version)
+        if version != self._version:
+            self._version = version
+            self._service.registry.forget()
+            self._service.keyring.replace(await run_in_threadpool(self._service.store.all_keys))
+
+    async def _write(self) -> None:
+        taken = self._service.ledger.take()
+        try:
+            await run_in_threadpool(self._service.ledger.write, taken)
+        except StoreError:
+            self._service.ledger.give_back(taken)
+            raise

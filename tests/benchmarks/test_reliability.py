@@ -1,0 +1,70 @@
+"""The frame of the reliability run: what it counts, and how it tells it."""
+
+from __future__ import annotations
+
+import http.server
+import importlib
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.reliability.__main__ import PARTS
+from benchmarks.reliability.caller import Caller
+from benchmarks.reliability.load import Load, run
+from benchmarks.reliability.table import HEAD, Row, milliseconds, percentile
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers "busy" with 429, "gone" by hanging up, and all else with 200."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if body == b"gone":
+            self.close_connection = True
+            return
+        self.send_response(429 if body == b"busy" else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address() -> Iterator[tuple[str, int]]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield ("127.0.0.1", server.server_address[1])
+        server.shutdown()
+
+
+def test_loads_count_what_came_back(address: tuple[str, int]) -> None:
+    tally = run(Load(address, "/", [b"good", b"busy"], callers=2, seconds=0.2))
+    assert set(tally.counts()) == {200, 429}
+    assert tally.untold[429] == tally.counts()[429], "refused without saying until when"
+    assert tally.rate == pytest.approx(len(tally.good) / tally.seconds)
+
+
+def test_a_load_has_its_rate(address: tuple[str, int]) -> None:
+    tally = run(Load(address, "/", [b"good"], callers=4, seconds=0.5, rate=40.0))
+    assert 0 < sum(tally.counts().values()) <= 20
+
+
+def test_connections_that_are_lost_are_told(address: tuple[str, int]) -> None:
+    with Caller(address) as caller:
+        assert caller.post("/", b"gone").status == 0
+        assert caller.post("/", b"good").status == 200
+
+
+def test_the_table() -> None:
+    row = Row("what", "<= 1 ms", f"p99 {milliseconds(percentile([1e-3, 2e-3, 3e-3], 0.5))}", False)
+    assert str(row) == "| what | <= 1 ms | p99 2 ms | **no** |"
+    assert HEAD.splitlines()[0].count("|") == str(row).count("|")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_can_be_measured(part: str) -> None:
+    assert callable(importlib.import_module(f"benchmarks.reliability.{part}").measure)

@@ -1,0 +1,94 @@
+"""CONVEXLAYER_URL turns a ConvexLayer into a remote one, in a program that knows nothing of it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+
+import pytest
+import torch
+
+from convexlayer import ConvexLayer
+from convexlayer.errors import DerivativeError, FailedElementsError, NotInstalledError, ShapeError, UnsupportedError
+from convexlayer.solvers import Options
+from convexlayer_client.layer import RemoteConvexLayer
+from tests.client.families import quadratic
+from tests.client.test_layer import BUDGETS, A, box
+
+
+@pytest.fixture
+def elsewhere(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CONVEXLAYER_URL", url)
+    return url
+
+
+def program(**keywords: object) -> tuple[ConvexLayer, list[torch.Tensor]]:
+    """What somebody wrote for a layer on this machine: the layer, and the gradients of a loss."""
+    family = quadratic()
+    layer = ConvexLayer(family.problem, parameters=family.parameters, variables=family.outputs, **keywords)
+    tensors = family.tensors(seed=2, batched=(True, False, True))
+    outputs, report = layer.solve(*tensors, warm_start=None)
+    assert report.status == ("optimal",) * 3
+    assert max(report.residuals.primal) < 1e-8
+    assert report.solver
+    (sum(output.square().sum() for output in outputs) + report.objective.sum()).backward()
+    return layer, [*outputs, *(tensor.grad for tensor in tensors)]
+
+
+def test_the_answers_are_the_same(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, here = program()
+    monkeypatch.setenv("CONVEXLAYER_URL", url)
+    remote, there = program(options=Options(tol=1e-9), presolve=False)
+    assert type(local) is ConvexLayer
+    assert type(remote) is RemoteConvexLayer
+    for ours, theirs in zip(there, here, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_the_errors_are_the_librarys(elsewhere: str) -> None:
+    family = box()
+    layer = ConvexLayer(family.problem, family.parameters, family.outputs)
+    with pytest.raises(FailedElementsError) as caught:
+        layer(A, BUDGETS)
+    assert caught.value.indices == (1,)
+    with pytest.raises(ShapeError):
+        layer(A[:2], BUDGETS)
+    kink = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    strict = ConvexLayer(family.problem, family.parameters, family.outputs, on_degenerate="raise")
+    with pytest.raises(DerivativeError):
+        strict(kink, torch.tensor(1.0, dtype=torch.float64))[0].sum().backward()
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [{"derivative": "diffcp"}, {"on_failure": "keep"}, {"check_attributes": False}, {"options": {"polish": False}}],
+)
+def test_what_a_server_does_not_do_is_refused(keywords: dict[str, object], elsewhere: str) -> None:
+    family = box()
+    with pytest.raises(UnsupportedError, match="unset CONVEXLAYER_URL"):
+        ConvexLayer(family.problem, family.parameters, family.outputs, **keywords)
+
+
+def test_local_layers_stay_local(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = box()
+    layer = ConvexLayer(family.problem, family.parameters, family.outputs)
+    text = pickle.dumps(layer)
+    monkeypatch.setenv("CONVEXLAYER_URL", url)
+    for copied in (copy.deepcopy(layer), pickle.loads(text)):
+        assert type(copied) is ConvexLayer
+        torch.testing.assert_close(copied(A, BUDGETS[:1]), layer(A, BUDGETS[:1]))
+
+
+def test_remote_layers_travel(elsewhere: str) -> None:
+    family = box()
+    layer = ConvexLayer(family.problem, family.parameters, family.outputs)
+    copied = pickle.loads(pickle.dumps(layer))
+    torch.testing.assert_close(copied(A, BUDGETS[:1]), layer(A, BUDGETS[:1]))
+
+
+def test_a_missing_client_is_named(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "convexlayer_client.layer", None)
+    family = box()
+    with pytest.raises(NotInstalledError, match="convexlayer-client"):
+        ConvexLayer(family.problem, family.parameters, family.outputs)

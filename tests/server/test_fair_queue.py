@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from convexlayer_server.fair_queue import FairQueue
+
+
+def test_each_flow_is_in_its_own_order() -> None:
+    queue: FairQueue[int] = FairQueue()
+    for number in range(5):
+        queue.push("a", number)
+    assert [queue.pop(1.0) for _ in range(len(queue))] == list(range(5))
+    with pytest.raises(IndexError):
+        queue.pop(1.0)
+
+
+def test_a_flood_does_not_delay_others() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(100):
+        queue.push("flood", "flood")
+    for _ in range(10):
+        queue.pop(1.0)
+    for _ in range(3):
+        queue.push("other", "other")
+    assert Counter(queue.pop(1.0) for _ in range(7))["other"] == 3
+
+
+def test_service_is_shared_by_cost_not_by_number() -> None:
+    queue: FairQueue[str] = FairQueue()
+    costs = {"cheap": 1.0, "dear": 4.0}
+    for flow in costs:
+        for _ in range(100):
+            queue.push(flow, flow)
+    served = Counter[str]()
+    for _ in range(50):
+        flow = queue.pop(0.0)
+        queue.charge(flow, costs[flow])
+        served[flow] += 1
+    assert served == {"cheap": 40, "dear": 10}
+
+
+def test_idleness_saves_nothing_up() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.push("early", "early")
+    queue.pop(1.0)
+    for _ in range(100):
+        queue.push("busy", "busy")
+        queue.pop(1.0)
+    for flow in ("early", "late", "busy"):
+        for _ in range(30):
+            queue.push(flow, flow)
+    assert max(Counter(queue.pop(1.0) for _ in range(30)).values()) <= 11
+
+
+def test_what_joins_is_taken_from_every_line() -> None:
+    queue: FairQueue[tuple[str, int]] = FairQueue()
+    for flow in "ab":
+        for number in range(4):
+            queue.push(flow, (flow, number))
+    taken = queue.pop_where(lambda item: item[1] % 2 == 0, 1.0, most=3)
+    assert taken == [("a", 0), ("a", 2), ("b", 0)]
+    assert [queue.waiting(flow) for flow in "ab"] == [2, 3]
+    assert len(queue) == 5
+
+
+def test_removal() -> None:
+    queue: FairQueue[list[int]] = FairQueue()
+    items: list[list[int]] = [[], [], []]
+    for item in items:
+        queue.push("a", item)
+    queue.push("b", [])
+    assert queue.remove("a", items[1])
+    assert not queue.remove("a", items[1])
+    assert not queue.remove("c", items[0])
+    assert queue.longest() == "a"
+    assert queue.pop_last("a") is items[2]
+    assert queue.pop_last("a") is items[0]
+    assert queue.longest() == "b"
+    queue.pop(1.0)
+    assert (queue.longest(), len(queue)) == ("", 0)
