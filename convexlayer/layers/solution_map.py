@@ -37,7 +37,7 @@ UNSETTLED = (Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
 
 
 class _Posed(NamedTuple):
-    """Feature vectors, their programs, the objectives' scales, whether there is a batch axis, and the seconds it took."""
+    """Feature vectors, their programs, scales of objectives, whether there is a batch axis, and the seconds it took."""
 
     features: Array
     program: ConeProgram
@@ -151,7 +151,11 @@ class SolutionMap:
         """
         chosen = self._placed(Options.of(options, self.options))
         features, program, scale, batched, instantiated_s = self._posed(theta)
-        before = None if warm_start is None else self._fitting(warm_start.solution, program.batch).divided(scale)
+        before = (
+            None
+            if warm_start is None
+            else self._fitting(warm_start.solution, program.batch, "warm_start").divided(scale)
+        )
 
         instantiated = time.perf_counter()
         by = self._solver_for(program, chosen)
@@ -203,7 +207,7 @@ class SolutionMap:
                 solved is no solution for these parameters.
         """
         features, program, scale, batched, instantiated_s = self._posed(theta)
-        scaled = self._fitting(solution, program.batch).divided(scale)
+        scaled = self._fitting(solution, program.batch, "solution").divided(scale)
         certified, residuals = scaled.certified(program, Options.of(options, self.options).tol)
         wrong = np.flatnonzero(scaled.solved & ~certified.solved)
         if len(wrong):
@@ -244,12 +248,12 @@ class SolutionMap:
         reached = self.program.objective.value(program.objective(solution.x) * scale)
         return np.where(solution.solved, reached, np.nan)
 
-    def _fitting(self, solution: Solution, batch: int) -> Solution:
-        """A solution of the right size."""
+    def _fitting(self, solution: Solution, batch: int, name: str) -> Solution:
+        """A solution of the right size; the name is that of the argument it came in."""
         expected = (batch, self.program.structure.n), (batch, self.program.structure.m)
         if (solution.x.shape, solution.y.shape) != expected:
             raise ShapeError(
-                f"expected the solutions of a call of this layer with {batch} elements, got those of one with "
+                f"{name} must be that of a call of this layer with {batch} elements, got that of one with "
                 f"{solution.x.shape[0]} elements of {solution.x.shape[1]} variables"
             )
         return solution
