@@ -87,7 +87,7 @@ class CompiledProblem:
         self.program = program
         self.names = tuple(names)
         self.size = _structure_size(program.structure) + program.data.matrix.nnz
-        self._maps: dict[str, SolutionMap] = {}
+        self._maps: dict[tuple[str, str], SolutionMap] = {}
         automatic = self.solution_map("auto")
         shapes = {name: {"shape": list(output.shape)} for name, output in zip(names, program.outputs, strict=True)}
         structure = program.structure
@@ -112,18 +112,18 @@ class CompiledProblem:
             "solver": {"name": automatic.solver, "reason": automatic.reason},
         }
 
-    def solution_map(self, solver: str) -> SolutionMap:
-        """The map with a solver, made at the first use.
+    def solution_map(self, solver: str, device: str = "cpu") -> SolutionMap:
+        """The map with a solver on a torch device, made at the first use.
 
         Raises:
             SolverChoiceError: the solver is unknown, missing, or cannot take the problem.
         """
-        if solver not in self._maps:
+        if (solver, device) not in self._maps:
             try:
-                self._maps[solver] = SolutionMap(self.program, solver=solver)
+                self._maps[solver, device] = SolutionMap(self.program, solver=solver, device=device)
             except SolverError as error:
                 raise SolverChoiceError.at("/options/solver", str(error)) from error
-        return self._maps[solver]
+        return self._maps[solver, device]
 
 
 def _block_entries(cones: Cones) -> int:

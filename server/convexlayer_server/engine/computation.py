@@ -58,7 +58,7 @@ class Computation:
 
     Args:
         problem: the problem.
-        device: ``cpu`` or ``cuda``, for the solvers that know devices.
+        device: ``cpu`` or ``cuda``, where small dense programs are solved and differentiated.
     """
 
     def __init__(self, problem: CompiledProblem, device: str) -> None:
@@ -120,9 +120,7 @@ class Computation:
         if limited:
             options["max_iter"] = limit
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        if self._device != "cpu":
-            given["solver_options"] = {"dense": {"device": self._device}}
-        solved = self._problem.solution_map(asked.solver).solve(operands.theta, options=given)
+        solved = self._problem.solution_map(asked.solver, self._device).solve(operands.theta, options=given)
         seen.append(float(np.median(solved.report.iterations)))
         return solved, limited and Status.ITERATION_LIMIT in solved.report.status
 
@@ -133,7 +131,9 @@ class Computation:
         status, none = tuple(map(Status, state.status * times)), np.zeros(operands.batch)
         solution = Solution(x, y, s, status, none.astype(np.int64), none, {"solver": "none"})
         tol = {} if request.options.tol is None else {"tol": request.options.tol}
-        return self._problem.solution_map(request.options.solver).at(operands.theta, solution, options=tol)
+        return self._problem.solution_map(request.options.solver, self._device).at(
+            operands.theta, solution, options=tol
+        )
 
     def _outcome(
         self, request: ComputeRequest, solved: SolvedBatch, directions: Mapping[str, Array]
