@@ -38,6 +38,8 @@ def remote_layer(
     variables: Sequence[cp.Variable],
     *,
     solver: str = "auto",
+    tune: bool = False,
+    device: str = "cpu",
     gp: bool = False,
     derivative: str = "exact",
     on_failure: str = "raise",
@@ -55,14 +57,16 @@ def remote_layer(
         parameters: in the order of the tensors.
         variables: what to return.
         solver: a name that the server knows, or ``auto``.
+        tune: changes no answer, and is left to the server.
+        device: likewise: a server knows its devices.
         gp: the problem is a geometric program.
         derivative: ``exact``.
         on_failure: ``raise`` or ``nan``.
         on_degenerate: ``warn``, ``report`` or ``raise``.
         options: ``tol``, ``max_iter`` and ``time_limit_s``.
         check_attributes: a server always does.
-        presolve: changes no answer, and is left to the server.
-        self_check: likewise.
+        presolve: as ``tune``.
+        self_check: as ``tune``.
 
     Raises:
         UnsupportedError: what is asked for is to be had locally only.

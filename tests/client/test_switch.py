@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import sys
 
@@ -11,6 +12,7 @@ import torch
 
 from convexlayer import ConvexLayer
 from convexlayer.errors import DerivativeError, FailedElementsError, NotInstalledError, ShapeError, UnsupportedError
+from convexlayer.layers.remote import remote_layer
 from convexlayer.solvers import Options
 from convexlayer_client.layer import RemoteConvexLayer
 from tests.client.families import quadratic
@@ -39,11 +41,16 @@ def program(**keywords: object) -> tuple[ConvexLayer, list[torch.Tensor]]:
 def test_the_answers_are_the_same(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     local, here = program()
     monkeypatch.setenv("CONVEXLAYER_URL", url)
-    remote, there = program(options=Options(tol=1e-9), presolve=False)
+    remote, there = program(options=Options(tol=1e-9), presolve=False, tune=True)
     assert type(local) is ConvexLayer
     assert type(remote) is RemoteConvexLayer
     for ours, theirs in zip(there, here, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_every_argument_of_a_layer_is_known() -> None:
+    local, remote = (inspect.signature(made).parameters for made in (ConvexLayer.__init__, remote_layer))
+    assert [(p.name, p.default) for p in local.values()][1:] == [(p.name, p.default) for p in remote.values()][1:]
 
 
 def test_the_errors_are_the_librarys(elsewhere: str) -> None:
