@@ -309,15 +309,21 @@ class SolutionMap:
         return replace(options, solver_options={**options.solver_options, "dense": dense})
 
     def _fastest(self, program: ConeProgram, options: Options) -> Chosen:
-        """The fastest of those that ``auto`` considers, solutions as exact as the derivative needs them."""
+        """The fastest of those that ``auto`` considers, solutions as exact as the derivative needs them.
+
+        Under a time limit those that can keep one.
+        """
         structure = program.structure
         names = [name for name in candidates(structure, self._device) if name != self._chosen.solver.name]
+        contenders = [self._chosen, *(choose(name, structure) for name in names)]
+        if options.time_limit_s is not None:
+            contenders = [each for each in contenders if each.solver.timed]
 
         def attempt(candidate: Chosen) -> int:
             solution = candidate.solver.solve(candidate.state, program, options)
             return int(np.count_nonzero(self._certified(program, solution, options).solution.solved))
 
-        return fastest([self._chosen, *(choose(name, structure) for name in names)], attempt)
+        return fastest(contenders, attempt)
 
 
 def _checked_device(device: str) -> str:

@@ -54,6 +54,14 @@ def test_an_empty_batch_decides_nothing() -> None:
     assert not made.solve([value[:0] for value in case.values(2)]).report.reason.startswith("tuned")
 
 
+def test_under_a_time_limit_those_take_part_that_can_keep_one() -> None:
+    case = family("quadratic")
+    made = SolutionMap(case.program(), tune=True, options={"time_limit_s": 60.0})
+    report = made.solve(case.values(3)).report
+    assert all(status.solved for status in report.status)
+    assert choose(report.solver, made.program.structure).solver.timed
+
+
 def test_a_named_solver_is_not_tuned() -> None:
     with pytest.raises(SolverError, match=r"solver='scs' is named: leave one out"):
         SolutionMap(family("quadratic").program(), solver="scs", tune=True)
