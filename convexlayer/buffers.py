@@ -71,12 +71,14 @@ class _Loan:
     """A block in use: the base of the array that it was made for, and so of every view of that."""
 
     def __init__(self, size: int) -> None:
-        self._from = _kept(os.getpid())
+        self._process = os.getpid()
+        self._from = _kept(self._process)
         self._block = self._from.take(size)
         self.__array_interface__: dict[str, Any] = self._block.__array_interface__
 
     def __del__(self) -> None:
-        self._from.give(self._block)
+        if os.getpid() == self._process:  # else it is a fork's copy, and the lock may be held by nobody who is here
+            self._from.give(self._block)
 
 
 def empty(*shape: int) -> NDArray[np.float64]:

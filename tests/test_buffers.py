@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -80,6 +82,36 @@ def test_threads_never_share_memory() -> None:
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(work, range(8)))
+
+
+FORK = """
+import os, threading
+from convexlayer import buffers
+arrays = [buffers.empty(2**20)]
+held, over = threading.Event(), threading.Event()
+
+def hold():
+    with buffers._kept(os.getpid())._lock:
+        held.set()
+        over.wait()
+
+threading.Thread(target=hold).start()
+held.wait()
+child = os.fork()
+if not child:
+    arrays.clear()
+    buffers.empty(2**20)[:] = 1.0
+    os._exit(0)
+ended = os.waitpid(child, 0)[1]
+over.set()
+assert ended == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
+def test_a_forked_child_does_not_wait_for_a_lock_of_its_parent() -> None:
+    """A thread holds the lock at the fork; the child drops an array of the parent, and takes one of its own."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=60)
 
 
 def test_plain_copies_only_what_it_must() -> None:
