@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -21,6 +22,9 @@ from .workbench import Workbench
 
 __all__ = ["main", "serve"]
 
+_NICE = 10
+"""How far workers stand back where all cores are busy: who takes requests, and answers probes, goes first."""
+
 
 def main(connection: socket.socket, settings: Settings, device: str, threads: int) -> None:
     """What a worker process does.
@@ -37,8 +41,12 @@ def main(connection: socket.socket, settings: Settings, device: str, threads: in
     logs.configure(settings, logging.WARNING)
     kind, _, number_of_device = device.partition(":")
     os.environ["CUDA_VISIBLE_DEVICES"] = number_of_device  # read by CUDA at its first use, which is yet to come
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
     threadpool_limits(threads)
     compiled.ready()
+    gc.collect()
+    gc.freeze()  # what is imported stays; looking through all of it would take 0.2 s at a time
     serve(connection, settings, kind)
 
 
