@@ -113,7 +113,9 @@ def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _json(value: Any, encoding: Encoding) -> Iterator[bytes]:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, Mapping) and encoding == "list" and _entries(value) <= _PIECE_ENTRIES:
+        yield to_json(value, inf_nan_mode="null", fallback=np.ndarray.tolist)  # at once: less to do
+    elif isinstance(value, np.ndarray):
         yield from _list(value) if encoding == "list" else _base64(value)
     elif isinstance(value, Mapping):
         yield b"{"
@@ -123,6 +125,14 @@ def _json(value: Any, encoding: Encoding) -> Iterator[bytes]:
         yield b"}"
     else:
         yield to_json(value, inf_nan_mode="null")
+
+
+def _entries(tree: Mapping[str, Any]) -> int:
+    """Of all arrays within."""
+    return sum(
+        _entries(value) if isinstance(value, Mapping) else value.size if isinstance(value, np.ndarray) else 0
+        for value in tree.values()
+    )
 
 
 def _list(array: Array) -> Iterator[bytes]:

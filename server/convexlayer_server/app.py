@@ -93,7 +93,7 @@ def create_app(
         responses=errors,
     )
     app.state.service = service
-    for module in (health, account, problems, compute, jobs):
+    for module in (compute, health, account, problems, jobs):  # in this order they are looked through, for each request
         app.include_router(module.router)
     problem_responses.install(app)
     app.add_middleware(BodyLimit, limit_bytes=chosen.max_body_bytes)

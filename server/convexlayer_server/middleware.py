@@ -6,7 +6,6 @@ import logging
 import re
 import time
 import uuid
-from dataclasses import asdict
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -66,7 +65,7 @@ class Observation:
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.requests.labels(method, route, status).observe(seconds)
-        facts = {name: fact for name, fact in asdict(trace).items() if fact not in (None, "")}
+        facts = {name: fact for name, fact in vars(trace).items() if fact not in (None, "")}
         facts |= {"method": method, "route": route, "status": status, "seconds": round(seconds, 6)}
         facts["client"] = (scope.get("client") or ("",))[0]  # a proxy's word for it, where its headers are believed
         level = logging.DEBUG if route in _PROBES else logging.INFO

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .encoding import MalformedError, Mode, binary
 from .service import ServiceDependency
+from .trace import current_trace
 
 __all__ = ["JSON", "described", "reader"]
 
@@ -84,4 +85,5 @@ async def _received(request: Request, limit_bytes: int) -> bytearray:
         body[end : end + len(chunk)] = chunk  # grows where more comes than was declared
         end += len(chunk)
     del body[end:]
+    current_trace().body_bytes = end
     return body

@@ -15,6 +15,7 @@ class Trace:
     Attributes:
         request_id: of the request.
         key_id: of the caller's key; empty where there is none.
+        body_bytes: that were received.
         problem_id: of the problem that was computed with.
         operation: what was computed.
         batch: its elements.
@@ -24,6 +25,7 @@ class Trace:
 
     request_id: str
     key_id: str = ""
+    body_bytes: int | None = None
     problem_id: str | None = None
     operation: str | None = None
     batch: int | None = None

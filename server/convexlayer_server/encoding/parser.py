@@ -19,12 +19,12 @@ from starlette.exceptions import HTTPException
 from . import packing
 from .packing import PREFIX_BYTES, MalformedError, Mode, load
 
-__all__ = ["JsonParser"]
+__all__ = ["AT_ONCE_BYTES", "JsonParser"]
 
 _LOG = logging.getLogger(__name__)
 
-_AT_ONCE_BYTES = 2**17
-"""Up to here a text is read in less time than other requests notice: 3 ms at the most."""
+AT_ONCE_BYTES = 2**17
+"""Up to here a body is read in less time than other requests notice: 3 ms at the most."""
 
 _TIME_LIMIT_S = 30.0
 
@@ -89,7 +89,7 @@ class JsonParser:
             MalformedError: the text is not JSON, or holds too much beside arrays.
             HTTPException: 503, it cannot be read now.
         """
-        if len(text) <= _AT_ONCE_BYTES:
+        if len(text) <= AT_ONCE_BYTES:
             return load(text)
         async with self._turn:
             kind, value = await run_in_threadpool(pickle.loads, await self._outcome(text, mode))

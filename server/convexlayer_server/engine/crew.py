@@ -64,6 +64,7 @@ class Worker:
         self.ending: Ending | None = None
         self._connection = connection
         self._process = process
+        self._watched = None if process is None else psutil.Process(process.pid)
 
     @property
     def idle(self) -> bool:
@@ -121,10 +122,10 @@ class Worker:
 
     def resident_bytes(self) -> int:
         """Resident memory of its process; 0 where that cannot be known."""
-        if self.pid is None:
+        if self._watched is None:
             return 0
         try:
-            return int(psutil.Process(self.pid).memory_info().rss)
+            return int(self._watched.memory_info().rss)
         except psutil.Error:
             return 0
 

@@ -48,7 +48,7 @@ _LEAST_MERGED = 4
 _READING_S = 0.02
 """For how long a worker is held back while a body is read, at most."""
 
-_PATIENCE = 0.25
+_PATIENCE = 1.0
 _MOST_PATIENCE_S = 0.01
 """How long a worker is held back: a part of what the key's last request took, so that little is lost; at most this."""
 
@@ -257,8 +257,9 @@ class FairEngine:
 
     def _dispatch(self) -> None:
         """Let as many go as the engine has room for."""
-        while len(self._queue) and self._groups < self._slots():
-            if self._groups == self._slots() - 1 and (pause_s := self._held_back_s()) > 0:
+        slots = self._slots() if len(self._queue) else 0
+        while len(self._queue) and self._groups < slots:
+            if self._groups == slots - 1 and (pause_s := self._held_back_s()) > 0:
                 asyncio.get_running_loop().call_later(pause_s, self._dispatch)
                 return
             group = [

@@ -157,10 +157,11 @@ class Scheduler:
     def backlog_s(self) -> float:
         """Seconds until what waits now is in work, about."""
         waiting = 0.0
-        for task in (task for group in self._waiting.values() for task in group):
-            if task.member is not None:
-                seen = self._each_s.get((task.problem_id, task.member.request.operation))
-                waiting += task.rows * (median(seen) if seen else _UNKNOWN_EACH_S)
+        for group in self._waiting.values():
+            member = group[0].member
+            if member is not None:  # those that compile are not counted
+                seen = self._each_s.get((group[0].problem_id, member.request.operation))
+                waiting += sum(task.rows for task in group) * (median(seen) if seen else _UNKNOWN_EACH_S)
         return waiting / max(1, len(self.crew.workers))
 
     def submit(self, tasks: list[Task]) -> None:

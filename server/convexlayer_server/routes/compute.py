@@ -1,4 +1,4 @@
-"""solve, vjp and jvp: arrays are read, computed and written off the event loop.
+"""solve, vjp and jvp: arrays are computed, and large ones read and written, off the event loop.
 
 With ``Prefer: respond-async`` (RFC 7240) any of them is a job: once its arrays are read it is answered with 202 and the
 job's place in ``Location``, and lives on whatever becomes of the connection.
@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ..answers import BINARY_ANSWER, Answer
 from ..arrays import Array, Encoding
+from ..encoding import AT_ONCE_BYTES
 from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation, Progress
 from ..errors import InvalidError, pointer
 from ..reading import described, reader
@@ -24,6 +25,7 @@ from ..registry import versions
 from ..service import Owner, Service, ServiceDependency
 from ..settings import Settings
 from ..store import StoredProblem
+from ..trace import current_trace
 from .bodies import (
     JobAnswer,
     JvpAnswer,
@@ -180,7 +182,8 @@ async def _read(
             **others,
         )
 
-    return await run_in_threadpool(read)
+    large = (current_trace().body_bytes or 0) > AT_ONCE_BYTES
+    return await run_in_threadpool(read) if large else read()  # a change of threads takes longer than a small body
 
 
 async def _served(
