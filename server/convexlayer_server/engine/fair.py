@@ -41,8 +41,8 @@ _SMOOTHING = 0.2
 _KNOWN = 4096
 """Computations whose cost is remembered."""
 
-_MERGED_S = 0.02
-_LEAST_MERGED = 4
+_MERGED_S = 0.01
+_LEAST_MERGED = 2
 """Requests merge up to this long, or this many, for so many cost hardly more than one."""
 
 _READING_S = 0.02
