@@ -95,7 +95,7 @@ class Computation:
         report = solved.report
         status, residuals = tuple(map(str, report.status)), report.residuals
         result = ComputeResult(
-            arrays=arrays,
+            arrays={name: np.asarray(value, order="C") for name, value in arrays.items()},  # sent as they lie in memory
             batched=operands.batched,
             status=status,
             objective=objective,
