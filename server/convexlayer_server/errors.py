@@ -10,6 +10,7 @@ ServerError
     ├── ConflictError          409  not in the state that it is in
     ├── GoneError              410  the state or the job's result is not, or no longer, here
     ├── TooManyError           429  more than one caller may have, or all together, at a time
+    ├── CallerLeftError        499  for the log alone: the caller did not wait for the answer
     ├── UnavailableError       503  a worker ended or the problem is quarantined; to be tried again
     ├── DeadlineError          504  it took longer than the server allows
     └── InvalidError           422  a field of the request is wrong
@@ -29,6 +30,7 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 __all__ = [
+    "CallerLeftError",
     "ConflictError",
     "DeadlineError",
     "DerivativeError",
@@ -151,6 +153,14 @@ class TooManyError(RequestError):
     status = 429
     slug = "too-many"
     title = "Too many"
+
+
+class CallerLeftError(RequestError):
+    """The caller closed the connection before the answer was there: nobody will read this one."""
+
+    status = 499
+    slug = "caller-left"
+    title = "Nobody waits for this"
 
 
 class GoneError(RequestError):

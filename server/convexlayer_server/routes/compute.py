@@ -1,7 +1,8 @@
 """solve, vjp and jvp: arrays are computed, and large ones read and written, off the event loop.
 
-With ``Prefer: respond-async`` (RFC 7240) any of them is a job: once its arrays are read it is answered with 202 and the
-job's place in ``Location``, and lives on whatever becomes of the connection.
+What nobody waits for any more is given up. With ``Prefer: respond-async`` (RFC 7240) any of them is a job: once its
+arrays are read it is answered with 202 and the job's place in ``Location``, and lives on whatever becomes of the
+connection.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
@@ -39,6 +40,7 @@ from .bodies import (
     VjpRequest,
 )
 from .preferences import Preferences, respond_async
+from .presence import while_waited_for
 from .reader import Reader, known_names
 
 __all__ = ["router"]
@@ -65,7 +67,7 @@ JvpBody = Annotated[JvpRequest, Depends(reader(_jvp_bodies, mode="values", also_
     openapi_extra=described(_solve_bodies, also_binary=True),
 )
 async def solve(
-    problem_id: str, body: SolveBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+    http: Request, problem_id: str, body: SolveBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
 ) -> Response:
     """Solve for a batch of parameters. An element without a solution is a status, not an error."""
     problem = await service.registry.get(owner, problem_id)
@@ -95,7 +97,7 @@ async def solve(
             "meta": _meta(problem, result),
         }
 
-    return await _served(service, problem, request, told, body.encoding, prefer)
+    return await _served(http, service, problem, request, told, body.encoding, prefer)
 
 
 @router.post(
@@ -105,7 +107,7 @@ async def solve(
     openapi_extra=described(_vjp_bodies, also_binary=True),
 )
 async def vjp(
-    problem_id: str, body: VjpBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+    http: Request, problem_id: str, body: VjpBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
 ) -> Response:
     """Gradients of a loss with respect to parameters, from its cotangents with respect to outputs."""
     problem = await service.registry.get(owner, problem_id)
@@ -124,7 +126,7 @@ async def vjp(
             "meta": _meta(problem, result),
         }
 
-    return await _served(service, problem, request, told, body.encoding, prefer)
+    return await _served(http, service, problem, request, told, body.encoding, prefer)
 
 
 @router.post(
@@ -134,7 +136,7 @@ async def vjp(
     openapi_extra=described(_jvp_bodies, also_binary=True),
 )
 async def jvp(
-    problem_id: str, body: JvpBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
+    http: Request, problem_id: str, body: JvpBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
 ) -> Response:
     """Tangents of outputs, from tangents of parameters."""
     problem = await service.registry.get(owner, problem_id)
@@ -150,7 +152,7 @@ async def jvp(
             "meta": _meta(problem, result),
         }
 
-    return await _served(service, problem, request, told, body.encoding, prefer)
+    return await _served(http, service, problem, request, told, body.encoding, prefer)
 
 
 async def _read(
@@ -187,6 +189,7 @@ async def _read(
 
 
 async def _served(
+    http: Request,
     service: Service,
     problem: StoredProblem,
     request: ComputeRequest,
@@ -203,7 +206,7 @@ async def _served(
         return service.engine.run(request, problem.document, progress)
 
     if not respond_async(prefer):
-        return await respond(await work())
+        return await respond(await while_waited_for(http, work()))
     job = service.jobs.start(request, work, respond)
     headers = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}
     body = JobAnswer(**job.described()).model_dump_json()
