@@ -96,7 +96,7 @@ class FairEngine:
         self._arriving: dict[Trace, tuple[str, float]] = {}
         self._expected: dict[str, float] = {}
         self._each_s: OrderedDict[_Computation, float] = OrderedDict()
-        self._mean_s = 0.01
+        self._mean_s = 0.002  # until anything is known
 
     async def open(self) -> None:
         """Begin."""
