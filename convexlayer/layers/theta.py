@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,7 +56,8 @@ def check_values(spec: ParameterSpec, value: Array, *, attributes: bool) -> None
     Raises:
         ProblemError: NaN or infinite entries; an attribute violated (unless the check is switched off).
     """
-    if not np.isfinite(value).all():
+    # The sum of squares is not finite where an entry is not (or where one is huge), and takes a third of the time.
+    if not math.isfinite(np.vdot(value, value)) and not np.isfinite(value).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
         raise ProblemError(f"parameter {spec.name!r} is not finite: entry {list(where)} is {value[where]}")
     if not attributes or not spec.attributes or not value.size:
