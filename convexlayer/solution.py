@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import Any
 
 import numpy as np
 
 from convexlayer import compiled
 from convexlayer.cones import ProductCone, ProductPoint
-from convexlayer.program import Array, ConeProgram, Cones, IndexArray, max_norm
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray, is_finite, max_norm
 from convexlayer.sparse import residuals
 
 __all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone"]
@@ -58,18 +58,21 @@ class Residuals:
         gap: abs(x'Px + q'x + b'y) / max(1, abs(x'Px), abs(q'x), abs(b'y)).
         natural: norm(y - Pi_{K*}(y - s)) / max(1, norm(y), norm(s)). On curved cones the other three may read 1e-10
             while this is 1e-6, and gradients are off accordingly.
+        worst: the largest of the four; infinite where one is not a number.
+        objective: x'Px/2 + q'x + r, which is known on the way.
     """
 
     primal: Array
     dual: Array
     gap: Array
     natural: Array
+    worst: Array
+    objective: Array
 
     @cached_property
-    def worst(self) -> Array:
-        """The largest of the four, (B,); infinite where one is not a number."""
-        largest = np.maximum(np.maximum(self.primal, self.dual), np.maximum(self.gap, self.natural))
-        return np.where(largest >= 0.0, largest, np.inf)
+    def largest(self) -> float:
+        """The largest of all elements' worst; 0 where there is no element."""
+        return float(self.worst.max(initial=0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +141,7 @@ class Solution:
     def at(self, cones: Cones) -> ProductPoint:
         """The cones of the programs at w = y - s (at 0 where that is not finite)."""
         w = self.y - self.s
-        finite = np.isfinite(w)
-        return product_cone(cones).at(w if np.all(finite) else np.where(finite, w, 0.0))
+        return product_cone(cones).at(w if is_finite(w) else np.where(np.isfinite(w), w, 0.0))
 
     def residuals(self, program: ConeProgram, at: ProductPoint | None = None) -> Residuals:
         """The four residuals of every element; not a number where the point is not finite.
@@ -154,19 +156,21 @@ class Solution:
         if compiled.ready():
             orthant = cones.zero + cones.nonnegative
             P, A = structure.P, structure.A
-            data = (program.P, program.q, program.A, program.b, self.x, y, s)
-            found = residuals((P.rows, P.cols, A.rows, A.cols), cones.zero, orthant, data, at.curved_projection)
-            return Residuals(*found.T)
+            data = (program.P, program.q, program.r, program.A, program.b, self.x, y, s)
+            patterns = P.rows, P.cols, A.rows, A.cols
+            return Residuals(*residuals(patterns, cones.zero, orthant, data, at.curved_projection))
         Px = structure.P.matvec(program.P, self.x)
         Ax = structure.A.matvec(program.A, self.x)
         Aty = structure.A.rmatvec(program.A, self.y)
         xPx, qx, by = (np.sum(u * v, axis=1) for u, v in ((self.x, Px), (program.q, self.x), (program.b, self.y)))
-        return Residuals(
-            primal=max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
-            dual=max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
-            gap=np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
-            natural=max_norm(y - at.projection) / _scale(y, s),
+        each = (
+            max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
+            max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
+            np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
+            max_norm(y - at.projection) / _scale(y, s),
         )
+        largest = reduce(np.maximum, each)
+        return Residuals(*each, np.where(largest >= 0.0, largest, np.inf), 0.5 * xPx + qx + program.r)
 
     def certified(
         self, program: ConeProgram, tol: float, residuals: Residuals | None = None
@@ -179,6 +183,8 @@ class Solution:
         numerical error where it came with a ray that proves nothing.
         """
         residuals = residuals or self.residuals(program)
+        if self.all_optimal and residuals.largest <= min(10.0 * tol, np.sqrt(tol)):
+            return self, residuals
         worst = np.maximum(np.maximum(residuals.primal, residuals.dual), residuals.gap)
         excess = np.maximum(worst / (10.0 * tol), residuals.natural / np.sqrt(tol))
         if self.all_optimal and np.all(excess <= 1.0):

@@ -21,10 +21,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
 from convexlayer.buffers import plain
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import BEYOND, increasing_root
@@ -61,7 +61,7 @@ class Exponential(AbstractCone):
         """Pi_{K*}(w), (..., 3), and the derivative there."""
         if is_compiled(w):
             return _compiled_point(w, self._margin)
-        xp = array_namespace(w)
+        xp = namespace(w)
         region = _locate(xp, w)
         return ConePoint(_projection(xp, w, region), lambda: self._eigenbasis(xp, w, region))
 

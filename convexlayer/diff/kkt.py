@@ -78,8 +78,7 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     @cached_property
     def _margin(self) -> Array:
-        derivative = self._derivative
-        return derivative.margin if derivative.groups else np.full(self._program.batch, np.inf)
+        return self._derivative.margin
 
     @cached_property
     def _factor(self) -> ReducedFactor:

@@ -70,9 +70,10 @@ def polished(
     needs it.
     """
     at = at or solution.at(program.structure.cones)
-    first = (residuals or solution.residuals(program, at)).worst
-    if not np.any(first > needed):
+    residuals = residuals or solution.residuals(program, at)
+    if residuals.largest <= needed:
         return Polished(solution, None, at)
+    first = residuals.worst
     certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
     need = np.isfinite(first) & (first > needed) & ~certificates
     active = np.flatnonzero(need)

@@ -289,7 +289,6 @@ def _by_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | N
     return results
 
 
-
 def _kind(theta: Any) -> _Kind:
     """Of outputs for these parameters (float64 on the CPU where there is none)."""
     if not theta:

@@ -159,9 +159,7 @@ def _solve_block(
     multipliers = np.array([answer[3]["lam"] for answer in answers])
     solved = np.array([answer[2] == OPTIMAL for answer in answers])
     _kernel("from_dense")(places, dense, data[2], data[3], found, multipliers, solved, first, *point)
-    return [
-        (flag, info["iterations"], info["setup_time"] + info["solve_time"]) for _, _, flag, info in answers
-    ]
+    return [(flag, info["iterations"], info["setup_time"] + info["solve_time"]) for _, _, flag, info in answers]
 
 
 def _kernel(name: str) -> Any:

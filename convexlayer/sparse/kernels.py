@@ -10,13 +10,12 @@ from convexlayer.entry import entry
 
 __all__ = [
     "accumulate",
-    "copy_entries",
     "fill",
     "gather",
     "outer_entries",
     "residuals",
     "rotate_entries",
-    "scale_entries",
+    "system_entries",
     "times",
     "warm_up",
 ]
@@ -174,35 +173,30 @@ def accumulate(
 
 
 @entry
-def copy_entries(
-    place: NDArray[np.int64],
-    source: NDArray[np.int64],
-    values: Floats,
+def system_entries(
+    P_source: NDArray[np.int64],
+    P_place: NDArray[np.int64],
+    A_source: NDArray[np.int64],
+    A_row: NDArray[np.int64],
+    A_place: NDArray[np.int64],
+    diagonal: NDArray[np.int64],
+    P: Floats,
+    A: Floats,
+    d: Floats,
     out: Floats,
     first: int,
     last: int,
 ) -> None:
-    """out[e, place[p]] = values[e, source[p]], for first <= e < last."""
+    """The entries of ``EntriesOfSystem`` for first <= e < last; all others are zero."""
     for e in range(first, last):
-        for p in range(len(place)):
-            out[e, place[p]] = values[e, source[p]]
-
-
-@entry
-def scale_entries(
-    place: NDArray[np.int64],
-    source: NDArray[np.int64],
-    row: NDArray[np.int64],
-    values: Floats,
-    factor: Floats,
-    out: Floats,
-    first: int,
-    last: int,
-) -> None:
-    """out[e, place[p]] = values[e, source[p]] factor[e, row[p]], for first <= e < last."""
-    for e in range(first, last):
-        for p in range(len(place)):
-            out[e, place[p]] = values[e, source[p]] * factor[e, row[p]]
+        entries = out[e]
+        entries[:] = 0.0
+        for p in range(len(P_place)):
+            entries[P_place[p]] = P[e, P_source[p]]
+        for p in range(len(A_place)):
+            entries[A_place[p]] = A[e, A_source[p]] * d[e, A_row[p]]
+        for i in range(len(diagonal)):
+            entries[diagonal[i]] = d[e, i] - 1.0
 
 
 @entry
@@ -273,6 +267,7 @@ def residuals(
     orthant: int,
     P: Floats,
     q: Floats,
+    r: Floats,
     A: Floats,
     b: Floats,
     x: Floats,
@@ -283,7 +278,7 @@ def residuals(
     first: int,
     last: int,
 ) -> None:
-    """The four residuals of ``Solution.residuals``, into rows of out (B, 4), for elements first <= e < last.
+    """The six numbers of ``Residuals``, into columns of out (6, B), for elements first <= e < last.
 
     ``curved`` (B, m - orthant) holds the projections of y - s on the duals of the cones that are not half-lines.
     """
@@ -312,9 +307,12 @@ def residuals(
             w = y[e, i] - s[e, i]
             projected = curved[e, i - orthant] if i >= orthant else (w if i < zero or w > 0.0 else 0.0)
             natural = _larger(natural, abs(y[e, i] - projected))
-        gap_size = max(1.0, max(abs(xPx), max(abs(qx), abs(by))))
-        out[e, 0], out[e, 1] = primal / primal_size, dual / dual_size
-        out[e, 2], out[e, 3] = abs(xPx + qx + by) / gap_size, natural / size
+        gap = abs(xPx + qx + by) / max(1.0, max(abs(xPx), max(abs(qx), abs(by))))
+        primal, dual, natural = primal / primal_size, dual / dual_size, natural / size
+        worst = _larger(_larger(primal, dual), _larger(gap, natural))
+        out[0, e], out[1, e], out[2, e], out[3, e] = primal, dual, gap, natural
+        out[4, e] = np.inf if np.isnan(worst) else worst
+        out[5, e] = 0.5 * xPx + qx + r[e]
 
 
 @njit(nogil=True)
@@ -331,9 +329,9 @@ def warm_up() -> None:
     fill(np.zeros(6, np.int32), short, np.ones(1), np.ones(5), one, True, *blocks, np.ones(1), 0, 1)
     gather(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(1), *blocks, one.copy(), 0, 1)
     accumulate(index, index, one, one, one.copy(), 0, 1)
-    copy_entries(index, index, one, one.copy(), 0, 1)
-    scale_entries(index, index, index, one, one, one.copy(), 0, 1)
+    system_entries(*(index,) * 6, one, one, one, one.copy(), 0, 1)
     cube = np.zeros((1, 1, 1), np.int64)
     rotate_entries(cube, cube, index, one, np.ones((1, 1, 1, 1)), np.ones((1, 1, 1)), one.copy(), 0, 1)
     outer_entries(index, index, one, one, one, one, one.copy(), 0, 1)
-    residuals(index, index, index, index, 0, 1, *(one,) * 7, one[:, 1:].copy(), np.empty((1, 4)), 0, 1)
+    P, q, A, b, x = (one,) * 5
+    residuals(index, index, index, index, 0, 1, P, q, one[0], A, b, x, x, x, one[:, 1:].copy(), np.empty((6, 1)), 0, 1)
