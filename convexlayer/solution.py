@@ -103,6 +103,11 @@ class Solution:
         return self.status.count(Status.OPTIMAL) == len(self.status)
 
     @cached_property
+    def all_solved(self) -> bool:
+        """Whether every element has a solution."""
+        return self.all_optimal or all(status.solved for status in self.status)
+
+    @cached_property
     def solved(self) -> BoolArray:
         """Which elements have a solution, (B,)."""
         if self.all_optimal:

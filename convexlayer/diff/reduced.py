@@ -88,6 +88,11 @@ class ReducedFactor:
         return singular
 
     @cached_property
+    def regular(self) -> bool:
+        """Whether it is known that there is one solution everywhere."""
+        return float(self.condition.max(initial=0.0)) < SINGULAR
+
+    @cached_property
     def null_direction(self) -> tuple[Array, Array]:
         """A random (l, v) of K's null space; of use where ``singular``."""
         return self._split(self._refined.null_direction)
@@ -105,13 +110,13 @@ class ReducedFactor:
         return self._split(self._refined.refine(self._rhs(top, bottom), steps=3)[0])
 
     def solve(
-        self, top: Array, bottom: Array | None, visible: Callable[[Array, Array], Array]
+        self, top: Array, bottom: Array, visible: Callable[[Array, Array], Array]
     ) -> tuple[Array, Array, Array, BoolArray]:
         """(l, v), of minimum norm where it is not unique and the difference is visible.
 
         Args:
             top: (B, n).
-            bottom: (B, m); None is zero.
+            bottom: (B, m).
             visible: what is seen of a direction (l, v), (B,).
 
         Returns:
@@ -120,6 +125,8 @@ class ReducedFactor:
         refined, rhs = self._refined, self._rhs(top, bottom)
         z, residual = refined.refine(rhs)
         singular = self.singular
+        if self.regular and float(residual.max(initial=0.0)) <= ACCEPTED:
+            return *self._split(z), residual, singular
         if np.any(singular):
             singular = singular & ((visible(*self.null_direction) > VISIBLE) | (residual > ACCEPTED))
         doubtful = singular | (residual > ACCEPTED)
@@ -137,13 +144,13 @@ class ReducedFactor:
             chosen = inconsistent | (least_residual <= np.maximum(residual[again], ACCEPTED))
             z[again[chosen]], residual[again[chosen]] = least[chosen], least_residual[chosen]
 
-    def _rhs(self, top: Array, bottom: Array | None) -> Array:
+    def _rhs(self, top: Array, bottom: Array) -> Array:
         """[top; L'bottom], (B, N)."""
         n, flat = top.shape[1], self._system.flat.own
-        rhs = np.zeros((len(top), self._system.pattern.shape[0]))
+        rhs = np.empty((len(top), self._system.pattern.shape[0]))
         rhs[:, :n] = top
-        if bottom is not None:
-            np.multiply(self._derivative.flat, bottom[:, : flat.stop - n], out=rhs[:, flat])
+        np.multiply(self._derivative.flat, bottom[:, : flat.stop - n], out=rhs[:, flat])
+        if self._system.rows:
             for rows, piece in zip(self._system.rows, self._derivative.curved, strict=True):
                 rows.gather(bottom, piece, rhs)
         return rhs

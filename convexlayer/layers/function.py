@@ -183,7 +183,7 @@ class _Vjp(_Derivative):
 
         gradients = _by_rounds(element, solved, arrays, one_round)
         call.judge(solved.report)
-        return tuple(_tensor(gradient, call.kind) for gradient in gradients)
+        return tuple(_tensor(gradient, call.kind, own=True) for gradient in gradients)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
@@ -310,9 +310,13 @@ def _array(tensor: torch.Tensor) -> Array:
     return array
 
 
-def _tensor(array: Array, kind: _Kind) -> torch.Tensor:
-    """A copy of a NumPy array, for the caller may write to it, as a tensor of this dtype on this device."""
-    copy = empty(*array.shape)
-    copy[...] = array
-    tensor = torch.from_numpy(copy)
+def _tensor(array: Array, kind: _Kind, *, own: bool = False) -> torch.Tensor:
+    """A NumPy array as a tensor of this dtype on this device.
+
+    A copy, for the caller may write to it, unless nobody else holds the array (and its entries are side by side).
+    """
+    if not own or not array.flags.c_contiguous:
+        array, source = empty(*array.shape), array
+        array[...] = source
+    tensor = torch.from_numpy(array)
     return tensor if kind == PLAIN else tensor.to(kind.device, kind.dtype)
