@@ -14,7 +14,7 @@ from convexlayer.cones import ProductCone, ProductPoint
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, is_finite, max_norm
 from convexlayer.sparse import residuals
 
-__all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone"]
+__all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone", "residuals_of"]
 
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -155,27 +155,8 @@ class Solution:
             program: the programs.
             at: ``self.at`` of their cones, if it is known.
         """
-        structure, y, s = program.structure, self.y, self.s
-        cones = structure.cones
-        at = at or self.at(cones)
-        if compiled.ready():
-            orthant = cones.zero + cones.nonnegative
-            P, A = structure.P, structure.A
-            data = (program.P, program.q, program.r, program.A, program.b, self.x, y, s)
-            patterns = P.rows, P.cols, A.rows, A.cols
-            return Residuals(*residuals(patterns, cones.zero, orthant, data, at.curved_projection))
-        Px = structure.P.matvec(program.P, self.x)
-        Ax = structure.A.matvec(program.A, self.x)
-        Aty = structure.A.rmatvec(program.A, self.y)
-        xPx, qx, by = (np.sum(u * v, axis=1) for u, v in ((self.x, Px), (program.q, self.x), (program.b, self.y)))
-        each = (
-            max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
-            max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
-            np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
-            max_norm(y - at.projection) / _scale(y, s),
-        )
-        largest = reduce(np.maximum, each)
-        return Residuals(*each, np.where(largest >= 0.0, largest, np.inf), 0.5 * xPx + qx + program.r)
+        at = at or self.at(program.structure.cones)
+        return residuals_of(program, self.x, self.y, self.s, at)[0]
 
     def certified(
         self, program: ConeProgram, tol: float, residuals: Residuals | None = None
@@ -225,6 +206,39 @@ class Solution:
         has_y, has_x = (np.all(np.isfinite(v), axis=1) & (max_norm(v) > 0) for v in (self.y, self.x))
         refuted: BoolArray = (infeasible & has_y & no_proof) | (unbounded & has_x & no_descent)
         return refuted
+
+
+def residuals_of(
+    program: ConeProgram, x: Array, y: Array, s: Array, at: ProductPoint
+) -> tuple[Residuals, Array, Array]:
+    """The residuals of points x (B, n), y (B, m) and s (B, m), Px + q + A'y (B, n), and Ax + s - b (B, m).
+
+    Args:
+        program: the programs.
+        x: see above.
+        y: see above.
+        s: see above.
+        at: the cones at w = y - s.
+    """
+    P, A, cones = program.structure.P, program.structure.A, program.structure.cones
+    if compiled.ready():
+        orthant = cones.zero + cones.nonnegative
+        data = (program.P, program.q, program.r, program.A, program.b, x, y, s)
+        patterns = P.rows, P.cols, A.rows, A.cols
+        numbers, dual, primal = residuals(patterns, cones.zero, orthant, data, at.curved_projection)
+        return Residuals(*numbers), dual, primal
+    Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
+    xPx, qx, by = np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)
+    dual, primal = Px + program.q + Aty, Ax + s - program.b
+    each = (
+        max_norm(primal) / _scale(Ax, s, program.b),
+        max_norm(dual) / _scale(Px, program.q, Aty),
+        np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
+        max_norm(y - at.projection) / _scale(y, s),
+    )
+    largest = reduce(np.maximum, each)
+    worst = np.where(largest >= 0.0, largest, np.inf)
+    return Residuals(*each, worst, 0.5 * xPx + qx + program.r), dual, primal
 
 
 def _certified(word: Status, excess: float) -> Status:

@@ -275,12 +275,14 @@ def residuals(
     s: Floats,
     curved: Floats,
     out: Floats,
+    stationarity: Floats,
+    feasibility: Floats,
     first: int,
     last: int,
 ) -> None:
     """The six numbers of ``Residuals``, into columns of out (6, B), for elements first <= e < last.
 
-    ``curved`` (B, m - orthant) holds the projections of y - s on the duals of the cones that are not half-lines.
+    And what two of them measure: Px + q + A'y (B, n) and Ax + s - b (B, m). ``curved`` (B, m - orthant) holds the projections of y - s on the duals of the cones that are not half-lines.
     """
     n, m = q.shape[1], b.shape[1]
     Px, Aty, Ax = np.empty(n), np.empty(n), np.empty(m)
@@ -294,13 +296,15 @@ def residuals(
             Aty[j] += A[e, p] * y[e, i]
         dual, dual_size, xPx, qx = 0.0, 1.0, 0.0, 0.0
         for j in range(n):
-            dual = _larger(dual, abs(Px[j] + q[e, j] + Aty[j]))
+            stationarity[e, j] = Px[j] + q[e, j] + Aty[j]
+            dual = _larger(dual, abs(stationarity[e, j]))
             dual_size = max(dual_size, max(abs(Px[j]), max(abs(q[e, j]), abs(Aty[j]))))
             xPx += x[e, j] * Px[j]
             qx += x[e, j] * q[e, j]
         primal, primal_size, by, natural, size = 0.0, 1.0, 0.0, 0.0, 1.0
         for i in range(m):
-            primal = _larger(primal, abs(Ax[i] + s[e, i] - b[e, i]))
+            feasibility[e, i] = Ax[i] + s[e, i] - b[e, i]
+            primal = _larger(primal, abs(feasibility[e, i]))
             primal_size = max(primal_size, max(abs(Ax[i]), max(abs(s[e, i]), abs(b[e, i]))))
             by += b[e, i] * y[e, i]
             size = max(size, max(abs(y[e, i]), abs(s[e, i])))
@@ -334,4 +338,25 @@ def warm_up() -> None:
     rotate_entries(cube, cube, index, one, np.ones((1, 1, 1, 1)), np.ones((1, 1, 1)), one.copy(), 0, 1)
     outer_entries(index, index, one, one, one, one, one.copy(), 0, 1)
     P, q, A, b, x = (one,) * 5
-    residuals(index, index, index, index, 0, 1, P, q, one[0], A, b, x, x, x, one[:, 1:].copy(), np.empty((6, 1)), 0, 1)
+    residuals(
+        index,
+        index,
+        index,
+        index,
+        0,
+        1,
+        P,
+        q,
+        one[0],
+        A,
+        b,
+        x,
+        x,
+        x,
+        one[:, 1:].copy(),
+        np.empty((6, 1)),
+        x.copy(),
+        x.copy(),
+        0,
+        1,
+    )

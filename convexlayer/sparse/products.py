@@ -203,8 +203,8 @@ def residuals(
     orthant: int,
     data: tuple[Floats, ...],
     curved: Floats,
-) -> Floats:
-    """The numbers of ``Residuals`` (6, B) of solutions; where kernels are compiled.
+) -> tuple[Floats, Floats, Floats]:
+    """The numbers of ``Residuals`` (6, B) of points, Px + q + A'y and Ax + s - b; where kernels are compiled.
 
     Args:
         patterns: rows and columns of P, and of A.
@@ -214,8 +214,8 @@ def residuals(
         curved: projections of the other rows of y - s, (B, m - orthant).
     """
     batch = len(curved)
-    out = np.empty((6, batch))
-    arguments = (*patterns, zero, orthant, *map(plain, data), plain(curved), out)
+    out = np.empty((6, batch)), np.empty(data[1].shape), np.empty(data[4].shape)
+    arguments = (*patterns, zero, orthant, *map(plain, data), plain(curved), *out)
     _run(_kernels().residuals, arguments, batch, len(patterns[0]) + 2 * len(patterns[2]))
     return out
 
