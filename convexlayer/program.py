@@ -39,6 +39,10 @@ Array = NDArray[np.float64]
 IndexArray = NDArray[np.int64]
 
 
+FEW = 4096
+"""So many numbers are left to one thread by every BLAS."""
+
+
 def max_norm(rows: Array) -> Array:
     """Maximum norm of each element's row, (B, entries) -> (B,); 0 for rows without entries."""
     norms: Array = np.max(np.abs(rows), axis=1, initial=0.0)
@@ -48,9 +52,12 @@ def max_norm(rows: Array) -> Array:
 def is_finite(values: Array) -> bool:
     """Whether all entries are finite.
 
-    Their sum of squares says so in a third of the time, but where an entry is huge.
+    The sum of squares of a few numbers says so in a third of the time, but where one of them is huge. That of many
+    would wake up BLAS's threads, which then keep the cores busy for a while.
     """
-    return math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
+    if values.size <= FEW and math.isfinite(np.vdot(values, values)):
+        return True
+    return bool(np.isfinite(values).all())
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def residuals_of(
     if compiled.ready():
         orthant = cones.zero + cones.nonnegative
         data = (program.P, program.q, program.r, program.A, program.b, x, y, s)
-        patterns = P.rows, P.cols, A.rows, A.cols
+        patterns = P.rows, P.indptr, A.rows, A.indptr
         numbers, dual, primal = residuals(patterns, cones.zero, orthant, data, at.curved_projection)
         return Residuals(*numbers), dual, primal
     Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)

@@ -151,8 +151,9 @@ class ProductPoint:
     @property
     def curved_projection(self) -> Array:
         """The rows of the projection that belong neither to the zero nor to the nonnegative cone, the last ones."""
-        whole = self.w if self.cone.flat == self.cone.m else self.projection
-        return whole[:, self.cone.flat :]
+        first, last = self.cone.flat_groups, len(self.cone.groups)
+        pieces = [self._points.at(i).projection for i in range(first, last)]
+        return _join(self.w[:, self.cone.flat :], pieces)
 
     @cached_property
     def derivative(self) -> ProductDerivative:

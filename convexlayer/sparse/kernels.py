@@ -39,8 +39,9 @@ def times(
 
 @entry
 def fill(
-    start: Integers,
+    ends: Integers,
     column: Integers,
+    row: Integers,
     value: Floats,
     constant: Floats,
     x: Floats,
@@ -54,16 +55,33 @@ def fill(
     first: int,
     last: int,
 ) -> None:
-    """The blocks of constant + M x[e] into rows e of P, q, r, A and b, for first <= e < last, of M by rows (CSR).
+    """The blocks of constant + M x[e] into rows e of P, q, r, A and b, for first <= e < last.
 
     To normalise is to divide P, q and r by a power of two near the largest entry of P and q, which scale (B,) tells.
+
+    Args:
+        ends: where the entries of M of each block end, (5,).
+        column: of each entry.
+        row: in its block, of each entry.
+        value: of each entry.
+        constant: (rows of all blocks,).
+        x: (B, columns).
+        normalise: see above.
+        P: out, (B, ...), as q, r, A and b.
+        q: see P.
+        r: see P.
+        A: see P.
+        b: see P.
+        scale: out, (B,).
+        first: first element.
+        last: behind the last element.
     """
     for e in range(first, last):
-        row = _fill_block(start, column, value, constant, x[e], 0, P[e])
-        row = _fill_block(start, column, value, constant, x[e], row, q[e])
-        row = _fill_block(start, column, value, constant, x[e], row, r[e])
-        row = _fill_block(start, column, value, constant, x[e], row, A[e])
-        _fill_block(start, column, value, constant, x[e], row, b[e])
+        rest = _fill_block(0, ends[0], column, row, value, constant, x[e], P[e])
+        rest = _fill_block(ends[0], ends[1], column, row, value, rest, x[e], q[e])
+        rest = _fill_block(ends[1], ends[2], column, row, value, rest, x[e], r[e])
+        rest = _fill_block(ends[2], ends[3], column, row, value, rest, x[e], A[e])
+        _fill_block(ends[3], ends[4], column, row, value, rest, x[e], b[e])
         largest = 0.0
         if normalise:
             largest = _larger(_largest(P[e]), _largest(q[e]))
@@ -79,15 +97,20 @@ def fill(
 
 @njit(nogil=True)
 def _fill_block(
-    start: Integers, column: Integers, value: Floats, constant: Floats, x: Floats, row: int, out: Floats
-) -> int:
-    """One block, whose first row this is; the first row of the next."""
-    for i in range(len(out)):
-        total = constant[row + i]
-        for p in range(start[row + i], start[row + i + 1]):
-            total += value[p] * x[column[p]]
-        out[i] = total
-    return row + len(out)
+    start: int,
+    stop: int,
+    column: Integers,
+    row: Integers,
+    value: Floats,
+    constant: Floats,
+    x: Floats,
+    out: Floats,
+) -> Floats:
+    """One block, of which these are the entries; the constants of the blocks behind it."""
+    out[:] = constant[: len(out)]
+    for p in range(start, stop):
+        out[row[p]] += value[p] * x[column[p]]
+    return constant[len(out) :]
 
 
 @njit(nogil=True)
@@ -260,9 +283,9 @@ def outer_entries(
 @entry
 def residuals(
     P_rows: NDArray[np.int64],
-    P_cols: NDArray[np.int64],
+    P_starts: NDArray[np.int64],
     A_rows: NDArray[np.int64],
-    A_cols: NDArray[np.int64],
+    A_starts: NDArray[np.int64],
     zero: int,
     orthant: int,
     P: Floats,
@@ -282,18 +305,21 @@ def residuals(
 ) -> None:
     """The six numbers of ``Residuals``, into columns of out (6, B), for elements first <= e < last.
 
-    And what two of them measure: Px + q + A'y (B, n) and Ax + s - b (B, m). ``curved`` (B, m - orthant) holds the projections of y - s on the duals of the cones that are not half-lines.
+    And what two of them measure: Px + q + A'y (B, n) and Ax + s - b (B, m). ``curved`` (B, m - orthant) holds the
+    projections of y - s on the duals of the cones that are not half-lines.
     """
     n, m = q.shape[1], b.shape[1]
     Px, Aty, Ax = np.empty(n), np.empty(n), np.empty(m)
     for e in range(first, last):
-        Px[:], Aty[:], Ax[:] = 0.0, 0.0, 0.0
-        for p in range(len(P_rows)):
-            Px[P_rows[p]] += P[e, p] * x[e, P_cols[p]]
-        for p in range(len(A_rows)):
-            i, j = A_rows[p], A_cols[p]
-            Ax[i] += A[e, p] * x[e, j]
-            Aty[j] += A[e, p] * y[e, i]
+        Px[:], Ax[:] = 0.0, 0.0
+        for j in range(n):
+            for p in range(P_starts[j], P_starts[j + 1]):
+                Px[P_rows[p]] += P[e, p] * x[e, j]
+            total = 0.0
+            for p in range(A_starts[j], A_starts[j + 1]):
+                Ax[A_rows[p]] += A[e, p] * x[e, j]
+                total += A[e, p] * y[e, A_rows[p]]
+            Aty[j] = total
         dual, dual_size, xPx, qx = 0.0, 1.0, 0.0, 0.0
         for j in range(n):
             stationarity[e, j] = Px[j] + q[e, j] + Aty[j]
@@ -330,33 +356,13 @@ def warm_up() -> None:
     one, index, short = np.ones((1, 1)), np.zeros(1, np.int64), np.zeros(1, np.int32)
     times(np.zeros(2, np.int32), short, np.ones(1), np.ones(1), one, one.copy(), 0, 1)
     blocks = tuple(one.copy() for _ in range(5))
-    fill(np.zeros(6, np.int32), short, np.ones(1), np.ones(5), one, True, *blocks, np.ones(1), 0, 1)
+    fill(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(5), one, True, *blocks, np.ones(1), 0, 1)
     gather(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(1), *blocks, one.copy(), 0, 1)
     accumulate(index, index, one, one, one.copy(), 0, 1)
     system_entries(*(index,) * 6, one, one, one, one.copy(), 0, 1)
     cube = np.zeros((1, 1, 1), np.int64)
     rotate_entries(cube, cube, index, one, np.ones((1, 1, 1, 1)), np.ones((1, 1, 1)), one.copy(), 0, 1)
     outer_entries(index, index, one, one, one, one, one.copy(), 0, 1)
-    P, q, A, b, x = (one,) * 5
-    residuals(
-        index,
-        index,
-        index,
-        index,
-        0,
-        1,
-        P,
-        q,
-        one[0],
-        A,
-        b,
-        x,
-        x,
-        x,
-        one[:, 1:].copy(),
-        np.empty((6, 1)),
-        x.copy(),
-        x.copy(),
-        0,
-        1,
-    )
+    P, q, A, b = (one,) * 4
+    patterns, point, six = (index, np.array([0, 1])) * 2, (one, one, one), np.empty((6, 1))
+    residuals(*patterns, 0, 1, P, q, one[0], A, b, *point, one[:, 1:].copy(), six, one.copy(), one.copy(), 0, 1)

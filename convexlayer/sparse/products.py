@@ -75,10 +75,9 @@ class ProgramMatrix:
             sizes: rows of the five blocks.
         """
         self._constant, self._sizes = constant, tuple(sizes)
-        self._forward = (matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data.astype(float))
         self._columns = matrix.shape[1]
         coordinates = matrix.tocoo()
-        self._adjoint = coordinates.row, coordinates.col, coordinates.data.astype(float)
+        self._coordinates = coordinates.row, coordinates.col, coordinates.data.astype(float)
         self._entries: dict[bytes | None, tuple[Any, ...]] = {}
 
     def _entries_of(self, wanted: NDArray[np.bool_] | None) -> tuple[Any, ...]:
@@ -86,7 +85,7 @@ class ProgramMatrix:
         key = None if wanted is None else wanted.tobytes()
         found = self._entries.get(key)
         if found is None:
-            rows, columns, values = self._adjoint
+            rows, columns, values = self._coordinates
             chosen = np.arange(len(columns)) if wanted is None else np.flatnonzero(wanted[columns])
             chosen = chosen[np.argsort(rows[chosen], kind="stable")]
             stops = np.cumsum(self._sizes)
@@ -101,8 +100,9 @@ class ProgramMatrix:
         batch = len(x)
         P, q, r, A, b = self._sizes
         out = empty(batch, P), empty(batch, q), np.empty((batch, r)), empty(batch, A), empty(batch, b), np.empty(batch)
-        arguments = (*self._forward, self._constant, plain(x), normalise, *out)
-        _run(_kernels().fill, arguments, batch, len(self._forward[1]) + len(self._constant))
+        entries = self._entries_of(None)
+        arguments = (*entries, self._constant, plain(x), normalise, *out)
+        _run(_kernels().fill, arguments, batch, len(entries[1]) + len(self._constant))
         return out
 
     def adjoint(self, blocks: tuple[Floats, ...], inverse: Floats, wanted: NDArray[np.bool_] | None = None) -> Floats:
@@ -207,7 +207,7 @@ def residuals(
     """The numbers of ``Residuals`` (6, B) of points, Px + q + A'y and Ax + s - b; where kernels are compiled.
 
     Args:
-        patterns: rows and columns of P, and of A.
+        patterns: rows of P by columns and where its columns start, and the same of A.
         zero: rows of the zero cone.
         orthant: end of the rows of the nonnegative cone.
         data: P, q, r, A, b, x, y, s.
