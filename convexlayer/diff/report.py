@@ -80,7 +80,7 @@ class DerivativeReport:
         What is not a number is doubtful.
         """
         worst = float(solution_residual.max())
-        certain = max(DEGENERATE_MARGIN, 10.0 * worst) * max(1.0, float(w_scale.max()))
+        certain = max(DEGENERATE_MARGIN, 10.0 * worst) * max(float(w_scale.max()), 1.0)  # in this order: NaN stays
         return worst <= ACCURATE_SOLUTION and float(margin.min()) > certain and float(residual.max()) <= ACCURATE
 
     @staticmethod
