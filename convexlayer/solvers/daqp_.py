@@ -126,7 +126,7 @@ class DaqpSolver(AbstractSolver):
         told = some(range(batch)) if n * n * (n + m) < INLINE_WORK else map_ranges(some, batch)
         flags, iterations, seconds = zip(*told, strict=True)
         status = tuple(STATUS.get(flag, Status.NUMERICAL_ERROR) for flag in flags)
-        return Solution(*point, status, np.array(iterations, dtype=np.int64), np.array(seconds), state.stats)
+        return Solution(*point, status, np.array(iterations, dtype=np.int64), np.array(seconds), dict(state.stats))
 
 
 def _solve_block(

@@ -20,8 +20,7 @@ class Places(NamedTuple):
     Attributes:
         variables: the order of the variables, (n,).
         rows: the rows that are no bounds, equalities first, (r,).
-        P_source: entries of P in that order, (nnz(P),) ...
-        P_place: ... and where they go in the dense matrix, row by row.
+        P_place: where the entries of P go in the dense matrix, row by row, (nnz(P),).
         A_source: entries of A in the other rows ...
         A_place: ... and where they go.
         bound_rows: the rows that bound one variable, ordered by it, (b,).
@@ -33,7 +32,6 @@ class Places(NamedTuple):
 
     variables: IndexArray
     rows: IndexArray
-    P_source: IndexArray
     P_place: IndexArray
     A_source: IndexArray
     A_place: IndexArray
@@ -56,7 +54,6 @@ class Places(NamedTuple):
         return Places(
             variables=variables,
             rows=np.flatnonzero(~single),
-            P_source=np.arange(P.nnz),
             P_place=column[P.rows] * n + column[P.cols],
             A_source=others,
             A_place=row[A.rows[others]] * n + column[A.cols[others]],

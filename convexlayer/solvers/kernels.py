@@ -39,7 +39,7 @@ def to_dense(places: Places, P: Array, q: Array, A: Array, b: Array, first: int,
         matrix = out.P[at].reshape(n * n)
         matrix[:] = 0.0
         for p in range(len(places.P_place)):
-            matrix[places.P_place[p]] = P[e, places.P_source[p]] * inverse
+            matrix[places.P_place[p]] = P[e, p] * inverse
         for j in range(n):
             out.q[at, j] = q[e, places.variables[j]] * inverse
 
@@ -144,7 +144,7 @@ def from_dense(
 def warm_up() -> None:
     """Compile whatever this part of the library calls from Python."""
     one, index = np.ones((1, 1)), np.zeros(1, np.int64)
-    places = Places(index, index, index, index, index, index, index, index, np.array([0, 1]), index, 0)
+    places = Places(*(index,) * 7, np.array([0, 1]), index, 0)
     dense = Dense(np.ones((1, 1, 1)), one, np.ones((1, 1, 1)), np.ones((1, 2)), np.ones((1, 2)), one[0], one, one[0])
     to_dense(places, one, one, one, one, 0, dense)
     from_dense(places, dense, one, one, one, np.ones((1, 2)), np.ones(1, bool), 0, one, one, one)
