@@ -77,8 +77,10 @@ class DerivativeReport:
     def beyond_doubt(residual: Array, margin: Array, w_scale: Array, solution_residual: Array) -> bool:
         """Whether ``judge`` says ok of all, where no system is singular: told by the extremes alone.
 
-        What is not a number is doubtful.
+        What is not a number is doubtful, and so is an empty batch.
         """
+        if not len(residual):
+            return False
         worst = float(solution_residual.max())
         certain = max(DEGENERATE_MARGIN, 10.0 * worst) * max(float(w_scale.max()), 1.0)  # in this order: NaN stays
         return worst <= ACCURATE_SOLUTION and float(margin.min()) > certain and float(residual.max()) <= ACCURATE
