@@ -40,6 +40,7 @@ PARTS = {
     "engine": "convexlayer.engine.batched",
     "sparse": "convexlayer.sparse.kernels",
     "cones": "convexlayer.cones.kernels",
+    "solvers": "convexlayer.solvers.kernels",
 }
 """Folders with kernels, each building on those before it, and the modules whose ``warm_up`` compiles all of them."""
 

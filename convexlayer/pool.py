@@ -52,6 +52,9 @@ def share(function: Callable[[int, int], None], count: int, *, seconds: float) -
         seconds: how long one of them takes, roughly; there are no more parts than are worth a thread.
     """
     parts = max(1, min(WORKERS, count, int(count * seconds / WORTH_A_THREAD_S)))
+    if parts == 1:
+        function(0, count)
+        return
     mine, *others = pairwise(count * part // parts for part in range(parts + 1))
     futures = [_pool(os.getpid()).submit(function, *other) for other in others]
     function(*mine)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import Any
 
 import numpy as np
 
 from convexlayer import compiled
 from convexlayer.cones import ProductCone, ProductPoint
-from convexlayer.program import Array, ConeProgram, Cones, IndexArray, max_norm
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray, is_finite, max_norm
 from convexlayer.sparse import residuals
 
-__all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone"]
+__all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone", "residuals_of"]
 
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -58,18 +58,21 @@ class Residuals:
         gap: abs(x'Px + q'x + b'y) / max(1, abs(x'Px), abs(q'x), abs(b'y)).
         natural: norm(y - Pi_{K*}(y - s)) / max(1, norm(y), norm(s)). On curved cones the other three may read 1e-10
             while this is 1e-6, and gradients are off accordingly.
+        worst: the largest of the four; infinite where one is not a number.
+        objective: x'Px/2 + q'x + r, which is known on the way.
     """
 
     primal: Array
     dual: Array
     gap: Array
     natural: Array
+    worst: Array
+    objective: Array
 
     @cached_property
-    def worst(self) -> Array:
-        """The largest of the four, (B,); infinite where one is not a number."""
-        largest = np.maximum(np.maximum(self.primal, self.dual), np.maximum(self.gap, self.natural))
-        return np.where(largest >= 0.0, largest, np.inf)
+    def largest(self) -> float:
+        """The largest of all elements' worst; 0 where there is no element."""
+        return float(self.worst.max(initial=0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +101,11 @@ class Solution:
     def all_optimal(self) -> bool:
         """Whether every element is optimal."""
         return self.status.count(Status.OPTIMAL) == len(self.status)
+
+    @cached_property
+    def all_solved(self) -> bool:
+        """Whether every element has a solution."""
+        return self.all_optimal or all(status.solved for status in self.status)
 
     @cached_property
     def solved(self) -> BoolArray:
@@ -138,8 +146,7 @@ class Solution:
     def at(self, cones: Cones) -> ProductPoint:
         """The cones of the programs at w = y - s (at 0 where that is not finite)."""
         w = self.y - self.s
-        finite = np.isfinite(w)
-        return product_cone(cones).at(w if np.all(finite) else np.where(finite, w, 0.0))
+        return product_cone(cones).at(w if is_finite(w) else np.where(np.isfinite(w), w, 0.0))
 
     def residuals(self, program: ConeProgram, at: ProductPoint | None = None) -> Residuals:
         """The four residuals of every element; not a number where the point is not finite.
@@ -148,25 +155,8 @@ class Solution:
             program: the programs.
             at: ``self.at`` of their cones, if it is known.
         """
-        structure, y, s = program.structure, self.y, self.s
-        cones = structure.cones
-        at = at or self.at(cones)
-        if compiled.ready():
-            orthant = cones.zero + cones.nonnegative
-            P, A = structure.P, structure.A
-            data = (program.P, program.q, program.A, program.b, self.x, y, s)
-            found = residuals((P.rows, P.cols, A.rows, A.cols), cones.zero, orthant, data, at.curved_projection)
-            return Residuals(*found.T)
-        Px = structure.P.matvec(program.P, self.x)
-        Ax = structure.A.matvec(program.A, self.x)
-        Aty = structure.A.rmatvec(program.A, self.y)
-        xPx, qx, by = (np.sum(u * v, axis=1) for u, v in ((self.x, Px), (program.q, self.x), (program.b, self.y)))
-        return Residuals(
-            primal=max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
-            dual=max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
-            gap=np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
-            natural=max_norm(y - at.projection) / _scale(y, s),
-        )
+        at = at or self.at(program.structure.cones)
+        return residuals_of(program, self.x, self.y, self.s, at)[0]
 
     def certified(
         self, program: ConeProgram, tol: float, residuals: Residuals | None = None
@@ -179,6 +169,8 @@ class Solution:
         numerical error where it came with a ray that proves nothing.
         """
         residuals = residuals or self.residuals(program)
+        if self.all_optimal and residuals.largest <= min(10.0 * tol, np.sqrt(tol)):
+            return self, residuals
         worst = np.maximum(np.maximum(residuals.primal, residuals.dual), residuals.gap)
         excess = np.maximum(worst / (10.0 * tol), residuals.natural / np.sqrt(tol))
         if self.all_optimal and np.all(excess <= 1.0):
@@ -214,6 +206,39 @@ class Solution:
         has_y, has_x = (np.all(np.isfinite(v), axis=1) & (max_norm(v) > 0) for v in (self.y, self.x))
         refuted: BoolArray = (infeasible & has_y & no_proof) | (unbounded & has_x & no_descent)
         return refuted
+
+
+def residuals_of(
+    program: ConeProgram, x: Array, y: Array, s: Array, at: ProductPoint
+) -> tuple[Residuals, Array, Array]:
+    """The residuals of points x (B, n), y (B, m) and s (B, m), Px + q + A'y (B, n), and Ax + s - b (B, m).
+
+    Args:
+        program: the programs.
+        x: see above.
+        y: see above.
+        s: see above.
+        at: the cones at w = y - s.
+    """
+    P, A, cones = program.structure.P, program.structure.A, program.structure.cones
+    if compiled.ready():
+        orthant = cones.zero + cones.nonnegative
+        data = (program.P, program.q, program.r, program.A, program.b, x, y, s)
+        patterns = P.rows, P.indptr, A.rows, A.indptr
+        numbers, dual, primal = residuals(patterns, cones.zero, orthant, data, at.curved_projection)
+        return Residuals(*numbers), dual, primal
+    Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
+    xPx, qx, by = np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)
+    dual, primal = Px + program.q + Aty, Ax + s - program.b
+    each = (
+        max_norm(primal) / _scale(Ax, s, program.b),
+        max_norm(dual) / _scale(Px, program.q, Aty),
+        np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
+        max_norm(y - at.projection) / _scale(y, s),
+    )
+    largest = reduce(np.maximum, each)
+    worst = np.where(largest >= 0.0, largest, np.inf)
+    return Residuals(*each, worst, 0.5 * xPx + qx + program.r), dual, primal
 
 
 def _certified(word: Status, excess: float) -> Status:

@@ -72,6 +72,7 @@ MAY_IMPORT_NUMBA = (
     "convexlayer/engine/",
     "convexlayer/entry.py",
     "convexlayer/linalg/",
+    "convexlayer/solvers/kernels.py",
     "convexlayer/sparse/",
 )  # lazily
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from convexlayer import canonicalize, compiled
-from convexlayer.sparse import ProgramMatrix, copy_entries, rotate_entries, scale_entries
+from convexlayer.sparse import EntriesOfSystem, ProgramMatrix, entries_of_system, rotate_entries
 from tests.layers.families import family
 
 BATCHES = (1, 3, 40)
@@ -71,16 +71,26 @@ def test_the_adjoint_in_one_pass(batch: int) -> None:
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_entries_are_copied_scaled_and_rotated(form: str, batch: int) -> None:
-    values, factor = RNG.standard_normal((batch, 12)), RNG.standard_normal((batch, 5))
-    source, place, row = np.array([3, 0, 7]), np.array([5, 1, 2]), np.array([4, 4, 0])
-    out = np.zeros((batch, 6))
-    copy_entries(out, place, values, source)
-    np.testing.assert_array_equal(out[:, place], values[:, source])
-    np.testing.assert_array_equal(out[:, [0, 3, 4]], 0.0)
-    scale_entries(out, place, values, source, factor, row)
-    np.testing.assert_array_equal(out[:, place], values[:, source] * factor[:, row])
+def test_entries_of_a_system(form: str, batch: int) -> None:
+    P, A, d = RNG.standard_normal((batch, 4)), RNG.standard_normal((batch, 12)), RNG.integers(0, 2, (batch, 2)) * 1.0
+    where = EntriesOfSystem(
+        P_source=np.array([3, 0]),
+        P_place=np.array([8, 2]),
+        A_source=np.array([3, 0, 7]),
+        A_row=np.array([1, 1, 0]),
+        A_place=np.array([5, 1, 0]),
+        diagonal=np.array([7, 4]),
+    )
+    out = entries_of_system(where, P, A, d, 10)
+    np.testing.assert_array_equal(out[:, [8, 2]], P[:, [3, 0]])
+    np.testing.assert_array_equal(out[:, [5, 1, 0]], A[:, [3, 0, 7]] * d[:, [1, 1, 0]])
+    np.testing.assert_array_equal(out[:, [7, 4]], d - 1.0)
+    np.testing.assert_array_equal(out[:, [3, 6, 9]], 0.0)
 
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_entries_are_rotated(form: str, batch: int) -> None:
+    values = RNG.standard_normal((batch, 12))
     blocks, size, columns = 2, 3, 2
     sources = RNG.integers(-1, 12, (blocks, size, columns))
     places = RNG.permutation(blocks * size * columns).reshape(blocks, size, columns)

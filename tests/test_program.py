@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure, is_finite
 
 
 def pattern(rng: np.random.Generator, shape: tuple[int, int], density: float) -> Pattern:
@@ -123,3 +123,14 @@ def test_select_by_slice_index_and_mask(program: ConeProgram) -> None:
         assert part.structure is program.structure
         for name in ("P", "q", "r", "A", "b"):
             np.testing.assert_array_equal(getattr(part, name), getattr(program, name)[[0, 2]])
+
+
+@pytest.mark.parametrize("size", [1, 30, 5000])
+def test_finite(size: int) -> None:
+    values = np.linspace(-1.0, 1.0, 2 * size).reshape(2, size)
+    assert is_finite(values)
+    assert is_finite(1e200 * values)  # whose squares are not
+    assert is_finite(values[:, :0])
+    for wrong in (np.nan, np.inf, -np.inf):
+        values[1, -1] = wrong
+        assert not is_finite(values)

@@ -77,7 +77,8 @@ class Features:
 
 def _flat(value: Array, size: int, batch: int) -> Array:
     """One row an element, (batch, size), of an array with or without the batch axis."""
-    return np.broadcast_to(value.reshape(value.size // size if size else batch, size), (batch, size))
+    rows = value.reshape(value.size // size if size else batch, size)
+    return rows if len(rows) == batch else np.broadcast_to(rows, (batch, size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ class AffineProduct:
 
     def apply(self, features: Array) -> Array:
         """Values (batch,) at features (batch, features)."""
-        return np.sum(self.left.apply(features) * self.right.apply(features), axis=1)
+        return np.vecdot(self.left.apply(features), self.right.apply(features))
 
     def push(self, features: Array, tangent: Array) -> Array:
         """Tangents (batch,) of feature tangents (batch, features)."""

@@ -154,11 +154,10 @@ class ParametricProgram:
             program = self.instantiate(features)
             scale = program.objective_scale()
             return program.divided(scale), scale
-        *parts, scale = self._compiled.times(features, normalise=True)
-        program = self._program(parts)
+        P, q, r, A, b, scale = self._compiled.times(features, normalise=True)
         if self.products is not None:
-            program = replace(program, r=program.r + self.products.apply(features) / scale)
-        return program, scale
+            r += (self.products.apply(features) / scale)[:, None]
+        return self._program((P, q, r, A, b)), scale
 
     def push(self, features: Array, tangent: Array) -> ConeProgram:
         """Program tangent of a tangent (B, features.size) of the feature vectors."""
@@ -189,7 +188,7 @@ class ParametricProgram:
             total = reduce(np.add, pulled) if pulled else np.zeros_like(features)
             if wanted is not None:
                 total = np.where(wanted, total, 0.0)
-        if self.products is not None:
+        if self.products is not None and cotangent.r.any():
             total = total + self.products.pull(features, inverse * cotangent.r)
         return total
 

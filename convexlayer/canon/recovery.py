@@ -179,16 +179,19 @@ class Recovery:
             (B, features), or None where the outputs do not depend on the features but through x and y; (B, n); (B, m).
         """
         features, x, y = at
-        flat = np.zeros((len(x), self.matrix.shape[0]))
-        for (spec, where), value, cotangent in zip(self._each, values, cotangents, strict=True):
-            if cotangent is not None:
-                flat[:, where] = (cotangent * value if spec.log else cotangent).reshape(len(x), -1)
+        parts = [
+            np.zeros((len(x), spec.size))
+            if cotangent is None
+            else (cotangent * value if spec.log else cotangent).reshape(len(x), spec.size)
+            for spec, value, cotangent in zip(self.outputs, values, cotangents, strict=True)
+        ]
+        flat = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         pulled = self._adjoint.times(flat)
         moved = None
         if self.direct is not None:
             pulled = pulled + self.direct.pull_point(features, flat)
             moved = self.direct.pull_features(np.concatenate([x, y], axis=1), flat)
-        return moved, np.ascontiguousarray(pulled[:, : self.n]), np.ascontiguousarray(pulled[:, self.n :])
+        return moved, pulled[:, : self.n], pulled[:, self.n :]
 
     @property
     def _each(self) -> zip[tuple[OutputSpec, slice]]:

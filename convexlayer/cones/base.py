@@ -13,12 +13,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeAlias, TypeVar, final
 
+import array_api_compat.numpy as numpy_namespace
+import numpy as np
 from array_api_compat import array_namespace
 
-__all__ = ["AbstractCone", "Array", "ConePoint", "Eigenbasis", "RankTwo"]
+__all__ = ["AbstractCone", "Array", "ConePoint", "Eigenbasis", "RankTwo", "namespace"]
 
 # A NumPy array or a torch tensor, float64: no static type covers both.
 Array: TypeAlias = Any
+
+
+def namespace(array: Array) -> Any:
+    """The array's functions; sooner found for NumPy's than by asking."""
+    return numpy_namespace if type(array) is np.ndarray else array_namespace(array)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +47,7 @@ class Eigenbasis:
     @cached_property
     def root(self) -> Array:
         """The square roots of d."""
-        return array_namespace(self.d).sqrt(self.d)
+        return namespace(self.d).sqrt(self.d)
 
     def apply(self, v: Array) -> Array:
         """D v, (..., size)."""
@@ -73,12 +80,12 @@ class RankTwo:
     @cached_property
     def root(self) -> Array:
         """The square root of delta, (..., 1)."""
-        return array_namespace(self.delta).sqrt(self.delta)
+        return namespace(self.delta).sqrt(self.delta)
 
     @cached_property
     def lead(self) -> Array:
         """sqrt(1 - delta) q1, (..., size)."""
-        return array_namespace(self.q1).sqrt(self.complement) * self.q1
+        return namespace(self.q1).sqrt(self.complement) * self.q1
 
     def apply(self, v: Array) -> Array:
         """D v, (..., size)."""

@@ -17,14 +17,13 @@ where nothing cancels or overflows for large rho, and t near 0 keeps its relativ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
 from convexlayer.buffers import plain
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import BEYOND, increasing_root
@@ -60,8 +59,8 @@ class Exponential(AbstractCone):
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """Pi_{K*}(w), (..., 3), and the derivative there."""
         if is_compiled(w):
-            return _compiled_point(w, self._margin)
-        xp = array_namespace(w)
+            return _compiled_point(w)
+        xp = namespace(w)
         region = _locate(xp, w)
         return ConePoint(_projection(xp, w, region), lambda: self._eigenbasis(xp, w, region))
 
@@ -103,29 +102,34 @@ class Exponential(AbstractCone):
         to_face = xp.linalg.vector_norm(xp.minimum(w[..., :2], 0.0), axis=-1)
         within_face = xp.minimum(xp.minimum(w[..., 0], w[..., 1]), xp.abs(w[..., 2]))
         margin = xp.where(region.face, xp.maximum(within_face, 0.0), xp.minimum(sizes, to_face))
-        interior = region.dual | region.polar
-        if xp.any(interior):
-            margin[interior] = _depth(xp, w[interior], region.dual[interior])
-        return margin
+        return _with_depths(xp, margin, w, region.dual, region.dual | region.polar)
 
 
-def _compiled_point(w: Array, margin: Callable[[Any, Array, _Region], Array]) -> ConePoint[Eigenbasis]:
+def _with_depths(xp: Any, margin: Array, w: Array, dual: Array, interior: Array) -> Array:
+    """The margins, those in K* (where dual) and in -K being depths."""
+    if xp.any(interior):
+        margin[interior] = _depth(xp, w[interior], dual[interior])
+    return margin
+
+
+def _compiled_point(w: Array) -> ConePoint[Eigenbasis]:
     """The projection and the derivative by the compiled kernels."""
     kernels = compiled_kernels()
     flat = plain(w).reshape(-1, 3)
     code, region, y = np.empty(len(flat), np.int8), np.empty((len(flat), 4)), np.empty(flat.shape)
     in_ranges(kernels.exponential_point, (flat, code, region, y), entries=len(flat))
 
-    def located() -> _Region:
-        places = (code == which for which in (kernels.DUAL, kernels.POLAR, kernels.FACE))
-        parts = (*places, *region.T)
-        return _Region(*(part.reshape(w.shape[:-1]) for part in parts))
-
     def derive() -> Eigenbasis:
         Q, d, complement = np.empty((*flat.shape, 3)), np.empty(flat.shape), np.empty(flat.shape)
-        in_ranges(kernels.exponential_derivative, (flat, code, region, Q, d, complement), entries=len(flat))
-        basis, eigenvalues, rest = Q.reshape(*w.shape, 3), d.reshape(w.shape), complement.reshape(w.shape)
-        return Eigenbasis(basis, eigenvalues, rest, lambda: margin(np, w, located()))
+        margin = np.empty(len(flat))
+        in_ranges(kernels.exponential_derivative, (flat, code, region, y, Q, d, complement, margin), entries=len(flat))
+        dual = code == kernels.DUAL
+
+        def margins() -> Array:
+            whole = _with_depths(np, margin, flat, dual, dual | (code == kernels.POLAR))
+            return whole.reshape(w.shape[:-1])
+
+        return Eigenbasis(Q.reshape(*w.shape, 3), d.reshape(w.shape), complement.reshape(w.shape), margins)
 
     return ConePoint(y.reshape(w.shape), derive)
 

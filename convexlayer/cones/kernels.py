@@ -111,10 +111,31 @@ def _log_t(r: float, z: float, kappa: float) -> float:
 
 @entry
 def exponential_derivative(
-    w: Floats, code: Codes, region: Floats, Q: Floats, d: Floats, complement: Floats, first: int, last: int
+    w: Floats,
+    code: Codes,
+    region: Floats,
+    y: Floats,
+    Q: Floats,
+    d: Floats,
+    complement: Floats,
+    margin: Floats,
+    first: int,
+    last: int,
 ) -> None:
-    """Eigenbases Q (N, 3, 3), eigenvalues d (N, 3) and 1 - d of the derivative at points of known region."""
+    """The derivative at points of known region and projection y.
+
+    Eigenbases Q (N, 3, 3), eigenvalues d (N, 3), 1 - d, and margins (N,), which are left infinite in K* and in -K.
+    """
     for k in range(first, last):
+        w1, w2, w3 = w[k, 0], w[k, 1], w[k, 2]
+        margin[k] = math.inf
+        if code[k] == CURVED:
+            y_size = math.sqrt(y[k, 0] ** 2 + y[k, 1] ** 2 + y[k, 2] ** 2)
+            s_size = math.sqrt((y[k, 0] - w1) ** 2 + (y[k, 1] - w2) ** 2 + (y[k, 2] - w3) ** 2)
+            to_face = math.sqrt(min(w1, 0.0) ** 2 + min(w2, 0.0) ** 2)
+            margin[k] = min(min(y_size, s_size), to_face)
+        elif code[k] == FACE:
+            margin[k] = max(min(min(w1, w2), abs(w3)), 0.0)
         if code[k] != CURVED:
             Q[k] = 0.0
             for i in range(3):
@@ -201,7 +222,7 @@ def warm_up() -> None:
     w, code = np.ones((1, 3)), np.zeros(1, np.int8)
     region, Q, d = np.zeros((1, 4)), np.zeros((1, 3, 3)), np.zeros((1, 3))
     exponential_point(w, code, region, d, 0, 1)
-    exponential_derivative(w, code, region, Q, d, d.copy(), 0, 1)
+    exponential_derivative(w, code, region, d, Q, d, d.copy(), np.zeros(1), 0, 1)
     values, vectors = np.zeros((1, 2)), np.zeros((1, 2, 2))
     psd_point(w, 2, values, vectors, d, 0, 1)
     psd_derivative(values, vectors, Q, d, d.copy(), 0, 1)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from array_api_compat import array_namespace
-
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 
 __all__ = ["Nonnegative"]
 
@@ -19,7 +17,7 @@ class Nonnegative(AbstractCone):
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """max(w, 0), and D = 1 where w > 0, else 0; abs(w) is the margin."""
-        xp = array_namespace(w)
+        xp = namespace(w)
 
         def derive() -> Eigenbasis:
             d = xp.astype(w > 0, w.dtype)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import increasing_root
 from convexlayer.errors import ProblemError
@@ -69,7 +69,7 @@ class Power(AbstractCone):
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """Pi_{K*}(w), (..., blocks, 3), and the derivative there."""
-        xp = array_namespace(w)
+        xp = namespace(w)
         region = self._locate(xp, w)
         return ConePoint(_assemble(xp, w, region), lambda: self._eigenbasis(xp, w, region))
 

@@ -8,9 +8,7 @@ from functools import cached_property, reduce
 from itertools import groupby
 from typing import TypeGuard, final
 
-from array_api_compat import array_namespace
-
-from convexlayer.cones.base import AbstractCone, ConePoint, Eigenbasis, RankTwo
+from convexlayer.cones.base import AbstractCone, ConePoint, Eigenbasis, RankTwo, namespace
 from convexlayer.cones.exponential import Exponential
 from convexlayer.cones.nonnegative import Nonnegative
 from convexlayer.cones.power import Power
@@ -64,33 +62,66 @@ class Group:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+class _Points:
+    """Each group of a product cone at its rows of w (B, m), asked once."""
+
+    def __init__(self, cone: ProductCone, w: Array) -> None:
+        self.cone = cone
+        self.w = w
+        self._found: dict[int, ConePoint[Eigenbasis] | ConePoint[RankTwo]] = {}
+
+    def at(self, i: int) -> ConePoint[Eigenbasis] | ConePoint[RankTwo]:
+        """The cone of group i."""
+        found = self._found.get(i)
+        if found is None:
+            found = self._found[i] = self.cone.groups[i].at(self.w)
+        return found
+
+
+@final
 class ProductDerivative:
-    """D of a product cone, group by group.
+    """D of a product cone at one batch of points, group by group; computes what it is asked for, once.
 
     Attributes:
         groups: the groups of the product.
-        pieces: the derivative of each, with axes (B, blocks, ...).
     """
 
-    groups: tuple[Group, ...]
-    pieces: tuple[Eigenbasis | RankTwo, ...]
+    def __init__(self, points: _Points) -> None:
+        self._points = points
+        self.groups = points.cone.groups
+
+    @cached_property
+    def flat(self) -> Array:
+        """D's diagonal in the rows of the zero and nonnegative cones, the first ones, (B, rows)."""
+        w, cone = self._points.w, self._points.cone
+        d = namespace(w).ones_like(w[:, : cone.flat])
+        d[:, cone.free :] = w[:, cone.free : cone.flat] > 0.0
+        return d
+
+    @cached_property
+    def pieces(self) -> tuple[Eigenbasis | RankTwo, ...]:
+        """The derivative of each group, with axes (B, blocks, ...)."""
+        return (*(self._points.at(i).derive() for i in range(self._points.cone.flat_groups)), *self.curved)
+
+    @cached_property
+    def curved(self) -> tuple[Eigenbasis | RankTwo, ...]:
+        """The derivative of each group that is neither of the zero nor of the nonnegative cone."""
+        return tuple(self._points.at(i).derive() for i in range(self._points.cone.flat_groups, len(self.groups)))
 
     @cached_property
     def margins(self) -> tuple[Array, ...]:
         """The least margin of each group, (B,)."""
-        margins = [piece.margin() for piece in self.pieces]
-        return tuple(array_namespace(margin).min(margin, axis=-1) for margin in margins)
+        return tuple(_least(piece) for piece in self.pieces)
 
     @cached_property
     def margin(self) -> Array:
-        """The least margin of all blocks, (B,).
-
-        Raises:
-            ValueError: there are no cones.
-        """
-        first, *others = self.margins
-        return reduce(array_namespace(first).minimum, others, first)
+        """The least margin of all blocks, (B,); infinite where nothing can jump."""
+        w, cone = self._points.w, self._points.cone
+        xp = namespace(w)
+        margins = [_least(piece) for piece in self.curved]
+        if cone.flat > cone.free:
+            margins.append(xp.min(xp.abs(w[:, cone.free : cone.flat]), axis=-1))
+        return reduce(xp.minimum, margins) if margins else xp.full_like(xp.sum(w, axis=-1), xp.inf)
 
     def apply(self, v: Array) -> Array:
         """D v, (B, m) -> (B, m)."""
@@ -103,47 +134,51 @@ class ProductPoint:
     """A product cone at points w (B, m); computes what it is asked for, once.
 
     Attributes:
+        cone: the product.
         w: the points.
     """
 
-    def __init__(self, groups: tuple[Group, ...], w: Array) -> None:
+    def __init__(self, cone: ProductCone, w: Array) -> None:
+        self.cone = cone
         self.w = w
-        self._groups = groups
-
-    @cached_property
-    def _points(self) -> tuple[ConePoint[Eigenbasis] | ConePoint[RankTwo], ...]:
-        return tuple(group.at(self.w) for group in self._groups)
+        self._points = _Points(cone, w)
 
     @cached_property
     def projection(self) -> Array:
         """Pi_{K*}(w), (B, m)."""
-        return _join(self.w, [point.projection for point in self._points])
+        return _join(self.w, [self._points.at(i).projection for i in range(len(self.cone.groups))])
 
     @property
     def curved_projection(self) -> Array:
         """The rows of the projection that belong neither to the zero nor to the nonnegative cone, the last ones."""
-        flat = [isinstance(group.cone, Zero | Nonnegative) for group in self._groups]
-        if all(flat):
-            return self.w[:, self.w.shape[1] :]
-        return self.projection[:, self._groups[flat.index(False)].start :]
+        first, last = self.cone.flat_groups, len(self.cone.groups)
+        pieces = [self._points.at(i).projection for i in range(first, last)]
+        return _join(self.w[:, self.cone.flat :], pieces)
 
     @cached_property
     def derivative(self) -> ProductDerivative:
         """The derivative of Pi_{K*} at w."""
-        return ProductDerivative(self._groups, tuple(point.derive() for point in self._points))
+        return ProductDerivative(self._points)
 
 
 @final
 class ProductCone:
     """The product of cones K of a program, rows in the order of `Cones`.
 
-    Args:
-        cones: sizes of the blocks.
+    Attributes:
+        m: number of rows.
+        groups: of its blocks; those of the zero and nonnegative cones come first.
+        free: number of rows of the zero cone.
+        flat: number of rows of both.
+        flat_groups: number of their groups.
     """
 
     def __init__(self, cones: Cones) -> None:
+        """Cones: sizes of the blocks."""
         self.m = cones.m
         self.groups = tuple(_groups(cones))
+        self.free, self.flat = cones.zero, cones.zero + cones.nonnegative
+        self.flat_groups = (cones.zero > 0) + (cones.nonnegative > 0)
 
     def at(self, w: Array) -> ProductPoint:
         """The projection of w (B, m), and the derivative there.
@@ -152,7 +187,7 @@ class ProductCone:
             ShapeError: w is not of shape (B, m).
         """
         self._check(w)
-        return ProductPoint(self.groups, w)
+        return ProductPoint(self, w)
 
     def project_dual(self, w: Array) -> Array:
         """Pi_{K*}(w), (B, m) -> (B, m); raises as ``at``."""
@@ -168,13 +203,17 @@ class ProductCone:
         Raises:
             ShapeError: w is not of shape (B, m).
         """
-        xp = array_namespace(w)
-        point = self.at(w)
-        return point.derivative.margin if self.groups else xp.full_like(xp.sum(w, axis=-1), xp.inf)
+        return self.at(w).derivative.margin
 
     def _check(self, w: Array) -> None:
         if w.ndim != 2 or w.shape[1] != self.m:
             raise ShapeError(f"expected w of shape (batch, {self.m}), got {tuple(w.shape)}; add the batch axis")
+
+
+def _least(piece: Eigenbasis | RankTwo) -> Array:
+    """The least margin of all blocks of a group, (B,)."""
+    margin = piece.margin()
+    return namespace(margin).min(margin, axis=-1)
 
 
 def _large(cone: AbstractCone) -> TypeGuard[SecondOrder]:
@@ -215,5 +254,5 @@ def _join(w: Array, pieces: list[Array]) -> Array:
     if not pieces:
         return w
     flat = [piece.reshape(w.shape[0], piece.shape[1] * piece.shape[2]) for piece in pieces]
-    joined: Array = flat[0] if len(flat) == 1 else array_namespace(w).concat(flat, axis=-1)
+    joined: Array = flat[0] if len(flat) == 1 else namespace(w).concat(flat, axis=-1)
     return joined

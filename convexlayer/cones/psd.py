@@ -9,10 +9,10 @@ import math
 from typing import Any, final
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
 from convexlayer.buffers import empty, plain
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
 
 __all__ = ["PositiveSemidefinite"]
@@ -44,7 +44,7 @@ class PositiveSemidefinite(AbstractCone):
         """svec(V diag(max(l, 0)) V'), and the derivative there."""
         if is_compiled(w):
             return self._compiled_point(w)
-        xp = array_namespace(w)
+        xp = namespace(w)
         values, vectors = self._eigh(xp, w)
         projected = (vectors * xp.maximum(values, 0.0)[..., None, :]) @ xp.matrix_transpose(vectors)
         flat = xp.reshape(projected, (*w.shape[:-1], self.order**2))
@@ -97,7 +97,7 @@ class PositiveSemidefinite(AbstractCone):
     @staticmethod
     def _like(w: Array, constant: np.ndarray[Any, Any]) -> Any:
         """A constant as an array of the namespace and device of w."""
-        return array_namespace(w).asarray(constant, device=device(w))
+        return namespace(w).asarray(constant, device=device(w))
 
 
 def _least(xp: Any, values: Array) -> Array:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
-from convexlayer.cones.base import Array
+from convexlayer.cones.base import Array, namespace
 
 __all__ = ["boundary_distance", "cross_product", "depth_bound"]
 
@@ -37,7 +37,7 @@ def boundary_distance(x: Array, products: Callable[[Array], Array]) -> Array:
     Returns:
         (points,).
     """
-    xp = array_namespace(x)
+    xp = namespace(x)
     grid = xp.asarray(_GRID, device=device(x))
     values = products(grid)
     best = xp.argmin(values, axis=-1)
@@ -66,7 +66,7 @@ def depth_bound(x: Array, inside: Callable[[Array], Array], centre: tuple[float,
     Returns:
         (points,).
     """
-    xp = array_namespace(x)
+    xp = namespace(x)
     shares, c = (xp.asarray(constant, device=device(x)) for constant in (_SHARES, np.array(centre)))
     steps = xp.linalg.vector_norm(x, axis=-1)[:, None] * shares
     found = inside(x[:, None, :] - steps[..., None] * c)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, final
 
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, RankTwo
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, RankTwo, namespace
 
 __all__ = ["SecondOrder"]
 
@@ -30,7 +30,7 @@ class SecondOrder(AbstractCone):
 
         Q = ((1, h) / sqrt 2, (1, -h) / sqrt 2, any basis of the rest), d = (1, 0, (1 + t / norm(u)) / 2).
         """
-        parts = _parts(array_namespace(w), w)
+        parts = _parts(namespace(w), w)
         return ConePoint(_projection(w, *parts), lambda: self._eigenbasis(w, *parts))
 
     def rank_two_at(self, w: Array) -> ConePoint[RankTwo]:
@@ -38,11 +38,11 @@ class SecondOrder(AbstractCone):
 
         Where u = 0, h is 0 and D = I or 0 does not need it.
         """
-        parts = _parts(array_namespace(w), w)
+        parts = _parts(namespace(w), w)
         return ConePoint(_projection(w, *parts), lambda: self._rank_two(*parts))
 
     def _eigenbasis(self, w: Array, t: Array, u: Array, norm: Array, unit_scale: Array) -> Eigenbasis:
-        xp = array_namespace(w)
+        xp = namespace(w)
         ones = xp.ones_like(t)
         if self.size == 1:
             d = xp.astype(t > 0, w.dtype)
@@ -56,7 +56,7 @@ class SecondOrder(AbstractCone):
         return Eigenbasis(self._basis(xp, u, norm, unit_scale), d, complement, lambda: self._margin(xp, t, norm))
 
     def _rank_two(self, t: Array, u: Array, norm: Array, unit_scale: Array) -> RankTwo:
-        xp = array_namespace(t)
+        xp = namespace(t)
         inside, polar, delta, complement = _regions(xp, t, norm, unit_scale)
         curved = xp.astype(~(inside | polar), t.dtype) * math.sqrt(0.5)
         tail = u * (unit_scale * curved)
@@ -86,7 +86,7 @@ class SecondOrder(AbstractCone):
 
 def _projection(w: Array, t: Array, u: Array, norm: Array, unit_scale: Array) -> Array:
     """The projection of w, of its parts."""
-    xp = array_namespace(w)
+    xp = namespace(w)
     head = xp.maximum(0.5 * (t + norm), 0.0)
     curved = xp.concat((head, u * (head * unit_scale)), axis=-1)
     return xp.where(t >= norm, w, curved)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from array_api_compat import array_namespace
-
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis
+from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 
 __all__ = ["Zero"]
 
@@ -19,7 +17,7 @@ class Zero(AbstractCone):
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """The identity, D = I, which never jumps."""
-        xp = array_namespace(w)
+        xp = namespace(w)
 
         def derive() -> Eigenbasis:
             return Eigenbasis(None, xp.ones_like(w), xp.zeros_like(w), lambda: xp.full_like(w[..., 0], xp.inf))

@@ -31,8 +31,13 @@ class SolutionTangent:
     s: Array
 
 
-SolutionCotangent = SolutionTangent
-"""A cotangent of (x, y, s) has the same shapes."""
+@dataclass(frozen=True, eq=False)
+class SolutionCotangent:
+    """A cotangent of (x, y, s), of the same shapes; that of s is zero if it is None."""
+
+    x: Array
+    y: Array
+    s: Array | None = None
 
 
 def whole_data(data: ConeProgram) -> Array:

@@ -81,8 +81,9 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         before, extra = _lifted_rows(program.structure)
         sizes = ((P.nnz,), (structure.n,), (), (A.nnz,), (structure.m,))
         gradients = ConeProgram(structure, *(np.zeros((program.batch, *size)) for size in sizes))
+        at_s = np.zeros_like(cotangent.y) if cotangent.s is None else cotangent.s
         for i in range(program.batch):
-            dy, ds = (np.insert(v[i], before, np.zeros(extra)) if extra else v[i] for v in (cotangent.y, cotangent.s))
+            dy, ds = (np.insert(v[i], before, np.zeros(extra)) if extra else v[i] for v in (cotangent.y, at_s))
             dx = np.append(cotangent.x[i], np.zeros(1 if extra else 0))
             size = _size(dx, dy, ds)
             dA, db, dc = (size * part for part in self._at(i)[1](dx / size, dy / size, ds / size))

@@ -78,8 +78,7 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     @cached_property
     def _margin(self) -> Array:
-        derivative = self._derivative
-        return derivative.margin if derivative.groups else np.full(self._program.batch, np.inf)
+        return self._derivative.margin
 
     @cached_property
     def _factor(self) -> ReducedFactor:
@@ -104,10 +103,11 @@ class ExactDifferentiator(AbstractDifferentiator):
             data = data_cotangent(structure, x, y, l, v)
             return max_norm(seen(replace(data, P=data.P / size, A=data.A / size)))
 
-        moves = bool(np.any(cotangent.s))
-        top = cotangent.x - program.structure.A.rmatvec(program.A, cotangent.s) if moves else cotangent.x
+        ds, top = cotangent.s, cotangent.x
+        if ds is not None:
+            top = top - program.structure.A.rmatvec(program.A, ds)
         l, v, report = self._solve(top, cotangent.y, visible)  # noqa: E741
-        return data_cotangent(structure, x, y, l, v + cotangent.s if moves else v), report
+        return data_cotangent(structure, x, y, l, v if ds is None else v + ds), report
 
     def jvp(
         self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
@@ -151,11 +151,12 @@ class ExactDifferentiator(AbstractDifferentiator):
     ) -> tuple[Array, Array, DerivativeReport]:
         """(l, v) of ``ReducedFactor.solve``, and the report."""
         factor = self._factor
-        l, v, residual, singular = factor.solve(top, bottom if np.any(bottom) else None, visible)  # noqa: E741
+        l, v, residual, singular = factor.solve(top, bottom, visible)  # noqa: E741
+        w_scale, solution_residual = self._w_scale, self._solution_residual
+        if factor.regular and DerivativeReport.beyond_doubt(residual, self._margin, w_scale, solution_residual):
+            return l, v, DerivativeReport.ok(residual, self._margin, factor.condition)
         margin = self._margin_that_matters(l, v, bottom)
-        return l, v, DerivativeReport.judge(
-            residual, margin, factor.condition, singular, self._w_scale, self._solution_residual
-        )  # fmt: skip
+        return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, w_scale, solution_residual)
 
     def _margin_that_matters(self, l: Array, v: Array, bottom: Array) -> Array:  # noqa: E741
         """The margin without the nonnegative rows on which (l, v) is right whether they are active or not.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import final
 
 import numpy as np
 
 from convexlayer.cones import ProductPoint
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
-from convexlayer.program import Array, ConeProgram, max_norm
-from convexlayer.solution import Residuals, Solution, Status
+from convexlayer.program import Array, ConeProgram
+from convexlayer.solution import Residuals, Solution, Status, residuals_of
 
 __all__ = ["Polished", "polish", "polished"]
 
@@ -70,9 +69,10 @@ def polished(
     needs it.
     """
     at = at or solution.at(program.structure.cones)
-    first = (residuals or solution.residuals(program, at)).worst
-    if not np.any(first > needed):
+    residuals = residuals or solution.residuals(program, at)
+    if residuals.largest <= needed:
         return Polished(solution, None, at)
+    first = residuals.worst
     certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
     need = np.isfinite(first) & (first > needed) & ~certificates
     active = np.flatnonzero(need)
@@ -120,7 +120,7 @@ class _Point:
         s: (B, m).
         dual: Px + q + A'y, (B, n).
         primal: Ax + s - b, (B, m).
-        worst: the largest of the relative residuals of ``Residuals``, (B,); the natural one is zero.
+        worst: that of ``Residuals``, (B,); the natural one is zero.
     """
 
     x: Array
@@ -134,17 +134,10 @@ class _Point:
     @staticmethod
     def at(program: ConeProgram, x: Array, cones: ProductPoint) -> _Point:
         """The point at x, and the w of the cones, of each program."""
-        P, A = program.structure.P, program.structure.A
         y = cones.projection
         s = y - cones.w
-        Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
-        dual, primal = Px + program.q + Aty, Ax + s - program.b
-        terms = np.stack([np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)])
-        worst = np.maximum(
-            np.maximum(_relative(primal, Ax, s, program.b), _relative(dual, Px, program.q, Aty)),
-            np.abs(np.sum(terms, axis=0)) / np.maximum(1.0, np.max(np.abs(terms), axis=0)),
-        )
-        return _Point(x, cones, y, s, dual, primal, np.where(np.isnan(worst), np.inf, worst))
+        residuals, dual, primal = residuals_of(program, x, y, s, cones)
+        return _Point(x, cones, y, s, dual, primal, residuals.worst)
 
     def step(self, system: ReducedSystem, program: ConeProgram, factor: ReducedFactor) -> _Point:
         """The point after one semismooth Newton step on (dual, primal) in (x, w)."""
@@ -156,9 +149,3 @@ class _Point:
             x[~np.all(finite, axis=1)] = np.nan  # a point that is worse than any
             w = np.where(finite, w, 0.0)
         return _Point.at(program, x, system.cone.at(w))
-
-
-def _relative(difference: Array, *parts: Array) -> Array:
-    """The maximum norm of a difference, relative to those of its parts, (B,)."""
-    largest = reduce(np.maximum, map(max_norm, parts))
-    return max_norm(difference) / np.maximum(1.0, largest)

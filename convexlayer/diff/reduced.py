@@ -17,14 +17,13 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.buffers import empty
-from convexlayer.cones import Eigenbasis, ProductDerivative, RankTwo
+from convexlayer.cones import ProductDerivative
 from convexlayer.diff.report import ACCURATE
-from convexlayer.diff.rows import Section, rows_of
+from convexlayer.diff.rows import FlatRows, Section, rows_of
 from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray, product_cone
-from convexlayer.sparse import copy_entries
+from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
 __all__ = ["VISIBLE", "ReducedFactor", "ReducedSystem"]
 
@@ -41,28 +40,23 @@ class ReducedSystem:
         self.structure = structure
         self.cone = product_cone(structure.cones)
         n, P = structure.n, structure.P
-        size = n + structure.m
-        self.rows = []
-        for group in self.cone.groups:
-            self.rows.append(rows_of(group, structure, size))
-            size += len(self.rows[-1].extra_signs)
+        self.flat = FlatRows(self.cone.flat, structure)
+        self.rows = rows_of(self.cone.groups[self.cone.flat_groups :], structure)
+        self._signs = np.concatenate([np.ones(n), -np.ones(structure.m), *(rows.extra_signs for rows in self.rows)])
         upper = np.flatnonzero(P.rows <= P.cols)
         missing = np.setdiff1d(np.arange(n), P.rows[P.rows == P.cols])
-        sections = [(P.rows[upper], P.cols[upper]), (missing, missing)]
-        self.pattern, places = _merge(sections + [s for rows in self.rows for s in rows.sections], size)
-        self._P_source, self._P_place = upper, places[0]
-        later = iter(places[2:])
+        sections = [(P.rows[upper], P.cols[upper]), *self.flat.sections, (missing, missing)]
+        curved = [section for rows in self.rows for section in rows.sections]
+        self.pattern, places = _merge(sections + curved, len(self._signs))
+        self._sparse = EntriesOfSystem(upper, places[0], self.flat.source, self.flat.row, places[1], places[2])
+        later = iter(places[4:])
         self._places = [[next(later) for _ in rows.sections] for rows in self.rows]
-        extra = [rows.extra_signs for rows in self.rows]
-        self._signs = np.concatenate([np.ones(n), -np.ones(structure.m), *extra])
         self.factoriser = choose_factoriser(self.pattern, self._signs, backend, device)
 
     def values(self, program: ConeProgram, derivative: ProductDerivative) -> Array:
         """K's values for every element, (B, nnz)."""
-        K = empty(program.batch, self.pattern.nnz)
-        K.fill(0.0)
-        copy_entries(K, self._P_place, program.P, self._P_source)
-        for rows, places, piece in zip(self.rows, self._places, derivative.pieces, strict=True):
+        K = entries_of_system(self._sparse, program.P, program.A, derivative.flat, self.pattern.nnz)
+        for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
             rows.write(program.A, piece, K, places)
         return K
 
@@ -94,6 +88,11 @@ class ReducedFactor:
         return singular
 
     @cached_property
+    def regular(self) -> bool:
+        """Whether it is known that there is one solution everywhere."""
+        return float(self.condition.max(initial=0.0)) < SINGULAR
+
+    @cached_property
     def null_direction(self) -> tuple[Array, Array]:
         """A random (l, v) of K's null space; of use where ``singular``."""
         return self._split(self._refined.null_direction)
@@ -103,21 +102,21 @@ class ReducedFactor:
 
         So it is where all cones are polyhedral and the active set is the same; elsewhere D moves with w.
         """
-        pairs = zip(self._derivative.pieces, derivative.pieces, strict=True)
-        return program is self._program and all(_same(ours, theirs) for ours, theirs in pairs)
+        same = program is self._program and not derivative.curved
+        return same and np.array_equal(derivative.flat, self._derivative.flat)
 
     def newton(self, top: Array, bottom: Array) -> tuple[Array, Array]:
         """(l, v) to the accuracy that a Newton step needs."""
         return self._split(self._refined.refine(self._rhs(top, bottom), steps=3)[0])
 
     def solve(
-        self, top: Array, bottom: Array | None, visible: Callable[[Array, Array], Array]
+        self, top: Array, bottom: Array, visible: Callable[[Array, Array], Array]
     ) -> tuple[Array, Array, Array, BoolArray]:
         """(l, v), of minimum norm where it is not unique and the difference is visible.
 
         Args:
             top: (B, n).
-            bottom: (B, m); None is zero.
+            bottom: (B, m).
             visible: what is seen of a direction (l, v), (B,).
 
         Returns:
@@ -126,6 +125,8 @@ class ReducedFactor:
         refined, rhs = self._refined, self._rhs(top, bottom)
         z, residual = refined.refine(rhs)
         singular = self.singular
+        if self.regular and float(residual.max(initial=0.0)) <= ACCEPTED:
+            return *self._split(z), residual, singular
         if np.any(singular):
             singular = singular & ((visible(*self.null_direction) > VISIBLE) | (residual > ACCEPTED))
         doubtful = singular | (residual > ACCEPTED)
@@ -143,27 +144,24 @@ class ReducedFactor:
             chosen = inconsistent | (least_residual <= np.maximum(residual[again], ACCEPTED))
             z[again[chosen]], residual[again[chosen]] = least[chosen], least_residual[chosen]
 
-    def _rhs(self, top: Array, bottom: Array | None) -> Array:
+    def _rhs(self, top: Array, bottom: Array) -> Array:
         """[top; L'bottom], (B, N)."""
-        rhs = np.zeros((len(top), self._system.pattern.shape[0]))
-        rhs[:, : top.shape[1]] = top
-        if bottom is not None:
-            for rows, piece in zip(self._system.rows, self._derivative.pieces, strict=True):
+        n, flat = top.shape[1], self._system.flat.own
+        rhs = np.empty((len(top), self._system.pattern.shape[0]))
+        rhs[:, :n] = top
+        np.multiply(self._derivative.flat, bottom[:, : flat.stop - n], out=rhs[:, flat])
+        if self._system.rows:
+            for rows, piece in zip(self._system.rows, self._derivative.curved, strict=True):
                 rows.gather(bottom, piece, rhs)
         return rhs
 
     def _split(self, z: Array) -> tuple[Array, Array]:
         """(l, L u) of the unknowns (B, N)."""
-        parts = [rows.spread(z, p) for rows, p in zip(self._system.rows, self._derivative.pieces, strict=True)]
-        v = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) if parts else np.zeros((len(z), 0))
+        v = self._derivative.flat * z[:, self._system.flat.own]
+        if self._system.rows:
+            curved = zip(self._system.rows, self._derivative.curved, strict=True)
+            v = np.concatenate([v, *(rows.spread(z, piece) for rows, piece in curved)], axis=1)
         return z[:, : self._system.structure.n], v
-
-
-def _same(ours: Eigenbasis | RankTwo, theirs: Eigenbasis | RankTwo) -> bool:
-    """Whether two derivatives are diagonal and alike."""
-    if isinstance(ours, RankTwo) or isinstance(theirs, RankTwo):
-        return False
-    return ours.Q is None and theirs.Q is None and np.array_equal(ours.d, theirs.d)
 
 
 def _merge(sections: list[Section], size: int) -> tuple[Pattern, list[IndexArray]]:

@@ -54,7 +54,7 @@ class DerivativeReport:
     @property
     def trusted(self) -> bool:
         """Whether every element is ``ok``."""
-        return all(status == "ok" for status in self.status)
+        return self.status.count("ok") == len(self.status)
 
     def worse(self, other: DerivativeReport) -> DerivativeReport:
         """The worse of two reports at the same solutions, element by element."""
@@ -72,6 +72,24 @@ class DerivativeReport:
         """Margins (B,) above which the active set is certain."""
         bound: Array = np.maximum(DEGENERATE_MARGIN, 10.0 * solution_residual) * np.maximum(1.0, w_scale)
         return bound
+
+    @staticmethod
+    def beyond_doubt(residual: Array, margin: Array, w_scale: Array, solution_residual: Array) -> bool:
+        """Whether ``judge`` says ok of all, where no system is singular: told by the extremes alone.
+
+        What is not a number is doubtful, and so is an empty batch.
+        """
+        if not len(residual):
+            return False
+        worst = float(solution_residual.max())
+        certain = max(DEGENERATE_MARGIN, 10.0 * worst) * max(float(w_scale.max()), 1.0)  # in this order: NaN stays
+        return worst <= ACCURATE_SOLUTION and float(margin.min()) > certain and float(residual.max()) <= ACCURATE
+
+    @staticmethod
+    def ok(residual: Array, margin: Array, condition: Array) -> DerivativeReport:
+        """The report of solves that are ``beyond_doubt``."""
+        batch = len(residual)
+        return DerivativeReport(residual, margin, condition, np.ones(batch, dtype=bool), ("ok",) * batch)
 
     @staticmethod
     def judge(

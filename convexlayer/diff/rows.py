@@ -11,18 +11,18 @@ from typing import Any, final
 
 import numpy as np
 
-from convexlayer.cones import Eigenbasis, Group, RankTwo, Zero
+from convexlayer.cones import Eigenbasis, Group, RankTwo
 from convexlayer.program import Array, IndexArray, Structure
-from convexlayer.sparse import copy_entries, rotate_entries, scale_entries
+from convexlayer.sparse import rotate_entries
 
-__all__ = ["AbstractRows", "Section", "rows_of"]
+__all__ = ["AbstractRows", "FlatRows", "Section", "rows_of"]
 
 Section = tuple[IndexArray, IndexArray]
 """Rows and columns in the upper triangle of K of some entries, two arrays of one shape."""
 
 
 class AbstractRows(ABC):
-    """One group's rows of K.
+    """The rows of K of one group of curved cones.
 
     With n variables and m rows, unknown n + i belongs to row i; extra unknowns come after those.
 
@@ -67,58 +67,34 @@ class AbstractRows(ABC):
         return v.reshape(len(v), v.shape[1] * v.shape[2])
 
 
-def rows_of(group: Group, structure: Structure, extra: int) -> AbstractRows:
-    """The rows of a group; its extra unknowns, if any, start at ``extra``."""
-    if isinstance(group.cone, Zero):
-        return _FreeRows(group, structure)
-    if group.size == 1:
-        return _DiagonalRows(group, structure)
-    if group.rank_two:
-        return _RankTwoRows(group, structure, extra)
-    return _BasisRows(group, structure)
+def rows_of(groups: Sequence[Group], structure: Structure) -> list[AbstractRows]:
+    """The rows of curved groups; their extra unknowns come one group after another."""
+    found: list[AbstractRows] = []
+    extra = structure.n + structure.m
+    for group in groups:
+        found.append(_RankTwoRows(group, structure, extra) if group.rank_two else _BasisRows(group, structure))
+        extra += len(found[-1].extra_signs)
+    return found
 
 
 @final
-class _FreeRows(AbstractRows):
-    """D = I for ever, L = I."""
+class FlatRows:
+    """The rows of the zero and nonnegative cones, where D is diagonal, of zeros and ones: L = D = diag(d).
 
-    def __init__(self, group: Group, structure: Structure) -> None:
-        super().__init__(group, structure)
-        self._source = _entries(structure, self.rows)
-        A = structure.A
-        self.sections = [(A.cols[self._source], structure.n + A.rows[self._source]), (self._diagonal, self._diagonal)]
+    Attributes:
+        sections: their entries in K and their part of the diagonal, as those of ``AbstractRows``.
+        own: their unknowns.
+        source: which entry of A each of the first section is.
+        row: its row.
+    """
 
-    def write(self, A: Array, piece: Eigenbasis, K: Array, places: Sequence[IndexArray]) -> None:
-        copy_entries(K, places[0], A, self._source)
-
-    def spread(self, z: Array, piece: Eigenbasis) -> Array:
-        return z[:, self.own]
-
-    def gather(self, v: Array, piece: Eigenbasis, rhs: Array) -> None:
-        rhs[:, self.own] = v[:, self.rows]
-
-
-@final
-class _DiagonalRows(AbstractRows):
-    """D diagonal, of zeros and ones: L = D."""
-
-    def __init__(self, group: Group, structure: Structure) -> None:
-        super().__init__(group, structure)
-        entries = _entries(structure, self.rows)
-        A = structure.A
-        self._source, self._local = entries, A.rows[entries] - self.rows.start
-        self.sections = [(A.cols[entries], structure.n + A.rows[entries]), (self._diagonal, self._diagonal)]
-
-    def write(self, A: Array, piece: Eigenbasis, K: Array, places: Sequence[IndexArray]) -> None:
-        d = self._flat(piece.d)
-        scale_entries(K, places[0], A, self._source, d, self._local)
-        K[:, places[1]] = d - 1.0
-
-    def spread(self, z: Array, piece: Eigenbasis) -> Array:
-        return self._flat(piece.d) * z[:, self.own]
-
-    def gather(self, v: Array, piece: Eigenbasis, rhs: Array) -> None:
-        np.multiply(self._flat(piece.d), v[:, self.rows], out=rhs[:, self.own])
+    def __init__(self, flat: int, structure: Structure) -> None:
+        A, n = structure.A, structure.n
+        self.own = slice(n, n + flat)
+        self.source = _entries(structure, slice(0, flat))
+        self.row = A.rows[self.source]
+        diagonal = np.arange(n, n + flat)
+        self.sections: list[Section] = [(A.cols[self.source], n + self.row), (diagonal, diagonal)]
 
 
 @final
@@ -152,13 +128,13 @@ class _BasisRows(AbstractRows):
     def write(self, A: Array, piece: Any, K: Array, places: Sequence[IndexArray]) -> None:
         K[:, places[0]] = self._flat(-piece.complement)
         for place, (members, source) in zip(places[1:], self._members, strict=True):
-            rotate_entries(K, place, A, source, piece.Q, piece.root, members)
+            rotate_entries(K, place, A, source, _basis(piece), piece.root, members)
 
     def spread(self, z: Array, piece: Any) -> Array:
-        return self._flat((piece.Q @ (piece.root * self._blocks(z[:, self.own]))[..., None])[..., 0])
+        return self._flat((_basis(piece) @ (piece.root * self._blocks(z[:, self.own]))[..., None])[..., 0])
 
     def gather(self, v: Array, piece: Any, rhs: Array) -> None:
-        rotated = (self._blocks(v[:, self.rows])[..., None, :] @ piece.Q)[..., 0, :]
+        rotated = (self._blocks(v[:, self.rows])[..., None, :] @ _basis(piece))[..., 0, :]
         rhs[:, self.own] = self._flat(piece.root * rotated)
 
 
@@ -224,6 +200,14 @@ class _RankTwoRows(AbstractRows):
         rhs[:, self.own] = self._flat(piece.root * blocks)
         rhs[:, self._xi] = np.sum(piece.lead * blocks, axis=-1)
         rhs[:, self._nu] = 0.0
+
+
+def _basis(piece: Eigenbasis) -> Array:
+    """Q, (B, blocks, size, size)."""
+    if piece.Q is not None:
+        return piece.Q
+    size = piece.d.shape[-1]
+    return np.broadcast_to(np.eye(size), (*piece.d.shape, size))
 
 
 def _entries(structure: Structure, rows: slice) -> IndexArray:

@@ -8,7 +8,7 @@ from typing import final
 import numpy as np
 
 from convexlayer.buffers import plain
-from convexlayer.engine.loop import ITERATION_LIMIT, STALLED, Limits, solve_range
+from convexlayer.engine.loop import Limits, solve_range
 from convexlayer.engine.plan import EnginePlan
 from convexlayer.pool import WORKERS, share
 from convexlayer.program import ConeProgram, Cones, Pattern, Structure
@@ -27,6 +27,9 @@ WORDS = (
     Status.ITERATION_LIMIT,
 )
 """By the loop's words."""
+
+UNLIMITED = (*WORDS[:4], Status.NUMERICAL_ERROR)
+"""Where nobody set a limit, to reach it is to stall."""
 
 TARGET, PRODUCT = 1e-2, 5e-2
 """Residuals, and natural residuals of nonnegative rows, to reach, relative to the tolerance ..."""
@@ -78,9 +81,8 @@ class BatchedEngine:
 
         share(some, batch, seconds=ITERATIONS * (FLOP_S * plan.flops + ENTRY_S * plan.fill))
         seconds = np.full(batch, (time.perf_counter() - start) / max(batch, 1))
-        if max_iter is None:
-            word[word == ITERATION_LIMIT] = STALLED
-        status = tuple(map(WORDS.__getitem__, word.tolist()))
+        words = WORDS if max_iter is not None else UNLIMITED
+        status = tuple(map(words.__getitem__, word.tolist()))
         return Solution(x, y, s, status, iterations, seconds, {"solver": "batched"})
 
 

@@ -164,11 +164,13 @@ class ConvexLayer(torch.nn.Module):
         warm_start: Report | None = None,
     ) -> tuple[tuple[torch.Tensor, ...], Report]:
         """Like the call, with the report, whose objective values are a differentiable tensor; backward completes it."""
-        return self._solve(tensors, options, warm_start)
+        outputs, objective, report = self._solve(tensors, options, warm_start)
+        return outputs, replace(report, objective=objective)  # a copy: the graph holds the other one
 
     def _solve(
         self, tensors: tuple[torch.Tensor, ...], options: Any, warm_start: Report | None
-    ) -> tuple[tuple[torch.Tensor, ...], Report]:
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Report]:
+        """Outputs, objective values, and the report that the graph holds."""
         specs = self.program.parameters
         for tensor in tensors:
             if not isinstance(tensor, torch.Tensor):
@@ -193,12 +195,13 @@ class ConvexLayer(torch.nn.Module):
         *outputs, objective = solve(call, tensors)
         if not batched:
             outputs, objective = [output.squeeze(0) for output in outputs], objective.squeeze(0)
-        report = replace(call.result().report, objective=objective)  # a copy: the graph holds the other one
+        report = call.result().report
         if report.failed and self._on_failure == "raise":
+            told = replace(report, objective=objective)
             raise FailedElementsError(
-                _failure_message(report), indices=report.failed, outputs=tuple(outputs), report=report
+                _failure_message(report), indices=report.failed, outputs=tuple(outputs), report=told
             )
-        return tuple(outputs), report
+        return tuple(outputs), objective, report
 
 
 def _failure_message(report: Report) -> str:

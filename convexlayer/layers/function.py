@@ -27,6 +27,17 @@ __all__ = ["Call", "solve"]
 Tensors = tuple[torch.Tensor, ...]
 
 
+class _Kind(NamedTuple):
+    """What outputs are."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+PLAIN = _Kind(torch.float64, torch.device("cpu"))
+"""What NumPy shares with torch."""
+
+
 def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensors:
     """``function.apply``, which torch leaves untyped."""
     outputs: Tensors = function.apply(*inputs)
@@ -42,6 +53,7 @@ class Call:
         warm_start: the report to start from, or None.
         keep: whether rows without a solution keep the solver's last iterate instead of NaN.
         judge: told of the report after every derivative; it may warn or raise.
+        kind: dtype and device of the parameters, once there.
         solved: the solved batch, once there.
     """
 
@@ -54,6 +66,7 @@ class Call:
         self.warm_start = warm_start
         self.keep = keep
         self.judge = judge
+        self.kind = PLAIN
         self.solved: SolvedBatch | None = None
 
     def result(self) -> SolvedBatch:
@@ -71,7 +84,7 @@ class _Solve(torch.autograd.Function):
         solved = call.solution_map.solve([_array(t) for t in theta], options=call.options, warm_start=call.warm_start)
         call.solved = solved
         values = solved.iterates if call.keep else solved.outputs
-        kind = _kind(theta)
+        call.kind = kind = _kind(theta)
         element = torch.arange(solved.batch, device=kind.device)
         return (*(_tensor(value, kind) for value in values), _tensor(solved.objective, kind), element)
 
@@ -162,17 +175,15 @@ class _Vjp(_Derivative):
 
     @staticmethod
     def forward(call: Call, solved: SolvedBatch, wrt: tuple[bool, ...], element: torch.Tensor, *rest: Any) -> Tensors:
-        cotangents, theta = rest[: -len(wrt)], rest[-len(wrt) :]
-        arrays = [None if c is None else _array(c) for c in cotangents]
+        arrays = [None if c is None else _array(c) for c in rest[: -len(wrt)]]
 
         def one_round(rows: list[Array | None]) -> tuple[Array, ...]:
             gradients = solved.vjp(rows[:-1], objective=rows[-1], wrt=wrt)
             return tuple(gradient for gradient in gradients if gradient is not None)
 
-        gradients = _by_rounds(_array(element).astype(np.int64), solved, arrays, one_round)
+        gradients = _by_rounds(element, solved, arrays, one_round)
         call.judge(solved.report)
-        kind = _kind(theta)
-        return tuple(_tensor(gradient, kind) for gradient in gradients)
+        return tuple(_tensor(gradient, call.kind, own=True) for gradient in gradients)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
@@ -184,17 +195,15 @@ class _Jvp(_Derivative):
 
     @staticmethod
     def forward(call: Call, solved: SolvedBatch, element: torch.Tensor, *rest: Any) -> Tensors:
-        tangents, theta = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        arrays = [None if t is None else _array(t) for t in tangents]
+        arrays = [None if t is None else _array(t) for t in rest[: len(rest) // 2]]
 
         def one_round(rows: list[Array | None]) -> tuple[Array, ...]:
             outputs, objective = solved.jvp(rows)
             return (*outputs, objective)
 
-        outputs = _by_rounds(_array(element).astype(np.int64), solved, arrays, one_round)
+        outputs = _by_rounds(element, solved, arrays, one_round)
         call.judge(solved.report)
-        kind = _kind(theta)
-        return tuple(_tensor(output, kind) for output in outputs)
+        return tuple(_tensor(output, call.kind) for output in outputs)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
@@ -204,9 +213,25 @@ class _Jvp(_Derivative):
 _NO_SECOND = "the derivative of the layer cannot be differentiated again: second derivatives are not available"
 
 
-# torch asks for these signatures in every call, and inspect takes longer for one than many a layer for its work.
+class _Positional(inspect.Signature):
+    """The signature of a function that is called with all of its arguments, by position: there is nothing to bind."""
+
+    class Bound(NamedTuple):
+        """The arguments as they came."""
+
+        args: tuple[Any, ...]
+        kwargs: dict[str, Any]
+
+        def apply_defaults(self) -> None:
+            """There are none."""
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        return _Positional.Bound(args, kwargs)
+
+
+# torch binds the arguments of every call to these signatures, which takes longer than many a layer for its work.
 for _function in (_Solve, _Vjp, _Jvp):
-    setattr(_function.forward, "__signature__", inspect.signature(_function.forward))  # noqa: B010 (mypy knows no such)
+    setattr(_function.forward, "__signature__", _Positional())  # noqa: B010 (mypy knows no such)
 
 
 def _flattened(
@@ -227,14 +252,17 @@ def _flattened(
     return tuple(output.reshape(lanes, n, *output.shape[1:]) for output in outputs), (0,) * len(outputs)
 
 
-def _by_rounds(element: IndexArray, solved: SolvedBatch, rows: list[Array | None], function: Any) -> tuple[Array, ...]:
+def _by_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | None], function: Any) -> Any:
     """Apply a function of whole batches to rows that belong to these elements, an element at most once a round.
 
     The report of the derivative is the worst of all rounds.
     """
     batch, record = solved.batch, solved.report.record
-    if len(element) == batch and (batch == 1 or np.array_equal(element, np.arange(batch))):
-        return tuple(function(rows))
+    if len(elements) == batch == 1:
+        return function(rows)
+    element: IndexArray = elements.detach().cpu().numpy().astype(np.int64)
+    if len(element) == batch and np.array_equal(element, np.arange(batch)):
+        return function(rows)
     worst: DerivativeReport | None = None
     order = np.argsort(element, kind="stable")
     ranked = element[order]
@@ -261,31 +289,34 @@ def _by_rounds(element: IndexArray, solved: SolvedBatch, rows: list[Array | None
     return results
 
 
-class _Kind(NamedTuple):
-    """What outputs are."""
-
-    dtype: torch.dtype
-    device: torch.device
-
-
 def _kind(theta: Any) -> _Kind:
     """Of outputs for these parameters (float64 on the CPU where there is none)."""
     if not theta:
-        return _Kind(torch.float64, torch.device("cpu"))
-    dtype = theta[0].dtype
-    for t in theta[1:]:
-        dtype = torch.promote_types(dtype, t.dtype)
-    return _Kind(dtype, theta[0].device)
+        return PLAIN
+    first, *others = theta
+    dtype = first.dtype
+    for t in others:
+        if t.dtype != dtype:
+            dtype = torch.promote_types(dtype, t.dtype)
+    return _Kind(dtype, first.device)
 
 
 def _array(tensor: torch.Tensor) -> Array:
     """A tensor as a NumPy array; a view where dtype and device allow."""
-    array: Array = tensor.detach().to("cpu", torch.float64).numpy()
+    plain = tensor.detach()
+    if tensor.dtype != torch.float64 or not tensor.is_cpu:
+        plain = plain.to("cpu", torch.float64)
+    array: Array = plain.numpy()
     return array
 
 
-def _tensor(array: Array, kind: _Kind) -> torch.Tensor:
-    """A copy of a NumPy array, for the caller may write to it, as a tensor of this dtype on this device."""
-    copy = empty(*array.shape)
-    copy[...] = array
-    return torch.from_numpy(copy).to(kind.device, kind.dtype)
+def _tensor(array: Array, kind: _Kind, *, own: bool = False) -> torch.Tensor:
+    """A NumPy array as a tensor of this dtype on this device.
+
+    A copy, for the caller may write to it, unless nobody else holds the array (and its entries are side by side).
+    """
+    if not own or not array.flags.c_contiguous:
+        array, source = empty(*array.shape), array
+        array[...] = source
+    tensor = torch.from_numpy(array)
+    return tensor if kind == PLAIN else tensor.to(kind.device, kind.dtype)

@@ -165,7 +165,7 @@ class SolutionMap:
         solution, residuals, again = self._solved_again(by.deputy, program, solution, residuals, chosen)
         polished = time.perf_counter()
 
-        objective = self._objective(program, solution, scale)
+        objective = self._objective(residuals, solution, scale)
         report = Report(
             status=solution.status,
             residuals=residuals,
@@ -215,7 +215,7 @@ class SolutionMap:
             raise ProblemError(
                 f"element {wrong[0]} is called solved, but its residuals reach {worst:.1e}: solve it again"
             )
-        objective = self._objective(program, scaled, scale)
+        objective = self._objective(residuals, scaled, scale)
         report = Report(
             status=scaled.status,
             residuals=residuals,
@@ -243,10 +243,10 @@ class SolutionMap:
         program, scale = self.program.normalised(features)
         return _Posed(features, program, scale, batch is not None, time.perf_counter() - start)
 
-    def _objective(self, program: ConeProgram, solution: Solution, scale: Array) -> Array:
+    def _objective(self, residuals: Residuals, solution: Solution, scale: Array) -> Array:
         """Objective values of the problem (B,); not a number where there is no solution."""
-        reached = self.program.objective.value(program.objective(solution.x) * scale)
-        return np.where(solution.solved, reached, np.nan)
+        reached = self.program.objective.value(residuals.objective * scale)
+        return reached if solution.all_optimal else np.where(solution.solved, reached, np.nan)
 
     def _fitting(self, solution: Solution, batch: int, name: str) -> Solution:
         """A solution of the right size; the name is that of the argument it came in."""

@@ -60,16 +60,15 @@ class SolvedBatch:
     @cached_property
     def iterates(self) -> tuple[Array, ...]:
         """The outputs, each (B, *shape), with the solver's last iterate where there is no solution."""
-        return self._parametric.recovery.apply(
-            self._features, self._solution.x, self._solution.y * self._scale[:, None]
-        )
+        solution = self.report.solution  # with the duals of the problem itself
+        return self._parametric.recovery.apply(self._features, solution.x, solution.y)
 
     @cached_property
     def outputs(self) -> tuple[Array, ...]:
         """The outputs, each (B, *shape); not a number where there is no solution."""
-        solved = self._solution.solved
-        if solved.all():
+        if self._everywhere:
             return self.iterates
+        solved = self._solution.solved
         return tuple(np.where(_column(solved, value), value, np.nan) for value in self.iterates)
 
     def vjp(
@@ -92,39 +91,36 @@ class SolvedBatch:
             One array (B, *shape) a parameter, zero for elements without a solution; None where not asked for.
         """
         start = time.perf_counter()
-        index = self._solved_index
-        program, recovery = self._parametric, self._parametric.recovery
-        chosen = [None if c is None else self._solved_rows(np.asarray(c, dtype=np.float64)) for c in cotangents]
-        solution = self._solved_part[1]
-        scale = self._solved_rows(self._scale)
-        moved: list[Array] = []
+        some = self.batch > 0 and (self._everywhere or len(self._solved_index) > 0)
+        program = self._parametric
+        scale, features = self._solved_rows(self._scale), self._solved_rows(self._features)
         wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
         columns = None if all(wanted) else program.features.of(wanted)
-        features = self._solved_rows(self._features)
+        moved: list[Array] = []
         reports: list[DerivativeReport] = []
-        if any(c is not None for c in chosen) and len(index):
-            here = (features, solution.x, solution.y * scale[:, None])
-            direct, dx, dy = recovery.pull(here, [self._solved_rows(value) for value in self.iterates], chosen)
+        if some and any(c is not None for c in cotangents):
+            chosen = [None if c is None else self._solved_rows(np.asarray(c, dtype=np.float64)) for c in cotangents]
+            direct, dx, dy = program.recovery.pull(self._here, self._values, chosen)
             gradient, derivative = self._differentiator.vjp(
-                SolutionCotangent(dx, dy * scale[:, None], np.zeros_like(dy)),
+                SolutionCotangent(dx, dy * scale[:, None]),
                 on=program.varying,
                 seen=lambda data: program.pullback(features, data, scale=scale, wanted=columns),
             )
             moved.append(program.pullback(features, gradient, scale=scale, wanted=columns))
             moved += [] if direct is None else [direct]
             reports.append(derivative)
-        if objective is not None and len(index):
-            weight = self._slope * np.asarray(objective, dtype=np.float64)[index]
-            envelope = _envelope(program.varying, solution.divided(1.0 / scale), weight)
+        if some and objective is not None:
+            weight = self._slope * self._solved_rows(np.asarray(objective, dtype=np.float64))
+            envelope = _envelope(program.varying, self._solved_part[1].divided(1.0 / scale), weight)
             moved.append(program.pullback(features, envelope, wanted=columns))
             reports.append(self._objective_report(columns))
         self._record(reports)
         total = reduce(np.add, moved) if moved else np.zeros_like(features)
         pulled = program.split(program.features.pull(features, total))
         self.report.seconds["derivative"] = time.perf_counter() - start
-        return tuple(
-            _scatter(value, index, self.batch) if want else None for value, want in zip(pulled, wanted, strict=True)
-        )
+        if not self._everywhere:
+            pulled = tuple(_scatter(value, self._solved_index, self.batch) for value in pulled)
+        return tuple(value if want else None for value, want in zip(pulled, wanted, strict=True))
 
     def jvp(
         self, tangents: Sequence[Array | None], *, of: Sequence[bool] | None = None
@@ -158,8 +154,7 @@ class SolvedBatch:
             dx, dy = moved.x, moved.y * scale[:, None]
         else:
             dx, dy = solution.x, solution.y
-        here = (features, solution.x, solution.y * scale[:, None])
-        outputs = recovery.push(here, [self._solved_rows(value) for value in self.iterates], (push, dx, dy))
+        outputs = recovery.push(self._here, self._values, (push, dx, dy))
         unit = _envelope(part.structure, solution.divided(1.0 / scale), np.ones(len(index)))
         objective = self._slope * _inner(data, unit)
         self.report.seconds["derivative"] = time.perf_counter() - start
@@ -168,19 +163,36 @@ class SolvedBatch:
             _scatter(objective, index, self.batch, fill=np.nan),
         )
 
+    @property
+    def _everywhere(self) -> bool:
+        """Whether every element has a solution."""
+        return self._solution.all_solved
+
     @cached_property
     def _solved_index(self) -> IndexArray:
         return np.flatnonzero(self._solution.solved).astype(np.int64)
 
     def _solved_rows(self, value: Array) -> Array:
         """The rows of the solved elements; the array itself where that is all of them."""
-        return value if len(self._solved_index) == self.batch else value[self._solved_index]
+        return value if self._everywhere else value[self._solved_index]
 
     @cached_property
     def _solved_part(self) -> tuple[ConeProgram, Solution]:
-        if len(self._solved_index) == self.batch:
+        if self._everywhere:
             return self._program, self._solution
         return self._program.select(self._solved_index), self._solution.select(self._solved_index)
+
+    @cached_property
+    def _here(self) -> tuple[Array, Array, Array]:
+        """Features, x and y of the solved elements, y with the objective's units."""
+        whole = (self._features, self.report.solution.x, self.report.solution.y)
+        features, x, y = map(self._solved_rows, whole)
+        return features, x, y
+
+    @property
+    def _values(self) -> list[Array]:
+        """The outputs of the solved elements."""
+        return [self._solved_rows(value) for value in self.iterates]
 
     @cached_property
     def _differentiator(self) -> AbstractDifferentiator:
@@ -217,9 +229,9 @@ class SolvedBatch:
 
     def _spread(self, report: DerivativeReport) -> DerivativeReport:
         """The report of the solved elements, among all elements."""
-        index, batch = self._solved_index, self.batch
-        if len(index) == batch:
+        if self._everywhere:
             return report
+        index, batch = self._solved_index, self.batch
         status = np.full(batch, "failed", dtype=object)
         status[index] = report.status
         consistent = np.zeros(batch, dtype=bool)

@@ -8,7 +8,7 @@ import numpy as np
 
 from convexlayer.canon import ParameterSpec
 from convexlayer.errors import ProblemError, ShapeError
-from convexlayer.program import Array, max_norm
+from convexlayer.program import Array, is_finite, max_norm
 
 __all__ = ["batch_size", "check_values"]
 
@@ -55,7 +55,7 @@ def check_values(spec: ParameterSpec, value: Array, *, attributes: bool) -> None
     Raises:
         ProblemError: NaN or infinite entries; an attribute violated (unless the check is switched off).
     """
-    if not np.isfinite(value).all():
+    if not is_finite(value):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
         raise ProblemError(f"parameter {spec.name!r} is not finite: entry {list(where)} is {value[where]}")
     if not attributes or not spec.attributes or not value.size:

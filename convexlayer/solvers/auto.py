@@ -41,10 +41,10 @@ def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
         return "dense", f"small enough for {device}: {size}"
     if structure.n + structure.m > LARGE:
         return "clarabel", f"large: {size}"
+    if not compiled.ready():
+        return "clarabel", f"the kernels are not compiled yet (convexlayer compile): {size}"
     if _is_dense_qp(structure) and find_spec("daqp") is not None:
         return "daqp", f"a dense strictly convex quadratic program: {size}"
-    if not compiled.ready():
-        return "clarabel", f"the batched engine is not compiled yet (convexlayer compile): {size}"
     return "batched", f"small or middle-sized: {size}"
 
 

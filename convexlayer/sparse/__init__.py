@@ -2,22 +2,22 @@
 
 from convexlayer.sparse.products import (
     BatchedMatrix,
+    EntriesOfSystem,
     ProgramMatrix,
-    copy_entries,
     entries_of_products,
+    entries_of_system,
     residuals,
     rotate_entries,
-    scale_entries,
     scatter_product,
 )
 
 __all__ = [
     "BatchedMatrix",
+    "EntriesOfSystem",
     "ProgramMatrix",
-    "copy_entries",
     "entries_of_products",
+    "entries_of_system",
     "residuals",
     "rotate_entries",
-    "scale_entries",
     "scatter_product",
 ]

@@ -10,13 +10,12 @@ from convexlayer.entry import entry
 
 __all__ = [
     "accumulate",
-    "copy_entries",
     "fill",
     "gather",
     "outer_entries",
     "residuals",
     "rotate_entries",
-    "scale_entries",
+    "system_entries",
     "times",
     "warm_up",
 ]
@@ -40,8 +39,9 @@ def times(
 
 @entry
 def fill(
-    start: Integers,
+    ends: Integers,
     column: Integers,
+    row: Integers,
     value: Floats,
     constant: Floats,
     x: Floats,
@@ -55,16 +55,33 @@ def fill(
     first: int,
     last: int,
 ) -> None:
-    """The blocks of constant + M x[e] into rows e of P, q, r, A and b, for first <= e < last, of M by rows (CSR).
+    """The blocks of constant + M x[e] into rows e of P, q, r, A and b, for first <= e < last.
 
     To normalise is to divide P, q and r by a power of two near the largest entry of P and q, which scale (B,) tells.
+
+    Args:
+        ends: where the entries of M of each block end, (5,).
+        column: of each entry.
+        row: in its block, of each entry.
+        value: of each entry.
+        constant: (rows of all blocks,).
+        x: (B, columns).
+        normalise: see above.
+        P: out, (B, ...), as q, r, A and b.
+        q: see P.
+        r: see P.
+        A: see P.
+        b: see P.
+        scale: out, (B,).
+        first: first element.
+        last: behind the last element.
     """
     for e in range(first, last):
-        row = _fill_block(start, column, value, constant, x[e], 0, P[e])
-        row = _fill_block(start, column, value, constant, x[e], row, q[e])
-        row = _fill_block(start, column, value, constant, x[e], row, r[e])
-        row = _fill_block(start, column, value, constant, x[e], row, A[e])
-        _fill_block(start, column, value, constant, x[e], row, b[e])
+        rest = _fill_block(0, ends[0], column, row, value, constant, x[e], P[e])
+        rest = _fill_block(ends[0], ends[1], column, row, value, rest, x[e], q[e])
+        rest = _fill_block(ends[1], ends[2], column, row, value, rest, x[e], r[e])
+        rest = _fill_block(ends[2], ends[3], column, row, value, rest, x[e], A[e])
+        _fill_block(ends[3], ends[4], column, row, value, rest, x[e], b[e])
         largest = 0.0
         if normalise:
             largest = _larger(_largest(P[e]), _largest(q[e]))
@@ -80,15 +97,20 @@ def fill(
 
 @njit(nogil=True)
 def _fill_block(
-    start: Integers, column: Integers, value: Floats, constant: Floats, x: Floats, row: int, out: Floats
-) -> int:
-    """One block, whose first row this is; the first row of the next."""
-    for i in range(len(out)):
-        total = constant[row + i]
-        for p in range(start[row + i], start[row + i + 1]):
-            total += value[p] * x[column[p]]
-        out[i] = total
-    return row + len(out)
+    start: int,
+    stop: int,
+    column: Integers,
+    row: Integers,
+    value: Floats,
+    constant: Floats,
+    x: Floats,
+    out: Floats,
+) -> Floats:
+    """One block, of which these are the entries; the constants of the blocks behind it."""
+    out[:] = constant[: len(out)]
+    for p in range(start, stop):
+        out[row[p]] += value[p] * x[column[p]]
+    return constant[len(out) :]
 
 
 @njit(nogil=True)
@@ -174,35 +196,30 @@ def accumulate(
 
 
 @entry
-def copy_entries(
-    place: NDArray[np.int64],
-    source: NDArray[np.int64],
-    values: Floats,
+def system_entries(
+    P_source: NDArray[np.int64],
+    P_place: NDArray[np.int64],
+    A_source: NDArray[np.int64],
+    A_row: NDArray[np.int64],
+    A_place: NDArray[np.int64],
+    diagonal: NDArray[np.int64],
+    P: Floats,
+    A: Floats,
+    d: Floats,
     out: Floats,
     first: int,
     last: int,
 ) -> None:
-    """out[e, place[p]] = values[e, source[p]], for first <= e < last."""
+    """The entries of ``EntriesOfSystem`` for first <= e < last; all others are zero."""
     for e in range(first, last):
-        for p in range(len(place)):
-            out[e, place[p]] = values[e, source[p]]
-
-
-@entry
-def scale_entries(
-    place: NDArray[np.int64],
-    source: NDArray[np.int64],
-    row: NDArray[np.int64],
-    values: Floats,
-    factor: Floats,
-    out: Floats,
-    first: int,
-    last: int,
-) -> None:
-    """out[e, place[p]] = values[e, source[p]] factor[e, row[p]], for first <= e < last."""
-    for e in range(first, last):
-        for p in range(len(place)):
-            out[e, place[p]] = values[e, source[p]] * factor[e, row[p]]
+        entries = out[e]
+        entries[:] = 0.0
+        for p in range(len(P_place)):
+            entries[P_place[p]] = P[e, P_source[p]]
+        for p in range(len(A_place)):
+            entries[A_place[p]] = A[e, A_source[p]] * d[e, A_row[p]]
+        for i in range(len(diagonal)):
+            entries[diagonal[i]] = d[e, i] - 1.0
 
 
 @entry
@@ -266,13 +283,14 @@ def outer_entries(
 @entry
 def residuals(
     P_rows: NDArray[np.int64],
-    P_cols: NDArray[np.int64],
+    P_starts: NDArray[np.int64],
     A_rows: NDArray[np.int64],
-    A_cols: NDArray[np.int64],
+    A_starts: NDArray[np.int64],
     zero: int,
     orthant: int,
     P: Floats,
     q: Floats,
+    r: Floats,
     A: Floats,
     b: Floats,
     x: Floats,
@@ -280,41 +298,51 @@ def residuals(
     s: Floats,
     curved: Floats,
     out: Floats,
+    stationarity: Floats,
+    feasibility: Floats,
     first: int,
     last: int,
 ) -> None:
-    """The four residuals of ``Solution.residuals``, into rows of out (B, 4), for elements first <= e < last.
+    """The six numbers of ``Residuals``, into columns of out (6, B), for elements first <= e < last.
 
-    ``curved`` (B, m - orthant) holds the projections of y - s on the duals of the cones that are not half-lines.
+    And what two of them measure: Px + q + A'y (B, n) and Ax + s - b (B, m). ``curved`` (B, m - orthant) holds the
+    projections of y - s on the duals of the cones that are not half-lines.
     """
     n, m = q.shape[1], b.shape[1]
     Px, Aty, Ax = np.empty(n), np.empty(n), np.empty(m)
     for e in range(first, last):
-        Px[:], Aty[:], Ax[:] = 0.0, 0.0, 0.0
-        for p in range(len(P_rows)):
-            Px[P_rows[p]] += P[e, p] * x[e, P_cols[p]]
-        for p in range(len(A_rows)):
-            i, j = A_rows[p], A_cols[p]
-            Ax[i] += A[e, p] * x[e, j]
-            Aty[j] += A[e, p] * y[e, i]
+        Px[:], Ax[:] = 0.0, 0.0
+        for j in range(n):
+            for p in range(P_starts[j], P_starts[j + 1]):
+                Px[P_rows[p]] += P[e, p] * x[e, j]
+            total = 0.0
+            for p in range(A_starts[j], A_starts[j + 1]):
+                Ax[A_rows[p]] += A[e, p] * x[e, j]
+                total += A[e, p] * y[e, A_rows[p]]
+            Aty[j] = total
         dual, dual_size, xPx, qx = 0.0, 1.0, 0.0, 0.0
         for j in range(n):
-            dual = _larger(dual, abs(Px[j] + q[e, j] + Aty[j]))
+            stationarity[e, j] = Px[j] + q[e, j] + Aty[j]
+            dual = _larger(dual, abs(stationarity[e, j]))
             dual_size = max(dual_size, max(abs(Px[j]), max(abs(q[e, j]), abs(Aty[j]))))
             xPx += x[e, j] * Px[j]
             qx += x[e, j] * q[e, j]
         primal, primal_size, by, natural, size = 0.0, 1.0, 0.0, 0.0, 1.0
         for i in range(m):
-            primal = _larger(primal, abs(Ax[i] + s[e, i] - b[e, i]))
+            feasibility[e, i] = Ax[i] + s[e, i] - b[e, i]
+            primal = _larger(primal, abs(feasibility[e, i]))
             primal_size = max(primal_size, max(abs(Ax[i]), max(abs(s[e, i]), abs(b[e, i]))))
             by += b[e, i] * y[e, i]
             size = max(size, max(abs(y[e, i]), abs(s[e, i])))
             w = y[e, i] - s[e, i]
             projected = curved[e, i - orthant] if i >= orthant else (w if i < zero or w > 0.0 else 0.0)
             natural = _larger(natural, abs(y[e, i] - projected))
-        gap_size = max(1.0, max(abs(xPx), max(abs(qx), abs(by))))
-        out[e, 0], out[e, 1] = primal / primal_size, dual / dual_size
-        out[e, 2], out[e, 3] = abs(xPx + qx + by) / gap_size, natural / size
+        gap = abs(xPx + qx + by) / max(1.0, max(abs(xPx), max(abs(qx), abs(by))))
+        primal, dual, natural = primal / primal_size, dual / dual_size, natural / size
+        worst = _larger(_larger(primal, dual), _larger(gap, natural))
+        out[0, e], out[1, e], out[2, e], out[3, e] = primal, dual, gap, natural
+        out[4, e] = np.inf if np.isnan(worst) else worst
+        out[5, e] = 0.5 * xPx + qx + r[e]
 
 
 @njit(nogil=True)
@@ -328,12 +356,13 @@ def warm_up() -> None:
     one, index, short = np.ones((1, 1)), np.zeros(1, np.int64), np.zeros(1, np.int32)
     times(np.zeros(2, np.int32), short, np.ones(1), np.ones(1), one, one.copy(), 0, 1)
     blocks = tuple(one.copy() for _ in range(5))
-    fill(np.zeros(6, np.int32), short, np.ones(1), np.ones(5), one, True, *blocks, np.ones(1), 0, 1)
+    fill(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(5), one, True, *blocks, np.ones(1), 0, 1)
     gather(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(1), *blocks, one.copy(), 0, 1)
     accumulate(index, index, one, one, one.copy(), 0, 1)
-    copy_entries(index, index, one, one.copy(), 0, 1)
-    scale_entries(index, index, index, one, one, one.copy(), 0, 1)
+    system_entries(*(index,) * 6, one, one, one, one.copy(), 0, 1)
     cube = np.zeros((1, 1, 1), np.int64)
     rotate_entries(cube, cube, index, one, np.ones((1, 1, 1, 1)), np.ones((1, 1, 1)), one.copy(), 0, 1)
     outer_entries(index, index, one, one, one, one, one.copy(), 0, 1)
-    residuals(index, index, index, index, 0, 1, *(one,) * 7, one[:, 1:].copy(), np.empty((1, 4)), 0, 1)
+    P, q, A, b = (one,) * 4
+    patterns, point, six = (index, np.array([0, 1])) * 2, (one, one, one), np.empty((6, 1))
+    residuals(*patterns, 0, 1, P, q, one[0], A, b, *point, one[:, 1:].copy(), six, one.copy(), one.copy(), 0, 1)

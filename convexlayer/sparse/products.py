@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from importlib import import_module
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,12 +17,12 @@ from convexlayer.pool import share
 
 __all__ = [
     "BatchedMatrix",
+    "EntriesOfSystem",
     "ProgramMatrix",
-    "copy_entries",
     "entries_of_products",
+    "entries_of_system",
     "residuals",
     "rotate_entries",
-    "scale_entries",
     "scatter_product",
 ]
 
@@ -75,10 +75,9 @@ class ProgramMatrix:
             sizes: rows of the five blocks.
         """
         self._constant, self._sizes = constant, tuple(sizes)
-        self._forward = (matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data.astype(float))
         self._columns = matrix.shape[1]
         coordinates = matrix.tocoo()
-        self._adjoint = coordinates.row, coordinates.col, coordinates.data.astype(float)
+        self._coordinates = coordinates.row, coordinates.col, coordinates.data.astype(float)
         self._entries: dict[bytes | None, tuple[Any, ...]] = {}
 
     def _entries_of(self, wanted: NDArray[np.bool_] | None) -> tuple[Any, ...]:
@@ -86,7 +85,7 @@ class ProgramMatrix:
         key = None if wanted is None else wanted.tobytes()
         found = self._entries.get(key)
         if found is None:
-            rows, columns, values = self._adjoint
+            rows, columns, values = self._coordinates
             chosen = np.arange(len(columns)) if wanted is None else np.flatnonzero(wanted[columns])
             chosen = chosen[np.argsort(rows[chosen], kind="stable")]
             stops = np.cumsum(self._sizes)
@@ -101,8 +100,9 @@ class ProgramMatrix:
         batch = len(x)
         P, q, r, A, b = self._sizes
         out = empty(batch, P), empty(batch, q), np.empty((batch, r)), empty(batch, A), empty(batch, b), np.empty(batch)
-        arguments = (*self._forward, self._constant, plain(x), normalise, *out)
-        _run(_kernels().fill, arguments, batch, len(self._forward[1]) + len(self._constant))
+        entries = self._entries_of(None)
+        arguments = (*entries, self._constant, plain(x), normalise, *out)
+        _run(_kernels().fill, arguments, batch, len(entries[1]) + len(self._constant))
         return out
 
     def adjoint(self, blocks: tuple[Floats, ...], inverse: Floats, wanted: NDArray[np.bool_] | None = None) -> Floats:
@@ -124,23 +124,38 @@ def scatter_product(into: Positions, of: Positions, values: Floats, x: Floats, s
     return out
 
 
-def copy_entries(out: Floats, place: Positions, values: Floats, source: Positions) -> None:
-    """out[:, place[p]] = values[:, source[p]] for every element."""
-    if compiled.ready():
-        _run(_kernels().copy_entries, (place, source, plain(values), out), len(out), len(place))
-    else:
-        out[:, place] = np.take(values, source, axis=1)
+class EntriesOfSystem(NamedTuple):
+    """Where the entries of P and of diag(d) A, and those of diag(d) - I, stand in a symmetric matrix.
+
+    Attributes:
+        P_source: some entries of P ...
+        P_place: ... and their places.
+        A_source: entries of some rows of A ...
+        A_row: ... those rows ...
+        A_place: ... and their places.
+        diagonal: the places of d - 1.
+    """
+
+    P_source: Positions
+    P_place: Positions
+    A_source: Positions
+    A_row: Positions
+    A_place: Positions
+    diagonal: Positions
 
 
-def scale_entries(
-    out: Floats, place: Positions, values: Floats, source: Positions, factor: Floats, row: Positions
-) -> None:
-    """out[:, place[p]] = values[:, source[p]] factor[:, row[p]] for every element."""
+def entries_of_system(where: EntriesOfSystem, P: Floats, A: Floats, d: Floats, size: int) -> Floats:
+    """The values (B, size) of the matrices of values P (B, nnz) and A (B, nnz) and of d (B, rows)."""
+    out = empty(len(P), size)
     if compiled.ready():
-        arguments = (place, source, row, plain(values), plain(factor), out)
-        _run(_kernels().scale_entries, arguments, len(out), len(place))
-    else:
-        out[:, place] = np.take(values, source, axis=1) * np.take(factor, row, axis=1)
+        arguments = (*where, plain(P), plain(A), plain(d), out)
+        _run(_kernels().system_entries, arguments, len(out), size)
+        return out
+    out.fill(0.0)
+    out[:, where.P_place] = np.take(P, where.P_source, axis=1)
+    out[:, where.A_place] = np.take(A, where.A_source, axis=1) * np.take(d, where.A_row, axis=1)
+    out[:, where.diagonal] = d - 1.0
+    return out
 
 
 def rotate_entries(
@@ -188,19 +203,20 @@ def residuals(
     orthant: int,
     data: tuple[Floats, ...],
     curved: Floats,
-) -> Floats:
-    """The four residuals (B, 4) of solutions; where kernels are compiled.
+) -> tuple[Floats, Floats, Floats]:
+    """The numbers of ``Residuals`` (6, B) of points, Px + q + A'y and Ax + s - b; where kernels are compiled.
 
     Args:
-        patterns: rows and columns of P, and of A.
+        patterns: rows of P by columns and where its columns start, and the same of A.
         zero: rows of the zero cone.
         orthant: end of the rows of the nonnegative cone.
-        data: P, q, A, b, x, y, s.
+        data: P, q, r, A, b, x, y, s.
         curved: projections of the other rows of y - s, (B, m - orthant).
     """
-    out = np.empty((len(curved), 4))
-    arguments = (*patterns, zero, orthant, *map(plain, data), plain(curved), out)
-    _run(_kernels().residuals, arguments, len(out), len(patterns[0]) + 2 * len(patterns[2]))
+    batch = len(curved)
+    out = np.empty((6, batch)), np.empty(data[1].shape), np.empty(data[4].shape)
+    arguments = (*patterns, zero, orthant, *map(plain, data), plain(curved), *out)
+    _run(_kernels().residuals, arguments, batch, len(patterns[0]) + 2 * len(patterns[2]))
     return out
 
 

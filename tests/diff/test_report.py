@@ -54,3 +54,23 @@ def test_one_word_an_element() -> None:
     )
     assert report.status == ("ok", "inaccurate", "degenerate")
     assert not report.trusted
+
+
+def test_beyond_doubt_is_ok() -> None:
+    """What the extremes call beyond doubt, the full verdict calls ok, and nothing that is not a number is."""
+    rng = np.random.default_rng(0)
+    certain = 0
+    for _ in range(500):
+        residual, margin, condition = (10.0 ** rng.uniform(*range_, 3) for range_ in ((-16, -6), (-8, 2), (0, 8)))
+        w_scale, solution_residual = 10.0 ** rng.uniform(-2, 3, 3), 10.0 ** rng.uniform(-14, -5, 3)
+        judged = DerivativeReport.judge(residual, margin, condition, np.zeros(3, bool), w_scale, solution_residual)
+        if DerivativeReport.beyond_doubt(residual, margin, w_scale, solution_residual):
+            certain += 1
+            said = DerivativeReport.ok(residual, margin, condition)
+            assert said.status == judged.status == ("ok",) * 3
+            np.testing.assert_array_equal(said.consistent, judged.consistent)
+        for numbers in (residual, margin, w_scale, solution_residual):
+            kept, numbers[1] = numbers[1], np.nan
+            assert not DerivativeReport.beyond_doubt(residual, margin, w_scale, solution_residual)
+            numbers[1] = kept
+    assert 20 < certain < 480

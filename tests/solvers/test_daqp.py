@@ -217,3 +217,13 @@ def test_raw_options_override_the_portable_ones() -> None:
     found = solve(dense_qps(10, 2), Options(max_iter=500, solver_options={"daqp": {"iter_limit": 2}}))
     assert found.status == (Status.ITERATION_LIMIT,) * 2
     assert found.iterations.tolist() == [2, 2]
+
+
+def test_without_compiled_kernels_it_is_slow_but_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = (dense_qps(10, 4), boxed(np.array([2.0, 1.0, -1.0]), np.array([4.0, 2.0, 5.0]), wish=5.0))
+    compiled = [solve(program) for program in programs]
+    monkeypatch.setattr(daqp_.compiled, "ready", lambda: False)
+    for program, before in zip(programs, compiled, strict=True):
+        found = solve(program)
+        for name in ("x", "y", "s"):
+            np.testing.assert_allclose(getattr(found, name), getattr(before, name), atol=1e-12)

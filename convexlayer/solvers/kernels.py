@@ -1,0 +1,150 @@
+"""From the standard form to the dense one and back, element by element, compiled (see ``dense_form``)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convexlayer.entry import entry
+from convexlayer.program import Array
+from convexlayer.solvers.dense_form import Dense, Places
+
+__all__ = ["from_dense", "to_dense", "warm_up"]
+
+
+@entry
+def to_dense(places: Places, P: Array, q: Array, A: Array, b: Array, first: int, out: Dense) -> None:
+    """The dense form of len(out.weight) elements from the first on.
+
+    Args:
+        places: of the structure.
+        P: (B, nnz(P)).
+        q: (B, n).
+        A: (B, nnz(A)).
+        b: (B, m).
+        first: first element.
+        out: out.
+    """
+    n, k = q.shape[1], len(places.bound_starts) - 1
+    for at in range(len(out.weight)):
+        e = first + at
+        largest = 0.0
+        for p in places.diagonal:
+            largest = max(largest, P[e, p])
+        weight = largest if largest > 0.0 else 1.0
+        inverse = 1.0 / weight
+        out.weight[at] = weight
+        matrix = out.P[at].reshape(n * n)
+        matrix[:] = 0.0
+        for p in range(len(places.P_place)):
+            matrix[places.P_place[p]] = P[e, p] * inverse
+        for j in range(n):
+            out.q[at, j] = q[e, places.variables[j]] * inverse
+
+        matrix = out.A[at].reshape(len(places.rows) * n)
+        matrix[:] = 0.0
+        for p in range(len(places.A_place)):
+            matrix[places.A_place[p]] = A[e, places.A_source[p]]
+        equality = 0.0
+        for i in range(len(places.rows)):
+            row = out.A[at, i]
+            square = 0.0
+            for value in row:
+                square += value * value
+            norm = math.sqrt(square) if square > 0.0 else 1.0
+            row /= norm
+            limit = b[e, places.rows[i]] / norm
+            out.norms[at, i], out.upper[at, k + i] = norm, limit
+            out.lower[at, k + i] = limit if i < places.zero else -math.inf
+            if i < places.zero:
+                equality = max(equality, abs(limit))
+        out.largest[at] = equality
+
+        for j in range(k):
+            lower, upper = -math.inf, math.inf
+            for t in range(places.bound_starts[j], places.bound_starts[j + 1]):
+                a, limit = A[e, places.bound_entries[t]], b[e, places.bound_rows[t]]
+                if a > 0.0:
+                    upper = min(upper, limit / a)
+                elif a < 0.0:
+                    lower = max(lower, limit / a)
+                elif limit < 0.0:  # 0 <= limit is false
+                    upper = -math.inf
+            out.lower[at, j], out.upper[at, j] = lower, upper
+
+
+@entry
+def from_dense(
+    places: Places,
+    dense: Dense,
+    A: Array,
+    b: Array,
+    found: Array,
+    multipliers: Array,
+    solved: NDArray[np.bool_],
+    first: int,
+    x: Array,
+    y: Array,
+    s: Array,
+) -> None:
+    """The solutions in the standard form, of the dense form's; NaN where there is none.
+
+    Bounds that bind at the same point share the multiplier of their variable evenly.
+
+    Args:
+        places: of the structure.
+        dense: the elements from the first on.
+        A: (B, nnz(A)).
+        b: (B, m).
+        found: x of the dense form, (elements, n).
+        multipliers: of its rows, negative at lower limits, (elements, k + r).
+        solved: whether there is a solution, (elements,).
+        first: first element.
+        x: out, (B, n).
+        y: out, (B, m).
+        s: out, (B, m).
+    """
+    k = len(places.bound_starts) - 1
+    for at in range(len(solved)):
+        e = first + at
+        if not solved[at]:
+            x[e], y[e], s[e] = math.nan, math.nan, math.nan
+            continue
+        for j in range(len(places.variables)):
+            x[e, places.variables[j]] = found[at, j]
+        for j in range(k):
+            multiplier, start, stop = multipliers[at, j], places.bound_starts[j], places.bound_starts[j + 1]
+            binding = dense.upper[at, j] if multiplier > 0.0 else dense.lower[at, j]
+            count = 0
+            for t in range(start, stop):
+                i, a = places.bound_rows[t], A[e, places.bound_entries[t]]
+                y[e, i] = 0.0
+                if multiplier * a > 0.0 and b[e, i] / a == binding:
+                    y[e, i] = multiplier * dense.weight[at] / a
+                    count += 1
+            for t in range(start, stop):
+                i, a = places.bound_rows[t], A[e, places.bound_entries[t]]
+                y[e, i] /= max(count, 1)
+                s[e, i] = 0.0 if y[e, i] > 0.0 else max(b[e, i] - a * found[at, j], 0.0)
+        for r in range(len(places.rows)):
+            i, norm = places.rows[r], dense.norms[at, r]
+            y[e, i] = multipliers[at, k + r] * dense.weight[at] / norm
+            s[e, i] = 0.0
+            if r >= places.zero:
+                y[e, i] = max(y[e, i], 0.0)
+                if y[e, i] <= 0.0:
+                    left = dense.upper[at, k + r]
+                    for j in range(len(places.variables)):
+                        left -= dense.A[at, r, j] * found[at, j]
+                    s[e, i] = max(left * norm, 0.0)
+
+
+def warm_up() -> None:
+    """Compile whatever this part of the library calls from Python."""
+    one, index = np.ones((1, 1)), np.zeros(1, np.int64)
+    places = Places(*(index,) * 7, np.array([0, 1]), index, 0)
+    dense = Dense(np.ones((1, 1, 1)), one, np.ones((1, 1, 1)), np.ones((1, 2)), np.ones((1, 2)), one[0], one, one[0])
+    to_dense(places, one, one, one, one, 0, dense)
+    from_dense(places, dense, one, one, one, np.ones((1, 2)), np.ones(1, bool), 0, one, one, one)
