@@ -7,7 +7,7 @@ nothing is saved up. A request is charged an estimate when it goes, and the diff
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Generic, TypeVar, final
 
@@ -30,9 +30,9 @@ class FairQueue(Generic[T]):
         """Items that wait."""
         return self._waiting
 
-    def waiting(self, flow: str) -> int:
-        """Items of a flow that wait."""
-        return len(self._lines.get(flow, ()))
+    def lengths(self) -> Counter[str]:
+        """Items that wait, by flow."""
+        return Counter({flow: len(line) for flow, line in self._lines.items()})
 
     def longest(self) -> str:
         """The flow with most items; empty where none waits."""
@@ -65,8 +65,8 @@ class FairQueue(Generic[T]):
         return self._lines[self._next_flow()][0]
 
     def served(self, flow: str) -> float:
-        """The virtual time of a flow."""
-        return self._served.get(flow, 0.0)
+        """The virtual time of a flow, or where it would begin if it has nothing waiting."""
+        return max(self._served.get(flow, 0.0), self._now)
 
     def pop_where(self, joins: Callable[[T], bool], cost: float, most: int) -> list[T]:
         """Items that meet a condition, whoever's they are: line by line from the front, each charged the cost."""

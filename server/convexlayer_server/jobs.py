@@ -103,6 +103,8 @@ class Job:
     def end(self, status: Status, outcome: ComputeResult | Exception | None = None) -> None:
         """Say that it is over, and with what."""
         if self._ended is None:
+            if isinstance(outcome, Exception):
+                outcome = outcome.with_traceback(None)  # its frames hold the arrays of the request
             self.status, self._outcome, self._ended = status, outcome, time.monotonic()
             self._wake()
 
@@ -152,7 +154,9 @@ class Jobs:
         if len(mine) >= self._settings.max_jobs_per_key:
             oldest = next((job for job in mine if job.ended is not None), None)
             if oldest is None:
-                raise TooManyError(f"{len(mine)} jobs of this key are in work, which is as many as it may have")
+                raise TooManyError(
+                    f"{len(mine)} jobs of this key are in work, which is as many as it may have", retry_after_s=1.0
+                )
             del self._jobs[oldest.id]
         job = Job(request, respond)
         self._jobs[job.id] = job

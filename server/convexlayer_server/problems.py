@@ -27,6 +27,7 @@ _HTTP = {
     400: ("malformed", "The body cannot be read"),
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "The method is not allowed here"),
+    408: ("timeout", "The body did not come"),
     413: ("too-large", "The body is too large"),
     415: ("media-type", "The media type is not supported"),
 }

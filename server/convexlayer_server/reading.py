@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -25,6 +26,9 @@ _BINARY_SCHEMA = {
     "as JSON text under 'body' in the metadata",
 }
 
+_PAUSE_S, _LONGEST_S = 30.0, 600.0
+"""For how long nothing of a body may come, and how long all of it may take: it holds a place meanwhile."""
+
 _T = TypeVar("_T")
 Reader = Callable[[Request, ServiceDependency], Awaitable[_T]]
 
@@ -38,8 +42,8 @@ def reader(kind: TypeAdapter[_T], *, mode: Mode, also_binary: bool = False) -> R
         also_binary: whether it may be safetensors.
 
     Returns:
-        A dependency; it raises HTTPException (400 for what cannot be read, 415 for another media type, 503) and
-        RequestValidationError.
+        A dependency; it raises HTTPException (400 for what cannot be read, 408 for what does not come, 415 for another
+        media type, 503) and RequestValidationError.
     """
     media_types = _media_types(also_binary)
 
@@ -47,7 +51,7 @@ def reader(kind: TypeAdapter[_T], *, mode: Mode, also_binary: bool = False) -> R
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in media_types:
             raise HTTPException(415, f"expected {' or '.join(media_types)}, got {media_type[:80]!r}")
-        received = await _received(request, service.settings.max_body_bytes)
+        received = await _received(request)
         try:
             tree = await service.json.parse(received, mode) if media_type == JSON else binary.read(received)
         except MalformedError as error:
@@ -76,14 +80,21 @@ def _media_types(also_binary: bool) -> tuple[str, ...]:
     return (JSON, binary.MEDIA_TYPE) if also_binary else (JSON,)
 
 
-async def _received(request: Request, limit_bytes: int) -> bytearray:
-    """The whole body, in one piece of memory that is not copied where its length is declared."""
-    length = request.headers.get("content-length", "")
-    body = bytearray(min(int(length), limit_bytes) if length.isdecimal() else 0)
-    end = 0
-    async for chunk in request.stream():
-        body[end : end + len(chunk)] = chunk  # grows where more comes than was declared
-        end += len(chunk)
-    del body[end:]
-    current_trace().body_bytes = end
+async def _received(request: Request) -> bytearray:
+    """The whole body, as it comes: nothing is set aside for what is only announced.
+
+    Raises:
+        HTTPException: 408, it does not come.
+    """
+    body = bytearray()
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _LONGEST_S
+    try:
+        async with asyncio.timeout(_PAUSE_S) as limit:
+            async for chunk in request.stream():
+                body += chunk
+                limit.reschedule(min(loop.time() + _PAUSE_S, end))
+    except TimeoutError as error:
+        raise HTTPException(408, f"the body did not come: {len(body)} bytes until now") from error
+    current_trace().body_bytes = len(body)
     return body

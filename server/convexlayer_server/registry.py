@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, final
 
@@ -77,7 +78,8 @@ class Registry:
         if problem is None:
             raise NotFoundError(f"no problem {problem_id[:80]!r} is registered here; POST its document to /v1/problems")
         if problem.versions != str(dict(versions())):
-            problem, _ = await self.add(owner, problem_id, problem.document)
+            renewed, _ = await self.add(owner, problem_id, problem.document)
+            problem = replace(renewed, size_bytes=problem.size_bytes)
         self._drop((owner, problem_id))
         self._recent[owner, problem_id] = problem
         self._recent_bytes += problem.size_bytes

@@ -14,6 +14,7 @@ from .service import Service
 __all__ = ["Upkeep"]
 
 _LOG = logging.getLogger(__name__)
+_AFTER_FAILURE_S = 10.0
 
 
 @final
@@ -40,8 +41,9 @@ class Upkeep:
             try:
                 await self._refresh()
                 await self._write()
-            except StoreError:
+            except Exception:  # whatever it is, keys are to be revoked and usage written as soon as it is over
                 _LOG.exception("the store cannot be read or written")
+                await asyncio.sleep(_AFTER_FAILURE_S)
 
     async def end(self) -> None:
         """Write down what is not yet written."""

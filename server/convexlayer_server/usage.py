@@ -77,5 +77,5 @@ class Ledger:
     def _turn(self) -> None:
         """Begin a new day where there is one."""
         day = self._now().date().isoformat()
-        if day != self._day:
+        if day > self._day:  # a clock that is set back gives nobody a second quota
             self._day, self._today = day, {}

@@ -301,3 +301,17 @@ def test_concurrent_requests_do_not_mix(client: AppClient, path: str) -> None:
     together = client.together(*[("POST", f"{path}/solve", body) for body in bodies])
     for response, expected in zip(together, alone, strict=True):
         np.testing.assert_allclose(response.json()["variables"]["x"], expected, atol=1e-9)
+
+
+def test_a_portable_state_is_checked(client: AppClient, path: str) -> None:
+    parameters = sent(theta())
+    solved = answered(client, f"{path}/solve", {"parameters": parameters, "return": ["portable"]})["portable"]
+    body = {"parameters": parameters, "cotangents": {"x": [1, 0, 0]}}
+    assert answered(client, f"{path}/vjp", {**body, "state": solved})["report"]["status"] == ["ok"] * BATCH
+    unknown = client.post(f"{path}/vjp", {**body, "state": {**solved, "status": ["splendid"] * BATCH}})
+    assert unknown.status_code == 422
+    assert unknown.json()["errors"][0]["pointer"].startswith("/state")
+    rows = {name: solved[name][:2] for name in ("status", "x", "y", "s")}
+    fewer = client.post(f"{path}/vjp", {**body, "state": {**solved, **rows}})
+    assert fewer.status_code == 422
+    assert "has 2 elements, but the request has 5" in fewer.text

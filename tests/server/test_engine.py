@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from convexlayer_server.engine import ComputeOptions, ComputeRequest, ComputeResult, EmbeddedEngine
+from convexlayer_server.engine import ComputeOptions, ComputeRequest, ComputeResult, EmbeddedEngine, scheduler, states
 from convexlayer_server.engine.computation import Computation
 from convexlayer_server.engine.crew import devices_of
 from convexlayer_server.errors import (
@@ -398,7 +398,7 @@ def test_handles_serve_their_owner_and_problem_for_a_time() -> None:
 
 
 def test_states_are_kept_within_a_budget() -> None:
-    size = 8 * (2 + 2 + 2 + 2)  # c, x, y and s, two elements each
+    size = states._AROUND_BYTES + 2 * states._ROW_BYTES + 8 * (2 + 2 + 2 + 2)  # c, x, y and s, two elements each
 
     async def work(engine: EmbeddedEngine) -> None:
         handles = [(await engine.run(request(str(i), keep=True), DOCUMENT)).state for i in range(3)]
@@ -435,6 +435,18 @@ def test_problems_are_dropped_and_compiled_again() -> None:
             np.testing.assert_allclose(result.arrays["x"], SOLUTION, atol=1e-8)
 
     with_engine(work, compiled_problems=2)
+
+
+def test_a_problem_of_which_too_many_others_were_compiled_since_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_KNOWN", 2)
+
+    async def work(engine: EmbeddedEngine) -> None:
+        for name in ("p", "q", "s"):
+            await engine.register(name, DOCUMENT)
+        result = await engine.run(request(problem_id="p"), DOCUMENT)
+        np.testing.assert_allclose(result.arrays["x"], SOLUTION, atol=1e-8)
+
+    with_engine(work)
 
 
 def test_problems_are_dropped_by_size() -> None:

@@ -240,6 +240,33 @@ def test_those_that_are_being_read_have_a_place() -> None:
     asyncio.run(run())
 
 
+def test_what_one_key_never_ends_sending_keeps_no_other_out() -> None:
+    async def run() -> None:
+        setup = Setup(max_waiting=2)
+        with arriving(setup, "a"), arriving(setup, "a"):
+            with arriving(setup, "b"):
+                pass
+            with pytest.raises(TooManyError), arriving(setup, "a"):
+                pass
+
+    asyncio.run(run())
+
+
+def test_requests_that_come_to_nothing_hold_no_worker_back_for_long() -> None:
+    async def run() -> None:
+        setup = Setup()
+        await setup.send("a1", "a2")
+        with arriving(setup, "b"):
+            await setup.manual.end("a1")
+        assert setup.manual.started == ["a1"]
+        for _ in range(100):
+            with arriving(setup, "b"):
+                await asyncio.sleep(0.005)
+        assert setup.manual.started == ["a1", "a2"]
+
+    asyncio.run(run())
+
+
 def test_nobody_waits_for_ever_but_a_job() -> None:
     async def run() -> None:
         setup = Setup(max_wait_s=0.01)

@@ -61,7 +61,7 @@ def test_what_joins_is_taken_from_every_line() -> None:
             queue.push(flow, (flow, number))
     taken = queue.pop_where(lambda item: item[1] % 2 == 0, 1.0, most=3)
     assert taken == [("a", 0), ("a", 2), ("b", 0)]
-    assert [queue.waiting(flow) for flow in "ab"] == [2, 3]
+    assert queue.lengths() == {"a": 2, "b": 3}
     assert len(queue) == 5
 
 

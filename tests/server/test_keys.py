@@ -84,3 +84,10 @@ def test_keys_are_limited_and_distinct() -> None:
     with pytest.raises(StoreError, match="2 keys"):
         store.add_key(new_key("c", new_token()))
     store.close()
+
+
+def test_an_older_store_does_not_let_everybody_in() -> None:
+    keyring = Keyring([new_key("someone", new_token())])
+    keyring.replace([])
+    with pytest.raises(UnauthenticatedError):
+        keyring.caller("")

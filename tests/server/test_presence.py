@@ -1,4 +1,4 @@
-"""Callers that leave before they are answered."""
+"""Callers that leave before they are answered, or never send all that they announced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from convexlayer_server import Settings, create_app
+from convexlayer_server import Settings, create_app, reading
 from convexlayer_server.engine import ComputeRequest, ComputeResult, EmbeddedEngine, EngineHealth, Progress
 from convexlayer_server.errors import CallerLeftError
 from convexlayer_server.routes import presence
@@ -28,10 +28,10 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 class Connection:
     """A request whose caller leaves when told to."""
 
-    def __init__(self, body: bytes = b"") -> None:
+    def __init__(self, body: bytes = b"", *, more: bool = False) -> None:
         self.left = asyncio.Event()
         self.sent: list[Message] = []
-        self._body: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        self._body: list[Message] = [{"type": "http.request", "body": body, "more_body": more}]
 
     async def receive(self) -> Message:
         if self._body:
@@ -152,6 +152,20 @@ def test_over_http() -> None:
             assert engine.given_up.is_set()
             assert solving.sent[0]["status"] == 499
             assert app.state.service.engine.waiting == 0
+
+    asyncio.run(run())
+
+
+def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_PAUSE_S", 0.01)
+
+    async def run() -> None:
+        app = create_app(Settings(workers=0))
+        async with app.router.lifespan_context(app):
+            connection = Connection(b'{"kind": ', more=True)
+            await app(_scope("/v1/problems"), connection.receive, connection.send)
+            assert connection.sent[0]["status"] == 408
+            assert b"9 bytes until now" in connection.sent[1]["body"]
 
     asyncio.run(run())
 

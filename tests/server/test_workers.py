@@ -13,9 +13,9 @@ from typing import Any, final
 import numpy as np
 import pytest
 
-from convexlayer_server.engine import ComputeResult, EmbeddedEngine
+from convexlayer_server.engine import ComputeResult, EmbeddedEngine, crew
 from convexlayer_server.engine.crew import Worker
-from convexlayer_server.errors import DeadlineError, DocumentError, UnavailableError
+from convexlayer_server.errors import DeadlineError, DocumentError, InvalidError, UnavailableError
 from convexlayer_server.settings import Settings
 
 from .engines import DOCUMENT, SOLUTION, gradient_request, request
@@ -128,11 +128,32 @@ def test_limits_of_time_and_memory(shop: Shop, monkeypatch: pytest.MonkeyPatch) 
         worker, resident = shop.crew[0], Worker.resident_bytes
         with monkeypatch.context() as patch:
             patch.setattr(Worker, "resident_bytes", lambda each: 2**50 if each is worker else resident(each))
-            with pytest.raises(UnavailableError, match="more memory than a worker may have"):
+            with pytest.raises(InvalidError, match=r"more memory than a worker may have.*send fewer elements"):
                 await task
 
     assert all(worker.resident_bytes() > 2**20 for worker in shop.crew)
     shop.run(fat)
+    shop.run(fat)  # twice, and yet nobody is kept from it, who may send less
+
+    async def lean(shop: Shop) -> None:
+        assert (await shop.engine.run(request(problem_id="fat"), DOCUMENT)).status == ("optimal", "optimal")
+
+    shop.run(lean)
+
+
+def test_what_nobody_waits_for_does_not_keep_a_worker(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "_ABANDONED_S", 0.0)
+
+    async def leave(shop: Shop) -> None:
+        task = await shop.in_the_hands_of_a_stopped_worker(problem_id="left")
+        stopped = shop.crew[0].pid
+        task.cancel()
+        while stopped in [worker.pid for worker in shop.crew]:
+            await asyncio.sleep(0.01)
+        await shop.engine.run(request(problem_id="left"), DOCUMENT)
+
+    shop.run(leave)
+    shop.run(leave)  # twice, and the problem is not blamed
 
 
 def test_compiling_has_limits_too(shop: Shop) -> None:

@@ -30,14 +30,18 @@ __all__ = ["Crew", "Ending", "Worker", "devices_of"]
 
 _LOG = logging.getLogger(__name__)
 
-Ending = Literal["crash", "killed", "deadline", "memory", "asked"]
-"""How a worker ended: by itself, by a signal from outside, for taking too long or too much, or because it was to."""
+Ending = Literal["crash", "killed", "deadline", "memory", "abandoned", "asked"]
+"""How a worker ended: by itself, by a signal from outside, for taking too long or too much, for being at what nobody
+waits for any more, or because it was to."""
 
 _SMALL_BYTES = 2**16
 """What is written from the event loop: an idle worker reads it at once."""
 
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _WATCH_S = 0.1
+_ABANDONED_S = 2.0
+"""What nobody waits for may go on for so long: to replace a worker costs more."""
+
 _START_S = 300.0
 _LONGEST_PAUSE_S = 30.0
 
@@ -53,6 +57,7 @@ class Worker:
         work: what it is doing.
         deadline: when that has to be done, or when it has to be ready, by the monotonic clock.
         ending: why it is being ended.
+        wanted: when somebody last waited for what it is doing, by the monotonic clock.
     """
 
     def __init__(self, connection: socket.socket, process: multiprocessing.process.BaseProcess | None) -> None:
@@ -62,6 +67,7 @@ class Worker:
         self.work: Work | None = None
         self.deadline = time.monotonic() + _START_S
         self.ending: Ending | None = None
+        self.wanted = float("inf")
         self._connection = connection
         self._process = process
         self._watched = None if process is None else psutil.Process(process.pid)
@@ -85,7 +91,8 @@ class Worker:
             size_bytes: of the arrays, about.
         """
         self.work = work
-        self.deadline = time.monotonic() + limit_s
+        self.wanted = time.monotonic()
+        self.deadline = self.wanted + limit_s
         if size_bytes <= _SMALL_BYTES and work.document is None:
             self._send(work)
         else:
@@ -109,10 +116,14 @@ class Worker:
             while True:
                 heard(receive(self._connection))
         except (EOFError, OSError):
-            self._connection.close()
-            if self._process is not None:
-                self._process.join()
-            gone()
+            pass
+        except Exception:  # what it says cannot be read, so it is of no more use
+            _LOG.exception("worker %s is not understood", self.pid)
+            self.end("crash")
+        self._connection.close()
+        if self._process is not None:
+            self._process.join()
+        gone()
 
     def how_it_ended(self) -> Ending:
         """Known once it is gone."""
@@ -138,6 +149,9 @@ class Worker:
 
 class Listener(Protocol):
     """Who gives work to the workers; called on the event loop."""
+
+    def is_waited_for(self, worker: Worker) -> bool:
+        """Whether anybody waits for what it is doing."""
 
     def on_ready(self, worker: Worker) -> None:
         """It takes work."""
@@ -210,16 +224,15 @@ class Crew:
             await asyncio.wait_for(self._closing.wait(), self._pause_s)
         if self._closing.is_set():
             return
-        mine, others = socket.socketpair()
         if self._settings.workers:
             try:
-                worker = Worker(mine, await asyncio.to_thread(self._process, others, device))
+                worker = await asyncio.to_thread(self._process, device)
             except OSError:
                 _LOG.exception("a worker could not be started")
-                mine.close()
                 self._start_later(device)
                 return
         else:
+            mine, others = socket.socketpair()
             threading.Thread(
                 target=worker_module.serve, args=(others, self._settings), name="worker", daemon=True
             ).start()
@@ -235,15 +248,20 @@ class Crew:
 
         threading.Thread(target=worker.listen, args=(heard, gone), name="listen-to-worker", daemon=True).start()
 
-    def _process(self, connection: socket.socket, device: str) -> multiprocessing.process.BaseProcess:
+    def _process(self, device: str) -> Worker:
         threads = max(1, (os.cpu_count() or 1) // self._settings.workers)
-        arguments = (connection, self._settings, device, threads)
+        mine, others = socket.socketpair()
+        arguments = (others, self._settings, device, threads)
         process = multiprocessing.get_context("spawn").Process(
             target=worker_module.main, args=arguments, name="convexlayer-worker", daemon=True
         )
-        with connection:
-            process.start()
-        return process
+        try:
+            with others:
+                process.start()
+        except OSError:
+            mine.close()
+            raise
+        return Worker(mine, process)
 
     def _heard(self, worker: Worker, message: Done | Ready) -> None:
         if isinstance(message, Ready):
@@ -285,8 +303,13 @@ class Crew:
             for worker, _ in self._all:
                 if worker.pid is None or worker.ending is not None:
                     continue
-                if time.monotonic() > worker.deadline:
+                now = time.monotonic()
+                if worker.work is not None and self._listener.is_waited_for(worker):
+                    worker.wanted = now
+                if now > worker.deadline:
                     worker.end("deadline")
+                elif worker.work is not None and now > worker.wanted + _ABANDONED_S:
+                    worker.end("abandoned")
                 elif worker.resident_bytes() > self._settings.worker_memory_bytes:
                     worker.end("memory")
 

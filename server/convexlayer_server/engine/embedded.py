@@ -82,7 +82,7 @@ class EmbeddedEngine:
         return await self._with_state(request, result, pieces)
 
     async def cancel(self, request_id: str) -> bool:
-        """Give up what of a request is still to be done; a part that is in work runs on, for nobody."""
+        """Give up what of a request is still to be done; a part that is in work runs on for a moment."""
         unfinished = [self._scheduler.withdraw(task) for task in self._calls.get(request_id, ())]
         return any(unfinished)
 
@@ -102,7 +102,7 @@ class EmbeddedEngine:
         """Let what is in work and what waits come to its end for ``drain_s``, then end the workers."""
         self._open = False
         end = time.monotonic() + self._settings.drain_s
-        while self._scheduler.unfinished and time.monotonic() < end:
+        while self._scheduler.awaited and time.monotonic() < end:
             await asyncio.sleep(_POLL_S)
         self._scheduler.give_up()
         await self._scheduler.crew.close()

@@ -93,6 +93,7 @@ class FairEngine:
         self._by_id: dict[str, _Waiting] = {}
         self._running: Counter[str] = Counter()
         self._groups = 0
+        self._held_until: float | None = None
         self._arriving: dict[Trace, tuple[str, float]] = {}
         self._expected: dict[str, float] = {}
         self._each_s: OrderedDict[_Computation, float] = OrderedDict()
@@ -147,7 +148,8 @@ class FairEngine:
             TooManyError: it would not be let in, for too many wait, and no key has more of them than this one.
         """
         trace = current_trace()
-        self._check(owner, len(self._queue) + len(self._arriving))
+        if len(self._queue) + len(self._arriving) >= self._settings.max_waiting:
+            self._check(owner, self._queue.lengths() + Counter(other for other, _ in self._arriving.values()))
         self._arriving[trace] = owner, time.monotonic() + _READING_S
         try:
             yield
@@ -231,17 +233,15 @@ class FairEngine:
         finally:
             self._by_id.pop(request_id, None)
 
-    def _check(self, owner: str, waiting: int) -> None:
-        """See whether there is room beside so many, or would be if the greediest key gave up a place."""
-        if waiting >= self._settings.max_waiting:
-            longest = self._queue.longest()
-            if self._queue.waiting(owner) + 1 >= self._queue.waiting(longest):
-                raise self._too_many()
+    def _check(self, owner: str, places: Counter[str]) -> None:
+        """See that a key does not ask for one more place than the greediest has, now that all are taken."""
+        if places[owner] + 1 >= max(places.values()):
+            raise self._too_many()
 
     def _make_room(self, owner: str) -> None:
         """Where too many wait, the last of the key with most of them gives up its place."""
-        self._check(owner, len(self._queue))
         if len(self._queue) >= self._settings.max_waiting:
+            self._check(owner, self._queue.lengths())
             last = self._queue.pop_last(self._queue.longest())
             if not last.turn.done():
                 last.turn.set_exception(self._too_many())
@@ -259,7 +259,8 @@ class FairEngine:
         """Let as many go as the engine has room for."""
         slots = self._slots() if len(self._queue) else 0
         while len(self._queue) and self._groups < slots:
-            if self._groups == slots - 1 and (pause_s := self._held_back_s()) > 0:
+            pause_s = self._held_back_s() if self._groups == slots - 1 else 0.0
+            if pause_s > 0:
                 asyncio.get_running_loop().call_later(pause_s, self._dispatch)
                 return
             group = [
@@ -267,6 +268,7 @@ class FairEngine:
             ]  # done: cancelled in this very turn
             if group:
                 self._groups += 1
+                self._held_until = None
                 handed = _Group(len(group), len(group))
                 for waiting in group:
                     waiting.turn.set_result(handed)
@@ -289,7 +291,10 @@ class FairEngine:
         self._expected = {owner: until for owner, until in self._expected.items() if until > now}
         served = self._queue.served(self._queue.first().owner)
         coming = [*self._expected.items(), *self._arriving.values()]
-        return max((until - now for owner, until in coming if self._queue.served(owner) < served), default=0.0)
+        until = max((until for owner, until in coming if self._queue.served(owner) < served), default=0.0)
+        if until > now and self._held_until is None:
+            self._held_until = now + _READING_S  # whoever else is coming until then
+        return min(until, self._held_until or now) - now
 
     def _estimate(self, computation: _Computation) -> float:
         """Seconds that one request takes of a worker, merged as they were of late."""

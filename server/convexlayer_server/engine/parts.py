@@ -61,6 +61,9 @@ class Cutter:
             if sizes and size != batch:
                 raise InvalidError.at(pointer(part, name), f"has {size} elements, but the parameters have {batch}")
             sizes, batch = {**sizes, name: size}, size
+        state = request.state
+        if isinstance(state, PortableState) and len(state.status) not in (1, batch):
+            raise InvalidError.at("/state", f"has {len(state.status)} elements, but the request has {batch}")
         return cls(request, batch, (parameters, directions))
 
     @property

@@ -11,7 +11,6 @@ Work that a worker took along when it ended is blamed if it was alone, and done 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping
@@ -22,16 +21,15 @@ from typing import Any, final
 
 from convexlayer.solution import Status
 
-from ..errors import DeadlineError, DocumentError, RequestError, UnavailableError
+from ..errors import DeadlineError, DocumentError, InvalidError, RequestError, UnavailableError
 from ..settings import Settings
 from .crew import Crew, Ending, Worker
 from .merging import Member, merged, split
 from .protocol import ComputeResult, PortableState
+from .quarantine import Quarantine
 from .work import Done, Work
 
 __all__ = ["Scheduler", "Task"]
-
-_LOG = logging.getLogger(__name__)
 
 _MERGED_BYTES = 2**22
 """Arrays of one merged batch: they are put together on the event loop, and larger ones gain nothing by it."""
@@ -39,7 +37,6 @@ _MERGED_BYTES = 2**22
 _WORTH_KEEPING_S = 2e-3
 """From this long an element, a derivative from kept factors is worth more than one in a merged batch."""
 
-_STRIKES = 2
 _RETRY_S = 1.0
 _KNOWN = 10_000
 """Problems whose summaries and timings are remembered."""
@@ -132,7 +129,7 @@ class Scheduler:
         self._summaries: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
         self._compile_s: dict[str, float] = {}
         self._each_s: dict[tuple[str, str], deque[float]] = {}
-        self._strikes: dict[str, list[tuple[float, Ending]]] = {}
+        self._quarantine = Quarantine(settings.quarantine_s)
         self._later: asyncio.TimerHandle | None = None
         self._soon = False
 
@@ -142,12 +139,20 @@ class Scheduler:
         return sum(map(len, (*self._waiting.values(), *self._in_work.values())))
 
     @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for any of them."""
+        groups = (*self._waiting.values(), *self._in_work.values())
+        return not all(task.future.done() for group in groups for task in group)
+
+    @property
     def problems(self) -> set[str]:
         """Ids of the problems that a worker has compiled."""
         return set().union(*(worker.problems for worker in self.crew.workers))
 
     def summary(self, problem_id: str) -> Mapping[str, Any] | None:
         """What is known of a problem that was compiled here before."""
+        if problem_id in self._summaries:
+            self._summaries.move_to_end(problem_id)
         return self._summaries.get(problem_id)
 
     def each_s(self, problem_id: str, operation: str) -> float | None:
@@ -170,7 +175,7 @@ class Scheduler:
         Raises:
             UnavailableError: their problem is quarantined.
         """
-        self._check_quarantine(tasks[0].problem_id)
+        self._quarantine.check(tasks[0].problem_id)
         for task in tasks:
             self._waiting.setdefault(task.group, deque()).append(task)
         if not self._soon:  # once for all that are submitted in this turn of the loop
@@ -196,6 +201,10 @@ class Scheduler:
         self._waiting.clear()
         if self._later is not None:
             self._later.cancel()
+
+    def is_waited_for(self, worker: Worker) -> bool:
+        """Whether anybody waits for what it has in work."""
+        return not all(task.future.done() for task in self._in_work.get(worker, ()))
 
     def on_ready(self, worker: Worker) -> None:
         """It takes work."""
@@ -226,8 +235,9 @@ class Scheduler:
             if work.merged and ending != "asked":
                 self._again(tasks)
             else:
-                self._strikes.setdefault(work.problem_id, []).append((time.monotonic(), ending))
-                _LOG.warning("problem %s was in work in a worker that ended (%s)", work.problem_id, ending)
+                large = ending == "memory" and sum(task.rows for task in tasks) > 1  # fewer rows may well do
+                if not large and ending not in ("asked", "abandoned"):
+                    self._quarantine.strike(work.problem_id, ending)
                 for task in tasks:
                     task.fail(self._error(ending, compiling=work.request is None))
             self._fail_quarantined(work.problem_id)
@@ -236,9 +246,7 @@ class Scheduler:
     def _answer(self, work: Work, tasks: list[Task], done: Done, result: ComputeResult) -> None:
         key = work.problem_id, "" if work.request is None else work.request.operation
         self._each_s.setdefault(key, deque(maxlen=_LATELY)).append(done.compute_s / len(result.status))
-        strikes = self._strikes.get(work.problem_id)
-        if strikes:
-            strikes[:] = [strike for strike in strikes if strike[1] != "killed"]  # not its doing, as it shows
+        self._quarantine.forgive(work.problem_id)
         begun = time.monotonic() - done.compute_s - done.compile_s
         members = [task.member for task in tasks if task.member is not None]
         results = split(result, members) if work.merged else [result]
@@ -344,7 +352,9 @@ class Scheduler:
         )
         limit_s = (self._settings.deadline_s if request else 0.0) + (self._settings.compile_limit_s if unknown else 0.0)
         self._in_work[worker] = tasks
-        worker.start(work, limit_s=limit_s, size_bytes=sum(task.size_bytes for task in tasks))
+        worker.start(
+            work, limit_s=limit_s, size_bytes=sum(task.merged_bytes if together else task.size_bytes for task in tasks)
+        )
 
     def _drop_empty(self, key: Hashable) -> None:
         if not self._waiting.get(key, True):
@@ -360,26 +370,15 @@ class Scheduler:
         if ending == "memory" and compiling:
             return DocumentError(f"compiling it took {memory}")
         if ending == "memory":
-            return UnavailableError(f"it took {memory}; send fewer elements", retry_after_s=_RETRY_S)
+            return InvalidError.at("/parameters", f"it took {memory}; send fewer elements at a time")
         if ending == "asked":
             return UnavailableError("the server is shutting down", retry_after_s=_RETRY_S)
         return UnavailableError("the worker that computed it ended; send it again", retry_after_s=_RETRY_S)
 
-    def _check_quarantine(self, problem_id: str) -> None:
-        strikes = self._strikes.get(problem_id, [])
-        if len(strikes) < _STRIKES:
-            return
-        left_s = strikes[-1][0] + self._settings.quarantine_s - time.monotonic()
-        if left_s <= 0:
-            del self._strikes[problem_id]
-            return
-        detail = f"the problem ended {len(strikes)} workers and is refused for another {left_s:.0f} s"
-        raise UnavailableError(detail, retry_after_s=left_s)
-
     def _fail_quarantined(self, problem_id: str) -> None:
         """Fail what waits for a problem that is quarantined now."""
         try:
-            self._check_quarantine(problem_id)
+            self._quarantine.check(problem_id)
         except UnavailableError as error:
             for key in list(self._waiting):
                 if self._waiting[key][0].problem_id == problem_id:

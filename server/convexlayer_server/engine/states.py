@@ -19,6 +19,9 @@ from .protocol import ComputeOptions, ComputeResult, PortableState
 
 __all__ = ["SolvedState", "States", "digest"]
 
+_AROUND_BYTES, _ROW_BYTES = 5000, 200
+"""What a state takes beside its arrays, and what each of its elements does."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SolvedState:
@@ -46,9 +49,9 @@ class SolvedState:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its arrays."""
+        """Bytes of its arrays, and of what is around them, about."""
         arrays = [*self.parameters.values(), self.points.x, self.points.y, self.points.s]
-        return sum(array.nbytes for array in arrays)
+        return _AROUND_BYTES + _ROW_BYTES * len(self.points.status) + sum(array.nbytes for array in arrays)
 
 
 @final

@@ -53,7 +53,7 @@ class Workbench:
             problem, computation, problems = self._obtain(work)
         except Exception as error:
             return Done(error=_portable(error), compiled=False, compile_s=time.perf_counter() - start)
-        summary = None if work.document is None else problem.summary
+        summary = None if work.document is None and work.request is not None else problem.summary
         compiled = time.perf_counter()
         done = Done(summary=summary, problems=tuple(problems), compile_s=compiled - start)
         if work.request is None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from convexlayer.solution import Status
+
 from ..arrays import Encoding
 from ..body import refuse_unknown
 
@@ -82,7 +84,7 @@ class Portable(_Body):
     """
 
     digest: Annotated[str, Field(max_length=128)]
-    status: Annotated[list[str], Field(fail_fast=True)]
+    status: Annotated[list[Status], Field(fail_fast=True)]
     x: Any
     y: Any
     s: Any

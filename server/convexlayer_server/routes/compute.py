@@ -83,9 +83,11 @@ async def solve(
         portable="portable" in body.parts,
     )
 
+    keep = request.keep  # not the request, whose arrays need not live as long as the result of a job
+
     def told(result: ComputeResult) -> dict[str, Any]:
         tree: dict[str, Any] = {part: _outputs_of(result, problem.summary[part]) for part in parts}
-        if request.keep:
+        if keep:
             tree["state"] = result.state
         if result.portable is not None:
             tree["portable"] = result.portable.described()

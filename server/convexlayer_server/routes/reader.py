@@ -55,7 +55,7 @@ class Reader:
             arrays[name], batched = decode_batch(getattr(given, name), (length,), where, self._settings)
             if not batched or len(arrays[name]) != len(given.status):
                 raise InvalidError.at(where, f"expected one row for each of the {len(given.status)} in status")
-        return PortableState(digest=given.digest, status=tuple(given.status), **arrays)
+        return PortableState(digest=given.digest, status=tuple(map(str, given.status)), **arrays)
 
     def _shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         return {name: tuple(entry["shape"]) for name, entry in self._summary[part].items()}
