@@ -118,9 +118,7 @@ class SolvedBatch:
         total = reduce(np.add, moved) if moved else np.zeros_like(features)
         pulled = program.split(program.features.pull(features, total))
         self.report.seconds["derivative"] = time.perf_counter() - start
-        if not self._everywhere:
-            pulled = tuple(_scatter(value, self._solved_index, self.batch) for value in pulled)
-        return tuple(value if want else None for value, want in zip(pulled, wanted, strict=True))
+        return tuple(self._among_all(value) if want else None for value, want in zip(pulled, wanted, strict=True))
 
     def jvp(
         self, tangents: Sequence[Array | None], *, of: Sequence[bool] | None = None
@@ -159,8 +157,8 @@ class SolvedBatch:
         objective = self._slope * _inner(data, unit)
         self.report.seconds["derivative"] = time.perf_counter() - start
         return (
-            tuple(_scatter(value, index, self.batch, fill=np.nan) for value in outputs),
-            _scatter(objective, index, self.batch, fill=np.nan),
+            tuple(self._among_all(value, fill=np.nan) for value in outputs),
+            self._among_all(objective, fill=np.nan),
         )
 
     @property
@@ -175,6 +173,14 @@ class SolvedBatch:
     def _solved_rows(self, value: Array) -> Array:
         """The rows of the solved elements; the array itself where that is all of them."""
         return value if self._everywhere else value[self._solved_index]
+
+    def _among_all(self, value: Array, fill: float = 0.0) -> Array:
+        """Rows of the solved elements, and ``fill`` for the others; the array itself where there are none."""
+        if self._everywhere:
+            return value
+        out = np.full((self.batch, *value.shape[1:]), fill)
+        out[self._solved_index] = value
+        return out
 
     @cached_property
     def _solved_part(self) -> tuple[ConeProgram, Solution]:
@@ -218,7 +224,7 @@ class SolvedBatch:
                 A=moved.y[:, A.rows] * x[:, A.cols] + y[:, A.rows] * moved.x[:, A.cols],
                 b=-moved.y,
             )
-            features = self._features[self._solved_index]
+            features = self._solved_rows(self._features)
             return self._parametric.pullback(features, data, wanted=columns)
 
         return self._differentiator.objective_report(seen=seen)
@@ -237,9 +243,9 @@ class SolvedBatch:
         consistent = np.zeros(batch, dtype=bool)
         consistent[index] = report.consistent
         return DerivativeReport(
-            linear_residual=_scatter(report.linear_residual, index, batch, fill=np.nan),
-            margin=_scatter(report.margin, index, batch, fill=np.nan),
-            condition=_scatter(report.condition, index, batch, fill=np.nan),
+            linear_residual=self._among_all(report.linear_residual, fill=np.nan),
+            margin=self._among_all(report.margin, fill=np.nan),
+            condition=self._among_all(report.condition, fill=np.nan),
             consistent=consistent,
             status=tuple(status.tolist()),
         )
@@ -247,15 +253,6 @@ class SolvedBatch:
 
 def _column(mask: Any, value: Array) -> Any:
     return mask.reshape(-1, *[1] * (value.ndim - 1))
-
-
-def _scatter(value: Array, index: IndexArray, batch: int, fill: float = 0.0) -> Array:
-    """Rows of value at these positions of a batch, ``fill`` elsewhere."""
-    if len(index) == batch:
-        return value
-    out = np.full((batch, *value.shape[1:]), fill)
-    out[index] = value
-    return out
 
 
 def _inner(left: ConeProgram, right: ConeProgram) -> Array:
