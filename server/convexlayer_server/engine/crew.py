@@ -57,7 +57,7 @@ class Worker:
         work: what it is doing.
         deadline: when that has to be done, or when it has to be ready, by the monotonic clock.
         ending: why it is being ended.
-        wanted: when somebody last waited for what it is doing, by the monotonic clock.
+        wanted: when it was last seen to be free, or at what somebody waits for, by the monotonic clock.
     """
 
     def __init__(self, connection: socket.socket, process: multiprocessing.process.BaseProcess | None) -> None:
@@ -67,7 +67,7 @@ class Worker:
         self.work: Work | None = None
         self.deadline = time.monotonic() + _START_S
         self.ending: Ending | None = None
-        self.wanted = float("inf")
+        self.wanted = time.monotonic()
         self._connection = connection
         self._process = process
         self._watched = None if process is None else psutil.Process(process.pid)
@@ -91,8 +91,7 @@ class Worker:
             size_bytes: of the arrays, about.
         """
         self.work = work
-        self.wanted = time.monotonic()
-        self.deadline = self.wanted + limit_s
+        self.deadline = time.monotonic() + limit_s
         if size_bytes <= _SMALL_BYTES and work.document is None:
             self._send(work)
         else:
@@ -304,11 +303,11 @@ class Crew:
                 if worker.pid is None or worker.ending is not None:
                     continue
                 now = time.monotonic()
-                if worker.work is not None and self._listener.is_waited_for(worker):
+                if worker.work is None or self._listener.is_waited_for(worker):
                     worker.wanted = now
                 if now > worker.deadline:
                     worker.end("deadline")
-                elif worker.work is not None and now > worker.wanted + _ABANDONED_S:
+                elif now > worker.wanted + _ABANDONED_S:
                     worker.end("abandoned")
                 elif worker.resident_bytes() > self._settings.worker_memory_bytes:
                     worker.end("memory")

@@ -48,9 +48,8 @@ _LEAST_MERGED = 2
 _READING_S = 0.02
 """For how long a worker is held back while a body is read, at most."""
 
-_PATIENCE = 1.0
-_MOST_PATIENCE_S = 0.01
-"""How long a worker is held back: a part of what the key's last request took, so that little is lost; at most this."""
+_PATIENCE_S = 0.01
+"""How long a worker is held back, at most; no longer than the key's last request took, so that little is lost."""
 
 
 @dataclass(eq=False)
@@ -205,7 +204,7 @@ class FairEngine:
             self._running[owner] -= 1
             if not self._running[owner]:
                 del self._running[owner]
-                self._expected[owner] = time.monotonic() + min(_PATIENCE * trace.solve_s, _MOST_PATIENCE_S)
+                self._expected[owner] = time.monotonic() + min(trace.solve_s, _PATIENCE_S)
             self._leave(group)
 
     async def _turn(
