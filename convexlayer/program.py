@@ -172,6 +172,22 @@ class Pattern:
             out[:, occurring] = np.add.reduceat(values * y[:, self.rows], starts, axis=1)
         return out
 
+    def by_row(self, reduce: np.ufunc, values: Array, empty: float) -> Array:
+        """Reductions (B, rows) of values (B, nnz) along each row; ``empty`` where there is no entry."""
+        out = np.full((values.shape[0], self.shape[0]), empty)
+        if self.nnz:
+            order, occurring, starts = self._by_row
+            out[:, occurring] = reduce.reduceat(values[:, order], starts, axis=1)
+        return out
+
+    def by_col(self, reduce: np.ufunc, values: Array, empty: float) -> Array:
+        """Reductions (B, columns) of values (B, nnz) along each column; ``empty`` where there is no entry."""
+        out = np.full((values.shape[0], self.shape[1]), empty)
+        if self.nnz:
+            occurring, starts = self._by_col
+            out[:, occurring] = reduce.reduceat(values, starts, axis=1)
+        return out
+
     def dense(self, values: Array) -> Array:
         """Dense matrices (B, rows, columns) of values (B, nnz)."""
         out = np.zeros((values.shape[0], *self.shape))

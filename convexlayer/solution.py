@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
 
-from convexlayer import compiled
-from convexlayer.cones import ProductCone, ProductPoint
-from convexlayer.program import Array, ConeProgram, Cones, IndexArray, is_finite, max_norm
-from convexlayer.sparse import residuals
+from convexlayer.certificate import ComplementaryPoint, product_cone
+from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 
-__all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone", "residuals_of"]
+__all__ = ["BoolArray", "Residuals", "Solution", "Status"]
 
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -22,10 +20,8 @@ RAY_TOLERANCE = 1e-4
 """Relative size of what must cancel in a certificate of infeasibility; true ones leave 1e-7, false ones 1e-1."""
 
 
-@lru_cache(maxsize=256)
-def product_cone(cones: Cones) -> ProductCone:
-    """The product cone of these sizes, made once."""
-    return ProductCone(cones)
+FINEST = 1e-12
+"""A tenth of the least backward error that is asked of anybody."""
 
 
 class Status(str, Enum):
@@ -56,9 +52,12 @@ class Residuals:
         primal: norm(Ax + s - b) / max(1, norm(Ax), norm(s), norm(b)), in the maximum norm.
         dual: norm(Px + q + A'y) / max(1, norm(Px), norm(q), norm(A'y)).
         gap: abs(x'Px + q'x + b'y) / max(1, abs(x'Px), abs(q'x), abs(b'y)).
-        natural: norm(y - Pi_{K*}(y - s)) / max(1, norm(y), norm(s)). On curved cones the other three may read 1e-10
-            while this is 1e-6, and gradients are off accordingly.
-        worst: the largest of the four; infinite where one is not a number.
+        natural: the distance to the complementary point of ``certificate``, of each block in its own size: the largest
+            norm(c y - Pi_{K*}(c y - s / c)) / sqrt(S Y). On curved cones the other three may read 1e-10 while this is
+            1e-6, and gradients are off accordingly.
+        backward: the largest componentwise backward error of that point: every row against the sum of the magnitudes
+            of its own terms. This one sees a row that is wrong altogether beside one that is 1e7 times larger.
+        worst: the largest of the five; infinite where one is not a number.
         objective: x'Px/2 + q'x + r, which is known on the way.
     """
 
@@ -66,6 +65,7 @@ class Residuals:
     dual: Array
     gap: Array
     natural: Array
+    backward: Array
     worst: Array
     objective: Array
 
@@ -143,42 +143,55 @@ class Solution:
             status[i] = word
         return replace(self, x=x, y=y, s=s, status=tuple(status), iterations=iterations, seconds=seconds)
 
-    def at(self, cones: Cones) -> ProductPoint:
-        """The cones of the programs at w = y - s (at 0 where that is not finite)."""
-        w = self.y - self.s
-        return product_cone(cones).at(w if is_finite(w) else np.where(np.isfinite(w), w, 0.0))
+    def complementary(self, program: ConeProgram) -> ComplementaryPoint:
+        """The complementary points nearest to the solutions."""
+        return ComplementaryPoint.near(program, self.x, self.y, self.s)
 
-    def residuals(self, program: ConeProgram, at: ProductPoint | None = None) -> Residuals:
-        """The four residuals of every element; not a number where the point is not finite.
+    def residuals(self, program: ConeProgram, point: ComplementaryPoint | None = None) -> Residuals:
+        """The residuals of every element; not a number where the point is not finite.
 
         Args:
             program: the programs.
-            at: ``self.at`` of their cones, if it is known.
+            point: ``self.complementary`` of them, if it is known.
         """
-        at = at or self.at(program.structure.cones)
-        return residuals_of(program, self.x, self.y, self.s, at)[0]
+        point = point or self.complementary(program)
+        P, A = program.structure.P, program.structure.A
+        x, y, s = self.x, self.y, self.s
+        Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
+        xPx, qx, by = np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)
+        each = (
+            max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
+            max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
+            np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
+            max_norm(point.scales.c * (y - point.y) / point.scales.size),
+            point.backward,
+        )
+        largest = reduce(np.maximum, each)
+        worst = np.where(largest >= 0.0, largest, np.inf)
+        return Residuals(*each, worst, 0.5 * xPx + qx + program.r)
 
     def certified(
         self, program: ConeProgram, tol: float, residuals: Residuals | None = None
     ) -> tuple[Solution, Residuals]:
         """The solution with the statuses that its residuals (computed unless given) warrant, and the residuals.
 
-        An element that its solver calls solved is optimal where the primal, dual and gap residuals are at most 10 tol
-        and the natural residual at most sqrt(tol) (weakly active constraints leave it there); inaccurate where all
-        are a hundred times that; otherwise it is a numerical error. One that it calls infeasible or unbounded is a
+        An element that its solver calls solved is optimal where its backward error is at most 10 tol. It is inaccurate
+        where that is more but the primal, dual and gap residuals, norms of the whole problem, are at most 1000 tol and
+        the natural residual at most 100 sqrt(tol); otherwise it is a numerical error. One that it calls infeasible or unbounded is a
         numerical error where it came with a ray that proves nothing.
         """
         residuals = residuals or self.residuals(program)
-        if self.all_optimal and residuals.largest <= min(10.0 * tol, np.sqrt(tol)):
+        certain = residuals.backward <= 10.0 * max(tol, FINEST)
+        if self.all_optimal and np.all(certain):
             return self, residuals
-        worst = np.maximum(np.maximum(residuals.primal, residuals.dual), residuals.gap)
-        excess = np.maximum(worst / (10.0 * tol), residuals.natural / np.sqrt(tol))
-        if self.all_optimal and np.all(excess <= 1.0):
-            return self, residuals
+        norms = np.maximum(np.maximum(residuals.primal, residuals.dual), residuals.gap)
+        usable = (norms <= 1e3 * tol) & (residuals.natural <= 1e2 * np.sqrt(tol))
         refuted = self._refuted(program)
         status = tuple(
-            Status.NUMERICAL_ERROR if wrong else _certified(word, value)
-            for word, value, wrong in zip(self.status, excess.tolist(), refuted.tolist(), strict=True)
+            Status.NUMERICAL_ERROR if wrong else _certified(word, *verdict)
+            for word, wrong, *verdict in zip(
+                self.status, refuted.tolist(), certain.tolist(), usable.tolist(), strict=True
+            )
         )
         return replace(self, status=status), residuals
 
@@ -208,45 +221,12 @@ class Solution:
         return refuted
 
 
-def residuals_of(
-    program: ConeProgram, x: Array, y: Array, s: Array, at: ProductPoint
-) -> tuple[Residuals, Array, Array]:
-    """The residuals of points x (B, n), y (B, m) and s (B, m), Px + q + A'y (B, n), and Ax + s - b (B, m).
-
-    Args:
-        program: the programs.
-        x: see above.
-        y: see above.
-        s: see above.
-        at: the cones at w = y - s.
-    """
-    P, A, cones = program.structure.P, program.structure.A, program.structure.cones
-    if compiled.ready():
-        orthant = cones.zero + cones.nonnegative
-        data = (program.P, program.q, program.r, program.A, program.b, x, y, s)
-        patterns = P.rows, P.indptr, A.rows, A.indptr
-        numbers, dual, primal = residuals(patterns, cones.zero, orthant, data, at.curved_projection)
-        return Residuals(*numbers), dual, primal
-    Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
-    xPx, qx, by = np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)
-    dual, primal = Px + program.q + Aty, Ax + s - program.b
-    each = (
-        max_norm(primal) / _scale(Ax, s, program.b),
-        max_norm(dual) / _scale(Px, program.q, Aty),
-        np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
-        max_norm(y - at.projection) / _scale(y, s),
-    )
-    largest = reduce(np.maximum, each)
-    worst = np.where(largest >= 0.0, largest, np.inf)
-    return Residuals(*each, worst, 0.5 * xPx + qx + program.r), dual, primal
-
-
-def _certified(word: Status, excess: float) -> Status:
+def _certified(word: Status, certain: bool, usable: bool) -> Status:
     if not word.solved and word not in (Status.ITERATION_LIMIT, Status.TIME_LIMIT, Status.NUMERICAL_ERROR):
         return word
-    if excess <= 1.0:
+    if certain:
         return Status.OPTIMAL
-    if excess <= 100.0:
+    if usable:
         return Status.OPTIMAL_INACCURATE
     return Status.NUMERICAL_ERROR if word.solved else word
 

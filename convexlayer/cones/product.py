@@ -123,6 +123,15 @@ class ProductDerivative:
             margins.append(xp.min(xp.abs(w[:, cone.free : cone.flat]), axis=-1))
         return reduce(xp.minimum, margins) if margins else xp.full_like(xp.sum(w, axis=-1), xp.inf)
 
+    def relative_margin(self, size: Array) -> Array:
+        """The least margin of all blocks relative to their sizes, those of their first rows, (B, m) -> (B,)."""
+        w, cone = self._points.w, self._points.cone
+        xp = namespace(w)
+        margins = [xp.abs(w[:, cone.free : cone.flat]) / size[:, cone.free : cone.flat]]
+        for group, piece in zip(self.groups[cone.flat_groups :], self.curved, strict=True):
+            margins.append(piece.margin() / group.split(size)[..., 0])
+        return xp.min(xp.concat(margins, axis=-1), axis=-1) if cone.m > cone.free else xp.full(len(w), xp.inf)
+
     def apply(self, v: Array) -> Array:
         """D v, (B, m) -> (B, m)."""
         pieces = [piece.apply(group.split(v)) for group, piece in zip(self.groups, self.pieces, strict=True)]
@@ -204,6 +213,15 @@ class ProductCone:
             ShapeError: w is not of shape (B, m).
         """
         return self.at(w).derivative.margin
+
+    def largest_of_blocks(self, v: Array) -> Array:
+        """Each row of v (B, m) replaced by the largest of its block; rows of flat cones are blocks of their own."""
+        xp = namespace(v)
+        pieces = [xp.broadcast_to(xp.max(part, axis=-1, keepdims=True), part.shape) for part in self._curved_parts(v)]
+        return xp.concat([v[:, : self.flat], *(piece.reshape(len(v), -1) for piece in pieces)], axis=-1)
+
+    def _curved_parts(self, v: Array) -> list[Array]:
+        return [group.split(v) for group in self.groups[self.flat_groups :]]
 
     def _check(self, w: Array) -> None:
         if w.ndim != 2 or w.shape[1] != self.m:

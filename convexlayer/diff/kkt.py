@@ -9,7 +9,7 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.cones import ProductDerivative, ProductPoint
+from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff.base import (
     AbstractDifferentiator,
     SolutionCotangent,
@@ -40,8 +40,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         solution: Solution,
         *,
         factor: ReducedFactor | None = None,
-        at: ProductPoint | None = None,
-        accuracy: Array | None = None,
+        point: ComplementaryPoint | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -50,42 +49,28 @@ class ExactDifferentiator(AbstractDifferentiator):
             program: the programs.
             solution: their solutions. Every element must have a finite point.
             factor: one made nearby, for instance by ``polished``; used if it is that of these solutions too.
-            at: the cones at w = y - s, if they have been asked there.
-            accuracy: the worst residual of each solution, (B,), if it is known.
+            point: the complementary points near the solutions, if they are known.
         """
         self._system = system
         self._program = program
-        self._solution = solution
         self._near = factor
-        self._at = at or solution.at(program.structure.cones)
-        self._accuracy = accuracy
-
-    @property
-    def _w(self) -> Array:
-        return self._at.w
-
-    @cached_property
-    def _w_scale(self) -> Array:
-        return max_norm(self._w)
-
-    @property
-    def _derivative(self) -> ProductDerivative:
-        return self._at.derivative
-
-    @cached_property
-    def _solution_residual(self) -> Array:
-        return self._solution.residuals(self._program).worst if self._accuracy is None else self._accuracy
-
-    @cached_property
-    def _margin(self) -> Array:
-        return self._derivative.margin
+        self._point = point or solution.complementary(program)
 
     @cached_property
     def _factor(self) -> ReducedFactor:
-        near, derivative = self._near, self._derivative
-        if near is not None and near.serves(self._program, derivative):
+        near = self._near
+        if near is not None and near.serves(self._program, self._point.derivative):
             return near
-        return self._system.factor(self._program, derivative)
+        return self._system.factor(self._program, self._point)
+
+    @cached_property
+    def _error(self) -> Array:
+        """The largest relative change (B,) of an entry of x or a block of w that a Newton step would make."""
+        point, program, factor = self._point, self._program, self._factor
+        dx, dy = factor.newton(-point.dual, -point.primal)
+        ds = -(program.structure.A.matvec(program.A, dx) + point.primal)
+        c = point.scales.c
+        return point.relative_change(dx, c * dy - ds / c)
 
     def vjp(
         self,
@@ -95,7 +80,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         seen: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
         """K [l; u] = [dx - A'ds; L'dy], v = ds + L u, then the gradients of ``data_cotangent``."""
-        program, x, y = self._program, self._solution.x, self._solution.y
+        program, x, y = self._program, self._point.x, self._point.y
         structure = on or program.structure
 
         def visible(l: Array, v: Array) -> Array:  # noqa: E741 (the design's name)
@@ -114,7 +99,7 @@ class ExactDifferentiator(AbstractDifferentiator):
     ) -> tuple[SolutionTangent, DerivativeReport]:
         """With r1 = dP x + dq + dA'y and r2 = dA x - db: K [dx; u] = -[r1; L'r2], dy = L u, ds = -(A dx + r2)."""
         P, A = tangent.structure.P, tangent.structure.A
-        x, y = self._solution.x, self._solution.y
+        x, y = self._point.x, self._point.y
         r1 = P.matvec(tangent.P, x) + tangent.q + A.rmatvec(tangent.A, y)
         r2 = A.matvec(tangent.A, x) - tangent.b
 
@@ -135,12 +120,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         if np.any(singular):
             singular = singular & (max_norm(seen(self._tangent(*factor.null_direction, 0.0))) > VISIBLE)
         return DerivativeReport.judge(
-            np.zeros(batch),
-            np.full(batch, np.inf),
-            factor.condition,
-            singular,
-            self._w_scale,
-            self._solution_residual,
+            np.zeros(batch), np.full(batch, np.inf), factor.condition, singular, self._error
         )
 
     def _tangent(self, dx: Array, dy: Array, r2: Array | float) -> SolutionTangent:
@@ -152,11 +132,10 @@ class ExactDifferentiator(AbstractDifferentiator):
         """(l, v) of ``ReducedFactor.solve``, and the report."""
         factor = self._factor
         l, v, residual, singular = factor.solve(top, bottom, visible)  # noqa: E741
-        w_scale, solution_residual = self._w_scale, self._solution_residual
-        if factor.regular and DerivativeReport.beyond_doubt(residual, self._margin, w_scale, solution_residual):
-            return l, v, DerivativeReport.ok(residual, self._margin, factor.condition)
+        if factor.regular and DerivativeReport.beyond_doubt(residual, self._point.margin, self._error):
+            return l, v, DerivativeReport.ok(residual, self._point.margin, factor.condition)
         margin = self._margin_that_matters(l, v, bottom)
-        return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, w_scale, solution_residual)
+        return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, self._error)
 
     def _margin_that_matters(self, l: Array, v: Array, bottom: Array) -> Array:  # noqa: E741
         """The margin without the nonnegative rows on which (l, v) is right whether they are active or not.
@@ -164,20 +143,4 @@ class ExactDifferentiator(AbstractDifferentiator):
         Active rows ask for (A l - bottom)_i = 0 and leave v_i free, inactive ones ask for v_i = 0; where both hold, the
         side that row i lies on makes no difference.
         """
-        index = np.flatnonzero(self._margin <= DerivativeReport.certain(self._w_scale, self._solution_residual))
-        cones = self._program.structure.cones
-        rows = slice(cones.zero, cones.zero + cones.nonnegative)
-        if not len(index) or not cones.nonnegative:
-            return self._margin
-        l, v, bottom, w = l[index], v[index], bottom[index], self._w[index]  # noqa: E741
-        active = self._program.structure.A.matvec(self._program.A[index], l) - bottom
-        largest = np.maximum(np.maximum(max_norm(l), max_norm(v)), max_norm(bottom))
-        negligible = NEGLIGIBLE * largest[:, None]
-        either = (np.abs(active[:, rows]) <= negligible) & (np.abs(v[:, rows]) <= negligible)
-        margin = np.min(np.where(either, np.inf, np.abs(w[:, rows])), axis=1)
-        for group, other in zip(self._system.cone.groups, self._derivative.margins, strict=True):
-            if group.rows != rows:
-                margin = np.minimum(margin, other[index])
-        whole = self._margin.copy()
-        whole[index] = margin
-        return whole
+        return self._point.margin

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from convexlayer.cones import ProductPoint
+from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff.base import AbstractDifferentiator
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
 from convexlayer.diff.kkt import ExactDifferentiator
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.errors import DerivativeError
-from convexlayer.program import Array, ConeProgram
+from convexlayer.program import ConeProgram
 from convexlayer.solution import Solution
 
 __all__ = ["MODES", "DerivativeMode", "derivative_mode"]
@@ -26,8 +26,7 @@ class DerivativeMode(Protocol):
         solution: Solution,
         *,
         factor: ReducedFactor | None = None,
-        at: ProductPoint | None = None,
-        accuracy: Array | None = None,
+        point: ComplementaryPoint | None = None,
     ) -> AbstractDifferentiator:
         """At these solutions; with what is known of them already, as ``ExactDifferentiator`` explains."""
 

@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import replace
+from typing import NamedTuple, final
 
 import numpy as np
 
-from convexlayer.cones import ProductPoint
+from convexlayer.certificate import ComplementaryPoint, scales_at
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
-from convexlayer.program import Array, ConeProgram
-from convexlayer.solution import Residuals, Solution, Status, residuals_of
+from convexlayer.program import Array, ConeProgram, IndexArray
+from convexlayer.solution import Solution, Status
 
 __all__ = ["Polished", "polish", "polished"]
 
 NEEDED = 1e-9
-"""Elements whose worst residual is at most this are left alone."""
+"""Elements whose backward error is at most this are left alone."""
 
-CONVERGED = 1e-12
-"""An element below this is not polished further."""
+CONVERGED = 1e-9
+"""A step that changes nothing by more than this share is an element's last: the next would change its square."""
 
-PATIENCE = 1e3
-"""While the active set is still changing the residual may rise for a step or two; beyond this factor it is given up."""
+NEAR, PROGRESS, PATIENCE = 1e-6, 0.5, 2
+"""Where backward errors are below NEAR, so many steps that are not shorter by PROGRESS than the shortest are the last."""
 
 ALL_FROM = 0.5
 """Share of elements in need, from which the first step factorises all of them, for the derivative to come."""
 
+CANCELLED = 1e-11
+"""A variable of which a step leaves no more than this share is 0: the rest is rounding."""
+
+TRUST = (2.0**10, 2.0**-10, 2.0**20, 2.0**-20)
+"""Factors of c for further attempts: to trust y, or s, where the solver has got only one of them right."""
+
+REBALANCED = 4.0
+"""Blocks whose balance has changed by more than this are balanced anew."""
+
 
 @final
-@dataclass(frozen=True, eq=False)
-class Polished:
+class Polished(NamedTuple):
     """What polish made of a batch.
 
     Attributes:
         solution: the best points.
+        point: the complementary points there.
         factor: of the whole batch, where there is one: the derivative's own if the active set did not change after it
             was made (``ReducedFactor.serves`` knows).
-        at: the cones at the solution's w = y - s, where they have been asked there.
     """
 
     solution: Solution
+    point: ComplementaryPoint
     factor: ReducedFactor | None
-    at: ProductPoint | None
 
 
 def polish(
-    system: ReducedSystem, program: ConeProgram, solution: Solution, *, needed: float = NEEDED, steps: int = 8
+    system: ReducedSystem, program: ConeProgram, solution: Solution, *, needed: float = NEEDED, steps: int = 16
 ) -> Solution:
     """The solution of ``polished``."""
     return polished(system, program, solution, needed=needed, steps=steps).solution
@@ -56,96 +64,120 @@ def polished(
     program: ConeProgram,
     solution: Solution,
     *,
-    residuals: Residuals | None = None,
-    at: ProductPoint | None = None,
+    point: ComplementaryPoint | None = None,
     needed: float = NEEDED,
-    steps: int = 8,
+    steps: int = 16,
 ) -> Polished:
-    """Semismooth Newton steps on the residual map, at w = y - s, for the elements with a point that needs it.
+    """Semismooth Newton steps on the residual map, at w = c y - s / c, for the elements with a point that needs it.
 
-    Each step solves the derivative's own system at the current point and moves to w + dy - ds, from where y and s are
-    projections. The best point of each element is returned, by the worst of its four residuals (those of the solution
-    are computed unless given, with the cones ``at`` it), so none gets worse. The solution itself is returned where none
-    needs it.
+    Each step solves the derivative's own system at the current point and moves to w + c dy - ds / c, from where y and s
+    are projections. The best point of each element is returned, by its backward error (at the start that of the
+    complementary ``point`` near the solution), so none gets worse. The solution itself is returned where none needs it.
     """
-    at = at or solution.at(program.structure.cones)
-    residuals = residuals or solution.residuals(program, at)
-    if residuals.largest <= needed:
-        return Polished(solution, None, at)
-    first = residuals.worst
+    point = point or solution.complementary(program)
+    first = point.backward
+    if float(first.max(initial=0.0)) <= needed:
+        return Polished(solution, point, None)
     certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
     need = np.isfinite(first) & (first > needed) & ~certificates
     active = np.flatnonzero(need)
     if not len(active):
-        return Polished(solution, None, at)
+        return Polished(solution, point, None)
     if len(active) >= ALL_FROM * program.batch and np.all(np.isfinite(first)):
         active = np.arange(program.batch)
-    best, common = first.copy(), None
-    x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
     part = program if len(active) == program.batch else program.select(active)
-    whole = len(active) == program.batch
-    here = _Point.at(part, x[active], at if whole else system.cone.at(at.w[active]))
-    last: ProductPoint | None = at
-    for _ in range(steps):
-        factor = system.factor(part, here.cones.derivative)
-        if part is program and common is None:
-            common = factor
-        there = here.step(system, part, factor)
-        better = need[active] & (there.worst < best[active])
-        kept = active[better]
-        x[kept], y[kept], s[kept] = there.x[better], there.y[better], there.s[better]
-        if np.any(better):
-            last = there.cones if whole and np.all(better) else None
-        stalled = ~better & (best[active] < np.minimum(needed, first[active]))
-        best[kept] = there.worst[better]
-        going = need[active] & (best[active] > CONVERGED) & (there.worst < PATIENCE * first[active]) & ~stalled
-        if not np.any(going):
+    run = _Run(system, part, *(getattr(solution, name)[active] for name in "xys"), steps)
+    run.go(point if part is program else run.near(np.arange(len(active))))
+    for trust in TRUST:
+        stuck = np.flatnonzero(need[active] & ~(run.backward <= NEAR))
+        if not len(stuck):
             break
-        here = there
-        if not np.all(going):
-            active, part, whole = active[going], part.select(going), False
-            here = _Point.at(part, there.x[going], system.cone.at(there.cones.w[going]))
-    return Polished(replace(solution, x=x, y=y, s=s), common, last)
+        run.go(run.near(stuck, trust), stuck)
+    x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
+    improved = need[active] & (run.backward < np.inf)
+    kept = active[improved]
+    x[kept], y[kept], s[kept] = run.x[improved], run.y[improved], run.s[improved]
+    better = replace(solution, x=x, y=y, s=s)
+    return Polished(better, better.complementary(program), run.factor if part is program else None)
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class _Point:
-    """Exactly complementary points: y and s are the projections of w, so that inactive rows say nothing.
+class _Run:
+    """Newton steps from given points, and the best complementary points found on the way.
 
     Attributes:
-        x: (B, n).
-        cones: the cones at w.
-        y: (B, m).
-        s: (B, m).
-        dual: Px + q + A'y, (B, n).
-        primal: Ax + s - b, (B, m).
-        worst: that of ``Residuals``, (B,); the natural one is zero.
+        x: the best points, (elements, n), ...
+        y: (elements, m), ...
+        s: (elements, m).
+        backward: their backward errors, (elements,).
+        factor: the first one of all elements.
     """
 
-    x: Array
-    cones: ProductPoint
-    y: Array
-    s: Array
-    dual: Array
-    primal: Array
-    worst: Array
+    def __init__(
+        self, system: ReducedSystem, program: ConeProgram, x: Array, y: Array, s: Array, steps: int
+    ) -> None:
+        self._system, self._program, self._start = system, program, (x, y, s)
+        self._steps = steps
+        self.x, self.y, self.s = x.copy(), y.copy(), s.copy()
+        self.backward = np.full(len(x), np.inf)
+        self.factor: ReducedFactor | None = None
 
-    @staticmethod
-    def at(program: ConeProgram, x: Array, cones: ProductPoint) -> _Point:
-        """The point at x, and the w of the cones, of each program."""
-        y = cones.projection
-        s = y - cones.w
-        residuals, dual, primal = residuals_of(program, x, y, s, cones)
-        return _Point(x, cones, y, s, dual, primal, residuals.worst)
+    def near(self, index: IndexArray, trust: float = 1.0) -> ComplementaryPoint:
+        """The complementary points from which elements start."""
+        x, y, s = (v[index] for v in self._start)
+        return ComplementaryPoint.near(self._program.select(index), x, y, s, trust=trust)
 
-    def step(self, system: ReducedSystem, program: ConeProgram, factor: ReducedFactor) -> _Point:
-        """The point after one semismooth Newton step on (dual, primal) in (x, w)."""
-        dx, dy = factor.newton(-self.dual, -self.primal)
-        ds = -(program.structure.A.matvec(program.A, dx) + self.primal)
-        x, w = self.x + dx, self.cones.w + dy - ds
-        finite = np.isfinite(w)
-        if not np.all(finite):
-            x[~np.all(finite, axis=1)] = np.nan  # a point that is worse than any
-            w = np.where(finite, w, 0.0)
-        return _Point.at(program, x, system.cone.at(w))
+    def go(self, here: ComplementaryPoint, index: IndexArray | None = None) -> None:
+        """Step from these points of the elements at these positions (all unless given), each as long as it pays."""
+        active = np.arange(len(self.x)) if index is None else index
+        part = self._program if index is None else self._program.select(index)
+        shortest, patience = np.full(len(active), np.inf), np.full(len(active), PATIENCE)
+        self._keep(active, here)
+        for _ in range(self._steps):
+            factor = self._system.factor(part, here)
+            self.factor = self.factor or factor
+            here, change = _step(part, here, factor)
+            self._keep(active, here)
+            patience -= (self.backward[active] <= NEAR) & ~(change < PROGRESS * shortest)
+            shortest = np.minimum(shortest, change)
+            converged = (change <= CONVERGED) & (here.backward <= NEAR)
+            going = ~converged & (patience > 0) & np.isfinite(here.backward)
+            if not np.any(going):
+                break
+            if not np.all(going):
+                active, part = active[going], part.select(going)
+                shortest, patience = shortest[going], patience[going]
+                here = ComplementaryPoint.near(part, here.x[going], here.y[going], here.s[going])
+
+    def _keep(self, active: IndexArray, point: ComplementaryPoint) -> None:
+        better = (point.backward < self.backward[active]) | (point.backward <= NEEDED)
+        kept = active[better]
+        self.x[kept], self.y[kept], self.s[kept] = point.x[better], point.y[better], point.s[better]
+        self.backward[kept] = point.backward[better]
+
+
+def _step(
+    program: ConeProgram, here: ComplementaryPoint, factor: ReducedFactor
+) -> tuple[ComplementaryPoint, Array]:
+    """The point after one semismooth Newton step on (dual, primal) in (x, w), and how much it changed, (B,)."""
+    A = program.structure.A
+    dx, dy = factor.newton(-here.dual, -here.primal)
+    ds = -(A.matvec(program.A, dx) + here.primal)
+    c, old = here.scales.c, here.cones.w
+    dw = c * dy - ds / c
+    change = here.relative_change(dx, dw)
+    x, w = here.x + dx, old + dw
+    x[np.abs(x) <= CANCELLED * np.abs(here.x)] = 0.0
+    flat = slice(here.cones.cone.free, here.cones.cone.flat)
+    w[:, flat][np.abs(w[:, flat]) <= CANCELLED * np.abs(old[:, flat])] = 0.0
+    finite = np.isfinite(w)
+    if not np.all(finite):
+        x[~np.all(finite, axis=1)] = np.nan  # a point that is worse than any
+        w = np.where(finite, w, 0.0)
+    cones = here.cones.cone.at(w)
+    y, s = cones.projection / c, (cones.projection - w) * c
+    scales = scales_at(program, here.cones.cone, x, y, s)
+    moved = np.log2(scales.c / c)
+    if np.any(np.abs(moved) > np.log2(REBALANCED)):
+        return ComplementaryPoint.near(program, x, y, s), change
+    return ComplementaryPoint.at(program, x, replace(scales, c=c), cones), change

@@ -7,6 +7,9 @@ With D the derivative of Pi_{K*} at w = y - s and L L' = D,
 
 is symmetric, quasi-definite up to regularisation, and of one pattern for all active sets. (l, v) is the solution with
 v in the range of D of   P l + A'v = top,   D (A l - bottom) = (I - D) v.
+
+In the curved cones all that is of rows divided by c, so that D is taken at w = c y - s / c (see ``certificate``): there
+A / c, bottom / c and c v take the places of A, bottom and v. In flat cones D does not depend on c.
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ from typing import final
 
 import numpy as np
 
+from convexlayer.certificate import ComplementaryPoint, product_cone
 from convexlayer.cones import ProductDerivative
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
 from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
-from convexlayer.solution import BoolArray, product_cone
+from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
 __all__ = ["VISIBLE", "ReducedFactor", "ReducedSystem"]
@@ -53,28 +57,33 @@ class ReducedSystem:
         self._places = [[next(later) for _ in rows.sections] for rows in self.rows]
         self.factoriser = choose_factoriser(self.pattern, self._signs, backend, device)
 
-    def values(self, program: ConeProgram, derivative: ProductDerivative) -> Array:
-        """K's values for every element, (B, nnz)."""
+    def values(self, program: ConeProgram, derivative: ProductDerivative, c: Array) -> Array:
+        """K's values for every element, (B, nnz), of rows divided by c (B, m) in the curved cones."""
         K = entries_of_system(self._sparse, program.P, program.A, derivative.flat, self.pattern.nnz)
-        for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
-            rows.write(program.A, piece, K, places)
+        if self.rows:
+            balanced = program.A / c[:, self.structure.A.rows]
+            for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
+                rows.write(balanced, piece, K, places)
         return K
 
-    def factor(self, program: ConeProgram, derivative: ProductDerivative) -> ReducedFactor:
+    def factor(self, program: ConeProgram, point: ComplementaryPoint) -> ReducedFactor:
         """Assemble K for every element and factorise it."""
-        return ReducedFactor(self, program, derivative)
+        return ReducedFactor(self, program, point.derivative, point.scales.c)
 
 
 @final
 class ReducedFactor:
     """K of a batch, factorised: it serves every vjp, every jvp, and the Newton steps of ``polish``."""
 
-    def __init__(self, system: ReducedSystem, program: ConeProgram, derivative: ProductDerivative) -> None:
-        """Assemble and factorise, at the solutions of these programs that have this derivative."""
+    def __init__(
+        self, system: ReducedSystem, program: ConeProgram, derivative: ProductDerivative, c: Array
+    ) -> None:
+        """Assemble and factorise, at solutions of these programs where D at w = c y - s / c is this derivative."""
         self._system = system
         self._program = program
         self._derivative = derivative
-        self._refined = system.factoriser.factor(system.values(program, derivative))
+        self._c = c[:, system.cone.flat :]
+        self._refined = system.factoriser.factor(system.values(program, derivative, c))
 
     @property
     def condition(self) -> Array:
@@ -151,8 +160,10 @@ class ReducedFactor:
         rhs[:, :n] = top
         np.multiply(self._derivative.flat, bottom[:, : flat.stop - n], out=rhs[:, flat])
         if self._system.rows:
+            balanced = bottom.copy()
+            balanced[:, flat.stop - n :] /= self._c
             for rows, piece in zip(self._system.rows, self._derivative.curved, strict=True):
-                rows.gather(bottom, piece, rhs)
+                rows.gather(balanced, piece, rhs)
         return rhs
 
     def _split(self, z: Array) -> tuple[Array, Array]:
@@ -160,7 +171,8 @@ class ReducedFactor:
         v = self._derivative.flat * z[:, self._system.flat.own]
         if self._system.rows:
             curved = zip(self._system.rows, self._derivative.curved, strict=True)
-            v = np.concatenate([v, *(rows.spread(z, piece) for rows, piece in curved)], axis=1)
+            spread = np.concatenate([rows.spread(z, piece) for rows, piece in curved], axis=1)
+            v = np.concatenate([v, spread / self._c], axis=1)
         return z[:, : self._system.structure.n], v
 
 

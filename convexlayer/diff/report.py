@@ -17,8 +17,8 @@ DEGENERATE_MARGIN = 1e-6
 ACCURATE = 1e-8
 """Largest linear residual of an accurate derivative."""
 
-ACCURATE_SOLUTION = 1e-6
-"""Largest residual of a solution whose derivative is accurate."""
+ACCURATE_SOLUTION = 1e-7
+"""Largest relative error of a solution whose derivative is accurate."""
 
 FAILED = 1e-2
 """Linear residual from which the derivative is of no use (unless the system is singular: then see ``consistent``)."""
@@ -68,21 +68,15 @@ class DerivativeReport:
         )
 
     @staticmethod
-    def certain(w_scale: Array, solution_residual: Array) -> Array:
-        """Margins (B,) above which the active set is certain."""
-        bound: Array = np.maximum(DEGENERATE_MARGIN, 10.0 * solution_residual) * np.maximum(1.0, w_scale)
-        return bound
-
-    @staticmethod
-    def beyond_doubt(residual: Array, margin: Array, w_scale: Array, solution_residual: Array) -> bool:
+    def beyond_doubt(residual: Array, margin: Array, error: Array) -> bool:
         """Whether ``judge`` says ok of all, where no system is singular: told by the extremes alone.
 
         What is not a number is doubtful, and so is an empty batch.
         """
         if not len(residual):
             return False
-        worst = float(solution_residual.max())
-        certain = max(DEGENERATE_MARGIN, 10.0 * worst) * max(float(w_scale.max()), 1.0)  # in this order: NaN stays
+        worst = float(error.max())
+        certain = max(DEGENERATE_MARGIN, 10.0 * worst)  # in this order: NaN stays
         return worst <= ACCURATE_SOLUTION and float(margin.min()) > certain and float(residual.max()) <= ACCURATE
 
     @staticmethod
@@ -93,18 +87,13 @@ class DerivativeReport:
 
     @staticmethod
     def judge(
-        residual: Array,
-        margin: Array,
-        condition: Array,
-        singular: BoolArray,
-        w_scale: Array,
-        solution_residual: Array,
+        residual: Array, margin: Array, condition: Array, singular: BoolArray, error: Array
     ) -> DerivativeReport:
-        """The report of solves with these residuals, margins, conditions, norms of w and residuals of the solutions."""
+        """The report of solves with these residuals, margins, conditions, and errors of the solutions."""
         finite = np.isfinite(residual) & np.isfinite(condition)
-        degenerate = singular | (margin <= DerivativeReport.certain(w_scale, solution_residual))
+        degenerate = singular | (margin <= np.maximum(DEGENERATE_MARGIN, 10.0 * error))
         failed = ~finite | np.isnan(margin) | (~singular & (residual > FAILED))
-        inaccurate = (residual > ACCURATE) | (solution_residual > ACCURATE_SOLUTION)
+        inaccurate = (residual > ACCURATE) | ~(error <= ACCURATE_SOLUTION)
         status: tuple[str, ...] = ("ok",) * len(residual)
         if np.any(failed | degenerate | inaccurate):
             words = np.select([failed, degenerate, inaccurate], ["failed", "degenerate", "inaccurate"], "ok")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from convexlayer.canon import ParametricProgram
-from convexlayer.cones import ProductPoint
+from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff import (
     ReducedFactor,
     ReducedSystem,
@@ -52,7 +52,7 @@ class _Certified(NamedTuple):
     solution: Solution
     residuals: Residuals
     factor: ReducedFactor | None
-    at: ProductPoint
+    point: ComplementaryPoint
 
 
 @final
@@ -161,7 +161,7 @@ class SolutionMap:
         by = self._solver_for(program, chosen)
         solution = by.solver.solve(by.state, program, chosen, before) if program.batch else _nothing(program)
         solved = time.perf_counter()
-        solution, residuals, factor, at = self._certified(program, solution, chosen)
+        solution, residuals, factor, point = self._certified(program, solution, chosen)
         solution, residuals, again = self._solved_again(by.deputy, program, solution, residuals, chosen)
         polished = time.perf_counter()
 
@@ -178,7 +178,7 @@ class SolutionMap:
             solved_again=again,
         )
         same = not again and bool(np.all(solution.solved))  # else these are of other points, or of more
-        differentiate = partial(self._mode, self._system, factor=factor if same else None, at=at if same else None)
+        differentiate = partial(self._mode, self._system, factor=factor if same else None, point=point if same else None)
         return SolvedBatch(
             self.program,
             differentiate,
@@ -260,15 +260,11 @@ class SolutionMap:
 
     def _certified(self, program: ConeProgram, solution: Solution, options: Options) -> _Certified:
         """Polished where that is asked for, with statuses that the residuals warrant."""
-        at = solution.at(program.structure.cones)
-        residuals, factor = solution.residuals(program, at), None
+        point, factor = solution.complementary(program), None
         if options.polish:
-            made = polished(self._system, program, solution, residuals=residuals, at=at)
-            if made.solution is not solution:
-                solution, factor = made.solution, made.factor
-                at = made.at or solution.at(program.structure.cones)
-                residuals = solution.residuals(program, at)
-        return _Certified(*solution.certified(program, options.tol, residuals), factor, at)
+            solution, point, factor = polished(self._system, program, solution, point=point)
+        certified, residuals = solution.certified(program, options.tol, solution.residuals(program, point))
+        return _Certified(certified, residuals, factor, point)
 
     def _solved_again(
         self,

@@ -202,7 +202,7 @@ class SolvedBatch:
 
     @cached_property
     def _differentiator(self) -> AbstractDifferentiator:
-        return self._differentiate(*self._solved_part, accuracy=self._solved_rows(self.report.residuals.worst))
+        return self._differentiate(*self._solved_part)
 
     @cached_property
     def _slope(self) -> Array:

@@ -1,0 +1,202 @@
+"""How good a point is, row by row: componentwise backward errors at a complementary point.
+
+Norms over a whole problem cannot see a row that is wrong altogether where another is much larger. So every row is held
+against the sum of the magnitudes of its own terms (Oettli and Prager 1964; Arioli, Demmel and Duff 1989):
+
+    |Px + q + A'y|_j / (|P||x| + |q| + |A|'|y|)_j        |Ax + s - b|_i / (|A||x| + |s| + |b|)_i
+
+at a point where y in K*, s in K and s'y = 0 hold exactly: (y, s) is the solution of a program each of whose numbers
+differs by no more than that share. Such a point is found block by block. For any c > 0
+
+    y in K*, s in K, s'y = 0    is    c y = Pi_{K*}(w),  s / c = c y - w    for    w = c y - s / c,
+
+and c^2 = S / Y, the ratio of the sizes at which s and y matter in their rows, spreads what the projection changes
+evenly among both, and keeps the digits of both in w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import final
+
+import numpy as np
+
+from convexlayer.cones import ProductCone, ProductDerivative, ProductPoint
+from convexlayer.program import Array, ConeProgram, Cones, max_norm
+
+__all__ = ["ComplementaryPoint", "Scales", "product_cone", "scales_at"]
+
+FLOOR = 1e-8
+"""A variable is taken to be of at least this size, relative to the one at which it would dominate a row. It tells
+rounding, where the solution is 0, from numbers."""
+
+ROUNDING = 1e-14
+"""What is smaller than this, relative to what would dominate a row, is taken for 0."""
+
+WITHIN = 1e-5
+"""A row of a curved cone is taken to be of at least this size, relative to the largest of its block: projections are
+exact to rounding of the whole block."""
+
+LOST = 1e-12
+"""A number of b that is smaller than this, relative to its block, is lost in it: then the row has its own size."""
+
+BOUND = 8.0
+"""How much larger than the terms of its row s must be, for a row to count as large: where x_j >= 0 is active and x_j is
+still a small number, that number is its row's only size."""
+
+EXPONENT = 200.0
+"""c lies between 2 to the minus and to the plus this."""
+
+
+@lru_cache(maxsize=256)
+def product_cone(cones: Cones) -> ProductCone:
+    """The product cone of these sizes, made once."""
+    return ProductCone(cones)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """The sizes of a batch of points, row by row.
+
+    Attributes:
+        variable: (B, n), the size of x_j at which it would dominate one of its rows.
+        dual: (B, n), sums of the magnitudes of the terms of Px + q + A'y.
+        primal: (B, m), those of Ax + s - b.
+        c: (B, m), a power of two for each block, sqrt(S / Y); 1 for rows of the zero cone.
+        size: (B, m), sqrt(S Y): the w of a block that is of the size of its row's terms.
+    """
+
+    variable: Array
+    dual: Array
+    primal: Array
+    c: Array
+    size: Array
+
+    def w(self, y: Array, s: Array) -> Array:
+        """C y - s / c, (B, m)."""
+        return self.c * y - s / self.c
+
+
+def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Array) -> Scales:
+    """The scales at points x (B, n), y (B, m) and s (B, m)."""
+    P, A = program.structure.P, program.structure.A
+    abs_P, abs_A, abs_q, abs_b = map(np.abs, (program.P, program.A, program.q, program.b))
+    abs_x, abs_y, abs_s = map(np.abs, (x, y, s))
+    curved = slice(cone.flat, None)
+    abs_y[:, curved] = np.maximum(abs_y, WITHIN * cone.largest_of_blocks(abs_y))[:, curved]
+
+    def sums(x: Array, y: Array) -> tuple[Array, Array]:
+        dual = P.matvec(abs_P, x) + abs_q + A.rmatvec(abs_A, y)
+        return dual, A.matvec(abs_A, x) + abs_b + abs_s
+
+    dual, primal = sums(abs_x, abs_y)
+    primal = cone.largest_of_blocks(primal)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        of_rows = np.where(abs_A > 0, primal[:, A.rows] / abs_A, 0.0)
+        of_cols = np.where(abs_A > 0, dual[:, A.cols] / abs_A, 0.0)
+        diagonal = P.rows == P.cols
+        curvature = np.zeros_like(x)
+        curvature[:, P.rows[diagonal]] = abs_P[:, diagonal]
+        of_curvature = np.where(curvature > 0, dual / curvature, 0.0)
+        variable = np.maximum(of_curvature, A.by_col(np.maximum, of_rows, 0.0))
+        multiplier = A.by_row(np.maximum, of_cols, 0.0)
+        dual, primal = sums(np.maximum(abs_x, FLOOR * variable), np.maximum(abs_y, FLOOR * multiplier))
+        matters = np.where((abs_A > 0) & (dual[:, A.cols] > 0), dual[:, A.cols] / abs_A, np.inf)
+        Y = A.by_row(np.minimum, matters, np.inf)
+    S = cone.largest_of_blocks(primal)
+    hidden = (abs_b > 0) & (abs_b < LOST * S)
+    primal[:, curved] = np.where(hidden, primal, np.maximum(primal, WITHIN * S))[:, curved]
+    Y = cone.largest_of_blocks(np.where(np.isfinite(Y), Y, 0.0))
+    S = S * BOUND
+    known = (S > 0) & (Y > 0)
+    exponent = 0.5 * np.log2(np.where(known, S, 1.0) / np.where(known, Y, 1.0))
+    c = np.exp2(np.clip(np.rint(exponent), -EXPONENT, EXPONENT))
+    c[:, : cone.free] = 1.0
+    size = np.where(known, np.sqrt(S) * np.sqrt(Y), np.maximum(S, Y))
+    size[size == 0.0] = np.inf
+    return Scales(variable, dual, primal, c, size)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ComplementaryPoint:
+    """Points of a batch where y in K*, s in K and s'y = 0 hold exactly.
+
+    Attributes:
+        x: (B, n).
+        y: (B, m).
+        s: (B, m).
+        scales: the sizes of terms, by which w is balanced and residuals are judged.
+        cones: the cones at w = c y - s / c.
+        dual: Px + q + A'y, (B, n).
+        primal: Ax + s - b, (B, m).
+        backward: the largest componentwise backward error, (B,); infinite where one is not a number.
+    """
+
+    x: Array
+    y: Array
+    s: Array
+    scales: Scales
+    cones: ProductPoint
+    dual: Array
+    primal: Array
+    backward: Array
+
+    @staticmethod
+    def near(program: ConeProgram, x: Array, y: Array, s: Array, *, trust: float = 1.0) -> ComplementaryPoint:
+        """The complementary point nearest to a point, in the sizes of its rows; that at 0 where it is not finite.
+
+        Args:
+            program: the programs.
+            x: (B, n).
+            y: (B, m).
+            s: (B, m).
+            trust: a power of two by which c is multiplied: y is kept where it is large, s where it is small.
+        """
+        cone = product_cone(program.structure.cones)
+        scales = scales_at(program, cone, x, y, s)
+        if trust != 1.0:
+            scales.c[:, cone.free :] *= trust
+        w = scales.w(y, s)
+        return ComplementaryPoint.at(program, x, scales, cone.at(np.where(np.isfinite(w), w, 0.0)))
+
+    @staticmethod
+    def at(program: ConeProgram, x: Array, scales: Scales, cones: ProductPoint) -> ComplementaryPoint:
+        """The point at x, and at the w of the cones, which these scales balanced and by which it is judged."""
+        P, A = program.structure.P, program.structure.A
+        projection = cones.projection
+        y, s = projection / scales.c, (projection - cones.w) * scales.c
+        dual = P.matvec(program.P, x) + program.q + A.rmatvec(program.A, y)
+        primal = A.matvec(program.A, x) + s - program.b
+        backward = np.maximum(_largest_ratio(dual, scales.dual), _largest_ratio(primal, scales.primal))
+        return ComplementaryPoint(x, y, s, scales, cones, dual, primal, backward)
+
+    @cached_property
+    def margin(self) -> Array:
+        """The least margin of a block relative to its size, (B,)."""
+        return self.cones.derivative.relative_margin(self.scales.size)
+
+    def relative_change(self, dx: Array, dw: Array) -> Array:
+        """The largest change (B,) of an entry of x relative to it, or of one of w relative to its block.
+
+        An entry of x that is rounding of what would matter is 0, and may change by so much.
+        """
+        x, variable = np.abs(self.x), self.scales.variable
+        with np.errstate(divide="ignore", invalid="ignore"):
+            of_x = np.abs(dx) / np.where(x > ROUNDING * variable, x, FLOOR * variable)
+        return np.maximum(max_norm(np.where(dx == 0.0, 0.0, of_x)), max_norm(dw / self.scales.size))
+
+    @property
+    def derivative(self) -> ProductDerivative:
+        """That of the projection on K* at w."""
+        return self.cones.derivative
+
+
+def _largest_ratio(residual: Array, size: Array) -> Array:
+    """The largest |residual| / size of each element, 0 / 0 being 0; infinite where one is not a number."""
+    magnitude = np.abs(residual)
+    ratio = np.where(magnitude > 0, magnitude / np.where(size > 0, size, 1e-300), 0.0)
+    largest: Array = np.max(np.where(np.isnan(magnitude), np.inf, ratio), axis=1, initial=0.0)
+    return largest
