@@ -31,6 +31,9 @@ FLOOR = 1e-8
 """A variable is taken to be of at least this size, relative to the one at which it would dominate a row. It tells
 rounding, where the solution is 0, from numbers."""
 
+EPS = 2.0 * np.finfo(float).eps
+"""Rounding of a sum, relative to its terms, and of a projection, relative to its block."""
+
 ROUNDING = 1e-14
 """What is smaller than this, relative to what would dominate a row, is taken for 0."""
 
@@ -44,6 +47,9 @@ LOST = 1e-12
 BOUND = 8.0
 """How much larger than the terms of its row s must be, for a row to count as large: where x_j >= 0 is active and x_j is
 still a small number, that number is its row's only size."""
+
+NOTICED = 1e-6
+"""Where both s and y of a curved block are more than this, relative to what matters, they balance each other."""
 
 EXPONENT = 200.0
 """c lies between 2 to the minus and to the plus this."""
@@ -66,6 +72,8 @@ class Scales:
         primal: (B, m), those of Ax + s - b.
         c: (B, m), a power of two for each block, sqrt(S / Y); 1 for rows of the zero cone.
         size: (B, m), sqrt(S Y): the w of a block that is of the size of its row's terms.
+        dual_rounding: (B, n), what rounding may do to a row of Px + q + A'y.
+        primal_rounding: (B, m), what it may do to one of Ax + s - b.
     """
 
     variable: Array
@@ -73,6 +81,8 @@ class Scales:
     primal: Array
     c: Array
     size: Array
+    dual_rounding: Array
+    primal_rounding: Array
 
     def w(self, y: Array, s: Array) -> Array:
         """C y - s / c, (B, m)."""
@@ -110,13 +120,23 @@ def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Ar
     primal[:, curved] = np.where(hidden, primal, np.maximum(primal, WITHIN * S))[:, curved]
     Y = cone.largest_of_blocks(np.where(np.isfinite(Y), Y, 0.0))
     S = S * BOUND
+    s_norm, y_norm = cone.largest_of_blocks(np.abs(s)), cone.largest_of_blocks(np.abs(y))
+    both = (s_norm > NOTICED * S) & (y_norm > NOTICED * Y)
+    both[:, : cone.flat] = False
+    S, Y = np.where(both, s_norm, S), np.where(both, y_norm, Y)
     known = (S > 0) & (Y > 0)
     exponent = 0.5 * np.log2(np.where(known, S, 1.0) / np.where(known, Y, 1.0))
     c = np.exp2(np.clip(np.rint(exponent), -EXPONENT, EXPONENT))
     c[:, : cone.free] = 1.0
     size = np.where(known, np.sqrt(S) * np.sqrt(Y), np.maximum(S, Y))
     size[size == 0.0] = np.inf
-    return Scales(variable, dual, primal, c, size)
+    w_norm = cone.largest_of_blocks(np.abs(c * y) + np.abs(s) / c)
+    w_norm[:, : cone.flat] = 0.0
+    noise = (
+        EPS * (P.matvec(abs_P, np.abs(x)) + abs_q + A.rmatvec(abs_A, np.abs(y) + w_norm / c)),
+        EPS * (A.matvec(abs_A, np.abs(x)) + abs_b + np.abs(s) + w_norm * c),
+    )
+    return Scales(variable, dual, primal, c, size, *noise)
 
 
 @final
@@ -187,6 +207,11 @@ class ComplementaryPoint:
         with np.errstate(divide="ignore", invalid="ignore"):
             of_x = np.abs(dx) / np.where(x > ROUNDING * variable, x, FLOOR * variable)
         return np.maximum(max_norm(np.where(dx == 0.0, 0.0, of_x)), max_norm(dw / self.scales.size))
+
+    def derivative_change(self, dw: Array) -> Array:
+        """The largest change (B,) of an eigenvalue d or 1 - d of D, relative to it, where w changes by dw."""
+        w = self.cones.w + dw
+        return self.derivative.relative_change(self.cones.cone.derivative(np.where(np.isfinite(w), w, 0.0)))
 
     @property
     def derivative(self) -> ProductDerivative:

@@ -141,6 +141,10 @@ class Recovery:
         flat = self._forward.times(point)
         return flat if self.direct is None else flat + self.direct.push_point(features, point)
 
+    def push_direct(self, point: Array, tangent: Array) -> Array | float:
+        """Tangents (B, entries) of tangents (B, features) of the features at the same x and y, (B, n + m)."""
+        return 0.0 if self.direct is None else self.direct.push_features(point, tangent)
+
     def push(
         self,
         at: tuple[Array, Array, Array],
@@ -156,9 +160,7 @@ class Recovery:
         """
         features, x, y = at
         moved, dx, dy = tangents
-        flat = self.push_linear(features, dx, dy)
-        if self.direct is not None:
-            flat = flat + self.direct.push_features(np.concatenate([x, y], axis=1), moved)
+        flat = self.push_linear(features, dx, dy) + self.push_direct(np.concatenate([x, y], axis=1), moved)
         pushed = (flat[:, where].reshape(len(flat), *spec.shape) for spec, where in self._each)
         return tuple(
             tangent * value if spec.log else tangent

@@ -123,6 +123,18 @@ class ProductDerivative:
             margins.append(xp.min(xp.abs(w[:, cone.free : cone.flat]), axis=-1))
         return reduce(xp.minimum, margins) if margins else xp.full_like(xp.sum(w, axis=-1), xp.inf)
 
+    def relative_change(self, other: ProductDerivative) -> Array:
+        """The largest difference (B,) of an eigenvalue d or 1 - d in a curved cone from another's, relative to it."""
+        w = self._points.w
+        xp = namespace(w)
+        largest = xp.zeros_like(xp.sum(w, axis=-1))
+        for mine, theirs in zip(self.curved, other.curved, strict=True):
+            pairs = zip(_eigenvalues(mine), _eigenvalues(theirs), strict=True)
+            for here, there in pairs:
+                ratio = xp.abs(there - here) / xp.where(here > 0, here, 1.0)
+                largest = xp.maximum(largest, xp.max(ratio.reshape(len(w), -1), axis=-1))
+        return largest
+
     def relative_margin(self, size: Array) -> Array:
         """The least margin of all blocks relative to their sizes, those of their first rows, (B, m) -> (B,)."""
         w, cone = self._points.w, self._points.cone
@@ -226,6 +238,11 @@ class ProductCone:
     def _check(self, w: Array) -> None:
         if w.ndim != 2 or w.shape[1] != self.m:
             raise ShapeError(f"expected w of shape (batch, {self.m}), got {tuple(w.shape)}; add the batch axis")
+
+
+def _eigenvalues(piece: Eigenbasis | RankTwo) -> tuple[Array, Array]:
+    """The eigenvalues d and 1 - d of a group, of which none is 0 but exactly."""
+    return (piece.d if isinstance(piece, Eigenbasis) else piece.delta), piece.complement
 
 
 def _least(piece: Eigenbasis | RankTwo) -> Array:

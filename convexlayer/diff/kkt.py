@@ -25,6 +25,9 @@ from convexlayer.solution import Solution
 
 __all__ = ["ExactDifferentiator"]
 
+RelativeChange = Callable[[Array, Array, Callable[[ConeProgram], tuple[Array, Array]]], Array]
+"""See ``ExactDifferentiator``."""
+
 NEGLIGIBLE = 1e-11
 """Part of the solution of the linear system that counts as zero, relative to its largest entry."""
 
@@ -41,6 +44,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         *,
         factor: ReducedFactor | None = None,
         point: ComplementaryPoint | None = None,
+        relative: RelativeChange | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -50,11 +54,14 @@ class ExactDifferentiator(AbstractDifferentiator):
             solution: their solutions. Every element must have a finite point.
             factor: one made nearby, for instance by ``polished``; used if it is that of these solutions too.
             point: the complementary points near the solutions, if they are known.
+            relative: how much a change of x and y is relative to what is made of them, (B,), given also how x and y
+                answer to a tangent of the program; relative to x unless given.
         """
         self._system = system
         self._program = program
         self._near = factor
         self._point = point or solution.complementary(program)
+        self._relative = relative or (lambda dx, dy, _: self._point.relative_change(dx, 0.0 * dy))
 
     @cached_property
     def _factor(self) -> ReducedFactor:
@@ -65,12 +72,21 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     @cached_property
     def _error(self) -> Array:
-        """The largest relative change (B,) of an entry of x or a block of w that a Newton step would make."""
+        """How far off the solutions may be, relative to themselves, (B,).
+
+        A Newton step, with what rounding may have done to its right-hand side: the largest change of an output relative
+        to it, of w relative to its block, and of an eigenvalue d or 1 - d of the projection's derivative.
+        """
         point, program, factor = self._point, self._program, self._factor
-        dx, dy = factor.newton(-point.dual, -point.primal)
-        ds = -(program.structure.A.matvec(program.A, dx) + point.primal)
-        c = point.scales.c
-        return point.relative_change(dx, c * dy - ds / c)
+        scales, c = point.scales, point.scales.c
+        rng = np.random.default_rng(0)
+        dual = point.dual + rng.choice((-1.0, 1.0), point.dual.shape[1]) * scales.dual_rounding
+        primal = point.primal + rng.choice((-1.0, 1.0), point.primal.shape[1]) * scales.primal_rounding
+        dx, dy = factor.newton(-dual, -primal)
+        ds = -(program.structure.A.matvec(program.A, dx) + primal)
+        dw = c * dy - ds / c
+        error = np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / scales.size))
+        return np.maximum(error, point.derivative_change(dw))
 
     def vjp(
         self,
@@ -98,16 +114,24 @@ class ExactDifferentiator(AbstractDifferentiator):
         self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
         """With r1 = dP x + dq + dA'y and r2 = dA x - db: K [dx; u] = -[r1; L'r2], dy = L u, ds = -(A dx + r2)."""
-        P, A = tangent.structure.P, tangent.structure.A
-        x, y = self._point.x, self._point.y
-        r1 = P.matvec(tangent.P, x) + tangent.q + A.rmatvec(tangent.A, y)
-        r2 = A.matvec(tangent.A, x) - tangent.b
+        r1, r2 = self._right_hand_side(tangent)
 
         def visible(dx: Array, dy: Array) -> Array:
             return max_norm(seen(self._tangent(dx, dy, 0.0)))
 
         dx, dy, report = self._solve(-r1, -r2, visible)
         return self._tangent(dx, dy, r2), report
+
+    def _right_hand_side(self, tangent: ConeProgram) -> tuple[Array, Array]:
+        """R1 and r2 of ``jvp``."""
+        P, A = tangent.structure.P, tangent.structure.A
+        x, y = self._point.x, self._point.y
+        return P.matvec(tangent.P, x) + tangent.q + A.rmatvec(tangent.A, y), A.matvec(tangent.A, x) - tangent.b
+
+    def _respond(self, tangent: ConeProgram) -> tuple[Array, Array]:
+        """(dx, dy) of ``jvp``, to the accuracy of a Newton step."""
+        r1, r2 = self._right_hand_side(tangent)
+        return self._factor.newton(-r1, -r2)
 
     def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
         """A null direction of K moves (x, y) among the solutions; all is well where the derivative does not move.

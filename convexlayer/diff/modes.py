@@ -7,7 +7,7 @@ from typing import Protocol
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff.base import AbstractDifferentiator
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
-from convexlayer.diff.kkt import ExactDifferentiator
+from convexlayer.diff.kkt import ExactDifferentiator, RelativeChange
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.errors import DerivativeError
 from convexlayer.program import ConeProgram
@@ -27,6 +27,7 @@ class DerivativeMode(Protocol):
         *,
         factor: ReducedFactor | None = None,
         point: ComplementaryPoint | None = None,
+        relative: RelativeChange | None = None,
     ) -> AbstractDifferentiator:
         """At these solutions; with what is known of them already, as ``ExactDifferentiator`` explains."""
 

@@ -12,10 +12,13 @@ import numpy as np
 from convexlayer.canon import ParametricProgram
 from convexlayer.diff import AbstractDifferentiator, DerivativeReport, SolutionCotangent, SolutionTangent
 from convexlayer.layers.report import Report
-from convexlayer.program import Array, ConeProgram, IndexArray, Structure
+from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
 from convexlayer.solution import BoolArray, Solution
 
 __all__ = ["SolvedBatch"]
+
+SMALL = 1e-8
+"""Changes of outputs up to this share need no second look."""
 
 
 @final
@@ -202,7 +205,34 @@ class SolvedBatch:
 
     @cached_property
     def _differentiator(self) -> AbstractDifferentiator:
-        return self._differentiate(*self._solved_part)
+        return self._differentiate(*self._solved_part, relative=self._relative)
+
+    def _relative(self, dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
+        """How large changes of x and y of the solved elements are relative to the outputs that they make, (B,).
+
+        An output may be next to 0 because its terms cancel there. Then it moves with the parameters by much more than
+        itself, and what counts is that: how it answers to changes of all parameters by the same share.
+        """
+        change = np.abs(self._moved(dx, dy))
+        size = np.abs(np.concatenate([value.reshape(len(value), -1) for value in self._values], axis=1))
+        change[size == 0.0] = 0.0
+        if np.any(change > SMALL * size):
+            size = np.maximum(size, self._response(respond))
+        with np.errstate(divide="ignore"):
+            return max_norm(np.where(change > 0.0, change / size, 0.0))
+
+    def _response(self, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
+        """How the outputs of the solved elements answer to a change of every parameter by its own size, (B, entries)."""
+        program, features = self._parametric, self._solved_rows(self._features)
+        push = features * np.random.default_rng(0).choice((-1.0, 1.0), features.shape[1])
+        dx, dy = respond(program.push(features, push).divided(self._solved_rows(self._scale)))
+        _, x, y = self._here
+        return np.abs(self._moved(dx, dy) + program.recovery.push_direct(np.concatenate([x, y], axis=1), push))
+
+    def _moved(self, dx: Array, dy: Array) -> Array:
+        """Tangents (B, entries) of all outputs of the solved elements."""
+        features, scale = self._solved_rows(self._features), self._solved_rows(self._scale)
+        return self._parametric.recovery.push_linear(features, dx, dy * scale[:, None])
 
     @cached_property
     def _slope(self) -> Array:
