@@ -25,11 +25,17 @@ from convexlayer.cones import ProductDerivative
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
 from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
-from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
+from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure, max_norm
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
 __all__ = ["VISIBLE", "ReducedFactor", "ReducedSystem"]
+
+ROW_ACCEPTED, ROW_STEPS = 1e-11, 2
+"""Residual of a row at which it is not refined further, and how often that is done."""
+
+NOTHING = 1e-18
+"""Terms of a row that are no larger than this, relative to the largest row, are leftovers of zeros."""
 
 VISIBLE = 1e-5
 """Effect of a unit null direction, from which the choice among several solutions matters."""
@@ -131,8 +137,8 @@ class ReducedFactor:
         Returns:
             l (B, n); v (B, m); the relative residuals (B,); where the solution is not unique and that is seen, (B,).
         """
-        refined, rhs = self._refined, self._rhs(top, bottom)
-        z, residual = refined.refine(rhs)
+        rhs = self._rhs(top, bottom)
+        z, residual = self._solved_row_by_row(rhs)
         singular = self.singular
         if self.regular and float(residual.max(initial=0.0)) <= ACCEPTED:
             return *self._split(z), residual, singular
@@ -142,6 +148,41 @@ class ReducedFactor:
         if np.any(doubtful):
             self._least_squares(z, residual, rhs, singular, doubtful)
         return *self._split(z), residual, singular
+
+    def _solved_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
+        """Solutions whose residuals are small in every row, relative to its own terms, and the largest of them (B,).
+
+        Refinement drives down the norm of the residual; what it leaves is refined once more where that is not enough
+        for rows of small terms (Skeel 1980).
+        """
+        z, _ = self._refined.refine(rhs)
+        for _ in range(ROW_STEPS):
+            remainder, residual = self._row_residual(z, rhs)
+            if not float(residual.max(initial=0.0)) > ROW_ACCEPTED:
+                return z, residual
+            z = z + self._refined.refine(remainder)[0]
+        return z, self._row_residual(z, rhs)[1]
+
+    def _row_residual(self, z: Array, rhs: Array) -> tuple[Array, Array]:
+        """Rhs - K z, and the largest of each row relative to the sum of the magnitudes of its terms, (B,)."""
+        pattern, scale, (E, diagonal) = self._system.pattern, self._scale, self._equilibrated
+        x, target = z / scale, scale * rhs
+        product = pattern.matvec(E, x) + pattern.rmatvec(E, x) - diagonal * x
+        abs_E, abs_x = np.abs(E), np.abs(x)
+        terms = pattern.matvec(abs_E, abs_x) + pattern.rmatvec(abs_E, abs_x) - np.abs(diagonal) * abs_x + np.abs(target)
+        remainder = target - product
+        floor = NOTHING * max_norm(terms)[:, None]
+        return remainder / scale, max_norm(remainder / np.maximum(terms, np.maximum(floor, 1e-300)))
+
+    @cached_property
+    def _scale(self) -> Array:
+        return self._refined.equilibrated(np.arange(self._program.batch))[0]
+
+    @cached_property
+    def _equilibrated(self) -> tuple[Array, Array]:
+        pattern = self._system.pattern
+        E = self._refined.equilibrated(np.arange(self._program.batch))[1]
+        return E, E[:, pattern.rows == pattern.cols]
 
     def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
         """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""
