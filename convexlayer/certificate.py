@@ -21,9 +21,12 @@ from functools import cached_property, lru_cache
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convexlayer.cones import ProductCone, ProductDerivative, ProductPoint
 from convexlayer.program import Array, ConeProgram, Cones, max_norm
+
+BoolArray = NDArray[np.bool_]
 
 __all__ = ["ComplementaryPoint", "Scales", "product_cone", "scales_at"]
 
@@ -165,7 +168,7 @@ class ComplementaryPoint:
     backward: Array
 
     @staticmethod
-    def near(program: ConeProgram, x: Array, y: Array, s: Array, *, trust: float = 1.0) -> ComplementaryPoint:
+    def near(program: ConeProgram, x: Array, y: Array, s: Array, *, trust: Array | None = None) -> ComplementaryPoint:
         """The complementary point nearest to a point, in the sizes of its rows; that at 0 where it is not finite.
 
         Args:
@@ -173,12 +176,12 @@ class ComplementaryPoint:
             x: (B, n).
             y: (B, m).
             s: (B, m).
-            trust: a power of two by which c is multiplied: y is kept where it is large, s where it is small.
+            trust: powers of two, (B, m), by which c is multiplied: y is kept where they are large, s where they are small.
         """
         cone = product_cone(program.structure.cones)
         scales = scales_at(program, cone, x, y, s)
-        if trust != 1.0:
-            scales.c[:, cone.free :] *= trust
+        if trust is not None:
+            scales.c[:, cone.free :] *= trust[:, cone.free :]
         w = scales.w(y, s)
         return ComplementaryPoint.at(program, x, scales, cone.at(np.where(np.isfinite(w), w, 0.0)))
 
@@ -197,6 +200,15 @@ class ComplementaryPoint:
     def margin(self) -> Array:
         """The least margin of a block relative to its size, (B,)."""
         return self.cones.derivative.relative_margin(self.scales.size)
+
+    def wrong(self, program: ConeProgram, bound: float) -> tuple[BoolArray, BoolArray]:
+        """Which variables (B, n), and which blocks (B, m), have to do with a row whose backward error exceeds a bound."""
+        A, cone = program.structure.A, self.cones.cone
+        stored = program.A != 0.0
+        dual, primal = ~(np.abs(self.dual) <= bound * self.scales.dual), ~(np.abs(self.primal) <= bound * self.scales.primal)
+        rows = primal | (A.by_row(np.maximum, (stored & dual[:, A.cols]).astype(float), 0.0) > 0)
+        rows = cone.largest_of_blocks(rows.astype(float)) > 0
+        return dual | (A.by_col(np.maximum, (stored & rows[:, A.rows]).astype(float), 0.0) > 0), rows
 
     def relative_change(self, dx: Array, dw: Array) -> Array:
         """The largest change (B,) of an entry of x relative to it, or of one of w relative to its block.

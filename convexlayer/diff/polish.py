@@ -92,7 +92,7 @@ def polished(
         stuck = np.flatnonzero(need[active] & ~(run.backward <= NEAR))
         if not len(stuck):
             break
-        run.go(run.near(stuck, trust), stuck)
+        run.go(run.again(stuck, trust), stuck)
     x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
     improved = need[active] & (run.backward < np.inf)
     kept = active[improved]
@@ -119,13 +119,26 @@ class _Run:
         self._system, self._program, self._start = system, program, (x, y, s)
         self._steps = steps
         self.x, self.y, self.s = x.copy(), y.copy(), s.copy()
+        self._last = x.copy(), y.copy(), s.copy()
         self.backward = np.full(len(x), np.inf)
         self.factor: ReducedFactor | None = None
 
-    def near(self, index: IndexArray, trust: float = 1.0) -> ComplementaryPoint:
+    def near(self, index: IndexArray) -> ComplementaryPoint:
         """The complementary points from which elements start."""
+        return ComplementaryPoint.near(self._program.select(index), *(v[index] for v in self._start))
+
+    def again(self, index: IndexArray, trust: float) -> ComplementaryPoint:
+        """Where elements start that have not arrived.
+
+        What is right stays where the last attempt left it; the rest starts once more from the solver's point, with its
+        c multiplied by ``trust``.
+        """
+        program = self._program.select(index)
         x, y, s = (v[index] for v in self._start)
-        return ComplementaryPoint.near(self._program.select(index), x, y, s, trust=trust)
+        last = ComplementaryPoint.near(program, *(v[index] for v in (self._last)))
+        wrong_x, wrong_rows = last.wrong(program, NEAR)
+        x, y, s = np.where(wrong_x, x, last.x), np.where(wrong_rows, y, last.y), np.where(wrong_rows, s, last.s)
+        return ComplementaryPoint.near(program, x, y, s, trust=np.where(wrong_rows, trust, 1.0))
 
     def go(self, here: ComplementaryPoint, index: IndexArray | None = None) -> None:
         """Step from these points of the elements at these positions (all unless given), each as long as it pays."""
@@ -150,6 +163,8 @@ class _Run:
                 here = ComplementaryPoint.near(part, here.x[going], here.y[going], here.s[going])
 
     def _keep(self, active: IndexArray, point: ComplementaryPoint) -> None:
+        for kept, new in zip(self._last, (point.x, point.y, point.s), strict=True):
+            kept[active] = new
         better = (point.backward < self.backward[active]) | (point.backward <= NEEDED)
         kept = active[better]
         self.x[kept], self.y[kept], self.s[kept] = point.x[better], point.y[better], point.s[better]
