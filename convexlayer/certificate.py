@@ -30,7 +30,7 @@ BoolArray = NDArray[np.bool_]
 
 __all__ = ["ComplementaryPoint", "Scales", "product_cone", "scales_at"]
 
-FLOOR = 1e-8
+FLOOR = 1e-6
 """A variable is taken to be of at least this size, relative to the one at which it would dominate a row. It tells
 rounding, where the solution is 0, from numbers."""
 
@@ -114,7 +114,7 @@ def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Ar
         curvature[:, P.rows[diagonal]] = abs_P[:, diagonal]
         of_curvature = np.where(curvature > 0, dual / curvature, 0.0)
         variable = np.maximum(of_curvature, A.by_col(np.maximum, of_rows, 0.0))
-        multiplier = A.by_row(np.maximum, of_cols, 0.0)
+        multiplier = cone.largest_of_blocks(A.by_row(np.maximum, of_cols, 0.0))
         dual, primal = sums(np.maximum(abs_x, FLOOR * variable), np.maximum(abs_y, FLOOR * multiplier))
         matters = np.where((abs_A > 0) & (dual[:, A.cols] > 0), dual[:, A.cols] / abs_A, np.inf)
         Y = A.by_row(np.minimum, matters, np.inf)
@@ -217,7 +217,7 @@ class ComplementaryPoint:
         """
         x, variable = np.abs(self.x), self.scales.variable
         with np.errstate(divide="ignore", invalid="ignore"):
-            of_x = np.abs(dx) / np.where(x > ROUNDING * variable, x, FLOOR * variable)
+            of_x = np.abs(dx) / np.where(x > ROUNDING * variable, x, 1e-7 * variable)
         return np.maximum(max_norm(np.where(dx == 0.0, 0.0, of_x)), max_norm(dw / self.scales.size))
 
     def derivative_change(self, dw: Array) -> Array:
