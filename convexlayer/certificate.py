@@ -17,18 +17,18 @@ evenly among both, and keeps the digits of both in w.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convexlayer.cones import ProductCone, ProductDerivative, ProductPoint
-from convexlayer.program import Array, ConeProgram, Cones, max_norm
+from convexlayer.cones import ProductCone, ProductDerivative, ProductPoint, product_cone
+from convexlayer.program import Array, ConeProgram, max_norm
 
 BoolArray = NDArray[np.bool_]
 
-__all__ = ["ComplementaryPoint", "Scales", "product_cone", "scales_at"]
+__all__ = ["ComplementaryPoint", "Scales", "scales_at"]
 
 FLOOR = 1e-6
 """A variable is taken to be of at least this size, relative to the one at which it would dominate a row. It tells
@@ -56,12 +56,6 @@ NOTICED = 1e-6
 
 EXPONENT = 200.0
 """c lies between 2 to the minus and to the plus this."""
-
-
-@lru_cache(maxsize=256)
-def product_cone(cones: Cones) -> ProductCone:
-    """The product cone of these sizes, made once."""
-    return ProductCone(cones)
 
 
 @final

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from convexlayer.certificate import ComplementaryPoint, product_cone
+from convexlayer.certificate import ComplementaryPoint
+from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 
 __all__ = ["BoolArray", "Residuals", "Solution", "Status"]

@@ -82,7 +82,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         rng = np.random.default_rng(0)
         dual = point.dual + rng.choice((-1.0, 1.0), point.dual.shape[1]) * scales.dual_rounding
         primal = point.primal + rng.choice((-1.0, 1.0), point.primal.shape[1]) * scales.primal_rounding
-        dx, dy = factor.newton(-dual, -primal)
+        dx, dy = factor.newton_row_by_row(-dual, -primal)
         ds = -(program.structure.A.matvec(program.A, dx) + primal)
         dw = c * dy - ds / c
         error = np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / scales.size))

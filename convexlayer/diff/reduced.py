@@ -20,8 +20,8 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.certificate import ComplementaryPoint, product_cone
-from convexlayer.cones import ProductDerivative
+from convexlayer.certificate import ComplementaryPoint
+from convexlayer.cones import ProductDerivative, product_cone
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
 from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
@@ -123,6 +123,10 @@ class ReducedFactor:
     def newton(self, top: Array, bottom: Array) -> tuple[Array, Array]:
         """(l, v) to the accuracy that a Newton step needs."""
         return self._split(self._refined.refine(self._rhs(top, bottom), steps=3)[0])
+
+    def newton_row_by_row(self, top: Array, bottom: Array) -> tuple[Array, Array]:
+        """(l, v) to the accuracy of the terms of each row."""
+        return self._split(self._solved_row_by_row(self._rhs(top, bottom))[0])
 
     def solve(
         self, top: Array, bottom: Array, visible: Callable[[Array, Array], Array]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -25,10 +25,12 @@ from convexlayer.layers.choice import Chosen, Prepared, choose, fastest
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.layers.theta import batch_size, check_values
-from convexlayer.program import Array, ConeProgram
+from convexlayer.program import Array, ConeProgram, IndexArray
 from convexlayer.solution import Residuals, Solution, Status
 from convexlayer.solvers import Options
 from convexlayer.solvers.auto import candidates
+from convexlayer.solvers.registry import solver_for
+from convexlayer.solvers.components import Component, components
 
 __all__ = ["SolutionMap"]
 
@@ -275,15 +277,47 @@ class SolutionMap:
         options: Options,
     ) -> tuple[Solution, Residuals, tuple[int, ...]]:
         """With the elements that the solver left unsolved or inaccurate solved by its deputy, and their positions."""
-        if deputy is None or solution.all_optimal or all(status not in UNSETTLED for status in solution.status):
+        index = _unsettled(solution)
+        if not len(index) or options.time_limit_s is not None:
             return solution, residuals, ()
-        index = np.array([i for i, status in enumerate(solution.status) if status in UNSETTLED], dtype=np.int64)
-        part = program.select(index)
-        other, found, *_ = self._certified(part, deputy.solver.solve(deputy.state, part, options), options)
-        settled = np.array([status not in UNSETTLED for status in other.status], dtype=bool)
-        better = np.flatnonzero(settled | (found.worst < residuals.worst[index]))
-        merged = solution.with_elements(index[better], other.select(better))
-        return merged, merged.residuals(program), tuple(index.tolist())
+        asked: list[Callable[[ConeProgram], Solution]] = []
+        if self._parts:
+            asked.append(lambda part: self._solved_in_parts(part, options))
+        if deputy is not None:
+            asked.append(lambda part: deputy.solver.solve(deputy.state, part, options))
+        left = index
+        for ask in asked:
+            part = program.select(left)
+            other, found, *_ = self._certified(part, ask(part), options)
+            settled = np.ones(len(left), dtype=bool)
+            settled[_unsettled(other)] = False
+            better = np.flatnonzero(settled | (found.worst < residuals.worst[left]))
+            solution = solution.with_elements(left[better], other.select(better))
+            residuals, left = solution.residuals(program), left[~settled]
+            if not len(left):
+                break
+        return solution, residuals, tuple(index.tolist()) if asked else ()
+
+    @cached_property
+    def _parts(self) -> list[tuple[Component, Prepared]]:
+        """The independent parts of the program and who solves them; none where it is one."""
+        name = "auto" if self._automatic else self._chosen.solver.name
+        parts = components(self.program.structure)
+        return [(part, Prepared.of(solver_for(name, part.structure)[0], part.structure)) for part in parts]
+
+    def _solved_in_parts(self, program: ConeProgram, options: Options) -> Solution:
+        """Every independent part solved alone, its objective divided by its own scale."""
+        x, y, s = (np.zeros((program.batch, size)) for size in (program.structure.n, *[program.structure.m] * 2))
+        status, seconds = [Status.OPTIMAL] * program.batch, np.zeros(program.batch)
+        iterations = np.zeros(program.batch, dtype=np.int64)
+        for component, (solver, state) in self._parts:
+            part = component.program(program)
+            scale = part.objective_scale()
+            found = solver.solve(state, part.divided(scale), options).divided(1.0 / scale)
+            component.place(found, x, y, s)
+            status = [word if solved is Status.OPTIMAL else solved for word, solved in zip(status, found.status, strict=True)]
+            iterations, seconds = iterations + found.iterations, seconds + found.seconds
+        return Solution(x, y, s, tuple(status), iterations, seconds, {"solver": self.solver})
 
     def _solver_for(self, program: ConeProgram, options: Options) -> Chosen:
         """Who solves a batch; where tuning is asked for, the first batch decides."""
@@ -320,6 +354,13 @@ class SolutionMap:
             return int(np.count_nonzero(self._certified(program, solution, options).solution.solved))
 
         return fastest(contenders, attempt)
+
+
+def _unsettled(solution: Solution) -> IndexArray:
+    """Positions of the elements that others are asked about."""
+    if solution.all_optimal:
+        return np.zeros(0, dtype=np.int64)
+    return np.array([i for i, status in enumerate(solution.status) if status in UNSETTLED], dtype=np.int64)
 
 
 def _checked_device(device: str) -> str:

@@ -17,6 +17,9 @@ from convexlayer.solution import BoolArray, Solution
 
 __all__ = ["SolvedBatch"]
 
+CANCELLED = 1e-6
+"""An output of which a Newton step leaves no more than this share is 0."""
+
 SMALL = 1e-8
 """Changes of outputs up to this share need no second look."""
 
@@ -213,9 +216,10 @@ class SolvedBatch:
         An output may be next to 0 because its terms cancel there. Then it moves with the parameters by much more than
         itself, and what counts is that: how it answers to changes of all parameters by the same share.
         """
-        change = np.abs(self._moved(dx, dy))
-        size = np.abs(np.concatenate([value.reshape(len(value), -1) for value in self._values], axis=1))
-        change[size == 0.0] = 0.0
+        moved = self._moved(dx, dy)
+        values = np.concatenate([value.reshape(len(value), -1) for value in self._values], axis=1)
+        change, size = np.abs(moved), np.abs(values)
+        change[(size == 0.0) | (np.abs(values + moved) <= CANCELLED * size)] = 0.0  # 0 at the solution: of no size
         if np.any(change > SMALL * size):
             size = np.maximum(size, self._response(respond))
         with np.errstate(divide="ignore"):

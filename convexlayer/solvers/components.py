@@ -1,0 +1,132 @@
+"""The independent parts of a program, which may be solved one by one, each in its own units.
+
+Where neither P nor A nor a cone connects two sets of variables, a program is the sum of two. Solved together they share
+one barrier parameter and one tolerance, so that a part that is worth much less than another stays where the method
+found it; solved apart each is solved to its own accuracy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
+from convexlayer.solution import Solution, Status
+
+__all__ = ["Component", "components"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Component:
+    """One part.
+
+    Attributes:
+        structure: of the part.
+        variables: which variables of the whole it has.
+        rows: which rows.
+        P_entries: which entries of P.
+        A_entries: which entries of A.
+    """
+
+    structure: Structure
+    variables: IndexArray
+    rows: IndexArray
+    P_entries: IndexArray
+    A_entries: IndexArray
+
+    def program(self, whole: ConeProgram) -> ConeProgram:
+        """The part of every element; the constant of the objective stays behind."""
+        return ConeProgram(
+            self.structure,
+            P=whole.P[:, self.P_entries],
+            q=whole.q[:, self.variables],
+            r=np.zeros(whole.batch),
+            A=whole.A[:, self.A_entries],
+            b=whole.b[:, self.rows],
+        )
+
+    def place(self, part: Solution, x: Array, y: Array, s: Array) -> None:
+        """Write the part's solution into x (B, n), y (B, m) and s (B, m) of the whole."""
+        x[:, self.variables], y[:, self.rows], s[:, self.rows] = part.x, part.y, part.s
+
+
+def components(structure: Structure) -> list[Component]:
+    """The connected parts of a structure; one alone where there is nothing to separate."""
+    n, m, P, A = structure.n, structure.m, structure.P, structure.A
+    block = _blocks(structure.cones)
+    ones = np.ones(P.nnz + A.nnz)
+    graph = coo_array(
+        (ones, (np.concatenate([P.rows, A.cols]), np.concatenate([P.cols, n + block[A.rows]]))), shape=(n + m, n + m)
+    )
+    _, label = connected_components(graph, directed=False)
+    of_row = label[n + block]
+    found = np.unique(label[:n])
+    if len(found) == 1:
+        return []
+    parts = []
+    for name in found:
+        variables, rows = np.flatnonzero(label[:n] == name), np.flatnonzero(of_row == name)
+        P_entries, A_entries = np.flatnonzero(label[P.rows] == name), np.flatnonzero(label[A.cols] == name)
+        column, row = np.full(n, -1), np.full(m, -1)
+        column[variables], row[rows] = np.arange(len(variables)), np.arange(len(rows))
+        shape = len(variables), len(rows)
+        parts.append(
+            Component(
+                Structure(
+                    Pattern((shape[0], shape[0]), column[P.rows[P_entries]], column[P.cols[P_entries]]),
+                    Pattern((shape[1], shape[0]), row[A.rows[A_entries]], column[A.cols[A_entries]]),
+                    _restricted(structure.cones, rows),
+                ),
+                variables,
+                rows,
+                P_entries,
+                A_entries,
+            )
+        )
+    return parts
+
+
+def _sizes(cones: Cones) -> list[tuple[str, int]]:
+    """Kind and rows of each block, in row order; rows of flat cones are blocks of their own."""
+    triangles = [k * (k + 1) // 2 for k in cones.psd]
+    return [
+        *[("zero", 1)] * cones.zero,
+        *[("nonnegative", 1)] * cones.nonnegative,
+        *(("second_order", size) for size in cones.second_order),
+        *(("psd", size) for size in triangles),
+        *[("exponential", 3)] * cones.exponential,
+        *[("power", 3)] * len(cones.power),
+    ]
+
+
+def _blocks(cones: Cones) -> IndexArray:
+    """The first row of the block that each row belongs to, (m,)."""
+    sizes = np.array([size for _, size in _sizes(cones)], dtype=np.int64)
+    return np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def _restricted(cones: Cones, rows: IndexArray) -> Cones:
+    """The cones of these rows, which hold whole blocks, in order."""
+    sizes = _sizes(cones)
+    starts = np.cumsum([0, *(size for _, size in sizes)])[:-1]
+    chosen = [i for i, start in enumerate(starts.tolist()) if start in set(rows.tolist())]
+    kinds = [sizes[i][0] for i in chosen]
+    before = {kind: next((i for i, (name, _) in enumerate(sizes) if name == kind), 0) for kind in set(kinds)}
+
+    def of(kind: str, values: tuple[object, ...]) -> tuple[object, ...]:
+        return tuple(values[i - before[kind]] for i in chosen if sizes[i][0] == kind)
+
+    return replace(
+        cones,
+        zero=kinds.count("zero"),
+        nonnegative=kinds.count("nonnegative"),
+        second_order=of("second_order", cones.second_order),
+        psd=of("psd", cones.psd),
+        exponential=kinds.count("exponential"),
+        power=of("power", cones.power),
+    )
