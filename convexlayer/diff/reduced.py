@@ -112,6 +112,28 @@ class ReducedFactor:
         """A random (l, v) of K's null space; of use where ``singular``."""
         return self._split(self._refined.null_direction)
 
+    def null_space(self, index: IndexArray) -> tuple[Array, Array]:
+        """Orthonormal bases of the null spaces of K of the elements at these positions, found at the first call.
+
+        Args:
+            index: elements whose ``condition`` is finite; a basis has no members where K is regular, which it may be
+                though the condition exceeds SINGULAR.
+
+        Returns:
+            l (len(index), r, n) and v (len(index), r, m), r the largest dimension: (l[i, j], v[i, j]) is the j-th
+            member of the basis of element index[i], and zero from the dimension of its own null space on. The members
+            are orthonormal as (l, u) and as (l, v): norm(v) = norm(u) in the null space.
+        """
+        spaces, structure = self._refined.null_spaces(index), self._system.structure
+        r = max((len(space.basis) for space in spaces), default=0)
+        l, v = (np.zeros((len(index), r, size)) for size in (structure.n, structure.m))  # noqa: E741 (the design's name)
+        whole = np.zeros((len(self.condition), self._system.pattern.shape[0]))
+        for j in range(r):
+            for i, space in zip(index.tolist(), spaces, strict=True):
+                whole[i] = space.basis[j] if j < len(space.basis) else 0.0
+            l[:, j], v[:, j] = (part[index] for part in self._split(whole))
+        return l, v
+
     def serves(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
         """Whether this is known to be the factor of these programs at that derivative too.
 

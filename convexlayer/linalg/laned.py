@@ -9,7 +9,7 @@ import numpy as np
 
 from convexlayer.buffers import empty, plain
 from convexlayer.linalg import kernels
-from convexlayer.linalg.refined import TINY, AbstractFactoriser, RefinedFactor, power_start
+from convexlayer.linalg.refined import REFINEMENTS, TINY, AbstractFactoriser, RefinedFactor, power_start
 from convexlayer.linalg.symbolic import Symbolic
 from convexlayer.pool import WORKERS, share
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
@@ -51,6 +51,7 @@ class _LaneFactor(RefinedFactor):
     def __init__(self, system: LaneFactoriser, values: Array) -> None:
         super().__init__(system.pattern)
         symbolic, batch = system.symbolic, len(values)
+        self._system = system
         width = LANES if batch > 2 * WORKERS else 1
         self._values, self._packed, self._permutation = values, symbolic.packed, symbolic.plan.permutation
         self._lanes = (0.0,) * width
@@ -73,7 +74,7 @@ class _LaneFactor(RefinedFactor):
         direction = self._scale * self._unpermuted(2)
         return direction / np.maximum(max_norm(direction), TINY)[:, None]
 
-    def refine(self, rhs: Array, *, steps: int = 12) -> tuple[Array, Array]:
+    def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
         rhs = plain(rhs)
         z, residual = empty(*rhs.shape), np.empty(len(rhs))
 
@@ -82,6 +83,23 @@ class _LaneFactor(RefinedFactor):
 
         share(refine, self._groups, seconds=REFINE_S * self._entries)
         return z, residual
+
+    def remains(self, x: Array) -> tuple[Array, Array]:
+        x = plain(x)
+        left, image = np.empty_like(x), np.empty_like(x)
+        of_each = len(self._lanes) == 1
+        kernel = kernels.remains_of_each if of_each else kernels.remains
+        state = self._state.reshape(len(self._state), -1) if of_each else self._state
+        groups = len(x) * -(-x.shape[1] // LANES) if of_each else self._groups
+
+        def iterate(first: int, last: int) -> None:
+            kernel(LANES * (0.0,), self._packed, x, first, last, REFINEMENTS, state, left, image)
+
+        share(iterate, groups, seconds=REFINE_S * self._entries * (1 if of_each else x.shape[1]))
+        return left, image
+
+    def select(self, index: IndexArray) -> RefinedFactor:
+        return self if np.array_equal(index, np.arange(len(self._values))) else self._system.factor(self._values[index])
 
     def equilibrated(self, index: IndexArray) -> tuple[Array, Array]:
         scale, pattern = self._scale[index], self._pattern
@@ -105,4 +123,6 @@ def warm_up() -> None:
     diagonal = Pattern((2, 2), np.arange(2), np.arange(2))
     factoriser = LaneFactoriser(diagonal, np.ones(2))
     for batch in (1, 2 * WORKERS + 1):
-        factoriser.factor(np.ones((batch, 2))).refine(np.ones((batch, 2)))
+        factor = factoriser.factor(np.ones((batch, 2)))
+        factor.refine(np.ones((batch, 2)))
+        factor.remains(np.ones((batch, 1, 2)))

@@ -18,7 +18,7 @@ import numpy as np
 from numba import int64, njit
 from numpy.typing import NDArray
 
-from convexlayer.linalg.simd import load, splat, store, where
+from convexlayer.linalg.simd import load, splat, spread, store, where
 from convexlayer.program import Array
 
 __all__ = ["RUN", "Indices", "LanePlan", "column_products", "factorise", "multiply", "solve_in_place"]
@@ -122,7 +122,7 @@ def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_i
 
 @njit(nogil=True, error_model="numpy")
 def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Array) -> None:
-    """x <- (L D L')^-1 x, (N, V), in permuted order."""
+    """x <- (L D L')^-1 x, (N, V), in permuted order; L and D^-1 may be (nnz(L),) and (N,): those of all lanes."""
     Lp, Li = plan.factor_start, plan.factor_row
     chunks = len(plan.chunk_column)
     for chunk in range(chunks):
@@ -139,14 +139,14 @@ def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Ar
             store(x, j + 3, x3)
             _eliminate_run(lanes, x, L, Li, p0, p1, p2, p3, Lp[j + 4] - p3, x0, x1, x2, x3)
     for i in range(len(D_inverse)):
-        store(x, i, load(lanes, x, i) * load(lanes, D_inverse, i))
+        store(x, i, load(lanes, x, i) * spread(lanes, D_inverse, i))
     for chunk in range(chunks - 1, -1, -1):
         j = plan.chunk_column[chunk]
         p0, p1 = int64(Lp[j]), int64(Lp[j + 1])
         if plan.chunk_length[chunk] == 1:
             total = load(lanes, x, j)
             for p in range(p0, p1):
-                total = total - load(lanes, L, p) * load(lanes, x, Li[p])
+                total = total - spread(lanes, L, p) * load(lanes, x, Li[p])
             store(x, j, total)
         else:
             p2, p3 = int64(Lp[j + 2]), int64(Lp[j + 3])
@@ -154,13 +154,13 @@ def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Ar
             x2, x3 = load(lanes, x, j + 2), load(lanes, x, j + 3)
             for c in range(Lp[j + 4] - p3):
                 known = load(lanes, x, Li[p3 + c])
-                x0 = x0 - load(lanes, L, p0 + 3 + c) * known
-                x1 = x1 - load(lanes, L, p1 + 2 + c) * known
-                x2 = x2 - load(lanes, L, p2 + 1 + c) * known
-                x3 = x3 - load(lanes, L, p3 + c) * known
-            x2 = x2 - load(lanes, L, p2) * x3
-            x1 = x1 - load(lanes, L, p1) * x2 - load(lanes, L, p1 + 1) * x3
-            x0 = x0 - load(lanes, L, p0) * x1 - load(lanes, L, p0 + 1) * x2 - load(lanes, L, p0 + 2) * x3
+                x0 = x0 - spread(lanes, L, p0 + 3 + c) * known
+                x1 = x1 - spread(lanes, L, p1 + 2 + c) * known
+                x2 = x2 - spread(lanes, L, p2 + 1 + c) * known
+                x3 = x3 - spread(lanes, L, p3 + c) * known
+            x2 = x2 - spread(lanes, L, p2) * x3
+            x1 = x1 - spread(lanes, L, p1) * x2 - spread(lanes, L, p1 + 1) * x3
+            x0 = x0 - spread(lanes, L, p0) * x1 - spread(lanes, L, p0 + 1) * x2 - spread(lanes, L, p0 + 2) * x3
             store(x, j, x0)
             store(x, j + 1, x1)
             store(x, j + 2, x2)
@@ -169,11 +169,11 @@ def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Ar
 
 @njit(nogil=True, error_model="numpy")
 def multiply(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) -> None:
-    """Out <- M x, (N, V), for symmetric M of upper triangle ``values`` (nnz, V), in permuted order."""
+    """Out <- M x, (N, V), for symmetric M of upper triangle ``values``, (nnz, V) or of all lanes (nnz,); permuted."""
     start, row = plan.column_start, plan.row
     for j in range(len(start) - 1):
         last = start[j + 1] - 1
-        store(out, j, load(lanes, values, last) * load(lanes, x, j))
+        store(out, j, spread(lanes, values, last) * load(lanes, x, j))
         column_products(lanes, values, row, start[j], last, x, j, out, x, out)
 
 
@@ -184,7 +184,7 @@ def column_products(
     """One column of M x and of M'z: out[row[p]] += M[p] x[j] and out_t[j] += M[p] z[row[p]], for first <= p < last."""
     factor, total = load(lanes, x, j), splat(lanes, 0.0)
     for p in range(first, last):
-        i, value = row[p], load(lanes, M, p)
+        i, value = row[p], spread(lanes, M, p)
         total = total + value * load(lanes, z, i)
         store(out, i, load(lanes, out, i) + value * factor)
     store(out_t, j, load(lanes, out_t, j) + total)
@@ -193,9 +193,14 @@ def column_products(
 @njit(nogil=True)
 def _inside_run(lanes: Any, y: Array, L: Array, j: int, p0: int, p1: int, p2: int, y0: Any) -> tuple[Any, Any, Any]:
     """Rows j + 1 to j + 3 of y, eliminated by those of the run above them."""
-    y1 = load(lanes, y, j + 1) - load(lanes, L, p0) * y0
-    y2 = load(lanes, y, j + 2) - load(lanes, L, p0 + 1) * y0 - load(lanes, L, p1) * y1
-    y3 = load(lanes, y, j + 3) - load(lanes, L, p0 + 2) * y0 - load(lanes, L, p1 + 1) * y1 - load(lanes, L, p2) * y2
+    y1 = load(lanes, y, j + 1) - spread(lanes, L, p0) * y0
+    y2 = load(lanes, y, j + 2) - spread(lanes, L, p0 + 1) * y0 - spread(lanes, L, p1) * y1
+    y3 = (
+        load(lanes, y, j + 3)
+        - spread(lanes, L, p0 + 2) * y0
+        - spread(lanes, L, p1 + 1) * y1
+        - spread(lanes, L, p2) * y2
+    )
     return y1, y2, y3
 
 
@@ -204,7 +209,7 @@ def _eliminate_one(lanes: Any, y: Array, L: Array, Li: Indices, first: int, coun
     """y[row] -= L[row, j] y0 for the first ``count`` rows of a column."""
     for p in range(first, first + count):
         i = Li[p]
-        store(y, i, load(lanes, y, i) - load(lanes, L, p) * y0)
+        store(y, i, load(lanes, y, i) - spread(lanes, L, p) * y0)
 
 
 @njit(nogil=True)
@@ -215,6 +220,6 @@ def _eliminate_run(
     """The same for the columns of a run, whose starts in L are p0 to p3, below the run."""
     for c in range(count):
         i = Li[p3 + c]
-        left = load(lanes, L, p0 + 3 + c) * y0 + load(lanes, L, p1 + 2 + c) * y1
-        right = load(lanes, L, p2 + 1 + c) * y2 + load(lanes, L, p3 + c) * y3
+        left = spread(lanes, L, p0 + 3 + c) * y0 + spread(lanes, L, p1 + 2 + c) * y1
+        right = spread(lanes, L, p2 + 1 + c) * y2 + spread(lanes, L, p3 + c) * y3
         store(y, i, load(lanes, y, i) - left - right)

@@ -13,6 +13,7 @@ from convexlayer.linalg.refined import (
     EPS,
     POWER_STEPS,
     PROGRESS,
+    REFINEMENTS,
     RUIZ_PASSES,
     TARGET,
     TINY,
@@ -38,24 +39,51 @@ class PortableFactoriser(AbstractFactoriser):
             signs: (N,), +1 where K is positive (semi)definite, -1 where it is negative.
             backend: who factorises.
         """
-        self._pattern, self._signs, self._backend = pattern, signs, backend
+        self.pattern, self._signs, self._backend = pattern, signs, backend
         self._state = backend.init(pattern)
 
     def factor(self, values: Array) -> RefinedFactor:
         """Equilibrate, regularise and factorise."""
-        pattern = self._pattern
+        pattern = self.pattern
         scale = _equilibration(pattern, values)
         E = values * scale[:, pattern.rows] * scale[:, pattern.cols]
         regularised = E.copy()
         regularised[:, pattern.rows == pattern.cols] += EPS * self._signs
-        return _PortableFactor(pattern, scale, E, self._backend.factor(self._state, regularised))
+        return _PortableFactor(self, values, scale, E, self._backend.factor(self._state, regularised))
 
 
 @final
 class _PortableFactor(RefinedFactor):
-    def __init__(self, pattern: Pattern, scale: Array, E: Array, factor: AbstractFactor) -> None:
-        super().__init__(pattern)
+    def __init__(
+        self, system: PortableFactoriser, values: Array, scale: Array, E: Array, factor: AbstractFactor
+    ) -> None:
+        super().__init__(system.pattern)
+        self._system, self._values = system, values
         self._scale, self._E, self._factor = scale, E, factor
+
+    def remains(self, x: Array) -> tuple[Array, Array]:
+        left = [self._remains(vectors) for vectors in x.swapaxes(0, 1)]
+        whole, image = (np.stack(part, axis=1) for part in zip(*left, strict=True))
+        return whole, image
+
+    def _remains(self, x: Array) -> tuple[Array, Array]:
+        """The same of one vector an element, (B, N)."""
+        product = self._multiply(x)
+        least, going = max_norm(product), np.ones(len(x), dtype=bool)
+        for _ in range(REFINEMENTS):
+            step = x - self._factor.solve(product)
+            other = self._multiply(step)
+            size = max_norm(other)
+            better = going & (size < least)
+            x, product = np.where(better[:, None], step, x), np.where(better[:, None], other, product)
+            going = going & (size < PROGRESS * least)
+            least = np.where(better, size, least)
+            if not np.any(going):
+                break
+        return x, product
+
+    def select(self, index: IndexArray) -> RefinedFactor:
+        return self if np.array_equal(index, np.arange(len(self._values))) else self._system.factor(self._values[index])
 
     @cached_property
     def _inverse_iteration(self) -> tuple[Array, Array]:
@@ -76,7 +104,7 @@ class _PortableFactor(RefinedFactor):
         direction = self._scale * self._inverse_iteration[1]
         return direction / np.maximum(max_norm(direction), TINY)[:, None]
 
-    def refine(self, rhs: Array, *, steps: int = 12) -> tuple[Array, Array]:
+    def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
         finite = np.all(np.isfinite(rhs), axis=1)
         target = np.where(finite[:, None], self._scale * rhs, 0.0)
         size = max_norm(target)

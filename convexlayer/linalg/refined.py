@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from convexlayer.linalg.least_squares import PseudoInverse
+from convexlayer.linalg.null_space import NullSpace, NullSpaces, find_null_spaces
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
 
 __all__ = ["ACCEPTED", "SINGULAR", "AbstractFactoriser", "RefinedFactor", "equilibrated_product", "power_start"]
@@ -40,6 +40,12 @@ RUIZ_PASSES = 4
 POWER_STEPS = 3
 """Power iterations that estimate a norm."""
 
+REFINEMENTS = 12
+"""Steps of refinement at most."""
+
+SWEEPS = 3
+"""Corrections along the directions where refinement is slow, each followed by refinement."""
+
 TINY = 1e-300
 """Stands for zero where something is divided by a norm."""
 
@@ -53,7 +59,7 @@ class RefinedFactor(ABC):
     def __init__(self, pattern: Pattern) -> None:
         """Pattern: the upper triangle of K."""
         self._pattern = pattern
-        self._pseudo_inverses: dict[int, PseudoInverse] = {}
+        self._null_spaces: dict[int, NullSpace] = {}
 
     @property
     @abstractmethod
@@ -66,7 +72,7 @@ class RefinedFactor(ABC):
         """A random direction (B, N) of K's null space, largest entry 1; of use where ``condition`` exceeds SINGULAR."""
 
     @abstractmethod
-    def refine(self, rhs: Array, *, steps: int = 12) -> tuple[Array, Array]:
+    def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
         """Solve K z = rhs by iterative refinement: solutions (B, N) and residuals (B,), the best of all steps.
 
         An element is refined until it makes no progress, whatever the others do. One whose right-hand side is not
@@ -77,17 +83,46 @@ class RefinedFactor(ABC):
     def equilibrated(self, index: IndexArray) -> tuple[Array, Array]:
         """Scales S (elements, N) and upper triangles of E (elements, nnz) of the elements at these positions."""
 
+    @abstractmethod
+    def remains(self, x: Array) -> tuple[Array, Array]:
+        """What x <- x - F^-1 E x leaves of vectors x (B, count, N), and E times that (see ``null_space``)."""
+
+    @abstractmethod
+    def select(self, index: IndexArray) -> RefinedFactor:
+        """The factor of the elements at these positions."""
+
+    def null_spaces(self, index: IndexArray) -> list[NullSpace]:
+        """The null spaces of K of these elements, whose ``condition`` must be finite; found once."""
+        missing: IndexArray = np.array([i for i in index.tolist() if i not in self._null_spaces], dtype=np.int64)
+        if len(missing):
+            found = find_null_spaces(self.select(missing), len(missing), self._pattern.shape[0])
+            self._null_spaces.update(zip(missing.tolist(), found, strict=True))
+        return [self._null_spaces[i] for i in index.tolist()]
+
     def minimum_norm(self, rhs: Array, index: IndexArray) -> tuple[Array, Array]:
-        """Least-squares solutions of minimum norm for these elements, and their residuals."""
-        scale, E = self.equilibrated(index)
-        z = np.zeros((len(index), rhs.shape[1]))
-        for row, i in enumerate(index.tolist()):
-            if i not in self._pseudo_inverses:
-                self._pseudo_inverses[i] = PseudoInverse(self._pattern.csc(E[row]), scale[row])
-            z[row] = self._pseudo_inverses[i].solve(rhs[i])
-        target = scale * rhs[index]
-        remainder = target - equilibrated_product(self._pattern, E, z / scale)
-        return z, max_norm(remainder) / np.maximum(max_norm(target), TINY)
+        """Least-squares solutions for these elements, in the norms of K, of minimum norm; and their residuals.
+
+        Returns:
+            argmin norm(z) over the minimisers of norm(K z - rhs), (len(index), N); the residuals, (len(index),).
+        """
+        part, spaces, (scale, E) = self.select(index), self.null_spaces(index), self.equilibrated(index)
+        groups = list(NullSpaces.alike(spaces, scale))
+        target = np.empty_like(scale)
+        for members, space in groups:
+            target[members] = space.in_range(rhs[index[members]])
+        z = part.refine(target / scale)[0] / scale
+        slow = [row for row, space in enumerate(spaces) if len(space.slow)]
+        for _ in range(SWEEPS if slow else 0):
+            remainder = target - equilibrated_product(self._pattern, E, z)
+            for row in slow:
+                z[row] += spaces[row].along_slow(remainder[row])
+            remainder = target - equilibrated_product(self._pattern, E, z)
+            z += part.refine(remainder / scale)[0] / scale
+        for members, space in groups:
+            z[members] = space.shortest(z[members])
+        whole = scale * rhs[index]
+        remainder = whole - equilibrated_product(self._pattern, E, z)
+        return scale * z, max_norm(remainder) / np.maximum(max_norm(whole), TINY)
 
 
 class AbstractFactoriser(ABC):

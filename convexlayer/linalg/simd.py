@@ -21,7 +21,20 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-__all__ = ["absolute", "any_lane", "load", "maximum", "minimum", "pow2", "splat", "split", "sqrt", "store", "where"]
+__all__ = [
+    "absolute",
+    "any_lane",
+    "load",
+    "maximum",
+    "minimum",
+    "pow2",
+    "splat",
+    "split",
+    "spread",
+    "sqrt",
+    "store",
+    "where",
+]
 
 _DOUBLE, _INDEX, _BITS = ir.DoubleType(), ir.IntType(64), ir.IntType(1)
 
@@ -156,6 +169,21 @@ def load(_: Any, lanes: Any, array: Any, row: Any) -> Any:
         loaded = builder.load(_address(context, builder, signature.args[1], arguments[1], arguments[2], count))
         loaded.align = 8
         return loaded
+
+    return _Vector(count)(lanes, array, types.int64), generate
+
+
+@_intrinsic
+def spread(_: Any, lanes: Any, array: Any, row: Any) -> Any:
+    """Row ``row`` of an array (rows, V); the same number in every lane of an array (rows,) that all lanes share."""
+    count = lanes.count
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[1]
+        width = count if kind.ndim == 2 else 1
+        loaded = builder.load(_address(context, builder, kind, arguments[1], arguments[2], width))
+        loaded.align = 8
+        return loaded if width == count else _spread(builder, builder.extract_element(loaded, _INDEX(0)), count)
 
     return _Vector(count)(lanes, array, types.int64), generate
 
