@@ -16,7 +16,7 @@ evenly among both, and keeps the digits of both in w.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import final
 
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convexlayer.cones import ProductCone, ProductDerivative, ProductPoint, product_cone
-from convexlayer.program import Array, ConeProgram, max_norm
+from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 
 BoolArray = NDArray[np.bool_]
 
@@ -194,6 +194,20 @@ class ComplementaryPoint:
     def margin(self) -> Array:
         """The least margin of a block relative to its size, (B,)."""
         return self.cones.derivative.relative_margin(self.scales.size)
+
+    def margin_without(self, rows: BoolArray) -> Array:
+        """The margin without some rows of the flat cones (B, flat)."""
+        size = self.scales.size.copy()
+        size[:, : rows.shape[1]][rows] = 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.cones.derivative.relative_margin(size)
+
+    def select(self, index: IndexArray) -> ComplementaryPoint:
+        """The points of these elements."""
+        scales = Scales(*(getattr(self.scales, entry.name)[index] for entry in fields(Scales)))
+        cones = self.cones.cone.at(self.cones.w[index])
+        values = (v[index] for v in (self.x, self.y, self.s))
+        return ComplementaryPoint(*values, scales, cones, self.dual[index], self.primal[index], self.backward[index])
 
     def wrong(self, program: ConeProgram, bound: float) -> tuple[BoolArray, BoolArray]:
         """Which variables (B, n), and which blocks (B, m), have to do with a row whose backward error exceeds a bound."""

@@ -24,6 +24,10 @@ RANK_TWO_FROM = 8
 """Second-order blocks of this many rows and more have their derivative as a rank-two form; measured."""
 
 
+LEAST = 1e-8
+"""Eigenvalues of a derivative that are smaller than this do nothing that counts."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -123,23 +127,36 @@ class ProductDerivative:
             margins.append(xp.min(xp.abs(w[:, cone.free : cone.flat]), axis=-1))
         return reduce(xp.minimum, margins) if margins else xp.full_like(xp.sum(w, axis=-1), xp.inf)
 
+    def with_flat(self, flat: Array) -> ProductDerivative:
+        """The same but for the diagonal in the rows of the flat cones, (B, rows)."""
+        changed = ProductDerivative(self._points)
+        changed.__dict__["flat"] = flat
+        return changed
+
     def relative_change(self, other: ProductDerivative) -> Array:
-        """The largest difference (B,) of an eigenvalue d or 1 - d in a curved cone from another's, relative to it."""
+        """The largest difference (B,) of an eigenvalue d or 1 - d in a curved cone from another's, relative to it.
+
+        What is less than LEAST counts as that.
+        """
         w = self._points.w
         xp = namespace(w)
         largest = xp.zeros_like(xp.sum(w, axis=-1))
         for mine, theirs in zip(self.curved, other.curved, strict=True):
             pairs = zip(_eigenvalues(mine), _eigenvalues(theirs), strict=True)
             for here, there in pairs:
-                ratio = xp.abs(there - here) / xp.where(here > 0, here, 1.0)
+                ratio = xp.abs(there - here) / xp.maximum(here, xp.asarray(LEAST, dtype=here.dtype))
                 largest = xp.maximum(largest, xp.max(ratio.reshape(len(w), -1), axis=-1))
         return largest
 
     def relative_margin(self, size: Array) -> Array:
-        """The least margin of all blocks relative to their sizes, those of their first rows, (B, m) -> (B,)."""
+        """The least margin of all blocks relative to their sizes, those of their first rows, (B, m) -> (B,).
+
+        A row of a flat cone that has no size is left out.
+        """
         w, cone = self._points.w, self._points.cone
         xp = namespace(w)
-        margins = [xp.abs(w[:, cone.free : cone.flat]) / size[:, cone.free : cone.flat]]
+        flat = slice(cone.free, cone.flat)
+        margins = [xp.where(size[:, flat] == 0.0, xp.inf, xp.abs(w[:, flat]) / size[:, flat])]
         for group, piece in zip(self.groups[cone.flat_groups :], self.curved, strict=True):
             margins.append(piece.margin() / group.split(size)[..., 0])
         return xp.min(xp.concat(margins, axis=-1), axis=-1) if cone.m > cone.free else xp.full(len(w), xp.inf)

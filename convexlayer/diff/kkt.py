@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from typing import final
 
@@ -18,18 +17,16 @@ from convexlayer.diff.base import (
     whole_data,
     whole_point,
 )
-from convexlayer.diff.reduced import VISIBLE, ReducedFactor, ReducedSystem
+from convexlayer.diff.degenerate import Seen, indifferent_rows, sees_null_space, sees_null_space_of
+from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.diff.report import DerivativeReport
-from convexlayer.program import Array, ConeProgram, Structure, max_norm
-from convexlayer.solution import Solution
+from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
+from convexlayer.solution import BoolArray, Solution
 
 __all__ = ["ExactDifferentiator"]
 
 RelativeChange = Callable[[Array, Array, Callable[[ConeProgram], tuple[Array, Array]]], Array]
 """See ``ExactDifferentiator``."""
-
-NEGLIGIBLE = 1e-11
-"""Part of the solution of the linear system that counts as zero, relative to its largest entry."""
 
 
 @final
@@ -99,15 +96,13 @@ class ExactDifferentiator(AbstractDifferentiator):
         program, x, y = self._program, self._point.x, self._point.y
         structure = on or program.structure
 
-        def visible(l: Array, v: Array) -> Array:  # noqa: E741 (the design's name)
-            size = np.maximum(1.0, np.maximum(max_norm(x), max_norm(y)))[:, None]
-            data = data_cotangent(structure, x, y, l, v)
-            return max_norm(seen(replace(data, P=data.P / size, A=data.A / size)))
+        def outside(l: Array, v: Array) -> Array:  # noqa: E741 (the design's name)
+            return seen(data_cotangent(structure, x, y, l, v))
 
         ds, top = cotangent.s, cotangent.x
         if ds is not None:
             top = top - program.structure.A.rmatvec(program.A, ds)
-        l, v, report = self._solve(top, cotangent.y, visible)  # noqa: E741
+        l, v, report = self._solve(top, cotangent.y, outside)  # noqa: E741
         return data_cotangent(structure, x, y, l, v if ds is None else v + ds), report
 
     def jvp(
@@ -116,10 +111,10 @@ class ExactDifferentiator(AbstractDifferentiator):
         """With r1 = dP x + dq + dA'y and r2 = dA x - db: K [dx; u] = -[r1; L'r2], dy = L u, ds = -(A dx + r2)."""
         r1, r2 = self._right_hand_side(tangent)
 
-        def visible(dx: Array, dy: Array) -> Array:
-            return max_norm(seen(self._tangent(dx, dy, 0.0)))
+        def outside(dx: Array, dy: Array) -> Array:
+            return seen(self._tangent(dx, dy, 0.0))
 
-        dx, dy, report = self._solve(-r1, -r2, visible)
+        dx, dy, report = self._solve(-r1, -r2, outside)
         return self._tangent(dx, dy, r2), report
 
     def _right_hand_side(self, tangent: ConeProgram) -> tuple[Array, Array]:
@@ -139,32 +134,67 @@ class ExactDifferentiator(AbstractDifferentiator):
         The optimal value is smooth where multipliers are unique, whether constraints are weakly active or not: the
         margin is of no concern.
         """
-        factor, batch = self._factor, self._program.batch
-        singular = factor.singular
-        if np.any(singular):
-            singular = singular & (max_norm(seen(self._tangent(*factor.null_direction, 0.0))) > VISIBLE)
-        return DerivativeReport.judge(
-            np.zeros(batch), np.full(batch, np.inf), factor.condition, singular, self._error
-        )
+        factor, batch, error = self._factor, self._program.batch, self._error
+
+        def outside(dx: Array, dy: Array) -> Array:
+            return seen(self._tangent(dx, dy, 0.0))
+
+        singular = np.zeros(batch, dtype=bool)
+        index = np.flatnonzero(factor.singular & np.isfinite(factor.condition))
+        if len(index):
+            singular[index] = sees_null_space(factor, index, outside, place=index, batch=batch)
+        weak = self._weak(error)
+        index = np.flatnonzero(np.any(weak, axis=1) & ~singular)
+        if len(index):
+            singular[index] = self._sees_otherwise(index, weak[index], 1.0, outside)
+        return DerivativeReport.judge(np.zeros(batch), np.full(batch, np.inf), factor.condition, singular, error)
 
     def _tangent(self, dx: Array, dy: Array, r2: Array | float) -> SolutionTangent:
         return SolutionTangent(dx, dy, -(self._program.structure.A.matvec(self._program.A, dx) + r2))
 
-    def _solve(
-        self, top: Array, bottom: Array, visible: Callable[[Array, Array], Array]
-    ) -> tuple[Array, Array, DerivativeReport]:
+    def _solve(self, top: Array, bottom: Array, outside: Seen) -> tuple[Array, Array, DerivativeReport]:
         """(l, v) of ``ReducedFactor.solve``, and the report."""
-        factor = self._factor
+        factor, batch = self._factor, self._program.batch
+
+        def visible(index: IndexArray) -> BoolArray:
+            return sees_null_space(factor, index, outside, place=index, batch=batch)
+
         l, v, residual, singular = factor.solve(top, bottom, visible)  # noqa: E741
-        if factor.regular and DerivativeReport.beyond_doubt(residual, self._point.margin, self._error):
-            return l, v, DerivativeReport.ok(residual, self._point.margin, factor.condition)
-        margin = self._margin_that_matters(l, v, bottom)
-        return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, self._error)
+        margin, error = self._point.margin, self._error
+        if factor.regular and DerivativeReport.beyond_doubt(residual, margin, error):
+            return l, v, DerivativeReport.ok(residual, margin, factor.condition)
+        if not np.all(margin > DerivativeReport.certain(error)):
+            margin = self._margin_that_matters((l, v), (top, bottom), outside)
+        return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, error)
 
-    def _margin_that_matters(self, l: Array, v: Array, bottom: Array) -> Array:  # noqa: E741
-        """The margin without the nonnegative rows on which (l, v) is right whether they are active or not.
+    def _margin_that_matters(self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen) -> Array:
+        """The margin without the nonnegative rows on which the answer is right whether they are active or not.
 
-        Active rows ask for (A l - bottom)_i = 0 and leave v_i free, inactive ones ask for v_i = 0; where both hold, the
-        side that row i lies on makes no difference.
+        That is so only where the answer is as unique with all of them active as with none.
         """
-        return self._point.margin
+        point, weak = self._point, self._weak(self._error)
+        margin = point.margin.copy()
+        both = indifferent_rows(self._program, *answer, *rhs)
+        index = np.flatnonzero(np.any(weak, axis=1) & ~np.any(weak & ~both, axis=1))
+        for active in (1.0, 0.0):
+            if len(index):
+                index = index[~self._sees_otherwise(index, weak[index], active, outside)]
+        if len(index):
+            margin[index] = point.margin_without(weak)[index]
+        return margin
+
+    def _weak(self, error: Array) -> BoolArray:
+        """Nonnegative rows that may be active or not, among the rows of the flat cones, (B, rows)."""
+        cone, point = self._system.cone, self._point
+        flat = slice(0, cone.flat)
+        weak: BoolArray = np.abs(point.cones.w[:, flat] / point.scales.size[:, flat]) <= DerivativeReport.certain(error)[:, None]
+        weak[:, : cone.free] = False
+        return weak
+
+    def _sees_otherwise(self, index: IndexArray, weak: BoolArray, active: float, outside: Seen) -> BoolArray:
+        """Whether anything is seen of the null spaces of these elements with all weak rows active (1), or none (0)."""
+        point = self._point.select(index)
+        flat = np.where(weak, active, point.derivative.flat)
+        return sees_null_space_of(
+            self._system, self._program.select(index), point, flat, outside, place=index, batch=self._program.batch
+        )

@@ -29,7 +29,7 @@ from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structu
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
-__all__ = ["VISIBLE", "ReducedFactor", "ReducedSystem"]
+__all__ = ["ReducedFactor", "ReducedSystem"]
 
 ROW_ACCEPTED, ROW_STEPS = 1e-11, 2
 """Residual of a row at which it is not refined further, and how often that is done."""
@@ -37,8 +37,8 @@ ROW_ACCEPTED, ROW_STEPS = 1e-11, 2
 NOTHING = 1e-18
 """Terms of a row that are no larger than this, relative to the largest row, are leftovers of zeros."""
 
-VISIBLE = 1e-5
-"""Effect of a unit null direction, from which the choice among several solutions matters."""
+LEFTOVER = 1e-8
+"""Entries of a null direction up to this share of the largest are rounding."""
 
 
 @final
@@ -107,11 +107,6 @@ class ReducedFactor:
         """Whether it is known that there is one solution everywhere."""
         return float(self.condition.max(initial=0.0)) < SINGULAR
 
-    @cached_property
-    def null_direction(self) -> tuple[Array, Array]:
-        """A random (l, v) of K's null space; of use where ``singular``."""
-        return self._split(self._refined.null_direction)
-
     def null_space(self, index: IndexArray) -> tuple[Array, Array]:
         """Orthonormal bases of the null spaces of K of the elements at these positions, found at the first call.
 
@@ -122,15 +117,19 @@ class ReducedFactor:
         Returns:
             l (len(index), r, n) and v (len(index), r, m), r the largest dimension: (l[i, j], v[i, j]) is the j-th
             member of the basis of element index[i], and zero from the dimension of its own null space on. The members
-            are orthonormal as (l, u) and as (l, v): norm(v) = norm(u) in the null space.
+            are orthonormal as (l, u) and as (l, v): norm(v) = norm(u) in the null space. Entries that are rounding in
+            the units of the equilibrated system are 0.
         """
         spaces, structure = self._refined.null_spaces(index), self._system.structure
         r = max((len(space.basis) for space in spaces), default=0)
         l, v = (np.zeros((len(index), r, size)) for size in (structure.n, structure.m))  # noqa: E741 (the design's name)
         whole = np.zeros((len(self.condition), self._system.pattern.shape[0]))
+        scale = self._scale
         for j in range(r):
             for i, space in zip(index.tolist(), spaces, strict=True):
-                whole[i] = space.basis[j] if j < len(space.basis) else 0.0
+                member = space.basis[j] if j < len(space.basis) else np.zeros(whole.shape[1])
+                size = np.abs(member / scale[i])
+                whole[i] = np.where(size > LEFTOVER * size.max(initial=0.0), member, 0.0)
             l[:, j], v[:, j] = (part[index] for part in self._split(whole))
         return l, v
 
@@ -151,14 +150,14 @@ class ReducedFactor:
         return self._split(self._solved_row_by_row(self._rhs(top, bottom))[0])
 
     def solve(
-        self, top: Array, bottom: Array, visible: Callable[[Array, Array], Array]
+        self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray]
     ) -> tuple[Array, Array, Array, BoolArray]:
         """(l, v), of minimum norm where it is not unique and the difference is visible.
 
         Args:
             top: (B, n).
             bottom: (B, m).
-            visible: what is seen of a direction (l, v), (B,).
+            visible: whether anything is seen of the null spaces of these elements, (len(index),).
 
         Returns:
             l (B, n); v (B, m); the relative residuals (B,); where the solution is not unique and that is seen, (B,).
@@ -169,7 +168,9 @@ class ReducedFactor:
         if self.regular and float(residual.max(initial=0.0)) <= ACCEPTED:
             return *self._split(z), residual, singular
         if np.any(singular):
-            singular = singular & ((visible(*self.null_direction) > VISIBLE) | (residual > ACCEPTED))
+            index = np.flatnonzero(singular & np.isfinite(self.condition))
+            singular = residual > ACCEPTED
+            singular[index] |= visible(index)
         doubtful = singular | (residual > ACCEPTED)
         if np.any(doubtful):
             self._least_squares(z, residual, rhs, singular, doubtful)

@@ -68,6 +68,12 @@ class DerivativeReport:
         )
 
     @staticmethod
+    def certain(error: Array) -> Array:
+        """Margins (B,) above which the active set is certain, where solutions are off by so much."""
+        bound: Array = np.maximum(DEGENERATE_MARGIN, 10.0 * error)
+        return bound
+
+    @staticmethod
     def beyond_doubt(residual: Array, margin: Array, error: Array) -> bool:
         """Whether ``judge`` says ok of all, where no system is singular: told by the extremes alone.
 
@@ -91,7 +97,7 @@ class DerivativeReport:
     ) -> DerivativeReport:
         """The report of solves with these residuals, margins, conditions, and errors of the solutions."""
         finite = np.isfinite(residual) & np.isfinite(condition)
-        degenerate = singular | (margin <= np.maximum(DEGENERATE_MARGIN, 10.0 * error))
+        degenerate = singular | ~(margin > DerivativeReport.certain(error))
         failed = ~finite | np.isnan(margin) | (~singular & (residual > FAILED))
         inaccurate = (residual > ACCURATE) | ~(error <= ACCURATE_SOLUTION)
         status: tuple[str, ...] = ("ok",) * len(residual)
