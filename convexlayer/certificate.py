@@ -213,7 +213,10 @@ class ComplementaryPoint:
         """Which variables (B, n), and which blocks (B, m), have to do with a row whose backward error exceeds a bound."""
         A, cone = program.structure.A, self.cones.cone
         stored = program.A != 0.0
-        dual, primal = ~(np.abs(self.dual) <= bound * self.scales.dual), ~(np.abs(self.primal) <= bound * self.scales.primal)
+        dual, primal = (
+            ~(np.abs(self.dual) <= bound * self.scales.dual),
+            ~(np.abs(self.primal) <= bound * self.scales.primal),
+        )
         rows = primal | (A.by_row(np.maximum, (stored & dual[:, A.cols]).astype(float), 0.0) > 0)
         rows = cone.largest_of_blocks(rows.astype(float)) > 0
         return dual | (A.by_col(np.maximum, (stored & rows[:, A.rows]).astype(float), 0.0) > 0), rows

@@ -10,21 +10,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from convexlayer.certificate import ComplementaryPoint
-from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
-from convexlayer.program import Array, ConeProgram, IndexArray
+from convexlayer.diff.reduced import ReducedFactor
+from convexlayer.program import Array, IndexArray
 from convexlayer.solution import BoolArray
 
-__all__ = ["Seen", "indifferent_rows", "sees_null_space", "sees_null_space_of"]
+__all__ = ["Seen", "is_seen", "sees_null_space", "sees_null_space_of"]
 
 Seen = Callable[[Array, Array], Array]
 """What becomes outside of a batch of l (B, n) and v (B, m), (B, numbers)."""
 
 VISIBLE = 1e-6
 """What is seen of a direction counts as something from this share of what its entries could make at most."""
-
-NEGLIGIBLE = 1e-9
-"""Terms of a row that count as nothing, relative to all of them."""
 
 PATTERNS = 3
 """Random signs that are tried to tell how large something is where its terms do not cancel."""
@@ -46,63 +42,37 @@ def sees_null_space(
     """
     l, v = factor.null_space(index)  # noqa: E741 (the design's name)
     found = np.zeros(len(index), dtype=bool)
-    rng = np.random.default_rng(0)
     for j in range(l.shape[1]):
         made = _seen_at(seen, place, batch, l[:, j], v[:, j])
-        most = np.zeros_like(made)
-        for _ in range(PATTERNS):
-            signs = rng.choice((-1.0, 1.0), l.shape[2] + v.shape[2])
-            most = np.maximum(most, _seen_at(seen, place, batch, l[:, j] * signs[: l.shape[2]], v[:, j] * signs[l.shape[2] :]))
-        found |= np.any(made > VISIBLE * most, axis=1)
+        found |= np.any(made > VISIBLE * _most(seen, place, batch, l[:, j], v[:, j]), axis=1)
     return found
 
 
-def sees_null_space_of(
-    system: ReducedSystem,
-    program: ConeProgram,
-    point: ComplementaryPoint,
-    flat: Array,
-    seen: Seen,
-    *,
-    place: IndexArray,
-    batch: int,
-) -> BoolArray:
-    """Whether anything is seen of the null spaces of K with other rows of the flat cones active.
-
-    Args:
-        system: of the programs.
-        program: some elements.
-        point: their complementary points.
-        flat: their D's diagonal in the rows of the flat cones, (elements, rows).
-        seen: what becomes of (l, v) outside, for a batch of ``batch`` elements ...
-        place: ... among which these stand here.
-        batch: see ``seen``.
-    """
-    factor = ReducedFactor(system, program, point.derivative.with_flat(flat), point.scales.c)
+def sees_null_space_of(factor: ReducedFactor, seen: Seen, *, place: IndexArray, batch: int) -> BoolArray:
+    """Whether anything is seen of the null spaces of a whole factor's elements, which stand at ``place``."""
     result = np.zeros(len(place), dtype=bool)
-    singular = np.flatnonzero(factor.singular)
+    singular = np.flatnonzero(factor.singular & np.isfinite(factor.condition))
     if len(singular):
         result[singular] = sees_null_space(factor, singular, seen, place=place[singular], batch=batch)
     return result
 
 
-def indifferent_rows(program: ConeProgram, l: Array, v: Array, top: Array, bottom: Array) -> BoolArray:  # noqa: E741
-    """Rows of the flat cones where (l, v) is right whether they are active or not, (B, rows).
+def is_seen(
+    change: tuple[Array, Array], answer: tuple[Array, Array], seen: Seen, *, place: IndexArray, batch: int
+) -> BoolArray:
+    """Whether a change of an answer (l, v) of some elements is seen: whether it is more than rounding of what is."""
+    made = _seen_at(seen, place, batch, *change)
+    return np.any(made > VISIBLE * _most(seen, place, batch, *answer), axis=1)
 
-    Active rows ask for (A l - bottom)_i = 0 and leave v_i free, inactive ones ask for v_i = 0; where both hold, the side
-    that row i lies on makes no difference. Each is told by the other terms of the same rows.
-    """
-    P, A, cones = program.structure.P, program.structure.A, program.structure.cones
-    flat = slice(0, cones.zero + cones.nonnegative)
-    abs_A, abs_l = np.abs(program.A), np.abs(l)
-    left = np.abs(A.matvec(program.A, l) - bottom)
-    terms = A.matvec(abs_A, abs_l) + np.abs(bottom)
-    columns = P.matvec(np.abs(program.P), abs_l) + A.rmatvec(abs_A, np.abs(v)) + np.abs(top)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(abs_A > 0, abs_A * np.abs(v)[:, A.rows] / columns[:, A.cols], 0.0)
-    role = A.by_row(np.maximum, np.where(v[:, A.rows] == 0.0, 0.0, share), 0.0)
-    both: BoolArray = (left <= NEGLIGIBLE * terms)[:, flat] & (role <= NEGLIGIBLE)[:, flat]
-    return both
+
+def _most(seen: Seen, place: IndexArray, batch: int, l: Array, v: Array) -> Array:  # noqa: E741
+    """How large what is seen of (l, v) is where its terms do not cancel."""
+    rng, most = np.random.default_rng(0), _seen_at(seen, place, batch, l, v)
+    for _ in range(PATTERNS):
+        signs = rng.choice((-1.0, 1.0), l.shape[1] + v.shape[1])
+        made = _seen_at(seen, place, batch, l * signs[: l.shape[1]], v * signs[l.shape[1] :])
+        most = np.maximum(most, made)
+    return most
 
 
 def _seen_at(seen: Seen, place: IndexArray, batch: int, l: Array, v: Array) -> Array:  # noqa: E741

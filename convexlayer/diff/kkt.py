@@ -17,7 +17,7 @@ from convexlayer.diff.base import (
     whole_data,
     whole_point,
 )
-from convexlayer.diff.degenerate import Seen, indifferent_rows, sees_null_space, sees_null_space_of
+from convexlayer.diff.degenerate import Seen, is_seen, sees_null_space, sees_null_space_of
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.diff.report import DerivativeReport
 from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
@@ -168,17 +168,17 @@ class ExactDifferentiator(AbstractDifferentiator):
         return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, error)
 
     def _margin_that_matters(self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen) -> Array:
-        """The margin without the nonnegative rows on which the answer is right whether they are active or not.
+        """The margin without the nonnegative rows that make no difference to what is seen, active or not.
 
-        That is so only where the answer is as unique with all of them active as with none.
+        The answer must be the same, and as unique, with all of them active, with none, and with some at random.
         """
         point, weak = self._point, self._weak(self._error)
         margin = point.margin.copy()
-        both = indifferent_rows(self._program, *answer, *rhs)
-        index = np.flatnonzero(np.any(weak, axis=1) & ~np.any(weak & ~both, axis=1))
-        for active in (1.0, 0.0):
+        index = np.flatnonzero(np.any(weak, axis=1))
+        some = np.random.default_rng(0).choice((0.0, 1.0), weak.shape[1])
+        for active in (np.ones_like(some), np.zeros_like(some), some, 1.0 - some):
             if len(index):
-                index = index[~self._sees_otherwise(index, weak[index], active, outside)]
+                index = index[self._same_otherwise(index, weak[index], active, answer, rhs, outside)]
         if len(index):
             margin[index] = point.margin_without(weak)[index]
         return margin
@@ -187,14 +187,40 @@ class ExactDifferentiator(AbstractDifferentiator):
         """Nonnegative rows that may be active or not, among the rows of the flat cones, (B, rows)."""
         cone, point = self._system.cone, self._point
         flat = slice(0, cone.flat)
-        weak: BoolArray = np.abs(point.cones.w[:, flat] / point.scales.size[:, flat]) <= DerivativeReport.certain(error)[:, None]
+        weak: BoolArray = (
+            np.abs(point.cones.w[:, flat] / point.scales.size[:, flat]) <= DerivativeReport.certain(error)[:, None]
+        )
         weak[:, : cone.free] = False
         return weak
 
     def _sees_otherwise(self, index: IndexArray, weak: BoolArray, active: float, outside: Seen) -> BoolArray:
         """Whether anything is seen of the null spaces of these elements with all weak rows active (1), or none (0)."""
+        factor = self._factor_otherwise(index, weak, np.full(weak.shape[1], active))
+        return sees_null_space_of(factor, outside, place=index, batch=self._program.batch)
+
+    def _same_otherwise(
+        self,
+        index: IndexArray,
+        weak: BoolArray,
+        active: Array,
+        answer: tuple[Array, Array],
+        rhs: tuple[Array, Array],
+        outside: Seen,
+    ) -> BoolArray:
+        """Whether the same is seen of these elements, and nothing of a null space, where weak rows are as ``active``."""
+        factor, batch = self._factor_otherwise(index, weak, active), self._program.batch
+
+        def visible(some: IndexArray) -> BoolArray:
+            return sees_null_space(factor, some, outside, place=index[some], batch=batch)
+
+        top, bottom = rhs
+        *other, _, singular = factor.solve(top[index], bottom[index], visible)
+        l, v = answer  # noqa: E741 (the design's name)
+        difference = other[0] - l[index], other[1] - v[index]
+        return ~singular & ~is_seen(difference, (l[index], v[index]), outside, place=index, batch=batch)
+
+    def _factor_otherwise(self, index: IndexArray, weak: BoolArray, active: Array) -> ReducedFactor:
+        """K of these elements where their weak rows are active as ``active`` says, (rows,)."""
         point = self._point.select(index)
-        flat = np.where(weak, active, point.derivative.flat)
-        return sees_null_space_of(
-            self._system, self._program.select(index), point, flat, outside, place=index, batch=self._program.batch
-        )
+        derivative = point.derivative.with_flat(np.where(weak, active, point.derivative.flat))
+        return ReducedFactor(self._system, self._program.select(index), derivative, point.scales.c)

@@ -113,9 +113,7 @@ class _Run:
         factor: the first one of all elements.
     """
 
-    def __init__(
-        self, system: ReducedSystem, program: ConeProgram, x: Array, y: Array, s: Array, steps: int
-    ) -> None:
+    def __init__(self, system: ReducedSystem, program: ConeProgram, x: Array, y: Array, s: Array, steps: int) -> None:
         self._system, self._program, self._start = system, program, (x, y, s)
         self._steps = steps
         self.x, self.y, self.s = x.copy(), y.copy(), s.copy()
@@ -171,9 +169,7 @@ class _Run:
         self.backward[kept] = point.backward[better]
 
 
-def _step(
-    program: ConeProgram, here: ComplementaryPoint, factor: ReducedFactor
-) -> tuple[ComplementaryPoint, Array]:
+def _step(program: ConeProgram, here: ComplementaryPoint, factor: ReducedFactor) -> tuple[ComplementaryPoint, Array]:
     """The point after one semismooth Newton step on (dual, primal) in (x, w), and how much it changed, (B,)."""
     A = program.structure.A
     dx, dy = factor.newton(-here.dual, -here.primal)

@@ -81,9 +81,7 @@ class ReducedSystem:
 class ReducedFactor:
     """K of a batch, factorised: it serves every vjp, every jvp, and the Newton steps of ``polish``."""
 
-    def __init__(
-        self, system: ReducedSystem, program: ConeProgram, derivative: ProductDerivative, c: Array
-    ) -> None:
+    def __init__(self, system: ReducedSystem, program: ConeProgram, derivative: ProductDerivative, c: Array) -> None:
         """Assemble and factorise, at solutions of these programs where D at w = c y - s / c is this derivative."""
         self._system = system
         self._program = program

@@ -92,9 +92,7 @@ class DerivativeReport:
         return DerivativeReport(residual, margin, condition, np.ones(batch, dtype=bool), ("ok",) * batch)
 
     @staticmethod
-    def judge(
-        residual: Array, margin: Array, condition: Array, singular: BoolArray, error: Array
-    ) -> DerivativeReport:
+    def judge(residual: Array, margin: Array, condition: Array, singular: BoolArray, error: Array) -> DerivativeReport:
         """The report of solves with these residuals, margins, conditions, and errors of the solutions."""
         finite = np.isfinite(residual) & np.isfinite(condition)
         degenerate = singular | ~(margin > DerivativeReport.certain(error))

@@ -29,8 +29,8 @@ from convexlayer.program import Array, ConeProgram, IndexArray
 from convexlayer.solution import Residuals, Solution, Status
 from convexlayer.solvers import Options
 from convexlayer.solvers.auto import candidates
-from convexlayer.solvers.registry import solver_for
 from convexlayer.solvers.components import Component, components
+from convexlayer.solvers.registry import solver_for
 
 __all__ = ["SolutionMap"]
 
@@ -180,7 +180,9 @@ class SolutionMap:
             solved_again=again,
         )
         same = not again and bool(np.all(solution.solved))  # else these are of other points, or of more
-        differentiate = partial(self._mode, self._system, factor=factor if same else None, point=point if same else None)
+        differentiate = partial(
+            self._mode, self._system, factor=factor if same else None, point=point if same else None
+        )
         return SolvedBatch(
             self.program,
             differentiate,
@@ -315,7 +317,9 @@ class SolutionMap:
             scale = part.objective_scale()
             found = solver.solve(state, part.divided(scale), options).divided(1.0 / scale)
             component.place(found, x, y, s)
-            status = [word if solved is Status.OPTIMAL else solved for word, solved in zip(status, found.status, strict=True)]
+            status = [
+                word if solved is Status.OPTIMAL else solved for word, solved in zip(status, found.status, strict=True)
+            ]
             iterations, seconds = iterations + found.iterations, seconds + found.seconds
         return Solution(x, y, s, tuple(status), iterations, seconds, {"solver": self.solver})
 

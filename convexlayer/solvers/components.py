@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
 
 __all__ = ["Component", "components"]
 
