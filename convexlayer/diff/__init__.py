@@ -1,7 +1,7 @@
 """Derivatives of the solution map of a cone program."""
 
 from convexlayer.diff.base import AbstractDifferentiator, SolutionCotangent, SolutionTangent
-from convexlayer.diff.kkt import ExactDifferentiator
+from convexlayer.diff.kkt import ExactDifferentiator, RelativeChange
 from convexlayer.diff.modes import DerivativeMode, derivative_mode
 from convexlayer.diff.polish import Polished, polish, polished
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
@@ -15,6 +15,7 @@ __all__ = [
     "Polished",
     "ReducedFactor",
     "ReducedSystem",
+    "RelativeChange",
     "SolutionCotangent",
     "SolutionTangent",
     "derivative_mode",

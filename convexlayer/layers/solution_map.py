@@ -25,6 +25,7 @@ from convexlayer.layers.choice import Chosen, Prepared, choose, fastest
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.layers.theta import batch_size, check_values
+from convexlayer.layers.units import Equilibration, in_own_units
 from convexlayer.program import Array, ConeProgram, IndexArray
 from convexlayer.solution import Residuals, Solution, Status
 from convexlayer.solvers import Options
@@ -159,15 +160,20 @@ class SolutionMap:
             else self._fitting(warm_start.solution, program.batch, "warm_start").divided(scale)
         )
 
+        units = Equilibration.of(program) if program.batch else None
+        own = program if units is None else units.program(program)
+        before = before if units is None or before is None else units.start(before)
+
         instantiated = time.perf_counter()
-        by = self._solver_for(program, chosen)
-        solution = by.solver.solve(by.state, program, chosen, before) if program.batch else _nothing(program)
+        by = self._solver_for(own, chosen)
+        solution = by.solver.solve(by.state, own, chosen, before) if program.batch else _nothing(program)
         solved = time.perf_counter()
-        solution, residuals, factor, point = self._certified(program, solution, chosen)
-        solution, residuals, again = self._solved_again(by.deputy, program, solution, residuals, chosen)
+        solution, residuals, factor, point = self._certified(own, solution, chosen)
+        solution, residuals, again = self._solved_again(by.deputy, own, solution, residuals, chosen)
         polished = time.perf_counter()
 
-        objective = self._objective(residuals, solution, scale)
+        solution = solution if units is None else units.solution(solution)
+        objective = self._objective(residuals, solution, scale if units is None else scale * units.c)
         report = Report(
             status=solution.status,
             residuals=residuals,
@@ -180,9 +186,8 @@ class SolutionMap:
             solved_again=again,
         )
         same = not again and bool(np.all(solution.solved))  # else these are of other points, or of more
-        differentiate = partial(
-            self._mode, self._system, factor=factor if same else None, point=point if same else None
-        )
+        known = {"factor": factor, "point": point} if same else {}
+        differentiate = partial(in_own_units, self._mode, self._system, **known)
         return SolvedBatch(
             self.program,
             differentiate,
@@ -212,14 +217,16 @@ class SolutionMap:
         """
         features, program, scale, batched, instantiated_s = self._posed(theta)
         scaled = self._fitting(solution, program.batch, "solution").divided(scale)
-        certified, residuals = scaled.certified(program, Options.of(options, self.options).tol)
+        units = Equilibration.of(program) if program.batch else None
+        own, held = (program, scaled) if units is None else (units.program(program), units.start(scaled))
+        certified, residuals = held.certified(own, Options.of(options, self.options).tol)
         wrong = np.flatnonzero(scaled.solved & ~certified.solved)
         if len(wrong):
             worst = residuals.worst[wrong[0]]
             raise ProblemError(
                 f"element {wrong[0]} is called solved, but its residuals reach {worst:.1e}: solve it again"
             )
-        objective = self._objective(residuals, scaled, scale)
+        objective = self._objective(residuals, scaled, scale if units is None else scale * units.c)
         report = Report(
             status=scaled.status,
             residuals=residuals,
@@ -230,7 +237,7 @@ class SolutionMap:
             reason="solved before",
             solution=solution,
         )
-        differentiate = partial(self._mode, self._system)
+        differentiate = partial(in_own_units, self._mode, self._system)
         return SolvedBatch(
             self.program, differentiate, features, program, scaled, scale, objective, report, batched=batched
         )

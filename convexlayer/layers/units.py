@@ -1,0 +1,225 @@
+"""Programs in units of their own: the same whatever units their author chose, to solve and to differentiate.
+
+With positive diagonal D and E, E constant on the block of a curved cone, and sigma > 0, a program in x = sigma D z is
+
+    minimize  1/2 z'(sigma^2 D P D)z + (sigma D q)'z   subject to   (E A D) z + E s / sigma = E b / sigma,
+
+whose objective is divided by its largest coefficient after that. D and E bring the largest entry of every row of
+[P A'; A 0] near 1 (Ruiz 2001), sigma the right-hand side. All are powers of two, so nothing is rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+
+from convexlayer.certificate import ComplementaryPoint
+from convexlayer.cones import product_cone
+from convexlayer.diff import (
+    AbstractDifferentiator,
+    DerivativeMode,
+    DerivativeReport,
+    ReducedFactor,
+    ReducedSystem,
+    RelativeChange,
+    SolutionCotangent,
+    SolutionTangent,
+)
+from convexlayer.diff.base import whole_data, whole_point
+from convexlayer.program import Array, ConeProgram, Structure, max_norm
+from convexlayer.solution import Solution
+
+__all__ = ["Equilibration", "in_own_units"]
+
+PASSES = 12
+"""Passes over the data."""
+
+EVEN = 1e3
+"""Entries within this ratio of each other, and solutions within this of 1, are left to the solver's own scaling."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Equilibration:
+    """The scales of a batch; 1 for the elements that need none.
+
+    Attributes:
+        d: the diagonal of D, (B, n).
+        e: that of E, (B, m).
+        sigma: (B,).
+        c: what the objective is divided by, (B,).
+    """
+
+    d: Array
+    e: Array
+    sigma: Array
+    c: Array
+
+    @staticmethod
+    def of(program: ConeProgram) -> Equilibration | None:
+        """The scales of a program, or None where no element needs any."""
+        P, A, cone = program.structure.P, program.structure.A, product_cone(program.structure.cones)
+        abs_P, abs_A, b_size = np.abs(program.P), np.abs(program.A), max_norm(program.b)
+        sigma = _size(b_size, max_norm(program.q), max_norm(program.P))
+        ratio = np.maximum(_ratio(abs_P), _ratio(abs_A))
+        needed = ~((ratio <= EVEN) & (sigma <= EVEN) & (sigma >= 1.0 / EVEN))
+        if not np.any(needed):
+            return None
+        d, e = np.ones((program.batch, program.structure.n)), np.ones((program.batch, program.structure.m))
+        for _ in range(PASSES):
+            scaled_P = abs_P * d[:, P.rows] * d[:, P.cols]
+            scaled_A = abs_A * e[:, A.rows] * d[:, A.cols]
+            column = np.maximum(P.by_col(np.maximum, scaled_P, 0.0), A.by_col(np.maximum, scaled_A, 0.0))
+            row = cone.largest_of_blocks(A.by_row(np.maximum, scaled_A, 0.0))
+            d /= np.sqrt(np.where(column > 0, column, 1.0))
+            e /= np.sqrt(np.where(row > 0, row, 1.0))
+        d, e = _power_of_two(d), _power_of_two(e)
+        d[~needed], e[~needed] = 1.0, 1.0
+        size = max_norm(abs_P * d[:, P.rows] * d[:, P.cols])
+        sigma = np.where(needed, _power_of_two(_size(max_norm(e * program.b), max_norm(d * program.q), size)), 1.0)
+        largest = sigma * np.maximum(sigma * size, max_norm(d * program.q))
+        c = np.where(needed, _power_of_two(np.where(largest > 0, largest, 1.0)), 1.0)
+        return Equilibration(d, e, sigma, c)
+
+    @property
+    def x_scale(self) -> Array:
+        """X of the program over that in its own units, (B, n)."""
+        return self.d * self.sigma[:, None]
+
+    @property
+    def y_scale(self) -> Array:
+        """Y of the program over that in its own units, (B, m)."""
+        return self.e * (self.c / self.sigma)[:, None]
+
+    @property
+    def s_scale(self) -> Array:
+        """S of the program over that in its own units, (B, m)."""
+        return self.sigma[:, None] / self.e
+
+    def program(self, program: ConeProgram) -> ConeProgram:
+        """The program in its own units; a tangent likewise, and a cotangent the other way."""
+        P, A, c = program.structure.P, program.structure.A, self.c[:, None]
+        x = self.x_scale
+        return ConeProgram(
+            program.structure,
+            P=program.P * x[:, P.rows] * x[:, P.cols] / c,
+            q=program.q * x / c,
+            r=program.r / self.c,
+            A=program.A * self.e[:, A.rows] * self.d[:, A.cols],
+            b=program.b / self.s_scale,
+        )
+
+    def solution(self, found: Solution) -> Solution:
+        """The solution of the program itself, of one of that in its own units; rays too."""
+        return replace(found, x=found.x * self.x_scale, y=found.y * self.y_scale, s=found.s * self.s_scale)
+
+    def start(self, given: Solution) -> Solution:
+        """A solution of the program in its own units, of one of the program itself."""
+        return replace(given, x=given.x / self.x_scale, y=given.y / self.y_scale, s=given.s / self.s_scale)
+
+
+def _ratio(magnitude: Array) -> Array:
+    """The largest over the smallest entry of each element that is not 0, (B,); 1 where there is none."""
+    if not magnitude.shape[1]:
+        return np.ones(len(magnitude))
+    least = np.min(np.where(magnitude > 0, magnitude, np.inf), axis=1)
+    largest = np.max(magnitude, axis=1)
+    return np.where(largest > 0, largest / np.where(np.isfinite(least), least, 1.0), 1.0)
+
+
+def _size(b: Array, q: Array, P: Array) -> Array:
+    """How large solutions are to be expected: as b, else as q over P; 1 where neither tells."""
+    return np.where(b > 0, b, np.where((q > 0) & (P > 0), q / np.where(P > 0, P, 1.0), 1.0))
+
+
+def _power_of_two(v: Array) -> Array:
+    rounded: Array = np.exp2(np.rint(np.log2(v)))
+    return rounded
+
+
+
+@final
+class OwnUnits(AbstractDifferentiator):
+    """A derivative of programs in their own units, in the units of the programs themselves."""
+
+    def __init__(
+        self,
+        mode: DerivativeMode,
+        units: Equilibration,
+        system: ReducedSystem,
+        program: ConeProgram,
+        solution: Solution,
+        *,
+        factor: ReducedFactor | None = None,
+        point: ComplementaryPoint | None = None,
+        relative: RelativeChange | None = None,
+    ) -> None:
+        """The derivative mode at these programs and solutions; ``factor`` and ``point`` are in their own units."""
+        self._units = units
+        given = None if relative is None else self._relative(relative)
+        self._inner = mode(
+            system, units.program(program), units.start(solution), factor=factor, point=point, relative=given
+        )
+
+    def vjp(
+        self,
+        cotangent: SolutionCotangent,
+        *,
+        on: Structure | None = None,
+        seen: Callable[[ConeProgram], Array] = whole_data,
+    ) -> tuple[ConeProgram, DerivativeReport]:
+        """As that of the inner derivative."""
+        units = self._units
+        x, y, s = units.x_scale, units.y_scale, units.s_scale
+        inner = SolutionCotangent(
+            cotangent.x * x, cotangent.y * y, None if cotangent.s is None else cotangent.s * s
+        )
+        data, report = self._inner.vjp(inner, on=on, seen=lambda data: seen(units.program(data)))
+        return units.program(data), report
+
+    def jvp(
+        self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
+    ) -> tuple[SolutionTangent, DerivativeReport]:
+        """As that of the inner derivative."""
+        moved, report = self._inner.jvp(self._units.program(tangent), seen=lambda moved: seen(self._outside(moved)))
+        return self._outside(moved), report
+
+    def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
+        """As that of the inner derivative."""
+        return self._inner.objective_report(seen=lambda moved: seen(self._outside(moved)))
+
+    def _outside(self, moved: SolutionTangent) -> SolutionTangent:
+        units = self._units
+        return SolutionTangent(moved.x * units.x_scale, moved.y * units.y_scale, moved.s * units.s_scale)
+
+    def _relative(self, relative: RelativeChange) -> RelativeChange:
+        units = self._units
+
+        def inner(dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
+            def outside(tangent: ConeProgram) -> tuple[Array, Array]:
+                x, y = respond(units.program(tangent))
+                return x * units.x_scale, y * units.y_scale
+
+            return relative(dx * units.x_scale, dy * units.y_scale, outside)
+
+        return inner
+
+
+def in_own_units(
+    mode: DerivativeMode,
+    system: ReducedSystem,
+    program: ConeProgram,
+    solution: Solution,
+    *,
+    factor: ReducedFactor | None = None,
+    point: ComplementaryPoint | None = None,
+    relative: RelativeChange | None = None,
+) -> AbstractDifferentiator:
+    """The derivative mode at these programs and solutions, computed in the programs' own units."""
+    units = Equilibration.of(program)
+    if units is None:
+        return mode(system, program, solution, factor=factor, point=point, relative=relative)
+    return OwnUnits(mode, units, system, program, solution, factor=factor, point=point, relative=relative)
