@@ -51,7 +51,7 @@ BOUND = 8.0
 """How much larger than the terms of its row s must be, for a row to count as large: where x_j >= 0 is active and x_j is
 still a small number, that number is its row's only size."""
 
-NOTICED = 1e-6
+NOTICED = 1e-2
 """Where both s and y of a curved block are more than this, relative to what matters, they balance each other."""
 
 EXPONENT = 200.0
@@ -170,7 +170,8 @@ class ComplementaryPoint:
             x: (B, n).
             y: (B, m).
             s: (B, m).
-            trust: powers of two, (B, m), by which c is multiplied: y is kept where they are large, s where they are small.
+            trust: powers of two, (B, m), by which c is multiplied: y is kept where they are large, s where they are
+                small.
         """
         cone = product_cone(program.structure.cones)
         scales = scales_at(program, cone, x, y, s)
@@ -210,7 +211,7 @@ class ComplementaryPoint:
         return ComplementaryPoint(*values, scales, cones, self.dual[index], self.primal[index], self.backward[index])
 
     def wrong(self, program: ConeProgram, bound: float) -> tuple[BoolArray, BoolArray]:
-        """Which variables (B, n), and which blocks (B, m), have to do with a row whose backward error exceeds a bound."""
+        """Which variables (B, n), and blocks (B, m), have to do with a row whose backward error exceeds a bound."""
         A, cone = program.structure.A, self.cones.cone
         stored = program.A != 0.0
         dual, primal = (

@@ -58,7 +58,7 @@ class Residuals:
             1e-6, and gradients are off accordingly.
         backward: the largest componentwise backward error of that point: every row against the sum of the magnitudes
             of its own terms. This one sees a row that is wrong altogether beside one that is 1e7 times larger.
-        worst: the largest of the five; infinite where one is not a number.
+        worst: the largest of the first four; infinite where one is not a number.
         objective: x'Px/2 + q'x + r, which is known on the way.
     """
 
@@ -165,11 +165,10 @@ class Solution:
             max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
             np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
             max_norm(point.scales.c * (y - point.y) / point.scales.size),
-            point.backward,
         )
         largest = reduce(np.maximum, each)
         worst = np.where(largest >= 0.0, largest, np.inf)
-        return Residuals(*each, worst, 0.5 * xPx + qx + program.r)
+        return Residuals(*each, point.backward, worst, 0.5 * xPx + qx + program.r)
 
     def certified(
         self, program: ConeProgram, tol: float, residuals: Residuals | None = None

@@ -145,7 +145,7 @@ class ProductDerivative:
             pairs = zip(_eigenvalues(mine), _eigenvalues(theirs), strict=True)
             for here, there in pairs:
                 ratio = xp.abs(there - here) / xp.maximum(here, xp.asarray(LEAST, dtype=here.dtype))
-                largest = xp.maximum(largest, xp.max(ratio.reshape(len(w), -1), axis=-1))
+                largest = xp.maximum(largest, xp.max(xp.max(ratio, axis=-1), axis=-1))
         return largest
 
     def relative_margin(self, size: Array) -> Array:
@@ -247,7 +247,7 @@ class ProductCone:
         """Each row of v (B, m) replaced by the largest of its block; rows of flat cones are blocks of their own."""
         xp = namespace(v)
         pieces = [xp.broadcast_to(xp.max(part, axis=-1, keepdims=True), part.shape) for part in self._curved_parts(v)]
-        return xp.concat([v[:, : self.flat], *(piece.reshape(len(v), -1) for piece in pieces)], axis=-1)
+        return xp.concat([v[:, : self.flat], *(piece.reshape(len(v), piece.shape[1] * piece.shape[2]) for piece in pieces)], axis=-1)
 
     def _curved_parts(self, v: Array) -> list[Array]:
         return [group.split(v) for group in self.groups[self.flat_groups :]]

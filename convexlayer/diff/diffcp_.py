@@ -14,7 +14,7 @@ from typing import Any, final
 import numpy as np
 import scipy.sparse as sp
 
-from convexlayer.cones import ProductPoint
+from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff.base import (
     AbstractDifferentiator,
     SolutionCotangent,
@@ -22,10 +22,11 @@ from convexlayer.diff.base import (
     whole_data,
     whole_point,
 )
+from convexlayer.diff.kkt import RelativeChange
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.diff.report import DerivativeReport
 from convexlayer.errors import DerivativeError
-from convexlayer.program import Array, ConeProgram, Structure, max_norm
+from convexlayer.program import Array, ConeProgram, Structure
 from convexlayer.solution import Solution
 
 __all__ = ["DiffcpDifferentiator"]
@@ -45,12 +46,12 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         solution: Solution,
         *,
         factor: ReducedFactor | None = None,
-        at: ProductPoint | None = None,
-        accuracy: Array | None = None,
+        point: ComplementaryPoint | None = None,
+        relative: RelativeChange | None = None,
     ) -> None:
         """Check that diffcp is installed and knows the cones; it does not say where its answer is not unique.
 
-        What is known of the solutions already, ``factor``, ``at`` and ``accuracy``, is of no use to it.
+        What is known of the solutions already, ``factor``, ``point`` and ``relative``, is of no use to it.
 
         Raises:
             DerivativeError: it is not, or does not.
@@ -64,7 +65,7 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         self._diffcp = diffcp
         self._program = program
         self._solution = solution
-        self._margin = system.cone.margin(solution.y - solution.s)
+        self._point = point or solution.complementary(program)
         self._maps: dict[int, tuple[Any, Any]] = {}
 
     def vjp(
@@ -139,10 +140,8 @@ class DiffcpDifferentiator(AbstractDifferentiator):
     def _report(self) -> DerivativeReport:
         """diffcp says nothing about its linear systems; only the margin is known."""
         unknown = np.zeros(self._program.batch)
-        scale = max_norm(self._solution.y - self._solution.s)
         certain = np.zeros(len(unknown), dtype=bool)
-        accuracy = self._solution.residuals(self._program).worst
-        return DerivativeReport.judge(unknown, self._margin, unknown, certain, scale, accuracy)
+        return DerivativeReport.judge(unknown, self._point.margin, unknown, certain, self._point.backward)
 
 
 def _size(*vectors: Array) -> float:

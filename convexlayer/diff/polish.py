@@ -21,7 +21,7 @@ CONVERGED = 1e-9
 """A step that changes nothing by more than this share is an element's last: the next would change its square."""
 
 NEAR, PROGRESS, PATIENCE = 1e-6, 0.5, 2
-"""Where backward errors are below NEAR, so many steps that are not shorter by PROGRESS than the shortest are the last."""
+"""Where backward errors are below NEAR, so many steps not shorter by PROGRESS than the shortest are the last."""
 
 ALL_FROM = 0.5
 """Share of elements in need, from which the first step factorises all of them, for the derivative to come."""
@@ -94,7 +94,7 @@ def polished(
             break
         run.go(run.again(stuck, trust), stuck)
     x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
-    improved = need[active] & (run.backward < np.inf)
+    improved = need[active] & ((run.backward <= NEAR) | (run.backward < PROGRESS * first[active]))
     kept = active[improved]
     x[kept], y[kept], s[kept] = run.x[improved], run.y[improved], run.s[improved]
     better = replace(solution, x=x, y=y, s=s)

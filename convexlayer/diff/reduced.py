@@ -167,8 +167,10 @@ class ReducedFactor:
             return *self._split(z), residual, singular
         if np.any(singular):
             index = np.flatnonzero(singular & np.isfinite(self.condition))
-            singular = residual > ACCEPTED
-            singular[index] |= visible(index)
+            spaces = self._refined.null_spaces(index)
+            unsolved = np.array([len(space.basis) > 0 for space in spaces], dtype=bool) & (residual[index] > ACCEPTED)
+            singular = np.zeros_like(singular)
+            singular[index] = visible(index) | unsolved
         doubtful = singular | (residual > ACCEPTED)
         if np.any(doubtful):
             self._least_squares(z, residual, rhs, singular, doubtful)

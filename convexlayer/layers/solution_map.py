@@ -300,7 +300,7 @@ class SolutionMap:
             other, found, *_ = self._certified(part, ask(part), options)
             settled = np.ones(len(left), dtype=bool)
             settled[_unsettled(other)] = False
-            better = np.flatnonzero(settled | (found.worst < residuals.worst[left]))
+            better = np.flatnonzero(settled | (found.backward < residuals.backward[left]))
             solution = solution.with_elements(left[better], other.select(better))
             residuals, left = solution.residuals(program), left[~settled]
             if not len(left):

