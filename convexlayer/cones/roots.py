@@ -22,7 +22,8 @@ def increasing_root(
     """The root of each of many increasing functions.
 
     A step that leaves the bracket is replaced by bisection. The last step is Newton's, so that its error is the square
-    of its length, and automatic differentiation through it gives the derivative of the root.
+    of its length, and automatic differentiation through it gives the derivative of the root. A root that is found is
+    left as it is, however long the others take.
 
     Args:
         xp: the array namespace.
@@ -34,13 +35,15 @@ def increasing_root(
     Returns:
         The roots, of the shape of x; NaN where the function is NaN.
     """
+    moving = xp.ones_like(x, dtype=xp.bool)
     for _ in range(_MAX_ITERATIONS):
         value, slope = function(x)
         newton = x - value / slope
         low, high = xp.where(value < 0, x, low), xp.where(value > 0, x, high)
-        moving = xp.abs(newton - x) > 1e-8 + 1e-13 * xp.abs(x)
+        far = xp.abs(newton - x) > 1e-8 + 1e-13 * xp.abs(x)
+        outside = far & ((newton <= low) | (newton >= high))
+        x = xp.where(moving, xp.where(outside, 0.5 * (low + high), newton), x)
+        moving = moving & far
         if not xp.any(moving):
-            return newton
-        outside = moving & ((newton <= low) | (newton >= high))
-        x = xp.where(outside, 0.5 * (low + high), newton)
+            break
     return x

@@ -7,6 +7,9 @@ length of the tuple ``lanes``, so it is known when a kernel is compiled. A float
 Written out because no loop over lanes in plain code becomes vector instructions: LLVM unrolls a loop of eight before it
 looks at it, and then may not reorder loads and stores of arrays that could overlap.
 
+Every operation is rounded by itself. Products and sums are not fused, which LLVM would do in vectors of one width and
+not of another, if it were allowed to: so a lane's numbers depend neither on V nor on the processor.
+
 A comparison with NaN is false, as everywhere; nothing here branches on a lane's value.
 """
 
@@ -40,9 +43,6 @@ _DOUBLE, _INDEX, _BITS = ir.DoubleType(), ir.IntType(64), ir.IntType(1)
 
 # To its users an intrinsic lacks the first parameter that its definition has, which its type does not say.
 _intrinsic: Any = intrinsic
-
-# LLVM may fuse a product and a sum into one instruction; it may not reorder.
-_FLAGS = ("contract",)
 
 
 class _Vector(types.Type):
@@ -118,9 +118,9 @@ def _comparison(sign: str) -> Callable[..., Any]:
     return lambda builder, left, right: builder.fcmp_ordered(sign, left, right)
 
 
-_operation(operator.add, lambda builder, left, right: builder.fadd(left, right, flags=_FLAGS))
-_operation(operator.sub, lambda builder, left, right: builder.fsub(left, right, flags=_FLAGS))
-_operation(operator.mul, lambda builder, left, right: builder.fmul(left, right, flags=_FLAGS))
+_operation(operator.add, lambda builder, left, right: builder.fadd(left, right))
+_operation(operator.sub, lambda builder, left, right: builder.fsub(left, right))
+_operation(operator.mul, lambda builder, left, right: builder.fmul(left, right))
 _operation(operator.truediv, lambda builder, left, right: builder.fdiv(left, right))
 for _function, _sign in ((operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">=")):
     _operation(_function, _comparison(_sign), compares=True)

@@ -6,9 +6,12 @@ import http.server
 import importlib
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
+from benchmarks.reliability import load
 from benchmarks.reliability.__main__ import PARTS
 from benchmarks.reliability.caller import Caller
 from benchmarks.reliability.load import Load, run
@@ -16,15 +19,17 @@ from benchmarks.reliability.table import HEAD, Row, milliseconds, percentile
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers "busy" with 429, "gone" by hanging up, and all else with 200."""
+    """Answers "busy" with 429, "gone" by hanging up, and all else with 200; keeps what it was sent."""
 
     protocol_version = "HTTP/1.1"
+    bodies: ClassVar[set[bytes]] = set()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if body == b"gone":
             self.close_connection = True
             return
+        self.bodies.add(body)
         self.send_response(429 if body == b"busy" else 200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -41,16 +46,24 @@ def address() -> Iterator[tuple[str, int]]:
         server.shutdown()
 
 
-def test_loads_count_what_came_back(address: tuple[str, int]) -> None:
-    tally = run(Load(address, "/", [b"good", b"busy"], callers=2, seconds=0.2))
+def test_loads_count_what_came_back(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For two seconds, which are over when the server has seen both callers."""
+    Handler.bodies.clear()
+    clock = SimpleNamespace(perf_counter=lambda: 2.0 * (len(Handler.bodies) == 2), sleep=lambda seconds: None)
+    monkeypatch.setattr(load, "time", clock)
+    tally = run(Load(address, "/", [b"good", b"busy"], callers=2, seconds=2.0))
     assert set(tally.counts()) == {200, 429}
     assert tally.untold[429] == tally.counts()[429], "refused without saying until when"
-    assert tally.rate == pytest.approx(len(tally.good) / tally.seconds)
+    assert tally.rate == len(tally.good) / 2.0
 
 
-def test_a_load_has_its_rate(address: tuple[str, int]) -> None:
+def test_a_load_has_its_rate(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second, though the clock stands still: every request is waited for, and none is sent later than that."""
+    waits: list[float] = []
+    monkeypatch.setattr(load, "time", SimpleNamespace(perf_counter=lambda: 0.0, sleep=waits.append))
     tally = run(Load(address, "/", [b"good"], callers=4, seconds=0.5, rate=40.0))
-    assert 0 < sum(tally.counts().values()) <= 20
+    assert tally.counts() == {200: 20}
+    assert sorted(waits) == [number / 40.0 for number in range(20)]
 
 
 def test_connections_that_are_lost_are_told(address: tuple[str, int]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
-import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from convexlayer import SolutionMap, SolverError
+from convexlayer.layers import choice
 from convexlayer.layers.choice import Chosen, choose, fastest
 from tests.layers.families import family
 
@@ -67,13 +68,14 @@ def test_a_named_solver_is_not_tuned() -> None:
         SolutionMap(family("quadratic").program(), solver="scs", tune=True)
 
 
-def test_a_solver_that_solves_less_does_not_win() -> None:
+def test_a_solver_that_solves_less_does_not_win(monkeypatch: pytest.MonkeyPatch) -> None:
     structure = family("quadratic").program().structure
     slow, quick = choose("scs", structure), choose("clarabel", structure)
+    now = [0.0]
+    monkeypatch.setattr(choice, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def attempt(candidate: Chosen) -> int:
-        if candidate is slow:
-            time.sleep(0.01)
+        now[0] += 0.01 if candidate is slow else 0.001
         return 2 if candidate is slow else 1
 
     assert fastest([quick, slow], attempt).solver.name == "scs"

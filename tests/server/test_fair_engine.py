@@ -1,27 +1,50 @@
-"""The queue before the engine, with an engine that ends each request when it is told to."""
+"""The queue before the engine, with an engine that ends each request when it is told to, and a clock of its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
 from convexlayer_server import Settings
-from convexlayer_server.engine import ComputeOptions, ComputeRequest, ComputeResult, EngineHealth, FairEngine, Progress
+from convexlayer_server.engine import (
+    ComputeOptions,
+    ComputeRequest,
+    ComputeResult,
+    EngineHealth,
+    FairEngine,
+    Progress,
+    fair,
+)
 from convexlayer_server.errors import TooManyError
 from convexlayer_server.metrics import Metrics
 from convexlayer_server.store import Store
 from convexlayer_server.trace import Trace, current_trace
 from convexlayer_server.usage import Ledger
 
+from .clock import Clock, at_no_time
+
+T = TypeVar("T")
+
+CLOCK = Clock()
+
 RESULT = ComputeResult(
     arrays={}, batched=True, status=("optimal",) * 3, objective=None, iterations=(), residuals={}, report=None,
     solver="none", reason="", seconds={},
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _our_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair, "time", CLOCK)
+
+
+def done(work: Coroutine[Any, Any, T]) -> T:
+    return at_no_time(work, CLOCK)
 
 
 class ManualEngine:
@@ -59,6 +82,7 @@ class ManualEngine:
         await self._ends[name].wait()
 
     async def end(self, *names: str) -> None:
+        await asyncio.sleep(1e-3)  # nothing takes no time
         for name in names:
             self._ends[name].set()
         await settled()
@@ -101,12 +125,11 @@ def test_one_key_cannot_flood() -> None:
         setup = Setup()
         await setup.send("a1", "a2", "a3", "a4", "b1", "b2")
         for _ in range(6):
+            await asyncio.sleep(0.05)  # longer than a worker is ever held back
             await setup.manual.end(setup.manual.started[-1])
         return setup.manual.started
 
-    order = asyncio.run(run())
-    assert order[:2] == ["a1", "b1"]
-    assert order[4:] == ["a3", "a4"]
+    assert done(run()) == ["a1", "b1", "a2", "b2", "a3", "a4"]
 
 
 def test_what_can_be_merged_goes_together() -> None:
@@ -123,7 +146,7 @@ def test_what_can_be_merged_goes_together() -> None:
         await setup.manual.end("c1")
         assert len(setup.manual.started[4:]) == 1
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_merging_is_limited_and_can_be_turned_off() -> None:
@@ -134,10 +157,10 @@ def test_merging_is_limited_and_can_be_turned_off() -> None:
         await setup.manual.end("a")
         return len(setup.manual.started) - 1
 
-    assert asyncio.run(started()) == 4
-    assert asyncio.run(started(merged_rows=2)) == 2
-    assert asyncio.run(started(batching=False)) == 1
-    assert asyncio.run(started(batching=False, max_running=3)) == 3
+    assert done(started()) == 4
+    assert done(started(merged_rows=2)) == 2
+    assert done(started(batching=False)) == 1
+    assert done(started(batching=False, max_running=3)) == 3
 
 
 def test_long_computations_are_merged_less() -> None:
@@ -151,7 +174,7 @@ def test_long_computations_are_merged_less() -> None:
         await setup.manual.end("a")
         assert setup.manual.started == ["a0", "a", "a1", "a2"]
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_a_worker_is_held_back_for_a_key_that_was_served_less() -> None:
@@ -171,7 +194,7 @@ def test_a_worker_is_held_back_for_a_key_that_was_served_less() -> None:
         await setup.send("b2")
         return setup.manual.started
 
-    assert asyncio.run(run()) == ["b0", "a1", "b1", "b2"]
+    assert done(run()) == ["b0", "a1", "b1", "b2"]
 
 
 def test_a_worker_is_held_back_for_what_is_being_read() -> None:
@@ -188,7 +211,7 @@ def test_a_worker_is_held_back_for_what_is_being_read() -> None:
         await asyncio.sleep(0.05)
         assert setup.manual.started == ["a1", "b1", "a2"]
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_a_worker_is_not_held_back_for_long() -> None:
@@ -203,7 +226,7 @@ def test_a_worker_is_not_held_back_for_long() -> None:
         await asyncio.sleep(0.05)
         assert setup.manual.started == ["a1", "b1", "a2"]
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_when_too_many_wait_the_greediest_key_is_refused() -> None:
@@ -225,7 +248,7 @@ def test_when_too_many_wait_the_greediest_key_is_refused() -> None:
         await setup.manual.end("a0")
         assert setup.manual.started == ["a0", "b1"]
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_those_that_are_being_read_have_a_place() -> None:
@@ -237,7 +260,7 @@ def test_those_that_are_being_read_have_a_place() -> None:
         with arriving(setup, "a"):
             pass
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_what_one_key_never_ends_sending_keeps_no_other_out() -> None:
@@ -249,7 +272,7 @@ def test_what_one_key_never_ends_sending_keeps_no_other_out() -> None:
             with pytest.raises(TooManyError), arriving(setup, "a"):
                 pass
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_requests_that_come_to_nothing_hold_no_worker_back_for_long() -> None:
@@ -264,7 +287,7 @@ def test_requests_that_come_to_nothing_hold_no_worker_back_for_long() -> None:
                 await asyncio.sleep(0.005)
         assert setup.manual.started == ["a1", "a2"]
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_nobody_waits_for_ever_but_a_job() -> None:
@@ -277,7 +300,7 @@ def test_nobody_waits_for_ever_but_a_job() -> None:
         await setup.manual.end("a1")
         assert setup.manual.started == ["a1", "a3"]
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_cancelling() -> None:
@@ -299,7 +322,7 @@ def test_cancelling() -> None:
         await setup.send("a5")
         assert setup.manual.started[-1] == "a5"
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_a_cancelled_request_in_the_turn_that_it_gets_leaves_no_gap() -> None:
@@ -311,7 +334,7 @@ def test_a_cancelled_request_in_the_turn_that_it_gets_leaves_no_gap() -> None:
         await settled()
         assert setup.manual.started == ["a1", "a3"]
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_registrations_wait_for_their_turn_too() -> None:
@@ -325,7 +348,7 @@ def test_registrations_wait_for_their_turn_too() -> None:
         await setup.manual.end("p")
         assert await task == {"id": "p"}
 
-    asyncio.run(run())
+    done(run())
 
 
 def test_usage_and_metrics_are_counted() -> None:
@@ -333,16 +356,16 @@ def test_usage_and_metrics_are_counted() -> None:
         setup = Setup()
         await setup.send("x")
         await setup.send("a1", "b1", problem="p")
+        await asyncio.sleep(0.03)
         await setup.manual.end("x")
         await asyncio.sleep(0.02)
         await setup.manual.end("a1", "b1")
         used = {key: usage for (key, _), usage in setup.ledger.take().items()}
         assert used["a"].elements == used["b"].elements == 3
-        assert used["a"].seconds == pytest.approx(used["b"].seconds, rel=0.5)
-        assert (await setup.tasks["a1"]).seconds["queue"] > 0.0
-        assert used["a"].seconds > 0.009  # half of what both took
+        assert used["a"].seconds == used["b"].seconds == pytest.approx(0.0105)  # half of what both took
+        assert (await setup.tasks["a1"]).seconds["queue"] == pytest.approx(0.031)
         text = setup.metrics.written().decode()
         assert 'convexlayer_compute_seconds_count{operation="solve"} 3.0' in text
         assert 'convexlayer_batch_elements_sum{operation="solve"} 9.0' in text
 
-    asyncio.run(run())
+    done(run())

@@ -17,7 +17,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, final
 
@@ -58,7 +58,7 @@ class _Group:
 
     size: int
     left: int
-    started: float = field(default_factory=time.monotonic)
+    started: float
 
 
 @dataclass(eq=False)
@@ -268,7 +268,7 @@ class FairEngine:
             if group:
                 self._groups += 1
                 self._held_until = None
-                handed = _Group(len(group), len(group))
+                handed = _Group(len(group), len(group), time.monotonic())
                 for waiting in group:
                     waiting.turn.set_result(handed)
 

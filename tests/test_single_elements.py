@@ -1,0 +1,167 @@
+"""Every element on its own: the bits of its results depend on neither its lane, nor its neighbours, nor the batch.
+
+For every cone, through every stage. ``make test-processors`` runs this for the instruction sets of other processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+
+from convexlayer import SolutionMap
+from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionCotangent, polish
+from convexlayer.engine.batched import BatchedEngine
+from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.solution import Solution, Status, product_cone
+from tests.layers.families import NAMES, family
+
+pytestmark = pytest.mark.processor
+
+CONES = {
+    "zero": Cones(zero=9),
+    "nonnegative": Cones(nonnegative=12),
+    "second_order": Cones(zero=1, second_order=(1, 2, 3, 3, 17)),
+    "psd": Cones(zero=1, psd=(1, 3, 3, 5)),
+    "exponential": Cones(zero=1, exponential=4),
+    "power": Cones(zero=1, power=(0.2, 0.5, 0.9)),
+    "product": Cones(zero=2, nonnegative=9, second_order=(3, 11), psd=(2, 3), exponential=2, power=(0.3, 0.7)),
+}
+
+DIFFERENT = 11
+"""Elements of a batch that differ."""
+
+MANY = 1000
+"""Elements that fill all lanes of all threads."""
+
+Numbers = dict[str, Array]
+"""Results of a batch, each (B, ...)."""
+
+
+@cache
+def drawn(name: str, quadratic: bool) -> tuple[ConeProgram, Solution]:
+    """Programs over these cones, and solutions that a solver might have found: some better than others."""
+    rng = np.random.default_rng([len(name), quadratic])
+    cones = CONES[name]
+    m, n = cones.m, cones.m // 2 + 2
+    stored = rng.uniform(size=(m, n)) < 0.8
+    cols, rows = np.nonzero(stored.T)
+    P_cols, P_rows = np.nonzero(np.full((n, n), quadratic))
+    structure = Structure(Pattern((n, n), P_rows, P_cols), Pattern((m, n), rows, cols), cones)
+    F = rng.normal(size=(DIFFERENT, n, n))
+    P, A = (F @ F.swapaxes(1, 2))[:, P_rows, P_cols], rng.normal(size=(DIFFERENT, len(rows)))
+    x, w = rng.normal(size=(DIFFERENT, n)), rng.normal(size=(DIFFERENT, m))
+    y = product_cone(cones).project_dual(w)
+    s = y - w
+    q, b = -structure.P.matvec(P, x) - structure.A.rmatvec(A, y), structure.A.matvec(A, x) + s
+    program = ConeProgram(structure, P, q, rng.normal(size=DIFFERENT), A, b)
+    noise = 10.0 ** rng.uniform(-12, -3, size=(DIFFERENT, 1))
+    x, y, s = (value + noise * rng.normal(size=value.shape) for value in (x, y, s))
+    status, iterations = (Status.OPTIMAL,) * DIFFERENT, np.ones(DIFFERENT, dtype=np.int64)
+    return program, Solution(x, y, s, status, iterations, np.zeros(DIFFERENT), {})
+
+
+def words(status: tuple[str, ...]) -> Array:
+    return np.array(status, dtype=object)
+
+
+def engine(program: ConeProgram, _: Solution) -> Numbers:
+    found = BatchedEngine(program.structure).solve(program, tol=1e-8)
+    return {"x": found.x, "y": found.y, "s": found.s, "status": words(found.status), "iterations": found.iterations}
+
+
+def judged(program: ConeProgram, solution: Solution) -> Numbers:
+    return vars(solution.residuals(program))
+
+
+def projected(program: ConeProgram, solution: Solution) -> Numbers:
+    cone, w = product_cone(program.structure.cones), solution.y - solution.s
+    point = cone.at(w)
+    derivative = point.derivative
+    return {"y": point.projection, "D": derivative.apply(w), "margin": derivative.margin}
+
+
+def polished(program: ConeProgram, solution: Solution) -> Numbers:
+    found = polish(ReducedSystem(program.structure), program, solution)
+    return {"x": found.x, "y": found.y, "s": found.s}
+
+
+def factorised(program: ConeProgram, solution: Solution) -> Numbers:
+    system = ReducedSystem(program.structure)
+    K = system.values(program, product_cone(program.structure.cones).derivative(solution.y - solution.s))
+    factor = system.factoriser.factor(K)
+    z, residual = factor.refine(K[:, np.arange(system.pattern.shape[0]) % K.shape[1]])
+    return {
+        "K": K,
+        "z": z,
+        "residual": residual,
+        "condition": factor.condition,
+        "null direction": factor.null_direction,
+    }
+
+
+def differentiated(program: ConeProgram, solution: Solution) -> Numbers:
+    derivative = ExactDifferentiator(ReducedSystem(program.structure), program, solution)
+    pulled, told = derivative.vjp(SolutionCotangent(solution.x, solution.y, solution.s))
+    moved, told_too = derivative.jvp(program)
+    numbers = {"dP": pulled.P, "dq": pulled.q, "dA": pulled.A, "db": pulled.b, **vars(moved)}
+    for way, report in (("vjp", told), ("jvp", told_too)):
+        numbers |= {f"{way} {what}": value for what, value in vars(report).items() if what != "status"}
+        numbers[f"{way} status"] = words(report.status)
+    return numbers
+
+
+STAGES: tuple[Callable[[ConeProgram, Solution], Numbers], ...] = (
+    engine,
+    judged,
+    projected,
+    factorised,
+    polished,
+    differentiated,
+)
+
+
+def same_bits(numbers: Numbers, expected: Numbers, index: Array) -> None:
+    """The rows of some numbers are those rows of the expected ones."""
+    assert numbers.keys() == expected.keys()
+    for what, value in numbers.items():
+        np.testing.assert_array_equal(value, expected[what][index], err_msg=what)
+
+
+def batches() -> list[Array]:
+    """Each element alone, some in another order, and many, so that all are met in all lanes."""
+    rng = np.random.default_rng(0)
+    return [*np.arange(DIFFERENT)[:, None], np.arange(DIFFERENT)[::-2], rng.integers(0, DIFFERENT, MANY)]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+@pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
+@pytest.mark.parametrize("name", CONES)
+def test_of_a_cone(name: str, quadratic: bool, stage: Callable[[ConeProgram, Solution], Numbers]) -> None:
+    program, solution = drawn(name, quadratic)
+    expected = stage(program, solution)
+    for index in batches():
+        same_bits(stage(program.select(index), solution.select(index)), expected, index)
+
+
+@pytest.mark.parametrize("solver", ["auto", "batched"])
+@pytest.mark.parametrize("name", NAMES)
+def test_of_a_layer(name: str, solver: str) -> None:
+    """From parameters to solutions, gradients and tangents."""
+    solution_map, theta = SolutionMap(family(name).program(), solver=solver), family(name).values(DIFFERENT)
+
+    def through(index: Array) -> Numbers:
+        values = [value[index] for value in theta]
+        solved = solution_map.solve(values, options={"polish": False})
+        gradients = solved.vjp(solved.outputs, objective=solved.objective)
+        tangents, slope = solved.jvp(values)
+        numbers = {"objective": solved.objective, "objective's tangent": slope}
+        parts = {"output": solved.outputs, "gradient": gradients, "tangent": tangents}
+        numbers |= {f"{what} {i}": value for what, all_of_them in parts.items() for i, value in enumerate(all_of_them)}
+        return numbers
+
+    expected = through(np.arange(DIFFERENT))
+    for index in batches():
+        same_bits(through(index), expected, index)
