@@ -1,7 +1,8 @@
 """CVXPY problems as parametric cone programs."""
 
 from convexlayer.canon.canonicalize import canonicalize
-from convexlayer.canon.parametric import ParameterSpec, ParametricProgram, PresolveRecord
+from convexlayer.canon.parameters import ParameterSpec
+from convexlayer.canon.parametric import ParametricProgram, PresolveRecord
 from convexlayer.canon.presolve import presolved
 from convexlayer.canon.recovery import OutputSpec
 

@@ -12,9 +12,11 @@ __all__ = ["detached"]
 
 
 def detached(problem: cp.Problem) -> cp.Problem:
-    """A structural copy of a problem: same ids, parameters unset, nothing shared that CVXPY writes to.
+    """A structural copy of a problem: same ids, no values, nothing shared that CVXPY writes to.
 
-    Cached curvature and canonical forms are left behind, since they may have been computed from parameter values.
+    Neither variables nor parameters have values, since some atoms are canonicalised differently where their arguments
+    have some; and cached curvature and canonical forms are left behind, since they may have been computed from them. A
+    parameter whose value is computed by a callback becomes one whose value is given.
     """
     memo: dict[int, Any] = {}
 
@@ -29,12 +31,12 @@ def detached(problem: cp.Problem) -> cp.Problem:
         if not isinstance(value, Canonical):
             return value
         if id(value) not in memo:
-            new = object.__new__(type(value))
+            new = object.__new__(cp.Parameter if isinstance(value, cp.CallbackParam) else type(value))
             memo[id(value)] = new
             for key, part in vars(value).items():
                 if not key.endswith("__cache__") and not key.startswith("_lazy"):
                     new.__dict__[key] = clone(part)
-            if isinstance(value, cp.Parameter):
+            if isinstance(value, cp.Parameter | cp.Variable):
                 new._value = None
         return memo[id(value)]
 

@@ -59,7 +59,8 @@ def _as_vectors(A: AffineMatrix, b: sp.csr_matrix) -> sp.csr_matrix:
     coefficients, right = entries.tocoo(), b.tocoo()
     width = b.shape[1]
     rows = np.concatenate([pattern.rows[coefficients.row], right.row])
-    cols = np.concatenate([pattern.cols[coefficients.row] * width + coefficients.col, A.shape[1] * width + right.col])
+    last = A.shape[1] * width + right.col.astype(np.int64)  # the product of two sizes, beyond 32 bits soon
+    cols = np.concatenate([pattern.cols[coefficients.row] * width + coefficients.col, last])
     values = np.concatenate([coefficients.data, right.data])
     vectors = sp.coo_matrix((values, (rows, cols)), shape=(A.shape[0], (A.shape[1] + 1) * width)).tocsr()
     vectors.eliminate_zeros()
