@@ -65,9 +65,7 @@ class Features:
 
     @cached_property
     def _counts(self) -> tuple[int, ...]:
-        return tuple(
-            size if kept is None else len(kept) for size, kept in zip(self.sizes, self.kept, strict=True)
-        )
+        return tuple(size if kept is None else len(kept) for size, kept in zip(self.sizes, self.kept, strict=True))
 
     @cached_property
     def _slices(self) -> tuple[slice, ...]:

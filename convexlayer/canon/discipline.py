@@ -90,8 +90,9 @@ def explained(error: Exception, problem: cp.Problem, *, needs_values: bool) -> P
     said = f"CVXPY {cp.__version__} could not canonicalise {where} ({type(error).__name__}: {error})"
     if needs_values:
         return NotDPPError(
-            f"{said} while its parameters have no values, though it can where they have some: a parameter is used where "
-            "its value is needed, such as quad_form(x, P) outside the objective (write sum_squares(L @ x) with P = L'L)"
+            f"{said} while its parameters have no values, though it can where they have some: a parameter is used "
+            "where its value is needed, such as quad_form(x, P) outside the objective (write sum_squares(L @ x) with "
+            "P = L'L)"
         )
     return UnsupportedError(
         f"{said}, and cannot with values of the parameters either" if problem.parameters() else said
@@ -102,8 +103,8 @@ def _not_dpp(problem: cp.Problem, holds: Callable[[Any], bool]) -> NotDPPError:
     with scopes.dpp_scope():
         offenders = _offenders(problem, holds)
     return NotDPPError(
-        f"the problem is not DPP: its data are not affine in the parameters{offenders}. Products of two parameters, or of "
-        "a parameter and a nonlinear function of another, must be replaced by a new parameter (compute the product "
+        f"the problem is not DPP: its data are not affine in the parameters{offenders}. Products of two parameters, or "
+        "of a parameter and a nonlinear function of another, must be replaced by a new parameter (compute the product "
         "outside); see https://www.cvxpy.org/tutorial/dpp"
     )
 

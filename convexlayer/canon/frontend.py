@@ -16,13 +16,6 @@ from typing import Any, NamedTuple
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
-from cvxpy.constraints import SOC, ExpCone, PowCone3D, SvecPSD
-from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
-from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
-from cvxpy.reductions.eval_params import EvalParams
-from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
-from cvxpy.settings import PARAM_PROB
-from cvxpy.utilities.psd_utils import TriangleKind
 
 from convexlayer.canon.detached import detached
 from convexlayer.canon.discipline import check_problem, check_release, explained
@@ -30,6 +23,18 @@ from convexlayer.canon.parameters import random_value, specification
 from convexlayer.canon.quadratic import name_arguments
 from convexlayer.errors import ProblemError, UnsupportedError
 from convexlayer.program import Array
+
+try:
+    from cvxpy.constraints import SOC, ExpCone, PowCone3D, SvecPSD
+    from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
+    from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
+    from cvxpy.reductions.eval_params import EvalParams
+    from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
+    from cvxpy.settings import PARAM_PROB
+    from cvxpy.utilities.psd_utils import TriangleKind
+except ImportError:
+    check_release()  # says which releases have them
+    raise
 
 __all__ = [
     "CanonicalForm",

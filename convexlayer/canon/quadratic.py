@@ -1,8 +1,8 @@
 """Quadratic forms of arguments that are not affine in the variables alone: the tracking cost quad_form(A @ x - r, P).
 
 CVXPY's rule for parametrised quadratic objectives wants the argument free of parameters, whatever P is, although the
-form is canonicalised as t'Pt with t == A @ x - r anyway; and convex arguments it forgets to canonicalise (1.9.3). With a
-variable for the argument the problem is the same, follows the rule, and is canonicalised right.
+form is canonicalised as t'Pt with t == A @ x - r anyway; and convex arguments it forgets to canonicalise (1.9.3). With
+a variable for the argument the problem is the same, follows the rule, and is canonicalised right.
 """
 
 from __future__ import annotations
