@@ -83,9 +83,11 @@ def explained(error: Exception, problem: cp.Problem, *, needs_values: bool) -> P
     Args:
         error: what CVXPY raised.
         problem: the problem.
-        needs_values: whether CVXPY succeeds where the parameters have values.
+        needs_values: whether CVXPY succeeds where the parameters have values; then one is needed where an atom was
+            canonicalised, and elsewhere the fault is CVXPY's.
     """
     at = _canonicalised(error.__traceback__)
+    needs_values = needs_values and at is not None
     where = "the problem" if at is None else _name(at)
     said = f"CVXPY {cp.__version__} could not canonicalise {where} ({type(error).__name__}: {error})"
     if needs_values:
@@ -94,9 +96,7 @@ def explained(error: Exception, problem: cp.Problem, *, needs_values: bool) -> P
             "where its value is needed, such as quad_form(x, P) outside the objective (write sum_squares(L @ x) with "
             "P = L'L)"
         )
-    return UnsupportedError(
-        f"{said}, and cannot with values of the parameters either" if problem.parameters() else said
-    )
+    return UnsupportedError(said)
 
 
 def _not_dpp(problem: cp.Problem, holds: Callable[[Any], bool]) -> NotDPPError:

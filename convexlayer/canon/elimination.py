@@ -27,7 +27,7 @@ __all__ = ["Number", "Pivot", "pivots"]
 Number = tuple[float, float]
 """A value, and the sum of the absolute values of the terms that made it."""
 
-STABLE = 1e-2
+STABLE = 0.1
 """Smallest pivot relative to its row, where its column has other rows."""
 
 STABLE_ALONE = 1e-3
@@ -157,8 +157,9 @@ class _Elimination:
         for i in list(self._candidates):
             if self._left == 1:
                 break
-            growths = [(self._growth([(i, j)]), order, j) for order, j in enumerate(self._admissible(i))]
-            growth, _, j = min(growths, default=(1, 0, 0))
+            value, units = self._value(i), self._units
+            growths = [(self._growth([(i, j)]), -abs(value[j][0]) * units[j], j) for j in self._admissible(i)]
+            growth, _, j = min(growths, default=(1, 0.0, 0))
             if growth <= 0:
                 self._eliminate(i, j)
         return len(self.chosen) > before

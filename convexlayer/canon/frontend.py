@@ -17,10 +17,11 @@ import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 
-from convexlayer.canon.detached import detached
+from convexlayer.canon.detached import assign, detached
 from convexlayer.canon.discipline import check_problem, check_release, explained
 from convexlayer.canon.parameters import random_value, specification
 from convexlayer.canon.quadratic import name_arguments
+from convexlayer.canon.repairs import repaired
 from convexlayer.errors import ProblemError, UnsupportedError
 from convexlayer.program import Array
 
@@ -45,6 +46,10 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+
+BACKEND = "COO"
+"""The backend that builds CVXPY's matrices: the fastest with parameters, and it permutes axes right (1.9.3)."""
 
 
 class _StandardForm(ConicSolver):  # type: ignore[misc]  # CVXPY is not checked for types
@@ -100,7 +105,7 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
         UnsupportedError: integer or complex leaves, DQCP, another CVXPY release, or a form we do not know.
     """
     check_release()
-    problem = name_arguments(problem)
+    problem = _prepared(problem)
     check_problem(problem, gp=gp)
     try:
         data, chain, inverse_data = _canonicalised(problem, gp=gp, ignore_dpp=False)
@@ -119,11 +124,16 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
     return CanonicalForm(problem, param_prog, chain, inverse_data)
 
 
+def _prepared(problem: cp.Problem) -> cp.Problem:
+    """A detached problem in a form that CVXPY canonicalises, and does so right."""
+    return name_arguments(repaired(problem))
+
+
 def _canonicalised(problem: cp.Problem, *, gp: bool, ignore_dpp: bool) -> tuple[Any, Any, Any]:
     """What CVXPY makes of a problem for the standard form, the chain of its reductions, and how to invert them."""
     solver = _StandardForm()
     with _own_warnings_off():
-        chain = problem._construct_chain(solver=solver, gp=gp, ignore_dpp=ignore_dpp)
+        chain = problem._construct_chain(solver=solver, gp=gp, ignore_dpp=ignore_dpp, canon_backend=BACKEND)
         # Atoms that canonicalise a problem of their own, such as perspective, look the solver up by this name, which
         # may be the solver itself.
         chain.solver_context.solver_name = solver
@@ -175,8 +185,7 @@ class Instance(NamedTuple):
 
 def instance(form: CanonicalForm, values: Mapping[int, Array]) -> Instance:
     """CVXPY's own instance of a canonical form, at parameter values by id."""
-    for parameter in form.problem.parameters():
-        parameter._value = _stored(parameter, values[parameter.id])
+    assign(form.problem, values)
     with _own_warnings_off():
         for reduction in form.chain.reductions:
             reduction.update_parameters(form.problem)
@@ -185,20 +194,14 @@ def instance(form: CanonicalForm, values: Mapping[int, Array]) -> Instance:
 
 def instance_of_constants(problem: cp.Problem, values: Mapping[int, Array], *, gp: bool) -> Instance | None:
     """The standard form of the problem with its parameters replaced by constants; None where CVXPY has none."""
-    constant = name_arguments(detached(problem))
-    for parameter in constant.parameters():
-        parameter._value = _stored(parameter, values[parameter.id])
+    constant = _prepared(detached(problem))
+    assign(constant, values)
     try:
         data, _, _ = _canonicalised(constant, gp=gp, ignore_dpp=True)
     except Exception:
         logger.debug("CVXPY cannot canonicalise the problem with constants", exc_info=True)
         return None
     return _instantiated(data[PARAM_PROB]) if isinstance(data, dict) else None
-
-
-def _stored(parameter: cp.Parameter, value: Array) -> Any:
-    """A value in the form in which a CVXPY leaf keeps it."""
-    return value[parameter.sparse_idx] if parameter.sparse_idx is not None else value
 
 
 def _instantiated(param_prog: ParamConeProg) -> Instance:

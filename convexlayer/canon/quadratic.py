@@ -7,9 +7,9 @@ a variable for the argument the problem is the same, follows the rule, and is ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import cvxpy as cp
+
+from convexlayer.canon.detached import expressions
 
 __all__ = ["name_arguments"]
 
@@ -24,7 +24,9 @@ def name_arguments(problem: cp.Problem) -> cp.Problem:
     """
     definitions: list[cp.Constraint] = []
     variables: dict[int, cp.Variable] = {}
-    for form in _forms(problem.objective.expr):
+    for form in expressions(problem.objective):
+        if not isinstance(form, cp.QuadForm):
+            continue
         argument = form.args[0]
         affine = argument.is_affine()
         if (affine and not argument.parameters()) or not argument.is_dcp(dpp=True):
@@ -35,17 +37,3 @@ def name_arguments(problem: cp.Problem) -> cp.Problem:
             definitions.append(t == argument if affine else t >= argument if argument.is_convex() else t <= argument)
         form.args[0] = variables[id(argument)]
     return cp.Problem(problem.objective, [*problem.constraints, *definitions]) if definitions else problem
-
-
-def _forms(expression: cp.Expression) -> Iterator[cp.Expression]:
-    """Every quadratic form in an expression, once each."""
-    seen: set[int] = set()
-    left = [expression]
-    while left:
-        node = left.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, cp.QuadForm):
-            yield node
-        left += [part.objective.expr if isinstance(part, cp.Problem) else part for part in node.args]

@@ -22,7 +22,7 @@ from convexlayer.canon.recovery import OutputSpec, Recovery
 from convexlayer.errors import ProblemError, UnsupportedError
 from convexlayer.program import Array, Cones, IndexArray, Pattern, Structure
 
-__all__ = ["parametric_program"]
+__all__ = ["parametric_program", "recovery_of"]
 
 
 def parametric_program(
@@ -38,7 +38,7 @@ def parametric_program(
         structure=structure,
         features=features,
         data=data,
-        recovery=_recovery(form, variables, structure),
+        recovery=recovery_of(form, variables, structure),
         objective=Objective(maximize=maximize, log=form.geometric),
     )
 
@@ -194,11 +194,14 @@ def _symmetric_part(tensor: Any, into_columns: sp.csr_matrix, n: int) -> tuple[P
     return _pattern(both, (n, n)), (mean @ values).tocsr()
 
 
-def _recovery(form: CanonicalForm, variables: Sequence[cp.Variable], structure: Structure) -> Recovery:
+def recovery_of(form: CanonicalForm, variables: Sequence[cp.Variable], structure: Structure) -> Recovery:
     """Read where every output entry lies in (x, y), by sending three vectors through CVXPY's inverse reductions.
 
     Each entry must be a multiple of one entry of x or of y: ones give the multiple, positions give the place, and
     random numbers verify both.
+
+    Raises:
+        UnsupportedError: an output is no entrywise multiple of the solution.
     """
     primal = {variable.id for variable in form.problem.variables()}
     size = max(structure.n, structure.m)
