@@ -1,6 +1,6 @@
 """Convexlayer: the solution map of a CVXPY problem as a function with derivatives."""
 
-from convexlayer.canon import OutputSpec, ParameterSpec, ParametricProgram, canonicalize
+from convexlayer.canon import OutputSpec, ParameterSpec, ParametricProgram
 from convexlayer.diff import DerivativeReport
 from convexlayer.errors import (
     ConvexLayerError,
@@ -13,7 +13,7 @@ from convexlayer.errors import (
     SolverError,
     UnsupportedError,
 )
-from convexlayer.layers import ConvexLayer, Report, SolutionMap, SolvedBatch
+from convexlayer.layers import ConvexLayer, Report, SolutionMap, SolvedBatch, canonicalize
 from convexlayer.solution import Status
 from convexlayer.solvers import Options
 

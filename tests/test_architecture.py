@@ -60,7 +60,8 @@ MAY_IMPORT_CVXPY = (
     "convexlayer/gallery/entries/",  # which compares nodes with the convex layer
     "convexlayer/layers/remote.py",
 )
-MAY_IMPORT_CVXPY_INTERNALS = (  # one concern in three files: asking CVXPY, reading its answer, copying its problems
+MAY_IMPORT_CVXPY_INTERNALS = (  # one concern: copying CVXPY's problems, judging, canonicalising and reading them
+    "convexlayer/canon/discipline.py",
     "convexlayer/canon/frontend.py",
     "convexlayer/canon/translate.py",
     "convexlayer/canon/detached.py",

@@ -1,8 +1,9 @@
 """CVXPY problems as parametric cone programs."""
 
-from convexlayer.canon.canonicalize import canonicalize
-from convexlayer.canon.parametric import ParameterSpec, ParametricProgram, PresolveRecord
+from convexlayer.canon.canonicalize import parametrised
+from convexlayer.canon.parameters import ParameterSpec
+from convexlayer.canon.parametric import ParametricProgram, PresolveRecord
 from convexlayer.canon.presolve import presolved
 from convexlayer.canon.recovery import OutputSpec
 
-__all__ = ["OutputSpec", "ParameterSpec", "ParametricProgram", "PresolveRecord", "canonicalize", "presolved"]
+__all__ = ["OutputSpec", "ParameterSpec", "ParametricProgram", "PresolveRecord", "parametrised", "presolved"]

@@ -8,29 +8,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from convexlayer.canon.affine_map import AffineMap
+from convexlayer.canon.rounded import Rounded, exact, product, total
 from convexlayer.program import IndexArray, Pattern
 
-__all__ = ["AffineMatrix", "affine_map", "affine_vector", "difference", "product"]
-
-CANCELLED = 1e-13
-"""A sum this small relative to the sum of its terms' absolute values is the rounding error of a zero."""
-
-
-def product(left: sp.spmatrix, right: sp.spmatrix) -> sp.csr_matrix:
-    """left @ right, without the entries in which everything cancelled."""
-    return _kept((left @ right).tocsr(), (abs(left) @ abs(right)).tocsr())
-
-
-def difference(left: sp.spmatrix, right: sp.spmatrix) -> sp.csr_matrix:
-    """left - right, without the entries in which everything cancelled."""
-    return _kept((left - right).tocsr(), (abs(left) + abs(right)).tocsr())
-
-
-def _kept(values: sp.csr_matrix, sizes: sp.csr_matrix) -> sp.csr_matrix:
-    matrix = values.multiply(abs(values) > CANCELLED * sizes).tocsr()
-    matrix.eliminate_zeros()
-    matrix.sort_indices()
-    return matrix
+__all__ = ["AffineMatrix", "affine_map", "affine_vector"]
 
 
 def affine_vector(data: AffineMap, rows: slice) -> sp.csr_matrix:
@@ -56,10 +37,10 @@ class AffineMatrix:
         slopes: its coefficients, (varying, features).
     """
 
-    constant: sp.csr_matrix
+    constant: Rounded
     rows: IndexArray
     cols: IndexArray
-    slopes: sp.csr_matrix
+    slopes: Rounded
 
     @staticmethod
     def of(pattern: Pattern, entries: sp.csr_matrix) -> AffineMatrix:
@@ -68,18 +49,20 @@ class AffineMatrix:
         varying = np.flatnonzero(np.diff(slopes.indptr))
         constant = sp.coo_matrix((entries[:, [-1]].toarray()[:, 0], (pattern.rows, pattern.cols)), shape=pattern.shape)
         constant.eliminate_zeros()
-        return AffineMatrix(constant.tocsr(), pattern.rows[varying], pattern.cols[varying], slopes[varying])
+        return AffineMatrix(
+            exact(constant.tocsr()), pattern.rows[varying], pattern.cols[varying], exact(slopes[varying])
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns)."""
-        rows, cols = self.constant.shape
+        rows, cols = self.constant.values.shape
         return int(rows), int(cols)
 
     @property
     def support(self) -> sp.csr_matrix:
         """Ones wherever an entry is stored."""
-        constant = self.constant.tocoo()
+        constant = self.constant.values.tocoo()
         rows, cols = np.concatenate([constant.row, self.rows]), np.concatenate([constant.col, self.cols])
         support = sp.coo_matrix((np.ones(len(rows)), (rows, cols)), shape=self.shape).tocsr()
         support.data[:] = 1.0
@@ -88,41 +71,48 @@ class AffineMatrix:
     @property
     def transposed(self) -> AffineMatrix:
         """The transpose."""
-        return AffineMatrix(self.constant.T.tocsr(), self.cols, self.rows, self.slopes)
+        return AffineMatrix(self.constant.transposed, self.cols, self.rows, self.slopes)
 
-    def times(self, right: sp.csr_matrix) -> AffineMatrix:
+    def times(self, right: Rounded) -> AffineMatrix:
         """The product with a constant matrix."""
-        counts = np.diff(right.indptr)[self.cols]
+        factor = right.values
+        counts = np.diff(factor.indptr)[self.cols]
         source = np.repeat(np.arange(len(self.cols)), counts)
-        starts = np.repeat(right.indptr[self.cols] - np.cumsum(counts) + counts, counts)
+        starts = np.repeat(factor.indptr[self.cols] - np.cumsum(counts) + counts, counts)
         place = starts + np.arange(len(source))
-        width = max(right.shape[1], 1)
-        keys, target = np.unique(self.rows[source] * width + right.indices[place], return_inverse=True)
-        spread = sp.csr_matrix((right.data[place], (target, source)), shape=(len(keys), len(self.cols)))
-        slopes = product(spread, self.slopes)
-        kept = np.flatnonzero(np.diff(slopes.indptr))
-        return AffineMatrix(product(self.constant, right), keys[kept] // width, keys[kept] % width, slopes[kept])
-
-    def at(self, vector: sp.csr_matrix) -> sp.csr_matrix:
-        """The product with a vector [slopes, constant] that is constant wherever a column of the matrix varies."""
-        constant = vector[:, [-1]].toarray()[:, 0]
-        sums = sp.csr_matrix(
-            (constant[self.cols], (self.rows, np.arange(len(self.rows)))), shape=(self.shape[0], len(self.rows))
+        width = max(factor.shape[1], 1)
+        keys, target = np.unique(self.rows[source] * width + factor.indices[place], return_inverse=True)
+        shape = (len(keys), len(self.cols))
+        spread = Rounded(
+            *(sp.csr_matrix((part.data[place], (target, source)), shape=shape) for part in (factor, right.sizes))
         )
+        slopes = product(spread, self.slopes)
+        kept = np.flatnonzero(np.diff(slopes.values.indptr))
+        return AffineMatrix(product(self.constant, right), keys[kept] // width, keys[kept] % width, slopes.of(kept))
+
+    def at(self, vector: Rounded) -> Rounded:
+        """The product with a vector [slopes, constant] that is constant wherever a column of the matrix varies."""
+        constants = (part[:, [-1]].toarray()[self.cols, 0] for part in (vector.values, vector.sizes))
+        shape = (self.shape[0], len(self.rows))
+        place = (self.rows, np.arange(len(self.rows)))
+        sums = Rounded(*(sp.csr_matrix((part, place), shape=shape) for part in constants))
+        slopes = product(sums, self.slopes)
         nothing = sp.csr_matrix((self.shape[0], 1))
-        return (product(self.constant, vector) + sp.hstack([product(sums, self.slopes), nothing])).tocsr()
+        widened = Rounded(*(sp.hstack([part, nothing], "csr") for part in (slopes.values, slopes.sizes)))
+        return total(product(self.constant, vector), widened)
 
     def entries(self) -> tuple[Pattern, sp.csr_matrix]:
         """The pattern, and its entries' [slopes, constant]."""
-        constant = self.constant.tocoo()
+        constant = self.constant.values.tocoo()
         height = max(self.shape[0], 1)
         fixed = constant.col.astype(np.int64) * height + constant.row
         varying = self.cols * height + self.rows
         keys, place = np.unique(np.concatenate([fixed, varying]), return_inverse=True)
-        slopes = self.slopes.tocoo()
-        last = np.full(len(fixed), self.slopes.shape[1])
+        slopes = self.slopes.values.tocoo()
+        features = slopes.shape[1]
+        last = np.full(len(fixed), features)
         rows = np.concatenate([place[: len(fixed)], place[len(fixed) :][slopes.row]])
         cols = np.concatenate([last, slopes.col])
-        shape = (len(keys), self.slopes.shape[1] + 1)
+        shape = (len(keys), features + 1)
         entries = sp.coo_matrix((np.concatenate([constant.data, slopes.data]), (rows, cols)), shape=shape).tocsr()
         return Pattern(self.shape, keys % height, keys // height), entries

@@ -11,43 +11,38 @@ from convexlayer.canon.frontend import canonical_form
 from convexlayer.canon.parametric import ParametricProgram
 from convexlayer.canon.presolve import presolved
 from convexlayer.canon.self_check import check_instances
+from convexlayer.canon.solution_check import Solve, check_solution
 from convexlayer.canon.translate import parametric_program
 from convexlayer.errors import ProblemError
 
-__all__ = ["canonicalize"]
+__all__ = ["parametrised"]
 
 
-def canonicalize(
+def parametrised(
     problem: cp.Problem,
     parameters: Sequence[cp.Parameter],
     variables: Sequence[cp.Variable],
     *,
-    gp: bool = False,
-    presolve: bool = True,
-    self_check: bool = True,
+    gp: bool,
+    presolve: bool,
+    check: Solve | None,
 ) -> ParametricProgram:
-    """Compile a CVXPY problem to a parametric cone program.
+    """Compile a CVXPY problem to a parametric cone program; ``layers/canonicalize.py`` has the details.
 
     Args:
-        problem: a DPP problem; its own state (values, caches) is neither used nor changed.
-        parameters: every parameter of the problem, in the order in which values will be given. Parameters that the
-            problem does not use are allowed; their gradients are zero.
-        variables: what to return: variables of the problem, and dual variables of its constraints
-            (``constraint.dual_variables[i]``).
-        gp: the problem is a geometric program.
-        presolve: reduce the program (see ``presolve.py``); outputs and gradients are the same.
-        self_check: compare the compiled program with CVXPY's own at two random parameter values.
-
-    Raises:
-        ProblemError: arguments that do not belong to the problem, a problem that is not convex, or a failed self-check.
-        NotDPPError: the problem is not DPP.
-        UnsupportedError: the problem uses what Convexlayer does not know.
+        problem: the problem.
+        parameters: every parameter of it.
+        variables: what to return.
+        gp: it is a geometric program.
+        presolve: reduce the program.
+        check: what the self-check solves with; None leaves the self-check out.
     """
     _check_arguments(problem, parameters, variables)
     form = canonical_form(detached(problem), gp=gp)
     program = parametric_program(form, parameters, variables)
-    if self_check:
+    if check is not None:
         check_instances(problem, form, parameters, program)
+        check_solution(problem, form, parameters, program, check)
     return presolved(program) if presolve else program
 
 

@@ -1,30 +1,43 @@
 """Which variables to eliminate by which equality rows: a symbolic elimination, greedy in the number of coefficients.
 
 A pivot (i, j) solves row i for x_j. It must be an equality row with constant coefficients, so that x stays linear in
-what remains; neither of two factors that meet may both depend on the parameters; and the matrices may not fill
-(Markowitz, Management Science 3, 1957), counting nnz(P) + nnz(A) and one for every variable and row. Rows that are
-expensive one by one may be cheap together: the rows of t = L x fill the same block of P.
+what remains; it must be of the size of its row, each variable in its own unit (threshold pivoting: Duff, Erisman and
+Reid, Direct Methods for Sparse Matrices, 2017, section 5.2); neither of two factors that meet may both depend on the
+parameters; and the matrices may not fill (Markowitz, Management Science 3, 1957), counting nnz(P) + nnz(A) and one for
+every variable and row. Rows that are expensive one by one may be cheap together: the rows of t = L x fill the same
+block of P.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import scipy.sparse as sp
 
-from convexlayer.canon.affine_matrix import CANCELLED, AffineMatrix
-from convexlayer.program import Cones, IndexArray
+from convexlayer.canon.affine_matrix import AffineMatrix
+from convexlayer.canon.rounded import CANCELLED, Rounded
+from convexlayer.program import Array, Cones, IndexArray
 
-__all__ = ["pivots"]
+__all__ = ["Number", "Pivot", "pivots"]
 
-STABLE = 1e-2
+Number = tuple[float, float]
+"""A value, and the sum of the absolute values of the terms that made it."""
+
+STABLE = 0.1
 """Smallest pivot relative to its row, where its column has other rows."""
 
 STABLE_ALONE = 1e-3
 """The same where it has none: nothing is cancelled then, but P is multiplied by the square."""
+
+ACCURATE = 1e-3
+"""Smallest pivot relative to the terms that made it; one in which much was cancelled is inaccurate."""
+
+EQUILIBRATIONS = 5
+"""Passes in which the units of the variables are estimated."""
 
 SHORT = 4
 """A row of a cone may always have so many entries; longer ones only up to the longest that is there already."""
@@ -42,8 +55,25 @@ LARGEST_GROUP = 10**8
 """Work in comparing supports, beyond which rows are not tried together."""
 
 
-def pivots(P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones) -> list[tuple[int, int]]:
-    """The pivots (row, column) in the order of their elimination.
+@dataclass(frozen=True)
+class Pivot:
+    """A row that is solved for a column, after the pivots before it.
+
+    Attributes:
+        row: the row.
+        column: the column.
+        values: the row's coefficients by column, the columns of earlier pivots having been removed.
+        multipliers: how much of the rows of earlier pivots, by their place in the order, was subtracted to that end.
+    """
+
+    row: int
+    column: int
+    values: dict[int, Number]
+    multipliers: dict[int, Number]
+
+
+def pivots(P: AffineMatrix, A: AffineMatrix, q: Rounded, b: Rounded, cones: Cones) -> list[Pivot]:
+    """The pivots in the order of their elimination.
 
     Args:
         P: of the program, with both triangles.
@@ -52,10 +82,45 @@ def pivots(P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix,
         b: [slopes, constant] of b, (m, features + 1).
         cones: of the program.
     """
-    work = _Elimination(P, A, q, b, cones)
+    work = _Elimination(P, A, q.values, b.values, cones)
     while work.singly() or work.together():
         pass
     return work.chosen
+
+
+def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
+    """A scale for each variable, with which, and with some for the rows, the entries of P and A are at most 1.
+
+    Ruiz's equilibration of the matrix [P A'; A 0] in the maximum norm, the entries of P divided by the largest.
+    """
+    A, P = A.tocoo(), P.tocoo()
+    of_A, of_P = np.abs(A.data), np.abs(P.data) / np.abs(P.data).max(initial=1e-300)
+    cols, rows = np.ones(A.shape[1]), np.ones(A.shape[0])
+    by_row, by_col, by_curved = (_groups(index) for index in (A.row, A.col, P.row))
+    for _ in range(EQUILIBRATIONS):
+        scaled = rows[A.row] * of_A * cols[A.col]
+        curved = cols[P.row] * of_P * cols[P.col]
+        largest_of_rows, largest_of_cols = np.zeros(len(rows)), np.zeros(len(cols))
+        _raise(largest_of_rows, scaled, by_row)
+        _raise(largest_of_cols, scaled, by_col)
+        _raise(largest_of_cols, curved, by_curved)
+        rows /= np.sqrt(np.where(largest_of_rows > 0, largest_of_rows, 1.0))
+        cols /= np.sqrt(np.where(largest_of_cols > 0, largest_of_cols, 1.0))
+    return cols
+
+
+def _groups(index: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]:
+    """An order in which equal indices stand together, where each group starts in it, and the groups' indices."""
+    order = np.argsort(index, kind="stable")
+    groups, starts = np.unique(index[order], return_index=True)
+    return order, starts, groups
+
+
+def _raise(largest: Array, values: Array, groups: tuple[IndexArray, IndexArray, IndexArray]) -> None:
+    """Raise each group's entry to the largest of its values."""
+    order, starts, places = groups
+    if len(places):
+        largest[places] = np.maximum(largest[places], np.maximum.reduceat(values[order], starts))
 
 
 @final
@@ -63,15 +128,17 @@ class _Elimination:
     """Sparsity patterns during the elimination, and values of the rows that may be pivots; read when first needed."""
 
     def __init__(self, P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones) -> None:
-        self.chosen: list[tuple[int, int]] = []
+        self.chosen: list[Pivot] = []
         n, m = A.shape[1], A.shape[0]
         self._zero, self._left = cones.zero, n
         self._constant = A.constant
+        self._units: list[float] = _units(P.constant.values, A.constant.values).tolist()
         self._sets = {"row": A.support, "col": A.support.T.tocsr(), "P": P.support}
         self._read: dict[str, dict[int, set[int]]] = {"row": {}, "col": {}, "P": {}}
         lengths = np.diff(self._sets["row"].indptr)
         self._longest = max(SHORT, int(lengths[cones.zero :].max(initial=0)))
-        self._values: dict[int, dict[int, float]] = {}
+        self._values: dict[int, dict[int, Number]] = {}
+        self._multipliers: dict[int, dict[int, Number]] = defaultdict(dict)
         varying_rows = np.zeros(m, dtype=bool)
         varying_rows[A.rows] = True
         candidates = np.flatnonzero(~varying_rows[: cones.zero] & (lengths[: cones.zero] > 0))
@@ -90,8 +157,9 @@ class _Elimination:
         for i in list(self._candidates):
             if self._left == 1:
                 break
-            growths = [(self._growth([(i, j)]), order, j) for order, j in enumerate(self._admissible(i))]
-            growth, _, j = min(growths, default=(1, 0, 0))
+            value, units = self._value(i), self._units
+            growths = [(self._growth([(i, j)]), -abs(value[j][0]) * units[j], j) for j in self._admissible(i)]
+            growth, _, j = min(growths, default=(1, 0.0, 0))
             if growth <= 0:
                 self._eliminate(i, j)
         return len(self.chosen) > before
@@ -130,25 +198,28 @@ class _Elimination:
             read[index] = set(matrix.indices[matrix.indptr[index] : matrix.indptr[index + 1]].tolist())
         return read[index]
 
-    def _value(self, i: int) -> dict[int, float]:
+    def _value(self, i: int) -> dict[int, Number]:
         """Values of a row that may be a pivot."""
         if i not in self._values:
-            part = slice(self._constant.indptr[i], self._constant.indptr[i + 1])
-            entries = zip(self._constant.indices[part].tolist(), self._constant.data[part].tolist(), strict=True)
-            self._values[i] = dict(entries)
+            values, sizes = self._constant.values, self._constant.sizes
+            part = slice(values.indptr[i], values.indptr[i + 1])
+            numbers = zip(values.data[part].tolist(), sizes.data[part].tolist(), strict=True)
+            self._values[i] = dict(zip(values.indices[part].tolist(), numbers, strict=True))
         return self._values[i]
 
     def _admissible(self, i: int) -> list[int]:
         """Columns that row i can be solved for, the emptiest ones."""
-        value = self._value(i)
-        largest, spread = max(map(abs, value.values()), default=0.0), len(value) - 1
+        value, units = self._value(i), self._units
+        largest = max((abs(v) * units[j] for j, (v, _) in value.items()), default=0.0)
+        spread = len(value) - 1
         found: list[int] = []
         for j in sorted(value, key=self._count.__getitem__):
-            size = abs(value[j])
+            size = abs(value[j][0]) * units[j]
+            accurate = abs(value[j][0]) >= ACCURATE * value[j][1]
             stable = size >= STABLE * largest or (size >= STABLE_ALONE * largest and len(self._col(j)) == 1)
             meets = self._varying[j] and (self._features_of_b[i] or spread > SPREAD)
             copies = spread > SPREAD and self._features_of_b[i] + self._features_of_q[j] > FEATURES
-            if stable and not (meets or copies):
+            if accurate and stable and not (meets or copies):
                 found.append(j)
                 if len(found) == TRIED:
                     break
@@ -236,19 +307,21 @@ class _Elimination:
             self._varying[k] |= self._varying[j]
         del self._candidates[i], self._values[i]
         self._left -= 1
-        self.chosen.append((i, j))
+        self.chosen.append(Pivot(i, j, value, self._multipliers.pop(i, {})))
 
-    def _subtract(self, r: int, i: int, pivot_row: dict[int, float], j: int) -> None:
+    def _subtract(self, r: int, i: int, pivot_row: dict[int, Number], j: int) -> None:
         """Subtract the multiple of row i from row r that removes column j, and what cancels with it."""
-        row = self._value(r)
-        ratio = row.pop(j) / pivot_row[j]
-        for k, v in pivot_row.items():
+        row, pivot = self._value(r), pivot_row[j][0]
+        removed, of_removed = row.pop(j)
+        ratio, of_ratio = removed / pivot, of_removed / abs(pivot)
+        self._multipliers[r][len(self.chosen)] = ratio, of_ratio
+        for k, (v, of_v) in pivot_row.items():
             if k == j:
                 continue
-            before = row.get(k, 0.0)
-            after = before - ratio * v
-            if abs(after) > CANCELLED * (abs(before) + abs(ratio * v)):
-                row[k] = after
+            before, of_before = row.get(k, (0.0, 0.0))
+            after, size = before - ratio * v, of_before + of_ratio * of_v
+            if abs(after) > CANCELLED * size:
+                row[k] = after, size
             else:
                 row.pop(k, None)
                 self._row(r).discard(k)

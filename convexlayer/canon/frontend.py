@@ -1,7 +1,7 @@
 """CVXPY problem -> CVXPY's canonical form, for a solver class of our own that takes our cones in our order.
 
-With ``translate.py``, which reads that form, and ``detached.py``, the only code that knows CVXPY's internals; written
-for CVXPY 1.9. What it does not know raises: a constraint is never dropped, a parameter never frozen.
+With ``translate.py``, which reads that form, ``detached.py`` and ``discipline.py``, the only code that knows CVXPY's
+internals. What it does not know raises: a constraint is never dropped, a parameter never frozen.
 """
 
 from __future__ import annotations
@@ -16,17 +16,26 @@ from typing import Any, NamedTuple
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
-from cvxpy.constraints import SOC, ExpCone, PowCone3D, SvecPSD
-from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
-from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
-from cvxpy.reductions.eval_params import EvalParams
-from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
-from cvxpy.settings import PARAM_PROB
-from cvxpy.utilities.psd_utils import TriangleKind
 
-from convexlayer.canon.detached import detached
-from convexlayer.errors import NotDPPError, ProblemError, UnsupportedError
+from convexlayer.canon.detached import assign, detached
+from convexlayer.canon.discipline import check_problem, check_release, explained
+from convexlayer.canon.parameters import random_value, specification
+from convexlayer.canon.quadratic import name_arguments
+from convexlayer.canon.repairs import repaired
+from convexlayer.errors import ProblemError, UnsupportedError
 from convexlayer.program import Array
+
+try:
+    from cvxpy.constraints import SOC, ExpCone, PowCone3D, SvecPSD
+    from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
+    from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
+    from cvxpy.reductions.eval_params import EvalParams
+    from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
+    from cvxpy.settings import PARAM_PROB
+    from cvxpy.utilities.psd_utils import TriangleKind
+except ImportError:
+    check_release()  # says which releases have them
+    raise
 
 __all__ = [
     "CanonicalForm",
@@ -38,7 +47,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED_VERSIONS = ("1.9.",)
+
+BACKEND = "COO"
+"""The backend that builds CVXPY's matrices: the fastest with parameters, and it permutes axes right (1.9.3)."""
 
 
 class _StandardForm(ConicSolver):  # type: ignore[misc]  # CVXPY is not checked for types
@@ -93,17 +104,17 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
         NotDPPError: parameters are used in a way that program data are not affine in them.
         UnsupportedError: integer or complex leaves, DQCP, another CVXPY release, or a form we do not know.
     """
-    _check_version()
-    _check_kind(problem, gp=gp)
+    check_release()
+    problem = _prepared(problem)
+    check_problem(problem, gp=gp)
     try:
-        with _own_warnings_off():
-            data, chain, inverse_data = problem.get_problem_data(_StandardForm(), gp=gp)
+        data, chain, inverse_data = _canonicalised(problem, gp=gp, ignore_dpp=False)
     except MemoryError as error:
         raise ProblemError(f"the problem is too large for CVXPY's canonicalisation on this machine: {error}") from error
     except Exception as error:
-        raise _explain(error, problem) from error
+        raise explained(error, problem, needs_values=_has_form_with_values(problem, gp=gp)) from error
     if any(isinstance(reduction, EvalParams) for reduction in chain.reductions):
-        raise NotDPPError(_NOT_DPP)
+        raise UnsupportedError("CVXPY takes the problem for one that is not DPP, though its own check says that it is")
     if not isinstance(data, dict) or not isinstance(data.get(PARAM_PROB), ParamConeProg):
         raise UnsupportedError(
             f"CVXPY canonicalised the problem to {type(data).__name__}, not to a parametric cone program"
@@ -113,6 +124,30 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
     return CanonicalForm(problem, param_prog, chain, inverse_data)
 
 
+def _prepared(problem: cp.Problem) -> cp.Problem:
+    """A detached problem in a form that CVXPY canonicalises, and does so right."""
+    return name_arguments(repaired(problem))
+
+
+def _canonicalised(problem: cp.Problem, *, gp: bool, ignore_dpp: bool) -> tuple[Any, Any, Any]:
+    """What CVXPY makes of a problem for the standard form, the chain of its reductions, and how to invert them."""
+    solver = _StandardForm()
+    with _own_warnings_off():
+        chain = problem._construct_chain(solver=solver, gp=gp, ignore_dpp=ignore_dpp, canon_backend=BACKEND)
+        # Atoms that canonicalise a problem of their own, such as perspective, look the solver up by this name, which
+        # may be the solver itself.
+        chain.solver_context.solver_name = solver
+        data, inverse_data = chain.apply(problem)
+    return data, chain, inverse_data
+
+
+def _has_form_with_values(problem: cp.Problem, *, gp: bool) -> bool:
+    """Whether CVXPY can canonicalise a problem once its parameters have values."""
+    rng = np.random.default_rng(0)
+    values = {parameter.id: random_value(specification(parameter), rng) for parameter in problem.parameters()}
+    return bool(values) and instance_of_constants(problem, values, gp=gp) is not None
+
+
 @contextmanager
 def _own_warnings_off() -> Iterator[None]:
     """CVXPY warns of what it does itself: reading sparse values, and taking another backend than its first choice."""
@@ -120,60 +155,6 @@ def _own_warnings_off() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Reading from a sparse CVXPY expression", category=RuntimeWarning)
         warnings.filterwarnings("ignore", message=".*backend", category=UserWarning)
         yield
-
-
-_NOT_DPP = (
-    "the problem is not DPP: its data are not affine in the parameters. Products of two parameters, or of a parameter "
-    "and a nonlinear function of another, must be replaced by a new parameter (compute the product outside); see "
-    "https://www.cvxpy.org/tutorial/dpp"
-)
-
-
-def _check_version() -> None:
-    if not cp.__version__.startswith(SUPPORTED_VERSIONS):
-        expected = " or ".join(version + "x" for version in SUPPORTED_VERSIONS)
-        raise UnsupportedError(f"this release reads the internals of CVXPY {expected}; installed is {cp.__version__}")
-
-
-def _check_kind(problem: cp.Problem, *, gp: bool) -> None:
-    leaves = [*problem.variables(), *problem.parameters(), *problem.constants()]
-    if not problem.variables():
-        raise ProblemError("the problem has no variables: there is nothing to solve for")
-    if problem.is_mixed_integer():
-        raise UnsupportedError("the problem has boolean or integer variables: its solution map is piecewise constant")
-    if any(leaf.is_complex() for leaf in leaves):
-        raise UnsupportedError(
-            "the problem has complex variables, parameters or constants; write it with real and imaginary parts"
-        )
-    if gp:
-        if not problem.is_dgp():
-            raise ProblemError(
-                "the problem is not a disciplined geometric program; leave out gp=True or see problem.is_dgp()"
-            )
-        if not problem.is_dpp("dgp"):
-            raise NotDPPError(_NOT_DPP)
-        return
-    if not problem.is_dcp():
-        if problem.is_dqcp():
-            raise UnsupportedError(
-                "the problem is quasiconvex (DQCP): it is solved by bisection, which has no derivative here"
-            )
-        hint = "; it is a geometric program: pass gp=True" if problem.is_dgp() else ""
-        raise ProblemError(f"the problem is not convex by CVXPY's rules (DCP){hint}")
-    if not problem.is_dpp(quad_form_dpp="qp"):
-        raise NotDPPError(_NOT_DPP)
-
-
-def _explain(error: Exception, problem: cp.Problem) -> ProblemError:
-    """What a failure of CVXPY's canonicalisation means."""
-    said = f"CVXPY could not canonicalise the problem ({type(error).__name__}: {error})"
-    if problem.parameters():
-        return NotDPPError(
-            f"{said} while its parameters have no values. Perhaps a parameter is used where its value is needed, such "
-            "as quad_form(x, P) outside the objective (write sum_squares(L @ x) with P = L'L), or the problem does not "
-            "solve in CVXPY either"
-        )
-    return UnsupportedError(said)
 
 
 def _check_program(param_prog: ParamConeProg) -> None:
@@ -204,8 +185,7 @@ class Instance(NamedTuple):
 
 def instance(form: CanonicalForm, values: Mapping[int, Array]) -> Instance:
     """CVXPY's own instance of a canonical form, at parameter values by id."""
-    for parameter in form.problem.parameters():
-        parameter._value = _stored(parameter, values[parameter.id])
+    assign(form.problem, values)
     with _own_warnings_off():
         for reduction in form.chain.reductions:
             reduction.update_parameters(form.problem)
@@ -214,21 +194,14 @@ def instance(form: CanonicalForm, values: Mapping[int, Array]) -> Instance:
 
 def instance_of_constants(problem: cp.Problem, values: Mapping[int, Array], *, gp: bool) -> Instance | None:
     """The standard form of the problem with its parameters replaced by constants; None where CVXPY has none."""
-    constant = detached(problem)
-    for parameter in constant.parameters():
-        parameter._value = _stored(parameter, values[parameter.id])
+    constant = _prepared(detached(problem))
+    assign(constant, values)
     try:
-        with _own_warnings_off():
-            data, _, _ = constant.get_problem_data(_StandardForm(), gp=gp, ignore_dpp=True)
+        data, _, _ = _canonicalised(constant, gp=gp, ignore_dpp=True)
     except Exception:
         logger.debug("CVXPY cannot canonicalise the problem with constants", exc_info=True)
         return None
     return _instantiated(data[PARAM_PROB]) if isinstance(data, dict) else None
-
-
-def _stored(parameter: cp.Parameter, value: Array) -> Any:
-    """A value in the form in which a CVXPY leaf keeps it."""
-    return value[parameter.sparse_idx] if parameter.sparse_idx is not None else value
 
 
 def _instantiated(param_prog: ParamConeProg) -> Instance:
@@ -238,4 +211,6 @@ def _instantiated(param_prog: ParamConeProg) -> Instance:
         P = sp.csc_matrix((n, n))
     else:
         P, q, r, A, b = param_prog.apply_parameters(quad_obj=True)
-    return Instance(sp.csc_matrix(P), q, np.ravel(r)[:1], -sp.csc_matrix(A), np.ravel(b))
+    P = sp.csc_matrix(P)
+    P = 0.5 * (P + P.T)  # which the objective does not see; psd_wrap lets one pass that is not symmetric
+    return Instance(P.tocsc(), q, np.ravel(r)[:1], -sp.csc_matrix(A), np.ravel(b))

@@ -14,43 +14,17 @@ from scipy.sparse.linalg import splu
 from convexlayer import compiled
 from convexlayer.canon.affine_map import AffineMap, AffineProduct, Features
 from convexlayer.canon.document import Reader, write_matrix, write_pattern
+from convexlayer.canon.parameters import ATTRIBUTES, ParameterSpec
 from convexlayer.canon.recovery import OutputSpec, Recovery
 from convexlayer.errors import ProblemError
 from convexlayer.program import Array, ConeProgram, Structure
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import ProgramMatrix
 
-__all__ = ["ATTRIBUTES", "Objective", "ParameterSpec", "ParametricProgram", "PresolveRecord"]
-
-ATTRIBUTES = ("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag")
-"""The attributes of a CVXPY parameter that are honoured, beside ``sparse``."""
+__all__ = ["Objective", "ParametricProgram", "PresolveRecord"]
 
 VERSION = 1
 DOCUMENT_FIELDS = ["version", "n", "parameters", "log", "cones", "P", "A", "data", "outputs", "recovery", "objective"]
-
-
-@dataclass(frozen=True)
-class ParameterSpec:
-    """A parameter of the problem.
-
-    Attributes:
-        name: its name.
-        shape: its shape, without the batch.
-        attributes: what its values must be: nonneg, nonpos, pos, neg, symmetric, PSD, NSD, diag, sparse. A gradient
-            with respect to a symmetric, PSD or NSD parameter is symmetric: its inner product with a symmetric direction
-            is the directional derivative.
-        sparsity: for a sparse parameter, the flat row-major positions that may be nonzero.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    attributes: frozenset[str] = frozenset()
-    sparsity: tuple[int, ...] | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of entries."""
-        return int(np.prod(self.shape, dtype=int))
 
 
 @dataclass(frozen=True)
@@ -200,6 +174,9 @@ class ParametricProgram:
         """The program before presolve as plain JSON values, in the format of ``canon/document.py``."""
         if self.presolve is not None:
             return self.presolve.source.to_document()
+        positions, matrix = self.features.positions, self.data.matrix
+        columns = (sum(self.features.sizes) + len(self.features.log),)
+        spread = sp.csr_matrix((matrix.data, positions[matrix.indices], matrix.indptr), matrix.shape[:1] + columns)
         return {
             "version": VERSION,
             "n": self.structure.n,
@@ -212,11 +189,11 @@ class ParametricProgram:
                 }
                 for spec in self.parameters
             ],
-            "log": self.features.log.tolist(),
+            "log": positions[self.features.log].tolist(),
             "cones": self.structure.cones.as_dict(),
             "P": write_pattern(self.structure.P),
             "A": write_pattern(self.structure.A),
-            "data": {"constant": self.data.constant.tolist(), **write_matrix(self.data.matrix)},
+            "data": {"constant": self.data.constant.tolist(), **write_matrix(spread)},
             "outputs": [{"name": spec.name, "shape": list(spec.shape), "log": spec.log} for spec in self.outputs],
             "recovery": write_matrix(self.recovery.matrix),
             "objective": {"maximize": self.objective.maximize, "log": self.objective.log},
@@ -245,8 +222,13 @@ class ParametricProgram:
         for what, specs in (("parameters", parameters), ("outputs", outputs)):
             if len({spec.name for spec in specs}) < len(specs):
                 raise root.fail(what, "names that differ from each other")
-        sizes = tuple(spec.size for spec in parameters)
-        features = Features(sizes, root.indices("log", sum(sizes)))
+        total = sum(spec.size for spec in parameters)
+        features = Features.of_parameters(parameters, np.zeros(0, dtype=np.int64))
+        taken = features.positions
+        logarithms = root.indices("log", total)
+        if not np.all(np.isin(logarithms, taken)):
+            raise root.fail("log", "no entry that its parameter's attributes hold at zero")
+        features = replace(features, log=np.searchsorted(taken, logarithms))
         n, cones = root.size("n"), root.cones("cones")
         if n == 0 or not outputs:
             raise root.fail("n" if n == 0 else "outputs", "at least one")
@@ -260,11 +242,14 @@ class ParametricProgram:
             raise data.fail("constant", f"{rows} numbers, for P, q, r, A and b")
         recovery = root.child("recovery", ("rows", "cols", "values"))
         objective = root.child("objective", ("maximize", "log"))
+        matrix = data.matrix((rows, total + len(logarithms)))[:, features.positions]
+        if matrix.nnz < len(data.items("values")):
+            raise data.fail("cols", "no entry that its parameter's attributes hold at zero")
         program = ParametricProgram(
             parameters=parameters,
             structure=structure,
             features=features,
-            data=AffineMap(data.matrix((rows, features.size)), constant),
+            data=AffineMap(matrix, constant),
             recovery=Recovery(outputs, recovery.matrix((sum(spec.size for spec in outputs), n + cones.m)), n),
             objective=Objective(objective.flag("maximize"), objective.flag("log")),
         )

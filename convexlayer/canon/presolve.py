@@ -20,21 +20,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.linalg import splu
 
 from convexlayer.canon.affine_map import AffineMap, AffineProduct
-from convexlayer.canon.affine_matrix import AffineMatrix, affine_map, affine_vector, difference, product
-from convexlayer.canon.elimination import pivots
+from convexlayer.canon.affine_matrix import AffineMatrix, affine_map, affine_vector
+from convexlayer.canon.elimination import Number, Pivot, pivots
 from convexlayer.canon.parametric import ParametricProgram, PresolveRecord
 from convexlayer.canon.recovery import DirectTerm, Recovery
+from convexlayer.canon.rounded import Rounded, difference, exact, product, total
 from convexlayer.canon.rows import without_bound_variables, without_needless_rows
 from convexlayer.program import Cones, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray
 
 __all__ = ["presolved"]
-
-NOISE = 1e-14
-"""Entries of T and B this small relative to the largest are rounding errors."""
 
 
 def presolved(program: ParametricProgram) -> ParametricProgram:
@@ -47,14 +44,14 @@ def presolved(program: ParametricProgram) -> ParametricProgram:
     distinct = given.then(C=without_needless_rows(given.A, given.b, given.cones, _shown_rows(recovery, given, given)))
     chosen = pivots(distinct.P, distinct.A, distinct.q, distinct.b, distinct.cones)
     solved = distinct.solved_for(chosen)
-    shown = product(recovery.matrix[:, :n], solved.T).getnnz(axis=0) > 0
+    shown = product(exact(recovery.matrix[:, :n]), solved.T).values.getnnz(axis=0) > 0
     C, columns = without_bound_variables(solved.A, ~(shown | solved.costly), solved.cones)
-    bounded = solved.then(C=C, T=_columns_of_identity(solved.A.shape[1], columns))
+    bounded = solved.then(C=C, T=exact(_columns_of_identity(solved.A.shape[1], columns)))
     again = without_needless_rows(bounded.A, bounded.b, bounded.cones, _shown_rows(recovery, given, bounded))
     last = bounded.then(C=again)
     if last.A.shape == (m, n):
         return program
-    offset = product(last.B, given.b)
+    offset = product(last.B, given.b).values
     r, products = _constant(given, affine_vector(program.data, program.parts[2]), offset)
     structure, data = last.stacked(r)
     record = PresolveRecord(
@@ -81,12 +78,12 @@ class _Stage:
     """
 
     P: AffineMatrix
-    q: sp.csr_matrix
+    q: Rounded
     A: AffineMatrix
-    b: sp.csr_matrix
+    b: Rounded
     cones: Cones
-    T: sp.csr_matrix
-    B: sp.csr_matrix
+    T: Rounded
+    B: Rounded
     C: sp.csr_matrix
 
     @staticmethod
@@ -97,62 +94,73 @@ class _Stage:
         n, m = structure.n, structure.m
         return _Stage(
             P=AffineMatrix.of(structure.P, P),
-            q=q,
+            q=exact(q),
             A=AffineMatrix.of(structure.A, A),
-            b=b,
+            b=exact(b),
             cones=structure.cones,
-            T=sp.identity(n, format="csr"),
-            B=sp.csr_matrix((n, m)),
+            T=exact(sp.identity(n, format="csr")),
+            B=exact(sp.csr_matrix((n, m))),
             C=sp.identity(m, format="csr"),
         )
 
     @property
     def costly(self) -> BoolArray:
         """Which variables the objective depends on, (n,)."""
-        return (np.diff(self.q.indptr) > 0) | (np.diff(self.P.support.indptr) > 0)
+        return (np.diff(self.q.values.indptr) > 0) | (np.diff(self.P.support.indptr) > 0)
 
-    def then(self, *, C: sp.csr_matrix, T: sp.csr_matrix | None = None, B: sp.csr_matrix | None = None) -> _Stage:
+    def then(self, *, C: sp.csr_matrix, T: Rounded | None = None, B: Rounded | None = None) -> _Stage:
         """The next stage, whose T, B and C lead there from this one; B once only."""
         m, n = self.A.shape
-        T = sp.identity(n, format="csr") if T is None else T
-        if C.shape[0] == m and T.shape[1] == n:
+        T = exact(sp.identity(n, format="csr")) if T is None else T
+        if C.shape[0] == m and T.values.shape[1] == n:
             return self
-        B = sp.csr_matrix((n, m)) if B is None else B
+        B = exact(sp.csr_matrix((n, m))) if B is None else B
+        rows = exact(C)
         offset = product(B, self.b)
         first = C.indices[C.indptr[:-1]]
         zero = int(np.sum(first < self.cones.zero))
         nonnegative = int(np.sum(first < self.cones.zero + self.cones.nonnegative)) - zero
         return _Stage(
             P=self.P.times(T).transposed.times(T),
-            q=product(T.T.tocsr(), self.q + self.P.at(offset)),
-            A=self.A.times(T).transposed.times(C.T.tocsr()).transposed,
-            b=product(C, difference(self.b, self.A.at(offset))),
+            q=product(T.transposed, total(self.q, self.P.at(offset))),
+            A=self.A.times(T).transposed.times(rows.transposed).transposed,
+            b=product(rows, difference(self.b, self.A.at(offset))),
             cones=replace(self.cones, zero=zero, nonnegative=nonnegative),
-            T=self.T @ T,
-            B=self.B + self.T @ B @ self.C,
+            T=product(self.T, T),
+            B=total(self.B, product(product(self.T, B), exact(self.C))),
             C=C @ self.C,
         )
 
-    def solved_for(self, chosen: list[tuple[int, int]]) -> _Stage:
-        """With the pivots' rows solved for their columns: x_V = E_V^-1 (b_E - E_Z z), the rows being E = [E_V E_Z]."""
+    def solved_for(self, chosen: list[Pivot]) -> _Stage:
+        """With the pivots' rows solved for their columns.
+
+        The rows are E = L U, where U holds them as they were when they became pivots and L the multipliers, so that
+        x_V = U_V^-1 (L^-1 b_E - U_Z z).
+        """
         if not chosen:
             return self
         m, n = self.A.shape
-        rows, V = (np.array(part, dtype=np.int64) for part in zip(*chosen, strict=True))
+        rows, V = (np.array([getattr(pivot, part) for pivot in chosen], dtype=np.int64) for part in ("row", "column"))
         Z = np.delete(np.arange(n), V)
         others = np.delete(np.arange(m), rows)
-        E = self.A.constant[rows]
-        inverse = _inverse(E[:, V])
-        into_V = _columns_of_identity(n, V)
-        T = _columns_of_identity(n, Z) - into_V @ _without_noise(product(inverse, E[:, Z]))
-        B = into_V @ inverse @ _columns_of_identity(m, rows).T
-        return self.then(C=_columns_of_identity(m, others).T.tocsr(), T=T.tocsr(), B=B.tocsr())
+        L = _gathered([pivot.multipliers for pivot in chosen], len(chosen))
+        U = _gathered([pivot.values for pivot in chosen], n)
+        inverse_diagonal = _scaling([1.0 / pivot.values[pivot.column][0] for pivot in chosen])
+        U_V, U_Z = (product(inverse_diagonal, product(U, exact(_columns_of_identity(n, part)))) for part in (V, Z))
+        nilpotent = difference(U_V, exact(sp.identity(len(chosen), format="csr")))
+        right = product(inverse_diagonal, _unit_inverse(L, exact(sp.identity(len(chosen), format="csr"))))
+        into_V = exact(_columns_of_identity(n, V))
+        T = difference(exact(_columns_of_identity(n, Z)), product(into_V, _unit_inverse(nilpotent, U_Z)))
+        B = product(product(into_V, _unit_inverse(nilpotent, right)), exact(_columns_of_identity(m, rows).T.tocsr()))
+        return self.then(C=_columns_of_identity(m, others).T.tocsr(), T=T, B=B)
 
     def stacked(self, r: sp.csr_matrix) -> tuple[Structure, AffineMap]:
         """The structure, and the map from features to (P, q, r, A, b)."""
         P_pattern, P = _symmetric(*self.P.entries())
         A_pattern, A = self.A.entries()
-        return Structure(P_pattern, A_pattern, self.cones), affine_map(sp.vstack([P, self.q, r, A, self.b], "csr"))
+        return Structure(P_pattern, A_pattern, self.cones), affine_map(
+            sp.vstack([P, self.q.values, r, A, self.b.values], "csr")
+        )
 
 
 def _columns_of_identity(size: int, columns: IndexArray) -> sp.csr_matrix:
@@ -160,36 +168,29 @@ def _columns_of_identity(size: int, columns: IndexArray) -> sp.csr_matrix:
     return sp.csr_matrix((ones, (columns, np.arange(len(columns)))), shape=(size, len(columns)))
 
 
-def _inverse(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """The inverse of a sparse matrix whose pivots are on the diagonal, in their order.
-
-    Its LU factors are I + N and D (I + M) with N and M nilpotent; chains of definitions are short, so is the iteration.
-    """
-    factor = splu(matrix.tocsc(), permc_spec="NATURAL", diag_pivot_thresh=0.0)
-    size = matrix.shape[0]
-    identity = sp.identity(size, format="csr")
-    into, out = (sp.csr_matrix((np.ones(size), (perm, np.arange(size)))) for perm in (factor.perm_r, factor.perm_c))
-    diagonal = sp.diags(1.0 / factor.U.diagonal(), format="csr")
-    lower = _unit_inverse((factor.L - identity).tocsr(), into)
-    return _without_noise((out.T @ _unit_inverse((diagonal @ factor.U - identity).tocsr(), diagonal @ lower)).tocsr())
+def _gathered(rows: list[dict[int, Number]], width: int) -> Rounded:
+    """The matrix of rows given by column."""
+    indices = np.array([j for row in rows for j in row], dtype=np.int64)
+    indptr = np.cumsum([0, *map(len, rows)])
+    parts = (np.array([number[k] for row in rows for number in row.values()], dtype=float) for k in (0, 1))
+    values, sizes = (sp.csr_matrix((part, indices, indptr), shape=(len(rows), width)) for part in parts)
+    values.sort_indices()
+    sizes.sort_indices()
+    return Rounded(values, sizes)
 
 
-def _unit_inverse(nilpotent: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
+def _scaling(diagonal: list[float]) -> Rounded:
+    return exact(sp.diags(diagonal, format="csr"))
+
+
+def _unit_inverse(nilpotent: Rounded, right: Rounded) -> Rounded:
     """(I + N)^-1 R by X = R - N X, which is exact after as many steps as the longest chain in N."""
-    nilpotent.eliminate_zeros()
     solution = right
     while True:
-        improved = (right - nilpotent @ solution).tocsr()
-        if (improved != solution).nnz == 0:
+        improved = difference(right, product(nilpotent, solution))
+        if (improved.values != solution.values).nnz == 0:
             return improved
         solution = improved
-
-
-def _without_noise(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    largest = float(abs(matrix).max()) if matrix.nnz else 0.0
-    matrix.data[np.abs(matrix.data) <= NOISE * largest] = 0.0
-    matrix.eliminate_zeros()
-    return matrix
 
 
 def _symmetric(pattern: Pattern, entries: sp.csr_matrix) -> tuple[Pattern, sp.csr_matrix]:
@@ -204,7 +205,7 @@ def _symmetric(pattern: Pattern, entries: sp.csr_matrix) -> tuple[Pattern, sp.cs
 
 def _constant(given: _Stage, r: sp.csr_matrix, offset: sp.csr_matrix) -> tuple[sp.csr_matrix, AffineProduct | None]:
     """r + offset'(q + P offset / 2): what of it is affine, and the products of factors that both depend on features."""
-    slope = (given.q + 0.5 * given.P.at(offset)).tocsr()
+    slope = (given.q.values + 0.5 * given.P.at(exact(offset)).values).tocsr()
     left, right = (np.diff(vector[:, :-1].tocsr().indptr) > 0 for vector in (offset, slope))
     both = np.flatnonzero(left & right)
     at_constant = np.where(left, 0.0, offset[:, [-1]].toarray()[:, 0])
@@ -216,11 +217,11 @@ def _constant(given: _Stage, r: sp.csr_matrix, offset: sp.csr_matrix) -> tuple[s
 
 def _shown_rows(recovery: Recovery, given: _Stage, stage: _Stage) -> BoolArray:
     """Rows of a stage whose duals some output depends on, those through which duals are recovered included."""
-    R_y, Ct = recovery.matrix[:, recovery.n :].tocsr(), stage.C.T.tocsr()
-    W = product(R_y, stage.B.T)
-    through = difference(product(R_y, Ct), product(W, product(given.A.constant.T, Ct)))
-    varying = given.A.rows[np.diff(W.tocsc().indptr)[given.A.cols] > 0]
-    shown: BoolArray = (through.getnnz(axis=0) > 0) | (Ct[varying].getnnz(axis=0) > 0)
+    R_y, Ct = exact(recovery.matrix[:, recovery.n :].tocsr()), exact(stage.C.T.tocsr())
+    W = product(R_y, stage.B.transposed)
+    through = difference(product(R_y, Ct), product(W, product(given.A.constant.transposed, Ct)))
+    varying = given.A.rows[np.diff(W.values.tocsc().indptr)[given.A.cols] > 0]
+    shown: BoolArray = (through.values.getnnz(axis=0) > 0) | (Ct.values[varying].getnnz(axis=0) > 0)
     return shown
 
 
@@ -230,16 +231,17 @@ def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: sp.csr_ma
     With W = R_y B', they are R_x x + R_y C'v - W (P x + q + A'C'v), of which only the rows of P and the columns of A
     that W asks for are kept.
     """
-    T, C, n = last.T, last.C, recovery.n
+    T, C, n = last.T.values, last.C, recovery.n
+    P_0, A_0 = given.P.constant.values, given.A.constant.values
     R_x, R_y = recovery.matrix[:, :n].tocsr(), recovery.matrix[:, n:].tocsr()
-    W = product(R_y, last.B.T)
+    W = product(exact(R_y), last.B.transposed).values
     Ct = C.T.tocsr()
-    of_z = R_x @ T - W @ (given.P.constant @ T)
-    of_v = R_y @ Ct - W @ (given.A.constant.T @ Ct)
-    affine = (R_x @ offset - W @ (given.q + given.P.at(offset))).tocsr()
+    of_z = R_x @ T - W @ (P_0 @ T)
+    of_v = R_y @ Ct - W @ (A_0.T @ Ct)
+    affine = (R_x @ offset - W @ (given.q.values + given.P.at(exact(offset)).values)).tocsr()
     asked = np.diff(W.tocsc().indptr) > 0
     P, A = np.flatnonzero(asked[given.P.rows]), np.flatnonzero(asked[given.A.cols])
-    factor = sp.vstack([given.P.slopes[P], given.A.slopes[A]], "csr")
+    factor = sp.vstack([given.P.slopes.values[P], given.A.slopes.values[A]], "csr")
     point = sp.block_diag([T[given.P.cols[P]], Ct[given.A.rows[A]]], "csr")
     weight = -W.tocsc()[:, np.concatenate([given.P.rows[P], given.A.cols[A]])].tocsr()
     matrix = sp.hstack([of_z, of_v], "csr")

@@ -12,13 +12,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from convexlayer.canon.affine_matrix import AffineMatrix
+from convexlayer.canon.rounded import Rounded, exact
 from convexlayer.program import Cones, IndexArray
 from convexlayer.solution import BoolArray
 
 __all__ = ["without_bound_variables", "without_needless_rows"]
 
 
-def without_needless_rows(A: AffineMatrix, b: sp.csr_matrix, cones: Cones, shown: BoolArray) -> sp.csr_matrix:
+def without_needless_rows(A: AffineMatrix, b: Rounded, cones: Cones, shown: BoolArray) -> sp.csr_matrix:
     """The matrix C that drops rows 0 + s = b which hold whatever the parameters are, and merges identical ones.
 
     Of identical rows only the sum of the duals is defined; C takes their mean, so each gets an equal share, as in the
@@ -32,10 +33,11 @@ def without_needless_rows(A: AffineMatrix, b: sp.csr_matrix, cones: Cones, shown
         shown: rows whose duals some output depends on, (m,).
     """
     plain = cones.zero + cones.nonnegative
-    everything = _as_vectors(A, b)
+    right = b.values
+    everything = _as_vectors(A, right)
     indptr, indices, data = everything.indptr, everything.indices, everything.data
-    constant = b[:, [-1]].toarray()[:, 0]
-    fixed = (np.diff(A.support.indptr) == 0) & (np.diff(b[:, :-1].tocsr().indptr) == 0)
+    constant = right[:, [-1]].toarray()[:, 0]
+    fixed = (np.diff(A.support.indptr) == 0) & (np.diff(right[:, :-1].tocsr().indptr) == 0)
     row = np.arange(A.shape[0])
     inactive = (constant > 0.0) & (cones.zero <= row) & (row < plain)
     empty = fixed & (inactive | ((constant == 0.0) & (row < plain) & ~shown))
@@ -59,7 +61,8 @@ def _as_vectors(A: AffineMatrix, b: sp.csr_matrix) -> sp.csr_matrix:
     coefficients, right = entries.tocoo(), b.tocoo()
     width = b.shape[1]
     rows = np.concatenate([pattern.rows[coefficients.row], right.row])
-    cols = np.concatenate([pattern.cols[coefficients.row] * width + coefficients.col, A.shape[1] * width + right.col])
+    last = A.shape[1] * width + right.col.astype(np.int64)  # the product of two sizes, beyond 32 bits soon
+    cols = np.concatenate([pattern.cols[coefficients.row] * width + coefficients.col, last])
     values = np.concatenate([coefficients.data, right.data])
     vectors = sp.coo_matrix((values, (rows, cols)), shape=(A.shape[0], (A.shape[1] + 1) * width)).tocsr()
     vectors.eliminate_zeros()
@@ -85,7 +88,8 @@ def without_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> t
         if not len(gone):
             return combination, columns
         kept = np.delete(np.arange(A.shape[1]), gone)
-        A = A.transposed.times(step.T.tocsr()).transposed.times(sp.identity(A.shape[1], format="csr")[:, kept])
+        A = A.transposed.times(exact(step.T.tocsr())).transposed
+        A = A.times(exact(sp.identity(A.shape[1], format="csr")[:, kept]))
         combination, columns, free = step @ combination, columns[kept], free[kept]
 
 
@@ -95,7 +99,7 @@ def _curved(cones: Cones) -> int:
 
 def _bound_variables(A: AffineMatrix, free: BoolArray, start: int, stop: int) -> tuple[sp.csr_matrix, IndexArray]:
     """One pass over rows start to stop, in which every row takes part once at most: C, and the columns eliminated."""
-    by_col, by_row = A.constant.tocsc(), A.support
+    by_col, by_row = A.constant.values.tocsc(), A.support
     candidate = free.copy()
     candidate[A.cols] = False
     outside = (by_col.indices < start) | (by_col.indices >= stop)

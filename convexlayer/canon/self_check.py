@@ -8,9 +8,9 @@ import cvxpy as cp
 import numpy as np
 
 from convexlayer.canon.frontend import CanonicalForm, Instance, instance, instance_of_constants
-from convexlayer.canon.parametric import ParameterSpec, ParametricProgram
+from convexlayer.canon.parameters import random_value
+from convexlayer.canon.parametric import ParametricProgram
 from convexlayer.errors import ProblemError
-from convexlayer.program import Array
 
 __all__ = ["check_instances"]
 
@@ -45,28 +45,6 @@ def check_instances(
         constants = instance_of_constants(problem, by_id, gp=form.geometric)
         if constants is not None and constants.A.shape == A.shape:
             _compare(mine, constants, "the problem with its parameters replaced by constants")
-
-
-def random_value(spec: ParameterSpec, rng: np.random.Generator) -> Array:
-    """A value that has the parameter's attributes."""
-    value = rng.uniform(0.5, 1.5, spec.shape)
-    signed = spec.attributes & {"nonneg", "pos", "nonpos", "neg"}
-    if not signed:
-        value = value * rng.choice([-1.0, 1.0], spec.shape)
-    elif signed & {"nonpos", "neg"}:
-        value = -value
-    if spec.attributes & {"PSD", "NSD"}:
-        sign = -1.0 if "NSD" in spec.attributes else 1.0
-        return np.asarray(sign * (value @ np.swapaxes(value, -1, -2)))
-    if "symmetric" in spec.attributes:
-        return np.asarray(0.5 * (value + np.swapaxes(value, -1, -2)))
-    if "diag" in spec.attributes:
-        return np.asarray(value * np.eye(spec.shape[-1]))
-    if spec.sparsity is not None:
-        kept = np.zeros(spec.size)
-        kept[list(spec.sparsity)] = value.ravel()[list(spec.sparsity)]
-        return kept.reshape(spec.shape)
-    return np.asarray(value)
 
 
 def _compare(ours: Instance, theirs: Instance, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -15,41 +16,36 @@ from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
 
 from convexlayer.canon.affine_map import AffineMap, Features
 from convexlayer.canon.frontend import CanonicalForm
-from convexlayer.canon.parametric import ATTRIBUTES, Objective, ParameterSpec, ParametricProgram
+from convexlayer.canon.parameters import ParameterSpec, specification
+from convexlayer.canon.parametric import Objective, ParametricProgram
 from convexlayer.canon.recovery import OutputSpec, Recovery
 from convexlayer.errors import ProblemError, UnsupportedError
 from convexlayer.program import Array, Cones, IndexArray, Pattern, Structure
 
-__all__ = ["parametric_program"]
+__all__ = ["parametric_program", "recovery_of"]
 
 
 def parametric_program(
     form: CanonicalForm, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]
 ) -> ParametricProgram:
     """Read a canonical form; ``parameters`` and ``variables`` are the user's, whose ids the detached problem kept."""
-    into_columns, features = _feature_map(form, parameters)
+    specs = tuple(specification(parameter) for parameter in parameters)
+    into_columns, features = _feature_map(form, parameters, specs)
     structure, data = _program_data(form.param_prog, into_columns)
     maximize = isinstance(form.problem.objective, cp.Maximize)
     return ParametricProgram(
-        parameters=tuple(_parameter_spec(parameter) for parameter in parameters),
+        parameters=specs,
         structure=structure,
         features=features,
         data=data,
-        recovery=_recovery(form, variables, structure),
+        recovery=recovery_of(form, variables, structure),
         objective=Objective(maximize=maximize, log=form.geometric),
     )
 
 
-def _parameter_spec(parameter: cp.Parameter) -> ParameterSpec:
-    attributes = {name for name in ATTRIBUTES if parameter.attributes[name]}
-    sparsity = None
-    if parameter.sparse_idx is not None:
-        attributes.add("sparse")
-        sparsity = tuple(np.ravel_multi_index(parameter.sparse_idx, parameter.shape).tolist())
-    return ParameterSpec(parameter.name(), parameter.shape, frozenset(attributes), sparsity)
-
-
-def _feature_map(form: CanonicalForm, parameters: Sequence[cp.Parameter]) -> tuple[sp.csr_matrix, Features]:
+def _feature_map(
+    form: CanonicalForm, parameters: Sequence[cp.Parameter], specs: Sequence[ParameterSpec]
+) -> tuple[sp.csr_matrix, Features]:
     """Features (parameters, then logarithms) -> CVXPY's parameter vector, whose last entry is the constant 1.
 
     Every reduction may replace a parameter by another (its logarithm, the upper triangle of a symmetric one, the
@@ -58,22 +54,8 @@ def _feature_map(form: CanonicalForm, parameters: Sequence[cp.Parameter]) -> tup
     comes out symmetric. The last column of the result is the constant.
     """
     param_prog = form.param_prog
-    offsets = np.cumsum([0, *(parameter.size for parameter in parameters)]).astype(np.int64)
-    positions: dict[int, tuple[Array, bool]] = {}
-    for parameter, offset in zip(parameters, offsets, strict=False):
-        positions[parameter.id] = (
-            np.arange(offset, offset + parameter.size, dtype=float).reshape(parameter.shape),
-            False,
-        )
-    mirror = np.concatenate(
-        [
-            (offset + np.arange(parameter.size).reshape(parameter.shape).swapaxes(-1, -2).ravel())
-            if any(parameter.attributes[name] for name in ("symmetric", "PSD", "NSD"))
-            else np.arange(offset, offset + parameter.size)
-            for parameter, offset in zip(parameters, offsets, strict=False)
-        ]
-        or [np.zeros(0)]
-    ).astype(np.int64)
+    taken = Features.of_parameters(specs, np.zeros(0, dtype=np.int64))
+    positions, mirror = _positions(parameters, specs)
     for reduction in form.chain.reductions[:-1]:
         for old, new_ids in reduction.param_id_map.items():
             if old not in positions:
@@ -100,26 +82,48 @@ def _feature_map(form: CanonicalForm, parameters: Sequence[cp.Parameter]) -> tup
         where, log = positions[param_id]
         flat = where.ravel(order="F").astype(np.int64)
         target = column + np.arange(len(flat), dtype=np.int64)
+        target, flat = target[flat >= 0], flat[flat >= 0]
         if log:
             log_positions.append(flat)
             rows.append(target)
-            cols.append(offsets[-1] + n_log + np.arange(len(flat), dtype=np.int64))
+            cols.append(taken.entries + n_log + np.arange(len(flat), dtype=np.int64))
             weights.append(np.ones(len(flat)))
             n_log += len(flat)
         else:
             rows += [target, target]
             cols += [flat, mirror[flat]]
             weights.append(np.full(2 * len(flat), 0.5))
-    features = Features(
-        tuple(parameter.size for parameter in parameters),
-        np.concatenate(log_positions) if log_positions else np.zeros(0, dtype=np.int64),
-    )
+    features = replace(taken, log=np.concatenate([np.zeros(0, dtype=np.int64), *log_positions]))
     rows.append(np.array([param_prog.total_param_size]))
     cols.append(np.array([features.size]))
     weights.append(np.ones(1))
     shape = (param_prog.total_param_size + 1, features.size + 1)
     into = sp.coo_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(cols))), shape=shape).tocsr()
     return into, features
+
+
+def _positions(
+    parameters: Sequence[cp.Parameter], specs: Sequence[ParameterSpec]
+) -> tuple[dict[int, tuple[Array, bool]], IndexArray]:
+    """Where entries stand in the feature vector, by id and with no logarithm taken, and where their mirror images do.
+
+    An entry that is always zero stands at -1. The mirror image of entry (i, j) of a symmetric parameter is (j, i), and
+    that of any other itself.
+    """
+    positions: dict[int, tuple[Array, bool]] = {}
+    mirrors: list[IndexArray] = [np.zeros(0, dtype=np.int64)]
+    start = 0
+    for parameter, spec in zip(parameters, specs, strict=True):
+        count = spec.size if spec.entries is None else len(spec.entries)
+        own = start + np.arange(count, dtype=np.int64)
+        where = np.full(spec.size, -1, dtype=np.int64)
+        where[slice(None) if spec.entries is None else spec.entries] = own
+        where = where.reshape(spec.shape)
+        symmetric = spec.attributes & {"symmetric", "PSD", "NSD"}
+        mirrors.append(where.swapaxes(-1, -2).ravel() if symmetric else own)
+        positions[parameter.id] = where.astype(float), False
+        start += count
+    return positions, np.concatenate(mirrors)
 
 
 def _program_data(param_prog: ParamConeProg, into_columns: sp.csr_matrix) -> tuple[Structure, AffineMap]:
@@ -190,11 +194,14 @@ def _symmetric_part(tensor: Any, into_columns: sp.csr_matrix, n: int) -> tuple[P
     return _pattern(both, (n, n)), (mean @ values).tocsr()
 
 
-def _recovery(form: CanonicalForm, variables: Sequence[cp.Variable], structure: Structure) -> Recovery:
+def recovery_of(form: CanonicalForm, variables: Sequence[cp.Variable], structure: Structure) -> Recovery:
     """Read where every output entry lies in (x, y), by sending three vectors through CVXPY's inverse reductions.
 
     Each entry must be a multiple of one entry of x or of y: ones give the multiple, positions give the place, and
     random numbers verify both.
+
+    Raises:
+        UnsupportedError: an output is no entrywise multiple of the solution.
     """
     primal = {variable.id for variable in form.problem.variables()}
     size = max(structure.n, structure.m)

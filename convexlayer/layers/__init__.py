@@ -1,8 +1,9 @@
 """The solution map as a function with derivatives: in NumPy, and as a torch layer."""
 
+from convexlayer.layers.canonicalize import canonicalize
 from convexlayer.layers.convex import ConvexLayer
 from convexlayer.layers.report import Report
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.solved_batch import SolvedBatch
 
-__all__ = ["ConvexLayer", "Report", "SolutionMap", "SolvedBatch"]
+__all__ = ["ConvexLayer", "Report", "SolutionMap", "SolvedBatch", "canonicalize"]

@@ -11,8 +11,9 @@ from typing import Any, final
 import cvxpy as cp
 import torch
 
-from convexlayer.canon import ParametricProgram, canonicalize
+from convexlayer.canon import ParametricProgram
 from convexlayer.errors import DerivativeError, FailedElementsError, ProblemError
+from convexlayer.layers.canonicalize import canonicalize
 from convexlayer.layers.function import Call, solve
 from convexlayer.layers.remote import remote_layer, server_url
 from convexlayer.layers.report import Report
@@ -90,7 +91,7 @@ class ConvexLayer(torch.nn.Module):
             options: ``Options`` or a mapping of changes to the default ones.
             check_attributes: refuse tensors that violate their parameter's attributes.
             presolve: solve a reduced program; ``program.presolve`` records what was reduced.
-            self_check: compare the compiled problem with CVXPY's at two random parameter values.
+            self_check: check the compiled problem at random parameter values (see ``canonicalize``).
 
         Raises:
             ProblemError: the problem cannot be compiled; NotDPPError and UnsupportedError say more.

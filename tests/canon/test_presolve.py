@@ -358,7 +358,7 @@ def projection(A: Array, b: Array, cones: Cones, *, slope: float = 0.0, shown: b
     return ParametricProgram(
         parameters=(ParameterSpec("theta", (n,)),),
         structure=Structure(Pattern((n, n), np.arange(n), np.arange(n)), pattern, cones),
-        features=Features((n,), np.zeros(0, dtype=np.int64)),
+        features=Features((n,), (None,), np.zeros(0, dtype=np.int64)),
         data=AffineMap(slopes.tocsr(), constant),
         recovery=Recovery(tuple(outputs), sp.identity(n + m, format="csr")[:kept], n),
         objective=Objective(),

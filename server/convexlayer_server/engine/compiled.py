@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from convexlayer.canon import ParametricProgram, canonicalize, presolved
+from convexlayer.canon import ParametricProgram, presolved
 from convexlayer.errors import ConvexLayerError, SolverError
-from convexlayer.layers import SolutionMap
+from convexlayer.layers import SolutionMap, canonicalize
 from convexlayer.program import Cones, Structure
 
 from ..documents import ConeProgramDocument, Grammar, pose, problem_documents, read_program

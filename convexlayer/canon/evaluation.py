@@ -1,0 +1,209 @@
+"""Those optimality conditions of a CVXPY problem that need no derivative, evaluated on its own expressions."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import final
+
+import cvxpy as cp
+import numpy as np
+from cvxpy.atoms import quantum_rel_entr
+from cvxpy.atoms.atom import Atom
+from cvxpy.constraints import PSD, SOC, Equality, ExpCone, Inequality, NonNeg, NonPos, PowCone3D, PowConeND, Zero
+from cvxpy.transforms.partial_optimize import PartialProblem
+
+from convexlayer.canon.detached import assign, expressions
+from convexlayer.program import Array
+
+__all__ = ["Residual", "residuals"]
+
+logger = logging.getLogger(__name__)
+
+WRONGLY_EVALUATED = (quantum_rel_entr,)
+"""Atoms that CVXPY 1.9.3 canonicalises right and evaluates wrongly."""
+
+LONGEST_NAME = 160
+"""So many characters of a constraint stand in a message."""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """By how much a condition does not hold.
+
+    Attributes:
+        text: what came out, as the end of a sentence.
+        condition: the condition's place among all of the problem's.
+        size: relative to the terms compared, and to 1 where they are smaller.
+    """
+
+    text: str
+    condition: int
+    size: float
+
+
+def residuals(
+    problem: cp.Problem, values: Mapping[int, Array], reported: float, *, multipliers: bool
+) -> list[Residual]:
+    """Evaluate a problem.
+
+    The objective value must be the one reported; every constraint and every attribute of a variable must hold; and the
+    inner product of a constraint's arguments with its multipliers must vanish.
+
+    Args:
+        problem: the problem; the values of its leaves are overwritten.
+        values: of its variables, parameters and dual variables, by id.
+        reported: the objective value.
+        multipliers: whether the multipliers are those of the problem.
+
+    Returns:
+        One a condition, but for those that cannot be evaluated or have no finite value.
+    """
+    assign(problem, values)
+    value = _Values()
+    found: list[Residual] = []
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        for position, evaluate in enumerate(_conditions(problem, values, reported, value, multipliers)):
+            try:
+                text, absolute, scale = evaluate()
+            except Exception:  # atoms may raise anything outside their domain
+                logger.debug("a condition cannot be evaluated", exc_info=True)
+                continue
+            size = absolute / max(1.0, scale)
+            if np.isfinite(size):
+                found.append(Residual(text, position, size))
+    return found
+
+
+Condition = Callable[[], tuple[str, float, float]]
+"""Gives what came out, the absolute residual, and the size of the terms compared."""
+
+
+def _conditions(
+    problem: cp.Problem, values: Mapping[int, Array], reported: float, value: _Values, multipliers: bool
+) -> Iterator[Condition]:
+    yield partial(_of_objective, problem.objective.expr, reported, value)
+    for constraint in problem.constraints:
+        yield partial(_of_constraint, constraint, value)
+        if multipliers:
+            yield partial(_of_multipliers, constraint, values, value)
+    for inner in expressions(problem.objective, *problem.constraints):
+        if isinstance(inner, cp.Problem):
+            for constraint in inner.constraints:
+                yield partial(_of_constraint, constraint, value)
+    for variable in problem.variables():
+        for constraint in variable.domain:
+            yield partial(_of_constraint, constraint, value)
+
+
+@final
+class _Values:
+    """Values of expressions, each computed once and of the shape that the expression declares."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Array] = {}
+
+    def __call__(self, expression: cp.Expression) -> Array:
+        """The value of an expression.
+
+        Raises:
+            NotImplementedError: it has none that could be relied upon.
+        """
+        if id(expression) not in self._known:
+            self._known[id(expression)] = self._computed(expression)
+        return self._known[id(expression)]
+
+    def _computed(self, expression: cp.Expression) -> Array:
+        if isinstance(expression, WRONGLY_EVALUATED):
+            raise NotImplementedError(f"CVXPY evaluates {type(expression).__name__} wrongly")
+        if isinstance(expression, PartialProblem):  # minimised jointly with the problem that it is part of
+            return self(expression.args[0].objective.expr)
+        if isinstance(expression, cp.Variable | cp.Parameter | cp.Constant) or not isinstance(expression, Atom):
+            value = expression.value
+        else:
+            value = expression.numeric([self(argument) for argument in expression.args])
+        dense = np.asarray(value.toarray() if hasattr(value, "toarray") else value, dtype=float)
+        # Some have lost an axis of length one, and would then be broadcast against it.
+        return dense.reshape(expression.shape)
+
+
+def _of_objective(expression: cp.Expression, reported: float, value: _Values) -> tuple[str, float, float]:
+    evaluated = float(value(expression).reshape(()))
+    text = f"the objective is reported as {reported:.6g} and evaluates to {evaluated:.6g}"
+    return text, abs(evaluated - reported), abs(reported)
+
+
+def _of_constraint(constraint: cp.Constraint, value: _Values) -> tuple[str, float, float]:
+    arguments = [value(argument) for argument in constraint.args]
+    violation = _violation(constraint, arguments)
+    text = f"the constraint {_name(constraint)} is violated by {violation:.3g}"
+    return text, violation, max((_largest(argument) for argument in arguments), default=0.0)
+
+
+def _of_multipliers(constraint: cp.Constraint, values: Mapping[int, Array], value: _Values) -> tuple[str, float, float]:
+    arguments = [value(argument) for argument in constraint.args]
+    match constraint:
+        case Inequality():
+            slack = arguments[0] - arguments[1]
+            magnitude = np.abs(arguments[0]) + np.abs(arguments[1])
+            pairs = [(slack, magnitude)]
+        case NonNeg() | NonPos() | PSD() | SOC() | ExpCone():
+            pairs = [(argument, np.abs(argument)) for argument in arguments]
+        case _:  # equalities have no slack, and CVXPY gives the other cones no multipliers or in other orders
+            pairs = []
+    duals = [values[dual.id] for dual in constraint.dual_variables] if pairs else []
+    products = [
+        (float(np.sum(slack * dual.reshape(slack.shape))), float(np.sum(magnitude * np.abs(dual.reshape(slack.shape)))))
+        for (slack, magnitude), dual in zip(pairs, duals, strict=True)
+    ]
+    total, size = abs(sum(product for product, _ in products)), sum(size for _, size in products)
+    text = f"the constraint {_name(constraint)} is not tight though it has multipliers (their product is {total:.3g})"
+    return text, total, size
+
+
+def _violation(constraint: cp.Constraint, arguments: list[Array]) -> float:
+    """How far the arguments are outside, in their own unit."""
+    match constraint:
+        case Equality():
+            return _largest(arguments[0] - arguments[1])
+        case Zero():
+            return _largest(arguments[0])
+        case Inequality():
+            return float(np.max(arguments[0] - arguments[1], initial=0.0))
+        case NonPos():
+            return float(np.max(arguments[0], initial=0.0))
+        case NonNeg():
+            return float(np.max(-arguments[0], initial=0.0))
+        case PSD():
+            symmetric = 0.5 * (arguments[0] + np.swapaxes(arguments[0], -1, -2))
+            return float(np.max(-np.linalg.eigvalsh(symmetric), initial=0.0))
+        case SOC():
+            t, X = arguments
+            norms = np.linalg.norm(X, axis=constraint.axis) if X.ndim else np.abs(X)
+            return float(np.max(norms.ravel() - t.ravel(), initial=0.0))
+        case ExpCone():
+            x, y, z = arguments
+            return float(np.max(np.concatenate([(y * np.exp(x / y) - z).ravel(), -y.ravel()]), initial=0.0))
+        case PowCone3D():
+            x, y, z = arguments
+            alpha = np.asarray(constraint.alpha.value)
+            return float(np.max(np.abs(z) - np.maximum(x, 0.0) ** alpha * np.maximum(y, 0.0) ** (1 - alpha), initial=0))
+        case PowConeND():
+            W, z = arguments
+            powers = np.prod(np.maximum(W, 0.0) ** np.asarray(constraint.alpha.value), axis=constraint.axis)
+            return float(np.max(np.abs(z).ravel() - powers.ravel(), initial=0.0))
+        case _:
+            raise NotImplementedError(type(constraint).__name__)
+
+
+def _largest(values: Array) -> float:
+    return float(np.max(np.abs(values), initial=0.0))
+
+
+def _name(constraint: cp.Constraint) -> str:
+    name = str(constraint)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."

@@ -1,0 +1,80 @@
+"""Expressions that CVXPY 1.9.3 canonicalises wrongly or not at all, written in a way in which it does it right.
+
+- A Euclidean norm along an axis of a three-dimensional array takes cones of other entries, or raises.
+- ``hstack`` of three-dimensional arrays, and ``concatenate`` with axis None, put entries in another order than their
+  values.
+- The zeroth power of an array is a scalar.
+- Two perspectives with the same variables are taken for the same expression, whatever their functions are.
+- An inner problem (``partial_optimize``) is no expression to the code that looks for quadratic objectives; minimised
+  jointly with the outer one, which is what it means, it is the same.
+
+The check of solutions (``solution_check.py``) finds what is not known here.
+"""
+
+from __future__ import annotations
+
+import cvxpy as cp
+import numpy as np
+from cvxpy.atoms.affine.concatenate import Concatenate
+from cvxpy.atoms.affine.hstack import Hstack
+from cvxpy.transforms.partial_optimize import PartialProblem
+
+from convexlayer.canon.detached import expressions
+
+__all__ = ["repaired"]
+
+
+def repaired(problem: cp.Problem) -> cp.Problem:
+    """The problem with other expressions of the same meaning.
+
+    Args:
+        problem: a detached problem, whose expressions are changed.
+    """
+    known: dict[int, tuple[cp.Expression, cp.Expression]] = {}
+    problems = [problem]
+    for outer in problems:
+        for node in expressions(outer):
+            if isinstance(node, cp.Problem):
+                continue
+            if isinstance(node, cp.perspective):
+                _tell_apart(node)
+            for part in node.args:
+                if id(part) not in known:
+                    inner, instead = _instead(part)
+                    problems += inner
+                    known[id(part)] = part, instead
+            node.args = [known[id(part)][1] for part in node.args]
+    return cp.Problem(problem.objective, [constraint for part in problems for constraint in part.constraints])
+
+
+def _instead(node: cp.Expression) -> tuple[list[cp.Problem], cp.Expression]:
+    """Problems whose constraints must hold, and an expression that is the same then."""
+    if isinstance(node, PartialProblem):
+        (inner,) = node.args
+        problems, expression = _instead(inner.objective.expr)
+        return [inner, *problems], expression
+    if isinstance(node, cp.Pnorm) and node.p == 2 and (node.args[0].ndim > 2 or node.keepdims):
+        return [], _norm(node)
+    if isinstance(node, cp.Power) and isinstance(node.p, cp.Constant) and np.all(node.p.value == 0):
+        return [], cp.Constant(np.ones(node.shape))
+    if isinstance(node, Hstack) and node.ndim > 2:
+        return [], cp.concatenate(node.args, axis=1)
+    if isinstance(node, Concatenate) and node.axis is None:
+        return [], cp.concatenate([cp.vec(part, order="C") for part in node.args], axis=0)
+    return [], node
+
+
+def _norm(node: cp.Expression) -> cp.Expression:
+    """A norm along an axis as one down the columns of a matrix."""
+    (argument,) = node.args
+    if node.axis is None:
+        norms = cp.pnorm(cp.vec(argument, order="F"), 2)
+    else:
+        columns = cp.reshape(cp.moveaxis(argument, node.axis, 0), (argument.shape[node.axis], -1), order="F")
+        norms = cp.pnorm(columns, 2, axis=0)
+    return cp.reshape(norms, node.shape, order="F")
+
+
+def _tell_apart(node: cp.Expression) -> None:
+    """Give an expression data that cannot be compared, so that no other one is taken for it."""
+    node.__dict__["get_data"] = lambda: [object()]

@@ -1,0 +1,236 @@
+"""The check of solutions at construction: the user's own problem, evaluated where its cone program is solved.
+
+Comparing with CVXPY's canonical form cannot find what CVXPY canonicalises wrongly. At a solution of the cone program
+that CVXPY made, the problem that the user wrote must have the objective value that the program reports, satisfy its
+constraints, and satisfy with equality those that have multipliers. The first fails where an epigraph is too large, the
+second where a constraint became a weaker one, the third where it became a stronger one.
+
+Parameters are random, and norm(x - c)^2 / 2 is added to the objective, x being the user's variables and c random: then
+there is a solution wherever there is a feasible point, it is unique, and it is not one where everything is zero.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import cvxpy as cp
+import numpy as np
+import scipy.sparse as sp
+
+from convexlayer.canon.detached import detached
+from convexlayer.canon.evaluation import Residual, residuals
+from convexlayer.canon.frontend import CanonicalForm
+from convexlayer.canon.parameters import random_value
+from convexlayer.canon.parametric import ParametricProgram
+from convexlayer.canon.recovery import Recovery
+from convexlayer.canon.translate import recovery_of
+from convexlayer.errors import ProblemError, UnsupportedError
+from convexlayer.program import Array, ConeProgram, Pattern, Structure
+from convexlayer.solution import Solution
+
+__all__ = ["Solve", "check_solution"]
+
+logger = logging.getLogger(__name__)
+
+Solve = Callable[[ConeProgram, float], Solution]
+"""Solves one cone program to an accuracy; its status is what its residuals warrant."""
+
+LARGEST_SIZE = 2000
+"""Variables and rows, beyond which the check would take longer than the rest of the construction."""
+
+LARGEST_COUNT = 20_000
+"""Coefficients likewise."""
+
+LARGEST_PSD = 12
+"""Order of a semidefinite block likewise."""
+
+DRAWS, SOLVED = 8, 2
+"""Draws of the parameters and of c that are tried until so many had a solution; every other one has -c."""
+
+SPREAD = 4.0
+"""Standard deviation of c."""
+
+INNER = 1e-4
+"""Weight of norm(t)^2 / 2, t being the program's other variables, where without it no draw has a solution."""
+
+ACCURACY = 1e-8
+"""Asked of the solver."""
+
+DOUBTED = 1e-4
+"""Relative residual that is doubted."""
+
+NOISE, STEADY = 1e-6, 0.1
+"""What is doubted is wrong where it changes by no more than a tenth at points as near as this, relative to the largest
+number in the solution: elsewhere the function is too steep there for a solver's accuracy."""
+
+
+def check_solution(
+    problem: cp.Problem,
+    form: CanonicalForm,
+    parameters: Sequence[cp.Parameter],
+    program: ParametricProgram,
+    solve: Solve,
+) -> None:
+    """Evaluate a problem of moderate size at a solution of its cone program, before presolve.
+
+    Where no draw of the parameters has a solution nothing is said.
+
+    Raises:
+        ProblemError: the solution of the cone program is none of the problem.
+    """
+    if not _is_moderate(program.structure):
+        return
+    try:
+        check = _Check.of(problem, form, parameters, program, solve)
+    except UnsupportedError:
+        logger.debug("not every variable can be recovered: the solution is not checked", exc_info=True)
+        return
+    for inner in (0.0, INNER):
+        solved = 0
+        for draw in range(DRAWS):
+            point = check.point(draw, inner)
+            if point is None:
+                continue
+            wrong = check.mismatch(point, np.random.default_rng(draw))
+            if wrong is not None:
+                raise ProblemError(_message(wrong))
+            solved += 1
+            if solved == SOLVED:
+                return
+        if solved:
+            return
+    logger.debug("no draw of the parameters had a solution")
+
+
+def _message(residual: Residual) -> str:
+    return (
+        f"CVXPY {cp.__version__} canonicalises the problem wrongly: where the cone program that it made is solved, "
+        f"with random parameters, {residual.text}. Pose that part in another way, and please report it to CVXPY; "
+        "self_check=False turns the check off, at the risk of wrong solutions"
+    )
+
+
+def _is_moderate(structure: Structure) -> bool:
+    return (
+        structure.n + structure.m <= LARGEST_SIZE
+        and structure.P.nnz + structure.A.nnz <= LARGEST_COUNT
+        and max(structure.cones.psd, default=0) <= LARGEST_PSD
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """A solution of the cone program.
+
+    Attributes:
+        variables: values of variables and dual variables, by id.
+        parameters: values of parameters, by id.
+        reported: the objective value that the program reports.
+        largest: the largest number in the solution, at least 1.
+        tight: whether constraints with multipliers must be tight, as they need not with a term in other variables.
+    """
+
+    variables: dict[int, Array]
+    parameters: dict[int, Array]
+    reported: float
+    largest: float
+    tight: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Check:
+    """A problem that is nobody else's, its cone program, and how variables and duals are read from a solution."""
+
+    problem: cp.Problem
+    parameters: Sequence[cp.Parameter]
+    program: ParametricProgram
+    solve: Solve
+    recovery: Recovery
+    shown: Sequence[cp.Variable]
+
+    @staticmethod
+    def of(
+        problem: cp.Problem,
+        form: CanonicalForm,
+        parameters: Sequence[cp.Parameter],
+        program: ParametricProgram,
+        solve: Solve,
+    ) -> _Check:
+        """What all draws share.
+
+        Raises:
+            UnsupportedError: some variable of the problem has no place in the program.
+        """
+        copy = detached(problem)
+        duals = [dual for constraint in copy.constraints for dual in constraint.dual_variables]
+        shown = [*copy.variables(), *duals]
+        return _Check(copy, parameters, program, solve, recovery_of(form, shown, program.structure), shown)
+
+    def point(self, draw: int, inner: float) -> _Point | None:
+        """The solution at one draw; None where there is none."""
+        rng = np.random.default_rng(draw // 2)
+        values = self._parameter_values(draw, rng)
+        features = self.program.features.apply([value[None] for value in values], 1)
+        program = self.program.instantiate(features)
+        center = (-1) ** draw * SPREAD * rng.standard_normal(program.structure.n)
+        solution = self.solve(self._with_proximal_term(program, center, inner), ACCURACY)
+        if not solution.all_solved:
+            logger.debug("draw %d of the parameters: %s", draw, solution.status[0])
+            return None
+        outputs = self.recovery.apply(features, solution.x, solution.y)
+        return _Point(
+            variables={leaf.id: output[0] for leaf, output in zip(self.shown, outputs, strict=True)},
+            parameters={parameter.id: value for parameter, value in zip(self.parameters, values, strict=True)},
+            reported=float(self.program.objective.value(program.objective(solution.x))[0]),
+            largest=float(np.max(np.abs(solution.x), initial=1.0)),
+            tight=inner == 0.0,
+        )
+
+    def mismatch(self, point: _Point, rng: np.random.Generator) -> Residual | None:
+        """The largest residual that is no matter of accuracy."""
+        doubted = [residual for residual in self._residuals(point, point.variables) if residual.size > DOUBTED]
+        if not doubted:
+            return None
+        nearby: list[dict[int, float]] = []
+        for sign in (-1.0, 1.0):
+            step = sign * NOISE * point.largest
+            moved = {key: value + step * rng.uniform(0.5, 1.0, value.shape) for key, value in point.variables.items()}
+            nearby.append({residual.condition: residual.size for residual in self._residuals(point, moved)})
+        steady = [
+            residual
+            for residual in doubted
+            if all(abs(sizes.get(residual.condition, np.inf) - residual.size) <= STEADY * residual.size
+                   for sizes in nearby)
+        ]  # fmt: skip
+        return max(steady, key=lambda residual: residual.size, default=None)
+
+    def _residuals(self, point: _Point, variables: Mapping[int, Array]) -> list[Residual]:
+        return residuals(self.problem, {**variables, **point.parameters}, point.reported, multipliers=point.tight)
+
+    def _parameter_values(self, draw: int, rng: np.random.Generator) -> list[Array]:
+        """Values with the parameters' attributes; at first positive, where bounds are most often feasible."""
+        specs = self.program.parameters
+        values = [random_value(spec, rng) for spec in specs]
+        if draw > 1:
+            return values
+        signed = {"nonpos", "neg", "PSD", "NSD"}
+        return [value if spec.attributes & signed else np.abs(value) for spec, value in zip(specs, values, strict=True)]
+
+    def _with_proximal_term(self, program: ConeProgram, center: Array, inner: float) -> ConeProgram:
+        """With norm(x - c)^2 / 2 + inner norm(t)^2 / 2 added to the objective, but for a constant.
+
+        Here x are the entries of the user's variables, and t the others.
+        """
+        n, P = program.structure.n, program.structure.P
+        used = self.recovery.matrix.indices
+        weight = np.full(n, inner)
+        weight[used[used < n]] = 1.0
+        total = (P.csc(program.P[0]) + sp.diags(weight, format="csc")).tocoo()
+        order = np.lexsort((total.row, total.col))
+        rows, cols = (index[order].astype(np.int64) for index in (total.row, total.col))
+        structure = Structure(Pattern((n, n), rows, cols), program.structure.A, program.structure.cones)
+        return replace(
+            program, structure=structure, P=total.data[order][None], q=program.q - np.where(weight == 1.0, center, 0.0)
+        )
