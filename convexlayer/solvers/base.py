@@ -26,8 +26,9 @@ class AbstractSolver(ABC):
         package: the distribution to install.
         cones: kinds of cone it supports (names of the fields of ``Cones``).
         quadratic: whether it takes a quadratic objective.
-        deputy: the solver that is asked again for elements that this one leaves unsolved, or None.
+        deputy: the solver that is asked again for elements that this one leaves unsettled, or None.
         timed: whether it can keep a time limit.
+        starts_warm: whether it can start from a given point.
     """
 
     name: str
@@ -36,6 +37,7 @@ class AbstractSolver(ABC):
     quadratic: bool
     deputy: str | None = None
     timed: bool = True
+    starts_warm: bool = False
 
     @abstractmethod
     def installed(self) -> bool:

@@ -55,6 +55,7 @@ class ClarabelSolver(AbstractSolver):
     package = "clarabel"
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
+    deputy = "batched"
 
     def installed(self) -> bool:
         """Whether the package is there."""

@@ -61,6 +61,7 @@ class ScsSolver(AbstractSolver):
     package = "scs"
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
+    starts_warm = True
 
     def installed(self) -> bool:
         """Whether the package is there."""

@@ -1,0 +1,142 @@
+"""Programs whose solutions are rays: what a solver without certificates, or in trouble, did not give.
+
+Where there is a ray, the shortest one is the solution of a strictly convex program, in y or in x alone:
+
+    infeasible   minimize 1/2 y'y   subject to  A'y = 0,  b'y = -1,  y in K*
+    unbounded    minimize 1/2 x'x   subject to  Px = 0,   q'x = -1,  -Ax in K
+
+in units in which rows, blocks and columns are of one size. Clarabel solves both; whether what it finds proves anything
+is for ``rays`` to say.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
+from convexlayer.rays import block_of_rows
+from convexlayer.solvers.options import Options
+from convexlayer.solvers.registry import solver_for
+
+__all__ = ["infeasibility_candidates", "unboundedness_candidates"]
+
+TOL = 1e-10
+"""Asked of the solver; the rays are mended afterwards."""
+
+
+def infeasibility_candidates(program: ConeProgram, time_limit_s: float | None = None) -> Array:
+    """What may prove that the programs are infeasible, (B, m); not finite where nothing was found."""
+    cones, A, (n, m) = program.structure.cones, program.structure.A, (program.structure.n, program.structure.m)
+    size = _block_sizes(_largest(program.A, A.rows, m), cones)
+    # A row without entries counts by its right-hand side: it may be all that there is to the proof.
+    size = np.where(size > 0, size, _block_sizes(np.abs(program.b), cones))
+    unit = 1.0 / np.where(size > 0, size, 1.0)
+    scaled = program.A * unit[:, A.rows]
+    columns = _largest(scaled, A.cols, n)
+    scaled = scaled / np.where(columns > 0, columns, 1.0)[:, A.cols]
+    b = program.b * unit
+    b = b / np.maximum(np.abs(b).max(axis=1, keepdims=True, initial=0.0), np.finfo(float).tiny)
+    dual = _dual_cone_rows(cones)
+    everywhere = np.arange(m)
+    entries = _Entries.joined(
+        _Entries(A.cols, A.rows, scaled),
+        _Entries(np.full(m, n), everywhere, b),
+        _Entries(n + 1 + dual.rows, dual.cols, np.broadcast_to(-dual.values, (program.batch, len(dual.rows)))),
+    )
+    found = _shortest(entries, replace(cones, zero=n + 1), m, n, time_limit_s)
+    return found * unit
+
+
+def unboundedness_candidates(program: ConeProgram, time_limit_s: float | None = None) -> Array:
+    """What may prove that the programs are unbounded, (B, n); not finite where nothing was found."""
+    (P, A, cones), n = (program.structure.P, program.structure.A, program.structure.cones), program.structure.n
+    columns = np.maximum(_largest(program.P, P.cols, n), _largest(program.A, A.cols, n))
+    columns = np.where(columns > 0, columns, np.abs(program.q))
+    unit = 1.0 / np.where(columns > 0, columns, 1.0)
+    occurring, place = np.unique(P.rows, return_inverse=True)
+    curved = program.P * unit[:, P.cols]
+    size = _largest(curved, place, len(occurring))
+    curved = curved / np.where(size > 0, size, 1.0)[:, place]
+    scaled = program.A * unit[:, A.cols]
+    size = _block_sizes(_largest(scaled, A.rows, program.structure.m), cones)
+    scaled = scaled / np.where(size > 0, size, 1.0)[:, A.rows]
+    q = program.q * unit
+    q = q / np.maximum(np.abs(q).max(axis=1, keepdims=True, initial=0.0), np.finfo(float).tiny)
+    first = len(occurring) + 1
+    entries = _Entries.joined(
+        _Entries(place, P.cols, curved),
+        _Entries(np.full(n, first - 1), np.arange(n), q),
+        _Entries(first + A.rows, A.cols, scaled),
+    )
+    found = _shortest(entries, replace(cones, zero=first + cones.zero), n, first - 1, time_limit_s)
+    return found * unit
+
+
+class _Entries(NamedTuple):
+    """Entries of a matrix: their rows and columns, and their values (B, entries), or (entries,) for all elements."""
+
+    rows: IndexArray
+    cols: IndexArray
+    values: Array
+
+    @staticmethod
+    def joined(*parts: _Entries) -> _Entries:
+        """Those of several parts, by columns."""
+        rows, cols = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        order = np.lexsort((rows, cols))
+        return _Entries(rows[order], cols[order], np.concatenate([part.values for part in parts], axis=1)[:, order])
+
+
+def _shortest(entries: _Entries, cones: Cones, length: int, at: int, time_limit_s: float | None) -> Array:
+    """The shortest vectors v (B, length) with Ev + s = b, s in K, where b is -1 at one row and 0 elsewhere."""
+    batch, diagonal = len(entries.values), np.arange(length)
+    structure = Structure(
+        Pattern((length, length), diagonal, diagonal), Pattern((cones.m, length), entries.rows, entries.cols), cones
+    )
+    b = np.zeros((batch, cones.m))
+    b[:, at] = -1.0
+    posed = ConeProgram(
+        structure, np.ones((batch, length)), np.zeros((batch, length)), np.zeros(batch), entries.values, b
+    )
+    solver = solver_for("clarabel", structure)[0]
+    found = solver.solve(solver.init(structure), posed, Options(tol=TOL, time_limit_s=time_limit_s))
+    usable = np.array([status.solved for status in found.status], dtype=bool)
+    return np.where(usable[:, None], found.x, np.nan)
+
+
+def _dual_cone_rows(cones: Cones) -> _Entries:
+    """T with y in K* where Ty in K, for all blocks but the zero cone's: rows behind those, columns of y.
+
+    The dual of the exponential cone is {(u, v, w): (-v, -u, e w) in K}, that of the power cone
+    {(u, v, w): (u / alpha, v / (1 - alpha), w) in K}; the others are their own.
+    """
+    first, m = cones.zero, cones.m
+    rows, cols, values = np.arange(m - first), np.arange(first, m), np.ones(m - first)
+    power = m - 3 * len(cones.power)
+    exponential = power - 3 * cones.exponential
+    for start in range(exponential, power, 3):
+        here = slice(start - first, start - first + 3)
+        cols[here] = start + 1, start, start + 2
+        values[here] = -1.0, -1.0, math.e
+    for start, alpha in zip(range(power, m, 3), cones.power, strict=True):
+        values[start - first : start - first + 3] = 1.0 / alpha, 1.0 / (1.0 - alpha), 1.0
+    return _Entries(rows, cols, values)
+
+
+def _largest(values: Array, places: IndexArray, count: int) -> Array:
+    """The largest size (B, count) of the values (B, entries) at each place, 0 where there is none."""
+    largest = np.zeros((len(values), count))
+    np.maximum.at(largest.T, places, np.abs(values).T)
+    return largest
+
+
+def _block_sizes(rows: Array, cones: Cones) -> Array:
+    """The largest of each row's block, (B, m)."""
+    if not rows.shape[1]:
+        return rows
+    blocks = block_of_rows(cones)
+    return _largest(rows, blocks, int(blocks[-1]) + 1)[:, blocks]
