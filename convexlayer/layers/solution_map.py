@@ -23,37 +23,16 @@ from convexlayer.diff import (
 )
 from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.layers.choice import Chosen, choose, fastest
-from convexlayer.layers.isolation import among, usable_part
+from convexlayer.layers.posing import Posed, among, posed, usable_part
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
-from convexlayer.layers.theta import as_values, batch_size, stood_in, unusable
-from convexlayer.layers.verdicts import unsettled, with_verdicts
+from convexlayer.layers.verdicts import unproved, unsettled, with_verdicts
 from convexlayer.program import Array, ConeProgram, IndexArray
 from convexlayer.solution import Residuals, Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.auto import candidates
 
 __all__ = ["SolutionMap"]
-
-
-class _Posed(NamedTuple):
-    """What is to be solved.
-
-    Attributes:
-        features: feature vectors, of stand-ins where values cannot be used.
-        program: their programs.
-        scale: what their objectives were divided by.
-        batched: whether there is a batch axis.
-        seconds: how long it took.
-        invalid: what is wrong with the elements whose values cannot be used, by position.
-    """
-
-    features: Array
-    program: ConeProgram
-    scale: Array
-    batched: bool
-    seconds: float
-    invalid: dict[int, str]
 
 
 class _Certified(NamedTuple):
@@ -171,22 +150,22 @@ class SolutionMap:
             SolverError: an option that the solver does not know.
         """
         chosen = self._placed(Options.of(options, self.options))
-        posed = self._posed(theta)
-        features, program, scale = posed.features, posed.program, posed.scale
+        given = self._posed(theta)
+        features, program, scale = given.features, given.program, given.scale
 
         instantiated = time.perf_counter()
-        part, usable = usable_part(program, posed.invalid)
+        part, usable = usable_part(program, given.invalid)
         by = self._solver_for(part, chosen)
-        start, cold = self._start(warm_start, by, posed, usable)
+        start, cold = self._start(warm_start, by, given, usable)
         solution = by.solver.solve(by.state, part, chosen, start) if part.batch else _nothing(part)
         solved, raw = time.perf_counter(), solution
         solution, residuals, factor, at = self._certified(part, solution, chosen)
-        solution, residuals, again = self._solved_again(by, part, solution, residuals, chosen)
+        solution, residuals, again = self._solved_again(by, part, raw, solution, residuals, chosen)
         solution, details = with_verdicts(part, solution, raw, chosen)
         solution, residuals = among(solution, residuals, usable, program.batch)
         if usable is not None:
             again = tuple(usable[list(again)].tolist())
-            details = posed.invalid | {int(usable[i]): said for i, said in details.items()}
+            details = given.invalid | {int(usable[i]): said for i, said in details.items()}
         polished = time.perf_counter()
 
         objective = self._objective(residuals, solution, scale)
@@ -195,7 +174,7 @@ class SolutionMap:
             residuals=residuals,
             objective=objective,
             iterations=solution.iterations,
-            seconds={"canonical": posed.seconds, "solve": solved - instantiated, "polish": polished - solved},
+            seconds={"canonical": given.seconds, "solve": solved - instantiated, "polish": polished - solved},
             solver=by.solver.name,
             reason=by.reason,
             solution=solution.divided(1.0 / scale),
@@ -214,7 +193,7 @@ class SolutionMap:
             scale,
             objective,
             report,
-            batched=posed.batched,
+            batched=given.batched,
         )
 
     def at(
@@ -233,13 +212,13 @@ class SolutionMap:
                 parameters.
         """
         check_kind("solution", solution, Solution, "a Solution, such as a report's ``solution``")
-        posed = self._posed(theta)
-        features, program, scale = posed.features, posed.program, posed.scale
+        given = self._posed(theta)
+        features, program, scale = given.features, given.program, given.scale
         scaled = self._fitting(solution, program.batch, "solution").divided(scale)
         certified, residuals = scaled.certified(program, Options.of(options, self.options).tol)
-        for i in sorted(posed.invalid):
+        for i in sorted(given.invalid):
             if scaled.status[i].solved:
-                raise ProblemError(f"element {i} is called solved, but {posed.invalid[i]}")
+                raise ProblemError(f"element {i} is called solved, but {given.invalid[i]}")
         wrong = np.flatnonzero(scaled.solved & ~certified.solved)
         if len(wrong):
             worst = residuals.worst[wrong[0]]
@@ -252,48 +231,34 @@ class SolutionMap:
             residuals=residuals,
             objective=objective,
             iterations=scaled.iterations,
-            seconds={"canonical": posed.seconds},
+            seconds={"canonical": given.seconds},
             solver=str(scaled.stats.get("solver", "")),
             reason="solved before",
             solution=solution,
-            details=posed.invalid,
+            details=given.invalid,
         )
         differentiate = partial(self._mode, self._system)
         return SolvedBatch(
-            self.program, differentiate, features, program, scaled, scale, objective, report, batched=posed.batched
+            self.program, differentiate, features, program, scaled, scale, objective, report, batched=given.batched
         )
 
-    def _posed(self, theta: Sequence[Array]) -> _Posed:
-        """The programs of these parameters."""
-        specs = self.program.parameters
-        values = as_values(specs, theta)
-        size = batch_size(specs, [value.shape for value in values])
-        batch, invalid = 1 if size is None else size, dict[int, str]()
-        for spec, value in zip(specs, values, strict=True):
-            wrong = unusable(spec, value, attributes=self._check_attributes)
-            if wrong and value.shape == spec.shape:
-                wrong = dict.fromkeys(range(batch), wrong[0])
-            invalid = wrong | invalid
-        if invalid:
-            values = stood_in(specs, values, invalid)
-        start = time.perf_counter()
-        features = self.program.features.apply(values, batch)
-        program, scale = self.program.normalised(features)
-        return _Posed(features, program, scale, size is not None, time.perf_counter() - start, invalid)
+    def _posed(self, theta: Sequence[Array]) -> Posed:
+        return posed(self.program, theta, attributes=self._check_attributes)
 
     def _start(
-        self, given: Report | None, by: Chosen, posed: _Posed, usable: IndexArray | None
+        self, warm_start: Report | None, by: Chosen, given: Posed, usable: IndexArray | None
     ) -> tuple[Solution | None, str | None]:
-        """The solutions to start from, or why there are none though a warm start was given."""
-        if given is None:
+        """The solutions to start from, or why there are none though a warm start came."""
+        if warm_start is None:
             return None, None
-        check_kind("warm_start", given, Report, "the Report of an earlier call, or None")
-        solution, batch = given.solution, posed.program.batch
+        check_kind("warm_start", warm_start, Report, "the Report of an earlier call, or None")
+        solution, batch = warm_start.solution, given.program.batch
+        self._fitting(solution, len(solution.x), "warm_start")
         if not by.solver.starts_warm:
             return None, f"solver {by.solver.name!r} cannot start from a given point"
         if len(solution.x) != batch:
             return None, f"the warm start has {len(solution.x)} elements, this batch {batch}"
-        start = solution.divided(posed.scale)
+        start = solution.divided(given.scale)
         return (start if usable is None else start.select(usable)), None
 
     def _objective(self, residuals: Residuals, solution: Solution, scale: Array) -> Array:
@@ -327,18 +292,23 @@ class SolutionMap:
         self,
         by: Chosen,
         program: ConeProgram,
+        raw: Solution,
         solution: Solution,
         residuals: Residuals,
         options: Options,
     ) -> tuple[Solution, Residuals, tuple[int, ...]]:
         """With the elements that the solver left unsettled given to its deputy, and their positions."""
-        deputy, index = by.deputy, unsettled(solution)
-        if deputy is None or not len(index) or not (deputy.solver.timed or options.time_limit_s is None):
+        deputy = by.deputy
+        if deputy is None or not (deputy.solver.timed or options.time_limit_s is None):
+            return solution, residuals, ()
+        index = unproved(solution, raw) if by.solver.deputy_for_claims else unsettled(solution, raw)
+        if not len(index):
             return solution, residuals, ()
         part = program.select(index)
-        other, found, *_ = self._certified(part, deputy.solver.solve(deputy.state, part, options), options)
+        said = deputy.solver.solve(deputy.state, part, options)
+        other, found, *_ = self._certified(part, said, options)
         settled = np.ones(len(index), dtype=bool)
-        settled[unsettled(other)] = False
+        settled[unsettled(other, said)] = False
         better = np.flatnonzero(settled | (found.worst < residuals.worst[index]))
         merged = solution.with_elements(index[better], other.select(better))
         return merged, merged.residuals(program), tuple(index.tolist())

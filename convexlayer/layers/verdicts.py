@@ -1,6 +1,8 @@
 """The last word on elements that no solver settled: what proves that they have no solution, or what is wrong with them.
 
-Only elements without a solution come here, so that the others pay nothing for it.
+A claim of infeasibility or unboundedness stands with a ray only (``rays``). Where the solver gave none, or one that
+proves nothing, a second solver is asked; then rays are sought (``solvers/search.py``). Only elements without a solution
+come here, so that the others pay nothing for it.
 """
 
 from __future__ import annotations
@@ -10,18 +12,15 @@ from dataclasses import replace
 import numpy as np
 
 from convexlayer.program import Array, ConeProgram, IndexArray
-from convexlayer.rays import has_ray, infeasibility_ray, unboundedness_ray
+from convexlayer.rays import BoolArray, has_ray, infeasibility_ray, unboundedness_ray
 from convexlayer.solution import Solution, Status
 from convexlayer.solvers import Options
 from convexlayer.solvers.search import infeasibility_candidates, unboundedness_candidates
+from convexlayer.solvers.weak import is_unbounded_without_ray
 
 __all__ = ["unproved", "unsettled", "with_verdicts"]
 
-UNSETTLED = (Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
-"""What a second solver is asked about; limits are the caller's wish."""
-
 CLAIMS = (Status.INFEASIBLE, Status.UNBOUNDED)
-"""What stands only with a ray."""
 
 INDEFINITE = 1e-9
 """A negative eigenvalue of P is rounding up to this share of the largest."""
@@ -30,18 +29,24 @@ LARGEST_P = 1000
 """Up to this order the eigenvalues of P are looked at."""
 
 
-def unproved(solution: Solution) -> IndexArray:
-    """Positions of the elements that are called infeasible or unbounded without a ray."""
-    if solution.all_solved:
-        return np.zeros(0, dtype=np.int64)
-    rays = {Status.INFEASIBLE: has_ray(solution.y), Status.UNBOUNDED: has_ray(solution.x)}
-    return np.array([i for i, word in enumerate(solution.status) if word in rays and not rays[word][i]], dtype=np.int64)
+def unproved(solution: Solution, raw: Solution) -> IndexArray:
+    """Positions of the elements that the solver called infeasible or unbounded, without proof.
+
+    Args:
+        solution: certified.
+        raw: what the solver said itself.
+    """
+    if raw.all_solved:
+        return _positions(np.zeros(0, dtype=bool))
+    return _positions(_among(raw, *CLAIMS) & ~solution.solved & ~_proved(solution))
 
 
-def unsettled(solution: Solution) -> IndexArray:
-    """Positions of the elements that a second solver should be asked about, in order."""
-    doubtful = [i for i, word in enumerate(solution.status) if word in UNSETTLED]
-    return np.union1d(np.array(doubtful, dtype=np.int64), unproved(solution))
+def unsettled(solution: Solution, raw: Solution) -> IndexArray:
+    """Positions of the elements that a deputy is asked about; limits are the caller's wish. Arguments as above."""
+    if solution.all_optimal:
+        return _positions(np.zeros(0, dtype=bool))
+    doubtful = _among(solution, Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
+    return np.union1d(_positions(doubtful), unproved(solution, raw))
 
 
 def with_verdicts(
@@ -58,36 +63,51 @@ def with_verdicts(
     Returns:
         The solution, in which rays that were found stand for x or y, and what is to be said of elements, by position.
     """
-    failed = [i for i, word in enumerate(solution.status) if word is Status.NUMERICAL_ERROR]
-    index = np.union1d(np.array(failed, dtype=np.int64), unproved(solution))
-    if not len(index):
+    if solution.all_solved:
         return solution, {}
-    status, x, y, told = list(solution.status), solution.x.copy(), solution.y.copy(), dict[int, str]()
-    for i in index.tolist():
-        said = _fault(program.select([i]))
-        if said is not None:
-            status[i], told[i] = Status.INVALID, said
-    index = np.array([i for i in index.tolist() if i not in told], dtype=np.int64)
+    index = _positions(_among(solution, Status.NUMERICAL_ERROR, *CLAIMS) & ~_proved(solution))
+    faults = {i: said for i in index.tolist() if (said := _fault(program.select([i]))) is not None}
+    index = np.setdiff1d(index, list(faults))
+    status, x, y, messages = list(solution.status), solution.x.copy(), solution.y.copy(), raw.stats.get("messages", {})
+    told: dict[int, str] = dict(faults)
+    for i in faults:
+        status[i] = Status.INVALID
     for word, point, candidates, ray_near in (
         (Status.INFEASIBLE, y, infeasibility_candidates, infeasibility_ray),
         (Status.UNBOUNDED, x, unboundedness_candidates, unboundedness_ray),
     ):
-        if not len(index):
-            break
-        found = candidates(program.select(index), options.time_limit_s)
-        rays = [ray_near(program.select([i]), near) for i, near in zip(index.tolist(), found, strict=True)]
-        for i, ray in zip(index.tolist(), rays, strict=True):
-            if ray is not None:
-                status[i], point[i] = word, ray
-        index = index[[ray is None for ray in rays]]
-    messages = raw.stats.get("messages", {})
+        if len(index):
+            near = candidates(program.select(index), options.time_limit_s)
+            found = {i: ray_near(program.select([i]), ray) for i, ray in zip(index.tolist(), near, strict=True)}
+            for i, ray in found.items():
+                if ray is not None:
+                    status[i], point[i] = word, ray
+            index = index[[found[i] is None for i in index.tolist()]]
     for i in index.tolist():
         status[i] = Status.NUMERICAL_ERROR
-        if raw.status[i] in CLAIMS:
+        if is_unbounded_without_ray(program.select([i]), options.time_limit_s):
+            status[i], told[i] = Status.UNBOUNDED, "the objective falls for ever, but along no ray"
+        elif raw.status[i] in CLAIMS:
             told[i] = f"the solver calls it {raw.status[i]}, but nothing was found that proves it"
         elif i in messages:
             told[i] = messages[i]
     return replace(solution, x=x, y=y, status=tuple(status)), told
+
+
+def _among(solution: Solution, *words: Status) -> BoolArray:
+    return np.array([status in words for status in solution.status], dtype=bool)
+
+
+def _proved(solution: Solution) -> BoolArray:
+    """Which elements of a certified solution are called infeasible or unbounded with a ray, which was judged there."""
+    proved: BoolArray = (_among(solution, Status.INFEASIBLE) & has_ray(solution.y)) | (
+        _among(solution, Status.UNBOUNDED) & has_ray(solution.x)
+    )
+    return proved
+
+
+def _positions(mask: BoolArray) -> IndexArray:
+    return np.flatnonzero(mask).astype(np.int64)
 
 
 def _fault(program: ConeProgram) -> str | None:
@@ -99,7 +119,7 @@ def _fault(program: ConeProgram) -> str | None:
     if not P.any():
         return None
     eigenvalues = np.linalg.eigvalsh(P)
-    if eigenvalues[0] < -INDEFINITE * np.abs(eigenvalues).max():
-        relative = eigenvalues[0] / np.abs(eigenvalues).max()
-        return f"its objective is not convex: P has an eigenvalue of {relative:.2g} relative to the largest"
+    relative = eigenvalues[0] / np.abs(eigenvalues).max()
+    if relative < -INDEFINITE:
+        return f"its objective is not convex: P has an eigenvalue of {relative:.2g} times the largest"
     return None

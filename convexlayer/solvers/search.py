@@ -22,7 +22,10 @@ from convexlayer.rays import block_of_rows
 from convexlayer.solvers.options import Options
 from convexlayer.solvers.registry import solver_for
 
-__all__ = ["infeasibility_candidates", "unboundedness_candidates"]
+__all__ = ["infeasibility_candidates", "reducing_candidate", "unboundedness_candidates"]
+
+NOISE = 1e-6
+"""Share of the largest entry below which one is what the solver left."""
 
 TOL = 1e-10
 """Asked of the solver; the rays are mended afterwards."""
@@ -53,6 +56,19 @@ def infeasibility_candidates(program: ConeProgram, time_limit_s: float | None = 
 
 def unboundedness_candidates(program: ConeProgram, time_limit_s: float | None = None) -> Array:
     """What may prove that the programs are unbounded, (B, n); not finite where nothing was found."""
+    return _direction(program, None, time_limit_s)
+
+
+def reducing_candidate(program: ConeProgram, centre: Array, time_limit_s: float | None = None) -> Array:
+    """The shortest x (B, n) with Px = 0, q'x = 0, -Ax in K and a unit of -Ax along ``centre``, (m,), inside K*.
+
+    Entries that are small in units in which all columns are of one size are 0.
+    """
+    return _direction(program, centre, time_limit_s)
+
+
+def _direction(program: ConeProgram, centre: Array | None, time_limit_s: float | None) -> Array:
+    """The shortest x with Px = 0, -Ax in K, and q'x = -1; or q'x = 0 and centre'(-Ax) = 1 if there is a centre."""
     (P, A, cones), n = (program.structure.P, program.structure.A, program.structure.cones), program.structure.n
     columns = np.maximum(_largest(program.P, P.cols, n), _largest(program.A, A.cols, n))
     columns = np.where(columns > 0, columns, np.abs(program.q))
@@ -66,13 +82,17 @@ def unboundedness_candidates(program: ConeProgram, time_limit_s: float | None = 
     scaled = scaled / np.where(size > 0, size, 1.0)[:, A.rows]
     q = program.q * unit
     q = q / np.maximum(np.abs(q).max(axis=1, keepdims=True, initial=0.0), np.finfo(float).tiny)
-    first = len(occurring) + 1
-    entries = _Entries.joined(
-        _Entries(place, P.cols, curved),
-        _Entries(np.full(n, first - 1), np.arange(n), q),
-        _Entries(first + A.rows, A.cols, scaled),
-    )
+    falling = len(occurring)
+    parts = [_Entries(place, P.cols, curved), _Entries(np.full(n, falling), np.arange(n), q)]
+    if centre is not None:
+        weight = np.zeros((program.batch, n))
+        np.add.at(weight.T, A.cols, (centre[A.rows] * scaled).T)
+        parts.append(_Entries(np.full(n, falling + 1), np.arange(n), weight))
+    first = falling + len(parts) - 1
+    entries = _Entries.joined(*parts, _Entries(first + A.rows, A.cols, scaled))
     found = _shortest(entries, replace(cones, zero=first + cones.zero), n, first - 1, time_limit_s)
+    if centre is not None:
+        found = np.where(np.abs(found) > NOISE * np.abs(found).max(axis=1, keepdims=True, initial=0.0), found, 0.0)
     return found * unit
 
 
