@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convexlayer.errors import ProblemError
 
-__all__ = ["INTEGER", "REAL", "check_kind", "check_truth", "described"]
+__all__ = ["INTEGER", "REAL", "as_array", "check_kind", "check_truth", "described"]
 
 INTEGER = (int, np.integer)
 REAL = (*INTEGER, float, np.floating)
@@ -37,6 +38,22 @@ def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expecte
 def check_truth(name: str, value: object) -> None:
     """Refuse what is neither True nor False, as ``check_kind``."""
     check_kind(name, value, (bool, np.bool_), "True or False")
+
+
+def as_array(name: str, value: object) -> NDArray[np.float64]:
+    """A value as an array of doubles; a view where it is one.
+
+    Raises:
+        ProblemError: it is no array of real numbers.
+    """
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"it holds values of type {array.dtype}")
+        return array.astype(np.float64, copy=False)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors that require gradients
+        came = f"{described(value)}: {error}"
+        raise ProblemError(f"{name}: expected an array of real numbers, got {came}") from error
 
 
 def described(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from convexlayer.arguments import described
+from convexlayer.arguments import as_array, described
 from convexlayer.canon import ParameterSpec
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.program import Array, is_finite, max_norm
@@ -60,19 +60,7 @@ def as_values(specs: Sequence[ParameterSpec], theta: Iterable[object]) -> list[A
         raise ProblemError(f"expected one array a parameter, in a list or tuple, got {described(theta)}")
     given = list(theta)
     names = [spec.name for spec in specs] if len(given) == len(specs) else [str(i) for i in range(len(given))]
-    return [_as_array(name, value) for name, value in zip(names, given, strict=True)]
-
-
-def _as_array(name: str, value: object) -> Array:
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
-            raise TypeError(f"they are of type {array.dtype}")
-        return array.astype(np.float64, copy=False)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors that require gradients
-        raise ProblemError(
-            f"parameter {name!r}: expected an array of real numbers, got {described(value)}: {error}"
-        ) from error
+    return [as_array(f"parameter {name!r}", value) for name, value in zip(names, given, strict=True)]
 
 
 def unusable(spec: ParameterSpec, value: Array, *, attributes: bool) -> dict[int, str]:
@@ -92,7 +80,7 @@ def unusable(spec: ParameterSpec, value: Array, *, attributes: bool) -> dict[int
         return wrong
     good = np.setdiff1d(np.arange(len(elements)), list(wrong)) if wrong else np.arange(len(elements))
     rows = elements[good] if wrong else elements
-    largest = max_norm(rows.reshape(len(rows), -1))
+    largest = max_norm(rows.reshape(len(rows), spec.size))
     for attribute in sorted(spec.attributes) if rows.size else ():
         excess = _violation(attribute, spec, rows)
         limit = (SIGN_TOLERANCE if attribute in SIGNS else TOLERANCE) * largest
