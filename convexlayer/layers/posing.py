@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convexlayer.canon import ParametricProgram
+from convexlayer.layers.convexity import not_convex
 from convexlayer.layers.theta import as_values, batch_size, stood_in, unusable
 from convexlayer.program import Array, ConeProgram, IndexArray
 from convexlayer.solution import Residuals, Solution, Status
@@ -37,13 +38,14 @@ class Posed(NamedTuple):
     invalid: dict[int, str]
 
 
-def posed(program: ParametricProgram, theta: Sequence[Array], *, attributes: bool) -> Posed:
+def posed(program: ParametricProgram, theta: Sequence[Array], *, attributes: bool, curvature: bool) -> Posed:
     """The programs of these parameters.
 
     Args:
         program: the problem.
         theta: one array a parameter, of its shape or with one leading batch axis.
         attributes: whether values that violate a parameter's attributes are of no use.
+        curvature: whether elements whose objective is not convex are to be found.
 
     Raises:
         ShapeError: shapes or batch sizes do not fit.
@@ -63,6 +65,8 @@ def posed(program: ParametricProgram, theta: Sequence[Array], *, attributes: boo
     start = time.perf_counter()
     features = program.features.apply(values, batch)
     cone_program, scale = program.normalised(features)
+    if curvature:
+        invalid = not_convex(cone_program) | invalid
     return Posed(features, cone_program, scale, size is not None, time.perf_counter() - start, invalid)
 
 

@@ -23,6 +23,7 @@ from convexlayer.diff import (
 )
 from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.layers.choice import Chosen, choose, fastest
+from convexlayer.layers.convexity import is_promise
 from convexlayer.layers.posing import Posed, among, posed, usable_part
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
@@ -75,7 +76,8 @@ class SolutionMap:
                 factorised.
             derivative: ``exact``, or ``diffcp`` for the reference.
             options: defaults of every call.
-            check_attributes: whether values that violate a parameter's attributes are refused.
+            check_attributes: whether values that violate a parameter's attributes, or make the objective non-convex
+                where only the caller has promised that it is not, are invalid.
 
         Raises:
             ProblemError: an argument is of the wrong type.
@@ -99,6 +101,7 @@ class SolutionMap:
             "check_attributes": check_attributes,
         }
         self._check_attributes = check_attributes
+        self._convexity_is_promised = is_promise(program)
         self._automatic = solver.lower() == "auto"
         if tune and not self._automatic:
             raise SolverError(
@@ -243,7 +246,8 @@ class SolutionMap:
         )
 
     def _posed(self, theta: Sequence[Array]) -> Posed:
-        return posed(self.program, theta, attributes=self._check_attributes)
+        checked = self._check_attributes
+        return posed(self.program, theta, attributes=checked, curvature=checked and self._convexity_is_promised)
 
     def _start(
         self, warm_start: Report | None, by: Chosen, given: Posed, usable: IndexArray | None

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from convexlayer.program import Array, ConeProgram, IndexArray
+from convexlayer.layers.convexity import not_convex
+from convexlayer.program import ConeProgram, IndexArray
 from convexlayer.rays import BoolArray, has_ray, infeasibility_ray, unboundedness_ray
 from convexlayer.solution import Solution, Status
 from convexlayer.solvers import Options
@@ -21,12 +22,6 @@ from convexlayer.solvers.weak import is_unbounded_without_ray
 __all__ = ["unproved", "unsettled", "with_verdicts"]
 
 CLAIMS = (Status.INFEASIBLE, Status.UNBOUNDED)
-
-INDEFINITE = 1e-9
-"""A negative eigenvalue of P is rounding up to this share of the largest."""
-
-LARGEST_P = 1000
-"""Up to this order the eigenvalues of P are looked at."""
 
 
 def unproved(solution: Solution, raw: Solution) -> IndexArray:
@@ -115,11 +110,4 @@ def _fault(program: ConeProgram) -> str | None:
     for name, values in (("P", program.P), ("q", program.q), ("A", program.A), ("b", program.b)):
         if not np.isfinite(values).all():
             return f"{name} of its cone program is not finite: the parameters' values are too large"
-    P: Array = program.structure.P.dense(program.P)[0] if program.structure.n <= LARGEST_P else np.zeros((0, 0))
-    if not P.any():
-        return None
-    eigenvalues = np.linalg.eigvalsh(P)
-    relative = eigenvalues[0] / np.abs(eigenvalues).max()
-    if relative < -INDEFINITE:
-        return f"its objective is not convex: P has an eigenvalue of {relative:.2g} times the largest"
-    return None
+    return not_convex(program).get(0)

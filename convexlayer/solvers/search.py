@@ -24,6 +24,9 @@ from convexlayer.solvers.registry import solver_for
 
 __all__ = ["infeasibility_candidates", "reducing_candidate", "unboundedness_candidates"]
 
+ROUNDS = 10
+"""Of equilibration."""
+
 NOISE = 1e-6
 """Share of the largest entry below which one is what the solver left."""
 
@@ -34,24 +37,11 @@ TOL = 1e-10
 def infeasibility_candidates(program: ConeProgram, time_limit_s: float | None = None) -> Array:
     """What may prove that the programs are infeasible, (B, m); not finite where nothing was found."""
     cones, A, (n, m) = program.structure.cones, program.structure.A, (program.structure.n, program.structure.m)
-    size = _block_sizes(_largest(program.A, A.rows, m), cones)
-    # A row without entries counts by its right-hand side: it may be all that there is to the proof.
-    size = np.where(size > 0, size, _block_sizes(np.abs(program.b), cones))
-    unit = 1.0 / np.where(size > 0, size, 1.0)
-    scaled = program.A * unit[:, A.rows]
-    columns = _largest(scaled, A.cols, n)
-    scaled = scaled / np.where(columns > 0, columns, 1.0)[:, A.cols]
-    b = program.b * unit
-    b = b / np.maximum(np.abs(b).max(axis=1, keepdims=True, initial=0.0), np.finfo(float).tiny)
+    sums = _Entries.joined(_Entries(A.cols, A.rows, program.A), _Entries(np.full(m, n), np.arange(m), program.b))
+    sums, unit = sums.equilibrated(np.arange(n + 1), block_of_rows(cones))
     dual = _dual_cone_rows(cones)
-    everywhere = np.arange(m)
-    entries = _Entries.joined(
-        _Entries(A.cols, A.rows, scaled),
-        _Entries(np.full(m, n), everywhere, b),
-        _Entries(n + 1 + dual.rows, dual.cols, np.broadcast_to(-dual.values, (program.batch, len(dual.rows)))),
-    )
-    found = _shortest(entries, replace(cones, zero=n + 1), m, n, time_limit_s)
-    return found * unit
+    inside = _Entries(n + 1 + dual.rows, dual.cols, np.broadcast_to(-dual.values, (program.batch, len(dual.rows))))
+    return _shortest(_Entries.joined(sums, inside), replace(cones, zero=n + 1), m, n, time_limit_s) * unit
 
 
 def unboundedness_candidates(program: ConeProgram, time_limit_s: float | None = None) -> Array:
@@ -70,27 +60,25 @@ def reducing_candidate(program: ConeProgram, centre: Array, time_limit_s: float 
 def _direction(program: ConeProgram, centre: Array | None, time_limit_s: float | None) -> Array:
     """The shortest x with Px = 0, -Ax in K, and q'x = -1; or q'x = 0 and centre'(-Ax) = 1 if there is a centre."""
     (P, A, cones), n = (program.structure.P, program.structure.A, program.structure.cones), program.structure.n
-    columns = np.maximum(_largest(program.P, P.cols, n), _largest(program.A, A.cols, n))
-    columns = np.where(columns > 0, columns, np.abs(program.q))
-    unit = 1.0 / np.where(columns > 0, columns, 1.0)
     occurring, place = np.unique(P.rows, return_inverse=True)
-    curved = program.P * unit[:, P.cols]
-    size = _largest(curved, place, len(occurring))
-    curved = curved / np.where(size > 0, size, 1.0)[:, place]
-    scaled = program.A * unit[:, A.cols]
-    size = _block_sizes(_largest(scaled, A.rows, program.structure.m), cones)
-    scaled = scaled / np.where(size > 0, size, 1.0)[:, A.rows]
-    q = program.q * unit
-    q = q / np.maximum(np.abs(q).max(axis=1, keepdims=True, initial=0.0), np.finfo(float).tiny)
     falling = len(occurring)
-    parts = [_Entries(place, P.cols, curved), _Entries(np.full(n, falling), np.arange(n), q)]
+    sums = _Entries.joined(
+        _Entries(place, P.cols, program.P),
+        _Entries(np.full(n, falling), np.arange(n), program.q),
+        _Entries(falling + 1 + A.rows, A.cols, program.A),
+    )
+    rows = np.concatenate([np.arange(falling + 1), falling + 1 + block_of_rows(cones)])
+    sums, unit = sums.equilibrated(rows, np.arange(n))
+    first, at = falling + 1, falling
     if centre is not None:
         weight = np.zeros((program.batch, n))
-        np.add.at(weight.T, A.cols, (centre[A.rows] * scaled).T)
-        parts.append(_Entries(np.full(n, falling + 1), np.arange(n), weight))
-    first = falling + len(parts) - 1
-    entries = _Entries.joined(*parts, _Entries(first + A.rows, A.cols, scaled))
-    found = _shortest(entries, replace(cones, zero=first + cones.zero), n, first - 1, time_limit_s)
+        cone_rows = sums.rows >= first
+        weights = centre[sums.rows[cone_rows] - first] * sums.values[:, cone_rows]
+        np.add.at(weight.T, sums.cols[cone_rows], weights.T)
+        sums = _Entries(sums.rows + cone_rows, sums.cols, sums.values)
+        sums = _Entries.joined(sums, _Entries(np.full(n, first), np.arange(n), weight))
+        first, at = first + 1, first
+    found = _shortest(sums, replace(cones, zero=first + cones.zero), n, at, time_limit_s)
     if centre is not None:
         found = np.where(np.abs(found) > NOISE * np.abs(found).max(axis=1, keepdims=True, initial=0.0), found, 0.0)
     return found * unit
@@ -109,6 +97,23 @@ class _Entries(NamedTuple):
         rows, cols = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         order = np.lexsort((rows, cols))
         return _Entries(rows[order], cols[order], np.concatenate([part.values for part in parts], axis=1)[:, order])
+
+    def equilibrated(self, row_blocks: IndexArray, col_blocks: IndexArray) -> tuple[_Entries, Array]:
+        """With rows and columns of about the same size (Ruiz 2001), and the units of the columns, (B, columns).
+
+        Args:
+            row_blocks: numbers of the blocks that rows belong to; one of several rows has one unit.
+            col_blocks: likewise of columns.
+        """
+        values, unit = self.values, np.ones((len(self.values), len(col_blocks)))
+        blocks = row_blocks[self.rows], col_blocks[self.cols]
+        counts = [int(numbers[-1]) + 1 if len(numbers) else 0 for numbers in (row_blocks, col_blocks)]
+        for _ in range(ROUNDS):
+            sizes = [_largest(values, places, count) for places, count in zip(blocks, counts, strict=True)]
+            row, col = (1.0 / np.sqrt(np.where(size > 0, size, 1.0)) for size in sizes)
+            values = values * row[:, blocks[0]] * col[:, blocks[1]]
+            unit *= col[:, col_blocks]
+        return _Entries(self.rows, self.cols, values), unit
 
 
 def _shortest(entries: _Entries, cones: Cones, length: int, at: int, time_limit_s: float | None) -> Array:
@@ -152,11 +157,3 @@ def _largest(values: Array, places: IndexArray, count: int) -> Array:
     largest = np.zeros((len(values), count))
     np.maximum.at(largest.T, places, np.abs(values).T)
     return largest
-
-
-def _block_sizes(rows: Array, cones: Cones) -> Array:
-    """The largest of each row's block, (B, m)."""
-    if not rows.shape[1]:
-        return rows
-    blocks = block_of_rows(cones)
-    return _largest(rows, blocks, int(blocks[-1]) + 1)[:, blocks]
