@@ -206,9 +206,16 @@ class ComplementaryPoint:
     def select(self, index: IndexArray) -> ComplementaryPoint:
         """The points of these elements."""
         scales = Scales(*(getattr(self.scales, entry.name)[index] for entry in fields(Scales)))
-        cones = self.cones.cone.at(self.cones.w[index])
-        values = (v[index] for v in (self.x, self.y, self.s))
-        return ComplementaryPoint(*values, scales, cones, self.dual[index], self.primal[index], self.backward[index])
+        return ComplementaryPoint(
+            self.x[index],
+            self.y[index],
+            self.s[index],
+            scales,
+            self.cones.cone.at(self.cones.w[index]),
+            self.dual[index],
+            self.primal[index],
+            self.backward[index],
+        )
 
     def wrong(self, program: ConeProgram, bound: float) -> tuple[BoolArray, BoolArray]:
         """Which variables (B, n), and blocks (B, m), have to do with a row whose backward error exceeds a bound."""

@@ -10,23 +10,17 @@ from typing import Any
 import numpy as np
 
 from convexlayer.certificate import ComplementaryPoint
-from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
+from convexlayer.rays import BoolArray, refuted
 
 __all__ = ["BoolArray", "Residuals", "Solution", "Status"]
-
-BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-
-RAY_TOLERANCE = 1e-4
-"""Relative size of what must cancel in a certificate of infeasibility; true ones leave 1e-7, false ones 1e-1."""
-
 
 FINEST = 1e-12
 """A tenth of the least backward error that is asked of anybody."""
 
 
 class Status(str, Enum):
-    """What became of one element."""
+    """What became of one element; of one that is ``invalid`` the values could not be used, and nothing was solved."""
 
     OPTIMAL = "optimal"
     OPTIMAL_INACCURATE = "optimal_inaccurate"
@@ -35,6 +29,7 @@ class Status(str, Enum):
     ITERATION_LIMIT = "iteration_limit"
     TIME_LIMIT = "time_limit"
     NUMERICAL_ERROR = "numerical_error"
+    INVALID = "invalid"
 
     @property
     def solved(self) -> bool:
@@ -177,8 +172,8 @@ class Solution:
 
         An element that its solver calls solved is optimal where its backward error is at most 10 tol. It is inaccurate
         where that is more but the primal, dual and gap residuals, norms of the whole problem, are at most 1000 tol and
-        the natural residual at most 100 sqrt(tol); otherwise it is a numerical error. One that it calls infeasible or unbounded is a
-        numerical error where it came with a ray that proves nothing.
+        the natural residual at most 100 sqrt(tol); otherwise it is a numerical error. One that it calls infeasible or
+        unbounded is a numerical error where it came with a ray that proves nothing.
         """
         residuals = residuals or self.residuals(program)
         certain = residuals.backward <= 10.0 * max(tol, FINEST)
@@ -186,39 +181,18 @@ class Solution:
             return self, residuals
         norms = np.maximum(np.maximum(residuals.primal, residuals.dual), residuals.gap)
         usable = (norms <= 1e3 * tol) & (residuals.natural <= 1e2 * np.sqrt(tol))
-        refuted = self._refuted(program)
+        infeasible, unbounded = (
+            np.array([word is claim for word in self.status], dtype=bool)
+            for claim in (Status.INFEASIBLE, Status.UNBOUNDED)
+        )
+        unproved = refuted(program, self.x, self.y, infeasible, unbounded)
         status = tuple(
             Status.NUMERICAL_ERROR if wrong else _certified(word, *verdict)
             for word, wrong, *verdict in zip(
-                self.status, refuted.tolist(), certain.tolist(), usable.tolist(), strict=True
+                self.status, unproved.tolist(), certain.tolist(), usable.tolist(), strict=True
             )
         )
         return replace(self, status=status), residuals
-
-    def _refuted(self, program: ConeProgram) -> BoolArray:
-        """Which claims of infeasibility or unboundedness come with a finite ray that is no proof, (B,).
-
-        Infeasible: A'y = 0, b'y < 0, y in K*.  Unbounded: -Ax in K, Px = 0, q'x < 0.  Each up to RAY_TOLERANCE,
-        relative to what cancels in it.
-        """
-        infeasible, unbounded = (
-            np.array([status is claim for status in self.status], dtype=bool)
-            for claim in (Status.INFEASIBLE, Status.UNBOUNDED)
-        )
-        if not np.any(infeasible | unbounded):
-            return infeasible
-        cone, A, P = product_cone(program.structure.cones), program.structure.A, program.structure.P
-        x, y = (np.where(np.isfinite(v), v, 0.0) for v in (self.x, self.y))
-        outside = max_norm(y - cone.project_dual(y)) > RAY_TOLERANCE * max_norm(y)
-        left = max_norm(A.rmatvec(program.A, y)) > RAY_TOLERANCE * max_norm(A.rmatvec(np.abs(program.A), np.abs(y)))
-        no_proof = outside | left | (np.sum(program.b * y, axis=1) >= 0)
-        Ax, Px = A.matvec(program.A, x), P.matvec(program.P, x)
-        leaves = max_norm(cone.project_dual(Ax)) > RAY_TOLERANCE * max_norm(A.matvec(np.abs(program.A), np.abs(x)))
-        curved = max_norm(Px) > RAY_TOLERANCE * max_norm(program.P) * max_norm(x)
-        no_descent = leaves | curved | (np.sum(program.q * x, axis=1) >= 0)
-        has_y, has_x = (np.all(np.isfinite(v), axis=1) & (max_norm(v) > 0) for v in (self.y, self.x))
-        refuted: BoolArray = (infeasible & has_y & no_proof) | (unbounded & has_x & no_descent)
-        return refuted
 
 
 def _certified(word: Status, certain: bool, usable: bool) -> Status:

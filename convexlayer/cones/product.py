@@ -247,7 +247,9 @@ class ProductCone:
         """Each row of v (B, m) replaced by the largest of its block; rows of flat cones are blocks of their own."""
         xp = namespace(v)
         pieces = [xp.broadcast_to(xp.max(part, axis=-1, keepdims=True), part.shape) for part in self._curved_parts(v)]
-        return xp.concat([v[:, : self.flat], *(piece.reshape(len(v), piece.shape[1] * piece.shape[2]) for piece in pieces)], axis=-1)
+        return xp.concat(
+            [v[:, : self.flat], *(piece.reshape(len(v), piece.shape[1] * piece.shape[2]) for piece in pieces)], axis=-1
+        )
 
     def _curved_parts(self, v: Array) -> list[Array]:
         return [group.split(v) for group in self.groups[self.flat_groups :]]

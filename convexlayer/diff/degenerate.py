@@ -1,7 +1,7 @@
 """Solutions that are not unique, and rows that may count as active or not: does anybody see the difference?
 
-CVXPY's epigraph variables are often not unique while the variables of the problem are. So a null space of K, or a row on
-the margin, matters only if what becomes of it outside does: ``seen``, which is linear in (l, v).
+CVXPY's epigraph variables are often not unique while the variables of the problem are. So a null space of K, or a row
+on the margin, matters only if what becomes of it outside does: ``seen``, which is linear in (l, v).
 """
 
 from __future__ import annotations

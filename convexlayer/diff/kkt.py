@@ -207,7 +207,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         rhs: tuple[Array, Array],
         outside: Seen,
     ) -> BoolArray:
-        """Whether the same is seen of these elements, and nothing of a null space, where weak rows are as ``active``."""
+        """Whether the same is seen of these elements, and nothing of a null space, with weak rows as ``active``."""
         factor, batch = self._factor_otherwise(index, weak, active), self._program.batch
 
         def visible(some: IndexArray) -> BoolArray:

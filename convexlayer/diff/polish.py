@@ -86,7 +86,7 @@ def polished(
     if len(active) >= ALL_FROM * program.batch and np.all(np.isfinite(first)):
         active = np.arange(program.batch)
     part = program if len(active) == program.batch else program.select(active)
-    run = _Run(system, part, *(getattr(solution, name)[active] for name in "xys"), steps)
+    run = _Run(system, part, solution.x[active], solution.y[active], solution.s[active], steps)
     run.go(point if part is program else run.near(np.arange(len(active))))
     for trust in TRUST:
         stuck = np.flatnonzero(need[active] & ~(run.backward <= NEAR))
@@ -142,7 +142,7 @@ class _Run:
         """Step from these points of the elements at these positions (all unless given), each as long as it pays."""
         active = np.arange(len(self.x)) if index is None else index
         part = self._program if index is None else self._program.select(index)
-        shortest, patience = np.full(len(active), np.inf), np.full(len(active), PATIENCE)
+        shortest, patience = np.full(len(active), np.inf), np.full(len(active), float(PATIENCE))
         self._keep(active, here)
         for _ in range(self._steps):
             factor = self._system.factor(part, here)
@@ -161,8 +161,8 @@ class _Run:
                 here = ComplementaryPoint.near(part, here.x[going], here.y[going], here.s[going])
 
     def _keep(self, active: IndexArray, point: ComplementaryPoint) -> None:
-        for kept, new in zip(self._last, (point.x, point.y, point.s), strict=True):
-            kept[active] = new
+        for last, new in zip(self._last, (point.x, point.y, point.s), strict=True):
+            last[active] = new
         better = (point.backward < self.backward[active]) | (point.backward <= NEEDED)
         kept = active[better]
         self.x[kept], self.y[kept], self.s[kept] = point.x[better], point.y[better], point.s[better]

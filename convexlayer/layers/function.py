@@ -8,6 +8,7 @@ whether a new axis of cotangents belongs to new elements or means several cotang
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from convexlayer.buffers import empty
 from convexlayer.diff import DerivativeReport
 from convexlayer.errors import DerivativeError
+from convexlayer.layers.mapped import Tensors, flattened, is_transformed, is_wrapped, unwrapped
 from convexlayer.layers.report import Report
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.solved_batch import SolvedBatch
@@ -23,8 +25,6 @@ from convexlayer.program import Array, IndexArray
 from convexlayer.solvers import Options
 
 __all__ = ["Call", "solve"]
-
-Tensors = tuple[torch.Tensor, ...]
 
 
 class _Kind(NamedTuple):
@@ -107,8 +107,7 @@ class _Solve(torch.autograd.Function):
         if not any(wrt) or all(c is None for c in cotangents[:-1]):
             return (None,) * (1 + len(wrt))
         arguments = (ctx.call, ctx.solved, wrt, element, *cotangents[:-1], *theta)
-        # Without a graph of the backward pass, as in every plain .backward(), there is nothing to record or transform.
-        gradients = _apply(_Vjp, *arguments) if torch.is_grad_enabled() else _Vjp.forward(*arguments)
+        gradients = _derived(_Vjp, arguments, slice(3, 3 + len(cotangents)))
         rows = iter(gradients)
         summed = [
             None if not want else (next(rows) if batched else next(rows).sum(0))
@@ -123,7 +122,8 @@ class _Solve(torch.autograd.Function):
             t if t is None or batched else t.expand(len(element), *t.shape)
             for t, batched in zip(tangents, ctx.batched, strict=True)
         ]
-        return (*_apply(_Jvp, ctx.call, ctx.solved, element, *expanded, *theta), None)
+        arguments = (ctx.call, ctx.solved, element, *expanded, *theta)
+        return (*_derived(_Jvp, arguments, slice(2, 3 + len(expanded))), None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *theta: torch.Tensor) -> tuple[Tensors, tuple[int, ...]]:
@@ -187,7 +187,9 @@ class _Vjp(_Derivative):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
-        return _flattened(_Vjp, info.batch_size, in_dims, inputs, slice(3, len(inputs) - len(inputs[2])))
+        rows = slice(3, len(inputs) - len(inputs[2]))
+        outputs = flattened(partial(_apply, _Vjp), info.batch_size, in_dims, inputs, rows)
+        return outputs, (0,) * len(outputs)
 
 
 class _Jvp(_Derivative):
@@ -207,7 +209,19 @@ class _Jvp(_Derivative):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
-        return _flattened(_Jvp, info.batch_size, in_dims, inputs, slice(2, 3 + (len(inputs) - 3) // 2))
+        rows = slice(2, 3 + (len(inputs) - 3) // 2)
+        outputs = flattened(partial(_apply, _Jvp), info.batch_size, in_dims, inputs, rows)
+        return outputs, (0,) * len(outputs)
+
+
+def _derived(derivative: type[_Derivative], inputs: tuple[Any, ...], rows: slice) -> Tensors:
+    """A derivative of inputs of which those in ``rows`` have a row an element, and may be wrapped by a vmap."""
+    if is_wrapped(inputs[rows]):
+        return unwrapped(lambda *plain: _derived(derivative, plain, rows), inputs, rows)
+    # Without a graph of the derivative, as in every plain .backward(), there is nothing to record; nor to transform,
+    # unless torch.func has a part in it.
+    recorded = torch.is_grad_enabled() or is_transformed(inputs[rows.start :])
+    return _apply(derivative, *inputs) if recorded else derivative.forward(*inputs)
 
 
 _NO_SECOND = "the derivative of the layer cannot be differentiated again: second derivatives are not available"
@@ -234,24 +248,6 @@ for _function in (_Solve, _Vjp, _Jvp):
     setattr(_function.forward, "__signature__", _Positional())  # noqa: B010 (mypy knows no such)
 
 
-def _flattened(
-    function: Any, lanes: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...], rows: slice
-) -> tuple[Tensors, tuple[int, ...]]:
-    """Apply a derivative to all lanes at once: ``inputs[rows]``, elements first, as (lanes * n, ...)."""
-    element, dim = inputs[rows.start], in_dims[rows.start]
-    n = element.shape[0] if dim is None else element.movedim(dim, 0).shape[1]
-
-    def flat(t: torch.Tensor | None, dim: int | None) -> torch.Tensor | None:
-        if t is None:
-            return None
-        wide = t.unsqueeze(0).expand(lanes, *t.shape) if dim is None else t.movedim(dim, 0)
-        return wide.reshape(lanes * n, *wide.shape[2:])
-
-    tensors = [flat(t, d) for t, d in zip(inputs[rows], in_dims[rows], strict=True)]
-    outputs = _apply(function, *inputs[: rows.start], *tensors, *inputs[rows.stop :])
-    return tuple(output.reshape(lanes, n, *output.shape[1:]) for output in outputs), (0,) * len(outputs)
-
-
 def _by_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | None], function: Any) -> Any:
     """Apply a function of whole batches to rows that belong to these elements, an element at most once a round.
 
@@ -269,7 +265,7 @@ def _by_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | N
     turn = np.empty(len(element), dtype=np.int64)
     turn[order] = np.arange(len(element)) - np.searchsorted(ranked, ranked)
     results: tuple[Array, ...] = ()
-    for number in range(int(turn.max(initial=-1)) + 1):
+    for number in range(int(turn.max(initial=0)) + 1):  # one, if only to know the shapes
         chosen = np.flatnonzero(turn == number)
         placed: list[Array | None] = []
         for value in rows:

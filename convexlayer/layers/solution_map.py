@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import torch
 
+from convexlayer.arguments import check_kind, check_truth
 from convexlayer.canon import ParametricProgram
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff import (
@@ -21,32 +22,20 @@ from convexlayer.diff import (
     polished,
 )
 from convexlayer.errors import ProblemError, ShapeError, SolverError
-from convexlayer.layers.choice import Chosen, Prepared, choose, fastest
+from convexlayer.layers.choice import Chosen, choose, fastest
+from convexlayer.layers.convexity import is_promise
+from convexlayer.layers.parts import Parts
+from convexlayer.layers.posing import Posed, among, posed, usable_part
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
-from convexlayer.layers.theta import batch_size, check_values
 from convexlayer.layers.units import Equilibration, in_own_units
+from convexlayer.layers.verdicts import unproved, unsettled, with_verdicts
 from convexlayer.program import Array, ConeProgram, IndexArray
-from convexlayer.solution import Residuals, Solution, Status
+from convexlayer.solution import Residuals, Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.auto import candidates
-from convexlayer.solvers.components import Component, components
-from convexlayer.solvers.registry import solver_for
 
 __all__ = ["SolutionMap"]
-
-UNSETTLED = (Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
-"""What a solver's deputy is asked about; limits are the caller's wish."""
-
-
-class _Posed(NamedTuple):
-    """Feature vectors, their programs, scales of objectives, whether there is a batch axis, and the seconds it took."""
-
-    features: Array
-    program: ConeProgram
-    scale: Array
-    batched: bool
-    seconds: float
 
 
 class _Certified(NamedTuple):
@@ -89,13 +78,21 @@ class SolutionMap:
                 factorised.
             derivative: ``exact``, or ``diffcp`` for the reference.
             options: defaults of every call.
-            check_attributes: whether values that violate a parameter's attributes are refused.
+            check_attributes: whether values that violate a parameter's attributes, or make the objective non-convex
+                where only the caller has promised that it is not, are invalid.
 
         Raises:
+            ProblemError: an argument is of the wrong type.
             SolverError: the solver is unknown, missing, or cannot take the problem; or it is named and ``tune`` is set;
                 or there is no such device.
             DerivativeError: the derivative mode is unknown.
         """
+        check_kind("program", program, ParametricProgram, "what canonicalize returns")
+        check_kind("solver", solver, str, "a name such as 'auto' or 'clarabel'")
+        check_kind("device", device, str, "a name such as 'cpu' or 'cuda'")
+        check_kind("derivative", derivative, str, "a name such as 'exact'")
+        check_truth("tune", tune)
+        check_truth("check_attributes", check_attributes)
         self.program = program
         self.options = Options.of(options, Options())
         self._arguments = {
@@ -106,6 +103,7 @@ class SolutionMap:
             "check_attributes": check_attributes,
         }
         self._check_attributes = check_attributes
+        self._convexity_is_promised = is_promise(program)
         self._automatic = solver.lower() == "auto"
         if tune and not self._automatic:
             raise SolverError(
@@ -142,34 +140,40 @@ class SolutionMap:
     ) -> SolvedBatch:
         """Solve for a batch of parameters.
 
+        An element whose values are not finite, or violate its parameter's attributes, is ``invalid`` in the report,
+        whose ``details`` say why; the others are solved.
+
         Args:
             theta: one array a parameter, of its shape or with one leading batch axis; the two may be mixed.
             options: complete options, or changes to the defaults.
-            warm_start: the report of a call with the same batch size, used where the solver can.
+            warm_start: the report of an earlier call of this map, used where the solver can and the batch is of the
+                same size; the report says where it was not (``cold_start``).
 
         Raises:
-            ShapeError: shapes or batch sizes do not fit, those of the warm start included.
-            ProblemError: a value is not finite or violates its parameter's attributes.
+            ShapeError: shapes or batch sizes do not fit, or the warm start is that of another problem.
+            ProblemError: an argument is of the wrong type.
             SolverError: an option that the solver does not know.
         """
         chosen = self._placed(Options.of(options, self.options))
-        features, program, scale, batched, instantiated_s = self._posed(theta)
-        before = (
-            None
-            if warm_start is None
-            else self._fitting(warm_start.solution, program.batch, "warm_start").divided(scale)
-        )
+        given = self._posed(theta)
+        features, program, scale = given.features, given.program, given.scale
 
         units = Equilibration.of(program) if program.batch else None
         own = program if units is None else units.program(program)
-        before = before if units is None or before is None else units.start(before)
 
         instantiated = time.perf_counter()
-        by = self._solver_for(own, chosen)
-        solution = by.solver.solve(by.state, own, chosen, before) if program.batch else _nothing(program)
-        solved = time.perf_counter()
-        solution, residuals, factor, point = self._certified(own, solution, chosen)
-        solution, residuals, again = self._solved_again(by.deputy, own, solution, residuals, chosen)
+        part, usable = usable_part(own, given.invalid)
+        by = self._solver_for(part, chosen)
+        start, cold = self._start(warm_start, by, given, usable, units)
+        solution = by.solver.solve(by.state, part, chosen, start) if part.batch else _nothing(part)
+        solved, raw = time.perf_counter(), solution
+        solution, residuals, factor, point = self._certified(part, solution, chosen)
+        solution, residuals, again = self._solved_again(by, part, raw, solution, residuals, chosen)
+        solution, details = with_verdicts(part, solution, raw, chosen)
+        solution, residuals = among(solution, residuals, usable, program.batch)
+        if usable is not None:
+            again = tuple(usable[list(again)].tolist())
+            details = given.invalid | {int(usable[i]): said for i, said in details.items()}
         polished = time.perf_counter()
 
         solution = solution if units is None else units.solution(solution)
@@ -179,15 +183,18 @@ class SolutionMap:
             residuals=residuals,
             objective=objective,
             iterations=solution.iterations,
-            seconds={"canonical": instantiated_s, "solve": solved - instantiated, "polish": polished - solved},
+            seconds={"canonical": given.seconds, "solve": solved - instantiated, "polish": polished - solved},
             solver=by.solver.name,
             reason=by.reason,
             solution=solution.divided(1.0 / scale),
             solved_again=again,
+            details=details,
+            cold_start=cold,
         )
         same = not again and bool(np.all(solution.solved))  # else these are of other points, or of more
-        known = {"factor": factor, "point": point} if same else {}
-        differentiate = partial(in_own_units, self._mode, self._system, **known)
+        differentiate = partial(in_own_units, self._mode, self._system)
+        if same:
+            differentiate = partial(in_own_units, self._mode, self._system, factor=factor, point=point)
         return SolvedBatch(
             self.program,
             differentiate,
@@ -197,7 +204,7 @@ class SolutionMap:
             scale,
             objective,
             report,
-            batched=batched,
+            batched=given.batched,
         )
 
     def at(
@@ -212,14 +219,19 @@ class SolutionMap:
 
         Raises:
             ShapeError: shapes or batch sizes do not fit.
-            ProblemError: a value is not finite or violates its parameter's attributes; or an element that is called
-                solved is no solution for these parameters.
+            ProblemError: an argument is of the wrong type; or an element that is called solved is no solution for these
+                parameters.
         """
-        features, program, scale, batched, instantiated_s = self._posed(theta)
+        check_kind("solution", solution, Solution, "a Solution, such as a report's ``solution``")
+        given = self._posed(theta)
+        features, program, scale = given.features, given.program, given.scale
         scaled = self._fitting(solution, program.batch, "solution").divided(scale)
         units = Equilibration.of(program) if program.batch else None
         own, held = (program, scaled) if units is None else (units.program(program), units.start(scaled))
         certified, residuals = held.certified(own, Options.of(options, self.options).tol)
+        for i in sorted(given.invalid):
+            if scaled.status[i].solved:
+                raise ProblemError(f"element {i} is called solved, but {given.invalid[i]}")
         wrong = np.flatnonzero(scaled.solved & ~certified.solved)
         if len(wrong):
             worst = residuals.worst[wrong[0]]
@@ -232,27 +244,42 @@ class SolutionMap:
             residuals=residuals,
             objective=objective,
             iterations=scaled.iterations,
-            seconds={"canonical": instantiated_s},
+            seconds={"canonical": given.seconds},
             solver=str(scaled.stats.get("solver", "")),
             reason="solved before",
             solution=solution,
+            details=given.invalid,
         )
         differentiate = partial(in_own_units, self._mode, self._system)
         return SolvedBatch(
-            self.program, differentiate, features, program, scaled, scale, objective, report, batched=batched
+            self.program, differentiate, features, program, scaled, scale, objective, report, batched=given.batched
         )
 
-    def _posed(self, theta: Sequence[Array]) -> _Posed:
-        """The programs of these parameters."""
-        specs = self.program.parameters
-        values = [np.asarray(value, dtype=np.float64) for value in theta]
-        batch = batch_size(specs, [value.shape for value in values])
-        for spec, value in zip(specs, values, strict=True):
-            check_values(spec, value, attributes=self._check_attributes)
-        start = time.perf_counter()
-        features = self.program.features.apply(values, 1 if batch is None else batch)
-        program, scale = self.program.normalised(features)
-        return _Posed(features, program, scale, batch is not None, time.perf_counter() - start)
+    def _posed(self, theta: Sequence[Array]) -> Posed:
+        checked = self._check_attributes
+        return posed(self.program, theta, attributes=checked, curvature=checked and self._convexity_is_promised)
+
+    def _start(
+        self,
+        warm_start: Report | None,
+        by: Chosen,
+        given: Posed,
+        usable: IndexArray | None,
+        units: Equilibration | None,
+    ) -> tuple[Solution | None, str | None]:
+        """The solutions to start from, or why there are none though a warm start came."""
+        if warm_start is None:
+            return None, None
+        check_kind("warm_start", warm_start, Report, "the Report of an earlier call, or None")
+        solution, batch = warm_start.solution, given.program.batch
+        self._fitting(solution, len(solution.x), "warm_start")
+        if not by.solver.starts_warm:
+            return None, f"solver {by.solver.name!r} cannot start from a given point"
+        if len(solution.x) != batch:
+            return None, f"the warm start has {len(solution.x)} elements, this batch {batch}"
+        start = solution.divided(given.scale)
+        start = start if units is None else units.start(start)
+        return (start if usable is None else start.select(usable)), None
 
     def _objective(self, residuals: Residuals, solution: Solution, scale: Array) -> Array:
         """Objective values of the problem (B,); not a number where there is no solution."""
@@ -279,56 +306,41 @@ class SolutionMap:
 
     def _solved_again(
         self,
-        deputy: Prepared | None,
+        by: Chosen,
         program: ConeProgram,
+        raw: Solution,
         solution: Solution,
         residuals: Residuals,
         options: Options,
     ) -> tuple[Solution, Residuals, tuple[int, ...]]:
-        """With the elements that the solver left unsolved or inaccurate solved by its deputy, and their positions."""
-        index = _unsettled(solution)
-        if not len(index) or options.time_limit_s is not None:
+        """With the elements that the solver left unsettled solved in parts, or by its deputy, and their positions."""
+        deputy = by.deputy
+        index = unproved(solution, raw) if by.solver.deputy_for_claims else unsettled(solution, raw)
+        if not len(index):
             return solution, residuals, ()
         asked: list[Callable[[ConeProgram], Solution]] = []
-        if self._parts:
-            asked.append(lambda part: self._solved_in_parts(part, options))
-        if deputy is not None:
+        if self._parts.several and options.time_limit_s is None:
+            asked.append(lambda part: self._parts.solve(part, options))
+        if deputy is not None and (deputy.solver.timed or options.time_limit_s is None):
             asked.append(lambda part: deputy.solver.solve(deputy.state, part, options))
         left = index
         for ask in asked:
+            if not len(left):
+                break
             part = program.select(left)
-            other, found, *_ = self._certified(part, ask(part), options)
+            said = ask(part)
+            other, found, *_ = self._certified(part, said, options)
             settled = np.ones(len(left), dtype=bool)
-            settled[_unsettled(other)] = False
+            settled[unsettled(other, said)] = False
             better = np.flatnonzero(settled | (found.backward < residuals.backward[left]))
             solution = solution.with_elements(left[better], other.select(better))
             residuals, left = solution.residuals(program), left[~settled]
-            if not len(left):
-                break
         return solution, residuals, tuple(index.tolist()) if asked else ()
 
     @cached_property
-    def _parts(self) -> list[tuple[Component, Prepared]]:
-        """The independent parts of the program and who solves them; none where it is one."""
-        name = "auto" if self._automatic else self._chosen.solver.name
-        parts = components(self.program.structure)
-        return [(part, Prepared.of(solver_for(name, part.structure)[0], part.structure)) for part in parts]
-
-    def _solved_in_parts(self, program: ConeProgram, options: Options) -> Solution:
-        """Every independent part solved alone, its objective divided by its own scale."""
-        x, y, s = (np.zeros((program.batch, size)) for size in (program.structure.n, *[program.structure.m] * 2))
-        status, seconds = [Status.OPTIMAL] * program.batch, np.zeros(program.batch)
-        iterations = np.zeros(program.batch, dtype=np.int64)
-        for component, (solver, state) in self._parts:
-            part = component.program(program)
-            scale = part.objective_scale()
-            found = solver.solve(state, part.divided(scale), options).divided(1.0 / scale)
-            component.place(found, x, y, s)
-            status = [
-                word if solved is Status.OPTIMAL else solved for word, solved in zip(status, found.status, strict=True)
-            ]
-            iterations, seconds = iterations + found.iterations, seconds + found.seconds
-        return Solution(x, y, s, tuple(status), iterations, seconds, {"solver": self.solver})
+    def _parts(self) -> Parts:
+        """The independent parts of the program, for the elements that could not be solved as a whole."""
+        return Parts("auto" if self._automatic else self._chosen.solver.name, self.program.structure)
 
     def _solver_for(self, program: ConeProgram, options: Options) -> Chosen:
         """Who solves a batch; where tuning is asked for, the first batch decides."""
@@ -339,7 +351,7 @@ class SolutionMap:
         chosen = self._tuned or self._chosen
         if self._automatic and chosen.deputy and options.time_limit_s is not None and not chosen.solver.timed:
             reason = f"{chosen.solver.name}, the choice without a time limit, cannot keep one"
-            return Chosen(*chosen.deputy, deputy=None, reason=reason)
+            return Chosen(chosen.deputy.solver, chosen.deputy.state, deputy=None, reason=reason)
         return chosen
 
     def _placed(self, options: Options) -> Options:
@@ -365,13 +377,6 @@ class SolutionMap:
             return int(np.count_nonzero(self._certified(program, solution, options).solution.solved))
 
         return fastest(contenders, attempt)
-
-
-def _unsettled(solution: Solution) -> IndexArray:
-    """Positions of the elements that others are asked about."""
-    if solution.all_optimal:
-        return np.zeros(0, dtype=np.int64)
-    return np.array([i for i, status in enumerate(solution.status) if status in UNSETTLED], dtype=np.int64)
 
 
 def _checked_device(device: str) -> str:

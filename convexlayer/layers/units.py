@@ -140,7 +140,6 @@ def _power_of_two(v: Array) -> Array:
     return rounded
 
 
-
 @final
 class OwnUnits(AbstractDifferentiator):
     """A derivative of programs in their own units, in the units of the programs themselves."""
@@ -174,9 +173,7 @@ class OwnUnits(AbstractDifferentiator):
         """As that of the inner derivative."""
         units = self._units
         x, y, s = units.x_scale, units.y_scale, units.s_scale
-        inner = SolutionCotangent(
-            cotangent.x * x, cotangent.y * y, None if cotangent.s is None else cotangent.s * s
-        )
+        inner = SolutionCotangent(cotangent.x * x, cotangent.y * y, None if cotangent.s is None else cotangent.s * s)
         data, report = self._inner.vjp(inner, on=on, seen=lambda data: seen(units.program(data)))
         return units.program(data), report
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from convexlayer import compiled
 from convexlayer.program import Structure
+from convexlayer.solvers.base import AbstractSolver
 
-__all__ = ["candidates", "choose_solver"]
+__all__ = ["candidates", "choose_solver", "deputy_of"]
 
 LARGE = 4000
 """From this many variables and rows on a program is solved by a solver that is made for large ones."""
@@ -60,6 +61,16 @@ def candidates(structure: Structure, device: str = "cpu") -> list[str]:
     ):
         names.append("daqp")
     return list(dict.fromkeys(names))
+
+
+def deputy_of(solver: AbstractSolver, structure: Structure) -> str | None:
+    """The name of the solver that is asked again for elements which this one leaves unsettled; None where none is.
+
+    The batched engine is one where it is compiled already, and where the program is not too large for it.
+    """
+    if solver.deputy == "batched" and not (compiled.ready() and structure.n + structure.m <= LARGE):
+        return None
+    return solver.deputy
 
 
 def _fits_device(structure: Structure, device: str) -> bool:

@@ -7,7 +7,8 @@ found it; solved apart each is solved to its own accuracy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import compress
 from typing import final
 
 import numpy as np
@@ -18,6 +19,8 @@ from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, 
 from convexlayer.solution import Solution
 
 __all__ = ["Component", "components"]
+
+KINDS = tuple(Cones.__dataclass_fields__)
 
 
 @final
@@ -114,19 +117,14 @@ def _restricted(cones: Cones, rows: IndexArray) -> Cones:
     """The cones of these rows, which hold whole blocks, in order."""
     sizes = _sizes(cones)
     starts = np.cumsum([0, *(size for _, size in sizes)])[:-1]
-    chosen = [i for i, start in enumerate(starts.tolist()) if start in set(rows.tolist())]
-    kinds = [sizes[i][0] for i in chosen]
-    before = {kind: next((i for i, (name, _) in enumerate(sizes) if name == kind), 0) for kind in set(kinds)}
-
-    def of(kind: str, values: tuple[object, ...]) -> tuple[object, ...]:
-        return tuple(values[i - before[kind]] for i in chosen if sizes[i][0] == kind)
-
-    return replace(
-        cones,
-        zero=kinds.count("zero"),
-        nonnegative=kinds.count("nonnegative"),
-        second_order=of("second_order", cones.second_order),
-        psd=of("psd", cones.psd),
-        exponential=kinds.count("exponential"),
-        power=of("power", cones.power),
+    kept = np.isin(starts, rows)
+    kinds = [kind for kind, _ in sizes]
+    chosen = {kind: kept[[i for i, other in enumerate(kinds) if other == kind]] for kind in KINDS}
+    return Cones(
+        zero=int(np.count_nonzero(chosen["zero"])),
+        nonnegative=int(np.count_nonzero(chosen["nonnegative"])),
+        second_order=tuple(compress(cones.second_order, chosen["second_order"])),
+        psd=tuple(compress(cones.psd, chosen["psd"])),
+        exponential=int(np.count_nonzero(chosen["exponential"])),
+        power=tuple(compress(cones.power, chosen["power"])),
     )

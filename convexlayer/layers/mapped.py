@@ -1,0 +1,86 @@
+"""Derivatives of tensors that a vmap has wrapped.
+
+torch has two vmaps. ``torch.vmap`` asks an autograd.Function for its rule, which flattens the new axis into the rows
+(``flattened``). The older one, by which ``torch.autograd`` does ``is_grads_batched``,
+``functional.jacobian(vectorize=True)`` and ``gradcheck(check_batched_grad=True)``, knows no rules: it hands its wrapped
+tensors, which have no storage, to the function itself, and ``unwrapped`` does for it what the rule does for the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
+
+__all__ = ["Tensors", "flattened", "is_transformed", "is_wrapped", "unwrapped"]
+
+Tensors = tuple[torch.Tensor, ...]
+
+LEVELS = range(1, 65)
+"""What the older vmap numbers its nested calls by."""
+
+
+def is_transformed(tensors: Iterable[torch.Tensor | None]) -> bool:
+    """Whether torch.func holds one of the tensors, so that an autograd.Function must be applied, not called."""
+    return any(t is not None and is_functorch_wrapped_tensor(t) for t in tensors)
+
+
+def is_wrapped(tensors: Iterable[torch.Tensor | None]) -> bool:
+    """Whether the older vmap has wrapped one of the tensors."""
+    return any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
+
+
+def flattened(
+    function: Callable[..., Tensors], lanes: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...], rows: slice
+) -> Tensors:
+    """A derivative of all lanes at once, (lanes, n, ...).
+
+    Args:
+        function: of all inputs.
+        lanes: length of the new axis.
+        in_dims: where each input has it; None where it has not.
+        inputs: of the function; those in ``rows`` have one row an element, that which says which elements these are
+            comes first, and they are passed on as (lanes * n, ...).
+        rows: see inputs.
+    """
+    element, dim = inputs[rows.start], in_dims[rows.start]
+    n = element.shape[0] if dim is None else element.movedim(dim, 0).shape[1]
+
+    def flat(t: torch.Tensor | None, dim: int | None) -> torch.Tensor | None:
+        if t is None:
+            return None
+        wide = t.unsqueeze(0).expand(lanes, *t.shape) if dim is None else t.movedim(dim, 0)
+        return wide.reshape(lanes * n, *wide.shape[2:])
+
+    tensors = [flat(t, d) for t, d in zip(inputs[rows], in_dims[rows], strict=True)]
+    outputs = function(*inputs[: rows.start], *tensors, *inputs[rows.stop :])
+    return tuple(output.reshape(lanes, n, *output.shape[1:]) for output in outputs)
+
+
+def unwrapped(function: Callable[..., Tensors], inputs: tuple[Any, ...], rows: slice) -> Tensors:
+    """A derivative of tensors some of which the older vmap has wrapped; what comes out is wrapped likewise.
+
+    Args:
+        function: of all inputs, without wraps.
+        inputs: as for ``flattened``.
+        rows: as for ``flattened``.
+    """
+    level = next(level for level in LEVELS if any(t is not None and _has(t, level) for t in inputs[rows]))
+    lanes, fronted = 1, list(inputs)
+    dims: list[int | None] = [None] * len(inputs)
+    for i in range(*rows.indices(len(inputs))):
+        if inputs[i] is not None and _has(inputs[i], level):
+            fronted[i], dims[i] = torch._remove_batch_dim(inputs[i], level, 1, 0), 0
+            lanes = fronted[i].shape[0]
+    outputs = flattened(function, lanes, tuple(dims), tuple(fronted), rows)
+    return tuple(torch._add_batch_dim(output, 0, level) for output in outputs)
+
+
+def _has(tensor: torch.Tensor, level: int) -> bool:
+    """Whether a call of this level has wrapped the tensor: else it is repeated as often as is asked for."""
+    if not is_legacy_batchedtensor(tensor):
+        return False
+    once, twice = (torch._remove_batch_dim(tensor, level, size, 0) for size in (1, 2))
+    return once.shape == twice.shape

@@ -1,0 +1,52 @@
+"""Solving the independent parts of a program one by one, each in its own units (see ``solvers/components``)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import final
+
+import numpy as np
+
+from convexlayer.program import ConeProgram, Structure
+from convexlayer.solution import Solution, Status
+from convexlayer.solvers import Options
+from convexlayer.solvers.base import AbstractSolver, SolverState
+from convexlayer.solvers.components import Component, components
+from convexlayer.solvers.registry import solver_for
+
+__all__ = ["Parts"]
+
+
+@final
+class Parts:
+    """The independent parts of a structure, and who solves them."""
+
+    def __init__(self, solver: str, structure: Structure) -> None:
+        """By the name of the solver, which ``auto`` chooses for each part alone."""
+        self._solver, self._structure = solver, structure
+
+    @cached_property
+    def _each(self) -> list[tuple[Component, AbstractSolver, SolverState]]:
+        parts = components(self._structure)
+        solvers = [solver_for(self._solver, part.structure)[0] for part in parts]
+        return [(part, solver, solver.init(part.structure)) for part, solver in zip(parts, solvers, strict=True)]
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one."""
+        return len(self._each) > 1
+
+    def solve(self, program: ConeProgram, options: Options) -> Solution:
+        """Every part solved alone, its objective divided by its own scale; the worst word of each element."""
+        x, y, s = (np.zeros((program.batch, size)) for size in (program.structure.n, *[program.structure.m] * 2))
+        status, seconds = [Status.OPTIMAL] * program.batch, np.zeros(program.batch)
+        iterations = np.zeros(program.batch, dtype=np.int64)
+        for component, solver, state in self._each:
+            part = component.program(program)
+            scale = part.objective_scale()
+            found = solver.solve(state, part.divided(scale), options).divided(1.0 / scale)
+            component.place(found, x, y, s)
+            pairs = zip(status, found.status, strict=True)
+            status = [word if said is Status.OPTIMAL else said for word, said in pairs]
+            iterations, seconds = iterations + found.iterations, seconds + found.seconds
+        return Solution(x, y, s, tuple(status), iterations, seconds, {"solver": self._solver})
