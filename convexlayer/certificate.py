@@ -21,12 +21,12 @@ from functools import cached_property
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from convexlayer import compiled
 from convexlayer.cones import ProductCone, ProductDerivative, ProductPoint, product_cone
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
-
-BoolArray = NDArray[np.bool_]
+from convexlayer.rays import BoolArray
+from convexlayer.sparse import complementary, scales
 
 __all__ = ["ComplementaryPoint", "Scales", "scales_at"]
 
@@ -34,7 +34,7 @@ FLOOR = 1e-6
 """A variable is taken to be of at least this size, relative to the one at which it would dominate a row. It tells
 rounding, where the solution is 0, from numbers."""
 
-EPS = 2.0 * np.finfo(float).eps
+EPS = 2.0 * float(np.finfo(float).eps)
 """Rounding of a sum, relative to its terms, and of a projection, relative to its block."""
 
 ROUNDING = 1e-14
@@ -88,6 +88,10 @@ class Scales:
 
 def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Array) -> Scales:
     """The scales at points x (B, n), y (B, m) and s (B, m)."""
+    if compiled.ready():
+        constants = (WITHIN, FLOOR, LOST, BOUND, NOTICED, EXPONENT, EPS)
+        data = (program.P, program.q, program.A, program.b, x, y, s)
+        return Scales(*scales(program.structure.by_columns, cone.blocks, cone.free, constants, data))
     P, A = program.structure.P, program.structure.A
     abs_P, abs_A, abs_q, abs_b = map(np.abs, (program.P, program.A, program.q, program.b))
     abs_x, abs_y, abs_s = map(np.abs, (x, y, s))
@@ -183,6 +187,11 @@ class ComplementaryPoint:
     @staticmethod
     def at(program: ConeProgram, x: Array, scales: Scales, cones: ProductPoint) -> ComplementaryPoint:
         """The point at x, and at the w of the cones, which these scales balanced and by which it is judged."""
+        if compiled.ready():
+            data = (program.P, program.q, program.A, program.b, x, cones.w, cones.curved_projection, scales.c)
+            found = complementary(program.structure.by_columns, cones.cone.free, (*data, scales.dual, scales.primal))
+            y, s, *rest = found
+            return ComplementaryPoint(x, y, s, scales, cones, *rest)
         P, A = program.structure.P, program.structure.A
         projection = cones.projection
         y, s = projection / scales.c, (projection - cones.w) * scales.c

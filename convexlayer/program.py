@@ -207,6 +207,11 @@ class Structure:
     A: Pattern
     cones: Cones
 
+    @cached_property
+    def by_columns(self) -> tuple[IndexArray, IndexArray, IndexArray, IndexArray]:
+        """Rows of P by columns and where its columns start, and the same of A."""
+        return self.P.rows, self.P.indptr, self.A.rows, self.A.indptr
+
     @property
     def n(self) -> int:
         """Number of variables."""

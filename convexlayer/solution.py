@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from convexlayer import compiled
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 from convexlayer.rays import BoolArray, refuted
+from convexlayer.sparse import residuals
 
 __all__ = ["BoolArray", "Residuals", "Solution", "Status"]
 
@@ -153,6 +155,11 @@ class Solution:
         point = point or self.complementary(program)
         P, A = program.structure.P, program.structure.A
         x, y, s = self.x, self.y, self.s
+        if compiled.ready():
+            data = (program.P, program.q, program.r, program.A, program.b, x, y, s)
+            scales = point.scales
+            found = residuals(program.structure.by_columns, (*data, scales.c, scales.size, point.y))
+            return Residuals(found[0], found[1], found[2], found[3], point.backward, found[4], found[5])
         Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
         xPx, qx, by = np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)
         each = (
@@ -163,7 +170,8 @@ class Solution:
         )
         largest = reduce(np.maximum, each)
         worst = np.where(largest >= 0.0, largest, np.inf)
-        return Residuals(*each, point.backward, worst, 0.5 * xPx + qx + program.r)
+        objective = 0.5 * xPx + qx + program.r
+        return Residuals(each[0], each[1], each[2], each[3], point.backward, worst, objective)
 
     def certified(
         self, program: ConeProgram, tol: float, residuals: Residuals | None = None

@@ -20,7 +20,7 @@ PACKAGES = {
 
 # Each part of the library, and the parts it may import (its own modules always).
 BASE = {"errors", "arguments", "program", "compiled", "pool", "buffers", "entry", "sparse"}
-CORE = {*BASE, "cones", "rays", "solution"}
+CORE = {*BASE, "cones", "rays", "certificate", "solution"}
 ALLOWED_PARTS = {
     "errors": set(),
     "arguments": {"errors"},
@@ -32,7 +32,8 @@ ALLOWED_PARTS = {
     "program": {"errors", "compiled", "sparse"},
     "cones": BASE,
     "rays": {*BASE, "cones"},
-    "solution": {*BASE, "cones", "rays"},
+    "certificate": {*BASE, "cones", "rays"},
+    "solution": {*BASE, "cones", "rays", "certificate"},
     "canon": CORE,
     "linalg": CORE,
     "engine": {*CORE, "linalg"},

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from convexlayer import SolutionMap
+from convexlayer.cones import product_cone
 from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionCotangent, polish
 from convexlayer.engine.batched import BatchedEngine
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status, product_cone
+from convexlayer.solution import Solution, Status
 from tests.layers.families import NAMES, family
 
 pytestmark = pytest.mark.processor

@@ -8,6 +8,8 @@ from functools import cached_property, lru_cache, reduce
 from itertools import groupby
 from typing import TypeGuard, final
 
+import numpy as np
+
 from convexlayer.cones.base import AbstractCone, ConePoint, Eigenbasis, RankTwo, namespace
 from convexlayer.cones.exponential import Exponential
 from convexlayer.cones.nonnegative import Nonnegative
@@ -209,6 +211,7 @@ class ProductCone:
         free: number of rows of the zero cone.
         flat: number of rows of both.
         flat_groups: number of their groups.
+        blocks: first rows of the blocks of the other cones, and m, (blocks + 1,).
     """
 
     def __init__(self, cones: Cones) -> None:
@@ -217,6 +220,11 @@ class ProductCone:
         self.groups = tuple(_groups(cones))
         self.free, self.flat = cones.zero, cones.zero + cones.nonnegative
         self.flat_groups = (cones.zero > 0) + (cones.nonnegative > 0)
+        curved = self.groups[self.flat_groups :]
+        self.blocks = np.array(
+            [*(start for group in curved for start in range(group.rows.start, group.rows.stop, group.size)), self.m],
+            dtype=np.int64,
+        )
 
     def at(self, w: Array) -> ProductPoint:
         """The projection of w (B, m), and the derivative there.

@@ -4,10 +4,12 @@ from convexlayer.sparse.products import (
     BatchedMatrix,
     EntriesOfSystem,
     ProgramMatrix,
+    complementary,
     entries_of_products,
     entries_of_system,
     residuals,
     rotate_entries,
+    scales,
     scatter_product,
 )
 
@@ -15,9 +17,11 @@ __all__ = [
     "BatchedMatrix",
     "EntriesOfSystem",
     "ProgramMatrix",
+    "complementary",
     "entries_of_products",
     "entries_of_system",
     "residuals",
     "rotate_entries",
+    "scales",
     "scatter_product",
 ]

@@ -197,26 +197,54 @@ def entries_of_products(rows: Positions, cols: Positions, pairs: tuple[tuple[Flo
     return out
 
 
-def residuals(
-    patterns: tuple[Positions, Positions, Positions, Positions],
-    zero: int,
-    orthant: int,
-    data: tuple[Floats, ...],
-    curved: Floats,
-) -> tuple[Floats, Floats, Floats]:
-    """The numbers of ``Residuals`` (6, B) of points, Px + q + A'y and Ax + s - b; where kernels are compiled.
+Patterns = tuple[Positions, Positions, Positions, Positions]
+"""Rows of P by columns and where its columns start, and the same of A."""
+
+
+def scales(
+    patterns: Patterns, blocks: Positions, free: int, constants: tuple[float, ...], data: tuple[Floats, ...]
+) -> tuple[Floats, ...]:
+    """The arrays of ``certificate.Scales``; where kernels are compiled.
 
     Args:
-        patterns: rows of P by columns and where its columns start, and the same of A.
-        zero: rows of the zero cone.
-        orthant: end of the rows of the nonnegative cone.
-        data: P, q, r, A, b, x, y, s.
-        curved: projections of the other rows of y - s, (B, m - orthant).
+        patterns: see ``Patterns``.
+        blocks: first rows of the blocks of curved cones, and m.
+        free: rows of the zero cone.
+        constants: those of ``certificate``, in the order of its use.
+        data: P, q, A, b, x, y, s.
     """
-    batch = len(curved)
-    out = np.empty((6, batch)), np.empty(data[1].shape), np.empty(data[4].shape)
-    arguments = (*patterns, zero, orthant, *map(plain, data), plain(curved), *out)
-    _run(_kernels().residuals, arguments, batch, len(patterns[0]) + 2 * len(patterns[2]))
+    (batch, n), m = data[1].shape, data[3].shape[1]
+    out = tuple(empty(batch, size) for size in (n, n, m, m, m, n, m))
+    arguments = (*patterns, blocks, free, constants, *map(plain, data), *out)
+    _run(_kernels().scales, arguments, batch, 3 * (len(patterns[0]) + 2 * len(patterns[2])))
+    return out
+
+
+def complementary(patterns: Patterns, free: int, data: tuple[Floats, ...]) -> tuple[Floats, ...]:
+    """Y, s, Px + q + A'y, Ax + s - b and backward errors of complementary points; where kernels are compiled.
+
+    Args:
+        patterns: see ``Patterns``.
+        free: rows of the zero cone.
+        data: P, q, A, b, x, w, projections of the curved rows of w, c, and the sizes of dual and primal rows.
+    """
+    (batch, n), m = data[1].shape, data[3].shape[1]
+    out = empty(batch, m), empty(batch, m), empty(batch, n), empty(batch, m), np.empty(batch)
+    arguments = (*patterns, free, *map(plain, data), *out)
+    _run(_kernels().complementary, arguments, batch, len(patterns[0]) + 2 * len(patterns[2]))
+    return out
+
+
+def residuals(patterns: Patterns, data: tuple[Floats, ...]) -> Floats:
+    """Primal, dual, gap and natural residual, their largest, and the objective, (6, B); where kernels are compiled.
+
+    Args:
+        patterns: see ``Patterns``.
+        data: P, q, r, A, b, x, y, s, c, the sizes of w, and y of the complementary point.
+    """
+    batch = len(data[2])
+    out = np.empty((6, batch))
+    _run(_kernels().residuals, (*patterns, *map(plain, data), out), batch, len(patterns[0]) + 2 * len(patterns[2]))
     return out
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from convexlayer.cones import product_cone
 from convexlayer.engine.batched import BatchedEngine
 from convexlayer.program import ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status, product_cone
+from convexlayer.solution import Solution, Status
 from convexlayer.solvers import Options
 from convexlayer.solvers.clarabel_ import ClarabelSolver
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status, product_cone
+from convexlayer.solution import Solution, Status
 
 N = 12
 """Variables of every program here."""
