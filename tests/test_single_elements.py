@@ -91,7 +91,8 @@ def polished(program: ConeProgram, solution: Solution) -> Numbers:
 
 def factorised(program: ConeProgram, solution: Solution) -> Numbers:
     system = ReducedSystem(program.structure)
-    K = system.values(program, product_cone(program.structure.cones).derivative(solution.y - solution.s))
+    point = solution.complementary(program)
+    K = system.values(program, point.derivative, point.scales.c)
     factor = system.factoriser.factor(K)
     z, residual = factor.refine(K[:, np.arange(system.pattern.shape[0]) % K.shape[1]])
     return {

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from convexlayer.certificate import scales_at
-from convexlayer.cones import ProductCone
+from convexlayer.cones import ProductCone, product_cone
 from convexlayer.program import ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status, product_cone
+from convexlayer.solution import Solution, Status
 
 from .diff.programs import CONES, Draw, assemble, draw, solution_at
 

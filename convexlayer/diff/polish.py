@@ -158,7 +158,7 @@ class _Run:
             if not np.all(going):
                 active, part = active[going], part.select(going)
                 shortest, patience = shortest[going], patience[going]
-                here = ComplementaryPoint.near(part, here.x[going], here.y[going], here.s[going])
+                here = here.select(np.flatnonzero(going))
 
     def _keep(self, active: IndexArray, point: ComplementaryPoint) -> None:
         for last, new in zip(self._last, (point.x, point.y, point.s), strict=True):
@@ -185,10 +185,12 @@ def _step(program: ConeProgram, here: ComplementaryPoint, factor: ReducedFactor)
     if not np.all(finite):
         x[~np.all(finite, axis=1)] = np.nan  # a point that is worse than any
         w = np.where(finite, w, 0.0)
-    cones = here.cones.cone.at(w)
+    cone = here.cones.cone
+    cones = cone.at(w)
     y, s = cones.projection / c, (cones.projection - w) * c
-    scales = scales_at(program, here.cones.cone, x, y, s)
-    moved = np.log2(scales.c / c)
-    if np.any(np.abs(moved) > np.log2(REBALANCED)):
-        return ComplementaryPoint.near(program, x, y, s), change
+    scales = scales_at(program, cone, x, y, s)
+    moved = np.any(np.abs(np.log2(scales.c / c)) > np.log2(REBALANCED), axis=1, keepdims=True)
+    if np.any(moved):
+        w = np.where(moved, scales.w(y, s), w)
+        return ComplementaryPoint.at(program, x, replace(scales, c=np.where(moved, scales.c, c)), cone.at(w)), change
     return ComplementaryPoint.at(program, x, replace(scales, c=c), cones), change

@@ -185,9 +185,10 @@ class ReducedFactor:
         z, _ = self._refined.refine(rhs)
         for _ in range(ROW_STEPS):
             remainder, residual = self._row_residual(z, rhs)
-            if not float(residual.max(initial=0.0)) > ROW_ACCEPTED:
+            rough = residual > ROW_ACCEPTED
+            if not np.any(rough):
                 return z, residual
-            z = z + self._refined.refine(remainder)[0]
+            z = np.where(rough[:, None], z + self._refined.refine(remainder)[0], z)
         return z, self._row_residual(z, rhs)[1]
 
     def _row_residual(self, z: Array, rhs: Array) -> tuple[Array, Array]:

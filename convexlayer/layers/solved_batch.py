@@ -259,8 +259,9 @@ class SolvedBatch:
         values = np.concatenate([value.reshape(len(value), -1) for value in self._values], axis=1)
         change, size = np.abs(moved), np.abs(values)
         change[(size == 0.0) | (np.abs(values + moved) <= CANCELLED * size)] = 0.0  # 0 at the solution: of no size
-        if np.any(change > SMALL * size):
-            size = np.maximum(size, self._response(respond))
+        doubtful = np.any(change > SMALL * size, axis=1, keepdims=True)
+        if np.any(doubtful):
+            size = np.where(doubtful, np.maximum(size, self._response(respond)), size)
         with np.errstate(divide="ignore", invalid="ignore"):
             return max_norm(np.where(change > 0.0, change / size, 0.0))
 

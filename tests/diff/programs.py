@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from convexlayer.cones import product_cone
 from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent
 from convexlayer.linalg import AbstractBackend
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status, product_cone
+from convexlayer.solution import Solution, Status
 
 CONES = {
     "zero": Cones(zero=3),

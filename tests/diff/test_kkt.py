@@ -8,12 +8,12 @@ from typing import final
 import numpy as np
 import pytest
 
+from convexlayer.cones import product_cone
 from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent, polished
 from convexlayer.linalg import AbstractBackend, AbstractFactor, BackendState
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
 from convexlayer.program import Array, Cones, Pattern
-from convexlayer.solution import product_cone
 
 from .programs import (
     CONES,

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from convexlayer import Options, SolverError, Status
+from convexlayer.cones import product_cone
 from convexlayer.engine.dense import DenseEngine
 from convexlayer.program import Array, ConeProgram, Cones
-from convexlayer.solution import Solution, product_cone
+from convexlayer.solution import Solution
 from convexlayer.solvers.registry import solver_for
 from tests.solvers.programs import dense_structure
 
