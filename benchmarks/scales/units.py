@@ -1,0 +1,138 @@
+"""Random regular programs over all cones; variables, rows and objective in units: the same answers and verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.scales.asked import Query, answer
+from benchmarks.scales.plan import Plan
+from benchmarks.scales.programs import (
+    DATA,
+    Programs,
+    Units,
+    assembled,
+    cone_units,
+    derivative,
+    newton,
+    parametric,
+    pull,
+    stacked,
+)
+from benchmarks.scales.table import Count
+from convexlayer.errors import SolverError
+from convexlayer.layers.solution_map import SolutionMap
+from convexlayer.program import Array, Cones
+from convexlayer.solution import product_cone
+
+__all__ = ["FAMILIES", "RANGES", "draw", "measure", "queries", "units"]
+
+RANGES = (0.0, 1.0, 2.0, 4.0, 6.0)
+SOLVERS = ("auto", "clarabel")
+
+FAMILIES = {
+    "linear": Cones(zero=3, nonnegative=8),
+    "second-order": Cones(second_order=(3, 4, 1, 2)),
+    "semidefinite": Cones(psd=(3, 2)),
+    "exponential": Cones(exponential=3),
+    "power": Cones(power=(0.3, 0.5, 0.8)),
+    "linear, second-order": Cones(zero=2, nonnegative=4, second_order=(3, 3)),
+    "linear, exponential": Cones(zero=2, nonnegative=3, exponential=2),
+    "exponential, semidefinite": Cones(zero=1, exponential=2, psd=(2,)),
+    "all": Cones(zero=1, nonnegative=3, second_order=(3,), psd=(2,), exponential=1, power=(0.4,)),
+}
+"""By name; the first of each kind alone, then products."""
+
+CONDITION = 1e4
+"""A draw whose N is worse conditioned in its own units is drawn again."""
+
+MARGIN = 0.1
+"""Least distance of w from a jump of D."""
+
+
+def measure(plan: Plan) -> Iterator[Count]:
+    """One count a family, range and solver; solvers that cannot take a family are left out."""
+    chosen = {name: cones for name, cones in FAMILIES.items() if plan.wants(name)}
+    ranges = plan.ranges or RANGES
+    draws = math.ceil(plan.draws / max(len(chosen) * len(ranges), 1))
+    for name, cones in chosen.items():
+        programs = draw(cones, draws, seed=plan.seed)
+        compiled = parametric(programs, range(programs.x.shape[1]), duals=True)
+        asked = queries(programs)
+        for solver in plan.solvers or SOLVERS:
+            try:
+                solution_map = SolutionMap(compiled, solver=solver, options=plan.options)
+            except SolverError:
+                continue
+            for k in ranges:
+                yield _counted(Count("units", name, k, solver), solution_map, programs, asked, plan)
+
+
+def _counted(count: Count, solution_map: SolutionMap, programs: Programs, asked: list[Query], plan: Plan) -> Count:
+    for start in range(0, programs.batch, plan.batch):
+        index = slice(start, start + plan.batch)
+        part = programs.select(index)
+        here = [Query(q.wrt, q.weight[index], None if q.gradient is None else q.gradient[index]) for q in asked]
+        drawn = units(part, count.k, seed=plan.seed + start)
+        outcome = answer(solution_map, part, drawn, here, visible=range(part.x.shape[1]), duals=True)
+        count.add(outcome)
+    return count
+
+
+def units(programs: Programs, k: float, *, seed: int) -> Units:
+    """Units in 10^-k..10^k: of every variable, row of the linear cones, curved block, and of the objective."""
+    rng = np.random.default_rng([seed, round(10 * k), 7])
+    batch, n = programs.x.shape
+    variables = 10.0 ** rng.uniform(-k, k, size=(batch, n))
+    rows = cone_units(rng, programs.cones, batch, k)
+    return Units(variables, rows, 10.0 ** rng.uniform(-k, k, size=batch))
+
+
+def draw(cones: Cones, batch: int, *, seed: int) -> Programs:
+    """Strictly complementary, and well conditioned in their own units; P has full rank in half of the draws."""
+    rng = np.random.default_rng([seed, cones.m, *map(ord, sorted(cones.kinds)[0])])
+    n, found = cones.m + 1, list[Programs]()
+    while len(found) < batch:
+        rank = n if len(found) % 2 else max(n - int(rng.integers(1, 4)), 1)
+        F = rng.normal(size=(rank, n))
+        P = F.T @ F / n + (0.2 * np.eye(n) if rank == n else 0.0)
+        A = rng.normal(size=(cones.m, n))
+        one = assembled(P[None], A[None], rng.normal(size=(1, n)), strict_point(rng, cones)[None], cones)
+        if np.linalg.cond(newton(one, derivative(cones, one.w))[0]) < CONDITION:
+            found.append(one)
+    return stacked(found)
+
+
+def strict_point(rng: np.random.Generator, cones: Cones) -> Array:
+    """A w (m,) at least MARGIN from every jump of D: blocks on the boundary (half of them), interior and at zero."""
+    cone, candidates = product_cone(cones), 60
+    points = rng.normal(size=(candidates, 3, cones.m)) * rng.choice([0.7, 1.5], size=(candidates, 1, 1))
+    projected = cone.project_dual(points.reshape(-1, cones.m)).reshape(points.shape)
+    regime = np.arange(candidates) % 4
+    interior, zero = np.sum(projected, axis=1), np.sum(points - projected, axis=1)
+    w = np.select([(regime == 0)[:, None], (regime == 1)[:, None]], [interior, zero], points[:, 0])
+    chosen = np.zeros(cones.m)
+    for group in cone.groups:
+        blocks = group.split(w)
+        strict = group.cone.margin(blocks) >= MARGIN
+        for block in range(group.blocks):
+            start = group.start + block * group.size
+            chosen[start : start + group.size] = blocks[rng.choice(np.flatnonzero(strict[:, block])), block]
+    return chosen
+
+
+def queries(programs: Programs) -> list[Query]:
+    """Of every x_i and y_j, with respect to all data."""
+    n, m = programs.x.shape[1], programs.w.shape[1]
+    D = derivative(programs.cones, programs.w)
+    N = np.swapaxes(newton(programs, D), 1, 2)
+    asked = []
+    for position in range(n + m):
+        weight = np.zeros((programs.batch, n + m))
+        weight[:, position] = 1.0
+        on_w = np.einsum("bij,bj->bi", D, weight[:, n:])  # dy = D dw, and D is symmetric
+        v = np.linalg.solve(N, np.concatenate([weight[:, :n], on_w], axis=1)[..., None])[..., 0]
+        asked.append(Query(DATA, weight, np.concatenate(pull(programs, v), axis=1)))
+    return asked
