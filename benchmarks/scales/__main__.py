@@ -18,7 +18,7 @@ from benchmarks.scales.plan import Plan
 from benchmarks.scales.table import Count, counts_table
 from convexlayer import compiled
 
-PARTS = ("separable", "units")
+PARTS = ("separable", "units", "degenerate")
 """Modules of this package, each with a function ``measure(plan) -> Iterator[Count]``."""
 
 

@@ -31,6 +31,10 @@ class Query:
     weight: Array
     gradient: Array | None
 
+    def select(self, index: slice) -> Query:
+        """Of some elements."""
+        return Query(self.wrt, self.weight[index], None if self.gradient is None else self.gradient[index])
+
 
 def answer(
     solution_map: SolutionMap,
@@ -40,11 +44,13 @@ def answer(
     *,
     visible: Sequence[int],
     duals: bool,
+    ambiguous: Sequence[int] = (),
 ) -> Outcome:
     """Solve the programs in units, ask, and compare in the programs' own units.
 
     Numbers there are near 1, so outputs and gradients are right if off by at most 1e-6 of the largest entry, or 1e-6
-    where that is below 1. Where no derivative exists, everything but ok is right.
+    where that is below 1; outputs that are ambiguous are not compared. Where no derivative exists, everything but ok is
+    right.
     """
     factors = programs.units_of(units)
     c = units.objective[:, None]
@@ -67,7 +73,8 @@ def answer(
     optimal = np.array([word is Status.OPTIMAL for word in status])
     ok = np.array([[word == "ok" for word in words] for _, words in said])
     missing = np.array([query.gradient is None for query in queries])[:, None]
-    x_error = _error(outputs, own)
+    compared = [position for position in range(own.shape[1]) if position not in ambiguous]
+    x_error = _error(outputs[:, compared], own[:, compared])
     x_wrong = ~(x_error <= TOLERANCE)
     errors = np.array([error for error, _ in said])
     wrong = np.where(missing, ok, ~(errors <= TOLERANCE))

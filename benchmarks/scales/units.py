@@ -74,7 +74,7 @@ def _counted(count: Count, solution_map: SolutionMap, programs: Programs, asked:
     for start in range(0, programs.batch, plan.batch):
         index = slice(start, start + plan.batch)
         part = programs.select(index)
-        here = [Query(q.wrt, q.weight[index], None if q.gradient is None else q.gradient[index]) for q in asked]
+        here = [query.select(index) for query in asked]
         drawn = units(part, count.k, seed=plan.seed + start)
         outcome = answer(solution_map, part, drawn, here, visible=range(part.x.shape[1]), duals=True)
         count.add(outcome)
