@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexlayer.errors import ConvexLayerError
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.program import Array
@@ -91,7 +90,7 @@ def judge(
         drawn = np.random.default_rng([seed, 1]).normal(size=(batch, len(queries)))
         weights[-1][:, list(queries)] = drawn / truth.x_size[:, list(queries)]
         asked = [_asked(solved, weight, truth) for weight in weights]
-    except ConvexLayerError as error:
+    except Exception as error:  # whatever a solver raises: it is counted, by name
         return _refused(truth.x, len(queries) + 1, type(error).__name__)
     J_errors, words = np.array([error for error, _ in asked]), [word for _, word in asked]
     optimal = np.array([status is Status.OPTIMAL for status in solved.report.status])
@@ -132,7 +131,7 @@ def _asked(solved: SolvedBatch, weight: Array, truth: Truth) -> tuple[Array, tup
     gradient = np.concatenate([g.reshape(len(weight), -1) for g in pulled], axis=1)
     expected, size = _combined(weight, truth.J), _combined(np.abs(weight), truth.J_size)
     report = solved.report.derivative
-    words = ("missing",) * len(weight) if report is None else report.status
+    words = ("failed",) * len(weight) if report is None else report.status
     return _worst((gradient - expected) / np.where(size > 0, size, 1.0)), words
 
 
