@@ -8,23 +8,26 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from tqdm import tqdm
 
 from benchmarks.scales.plan import Plan
-from benchmarks.scales.table import Count, counts_table
+from benchmarks.scales.table import Count
 from convexlayer import compiled
 
-PARTS = ("separable", "units", "degenerate")
-"""Modules of this package, each with a function ``measure(plan) -> Iterator[Count]``."""
+PARTS = ("separable", "units", "degenerate", "public")
+"""Modules of this package, each with ``measure(plan) -> Iterator[Count]`` and ``table(counts) -> str``."""
 
 
 class _Part(Protocol):
     def measure(self, plan: Plan) -> Iterator[Count]:
         """The counts, cell by cell."""
+
+    def table(self, counts: Sequence[Count]) -> str:
+        """All of them."""
 
 
 def main() -> int:
@@ -46,7 +49,7 @@ def main() -> int:
                     tqdm.write(f"{count.family}, k = {count.k:g}, {count.solver}: {text}")
                 found.append(count)
         everything += found
-        print(f"\n## {name} ({time.monotonic() - start:.0f} s)\n\n{counts_table(found)}", flush=True)
+        print(f"\n## {name} ({time.monotonic() - start:.0f} s)\n\n{part.table(found)}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([count.as_json() for count in everything], indent=1))
     return 1 if any(count.silent for count in everything) else 0

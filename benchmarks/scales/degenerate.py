@@ -11,14 +11,14 @@ from benchmarks.scales.asked import Query, answer
 from benchmarks.scales.degenerate_families import FAMILIES, Degenerate
 from benchmarks.scales.plan import Plan
 from benchmarks.scales.programs import DATA, Programs, assembled, derivative, newton, parametric, pull, stacked
-from benchmarks.scales.table import Count
+from benchmarks.scales.table import Count, table
 from benchmarks.scales.units import units
 from convexlayer.errors import SolverError
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.program import Array
 from convexlayer.solvers.registry import available
 
-__all__ = ["FAMILIES", "RANGES", "derivatives", "drawn", "measure", "queries"]
+__all__ = ["FAMILIES", "RANGES", "derivatives", "drawn", "measure", "queries", "table"]
 
 RANGES = (0.0, 2.0, 4.0, 6.0)
 

@@ -12,11 +12,11 @@ from benchmarks.scales.judge import example, judge
 from benchmarks.scales.plan import Plan
 from benchmarks.scales.polyhedral import NORMS
 from benchmarks.scales.smooth import SMOOTH
-from benchmarks.scales.table import Count
+from benchmarks.scales.table import Count, table
 from convexlayer.errors import SolverError
 from convexlayer.layers.solution_map import SolutionMap
 
-__all__ = ["FAMILIES", "RANGES", "SOLVERS", "families", "measure"]
+__all__ = ["FAMILIES", "RANGES", "SOLVERS", "families", "measure", "table"]
 
 RANGES = (1.0, 2.0, 4.0, 6.0)
 """Parameters lie in 10^-k..10^k."""

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.scales.judge import Outcome
 from benchmarks.table import grid
 
-__all__ = ["Count", "counts_table", "merged"]
+__all__ = ["Count", "merged", "table"]
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Count:
         statuses: how often each word was said of a solve.
         x_error: largest relative error of an output that was told.
         J_error: likewise of a derivative.
+        details: what else a part has to say.
     """
 
     part: str
@@ -47,6 +48,7 @@ class Count:
     statuses: dict[str, int] = field(default_factory=dict)
     x_error: float = 0.0
     J_error: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def draws(self) -> int:
@@ -97,7 +99,7 @@ def merged(counts: Iterable[Count], key: Sequence[str]) -> list[Count]:
     return list(groups.values())
 
 
-def counts_table(counts: Sequence[Count]) -> str:
+def table(counts: Sequence[Count]) -> str:
     """One row a family and solver, one column a range: right told / silent / right untold / wrong untold."""
     ranges = sorted({count.k for count in counts})
     rows = []

@@ -21,13 +21,13 @@ from benchmarks.scales.programs import (
     pull,
     stacked,
 )
-from benchmarks.scales.table import Count
+from benchmarks.scales.table import Count, table
 from convexlayer.errors import SolverError
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.program import Array, Cones
 from convexlayer.solution import product_cone
 
-__all__ = ["FAMILIES", "RANGES", "draw", "measure", "queries", "units"]
+__all__ = ["FAMILIES", "RANGES", "draw", "measure", "queries", "table", "units"]
 
 RANGES = (0.0, 1.0, 2.0, 4.0, 6.0)
 SOLVERS = ("auto", "clarabel")
