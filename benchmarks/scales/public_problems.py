@@ -209,8 +209,8 @@ def staircase(periods: int, width: int = 8, *, curved: float = 0.3) -> QP:
         if t:
             A[5 * t : 5 * t + 2, here - width : here] = -rng.integers(0, 2, size=(2, width))
         rows.append(5 * t + 4)
-    A = A.tocsr()
     A[rows] = A[[row - 1 for row in rows]]  # said twice
+    A = A.tocsr()
     x = rng.integers(0, 3, size=n).astype(float)
     b = A @ x
     slack = np.where(np.arange(5 * periods) % 5 < 2, 0.0, rng.integers(0, 3, size=5 * periods))
@@ -261,7 +261,7 @@ def cliques(n: int, size: int = 8) -> QP:
     A = sp.random(
         m, n, density=3.0 / n, random_state=rng, data_rvs=lambda s: rng.integers(1, 4, size=s).astype(float)
     ).tocsr()
-    A[m - m // 10 :] = A[: m // 10]
+    A = sp.vstack([A[: m - m // 10], A[: m // 10]]).tocsr()
     b = A @ np.full(n, 0.5)
     return _qp(P, rng.integers(-2, 3, size=n), A, b, b, 0.0, 1.0)
 
