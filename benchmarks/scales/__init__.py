@@ -16,9 +16,27 @@ Parts, each a module with its problems and one that runs them:
   unique, in the same units: has a derivative (this one) or has none.
 - ``public``: quadratic programs with the faults of public collections: degenerate, dependent, badly scaled, large.
 
-A draw is *told* where its status is optimal and every derivative asked for (one cotangent an output, and a random
-combination of all) is ok. It is *right* where every output and every derivative is right to 1e-6, entry by entry, in
-its own units (``judge.py`` says how). A draw is *silent* where it is optimal, something is called ok, and that or the
-solution is wrong: there must be none. Every draw is reproducible from its seed, family, range and position alone, and a
-draw is solved in a batch with others of its family and range.
+A draw is *told* where its status is optimal and every derivative asked for is ok: one vjp an output, one of a random
+combination of all, one jvp (and in ``units`` and ``degenerate`` one vjp of the optimal value). It is *right* where every
+output and every derivative is right to 1e-6, entry by entry, in its own units (``judge.py`` says how). A draw is
+*silent* where it is optimal, something is called ok, and that or an output is wrong: there must be none. Cells of the
+tables are right and told / **silent** / right but not told / wrong and told so; the JSON also has silent draws in which
+outputs alone are wrong (``silent_outputs``), and draws with wrong outputs that are called optimal, whatever was said of
+their derivatives (``wrong_optimal``).
+
+Draws depend on the seed, the family, the range and their position alone, not on how many there are; they are solved in
+batches with others of their family and range. One of them again:
+
+    from benchmarks.scales.separable import case
+    family, theta, truth = case("half-space, quadratic", 4.0, 1)      # truth.x, truth.J
+    solved = SolutionMap(family.program(), solver="clarabel").solve(theta)
+
+    from benchmarks.scales import degenerate, programs, units         # of raw programs, in units
+    family = next(f for f in degenerate.FAMILIES if f.name == "relu at 0")
+    drawn = degenerate.drawn(family, 10, seed=0)                      # x, y, w, A ... in their own units
+    scales = units.units(drawn, 4.0, seed=0)
+    theta = [v * u for v, u in zip(drawn.theta(), drawn.units_of(scales))]
+    SolutionMap(programs.parametric(drawn, degenerate.seen(family, drawn), duals=False)).solve(theta)
+
+``tests/scales`` takes a few draws of each, asserts what is demanded, and prints the same tables.
 """

@@ -2,44 +2,148 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
-from benchmarks.scales.judge import TOLERANCE, Outcome
+from benchmarks.scales.judge import Outcome, Said, outcome_of, refused, words_of
 from benchmarks.scales.programs import DATA, Programs, Units
 from convexlayer.layers.solution_map import SolutionMap
+from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.program import Array
-from convexlayer.solution import Status
 
-__all__ = ["Query", "answer"]
+__all__ = ["AbstractQuery", "Forward", "Frame", "Reverse", "Value", "answer"]
 
 
 @dataclass(frozen=True, eq=False)
-class Query:
+class Frame:
+    """Units of what goes in and comes out.
+
+    Attributes:
+        data: one array a parameter; a parameter is this times what it is in the program's own units.
+        outputs: (B, N); what an output is in the program's own units is this times what comes out.
+        objective: (B,); an objective is this times what it is in its own units.
+        ends: where outputs are joined.
+    """
+
+    data: list[Array]
+    outputs: Array
+    objective: Array
+    ends: list[int]
+
+
+class AbstractQuery(ABC):
     """A derivative that is asked for, in the program's own units.
 
     Attributes:
+        exists: whether there is one.
+    """
+
+    exists: bool
+
+    @abstractmethod
+    def ask(self, solved: SolvedBatch, frame: Frame) -> Said:
+        """What comes of it."""
+
+    @abstractmethod
+    def select(self, index: slice) -> AbstractQuery:
+        """Of some elements."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Reverse(AbstractQuery):
+    """The gradient of weight'outputs.
+
+    Attributes:
         wrt: with respect to these parameters (of ``DATA``).
-        weight: of the outputs, (B, N): the derivative is that of weight'outputs.
-        gradient: (B, M), of the parameters in ``wrt`` one after another; None where there is none.
+        weight: (B, N).
+        gradient: (B, M), of the parameters in ``wrt`` one after another; anything where there is none.
+        exists: whether there is one.
     """
 
     wrt: tuple[str, ...]
     weight: Array
-    gradient: Array | None
+    gradient: Array
+    exists: bool = True
 
-    def select(self, index: slice) -> Query:
+    def ask(self, solved: SolvedBatch, frame: Frame) -> Said:
+        """By a vjp."""
+        parts = np.split(self.weight * frame.outputs, frame.ends, axis=1)
+        pulled = solved.vjp(parts, wrt=[name in self.wrt for name in DATA])
+        found = [g * unit for g, unit in zip(pulled, frame.data, strict=True) if g is not None]
+        error = _error(np.concatenate(found, axis=1), self.gradient) if self.exists else np.zeros(solved.batch)
+        return Said(error, words_of(solved), self.exists)
+
+    def select(self, index: slice) -> Reverse:
         """Of some elements."""
-        return Query(self.wrt, self.weight[index], None if self.gradient is None else self.gradient[index])
+        return Reverse(self.wrt, self.weight[index], self.gradient[index], self.exists)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Value(AbstractQuery):
+    """The gradient of the optimal value.
+
+    Attributes:
+        wrt: with respect to these parameters (of ``DATA``).
+        gradient: (B, M), of the parameters in ``wrt`` one after another; anything where there is none.
+        exists: whether there is one.
+    """
+
+    wrt: tuple[str, ...]
+    gradient: Array
+    exists: bool = True
+
+    def ask(self, solved: SolvedBatch, frame: Frame) -> Said:
+        """By a vjp of the objective."""
+        pulled = solved.vjp(
+            [None] * len(solved.outputs), objective=1.0 / frame.objective, wrt=[name in self.wrt for name in DATA]
+        )
+        found = [g * unit for g, unit in zip(pulled, frame.data, strict=True) if g is not None]
+        error = _error(np.concatenate(found, axis=1), self.gradient) if self.exists else np.zeros(solved.batch)
+        return Said(error, words_of(solved), self.exists)
+
+    def select(self, index: slice) -> Value:
+        """Of some elements."""
+        return Value(self.wrt, self.gradient[index], self.exists)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Forward(AbstractQuery):
+    """The tangent of the outputs.
+
+    Attributes:
+        tangents: one a parameter (of ``DATA``), (B, size); None moves nothing.
+        moved: tangents of all outputs (B, N); anything where there is none.
+        exists: whether there is one.
+    """
+
+    tangents: list[Array | None]
+    moved: Array
+    exists: bool = True
+
+    def ask(self, solved: SolvedBatch, frame: Frame) -> Said:
+        """By a jvp."""
+        inward = [None if t is None else t * unit for t, unit in zip(self.tangents, frame.data, strict=True)]
+        found = np.concatenate(solved.jvp(inward)[0], axis=1) * frame.outputs
+        error = _error(found, self.moved) if self.exists else np.zeros(solved.batch)
+        return Said(error, words_of(solved), self.exists)
+
+    def select(self, index: slice) -> Forward:
+        """Of some elements."""
+        return Forward([None if t is None else t[index] for t in self.tangents], self.moved[index], self.exists)
 
 
 def answer(
     solution_map: SolutionMap,
     programs: Programs,
     units: Units,
-    queries: Sequence[Query],
+    queries: Sequence[AbstractQuery],
     *,
     visible: Sequence[int],
     duals: bool,
@@ -51,58 +155,22 @@ def answer(
     where that is below 1; outputs that are ambiguous are not compared. Where no derivative exists, everything but ok is
     right.
     """
-    factors = programs.units_of(units)
     c = units.objective[:, None]
-    output_units = [units.variables[:, list(visible)]] + ([units.rows / c] if duals else [])
+    parts = [units.variables[:, list(visible)]] + ([units.rows / c] if duals else [])
+    frame = Frame(programs.units_of(units), np.concatenate(parts, axis=1), units.objective, [len(visible)] * duals)
     own = np.concatenate([programs.x[:, list(visible)]] + ([programs.y] if duals else []), axis=1)
-    ends = [part.shape[1] for part in output_units][:-1]
-    unit = np.concatenate(output_units, axis=1)
-    try:
-        solved = solution_map.solve([v * f for v, f in zip(programs.theta(), factors, strict=True)])
-        outputs = np.concatenate(solved.outputs, axis=1) * unit
-        said: list[tuple[Array, tuple[str, ...]]] = []
-        for query in queries:
-            pulled = solved.vjp(np.split(query.weight * unit, ends, axis=1), wrt=[name in query.wrt for name in DATA])
-            found = [g * f for g, f in zip(pulled, factors, strict=True) if g is not None]
-            report = solved.report.derivative
-            words = ("failed",) * len(own) if report is None else report.status  # None where nothing is solved
-            said.append((_error(np.concatenate(found, axis=1), query.gradient), words))
-    except Exception as error:  # whatever a solver raises: it is counted, by name
-        return _refused(own, len(queries), type(error).__name__)
-    status = solved.report.status
-    optimal = np.array([word is Status.OPTIMAL for word in status])
-    ok = np.array([[word == "ok" for word in words] for _, words in said])
-    missing = np.array([query.gradient is None for query in queries])[:, None]
     compared = [position for position in range(own.shape[1]) if position not in ambiguous]
-    x_error = _error(outputs[:, compared], own[:, compared])
-    x_wrong = ~(x_error <= TOLERANCE)
-    errors = np.array([error for error, _ in said])
-    wrong = np.where(missing, ok, ~(errors <= TOLERANCE))
-    return Outcome(
-        status=tuple(map(str, status)),
-        told=optimal & np.all(ok != missing, axis=0),
-        right=~x_wrong & ~np.any(wrong & ~missing, axis=0),
-        silent=optimal & np.any(ok & (wrong | x_wrong), axis=0),
-        x_error=x_error,
-        J_error=np.max(np.where(missing, 0.0, errors), axis=0),
-        words=tuple(zip(*(words for _, words in said), strict=True)),
-        outputs=outputs,
-    )
+    try:
+        solved = solution_map.solve([v * f for v, f in zip(programs.theta(), frame.data, strict=True)])
+        outputs = np.concatenate(solved.outputs, axis=1) * frame.outputs
+        said = [query.ask(solved, frame) for query in queries]
+    except Exception as error:  # whatever a solver raises: it is counted, by name
+        return refused(own, len(queries), type(error).__name__)
+    return outcome_of(solved, outputs, own, _error(outputs[:, compared], own[:, compared]), said)
 
 
-def _error(found: Array, expected: Array | None) -> Array:
+def _error(found: Array, expected: Array) -> Array:
     """The largest error (B,), relative to the largest entry where that is above 1."""
-    if expected is None:
-        return np.zeros(len(found))
     errors = np.max(np.where(np.isfinite(found), np.abs(found - expected), np.inf), axis=1, initial=0.0)
     relative: Array = errors / np.maximum(np.max(np.abs(expected), axis=1, initial=0.0), 1.0)
     return relative
-
-
-def _refused(outputs: Array, queries: int, word: str) -> Outcome:
-    batch = len(outputs)
-    nothing, infinite = np.zeros(batch, dtype=bool), np.full(batch, np.inf)
-    failed = (("failed",) * queries,) * batch
-    return Outcome(
-        (word,) * batch, nothing, nothing, nothing, infinite, infinite, failed, np.full_like(outputs, np.nan)
-    )

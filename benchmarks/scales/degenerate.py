@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.scales.asked import Query, answer
+from benchmarks.scales.asked import AbstractQuery, Forward, Reverse, Value, answer
 from benchmarks.scales.degenerate_families import FAMILIES, Degenerate
 from benchmarks.scales.plan import Plan
-from benchmarks.scales.programs import DATA, Programs, assembled, derivative, newton, parametric, pull, stacked
+from benchmarks.scales.programs import (
+    DATA,
+    Programs,
+    assembled,
+    derivative,
+    newton,
+    parametric,
+    pull,
+    stacked,
+    value_gradient,
+)
 from benchmarks.scales.table import Count, table
 from benchmarks.scales.units import units
 from convexlayer.errors import SolverError
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.program import Array
+from convexlayer.solution import BoolArray
 from convexlayer.solvers.registry import available
 
-__all__ = ["FAMILIES", "RANGES", "derivatives", "drawn", "measure", "queries", "table"]
+__all__ = ["FAMILIES", "RANGES", "derivatives", "drawn", "measure", "queries", "seen", "table", "unique"]
 
 RANGES = (0.0, 2.0, 4.0, 6.0)
 
@@ -37,8 +48,7 @@ def measure(plan: Plan) -> Iterator[Count]:
     solvers = plan.solvers or ("auto", *(info.name for info in available() if info.installed))
     for family in chosen:
         programs = drawn(family, draws, seed=plan.seed)
-        visible = family.visible or tuple(range(programs.x.shape[1]))
-        compiled = parametric(programs, visible, duals=family.duals)
+        compiled = parametric(programs, seen(family, programs), duals=family.duals)
         asked = queries(family, programs, seed=plan.seed)
         for solver in solvers:
             try:
@@ -46,22 +56,36 @@ def measure(plan: Plan) -> Iterator[Count]:
             except SolverError:
                 continue
             for k in ranges:
-                count = Count("degenerate", family.name, k, solver)
-                for start in range(0, draws, plan.batch):
-                    index = slice(start, start + plan.batch)
-                    part, scales = programs.select(index), units(programs.select(index), k, seed=plan.seed + start)
-                    here = [query.select(index) for query in asked]
-                    outcome = answer(
-                        solution_map,
-                        part,
-                        scales,
-                        here,
-                        visible=visible,
-                        duals=family.duals,
-                        ambiguous=family.ambiguous,
-                    )
-                    count.add(outcome)
-                yield count
+                yield _counted(Count("degenerate", family.name, k, solver), solution_map, family, programs, asked, plan)
+
+
+def _counted(
+    count: Count,
+    solution_map: SolutionMap,
+    family: Degenerate,
+    programs: Programs,
+    asked: Sequence[AbstractQuery],
+    plan: Plan,
+) -> Count:
+    scales = units(programs, count.k, seed=plan.seed)
+    for start in range(0, programs.batch, plan.batch):
+        index = slice(start, start + plan.batch)
+        outcome = answer(
+            solution_map,
+            programs.select(index),
+            scales.select(index),
+            [query.select(index) for query in asked],
+            visible=seen(family, programs),
+            duals=family.duals,
+            ambiguous=family.ambiguous,
+        )
+        count.add(outcome, show=plan.show)
+    return count
+
+
+def seen(family: Degenerate, programs: Programs) -> tuple[int, ...]:
+    """The variables that are outputs."""
+    return family.visible or tuple(range(programs.x.shape[1]))
 
 
 def drawn(family: Degenerate, batch: int, *, seed: int) -> Programs:
@@ -71,22 +95,25 @@ def drawn(family: Degenerate, batch: int, *, seed: int) -> Programs:
     return stacked([assembled(P, A, x, w, family.cones) for P, A, x, w in made])
 
 
-def queries(family: Degenerate, programs: Programs, *, seed: int) -> list[Query]:
+def queries(family: Degenerate, programs: Programs, *, seed: int) -> list[AbstractQuery]:
     """What the family asks for, with the derivatives that exist."""
     rng = np.random.default_rng([seed, 3, *family.name.encode()])
-    visible = list(family.visible or range(programs.x.shape[1]))
-    size = len(visible) + (programs.w.shape[1] if family.duals else 0)
-    found = []
+    size = len(seen(family, programs)) + (programs.w.shape[1] if family.duals else 0)
+    units_of_x = np.broadcast_to(np.eye(size)[:, None], (size, programs.batch, size))
+    found = list[AbstractQuery]()
     for asked in family.asked:
-        weights = [rng.normal(size=(programs.batch, size))] if asked.of is None else []
-        for position in asked.of or ():
-            weight = np.zeros((programs.batch, size))
-            weight[:, position] = 1.0
-            weights.append(weight)
+        at = DATA.index(asked.wrt)
+        weights = [rng.normal(size=(programs.batch, size))] if asked.of is None else [units_of_x[i] for i in asked.of]
         for weight in weights:
-            gradient = derivatives(family, programs, weight, asked.wrt)[0] if asked.exists else None
-            found.append(Query((asked.wrt,), weight, gradient))
-    return found
+            gradient = derivatives(family, programs, weight, asked.wrt)[0]
+            found.append(Reverse((asked.wrt,), weight, gradient, asked.exists))
+        if asked.of is None:
+            tangent = rng.normal(size=programs.theta()[at].shape)
+            rows = [derivatives(family, programs, weight, asked.wrt)[0] for weight in units_of_x]
+            moved = np.stack([np.sum(row * tangent, axis=1) for row in rows], axis=1)
+            found.append(Forward([tangent if i == at else None for i in range(len(DATA))], moved, asked.exists))
+    values = dict(zip(DATA, value_gradient(programs), strict=True))
+    return [*found, *(Value((wrt,), values[wrt], wrt in family.value) for wrt in ("q", "b"))]
 
 
 def derivatives(
@@ -98,7 +125,7 @@ def derivatives(
     all D give the same.
     """
     rng, (batch, n) = np.random.default_rng(seed), programs.x.shape
-    visible = list(family.visible or range(n))
+    visible = list(seen(family, programs))
     exists, gradients = np.ones(batch, dtype=bool), list[Array]()
     for _ in range(samples):
         D = derivative(programs.cones, programs.w + NEAR * rng.normal(size=programs.w.shape))
@@ -117,3 +144,13 @@ def derivatives(
             exists &= ~zero[:, column] | (np.max(np.abs(left), axis=1, initial=0.0) < SINGULAR)
     spread = np.max(np.ptp(np.array(gradients), axis=0), axis=1, initial=0.0)
     return gradients[0], exists & (spread < 1e-5)
+
+
+def unique(programs: Programs) -> tuple[BoolArray, BoolArray]:
+    """Whether x and y are unique, (B,) each: whether no null vector of N moves them."""
+    n = programs.x.shape[1]
+    D = derivative(programs.cones, programs.w + NEAR * np.random.default_rng(0).normal(size=programs.w.shape))
+    _, sizes, Vt = np.linalg.svd(newton(programs, D))
+    null = Vt * (sizes <= SINGULAR * sizes[:, :1])[..., None]
+    moved_y = np.einsum("bij,bkj->bki", D, null[:, :, n:])
+    return (np.max(np.abs(null[:, :, :n]), axis=(1, 2)) < SINGULAR), (np.max(np.abs(moved_y), axis=(1, 2)) < SINGULAR)

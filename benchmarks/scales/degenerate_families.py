@@ -21,7 +21,7 @@ class Asked:
 
     Attributes:
         wrt: with respect to all of these.
-        of: positions of outputs, each asked for alone; None is one random combination of all.
+        of: positions of outputs, each asked for alone; None is one random combination of all, and a tangent of all.
         exists: whether there is one.
     """
 
@@ -39,6 +39,7 @@ class Degenerate:
         cones: of every program.
         make: draws one, in units in which its numbers are near 1.
         asked: of its outputs.
+        value: what the optimal value has a derivative with respect to: q where x is unique, b where y is.
         visible: variables that are outputs, all unless given.
         duals: whether multipliers are outputs too.
         ambiguous: positions of outputs that are not unique, and so cannot be compared.
@@ -48,6 +49,7 @@ class Degenerate:
     cones: Cones
     make: Callable[[np.random.Generator], Made]
     asked: tuple[Asked, ...]
+    value: str
     visible: tuple[int, ...] | None = None
     duals: bool = False
     ambiguous: tuple[int, ...] = ()
@@ -80,6 +82,7 @@ def _rows(
     dependent: Callable[[Array], None],
     asked: tuple[Asked, ...] = ROWS_DEPEND,
     *,
+    value: str = "q",
     n: int = 5,
     linear: bool = False,
     duals: bool = False,
@@ -93,7 +96,7 @@ def _rows(
         P = np.zeros((n, n)) if linear else _convex(rng, n)
         return P, A, rng.normal(size=n), _size(rng, *signs)
 
-    return Degenerate(name, cones, make, asked, duals=duals, ambiguous=ambiguous)
+    return Degenerate(name, cones, make, asked, value, duals=duals, ambiguous=ambiguous)
 
 
 def _copy(source: int, target: int, factor: float = 1.0) -> Callable[[Array], None]:
@@ -165,7 +168,7 @@ def _curved(name: str, cones: Cones, w: Callable[[np.random.Generator], Array]) 
         n = cones.m + 1
         return _convex(rng, n), rng.normal(size=(cones.m, n)), rng.normal(size=n), w(rng)
 
-    return Degenerate(name, cones, make, WEAK)
+    return Degenerate(name, cones, make, WEAK, "qb")
 
 
 def _ray(rng: np.random.Generator, sign: float) -> Array:
@@ -271,49 +274,51 @@ FAMILIES: list[Degenerate] = [
     _rows("an active row that is a sum", Cones(nonnegative=5), (1, 1, 1, 1, -1), _combine((0, 1), 2)),
     _rows("an equation and the same inequality", Cones(zero=2, nonnegative=2), (1, 1, 1, -1), _copy(0, 2)),
     _rows("nothing inside: a row and its negative", Cones(nonnegative=4), (1, 1, 1, -1), _copy(0, 1, -1.0)),
-    Degenerate("nothing inside: a ball of radius 0", Cones(second_order=(3,)), _point, ROWS_DEPEND),
+    Degenerate("nothing inside: a ball of radius 0", Cones(second_order=(3,)), _point, ROWS_DEPEND, "q"),
     _rows("a vertex with more rows, quadratic", Cones(nonnegative=6), (1, 1, 1, 1, 1, -1), _nothing, n=3),
     _rows("a vertex with more rows, linear", Cones(nonnegative=6), (1, 1, 1, 1, 1, -1), _nothing, n=3, linear=True),
     _rows(
         "two equal equations, multipliers seen", Cones(zero=3, nonnegative=1), (1, -1, 1, 1), _copy(0, 1),
         (Asked("q", (0, 1, 7, 8), ONE), Asked("q", (5,), NONE), Asked("b", None, NONE)), duals=True, ambiguous=(5, 6),
     ),
-    _rows("a weak row", Cones(nonnegative=4), (1, -1, 0, 1), _nothing, WEAK),
-    _rows("a weak row beside equations", Cones(zero=2, nonnegative=3), (1, -1, 0, 1, -1), _nothing, WEAK),
+    _rows("a weak row", Cones(nonnegative=4), (1, -1, 0, 1), _nothing, WEAK, value="qb"),
+    _rows("a weak row beside equations", Cones(zero=2, nonnegative=3), (1, -1, 0, 1, -1), _nothing, WEAK, value="qb"),
     Degenerate(
         "relu at 0", Cones(nonnegative=3), _relu,
-        (Asked("q", (0, 2), ONE), Asked("b", (0, 2), ONE), Asked("q", (1,), NONE), Asked("b", (1,), NONE)),
+        (Asked("q", (0, 2), ONE), Asked("b", (0, 2), ONE), Asked("q", (1,), NONE), Asked("b", (1,), NONE)), "qb",
     ),
     Degenerate(
         "max, one entry at the level", Cones(nonnegative=4), _projection(_below_t, (1, 1, 0, -1), epigraph=True),
-        (Asked("q", (3,), ONE), Asked("q", (0, 2), NONE)), (0, 1, 2, 3),
+        (Asked("q", (3,), ONE), Asked("q", (0, 2), NONE)), "qb", (0, 1, 2, 3),
     ),
     Degenerate(
         "max, ties below no level", Cones(nonnegative=4), _projection(_below_t, (1, 1, 1, -1), epigraph=True),
-        (Asked("q", (0, 1, 2, 3), ONE), Asked("b", None, ONE)), (0, 1, 2, 3),
+        (Asked("q", (0, 1, 2, 3), ONE), Asked("b", None, ONE)), "qb", (0, 1, 2, 3),
     ),
     Degenerate(
         "sorting, a tie", Cones(nonnegative=4), _projection(_ascending, (-1, 0, 1, -1), epigraph=False),
-        (Asked("q", (0, 4), ONE), Asked("q", (1, 2, 3), NONE)),
+        (Asked("q", (0, 4), ONE), Asked("q", (1, 2, 3), NONE)), "qb",
     ),
     Degenerate(
         "a tie on the simplex", Cones(zero=1, nonnegative=4), _simplex,
-        (Asked("q", (0, 1), NONE), Asked("b", (0, 1), NONE)), ambiguous=(0, 1),
+        (Asked("q", (0, 1), NONE), Asked("b", (0, 1), NONE)), "b", ambiguous=(0, 1),
     ),
     Degenerate(
         "a tie for the second place", Cones(zero=1, nonnegative=10), _largest,
-        (Asked("q", (1, 2), NONE), Asked("b", (1, 2), NONE)), ambiguous=(1, 2),
+        (Asked("q", (1, 2), NONE), Asked("b", (1, 2), NONE)), "b", ambiguous=(1, 2),
     ),
     Degenerate(
         "not unique, seen", Cones(nonnegative=2), _flat(False),
-        (Asked("q", (0,), NONE), Asked("b", (0,), NONE)), (0, 1), ambiguous=(0, 1),
+        (Asked("q", (0,), NONE), Asked("b", (0,), NONE)), "b", (0, 1), ambiguous=(0, 1),
     ),
-    Degenerate("not unique, hidden", Cones(zero=1, nonnegative=1), _flat(True), (Asked("b", (0, 1), ONE),), (0, 1)),
+    Degenerate(
+        "not unique, hidden", Cones(zero=1, nonnegative=1), _flat(True), (Asked("b", (0, 1), ONE),), "b", (0, 1)
+    ),
     Degenerate(
         "two equal equations, curved blocks", Cones(zero=2, second_order=(3,), exponential=1), _beside_curved,
-        ROWS_DEPEND,
+        ROWS_DEPEND, "q",
     ),
-    Degenerate("a diagonal and its trace, semidefinite", Cones(zero=4, psd=(3,)), _correlation, ROWS_DEPEND),
+    Degenerate("a diagonal and its trace, semidefinite", Cones(zero=4, psd=(3,)), _correlation, ROWS_DEPEND, "q"),
     _curved("weak second-order, y", Cones(second_order=(3,)), lambda rng: _ray(rng, 1.0)),
     _curved("weak second-order, s", Cones(second_order=(3,)), lambda rng: _ray(rng, -1.0)),
     _curved("second-order at its apex", Cones(second_order=(3,)), lambda rng: np.zeros(3)),

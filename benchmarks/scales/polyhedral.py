@@ -65,6 +65,54 @@ def squares_in_units() -> Family:
     )  # fmt: skip
 
 
+def half_space() -> Family:
+    """Minimise sum (k_i x_i - a_i)^2, k'x <= c, units k of 10^-k..10^k: k_i x_i = a_i - max(sum(a) - c, 0) / n."""
+    n = 3
+    x, k, a, c = cp.Variable(n), cp.Parameter(n, nonneg=True), cp.Parameter(n), cp.Parameter()
+
+    def draw(rng: np.random.Generator, order: float) -> list[Array]:
+        point = rng.normal(size=n)
+        excess = rng.uniform(0.1, 1.0) * rng.choice([-1.0, 1.0])
+        return [log_uniform(rng, order, n), point, np.array(np.sum(point) - excess)]
+
+    def solution(k: torch.Tensor, a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return (a - torch.relu(torch.sum(a) - c) / n) / k
+
+    return Family(
+        "half-space in units", cp.sum_squares(cp.multiply(k, x) - a), [k @ x <= c], [k, a, c], [x], draw, solution,
+        lambda k, a, c: (1.0 + a.abs()) / k, coupled=True,
+    )  # fmt: skip
+
+
+def quadratic_half_space() -> Family:
+    """Minimise d'x^2 / 2 - g'x, k'x <= c: x = (g - l k) / d with l = max(k'(g / d) - c, 0) / k'(k / d).
+
+    Units of the variables are of 10^-k..10^k; in them all numbers are near 1.
+    """
+    n = 4
+    x, d, g, k, c = cp.Variable(n), cp.Parameter(n, nonneg=True), cp.Parameter(n), cp.Parameter(n), cp.Parameter()
+
+    def draw(rng: np.random.Generator, order: float) -> list[Array]:
+        unit, row, free = log_uniform(rng, order, n), rng.normal(size=n), rng.normal(size=n)
+        weight = rng.uniform(0.5, 2.0, size=n)
+        excess = rng.uniform(0.1, 1.0) * rng.choice([-1.0, 1.0])
+        return [unit**2 * weight, unit * weight * free, unit * row, np.array(row @ free - excess)]
+
+    def multiplier(d: torch.Tensor, g: torch.Tensor, k: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return torch.relu(k @ (g / d) - c) / (k @ (k / d))
+
+    def solution(d: torch.Tensor, g: torch.Tensor, k: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return (g - multiplier(d, g, k, c) * k) / d
+
+    def size(d: torch.Tensor, g: torch.Tensor, k: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return (g.abs() + multiplier(d, g, k, c) * k.abs()) / d
+
+    objective = 0.5 * d @ cp.square(x) - g @ x
+    return Family(
+        "half-space, quadratic", objective, [k @ x <= c], [d, g, k, c], [x], draw, solution, size, coupled=True
+    )
+
+
 def norm_1() -> Family:
     """Minimise a norm1(x) + sum (x - p)^2 / 2: x = sign(p) max(abs(p) - a, 0), group by group of two with weights a."""
     n = 3
@@ -200,7 +248,8 @@ def determinant(*, mixed: bool, n: int = 3) -> Callable[[], Family]:
 
 
 NORMS: list[Callable[[], Family]] = [
-    squares, nonnegative_squares, squares_in_units, norm_1, norm_2, max_norm, quad_over_lin, ball,
+    squares, nonnegative_squares, squares_in_units, half_space, quadratic_half_space, norm_1, norm_2, max_norm,
+    quad_over_lin, ball,
     determinant(mixed=False), determinant(mixed=True),
 ]  # fmt: skip
 """All of them."""

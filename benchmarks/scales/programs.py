@@ -21,7 +21,18 @@ from convexlayer.canon.document import write_pattern
 from convexlayer.program import Array, Cones, IndexArray, Pattern
 from convexlayer.solution import product_cone
 
-__all__ = ["DATA", "Programs", "Units", "assembled", "cone_units", "derivative", "parametric", "pull", "stacked"]
+__all__ = [
+    "DATA",
+    "Programs",
+    "Units",
+    "assembled",
+    "block_heights",
+    "derivative",
+    "parametric",
+    "pull",
+    "stacked",
+    "value_gradient",
+]
 
 DATA = ("P", "q", "A", "b")
 """The parameters: values of the upper triangle of P, q, values of A, b."""
@@ -40,6 +51,10 @@ class Units:
     variables: Array
     rows: Array
     objective: Array
+
+    def select(self, index: slice) -> Units:
+        """Of some elements."""
+        return Units(self.variables[index], self.rows[index], self.objective[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +133,11 @@ def stacked(programs: Sequence[Programs]) -> Programs:
     return Programs(programs[0].cones, *parts)
 
 
-def cone_units(rng: np.random.Generator, cones: Cones, batch: int, k: float) -> Array:
-    """Positive numbers (B, m) in 10^-k..10^k, one a row of the zero and nonnegative cones, one a curved block."""
-    flat = cones.zero + cones.nonnegative
+def block_heights(cones: Cones) -> list[int]:
+    """Rows of each block that has a unit of its own: rows of the zero and nonnegative cones, curved blocks."""
     triangles = [side * (side + 1) // 2 for side in cones.psd]
-    heights = [1] * flat + [*cones.second_order, *triangles] + [3] * (cones.exponential + len(cones.power))
-    each = 10.0 ** rng.uniform(-k, k, size=(batch, len(heights)))
-    return np.repeat(each, heights, axis=1)
+    flat = [1] * (cones.zero + cones.nonnegative)
+    return [*flat, *cones.second_order, *triangles, *[3] * (cones.exponential + len(cones.power))]
 
 
 def parametric(programs: Programs, visible: Sequence[int], *, duals: bool) -> ParametricProgram:
@@ -201,3 +214,9 @@ def pull(programs: Programs, v: Array) -> list[Array]:
     u, g, x, y, (i, j), A = v[:, :n], v[:, n:], programs.x, programs.y, programs.upper, programs.pattern
     both = u[:, i] * x[:, j] + np.where(i == j, 0.0, u[:, j] * x[:, i])
     return [-both, -u, -(y[:, A.rows] * u[:, A.cols] + g[:, A.rows] * x[:, A.cols]), g]
+
+
+def value_gradient(programs: Programs) -> list[Array]:
+    """The gradients of the optimal value with respect to the parameters: the Lagrangian's, where x and y are unique."""
+    x, y, (i, j), A = programs.x, programs.y, programs.upper, programs.pattern
+    return [np.where(i == j, 0.5, 1.0) * x[:, i] * x[:, j], x, y[:, A.rows] * x[:, A.cols], -y]

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks.scales.family import Family, sum_of
-from benchmarks.scales.judge import example, judge
+from benchmarks.scales.judge import Truth, judge
 from benchmarks.scales.plan import Plan
 from benchmarks.scales.polyhedral import NORMS
 from benchmarks.scales.smooth import SMOOTH
 from benchmarks.scales.table import Count, table
 from convexlayer.errors import SolverError
 from convexlayer.layers.solution_map import SolutionMap
+from convexlayer.program import Array
 
-__all__ = ["FAMILIES", "RANGES", "SOLVERS", "families", "measure", "table"]
+__all__ = ["FAMILIES", "RANGES", "SOLVERS", "case", "families", "measure", "table"]
 
 RANGES = (1.0, 2.0, 4.0, 6.0)
 """Parameters lie in 10^-k..10^k."""
@@ -52,15 +53,19 @@ def measure(plan: Plan) -> Iterator[Count]:
                 yield _counted(family, solution_map, Count("separable", family.name, k, solver), plan, draws)
 
 
+def case(name: str, k: float, draw: int, *, seed: int = 0) -> tuple[Family, list[Array], Truth]:
+    """One draw of a family: the family, its parameters as a batch of one, and the truth."""
+    family = next(family for family in families() if family.name == name)
+    theta = [value[draw:] for value in family.theta(draw + 1, k, seed=seed)]
+    return family, theta, family.truth(theta)
+
+
 def _counted(family: Family, solution_map: SolutionMap, count: Count, plan: Plan, draws: int) -> Count:
     theta = family.theta(draws, count.k, seed=plan.seed)
     for start in range(0, draws, plan.batch):
         part = [value[start : start + plan.batch] for value in theta]
-        truth = family.truth(part)
-        outcome = judge(solution_map, part, truth, queries=family.asked, seed=plan.seed + start)
-        for i in np.flatnonzero(outcome.silent)[: max(plan.show - len(count.examples), 0)].tolist():
-            count.examples.append(example(part, truth, outcome, i))
-        count.add(outcome)
+        outcome = judge(solution_map, part, family.truth(part), queries=family.asked, seed=plan.seed + start)
+        count.add(outcome, show=plan.show)
     return count
 
 

@@ -14,6 +14,10 @@ from benchmarks.table import grid
 __all__ = ["Count", "merged", "table"]
 
 
+COUNTED = ("right_told", "silent", "right_untold", "wrong_untold", "silent_outputs", "wrong_optimal")
+"""What is added up."""
+
+
 @dataclass
 class Count:
     """What became of the draws of one cell.
@@ -25,6 +29,8 @@ class Count:
         solver: as it was asked for.
         right_told: right, and said so.
         silent: something wrong called optimal and ok.
+        silent_outputs: those of them whose derivatives that are called ok are right.
+        wrong_optimal: wrong outputs called optimal, whatever was said of derivatives.
         right_untold: right, but not all of it called optimal and ok.
         wrong_untold: wrong, and said so.
         silent_draws: positions of the silent draws among the draws of this cell.
@@ -43,6 +49,8 @@ class Count:
     silent: int = 0
     right_untold: int = 0
     wrong_untold: int = 0
+    silent_outputs: int = 0
+    wrong_optimal: int = 0
     silent_draws: list[int] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
@@ -60,14 +68,18 @@ class Count:
         """Share of the draws that were told otherwise."""
         return (self.right_untold + self.wrong_untold) / max(self.draws, 1)
 
-    def add(self, outcome: Outcome) -> Count:
-        """With a batch more."""
+    def add(self, outcome: Outcome, *, show: int = 0) -> Count:
+        """With a batch more, of which the first silent draws are written out until there are so many."""
         first = self.draws
         untold = ~outcome.told & ~outcome.silent
         self.right_told += int(np.sum(outcome.told & ~outcome.silent))
         self.silent += int(np.sum(outcome.silent))
         self.right_untold += int(np.sum(untold & outcome.right))
         self.wrong_untold += int(np.sum(untold & ~outcome.right))
+        self.silent_outputs += int(np.sum(outcome.silent_outputs))
+        self.wrong_optimal += int(np.sum(outcome.wrong_optimal))
+        for i in np.flatnonzero(outcome.silent)[: max(show - len(self.examples), 0)].tolist():
+            self.examples.append(f"draw {first + i}: {outcome.example(i)}")
         self.silent_draws += (first + np.flatnonzero(outcome.silent)).tolist()
         for word in outcome.status:
             self.statuses[word] = self.statuses.get(word, 0) + 1
@@ -90,7 +102,7 @@ def merged(counts: Iterable[Count], key: Sequence[str]) -> list[Count]:
             labels = {attribute: getattr(count, attribute) for attribute in key}
             groups[name] = Count(**{"part": count.part, "family": "all", "k": count.k, "solver": "all", **labels})
         group = groups[name]
-        for attribute in ("right_told", "silent", "right_untold", "wrong_untold"):
+        for attribute in COUNTED:
             setattr(group, attribute, getattr(group, attribute) + getattr(count, attribute))
         for word, number in count.statuses.items():
             group.statuses[word] = group.statuses.get(word, 0) + number

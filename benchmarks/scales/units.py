@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.scales.asked import Query, answer
+from benchmarks.scales.asked import AbstractQuery, Forward, Reverse, Value, answer
 from benchmarks.scales.plan import Plan
 from benchmarks.scales.programs import (
     DATA,
     Programs,
     Units,
     assembled,
-    cone_units,
+    block_heights,
     derivative,
     newton,
     parametric,
     pull,
     stacked,
+    value_gradient,
 )
 from benchmarks.scales.table import Count, table
 from convexlayer.errors import SolverError
@@ -70,14 +71,15 @@ def measure(plan: Plan) -> Iterator[Count]:
                 yield _counted(Count("units", name, k, solver), solution_map, programs, asked, plan)
 
 
-def _counted(count: Count, solution_map: SolutionMap, programs: Programs, asked: list[Query], plan: Plan) -> Count:
+def _counted(
+    count: Count, solution_map: SolutionMap, programs: Programs, asked: Sequence[AbstractQuery], plan: Plan
+) -> Count:
+    scales = units(programs, count.k, seed=plan.seed)
     for start in range(0, programs.batch, plan.batch):
         index = slice(start, start + plan.batch)
-        part = programs.select(index)
-        here = [query.select(index) for query in asked]
-        drawn = units(part, count.k, seed=plan.seed + start)
-        outcome = answer(solution_map, part, drawn, here, visible=range(part.x.shape[1]), duals=True)
-        count.add(outcome)
+        part, here = programs.select(index), [query.select(index) for query in asked]
+        outcome = answer(solution_map, part, scales.select(index), here, visible=range(part.x.shape[1]), duals=True)
+        count.add(outcome, show=plan.show)
     return count
 
 
@@ -85,9 +87,9 @@ def units(programs: Programs, k: float, *, seed: int) -> Units:
     """Units in 10^-k..10^k: of every variable, row of the linear cones, curved block, and of the objective."""
     rng = np.random.default_rng([seed, round(10 * k), 7])
     batch, n = programs.x.shape
-    variables = 10.0 ** rng.uniform(-k, k, size=(batch, n))
-    rows = cone_units(rng, programs.cones, batch, k)
-    return Units(variables, rows, 10.0 ** rng.uniform(-k, k, size=batch))
+    heights = block_heights(programs.cones)
+    drawn = 10.0 ** rng.uniform(-k, k, size=(batch, n + len(heights) + 1))  # an element a row: it depends on no other
+    return Units(drawn[:, :n], np.repeat(drawn[:, n:-1], heights, axis=1), drawn[:, -1])
 
 
 def draw(cones: Cones, batch: int, *, seed: int) -> Programs:
@@ -123,16 +125,20 @@ def strict_point(rng: np.random.Generator, cones: Cones) -> Array:
     return chosen
 
 
-def queries(programs: Programs) -> list[Query]:
-    """Of every x_i and y_j, with respect to all data."""
+def queries(programs: Programs) -> list[AbstractQuery]:
+    """Of every x_i and y_j, and of the optimal value, with respect to all data; and a tangent of all data."""
     n, m = programs.x.shape[1], programs.w.shape[1]
     D = derivative(programs.cones, programs.w)
     N = np.swapaxes(newton(programs, D), 1, 2)
-    asked = []
+    asked, rows = list[AbstractQuery](), list[Array]()
     for position in range(n + m):
         weight = np.zeros((programs.batch, n + m))
         weight[:, position] = 1.0
         on_w = np.einsum("bij,bj->bi", D, weight[:, n:])  # dy = D dw, and D is symmetric
         v = np.linalg.solve(N, np.concatenate([weight[:, :n], on_w], axis=1)[..., None])[..., 0]
-        asked.append(Query(DATA, weight, np.concatenate(pull(programs, v), axis=1)))
-    return asked
+        rows.append(np.concatenate(pull(programs, v), axis=1))
+        asked.append(Reverse(DATA, weight, rows[-1]))
+    rng = np.random.default_rng(programs.batch)
+    tangents = [rng.normal(size=value.shape) for value in programs.theta()]
+    moved = np.einsum("ibj,bj->bi", np.array(rows), np.concatenate(tangents, axis=1))
+    return [*asked, Value(DATA, np.concatenate(value_gradient(programs), axis=1)), Forward(list(tangents), moved)]
