@@ -17,8 +17,8 @@ Parts, each a module with its problems and one that runs them:
 - ``public``: quadratic programs with the faults of public collections: degenerate, dependent, badly scaled, large.
 
 A draw is *told* where its status is optimal and every derivative asked for is ok: one vjp an output, one of a random
-combination of all, one jvp (and in ``units`` and ``degenerate`` one vjp of the optimal value). It is *right* where every
-output and every derivative is right to 1e-6, entry by entry, in its own units (``judge.py`` says how). A draw is
+combination of all, one jvp (and in ``units`` and ``degenerate`` one vjp of the optimal value). It is *right* where
+every output and every derivative is right to 1e-6, entry by entry, in its own units (``judge.py`` says how). It is
 *silent* where it is optimal, something is called ok, and that or an output is wrong: there must be none. Cells of the
 tables are right and told / **silent** / right but not told / wrong and told so; the JSON also has silent draws in which
 outputs alone are wrong (``silent_outputs``), and draws with wrong outputs that are called optimal, whatever was said of
