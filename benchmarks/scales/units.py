@@ -28,7 +28,7 @@ from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.program import Array, Cones
 from convexlayer.solution import product_cone
 
-__all__ = ["FAMILIES", "RANGES", "draw", "measure", "queries", "table", "units"]
+__all__ = ["APART", "FAMILIES", "RANGES", "draw", "measure", "queries", "table", "units"]
 
 RANGES = (0.0, 1.0, 2.0, 4.0, 6.0)
 SOLVERS = ("auto", "clarabel")
@@ -46,6 +46,12 @@ FAMILIES = {
 }
 """By name; the first of each kind alone, then products."""
 
+APART = {
+    "semidefinite, rows apart": Cones(psd=(3, 2)),
+    "power, rows apart": Cones(power=(0.3, 0.5, 0.8)),
+}
+"""Rows of a block in units of their own that map the cone to itself: d_i d_j of a matrix, (a, b, a^p b^(1 - p))."""
+
 CONDITION = 1e4
 """A draw whose N is worse conditioned in its own units is drawn again."""
 
@@ -55,7 +61,7 @@ MARGIN = 0.1
 
 def measure(plan: Plan) -> Iterator[Count]:
     """One count a family, range and solver; solvers that cannot take a family are left out."""
-    chosen = {name: cones for name, cones in FAMILIES.items() if plan.wants(name)}
+    chosen = {name: cones for name, cones in (FAMILIES | APART).items() if plan.wants(name)}
     ranges = plan.ranges or RANGES
     draws = math.ceil(plan.draws / max(len(chosen) * len(ranges), 1))
     for name, cones in chosen.items():
@@ -74,7 +80,7 @@ def measure(plan: Plan) -> Iterator[Count]:
 def _counted(
     count: Count, solution_map: SolutionMap, programs: Programs, asked: Sequence[AbstractQuery], plan: Plan
 ) -> Count:
-    scales = units(programs, count.k, seed=plan.seed)
+    scales = units(programs, count.k, seed=plan.seed, apart=count.family in APART)
     for start in range(0, programs.batch, plan.batch):
         index = slice(start, start + plan.batch)
         part, here = programs.select(index), [query.select(index) for query in asked]
@@ -83,13 +89,40 @@ def _counted(
     return count
 
 
-def units(programs: Programs, k: float, *, seed: int) -> Units:
-    """Units in 10^-k..10^k: of every variable, row of the linear cones, curved block, and of the objective."""
+def units(programs: Programs, k: float, *, seed: int, apart: bool = False) -> Units:
+    """Units in 10^-k..10^k: of every variable, row of the linear cones, curved block, and of the objective.
+
+    Args:
+        programs: in their own units.
+        k: see above.
+        seed: of the units; those of an element depend on no other.
+        apart: rows of semidefinite and power blocks have units of their own, in the same range.
+    """
     rng = np.random.default_rng([seed, round(10 * k), 7])
-    batch, n = programs.x.shape
-    heights = block_heights(programs.cones)
-    drawn = 10.0 ** rng.uniform(-k, k, size=(batch, n + len(heights) + 1))  # an element a row: it depends on no other
-    return Units(drawn[:, :n], np.repeat(drawn[:, n:-1], heights, axis=1), drawn[:, -1])
+    (batch, n), cones = programs.x.shape, programs.cones
+    heights = block_heights(cones)
+    drawn = 10.0 ** rng.uniform(-k, k, size=(batch, n + len(heights) + 1))
+    rows = np.repeat(drawn[:, n:-1], heights, axis=1)
+    if apart:
+        more = np.random.default_rng([seed, round(10 * k), 8])
+        rows = 10.0 ** np.concatenate([_apart(cones, more.uniform(-k, k, size=2 * cones.m)) for _ in range(batch)])
+    return Units(drawn[:, :n], rows, drawn[:, -1])
+
+
+def _apart(cones: Cones, orders: Array) -> Array:
+    """Orders of magnitude (1, m) of rows, made of more of them than are needed."""
+    parts, orders = [orders[: cones.zero + cones.nonnegative]], orders[cones.zero + cones.nonnegative :]
+    for size in cones.second_order:
+        parts, orders = [*parts, np.repeat(orders[:1], size)], orders[1:]
+    for side in cones.psd:
+        cols, rows = np.triu_indices(side)  # the lower triangle column by column
+        parts, orders = [*parts, 0.5 * (orders[rows] + orders[cols])], orders[side:]
+    for _ in range(cones.exponential):
+        parts, orders = [*parts, np.repeat(orders[:1], 3)], orders[1:]
+    for alpha in cones.power:
+        a, b = orders[:2]
+        parts, orders = [*parts, np.array([a, b, alpha * a + (1.0 - alpha) * b])], orders[2:]
+    return np.concatenate(parts)[None]
 
 
 def draw(cones: Cones, batch: int, *, seed: int) -> Programs:
