@@ -33,6 +33,9 @@ __all__ = ["FAMILIES", "RANGES", "derivatives", "drawn", "measure", "queries", "
 
 RANGES = (0.0, 2.0, 4.0, 6.0)
 
+LIMITS = {"highs": {"time_limit_s": 5.0}}
+"""Options of solvers that may never end: the active-set method of HiGHS cycles on a few of these programs."""
+
 NEAR = 1e-9
 """How far from w the sides of a jump of D are looked at."""
 
@@ -52,7 +55,8 @@ def measure(plan: Plan) -> Iterator[Count]:
         asked = queries(family, programs, seed=plan.seed)
         for solver in solvers:
             try:
-                solution_map = SolutionMap(compiled, solver=solver, options=plan.options)
+                options = {**LIMITS.get(solver, {}), **plan.options}
+                solution_map = SolutionMap(compiled, solver=solver, options=options)
             except SolverError:
                 continue
             for k in ranges:
