@@ -9,7 +9,7 @@ SOAK ?= 1800
 SOURCES := convexlayer server clients/python tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint typecheck test demo gallery bench bench-nodes reliability serve build check-wheels clean
+.PHONY: help venv format lint typecheck test demo gallery bench bench-nodes reliability scales serve build check-wheels clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps qpth libdqp
 	touch $@
+
+scales: $(STAMP)  ## Measure what is right and what is told in all units: tables (an hour)
+	$(BIN)/python -m benchmarks.scales
 
 serve: $(STAMP)  ## Serve on http://127.0.0.1:8000
 	$(BIN)/convexlayer serve

@@ -1,0 +1,160 @@
+"""Degenerate programs in units: what has no derivative is not called ok, and what is called ok is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from benchmarks.scales.asked import AbstractQuery, Forward, Reverse, Value, answer
+from benchmarks.scales.degenerate_families import FAMILIES, Degenerate
+from benchmarks.scales.plan import Plan
+from benchmarks.scales.programs import (
+    DATA,
+    Programs,
+    assembled,
+    derivative,
+    newton,
+    parametric,
+    pull,
+    stacked,
+    value_gradient,
+)
+from benchmarks.scales.table import Count, table
+from benchmarks.scales.units import units
+from convexlayer.errors import SolverError
+from convexlayer.layers.solution_map import SolutionMap
+from convexlayer.program import Array
+from convexlayer.solution import BoolArray
+from convexlayer.solvers.registry import available
+
+__all__ = ["FAMILIES", "RANGES", "derivatives", "drawn", "measure", "queries", "seen", "table", "unique"]
+
+RANGES = (0.0, 2.0, 4.0, 6.0)
+
+LIMITS = {"highs": {"time_limit_s": 5.0}}
+"""Options of solvers that may never end: the active-set method of HiGHS cycles on a few of these programs."""
+
+NEAR = 1e-9
+"""How far from w the sides of a jump of D are looked at."""
+
+SINGULAR = 1e-7
+"""Relative size of singular values, and of parts in null spaces, that are zero: true ones leave the rounding error."""
+
+
+def measure(plan: Plan) -> Iterator[Count]:
+    """One count a family, range and solver: every solver that is installed and can take it, unless they are named."""
+    chosen = [family for family in FAMILIES if plan.wants(family.name)]
+    ranges = plan.ranges or RANGES
+    draws = math.ceil(plan.draws / max(len(chosen) * len(ranges), 1))
+    solvers = plan.solvers or ("auto", *(info.name for info in available() if info.installed))
+    for family in chosen:
+        programs = drawn(family, draws, seed=plan.seed)
+        compiled = parametric(programs, seen(family, programs), duals=family.duals)
+        asked = queries(family, programs, seed=plan.seed)
+        for solver in solvers:
+            try:
+                options = {**LIMITS.get(solver, {}), **plan.options}
+                solution_map = SolutionMap(compiled, solver=solver, options=options)
+            except SolverError:
+                continue
+            for k in ranges:
+                yield _counted(Count("degenerate", family.name, k, solver), solution_map, family, programs, asked, plan)
+
+
+def _counted(
+    count: Count,
+    solution_map: SolutionMap,
+    family: Degenerate,
+    programs: Programs,
+    asked: Sequence[AbstractQuery],
+    plan: Plan,
+) -> Count:
+    scales = units(programs, count.k, seed=plan.seed)
+    for start in range(0, programs.batch, plan.batch):
+        index = slice(start, start + plan.batch)
+        outcome = answer(
+            solution_map,
+            programs.select(index),
+            scales.select(index),
+            [query.select(index) for query in asked],
+            visible=seen(family, programs),
+            duals=family.duals,
+            ambiguous=family.ambiguous,
+        )
+        count.add(outcome, show=plan.show)
+    return count
+
+
+def seen(family: Degenerate, programs: Programs) -> tuple[int, ...]:
+    """The variables that are outputs."""
+    return family.visible or tuple(range(programs.x.shape[1]))
+
+
+def drawn(family: Degenerate, batch: int, *, seed: int) -> Programs:
+    """Programs of a family."""
+    rng = np.random.default_rng([seed, *family.name.encode()])
+    made = [tuple(part[None] for part in family.make(rng)) for _ in range(batch)]
+    return stacked([assembled(P, A, x, w, family.cones) for P, A, x, w in made])
+
+
+def queries(family: Degenerate, programs: Programs, *, seed: int) -> list[AbstractQuery]:
+    """What the family asks for, with the derivatives that exist."""
+    rng = np.random.default_rng([seed, 3, *family.name.encode()])
+    size = len(seen(family, programs)) + (programs.w.shape[1] if family.duals else 0)
+    units_of_x = np.broadcast_to(np.eye(size)[:, None], (size, programs.batch, size))
+    found = list[AbstractQuery]()
+    for asked in family.asked:
+        at = DATA.index(asked.wrt)
+        weights = [rng.normal(size=(programs.batch, size))] if asked.of is None else [units_of_x[i] for i in asked.of]
+        for weight in weights:
+            gradient = derivatives(family, programs, weight, asked.wrt)[0]
+            found.append(Reverse((asked.wrt,), weight, gradient, asked.exists))
+        if asked.of is None:
+            tangent = rng.normal(size=programs.theta()[at].shape)
+            rows = [derivatives(family, programs, weight, asked.wrt)[0] for weight in units_of_x]
+            moved = np.stack([np.sum(row * tangent, axis=1) for row in rows], axis=1)
+            found.append(Forward([tangent if i == at else None for i in range(len(DATA))], moved, asked.exists))
+    values = dict(zip(DATA, value_gradient(programs), strict=True))
+    return [*found, *(Value((wrt,), values[wrt], wrt in family.value) for wrt in ("q", "b"))]
+
+
+def derivatives(
+    family: Degenerate, programs: Programs, weight: Array, wrt: str, *, samples: int = 1, seed: int = 0
+) -> tuple[Array, Array]:
+    """Gradients (B, M) by minimum-norm solutions at points near w, and whether they are the derivative (B,).
+
+    They are where N'v = c has a solution for all D near w, all directions of the parameters are in the range of N, and
+    all D give the same.
+    """
+    rng, (batch, n) = np.random.default_rng(seed), programs.x.shape
+    visible = list(seen(family, programs))
+    exists, gradients = np.ones(batch, dtype=bool), list[Array]()
+    for _ in range(samples):
+        D = derivative(programs.cones, programs.w + NEAR * rng.normal(size=programs.w.shape))
+        c = np.zeros((batch, n + programs.w.shape[1]))
+        c[:, visible] = weight[:, : len(visible)]
+        if family.duals:
+            c[:, n:] = np.einsum("bij,bj->bi", D, weight[:, len(visible) :])
+        U, sizes, Vt = np.linalg.svd(newton(programs, D))  # N = U S V', so v = U S^-1 V'c
+        zero = sizes <= SINGULAR * sizes[:, :1]
+        coordinates = np.einsum("bij,bj->bi", Vt, c)
+        exists &= np.max(np.abs(np.where(zero, coordinates, 0.0)), axis=1) < SINGULAR
+        v = np.einsum("bij,bj->bi", U, np.where(zero, 0.0, coordinates / np.where(zero, 1.0, sizes)))
+        gradients.append(pull(programs, v)[DATA.index(wrt)])
+        for column in range(U.shape[2]):
+            left = pull(programs, U[:, :, column])[DATA.index(wrt)]
+            exists &= ~zero[:, column] | (np.max(np.abs(left), axis=1, initial=0.0) < SINGULAR)
+    spread = np.max(np.ptp(np.array(gradients), axis=0), axis=1, initial=0.0)
+    return gradients[0], exists & (spread < 1e-5)
+
+
+def unique(programs: Programs) -> tuple[BoolArray, BoolArray]:
+    """Whether x and y are unique, (B,) each: whether no null vector of N moves them."""
+    n = programs.x.shape[1]
+    D = derivative(programs.cones, programs.w + NEAR * np.random.default_rng(0).normal(size=programs.w.shape))
+    _, sizes, Vt = np.linalg.svd(newton(programs, D))
+    null = Vt * (sizes <= SINGULAR * sizes[:, :1])[..., None]
+    moved_y = np.einsum("bij,bkj->bki", D, null[:, :, n:])
+    return (np.max(np.abs(null[:, :, :n]), axis=(1, 2)) < SINGULAR), (np.max(np.abs(moved_y), axis=(1, 2)) < SINGULAR)

@@ -1,0 +1,331 @@
+"""Programs at which derivatives do not exist, or solutions or multipliers are not unique, made from their solutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from convexlayer.program import Array, Cones
+
+__all__ = ["FAMILIES", "Asked", "Degenerate", "Made"]
+
+Made = tuple[Array, Array, Array, Array]
+"""P (n, n), A (m, n), x (n,) and w = y - s (m,) of one program."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Derivatives of outputs.
+
+    Attributes:
+        wrt: with respect to all of these.
+        of: positions of outputs, each asked for alone; None is one random combination of all, and a tangent of all.
+        exists: whether there is one.
+    """
+
+    wrt: str
+    of: tuple[int, ...] | None
+    exists: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Degenerate:
+    """A family of degenerate programs.
+
+    Attributes:
+        name: its name in tables.
+        cones: of every program.
+        make: draws one, in units in which its numbers are near 1.
+        asked: of its outputs.
+        value: what the optimal value has a derivative with respect to: q where x is unique, b where y is.
+        visible: variables that are outputs, all unless given.
+        duals: whether multipliers are outputs too.
+        ambiguous: positions of outputs that are not unique, and so cannot be compared.
+    """
+
+    name: str
+    cones: Cones
+    make: Callable[[np.random.Generator], Made]
+    asked: tuple[Asked, ...]
+    value: str
+    visible: tuple[int, ...] | None = None
+    duals: bool = False
+    ambiguous: tuple[int, ...] = ()
+
+
+ONE, NONE = True, False
+ROWS_DEPEND = (Asked("q", None, ONE), Asked("q", (0, 1), ONE), Asked("b", None, NONE))
+"""x is a smooth function of the objective, and not of the right-hand sides, which cannot move apart."""
+
+WEAK = (Asked("q", None, NONE), Asked("b", None, NONE))
+"""The solution has one-sided derivatives alone."""
+
+
+def _convex(rng: np.random.Generator, n: int) -> Array:
+    F = rng.normal(size=(n, n))
+    P: Array = F @ F.T / n + 0.3 * np.eye(n)
+    return P
+
+
+def _size(rng: np.random.Generator, *signs: float) -> Array:
+    """Numbers of these signs (0 stays 0) between 0.3 and 1.5."""
+    drawn: Array = np.array(signs) * rng.uniform(0.3, 1.5, size=len(signs))
+    return drawn
+
+
+def _rows(
+    name: str,
+    cones: Cones,
+    signs: Sequence[float],
+    dependent: Callable[[Array], None],
+    asked: tuple[Asked, ...] = ROWS_DEPEND,
+    *,
+    value: str = "q",
+    n: int = 5,
+    linear: bool = False,
+    duals: bool = False,
+    ambiguous: tuple[int, ...] = (),
+) -> Degenerate:
+    """Linear rows with w of these signs, made dependent in place; x and the objective are arbitrary."""
+
+    def make(rng: np.random.Generator) -> Made:
+        A = rng.normal(size=(cones.m, n))
+        dependent(A)
+        P = np.zeros((n, n)) if linear else _convex(rng, n)
+        return P, A, rng.normal(size=n), _size(rng, *signs)
+
+    return Degenerate(name, cones, make, asked, value, duals=duals, ambiguous=ambiguous)
+
+
+def _copy(source: int, target: int, factor: float = 1.0) -> Callable[[Array], None]:
+    def apply(A: Array) -> None:
+        A[target] = factor * A[source]
+
+    return apply
+
+
+def _combine(sources: Sequence[int], target: int) -> Callable[[Array], None]:
+    def apply(A: Array) -> None:
+        A[target] = np.sum(A[list(sources)], axis=0)
+
+    return apply
+
+
+def _nothing(A: Array) -> None:
+    """As drawn."""
+
+
+def _beside_curved(rng: np.random.Generator) -> Made:
+    """Two equal equations beside a second-order and an exponential block on their boundaries."""
+    A = rng.normal(size=(8, 6))
+    A[1] = A[0]
+    return _convex(rng, 6), A, rng.normal(size=6), np.concatenate([_size(rng, 1, -1), _boundary(rng), _smooth(rng)])
+
+
+def _boundary(rng: np.random.Generator) -> Array:
+    """A second-order w (3,) whose y and s are both on the boundary."""
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    return np.array([rng.uniform(-0.5, 0.5), np.cos(angle), np.sin(angle)])
+
+
+def _smooth(rng: np.random.Generator) -> Array:
+    """An exponential w (3,) with y and s both on the boundary: y of the gradient of the boundary at s."""
+    ratio, size, weight = rng.uniform(-0.5, 0.5), rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.5)
+    s = size * np.array([ratio, 1.0, np.exp(ratio)])
+    y = weight * np.array([-np.exp(ratio), -np.exp(ratio) * (1.0 - ratio), 1.0])
+    return y - s
+
+
+def _correlation(rng: np.random.Generator) -> Made:
+    """A semidefinite matrix with its diagonal given, and its trace given once more."""
+    n, diagonal = 6, [0, 3, 5]
+    A = np.zeros((4 + n, n))
+    A[[0, 1, 2], diagonal] = 1.0
+    A[3, diagonal] = 1.0
+    A[4:] = -np.eye(n)
+    return (
+        _convex(rng, n),
+        A,
+        rng.normal(size=n),
+        np.concatenate([_size(rng, 1, -1, 1, 1), _matrix(rng, 1.0, -0.7, -0.4)]),
+    )
+
+
+def _matrix(rng: np.random.Generator, *eigenvalues: float) -> Array:
+    """The scaled lower triangle of a 3 x 3 matrix with these eigenvalues."""
+    Q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    M = (Q * np.array(eigenvalues)) @ Q.T
+    rows, cols = np.array([0, 1, 2, 1, 2, 2]), np.array([0, 0, 0, 1, 1, 2])
+    return M[rows, cols] * np.where(rows == cols, 1.0, np.sqrt(2.0))
+
+
+def _curved(name: str, cones: Cones, w: Callable[[np.random.Generator], Array]) -> Degenerate:
+    """One curved block at a point where its derivative jumps."""
+
+    def make(rng: np.random.Generator) -> Made:
+        n = cones.m + 1
+        return _convex(rng, n), rng.normal(size=(cones.m, n)), rng.normal(size=n), w(rng)
+
+    return Degenerate(name, cones, make, WEAK, "qb")
+
+
+def _ray(rng: np.random.Generator, sign: float) -> Array:
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    return sign * rng.uniform(0.5, 1.5) * np.array([1.0, np.cos(angle), np.sin(angle)])
+
+
+def _exponential(rng: np.random.Generator, side: str) -> Array:
+    ratio, size = rng.uniform(-0.5, 0.5), rng.uniform(0.5, 1.5)
+    if side == "primal":
+        return -size * np.array([ratio, 1.0, np.exp(ratio)])
+    return size * np.array([-np.exp(ratio), -np.exp(ratio) * (1.0 - ratio), 1.0])
+
+
+def _power(rng: np.random.Generator, side: str, alpha: float = 0.3) -> Array:
+    a, b = rng.uniform(0.5, 1.5, size=2)
+    if side == "primal":
+        return -np.array([a, b, a**alpha * b ** (1.0 - alpha)])
+    return np.array([a, b, (a / alpha) ** alpha * (b / (1.0 - alpha)) ** (1.0 - alpha)])
+
+
+def _relu(rng: np.random.Generator) -> Made:
+    """(x - p)^2 / 2, x >= 0 at p = (+, 0, -)."""
+    x = np.array([rng.uniform(0.5, 1.5), 0.0, 0.0])
+    return np.eye(3), -np.eye(3), x, np.array([-x[0], 0.0, rng.uniform(0.5, 1.5)])
+
+
+def _projection(rows: Callable[[], Array], signs: Sequence[float], *, epigraph: bool) -> Callable[..., Made]:
+    """(x - p)^2 / 2, plus t if there is an epigraph variable."""
+
+    def make(rng: np.random.Generator) -> Made:
+        A = rows()
+        n, w = A.shape[1], _size(rng, *signs)
+        P = np.eye(n)
+        if epigraph:  # multipliers sum to 1, the coefficient of t
+            P[-1, -1] = 0.0
+            w[w > 0] /= np.sum(w[w > 0])
+        x = np.zeros(n)  # with A x + s = 0
+        s = np.maximum(-w, 0.0)
+        x[:] = np.linalg.lstsq(A, -s, rcond=None)[0]
+        return P, A, x, w
+
+    return make
+
+
+def _below_t() -> Array:
+    return np.c_[np.eye(4), -np.ones(4)]
+
+
+def _ascending() -> Array:
+    A = np.zeros((4, 5))
+    A[np.arange(4), np.arange(4)], A[np.arange(4), np.arange(1, 5)] = 1.0, -1.0
+    return A
+
+
+def _simplex(rng: np.random.Generator) -> Made:
+    """c'x over the simplex, c_0 = c_1 least."""
+    share = rng.uniform(0.2, 0.8)
+    x = np.array([share, 1.0 - share, 0.0, 0.0])
+    w = np.concatenate([_size(rng, 1), -x + np.r_[0.0, 0.0, _size(rng, 1, 1)]])
+    return np.zeros((4, 4)), np.r_[np.ones((1, 4)), -np.eye(4)], x, w
+
+
+def _largest(rng: np.random.Generator) -> Made:
+    """The two largest of five, with a tie for the second place."""
+    share = rng.uniform(0.2, 0.8)
+    x = np.array([1.0, share, 1.0 - share, 0.0, 0.0])
+    low, high = -x.copy(), x - 1.0
+    low[3:], high[0] = _size(rng, 1, 1), rng.uniform(0.3, 1.5)
+    A = np.r_[np.ones((1, 5)), -np.eye(5), np.eye(5)]
+    return np.zeros((5, 5)), A, x, np.concatenate([_size(rng, 1), low, high])
+
+
+def _flat(hidden: bool) -> Callable[[np.random.Generator], Made]:
+    """(x_0 + x_1 - 1)^2 and (z_0 - z_1)^2, or x determined and z not; one equation ties x where z is hidden."""
+
+    def make(rng: np.random.Generator) -> Made:
+        P = np.zeros((4, 4))
+        P[:2, :2] = _convex(rng, 2) if hidden else 1.0
+        P[2:, 2:] = [[1.0, -1.0], [-1.0, 1.0]]
+        A = np.zeros((2, 4))
+        A[0] = np.r_[rng.normal(size=2), 0.0, 0.0]
+        A[1] = np.r_[rng.normal(size=2), 0.0, 0.0] if hidden else np.r_[1.0, 1.0, 0.0, 0.0]
+        return P, A, rng.normal(size=4), _size(rng, *((1, -1) if hidden else (-1, -1)))
+
+    return make
+
+
+def _point(rng: np.random.Generator) -> Made:
+    """norm(u) <= 0, where u is two rows of A x - b: nothing is inside."""
+    A = rng.normal(size=(3, 4))
+    A[0] = 0.0
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    return _convex(rng, 4), A, rng.normal(size=4), np.array([1.5, np.cos(angle), np.sin(angle)])
+
+
+FAMILIES: list[Degenerate] = [
+    _rows("two equal equations", Cones(zero=3, nonnegative=1), (1, -1, 1, 1), _copy(0, 1)),
+    _rows("equations in proportion", Cones(zero=3, nonnegative=1), (1, 1, 1, -1), _copy(0, 2, -2.5)),
+    _rows("an equation that is a sum", Cones(zero=3, nonnegative=2), (1, -1, 1, 1, -1), _combine((0, 1), 2)),
+    _rows("two equal active rows", Cones(nonnegative=4), (1, 1, 1, -1), _copy(0, 1)),
+    _rows("active rows in proportion", Cones(nonnegative=4), (1, 1, 1, -1), _copy(0, 1, 3.0)),
+    _rows("an active row that is a sum", Cones(nonnegative=5), (1, 1, 1, 1, -1), _combine((0, 1), 2)),
+    _rows("an equation and the same inequality", Cones(zero=2, nonnegative=2), (1, 1, 1, -1), _copy(0, 2)),
+    _rows("nothing inside: a row and its negative", Cones(nonnegative=4), (1, 1, 1, -1), _copy(0, 1, -1.0)),
+    Degenerate("nothing inside: a ball of radius 0", Cones(second_order=(3,)), _point, ROWS_DEPEND, "q"),
+    _rows("a vertex with more rows, quadratic", Cones(nonnegative=6), (1, 1, 1, 1, 1, -1), _nothing, n=3),
+    _rows("a vertex with more rows, linear", Cones(nonnegative=6), (1, 1, 1, 1, 1, -1), _nothing, n=3, linear=True),
+    _rows(
+        "two equal equations, multipliers seen", Cones(zero=3, nonnegative=1), (1, -1, 1, 1), _copy(0, 1),
+        (Asked("q", (0, 1, 7, 8), ONE), Asked("q", (5,), NONE), Asked("b", None, NONE)), duals=True, ambiguous=(5, 6),
+    ),
+    _rows("a weak row", Cones(nonnegative=4), (1, -1, 0, 1), _nothing, WEAK, value="qb"),
+    _rows("a weak row beside equations", Cones(zero=2, nonnegative=3), (1, -1, 0, 1, -1), _nothing, WEAK, value="qb"),
+    Degenerate(
+        "relu at 0", Cones(nonnegative=3), _relu,
+        (Asked("q", (0, 2), ONE), Asked("b", (0, 2), ONE), Asked("q", (1,), NONE), Asked("b", (1,), NONE)), "qb",
+    ),
+    Degenerate(
+        "max, one entry at the level", Cones(nonnegative=4), _projection(_below_t, (1, 1, 0, -1), epigraph=True),
+        (Asked("q", (3,), ONE), Asked("q", (0, 2), NONE)), "qb", (0, 1, 2, 3),
+    ),
+    Degenerate(
+        "max, ties below no level", Cones(nonnegative=4), _projection(_below_t, (1, 1, 1, -1), epigraph=True),
+        (Asked("q", (0, 1, 2, 3), ONE), Asked("b", None, ONE)), "qb", (0, 1, 2, 3),
+    ),
+    Degenerate(
+        "sorting, a tie", Cones(nonnegative=4), _projection(_ascending, (-1, 0, 1, -1), epigraph=False),
+        (Asked("q", (0, 4), ONE), Asked("q", (1, 2, 3), NONE)), "qb",
+    ),
+    Degenerate(
+        "a tie on the simplex", Cones(zero=1, nonnegative=4), _simplex,
+        (Asked("q", (0, 1), NONE), Asked("b", (0, 1), NONE)), "b", ambiguous=(0, 1),
+    ),
+    Degenerate(
+        "a tie for the second place", Cones(zero=1, nonnegative=10), _largest,
+        (Asked("q", (1, 2), NONE), Asked("b", (1, 2), NONE)), "b", ambiguous=(1, 2),
+    ),
+    Degenerate(
+        "not unique, seen", Cones(nonnegative=2), _flat(False),
+        (Asked("q", (0,), NONE), Asked("b", (0,), NONE)), "b", (0, 1), ambiguous=(0, 1),
+    ),
+    Degenerate(
+        "not unique, hidden", Cones(zero=1, nonnegative=1), _flat(True), (Asked("b", (0, 1), ONE),), "b", (0, 1)
+    ),
+    Degenerate(
+        "two equal equations, curved blocks", Cones(zero=2, second_order=(3,), exponential=1), _beside_curved,
+        ROWS_DEPEND, "q",
+    ),
+    Degenerate("a diagonal and its trace, semidefinite", Cones(zero=4, psd=(3,)), _correlation, ROWS_DEPEND, "q"),
+    _curved("weak second-order, y", Cones(second_order=(3,)), lambda rng: _ray(rng, 1.0)),
+    _curved("weak second-order, s", Cones(second_order=(3,)), lambda rng: _ray(rng, -1.0)),
+    _curved("second-order at its apex", Cones(second_order=(3,)), lambda rng: np.zeros(3)),
+    _curved("weak semidefinite", Cones(psd=(3,)), lambda rng: _matrix(rng, 1.0, 0.0, -0.8)),
+    _curved("weak exponential, y", Cones(exponential=1), lambda rng: _exponential(rng, "dual")),
+    _curved("weak exponential, s", Cones(exponential=1), lambda rng: _exponential(rng, "primal")),
+    _curved("weak power, y", Cones(power=(0.3,)), lambda rng: _power(rng, "dual")),
+    _curved("weak power, s", Cones(power=(0.3,)), lambda rng: _power(rng, "primal")),
+]  # fmt: skip
+"""All of them."""

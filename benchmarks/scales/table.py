@@ -1,0 +1,132 @@
+"""Counts of draws, and the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchmarks.scales.judge import Outcome
+from benchmarks.table import grid
+
+__all__ = ["Count", "merged", "table"]
+
+
+COUNTED = ("right_told", "silent", "right_untold", "wrong_untold", "silent_outputs", "wrong_optimal")
+"""What is added up."""
+
+
+@dataclass
+class Count:
+    """What became of the draws of one cell.
+
+    Attributes:
+        part: of the harness.
+        family: name of the family.
+        k: units or parameters in 10^-k..10^k.
+        solver: as it was asked for.
+        right_told: right, and said so.
+        silent: something wrong called optimal and ok.
+        silent_outputs: those of them whose derivatives that are called ok are right.
+        wrong_optimal: wrong outputs called optimal, whatever was said of derivatives.
+        right_untold: right, but not all of it called optimal and ok.
+        wrong_untold: wrong, and said so.
+        silent_draws: positions of the silent draws among the draws of this cell.
+        examples: some of them, in words.
+        statuses: how often each word was said of a solve.
+        x_error: largest relative error of an output that was told.
+        J_error: likewise of a derivative.
+        details: what else a part has to say.
+    """
+
+    part: str
+    family: str
+    k: float
+    solver: str
+    right_told: int = 0
+    silent: int = 0
+    right_untold: int = 0
+    wrong_untold: int = 0
+    silent_outputs: int = 0
+    wrong_optimal: int = 0
+    silent_draws: list[int] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
+    statuses: dict[str, int] = field(default_factory=dict)
+    x_error: float = 0.0
+    J_error: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def draws(self) -> int:
+        """All of them."""
+        return self.right_told + self.silent + self.right_untold + self.wrong_untold
+
+    @property
+    def untold(self) -> float:
+        """Share of the draws that were told otherwise."""
+        return (self.right_untold + self.wrong_untold) / max(self.draws, 1)
+
+    def add(self, outcome: Outcome, *, show: int = 0) -> Count:
+        """With a batch more, of which the first silent draws are written out until there are so many."""
+        first = self.draws
+        untold = ~outcome.told & ~outcome.silent
+        self.right_told += int(np.sum(outcome.told & ~outcome.silent))
+        self.silent += int(np.sum(outcome.silent))
+        self.right_untold += int(np.sum(untold & outcome.right))
+        self.wrong_untold += int(np.sum(untold & ~outcome.right))
+        self.silent_outputs += int(np.sum(outcome.silent_outputs))
+        self.wrong_optimal += int(np.sum(outcome.wrong_optimal))
+        for i in np.flatnonzero(outcome.silent)[: max(show - len(self.examples), 0)].tolist():
+            self.examples.append(f"draw {first + i}: {outcome.example(i)}")
+        self.silent_draws += (first + np.flatnonzero(outcome.silent)).tolist()
+        for word in outcome.status:
+            self.statuses[word] = self.statuses.get(word, 0) + 1
+        for name in ("x_error", "J_error"):
+            told = getattr(outcome, name)[outcome.told]
+            setattr(self, name, max(getattr(self, name), float(np.max(told, initial=0.0))))
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def merged(counts: Iterable[Count], key: Sequence[str]) -> list[Count]:
+    """Counts that agree in these attributes, added up; what else names a cell becomes ``all`` (k: the largest)."""
+    groups: dict[tuple[Any, ...], Count] = {}
+    for count in counts:
+        name = tuple(getattr(count, attribute) for attribute in key)
+        if name not in groups:
+            labels = {attribute: getattr(count, attribute) for attribute in key}
+            groups[name] = Count(**{"part": count.part, "family": "all", "k": count.k, "solver": "all", **labels})
+        group = groups[name]
+        for attribute in COUNTED:
+            setattr(group, attribute, getattr(group, attribute) + getattr(count, attribute))
+        for word, number in count.statuses.items():
+            group.statuses[word] = group.statuses.get(word, 0) + number
+        group.k = max(group.k, count.k)
+        group.x_error, group.J_error = max(group.x_error, count.x_error), max(group.J_error, count.J_error)
+    return list(groups.values())
+
+
+def table(counts: Sequence[Count]) -> str:
+    """One row a family and solver, one column a range: right told / silent / right untold / wrong untold."""
+    ranges = sorted({count.k for count in counts})
+    rows = []
+    for family, solver in dict.fromkeys((count.family, count.solver) for count in counts):
+        cells = {count.k: count for count in counts if (count.family, count.solver) == (family, solver)}
+        rows.append([family, solver, *(_cell(cells.get(k)) for k in ranges)])
+    for solver in dict.fromkeys(count.solver for count in counts):
+        total = {count.k: count for count in merged([c for c in counts if c.solver == solver], ("k",))}
+        rows.append(["**all**", solver, *(_cell(total.get(k)) for k in ranges)])
+    head = ["right told / **silent** / right untold / wrong untold", "solver", *(f"10^±{k:g}" for k in ranges)]
+    return grid(head, rows)
+
+
+def _cell(count: Count | None) -> str:
+    if count is None:
+        return ""
+    silent = f"**{count.silent}**" if count.silent else "0"
+    return f"{count.right_told} / {silent} / {count.right_untold} / {count.wrong_untold}"

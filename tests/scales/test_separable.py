@@ -1,0 +1,68 @@
+"""Families with closed forms, parameters of 10^-k..10^k mixed in one problem: nothing wrong is called ok."""
+
+from __future__ import annotations
+
+import cvxpy as cp
+import numpy as np
+import pytest
+
+from benchmarks.scales.family import Family
+from benchmarks.scales.plan import Plan
+from benchmarks.scales.separable import RANGES, families, measure
+from benchmarks.scales.table import Count, merged
+
+FAMILIES = families()
+DRAWS = 4
+"""Of each family and range; ``python -m benchmarks.scales`` takes more."""
+
+
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # than was asked for
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_closed_form_is_the_solution(family: Family) -> None:
+    """Near 1, where another way to it can be trusted: CVXPY and Clarabel, without the library."""
+    theta = family.theta(1, 0.3, seed=1)
+    for parameter, value in zip(family.parameters, theta, strict=True):
+        parameter.value = value[0]
+    tight = {f"tol_{name}": 1e-11 for name in ("gap_abs", "gap_rel", "feas")}
+    family.problem.solve(solver=cp.CLARABEL, **tight)
+    found = np.concatenate([np.ravel(variable.value) for variable in family.variables])
+    truth = family.truth(theta)
+    assert np.max(np.abs(found - truth.x[0]) / np.max(truth.x_size[0])) < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_derivative_of_the_closed_form(family: Family) -> None:
+    """By central differences, along directions that move each parameter in proportion."""
+    theta = family.theta(2, 1.0, seed=2)
+    truth, rng, step = family.truth(theta), np.random.default_rng(0), 1e-5
+    rows = [value.reshape(2, -1) for value in theta]
+    direction = [row * rng.normal(size=row.shape) for row in rows]
+    if "log_det" in family.name:  # a symmetric parameter moves symmetrically
+        direction = [
+            (0.5 * (d.reshape(v.shape) + d.reshape(v.shape).mT)).reshape(d.shape) if v.ndim == 3 else d
+            for d, v in zip(direction, theta, strict=True)
+        ]
+    there, back = (
+        family.truth([v + sign * step * d.reshape(v.shape) for v, d in zip(theta, direction, strict=True)]).x
+        for sign in (1.0, -1.0)
+    )
+    expected = np.einsum("bij,bj->bi", truth.J, np.concatenate(direction, axis=1))
+    scale = np.einsum("bij,bj->bi", truth.J_size, np.abs(np.concatenate(direction, axis=1)))
+    assert np.max(np.abs((there - back) / (2.0 * step) - expected) / scale) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[Count]:
+    return list(measure(Plan(draws=DRAWS * len(FAMILIES) * len(RANGES))))
+
+
+def test_nothing_wrong_is_called_ok(measured: list[Count], counts: list[Count]) -> None:
+    counts += measured
+    silent = {(count.family, count.k, count.solver): count.silent_draws for count in measured if count.silent}
+    assert not silent
+
+
+def test_what_is_right_is_called_so_within_ten_thousandfold(measured: list[Count]) -> None:
+    totals = merged((count for count in measured if count.k <= 4.0), ("solver", "k"))
+    untold = {(total.solver, total.k): round(total.untold, 3) for total in totals if total.untold > 0.1}
+    assert not untold
