@@ -174,20 +174,24 @@ class Solution:
         return Residuals(each[0], each[1], each[2], each[3], point.backward, worst, objective)
 
     def certified(
-        self, program: ConeProgram, tol: float, residuals: Residuals | None = None
+        self, program: ConeProgram, tol: float, residuals: Residuals | None = None, *, row_by_row: bool = False
     ) -> tuple[Solution, Residuals]:
         """The solution with the statuses that its residuals (computed unless given) warrant, and the residuals.
 
-        An element that its solver calls solved is optimal where its backward error is at most 10 tol. It is inaccurate
-        where that is more but the primal, dual and gap residuals, norms of the whole problem, are at most 1000 tol and
-        the natural residual at most 100 sqrt(tol); otherwise it is a numerical error. One that it calls infeasible or
-        unbounded is a numerical error where it came with a ray that proves nothing.
+        An element that its solver calls solved is optimal, row by row, where its backward error is at most 10 tol; by
+        norms, which is all that can be asked of a solver's own point, where the primal, dual and gap residuals are at
+        most 10 tol and the natural residual at most sqrt(tol) (weakly active constraints leave it there). It is
+        inaccurate where those four are a hundred times that; otherwise it is a numerical error. One that it calls
+        infeasible or unbounded is a numerical error where it came with a ray that proves nothing.
         """
         residuals = residuals or self.residuals(program)
-        certain = residuals.backward <= 10.0 * max(tol, FINEST)
+        norms = np.maximum(np.maximum(residuals.primal, residuals.dual), residuals.gap)
+        if row_by_row:
+            certain = residuals.backward <= 10.0 * max(tol, FINEST)
+        else:
+            certain = (norms <= 10.0 * tol) & (residuals.natural <= np.sqrt(tol))
         if self.all_optimal and np.all(certain):
             return self, residuals
-        norms = np.maximum(np.maximum(residuals.primal, residuals.dual), residuals.gap)
         usable = (norms <= 1e3 * tol) & (residuals.natural <= 1e2 * np.sqrt(tol))
         infeasible, unbounded = (
             np.array([word is claim for word in self.status], dtype=bool)

@@ -58,7 +58,8 @@ class ExactDifferentiator(AbstractDifferentiator):
         self._program = program
         self._near = factor
         self._point = point or solution.complementary(program)
-        self._relative = relative or (lambda dx, dy, _: self._point.relative_change(dx, 0.0 * dy))
+        here = self._point
+        self._relative = relative or (lambda dx, dy, _: here.relative_change(dx, 0.0 * dy))
 
     @cached_property
     def _factor(self) -> ReducedFactor:

@@ -9,7 +9,7 @@ import numpy as np
 
 from convexlayer.certificate import ComplementaryPoint, scales_at
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
-from convexlayer.program import Array, ConeProgram, IndexArray
+from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 from convexlayer.solution import Solution, Status
 
 __all__ = ["Polished", "polish", "polished"]
@@ -25,6 +25,9 @@ NEAR, PROGRESS, PATIENCE = 1e-6, 0.5, 2
 
 ALL_FROM = 0.5
 """Share of elements in need, from which the first step factorises all of them, for the derivative to come."""
+
+ASTRAY = 1e3
+"""Polish does not make x so many times larger than the solver's: then there is nothing near."""
 
 CANCELLED = 1e-11
 """A variable of which a step leaves no more than this share is 0: the rest is rounding."""
@@ -163,7 +166,8 @@ class _Run:
     def _keep(self, active: IndexArray, point: ComplementaryPoint) -> None:
         for last, new in zip(self._last, (point.x, point.y, point.s), strict=True):
             last[active] = new
-        better = (point.backward < self.backward[active]) | (point.backward <= NEEDED)
+        astray = max_norm(point.x) > ASTRAY * np.maximum(max_norm(self._start[0][active]), 1.0)
+        better = ((point.backward < self.backward[active]) | (point.backward <= NEEDED)) & ~astray
         kept = active[better]
         self.x[kept], self.y[kept], self.s[kept] = point.x[better], point.y[better], point.s[better]
         self.backward[kept] = point.backward[better]

@@ -301,7 +301,8 @@ class SolutionMap:
         point, factor = solution.complementary(program), None
         if options.polish:
             solution, point, factor = polished(self._system, program, solution, point=point)
-        certified, residuals = solution.certified(program, options.tol, solution.residuals(program, point))
+        measured = solution.residuals(program, point)
+        certified, residuals = solution.certified(program, options.tol, measured, row_by_row=options.polish)
         return _Certified(certified, residuals, factor, point)
 
     def _solved_again(

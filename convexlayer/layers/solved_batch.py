@@ -13,17 +13,12 @@ from convexlayer.arguments import as_array
 from convexlayer.canon import OutputSpec, ParameterSpec, ParametricProgram
 from convexlayer.diff import AbstractDifferentiator, DerivativeReport, SolutionCotangent, SolutionTangent
 from convexlayer.errors import ShapeError
+from convexlayer.layers.outputs import OutputChange
 from convexlayer.layers.report import Report
-from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
+from convexlayer.program import Array, ConeProgram, IndexArray, Structure
 from convexlayer.solution import BoolArray, Solution
 
 __all__ = ["SolvedBatch"]
-
-CANCELLED = 1e-6
-"""An output of which a Newton step leaves no more than this share is 0."""
-
-SMALL = 1e-8
-"""Changes of outputs up to this share need no second look."""
 
 
 _OBJECTIVE = OutputSpec("objective", ())
@@ -247,36 +242,9 @@ class SolvedBatch:
 
     @cached_property
     def _differentiator(self) -> AbstractDifferentiator:
-        return self._differentiate(*self._solved_part, relative=self._relative)
-
-    def _relative(self, dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
-        """How large changes of x and y of the solved elements are relative to the outputs that they make, (B,).
-
-        An output may be next to 0 because its terms cancel there. Then it moves with the parameters by much more than
-        itself, and what counts is that: how it answers to changes of all parameters by the same share.
-        """
-        moved = self._moved(dx, dy)
-        values = np.concatenate([value.reshape(len(value), -1) for value in self._values], axis=1)
-        change, size = np.abs(moved), np.abs(values)
-        change[(size == 0.0) | (np.abs(values + moved) <= CANCELLED * size)] = 0.0  # 0 at the solution: of no size
-        doubtful = np.any(change > SMALL * size, axis=1, keepdims=True)
-        if np.any(doubtful):
-            size = np.where(doubtful, np.maximum(size, self._response(respond)), size)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return max_norm(np.where(change > 0.0, change / size, 0.0))
-
-    def _response(self, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
-        """How the outputs of the solved elements answer to a change of all parameters by their size, (B, entries)."""
-        program, features = self._parametric, self._solved_rows(self._features)
-        push = features * np.random.default_rng(0).choice((-1.0, 1.0), features.shape[1])
-        dx, dy = respond(program.push(features, push).divided(self._solved_rows(self._scale)))
-        _, x, y = self._here
-        return np.abs(self._moved(dx, dy) + program.recovery.push_direct(np.concatenate([x, y], axis=1), push))
-
-    def _moved(self, dx: Array, dy: Array) -> Array:
-        """Tangents (B, entries) of all outputs of the solved elements."""
-        features, scale = self._solved_rows(self._features), self._solved_rows(self._scale)
-        return self._parametric.recovery.push_linear(features, dx, dy * scale[:, None])
+        features, x, y = self._here
+        change = OutputChange(self._parametric, features, x, y, self._values, self._solved_rows(self._scale))
+        return self._differentiate(*self._solved_part, relative=change)
 
     @cached_property
     def _slope(self) -> Array:

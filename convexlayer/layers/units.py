@@ -65,7 +65,8 @@ class Equilibration:
         abs_P, abs_A, b_size = np.abs(program.P), np.abs(program.A), max_norm(program.b)
         sigma = _size(b_size, max_norm(program.q), max_norm(program.P))
         ratio = np.maximum(_ratio(abs_P), _ratio(abs_A))
-        needed = ~((ratio <= EVEN) & (sigma <= EVEN) & (sigma >= 1.0 / EVEN))
+        finite = np.isfinite(ratio + sigma + max_norm(program.q))
+        needed = finite & ~((ratio <= EVEN) & (sigma <= EVEN) & (sigma >= 1.0 / EVEN))
         if not np.any(needed):
             return None
         d, e = np.ones((program.batch, program.structure.n)), np.ones((program.batch, program.structure.m))
