@@ -18,8 +18,8 @@ import numpy as np
 
 from convexlayer import ParametricProgram
 from convexlayer.canon.document import write_pattern
+from convexlayer.cones import product_cone
 from convexlayer.program import Array, Cones, IndexArray, Pattern
-from convexlayer.solution import product_cone
 
 __all__ = [
     "DATA",

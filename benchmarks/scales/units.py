@@ -23,10 +23,10 @@ from benchmarks.scales.programs import (
     value_gradient,
 )
 from benchmarks.scales.table import Count, table
+from convexlayer.cones import product_cone
 from convexlayer.errors import SolverError
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.program import Array, Cones
-from convexlayer.solution import product_cone
 
 __all__ = ["APART", "FAMILIES", "RANGES", "draw", "measure", "queries", "table", "units"]
 

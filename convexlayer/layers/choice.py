@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple, final
 
+import torch
+
+from convexlayer.errors import SolverError
 from convexlayer.program import Structure
 from convexlayer.solvers.auto import deputy_of
 from convexlayer.solvers.base import AbstractSolver, SolverState
 from convexlayer.solvers.registry import solver_for
 
-__all__ = ["Chosen", "Deputy", "choose", "fastest"]
+__all__ = ["Chosen", "Deputy", "checked_device", "choose", "fastest"]
 
 RUNS = 3
 """Timed runs of each candidate, after one that is not: caches fill, and a solver may keep what it built."""
@@ -66,6 +69,20 @@ def choose(name: str, structure: Structure, device: str = "cpu") -> Chosen:
     second = deputy_of(solver, structure)
     deputy = None if second is None else Deputy(solver_for(second, structure)[0], structure)
     return Chosen(solver, solver.init(structure), deputy, reason)
+
+
+def checked_device(device: str) -> str:
+    """The device, if doubles can be kept there.
+
+    Raises:
+        SolverError: they cannot.
+    """
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).splitlines()[0]
+        raise SolverError(f"torch has no device {device!r} for float64 here ({said}): device='cpu' works") from error
+    return device
 
 
 def fastest(candidates: Sequence[Chosen], attempt: Callable[[Chosen], int]) -> Chosen:

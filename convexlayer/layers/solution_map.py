@@ -10,7 +10,6 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple, final
 
 import numpy as np
-import torch
 
 from convexlayer.arguments import check_kind, check_truth
 from convexlayer.canon import ParametricProgram
@@ -22,7 +21,7 @@ from convexlayer.diff import (
     polished,
 )
 from convexlayer.errors import ProblemError, ShapeError, SolverError
-from convexlayer.layers.choice import Chosen, choose, fastest
+from convexlayer.layers.choice import Chosen, checked_device, choose, fastest
 from convexlayer.layers.convexity import is_promise
 from convexlayer.layers.parts import Parts
 from convexlayer.layers.posing import Posed, among, posed, usable_part
@@ -109,7 +108,7 @@ class SolutionMap:
             raise SolverError(
                 f"tune=True chooses the solver by its time, but solver={solver!r} is named: leave one out"
             )
-        self._device = _checked_device(device)
+        self._device = checked_device(device)
         self._chosen = choose(solver, program.structure, self._device)
         self._tune = tune
         self._tuned: Chosen | None = None
@@ -378,16 +377,6 @@ class SolutionMap:
             return int(np.count_nonzero(self._certified(program, solution, options).solution.solved))
 
         return fastest(contenders, attempt)
-
-
-def _checked_device(device: str) -> str:
-    """The device, if doubles can be kept there."""
-    try:
-        torch.ones(1, dtype=torch.float64, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).splitlines()[0]
-        raise SolverError(f"torch has no device {device!r} for float64 here ({said}): device='cpu' works") from error
-    return device
 
 
 def _nothing(program: ConeProgram) -> Solution:

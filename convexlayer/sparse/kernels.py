@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from convexlayer.entry import entry
-from convexlayer.sparse.row_kernels import complementary, residuals, scales
+from convexlayer.sparse.row_kernels import complementary, larger, residuals, scales
 
 __all__ = [
     "accumulate",
@@ -86,7 +87,7 @@ def fill(
         _fill_block(ends[3], ends[4], column, row, value, rest, x[e], b[e])
         largest = 0.0
         if normalise:
-            largest = _larger(_largest(P[e]), _largest(q[e]))
+            largest = larger(_largest(P[e]), _largest(q[e]))
         if largest == 0.0:
             scale[e] = 1.0
             continue
@@ -119,7 +120,7 @@ def _fill_block(
 def _largest(values: Floats) -> float:
     largest = 0.0
     for number in values:
-        largest = _larger(largest, abs(number))
+        largest = larger(largest, abs(number))
     return largest
 
 

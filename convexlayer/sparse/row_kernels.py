@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from convexlayer.entry import entry
 
-__all__ = ["complementary", "residuals", "scales"]
+__all__ = ["complementary", "larger", "residuals", "scales"]
 
 Floats = NDArray[np.float64]
 
@@ -228,9 +228,9 @@ def complementary(
                 total += A[e, p] * y[e, A_rows[p]]
                 primal[e, A_rows[p]] += A[e, p] * x[e, j]
             dual[e, j] = total
-            worst = _larger(worst, _ratio(total, dual_size[e, j]))
+            worst = larger(worst, _ratio(total, dual_size[e, j]))
         for i in range(m):
-            worst = _larger(worst, _ratio(primal[e, i], primal_size[e, i]))
+            worst = larger(worst, _ratio(primal[e, i], primal_size[e, i]))
         backward[e] = np.inf if np.isnan(worst) else worst
 
 
@@ -281,25 +281,25 @@ def residuals(
             Aty[j] = total
         dual, dual_size, xPx, qx = 0.0, 1.0, 0.0, 0.0
         for j in range(n):
-            dual = _larger(dual, abs(Px[j] + q[e, j] + Aty[j]))
+            dual = larger(dual, abs(Px[j] + q[e, j] + Aty[j]))
             dual_size = max(dual_size, max(abs(Px[j]), max(abs(q[e, j]), abs(Aty[j]))))
             xPx += x[e, j] * Px[j]
             qx += x[e, j] * q[e, j]
         primal, primal_size, by, natural = 0.0, 1.0, 0.0, 0.0
         for i in range(m):
-            primal = _larger(primal, abs(Ax[i] + s[e, i] - b[e, i]))
+            primal = larger(primal, abs(Ax[i] + s[e, i] - b[e, i]))
             primal_size = max(primal_size, max(abs(Ax[i]), max(abs(s[e, i]), abs(b[e, i]))))
             by += b[e, i] * y[e, i]
-            natural = _larger(natural, abs(c[e, i] * (y[e, i] - y_complementary[e, i])) / size[e, i])
+            natural = larger(natural, abs(c[e, i] * (y[e, i] - y_complementary[e, i])) / size[e, i])
         gap = abs(xPx + qx + by) / max(1.0, max(abs(xPx), max(abs(qx), abs(by))))
         primal, dual = primal / primal_size, dual / dual_size
-        worst = _larger(_larger(primal, dual), _larger(gap, natural))
+        worst = larger(larger(primal, dual), larger(gap, natural))
         out[0, e], out[1, e], out[2, e], out[3, e] = primal, dual, gap, natural
         out[4, e] = np.inf if np.isnan(worst) else worst
         out[5, e] = 0.5 * xPx + qx + r[e]
 
 
 @njit(nogil=True)
-def _larger(largest: float, value: float) -> float:
+def larger(largest: float, value: float) -> float:
     """The larger of the two; NaN where one is."""
     return largest if value <= largest or np.isnan(largest) else value
