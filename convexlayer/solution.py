@@ -11,7 +11,8 @@ import numpy as np
 
 from convexlayer import compiled
 from convexlayer.certificate import ComplementaryPoint
-from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
+from convexlayer.cones import product_cone
+from convexlayer.program import Array, ConeProgram, IndexArray, is_finite, max_norm
 from convexlayer.rays import BoolArray, refuted
 from convexlayer.sparse import residuals
 
@@ -50,10 +51,10 @@ class Residuals:
         primal: norm(Ax + s - b) / max(1, norm(Ax), norm(s), norm(b)), in the maximum norm.
         dual: norm(Px + q + A'y) / max(1, norm(Px), norm(q), norm(A'y)).
         gap: abs(x'Px + q'x + b'y) / max(1, abs(x'Px), abs(q'x), abs(b'y)).
-        natural: the distance to the complementary point of ``certificate``, of each block in its own size: the largest
-            norm(c y - Pi_{K*}(c y - s / c)) / sqrt(S Y). On curved cones the other three may read 1e-10 while this is
-            1e-6, and gradients are off accordingly.
-        backward: the largest componentwise backward error of that point: every row against the sum of the magnitudes
+        natural: norm(y - Pi_{K*}(y - s)) / max(1, norm(y), norm(s)). On curved cones the other three may read 1e-10
+            while this is 1e-6, and gradients are off accordingly.
+        backward: the largest componentwise backward error of the complementary point near by (see ``certificate``),
+            every row against the sum of the magnitudes
             of its own terms. This one sees a row that is wrong altogether beside one that is 1e7 times larger.
         worst: the largest of the first four; infinite where one is not a number.
         objective: x'Px/2 + q'x + r, which is known on the way.
@@ -155,10 +156,13 @@ class Solution:
         point = point or self.complementary(program)
         P, A = program.structure.P, program.structure.A
         x, y, s = self.x, self.y, self.s
+        w = y - s
+        at = product_cone(program.structure.cones).at(w if is_finite(w) else np.where(np.isfinite(w), w, 0.0))
         if compiled.ready():
             data = (program.P, program.q, program.r, program.A, program.b, x, y, s)
-            scales = point.scales
-            found = residuals(program.structure.by_columns, (*data, scales.c, scales.size, point.y))
+            cones = program.structure.cones
+            orthant = cones.zero + cones.nonnegative
+            found = residuals(program.structure.by_columns, cones.zero, orthant, data, at.curved_projection)
             return Residuals(found[0], found[1], found[2], found[3], point.backward, found[4], found[5])
         Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
         xPx, qx, by = np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)
@@ -166,7 +170,7 @@ class Solution:
             max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
             max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
             np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
-            max_norm(point.scales.c * (y - point.y) / point.scales.size),
+            max_norm(y - at.projection) / _scale(y, s),
         )
         largest = reduce(np.maximum, each)
         worst = np.where(largest >= 0.0, largest, np.inf)

@@ -59,7 +59,7 @@ MAY_IMPORT_TORCH = (
 MAY_IMPORT_CVXPY = (
     "convexlayer/canon/",
     "convexlayer/solvers/cvxpy_.py",
-    "convexlayer/layers/canonicalize.py",  # as the next: its arguments are CVXPY's
+    "convexlayer/layers/canonicalize.py",  # these two have arguments of CVXPY's
     "convexlayer/layers/convex.py",
     "convexlayer/gallery/entries/",  # which compares nodes with the convex layer
     "convexlayer/layers/remote.py",

@@ -38,11 +38,15 @@ class Residual:
         text: what came out, as the end of a sentence.
         condition: the condition's place among all of the problem's.
         size: relative to the terms compared, and to 1 where they are smaller.
+        absolute: the same in the unit of the condition: that of the objective where ``of_objective``.
+        of_objective: whether the unit is that of the objective, as of products with multipliers.
     """
 
     text: str
     condition: int
     size: float
+    absolute: float
+    of_objective: bool
 
 
 def residuals(
@@ -69,18 +73,20 @@ def residuals(
         warnings.simplefilter("ignore")
         for position, evaluate in enumerate(_conditions(problem, values, reported, value, multipliers)):
             try:
-                text, absolute, scale = evaluate()
+                text, absolute, scale, of_objective = evaluate()
             except Exception:  # atoms may raise anything outside their domain
                 logger.debug("a condition cannot be evaluated", exc_info=True)
                 continue
             size = absolute / max(1.0, scale)
             if np.isfinite(size):
-                found.append(Residual(text, position, size))
+                found.append(Residual(text, position, size, absolute, of_objective))
     return found
 
 
-Condition = Callable[[], tuple[str, float, float]]
-"""Gives what came out, the absolute residual, and the size of the terms compared."""
+Answer = tuple[str, float, float, bool]
+"""What came out, the residual, the size of the terms compared, and whether the unit is that of the objective."""
+
+Condition = Callable[[], Answer]
 
 
 def _conditions(
@@ -131,20 +137,20 @@ class _Values:
         return dense.reshape(expression.shape)
 
 
-def _of_objective(expression: cp.Expression, reported: float, value: _Values) -> tuple[str, float, float]:
+def _of_objective(expression: cp.Expression, reported: float, value: _Values) -> Answer:
     evaluated = float(value(expression).reshape(()))
     text = f"the objective is reported as {reported:.6g} and evaluates to {evaluated:.6g}"
-    return text, abs(evaluated - reported), abs(reported)
+    return text, abs(evaluated - reported), abs(reported), True
 
 
-def _of_constraint(constraint: cp.Constraint, value: _Values) -> tuple[str, float, float]:
+def _of_constraint(constraint: cp.Constraint, value: _Values) -> Answer:
     arguments = [value(argument) for argument in constraint.args]
     violation = _violation(constraint, arguments)
     text = f"the constraint {_name(constraint)} is violated by {violation:.3g}"
-    return text, violation, max((_largest(argument) for argument in arguments), default=0.0)
+    return text, violation, max((_largest(argument) for argument in arguments), default=0.0), False
 
 
-def _of_multipliers(constraint: cp.Constraint, values: Mapping[int, Array], value: _Values) -> tuple[str, float, float]:
+def _of_multipliers(constraint: cp.Constraint, values: Mapping[int, Array], value: _Values) -> Answer:
     arguments = [value(argument) for argument in constraint.args]
     match constraint:
         case Inequality():
@@ -162,7 +168,7 @@ def _of_multipliers(constraint: cp.Constraint, values: Mapping[int, Array], valu
     ]
     total, size = abs(sum(product for product, _ in products)), sum(size for _, size in products)
     text = f"the constraint {_name(constraint)} is not tight though it has multipliers (their product is {total:.3g})"
-    return text, total, size
+    return text, total, size, True
 
 
 def _violation(constraint: cp.Constraint, arguments: list[Array]) -> float:

@@ -61,6 +61,9 @@ ACCURACY = 1e-8
 DOUBTED = 1e-4
 """Relative residual that is doubted."""
 
+AMPLIFIED = 1e3
+"""A residual this many times what the solver left of the cone program's own conditions is no matter of accuracy."""
+
 NOISE, STEADY = 1e-6, 0.1
 """What is doubted is wrong where it changes by no more than a tenth at points as near as this, relative to the largest
 number in the solution: elsewhere the function is too steep there for a solver's accuracy."""
@@ -112,6 +115,16 @@ def _message(residual: Residual) -> str:
     )
 
 
+def _errors(program: ConeProgram, solution: Solution) -> tuple[float, float]:
+    """By how much a point may be from optimal, to first order, and by how much from feasible."""
+    P, A = program.structure.P, program.structure.A
+    x, y, s = solution.x, solution.y, solution.s
+    Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
+    primal, dual = np.abs(Ax + s - program.b), np.abs(Px + program.q + Aty)
+    gap = np.sum(x * (Px + program.q)) + np.sum(program.b * y)
+    return float(abs(gap) + np.sum(np.abs(y) * primal) + np.sum(np.abs(x) * dual)), float(np.max(primal, initial=0.0))
+
+
 def _is_moderate(structure: Structure) -> bool:
     return (
         structure.n + structure.m <= LARGEST_SIZE
@@ -129,6 +142,7 @@ class _Point:
         parameters: values of parameters, by id.
         reported: the objective value that the program reports.
         largest: the largest number in the solution, at least 1.
+        errors: what the solver left, in the unit of the objective and in that of the constraints.
         tight: whether constraints with multipliers must be tight, as they need not with a term in other variables.
     """
 
@@ -136,6 +150,7 @@ class _Point:
     parameters: dict[int, Array]
     reported: float
     largest: float
+    errors: tuple[float, float]
     tight: bool
 
 
@@ -175,7 +190,8 @@ class _Check:
         features = self.program.features.apply([value[None] for value in values], 1)
         program = self.program.instantiate(features)
         center = (-1) ** draw * SPREAD * rng.standard_normal(program.structure.n)
-        solution = self.solve(self._with_proximal_term(program, center, inner), ACCURACY)
+        posed = self._with_proximal_term(program, center, inner)
+        solution = self.solve(posed, ACCURACY)
         if not solution.all_solved:
             logger.debug("draw %d of the parameters: %s", draw, solution.status[0])
             return None
@@ -185,12 +201,18 @@ class _Check:
             parameters={parameter.id: value for parameter, value in zip(self.parameters, values, strict=True)},
             reported=float(self.program.objective.value(program.objective(solution.x))[0]),
             largest=float(np.max(np.abs(solution.x), initial=1.0)),
+            errors=_errors(posed, solution),
             tight=inner == 0.0,
         )
 
     def mismatch(self, point: _Point, rng: np.random.Generator) -> Residual | None:
         """The largest residual that is no matter of accuracy."""
-        doubted = [residual for residual in self._residuals(point, point.variables) if residual.size > DOUBTED]
+        doubted = [
+            residual
+            for residual in self._residuals(point, point.variables)
+            if residual.size > DOUBTED
+            and residual.absolute > AMPLIFIED * (point.errors[0] if residual.of_objective else point.errors[1])
+        ]
         if not doubted:
             return None
         nearby: list[dict[int, float]] = []

@@ -301,4 +301,4 @@ def warm_up() -> None:
     scales(*patterns, end, 0, (1.0,) * 7, P, q, A, b, one, one, one, *arrays, 0, 1)
     outputs = (*(one.copy() for _ in range(4)), np.empty(1))
     complementary(*patterns, 0, P, q, A, b, one, one, curved, one, one, one, *outputs, 0, 1)
-    residuals(*patterns, P, q, one[0], A, b, one, one, one, one, one, one, np.empty((6, 1)), 0, 1)
+    residuals(*patterns, 0, 1, P, q, one[0], A, b, one, one, one, curved, np.empty((6, 1)), 0, 1)

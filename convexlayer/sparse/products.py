@@ -235,16 +235,20 @@ def complementary(patterns: Patterns, free: int, data: tuple[Floats, ...]) -> tu
     return out
 
 
-def residuals(patterns: Patterns, data: tuple[Floats, ...]) -> Floats:
+def residuals(patterns: Patterns, zero: int, orthant: int, data: tuple[Floats, ...], curved: Floats) -> Floats:
     """Primal, dual, gap and natural residual, their largest, and the objective, (6, B); where kernels are compiled.
 
     Args:
         patterns: see ``Patterns``.
-        data: P, q, r, A, b, x, y, s, c, the sizes of w, and y of the complementary point.
+        zero: rows of the zero cone.
+        orthant: end of the rows of the nonnegative cone.
+        data: P, q, r, A, b, x, y, s.
+        curved: projections of the other rows of y - s, (B, m - orthant).
     """
-    batch = len(data[2])
+    batch = len(curved)
     out = np.empty((6, batch))
-    _run(_kernels().residuals, (*patterns, *map(plain, data), out), batch, len(patterns[0]) + 2 * len(patterns[2]))
+    arguments = (*patterns, zero, orthant, *map(plain, data), plain(curved), out)
+    _run(_kernels().residuals, arguments, batch, len(patterns[0]) + 2 * len(patterns[2]))
     return out
 
 

@@ -248,6 +248,8 @@ def residuals(
     P_starts: NDArray[np.int64],
     A_rows: NDArray[np.int64],
     A_starts: NDArray[np.int64],
+    zero: int,
+    orthant: int,
     P: Floats,
     q: Floats,
     r: Floats,
@@ -256,16 +258,15 @@ def residuals(
     x: Floats,
     y: Floats,
     s: Floats,
-    c: Floats,
-    size: Floats,
-    y_complementary: Floats,
+    curved: Floats,
     out: Floats,
     first: int,
     last: int,
 ) -> None:
     """Primal, dual, gap and natural residual, the largest of them, and the objective (see ``Residuals``).
 
-    Into columns of out (6, B), for elements first <= e < last.
+    Into columns of out (6, B), for elements first <= e < last. ``curved`` (B, m - orthant) holds the projections of
+    y - s on the duals of the cones that are not half-lines.
     """
     n, m = q.shape[1], b.shape[1]
     Px, Aty, Ax = np.empty(n), np.empty(n), np.empty(m)
@@ -285,14 +286,17 @@ def residuals(
             dual_size = max(dual_size, max(abs(Px[j]), max(abs(q[e, j]), abs(Aty[j]))))
             xPx += x[e, j] * Px[j]
             qx += x[e, j] * q[e, j]
-        primal, primal_size, by, natural = 0.0, 1.0, 0.0, 0.0
+        primal, primal_size, by, natural, size = 0.0, 1.0, 0.0, 0.0, 1.0
         for i in range(m):
             primal = larger(primal, abs(Ax[i] + s[e, i] - b[e, i]))
             primal_size = max(primal_size, max(abs(Ax[i]), max(abs(s[e, i]), abs(b[e, i]))))
             by += b[e, i] * y[e, i]
-            natural = larger(natural, abs(c[e, i] * (y[e, i] - y_complementary[e, i])) / size[e, i])
+            size = max(size, max(abs(y[e, i]), abs(s[e, i])))
+            w = y[e, i] - s[e, i]
+            projected = curved[e, i - orthant] if i >= orthant else (w if i < zero or w > 0.0 else 0.0)
+            natural = larger(natural, abs(y[e, i] - projected))
         gap = abs(xPx + qx + by) / max(1.0, max(abs(xPx), max(abs(qx), abs(by))))
-        primal, dual = primal / primal_size, dual / dual_size
+        primal, dual, natural = primal / primal_size, dual / dual_size, natural / size
         worst = larger(larger(primal, dual), larger(gap, natural))
         out[0, e], out[1, e], out[2, e], out[3, e] = primal, dual, gap, natural
         out[4, e] = np.inf if np.isnan(worst) else worst

@@ -83,9 +83,7 @@ def broken(expression: cp.Expression, *arguments: object, **keywords: object) ->
 
 def test_a_crash_of_cvxpys_is_not_called_a_dpp_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CANON_METHODS, cp.exp, broken)
-    with pytest.raises(
-        UnsupportedError, match=r"CVXPY .* could not canonicalise exp\(x \+ -r\) \(ValueError: broken\)"
-    ):
+    with pytest.raises(UnsupportedError, match=r"could not canonicalise exp\(x \+ -r\) \(ValueError: broken\)"):
         compiled(cp.sum(cp.exp(x - r)) - cp.sum(x), [])
 
 
