@@ -26,7 +26,7 @@ NEAR, PROGRESS, PATIENCE = 1e-6, 0.5, 2
 ALL_FROM = 0.5
 """Share of elements in need, from which the first step factorises all of them, for the derivative to come."""
 
-ASTRAY = 1e3
+ASTRAY = 10.0
 """Polish does not make x so many times larger than the solver's: then there is nothing near."""
 
 CANCELLED = 1e-11
