@@ -10,7 +10,7 @@ import numpy as np
 from convexlayer.certificate import ComplementaryPoint, scales_at
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Residuals, Solution, Status
 
 __all__ = ["Polished", "polish", "polished"]
 
@@ -68,21 +68,26 @@ def polished(
     solution: Solution,
     *,
     point: ComplementaryPoint | None = None,
+    residuals: Residuals | None = None,
     needed: float = NEEDED,
     steps: int = 16,
 ) -> Polished:
     """Semismooth Newton steps on the residual map, at w = c y - s / c, for the elements with a point that needs it.
+
+    It is needed where the backward error of the point, or the worst of its residuals (computed unless given), is more
+    than ``needed``.
 
     Each step solves the derivative's own system at the current point and moves to w + c dy - ds / c, from where y and s
     are projections. The best point of each element is returned, by its backward error (at the start that of the
     complementary ``point`` near the solution), so none gets worse. The solution itself is returned where none needs it.
     """
     point = point or solution.complementary(program)
-    first = point.backward
-    if float(first.max(initial=0.0)) <= needed:
+    first, residuals = point.backward, residuals or solution.residuals(program, point)
+    rough = np.maximum(first, residuals.worst)
+    if float(rough.max(initial=0.0)) <= needed:
         return Polished(solution, point, None)
     certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
-    need = np.isfinite(first) & (first > needed) & ~certificates
+    need = np.isfinite(first) & (rough > needed) & ~certificates
     active = np.flatnonzero(need)
     if not len(active):
         return Polished(solution, point, None)
@@ -90,12 +95,13 @@ def polished(
         active = np.arange(program.batch)
     part = program if len(active) == program.batch else program.select(active)
     run = _Run(system, part, solution.x[active], solution.y[active], solution.s[active], steps)
-    run.go(point if part is program else run.near(np.arange(len(active))))
-    for trust in TRUST:
-        stuck = np.flatnonzero(need[active] & ~(run.backward <= NEAR))
-        if not len(stuck):
-            break
-        run.go(run.again(stuck, trust), stuck)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # far from a solution, where it is given up
+        run.go(point if part is program else run.near(np.arange(len(active))))
+        for trust in TRUST:
+            stuck = np.flatnonzero(need[active] & ~(run.backward <= NEAR))
+            if not len(stuck):
+                break
+            run.go(run.again(stuck, trust), stuck)
     x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
     improved = need[active] & ((run.backward <= NEAR) | (run.backward < PROGRESS * first[active]))
     kept = active[improved]
