@@ -103,7 +103,7 @@ def polished(
                 break
             run.go(run.again(stuck, trust), stuck)
     x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
-    improved = need[active] & ((run.backward <= NEAR) | (run.backward < PROGRESS * first[active]))
+    improved = need[active] & (run.backward <= NEAR)
     kept = active[improved]
     x[kept], y[kept], s[kept] = run.x[improved], run.y[improved], run.s[improved]
     better = replace(solution, x=x, y=y, s=s)
