@@ -4,32 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
 
 from convexlayer import compiled
-from convexlayer.cones import ProductCone, ProductPoint
+from convexlayer.cones import ProductPoint, product_cone
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, is_finite, max_norm
+from convexlayer.rays import BoolArray, refuted
 from convexlayer.sparse import residuals
 
 __all__ = ["BoolArray", "Residuals", "Solution", "Status", "product_cone", "residuals_of"]
 
-BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-
-RAY_TOLERANCE = 1e-4
-"""Relative size of what must cancel in a certificate of infeasibility; true ones leave 1e-7, false ones 1e-1."""
-
-
-@lru_cache(maxsize=256)
-def product_cone(cones: Cones) -> ProductCone:
-    """The product cone of these sizes, made once."""
-    return ProductCone(cones)
-
 
 class Status(str, Enum):
-    """What became of one element."""
+    """What became of one element; of one that is ``invalid`` the values could not be used, and nothing was solved."""
 
     OPTIMAL = "optimal"
     OPTIMAL_INACCURATE = "optimal_inaccurate"
@@ -38,6 +28,7 @@ class Status(str, Enum):
     ITERATION_LIMIT = "iteration_limit"
     TIME_LIMIT = "time_limit"
     NUMERICAL_ERROR = "numerical_error"
+    INVALID = "invalid"
 
     @property
     def solved(self) -> bool:
@@ -175,37 +166,16 @@ class Solution:
         excess = np.maximum(worst / (10.0 * tol), residuals.natural / np.sqrt(tol))
         if self.all_optimal and np.all(excess <= 1.0):
             return self, residuals
-        refuted = self._refuted(program)
-        status = tuple(
-            Status.NUMERICAL_ERROR if wrong else _certified(word, value)
-            for word, value, wrong in zip(self.status, excess.tolist(), refuted.tolist(), strict=True)
-        )
-        return replace(self, status=status), residuals
-
-    def _refuted(self, program: ConeProgram) -> BoolArray:
-        """Which claims of infeasibility or unboundedness come with a finite ray that is no proof, (B,).
-
-        Infeasible: A'y = 0, b'y < 0, y in K*.  Unbounded: -Ax in K, Px = 0, q'x < 0.  Each up to RAY_TOLERANCE,
-        relative to what cancels in it.
-        """
         infeasible, unbounded = (
-            np.array([status is claim for status in self.status], dtype=bool)
+            np.array([word is claim for word in self.status], dtype=bool)
             for claim in (Status.INFEASIBLE, Status.UNBOUNDED)
         )
-        if not np.any(infeasible | unbounded):
-            return infeasible
-        cone, A, P = product_cone(program.structure.cones), program.structure.A, program.structure.P
-        x, y = (np.where(np.isfinite(v), v, 0.0) for v in (self.x, self.y))
-        outside = max_norm(y - cone.project_dual(y)) > RAY_TOLERANCE * max_norm(y)
-        left = max_norm(A.rmatvec(program.A, y)) > RAY_TOLERANCE * max_norm(A.rmatvec(np.abs(program.A), np.abs(y)))
-        no_proof = outside | left | (np.sum(program.b * y, axis=1) >= 0)
-        Ax, Px = A.matvec(program.A, x), P.matvec(program.P, x)
-        leaves = max_norm(cone.project_dual(Ax)) > RAY_TOLERANCE * max_norm(A.matvec(np.abs(program.A), np.abs(x)))
-        curved = max_norm(Px) > RAY_TOLERANCE * max_norm(program.P) * max_norm(x)
-        no_descent = leaves | curved | (np.sum(program.q * x, axis=1) >= 0)
-        has_y, has_x = (np.all(np.isfinite(v), axis=1) & (max_norm(v) > 0) for v in (self.y, self.x))
-        refuted: BoolArray = (infeasible & has_y & no_proof) | (unbounded & has_x & no_descent)
-        return refuted
+        unproved = refuted(program, self.x, self.y, infeasible, unbounded)
+        status = tuple(
+            Status.NUMERICAL_ERROR if wrong else _certified(word, value)
+            for word, value, wrong in zip(self.status, excess.tolist(), unproved.tolist(), strict=True)
+        )
+        return replace(self, status=status), residuals
 
 
 def residuals_of(

@@ -19,10 +19,11 @@ PACKAGES = {
 }
 
 # Each part of the library, and the parts it may import (its own modules always).
-BASE = {"errors", "program", "compiled", "pool", "buffers", "entry", "sparse"}
-CORE = {*BASE, "cones", "solution"}
+BASE = {"errors", "arguments", "program", "compiled", "pool", "buffers", "entry", "sparse"}
+CORE = {*BASE, "cones", "rays", "solution"}
 ALLOWED_PARTS = {
     "errors": set(),
+    "arguments": {"errors"},
     "compiled": {"errors"},
     "pool": {"errors"},
     "buffers": {"errors"},
@@ -30,7 +31,8 @@ ALLOWED_PARTS = {
     "sparse": {"compiled", "entry", "pool", "buffers"},
     "program": {"errors", "compiled", "sparse"},
     "cones": BASE,
-    "solution": {*BASE, "cones"},
+    "rays": {*BASE, "cones"},
+    "solution": {*BASE, "cones", "rays"},
     "canon": CORE,
     "linalg": CORE,
     "engine": {*CORE, "linalg"},

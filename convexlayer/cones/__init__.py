@@ -6,7 +6,7 @@ from convexlayer.cones.base import AbstractCone, ConePoint, Eigenbasis, RankTwo
 from convexlayer.cones.exponential import Exponential
 from convexlayer.cones.nonnegative import Nonnegative
 from convexlayer.cones.power import Power
-from convexlayer.cones.product import Group, ProductCone, ProductDerivative, ProductPoint
+from convexlayer.cones.product import Group, ProductCone, ProductDerivative, ProductPoint, product_cone
 from convexlayer.cones.psd import PositiveSemidefinite
 from convexlayer.cones.second_order import SecondOrder
 from convexlayer.cones.zero import Zero
@@ -26,4 +26,5 @@ __all__ = [
     "RankTwo",
     "SecondOrder",
     "Zero",
+    "product_cone",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from itertools import groupby
 from typing import TypeGuard, final
 
@@ -18,7 +18,7 @@ from convexlayer.cones.zero import Zero
 from convexlayer.errors import ShapeError
 from convexlayer.program import Array, Cones
 
-__all__ = ["RANK_TWO_FROM", "Group", "ProductCone", "ProductDerivative", "ProductPoint"]
+__all__ = ["RANK_TWO_FROM", "Group", "ProductCone", "ProductDerivative", "ProductPoint", "product_cone"]
 
 RANK_TWO_FROM = 8
 """Second-order blocks of this many rows and more have their derivative as a rank-two form; measured."""
@@ -208,6 +208,12 @@ class ProductCone:
     def _check(self, w: Array) -> None:
         if w.ndim != 2 or w.shape[1] != self.m:
             raise ShapeError(f"expected w of shape (batch, {self.m}), got {tuple(w.shape)}; add the batch axis")
+
+
+@lru_cache(maxsize=256)
+def product_cone(cones: Cones) -> ProductCone:
+    """The product cone of these sizes, made once."""
+    return ProductCone(cones)
 
 
 def _least(piece: Eigenbasis | RankTwo) -> Array:
