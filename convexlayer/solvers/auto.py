@@ -8,11 +8,16 @@ import numpy as np
 
 from convexlayer import compiled
 from convexlayer.program import Structure
+from convexlayer.solvers.base import AbstractSolver
 
-__all__ = ["candidates", "choose_solver"]
+__all__ = ["candidates", "choose_solver", "deputy_of"]
 
 LARGE = 4000
 """From this many variables and rows on a program is solved by a solver that is made for large ones."""
+
+DEPUTY_LIMIT, DEPUTY_PSD = 40_000, 30
+"""Up to so many variables and rows, and this order of semidefinite blocks, the batched engine judges what a solver for
+large programs calls infeasible or unbounded without proof."""
 
 DENSE_QP = 120
 """Up to this many variables an active-set method solves a dense quadratic program sooner than an interior-point one."""
@@ -60,6 +65,17 @@ def candidates(structure: Structure, device: str = "cpu") -> list[str]:
     ):
         names.append("daqp")
     return list(dict.fromkeys(names))
+
+
+def deputy_of(solver: AbstractSolver, structure: Structure) -> str | None:
+    """The name of the solver that is asked again for elements which this one leaves unsettled; None where none is.
+
+    The batched engine is one where it is compiled already, and where the program is not too large for it.
+    """
+    if solver.deputy != "batched":
+        return solver.deputy
+    small = structure.n + structure.m <= DEPUTY_LIMIT and max(structure.cones.psd, default=0) <= DEPUTY_PSD
+    return solver.deputy if small and compiled.ready() else None
 
 
 def _fits_device(structure: Structure, device: str) -> bool:

@@ -8,11 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Structure
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
 from convexlayer.solution import Solution, Status
 from convexlayer.solvers.options import Options
 
-__all__ = ["AbstractSolver", "ElementResult", "SolverState", "batch_solution", "upper_triangles"]
+__all__ = [
+    "AbstractSolver",
+    "ElementResult",
+    "SolverState",
+    "batch_solution",
+    "failed_element",
+    "smallest_program",
+    "upper_triangles",
+]
 
 SolverState = Any
 """What ``init`` prepares; known only to the solver that made it, and safe to share between threads."""
@@ -26,8 +34,11 @@ class AbstractSolver(ABC):
         package: the distribution to install.
         cones: kinds of cone it supports (names of the fields of ``Cones``).
         quadratic: whether it takes a quadratic objective.
-        deputy: the solver that is asked again for elements that this one leaves unsolved, or None.
+        deputy: the solver that is asked again for elements that this one leaves unsettled, or None.
+        deputy_for_claims: whether the deputy is asked only where this one calls an element infeasible or unbounded
+            without proof.
         timed: whether it can keep a time limit.
+        starts_warm: whether it can start from a given point.
     """
 
     name: str
@@ -35,7 +46,9 @@ class AbstractSolver(ABC):
     cones: frozenset[str]
     quadratic: bool
     deputy: str | None = None
+    deputy_for_claims: bool = False
     timed: bool = True
+    starts_warm: bool = False
 
     @abstractmethod
     def installed(self) -> bool:
@@ -53,15 +66,16 @@ class AbstractSolver(ABC):
 
         Args:
             state: from ``init``, for this program's structure.
-            program: (B, ...) data; finite.
+            program: (B, ...) data; finite, unless it has overflown.
             options: portable and raw options.
             warm_start: solutions of a similar batch of the same size, used where the solver can.
 
         Returns:
-            The solver's own words; ``Solution.certified`` judges them.
+            The solver's own words; ``Solution.certified`` judges them. An element on which the solver raised an
+            exception is a numerical error, with a message in ``stats["messages"]``, by position.
 
         Raises:
-            SolverError: an option that the solver does not know.
+            SolverError: an option that the solver does not know, or a value of one that it refuses for any program.
         """
 
     def refusal(self, structure: Structure) -> str | None:
@@ -76,7 +90,7 @@ class AbstractSolver(ABC):
 
 @dataclass(frozen=True, eq=False)
 class ElementResult:
-    """What a solver said of one element; NaN where it gave no point."""
+    """What a solver said of one element; NaN where it gave no point. Attributes as of ``Solution``, and a message."""
 
     x: Array
     y: Array
@@ -84,10 +98,25 @@ class ElementResult:
     status: Status
     iterations: int
     seconds: float
+    message: str = ""
+
+
+def failed_element(structure: Structure, message: str) -> ElementResult:
+    """What is left of an element on which the solver raised an exception."""
+    x, y, s = (np.full(length, np.nan) for length in (structure.n, structure.m, structure.m))
+    return ElementResult(x, y, s, Status.NUMERICAL_ERROR, 0, 0.0, message)
+
+
+def smallest_program() -> ConeProgram:
+    """Minimise x over x >= 1: what no solver can refuse but for its settings."""
+    one, none = (Pattern((1, 1), np.zeros(nnz, np.int64), np.zeros(nnz, np.int64)) for nnz in (1, 0))
+    row = np.ones((1, 1))
+    return ConeProgram(Structure(none, one, Cones(nonnegative=1)), np.zeros((1, 0)), row, np.zeros(1), -row, -row)
 
 
 def batch_solution(elements: list[ElementResult], stats: dict[str, Any]) -> Solution:
-    """One Solution of many results; what is not finite becomes NaN."""
+    """One Solution of many results; what is not finite becomes NaN. Their messages join ``stats`` by position."""
+    messages = {i: element.message for i, element in enumerate(elements) if element.message}
 
     def finite(rows: list[Array]) -> Array:
         stacked = np.stack(rows)
@@ -101,7 +130,7 @@ def batch_solution(elements: list[ElementResult], stats: dict[str, Any]) -> Solu
         status=tuple(element.status for element in elements),
         iterations=np.array([element.iterations for element in elements], dtype=np.int64),
         seconds=np.array([element.seconds for element in elements]),
-        stats=stats,
+        stats={**stats, "messages": messages} if messages else stats,
     )
 
 

@@ -12,7 +12,14 @@ from convexlayer.errors import SolverError
 from convexlayer.pool import map_ranges
 from convexlayer.program import ConeProgram, Cones, IndexArray, Pattern, Structure
 from convexlayer.solution import Solution, Status
-from convexlayer.solvers.base import AbstractSolver, ElementResult, batch_solution, upper_triangles
+from convexlayer.solvers.base import (
+    AbstractSolver,
+    ElementResult,
+    batch_solution,
+    failed_element,
+    smallest_program,
+    upper_triangles,
+)
 from convexlayer.solvers.options import Options
 
 __all__ = ["ClarabelSolver"]
@@ -55,6 +62,8 @@ class ClarabelSolver(AbstractSolver):
     package = "clarabel"
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
+    deputy = "batched"
+    deputy_for_claims = True
 
     def installed(self) -> bool:
         """Whether the package is there."""
@@ -95,9 +104,11 @@ class ClarabelSolver(AbstractSolver):
                 P_matrix.data, A_matrix.data = P[i], A[i]
                 try:
                     solver = clarabel.DefaultSolver(P_matrix, program.q[i], A_matrix, b[i], state.cones, settings)
+                    answer = solver.solve()
                 except Exception as error:
-                    raise SolverError(f"Clarabel refused its settings or the problem: {error}") from error
-                answer = solver.solve()
+                    _check_accepted(settings)
+                    results.append(failed_element(program.structure, f"Clarabel: {error}"))
+                    continue
                 results.append(
                     ElementResult(
                         x=np.asarray(answer.x),
@@ -112,6 +123,18 @@ class ClarabelSolver(AbstractSolver):
 
         stats = {"solver": self.name, "version": clarabel.__version__}
         return batch_solution(map_ranges(some, program.batch), stats)
+
+
+def _check_accepted(settings: Any) -> None:
+    """Raise a SolverError if Clarabel refuses these settings for any program."""
+    import clarabel
+
+    least = smallest_program()
+    P, A = least.structure.P.csc(least.P[0]), least.structure.A.csc(least.A[0])
+    try:
+        clarabel.DefaultSolver(P, least.q[0], A, least.b[0], _described(least.structure.cones), settings)
+    except Exception as error:
+        raise SolverError(f"Clarabel refused its settings: {error}") from error
 
 
 def _settings(options: Options) -> Any:

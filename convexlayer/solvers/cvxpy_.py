@@ -14,7 +14,15 @@ import numpy as np
 from convexlayer.errors import SolverError
 from convexlayer.program import Array, ConeProgram, Cones, Structure
 from convexlayer.solution import Solution, Status
-from convexlayer.solvers.base import AbstractSolver, ElementResult, SolverState, batch_solution
+from convexlayer.solvers.base import (
+    AbstractSolver,
+    ElementResult,
+    SolverState,
+    batch_solution,
+    failed_element,
+    smallest_program,
+)
+from convexlayer.solvers.constant_rows import Rest
 from convexlayer.solvers.options import Options
 
 __all__ = ["CvxpySolver"]
@@ -175,7 +183,23 @@ class CvxpySolver(AbstractSolver):
         self, program: ConeProgram, i: int, arguments: dict[str, Any], limit: float | None
     ) -> tuple[ElementResult, str]:
         """The result of element i, and the name of the solver that CVXPY ran."""
-        posed = _Posed(program, i)
+        rest = Rest.of(program, i)
+        if rest.answer is not None:
+            return rest.answer, self.name.upper()
+        try:
+            result, ran = self._run(_Posed(rest), arguments)
+        except SolverError:
+            raise
+        except Exception as error:  # such as a P that is not positive semidefinite
+            logger.debug("%s failed on element %d", self.name, i, exc_info=True)
+            self._check_accepted(arguments)
+            return failed_element(program.structure, f"{self.name}: {error}"), self.name.upper()
+        if result.status is Status.ITERATION_LIMIT and limit is not None and result.seconds >= limit:
+            result = replace(result, status=Status.TIME_LIMIT)
+        return rest.completed(result), ran
+
+    def _run(self, posed: _Posed, arguments: dict[str, Any]) -> tuple[ElementResult, str]:
+        """The result of a posed problem, and the name of the solver that CVXPY ran."""
         try:
             data, chain, inverse_data = posed.problem.get_problem_data(self.name.upper(), solver_opts=arguments)
         except cp.SolverError as error:
@@ -183,30 +207,28 @@ class CvxpySolver(AbstractSolver):
         ran = str(chain.solver.name())
         try:
             answer = chain.solver.solve_via_data(data, False, False, dict(arguments), {})
-        except (cp.SolverError, ArithmeticError):
-            logger.debug("%s failed on element %d", self.name, i, exc_info=True)
-            return posed.result(Status.NUMERICAL_ERROR, {}), ran
-        except Exception as error:
-            raise SolverError(f"{self.name!r} could not run with {arguments}: {error}") from error
+        except (cp.SolverError, ArithmeticError) as error:
+            return replace(posed.result(Status.NUMERICAL_ERROR, {}), message=f"{self.name}: {error}"), ran
         solution = chain.invert(answer, inverse_data)
-        status = STATUS.get(solution.status, Status.NUMERICAL_ERROR)
         if solution.status in STATUS:
             posed.problem.unpack(solution)
-        result = posed.result(status, solution.attr)
-        if status is Status.ITERATION_LIMIT and limit is not None and result.seconds >= limit:
-            result = replace(result, status=Status.TIME_LIMIT)
-        return result, ran
+        return posed.result(STATUS.get(solution.status, Status.NUMERICAL_ERROR), solution.attr), ran
+
+    def _check_accepted(self, arguments: dict[str, Any]) -> None:
+        """Raise a SolverError if the solver refuses these arguments for any program."""
+        try:
+            self._run(_Posed(Rest.of(smallest_program(), 0)), arguments)
+        except Exception as error:
+            raise SolverError(f"{self.name!r} could not run with {arguments}: {error}") from error
 
 
 class _Posed:
     """One element as a CVXPY problem, and the way back."""
 
-    def __init__(self, program: ConeProgram, i: int) -> None:
-        structure = program.structure
-        cones = structure.cones
-        self.q, self.b = program.q[i], program.b[i]
-        self.A = structure.A.csc(program.A[i]).tocsr()
-        self.x = cp.Variable(structure.n)
+    def __init__(self, rest: Rest) -> None:
+        cones = rest.cones
+        self.q, self.b, self.A = rest.q, rest.b, rest.A
+        self.x = cp.Variable(len(self.q))
         self.constraints: list[cp.Constraint] = []
         self._duals: list[Callable[[], Array]] = []
         start = 0
@@ -232,8 +254,8 @@ class _Posed:
             slack = self._slack(start, 3 * len(cones.power))
             self._add(cp.PowCone3D(slack[0::3], slack[1::3], slack[2::3], np.array(cones.power)), _interleaved_duals)
         objective = self.q @ self.x
-        if structure.P.nnz:
-            objective = objective + 0.5 * cp.quad_form(self.x, cp.psd_wrap(structure.P.csc(program.P[i])))
+        if rest.P.nnz:
+            objective = objective + 0.5 * cp.quad_form(self.x, cp.psd_wrap(rest.P))
         self.problem = cp.Problem(cp.Minimize(objective), self.constraints)
 
     def _slack(self, start: int, size: int) -> cp.Expression:

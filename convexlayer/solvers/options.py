@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from convexlayer.arguments import INTEGER, REAL, check_kind, check_truth
 from convexlayer.errors import SolverError
 
 __all__ = ["Options"]
@@ -35,8 +38,23 @@ class Options:
         """Check the values.
 
         Raises:
+            ProblemError: a value of the wrong type.
             SolverError: a value that no solver could use.
         """
+        check_kind("tol", self.tol, REAL, "a number such as 1e-8")
+        if self.max_iter is not None:
+            check_kind("max_iter", self.max_iter, INTEGER, "an integer, or None")
+        if self.time_limit_s is not None:
+            check_kind("time_limit_s", self.time_limit_s, REAL, "a number of seconds, or None")
+        check_truth("polish", self.polish)
+        raw = "a mapping of solvers' names to mappings of their options"
+        check_kind("solver_options", self.solver_options, Mapping, raw)
+        for solver, options in self.solver_options.items():
+            check_kind(f"solver_options[{solver!r}]", options, Mapping, "a mapping of the solver's options")
+        for name in ("tol", "max_iter", "time_limit_s"):
+            value = getattr(self, name)
+            if isinstance(value, np.generic):  # which some solvers do not take
+                object.__setattr__(self, name, value.item())
         if not 1e-15 <= self.tol <= 1.0:
             raise SolverError(f"tol must lie between 1e-15 and 1, got {self.tol!r}")
         if self.max_iter is not None and self.max_iter < 1:
@@ -49,12 +67,14 @@ class Options:
         """Options from what a caller gave: complete options, a mapping of changes to the default, or None.
 
         Raises:
-            SolverError: an unknown option.
+            ProblemError: it is none of these, or an option is of the wrong type.
+            SolverError: an unknown option, or a value that no solver could use.
         """
         if options is None:
             return default
         if isinstance(options, Options):
             return options
+        check_kind("options", options, Mapping, "an Options, a mapping of changes such as {'tol': 1e-9}, or None")
         known = [entry.name for entry in dataclasses.fields(Options)]
         unknown = [name for name in options if name not in known]
         if unknown:

@@ -12,7 +12,13 @@ from convexlayer.errors import SolverError
 from convexlayer.pool import map_ranges
 from convexlayer.program import ConeProgram, Cones, IndexArray, Pattern, Structure
 from convexlayer.solution import Solution, Status
-from convexlayer.solvers.base import AbstractSolver, ElementResult, batch_solution
+from convexlayer.solvers.base import (
+    AbstractSolver,
+    ElementResult,
+    batch_solution,
+    failed_element,
+    smallest_program,
+)
 from convexlayer.solvers.options import Options
 
 __all__ = ["ScsSolver"]
@@ -61,6 +67,7 @@ class ScsSolver(AbstractSolver):
     package = "scs"
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
+    starts_warm = True
 
     def installed(self) -> bool:
         """Whether the package is there."""
@@ -93,10 +100,11 @@ class ScsSolver(AbstractSolver):
                 data["P"] = state.P_pattern.csc(program.P[i, state.P_upper])
             try:
                 solver = scs.SCS(data, state.cone, **settings)
-            except (TypeError, ValueError) as error:
-                raise SolverError(f"SCS refused its settings or the problem: {error}") from error
-            point = _start(warm_start, i) if m else {}
-            answer = solver.solve(warm_start=bool(point), **point)
+                point = _start(warm_start, i) if m else {}
+                answer = solver.solve(warm_start=bool(point), **point)
+            except Exception as error:  # such as a P that is not positive semidefinite
+                _check_accepted(settings)
+                return failed_element(program.structure, f"SCS: {error}")
             info = answer["info"]
             status = STATUS.get(info["status_val"], Status.NUMERICAL_ERROR)
             if info["status_val"] in LIMITED:
@@ -112,6 +120,18 @@ class ScsSolver(AbstractSolver):
 
         stats = {"solver": self.name, "version": scs.__version__}
         return batch_solution(map_ranges(lambda part: [one(i) for i in part], program.batch), stats)
+
+
+def _check_accepted(settings: dict[str, Any]) -> None:
+    """Raise a SolverError if SCS refuses these settings for any program."""
+    import scs
+
+    least = smallest_program()
+    data = {"A": least.structure.A.csc(least.A[0]), "b": least.b[0], "c": least.q[0]}
+    try:
+        scs.SCS(data, _described(least.structure.cones), **settings)
+    except Exception as error:
+        raise SolverError(f"SCS refused its settings: {error}") from error
 
 
 def _start(warm_start: Solution | None, i: int) -> dict[str, Any]:

@@ -1,0 +1,159 @@
+"""Programs whose solutions are rays: what a solver without certificates, or in trouble, did not give.
+
+Where there is a ray, the shortest one is the solution of a strictly convex program, in y or in x alone:
+
+    infeasible   minimize 1/2 y'y   subject to  A'y = 0,  b'y = -1,  y in K*
+    unbounded    minimize 1/2 x'x   subject to  Px = 0,   q'x = -1,  -Ax in K
+
+in units in which rows, blocks and columns are of one size. Clarabel solves both; whether what it finds proves anything
+is for ``rays`` to say.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
+from convexlayer.rays import block_of_rows
+from convexlayer.solvers.options import Options
+from convexlayer.solvers.registry import solver_for
+
+__all__ = ["infeasibility_candidates", "reducing_candidate", "unboundedness_candidates"]
+
+ROUNDS = 10
+"""Of equilibration."""
+
+NOISE = 1e-6
+"""Share of the largest entry below which one is what the solver left."""
+
+TOL = 1e-10
+"""Asked of the solver; the rays are mended afterwards."""
+
+
+def infeasibility_candidates(program: ConeProgram, time_limit_s: float | None = None) -> Array:
+    """What may prove that the programs are infeasible, (B, m); not finite where nothing was found."""
+    cones, A, (n, m) = program.structure.cones, program.structure.A, (program.structure.n, program.structure.m)
+    sums = _Entries.joined(_Entries(A.cols, A.rows, program.A), _Entries(np.full(m, n), np.arange(m), program.b))
+    sums, unit = sums.equilibrated(np.arange(n + 1), block_of_rows(cones))
+    dual = _dual_cone_rows(cones)
+    inside = _Entries(n + 1 + dual.rows, dual.cols, np.broadcast_to(-dual.values, (program.batch, len(dual.rows))))
+    return _shortest(_Entries.joined(sums, inside), replace(cones, zero=n + 1), m, n, time_limit_s) * unit
+
+
+def unboundedness_candidates(program: ConeProgram, time_limit_s: float | None = None) -> Array:
+    """What may prove that the programs are unbounded, (B, n); not finite where nothing was found."""
+    return _direction(program, None, time_limit_s)
+
+
+def reducing_candidate(program: ConeProgram, centre: Array, time_limit_s: float | None = None) -> Array:
+    """The shortest x (B, n) with Px = 0, q'x = 0, -Ax in K and a unit of -Ax along ``centre``, (m,), inside K*.
+
+    Entries that are small in units in which all columns are of one size are 0.
+    """
+    return _direction(program, centre, time_limit_s)
+
+
+def _direction(program: ConeProgram, centre: Array | None, time_limit_s: float | None) -> Array:
+    """The shortest x with Px = 0, -Ax in K, and q'x = -1; or q'x = 0 and centre'(-Ax) = 1 if there is a centre."""
+    (P, A, cones), n = (program.structure.P, program.structure.A, program.structure.cones), program.structure.n
+    occurring, place = np.unique(P.rows, return_inverse=True)
+    falling = len(occurring)
+    sums = _Entries.joined(
+        _Entries(place, P.cols, program.P),
+        _Entries(np.full(n, falling), np.arange(n), program.q),
+        _Entries(falling + 1 + A.rows, A.cols, program.A),
+    )
+    rows = np.concatenate([np.arange(falling + 1), falling + 1 + block_of_rows(cones)])
+    sums, unit = sums.equilibrated(rows, np.arange(n))
+    first, at = falling + 1, falling
+    if centre is not None:
+        weight = np.zeros((program.batch, n))
+        cone_rows = sums.rows >= first
+        weights = centre[sums.rows[cone_rows] - first] * sums.values[:, cone_rows]
+        np.add.at(weight.T, sums.cols[cone_rows], weights.T)
+        sums = _Entries(sums.rows + cone_rows, sums.cols, sums.values)
+        sums = _Entries.joined(sums, _Entries(np.full(n, first), np.arange(n), weight))
+        first, at = first + 1, first
+    found = _shortest(sums, replace(cones, zero=first + cones.zero), n, at, time_limit_s)
+    if centre is not None:
+        found = np.where(np.abs(found) > NOISE * np.abs(found).max(axis=1, keepdims=True, initial=0.0), found, 0.0)
+    return found * unit
+
+
+class _Entries(NamedTuple):
+    """Entries of a matrix: their rows and columns, and their values (B, entries), or (entries,) for all elements."""
+
+    rows: IndexArray
+    cols: IndexArray
+    values: Array
+
+    @staticmethod
+    def joined(*parts: _Entries) -> _Entries:
+        """Those of several parts, by columns."""
+        rows, cols = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        order = np.lexsort((rows, cols))
+        return _Entries(rows[order], cols[order], np.concatenate([part.values for part in parts], axis=1)[:, order])
+
+    def equilibrated(self, row_blocks: IndexArray, col_blocks: IndexArray) -> tuple[_Entries, Array]:
+        """With rows and columns of about the same size (Ruiz 2001), and the units of the columns, (B, columns).
+
+        Args:
+            row_blocks: numbers of the blocks that rows belong to; one of several rows has one unit.
+            col_blocks: likewise of columns.
+        """
+        values, unit = self.values, np.ones((len(self.values), len(col_blocks)))
+        blocks = row_blocks[self.rows], col_blocks[self.cols]
+        counts = [int(numbers[-1]) + 1 if len(numbers) else 0 for numbers in (row_blocks, col_blocks)]
+        for _ in range(ROUNDS):
+            sizes = [_largest(values, places, count) for places, count in zip(blocks, counts, strict=True)]
+            row, col = (1.0 / np.sqrt(np.where(size > 0, size, 1.0)) for size in sizes)
+            values = values * row[:, blocks[0]] * col[:, blocks[1]]
+            unit *= col[:, col_blocks]
+        return _Entries(self.rows, self.cols, values), unit
+
+
+def _shortest(entries: _Entries, cones: Cones, length: int, at: int, time_limit_s: float | None) -> Array:
+    """The shortest vectors v (B, length) with Ev + s = b, s in K, where b is -1 at one row and 0 elsewhere."""
+    batch, diagonal = len(entries.values), np.arange(length)
+    structure = Structure(
+        Pattern((length, length), diagonal, diagonal), Pattern((cones.m, length), entries.rows, entries.cols), cones
+    )
+    b = np.zeros((batch, cones.m))
+    b[:, at] = -1.0
+    posed = ConeProgram(
+        structure, np.ones((batch, length)), np.zeros((batch, length)), np.zeros(batch), entries.values, b
+    )
+    solver = solver_for("clarabel", structure)[0]
+    found = solver.solve(solver.init(structure), posed, Options(tol=TOL, time_limit_s=time_limit_s))
+    usable = np.array([status.solved for status in found.status], dtype=bool)
+    return np.where(usable[:, None], found.x, np.nan)
+
+
+def _dual_cone_rows(cones: Cones) -> _Entries:
+    """T with y in K* where Ty in K, for all blocks but the zero cone's: rows behind those, columns of y.
+
+    The dual of the exponential cone is {(u, v, w): (-v, -u, e w) in K}, that of the power cone
+    {(u, v, w): (u / alpha, v / (1 - alpha), w) in K}; the others are their own.
+    """
+    first, m = cones.zero, cones.m
+    rows, cols, values = np.arange(m - first), np.arange(first, m), np.ones(m - first)
+    power = m - 3 * len(cones.power)
+    exponential = power - 3 * cones.exponential
+    for start in range(exponential, power, 3):
+        here = slice(start - first, start - first + 3)
+        cols[here] = start + 1, start, start + 2
+        values[here] = -1.0, -1.0, math.e
+    for start, alpha in zip(range(power, m, 3), cones.power, strict=True):
+        values[start - first : start - first + 3] = 1.0 / alpha, 1.0 / (1.0 - alpha), 1.0
+    return _Entries(rows, cols, values)
+
+
+def _largest(values: Array, places: IndexArray, count: int) -> Array:
+    """The largest size (B, count) of the values (B, entries) at each place, 0 where there is none."""
+    largest = np.zeros((len(values), count))
+    np.maximum.at(largest.T, places, np.abs(values).T)
+    return largest

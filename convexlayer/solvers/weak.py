@@ -1,0 +1,273 @@
+"""Programs that are unbounded without a ray: minimise -log x falls for ever, though along no direction steadily.
+
+With d in the recession cone and q'd = 0,
+
+    Pd = 0,  -Ad in K,  q'd = 0:     every y of the dual has y'(-Ad) = q'd = 0,
+
+so it lies in the face F of K* that is orthogonal to -Ad (facial reduction; Borwein and Wolkowicz 1981). A ray of the
+program whose K is replaced by the larger F* then proves that the dual has no solution, F being all that is left of K*;
+if the dual still allows for one, the step is repeated. A program with a strictly feasible point and without a dual
+solution is unbounded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+
+from convexlayer.cones import product_cone
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
+from convexlayer.rays import block_of_rows, unboundedness_ray
+from convexlayer.solvers.options import Options
+from convexlayer.solvers.registry import solver_for
+from convexlayer.solvers.search import reducing_candidate, unboundedness_candidates
+
+__all__ = ["is_unbounded_without_ray"]
+
+STEPS = 3
+"""Reductions that are tried."""
+
+PRESENT = 1e-6
+"""What is larger than this, relative to the terms that make it up, is in the direction's block."""
+
+EXACT = 1e-9
+"""What is to be zero in a direction is, up to this, relative to its terms."""
+
+INSIDE = 1e-6
+"""A point is strictly feasible from this depth on, relative to the entries of b."""
+
+STEEPEST = 300.0
+"""Beyond exp of this nothing is to be told from a point on the boundary of the exponential cone."""
+
+LARGEST = 2000
+"""Variables and rows up to which this is tried: its least squares are dense."""
+
+
+def is_unbounded_without_ray(program: ConeProgram, time_limit_s: float | None = None) -> bool:
+    """Whether it is proved that the one program of a batch, which has no ray, is unbounded nevertheless."""
+    if program.structure.n + program.structure.m > LARGEST:
+        return False
+    reduced = program
+    for _ in range(STEPS):
+        found = _reduced(reduced, time_limit_s)
+        if found is None:
+            return False
+        reduced = found
+        if unboundedness_ray(reduced, unboundedness_candidates(reduced, time_limit_s)[0]) is not None:
+            return _is_strictly_feasible(program, time_limit_s)
+    return False
+
+
+def _reduced(program: ConeProgram, time_limit_s: float | None) -> ConeProgram | None:
+    """The program with K replaced by F*; None where no direction was found that reduces it."""
+    structure, cones = program.structure, program.structure.cones
+    if cones.m == cones.zero:
+        return None
+    d = reducing_candidate(program, _central(cones, dual=True), time_limit_s)[0]
+    if not np.isfinite(d).all() or not d.any():
+        return None
+    P, A = structure.P.csc(program.P[0]), structure.A.csc(program.A[0]).tocsr()
+    terms = _largest_of_blocks(abs(A) @ np.abs(d), cones)
+    pieces = _pieces(-(A @ d), terms, cones)
+    # What is to vanish along d vanishes to rounding, or it is no such direction.
+    gone = sp.vstack([P, sp.csr_matrix(program.q), A[: cones.zero], *(piece.zeros @ A for piece in pieces)]).toarray()
+    sizes = np.abs(gone) @ np.abs(d)
+    gone, sizes = gone[sizes > 0], sizes[sizes > 0]
+    d = d - np.abs(d) * scipy.linalg.lstsq(gone * np.abs(d) / sizes[:, None], gone @ d / sizes)[0]
+    s = -(A @ d)
+    outside = product_cone(cones).project_dual(-s[None])[0]
+    if np.any(np.abs(gone @ d) > EXACT * sizes) or np.any(np.abs(outside) > EXACT * terms):
+        return None
+    pieces = _pieces(s, terms, cones)
+    if all(piece.kept for piece in pieces):
+        return None
+    return _with_cones(program, A, pieces)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """What becomes of one block of K.
+
+    Attributes:
+        kind: the cone of the rows that replace it: a field of ``Cones``.
+        size: its size there: of a second-order or positive semidefinite block, the exponent of a power block, else 1.
+        rows: these rows, of all of A's, sparse.
+        zeros: combinations of A's rows that vanish along the direction, by which the face is what it is.
+        kept: whether the block is as before.
+    """
+
+    kind: str
+    size: float
+    rows: sp.csr_matrix
+    zeros: sp.csr_matrix
+    kept: bool = False
+
+
+def _pieces(s: Array, terms: Array, cones: Cones) -> list[_Piece]:
+    """What becomes of each block but the zero cone's, where -Ad is s, of terms of these sizes."""
+    present = np.where(np.abs(s) > PRESENT * terms, s, 0.0)
+    start, pieces = cones.zero, list[_Piece]()
+    for kind, size, length in _blocks(cones):
+        rows = np.arange(start, start + length)
+        pieces += _replacing(kind, size, rows, present[rows], cones.m)
+        start += length
+    return pieces
+
+
+def _replacing(kind: str, size: float, rows: IndexArray, s: Array, m: int) -> list[_Piece]:
+    """F* of one block at s = -Ad."""
+
+    def combined(matrix: Array, at: IndexArray = rows) -> sp.csr_matrix:
+        """Combinations of the rows at these places."""
+        height, width = matrix.shape
+        places = np.tile(at, height), np.repeat(np.arange(height), width)
+        return sp.csr_matrix((matrix.ravel(), places[::-1]), shape=(height, m))
+
+    def picked(at: IndexArray) -> sp.csr_matrix:
+        return combined(np.eye(len(at)), at)
+
+    none = picked(rows[:0])
+    if not s.any():
+        return [_Piece(kind, size, picked(rows), picked(rows), kept=True)]
+    if kind == "psd":
+        eigenvalues, vectors = np.linalg.eigh(_matrix(s))
+        null = vectors[:, eigenvalues <= PRESENT * eigenvalues[-1]]
+        if not null.shape[1]:
+            return []
+        onto = combined(np.stack([_svec(null.T @ _matrix(row) @ null) for row in np.eye(len(s))], axis=1))
+        return [_Piece("psd", null.shape[1], onto, onto)]
+    if kind == "exponential" and s[1] <= 0.0:
+        # (x, 0, z) with x <= 0 <= z leaves u = 0, v >= 0 and w >= 0 of K*, and w = 0 where z > 0.
+        left = rows[1:2] if s[2] > 0.0 else rows[1:]
+        return [_Piece("nonnegative", 1, picked(left[i : i + 1]), picked(rows[s == 0.0])) for i in range(len(left))]
+    if kind == "power" and min(s[0], s[1]) <= 0.0:
+        # (x, 0, 0) leaves v >= 0 of K*, and (0, y, 0) leaves u >= 0.
+        other = rows[1:2] if s[0] > 0.0 else rows[:1]
+        return [_Piece("nonnegative", 1, picked(other), picked(rows[s == 0.0]))]
+    if kind == "exponential" and abs(s[0]) > s[1] * STEEPEST:
+        return [_Piece(kind, size, picked(rows), none, kept=True)]  # K is smaller than F*, which cannot be told here
+    normal = None if kind == "nonnegative" else _normal(kind, size, s)
+    return [] if normal is None else [_Piece("nonnegative", 1, combined(normal[None]), none)]
+
+
+def _normal(kind: str, size: float, block: Array) -> Array | None:
+    """The one direction of K* that is orthogonal to a block on the curved boundary of K; None inside."""
+    if kind == "second_order":
+        t, u = block[0], block[1:]
+        return np.append(t, -u) if t - np.linalg.norm(u) <= PRESENT * t else None
+    x, y, z = block
+    if kind == "exponential":
+        ratio = x / y
+        return np.array([-1.0, ratio - 1.0, math.exp(-ratio)]) if z - y * math.exp(ratio) <= PRESENT * z else None
+    product = x**size * y ** (1.0 - size)
+    gradient = np.array([size * product / x, (1.0 - size) * product / y, -math.copysign(1.0, z)])
+    return gradient if product - abs(z) <= PRESENT * product else None
+
+
+def _with_cones(program: ConeProgram, A: sp.csr_matrix, pieces: list[_Piece]) -> ConeProgram:
+    """The program with these pieces in place of its blocks."""
+    cones = program.structure.cones
+    by_kind = {kind: [piece for piece in pieces if piece.kind == kind] for kind in cones.as_dict()}
+    ordered = [piece for kind in cones.as_dict() for piece in by_kind[kind]]
+    rows = sp.vstack([sp.eye(cones.zero, cones.m, format="csr"), *(piece.rows for piece in ordered)], format="csr")
+    reduced = (rows @ A).tocsc()
+    reduced.sort_indices()
+    columns = np.repeat(np.arange(A.shape[1]), np.diff(reduced.indptr))
+    smaller = Cones(
+        zero=cones.zero,
+        nonnegative=len(by_kind["nonnegative"]),
+        second_order=tuple(int(piece.size) for piece in by_kind["second_order"]),
+        psd=tuple(int(piece.size) for piece in by_kind["psd"]),
+        exponential=len(by_kind["exponential"]),
+        power=tuple(piece.size for piece in by_kind["power"]),
+    )
+    pattern = Pattern(reduced.shape, reduced.indices.astype(np.int64), columns)
+    structure = Structure(program.structure.P, pattern, smaller)
+    return replace(program, structure=structure, A=reduced.data[None], b=(rows @ program.b[0])[None])
+
+
+def _is_strictly_feasible(program: ConeProgram, time_limit_s: float | None) -> bool:
+    """Whether Ax + s = b has a solution with s inside K: maximise t <= 1 where s - t e is in K, e inside K."""
+    structure, cones = program.structure, program.structure.cones
+    A, b, centre = structure.A.csc(program.A[0]), program.b[0], _central(cones, dual=False)
+    n, first = structure.n, cones.zero
+    depth = sp.csc_matrix(np.append(centre, 0.0)[:, None])
+    limit = sp.csc_matrix(([1.0], ([0], [n])), shape=(1, n + 1))
+    rows = sp.hstack([A, depth[:-1]], format="csr")
+    whole = sp.vstack([rows[:first], limit, rows[first:]], format="csc")
+    whole.sort_indices()
+    scale = max(1.0, float(np.abs(b).max(initial=0.0)))
+    columns = np.repeat(np.arange(n + 1), np.diff(whole.indptr))
+    none = np.zeros(0, dtype=np.int64)
+    posed = Structure(
+        Pattern((n + 1, n + 1), none, none),
+        Pattern(whole.shape, whole.indices.astype(np.int64), columns),
+        replace(cones, nonnegative=cones.nonnegative + 1),
+    )
+    q, limited = np.append(np.zeros(n), -1.0)[None], np.concatenate([b[:first], [scale], b[first:]])[None]
+    least = ConeProgram(posed, np.zeros((1, 0)), q, np.zeros(1), whole.data[None], limited)
+    solver = solver_for("clarabel", posed)[0]
+    found = solver.solve(solver.init(posed), least, Options(time_limit_s=time_limit_s))
+    x, t = found.x[0, :-1], found.x[0, -1]
+    if not np.isfinite(found.x).all() or t <= INSIDE * scale:
+        return False
+    s = b - A @ x
+    terms = np.abs(b) + abs(A) @ np.abs(x)
+    inner = s - np.where(np.arange(cones.m) < first, 0.0, 0.5 * t * centre)
+    outside = product_cone(cones).project_dual(-inner[None])[0]
+    return bool(np.all(np.abs(s[:first]) <= 1e-7 * terms[:first]) and not np.any(np.abs(outside[first:]) > 0.0))
+
+
+def _central(cones: Cones, *, dual: bool) -> Array:
+    """A point inside K* or K, 0 in the rows of the zero cone, (m,)."""
+    parts = [np.zeros(cones.zero)]
+    for kind, size, length in _blocks(cones):
+        if kind == "psd":
+            parts.append(_svec(np.eye(int(size))))
+        elif kind == "exponential":
+            parts.append(np.array([-1.0, 1.0, 1.0]))  # inside both
+        elif kind == "power":
+            parts.append(np.array([size, 1.0 - size, 0.0]) if dual else np.array([1.0, 1.0, 0.0]))
+        else:
+            parts.append(np.eye(1, length)[0])
+    return np.concatenate(parts)
+
+
+def _blocks(cones: Cones) -> list[tuple[str, float, int]]:
+    """Kind, size and number of rows of each block but those of the zero cone."""
+    blocks: list[tuple[str, float, int]] = [("nonnegative", 1, 1)] * cones.nonnegative
+    blocks += [("second_order", size, size) for size in cones.second_order]
+    blocks += [("psd", side, side * (side + 1) // 2) for side in cones.psd]
+    blocks += [("exponential", 1, 3)] * cones.exponential
+    return blocks + [("power", alpha, 3) for alpha in cones.power]
+
+
+def _largest_of_blocks(rows: Array, cones: Cones) -> Array:
+    """The largest of each row's block, (m,)."""
+    blocks = block_of_rows(cones)
+    largest = np.zeros(int(blocks[-1]) + 1)
+    np.maximum.at(largest, blocks, rows)
+    spread: Array = largest[blocks]
+    return spread
+
+
+def _matrix(svec: Array) -> Array:
+    """The symmetric matrix of a scaled lower triangle."""
+    side = (math.isqrt(8 * len(svec) + 1) - 1) // 2
+    cols, rows = np.triu_indices(side)
+    matrix = np.zeros((side, side))
+    matrix[rows, cols] = matrix[cols, rows] = svec * np.where(rows == cols, 1.0, 1.0 / math.sqrt(2.0))
+    return matrix
+
+
+def _svec(matrix: Array) -> Array:
+    """The scaled lower triangle of a symmetric matrix."""
+    cols, rows = np.triu_indices(len(matrix))
+    triangle: Array = matrix[rows, cols] * np.where(rows == cols, 1.0, math.sqrt(2.0))
+    return triangle

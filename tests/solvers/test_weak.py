@@ -1,0 +1,78 @@
+"""Programs that are unbounded along no ray, and such as only look like it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cvxpy as cp
+import numpy as np
+import pytest
+
+from convexlayer import canonicalize
+from convexlayer.program import ConeProgram
+from convexlayer.rays import unboundedness_ray
+from convexlayer.solvers.search import unboundedness_candidates
+from convexlayer.solvers.weak import is_unbounded_without_ray
+from tests.rays import KINDS, solvable
+
+x, z, X = cp.Variable(name="x"), cp.Variable(3, name="z"), cp.Variable((2, 2), PSD=True, name="X")
+
+UNBOUNDED: dict[str, Callable[[], cp.Problem]] = {
+    "log": lambda: cp.Problem(cp.Minimize(-cp.log(x)), [x >= 0.1]),
+    "log in other units": lambda: cp.Problem(cp.Minimize(-1e-5 * cp.log(1e4 * x)), [1e-3 * x >= 1.0]),
+    "sum of logs": lambda: cp.Problem(cp.Minimize(-cp.sum(cp.log(z))), [z >= 0.1]),
+    "one of several logs": lambda: cp.Problem(cp.Minimize(-cp.sum(cp.log(z))), [z >= 0.1, z[:2] <= 1]),
+    "log and a square": lambda: cp.Problem(cp.Minimize(cp.square(z[0]) - cp.log(z[1])), [z >= 0.1]),
+    "square root": lambda: cp.Problem(cp.Minimize(-cp.sqrt(x)), [x >= 0.1]),
+    "power": lambda: cp.Problem(cp.Minimize(-cp.power(x, 0.3, approx=False)), [x >= 0.1]),
+    "geometric mean": lambda: cp.Problem(cp.Minimize(-cp.geo_mean(z)), [z[0] <= 1, z >= 0.1]),
+    "determinant": lambda: cp.Problem(cp.Minimize(-cp.log_det(X)), [X >> 0.1 * np.eye(2)]),
+}
+
+BOUNDED: dict[str, Callable[[], cp.Problem]] = {
+    "log below": lambda: cp.Problem(cp.Minimize(-cp.log(x)), [x <= 7.0]),
+    "log and a little": lambda: cp.Problem(cp.Minimize(-cp.log(x) + 1e-4 * x)),
+    "log and a small square": lambda: cp.Problem(cp.Minimize(-cp.log(x) + 1e-6 * cp.square(x)), [x >= 0.1]),
+    "exp, whose infimum is not attained": lambda: cp.Problem(cp.Minimize(cp.exp(-x)), [x >= 0.1]),
+    "an inverse, likewise": lambda: cp.Problem(cp.Minimize(cp.inv_pos(x)), [x >= 0.1]),
+    "a square over a line, likewise": lambda: cp.Problem(cp.Minimize(cp.quad_over_lin(z[:2], z[2])), [z[0] == 1]),
+    "a logistic loss of separable data": lambda: cp.Problem(cp.Minimize(cp.sum(cp.logistic(-z))), [z[0] == z[1]]),
+    "norms": lambda: cp.Problem(cp.Minimize(cp.norm(z) - z[0]), [z[1] == 1]),
+    "determinant and trace": lambda: cp.Problem(cp.Minimize(cp.trace(X) - cp.log_det(X))),
+    "square root and a line": lambda: cp.Problem(cp.Minimize(0.01 * x - cp.sqrt(x))),
+    "a gap": lambda: cp.Problem(cp.Minimize(X[0, 0]), [X[0, 1] == 1]),
+}
+
+
+def program(problem: cp.Problem) -> ConeProgram:
+    parametric = canonicalize(problem, [], problem.variables()[:1], self_check=False)
+    return parametric.normalised(parametric.features.apply([], 1))[0]
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_it_falls_for_ever_along_no_ray(name: str) -> None:
+    posed = program(UNBOUNDED[name]())
+    assert unboundedness_ray(posed, unboundedness_candidates(posed)[0]) is None
+    assert is_unbounded_without_ray(posed)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_what_has_a_lower_bound_has_one(name: str) -> None:
+    assert not is_unbounded_without_ray(program(BOUNDED[name]()))
+
+
+def test_what_is_infeasible_is_not_unbounded() -> None:
+    assert not is_unbounded_without_ray(program(cp.Problem(cp.Minimize(-cp.log(x)), [x >= 1, z[0] >= 1, z[0] <= 0])))
+
+
+def test_without_a_strictly_feasible_point_nothing_is_said() -> None:
+    """Strong duality needs one: here z0 = 0 is forced, and the cone of z has no interior left."""
+    posed = program(cp.Problem(cp.Minimize(-cp.log(x)), [x >= 1, cp.norm(z[1:]) <= z[0], z[0] <= 0]))
+    assert not is_unbounded_without_ray(posed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tight", [False, True])
+def test_random_programs_with_solutions(kind: str, tight: bool) -> None:
+    drawn = solvable(np.random.default_rng(2), KINDS[kind], tight=tight, spread=2.0)
+    assert not any(is_unbounded_without_ray(drawn.select([i])) for i in range(drawn.batch))
