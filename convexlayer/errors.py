@@ -8,6 +8,7 @@ ConvexLayerError
 ├── SolverError              a solver cannot be used, or failed
 │   ├── NotInstalledError    the solver's package is missing
 │   └── FailedElementsError  some elements of a batch have no solution
+│       └── InvalidElementsError   of some the values cannot be used; a ProblemError too
 └── DerivativeError          the derivative cannot be had
 
 Third-party exceptions are wrapped with ``raise ... from``. A message says what was expected, what came and what
@@ -22,6 +23,7 @@ __all__ = [
     "ConvexLayerError",
     "DerivativeError",
     "FailedElementsError",
+    "InvalidElementsError",
     "NotDPPError",
     "NotInstalledError",
     "ProblemError",
@@ -73,6 +75,10 @@ class FailedElementsError(SolverError):
         self.indices = indices
         self.outputs = outputs
         self.report = report
+
+
+class InvalidElementsError(FailedElementsError, ProblemError):
+    """Some elements have values that cannot be used: not finite, against an attribute, or of no convex problem."""
 
 
 class DerivativeError(ConvexLayerError):

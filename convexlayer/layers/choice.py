@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, final
 
 from convexlayer.program import Structure
+from convexlayer.solvers.auto import deputy_of
 from convexlayer.solvers.base import AbstractSolver, SolverState
 from convexlayer.solvers.registry import solver_for
 
-__all__ = ["Chosen", "Prepared", "choose", "fastest"]
+__all__ = ["Chosen", "Deputy", "choose", "fastest"]
 
 RUNS = 3
 """Timed runs of each candidate, after one that is not: caches fill, and a solver may keep what it built."""
@@ -19,16 +21,23 @@ HOPELESS = 3.0
 """A candidate that once took this many times as long as the fastest is not run again."""
 
 
-class Prepared(NamedTuple):
-    """A solver, and what it prepared for a structure."""
+@final
+class Deputy:
+    """Who is asked again for elements that the solver leaves unsettled.
 
-    solver: AbstractSolver
-    state: SolverState
+    Attributes:
+        solver: the solver.
+    """
 
-    @staticmethod
-    def of(solver: AbstractSolver, structure: Structure) -> Prepared:
-        """After the work that every solve shares."""
-        return Prepared(solver, solver.init(structure))
+    def __init__(self, solver: AbstractSolver, structure: Structure) -> None:
+        """Name the deputy; nothing is prepared before it is needed."""
+        self.solver = solver
+        self._structure = structure
+
+    @cached_property
+    def state(self) -> SolverState:
+        """What the solver prepared for the structure."""
+        return self.solver.init(self._structure)
 
 
 class Chosen(NamedTuple):
@@ -37,13 +46,13 @@ class Chosen(NamedTuple):
     Attributes:
         solver: the solver.
         state: what it prepared for the structure.
-        deputy: who is asked again for elements that it leaves unsolved, or None.
+        deputy: who is asked again for elements that it leaves unsettled, or None.
         reason: why it was chosen.
     """
 
     solver: AbstractSolver
     state: SolverState
-    deputy: Prepared | None
+    deputy: Deputy | None
     reason: str
 
 
@@ -54,8 +63,9 @@ def choose(name: str, structure: Structure, device: str = "cpu") -> Chosen:
         SolverError: the solver is unknown, missing, or cannot take the structure.
     """
     solver, reason = solver_for(name, structure, device)
-    deputy = None if solver.deputy is None else Prepared.of(solver_for(solver.deputy, structure)[0], structure)
-    return Chosen(*Prepared.of(solver, structure), deputy, reason)
+    second = deputy_of(solver, structure)
+    deputy = None if second is None else Deputy(solver_for(second, structure)[0], structure)
+    return Chosen(solver, solver.init(structure), deputy, reason)
 
 
 def fastest(candidates: Sequence[Chosen], attempt: Callable[[Chosen], int]) -> Chosen:

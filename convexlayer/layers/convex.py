@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
 import cvxpy as cp
 import torch
 
+from convexlayer.arguments import check_kind, check_truth, described
 from convexlayer.canon import ParametricProgram, canonicalize
-from convexlayer.errors import DerivativeError, FailedElementsError, ProblemError
+from convexlayer.errors import DerivativeError, FailedElementsError, InvalidElementsError, ProblemError
 from convexlayer.layers.function import Call, solve
 from convexlayer.layers.remote import remote_layer, server_url
 from convexlayer.layers.report import Report
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.theta import batch_size
+from convexlayer.solution import Status
 from convexlayer.solvers import Options
 
 __all__ = ["ConvexLayer"]
@@ -82,13 +84,14 @@ class ConvexLayer(torch.nn.Module):
                 ``SolutionMap``); the tensors of a call may be anywhere.
             gp: the problem is a geometric program.
             derivative: ``exact``, or ``diffcp`` for the reference implementation.
-            on_failure: what to do when an element has no solution: ``raise`` a FailedElementsError that carries the
-                others, fill its outputs with ``nan``, or ``keep`` the solver's last iterate. Gradients of such elements
-                are zero, and those of the others are untouched.
-            on_degenerate: what to do when a derivative may not exist or is inaccurate: ``warn`` (once a layer),
-                ``report`` only, or ``raise`` a DerivativeError.
+            on_failure: what to do when an element has no solution, or values that cannot be used: ``raise`` a
+                FailedElementsError that carries the others, fill its outputs with ``nan``, or ``keep`` the solver's
+                last iterate. Gradients of such elements are zero, and those of the others are untouched.
+            on_degenerate: what to do when a derivative may not exist or is inaccurate: ``warn`` (once a layer; of
+                solutions that are inaccurate themselves the call warns once, too), ``report`` only, or ``raise`` a
+                DerivativeError.
             options: ``Options`` or a mapping of changes to the default ones.
-            check_attributes: refuse tensors that violate their parameter's attributes.
+            check_attributes: whether tensors that violate their parameter's attributes are invalid.
             presolve: solve a reduced program; ``program.presolve`` records what was reduced.
             self_check: compare the compiled problem with CVXPY's at two random parameter values.
 
@@ -98,6 +101,11 @@ class ConvexLayer(torch.nn.Module):
             DerivativeError: the derivative mode is unknown.
         """
         super().__init__()
+        check_kind("problem", problem, cp.Problem, "a cvxpy.Problem")
+        _check_sequence("parameters", parameters, cp.Parameter, "cvxpy.Parameter")
+        _check_sequence("variables", variables, cp.Variable, "cvxpy.Variable (or dual variables)")
+        for name, value in (("gp", gp), ("presolve", presolve), ("self_check", self_check)):
+            check_truth(name, value)
         _check_choice("on_failure", on_failure, ON_FAILURE)
         program = canonicalize(problem, parameters, variables, gp=gp, presolve=presolve, self_check=self_check)
         self._map = SolutionMap(
@@ -110,7 +118,7 @@ class ConvexLayer(torch.nn.Module):
             check_attributes=check_attributes,
         )
         self._on_failure = on_failure
-        self._judge = _DerivativeJudge(on_degenerate)
+        self._judge = _Judge(on_degenerate)
 
     @property
     def program(self) -> ParametricProgram:
@@ -144,17 +152,20 @@ class ConvexLayer(torch.nn.Module):
         Args:
             tensors: one a parameter, of its shape or with one leading batch axis.
             options: complete options, or changes to the layer's, for this call.
-            warm_start: the report of an earlier ``solve`` with the same batch size.
+            warm_start: the report of an earlier ``solve``; used where the batch is of the same size.
 
         Returns:
             One tensor a variable, with the batch axis if any input had it.
 
         Raises:
             ShapeError: shapes or batch sizes do not fit.
-            ProblemError: a tensor is not floating, not finite, or violates its parameter's attributes.
-            FailedElementsError: elements without a solution, under ``on_failure="raise"``.
+            ProblemError: an argument is of the wrong type, or a tensor is not floating.
+            FailedElementsError: elements without a solution, under ``on_failure="raise"``; an InvalidElementsError
+                where a tensor is not finite or violates its parameter's attributes.
         """
-        return self._solve(tensors, options, warm_start)[0]
+        outputs, _, report = self._solve(tensors, options, warm_start)
+        self._judge.of_solutions(report)
+        return outputs
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def solve(
@@ -197,39 +208,64 @@ class ConvexLayer(torch.nn.Module):
             outputs, objective = [output.squeeze(0) for output in outputs], objective.squeeze(0)
         report = call.result().report
         if report.failed and self._on_failure == "raise":
-            told = replace(report, objective=objective)
-            raise FailedElementsError(
-                _failure_message(report), indices=report.failed, outputs=tuple(outputs), report=told
+            invalid = Status.INVALID in report.status
+            raise (InvalidElementsError if invalid else FailedElementsError)(
+                _failure_message(report, batched=batched),
+                indices=report.failed,
+                outputs=tuple(outputs),
+                report=replace(report, objective=objective),
             )
         return tuple(outputs), objective, report
 
 
-def _failure_message(report: Report) -> str:
+def _failure_message(report: Report, *, batched: bool) -> str:
+    if not batched and report.status[0] is Status.INVALID:
+        return report.details[0]
     named = ", ".join(f"{i} ({report.status[i]})" for i in report.failed[:8])
     more = f" and {len(report.failed) - 8} more" if len(report.failed) > 8 else ""
+    known = "".join(f". Element {i}: {report.details[i]}" for i in sorted(report.details)[:3])
     return (
         f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The others are in "
-        "this error's outputs; on_failure='nan' returns them instead"
+        f"this error's outputs; on_failure='nan' returns them instead{known}"
     )
+
+
+def _check_sequence(name: str, values: object, kind: type, expected: str) -> None:
+    if isinstance(values, kind) or not isinstance(values, Iterable):
+        raise ProblemError(f"{name} must be a list of {expected}, got {described(values)}")
+    for i, value in enumerate(values):
+        check_kind(f"{name}[{i}]", value, kind, f"a {expected}")
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ProblemError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        raise ProblemError(f"{name} must be one of {', '.join(known)}, got {described(value)}")
 
 
 @final
-class _DerivativeJudge:
-    """What becomes of derivatives that cannot be trusted; warns once."""
+class _Judge:
+    """What becomes of derivatives that cannot be trusted, and of inaccurate solutions; warns once of each."""
 
     def __init__(self, on_degenerate: str) -> None:
         _check_choice("on_degenerate", on_degenerate, ON_DEGENERATE)
         self._on_degenerate = on_degenerate
         self._lock = threading.Lock()
-        self._warned = False
+        self._said: set[str] = set()
 
-    def __reduce__(self) -> tuple[Callable[[str], _DerivativeJudge], tuple[str]]:
-        return _DerivativeJudge, (self._on_degenerate,)
+    def __reduce__(self) -> tuple[Callable[[str], _Judge], tuple[str]]:
+        return _Judge, (self._on_degenerate,)
+
+    def of_solutions(self, report: Report) -> None:
+        """Of a call that returns no report."""
+        if self._on_degenerate == "report" or report.solution.all_optimal:
+            return
+        inaccurate = [str(i) for i, word in enumerate(report.status) if word is Status.OPTIMAL_INACCURATE]
+        if inaccurate:
+            self._warn(
+                "solutions",
+                f"the solutions of {len(inaccurate)} of {len(report.status)} elements are inaccurate: "
+                f"{_first(inaccurate)}. The report of layer.solve(...) says how far: its status and residuals",
+            )
 
     def __call__(self, report: Report) -> None:
         derivative = report.derivative
@@ -244,12 +280,20 @@ class _DerivativeJudge:
             return
         message = (
             f"the derivative of {len(doubtful)} of {len(report.status)} elements may not exist or is inaccurate: "
-            f"{', '.join(doubtful[:8])}{' ...' if len(doubtful) > 8 else ''}. What is returned is a least-squares "
-            "direction; report.derivative says how far to trust it"
+            f"{_first(doubtful)}. What is returned is a least-squares direction; report.derivative says how far to "
+            "trust it"
         )
         if self._on_degenerate == "raise":
             raise DerivativeError(message)
+        self._warn("derivatives", message)
+
+    def _warn(self, about: str, message: str) -> None:
         with self._lock:
-            first, self._warned = not self._warned, True
+            first = about not in self._said
+            self._said.add(about)
         if first:
             warnings.warn(message + " (said once a layer; on_degenerate='report' is silent)", UserWarning, stacklevel=2)
+
+
+def _first(named: list[str]) -> str:
+    return f"{', '.join(named[:8])}{' ...' if len(named) > 8 else ''}"

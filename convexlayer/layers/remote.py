@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import cvxpy as cp
 
-from convexlayer.errors import DerivativeError, FailedElementsError, NotInstalledError, ShapeError, UnsupportedError
+from convexlayer.errors import (
+    DerivativeError,
+    FailedElementsError,
+    InvalidElementsError,
+    NotInstalledError,
+    ShapeError,
+    UnsupportedError,
+)
 from convexlayer.solvers import Options
 
 if TYPE_CHECKING:
@@ -104,5 +111,7 @@ def remote_layer(
         on_degenerate=on_degenerate,
         solver=solver,
         options=changed,
-        errors=LayerErrors(shape=ShapeError, failed=FailedElementsError, derivative=DerivativeError),
+        errors=LayerErrors(
+            shape=ShapeError, failed=FailedElementsError, invalid=InvalidElementsError, derivative=DerivativeError
+        ),
     )

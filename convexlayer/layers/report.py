@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -36,7 +37,11 @@ class Report:
         solver: the solver that ran.
         reason: why it was chosen.
         solution: the solution of the cone program, which a later call may take as its warm start.
-        solved_again: positions of the elements on which the solver stalled, and which its deputy (Clarabel) was given.
+        solved_again: positions of the elements on which the solver stalled or which it called infeasible or unbounded
+            without proof, and which its deputy (Clarabel, or the batched engine) was given.
+        details: what there is to say of elements beyond their status, by position: what is wrong with the values of
+            those that are ``invalid``, and what happened to those that failed otherwise.
+        cold_start: why a warm start that was given was not used; None where it was, or where none was given.
     """
 
     status: tuple[Status, ...]
@@ -48,6 +53,8 @@ class Report:
     reason: str
     solution: Solution
     solved_again: tuple[int, ...] = ()
+    details: Mapping[int, str] = field(default_factory=dict)
+    cold_start: str | None = None
     record: DerivativeRecord = field(default_factory=DerivativeRecord, repr=False)
 
     @property

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import torch
 
+from convexlayer.arguments import check_kind, check_truth
 from convexlayer.canon import ParametricProgram
 from convexlayer.cones import ProductPoint
 from convexlayer.diff import (
@@ -21,29 +22,18 @@ from convexlayer.diff import (
     polished,
 )
 from convexlayer.errors import ProblemError, ShapeError, SolverError
-from convexlayer.layers.choice import Chosen, Prepared, choose, fastest
+from convexlayer.layers.choice import Chosen, choose, fastest
+from convexlayer.layers.convexity import is_promise
+from convexlayer.layers.posing import Posed, among, posed, usable_part
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
-from convexlayer.layers.theta import batch_size, check_values
-from convexlayer.program import Array, ConeProgram
-from convexlayer.solution import Residuals, Solution, Status
+from convexlayer.layers.verdicts import unproved, unsettled, with_verdicts
+from convexlayer.program import Array, ConeProgram, IndexArray
+from convexlayer.solution import Residuals, Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.auto import candidates
 
 __all__ = ["SolutionMap"]
-
-UNSETTLED = (Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
-"""What a solver's deputy is asked about; limits are the caller's wish."""
-
-
-class _Posed(NamedTuple):
-    """Feature vectors, their programs, scales of objectives, whether there is a batch axis, and the seconds it took."""
-
-    features: Array
-    program: ConeProgram
-    scale: Array
-    batched: bool
-    seconds: float
 
 
 class _Certified(NamedTuple):
@@ -86,13 +76,21 @@ class SolutionMap:
                 factorised.
             derivative: ``exact``, or ``diffcp`` for the reference.
             options: defaults of every call.
-            check_attributes: whether values that violate a parameter's attributes are refused.
+            check_attributes: whether values that violate a parameter's attributes, or make the objective non-convex
+                where only the caller has promised that it is not, are invalid.
 
         Raises:
+            ProblemError: an argument is of the wrong type.
             SolverError: the solver is unknown, missing, or cannot take the problem; or it is named and ``tune`` is set;
                 or there is no such device.
             DerivativeError: the derivative mode is unknown.
         """
+        check_kind("program", program, ParametricProgram, "what canonicalize returns")
+        check_kind("solver", solver, str, "a name such as 'auto' or 'clarabel'")
+        check_kind("device", device, str, "a name such as 'cpu' or 'cuda'")
+        check_kind("derivative", derivative, str, "a name such as 'exact'")
+        check_truth("tune", tune)
+        check_truth("check_attributes", check_attributes)
         self.program = program
         self.options = Options.of(options, Options())
         self._arguments = {
@@ -103,6 +101,7 @@ class SolutionMap:
             "check_attributes": check_attributes,
         }
         self._check_attributes = check_attributes
+        self._convexity_is_promised = is_promise(program)
         self._automatic = solver.lower() == "auto"
         if tune and not self._automatic:
             raise SolverError(
@@ -139,30 +138,37 @@ class SolutionMap:
     ) -> SolvedBatch:
         """Solve for a batch of parameters.
 
+        An element whose values are not finite, or violate its parameter's attributes, is ``invalid`` in the report,
+        whose ``details`` say why; the others are solved.
+
         Args:
             theta: one array a parameter, of its shape or with one leading batch axis; the two may be mixed.
             options: complete options, or changes to the defaults.
-            warm_start: the report of a call with the same batch size, used where the solver can.
+            warm_start: the report of an earlier call of this map, used where the solver can and the batch is of the
+                same size; the report says where it was not (``cold_start``).
 
         Raises:
-            ShapeError: shapes or batch sizes do not fit, those of the warm start included.
-            ProblemError: a value is not finite or violates its parameter's attributes.
+            ShapeError: shapes or batch sizes do not fit, or the warm start is that of another problem.
+            ProblemError: an argument is of the wrong type.
             SolverError: an option that the solver does not know.
         """
         chosen = self._placed(Options.of(options, self.options))
-        features, program, scale, batched, instantiated_s = self._posed(theta)
-        before = (
-            None
-            if warm_start is None
-            else self._fitting(warm_start.solution, program.batch, "warm_start").divided(scale)
-        )
+        given = self._posed(theta)
+        features, program, scale = given.features, given.program, given.scale
 
         instantiated = time.perf_counter()
-        by = self._solver_for(program, chosen)
-        solution = by.solver.solve(by.state, program, chosen, before) if program.batch else _nothing(program)
-        solved = time.perf_counter()
-        solution, residuals, factor, at = self._certified(program, solution, chosen)
-        solution, residuals, again = self._solved_again(by.deputy, program, solution, residuals, chosen)
+        part, usable = usable_part(program, given.invalid)
+        by = self._solver_for(part, chosen)
+        start, cold = self._start(warm_start, by, given, usable)
+        solution = by.solver.solve(by.state, part, chosen, start) if part.batch else _nothing(part)
+        solved, raw = time.perf_counter(), solution
+        solution, residuals, factor, at = self._certified(part, solution, chosen)
+        solution, residuals, again = self._solved_again(by, part, raw, solution, residuals, chosen)
+        solution, details = with_verdicts(part, solution, raw, chosen)
+        solution, residuals = among(solution, residuals, usable, program.batch)
+        if usable is not None:
+            again = tuple(usable[list(again)].tolist())
+            details = given.invalid | {int(usable[i]): said for i, said in details.items()}
         polished = time.perf_counter()
 
         objective = self._objective(residuals, solution, scale)
@@ -171,11 +177,13 @@ class SolutionMap:
             residuals=residuals,
             objective=objective,
             iterations=solution.iterations,
-            seconds={"canonical": instantiated_s, "solve": solved - instantiated, "polish": polished - solved},
+            seconds={"canonical": given.seconds, "solve": solved - instantiated, "polish": polished - solved},
             solver=by.solver.name,
             reason=by.reason,
             solution=solution.divided(1.0 / scale),
             solved_again=again,
+            details=details,
+            cold_start=cold,
         )
         same = not again and bool(np.all(solution.solved))  # else these are of other points, or of more
         differentiate = partial(self._mode, self._system, factor=factor if same else None, at=at if same else None)
@@ -188,7 +196,7 @@ class SolutionMap:
             scale,
             objective,
             report,
-            batched=batched,
+            batched=given.batched,
         )
 
     def at(
@@ -203,12 +211,17 @@ class SolutionMap:
 
         Raises:
             ShapeError: shapes or batch sizes do not fit.
-            ProblemError: a value is not finite or violates its parameter's attributes; or an element that is called
-                solved is no solution for these parameters.
+            ProblemError: an argument is of the wrong type; or an element that is called solved is no solution for these
+                parameters.
         """
-        features, program, scale, batched, instantiated_s = self._posed(theta)
+        check_kind("solution", solution, Solution, "a Solution, such as a report's ``solution``")
+        given = self._posed(theta)
+        features, program, scale = given.features, given.program, given.scale
         scaled = self._fitting(solution, program.batch, "solution").divided(scale)
         certified, residuals = scaled.certified(program, Options.of(options, self.options).tol)
+        for i in sorted(given.invalid):
+            if scaled.status[i].solved:
+                raise ProblemError(f"element {i} is called solved, but {given.invalid[i]}")
         wrong = np.flatnonzero(scaled.solved & ~certified.solved)
         if len(wrong):
             worst = residuals.worst[wrong[0]]
@@ -221,27 +234,36 @@ class SolutionMap:
             residuals=residuals,
             objective=objective,
             iterations=scaled.iterations,
-            seconds={"canonical": instantiated_s},
+            seconds={"canonical": given.seconds},
             solver=str(scaled.stats.get("solver", "")),
             reason="solved before",
             solution=solution,
+            details=given.invalid,
         )
         differentiate = partial(self._mode, self._system)
         return SolvedBatch(
-            self.program, differentiate, features, program, scaled, scale, objective, report, batched=batched
+            self.program, differentiate, features, program, scaled, scale, objective, report, batched=given.batched
         )
 
-    def _posed(self, theta: Sequence[Array]) -> _Posed:
-        """The programs of these parameters."""
-        specs = self.program.parameters
-        values = [np.asarray(value, dtype=np.float64) for value in theta]
-        batch = batch_size(specs, [value.shape for value in values])
-        for spec, value in zip(specs, values, strict=True):
-            check_values(spec, value, attributes=self._check_attributes)
-        start = time.perf_counter()
-        features = self.program.features.apply(values, 1 if batch is None else batch)
-        program, scale = self.program.normalised(features)
-        return _Posed(features, program, scale, batch is not None, time.perf_counter() - start)
+    def _posed(self, theta: Sequence[Array]) -> Posed:
+        checked = self._check_attributes
+        return posed(self.program, theta, attributes=checked, curvature=checked and self._convexity_is_promised)
+
+    def _start(
+        self, warm_start: Report | None, by: Chosen, given: Posed, usable: IndexArray | None
+    ) -> tuple[Solution | None, str | None]:
+        """The solutions to start from, or why there are none though a warm start came."""
+        if warm_start is None:
+            return None, None
+        check_kind("warm_start", warm_start, Report, "the Report of an earlier call, or None")
+        solution, batch = warm_start.solution, given.program.batch
+        self._fitting(solution, len(solution.x), "warm_start")
+        if not by.solver.starts_warm:
+            return None, f"solver {by.solver.name!r} cannot start from a given point"
+        if len(solution.x) != batch:
+            return None, f"the warm start has {len(solution.x)} elements, this batch {batch}"
+        start = solution.divided(given.scale)
+        return (start if usable is None else start.select(usable)), None
 
     def _objective(self, residuals: Residuals, solution: Solution, scale: Array) -> Array:
         """Objective values of the problem (B,); not a number where there is no solution."""
@@ -272,19 +294,25 @@ class SolutionMap:
 
     def _solved_again(
         self,
-        deputy: Prepared | None,
+        by: Chosen,
         program: ConeProgram,
+        raw: Solution,
         solution: Solution,
         residuals: Residuals,
         options: Options,
     ) -> tuple[Solution, Residuals, tuple[int, ...]]:
-        """With the elements that the solver left unsolved or inaccurate solved by its deputy, and their positions."""
-        if deputy is None or solution.all_optimal or all(status not in UNSETTLED for status in solution.status):
+        """With the elements that the solver left unsettled given to its deputy, and their positions."""
+        deputy = by.deputy
+        if solution.all_optimal or deputy is None or not (deputy.solver.timed or options.time_limit_s is None):
             return solution, residuals, ()
-        index = np.array([i for i, status in enumerate(solution.status) if status in UNSETTLED], dtype=np.int64)
+        index = unproved(solution, raw) if by.solver.deputy_for_claims else unsettled(solution, raw)
+        if not len(index):
+            return solution, residuals, ()
         part = program.select(index)
-        other, found, *_ = self._certified(part, deputy.solver.solve(deputy.state, part, options), options)
-        settled = np.array([status not in UNSETTLED for status in other.status], dtype=bool)
+        said = deputy.solver.solve(deputy.state, part, options)
+        other, found, *_ = self._certified(part, said, options)
+        settled = np.ones(len(index), dtype=bool)
+        settled[unsettled(other, said)] = False
         better = np.flatnonzero(settled | (found.worst < residuals.worst[index]))
         merged = solution.with_elements(index[better], other.select(better))
         return merged, merged.residuals(program), tuple(index.tolist())
@@ -298,7 +326,7 @@ class SolutionMap:
         chosen = self._tuned or self._chosen
         if self._automatic and chosen.deputy and options.time_limit_s is not None and not chosen.solver.timed:
             reason = f"{chosen.solver.name}, the choice without a time limit, cannot keep one"
-            return Chosen(*chosen.deputy, deputy=None, reason=reason)
+            return Chosen(chosen.deputy.solver, chosen.deputy.state, deputy=None, reason=reason)
         return chosen
 
     def _placed(self, options: Options) -> Options:

@@ -9,13 +9,18 @@ from typing import Any, final
 
 import numpy as np
 
-from convexlayer.canon import ParametricProgram
+from convexlayer.arguments import as_array
+from convexlayer.canon import OutputSpec, ParameterSpec, ParametricProgram
 from convexlayer.diff import AbstractDifferentiator, DerivativeReport, SolutionCotangent, SolutionTangent
+from convexlayer.errors import ShapeError
 from convexlayer.layers.report import Report
 from convexlayer.program import Array, ConeProgram, IndexArray, Structure
 from convexlayer.solution import BoolArray, Solution
 
 __all__ = ["SolvedBatch"]
+
+
+_OBJECTIVE = OutputSpec("objective", ())
 
 
 @final
@@ -89,8 +94,16 @@ class SolvedBatch:
 
         Returns:
             One array (B, *shape) a parameter, zero for elements without a solution; None where not asked for.
+
+        Raises:
+            ShapeError: the wrong number of cotangents or of choices in ``wrt``, or a cotangent of another shape.
         """
         start = time.perf_counter()
+        if wrt is not None and len(wrt) != len(self._parametric.parameters):
+            raise ShapeError(f"expected {len(self._parametric.parameters)} choices in wrt, got {len(wrt)}")
+        cotangents = self._given("cotangent", cotangents, self._parametric.outputs)
+        if objective is not None:
+            (objective,) = self._given("cotangent", [objective], [_OBJECTIVE])
         some = self.batch > 0 and (self._everywhere or len(self._solved_index) > 0)
         program = self._parametric
         scale, features = self._solved_rows(self._scale), self._solved_rows(self._features)
@@ -99,7 +112,7 @@ class SolvedBatch:
         moved: list[Array] = []
         reports: list[DerivativeReport] = []
         if some and any(c is not None for c in cotangents):
-            chosen = [None if c is None else self._solved_rows(np.asarray(c, dtype=np.float64)) for c in cotangents]
+            chosen = [None if c is None else self._solved_rows(c) for c in cotangents]
             direct, dx, dy = program.recovery.pull(self._here, self._values, chosen)
             gradient, derivative = self._differentiator.vjp(
                 SolutionCotangent(dx, dy * scale[:, None]),
@@ -110,7 +123,7 @@ class SolvedBatch:
             moved += [] if direct is None else [direct]
             reports.append(derivative)
         if some and objective is not None:
-            weight = self._slope * self._solved_rows(np.asarray(objective, dtype=np.float64))
+            weight = self._slope * self._solved_rows(objective)
             envelope = _envelope(program.varying, self._solved_part[1].divided(1.0 / scale), weight)
             moved.append(program.pullback(features, envelope, wanted=columns))
             reports.append(self._objective_report(columns))
@@ -133,11 +146,14 @@ class SolvedBatch:
         Returns:
             One array (B, *shape) an output, and (B,); not a number for elements without a solution. The report is
             that of the outputs; ``vjp`` judges the objective's derivative too.
+
+        Raises:
+            ShapeError: the wrong number of tangents, or of another shape.
         """
         start = time.perf_counter()
         index = self._solved_index
         program, recovery = self._parametric, self._parametric.recovery
-        values = [None if t is None else np.asarray(t, dtype=np.float64) for t in tangents]
+        values = self._given("tangent", tangents, program.parameters, shared=True)
         features, push = self._solved_rows(self._features), program.features.push(self._features, values)[index]
         data = program.push(features, push)
         part, solution = self._solved_part
@@ -160,6 +176,29 @@ class SolvedBatch:
             tuple(self._among_all(value, fill=np.nan) for value in outputs),
             self._among_all(objective, fill=np.nan),
         )
+
+    def _given(
+        self,
+        what: str,
+        values: Sequence[Array | None],
+        specs: Sequence[ParameterSpec | OutputSpec],
+        *,
+        shared: bool = False,
+    ) -> list[Array | None]:
+        """Cotangents or tangents as arrays of the right shapes; those that are shared may lack the batch axis."""
+        if len(values) != len(specs):
+            named = ", ".join(spec.name for spec in specs)
+            raise ShapeError(f"expected {len(specs)} {what}s (for {named}), got {len(values)}")
+        arrays, batch = list[Array | None](), self.batch
+        for spec, value in zip(specs, values, strict=True):
+            if value is None:
+                arrays.append(None)
+                continue
+            array, whole = as_array(f"{what} of", value, spec.name), (batch, *spec.shape)
+            if array.shape != whole and not (shared and array.shape == spec.shape):
+                raise ShapeError(f"{what} of {spec.name!r}: expected shape {whole}, got {array.shape}")
+            arrays.append(array)
+        return arrays
 
     @property
     def _everywhere(self) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from convexlayer.arguments import as_array, described
 from convexlayer.canon import ParameterSpec
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.program import Array, is_finite, max_norm
 
-__all__ = ["batch_size", "check_values"]
+__all__ = ["as_values", "batch_size", "stood_in", "unusable"]
 
 TOLERANCE = 1e-6
 """Asymmetry, or negative eigenvalue, relative to the largest entry of the element, that counts as rounding."""
@@ -49,29 +50,76 @@ def batch_size(specs: Sequence[ParameterSpec], shapes: Sequence[tuple[int, ...]]
     return batch
 
 
-def check_values(spec: ParameterSpec, value: Array, *, attributes: bool) -> None:
-    """Check one parameter's values, of its shape or behind a batch axis.
+def as_values(specs: Sequence[ParameterSpec], theta: Iterable[object]) -> list[Array]:
+    """What a caller gave for the parameters, as arrays of doubles.
 
     Raises:
-        ProblemError: NaN or infinite entries; an attribute violated (unless the check is switched off).
+        ShapeError: the wrong number of values.
+        ProblemError: it is no list of arrays of real numbers.
     """
-    if not is_finite(value):
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
-        raise ProblemError(f"parameter {spec.name!r} is not finite: entry {list(where)} is {value[where]}")
-    if not attributes or not spec.attributes or not value.size:
-        return
+    if not isinstance(theta, Iterable):
+        raise ProblemError(f"expected one array a parameter, in a list or tuple, got {described(theta)}")
+    given = list(theta)
+    if len(given) != len(specs):
+        names = ", ".join(spec.name for spec in specs)
+        raise ShapeError(f"expected {len(specs)} values (for {names}), got {len(given)}")
+    return [as_array("parameter", value, spec.name) for spec, value in zip(specs, given, strict=True)]
+
+
+_NONE: dict[int, str] = {}
+
+
+def unusable(spec: ParameterSpec, value: Array, *, attributes: bool) -> dict[int, str]:
+    """What is wrong with one parameter's values, by position of the element; those that can be used are left out.
+
+    Args:
+        spec: the parameter.
+        value: of its shape, which counts as one element, or behind a batch axis.
+        attributes: whether what the parameter declares is checked.
+    """
+    finite = is_finite(value)
+    if finite and not (attributes and spec.attributes and value.size):
+        return _NONE
     elements = value.reshape(-1, *spec.shape)
-    largest = max_norm(elements.reshape(len(elements), -1))
-    for attribute in sorted(spec.attributes):
-        excess = _violation(attribute, spec, elements)
+    wrong = {} if finite else _not_finite(spec, value, elements)
+    if not attributes:
+        return wrong
+    good = np.setdiff1d(np.arange(len(elements)), list(wrong)) if wrong else np.arange(len(elements))
+    rows = elements[good] if wrong else elements
+    largest = max_norm(rows.reshape(len(rows), spec.size))
+    for attribute in sorted(spec.attributes) if rows.size else ():
+        excess = _violation(attribute, spec, rows)
         limit = (SIGN_TOLERANCE if attribute in SIGNS else TOLERANCE) * largest
-        wrong = np.flatnonzero(excess >= 0 if attribute in ("pos", "neg") else excess > limit)
-        if len(wrong):
-            raise ProblemError(
+        for row in np.flatnonzero(excess >= 0 if attribute in ("pos", "neg") else excess > limit).tolist():
+            wrong.setdefault(
+                int(good[row]),
                 f"parameter {spec.name!r} is declared {attribute}, but the value violates that by "
-                f"{np.max(np.abs(excess[wrong])):.3g}; change the value (or, in the library, pass "
-                "check_attributes=False)"
+                f"{abs(excess[row]):.3g}; change the value (or, in the library, pass check_attributes=False)",
             )
+    return wrong
+
+
+def stood_in(specs: Sequence[ParameterSpec], values: Sequence[Array], invalid: Iterable[int]) -> list[Array]:
+    """The values with ones in place of those of the elements at these positions, which nobody looks at."""
+    index, stand_ins = list(invalid), []
+    for spec, value in zip(specs, values, strict=True):
+        if value.shape == spec.shape:  # shared by all elements: of no use to any where it is not finite
+            stand_ins.append(value if is_finite(value) else np.ones_like(value))
+        else:
+            whole = value.copy()
+            whole[index] = 1.0
+            stand_ins.append(whole)
+    return stand_ins
+
+
+def _not_finite(spec: ParameterSpec, value: Array, elements: Array) -> dict[int, str]:
+    """The first entry of each element that is not finite."""
+    wrong: dict[int, str] = {}
+    for place in np.argwhere(~np.isfinite(elements)).tolist():
+        where = place if value.ndim > len(spec.shape) else place[1:]
+        said = f"parameter {spec.name!r} is not finite: entry {where} is {elements[tuple(place)]}"
+        wrong.setdefault(place[0], said if where else f"parameter {spec.name!r} is not finite: it is {float(value)}")
+    return wrong
 
 
 def _violation(attribute: str, spec: ParameterSpec, elements: Array) -> Array:

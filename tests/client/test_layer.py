@@ -319,3 +319,25 @@ def test_copies_share_the_connection(client: Client) -> None:
     layer = remote(box(), client)
     torch.testing.assert_close(copy.deepcopy(layer)(A, BUDGETS[:1]), layer(A, BUDGETS[:1]))
     assert layer.problem_id in repr(layer)
+
+
+def test_values_that_cannot_be_used_cost_their_row_alone(client: Client) -> None:
+    """As in the local layer: status, outputs, gradients, and what is said."""
+    family = box()
+    budgets = torch.tensor([1.0, float("nan"), 0.5], dtype=torch.float64)
+    answers = []
+    for layer in (remote(family, client, on_failure="nan"), local(family, on_failure="nan")):
+        leaves = [A.clone().requires_grad_(), budgets.clone().requires_grad_()]
+        (out,), report = layer.solve(*leaves)
+        answers.append((out, *torch.autograd.grad(out.nansum(), leaves)))
+        assert list(map(str, report.status)) == ["optimal", "invalid", "optimal"]
+        assert list(report.details) == [1]
+        assert "is not finite: entry [1] is nan" in report.details[1]
+    for ours, theirs in zip(*answers, strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True, **TOLERANCE)
+    with pytest.raises(FailedElementsError, match=r"1 of 3 elements.*1 \(invalid\).*Element 1: .*not finite") as caught:
+        remote(family, client)(A, budgets)
+    assert caught.value.indices == (1,)
+    assert caught.value.outputs[0][[0, 2]].isfinite().all()
+    with pytest.raises(InvalidError, match="not finite"):
+        remote(family, client)(A, budgets[1])

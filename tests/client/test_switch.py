@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer
-from convexlayer.errors import DerivativeError, FailedElementsError, NotInstalledError, ShapeError, UnsupportedError
+from convexlayer.errors import (
+    DerivativeError,
+    FailedElementsError,
+    InvalidElementsError,
+    NotInstalledError,
+    ShapeError,
+    UnsupportedError,
+)
 from convexlayer.layers.remote import remote_layer
 from convexlayer.solvers import Options
 from convexlayer_client.layer import RemoteConvexLayer
@@ -51,6 +58,13 @@ def test_the_answers_are_the_same(url: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_argument_of_a_layer_is_known() -> None:
     local, remote = (inspect.signature(made).parameters for made in (ConvexLayer.__init__, remote_layer))
     assert [(p.name, p.default) for p in local.values()][1:] == [(p.name, p.default) for p in remote.values()][1:]
+
+
+def test_the_error_of_invalid_values_is_the_librarys_too(elsewhere: str) -> None:
+    family = box()
+    layer = ConvexLayer(family.problem, family.parameters, family.outputs)
+    with pytest.raises(InvalidElementsError, match=r"Element 1: .*'budget' is not finite"):
+        layer(A, torch.tensor([0.6, float("inf"), 0.9], dtype=torch.float64))
 
 
 def test_the_errors_are_the_librarys(elsewhere: str) -> None:

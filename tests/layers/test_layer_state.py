@@ -141,12 +141,29 @@ def test_warm_start() -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 4, None])
-def test_warm_starts_must_fit_the_batch(batch: int | None) -> None:
+def test_a_warm_start_of_another_batch_size_starts_cold_and_says_so(batch: int | None) -> None:
+    """The last batch of a loader is a smaller one."""
     case = family("nearest_correlation")
     layer = case.layer(solver="scs")
     _, report = layer.solve(*case.prepared(case.tensors(3)))
-    with pytest.raises(ShapeError, match="warm_start"):
-        layer.solve(*case.prepared(case.tensors(batch)), warm_start=report)
+    tensors = case.prepared(case.tensors(batch))
+    outputs, cold = layer.solve(*tensors, warm_start=report)
+    assert cold.cold_start == f"the warm start has 3 elements, this batch {batch or 1}"
+    expected, fresh = layer.solve(*tensors)
+    assert fresh.cold_start is None
+    assert layer.solve(*tensors, warm_start=fresh)[1].cold_start is None
+    np.testing.assert_array_equal(cold.iterations, fresh.iterations)
+    for ours, theirs in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.0)
+
+
+def test_a_solver_that_takes_no_warm_start_says_so() -> None:
+    case = family("nearest_correlation")
+    layer = case.layer(solver="clarabel")
+    tensors = case.prepared(case.tensors(3))
+    _, report = layer.solve(*tensors)
+    _, again = layer.solve(*tensors, warm_start=report)
+    assert again.cold_start == "solver 'clarabel' cannot start from a given point"
 
 
 def test_warm_starts_must_come_from_the_same_problem() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer, DerivativeError, Status
+from convexlayer.solvers.clarabel_ import ClarabelSolver
 from tests.layers.families import NAMES, family
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
@@ -165,7 +168,7 @@ def test_maximisation_keeps_its_sign() -> None:
     np.testing.assert_allclose(theta.grad, [1.0, 1.0], atol=1e-9)
 
 
-def weakly_active(**keywords: str) -> ConvexLayer:
+def weakly_active(**keywords: Any) -> ConvexLayer:
     """argmin (x - c)^2 over x >= 0: at c = 0 the left derivative is 0 and the right one 1."""
     x, c = cp.Variable(), cp.Parameter()
     return ConvexLayer(cp.Problem(cp.Minimize((x - c) ** 2), [x >= 0]), [c], [x], **keywords)
@@ -227,3 +230,51 @@ def test_regular_derivatives_of_a_problem_with_idle_auxiliaries_are_trusted() ->
     tensors = [torch.tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((4, 2), 4)]
     layer(*tensors)[0].sum().backward()
     assert tensors[0].grad.isfinite().all()
+
+
+def inaccurate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clarabel, which stops a little before the solution."""
+    honest = ClarabelSolver.solve
+
+    def solve(self: Any, state: Any, program: Any, options: Any, warm_start: Any = None) -> Any:
+        answer = honest(self, state, program, options)
+        return replace(answer, x=answer.x + 1e-6)
+
+    monkeypatch.setattr(ClarabelSolver, "solve", solve)
+
+
+def test_inaccurate_solutions_warn_once_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a call, which has no report; that of ``solve`` says so itself."""
+    inaccurate(monkeypatch)
+    x, c = cp.Variable(), cp.Parameter()
+    problem = cp.Problem(cp.Minimize((x - c) ** 2), [x >= 0])
+    made = [
+        ConvexLayer(problem, [c], [x], solver="clarabel", options={"polish": False}, self_check=False, **keywords)
+        for keywords in ({}, {}, {"on_degenerate": "report"})
+    ]
+    theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    with pytest.warns(
+        UserWarning, match=r"the solutions of 2 of 2 elements are inaccurate: 0, 1\. .*said once"
+    ) as caught:
+        made[0](theta)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made[0](theta)
+        made[2](theta)
+        _, report = made[1].solve(theta)
+    assert report.status == (Status.OPTIMAL_INACCURATE,) * 2
+    twin = copy.deepcopy(made[0])
+    with pytest.warns(UserWarning, match="inaccurate"):
+        twin(theta)
+    with pytest.warns(UserWarning, match="inaccurate"):
+        made[1](theta)
+
+
+def test_inaccurate_solutions_and_degenerate_derivatives_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = weakly_active(solver="clarabel", options={"polish": False})
+    inaccurate(monkeypatch)
+    with pytest.warns(UserWarning, match="the solutions of 3 of 3 elements are inaccurate"):
+        (out,) = layer(kink())
+    with pytest.warns(UserWarning, match="the derivative of"):
+        out.sum().backward()

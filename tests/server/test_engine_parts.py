@@ -153,3 +153,31 @@ def test_a_digest_says_all() -> None:
     digests = [digest("p", values, state), *(digest(*each) for each in changed)]
     assert len(set(digests)) == len(digests)
     assert digest("p", dict(reversed(values.items())), state) == digests[0]
+
+
+def test_details_go_with_their_elements() -> None:
+    """Through merging, splitting and joining, with new positions."""
+    rng = np.random.default_rng(0)
+    status = ("optimal", "invalid", "optimal", "invalid", "numerical_error")
+    result = ComputeResult(
+        arrays={"x": rng.standard_normal((5, 3))},
+        batched=True,
+        status=status,
+        objective=np.zeros(5),
+        iterations=(1,) * 5,
+        residuals={"primal": np.zeros(5)},
+        report=None,
+        solver="s",
+        reason="r",
+        seconds={"solve": 1.0},
+        details={1: "first", 3: "second", 4: "third"},
+    )
+    both = frozenset({"A", "b"}), frozenset[str]()
+    sizes = (1, 3, 1)
+    members = [Member(request(parameters={}, operation="solve", outputs=("x",)), rows, both) for rows in sizes]
+    parts = split(result, members)
+    assert [dict(part.details) for part in parts] == [{}, {0: "first", 2: "second"}, {0: "third"}]
+    whole = request(parameters=given(rng, A=(5, 2, 3), b=(5, 2)), operation="solve")
+    joined = Cutter.of(whole, SUMMARY).joined(parts)
+    assert joined.details == result.details
+    assert joined.status == status
