@@ -62,7 +62,13 @@ def decode(value: Any, where: str, settings: Settings, *, finite: bool = True) -
 
 
 def decode_batch(
-    value: Any, shape: tuple[int, ...], where: str, settings: Settings, *, finite: bool = True
+    value: Any,
+    shape: tuple[int, ...],
+    where: str,
+    settings: Settings,
+    *,
+    finite: bool = True,
+    rows_may_fail: bool = False,
 ) -> tuple[Array, bool]:
     """Read an array of a known shape, or a batch of them.
 
@@ -72,6 +78,7 @@ def decode_batch(
         where: JSON pointer of the value, for errors.
         settings: ``max_batch`` and ``max_array_size`` bound what is read.
         finite: refuse NaN and infinity.
+        rows_may_fail: do so only where there is no batch; else it is for whoever computes to say which rows they spoil.
 
     Returns:
         the array, of shape ``shape`` or (batch, *shape), and whether it is a batch.
@@ -88,7 +95,7 @@ def decode_batch(
         )
     if batched and not 0 < given[0] <= settings.max_batch:
         raise InvalidError.at(where, f"a batch has 1 to {settings.max_batch} elements, got {given[0]}")
-    return decode(value, where, settings, finite=finite), batched
+    return decode(value, where, settings, finite=finite and not (batched and rows_may_fail)), batched
 
 
 def _from_bytes(value: dict[str, Any], where: str, settings: Settings) -> Array:

@@ -106,6 +106,7 @@ class Computation:
             reason=report.reason,
             seconds=dict(report.seconds),
             portable=_points(report.solution, status) if request.keep or request.portable else None,
+            details=report.details,
         )
         return result, solved, stopped
 

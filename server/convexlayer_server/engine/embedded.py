@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, final
 
+from convexlayer.solution import Status
+
 from ..errors import InvalidError, UnavailableError
 from ..settings import Settings
 from .merging import Member
@@ -75,6 +77,8 @@ class EmbeddedEngine:
         finally:
             del self._calls[request.request_id]
         result = results[0] if len(results) == 1 else await asyncio.to_thread(cutter.joined, results)
+        if not result.batched and str(Status.INVALID) in result.status:
+            raise InvalidError.at("/parameters", result.details.get(0, "the values cannot be used"))
         if kept is not None:
             return replace(result, solver=kept.result.solver, reason=kept.result.reason)
         if result.portable is None:

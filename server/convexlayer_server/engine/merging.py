@@ -104,6 +104,7 @@ def _rows(result: ComputeResult, rows: slice, member: Member) -> ComputeResult:
         reason=result.reason,
         seconds=result.seconds,
         portable=None if points is None else _own(points, rows),
+        details={i - rows.start: said for i, said in result.details.items() if rows.start <= i < rows.stop},
     )
 
 

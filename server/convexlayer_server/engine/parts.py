@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, final
 
 import numpy as np
@@ -119,7 +119,17 @@ def _joined(results: Sequence[ComputeResult], batched: frozenset[str]) -> Comput
         reason=first.reason,
         seconds={name: sum(each.seconds.get(name, 0.0) for each in results) for name in first.seconds},
         portable=None if first.portable is None else joined_points([_given(each.portable) for each in results]),
+        details={
+            start + i: said
+            for start, each in zip(_starts(results), results, strict=True)
+            for i, said in each.details.items()
+        },
     )
+
+
+def _starts(results: Sequence[ComputeResult]) -> list[int]:
+    """Where the elements of each begin."""
+    return list(accumulate((len(each.status) for each in results[:-1]), initial=0))
 
 
 def joined_points(states: Sequence[PortableState]) -> PortableState:

@@ -134,6 +134,7 @@ class ComputeResult:
         seconds: wall time of the parts, that of waiting for a worker (``queue``) included.
         state: the handle of the state, where it was asked for; None where it is too large to be kept.
         portable: the state itself, where it was asked for.
+        details: what there is to say of elements beyond their status, by position.
     """
 
     arrays: Mapping[str, Array]
@@ -148,6 +149,7 @@ class ComputeResult:
     seconds: Mapping[str, float]
     state: str | None = None
     portable: PortableState | None = None
+    details: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -205,7 +207,7 @@ class Engine(Protocol):
 
         Raises:
             DocumentError: the document cannot be compiled.
-            InvalidError: the values cannot be used.
+            InvalidError: the values cannot be used; where they are a batch, that is the status of their rows instead.
             SolverChoiceError: the solver asked for cannot be used.
             DerivativeError: the derivative cannot be had.
             GoneError: the state is not, or no longer, here.

@@ -147,14 +147,17 @@ class DerivativeReport(BaseModel):
 class SolveAnswer(BaseModel):
     """Solutions; null (NaN in base64) in rows of elements without one.
 
-    ``state`` is a handle, null where the state is too large to be kept here.
+    ``details`` holds what there is to say of elements beyond their status, by position: what is wrong with values that
+    are ``invalid``, and what happened to elements that failed otherwise. ``state`` is a handle, null where the state is
+    too large to be kept here.
     """
 
     variables: Arrays | None = None
     duals: Arrays | None = None
     state: str | None = None
     portable: Portable | None = None
-    status: list[str]
+    status: list[Status]
+    details: dict[str, str]
     objective: Numbers
     iterations: list[int]
     residuals: Residuals
@@ -165,7 +168,8 @@ class VjpAnswer(BaseModel):
     """Gradients: per element of parameters given with a batch axis, summed over the batch of the others."""
 
     gradients: Arrays
-    status: list[str]
+    status: list[Status]
+    details: dict[str, str]
     report: DerivativeReport
     meta: Meta
 
@@ -175,7 +179,8 @@ class JvpAnswer(BaseModel):
 
     tangents: Arrays
     objective: Numbers
-    status: list[str]
+    status: list[Status]
+    details: dict[str, str]
     report: DerivativeReport
     meta: Meta
 

@@ -69,7 +69,10 @@ JvpBody = Annotated[JvpRequest, Depends(reader(_jvp_bodies, mode="values", also_
 async def solve(
     http: Request, problem_id: str, body: SolveBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
 ) -> Response:
-    """Solve for a batch of parameters. An element without a solution is a status, not an error."""
+    """Solve for a batch of parameters. An element without a solution is a status, not an error.
+
+    So is a row of a batch whose values cannot be used (``invalid``); where there is no batch that is an error.
+    """
     problem = await service.registry.get(owner, problem_id)
     parts = [part for part in body.parts if part in ("variables", "duals")]
     request = await _read(
@@ -93,6 +96,7 @@ async def solve(
             tree["portable"] = result.portable.described()
         return tree | {
             "status": list(result.status),
+            "details": _details(result),
             "objective": result.objective,
             "iterations": list(result.iterations),
             "residuals": dict(result.residuals),
@@ -124,6 +128,7 @@ async def vjp(
         return {
             "gradients": dict(result.arrays),
             "status": list(result.status),
+            "details": _details(result),
             "report": _report(result),
             "meta": _meta(problem, result),
         }
@@ -150,6 +155,7 @@ async def jvp(
             "tangents": _outputs_of(result, outputs),
             "objective": result.objective,
             "status": list(result.status),
+            "details": _details(result),
             "report": _report(result),
             "meta": _meta(problem, result),
         }
@@ -231,6 +237,11 @@ def _options(options: Options, settings: Settings) -> ComputeOptions:
 def _outputs_of(result: ComputeResult, names: Iterable[str]) -> dict[str, Array]:
     """Outputs by name, without the batch axis where no input had one."""
     return {name: result.arrays[name] if result.batched else result.arrays[name][0, ...] for name in names}
+
+
+def _details(result: ComputeResult) -> dict[str, str]:
+    """What there is to say of elements, by position; JSON has no other keys than text."""
+    return {str(i): said for i, said in sorted(result.details.items())}
 
 
 def _report(result: ComputeResult) -> dict[str, Any]:

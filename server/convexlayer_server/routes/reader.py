@@ -37,7 +37,7 @@ class Reader:
         for name in shapes:
             if name not in given:
                 raise InvalidError.at(pointer("parameters", name), "is missing; every parameter needs a value")
-        return self._read(given, "parameters", shapes)
+        return self._read(given, "parameters", shapes, rows_may_fail=True)
 
     def directions(self, operation: Operation, given: Mapping[str, Any]) -> dict[str, Array]:
         """Cotangents of outputs or tangents of parameters, those that are given."""
@@ -61,14 +61,22 @@ class Reader:
         return {name: tuple(entry["shape"]) for name, entry in self._summary[part].items()}
 
     def _read(
-        self, given: Mapping[str, Any], part: str, shapes: Mapping[str, tuple[int, ...]], *, finite: bool = True
+        self,
+        given: Mapping[str, Any],
+        part: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        finite: bool = True,
+        rows_may_fail: bool = False,
     ) -> dict[str, Array]:
         arrays = {}
         for name, value in given.items():
             where = pointer(part, name)
             if name not in shapes:
                 raise InvalidError.at(where, f"unknown name{known_names(shapes)}")
-            arrays[name], batched = decode_batch(value, shapes[name], where, self._settings, finite=finite)
+            arrays[name], batched = decode_batch(
+                value, shapes[name], where, self._settings, finite=finite, rows_may_fail=rows_may_fail
+            )
             if batched:
                 self._agree(len(arrays[name]), where)
         return arrays

@@ -46,6 +46,11 @@ class RemoteReport:
         return self.result.status
 
     @property
+    def details(self) -> Mapping[int, str]:
+        """What there is to say of elements beyond their status, by position."""
+        return self.result.details
+
+    @property
     def residuals(self) -> Residuals:
         """Residuals of each element."""
         return self.result.residuals

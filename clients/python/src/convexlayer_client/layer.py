@@ -31,11 +31,13 @@ class LayerErrors:
     Attributes:
         shape: Of tensors that do not fit.
         failed: Of elements without a solution.
+        invalid: Likewise, where some of them have values that cannot be used.
         derivative: Of derivatives that cannot be trusted.
     """
 
     shape: Callable[[str], Exception] = ShapeError
     failed: Callable[..., Exception] = FailedElementsError
+    invalid: Callable[..., Exception] = FailedElementsError
     derivative: Callable[[str], Exception] = DerivativeError
 
 
@@ -84,10 +86,12 @@ class RemoteConvexLayer(torch.nn.Module):
             client: A client to use in place of ``url`` and ``api_key``; it is not closed by the layer.
             api_key: The server's key; ``CONVEXLAYER_API_KEY`` unless given.
             gp: The problem is a geometric program.
-            on_failure: What to do when an element has no solution: ``raise`` a FailedElementsError that carries the
-                others, or fill its outputs with ``nan``. Gradients of such elements are zero, the others' untouched.
-            on_degenerate: What to do when a derivative may not exist or is inaccurate: ``warn`` (once a layer),
-                ``report`` only, or ``raise`` a DerivativeError.
+            on_failure: What to do when an element of a batch has no solution, or values that cannot be used: ``raise``
+                a FailedElementsError that carries the others, or fill its outputs with ``nan``. Gradients of such
+                elements are zero, the others' untouched.
+            on_degenerate: What to do when a derivative may not exist or is inaccurate: ``warn`` (once a layer; of
+                solutions that are inaccurate themselves the call warns once, too), ``report`` only, or ``raise`` a
+                DerivativeError.
             solver: Name of a solver of the server, or ``auto``.
             options: Options of every call, complete or as changes to the server's.
             state: Where what a solve found is kept for backward: on the server under a ``handle``; ``portable``, with
@@ -110,7 +114,7 @@ class RemoteConvexLayer(torch.nn.Module):
         self._on_failure = on_failure
         self._shapes = [parameter.shape for parameter in parameters]
         self._errors = errors or LayerErrors()
-        self._judge = _DerivativeJudge(on_degenerate, self._errors.derivative)
+        self._judge = _Judge(on_degenerate, self._errors.derivative)
         document = to_document(problem, parameters, variables, gp=gp)
         self._remote = RemoteProblem(client or Client(url, api_key), document, solver, state)
 
@@ -143,10 +147,13 @@ class RemoteConvexLayer(torch.nn.Module):
         Raises:
             ShapeError: Shapes or batch sizes do not fit.
             FailedElementsError: Elements without a solution, under ``on_failure="raise"``.
-            ApiError: The server refuses the values; InvalidError where one is not finite or violates an attribute.
+            ApiError: The server refuses the values; InvalidError where one that is no batch is not finite or violates
+                an attribute.
             TransportError: No server answers.
         """
-        return self.solve(*tensors, options=options, warm_start=warm_start)[0]
+        outputs, report = self.solve(*tensors, options=options, warm_start=warm_start)
+        self._judge.of_solutions(report)
+        return outputs
 
     def solve(
         self,
@@ -162,9 +169,8 @@ class RemoteConvexLayer(torch.nn.Module):
         report = call.report
         report.objective = objective  # the one that autograd knows
         if report.failed and self._on_failure == "raise":
-            raise self._errors.failed(
-                _failure_message(report), indices=report.failed, outputs=tuple(outputs), report=report
-            )
+            error = self._errors.invalid if "invalid" in report.status else self._errors.failed
+            raise error(_failure_message(report), indices=report.failed, outputs=tuple(outputs), report=report)
         return tuple(outputs), report
 
     def _check(self, tensors: tuple[torch.Tensor, ...]) -> None:
@@ -199,24 +205,35 @@ def _kind(value: object) -> str:
 def _failure_message(report: RemoteReport) -> str:
     named = ", ".join(f"{i} ({report.status[i]})" for i in report.failed[:8])
     more = f" and {len(report.failed) - 8} more" if len(report.failed) > 8 else ""
+    known = "".join(f". Element {i}: {report.details[i]}" for i in sorted(report.details)[:3])
     return (
         f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The others are in "
-        "this error's outputs; on_failure='nan' returns them instead"
+        f"this error's outputs; on_failure='nan' returns them instead{known}"
     )
 
 
 @final
-class _DerivativeJudge:
-    """What becomes of derivatives that cannot be trusted; warns once."""
+class _Judge:
+    """What becomes of derivatives that cannot be trusted, and of inaccurate solutions; warns once of each."""
 
     def __init__(self, on_degenerate: str, error: Callable[[str], Exception]) -> None:
         self._on_degenerate = on_degenerate
         self._error = error
         self._lock = threading.Lock()
-        self._warned = False
+        self._said: set[str] = set()
 
-    def __reduce__(self) -> tuple[Callable[..., _DerivativeJudge], tuple[Any, ...]]:
-        return _DerivativeJudge, (self._on_degenerate, self._error)
+    def __reduce__(self) -> tuple[Callable[..., _Judge], tuple[Any, ...]]:
+        return _Judge, (self._on_degenerate, self._error)
+
+    def of_solutions(self, report: RemoteReport) -> None:
+        """Of a call that returns no report."""
+        inaccurate = [str(i) for i, word in enumerate(report.status) if word == "optimal_inaccurate"]
+        if inaccurate and self._on_degenerate != "report":
+            self._warn(
+                "solutions",
+                f"the solutions of {len(inaccurate)} of {len(report.status)} elements are inaccurate: "
+                f"{_first(inaccurate)}. The report of layer.solve(...) says how far: its status and residuals",
+            )
 
     def __call__(self, report: RemoteReport) -> None:
         if self._on_degenerate == "report" or report.derivative is None:
@@ -229,12 +246,20 @@ class _DerivativeJudge:
             return
         message = (
             f"the derivative of {len(doubtful)} of {len(report.status)} elements may not exist or is inaccurate: "
-            f"{', '.join(doubtful[:8])}{' ...' if len(doubtful) > 8 else ''}. What is returned is a least-squares "
-            "direction; report.derivative says how far to trust it"
+            f"{_first(doubtful)}. What is returned is a least-squares direction; report.derivative says how far to "
+            "trust it"
         )
         if self._on_degenerate == "raise":
             raise self._error(message)
+        self._warn("derivatives", message)
+
+    def _warn(self, about: str, message: str) -> None:
         with self._lock:
-            first, self._warned = not self._warned, True
+            first = about not in self._said
+            self._said.add(about)
         if first:
             warnings.warn(message + " (said once a layer; on_degenerate='report' is silent)", UserWarning, stacklevel=2)
+
+
+def _first(named: list[str]) -> str:
+    return f"{', '.join(named[:8])}{' ...' if len(named) > 8 else ''}"

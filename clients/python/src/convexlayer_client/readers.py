@@ -49,6 +49,7 @@ def solve_result(payload: Any) -> SolveResult:
         meta=payload["meta"],
         state=payload.get("state"),
         portable=_portable(payload.get("portable")),
+        details={int(i): said for i, said in payload.get("details", {}).items()},
     )
 
 

@@ -141,14 +141,16 @@ class SolveResult:
         variables: Arrays of shape (batch, *shape), or of the variable's shape if no parameter was batched. NaN in the
             rows of failed elements.
         duals: The same for dual variables, where asked for.
-        status: Status of each element: optimal, optimal_inaccurate, infeasible, unbounded, iteration_limit, time_limit
-            or numerical_error.
+        status: Status of each element: optimal, optimal_inaccurate, infeasible, unbounded, iteration_limit, time_limit,
+            numerical_error, or invalid, whose values cannot be used.
         objective: Objective values, shape (batch,).
         iterations: Iterations of the solver, shape (batch,).
         residuals: Residuals of each element.
         meta: Solver, versions, batch size and seconds.
         state: Handle of the solve's state, where asked for; None where the server could not keep it.
         portable: The state itself, where asked for.
+        details: What there is to say of elements beyond their status, by position: what is wrong with values that are
+            invalid, and what happened to elements that failed otherwise.
     """
 
     variables: Mapping[str, Array]
@@ -160,6 +162,7 @@ class SolveResult:
     meta: Mapping[str, Any]
     state: str | None = None
     portable: PortableState | None = None
+    details: Mapping[int, str] = field(default_factory=dict)
 
 
 @final
