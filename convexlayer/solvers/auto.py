@@ -15,6 +15,10 @@ __all__ = ["candidates", "choose_solver", "deputy_of"]
 LARGE = 4000
 """From this many variables and rows on a program is solved by a solver that is made for large ones."""
 
+DEPUTY_LIMIT, DEPUTY_PSD = 40_000, 30
+"""Up to so many variables and rows, and this order of semidefinite blocks, the batched engine judges what a solver for
+large programs calls infeasible or unbounded without proof."""
+
 DENSE_QP = 120
 """Up to this many variables an active-set method solves a dense quadratic program sooner than an interior-point one."""
 
