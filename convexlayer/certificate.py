@@ -89,7 +89,7 @@ class Scales:
 def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Array) -> Scales:
     """The scales at points x (B, n), y (B, m) and s (B, m)."""
     if compiled.ready():
-        constants = (WITHIN, FLOOR, LOST, BOUND, NOTICED, EXPONENT, EPS)
+        constants = (WITHIN, FLOOR, LOST, BOUND, NOTICED, EXPONENT, EPS, ROUNDING)
         data = (program.P, program.q, program.A, program.b, x, y, s)
         return Scales(*scales(program.structure.by_columns, cone.blocks, cone.free, constants, data))
     P, A = program.structure.P, program.structure.A
@@ -114,7 +114,8 @@ def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Ar
         variable = np.maximum(of_curvature, A.by_col(np.maximum, of_rows, 0.0))
         multiplier = cone.largest_of_blocks(A.by_row(np.maximum, of_cols, 0.0))
         dual, primal = sums(np.maximum(abs_x, FLOOR * variable), np.maximum(abs_y, FLOOR * multiplier))
-        matters = np.where((abs_A > 0) & (dual[:, A.cols] > 0), dual[:, A.cols] / abs_A, np.inf)
+        columns = np.maximum(dual, ROUNDING * max_norm(dual)[:, None])
+        matters = np.where((abs_A > 0) & (columns[:, A.cols] > 0), columns[:, A.cols] / abs_A, np.inf)
         Y = A.by_row(np.minimum, matters, np.inf)
     S = cone.largest_of_blocks(primal)
     hidden = (abs_b > 0) & (abs_b < LOST * S)
