@@ -207,11 +207,22 @@ class ComplementaryPoint:
         return self.cones.derivative.relative_margin(self.scales.size)
 
     def margin_without(self, rows: BoolArray) -> Array:
-        """The margin without some rows of the flat cones (B, flat)."""
-        size = self.scales.size.copy()
-        size[:, : rows.shape[1]][rows] = 0.0
+        """The margin without some rows (B, m), of whole blocks."""
+        size = np.where(rows, 0.0, self.scales.size)
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.cones.derivative.relative_margin(size)
+
+    def beside(self, weak: BoolArray, side: Array, share: Array) -> ProductDerivative:
+        """D on the sides of its jumps that ``side`` (m,) tells, 1 for that of K*, -1 for that of -K.
+
+        Where weak (B, m), w is moved there by ``share`` (B,) of its size.
+        """
+        cone, w = self.cones.cone, self.cones.w
+        step = side * cone.centre * (share[:, None] * self.scales.size)
+        flat = slice(0, cone.flat)
+        moved = w + step
+        moved[:, flat] = step[:, flat]
+        return cone.derivative(np.where(weak & np.isfinite(moved), moved, w))
 
     def select(self, index: IndexArray) -> ComplementaryPoint:
         """The points of these elements."""

@@ -10,6 +10,7 @@ from typing import Any, final
 
 import numpy as np
 from array_api_compat import device
+from numpy.typing import NDArray
 
 from convexlayer.buffers import empty, plain
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
@@ -39,6 +40,11 @@ class PositiveSemidefinite(AbstractCone):
         self._scale = np.where(rows == cols, 1.0, math.sqrt(2.0))
         self._unscale = np.where(np.eye(order, dtype=bool), 1.0, math.sqrt(0.5)).ravel()
         self._lower = rows * order + cols
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """A direction in the interior of K and K*."""
+        return np.where(self._rows == self._cols, 1.0 / math.sqrt(self.order), 0.0)
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """svec(V diag(max(l, 0)) V'), and the derivative there."""
