@@ -218,10 +218,11 @@ class ComplementaryPoint:
         Where weak (B, m), w is moved there by ``share`` (B,) of its size.
         """
         cone, w = self.cones.cone, self.cones.w
-        step = side * cone.centre * (share[:, None] * self.scales.size)
+        size = np.where(np.isfinite(self.scales.size), self.scales.size, 1.0)
+        step = side * cone.centre * (share[:, None] * size)
         flat = slice(0, cone.flat)
         moved = w + step
-        moved[:, flat] = step[:, flat]
+        moved[:, flat] = side[flat]  # there the sign is all, and a row may have no size
         return cone.derivative(np.where(weak & np.isfinite(moved), moved, w))
 
     def select(self, index: IndexArray) -> ComplementaryPoint:
