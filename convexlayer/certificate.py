@@ -37,6 +37,9 @@ rounding, where the solution is 0, from numbers."""
 EPS = 2.0 * float(np.finfo(float).eps)
 """Rounding of a sum, relative to its terms, and of a projection, relative to its block."""
 
+OF_ZERO = 1e-7
+"""Size that changes of an entry of x that is 0 are held against, relative to the one that would dominate a row."""
+
 ROUNDING = 1e-14
 """What is smaller than this, relative to what would dominate a row, is taken for 0."""
 
@@ -258,7 +261,7 @@ class ComplementaryPoint:
         """
         x, variable = np.abs(self.x), self.scales.variable
         with np.errstate(divide="ignore", invalid="ignore"):
-            of_x = np.abs(dx) / np.where(x > ROUNDING * variable, x, 1e-7 * variable)
+            of_x = np.abs(dx) / np.where(x > ROUNDING * variable, x, OF_ZERO * variable)
         return np.maximum(max_norm(np.where(dx == 0.0, 0.0, of_x)), max_norm(dw / self.scales.size))
 
     def derivative_change(self, dw: Array) -> Array:

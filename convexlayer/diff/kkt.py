@@ -147,10 +147,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         def outside(dx: Array, dy: Array) -> Array:
             return seen(self._tangent(dx, dy, 0.0))
 
-        singular = np.zeros(batch, dtype=bool)
-        index = np.flatnonzero(factor.singular & np.isfinite(factor.condition))
-        if len(index):
-            singular[index] = sees_null_space(factor, index, outside, place=index, batch=batch)
+        singular = sees_null_space_of(factor, outside, place=np.arange(batch), batch=batch)
         weak = self._weak(error)
         index = np.flatnonzero(np.any(weak, axis=1) & ~singular)
         if len(index):

@@ -24,7 +24,7 @@ from convexlayer.certificate import ComplementaryPoint
 from convexlayer.cones import ProductDerivative, product_cone
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
-from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
+from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser, equilibrated_product
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure, max_norm
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
@@ -122,7 +122,7 @@ class ReducedFactor:
         r = max((len(space.basis) for space in spaces), default=0)
         l, v = (np.zeros((len(index), r, size)) for size in (structure.n, structure.m))  # noqa: E741 (the design's name)
         whole = np.zeros((len(self.condition), self._system.pattern.shape[0]))
-        scale = self._scale
+        scale, _ = self._equilibrated
         for j in range(r):
             for i, space in zip(index.tolist(), spaces, strict=True):
                 member = space.basis[j] if j < len(space.basis) else np.zeros(whole.shape[1])
@@ -193,24 +193,17 @@ class ReducedFactor:
 
     def _row_residual(self, z: Array, rhs: Array) -> tuple[Array, Array]:
         """Rhs - K z, and the largest of each row relative to the sum of the magnitudes of its terms, (B,)."""
-        pattern, scale, (E, diagonal) = self._system.pattern, self._scale, self._equilibrated
+        pattern, (scale, E) = self._system.pattern, self._equilibrated
         x, target = z / scale, scale * rhs
-        product = pattern.matvec(E, x) + pattern.rmatvec(E, x) - diagonal * x
-        abs_E, abs_x = np.abs(E), np.abs(x)
-        terms = pattern.matvec(abs_E, abs_x) + pattern.rmatvec(abs_E, abs_x) - np.abs(diagonal) * abs_x + np.abs(target)
-        remainder = target - product
+        remainder = target - equilibrated_product(pattern, E, x)
+        terms = equilibrated_product(pattern, np.abs(E), np.abs(x)) + np.abs(target)
         floor = NOTHING * max_norm(terms)[:, None]
         return remainder / scale, max_norm(remainder / np.maximum(terms, np.maximum(floor, 1e-300)))
 
     @cached_property
-    def _scale(self) -> Array:
-        return self._refined.equilibrated(np.arange(self._program.batch))[0]
-
-    @cached_property
     def _equilibrated(self) -> tuple[Array, Array]:
-        pattern = self._system.pattern
-        E = self._refined.equilibrated(np.arange(self._program.batch))[1]
-        return E, E[:, pattern.rows == pattern.cols]
+        """Scales (B, N), and the upper triangles (B, nnz) of K equilibrated by them."""
+        return self._refined.equilibrated(np.arange(self._program.batch))
 
     def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
         """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""

@@ -2,7 +2,7 @@
 
 from convexlayer.linalg.base import AbstractBackend, AbstractFactor, BackendState
 from convexlayer.linalg.choice import choose_factoriser
-from convexlayer.linalg.refined import ACCEPTED, SINGULAR, AbstractFactoriser, RefinedFactor
+from convexlayer.linalg.refined import ACCEPTED, SINGULAR, AbstractFactoriser, RefinedFactor, equilibrated_product
 
 __all__ = [
     "ACCEPTED",
@@ -13,4 +13,5 @@ __all__ = [
     "BackendState",
     "RefinedFactor",
     "choose_factoriser",
+    "equilibrated_product",
 ]
