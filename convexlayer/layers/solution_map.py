@@ -175,7 +175,7 @@ class SolutionMap:
             details = given.invalid | {int(usable[i]): said for i, said in details.items()}
         polished = time.perf_counter()
 
-        solution = solution if units is None else units.solution(solution)
+        held, solution = solution, solution if units is None else units.solution(solution)
         objective = self._objective(residuals, solution, scale if units is None else scale * units.c)
         report = Report(
             status=solution.status,
@@ -192,7 +192,7 @@ class SolutionMap:
         )
         same = not again and bool(np.all(solution.solved))  # else these are of other points, or of more
         factor, found = (factor, point) if same else (None, None)
-        differentiate = partial(in_own_units, self._mode, self._system, factor=factor, point=found)
+        differentiate = partial(in_own_units, self._mode, self._system, units, own, held, factor=factor, point=found)
         return SolvedBatch(
             self.program,
             differentiate,
@@ -248,7 +248,7 @@ class SolutionMap:
             solution=solution,
             details=given.invalid,
         )
-        differentiate = partial(in_own_units, self._mode, self._system)
+        differentiate = partial(in_own_units, self._mode, self._system, units, own, held)
         return SolvedBatch(
             self.program, differentiate, features, program, scaled, scale, objective, report, batched=given.batched
         )
