@@ -24,18 +24,12 @@ from convexlayer.certificate import ComplementaryPoint
 from convexlayer.cones import ProductDerivative, product_cone
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
-from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser, equilibrated_product
-from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure, max_norm
+from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
+from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
 __all__ = ["ReducedFactor", "ReducedSystem"]
-
-ROW_ACCEPTED, ROW_STEPS = 1e-11, 2
-"""Residual of a row at which it is not refined further, and how often that is done."""
-
-NOTHING = 1e-18
-"""Terms of a row that are no larger than this, relative to the largest row, are leftovers of zeros."""
 
 LEFTOVER = 1e-8
 """Entries of a null direction up to this share of the largest are rounding."""
@@ -122,7 +116,7 @@ class ReducedFactor:
         r = max((len(space.basis) for space in spaces), default=0)
         l, v = (np.zeros((len(index), r, size)) for size in (structure.n, structure.m))  # noqa: E741 (the design's name)
         whole = np.zeros((len(self.condition), self._system.pattern.shape[0]))
-        scale, _ = self._equilibrated
+        scale, _ = self._refined.equilibrated(np.arange(len(whole)))
         for j in range(r):
             for i, space in zip(index.tolist(), spaces, strict=True):
                 member = space.basis[j] if j < len(space.basis) else np.zeros(whole.shape[1])
@@ -145,7 +139,7 @@ class ReducedFactor:
 
     def newton_row_by_row(self, top: Array, bottom: Array) -> tuple[Array, Array]:
         """(l, v) to the accuracy of the terms of each row."""
-        return self._split(self._solved_row_by_row(self._rhs(top, bottom))[0])
+        return self._split(self._refined.refine_row_by_row(self._rhs(top, bottom))[0])
 
     def solve(
         self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray]
@@ -161,7 +155,7 @@ class ReducedFactor:
             l (B, n); v (B, m); the relative residuals (B,); where the solution is not unique and that is seen, (B,).
         """
         rhs = self._rhs(top, bottom)
-        z, residual = self._solved_row_by_row(rhs)
+        z, residual = self._refined.refine_row_by_row(rhs)
         singular = self.singular
         if self.regular and float(residual.max(initial=0.0)) <= ACCEPTED:
             return *self._split(z), residual, singular
@@ -175,35 +169,6 @@ class ReducedFactor:
         if np.any(doubtful):
             self._least_squares(z, residual, rhs, singular, doubtful)
         return *self._split(z), residual, singular
-
-    def _solved_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
-        """Solutions whose residuals are small in every row, relative to its own terms, and the largest of them (B,).
-
-        Refinement drives down the norm of the residual; what it leaves is refined once more where that is not enough
-        for rows of small terms (Skeel 1980).
-        """
-        z, _ = self._refined.refine(rhs)
-        for _ in range(ROW_STEPS):
-            remainder, residual = self._row_residual(z, rhs)
-            rough = residual > ROW_ACCEPTED
-            if not np.any(rough):
-                return z, residual
-            z = np.where(rough[:, None], z + self._refined.refine(remainder)[0], z)
-        return z, self._row_residual(z, rhs)[1]
-
-    def _row_residual(self, z: Array, rhs: Array) -> tuple[Array, Array]:
-        """Rhs - K z, and the largest of each row relative to the sum of the magnitudes of its terms, (B,)."""
-        pattern, (scale, E) = self._system.pattern, self._equilibrated
-        x, target = z / scale, scale * rhs
-        remainder = target - equilibrated_product(pattern, E, x)
-        terms = equilibrated_product(pattern, np.abs(E), np.abs(x)) + np.abs(target)
-        floor = NOTHING * max_norm(terms)[:, None]
-        return remainder / scale, max_norm(remainder / np.maximum(terms, np.maximum(floor, 1e-300)))
-
-    @cached_property
-    def _equilibrated(self) -> tuple[Array, Array]:
-        """Scales (B, N), and the upper triangles (B, nnz) of K equilibrated by them."""
-        return self._refined.equilibrated(np.arange(self._program.batch))
 
     def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
         """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""
