@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -22,6 +23,9 @@ CONVERGED = 1e-12
 
 PATIENCE = 1e3
 """While the active set is still changing the residual may rise for a step or two; beyond this factor it is given up."""
+
+UNTOUCHED = (Status.INFEASIBLE, Status.UNBOUNDED, Status.ITERATION_LIMIT, Status.TIME_LIMIT)
+"""What has no solution near it, or was stopped by the caller's wish."""
 
 ALL_FROM = 0.5
 """Share of elements in need, from which the first step factorises all of them, for the derivative to come."""
@@ -60,8 +64,12 @@ def polished(
     at: ProductPoint | None = None,
     needed: float = NEEDED,
     steps: int = 8,
+    deadline: float = np.inf,
 ) -> Polished:
     """Semismooth Newton steps on the residual map, at w = y - s, for the elements with a point that needs it.
+
+    Points at which a solver met a limit are left as they are, and no step is begun after the ``deadline``, as
+    ``time.perf_counter`` counts.
 
     Each step solves the derivative's own system at the current point and moves to w + dy - ds, from where y and s are
     projections. The best point of each element is returned, by the worst of its four residuals (those of the solution
@@ -73,8 +81,8 @@ def polished(
     if residuals.largest <= needed:
         return Polished(solution, None, at)
     first = residuals.worst
-    certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
-    need = np.isfinite(first) & (first > needed) & ~certificates
+    untouched = np.array([status in UNTOUCHED for status in solution.status], dtype=bool)
+    need = np.isfinite(first) & (first > needed) & ~untouched
     active = np.flatnonzero(need)
     if not len(active):
         return Polished(solution, None, at)
@@ -87,6 +95,8 @@ def polished(
     here = _Point.at(part, x[active], at if whole else system.cone.at(at.w[active]))
     last: ProductPoint | None = at
     for _ in range(steps):
+        if time.perf_counter() >= deadline:
+            break
         factor = system.factor(part, here.cones.derivative)
         if part is program and common is None:
             common = factor

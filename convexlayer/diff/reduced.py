@@ -17,10 +17,18 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.cones import ProductDerivative
+from convexlayer.cones import KroneckerBasis, ProductDerivative
+from convexlayer.diff.matrix_free import MatrixFreeSystem
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
-from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
+from convexlayer.linalg import (
+    ACCEPTED,
+    SINGULAR,
+    AbstractBackend,
+    AbstractFactoriser,
+    RefinedFactor,
+    choose_factoriser,
+)
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray, product_cone
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
@@ -36,7 +44,10 @@ class ReducedSystem:
     """The symbolic part: pattern of K and where each value comes from. Once a layer."""
 
     def __init__(self, structure: Structure, backend: AbstractBackend | None = None, *, device: str = "cpu") -> None:
-        """Analyse a structure; who factorises is chosen by what is there, device, size and density, unless given."""
+        """Analyse a structure; who factorises is chosen by what is there, device, size and density, unless given.
+
+        Large semidefinite blocks are not stored, and no backend is asked (see ``matrix_free``).
+        """
         self.structure = structure
         self.cone = product_cone(structure.cones)
         n, P = structure.n, structure.P
@@ -51,10 +62,15 @@ class ReducedSystem:
         self._sparse = EntriesOfSystem(upper, places[0], self.flat.source, self.flat.row, places[1], places[2])
         later = iter(places[4:])
         self._places = [[next(later) for _ in rows.sections] for rows in self.rows]
-        self.factoriser = choose_factoriser(self.pattern, self._signs, backend, device)
+        large = [group for group in self.cone.groups if group.kronecker]
+        self._linear: MatrixFreeSystem | AbstractFactoriser = (
+            MatrixFreeSystem(structure, large, self.pattern, self._signs)
+            if large
+            else choose_factoriser(self.pattern, self._signs, backend, device)
+        )
 
     def values(self, program: ConeProgram, derivative: ProductDerivative) -> Array:
-        """K's values for every element, (B, nnz)."""
+        """What is stored of K, for every element, (B, nnz): all but the products with large semidefinite blocks."""
         K = entries_of_system(self._sparse, program.P, program.A, derivative.flat, self.pattern.nnz)
         for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
             rows.write(program.A, piece, K, places)
@@ -63,6 +79,14 @@ class ReducedSystem:
     def factor(self, program: ConeProgram, derivative: ProductDerivative) -> ReducedFactor:
         """Assemble K for every element and factorise it."""
         return ReducedFactor(self, program, derivative)
+
+    def refined(self, program: ConeProgram, derivative: ProductDerivative) -> RefinedFactor:
+        """The factors of K alone, (B, N, N)."""
+        values = self.values(program, derivative)
+        if isinstance(self._linear, AbstractFactoriser):
+            return self._linear.factor(values)
+        bases = [basis for basis in derivative.curved if isinstance(basis, KroneckerBasis)]
+        return self._linear.factor(values, program.A, bases)
 
 
 @final
@@ -74,7 +98,7 @@ class ReducedFactor:
         self._system = system
         self._program = program
         self._derivative = derivative
-        self._refined = system.factoriser.factor(system.values(program, derivative))
+        self._refined = system.refined(program, derivative)
 
     @property
     def condition(self) -> Array:

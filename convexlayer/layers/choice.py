@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from convexlayer.program import Structure
+from convexlayer.solvers.auto import deputy_of
 from convexlayer.solvers.base import AbstractSolver, SolverState
 from convexlayer.solvers.registry import solver_for
 
@@ -54,7 +55,8 @@ def choose(name: str, structure: Structure, device: str = "cpu") -> Chosen:
         SolverError: the solver is unknown, missing, or cannot take the structure.
     """
     solver, reason = solver_for(name, structure, device)
-    deputy = None if solver.deputy is None else Prepared.of(solver_for(solver.deputy, structure)[0], structure)
+    asked_again = solver.deputy or (deputy_of(solver.name, structure) if name.lower() == "auto" else None)
+    deputy = None if asked_again is None else Prepared.of(solver_for(asked_again, structure)[0], structure)
     return Chosen(*Prepared.of(solver, structure), deputy, reason)
 
 

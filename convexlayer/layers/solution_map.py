@@ -27,13 +27,13 @@ from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.layers.theta import batch_size, check_values
 from convexlayer.program import Array, ConeProgram
 from convexlayer.solution import Residuals, Solution, Status
-from convexlayer.solvers import Options
+from convexlayer.solvers import Clock, Options
 from convexlayer.solvers.auto import candidates
 
 __all__ = ["SolutionMap"]
 
 UNSETTLED = (Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
-"""What a solver's deputy is asked about; limits are the caller's wish."""
+"""What a solver's deputy is asked about; so are elements at a limit of iterations that is not the caller's wish."""
 
 
 class _Posed(NamedTuple):
@@ -150,6 +150,7 @@ class SolutionMap:
             SolverError: an option that the solver does not know.
         """
         chosen = self._placed(Options.of(options, self.options))
+        clock = Clock(chosen.time_limit_s)
         features, program, scale, batched, instantiated_s = self._posed(theta)
         before = (
             None
@@ -159,10 +160,11 @@ class SolutionMap:
 
         instantiated = time.perf_counter()
         by = self._solver_for(program, chosen)
-        solution = by.solver.solve(by.state, program, chosen, before) if program.batch else _nothing(program)
+        limited = clock.applied(chosen)
+        solution = by.solver.solve(by.state, program, limited, before) if program.batch else _nothing(program)
         solved = time.perf_counter()
-        solution, residuals, factor, at = self._certified(program, solution, chosen)
-        solution, residuals, again = self._solved_again(by.deputy, program, solution, residuals, chosen)
+        solution, residuals, factor, at = self._certified(program, solution, chosen, clock)
+        solution, residuals, again = self._solved_again(by.deputy, program, solution, residuals, chosen, clock)
         polished = time.perf_counter()
 
         objective = self._objective(residuals, solution, scale)
@@ -258,12 +260,12 @@ class SolutionMap:
             )
         return solution
 
-    def _certified(self, program: ConeProgram, solution: Solution, options: Options) -> _Certified:
+    def _certified(self, program: ConeProgram, solution: Solution, options: Options, clock: Clock) -> _Certified:
         """Polished where that is asked for, with statuses that the residuals warrant."""
         at = solution.at(program.structure.cones)
         residuals, factor = solution.residuals(program, at), None
         if options.polish:
-            made = polished(self._system, program, solution, residuals=residuals, at=at)
+            made = polished(self._system, program, solution, residuals=residuals, at=at, deadline=clock.deadline)
             if made.solution is not solution:
                 solution, factor = made.solution, made.factor
                 at = made.at or solution.at(program.structure.cones)
@@ -277,14 +279,19 @@ class SolutionMap:
         solution: Solution,
         residuals: Residuals,
         options: Options,
+        clock: Clock,
     ) -> tuple[Solution, Residuals, tuple[int, ...]]:
         """With the elements that the solver left unsolved or inaccurate solved by its deputy, and their positions."""
-        if deputy is None or solution.all_optimal or all(status not in UNSETTLED for status in solution.status):
+        if deputy is None or solution.all_optimal or clock.over:
             return solution, residuals, ()
-        index = np.array([i for i, status in enumerate(solution.status) if status in UNSETTLED], dtype=np.int64)
+        unsettled = UNSETTLED if options.max_iter is not None else (*UNSETTLED, Status.ITERATION_LIMIT)
+        index = np.array([i for i, status in enumerate(solution.status) if status in unsettled], dtype=np.int64)
+        if not len(index):
+            return solution, residuals, ()
         part = program.select(index)
-        other, found, *_ = self._certified(part, deputy.solver.solve(deputy.state, part, options), options)
-        settled = np.array([status not in UNSETTLED for status in other.status], dtype=bool)
+        again = deputy.solver.solve(deputy.state, part, clock.applied(options))
+        other, found, *_ = self._certified(part, again, options, clock)
+        settled = np.array([status not in (*unsettled, Status.TIME_LIMIT) for status in other.status], dtype=bool)
         better = np.flatnonzero(settled | (found.worst < residuals.worst[index]))
         merged = solution.with_elements(index[better], other.select(better))
         return merged, merged.residuals(program), tuple(index.tolist())
@@ -320,8 +327,9 @@ class SolutionMap:
             contenders = [each for each in contenders if each.solver.timed]
 
         def attempt(candidate: Chosen) -> int:
+            clock = Clock(options.time_limit_s)
             solution = candidate.solver.solve(candidate.state, program, options)
-            return int(np.count_nonzero(self._certified(program, solution, options).solution.solved))
+            return int(np.count_nonzero(self._certified(program, solution, options, clock).solution.solved))
 
         return fastest(contenders, attempt)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from convexlayer.buffers import empty, plain
 from convexlayer.linalg import kernels
-from convexlayer.linalg.refined import TINY, AbstractFactoriser, RefinedFactor, power_start
+from convexlayer.linalg.refined import TINY, AbstractFactoriser, RefinedFactor, StoredFactor, power_start
 from convexlayer.linalg.symbolic import Symbolic
 from convexlayer.pool import WORKERS, share
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
@@ -47,7 +47,7 @@ class LaneFactoriser(AbstractFactoriser):
 
 
 @final
-class _LaneFactor(RefinedFactor):
+class _LaneFactor(StoredFactor):
     def __init__(self, system: LaneFactoriser, values: Array) -> None:
         super().__init__(system.pattern)
         symbolic, batch = system.symbolic, len(values)

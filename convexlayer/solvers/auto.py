@@ -9,10 +9,17 @@ import numpy as np
 from convexlayer import compiled
 from convexlayer.program import Structure
 
-__all__ = ["candidates", "choose_solver"]
+__all__ = ["candidates", "choose_solver", "deputy_of"]
 
 LARGE = 4000
 """From this many variables and rows on a program is solved by a solver that is made for large ones."""
+
+LARGE_PSD = 24
+"""From this order on the systems of an interior-point method, dense in a semidefinite block's k (k + 1) / 2 rows, cost
+more than the eigendecompositions of a first-order method; measured."""
+
+CLARABEL_PSD = 60
+"""Up to this order Clarabel solves in seconds, or tens of them, what SCS leaves unsolved."""
 
 DENSE_QP = 120
 """Up to this many variables an active-set method solves a dense quadratic program sooner than an interior-point one."""
@@ -39,6 +46,9 @@ def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
     size = f"{structure.n} variables, {structure.m} rows, {kinds}"
     if _fits_device(structure, device):
         return "dense", f"small enough for {device}: {size}"
+    order = max(structure.cones.psd, default=0)
+    if order >= LARGE_PSD:
+        return "scs", f"semidefinite blocks of order {order}: {size}"
     if structure.n + structure.m > LARGE:
         return "clarabel", f"large: {size}"
     if not compiled.ready():
@@ -48,10 +58,19 @@ def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
     return "batched", f"small or middle-sized: {size}"
 
 
+def deputy_of(name: str, structure: Structure) -> str | None:
+    """Who is asked again where ``auto`` chose this solver, besides the deputy that the solver has itself."""
+    affordable = max(structure.cones.psd, default=0) <= CLARABEL_PSD
+    return "clarabel" if name == "scs" and affordable else None
+
+
 def candidates(structure: Structure, device: str = "cpu") -> list[str]:
     """Names of the solvers that could be the fastest for a structure, the one that auto chooses first."""
-    names = [choose_solver(structure, device)[0], choose_solver(structure)[0], "clarabel"]
-    if structure.n + structure.m <= LARGE and compiled.ready():
+    names = [choose_solver(structure, device)[0], choose_solver(structure)[0]]
+    order = max(structure.cones.psd, default=0)
+    if order <= CLARABEL_PSD:
+        names.append("clarabel")
+    if structure.n + structure.m <= LARGE and order < LARGE_PSD and compiled.ready():
         names.append("batched")
     if (
         structure.cones.kinds <= {"zero", "nonnegative"}

@@ -12,7 +12,7 @@ from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Structure
 from convexlayer.solution import Solution, Status
 from convexlayer.solvers.options import Options
 
-__all__ = ["AbstractSolver", "ElementResult", "SolverState", "batch_solution", "upper_triangles"]
+__all__ = ["AbstractSolver", "ElementResult", "SolverState", "batch_solution", "not_begun", "upper_triangles"]
 
 SolverState = Any
 """What ``init`` prepares; known only to the solver that made it, and safe to share between threads."""
@@ -84,6 +84,12 @@ class ElementResult:
     status: Status
     iterations: int
     seconds: float
+
+
+def not_begun(structure: Structure) -> ElementResult:
+    """What is said of an element for which no time was left."""
+    x, y = np.full(structure.n, np.nan), np.full(structure.m, np.nan)
+    return ElementResult(x=x, y=y, s=y, status=Status.TIME_LIMIT, iterations=0, seconds=0.0)
 
 
 def batch_solution(elements: list[ElementResult], stats: dict[str, Any]) -> Solution:

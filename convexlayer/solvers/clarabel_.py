@@ -12,8 +12,8 @@ from convexlayer.errors import SolverError
 from convexlayer.pool import map_ranges
 from convexlayer.program import ConeProgram, Cones, IndexArray, Pattern, Structure
 from convexlayer.solution import Solution, Status
-from convexlayer.solvers.base import AbstractSolver, ElementResult, batch_solution, upper_triangles
-from convexlayer.solvers.options import Options
+from convexlayer.solvers.base import AbstractSolver, ElementResult, batch_solution, not_begun, upper_triangles
+from convexlayer.solvers.options import Clock, Options
 
 __all__ = ["ClarabelSolver"]
 
@@ -84,7 +84,7 @@ class ClarabelSolver(AbstractSolver):
         """Solve every element; Clarabel cannot be warm-started."""
         import clarabel
 
-        settings = _settings(options)
+        clock, settings = Clock(options.time_limit_s), _settings(options)
         P, A, b = program.P[:, state.P_upper], program.A[:, state.A_order], program.b[:, state.rows]
 
         def some(elements: range) -> list[ElementResult]:
@@ -92,9 +92,13 @@ class ClarabelSolver(AbstractSolver):
             P_matrix, A_matrix = state.P_pattern.csc(P[elements[0]]), state.A_pattern.csc(A[elements[0]])
             results = []
             for i in elements:
+                if clock.over:
+                    results.append(not_begun(program.structure))
+                    continue
                 P_matrix.data, A_matrix.data = P[i], A[i]
+                left = settings if clock.left_s is None else _settings(clock.applied(options))
                 try:
-                    solver = clarabel.DefaultSolver(P_matrix, program.q[i], A_matrix, b[i], state.cones, settings)
+                    solver = clarabel.DefaultSolver(P_matrix, program.q[i], A_matrix, b[i], state.cones, left)
                 except Exception as error:
                     raise SolverError(f"Clarabel refused its settings or the problem: {error}") from error
                 answer = solver.solve()
