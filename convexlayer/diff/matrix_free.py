@@ -32,25 +32,29 @@ from convexlayer.solution import BoolArray
 
 __all__ = ["MatrixFreeSystem"]
 
-WORTH_PRODUCTS = 2500
-"""Products with K that an elimination may cost, to be tried before MINRES."""
+FIRST = 1000
+"""Products with K that an elimination may cost, to be tried before MINRES; which else may take as many as that costs,
+so that both together take twice what the better one does ..."""
 
-LARGEST_REST = 3000
-"""Unknowns that may remain of an elimination that is tried after it ..."""
+LIMIT = 5000
+"""... but no more than this."""
 
-LARGEST_STORED = 3 * 10**7
-"""... and numbers that it may keep."""
+LARGEST_REST, LARGEST_STORED = 3000, 3 * 10**7
+"""Unknowns that may remain of an elimination, and numbers that it may keep."""
+
+EFFICIENCY = 0.4
+"""Time of a multiply-add in the large matrices of an elimination, by that in a product with K; measured."""
 
 SAME = 1e-9
 """Relative difference of numbers that count as one."""
 
 
 class _Cost(NamedTuple):
-    """Of an elimination: unknowns that remain, numbers that are kept, and multiply-adds."""
+    """Of an elimination: unknowns that remain, numbers that are kept, and time, in products with K."""
 
     rest: int
     stored: int
-    flops: float
+    products: float
 
     @property
     def bearable(self) -> bool:
@@ -111,7 +115,7 @@ class MatrixFreeSystem:
         idle = self._idle(K)
         variables, cost = self._cheapest(K, A, len(idle))
         of_entries = self._scale_of_entries(scale, A, variables)
-        first = cost.bearable and cost.flops <= WORTH_PRODUCTS * sum(group.product_flops for group in self._groups)
+        first = cost.bearable and cost.products <= FIRST
         scale = of_entries if first else scale
         system = self._scaled(scale, K, A, bases)
 
@@ -120,8 +124,10 @@ class MatrixFreeSystem:
             elimination, ratio = BlockElimination(*made, variables, idle, self._signs), of_entries / scale
             return FactoredInverse(system.multiply, lambda rhs: ratio * elimination.apply(ratio * rhs), len(scale))
 
+        limit = int(min(LIMIT, cost.products)) if cost.bearable else LIMIT
+
         def iterate() -> AbstractInverse:
-            return KrylovInverse(system.multiply, len(scale))
+            return KrylovInverse(system.multiply, len(scale), limit)
 
         after = [iterate, eliminate] if cost.bearable else [iterate]
         return MatrixFree(scale, system.multiply, [eliminate] if first else after)
@@ -152,7 +158,7 @@ class MatrixFreeSystem:
         ]
         without: list[EntryVariables | None] = [None] * len(fitting)
         costs = [(choice, self._cost(choice, idle)) for choice in (fitting, without)]
-        return min(costs, key=lambda pair: pair[1].flops)
+        return min(costs, key=lambda pair: pair[1].products)
 
     def _cost(self, variables: Sequence[EntryVariables | None], idle: int) -> _Cost:
         """What an elimination with these variables costs."""
@@ -165,7 +171,7 @@ class MatrixFreeSystem:
             with_z = 0 if variable is None else len(variable.others) + active
             stored += (with_u + with_z) * group.entries
             flops += (with_u + with_z) * group.product_flops / 2.0 + (with_u + with_z) ** 2 * group.entries
-        return _Cost(rest, stored, flops)
+        return _Cost(rest, stored, EFFICIENCY * flops / sum(group.product_flops for group in self._groups))
 
     def _scale_of_entries(self, scale: Array, A: Array, variables: Sequence[EntryVariables | None]) -> Array:
         """With scales that make the coefficients of variables that are entries +-1."""

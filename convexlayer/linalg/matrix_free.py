@@ -15,7 +15,7 @@ from typing import TypeVar, final
 
 import numpy as np
 
-from convexlayer.linalg.krylov import minres
+from convexlayer.linalg.krylov import Minres, minres
 from convexlayer.linalg.refined import (
     EPS,
     PROGRESS,
@@ -35,14 +35,14 @@ Found = TypeVar("Found")
 Multiply = Callable[[Array], Array]
 """E v of v (N,)."""
 
-LIMIT = 2000
-"""Products with E that a Krylov method may take for one solve."""
-
 CYCLE, REACHED = 1e-12, 1e-11
 """Relative residuals that a Krylov method is asked for, in the 2-norm, and that will do, in the maximum norm."""
 
 PROBE = 1e-7
 """The same for a random right-hand side, of which every null direction has a share of about N^-1/2."""
+
+LEAST_NORM_LIMIT = 2000
+"""Products with E that a solution of minimum norm may take, for each of its solves."""
 
 NULL_ROUNDS = 3
 """Least-squares solves that purify the null part of a right-hand side."""
@@ -105,25 +105,26 @@ class KrylovInverse(AbstractInverse):
 
     target = REACHED
 
-    def __init__(self, multiply: Multiply, size: int) -> None:
+    def __init__(self, multiply: Multiply, size: int, limit: int) -> None:
         """Keep what there is.
 
         Args:
             multiply: with E.
             size: N.
+            limit: products with E that a solve may take.
         """
-        self._multiply, self._size = multiply, size
+        self._multiply, self._size, self._limit = multiply, size, limit
 
     def solve(self, rhs: Array, size: float) -> tuple[Array, bool]:
         """To CYCLE of the right-hand side that was there at first."""
         tol = CYCLE * size / max(float(np.linalg.norm(rhs)), TINY)
-        found = minres(self._multiply, rhs, tol=min(tol, 0.1), limit=LIMIT)
+        found = minres(self._multiply, rhs, tol=min(tol, 0.1), limit=self._limit)
         return found.z, found.converged
 
     def probe(self) -> tuple[float, Array] | None:
         """What a random right-hand side shows: its part in the null space remains, or its solution points there."""
         rhs = power_start(self._size)
-        found = minres(self._multiply, rhs, tol=PROBE, limit=LIMIT)
+        found = minres(self._multiply, rhs, tol=PROBE, limit=self._limit)
         if not found.converged:
             return None
         largest, smallest = found.extreme_singular_values()
@@ -198,16 +199,19 @@ class MatrixFree:
         of MINRES give the solution of minimum norm.
         """
         target = self.scale * rhs
-        found = minres(self._multiply, target, tol=CYCLE, limit=LIMIT)
+        found = self._minres(target)
         null = np.zeros_like(target)
         if found.least_squares:
             null = target - self._multiply(found.z)
             for _ in range(NULL_ROUNDS):
-                null = null - self._multiply(minres(self._multiply, null, tol=CYCLE, limit=LIMIT).z)
-            found = minres(self._multiply, target - null, tol=CYCLE, limit=LIMIT)
+                null = null - self._multiply(self._minres(null).z)
+            found = self._minres(target - null)
         remainder = target - self._multiply(found.z)
         residual = np.max(np.abs(remainder), initial=0.0) / max(float(np.max(np.abs(target), initial=0.0)), TINY)
         return self.scale * found.z, float(residual)
+
+    def _minres(self, rhs: Array) -> Minres:
+        return minres(self._multiply, rhs, tol=CYCLE, limit=LEAST_NORM_LIMIT)
 
     @property
     def _inverse(self) -> AbstractInverse:
