@@ -42,7 +42,7 @@ def basis(rng: np.random.Generator, blocks: int) -> KroneckerBasis:
 
 
 def case(rng: np.random.Generator, matrices: list[Array], *, curvature: Array, others: int, blocks: int = 1) -> Case:
-    """One group for each matrix A (blocks * size, n); curvature (n,) is P's diagonal; others are rows of other cones."""
+    """One group for each A (blocks * size, n); curvature (n,) is P's diagonal, others are rows of other cones."""
     n = matrices[0].shape[1]
     own = blocks * SIZE
     bases = [basis(rng, blocks) for _ in matrices]

@@ -1,4 +1,4 @@
-"""Large semidefinite blocks: the same derivative as by the dense Newton matrix, and nothing of a block's size squared."""
+"""Large semidefinite blocks: the derivative is that of the dense Newton matrix, without a matrix of a block's size."""
 
 from __future__ import annotations
 
