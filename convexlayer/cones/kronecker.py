@@ -92,15 +92,19 @@ class KroneckerBasis:
         order: int = self.vectors.shape[-1]
         return order
 
+    @cached_property
+    def _transposed(self) -> Array:
+        return namespace(self.vectors).matrix_transpose(self.vectors)
+
     def coordinates(self, v: Array) -> Array:
         """Q'v, (..., size)."""
-        svec, V = symmetric_vectors(self.order), self.vectors
-        return svec.vector(namespace(V).matrix_transpose(V) @ svec.matrix(v) @ V)
+        svec = symmetric_vectors(self.order)
+        return svec.vector(self._transposed @ svec.matrix(v) @ self.vectors)
 
     def combine(self, u: Array) -> Array:
         """Q u, (..., size)."""
-        svec, V = symmetric_vectors(self.order), self.vectors
-        return svec.vector(V @ svec.matrix(u) @ namespace(V).matrix_transpose(V))
+        svec = symmetric_vectors(self.order)
+        return svec.vector(self.vectors @ svec.matrix(u) @ self._transposed)
 
     def apply(self, v: Array) -> Array:
         """D v, (..., size)."""
@@ -109,4 +113,6 @@ class KroneckerBasis:
 
 def like(array: Array, constant: np.ndarray[Any, Any]) -> Any:
     """A constant as an array of the namespace and device of another."""
+    if type(array) is np.ndarray:  # asking takes longer than small products
+        return constant
     return namespace(array).asarray(constant, device=device(array))

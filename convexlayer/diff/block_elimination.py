@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -69,8 +70,13 @@ class CoupledBlocks:
     def add_product(self, z: Array, out: Array) -> None:
         """Add the products with A'L and L'A to out (N,), of z (N,)."""
         n, shape = self.A.shape[1], self.basis.d.shape
-        out[:n] += self.A.T @ self.basis.combine(self.basis.root * z[self.own].reshape(shape)).ravel()
+        out[:n] += self._adjoint @ self.basis.combine(self.basis.root * z[self.own].reshape(shape)).ravel()
         out[self.own] += (self.basis.root * self.basis.coordinates((self.A @ z[:n]).reshape(shape))).ravel()
+
+    @cached_property
+    def _adjoint(self) -> sp.csr_matrix:
+        """A', made once: making it takes longer than a product."""
+        return self.A.T.tocsr()
 
     def rotated(self, rows: sp.csr_matrix) -> Array:
         """The coordinates (rows, blocks * size) of sparse rows (rows, blocks * size)."""

@@ -121,7 +121,7 @@ def test_compiled_where_that_is_ready_and_no_backend_is_asked_for(
 
 
 def test_dense_blocks_are_ordered_last_without_being_factorised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An arrow and a dense block that meets it: the arrow's order is that of it alone, and hardly anything more fills."""
+    """An arrow and a dense block that meets it: the arrow is ordered on its own, and hardly anything more fills."""
     arrow, block = 12, 40
     occurring = np.eye(arrow + block, dtype=bool)
     occurring[0, :arrow] = True  # whoever eliminates the first unknown first fills everything
