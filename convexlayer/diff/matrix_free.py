@@ -32,7 +32,7 @@ from convexlayer.solution import BoolArray
 
 __all__ = ["MatrixFreeSystem"]
 
-FIRST = 1000
+FIRST = 400
 """Products with K that an elimination may cost, to be tried before MINRES; which else may take as many as that costs,
 so that both together take twice what the better one does ..."""
 
