@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import NamedTuple, final
 
@@ -22,6 +23,9 @@ CONVERGED = 1e-9
 
 NEAR, PROGRESS, PATIENCE = 1e-6, 0.5, 2
 """Where backward errors are below NEAR, so many steps not shorter by PROGRESS than the shortest are the last."""
+
+UNTOUCHED = (Status.INFEASIBLE, Status.UNBOUNDED, Status.ITERATION_LIMIT, Status.TIME_LIMIT)
+"""What has no solution near it, or was stopped by the caller's wish."""
 
 ALL_FROM = 0.5
 """Share of elements in need, from which the first step factorises all of them, for the derivative to come."""
@@ -71,11 +75,13 @@ def polished(
     residuals: Residuals | None = None,
     needed: float = NEEDED,
     steps: int = 16,
+    deadline: float = np.inf,
 ) -> Polished:
     """Semismooth Newton steps on the residual map, at w = c y - s / c, for the elements with a point that needs it.
 
     It is needed where the backward error of the point, or the worst of its residuals (computed unless given), is more
-    than ``needed``.
+    than ``needed``. Points at which a solver met a limit are left as they are, and no step is begun after the
+    ``deadline``, as ``time.perf_counter`` counts.
 
     Each step solves the derivative's own system at the current point and moves to w + c dy - ds / c, from where y and s
     are projections. The best point of each element is returned, by its backward error (at the start that of the
@@ -86,15 +92,15 @@ def polished(
     rough = np.maximum(first, residuals.worst)
     if float(rough.max(initial=0.0)) <= needed:
         return Polished(solution, point, None)
-    certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
-    need = np.isfinite(first) & (rough > needed) & ~certificates
+    untouched = np.array([status in UNTOUCHED for status in solution.status], dtype=bool)
+    need = np.isfinite(first) & (rough > needed) & ~untouched
     active = np.flatnonzero(need)
     if not len(active):
         return Polished(solution, point, None)
     if len(active) >= ALL_FROM * program.batch and np.all(np.isfinite(first)):
         active = np.arange(program.batch)
     part = program if len(active) == program.batch else program.select(active)
-    run = _Run(system, part, solution.x[active], solution.y[active], solution.s[active], steps)
+    run = _Run(system, part, solution.x[active], solution.y[active], solution.s[active], steps, deadline)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # far from a solution, where it is given up
         run.go(point if part is program else run.near(np.arange(len(active))))
         for trust in TRUST:
@@ -103,7 +109,7 @@ def polished(
                 break
             run.go(run.again(stuck, trust), stuck)
     x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
-    improved = need[active] & ((run.backward <= NEAR) | (run.backward < PROGRESS * first[active]))
+    improved = need[active] & (run.backward <= NEAR)
     kept = active[improved]
     x[kept], y[kept], s[kept] = run.x[improved], run.y[improved], run.s[improved]
     better = replace(solution, x=x, y=y, s=s)
@@ -122,9 +128,11 @@ class _Run:
         factor: the first one of all elements.
     """
 
-    def __init__(self, system: ReducedSystem, program: ConeProgram, x: Array, y: Array, s: Array, steps: int) -> None:
+    def __init__(
+        self, system: ReducedSystem, program: ConeProgram, x: Array, y: Array, s: Array, steps: int, deadline: float
+    ) -> None:
         self._system, self._program, self._start = system, program, (x, y, s)
-        self._steps = steps
+        self._steps, self._deadline = steps, deadline
         self.x, self.y, self.s = x.copy(), y.copy(), s.copy()
         self._last = x.copy(), y.copy(), s.copy()
         self.backward = np.full(len(x), np.inf)
@@ -154,6 +162,8 @@ class _Run:
         shortest, patience = np.full(len(active), np.inf), np.full(len(active), float(PATIENCE))
         self._keep(active, here)
         for _ in range(self._steps):
+            if time.perf_counter() >= self._deadline:
+                break
             factor = self._system.factor(part, here)
             self.factor = self.factor or factor
             here, change = _step(part, here, factor)

@@ -21,10 +21,18 @@ from typing import final
 import numpy as np
 
 from convexlayer.certificate import ComplementaryPoint
-from convexlayer.cones import ProductDerivative, product_cone
+from convexlayer.cones import KroneckerBasis, ProductDerivative, product_cone
+from convexlayer.diff.matrix_free import MatrixFreeSystem
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
-from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
+from convexlayer.linalg import (
+    ACCEPTED,
+    SINGULAR,
+    AbstractBackend,
+    AbstractFactoriser,
+    RefinedFactor,
+    choose_factoriser,
+)
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure, max_norm
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
@@ -46,7 +54,10 @@ class ReducedSystem:
     """The symbolic part: pattern of K and where each value comes from. Once a layer."""
 
     def __init__(self, structure: Structure, backend: AbstractBackend | None = None, *, device: str = "cpu") -> None:
-        """Analyse a structure; who factorises is chosen by what is there, device, size and density, unless given."""
+        """Analyse a structure; who factorises is chosen by what is there, device, size and density, unless given.
+
+        Large semidefinite blocks are not stored, and no backend is asked (see ``matrix_free``).
+        """
         self.structure = structure
         self.cone = product_cone(structure.cones)
         n, P = structure.n, structure.P
@@ -61,16 +72,23 @@ class ReducedSystem:
         self._sparse = EntriesOfSystem(upper, places[0], self.flat.source, self.flat.row, places[1], places[2])
         later = iter(places[4:])
         self._places = [[next(later) for _ in rows.sections] for rows in self.rows]
-        self.factoriser = choose_factoriser(self.pattern, self._signs, backend, device)
+        large = [group for group in self.cone.groups if group.kronecker]
+        self._linear: MatrixFreeSystem | AbstractFactoriser = (
+            MatrixFreeSystem(structure, large, self.pattern, self._signs)
+            if large
+            else choose_factoriser(self.pattern, self._signs, backend, device)
+        )
 
-    def values(self, program: ConeProgram, derivative: ProductDerivative, c: Array) -> Array:
-        """K's values for every element, (B, nnz), of rows divided by c (B, m) in the curved cones."""
+    def refined(self, program: ConeProgram, derivative: ProductDerivative, c: Array) -> RefinedFactor:
+        """The factors of K (B, N, N), of rows divided by c (B, m) in the curved cones."""
         K = entries_of_system(self._sparse, program.P, program.A, derivative.flat, self.pattern.nnz)
-        if self.rows:
-            balanced = program.A / c[:, self.structure.A.rows]
-            for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
-                rows.write(balanced, piece, K, places)
-        return K
+        balanced = program.A / c[:, self.structure.A.rows] if self.rows else program.A
+        for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
+            rows.write(balanced, piece, K, places)
+        if isinstance(self._linear, AbstractFactoriser):
+            return self._linear.factor(K)
+        bases = [basis for basis in derivative.curved if isinstance(basis, KroneckerBasis)]
+        return self._linear.factor(K, balanced, bases)
 
     def factor(self, program: ConeProgram, point: ComplementaryPoint) -> ReducedFactor:
         """Assemble K for every element and factorise it."""
@@ -87,7 +105,7 @@ class ReducedFactor:
         self._program = program
         self._derivative = derivative
         self._c = c[:, system.cone.flat :]
-        self._refined = system.factoriser.factor(system.values(program, derivative, c))
+        self._refined = system.refined(program, derivative, c)
 
     @property
     def condition(self) -> Array:
@@ -122,7 +140,7 @@ class ReducedFactor:
         r = max((len(space.basis) for space in spaces), default=0)
         l, v = (np.zeros((len(index), r, size)) for size in (structure.n, structure.m))  # noqa: E741 (the design's name)
         whole = np.zeros((len(self.condition), self._system.pattern.shape[0]))
-        scale = self._scale
+        scale = self._refined.scale
         for j in range(r):
             for i, space in zip(index.tolist(), spaces, strict=True):
                 member = space.basis[j] if j < len(space.basis) else np.zeros(whole.shape[1])
@@ -193,24 +211,12 @@ class ReducedFactor:
 
     def _row_residual(self, z: Array, rhs: Array) -> tuple[Array, Array]:
         """Rhs - K z, and the largest of each row relative to the sum of the magnitudes of its terms, (B,)."""
-        pattern, scale, (E, diagonal) = self._system.pattern, self._scale, self._equilibrated
+        refined, scale = self._refined, self._refined.scale
         x, target = z / scale, scale * rhs
-        product = pattern.matvec(E, x) + pattern.rmatvec(E, x) - diagonal * x
-        abs_E, abs_x = np.abs(E), np.abs(x)
-        terms = pattern.matvec(abs_E, abs_x) + pattern.rmatvec(abs_E, abs_x) - np.abs(diagonal) * abs_x + np.abs(target)
-        remainder = target - product
+        terms = refined.terms(x) + np.abs(target)
+        remainder = target - refined.product(x)
         floor = NOTHING * max_norm(terms)[:, None]
         return remainder / scale, max_norm(remainder / np.maximum(terms, np.maximum(floor, 1e-300)))
-
-    @cached_property
-    def _scale(self) -> Array:
-        return self._refined.equilibrated(np.arange(self._program.batch))[0]
-
-    @cached_property
-    def _equilibrated(self) -> tuple[Array, Array]:
-        pattern = self._system.pattern
-        E = self._refined.equilibrated(np.arange(self._program.batch))[1]
-        return E, E[:, pattern.rows == pattern.cols]
 
     def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
         """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""

@@ -40,8 +40,9 @@ FEW = 4
 class IteratedFactor(Protocol):
     """What is needed of the factors of a batch of systems."""
 
-    def equilibrated(self, index: IndexArray) -> tuple[Array, Array]:
-        """Scales S (elements, N), and upper triangles of E."""
+    @property
+    def scale(self) -> Array:
+        """The diagonals of S, (elements, N)."""
 
     def remains(self, x: Array) -> tuple[Array, Array]:
         """What the iteration leaves of x (B, count, N), and E times that."""
@@ -143,7 +144,7 @@ def find_null_spaces(factor: IteratedFactor, batch: int, size: int, count: int =
 
 def _spanned(factor: IteratedFactor, vectors: Array) -> list[NullSpace]:
     """The null spaces within the spans of vectors (elements, r, N)."""
-    scale, _ = factor.equilibrated(np.arange(len(vectors)))
+    scale = factor.scale
     none = np.zeros((0, vectors.shape[2]))
     if vectors.shape[1] == 0:
         return _null_spaces(vectors, scale, none, none)
