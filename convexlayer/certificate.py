@@ -37,6 +37,9 @@ rounding, where the solution is 0, from numbers."""
 EPS = 2.0 * float(np.finfo(float).eps)
 """Rounding of a sum, relative to its terms, and of a projection, relative to its block."""
 
+OF_ZERO = 1e-7
+"""Size that changes of an entry of x that is 0 are held against, relative to the one that would dominate a row."""
+
 ROUNDING = 1e-14
 """What is smaller than this, relative to what would dominate a row, is taken for 0."""
 
@@ -89,7 +92,7 @@ class Scales:
 def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Array) -> Scales:
     """The scales at points x (B, n), y (B, m) and s (B, m)."""
     if compiled.ready():
-        constants = (WITHIN, FLOOR, LOST, BOUND, NOTICED, EXPONENT, EPS)
+        constants = (WITHIN, FLOOR, LOST, BOUND, NOTICED, EXPONENT, EPS, ROUNDING)
         data = (program.P, program.q, program.A, program.b, x, y, s)
         return Scales(*scales(program.structure.by_columns, cone.blocks, cone.free, constants, data))
     P, A = program.structure.P, program.structure.A
@@ -114,7 +117,8 @@ def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Ar
         variable = np.maximum(of_curvature, A.by_col(np.maximum, of_rows, 0.0))
         multiplier = cone.largest_of_blocks(A.by_row(np.maximum, of_cols, 0.0))
         dual, primal = sums(np.maximum(abs_x, FLOOR * variable), np.maximum(abs_y, FLOOR * multiplier))
-        matters = np.where((abs_A > 0) & (dual[:, A.cols] > 0), dual[:, A.cols] / abs_A, np.inf)
+        columns = np.maximum(dual, ROUNDING * max_norm(dual)[:, None])
+        matters = np.where((abs_A > 0) & (columns[:, A.cols] > 0), columns[:, A.cols] / abs_A, np.inf)
         Y = A.by_row(np.minimum, matters, np.inf)
     S = cone.largest_of_blocks(primal)
     hidden = (abs_b > 0) & (abs_b < LOST * S)
@@ -206,11 +210,23 @@ class ComplementaryPoint:
         return self.cones.derivative.relative_margin(self.scales.size)
 
     def margin_without(self, rows: BoolArray) -> Array:
-        """The margin without some rows of the flat cones (B, flat)."""
-        size = self.scales.size.copy()
-        size[:, : rows.shape[1]][rows] = 0.0
+        """The margin without some rows (B, m), of whole blocks."""
+        size = np.where(rows, 0.0, self.scales.size)
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.cones.derivative.relative_margin(size)
+
+    def beside(self, weak: BoolArray, side: Array, share: Array) -> ProductDerivative:
+        """D on the sides of its jumps that ``side`` (m,) tells, 1 for that of K*, -1 for that of -K.
+
+        Where weak (B, m), w is moved there by ``share`` (B,) of its size.
+        """
+        cone, w = self.cones.cone, self.cones.w
+        size = np.where(np.isfinite(self.scales.size), self.scales.size, 1.0)
+        step = side * cone.centre * (share[:, None] * size)
+        flat = slice(0, cone.flat)
+        moved = w + step
+        moved[:, flat] = side[flat]  # there the sign is all, and a row may have no size
+        return cone.derivative(np.where(weak & np.isfinite(moved), moved, w))
 
     def select(self, index: IndexArray) -> ComplementaryPoint:
         """The points of these elements."""
@@ -245,7 +261,7 @@ class ComplementaryPoint:
         """
         x, variable = np.abs(self.x), self.scales.variable
         with np.errstate(divide="ignore", invalid="ignore"):
-            of_x = np.abs(dx) / np.where(x > ROUNDING * variable, x, 1e-7 * variable)
+            of_x = np.abs(dx) / np.where(x > ROUNDING * variable, x, OF_ZERO * variable)
         return np.maximum(max_norm(np.where(dx == 0.0, 0.0, of_x)), max_norm(dw / self.scales.size))
 
     def derivative_change(self, dw: Array) -> Array:

@@ -53,9 +53,9 @@ class Residuals:
         gap: abs(x'Px + q'x + b'y) / max(1, abs(x'Px), abs(q'x), abs(b'y)).
         natural: norm(y - Pi_{K*}(y - s)) / max(1, norm(y), norm(s)). On curved cones the other three may read 1e-10
             while this is 1e-6, and gradients are off accordingly.
-        backward: the largest componentwise backward error of the complementary point near by (see ``certificate``),
-            every row against the sum of the magnitudes
-            of its own terms. This one sees a row that is wrong altogether beside one that is 1e7 times larger.
+        backward: the largest componentwise backward error of the complementary point near by (see ``certificate``):
+            every row against the sum of the magnitudes of its own terms. This one sees a row that is wrong altogether
+            beside one that is 1e7 times larger.
         worst: the largest of the first four; infinite where one is not a number.
         objective: x'Px/2 + q'x + r, which is known on the way.
     """

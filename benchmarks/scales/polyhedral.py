@@ -24,6 +24,11 @@ def _apart(rng: np.random.Generator, n: int) -> Array:
     return np.exp(ratio)
 
 
+def _norms(p: torch.Tensor) -> torch.Tensor:
+    """Norms of the rows."""
+    return torch.sqrt(torch.sum(p**2, dim=1))
+
+
 def squares() -> Family:
     """Minimise a'x^2 / 2 - c'x, l <= x <= u: x = clip(c / a, l, u)."""
     n = 5
@@ -139,11 +144,10 @@ def norm_2() -> Family:
         return [weight, (weight * _apart(rng, n))[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)]
 
     def solution(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-        length = torch.sqrt(torch.sum(p**2, dim=1))
-        return (p * torch.relu(1.0 - a / length)[:, None]).reshape(-1)
+        return (p * torch.relu(1.0 - a / _norms(p))[:, None]).reshape(-1)
 
     def size(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-        return torch.sqrt(torch.sum(p**2, dim=1, keepdim=True)).expand(n, 2).reshape(-1)
+        return _norms(p).repeat_interleave(2)
 
     objective = sum(a[g] * cp.norm(x[g]) + 0.5 * cp.sum_squares(x[g] - p[g]) for g in range(n))
     return Family("norm2", objective, [], [a, p], x, draw, solution, size, coupled=True)
@@ -204,11 +208,11 @@ def ball() -> Family:
         return [radius, (radius * _apart(rng, n))[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)]
 
     def solution(r: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-        length = torch.sqrt(torch.sum(p**2, dim=1))
+        length = _norms(p)
         return (p * torch.where(length < r, torch.ones_like(r), r / length)[:, None]).reshape(-1)
 
     def size(r: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-        return torch.sqrt(torch.sum(p**2, dim=1, keepdim=True)).expand(n, 2).reshape(-1)
+        return _norms(p).repeat_interleave(2)
 
     objective = sum(cp.sum_squares(x[g] - p[g]) for g in range(n))
     balls = [cp.norm(x[g]) <= r[g] for g in range(n)]

@@ -111,7 +111,7 @@ class _Values:
     """Values of expressions, each computed once and of the shape that the expression declares."""
 
     def __init__(self) -> None:
-        self._known: dict[int, Array] = {}
+        self._known: dict[int, tuple[cp.Expression, Array]] = {}  # both, so that no id is used twice
 
     def __call__(self, expression: cp.Expression) -> Array:
         """The value of an expression.
@@ -120,8 +120,8 @@ class _Values:
             NotImplementedError: it has none that could be relied upon.
         """
         if id(expression) not in self._known:
-            self._known[id(expression)] = self._computed(expression)
-        return self._known[id(expression)]
+            self._known[id(expression)] = expression, self._computed(expression)
+        return self._known[id(expression)][1]
 
     def _computed(self, expression: cp.Expression) -> Array:
         if isinstance(expression, WRONGLY_EVALUATED):

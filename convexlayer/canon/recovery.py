@@ -73,6 +73,13 @@ class DirectTerm:
         """Tangents (B, entries) of tangents (B, features) of the features."""
         return self.affine.push(tangent) + self._products(tangent, point)
 
+    def terms(self, features: Array, point: Array) -> Array:
+        """Sums of the magnitudes of the terms of ``apply``, (B, entries)."""
+        f, z = np.abs(features.T), np.abs(point.T)
+        products = abs(self.weight) @ ((abs(self.factor) @ f) * (abs(self.point) @ z))
+        whole: Array = (products + abs(self.affine.matrix) @ f).T + np.abs(self.affine.constant)
+        return whole
+
     def pull_point(self, features: Array, cotangent: Array) -> Array:
         """Cotangents (B, n + m) of the point, of cotangents (B, entries)."""
         weight, _, point = self._adjoints
@@ -131,6 +138,12 @@ class Recovery:
             flat = flat + self.direct.apply(features, point)
         values = (flat[:, where].reshape(len(flat), *spec.shape) for spec, where in self._each)
         return tuple(np.exp(value) if spec.log else value for spec, value in zip(self.outputs, values, strict=True))
+
+    def terms(self, features: Array, point: Array) -> Array:
+        """Sums of the magnitudes of the terms that the outputs are made of, (B, entries)."""
+        direct = 0.0 if self.direct is None else self.direct.terms(features, point)
+        whole: Array = (abs(self.matrix) @ np.abs(point.T)).T + direct
+        return whole
 
     def push_linear(self, features: Array, dx: Array, dy: Array) -> Array:
         """Tangents (B, entries) of all outputs' entries side by side, of tangents of x and y.

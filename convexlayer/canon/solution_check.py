@@ -35,7 +35,7 @@ __all__ = ["Solve", "check_solution"]
 logger = logging.getLogger(__name__)
 
 Solve = Callable[[ConeProgram, float], Solution]
-"""Solves one cone program to an accuracy; its status is what its residuals warrant."""
+"""Solves one cone program to an accuracy; its status is the solver's word."""
 
 LARGEST_SIZE = 2000
 """Variables and rows, beyond which the check would take longer than the rest of the construction."""

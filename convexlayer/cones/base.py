@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, final
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
 __all__ = ["AbstractCone", "Array", "ConePoint", "Eigenbasis", "RankTwo", "namespace"]
 
@@ -120,6 +121,11 @@ class AbstractCone(ABC):
     """
 
     size: int
+
+    @property
+    @abstractmethod
+    def centre(self) -> NDArray[np.float64]:
+        """A direction in the interior of K and K*, (size,); of the zero cone's no use: 0."""
 
     @abstractmethod
     def at(self, w: Array) -> ConePoint[Eigenbasis]:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 from array_api_compat import device
+from numpy.typing import NDArray
 
 from convexlayer.buffers import plain
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
@@ -55,6 +56,11 @@ class Exponential(AbstractCone):
     """K = closure {(x, y, z): y exp(x / y) <= z, y > 0}, K* = closure {-x exp(y / x) <= e z, x < 0}."""
 
     size = 3
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """A direction in the interior of K and K*."""
+        return np.array(_CENTRE)
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """Pi_{K*}(w), (..., 3), and the derivative there."""

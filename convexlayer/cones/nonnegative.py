@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 
 __all__ = ["Nonnegative"]
@@ -14,6 +17,11 @@ class Nonnegative(AbstractCone):
     """K = K* = {t >= 0}, one row a block."""
 
     size = 1
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """A direction in the interior of K and K*."""
+        return np.ones(1)
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """max(w, 0), and D = 1 where w > 0, else 0; abs(w) is the margin."""

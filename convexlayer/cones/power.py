@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 from array_api_compat import device
+from numpy.typing import NDArray
 
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
@@ -66,6 +67,11 @@ class Power(AbstractCone):
                 "with 0 or 1 the cone is abs(z) <= y or abs(z) <= x: write it so"
             )
         self._exponents = np.stack((self.alpha, 1.0 - self.alpha), axis=-1)
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """A direction in the interior of K and K*."""
+        return np.array(_CENTRE)
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """Pi_{K*}(w), (..., blocks, 3), and the derivative there."""

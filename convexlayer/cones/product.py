@@ -157,11 +157,17 @@ class ProductDerivative:
             margins.append(xp.min(xp.abs(w[:, cone.free : cone.flat]), axis=-1))
         return reduce(xp.minimum, margins) if margins else xp.full_like(xp.sum(w, axis=-1), xp.inf)
 
-    def with_flat(self, flat: Array) -> ProductDerivative:
-        """The same but for the diagonal in the rows of the flat cones, (B, rows)."""
-        changed = ProductDerivative(self._points)
-        changed.__dict__["flat"] = flat
-        return changed
+    def weak(self, size: Array, bound: Array) -> Array:
+        """Rows of blocks whose margin, relative to their size (B, m), is at most a bound (B,), (B, m)."""
+        w, cone = self._points.w, self._points.cone
+        xp = namespace(w)
+        near = xp.abs(w[:, : cone.flat]) <= bound[:, None] * size[:, : cone.flat]
+        near[:, : cone.free] = False
+        parts = [near]
+        for group, piece in zip(self.groups[cone.flat_groups :], self.curved, strict=True):
+            blocks = piece.margin() <= bound[:, None] * group.split(size)[..., 0]
+            parts.append(xp.repeat(blocks, group.size, axis=1))
+        return xp.concat(parts, axis=-1)
 
     def relative_change(self, other: ProductDerivative) -> Array:
         """The largest difference (B,) of an eigenvalue d or 1 - d in a curved cone from another's, relative to it.
@@ -181,14 +187,15 @@ class ProductDerivative:
     def relative_margin(self, size: Array) -> Array:
         """The least margin of all blocks relative to their sizes, those of their first rows, (B, m) -> (B,).
 
-        A row of a flat cone that has no size is left out.
+        Blocks that have no size are left out.
         """
         w, cone = self._points.w, self._points.cone
         xp = namespace(w)
         flat = slice(cone.free, cone.flat)
         margins = [xp.where(size[:, flat] == 0.0, xp.inf, xp.abs(w[:, flat]) / size[:, flat])]
         for group, piece in zip(self.groups[cone.flat_groups :], self.curved, strict=True):
-            margins.append(piece.margin() / group.split(size)[..., 0])
+            sizes = group.split(size)[..., 0]
+            margins.append(xp.where(sizes == 0.0, xp.inf, piece.margin() / sizes))
         return xp.min(xp.concat(margins, axis=-1), axis=-1) if cone.m > cone.free else xp.full(len(w), xp.inf)
 
     def apply(self, v: Array) -> Array:
@@ -278,6 +285,11 @@ class ProductCone:
             ShapeError: w is not of shape (B, m).
         """
         return self.at(w).derivative.margin
+
+    @cached_property
+    def centre(self) -> Array:
+        """A direction in the interior of K and K*, but in the rows of the zero cone, (m,)."""
+        return np.concatenate([np.zeros(0), *(np.tile(group.cone.centre, group.blocks) for group in self.groups)])
 
     def largest_of_blocks(self, v: Array) -> Array:
         """Each row of v (B, m) replaced by the largest of its block; rows of flat cones are blocks of their own."""

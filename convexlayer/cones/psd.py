@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convexlayer.buffers import empty, plain
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
@@ -31,6 +32,12 @@ class PositiveSemidefinite(AbstractCone):
         self.order = order
         self._svec = symmetric_vectors(order)
         self.size = self._svec.size
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """A direction in the interior of K and K*."""
+        svec = self._svec
+        return np.where(svec.rows == svec.cols, self.order**-0.5, 0.0)
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """svec(V diag(max(l, 0)) V'), and the derivative there."""

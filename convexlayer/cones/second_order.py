@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, final
 
+import numpy as np
 from array_api_compat import device
+from numpy.typing import NDArray
 
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, RankTwo, namespace
 
@@ -24,6 +26,11 @@ class SecondOrder(AbstractCone):
 
     def __init__(self, size: int) -> None:
         self.size = size
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """A direction in the interior of K and K*."""
+        return np.eye(1, self.size)[0]
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """W where t >= norm(u), 0 where t <= -norm(u), else (t + norm(u)) / 2 (1, h); and D by its eigenbasis.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 
 __all__ = ["Zero"]
@@ -14,6 +17,11 @@ class Zero(AbstractCone):
     """K = {0}, K* = R, one row a block: the projection is the identity."""
 
     size = 1
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """A direction in the interior of K and K*."""
+        return np.zeros(1)
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """The identity, D = I, which never jumps."""

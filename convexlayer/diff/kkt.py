@@ -29,6 +29,10 @@ RelativeChange = Callable[[Array, Array, Callable[[ConeProgram], tuple[Array, Ar
 """See ``ExactDifferentiator``."""
 
 
+BESIDE = 10.0
+"""How far beside a jump of D it is asked for, in units of the margin that is certain."""
+
+
 @final
 class ExactDifferentiator(AbstractDifferentiator):
     """Derivative at a batch of solutions; factorises at the first use and keeps the factors."""
@@ -143,14 +147,12 @@ class ExactDifferentiator(AbstractDifferentiator):
         def outside(dx: Array, dy: Array) -> Array:
             return seen(self._tangent(dx, dy, 0.0))
 
-        singular = np.zeros(batch, dtype=bool)
-        index = np.flatnonzero(factor.singular & np.isfinite(factor.condition))
-        if len(index):
-            singular[index] = sees_null_space(factor, index, outside, place=index, batch=batch)
+        singular = sees_null_space_of(factor, outside, place=np.arange(batch), batch=batch)
         weak = self._weak(error)
         index = np.flatnonzero(np.any(weak, axis=1) & ~singular)
         if len(index):
-            singular[index] = self._sees_otherwise(index, weak[index], 1.0, outside)
+            beside = self._factor_beside(index, weak[index], np.ones(weak.shape[1]))
+            singular[index] = sees_null_space_of(beside, outside, place=index, batch=batch)
         return DerivativeReport.judge(np.zeros(batch), np.full(batch, np.inf), factor.condition, singular, error)
 
     def _tangent(self, dx: Array, dy: Array, r2: Array | float) -> SolutionTangent:
@@ -172,47 +174,39 @@ class ExactDifferentiator(AbstractDifferentiator):
         return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, error)
 
     def _margin_that_matters(self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen) -> Array:
-        """The margin without the nonnegative rows that make no difference to what is seen, active or not.
+        """The margin without the blocks that make no difference to what is seen, on whichever side of a jump they are.
 
-        The answer must be the same, and as unique, with all of them active, with none, and with some at random.
+        The answer must be the same, and as unique, with all of them in K*, with none, and with some at random.
         """
         point, weak = self._point, self._weak(self._error)
         margin = point.margin.copy()
         index = np.flatnonzero(np.any(weak, axis=1))
-        some = np.random.default_rng(0).choice((0.0, 1.0), weak.shape[1])
-        for active in (np.ones_like(some), np.zeros_like(some), some, 1.0 - some):
+        ones, blocks = np.ones(weak.shape[1]), self._system.cone.largest_of_blocks
+        some = np.sign(blocks(np.random.default_rng(0).normal(size=(1, weak.shape[1])))[0])
+        for side in (ones, -ones, some, -some):
             if len(index):
-                index = index[self._same_otherwise(index, weak[index], active, answer, rhs, outside)]
+                index = index[self._same_beside(index, weak[index], side, answer, rhs, outside)]
         if len(index):
             margin[index] = point.margin_without(weak)[index]
         return margin
 
     def _weak(self, error: Array) -> BoolArray:
-        """Nonnegative rows that may be active or not, among the rows of the flat cones, (B, rows)."""
-        cone, point = self._system.cone, self._point
-        flat = slice(0, cone.flat)
-        weak: BoolArray = (
-            np.abs(point.cones.w[:, flat] / point.scales.size[:, flat]) <= DerivativeReport.certain(error)[:, None]
-        )
-        weak[:, : cone.free] = False
-        return weak
+        """Rows of the blocks that may be on either side of a jump of D, (B, m)."""
+        point = self._point
+        weak = point.derivative.weak(point.scales.size, DerivativeReport.certain(error))
+        return np.asarray(weak, dtype=bool)
 
-    def _sees_otherwise(self, index: IndexArray, weak: BoolArray, active: float, outside: Seen) -> BoolArray:
-        """Whether anything is seen of the null spaces of these elements with all weak rows active (1), or none (0)."""
-        factor = self._factor_otherwise(index, weak, np.full(weak.shape[1], active))
-        return sees_null_space_of(factor, outside, place=index, batch=self._program.batch)
-
-    def _same_otherwise(
+    def _same_beside(
         self,
         index: IndexArray,
         weak: BoolArray,
-        active: Array,
+        side: Array,
         answer: tuple[Array, Array],
         rhs: tuple[Array, Array],
         outside: Seen,
     ) -> BoolArray:
-        """Whether the same is seen of these elements, and nothing of a null space, with weak rows as ``active``."""
-        factor, batch = self._factor_otherwise(index, weak, active), self._program.batch
+        """Whether the same is seen of these elements, and nothing of a null space, on that side of the jumps."""
+        factor, batch = self._factor_beside(index, weak, side), self._program.batch
 
         def visible(some: IndexArray) -> BoolArray:
             return sees_null_space(factor, some, outside, place=index[some], batch=batch)
@@ -223,8 +217,8 @@ class ExactDifferentiator(AbstractDifferentiator):
         difference = other[0] - l[index], other[1] - v[index]
         return ~singular & ~is_seen(difference, (l[index], v[index]), outside, place=index, batch=batch)
 
-    def _factor_otherwise(self, index: IndexArray, weak: BoolArray, active: Array) -> ReducedFactor:
-        """K of these elements where their weak rows are active as ``active`` says, (rows,)."""
+    def _factor_beside(self, index: IndexArray, weak: BoolArray, side: Array) -> ReducedFactor:
+        """K of these elements with D on that side of its jumps in the weak rows."""
         point = self._point.select(index)
-        derivative = point.derivative.with_flat(np.where(weak, active, point.derivative.flat))
+        derivative = point.beside(weak, side, BESIDE * DerivativeReport.certain(self._error[index]))
         return ReducedFactor(self._system, self._program.select(index), derivative, point.scales.c)

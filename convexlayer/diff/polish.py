@@ -16,7 +16,7 @@ from convexlayer.solution import Residuals, Solution, Status
 __all__ = ["Polished", "polish", "polished"]
 
 NEEDED = 1e-9
-"""Elements whose backward error is at most this are left alone."""
+"""Elements whose backward error and residuals are at most this are left alone."""
 
 CONVERGED = 1e-9
 """A step that changes nothing by more than this share is an element's last: the next would change its square."""
@@ -150,7 +150,7 @@ class _Run:
         """
         program = self._program.select(index)
         x, y, s = (v[index] for v in self._start)
-        last = ComplementaryPoint.near(program, *(v[index] for v in (self._last)))
+        last = ComplementaryPoint.near(program, *(v[index] for v in self._last))
         wrong_x, wrong_rows = last.wrong(program, NEAR)
         x, y, s = np.where(wrong_x, x, last.x), np.where(wrong_rows, y, last.y), np.where(wrong_rows, s, last.s)
         return ComplementaryPoint.near(program, x, y, s, trust=np.where(wrong_rows, trust, 1.0))

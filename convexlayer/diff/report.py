@@ -33,15 +33,17 @@ class DerivativeReport:
     """One entry an element.
 
     Attributes:
-        linear_residual: relative residual of the equilibrated linear system after refinement.
-        margin: distance of w = y - s from the nearest point where the projection's derivative jumps (strict
-            complementarity); infinite where it never does. A lower bound of it suffices far from there; where it is too
-            small to be certain, rows on which the answer is the same on both sides do not count.
+        linear_residual: the largest residual of a row of the equilibrated linear system after refinement, relative to
+            the sum of the magnitudes of its terms.
+        margin: distance of w = c y - s / c from the nearest point where the projection's derivative jumps (strict
+            complementarity), of each block relative to the size of the terms of its rows; infinite where it never does.
+            A lower bound of it suffices far from there; where it is too small to be certain, blocks on which the answer
+            is the same on both sides do not count.
         condition: estimate of the condition of the equilibrated system.
         consistent: whether the right-hand side is in the range of the system.
-        status: ``ok``; ``inaccurate`` (linear residual above 1e-8, or residual of the solution above 1e-6);
-            ``degenerate`` (the system is singular, or the margin is below 1e-6 relative to w, or below ten times the
-            residual of the solution: the derivative may not exist, and what is returned is the least-squares solution
+        status: ``ok``; ``inaccurate`` (linear residual above 1e-8, or relative error of the solution above 1e-7);
+            ``degenerate`` (the system is singular, and that is seen, or the margin is below 1e-6, or below ten times
+            the error of the solution: the derivative may not exist, and what is returned is the least-squares solution
             of minimum norm of one candidate); ``failed`` (not finite, or no solution to differentiate).
     """
 

@@ -15,6 +15,9 @@ __all__ = ["OutputChange"]
 CANCELLED = 1e-6
 """An output of which a Newton step leaves no more than this share is 0."""
 
+ROUNDING = 1e-13
+"""An output that is smaller than this, or would be after a Newton step, relative to its terms, is 0."""
+
 SMALL = 1e-8
 """Changes of outputs up to this share need no second look."""
 
@@ -53,6 +56,9 @@ class OutputChange:
         change[(size == 0.0) | (np.abs(values + moved) <= CANCELLED * size)] = 0.0  # 0 at the solution: of no size
         doubtful = np.any(change > SMALL * size, axis=1, keepdims=True)
         if np.any(doubtful):
+            terms = self._program.recovery.terms(self._features, self._point)
+            left = np.minimum(size, np.abs(values + moved))
+            change[doubtful & (left <= ROUNDING * terms)] = 0.0  # the rounding of terms that cancel
             size = np.where(doubtful, np.maximum(size, self._response(respond)), size)
         with np.errstate(divide="ignore", invalid="ignore"):
             return max_norm(np.where(change > 0.0, change / size, 0.0))

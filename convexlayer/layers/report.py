@@ -27,8 +27,8 @@ class Report:
 
     Attributes:
         status: what became of each element.
-        residuals: our own four residuals of the solutions returned, of programs whose objective is divided by its
-            largest coefficient, so that its units do not matter.
+        residuals: our own residuals of the solutions returned, of the programs in units of their own, so that those of
+            the problem do not matter.
         objective: objective values of the problem, not a number where there is no solution; from a torch layer a tensor
             that can be differentiated, without the batch axis if no input had one.
         iterations: iterations of the solver.
@@ -38,7 +38,8 @@ class Report:
         reason: why it was chosen.
         solution: the solution of the cone program, which a later call may take as its warm start.
         solved_again: positions of the elements on which the solver stalled or which it called infeasible or unbounded
-            without proof, and which its deputy (Clarabel, or the batched engine) was given.
+            without proof, and which were solved in independent parts, or by its deputy (Clarabel, or the batched
+            engine).
         details: what there is to say of elements beyond their status, by position: what is wrong with the values of
             those that are ``invalid``, and what happened to those that failed otherwise.
         cold_start: why a warm start that was given was not used; None where it was, or where none was given.

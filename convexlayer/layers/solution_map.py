@@ -158,7 +158,7 @@ class SolutionMap:
         given = self._posed(theta)
         features, program, scale = given.features, given.program, given.scale
 
-        units = Equilibration.of(program) if program.batch else None
+        units = Equilibration.of(program)
         own = program if units is None else units.program(program)
 
         instantiated = time.perf_counter()
@@ -193,9 +193,8 @@ class SolutionMap:
             cold_start=cold,
         )
         same = not again and bool(np.all(solution.solved))  # else these are of other points, or of more
-        differentiate = partial(in_own_units, self._mode, self._system)
-        if same:
-            differentiate = partial(in_own_units, self._mode, self._system, factor=factor, point=point)
+        factor, found = (factor, point) if same else (None, None)
+        differentiate = partial(in_own_units, self._mode, self._system, factor=factor, point=found)
         return SolvedBatch(
             self.program,
             differentiate,
@@ -227,7 +226,7 @@ class SolutionMap:
         given = self._posed(theta)
         features, program, scale = given.features, given.program, given.scale
         scaled = self._fitting(solution, program.batch, "solution").divided(scale)
-        units = Equilibration.of(program) if program.batch else None
+        units = Equilibration.of(program)
         own, held = (program, scaled) if units is None else (units.program(program), units.start(scaled))
         certified, residuals = held.certified(own, Options.of(options, self.options).tol)
         for i in sorted(given.invalid):

@@ -145,24 +145,9 @@ def _power_of_two(v: Array) -> Array:
 class OwnUnits(AbstractDifferentiator):
     """A derivative of programs in their own units, in the units of the programs themselves."""
 
-    def __init__(
-        self,
-        mode: DerivativeMode,
-        units: Equilibration,
-        system: ReducedSystem,
-        program: ConeProgram,
-        solution: Solution,
-        *,
-        factor: ReducedFactor | None = None,
-        point: ComplementaryPoint | None = None,
-        relative: RelativeChange | None = None,
-    ) -> None:
-        """The derivative mode at these programs and solutions; ``factor`` and ``point`` are in their own units."""
-        self._units = units
-        given = None if relative is None else self._relative(relative)
-        self._inner = mode(
-            system, units.program(program), units.start(solution), factor=factor, point=point, relative=given
-        )
+    def __init__(self, units: Equilibration, inner: AbstractDifferentiator) -> None:
+        """Of the derivative of the programs in their own units."""
+        self._units, self._inner = units, inner
 
     def vjp(
         self,
@@ -193,17 +178,18 @@ class OwnUnits(AbstractDifferentiator):
         units = self._units
         return SolutionTangent(moved.x * units.x_scale, moved.y * units.y_scale, moved.s * units.s_scale)
 
-    def _relative(self, relative: RelativeChange) -> RelativeChange:
-        units = self._units
 
-        def inner(dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
-            def outside(tangent: ConeProgram) -> tuple[Array, Array]:
-                x, y = respond(units.program(tangent))
-                return x * units.x_scale, y * units.y_scale
+def _outside(units: Equilibration, relative: RelativeChange) -> RelativeChange:
+    """A measure of changes of the programs' x and y, for those in their own units."""
 
-            return relative(dx * units.x_scale, dy * units.y_scale, outside)
+    def inner(dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
+        def outside(tangent: ConeProgram) -> tuple[Array, Array]:
+            x, y = respond(units.program(tangent))
+            return x * units.x_scale, y * units.y_scale
 
-        return inner
+        return relative(dx * units.x_scale, dy * units.y_scale, outside)
+
+    return inner
 
 
 def in_own_units(
@@ -216,8 +202,13 @@ def in_own_units(
     point: ComplementaryPoint | None = None,
     relative: RelativeChange | None = None,
 ) -> AbstractDifferentiator:
-    """The derivative mode at these programs and solutions, computed in the programs' own units."""
+    """The derivative mode at these programs and solutions, computed in the programs' own units.
+
+    ``factor`` and ``point`` are in those already.
+    """
     units = Equilibration.of(program)
     if units is None:
         return mode(system, program, solution, factor=factor, point=point, relative=relative)
-    return OwnUnits(mode, units, system, program, solution, factor=factor, point=point, relative=relative)
+    measure = None if relative is None else _outside(units, relative)
+    own, there = units.program(program), units.start(solution)
+    return OwnUnits(units, mode(system, own, there, factor=factor, point=point, relative=measure))

@@ -16,11 +16,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
+from convexlayer.rays import block_of_rows
 from convexlayer.solution import Solution
 
 __all__ = ["Component", "components"]
-
-KINDS = tuple(Cones.__dataclass_fields__)
 
 
 @final
@@ -59,9 +58,9 @@ class Component:
 
 
 def components(structure: Structure) -> list[Component]:
-    """The connected parts of a structure; one alone where there is nothing to separate."""
+    """The connected parts of a structure; none where there is nothing to separate."""
     n, m, P, A = structure.n, structure.m, structure.P, structure.A
-    block = _blocks(structure.cones)
+    block = block_of_rows(structure.cones)
     ones = np.ones(P.nnz + A.nnz)
     graph = coo_array(
         (ones, (np.concatenate([P.rows, A.cols]), np.concatenate([P.cols, n + block[A.rows]]))), shape=(n + m, n + m)
@@ -94,37 +93,24 @@ def components(structure: Structure) -> list[Component]:
     return parts
 
 
-def _sizes(cones: Cones) -> list[tuple[str, int]]:
-    """Kind and rows of each block, in row order; rows of flat cones are blocks of their own."""
-    triangles = [k * (k + 1) // 2 for k in cones.psd]
-    return [
-        *[("zero", 1)] * cones.zero,
-        *[("nonnegative", 1)] * cones.nonnegative,
-        *(("second_order", size) for size in cones.second_order),
-        *(("psd", size) for size in triangles),
-        *[("exponential", 3)] * cones.exponential,
-        *[("power", 3)] * len(cones.power),
-    ]
-
-
-def _blocks(cones: Cones) -> IndexArray:
-    """The first row of the block that each row belongs to, (m,)."""
-    sizes = np.array([size for _, size in _sizes(cones)], dtype=np.int64)
-    return np.repeat(np.cumsum(sizes) - sizes, sizes)
-
-
 def _restricted(cones: Cones, rows: IndexArray) -> Cones:
     """The cones of these rows, which hold whole blocks, in order."""
-    sizes = _sizes(cones)
-    starts = np.cumsum([0, *(size for _, size in sizes)])[:-1]
-    kept = np.isin(starts, rows)
-    kinds = [kind for kind, _ in sizes]
-    chosen = {kind: kept[[i for i, other in enumerate(kinds) if other == kind]] for kind in KINDS}
+    counts = [
+        cones.zero,
+        cones.nonnegative,
+        len(cones.second_order),
+        len(cones.psd),
+        cones.exponential,
+        len(cones.power),
+    ]
+    kept = np.zeros(sum(counts), dtype=bool)
+    kept[block_of_rows(cones)[rows]] = True
+    zero, nonnegative, second_order, psd, exponential, power = np.split(kept, np.cumsum(counts)[:-1])
     return Cones(
-        zero=int(np.count_nonzero(chosen["zero"])),
-        nonnegative=int(np.count_nonzero(chosen["nonnegative"])),
-        second_order=tuple(compress(cones.second_order, chosen["second_order"])),
-        psd=tuple(compress(cones.psd, chosen["psd"])),
-        exponential=int(np.count_nonzero(chosen["exponential"])),
-        power=tuple(compress(cones.power, chosen["power"])),
+        zero=int(np.count_nonzero(zero)),
+        nonnegative=int(np.count_nonzero(nonnegative)),
+        second_order=tuple(compress(cones.second_order, second_order)),
+        psd=tuple(compress(cones.psd, psd)),
+        exponential=int(np.count_nonzero(exponential)),
+        power=tuple(compress(cones.power, power)),
     )

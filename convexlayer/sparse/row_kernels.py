@@ -21,7 +21,7 @@ def scales(
     A_starts: NDArray[np.int64],
     blocks: NDArray[np.int64],
     free: int,
-    constants: tuple[float, float, float, float, float, float, float],
+    constants: tuple[float, float, float, float, float, float, float, float],
     P: Floats,
     q: Floats,
     A: Floats,
@@ -43,7 +43,7 @@ def scales(
 
     ``blocks`` holds the first rows of the blocks of the curved cones, and m; the rows before are blocks of their own.
     """
-    within, floor, lost, bound, noticed, exponent, eps = constants
+    within, floor, lost, bound, noticed, exponent, eps, rounding = constants
     n, m, flat = q.shape[1], b.shape[1], blocks[0]
     abs_x, abs_y, Y, S = np.empty(n), np.empty(m), np.empty(m), np.empty(m)
     for e in range(first, last):
@@ -75,11 +75,15 @@ def scales(
         S[:] = primal[e]
         _largest_of_blocks(S, blocks)
         Y[:] = np.inf
+        highest = 0.0
         for j in range(n):
+            highest = max(highest, dual[e, j])
+        for j in range(n):
+            column = max(dual[e, j], rounding * highest)
             for p in range(A_starts[j], A_starts[j + 1]):
                 value = abs(A[e, p])
-                if value > 0.0 and dual[e, j] > 0.0:
-                    Y[A_rows[p]] = min(Y[A_rows[p]], dual[e, j] / value)
+                if value > 0.0 and column > 0.0:
+                    Y[A_rows[p]] = min(Y[A_rows[p]], column / value)
         for i in range(m):
             if not np.isfinite(Y[i]):
                 Y[i] = 0.0

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.scales.programs import derivative as dense_derivative
 from convexlayer.cones import product_cone
 from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent
 from convexlayer.linalg import AbstractBackend
@@ -134,19 +135,6 @@ def strict_point(rng: np.random.Generator, cones: Cones, candidates: int = 60) -
             start = group.start + block * group.size
             chosen[0, start : start + group.size] = blocks[pick, block]
     return chosen
-
-
-def dense_derivative(cones: Cones, w: Array) -> Array:
-    """D as matrices (B, m, m), from each cone's eigenbasis."""
-    D = np.zeros((*w.shape, cones.m))
-    for group in product_cone(cones).groups:
-        basis = group.cone.derivative(group.split(w))
-        d = basis.d[..., None, :]
-        blocks = d * np.eye(group.size) if basis.Q is None else (basis.Q * d) @ np.swapaxes(basis.Q, -1, -2)
-        for block in range(group.blocks):
-            rows = slice(group.start + block * group.size, group.start + (block + 1) * group.size)
-            D[:, rows, rows] = blocks[:, block]
-    return D
 
 
 def newton_matrix(program: ConeProgram, w: Array) -> Array:
