@@ -134,7 +134,8 @@ class ReducedFactor:
             l (len(index), r, n) and v (len(index), r, m), r the largest dimension: (l[i, j], v[i, j]) is the j-th
             member of the basis of element index[i], and zero from the dimension of its own null space on. The members
             are orthonormal as (l, u) and as (l, v): norm(v) = norm(u) in the null space. Entries that are rounding in
-            the units of the equilibrated system are 0.
+            the units of the equilibrated system are 0. A few random members stand for a space of many dimensions where
+            K is not stored.
         """
         spaces, structure = self._refined.null_spaces(index), self._system.structure
         r = max((len(space.basis) for space in spaces), default=0)
@@ -148,6 +149,10 @@ class ReducedFactor:
                 whole[i] = np.where(size > LEFTOVER * size.max(initial=0.0), member, 0.0)
             l[:, j], v[:, j] = (part[index] for part in self._split(whole))
         return l, v
+
+    def certain(self, index: IndexArray) -> BoolArray:
+        """Whether ``null_space`` shows of each of these elements what there is to see, (len(index),)."""
+        return np.array([space.certain for space in self._refined.null_spaces(index)], dtype=bool)
 
     def serves(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
         """Whether this is known to be the factor of these programs at that derivative too.

@@ -46,6 +46,9 @@ Multiply = Callable[[Array], Array]
 CYCLE, REACHED = 1e-12, 1e-11
 """Relative residuals that a Krylov method is asked for, in the 2-norm, and that will do, in the maximum norm."""
 
+MOST = 64
+"""Dimensions of a null space that are found, each by a solve; beyond, a few members of it must do."""
+
 PROBE = 1e-7
 """The same for a random right-hand side, of which every null direction has a share of about N^-1/2."""
 
@@ -167,6 +170,7 @@ class MatrixFree:
         self.scale, self.matrix = scale, matrix
         self._inverses, self._position = inverses, 0
         self._made: AbstractInverse | None = None
+        self._says_how_singular = True
         self._lock = Lock()
 
     @cached_property
@@ -177,6 +181,7 @@ class MatrixFree:
             if said is not None:
                 return said
             if not self._next_inverse():
+                self._says_how_singular = False
                 direction = power_start(len(self.scale))
                 return 1.0 / EPS, direction / np.linalg.norm(direction)
 
@@ -205,10 +210,11 @@ class MatrixFree:
                 best, least = z, residual
             if least <= self._inverse.target:
                 break
-            if not good and self._next_inverse():
-                z, remainder = best, target - self.matrix.multiply(best)
-            elif not progress:
+            if good and progress:
+                continue
+            if good or not self._next_inverse():
                 break
+            z, remainder = best, target - self.matrix.multiply(best)
         return best, least
 
     def remains(self, x: Array) -> tuple[Array, Array]:
@@ -223,14 +229,15 @@ class MatrixFree:
         norm = float(np.linalg.norm(x))
         product = self.matrix.multiply(x)
         least = float(np.max(np.abs(product)))
-        for _ in range(REFINEMENTS):
-            step = x - self._inverse.solve(product, norm)[0]
+        for _ in range(REFINEMENTS if self._says_how_singular else 0):
+            step, good = self._inverse.solve(product, norm)
+            step = x - step
             other = self.matrix.multiply(step)
             size = float(np.max(np.abs(other)))
             progress = size < PROGRESS * least
             if size < least:
                 x, product, least = step, other, size
-            if not progress or least <= self._inverse.target * norm:
+            if least <= self._inverse.target * norm or not (progress if good else self._next_inverse()):
                 break
         return x, product
 
@@ -257,7 +264,7 @@ class MatrixFreeFactor(RefinedFactor):
 
     def __init__(self, elements: Sequence[MatrixFree | None], size: int) -> None:
         """Keep the elements, of N = size."""
-        super().__init__(size)
+        super().__init__(size, most=MOST)
         self._elements = elements
 
     @cached_property

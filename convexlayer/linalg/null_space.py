@@ -18,6 +18,7 @@ from typing import Protocol, final
 import numpy as np
 
 from convexlayer.program import Array, IndexArray
+from convexlayer.rays import BoolArray
 
 __all__ = ["IteratedFactor", "NullSpace", "NullSpaces", "find_null_spaces"]
 
@@ -56,6 +57,8 @@ class IteratedFactor(Protocol):
 class NullSpace:
     """The null space of one K, of dimension r, and s directions where it is nearly singular.
 
+    Where it has more dimensions than were asked for, a random subspace of it stands for it.
+
     Attributes:
         vectors: a basis of the null space of E, largest entries 1, (r, N).
         gram: its inner products, (r, r).
@@ -63,6 +66,8 @@ class NullSpace:
         change: lower triangular (r, r), with vectors S = change basis.
         slow: directions of E's unknowns along which refinement is slow, (s, N).
         images: E times those, (s, N).
+        certain: whether what the iteration left was told apart, so that nothing is seen of directions that are missing
+            where nothing is seen of these.
     """
 
     vectors: Array
@@ -71,6 +76,7 @@ class NullSpace:
     change: Array
     slow: Array
     images: Array
+    certain: bool
 
     def along_slow(self, remainder: Array) -> Array:
         """The combination z of slow directions for which norm(remainder - E z) is least, (N,)."""
@@ -118,8 +124,18 @@ class NullSpaces:
         return _combine(self._vectors, combination)
 
 
-def find_null_spaces(factor: IteratedFactor, batch: int, size: int, count: int = FEW) -> list[NullSpace]:
-    """The null spaces of the B matrices (N, N) of a factor, with so many random vectors to begin with."""
+def find_null_spaces(
+    factor: IteratedFactor, batch: int, size: int, *, count: int = FEW, most: int | None = None
+) -> list[NullSpace]:
+    """The null spaces of the B matrices (N, N) of a factor.
+
+    Args:
+        factor: of the matrices.
+        batch: B.
+        size: N.
+        count: random vectors to begin with.
+        most: random vectors to take at most; random members stand for a space that would need more of them.
+    """
     count = min(count, size)
     random = np.random.default_rng(0).standard_normal((count, size))
     left, _ = factor.remains(np.broadcast_to(random, (batch, count, size)))
@@ -130,32 +146,37 @@ def find_null_spaces(factor: IteratedFactor, batch: int, size: int, count: int =
     # The squared length of what remains of a random vector is about the dimension of the space.
     expected = np.sum(left**2, axis=(1, 2)) / max(count, 1)
     enough = np.maximum(2 * count, expected + 3.0 * np.sqrt(expected) + 8.0).astype(np.int64)
-    more = np.where((dimension == count) & (count < size), enough, 0)
+    larger = (dimension == count) & (count < size)
+    more = np.where(larger & (most is None or enough <= most), enough, 0)
     found: dict[int, NullSpace] = {}
     for needed, index in _equal(more):
         if needed:
-            found.update(zip(index, find_null_spaces(factor.select(index), len(index), size, needed), strict=True))
+            part = factor.select(index)
+            again = find_null_spaces(part, len(index), size, count=needed, most=most)
+            found.update(zip(index, again, strict=True))
     for r, index in _equal(np.where(more > 0, -1, dimension)):
         if r >= 0:
             combine = (turn[index, :, count - r :] / length[index, None, count - r :]).swapaxes(1, 2)
-            found.update(zip(index, _spanned(factor.select(index), combine @ left[index]), strict=True))
+            spanned = _spanned(factor.select(index), combine @ left[index], some=larger[index])
+            found.update(zip(index, spanned, strict=True))
     return [found[i] for i in range(batch)]
 
 
-def _spanned(factor: IteratedFactor, vectors: Array) -> list[NullSpace]:
-    """The null spaces within the spans of vectors (elements, r, N)."""
+def _spanned(factor: IteratedFactor, vectors: Array, *, some: BoolArray) -> list[NullSpace]:
+    """The null spaces within the spans of vectors (elements, r, N); directions are missing where these are ``some``."""
     scale = factor.scale
     none = np.zeros((0, vectors.shape[2]))
     if vectors.shape[1] == 0:
-        return _null_spaces(vectors, scale, none, none)
+        return _null_spaces(vectors, scale, none, none, certain=True)
     vectors, images = factor.remains(vectors / np.max(np.abs(vectors), axis=2, keepdims=True))
     length, shrunk = np.linalg.norm(vectors, axis=2), np.linalg.norm(images, axis=2)
     if np.all(shrunk <= NULL * length):
-        return _null_spaces(vectors, scale, none, none)
+        return _null_spaces(vectors, scale, none, none, certain=True)
     found = []
     for row, (null, image) in enumerate(zip(vectors, images, strict=True)):
         null, slow, slow_images = _separated(null, image)
-        found += _null_spaces(null[None], scale[row, None], slow, slow_images)
+        certain = len(null) + (0 if some[row] else len(slow)) == vectors.shape[1]
+        found += _null_spaces(null[None], scale[row, None], slow, slow_images, certain=certain)
     return found
 
 
@@ -172,11 +193,11 @@ def _separated(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
     return turned[shrunk <= NULL], turned[slow], shrunk[slow, None] * directions[slow]
 
 
-def _null_spaces(vectors: Array, scale: Array, slow: Array, images: Array) -> list[NullSpace]:
+def _null_spaces(vectors: Array, scale: Array, slow: Array, images: Array, *, certain: bool) -> list[NullSpace]:
     """Null spaces of K from bases (elements, r, N) of those of E; slow directions are the same for all."""
     basis, change = (part.swapaxes(1, 2) for part in np.linalg.qr((vectors * scale[:, None]).swapaxes(1, 2)))
     gram = vectors @ vectors.swapaxes(1, 2)
-    return [NullSpace(*parts, slow, images) for parts in zip(vectors, gram, basis, change, strict=True)]
+    return [NullSpace(*parts, slow, images, certain) for parts in zip(vectors, gram, basis, change, strict=True)]
 
 
 def _equal(values: IndexArray) -> Iterator[tuple[int, IndexArray]]:

@@ -70,9 +70,9 @@ class RefinedFactor(ABC):
     Residuals are those of the equilibrated system: norm(S (rhs - K z)) / norm(S rhs), in the maximum norm.
     """
 
-    def __init__(self, size: int) -> None:
-        """Size: N."""
-        self._size = size
+    def __init__(self, size: int, *, most: int | None = None) -> None:
+        """Matrices of order ``size``; of null spaces of more than ``most`` dimensions a few members are found."""
+        self._size, self._most = size, most
         self._null_spaces: dict[int, NullSpace] = {}
 
     @property
@@ -118,7 +118,7 @@ class RefinedFactor(ABC):
         """The null spaces of K of these elements, whose ``condition`` must be finite; found once."""
         missing: IndexArray = np.array([i for i in index.tolist() if i not in self._null_spaces], dtype=np.int64)
         if len(missing):
-            found = find_null_spaces(self.select(missing), len(missing), self._size)
+            found = find_null_spaces(self.select(missing), len(missing), self._size, most=self._most)
             self._null_spaces.update(zip(missing.tolist(), found, strict=True))
         return [self._null_spaces[i] for i in index.tolist()]
 
