@@ -177,7 +177,7 @@ class SolutionMap:
             details = given.invalid | {int(usable[i]): said for i, said in details.items()}
         polished = time.perf_counter()
 
-        solution = solution if units is None else units.solution(solution)
+        held, solution = solution, solution if units is None else units.solution(solution)
         objective = self._objective(residuals, solution, scale if units is None else scale * units.c)
         report = Report(
             status=solution.status,
@@ -194,7 +194,7 @@ class SolutionMap:
         )
         same = not again and bool(np.all(solution.solved))  # else these are of other points, or of more
         factor, found = (factor, point) if same else (None, None)
-        differentiate = partial(in_own_units, self._mode, self._system, factor=factor, point=found)
+        differentiate = partial(in_own_units, self._mode, self._system, units, own, held, factor=factor, point=found)
         return SolvedBatch(
             self.program,
             differentiate,
@@ -250,7 +250,7 @@ class SolutionMap:
             solution=solution,
             details=given.invalid,
         )
-        differentiate = partial(in_own_units, self._mode, self._system)
+        differentiate = partial(in_own_units, self._mode, self._system, units, own, held)
         return SolvedBatch(
             self.program, differentiate, features, program, scaled, scale, objective, report, batched=given.batched
         )
@@ -299,13 +299,10 @@ class SolutionMap:
     def _certified(self, program: ConeProgram, solution: Solution, options: Options, clock: Clock) -> _Certified:
         """Polished where that is asked for, with statuses that the residuals warrant."""
         point, factor = solution.complementary(program), None
-        measured = solution.residuals(program, point)
         if options.polish:
             deadline = clock.deadline
-            made = polished(self._system, program, solution, point=point, residuals=measured, deadline=deadline)
-            if made.solution is not solution:
-                solution, point, factor = made
-                measured = solution.residuals(program, point)
+            solution, point, factor = polished(self._system, program, solution, point=point, deadline=deadline)
+        measured = solution.residuals(program, point)
         certified, residuals = solution.certified(program, options.tol, measured, row_by_row=options.polish)
         return _Certified(certified, residuals, factor, point)
 

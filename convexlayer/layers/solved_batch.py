@@ -244,7 +244,7 @@ class SolvedBatch:
     def _differentiator(self) -> AbstractDifferentiator:
         features, x, y = self._here
         change = OutputChange(self._parametric, features, x, y, self._values, self._solved_rows(self._scale))
-        return self._differentiate(*self._solved_part, relative=change)
+        return self._differentiate(None if self._everywhere else self._solved_index, relative=change)
 
     @cached_property
     def _slope(self) -> Array:

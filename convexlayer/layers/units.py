@@ -16,8 +16,9 @@ from typing import final
 
 import numpy as np
 
+from convexlayer import compiled
 from convexlayer.certificate import ComplementaryPoint
-from convexlayer.cones import product_cone
+from convexlayer.cones import ProductCone, product_cone
 from convexlayer.diff import (
     AbstractDifferentiator,
     DerivativeMode,
@@ -29,8 +30,9 @@ from convexlayer.diff import (
     SolutionTangent,
 )
 from convexlayer.diff.base import whole_data, whole_point
-from convexlayer.program import Array, ConeProgram, Structure, max_norm
+from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
 from convexlayer.solution import Solution
+from convexlayer.sparse import equilibrate
 
 __all__ = ["Equilibration", "in_own_units"]
 
@@ -38,7 +40,8 @@ PASSES = 12
 """Passes over the data."""
 
 EVEN = 1e3
-"""Entries within this ratio of each other, and solutions within this of 1, are left to the solver's own scaling."""
+"""Programs whose rows of [P A'; A 0] have largest entries within this ratio of each other, and whose solutions are to
+be expected within this of 1, are left to the solver's own scaling."""
 
 
 @final
@@ -61,29 +64,48 @@ class Equilibration:
     @staticmethod
     def of(program: ConeProgram) -> Equilibration | None:
         """The scales of a program, or None where no element needs any."""
-        P, A, cone = program.structure.P, program.structure.A, product_cone(program.structure.cones)
-        abs_P, abs_A, b_size = np.abs(program.P), np.abs(program.A), max_norm(program.b)
-        sigma = _size(b_size, max_norm(program.q), max_norm(program.P))
-        ratio = np.maximum(_ratio(abs_P), _ratio(abs_A))
-        finite = np.isfinite(ratio + sigma + max_norm(program.q))
-        needed = finite & ~((ratio <= EVEN) & (sigma <= EVEN) & (sigma >= 1.0 / EVEN))
-        if not np.any(needed):
-            return None
-        d, e = np.ones((program.batch, program.structure.n)), np.ones((program.batch, program.structure.m))
-        for _ in range(PASSES):
+        cone = product_cone(program.structure.cones)
+        if compiled.ready():
+            data = (program.P, program.q, program.A, program.b)
+            units = Equilibration(*equilibrate(program.structure.by_columns, cone.blocks, PASSES, EVEN, data))
+        else:
+            units = Equilibration._portable(program, cone)
+        return None if np.all(units.c == 1.0) and np.all(units.sigma == 1.0) and np.all(units.d == 1.0) else units
+
+    @staticmethod
+    def _portable(program: ConeProgram, cone: ProductCone) -> Equilibration:
+        P, A = program.structure.P, program.structure.A
+        abs_P, abs_A = np.abs(program.P), np.abs(program.A)
+
+        def norms(d: Array, e: Array) -> tuple[Array, Array]:
             scaled_P = abs_P * d[:, P.rows] * d[:, P.cols]
             scaled_A = abs_A * e[:, A.rows] * d[:, A.cols]
             column = np.maximum(P.by_col(np.maximum, scaled_P, 0.0), A.by_col(np.maximum, scaled_A, 0.0))
-            row = cone.largest_of_blocks(A.by_row(np.maximum, scaled_A, 0.0))
+            return column, cone.largest_of_blocks(A.by_row(np.maximum, scaled_A, 0.0))
+
+        d, e = np.ones((program.batch, program.structure.n)), np.ones((program.batch, program.structure.m))
+        column, row = norms(d, e)
+        sigma = _expected(max_norm(program.b), max_norm(program.q), max_norm(program.P))
+        both = np.concatenate([column, row], axis=1)
+        least, largest = np.min(np.where(both > 0, both, np.inf), axis=1, initial=np.inf), max_norm(both)
+        alike = ~(largest > EVEN * least) & (sigma <= EVEN) & (sigma >= 1.0 / EVEN)
+        needed = np.isfinite(largest + sigma + max_norm(program.q)) & ~alike
+        for _ in range(PASSES):
             d /= np.sqrt(np.where(column > 0, column, 1.0))
             e /= np.sqrt(np.where(row > 0, row, 1.0))
+            column, row = norms(d, e)
         d, e = _power_of_two(d), _power_of_two(e)
         d[~needed], e[~needed] = 1.0, 1.0
         size = max_norm(abs_P * d[:, P.rows] * d[:, P.cols])
-        sigma = np.where(needed, _power_of_two(_size(max_norm(e * program.b), max_norm(d * program.q), size)), 1.0)
-        largest = sigma * np.maximum(sigma * size, max_norm(d * program.q))
+        q_size = max_norm(d * program.q)
+        sigma = np.where(needed, _power_of_two(_expected(max_norm(e * program.b), q_size, size)), 1.0)
+        largest = sigma * np.maximum(sigma * size, q_size)
         c = np.where(needed, _power_of_two(np.where(largest > 0, largest, 1.0)), 1.0)
         return Equilibration(d, e, sigma, c)
+
+    def select(self, index: IndexArray) -> Equilibration:
+        """The scales of these elements."""
+        return Equilibration(self.d[index], self.e[index], self.sigma[index], self.c[index])
 
     @property
     def x_scale(self) -> Array:
@@ -122,16 +144,7 @@ class Equilibration:
         return replace(given, x=given.x / self.x_scale, y=given.y / self.y_scale, s=given.s / self.s_scale)
 
 
-def _ratio(magnitude: Array) -> Array:
-    """The largest over the smallest entry of each element that is not 0, (B,); 1 where there is none."""
-    if not magnitude.shape[1]:
-        return np.ones(len(magnitude))
-    least = np.min(np.where(magnitude > 0, magnitude, np.inf), axis=1)
-    largest = np.max(magnitude, axis=1)
-    return np.where(largest > 0, largest / np.where(np.isfinite(least), least, 1.0), 1.0)
-
-
-def _size(b: Array, q: Array, P: Array) -> Array:
+def _expected(b: Array, q: Array, P: Array) -> Array:
     """How large solutions are to be expected: as b, else as q over P; 1 where neither tells."""
     return np.where(b > 0, b, np.where((q > 0) & (P > 0), q / np.where(P > 0, P, 1.0), 1.0))
 
@@ -195,20 +208,32 @@ def _outside(units: Equilibration, relative: RelativeChange) -> RelativeChange:
 def in_own_units(
     mode: DerivativeMode,
     system: ReducedSystem,
+    units: Equilibration | None,
     program: ConeProgram,
     solution: Solution,
+    index: IndexArray | None,
     *,
     factor: ReducedFactor | None = None,
     point: ComplementaryPoint | None = None,
     relative: RelativeChange | None = None,
 ) -> AbstractDifferentiator:
-    """The derivative mode at these programs and solutions, computed in the programs' own units.
+    """The derivative mode at these programs and solutions, which are in their own units, for programs that are not.
 
-    ``factor`` and ``point`` are in those already.
+    Args:
+        mode: computes it in the programs' own units.
+        system: of the programs' structure.
+        units: those units; None where they are the programs'.
+        program: the programs.
+        solution: their solutions.
+        index: the elements to differentiate at; all unless given.
+        factor: see ``ExactDifferentiator``; of all elements, as the point.
+        point: see ``ExactDifferentiator``.
+        relative: see ``ExactDifferentiator``, for changes that are not in the programs' own units.
     """
-    units = Equilibration.of(program)
-    if units is None:
-        return mode(system, program, solution, factor=factor, point=point, relative=relative)
-    measure = None if relative is None else _outside(units, relative)
-    own, there = units.program(program), units.start(solution)
-    return OwnUnits(units, mode(system, own, there, factor=factor, point=point, relative=measure))
+    if index is not None:
+        units = None if units is None else units.select(index)
+        program, solution, factor = program.select(index), solution.select(index), None
+        point = None if point is None else point.select(index)
+    measure = relative if units is None or relative is None else _outside(units, relative)
+    inner = mode(system, program, solution, factor=factor, point=point, relative=measure)
+    return inner if units is None else OwnUnits(units, inner)

@@ -21,6 +21,7 @@ __all__ = [
     "ProgramMatrix",
     "entries_of_products",
     "entries_of_system",
+    "equilibrate",
     "residuals",
     "rotate_entries",
     "scatter_product",
@@ -232,6 +233,25 @@ def complementary(patterns: Patterns, free: int, data: tuple[Floats, ...]) -> tu
     out = empty(batch, m), empty(batch, m), empty(batch, n), empty(batch, m), np.empty(batch)
     arguments = (*patterns, free, *map(plain, data), *out)
     _run(_kernels().complementary, arguments, batch, len(patterns[0]) + 2 * len(patterns[2]))
+    return out
+
+
+def equilibrate(
+    patterns: Patterns, blocks: Positions, passes: int, even: float, data: tuple[Floats, ...]
+) -> tuple[Floats, ...]:
+    """The arrays of ``layers.units.Equilibration``; where kernels are compiled.
+
+    Args:
+        patterns: see ``Patterns``.
+        blocks: first rows of the blocks of curved cones, and m.
+        passes: over the data.
+        even: how unlike the rows of a program that is left alone may be.
+        data: P, q, A, b.
+    """
+    (batch, n), m = data[1].shape, data[3].shape[1]
+    out = empty(batch, n), empty(batch, m), np.empty(batch), np.empty(batch)
+    arguments = (*patterns, blocks, passes, even, *map(plain, data), *out)
+    _run(_kernels().equilibrate, arguments, batch, 3 * (len(patterns[0]) + len(patterns[2])))
     return out
 
 

@@ -1,0 +1,131 @@
+"""The loops behind ``layers/units``, compiled: the scales that bring the rows of a program near 1."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from convexlayer.entry import entry
+from convexlayer.sparse.row_kernels import larger
+
+__all__ = ["equilibrate"]
+
+Floats = NDArray[np.float64]
+
+
+@entry
+def equilibrate(
+    P_rows: NDArray[np.int64],
+    P_starts: NDArray[np.int64],
+    A_rows: NDArray[np.int64],
+    A_starts: NDArray[np.int64],
+    blocks: NDArray[np.int64],
+    passes: int,
+    even: float,
+    P: Floats,
+    q: Floats,
+    A: Floats,
+    b: Floats,
+    d: Floats,
+    e: Floats,
+    sigma: Floats,
+    c: Floats,
+    first: int,
+    last: int,
+) -> None:
+    """The arrays of ``layers.units.Equilibration`` for elements first <= k < last; what they are stands there.
+
+    ``blocks`` holds the first rows of the blocks of the curved cones, and m; the rows before are blocks of their own.
+    """
+    n, m = q.shape[1], b.shape[1]
+    column, row = np.empty(n), np.empty(m)
+    for k in range(first, last):
+        d[k], e[k], sigma[k], c[k] = 1.0, 1.0, 1.0, 1.0
+        P_size, q_size, b_size = _largest(P[k]), _largest(q[k]), _largest(b[k])
+        expected = _expected(b_size, q_size, P_size)
+        _row_norms(P_rows, P_starts, A_rows, A_starts, blocks, P[k], A[k], d[k], e[k], column, row)
+        least, largest = np.inf, 0.0
+        for norms in (column, row):
+            for norm in norms:
+                largest = larger(largest, norm)
+                if norm > 0.0:
+                    least = min(least, norm)
+        if not np.isfinite(largest + expected + q_size):
+            continue
+        if not largest > even * least and 1.0 / even <= expected <= even:
+            continue
+        for _ in range(passes):
+            for j in range(n):
+                if column[j] > 0.0:
+                    d[k, j] /= np.sqrt(column[j])
+            for i in range(m):
+                if row[i] > 0.0:
+                    e[k, i] /= np.sqrt(row[i])
+            _row_norms(P_rows, P_starts, A_rows, A_starts, blocks, P[k], A[k], d[k], e[k], column, row)
+        P_size, q_size, b_size = 0.0, 0.0, 0.0
+        for j in range(n):
+            d[k, j] = _power_of_two(d[k, j])
+        for i in range(m):
+            e[k, i] = _power_of_two(e[k, i])
+            b_size = max(b_size, abs(e[k, i] * b[k, i]))
+        for j in range(n):
+            q_size = max(q_size, abs(d[k, j] * q[k, j]))
+            for p in range(P_starts[j], P_starts[j + 1]):
+                P_size = max(P_size, abs(P[k, p] * d[k, P_rows[p]] * d[k, j]))
+        sigma[k] = _power_of_two(_expected(b_size, q_size, P_size))
+        objective = sigma[k] * max(sigma[k] * P_size, q_size)
+        c[k] = _power_of_two(objective) if objective > 0.0 else 1.0
+
+
+@njit(nogil=True, error_model="numpy")
+def _row_norms(
+    P_rows: NDArray[np.int64],
+    P_starts: NDArray[np.int64],
+    A_rows: NDArray[np.int64],
+    A_starts: NDArray[np.int64],
+    blocks: NDArray[np.int64],
+    P: Floats,
+    A: Floats,
+    d: Floats,
+    e: Floats,
+    column: Floats,
+    row: Floats,
+) -> None:
+    """The largest magnitudes of each row of [D P D, D A'E; E A D, 0], those of a block being one."""
+    row[:] = 0.0
+    for j in range(len(d)):
+        highest = 0.0
+        for p in range(P_starts[j], P_starts[j + 1]):
+            highest = larger(highest, abs(P[p]) * d[P_rows[p]] * d[j])
+        for p in range(A_starts[j], A_starts[j + 1]):
+            i = A_rows[p]
+            value = abs(A[p]) * e[i] * d[j]
+            highest, row[i] = larger(highest, value), larger(row[i], value)
+        column[j] = highest
+    for k in range(len(blocks) - 1):
+        highest = 0.0
+        for i in range(blocks[k], blocks[k + 1]):
+            highest = larger(highest, row[i])
+        row[blocks[k] : blocks[k + 1]] = highest
+
+
+@njit(nogil=True, error_model="numpy")
+def _largest(values: Floats) -> float:
+    largest = 0.0
+    for value in values:
+        largest = larger(largest, abs(value))
+    return largest
+
+
+@njit(nogil=True)
+def _expected(b: float, q: float, P: float) -> float:
+    """How large solutions are to be expected."""
+    if b > 0.0:
+        return b
+    return q / P if q > 0.0 and P > 0.0 else 1.0
+
+
+@njit(nogil=True)
+def _power_of_two(value: float) -> float:
+    return 2.0 ** np.rint(np.log2(value))
