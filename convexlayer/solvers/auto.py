@@ -19,8 +19,9 @@ LARGE_PSD = 24
 """From this order on the systems of an interior-point method, dense in a semidefinite block's k (k + 1) / 2 rows, cost
 more than the eigendecompositions of a first-order method; measured."""
 
-CLARABEL_PSD = 60
-"""Up to this order Clarabel solves in seconds, or tens of them, what SCS leaves unsolved."""
+CLARABEL_PSD, DEPUTY_PSD = 60, 100
+"""Up to the first order Clarabel may be the faster one, up to the second it is asked for what SCS leaves unsolved: at 100
+that takes tens of seconds, which SCS has spent by then too."""
 
 DENSE_QP = 120
 """Up to this many variables an active-set method solves a dense quadratic program sooner than an interior-point one."""
@@ -92,7 +93,7 @@ def deputy_of(solver: AbstractSolver, structure: Structure, *, automatic: bool) 
     if deputy == "batched":
         fits = order < LARGE_PSD and structure.n + structure.m <= LARGE
         return deputy if fits and compiled.ready() else None
-    return None if deputy == "clarabel" and order > CLARABEL_PSD else deputy
+    return None if deputy == "clarabel" and order > DEPUTY_PSD else deputy
 
 
 def _fits_device(structure: Structure, device: str) -> bool:
