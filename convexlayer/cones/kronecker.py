@@ -94,7 +94,9 @@ class KroneckerBasis:
 
     @cached_property
     def _transposed(self) -> Array:
-        return namespace(self.vectors).matrix_transpose(self.vectors)
+        """V', row by row in memory: of products with a transposed matrix BLAS shares even small ones among threads."""
+        transposed = namespace(self.vectors).matrix_transpose(self.vectors)
+        return np.ascontiguousarray(transposed) if type(transposed) is np.ndarray else transposed
 
     def coordinates(self, v: Array) -> Array:
         """Q'v, (..., size)."""
