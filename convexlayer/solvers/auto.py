@@ -20,8 +20,8 @@ LARGE_PSD = 24
 more than the eigendecompositions of a first-order method; measured."""
 
 CLARABEL_PSD, DEPUTY_PSD = 60, 100
-"""Up to the first order Clarabel may be the faster one, up to the second it is asked for what SCS leaves unsolved: there
-that takes tens of seconds, and SCS has spent as much by then."""
+"""Up to the first order Clarabel may be the faster one, up to the second it is asked for what SCS leaves unsolved:
+there that takes tens of seconds, and SCS has spent as much by then."""
 
 DENSE_QP = 120
 """Up to this many variables an active-set method solves a dense quadratic program sooner than an interior-point one."""
