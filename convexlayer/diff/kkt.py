@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import final
 
 import numpy as np
@@ -81,9 +81,9 @@ class ExactDifferentiator(AbstractDifferentiator):
         """
         point, program, factor = self._point, self._program, self._factor
         scales, c = point.scales, point.scales.c
-        rng = np.random.default_rng(0)
-        dual = point.dual + rng.choice((-1.0, 1.0), point.dual.shape[1]) * scales.dual_rounding
-        primal = point.primal + rng.choice((-1.0, 1.0), point.primal.shape[1]) * scales.primal_rounding
+        signs_x, signs_y = _signs(program.structure.n, program.structure.m)
+        dual = point.dual + signs_x * scales.dual_rounding
+        primal = point.primal + signs_y * scales.primal_rounding
         if factor.regular:
             dx, dy = factor.newton_row_by_row(-dual, -primal)
         else:  # of minimum norm: what is not unique has no error
@@ -222,3 +222,10 @@ class ExactDifferentiator(AbstractDifferentiator):
         point = self._point.select(index)
         derivative = point.beside(weak, side, BESIDE * DerivativeReport.certain(self._error[index]))
         return ReducedFactor(self._system, self._program.select(index), derivative, point.scales.c)
+
+
+@lru_cache(maxsize=256)
+def _signs(n: int, m: int) -> tuple[Array, Array]:
+    """Random signs of so many numbers, always the same."""
+    rng = np.random.default_rng(0)
+    return rng.choice((-1.0, 1.0), n), rng.choice((-1.0, 1.0), m)

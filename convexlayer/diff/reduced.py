@@ -33,17 +33,11 @@ from convexlayer.linalg import (
     RefinedFactor,
     choose_factoriser,
 )
-from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure, max_norm
+from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
 __all__ = ["ReducedFactor", "ReducedSystem"]
-
-ROW_ACCEPTED, ROW_STEPS = 1e-11, 2
-"""Residual of a row at which it is not refined further, and how often that is done."""
-
-NOTHING = 1e-18
-"""Terms of a row that are no larger than this, relative to the largest row, are leftovers of zeros."""
 
 LEFTOVER = 1e-8
 """Entries of a null direction up to this share of the largest are rounding."""
@@ -168,7 +162,7 @@ class ReducedFactor:
 
     def newton_row_by_row(self, top: Array, bottom: Array) -> tuple[Array, Array]:
         """(l, v) to the accuracy of the terms of each row."""
-        return self._split(self._solved_row_by_row(self._rhs(top, bottom))[0])
+        return self._split(self._refined.refine_row_by_row(self._rhs(top, bottom))[0])
 
     def solve(
         self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray]
@@ -184,7 +178,7 @@ class ReducedFactor:
             l (B, n); v (B, m); the relative residuals (B,); where the solution is not unique and that is seen, (B,).
         """
         rhs = self._rhs(top, bottom)
-        z, residual = self._solved_row_by_row(rhs)
+        z, residual = self._refined.refine_row_by_row(rhs)
         singular = self.singular
         if self.regular and float(residual.max(initial=0.0)) <= ACCEPTED:
             return *self._split(z), residual, singular
@@ -198,30 +192,6 @@ class ReducedFactor:
         if np.any(doubtful):
             self._least_squares(z, residual, rhs, singular, doubtful)
         return *self._split(z), residual, singular
-
-    def _solved_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
-        """Solutions whose residuals are small in every row, relative to its own terms, and the largest of them (B,).
-
-        Refinement drives down the norm of the residual; what it leaves is refined once more where that is not enough
-        for rows of small terms (Skeel 1980).
-        """
-        z, _ = self._refined.refine(rhs)
-        for _ in range(ROW_STEPS):
-            remainder, residual = self._row_residual(z, rhs)
-            rough = residual > ROW_ACCEPTED
-            if not np.any(rough):
-                return z, residual
-            z = np.where(rough[:, None], z + self._refined.refine(remainder)[0], z)
-        return z, self._row_residual(z, rhs)[1]
-
-    def _row_residual(self, z: Array, rhs: Array) -> tuple[Array, Array]:
-        """Rhs - K z, and the largest of each row relative to the sum of the magnitudes of its terms, (B,)."""
-        refined, scale = self._refined, self._refined.scale
-        x, target = z / scale, scale * rhs
-        terms = refined.terms(x) + np.abs(target)
-        remainder = target - refined.product(x)
-        floor = NOTHING * max_norm(terms)[:, None]
-        return remainder / scale, max_norm(remainder / np.maximum(terms, np.maximum(floor, 1e-300)))
 
     def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
         """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""
