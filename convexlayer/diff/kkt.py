@@ -19,7 +19,7 @@ from convexlayer.diff.base import (
 )
 from convexlayer.diff.degenerate import Seen, is_seen, sees_null_space, sees_null_space_of
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
-from convexlayer.diff.report import DerivativeReport
+from convexlayer.diff.report import ACCURATE_SOLUTION, DerivativeReport
 from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
 from convexlayer.solution import BoolArray, Solution
 
@@ -79,18 +79,23 @@ class ExactDifferentiator(AbstractDifferentiator):
         A Newton step, with what rounding may have done to its right-hand side: the largest change of an output relative
         to it, of w relative to its block, and of an eigenvalue d or 1 - d of the projection's derivative.
         """
-        point, program, factor = self._point, self._program, self._factor
-        scales, c = point.scales, point.scales.c
-        signs_x, signs_y = _signs(program.structure.n, program.structure.m)
-        dual = point.dual + signs_x * scales.dual_rounding
-        primal = point.primal + signs_y * scales.primal_rounding
-        if factor.regular:
-            dx, dy = factor.newton_row_by_row(-dual, -primal)
-        else:  # of minimum norm: what is not unique has no error
+        point, structure, factor = self._point, self._program.structure, self._factor
+        signs_x, signs_y = _signs(structure.n, structure.m)
+        dual = point.dual + signs_x * point.scales.dual_rounding
+        primal = point.primal + signs_y * point.scales.primal_rounding
+        error = self._size_of_step(*factor.newton_row_by_row(-dual, -primal), primal)
+        if not factor.regular and np.any(factor.singular & ~(error <= ACCURATE_SOLUTION)):
+            # The step of minimum norm: what is not unique has no error.
             dx, dy, *_ = factor.solve(-dual, -primal, lambda index: np.ones(len(index), dtype=bool))
-        ds = -(program.structure.A.matvec(program.A, dx) + primal)
-        dw = c * dy - ds / c
-        error = np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / scales.size))
+            error = np.where(factor.singular, self._size_of_step(dx, dy, primal), error)
+        return error
+
+    def _size_of_step(self, dx: Array, dy: Array, primal: Array) -> Array:
+        """The size (B,) of a Newton step on (dual, primal), relative to what it moves."""
+        point, program = self._point, self._program
+        c = point.scales.c
+        dw = c * dy + (program.structure.A.matvec(program.A, dx) + primal) / c
+        error = np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / point.scales.size))
         return np.maximum(error, point.derivative_change(dw))
 
     def vjp(

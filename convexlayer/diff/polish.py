@@ -91,7 +91,9 @@ def polished(
     """
     point = point or solution.complementary(program)
     first = point.backward
-    untouched = np.array([status in UNTOUCHED for status in solution.status], dtype=bool)
+    untouched = np.zeros(len(first), dtype=bool)
+    if not solution.all_optimal:
+        untouched[:] = [status in UNTOUCHED for status in solution.status]
     need = np.isfinite(first) & (first > needed) & ~untouched
     taken, factor = (first <= needed) & ~untouched, None
     active = np.flatnonzero(need)

@@ -131,18 +131,33 @@ class ReducedFactor:
             the units of the equilibrated system are 0. A few random members stand for a space of many dimensions where
             K is not stored.
         """
-        spaces, structure = self._refined.null_spaces(index), self._system.structure
-        r = max((len(space.basis) for space in spaces), default=0)
+        found, bases = self._singular_bases
+        if not np.array_equal(index, found):
+            bases = self._bases(index)
+        r, structure = bases.shape[1], self._system.structure
         l, v = (np.zeros((len(index), r, size)) for size in (structure.n, structure.m))  # noqa: E741 (the design's name)
-        whole = np.zeros((len(self.condition), self._system.pattern.shape[0]))
-        scale = self._refined.scale
+        whole = np.zeros((len(self.condition), bases.shape[2]))
         for j in range(r):
-            for i, space in zip(index.tolist(), spaces, strict=True):
-                member = space.basis[j] if j < len(space.basis) else np.zeros(whole.shape[1])
-                size = np.abs(member / scale[i])
-                whole[i] = np.where(size > LEFTOVER * size.max(initial=0.0), member, 0.0)
+            whole[index] = bases[:, j]
             l[:, j], v[:, j] = (part[index] for part in self._split(whole))
         return l, v
+
+    @cached_property
+    def _singular_bases(self) -> tuple[IndexArray, Array]:
+        """The singular elements whose ``condition`` is finite, and their bases."""
+        index = np.flatnonzero(self.singular & np.isfinite(self.condition))
+        return index, self._bases(index)
+
+    def _bases(self, index: IndexArray) -> Array:
+        """The bases of ``null_space`` in the unknowns of K, (len(index), r, N)."""
+        spaces = self._refined.null_spaces(index)
+        r = max((len(space.basis) for space in spaces), default=0)
+        bases = np.zeros((len(index), r, self._system.pattern.shape[0]))
+        for row, space in enumerate(spaces):
+            bases[row, : len(space.basis)] = space.basis
+        size = np.abs(bases / self._refined.scale[index, None])
+        bases[size <= LEFTOVER * np.max(size, axis=2, keepdims=True, initial=0.0)] = 0.0
+        return bases
 
     def certain(self, index: IndexArray) -> BoolArray:
         """Whether ``null_space`` shows of each of these elements what there is to see, (len(index),)."""
@@ -161,8 +176,16 @@ class ReducedFactor:
         return self._split(self._refined.refine(self._rhs(top, bottom), steps=3)[0])
 
     def newton_row_by_row(self, top: Array, bottom: Array) -> tuple[Array, Array]:
-        """(l, v) to the accuracy of the terms of each row."""
-        return self._split(self._refined.refine_row_by_row(self._rhs(top, bottom))[0])
+        """(l, v) to the accuracy of the terms of each row; without a part in the null space of K."""
+        z, _ = self._refined.refine_row_by_row(self._in_range(self._rhs(top, bottom)))
+        return self._split(self._in_range(z))
+
+    def _in_range(self, z: Array) -> Array:
+        """Z (B, N) without its part in the null space of K, which is the part outside the range."""
+        index, bases = self._singular_bases
+        if len(index):
+            z[index] -= (bases.swapaxes(1, 2) @ (bases @ z[index, :, None]))[..., 0]
+        return z
 
     def solve(
         self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray]

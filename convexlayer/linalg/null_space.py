@@ -138,11 +138,12 @@ def find_null_spaces(
     """
     count = min(count, size)
     random = np.random.default_rng(0).standard_normal((count, size))
-    left, _ = factor.remains(np.broadcast_to(random, (batch, count, size)))
+    left, image = factor.remains(np.broadcast_to(random, (batch, count, size)))
     squares, turn = np.linalg.eigh(left @ left.swapaxes(1, 2))
     length = np.sqrt(np.maximum(squares, 0.0))
     kept = length > INDEPENDENT * np.maximum(length.max(axis=1, initial=0.0, keepdims=True), 1.0)
-    dimension = np.count_nonzero(kept, axis=1)
+    arrived = np.linalg.norm(image, axis=(1, 2)) <= SLOW * np.maximum(np.linalg.norm(left, axis=(1, 2)), 1.0)
+    dimension = np.where(arrived, np.count_nonzero(kept, axis=1), 0)
     # The squared length of what remains of a random vector is about the dimension of the space.
     expected = np.sum(left**2, axis=(1, 2)) / max(count, 1)
     enough = np.maximum(2 * count, expected + 3.0 * np.sqrt(expected) + 8.0).astype(np.int64)
@@ -157,26 +158,34 @@ def find_null_spaces(
     for r, index in _equal(np.where(more > 0, -1, dimension)):
         if r >= 0:
             combine = (turn[index, :, count - r :] / length[index, None, count - r :]).swapaxes(1, 2)
-            spanned = _spanned(factor.select(index), combine @ left[index], some=larger[index])
+            some = larger[index] | ~arrived[index]
+            spanned = _spanned(factor.select(index), combine @ left[index], some=some)
             found.update(zip(index, spanned, strict=True))
     return [found[i] for i in range(batch)]
 
 
 def _spanned(factor: IteratedFactor, vectors: Array, *, some: BoolArray) -> list[NullSpace]:
-    """The null spaces within the spans of vectors (elements, r, N); directions are missing where these are ``some``."""
-    scale = factor.scale
+    """The null spaces within the spans of vectors (elements, r, N).
+
+    Args:
+        factor: of the matrices.
+        vectors: what the iteration left.
+        some: where there is more than they span, (elements,); then they must be null themselves to be certain.
+    """
+    scale, r = factor.scale, vectors.shape[1]
     none = np.zeros((0, vectors.shape[2]))
-    if vectors.shape[1] == 0:
-        return _null_spaces(vectors, scale, none, none, certain=True)
-    vectors, images = factor.remains(vectors / np.max(np.abs(vectors), axis=2, keepdims=True))
+    if r:
+        vectors, images = factor.remains(vectors / np.max(np.abs(vectors), axis=2, keepdims=True))
+    else:
+        images = vectors
     length, shrunk = np.linalg.norm(vectors, axis=2), np.linalg.norm(images, axis=2)
     if np.all(shrunk <= NULL * length):
-        return _null_spaces(vectors, scale, none, none, certain=True)
+        return _null_spaces(vectors, scale, none, none, certain=bool(r) | ~some)
     found = []
     for row, (null, image) in enumerate(zip(vectors, images, strict=True)):
         null, slow, slow_images = _separated(null, image)
-        certain = len(null) + (0 if some[row] else len(slow)) == vectors.shape[1]
-        found += _null_spaces(null[None], scale[row, None], slow, slow_images, certain=certain)
+        certain = len(null) + (0 if some[row] else len(slow)) == r
+        found += _null_spaces(null[None], scale[row, None], slow, slow_images, certain=np.array([certain]))
     return found
 
 
@@ -193,11 +202,12 @@ def _separated(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
     return turned[shrunk <= NULL], turned[slow], shrunk[slow, None] * directions[slow]
 
 
-def _null_spaces(vectors: Array, scale: Array, slow: Array, images: Array, *, certain: bool) -> list[NullSpace]:
+def _null_spaces(vectors: Array, scale: Array, slow: Array, images: Array, *, certain: BoolArray) -> list[NullSpace]:
     """Null spaces of K from bases (elements, r, N) of those of E; slow directions are the same for all."""
     basis, change = (part.swapaxes(1, 2) for part in np.linalg.qr((vectors * scale[:, None]).swapaxes(1, 2)))
     gram = vectors @ vectors.swapaxes(1, 2)
-    return [NullSpace(*parts, slow, images, certain) for parts in zip(vectors, gram, basis, change, strict=True)]
+    parts = zip(vectors, gram, basis, change, certain.tolist(), strict=True)
+    return [NullSpace(v, g, b, c, slow, images, certain=sure) for v, g, b, c, sure in parts]
 
 
 def _equal(values: IndexArray) -> Iterator[tuple[int, IndexArray]]:

@@ -190,6 +190,20 @@ def test_several_solutions_are_told(way: str) -> None:
     np.testing.assert_allclose(gradient.q[0, 0], gradient.q[0, 1], atol=1e-8 * np.max(np.abs(gradient.q)))
 
 
+def test_what_minres_does_not_reach_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No elimination, and too few products: a vjp, a jvp and the objective's report say so."""
+    monkeypatch.setattr(matrix_free, "FIRST", -1.0)
+    monkeypatch.setattr(matrix_free, "LARGEST_REST", -1)
+    monkeypatch.setattr(matrix_free, "LIMIT", 5)
+    rng = np.random.default_rng(0)
+    drawn = few_variables(rng)
+    assert at(drawn).vjp(ones(drawn))[1].status == ("degenerate",)
+    tangent = data_tangents(rng, drawn.program.structure, 1)
+    statuses = at(drawn.repeat(len(tangent.q))).jvp(tangent)[1].status
+    assert set(statuses) == {"degenerate"}
+    assert at(drawn).objective_report(seen=lambda tangent: tangent.x).status == ("degenerate",)
+
+
 def test_polish_from_1e5_to_rounding(way: str) -> None:
     drawn = entries(np.random.default_rng(1))
     noise = np.random.default_rng(2)

@@ -137,6 +137,91 @@ def test_maximum_cut() -> None:
     np.testing.assert_allclose(pulled[1].numpy(), single.numpy(), rtol=1e-6, atol=1e-6 * np.abs(single.numpy()).max())
 
 
+@pytest.mark.parametrize("unit", [1e-4, 1e-2, 1e2, 1e4])
+def test_in_other_units(unit: float) -> None:
+    """Of a matrix, of the objective and of a bound: a projection, a maximum cut, a proximal map."""
+    order, weight = 24, 4.0
+    C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), PSD=True)
+    layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(X - C))), [C], [X])
+    size = {"atol": 1e-6 * unit}
+    check(layer, positive_part, unit * symmetric(order), unit * symmetric(order, 1), **size)
+    bounds = cp.Parameter(order)
+    cut = ConvexLayer(cp.Problem(cp.Minimize(cp.trace(C @ X)), [cp.diag(X) == bounds]), [C, bounds], [X])
+    found = []
+    for objective, bound in ((1.0, 1.0), (unit, 1.0), (1.0, unit)):
+        theta = torch.tensor(objective * symmetric(order), requires_grad=True)
+        (value,), report = cut.solve(theta, torch.full((order,), bound, dtype=torch.float64))
+        (value * torch.tensor(symmetric(order, 1))).sum().backward()
+        assert report.derivative.trusted
+        found.append((value.detach().numpy() / bound, theta.grad.numpy() * objective / bound))
+    for value, gradient in found[1:]:
+        np.testing.assert_allclose(value, found[0][0], atol=1e-9)
+        np.testing.assert_allclose(gradient, found[0][1], atol=1e-9 * np.max(np.abs(found[0][1])))
+    D, Y = cp.Parameter((15, 15)), cp.Variable((15, 15))
+    problem = cp.Problem(cp.Minimize(weight * unit * cp.normNuc(Y) + 0.5 * cp.sum_squares(Y - D)))
+
+    def shrunk(D: Array) -> Array:
+        U, s, Vt = np.linalg.svd(D, full_matrices=False)
+        return np.asarray((U * np.maximum(s - weight * unit, 0.0)) @ Vt)
+
+    rng = np.random.default_rng(0)
+    check(ConvexLayer(problem, [D], [Y]), shrunk, *(unit * rng.normal(size=(2, 15, 15))), **size)
+
+
+def with_eigenvalues(values: Array) -> Array:
+    V = np.linalg.qr(np.random.default_rng(2).normal(size=(len(values), len(values))))[0]
+    return np.asarray((V * values) @ V.T)
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("zeros", [1, 12])
+def test_a_projection_has_no_derivative_where_eigenvalues_are_0(zeros: int, unit: float) -> None:
+    """Nor within rounding of that; farther away it has one."""
+    order = 24
+    C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), PSD=True)
+    layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(X - C))), [C], [X], on_degenerate="report")
+    values = np.linspace(-2.0, 2.0, order)
+    points = []
+    for near in (0.0, 1e-12, -1e-9, 1e-3):
+        values[:zeros] = near * np.arange(1, zeros + 1)
+        points.append(unit * with_eigenvalues(values))
+    theta = torch.tensor(0.5 * (np.stack(points) + np.stack(points).swapaxes(1, 2)), requires_grad=True)
+    (value,), report = layer.solve(theta)
+    np.testing.assert_allclose(value.detach().numpy(), [positive_part(point) for point in points], atol=1e-9 * unit)
+    (value * torch.tensor(symmetric(order, 1))).sum().backward()
+    assert report.status == (Status.OPTIMAL,) * 4
+    assert report.derivative.status == ("degenerate",) * 3 + ("ok",)
+
+
+def test_a_tie_of_the_largest_eigenvalues_has_no_gradient() -> None:
+    order = 40
+    S, t = cp.Parameter((order, order), symmetric=True), cp.Variable()
+    layer = ConvexLayer(cp.Problem(cp.Minimize(t), [t >= cp.lambda_max(S)]), [S], [t], on_degenerate="report")
+    values = np.linspace(-2.0, 2.0, order)
+    points = []
+    for gap in (0.0, 1e-10, 0.1):
+        values[-2] = 2.0 - gap
+        points.append(with_eigenvalues(values))
+    theta = torch.tensor(np.stack(points), requires_grad=True)
+    (value,), report = layer.solve(theta)
+    value.sum().backward()
+    np.testing.assert_allclose(value.detach().numpy(), 2.0, atol=1e-9)
+    assert report.derivative.status == ("degenerate", "degenerate", "ok")
+
+
+def test_null_spaces_of_hundreds_of_dimensions_are_seen_or_not() -> None:
+    """Of X + Y the sum is unique, its terms are not."""
+    order = 24
+    C = cp.Parameter((order, order), symmetric=True)
+    X, Y, Z = (cp.Variable((order, order), symmetric=True) for _ in range(3))
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(Z - C)), [Z >> 0, Z == X + Y])
+    check(ConvexLayer(problem, [C], [Z], presolve=False), positive_part, symmetric(order), symmetric(order, 1))
+    theta = torch.tensor(symmetric(order), requires_grad=True)
+    (value,), report = ConvexLayer(problem, [C], [X], presolve=False, on_degenerate="report").solve(theta)
+    value.sum().backward()
+    assert report.derivative.status == ("degenerate",)
+
+
 def layer_with_limits(**options: Any) -> ConvexLayer:
     order = 60
     S, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), PSD=True)

@@ -19,6 +19,8 @@ from convexlayer.linalg import (
     MatrixFree,
     MatrixFreeFactor,
 )
+from convexlayer.linalg.matrix_free import MOST
+from convexlayer.linalg.null_space import FEW
 from convexlayer.program import Array
 
 from .matrices import SIGNS, M, N, quasi_definite
@@ -123,6 +125,62 @@ def test_null_spaces_are_found_once(make: Make, rng: np.random.Generator) -> Non
     np.testing.assert_allclose(space.basis @ space.basis.T, np.eye(2), atol=1e-12)
     np.testing.assert_allclose(unscaled(E) @ space.basis.T, 0.0, atol=1e-11)
     assert factor.null_spaces(np.array([0]))[0] is space
+
+
+def test_some_members_stand_for_a_large_null_space(make: Make, rng: np.random.Generator) -> None:
+    """Of 80 dimensions, which are more than are found, and of 20, which are not."""
+    for dimension, members in ((MOST + 16, FEW), (20, 20)):
+        size = dimension + SIZE
+        Q = np.linalg.qr(rng.normal(size=(size, size)))[0]
+        E = Q[:, dimension:] @ quasi_definite(rng, 1)[0] @ Q[:, dimension:].T
+        product = lambda z, E=E: E @ z  # noqa: E731
+        inverse = np.linalg.inv(E + EPS * np.eye(size))
+        made = (
+            KrylovInverse(product, size, 500) if make is krylov else FactoredInverse(product, inverse.__matmul__, size)
+        )
+        factor = MatrixFreeFactor([MatrixFree(np.ones(size), Stored(E), [lambda made=made: made])], size)
+        assert factor.condition[0] >= SINGULAR
+        (space,) = factor.null_spaces(np.array([0]))
+        assert space.certain
+        assert space.basis.shape == (members, size)
+        np.testing.assert_allclose(space.basis @ space.basis.T, np.eye(members), atol=1e-12)
+        np.testing.assert_allclose(E @ space.basis.T, 0.0, atol=1e-11)
+        seen = np.abs(space.basis @ Q[:, :dimension])  # no direction is hidden from random members
+        assert np.all(seen.max(axis=0) > 1e-3)
+
+
+def test_what_does_not_arrive_is_not_certain(rng: np.random.Generator) -> None:
+    """MINRES with too few products: K passes for singular, and nobody says that its null space is empty."""
+    factor = MatrixFreeFactor([of(quasi_definite(rng, 1)[0], lambda E: krylov(E, limit=4))], SIZE)
+    assert factor.condition[0] >= SINGULAR
+    (space,) = factor.null_spaces(np.array([0]))
+    assert not space.certain
+    assert len(space.basis) == 0
+
+
+def test_what_arrives_late_is_not_certain(rng: np.random.Generator) -> None:
+    """The probe arrives, at a low accuracy; the solves that would show the null space do not."""
+    E, _ = with_a_null_direction(rng)
+    inverse = krylov(E)
+    count = iter(range(100))
+    slow = KrylovInverse(lambda z: E @ z, SIZE, 3)
+
+    @final
+    class Late(AbstractInverse):
+        target = inverse.target
+
+        def solve(self, rhs: Array, size: float) -> tuple[Array, bool]:
+            next(count)
+            return slow.solve(rhs, size)
+
+        def probe(self) -> tuple[float, Array] | None:
+            return inverse.probe()
+
+    factor = MatrixFreeFactor([of(E, lambda E: Late())], SIZE)
+    assert factor.condition[0] >= SINGULAR
+    (space,) = factor.null_spaces(np.array([0]))
+    assert not space.certain
+    assert next(count) <= 2 * FEW  # no direction is tried for long
 
 
 def test_the_next_inverse_is_asked_where_one_does_not_arrive(rng: np.random.Generator) -> None:
