@@ -21,10 +21,18 @@ from typing import final
 import numpy as np
 
 from convexlayer.certificate import ComplementaryPoint
-from convexlayer.cones import ProductDerivative, product_cone
+from convexlayer.cones import KroneckerBasis, ProductDerivative, product_cone
+from convexlayer.diff.matrix_free import MatrixFreeSystem
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
-from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser
+from convexlayer.linalg import (
+    ACCEPTED,
+    SINGULAR,
+    AbstractBackend,
+    AbstractFactoriser,
+    RefinedFactor,
+    choose_factoriser,
+)
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
@@ -40,7 +48,10 @@ class ReducedSystem:
     """The symbolic part: pattern of K and where each value comes from. Once a layer."""
 
     def __init__(self, structure: Structure, backend: AbstractBackend | None = None, *, device: str = "cpu") -> None:
-        """Analyse a structure; who factorises is chosen by what is there, device, size and density, unless given."""
+        """Analyse a structure; who factorises is chosen by what is there, device, size and density, unless given.
+
+        Large semidefinite blocks are not stored, and no backend is asked (see ``matrix_free``).
+        """
         self.structure = structure
         self.cone = product_cone(structure.cones)
         n, P = structure.n, structure.P
@@ -55,16 +66,23 @@ class ReducedSystem:
         self._sparse = EntriesOfSystem(upper, places[0], self.flat.source, self.flat.row, places[1], places[2])
         later = iter(places[4:])
         self._places = [[next(later) for _ in rows.sections] for rows in self.rows]
-        self.factoriser = choose_factoriser(self.pattern, self._signs, backend, device)
+        large = [group for group in self.cone.groups if group.kronecker]
+        self._linear: MatrixFreeSystem | AbstractFactoriser = (
+            MatrixFreeSystem(structure, large, self.pattern, self._signs)
+            if large
+            else choose_factoriser(self.pattern, self._signs, backend, device)
+        )
 
-    def values(self, program: ConeProgram, derivative: ProductDerivative, c: Array) -> Array:
-        """K's values for every element, (B, nnz), of rows divided by c (B, m) in the curved cones."""
+    def refined(self, program: ConeProgram, derivative: ProductDerivative, c: Array) -> RefinedFactor:
+        """The factors of K (B, N, N), of rows divided by c (B, m) in the curved cones."""
         K = entries_of_system(self._sparse, program.P, program.A, derivative.flat, self.pattern.nnz)
-        if self.rows:
-            balanced = program.A / c[:, self.structure.A.rows]
-            for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
-                rows.write(balanced, piece, K, places)
-        return K
+        balanced = program.A / c[:, self.structure.A.rows] if self.rows else program.A
+        for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
+            rows.write(balanced, piece, K, places)
+        if isinstance(self._linear, AbstractFactoriser):
+            return self._linear.factor(K)
+        bases = [basis for basis in derivative.curved if isinstance(basis, KroneckerBasis)]
+        return self._linear.factor(K, balanced, bases)
 
     def factor(self, program: ConeProgram, point: ComplementaryPoint) -> ReducedFactor:
         """Assemble K for every element and factorise it."""
@@ -81,7 +99,7 @@ class ReducedFactor:
         self._program = program
         self._derivative = derivative
         self._c = c[:, system.cone.flat :]
-        self._refined = system.factoriser.factor(system.values(program, derivative, c))
+        self._refined = system.refined(program, derivative, c)
 
     @property
     def condition(self) -> Array:
@@ -110,7 +128,8 @@ class ReducedFactor:
             l (len(index), r, n) and v (len(index), r, m), r the largest dimension: (l[i, j], v[i, j]) is the j-th
             member of the basis of element index[i], and zero from the dimension of its own null space on. The members
             are orthonormal as (l, u) and as (l, v): norm(v) = norm(u) in the null space. Entries that are rounding in
-            the units of the equilibrated system are 0.
+            the units of the equilibrated system are 0. A few random members stand for a space of many dimensions where
+            K is not stored.
         """
         found, bases = self._singular_bases
         if not np.array_equal(index, found):
@@ -136,10 +155,13 @@ class ReducedFactor:
         bases = np.zeros((len(index), r, self._system.pattern.shape[0]))
         for row, space in enumerate(spaces):
             bases[row, : len(space.basis)] = space.basis
-        scale, _ = self._refined.equilibrated(index)
-        size = np.abs(bases / scale[:, None])
+        size = np.abs(bases / self._refined.scale[index, None])
         bases[size <= LEFTOVER * np.max(size, axis=2, keepdims=True, initial=0.0)] = 0.0
         return bases
+
+    def certain(self, index: IndexArray) -> BoolArray:
+        """Whether ``null_space`` shows of each of these elements what there is to see, (len(index),)."""
+        return np.array([space.certain for space in self._refined.null_spaces(index)], dtype=bool)
 
     def serves(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
         """Whether this is known to be the factor of these programs at that derivative too.
