@@ -27,6 +27,9 @@ INFINITE = 1e25
 RIGHT = 1e-12
 """Residual of a row, relative to its terms, up to which the result is taken."""
 
+CANCELLED = 1e-11
+"""A variable of which the step leaves no more than this share is 0: the rest is rounding."""
+
 REFINEMENTS = 2
 """Steps of refinement more: small entries are to be right relative to themselves."""
 
@@ -65,6 +68,8 @@ def arrived(layout: Layout, data: Data, start: Point, step: Array, v: int) -> bo
     new_x, new_y = np.empty(n), np.empty(m)
     for j in range(n):
         new_x[j] = x[j, v] + step[j, v]
+        if abs(new_x[j]) <= CANCELLED * abs(x[j, v]):
+            new_x[j] = 0.0
     for i in range(m):
         new_y[i] = y[i, v] + step[n + i, v] if s[i, v] == 0.0 else 0.0
         if i >= layout.zero and s[i, v] == 0.0 and not new_y[i] > 0.0:
