@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from convexlayer.entry import entry
-from convexlayer.linalg.lanes import Indices, LanePlan, factorise, magnitudes, multiply, solve_in_place
+from convexlayer.linalg.lanes import Indices, LanePlan, factorise, magnitudes, multiply, solve_in_place, unpacked
 from convexlayer.linalg.refined import (
     EPS,
     NOTHING,
@@ -31,7 +31,7 @@ from convexlayer.linalg.refined import (
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, sqrt, store, where
 from convexlayer.program import Array
 
-__all__ = ["factor", "refine", "refine_row_by_row", "remains", "remains_of_each"]
+__all__ = ["factor", "refine", "refine_row_by_row"]
 
 
 @entry
@@ -51,7 +51,7 @@ def factor(
         condition: out, (B,).
     """
     V = len(lanes)
-    plan, source = _unpacked(packed)
+    plan, source = unpacked(packed)
     N, entries, batch = len(plan.signs), len(source), len(values)
     y, D, work = np.zeros((N, V)), np.empty((N, V)), np.empty((N, V))
     for group in range(first, last):
@@ -111,7 +111,7 @@ def refine(
         residual: out, (B,).
     """
     V = len(lanes)
-    plan, source = _unpacked(packed)
+    plan, source = unpacked(packed)
     N, entries = len(plan.signs), len(source)
     target, best = np.empty((N, V)), np.empty((N, V))
     x, step, product = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
@@ -149,7 +149,7 @@ def refine_row_by_row(
         residual: out, the largest of those of the rows, (B,).
     """
     V = len(lanes)
-    plan, source = _unpacked(packed)
+    plan, source = unpacked(packed)
     N, entries = len(plan.signs), len(source)
     target, best, answer, remainder = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
     x, step, product = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
@@ -263,117 +263,6 @@ def _row_residual(
         error = maximum(absolute(r) / maximum(load(lanes, terms, k), floor), error)
         poison = poison + 0.0 * r
     return error + poison
-
-
-@entry
-def remains(
-    lanes: Any, packed: Indices, x: Array, first: int, last: int, steps: int, state: Array, left: Array, image: Array
-) -> None:
-    """What x <- x - F^-1 E x leaves of vectors, of an element in each lane: until E x makes no progress.
-
-    Args:
-        lanes: a tuple of V floats.
-        packed: the plan.
-        x: (B, count, N), in the unknowns of E.
-        first: first lane group.
-        last: one beyond the last.
-        steps: at most so many.
-        state: as ``factor`` left it, (groups, rows, V).
-        left: out, what is left of x.
-        image: out, E times that.
-    """
-    V = len(lanes)
-    plan, source = _unpacked(packed)
-    N, entries, batch = len(plan.signs), len(source), len(x)
-    z, product, work, other = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
-    for group in range(first, last):
-        D_inverse = state[group, N : 2 * N]
-        E, L = state[group, 3 * N : 3 * N + entries], state[group, 3 * N + entries :]
-        for j in range(x.shape[1]):
-            for k in range(N):
-                for v in range(V):
-                    z[k, v] = x[min(group * V + v, batch - 1), j, plan.permutation[k]]
-            _leave(lanes, plan, E, L, D_inverse, steps, z, product, work, other)
-            for v in range(min(V, batch - group * V)):
-                for k in range(N):
-                    left[group * V + v, j, plan.permutation[k]] = z[k, v]
-                    image[group * V + v, j, plan.permutation[k]] = product[k, v]
-
-
-@entry
-def remains_of_each(
-    lanes: Any, packed: Indices, x: Array, first: int, last: int, steps: int, state: Array, left: Array, image: Array
-) -> None:
-    """The same with a vector in each lane, of the same element: first and last count groups of vectors.
-
-    Groups of all elements are numbered one element after another; state is (B, rows).
-    """
-    V = len(lanes)
-    plan, source = _unpacked(packed)
-    N, entries, count = len(plan.signs), len(source), x.shape[1]
-    z, product, work, other = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
-    groups = -(-count // V)
-    for number in range(first, last):
-        element, begin = number // groups, number % groups * V
-        D_inverse = state[element, N : 2 * N]
-        E, L = state[element, 3 * N : 3 * N + entries], state[element, 3 * N + entries :]
-        for v in range(V):
-            for k in range(N):
-                z[k, v] = x[element, min(begin + v, count - 1), plan.permutation[k]]
-        _leave(lanes, plan, E, L, D_inverse, steps, z, product, work, other)
-        for v in range(min(V, count - begin)):
-            for k in range(N):
-                left[element, begin + v, plan.permutation[k]] = z[k, v]
-                image[element, begin + v, plan.permutation[k]] = product[k, v]
-
-
-@njit
-def _leave(
-    lanes: Any, plan: LanePlan, E: Array, L: Array, D_inverse: Array, steps: int, x: Array, product: Array,
-    step: Array, other: Array
-) -> None:  # fmt: skip
-    """X <- what is left of x, product <- E x; step and other are work, all (N, V)."""
-    multiply(lanes, plan, E, x, product)
-    least, going = _largest(lanes, product), splat(lanes, 1.0) > 0.0
-    for _ in range(steps):
-        step[:] = product
-        solve_in_place(lanes, plan, L, D_inverse, step)
-        for k in range(len(x)):
-            store(step, k, load(lanes, x, k) - load(lanes, step, k))
-        multiply(lanes, plan, E, step, other)
-        size = _largest(lanes, other)
-        better = going & (size < least)
-        for k in range(len(x)):
-            store(x, k, where(better, load(lanes, step, k), load(lanes, x, k)))
-            store(product, k, where(better, load(lanes, other, k), load(lanes, product, k)))
-        going = going & (size < PROGRESS * least)
-        least = where(better, size, least)
-        if not any_lane(going):
-            break
-
-
-@njit
-def _largest(lanes: Any, z: Array) -> Any:
-    """Maximum norms."""
-    size = splat(lanes, 0.0)
-    for k in range(len(z)):
-        size = maximum(absolute(load(lanes, z, k)), size)
-    return size
-
-
-@njit
-def _unpacked(packed: Indices) -> tuple[LanePlan, Indices]:
-    """The plan, and which entry of the pattern each of its values comes from."""
-    plan = LanePlan(
-        _part(packed, 0), _part(packed, 1), _part(packed, 2), _part(packed, 3), _part(packed, 4), _part(packed, 5),
-        _part(packed, 6), _part(packed, 7), _part(packed, 8), _part(packed, 9), _part(packed, 10), _part(packed, 11),
-    )  # fmt: skip
-    return plan, _part(packed, 12)
-
-
-@njit
-def _part(packed: Indices, i: int) -> Indices:
-    return packed[packed[i] : packed[i + 1]]
 
 
 @njit(error_model="numpy")

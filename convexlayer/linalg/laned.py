@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 
 from convexlayer.buffers import empty, plain
-from convexlayer.linalg import kernels
+from convexlayer.linalg import kernels, null_kernels
 from convexlayer.linalg.refined import REFINEMENTS, TINY, AbstractFactoriser, RefinedFactor, StoredFactor, power_start
 from convexlayer.linalg.symbolic import Symbolic
 from convexlayer.pool import WORKERS, share
@@ -95,7 +95,7 @@ class _LaneFactor(StoredFactor):
         x = plain(x)
         left, image = np.empty_like(x), np.empty_like(x)
         of_each = len(self._lanes) == 1
-        kernel = kernels.remains_of_each if of_each else kernels.remains
+        kernel = null_kernels.remains_of_each if of_each else null_kernels.remains
         state = self._state.reshape(len(self._state), -1) if of_each else self._state
         groups = len(x) * -(-x.shape[1] // LANES) if of_each else self._groups
 

@@ -21,7 +21,17 @@ from numpy.typing import NDArray
 from convexlayer.linalg.simd import absolute, load, splat, spread, store, where
 from convexlayer.program import Array
 
-__all__ = ["RUN", "Indices", "LanePlan", "column_products", "factorise", "magnitudes", "multiply", "solve_in_place"]
+__all__ = [
+    "RUN",
+    "Indices",
+    "LanePlan",
+    "column_products",
+    "factorise",
+    "magnitudes",
+    "multiply",
+    "solve_in_place",
+    "unpacked",
+]
 
 Indices = NDArray[np.int32]
 """Half the memory traffic of 64 bits."""
@@ -165,6 +175,21 @@ def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Ar
             store(x, j + 1, x1)
             store(x, j + 2, x2)
             store(x, j + 3, x3)
+
+
+@njit
+def unpacked(packed: Indices) -> tuple[LanePlan, Indices]:
+    """The plan, and which entry of the pattern each of its values comes from."""
+    plan = LanePlan(
+        _part(packed, 0), _part(packed, 1), _part(packed, 2), _part(packed, 3), _part(packed, 4), _part(packed, 5),
+        _part(packed, 6), _part(packed, 7), _part(packed, 8), _part(packed, 9), _part(packed, 10), _part(packed, 11),
+    )  # fmt: skip
+    return plan, _part(packed, 12)
+
+
+@njit
+def _part(packed: Indices, i: int) -> Indices:
+    return packed[packed[i] : packed[i + 1]]
 
 
 @njit(nogil=True, error_model="numpy")

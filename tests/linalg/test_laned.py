@@ -43,6 +43,23 @@ def test_equals_the_portable_form(rng: np.random.Generator, batch: int, n: int, 
         np.testing.assert_allclose(our, their, rtol=1e-13)
 
 
+@pytest.mark.parametrize("batch", [1, MANY])
+def test_rows_of_all_sizes_are_solved_as_by_the_portable_form(rng: np.random.Generator, batch: int) -> None:
+    """Right-hand sides and unknowns from 1e-8 to 1, whose smallest rows have small residuals too."""
+    K = quasi_definite(rng, batch) + 0.1 * np.diag(SIGNS)
+    rhs = times(K, rng.normal(size=(batch, N + M)) * 10.0 ** rng.uniform(-8.0, 0.0, (batch, N + M)))
+    rhs[0, 0] = np.nan if batch > 1 else rhs[0, 0]
+    (ours, residual), (theirs, other) = (
+        refined(K, FACTORISERS[name]).refine_row_by_row(rhs) for name in ("lanes", "dense")
+    )
+    finite = np.all(np.isfinite(rhs), axis=1)
+    assert np.all(residual[finite] <= 1e-11)
+    assert np.all(other[finite] <= 1e-11)
+    np.testing.assert_allclose(ours[finite], theirs[finite], rtol=1e-6, atol=1e-13)
+    assert np.all(np.isnan(ours[~finite]))
+    assert np.all(np.isnan(residual[~finite]))
+
+
 def test_null_directions_equal_the_portable_ones(rng: np.random.Generator) -> None:
     K = quasi_definite(rng, MANY)
     K[:, -1, :], K[:, :, -1] = K[:, -2, :], K[:, :, -2]
