@@ -73,12 +73,8 @@ class ExactDifferentiator(AbstractDifferentiator):
         return self._system.factor(self._program, self._point)
 
     @cached_property
-    def _error(self) -> Array:
-        """How far off the solutions may be, relative to themselves, (B,).
-
-        A Newton step, with what rounding may have done to its right-hand side: the largest change of an output relative
-        to it, of w relative to its block, and of an eigenvalue d or 1 - d of the projection's derivative.
-        """
+    def _off(self) -> tuple[Array, Array, Array]:
+        """How far off the solutions may be, (dx, dy, dw): a Newton step, with what rounding may do to its right-hand side."""
         point, program, factor = self._point, self._program, self._factor
         scales, c = point.scales, point.scales.c
         rng = np.random.default_rng(0)
@@ -89,9 +85,32 @@ class ExactDifferentiator(AbstractDifferentiator):
         else:  # of minimum norm: what is not unique has no error
             dx, dy, *_ = factor.solve(-dual, -primal, lambda index: np.ones(len(index), dtype=bool))
         ds = -(program.structure.A.matvec(program.A, dx) + primal)
-        dw = c * dy - ds / c
-        error = np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / scales.size))
-        return np.maximum(error, point.derivative_change(dw))
+        return dx, dy, c * dy - ds / c
+
+    @cached_property
+    def _certain(self) -> Array:
+        """Margins (B,) above which it is certain on which side of the jumps of D the solutions are."""
+        return DerivativeReport.certain(max_norm(self._off[2] / self._point.scales.size))
+
+    @cached_property
+    def _error_of_point(self) -> Array:
+        """The largest change of an output relative to it, or of w relative to its block, that is to be expected, (B,)."""
+        dx, dy, dw = self._off
+        return np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / self._point.scales.size))
+
+    @cached_property
+    def _error(self) -> Array:
+        """That, or of an eigenvalue d or 1 - d of D relative to it; blocks at jumps are judged by their margin alone."""
+        dw = self._off[2]
+        if not np.all(self._point.margin > self._certain):
+            dw = np.where(self._weak, 0.0, dw)
+        return np.maximum(self._error_of_point, self._point.derivative_change(dw))
+
+    @cached_property
+    def _weak(self) -> BoolArray:
+        """Rows of the blocks that may be on either side of a jump of D, (B, m)."""
+        weak = self._point.derivative.weak(self._point.scales.size, self._certain)
+        return np.asarray(weak, dtype=bool)
 
     def vjp(
         self,
@@ -142,18 +161,20 @@ class ExactDifferentiator(AbstractDifferentiator):
         The optimal value is smooth where multipliers are unique, whether constraints are weakly active or not: the
         margin is of no concern.
         """
-        factor, batch, error = self._factor, self._program.batch, self._error
+        factor, batch, weak = self._factor, self._program.batch, self._weak
 
         def outside(dx: Array, dy: Array) -> Array:
             return seen(self._tangent(dx, dy, 0.0))
 
         singular = sees_null_space_of(factor, outside, place=np.arange(batch), batch=batch)
-        weak = self._weak(error)
-        index = np.flatnonzero(np.any(weak, axis=1) & ~singular)
-        if len(index):
-            beside = self._factor_beside(index, weak[index], np.ones(weak.shape[1]))
-            singular[index] = sees_null_space_of(beside, outside, place=index, batch=batch)
-        return DerivativeReport.judge(np.zeros(batch), np.full(batch, np.inf), factor.condition, singular, error)
+        ones = np.ones(weak.shape[1])
+        for side in (ones, -ones):  # y is the less unique the more rows are active, x the fewer
+            index = np.flatnonzero(np.any(weak, axis=1) & ~singular)
+            if len(index):
+                beside = self._factor_beside(index, weak[index], side)
+                singular[index] = sees_null_space_of(beside, outside, place=index, batch=batch)
+        nothing, far = np.zeros(batch), np.full(batch, np.inf)
+        return DerivativeReport.judge(nothing, far, factor.condition, singular, self._error_of_point, nothing)
 
     def _tangent(self, dx: Array, dy: Array, r2: Array | float) -> SolutionTangent:
         return SolutionTangent(dx, dy, -(self._program.structure.A.matvec(self._program.A, dx) + r2))
@@ -169,16 +190,16 @@ class ExactDifferentiator(AbstractDifferentiator):
         margin, error = self._point.margin, self._error
         if factor.regular and DerivativeReport.beyond_doubt(residual, margin, error):
             return l, v, DerivativeReport.ok(residual, margin, factor.condition)
-        if not np.all(margin > DerivativeReport.certain(error)):
+        if not np.all(margin > self._certain):
             margin = self._margin_that_matters((l, v), (top, bottom), outside)
-        return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, error)
+        return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, error, self._certain)
 
     def _margin_that_matters(self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen) -> Array:
         """The margin without the blocks that make no difference to what is seen, on whichever side of a jump they are.
 
         The answer must be the same, and as unique, with all of them in K*, with none, and with some at random.
         """
-        point, weak = self._point, self._weak(self._error)
+        point, weak = self._point, self._weak
         margin = point.margin.copy()
         index = np.flatnonzero(np.any(weak, axis=1))
         ones, blocks = np.ones(weak.shape[1]), self._system.cone.largest_of_blocks
@@ -189,12 +210,6 @@ class ExactDifferentiator(AbstractDifferentiator):
         if len(index):
             margin[index] = point.margin_without(weak)[index]
         return margin
-
-    def _weak(self, error: Array) -> BoolArray:
-        """Rows of the blocks that may be on either side of a jump of D, (B, m)."""
-        point = self._point
-        weak = point.derivative.weak(point.scales.size, DerivativeReport.certain(error))
-        return np.asarray(weak, dtype=bool)
 
     def _same_beside(
         self,
@@ -220,5 +235,5 @@ class ExactDifferentiator(AbstractDifferentiator):
     def _factor_beside(self, index: IndexArray, weak: BoolArray, side: Array) -> ReducedFactor:
         """K of these elements with D on that side of its jumps in the weak rows."""
         point = self._point.select(index)
-        derivative = point.beside(weak, side, BESIDE * DerivativeReport.certain(self._error[index]))
+        derivative = point.beside(weak, side, BESIDE * self._certain[index])
         return ReducedFactor(self._system, self._program.select(index), derivative, point.scales.c)

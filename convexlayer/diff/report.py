@@ -94,10 +94,15 @@ class DerivativeReport:
         return DerivativeReport(residual, margin, condition, np.ones(batch, dtype=bool), ("ok",) * batch)
 
     @staticmethod
-    def judge(residual: Array, margin: Array, condition: Array, singular: BoolArray, error: Array) -> DerivativeReport:
-        """The report of solves with these residuals, margins, conditions, and errors of the solutions."""
+    def judge(
+        residual: Array, margin: Array, condition: Array, singular: BoolArray, error: Array, certain: Array
+    ) -> DerivativeReport:
+        """The report of solves with these residuals, margins, conditions, and errors of the solutions.
+
+        Margins are enough where they are above ``certain``.
+        """
         finite = np.isfinite(residual) & np.isfinite(condition)
-        degenerate = singular | ~(margin > DerivativeReport.certain(error))
+        degenerate = singular | ~(margin > certain)
         failed = ~finite | np.isnan(margin) | (~singular & (residual > FAILED))
         inaccurate = (residual > ACCURATE) | ~(error <= ACCURATE_SOLUTION)
         status: tuple[str, ...] = ("ok",) * len(residual)
