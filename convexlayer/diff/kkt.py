@@ -226,11 +226,13 @@ class ExactDifferentiator(AbstractDifferentiator):
         def visible(some: IndexArray) -> BoolArray:
             return sees_null_space(factor, some, outside, place=index[some], batch=batch)
 
-        top, bottom = rhs
-        *other, _, singular = factor.solve(top[index], bottom[index], visible)
-        l, v = answer  # noqa: E741 (the design's name)
-        difference = other[0] - l[index], other[1] - v[index]
-        return ~singular & ~is_seen(difference, (l[index], v[index]), outside, place=index, batch=batch)
+        top, bottom = (part[index] for part in rhs)
+        *other, _, singular = factor.solve(top, bottom, visible)
+        here = answer[0][index], answer[1][index]
+        noise = factor.rounding((other[0], other[1]), top, bottom)
+        moved = (there - mine for there, mine in zip(other, here, strict=True))
+        dl, dv = (np.where(np.abs(d) <= size, 0.0, d) for d, size in zip(moved, noise, strict=True))
+        return ~singular & ~is_seen((dl, dv), here, outside, place=index, batch=batch)
 
     def _factor_beside(self, index: IndexArray, weak: BoolArray, side: Array) -> ReducedFactor:
         """K of these elements with D on that side of its jumps in the weak rows."""

@@ -37,6 +37,9 @@ ROW_ACCEPTED, ROW_STEPS = 1e-11, 2
 NOTHING = 1e-18
 """Terms of a row that are no larger than this, relative to the largest row, are leftovers of zeros."""
 
+NOISE = 1e-12
+"""What is smaller than this, relative to what would matter in its rows, is the rounding of zero."""
+
 LEFTOVER = 1e-8
 """Entries of a null direction up to this share of the largest are rounding."""
 
@@ -130,6 +133,22 @@ class ReducedFactor:
                 whole[i] = np.where(size > LEFTOVER * size.max(initial=0.0), member, 0.0)
             l[:, j], v[:, j] = (part[index] for part in self._split(whole))
         return l, v
+
+    def rounding(self, answer: tuple[Array, Array], top: Array, bottom: Array) -> tuple[Array, Array]:
+        """Sizes (B, n) and (B, m) up to which entries of an answer (l, v) of ``solve`` are rounding.
+
+        An entry is held against the terms of the rows that it stands in; nothing is said of v in curved cones.
+        """
+        (l, v), pattern, (scale, E) = answer, self._system.pattern, self._equilibrated  # noqa: E741 (the design's name)
+        n, flat = l.shape[1], self._system.flat.own
+        z = np.zeros_like(scale)
+        z[:, :n], z[:, flat] = l, v[:, : flat.stop - n]
+        abs_E = np.abs(E)
+        terms = equilibrated_product(pattern, abs_E, np.abs(z / scale)) + np.abs(scale * self._rhs(top, bottom))
+        size = NOISE * scale * equilibrated_product(pattern, abs_E, terms)
+        of_v = np.zeros_like(v)
+        of_v[:, : flat.stop - n] = size[:, flat]
+        return size[:, :n], of_v
 
     def serves(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
         """Whether this is known to be the factor of these programs at that derivative too.
