@@ -151,6 +151,9 @@ def _spanned(factor: IteratedFactor, vectors: Array) -> list[NullSpace]:
     length, shrunk = np.linalg.norm(vectors, axis=2), np.linalg.norm(images, axis=2)
     if np.all(shrunk <= NULL * length):
         return _null_spaces(vectors, scale, none, none)
+    # Taken apart, the null ones lose what the others kept the iteration from taking off.
+    apart = np.stack([_by_what_is_left(*pair)[0] for pair in zip(vectors, images, strict=True)])
+    vectors, images = factor.remains(apart)
     found = []
     for row, (null, image) in enumerate(zip(vectors, images, strict=True)):
         null, slow, slow_images = _separated(null, image)
@@ -165,10 +168,16 @@ def _separated(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
         vectors: linearly independent.
         images: E times the vectors.
     """
+    turned, shrunk, directions = _by_what_is_left(vectors, images)
+    slow = (shrunk > NULL) & (shrunk < SLOW)
+    return turned[shrunk <= NULL], turned[slow], shrunk[slow, None] * directions[slow]
+
+
+def _by_what_is_left(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
+    """Orthonormal vectors of a span (r, N) whose images are orthogonal, the lengths of these, and their directions."""
     orthonormal, change = np.linalg.qr(vectors.T)
     turn, shrunk, directions = np.linalg.svd(np.linalg.solve(change.T, images), full_matrices=False)
-    turned, slow = turn.T @ orthonormal.T, (shrunk > NULL) & (shrunk < SLOW)
-    return turned[shrunk <= NULL], turned[slow], shrunk[slow, None] * directions[slow]
+    return turn.T @ orthonormal.T, shrunk, directions
 
 
 def _null_spaces(vectors: Array, scale: Array, slow: Array, images: Array) -> list[NullSpace]:
