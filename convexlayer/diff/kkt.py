@@ -174,7 +174,7 @@ class ExactDifferentiator(AbstractDifferentiator):
                 beside = self._factor_beside(index, weak[index], side)
                 singular[index] = sees_null_space_of(beside, outside, place=index, batch=batch)
         nothing, far = np.zeros(batch), np.full(batch, np.inf)
-        return DerivativeReport.judge(nothing, far, factor.condition, singular, self._error_of_point, nothing)
+        return DerivativeReport.judge(nothing, far, factor.condition, singular, self._error_of_point)
 
     def _tangent(self, dx: Array, dy: Array, r2: Array | float) -> SolutionTangent:
         return SolutionTangent(dx, dy, -(self._program.structure.A.matvec(self._program.A, dx) + r2))
