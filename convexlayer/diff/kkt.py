@@ -82,7 +82,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         primal = point.primal + rng.choice((-1.0, 1.0), point.primal.shape[1]) * scales.primal_rounding
         if factor.regular:
             dx, dy = factor.newton_row_by_row(-dual, -primal)
-        else:  # of minimum norm: what is not unique has no error
+        else:  # what is not unique has no error
             dx, dy, *_ = factor.solve(-dual, -primal, lambda index: np.ones(len(index), dtype=bool))
         ds = -(program.structure.A.matvec(program.A, dx) + primal)
         return dx, dy, c * dy - ds / c
@@ -151,9 +151,12 @@ class ExactDifferentiator(AbstractDifferentiator):
         return P.matvec(tangent.P, x) + tangent.q + A.rmatvec(tangent.A, y), A.matvec(tangent.A, x) - tangent.b
 
     def _respond(self, tangent: ConeProgram) -> tuple[Array, Array]:
-        """(dx, dy) of ``jvp``, to the accuracy of a Newton step."""
+        """(dx, dy) of ``jvp``, to the accuracy of a Newton step; none where K is singular and it has no bound."""
         r1, r2 = self._right_hand_side(tangent)
-        return self._factor.newton(-r1, -r2)
+        dx, dy = self._factor.newton(-r1, -r2)
+        singular = self._factor.singular
+        dx[singular], dy[singular] = 0.0, 0.0
+        return dx, dy
 
     def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
         """A null direction of K moves (x, y) among the solutions; all is well where the derivative does not move.

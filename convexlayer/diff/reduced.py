@@ -137,7 +137,8 @@ class ReducedFactor:
     def rounding(self, answer: tuple[Array, Array], top: Array, bottom: Array) -> tuple[Array, Array]:
         """Sizes (B, n) and (B, m) up to which entries of an answer (l, v) of ``solve`` are rounding.
 
-        An entry is held against the terms of the rows that it stands in; nothing is said of v in curved cones.
+        An entry is held against the terms of the rows that it stands in, and of those that share an unknown with them:
+        rows of zeros have no size of their own. Nothing is said of v in curved cones.
         """
         (l, v), pattern, (scale, E) = answer, self._system.pattern, self._equilibrated  # noqa: E741 (the design's name)
         n, flat = l.shape[1], self._system.flat.own
@@ -145,7 +146,7 @@ class ReducedFactor:
         z[:, :n], z[:, flat] = l, v[:, : flat.stop - n]
         abs_E = np.abs(E)
         terms = equilibrated_product(pattern, abs_E, np.abs(z / scale)) + np.abs(scale * self._rhs(top, bottom))
-        size = NOISE * scale * equilibrated_product(pattern, abs_E, terms)
+        size = NOISE * scale * equilibrated_product(pattern, abs_E, terms + equilibrated_product(pattern, abs_E, terms))
         of_v = np.zeros_like(v)
         of_v[:, : flat.stop - n] = size[:, flat]
         return size[:, :n], of_v
