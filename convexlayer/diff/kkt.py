@@ -194,17 +194,20 @@ class ExactDifferentiator(AbstractDifferentiator):
         if factor.regular and DerivativeReport.beyond_doubt(residual, margin, error):
             return l, v, DerivativeReport.ok(residual, margin, factor.condition)
         if not np.all(margin > self._certain):
-            margin = self._margin_that_matters((l, v), (top, bottom), outside)
+            margin = self._margin_that_matters((l, v), (top, bottom), outside, ~singular)
         return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, error, self._certain)
 
-    def _margin_that_matters(self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen) -> Array:
+    def _margin_that_matters(
+        self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen, unique: BoolArray
+    ) -> Array:
         """The margin without the blocks that make no difference to what is seen, on whichever side of a jump they are.
 
-        The answer must be the same, and as unique, with all of them in K*, with none, and with some at random.
+        The answer must be the same, and as unique, with all of them in K*, with none, and with some at random. Where it
+        is not unique as it is, nobody asks.
         """
         point, weak = self._point, self._weak
         margin = point.margin.copy()
-        index = np.flatnonzero(np.any(weak, axis=1))
+        index = np.flatnonzero(np.any(weak, axis=1) & unique)
         ones, blocks = np.ones(weak.shape[1]), self._system.cone.largest_of_blocks
         some = np.sign(blocks(np.random.default_rng(0).normal(size=(1, weak.shape[1])))[0])
         for side in (ones, -ones, some, -some):
@@ -230,7 +233,7 @@ class ExactDifferentiator(AbstractDifferentiator):
             return sees_null_space(factor, some, outside, place=index[some], batch=batch)
 
         top, bottom = (part[index] for part in rhs)
-        *other, _, singular = factor.solve(top, bottom, visible)
+        *other, singular = factor.solve_unique(top, bottom, visible)
         here = answer[0][index], answer[1][index]
         noise = factor.rounding((other[0], other[1]), top, bottom)
         moved = (there - mine for there, mine in zip(other, here, strict=True))

@@ -109,7 +109,9 @@ class ReducedFactor:
         return float(self.condition.max(initial=0.0)) < SINGULAR
 
     def null_space(self, index: IndexArray) -> tuple[Array, Array]:
-        """Orthonormal bases of the null spaces of K of the elements at these positions, found at the first call.
+        """Members of the null spaces of K of the elements at these positions, found at the first call.
+
+        They are an orthonormal basis where there are few dimensions, else a few random directions.
 
         Args:
             index: elements whose ``condition`` is finite; a basis has no members where K is regular, which it may be
@@ -121,7 +123,7 @@ class ReducedFactor:
             are orthonormal as (l, u) and as (l, v): norm(v) = norm(u) in the null space. Entries that are rounding in
             the units of the equilibrated system are 0.
         """
-        spaces, structure = self._refined.null_spaces(index), self._system.structure
+        spaces, structure = self._refined.null_directions(index), self._system.structure
         r = max((len(space.basis) for space in spaces), default=0)
         l, v = (np.zeros((len(index), r, size)) for size in (structure.n, structure.m))  # noqa: E741 (the design's name)
         whole = np.zeros((len(self.condition), self._system.pattern.shape[0]))
@@ -181,20 +183,34 @@ class ReducedFactor:
             l (B, n); v (B, m); the relative residuals (B,); where the solution is not unique and that is seen, (B,).
         """
         rhs = self._rhs(top, bottom)
-        z, residual = self._solved_row_by_row(rhs)
-        singular = self.singular
-        if self.regular and float(residual.max(initial=0.0)) <= ACCEPTED:
-            return *self._split(z), residual, singular
-        if np.any(singular):
-            index = np.flatnonzero(singular & np.isfinite(self.condition))
-            spaces = self._refined.null_spaces(index)
-            unsolved = np.array([len(space.basis) > 0 for space in spaces], dtype=bool) & (residual[index] > ACCEPTED)
-            singular = np.zeros_like(singular)
-            singular[index] = visible(index) | unsolved
+        z, residual, singular = self._solved(rhs, visible)
         doubtful = singular | (residual > ACCEPTED)
         if np.any(doubtful):
             self._least_squares(z, residual, rhs, singular, doubtful)
         return *self._split(z), residual, singular
+
+    def solve_unique(
+        self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray]
+    ) -> tuple[Array, Array, BoolArray]:
+        """(l, v) of ``solve`` where it is unique, or the difference is not visible; and where it is not."""
+        rhs = self._rhs(top, bottom)
+        z, residual, singular = self._solved(rhs, visible)
+        doubtful = ~singular & (residual > ACCEPTED)
+        if np.any(doubtful):
+            self._least_squares(z, residual, rhs, singular, doubtful)
+        return *self._split(z), singular
+
+    def _solved(self, rhs: Array, visible: Callable[[IndexArray], BoolArray]) -> tuple[Array, Array, BoolArray]:
+        """Solutions, the residuals of their rows, and where they are not unique and that is seen."""
+        z, residual = self._solved_row_by_row(rhs)
+        singular = self.singular
+        if np.any(singular):
+            index = np.flatnonzero(singular & np.isfinite(self.condition))
+            spaces = self._refined.null_directions(index)
+            unsolved = np.array([len(space.basis) > 0 for space in spaces], dtype=bool) & (residual[index] > ACCEPTED)
+            singular = np.zeros_like(singular)
+            singular[index] = visible(index) | unsolved
+        return z, residual, singular
 
     def _solved_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
         """Solutions whose residuals are small in every row, relative to its own terms, and the largest of them (B,).

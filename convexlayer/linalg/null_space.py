@@ -11,15 +11,16 @@ them apart; they are kept, because refinement does not converge along them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, final
 
 import numpy as np
 
 from convexlayer.program import Array, IndexArray
 
-__all__ = ["IteratedFactor", "NullSpace", "NullSpaces", "find_null_spaces"]
+__all__ = ["IteratedFactor", "NullSpace", "NullSpaces", "alike", "find_null_spaces"]
 
 NULL = 1e-11
 """Vectors that E, whose norm is about 1, shrinks below this count as null."""
@@ -36,6 +37,9 @@ CONSISTENT = 1e-10
 FEW = 4
 """Random vectors to begin with."""
 
+WORK = 1e8
+"""Multiply-adds up to which a basis is worth its costs: some hundredths of a second."""
+
 
 class IteratedFactor(Protocol):
     """What is needed of the factors of a batch of systems."""
@@ -45,6 +49,9 @@ class IteratedFactor(Protocol):
 
     def remains(self, x: Array) -> tuple[Array, Array]:
         """What the iteration leaves of x (B, count, N), and E times that."""
+
+    def null_part(self, z: Array) -> Array:
+        """The parts of z (B, N) in the null spaces of E."""
 
     def select(self, index: IndexArray) -> IteratedFactor:
         """The same of some elements."""
@@ -61,7 +68,9 @@ class NullSpace:
         basis: a basis of the null space of K, orthonormal in the unknowns of K, (r, N).
         change: lower triangular (r, r), with vectors S = change basis.
         slow: directions of E's unknowns along which refinement is slow, (s, N).
-        images: E times those, (s, N).
+        images: E times those, (s, N), orthogonal to each other.
+        whole: whether this is all of it. Where that is not asked for, or would cost more than WORK, these are a few
+            random directions of it.
     """
 
     vectors: Array
@@ -70,16 +79,29 @@ class NullSpace:
     change: Array
     slow: Array
     images: Array
+    whole: bool = True
 
     def along_slow(self, remainder: Array) -> Array:
         """The combination z of slow directions for which norm(remainder - E z) is least, (N,)."""
-        z: Array = np.linalg.lstsq(self.images.T, remainder)[0] @ self.slow
+        z: Array = (self.images @ remainder / np.sum(self.images**2, axis=1)) @ self.slow
         return z
 
 
+class NullSpaces(ABC):
+    """The null spaces of several K, and projections along them."""
+
+    @abstractmethod
+    def in_range(self, rhs: Array) -> Array:
+        """S times the part of rhs (elements, N) in the range of K: all of it, where it is there but for rounding."""
+
+    @abstractmethod
+    def shortest(self, z: Array) -> Array:
+        """Of the vectors z (elements, N) plus null space of E, those for which S z is shortest."""
+
+
 @final
-class NullSpaces:
-    """The null spaces of several K, of equal dimension."""
+class _Held(NullSpaces):
+    """Of equal dimension, by their bases."""
 
     def __init__(self, spaces: Sequence[NullSpace], scale: Array) -> None:
         """Stack them; scale is S, (elements, N)."""
@@ -88,14 +110,7 @@ class NullSpaces:
             np.stack(parts) for parts in zip(*((s.vectors, s.gram, s.basis, s.change) for s in spaces), strict=True)
         )
 
-    @staticmethod
-    def alike(spaces: Sequence[NullSpace], scale: Array) -> Iterator[tuple[IndexArray, NullSpaces]]:
-        """Groups of equal dimension, and where their members stand."""
-        for _, index in _equal(np.array([len(space.basis) for space in spaces], dtype=np.int64)):
-            yield index, NullSpaces([spaces[i] for i in index.tolist()], scale[index])
-
     def in_range(self, rhs: Array) -> Array:
-        """S times the part of rhs (elements, N) in the range of K: all of it, where it is there but for rounding."""
         target = self._scale * rhs
         outside = self._null_part(target)
         far = np.linalg.norm(outside, axis=1) > CONSISTENT * np.linalg.norm(target, axis=1)
@@ -106,7 +121,6 @@ class NullSpaces:
         return target - outside
 
     def shortest(self, z: Array) -> Array:
-        """Of the vectors z (elements, N) plus null space of E, those for which S z is shortest."""
         along = _inner(self._basis, self._scale * z)
         combination = np.linalg.solve(self._change.swapaxes(1, 2), along[..., None])[..., 0]
         return z - _combine(self._vectors, combination)
@@ -117,8 +131,46 @@ class NullSpaces:
         return _combine(self._vectors, combination)
 
 
-def find_null_spaces(factor: IteratedFactor, batch: int, size: int, count: int = FEW) -> list[NullSpace]:
-    """The null spaces of the B matrices (N, N) of a factor, with so many random vectors to begin with."""
+@final
+class _Iterated(NullSpaces):
+    """By the iteration; lengths are those of E."""
+
+    def __init__(self, factor: IteratedFactor, scale: Array) -> None:
+        """Of all elements of a factor; scale is S, (elements, N)."""
+        self._factor, self._scale = factor, scale
+
+    def in_range(self, rhs: Array) -> Array:
+        target = self._scale * rhs
+        return target - self._factor.null_part(target)
+
+    def shortest(self, z: Array) -> Array:
+        return z - self._factor.null_part(z)
+
+
+def alike(
+    spaces: Sequence[NullSpace], scale: Array, select: Callable[[IndexArray], IteratedFactor]
+) -> Iterator[tuple[IndexArray, NullSpaces]]:
+    """Null spaces in groups that are handled together, and where their members stand.
+
+    Args:
+        spaces: of several elements.
+        scale: S, (elements, N).
+        select: the factor of some of them.
+    """
+    for r, index in _equal(np.array([len(s.basis) if s.whole else -1 for s in spaces], dtype=np.int64)):
+        if r >= 0:
+            yield index, _Held([spaces[i] for i in index.tolist()], scale[index])
+        else:
+            yield index, _Iterated(select(index), scale[index])
+
+
+def find_null_spaces(
+    factor: IteratedFactor, batch: int, size: int, count: int = FEW, *, whole: bool = True
+) -> list[NullSpace]:
+    """The null spaces of the B matrices (N, N) of a factor, with so many random vectors to begin with.
+
+    Unless they are wanted whole, there are no more directions of each than that.
+    """
     count = min(count, size)
     random = np.random.default_rng(0).standard_normal((count, size))
     left, _ = factor.remains(np.broadcast_to(random, (batch, count, size)))
@@ -129,15 +181,16 @@ def find_null_spaces(factor: IteratedFactor, batch: int, size: int, count: int =
     # The squared length of what remains of a random vector is about the dimension of the space.
     expected = np.sum(left**2, axis=(1, 2)) / max(count, 1)
     enough = np.maximum(2 * count, expected + 3.0 * np.sqrt(expected) + 8.0).astype(np.int64)
-    more = np.where((dimension == count) & (count < size), enough, 0)
+    more = (dimension == count) & (count < size)
     found: dict[int, NullSpace] = {}
-    for needed, index in _equal(more):
+    for needed, index in _equal(np.where(more & (enough**2 * size <= WORK) & whole, enough, 0)):
         if needed:
             found.update(zip(index, find_null_spaces(factor.select(index), len(index), size, needed), strict=True))
-    for r, index in _equal(np.where(more > 0, -1, dimension)):
+    for r, index in _equal(np.array([-1 if i in found else r for i, r in enumerate(dimension)], dtype=np.int64)):
         if r >= 0:
             combine = (turn[index, :, count - r :] / length[index, None, count - r :]).swapaxes(1, 2)
-            found.update(zip(index, _spanned(factor.select(index), combine @ left[index]), strict=True))
+            spaces = _spanned(factor.select(index), combine @ left[index])
+            found.update((i, replace(space, whole=not more[i])) for i, space in zip(index, spaces, strict=True))
     return [found[i] for i in range(batch)]
 
 
