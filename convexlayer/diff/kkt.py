@@ -74,7 +74,7 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     @cached_property
     def _off(self) -> tuple[Array, Array, Array]:
-        """How far off the solutions may be, (dx, dy, dw): a Newton step, with what rounding may do to its right-hand side."""
+        """How far off the solutions may be, (dx, dy, dw): a Newton step, with what rounding may do to it."""
         point, program, factor = self._point, self._program, self._factor
         scales, c = point.scales, point.scales.c
         rng = np.random.default_rng(0)
@@ -94,13 +94,13 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     @cached_property
     def _error_of_point(self) -> Array:
-        """The largest change of an output relative to it, or of w relative to its block, that is to be expected, (B,)."""
+        """The largest error of an output relative to it, or of w relative to its block, (B,)."""
         dx, dy, dw = self._off
         return np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / self._point.scales.size))
 
     @cached_property
     def _error(self) -> Array:
-        """That, or of an eigenvalue d or 1 - d of D relative to it; blocks at jumps are judged by their margin alone."""
+        """That, or of an eigenvalue d or 1 - d of D relative to it; blocks at jumps are judged by margins alone."""
         dw = self._off[2]
         if not np.all(self._point.margin > self._certain):
             dw = np.where(self._weak, 0.0, dw)
