@@ -229,7 +229,9 @@ class ComplementaryPoint:
         return cone.derivative(np.where(weak & np.isfinite(moved), moved, w))
 
     def select(self, index: IndexArray) -> ComplementaryPoint:
-        """The points of these elements."""
+        """The points of the elements at these positions, which ascend."""
+        if len(index) == len(self.backward):
+            return self
         scales = Scales(*(getattr(self.scales, entry.name)[index] for entry in fields(Scales)))
         return ComplementaryPoint(
             self.x[index],
@@ -240,6 +242,30 @@ class ComplementaryPoint:
             self.dual[index],
             self.primal[index],
             self.backward[index],
+        )
+
+    def with_elements(self, index: IndexArray, other: ComplementaryPoint) -> ComplementaryPoint:
+        """The points, those at these ascending positions taken from others, which are of these elements alone."""
+        if not len(index):
+            return self
+        if len(index) == len(self.backward):
+            return other
+
+        def merged(mine: Array, theirs: Array) -> Array:
+            whole = mine.copy()
+            whole[index] = theirs
+            return whole
+
+        pairs = ((getattr(self.scales, entry.name), getattr(other.scales, entry.name)) for entry in fields(Scales))
+        return ComplementaryPoint(
+            merged(self.x, other.x),
+            merged(self.y, other.y),
+            merged(self.s, other.s),
+            Scales(*(merged(*pair) for pair in pairs)),
+            self.cones.cone.at(merged(self.cones.w, other.cones.w)),
+            merged(self.dual, other.dual),
+            merged(self.primal, other.primal),
+            merged(self.backward, other.backward),
         )
 
     def wrong(self, program: ConeProgram, bound: float) -> tuple[BoolArray, BoolArray]:

@@ -212,6 +212,12 @@ class Structure:
         """Rows of P by columns and where its columns start, and the same of A."""
         return self.P.rows, self.P.indptr, self.A.rows, self.A.indptr
 
+    @cached_property
+    def constant_inequalities(self) -> IndexArray:
+        """Rows of the nonnegative cone without an entry of A: inequalities between parameters alone."""
+        rows = np.arange(self.cones.zero, self.cones.zero + self.cones.nonnegative)
+        return np.setdiff1d(rows, self.A.rows)
+
     @property
     def n(self) -> int:
         """Number of variables."""

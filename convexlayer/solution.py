@@ -156,13 +156,15 @@ class Solution:
         point = point or self.complementary(program)
         P, A = program.structure.P, program.structure.A
         x, y, s = self.x, self.y, self.s
-        w = y - s
-        at = product_cone(program.structure.cones).at(w if is_finite(w) else np.where(np.isfinite(w), w, 0.0))
+        cone = product_cone(program.structure.cones)
+        if y is point.y and s is point.s:  # complementary: the projections of y - s
+            projection = y
+        else:
+            w = y - s
+            projection = cone.at(w if is_finite(w) else np.where(np.isfinite(w), w, 0.0)).projection
         if compiled.ready():
             data = (program.P, program.q, program.r, program.A, program.b, x, y, s)
-            cones = program.structure.cones
-            orthant = cones.zero + cones.nonnegative
-            found = residuals(program.structure.by_columns, cones.zero, orthant, data, at.curved_projection)
+            found = residuals(program.structure.by_columns, cone.free, cone.flat, data, projection[:, cone.flat :])
             return Residuals(found[0], found[1], found[2], found[3], point.backward, found[4], found[5])
         Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
         xPx, qx, by = np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)
@@ -170,7 +172,7 @@ class Solution:
             max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
             max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
             np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
-            max_norm(y - at.projection) / _scale(y, s),
+            max_norm(y - projection) / _scale(y, s),
         )
         largest = reduce(np.maximum, each)
         worst = np.where(largest >= 0.0, largest, np.inf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import final
 
 import numpy as np
@@ -19,7 +19,7 @@ from convexlayer.diff.base import (
 )
 from convexlayer.diff.degenerate import Seen, is_seen, sees_null_space, sees_null_space_of
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
-from convexlayer.diff.report import DerivativeReport
+from convexlayer.diff.report import ACCURATE_SOLUTION, DerivativeReport
 from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
 from convexlayer.solution import BoolArray, Solution
 
@@ -75,17 +75,30 @@ class ExactDifferentiator(AbstractDifferentiator):
     @cached_property
     def _off(self) -> tuple[Array, Array, Array]:
         """How far off the solutions may be, (dx, dy, dw): a Newton step, with what rounding may do to it."""
-        point, program, factor = self._point, self._program, self._factor
-        scales, c = point.scales, point.scales.c
-        rng = np.random.default_rng(0)
-        dual = point.dual + rng.choice((-1.0, 1.0), point.dual.shape[1]) * scales.dual_rounding
-        primal = point.primal + rng.choice((-1.0, 1.0), point.primal.shape[1]) * scales.primal_rounding
+        point, structure, factor = self._point, self._program.structure, self._factor
+        signs_x, signs_y = _signs(structure.n, structure.m)
+        dual = point.dual + signs_x * point.scales.dual_rounding
+        primal = point.primal + signs_y * point.scales.primal_rounding
+        dx, dy = factor.newton_row_by_row(-dual, -primal)
+        step = dx, dy, self._moved_w(dx, dy, primal)
         if factor.regular:
-            dx, dy = factor.newton_row_by_row(-dual, -primal)
-        else:  # what is not unique has no error
+            return step
+        large = factor.singular & ~(self._size_of_step(*step) <= ACCURATE_SOLUTION)
+        if np.any(large):  # the step of minimum norm: what is not unique has no error
             dx, dy, *_ = factor.solve(-dual, -primal, lambda index: np.ones(len(index), dtype=bool))
-        ds = -(program.structure.A.matvec(program.A, dx) + primal)
-        return dx, dy, c * dy - ds / c
+            shortest = dx, dy, self._moved_w(dx, dy, primal)
+            dx, dy, dw = (np.where(large[:, None], new, old) for new, old in zip(shortest, step, strict=True))
+            step = dx, dy, dw
+        return step
+
+    def _moved_w(self, dx: Array, dy: Array, primal: Array) -> Array:
+        """How a Newton step on (dual, primal) moves w."""
+        c, program = self._point.scales.c, self._program
+        return c * dy + (program.structure.A.matvec(program.A, dx) + primal) / c
+
+    def _size_of_step(self, dx: Array, dy: Array, dw: Array) -> Array:
+        """The largest change of an output relative to it, or of w relative to its block, (B,)."""
+        return np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / self._point.scales.size))
 
     @cached_property
     def _certain(self) -> Array:
@@ -94,9 +107,8 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     @cached_property
     def _error_of_point(self) -> Array:
-        """The largest error of an output relative to it, or of w relative to its block, (B,)."""
-        dx, dy, dw = self._off
-        return np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / self._point.scales.size))
+        """How far off the solutions may be, relative to themselves, (B,)."""
+        return self._size_of_step(*self._off)
 
     @cached_property
     def _error(self) -> Array:
@@ -151,11 +163,17 @@ class ExactDifferentiator(AbstractDifferentiator):
         return P.matvec(tangent.P, x) + tangent.q + A.rmatvec(tangent.A, y), A.matvec(tangent.A, x) - tangent.b
 
     def _respond(self, tangent: ConeProgram) -> tuple[Array, Array]:
-        """(dx, dy) of ``jvp``, to the accuracy of a Newton step; none where K is singular and it has no bound."""
-        r1, r2 = self._right_hand_side(tangent)
-        dx, dy = self._factor.newton(-r1, -r2)
-        singular = self._factor.singular
-        dx[singular], dy[singular] = 0.0, 0.0
+        """(dx, dy) of ``jvp``, to the accuracy of a Newton step.
+
+        Where K is singular they are of minimum norm, and A does not move the stationarity of x: multipliers have no
+        bound there, and what they make of A tells nothing of the size of outputs.
+        """
+        factor, (r1, r2) = self._factor, self._right_hand_side(tangent)
+        if factor.regular:
+            return factor.newton(-r1, -r2)
+        by_multipliers = tangent.structure.A.rmatvec(tangent.A, self._point.y)
+        r1 = np.where(factor.singular[:, None], r1 - by_multipliers, r1)
+        dx, dy, *_ = factor.solve(-r1, -r2, lambda index: np.ones(len(index), dtype=bool))
         return dx, dy
 
     def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
@@ -245,3 +263,10 @@ class ExactDifferentiator(AbstractDifferentiator):
         point = self._point.select(index)
         derivative = point.beside(weak, side, BESIDE * self._certain[index])
         return ReducedFactor(self._system, self._program.select(index), derivative, point.scales.c)
+
+
+@lru_cache(maxsize=256)
+def _signs(n: int, m: int) -> tuple[Array, Array]:
+    """Random signs of so many numbers, always the same."""
+    rng = np.random.default_rng(0)
+    return rng.choice((-1.0, 1.0), n), rng.choice((-1.0, 1.0), m)

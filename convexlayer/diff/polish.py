@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple, final
 
@@ -10,15 +11,19 @@ import numpy as np
 from convexlayer.certificate import ComplementaryPoint, scales_at
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
-from convexlayer.solution import Residuals, Solution, Status
+from convexlayer.solution import Solution, Status
 
 __all__ = ["Polished", "polish", "polished"]
 
-NEEDED = 1e-9
-"""Elements whose backward error and residuals are at most this are left alone."""
+NEEDED = 1e-12
+"""Complementary points whose backward error is at most this are taken as they are."""
 
 CONVERGED = 1e-9
 """A step that changes nothing by more than this share is an element's last: the next would change its square."""
+
+SETTLED = 1e-13
+"""Backward error at which a step is the last where the next has the same system: that of polyhedral cones with the same
+active set."""
 
 NEAR, PROGRESS, PATIENCE = 1e-6, 0.5, 2
 """Where backward errors are below NEAR, so many steps not shorter by PROGRESS than the shortest are the last."""
@@ -68,67 +73,75 @@ def polished(
     solution: Solution,
     *,
     point: ComplementaryPoint | None = None,
-    residuals: Residuals | None = None,
     needed: float = NEEDED,
     steps: int = 16,
 ) -> Polished:
     """Semismooth Newton steps on the residual map, at w = c y - s / c, for the elements with a point that needs it.
 
-    It is needed where the backward error of the point, or the worst of its residuals (computed unless given), is more
-    than ``needed``.
-
-    Each step solves the derivative's own system at the current point and moves to w + c dy - ds / c, from where y and s
-    are projections. The best point of each element is returned, by its backward error (at the start that of the
-    complementary ``point`` near the solution), so none gets worse. The solution itself is returned where none needs it.
+    The complementary ``point`` near the solution (found unless given) is taken where its backward error is at most
+    ``needed``. Elsewhere each step solves the derivative's own system at the current point and moves to
+    w + c dy - ds / c, from where y and s are projections; the best point of each element is taken, by its backward
+    error. So none gets worse.
     """
     point = point or solution.complementary(program)
-    first, residuals = point.backward, residuals or solution.residuals(program, point)
-    rough = np.maximum(first, residuals.worst)
-    if float(rough.max(initial=0.0)) <= needed:
-        return Polished(solution, point, None)
+    first = point.backward
     certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
-    need = np.isfinite(first) & (rough > needed) & ~certificates
+    need = np.isfinite(first) & (first > needed) & ~certificates
+    taken, factor = (first <= needed) & ~certificates, None
     active = np.flatnonzero(need)
-    if not len(active):
-        return Polished(solution, point, None)
-    if len(active) >= ALL_FROM * program.batch and np.all(np.isfinite(first)):
-        active = np.arange(program.batch)
-    part = program if len(active) == program.batch else program.select(active)
-    run = _Run(system, part, solution.x[active], solution.y[active], solution.s[active], steps)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # far from a solution, where it is given up
-        run.go(point if part is program else run.near(np.arange(len(active))))
-        for trust in TRUST:
-            stuck = np.flatnonzero(need[active] & ~(run.backward <= NEAR))
-            if not len(stuck):
-                break
-            run.go(run.again(stuck, trust), stuck)
-    x, y, s = solution.x.copy(), solution.y.copy(), solution.s.copy()
-    improved = need[active] & (run.backward <= NEAR)
-    kept = active[improved]
-    x[kept], y[kept], s[kept] = run.x[improved], run.y[improved], run.s[improved]
-    better = replace(solution, x=x, y=y, s=s)
-    return Polished(better, better.complementary(program), run.factor if part is program else None)
+    if len(active):
+        if len(active) >= ALL_FROM * program.batch and np.all(np.isfinite(first)):
+            active = np.arange(program.batch)
+        part = program if len(active) == program.batch else program.select(active)
+        run = _Run(system, part, solution.x[active], solution.y[active], solution.s[active], steps)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # far from a solution, where it is given up
+            run.go(point if part is program else point.select(active))
+            for trust in TRUST:
+                stuck = np.flatnonzero(need[active] & ~(run.backward <= NEAR))
+                if not len(stuck):
+                    break
+                run.go(run.again(stuck, trust), stuck)
+        improved = np.flatnonzero(need[active] & (run.backward <= NEAR))
+        taken[active[improved]] = True
+        for index, better in run.best(improved):
+            point = point.with_elements(active[index], better)
+        factor = run.factor if part is program else None
+    if np.all(taken):
+        return Polished(replace(solution, x=point.x, y=point.y, s=point.s), point, factor)
+    mine = taken[:, None]
+    x, y, s = (
+        np.where(mine, best, given)
+        for best, given in ((point.x, solution.x), (point.y, solution.y), (point.s, solution.s))
+    )
+    return Polished(replace(solution, x=x, y=y, s=s), point, factor)
 
 
 @final
 class _Run:
-    """Newton steps from given points, and the best complementary points found on the way.
+    """Newton steps from given points, and the complementary points found on the way.
 
     Attributes:
-        x: the best points, (elements, n), ...
-        y: (elements, m), ...
-        s: (elements, m).
-        backward: their backward errors, (elements,).
+        backward: the backward errors of the best of them, (elements,).
         factor: the first one of all elements.
     """
 
     def __init__(self, system: ReducedSystem, program: ConeProgram, x: Array, y: Array, s: Array, steps: int) -> None:
         self._system, self._program, self._start = system, program, (x, y, s)
-        self._steps = steps
-        self.x, self.y, self.s = x.copy(), y.copy(), s.copy()
-        self._last = x.copy(), y.copy(), s.copy()
+        self._steps, self._polyhedral = steps, not system.rows
+        self._found: list[tuple[IndexArray, ComplementaryPoint]] = []
+        self._best, self._last = np.zeros(len(x), dtype=np.int64), np.zeros(len(x), dtype=np.int64)
         self.backward = np.full(len(x), np.inf)
         self.factor: ReducedFactor | None = None
+
+    def best(self, index: IndexArray) -> Iterator[tuple[IndexArray, ComplementaryPoint]]:
+        """The best points of these elements, with their positions, a few at a time."""
+        return self._points(self._best, index)
+
+    def _points(self, which: IndexArray, index: IndexArray) -> Iterator[tuple[IndexArray, ComplementaryPoint]]:
+        for number in np.unique(which[index]).tolist():
+            active, point = self._found[number]
+            mine = index[which[index] == number]
+            yield mine, point.select(np.searchsorted(active, mine))
 
     def near(self, index: IndexArray) -> ComplementaryPoint:
         """The complementary points from which elements start."""
@@ -140,28 +153,34 @@ class _Run:
         What is right stays where the last attempt left it; the rest starts once more from the solver's point, with its
         c multiplied by ``trust``.
         """
-        program = self._program.select(index)
-        x, y, s = (v[index] for v in self._start)
-        last = ComplementaryPoint.near(program, *(v[index] for v in self._last))
-        wrong_x, wrong_rows = last.wrong(program, NEAR)
-        x, y, s = np.where(wrong_x, x, last.x), np.where(wrong_rows, y, last.y), np.where(wrong_rows, s, last.s)
-        return ComplementaryPoint.near(program, x, y, s, trust=np.where(wrong_rows, trust, 1.0))
+        program, start = self._program.select(index), [v[index] for v in self._start]
+        last = [np.empty_like(v) for v in start]
+        for mine, point in self._points(self._last, index):
+            for whole, part in zip(last, (point.x, point.y, point.s), strict=True):
+                whole[np.searchsorted(index, mine)] = part
+        wrong_x, wrong_rows = ComplementaryPoint.near(program, *last).wrong(program, NEAR)
+        wrong = wrong_x, wrong_rows, wrong_rows
+        again = (np.where(*each) for each in zip(wrong, start, last, strict=True))
+        return ComplementaryPoint.near(program, *again, trust=np.where(wrong_rows, trust, 1.0))
 
     def go(self, here: ComplementaryPoint, index: IndexArray | None = None) -> None:
         """Step from these points of the elements at these positions (all unless given), each as long as it pays."""
-        active = np.arange(len(self.x)) if index is None else index
+        active = np.arange(len(self.backward)) if index is None else index
         part = self._program if index is None else self._program.select(index)
         shortest, patience = np.full(len(active), np.inf), np.full(len(active), float(PATIENCE))
         self._keep(active, here)
         for _ in range(self._steps):
             factor = self._system.factor(part, here)
             self.factor = self.factor or factor
-            here, change = _step(part, here, factor)
-            self._keep(active, here)
+            there, change = _step(part, here, factor)
+            self._keep(active, there)
             patience -= (self.backward[active] <= NEAR) & ~(change < PROGRESS * shortest)
             shortest = np.minimum(shortest, change)
-            converged = (change <= CONVERGED) & (here.backward <= NEAR)
-            going = ~converged & (patience > 0) & np.isfinite(here.backward)
+            converged = (change <= CONVERGED) & (there.backward <= NEAR)
+            if self._polyhedral:
+                settled = np.all(there.derivative.flat == here.derivative.flat, axis=1)
+                converged |= settled & (there.backward <= SETTLED)
+            here, going = there, ~converged & (patience > 0) & np.isfinite(there.backward)
             if not np.any(going):
                 break
             if not np.all(going):
@@ -170,12 +189,11 @@ class _Run:
                 here = here.select(np.flatnonzero(going))
 
     def _keep(self, active: IndexArray, point: ComplementaryPoint) -> None:
-        for last, new in zip(self._last, (point.x, point.y, point.s), strict=True):
-            last[active] = new
         astray = max_norm(point.x) > ASTRAY * np.maximum(max_norm(self._start[0][active]), 1.0)
         better = ((point.backward < self.backward[active]) | (point.backward <= NEEDED)) & ~astray
         kept = active[better]
-        self.x[kept], self.y[kept], self.s[kept] = point.x[better], point.y[better], point.s[better]
+        self._last[active] = self._best[kept] = len(self._found)
+        self._found.append((active, point))
         self.backward[kept] = point.backward[better]
 
 

@@ -25,17 +25,11 @@ from convexlayer.cones import ProductDerivative, product_cone
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
 from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser, equilibrated_product
-from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure, max_norm
+from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
 __all__ = ["ReducedFactor", "ReducedSystem"]
-
-ROW_ACCEPTED, ROW_STEPS = 1e-11, 2
-"""Residual of a row at which it is not refined further, and how often that is done."""
-
-NOTHING = 1e-18
-"""Terms of a row that are no larger than this, relative to the largest row, are leftovers of zeros."""
 
 NOISE = 1e-12
 """What is smaller than this, relative to what would matter in its rows, is the rounding of zero."""
@@ -123,16 +117,14 @@ class ReducedFactor:
             are orthonormal as (l, u) and as (l, v): norm(v) = norm(u) in the null space. Entries that are rounding in
             the units of the equilibrated system are 0.
         """
-        spaces, structure = self._refined.null_directions(index), self._system.structure
-        r = max((len(space.basis) for space in spaces), default=0)
+        found, bases = self._singular_bases
+        if not np.array_equal(index, found):
+            bases = self._bases(index)
+        r, structure = bases.shape[1], self._system.structure
         l, v = (np.zeros((len(index), r, size)) for size in (structure.n, structure.m))  # noqa: E741 (the design's name)
-        whole = np.zeros((len(self.condition), self._system.pattern.shape[0]))
-        scale, _ = self._equilibrated
+        whole = np.zeros((len(self.condition), bases.shape[2]))
         for j in range(r):
-            for i, space in zip(index.tolist(), spaces, strict=True):
-                member = space.basis[j] if j < len(space.basis) else np.zeros(whole.shape[1])
-                size = np.abs(member / scale[i])
-                whole[i] = np.where(size > LEFTOVER * size.max(initial=0.0), member, 0.0)
+            whole[index] = bases[:, j]
             l[:, j], v[:, j] = (part[index] for part in self._split(whole))
         return l, v
 
@@ -142,8 +134,8 @@ class ReducedFactor:
         An entry is held against the terms of the rows that it stands in, and of those that share an unknown with them:
         rows of zeros have no size of their own. Nothing is said of v in curved cones.
         """
-        (l, v), pattern, (scale, E) = answer, self._system.pattern, self._equilibrated  # noqa: E741 (the design's name)
-        n, flat = l.shape[1], self._system.flat.own
+        (l, v), pattern = answer, self._system.pattern  # noqa: E741 (the design's name)
+        (scale, E), n, flat = self._refined.equilibrated(np.arange(len(l))), l.shape[1], self._system.flat.own
         z = np.zeros_like(scale)
         z[:, :n], z[:, flat] = l, v[:, : flat.stop - n]
         abs_E = np.abs(E)
@@ -152,6 +144,24 @@ class ReducedFactor:
         of_v = np.zeros_like(v)
         of_v[:, : flat.stop - n] = size[:, flat]
         return size[:, :n], of_v
+
+    @cached_property
+    def _singular_bases(self) -> tuple[IndexArray, Array]:
+        """The singular elements whose ``condition`` is finite, and members of their null spaces."""
+        index = np.flatnonzero(self.singular & np.isfinite(self.condition))
+        return index, self._bases(index)
+
+    def _bases(self, index: IndexArray) -> Array:
+        """The members of ``null_space`` in the unknowns of K, (len(index), r, N)."""
+        spaces = self._refined.null_directions(index)
+        r = max((len(space.basis) for space in spaces), default=0)
+        bases = np.zeros((len(index), r, self._system.pattern.shape[0]))
+        for row, space in enumerate(spaces):
+            bases[row, : len(space.basis)] = space.basis
+        scale, _ = self._refined.equilibrated(index)
+        size = np.abs(bases / scale[:, None])
+        bases[size <= LEFTOVER * np.max(size, axis=2, keepdims=True, initial=0.0)] = 0.0
+        return bases
 
     def serves(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
         """Whether this is known to be the factor of these programs at that derivative too.
@@ -166,8 +176,16 @@ class ReducedFactor:
         return self._split(self._refined.refine(self._rhs(top, bottom), steps=3)[0])
 
     def newton_row_by_row(self, top: Array, bottom: Array) -> tuple[Array, Array]:
-        """(l, v) to the accuracy of the terms of each row."""
-        return self._split(self._solved_row_by_row(self._rhs(top, bottom))[0])
+        """(l, v) to the accuracy of the terms of each row; without a part in the null space of K."""
+        z, _ = self._refined.refine_row_by_row(self._in_range(self._rhs(top, bottom)))
+        return self._split(self._in_range(z))
+
+    def _in_range(self, z: Array) -> Array:
+        """Z (B, N) without its part in the null space of K, which is the part outside the range."""
+        index, bases = self._singular_bases
+        if len(index):
+            z[index] -= (bases.swapaxes(1, 2) @ (bases @ z[index, :, None]))[..., 0]
+        return z
 
     def solve(
         self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray]
@@ -202,7 +220,7 @@ class ReducedFactor:
 
     def _solved(self, rhs: Array, visible: Callable[[IndexArray], BoolArray]) -> tuple[Array, Array, BoolArray]:
         """Solutions, the residuals of their rows, and where they are not unique and that is seen."""
-        z, residual = self._solved_row_by_row(rhs)
+        z, residual = self._refined.refine_row_by_row(rhs)
         singular = self.singular
         if np.any(singular):
             index = np.flatnonzero(singular & np.isfinite(self.condition))
@@ -211,35 +229,6 @@ class ReducedFactor:
             singular = np.zeros_like(singular)
             singular[index] = visible(index) | unsolved
         return z, residual, singular
-
-    def _solved_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
-        """Solutions whose residuals are small in every row, relative to its own terms, and the largest of them (B,).
-
-        Refinement drives down the norm of the residual; what it leaves is refined once more where that is not enough
-        for rows of small terms (Skeel 1980).
-        """
-        z, _ = self._refined.refine(rhs)
-        for _ in range(ROW_STEPS):
-            remainder, residual = self._row_residual(z, rhs)
-            rough = residual > ROW_ACCEPTED
-            if not np.any(rough):
-                return z, residual
-            z = np.where(rough[:, None], z + self._refined.refine(remainder)[0], z)
-        return z, self._row_residual(z, rhs)[1]
-
-    def _row_residual(self, z: Array, rhs: Array) -> tuple[Array, Array]:
-        """Rhs - K z, and the largest of each row relative to the sum of the magnitudes of its terms, (B,)."""
-        pattern, (scale, E) = self._system.pattern, self._equilibrated
-        x, target = z / scale, scale * rhs
-        remainder = target - equilibrated_product(pattern, E, x)
-        terms = equilibrated_product(pattern, np.abs(E), np.abs(x)) + np.abs(target)
-        floor = NOTHING * max_norm(terms)[:, None]
-        return remainder / scale, max_norm(remainder / np.maximum(terms, np.maximum(floor, 1e-300)))
-
-    @cached_property
-    def _equilibrated(self) -> tuple[Array, Array]:
-        """Scales (B, N), and the upper triangles (B, nnz) of K equilibrated by them."""
-        return self._refined.equilibrated(np.arange(self._program.batch))
 
     def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
         """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""

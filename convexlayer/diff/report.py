@@ -9,7 +9,7 @@ import numpy as np
 from convexlayer.program import Array
 from convexlayer.solution import BoolArray
 
-__all__ = ["ACCURATE", "DerivativeReport"]
+__all__ = ["ACCURATE", "ACCURATE_SOLUTION", "DerivativeReport"]
 
 DEGENERATE_MARGIN = 1e-6
 """Relative distance of w from a jump of D, below which the active set is not certain."""

@@ -59,6 +59,8 @@ class OutputChange:
             terms = self._program.recovery.terms(self._features, self._point)
             left = np.minimum(size, np.abs(values + moved))
             change[doubtful & (left <= ROUNDING * terms)] = 0.0  # the rounding of terms that cancel
+            doubtful = np.any(change > SMALL * size, axis=1, keepdims=True)
+        if np.any(doubtful):
             size = np.where(doubtful, np.maximum(size, self._response(respond)), size)
         with np.errstate(divide="ignore", invalid="ignore"):
             return max_norm(np.where(change > 0.0, change / size, 0.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +12,13 @@ import numpy as np
 from convexlayer.canon import ParametricProgram
 from convexlayer.layers.convexity import not_convex
 from convexlayer.layers.theta import as_values, batch_size, stood_in, unusable
-from convexlayer.program import Array, ConeProgram, IndexArray
+from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 from convexlayer.solution import Residuals, Solution, Status
 
 __all__ = ["Posed", "among", "posed", "usable_part"]
+
+ROUNDING = 1e-9
+"""By so much, relative to the largest entry of b, an inequality between parameters alone may be missed."""
 
 
 class Posed(NamedTuple):
@@ -65,9 +68,22 @@ def posed(program: ParametricProgram, theta: Sequence[Array], *, attributes: boo
     start = time.perf_counter()
     features = program.features.apply(values, batch)
     cone_program, scale = program.normalised(features)
+    if len(cone_program.structure.constant_inequalities):
+        cone_program = _with_room(cone_program)
     if curvature:
         invalid = not_convex(cone_program) | invalid
     return Posed(features, cone_program, scale, size is not None, time.perf_counter() - start, invalid)
+
+
+def _with_room(program: ConeProgram) -> ConeProgram:
+    """The programs, where inequalities between parameters alone that hold do so by far.
+
+    Nothing depends on by how much they hold, and nothing else is active where they only just do.
+    """
+    rows, b, size = program.structure.constant_inequalities, program.b.copy(), max_norm(program.b)[:, None]
+    held = b[:, rows] >= -ROUNDING * size
+    b[:, rows] = np.where(held, np.where(size > 0.0, size, 1.0), b[:, rows])
+    return replace(program, b=b)
 
 
 def usable_part(program: ConeProgram, invalid: Mapping[int, str]) -> tuple[ConeProgram, IndexArray | None]:

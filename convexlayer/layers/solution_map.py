@@ -297,12 +297,9 @@ class SolutionMap:
     def _certified(self, program: ConeProgram, solution: Solution, options: Options) -> _Certified:
         """Polished where that is asked for, with statuses that the residuals warrant."""
         point, factor = solution.complementary(program), None
-        measured = solution.residuals(program, point)
         if options.polish:
-            made = polished(self._system, program, solution, point=point, residuals=measured)
-            if made.solution is not solution:
-                solution, point, factor = made
-                measured = solution.residuals(program, point)
+            solution, point, factor = polished(self._system, program, solution, point=point)
+        measured = solution.residuals(program, point)
         certified, residuals = solution.certified(program, options.tol, measured, row_by_row=options.polish)
         return _Certified(certified, residuals, factor, point)
 

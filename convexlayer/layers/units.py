@@ -91,8 +91,9 @@ class Equilibration:
         sigma = _expected(max_norm(program.b), max_norm(program.q), max_norm(program.P))
         both = np.concatenate([column, row], axis=1)
         least, largest = np.min(np.where(both > 0, both, np.inf), axis=1, initial=np.inf), max_norm(both)
-        alike = ~(largest > EVEN * least) & (sigma <= EVEN) & (sigma >= 1.0 / EVEN)
-        needed = np.isfinite(largest + sigma + max_norm(program.q)) & ~alike
+        alike = (largest <= EVEN * least) & (sigma <= EVEN) & (sigma >= 1.0 / EVEN)
+        finite = np.isfinite(largest + max_norm(program.q) + max_norm(program.b))
+        needed = finite & ~alike
         for _ in range(PASSES):
             d /= np.sqrt(np.where(column > 0, column, 1.0))
             e /= np.sqrt(np.where(row > 0, row, 1.0))

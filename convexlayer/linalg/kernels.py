@@ -16,12 +16,22 @@ import numpy as np
 from numba import njit
 
 from convexlayer.entry import entry
-from convexlayer.linalg.lanes import Indices, LanePlan, factorise, multiply, solve_in_place
-from convexlayer.linalg.refined import EPS, POWER_STEPS, PROGRESS, RUIZ_PASSES, TARGET, TINY
+from convexlayer.linalg.lanes import Indices, LanePlan, factorise, magnitudes, multiply, solve_in_place
+from convexlayer.linalg.refined import (
+    EPS,
+    NOTHING,
+    POWER_STEPS,
+    PROGRESS,
+    ROW_ACCEPTED,
+    ROW_STEPS,
+    RUIZ_PASSES,
+    TARGET,
+    TINY,
+)
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, sqrt, store, where
 from convexlayer.program import Array
 
-__all__ = ["factor", "refine", "remains", "remains_of_each"]
+__all__ = ["factor", "refine", "refine_row_by_row", "remains", "remains_of_each"]
 
 
 @entry
@@ -102,48 +112,157 @@ def refine(
     """
     V = len(lanes)
     plan, source = _unpacked(packed)
-    N, entries, batch = len(plan.signs), len(source), len(rhs)
-    target, step, x = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
-    best, product = np.empty((N, V)), np.empty((N, V))
+    N, entries = len(plan.signs), len(source)
+    target, best = np.empty((N, V)), np.empty((N, V))
+    x, step, product = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
     for group in range(first, last):
         scale, D_inverse = state[group, :N], state[group, N : 2 * N]
         E, L = state[group, 3 * N : 3 * N + entries], state[group, 3 * N + entries :]
-        for k in range(N):
-            for v in range(V):
-                target[k, v] = rhs[min(group * V + v, batch - 1), plan.permutation[k]]
-        finite = _is_finite(lanes, target)
-        size = splat(lanes, 0.0)
-        for k in range(N):
-            t = where(finite, load(lanes, target, k) * load(lanes, scale, k), 0.0)
-            store(target, k, t)
-            store(step, k, t)
-            store(x, k, splat(lanes, 0.0))
-            store(best, k, splat(lanes, 0.0))
-            size = maximum(absolute(t), size)
-        least = where(size > 0.0, splat(lanes, 1.0), 0.0)
-        going = size > 0.0
-        size = maximum(size, TINY)
-        for _ in range(steps):
-            solve_in_place(lanes, plan, L, D_inverse, step)
-            for k in range(N):
-                store(x, k, load(lanes, x, k) + load(lanes, step, k))
-            multiply(lanes, plan, E, x, product)
-            error = _remainder(lanes, target, product, step) / size
-            better = going & (error < least)
-            going = going & (error < PROGRESS * least) & (error > TARGET)
-            least = where(better, error, least)
-            if any_lane(better):
-                for k in range(N):
-                    store(best, k, where(better, load(lanes, x, k), load(lanes, best, k)))
-            if not any_lane(going):
+        finite = _load_target(lanes, plan, rhs, group, scale, target)
+        least = _refine(lanes, plan, E, L, D_inverse, steps, target, best, x, step, product)
+        _write_solution(lanes, plan, group, scale, finite, best, least, z, residual)
+
+
+@entry
+def refine_row_by_row(
+    lanes: Any,
+    packed: Indices,
+    rhs: Array,
+    first: int,
+    last: int,
+    steps: int,
+    state: Array,
+    z: Array,
+    residual: Array,
+) -> None:
+    """The same, refined once more where the residual of a row is large relative to the terms of that row.
+
+    Args:
+        lanes: a tuple of V floats.
+        packed: the plan.
+        rhs: (B, N).
+        first: first lane group.
+        last: one beyond the last.
+        steps: at most so many, each time.
+        state: as ``factor`` left it.
+        z: out, solutions (B, N).
+        residual: out, the largest of those of the rows, (B,).
+    """
+    V = len(lanes)
+    plan, source = _unpacked(packed)
+    N, entries = len(plan.signs), len(source)
+    target, best, answer, remainder = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
+    x, step, product = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
+    for group in range(first, last):
+        scale, D_inverse = state[group, :N], state[group, N : 2 * N]
+        E, L = state[group, 3 * N : 3 * N + entries], state[group, 3 * N + entries :]
+        finite = _load_target(lanes, plan, rhs, group, scale, target)
+        _refine(lanes, plan, E, L, D_inverse, steps, target, answer, x, step, product)
+        error = _row_residual(lanes, plan, E, target, answer, product, remainder, step)
+        for _ in range(ROW_STEPS):
+            rough = error > ROW_ACCEPTED
+            if not any_lane(rough):
                 break
-        for k in range(N):
-            store(step, k, where(finite, load(lanes, scale, k) * load(lanes, best, k), math.nan))
-        store(product, 0, where(finite, least, math.nan))
-        for v in range(min(V, batch - group * V)):
             for k in range(N):
-                z[group * V + v, plan.permutation[k]] = step[k, v]
-            residual[group * V + v] = product[0, v]
+                store(remainder, k, where(rough, load(lanes, remainder, k), 0.0))
+            _refine(lanes, plan, E, L, D_inverse, steps, remainder, best, x, step, product)
+            for k in range(N):
+                store(answer, k, load(lanes, answer, k) + where(rough, load(lanes, best, k), 0.0))
+            error = _row_residual(lanes, plan, E, target, answer, product, remainder, step)
+        _write_solution(lanes, plan, group, scale, finite, answer, error, z, residual)
+
+
+@njit
+def _load_target(lanes: Any, plan: LanePlan, rhs: Array, group: int, scale: Array, target: Array) -> Any:
+    """Target <- S rhs, 0 in the lanes where it is not finite; the others are told."""
+    V, last = len(lanes), len(rhs) - 1
+    for k in range(len(target)):
+        for v in range(V):
+            target[k, v] = rhs[min(group * V + v, last), plan.permutation[k]]
+    finite = _is_finite(lanes, target)
+    for k in range(len(target)):
+        store(target, k, where(finite, load(lanes, target, k) * load(lanes, scale, k), 0.0))
+    return finite
+
+
+@njit
+def _write_solution(
+    lanes: Any, plan: LanePlan, group: int, scale: Array, finite: Any, x: Array, error: Any, z: Array, residual: Array
+) -> None:
+    """Z <- S x and the residuals, NaN in the lanes where the right-hand side is not finite; x is work."""
+    V, N, batch = len(lanes), len(x), len(z)
+    for k in range(N):
+        store(x, k, where(finite, load(lanes, scale, k) * load(lanes, x, k), math.nan))
+    for v in range(min(V, batch - group * V)):
+        for k in range(N):
+            z[group * V + v, plan.permutation[k]] = x[k, v]
+    store(x, 0, where(finite, error, math.nan))
+    for v in range(min(V, batch - group * V)):
+        residual[group * V + v] = x[0, v]
+
+
+@njit(error_model="numpy")
+def _refine(
+    lanes: Any,
+    plan: LanePlan,
+    E: Array,
+    L: Array,
+    D_inverse: Array,
+    steps: int,
+    target: Array,
+    best: Array,
+    x: Array,
+    step: Array,
+    product: Array,
+) -> Any:
+    """Best <- solutions of E x = target, and their residuals; x, step and product are work, all (N, V)."""
+    N, size = len(target), splat(lanes, 0.0)
+    for k in range(N):
+        t = load(lanes, target, k)
+        store(step, k, t)
+        store(x, k, splat(lanes, 0.0))
+        store(best, k, splat(lanes, 0.0))
+        size = maximum(absolute(t), size)
+    least = where(size > 0.0, splat(lanes, 1.0), 0.0)
+    going = size > 0.0
+    size = maximum(size, TINY)
+    for _ in range(steps):
+        solve_in_place(lanes, plan, L, D_inverse, step)
+        for k in range(N):
+            store(x, k, load(lanes, x, k) + load(lanes, step, k))
+        multiply(lanes, plan, E, x, product)
+        error = _remainder(lanes, target, product, step) / size
+        better = going & (error < least)
+        going = going & (error < PROGRESS * least) & (error > TARGET)
+        least = where(better, error, least)
+        if any_lane(better):
+            for k in range(N):
+                store(best, k, where(better, load(lanes, x, k), load(lanes, best, k)))
+        if not any_lane(going):
+            break
+    return least
+
+
+@njit(error_model="numpy")
+def _row_residual(
+    lanes: Any, plan: LanePlan, E: Array, target: Array, x: Array, product: Array, remainder: Array, terms: Array
+) -> Any:
+    """Remainder <- target - E x; the largest entry relative to the terms of its row (see ``refined``)."""
+    multiply(lanes, plan, E, x, product)
+    magnitudes(lanes, plan, E, x, terms)
+    size = splat(lanes, 0.0)
+    for k in range(len(x)):
+        total = load(lanes, terms, k) + absolute(load(lanes, target, k))
+        store(terms, k, total)
+        size = maximum(total, size)
+    error, poison = splat(lanes, 0.0), splat(lanes, 0.0)
+    floor = maximum(NOTHING * size, TINY)
+    for k in range(len(x)):
+        r = load(lanes, target, k) - load(lanes, product, k)
+        store(remainder, k, r)
+        error = maximum(absolute(r) / maximum(load(lanes, terms, k), floor), error)
+        poison = poison + 0.0 * r
+    return error + poison
 
 
 @entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import final
 
@@ -75,13 +76,19 @@ class _LaneFactor(RefinedFactor):
         return direction / np.maximum(max_norm(direction), TINY)[:, None]
 
     def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
+        return self._solved(kernels.refine, rhs, steps)
+
+    def refine_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
+        return self._solved(kernels.refine_row_by_row, rhs, REFINEMENTS)
+
+    def _solved(self, kernel: Callable[..., None], rhs: Array, steps: int) -> tuple[Array, Array]:
         rhs = plain(rhs)
         z, residual = empty(*rhs.shape), np.empty(len(rhs))
 
-        def refine(first: int, last: int) -> None:
-            kernels.refine(self._lanes, self._packed, rhs, first, last, steps, self._state, z, residual)
+        def solve(first: int, last: int) -> None:
+            kernel(self._lanes, self._packed, rhs, first, last, steps, self._state, z, residual)
 
-        share(refine, self._groups, seconds=REFINE_S * self._entries)
+        share(solve, self._groups, seconds=REFINE_S * self._entries)
         return z, residual
 
     def remains(self, x: Array) -> tuple[Array, Array]:
@@ -125,4 +132,5 @@ def warm_up() -> None:
     for batch in (1, 2 * WORKERS + 1):
         factor = factoriser.factor(np.ones((batch, 2)))
         factor.refine(np.ones((batch, 2)))
+        factor.refine_row_by_row(np.ones((batch, 2)))
         factor.remains(np.ones((batch, 1, 2)))

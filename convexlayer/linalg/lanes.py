@@ -18,10 +18,10 @@ import numpy as np
 from numba import int64, njit
 from numpy.typing import NDArray
 
-from convexlayer.linalg.simd import load, splat, spread, store, where
+from convexlayer.linalg.simd import absolute, load, splat, spread, store, where
 from convexlayer.program import Array
 
-__all__ = ["RUN", "Indices", "LanePlan", "column_products", "factorise", "multiply", "solve_in_place"]
+__all__ = ["RUN", "Indices", "LanePlan", "column_products", "factorise", "magnitudes", "multiply", "solve_in_place"]
 
 Indices = NDArray[np.int32]
 """Half the memory traffic of 64 bits."""
@@ -175,6 +175,20 @@ def multiply(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) ->
         last = start[j + 1] - 1
         store(out, j, spread(lanes, values, last) * load(lanes, x, j))
         column_products(lanes, values, row, start[j], last, x, j, out, x, out)
+
+
+@njit(nogil=True, error_model="numpy")
+def magnitudes(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) -> None:
+    """Out <- |M||x|, of M and x as for ``multiply``."""
+    start, row = plan.column_start, plan.row
+    for j in range(len(start) - 1):
+        last, factor = start[j + 1] - 1, absolute(load(lanes, x, j))
+        total = absolute(spread(lanes, values, last)) * factor
+        for p in range(start[j], last):
+            i, value = row[p], absolute(spread(lanes, values, p))
+            total = total + value * absolute(load(lanes, x, i))
+            store(out, i, load(lanes, out, i) + value * factor)
+        store(out, j, total)
 
 
 @njit(nogil=True)

@@ -7,7 +7,6 @@ from numba import njit
 from numpy.typing import NDArray
 
 from convexlayer.entry import entry
-from convexlayer.sparse.row_kernels import larger
 
 __all__ = ["equilibrate"]
 
@@ -43,18 +42,17 @@ def equilibrate(
     column, row = np.empty(n), np.empty(m)
     for k in range(first, last):
         d[k], e[k], sigma[k], c[k] = 1.0, 1.0, 1.0, 1.0
-        P_size, q_size, b_size = _largest(P[k]), _largest(q[k]), _largest(b[k])
-        expected = _expected(b_size, q_size, P_size, rounding)
+        if not (_is_finite(P[k]) and _is_finite(q[k]) and _is_finite(A[k]) and _is_finite(b[k])):
+            continue
+        expected = _expected(_largest(b[k]), _largest(q[k]), _largest(P[k]), rounding)
         _row_norms(P_rows, P_starts, A_rows, A_starts, blocks, P[k], A[k], d[k], e[k], column, row)
         least, largest = np.inf, 0.0
         for norms in (column, row):
             for norm in norms:
-                largest = larger(largest, norm)
+                largest = max(largest, norm)
                 if norm > 0.0:
                     least = min(least, norm)
-        if not np.isfinite(largest + expected + q_size):
-            continue
-        if not largest > even * least and 1.0 / even <= expected <= even:
+        if largest <= even * least and 1.0 / even <= expected <= even:
             continue
         for _ in range(passes):
             for j in range(n):
@@ -98,16 +96,16 @@ def _row_norms(
     for j in range(len(d)):
         highest = 0.0
         for p in range(P_starts[j], P_starts[j + 1]):
-            highest = larger(highest, abs(P[p]) * d[P_rows[p]] * d[j])
+            highest = max(highest, abs(P[p]) * d[P_rows[p]] * d[j])
         for p in range(A_starts[j], A_starts[j + 1]):
             i = A_rows[p]
             value = abs(A[p]) * e[i] * d[j]
-            highest, row[i] = larger(highest, value), larger(row[i], value)
+            highest, row[i] = max(highest, value), max(row[i], value)
         column[j] = highest
     for k in range(len(blocks) - 1):
         highest = 0.0
         for i in range(blocks[k], blocks[k + 1]):
-            highest = larger(highest, row[i])
+            highest = max(highest, row[i])
         row[blocks[k] : blocks[k + 1]] = highest
 
 
@@ -115,8 +113,16 @@ def _row_norms(
 def _largest(values: Floats) -> float:
     largest = 0.0
     for value in values:
-        largest = larger(largest, abs(value))
+        largest = max(largest, abs(value))
     return largest
+
+
+@njit(nogil=True, error_model="numpy")
+def _is_finite(values: Floats) -> bool:
+    poison = 0.0
+    for value in values:
+        poison += 0.0 * value
+    return poison == 0.0
 
 
 @njit(nogil=True)
