@@ -17,6 +17,9 @@ SMALL = (
     "cliques 120", "regression 200", "polygon 12",
 )  # fmt: skip
 
+FALSE_ALARMS = {"semi-infinite 300": 2, "seismic 100": 2}
+"""Known: many rows of a continuum are nearly active there, and one of those that are is weak."""
+
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_reference_is_a_solution(name: str) -> None:
@@ -48,5 +51,5 @@ def test_nothing_wrong_is_called_ok(measured: list[Count]) -> None:
 
 
 def test_false_alarms_are_few(measured: list[Count]) -> None:
-    alarms = {count.family: count.right_untold for count in measured if count.right_untold}
-    assert sum(alarms.values()) <= 0.08 * sum(count.draws for count in measured), alarms
+    alarms = {count.family: count.right_untold for count in measured}
+    assert not {name: number for name, number in alarms.items() if number > FALSE_ALARMS.get(name, 0)}
