@@ -73,23 +73,27 @@ class ExactDifferentiator(AbstractDifferentiator):
         return self._system.factor(self._program, self._point)
 
     @cached_property
-    def _off(self) -> tuple[Array, Array, Array]:
-        """How far off the solutions may be, (dx, dy, dw): a Newton step, with what rounding may do to it."""
+    def _off(self) -> tuple[Array, Array]:
+        """How far off w may be, (B, m), and the solutions, relative to themselves, (B,).
+
+        By a Newton step, with what rounding may do to its right-hand side.
+        """
         point, structure, factor = self._point, self._program.structure, self._factor
         signs_x, signs_y = _signs(structure.n, structure.m)
         dual = point.dual + signs_x * point.scales.dual_rounding
         primal = point.primal + signs_y * point.scales.primal_rounding
         dx, dy = factor.newton_row_by_row(-dual, -primal)
-        step = dx, dy, self._moved_w(dx, dy, primal)
+        dw = self._moved_w(dx, dy, primal)
+        error = self._size_of_step(dx, dy, dw)
         if factor.regular:
-            return step
-        large = factor.singular & ~(self._size_of_step(*step) <= ACCURATE_SOLUTION)
+            return dw, error
+        large = factor.singular & ~(error <= ACCURATE_SOLUTION)
         if np.any(large):  # the step of minimum norm: what is not unique has no error
             dx, dy, *_ = factor.solve(-dual, -primal, lambda index: np.ones(len(index), dtype=bool))
-            shortest = dx, dy, self._moved_w(dx, dy, primal)
-            dx, dy, dw = (np.where(large[:, None], new, old) for new, old in zip(shortest, step, strict=True))
-            step = dx, dy, dw
-        return step
+            shortest = self._moved_w(dx, dy, primal)
+            error = np.where(large, self._size_of_step(dx, dy, shortest), error)
+            dw = np.where(large[:, None], shortest, dw)
+        return dw, error
 
     def _moved_w(self, dx: Array, dy: Array, primal: Array) -> Array:
         """How a Newton step on (dual, primal) moves w."""
@@ -103,20 +107,18 @@ class ExactDifferentiator(AbstractDifferentiator):
     @cached_property
     def _certain(self) -> Array:
         """Margins (B,) above which it is certain on which side of the jumps of D the solutions are."""
-        return DerivativeReport.certain(max_norm(self._off[2] / self._point.scales.size))
-
-    @cached_property
-    def _error_of_point(self) -> Array:
-        """How far off the solutions may be, relative to themselves, (B,)."""
-        return self._size_of_step(*self._off)
+        return DerivativeReport.certain(max_norm(self._off[0] / self._point.scales.size))
 
     @cached_property
     def _error(self) -> Array:
-        """That, or of an eigenvalue d or 1 - d of D relative to it; blocks at jumps are judged by margins alone."""
-        dw = self._off[2]
+        """How far off the solutions may be, or an eigenvalue d or 1 - d of D relative to it, (B,).
+
+        Blocks at jumps are judged by their margin alone.
+        """
+        dw, error = self._off
         if not np.all(self._point.margin > self._certain):
             dw = np.where(self._weak, 0.0, dw)
-        return np.maximum(self._error_of_point, self._point.derivative_change(dw))
+        return np.maximum(error, self._point.derivative_change(dw))
 
     @cached_property
     def _weak(self) -> BoolArray:
@@ -195,7 +197,7 @@ class ExactDifferentiator(AbstractDifferentiator):
                 beside = self._factor_beside(index, weak[index], side)
                 singular[index] = sees_null_space_of(beside, outside, place=index, batch=batch)
         nothing, far = np.zeros(batch), np.full(batch, np.inf)
-        return DerivativeReport.judge(nothing, far, factor.condition, singular, self._error_of_point)
+        return DerivativeReport.judge(nothing, far, factor.condition, singular, self._off[1])
 
     def _tangent(self, dx: Array, dy: Array, r2: Array | float) -> SolutionTangent:
         return SolutionTangent(dx, dy, -(self._program.structure.A.matvec(self._program.A, dx) + r2))

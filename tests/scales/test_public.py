@@ -17,8 +17,8 @@ SMALL = (
     "cliques 120", "regression 200", "polygon 12",
 )  # fmt: skip
 
-FALSE_ALARMS = {"semi-infinite 300": 2, "seismic 100": 2}
-"""Known: many rows of a continuum are nearly active there, and one of those that are is weak."""
+FALSE_ALARMS = {"semi-infinite 300": 2, "seismic 100": 2, "polygon 12": 1}
+"""Known: many rows meet there, and not all sets of them that may count as active give the same."""
 
 
 @pytest.mark.parametrize("name", SMALL)
