@@ -1,4 +1,4 @@
-"""The large sparse problems of the suite: solved one at a time."""
+"""The large problems of the suite, sparse or over a large semidefinite matrix: solved one at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.problem import Problem
 from benchmarks.small import control
 
-__all__ = ["control_large", "factor_portfolio", "lasso"]
+__all__ = ["control_large", "factor_portfolio", "lasso", "maximum_cut"]
 
 
 def factor_portfolio(assets: int = 2000, factors: int = 20) -> Problem:
@@ -56,3 +56,15 @@ def control_large(T: int = 200, states: int = 12, inputs: int = 8) -> Problem:
         return [dynamics, rng.standard_normal((states, inputs)), rng.standard_normal(states)]
 
     return replace(problem, name=f"control_{T}", draw=draw, qp=None)
+
+
+def maximum_cut(order: int = 40) -> Problem:
+    """The semidefinite relaxation of a maximum cut; the weights are parameters."""
+    X, W = cp.Variable((order, order), PSD=True), cp.Parameter((order, order), symmetric=True)
+    problem = cp.Problem(cp.Minimize(cp.trace(W @ X)), [cp.diag(X) == 1])
+
+    def draw(rng: np.random.Generator) -> list[Any]:
+        weights = rng.standard_normal((order, order))
+        return [0.5 * (weights + weights.T)]
+
+    return Problem(f"maximum_cut_{order}", problem, [W], [X], draw)

@@ -30,6 +30,7 @@ LARGE: dict[str, Callable[[], Problem]] = {
     "factor_portfolio_2000": large.factor_portfolio,
     "lasso_300x600": large.lasso,
     "control_200": large.control_large,
+    "maximum_cut_40": large.maximum_cut,
 }
 """Solved one at a time."""
 

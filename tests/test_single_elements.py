@@ -15,6 +15,7 @@ from convexlayer import SolutionMap
 from convexlayer.cones import product_cone
 from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionCotangent, polish
 from convexlayer.engine.batched import BatchedEngine
+from convexlayer.linalg.refined import StoredFactor
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
 from convexlayer.solution import Solution, Status
 from tests.layers.families import NAMES, family
@@ -92,11 +93,13 @@ def polished(program: ConeProgram, solution: Solution) -> Numbers:
 def factorised(program: ConeProgram, solution: Solution) -> Numbers:
     system = ReducedSystem(program.structure)
     point = solution.complementary(program)
-    K = system.values(program, point.derivative, point.scales.c)
-    factor = system.factoriser.factor(K)
-    z, residual = factor.refine(K[:, np.arange(system.pattern.shape[0]) % K.shape[1]])
+    factor = system.refined(program, point.derivative, point.scales.c)
+    assert isinstance(factor, StoredFactor)
+    scale, E = factor.equilibrated(np.arange(program.batch))
+    z, residual = factor.refine(E[:, np.arange(system.pattern.shape[0]) % E.shape[1]])
     return {
-        "K": K,
+        "scale": scale,
+        "E": E,
         "z": z,
         "residual": residual,
         "condition": factor.condition,

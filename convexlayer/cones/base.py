@@ -94,7 +94,7 @@ class RankTwo:
         return self.delta * (v - self.q2 * along2) + self.complement * (self.q1 * along1)
 
 
-Derivative = TypeVar("Derivative", Eigenbasis, RankTwo)
+Derivative = TypeVar("Derivative")
 
 
 @final

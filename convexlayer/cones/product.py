@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce
 from itertools import groupby
-from typing import TypeGuard, final
+from typing import TypeAlias, final
 
 import numpy as np
 
 from convexlayer.cones.base import AbstractCone, ConePoint, Eigenbasis, RankTwo, namespace
 from convexlayer.cones.exponential import Exponential
+from convexlayer.cones.kronecker import KroneckerBasis
 from convexlayer.cones.nonnegative import Nonnegative
 from convexlayer.cones.power import Power
 from convexlayer.cones.psd import PositiveSemidefinite
@@ -20,10 +21,25 @@ from convexlayer.cones.zero import Zero
 from convexlayer.errors import ShapeError
 from convexlayer.program import Array, Cones
 
-__all__ = ["RANK_TWO_FROM", "Group", "ProductCone", "ProductDerivative", "ProductPoint", "product_cone"]
+__all__ = [
+    "KRONECKER_FROM",
+    "RANK_TWO_FROM",
+    "Group",
+    "Piece",
+    "ProductCone",
+    "ProductDerivative",
+    "ProductPoint",
+    "product_cone",
+]
 
 RANK_TWO_FROM = 8
 """Second-order blocks of this many rows and more have their derivative as a rank-two form; measured."""
+
+KRONECKER_FROM = 24
+"""Semidefinite blocks of this order and more have their derivative without an eigenbasis; measured."""
+
+Piece: TypeAlias = Eigenbasis | RankTwo | KroneckerBasis
+"""The derivative of a group of blocks."""
 
 
 LEAST = 1e-8
@@ -55,16 +71,28 @@ class Group:
     @property
     def rank_two(self) -> bool:
         """Whether the derivative is a rank-two form."""
-        return _large(self.cone)
+        return isinstance(self.cone, SecondOrder) and self.size >= RANK_TWO_FROM
+
+    @property
+    def kronecker(self) -> bool:
+        """Whether the derivative is that of large semidefinite blocks."""
+        return isinstance(self.cone, PositiveSemidefinite) and self.cone.order >= KRONECKER_FROM
 
     def split(self, w: Array) -> Array:
         """The group's rows of w (B, m), as (B, blocks, size)."""
         return w[:, self.rows].reshape(w.shape[0], self.blocks, self.size)
 
-    def at(self, w: Array) -> ConePoint[Eigenbasis] | ConePoint[RankTwo]:
+    def at(self, w: Array) -> _Point:
         """The cone at the group's rows of w (B, m): without an eigenbasis where that would be large."""
-        part = self.split(w)
-        return self.cone.rank_two_at(part) if _large(self.cone) else self.cone.at(part)
+        part, cone = self.split(w), self.cone
+        if isinstance(cone, SecondOrder) and self.rank_two:
+            return cone.rank_two_at(part)
+        if isinstance(cone, PositiveSemidefinite) and self.kronecker:
+            return cone.kronecker_at(part)
+        return cone.at(part)
+
+
+_Point: TypeAlias = ConePoint[Eigenbasis] | ConePoint[RankTwo] | ConePoint[KroneckerBasis]
 
 
 @final
@@ -74,9 +102,9 @@ class _Points:
     def __init__(self, cone: ProductCone, w: Array) -> None:
         self.cone = cone
         self.w = w
-        self._found: dict[int, ConePoint[Eigenbasis] | ConePoint[RankTwo]] = {}
+        self._found: dict[int, _Point] = {}
 
-    def at(self, i: int) -> ConePoint[Eigenbasis] | ConePoint[RankTwo]:
+    def at(self, i: int) -> _Point:
         """The cone of group i."""
         found = self._found.get(i)
         if found is None:
@@ -105,12 +133,12 @@ class ProductDerivative:
         return d
 
     @cached_property
-    def pieces(self) -> tuple[Eigenbasis | RankTwo, ...]:
+    def pieces(self) -> tuple[Piece, ...]:
         """The derivative of each group, with axes (B, blocks, ...)."""
         return (*(self._points.at(i).derive() for i in range(self._points.cone.flat_groups)), *self.curved)
 
     @cached_property
-    def curved(self) -> tuple[Eigenbasis | RankTwo, ...]:
+    def curved(self) -> tuple[Piece, ...]:
         """The derivative of each group that is neither of the zero nor of the nonnegative cone."""
         return tuple(self._points.at(i).derive() for i in range(self._points.cone.flat_groups, len(self.groups)))
 
@@ -285,19 +313,15 @@ def product_cone(cones: Cones) -> ProductCone:
     return ProductCone(cones)
 
 
-def _eigenvalues(piece: Eigenbasis | RankTwo) -> tuple[Array, Array]:
+def _eigenvalues(piece: Piece) -> tuple[Array, Array]:
     """The eigenvalues d and 1 - d of a group, of which none is 0 but exactly."""
-    return (piece.d if isinstance(piece, Eigenbasis) else piece.delta), piece.complement
+    return (piece.delta if isinstance(piece, RankTwo) else piece.d), piece.complement
 
 
-def _least(piece: Eigenbasis | RankTwo) -> Array:
+def _least(piece: Piece) -> Array:
     """The least margin of all blocks of a group, (B,)."""
     margin = piece.margin()
     return namespace(margin).min(margin, axis=-1)
-
-
-def _large(cone: AbstractCone) -> TypeGuard[SecondOrder]:
-    return isinstance(cone, SecondOrder) and cone.size >= RANK_TWO_FROM
 
 
 def _groups(cones: Cones) -> Iterator[Group]:

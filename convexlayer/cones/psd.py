@@ -5,16 +5,15 @@ A block is the scaled lower triangle of a symmetric matrix, column by column, of
 
 from __future__ import annotations
 
-import math
 from typing import Any, final
 
 import numpy as np
-from array_api_compat import device
 from numpy.typing import NDArray
 
 from convexlayer.buffers import empty, plain
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
+from convexlayer.cones.kronecker import KroneckerBasis, like, symmetric_vectors
 
 __all__ = ["PositiveSemidefinite"]
 
@@ -31,31 +30,31 @@ class PositiveSemidefinite(AbstractCone):
 
     def __init__(self, order: int) -> None:
         self.order = order
-        self.size = order * (order + 1) // 2
-        cols, rows = np.triu_indices(order)
-        self._rows, self._cols = rows, cols
-        position = np.empty((order, order), dtype=np.int64)
-        position[rows, cols] = position[cols, rows] = np.arange(self.size)
-        self._position = position.ravel()
-        self._scale = np.where(rows == cols, 1.0, math.sqrt(2.0))
-        self._unscale = np.where(np.eye(order, dtype=bool), 1.0, math.sqrt(0.5)).ravel()
-        self._lower = rows * order + cols
+        self._svec = symmetric_vectors(order)
+        self.size = self._svec.size
 
     @property
     def centre(self) -> NDArray[np.float64]:
         """A direction in the interior of K and K*."""
-        return np.where(self._rows == self._cols, 1.0 / math.sqrt(self.order), 0.0)
+        svec = self._svec
+        return np.where(svec.rows == svec.cols, self.order**-0.5, 0.0)
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """svec(V diag(max(l, 0)) V'), and the derivative there."""
         if is_compiled(w):
             return self._compiled_point(w)
-        xp = namespace(w)
-        values, vectors = self._eigh(xp, w)
-        projected = (vectors * xp.maximum(values, 0.0)[..., None, :]) @ xp.matrix_transpose(vectors)
-        flat = xp.reshape(projected, (*w.shape[:-1], self.order**2))
-        projection = xp.take(flat, self._like(w, self._lower), axis=-1) * self._like(w, self._scale)
-        return ConePoint(projection, lambda: self._eigenbasis(xp, w, values, vectors))
+        values, vectors = self._eigh(w)
+        return ConePoint(self._projection(values, vectors), lambda: self._eigenbasis(w, values, vectors))
+
+    def kronecker_at(self, w: Array) -> ConePoint[KroneckerBasis]:
+        """The same projection, and the derivative without a matrix of the size of a block."""
+        values, vectors = self._eigh(w)
+
+        def derive() -> KroneckerBasis:
+            xp = namespace(w)
+            return KroneckerBasis(vectors, *self._spectrum(values), lambda: _least(xp, values))
+
+        return ConePoint(self._projection(values, vectors), derive)
 
     def _compiled_point(self, w: Array) -> ConePoint[Eigenbasis]:
         """The same by the compiled kernels."""
@@ -76,12 +75,25 @@ class PositiveSemidefinite(AbstractCone):
 
         return ConePoint(y.reshape(w.shape), derive)
 
-    def _eigenbasis(self, xp: Any, w: Array, values: Array, vectors: Array) -> Eigenbasis:
-        """Q = svec of (v_i v_j' + v_j v_i') / sqrt 2 and v_i v_i'; d = l+ / (l+ + abs(l-)) over each pair."""
-        rows, cols, scale = self._like(w, self._rows), self._like(w, self._cols), self._like(w, self._scale)
+    def _projection(self, values: Array, vectors: Array) -> Array:
+        """svec(V diag(max(l, 0)) V')."""
+        xp = namespace(values)
+        return self._svec.vector((vectors * xp.maximum(values, 0.0)[..., None, :]) @ xp.matrix_transpose(vectors))
+
+    def _eigenbasis(self, w: Array, values: Array, vectors: Array) -> Eigenbasis:
+        """Q = svec of (v_i v_j' + v_j v_i') / sqrt 2 and v_i v_i'."""
+        xp = namespace(w)
+        rows, cols, scale = (like(w, part) for part in (self._svec.rows, self._svec.cols, self._svec.scale))
         upper, lower = xp.take(vectors, rows, axis=-2), xp.take(vectors, cols, axis=-2)
         products = xp.take(upper, rows, axis=-1) * xp.take(lower, cols, axis=-1)
         products = products + xp.take(upper, cols, axis=-1) * xp.take(lower, rows, axis=-1)
+        Q = products * (0.5 * scale[:, None] * scale)
+        return Eigenbasis(Q, *self._spectrum(values), lambda: _least(xp, values))
+
+    def _spectrum(self, values: Array) -> tuple[Array, Array]:
+        """d = l+ / (l+ + abs(l-)) over each pair of eigenvalues, and 1 - d."""
+        xp = namespace(values)
+        rows, cols = like(values, self._svec.rows), like(values, self._svec.cols)
         positive = xp.maximum(values, 0.0)
         negative = positive - values
         positive = xp.take(positive, rows, axis=-1) + xp.take(positive, cols, axis=-1)
@@ -89,21 +101,14 @@ class PositiveSemidefinite(AbstractCone):
         total = positive + negative
         zero = total == 0
         total = xp.where(zero, 1.0, total)
-        complement = xp.where(zero, 1.0, negative / total)
-        Q = products * (0.5 * scale[:, None] * scale)
-        return Eigenbasis(Q, positive / total, complement, lambda: _least(xp, values))
+        return positive / total, xp.where(zero, 1.0, negative / total)
 
-    def _eigh(self, xp: Any, w: Array) -> tuple[Array, Array]:
+    def _eigh(self, w: Array) -> tuple[Array, Array]:
         """Eigenvalues (..., k), ascending, and eigenvectors (..., k, k) of the matrices."""
+        xp = namespace(w)
         finite = xp.all(xp.isfinite(w), axis=-1, keepdims=True)
-        flat = xp.take(xp.where(finite, w, 0.0), self._like(w, self._position), axis=-1) * self._like(w, self._unscale)
-        values, vectors = xp.linalg.eigh(xp.reshape(flat, (*w.shape[:-1], self.order, self.order)))
+        values, vectors = xp.linalg.eigh(self._svec.matrix(xp.where(finite, w, 0.0)))
         return xp.where(finite, values, xp.nan), vectors
-
-    @staticmethod
-    def _like(w: Array, constant: np.ndarray[Any, Any]) -> Any:
-        """A constant as an array of the namespace and device of w."""
-        return namespace(w).asarray(constant, device=device(w))
 
 
 def _least(xp: Any, values: Array) -> Array:

@@ -31,8 +31,8 @@ def sees_null_space(
 ) -> BoolArray:
     """Whether anything is seen of the null spaces of K of these elements, (len(index),).
 
-    A direction is seen where one of the numbers that it makes is not the rounding of terms that cancel. Of a space of
-    many dimensions a few random directions tell.
+    A direction is seen where one of the numbers that it makes is not the rounding of terms that cancel; what could not
+    be told is taken for seen. Of a space of many dimensions a few random directions tell.
 
     Args:
         factor: of a batch.
@@ -42,7 +42,7 @@ def sees_null_space(
         batch: see ``seen``.
     """
     l, v = factor.null_space(index)  # noqa: E741 (the design's name)
-    found = np.zeros(len(index), dtype=bool)
+    found = ~factor.certain(index)
     for j in range(l.shape[1]):
         rest = np.flatnonzero(~found & np.any(np.concatenate([l[:, j], v[:, j]], axis=1) != 0.0, axis=1))
         if not len(rest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple, final
@@ -27,6 +28,9 @@ active set."""
 
 NEAR, PROGRESS, PATIENCE = 1e-6, 0.5, 2
 """Where backward errors are below NEAR, so many steps not shorter by PROGRESS than the shortest are the last."""
+
+UNTOUCHED = (Status.INFEASIBLE, Status.UNBOUNDED, Status.ITERATION_LIMIT, Status.TIME_LIMIT)
+"""What has no solution near it, or was stopped by the caller's wish."""
 
 ALL_FROM = 0.5
 """Share of elements in need, from which the first step factorises all of them, for the derivative to come."""
@@ -75,25 +79,29 @@ def polished(
     point: ComplementaryPoint | None = None,
     needed: float = NEEDED,
     steps: int = 16,
+    deadline: float = np.inf,
 ) -> Polished:
     """Semismooth Newton steps on the residual map, at w = c y - s / c, for the elements with a point that needs it.
 
     The complementary ``point`` near the solution (found unless given) is taken where its backward error is at most
     ``needed``. Elsewhere each step solves the derivative's own system at the current point and moves to
     w + c dy - ds / c, from where y and s are projections; the best point of each element is taken, by its backward
-    error. So none gets worse.
+    error. So none gets worse. Points at which a solver met a limit are left as they are, and no step is begun after the
+    ``deadline``, as ``time.perf_counter`` counts.
     """
     point = point or solution.complementary(program)
     first = point.backward
-    certificates = np.array([status in (Status.INFEASIBLE, Status.UNBOUNDED) for status in solution.status], dtype=bool)
-    need = np.isfinite(first) & (first > needed) & ~certificates
-    taken, factor = (first <= needed) & ~certificates, None
+    untouched = np.zeros(len(first), dtype=bool)
+    if not solution.all_optimal:
+        untouched[:] = [status in UNTOUCHED for status in solution.status]
+    need = np.isfinite(first) & (first > needed) & ~untouched
+    taken, factor = (first <= needed) & ~untouched, None
     active = np.flatnonzero(need)
     if len(active):
         if len(active) >= ALL_FROM * program.batch and np.all(np.isfinite(first)):
             active = np.arange(program.batch)
         part = program if len(active) == program.batch else program.select(active)
-        run = _Run(system, part, solution.x[active], solution.y[active], solution.s[active], steps)
+        run = _Run(system, part, solution.x[active], solution.y[active], solution.s[active], steps, deadline)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # far from a solution, where it is given up
             run.go(point if part is program else point.select(active))
             for trust in TRUST:
@@ -125,9 +133,11 @@ class _Run:
         factor: the first one of all elements.
     """
 
-    def __init__(self, system: ReducedSystem, program: ConeProgram, x: Array, y: Array, s: Array, steps: int) -> None:
+    def __init__(
+        self, system: ReducedSystem, program: ConeProgram, x: Array, y: Array, s: Array, steps: int, deadline: float
+    ) -> None:
         self._system, self._program, self._start = system, program, (x, y, s)
-        self._steps, self._polyhedral = steps, not system.rows
+        self._steps, self._deadline, self._polyhedral = steps, deadline, not system.rows
         self._found: list[tuple[IndexArray, ComplementaryPoint]] = []
         self._best, self._last = np.zeros(len(x), dtype=np.int64), np.zeros(len(x), dtype=np.int64)
         self.backward = np.full(len(x), np.inf)
@@ -170,6 +180,8 @@ class _Run:
         shortest, patience = np.full(len(active), np.inf), np.full(len(active), float(PATIENCE))
         self._keep(active, here)
         for _ in range(self._steps):
+            if time.perf_counter() >= self._deadline:
+                break
             factor = self._system.factor(part, here)
             self.factor = self.factor or factor
             there, change = _step(part, here, factor)

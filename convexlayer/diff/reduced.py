@@ -21,10 +21,18 @@ from typing import final
 import numpy as np
 
 from convexlayer.certificate import ComplementaryPoint
-from convexlayer.cones import ProductDerivative, product_cone
+from convexlayer.cones import KroneckerBasis, ProductDerivative, product_cone
+from convexlayer.diff.matrix_free import MatrixFreeSystem
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
-from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractBackend, choose_factoriser, equilibrated_product
+from convexlayer.linalg import (
+    ACCEPTED,
+    SINGULAR,
+    AbstractBackend,
+    AbstractFactoriser,
+    RefinedFactor,
+    choose_factoriser,
+)
 from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
@@ -43,7 +51,10 @@ class ReducedSystem:
     """The symbolic part: pattern of K and where each value comes from. Once a layer."""
 
     def __init__(self, structure: Structure, backend: AbstractBackend | None = None, *, device: str = "cpu") -> None:
-        """Analyse a structure; who factorises is chosen by what is there, device, size and density, unless given."""
+        """Analyse a structure; who factorises is chosen by what is there, device, size and density, unless given.
+
+        Large semidefinite blocks are not stored, and no backend is asked (see ``matrix_free``).
+        """
         self.structure = structure
         self.cone = product_cone(structure.cones)
         n, P = structure.n, structure.P
@@ -58,16 +69,23 @@ class ReducedSystem:
         self._sparse = EntriesOfSystem(upper, places[0], self.flat.source, self.flat.row, places[1], places[2])
         later = iter(places[4:])
         self._places = [[next(later) for _ in rows.sections] for rows in self.rows]
-        self.factoriser = choose_factoriser(self.pattern, self._signs, backend, device)
+        large = [group for group in self.cone.groups if group.kronecker]
+        self._linear: MatrixFreeSystem | AbstractFactoriser = (
+            MatrixFreeSystem(structure, large, self.pattern, self._signs)
+            if large
+            else choose_factoriser(self.pattern, self._signs, backend, device)
+        )
 
-    def values(self, program: ConeProgram, derivative: ProductDerivative, c: Array) -> Array:
-        """K's values for every element, (B, nnz), of rows divided by c (B, m) in the curved cones."""
+    def refined(self, program: ConeProgram, derivative: ProductDerivative, c: Array) -> RefinedFactor:
+        """The factors of K (B, N, N), of rows divided by c (B, m) in the curved cones."""
         K = entries_of_system(self._sparse, program.P, program.A, derivative.flat, self.pattern.nnz)
-        if self.rows:
-            balanced = program.A / c[:, self.structure.A.rows]
-            for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
-                rows.write(balanced, piece, K, places)
-        return K
+        balanced = program.A / c[:, self.structure.A.rows] if self.rows else program.A
+        for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
+            rows.write(balanced, piece, K, places)
+        if isinstance(self._linear, AbstractFactoriser):
+            return self._linear.factor(K)
+        bases = [basis for basis in derivative.curved if isinstance(basis, KroneckerBasis)]
+        return self._linear.factor(K, balanced, bases)
 
     def factor(self, program: ConeProgram, point: ComplementaryPoint) -> ReducedFactor:
         """Assemble K for every element and factorise it."""
@@ -84,7 +102,7 @@ class ReducedFactor:
         self._program = program
         self._derivative = derivative
         self._c = c[:, system.cone.flat :]
-        self._refined = system.factoriser.factor(system.values(program, derivative, c))
+        self._refined = system.refined(program, derivative, c)
 
     @property
     def condition(self) -> Array:
@@ -134,13 +152,12 @@ class ReducedFactor:
         An entry is held against the terms of the rows that it stands in, and of those that share an unknown with them:
         rows of zeros have no size of their own. Nothing is said of v in curved cones.
         """
-        (l, v), pattern = answer, self._system.pattern  # noqa: E741 (the design's name)
-        (scale, E), n, flat = self._refined.equilibrated(np.arange(len(l))), l.shape[1], self._system.flat.own
+        (l, v), refined = answer, self._refined  # noqa: E741 (the design's name)
+        scale, n, flat = refined.scale, l.shape[1], self._system.flat.own
         z = np.zeros_like(scale)
         z[:, :n], z[:, flat] = l, v[:, : flat.stop - n]
-        abs_E = np.abs(E)
-        terms = equilibrated_product(pattern, abs_E, np.abs(z / scale)) + np.abs(scale * self._rhs(top, bottom))
-        size = NOISE * scale * equilibrated_product(pattern, abs_E, terms + equilibrated_product(pattern, abs_E, terms))
+        terms = refined.terms(z / scale) + np.abs(scale * self._rhs(top, bottom))
+        size = NOISE * scale * refined.terms(terms + refined.terms(terms))
         of_v = np.zeros_like(v)
         of_v[:, : flat.stop - n] = size[:, flat]
         return size[:, :n], of_v
@@ -158,10 +175,13 @@ class ReducedFactor:
         bases = np.zeros((len(index), r, self._system.pattern.shape[0]))
         for row, space in enumerate(spaces):
             bases[row, : len(space.basis)] = space.basis
-        scale, _ = self._refined.equilibrated(index)
-        size = np.abs(bases / scale[:, None])
+        size = np.abs(bases / self._refined.scale[index, None])
         bases[size <= LEFTOVER * np.max(size, axis=2, keepdims=True, initial=0.0)] = 0.0
         return bases
+
+    def certain(self, index: IndexArray) -> BoolArray:
+        """Whether ``null_space`` shows of each of these elements what there is to see, (len(index),)."""
+        return np.array([space.certain for space in self._refined.null_directions(index)], dtype=bool)
 
     def serves(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
         """Whether this is known to be the factor of these programs at that derivative too.

@@ -11,7 +11,7 @@ from typing import Any, final
 
 import numpy as np
 
-from convexlayer.cones import Eigenbasis, Group, RankTwo
+from convexlayer.cones import Eigenbasis, Group, KroneckerBasis, RankTwo
 from convexlayer.program import Array, IndexArray, Structure
 from convexlayer.sparse import rotate_entries
 
@@ -72,7 +72,12 @@ def rows_of(groups: Sequence[Group], structure: Structure) -> list[AbstractRows]
     found: list[AbstractRows] = []
     extra = structure.n + structure.m
     for group in groups:
-        found.append(_RankTwoRows(group, structure, extra) if group.rank_two else _BasisRows(group, structure))
+        if group.kronecker:
+            found.append(_KroneckerRows(group, structure))
+        elif group.rank_two:
+            found.append(_RankTwoRows(group, structure, extra))
+        else:
+            found.append(_BasisRows(group, structure))
         extra += len(found[-1].extra_signs)
     return found
 
@@ -200,6 +205,24 @@ class _RankTwoRows(AbstractRows):
         rhs[:, self.own] = self._flat(piece.root * blocks)
         rhs[:, self._xi] = np.sum(piece.lead * blocks, axis=-1)
         rhs[:, self._nu] = 0.0
+
+
+@final
+class _KroneckerRows(AbstractRows):
+    """D = Q diag(d) Q', L = Q diag(sqrt d), of which only I - L'L is stored: L'A is applied, by ``matrix_free``."""
+
+    def __init__(self, group: Group, structure: Structure) -> None:
+        super().__init__(group, structure)
+        self.sections = [(self._diagonal, self._diagonal)]
+
+    def write(self, A: Array, piece: KroneckerBasis, K: Array, places: Sequence[IndexArray]) -> None:
+        K[:, places[0]] = self._flat(-piece.complement)
+
+    def spread(self, z: Array, piece: KroneckerBasis) -> Array:
+        return self._flat(piece.combine(piece.root * self._blocks(z[:, self.own])))
+
+    def gather(self, v: Array, piece: KroneckerBasis, rhs: Array) -> None:
+        rhs[:, self.own] = self._flat(piece.root * piece.coordinates(self._blocks(v[:, self.rows])))
 
 
 def _basis(piece: Eigenbasis) -> Array:

@@ -31,12 +31,9 @@ WORDS = (
 UNLIMITED = (*WORDS[:4], Status.NUMERICAL_ERROR)
 """Where nobody set a limit, to reach it is to stall."""
 
-TARGET, PRODUCT = 1e-2, 5e-2
-"""Residuals, and natural residuals of nonnegative rows, to reach, relative to the tolerance ..."""
-
-CURVED_TARGET = 0.3
-"""... and residuals where there are curved cones: their natural residual is about the square root of the others, so
-that a polish is needed in any case, and more iterations are not."""
+TARGET = 0.3
+"""Residuals to reach, and natural residuals of nonnegative rows, relative to the tolerance: from there on a step on the
+active set, or a polish, is worth more than iterations."""
 
 MAX_ITER = 100
 
@@ -52,14 +49,13 @@ class BatchedEngine:
         """Analyse a structure."""
         self._structure = structure
         self._plan = EnginePlan.of(structure)
-        self._target = TARGET if structure.cones.kinds <= {"zero", "nonnegative"} else CURVED_TARGET
 
     def solve(self, program: ConeProgram, *, tol: float, max_iter: int | None = None) -> Solution:
         """Solve every element.
 
         Args:
             program: (B, ...).
-            tol: relative residuals that are good enough; a hundredth is aimed at.
+            tol: relative residuals that are good enough; a third of them is aimed at.
             max_iter: iterations of an element.
 
         Returns:
@@ -68,7 +64,7 @@ class BatchedEngine:
         plan, batch = self._plan, program.batch
         x, y, s = (np.full((batch, size), np.nan) for size in (self._structure.n, self._structure.m, self._structure.m))
         word, iterations = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
-        limits = Limits(self._target * tol, PRODUCT * tol, tol, max_iter or MAX_ITER)
+        limits = Limits(TARGET * tol, TARGET * tol, tol, max_iter or MAX_ITER)
         lanes = (0.0,) * (LANES if batch > 2 * WORKERS else 1)
         data = tuple(map(plain, (program.P, program.q, program.A, program.b)))
         start = time.perf_counter()

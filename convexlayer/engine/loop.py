@@ -28,6 +28,7 @@ from convexlayer.engine.cones import (
     update_scaling,
     write_H,
 )
+from convexlayer.engine.crossover import REFINEMENTS, ahead, arrived, set_active
 from convexlayer.engine.loading import equilibrate
 from convexlayer.engine.plan import Layout
 from convexlayer.engine.steps import (
@@ -61,18 +62,19 @@ from convexlayer.engine.steps import (
     new_point,
     prepare,
 )
-from convexlayer.engine.system import REGULARISATION, products, solve_refined
+from convexlayer.engine.system import REGULARISATION, products, refine_further, solve_refined
 from convexlayer.entry import entry
 from convexlayer.linalg.lanes import LanePlan, factorise
-from convexlayer.linalg.simd import load, store
+from convexlayer.linalg.simd import any_lane, load, store
 from convexlayer.program import Array, IndexArray
 
 __all__ = ["INFEASIBLE", "ITERATION_LIMIT", "OPTIMAL", "STALLED", "UNBOUNDED", "Limits", "solve_range"]
 
 OPTIMAL, INFEASIBLE, UNBOUNDED, STALLED, ITERATION_LIMIT = 0, 1, 2, 3, 4
 
-IDLE, FRESH, RUNNING = 0, 1, 2
-"""States of a lane: nothing left to do, loaded but without a starting point, iterating."""
+IDLE, FRESH, RUNNING, CROSSING = 0, 1, 2, 3
+"""States of a lane: nothing left to do, loaded but without a starting point, iterating, on its way to the solution (see
+``crossover``)."""
 
 FAR = 1e4
 """Largest entry of a starting point, in scaled units."""
@@ -190,7 +192,8 @@ def solve_range(
     scaling = new_scaling(lanes, layout, m)
     lane, measures = np.ones((SCALARS, V)), np.zeros((MEASURES, V))
     element, state, count = np.full(V, -1), np.full(V, IDLE), np.zeros(V, np.int64)
-    least, least_tau = np.full(V, np.inf), np.ones(V)
+    least, least_tau, crossing = np.full(V, np.inf), np.ones(V), np.zeros((1, V))
+    polyhedral = layout.orthant == m
     following = first
     while True:
         products(lanes, layout, data.P, data.A, x, y, affine.Px, affine.Aty, affine.Ax)
@@ -215,6 +218,8 @@ def solve_range(
                         _write(data, best, least_tau[v], x_out[e], y_out[e], s_out[e], v)
                     else:
                         _write(data, point, lane[TAU, v], x_out[e], y_out[e], s_out[e], v)
+                    if said == OPTIMAL and polyhedral:
+                        state[v] = CROSSING
             if state[v] == IDLE and following < last:
                 e = following
                 following += 1
@@ -228,18 +233,34 @@ def solve_range(
                     _zero_lane(affine, v)
             anyone = anyone or state[v] != IDLE
             running = running or state[v] == RUNNING
+            crossing[0, v] = 1.0 if state[v] == CROSSING else 0.0
         if not anyone:
             return
 
         # K, and its solution for (-q, b), which is also the starting point of fresh lanes
         update_scaling(lanes, layout, s, y, scaling)
         write_H(lanes, layout, n, scaling, values)
+        for v in range(V):
+            if state[v] == CROSSING:
+                set_active(layout, n, best, values, v)
         factorise(lanes, plan, values, L, D, D_inverse, row_work)
         for j in range(n):
             store(rhs, j, -load(lanes, data.q, j))
         for i in range(m):
             store(rhs, n + i, load(lanes, data.b, i))
+        for v in range(V):
+            if state[v] == CROSSING:
+                ahead(layout, data, best, least_tau[v], rhs, v)
         solve_refined(lanes, plan, values, L, D_inverse, rhs, constant, work)
+        crosses = load(lanes, crossing, 0) > 0.0
+        if any_lane(crosses):
+            refine_further(lanes, plan, values, L, D_inverse, rhs, constant, work, crosses, REFINEMENTS)
+            for v in range(V):
+                if state[v] == CROSSING:
+                    if arrived(layout, data, best, constant, v):
+                        e = element[v]
+                        _write(data, best, 1.0, x_out[e], y_out[e], s_out[e], v)
+                    state[v] = IDLE
         if running:
             times_H(lanes, layout, scaling, constant[n : n + m], Hy)
             prepare(lanes, layout, degree, data, point, affine, constant, Hy, lane)

@@ -17,6 +17,9 @@ __all__ = ["EnginePlan", "Layout"]
 DENSE_SECOND_ORDER = 4
 """Second-order blocks of up to this many rows are dense blocks of the system, larger ones are expanded."""
 
+LARGE_BLOCK = 300
+"""Dense blocks of this many rows come last in the order of elimination."""
+
 
 class Layout(NamedTuple):
     """Index arrays of the engine, for the compiled loops. Positions are those of the values of the LanePlan.
@@ -120,8 +123,11 @@ class EnginePlan:
         ends = np.cumsum([len(part) for part in rows])
         keys, where = np.unique(np.concatenate(cols) * size + np.concatenate(rows), return_inverse=True)
         extra_signs = np.tile([-1.0, 1.0], len(expanded))
+        large = [n + block.start + np.arange(block.size) for block in packed if block.size >= LARGE_BLOCK]
         symbolic = Symbolic.of(
-            Pattern((size, size), keys % size, keys // size), np.concatenate([np.ones(n), -np.ones(m), extra_signs])
+            Pattern((size, size), keys % size, keys // size),
+            np.concatenate([np.ones(n), -np.ones(m), extra_signs]),
+            np.concatenate([np.zeros(0, np.int64), *large]),
         )
         P_place, diagonal, A_place, *rest = np.split(symbolic.place[where].astype(np.int32), ends[:-1])
         packed_place = _joined(rest[: len(packed)])

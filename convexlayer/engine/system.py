@@ -11,7 +11,7 @@ from convexlayer.linalg.lanes import LanePlan, column_products, multiply, solve_
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, store, where
 from convexlayer.program import Array
 
-__all__ = ["REGULARISATION", "products", "solve_refined", "times_P"]
+__all__ = ["REGULARISATION", "products", "refine_further", "solve_refined", "times_P"]
 
 REGULARISATION = 1e-7
 """Added to the diagonal of K with the sign of each pivot; refinement removes its effect."""
@@ -108,3 +108,33 @@ def solve_refined(
             break
     for i in range(size):
         store(out, order[i], load(lanes, z, i))
+
+
+@njit(nogil=True, error_model="numpy")
+def refine_further(
+    lanes: Any,
+    plan: LanePlan,
+    values: Array,
+    L: Array,
+    D_inverse: Array,
+    rhs: Array,
+    out: Array,
+    work: Array,
+    which: Any,
+    steps: int,
+) -> None:
+    """So many steps of refinement more of what ``solve_refined`` left in out, in some lanes, a mask."""
+    z, remainder = work[1], work[2]
+    order, signs = plan.permutation, plan.signs
+    for i in range(len(order)):
+        store(z, i, load(lanes, out, order[i]))
+    for _ in range(steps):
+        multiply(lanes, plan, values, z, remainder)
+        for i in range(len(order)):
+            regular = load(lanes, remainder, i) - REGULARISATION * float(signs[i]) * load(lanes, z, i)
+            store(remainder, i, load(lanes, rhs, order[i]) - regular)
+        solve_in_place(lanes, plan, L, D_inverse, remainder)
+        for i in range(len(order)):
+            store(z, i, load(lanes, z, i) + load(lanes, remainder, i))
+    for i in range(len(order)):
+        store(out, order[i], where(which, load(lanes, z, i), load(lanes, out, order[i])))

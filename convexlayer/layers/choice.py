@@ -66,7 +66,7 @@ def choose(name: str, structure: Structure, device: str = "cpu") -> Chosen:
         SolverError: the solver is unknown, missing, or cannot take the structure.
     """
     solver, reason = solver_for(name, structure, device)
-    second = deputy_of(solver, structure)
+    second = deputy_of(solver, structure, automatic=name.lower() == "auto")
     deputy = None if second is None else Deputy(solver_for(second, structure)[0], structure)
     return Chosen(solver, solver.init(structure), deputy, reason)
 

@@ -30,8 +30,8 @@ from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.layers.units import Equilibration, in_own_units
 from convexlayer.layers.verdicts import unproved, unsettled, with_verdicts
 from convexlayer.program import Array, ConeProgram, IndexArray
-from convexlayer.solution import Residuals, Solution
-from convexlayer.solvers import Options
+from convexlayer.solution import Residuals, Solution, Status
+from convexlayer.solvers import Clock, Options
 from convexlayer.solvers.auto import candidates
 
 __all__ = ["SolutionMap"]
@@ -154,6 +154,7 @@ class SolutionMap:
             SolverError: an option that the solver does not know.
         """
         chosen = self._placed(Options.of(options, self.options))
+        clock = Clock(chosen.time_limit_s)
         given = self._posed(theta)
         features, program, scale = given.features, given.program, given.scale
 
@@ -164,11 +165,12 @@ class SolutionMap:
         part, usable = usable_part(own, given.invalid)
         by = self._solver_for(part, chosen)
         start, cold = self._start(warm_start, by, given, usable, units)
-        solution = by.solver.solve(by.state, part, chosen, start) if part.batch else _nothing(part)
+        limited = clock.applied(chosen)
+        solution = by.solver.solve(by.state, part, limited, start) if part.batch else _nothing(part)
         solved, raw = time.perf_counter(), solution
-        solution, residuals, factor, point = self._certified(part, solution, chosen)
-        solution, residuals, again = self._solved_again(by, part, raw, solution, residuals, chosen)
-        solution, details = with_verdicts(part, solution, raw, chosen)
+        solution, residuals, factor, point = self._certified(part, solution, chosen, clock)
+        solution, residuals, again = self._solved_again(by, part, raw, solution, residuals, chosen, clock)
+        solution, details = with_verdicts(part, solution, raw, clock.applied(chosen))
         solution, residuals = among(solution, residuals, usable, program.batch)
         if usable is not None:
             again = tuple(usable[list(again)].tolist())
@@ -294,11 +296,12 @@ class SolutionMap:
             )
         return solution
 
-    def _certified(self, program: ConeProgram, solution: Solution, options: Options) -> _Certified:
+    def _certified(self, program: ConeProgram, solution: Solution, options: Options, clock: Clock) -> _Certified:
         """Polished where that is asked for, with statuses that the residuals warrant."""
         point, factor = solution.complementary(program), None
         if options.polish:
-            solution, point, factor = polished(self._system, program, solution, point=point)
+            deadline = clock.deadline
+            solution, point, factor = polished(self._system, program, solution, point=point, deadline=deadline)
         measured = solution.residuals(program, point)
         certified, residuals = solution.certified(program, options.tol, measured, row_by_row=options.polish)
         return _Certified(certified, residuals, factor, point)
@@ -311,26 +314,28 @@ class SolutionMap:
         solution: Solution,
         residuals: Residuals,
         options: Options,
+        clock: Clock,
     ) -> tuple[Solution, Residuals, tuple[int, ...]]:
         """With the elements that the solver left unsettled solved in parts, or by its deputy, and their positions."""
         deputy = by.deputy
-        index = unproved(solution, raw) if by.solver.deputy_for_claims else unsettled(solution, raw)
-        if not len(index):
+        stalled = options.max_iter is None  # whoever reaches a limit that nobody set
+        index = unproved(solution, raw) if by.solver.deputy_for_claims else unsettled(solution, raw, stalled=stalled)
+        if not len(index) or clock.over:
             return solution, residuals, ()
         asked: list[Callable[[ConeProgram], Solution]] = []
         if self._parts.several and options.time_limit_s is None:
             asked.append(lambda part: self._parts.solve(part, options))
         if deputy is not None and (deputy.solver.timed or options.time_limit_s is None):
-            asked.append(lambda part: deputy.solver.solve(deputy.state, part, options))
+            asked.append(lambda part: deputy.solver.solve(deputy.state, part, clock.applied(options)))
         left = index
         for ask in asked:
             if not len(left):
                 break
             part = program.select(left)
             said = ask(part)
-            other, found, *_ = self._certified(part, said, options)
-            settled = np.ones(len(left), dtype=bool)
-            settled[unsettled(other, said)] = False
+            other, found, *_ = self._certified(part, said, options, clock)
+            settled = np.array([status is not Status.TIME_LIMIT for status in other.status], dtype=bool)
+            settled[unsettled(other, said, stalled=stalled)] = False
             better = np.flatnonzero(settled | (found.backward < residuals.backward[left]))
             solution = solution.with_elements(left[better], other.select(better))
             residuals, left = solution.residuals(program), left[~settled]
@@ -372,8 +377,9 @@ class SolutionMap:
             contenders = [each for each in contenders if each.solver.timed]
 
         def attempt(candidate: Chosen) -> int:
+            clock = Clock(options.time_limit_s)
             solution = candidate.solver.solve(candidate.state, program, options)
-            return int(np.count_nonzero(self._certified(program, solution, options).solution.solved))
+            return int(np.count_nonzero(self._certified(program, solution, options, clock).solution.solved))
 
         return fastest(contenders, attempt)
 

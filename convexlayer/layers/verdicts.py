@@ -36,11 +36,19 @@ def unproved(solution: Solution, raw: Solution) -> IndexArray:
     return _positions(_among(raw, *CLAIMS) & ~solution.solved & ~_proved(solution))
 
 
-def unsettled(solution: Solution, raw: Solution) -> IndexArray:
-    """Positions of the elements that a deputy is asked about; limits are the caller's wish. Arguments as above."""
+def unsettled(solution: Solution, raw: Solution, *, stalled: bool = False) -> IndexArray:
+    """Positions of the elements that a deputy is asked about; limits are the caller's wish.
+
+    Args:
+        solution: certified.
+        raw: what the solver said itself.
+        stalled: whether nobody set a limit of iterations, so that whoever is at one has stalled.
+    """
     if solution.all_optimal:
         return _positions(np.zeros(0, dtype=bool))
     doubtful = _among(solution, Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
+    if stalled:
+        doubtful |= _among(solution, Status.ITERATION_LIMIT)
     return np.union1d(_positions(doubtful), unproved(solution, raw))
 
 

@@ -2,16 +2,38 @@
 
 from convexlayer.linalg.base import AbstractBackend, AbstractFactor, BackendState
 from convexlayer.linalg.choice import choose_factoriser
-from convexlayer.linalg.refined import ACCEPTED, SINGULAR, AbstractFactoriser, RefinedFactor, equilibrated_product
+from convexlayer.linalg.matrix_free import (
+    AbstractInverse,
+    AbstractMatrix,
+    FactoredInverse,
+    KrylovInverse,
+    MatrixFree,
+    MatrixFreeFactor,
+)
+from convexlayer.linalg.refined import (
+    ACCEPTED,
+    EPS,
+    SINGULAR,
+    AbstractFactoriser,
+    RefinedFactor,
+    equilibration,
+)
 
 __all__ = [
     "ACCEPTED",
+    "EPS",
     "SINGULAR",
     "AbstractBackend",
     "AbstractFactor",
     "AbstractFactoriser",
+    "AbstractInverse",
+    "AbstractMatrix",
     "BackendState",
+    "FactoredInverse",
+    "KrylovInverse",
+    "MatrixFree",
+    "MatrixFreeFactor",
     "RefinedFactor",
     "choose_factoriser",
-    "equilibrated_product",
+    "equilibration",
 ]

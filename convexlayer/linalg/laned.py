@@ -10,7 +10,7 @@ import numpy as np
 
 from convexlayer.buffers import empty, plain
 from convexlayer.linalg import kernels
-from convexlayer.linalg.refined import REFINEMENTS, TINY, AbstractFactoriser, RefinedFactor, power_start
+from convexlayer.linalg.refined import REFINEMENTS, TINY, AbstractFactoriser, RefinedFactor, StoredFactor, power_start
 from convexlayer.linalg.symbolic import Symbolic
 from convexlayer.pool import WORKERS, share
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
@@ -48,7 +48,7 @@ class LaneFactoriser(AbstractFactoriser):
 
 
 @final
-class _LaneFactor(RefinedFactor):
+class _LaneFactor(StoredFactor):
     def __init__(self, system: LaneFactoriser, values: Array) -> None:
         super().__init__(system.pattern)
         symbolic, batch = system.symbolic, len(values)
@@ -72,7 +72,7 @@ class _LaneFactor(RefinedFactor):
 
     @property
     def null_direction(self) -> Array:
-        direction = self._scale * self._unpermuted(2)
+        direction = self.scale * self._unpermuted(2)
         return direction / np.maximum(max_norm(direction), TINY)[:, None]
 
     def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
@@ -109,11 +109,11 @@ class _LaneFactor(RefinedFactor):
         return self if np.array_equal(index, np.arange(len(self._values))) else self._system.factor(self._values[index])
 
     def equilibrated(self, index: IndexArray) -> tuple[Array, Array]:
-        scale, pattern = self._scale[index], self._pattern
+        scale, pattern = self.scale[index], self._pattern
         return scale, self._values[index] * scale[:, pattern.rows] * scale[:, pattern.cols]
 
     @cached_property
-    def _scale(self) -> Array:
+    def scale(self) -> Array:
         return self._unpermuted(0)
 
     def _unpermuted(self, block: int) -> Array:

@@ -19,6 +19,7 @@ from typing import Protocol, final
 import numpy as np
 
 from convexlayer.program import Array, IndexArray
+from convexlayer.rays import BoolArray
 
 __all__ = ["IteratedFactor", "NullSpace", "NullSpaces", "alike", "find_null_spaces"]
 
@@ -44,8 +45,9 @@ WORK = 1e8
 class IteratedFactor(Protocol):
     """What is needed of the factors of a batch of systems."""
 
-    def equilibrated(self, index: IndexArray) -> tuple[Array, Array]:
-        """Scales S (elements, N), and upper triangles of E."""
+    @property
+    def scale(self) -> Array:
+        """The diagonals of S, (elements, N)."""
 
     def remains(self, x: Array) -> tuple[Array, Array]:
         """What the iteration leaves of x (B, count, N), and E times that."""
@@ -62,6 +64,8 @@ class IteratedFactor(Protocol):
 class NullSpace:
     """The null space of one K, of dimension r, and s directions where it is nearly singular.
 
+    Where it has more dimensions than were asked for, a random subspace of it stands for it.
+
     Attributes:
         vectors: a basis of the null space of E, largest entries 1, (r, N).
         gram: its inner products, (r, r).
@@ -69,8 +73,10 @@ class NullSpace:
         change: lower triangular (r, r), with vectors S = change basis.
         slow: directions of E's unknowns along which refinement is slow, (s, N).
         images: E times those, (s, N), orthogonal to each other.
-        whole: whether this is all of it. Where that is not asked for, or would cost more than WORK, these are a few
-            random directions of it.
+        certain: whether what the iteration left was told apart, so that nothing is seen of directions that are missing
+            where nothing is seen of these.
+        whole: whether this is all that is held of it; else there may be more, which was not asked for or would cost
+            more than WORK.
     """
 
     vectors: Array
@@ -79,6 +85,7 @@ class NullSpace:
     change: Array
     slow: Array
     images: Array
+    certain: bool
     whole: bool = True
 
     def along_slow(self, remainder: Array) -> Array:
@@ -165,52 +172,74 @@ def alike(
 
 
 def find_null_spaces(
-    factor: IteratedFactor, batch: int, size: int, count: int = FEW, *, whole: bool = True
+    factor: IteratedFactor, batch: int, size: int, *, count: int = FEW, most: int | None = None, whole: bool = True
 ) -> list[NullSpace]:
-    """The null spaces of the B matrices (N, N) of a factor, with so many random vectors to begin with.
+    """The null spaces of the B matrices (N, N) of a factor.
 
-    Unless they are wanted whole, there are no more directions of each than that.
+    Args:
+        factor: of the matrices.
+        batch: B.
+        size: N.
+        count: random vectors to begin with.
+        most: random vectors to take at most; random members stand for a space that would need more of them.
+        whole: whether to take more than those to begin with, where ``most`` is not given.
     """
     count = min(count, size)
     random = np.random.default_rng(0).standard_normal((count, size))
-    left, _ = factor.remains(np.broadcast_to(random, (batch, count, size)))
+    left, image = factor.remains(np.broadcast_to(random, (batch, count, size)))
     squares, turn = np.linalg.eigh(left @ left.swapaxes(1, 2))
     length = np.sqrt(np.maximum(squares, 0.0))
     kept = length > INDEPENDENT * np.maximum(length.max(axis=1, initial=0.0, keepdims=True), 1.0)
-    dimension = np.count_nonzero(kept, axis=1)
+    arrived = np.linalg.norm(image, axis=(1, 2)) <= SLOW * np.maximum(np.linalg.norm(left, axis=(1, 2)), 1.0)
+    dimension = np.where(arrived, np.count_nonzero(kept, axis=1), 0)
     # The squared length of what remains of a random vector is about the dimension of the space.
     expected = np.sum(left**2, axis=(1, 2)) / max(count, 1)
     enough = np.maximum(2 * count, expected + 3.0 * np.sqrt(expected) + 8.0).astype(np.int64)
-    more = (dimension == count) & (count < size)
+    larger = (dimension == count) & (count < size)
+    wanted = (enough**2 * size <= WORK) & whole if most is None else enough <= most
+    more = np.where(larger & wanted, enough, 0)
     found: dict[int, NullSpace] = {}
-    for needed, index in _equal(np.where(more & (enough**2 * size <= WORK) & whole, enough, 0)):
+    for needed, index in _equal(more):
         if needed:
-            found.update(zip(index, find_null_spaces(factor.select(index), len(index), size, needed), strict=True))
-    for r, index in _equal(np.array([-1 if i in found else r for i, r in enumerate(dimension)], dtype=np.int64)):
+            part = factor.select(index)
+            again = find_null_spaces(part, len(index), size, count=needed, most=most)
+            found.update(zip(index, again, strict=True))
+    for r, index in _equal(np.where(more > 0, -1, dimension)):
         if r >= 0:
             combine = (turn[index, :, count - r :] / length[index, None, count - r :]).swapaxes(1, 2)
-            spaces = _spanned(factor.select(index), combine @ left[index])
-            found.update((i, replace(space, whole=not more[i])) for i, space in zip(index, spaces, strict=True))
+            some = larger[index] | ~arrived[index]
+            spanned = _spanned(factor.select(index), combine @ left[index], some=some)
+            held = ~larger[index] | (most is not None)
+            spaces = (replace(space, whole=bool(all_of_it)) for space, all_of_it in zip(spanned, held, strict=True))
+            found.update(zip(index, spaces, strict=True))
     return [found[i] for i in range(batch)]
 
 
-def _spanned(factor: IteratedFactor, vectors: Array) -> list[NullSpace]:
-    """The null spaces within the spans of vectors (elements, r, N)."""
-    scale, _ = factor.equilibrated(np.arange(len(vectors)))
+def _spanned(factor: IteratedFactor, vectors: Array, *, some: BoolArray) -> list[NullSpace]:
+    """The null spaces within the spans of vectors (elements, r, N).
+
+    Args:
+        factor: of the matrices.
+        vectors: what the iteration left.
+        some: where there is more than they span, (elements,); then they must be null themselves to be certain.
+    """
+    scale, r = factor.scale, vectors.shape[1]
     none = np.zeros((0, vectors.shape[2]))
-    if vectors.shape[1] == 0:
-        return _null_spaces(vectors, scale, none, none)
-    vectors, images = factor.remains(vectors / np.max(np.abs(vectors), axis=2, keepdims=True))
+    if r:
+        vectors, images = factor.remains(vectors / np.max(np.abs(vectors), axis=2, keepdims=True))
+    else:
+        images = vectors
     length, shrunk = np.linalg.norm(vectors, axis=2), np.linalg.norm(images, axis=2)
     if np.all(shrunk <= NULL * length):
-        return _null_spaces(vectors, scale, none, none)
+        return _null_spaces(vectors, scale, none, none, certain=bool(r) | ~some)
     # Taken apart, the null ones lose what the others kept the iteration from taking off.
     apart = np.stack([_by_what_is_left(*pair)[0] for pair in zip(vectors, images, strict=True)])
     vectors, images = factor.remains(apart)
     found = []
     for row, (null, image) in enumerate(zip(vectors, images, strict=True)):
         null, slow, slow_images = _separated(null, image)
-        found += _null_spaces(null[None], scale[row, None], slow, slow_images)
+        certain = len(null) + (0 if some[row] else len(slow)) == r
+        found += _null_spaces(null[None], scale[row, None], slow, slow_images, certain=np.array([certain]))
     return found
 
 
@@ -233,11 +262,12 @@ def _by_what_is_left(vectors: Array, images: Array) -> tuple[Array, Array, Array
     return turn.T @ orthonormal.T, shrunk, directions
 
 
-def _null_spaces(vectors: Array, scale: Array, slow: Array, images: Array) -> list[NullSpace]:
+def _null_spaces(vectors: Array, scale: Array, slow: Array, images: Array, *, certain: BoolArray) -> list[NullSpace]:
     """Null spaces of K from bases (elements, r, N) of those of E; slow directions are the same for all."""
     basis, change = (part.swapaxes(1, 2) for part in np.linalg.qr((vectors * scale[:, None]).swapaxes(1, 2)))
     gram = vectors @ vectors.swapaxes(1, 2)
-    return [NullSpace(*parts, slow, images) for parts in zip(vectors, gram, basis, change, strict=True)]
+    parts = zip(vectors, gram, basis, change, certain.tolist(), strict=True)
+    return [NullSpace(v, g, b, c, slow, images, certain=sure) for v, g, b, c, sure in parts]
 
 
 def _equal(values: IndexArray) -> Iterator[tuple[int, IndexArray]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import final
 
@@ -11,16 +10,16 @@ import numpy as np
 from convexlayer.linalg.base import AbstractBackend, AbstractFactor
 from convexlayer.linalg.refined import (
     EPS,
-    POWER_STEPS,
     PROGRESS,
     REFINEMENTS,
-    RUIZ_PASSES,
     TARGET,
     TINY,
     AbstractFactoriser,
     RefinedFactor,
+    StoredFactor,
     equilibrated_product,
-    power_start,
+    equilibration,
+    power_iteration,
 )
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
 
@@ -45,7 +44,7 @@ class PortableFactoriser(AbstractFactoriser):
     def factor(self, values: Array) -> RefinedFactor:
         """Equilibrate, regularise and factorise."""
         pattern = self.pattern
-        scale = _equilibration(pattern, values)
+        scale = equilibration(pattern, values)
         E = values * scale[:, pattern.rows] * scale[:, pattern.cols]
         regularised = E.copy()
         regularised[:, pattern.rows == pattern.cols] += EPS * self._signs
@@ -53,13 +52,17 @@ class PortableFactoriser(AbstractFactoriser):
 
 
 @final
-class _PortableFactor(RefinedFactor):
+class _PortableFactor(StoredFactor):
     def __init__(
         self, system: PortableFactoriser, values: Array, scale: Array, E: Array, factor: AbstractFactor
     ) -> None:
         super().__init__(system.pattern)
         self._system, self._values = system, values
         self._scale, self._E, self._factor = scale, E, factor
+
+    @property
+    def scale(self) -> Array:
+        return self._scale
 
     def remains(self, x: Array) -> tuple[Array, Array]:
         left = [self._remains(vectors) for vectors in x.swapaxes(0, 1)]
@@ -88,11 +91,11 @@ class _PortableFactor(RefinedFactor):
     @cached_property
     def _inverse_iteration(self) -> tuple[Array, Array]:
         """Norm of the regularised inverse of E (B,), and the directions (B, N) that it magnifies most, of norm 1."""
-        return _power_iteration(self._factor.solve, self._scale.shape)
+        return power_iteration(self._factor.solve, self._scale.shape)
 
     @cached_property
     def _condition(self) -> Array:
-        norm, _ = _power_iteration(self._multiply, self._scale.shape)
+        norm, _ = power_iteration(self._multiply, self._scale.shape)
         return np.maximum(norm, 1.0) * self._inverse_iteration[0]  # the norm of a nonzero E is about 1 at least
 
     @property
@@ -128,31 +131,3 @@ class _PortableFactor(RefinedFactor):
 
     def _multiply(self, z: Array) -> Array:
         return equilibrated_product(self._pattern, self._E, z)
-
-
-def _power_iteration(apply: Callable[[Array], Array], shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Norms (B,) of symmetric operators on (B, N), from below, and the directions they magnify most, of norm 1."""
-    z = np.broadcast_to(power_start(shape[1]), shape)
-    norm = np.linalg.norm(z, axis=1, keepdims=True)
-    for _ in range(POWER_STEPS):
-        z = apply(z / np.maximum(norm, TINY))
-        norm = np.linalg.norm(z, axis=1, keepdims=True)
-    return norm[:, 0], z / np.maximum(norm, TINY)
-
-
-def _equilibration(pattern: Pattern, values: Array) -> Array:
-    """Scales (B, N) that bring the largest entry of every row of the symmetric matrix near 1 (Ruiz 2001)."""
-    size = pattern.shape[0]
-    scale = np.ones((values.shape[0], size))
-    if size == 0:
-        return scale
-    rows = np.concatenate([pattern.rows, pattern.cols])
-    order = np.argsort(rows, kind="stable")
-    starts = np.searchsorted(rows[order], np.arange(size))
-    source = order % pattern.nnz
-    magnitude = np.abs(values)
-    for _ in range(RUIZ_PASSES):
-        scaled = magnitude * scale[:, pattern.rows] * scale[:, pattern.cols]
-        largest = np.maximum.reduceat(scaled[:, source], starts, axis=1)
-        scale /= np.sqrt(np.where(largest > 0, largest, 1.0))
-    return scale

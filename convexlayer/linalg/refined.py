@@ -5,19 +5,33 @@ that the factorisation exists, and solutions are refined against the unregularis
 however the rows of K are scaled. Refinement finds a solution of a singular but consistent system too; ``condition`` and
 ``null_direction`` say where there are others. The least-squares solution of minimum norm is there for the rest.
 
-There are two forms of it, equal to rounding: ``portable`` in NumPy around a backend, and ``laned``, compiled.
+Matrices that are stored have two forms of it, equal to rounding: ``portable`` in NumPy around a backend, and ``laned``,
+compiled. ``matrix_free`` is for those that are not.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import final
 
 import numpy as np
 
 from convexlayer.linalg.null_space import NullSpace, alike, find_null_spaces
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
 
-__all__ = ["ACCEPTED", "SINGULAR", "AbstractFactoriser", "RefinedFactor", "equilibrated_product", "power_start"]
+__all__ = [
+    "ACCEPTED",
+    "SINGULAR",
+    "AbstractFactoriser",
+    "RefinedFactor",
+    "StoredFactor",
+    "equilibrated_product",
+    "equilibration",
+    "power_iteration",
+    "power_start",
+]
 
 EPS = 1e-7
 """Static regularisation of E. Where E is singular pivots reach 1 / EPS, whose rounding must stay well below EPS."""
@@ -57,16 +71,21 @@ TINY = 1e-300
 
 
 class RefinedFactor(ABC):
-    """A batch of B symmetric matrices K (N, N) of one pattern, factorised once.
+    """A batch of B symmetric matrices K (N, N), factorised once.
 
     Residuals are those of the equilibrated system: norm(S (rhs - K z)) / norm(S rhs), in the maximum norm.
     """
 
-    def __init__(self, pattern: Pattern) -> None:
-        """Pattern: the upper triangle of K."""
-        self._pattern = pattern
+    def __init__(self, size: int, *, most: int | None = None) -> None:
+        """Matrices of order ``size``; of null spaces of more than ``most`` dimensions a few members are found."""
+        self._size, self._most = size, most
         self._null_spaces: dict[int, NullSpace] = {}
         self._null_directions: dict[int, NullSpace] = {}
+
+    @property
+    @abstractmethod
+    def scale(self) -> Array:
+        """The diagonals of S, (B, N)."""
 
     @property
     @abstractmethod
@@ -107,16 +126,20 @@ class RefinedFactor(ABC):
 
     def _row_residual(self, z: Array, rhs: Array) -> tuple[Array, Array]:
         """Rhs - K z, and the largest of each row relative to the sum of the magnitudes of its terms, (B,)."""
-        scale, E = self.equilibrated(np.arange(len(rhs)))
+        scale = self.scale
         x, target = z / scale, scale * rhs
-        remainder = target - equilibrated_product(self._pattern, E, x)
-        terms = equilibrated_product(self._pattern, np.abs(E), np.abs(x)) + np.abs(target)
+        remainder = target - self.product(x)
+        terms = self.terms(x) + np.abs(target)
         floor = NOTHING * max_norm(terms)[:, None]
         return remainder / scale, max_norm(remainder / np.maximum(terms, np.maximum(floor, TINY)))
 
     @abstractmethod
-    def equilibrated(self, index: IndexArray) -> tuple[Array, Array]:
-        """Scales S (elements, N) and upper triangles of E (elements, nnz) of the elements at these positions."""
+    def product(self, x: Array) -> Array:
+        """E x of x (B, N)."""
+
+    @abstractmethod
+    def terms(self, x: Array) -> Array:
+        """For every row of E x the sum of the magnitudes of its terms, (B, N); of what is rounded with it, at least."""
 
     @abstractmethod
     def remains(self, x: Array) -> tuple[Array, Array]:
@@ -133,13 +156,13 @@ class RefinedFactor(ABC):
         but for a small part depends on the range's part of z; E times a refined solution of E x = z is in the range,
         but for a small part depends on the null space's part of z. In turn they converge.
         """
-        scale, E = self.equilibrated(np.arange(len(z)))
+        scale = self.scale
         found, going = np.zeros_like(z), max_norm(z) > 0.0
         for _ in range(REFINEMENTS):
             if not np.any(going):
                 break
             rest = z - found
-            in_range = equilibrated_product(self._pattern, E, self.refine(rest / scale)[0] / scale)
+            in_range = self.product(self.refine(rest / scale)[0] / scale)
             part = self.remains((rest - in_range)[:, None])[0][:, 0]
             found[going] += part[going]
             going &= max_norm(part) > ACCEPTED * max_norm(z)
@@ -150,13 +173,20 @@ class RefinedFactor(ABC):
         return self._found(index, self._null_spaces, whole=True)
 
     def null_directions(self, index: IndexArray) -> list[NullSpace]:
-        """The same, but no more than a few directions of those that have many: much sooner found."""
-        return self._found(index, self._null_directions, whole=False)
+        """The same, but no more than a few directions of those that have many, where they tell: much sooner found."""
+        few = self._found(index, self._null_directions, whole=False)
+        unsure: IndexArray = np.array(
+            [i for i, space in zip(index.tolist(), few, strict=True) if not (space.certain or space.whole)],
+            dtype=np.int64,
+        )
+        if len(unsure):
+            self._null_directions.update(zip(unsure.tolist(), self.null_spaces(unsure), strict=True))
+        return [self._null_directions[i] for i in index.tolist()]
 
     def _found(self, index: IndexArray, known: dict[int, NullSpace], *, whole: bool) -> list[NullSpace]:
         missing: IndexArray = np.array([i for i in index.tolist() if i not in known], dtype=np.int64)
         if len(missing):
-            found = find_null_spaces(self.select(missing), len(missing), self._pattern.shape[0], whole=whole)
+            found = find_null_spaces(self.select(missing), len(missing), self._size, most=self._most, whole=whole)
             for i, space in zip(missing.tolist(), found, strict=True):
                 known[i] = space
                 if space.whole:
@@ -171,7 +201,8 @@ class RefinedFactor(ABC):
         Returns:
             argmin norm(z) over the minimisers of norm(K z - rhs), (len(index), N); the residuals, (len(index),).
         """
-        part, spaces, (scale, E) = self.select(index), self.null_spaces(index), self.equilibrated(index)
+        part, spaces = self.select(index), self.null_spaces(index)
+        scale = part.scale
         groups = list(alike(spaces, scale, part.select))
         target = np.empty_like(scale)
         for members, space in groups:
@@ -179,16 +210,45 @@ class RefinedFactor(ABC):
         z = part.refine(target / scale)[0] / scale
         slow = [row for row, space in enumerate(spaces) if len(space.slow)]
         for _ in range(SWEEPS if slow else 0):
-            remainder = target - equilibrated_product(self._pattern, E, z)
+            remainder = target - part.product(z)
             for row in slow:
                 z[row] += spaces[row].along_slow(remainder[row])
-            remainder = target - equilibrated_product(self._pattern, E, z)
+            remainder = target - part.product(z)
             z += part.refine(remainder / scale)[0] / scale
         for members, space in groups:
             z[members] = space.shortest(z[members])
         whole = scale * rhs[index]
-        remainder = whole - equilibrated_product(self._pattern, E, z)
+        remainder = whole - part.product(z)
         return scale * z, max_norm(remainder) / np.maximum(max_norm(whole), TINY)
+
+
+class StoredFactor(RefinedFactor):
+    """Of matrices that are stored, of one pattern."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        """Pattern: the upper triangle of K."""
+        super().__init__(pattern.shape[0])
+        self._pattern = pattern
+
+    @abstractmethod
+    def equilibrated(self, index: IndexArray) -> tuple[Array, Array]:
+        """Scales S (elements, N) and upper triangles of E (elements, nnz) of the elements at these positions."""
+
+    @final
+    def product(self, x: Array) -> Array:
+        """E x of x (B, N)."""
+        return equilibrated_product(self._pattern, self._whole[0], x)
+
+    @final
+    def terms(self, x: Array) -> Array:
+        """Exactly the sums of magnitudes."""
+        return equilibrated_product(self._pattern, self._whole[1], np.abs(x))
+
+    @cached_property
+    def _whole(self) -> tuple[Array, Array]:
+        """The upper triangles of E of all elements, and their magnitudes."""
+        E = self.equilibrated(np.arange(len(self.scale)))[1]
+        return E, np.abs(E)
 
 
 class AbstractFactoriser(ABC):
@@ -208,3 +268,31 @@ def equilibrated_product(pattern: Pattern, E: Array, z: Array) -> Array:
 def power_start(size: int) -> Array:
     """Where power iterations start: no direction in particular (N,)."""
     return np.random.default_rng(0).standard_normal(size)
+
+
+def power_iteration(apply: Callable[[Array], Array], shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Norms (B,) of symmetric operators on (B, N), from below, and the directions they magnify most, of norm 1."""
+    z = np.broadcast_to(power_start(shape[1]), shape)
+    norm = np.linalg.norm(z, axis=1, keepdims=True)
+    for _ in range(POWER_STEPS):
+        z = apply(z / np.maximum(norm, TINY))
+        norm = np.linalg.norm(z, axis=1, keepdims=True)
+    return norm[:, 0], z / np.maximum(norm, TINY)
+
+
+def equilibration(pattern: Pattern, values: Array) -> Array:
+    """Scales (B, N) that bring the largest entry of every row of the symmetric matrix near 1 (Ruiz 2001)."""
+    size = pattern.shape[0]
+    scale = np.ones((values.shape[0], size))
+    if size == 0:
+        return scale
+    rows = np.concatenate([pattern.rows, pattern.cols])
+    order = np.argsort(rows, kind="stable")
+    starts = np.searchsorted(rows[order], np.arange(size))
+    source = order % pattern.nnz
+    magnitude = np.abs(values)
+    for _ in range(RUIZ_PASSES):
+        scaled = magnitude * scale[:, pattern.rows] * scale[:, pattern.cols]
+        largest = np.maximum.reduceat(scaled[:, source], starts, axis=1)
+        scale /= np.sqrt(np.where(largest > 0, largest, 1.0))
+    return scale

@@ -49,14 +49,15 @@ class Symbolic:
         return np.concatenate([starts, *parts]).astype(np.int32)
 
     @staticmethod
-    def of(pattern: Pattern, signs: Array) -> Symbolic:
+    def of(pattern: Pattern, signs: Array, last: IndexArray | None = None) -> Symbolic:
         """Analyse.
 
         Args:
             pattern: upper triangle, every diagonal entry stored, (N, N).
             signs: expected signs of the pivots, (N,).
+            last: unknowns of large dense blocks, which are eliminated after all others.
         """
-        position = minimum_degree(pattern)
+        position = minimum_degree(pattern, last)
         permutation = np.argsort(position)
         rows, cols = position[pattern.rows], position[pattern.cols]
         upper = _Upper(pattern.shape[0], np.minimum(rows, cols), np.maximum(rows, cols))
@@ -93,12 +94,22 @@ class _Upper:
         return _Upper(self.size, np.concatenate([self.low, low[new]]), np.concatenate([self.high, high[new]]))
 
 
-def minimum_degree(pattern: Pattern) -> IndexArray:
+def minimum_degree(pattern: Pattern, last: IndexArray | None = None) -> IndexArray:
     """Position of each index in a fill-reducing order (N,): SuperLU's multiple minimum degree, of A'+A.
 
-    SuperLU orders while it factorises, so it is given a matrix of the pattern that needs no pivoting.
+    SuperLU orders while it factorises, so it is given a matrix of the pattern that needs no pivoting, and without those
+    that come ``last`` anyway: a dense block needs no order, and its factorisation takes minutes.
     """
     size = pattern.shape[0]
+    if last is not None and len(last):
+        others = np.delete(np.arange(size), last)
+        place = np.full(size, -1)
+        place[others] = np.arange(len(others))
+        within = (place[pattern.rows] >= 0) & (place[pattern.cols] >= 0)
+        part = Pattern((len(others), len(others)), place[pattern.rows[within]], place[pattern.cols[within]])
+        position = np.empty(size, dtype=np.int64)
+        position[others], position[last] = minimum_degree(part), len(others) + np.arange(len(last))
+        return position
     off = pattern.rows != pattern.cols
     upper = sp.coo_matrix((-np.ones(np.count_nonzero(off)), (pattern.rows[off], pattern.cols[off])), (size, size))
     symmetric = (upper + upper.T).tocsc()

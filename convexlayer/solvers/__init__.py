@@ -1,6 +1,6 @@
 """Solver adapters: one file a solver, one contract."""
 
 from convexlayer.solvers.base import AbstractSolver, SolverState
-from convexlayer.solvers.options import Options
+from convexlayer.solvers.options import Clock, Options
 
-__all__ = ["AbstractSolver", "Options", "SolverState"]
+__all__ = ["AbstractSolver", "Clock", "Options", "SolverState"]

@@ -15,9 +15,13 @@ __all__ = ["candidates", "choose_solver", "deputy_of"]
 LARGE = 4000
 """From this many variables and rows on a program is solved by a solver that is made for large ones."""
 
-DEPUTY_LIMIT, DEPUTY_PSD = 40_000, 30
-"""Up to so many variables and rows, and this order of semidefinite blocks, the batched engine judges what a solver for
-large programs calls infeasible or unbounded without proof."""
+LARGE_PSD = 24
+"""From this order on the systems of an interior-point method, dense in a semidefinite block's k (k + 1) / 2 rows, cost
+more than the eigendecompositions of a first-order method; measured."""
+
+CLARABEL_PSD, DEPUTY_PSD = 60, 100
+"""Up to the first order Clarabel may be the faster one, up to the second it is asked for what SCS leaves unsolved:
+there that takes tens of seconds, and SCS has spent as much by then."""
 
 DENSE_QP = 120
 """Up to this many variables an active-set method solves a dense quadratic program sooner than an interior-point one."""
@@ -44,6 +48,9 @@ def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
     size = f"{structure.n} variables, {structure.m} rows, {kinds}"
     if _fits_device(structure, device):
         return "dense", f"small enough for {device}: {size}"
+    order = max(structure.cones.psd, default=0)
+    if order >= LARGE_PSD:
+        return "scs", f"semidefinite blocks of order {order}: {size}"
     if structure.n + structure.m > LARGE:
         return "clarabel", f"large: {size}"
     if not compiled.ready():
@@ -55,8 +62,11 @@ def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
 
 def candidates(structure: Structure, device: str = "cpu") -> list[str]:
     """Names of the solvers that could be the fastest for a structure, the one that auto chooses first."""
-    names = [choose_solver(structure, device)[0], choose_solver(structure)[0], "clarabel"]
-    if structure.n + structure.m <= LARGE and compiled.ready():
+    names = [choose_solver(structure, device)[0], choose_solver(structure)[0]]
+    order = max(structure.cones.psd, default=0)
+    if order <= CLARABEL_PSD:
+        names.append("clarabel")
+    if structure.n + structure.m <= LARGE and order < LARGE_PSD and compiled.ready():
         names.append("batched")
     if (
         structure.cones.kinds <= {"zero", "nonnegative"}
@@ -67,14 +77,23 @@ def candidates(structure: Structure, device: str = "cpu") -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def deputy_of(solver: AbstractSolver, structure: Structure) -> str | None:
+def deputy_of(solver: AbstractSolver, structure: Structure, *, automatic: bool) -> str | None:
     """The name of the solver that is asked again for elements which this one leaves unsettled; None where none is.
 
-    The batched engine is one where it is compiled already, and where the program is not too large for it.
+    The batched engine is one where it is compiled already, and where the program is not too large for it; Clarabel
+    where it can afford the largest semidefinite block.
+
+    Args:
+        solver: the solver.
+        structure: of the programs.
+        automatic: whether ``auto`` chose it; then SCS has a deputy too.
     """
-    if solver.deputy == "batched" and not (compiled.ready() and structure.n + structure.m <= LARGE):
-        return None
-    return solver.deputy
+    order = max(structure.cones.psd, default=0)
+    deputy = "clarabel" if automatic and solver.name == "scs" else solver.deputy
+    if deputy == "batched":
+        fits = order < LARGE_PSD and structure.n + structure.m <= LARGE
+        return deputy if fits and compiled.ready() else None
+    return None if deputy == "clarabel" and order > DEPUTY_PSD else deputy
 
 
 def _fits_device(structure: Structure, device: str) -> bool:

@@ -18,6 +18,7 @@ __all__ = [
     "SolverState",
     "batch_solution",
     "failed_element",
+    "not_begun",
     "smallest_program",
     "upper_triangles",
 ]
@@ -112,6 +113,12 @@ def smallest_program() -> ConeProgram:
     one, none = (Pattern((1, 1), np.zeros(nnz, np.int64), np.zeros(nnz, np.int64)) for nnz in (1, 0))
     row = np.ones((1, 1))
     return ConeProgram(Structure(none, one, Cones(nonnegative=1)), np.zeros((1, 0)), row, np.zeros(1), -row, -row)
+
+
+def not_begun(structure: Structure) -> ElementResult:
+    """What is said of an element for which no time was left."""
+    x, y = np.full(structure.n, np.nan), np.full(structure.m, np.nan)
+    return ElementResult(x=x, y=y, s=y, status=Status.TIME_LIMIT, iterations=0, seconds=0.0)
 
 
 def batch_solution(elements: list[ElementResult], stats: dict[str, Any]) -> Solution:

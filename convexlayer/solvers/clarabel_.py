@@ -17,10 +17,11 @@ from convexlayer.solvers.base import (
     ElementResult,
     batch_solution,
     failed_element,
+    not_begun,
     smallest_program,
     upper_triangles,
 )
-from convexlayer.solvers.options import Options
+from convexlayer.solvers.options import Clock, Options
 
 __all__ = ["ClarabelSolver"]
 
@@ -93,7 +94,7 @@ class ClarabelSolver(AbstractSolver):
         """Solve every element; Clarabel cannot be warm-started."""
         import clarabel
 
-        settings = _settings(options)
+        clock, settings = Clock(options.time_limit_s), _settings(options)
         P, A, b = program.P[:, state.P_upper], program.A[:, state.A_order], program.b[:, state.rows]
 
         def some(elements: range) -> list[ElementResult]:
@@ -101,9 +102,13 @@ class ClarabelSolver(AbstractSolver):
             P_matrix, A_matrix = state.P_pattern.csc(P[elements[0]]), state.A_pattern.csc(A[elements[0]])
             results = []
             for i in elements:
+                if clock.over:
+                    results.append(not_begun(program.structure))
+                    continue
                 P_matrix.data, A_matrix.data = P[i], A[i]
+                left = settings if clock.left_s is None else _settings(clock.applied(options))
                 try:
-                    solver = clarabel.DefaultSolver(P_matrix, program.q[i], A_matrix, b[i], state.cones, settings)
+                    solver = clarabel.DefaultSolver(P_matrix, program.q[i], A_matrix, b[i], state.cones, left)
                     answer = solver.solve()
                 except Exception as error:
                     _check_accepted(settings)

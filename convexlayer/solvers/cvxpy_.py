@@ -20,10 +20,11 @@ from convexlayer.solvers.base import (
     SolverState,
     batch_solution,
     failed_element,
+    not_begun,
     smallest_program,
 )
 from convexlayer.solvers.constant_rows import Rest
-from convexlayer.solvers.options import Options
+from convexlayer.solvers.options import Clock, Options
 
 __all__ = ["CvxpySolver"]
 
@@ -156,11 +157,19 @@ class CvxpySolver(AbstractSolver):
         self, state: SolverState, program: ConeProgram, options: Options, warm_start: Solution | None = None
     ) -> Solution:
         """Pose and solve every element; warm starts are not passed on."""
-        arguments = self._arguments(options)
+        clock = Clock(options.time_limit_s)
+        self._arguments(options)
         with _LOCK:
-            answers = [self._element(program, i, arguments, options.time_limit_s) for i in range(program.batch)]
+            answers = [self._within(clock, program, i, options) for i in range(program.batch)]
         stats = {"solver": self.name, "cvxpy": cp.__version__, "ran": tuple(ran for _, ran in answers)}
         return batch_solution([element for element, _ in answers], stats)
+
+    def _within(self, clock: Clock, program: ConeProgram, i: int, options: Options) -> tuple[ElementResult, str]:
+        """``_element`` in the time that is left."""
+        if clock.over:
+            return not_begun(program.structure), self.name
+        left = clock.applied(options)
+        return self._element(program, i, self._arguments(left), left.time_limit_s)
 
     def _arguments(self, options: Options) -> dict[str, Any]:
         known = self._known

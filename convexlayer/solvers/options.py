@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
 from convexlayer.arguments import INTEGER, REAL, check_kind, check_truth
 from convexlayer.errors import SolverError
 
-__all__ = ["Options"]
+__all__ = ["Clock", "Options"]
+
+SHORTEST_S = 1e-6
+"""A limit that solvers take for one, when there is nothing left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,8 @@ class Options:
     Attributes:
         tol: accuracy asked of the solver, absolute and relative; what is reached is in the report's residuals.
         max_iter: iterations of the solver; None leaves its default.
-        time_limit_s: seconds for one element; None is no limit.
+        time_limit_s: seconds for a call, all its elements together: the solver, whoever is asked after it, and polish.
+            What has begun a factorisation ends it; elements that are not solved by then are told so. None is no limit.
         polish: take solutions to double precision by Newton steps before they are used.
         solver_options: raw options by solver, such as ``{"clarabel": {"max_step_fraction": 0.9}}``; they override the
             above.
@@ -96,3 +101,31 @@ class Options:
         if unknown:
             raise SolverError(f"solver {solver!r} has no option {unknown[0]!r}; it has: {', '.join(sorted(known))}")
         return raw
+
+
+@final
+class Clock:
+    """What is left of a time limit, from when it is made.
+
+    Attributes:
+        deadline: when it is over, as ``time.perf_counter`` counts; infinite without a limit.
+    """
+
+    def __init__(self, limit_s: float | None) -> None:
+        """Start."""
+        self.deadline = float("inf") if limit_s is None else time.perf_counter() + limit_s
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds; negative where it is over, None without a limit."""
+        return None if self.deadline == float("inf") else self.deadline - time.perf_counter()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left."""
+        return time.perf_counter() >= self.deadline
+
+    def applied(self, options: Options) -> Options:
+        """The options with what is left as their limit."""
+        left = self.left_s
+        return options if left is None else dataclasses.replace(options, time_limit_s=max(left, SHORTEST_S))

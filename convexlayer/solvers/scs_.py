@@ -17,9 +17,10 @@ from convexlayer.solvers.base import (
     ElementResult,
     batch_solution,
     failed_element,
+    not_begun,
     smallest_program,
 )
-from convexlayer.solvers.options import Options
+from convexlayer.solvers.options import Clock, Options
 
 __all__ = ["ScsSolver"]
 
@@ -90,16 +91,19 @@ class ScsSolver(AbstractSolver):
         """Solve every element, from its point of the warm start if that has one."""
         import scs
 
-        settings = _settings(options)
+        clock, settings = Clock(options.time_limit_s), _settings(options)
         m = program.structure.m
         b = program.b if m else np.ones((program.batch, 1))
 
         def one(i: int) -> ElementResult:
+            if clock.over:
+                return not_begun(program.structure)
+            left = settings if clock.left_s is None else _settings(clock.applied(options))
             data = {"A": state.A_pattern.csc(program.A[i]), "b": b[i], "c": program.q[i]}
             if state.P_pattern.nnz:
                 data["P"] = state.P_pattern.csc(program.P[i, state.P_upper])
             try:
-                solver = scs.SCS(data, state.cone, **settings)
+                solver = scs.SCS(data, state.cone, **left)
                 point = _start(warm_start, i) if m else {}
                 answer = solver.solve(warm_start=bool(point), **point)
             except Exception as error:  # such as a P that is not positive semidefinite

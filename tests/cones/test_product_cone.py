@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from convexlayer.cones import Nonnegative, PositiveSemidefinite, Power, ProductCone, RankTwo, SecondOrder, Zero
+from convexlayer.cones import (
+    KroneckerBasis,
+    Nonnegative,
+    PositiveSemidefinite,
+    Power,
+    ProductCone,
+    RankTwo,
+    SecondOrder,
+    Zero,
+)
+from convexlayer.cones.product import KRONECKER_FROM
 from convexlayer.errors import ShapeError
 from convexlayer.program import Array, Cones
 
@@ -86,6 +96,23 @@ def test_derivative_is_the_directional_derivative_of_the_projection(w: Array) ->
 def test_large_second_order_blocks_have_no_eigenbasis(w: Array) -> None:
     pieces = ProductCone(CONES).derivative(w).pieces
     assert [isinstance(piece, RankTwo) for piece in pieces[2:6]] == [False, False, True, False]
+
+
+def test_large_semidefinite_blocks_have_no_eigenbasis() -> None:
+    """And each is as on its own, on torch tensors too."""
+    cones = Cones(nonnegative=2, psd=(3, KRONECKER_FROM - 1, KRONECKER_FROM, KRONECKER_FROM, 40))
+    product, rng = ProductCone(cones), np.random.default_rng(0)
+    w, v = rng.normal(size=(2, cones.m)), rng.normal(size=(2, cones.m))
+    derivative = product.derivative(w)
+    forms = [isinstance(piece, KroneckerBasis) for piece in derivative.pieces]
+    assert forms == [False, False, False, True, True]
+    assert [group.kronecker for group in product.groups] == forms
+    for group in product.groups[1:]:
+        expected = group.cone.derivative(group.split(w)).apply(group.split(v)).reshape(2, -1)
+        np.testing.assert_allclose(derivative.apply(v)[:, group.rows], expected, atol=1e-12)
+    tensors = torch.from_numpy(w), torch.from_numpy(v)
+    np.testing.assert_allclose(product.derivative(tensors[0]).apply(tensors[1]), derivative.apply(v), atol=1e-12)
+    np.testing.assert_allclose(product.margin(tensors[0]), product.margin(w), atol=1e-13)
 
 
 def test_torch_equals_numpy(w: Array) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convexlayer.cones import Eigenbasis, PositiveSemidefinite, SecondOrder
+from convexlayer.cones import Eigenbasis, PositiveSemidefinite, SecondOrder, symmetric_vectors
 from convexlayer.program import Array
 
 from .conftest import matrices, triangles
@@ -106,3 +106,46 @@ def test_semidefinite_row_order_is_the_lower_triangle_by_columns() -> None:
     w = np.array([0.0, 0.0, np.sqrt(2.0), 0.0, 0.0, 0.0])
     expected = [0.5, 0.0, np.sqrt(0.5), 0.0, 0.0, 0.5]
     np.testing.assert_allclose(PositiveSemidefinite(3).project_dual(w), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("order", [1, 2, 7, 30])
+def test_the_kronecker_form_is_the_eigenbasis_form(order: int) -> None:
+    """Of the semidefinite cone: the same projection, eigenvalues, margin and products, without Q."""
+    cone, rng = PositiveSemidefinite(order), np.random.default_rng(order)
+    w, v = rng.normal(size=(2, 3, cone.size)), rng.normal(size=(2, 3, cone.size))
+    w[1, 2] = -cone.project_dual(w[1, 2]) - triangles(np.eye(order))  # D = 0
+    point = cone.kronecker_at(w)
+    basis, form = cone.derivative(w), point.derive()
+    np.testing.assert_allclose(point.projection, cone.project_dual(w), atol=1e-13)
+    np.testing.assert_allclose(form.apply(v), basis.apply(v), atol=1e-12)
+    np.testing.assert_allclose(form.d + form.complement, 1.0, atol=4e-16)
+    np.testing.assert_allclose(form.margin(), basis.margin(), atol=1e-13)
+    np.testing.assert_allclose(form.combine(form.coordinates(v)), v, atol=1e-13)
+    np.testing.assert_allclose(np.sum(form.coordinates(v) ** 2, axis=-1), np.sum(v**2, axis=-1), rtol=1e-13)
+
+
+def test_the_coordinates_of_the_kronecker_form_are_those_of_its_eigenvalues() -> None:
+    cone, rng = PositiveSemidefinite(5), np.random.default_rng(0)
+    form = cone.kronecker_at(rng.normal(size=cone.size)).derive()
+    for entry in range(cone.size):
+        unit = np.eye(cone.size)[entry]
+        direction = form.combine(unit)
+        np.testing.assert_allclose(form.apply(direction), form.d[entry] * direction, atol=1e-14)
+
+
+def test_symmetric_vectors_are_scaled_triangles() -> None:
+    v = np.random.default_rng(0).normal(size=(4, 15))
+    svec = symmetric_vectors(5)
+    np.testing.assert_allclose(svec.matrix(v), matrices(v, 5), atol=1e-15)
+    np.testing.assert_allclose(svec.vector(svec.matrix(v)), triangles(matrices(v, 5)), atol=1e-15)
+
+
+def test_a_large_block_that_is_not_finite_leaves_the_others_alone() -> None:
+    cone, w = PositiveSemidefinite(30), np.random.default_rng(0).normal(size=(2, 465))
+    w[0, 3] = np.inf
+    point = cone.kronecker_at(w)
+    assert np.all(np.isnan(point.projection[0]))
+    np.testing.assert_allclose(point.projection[1], cone.project_dual(w[1]), atol=1e-13)
+    form = point.derive()
+    assert np.all(np.isnan(form.d[0]))
+    assert np.all(np.isfinite(form.d[1]))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convexlayer.diff import ReducedSystem, polish
+from convexlayer.diff import ReducedSystem, polish, polished
 from convexlayer.program import Array
 from convexlayer.solution import Solution, Status
 from convexlayer.solvers import Options
@@ -78,14 +78,27 @@ def test_elements_are_polished_on_their_own() -> None:
         np.testing.assert_allclose(alone.x[0], together.x[i], atol=1e-12)
 
 
-@pytest.mark.parametrize("status", [Status.INFEASIBLE, Status.UNBOUNDED])
-def test_certificates_are_left_alone(status: Status) -> None:
+@pytest.mark.parametrize("status", [Status.INFEASIBLE, Status.UNBOUNDED, Status.ITERATION_LIMIT, Status.TIME_LIMIT])
+def test_certificates_and_points_at_a_limit_are_left_alone(status: Status) -> None:
     drawn = regular("nonnegative", quadratic=True).repeat(2)
     start = replace(disturbed(drawn, 1e-3), status=(Status.OPTIMAL, status))
     polished = polish(ReducedSystem(drawn.program.structure), drawn.program, start)
     np.testing.assert_array_equal(flat(polished)[1], flat(start)[1])
     assert worst(drawn, polished)[0] < 1e-11
     assert polished.status == start.status
+
+
+@pytest.mark.parametrize(("deadline", "steps"), [(0.0, 0), (1.0, 1), (2.0, 2)])
+def test_no_step_is_begun_after_the_deadline(deadline: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many are taken as there are seconds, by a clock that goes on by one whenever it is asked."""
+    drawn = regular("psd", quadratic=True)
+    start, system = disturbed(drawn, 1e-5), ReducedSystem(drawn.program.structure)
+    expected = polished(system, drawn.program, start, steps=steps).solution if steps else start
+    now = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
+    found = polished(system, drawn.program, start, deadline=deadline).solution
+    np.testing.assert_array_equal(flat(found), flat(expected))
+    assert steps == 0 or worst(drawn, found)[0] < 1e-2 * worst(drawn, start)[0]
 
 
 def test_no_point_is_left_alone() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from convexlayer import compiled
 from convexlayer.linalg import choose_factoriser
+from convexlayer.linalg import symbolic as symbolic_work
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.laned import LANES, LaneFactoriser
 from convexlayer.linalg.portable import PortableFactoriser
-from convexlayer.linalg.symbolic import Symbolic
+from convexlayer.linalg.symbolic import Symbolic, minimum_degree
 from convexlayer.pool import WORKERS
-from convexlayer.program import Array
+from convexlayer.program import Array, Pattern
 
 from .matrices import FACTORISERS, SIGNS, M, N, quasi_definite, refined, times, upper_triangle
 
@@ -115,3 +118,29 @@ def test_compiled_where_that_is_ready_and_no_backend_is_asked_for(
     assert isinstance(choose_factoriser(pattern, SIGNS, DenseBackend()), PortableFactoriser)
     monkeypatch.setattr(compiled, "ready", lambda: False)
     assert isinstance(choose_factoriser(pattern, SIGNS), PortableFactoriser)
+
+
+def test_dense_blocks_are_ordered_last_without_being_factorised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An arrow and a dense block that meets it: the arrow is ordered on its own, and hardly anything more fills."""
+    arrow, block = 12, 40
+    occurring = np.eye(arrow + block, dtype=bool)
+    occurring[0, :arrow] = True  # whoever eliminates the first unknown first fills everything
+    occurring[arrow:, arrow:] = True
+    occurring[5, arrow:] = True
+    cols, rows = np.nonzero(np.triu(occurring | occurring.T).T)
+    pattern = Pattern(occurring.shape, rows, cols)
+    factorised: list[int] = []
+    inner = symbolic_work.splu
+
+    def spy(matrix: Any, **options: Any) -> Any:
+        factorised.append(matrix.shape[0])
+        return inner(matrix, **options)
+
+    monkeypatch.setattr(symbolic_work, "splu", spy)
+    last = arrow + np.arange(block)
+    position = minimum_degree(pattern, last)
+    assert factorised == [arrow]
+    np.testing.assert_array_equal(np.sort(position), np.arange(arrow + block))
+    np.testing.assert_array_equal(position[last], last)
+    signs = np.ones(arrow + block)
+    assert Symbolic.of(pattern, signs, last).fill <= 1.1 * Symbolic.of(pattern, signs).fill

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,22 @@ def test_time_limit_or_a_refusal(name: str, get: Any) -> None:
             solver.solve(state, case.program, options)
     else:
         assert solver.solve(state, case.program, options).status == (Status.TIME_LIMIT,) * 2
+
+
+@pytest.mark.parametrize("name", ["clarabel", "scs", "osqp", "highs"])
+def test_a_time_limit_is_that_of_all_elements(name: str, get: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those for which nothing is left are not begun, and each that is begun has what is left."""
+    case = problem(name, "qp" if name != "highs" else "lp")
+    solver, state = get(name, case.program)
+    alone = solver.solve(state, case.program, Options())
+    now = iter(np.arange(0.0, 1e4))  # every look at the clock takes a second
+    monkeypatch.setattr("convexlayer.solvers.options.time", SimpleNamespace(perf_counter=lambda: float(next(now))))
+    repeated = case.program.select(np.zeros(12, dtype=np.int64))
+    found = solver.solve(state, repeated, Options(time_limit_s=9.5))
+    begun = ~np.isnan(found.x).any(axis=1)
+    assert 0 < np.count_nonzero(begun) < 6
+    assert {status for status, was in zip(found.status, begun, strict=True) if not was} == {Status.TIME_LIMIT}
+    np.testing.assert_allclose(found.x[begun][0], alone.x[0], atol=1e-6)
 
 
 @everywhere

@@ -50,7 +50,7 @@ class ComputeOptions:
         solver: a name of ``convexlayer solvers``, or ``auto``.
         tol: accuracy asked of the solver.
         max_iter: its iterations.
-        time_limit_s: seconds for one element.
+        time_limit_s: seconds for solving all elements; for those of each part, where a large batch is divided.
     """
 
     solver: str = "auto"

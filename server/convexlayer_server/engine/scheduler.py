@@ -330,9 +330,14 @@ class Scheduler:
         return tasks
 
     def _merges(self, task: Task, worker: Worker) -> bool:
-        """Whether a task may be done together with others of its group; without parameters there is no batch."""
+        """Whether a task may be done together with others of its group; without parameters there is no batch.
+
+        One with a time limit has that for itself.
+        """
         if task.member is None:
             return True
+        if task.member.request.options.time_limit_s is not None:
+            return False
         factors = task.home in worker.batches and task.each_s > _WORTH_KEEPING_S
         return self._settings.batching and not task.alone and not factors and bool(task.member.request.parameters)
 

@@ -32,7 +32,7 @@ class Options:
     Attributes:
         tol: Tolerance of the residuals.
         max_iter: Iterations that a solver may take.
-        time_limit_s: Seconds that an element may take.
+        time_limit_s: Seconds that solving all elements may take.
     """
 
     tol: float | None = None

@@ -1,0 +1,221 @@
+"""Large semidefinite matrices: how long they take, and how far derivatives are from closed forms.
+
+``python -m benchmarks.semidefinite`` prints a table. Each problem is solved and differentiated in units of 1e-4 to 1e4;
+times are those of units of 1, errors the largest of all units that are told ok.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import cvxpy as cp
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from convexlayer import ConvexLayer, Status
+
+__all__ = ["PROBLEMS", "UNITS", "Case", "Found", "called", "main"]
+
+Array = NDArray[np.float64]
+
+UNITS = (1.0, 1e-4, 1e-2, 1e2, 1e4)
+
+
+@final
+@dataclass(frozen=True)
+class Case:
+    """A problem of one parameter, which scales with its unit, and what is right.
+
+    Attributes:
+        problem: over it.
+        parameters: it, and those that scale with it.
+        variable: the output.
+        point: values of the parameters in units of 1.
+        truth: the output, and the gradient of its inner product with a matrix G, of the first parameter's value and of
+            the unit.
+    """
+
+    problem: cp.Problem
+    parameters: list[cp.Parameter]
+    variable: cp.Variable
+    point: list[Array]
+    truth: Callable[[Array, float, Array], tuple[Array, Array]]
+
+
+def symmetric(order: int, seed: int = 0) -> Array:
+    """A random symmetric matrix."""
+    M = np.random.default_rng(seed).normal(size=(order, order))
+    return np.asarray(0.5 * (M + M.T))
+
+
+def divided_differences(values: Array, function: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Array:
+    """(f(l_i) - f(l_j)) / (l_i - l_j): the derivative of V diag(f(l)) V' in the coordinates of V (Loewner)."""
+    rise, run = (np.subtract.outer(v, v) for v in (function(values), values))
+    close = np.abs(run) <= 1e-9 * np.max(np.abs(values))
+    return np.where(close, np.broadcast_to(slope(values), run.shape), rise / np.where(close, 1.0, run))
+
+
+def positive_part(C: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """The projection on the cone, and its derivative."""
+    values, V = np.linalg.eigh(C)
+    D = divided_differences(values, lambda v: np.maximum(v, 0.0), lambda v: (v > 0.0).astype(float))
+    return (V * np.maximum(values, 0.0)) @ V.T, lambda H: V @ (D * (V.T @ H @ V)) @ V.T
+
+
+def projection(order: int) -> Case:
+    """The nearest positive semidefinite matrix."""
+    C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), PSD=True)
+
+    def truth(C: Array, unit: float, G: Array) -> tuple[Array, Array]:
+        value, derivative = positive_part(C)
+        return value, derivative(G)
+
+    return Case(cp.Problem(cp.Minimize(cp.sum_squares(X - C))), [C], X, [symmetric(order)], truth)
+
+
+def correlation(order: int) -> Case:
+    """The nearest matrix with a given diagonal: (C + diag(t))_+ for the right t (Qi and Sun 2006)."""
+    C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), symmetric=True)
+    d = cp.Parameter(order)
+
+    def truth(C: Array, unit: float, G: Array) -> tuple[Array, Array]:
+        t = np.zeros(order)
+        for _ in range(50):
+            value, derivative = positive_part(C + np.diag(t))
+            response = np.stack([np.diag(derivative(np.diag(e))) for e in np.eye(order)])
+            t += np.linalg.solve(response, unit - np.diag(value))
+        pulled = derivative(G)
+        return value, pulled - derivative(np.diag(np.linalg.solve(response, np.diag(pulled))))
+
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(X - C)), [X >> 0, cp.diag(X) == d])
+    return Case(problem, [C, d], X, [symmetric(order), np.ones(order)], truth)
+
+
+def largest_eigenvalue(order: int) -> Case:
+    """Its gradient is the outer product of its eigenvector."""
+    S, t = cp.Parameter((order, order), symmetric=True), cp.Variable()
+
+    def truth(S: Array, unit: float, G: Array) -> tuple[Array, Array]:
+        values, V = np.linalg.eigh(S)
+        return np.asarray(values[-1]), G * np.outer(V[:, -1], V[:, -1])
+
+    return Case(cp.Problem(cp.Minimize(t), [t >= cp.lambda_max(S)]), [S], t, [symmetric(order)], truth)
+
+
+def nuclear_norm(order: int) -> Case:
+    """Its proximal map, which shrinks singular values; the semidefinite matrix is of twice the order."""
+    C, weight, X = cp.Parameter((order, order)), cp.Parameter(nonneg=True), cp.Variable((order, order))
+    level = 0.8 * np.sqrt(order)
+
+    def truth(C: Array, unit: float, G: Array) -> tuple[Array, Array]:
+        both = np.zeros(
+            (2, 2 * order, 2 * order)
+        )  # of [0 C; C' 0] the eigenvalues are the singular values and minus those
+        for whole, part in zip(both, (C, G), strict=True):
+            whole[:order, order:], whole[order:, :order] = part, part.T
+        values, V = np.linalg.eigh(both[0])
+        level_here = level * unit
+
+        def shrunk(v: Array) -> Array:
+            return np.asarray(np.sign(v) * np.maximum(np.abs(v) - level_here, 0.0))
+
+        D = divided_differences(values, shrunk, lambda v: (np.abs(v) > level_here).astype(float))
+        pulled = V @ (D * (V.T @ both[1] @ V)) @ V.T
+        return ((V * shrunk(values)) @ V.T)[:order, order:], pulled[:order, order:]
+
+    objective = weight * cp.normNuc(X) + 0.5 * cp.sum_squares(X - C)
+    point = np.random.default_rng(0).normal(size=(order, order))
+    return Case(cp.Problem(cp.Minimize(objective)), [C, weight], X, [point, np.asarray(level)], truth)
+
+
+def log_det(order: int) -> Case:
+    """The maximiser of log det X - tr(S X) is the inverse of S; the semidefinite matrix is of twice the order."""
+    S, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), symmetric=True)
+
+    def truth(S: Array, unit: float, G: Array) -> tuple[Array, Array]:
+        inverse = np.asarray(np.linalg.inv(S), dtype=np.float64)
+        return inverse, np.asarray(-inverse @ G @ inverse)
+
+    R = np.random.default_rng(0).normal(size=(order, 3 * order))
+    return Case(cp.Problem(cp.Maximize(cp.log_det(X) - cp.trace(S @ X))), [S], X, [R @ R.T / (3 * order)], truth)
+
+
+PROBLEMS: dict[str, tuple[Callable[[int], Case], tuple[int, ...]]] = {
+    "projection": (projection, (20, 40, 60, 100)),
+    "nearest correlation matrix": (correlation, (20, 40, 60, 100)),
+    "largest eigenvalue": (largest_eigenvalue, (20, 40, 60, 100)),
+    "proximal map of the nuclear norm": (nuclear_norm, (30, 50)),
+    "inverse by log_det": (log_det, (20, 40)),
+}
+"""Problems, and their orders."""
+
+
+@final
+class Found(NamedTuple):
+    """What became of one call.
+
+    Attributes:
+        forward: seconds.
+        backward: seconds.
+        ok: whether the solution is told optimal and the derivative ok.
+        error: the larger one of the solution's and the gradient's, each relative to its largest entry.
+    """
+
+    forward: float
+    backward: float
+    ok: bool
+    error: float
+
+
+def called(layer: ConvexLayer, case: Case, unit: float) -> Found:
+    """Solve and differentiate in this unit."""
+    G = np.random.default_rng(1).normal(size=case.variable.shape)
+    G = 0.5 * (G + G.T) if case.variable.is_symmetric() else G
+    values = [torch.tensor(unit * value, requires_grad=True) for value in case.point]
+    start = time.perf_counter()
+    (found,), report = layer.solve(*values)
+    solved = time.perf_counter()
+    (found * torch.tensor(G)).sum().backward()
+    end, gradient = time.perf_counter(), values[0].grad
+    assert gradient is not None
+    ok = report.status[0] is Status.OPTIMAL and report.derivative is not None and report.derivative.trusted
+    truth = case.truth(values[0].detach().numpy(), unit, G)
+    pairs = zip((found.detach().numpy(), gradient.numpy()), truth, strict=True)
+    error = max(float(np.max(np.abs(here - there)) / np.max(np.abs(there))) for here, there in pairs)
+    return Found(solved - start, end - solved, ok, error)
+
+
+def row(name: str, order: int) -> str:
+    """A row of the table."""
+    case = PROBLEMS[name][0](order)
+    start = time.perf_counter()
+    layer = ConvexLayer(case.problem, case.parameters, [case.variable], on_failure="keep", on_degenerate="report")
+    construction = time.perf_counter() - start
+    _, *found = (called(layer, case, unit) for unit in (UNITS[0], *UNITS))  # the first one warms up
+    seconds = (construction, found[0].forward, found[0].backward)
+    error = max((each.error for each in found if each.ok), default=np.nan)
+    told = sum(not each.ok for each in found)
+    columns = (name, str(order), *(f"{each:.2g}" for each in seconds), f"{error:.0e}", f"{told} of {len(UNITS)}")
+    return "| " + " | ".join(columns) + " |"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Large semidefinite matrices.")
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--orders", nargs="+", type=int, help="instead of each problem's own")
+    chosen = parser.parse_args(arguments)
+    print("| | order | construction, s | forward, s | backward, s | off by at most | told otherwise, of the units |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for name in chosen.problems:
+        for order in chosen.orders or PROBLEMS[name][1]:
+            print(row(name, order), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Large semidefinite blocks: the derivative is that of the dense Newton matrix, without a matrix of a block's size."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convexlayer.cones import KroneckerBasis, symmetric_vectors
+from convexlayer.cones.product import KRONECKER_FROM
+from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent, matrix_free, polish
+from convexlayer.linalg import MatrixFree
+from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.solution import product_cone
+
+from .programs import (
+    Draw,
+    assemble,
+    at,
+    data_tangents,
+    dense_derivative,
+    flat_data,
+    flat_point,
+    newton_matrix,
+    ones,
+    point_cotangents,
+    solution_at,
+    strict_point,
+)
+
+ORDER = KRONECKER_FROM
+SIZE = ORDER * (ORDER + 1) // 2
+
+
+def few_variables(rng: np.random.Generator) -> Draw:
+    """Linear matrix inequalities in 50 variables, with multipliers of rank 3, and other cones."""
+    cones, n = Cones(zero=2, nonnegative=6, second_order=(3, 9), psd=(3, ORDER, ORDER), exponential=2), 50
+    F = rng.normal(size=(n, n))
+    A = rng.normal(size=(cones.m, n)) * (rng.uniform(size=(cones.m, n)) < 0.5)
+    w = strict_point(rng, cones)[0]
+    for group in product_cone(cones).groups:
+        if group.kronecker:
+            w[group.rows] = np.concatenate([point_of_rank(rng, 3) for _ in range(group.blocks)])
+    return assemble(F @ F.T / n, A, rng.normal(size=n), w, cones)
+
+
+def point_of_rank(rng: np.random.Generator, rank: int) -> Array:
+    """A w whose projection has this rank."""
+    V = np.linalg.qr(rng.normal(size=(ORDER, ORDER)))[0]
+    eigenvalues = rng.uniform(0.3, 2.0, ORDER) * np.where(np.arange(ORDER) < rank, 1.0, -1.0)
+    return np.asarray(symmetric_vectors(ORDER).vector((V * eigenvalues) @ V.T))
+
+
+def entries(rng: np.random.Generator) -> Draw:
+    """Variables that are entries of the matrix, in several scales, but for those on the diagonal; a few rows more."""
+    cones = Cones(zero=3, nonnegative=4, psd=(ORDER,))
+    diagonal = np.cumsum([0, *range(ORDER, 1, -1)])
+    entry = np.setdiff1d(np.arange(SIZE), diagonal)
+    n = len(entry) + 1
+    coefficient = np.where(np.arange(len(entry)) % 2, -1.0, -3.0)
+    A = np.zeros((cones.m, n))
+    A[7 + entry, np.arange(len(entry))] = coefficient
+    A[7 + diagonal, -1] = -1.0
+    A[:7] = rng.normal(size=(7, n)) * (rng.uniform(size=(7, n)) < 0.1)
+    P = np.diag(np.append(0.5 * coefficient**2, 1.0))
+    return assemble(P, A, rng.normal(size=n), strict_point(rng, cones)[0], cones)
+
+
+def weighted_entries(rng: np.random.Generator) -> Draw:
+    """Variables that are entries, each with its own curvature: there is no elimination but by all of them."""
+    cones = Cones(psd=(ORDER,))
+    A = -np.eye(SIZE)
+    return assemble(np.diag(rng.uniform(0.1, 1.0, SIZE)), A, rng.normal(size=SIZE), strict_point(rng, cones)[0], cones)
+
+
+DRAWS: dict[str, Callable[[np.random.Generator], Draw]] = {
+    "few variables": few_variables,
+    "entries": entries,
+    "weighted entries": weighted_entries,
+}
+
+
+@pytest.fixture(params=["elimination", "krylov", "krylov, then elimination"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How systems are solved, whatever it costs."""
+    monkeypatch.setattr(matrix_free, "FIRST", np.inf if request.param == "elimination" else -1.0)
+    if request.param == "krylov":
+        monkeypatch.setattr(matrix_free, "LARGEST_REST", -1)
+    if request.param == "krylov, then elimination":
+        monkeypatch.setattr(matrix_free, "LIMIT", 3)
+    return str(request.param)
+
+
+def newton_jvp(drawn: Draw, tangent: ConeProgram) -> SolutionTangent:
+    """By the dense derivative of the optimality conditions in (x, w)."""
+    structure, solution = drawn.program.structure, drawn.solution
+    r1 = structure.P.matvec(tangent.P, solution.x) + tangent.q + structure.A.rmatvec(tangent.A, solution.y)
+    r2 = structure.A.matvec(tangent.A, solution.x) - tangent.b
+    moved = -np.linalg.solve(newton_matrix(drawn.program, drawn.w)[0], np.concatenate([r1, r2], axis=1).T).T
+    dx, dw = moved[:, : structure.n], moved[:, structure.n :]
+    dy = dw @ dense_derivative(structure.cones, drawn.w)[0]
+    return SolutionTangent(dx, dy, dy - dw)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_derivatives_are_those_of_the_newton_matrix(name: str, way: str) -> None:
+    rng = np.random.default_rng(0)
+    drawn = DRAWS[name](rng)
+    structure = drawn.program.structure
+    tangent, cotangent = data_tangents(rng, structure, 1), point_cotangents(rng, structure, 1)
+    forward, backward = (drawn.repeat(len(part)) for part in (tangent.q, cotangent.x))
+    system = ReducedSystem(structure)
+    moved, report = ExactDifferentiator(system, forward.program, forward.solution).jvp(tangent)
+    assert report.trusted
+    assert np.all(report.condition < 1e6)
+    expected = flat_point(newton_jvp(drawn, tangent))
+    np.testing.assert_allclose(flat_point(moved), expected, atol=1e-9 * np.max(np.abs(expected)))
+    pulled, report = ExactDifferentiator(system, backward.program, backward.solution).vjp(cotangent)
+    assert report.trusted
+    left = flat_point(cotangent) @ expected.T
+    right = flat_data(pulled) @ flat_data(tangent).T
+    np.testing.assert_allclose(right, left, atol=1e-8 * np.max(np.abs(left)))
+
+
+@pytest.mark.parametrize("name", ["few variables", "entries"])
+def test_what_is_cheaply_eliminated_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maximum cut and its like need no iterations."""
+    monkeypatch.setattr("convexlayer.linalg.matrix_free.minres", None)
+    drawn = DRAWS[name](np.random.default_rng(0))
+    assert at(drawn).vjp(ones(drawn))[1].trusted
+
+
+def test_elements_are_as_on_their_own() -> None:
+    """With active sets and scales that differ, and one whose data are not finite."""
+    draws = [entries(np.random.default_rng(seed)) for seed in range(3)]
+    first = draws[0].program.structure
+    values = [d.program.structure.A.dense(d.program.A)[0] for d in draws]
+    pattern = np.any([v != 0 for v in values], axis=0)
+    cols, rows = np.nonzero(pattern.T)
+    A = replace(first.A, rows=rows, cols=cols)
+    structure = replace(first, A=A)
+    singles = [
+        Draw(replace(d.program, structure=structure, A=v[rows, cols][None]), d.solution)
+        for d, v in zip(draws, values, strict=True)
+    ]
+    program = ConeProgram(
+        structure,
+        *(np.concatenate([getattr(s.program, part) for s in singles]) for part in ("P", "q", "r", "A", "b")),
+    )
+    whole = replace(
+        singles[0].solution,
+        **{part: np.concatenate([getattr(s.solution, part) for s in singles]) for part in "xys"},
+        status=singles[0].solution.status * 3,
+    )
+    together = Draw(program, whole)
+    system = ReducedSystem(structure)
+    gradient, report = ExactDifferentiator(system, program, whole).vjp(ones(together))
+    assert report.trusted
+    for i, single in enumerate(singles):
+        alone, _ = ExactDifferentiator(system, single.program, single.solution).vjp(ones(single))
+        expected = flat_data(alone)[0]
+        np.testing.assert_allclose(flat_data(gradient)[i], expected, atol=1e-10 * np.max(np.abs(expected)))
+    program.P[1, 0] = np.nan
+    gradient, report = ExactDifferentiator(system, program, whole).vjp(ones(together))
+    assert report.status == ("ok", "failed", "ok")
+    assert np.all(np.isfinite(flat_data(gradient)[[0, 2]]))
+
+
+def test_several_solutions_are_told(way: str) -> None:
+    """Two variables with the same columns, without curvature: their difference is free."""
+    rng = np.random.default_rng(0)
+    drawn = few_variables(rng)
+    structure = drawn.program.structure
+    A, P = structure.A.dense(drawn.program.A)[0], structure.P.dense(drawn.program.P)[0]
+    A[:, 1] = A[:, 0]
+    P[:2] = P[:, :2] = 0.0
+    drawn = assemble(P, A, drawn.solution.x[0], drawn.w[0], structure.cones)
+    differentiator = at(drawn)
+    zero = ones(drawn, 0.0, 0.0, 0.0)
+    seen, unseen = zero.x.copy(), zero.x.copy()
+    seen[0, :2], unseen[0, :2] = (1.0, -1.0), (1.0, 1.0)
+    told = differentiator.vjp(replace(zero, x=seen))[1]
+    assert told.status == ("degenerate",)
+    assert not told.consistent[0]
+    gradient, report = differentiator.vjp(replace(zero, x=unseen))
+    assert report.consistent[0]
+    np.testing.assert_allclose(gradient.q[0, 0], gradient.q[0, 1], atol=1e-8 * np.max(np.abs(gradient.q)))
+
+
+def test_what_minres_does_not_reach_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No elimination, and too few products: a vjp, a jvp and the objective's report say so."""
+    monkeypatch.setattr(matrix_free, "FIRST", -1.0)
+    monkeypatch.setattr(matrix_free, "LARGEST_REST", -1)
+    monkeypatch.setattr(matrix_free, "LIMIT", 5)
+    rng = np.random.default_rng(0)
+    drawn = few_variables(rng)
+    assert at(drawn).vjp(ones(drawn))[1].status == ("degenerate",)
+    tangent = data_tangents(rng, drawn.program.structure, 1)
+    statuses = at(drawn.repeat(len(tangent.q))).jvp(tangent)[1].status
+    assert set(statuses) == {"degenerate"}
+    assert at(drawn).objective_report(seen=lambda tangent: tangent.x).status == ("degenerate",)
+
+
+def test_polish_from_1e5_to_rounding(way: str) -> None:
+    drawn = entries(np.random.default_rng(1))
+    noise = np.random.default_rng(2)
+    start = replace(
+        drawn.solution,
+        **{part: getattr(drawn.solution, part) + 1e-5 * noise.normal(size=getattr(drawn.solution, part).shape)
+           for part in "xys"},
+    )  # fmt: skip
+    better = polish(ReducedSystem(drawn.program.structure), drawn.program, start)
+    assert start.residuals(drawn.program).worst[0] > 1e-7
+    assert better.residuals(drawn.program).worst[0] < 1e-11
+
+
+def test_a_block_of_order_100_takes_no_memory_of_its_size_squared() -> None:
+    """Of a nearest correlation matrix: what is stored, what is eliminated, and the peak."""
+    order = 100
+    size = order * (order + 1) // 2
+    diagonal = np.cumsum([0, *range(order, 1, -1)])
+    entry = np.setdiff1d(np.arange(size), diagonal)
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=size)
+    drawn = _sparse_entries(entry, size, w, rng)
+    tracemalloc.start()
+    system = ReducedSystem(drawn.program.structure)
+    differentiator = ExactDifferentiator(system, drawn.program, drawn.solution)
+    _, report = differentiator.vjp(ones(drawn))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.trusted
+    assert isinstance(system.cone.derivative(drawn.w).curved[0], KroneckerBasis)
+    assert system.pattern.nnz <= 2 * (len(entry) + size)
+    assert peak < 0.5 * 8 * size**2  # bytes of one such matrix
+
+
+def _sparse_entries(entry: Array, size: int, w: Array, rng: np.random.Generator) -> Draw:
+    """Minimise |x - c|^2 / 2 over unit-diagonal matrices with entries x."""
+    n, cones = len(entry), Cones(psd=(int(np.sqrt(2 * size)),))
+    columns = np.arange(n)
+    structure = Structure(Pattern((n, n), columns, columns), Pattern((size, n), entry, columns), cones)
+    y = product_cone(cones).project_dual(w[None])
+    s, x = y - w, rng.normal(size=(1, n))
+    P, A = np.ones((1, n)), -np.ones((1, n))
+    q, b = -(x + structure.A.rmatvec(A, y)), structure.A.matvec(A, x) + s
+    return Draw(ConeProgram(structure, P, q, np.zeros(1), A, b), solution_at(x, y, s))
+
+
+def test_elements_are_made_lazily(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is factorised before it is asked for."""
+    asked: list[int] = []
+    inner = MatrixFree.refine
+
+    def refine(self: MatrixFree, rhs: Array, steps: int) -> tuple[Array, float]:
+        asked.append(steps)
+        return inner(self, rhs, steps)
+
+    monkeypatch.setattr(MatrixFree, "refine", refine)
+    drawn = few_variables(np.random.default_rng(0))
+    differentiator = at(drawn)
+    assert not asked
+    differentiator.vjp(ones(drawn))
+    assert set(asked) == {12}
