@@ -206,12 +206,17 @@ def _projection(rows: Callable[[], Array], signs: Sequence[float], *, epigraph: 
         if epigraph:  # multipliers sum to 1, the coefficient of t
             P[-1, -1] = 0.0
             w[w > 0] /= np.sum(w[w > 0])
-        x = np.zeros(n)  # with A x + s = 0
+        w[w < 0], last = _short(w[w < 0]), _short(rng.uniform(-1.0, 1.0))
         s = np.maximum(-w, 0.0)
-        x[:] = np.linalg.lstsq(A, -s, rcond=None)[0]
+        x = np.append(np.linalg.solve(A[:, :-1], -s - A[:, -1] * last), last)  # A x + s is 0, not the rounding of it
         return P, A, x, w
 
     return make
+
+
+def _short(values: Array | float) -> Array:
+    """Rounded to few digits, of which sums are exact."""
+    return np.rint(np.ldexp(values, 20)) * 2.0**-20
 
 
 def _below_t() -> Array:

@@ -32,7 +32,7 @@ def sees_null_space(
     """Whether anything is seen of the null spaces of K of these elements, (len(index),).
 
     A direction is seen where one of the numbers that it makes is not the rounding of terms that cancel; what could not
-    be told is taken for seen.
+    be told is taken for seen. Of a space of many dimensions a few random directions tell.
 
     Args:
         factor: of a batch.
@@ -44,8 +44,12 @@ def sees_null_space(
     l, v = factor.null_space(index)  # noqa: E741 (the design's name)
     found = ~factor.certain(index)
     for j in range(l.shape[1]):
-        made = _seen_at(seen, place, batch, l[:, j], v[:, j])
-        found |= np.any(made > VISIBLE * _most(seen, place, batch, l[:, j], v[:, j]), axis=1)
+        rest = np.flatnonzero(~found & np.any(np.concatenate([l[:, j], v[:, j]], axis=1) != 0.0, axis=1))
+        if not len(rest):
+            break
+        direction = l[rest, j], v[rest, j]
+        made = _seen_at(seen, place[rest], batch, *direction)
+        found[rest] = np.any(made > VISIBLE * _most(seen, place[rest], batch, *direction), axis=1)
     return found
 
 

@@ -73,30 +73,58 @@ class ExactDifferentiator(AbstractDifferentiator):
         return self._system.factor(self._program, self._point)
 
     @cached_property
-    def _error(self) -> Array:
-        """How far off the solutions may be, relative to themselves, (B,).
+    def _off(self) -> tuple[Array, Array]:
+        """How far off w may be, (B, m), and the solutions, relative to themselves, (B,).
 
-        A Newton step, with what rounding may have done to its right-hand side: the largest change of an output relative
-        to it, of w relative to its block, and of an eigenvalue d or 1 - d of the projection's derivative.
+        By a Newton step, with what rounding may do to its right-hand side.
         """
         point, structure, factor = self._point, self._program.structure, self._factor
         signs_x, signs_y = _signs(structure.n, structure.m)
         dual = point.dual + signs_x * point.scales.dual_rounding
         primal = point.primal + signs_y * point.scales.primal_rounding
-        error = self._size_of_step(*factor.newton_row_by_row(-dual, -primal), primal)
-        if not factor.regular and np.any(factor.singular & ~(error <= ACCURATE_SOLUTION)):
-            # The step of minimum norm: what is not unique has no error.
+        dx, dy = factor.newton_row_by_row(-dual, -primal)
+        dw = self._moved_w(dx, dy, primal)
+        error = self._size_of_step(dx, dy, dw)
+        if factor.regular:
+            return dw, error
+        large = factor.singular & ~(error <= ACCURATE_SOLUTION)
+        if np.any(large):  # the step of minimum norm: what is not unique has no error
             dx, dy, *_ = factor.solve(-dual, -primal, lambda index: np.ones(len(index), dtype=bool))
-            error = np.where(factor.singular, self._size_of_step(dx, dy, primal), error)
-        return error
+            shortest = self._moved_w(dx, dy, primal)
+            error = np.where(large, self._size_of_step(dx, dy, shortest), error)
+            dw = np.where(large[:, None], shortest, dw)
+        return dw, error
 
-    def _size_of_step(self, dx: Array, dy: Array, primal: Array) -> Array:
-        """The size (B,) of a Newton step on (dual, primal), relative to what it moves."""
-        point, program = self._point, self._program
-        c = point.scales.c
-        dw = c * dy + (program.structure.A.matvec(program.A, dx) + primal) / c
-        error = np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / point.scales.size))
-        return np.maximum(error, point.derivative_change(dw))
+    def _moved_w(self, dx: Array, dy: Array, primal: Array) -> Array:
+        """How a Newton step on (dual, primal) moves w."""
+        c, program = self._point.scales.c, self._program
+        return c * dy + (program.structure.A.matvec(program.A, dx) + primal) / c
+
+    def _size_of_step(self, dx: Array, dy: Array, dw: Array) -> Array:
+        """The largest change of an output relative to it, or of w relative to its block, (B,)."""
+        return np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / self._point.scales.size))
+
+    @cached_property
+    def _certain(self) -> Array:
+        """Margins (B,) above which it is certain on which side of the jumps of D the solutions are."""
+        return DerivativeReport.certain(max_norm(self._off[0] / self._point.scales.size))
+
+    @cached_property
+    def _error(self) -> Array:
+        """How far off the solutions may be, or an eigenvalue d or 1 - d of D relative to it, (B,).
+
+        Blocks at jumps are judged by their margin alone.
+        """
+        dw, error = self._off
+        if not np.all(self._point.margin > self._certain):
+            dw = np.where(self._weak, 0.0, dw)
+        return np.maximum(error, self._point.derivative_change(dw))
+
+    @cached_property
+    def _weak(self) -> BoolArray:
+        """Rows of the blocks that may be on either side of a jump of D, (B, m)."""
+        weak = self._point.derivative.weak(self._point.scales.size, self._certain)
+        return np.asarray(weak, dtype=bool)
 
     def vjp(
         self,
@@ -137,9 +165,18 @@ class ExactDifferentiator(AbstractDifferentiator):
         return P.matvec(tangent.P, x) + tangent.q + A.rmatvec(tangent.A, y), A.matvec(tangent.A, x) - tangent.b
 
     def _respond(self, tangent: ConeProgram) -> tuple[Array, Array]:
-        """(dx, dy) of ``jvp``, to the accuracy of a Newton step."""
-        r1, r2 = self._right_hand_side(tangent)
-        return self._factor.newton(-r1, -r2)
+        """(dx, dy) of ``jvp``, to the accuracy of a Newton step.
+
+        Where K is singular they are of minimum norm, and A does not move the stationarity of x: multipliers have no
+        bound there, and what they make of A tells nothing of the size of outputs.
+        """
+        factor, (r1, r2) = self._factor, self._right_hand_side(tangent)
+        if factor.regular:
+            return factor.newton(-r1, -r2)
+        by_multipliers = tangent.structure.A.rmatvec(tangent.A, self._point.y)
+        r1 = np.where(factor.singular[:, None], r1 - by_multipliers, r1)
+        dx, dy, *_ = factor.solve(-r1, -r2, lambda index: np.ones(len(index), dtype=bool))
+        return dx, dy
 
     def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
         """A null direction of K moves (x, y) among the solutions; all is well where the derivative does not move.
@@ -147,18 +184,20 @@ class ExactDifferentiator(AbstractDifferentiator):
         The optimal value is smooth where multipliers are unique, whether constraints are weakly active or not: the
         margin is of no concern.
         """
-        factor, batch, error = self._factor, self._program.batch, self._error
+        factor, batch, weak = self._factor, self._program.batch, self._weak
 
         def outside(dx: Array, dy: Array) -> Array:
             return seen(self._tangent(dx, dy, 0.0))
 
         singular = sees_null_space_of(factor, outside, place=np.arange(batch), batch=batch)
-        weak = self._weak(error)
-        index = np.flatnonzero(np.any(weak, axis=1) & ~singular)
-        if len(index):
-            beside = self._factor_beside(index, weak[index], np.ones(weak.shape[1]))
-            singular[index] = sees_null_space_of(beside, outside, place=index, batch=batch)
-        return DerivativeReport.judge(np.zeros(batch), np.full(batch, np.inf), factor.condition, singular, error)
+        ones = np.ones(weak.shape[1])
+        for side in (ones, -ones):  # y is the less unique the more rows are active, x the fewer
+            index = np.flatnonzero(np.any(weak, axis=1) & ~singular)
+            if len(index):
+                beside = self._factor_beside(index, weak[index], side)
+                singular[index] = sees_null_space_of(beside, outside, place=index, batch=batch)
+        nothing, far = np.zeros(batch), np.full(batch, np.inf)
+        return DerivativeReport.judge(nothing, far, factor.condition, singular, self._off[1])
 
     def _tangent(self, dx: Array, dy: Array, r2: Array | float) -> SolutionTangent:
         return SolutionTangent(dx, dy, -(self._program.structure.A.matvec(self._program.A, dx) + r2))
@@ -174,18 +213,21 @@ class ExactDifferentiator(AbstractDifferentiator):
         margin, error = self._point.margin, self._error
         if factor.regular and DerivativeReport.beyond_doubt(residual, margin, error):
             return l, v, DerivativeReport.ok(residual, margin, factor.condition)
-        if not np.all(margin > DerivativeReport.certain(error)):
-            margin = self._margin_that_matters((l, v), (top, bottom), outside)
-        return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, error)
+        if not np.all(margin > self._certain):
+            margin = self._margin_that_matters((l, v), (top, bottom), outside, ~singular)
+        return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, error, self._certain)
 
-    def _margin_that_matters(self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen) -> Array:
+    def _margin_that_matters(
+        self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen, unique: BoolArray
+    ) -> Array:
         """The margin without the blocks that make no difference to what is seen, on whichever side of a jump they are.
 
-        The answer must be the same, and as unique, with all of them in K*, with none, and with some at random.
+        The answer must be the same, and as unique, with all of them in K*, with none, and with some at random. Where it
+        is not unique as it is, nobody asks.
         """
-        point, weak = self._point, self._weak(self._error)
+        point, weak = self._point, self._weak
         margin = point.margin.copy()
-        index = np.flatnonzero(np.any(weak, axis=1))
+        index = np.flatnonzero(np.any(weak, axis=1) & unique)
         ones, blocks = np.ones(weak.shape[1]), self._system.cone.largest_of_blocks
         some = np.sign(blocks(np.random.default_rng(0).normal(size=(1, weak.shape[1])))[0])
         for side in (ones, -ones, some, -some):
@@ -194,12 +236,6 @@ class ExactDifferentiator(AbstractDifferentiator):
         if len(index):
             margin[index] = point.margin_without(weak)[index]
         return margin
-
-    def _weak(self, error: Array) -> BoolArray:
-        """Rows of the blocks that may be on either side of a jump of D, (B, m)."""
-        point = self._point
-        weak = point.derivative.weak(point.scales.size, DerivativeReport.certain(error))
-        return np.asarray(weak, dtype=bool)
 
     def _same_beside(
         self,
@@ -216,16 +252,18 @@ class ExactDifferentiator(AbstractDifferentiator):
         def visible(some: IndexArray) -> BoolArray:
             return sees_null_space(factor, some, outside, place=index[some], batch=batch)
 
-        top, bottom = rhs
-        *other, _, singular = factor.solve(top[index], bottom[index], visible)
-        l, v = answer  # noqa: E741 (the design's name)
-        difference = other[0] - l[index], other[1] - v[index]
-        return ~singular & ~is_seen(difference, (l[index], v[index]), outside, place=index, batch=batch)
+        top, bottom = (part[index] for part in rhs)
+        *other, singular = factor.solve_unique(top, bottom, visible)
+        here = answer[0][index], answer[1][index]
+        noise = factor.rounding((other[0], other[1]), top, bottom)
+        moved = (there - mine for there, mine in zip(other, here, strict=True))
+        dl, dv = (np.where(np.abs(d) <= size, 0.0, d) for d, size in zip(moved, noise, strict=True))
+        return ~singular & ~is_seen((dl, dv), here, outside, place=index, batch=batch)
 
     def _factor_beside(self, index: IndexArray, weak: BoolArray, side: Array) -> ReducedFactor:
         """K of these elements with D on that side of its jumps in the weak rows."""
         point = self._point.select(index)
-        derivative = point.beside(weak, side, BESIDE * DerivativeReport.certain(self._error[index]))
+        derivative = point.beside(weak, side, BESIDE * self._certain[index])
         return ReducedFactor(self._system, self._program.select(index), derivative, point.scales.c)
 
 

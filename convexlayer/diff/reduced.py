@@ -39,6 +39,9 @@ from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
 __all__ = ["ReducedFactor", "ReducedSystem"]
 
+NOISE = 1e-12
+"""What is smaller than this, relative to what would matter in its rows, is the rounding of zero."""
+
 LEFTOVER = 1e-8
 """Entries of a null direction up to this share of the largest are rounding."""
 
@@ -118,7 +121,9 @@ class ReducedFactor:
         return float(self.condition.max(initial=0.0)) < SINGULAR
 
     def null_space(self, index: IndexArray) -> tuple[Array, Array]:
-        """Orthonormal bases of the null spaces of K of the elements at these positions, found at the first call.
+        """Members of the null spaces of K of the elements at these positions, found at the first call.
+
+        They are an orthonormal basis where there are few dimensions, else a few random directions.
 
         Args:
             index: elements whose ``condition`` is finite; a basis has no members where K is regular, which it may be
@@ -128,8 +133,7 @@ class ReducedFactor:
             l (len(index), r, n) and v (len(index), r, m), r the largest dimension: (l[i, j], v[i, j]) is the j-th
             member of the basis of element index[i], and zero from the dimension of its own null space on. The members
             are orthonormal as (l, u) and as (l, v): norm(v) = norm(u) in the null space. Entries that are rounding in
-            the units of the equilibrated system are 0. A few random members stand for a space of many dimensions where
-            K is not stored.
+            the units of the equilibrated system are 0.
         """
         found, bases = self._singular_bases
         if not np.array_equal(index, found):
@@ -142,15 +146,31 @@ class ReducedFactor:
             l[:, j], v[:, j] = (part[index] for part in self._split(whole))
         return l, v
 
+    def rounding(self, answer: tuple[Array, Array], top: Array, bottom: Array) -> tuple[Array, Array]:
+        """Sizes (B, n) and (B, m) up to which entries of an answer (l, v) of ``solve`` are rounding.
+
+        An entry is held against the terms of the rows that it stands in, and of those that share an unknown with them:
+        rows of zeros have no size of their own. Nothing is said of v in curved cones.
+        """
+        (l, v), refined = answer, self._refined  # noqa: E741 (the design's name)
+        scale, n, flat = refined.scale, l.shape[1], self._system.flat.own
+        z = np.zeros_like(scale)
+        z[:, :n], z[:, flat] = l, v[:, : flat.stop - n]
+        terms = refined.terms(z / scale) + np.abs(scale * self._rhs(top, bottom))
+        size = NOISE * scale * refined.terms(terms + refined.terms(terms))
+        of_v = np.zeros_like(v)
+        of_v[:, : flat.stop - n] = size[:, flat]
+        return size[:, :n], of_v
+
     @cached_property
     def _singular_bases(self) -> tuple[IndexArray, Array]:
-        """The singular elements whose ``condition`` is finite, and their bases."""
+        """The singular elements whose ``condition`` is finite, and members of their null spaces."""
         index = np.flatnonzero(self.singular & np.isfinite(self.condition))
         return index, self._bases(index)
 
     def _bases(self, index: IndexArray) -> Array:
-        """The bases of ``null_space`` in the unknowns of K, (len(index), r, N)."""
-        spaces = self._refined.null_spaces(index)
+        """The members of ``null_space`` in the unknowns of K, (len(index), r, N)."""
+        spaces = self._refined.null_directions(index)
         r = max((len(space.basis) for space in spaces), default=0)
         bases = np.zeros((len(index), r, self._system.pattern.shape[0]))
         for row, space in enumerate(spaces):
@@ -161,7 +181,7 @@ class ReducedFactor:
 
     def certain(self, index: IndexArray) -> BoolArray:
         """Whether ``null_space`` shows of each of these elements what there is to see, (len(index),)."""
-        return np.array([space.certain for space in self._refined.null_spaces(index)], dtype=bool)
+        return np.array([space.certain for space in self._refined.null_directions(index)], dtype=bool)
 
     def serves(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
         """Whether this is known to be the factor of these programs at that derivative too.
@@ -201,20 +221,34 @@ class ReducedFactor:
             l (B, n); v (B, m); the relative residuals (B,); where the solution is not unique and that is seen, (B,).
         """
         rhs = self._rhs(top, bottom)
-        z, residual = self._refined.refine_row_by_row(rhs)
-        singular = self.singular
-        if self.regular and float(residual.max(initial=0.0)) <= ACCEPTED:
-            return *self._split(z), residual, singular
-        if np.any(singular):
-            index = np.flatnonzero(singular & np.isfinite(self.condition))
-            spaces = self._refined.null_spaces(index)
-            unsolved = np.array([len(space.basis) > 0 for space in spaces], dtype=bool) & (residual[index] > ACCEPTED)
-            singular = np.zeros_like(singular)
-            singular[index] = visible(index) | unsolved
+        z, residual, singular = self._solved(rhs, visible)
         doubtful = singular | (residual > ACCEPTED)
         if np.any(doubtful):
             self._least_squares(z, residual, rhs, singular, doubtful)
         return *self._split(z), residual, singular
+
+    def solve_unique(
+        self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray]
+    ) -> tuple[Array, Array, BoolArray]:
+        """(l, v) of ``solve`` where it is unique, or the difference is not visible; and where it is not."""
+        rhs = self._rhs(top, bottom)
+        z, residual, singular = self._solved(rhs, visible)
+        doubtful = ~singular & (residual > ACCEPTED)
+        if np.any(doubtful):
+            self._least_squares(z, residual, rhs, singular, doubtful)
+        return *self._split(z), singular
+
+    def _solved(self, rhs: Array, visible: Callable[[IndexArray], BoolArray]) -> tuple[Array, Array, BoolArray]:
+        """Solutions, the residuals of their rows, and where they are not unique and that is seen."""
+        z, residual = self._refined.refine_row_by_row(rhs)
+        singular = self.singular
+        if np.any(singular):
+            index = np.flatnonzero(singular & np.isfinite(self.condition))
+            spaces = self._refined.null_directions(index)
+            unsolved = np.array([len(space.basis) > 0 for space in spaces], dtype=bool) & (residual[index] > ACCEPTED)
+            singular = np.zeros_like(singular)
+            singular[index] = visible(index) | unsolved
+        return z, residual, singular
 
     def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
         """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""

@@ -43,7 +43,7 @@ class DerivativeReport:
         consistent: whether the right-hand side is in the range of the system.
         status: ``ok``; ``inaccurate`` (linear residual above 1e-8, or relative error of the solution above 1e-7);
             ``degenerate`` (the system is singular, and that is seen, or the margin is below 1e-6, or below ten times
-            the error of the solution: the derivative may not exist, and what is returned is the least-squares solution
+            the error of w: the derivative may not exist, and what is returned is the least-squares solution
             of minimum norm of one candidate); ``failed`` (not finite, or no solution to differentiate).
     """
 
@@ -94,10 +94,21 @@ class DerivativeReport:
         return DerivativeReport(residual, margin, condition, np.ones(batch, dtype=bool), ("ok",) * batch)
 
     @staticmethod
-    def judge(residual: Array, margin: Array, condition: Array, singular: BoolArray, error: Array) -> DerivativeReport:
-        """The report of solves with these residuals, margins, conditions, and errors of the solutions."""
+    def judge(
+        residual: Array,
+        margin: Array,
+        condition: Array,
+        singular: BoolArray,
+        error: Array,
+        certain: Array | None = None,
+    ) -> DerivativeReport:
+        """The report of solves with these residuals, margins, conditions, and errors of the solutions.
+
+        Margins are enough above ``certain``, unless given that of these errors.
+        """
+        certain = DerivativeReport.certain(error) if certain is None else certain
         finite = np.isfinite(residual) & np.isfinite(condition)
-        degenerate = singular | ~(margin > DerivativeReport.certain(error))
+        degenerate = singular | ~(margin > certain)
         failed = ~finite | np.isnan(margin) | (~singular & (residual > FAILED))
         inaccurate = (residual > ACCURATE) | ~(error <= ACCURATE_SOLUTION)
         status: tuple[str, ...] = ("ok",) * len(residual)

@@ -39,6 +39,7 @@ class OutputChange:
         self._program, self._features, self._scale = program, features, scale
         self._point = np.concatenate([x, y], axis=1)
         self._values = np.concatenate([value.reshape(len(value), -1) for value in values], axis=1)
+        self._answer: Array | None = None
 
     def __call__(self, dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
         """The largest change of an output relative to it, (B,).
@@ -66,11 +67,14 @@ class OutputChange:
             return max_norm(np.where(change > 0.0, change / size, 0.0))
 
     def _response(self, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
-        """How the outputs answer to a change of all parameters by their size, (B, entries)."""
+        """How the outputs answer to a change of all parameters by their size, (B, entries); found once."""
+        if self._answer is not None:
+            return self._answer
         program, features = self._program, self._features
         push = features * np.random.default_rng(0).choice((-1.0, 1.0), features.shape[1])
         dx, dy = respond(program.push(features, push).divided(self._scale))
-        return np.abs(self._moved(dx, dy) + program.recovery.push_direct(self._point, push))
+        self._answer = np.abs(self._moved(dx, dy) + program.recovery.push_direct(self._point, push))
+        return self._answer
 
     def _moved(self, dx: Array, dy: Array) -> Array:
         """Tangents (B, entries) of all outputs."""

@@ -43,6 +43,9 @@ EVEN = 1e3
 """Programs whose rows of [P A'; A 0] have largest entries within this ratio of each other, and whose solutions are to
 be expected within this of 1, are left to the solver's own scaling."""
 
+ROUNDING = 1e-13
+"""Share of q over P up to which b, beside solutions of that size, is taken for the rounding of zeros."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,7 @@ class Equilibration:
         cone = product_cone(program.structure.cones)
         if compiled.ready():
             data = (program.P, program.q, program.A, program.b)
-            units = Equilibration(*equilibrate(program.structure.by_columns, cone.blocks, PASSES, EVEN, data))
+            units = Equilibration(*equilibrate(program.structure.by_columns, cone.blocks, PASSES, EVEN, ROUNDING, data))
         else:
             units = Equilibration._portable(program, cone)
         return None if np.all(units.c == 1.0) and np.all(units.sigma == 1.0) and np.all(units.d == 1.0) else units
@@ -146,8 +149,9 @@ class Equilibration:
 
 
 def _expected(b: Array, q: Array, P: Array) -> Array:
-    """How large solutions are to be expected: as b, else as q over P; 1 where neither tells."""
-    return np.where(b > 0, b, np.where((q > 0) & (P > 0), q / np.where(P > 0, P, 1.0), 1.0))
+    """How large solutions are to be expected: as b unless that is rounding, else as q over P; 1 where neither tells."""
+    of_curvature = np.where(P > 0, q / np.where(P > 0, P, 1.0), 0.0)
+    return np.where(b > ROUNDING * of_curvature, b, np.where(of_curvature > 0, of_curvature, 1.0))
 
 
 def _power_of_two(v: Array) -> Array:

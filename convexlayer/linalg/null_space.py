@@ -11,8 +11,9 @@ them apart; they are kept, because refinement does not converge along them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, final
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from convexlayer.program import Array, IndexArray
 from convexlayer.rays import BoolArray
 
-__all__ = ["IteratedFactor", "NullSpace", "NullSpaces", "find_null_spaces"]
+__all__ = ["IteratedFactor", "NullSpace", "NullSpaces", "alike", "find_null_spaces"]
 
 NULL = 1e-11
 """Vectors that E, whose norm is about 1, shrinks below this count as null."""
@@ -37,6 +38,9 @@ CONSISTENT = 1e-10
 FEW = 4
 """Random vectors to begin with."""
 
+WORK = 1e8
+"""Multiply-adds up to which a basis is worth its costs: some hundredths of a second."""
+
 
 class IteratedFactor(Protocol):
     """What is needed of the factors of a batch of systems."""
@@ -47,6 +51,9 @@ class IteratedFactor(Protocol):
 
     def remains(self, x: Array) -> tuple[Array, Array]:
         """What the iteration leaves of x (B, count, N), and E times that."""
+
+    def null_part(self, z: Array) -> Array:
+        """The parts of z (B, N) in the null spaces of E."""
 
     def select(self, index: IndexArray) -> IteratedFactor:
         """The same of some elements."""
@@ -65,9 +72,11 @@ class NullSpace:
         basis: a basis of the null space of K, orthonormal in the unknowns of K, (r, N).
         change: lower triangular (r, r), with vectors S = change basis.
         slow: directions of E's unknowns along which refinement is slow, (s, N).
-        images: E times those, (s, N).
+        images: E times those, (s, N), orthogonal to each other.
         certain: whether what the iteration left was told apart, so that nothing is seen of directions that are missing
             where nothing is seen of these.
+        whole: whether this is all that is held of it; else there may be more, which was not asked for or would cost
+            more than WORK.
     """
 
     vectors: Array
@@ -77,16 +86,29 @@ class NullSpace:
     slow: Array
     images: Array
     certain: bool
+    whole: bool = True
 
     def along_slow(self, remainder: Array) -> Array:
         """The combination z of slow directions for which norm(remainder - E z) is least, (N,)."""
-        z: Array = np.linalg.lstsq(self.images.T, remainder)[0] @ self.slow
+        z: Array = (self.images @ remainder / np.sum(self.images**2, axis=1)) @ self.slow
         return z
 
 
+class NullSpaces(ABC):
+    """The null spaces of several K, and projections along them."""
+
+    @abstractmethod
+    def in_range(self, rhs: Array) -> Array:
+        """S times the part of rhs (elements, N) in the range of K: all of it, where it is there but for rounding."""
+
+    @abstractmethod
+    def shortest(self, z: Array) -> Array:
+        """Of the vectors z (elements, N) plus null space of E, those for which S z is shortest."""
+
+
 @final
-class NullSpaces:
-    """The null spaces of several K, of equal dimension."""
+class _Held(NullSpaces):
+    """Of equal dimension, by their bases."""
 
     def __init__(self, spaces: Sequence[NullSpace], scale: Array) -> None:
         """Stack them; scale is S, (elements, N)."""
@@ -95,14 +117,7 @@ class NullSpaces:
             np.stack(parts) for parts in zip(*((s.vectors, s.gram, s.basis, s.change) for s in spaces), strict=True)
         )
 
-    @staticmethod
-    def alike(spaces: Sequence[NullSpace], scale: Array) -> Iterator[tuple[IndexArray, NullSpaces]]:
-        """Groups of equal dimension, and where their members stand."""
-        for _, index in _equal(np.array([len(space.basis) for space in spaces], dtype=np.int64)):
-            yield index, NullSpaces([spaces[i] for i in index.tolist()], scale[index])
-
     def in_range(self, rhs: Array) -> Array:
-        """S times the part of rhs (elements, N) in the range of K: all of it, where it is there but for rounding."""
         target = self._scale * rhs
         outside = self._null_part(target)
         far = np.linalg.norm(outside, axis=1) > CONSISTENT * np.linalg.norm(target, axis=1)
@@ -113,7 +128,6 @@ class NullSpaces:
         return target - outside
 
     def shortest(self, z: Array) -> Array:
-        """Of the vectors z (elements, N) plus null space of E, those for which S z is shortest."""
         along = _inner(self._basis, self._scale * z)
         combination = np.linalg.solve(self._change.swapaxes(1, 2), along[..., None])[..., 0]
         return z - _combine(self._vectors, combination)
@@ -124,8 +138,41 @@ class NullSpaces:
         return _combine(self._vectors, combination)
 
 
+@final
+class _Iterated(NullSpaces):
+    """By the iteration; lengths are those of E."""
+
+    def __init__(self, factor: IteratedFactor, scale: Array) -> None:
+        """Of all elements of a factor; scale is S, (elements, N)."""
+        self._factor, self._scale = factor, scale
+
+    def in_range(self, rhs: Array) -> Array:
+        target = self._scale * rhs
+        return target - self._factor.null_part(target)
+
+    def shortest(self, z: Array) -> Array:
+        return z - self._factor.null_part(z)
+
+
+def alike(
+    spaces: Sequence[NullSpace], scale: Array, select: Callable[[IndexArray], IteratedFactor]
+) -> Iterator[tuple[IndexArray, NullSpaces]]:
+    """Null spaces in groups that are handled together, and where their members stand.
+
+    Args:
+        spaces: of several elements.
+        scale: S, (elements, N).
+        select: the factor of some of them.
+    """
+    for r, index in _equal(np.array([len(s.basis) if s.whole else -1 for s in spaces], dtype=np.int64)):
+        if r >= 0:
+            yield index, _Held([spaces[i] for i in index.tolist()], scale[index])
+        else:
+            yield index, _Iterated(select(index), scale[index])
+
+
 def find_null_spaces(
-    factor: IteratedFactor, batch: int, size: int, *, count: int = FEW, most: int | None = None
+    factor: IteratedFactor, batch: int, size: int, *, count: int = FEW, most: int | None = None, whole: bool = True
 ) -> list[NullSpace]:
     """The null spaces of the B matrices (N, N) of a factor.
 
@@ -135,6 +182,7 @@ def find_null_spaces(
         size: N.
         count: random vectors to begin with.
         most: random vectors to take at most; random members stand for a space that would need more of them.
+        whole: whether to take more than those to begin with, where ``most`` is not given.
     """
     count = min(count, size)
     random = np.random.default_rng(0).standard_normal((count, size))
@@ -148,7 +196,8 @@ def find_null_spaces(
     expected = np.sum(left**2, axis=(1, 2)) / max(count, 1)
     enough = np.maximum(2 * count, expected + 3.0 * np.sqrt(expected) + 8.0).astype(np.int64)
     larger = (dimension == count) & (count < size)
-    more = np.where(larger & (most is None or enough <= most), enough, 0)
+    wanted = (enough**2 * size <= WORK) & whole if most is None else enough <= most
+    more = np.where(larger & wanted, enough, 0)
     found: dict[int, NullSpace] = {}
     for needed, index in _equal(more):
         if needed:
@@ -160,7 +209,9 @@ def find_null_spaces(
             combine = (turn[index, :, count - r :] / length[index, None, count - r :]).swapaxes(1, 2)
             some = larger[index] | ~arrived[index]
             spanned = _spanned(factor.select(index), combine @ left[index], some=some)
-            found.update(zip(index, spanned, strict=True))
+            held = ~larger[index] | (most is not None)
+            spaces = (replace(space, whole=bool(all_of_it)) for space, all_of_it in zip(spanned, held, strict=True))
+            found.update(zip(index, spaces, strict=True))
     return [found[i] for i in range(batch)]
 
 
@@ -181,6 +232,9 @@ def _spanned(factor: IteratedFactor, vectors: Array, *, some: BoolArray) -> list
     length, shrunk = np.linalg.norm(vectors, axis=2), np.linalg.norm(images, axis=2)
     if np.all(shrunk <= NULL * length):
         return _null_spaces(vectors, scale, none, none, certain=bool(r) | ~some)
+    # Taken apart, the null ones lose what the others kept the iteration from taking off.
+    apart = np.stack([_by_what_is_left(*pair)[0] for pair in zip(vectors, images, strict=True)])
+    vectors, images = factor.remains(apart)
     found = []
     for row, (null, image) in enumerate(zip(vectors, images, strict=True)):
         null, slow, slow_images = _separated(null, image)
@@ -196,10 +250,16 @@ def _separated(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
         vectors: linearly independent.
         images: E times the vectors.
     """
+    turned, shrunk, directions = _by_what_is_left(vectors, images)
+    slow = (shrunk > NULL) & (shrunk < SLOW)
+    return turned[shrunk <= NULL], turned[slow], shrunk[slow, None] * directions[slow]
+
+
+def _by_what_is_left(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
+    """Orthonormal vectors of a span (r, N) whose images are orthogonal, the lengths of these, and their directions."""
     orthonormal, change = np.linalg.qr(vectors.T)
     turn, shrunk, directions = np.linalg.svd(np.linalg.solve(change.T, images), full_matrices=False)
-    turned, slow = turn.T @ orthonormal.T, (shrunk > NULL) & (shrunk < SLOW)
-    return turned[shrunk <= NULL], turned[slow], shrunk[slow, None] * directions[slow]
+    return turn.T @ orthonormal.T, shrunk, directions
 
 
 def _null_spaces(vectors: Array, scale: Array, slow: Array, images: Array, *, certain: BoolArray) -> list[NullSpace]:

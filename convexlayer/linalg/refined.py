@@ -18,7 +18,7 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.linalg.null_space import NullSpace, NullSpaces, find_null_spaces
+from convexlayer.linalg.null_space import NullSpace, alike, find_null_spaces
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
 
 __all__ = [
@@ -80,6 +80,7 @@ class RefinedFactor(ABC):
         """Matrices of order ``size``; of null spaces of more than ``most`` dimensions a few members are found."""
         self._size, self._most = size, most
         self._null_spaces: dict[int, NullSpace] = {}
+        self._null_directions: dict[int, NullSpace] = {}
 
     @property
     @abstractmethod
@@ -148,23 +149,61 @@ class RefinedFactor(ABC):
     def select(self, index: IndexArray) -> RefinedFactor:
         """The factor of the elements at these positions."""
 
+    def null_part(self, z: Array) -> Array:
+        """The parts of z (B, N) in the null spaces of E.
+
+        F^-1 is too inexact to tell null spaces from what is orthogonal to them. What ``remains`` is null all the same,
+        but for a small part depends on the range's part of z; E times a refined solution of E x = z is in the range,
+        but for a small part depends on the null space's part of z. In turn they converge.
+        """
+        scale = self.scale
+        found, going = np.zeros_like(z), max_norm(z) > 0.0
+        for _ in range(REFINEMENTS):
+            if not np.any(going):
+                break
+            rest = z - found
+            in_range = self.product(self.refine(rest / scale)[0] / scale)
+            part = self.remains((rest - in_range)[:, None])[0][:, 0]
+            found[going] += part[going]
+            going &= max_norm(part) > ACCEPTED * max_norm(z)
+        return found
+
     def null_spaces(self, index: IndexArray) -> list[NullSpace]:
         """The null spaces of K of these elements, whose ``condition`` must be finite; found once."""
-        missing: IndexArray = np.array([i for i in index.tolist() if i not in self._null_spaces], dtype=np.int64)
+        return self._found(index, self._null_spaces, whole=True)
+
+    def null_directions(self, index: IndexArray) -> list[NullSpace]:
+        """The same, but no more than a few directions of those that have many, where they tell: much sooner found."""
+        few = self._found(index, self._null_directions, whole=False)
+        unsure: IndexArray = np.array(
+            [i for i, space in zip(index.tolist(), few, strict=True) if not (space.certain or space.whole)],
+            dtype=np.int64,
+        )
+        if len(unsure):
+            self._null_directions.update(zip(unsure.tolist(), self.null_spaces(unsure), strict=True))
+        return [self._null_directions[i] for i in index.tolist()]
+
+    def _found(self, index: IndexArray, known: dict[int, NullSpace], *, whole: bool) -> list[NullSpace]:
+        missing: IndexArray = np.array([i for i in index.tolist() if i not in known], dtype=np.int64)
         if len(missing):
-            found = find_null_spaces(self.select(missing), len(missing), self._size, most=self._most)
-            self._null_spaces.update(zip(missing.tolist(), found, strict=True))
-        return [self._null_spaces[i] for i in index.tolist()]
+            found = find_null_spaces(self.select(missing), len(missing), self._size, most=self._most, whole=whole)
+            for i, space in zip(missing.tolist(), found, strict=True):
+                known[i] = space
+                if space.whole:
+                    self._null_spaces[i] = self._null_directions[i] = space
+        return [known[i] for i in index.tolist()]
 
     def minimum_norm(self, rhs: Array, index: IndexArray) -> tuple[Array, Array]:
         """Least-squares solutions for these elements, in the norms of K, of minimum norm; and their residuals.
+
+        Where a null space is so large that it is not held as a whole (see ``NullSpace``), in the norms of E.
 
         Returns:
             argmin norm(z) over the minimisers of norm(K z - rhs), (len(index), N); the residuals, (len(index),).
         """
         part, spaces = self.select(index), self.null_spaces(index)
         scale = part.scale
-        groups = list(NullSpaces.alike(spaces, scale))
+        groups = list(alike(spaces, scale, part.select))
         target = np.empty_like(scale)
         for members, space in groups:
             target[members] = space.in_range(rhs[index[members]])

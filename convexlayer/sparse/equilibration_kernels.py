@@ -22,6 +22,7 @@ def equilibrate(
     blocks: NDArray[np.int64],
     passes: int,
     even: float,
+    rounding: float,
     P: Floats,
     q: Floats,
     A: Floats,
@@ -43,7 +44,7 @@ def equilibrate(
         d[k], e[k], sigma[k], c[k] = 1.0, 1.0, 1.0, 1.0
         if not (_is_finite(P[k]) and _is_finite(q[k]) and _is_finite(A[k]) and _is_finite(b[k])):
             continue
-        expected = _expected(_largest(b[k]), _largest(q[k]), _largest(P[k]))
+        expected = _expected(_largest(b[k]), _largest(q[k]), _largest(P[k]), rounding)
         _row_norms(P_rows, P_starts, A_rows, A_starts, blocks, P[k], A[k], d[k], e[k], column, row)
         least, largest = np.inf, 0.0
         for norms in (column, row):
@@ -71,7 +72,7 @@ def equilibrate(
             q_size = max(q_size, abs(d[k, j] * q[k, j]))
             for p in range(P_starts[j], P_starts[j + 1]):
                 P_size = max(P_size, abs(P[k, p] * d[k, P_rows[p]] * d[k, j]))
-        sigma[k] = _power_of_two(_expected(b_size, q_size, P_size))
+        sigma[k] = _power_of_two(_expected(b_size, q_size, P_size, rounding))
         objective = sigma[k] * max(sigma[k] * P_size, q_size)
         c[k] = _power_of_two(objective) if objective > 0.0 else 1.0
 
@@ -125,11 +126,12 @@ def _is_finite(values: Floats) -> bool:
 
 
 @njit(nogil=True)
-def _expected(b: float, q: float, P: float) -> float:
+def _expected(b: float, q: float, P: float, rounding: float) -> float:
     """How large solutions are to be expected."""
-    if b > 0.0:
+    of_curvature = q / P if P > 0.0 else 0.0
+    if b > rounding * of_curvature:
         return b
-    return q / P if q > 0.0 and P > 0.0 else 1.0
+    return of_curvature if of_curvature > 0.0 else 1.0
 
 
 @njit(nogil=True)

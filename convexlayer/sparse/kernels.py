@@ -301,7 +301,7 @@ def warm_up() -> None:
     patterns, end, curved = (index, np.array([0, 1])) * 2, np.ones(1, np.int64), one[:, 1:].copy()
     arrays = tuple(one.copy() for _ in range(7))
     scales(*patterns, end, 0, (1.0,) * 8, P, q, A, b, one, one, one, *arrays, 0, 1)
-    equilibrate(*patterns, end, 1, 1.0, P, q, A, b, one.copy(), one.copy(), np.empty(1), np.empty(1), 0, 1)
+    equilibrate(*patterns, end, 1, 1.0, 0.0, P, q, A, b, one.copy(), one.copy(), np.empty(1), np.empty(1), 0, 1)
     outputs = (*(one.copy() for _ in range(4)), np.empty(1))
     complementary(*patterns, 0, P, q, A, b, one, one, curved, one, one, one, *outputs, 0, 1)
     residuals(*patterns, 0, 1, P, q, one[0], A, b, one, one, one, curved, np.empty((6, 1)), 0, 1)

@@ -237,7 +237,7 @@ def complementary(patterns: Patterns, free: int, data: tuple[Floats, ...]) -> tu
 
 
 def equilibrate(
-    patterns: Patterns, blocks: Positions, passes: int, even: float, data: tuple[Floats, ...]
+    patterns: Patterns, blocks: Positions, passes: int, even: float, rounding: float, data: tuple[Floats, ...]
 ) -> tuple[Floats, ...]:
     """The arrays of ``layers.units.Equilibration``; where kernels are compiled.
 
@@ -246,11 +246,12 @@ def equilibrate(
         blocks: first rows of the blocks of curved cones, and m.
         passes: over the data.
         even: how unlike the rows of a program that is left alone may be.
+        rounding: share of q over P up to which b tells nothing.
         data: P, q, A, b.
     """
     (batch, n), m = data[1].shape, data[3].shape[1]
     out = empty(batch, n), empty(batch, m), np.empty(batch), np.empty(batch)
-    arguments = (*patterns, blocks, passes, even, *map(plain, data), *out)
+    arguments = (*patterns, blocks, passes, even, rounding, *map(plain, data), *out)
     _run(_kernels().equilibrate, arguments, batch, 3 * (len(patterns[0]) + len(patterns[2])))
     return out
 

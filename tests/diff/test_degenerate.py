@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from convexlayer.diff import SolutionTangent
+from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent
 from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
@@ -191,6 +194,62 @@ def test_badly_scaled_rows_are_no_degeneracy(backend: AbstractBackend) -> None:
     assert report.status == ("ok",)
     np.testing.assert_allclose(gradient.q, expected.q, atol=1e-9)
     np.testing.assert_allclose(gradient.b * units, expected.b, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", WEAK)
+def test_the_optimal_value_is_smooth_where_constraints_are_weak(name: str) -> None:
+    """D jumps there, and its error is of no concern: x and y are the gradient."""
+    cones, w = WEAK[name]
+    drawn = assemble(np.eye(9), np.random.default_rng(0).normal(size=(cones.m, 9)), np.ones(9), w, cones)
+    report = at(drawn).objective_report(seen=lambda moved: np.concatenate([moved.x, moved.y], axis=1))
+    assert report.status == ("ok",)
+
+
+def flat_vertex(rng: np.random.Generator, *, quadratic: bool) -> Draw:
+    """Five active rows in three variables, of which a vertex solver gives two the multiplier 0."""
+    P = np.eye(3) if quadratic else np.zeros((3, 3))
+    w = np.array([1.2, 0.0, 0.4, 0.0, 0.8, -0.7])
+    return assemble(P, rng.normal(size=(6, 3)), rng.normal(size=3), w, Cones(nonnegative=6))
+
+
+@pytest.mark.parametrize("quadratic", [True, False])
+def test_a_vertex_does_not_move_with_the_objective(backend: AbstractBackend, *, quadratic: bool) -> None:
+    """Whatever rows are held active, dx / dq = 0; that both answers are rounding is no difference."""
+    drawn = flat_vertex(np.random.default_rng(0), quadratic=quadratic)
+    differentiator = at(drawn, backend)
+    gradient, report = differentiator.vjp(ones(drawn, y=0.0, s=0.0), seen=lambda data: data.q)
+    np.testing.assert_allclose(gradient.q, 0.0, atol=1e-13)
+    assert report.status == ("ok",)
+    _, moved = differentiator.vjp(ones(drawn, y=0.0, s=0.0), seen=lambda data: data.b)
+    assert moved.status == ("degenerate",)
+    assert differentiator.objective_report(seen=lambda moved: moved.x).status == ("ok",)
+    assert differentiator.objective_report(seen=lambda moved: moved.y).status == ("degenerate",)
+
+
+def test_an_optimal_value_at_an_end_of_an_edge(backend: AbstractBackend) -> None:
+    """Min x0 + x1 over the simplex at (1, 0): x is one of many, though both ends are vertices."""
+    A = np.concatenate([np.ones((1, 2)), -np.eye(2)])
+    drawn = assemble(np.zeros((2, 2)), A, np.array([1.0, 0.0]), np.array([-1.0, -1.0, 0.0]), Cones(1, 2))
+    differentiator = at(drawn, backend)
+    assert differentiator.objective_report(seen=lambda moved: moved.x).status == ("degenerate",)
+
+
+def test_errors_are_not_held_against_multipliers_that_have_no_bound() -> None:
+    """Equal rows may have multipliers of 1e9 and -1e9: how x answers to A then says nothing of its size."""
+    drawn, asked = duplicated_rows(np.random.default_rng(0)), list[Array]()
+    program, solution = drawn.program, drawn.solution
+
+    def relative(dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
+        asked.append(respond(program)[0])
+        return np.max(np.abs(dx), axis=1)
+
+    for size in (0.0, 1e9):
+        apart = replace(solution, y=solution.y + size * np.array([1.0, -1.0, 0.0, 0.0]))
+        system = ReducedSystem(program.structure)
+        differentiator = ExactDifferentiator(system, program, apart, relative=relative)
+        differentiator.vjp(ones(drawn, y=0.0, s=0.0))
+    assert len(asked) >= 2
+    assert np.max(np.abs(asked)) <= 100.0
 
 
 def dense(drawn: Draw) -> tuple[Array, Array]:

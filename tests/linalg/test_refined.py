@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractFactoriser
+from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractFactoriser, null_space
 from convexlayer.program import Array, Pattern
 
 from .matrices import FACTORISERS, M, N, quasi_definite, refined, times
@@ -128,6 +128,46 @@ def test_minimum_norm(make: Make, rng: np.random.Generator, span: float) -> None
     inconsistent, distance = refined(K, make).minimum_norm(rhs + 3.0 * null * np.max(np.abs(rhs)), index)
     assert np.all(distance > 1e-3)
     np.testing.assert_allclose(inconsistent * scale, least[index] * scale, atol=1e-7)
+
+
+@pytest.mark.parametrize("slow", [1e-6, 2e-8, 1e-9])
+def test_null_directions_beside_slow_ones(make: Make, rng: np.random.Generator, slow: float) -> None:
+    """A direction that E nearly shrinks to nothing does not hide the one that it does."""
+    Q = np.linalg.qr(rng.normal(size=(15, 15)))[0]
+    null = np.zeros(15)
+    null[:2] = [1.0, -1.0]
+    Q[:, 0] = null / np.sqrt(2.0)
+    Q = np.linalg.qr(Q)[0]
+    spectrum = np.ones(15)
+    spectrum[:2] = [0.0, slow]
+    K = (Q * spectrum) @ Q.T
+    K[:, 1] = K[:, 0]  # equal, not but for rounding
+    K[1] = K[0]
+    (space,) = refined(K[None], make, np.ones(15)).null_spaces(np.array([0]))
+    assert space.whole
+    assert space.basis.shape == (1, 15)
+    np.testing.assert_allclose(np.abs(space.basis[0] @ null), np.sqrt(2.0), atol=1e-6)
+
+
+def test_large_null_spaces_are_projected_along_by_the_iteration(
+    make: Make, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a basis would cost too much: of unit scales the answer is that of minimum norm."""
+    monkeypatch.setattr(null_space, "WORK", 0.0)
+    n, m = 8, 12
+    A = rng.normal(size=(6, n))
+    A = np.concatenate([A, A])  # six dependent rows
+    K = np.block([[np.eye(n), A.T], [A, np.zeros((m, m))]])[None]
+    factor = refined(K, make, np.concatenate([np.ones(n), -np.ones(m)]))
+    (some,) = factor.null_directions(np.array([0]))
+    assert not some.whole
+    np.testing.assert_allclose(some.basis @ K[0], 0.0, atol=1e-9)
+    z = rng.normal(size=(1, n + m))
+    solved, residual = factor.minimum_norm(times(K, z), np.array([0]))
+    assert np.all(residual <= ACCEPTED)
+    scale = factor.equilibrated(np.array([0]))[0]
+    expected = np.linalg.pinv(K[0] * scale * scale[0][:, None]) @ (scale[0] * times(K, z)[0])
+    np.testing.assert_allclose(solved[0], scale[0] * expected, atol=1e-7)
 
 
 def test_zero_right_hand_side(make: Make, rng: np.random.Generator) -> None:

@@ -1,0 +1,53 @@
+"""Degenerate programs in units: what has no derivative is not called ok, and what is called ok is right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.scales.asked import Reverse
+from benchmarks.scales.degenerate import FAMILIES, derivatives, drawn, measure, queries, unique
+from benchmarks.scales.degenerate_families import Degenerate
+from benchmarks.scales.plan import Plan
+from benchmarks.scales.table import Count
+
+DRAWS = 3
+"""Of each family and range."""
+
+RANGES = {"auto": (0.0, 4.0), "daqp": (2.0,)}
+"""By solver: an interior one, and one that ends at vertices, where a dependent row has a multiplier of 0."""
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_there_is_a_derivative_or_none(family: Degenerate) -> None:
+    """All derivatives of the projection near w agree that there is one, or they do not."""
+    programs = drawn(family, 5, seed=1)
+    for query in queries(family, programs, seed=1):
+        if isinstance(query, Reverse):
+            _, exists = derivatives(family, programs, query.weight, query.wrt[0], samples=12)
+            assert np.all(exists == query.exists), query.wrt
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_optimal_value_has_a_derivative_where_solutions_are_unique(family: Degenerate) -> None:
+    for wrt, found in zip(("q", "b"), unique(drawn(family, 5, seed=1)), strict=True):
+        assert np.all(found == (wrt in family.value)), wrt
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[Count]:
+    plans = [
+        Plan(draws=DRAWS * len(FAMILIES) * len(ranges), solvers=(solver,), ranges=ranges, seed=2)
+        for solver, ranges in RANGES.items()
+    ]
+    return [count for plan in plans for count in measure(plan)]
+
+
+def test_nothing_wrong_and_nothing_without_a_derivative_is_ok(measured: list[Count], counts: list[Count]) -> None:
+    counts += measured
+    assert not {(count.family, count.k, count.solver): count.silent_draws for count in measured if count.silent}
+
+
+def test_false_alarms_are_few(measured: list[Count]) -> None:
+    alarms = {(c.family, c.k, c.solver): c.right_untold + c.wrong_untold for c in measured if c.right_told < c.draws}
+    assert sum(alarms.values()) <= 0.02 * sum(count.draws for count in measured), alarms
