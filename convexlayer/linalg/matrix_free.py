@@ -25,6 +25,7 @@ from convexlayer.linalg.refined import (
     RefinedFactor,
     power_iteration,
     power_start,
+    refined_row_by_row,
 )
 from convexlayer.pool import map_ranges
 from convexlayer.program import Array, IndexArray
@@ -303,6 +304,10 @@ class MatrixFreeFactor(RefinedFactor):
         """Sums of magnitudes, (B, N)."""
         nothing = np.full(self._size, np.nan)
         return self._rows(self._each(lambda i, each: nothing if each is None else each.matrix.terms(x[i])))
+
+    def refine_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
+        """By the product and the magnitudes of its terms."""
+        return refined_row_by_row(self, rhs)
 
     def remains(self, x: Array) -> tuple[Array, Array]:
         """Element by element, on the thread pool."""

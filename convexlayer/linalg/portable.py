@@ -20,6 +20,7 @@ from convexlayer.linalg.refined import (
     equilibrated_product,
     equilibration,
     power_iteration,
+    refined_row_by_row,
 )
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
 
@@ -128,6 +129,9 @@ class _PortableFactor(StoredFactor):
 
     def equilibrated(self, index: IndexArray) -> tuple[Array, Array]:
         return self._scale[index], self._E[index]
+
+    def refine_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
+        return refined_row_by_row(self, rhs)
 
     def _multiply(self, z: Array) -> Array:
         return equilibrated_product(self._pattern, self._E, z)

@@ -31,6 +31,7 @@ __all__ = [
     "equilibration",
     "power_iteration",
     "power_start",
+    "refined_row_by_row",
 ]
 
 EPS = 1e-7
@@ -105,33 +106,13 @@ class RefinedFactor(ABC):
         finite is NaN.
         """
 
+    @abstractmethod
     def refine_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
-        """Solve K z = rhs so that residuals are small in every row, relative to its own terms.
-
-        ``refine`` drives down the norm of the residual; what it leaves is refined once more where that is not enough
-        for rows of small terms (Skeel 1980).
+        """Solve K z = rhs so that residuals are small in every row, relative to its own terms (Skeel 1980).
 
         Returns:
             solutions (B, N); the largest residual of a row of E relative to the magnitudes of its terms, (B,).
         """
-        z, _ = self.refine(rhs)
-        remainder, residual = self._row_residual(z, rhs)
-        for _ in range(ROW_STEPS):
-            rough = residual > ROW_ACCEPTED
-            if not np.any(rough):
-                break
-            z = np.where(rough[:, None], z + self.refine(remainder)[0], z)
-            remainder, residual = self._row_residual(z, rhs)
-        return z, residual
-
-    def _row_residual(self, z: Array, rhs: Array) -> tuple[Array, Array]:
-        """Rhs - K z, and the largest of each row relative to the sum of the magnitudes of its terms, (B,)."""
-        scale = self.scale
-        x, target = z / scale, scale * rhs
-        remainder = target - self.product(x)
-        terms = self.terms(x) + np.abs(target)
-        floor = NOTHING * max_norm(terms)[:, None]
-        return remainder / scale, max_norm(remainder / np.maximum(terms, np.maximum(floor, TINY)))
 
     @abstractmethod
     def product(self, x: Array) -> Array:
@@ -257,6 +238,33 @@ class AbstractFactoriser(ABC):
     @abstractmethod
     def factor(self, values: Array) -> RefinedFactor:
         """Factorise the matrices K whose upper triangles have values (B, nnz)."""
+
+
+def refined_row_by_row(factor: RefinedFactor, rhs: Array) -> tuple[Array, Array]:
+    """``RefinedFactor.refine_row_by_row`` by its other methods.
+
+    ``refine`` drives down the norm of the residual; what it leaves is refined once more where that is not enough for
+    rows of small terms.
+    """
+    z, _ = factor.refine(rhs)
+    remainder, residual = _row_residual(factor, z, rhs)
+    for _ in range(ROW_STEPS):
+        rough = residual > ROW_ACCEPTED
+        if not np.any(rough):
+            break
+        z = np.where(rough[:, None], z + factor.refine(remainder)[0], z)
+        remainder, residual = _row_residual(factor, z, rhs)
+    return z, residual
+
+
+def _row_residual(factor: RefinedFactor, z: Array, rhs: Array) -> tuple[Array, Array]:
+    """Rhs - K z, and the largest of each row relative to the sum of the magnitudes of its terms, (B,)."""
+    scale = factor.scale
+    x, target = z / scale, scale * rhs
+    remainder = target - factor.product(x)
+    terms = factor.terms(x) + np.abs(target)
+    floor = NOTHING * max_norm(terms)[:, None]
+    return remainder / scale, max_norm(remainder / np.maximum(terms, np.maximum(floor, TINY)))
 
 
 def equilibrated_product(pattern: Pattern, E: Array, z: Array) -> Array:
