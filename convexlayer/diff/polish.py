@@ -41,6 +41,9 @@ ASTRAY = 10.0
 CANCELLED = 1e-11
 """A variable of which a step leaves no more than this share is 0: the rest is rounding."""
 
+NOTHING = 1e-30
+"""A variable that was 0 and is no larger than this after a step, relative to what would dominate a row, still is."""
+
 TRUST = (2.0**10, 2.0**-10, 2.0**20, 2.0**-20)
 """Factors of c for further attempts: to trust y, or s, where the solver has got only one of them right."""
 
@@ -218,7 +221,7 @@ def _step(program: ConeProgram, here: ComplementaryPoint, factor: ReducedFactor)
     dw = c * dy - ds / c
     change = here.relative_change(dx, dw)
     x, w = here.x + dx, old + dw
-    x[np.abs(x) <= CANCELLED * np.abs(here.x)] = 0.0
+    x[np.abs(x) <= np.where(here.x == 0.0, NOTHING * here.scales.variable, CANCELLED * np.abs(here.x))] = 0.0
     flat = slice(here.cones.cone.free, here.cones.cone.flat)
     w[:, flat][np.abs(w[:, flat]) <= CANCELLED * np.abs(old[:, flat])] = 0.0
     finite = np.isfinite(w)
