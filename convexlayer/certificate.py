@@ -28,7 +28,7 @@ from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 from convexlayer.rays import BoolArray
 from convexlayer.sparse import complementary, scales
 
-__all__ = ["ComplementaryPoint", "Scales", "scales_at"]
+__all__ = ["ComplementaryPoint", "Scales", "held_at_zero", "scales_at"]
 
 FLOOR = 1e-6
 """A variable is taken to be of at least this size, relative to the one at which it would dominate a row. It tells
@@ -299,6 +299,17 @@ class ComplementaryPoint:
     def derivative(self) -> ProductDerivative:
         """That of the projection on K* at w."""
         return self.cones.derivative
+
+
+def held_at_zero(program: ConeProgram, s: Array) -> BoolArray:
+    """Which variables (B, n) are 0 because of a row a x_j + s_i = b_i where s_i and b_i are 0."""
+    rows, columns = program.structure.single_entries
+    held = np.zeros_like(program.q, dtype=bool)
+    if len(rows):
+        occurring, starts = np.unique(columns, return_index=True)
+        active = (s[:, rows] == 0.0) & (program.b[:, rows] == 0.0)
+        held[:, occurring] = np.logical_or.reduceat(active, starts, axis=1)
+    return held
 
 
 def _largest_ratio(residual: Array, size: Array) -> Array:

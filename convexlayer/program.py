@@ -218,6 +218,12 @@ class Structure:
         rows = np.arange(self.cones.zero, self.cones.zero + self.cones.nonnegative)
         return np.setdiff1d(rows, self.A.rows)
 
+    @cached_property
+    def single_entries(self) -> tuple[IndexArray, IndexArray]:
+        """Rows with one entry of A, and the columns of those entries, in the order of the columns."""
+        single = np.flatnonzero(np.bincount(self.A.rows, minlength=self.m)[self.A.rows] == 1)
+        return self.A.rows[single], self.A.cols[single]
+
     @property
     def n(self) -> int:
         """Number of variables."""

@@ -117,9 +117,9 @@ class _Stage:
         B = exact(sp.csr_matrix((n, m))) if B is None else B
         rows = exact(C)
         offset = product(B, self.b)
-        first = C.indices[C.indptr[:-1]]
-        zero = int(np.sum(first < self.cones.zero))
-        nonnegative = int(np.sum(first < self.cones.zero + self.cones.nonnegative)) - zero
+        last = np.maximum.reduceat(C.indices, C.indptr[:-1]) if C.shape[0] else C.indices  # of what a row is made of
+        zero = int(np.sum(last < self.cones.zero))
+        nonnegative = int(np.sum(last < self.cones.zero + self.cones.nonnegative)) - zero
         return _Stage(
             P=self.P.times(T).transposed.times(T),
             q=product(T.transposed, total(self.q, self.P.at(offset))),

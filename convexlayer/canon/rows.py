@@ -71,39 +71,62 @@ def _as_vectors(A: AffineMatrix, b: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def without_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> tuple[sp.csr_matrix, IndexArray]:
-    """The matrix C that eliminates variables t from -t <= u <= t, t <= c, and the columns that remain.
+    """The matrix C that eliminates variables t from -t <= u <= t, or norm(u) <= t, and t <= c; the columns that remain.
 
     Fourier-Motzkin: a variable that nothing else asks for may be as large as its one upper bound allows, so that bound
-    is added to each row of the other sign, and goes (and the same with signs reversed). Only where A does not fill.
+    is added to each row of the other sign, and goes (and the same with signs reversed). Rows of curved cones may take
+    part where nothing leaves the cone when it grows there (see ``_growing``). Only where A does not fill.
 
     Args:
         A: of the program.
         free: variables without cost that no output shows, (n,).
-        cones: of the program; only nonnegative rows are combined.
+        cones: of the program.
     """
     combination = sp.identity(A.shape[0], format="csr")
-    columns = np.arange(A.shape[1])
+    columns, growing = np.arange(A.shape[1]), _growing(cones)
+    stop = cones.zero + cones.nonnegative
     while True:
-        step, gone = _bound_variables(A, free, cones.zero, combination.shape[0] - _curved(cones))
+        step, gone, kept_rows = _bound_variables(A, free, cones.zero, stop, growing)
         if not len(gone):
             return combination, columns
         kept = np.delete(np.arange(A.shape[1]), gone)
         A = A.transposed.times(exact(step.T.tocsr())).transposed
         A = A.times(exact(sp.identity(A.shape[1], format="csr")[:, kept]))
         combination, columns, free = step @ combination, columns[kept], free[kept]
+        growing, stop = growing[kept_rows], int(np.sum(kept_rows < stop))
 
 
-def _curved(cones: Cones) -> int:
-    return cones.m - cones.zero - cones.nonnegative
+def _growing(cones: Cones) -> BoolArray:
+    """Rows in which an element of K may grow and stay in K, (m,): those of half-lines, bounds of norms, diagonals."""
+    growing = np.zeros(cones.m, dtype=bool)
+    growing[cones.zero : cones.zero + cones.nonnegative] = True
+    start = cones.zero + cones.nonnegative
+    for size in cones.second_order:
+        growing[start] = True
+        start += size
+    for order in cones.psd:
+        growing[start + np.cumsum([0, *range(order, 1, -1)])[:order]] = True
+        start += order * (order + 1) // 2
+    for _ in range(cones.exponential):
+        growing[start + 2] = True
+        start += 3
+    for _ in cones.power:
+        growing[start : start + 2] = True
+        start += 3
+    return growing
 
 
-def _bound_variables(A: AffineMatrix, free: BoolArray, start: int, stop: int) -> tuple[sp.csr_matrix, IndexArray]:
-    """One pass over rows start to stop, in which every row takes part once at most: C, and the columns eliminated."""
+def _bound_variables(
+    A: AffineMatrix, free: BoolArray, start: int, stop: int, growing: BoolArray
+) -> tuple[sp.csr_matrix, IndexArray, IndexArray]:
+    """One pass, in which every row takes part once at most: C, the columns eliminated, and the rows that stay.
+
+    Bounds are among the rows start to stop.
+    """
     by_col, by_row = A.constant.values.tocsc(), A.support
     candidate = free.copy()
     candidate[A.cols] = False
-    outside = (by_col.indices < start) | (by_col.indices >= stop)
-    candidate[np.repeat(np.arange(A.shape[1]), np.diff(by_col.indptr))[outside]] = False
+    candidate[np.repeat(np.arange(A.shape[1]), np.diff(by_col.indptr))[~growing[by_col.indices]]] = False
     candidate &= np.diff(by_col.indptr) > 1
     taken = np.zeros(A.shape[0], dtype=bool)
     gone: list[int] = []
@@ -112,11 +135,15 @@ def _bound_variables(A: AffineMatrix, free: BoolArray, start: int, stop: int) ->
     for t in np.flatnonzero(candidate).tolist():
         part = slice(by_col.indptr[t], by_col.indptr[t + 1])
         rows, values = by_col.indices[part], by_col.data[part]
-        up, down = np.flatnonzero(values > 0), np.flatnonzero(values < 0)
-        bound, others = (up, down) if len(up) == 1 else (down, up)
-        if len(bound) != 1 or not len(others) or np.any(taken[rows]):
+        signs = (values > 0, values < 0)
+        bounds = [k for sign in signs if np.sum(sign) == 1 and start <= rows[k := int(np.argmax(sign))] < stop]
+        if not bounds or np.any(taken[rows]):
             continue
-        u = int(rows[bound[0]])
+        bound = bounds[0]
+        others = np.flatnonzero(values * values[bound] < 0)
+        if not len(others):
+            continue
+        u = int(rows[bound])
         support = _columns(by_row, u)
         growth = sum(len(np.setdiff1d(support, _columns(by_row, r))) - 1 for r in rows[others].tolist())
         if growth > len(support):
@@ -124,11 +151,11 @@ def _bound_variables(A: AffineMatrix, free: BoolArray, start: int, stop: int) ->
         taken[rows] = True
         gone.append(t)
         dropped.append(u)
-        additions += [(int(rows[k]), u, -float(values[k] / values[bound[0]])) for k in others.tolist()]
-    step = sp.identity(A.shape[0], format="lil")
+        additions += [(int(rows[k]), u, -float(values[k] / values[bound])) for k in others.tolist()]
+    step, kept = sp.identity(A.shape[0], format="lil"), np.delete(np.arange(A.shape[0]), dropped)
     for r, u, weight in additions:
         step[r, u] = weight
-    return step.tocsr()[np.delete(np.arange(A.shape[0]), dropped)], np.array(gone, dtype=np.int64)
+    return step.tocsr()[kept], np.array(gone, dtype=np.int64), kept
 
 
 def _columns(support: sp.csr_matrix, row: int) -> IndexArray:

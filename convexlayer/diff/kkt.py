@@ -8,7 +8,7 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.certificate import ComplementaryPoint
+from convexlayer.certificate import ComplementaryPoint, held_at_zero
 from convexlayer.diff.base import (
     AbstractDifferentiator,
     SolutionCotangent,
@@ -102,7 +102,9 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     def _size_of_step(self, dx: Array, dy: Array, dw: Array) -> Array:
         """The largest change of an output relative to it, or of w relative to its block, (B,)."""
-        return np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / self._point.scales.size))
+        point = self._point
+        dx = np.where((point.x == 0.0) & held_at_zero(self._program, point.s), 0.0, dx)  # exact, whatever is rounded
+        return np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / point.scales.size))
 
     @cached_property
     def _certain(self) -> Array:

@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from convexlayer.certificate import ComplementaryPoint, scales_at
+from convexlayer.certificate import ComplementaryPoint, held_at_zero, scales_at
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 from convexlayer.solution import Solution, Status
@@ -38,11 +38,9 @@ ALL_FROM = 0.5
 ASTRAY = 10.0
 """Polish does not make x so many times larger than the solver's: then there is nothing near."""
 
-CANCELLED = 1e-11
-"""A variable of which a step leaves no more than this share is 0: the rest is rounding."""
-
-NOTHING = 1e-30
-"""A variable that was 0 and is no larger than this after a step, relative to what would dominate a row, still is."""
+CANCELLED, NOTHING = 1e-11, 1e-30
+"""Of a variable that is 0 by an active row of its own a step leaves no more than this share, or this relative to what
+would dominate a row."""
 
 TRUST = (2.0**10, 2.0**-10, 2.0**20, 2.0**-20)
 """Factors of c for further attempts: to trust y, or s, where the solver has got only one of them right."""
@@ -221,7 +219,6 @@ def _step(program: ConeProgram, here: ComplementaryPoint, factor: ReducedFactor)
     dw = c * dy - ds / c
     change = here.relative_change(dx, dw)
     x, w = here.x + dx, old + dw
-    x[np.abs(x) <= np.where(here.x == 0.0, NOTHING * here.scales.variable, CANCELLED * np.abs(here.x))] = 0.0
     flat = slice(here.cones.cone.free, here.cones.cone.flat)
     w[:, flat][np.abs(w[:, flat]) <= CANCELLED * np.abs(old[:, flat])] = 0.0
     finite = np.isfinite(w)
@@ -231,6 +228,8 @@ def _step(program: ConeProgram, here: ComplementaryPoint, factor: ReducedFactor)
     cone = here.cones.cone
     cones = cone.at(w)
     y, s = cones.projection / c, (cones.projection - w) * c
+    small = np.abs(x) <= np.maximum(NOTHING * here.scales.variable, CANCELLED * np.abs(here.x))
+    x[small & held_at_zero(program, s)] = 0.0
     scales = scales_at(program, cone, x, y, s)
     moved = np.any(np.abs(np.log2(scales.c / c)) > np.log2(REBALANCED), axis=1, keepdims=True)
     if np.any(moved):

@@ -28,7 +28,7 @@ RIGHT = 1e-12
 """Residual of a row, relative to its terms, up to which the result is taken."""
 
 CANCELLED = 1e-11
-"""A variable of which the step leaves no more than this share is 0: the rest is rounding."""
+"""Of a variable that is 0 by an active row of its own the step leaves no more than this share."""
 
 REFINEMENTS = 2
 """Steps of refinement more: small entries are to be right relative to themselves."""
@@ -69,7 +69,10 @@ def arrived(layout: Layout, data: Data, start: Point, step: Array, v: int) -> bo
     for j in range(n):
         new_x[j] = x[j, v] + step[j, v]
         if abs(new_x[j]) <= CANCELLED * abs(x[j, v]):
-            new_x[j] = 0.0
+            for p in range(layout.A_start[j], layout.A_start[j + 1]):
+                i = layout.A_row[p]
+                if layout.A_single[p] and s[i, v] == 0.0 and data.b[i, v] == 0.0:
+                    new_x[j] = 0.0
     for i in range(m):
         new_y[i] = y[i, v] + step[n + i, v] if s[i, v] == 0.0 else 0.0
         if i >= layout.zero and s[i, v] == 0.0 and not new_y[i] > 0.0:

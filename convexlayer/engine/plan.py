@@ -11,6 +11,7 @@ import numpy as np
 from convexlayer.linalg.lanes import Indices, LanePlan
 from convexlayer.linalg.symbolic import Symbolic
 from convexlayer.program import Array, Cones, Pattern, Structure
+from convexlayer.solution import BoolArray
 
 __all__ = ["EnginePlan", "Layout"]
 
@@ -37,6 +38,7 @@ class Layout(NamedTuple):
         P_source: position of each of its entries among the values of P.
         P_place: and in K.
         A_start, A_row, A_place: A by columns.
+        A_single: whether an entry is its row's only one.
         diagonal: of K, (N,).
         zero: rows of the zero cone.
         orthant: end of the rows of the nonnegative cone.
@@ -59,6 +61,7 @@ class Layout(NamedTuple):
     A_start: Indices
     A_row: Indices
     A_place: Indices
+    A_single: BoolArray
     diagonal: Indices
     zero: int
     orthant: int
@@ -151,6 +154,7 @@ class EnginePlan:
             A_start=A.indptr.astype(np.int32),
             A_row=A.rows.astype(np.int32),
             A_place=A_place,
+            A_single=np.bincount(A.rows, minlength=m)[A.rows] == 1,
             diagonal=diagonal,
             zero=cones.zero,
             orthant=cones.zero + cones.nonnegative,

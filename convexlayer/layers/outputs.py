@@ -54,12 +54,12 @@ class OutputChange:
         """
         moved, values = self._moved(dx, dy), self._values
         change, size = np.abs(moved), np.abs(values)
-        change[(size == 0.0) | (np.abs(values + moved) <= CANCELLED * size)] = 0.0  # 0 at the solution: of no size
+        change[np.abs(values + moved) <= CANCELLED * size] = 0.0  # 0 at the solution: of no size
         doubtful = np.any(change > SMALL * size, axis=1, keepdims=True)
         if np.any(doubtful):
             terms = self._program.recovery.terms(self._features, self._point)
             left = np.minimum(size, np.abs(values + moved))
-            change[doubtful & (left <= ROUNDING * terms)] = 0.0  # the rounding of terms that cancel
+            change[doubtful & (left < ROUNDING * terms)] = 0.0  # the rounding of terms that cancel
             doubtful = np.any(change > SMALL * size, axis=1, keepdims=True)
         if np.any(doubtful):
             size = np.where(doubtful, np.maximum(size, self._response(respond)), size)
