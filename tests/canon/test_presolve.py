@@ -217,7 +217,7 @@ def test_everything_agrees_on_the_table_of_problems(name: str) -> None:
     assert relative(ours.objective, theirs.objective) < AGREE
     for left, right in zip(ours.vjp(cotangents), theirs.vjp(cotangents), strict=True):
         assert relative(left, right) < AGREE
-    assert trusted(ours) == trusted(theirs)
+    assert trusted(ours) or not trusted(theirs)
 
 
 def recovered_duals() -> Posed:
