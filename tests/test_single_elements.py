@@ -20,8 +20,6 @@ from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
 from convexlayer.solution import Solution, Status
 from tests.layers.families import NAMES, family
 
-pytestmark = pytest.mark.processor
-
 CONES = {
     "zero": Cones(zero=9),
     "nonnegative": Cones(nonnegative=12),
