@@ -49,7 +49,10 @@ Numbers = dict[str, Array]
 
 @cache
 def drawn(name: str, quadratic: bool) -> tuple[ConeProgram, Solution]:
-    """Programs over these cones, and solutions that a solver might have found: some better than others."""
+    """Programs over these cones, and solutions that a solver might have found: some better than others.
+
+    One has many solutions, one no constraint that is strictly active or inactive, and one neither P nor A.
+    """
     rng = np.random.default_rng([len(name), quadratic])
     cones = CONES[name]
     m, n = cones.m, cones.m // 2 + 2
@@ -59,12 +62,16 @@ def drawn(name: str, quadratic: bool) -> tuple[ConeProgram, Solution]:
     structure = Structure(Pattern((n, n), P_rows, P_cols), Pattern((m, n), rows, cols), cones)
     F = rng.normal(size=(DIFFERENT, n, n))
     P, A = (F @ F.swapaxes(1, 2))[:, P_rows, P_cols], rng.normal(size=(DIFFERENT, len(rows)))
+    P[2, (P_rows == 0) | (P_cols == 0)], A[2, cols == 0] = 0.0, 0.0
+    P[8], A[8] = 0.0, 0.0
     x, w = rng.normal(size=(DIFFERENT, n)), rng.normal(size=(DIFFERENT, m))
+    w[5] = 0.0
     y = product_cone(cones).project_dual(w)
     s = y - w
     q, b = -structure.P.matvec(P, x) - structure.A.rmatvec(A, y), structure.A.matvec(A, x) + s
     program = ConeProgram(structure, P, q, rng.normal(size=DIFFERENT), A, b)
     noise = 10.0 ** rng.uniform(-12, -3, size=(DIFFERENT, 1))
+    noise[[2, 5, 8]] = 0.0
     x, y, s = (value + noise * rng.normal(size=value.shape) for value in (x, y, s))
     status, iterations = (Status.OPTIMAL,) * DIFFERENT, np.ones(DIFFERENT, dtype=np.int64)
     return program, Solution(x, y, s, status, iterations, np.zeros(DIFFERENT), {})
@@ -164,7 +171,7 @@ def test_of_a_layer(name: str, solver: str) -> None:
 
     def through(index: Array) -> Numbers:
         values = [value[index] for value in theta]
-        solved = solution_map.solve(values, options={"polish": False})
+        solved = solution_map.solve(values)
         gradients = solved.vjp(solved.outputs, objective=solved.objective)
         tangents, slope = solved.jvp(values)
         numbers = {"objective": solved.objective, "objective's tangent": slope}
