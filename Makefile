@@ -5,11 +5,27 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+CONSTRAINTS ?= constraints.txt
+TESTS ?=
 SOAK ?= 1800
 SOURCES := convexlayer server clients/python tests examples benchmarks
 
+# What compiled kernels compute, and what could differ from processor to processor.
+PROCESSOR_TESTS := tests/test_single_elements.py tests/engine tests/linalg tests/cones tests/test_products.py \
+	tests/diff/test_polish.py tests/layers/test_closed_forms.py \
+	tests/solvers/test_solver_contract.py::test_finds_the_known_solution \
+	tests/solvers/test_solver_contract.py::test_a_batch_equals_its_singles
+# They meet every package that runs with the library, the server and the client.
+LOWEST_TESTS := tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py tests/canon/test_document.py \
+	tests/canon/test_quadratic.py tests/canon/test_repairs.py tests/canon/test_traps.py \
+	tests/cones/test_exponential_cone.py tests/linalg tests/engine/test_batched.py tests/solvers/test_solver_contract.py \
+	tests/diff/test_kkt.py tests/diff/test_diffcp.py tests/layers/test_closed_forms.py tests/gallery/test_registry.py \
+	tests/server/test_routes.py tests/server/test_compute.py tests/server/test_binary.py tests/server/test_gate.py \
+	tests/server/test_cli.py tests/client/test_client.py tests/test_packaging.py
+
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint typecheck test demo gallery bench bench-nodes reliability scales serve build check-wheels clean
+.PHONY: help venv format lint typecheck test test-processors test-lowest demo gallery bench \
+	bench-nodes reliability scales serve build check-wheels clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -17,9 +33,9 @@ help:  ## List the targets
 venv: $(STAMP)  ## Make the environment: both distributions, editable, with every extra
 
 # constraints.txt pins what every install resolves to, so that no solver's dependency brings another torch.
-$(STAMP): pyproject.toml clients/python/pyproject.toml constraints.txt
+$(STAMP): pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) \
 		--editable '.[all]' --editable './clients/python[torch,cvxpy]'
 	$(BIN)/convexlayer compile
 	touch $@
@@ -35,8 +51,14 @@ lint: $(STAMP)  ## Check style and formatting
 typecheck: $(STAMP)  ## Check types, strictly
 	$(BIN)/mypy
 
-test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## Run the tests (TESTS=... only these)
+	$(BIN)/python -m pytest $(TESTS)
+
+test-processors: $(STAMP)  ## Run the tests that could differ as on older processors: x86-64-v2, x86-64-v3
+	bash .ci/test-processors $(BIN)/python $(PROCESSOR_TESTS)
+
+test-lowest:  ## Run some of the tests with the lowest versions that pyproject.toml declares (in .venv-lowest)
+	$(MAKE) VENV='$(VENV)-lowest' CONSTRAINTS=lowest.txt TESTS='$(LOWEST_TESTS)' test
 
 demo: $(STAMP)  ## Fit lasso weights through the layer, then through a server (examples/output)
 	$(BIN)/python examples/fit_lasso_weights.py
@@ -74,5 +96,6 @@ check-wheels: build  ## Install both wheels in a clean environment and use them
 	PYTHON='$(PYTHON)' bash .ci/check-wheels dist
 
 clean:  ## Remove what the tools leave, the environment included
-	rm -rf .venv build dist examples/output benchmarks/output .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest build dist examples/output benchmarks/output \
+		.coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -119,6 +119,11 @@ class Pattern:
     rows: IndexArray
     cols: IndexArray
 
+    def __post_init__(self) -> None:
+        # As compiled kernels take them: for any other layout, as that of ``np.nonzero``, they would be compiled anew.
+        for name in ("rows", "cols"):
+            object.__setattr__(self, name, np.require(getattr(self, name), np.int64, ["C", "W"]))
+
     @property
     def nnz(self) -> int:
         """Number of stored entries; explicit zeros count."""

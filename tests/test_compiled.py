@@ -42,7 +42,7 @@ for batch in (1, 200):
 
 hits, misses = {}, {}
 for name, module in list(sys.modules.items()):
-    if name.startswith(("convexlayer.linalg.", "convexlayer.engine.")):
+    if name.startswith(tuple(f"convexlayer.{part}." for part in compiled.PARTS)):
         for key, kernel in vars(module).items():
             if hasattr(kernel, "nopython_signatures") and kernel.stats.cache_path:
                 hits[key], misses[key] = len(kernel.stats.cache_hits), len(kernel.stats.cache_misses)

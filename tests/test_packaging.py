@@ -7,10 +7,14 @@ import sys
 import zipfile
 from email.message import Message
 from email.parser import Parser
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import tomllib
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = ROOT / "clients" / "python"
@@ -91,7 +95,8 @@ def test_the_client_needs_neither_library_nor_server(client: Wheel) -> None:
 
 
 def test_torch_is_pinned_for_every_install() -> None:
-    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+    for constraints in ("constraints.txt", "lowest.txt"):
+        assert "torch==2.13.0" in (ROOT / constraints).read_text().splitlines()
     installs = [
         line
         for name in ("Makefile", ".ci/run", ".ci/check-wheels", "docker/Dockerfile", "docker/Dockerfile.cuda")
@@ -99,4 +104,24 @@ def test_torch_is_pinned_for_every_install() -> None:
         if "pip install" in line
     ]
     assert installs
-    assert all("--constraint" in line and "constraints.txt" in line for line in installs), installs
+    pins = ("constraints.txt", "$(CONSTRAINTS)")
+    assert all("--constraint" in line and any(pin in line for pin in pins) for line in installs), installs
+
+
+def test_the_lowest_versions_are_the_declared_ones() -> None:
+    """Of both distributions, the higher bound where they differ; without torch, whose oldest builds bring CUDA."""
+    declared: dict[str, Version] = {}
+    for folder in (ROOT, CLIENT):
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        extras = {
+            name: lines for name, lines in project["optional-dependencies"].items() if name not in ("all", "bench")
+        }
+        for line in [*project["dependencies"], *chain.from_iterable(extras.values())]:
+            requirement = Requirement(line)
+            (bound,) = (Version(each.version) for each in requirement.specifier if each.operator == ">=")
+            name = canonicalize_name(requirement.name)
+            declared[name] = max(bound, declared.get(name, bound))
+    del declared["torch"]
+    lines = (line.split("==") for line in (ROOT / "lowest.txt").read_text().splitlines() if not line.startswith("#"))
+    pinned = {canonicalize_name(name): Version(version) for name, version in lines}
+    assert {name: pinned[name] for name in declared} == declared

@@ -54,6 +54,20 @@ def test_equal_cones_are_one_key() -> None:
     assert len({Cones(power=(0.5,)), Cones(power=(0.5,)), Cones(power=(0.4,))}) == 2
 
 
+@pytest.mark.parametrize(
+    "index",
+    [np.array([[0, 9], [1, 9]])[:, 0], np.array([0, 1], dtype=np.int32), np.broadcast_to(np.array([0, 1]), (1, 2))[0]],
+    ids=["strided", "int32", "read-only"],
+)
+def test_patterns_are_kept_as_kernels_take_them(index: Array) -> None:
+    part = Pattern((2, 2), index, index)
+    for kept in (part.rows, part.cols, part.empty.rows):
+        assert kept.dtype == np.int64
+        assert kept.flags.c_contiguous
+        assert kept.flags.writeable
+    np.testing.assert_array_equal(part.rows, index)
+
+
 @given(
     seed=st.integers(0, 1000),
     shape=st.tuples(st.integers(0, 6), st.integers(0, 6)),
