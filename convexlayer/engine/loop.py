@@ -65,7 +65,7 @@ from convexlayer.engine.steps import (
 from convexlayer.engine.system import REGULARISATION, products, refine_further, solve_refined
 from convexlayer.entry import entry
 from convexlayer.linalg.lanes import LanePlan, factorise
-from convexlayer.linalg.simd import any_lane, load, store
+from convexlayer.linalg.simd import load, store
 from convexlayer.program import Array, IndexArray
 
 __all__ = ["INFEASIBLE", "ITERATION_LIMIT", "OPTIMAL", "STALLED", "UNBOUNDED", "Limits", "solve_range"]
@@ -198,7 +198,7 @@ def solve_range(
     while True:
         products(lanes, layout, data.P, data.A, x, y, affine.Px, affine.Aty, affine.Ax)
         measure(lanes, layout, data, point, affine, lane, measures)
-        anyone, running = False, False
+        anyone, running, anyone_crosses = False, False, False
         for v in range(V):
             if state[v] == RUNNING:
                 e, worst = element[v], measures[WORST, v]
@@ -234,6 +234,7 @@ def solve_range(
             anyone = anyone or state[v] != IDLE
             running = running or state[v] == RUNNING
             crossing[0, v] = 1.0 if state[v] == CROSSING else 0.0
+            anyone_crosses = anyone_crosses or state[v] == CROSSING
         if not anyone:
             return
 
@@ -252,9 +253,8 @@ def solve_range(
             if state[v] == CROSSING:
                 ahead(layout, data, best, least_tau[v], rhs, v)
         solve_refined(lanes, plan, values, L, D_inverse, rhs, constant, work)
-        crosses = load(lanes, crossing, 0) > 0.0
-        if any_lane(crosses):
-            refine_further(lanes, plan, values, L, D_inverse, rhs, constant, work, crosses, REFINEMENTS)
+        if anyone_crosses:
+            refine_further(lanes, plan, values, L, D_inverse, rhs, constant, work, crossing, REFINEMENTS)
             for v in range(V):
                 if state[v] == CROSSING:
                     if arrived(layout, data, best, constant, v):

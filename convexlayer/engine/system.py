@@ -120,10 +120,10 @@ def refine_further(
     rhs: Array,
     out: Array,
     work: Array,
-    which: Any,
+    which: Array,
     steps: int,
 ) -> None:
-    """So many steps of refinement more of what ``solve_refined`` left in out, in some lanes, a mask."""
+    """So many steps more of refinement of what ``solve_refined`` left in out, in lanes where which is positive."""
     z, remainder = work[1], work[2]
     order, signs = plan.permutation, plan.signs
     for i in range(len(order)):
@@ -136,5 +136,6 @@ def refine_further(
         solve_in_place(lanes, plan, L, D_inverse, remainder)
         for i in range(len(order)):
             store(z, i, load(lanes, z, i) + load(lanes, remainder, i))
+    chosen = load(lanes, which, 0) > 0.0
     for i in range(len(order)):
-        store(out, order[i], where(which, load(lanes, z, i), load(lanes, out, order[i])))
+        store(out, order[i], where(chosen, load(lanes, z, i), load(lanes, out, order[i])))
