@@ -78,7 +78,8 @@ def prepare(*, wait: bool) -> None:
             else have it done by another process, for those that start later.
     """
     if wait:
-        _compile()
+        if not _is_complete():
+            _compile()
         _decision[:] = [True]
     elif not _is_complete():
         _compile_elsewhere()

@@ -111,7 +111,7 @@ assert ended == 0
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
 def test_a_forked_child_does_not_wait_for_a_lock_of_its_parent() -> None:
     """A thread holds the lock at the fork; the child drops an array of the parent, and takes one of its own."""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=60)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=600)
 
 
 def test_plain_copies_only_what_it_must() -> None:

@@ -54,7 +54,7 @@ print(json.dumps({"ready": compiled.ready(), "started": len(started), "answers":
 def run_layer(**environment: str) -> dict[str, Any]:
     """A layer's answers and gradients in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-c", LAYER]
-    run = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, timeout=300)
+    run = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, timeout=600)
     result: dict[str, Any] = json.loads(run.stdout)
     return result
 

@@ -47,7 +47,7 @@ def test_the_curl_example_runs_and_answers_as_it_claims(tmp_path: Path) -> None:
             url = next(found[1] for line in server.stdout if (found := re.search(r"listening on (http://\S+)", line)))
             script = "shopt -s expand_aliases\n" + block("shell").replace("http://127.0.0.1:8000", url)
             ran = subprocess.run(
-                ["bash", "-eu", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+                ["bash", "-eu", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=600
             )
         finally:
             server.terminate()

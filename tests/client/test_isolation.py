@@ -27,7 +27,7 @@ def run(*arguments: str) -> str:
         check=True,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     ).stdout
 
 

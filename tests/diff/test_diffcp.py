@@ -27,8 +27,9 @@ from .programs import (
 
 pytest.importorskip("diffcp")
 
-TOLERANCE = 3e-6
-"""diffcp's exponential cone is good for about 1e-6, its other cones for 1e-9."""
+TOLERANCE = 2e-5
+"""diffcp's exponential cone is good for about 1e-6, or 1e-5 at the point to which SCS 3.2.6 takes it; its other cones
+for 1e-9."""
 
 KNOWN = {name: replace(cones, power=()) for name, cones in CONES.items() if name != "power"}
 

@@ -56,12 +56,12 @@ class Server:
         return self
 
     def status(self, path: str, token: str = "none") -> int:
-        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {token}"}, timeout=60).status_code
+        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {token}"}, timeout=600).status_code
 
     def __exit__(self, *exception: object) -> None:
         self._process.send_signal(signal.SIGINT)
         try:
-            assert self._process.wait(timeout=60) in (0, -signal.SIGINT)
+            assert self._process.wait(timeout=600) in (0, -signal.SIGINT)
         finally:
             self._process.kill()
             self._process.communicate()
