@@ -33,7 +33,7 @@ from convexlayer.linalg import (
     RefinedFactor,
     choose_factoriser,
 )
-from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
+from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure, max_norm
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
@@ -246,9 +246,18 @@ class ReducedFactor:
             index = np.flatnonzero(singular & np.isfinite(self.condition))
             spaces = self._refined.null_directions(index)
             unsolved = np.array([len(space.basis) > 0 for space in spaces], dtype=bool) & (residual[index] > ACCEPTED)
+            if np.any(unsolved):
+                unsolved &= self._residual(z, rhs)[index] > ACCEPTED
             singular = np.zeros_like(singular)
             singular[index] = visible(index) | unsolved
         return z, residual, singular
+
+    def _residual(self, z: Array, rhs: Array) -> Array:
+        """Norm(S (rhs - K z)) / norm(S rhs), (B,): small where what is left is the rounding of the right-hand side."""
+        scale = self._refined.scale
+        target = scale * rhs
+        left = max_norm(target - self._refined.product(z / scale))
+        return left / np.where(left > 0.0, max_norm(target), 1.0)
 
     def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
         """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""

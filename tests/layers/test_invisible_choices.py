@@ -48,3 +48,16 @@ def test_a_weakly_active_bound_is_still_noticed() -> None:
     assert solved.report.derivative.status == ("degenerate",)
     solved.vjp([np.array([[1.0, 0.0, 1.0]])])  # the doubtful entry is not asked for
     assert solved.report.derivative.status == ("ok",)
+
+
+def test_no_cotangent_makes_an_unseen_null_space_seen() -> None:
+    """Epigraph variables of the entropy of a matrix are not unique; roundings of cotangents reach into them."""
+    S, C = cp.Variable((3, 3), PSD=True), cp.Parameter((3, 3), symmetric=True)
+    problem = cp.Problem(cp.Maximize(cp.von_neumann_entr(S) + cp.trace(C @ S)), [cp.trace(S) == 1])
+    rng = np.random.default_rng(0)
+    values = np.stack([np.diag(row) for row in rng.normal(size=(4, 3))])
+    solved = SolutionMap(canonicalize(problem, [C], [S])).solve([values])
+    for _ in range(20):
+        solved.vjp([rng.normal(size=(4, 3, 3))])
+        assert solved.report.derivative is not None
+        assert solved.report.derivative.status == ("ok",) * 4
