@@ -73,7 +73,7 @@ class Equilibration:
             units = Equilibration(*equilibrate(program.structure.by_columns, cone.blocks, PASSES, EVEN, ROUNDING, data))
         else:
             units = Equilibration._portable(program, cone)
-        return None if np.all(units.c == 1.0) and np.all(units.sigma == 1.0) and np.all(units.d == 1.0) else units
+        return None if all(np.all(part == 1.0) for part in (units.d, units.e, units.sigma, units.c)) else units
 
     @staticmethod
     def _portable(program: ConeProgram, cone: ProductCone) -> Equilibration:

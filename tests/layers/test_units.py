@@ -63,6 +63,17 @@ def test_random_units_are_undone(exponent: float) -> None:
         np.testing.assert_array_equal(np.exp2(np.rint(np.log2(scales))), scales)
 
 
+def test_rows_alone_may_ask_for_units() -> None:
+    """Minimise |x - 1|^2 / 2 over 1e-8 x_0 >= 0, whose variables and right-hand side are of size 1 already."""
+    diagonal, row = Pattern((2, 2), np.arange(2), np.arange(2)), Pattern((1, 2), np.zeros(1, int), np.zeros(1, int))
+    ones, zero = np.ones((1, 2)), np.zeros((1, 1))
+    structure = Structure(diagonal, row, Cones(nonnegative=1))
+    units = Equilibration.of(ConeProgram(structure, ones, -ones, np.zeros(1), np.full((1, 1), -1e-8), zero))
+    assert units is not None
+    assert np.all(units.d == 1.0)
+    np.testing.assert_allclose(units.e, [[1e8]], rtol=0.5)
+
+
 def test_elements_that_are_even_keep_their_units() -> None:
     d, e = random_units(8.0)
     d[1], e[1] = 1.0, 1.0
