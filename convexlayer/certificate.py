@@ -303,12 +303,11 @@ class ComplementaryPoint:
 
 def held_at_zero(program: ConeProgram, s: Array) -> BoolArray:
     """Which variables (B, n) are 0 because of a row a x_j + s_i = b_i where s_i and b_i are 0."""
-    rows, columns = program.structure.single_entries
+    rows, columns, starts = program.structure.rows_of_one
     held = np.zeros_like(program.q, dtype=bool)
     if len(rows):
-        occurring, starts = np.unique(columns, return_index=True)
         active = (s[:, rows] == 0.0) & (program.b[:, rows] == 0.0)
-        held[:, occurring] = np.logical_or.reduceat(active, starts, axis=1)
+        held[:, columns] = np.logical_or.reduceat(active, starts, axis=1)
     return held
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,19 @@ class Cones:
             "power": list(self.power),
         }
 
+    def of_blocks(self, kept: NDArray[np.bool_]) -> Cones:
+        """The cones of some blocks, a mask in row order; rows of the zero and nonnegative cones are their own."""
+        counts = [size if isinstance(size, int) else len(size) for size in self.as_dict().values()]
+        zero, nonnegative, second_order, psd, exponential, power = np.split(kept, np.cumsum(counts)[:-1])
+        return Cones(
+            zero=int(np.count_nonzero(zero)),
+            nonnegative=int(np.count_nonzero(nonnegative)),
+            second_order=tuple(compress(self.second_order, second_order)),
+            psd=tuple(compress(self.psd, psd)),
+            exponential=int(np.count_nonzero(exponential)),
+            power=tuple(compress(self.power, power)),
+        )
+
     @cached_property
     def kinds(self) -> frozenset[str]:
         """Names of the cones that occur."""
@@ -151,6 +165,12 @@ class Pattern:
     def empty(self) -> Pattern:
         """The pattern of the zero matrix of this shape."""
         return Pattern(self.shape, self.rows[:0], self.cols[:0])
+
+    @cached_property
+    def alone(self) -> NDArray[np.bool_]:
+        """Whether an entry is its row's only one, (nnz,)."""
+        alone: NDArray[np.bool_] = np.bincount(self.rows, minlength=self.shape[0])[self.rows] == 1
+        return alone
 
     @cached_property
     def swapped(self) -> IndexArray:
@@ -224,10 +244,10 @@ class Structure:
         return np.setdiff1d(rows, self.A.rows)
 
     @cached_property
-    def single_entries(self) -> tuple[IndexArray, IndexArray]:
-        """Rows with one entry of A, and the columns of those entries, in the order of the columns."""
-        single = np.flatnonzero(np.bincount(self.A.rows, minlength=self.m)[self.A.rows] == 1)
-        return self.A.rows[single], self.A.cols[single]
+    def rows_of_one(self) -> tuple[IndexArray, IndexArray, IndexArray]:
+        """Rows with one entry of A, ordered by their columns; the columns that occur, and where each of them starts."""
+        rows, columns = self.A.rows[self.A.alone], self.A.cols[self.A.alone]
+        return rows, *np.unique(columns, return_index=True)
 
     @property
     def n(self) -> int:

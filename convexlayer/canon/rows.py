@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from convexlayer.canon.affine_matrix import AffineMatrix
 from convexlayer.canon.rounded import Rounded, exact
+from convexlayer.cones import product_cone
 from convexlayer.program import Cones, IndexArray
 from convexlayer.solution import BoolArray
 
@@ -75,7 +76,7 @@ def without_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> t
 
     Fourier-Motzkin: a variable that nothing else asks for may be as large as its one upper bound allows, so that bound
     is added to each row of the other sign, and goes (and the same with signs reversed). Rows of curved cones may take
-    part where nothing leaves the cone when it grows there (see ``_growing``). Only where A does not fill.
+    part where nothing leaves the cone when it grows there. Only where A does not fill.
 
     Args:
         A: of the program.
@@ -83,7 +84,7 @@ def without_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> t
         cones: of the program.
     """
     combination = sp.identity(A.shape[0], format="csr")
-    columns, growing = np.arange(A.shape[1]), _growing(cones)
+    columns, growing = np.arange(A.shape[1]), product_cone(cones).growing
     stop = cones.zero + cones.nonnegative
     while True:
         step, gone, kept_rows = _bound_variables(A, free, cones.zero, stop, growing)
@@ -94,26 +95,6 @@ def without_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> t
         A = A.times(exact(sp.identity(A.shape[1], format="csr")[:, kept]))
         combination, columns, free = step @ combination, columns[kept], free[kept]
         growing, stop = growing[kept_rows], int(np.sum(kept_rows < stop))
-
-
-def _growing(cones: Cones) -> BoolArray:
-    """Rows in which an element of K may grow and stay in K, (m,): those of half-lines, bounds of norms, diagonals."""
-    growing = np.zeros(cones.m, dtype=bool)
-    growing[cones.zero : cones.zero + cones.nonnegative] = True
-    start = cones.zero + cones.nonnegative
-    for size in cones.second_order:
-        growing[start] = True
-        start += size
-    for order in cones.psd:
-        growing[start + np.cumsum([0, *range(order, 1, -1)])[:order]] = True
-        start += order * (order + 1) // 2
-    for _ in range(cones.exponential):
-        growing[start + 2] = True
-        start += 3
-    for _ in cones.power:
-        growing[start : start + 2] = True
-        start += 3
-    return growing
 
 
 def _bound_variables(

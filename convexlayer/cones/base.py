@@ -127,6 +127,11 @@ class AbstractCone(ABC):
     def centre(self) -> NDArray[np.float64]:
         """A direction in the interior of K and K*, (size,); of the zero cone's no use: 0."""
 
+    @property
+    @abstractmethod
+    def growing(self) -> NDArray[np.bool_]:
+        """Rows, (size,), in which an element of K may grow and stays in K."""
+
     @abstractmethod
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """The projection of w, (..., size), and the derivative there."""

@@ -62,6 +62,11 @@ class Exponential(AbstractCone):
         """A direction in the interior of K and K*."""
         return np.array(_CENTRE)
 
+    @property
+    def growing(self) -> NDArray[np.bool_]:
+        """The bound z."""
+        return np.array([False, False, True])
+
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """Pi_{K*}(w), (..., 3), and the derivative there."""
         if is_compiled(w):

@@ -23,6 +23,11 @@ class Nonnegative(AbstractCone):
         """A direction in the interior of K and K*."""
         return np.ones(1)
 
+    @property
+    def growing(self) -> NDArray[np.bool_]:
+        """All of it."""
+        return np.array([True])
+
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """max(w, 0), and D = 1 where w > 0, else 0; abs(w) is the margin."""
         xp = namespace(w)

@@ -73,6 +73,11 @@ class Power(AbstractCone):
         """A direction in the interior of K and K*."""
         return np.array(_CENTRE)
 
+    @property
+    def growing(self) -> NDArray[np.bool_]:
+        """X and y."""
+        return np.array([True, True, False])
+
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """Pi_{K*}(w), (..., blocks, 3), and the derivative there."""
         xp = namespace(w)

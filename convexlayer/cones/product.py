@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TypeAlias, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convexlayer.cones.base import AbstractCone, ConePoint, Eigenbasis, RankTwo, namespace
 from convexlayer.cones.exponential import Exponential
@@ -290,6 +291,12 @@ class ProductCone:
     def centre(self) -> Array:
         """A direction in the interior of K and K*, but in the rows of the zero cone, (m,)."""
         return np.concatenate([np.zeros(0), *(np.tile(group.cone.centre, group.blocks) for group in self.groups)])
+
+    @cached_property
+    def growing(self) -> NDArray[np.bool_]:
+        """Rows in which an element of K may grow and stays in K, (m,)."""
+        nothing = np.zeros(0, dtype=bool)
+        return np.concatenate([nothing, *(np.tile(group.cone.growing, group.blocks) for group in self.groups)])
 
     def largest_of_blocks(self, v: Array) -> Array:
         """Each row of v (B, m) replaced by the largest of its block; rows of flat cones are blocks of their own."""

@@ -39,6 +39,11 @@ class PositiveSemidefinite(AbstractCone):
         svec = self._svec
         return np.where(svec.rows == svec.cols, self.order**-0.5, 0.0)
 
+    @property
+    def growing(self) -> NDArray[np.bool_]:
+        """The diagonal."""
+        return self._svec.rows == self._svec.cols
+
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """svec(V diag(max(l, 0)) V'), and the derivative there."""
         if is_compiled(w):

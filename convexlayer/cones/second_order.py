@@ -32,6 +32,11 @@ class SecondOrder(AbstractCone):
         """A direction in the interior of K and K*."""
         return np.eye(1, self.size)[0]
 
+    @property
+    def growing(self) -> NDArray[np.bool_]:
+        """The bound t."""
+        return np.arange(self.size) == 0
+
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """W where t >= norm(u), 0 where t <= -norm(u), else (t + norm(u)) / 2 (1, h); and D by its eigenbasis.
 

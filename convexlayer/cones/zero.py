@@ -23,6 +23,11 @@ class Zero(AbstractCone):
         """A direction in the interior of K and K*."""
         return np.zeros(1)
 
+    @property
+    def growing(self) -> NDArray[np.bool_]:
+        """None."""
+        return np.array([False])
+
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """The identity, D = I, which never jumps."""
         xp = namespace(w)

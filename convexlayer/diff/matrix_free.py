@@ -17,6 +17,7 @@ import scipy.sparse as sp
 
 from convexlayer.cones import Group, KroneckerBasis
 from convexlayer.diff.block_elimination import BlockElimination, CoupledBlocks, EntryVariables
+from convexlayer.diff.rows import entries_of
 from convexlayer.linalg import (
     AbstractInverse,
     AbstractMatrix,
@@ -231,7 +232,7 @@ class _Symbolic:
         self.shape = (group.blocks, group.size)
         self.own = slice(n + group.rows.start, n + group.rows.stop)
         self.order = (math.isqrt(8 * group.size + 1) - 1) // 2
-        mine = np.flatnonzero((A.rows >= group.rows.start) & (A.rows < group.rows.stop))
+        mine = entries_of(structure, group.rows)
         self.source = mine[np.argsort(A.rows[mine], kind="stable")]
         self.cols, self.unknown = A.cols[self.source], n + A.rows[self.source]
         self.met = len(np.unique(self.cols))

@@ -154,10 +154,6 @@ class _Run:
             mine = index[which[index] == number]
             yield mine, point.select(np.searchsorted(active, mine))
 
-    def near(self, index: IndexArray) -> ComplementaryPoint:
-        """The complementary points from which elements start."""
-        return ComplementaryPoint.near(self._program.select(index), *(v[index] for v in self._start))
-
     def again(self, index: IndexArray, trust: float) -> ComplementaryPoint:
         """Where elements start that have not arrived.
 

@@ -33,7 +33,7 @@ from convexlayer.linalg import (
     RefinedFactor,
     choose_factoriser,
 )
-from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure, max_norm
+from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
@@ -220,44 +220,39 @@ class ReducedFactor:
         Returns:
             l (B, n); v (B, m); the relative residuals (B,); where the solution is not unique and that is seen, (B,).
         """
-        rhs = self._rhs(top, bottom)
-        z, residual, singular = self._solved(rhs, visible)
-        doubtful = singular | (residual > ACCEPTED)
-        if np.any(doubtful):
-            self._least_squares(z, residual, rhs, singular, doubtful)
+        z, residual, singular = self._solved(top, bottom, visible, everywhere=True)
         return *self._split(z), residual, singular
 
     def solve_unique(
         self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray]
     ) -> tuple[Array, Array, BoolArray]:
         """(l, v) of ``solve`` where it is unique, or the difference is not visible; and where it is not."""
-        rhs = self._rhs(top, bottom)
-        z, residual, singular = self._solved(rhs, visible)
-        doubtful = ~singular & (residual > ACCEPTED)
-        if np.any(doubtful):
-            self._least_squares(z, residual, rhs, singular, doubtful)
+        z, _, singular = self._solved(top, bottom, visible, everywhere=False)
         return *self._split(z), singular
 
-    def _solved(self, rhs: Array, visible: Callable[[IndexArray], BoolArray]) -> tuple[Array, Array, BoolArray]:
-        """Solutions, the residuals of their rows, and where they are not unique and that is seen."""
+    def _solved(
+        self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray], *, everywhere: bool
+    ) -> tuple[Array, Array, BoolArray]:
+        """Solutions, the residuals of their rows, and where they are not unique and that is seen.
+
+        They are of minimum norm there, if that is asked for ``everywhere``.
+        """
+        rhs = self._rhs(top, bottom)
         z, residual = self._refined.refine_row_by_row(rhs)
         singular = self.singular
         if np.any(singular):
             index = np.flatnonzero(singular & np.isfinite(self.condition))
             spaces = self._refined.null_directions(index)
             unsolved = np.array([len(space.basis) > 0 for space in spaces], dtype=bool) & (residual[index] > ACCEPTED)
-            if np.any(unsolved):
-                unsolved &= self._residual(z, rhs)[index] > ACCEPTED
+            if np.any(unsolved):  # but for rounding of the right-hand side
+                unsolved &= self._refined.residual(z, rhs)[index] > ACCEPTED
             singular = np.zeros_like(singular)
             singular[index] = visible(index) | unsolved
+        rough = residual > ACCEPTED
+        doubtful = singular | rough if everywhere else ~singular & rough
+        if np.any(doubtful):
+            self._least_squares(z, residual, rhs, singular, doubtful)
         return z, residual, singular
-
-    def _residual(self, z: Array, rhs: Array) -> Array:
-        """Norm(S (rhs - K z)) / norm(S rhs), (B,): small where what is left is the rounding of the right-hand side."""
-        scale = self._refined.scale
-        target = scale * rhs
-        left = max_norm(target - self._refined.product(z / scale))
-        return left / np.where(left > 0.0, max_norm(target), 1.0)
 
     def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
         """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""

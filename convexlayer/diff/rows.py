@@ -15,7 +15,7 @@ from convexlayer.cones import Eigenbasis, Group, KroneckerBasis, RankTwo
 from convexlayer.program import Array, IndexArray, Structure
 from convexlayer.sparse import rotate_entries
 
-__all__ = ["AbstractRows", "FlatRows", "Section", "rows_of"]
+__all__ = ["AbstractRows", "FlatRows", "Section", "entries_of", "rows_of"]
 
 Section = tuple[IndexArray, IndexArray]
 """Rows and columns in the upper triangle of K of some entries, two arrays of one shape."""
@@ -96,7 +96,7 @@ class FlatRows:
     def __init__(self, flat: int, structure: Structure) -> None:
         A, n = structure.A, structure.n
         self.own = slice(n, n + flat)
-        self.source = _entries(structure, slice(0, flat))
+        self.source = entries_of(structure, slice(0, flat))
         self.row = A.rows[self.source]
         diagonal = np.arange(n, n + flat)
         self.sections: list[Section] = [(A.cols[self.source], n + self.row), (diagonal, diagonal)]
@@ -109,7 +109,7 @@ class _BasisRows(AbstractRows):
     def __init__(self, group: Group, structure: Structure) -> None:
         super().__init__(group, structure)
         A, size = structure.A, group.size
-        entries = _entries(structure, self.rows)
+        entries = entries_of(structure, self.rows)
         block, local = np.divmod(A.rows[entries] - self.rows.start, size)
         alike: dict[int, list[tuple[int, IndexArray, IndexArray]]] = {}
         for index in range(group.blocks):
@@ -159,7 +159,7 @@ class _RankTwoRows(AbstractRows):
     def __init__(self, group: Group, structure: Structure, extra: int) -> None:
         super().__init__(group, structure)
         A, blocks, size = structure.A, group.blocks, group.size
-        entries = _entries(structure, self.rows)
+        entries = entries_of(structure, self.rows)
         block = (A.rows[entries] - self.rows.start) // size
         order = np.lexsort((A.cols[entries], block))
         entries, block = entries[order], block[order]
@@ -233,6 +233,6 @@ def _basis(piece: Eigenbasis) -> Array:
     return np.broadcast_to(np.eye(size), (*piece.d.shape, size))
 
 
-def _entries(structure: Structure, rows: slice) -> IndexArray:
+def entries_of(structure: Structure, rows: slice) -> IndexArray:
     """Positions in A's values of the entries of these rows."""
     return np.flatnonzero((structure.A.rows >= rows.start) & (structure.A.rows < rows.stop))

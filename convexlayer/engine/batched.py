@@ -64,7 +64,7 @@ class BatchedEngine:
         plan, batch = self._plan, program.batch
         x, y, s = (np.full((batch, size), np.nan) for size in (self._structure.n, self._structure.m, self._structure.m))
         word, iterations = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
-        limits = Limits(TARGET * tol, TARGET * tol, tol, max_iter or MAX_ITER)
+        limits = Limits(TARGET * tol, tol, max_iter or MAX_ITER)
         lanes = (0.0,) * (LANES if batch > 2 * WORKERS else 1)
         data = tuple(map(plain, (program.P, program.q, program.A, program.b)))
         start = time.perf_counter()

@@ -93,14 +93,12 @@ class Limits(NamedTuple):
     """When to stop.
 
     Attributes:
-        target: relative residuals to reach.
-        product: natural residual of the nonnegative rows to reach with them.
+        target: relative residuals to reach, and natural residual of the nonnegative rows.
         accepted: residuals that are good enough when there is no more progress.
         max_iter: iterations.
     """
 
     target: float
-    product: float
     accepted: float
     max_iter: int
 
@@ -183,7 +181,7 @@ def solve_range(
         np.ones((n, V)), np.ones((m, V)), np.ones((3, V)),
     )  # fmt: skip
     values, L = np.zeros((len(plan.row), V)), np.zeros((len(plan.factor_row), V))
-    D, D_inverse, row_work, work = np.zeros((N, V)), np.zeros((N, V)), np.zeros((N, V)), np.zeros((4, N, V))
+    D, D_inverse, row_work, work = np.zeros((N, V)), np.zeros((N, V)), np.zeros((N, V)), np.zeros((3, N, V))
     point, best = new_point(n, m, V), new_point(n, m, V)
     x, s, y = point.x, point.s, point.y
     affine = Products(np.zeros((n, V)), np.zeros((n, V)), np.zeros((m, V)), np.zeros((n, V)), np.zeros((n, V)))
@@ -302,7 +300,8 @@ def _judged(limits: Limits, lane: Array, measures: Array, v: int, least: float, 
     """What can be said of lane v's element, or -1 while it must go on."""
     tau, kappa, worst, qx, by = lane[TAU, v], lane[KAPPA, v], measures[WORST, v], measures[QX, v], measures[BY, v]
     acceptable = least <= limits.accepted
-    if (worst <= limits.target and measures[PRODUCT, v] <= limits.product) or (acceptable and not improved):
+    reached = worst <= limits.target and measures[PRODUCT, v] <= limits.target
+    if reached or (acceptable and not improved):
         return OPTIMAL
     if tau < COLLAPSED * kappa and by < 0.0 and measures[ATY_SIZE, v] <= -RAY * by:
         return INFEASIBLE

@@ -154,7 +154,7 @@ class EnginePlan:
             A_start=A.indptr.astype(np.int32),
             A_row=A.rows.astype(np.int32),
             A_place=A_place,
-            A_single=np.bincount(A.rows, minlength=m)[A.rows] == 1,
+            A_single=A.alone,
             diagonal=diagonal,
             zero=cones.zero,
             orthant=cones.zero + cones.nonnegative,

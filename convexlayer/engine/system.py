@@ -64,27 +64,20 @@ def solve_refined(
         D_inverse: see L.
         rhs: in the order of K, (N, V).
         out: in the same order.
-        work: (4, N, V).
+        work: (3, N, V).
     """
-    target, z, remainder, correction = work[0], work[1], work[2], work[3]
-    order, signs = plan.permutation, plan.signs
+    z, remainder, correction = work[0], work[1], work[2]
+    order = plan.permutation
     size = len(order)
     norm = splat(lanes, 0.0)
     for i in range(size):
         value = load(lanes, rhs, order[i])
-        store(target, i, value)
         store(z, i, value)
         norm = maximum(absolute(value), norm)
     solve_in_place(lanes, plan, L, D_inverse, z)
     before, going = norm, norm >= 0.0
     for step in range(MAX_STEPS):
-        multiply(lanes, plan, values, z, remainder)
-        left = splat(lanes, 0.0)
-        for i in range(size):
-            regular = load(lanes, remainder, i) - REGULARISATION * float(signs[i]) * load(lanes, z, i)
-            value = load(lanes, target, i) - regular
-            store(remainder, i, value)
-            left = maximum(absolute(value), left)
+        left = _remainder(lanes, plan, values, rhs, z, remainder)
         if step > 0:
             # A step that gains next to nothing is undone: where K is singular it only adds a multiple of a null
             # direction, and every solve of an iteration must have the same multiple, that of the regularisation.
@@ -124,18 +117,27 @@ def refine_further(
     steps: int,
 ) -> None:
     """So many steps more of refinement of what ``solve_refined`` left in out, in lanes where which is positive."""
-    z, remainder = work[1], work[2]
-    order, signs = plan.permutation, plan.signs
+    z, remainder, order = work[0], work[1], plan.permutation
     for i in range(len(order)):
         store(z, i, load(lanes, out, order[i]))
     for _ in range(steps):
-        multiply(lanes, plan, values, z, remainder)
-        for i in range(len(order)):
-            regular = load(lanes, remainder, i) - REGULARISATION * float(signs[i]) * load(lanes, z, i)
-            store(remainder, i, load(lanes, rhs, order[i]) - regular)
+        _remainder(lanes, plan, values, rhs, z, remainder)
         solve_in_place(lanes, plan, L, D_inverse, remainder)
         for i in range(len(order)):
             store(z, i, load(lanes, z, i) + load(lanes, remainder, i))
     chosen = load(lanes, which, 0) > 0.0
     for i in range(len(order)):
         store(out, order[i], where(chosen, load(lanes, z, i), load(lanes, out, order[i])))
+
+
+@njit(nogil=True, error_model="numpy")
+def _remainder(lanes: Any, plan: LanePlan, values: Array, rhs: Array, z: Array, out: Array) -> Any:
+    """Out <- rhs - K z without the regularisation of K, permuted as z is, and its maximum norm."""
+    multiply(lanes, plan, values, z, out)
+    order, signs, size = plan.permutation, plan.signs, splat(lanes, 0.0)
+    for i in range(len(order)):
+        regular = load(lanes, out, i) - REGULARISATION * float(signs[i]) * load(lanes, z, i)
+        value = load(lanes, rhs, order[i]) - regular
+        store(out, i, value)
+        size = maximum(absolute(value), size)
+    return size

@@ -130,6 +130,11 @@ class RefinedFactor(ABC):
     def select(self, index: IndexArray) -> RefinedFactor:
         """The factor of the elements at these positions."""
 
+    def residual(self, z: Array, rhs: Array) -> Array:
+        """Norm(S (rhs - K z)) / norm(S rhs), in the maximum norm, (B,)."""
+        target = self.scale * rhs
+        return max_norm(target - self.product(z / self.scale)) / np.maximum(max_norm(target), TINY)
+
     def null_part(self, z: Array) -> Array:
         """The parts of z (B, N) in the null spaces of E.
 
@@ -198,9 +203,8 @@ class RefinedFactor(ABC):
             z += part.refine(remainder / scale)[0] / scale
         for members, space in groups:
             z[members] = space.shortest(z[members])
-        whole = scale * rhs[index]
-        remainder = whole - part.product(z)
-        return scale * z, max_norm(remainder) / np.maximum(max_norm(whole), TINY)
+        z *= scale
+        return z, part.residual(z, rhs[index])
 
 
 class StoredFactor(RefinedFactor):

@@ -8,14 +8,13 @@ found it; solved apart each is solved to its own accuracy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import compress
 from typing import final
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
+from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structure
 from convexlayer.rays import block_of_rows
 from convexlayer.solution import Solution
 
@@ -61,6 +60,7 @@ def components(structure: Structure) -> list[Component]:
     """The connected parts of a structure; none where there is nothing to separate."""
     n, m, P, A = structure.n, structure.m, structure.P, structure.A
     block = block_of_rows(structure.cones)
+    blocks = np.unique(block)
     ones = np.ones(P.nnz + A.nnz)
     graph = coo_array(
         (ones, (np.concatenate([P.rows, A.cols]), np.concatenate([P.cols, n + block[A.rows]]))), shape=(n + m, n + m)
@@ -82,7 +82,7 @@ def components(structure: Structure) -> list[Component]:
                 Structure(
                     Pattern((shape[0], shape[0]), column[P.rows[P_entries]], column[P.cols[P_entries]]),
                     Pattern((shape[1], shape[0]), row[A.rows[A_entries]], column[A.cols[A_entries]]),
-                    _restricted(structure.cones, rows),
+                    structure.cones.of_blocks(np.isin(blocks, block[rows])),
                 ),
                 variables,
                 rows,
@@ -91,26 +91,3 @@ def components(structure: Structure) -> list[Component]:
             )
         )
     return parts
-
-
-def _restricted(cones: Cones, rows: IndexArray) -> Cones:
-    """The cones of these rows, which hold whole blocks, in order."""
-    counts = [
-        cones.zero,
-        cones.nonnegative,
-        len(cones.second_order),
-        len(cones.psd),
-        cones.exponential,
-        len(cones.power),
-    ]
-    kept = np.zeros(sum(counts), dtype=bool)
-    kept[block_of_rows(cones)[rows]] = True
-    zero, nonnegative, second_order, psd, exponential, power = np.split(kept, np.cumsum(counts)[:-1])
-    return Cones(
-        zero=int(np.count_nonzero(zero)),
-        nonnegative=int(np.count_nonzero(nonnegative)),
-        second_order=tuple(compress(cones.second_order, second_order)),
-        psd=tuple(compress(cones.psd, psd)),
-        exponential=int(np.count_nonzero(exponential)),
-        power=tuple(compress(cones.power, power)),
-    )

@@ -7,7 +7,6 @@ fails where one equality is; so they are taken out before, and what is left is a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import compress
 from typing import final
 
 import numpy as np
@@ -60,7 +59,7 @@ class Rest:
         filled[blocks[np.unique(structure.A.rows[program.A[i] != 0.0])]] = True
         kept = filled[blocks]
         rows = np.flatnonzero(kept)
-        rest = Rest(P, q, A[rows], b[rows], _cones_of(structure.cones, filled), rows, b, None)
+        rest = Rest(P, q, A[rows], b[rows], structure.cones.of_blocks(filled), rows, b, None)
         # Of a constant block b in K the distance from the cone is norm(Pi_{K*}(-b)), which is a ray if it is not 0.
         outside = product_cone(structure.cones).project_dual(np.where(kept, 0.0, -b)[None])[0]
         if np.abs(outside).max(initial=0.0) > ROUNDING * max(1.0, np.abs(b).max(initial=0.0)):
@@ -79,17 +78,3 @@ class Rest:
 
     def _answer(self, word: Status, x: Array, y: Array) -> ElementResult:
         return ElementResult(x, y, self.constant, word, 0, 0.0)
-
-
-def _cones_of(cones: Cones, filled: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Cones:
-    """The cones of the blocks that are filled."""
-    sizes = cones.zero, cones.nonnegative, len(cones.second_order), len(cones.psd), cones.exponential, len(cones.power)
-    zero, nonnegative, second_order, psd, exponential, power = np.split(filled, np.cumsum(sizes)[:-1])
-    return Cones(
-        zero=int(zero.sum()),
-        nonnegative=int(nonnegative.sum()),
-        second_order=tuple(compress(cones.second_order, second_order)),
-        psd=tuple(compress(cones.psd, psd)),
-        exponential=int(exponential.sum()),
-        power=tuple(compress(cones.power, power)),
-    )

@@ -188,3 +188,13 @@ def test_nan_stays_in_its_own_block(case: Case) -> None:
     case.cone.derivative(w)
     assert np.all(np.isnan(bad[7]))
     np.testing.assert_array_equal(np.delete(bad, 7, axis=0), np.delete(y, 7, axis=0))
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_an_element_stays_in_the_cone_where_it_may_grow(name: str) -> None:
+    case = CASES[name]
+    for w in (_points(case.cone), _boundary_points(case.cone)):
+        s = case.cone.project_dual(w) - w
+        more = np.abs(np.random.default_rng(4).normal(size=w.shape)) * case.cone.growing
+        assert case.cone.growing.shape == (case.cone.size,)
+        assert np.all(case.near_primal(s + more, 1e-12 * np.linalg.norm(w, axis=-1) + TINY))
