@@ -5,6 +5,7 @@ from convexlayer.nodes.argmin import ArgmaxNode, ArgminNode, StationaryNode
 from convexlayer.nodes.batch import Batch
 from convexlayer.nodes.bilevel import BilevelResult, History, Stop, Stopped, solve_bilevel
 from convexlayer.nodes.bregman import AbstractBregman, BoxEntropy, Euclidean, OrthantEntropy, SimplexEntropy
+from convexlayer.nodes.curvature import Kind
 from convexlayer.nodes.eigen import eigen_decomposition
 from convexlayer.nodes.equality import EqualityNode
 from convexlayer.nodes.fixed_point import FixedPointNode
@@ -15,7 +16,7 @@ from convexlayer.nodes.interior_point import InteriorPoint
 from convexlayer.nodes.iteration import AbstractDerivative, ForwardMode, Implicit, Unrolled
 from convexlayer.nodes.iterative import ConjugateGradients, MinimalResidual
 from convexlayer.nodes.least_squares import least_squares, weighted_least_squares
-from convexlayer.nodes.linear import AbstractLinearSolver, Dense, LinearSolve, Operator
+from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, Dense, LinearSolve, Operator
 from convexlayer.nodes.linear_equality import LinearEqualityNode, LinearForm
 from convexlayer.nodes.node import AbstractNode, NodeOptions
 from convexlayer.nodes.nonlinear import NonlinearProgram, Point
@@ -50,6 +51,7 @@ __all__ = [
     "AbstractOptimizer",
     "AbstractPenalty",
     "AbstractRegulariser",
+    "AbstractResidual",
     "ArgmaxNode",
     "ArgminNode",
     "Batch",
@@ -75,6 +77,7 @@ __all__ = [
     "InequalityNode",
     "InteriorPoint",
     "Iterate",
+    "Kind",
     "L1Norm",
     "LinearEqualityNode",
     "LinearForm",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -26,7 +26,14 @@ class Iterate:
 
 
 class AbstractForwardSolver(ABC):
-    """Solves a batch of lower problems; whether it did is found out afterwards, from the optimality conditions."""
+    """Solves a batch of lower problems; whether it did is found out afterwards, from the optimality conditions.
+
+    Attributes:
+        restarts: whether it goes on from the start that it is given, so that asking again from where it ended, or from
+            beside a saddle point, makes sense.
+    """
+
+    restarts: ClassVar[bool] = False
 
     @abstractmethod
     def solve(
