@@ -14,7 +14,7 @@ from convexlayer.nodes.implicit import Equation, solve_implicitly
 from convexlayer.nodes.inequality import InequalityNode
 from convexlayer.nodes.interior_point import InteriorPoint
 from convexlayer.nodes.iteration import AbstractDerivative, ForwardMode, Implicit, Unrolled
-from convexlayer.nodes.iterative import ConjugateGradients, MinimalResidual
+from convexlayer.nodes.iterative import GMRES, ConjugateGradients, MinimalResidual
 from convexlayer.nodes.least_squares import least_squares, weighted_least_squares
 from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, Dense, LinearSolve, Operator
 from convexlayer.nodes.linear_equality import LinearEqualityNode, LinearForm
@@ -43,6 +43,7 @@ from convexlayer.nodes.transport import optimal_transport
 from convexlayer.nodes.upper import AbstractRegulariser, Box, L1Norm
 
 __all__ = [
+    "GMRES",
     "AbstractBregman",
     "AbstractDerivative",
     "AbstractForwardSolver",
