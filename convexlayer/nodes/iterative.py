@@ -34,6 +34,10 @@ class ConjugateGradients(AbstractLinearSolver):
     tol: float | None = None
     max_iter: int | None = None
 
+    def accurate(self) -> AbstractLinearSolver:
+        """As many iterations as it takes."""
+        return ConjugateGradients()
+
     def init(self, operator: Operator, *, symmetric: bool) -> Operator:
         """Check that the method applies."""
         return _symmetric(operator, symmetric, "ConjugateGradients")
@@ -76,6 +80,10 @@ class MinimalResidual(AbstractLinearSolver):
 
     tol: float | None = None
     max_iter: int | None = None
+
+    def accurate(self) -> AbstractLinearSolver:
+        """As many iterations as it takes."""
+        return MinimalResidual()
 
     def init(self, operator: Operator, *, symmetric: bool) -> Operator:
         """Check that the method applies."""
@@ -144,6 +152,10 @@ class GMRES(AbstractLinearSolver):
         """
         if self.restart < 1:
             raise ProblemError(f"restart: expected a Krylov space of at least one dimension, got {self.restart}")
+
+    def accurate(self) -> AbstractLinearSolver:
+        """As many iterations as it takes."""
+        return GMRES(restart=self.restart)
 
     def init(self, operator: Operator, *, symmetric: bool) -> Operator:
         """Nothing to prepare."""

@@ -121,7 +121,7 @@ def test_what_gmres_gives_an_element_does_not_depend_on_its_company(solver: GMRE
     K[1], rhs[2], K[3] = torch.eye(N), 0.0, torch.nan
     together = gmres(K, rhs, solver)
     for i in (0, 1, 2):
-        alone = Operator(lambda z, K: K @ z, (0,), torch.zeros(1, N, dtype=torch.float64), (K[i : i + 1],))
+        alone = Operator(Product(), (0,), torch.zeros(1, N, dtype=torch.float64), (K[i : i + 1],))
         single = solver.solve(alone, rhs[i : i + 1], transposed=False)
         torch.testing.assert_close(together.solution[i], single.solution[0], rtol=1e-13, atol=1e-15)
     torch.testing.assert_close(together.solution[1], rhs[1])
@@ -179,7 +179,12 @@ def test_restarts_that_stall_end() -> None:
             products += 1
             return torch.roll(u, -1, -1)
 
-    shift = Operator(lambda z: Shift.apply(z), (), torch.zeros(1, N, dtype=torch.float64), ())
+    class Shifted(AbstractResidual):
+        def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+            moved: torch.Tensor = Shift.apply(z)  # type: ignore[no-untyped-call]
+            return moved
+
+    shift = Operator(Shifted(), (), torch.zeros(1, N, dtype=torch.float64), ())
     rhs = torch.nn.functional.one_hot(torch.tensor([0]), N).double()
     assert float(GMRES(restart=N - 1).solve(shift, rhs, transposed=True).residual[0]) == 1.0
     assert products == N  # one cycle, and one product for the residual
