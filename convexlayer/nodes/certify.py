@@ -6,7 +6,7 @@ that component of z. Neither scaling R nor scaling a variable changes it, and no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -51,10 +51,14 @@ def certified(
         tol: distance of a solution, from which on rounding is looked at more closely.
     """
     best, move = _judged(operator, linear, start, tol)
-    small = 10.0 * torch.finfo(operator.z.dtype).eps
+    eps = torch.finfo(operator.z.dtype).eps
     for _ in range(steps):
-        if not bool((best.distance > small).any()):
+        most = float(best.distance.amax())  # NaN where there is one
+        if most <= 10.0 * eps:
             break
+        if most <= 1e3 * eps:
+            # So near that K is the same at both ends of the step.
+            return replace(best, operator=best.operator.at(best.operator.z + move))
         trial, next_move = _judged(operator.at(best.operator.z + move), linear, start, tol)
         good = trial.distance < best.distance  # false for NaN
         if not bool(good.any()):
@@ -98,7 +102,13 @@ def _judged(
     along = _relative(z[:, :k].abs() + move[:, :k].abs(), z[:, :k] - start)
     flat = _flat(operator, start, value) & (along < ratio[:, :k])
     ratio[:, :k] = torch.where(flat, along, ratio[:, :k])
-    lost = (open_rows & (value.abs() > noise)).any(-1, keepdim=True)
+    n = z.shape[-1] - operator.residual.multipliers
+    # Constraints must hold in the lengths of y: huge multipliers, of constraints without a common point, blur the rest.
+    own = torch.zeros_like(z)
+    own[:, :n] = z[:, :n] * sign[:, :n]
+    violated = value.abs() > tol * operator.product(own).abs() + noise
+    violated[:, :n] = False
+    lost = ((open_rows & (value.abs() > noise)) | violated | ~torch.isfinite(blurred)).any(-1, keepdim=True)
     refined = _largest(torch.where(lost, torch.inf, ratio))
     close = distance <= tol
     return Iterates(operator, factor, torch.where(close, distance, refined), flat.any(-1) & ~close), move

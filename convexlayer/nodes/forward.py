@@ -19,10 +19,18 @@ __all__ = ["AbstractForwardSolver", "Given", "GivenBatch", "Iterate", "element",
 @final
 @dataclass(frozen=True)
 class Iterate:
-    """Where a solver ended: the point, and its iterations (batch,)."""
+    """Where a solver ended.
+
+    Attributes:
+        point: the point.
+        iterations: its iterations, (batch,).
+        known: the value of (L_Y, h) there, (batch, n + p), and its derivative [L_YY h_Y'; h_Y 0], where there are no
+            inequalities and the solver has computed them.
+    """
 
     point: Point
     iterations: torch.Tensor
+    known: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class AbstractForwardSolver(ABC):

@@ -25,7 +25,7 @@ import torch
 
 from convexlayer.nodes.batch import Dims, Tensors
 from convexlayer.nodes.forward import AbstractForwardSolver, Iterate, take
-from convexlayer.nodes.nonlinear import Function, NonlinearProgram, Point, Quantities, no_constraints
+from convexlayer.nodes.nonlinear import Function, NonlinearProgram, Point, Quantities, Recorded, no_constraints
 from convexlayer.nodes.rays import towards_feasibility
 
 __all__ = ["InteriorPoint"]
@@ -61,43 +61,81 @@ class InteriorPoint(AbstractForwardSolver):
             start = towards_feasibility(program, start, dims, theta)
         guess = program.multipliers(dims, start, theta, p=p, m=0)
         guess = Point(start, guess.lam, start.new_zeros(len(start), m))
-        scales = _Scales.at(guess, program.quantities(dims, guess, theta))
+        found = program.quantities(dims, guess, theta)
+        scales = _Scales.at(guess, found)
         dims, theta = (0, 0, 0, 0, *dims), (*scales.tensors, *theta)
-        point, count = self._scaled(scales.scaled(program), scales.inward(guess), dims, theta, mu / scales.f)
-        return Iterate(scales.outward(point), count)
+        run = _Run(scales.scaled(program), dims, theta, mu / scales.f, self)
+        run.go(scales.inward(guess), scales.shrunk(found))
+        known = None if m or run.known is None else scales.grown(*run.known)
+        return Iterate(scales.outward(run.point), run.count, known)
 
-    def _scaled(
-        self, program: NonlinearProgram, start: Point, dims: Dims, theta: Tensors, target: torch.Tensor
-    ) -> tuple[Point, torch.Tensor]:
-        """The solution in scaled units, with multipliers of inactive inequalities set to zero, and the iterations."""
-        size, like = len(start.y), start.y
-        tol = torch.finfo(like.dtype).eps ** (2 / 3) if self.tol is None else self.tol
-        state = _State.at(program, start, dims, theta, target)
-        result = state
-        count = torch.zeros(size, dtype=torch.int64, device=like.device)
-        rows = torch.arange(size, device=like.device)  # the elements that are still at work
-        here, everyone = theta, True
-        for _ in range(self.max_iter):
-            found = program.quantities(dims, state.point, here)
+
+@final
+class _Run:
+    """One solve in scaled units.
+
+    Attributes:
+        count: iterations, (batch,).
+        known: the value of (L_Y, h) at the end and its derivative, where every element has come to one.
+    """
+
+    def __init__(
+        self, program: NonlinearProgram, dims: Dims, theta: Tensors, target: torch.Tensor, options: InteriorPoint
+    ) -> None:
+        self._program, self._dims, self._theta, self._target, self._options = program, dims, theta, target, options
+        self.count = torch.zeros(target.shape, dtype=torch.int64, device=target.device)
+        self.known: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def go(self, start: Point, found: Quantities) -> None:
+        """Iterate from the start, of which everything is known already."""
+        options, y = self._options, start.y
+        tol = torch.finfo(y.dtype).eps ** (2 / 3) if options.tol is None else options.tol
+        state = _State.at(start, found, self._target)
+        self._result = state
+        rows = torch.arange(len(y), device=y.device)  # the elements that are still at work
+        here = self._theta
+        recorded: Recorded | None = None
+        for number in range(options.max_iter):
+            if number:
+                recorded = self._program.recorded(self._dims, state.point.y, here) if recorded is None else recorded
+                found = recorded.quantities(state.point.lam, state.point.mu)
             done = state.error(found, state.target) <= tol * (1.0 + found.slope.abs().amax(-1))
             done |= ~torch.isfinite(found.f) | state.stuck
             if bool(done.any()):
-                result = state if everyone else result.put(rows, state)
+                self._end(rows, state, found)
                 keep = torch.nonzero(~done).squeeze(-1)
-                rows, state, everyone = rows[keep], state.rows(keep), False
+                rows, state = rows[keep], state.rows(keep)
                 if not len(rows):
-                    break
-                here = take(dims, theta, rows)
+                    return
+                here = take(self._dims, self._theta, rows)
                 found = Quantities(**{name: value[keep] for name, value in vars(found).items()})
-            count[rows] += 1
+            self.count[rows] += 1
             state = state.lowered(found)
-            state = _step(program, state, found, dims, here)
-        if len(rows):
-            result = result.put(rows, state)
-        point = result.point
+            state, recorded = _step(self._program, state, found, self._dims, here)
+        self._result, self.known = self._result.put(rows, state), None
+
+    def _end(self, rows: torch.Tensor, state: _State, found: Quantities) -> None:
+        """Write what is known of these elements, some of which have ended; the others are written again."""
+        value = torch.cat([_lagrangian_slope(state.point, found), found.h], -1)
+        matrix = found.hessian
+        if found.h.shape[-1]:
+            corner = matrix.new_zeros(len(matrix), found.h.shape[-1], found.h.shape[-1])
+            upper, lower = torch.cat([matrix, found.A.mT], -1), torch.cat([found.A, corner], -1)
+            matrix = torch.cat([upper, lower], -2)
+        if len(rows) == len(self.count):
+            self._result, self.known = state, (value, matrix)
+        else:
+            assert self.known is not None  # the first call was for all elements
+            self._result = self._result.put(rows, state)
+            self.known = (self.known[0].index_copy(0, rows, value), self.known[1].index_copy(0, rows, matrix))
+
+    @property
+    def point(self) -> Point:
+        """The end, with multipliers of inactive inequalities set to zero."""
+        point = self._result.point
         # Of slack and multiplier of an inequality one is next to nothing, in these units.
-        mu = torch.where((point.mu < result.s) & (result.target == 0).unsqueeze(-1), 0.0, point.mu)
-        return Point(point.y, point.lam, mu), count
+        away = (point.mu < self._result.s) & (self._target == 0).unsqueeze(-1)
+        return Point(point.y, point.lam, torch.where(away, 0.0, point.mu))
 
 
 @final
@@ -119,7 +157,10 @@ class _Scales:
 
     @staticmethod
     def at(point: Point, found: Quantities) -> _Scales:
-        """Lengths D_j = sqrt(phi / w_j) for the curvatures w_j, and phi the largest decrease slope_j^2 / w_j."""
+        """Lengths D_j = sqrt(phi / w_j) for the curvatures w_j, and phi the largest decrease slope_j^2 / w_j.
+
+        All are rounded to powers of two, so that scaling costs no accuracy.
+        """
         slope, y = found.slope.abs(), point.y.abs()
         w = found.hessian.diagonal(dim1=-2, dim2=-1).abs() + torch.where(y > 0, slope / torch.where(y > 0, y, 1.0), 0.0)
         w = torch.where(torch.isfinite(w), w, 0.0)
@@ -127,13 +168,13 @@ class _Scales:
         w = torch.where(w > 0, w, torch.where(most > 0, most, 1.0))
         phi = (slope.square() / w).amax(-1)
         phi = torch.where(phi > 0, phi, (y.square() * w).amax(-1))
-        phi = torch.where((phi > 0) & torch.isfinite(phi), phi, 1.0)
-        lengths = (phi.unsqueeze(-1) / w).sqrt()
+        phi = _power_of_two(torch.where((phi > 0) & torch.isfinite(phi), phi, 1.0))
+        lengths = _power_of_two((phi.unsqueeze(-1) / w).sqrt())
 
         def units(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             size = (rows.abs() @ lengths.unsqueeze(-1)).squeeze(-1)
             size = torch.where((size > 0) & torch.isfinite(size), size, values.abs())
-            return torch.where((size > 0) & torch.isfinite(size), size, 1.0)
+            return _power_of_two(torch.where((size > 0) & torch.isfinite(size), size, 1.0))
 
         return _Scales(lengths, phi, units(found.h, found.A), units(found.g, found.G))
 
@@ -151,6 +192,26 @@ class _Scales:
                 for number, (name, function) in enumerate(named.items())
             }
         )
+
+    def shrunk(self, found: Quantities) -> Quantities:
+        """What is known of the start, in these units."""
+        y, f = self.y, self.f.unsqueeze(-1)
+        return Quantities(
+            found.f / self.f,
+            found.slope * y / f,
+            y.unsqueeze(-1) * found.hessian * y.unsqueeze(-2) / f.unsqueeze(-1),
+            found.h / self.h,
+            found.A * y.unsqueeze(-2) / self.h.unsqueeze(-1),
+            found.g / self.g,
+            found.G * y.unsqueeze(-2) / self.g.unsqueeze(-1),
+        )
+
+    def grown(self, value: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The value of (L_Y, h) and its derivative in the units of the program."""
+        f = self.f.unsqueeze(-1)
+        unknowns = torch.cat([self.y, f / self.h], -1)
+        matrix = matrix * f.unsqueeze(-1) / unknowns.unsqueeze(-1) / unknowns.unsqueeze(-2)
+        return value * f / unknowns, matrix
 
     def inward(self, point: Point) -> Point:
         """A point in these units."""
@@ -197,19 +258,17 @@ class _State:
     target: torch.Tensor
 
     @staticmethod
-    def at(program: NonlinearProgram, start: Point, dims: Dims, theta: Tensors, target: torch.Tensor) -> _State:
-        y = start.y
-        _, h, g = program.values(dims, y, theta)
-        m = g.shape[-1]
+    def at(start: Point, found: Quantities, target: torch.Tensor) -> _State:
+        y, g, m = start.y, found.g, found.g.shape[-1]
         barrier = target.clamp(min=FIRST_BARRIER) if m else target
         s = torch.maximum(-g, 0.01 * g.abs().clamp(min=1.0))
         # Huge multipliers, of almost dependent constraints, are a worse start than none.
         lam = start.lam
         if lam.shape[-1]:
             lam = torch.where(lam.abs().amax(-1, keepdim=True) < 1e3, lam, 0.0)
-        penalty = y.new_ones(len(y), h.shape[-1] + m)
+        penalty = y.new_ones(len(y), found.h.shape[-1] + m)
         stuck = torch.zeros_like(barrier, dtype=torch.bool)
-        return _State(Point(y, lam, barrier.unsqueeze(-1) / s), s, barrier, penalty, stuck, target)
+        return _State(Point(y, lam, barrier.unsqueeze(-1) / s if m else s), s, barrier, penalty, stuck, target)
 
     @property
     def last_barrier(self) -> torch.Tensor:
@@ -272,7 +331,10 @@ def _back(matrix: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (matrix.mT @ weights.unsqueeze(-1)).squeeze(-1)
 
 
-def _step(program: NonlinearProgram, state: _State, found: Quantities, dims: Dims, theta: Tensors) -> _State:
+def _step(
+    program: NonlinearProgram, state: _State, found: Quantities, dims: Dims, theta: Tensors
+) -> tuple[_State, Recorded | None]:
+    """The next state, and its functions' values where they have been recorded."""
     point, s, barrier, penalty = state.point, state.s, state.barrier.unsqueeze(-1), state.penalty
     p, m = point.lam.shape[-1], s.shape[-1]
     dy, lam, delta = _direction(state, found)
@@ -298,10 +360,16 @@ def _step(program: NonlinearProgram, state: _State, found: Quantities, dims: Dim
     size, accepted = longest.clone(), torch.zeros_like(longest, dtype=torch.bool)
     y, new_s = point.y, s
     bend: torch.Tensor | None = None
+    recorded: Recorded | None = None
     for number in range(HALVINGS):
         trial_y = point.y + size.unsqueeze(-1) * dy
         trial_y = trial_y if bend is None else trial_y + bend
-        merit, h, g = program.values(dims, trial_y, theta)
+        if number == 0:
+            recorded = program.recorded(dims, trial_y, theta)
+            merit, h, g = recorded.f.detach(), recorded.h.detach(), recorded.g.detach()
+        else:
+            recorded = None
+            merit, h, g = program.values(dims, trial_y, theta)
         trial_s = s
         if m:
             trial_s = s + size.unsqueeze(-1) * ds
@@ -309,9 +377,12 @@ def _step(program: NonlinearProgram, state: _State, found: Quantities, dims: Dim
         if p + m:
             merit = merit + (penalty * torch.cat([h, g + trial_s], -1).abs()).sum(-1)
         good = ~accepted & (merit <= here + ARMIJO * size * fall.clamp(max=0.0) + slack)
+        if bool(good.all()):
+            y, new_s, accepted = trial_y, trial_s, good
+            break
         y = torch.where(good.unsqueeze(-1), trial_y, y)
         new_s = torch.where(good.unsqueeze(-1), trial_s, new_s)
-        accepted |= good
+        accepted = accepted | good
         if bool(accepted.all()):
             break
         if number == 0 and p:
@@ -323,12 +394,16 @@ def _step(program: NonlinearProgram, state: _State, found: Quantities, dims: Dim
     # Where a step changes nothing and the barrier is at its end, no later step will.
     moved = (y - point.y).abs() <= 4.0 * torch.finfo(y.dtype).eps * y.abs()
     still = moved.all(-1) & (state.barrier <= state.last_barrier) & (delta == 0)
+    lost = ~accepted | still
+    if p + m:
+        # Constraints without a common point: their multipliers grow without end.
+        lost = lost | (penalty.amax(-1) > torch.finfo(y.dtype).eps ** -2)
     # The multipliers of equalities follow from the step; those of inequalities stay within reach of barrier / s.
     if p:
         lam = torch.where(accepted.unsqueeze(-1), point.lam + size.unsqueeze(-1) * (lam - point.lam), point.lam)
     if m:
         mu = torch.minimum(torch.maximum(mu, barrier / (1e10 * new_s)), 1e10 * barrier / new_s)
-    return _State(Point(y, lam, mu), new_s, state.barrier, penalty, ~accepted | still, state.target)
+    return _State(Point(y, lam, mu), new_s, state.barrier, penalty, lost, state.target), recorded
 
 
 def _direction(state: _State, found: Quantities) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -382,3 +457,7 @@ def _longest(value: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(value.sum(-1))
     limit = torch.where(step < 0, -0.995 * value / torch.where(step < 0, step, -1.0), torch.inf)
     return limit.amin(-1).clamp(max=1.0)
+
+
+def _power_of_two(value: torch.Tensor) -> torch.Tensor:
+    return torch.exp2(torch.round(torch.log2(value)))

@@ -47,19 +47,29 @@ class Operator:
         dims: batch axes of theta.
         z: the points, (batch, n), a plain tensor.
         theta: the parameters, plain tensors.
+        known: R and K at the points, (batch, n) and (batch, n, n), where they have been computed already.
     """
 
-    def __init__(self, residual: AbstractResidual, dims: Dims, z: torch.Tensor, theta: Tensors) -> None:
-        self.residual, self.dims, self.z, self.theta = residual, dims, z, theta
+    def __init__(
+        self,
+        residual: AbstractResidual,
+        dims: Dims,
+        z: torch.Tensor,
+        theta: Tensors,
+        known: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        self.residual, self.dims, self.z, self.theta, self._known = residual, dims, z, theta, known
         self._recorded: tuple[torch.Tensor, Tensors, torch.Tensor] | None = None
         self._transposed: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def value(self) -> torch.Tensor:
         """R at the points, (batch, n)."""
-        return self._record()[2].detach()
+        return self._record()[2].detach() if self._known is None else self._known[0]
 
     def transposed_product(self, u: torch.Tensor) -> torch.Tensor:
         """K'u, (batch, n)."""
+        if self._known is not None:
+            return (self._known[1].mT @ u.unsqueeze(-1)).squeeze(-1)
         z, _, value = self._record()
         return _pulled(value, (z,), u)[0]
 
@@ -97,6 +107,8 @@ class Operator:
 
     def dense(self) -> torch.Tensor:
         """K, (batch, n, n)."""
+        if self._known is not None:
+            return self._known[1]
         z, _, value = self._record()
         return jacobian(value, z)
 

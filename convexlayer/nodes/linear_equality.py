@@ -12,7 +12,7 @@ import torch
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.argmin import ArgminNode
 from convexlayer.nodes.batch import Shape
-from convexlayer.nodes.equality import EqualityNode
+from convexlayer.nodes.equality import EqualityNode, rank_of
 from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.node import Choose, NodeOptions, Start
 from convexlayer.nodes.nonlinear import Function, Point
@@ -55,8 +55,9 @@ class LinearEqualityNode(torch.nn.Module):
     Attributes:
         A: as given.
         b: as given.
-        y0: the solution of A y = b of minimum norm, (n,), for the A and b that were given.
-        F: an orthonormal basis of the null space of A, (n, n - m), likewise.
+        y0: the solution of A y = b of minimum norm, (n,), for the A and b that were given, with every variable in the
+            unit that makes its column of A one of norm 1.
+        F: a basis of the null space of A, (n, n - m), orthonormal in these units.
 
     Raises:
         ShapeError: A and b do not fit.
@@ -79,7 +80,9 @@ class LinearEqualityNode(torch.nn.Module):
             raise ShapeError(f"expected A (m, n) and b (m,), got {tuple(A.shape)} and {tuple(b.shape)}")
         m, n = A.shape
         fixed = A.detach()
-        rank = int(torch.linalg.matrix_rank(fixed))
+        size = torch.linalg.vector_norm(fixed, dim=0)
+        unit = 1.0 / torch.where(size > 0, size, 1.0)
+        rank = rank_of(fixed * unit)
         if rank < m:
             raise ProblemError(f"the {m} rows of A are dependent (rank {rank}): drop the redundant ones")
         if m >= n:
@@ -88,9 +91,11 @@ class LinearEqualityNode(torch.nn.Module):
         self.A, self.b = A, b
         self._objective = f
         self._form = LinearForm.KKT if A.requires_grad or b.requires_grad else form
-        orthogonal, _ = torch.linalg.qr(fixed.mT, mode="complete")
-        self.F = orthogonal[:, m:]
-        self.y0 = torch.linalg.pinv(fixed) @ b.detach()
+        orthogonal, _ = torch.linalg.qr((fixed * unit).mT, mode="complete")
+        self.F = unit.unsqueeze(-1) * orthogonal[:, m:]
+        self._left = orthogonal[:, m:].mT / unit  # of F
+        self._right = unit.unsqueeze(-1) * torch.linalg.pinv(fixed * unit)  # of A
+        self.y0 = self._right @ b.detach()
         options = options or NodeOptions()
         self._node: ArgminNode | EqualityNode
         if self._form is LinearForm.KKT:
@@ -110,7 +115,7 @@ class LinearEqualityNode(torch.nn.Module):
         """y and the multipliers, all differentiable, and the report, which the backward pass completes."""
         if self._form is LinearForm.KKT:
             return self._node.solve(*parameters, warm_start=warm_start)
-        start = None if warm_start is None else _reduce(warm_start, self.y0, self.F)
+        start = None if warm_start is None else _reduce(warm_start, self.y0, self._left)
         point, report = self._node.solve(*parameters, warm_start=start)
         y = _lift(point.y, self.y0, self.F)
         # A'lam = -f_Y has one solution, because y is stationary along F.
@@ -118,15 +123,15 @@ class LinearEqualityNode(torch.nn.Module):
         if y.ndim == 2:
             own = [t.ndim - len(shape) for t, shape in zip(parameters, self._node.shapes, strict=True)]
             slope = torch.func.vmap(slope, in_dims=(0, *(0 if extra else None for extra in own)))
-        lam = -slope(y, *parameters) @ torch.linalg.pinv(self.A).to(y)
+        lam = -slope(y, *parameters) @ self._right.to(y)
         return Point(y, lam, point.mu), report
 
     def _reduced_start(self, start: Start) -> Start:
         if start is None:
             return None
         if isinstance(start, torch.Tensor):
-            return _reduce(start, self.y0, self.F)
-        return _ReducedStart(start, self.y0, self.F)
+            return _reduce(start, self.y0, self._left)
+        return _ReducedStart(start, self.y0, self._left)
 
 
 def _lift(z: torch.Tensor, y0: torch.Tensor, F: torch.Tensor) -> torch.Tensor:
@@ -134,9 +139,9 @@ def _lift(z: torch.Tensor, y0: torch.Tensor, F: torch.Tensor) -> torch.Tensor:
     return y0.to(z) + z @ F.to(z).mT
 
 
-def _reduce(y: torch.Tensor, y0: torch.Tensor, F: torch.Tensor) -> torch.Tensor:
-    """The z whose y is nearest."""
-    return (y - y0.to(y)) @ F.to(y)
+def _reduce(y: torch.Tensor, y0: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """The z whose y is nearest, by the left inverse of F."""
+    return (y - y0.to(y)) @ left.to(y).mT
 
 
 @final
@@ -184,7 +189,7 @@ class _ReducedStart:
 
     start: Callable[..., torch.Tensor]
     y0: torch.Tensor
-    F: torch.Tensor
+    left: torch.Tensor
 
     def __call__(self, *theta: torch.Tensor) -> torch.Tensor:
-        return _reduce(self.start(*theta), self.y0, self.F)
+        return _reduce(self.start(*theta), self.y0, self.left)

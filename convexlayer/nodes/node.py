@@ -229,7 +229,7 @@ class _Call:
         found = self._solver.solve(self._program, start, dims, theta, p=self.p, m=self.inequalities, mu=mu)
         point = found.point
         z = point.z if self._t is None else torch.cat([point.y, point.lam], -1)
-        operator = Operator(self.residual, dims, z, theta)
+        operator = Operator(self.residual, dims, z, theta, found.known)
         linear = self._options.linear.accurate()
         return certified(operator, linear, start=origin, steps=self._options.polish, tol=self.tol), found.iterations
 

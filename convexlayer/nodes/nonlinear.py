@@ -67,6 +67,44 @@ class Quantities:
     G: torch.Tensor
 
 
+@final
+@dataclass(frozen=True)
+class Recorded:
+    """Values of the functions at y (batch, n), of which autograd can take derivatives.
+
+    Attributes:
+        y: the points.
+        f: objective, (batch,).
+        h: equalities, (batch, p).
+        g: inequalities, (batch, m).
+    """
+
+    y: torch.Tensor
+    f: torch.Tensor
+    h: torch.Tensor
+    g: torch.Tensor
+
+    def quantities(self, lam: torch.Tensor, mu: torch.Tensor) -> Quantities:
+        """First derivatives, and L_YY for these multipliers."""
+        n, p, m = self.y.shape[-1], lam.shape[-1], mu.shape[-1]
+        lam, mu = lam.detach(), mu.detach()
+        with torch.enable_grad():
+            lagrangian = self.f.sum()
+            rows: list[torch.Tensor] = []
+            if p:
+                lagrangian, rows = lagrangian + (lam * self.h).sum(), [*rows, self.h]
+            if m:
+                lagrangian, rows = lagrangian + (mu * self.g).sum(), [*rows, self.g]
+            slope = gradient(lagrangian, self.y)
+            # One Jacobian of (L_Y, h, g) gives L_YY, A and G; L_Y then gives f_Y.
+            whole = jacobian(torch.cat([slope, *rows], -1) if rows else slope, self.y)
+        hessian, A, G = whole[:, :n], whole[:, n : n + p], whole[:, n + p :]
+        slope = slope.detach()
+        if p + m:
+            slope = slope - _back(A, lam) - _back(G, mu)
+        return Quantities(self.f.detach(), slope, hessian, self.h.detach(), A, self.g.detach(), G)
+
+
 def no_constraints(y: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
     """An empty vector of constraints."""
     return y[:0]
@@ -151,21 +189,15 @@ class NonlinearProgram:
         found = dict(zip(functions, batched(of, (0, *dims), y, *theta), strict=True))
         return found["objective"], found.get("equalities", empty), found.get("inequalities", empty)
 
+    def recorded(self, dims: Dims, y: torch.Tensor, theta: Tensors) -> Recorded:
+        """The values at y (batch, n), recorded by autograd."""
+        with torch.enable_grad():
+            leaf = y.detach().requires_grad_()
+            return Recorded(leaf, *self.values(dims, leaf, theta))
+
     def quantities(self, dims: Dims, point: Point, theta: Tensors) -> Quantities:
         """Everything that a step of Newton's method needs, batched."""
-        n, p = point.y.shape[-1], point.lam.shape[-1]
-        lam, mu = point.lam.detach(), point.mu.detach()
-        with torch.enable_grad():
-            y = point.y.detach().requires_grad_()
-            f, h, g = self.values(dims, y, theta)
-            slope = gradient(f.sum() + (lam * h).sum() + (mu * g).sum(), y)
-            # One Jacobian of (L_Y, h, g) gives L_YY, A and G; L_Y then gives f_Y.
-            whole = jacobian(torch.cat([slope, h, g], -1), y)
-        hessian, A, G = whole[:, :n], whole[:, n : n + p], whole[:, n + p :]
-        slope = slope.detach()
-        if A.shape[1] + G.shape[1]:
-            slope = slope - _back(A, lam) - _back(G, mu)
-        return Quantities(f.detach(), slope, hessian, h.detach(), A, g.detach(), G)
+        return self.recorded(dims, point.y, theta).quantities(point.lam, point.mu)
 
     def multipliers(self, dims: Dims, y: torch.Tensor, theta: Tensors, *, p: int, m: int) -> Point:
         """The least-squares multipliers at y: those of inactive inequalities are zero, those of active ones not below.
@@ -238,6 +270,8 @@ class Optimality(AbstractResidual):
         """R (batch, n + p + m)."""
         y, lam, mu = self.split(z)
         f, h, g = self.program.values(dims, y, theta)
+        if not self.multipliers:
+            return gradient(f.sum(), y)
         active = _active(mu, g)
         slope = gradient(f.sum() + (lam * h).sum() + (active * mu * g).sum(), y)
         return torch.cat([slope, h, active * g - (1 - active) * mu], -1)

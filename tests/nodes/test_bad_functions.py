@@ -122,7 +122,7 @@ def test_choices_and_constructions_are_checked() -> None:
             "iteration_limit",
         ),
         (ArgminNode(parabola, (), [()], solver=Given(lambda x: x * torch.nan)), "numerical_error"),
-        (InequalityNode(parabola, lambda y, x: torch.stack([y - 1, 2 - y]), (), [()]), "numerical_error"),  # infeasible
+        (InequalityNode(parabola, lambda y, x: torch.stack([y - 1, 2 - y]), (), [()]), "iteration_limit"),  # infeasible
     ],
 )
 def test_a_solver_that_did_not_converge_is_an_error_that_carries_the_rest(node: torch.nn.Module, status: str) -> None:
