@@ -36,6 +36,7 @@ from convexlayer.nodes.projections import (
     project_simplex,
 )
 from convexlayer.nodes.report import NodeReport
+from convexlayer.nodes.root import RootNode
 from convexlayer.nodes.scipy_ import ScipyMinimize
 from convexlayer.nodes.splitting import ForwardBackward, PrimalDual, projected_gradient
 from convexlayer.nodes.stationary import Stationary
@@ -95,6 +96,7 @@ __all__ = [
     "PrimalDual",
     "PseudoHuber",
     "Quadratic",
+    "RootNode",
     "ScipyMinimize",
     "SimplexEntropy",
     "Stationary",

@@ -31,8 +31,11 @@ __all__ = [
 
 Function = Callable[..., Any]
 
-ROW_BY_ROW = 8
+FEW_ROWS = 4
 """Up to so many rows of a Jacobian, one backward pass for each costs less than one batched pass for all."""
+
+MANY_NUMBERS = 50_000
+"""A Jacobian of a whole batch with more numbers is computed row by row: vmap would copy the parameters for each row."""
 
 ROWS_AT_ONCE = 64
 """How many rows of a Jacobian are computed together: more would only need more memory."""
@@ -67,15 +70,13 @@ def jacobian(rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     if not rows.requires_grad:
         return at.new_zeros(size, count, at.shape[-1])
     keywords: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-    if count <= ROW_BY_ROW:
+    if count <= FEW_ROWS or (size > 1 and size * count * at.shape[-1] > MANY_NUMBERS):
         with torch.enable_grad():
             sums = (rows.sum(0) if size > 1 else rows.squeeze(0)).unbind()
         return torch.stack([torch.autograd.grad(each, at, **keywords)[0] for each in sums], 1)
     eye = torch.eye(count, dtype=rows.dtype, device=rows.device).unsqueeze(1).expand(count, size, count)
-    parts = [
-        torch.autograd.grad(rows, at, part, is_grads_batched=True, **keywords)[0] for part in eye.split(ROWS_AT_ONCE)
-    ]
-    return torch.cat(parts).movedim(0, 1)
+    row = torch.func.vmap(lambda cotangent: torch.autograd.grad(rows, at, cotangent, **keywords)[0])
+    return torch.cat([row(part) for part in eye.split(ROWS_AT_ONCE)]).movedim(0, 1)
 
 
 def vjp(function: Function, *primals: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], Tensors]]:

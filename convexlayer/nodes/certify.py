@@ -13,7 +13,7 @@ import torch
 
 from convexlayer.nodes.linear import AbstractLinearSolver, Operator
 
-__all__ = ["Iterates", "certified", "irregular_signs"]
+__all__ = ["Iterates", "certified", "irregular_signs", "rounding"]
 
 ROUNDING = 16.0
 """Multiples of eps that an evaluation of R is taken to lose."""
@@ -86,15 +86,7 @@ def _judged(
     distance = _largest(torch.where(open_rows.any(-1, keepdim=True), torch.inf, _relative(move, z)))
     if bool((distance <= tol).all()):
         return Iterates(operator, factor, distance, torch.zeros_like(distance, dtype=torch.bool)), move
-    sign = irregular_signs(z)
-    noise = operator.product(z * sign).abs()
-    noise = (
-        noise
-        + operator.parameter_product(
-            tuple(t * irregular_signs(t.reshape(-1)).reshape(t.shape) for t in operator.theta)
-        ).abs()
-    )
-    noise = ROUNDING * torch.finfo(z.dtype).eps * noise
+    sign, noise = irregular_signs(z), rounding(operator)
     blurred = linear.solve(factor, noise * sign, transposed=False).solution.abs()
     beyond = (move.abs() - 4.0 * blurred).clamp(min=0.0)
     ratio = _relative(beyond, z)
@@ -112,6 +104,13 @@ def _judged(
     refined = _largest(torch.where(lost, torch.inf, ratio))
     close = distance <= tol
     return Iterates(operator, factor, torch.where(close, distance, refined), flat.any(-1) & ~close), move
+
+
+def rounding(operator: Operator) -> torch.Tensor:
+    """What rounding of z and theta alone makes of R, (batch, n), up to chance."""
+    signed = tuple(t * irregular_signs(t.reshape(-1)).reshape(t.shape) for t in operator.theta)
+    of_z, of_theta = operator.product(operator.z * irregular_signs(operator.z)), operator.parameter_product(signed)
+    return ROUNDING * torch.finfo(operator.z.dtype).eps * (of_z.abs() + of_theta.abs())
 
 
 def _flat(operator: Operator, start: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -41,8 +41,8 @@ Found = tuple[torch.Tensor, torch.Tensor]
 ForwardSolver = Callable[[torch.Tensor | None, Dims, Tensors], Found]
 """(start (batch, n) or None, dims, theta) -> z and what is solved. Runs without grad, on plain tensors."""
 
-Judge = Callable[[Operator, LinearSolve], None]
-"""Told of every linear solve of a derivative; it may record, warn or raise."""
+Judge = Callable[[Operator, LinearSolve, Callable[[torch.Tensor], torch.Tensor] | None], None]
+"""Told of every linear solve of a derivative, and given K^-1 where that is cheap; it may record, warn or raise."""
 
 TWICE = (
     "a function of the node captures a tensor with requires_grad, which gives first derivatives only: for second ones "
@@ -190,8 +190,10 @@ class Equation(_AbstractEquation):
         """The values of ``linear_solution``, with the factor that is kept where the point is the same."""
         operator = self.operator(z, dims, theta)
         assert self._kept is not None  # operator() has seen to it
-        answer = self._linear.solve(self._kept[1], rhs, transposed=transposed)
-        self._judge(operator, answer)
+        linear, factor = self._linear, self._kept[1]
+        answer = linear.solve(factor, rhs, transposed=transposed)
+        inverse = (lambda v: linear.solve(factor, v, transposed=False).solution) if linear.direct else None
+        self._judge(operator, answer, inverse)
         return answer.solution
 
     def operator(self, z: torch.Tensor, dims: Dims, theta: Tensors) -> Operator:

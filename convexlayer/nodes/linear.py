@@ -147,7 +147,13 @@ class LinearSolve:
 
 
 class AbstractLinearSolver(ABC):
-    """How K u = v is solved: ``init`` does what does not need the right-hand side, ``solve`` the rest."""
+    """How K u = v is solved: ``init`` does what does not need the right-hand side, ``solve`` the rest.
+
+    Attributes:
+        direct: whether another right-hand side costs next to nothing.
+    """
+
+    direct: ClassVar[bool] = False
 
     def accurate(self) -> AbstractLinearSolver:
         """The solver that tells whether a point is a solution; another one where this only approximates."""
@@ -169,6 +175,8 @@ class Dense(AbstractLinearSolver):
     Rows and columns are scaled by powers of two, so that neither accuracy nor the condition depends on the units of
     variables and equations.
     """
+
+    direct: ClassVar[bool] = True
 
     def init(self, operator: Operator, *, symmetric: bool) -> _Factor:
         """Form and factor K."""

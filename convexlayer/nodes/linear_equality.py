@@ -14,9 +14,10 @@ from convexlayer.nodes.argmin import ArgminNode
 from convexlayer.nodes.batch import Shape
 from convexlayer.nodes.equality import EqualityNode, rank_of
 from convexlayer.nodes.forward import AbstractForwardSolver
-from convexlayer.nodes.node import Choose, NodeOptions, Start
+from convexlayer.nodes.node import Choose, NodeOptions
 from convexlayer.nodes.nonlinear import Function, Point
 from convexlayer.nodes.report import NodeReport
+from convexlayer.nodes.starts import Start
 
 __all__ = ["LinearEqualityNode", "LinearForm"]
 

@@ -11,7 +11,7 @@ from typing import ClassVar, final
 
 import torch
 
-from convexlayer.errors import FailedElementsError, ProblemError, ShapeError
+from convexlayer.errors import FailedElementsError, ProblemError
 from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors, first_iterates
 from convexlayer.nodes.calculus import translated
 from convexlayer.nodes.certify import Iterates, certified
@@ -22,12 +22,9 @@ from convexlayer.nodes.linear import AbstractLinearSolver, Dense, Operator
 from convexlayer.nodes.nonlinear import Function, NonlinearProgram, Optimality, Point, lengths
 from convexlayer.nodes.rays import downhill
 from convexlayer.nodes.report import NodeReport, OnDegenerate, OnFailure, Recorder
+from convexlayer.nodes.starts import Start, starts_of
 
-__all__ = ["AbstractNode", "Choose", "NodeOptions", "Start", "shaped"]
-
-Start = torch.Tensor | Callable[..., torch.Tensor] | None
-"""Where the solver starts: (*variable) or several, (k, *variable); or a function of the parameters of one element that
-gives either; or None for zeros."""
+__all__ = ["AbstractNode", "Choose", "NodeOptions", "shaped"]
 
 RESTARTS = 4
 """How often a search goes on from where it ended without a solution."""
@@ -195,7 +192,7 @@ class _Call:
 
     def solve(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """z (batch, n + p + m), and what is solved; what was found about it is in the report."""
-        starts = self._starts(start, dims, theta)
+        starts = starts_of(self._options.start, start, self._variable, dims, theta)
         size, k, _ = starts.shape
         many = (
             tuple(t.repeat_interleave(k, 0) if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
@@ -266,6 +263,7 @@ class _Call:
             y, falls = found.operator.z[:, : self.n], torch.zeros_like(near)
             known = (kind != KINDS.index(Kind.MINIMUM)) & (kind != KINDS.index(Kind.UNKNOWN))
             if self._minimises and bool(known.any()):
+                direction = torch.where(found.flat.unsqueeze(-1), y - origin[rows], direction)
                 beside, falls = downhill(self._conditions, self._point(found), direction, dims, here)
                 falls = falls & known
                 kind = torch.where(falls & (kind == KINDS.index(Kind.DEGENERATE)), KINDS.index(Kind.SADDLE), kind)
@@ -344,26 +342,6 @@ class _Call:
         slack = found.g.abs() / torch.where(change > 0, change, 1.0)
         force = mu * each.square().sum(-1) / torch.where(held > 0, held, 1.0)
         return torch.maximum(slack, force).amin(-1)
-
-    def _starts(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> torch.Tensor:
-        """(batch, k, n)."""
-        size = next((t.shape[0] for t, dim in zip(theta, dims, strict=True) if dim == 0), 1)
-        own = self._options.start
-        if start is not None:
-            return start.unsqueeze(1)
-        if own is None:
-            return theta[0].new_zeros(size, 1, self.n)
-        if isinstance(own, torch.Tensor):
-            given = own.to(theta[0]).unsqueeze(0)
-        elif any(dim == 0 for dim in dims):
-            given = torch.func.vmap(own, in_dims=dims)(*theta)
-        else:
-            given = own(*theta).unsqueeze(0)
-        shape = tuple(given.shape[1:])
-        if shape[len(shape) - len(self._variable) :] != self._variable or len(shape) > len(self._variable) + 1:
-            raise ShapeError(f"expected a start of shape {self._variable}, or several behind one axis, got {shape}")
-        several = len(shape) > len(self._variable)
-        return given.reshape(given.shape[0], shape[0] if several else 1, self.n).expand(size, -1, -1).detach()
 
     def _chosen(self, z: torch.Tensor, good: torch.Tensor, dims: Dims, theta: Tensors) -> torch.Tensor:
         """The index (batch,) of each element's solution among (batch, k, n) points."""

@@ -113,7 +113,7 @@ class _Condition(AbstractResidual):
         return self._entropy.gradient(z) - y
 
 
-def _accept(operator: Operator, answer: LinearSolve) -> None:
+def _accept(operator: Operator, answer: LinearSolve, inverse: object) -> None:
     """The Hessian of the entropy is positive definite inside the polyhedron: there is nothing to judge."""
 
 

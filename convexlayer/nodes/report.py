@@ -12,7 +12,7 @@ import torch
 from convexlayer.diff import DerivativeReport
 from convexlayer.diff.report import ACCURATE
 from convexlayer.errors import DerivativeError, ProblemError
-from convexlayer.nodes.certify import irregular_signs
+from convexlayer.nodes.certify import irregular_signs, rounding
 from convexlayer.nodes.curvature import KINDS, Kind
 from convexlayer.nodes.linear import LinearSolve, Operator
 from convexlayer.program import Array
@@ -208,17 +208,24 @@ class Recorder:
         self._jump = torch.empty(0)
         self._near = torch.empty(0)
 
-    def __call__(self, operator: Operator, answer: LinearSolve) -> None:
+    def __call__(
+        self, operator: Operator, answer: LinearSolve, inverse: Callable[[torch.Tensor], torch.Tensor] | None
+    ) -> None:
         """Judge one solve."""
         if self._seen is not operator:
-            self._seen, self._jump, self._near = operator, self._measured_jump(operator), self._margin(operator)
+            self._seen, self._near = operator, self._margin(operator)
+            self._jump = self._measured_jump(operator, inverse)
         judged = _Judged(operator, answer, self._report, self._jump, self._near, self._tol, self._why_singular)
         self._report.judge(judged)
         if judged.doubtful:
             self._on_degenerate(self._report)
 
-    def _measured_jump(self, operator: Operator) -> torch.Tensor:
+    def _measured_jump(
+        self, operator: Operator, inverse: Callable[[torch.Tensor], torch.Tensor] | None
+    ) -> torch.Tensor:
         """Relative change of K w beside z, (batch,): near 0 unless K jumps or vanishes there.
+
+        Beside is as far as z is uncertain, by its distance and by what rounding leaves of R.
 
         Multipliers move by a factor, so that those of inactive inequalities stay zero.
         """
@@ -230,7 +237,12 @@ class Recorder:
         # An unknown that is zero moves by what the others tell of its length.
         most = size[:, :n].amax(-1, keepdim=True)
         size[:, :n] = torch.where(size[:, :n] > 0, size[:, :n], torch.where(most > 0, most, 1.0))
-        shift = 2.0 * known * size * irregular_signs(z)
+        shift = 2.0 * known * size
+        if inverse is not None:
+            blurred = inverse(rounding(operator)).abs().nan_to_num(0.0, 0.0)
+            blurred[:, n:] = 0.0
+            shift = torch.maximum(shift, 2.0 * blurred)
+        shift = shift * irregular_signs(z)
         w = size * (irregular_signs(z) + 0.5)  # not a multiple of the shift, so that a jump along it seldom cancels
         here = operator.transposed_product(w)
         above, below = operator.at(z + shift).transposed_product(w), operator.at(z - shift).transposed_product(w)
