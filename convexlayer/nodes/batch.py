@@ -12,7 +12,7 @@ import torch
 
 from convexlayer.errors import ProblemError, ShapeError
 
-__all__ = ["Batch", "Dims", "Shape", "Tensors", "first_iterates", "fold"]
+__all__ = ["Batch", "Dims", "Shape", "Tensors", "first_iterates", "fold", "without_autocast"]
 
 Shape = tuple[int, ...]
 """A shape; -1 stands for any size."""
@@ -87,10 +87,6 @@ class Batch:
             dims.append(0 if batched else None)
         return Batch(tuple(tensors), tuple(dims), 1 if size is None else size, size is None)
 
-    def first(self, tensors: Tensors) -> Tensors:
-        """The parameters, or tensors with their axes, of the first element."""
-        return tuple(t[0] if dim == 0 else t for t, dim in zip(tensors, self.dims, strict=True))
-
     def unbatched(self, output: torch.Tensor) -> torch.Tensor:
         """An output (size, ...) as the caller expects it: without the batch axis where no parameter had one."""
         return output.squeeze(0) if self.single else output
@@ -117,6 +113,11 @@ def first_iterates(given: torch.Tensor | None, variable: Shape, batch: Batch) ->
     like = batch.tensors[0] if batch.tensors else given
     wide = given.detach().to(like.device, like.dtype).expand(batch.size, *variable)
     return wide.reshape(batch.size, prod(variable))
+
+
+def without_autocast(like: torch.Tensor) -> torch.autocast:
+    """Linear algebra is done in the dtype that the parameters have."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def _out_of_autocast(tensor: torch.Tensor) -> torch.Tensor:

@@ -23,9 +23,9 @@ from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.interior_point import InteriorPoint
 from convexlayer.nodes.linear import Operator
 from convexlayer.nodes.node import AbstractNode, NodeOptions, shaped
-from convexlayer.nodes.nonlinear import Function, NonlinearProgram
+from convexlayer.nodes.nonlinear import Function, NonlinearProgram, rank_of
 
-__all__ = ["EqualityNode", "rank_of", "why_singular"]
+__all__ = ["EqualityNode", "why_singular"]
 
 
 @final
@@ -75,9 +75,3 @@ def why_singular(program: NonlinearProgram, n: int, operator: Operator, element:
             "unique, and a small change may leave no common solution. Drop the redundant ones"
         )
     return "the Hessian of the Lagrangian is singular on the tangent space of the active constraints"
-
-
-def rank_of(rows: torch.Tensor) -> int:
-    """The numerical rank of a matrix whose rows may be in any units."""
-    size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return int(torch.linalg.matrix_rank(rows / torch.where(size > 0, size, 1.0)))

@@ -13,7 +13,7 @@ from typing import final
 import torch
 
 from convexlayer.errors import FailedElementsError, ShapeError
-from convexlayer.nodes.batch import Batch, Shape, first_iterates
+from convexlayer.nodes.batch import Batch, Shape, first_iterates, without_autocast
 from convexlayer.nodes.calculus import translated
 from convexlayer.nodes.iteration import AbstractDerivative, Implicit, Step
 from convexlayer.nodes.report import NodeReport, OnDegenerate, OnFailure
@@ -95,6 +95,10 @@ class FixedPointNode(torch.nn.Module):
             FailedElementsError: elements that did not converge, under ``on_failure="raise"``.
         """
         batch = Batch.of(self.shapes, theta)
+        with without_autocast(batch.tensors[0] if batch.tensors else self._start):
+            return self._solve(batch, warm_start)
+
+    def _solve(self, batch: Batch, warm_start: torch.Tensor | None) -> tuple[torch.Tensor, NodeReport]:
         cold = self._start.to(batch.tensors[0]) if batch.tensors else self._start
         first = first_iterates(warm_start, self._variable, batch)
         if first is None:

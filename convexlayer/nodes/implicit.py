@@ -15,13 +15,14 @@ with R differentiated in them where they stand.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
+from torch.autograd import forward_ad
 
 from convexlayer.errors import ProblemError
-from convexlayer.nodes.batch import Batch, Dims, Tensors, fold
+from convexlayer.nodes.batch import Batch, Dims, Tensors, fold, without_autocast
 from convexlayer.nodes.calculus import (
     inside_transform,
     product,
@@ -33,7 +34,7 @@ from convexlayer.nodes.calculus import (
 from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, LinearSolve, Operator
 from convexlayer.nodes.tangents import once
 
-__all__ = ["Equation", "Found", "captured_by", "solve_implicitly"]
+__all__ = ["Equation", "Found", "examined", "solve_implicitly"]
 
 Found = tuple[torch.Tensor, torch.Tensor]
 """z (batch, n), and which elements are solved (batch,)."""
@@ -60,7 +61,7 @@ def solve_implicitly(equation: Equation, batch: Batch, start: torch.Tensor | Non
         equation: R, how it is solved, and how its linear systems are solved.
         batch: the parameters.
         start: where the forward solver may start, (batch, n); it is not differentiated.
-        captured: leaves with requires_grad that R uses, as ``captured_by`` finds them.
+        captured: leaves with requires_grad that R uses, as ``examined`` finds them.
 
     Returns:
         z, and which elements are solved, (batch,).
@@ -69,35 +70,38 @@ def solve_implicitly(equation: Equation, batch: Batch, start: torch.Tensor | Non
     return _apply(equation, dims, start, *batch.tensors, *captured)
 
 
-def captured_by(functions: Iterable[Callable[[], Any]]) -> Tensors:
-    """The leaves with requires_grad that functions use although nothing that they are given requires grad.
+def examined(function: Callable[..., Any], dims: Dims, *tensors: torch.Tensor) -> tuple[Any, Tensors]:
+    """What a function gives for the first element, and the leaves with requires_grad that it captures.
+
+    It is called under vmap even for one element, which tells of random numbers, and of branches that a larger batch
+    would not bear.
 
     Args:
-        functions: each evaluates one function at detached arguments.
+        function: gives a tensor, or a tuple of tensors.
+        dims: batch axes of the tensors; at least one is 0.
+        tensors: the arguments.
 
     Raises:
-        ProblemError: a function uses a tensor of a transform of torch.func or of forward mode.
+        ProblemError: the function cannot be batched, draws random numbers, or uses a tensor of a transform of
+            torch.func or of forward mode.
     """
-    leaves: dict[int, torch.Tensor] = {}
-    with torch.enable_grad():
-        for function in functions:
-            try:
-                value = function()
-            except RuntimeError as error:
-                raise translated(error) or error from error
-            if not isinstance(value, torch.Tensor):
-                continue
-            for leaf in _leaves(value):
-                if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
-                    raise ProblemError(
-                        "a function of the node captures a tensor that torch.func transforms: pass it as a parameter"
-                    )
-                leaves[id(leaf)] = leaf
-            if torch.autograd.forward_ad.unpack_dual(value).tangent is not None and not inside_transform():
-                raise ProblemError(
-                    "a function of the node captures a tensor with a forward-mode tangent: pass it as a parameter"
-                )
-    return tuple(leaves.values())
+    first = [t.detach()[:1] if dim == 0 else t.detach() for t, dim in zip(tensors, dims, strict=True)]
+    try:
+        with torch.enable_grad():
+            found = torch.func.vmap(function, in_dims=dims)(*first)
+    except RuntimeError as error:
+        raise translated(error) or error from error
+    values = found if isinstance(found, tuple) else (found,)
+    leaves = {id(leaf): leaf for value in values for leaf in _leaves(value)}
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(leaf) for leaf in leaves.values()):
+        raise ProblemError(
+            "a function of the node captures a tensor that torch.func transforms: pass it as a parameter"
+        )
+    if not inside_transform() and any(forward_ad.unpack_dual(value).tangent is not None for value in values):
+        raise ProblemError(
+            "a function of the node captures a tensor with a forward-mode tangent: pass it as a parameter"
+        )
+    return found, tuple(leaves.values())
 
 
 def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
@@ -250,8 +254,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def forward(equation: _AbstractEquation, dims: Dims, start: torch.Tensor | None, *tensors: torch.Tensor) -> Any:
         theta = tuple(t.detach() for t in tensors[: len(dims)])  # without forward-mode tangents
-        with _no_autocast(theta):
-            return equation.solve(start, dims, theta)
+        return equation.solve(start, dims, theta)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Found) -> None:
@@ -266,7 +269,7 @@ class _Implicit(torch.autograd.Function):
         count = len(ctx.dims)
         theta, captured = tuple(tensors[:count]), tuple(tensors[count:])
         wanted = tuple(ctx.needs_input_grad[3:])
-        with _no_autocast((z,)):
+        with without_autocast(z):
             if inside_transform() or (torch.is_grad_enabled() and not captured):
                 u = ctx.equation.linear_solution(cotangent, z, ctx.dims, theta, captured, transposed=True)
                 of_theta: Tensors = _pull(ctx, z, theta, wanted[:count])[1](-u)
@@ -341,12 +344,6 @@ def _pull(ctx: Any, z: torch.Tensor, theta: Sequence[torch.Tensor], wanted: Sequ
         return residual(z, *(next(fresh) if want else t for want, t in zip(wanted, theta, strict=True)))
 
     return vjp(of, *(t for want, t in zip(wanted, theta, strict=True) if want))
-
-
-def _no_autocast(tensors: Sequence[torch.Tensor]) -> torch.autocast:
-    """Linear algebra is done in the dtype that the parameters have."""
-    kind = tensors[0].device.type if tensors else "cpu"
-    return torch.autocast(kind, enabled=False)
 
 
 def _same(left: Tensors, right: Tensors) -> bool:

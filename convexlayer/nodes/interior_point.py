@@ -35,6 +35,8 @@ HALVINGS = 40
 SHIFTS = 24
 FIRST_BARRIER = 0.1
 SMALLEST_BARRIER = 1e-14
+PATIENCE = 20
+VIOLATED = 1e-6
 
 
 @final
@@ -248,6 +250,8 @@ class _State:
         penalty: weights nu of the constraints in the merit function, (batch, p + m).
         stuck: elements whose last step led nowhere, (batch,).
         target: the barrier parameter that the conditions are wanted for, (batch,).
+        violation: the least violation of the constraints so far, (batch,).
+        idle: steps since it was a tenth larger, (batch,).
     """
 
     point: Point
@@ -256,6 +260,8 @@ class _State:
     penalty: torch.Tensor
     stuck: torch.Tensor
     target: torch.Tensor
+    violation: torch.Tensor
+    idle: torch.Tensor
 
     @staticmethod
     def at(start: Point, found: Quantities, target: torch.Tensor) -> _State:
@@ -268,7 +274,16 @@ class _State:
             lam = torch.where(lam.abs().amax(-1, keepdim=True) < 1e3, lam, 0.0)
         penalty = y.new_ones(len(y), found.h.shape[-1] + m)
         stuck = torch.zeros_like(barrier, dtype=torch.bool)
-        return _State(Point(y, lam, barrier.unsqueeze(-1) / s if m else s), s, barrier, penalty, stuck, target)
+        return _State(
+            Point(y, lam, barrier.unsqueeze(-1) / s if m else s),
+            s,
+            barrier,
+            penalty,
+            stuck,
+            target,
+            torch.full_like(barrier, torch.inf),
+            torch.zeros_like(barrier),
+        )
 
     @property
     def last_barrier(self) -> torch.Tensor:
@@ -285,6 +300,8 @@ class _State:
             penalty=self.penalty[index],
             stuck=self.stuck[index],
             target=self.target[index],
+            violation=self.violation[index],
+            idle=self.idle[index],
         )
 
     def put(self, index: torch.Tensor, other: _State) -> _State:
@@ -394,16 +411,19 @@ def _step(
     # Where a step changes nothing and the barrier is at its end, no later step will.
     moved = (y - point.y).abs() <= 4.0 * torch.finfo(y.dtype).eps * y.abs()
     still = moved.all(-1) & (state.barrier <= state.last_barrier) & (delta == 0)
-    lost = ~accepted | still
+    lost, least, idle = ~accepted | still, state.violation, state.idle
     if p + m:
-        # Constraints without a common point: their multipliers grow without end.
-        lost = lost | (penalty.amax(-1) > torch.finfo(y.dtype).eps ** -2)
+        # Constraints without a common point stay violated, or their multipliers grow without end.
+        now = torch.cat([found.h, found.g + s], -1).abs().amax(-1)
+        less = now < 0.9 * least
+        least, idle = torch.where(less, now, least), torch.where(less, 0.0, idle + 1.0)
+        lost = lost | (penalty.amax(-1) > torch.finfo(y.dtype).eps ** -2) | ((idle > PATIENCE) & (now > VIOLATED))
     # The multipliers of equalities follow from the step; those of inequalities stay within reach of barrier / s.
     if p:
         lam = torch.where(accepted.unsqueeze(-1), point.lam + size.unsqueeze(-1) * (lam - point.lam), point.lam)
     if m:
         mu = torch.minimum(torch.maximum(mu, barrier / (1e10 * new_s)), 1e10 * barrier / new_s)
-    return _State(Point(y, lam, mu), new_s, state.barrier, penalty, lost, state.target), recorded
+    return _State(Point(y, lam, mu), new_s, state.barrier, penalty, lost, state.target, least, idle), recorded
 
 
 def _direction(state: _State, found: Quantities) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.batch import Batch, Dims, Tensors
 from convexlayer.nodes.calculus import batched, inside_transform
-from convexlayer.nodes.implicit import Equation, captured_by, solve_implicitly
+from convexlayer.nodes.implicit import Equation, examined, solve_implicitly
 from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, Dense, Operator
 from convexlayer.nodes.report import NodeReport, OnDegenerate, Recorder
 from convexlayer.nodes.tangents import attach
@@ -80,7 +80,7 @@ class Implicit(AbstractDerivative):
             assert given is not None  # below
             return self._iterate(step, given, dims, theta, report)
 
-        captured = captured_by([lambda: step(start[0], *batch.first(tuple(t.detach() for t in batch.tensors)))])
+        _, captured = examined(step, (0, *batch.dims), start, *batch.tensors)
         recorder = Recorder(report, on_degenerate, self._tolerance(start), _no_margin, _why_singular)
         x, solved = solve_implicitly(Equation(residual, solver, self.linear, recorder), batch, start, captured)
         return x, solved, report
@@ -200,7 +200,7 @@ class ForwardMode(AbstractDerivative):
             return x, (x, _change(before, x))
 
         constant = tuple(tensor.detach() for tensor in batch.tensors)
-        if captured_by([lambda: step(start[0], *batch.first(constant))]):
+        if examined(step, (0, *batch.dims), start, *constant)[1]:
             raise ProblemError(
                 "the step uses a tensor with requires_grad that is no parameter, which ForwardMode does not "
                 "differentiate: pass it as a parameter, or take Unrolled or Implicit"

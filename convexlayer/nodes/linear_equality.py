@@ -11,11 +11,11 @@ import torch
 
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.argmin import ArgminNode
-from convexlayer.nodes.batch import Shape
-from convexlayer.nodes.equality import EqualityNode, rank_of
+from convexlayer.nodes.batch import Batch, Shape, without_autocast
+from convexlayer.nodes.equality import EqualityNode
 from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.node import Choose, NodeOptions
-from convexlayer.nodes.nonlinear import Function, Point
+from convexlayer.nodes.nonlinear import Function, Point, rank_of
 from convexlayer.nodes.report import NodeReport
 from convexlayer.nodes.starts import Start
 
@@ -118,14 +118,14 @@ class LinearEqualityNode(torch.nn.Module):
             return self._node.solve(*parameters, warm_start=warm_start)
         start = None if warm_start is None else _reduce(warm_start, self.y0, self._left)
         point, report = self._node.solve(*parameters, warm_start=start)
-        y = _lift(point.y, self.y0, self.F)
-        # A'lam = -f_Y has one solution, because y is stationary along F.
-        slope = torch.func.grad(self._objective)
-        if y.ndim == 2:
-            own = [t.ndim - len(shape) for t, shape in zip(parameters, self._node.shapes, strict=True)]
-            slope = torch.func.vmap(slope, in_dims=(0, *(0 if extra else None for extra in own)))
-        lam = -slope(y, *parameters) @ self._right.to(y)
-        return Point(y, lam, point.mu), report
+        batch = Batch.of(self._node.shapes, parameters)
+        with without_autocast(point.y):
+            y = _lift(point.y, self.y0, self.F)
+            # A'lam = -f_Y has one solution, because y is stationary along F.
+            slope = torch.func.grad(self._objective)
+            if not batch.single:
+                slope = torch.func.vmap(slope, in_dims=(0, *batch.dims))
+            return Point(y, -slope(y, *batch.tensors) @ self._right.to(y), point.mu), report
 
     def _reduced_start(self, start: Start) -> Start:
         if start is None:

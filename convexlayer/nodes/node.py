@@ -5,21 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from math import prod
 from typing import ClassVar, final
 
 import torch
 
 from convexlayer.errors import FailedElementsError, ProblemError
-from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors, first_iterates
-from convexlayer.nodes.calculus import translated
+from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors, first_iterates, without_autocast
+from convexlayer.nodes.calculus import inside_transform
 from convexlayer.nodes.certify import Iterates, certified
 from convexlayer.nodes.curvature import KINDS, Kind, kind_of
 from convexlayer.nodes.forward import AbstractForwardSolver, take
-from convexlayer.nodes.implicit import Equation, captured_by, solve_implicitly
+from convexlayer.nodes.implicit import Equation, examined, solve_implicitly
 from convexlayer.nodes.linear import AbstractLinearSolver, Dense, Operator
-from convexlayer.nodes.nonlinear import Function, NonlinearProgram, Optimality, Point, lengths
+from convexlayer.nodes.nonlinear import Function, NonlinearProgram, Optimality, Point, lengths, rank_of
 from convexlayer.nodes.rays import downhill
 from convexlayer.nodes.report import NodeReport, OnDegenerate, OnFailure, Recorder
 from convexlayer.nodes.starts import Start, starts_of
@@ -141,6 +140,10 @@ class AbstractNode(torch.nn.Module, ABC):
     def solve(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> tuple[Point, NodeReport]:
         """y and the multipliers, all differentiable, and the report, which the backward pass completes."""
         batch = Batch.of(self.shapes, parameters)
+        with without_autocast(batch.tensors[0]):
+            return self._solve(batch, warm_start)
+
+    def _solve(self, batch: Batch, warm_start: torch.Tensor | None) -> tuple[Point, NodeReport]:
         start = first_iterates(warm_start, self._variable, batch)
         call = _Call(self, batch)
         equation = Equation(
@@ -156,7 +159,7 @@ class AbstractNode(torch.nn.Module, ABC):
             mu = torch.func.vmap(call.barrier_multipliers, in_dims=(0, *batch.dims))(z[:, :n], *batch.tensors)
         point = Point(batch.unbatched(y), batch.unbatched(lam), batch.unbatched(mu))
         if self._on_failure.choice == "raise" and not call.report.all_solved:
-            message = self._on_failure.message(call.report, call.tol)
+            message = self._on_failure.message(call.report, call.tol) + call.dependence(batch)
             raise FailedElementsError(message, indices=call.report.failed, outputs=point, report=call.report)
         return point, call.report
 
@@ -171,19 +174,14 @@ class _Call:
         self._options, self._variable, self._t = node._options, node._variable, node._t
         self._minimises = node.minimises
         self.n = prod(self._variable)
-        y = like.new_zeros(self.n)
-        theta = tuple(t.detach() for t in batch.tensors)
-        try:
-            self.p, self.inequalities = self._program.sizes(batch.dims, y, theta)
-        except RuntimeError as error:
-            raise translated(error) or error from error
-        first = batch.first(theta)
-        self.captured = captured_by(partial(each, y, *first) for each in self._program.functions.values())
+        y = like.new_zeros(1, self.n)
+        (_, h, g), self.captured = examined(self._program.checked, (0, *batch.dims), y, *batch.tensors)
+        self.p, self.inequalities = h.shape[-1], g.shape[-1]
         self.m = 0 if self._t is not None else self.inequalities
         self.residual = Optimality(self._conditions, self.p, self.m)
         own = 1e-6 if like.dtype == torch.float64 else 1e-3
         self.tol = own if self._options.tol is None else self._options.tol
-        self.report = NodeReport()
+        self.report, self.last = NodeReport(), like.new_empty(0)
         self.keep: Callable[[Operator, object], None] = lambda operator, factor: None
 
     def judge(self, on_degenerate: OnDegenerate, why_singular: Callable[[Operator, int], str]) -> Recorder:
@@ -215,6 +213,7 @@ class _Call:
             )
         else:
             self.keep(found.operator, found.factor)
+        self.last = z
         self.report.fill(good, torch.isfinite(z).all(-1), distance, iterations, kinds, flat)
         return z, good
 
@@ -318,6 +317,22 @@ class _Call:
 
     def _point(self, found: Iterates) -> Point:
         return Point(*self.residual.split(found.operator.z))
+
+    def dependence(self, batch: Batch) -> str:
+        """What to say of dependent constraints at the end of the first element that has failed."""
+        if not self.p or inside_transform():
+            return ""
+        element = self.report.failed[0]
+        y, theta = self.last[element, : self.n], tuple(t.detach() for t in batch.tensors)
+        one = tuple(t[element] if dim == 0 else t for t, dim in zip(theta, batch.dims, strict=True))
+        rows = torch.func.jacrev(self._program.h)(y, *one)
+        rank = rank_of(rows) if bool(torch.isfinite(rows).all()) else self.p
+        if rank == self.p:
+            return ""
+        return (
+            f". The gradients of the {self.p} equalities of element {element} are dependent (rank {rank}): drop the "
+            "redundant ones, or make them consistent"
+        )
 
     def barrier_multipliers(self, y: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
         """mu = -1 / (t g) of one element, where the barrier stands for the inequalities."""

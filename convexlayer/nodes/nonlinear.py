@@ -131,41 +131,24 @@ class NonlinearProgram:
         named = {"objective": self.f, "equalities": self.h, "inequalities": self.g}
         return {name: function for name, function in named.items() if function is not no_constraints}
 
-    def sizes(self, dims: Dims, y: torch.Tensor, theta: Tensors) -> tuple[int, int]:
-        """p and m, after a look at what the functions return for one element.
-
-        Args:
-            dims: batch axes of theta.
-            y: (n,).
-            theta: the parameters.
+    def checked(self, y: torch.Tensor, *theta: torch.Tensor) -> Tensors:
+        """f, h and g of one element, or an error.
 
         Raises:
             ProblemError: an objective that is not a scalar, or constraints that are not vectors.
         """
-        one = tuple(t[:1] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
-        sizes = {"equalities": 0, "inequalities": 0}
+        found = {"equalities": y[:0], "inequalities": y[:0]}
         for name, function in self.functions.items():
-
-            def checked(
-                y: torch.Tensor, *theta: torch.Tensor, name: str = name, function: Function = function
-            ) -> torch.Tensor:
-                value = function(y, *theta)
-                ndim = 0 if name == "objective" else 1
-                if not isinstance(value, torch.Tensor) or value.ndim != ndim:
-                    came = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-                    what = "a scalar, shape ()" if ndim == 0 else "a vector, shape (k,)"
-                    hint = "sum or squeeze it" if ndim == 0 else "stack the constraints"
-                    raise ProblemError(f"expected the {name} of one element as {what}, got {came}: {hint}")
-                if value.dtype != y.dtype:
-                    raise ProblemError(
-                        f"expected the {name} in the dtype of the parameters, {y.dtype}, got {value.dtype}"
-                    )
-                return value
-
-            # By vmap even for one element: it tells of random numbers and branches that a larger batch would not bear.
-            value = torch.func.vmap(checked, in_dims=(0, *dims))(y.unsqueeze(0), *one)
-            sizes[name] = value.shape[-1] if value.ndim > 1 else 0
-        return sizes["equalities"], sizes["inequalities"]
+            value, ndim = function(y, *theta), int(name != "objective")
+            if not isinstance(value, torch.Tensor) or value.ndim != ndim:
+                came = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                what = "a scalar, shape ()" if ndim == 0 else "a vector, shape (k,)"
+                hint = "sum or squeeze it" if ndim == 0 else "stack the constraints"
+                raise ProblemError(f"expected the {name} of one element as {what}, got {came}: {hint}")
+            if value.dtype != y.dtype:
+                raise ProblemError(f"expected the {name} in the dtype of the parameters, {y.dtype}, got {value.dtype}")
+            found[name] = value
+        return found["objective"], found["equalities"], found["inequalities"]
 
     def lagrangian(self, y: torch.Tensor, lam: torch.Tensor, mu: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
         """L = f + lambda'h + mu'g of one element."""
@@ -290,3 +273,9 @@ class _Barrier:
 
     def __call__(self, y: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
         return self._f(y, *theta) - torch.log(-self._g(y, *theta)).sum() / self._t
+
+
+def rank_of(rows: torch.Tensor) -> int:
+    """The numerical rank of a matrix whose rows may be in any units."""
+    size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return int(torch.linalg.matrix_rank(rows / torch.where(size > 0, size, 1.0)))

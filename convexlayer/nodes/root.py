@@ -13,10 +13,9 @@ from typing import final
 import torch
 
 from convexlayer.errors import FailedElementsError, ProblemError
-from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors, first_iterates
-from convexlayer.nodes.calculus import translated
+from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors, first_iterates, without_autocast
 from convexlayer.nodes.certify import certified
-from convexlayer.nodes.implicit import Equation, Found, captured_by, solve_implicitly
+from convexlayer.nodes.implicit import Equation, Found, examined, solve_implicitly
 from convexlayer.nodes.linear import AbstractResidual, Operator
 from convexlayer.nodes.newton import newton
 from convexlayer.nodes.node import NodeOptions, shaped
@@ -85,16 +84,14 @@ class RootNode(torch.nn.Module):
     ) -> tuple[torch.Tensor, NodeReport]:
         """y and the report, which the backward pass completes."""
         batch = Batch.of(self.shapes, parameters)
+        with without_autocast(batch.tensors[0]):
+            return self._solve(batch, warm_start)
+
+    def _solve(self, batch: Batch, warm_start: torch.Tensor | None) -> tuple[torch.Tensor, NodeReport]:
         residual, report = _Residual(shaped(self.residual, self._variable), prod(self._variable)), NodeReport()
         like = batch.tensors[0]
-        theta = tuple(t.detach() for t in batch.tensors)
-        one = tuple(t[:1] if dim == 0 else t for t, dim in zip(theta, batch.dims, strict=True))
         zero = like.new_zeros(1, prod(self._variable))
-        try:
-            torch.func.vmap(residual, in_dims=(0, *batch.dims))(zero, *one)
-        except RuntimeError as error:
-            raise translated(error) or error from error
-        captured = captured_by([partial(residual, zero[0], *batch.first(theta))])
+        _, captured = examined(residual, (0, *batch.dims), zero, *batch.tensors)
         own = 1e-6 if like.dtype == torch.float64 else 1e-3
         tol = own if self._options.tol is None else self._options.tol
         recorder = Recorder(report, self._on_degenerate, tol, _no_margin, _why_singular)
