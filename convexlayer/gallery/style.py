@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 __all__ = ["image", "legend_below", "panels", "rendered", "shades"]
 
@@ -70,10 +71,9 @@ def panels(
     return list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
-def legend_below(axes: Axes, columns: int = 2, **options: Any) -> None:
+def legend_below(axes: Axes, columns: int = 2, **options: Any) -> Legend:
     """The legend of a panel below the label of its x axis, where it covers nothing."""
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 4.2}
-    axes.legend(**{**below, "ncols": columns, **options})
+    return axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=4.2, ncols=columns, **options)
 
 
 def shades(count: int) -> list[tuple[float, float, float, float]]:

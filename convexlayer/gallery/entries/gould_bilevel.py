@@ -104,7 +104,8 @@ def run(
                 if i == 0:
                     axes.set_ylabel("$x_2$")
         figure.colorbar(shown, ax=[places[name] for name in "cf"], label="likelihood", ticks=[0, 0.5, 1], shrink=0.6)
-        legend_below(places["e"], 3, frameon=True, facecolor="0.45", edgecolor="none", labelcolor="w")
+        legend = legend_below(places["e"], 3, frameon=True, facecolor="0.45", edgecolor="none", labelcolor="w")
+        legend.set_in_layout(False)  # wider than its panel, with room on both sides
         for name, (marker, series) in {"line search": ("o-", curve), f"fixed step size {step:g}": ("-", fixed)}.items():
             places["g"].semilogy(series, marker, label=name)
         places["g"].axhline(accuracy, color="k", linestyle=":", label="the paper's $10^{-9}$")
