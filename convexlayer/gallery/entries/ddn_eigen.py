@@ -139,7 +139,7 @@ def run(*, m: int = 5, iterations: int = 400, draws: int = 25) -> Result:
             axes.set_title(f"gradient of their projector, {name}")
             axes.set_xticks([1e-18, *(10.0**-k for k in range(15, 0, -3))])
             axes.set_xticklabels(["0", *(f"$10^{{-{k}}}$" for k in range(15, 0, -3))])
-            axes.minorticks_off()
+            axes.set_xticks([], minor=True)
             legend_below(axes)
 
     return Result(numbers, claims, draw)
