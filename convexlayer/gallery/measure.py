@@ -73,7 +73,7 @@ def costs(
     """Measure calls and their gradients, each in its inputs, in turn: what slows the machine slows all of them alike.
 
     One round is to warm up; no other begins beyond the budget. The order is drawn anew in each, so that no call always
-    follows the same one, and short calls are repeated for ``SHORT_S``. Garbage is collected between rounds, not in them.
+    follows the same one, and short calls are repeated for ``SHORT_S``. Garbage is collected between rounds.
     """
     forward: dict[Name, list[float]] = {name: [] for name in calls}
     backward: dict[Name, list[float]] = {name: [] for name in calls}

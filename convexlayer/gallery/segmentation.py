@@ -3,8 +3,8 @@
     u(c) = argmin over u, u[:, pixel] in the simplex, of <c, u> + |W D u|_1,        eq. 22,
 
 by the ergodic primal-dual algorithm with entropies (examples 6 and 7), as a function of the costs c that the network
-gives. Scenes are generated: a sky with clouds, and on the ground below a wavy horizon a road, houses and trees. Colours do
-not tell the labels apart: clouds look like white walls, windows like sky, trees like grass, the road like grey walls.
+gives. Scenes are generated: a sky with clouds, and on the ground below a wavy horizon a road, houses and trees. Colours
+do not tell the labels apart: clouds look like white walls, windows like sky, trees like grass, roads like grey walls.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class _Scene:
 
     def __init__(self, size: int, generator: torch.Generator) -> None:
         self._generator = generator
-        self._y, self._x = ((t + 0.5) / size for t in torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij"))
+        middles = (torch.arange(size) + 0.5) / size
+        self._y, self._x = torch.meshgrid(middles, middles, indexing="ij")
         self._image = torch.zeros(3, size, size)
         self._label = torch.zeros(size, size, dtype=torch.int64)
 
@@ -123,8 +124,8 @@ class _Scene:
 class Network(torch.nn.Module):
     """Costs (batch, labels, size, size) of each label at each pixel; the size is a multiple of 4.
 
-    As the paper's small network: four convolutions, the first two followed by max-pooling of stride two, a layer in every
-    place by itself, and an up-convolution by 4. So its labels are coarse.
+    As the paper's small network: four convolutions, the first two followed by max-pooling of stride two, a layer in
+    every place by itself, and an up-convolution by 4. So its labels are coarse.
     """
 
     def __init__(self, generator: torch.Generator, channels: int = 12) -> None:

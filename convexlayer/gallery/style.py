@@ -1,4 +1,4 @@
-"""How the figures look: one type, colours that the colour-blind tell apart (Okabe and Ito 2008), legends beside the data.
+"""How the figures look: one type, colours for the colour-blind (Okabe and Ito 2008), legends beside the data.
 
 Colours of the cycle stand for things that differ in kind; shades of one scale, light for more, for a number that grows.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["image", "legend_below", "panels", "rendered", "shades"]
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelsize": 10,

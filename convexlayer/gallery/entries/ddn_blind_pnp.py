@@ -136,7 +136,7 @@ def run(*, views: int = 16, n: int = 10, k: int = 4, steps: int = 40, twist: flo
         curve.set(xlabel="step", ylabel="pose loss", title="training views")
         with torch.no_grad():
             found = _correspondences(W, test)[0]
-        shown = plan.imshow(n * found, vmin=0.0, vmax=1.0)
+        shown = plan.imshow(n * found.numpy(), vmin=0.0, vmax=1.0)
         plan.plot(test.order[0], range(n), "o", color="C1", fillstyle="none", markersize=9, label="true match")
         plan.set(title="plan of a test view", xlabel="point in space", ylabel="point in the image")
         image(plan)

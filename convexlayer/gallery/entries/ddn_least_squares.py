@@ -119,8 +119,8 @@ def run(
         ),
         Claim(
             "(not in the slides) R, unlike A'A, does not square the condition number",
-            f"in float32, at a condition number of {at:g}, gradients are off by {single[at]['QR, by hand']:.0e} by QR, by "
-            f"{single[at]['normal equations']:.0e} by the normal equations",
+            f"in float32, at a condition number of {at:g}, gradients are off by {single[at]['QR, by hand']:.0e} by QR, "
+            f"by {single[at]['normal equations']:.0e} by the normal equations",
             all(by["QR, by hand"] < 10 * eps * c for c, by in single.items())
             and single[at]["normal equations"] > 100 * single[at]["QR, by hand"],
         ),
@@ -133,7 +133,9 @@ def run(
         for name, style in (("QR, by hand", "o-"), ("normal equations", "s--")):
             accuracy.loglog(conditions, [by[name] for by in single.values()], style, label=name)
         accuracy.loglog(conditions, [eps * c for c in conditions], "k:", label=r"$\varepsilon \kappa$")
-        accuracy.loglog(conditions, [eps * c**2 for c in conditions], "-.", color="0.5", label=r"$\varepsilon \kappa^2$")
+        accuracy.loglog(
+            conditions, [eps * c**2 for c in conditions], "-.", color="0.5", label=r"$\varepsilon \kappa^2$"
+        )
         accuracy.set(xlabel=r"condition number $\kappa$ of $A$", ylabel="relative error of $dL/dA$", ylim=(3e-8, 10))
         accuracy.set_title(f"float32, median of {draws}")
         legend_below(accuracy)

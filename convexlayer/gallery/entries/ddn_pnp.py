@@ -99,7 +99,13 @@ def run(*, points: int = 24, outliers: int = 4, noise: float = 0.002, steps: int
                 view.plot(*torch.stack([a, b]).T, color=colour, linewidth=0.8)
             view.plot(*x[which].T, marker, color=colour, label=label)
         view.plot(*true.T, "k.", markersize=3, label="projected by the true pose")
-        view.set(xlabel="horizontal, focal lengths", ylabel="vertical, focal lengths", title="image", aspect="equal", adjustable="datalim")
+        view.set(
+            xlabel="horizontal, focal lengths",
+            ylabel="vertical, focal lengths",
+            title="image",
+            aspect="equal",
+            adjustable="datalim",
+        )
         angle.semilogy(angles)
         angle.set(xlabel="step", ylabel="rotation error, degrees", title="learning curve")
         places = torch.arange(points)

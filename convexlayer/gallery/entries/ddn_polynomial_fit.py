@@ -1,7 +1,7 @@
 """Polynomial curve fitting as a node: how the fitted curve moves with each measurement.
 
-The objective |A a - y|^2, A the powers of the x_i, is strongly convex: f(v) >= f(u) + f'(u)'(v - u) + m/2 |v - u|^2 with
-an m > 0. So its minimum is unique and has a derivative in the data.
+The objective |A a - y|^2, A the powers of the x_i, is strongly convex: there is an m > 0 such that for all u and v
+f(v) >= f(u) + f'(u)'(v - u) + m/2 |v - u|^2. So its minimum is unique and has a derivative in the data.
 
 Erratum: the slides print m (v - u)^2 <= f(v) - f(u) for that, which no function satisfies for u and v both ways round.
 """
@@ -81,7 +81,9 @@ def run(*, degree: int = 5, measurements: int = 30) -> Result:
         legend_below(curve, 3)
         influence.vlines(x.detach(), 0.0, leverage, color="C0")
         influence.plot(x.detach(), leverage, "o", color="C0", label="by hand")
-        influence.axhline((degree + 1) / measurements, color="k", linestyle=":", label="mean, (degree + 1) / measurements")
+        influence.axhline(
+            (degree + 1) / measurements, color="k", linestyle=":", label="mean, (degree + 1) / measurements"
+        )
         influence.set(xlabel="$x_i$", ylabel=r"$d\,fit(x_i) / d\,y_i$", title="leverage of each measurement")
         influence.set_ylim(0.0, None)
         legend_below(influence)

@@ -2,8 +2,8 @@
 
     u = argmin over u of sum phi(|u - x_i|)
 
-The influence is du / dx of the outlier. Huber's penalty and the truncated quadratic have kinks in it; the latter's pooled
-point jumps where the outlier is left out.
+The influence is du / dx of the outlier. Huber's penalty and the truncated quadratic have kinks in it; the latter's
+pooled point jumps where the outlier is left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """By hand, implicit or unrolled: seven nodes three ways, in gradient error, time and memory, over their sizes.
 
-The implicit node is told objective and constraints alone and starts at the solution, so that its forward pass is that of
-the closed form and a check; the unrolled one makes the same number of iterations at every size.
+The implicit node is told objective and constraints alone and starts at the solution, so that its forward pass is
+that of the closed form and a check; the unrolled one makes the same number of iterations at every size.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def run(*, sizes: int = 7, repetitions: int = 15, budget_s: float = 8.0) -> Resu
         Claim(
             "hand-crafted backward code is the efficient extreme, unrolling the other",
             f"backward passes take at least {slowest['implicit'][0]:.1f} times as long implicitly "
-            f"({slowest['implicit'][1]}), {slowest['unrolled'][0]:.1f} times unrolled ({slowest['unrolled'][1]}); in this "
-            "run, on this machine",
+            f"({slowest['implicit'][1]}), {slowest['unrolled'][0]:.1f} times unrolled ({slowest['unrolled'][1]}); in "
+            "this run, on this machine",
             min(factor for factor, _ in slowest.values()) > 1.0,
         ),
     ]
@@ -142,7 +142,11 @@ def run(*, sizes: int = 7, repetitions: int = 15, budget_s: float = 8.0) -> Resu
     def draw(figure: Figure) -> None:
         count = len(measured)
         places = panels(figure, count, 3, width=2.15, height=2.2, sharex="col", sharey="row")
-        rows = {"forward_s": ("forward, ms", 1e3), "backward_s": ("backward, ms", 1e3), "saved_bytes": ("saved, KiB", 2**-10)}
+        rows = {
+            "forward_s": ("forward, ms", 1e3),
+            "backward_s": ("backward, ms", 1e3),
+            "saved_bytes": ("saved, KiB", 2**-10),
+        }
         for column, (name, by) in enumerate(measured.items()):
             for row, (what, (label, unit)) in enumerate(rows.items()):
                 axes = places[row * count + column]

@@ -89,9 +89,10 @@ def run(*, iterations: int = 50, grid: int = 401) -> Result:
     # (a - 2 c1 + c2) / (3 b).
     leader = (DEMAND - 2 * COST_LEADER + COST_FOLLOWER) / (2 * SLOPE)
     follower = (DEMAND - COST_FOLLOWER - SLOPE * leader) / (2 * SLOPE)
-    both = (DEMAND - 2 * COST_LEADER + COST_FOLLOWER) / (3 * SLOPE), (
-        DEMAND - 2 * COST_FOLLOWER + COST_LEADER
-    ) / (3 * SLOPE)
+    both = (
+        (DEMAND - 2 * COST_LEADER + COST_FOLLOWER) / (3 * SLOPE),
+        (DEMAND - 2 * COST_FOLLOWER + COST_LEADER) / (3 * SLOPE),
+    )
     q1, q2 = float(found["linear"].theta[0]), float(found["linear"].solution)
     gained = {
         name: float(payoffs[name](*(torch.tensor(q, dtype=torch.float64) for q in pair)))
@@ -155,7 +156,11 @@ def run(*, iterations: int = 50, grid: int = 401) -> Result:
             plane.set(xlim=(0, reach), ylim=(0, 1.6 * height), xlabel="leader's quantity $q_1$")
             plane.set(ylabel="follower's quantity $q_2$", title=f"{name} price: quantities")
             profit.plot(quantities[shown], profits[name][shown])
-            profit.set(xlabel="leader's quantity $q_1$", ylabel="leader's profit", title=f"{name} price: profit along $q_2(q_1)$")
+            profit.set(
+                xlabel="leader's quantity $q_1$",
+                ylabel="leader's profit",
+                title=f"{name} price: profit along $q_2(q_1)$",
+            )
             profit.set(xlim=(0, reach), ylim=(0, 1.15 * -found[name].value))
             for axes, pair in ((plane, (leads[1], cournot[name][1])), (profit, (-found[name].value, gained[name]))):
                 axes.plot(leads[0], pair[0], "o", color="C1", markersize=8, label="Stackelberg, found")

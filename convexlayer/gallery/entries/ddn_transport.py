@@ -2,11 +2,13 @@
 
     P(M) = argmin over P of <M, P> + <P, log P> / gamma,    P 1 = 1/m, P'1 = 1/n for M of shape (m, n)
 
-Erratum: the experiment's slide gives the row sums as 1/n and the column sums as 1/m, which only square matrices can have.
+Erratum: the experiment's slide gives the row sums as 1/n and the column sums as 1/m, which only square matrices
+can have.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +85,7 @@ def run(
         "saved_bytes": ours,
         "saved_bytes_at_100_gamma": harder,
     }
+    last = {way: _total(by[sizes[-1]]) for way, by in cost.items()}
     growth = (memory[-1] - memory[0]) / (unrolls[-1] - unrolls[0]) / (8 * n * n)
     claims = [
         Claim(
@@ -106,12 +109,11 @@ def run(
             "results, running time: option 2 against option 1 (the plot is not in the text)",
             f"at {sizes[-1]} by {sizes[-1]} by hand takes "
             + ", ".join(
-                f"{_total(cost['by hand'][sizes[-1]]) / _total(cost[f'{count} iterations'][sizes[-1]]):.2f} of the time of "
-                f"{count} iterations unrolled"
+                f"{last['by hand'] / last[f'{count} iterations']:.2f} of the time of {count} iterations unrolled"
                 for count in counts
             )
             + ", both ways together; in this run, on this machine",
-            _total(cost["by hand"][sizes[-1]]) < _total(cost[f"{counts[-1]} iterations"][sizes[-1]]),
+            last["by hand"] < last[f"{counts[-1]} iterations"],
         ),
     ]
 
@@ -119,7 +121,7 @@ def run(
         wanted, learnt, loss, error, seconds, size = panels(figure, 3, 2, width=3.8, height=3.2)
         top = n * float(target.max())
         for axes, matrix, title in ((wanted, target, "target plan"), (learnt, plan, "learnt plan")):
-            shown = axes.imshow(n * matrix, vmin=0.0, vmax=top)
+            shown = axes.imshow(n * matrix.numpy(), vmin=0.0, vmax=top)
             axes.set(title=title, xlabel="column", ylabel="row")
             image(axes)
         figure.colorbar(shown, ax=[wanted, learnt], label="$n P$", shrink=0.8)
@@ -147,7 +149,8 @@ def _total(cost: Cost) -> float:
 def _costs(sizes: tuple[int, ...], counts: tuple[int, ...], repetitions: int) -> dict[str, dict[int, Cost]]:
     """By way and size."""
     trio = TRIOS["transport"]
-    ways = {"by hand": trio.by_hand, **{f"{count} iterations": partial(trio.unrolled, count) for count in counts}}
+    ways: dict[str, Callable[..., torch.Tensor]] = {"by hand": trio.by_hand}
+    ways |= {f"{count} iterations": partial(trio.unrolled, count) for count in counts}
     leaves = {size: trio.inputs(size)[0].requires_grad_() for size in sizes}
     calls = {(way, n): (partial(call, leaf), (leaf,)) for way, call in ways.items() for n, leaf in leaves.items()}
     measured = costs(calls, repetitions=repetitions)

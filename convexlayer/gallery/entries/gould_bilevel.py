@@ -99,10 +99,8 @@ def run(
                 axes.plot(*x[i], "X", color="C1", markersize=8, markeredgecolor="w", label="most likely in the disc")
                 axes.grid(visible=False)
                 axes.set(title=f"class {i + 1}, {when}", aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
-                if names == "def":
-                    axes.set_xlabel("$x_1$")
-                if i == 0:
-                    axes.set_ylabel("$x_2$")
+                axes.set(xlabel="$x_1$", ylabel="$x_2$")
+                axes.label_outer()
         figure.colorbar(shown, ax=[places[name] for name in "cf"], label="likelihood", ticks=[0, 0.5, 1], shrink=0.6)
         legend = legend_below(places["e"], 3, frameon=True, facecolor="0.45", edgecolor="none", labelcolor="w")
         legend.set_in_layout(False)  # wider than its panel, with room on both sides

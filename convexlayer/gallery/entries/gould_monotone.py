@@ -118,7 +118,9 @@ def run(*, points: int = 101) -> Result:
             for name, change in maps.items():
                 height = change(objective(grid, at))
                 colour = f"C{list(MAPS).index(name)}"
-                axes.plot(grid, (height - height.min()) / (height.max() - height.min()), color=colour, label=NAMES[name])
+                axes.plot(
+                    grid, (height - height.min()) / (height.max() - height.min()), color=colour, label=NAMES[name]
+                )
             axes.axvline(float(values["f"][(x - 1.0).abs().argmin()]), color="k", linestyle=":", label="$g(1)$")
             axes.set(xlabel="$y$", ylabel="$h(f(1, y))$, scaled to [0, 1]", title=title)
             legend_below(axes, 3)
@@ -133,7 +135,12 @@ def run(*, points: int = 101) -> Result:
         rows = range(len(MAPS))
         errors.plot([value_difference[name] / eps for name in MAPS], rows, "o", markersize=6, label="of $g$")
         errors.plot([gradient_difference[name] / eps for name in MAPS], rows, "D", label="of $g'$")
-        errors.set(xlabel=r"largest difference / $2^{-52}$", title="through $h$ against direct", xlim=(-0.2, None))
+        errors.set(
+            xlabel=r"largest difference / $2^{-52}$",
+            ylabel="$h(f)$",
+            title="through $h$ against direct",
+            xlim=(-0.2, None),
+        )
         errors.set_yticks(rows, [NAMES[name] for name in MAPS])
         errors.invert_yaxis()
         legend_below(errors)

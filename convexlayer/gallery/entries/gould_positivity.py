@@ -3,8 +3,8 @@
     g(x) = argmin over y >= 0 of (x - y)^2 = max(0, x),    g_t(x) = argmin over y of t (x - y)^2 - log y
     g_t'(x) = 2 t / (2 t + 1 / g_t(x)^2)
 
-Errata: eq. 71 prints g in place of g_t, with which the gradient would be 0 for all x <= 0, whatever t. Eq. 72 leaves out
-the kink, where g_t'(0) = 1/2 for every t: the limit there is neither 0 nor the gradient of either side.
+Errata: eq. 71 prints g in place of g_t, with which the gradient would be 0 for all x <= 0, whatever t. Eq. 72 leaves
+out the kink, where g_t'(0) = 1/2 for every t: the limit there is neither 0 nor the gradient of either side.
 """
 
 from __future__ import annotations

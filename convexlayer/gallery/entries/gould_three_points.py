@@ -3,8 +3,8 @@
     f(x, y) = x y^4 + 2 x^2 y^3 - 12 y^2
     g(x) in {0, (-3 x^2 - r) / (4 x), (-3 x^2 + r) / (4 x)},    r = sqrt(9 x^4 + 96 x)
 
-There are three where r is real: for x > 0, and for x below the fold at -(32 / 3)^(1/3), where two of them meet, f_YY = 0
-and g' is infinite. Between the fold and 0 there is y = 0 alone.
+There are three where r is real: for x > 0, and for x below the fold at -(32 / 3)^(1/3), where two of them meet, f_YY =
+0 and g' is infinite. Between the fold and 0 there is y = 0 alone.
 
 Erratum: the section's title speaks of three minima. y = 0 is a maximum, and so, for x < 0, is the outer one.
 """
@@ -84,9 +84,7 @@ def run(*, points: int = 101) -> Result:
             errors[side][name] = float((y.detach() - expected).abs().max())
             gradient_errors[side][name] = float(((slope - exact).abs() / exact.abs().clamp(min=1.0)).max())
             curvature = curvature_of(y.detach(), x)
-            kinds[side][name] = (
-                "minimum" if (curvature > 0).all() else "maximum" if (curvature < 0).all() else "mixed"
-            )
+            kinds[side][name] = "minimum" if (curvature > 0).all() else "maximum" if (curvature < 0).all() else "mixed"
     numbers = {
         "value_error": errors,
         "gradient_error": gradient_errors,
@@ -99,8 +97,8 @@ def run(*, points: int = 101) -> Result:
     claims = [
         Claim(
             f"eq. 24: the stationary points for {side}, eq. 23: their gradients",
-            f"errors at most {max(errors[side].values()):.0e} and {max(gradient_errors[side].values()):.0e}, the latter "
-            f"relative where it exceeds 1, on {points} points of each branch",
+            f"errors at most {max(errors[side].values()):.0e} and {max(gradient_errors[side].values()):.0e}, the "
+            f"latter relative where it exceeds 1, on {points} points of each branch",
             max(*errors[side].values(), *gradient_errors[side].values()) < 1e-10,
         )
         for side in SIDES

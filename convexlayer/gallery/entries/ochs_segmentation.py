@@ -114,7 +114,7 @@ def run(
         from matplotlib.patches import Patch
 
         figure.set_size_inches(13.5, 6.4)
-        left, right = figure.subfigures(1, 2, width_ratios=[1.0, 1.05])
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.0, 1.05])[0]
         through = [found[name] for name in models if name != "CNN"]
         loss_axes, accurate, slow, rows = left.subplots(2, 2).flat
         loss_axes.plot(inner, [each["training"]["loss"] for each in through], "o-", label="training")
@@ -138,7 +138,7 @@ def run(
             for axes, title, column in zip(
                 places, ("image", "CNN", "CNN+Global", "ground truth"), columns, strict=True
             ):
-                axes.imshow(column[row], cmap=ListedColormap(LABEL_COLOURS), vmin=0, vmax=len(LABELS) - 1)
+                axes.imshow(column[row].numpy(), cmap=ListedColormap(LABEL_COLOURS), vmin=0, vmax=len(LABELS) - 1)
                 axes.set_title(title if row == 0 else None)
                 image(axes)
         handles = [Patch(color=colour, label=label) for colour, label in zip(LABEL_COLOURS, LABELS, strict=True)]

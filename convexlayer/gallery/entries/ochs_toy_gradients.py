@@ -106,6 +106,6 @@ def run(*, forward: tuple[int, ...] = FORWARD, back: tuple[int, ...] = BACK) -> 
             bottom.set(xscale="log", xlabel="forward iterations")
         places[0].set_ylabel(r"error of the gradient, $\theta = 0.3$")
         places[len(back)].set_ylabel(r"gradient, $\theta = 0$")
-        figure.legend(*places[-1].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+        figure.legend(*places[-1].get_legend_handles_labels(), loc="outside lower center", ncols=min(7, 1 + len(back)))
 
     return Result(numbers, claims, draw)

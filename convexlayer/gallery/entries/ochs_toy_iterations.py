@@ -156,7 +156,9 @@ def run(
             for mark, name in (("o", method), ("x", f"{method}2")):
                 series = [by[-1] for by in rates[name].values()]
                 places[3].plot(thetas, series, mark, markersize=7, fillstyle="none", label=name, **style)
-            places[7].plot(differing, [apart[method][n] for n in differing], "o-", label=f"{method}, {method}2", **style)
+            places[7].plot(
+                differing, [apart[method][n] for n in differing], "o-", label=f"{method}, {method}2", **style
+            )
         places[3].set(xlabel=r"$\theta$", ylabel="factor a back-iteration", title="rate", ylim=(0, 1))
         places[7].axhline(VISIBLE, color="k", linestyle=":", label=f"the paper, at about {FEW}")
         places[7].axvline(FEW, color="k", linestyle=":")

@@ -98,7 +98,9 @@ def run(*, iterations: tuple[int, ...] = (1, 2, 5, 10, 20, 50), steps: int = 40)
         courses.plot(jumps["exact"].history.value, "kx", label="linear program" + stuck["exact"])
         maps.set(xlabel=r"$\theta$", ylabel=r"$x(\theta)$", title=r"$\min\ \theta x$ over $0 \leq x \leq 1$")
         slope_axes.loglog(iterations, list(slopes.values()), "o-", label="unrolled")
-        slope_axes.axhline(torch.finfo(torch.float64).eps, color="k", linestyle=":", label=r"$\varepsilon$, double precision")
+        slope_axes.axhline(
+            torch.finfo(torch.float64).eps, color="k", linestyle=":", label=r"$\varepsilon$, double precision"
+        )
         slope_axes.set(xlabel="Bregman steps", ylabel=r"$|d\,loss / d\theta|$", title=r"slope at $\theta = 1$")
         slope_axes.set_xticks(iterations, [str(n) for n in iterations])
         slope_axes.set_xticks([], minor=True)
