@@ -98,7 +98,7 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        places = panels(figure, 3, 2, width=3.3, height=3.6, sharex=True, sharey=True)
+        places = panels(figure, 3, 2, width=3.3, height=3.35, sharex=True, sharey=True)
         for column, name in enumerate(nodes):
             before, after = solutions[name].detach(), moved[name][0].detach()
             shown = surface(places[column], A, b, weights, name, "before")

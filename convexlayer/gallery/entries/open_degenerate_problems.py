@@ -90,7 +90,7 @@ def run(*, iterations: tuple[int, ...] = (1, 2, 5, 10, 20, 50), steps: int = 40)
         maps, slope_axes, courses, intervals = panels(figure, 4, width=3.2, height=3.8)
         stuck = {name: ", stuck" if result.value > 0.99 else "" for name, result in jumps.items()}
         thetas = torch.linspace(-3, 3, 121, dtype=torch.float64)
-        maps.plot([-3, 0, 0, 3], [1, 1, 0, 0], "k--", label="solution")
+        maps.plot([-3, 0, 0, 3], [1, 1, 0, 0], "k--", label="solution", zorder=3)
         for colour, n in zip(shades(len(iterations)), iterations, strict=True):
             label = f"{n} step" if n == 1 else f"{n} steps"
             maps.plot(thetas, _unrolled(n)(thetas[:, None]).flatten(), color=colour, label=label)
