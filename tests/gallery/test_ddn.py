@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from convexlayer.gallery import Result, entry
+from convexlayer.gallery.entries.ddn_profiling import ITERATIONS
+from convexlayer.gallery.measure import saved_bytes
+from convexlayer.gallery.trios import TRIOS
 from tests.gallery.figures import faults
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -108,3 +111,13 @@ def test_profiling_counts_errors_and_bytes() -> None:
     ratios = result.numbers["saved_bytes_unrolled_over_implicit"]
     assert min(min(by.values()) for by in ratios.values()) > 5
     assert max(result.numbers["gradient_error"].values()) < 1e-8
+
+
+@pytest.mark.parametrize(("name", "size", "ratio"), [("eigenvector", 256, 1.5), ("pnp", 8192, 114.0)])
+def test_what_unrolling_holds_over_implicit_differentiation(name: str, size: int, ratio: float) -> None:
+    """The least and the largest ratio of all nodes and sizes."""
+    trio = TRIOS[name]
+    inputs = tuple(tensor.requires_grad_() for tensor in trio.inputs(size))
+    node = trio.implicit(*inputs)
+    unrolled = saved_bytes(lambda: trio.unrolled(ITERATIONS[name], *inputs))
+    assert unrolled / saved_bytes(lambda: node(*inputs)) == pytest.approx(ratio, rel=0.05)
