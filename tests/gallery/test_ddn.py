@@ -55,7 +55,7 @@ def test_a_projector_keeps_its_gradient_where_eigenvalues_coincide(results: dict
     assert numbers["projector_gradient_largest_error"]["ours"][0] < 1e-14
     assert numbers["projector_gradient_worst"]["ours"] < 1e-2
     assert numbers["largest_error_times_gap_over_eps"] < 10.0
-    assert numbers["projector_gradients_of_torch_that_are_not_finite"] > 0
+    assert numbers["projector_gradient_worst"]["torch.linalg.eigh"] > 1e-2  # or infinite
 
 
 def test_least_squares_by_qr_does_not_square_the_condition_number(results: dict[str, Result]) -> None:

@@ -88,6 +88,7 @@ def run(*, m: int = 5, iterations: int = 400, draws: int = 25) -> Result:
     medians = {name: [statistics.median(row) for row in rows] for name, rows in errors.items()}
     largest = {name: [max(row) for row in rows] for name, rows in errors.items()}
     worst = {name: max(row) for name, row in largest.items()}
+    worst_finite = max(error for row in errors["torch.linalg.eigh"] for error in row if error < torch.inf)
     lost = sum(error == torch.inf for row in errors["torch.linalg.eigh"] for error in row)
     within = max(row * gap / eps for row, gap in zip(largest["ours"], gaps, strict=True))
     numbers: dict[str, Any] = {
@@ -118,8 +119,9 @@ def run(*, m: int = 5, iterations: int = 400, draws: int = 25) -> Result:
             "1/(lambda_i - lambda_j) is replaced by 0 where eigenvalues coincide",
             f"then the projector on a repeated eigenspace keeps its derivative: at gap 0 the error is at most "
             f"{largest['ours'][0]:.0e} over {draws} matrices, at any gap at most {worst['ours']:.0e} and "
-            f"{within:.1f} eps / gap; through torch.linalg.eigh {lost} of {draws * len(gaps)} gradients are not finite",
-            largest["ours"][0] < 1e-12 and worst["ours"] < 1.0 and within < 100.0 and lost > 0,
+            f"{within:.1f} eps / gap; through torch.linalg.eigh it reaches {worst_finite:.0e}, "
+            f"and {lost} of {draws * len(gaps)} gradients are not finite",
+            largest["ours"][0] < 1e-12 and worst["ours"] < 1e-2 < worst["torch.linalg.eigh"] and within < 100.0,
         ),
     ]
 
