@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Cost", "cost", "saved_bytes"]
+__all__ = ["Cost", "costs", "saved_bytes"]
+
+SHORT_S = 0.01
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -58,20 +64,46 @@ def _saved(node: Any) -> Iterator[torch.Tensor]:
             yield from (item for item in (value if isinstance(value, tuple) else (value,)) if torch.is_tensor(item))
 
 
-def cost(
-    function: Callable[[], torch.Tensor], inputs: Sequence[torch.Tensor], *, repetitions: int, budget_s: float = 2.0
-) -> Cost:
-    """Measure a call and its gradient in the inputs, after one to warm up; no repetition begins beyond the budget."""
-    forward, backward = [], []
+def costs(
+    calls: Mapping[Name, tuple[Callable[[], torch.Tensor], Sequence[torch.Tensor]]],
+    *,
+    repetitions: int,
+    budget_s: float = 10.0,
+) -> dict[Name, Cost]:
+    """Measure calls and their gradients, each in its inputs, in turn: what slows the machine slows all of them alike.
+
+    One round is to warm up; no other begins beyond the budget. The order is drawn anew in each, so that no call always
+    follows the same one, and short calls are repeated for ``SHORT_S``. Garbage is collected between rounds.
+    """
+    forward: dict[Name, list[float]] = {name: [] for name in calls}
+    backward: dict[Name, list[float]] = {name: [] for name in calls}
+    order = random.Random(0)
     began = time.perf_counter()
-    for number in range(repetitions + 1):
-        start = time.perf_counter()
-        output = function()
-        middle = time.perf_counter()
-        torch.autograd.grad(output, inputs, torch.ones_like(output))
-        if number:
-            forward.append(middle - start)
-            backward.append(time.perf_counter() - middle)
-            if time.perf_counter() - began > budget_s:
+    collecting = gc.isenabled()
+    try:
+        for number in range(repetitions + 1):
+            gc.collect()
+            gc.disable()
+            for name in order.sample(list(calls), len(calls)):
+                function, inputs = calls[name]
+                until = time.perf_counter() + SHORT_S
+                while True:
+                    start = time.perf_counter()
+                    output = function()
+                    middle = time.perf_counter()
+                    torch.autograd.grad(output, inputs, torch.ones_like(output))
+                    end = time.perf_counter()
+                    if number:
+                        forward[name].append(middle - start)
+                        backward[name].append(end - middle)
+                    if end > until:
+                        break
+            if number and time.perf_counter() - began > budget_s:
                 break
-    return Cost(statistics.median(forward), statistics.median(backward), saved_bytes(function))
+    finally:
+        if collecting:
+            gc.enable()
+    return {
+        name: Cost(statistics.median(forward[name]), statistics.median(backward[name]), saved_bytes(function))
+        for name, (function, _) in calls.items()
+    }

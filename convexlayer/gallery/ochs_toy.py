@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -24,22 +25,23 @@ from convexlayer.nodes import (
     projected_gradient,
 )
 
-__all__ = ["METHODS", "STYLES", "energy", "gradient", "loss", "solution", "subdifferential"]
+__all__ = ["METHODS", "STYLES", "energy", "gradient", "loss", "rate", "solution", "subdifferential"]
 
 LAM, B, THETA_STAR = 2.0, 2.0, 1.0
 MU = 0.01  # of the log barrier
 START = 1.0
-STEP_SIZES = {0.3: 0.4, 0.0: 1.0}  # by theta; at 0 the barrier allows no longer step than at 0.3
+STEP_SIZE = 0.4
+STEP_SIZE_AT_0 = 1.0  # of all but the barrier's, which allows no longer step there either
 
-STYLES = {
-    "Smoothed-impl": "k-",
-    "Proj.GD": "b-",
-    "Proj.GD2": "c--",
-    "Bregman-FB": "r-",
-    "Bregman-FB2": "m--",
-    "Bregman-FB-impl": "g:",
+STYLES: dict[str, dict[str, Any]] = {
+    "Smoothed-impl": {"color": "k"},
+    "Proj.GD": {"color": "C0", "linewidth": 3.0, "alpha": 0.5},
+    "Proj.GD2": {"color": "C0", "linestyle": "--"},
+    "Bregman-FB": {"color": "C1", "linewidth": 3.0, "alpha": 0.5},
+    "Bregman-FB2": {"color": "C1", "linestyle": "--"},
+    "Bregman-FB-impl": {"color": "C2", "linestyle": ":", "linewidth": 2.0},
 }
-"""Colours and lines of the figures."""
+"""Colours and lines of the figures: a variant is a thin dashed line on the broad one of what it approximates."""
 
 
 def _smooth_gradient(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
@@ -70,6 +72,16 @@ def subdifferential(theta: float) -> tuple[float, float]:
     x = float(solution(torch.tensor(theta, dtype=torch.float64)))
     slope = LAM * B * (1 - LAM * theta**2) / (1 + LAM * theta**2) ** 2 * (x - g) if theta > 0 else 0.0
     return slope, slope
+
+
+def rate(method: str, theta: float) -> float:
+    """What each back-iteration of an algorithm takes the error of the gradient to, theta > 0: |dA/dx| at the solution.
+
+    The map is x - alpha f'(x) for Proj.GD and x exp(-alpha f'(x)) for Bregman-FB, with f'' = 1 + lam theta^2.
+    """
+    curvature = 1 + LAM * theta**2
+    at = float(solution(torch.tensor(theta, dtype=torch.float64))) if method.startswith("Bregman") else 1.0
+    return abs(1 - STEP_SIZE * at * curvature)
 
 
 def _node(step: Callable[..., torch.Tensor], derivative: AbstractDerivative) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -120,7 +132,8 @@ def gradient(method: str, theta: float, *, forward: int, back: int) -> tuple[flo
         back = min(back, forward)
     elif derivative is _implicit:
         back = 0
-    return _gradient(method, theta, forward, back, STEP_SIZES[theta] if step is not _barrier else STEP_SIZES[0.3])
+    step_size = STEP_SIZE_AT_0 if theta == 0.0 and step is not _barrier else STEP_SIZE
+    return _gradient(method, theta, forward, back, step_size)
 
 
 @cache

@@ -3,7 +3,8 @@
     u(c) = argmin over u, u[:, pixel] in the simplex, of <c, u> + |W D u|_1,        eq. 22,
 
 by the ergodic primal-dual algorithm with entropies (examples 6 and 7), as a function of the costs c that the network
-gives. Scenes are generated: a sky, ground below a wavy horizon, and objects that stand on it, in colours that overlap.
+gives. Scenes are generated: a sky with clouds, and on the ground below a wavy horizon a road, houses and trees. Colours
+do not tell the labels apart: clouds look like white walls, windows like sky, trees like grass, roads like grey walls.
 """
 
 from __future__ import annotations
@@ -31,10 +32,9 @@ __all__ = [
 ]
 
 LABELS = ("sky", "vertical", "horizontal")
-COLOURS = torch.tensor([[0.55, 0.65, 0.80], [0.60, 0.50, 0.50], [0.45, 0.55, 0.40]])
-NOISE = 0.22
+NOISE = 0.06
 SMOOTHNESS = 0.6  # of the boundary length, before contrast
-CONTRAST = 6.0
+CONTRAST = 20.0
 
 
 @dataclass(frozen=True)
@@ -53,40 +53,103 @@ class Batch:
 
 def scenes(count: int, size: int, generator: torch.Generator) -> Batch:
     """Scenes with their true segmentation."""
-    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    labels = torch.zeros(count, size, size, dtype=torch.int64)
-    for label in labels:
-        height, swing, phase = torch.rand(3, generator=generator).tolist()
-        horizon = size * (0.45 + 0.2 * height + 0.06 * swing * torch.sin(columns / size * 6.0 + 6.0 * phase))
-        label[rows >= horizon] = LABELS.index("horizontal")
+    painted = [_Scene(size, generator).paint() for _ in range(count)]
+    images, labels = (torch.stack(part) for part in zip(*painted, strict=True))
+    shade = 1.0 + 0.1 * torch.randn(count, 1, 1, 1, generator=generator)
+    return Batch((shade * images + NOISE * torch.randn(images.shape, generator=generator)).clamp(0.0, 1.0), labels)
+
+
+class _Scene:
+    """One scene, painted from the back to the front; places and sizes are in sides of the image, y downwards."""
+
+    def __init__(self, size: int, generator: torch.Generator) -> None:
+        self._generator = generator
+        middles = (torch.arange(size) + 0.5) / size
+        self._y, self._x = torch.meshgrid(middles, middles, indexing="ij")
+        self._image = torch.zeros(3, size, size)
+        self._label = torch.zeros(size, size, dtype=torch.int64)
+
+    def paint(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image (3, size, size) without noise, and its labels (size, size)."""
+        draw = self._draw
+        top = torch.tensor([0.35, 0.55, 0.85])[:, None, None]
+        self._image = top + self._y * torch.tensor([0.6, 0.45, 0.15])[:, None, None]
         for _ in range(3):
-            place, width, top = torch.rand(3, generator=generator).tolist()
-            within = (columns - place * size).abs() < size * (0.05 + 0.09 * width)
-            foot = horizon + 0.1 * size
-            label[within & (rows < foot) & (rows > horizon - size * (0.15 + 0.3 * top))] = LABELS.index("vertical")
-    shade = 1 + 0.15 * torch.randn(count, 1, 1, 1, generator=generator)
-    noise = NOISE * torch.randn(count, 3, size, size, generator=generator)
-    return Batch(shade * COLOURS[labels].movedim(-1, 1) + noise, labels)
+            self._ellipse(draw(0, 1), draw(0.05, 0.35), draw(0.1, 0.2), draw(0.03, 0.06), (0.93, 0.93, 0.95), "sky")
+        horizon = draw(0.45, 0.6) + draw(0, 0.05) * torch.sin(6.0 * self._x + draw(0, 6))
+        grass = (draw(0.25, 0.45), draw(0.5, 0.6), draw(0.2, 0.3))
+        self._fill(self._y > horizon, grass, "horizontal")
+        below = ((self._y - horizon) / (1.0 - horizon)).clamp(min=0.0)
+        middle = draw(0.3, 0.7) + draw(-0.3, 0.3) * below
+        road = (self._x - middle).abs() < 0.02 + draw(0.1, 0.25) * below
+        self._fill(road & (self._y > horizon), (0.6, 0.58, 0.57), "horizontal")
+        for _ in range(2):
+            self._house(draw(0.0, 1.0), float(horizon.mean()) + draw(0.05, 0.2))
+        for _ in range(2):
+            self._tree(draw(0.0, 1.0), float(horizon.mean()) + draw(0.05, 0.3), grass)
+        return self._image, self._label
+
+    def _draw(self, low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=self._generator))
+
+    def _fill(self, where: torch.Tensor, colour: tuple[float, float, float], label: str) -> None:
+        self._image = torch.where(where, torch.tensor(colour)[:, None, None], self._image)
+        self._label[where] = LABELS.index(label)
+
+    def _ellipse(
+        self, x: float, y: float, width: float, height: float, colour: tuple[float, float, float], label: str
+    ) -> None:
+        self._fill(((self._x - x) / width).square() + ((self._y - y) / height).square() < 1.0, colour, label)
+
+    def _house(self, x: float, foot: float) -> None:
+        half, height = self._draw(0.08, 0.16), self._draw(0.15, 0.25)
+        walls = ((0.9, 0.88, 0.85), (0.62, 0.6, 0.6), (0.75, 0.55, 0.4))
+        aside, above = (self._x - x).abs(), foot - self._y
+        self._fill((aside < half) & (above > 0) & (above < height), walls[int(self._draw(0, 3))], "vertical")
+        roof = (above >= height) & (aside < 1.2 * half * (1.0 - (above - height) / (0.8 * half)))
+        self._fill(roof, (0.5, 0.25, 0.2), "vertical")
+        for side in (-0.5, 0.5):
+            pane = ((self._x - x - side * half).abs() < 0.25 * half) & ((above - 0.6 * height).abs() < 0.18 * height)
+            self._fill(pane, (0.5, 0.65, 0.85), "vertical")
+        self._fill((aside < 0.15 * half) & (above > 0) & (above < 0.35 * height), (0.35, 0.22, 0.15), "vertical")
+
+    def _tree(self, x: float, foot: float, green: tuple[float, float, float]) -> None:
+        height, crown = self._draw(0.1, 0.18), self._draw(0.07, 0.12)
+        trunk = ((self._x - x).abs() < 0.015) & (self._y < foot) & (self._y > foot - height)
+        self._fill(trunk, (0.35, 0.22, 0.15), "vertical")
+        darker = (0.85 * green[0], 0.85 * green[1], 0.85 * green[2])
+        self._ellipse(x, foot - height - 0.8 * crown, crown, 1.2 * crown, darker, "vertical")
 
 
 class Network(torch.nn.Module):
-    """Costs (batch, labels, size, size) of each label at each pixel, from its near surroundings."""
+    """Costs (batch, labels, size, size) of each label at each pixel; the size is a multiple of 4.
 
-    def __init__(self, generator: torch.Generator, channels: int = 8) -> None:
+    As the paper's small network: four convolutions, the first two followed by max-pooling of stride two, a layer in
+    every place by itself, and an up-convolution by 4. So its labels are coarse.
+    """
+
+    def __init__(self, generator: torch.Generator, channels: int = 12) -> None:
         super().__init__()
+        wide = 2 * channels
+        pool, activation = torch.nn.MaxPool2d(3, stride=2, padding=1), torch.nn.ReLU()
         self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(3, channels, 3, padding=1),
-            torch.nn.ReLU(),
-            torch.nn.Conv2d(channels, len(LABELS), 3, padding=1),
+            *(torch.nn.Conv2d(3, channels, 3, padding=1), activation, pool),
+            *(torch.nn.Conv2d(channels, wide, 3, padding=1), activation, pool),
+            *(torch.nn.Conv2d(wide, wide, 3, padding=1), activation),
+            *(torch.nn.Conv2d(wide, wide, 3, padding=1), activation),
+            *(torch.nn.Conv2d(wide, wide, 1), activation),
+            torch.nn.ConvTranspose2d(wide, len(LABELS), 4, stride=4),
         )
         self.scale = torch.nn.Parameter(torch.tensor(1.0))  # the paper's multiplicative scaling before the global model
         with torch.no_grad():
             for parameter in self.layers.parameters():
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+                fan = parameter[0].numel() if parameter.ndim > 1 else 1
+                deviation = (2.0 / fan) ** 0.5 if parameter.ndim > 1 else 0.0  # He et al. 2015
+                parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The costs."""
-        costs: torch.Tensor = -self.scale * self.layers(images)
+        costs: torch.Tensor = -self.scale * self.layers(images - 0.5)
         return costs
 
 
@@ -123,14 +186,14 @@ class GlobalModel:
 
     def __call__(self, costs: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """The relaxed segmentation."""
-        grey = images.mean(1, keepdim=True)
-        weights = SMOOTHNESS * torch.exp(-CONTRAST * torch.func.vmap(differences)(grey).square())
+        changes = torch.func.vmap(differences)(images).square().sum(2, keepdim=True)
+        weights = SMOOTHNESS * torch.exp(-CONTRAST * changes)
         u, _ = self._algorithm.unpack(self._node(costs, weights))
         return u
 
 
 def loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Softmax loss a pixel, eq. 24."""
+    """Softmax loss a pixel, eq. 24: log sum_k exp(u_k) - u_g at label g (where the paper prints -g)."""
     return torch.nn.functional.cross_entropy(scores, labels)
 
 

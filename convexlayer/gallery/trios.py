@@ -188,11 +188,12 @@ def _simplex_node(x: torch.Tensor) -> Node:
     return InequalityNode(f, g, shape, [shape], h=h, options=_options(project_simplex))
 
 
-def _dual_ascent(iterations: int, x: torch.Tensor) -> torch.Tensor:
-    """The multiplier tau of the sum by gradient ascent, from where all entries are positive."""
+def _michelot(iterations: int, x: torch.Tensor) -> torch.Tensor:
+    """Michelot's algorithm: the multiplier tau of the sum by Newton steps, from where all entries are positive."""
     tau = x.detach().min() - 1.0 / len(x)
     for _ in range(iterations):
-        tau = tau + (torch.relu(x - tau).sum() - 1.0) / len(x)
+        above = torch.relu(x - tau)
+        tau = tau + (above.sum() - 1.0) / (above > 0).sum()
     return torch.relu(x - tau)
 
 
@@ -292,7 +293,7 @@ TRIOS: dict[str, Trio] = {
         _sinkhorn,
     ),
     "pooling": Trio(lambda n: (_normal(n, 3),), _pooled, _pooling_node, _reweighted),
-    "simplex": Trio(lambda n: (_normal(n),), project_simplex, _simplex_node, _dual_ascent),
+    "simplex": Trio(lambda n: (_normal(n),), project_simplex, _simplex_node, _michelot),
     "procrustes": Trio(
         lambda n: (_normal(n, 3 * n), _normal(n, 3 * n, seed=1)),
         orthogonal_procrustes,

@@ -12,6 +12,7 @@ import torch
 from convexlayer.errors import NotInstalledError
 from convexlayer.gallery.registry import Entry
 from convexlayer.gallery.result import Result
+from convexlayer.gallery.style import rendered
 
 __all__ = ["write"]
 
@@ -33,15 +34,12 @@ def write(entry: Entry, folder: Path, **sizes: Any) -> Result:
         NotInstalledError: matplotlib, or a package that the entry takes its data from, is missing.
     """
     try:
-        from matplotlib.figure import Figure
-
         result = entry.run(**sizes)
+        with rendered(result.draw) as figure:
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(folder / f"{entry.name}.png")
     except ModuleNotFoundError as error:
         raise NotInstalledError(f"the gallery needs {error.name}: pip install 'convexlayer[gallery]'") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    figure = Figure(layout="constrained")
-    result.draw(figure)
-    figure.savefig(folder / f"{entry.name}.png", dpi=100)
     document = {
         "name": entry.name,
         "title": entry.title,

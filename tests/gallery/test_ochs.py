@@ -7,11 +7,13 @@ import torch
 
 from convexlayer.gallery import Result, ochs_toy
 from convexlayer.gallery.entries import ochs_segmentation, ochs_toy_gradients, ochs_toy_iterations
-from convexlayer.gallery.segmentation import differences, differences_adjoint
+from convexlayer.gallery.segmentation import LABELS, differences, differences_adjoint, scenes
+from tests.gallery.figures import faults
 
 
 def agreed(result: Result) -> None:
     assert not [claim for claim in result.claims if not claim.holds]
+    assert not faults(result)
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +32,44 @@ def test_toy_gradients_converge_to_the_analytic_one(gradients: Result) -> None:
         assert final[60][method] < 1e-4 * final[20][method] < 1e-4 * final[5][method]
 
 
-def test_toy_iterations_agree_with_the_paper() -> None:
-    result = ochs_toy_iterations.run(iterations=60, shown=30)
-    agreed(result)
-    energies = result.numbers["energy_gap"]["theta = 0.3"]
+def test_toy_iterations_and_where_they_differ_from_the_paper() -> None:
+    result = ochs_toy_iterations.run(iterations=60, shown=26, thetas=(0.2, 0.4), differing=(10, 15))
+    at_the_kink, order = (claim for claim in result.claims if not claim.holds)
+    assert at_the_kink.paper.startswith("figure 4, theta = 0")
+    assert "order 1e-4" in order.paper
+    assert not faults(result)
+    numbers = result.numbers
+    assert numbers["largest_relative_distance_from_the_predicted_rate"] < 1e-6
+    assert numbers["rate_at_the_kink"] > 0.9
+    apart = numbers["difference_of_the_variants"]
+    assert max(apart[pair][15] for pair in apart) == pytest.approx(1.1e-5, rel=0.05)
+    assert max(apart[pair][10] for pair in apart) == pytest.approx(1.6e-4, rel=0.05)
+    energies = numbers["energy_gap"]["0.3"]
     for method in ("Proj.GD", "Bregman-FB"):
         assert energies[method][-1] <= 1e-14 < energies[method][0]
     assert energies["Smoothed-impl"][-1] > 1e-5
 
 
+@pytest.mark.parametrize("theta", [0.1, 0.3, 0.4])
+def test_back_iterations_converge_at_the_predicted_rate(theta: float) -> None:
+    """Proj.GD: 1 - 0.4 (1 + 2 theta^2); Bregman-FB: 1 - 1.6 theta."""
+    assert ochs_toy.rate("Proj.GD", theta) == pytest.approx(1 - 0.4 * (1 + 2 * theta**2))
+    assert ochs_toy.rate("Bregman-FB2", theta) == pytest.approx(1 - 1.6 * theta)
+
+
 def test_segmentation_gains_from_the_global_model_and_from_inner_iterations() -> None:
-    result = ochs_segmentation.run(size=16, training=6, testing=12, pretraining=150, steps=10, inner=(3, 30))
+    result = ochs_segmentation.run(size=32, training=8, testing=12, pretraining=150, steps=8, inner=(3, 30))
     agreed(result)
-    assert result.numbers["scores"]["CNN"]["test"]["accuracy"] > 0.7
+    assert result.numbers["table_1"]["CNN"]["test"]["accuracy"] > 0.8
+
+
+def test_scenes_have_all_labels_in_their_places() -> None:
+    batch = scenes(8, 32, torch.Generator().manual_seed(0))
+    assert batch.images.shape == (8, 3, 32, 32)
+    assert ((batch.images >= 0) & (batch.images <= 1)).all()
+    assert (batch.labels[:, 0] == LABELS.index("sky")).float().mean() > 0.9
+    assert (batch.labels[:, -1] == LABELS.index("horizontal")).float().mean() > 0.9
+    assert (batch.labels == LABELS.index("vertical")).any(-1).any(-1).all()
 
 
 def test_differences_and_their_adjoint() -> None:

@@ -14,10 +14,12 @@ from convexlayer.gallery.entries import (
 )
 from convexlayer.gallery.ridge import Ridge, diabetes, iterations
 from convexlayer.nodes import Implicit
+from tests.gallery.figures import faults
 
 
 def agreed(result: Result) -> None:
     assert not [claim for claim in result.claims if not claim.holds]
+    assert not faults(result)
 
 
 @pytest.fixture(scope="module")

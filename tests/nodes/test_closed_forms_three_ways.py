@@ -12,7 +12,7 @@ LONG = {
     "eigenvector": 80,
     "transport": 400,
     "pooling": 120,
-    "simplex": 400,
+    "simplex": 20,
     "procrustes": 60,
     "pnp": 12,
 }

@@ -10,6 +10,7 @@ import torch
 
 from convexlayer.gallery.measure import saved_bytes
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import legend_below, panels
 from convexlayer.nodes import GivenBatch, StationaryNode
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def run(*, points: int = 200, iterations: int = 12) -> Result:
     single = x.detach().float().requires_grad_()
     fast = fast_inverse_root(single)
     true_slope = -0.5 * single.detach() ** -1.5
-    hidden = float((_slope(fast, single) / true_slope - 1).abs().max())
-    recovered = float((-0.5 * fast.detach() / single.detach() / true_slope - 1).abs().max())
+    seen = (_slope(fast, single) / true_slope - 1).abs()
+    by_theorem = (-0.5 * fast.detach() / single.detach() / true_slope - 1).abs()
+    hidden, recovered = float(seen.max()), float(by_theorem.max())
 
     numbers: dict[str, Any] = {
         "iterations": list(range(1, iterations + 1)),
@@ -72,6 +74,8 @@ def run(*, points: int = 200, iterations: int = 12) -> Result:
         "unrolled_saved_bytes": memory,
         "node_derivative_error": through_node,
         "node_saved_bytes": node_memory,
+        "x": x.detach(),
+        "fast_inverse_root_errors": {"autograd": seen, "implicit": by_theorem},
         "fast_inverse_root_autograd_error": hidden,
         "fast_inverse_root_implicit_error": recovered,
     }
@@ -95,17 +99,20 @@ def run(*, points: int = 200, iterations: int = 12) -> Result:
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(10, 4)
-        error, size = figure.subplots(1, 2)
+        error, size, fast_error = panels(figure, 3, height=3.5)
         steps = numbers["iterations"]
-        error.semilogy(steps, np.maximum(values, 1e-17), "o-", label="value")
-        error.semilogy(steps, np.maximum(unrolled, 1e-17), "s-", label="derivative, unrolled")
-        error.semilogy(steps, np.maximum(implicit, 1e-17), "^-", label="derivative, 1/(2y)")
-        error.set(xlabel="iterations", ylabel="largest relative error", title="sqrt(x), x in [0.1, 100]")
-        error.legend()
-        size.plot(steps, np.divide(memory, 1024), "s-", label="unrolled")
-        size.axhline(node_memory / 1024, color="C2", label="node")
-        size.set(xlabel="iterations", ylabel="KiB saved for backward", title="memory", ylim=(0, None))
-        size.legend()
+        floor = torch.finfo(torch.float64).eps
+        error.semilogy(steps, np.maximum(values, floor), color="0.7", linewidth=5, label="value")
+        error.semilogy(steps, np.maximum(unrolled, floor), "s-", color="C1", label="derivative, unrolled")
+        error.semilogy(steps, np.maximum(implicit, floor), "o--", color="C0", label="derivative, $1/(2y)$")
+        error.set(xlabel="iterations", ylabel="largest relative error", title=r"$\sqrt{x}$, $x$ from 0.1 to 100")
+        size.plot(steps, np.divide(memory, 1024), "s-", color="C1", label="unrolled")
+        size.axhline(node_memory / 1024, color="C0", linestyle="--", label="node")
+        size.set(xlabel="iterations", ylabel="saved for backward, KiB", ylim=(0, None), title="memory")
+        fast_error.loglog(x.detach(), seen, color="C1", label="autograd")
+        fast_error.loglog(x.detach(), by_theorem, "--", color="C0", label="$-y / (2x)$")
+        fast_error.set(xlabel="$x$", ylabel="relative error of the derivative", title="fast inverse root, float32")
+        for axes in (error, size, fast_error):
+            legend_below(axes)
 
     return Result(numbers, claims, draw)

@@ -9,6 +9,7 @@ import torch
 
 from convexlayer.gallery.entries.ddn_pnp import angle_deg
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import image, legend_below, panels
 from convexlayer.nodes import optimal_transport, perspective_n_point, rotation_of
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ def run(*, views: int = 16, n: int = 10, k: int = 4, steps: int = 40, twist: flo
         R, t = _pose(P, batch, start)
         error = (R - batch.R).square().sum((1, 2)) + (t - batch.t).square().sum(1)
         right = (P.argmax(2) == batch.order).double().mean()
-        return error.mean(), angle_deg(R.detach(), batch.R).median(), right
+        return error.mean(), angle_deg(R.detach(), batch.R), right
 
     with torch.no_grad():
-        before = [float(value) for value in evaluate(test, (identity, ahead))]
+        before, unlearnt, unmatched = evaluate(test, (identity, ahead))
     for _ in range(steps):
         loss, _, _ = evaluate(training, (training.R, training.t))  # the minimum that belongs to the true pose
         optimiser.zero_grad()
@@ -106,37 +107,46 @@ def run(*, views: int = 16, n: int = 10, k: int = 4, steps: int = 40, twist: flo
         optimiser.step()
         losses.append(loss.item())
     with torch.no_grad():
-        after = [float(value) for value in evaluate(test, (identity, ahead))]
+        after, learnt, matched = evaluate(test, (identity, ahead))
     known = torch.nn.functional.one_hot(test.order, n).double() / n
     R, _ = _pose(known, test, (identity, ahead))
-    bound = float(angle_deg(R, test.R).median())
+    angles = {"before": unlearnt, "after": learnt, "known matches": angle_deg(R, test.R)}
+    first, last, bound = (float(each.median()) for each in angles.values())
+    matches = float(unmatched), float(matched)
     numbers: dict[str, Any] = {
         "training_loss": losses,
-        "test_loss": (before[0], after[0]),
-        "test_median_angle_deg": (before[1], after[1]),
-        "test_right_matches": (before[2], after[2]),
+        "test_loss": (float(before), float(after)),
+        "test_angle_deg": angles,
+        "test_median_angle_deg": (first, last),
+        "test_right_matches": matches,
         "test_median_angle_deg_with_known_matches": bound,
     }
     claims = [
         Claim(
             "features, correspondences (transport) and pose (PnP) are learnt end to end from the pose",
-            f"on new views: right matches {before[2]:.0%} to {after[2]:.0%}, median rotation error {before[1]:.1f} "
-            f"to {after[1]:.2f} degrees ({bound:.2f} with known matches)",
-            after[2] > max(0.9, before[2]) and after[1] < 0.2 * before[1],
+            f"on new views: right matches {matches[0]:.0%} to {matches[1]:.0%}, median rotation error {first:.1f} "
+            f"to {last:.2f} degrees ({bound:.2f} with known matches)",
+            matches[1] > max(0.9, matches[0]) and last < 0.2 * first,
         )
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(12, 4)
-        loss_axes, plan, pose = figure.subplots(1, 3)
-        loss_axes.semilogy(losses)
-        loss_axes.set(xlabel="step", title="pose loss, training views")
+        curve, plan, pose = panels(figure, 3, height=3.6)
+        curve.semilogy(losses)
+        curve.set(xlabel="step", ylabel="pose loss", title="training views")
         with torch.no_grad():
-            shown = _correspondences(W, test)[0]
-        plan.imshow(n * shown)
-        plan.plot(test.order[0], range(n), "r.", markersize=4)
-        plan.set(xlabel="point in space", ylabel="point in the image", title="plan of a test view (red: truth)")
-        pose.bar(["before", "after", "known matches"], [before[1], after[1], bound], color=["C3", "C0", "C2"])
-        pose.set(yscale="log", ylabel="degrees", title="median rotation error, test views")
+            found = _correspondences(W, test)[0]
+        shown = plan.imshow(n * found.numpy(), vmin=0.0, vmax=1.0)
+        plan.plot(test.order[0], range(n), "o", color="C1", fillstyle="none", markersize=9, label="true match")
+        plan.set(title="plan of a test view", xlabel="point in space", ylabel="point in the image")
+        image(plan)
+        plan.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=2.6)
+        figure.colorbar(shown, ax=plan, label="$n P$", shrink=0.8)
+        share = [(k + 1) / views for k in range(views)]
+        for (name, each), style in zip(angles.items(), ("^:", "o-", "s--"), strict=True):
+            pose.plot(each.sort().values, share, style, label=name)
+        pose.set(xscale="log", xlabel="rotation error, degrees", ylabel="share of the test views", ylim=(0, 1.03))
+        pose.set_title("test views with at most this error")
+        legend_below(pose, 3, columnspacing=1.0, handlelength=1.8)
 
     return Result(numbers, claims, draw)

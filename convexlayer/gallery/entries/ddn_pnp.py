@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import legend_below, panels
 from convexlayer.gallery.trios import TRIOS
 from convexlayer.nodes import perspective_n_point, rotation_of
 
@@ -81,24 +82,39 @@ def run(*, points: int = 24, outliers: int = 4, noise: float = 0.002, steps: int
         ),
         Claim(
             "weights can be learnt from the pose",
-            f"rotation error {angles[0]:.2f} to {min(angles):.4f} degrees; mean weight of wrong matches "
+            f"rotation error {angles[0]:.2f} to {angles[-1]:.4f} degrees; mean weight of wrong matches "
             f"{numbers['mean_weight_of_outliers']:.3f}, of right ones {numbers['mean_weight_of_inliers']:.3f}",
-            min(angles) < 0.05 * angles[0]
+            angles[-1] < 0.05 * angles[0]
             and numbers["mean_weight_of_outliers"] < 0.5 * numbers["mean_weight_of_inliers"],
         ),
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(12, 4)
-        view, angle, bars = figure.subplots(1, 3)
+        view, angle, bars = panels(figure, 3, height=3.6)
         Y = X @ R.T + t
-        view.plot(*(Y[:, :2] / Y[:, 2:]).T, "o", mfc="none", label="projected by the true pose")
-        view.plot(*x.T, "x", label="seen")
-        view.set(title=f"{points} points, {outliers} wrong matches", aspect="equal")
-        view.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1))
+        true = Y[:, :2] / Y[:, 2:]
+        right = torch.arange(points) >= outliers
+        for which, marker, colour, label in ((right, "o", "C0", "right match"), (~right, "s", "C1", "wrong match")):
+            for a, b in zip(true[which], x[which], strict=True):
+                view.plot(*torch.stack([a, b]).T, color=colour, linewidth=0.8)
+            view.plot(*x[which].T, marker, color=colour, label=label)
+        view.plot(*true.T, "k.", markersize=3, label="projected by the true pose")
+        view.set(
+            xlabel="horizontal, focal lengths",
+            ylabel="vertical, focal lengths",
+            title="image",
+            aspect="equal",
+            adjustable="datalim",
+        )
         angle.semilogy(angles)
-        angle.set(xlabel="step", ylabel="degrees", title="rotation error")
-        bars.bar(range(points), weights, color=["C3"] * outliers + ["C0"] * (points - outliers))
-        bars.set(xlabel="point (red: wrong match)", title="learnt weights")
+        angle.set(xlabel="step", ylabel="rotation error, degrees", title="learning curve")
+        places = torch.arange(points)
+        for which, marker, colour, label in ((right, "o", "C0", "right match"), (~right, "s", "C1", "wrong match")):
+            bars.vlines(places[which], 0.0, weights[which], color=colour)
+            bars.plot(places[which], weights[which], marker, color=colour, label=label)
+        bars.axhline(1.0, color="k", linestyle=":", label="before learning")
+        bars.set(xlabel="point", ylabel="weight", title="learnt weights", ylim=(0, None))
+        for axes in (view, bars):
+            legend_below(axes)
 
     return Result(numbers, claims, draw)

@@ -1,4 +1,10 @@
-"""Polynomial curve fitting as a node: how the fitted curve moves with each measurement."""
+"""Polynomial curve fitting as a node: how the fitted curve moves with each measurement.
+
+The objective |A a - y|^2, A the powers of the x_i, is strongly convex: there is an m > 0 such that for all u and v
+f(v) >= f(u) + f'(u)'(v - u) + m/2 |v - u|^2. So its minimum is unique and has a derivative in the data.
+
+Erratum: the slides print m (v - u)^2 <= f(v) - f(u) for that, which no function satisfies for u and v both ways round.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ import numpy as np
 import torch
 
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import legend_below, panels
 from convexlayer.nodes import ArgminNode, least_squares
 
 if TYPE_CHECKING:
@@ -65,15 +72,20 @@ def run(*, degree: int = 5, measurements: int = 30) -> Result:
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(10, 4)
-        curve, influence = figure.subplots(1, 2)
+        curve, influence = panels(figure, 2, width=4.2, height=3.6)
         grid = torch.linspace(-1, 1, 200, dtype=torch.float64)
         curve.plot(x.detach(), y.detach(), "k.", label="measurements")
-        curve.plot(grid, torch.sin(3 * grid), ":", color="gray", label="truth")
-        curve.plot(grid, powers(grid) @ a.detach(), label=f"degree {degree}")
-        curve.set(xlabel="x", title="fit")
-        curve.legend()
-        influence.bar(x.detach(), leverage, width=1.5 / measurements)
-        influence.set(xlabel="x", ylabel="d fit(x_i) / d y_i", title="leverage of each measurement")
+        curve.plot(grid, torch.sin(3 * grid), ":", color="0.4", label=r"truth, $\sin 3x$")
+        curve.plot(grid, powers(grid) @ a.detach(), label=f"fit, degree {degree}")
+        curve.set(xlabel="$x$", ylabel="$y$", title="measurements and fit")
+        legend_below(curve, 3)
+        influence.vlines(x.detach(), 0.0, leverage, color="C0")
+        influence.plot(x.detach(), leverage, "o", color="C0", label="by hand")
+        influence.axhline(
+            (degree + 1) / measurements, color="k", linestyle=":", label="mean, (degree + 1) / measurements"
+        )
+        influence.set(xlabel="$x_i$", ylabel=r"$d\,fit(x_i) / d\,y_i$", title="leverage of each measurement")
+        influence.set_ylim(0.0, None)
+        legend_below(influence)
 
     return Result(numbers, claims, draw)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import panels
 from convexlayer.nodes import ArgminNode, NodeOptions, nearest_simplex_etf, orthogonal_procrustes, rotation_of
 
 if TYPE_CHECKING:
@@ -106,16 +107,16 @@ def run(*, K: int = 10, d: int = 16, each: int = 10, steps: int = 150) -> Result
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(12, 4)
-        titles = {
-            "cross-entropy": "loss",
-            "NC1: variability within classes": "nc1",
-            "NC3: classifier against means": "nc3",
+        shown = {
+            "loss": ("cross-entropy", "cross-entropy"),
+            "nc1": ("variability collapse (NC1)", r"$\mathrm{tr}\,\Sigma_W / \mathrm{tr}\,\Sigma_B$"),
+            "nc3": ("self-duality (NC3)", "distance of classifier and means"),
         }
-        for axes, (title, key) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-            for name, c in curves.items():
-                axes.semilogy(getattr(c, key), label=f"{name} classifier")
-            axes.set(xlabel="step", title=title)
-            axes.legend()
+        places = panels(figure, 3, height=3.2)
+        for axes, (key, (title, label)) in zip(places, shown.items(), strict=True):
+            for (name, c), style in zip(curves.items(), ("--", "-"), strict=True):
+                axes.semilogy(getattr(c, key), style, label=f"{name} classifier")
+            axes.set(xlabel="step", ylabel=label, title=title)
+        figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
     return Result(numbers, claims, draw)

@@ -8,6 +8,7 @@ import torch
 
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.gallery.softmax import in_ball, negative
+from convexlayer.gallery.style import legend_below
 from convexlayer.nodes import GradientDescent, InequalityNode, Stop, solve_bilevel
 
 if TYPE_CHECKING:
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
 SOURCE = "Gould et al. 2016, section 5, figure 6"
 
 
-def run(*, iterations: int = 100, seed: int = 2, accuracy: float = 1e-9) -> Result:
-    """Solve eq. 81 for three classes in the unit disc; its optimal value is 0, for the targets can be reached."""
+def run(
+    *, iterations: int = 100, fixed_iterations: int = 100, seed: int = 2, accuracy: float = 1e-9, step: float = 1.0
+) -> Result:
+    """Solve eq. 81 for three classes in the unit disc; its optimal value is 0, for the targets can be reached.
+
+    By gradient descent with a line search, and with a fixed ``step`` as in eq. 82.
+    """
     generator = torch.Generator().manual_seed(seed)
     A = torch.randn(3, 2, dtype=torch.float64, generator=generator)
     b = torch.randn(3, dtype=torch.float64, generator=generator)
@@ -40,12 +46,23 @@ def run(*, iterations: int = 100, seed: int = 2, accuracy: float = 1e-9) -> Resu
         stop=Stop(max_iter=iterations, target=accuracy, gradient_tol=0.0),
         progress=False,
     )
-    curve = result.history.value
+    plain = solve_bilevel(
+        distance,
+        features,
+        [A, b],
+        optimizer=GradientDescent(step, line_search=False),
+        stop=Stop(max_iter=fixed_iterations, target=accuracy, gradient_tol=0.0),
+        progress=False,
+    )
+    curve, fixed = result.history.value, plain.history.value
     start, end = features(A, b).detach(), result.solution.detach()
     early = curve[min(20, len(curve) - 1)]
     numbers = {
         "objective": curve,
         "steps": result.history.steps,
+        "objective_with_a_fixed_step": fixed,
+        "steps_with_a_fixed_step": plain.history.steps,
+        "final_with_a_fixed_step": plain.value,
         "final": result.value,
         "after_20_steps": early,
         "solves": result.history.evaluations[-1],
@@ -54,34 +71,43 @@ def run(*, iterations: int = 100, seed: int = 2, accuracy: float = 1e-9) -> Resu
     claims = [
         Claim(
             "final convergence, to within 1e-9 of the optimal value, in under 100 iterations",
-            f"{result.value:.1e} after {result.history.steps} steps",
+            f"{result.value:.1e} after {result.history.steps} steps with a line search; with a fixed step size of "
+            f"{step:g}, {plain.value:.1e} after {plain.history.steps}",
             result.value <= 1e-9 and result.history.steps < 100,
         ),
         Claim(
             "a rapid decrease of the objective in the first 20 iterations",
-            f"from {curve[0]:.2f} to {early:.1e}",
+            f"from {curve[0]:.2f} to {early:.1e} (line search)",
             early < 0.1 * curve[0],
         ),
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(13, 9)
-        panels = figure.subplot_mosaic("abc;def;ggg")
+        figure.set_size_inches(12.5, 6.0)
+        places = figure.subplot_mosaic("abcg;defg", width_ratios=[1, 1, 1, 1.5])
         grid = torch.linspace(-1.5, 1.5, 101, dtype=torch.float64)
         points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
         circle = torch.linspace(0.0, 2.0 * torch.pi, 100)
+        levels = torch.linspace(0.0, 1.0, 21).tolist()
         for names, when, theta, x in (("abc", "initial", (A, b), start), ("def", "final", result.theta, end)):
             likelihood = torch.softmax(points @ theta[0].detach().mT + theta[1].detach(), -1)
             for i in range(3):
-                axes = panels[names[i]]
-                axes.contourf(grid, grid, likelihood[..., i], levels=20)
-                axes.plot(torch.cos(circle), torch.sin(circle), "w--", linewidth=1)
-                axes.plot(*targets[i], "wo", fillstyle="none", markersize=12, label="target")
-                axes.plot(*x[i], "rx", markersize=10, label="most likely in the disc")
-                axes.set(title=f"class {i + 1}, {when}", aspect="equal")
-        panels["a"].legend(fontsize="x-small", loc="upper left", facecolor="0.5", labelcolor="w")
-        panels["g"].semilogy(curve, ".-")
-        panels["g"].axhline(accuracy, color="k", linestyle=":")
-        panels["g"].set(xlabel="iteration", title="objective")
+                axes = places[names[i]]
+                shown = axes.contourf(grid, grid, likelihood[..., i], levels=levels)
+                axes.plot(torch.cos(circle), torch.sin(circle), "w--", linewidth=1, label="unit circle")
+                axes.plot(*targets[i], "wo", fillstyle="none", markersize=12, markeredgewidth=1.6, label="target")
+                axes.plot(*x[i], "X", color="C1", markersize=8, markeredgecolor="w", label="most likely in the disc")
+                axes.grid(visible=False)
+                axes.set(title=f"class {i + 1}, {when}", aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+                axes.set(xlabel="$x_1$", ylabel="$x_2$")
+                axes.label_outer()
+        figure.colorbar(shown, ax=[places[name] for name in "cf"], label="likelihood", ticks=[0, 0.5, 1], shrink=0.6)
+        legend = legend_below(places["e"], 3, frameon=True, facecolor="0.45", edgecolor="none", labelcolor="w")
+        legend.set_in_layout(False)  # wider than its panel, with room on both sides
+        for name, (marker, series) in {"line search": ("o-", curve), f"fixed step size {step:g}": ("-", fixed)}.items():
+            places["g"].semilogy(series, marker, label=name)
+        places["g"].axhline(accuracy, color="k", linestyle=":", label="the paper's $10^{-9}$")
+        places["g"].set(xlabel="iteration", ylabel="upper objective, eq. 81", title="learning curve")
+        legend_below(places["g"], 1)
 
     return Result(numbers, claims, draw)

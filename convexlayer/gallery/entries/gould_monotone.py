@@ -1,4 +1,10 @@
-"""The gradient of an argmin does not change when the objective goes through a monotone function."""
+"""The gradient of an argmin does not change when the objective goes through a monotone function.
+
+    g(x) = argmin over y of h(f(x, y)),    g'(x) = -f_XY / f_YY,    for h monotone with h' nonzero
+
+Erratum: lemma 3.4 asks of h only that it be monotone, and its proof takes h' to be nonzero then. h(u) = u^3 is
+increasing, but h'(0) = 0: where f = 0 at its minimum both derivatives of h(f) vanish, and lemma 3.1 gives 0 / 0.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import legend_below, panels
 from convexlayer.nodes import NodeOptions, StationaryNode
 
 if TYPE_CHECKING:
@@ -15,16 +22,30 @@ if TYPE_CHECKING:
 
 SOURCE = "Gould et al. 2016, section 3.4, lemma 3.4"
 
-MAPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+INCREASING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "f": lambda f: f,
     "exp f": torch.exp,
     "log f": torch.log,
     "sqrt f": torch.sqrt,
+}
+DECREASING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "-f": torch.neg,
     "exp(-f)": lambda f: torch.exp(-f),
     "1 / f": torch.reciprocal,
 }
-"""Increasing ones, and decreasing ones, for which a minimum becomes a maximum."""
+"""For these a minimum becomes a maximum."""
+
+MAPS = {**INCREASING, **DECREASING}
+NAMES = {
+    "f": "$f$",
+    "exp f": r"$e^f$",
+    "log f": r"$\log f$",
+    "sqrt f": r"$\sqrt{f}$",
+    "-f": "$-f$",
+    "exp(-f)": "$e^{-f}$",
+    "1 / f": "$1/f$",
+}
+"""For the figure."""
 
 
 def objective(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -43,6 +64,11 @@ def lemma(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return -torch.func.grad(slope, argnums=1)(y, x) / torch.func.grad(slope)(y, x)
 
 
+def cubed(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """u^3 of u = (y - sin x)^2 / 2, which is zero at its minimum."""
+    return (0.5 * (y - torch.sin(x)).square()) ** 3
+
+
 def run(*, points: int = 101) -> Result:
     """Differentiate the stationary point of each composition, and compare with f's own gradient."""
     x = torch.linspace(-2.0, 2.0, points, dtype=torch.float64)
@@ -57,7 +83,14 @@ def run(*, points: int = 101) -> Result:
     value_difference = {name: float((values[name] - values["f"]).abs().max()) for name in MAPS}
     gradient_difference = {name: float((gradients[name] - expected).abs().max()) for name in MAPS}
     worst = max(MAPS, key=lambda name: max(value_difference[name], gradient_difference[name]))
+    at = torch.tensor(1.0, dtype=torch.float64)
+    slope = torch.func.grad(cubed)
+    flat = (
+        float(torch.func.grad(slope, argnums=1)(torch.sin(at), at).abs()),
+        float(torch.func.grad(slope)(torch.sin(at), at).abs()),
+    )
     numbers = {
+        "cubed_second_derivatives": flat,
         "value_difference": value_difference,
         "gradient_difference": gradient_difference,
         "x": x,
@@ -70,21 +103,46 @@ def run(*, points: int = 101) -> Result:
             f"{len(MAPS)} maps; at worst ({worst}) g differs by {value_difference[worst]:.0e} and g' by "
             f"{gradient_difference[worst]:.0e}",
             max(*value_difference.values(), *gradient_difference.values()) < 1e-10,
-        )
+        ),
+        Claim(
+            "(erratum) h' must be nonzero: u^3 is increasing, but not where f = 0 at its minimum",
+            f"there h(f)_XY = {flat[0]:g} and h(f)_YY = {flat[1]:g}, so that lemma 3.1 gives 0 / 0",
+            flat == (0.0, 0.0),
+        ),
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(10, 4)
-        left, right = figure.subplots(1, 2)
-        grid = torch.linspace(-3.0, 3.0, 200, dtype=torch.float64)
-        for name, change in MAPS.items():
-            height = change(objective(grid, torch.tensor(1.0, dtype=torch.float64)))
-            left.plot(grid, (height - height.min()) / (height.max() - height.min()), label=name)
-        left.axvline(float(values["f"][(x - 1.0).abs().argmin()]), color="k", linestyle=":")
-        left.set(xlabel="y", title="h(f(1, y)), scaled to [0, 1]")
-        left.legend(fontsize="small")
-        for name in MAPS:
-            right.semilogy(x, (gradients[name] - expected).abs() + 1e-18, ".", label=name)
-        right.set(xlabel="x", title="difference of g'(x) from lemma 3.1", ylim=(1e-18, 1e-8))
+        up, down, slope_axes, errors = panels(figure, 4, width=3.0, height=3.4)
+        grid = torch.linspace(-1.5, 3.0, 200, dtype=torch.float64)
+        for axes, maps, title in ((up, INCREASING, "increasing $h$"), (down, DECREASING, "decreasing $h$")):
+            for name, change in maps.items():
+                height = change(objective(grid, at))
+                colour = f"C{list(MAPS).index(name)}"
+                axes.plot(
+                    grid, (height - height.min()) / (height.max() - height.min()), color=colour, label=NAMES[name]
+                )
+            axes.axvline(float(values["f"][(x - 1.0).abs().argmin()]), color="k", linestyle=":", label="$g(1)$")
+            axes.set(xlabel="$y$", ylabel="$h(f(1, y))$, scaled to [0, 1]", title=title)
+            legend_below(axes, 3)
+        slope_axes.plot(x, expected, color="0.75", linewidth=5, label="lemma 3.1 on $f$")
+        every = max(len(x) // 14, 1)
+        for place, name in enumerate(MAPS):
+            marked = slice(place * every // len(MAPS), None, every)  # none hides another
+            slope_axes.plot(x[marked], gradients[name][marked], "o", color=f"C{place}")
+        slope_axes.set(xlabel="$x$", ylabel="$g'(x)$", title="gradients through all seven")
+        legend_below(slope_axes)
+        eps = torch.finfo(torch.float64).eps
+        rows = range(len(MAPS))
+        errors.plot([value_difference[name] / eps for name in MAPS], rows, "o", markersize=6, label="of $g$")
+        errors.plot([gradient_difference[name] / eps for name in MAPS], rows, "D", label="of $g'$")
+        errors.set(
+            xlabel=r"largest difference / $2^{-52}$",
+            ylabel="$h(f)$",
+            title="through $h$ against direct",
+            xlim=(-0.2, None),
+        )
+        errors.set_yticks(rows, [NAMES[name] for name in MAPS])
+        errors.invert_yaxis()
+        legend_below(errors)
 
     return Result(numbers, claims, draw)

@@ -1,4 +1,11 @@
-"""A positivity constraint and its log-barrier, for several t: functions and gradients."""
+"""A positivity constraint and its log-barrier, for several t: functions and gradients.
+
+    g(x) = argmin over y >= 0 of (x - y)^2 = max(0, x),    g_t(x) = argmin over y of t (x - y)^2 - log y
+    g_t'(x) = 2 t / (2 t + 1 / g_t(x)^2)
+
+Errata: eq. 71 prints g in place of g_t, with which the gradient would be 0 for all x <= 0, whatever t. Eq. 72 leaves
+out the kink, where g_t'(0) = 1/2 for every t: the limit there is neither 0 nor the gradient of either side.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import legend_below, panels, shades
 from convexlayer.nodes import InequalityNode
 
 if TYPE_CHECKING:
@@ -33,38 +41,48 @@ def smoothed(x: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 1000.0)) -> Result:
-    """Solve and differentiate with the active set and with each barrier; x = 0, a kink, is not on the even grid."""
+    """Solve and differentiate with the active set and with each barrier; x = 0, a kink, is not on the even grid.
+
+    At the kink and at x = 1/2 and -1/2 the barrier's gradient is followed over many more t.
+    """
     x = torch.linspace(-1.0, 1.0, points, dtype=torch.float64)
 
-    def values(node: InequalityNode) -> tuple[torch.Tensor, torch.Tensor]:
-        theta = x.clone().requires_grad_()
-        y = node(theta)
-        (gradient,) = torch.autograd.grad(y.sum(), theta)
-        return y.detach(), gradient
-
-    y, gradient = values(InequalityNode(objective, negated, (), [()]))
+    y, gradient = _slope(InequalityNode(objective, negated, (), [()]), x)
     exact = {
         "value_error": float((y - x.clamp(min=0.0)).abs().max()),
         "gradient_error": float((gradient - (x > 0).double()).abs().max()),
     }
-    found = {t: values(InequalityNode(objective, negated, (), [()], t=t)) for t in barriers}
+    found = {t: _slope(InequalityNode(objective, negated, (), [()], t=t), x) for t in barriers}
     barrier = {}
     for t, (value, slope) in found.items():
         expected, expected_slope = smoothed(x, t)
-        paper = 2.0 * t / (2.0 * t + 1.0 / value**2)  # eq. 71 at g_t(x)
+        corrected = 2.0 * t / (2.0 * t + 1.0 / value**2)  # eq. 71 with g_t(x)
         inside, outside = x >= 0.5, x <= -0.5
         barrier[t] = {
             "value_error": float((value - expected).abs().max()),
             "gradient_error": float((slope - expected_slope).abs().max()),
-            "eq_71_error": float((slope - paper).abs().max()),
+            "eq_71_error": float((slope - corrected).abs().max()),
             "distance_inside": float((slope[inside] - 1.0).abs().max()),
             "distance_outside": float(slope[outside].abs().max()),
             "distance_of_values": float((value - y).abs().max()),
         }
+    many = torch.logspace(0, 6, 13, dtype=torch.float64)
+    places = torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64)
+    course = torch.stack([_slope(InequalityNode(objective, negated, (), [()], t=float(t)), places)[1] for t in many])
+    kink = float((course[:, 1] - 0.5).abs().max())
     last = barrier[barriers[-1]]
     worst = max(max(row["value_error"], row["gradient_error"], row["eq_71_error"]) for row in barrier.values())
     distances = [row["distance_inside"] for row in barrier.values()]
-    numbers = {"exact": exact, "barrier": barrier, "x": x, "y": y, "gradient": gradient}
+    numbers = {
+        "exact": exact,
+        "barrier": barrier,
+        "x": x,
+        "y": y,
+        "gradient": gradient,
+        "t": many,
+        "gradient_by_t": {"inside": course[:, 0], "kink": course[:, 1], "outside": course[:, 2]},
+        "largest_distance_from_one_half_at_the_kink": kink,
+    }
     claims = [
         Claim(
             "eq. 66: g(x) = max(0, x), with gradient 1 or 0",
@@ -72,7 +90,7 @@ def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 100
             max(exact.values()) < 1e-10,
         ),
         Claim(
-            "eq. 71: g_t'(x) = 2 t / (2 t + 1 / g^2), with g_t(x) in closed form",
+            "eq. 71: g_t'(x) = 2 t / (2 t + 1 / g^2), with g_t in place of g; g_t(x) in closed form",
             f"barrier: largest error {worst:.0e} over t = {', '.join(f'{t:g}' for t in barriers)}",
             worst < 1e-9,
         ),
@@ -82,19 +100,37 @@ def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 100
             f"{distances[0]:.0e} at t = {barriers[0]:g}",
             distances == sorted(distances, reverse=True) and last["distance_inside"] < 10.0 / barriers[-1],
         ),
+        Claim(
+            "(not in the paper) at the kink it goes to neither: g_t'(0) = 1/2",
+            f"within {kink:.0e} for t from {many[0]:g} to {many[-1]:.0e}",
+            kink < 1e-12,
+        ),
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(10, 4)
-        left, right = figure.subplots(1, 2)
-        for t, (value, slope) in found.items():
-            left.plot(x, value, label=f"t = {t:g}")
-            right.plot(x, slope, label=f"t = {t:g}")
-        left.plot(x, y, "k", label="active set")
-        right.plot(x, gradient, "k", label="active set")
-        left.set(xlabel="x", title="g(x)")
-        right.set(xlabel="x", title="g'(x)")
-        left.legend()
-        right.legend()
+        function, slopes, limit = panels(figure, 3, height=3.5)
+        for colour, (t, (value, slope)) in zip(shades(len(found)), found.items(), strict=True):
+            function.plot(x, value, color=colour, label=f"$t = {t:g}$")
+            slopes.plot(x, slope, color=colour, label=f"$t = {t:g}$")
+        for sign in (x < 0, x > 0):
+            function.plot(x[sign], y[sign], "k--", label="active set" if sign[0] else None)
+            slopes.plot(x[sign], gradient[sign], "k--", label="active set" if sign[0] else None)
+        slopes.plot(0.0, 0.5, "ko", markerfacecolor="w", zorder=3)
+        function.set(xlabel="$x$", ylabel="$g_t(x)$", title="solution")
+        slopes.set(xlabel="$x$", ylabel="$g_t'(x)$", title="gradient")
+        for column, (marker, name) in enumerate((("o", "$x = 1/2$"), ("s", "$x = 0$, the kink"), ("^", "$x = -1/2$"))):
+            limit.plot(many, course[:, column], marker=marker, label=name)
+        limit.set(xscale="log", xlabel="$t$", ylabel="$g_t'(x)$", title="gradient as $t$ grows")
+        for axes in (function, slopes):
+            legend_below(axes, 3)
+        legend_below(limit, 2)
 
     return Result(numbers, claims, draw)
+
+
+def _slope(node: InequalityNode, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Solutions and derivatives of a batch of scalars."""
+    theta = x.clone().requires_grad_()
+    y = node(theta)
+    (gradient,) = torch.autograd.grad(y.sum(), theta)
+    return y.detach(), gradient

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import panels
 from convexlayer.nodes import ArgminNode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SOURCE = "Gould et al. 2016, section 3.1"
+
+NAMES = (r"\sin 3x", "x^2", "e^{-x}", "x")
 
 
 def terms(x: torch.Tensor) -> torch.Tensor:
@@ -47,16 +50,18 @@ def run(*, points: int = 201) -> Result:
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(10, 4)
-        left, right = figure.subplots(1, 2)
         grid = x.detach()
-        left.plot(grid, torch.func.vmap(terms)(grid), color="0.7")
-        left.plot(grid, y.y.detach(), "k", label="g(x), the node")
-        left.set(xlabel="x", title="h_i(x), grey, and their mean")
-        left.legend()
-        right.plot(grid, slopes, color="0.7")
-        right.plot(grid, gradient, "k", label="g'(x), the node")
-        right.set(xlabel="x", title="h_i'(x), grey, and their mean")
-        right.legend()
+        functions = torch.func.vmap(terms)(grid)
+        for axes, series, mean, mark in zip(
+            panels(figure, 2, height=3.2), (functions, slopes), (y.y.detach(), gradient), ("", "'"), strict=True
+        ):
+            for i, name in enumerate(NAMES, start=1):
+                axes.plot(grid, series[:, i - 1], color=f"C{i - 1}", linewidth=1.0, label=f"$h_{i} = {name}$")
+            axes.plot(grid, mean, "k", linewidth=2.0, label="the node")
+            axes.plot(grid, series.mean(-1), "w:", linewidth=1.0)  # on the node's black line
+            axes.set(xlabel="$x$", ylabel=f"$h_i{mark}(x)$ and $g{mark}(x)$", xlim=(-1.5, 1.5))
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        figure.axes[0].set_title("functions and their mean (dots: by formula)")
+        figure.axes[1].set_title("derivatives and their mean (dots: eq. 18)")
 
     return Result(numbers, claims, draw)

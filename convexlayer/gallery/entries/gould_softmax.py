@@ -9,10 +9,12 @@ import torch
 
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.gallery.softmax import in_ball, negative, on_slice, parameter_gradients
+from convexlayer.gallery.style import legend_below, panels
 from convexlayer.nodes import ArgminNode, EqualityNode, InequalityNode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.contour import QuadContourSet
     from matplotlib.figure import Figure
 
     from convexlayer.nodes import AbstractNode
@@ -96,10 +98,19 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(10, 12)
-        for row, name in zip(figure.subplots(3, 2), nodes, strict=True):
-            surface(row[0], A, b, weights, solutions[name].detach(), name, "before")
-            surface(row[1], *moved[name][1:], weights, moved[name][0], name, "after the step")
+        places = panels(figure, 3, 2, width=3.3, height=3.35, sharex=True, sharey=True)
+        for column, name in enumerate(nodes):
+            before, after = solutions[name].detach(), moved[name][0].detach()
+            shown = surface(places[column], A, b, weights, name, "before")
+            surface(places[3 + column], *moved[name][1:], weights, name, "after the step")
+            for axes, x in ((places[column], before), (places[3 + column], after)):
+                axes.plot(*x, "X", color="C1", markersize=9, markeredgecolor="w", label="most likely")
+            places[3 + column].plot(*before, "wX", fillstyle="none", markersize=9, label="before the step")
+            places[3 + column].set_xlabel("$x_1$")
+        for axes in (places[0], places[3]):
+            axes.set_ylabel("$x_2$")
+        figure.colorbar(shown, ax=places, label=r"likelihood $\ell_i(x)$", shrink=0.5, ticks=[0.0, 0.2, 0.4, 0.6])
+        legend_below(places[4], 3, frameon=True, facecolor="0.45", edgecolor="none", labelcolor="w")
 
     return Result(numbers, claims, draw)
 
@@ -175,16 +186,18 @@ def after_step(
 
 
 def surface(
-    axes: Axes, A: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, x: torch.Tensor, domain: str, when: str
-) -> None:
-    """Draw l_i over the plane with the solution and its domain."""
+    axes: Axes, A: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, domain: str, when: str
+) -> QuadContourSet:
+    """Draw l_i over the plane, and what the solution is confined to."""
     grid = torch.linspace(-2.0, 2.0, 121, dtype=A.dtype)
     points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
-    axes.contourf(grid, grid, torch.softmax(points @ A.mT + b, -1) @ weights, levels=20)
+    likelihood = torch.softmax(points @ A.mT + b, -1) @ weights
+    shown = axes.contourf(grid, grid, likelihood, levels=torch.linspace(0.0, 0.6, 25).tolist(), extend="max")
     if domain == "slice":
         axes.plot(grid, 1.0 - grid, "w--", linewidth=1)
     if domain == "ball":
         angle = torch.linspace(0.0, 2.0 * torch.pi, 100)
         axes.plot(torch.cos(angle), torch.sin(angle), "w--", linewidth=1)
-    axes.plot(float(x[0]), float(x[1]), "rx", markersize=10)
-    axes.set(xlabel="x_1", ylabel="x_2", title=f"{domain}, {when}", xlim=(-2, 2), ylim=(-2, 2), aspect="equal")
+    axes.grid(visible=False)
+    axes.set(title=f"{domain}, {when}", xlim=(-2, 2), ylim=(-2, 2), aspect="equal")
+    return shown

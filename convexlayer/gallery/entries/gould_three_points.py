@@ -1,4 +1,13 @@
-"""A function with three stationary points: all three branches and their gradients."""
+"""A function with three stationary points: all three branches and their gradients, for x > 0 and x < 0.
+
+    f(x, y) = x y^4 + 2 x^2 y^3 - 12 y^2
+    g(x) in {0, (-3 x^2 - r) / (4 x), (-3 x^2 + r) / (4 x)},    r = sqrt(9 x^4 + 96 x)
+
+There are three where r is real: for x > 0, and for x below the fold at -(32 / 3)^(1/3), where two of them meet, f_YY =
+0 and g' is infinite. Between the fold and 0 there is y = 0 alone.
+
+Erratum: the section's title speaks of three minima. y = 0 is a maximum, and so, for x < 0, is the outer one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import legend_below, panels
 from convexlayer.nodes import NodeOptions, StationaryNode
 
 if TYPE_CHECKING:
@@ -14,12 +24,17 @@ if TYPE_CHECKING:
 
 SOURCE = "Gould et al. 2016, section 3.2, figure 1"
 
+FOLD = -((32.0 / 3.0) ** (1.0 / 3.0))
+SIDES = {"x > 0": (0.25, 5.0), "x < 0": (-5.0, FOLD - 0.1)}
+
 BRANCHES = {
-    "lower": lambda y, *_: y.argmin(),
-    "middle": lambda y, *_: y.abs().argmin(),
-    "upper": lambda y, *_: y.argmax(),
+    "y = 0": lambda y, *_: y.abs().argmin(),
+    "root with -": lambda y, f, x: torch.where(x > 0, y, -y).argmin(),
+    "root with +": lambda y, f, x: torch.where(x > 0, -y, torch.where(y.abs() < 1e-9, torch.inf, y)).argmin(),
 }
-"""Which of the stationary points found is meant."""
+"""Which of the stationary points found is meant: by eq. 24, whose roots are both positive for x < 0, + the smaller."""
+
+KINDS = {"minimum": "o", "maximum": "^"}
 
 
 def objective(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -37,9 +52,9 @@ def closed_form(x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Eq. 24."""
     root = torch.sqrt(9.0 * x**4 + 96.0 * x)
     return {
-        "lower": (-3.0 * x**2 - root) / (4.0 * x),
-        "middle": torch.zeros_like(x),
-        "upper": (-3.0 * x**2 + root) / (4.0 * x),
+        "y = 0": torch.zeros_like(x),
+        "root with -": (-3.0 * x**2 - root) / (4.0 * x),
+        "root with +": (-3.0 * x**2 + root) / (4.0 * x),
     }
 
 
@@ -49,66 +64,94 @@ def closed_gradient(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def run(*, points: int = 101) -> Result:
-    """Follow each branch over a grid of x and compare it with eq. 23 and 24; look at what kind of points they are."""
-    x = torch.linspace(0.25, 5.0, points, dtype=torch.float64)
-    expected = closed_form(x)
-    values, gradients, errors, gradient_errors, curvature = {}, {}, {}, {}, {}
-    for name, choose in BRANCHES.items():
-        node = StationaryNode(objective, (), [()], options=NodeOptions(start=starts, choose=choose))
-        theta = x.clone().requires_grad_()
-        y = node(theta)
-        (gradients[name],) = torch.autograd.grad(y.sum(), theta)
-        values[name] = y.detach()
-        errors[name] = float((values[name] - expected[name]).abs().max())
-        gradient_errors[name] = float((gradients[name] - closed_gradient(x, expected[name])).abs().max())
-        curvature[name] = torch.func.vmap(torch.func.grad(torch.func.grad(objective)))(values[name], x)
-    kinds = {
-        name: "minimum" if (c > 0).all() else "maximum" if (c < 0).all() else "mixed" for name, c in curvature.items()
-    }
+    """Follow each branch over grids of x, compare it with eq. 23 and 24, and look at what kind of points they are."""
+    grids = {side: torch.linspace(*ends, points, dtype=torch.float64) for side, ends in SIDES.items()}
+    curvature_of = torch.func.vmap(torch.func.grad(torch.func.grad(objective)))
+    values: dict[str, dict[str, torch.Tensor]] = {}
+    gradients: dict[str, dict[str, torch.Tensor]] = {}
+    errors: dict[str, dict[str, float]] = {}
+    gradient_errors: dict[str, dict[str, float]] = {}
+    kinds: dict[str, dict[str, str]] = {}
+    for side, x in grids.items():
+        values[side], gradients[side], errors[side], gradient_errors[side], kinds[side] = {}, {}, {}, {}, {}
+        for name, expected in closed_form(x).items():
+            node = StationaryNode(objective, (), [()], options=NodeOptions(start=starts, choose=BRANCHES[name]))
+            theta = x.clone().requires_grad_()
+            y = node(theta)
+            (slope,) = torch.autograd.grad(y.sum(), theta)
+            exact = closed_gradient(x, expected)
+            values[side][name], gradients[side][name] = y.detach(), slope
+            errors[side][name] = float((y.detach() - expected).abs().max())
+            gradient_errors[side][name] = float(((slope - exact).abs() / exact.abs().clamp(min=1.0)).max())
+            curvature = curvature_of(y.detach(), x)
+            kinds[side][name] = "minimum" if (curvature > 0).all() else "maximum" if (curvature < 0).all() else "mixed"
     numbers = {
         "value_error": errors,
         "gradient_error": gradient_errors,
         "kind": kinds,
-        "x": x,
+        "x": grids,
         "y": values,
         "gradient": gradients,
+        "fold": FOLD,
     }
     claims = [
         Claim(
-            f"eq. 24: the {name} stationary point, eq. 23: its gradient",
-            f"errors {errors[name]:.0e} and {gradient_errors[name]:.0e} on {points} points; it is a {kinds[name]}",
-            max(errors[name], gradient_errors[name]) < 1e-10,
+            f"eq. 24: the stationary points for {side}, eq. 23: their gradients",
+            f"errors at most {max(errors[side].values()):.0e} and {max(gradient_errors[side].values()):.0e}, the "
+            f"latter relative where it exceeds 1, on {points} points of each branch",
+            max(*errors[side].values(), *gradient_errors[side].values()) < 1e-10,
         )
-        for name in BRANCHES
+        for side in SIDES
     ]
     claims.append(
         Claim(
             "the result holds for any stationary point, not for minima only (the section's title says three minima)",
-            f"y = 0 is a {kinds['middle']} for x > 0, the other two are minima",
-            kinds == {"lower": "minimum", "middle": "maximum", "upper": "minimum"},
+            "; ".join(
+                f"for {side} " + ", ".join(f"{name} is a {kind}" for name, kind in by.items())
+                for side, by in kinds.items()
+            ),
+            kinds
+            == {
+                "x > 0": {"y = 0": "maximum", "root with -": "minimum", "root with +": "minimum"},
+                "x < 0": {"y = 0": "maximum", "root with -": "maximum", "root with +": "minimum"},
+            },
         )
     )
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(14, 6)
-        panels = figure.subplots(2, 4)
-        y = torch.linspace(-8.0, 5.0, 200, dtype=torch.float64)
-        surface = objective(y.unsqueeze(1), x.unsqueeze(0))
-        contours = panels[0, 0].contourf(x, y, torch.sign(surface) * torch.log1p(surface.abs()), levels=30)
-        figure.colorbar(contours, ax=panels[0, 0], label="signed log(1 + |f|)")
-        panels[0, 0].set(xlabel="x", ylabel="y", title="f(x, y)")
-        near = torch.linspace(-5.0, 3.5, 200, dtype=torch.float64)
-        panels[1, 0].plot(near, objective(near, torch.tensor(1.0)))
-        panels[1, 0].set(xlabel="y", title="f(1, y)")
-        for column, name in enumerate(BRANCHES, start=1):
-            panels[0, 0].plot(x, values[name], "w", linewidth=1)
-            panels[0, column].plot(x, values[name])
-            panels[0, column].set(xlabel="x", title=f"g(x), {name} ({kinds[name]})")
-            panels[1, column].plot(x, gradients[name], label="node")
-            panels[1, column].plot(x, closed_gradient(x, expected[name]), "k:", label="eq. 23")
-            panels[1, column].set(xlabel="x", title="g'(x)")
-            panels[1, column].legend()
-        for panel in panels[:, 2]:
-            panel.set_ylim(-1.0, 1.0)  # zero up to rounding
+        upper = panels(figure, 4, width=3.1, height=3.5)
+        for axes, at, reach in ((upper[0], 1.0, (-4.6, 3.0)), (upper[1], -3.0, (-1.2, 4.4))):
+            x = torch.tensor(at, dtype=torch.float64)
+            y = torch.linspace(*reach, 200, dtype=torch.float64)
+            axes.plot(y, objective(y, x), "0.4")
+            for colour, (name, point) in enumerate(closed_form(x).items()):
+                marker = KINDS[kinds["x > 0" if at > 0 else "x < 0"][name]]
+                axes.plot(point, objective(point, x), marker, color=f"C{colour}", markersize=8, label=name)
+            axes.set(xlabel="$y$", ylabel=f"$f({at:g}, y)$", title=f"slice at $x = {at:g}$")
+        for colour, name in enumerate(BRANCHES):
+            for side, x in grids.items():
+                label = name if side == "x > 0" else None
+                style = "-" if kinds[side][name] == "minimum" else "--"
+                upper[2].plot(x, values[side][name], style, color=f"C{colour}", label=label)
+                upper[3].plot(x, gradients[side][name], style, color=f"C{colour}", label=label)
+                upper[3].plot(
+                    x[:: max(points // 10, 1)],
+                    closed_gradient(x, closed_form(x)[name])[:: max(points // 10, 1)],
+                    "o",
+                    color=f"C{colour}",
+                    markerfacecolor="w",
+                )
+        for axes, label, title in (
+            (upper[2], "$g(x)$", "branches"),
+            (upper[3], "$g'(x)$", "gradients (rings: eq. 23)"),
+        ):
+            axes.axvspan(FOLD, 0.0, color="0.9")
+            axes.set(xlabel="$x$", ylabel=label, title=title)
+        upper[3].set_ylim(-8.0, 8.0)
+        upper[2].annotate("only $y = 0$", (FOLD / 2, 4.0), ha="center", va="center", rotation=90, color="0.3")
+        legend_below(upper[0], 3, title="circles: minima, triangles: maxima", handletextpad=0.1, columnspacing=1.0)
+        legend_below(upper[1], 3, title="circles: minima, triangles: maxima", handletextpad=0.1, columnspacing=1.0)
+        legend_below(upper[2], 3, title="solid: minima, dashed: maxima", handlelength=1.2, columnspacing=1.0)
+        legend_below(upper[3], 3, title="solid: minima, dashed: maxima", handlelength=1.2, columnspacing=1.0)
 
     return Result(numbers, claims, draw)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from convexlayer.gallery import ochs_toy as toy
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,19 +94,18 @@ def run(*, forward: tuple[int, ...] = FORWARD, back: tuple[int, ...] = BACK) -> 
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(15, 9)
-        top, bottom = figure.subplots(2, len(back), sharey="row", squeeze=False)
-        for axis, k in zip(top, back, strict=True):
-            for method, series in errors[k].items():
-                axis.plot(forward, [max(e, 1e-17) for e in series], toy.STYLES[method], label=method)
-            axis.set(xscale="log", yscale="log", title=f"{k} back-iterations")
-        for axis, k in zip(bottom, back, strict=True):
-            axis.axhspan(lower, upper, color="lightgreen")
+        places = panels(figure, len(back), 2, width=2.3, height=3.2, sharey="row", sharex=True)
+        floor = torch.finfo(torch.float64).eps
+        for top, bottom, k in zip(places[: len(back)], places[len(back) :], back, strict=True):
+            bottom.axhspan(lower, upper, color="C2", alpha=0.15, label="subdifferential")
             for method in toy.METHODS:
-                axis.plot(forward, gradients[0.0][k][method], toy.STYLES[method], label=method)
-            axis.set(xscale="log", xlabel="forward iterations")
-        top[0].set_ylabel("theta = 0.3: error of the gradient")
-        bottom[0].set_ylabel("theta = 0: gradient, and the subdifferential")
-        top[0].legend(fontsize=7)
+                series = [max(error, floor) for error in errors[k][method]]
+                top.plot(forward, series, label=method, **toy.STYLES[method])
+                bottom.plot(forward, gradients[0.0][k][method], label=method, **toy.STYLES[method])
+            top.set(xscale="log", yscale="log", title=f"{k} back-iterations")
+            bottom.set(xscale="log", xlabel="forward iterations")
+        places[0].set_ylabel(r"error of the gradient, $\theta = 0.3$")
+        places[len(back)].set_ylabel(r"gradient, $\theta = 0$")
+        figure.legend(*places[-1].get_legend_handles_labels(), loc="outside lower center", ncols=min(7, 1 + len(back)))
 
     return Result(numbers, claims, draw)

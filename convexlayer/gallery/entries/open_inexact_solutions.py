@@ -8,6 +8,7 @@ import torch
 
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.gallery.ridge import Ridge, cosine, diabetes, path
+from convexlayer.gallery.style import legend_below, panels, shades
 from convexlayer.nodes import Implicit
 
 if TYPE_CHECKING:
@@ -68,31 +69,29 @@ def run(*, places: tuple[int, ...] = PLACES, draws: int = 20, levels: int = 22) 
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(13, 4.5)
-        cosines, admissible, stopped = figure.subplots(1, 3)
-        for place in places:
-            cosines.plot(errors, worst[place], label=f"outer step {place}")
+        disturbed, admissible, stopped = panels(figure, 3, height=3.6)
+        for colour, place in zip(shades(len(places)), places, strict=True):
+            disturbed.plot(errors, worst[place], color=colour, label=f"outer step {place}")
             stopped.plot(
-                [e["error"] for e in early[place]],
+                [e["iterations"] for e in early[place]],
                 [e["cosine"] for e in early[place]],
                 "o-",
+                color=colour,
                 label=f"outer step {place}",
             )
-        cosines.axhline(0.0, color="k", linewidth=0.8)
-        cosines.set(
-            xscale="log", xlabel="relative error of the solution", title=f"worst cosine of {draws} disturbances"
-        )
-        for limit, title in ((good, f"cosine above {GOOD}"), (descends, "descends")):
-            admissible.plot([norms[p] for p in places], [limit[p] for p in places], "o-", label=title)
-        admissible.set(
-            xscale="log", yscale="log", xlabel="norm of the gradient", title="largest error that is admissible"
-        )
-        stopped.axhline(0.0, color="k", linewidth=0.8)
-        stopped.set(
-            xscale="log", xlabel="relative error of the solution", title="cosine, gradient descent stopped early"
-        )
-        for axis in (cosines, admissible, stopped):
-            axis.legend(fontsize=8)
+        disturbed.set(xlabel="relative error of the solution", ylabel="cosine with the gradient")
+        disturbed.set_title(f"worst of {draws} disturbances")
+        stopped.set(xlabel="lower iterations", ylabel="cosine with the gradient", ylim=(-0.05, 1.05))
+        stopped.set_title("gradient descent stopped early")
+        for axes in (disturbed, stopped):
+            axes.set_xscale("log")
+            axes.axhline(0.0, color="k", linewidth=0.8)
+        for limit, style, label in ((good, "o-", f"cosine above {GOOD}"), (descends, "s--", "descends")):
+            admissible.loglog([norms[p] for p in places], [limit[p] for p in places], style, label=label)
+        admissible.set(xlabel="norm of the gradient", ylabel="relative error of the solution")
+        admissible.set_title("largest error that is admissible")
+        for axes in (disturbed, admissible, stopped):
+            legend_below(axes)
 
     return Result(numbers, claims, draw)
 

@@ -9,6 +9,7 @@ import torch
 
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.gallery.ridge import Ridge, cosine, diabetes, path
+from convexlayer.gallery.style import legend_below, panels
 from convexlayer.nodes import (
     ArgminNode,
     ConjugateGradients,
@@ -91,21 +92,24 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(13, 4.5)
-        directions, series, course = figure.subplots(1, 3)
-        for name in places:
-            directions.plot(terms, [cosines[f"series, {k} terms"][name] for k in terms], "o-", label=f"series, {name}")
-        directions.axhline(worst["diagonal"], color="k", linestyle=":", label="diagonal, worst")
-        directions.set(xscale="log", xlabel="terms", ylabel="cosine with the gradient", title="truncated series")
-        for name in places:
-            series.plot(products, [cosines[f"conjugate gradients, {k}"][name] for k in products], "o-", label=name)
-        series.axhline(worst["diagonal"], color="k", linestyle=":", label="diagonal, worst")
-        series.set(xscale="log", xlabel="products", title="conjugate gradients")
-        for way in ("exact", "diagonal", one, most, few):
-            course.plot(descents[way], label=way)
-        course.set(xlabel="outer step", title="objective, with a line search")
-        for axis in (directions, series, course):
-            axis.legend(fontsize=8)
+        by_terms, by_products, course = panels(figure, 3, height=3.7)
+        for axes, counts, way, label in (
+            (by_terms, terms, "series, {} terms", "terms of the series"),
+            (by_products, products, "conjugate gradients, {}", "products with the Hessian"),
+        ):
+            for name, style in zip(places, ("o-", "s--", "^:"), strict=True):
+                axes.plot(counts, [cosines[way.format(k)][name] for k in counts], style, label=name)
+            axes.axhline(worst["diagonal"], color="k", linestyle=(0, (1, 1)), label="diagonal, worst")
+            axes.set(xscale="log", xlabel=label, ylabel="cosine with the gradient", ylim=(0, 1.03))
+            axes.set_xticks(counts, [str(k) for k in counts])
+            axes.set_xticks([], minor=True)
+            legend_below(axes)
+        by_terms.set_title("truncated Neumann series")
+        by_products.set_title("conjugate gradients, stopped early")
+        for way, style in zip(("exact", "diagonal", one, most, few), ("k-", "--", "-.", ":", "-"), strict=True):
+            course.plot(descents[way], style, label=way.replace(" 1 terms", " 1 term"))
+        course.set(xlabel="outer step", ylabel="upper objective", title="descent with a line search")
+        legend_below(course, columnspacing=1.0)
 
     return Result(numbers, claims, draw)
 

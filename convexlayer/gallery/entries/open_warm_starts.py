@@ -10,6 +10,7 @@ import torch
 
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.gallery.ridge import Ridge, diabetes, iterations, path
+from convexlayer.gallery.style import panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ SOURCE = "Gould et al. 2016, section 6, first question"
 STARTS = ("cold", "warm", "predicted")
 
 
-def run(*, steps: int = 20, tols: tuple[float, ...] = (1e-3, 1e-6, 1e-9)) -> Result:
+def run(*, steps: int = 20, tols: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)) -> Result:
     """Solve along one path of weights from zero, from the last solution, and from its tangent's prediction."""
     problem = diabetes()
     thetas = path(problem, steps)
@@ -51,21 +52,22 @@ def run(*, steps: int = 20, tols: tuple[float, ...] = (1e-3, 1e-6, 1e-9)) -> Res
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(13, 4)
-        axes = figure.subplots(1, 3)
+        places = panels(figure, 3, height=3.5)
+        marks = dict(zip(STARTS, ("o-", "s--", "^:"), strict=True))
         for start in STARTS:
-            axes[0].plot(forward[tols[-1]][start], label=start)
-        axes[0].set(xlabel="outer step", ylabel="lower iterations", title=f"at tolerance {tols[-1]:g}", ylim=(0, None))
-        for axis, counts, title in (
-            (axes[1], forward, "lower problem"),
-            (axes[2], adjoint, "gradient's linear system"),
+            places[0].plot(range(1, steps + 1), forward[tols[-1]][start], marks[start][1:], label=start)
+        places[0].set(xlabel="outer step", ylabel="lower iterations", title=f"lower problem, tolerance {tols[-1]:g}")
+        for axes, counts, title in (
+            (places[1], forward, "lower problem, all steps"),
+            (places[2], adjoint, "gradient's linear system, all steps"),
         ):
             for start in counts[tols[0]]:
-                axis.plot(tols, [sum(by[start]) for by in counts.values()], "o-", label=start)
-            axis.set(xscale="log", xlabel="tolerance", ylabel="iterations in all", title=title, ylim=(0, None))
-            axis.invert_xaxis()
-        for axis in axes:
-            axis.legend()
+                axes.plot(tols, [sum(by[start]) for by in counts.values()], marks[start], label=start)
+            axes.set(xscale="log", xlabel="tolerance", ylabel="iterations in all", title=title)
+            axes.invert_xaxis()
+        for axes in places:
+            axes.set_ylim(0, None)
+        figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
     return Result(numbers, claims, draw)
 
