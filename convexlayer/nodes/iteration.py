@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -16,12 +16,17 @@ from torch.autograd import forward_ad
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.batch import Batch, Dims, Tensors
 from convexlayer.nodes.calculus import batched, inside_transform
+from convexlayer.nodes.certify import rounding
 from convexlayer.nodes.implicit import Equation, examined, solve_implicitly
+from convexlayer.nodes.iterative import GMRES
 from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, Dense, Operator
 from convexlayer.nodes.report import NodeReport, OnDegenerate, Recorder
 from convexlayer.nodes.tangents import attach
 
 __all__ = ["AbstractDerivative", "ForwardMode", "Implicit", "Step", "Unrolled"]
+
+FEW_UNKNOWNS = 32
+"""Up to so many a matrix is formed unless another linear solver is given."""
 
 Step = Callable[..., torch.Tensor]
 """(x, *theta) -> the next iterate, of x's shape; one element, in torch operations that vmap can batch."""
@@ -58,14 +63,18 @@ class Implicit(AbstractDerivative):
     formula holds wherever the step is differentiable at the fixed point.
 
     Attributes:
-        linear: solves the linear system, which is not symmetric: ``Dense()``, or ``Neumann(terms)`` by products alone.
-        tol: converged when |A(x) - x| <= tol (1 + |x|); unless given, 100 times the precision of the dtype.
+        linear: solves the linear system, which is not symmetric: ``Dense()``, which also tells where it is singular, or
+            by products alone ``GMRES()`` or ``Neumann(terms)``; None for ``Dense()`` up to 32 unknowns, ``GMRES()``
+            beyond.
+        tol: converged when |A(x) - x| <= tol |A(x)| in every component, or as small as rounding lets it be; unless
+            given, 100 times the precision of the dtype. A component that goes to zero need not come nearer than
+            tol^(3/2) times the largest value that it has had.
         max_iter: the most steps.
     """
 
     forgets_start: ClassVar[bool] = True
 
-    linear: AbstractLinearSolver = field(default_factory=Dense)
+    linear: AbstractLinearSolver | None = None
     tol: float | None = None
     max_iter: int = 10_000
 
@@ -78,39 +87,51 @@ class Implicit(AbstractDerivative):
 
         def solver(given: torch.Tensor | None, dims: Dims, theta: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
             assert given is not None  # below
-            return self._iterate(step, given, dims, theta, report)
+            return self._iterate(residual, given, dims, theta, report)
 
         _, captured = examined(step, (0, *batch.dims), start, *batch.tensors)
         recorder = Recorder(report, on_degenerate, self._tolerance(start), _no_margin, _why_singular)
-        x, solved = solve_implicitly(Equation(residual, solver, self.linear, recorder), batch, start, captured)
+        linear = self.linear or (Dense() if start.shape[-1] <= FEW_UNKNOWNS else GMRES())
+        x, solved = solve_implicitly(Equation(residual, solver, linear, recorder), batch, start, captured)
         return x, solved, report
 
     def _tolerance(self, x: torch.Tensor) -> float:
         return 100 * torch.finfo(x.dtype).eps if self.tol is None else self.tol
 
     def _iterate(
-        self, step: Step, start: torch.Tensor, dims: Dims, theta: Tensors, report: NodeReport
+        self, residual: _Change, start: torch.Tensor, dims: Dims, theta: Tensors, report: NodeReport
     ) -> tuple[torch.Tensor, torch.Tensor]:
         tol = self._tolerance(start)
-        x = start.clone()
         size = max([start.shape[0], *(t.shape[0] for t, dim in zip(theta, dims, strict=True) if dim is not None)])
-        if start.shape[0] != size:
-            x = start.expand(size, *start.shape[1:])
-        residual = torch.full((size,), torch.inf, dtype=x.dtype, device=x.device)
-        iterations = torch.zeros(size, dtype=torch.int64, device=x.device)
-        resting = torch.zeros(size, dtype=torch.bool, device=x.device)
-        for _ in range(self.max_iter + 1):
-            moved = batched(step, (0, *dims), x, *theta)
-            change = _change(x, moved)
-            residual = torch.where(resting, residual, change.nan_to_num(torch.inf, torch.inf))
-            # An element that has converged rests, so that it does not depend on the company it keeps.
-            resting = resting | ~(residual > tol) | torch.isinf(residual) | (iterations == self.max_iter)
-            if bool(resting.all()):
+        x = start.expand(size, *start.shape[1:])
+        peak = x.abs()
+        iterations = torch.full((size,), self.max_iter, dtype=torch.int64, device=x.device)
+        solved = resting = torch.zeros(size, dtype=torch.bool, device=x.device)
+        look = 0  # no sooner is rounding looked at again
+        for number in range(self.max_iter + 1):
+            moved = batched(residual.step, (0, *dims), x, *theta)
+            change, length = (moved - x).abs(), moved.abs()
+            peak = torch.maximum(peak, length)
+            small = change <= tol * torch.maximum(length, tol**0.5 * peak)  # false for NaN
+            good = small.all(-1) if tol < torch.inf else torch.isfinite(moved).all(-1)
+            if number >= look and not bool(good.all()):
+                near = change.amax(-1) <= tol * length.amax(-1)
+                if bool((near & ~good).any()):
+                    small = small | (change <= rounding(Operator(residual, dims, x, theta)))
+                    good, look = good | small.all(-1), 2 * number + 1
+            ended = good | ~torch.isfinite(change).all(-1)
+            if number == self.max_iter or bool((ended | resting).all()):
+                iterations = torch.where(resting | ~ended, iterations, number)
+                solved = torch.where(resting, solved, good)
                 break
-            x = torch.where(resting.unsqueeze(-1), x, moved)
-            iterations = iterations + ~resting
-        solved = residual <= tol
-        report.fill(solved, torch.isfinite(residual), residual, iterations)
+            if bool((ended | resting).any()):
+                # An element that has converged rests, so that it does not depend on the company it keeps.
+                iterations = torch.where(resting | ~ended, iterations, number)
+                solved, resting = torch.where(resting, solved, good), resting | ended
+                x = torch.where(resting.unsqueeze(-1), x, moved)
+            else:
+                x = moved
+        report.fill(solved, torch.isfinite(change).all(-1), _change(x, moved), iterations)
         return x, solved
 
 
@@ -233,8 +254,9 @@ def _differentiated(tensor: torch.Tensor) -> bool:
 
 
 def _change(x: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """|A(x) - x| / (1 + |x|) along the last axis."""
-    return torch.linalg.vector_norm(moved - x, dim=-1) / (1 + torch.linalg.vector_norm(x, dim=-1))
+    """The largest |A(x) - x| along the last axis, relative to the largest |A(x)|."""
+    size = moved.abs().amax(-1)
+    return (moved - x).abs().amax(-1) / torch.where(size > 0, size, 1.0)
 
 
 @final
@@ -242,10 +264,10 @@ class _Change(AbstractResidual):
     """x - A(x, theta)."""
 
     def __init__(self, step: Step) -> None:
-        self._step = step
+        self.step = step
 
     def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
-        return z - self._step(z, *theta)
+        return z - self.step(z, *theta)
 
 
 def _no_margin(operator: Operator) -> torch.Tensor:

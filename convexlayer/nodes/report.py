@@ -38,7 +38,7 @@ class NodeReport:
 
     Attributes:
         distance: an estimate of the relative error of the solution: the largest |K^-1 R|_j / |z_j| (of a fixed point,
-            |A(x) - x| / (1 + |x|)).
+            |A(x) - x| / |A(x)|, in the maximum norm).
         iterations: iterations of the solver; 0 for given ones.
     """
 
