@@ -15,11 +15,12 @@ import torch
 
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, times
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, times
 
 __all__ = ["least_squares", "weighted_least_squares"]
 
 
+@entry
 def least_squares(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """argmin |A x - b|^2.
 
@@ -38,6 +39,7 @@ def least_squares(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return _LEAST_SQUARES(A, b, ones)[0]
 
 
+@entry
 def weighted_least_squares(A: torch.Tensor, b: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """argmin sum_i w_i (a_i'x - b_i)^2.
 
@@ -84,7 +86,7 @@ class _LeastSquares(ClosedForm):
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         A, b, w = inputs
         x, R = solved
-        (u,) = _GRAM_SOLVE(A, w, R, cotangents[0])
+        (u,) = _GRAM_SOLVE.apply(A, w, R, cotangents[0])
         Au = times(A, u)
         r = b - times(A, x)
         # One product for the difference of two outer ones: it writes the largest array once.
@@ -110,7 +112,7 @@ class _GramSolve(ClosedForm):
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         A, w, R, _ = inputs
         (u,) = solved
-        (z,) = _GRAM_SOLVE(A, w, R, cotangents[0])
+        (z,) = _GRAM_SOLVE.apply(A, w, R, cotangents[0])
         Au, Az = (A @ torch.stack([u, z], -1)).unbind(-1)
         dA = -torch.stack([w * Au, w * Az], -1) @ torch.stack([z, u], -2) if wanted[0] else A
         return dA, -Au * Az, torch.zeros_like(R), z

@@ -16,13 +16,14 @@ import torch
 
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, like, times
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, like, times
 from convexlayer.nodes.minimum import HessianSolve
 from convexlayer.nodes.penalties import AbstractPenalty
 
 __all__ = ["robust_pool"]
 
 
+@entry
 def robust_pool(
     x: torch.Tensor,
     penalty: AbstractPenalty,
@@ -133,7 +134,7 @@ class _Pool(ClosedForm):
         d, w, H = self._model(x, alpha, solved[0])
         s = d.square().sum(-1)
         scale = alpha[..., None].expand_as(s)
-        (z,) = _HESSIAN_SOLVE(H, cotangents[0])
+        (z,) = _HESSIAN_SOLVE.apply(H, cotangents[0])
         along = times(d, z)
         bent = 2.0 * self._penalty.slope(s, scale) * along
         dalpha = -(self._penalty.scale_slope(s, scale) * along).sum(-1)

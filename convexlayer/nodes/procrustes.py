@@ -16,11 +16,12 @@ import torch
 
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, like, require_alike
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, like, require_alike
 
 __all__ = ["nearest_simplex_etf", "orthogonal_procrustes"]
 
 
+@entry
 def orthogonal_procrustes(A: torch.Tensor, B: torch.Tensor, *, rotation: bool = False) -> torch.Tensor:
     """argmin |A - U B|_F over U with orthonormal columns.
 
@@ -46,6 +47,7 @@ def orthogonal_procrustes(A: torch.Tensor, B: torch.Tensor, *, rotation: bool = 
     return (_ROTATION if rotation else _ORTHOGONAL)(A @ B.mT)[0]
 
 
+@entry
 def nearest_simplex_etf(
     means: torch.Tensor,
     *,
@@ -128,7 +130,7 @@ class _Polar(ClosedForm):
         (G,) = cotangents
         H = U.mT @ N
         inner = U.mT @ G
-        dN = U @ _LYAPUNOV(H, V, sizes, inner - inner.mT)[0]
+        dN = U @ _LYAPUNOV.apply(H, V, sizes, inner - inner.mT)[0]
         if N.shape[-2] > N.shape[-1]:
             dN = dN + torch.linalg.solve(H, G - U @ inner, left=False)
         return (dN,)
@@ -155,7 +157,7 @@ class _Lyapunov(ClosedForm):
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         H, V, s, _ = inputs
         (X,) = solved
-        (Y,) = _LYAPUNOV(H, V, s, cotangents[0])
+        (Y,) = _LYAPUNOV.apply(H, V, s, cotangents[0])
         return -(Y @ X.mT + X.mT @ Y), torch.zeros_like(V), torch.zeros_like(s), Y
 
 

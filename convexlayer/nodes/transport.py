@@ -19,7 +19,7 @@ import torch
 
 from convexlayer.errors import DerivativeError, ProblemError, ShapeError, SolverError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, like, times
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, like, times
 
 __all__ = ["optimal_transport"]
 
@@ -51,6 +51,7 @@ RANGE = 20.0
 """gamma (max M - min M) from where the path of gammas begins: few Sinkhorn iterations solve it."""
 
 
+@entry
 def optimal_transport(
     M: torch.Tensor,
     r: torch.Tensor | None = None,
@@ -133,7 +134,7 @@ class _Transport(ClosedForm):
         (P,) = solved
         (V,) = cotangents
         T = P * V
-        p, q = _MARGINAL_SOLVE[wanted[1] or wanted[2]](P, T.sum(-1), T.sum(-2))
+        p, q = _MARGINAL_SOLVE[wanted[1] or wanted[2]].apply(P, T.sum(-1), T.sum(-2))
         inner = P * (p[..., :, None] + q[..., None, :]) - T
         dgamma = (M * inner).sum((-2, -1)) if wanted[3] else gamma
         return gamma[..., None, None] * inner, p, q, dgamma
@@ -263,7 +264,7 @@ class _MarginalSolve(ClosedForm):
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         P = inputs[0]
         p, q = solved
-        y, z = self(P, *cotangents)
+        y, z = self.apply(P, *cotangents)
         return -(y[..., :, None] + z[..., None, :]) * (p[..., :, None] + q[..., None, :]), y, z
 
 
