@@ -27,7 +27,7 @@ from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.batch import Tensors
 from convexlayer.nodes.calculus import refuse_nested_forward_mode
 
-__all__ = ["ClosedForm", "elements", "entry", "least", "like", "require_alike", "times"]
+__all__ = ["ClosedForm", "elements", "entry", "least", "like", "product", "require_alike", "times"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,14 +80,11 @@ class ClosedForm(ABC):
             ProblemError: tensors that are not float32 or float64 ones of one dtype and device, or not finite.
         """
         leading = self._leading(inputs)
-        common = max(leading, key=len)
-        if any(shape != common for shape in leading):
-            if any(shape and shape != common for shape in leading):
-                common = self._broadcast(leading)
-            inputs = tuple(
-                t if shape == common else t.expand(common + t.shape[len(shape) :])
-                for t, shape in zip(inputs, leading, strict=True)
-            )
+        common = leading[0]
+        for shape in leading:
+            if shape != common:
+                inputs = self._broadcast(inputs, leading)
+                break
         dtype = inputs[0].dtype
         if not self.double or dtype is torch.float64:
             return self.apply(*inputs)
@@ -98,7 +95,7 @@ class ClosedForm(ABC):
         """As a call, for inputs that need no check, as those of a map inside a pullback."""
         if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
             function: Any = _Apply.apply  # torch leaves it untyped
-        elif torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        elif torch.is_grad_enabled():
             function = _Reverse.apply
         else:
             return self.evaluate(*inputs)[: self.outputs]
@@ -108,42 +105,56 @@ class ClosedForm(ABC):
     @final
     def evaluate(self, *inputs: torch.Tensor) -> Tensors:
         """What ``solve`` gives, for plain tensors that may have to be finite."""
-        if self.checked:
-            total = inputs[0].sum()
-            for tensor in inputs[1:]:
-                total = total + tensor.sum()
-            if not math.isfinite(total.item()):  # or finite values whose sum overflows
-                for name, tensor in zip(self.arguments, inputs, strict=True):
-                    if not bool(torch.isfinite(tensor).all()):
-                        raise ProblemError(f"{name}: expected finite values, got NaN or infinite ones")
+        # Where a sum is finite all entries are; where it is not, it may have overflowed.
+        if self.checked and not all(math.isfinite(tensor.sum().item()) for tensor in inputs):
+            for name, tensor in zip(self.arguments, inputs, strict=True):
+                if not bool(torch.isfinite(tensor).all()):
+                    raise ProblemError(f"{name}: expected finite values, got NaN or infinite ones")
         return self.solve(*inputs)
 
     def _leading(self, inputs: Tensors) -> list[torch.Size]:
         """The leading axes of each input, after all checks that need no values."""
-        require_alike(dict(zip(self.arguments, inputs, strict=True)))
+        first = inputs[0]
         lengths: dict[str, int] = {}
         leading = []
         for (name, axes), tensor in zip(self.arguments.items(), inputs, strict=True):
-            split = tensor.ndim - len(axes)
-            shape = tensor.shape[split:] if split >= 0 else ()
-            expected = [lengths.get(axis, axis) for axis in axes]
-            for axis, length in zip(axes, shape, strict=False):
-                lengths.setdefault(axis, length)
-            if split < 0 or any(lengths[axis] != length for axis, length in zip(axes, shape, strict=True)):
-                shown = ", ".join(str(length) for length in ("...", *expected))
-                raise ShapeError(f"{name}: expected shape ({shown}), got {tuple(tensor.shape)}")
-            if 0 in shape:
-                raise ShapeError(f"{name}: expected at least one {axes[shape.index(0)]}, got {tuple(tensor.shape)}")
-            leading.append(tensor.shape[:split])
+            tensors = isinstance(tensor, torch.Tensor) and isinstance(first, torch.Tensor)
+            if not tensors or tensor.dtype not in PRECISIONS or not _alike(tensor, first):
+                require_alike(dict(zip(self.arguments, inputs, strict=True)))
+            shape = tensor.shape
+            split = len(shape) - len(axes)
+            if split < 0:
+                raise self._misfit(name, tensor, lengths)
+            for axis, length in zip(axes, shape[split:], strict=True):
+                if lengths.get(axis, length) != length or not length:
+                    raise self._misfit(name, tensor, lengths)
+            lengths.update(zip(axes, shape[split:], strict=True))
+            leading.append(shape[:split])
         return leading
 
-    def _broadcast(self, leading: list[torch.Size]) -> torch.Size:
-        try:
-            return torch.broadcast_shapes(*leading)
-        except RuntimeError as error:
-            pairs = zip(self.arguments, leading, strict=True)
-            shown = ", ".join(f"{name} has {tuple(shape)}" for name, shape in pairs)
-            raise ShapeError(f"leading axes must broadcast, but {shown}") from error
+    def _misfit(self, name: str, tensor: torch.Tensor, lengths: Mapping[str, int]) -> ShapeError:
+        """The error of a tensor whose trailing axes do not fit those of the inputs before it, or are empty."""
+        axes = self.arguments[name]
+        split = tensor.ndim - len(axes)
+        if split >= 0 and 0 in tensor.shape[split:]:
+            empty = axes[tensor.shape[split:].index(0)]
+            return ShapeError(f"{name}: expected at least one {empty}, got {tuple(tensor.shape)}")
+        shown = ", ".join(str(length) for length in ("...", *(lengths.get(axis, axis) for axis in axes)))
+        return ShapeError(f"{name}: expected shape ({shown}), got {tuple(tensor.shape)}")
+
+    def _broadcast(self, inputs: Tensors, leading: list[torch.Size]) -> Tensors:
+        common = max(leading, key=len)
+        if any(shape and shape != common for shape in leading):
+            try:
+                common = torch.broadcast_shapes(*leading)
+            except RuntimeError as error:
+                pairs = zip(self.arguments, leading, strict=True)
+                shown = ", ".join(f"{name} has {tuple(shape)}" for name, shape in pairs)
+                raise ShapeError(f"leading axes must broadcast, but {shown}") from error
+        return tuple(
+            tensor if shape == common else tensor.expand(common + tensor.shape[len(shape) :])
+            for tensor, shape in zip(inputs, leading, strict=True)
+        )
 
 
 def entry(function: Callable[P, R]) -> Callable[P, R]:
@@ -155,12 +166,15 @@ def entry(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
-        if given is None or not torch.is_autocast_enabled(given.device.type):
-            return function(*args, **kwargs)
-        named = {name: _single(value) for name, value in kwargs.items()}
-        with torch.autocast(given.device.type, enabled=False):
-            return function(*(_single(value) for value in args), **named)
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor):
+                kind = value.device.type
+                if torch.is_autocast_enabled(kind):
+                    named = {name: _single(value) for name, value in kwargs.items()}
+                    with torch.autocast(kind, enabled=False):
+                        return function(*(_single(value) for value in args), **named)
+                break
+        return function(*args, **kwargs)
 
     disabled: Callable[P, R] = torch.compiler.disable(call)
     return disabled
@@ -259,11 +273,15 @@ def require_alike(tensors: Mapping[str, torch.Tensor]) -> None:
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in PRECISIONS:
             kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise ProblemError(f"{name}: expected a float32 or float64 tensor, got {kind}; convert it first")
-        if tensor.dtype != first.dtype or tensor.device != first.device:
+        if not _alike(tensor, first):
             raise ProblemError(
                 f"{name}: expected {first.dtype} on {first.device}, as {reference}, got {tensor.dtype} on "
                 f"{tensor.device}; convert one of them"
             )
+
+
+def _alike(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    return tensor.dtype == other.dtype and tensor.device == other.device
 
 
 def like(value: torch.Tensor | float, other: torch.Tensor) -> torch.Tensor:
@@ -271,9 +289,14 @@ def like(value: torch.Tensor | float, other: torch.Tensor) -> torch.Tensor:
     return value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=other.dtype, device=other.device)
 
 
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left @ right for equal leading axes, at a quarter of the fixed cost where they are one, as they usually are."""
+    return torch.bmm(left, right) if left.ndim == 3 else left @ right
+
+
 def times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """The product (..., m) of matrices (..., m, n) and vectors (..., n)."""
-    return (matrix @ vector[..., None])[..., 0]
+    """The product (..., m) of matrices (..., m, n) and vectors (..., n) with equal leading axes."""
+    return product(matrix, vector.unsqueeze(-1)).squeeze(-1)
 
 
 def least(values: torch.Tensor) -> float:

@@ -16,9 +16,12 @@ import torch
 
 from convexlayer.errors import DerivativeError, ProblemError, ShapeError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, entry, least
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, least, product
 
 __all__ = ["eigen_decomposition"]
+
+CLOSE = 10.0
+"""Eigenvalues of size m matrices coincide up to this multiple of m eps times the largest."""
 
 
 @entry
@@ -72,8 +75,8 @@ class _Eigen(ClosedForm):
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         values, Y = solved
-        (inner,) = self._inner.apply(values, cotangents[0], Y.mT @ cotangents[1])
-        return (Y @ inner @ Y.mT,)
+        (inner,) = self._inner.apply(values, cotangents[0], product(Y.mT, cotangents[1]))
+        return (product(product(Y, inner), Y.mT),)
 
 
 @final
@@ -92,9 +95,15 @@ class _Inner(ClosedForm):
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         values, cotangent, S = inputs
         skew = S - S.mT
-        if least(values.diff(dim=-1) - _closeness(values)) <= 0:
+        eps = torch.finfo(values.dtype).eps
+        gaps = _gaps(values)
+        gaps.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+        # They ascend, so neighbours are the closest; a bound of all in the batch will do to see that none coincide.
+        if least(gaps.diagonal(1, -2, -1)) > CLOSE * values.shape[-1] * eps * torch.linalg.vector_norm(values).item():
+            inner = 0.5 * skew / gaps
+        else:
             self._tell(values, cotangent, S, skew)
-        inner = 0.5 * _reciprocal_gaps(values) * skew
+            inner = 0.5 * skew * _reciprocal_gaps(values)
         inner.diagonal(dim1=-2, dim2=-1).copy_(cotangent)
         return (inner,)
 
@@ -127,12 +136,12 @@ class _Inner(ClosedForm):
 
 def _gaps(values: torch.Tensor) -> torch.Tensor:
     """lambda_j - lambda_i, (..., m, m)."""
-    return values[..., None, :] - values[..., :, None]
+    return values.unsqueeze(-2) - values.unsqueeze(-1)
 
 
 def _closeness(values: torch.Tensor) -> torch.Tensor:
     """The distance up to which eigenvalues coincide, (..., 1)."""
-    return 10.0 * values.shape[-1] * torch.finfo(values.dtype).eps * values.detach().abs().amax(-1, keepdim=True)
+    return CLOSE * values.shape[-1] * torch.finfo(values.dtype).eps * values.abs().amax(-1, keepdim=True)
 
 
 def _reciprocal_gaps(values: torch.Tensor) -> torch.Tensor:

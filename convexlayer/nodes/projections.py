@@ -9,13 +9,15 @@ and one of them is taken, as said below.
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from typing import ClassVar, final
 
 import torch
 
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, entry, least, like
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, least
 
 __all__ = [
     "project_l1_ball",
@@ -90,8 +92,8 @@ def project_linf_sphere(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
     return _project(_LINF_SPHERE, x, radius)
 
 
-def _project(form: ClosedForm, x: torch.Tensor, radius: Radius) -> torch.Tensor:
-    return form(x, like(radius, x))[0]
+def _project(form: _Projection, x: torch.Tensor, radius: Radius) -> torch.Tensor:
+    return form(x, radius)[0] if isinstance(radius, torch.Tensor) else _AtNumber(form, radius)(x)[0]
 
 
 class _Projection(ClosedForm):
@@ -99,12 +101,44 @@ class _Projection(ClosedForm):
 
     arguments: ClassVar = {"x": ("n",), "radius": ()}
 
+    @abstractmethod
+    def find(self, x: torch.Tensor, radius: Radius) -> Tensors:
+        """What ``solve`` gives, for a radius (..., 1) or a number."""
 
-def _limit(radius: torch.Tensor) -> torch.Tensor:
-    """The radius, checked, as (..., 1)."""
-    if least(radius) <= 0:
-        raise ProblemError(f"radius: expected a positive one, got {least(radius):.3g}{elements(radius <= 0)}")
-    return radius[..., None]
+    @abstractmethod
+    def slide(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
+        """The cotangents (..., n) of x and (..., 1) of the radius."""
+
+    @final
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        x, radius = inputs
+        if least(radius) <= 0:
+            raise ProblemError(f"radius: expected a positive one, got {least(radius):.3g}{elements(radius <= 0)}")
+        return self.find(x, radius[..., None])
+
+    @final
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        x, radius = inputs
+        dx, dradius = self.slide(x, radius[..., None], solved, cotangents[0])
+        return dx, dradius[..., 0]
+
+
+@final
+class _AtNumber(ClosedForm):
+    """A projection at a radius that is a number, which needs no gradient."""
+
+    arguments: ClassVar = {"x": ("n",)}
+
+    def __init__(self, form: _Projection, radius: float) -> None:
+        if not 0.0 < radius < math.inf:
+            raise ProblemError(f"radius: expected a positive one, got {radius:.3g}")
+        self._form, self._radius = form, radius
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        return self._form.find(inputs[0], self._radius)
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        return self._form.slide(inputs[0], self._radius, solved, cotangents[0])[:1]
 
 
 def _with_signs(size: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -123,30 +157,27 @@ class _Threshold(_Projection):
     def __init__(self, *, signed: bool, ball: bool) -> None:
         self._signed, self._ball = signed, ball
 
-    def solve(self, *inputs: torch.Tensor) -> Tensors:
-        x, radius = inputs
-        limit = _limit(radius)
+    def find(self, x: torch.Tensor, radius: Radius) -> Tensors:
         size = x.abs() if self._signed else x
         ordered = size.sort(dim=-1, descending=True).values
         largest = ordered[..., :1]
         counts = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
         # Against the largest entry, beside which a radius may be less than rounding.
-        tau = (((ordered - largest).cumsum(-1) - limit) / counts).amax(-1, keepdim=True)
+        tau = (((ordered - largest).cumsum(-1) - radius) / counts).amax(-1, keepdim=True)
         if not self._ball:
             y = torch.relu(size - largest - tau)
             return (_with_signs(y, x) if self._signed else y,)
         tau = torch.relu(largest + tau)
         return _with_signs(torch.relu(size - tau), x), tau.sign()
 
-    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
-        (v,) = cotangents
+    def slide(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
         sign = solved[0].detach().sign()
         moving = sign.square()
         mean = (sign * v).sum(-1, keepdim=True) / moving.sum(-1, keepdim=True).clamp(min=1)
         if self._ball:
             outside = solved[1]
             mean, moving = outside * mean, torch.maximum(moving, 1.0 - outside)
-        return torch.addcmul(moving * v, sign, mean, value=-1), mean[..., 0]
+        return torch.addcmul(moving * v, sign, mean, value=-1), mean
 
 
 @final
@@ -156,32 +187,27 @@ class _Euclidean(_Projection):
     def __init__(self, *, ball: bool) -> None:
         self._ball = ball
 
-    def solve(self, *inputs: torch.Tensor) -> Tensors:
-        x, radius = inputs
-        limit = _limit(radius)
+    def find(self, x: torch.Tensor, radius: Radius) -> Tensors:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self._ball:
-            larger = torch.maximum(norm, limit)
-            return limit / larger * x, (larger - limit).sign()
+            larger = norm.clamp(min=radius)
+            return radius / larger * x, (larger - radius).sign()
         if least(norm) == 0:
             raise ProblemError(
                 f"x: expected a nonzero vector, got 0{elements(norm[..., 0] == 0)}, equally far from every point of "
                 "the sphere"
             )
-        return (limit / norm * x,)
+        return (radius / norm * x,)
 
-    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
-        x, radius = inputs
-        (v,) = cotangents
-        limit = radius[..., None]
+    def slide(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self._ball:
-            norm = torch.maximum(norm, limit)
+            norm = norm.clamp(min=radius)
         direction = x / norm
         along = (direction * v).sum(-1, keepdim=True)
         if self._ball:
             along = solved[1] * along
-        return limit / norm * torch.addcmul(v, direction, along, value=-1), along[..., 0]
+        return radius / norm * torch.addcmul(v, direction, along, value=-1), along
 
 
 @final
@@ -191,22 +217,17 @@ class _Box(_Projection):
     def __init__(self, *, ball: bool) -> None:
         self._ball = ball
 
-    def solve(self, *inputs: torch.Tensor) -> Tensors:
-        x, radius = inputs
-        limit = _limit(radius)
-        clamped = torch.clamp(x, -limit, limit)
-        face = (x - clamped).sign()
-        if self._ball:
-            return clamped, face
-        index = x.abs().argmax(-1, keepdim=True)
-        free = 1.0 - face.abs().amax(-1, keepdim=True)  # 1 where nothing is beyond the radius
-        face = face.scatter_add(-1, index, _with_signs(free, x.gather(-1, index)))
-        return torch.addcmul((1.0 - face.square()) * x, face, limit), face
+    def find(self, x: torch.Tensor, radius: Radius) -> Tensors:
+        if not self._ball:  # as from where the first of the largest entries is beyond the radius
+            size, index = x.abs().max(-1, keepdim=True)
+            x = x.scatter(-1, index, _with_signs(size + 2.0 * radius, x.gather(-1, index)))
+        y = x.clamp(-radius, radius)
+        return y, (x - y).sign()
 
-    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+    def slide(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
         face = solved[1]
-        (v,) = cotangents
-        return (1.0 - face.square()) * v, (face * v).sum(-1)
+        across = face * v
+        return torch.addcmul(v, face, across, value=-1), across.sum(-1, keepdim=True)
 
 
 _SIMPLEX = _Threshold(signed=False, ball=False)
