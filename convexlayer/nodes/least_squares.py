@@ -115,7 +115,7 @@ class _Weighted(ClosedForm):
 
 
 def _by_qr(A: torch.Tensor, b: torch.Tensor) -> Tensors:
-    """The solution (..., n) and R (..., n, n)."""
+    """The solution (..., n) and R (..., n, n), whose part below the diagonal nobody may read."""
     m, n = A.shape[-2:]
     # Householder form: Q'b costs O(mn), and Q itself, which only the textbook needs, O(mn^2).
     reflectors, scales = torch.geqrf(A)
@@ -128,7 +128,7 @@ def _by_qr(A: torch.Tensor, b: torch.Tensor) -> Tensors:
             "the solution of least norm, drop columns, or add rows sqrt(lambda) I to A and zeros to b"
         )
     rotated = torch.ormqr(reflectors, scales, b[..., None], transpose=True)
-    R = reflectors[..., :n, :].triu()
+    R = reflectors[..., :n, :].clone()
     return torch.linalg.solve_triangular(R, rotated[..., :n, :], upper=True)[..., 0], R
 
 
@@ -175,8 +175,9 @@ class _LeastNorm(ClosedForm):
         return _pseudo_product(U, reciprocal, Vh.mT, b), U, reciprocal, Vh.mT, dropped
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        A, b = inputs
         x, *factors = solved
-        return _pulled(self._pseudo_solve, *inputs, x, tuple(factors), cotangents[0])
+        return _constant_rank_pullback(self._pseudo_solve, A, b, x, tuple(factors), cotangents[0])
 
 
 @final
@@ -207,14 +208,15 @@ class _PseudoSolve(ClosedForm):
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         A, b, *factors = inputs
-        return (*_pulled(self, A, b, solved[0], tuple(factors), cotangents[0]), *(torch.zeros_like(f) for f in factors))
+        found = _constant_rank_pullback(self, A, b, solved[0], tuple(factors), cotangents[0])
+        return (*found, *(torch.zeros_like(factor) for factor in factors))
 
 
 def _pseudo_product(U: torch.Tensor, reciprocal: torch.Tensor, V: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return times(V, reciprocal * times(U.mT, b))
 
 
-def _pulled(
+def _constant_rank_pullback(
     solve: _PseudoSolve, A: torch.Tensor, b: torch.Tensor, x: torch.Tensor, factors: Tensors, v: torch.Tensor
 ) -> Tensors:
     """The cotangents of A and b for that of x = A^+ b."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 
@@ -221,7 +221,8 @@ class _Box(_Projection):
         if not self._ball:  # as from where the first of the largest entries is beyond the radius
             size, index = x.abs().max(-1, keepdim=True)
             x = x.scatter(-1, index, _with_signs(size + 2.0 * radius, x.gather(-1, index)))
-        y = x.clamp(-radius, radius)
+        limit: Any = radius  # torch's types know two numbers and two tensors, not two of either
+        y = x.clamp(-limit, limit)
         return y, (x - y).sign()
 
     def slide(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:

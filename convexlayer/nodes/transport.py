@@ -30,7 +30,7 @@ TOTALS = 1e-6
 """Relative difference of sum(r) and sum(c) that counts as float32's rounding."""
 
 SCALINGS = 10
-"""Sinkhorn iterations as matrix-vector products between two in the log domain."""
+"""Sinkhorn iterations as matrix-vector products, first of all and between two in the log domain."""
 
 ROUNDING = 1e-14
 """Relative error of a row sum from which a step can gain nothing."""
@@ -157,9 +157,8 @@ class _Dual:
     def __init__(self, M: torch.Tensor, r: torch.Tensor, c: torch.Tensor) -> None:
         self._M, self._r, self._c = M, r, c
         self._log_r, self._log_c = r.log(), c.log()
-        self._f, self._g = torch.zeros_like(r), torch.zeros_like(c)
         self._gamma: torch.Tensor | None = None
-        self._K = self._damping = self.error = self.plan = M  # before ``solve``
+        self._f = self._g = self._K = self._damping = self.error = self.plan = M  # before ``solve``
 
     def within(self, tol: float) -> bool:
         """Whether all plans have their sums."""
@@ -170,16 +169,21 @@ class _Dual:
 
         Newton steps follow where Sinkhorn's last iterations gained little.
         """
-        if self._gamma is not None:
+        self._K = -gamma[..., None, None] * self._M
+        self._damping = torch.full_like(gamma, 1e-3)
+        if self._gamma is None:
+            self._scale(-self._K.amax(-1), torch.zeros_like(self._c), tol)
+            budget -= SCALINGS
+        else:
             ratio = (gamma / self._gamma).unsqueeze(-1)  # f / gamma changes little
             self._f, self._g = ratio * self._f, ratio * self._g
+            self.error = torch.full_like(gamma, torch.inf)
         self._gamma = gamma
-        self._K = -gamma[..., None, None] * self._M
-        self.error = torch.full_like(gamma, torch.inf)
-        self._damping = torch.full_like(gamma, 1e-3)
         while budget > 0 and not self.within(tol):
             before = self.error
-            self._sinkhorn(tol)
+            f = self._log_r - torch.logsumexp(self._K + self._g.unsqueeze(-2), -1)
+            g = self._log_c - torch.logsumexp(self._K + f.unsqueeze(-1), -2)
+            self._scale(f, g, tol)
             budget -= 1 + SCALINGS
             slow = newton and least(torch.clamp(SLOW * before, min=tol) - self.error) < 0
             while slow and budget > 0 and not self.within(tol) and self._newton():
@@ -193,12 +197,9 @@ class _Dual:
         columns = ((plan.sum(-2) - self._c).abs() / self._c).amax(-1)
         return plan, torch.maximum(rows, columns).nan_to_num(torch.inf)
 
-    def _sinkhorn(self, tol: float) -> None:
-        """One iteration in the log domain, then SCALINGS cheap ones on the plan, where these do not overflow."""
-        f = self._log_r - torch.logsumexp(self._K + self._g.unsqueeze(-2), -1)
-        rows = self._K + f.unsqueeze(-1)
-        g = self._log_c - torch.logsumexp(rows, -2)
-        plan = torch.exp(rows + g.unsqueeze(-2))
+    def _scale(self, f: torch.Tensor, g: torch.Tensor, tol: float) -> None:
+        """SCALINGS iterations on the plan of these potentials, taken where they do not overflow."""
+        plan = torch.exp(self._K + f.unsqueeze(-1) + g.unsqueeze(-2))
         r, c, transposed = self._r.unsqueeze(-1), self._c.unsqueeze(-1), plan.mT
         v = torch.ones_like(c)
         for _ in range(SCALINGS):
