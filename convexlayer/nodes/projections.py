@@ -131,7 +131,7 @@ class _AtNumber(ClosedForm):
 
     def __init__(self, form: _Projection, radius: float) -> None:
         if not 0.0 < radius < math.inf:
-            raise ProblemError(f"radius: expected a positive one, got {radius:.3g}")
+            raise ProblemError(f"radius: expected a positive, finite one, got {radius:.3g}")
         self._form, self._radius = form, radius
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:

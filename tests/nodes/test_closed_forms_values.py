@@ -313,10 +313,19 @@ def test_the_centre_of_the_sphere_is_refused() -> None:
         project_l2_sphere(double([1.0, 0.0], [0.0, 0.0]))
 
 
-@pytest.mark.parametrize("radius", [0.0, -1.0])
-def test_a_radius_is_positive(radius: float) -> None:
+@pytest.mark.parametrize("radius", [0.0, -1.0, math.inf, math.nan])
+def test_a_radius_is_positive_and_finite(radius: float) -> None:
     with pytest.raises(ProblemError, match="radius"):
         project_simplex(normal(3), radius)
+    with pytest.raises(ProblemError, match="radius"):
+        project_simplex(normal(2, 3), double(1.0, radius))
+
+
+def test_a_radius_as_a_number_is_one_as_a_tensor() -> None:
+    x = normal(4, 5)
+    balls = (project_l1_ball, project_l2_ball, project_linf_ball)
+    for project in (project_simplex, *balls, project_l1_sphere, project_l2_sphere, project_linf_sphere):
+        torch.testing.assert_close(project(x, 1.3), project(x, double(1.3)[0]), rtol=0, atol=1e-15)
 
 
 def test_a_radius_beside_which_the_entries_are_large_keeps_its_size() -> None:
