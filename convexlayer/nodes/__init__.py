@@ -5,6 +5,7 @@ from convexlayer.nodes.argmin import ArgmaxNode, ArgminNode, StationaryNode
 from convexlayer.nodes.batch import Batch
 from convexlayer.nodes.bilevel import BilevelResult, History, Stop, Stopped, solve_bilevel
 from convexlayer.nodes.bregman import AbstractBregman, BoxEntropy, Euclidean, OrthantEntropy, SimplexEntropy
+from convexlayer.nodes.curvature import Kind
 from convexlayer.nodes.eigen import eigen_decomposition
 from convexlayer.nodes.equality import EqualityNode
 from convexlayer.nodes.fixed_point import FixedPointNode
@@ -13,9 +14,9 @@ from convexlayer.nodes.implicit import Equation, solve_implicitly
 from convexlayer.nodes.inequality import InequalityNode
 from convexlayer.nodes.interior_point import InteriorPoint
 from convexlayer.nodes.iteration import AbstractDerivative, ForwardMode, Implicit, Unrolled
-from convexlayer.nodes.iterative import ConjugateGradients, MinimalResidual
+from convexlayer.nodes.iterative import GMRES, ConjugateGradients, MinimalResidual
 from convexlayer.nodes.least_squares import least_squares, weighted_least_squares
-from convexlayer.nodes.linear import AbstractLinearSolver, Dense, LinearSolve, Operator
+from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, Dense, LinearSolve, Operator
 from convexlayer.nodes.linear_equality import LinearEqualityNode, LinearForm
 from convexlayer.nodes.node import AbstractNode, NodeOptions
 from convexlayer.nodes.nonlinear import NonlinearProgram, Point
@@ -42,6 +43,7 @@ from convexlayer.nodes.transport import optimal_transport
 from convexlayer.nodes.upper import AbstractRegulariser, Box, L1Norm
 
 __all__ = [
+    "GMRES",
     "AbstractBregman",
     "AbstractDerivative",
     "AbstractForwardSolver",
@@ -50,6 +52,7 @@ __all__ = [
     "AbstractOptimizer",
     "AbstractPenalty",
     "AbstractRegulariser",
+    "AbstractResidual",
     "ArgmaxNode",
     "ArgminNode",
     "Batch",
@@ -75,6 +78,7 @@ __all__ = [
     "InequalityNode",
     "InteriorPoint",
     "Iterate",
+    "Kind",
     "L1Norm",
     "LinearEqualityNode",
     "LinearForm",

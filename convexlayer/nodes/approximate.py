@@ -8,7 +8,7 @@ from typing import final
 import torch
 
 from convexlayer.errors import ProblemError
-from convexlayer.nodes.linear import AbstractLinearSolver, LinearSolve, Operator, relative_residual
+from convexlayer.nodes.linear import AbstractLinearSolver, Dense, LinearSolve, Operator, relative_residual
 
 __all__ = ["Diagonal", "Neumann"]
 
@@ -37,6 +37,10 @@ class Neumann(AbstractLinearSolver):
         if self.terms < 1:
             raise ProblemError(f"a Neumann series has at least one term, got {self.terms}")
 
+    def accurate(self) -> AbstractLinearSolver:
+        """K itself."""
+        return Dense()
+
     def init(self, operator: Operator, *, symmetric: bool) -> Operator:
         """Nothing to prepare."""
         return operator
@@ -54,6 +58,10 @@ class Neumann(AbstractLinearSolver):
 @final
 class Diagonal(AbstractLinearSolver):
     """K^-1 by the inverse of K's diagonal, which takes n products with K but no n x n matrix."""
+
+    def accurate(self) -> AbstractLinearSolver:
+        """K itself."""
+        return Dense()
 
     def init(self, operator: Operator, *, symmetric: bool) -> tuple[Operator, torch.Tensor]:
         """Read the diagonal off, column by column."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import ClassVar, final
+
+import torch
 
 from convexlayer.nodes.batch import Shape
 from convexlayer.nodes.forward import AbstractForwardSolver
@@ -53,6 +55,9 @@ class _AbstractUnconstrainedNode(AbstractNode):
 class ArgminNode(_AbstractUnconstrainedNode):
     """y(theta), a local minimum of f(y, theta).
 
+    Points where the Hessian has a negative eigenvalue are left along it. Where it is singular, f is followed along its
+    null vector: what does not fall there counts as a minimum, of the kind ``degenerate``.
+
     Args:
         f: objective of one element, f(y, *parameters) -> a scalar.
         variable: shape of y; () for a scalar.
@@ -76,7 +81,7 @@ class ArgmaxNode(_AbstractUnconstrainedNode):
 
     @staticmethod
     def _minimised(f: Function) -> Function:
-        return lambda y, *theta: -f(y, *theta)
+        return _Negative(f)
 
     @staticmethod
     def _own_solver() -> AbstractForwardSolver:
@@ -88,8 +93,10 @@ class StationaryNode(_AbstractUnconstrainedNode):
     """y(theta), any stationary point of f(y, theta): minimum, maximum, saddle or inflection.
 
     Several starts give several points, and ``options.choose`` says which is meant. The arguments are those of
-    ``ArgminNode``; the default solver is Newton's method on f_Y = 0.
+    ``ArgminNode``; the default solver is Newton's method on f_Y = 0. ``report.kind`` says what kind of point each is.
     """
+
+    minimises: ClassVar[bool] = False
 
     @staticmethod
     def _minimised(f: Function) -> Function:
@@ -98,3 +105,14 @@ class StationaryNode(_AbstractUnconstrainedNode):
     @staticmethod
     def _own_solver() -> AbstractForwardSolver:
         return Stationary()
+
+
+@final
+class _Negative:
+    """-f."""
+
+    def __init__(self, f: Function) -> None:
+        self.function = f
+
+    def __call__(self, y: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        return -self.function(y, *theta)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import final
 
 import torch
 
 from convexlayer.errors import ProblemError, ShapeError
 
-__all__ = ["Batch", "Dims", "Shape", "Tensors", "fold"]
+__all__ = ["Batch", "Dims", "Shape", "Tensors", "first_iterates", "fold"]
 
 Shape = tuple[int, ...]
 """A shape; -1 stands for any size."""
@@ -50,12 +52,18 @@ class Batch:
         """
         if len(tensors) != len(shapes):
             raise ShapeError(f"expected {len(shapes)} parameters, got {len(tensors)}")
+        tensors = [_out_of_autocast(tensor) for tensor in tensors]
         dims: list[int | None] = []
         size: int | None = None
         for number, (shape, tensor) in enumerate(zip(shapes, tensors, strict=True)):
             if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
                 kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
                 raise ProblemError(f"parameter {number}: expected a floating-point torch tensor, got {kind}")
+            if tensor.dtype in (torch.float16, torch.bfloat16):
+                raise ProblemError(
+                    f"parameter {number} is {tensor.dtype}, in which no linear system can be solved: convert it, as by "
+                    ".float()"
+                )
             if tensor.dtype != tensors[0].dtype or tensor.device != tensors[0].device:
                 raise ProblemError(
                     f"parameter {number} is {tensor.dtype} on {tensor.device}, parameter 0 {tensors[0].dtype} on "
@@ -79,9 +87,42 @@ class Batch:
             dims.append(0 if batched else None)
         return Batch(tuple(tensors), tuple(dims), 1 if size is None else size, size is None)
 
+    def first(self, tensors: Tensors) -> Tensors:
+        """The parameters, or tensors with their axes, of the first element."""
+        return tuple(t[0] if dim == 0 else t for t, dim in zip(tensors, self.dims, strict=True))
+
     def unbatched(self, output: torch.Tensor) -> torch.Tensor:
         """An output (size, ...) as the caller expects it: without the batch axis where no parameter had one."""
         return output.squeeze(0) if self.single else output
+
+
+def first_iterates(given: torch.Tensor | None, variable: Shape, batch: Batch) -> torch.Tensor | None:
+    """A warm start as (batch, n), of one iterate for all elements or one each; None where it is for another batch.
+
+    Raises:
+        ShapeError: it is not of the variable's shape.
+    """
+    if given is None:
+        return None
+    own = given.ndim - len(variable)
+    if own not in (0, 1) or tuple(given.shape[own:]) != variable:
+        raise ShapeError(f"warm_start: expected {variable} or {(batch.size, *variable)}, got {tuple(given.shape)}")
+    if own and given.shape[0] != batch.size:
+        warnings.warn(
+            f"the warm start is one of {given.shape[0]} elements, the batch has {batch.size}: starting without it",
+            UserWarning,
+            stacklevel=4,
+        )
+        return None
+    like = batch.tensors[0] if batch.tensors else given
+    wide = given.detach().to(like.device, like.dtype).expand(batch.size, *variable)
+    return wide.reshape(batch.size, prod(variable))
+
+
+def _out_of_autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """Under autocast linear algebra is done in float32."""
+    half = isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.float() if half and torch.is_autocast_enabled(tensor.device.type) else tensor
 
 
 def _shown(shape: Shape) -> str:

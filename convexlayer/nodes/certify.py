@@ -1,47 +1,147 @@
-"""How far a point is from solving R(z, theta) = 0, and a few steps of Newton's method towards it."""
+"""How far a point is from solving R(z, theta) = 0, in units that change with those of the problem.
+
+The measure is the Newton step: |z - z*| is |K^-1 R| near a regular solution, and each component of it is compared with
+that component of z. Neither scaling R nor scaling a variable changes it, and no component hides behind a larger one.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 
 from convexlayer.nodes.linear import AbstractLinearSolver, Operator
 
-__all__ = ["distance", "polished", "solved"]
+__all__ = ["Iterates", "certified", "irregular_signs"]
+
+ROUNDING = 16.0
+"""Multiples of eps that an evaluation of R is taken to lose."""
 
 
-def distance(operator: Operator) -> tuple[torch.Tensor, torch.Tensor]:
-    """An estimate of |z - z*| / (1 + |z|), and |R| in the maximum norm, each (batch,).
+@final
+@dataclass(frozen=True)
+class Iterates:
+    """Points with what is known of them.
 
-    The estimate is |R| / |K w| with w of size 1 + |z|: it does not change with the units of R.
+    Attributes:
+        operator: K at the points.
+        factor: what the linear solver has prepared for it.
+        distance: the largest |K^-1 R|_j / |z_j| beyond rounding, (batch,): an estimate of the relative error of z.
+            Infinite where the Newton step does not solve its system.
+        flat: where K has vanished on the way from the start, (batch,): the error is relative to that way.
     """
-    z = operator.z
-    size = operator.value().abs().amax(-1)
-    sign = torch.where(torch.arange(z.shape[-1], device=z.device) % 2 == 0, 1.0, -1.0).to(z)
-    scale = operator.transposed_product(sign * (1.0 + z.abs())).abs().amax(-1)
-    tiny = torch.finfo(z.dtype).tiny
-    return torch.where(size > 0, size / scale.clamp(min=tiny), size), size
+
+    operator: Operator
+    factor: Any
+    distance: torch.Tensor
+    flat: torch.Tensor
 
 
-def solved(estimate: torch.Tensor, size: torch.Tensor, tol: float) -> torch.Tensor:
-    """Whether a point counts as a solution: within tol, or |R| at the level of rounding. NaN does not."""
-    return (estimate <= tol) | (size <= 10.0 * torch.finfo(size.dtype).eps ** (2 / 3))
+def certified(
+    operator: Operator, linear: AbstractLinearSolver, *, start: torch.Tensor, steps: int, tol: float
+) -> Iterates:
+    """The points after at most so many steps of Newton's method, each taken where it brings a solution nearer.
 
-
-def polished(
-    operator: Operator, linear: AbstractLinearSolver, *, symmetric: bool, steps: int
-) -> tuple[Operator, torch.Tensor, torch.Tensor]:
-    """After some steps of Newton's method, with its distance; a step that is not small or not good is not taken."""
-    estimate, size = distance(operator)
+    Args:
+        operator: K at the points.
+        linear: solves the systems with K.
+        start: where the search for the first unknowns began, (batch, k), k <= n.
+        steps: Newton steps at most.
+        tol: distance of a solution, from which on rounding is looked at more closely.
+    """
+    best, move = _judged(operator, linear, start, tol)
+    eps = torch.finfo(operator.z.dtype).eps
     for _ in range(steps):
-        if not (estimate > 10.0 * torch.finfo(size.dtype).eps).any():
+        most = float(best.distance.amax())  # NaN where there is one
+        if most <= 10.0 * eps:
             break
-        answer = linear.solve(linear.init(operator, symmetric=symmetric), -operator.value(), transposed=False)
-        trial = operator.at(operator.z + answer.solution)
-        new_estimate, new = distance(trial)
-        near = answer.solution.abs().amax(-1) <= 0.1 * (1.0 + operator.z.abs().amax(-1))
-        good = near & (new < size)  # false for NaN
-        if not good.any():
+        if most <= 1e3 * eps:
+            # So near that K is the same at both ends of the step.
+            return replace(best, operator=best.operator.at(best.operator.z + move))
+        trial, next_move = _judged(operator.at(best.operator.z + move), linear, start, tol)
+        good = trial.distance < best.distance  # false for NaN
+        if not bool(good.any()):
             break
-        estimate, size = torch.where(good, new_estimate, estimate), torch.where(good, new, size)
-        operator = operator.at(torch.where(good.unsqueeze(-1), trial.z, operator.z))
-    return operator, estimate, size
+        if bool(good.all()):
+            best, move = trial, next_move
+            continue
+        keep = good.unsqueeze(-1)
+        best, move = _judged(operator.at(torch.where(keep, trial.operator.z, best.operator.z)), linear, start, tol)
+        # An element whose step was not good would try it again in vain.
+        move = torch.where(keep, move, 0.0)
+    return best
+
+
+def _judged(
+    operator: Operator, linear: AbstractLinearSolver, start: torch.Tensor, tol: float
+) -> tuple[Iterates, torch.Tensor]:
+    """The points, and their Newton steps -K^-1 R."""
+    factor = linear.init(operator, symmetric=operator.residual.symmetric)
+    z, value = operator.z, operator.value()
+    move = linear.solve(factor, -value, transposed=False).solution
+    # Rows of the Newton system that its least-squares solution leaves open: K is singular, and R not in its range.
+    left = (operator.product(move) + value).abs()
+    open_rows = left > 0.5 * value.abs()
+    distance = _largest(torch.where(open_rows.any(-1, keepdim=True), torch.inf, _relative(move, z)))
+    if bool((distance <= tol).all()):
+        return Iterates(operator, factor, distance, torch.zeros_like(distance, dtype=torch.bool)), move
+    sign = irregular_signs(z)
+    noise = operator.product(z * sign).abs()
+    noise = (
+        noise
+        + operator.parameter_product(
+            tuple(t * irregular_signs(t.reshape(-1)).reshape(t.shape) for t in operator.theta)
+        ).abs()
+    )
+    noise = ROUNDING * torch.finfo(z.dtype).eps * noise
+    blurred = linear.solve(factor, noise * sign, transposed=False).solution.abs()
+    beyond = (move.abs() - 4.0 * blurred).clamp(min=0.0)
+    ratio = _relative(beyond, z)
+    k = start.shape[-1]
+    along = _relative(z[:, :k].abs() + move[:, :k].abs(), z[:, :k] - start)
+    flat = _flat(operator, start, value) & (along < ratio[:, :k])
+    ratio[:, :k] = torch.where(flat, along, ratio[:, :k])
+    n = z.shape[-1] - operator.residual.multipliers
+    # Constraints must hold in the lengths of y: huge multipliers, of constraints without a common point, blur the rest.
+    own = torch.zeros_like(z)
+    own[:, :n] = z[:, :n] * sign[:, :n]
+    violated = value.abs() > tol * operator.product(own).abs() + noise
+    violated[:, :n] = False
+    lost = ((open_rows & (value.abs() > noise)) | violated | ~torch.isfinite(blurred)).any(-1, keepdim=True)
+    refined = _largest(torch.where(lost, torch.inf, ratio))
+    close = distance <= tol
+    return Iterates(operator, factor, torch.where(close, distance, refined), flat.any(-1) & ~close), move
+
+
+def _flat(operator: Operator, start: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Where a row of K has shrunk to nothing on the way from the start, and R with it, (batch, k).
+
+    Newton's method goes to such a point, as that of y^4 at 0, by a constant fraction of the way only; if the point is 0
+    there is no other length to compare with than the way itself.
+    """
+    eps, k = torch.finfo(value.dtype).eps, start.shape[-1]
+    z = operator.z
+    first = operator.at(torch.cat([start, z[:, k:]], -1))
+    way = torch.zeros_like(z)
+    way[:, :k] = (z[:, :k] - start) * irregular_signs(start)
+    here, there = operator.product(way).abs(), first.product(way).abs()
+    shrunk = (here <= eps**0.5 * there) & (value.abs() <= eps ** (2 / 3) * first.value().abs())
+    return shrunk[:, :k]
+
+
+def _relative(step: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """|step| / |z|, 0 where the step is."""
+    size = step.abs()
+    return torch.where(size == 0, 0.0, size / z.abs())
+
+
+def _largest(ratio: torch.Tensor) -> torch.Tensor:
+    """The largest entry; NaN where there is one."""
+    return ratio.amax(-1) if ratio.shape[-1] else ratio.sum(-1)
+
+
+def irregular_signs(like: torch.Tensor) -> torch.Tensor:
+    """An irregular pattern of +1 and -1 along the last axis: sums with it do not cancel as plain ones may."""
+    index = torch.arange(like.shape[-1], device=like.device)
+    return torch.where(torch.cos(2.0 + index.double() ** 2) >= 0, 1.0, -1.0).to(like).expand_as(like)

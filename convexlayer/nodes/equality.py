@@ -25,7 +25,7 @@ from convexlayer.nodes.linear import Operator
 from convexlayer.nodes.node import AbstractNode, NodeOptions, shaped
 from convexlayer.nodes.nonlinear import Function, NonlinearProgram
 
-__all__ = ["EqualityNode", "why_singular"]
+__all__ = ["EqualityNode", "rank_of", "why_singular"]
 
 
 @final
@@ -66,12 +66,18 @@ def why_singular(program: NonlinearProgram, n: int, operator: Operator, element:
     rows = torch.func.jacrev(program.h)(y, *theta)
     p = len(rows)
     if len(z) > n + p:
-        active = program.g(y, *theta) + z[n + p :] > -(torch.finfo(z.dtype).eps ** 0.5)
+        active = z[n + p :] > 0
         rows = torch.cat([rows, torch.func.jacrev(program.g)(y, *theta)[active]])
-    rank = int(torch.linalg.matrix_rank(rows)) if rows.numel() and torch.isfinite(rows).all() else 0
+    rank = rank_of(rows * torch.where(y != 0, y.abs(), 1.0)) if rows.numel() and bool(torch.isfinite(rows).all()) else 0
     if rank < len(rows):
         return (
             f"the gradients of the {len(rows)} active constraints are dependent (rank {rank}): the multipliers are not "
             "unique, and a small change may leave no common solution. Drop the redundant ones"
         )
     return "the Hessian of the Lagrangian is singular on the tangent space of the active constraints"
+
+
+def rank_of(rows: torch.Tensor) -> int:
+    """The numerical rank of a matrix whose rows may be in any units."""
+    size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return int(torch.linalg.matrix_rank(rows / torch.where(size > 0, size, 1.0)))

@@ -8,13 +8,13 @@ Brox and Pock (2016).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import final
 
 import torch
 
 from convexlayer.errors import FailedElementsError, ShapeError
-from convexlayer.nodes.batch import Batch, Shape
+from convexlayer.nodes.batch import Batch, Shape, first_iterates
+from convexlayer.nodes.calculus import translated
 from convexlayer.nodes.iteration import AbstractDerivative, Implicit, Step
 from convexlayer.nodes.report import NodeReport, OnDegenerate, OnFailure
 
@@ -63,7 +63,7 @@ class FixedPointNode(torch.nn.Module):
         self._on_failure, self._on_degenerate = OnFailure(on_failure), OnDegenerate(on_degenerate)
         if start is not None and tuple(start.shape) != tuple(variable):
             raise ShapeError(f"start: expected the shape of the variable, {tuple(variable)}, got {tuple(start.shape)}")
-        self._step, self._variable, self.shapes = step, tuple(variable), [tuple(shape) for shape in parameters]
+        self.step, self._variable, self.shapes = step, tuple(variable), [tuple(shape) for shape in parameters]
         self._derivative = Implicit() if derivative is None else derivative
         self.register_buffer("_start", torch.zeros(self._variable) if start is None else start.detach().clone())
         self._start: torch.Tensor
@@ -73,10 +73,12 @@ class FixedPointNode(torch.nn.Module):
         """Whether the output does not depend on where the iteration starts, so that a warm start only saves steps."""
         return self._derivative.forgets_start
 
+    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def forward(self, *theta: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
         """The fixed point; see ``solve``."""
         return self.solve(*theta, warm_start=warm_start)[0]
 
+    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def solve(self, *theta: torch.Tensor, warm_start: torch.Tensor | None = None) -> tuple[torch.Tensor, NodeReport]:
         """Iterate.
 
@@ -93,14 +95,21 @@ class FixedPointNode(torch.nn.Module):
             FailedElementsError: elements that did not converge, under ``on_failure="raise"``.
         """
         batch = Batch.of(self.shapes, theta)
-        first = self._first(batch, warm_start)
-        flat = _Flat(self._step, self._variable)
-        x, report = self._derivative.run(flat, batch, first, self._on_degenerate)
-        failed = report.failed
-        if failed and self._on_failure.choice != "keep":
-            x = self._derivative.masked(flat, batch, x)
+        cold = self._start.to(batch.tensors[0]) if batch.tensors else self._start
+        first = first_iterates(warm_start, self._variable, batch)
+        if first is None:
+            first = cold.expand(batch.size, *self._variable).reshape(batch.size, -1)
+        try:
+            x, solved, report = self._derivative.run(
+                _Flat(self.step, self._variable), batch, first, self._on_degenerate
+            )
+        except RuntimeError as error:
+            raise translated(error) or error from error
+        if not report.all_solved and self._on_failure.choice != "keep":
+            x = torch.where(solved.unsqueeze(-1), x, torch.nan)
         output = batch.unbatched(x.reshape(x.shape[0], *self._variable))
-        if failed and self._on_failure.choice == "raise":
+        if not report.all_solved and self._on_failure.choice == "raise":
+            failed = report.failed
             named = ", ".join(f"{i} ({report.status[i]})" for i in failed[:8])
             raise FailedElementsError(
                 f"{len(failed)} of {len(report.status)} elements did not converge: {named}; residuals up to "
@@ -111,17 +120,6 @@ class FixedPointNode(torch.nn.Module):
                 report=report,
             )
         return output, report
-
-    def _first(self, batch: Batch, warm_start: torch.Tensor | None) -> torch.Tensor:
-        given = self._start if warm_start is None else warm_start.detach()
-        if tuple(given.shape) not in {self._variable, (batch.size, *self._variable)}:
-            raise ShapeError(
-                f"warm_start: expected {self._variable}, or that behind a batch axis of {batch.size}, got "
-                f"{tuple(given.shape)}"
-            )
-        like = batch.tensors[0] if batch.tensors else given
-        wide = given.to(like.device, like.dtype).reshape(-1, prod(self._variable))
-        return wide.expand(batch.size, -1)
 
 
 @final

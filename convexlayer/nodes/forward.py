@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -19,14 +19,29 @@ __all__ = ["AbstractForwardSolver", "Given", "GivenBatch", "Iterate", "element",
 @final
 @dataclass(frozen=True)
 class Iterate:
-    """Where a solver ended: the point, and its iterations (batch,)."""
+    """Where a solver ended.
+
+    Attributes:
+        point: the point.
+        iterations: its iterations, (batch,).
+        known: the value of (L_Y, h) there, (batch, n + p), and its derivative [L_YY h_Y'; h_Y 0], where there are no
+            inequalities and the solver has computed them.
+    """
 
     point: Point
     iterations: torch.Tensor
+    known: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class AbstractForwardSolver(ABC):
-    """Solves a batch of lower problems; whether it did is found out afterwards, from the optimality conditions."""
+    """Solves a batch of lower problems; whether it did is found out afterwards, from the optimality conditions.
+
+    Attributes:
+        restarts: whether it goes on from the start that it is given, so that asking again from where it ended, or from
+            beside a saddle point, makes sense.
+    """
+
+    restarts: ClassVar[bool] = False
 
     @abstractmethod
     def solve(

@@ -7,66 +7,144 @@ z(theta) with R(z(theta), theta) = 0 and K = dR/dz regular has
 Only products with R_theta are taken: neither dz/dtheta nor, for R = f_Y, the matrix f_XY is ever formed. The linear
 system K'u - v = 0 is itself an equation for u in (v, z, theta), differentiated by the same rule, so that the derivative
 can be differentiated again, as often as R allows.
+
+Tensors that R uses and that are no parameters, as the weights of a module, get their gradients by the same formula,
+with R differentiated in them where they stand.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import torch
 
+from convexlayer.errors import ProblemError
 from convexlayer.nodes.batch import Batch, Dims, Tensors, fold
-from convexlayer.nodes.calculus import product, refuse_nested_forward_mode, transposed_product, vjp
-from convexlayer.nodes.linear import AbstractLinearSolver, LinearSolve, Operator, Residual
+from convexlayer.nodes.calculus import (
+    inside_transform,
+    product,
+    refuse_nested_forward_mode,
+    translated,
+    transposed_product,
+    vjp,
+)
+from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, LinearSolve, Operator
+from convexlayer.nodes.tangents import once
 
-__all__ = ["Equation", "solve_implicitly"]
+__all__ = ["Equation", "Found", "captured_by", "solve_implicitly"]
 
-ForwardSolver = Callable[[torch.Tensor | None, Dims, Tensors], torch.Tensor]
-"""(start (batch, n) or None, dims, theta) -> z (batch, n). Runs without grad, on whole tensors, also under vmap."""
+Found = tuple[torch.Tensor, torch.Tensor]
+"""z (batch, n), and which elements are solved (batch,)."""
+
+ForwardSolver = Callable[[torch.Tensor | None, Dims, Tensors], Found]
+"""(start (batch, n) or None, dims, theta) -> z and what is solved. Runs without grad, on plain tensors."""
 
 Judge = Callable[[Operator, LinearSolve], None]
 """Told of every linear solve of a derivative; it may record, warn or raise."""
 
+TWICE = (
+    "a function of the node captures a tensor with requires_grad, which gives first derivatives only: for second ones "
+    "pass the tensor as a parameter of the node"
+)
 
-def solve_implicitly(equation: Equation, batch: Batch, start: torch.Tensor | None = None) -> torch.Tensor:
+
+def solve_implicitly(equation: Equation, batch: Batch, start: torch.Tensor | None, captured: Tensors) -> Found:
     """z (batch, n) with R(z, theta) = 0, differentiable in the parameters by the implicit function theorem.
 
     Works under torch.autograd (twice and more), torch.func (vmap, vjp, jvp, jacrev, jacfwd, hessian) and gradcheck;
-    forward mode over forward mode is refused.
+    forward mode over forward mode is refused. In captured tensors it is differentiable once, by reverse mode.
 
     Args:
         equation: R, how it is solved, and how its linear systems are solved.
         batch: the parameters.
         start: where the forward solver may start, (batch, n); it is not differentiated.
+        captured: leaves with requires_grad that R uses, as ``captured_by`` finds them.
+
+    Returns:
+        z, and which elements are solved, (batch,).
     """
     dims = batch.dims if batch.tensors else ()
-    return _apply(equation, dims, start, *batch.tensors)
+    return _apply(equation, dims, start, *batch.tensors, *captured)
 
 
-def _apply(equation: _AbstractEquation, dims: Dims, start: torch.Tensor | None, *theta: torch.Tensor) -> torch.Tensor:
+def captured_by(functions: Iterable[Callable[[], Any]]) -> Tensors:
+    """The leaves with requires_grad that functions use although nothing that they are given requires grad.
+
+    Args:
+        functions: each evaluates one function at detached arguments.
+
+    Raises:
+        ProblemError: a function uses a tensor of a transform of torch.func or of forward mode.
+    """
+    leaves: dict[int, torch.Tensor] = {}
+    with torch.enable_grad():
+        for function in functions:
+            try:
+                value = function()
+            except RuntimeError as error:
+                raise translated(error) or error from error
+            if not isinstance(value, torch.Tensor):
+                continue
+            for leaf in _leaves(value):
+                if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+                    raise ProblemError(
+                        "a function of the node captures a tensor that torch.func transforms: pass it as a parameter"
+                    )
+                leaves[id(leaf)] = leaf
+            if torch.autograd.forward_ad.unpack_dual(value).tangent is not None and not inside_transform():
+                raise ProblemError(
+                    "a function of the node captures a tensor with a forward-mode tangent: pass it as a parameter"
+                )
+    return tuple(leaves.values())
+
+
+def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
+    """The leaves that a tensor's graph leads to."""
+    found, seen, waiting = [], set(), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, torch.Tensor):
+            found.append(leaf)
+        waiting.extend(following for following, _ in node.next_functions)
+    return found
+
+
+def _apply(equation: _AbstractEquation, dims: Dims, start: torch.Tensor | None, *tensors: torch.Tensor) -> Found:
     """``_Implicit.apply``, which torch leaves untyped."""
-    solution: torch.Tensor = _Implicit.apply(equation, dims, start, *theta)  # type: ignore[no-untyped-call]
-    return solution
+    found: Found = _Implicit.apply(equation, dims, start, *tensors)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _AbstractEquation(ABC):
-    """An equation R(z, theta) = 0 for z, one element at a time."""
+    """An equation R(z, theta) = 0 for z, one element at a time.
+
+    Attributes:
+        residual: R.
+    """
+
+    residual: AbstractResidual
 
     @abstractmethod
-    def residual(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
-        """R (n,) of one element."""
-
-    @abstractmethod
-    def solve(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> torch.Tensor:
-        """z (batch, n)."""
+    def solve(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> Found:
+        """z and what is solved."""
 
     @abstractmethod
     def linear_solution(
-        self, rhs: torch.Tensor, z: torch.Tensor, dims: Dims, theta: Tensors, *, transposed: bool
+        self, rhs: torch.Tensor, z: torch.Tensor, dims: Dims, theta: Tensors, captured: Tensors, *, transposed: bool
     ) -> torch.Tensor:
         """u with K u = rhs, or K'u = rhs, differentiable in all tensors."""
+
+    @abstractmethod
+    def apply_inverse(
+        self, rhs: torch.Tensor, z: torch.Tensor, dims: Dims, theta: Tensors, *, transposed: bool
+    ) -> torch.Tensor:
+        """The values of ``linear_solution``."""
 
 
 @final
@@ -76,52 +154,52 @@ class Equation(_AbstractEquation):
     One object serves one call of a node, and keeps the factor of K for every cotangent at the same point.
 
     Args:
-        residual: R of one element, (z (n,), *theta) -> (n,), a torch function that vmap can batch.
+        residual: R.
         solver: solves it for a whole batch.
         linear: solves the systems with K.
-        symmetric: whether K is, as the Hessian of a function is.
         judge: told of every linear solve.
     """
 
     def __init__(
-        self,
-        residual: Residual,
-        solver: ForwardSolver,
-        linear: AbstractLinearSolver,
-        *,
-        symmetric: bool,
-        judge: Judge,
+        self, residual: AbstractResidual, solver: ForwardSolver, linear: AbstractLinearSolver, judge: Judge
     ) -> None:
-        self._residual, self._solver = residual, solver
-        self._linear, self._symmetric, self._judge = linear, symmetric, judge
+        self.residual, self._solver, self._linear, self._judge = residual, solver, linear, judge
         self._kept: tuple[Operator, Any] | None = None
 
-    def residual(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
-        """R (n,) of one element."""
-        return self._residual(z, *theta)
+    def solve(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> Found:
+        """z and what is solved."""
+        try:
+            return self._solver(start, dims, theta)
+        except RuntimeError as error:
+            raise translated(error) or error from error
 
-    def solve(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> torch.Tensor:
-        """z (batch, n)."""
-        return self._solver(start, dims, theta)
+    def keep(self, operator: Operator, factor: Any) -> None:
+        """Use this factor of K for derivatives at its point."""
+        self._kept = operator, factor
 
     def linear_solution(
-        self, rhs: torch.Tensor, z: torch.Tensor, dims: Dims, theta: Tensors, *, transposed: bool
+        self, rhs: torch.Tensor, z: torch.Tensor, dims: Dims, theta: Tensors, captured: Tensors, *, transposed: bool
     ) -> torch.Tensor:
         """u with K u = rhs, or K'u = rhs."""
-        system = _LinearEquation(self, transposed=transposed and not self._symmetric)
-        return _apply(system, (0, 0, *dims), None, rhs, z, *theta)
+        system = _LinearEquation(self, transposed=transposed and not self.residual.symmetric)
+        return _apply(system, (0, 0, *dims), None, rhs, z, *theta, *captured)[0]
 
     def apply_inverse(
         self, rhs: torch.Tensor, z: torch.Tensor, dims: Dims, theta: Tensors, *, transposed: bool
     ) -> torch.Tensor:
         """The values of ``linear_solution``, with the factor that is kept where the point is the same."""
-        point = (z, *theta)
-        if self._kept is None or not _same(point, (self._kept[0].z, *self._kept[0].theta)):
-            operator = Operator(self._residual, dims, z.detach(), tuple(t.detach() for t in theta))
-            self._kept = operator, self._linear.init(operator, symmetric=self._symmetric)
+        operator = self.operator(z, dims, theta)
+        assert self._kept is not None  # operator() has seen to it
         answer = self._linear.solve(self._kept[1], rhs, transposed=transposed)
-        self._judge(self._kept[0], answer)
+        self._judge(operator, answer)
         return answer.solution
+
+    def operator(self, z: torch.Tensor, dims: Dims, theta: Tensors) -> Operator:
+        """K at a point, that which is kept where it is the same."""
+        if self._kept is None or not _same((z, *theta), (self._kept[0].z, *self._kept[0].theta)):
+            operator = Operator(self.residual, dims, z.detach(), tuple(t.detach() for t in theta))
+            self._kept = operator, self._linear.init(operator, symmetric=self.residual.symmetric)
+        return self._kept[0]
 
 
 @final
@@ -130,69 +208,126 @@ class _LinearEquation(_AbstractEquation):
 
     def __init__(self, of: Equation, *, transposed: bool) -> None:
         self._of, self._transposed = of, transposed
+        self.residual = _LinearResidual(of.residual, transposed=transposed)
 
-    def residual(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
-        u, (rhs, point, *rest) = z, theta
-        times = transposed_product if self._transposed else product
-        return times(lambda at: self._of.residual(at, *rest), point, u) - rhs
-
-    def solve(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> torch.Tensor:
+    def solve(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> Found:
         rhs, point, *rest = theta
-        return self._of.apply_inverse(rhs, point, dims[2:], tuple(rest), transposed=self._transposed)
+        solution = self._of.apply_inverse(rhs, point, dims[2:], tuple(rest), transposed=self._transposed)
+        return solution, torch.isfinite(solution).all(-1)
 
     def linear_solution(
+        self, rhs: torch.Tensor, z: torch.Tensor, dims: Dims, theta: Tensors, captured: Tensors, *, transposed: bool
+    ) -> torch.Tensor:
+        across = transposed != self._transposed
+        return self._of.linear_solution(rhs, theta[1], dims[2:], theta[2:], captured, transposed=across)
+
+    def apply_inverse(
         self, rhs: torch.Tensor, z: torch.Tensor, dims: Dims, theta: Tensors, *, transposed: bool
     ) -> torch.Tensor:
-        return self._of.linear_solution(rhs, theta[1], dims[2:], theta[2:], transposed=transposed != self._transposed)
+        across = transposed != self._transposed
+        return self._of.apply_inverse(rhs, theta[1], dims[2:], theta[2:], transposed=across)
 
 
+@final
+class _LinearResidual(AbstractResidual):
+    """K' u - v or K u - v."""
+
+    def __init__(self, of: AbstractResidual, *, transposed: bool) -> None:
+        self._of, self._transposed = of, transposed
+
+    def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        u, (rhs, point, *rest) = z, theta
+        times = transposed_product if self._transposed else product
+        return times(lambda at: self._of(at, *rest), point, u) - rhs
+
+
+@final
 class _Implicit(torch.autograd.Function):
-    """(equation, dims, start, *theta) -> z (batch, n)."""
+    """(equation, dims, start, *theta, *captured) -> z (batch, n), solved (batch,)."""
 
     @staticmethod
-    def forward(equation: _AbstractEquation, dims: Dims, start: torch.Tensor | None, *theta: torch.Tensor) -> Any:
-        return equation.solve(start, dims, tuple(t.detach() for t in theta))  # without forward-mode tangents
+    def forward(equation: _AbstractEquation, dims: Dims, start: torch.Tensor | None, *tensors: torch.Tensor) -> Any:
+        theta = tuple(t.detach() for t in tensors[: len(dims)])  # without forward-mode tangents
+        with _no_autocast(theta):
+            return equation.solve(start, dims, theta)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.equation, ctx.dims, _, *theta = inputs
-        ctx.save_for_backward(output, *theta)
-        ctx.save_for_forward(output, *theta)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Found) -> None:
+        ctx.equation, ctx.dims, _, *tensors = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[0], *tensors)
+        ctx.save_for_forward(output[0], *tensors)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: torch.Tensor) -> Any:
-        z, *theta = ctx.saved_tensors
-        u = ctx.equation.linear_solution(cotangent, z, ctx.dims, tuple(theta), transposed=True)
-        gradients = iter(_pull(ctx, z, theta, ctx.needs_input_grad[3:])[1](-u))
-        return None, None, None, *(next(gradients) if want else None for want in ctx.needs_input_grad[3:])
+    def backward(ctx: Any, cotangent: torch.Tensor, _: torch.Tensor) -> Any:
+        z, *tensors = ctx.saved_tensors
+        count = len(ctx.dims)
+        theta, captured = tuple(tensors[:count]), tuple(tensors[count:])
+        wanted = tuple(ctx.needs_input_grad[3:])
+        with _no_autocast((z,)):
+            if inside_transform() or (torch.is_grad_enabled() and not captured):
+                u = ctx.equation.linear_solution(cotangent, z, ctx.dims, theta, captured, transposed=True)
+                of_theta: Tensors = _pull(ctx, z, theta, wanted[:count])[1](-u)
+                gradients: Sequence[torch.Tensor | None] = (*of_theta, *(None for want in wanted[count:] if want))
+            else:
+                gradients = _gradients(ctx, cotangent, z, theta, captured, wanted)
+        left = iter(gradients)
+        return None, None, None, *(next(left) if want else None for want in wanted)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> tuple[torch.Tensor, None]:
         refuse_nested_forward_mode()
-        z, *theta = ctx.saved_tensors
-        moved = [tangent for tangent in tangents[3:] if tangent is not None]
-        value, pull = _pull(ctx, z, theta, [tangent is not None for tangent in tangents[3:]])
+        z, *tensors = ctx.saved_tensors
+        count = len(ctx.dims)
+        theta, captured = tuple(tensors[:count]), tuple(tensors[count:])
+        given = tangents[3 : 3 + count]
+        moved = [tangent for tangent in given if tangent is not None]
+        value, pull = _pull(ctx, z, theta, [tangent is not None for tangent in given])
         _, pull_twice = torch.func.vjp(pull, torch.zeros_like(value))  # type: ignore[misc]
         (direction,) = pull_twice(tuple(moved))
-        solution: torch.Tensor = ctx.equation.linear_solution(-direction, z, ctx.dims, tuple(theta), transposed=False)
-        return solution
+        return ctx.equation.linear_solution(-direction, z, ctx.dims, theta, captured, transposed=False), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], equation: Any, dims: Dims, *rest: Any) -> tuple[Any, int]:
-        lanes = info.batch_size
-        start, *theta = rest
-        start_dim, *theta_dims = in_dims[2:]
+    def vmap(info: Any, in_dims: tuple[Any, ...], equation: Any, dims: Dims, *rest: Any) -> tuple[Found, Any]:
+        lanes, count = info.batch_size, len(dims)
+        start, *tensors = rest
+        start_dim, *tensor_dims = in_dims[2:]
+        theta, captured, theta_dims = tensors[:count], tensors[count:], tensor_dims[:count]
         if isinstance(equation, _LinearEquation) and theta_dims[0] is not None and set(theta_dims[1:]) == {None}:
             # Several right-hand sides at one point: one factor serves them all.
             sides = theta[0].movedim(theta_dims[0], 0)
-            return torch.stack([_apply(equation, dims, None, side, *theta[1:]) for side in sides]), 0
+            found = [_apply(equation, dims, None, side, *theta[1:], *captured) for side in sides]
+            return (torch.stack([z for z, _ in found]), torch.stack([solved for _, solved in found])), (0, 0)
         folded, new_dims, size = fold(lanes, theta_dims, dims, theta)
         if start is not None:
             (start,), _, _ = fold(lanes, [start_dim], (0,), [start])
-        solution = _apply(equation, new_dims, start, *folded)
-        if solution.shape[0] != lanes * size:
-            solution = solution.expand(lanes * size, *solution.shape[1:])
-        return solution.reshape(lanes, size, *solution.shape[1:]), 0
+        together = _apply(equation, new_dims, start, *folded, *captured)
+        wide = [
+            (part if len(part) == lanes * size else part.expand(lanes * size, *part.shape[1:])).reshape(
+                lanes, size, *part.shape[1:]
+            )
+            for part in together
+        ]
+        return (wide[0], wide[1]), (0, 0)
+
+
+def _gradients(
+    ctx: Any, cotangent: torch.Tensor, z: torch.Tensor, theta: Tensors, captured: Tensors, wanted: tuple[bool, ...]
+) -> Sequence[torch.Tensor]:
+    """The gradients of the wanted tensors, by autograd on plain tensors; not to be differentiated again."""
+    count = len(theta)
+    sources = (cotangent, z, *theta, *captured)
+    with torch.no_grad():
+        u = ctx.equation.apply_inverse(cotangent, z, ctx.dims, theta, transposed=True)
+    operator = (
+        ctx.equation.operator(z, ctx.dims, theta)
+        if isinstance(ctx.equation, Equation)
+        else Operator(ctx.equation.residual, ctx.dims, z.detach(), tuple(t.detach() for t in theta))
+    )
+    chosen = tuple(t for t, want in zip(captured, wanted[count:], strict=True) if want)
+    own, of_captured = operator.pull(-u, wanted[:count], chosen)
+    found = (*own, *of_captured)
+    return [once(each, sources, TWICE) for each in found] if torch.is_grad_enabled() else found
 
 
 def _pull(ctx: Any, z: torch.Tensor, theta: Sequence[torch.Tensor], wanted: Sequence[bool]) -> tuple[torch.Tensor, Any]:
@@ -204,6 +339,12 @@ def _pull(ctx: Any, z: torch.Tensor, theta: Sequence[torch.Tensor], wanted: Sequ
         return residual(z, *(next(fresh) if want else t for want, t in zip(wanted, theta, strict=True)))
 
     return vjp(of, *(t for want, t in zip(wanted, theta, strict=True) if want))
+
+
+def _no_autocast(tensors: Sequence[torch.Tensor]) -> torch.autocast:
+    """Linear algebra is done in the dtype that the parameters have."""
+    kind = tensors[0].device.type if tensors else "cpu"
+    return torch.autocast(kind, enabled=False)
 
 
 def _same(left: Tensors, right: Tensors) -> bool:

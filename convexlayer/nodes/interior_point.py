@@ -6,8 +6,12 @@ With slacks g + s = 0 and the barrier parameter mu, a step solves
     [ A                             0  ] [ dlam ]
 
 where delta is the smallest of a few shifts that make the reduced Hessian positive definite, so that dy descends on the
-merit function f - mu sum log s + nu (|h|_1 + |g + s|_1) also where f is not convex. Without inequalities it is Newton's
+merit function f - mu sum log s + nu'(|h|, |g + s|) also where f is not convex. Without inequalities it is Newton's
 method with a line search; elements that have converged leave the batch.
+
+All of it works in units of the problem's own: variables are scaled by the curvature of f at the start, f by the
+decrease that a Newton step promises there, and constraints by their gradients. Then 1 is a large step, a large slope
+and a large violation, whatever the units of the functions.
 
 Reference: Nocedal and Wright, Numerical Optimization, 2006, chapter 19.
 """
@@ -15,13 +19,14 @@ Reference: Nocedal and Wright, Numerical Optimization, 2006, chapter 19.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
 from convexlayer.nodes.batch import Dims, Tensors
 from convexlayer.nodes.forward import AbstractForwardSolver, Iterate, take
-from convexlayer.nodes.nonlinear import NonlinearProgram, Point, Quantities
+from convexlayer.nodes.nonlinear import Function, NonlinearProgram, Point, Quantities, Recorded, no_constraints
+from convexlayer.nodes.rays import towards_feasibility
 
 __all__ = ["InteriorPoint"]
 
@@ -38,10 +43,12 @@ class InteriorPoint(AbstractForwardSolver):
     """The node's own solver; finds a local minimum near the start.
 
     Attributes:
-        tol: largest entry of the optimality conditions at the end, relative to 1 + |f_Y|; None for eps^(2/3) of the
-            dtype, 4e-11 in float64.
+        tol: largest entry of the optimality conditions at the end, in the problem's own units (see the module) and
+            relative to 1 + |f_Y|; None for eps^(2/3) of the dtype, 4e-11 in float64.
         max_iter: iterations.
     """
+
+    restarts: ClassVar[bool] = True
 
     tol: float | None = None
     max_iter: int = 200
@@ -50,28 +57,183 @@ class InteriorPoint(AbstractForwardSolver):
         self, program: NonlinearProgram, start: torch.Tensor, dims: Dims, theta: Tensors, *, p: int, m: int, mu: float
     ) -> Iterate:
         """Solve; elements that do not converge keep their last iterate."""
-        tol = torch.finfo(start.dtype).eps ** (2 / 3) if self.tol is None else self.tol
-        state = _State.at(program, start, dims, theta, p, m, mu)
-        result = state
-        count = torch.zeros(len(start), dtype=torch.int64, device=start.device)
-        rows = torch.arange(len(start), device=start.device)  # the elements that are still at work
-        for _ in range(self.max_iter):
-            here = take(dims, theta, rows)
-            found = program.quantities(dims, state.point, here)
-            done = state.error(found, mu) <= tol * (1.0 + found.slope.abs().amax(-1))
+        if p:
+            start = towards_feasibility(program, start, dims, theta)
+        guess = program.multipliers(dims, start, theta, p=p, m=0)
+        guess = Point(start, guess.lam, start.new_zeros(len(start), m))
+        found = program.quantities(dims, guess, theta)
+        scales = _Scales.at(guess, found)
+        dims, theta = (0, 0, 0, 0, *dims), (*scales.tensors, *theta)
+        run = _Run(scales.scaled(program), dims, theta, mu / scales.f, self)
+        run.go(scales.inward(guess), scales.shrunk(found))
+        known = None if m or run.known is None else scales.grown(*run.known)
+        return Iterate(scales.outward(run.point), run.count, known)
+
+
+@final
+class _Run:
+    """One solve in scaled units.
+
+    Attributes:
+        count: iterations, (batch,).
+        known: the value of (L_Y, h) at the end and its derivative, where every element has come to one.
+    """
+
+    def __init__(
+        self, program: NonlinearProgram, dims: Dims, theta: Tensors, target: torch.Tensor, options: InteriorPoint
+    ) -> None:
+        self._program, self._dims, self._theta, self._target, self._options = program, dims, theta, target, options
+        self.count = torch.zeros(target.shape, dtype=torch.int64, device=target.device)
+        self.known: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def go(self, start: Point, found: Quantities) -> None:
+        """Iterate from the start, of which everything is known already."""
+        options, y = self._options, start.y
+        tol = torch.finfo(y.dtype).eps ** (2 / 3) if options.tol is None else options.tol
+        state = _State.at(start, found, self._target)
+        self._result = state
+        rows = torch.arange(len(y), device=y.device)  # the elements that are still at work
+        here = self._theta
+        recorded: Recorded | None = None
+        for number in range(options.max_iter):
+            if number:
+                recorded = self._program.recorded(self._dims, state.point.y, here) if recorded is None else recorded
+                found = recorded.quantities(state.point.lam, state.point.mu)
+            done = state.error(found, state.target) <= tol * (1.0 + found.slope.abs().amax(-1))
             done |= ~torch.isfinite(found.f) | state.stuck
-            if done.any():
-                result = result.put(rows, state)
+            if bool(done.any()):
+                self._end(rows, state, found)
                 keep = torch.nonzero(~done).squeeze(-1)
                 rows, state = rows[keep], state.rows(keep)
                 if not len(rows):
-                    break
-                here = take(dims, theta, rows)
+                    return
+                here = take(self._dims, self._theta, rows)
                 found = Quantities(**{name: value[keep] for name, value in vars(found).items()})
-            count[rows] += 1
+            self.count[rows] += 1
             state = state.lowered(found)
-            state = _step(program, state, found, dims, here)
-        return Iterate(result.put(rows, state).point, count)
+            state, recorded = _step(self._program, state, found, self._dims, here)
+        self._result, self.known = self._result.put(rows, state), None
+
+    def _end(self, rows: torch.Tensor, state: _State, found: Quantities) -> None:
+        """Write what is known of these elements, some of which have ended; the others are written again."""
+        value = torch.cat([_lagrangian_slope(state.point, found), found.h], -1)
+        matrix = found.hessian
+        if found.h.shape[-1]:
+            corner = matrix.new_zeros(len(matrix), found.h.shape[-1], found.h.shape[-1])
+            upper, lower = torch.cat([matrix, found.A.mT], -1), torch.cat([found.A, corner], -1)
+            matrix = torch.cat([upper, lower], -2)
+        if len(rows) == len(self.count):
+            self._result, self.known = state, (value, matrix)
+        else:
+            assert self.known is not None  # the first call was for all elements
+            self._result = self._result.put(rows, state)
+            self.known = (self.known[0].index_copy(0, rows, value), self.known[1].index_copy(0, rows, matrix))
+
+    @property
+    def point(self) -> Point:
+        """The end, with multipliers of inactive inequalities set to zero."""
+        point = self._result.point
+        # Of slack and multiplier of an inequality one is next to nothing, in these units.
+        away = (point.mu < self._result.s) & (self._target == 0).unsqueeze(-1)
+        return Point(point.y, point.lam, torch.where(away, 0.0, point.mu))
+
+
+@final
+@dataclass(frozen=True)
+class _Scales:
+    """The problem's own units, one an element.
+
+    Attributes:
+        y: lengths of the variables, (batch, n).
+        f: unit of the objective, (batch,).
+        h: units of the equalities, (batch, p).
+        g: units of the inequalities, (batch, m).
+    """
+
+    y: torch.Tensor
+    f: torch.Tensor
+    h: torch.Tensor
+    g: torch.Tensor
+
+    @staticmethod
+    def at(point: Point, found: Quantities) -> _Scales:
+        """Lengths D_j = sqrt(phi / w_j) for the curvatures w_j, and phi the largest decrease slope_j^2 / w_j.
+
+        All are rounded to powers of two, so that scaling costs no accuracy.
+        """
+        slope, y = found.slope.abs(), point.y.abs()
+        w = found.hessian.diagonal(dim1=-2, dim2=-1).abs() + torch.where(y > 0, slope / torch.where(y > 0, y, 1.0), 0.0)
+        w = torch.where(torch.isfinite(w), w, 0.0)
+        most = w.amax(-1, keepdim=True)
+        w = torch.where(w > 0, w, torch.where(most > 0, most, 1.0))
+        phi = (slope.square() / w).amax(-1)
+        phi = torch.where(phi > 0, phi, (y.square() * w).amax(-1))
+        phi = _power_of_two(torch.where((phi > 0) & torch.isfinite(phi), phi, 1.0))
+        lengths = _power_of_two((phi.unsqueeze(-1) / w).sqrt())
+
+        def units(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            size = (rows.abs() @ lengths.unsqueeze(-1)).squeeze(-1)
+            size = torch.where((size > 0) & torch.isfinite(size), size, values.abs())
+            return _power_of_two(torch.where((size > 0) & torch.isfinite(size), size, 1.0))
+
+        return _Scales(lengths, phi, units(found.h, found.A), units(found.g, found.G))
+
+    @property
+    def tensors(self) -> Tensors:
+        """What the scaled functions take before theta."""
+        return self.y, 1.0 / self.f, 1.0 / self.h, 1.0 / self.g
+
+    def scaled(self, program: NonlinearProgram) -> NonlinearProgram:
+        """The program in these units; its functions take (y, *tensors, *theta)."""
+        named = {name: getattr(program, name) for name in ("f", "h", "g")}
+        return NonlinearProgram(
+            **{
+                name: function if function is no_constraints else _Scaled(function, number)
+                for number, (name, function) in enumerate(named.items())
+            }
+        )
+
+    def shrunk(self, found: Quantities) -> Quantities:
+        """What is known of the start, in these units."""
+        y, f = self.y, self.f.unsqueeze(-1)
+        return Quantities(
+            found.f / self.f,
+            found.slope * y / f,
+            y.unsqueeze(-1) * found.hessian * y.unsqueeze(-2) / f.unsqueeze(-1),
+            found.h / self.h,
+            found.A * y.unsqueeze(-2) / self.h.unsqueeze(-1),
+            found.g / self.g,
+            found.G * y.unsqueeze(-2) / self.g.unsqueeze(-1),
+        )
+
+    def grown(self, value: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The value of (L_Y, h) and its derivative in the units of the program."""
+        f = self.f.unsqueeze(-1)
+        unknowns = torch.cat([self.y, f / self.h], -1)
+        matrix = matrix * f.unsqueeze(-1) / unknowns.unsqueeze(-1) / unknowns.unsqueeze(-2)
+        return value * f / unknowns, matrix
+
+    def inward(self, point: Point) -> Point:
+        """A point in these units."""
+        f = self.f.unsqueeze(-1)
+        return Point(point.y / self.y, point.lam * self.h / f, point.mu * self.g / f)
+
+    def outward(self, point: Point) -> Point:
+        """A point of these units in those of the program."""
+        f = self.f.unsqueeze(-1)
+        return Point(point.y * self.y, point.lam * f / self.h, point.mu * f / self.g)
+
+
+@final
+class _Scaled:
+    """A function of the scaled variables, in its own unit."""
+
+    def __init__(self, function: Function, number: int) -> None:
+        self._function, self._number = function, number
+
+    def __call__(self, y: torch.Tensor, lengths: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        factors, theta = rest[:3], rest[3:]
+        return factors[self._number] * self._function(lengths * y, *theta)
 
 
 @final
@@ -83,9 +245,9 @@ class _State:
         point: primal and dual variables.
         s: slacks, (batch, m), positive.
         barrier: barrier parameters, (batch,).
-        penalty: weights nu of the merit function, (batch,).
+        penalty: weights nu of the constraints in the merit function, (batch, p + m).
         stuck: elements whose last step led nowhere, (batch,).
-        last_barrier: the barrier parameter to end with.
+        target: the barrier parameter that the conditions are wanted for, (batch,).
     """
 
     point: Point
@@ -93,23 +255,25 @@ class _State:
     barrier: torch.Tensor
     penalty: torch.Tensor
     stuck: torch.Tensor
-    last_barrier: float
+    target: torch.Tensor
 
     @staticmethod
-    def at(
-        program: NonlinearProgram, y: torch.Tensor, dims: Dims, theta: Tensors, p: int, m: int, target: float
-    ) -> _State:
-        _, _, g = program.values(dims, y, theta)
-        barrier = torch.full_like(y[:, 0], max(FIRST_BARRIER, target) if m else target)
+    def at(start: Point, found: Quantities, target: torch.Tensor) -> _State:
+        y, g, m = start.y, found.g, found.g.shape[-1]
+        barrier = target.clamp(min=FIRST_BARRIER) if m else target
         s = torch.maximum(-g, 0.01 * g.abs().clamp(min=1.0))
-        guess = program.multipliers(dims, y, theta, p=p, m=0) if p else Point(y, y.new_zeros(len(y), 0), g)
         # Huge multipliers, of almost dependent constraints, are a worse start than none.
-        lam = torch.where(guess.lam.abs().amax(-1, keepdim=True) < 1e3, guess.lam, 0.0) if p else guess.lam
-        point = Point(y, lam, barrier.unsqueeze(-1) / s)
+        lam = start.lam
+        if lam.shape[-1]:
+            lam = torch.where(lam.abs().amax(-1, keepdim=True) < 1e3, lam, 0.0)
+        penalty = y.new_ones(len(y), found.h.shape[-1] + m)
         stuck = torch.zeros_like(barrier, dtype=torch.bool)
-        return _State(
-            point, s, barrier, torch.ones_like(barrier), stuck, max(target, SMALLEST_BARRIER) if m else target
-        )
+        return _State(Point(y, lam, barrier.unsqueeze(-1) / s if m else s), s, barrier, penalty, stuck, target)
+
+    @property
+    def last_barrier(self) -> torch.Tensor:
+        """The barrier parameter to end with, (batch,)."""
+        return self.target.clamp(min=SMALLEST_BARRIER) if self.s.shape[-1] else self.target
 
     def rows(self, index: torch.Tensor) -> _State:
         point = Point(self.point.y[index], self.point.lam[index], self.point.mu[index])
@@ -120,6 +284,7 @@ class _State:
             barrier=self.barrier[index],
             penalty=self.penalty[index],
             stuck=self.stuck[index],
+            target=self.target[index],
         )
 
     def put(self, index: torch.Tensor, other: _State) -> _State:
@@ -138,11 +303,13 @@ class _State:
             penalty=at(self.penalty, other.penalty),
         )
 
-    def error(self, found: Quantities, target: torch.Tensor | float) -> torch.Tensor:
+    def error(self, found: Quantities, target: torch.Tensor) -> torch.Tensor:
         """The largest violation of the perturbed optimality conditions, (batch,)."""
-        target = torch.as_tensor(target, dtype=self.s.dtype, device=self.s.device)
-        complementarity = self.s * self.point.mu - (target.unsqueeze(-1) if target.ndim else target)
-        parts = [_lagrangian_slope(self.point, found), found.h, found.g + self.s, complementarity]
+        parts = [_lagrangian_slope(self.point, found)]
+        if self.point.lam.shape[-1]:
+            parts.append(found.h)
+        if self.s.shape[-1]:
+            parts += [found.g + self.s, self.s * self.point.mu - target.unsqueeze(-1)]
         return torch.cat(parts, dim=-1).abs().amax(-1)
 
     def lowered(self, found: Quantities) -> _State:
@@ -150,11 +317,13 @@ class _State:
         if not found.g.shape[-1]:
             return self
         good = self.error(found, self.barrier) <= 10.0 * self.barrier
-        smaller = torch.minimum(0.2 * self.barrier, self.barrier**1.5).clamp(min=self.last_barrier)
+        smaller = torch.maximum(torch.minimum(0.2 * self.barrier, self.barrier**1.5), self.last_barrier)
         return replace(self, barrier=torch.where(good, torch.minimum(smaller, self.barrier), self.barrier))
 
 
 def _lagrangian_slope(point: Point, found: Quantities) -> torch.Tensor:
+    if not point.lam.shape[-1] + point.mu.shape[-1]:
+        return found.slope
     return found.slope + _back(found.A, point.lam) + _back(found.G, point.mu)
 
 
@@ -162,69 +331,100 @@ def _back(matrix: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (matrix.mT @ weights.unsqueeze(-1)).squeeze(-1)
 
 
-def _step(program: NonlinearProgram, state: _State, found: Quantities, dims: Dims, theta: Tensors) -> _State:
-    point, s, barrier = state.point, state.s, state.barrier.unsqueeze(-1)
-    dy, lam = _direction(state, found)
-    ratio = point.mu / s
-    ds = -(found.g + s) - (found.G @ dy.unsqueeze(-1)).squeeze(-1)
-    dmu = barrier / s - point.mu - ratio * ds
-    longest = _longest(s, ds)
-    mu = point.mu + _longest(point.mu, dmu).unsqueeze(-1) * dmu
-    largest = torch.cat([lam, point.mu + dmu], dim=-1).abs()
-    needed = 2.0 * largest.amax(-1) if largest.shape[-1] else torch.zeros_like(longest)
-    # Powell's rule: a weight that a bad start asked for does not stay.
-    penalty = torch.maximum(needed, 0.5 * (state.penalty + needed))
-    violation = found.h.abs().sum(-1) + (found.g + s).abs().sum(-1)
-    fall = (found.slope * dy).sum(-1) - (barrier * ds / s).sum(-1) - penalty * violation
-    here = found.f - (barrier * torch.log(s)).sum(-1) + penalty * violation
+def _step(
+    program: NonlinearProgram, state: _State, found: Quantities, dims: Dims, theta: Tensors
+) -> tuple[_State, Recorded | None]:
+    """The next state, and its functions' values where they have been recorded."""
+    point, s, barrier, penalty = state.point, state.s, state.barrier.unsqueeze(-1), state.penalty
+    p, m = point.lam.shape[-1], s.shape[-1]
+    dy, lam, delta = _direction(state, found)
+    here, fall = found.f, (found.slope * dy).sum(-1)
+    longest, ds, mu = torch.ones_like(here), torch.zeros_like(s), point.mu
+    if m:
+        ratio = point.mu / s
+        ds = -(found.g + s) - (found.G @ dy.unsqueeze(-1)).squeeze(-1)
+        dmu = barrier / s - point.mu - ratio * ds
+        longest = _longest(s, ds)
+        mu = point.mu + _longest(point.mu, dmu).unsqueeze(-1) * dmu
+        here = here - (barrier * torch.log(s)).sum(-1)
+        fall = fall - (barrier * ds / s).sum(-1)
+        needed = 2.0 * torch.cat([lam, point.mu + dmu], dim=-1).abs()
+    else:
+        needed = 2.0 * lam.abs()
+    if p + m:
+        # Powell's rule: a weight that a bad start asked for does not stay.
+        penalty = torch.maximum(needed, 0.5 * (penalty + needed))
+        violation = (penalty * torch.cat([found.h, found.g + s], -1).abs()).sum(-1)
+        here, fall = here + violation, fall - violation
     slack = 10.0 * torch.finfo(here.dtype).eps * here.abs()  # what rounding leaves of the last steps' descent
     size, accepted = longest.clone(), torch.zeros_like(longest, dtype=torch.bool)
     y, new_s = point.y, s
-    bend = torch.zeros_like(dy)
+    bend: torch.Tensor | None = None
+    recorded: Recorded | None = None
     for number in range(HALVINGS):
-        trial_y = point.y + size.unsqueeze(-1) * dy + bend
-        trial_s = s + size.unsqueeze(-1) * ds
-        f, h, g = program.values(dims, trial_y, theta)
-        merit = f - (barrier * torch.log(trial_s)).sum(-1)
-        merit = merit + penalty * (h.abs().sum(-1) + (g + trial_s).abs().sum(-1))
+        trial_y = point.y + size.unsqueeze(-1) * dy
+        trial_y = trial_y if bend is None else trial_y + bend
+        if number == 0:
+            recorded = program.recorded(dims, trial_y, theta)
+            merit, h, g = recorded.f.detach(), recorded.h.detach(), recorded.g.detach()
+        else:
+            recorded = None
+            merit, h, g = program.values(dims, trial_y, theta)
+        trial_s = s
+        if m:
+            trial_s = s + size.unsqueeze(-1) * ds
+            merit = merit - (barrier * torch.log(trial_s)).sum(-1)
+        if p + m:
+            merit = merit + (penalty * torch.cat([h, g + trial_s], -1).abs()).sum(-1)
         good = ~accepted & (merit <= here + ARMIJO * size * fall.clamp(max=0.0) + slack)
+        if bool(good.all()):
+            y, new_s, accepted = trial_y, trial_s, good
+            break
         y = torch.where(good.unsqueeze(-1), trial_y, y)
         new_s = torch.where(good.unsqueeze(-1), trial_s, new_s)
-        accepted |= good
-        if accepted.all():
+        accepted = accepted | good
+        if bool(accepted.all()):
             break
-        if number == 0 and h.shape[-1]:
+        if number == 0 and p:
             # Second-order correction: the whole step again, bent back to curved equalities, before it is shortened.
             bend = -(torch.linalg.pinv(found.A) @ h.unsqueeze(-1)).squeeze(-1)
             continue
-        bend = torch.zeros_like(dy)
+        bend = None
         size = torch.where(accepted, size, 0.5 * size)
     # Where a step changes nothing and the barrier is at its end, no later step will.
-    moved = torch.cat([y - point.y, new_s - s], -1).abs().amax(-1)
-    still = moved <= 4.0 * torch.finfo(moved.dtype).eps * (1.0 + y.abs().amax(-1))
-    stuck = ~accepted | (still & (state.barrier <= state.last_barrier))
+    moved = (y - point.y).abs() <= 4.0 * torch.finfo(y.dtype).eps * y.abs()
+    still = moved.all(-1) & (state.barrier <= state.last_barrier) & (delta == 0)
+    lost = ~accepted | still
+    if p + m:
+        # Constraints without a common point: their multipliers grow without end.
+        lost = lost | (penalty.amax(-1) > torch.finfo(y.dtype).eps ** -2)
     # The multipliers of equalities follow from the step; those of inequalities stay within reach of barrier / s.
-    lam = torch.where(accepted.unsqueeze(-1), point.lam + size.unsqueeze(-1) * (lam - point.lam), point.lam)
-    mu = torch.minimum(torch.maximum(mu, barrier / (1e10 * new_s)), 1e10 * barrier / new_s)
-    return _State(Point(y, lam, mu), new_s, state.barrier, penalty, stuck, state.last_barrier)
+    if p:
+        lam = torch.where(accepted.unsqueeze(-1), point.lam + size.unsqueeze(-1) * (lam - point.lam), point.lam)
+    if m:
+        mu = torch.minimum(torch.maximum(mu, barrier / (1e10 * new_s)), 1e10 * barrier / new_s)
+    return _State(Point(y, lam, mu), new_s, state.barrier, penalty, lost, state.target), recorded
 
 
-def _direction(state: _State, found: Quantities) -> tuple[torch.Tensor, torch.Tensor]:
-    """dy and the new multipliers of the equalities."""
+def _direction(state: _State, found: Quantities) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dy, the new multipliers of the equalities, and the shift."""
     point, s, barrier = state.point, state.s, state.barrier.unsqueeze(-1)
-    ratio = point.mu / s
     n, p = found.slope.shape[-1], found.h.shape[-1]
-    matrix = found.hessian + found.G.mT @ (ratio.unsqueeze(-1) * found.G)
-    matrix = matrix + torch.diag_embed(_shift(found.hessian, matrix, found.A).unsqueeze(-1).expand(-1, n))
-    rhs = found.slope + _back(found.G, barrier / s + ratio * (found.g + s))
+    matrix, rhs = found.hessian, found.slope
+    if s.shape[-1]:
+        ratio = point.mu / s
+        matrix = matrix + found.G.mT @ (ratio.unsqueeze(-1) * found.G)
+        rhs = rhs + _back(found.G, barrier / s + ratio * (found.g + s))
+    delta = _shift(found.hessian, matrix, found.A)
+    matrix = matrix + torch.diag_embed(delta.unsqueeze(-1).expand(-1, n))
     if not p:
-        return -torch.linalg.lu_solve(*torch.linalg.lu_factor_ex(matrix)[:2], rhs.unsqueeze(-1)).squeeze(-1), point.lam
+        return -torch.linalg.solve_ex(matrix, rhs.unsqueeze(-1))[0].squeeze(-1), point.lam, delta
     # A little of -I in the corner keeps the factor finite where constraints are dependent.
     corner = -torch.finfo(rhs.dtype).eps * torch.eye(p, dtype=rhs.dtype, device=rhs.device).expand(len(rhs), p, p)
     system = torch.cat([torch.cat([matrix, found.A.mT], -1), torch.cat([found.A, corner], -1)], -2)
     both = torch.cat([-rhs, -found.h], -1).unsqueeze(-1)
-    solution = torch.linalg.lu_solve(*torch.linalg.lu_factor_ex(system)[:2], both).squeeze(-1)
-    return solution[:, :n], solution[:, n:]
+    solution = torch.linalg.solve_ex(system, both)[0].squeeze(-1)
+    return solution[:, :n], solution[:, n:], delta
 
 
 def _shift(hessian: torch.Tensor, matrix: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
@@ -238,12 +438,14 @@ def _shift(hessian: torch.Tensor, matrix: torch.Tensor, A: torch.Tensor) -> torc
     weight = torch.where(size > 0, 1e3 * (1.0 + scale) / torch.where(size > 0, size, 1.0), 0.0)
     whole = matrix + weight.unsqueeze(-1).unsqueeze(-1) * (A.mT @ A)
     eps, n = torch.finfo(scale.dtype).eps, matrix.shape[-1]
-    rounding, floor = 10.0 * n * eps * scale, eps**0.75 * (1.0 + scale)
+    rounding = 10.0 * n * eps * scale
+    # Where there is no curvature at all, a step of length 1 is one that fits the problem's units.
+    floor = torch.where(matrix.abs().amax((-1, -2)) > 0, eps**0.75 * (1.0 + scale), 1.0)
     delta = torch.zeros_like(scale)
     eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
     for number in range(SHIFTS):
         bad = torch.linalg.cholesky_ex(whole + (delta - rounding).unsqueeze(-1).unsqueeze(-1) * eye)[1] != 0
-        if not bad.any():
+        if not bool(bad.any()):
             break
         delta = torch.where(bad, torch.maximum(1e-4 * scale, floor) * 4.0**number, delta)
     return delta
@@ -255,3 +457,7 @@ def _longest(value: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(value.sum(-1))
     limit = torch.where(step < 0, -0.995 * value / torch.where(step < 0, step, -1.0), torch.inf)
     return limit.amin(-1).clamp(max=1.0)
+
+
+def _power_of_two(value: torch.Tensor) -> torch.Tensor:
+    return torch.exp2(torch.round(torch.log2(value)))

@@ -8,18 +8,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import ClassVar, final
 
 import torch
+from torch.autograd import forward_ad
 
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.batch import Batch, Dims, Tensors
-from convexlayer.nodes.implicit import Equation, solve_implicitly
-from convexlayer.nodes.linear import AbstractLinearSolver, Dense, Operator
+from convexlayer.nodes.calculus import batched, inside_transform
+from convexlayer.nodes.implicit import Equation, captured_by, solve_implicitly
+from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, Dense, Operator
 from convexlayer.nodes.report import NodeReport, OnDegenerate, Recorder
 from convexlayer.nodes.tangents import attach
-from convexlayer.solution import Status
 
 __all__ = ["AbstractDerivative", "ForwardMode", "Implicit", "Step", "Unrolled"]
 
@@ -39,12 +39,12 @@ class AbstractDerivative(ABC):
     @abstractmethod
     def run(
         self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate
-    ) -> tuple[torch.Tensor, NodeReport]:
-        """Iterate from start (batch, n) with a step on vectors (n,); gives x (batch, n), differentiable in theta."""
+    ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
+        """Iterate from start (batch, n) with a step on vectors (n,).
 
-    @abstractmethod
-    def masked(self, step: Step, batch: Batch, x: torch.Tensor) -> torch.Tensor:
-        """The points x (batch, n) that ``run`` gave, NaN and constant where they are no solutions."""
+        Returns:
+            x (batch, n), differentiable in theta; which elements are solutions, (batch,); and the report.
+        """
 
 
 @final
@@ -71,32 +71,26 @@ class Implicit(AbstractDerivative):
 
     def run(
         self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate
-    ) -> tuple[torch.Tensor, NodeReport]:
+    ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
         """Iterate and attach the implicit derivative."""
         report = NodeReport()
+        residual = _Change(step)
 
-        def solver(given: torch.Tensor | None, dims: Dims, theta: Tensors) -> torch.Tensor:
+        def solver(given: torch.Tensor | None, dims: Dims, theta: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
             assert given is not None  # below
             return self._iterate(step, given, dims, theta, report)
 
-        def residual(x: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
-            return x - step(x, *theta)
-
+        captured = captured_by([lambda: step(start[0], *batch.first(tuple(t.detach() for t in batch.tensors)))])
         recorder = Recorder(report, on_degenerate, self._tolerance(start), _no_margin, _why_singular)
-        equation = Equation(residual, solver, self.linear, symmetric=False, judge=recorder)
-        return solve_implicitly(equation, batch, start), report
-
-    def masked(self, step: Step, batch: Batch, x: torch.Tensor) -> torch.Tensor:
-        """NaN where the residual exceeds the tolerance; measured anew, for under vmap the report has other axes."""
-        constant = tuple(tensor.detach() for tensor in batch.tensors)
-        change = _change(x.detach(), torch.func.vmap(step, in_dims=(0, *batch.dims))(x.detach(), *constant))
-        return torch.where((change <= self._tolerance(x)).unsqueeze(-1), x, torch.nan)
+        x, solved = solve_implicitly(Equation(residual, solver, self.linear, recorder), batch, start, captured)
+        return x, solved, report
 
     def _tolerance(self, x: torch.Tensor) -> float:
         return 100 * torch.finfo(x.dtype).eps if self.tol is None else self.tol
 
-    def _iterate(self, step: Step, start: torch.Tensor, dims: Dims, theta: Tensors, report: NodeReport) -> torch.Tensor:
-        lockstep = torch.func.vmap(step, in_dims=(0, *dims))
+    def _iterate(
+        self, step: Step, start: torch.Tensor, dims: Dims, theta: Tensors, report: NodeReport
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         tol = self._tolerance(start)
         x = start.clone()
         size = max([start.shape[0], *(t.shape[0] for t, dim in zip(theta, dims, strict=True) if dim is not None)])
@@ -106,21 +100,18 @@ class Implicit(AbstractDerivative):
         iterations = torch.zeros(size, dtype=torch.int64, device=x.device)
         resting = torch.zeros(size, dtype=torch.bool, device=x.device)
         for _ in range(self.max_iter + 1):
-            moved = lockstep(x, *theta)
-            finite = torch.isfinite(moved).all(-1)
-            residual = torch.where(resting, residual, torch.where(finite, _change(x, moved), torch.inf))
+            moved = batched(step, (0, *dims), x, *theta)
+            change = _change(x, moved)
+            residual = torch.where(resting, residual, change.nan_to_num(torch.inf, torch.inf))
             # An element that has converged rests, so that it does not depend on the company it keeps.
-            resting = resting | (residual <= tol) | ~finite | (iterations == self.max_iter)
+            resting = resting | ~(residual > tol) | torch.isinf(residual) | (iterations == self.max_iter)
             if bool(resting.all()):
                 break
             x = torch.where(resting.unsqueeze(-1), x, moved)
             iterations = iterations + ~resting
-        report.status = tuple(
-            Status.OPTIMAL if number <= tol else Status.ITERATION_LIMIT if isfinite(number) else Status.NUMERICAL_ERROR
-            for number in residual.tolist()
-        )
-        report.iterations, report.distance = iterations, residual
-        return x
+        solved = residual <= tol
+        report.fill(solved, torch.isfinite(residual), residual, iterations)
+        return x, solved
 
 
 @final
@@ -157,7 +148,7 @@ class Unrolled(AbstractDerivative):
 
     def run(
         self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate
-    ) -> tuple[torch.Tensor, NodeReport]:
+    ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
         """Iterate under autograd, or whatever transform is at work."""
         lockstep = torch.func.vmap(step, in_dims=(0, *batch.dims))
         constant = tuple(tensor.detach() for tensor in batch.tensors)
@@ -169,12 +160,8 @@ class Unrolled(AbstractDerivative):
             x = lockstep(x, *(constant if number < self.iterations - back else batch.tensors))
             if self.average:
                 total = total + x
-        report = _fixed_number(self.iterations, batch.size, _change(before.detach(), x.detach()))
-        return total / (self.iterations + 1) if self.average else x, report
-
-    def masked(self, step: Step, batch: Batch, x: torch.Tensor) -> torch.Tensor:
-        """The points as they are: as many steps as asked for are a solution."""
-        return x
+        report = NodeReport.of_iterates(self.iterations, _change(before.detach(), x.detach()))
+        return total / (self.iterations + 1) if self.average else x, report.solved, report
 
 
 @final
@@ -203,7 +190,7 @@ class ForwardMode(AbstractDerivative):
 
     def run(
         self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate
-    ) -> tuple[torch.Tensor, NodeReport]:
+    ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
         """Iterate with tangents, and attach the Jacobians."""
 
         def last(first: torch.Tensor, *theta: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
@@ -213,10 +200,20 @@ class ForwardMode(AbstractDerivative):
             return x, (x, _change(before, x))
 
         constant = tuple(tensor.detach() for tensor in batch.tensors)
-        every = tuple(range(1, len(constant) + 1))
-        jacobian = torch.func.vmap(torch.func.jacfwd(last, argnums=every, has_aux=True), in_dims=(0, *batch.dims))
+        if captured_by([lambda: step(start[0], *batch.first(constant))]):
+            raise ProblemError(
+                "the step uses a tensor with requires_grad that is no parameter, which ForwardMode does not "
+                "differentiate: pass it as a parameter, or take Unrolled or Implicit"
+            )
+        moving = [i for i, tensor in enumerate(batch.tensors) if _differentiated(tensor)]
+        dims = (0, *batch.dims)
         try:
-            jacobians, (x, change) = jacobian(start, *constant)
+            if moving:
+                every = tuple(i + 1 for i in moving)
+                jacobian = torch.func.vmap(torch.func.jacfwd(last, argnums=every, has_aux=True), in_dims=dims)
+                jacobians, (x, change) = jacobian(start, *constant)
+            else:
+                jacobians, (x, change) = (), torch.func.vmap(last, in_dims=dims)(start, *constant)[1]
         except RuntimeError as error:
             if "forward mode" not in str(error).lower():
                 raise
@@ -224,13 +221,15 @@ class ForwardMode(AbstractDerivative):
                 "ForwardMode cannot run inside torch.autograd.forward_ad: use torch.func.jvp, or Unrolled, which is "
                 "forward mode there"
             ) from error
-        for one, tensor, dim in zip(jacobians, batch.tensors, batch.dims, strict=True):
+        for one, i in zip(jacobians, moving, strict=True):
+            tensor, dim = batch.tensors[i], batch.dims[i]
             x = attach(x, one.reshape(*x.shape, -1), tensor.reshape(*tensor.shape[: dim is not None], -1))
-        return x, _fixed_number(self.iterations, batch.size, change)
+        report = NodeReport.of_iterates(self.iterations, change)
+        return x, report.solved, report
 
-    def masked(self, step: Step, batch: Batch, x: torch.Tensor) -> torch.Tensor:
-        """The points as they are: as many steps as asked for are a solution."""
-        return x
+
+def _differentiated(tensor: torch.Tensor) -> bool:
+    return tensor.requires_grad or inside_transform() or forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _change(x: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
@@ -238,9 +237,15 @@ def _change(x: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(moved - x, dim=-1) / (1 + torch.linalg.vector_norm(x, dim=-1))
 
 
-def _fixed_number(iterations: int, size: int, change: torch.Tensor) -> NodeReport:
-    """What there is to say of iterates that are what was asked for, wherever they are."""
-    return NodeReport((Status.OPTIMAL_INACCURATE,) * size, change, torch.full((size,), iterations))
+@final
+class _Change(AbstractResidual):
+    """x - A(x, theta)."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        return z - self._step(z, *theta)
 
 
 def _no_margin(operator: Operator) -> torch.Tensor:

@@ -1,10 +1,11 @@
 """Linear systems of the implicit function theorem by products with K alone: no matrix is formed.
 
-Both solvers run the whole batch in lock step; elements that have converged stand still.
+All solvers run the whole batch in lock step; elements that have converged stand still.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -13,7 +14,10 @@ import torch
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.linear import AbstractLinearSolver, LinearSolve, Operator, relative_residual
 
-__all__ = ["ConjugateGradients", "MinimalResidual"]
+__all__ = ["GMRES", "ConjugateGradients", "MinimalResidual"]
+
+STALL = 1e-3
+"""A cycle of GMRES that lessens the residual by a smaller share than this is the last: the next would be the same."""
 
 
 @final
@@ -29,6 +33,10 @@ class ConjugateGradients(AbstractLinearSolver):
 
     tol: float | None = None
     max_iter: int | None = None
+
+    def accurate(self) -> AbstractLinearSolver:
+        """As many iterations as it takes."""
+        return ConjugateGradients()
 
     def init(self, operator: Operator, *, symmetric: bool) -> Operator:
         """Check that the method applies."""
@@ -73,6 +81,10 @@ class MinimalResidual(AbstractLinearSolver):
     tol: float | None = None
     max_iter: int | None = None
 
+    def accurate(self) -> AbstractLinearSolver:
+        """As many iterations as it takes."""
+        return MinimalResidual()
+
     def init(self, operator: Operator, *, symmetric: bool) -> Operator:
         """Check that the method applies."""
         return _symmetric(operator, symmetric, "MinimalResidual")
@@ -108,14 +120,131 @@ class MinimalResidual(AbstractLinearSolver):
         return _answer(state, u, rhs)
 
 
+@final
+@dataclass(frozen=True)
+class GMRES(AbstractLinearSolver):
+    """GMRES with restarts, for any K: fixed-point equations, whose I - dA/dx is not symmetric.
+
+    u minimises |K u - v| over span {v, K v, K^2 v, ...}, K' in the place of K where the system is transposed. It keeps
+    ``restart`` vectors of v's size. A singular, consistent system is solved too if no vector of its null space is in
+    its range. That holds for I - dA/dx of every nonexpansive A, even where the fixed point is not unique: powers of
+    dA/dx are bounded, and a Jordan block of its eigenvalue 1 would let them grow. What the solution then gives is the
+    derivative of what is unique. Where a system is inconsistent, or the restarts stall, the residual tells.
+
+    Attributes:
+        tol: relative residual at the end; None for 1e-10 in float64, 1e-5 in float32.
+        restart: dimension of the Krylov space, at least one, after which it is built anew from the residual.
+        max_iter: products with K in all cycles; None for ten times the size.
+
+    References: Saad and Schultz, GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear
+    systems, 1986. Brown and Walker, GMRES on (nearly) singular systems, 1997.
+    """
+
+    tol: float | None = None
+    restart: int = 50
+    max_iter: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ProblemError: the Krylov space has no dimension.
+        """
+        if self.restart < 1:
+            raise ProblemError(f"restart: expected a Krylov space of at least one dimension, got {self.restart}")
+
+    def accurate(self) -> AbstractLinearSolver:
+        """As many iterations as it takes."""
+        return GMRES(restart=self.restart)
+
+    def init(self, operator: Operator, *, symmetric: bool) -> Operator:
+        """Nothing to prepare."""
+        return operator
+
+    def solve(self, state: Operator, rhs: torch.Tensor, *, transposed: bool) -> LinearSolve:
+        """Cycles, each from the true residual of the last; an element that a cycle brings no nearer stops."""
+        times = state.transposed_product if transposed else state.product
+        n = rhs.shape[-1]
+        limit = 10 * n if self.max_iter is None else self.max_iter
+        first = torch.linalg.vector_norm(rhs, dim=-1)
+        goal = _tolerance(self.tol, rhs) * first
+        u, r, size = 0.0 * rhs, rhs, first  # NaN where the right-hand side is not finite
+        count = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
+        going = (size > goal) & (count < limit)
+        while going.any():
+            step, steps = _cycle(times, r, goal, torch.where(going, limit - count, 0), min(self.restart, n))
+            moved = u + step
+            residual = rhs - times(moved)
+            new = torch.linalg.vector_norm(residual, dim=-1)
+            better = going & (new < size)  # false for NaN
+            u, r = torch.where(better.unsqueeze(-1), moved, u), torch.where(better.unsqueeze(-1), residual, r)
+            count = count + steps
+            going = better & (new > goal) & (new < (1.0 - STALL) * size) & (count < limit)
+            size = torch.where(better, new, size)
+        return LinearSolve(u, size / _nonzero(first), torch.full_like(size, torch.nan))
+
+
+def _cycle(
+    times: Callable[[torch.Tensor], torch.Tensor], r: torch.Tensor, goal: torch.Tensor, room: torch.Tensor, m: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The steps (batch, n) that minimise |r - K step| over Krylov spaces, and their dimensions (batch,).
+
+    Arnoldi's vectors V and the factors Q H = R of the Hessenberg matrix H of K V = V H.
+
+    Args:
+        times: the product with K.
+        r: residuals, (batch, n).
+        goal: residual norms to reach, (batch,).
+        room: largest dimensions, (batch,).
+        m: the largest of all.
+    """
+    batch, n = r.shape
+    size = torch.linalg.vector_norm(r, dim=-1)
+    V, R = r.new_zeros(batch, m + 1, n), r.new_zeros(batch, m, m)
+    Q = torch.eye(m + 1, dtype=r.dtype, device=r.device).repeat(batch, 1, 1)
+    V[:, 0] = r / _nonzero(size).unsqueeze(-1)
+    kept, steps, norm = torch.zeros_like(room), torch.zeros_like(room), torch.zeros_like(size)
+    going = room > 0
+    for j in range(m):
+        w = times(V[:, j])
+        norm = torch.maximum(norm, torch.linalg.vector_norm(w, dim=-1))
+        h = torch.zeros_like(R[:, : j + 1, 0])
+        for _ in range(2):  # once does not make w orthogonal to rounding
+            part = _times(V[:, : j + 1], w)
+            w, h = w - _times(V[:, : j + 1].mT, part), h + part
+        length = torch.linalg.vector_norm(w, dim=-1)
+        rounding = 10.0 * torch.finfo(r.dtype).eps * norm
+        V[:, j + 1] = torch.where(length > rounding, 1.0 / _nonzero(length), 0.0).unsqueeze(-1) * w
+        R[:, : j + 1, j] = _times(Q[:, : j + 1, : j + 1], h)
+        pivot = torch.hypot(R[:, j, j], length)
+        cs, sn = (R[:, j, j] / _nonzero(pivot)).unsqueeze(-1), (length / _nonzero(pivot)).unsqueeze(-1)
+        R[:, j, j] = pivot
+        Q[:, j], Q[:, j + 1] = cs * Q[:, j] + sn * Q[:, j + 1], cs * Q[:, j + 1] - sn * Q[:, j]
+        # Where the pivot is zero K is singular on this space, and its last direction is left out.
+        steps = steps + going
+        kept = torch.where(going & (pivot > rounding), j + 1, kept)
+        left = size * Q[:, j + 1, 0].abs()
+        going = going & (length > rounding) & (pivot > rounding) & (left > goal) & (j + 1 < room)
+        if not going.any():
+            break
+    keep = torch.arange(m, device=r.device) < kept.unsqueeze(-1)
+    square = torch.where(keep.unsqueeze(-1) & keep.unsqueeze(-2), R, torch.eye(m, dtype=r.dtype, device=r.device))
+    side = torch.where(keep, size.unsqueeze(-1) * Q[:, :m, 0], 0.0).unsqueeze(-1)
+    return _times(V[:, :m].mT, torch.linalg.solve_triangular(square, side, upper=True).squeeze(-1)), steps
+
+
 def _symmetric(operator: Operator, symmetric: bool, name: str) -> Operator:
     if not symmetric:
-        raise ProblemError(f"{name} needs a symmetric system, which that of this node is not: use Dense()")
+        raise ProblemError(f"{name} needs a symmetric system, which that of this node is not: use GMRES(), or Dense()")
     return operator
 
 
 def _tolerance(tol: float | None, like: torch.Tensor) -> float:
     return tol if tol is not None else (1e-10 if like.dtype == torch.float64 else 1e-5)
+
+
+def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _nonzero(value: torch.Tensor) -> torch.Tensor:

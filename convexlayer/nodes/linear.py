@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 
 from convexlayer.nodes.batch import Dims, Tensors
-from convexlayer.nodes.calculus import product, transposed_product
+from convexlayer.nodes.calculus import batched, jacobian
 
-__all__ = ["AbstractLinearSolver", "Dense", "LinearSolve", "Operator"]
+__all__ = ["AbstractLinearSolver", "AbstractResidual", "Dense", "LinearSolve", "Operator"]
 
-Residual = Callable[..., torch.Tensor]
-"""(z, *theta) -> R of one element; z and R have shape (n,)."""
+EQUILIBRATIONS = 3
+"""Passes of Ruiz's scaling."""
+
+
+class AbstractResidual(ABC):
+    """R(z, theta), whose zero z is a node's output; z and R have shape (n,).
+
+    Attributes:
+        symmetric: whether K = dR/dz is, as the Hessian of a function is.
+        multipliers: how many of the last unknowns are multipliers of constraints: K = [H A'; A *].
+    """
+
+    symmetric: ClassVar[bool] = False
+    multipliers: int = 0
+
+    @abstractmethod
+    def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        """R of one element, a function that torch.func can transform."""
+
+    def batched(self, dims: Dims, z: torch.Tensor, theta: Tensors) -> torch.Tensor:
+        """R (batch, n) of plain tensors, recorded by autograd where grad mode is on."""
+        found: torch.Tensor = batched(self, (0, *dims), z, *theta)
+        return found
 
 
 @final
@@ -23,40 +43,91 @@ class Operator:
     """K = dR/dz at one point of each element, known by its products.
 
     Args:
-        residual: R of one element.
+        residual: R.
         dims: batch axes of theta.
-        z: the points, (batch, n).
-        theta: the parameters.
+        z: the points, (batch, n), a plain tensor.
+        theta: the parameters, plain tensors.
+        known: R and K at the points, (batch, n) and (batch, n, n), where they have been computed already.
     """
 
-    def __init__(self, residual: Residual, dims: Dims, z: torch.Tensor, theta: Tensors) -> None:
-        self._residual = torch.func.vmap(residual, in_dims=(0, *dims))
-        self._one, self.dims = residual, dims
-        self.z, self.theta = z, theta
+    def __init__(
+        self,
+        residual: AbstractResidual,
+        dims: Dims,
+        z: torch.Tensor,
+        theta: Tensors,
+        known: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        self.residual, self.dims, self.z, self.theta, self._known = residual, dims, z, theta, known
+        self._recorded: tuple[torch.Tensor, Tensors, torch.Tensor] | None = None
+        self._transposed: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def value(self) -> torch.Tensor:
         """R at the points, (batch, n)."""
-        return self._of(self.z)
+        return self._record()[2].detach() if self._known is None else self._known[0]
 
     def transposed_product(self, u: torch.Tensor) -> torch.Tensor:
         """K'u, (batch, n)."""
-        return transposed_product(self._of, self.z, u)
+        if self._known is not None:
+            return (self._known[1].mT @ u.unsqueeze(-1)).squeeze(-1)
+        z, _, value = self._record()
+        return _pulled(value, (z,), u)[0]
 
     def product(self, u: torch.Tensor) -> torch.Tensor:
-        """K u, (batch, n)."""
-        return product(self._of, self.z, u)
+        """K u, (batch, n): the transpose of the linear map w -> K'w."""
+        if self.residual.symmetric:
+            return self.transposed_product(u)
+        if self._transposed is None:
+            z, _, value = self._record()
+            with torch.enable_grad():
+                w = torch.zeros_like(value, requires_grad=True)
+                self._transposed = w, _pulled(value, (z,), w, create_graph=True)[0]
+        w, transposed = self._transposed
+        return _pulled(transposed, (w,), u)[0]
 
-    def _of(self, z: torch.Tensor) -> torch.Tensor:
-        return self._residual(z, *self.theta)
+    def parameter_product(self, tangents: Tensors) -> torch.Tensor:
+        """R_theta t, (batch, n)."""
+        _, theta, value = self._record()
+        with torch.enable_grad():
+            w = torch.zeros_like(value, requires_grad=True)
+            pulled = _pulled(value, theta, w, create_graph=True)
+            along = sum(((each * t).sum() for each, t in zip(pulled, tangents, strict=True)), w.new_zeros(()))
+        return _pulled(along, (w,), None)[0]
+
+    def pull(self, u: torch.Tensor, wanted: tuple[bool, ...], captured: Tensors) -> tuple[Tensors, Tensors]:
+        """R_theta'u for the wanted parameters, and the same for tensors that the functions capture."""
+        _, theta, value = self._record()
+        chosen = tuple(t for t, want in zip(theta, wanted, strict=True) if want)
+        found = _pulled(value, chosen + captured, u)
+        return found[: len(chosen)], found[len(chosen) :]
 
     def at(self, z: torch.Tensor) -> Operator:
         """The operator at other points with the same parameters."""
-        return Operator(self._one, self.dims, z, self.theta)
+        return Operator(self.residual, self.dims, z, self.theta)
 
     def dense(self) -> torch.Tensor:
         """K, (batch, n, n)."""
-        jacobian = torch.func.jacrev(self._one, argnums=0)
-        return torch.func.vmap(jacobian, in_dims=(0, *self.dims))(self.z, *self.theta)
+        if self._known is not None:
+            return self._known[1]
+        z, _, value = self._record()
+        return jacobian(value, z)
+
+    def _record(self) -> tuple[torch.Tensor, Tensors, torch.Tensor]:
+        """The points, the parameters and R as a function of them that autograd has recorded."""
+        if self._recorded is None:
+            with torch.enable_grad():
+                z = self.z.detach().requires_grad_()
+                theta = tuple(t.detach().requires_grad_() for t in self.theta)
+                self._recorded = z, theta, self.residual.batched(self.dims, z, theta)
+        return self._recorded
+
+
+def _pulled(value: torch.Tensor, at: Tensors, u: torch.Tensor | None, *, create_graph: bool = False) -> Tensors:
+    if not at or not value.requires_grad:
+        return tuple(torch.zeros_like(t) for t in at)
+    return torch.autograd.grad(
+        value, at, u, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
 
 
 @final
@@ -66,7 +137,7 @@ class LinearSolve:
 
     Attributes:
         solution: (batch, n).
-        residual: relative residual |K u - v| / |v|, (batch,).
+        residual: relative residual |K u - v| / |v|, (batch,); that of ``Dense`` is of the worst row.
         condition: estimate of the condition number of K in the 1-norm, (batch,); NaN where the solver has none.
     """
 
@@ -77,6 +148,10 @@ class LinearSolve:
 
 class AbstractLinearSolver(ABC):
     """How K u = v is solved: ``init`` does what does not need the right-hand side, ``solve`` the rest."""
+
+    def accurate(self) -> AbstractLinearSolver:
+        """The solver that tells whether a point is a solution; another one where this only approximates."""
+        return self
 
     @abstractmethod
     def init(self, operator: Operator, *, symmetric: bool) -> Any:
@@ -89,46 +164,103 @@ class AbstractLinearSolver(ABC):
 
 @final
 class Dense(AbstractLinearSolver):
-    """K formed, n products and n^2 numbers an element, and factored once: LU with partial pivoting."""
+    """K formed, n products and n^2 numbers an element, equilibrated, and factored once: LU with partial pivoting.
+
+    Rows and columns are scaled by powers of two, so that neither accuracy nor the condition depends on the units of
+    variables and equations.
+    """
 
     def init(self, operator: Operator, *, symmetric: bool) -> _Factor:
         """Form and factor K."""
-        matrix = operator.dense()
-        lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-        return _Factor(matrix, lu, pivots)
+        return _Factor(operator.dense(), symmetric=symmetric, multipliers=operator.residual.multipliers)
 
     def solve(self, state: _Factor, rhs: torch.Tensor, *, transposed: bool) -> LinearSolve:
-        """Solve with the factor; where K is singular, the least-squares solution of minimum norm."""
-        solution = state.solve(rhs, transposed=transposed)
-        matrix = state.matrix.mT if transposed else state.matrix
-        singular = ~(state.condition < 1.0 / (10.0 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps))
-        if singular.any():
-            solution[singular] = _minimum_norm(matrix[singular], rhs[singular])
-        return LinearSolve(solution, relative_residual(_times(matrix, solution), rhs), state.condition)
+        """Solve with the factor; where K is singular, the least-squares solution of minimum norm of the scaled system.
+
+        The residual is that of the worst row, relative to the terms of it and of the rows that it is coupled to.
+        """
+        return state.answer(rhs, transposed=transposed)
 
 
+@final
 class _Factor:
-    """A factored K and the estimate of its condition."""
+    """A factored K = diag(1 / left) M diag(1 / right), and the estimate of M's condition.
 
-    def __init__(self, matrix: torch.Tensor, lu: torch.Tensor, pivots: torch.Tensor) -> None:
-        self.matrix, self._lu, self._pivots = matrix, lu, pivots
+    Attributes:
+        matrix: M, equilibrated, (batch, n, n).
+        right: the scales of its columns: what is solved for is these times the solution of the scaled system.
+        condition: of M in the 1-norm, (batch,).
+        singular: where M is singular to working accuracy, (batch,).
+    """
+
+    def __init__(self, matrix: torch.Tensor, *, symmetric: bool, multipliers: int) -> None:
+        self.matrix, self._left, self.right = _equilibrated(matrix, symmetric=symmetric, multipliers=multipliers)
+        self._lu, self._pivots, _ = torch.linalg.lu_factor_ex(self.matrix)
         self.condition = self._estimate()
+        self.singular = ~(self.condition < 1.0 / (10.0 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps))
+        self._any_singular = bool(self.singular.any())
 
-    def solve(self, rhs: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+    def answer(self, rhs: torch.Tensor, *, transposed: bool) -> LinearSolve:
+        left, right = (self.right, self._left) if transposed else (self._left, self.right)
+        matrix = self.matrix.mT if transposed else self.matrix
+        scaled = left * rhs
+        solution = self._solved(scaled, transposed=transposed)
+        if self._any_singular:
+            solution[self.singular] = _minimum_norm(matrix[self.singular], scaled[self.singular])
+        size = matrix.abs()
+        terms = _times(size, solution.abs()) + scaled.abs()
+        # A row of zeros but for rounding is measured by the rows that it is coupled to.
+        terms = terms + _times(size, terms)
+        error = (_times(matrix, solution) - scaled).abs() / torch.where(terms > 0, terms, 1.0)
+        return LinearSolve(right * solution, error.amax(-1), self.condition)
+
+    def _solved(self, rhs: torch.Tensor, *, transposed: bool) -> torch.Tensor:
         return torch.linalg.lu_solve(self._lu, self._pivots, rhs.unsqueeze(-1), adjoint=transposed).squeeze(-1)
 
     def _estimate(self) -> torch.Tensor:
-        """|K|_1 |K^-1|_1 by Hager's method: a lower bound, seldom below a third of it; infinite for a zero pivot."""
+        """|M|_1 |M^-1|_1 by Hager's method: a lower bound, seldom below a third of it; infinite for a zero pivot."""
         n = self.matrix.shape[-1]
         norm = self.matrix.abs().sum(-2).amax(-1)
         x = torch.full_like(self.matrix[..., 0], 1.0 / n)
         inverse = torch.zeros_like(norm)
-        for _ in range(4):
-            y = self.solve(x, transposed=False)
+        for _ in range(min(4, n)):
+            y = self._solved(x, transposed=False)
             inverse = torch.maximum(inverse, y.abs().sum(-1))
-            z = self.solve(torch.where(y >= 0, 1.0, -1.0).to(y.dtype), transposed=True)
+            z = self._solved(torch.where(y >= 0, 1.0, -1.0).to(y.dtype), transposed=True)
             x = torch.nn.functional.one_hot(z.abs().argmax(-1), n).to(y.dtype)
         return torch.where(torch.isfinite(inverse), norm * inverse, torch.inf)
+
+
+def _equilibrated(
+    matrix: torch.Tensor, *, symmetric: bool, multipliers: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(M, left, right) with M = diag(left) K diag(right) of rows and columns about 1; scales are powers of two.
+
+    Variables are scaled by the Hessian first, and multipliers by their constraints then: Ruiz's scaling of the whole
+    leaves a small Hessian beside large constraints as it is.
+    """
+    left = right = torch.ones_like(matrix[..., 0])
+    n = matrix.shape[-1] - multipliers
+    for number in range(EQUILIBRATIONS + 2 * bool(multipliers)):
+        sizes = matrix.abs()
+        if multipliers and number < 2:
+            rows = torch.ones_like(left)
+            if number == 0:
+                rows[..., :n] = _inverse_root(sizes[..., :n, :n].amax(-1))
+            else:
+                rows[..., n:] = _inverse_root(sizes[..., n:, :n].amax(-1)).square()
+            columns = rows
+        else:
+            rows = _inverse_root(sizes.amax(-1))
+            columns = rows if symmetric else _inverse_root(sizes.amax(-2))
+        matrix = rows.unsqueeze(-1) * matrix * columns.unsqueeze(-2)
+        left, right = left * rows, right * columns
+    return matrix, left, right
+
+
+def _inverse_root(size: torch.Tensor) -> torch.Tensor:
+    usable = (size > 0) & torch.isfinite(size)
+    return torch.exp2(torch.round(-0.5 * torch.log2(torch.where(usable, size, 1.0))))
 
 
 def _minimum_norm(matrix: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:

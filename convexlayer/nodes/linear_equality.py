@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import final
 
@@ -12,9 +12,9 @@ import torch
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.argmin import ArgminNode
 from convexlayer.nodes.batch import Shape
-from convexlayer.nodes.equality import EqualityNode
+from convexlayer.nodes.equality import EqualityNode, rank_of
 from convexlayer.nodes.forward import AbstractForwardSolver
-from convexlayer.nodes.node import NodeOptions, Start
+from convexlayer.nodes.node import Choose, NodeOptions, Start
 from convexlayer.nodes.nonlinear import Function, Point
 from convexlayer.nodes.report import NodeReport
 
@@ -34,12 +34,13 @@ class LinearForm(Enum):
 
 @final
 class LinearEqualityNode(torch.nn.Module):
-    """y(theta), a local minimum of f(y, theta) on A y = b, with A and b fixed.
+    """y(theta), a local minimum of f(y, theta) on A y = b, with A and b given once for all calls.
 
         y' = -F (F'f_YY F)^-1 F'f_XY                                       NULL_SPACE, lemma 4.1
         y' = (H^-1 A'(A H^-1 A')^-1 A H^-1 - H^-1) f_XY,    H = f_YY       KKT, lemma 4.2
 
-    Where A or b are parameters too, use ``EqualityNode`` with h = A y - b.
+    Where A or b require grad they get their gradients, by the form KKT whichever is asked for, and may be trained.
+    Where they are other ones for every call, use ``EqualityNode`` with h = A y - b.
 
     Args:
         f: objective of one element, f(y, *parameters) -> a scalar; y has shape (n,).
@@ -52,16 +53,16 @@ class LinearEqualityNode(torch.nn.Module):
             failures.
 
     Attributes:
-        y0: the solution of A y = b of minimum norm, (n,).
-        F: an orthonormal basis of the null space of A, (n, n - m).
+        A: as given.
+        b: as given.
+        y0: the solution of A y = b of minimum norm, (n,), for the A and b that were given, with every variable in the
+            unit that makes its column of A one of norm 1.
+        F: a basis of the null space of A, (n, n - m), orthonormal in these units.
 
     Raises:
         ShapeError: A and b do not fit.
         ProblemError: the rows of A are dependent.
     """
-
-    y0: torch.Tensor
-    F: torch.Tensor
 
     def __init__(
         self,
@@ -78,62 +79,117 @@ class LinearEqualityNode(torch.nn.Module):
         if A.ndim != 2 or b.shape != A.shape[:1]:
             raise ShapeError(f"expected A (m, n) and b (m,), got {tuple(A.shape)} and {tuple(b.shape)}")
         m, n = A.shape
-        rank = int(torch.linalg.matrix_rank(A))
+        fixed = A.detach()
+        size = torch.linalg.vector_norm(fixed, dim=0)
+        unit = 1.0 / torch.where(size > 0, size, 1.0)
+        rank = rank_of(fixed * unit)
         if rank < m:
             raise ProblemError(f"the {m} rows of A are dependent (rank {rank}): drop the redundant ones")
         if m >= n:
             raise ProblemError(f"{m} equalities leave nothing of {n} variables to choose: solve A y = b instead")
-        self._objective, self._form, self._A = f, form, A.detach()
-        orthogonal, _ = torch.linalg.qr(self._A.mT, mode="complete")
-        self.F = orthogonal[:, m:]
-        self.y0 = torch.linalg.pinv(self._A) @ b.detach()
-        offset = b.detach()
+        # Parameters become parameters of the node.
+        self.A, self.b = A, b
+        self._objective = f
+        self._form = LinearForm.KKT if A.requires_grad or b.requires_grad else form
+        orthogonal, _ = torch.linalg.qr((fixed * unit).mT, mode="complete")
+        self.F = unit.unsqueeze(-1) * orthogonal[:, m:]
+        self._left = orthogonal[:, m:].mT / unit  # of F
+        self._right = unit.unsqueeze(-1) * torch.linalg.pinv(fixed * unit)  # of A
+        self.y0 = self._right @ b.detach()
         options = options or NodeOptions()
         self._node: ArgminNode | EqualityNode
-        if form is LinearForm.KKT:
-            self._node = EqualityNode(
-                f, lambda y, *theta: self._A.to(y) @ y - offset.to(y), (n,), parameters, solver=solver, options=options
-            )
-        else:
-            choose = options.choose
-            options = replace(
-                options,
-                start=self._reduced_start(options.start),
-                choose=None if choose is None else lambda z, values, *theta: choose(self._lift(z), values, *theta),
-            )
-            self._node = ArgminNode(
-                lambda z, *theta: f(self._lift(z), *theta), (n - m,), parameters, solver=solver, options=options
-            )
+        if self._form is LinearForm.KKT:
+            self._node = EqualityNode(f, _Plane(A, b), (n,), parameters, solver=solver, options=options)
+            return
+        choose = None if options.choose is None else _LiftedChoice(options.choose, self.y0, self.F)
+        options = replace(options, start=self._reduced_start(options.start), choose=choose)
+        self._node = ArgminNode(_Lifted(f, self.y0, self.F), (n - m,), parameters, solver=solver, options=options)
 
+    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def forward(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
         """y (n,), or (batch, n) if any parameter has a batch axis; see ``AbstractNode.forward``."""
         return self.solve(*parameters, warm_start=warm_start)[0].y
 
+    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def solve(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> tuple[Point, NodeReport]:
         """y and the multipliers, all differentiable, and the report, which the backward pass completes."""
         if self._form is LinearForm.KKT:
             return self._node.solve(*parameters, warm_start=warm_start)
-        start = None if warm_start is None else self._reduce(warm_start)
+        start = None if warm_start is None else _reduce(warm_start, self.y0, self._left)
         point, report = self._node.solve(*parameters, warm_start=start)
-        y = self._lift(point.y)
+        y = _lift(point.y, self.y0, self.F)
         # A'lam = -f_Y has one solution, because y is stationary along F.
         slope = torch.func.grad(self._objective)
         if y.ndim == 2:
             own = [t.ndim - len(shape) for t, shape in zip(parameters, self._node.shapes, strict=True)]
             slope = torch.func.vmap(slope, in_dims=(0, *(0 if extra else None for extra in own)))
-        lam = -slope(y, *parameters) @ torch.linalg.pinv(self._A).to(y)
+        lam = -slope(y, *parameters) @ self._right.to(y)
         return Point(y, lam, point.mu), report
-
-    def _lift(self, z: torch.Tensor) -> torch.Tensor:
-        return self.y0.to(z) + z @ self.F.to(z).mT
-
-    def _reduce(self, y: torch.Tensor) -> torch.Tensor:
-        return (y - self.y0.to(y)) @ self.F.to(y)
 
     def _reduced_start(self, start: Start) -> Start:
         if start is None:
             return None
         if isinstance(start, torch.Tensor):
-            return self._reduce(start)
-        function = start
-        return lambda *theta: self._reduce(function(*theta))
+            return _reduce(start, self.y0, self._left)
+        return _ReducedStart(start, self.y0, self._left)
+
+
+def _lift(z: torch.Tensor, y0: torch.Tensor, F: torch.Tensor) -> torch.Tensor:
+    """y = y0 + F z."""
+    return y0.to(z) + z @ F.to(z).mT
+
+
+def _reduce(y: torch.Tensor, y0: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """The z whose y is nearest, by the left inverse of F."""
+    return (y - y0.to(y)) @ left.to(y).mT
+
+
+@final
+@dataclass(frozen=True)
+class _Plane:
+    """A y - b."""
+
+    A: torch.Tensor
+    b: torch.Tensor
+
+    def __call__(self, y: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        return self.A.to(y) @ y - self.b.to(y)
+
+
+@final
+@dataclass(frozen=True)
+class _Lifted:
+    """f as a function of z."""
+
+    function: Function
+    y0: torch.Tensor
+    F: torch.Tensor
+
+    def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        return self.function(_lift(z, self.y0, self.F), *theta)
+
+
+@final
+@dataclass(frozen=True)
+class _LiftedChoice:
+    """The caller's choice among points y, given points z."""
+
+    choose: Choose
+    y0: torch.Tensor
+    F: torch.Tensor
+
+    def __call__(self, z: torch.Tensor, values: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        return self.choose(_lift(z, self.y0, self.F), values, *theta)
+
+
+@final
+@dataclass(frozen=True)
+class _ReducedStart:
+    """The caller's start y, as z."""
+
+    start: Callable[..., torch.Tensor]
+    y0: torch.Tensor
+    left: torch.Tensor
+
+    def __call__(self, *theta: torch.Tensor) -> torch.Tensor:
+        return _reduce(self.start(*theta), self.y0, self.left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from scipy.optimize import linprog
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.nodes.batch import Batch, Dims, Tensors
 from convexlayer.nodes.bregman import AbstractBregman
-from convexlayer.nodes.implicit import Equation, solve_implicitly
-from convexlayer.nodes.linear import Dense, LinearSolve, Operator
+from convexlayer.nodes.implicit import Equation, Found, solve_implicitly
+from convexlayer.nodes.linear import AbstractResidual, Dense, LinearSolve, Operator
 
 __all__ = ["PolyhedronEntropy"]
 
@@ -55,10 +55,11 @@ class PolyhedronEntropy(AbstractBregman):
         return self._solve(self.gradient(x) - slope, x.detach())
 
     def _solve(self, y: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        equation = Equation(_Condition(self), self._newton, Dense(), symmetric=True, judge=_accept)
-        return solve_implicitly(equation, Batch((y,), (None,), 1, True), start.unsqueeze(0)).squeeze(0)
+        equation = Equation(_Condition(self), self._newton, Dense(), _accept)
+        x, _ = solve_implicitly(equation, Batch((y,), (None,), 1, True), start.unsqueeze(0), ())
+        return x.squeeze(0)
 
-    def _newton(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> torch.Tensor:
+    def _newton(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> Found:
         """Damped Newton steps on psi(x) - <y, x>, the whole batch at once."""
         A, b, (y,) = self._A, self._b, theta
         assert start is not None  # the two callers above give one
@@ -71,10 +72,10 @@ class PolyhedronEntropy(AbstractBregman):
             step = -torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
             decrement = -(gradient * step).sum(-1)
             if bool((decrement <= 100 * precision**2).all()):
-                return x
+                return x, decrement <= precision
             x = x + self._damped(x, step, y, decrement).unsqueeze(-1) * step
         if bool((decrement <= precision).all()):
-            return x
+            return x, decrement <= precision
         raise SolverError(
             f"the entropy of a polyhedron: Newton's method has not converged in {MAX_ITERATIONS} steps (decrement "
             f"{decrement.max().item():.1e}); the point may be too close to the boundary: take smaller steps"
@@ -99,14 +100,17 @@ class PolyhedronEntropy(AbstractBregman):
 
 
 @final
-class _Condition:
+class _Condition(AbstractResidual):
     """(x, y) -> grad psi(x) - y."""
+
+    symmetric: ClassVar[bool] = True
 
     def __init__(self, entropy: PolyhedronEntropy) -> None:
         self._entropy = entropy
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self._entropy.gradient(x) - y
+    def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        (y,) = theta
+        return self._entropy.gradient(z) - y
 
 
 def _accept(operator: Operator, answer: LinearSolve) -> None:

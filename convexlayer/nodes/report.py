@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -13,6 +12,8 @@ import torch
 from convexlayer.diff import DerivativeReport
 from convexlayer.diff.report import ACCURATE
 from convexlayer.errors import DerivativeError, ProblemError
+from convexlayer.nodes.certify import irregular_signs
+from convexlayer.nodes.curvature import KINDS, Kind
 from convexlayer.nodes.linear import LinearSolve, Operator
 from convexlayer.program import Array
 from convexlayer.solution import Status
@@ -26,32 +27,98 @@ JUMP = 0.1
 """Relative change of K within rounding of z, from which the function is not twice differentiable there."""
 
 NEAR = 1e-6
-"""Distance of an inequality and its multiplier from zero, relative to 1 + |z|, up to which it is weakly active."""
+"""An inequality is weakly active where it and its multiplier, each relative to what moves it, are not above this."""
 
 
 @final
-@dataclass(eq=False)
 class NodeReport:
     """The account of one call; every tensor has one entry an element (under vmap, of all lanes one after another).
 
+    Its words are made when somebody reads them.
+
     Attributes:
-        status: ``optimal``, ``iteration_limit``, or ``numerical_error`` where the solution is not finite.
-        distance: an estimate of |z - z*| / (1 + |z|), from the residual of the optimality conditions.
+        distance: an estimate of the relative error of the solution: the largest |K^-1 R|_j / |z_j| (of a fixed point,
+            |A(x) - x| / (1 + |x|)).
         iterations: iterations of the solver; 0 for given ones.
-        derivative: how far the derivative can be trusted; None before the first.
-        reasons: what is wrong with the derivative, by element.
     """
 
-    status: tuple[Status, ...] = ()
-    distance: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    iterations: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    derivative: DerivativeReport | None = None
-    reasons: dict[int, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.distance, self.iterations = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        self._codes, self._kinds = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        self._judged: _Judged | None = None
+        self.flat, self.all_solved = torch.empty(0, dtype=torch.bool), True
+
+    def fill(
+        self,
+        solved: torch.Tensor,
+        finite: torch.Tensor,
+        distance: torch.Tensor,
+        iterations: torch.Tensor,
+        kinds: torch.Tensor | None = None,
+        flat: torch.Tensor | None = None,
+    ) -> None:
+        """Write what the forward pass found, (batch,) each.
+
+        Args:
+            solved: which elements are.
+            finite: which have finite numbers.
+            distance: relative errors.
+            iterations: of the solver.
+            kinds: positions in ``Kind``; unknown unless given.
+            flat: where K has vanished at the solution; nowhere unless given.
+        """
+        code = torch.where(finite, _STATUSES.index(Status.ITERATION_LIMIT), _STATUSES.index(Status.NUMERICAL_ERROR))
+        self._codes = torch.where(solved & finite, _STATUSES.index(Status.OPTIMAL), code)
+        self.distance, self.iterations = torch.where(finite, distance, torch.inf), iterations
+        self._kinds = torch.full_like(code, KINDS.index(Kind.UNKNOWN)) if kinds is None else kinds
+        self.flat = torch.zeros_like(solved) if flat is None else flat
+        self.all_solved = bool((solved & finite).all())
+
+    @staticmethod
+    def of_iterates(iterations: int, change: torch.Tensor) -> NodeReport:
+        """What there is to say of iterates that are what was asked for, wherever they are: ``optimal_inaccurate``."""
+        report, size = NodeReport(), change.shape[0]
+        report._codes = torch.full((size,), _STATUSES.index(Status.OPTIMAL_INACCURATE))
+        report._kinds = torch.full((size,), KINDS.index(Kind.UNKNOWN))
+        report.distance, report.iterations = change, torch.full((size,), iterations)
+        return report
+
+    def judge(self, judged: _Judged) -> None:
+        """Write what a linear solve of the derivative showed."""
+        self._judged = judged
+
+    @property
+    def solved(self) -> torch.Tensor:
+        """Which elements have a solution, (batch,)."""
+        return self._codes <= _STATUSES.index(Status.OPTIMAL_INACCURATE)
+
+    @property
+    def status(self) -> tuple[Status, ...]:
+        """``optimal``, ``iteration_limit``, or ``numerical_error`` where the solution is not finite."""
+        return tuple(_STATUSES[code] for code in self._codes.tolist())
+
+    @property
+    def kind(self) -> tuple[Kind, ...]:
+        """The kinds of the stationary points; unknown for elements without one and where no matrix is formed."""
+        return tuple(KINDS[code] for code in self._kinds.tolist())
 
     @property
     def failed(self) -> tuple[int, ...]:
         """Positions of the elements without a solution."""
-        return tuple(i for i, status in enumerate(self.status) if not status.solved)
+        return tuple(torch.nonzero(~self.solved).flatten().tolist())
+
+    @property
+    def derivative(self) -> DerivativeReport | None:
+        """How far the derivative can be trusted; None before the first."""
+        return None if self._judged is None else self._judged.derivative
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """What is wrong with the derivative, by element; of those that have a solution."""
+        return {} if self._judged is None else self._judged.reasons(self.solved)
+
+
+_STATUSES = (Status.OPTIMAL, Status.OPTIMAL_INACCURATE, Status.ITERATION_LIMIT, Status.NUMERICAL_ERROR)
 
 
 @final
@@ -66,9 +133,14 @@ class OnFailure:
     def message(self, report: NodeReport, tol: float) -> str:
         """What an error says."""
         failed = report.failed
-        named = ", ".join(f"{i} ({report.status[i]}, distance {float(report.distance[i]):.1e})" for i in failed[:8])
+        status, kind = report.status, report.kind
+        named = ", ".join(
+            f"{i} ({status[i]}, distance {float(report.distance[i]):.1e}"
+            f"{'' if kind[i] is Kind.UNKNOWN else f', a {kind[i]} and no minimum'})"
+            for i in failed[:8]
+        )
         return (
-            f"{len(failed)} of {len(report.status)} elements have no stationary point within {tol:.1e}: {named}"
+            f"{len(failed)} of {len(status)} elements have no solution within {tol:.1e}: {named}"
             f"{' ...' if len(failed) > 8 else ''}. The function may be unbounded, not twice differentiable, or have no "
             "feasible point; else give another start, a solver, or more iterations. The others are in this error's "
             "outputs; on_failure='nan' returns them instead"
@@ -91,12 +163,15 @@ class OnDegenerate:
 
     def __call__(self, report: NodeReport) -> None:
         """Judge a report that has just got a derivative."""
-        if self._choice == "report" or not report.reasons:
+        if self._choice == "report" or (self._choice == "warn" and self._warned):
             return
-        first = next(iter(report.reasons))
+        reasons = report.reasons
+        if not reasons:
+            return
+        first = next(iter(reasons))
         message = (
-            f"the derivative of {len(report.reasons)} elements may not exist or is inaccurate, the first of them "
-            f"{first}: {report.reasons[first]}. What is returned is a least-squares direction of minimum norm, or "
+            f"the derivative of {len(reasons)} elements may not exist or is inaccurate, the first of them "
+            f"{first}: {reasons[first]}. What is returned is a least-squares direction of minimum norm, or "
             "NaN; report.derivative says how far to trust it"
         )
         if self._choice == "raise":
@@ -137,59 +212,115 @@ class Recorder:
         """Judge one solve."""
         if self._seen is not operator:
             self._seen, self._jump, self._near = operator, self._measured_jump(operator), self._margin(operator)
-        verdicts = [self._verdict(operator, answer, i) for i in range(len(answer.residual))]
-        self._report.reasons = {
-            i: reason
-            for i, ((word, reason), status) in enumerate(zip(verdicts, self._report.status, strict=True))
-            if word != "ok" and status.solved
-        }
-        self._report.derivative = DerivativeReport(
-            linear_residual=_array(answer.residual),
-            margin=_array(self._near),
-            condition=_array(answer.condition),
-            consistent=_array(answer.residual) <= _accurate(answer),
-            status=tuple(word for word, _ in verdicts),
-        )
-        self._on_degenerate(self._report)
+        judged = _Judged(operator, answer, self._report, self._jump, self._near, self._tol, self._why_singular)
+        self._report.judge(judged)
+        if judged.doubtful:
+            self._on_degenerate(self._report)
 
     def _measured_jump(self, operator: Operator) -> torch.Tensor:
-        """Relative change of K w between two points beside z, (batch,): near 0 unless K jumps between them."""
+        """Relative change of K w beside z, (batch,): near 0 unless K jumps or vanishes there.
+
+        Multipliers move by a factor, so that those of inactive inequalities stay zero.
+        """
         z = operator.z
         eps = torch.finfo(z.dtype).eps
-        sign = torch.where(torch.arange(z.shape[-1], device=z.device) % 2 == 0, 1.0, -1.0).to(z).expand_as(z)
-        known = self._report.distance.nan_to_num(0.0, 0.0, 0.0).clamp(eps ** (2 / 3), 1e-4).to(z)
-        shift = 2.0 * known.unsqueeze(-1) * (1.0 + z.abs()) * sign
-        w = sign + 0.5  # not a multiple of sign, so that a jump in one direction seldom cancels
-        change = operator.at(z + shift).transposed_product(w) - operator.at(z - shift).transposed_product(w)
-        size = operator.transposed_product(w).abs().amax(-1) + change.abs().amax(-1)
-        return (change.abs().amax(-1) / torch.where(size > 0, size, 1.0)).nan_to_num(0.0, 0.0, 0.0)
+        known = self._report.distance.nan_to_num(0.0, 0.0, 0.0).clamp(eps ** (2 / 3), 1e-4).to(z).unsqueeze(-1)
+        n = z.shape[-1] - operator.residual.multipliers
+        size = z.abs()
+        # An unknown that is zero moves by what the others tell of its length.
+        most = size[:, :n].amax(-1, keepdim=True)
+        size[:, :n] = torch.where(size[:, :n] > 0, size[:, :n], torch.where(most > 0, most, 1.0))
+        shift = 2.0 * known * size * irregular_signs(z)
+        w = size * (irregular_signs(z) + 0.5)  # not a multiple of the shift, so that a jump along it seldom cancels
+        here = operator.transposed_product(w)
+        above, below = operator.at(z + shift).transposed_product(w), operator.at(z - shift).transposed_product(w)
+        change = torch.maximum((above - below).abs(), torch.maximum((above - here).abs(), (below - here).abs()))
+        whole = torch.maximum(here.abs(), torch.maximum(above.abs(), below.abs()))
+        return (change / torch.where(whole > 0, whole, 1.0)).amax(-1).nan_to_num(0.0, 0.0, 0.0)
 
-    def _verdict(self, operator: Operator, answer: LinearSolve, element: int) -> tuple[str, str]:
-        """The word of DerivativeReport's status, and what is wrong."""
+
+@final
+class _Judged:
+    """One linear solve of a derivative and what it means, kept as tensors until words are asked for."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        answer: LinearSolve,
+        report: NodeReport,
+        jump: torch.Tensor,
+        near: torch.Tensor,
+        tol: float,
+        why_singular: Callable[[Operator, int], str],
+    ) -> None:
         n, eps = answer.solution.shape[-1], torch.finfo(answer.solution.dtype).eps
-        distance, residual = float(self._report.distance[element]), float(answer.residual[element])
-        if not self._report.status[element].solved:
-            return "failed", "there is no solution to differentiate"
-        if not torch.isfinite(answer.solution[element]).all():
-            return "failed", "the second derivatives at the solution are not finite"
-        if answer.condition[element] > 1.0 / (10.0 * n * eps):
-            return "degenerate", self._why_singular(operator, element)
-        if self._near[element] <= max(NEAR, 100.0 * eps):
-            near = float(self._near[element])
-            return "degenerate", f"an inequality is weakly active (it and its multiplier within {near:.0e}): a kink"
-        if distance > self._tol:
-            why = self._why_singular(operator, element)
-            return "inaccurate", f"the second derivatives leave the solution uncertain by {distance:.0e}: {why}"
-        if self._jump[element] > JUMP:
-            return "degenerate", "the function is not twice differentiable at the solution: second derivatives jump"
-        if residual > _accurate(answer):
-            return "inaccurate", f"the relative residual of the linear system is {residual:.0e}"
-        return "ok", ""
+        self._operator, self._answer, self._why_singular = operator, answer, why_singular
+        self._near, self._distance = near, report.distance
+        self._accurate = max(ACCURATE, 1e3 * eps)
+        tests = {
+            "unsolved": ~report.solved,
+            "infinite": ~torch.isfinite(answer.solution).all(-1),
+            "singular": (answer.condition > 1.0 / (10.0 * n * eps)) | report.flat,
+            "weak": near <= max(NEAR, 100.0 * eps),
+            "uncertain": report.distance > tol,
+            "jump": jump > JUMP,
+            "residual": answer.residual > self._accurate,
+        }
+        self._names = tuple(tests)
+        # The first test that finds fault decides.
+        faults = torch.stack([*tests.values(), torch.ones_like(tests["weak"])])
+        self._fault = faults.int().argmax(0)
+        self.doubtful = bool((self._fault < len(tests)).any())
+
+    @property
+    def derivative(self) -> DerivativeReport:
+        """In the words that all derivatives are reported in."""
+        residual = self._answer.residual
+        words = [_WORDS[self._names[code]] if code < len(self._names) else "ok" for code in self._fault.tolist()]
+        return DerivativeReport(
+            linear_residual=_array(residual),
+            margin=_array(self._near),
+            condition=_array(self._answer.condition),
+            consistent=_array(residual) <= self._accurate,
+            status=tuple(words),
+        )
+
+    def reasons(self, solved: torch.Tensor) -> dict[int, str]:
+        """What is wrong, by element."""
+        at = torch.nonzero((self._fault < len(self._names)) & solved).flatten().tolist()
+        return {i: self._reason(self._names[int(self._fault[i])], i) for i in at}
+
+    def _reason(self, fault: str, element: int) -> str:
+        match fault:
+            case "infinite":
+                return "the second derivatives at the solution are not finite"
+            case "singular":
+                return self._why_singular(self._operator, element)
+            case "weak":
+                near = float(self._near[element])
+                return f"an inequality is weakly active (it and its multiplier within {near:.0e}): a kink"
+            case "uncertain":
+                why = self._why_singular(self._operator, element)
+                far = float(self._distance[element])
+                return f"the second derivatives leave the solution uncertain by {far:.0e}: {why}"
+            case "jump":
+                return (
+                    "second derivatives jump or vanish at the solution: the function is flat there, or not twice "
+                    "differentiable"
+                )
+        residual = float(self._answer.residual[element])
+        return f"the relative residual of the linear system is {residual:.0e}"
 
 
-def _accurate(answer: LinearSolve) -> float:
-    """The largest relative residual of an accurate solve."""
-    return max(ACCURATE, 1e3 * torch.finfo(answer.solution.dtype).eps)
+_WORDS = {
+    "unsolved": "failed",
+    "infinite": "failed",
+    "singular": "degenerate",
+    "weak": "degenerate",
+    "uncertain": "inaccurate",
+    "jump": "degenerate",
+    "residual": "inaccurate",
+}
 
 
 def _array(tensor: torch.Tensor) -> Array:

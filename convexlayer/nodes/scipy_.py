@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class ScipyMinimize(AbstractForwardSolver):
         method: one of SciPy's: ``L-BFGS-B`` or ``trust-ncg`` without constraints, ``SLSQP`` with them.
         options: its options.
     """
+
+    restarts: ClassVar[bool] = True
 
     method: str = "L-BFGS-B"
     options: Mapping[str, Any] = field(default_factory=lambda: {"ftol": 0.0, "gtol": 1e-9, "maxiter": 10_000})

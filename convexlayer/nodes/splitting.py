@@ -5,7 +5,14 @@
 
 Each is a step for a ``FixedPointNode``, which differentiates it: unrolled in reverse (algorithms 1 to 3 of Ochs et al.
 2016; what autograd computes for these steps are their recursions, with the errors of the printed ones corrected) or
-forward, truncated, or through the fixed point.
+forward, truncated, or through the fixed point: for images with ``Implicit(GMRES())``, by products alone.
+
+A dual solution is often not unique. That of the total variation is not where a flat region holds a cycle of pixels, for
+flows around it change nothing; I - dA/dx is singular then. A loss in the primal solution, which is unique, still has a
+consistent system, and GMRES gives its derivative (``Dense`` does too, but says ``degenerate``); a loss in the flows has
+none, and the linear residual tells. Where a dual variable is at its bound without pushing (complementarity is not
+strict) the step has a kink, which is told as ``degenerate``. It is one of the solution only where no flow can take the
+variable off its bound.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Attaches a Jacobian that is already known to a value, once."""
+"""Values whose first derivative is known, and no other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 
 from convexlayer.errors import DerivativeError
 
-__all__ = ["attach"]
+__all__ = ["attach", "once"]
 
 
 def attach(value: torch.Tensor, jacobian: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
@@ -44,8 +45,12 @@ class _Attach(torch.autograd.Function):
     def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
         jacobian, theta = ctx.saved_tensors
         gradient = (cotangent.unsqueeze(-2) @ jacobian).squeeze(-2)
-        once: torch.Tensor = _Once.apply(gradient.sum(0) if ctx.shared else gradient, theta)  # type: ignore[no-untyped-call]
-        return cotangent, None, once
+        total = gradient.sum(0) if ctx.shared else gradient
+        return (
+            cotangent,
+            None,
+            once(total, (theta,), "ForwardMode gives first derivatives only: use Unrolled for higher ones"),
+        )
 
     @staticmethod
     def jvp(ctx: Any, value: torch.Tensor | None, _: Any, theta: torch.Tensor | None) -> torch.Tensor:
@@ -54,20 +59,26 @@ class _Attach(torch.autograd.Function):
         return moved if value is None else value + moved
 
 
+def once(value: torch.Tensor, sources: Sequence[torch.Tensor], message: str) -> torch.Tensor:
+    """The value, which depends on its sources in an unknown way: differentiating it raises a DerivativeError."""
+    marked: torch.Tensor = _Once.apply(message, value, *sources)  # type: ignore[no-untyped-call]
+    return marked
+
+
 @final
 class _Once(torch.autograd.Function):
-    """(gradient, theta) -> gradient, which knows that it depends on theta, but not how."""
+    """(message, value, *sources) -> value."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-        return gradient.clone()
+    def forward(message: str, value: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
+        return value.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        """Nothing to keep: there is no second derivative."""
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.message = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, cotangent: torch.Tensor) -> Any:
-        raise DerivativeError("ForwardMode gives first derivatives only: use Unrolled for higher ones")
+        raise DerivativeError(ctx.message)

@@ -72,12 +72,6 @@ def test_functions_of_the_wrong_kind_are_refused(node: torch.nn.Module, x: torch
         node(x)
 
 
-def test_a_function_with_a_trainable_tensor_of_its_own_is_refused() -> None:
-    weight = values(1.0)
-    with pytest.raises(ProblemError, match="pass it as a parameter"):
-        scalar(lambda y, x: weight[0] * parabola(y, x))(values(1.0))
-
-
 @pytest.mark.parametrize(
     ("tensors", "error", "message"),
     [
@@ -116,7 +110,7 @@ def test_choices_and_constructions_are_checked() -> None:
     with pytest.raises(ShapeError, match="expected a start of shape"):
         scalar(parabola, start=torch.ones(2, 2))(values(1.0))
     with pytest.raises(ShapeError, match="warm_start"):
-        scalar(parabola)(values(1.0), warm_start=torch.ones(3))
+        scalar(parabola)(values(1.0), warm_start=torch.ones(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +122,7 @@ def test_choices_and_constructions_are_checked() -> None:
             "iteration_limit",
         ),
         (ArgminNode(parabola, (), [()], solver=Given(lambda x: x * torch.nan)), "numerical_error"),
-        (InequalityNode(parabola, lambda y, x: torch.stack([y - 1, 2 - y]), (), [()]), "numerical_error"),  # infeasible
+        (InequalityNode(parabola, lambda y, x: torch.stack([y - 1, 2 - y]), (), [()]), "iteration_limit"),  # infeasible
     ],
 )
 def test_a_solver_that_did_not_converge_is_an_error_that_carries_the_rest(node: torch.nn.Module, status: str) -> None:
@@ -174,7 +168,7 @@ def test_an_almost_solved_problem_is_polished() -> None:
     [
         (ArgminNode(lambda y, x: (y[0] - x) ** 2, (2,), [()]), values(1.0), "degenerate", "Hessian f_YY is singular"),
         (scalar(lambda y, x: (y - x).abs()), values(1.0), "degenerate", "singular"),
-        (scalar(lambda y, x: (y - x) ** 4), values(1.0), "inaccurate", "leave the solution uncertain"),
+        (scalar(lambda y, x: (y - x) ** 4), values(1.0), "degenerate", "jump or vanish"),
         (
             scalar(lambda y, x: torch.where(y.abs() < 1, 0.5 * y**2, y.abs() - 0.5) + 0.5 * (y - x) ** 2),
             values(2.0),

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from convexlayer import ConvexLayer, DerivativeError, FailedElementsError, ProblemError, ShapeError
 from convexlayer.gallery.measure import saved_bytes
 from convexlayer.nodes import (
+    GMRES,
     AbstractDerivative,
     Euclidean,
     FixedPointNode,
@@ -51,6 +52,7 @@ def theta(*, batch: int | None = None, dtype: torch.dtype = D) -> tuple[torch.Te
 
 EXACT: dict[str, AbstractDerivative] = {
     "implicit": Implicit(),
+    "implicit, by products": Implicit(GMRES()),
     "unrolled": Unrolled(12),
     "average": Unrolled(12, average=True),
     "forward": ForwardMode(12),
@@ -64,7 +66,9 @@ def test_derivatives_are_those_of_what_is_returned(derivative: AbstractDerivativ
     assert gradcheck(node, theta(batch=2))
 
 
-@pytest.mark.parametrize("derivative", [Implicit(), Unrolled(6)], ids=["implicit", "unrolled"])
+@pytest.mark.parametrize(
+    "derivative", [Implicit(), Implicit(GMRES()), Unrolled(6)], ids=["implicit", "by products", "unrolled"]
+)
 def test_second_derivatives(derivative: AbstractDerivative) -> None:
     assert gradgradcheck(simplex_node(derivative), theta())
 

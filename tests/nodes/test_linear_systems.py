@@ -6,20 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from convexlayer import ProblemError
 from convexlayer.nodes import (
+    GMRES,
     AbstractLinearSolver,
+    AbstractResidual,
     ArgminNode,
     ConjugateGradients,
     Dense,
     GivenBatch,
+    LinearSolve,
     MinimalResidual,
     NodeOptions,
     Operator,
 )
+from tests.nodes.largest import Largest
 
 B, N = 4, 8
 
@@ -33,8 +35,15 @@ def vectors(seed: int) -> torch.Tensor:
     return torch.randn(B, N, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+class Product(AbstractResidual):
+    """R = K z."""
+
+    def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        return theta[0] @ z
+
+
 def operator(K: torch.Tensor) -> Operator:
-    return Operator(lambda z, K: K @ z, (0,), torch.zeros(B, N, dtype=torch.float64), (K,))
+    return Operator(Product(), (0,), torch.zeros(B, N, dtype=torch.float64), (K,))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +55,8 @@ def operator(K: torch.Tensor) -> Operator:
         (ConjugateGradients(), -symmetric(definite=True)),
         (MinimalResidual(), symmetric(definite=True)),
         (MinimalResidual(), symmetric(definite=False)),
+        (GMRES(), symmetric(definite=True)),
+        (GMRES(), symmetric(definite=False)),
     ],
 )
 def test_every_solver_solves_what_it_is_for(solver: AbstractLinearSolver, K: torch.Tensor) -> None:
@@ -55,12 +66,135 @@ def test_every_solver_solves_what_it_is_for(solver: AbstractLinearSolver, K: tor
     expected = torch.linalg.solve(K, rhs.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(answer.solution, expected, rtol=1e-8, atol=1e-8)
     assert float(answer.residual.max()) < 1e-9
+    if isinstance(solver, Dense):  # which measures every row by its own terms
+        return
     torch.testing.assert_close(
         answer.residual * torch.linalg.vector_norm(rhs, dim=-1),
         torch.linalg.vector_norm((K @ answer.solution.unsqueeze(-1)).squeeze(-1) - rhs, dim=-1),
         rtol=0,
         atol=1e-12,
     )
+
+
+def unsymmetric(seed: int = 2) -> torch.Tensor:
+    return torch.randn(B, N, N, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def times(K: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    return (K @ u.unsqueeze(-1)).squeeze(-1)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("solver", [Dense(), GMRES()])
+def test_unsymmetric_systems_and_their_transposes(solver: AbstractLinearSolver, transposed: bool) -> None:
+    K, rhs = unsymmetric(), vectors(3)
+    rhs[2] = 0.0
+    answer = solver.solve(solver.init(operator(K), symmetric=False), rhs, transposed=transposed)
+    expected = torch.linalg.solve(K.mT if transposed else K, rhs.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(answer.solution, expected, rtol=1e-8, atol=1e-8)
+    assert (answer.solution[2] == 0).all()
+    assert float(answer.residual.max()) < 1e-10
+
+
+def gmres(K: torch.Tensor, rhs: torch.Tensor, solver: GMRES | None = None, *, transposed: bool = False) -> LinearSolve:
+    return (solver or GMRES()).solve(operator(K), rhs, transposed=transposed)
+
+
+def test_gmres_restarts_and_every_element_has_its_own_tolerance() -> None:
+    K = torch.eye(N, dtype=torch.float64) + 0.2 * unsymmetric()
+    rhs = torch.tensor([1e-20, 1.0, 1e20, 1e3], dtype=torch.float64).unsqueeze(-1) * vectors(3)
+    answer = gmres(K, rhs, GMRES(restart=3))
+    assert float(answer.residual.max()) < 1e-10
+    expected = torch.linalg.solve(K, rhs.unsqueeze(-1)).squeeze(-1)
+    size = torch.linalg.vector_norm(expected, dim=-1, keepdim=True)
+    torch.testing.assert_close(answer.solution / size, expected / size, rtol=0, atol=1e-8)
+    few = gmres(K, rhs, GMRES(max_iter=2))
+    assert float(few.residual.min()) > 1e-4  # a truncated solve, whose residual tells
+    torch.testing.assert_close(
+        few.residual, torch.linalg.vector_norm(times(K, few.solution) - rhs, dim=-1) / rhs.norm(dim=-1)
+    )
+
+
+@pytest.mark.parametrize("solver", [GMRES(), GMRES(restart=3), GMRES(max_iter=5)])
+def test_what_gmres_gives_an_element_does_not_depend_on_its_company(solver: GMRES) -> None:
+    K, rhs = torch.eye(N, dtype=torch.float64) + 0.2 * unsymmetric(), vectors(3)
+    K[1], rhs[2], K[3] = torch.eye(N), 0.0, torch.nan
+    together = gmres(K, rhs, solver)
+    for i in (0, 1, 2):
+        alone = Operator(Product(), (0,), torch.zeros(1, N, dtype=torch.float64), (K[i : i + 1],))
+        single = solver.solve(alone, rhs[i : i + 1], transposed=False)
+        torch.testing.assert_close(together.solution[i], single.solution[0], rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(together.solution[1], rhs[1])
+    assert together.residual[3] == 1.0  # no product is finite: nothing is gained
+
+
+def test_gmres_minimises_the_residual_over_the_krylov_space() -> None:
+    K, rhs = unsymmetric(), vectors(3)
+    for k in (1, 3, 6):
+        basis = [rhs]
+        for _ in range(k - 1):
+            basis.append(times(K.mT, basis[-1]))
+        space = torch.stack([times(K.mT, b) for b in basis], -1)
+        best = torch.linalg.lstsq(space, rhs.unsqueeze(-1)).solution
+        left = torch.linalg.vector_norm((space @ best).squeeze(-1) - rhs, dim=-1) / rhs.norm(dim=-1)
+        torch.testing.assert_close(gmres(K, rhs, GMRES(max_iter=k), transposed=True).residual, left, rtol=1e-6, atol=0)
+
+
+def test_gmres_solves_singular_consistent_systems_unless_the_null_space_meets_the_range() -> None:
+    K = unsymmetric()
+    K[:, 2] = K[:, 0] - K[:, 1]  # dependent rows; of full rank on its range
+    rhs = times(K, vectors(6))
+    answer = gmres(K, rhs)
+    assert float(answer.residual.max()) < 1e-10
+    away = gmres(K, vectors(7))  # inconsistent: no solution, but as small a residual as the Krylov space allows
+    assert float(away.residual.min()) > 1e-3
+    assert torch.isfinite(away.solution).all()
+    # [[0, 1], [0, 0]] u = (1, 0) has the solution (0, 1), which is in no Krylov space: (1, 0) is in the null space.
+    jordan = torch.zeros(B, N, N, dtype=torch.float64)
+    jordan[:, 0, 1] = 1.0
+    first = torch.nn.functional.one_hot(torch.zeros(B, dtype=torch.int64), N).double()
+    stuck = gmres(jordan, first)
+    torch.testing.assert_close(stuck.residual, torch.ones(B, dtype=torch.float64))
+    torch.testing.assert_close(stuck.solution, torch.zeros(B, N, dtype=torch.float64))
+
+
+def test_restarts_that_stall_end() -> None:
+    """A cyclic shift: no Krylov space smaller than the whole lessens the residual of a unit vector."""
+    products = 0
+
+    class Shift(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(z: torch.Tensor) -> torch.Tensor:
+            return torch.roll(z, 1, -1)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            """Nothing to keep."""
+
+        @staticmethod
+        def backward(ctx: Any, u: torch.Tensor) -> torch.Tensor:
+            nonlocal products
+            products += 1
+            return torch.roll(u, -1, -1)
+
+    class Shifted(AbstractResidual):
+        def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+            moved: torch.Tensor = Shift.apply(z)  # type: ignore[no-untyped-call]
+            return moved
+
+    shift = Operator(Shifted(), (), torch.zeros(1, N, dtype=torch.float64), ())
+    rhs = torch.nn.functional.one_hot(torch.tensor([0]), N).double()
+    assert float(GMRES(restart=N - 1).solve(shift, rhs, transposed=True).residual[0]) == 1.0
+    assert products == N  # one cycle, and one product for the residual
+    whole = GMRES().solve(shift, rhs, transposed=True)
+    assert float(whole.residual[0]) < 1e-14
+
+
+def test_gmres_needs_a_krylov_space() -> None:
+    with pytest.raises(ProblemError, match="at least one dimension, got 0"):
+        GMRES(restart=0)
 
 
 def test_dense_solves_with_the_transpose_and_estimates_the_condition() -> None:
@@ -93,25 +227,11 @@ def test_singular_consistent_systems_are_solved_by_minimal_residuals() -> None:
 
 @pytest.mark.parametrize("solver", [ConjugateGradients(), MinimalResidual()])
 def test_symmetric_methods_refuse_other_systems(solver: AbstractLinearSolver) -> None:
-    with pytest.raises(ProblemError, match="needs a symmetric system"):
+    with pytest.raises(ProblemError, match=r"needs a symmetric system.*use GMRES\(\)"):
         solver.init(operator(symmetric(definite=True)), symmetric=False)
 
 
-class Largest(TorchDispatchMode):
-    """The number of entries of the largest tensor that an operation made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.entries = max([self.entries, *sizes])
-        return result
-
-
-@pytest.mark.parametrize("linear", [ConjugateGradients(), Dense()])
+@pytest.mark.parametrize("linear", [ConjugateGradients(), GMRES(), Dense()])
 def test_backward_never_forms_the_matrix_f_xy_nor_the_jacobian(linear: AbstractLinearSolver) -> None:
     """f_XY and dy/dA would have n m n = 128,000 entries; A itself has 3,200, the Hessian 1,600."""
     n, m = 40, 80
