@@ -124,21 +124,23 @@ class ClosedForm(ABC):
             shape = tensor.shape
             split = len(shape) - len(axes)
             if split < 0:
-                raise self._misfit(name, tensor, lengths)
+                raise self._misfit(name, inputs)
             for axis, length in zip(axes, shape[split:], strict=True):
-                if lengths.get(axis, length) != length or not length:
-                    raise self._misfit(name, tensor, lengths)
-            lengths.update(zip(axes, shape[split:], strict=True))
+                if lengths.setdefault(axis, length) != length or not length:
+                    raise self._misfit(name, inputs)
             leading.append(shape[:split])
         return leading
 
-    def _misfit(self, name: str, tensor: torch.Tensor, lengths: Mapping[str, int]) -> ShapeError:
-        """The error of a tensor whose trailing axes do not fit those of the inputs before it, or are empty."""
-        axes = self.arguments[name]
-        split = tensor.ndim - len(axes)
-        if split >= 0 and 0 in tensor.shape[split:]:
-            empty = axes[tensor.shape[split:].index(0)]
-            return ShapeError(f"{name}: expected at least one {empty}, got {tuple(tensor.shape)}")
+    def _misfit(self, wrong: str, inputs: Tensors) -> ShapeError:
+        """The error of the input whose trailing axes do not fit those of the inputs before it, or are empty."""
+        lengths: dict[str, int] = {}
+        for (name, axes), tensor in zip(self.arguments.items(), inputs, strict=True):
+            shape = tuple(tensor.shape[max(tensor.ndim - len(axes), 0) :])
+            if name == wrong:
+                break
+            lengths.update(zip(axes, shape, strict=True))
+        if len(shape) == len(axes) and 0 in shape:
+            return ShapeError(f"{name}: expected at least one {axes[shape.index(0)]}, got {tuple(tensor.shape)}")
         shown = ", ".join(str(length) for length in ("...", *(lengths.get(axis, axis) for axis in axes)))
         return ShapeError(f"{name}: expected shape ({shown}), got {tuple(tensor.shape)}")
 

@@ -187,15 +187,15 @@ def _polar(N: torch.Tensor, *, rotation: bool = False) -> Tensors:
         ProblemError: it is not unique.
     """
     left, sizes, right = torch.linalg.svd(N, full_matrices=False)
-    smallest, largest = sizes[..., -1], sizes[..., 0]
     if rotation:
         flip = torch.ones_like(sizes)
-        flip[..., -1] = torch.where(torch.linalg.det(left @ right) < 0, -1.0, 1.0)
+        flip[..., -1] = torch.where(torch.linalg.det(product(left, right)) < 0, -1.0, 1.0)
         left, sizes = left * flip[..., None, :], sizes * flip
-        # A reflection is not allowed, so what decides is the sum of the last two; numbers have one rotation.
-        smallest = sizes[..., -1] + sizes[..., -2] if N.shape[-1] > 1 else torch.ones_like(smallest)
-    beyond = smallest - max(N.shape[-2:]) * torch.finfo(N.dtype).eps * largest
-    if least(beyond) <= 0:
+    # What decides: the smallest, or, where a reflection is not allowed, its sum with the one before it.
+    alone = rotation and N.shape[-1] > 1
+    smallest = sizes[..., -1] + sizes[..., -2] if alone else sizes[..., -1]
+    beyond = smallest - max(N.shape[-2:]) * torch.finfo(N.dtype).eps * sizes[..., 0]
+    if least(beyond) <= 0 and (alone or not rotation):
         raise ProblemError(
             f"the nearest orthogonal factor is not unique{elements(beyond <= 0)}: expected full rank, got singular "
             f"values down to {least(smallest):.1e}; add points, or a proximal term"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import convexlayer.nodes as nodes
-from convexlayer.errors import ProblemError
+from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes import (
     Huber,
     Welsch,
@@ -66,6 +66,20 @@ def test_lower_precision_is_refused_elsewhere(dtype: torch.dtype) -> None:
 def test_what_is_no_tensor_is_refused_by_name() -> None:
     with pytest.raises(ProblemError, match="b: expected a float32 or float64 tensor, got list; convert it first"):
         least_squares(torch.eye(2), [1.0, 2.0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((5, 2), (4,)), r"b: expected shape \(..., 5\), got \(4,\)"),
+        (((5,), (5,)), r"A: expected shape \(..., m, n\), got \(5,\)"),
+        (((5, 0), (5,)), r"A: expected at least one n, got \(5, 0\)"),
+        (((3, 5, 2), (2, 5)), r"leading axes must broadcast, but A has \(3,\), b has \(2,\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        least_squares(*(torch.ones(shape) for shape in shapes))
 
 
 def forms(kind: type) -> list[type]:
