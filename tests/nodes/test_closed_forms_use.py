@@ -17,6 +17,7 @@ from convexlayer.nodes import (
     Welsch,
     eigen_decomposition,
     least_squares,
+    optimal_transport,
     orthogonal_procrustes,
     project_l2_ball,
     robust_pool,
@@ -29,6 +30,28 @@ from .closed_forms import FORMS, Form
 PUBLIC = [getattr(nodes, name) for name in nodes.__all__ if hasattr(getattr(nodes, name), "__wrapped__")]
 
 every = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (least_squares, [(1, 5, 2), (1, 5)]),
+        (lambda x: eigen_decomposition(x)[1], [(1, 3, 3)]),
+        (project_l2_ball, [(1, 3)]),
+        (orthogonal_procrustes, [(1, 3, 4), (1, 3, 4)]),
+        (optimal_transport, [(1, 3, 4)]),
+        (lambda x: robust_pool(x, Huber()), [(1, 5, 2)]),
+    ],
+)
+def test_a_plain_call_records_one_function(
+    function: Callable[..., torch.Tensor], shapes: list[tuple[int, ...]]
+) -> None:
+    """At small sizes what a call records is most of its cost."""
+    tensors = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    node = function(*tensors).grad_fn
+    assert node is not None
+    before = [following.name() for following, _ in node.next_functions if following is not None]
+    assert before == ["torch::autograd::AccumulateGrad"] * len(tensors)
 
 
 @every
