@@ -67,7 +67,7 @@ gallery: $(STAMP)  ## Run the experiments of the papers: figures, numbers, claim
 bench: $(BENCH_STAMP)  ## Measure against the peers: times, accuracy, memory, scaling (benchmarks/output)
 	$(BIN)/python -m benchmarks
 
-bench-nodes: $(BENCH_STAMP)  ## Measure the nodes against lstsq, unrolled Sinkhorn and POT (benchmarks/output/nodes.*)
+bench-nodes: $(BENCH_STAMP)  ## Measure the nodes against lstsq, unrolling, POT and ddn if importable (benchmarks/output/nodes.*)
 	$(BIN)/python -m benchmarks.nodes
 
 reliability: $(STAMP)  ## Measure how the service bears load and misfortune: a table (an hour; SOAK=60 for a short soak)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from benchmarks.timing import Plan, measure, once
 from convexlayer.gallery.measure import saved_bytes
 from convexlayer.nodes import least_squares, optimal_transport
 
-__all__ = ["OURS", "SINKHORN_TOL", "UNROLLED", "growth", "squares", "transport"]
+__all__ = ["OURS", "SINKHORN_TOL", "UNROLLED", "by_differences", "compared", "growth", "squares", "transport"]
 
 OURS = "convexlayer"
 
@@ -25,28 +25,75 @@ UNROLLED = "unrolled"
 SINKHORN_TOL = 1e-8
 """Relative error of the row sums to which all contestants solve."""
 
+DIRECTIONS = 3
+"""In which gradients are compared with differences."""
+
+STEP = 1e-6
+"""Of these differences."""
+
+Judge = Callable[[Tensors], float]
+"""Gradients -> their relative error."""
+
 
 def _first(call: Call, theta: Tensors) -> torch.Tensor:
     return call(theta)[0]
 
 
-def _compared(name: str, draws: list[Tensors], calls: Mapping[str, Call], exact: Call, plan: Plan) -> dict[str, Any]:
-    """Medians of interleaved calls, errors of their gradients against another way to compute them, and saved bytes."""
+def compared(
+    name: str, draws: list[Tensors], calls: Mapping[str, Call], judged: Callable[[Tensors, Tensors], Judge], plan: Plan
+) -> dict[str, Any]:
+    """Medians of interleaved calls, errors of their gradients, and saved bytes.
+
+    Args:
+        name: of the case.
+        draws: inputs.
+        calls: the contestants.
+        judged: (inputs, cotangents) -> the judge of gradients.
+        plan: how long to measure.
+    """
     theta = draws[0]
-    outputs = exact(theta)
-    cotangents = tuple(torch.randn_like(output) for output in outputs)
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(outputs, theta, cotangents)])
+    generator = torch.Generator().manual_seed(100)  # not a seed of the draws: the loss would be special
+    outputs = next(iter(calls.values()))(theta)
+    cotangents = tuple(torch.randn(output.shape, generator=generator) for output in outputs)
+    error = judged(theta, cotangents)
     entries = {}
     for label, call in calls.items():
         _, _, _, gradients = once(call, theta, cotangents)
-        error = float((torch.cat([g.flatten() for g in gradients]) - expected).norm() / expected.norm())
-        saved = saved_bytes(partial(_first, call, theta))
-        entries[label] = {"gradient_error": error, "saved_bytes": saved}
+        entries[label] = {"gradient_error": error(gradients), "saved_bytes": saved_bytes(partial(_first, call, theta))}
     for label, times in measure(calls, draws, cotangents, plan).items():
         if times.error:
             raise RuntimeError(f"{label}: {times.error}")
         entries[label] |= dict(zip(("forward_s", "backward_s", "total_s"), times.medians(), strict=True))
     return {"name": name, "contestants": entries}
+
+
+def by_autograd(exact: Call, theta: Tensors, cotangents: Tensors) -> Judge:
+    """Errors of gradients relative to those of a call that autograd differentiates."""
+    expected = _flat(torch.autograd.grad(exact(theta), theta, cotangents))
+    return lambda gradients: float((_flat(gradients) - expected).norm() / expected.norm())
+
+
+def by_differences(call: Call, theta: Tensors, cotangents: Tensors) -> Judge:
+    """Errors of slopes along DIRECTIONS random ones, relative to central differences of a call that solves exactly."""
+    generator = torch.Generator().manual_seed(101)
+    directions = [tuple(torch.randn(t.shape, generator=generator) for t in theta) for _ in range(DIRECTIONS)]
+
+    def loss(direction: Tensors, step: float) -> torch.Tensor:
+        moved = tuple(t + step * e for t, e in zip(theta, direction, strict=True))
+        return sum(((v * y).sum() for v, y in zip(cotangents, call(moved), strict=True)), torch.zeros(()))
+
+    with torch.no_grad():
+        expected = torch.stack([(loss(e, STEP) - loss(e, -STEP)) / (2.0 * STEP) for e in directions])
+
+    def error(gradients: Tensors) -> float:
+        slopes = torch.stack([_flat(gradients) @ _flat(e) for e in directions])
+        return float((slopes - expected).norm() / expected.norm())
+
+    return error
+
+
+def _flat(tensors: Tensors) -> torch.Tensor:
+    return torch.cat([t.flatten() for t in tensors])
 
 
 def _costs(n: int, seed: int) -> torch.Tensor:
@@ -123,7 +170,9 @@ def transport(n: int, gamma: float, plan: Plan) -> dict[str, Any]:
     }
     draws: list[Tensors] = [(_costs(n, seed),) for seed in range(3)]
     name = f"transport, n = {n}, gamma = {gamma:g} ({count} Sinkhorn iterations)"
-    return _compared(name, draws, calls, lambda theta: (_sinkhorn_log(theta[0], gamma, 3 * count),), plan)
+    return compared(
+        name, draws, calls, partial(by_autograd, lambda theta: (_sinkhorn_log(theta[0], gamma, 3 * count),)), plan
+    )
 
 
 def squares(n: int, plan: Plan) -> dict[str, Any]:
@@ -157,7 +206,7 @@ def squares(n: int, plan: Plan) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
         shapes = ((2 * n, n), (2 * n,))
         draws.append(tuple(torch.randn(shape, generator=generator).requires_grad_() for shape in shapes))
-    return _compared(f"least squares, {2 * n} by {n}", draws, calls, by_normal_equations, plan)
+    return compared(f"least squares, {2 * n} by {n}", draws, calls, partial(by_autograd, by_normal_equations), plan)
 
 
 def growth(n: int, *, quick: bool) -> dict[str, Any]:

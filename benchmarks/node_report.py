@@ -9,6 +9,7 @@ from matplotlib.ticker import NullFormatter
 
 from benchmarks.node_cases import OURS, SINKHORN_TOL
 from benchmarks.node_memory import CASES
+from benchmarks.node_peers import LIBRARY
 from benchmarks.table import grid
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["draw", "markdown"]
 
 MIB = 2**20
+
+WITHOUT = "The deep declarative networks' library could not be imported: its rows are left out."
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -29,6 +32,10 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{machine['commit']}, load at the start {machine['load']:.1f}. Medians in milliseconds, all contestants "
         f"interleaved; transport is solved to {SINKHORN_TOL:.0e} in the row sums by all.",
         *(part for case in results["times"] for part in (f"## {case['name']}", _times(case["contestants"]))),
+        "## Small nodes",
+        "Milliseconds forward and backward, and relative to ours; gradient errors against central differences."
+        + ("" if any(LIBRARY in case["contestants"] for case in results["small"]) else f" {WITHOUT}"),
+        _small(results["small"]),
         "## Memory of a plan against the iterations",
         _iterations(results["iterations"]),
         "## Memory of a generic node's backward pass",
@@ -56,6 +63,22 @@ def _times(entries: Mapping[str, Mapping[str, float]]) -> str:
     return grid(
         ["", "forward", "backward", "both / ours", "backward / ours", "gradient error", "kept for backward, MiB"], rows
     )
+
+
+def _small(cases: Sequence[Mapping[str, Any]]) -> str:
+    """One row a contestant, one column a batch size."""
+    batches = sorted({case["batch"] for case in cases})
+    rows = []
+    for name in dict.fromkeys(case["name"] for case in cases):
+        sizes = {case["batch"]: case["contestants"] for case in cases if case["name"] == name}
+        for label in next(iter(sizes.values())):
+            cells = []
+            for batch in batches:
+                entry, ours = sizes[batch][label], sizes[batch][OURS]
+                cells.append(f"{1000 * entry['total_s']:.3f} ({entry['total_s'] / ours['total_s']:.2f})")
+            error = max(contestants[label]["gradient_error"] for contestants in sizes.values())
+            rows.append([name if label == OURS else "", label, *cells, f"{error:.0e}"])
+    return grid(["", "", *(f"B = {batch}" for batch in batches), "gradient error"], rows)
 
 
 def _iterations(growth: Mapping[str, Any]) -> str:

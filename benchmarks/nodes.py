@@ -2,6 +2,9 @@
 
 python -m benchmarks.nodes                everything, as ``make bench-nodes``
 python -m benchmarks.nodes --quick        small sizes, few repetitions
+
+Small nodes are compared with the deep declarative networks' library too where it can be imported: clone
+https://github.com/anucvml/ddn and put the clone on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from benchmarks.node_cases import growth, squares, transport
     from benchmarks.node_memory import CASES, FORMED, grown
+    from benchmarks.node_peers import CASES as SMALL
+    from benchmarks.node_peers import small
     from benchmarks.results import machine
     from benchmarks.timing import Plan
 
@@ -60,10 +65,12 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     plans = [(20, 20.0)] if quick else [(200, 20.0), (200, 50.0)]
     columns = (20,) if quick else (100, 500)
     sizes = (50,) if quick else (100, 200, 400, 800, 1600)
+    batches = (1, 64) if quick else (1, 64, 256)
     load = os.getloadavg()[0]
     return {
         "machine": {**machine(arguments.threads), "load": load},
         "times": [*(transport(n, gamma, plan) for n, gamma in plans), *(squares(n, plan) for n in columns)],
+        "small": [small(case, batch, plan) for case in SMALL for batch in batches],
         "iterations": growth(plans[0][0], quick=quick),
         # f_XY has n^3 numbers: 512 MB at n = 400.
         "memory": [grown(case, n) for case in CASES for n in sizes if case != FORMED or n <= 400],

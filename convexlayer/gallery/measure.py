@@ -56,7 +56,7 @@ def saved_bytes(function: Callable[[], torch.Tensor]) -> int:
 def _saved(node: Any) -> Iterator[torch.Tensor]:
     """Tensors that one node of the graph has saved."""
     if isinstance(node, torch.autograd.function.BackwardCFunction):
-        yield from node.saved_tensors
+        yield from (tensor for tensor in node.saved_tensors if tensor is not None)
         return
     for name in dir(node):
         if name.startswith("_saved_"):

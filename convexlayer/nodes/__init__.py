@@ -25,7 +25,7 @@ from convexlayer.nodes.penalties import AbstractPenalty, Huber, PseudoHuber, Qua
 from convexlayer.nodes.perspective import perspective_n_point, rotation_of
 from convexlayer.nodes.polyhedron import PolyhedronEntropy
 from convexlayer.nodes.pooling import robust_pool
-from convexlayer.nodes.procrustes import nearest_simplex_etf, orthogonal_procrustes
+from convexlayer.nodes.procrustes import nearest_simplex_etf, orthogonal_procrustes, simplex_etf
 from convexlayer.nodes.projections import (
     project_l1_ball,
     project_l1_sphere,
@@ -123,6 +123,7 @@ __all__ = [
     "projected_gradient",
     "robust_pool",
     "rotation_of",
+    "simplex_etf",
     "solve_bilevel",
     "solve_implicitly",
     "weighted_least_squares",

@@ -16,11 +16,15 @@ import torch
 
 from convexlayer.errors import DerivativeError, ProblemError, ShapeError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, least, product
 
 __all__ = ["eigen_decomposition"]
 
+CLOSE = 10.0
+"""Eigenvalues of size m matrices coincide up to this multiple of m eps times the largest."""
 
+
+@entry
 def eigen_decomposition(
     X: torch.Tensor, k: int | None = None, *, on_degenerate: str = "warn"
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,12 +71,12 @@ class _Eigen(ClosedForm):
         (X,) = inputs
         values, vectors = torch.linalg.eigh(0.5 * (X + X.mT))
         largest = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
-        return values, vectors * torch.where(largest < 0, -1.0, 1.0)
+        return values, vectors * largest.sign()
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         values, Y = solved
-        (inner,) = self._inner(values, cotangents[0], Y.mT @ cotangents[1])
-        return (Y @ inner @ Y.mT,)
+        (inner,) = self._inner.apply(values, cotangents[0], product(Y.mT, cotangents[1]))
+        return (product(product(Y, inner), Y.mT),)
 
 
 @final
@@ -91,19 +95,35 @@ class _Inner(ClosedForm):
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         values, cotangent, S = inputs
         skew = S - S.mT
+        eps = torch.finfo(values.dtype).eps
+        gaps = _gaps(values)
+        gaps.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+        # They ascend, so neighbours are the closest; a bound of all in the batch will do to see that none coincide.
+        if least(gaps.diagonal(1, -2, -1)) > CLOSE * values.shape[-1] * eps * torch.linalg.vector_norm(values).item():
+            inner = 0.5 * skew / gaps
+        else:
+            self._tell(values, cotangent, S, skew)
+            inner = 0.5 * skew * _reciprocal_gaps(values)
+        inner.diagonal(dim1=-2, dim2=-1).copy_(cotangent)
+        return (inner,)
+
+    def _tell(self, values: torch.Tensor, cotangent: torch.Tensor, S: torch.Tensor, skew: torch.Tensor) -> None:
+        """Say where the cotangents tell repeated eigenvalues apart."""
         asked = torch.maximum(skew.abs(), (cotangent[..., None] - cotangent[..., None, :]).abs())
         scale = torch.maximum(S.abs().amax((-2, -1)), cotangent.abs().amax(-1))[..., None, None]
         # Rounding within the space leaves about eps times the gap to the next eigenvalue; the square root is far above.
-        wrong = (_repeated(values) & (asked > torch.finfo(S.dtype).eps ** 0.5 * scale)).any(-1).any(-1)
-        if bool(wrong.any()):
-            message = (
-                f"eigenvalues coincide{elements(wrong)}, and the loss tells their eigenvectors or eigenvalues apart: "
-                "it has no derivative there; use the projector Y Y' on their common space, or move X"
-            )
-            if self._on_degenerate == "raise":
-                raise DerivativeError(message)
-            warnings.warn(f"{message} (the minimum-norm choice is returned)", UserWarning, stacklevel=2)
-        return (torch.diag_embed(cotangent) + 0.5 * _reciprocal_gaps(values) * skew,)
+        repeated = _gaps(values).abs() <= _closeness(values)[..., None]
+        repeated = repeated & ~torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
+        wrong = (repeated & (asked > torch.finfo(S.dtype).eps ** 0.5 * scale)).any(-1).any(-1)
+        if not bool(wrong.any()):
+            return
+        message = (
+            f"eigenvalues coincide{elements(wrong)}, and the loss tells their eigenvectors or eigenvalues apart: "
+            "it has no derivative there; use the projector Y Y' on their common space, or move X"
+        )
+        if self._on_degenerate == "raise":
+            raise DerivativeError(message)
+        warnings.warn(f"{message} (the minimum-norm choice is returned)", UserWarning, stacklevel=2)
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         values, _, S = inputs
@@ -114,20 +134,21 @@ class _Inner(ClosedForm):
         return moved.sum(-2) - moved.sum(-1), G.diagonal(dim1=-2, dim2=-1), half - half.mT
 
 
-def _repeated(values: torch.Tensor) -> torch.Tensor:
-    """Which eigenvalues (..., m, m) coincide, off the diagonal."""
-    m = values.shape[-1]
-    gaps = (values[..., None, :] - values[..., :, None]).abs()
-    scale = values.abs().amax(-1)[..., None, None]
-    off = ~torch.eye(m, dtype=torch.bool, device=values.device)
-    return (gaps <= 10.0 * m * torch.finfo(values.dtype).eps * scale) & off
+def _gaps(values: torch.Tensor) -> torch.Tensor:
+    """lambda_j - lambda_i, (..., m, m)."""
+    return values.unsqueeze(-2) - values.unsqueeze(-1)
+
+
+def _closeness(values: torch.Tensor) -> torch.Tensor:
+    """The distance up to which eigenvalues coincide, (..., 1)."""
+    return CLOSE * values.shape[-1] * torch.finfo(values.dtype).eps * values.abs().amax(-1, keepdim=True)
 
 
 def _reciprocal_gaps(values: torch.Tensor) -> torch.Tensor:
     """F, (..., m, m), with 0 on the diagonal and where eigenvalues coincide."""
-    apart = ~_repeated(values) & ~torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
-    gaps = values[..., None, :] - values[..., :, None]
-    return torch.where(apart, 1.0 / torch.where(apart, gaps, 1.0), 0.0)
+    gaps = _gaps(values)
+    close = gaps.abs() <= _closeness(values)[..., None]  # the diagonal too
+    return gaps.masked_fill(close, torch.inf).reciprocal()
 
 
 _FORMS = {choice: _Eigen(_Inner(choice)) for choice in ("warn", "raise")}

@@ -51,6 +51,6 @@ class HessianSolve(ClosedForm):
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         """Cotangents of H and v."""
         (z,) = solved
-        (y,) = self(inputs[0], cotangents[0])
+        (y,) = self.apply(inputs[0], cotangents[0])
         outer = y[..., :, None] * z[..., None, :]
         return -0.5 * (outer + outer.mT), y

@@ -20,7 +20,7 @@ import torch
 
 from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, times
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, times
 from convexlayer.nodes.minimum import HessianSolve
 
 __all__ = ["perspective_n_point", "rotation_of"]
@@ -29,6 +29,7 @@ LINEAR_POINTS = 6
 """Points that the linear start needs."""
 
 
+@entry
 def perspective_n_point(
     X: torch.Tensor,
     x: torch.Tensor,
@@ -136,7 +137,7 @@ class _Pose(ClosedForm):
         axial = torch.stack([spun[..., 2, 1], spun[..., 0, 2], spun[..., 1, 0]], -1) - torch.stack(
             [spun[..., 1, 2], spun[..., 2, 0], spun[..., 0, 1]], -1
         )
-        (z,) = _HESSIAN_SOLVE(H, torch.cat([axial, cotangents[1]], -1))
+        (z,) = _HESSIAN_SOLVE.apply(H, torch.cat([axial, cotangents[1]], -1))
         omega, tau = z[..., None, :3], z[..., None, 3:]
         q = X @ R.mT
         Y = q + t[..., None, :]

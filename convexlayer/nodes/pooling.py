@@ -16,13 +16,17 @@ import torch
 
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, like, times
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, least, like, times
 from convexlayer.nodes.minimum import HessianSolve
 from convexlayer.nodes.penalties import AbstractPenalty
 
 __all__ = ["robust_pool"]
 
+FLAT = 1e-2
+"""Share of the total weight below which a curvature counts as this."""
 
+
+@entry
 def robust_pool(
     x: torch.Tensor,
     penalty: AbstractPenalty,
@@ -72,27 +76,30 @@ class _Pool(ClosedForm):
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         x, alpha = inputs
-        if not x.shape[-2]:
-            raise ProblemError("x: expected at least one point, got none")
-        if bool((alpha <= 0).any()):
-            raise ProblemError(f"alpha: expected a positive scale, got {float(alpha.min()):.3g}{elements(alpha <= 0)}")
+        if least(alpha) <= 0:
+            raise ProblemError(f"alpha: expected a positive scale, got {least(alpha):.3g}{elements(alpha <= 0)}")
         starts = [x.mean(-2)]
         if not self._penalty.convex:
             distances = torch.cdist(x, x).square()
             totals = self._penalty.value(distances, alpha[..., None, None].expand_as(distances)).sum(-1)
             best = totals.argmin(-1)[..., None, None].expand(*x.shape[:-2], 1, x.shape[-1])
             starts += [x.median(-2).values, x.gather(-2, best)[..., 0, :]]
-        found = [self.descend(x, alpha, start) for start in starts]
-        values = torch.stack([self._value(x, alpha, u) for u in found])
-        lowest = values.argmin(0)[None, ..., None].expand(1, *found[0].shape)
-        return (torch.stack(found).gather(0, lowest)[0],)
+        found = self.descend(x, alpha, torch.stack(starts))
+        if len(starts) == 1:
+            return (found[0],)
+        lowest = self._value(x, alpha, found).argmin(0)[None, ..., None].expand(1, *found.shape[1:])
+        return (found.gather(0, lowest)[0],)
 
-    def descend(self, x: torch.Tensor, alpha: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """The minimum reached from u, (..., d).
+    def descend(self, x: torch.Tensor, alpha: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        """The minima reached from several starts, (s, ..., d).
 
         The penalties are concave in s, so the reweighted average never raises the objective (it minimises a quadratic
-        that touches it from above); where a Newton step at a positive definite Hessian is as good, it soon is better.
+        that touches it from above); where a Newton step is as good, it soon is better.
         """
+        shape = starts.shape
+        x = x.expand(shape[:-1] + x.shape[-2:]).reshape(-1, *x.shape[-2:])
+        alpha, u = alpha.expand(shape[:-1]).reshape(-1), starts.reshape(-1, shape[-1])
+        found, places = torch.empty_like(u), torch.arange(len(u), device=u.device)
         done = torch.zeros_like(alpha, dtype=torch.bool)
         for _ in range(self._max_iter):
             d, w, H = self._model(x, alpha, u)
@@ -101,17 +108,25 @@ class _Pool(ClosedForm):
             scale = (w * torch.linalg.vector_norm(d, dim=-1)).sum(-1)
             rounding = 4.0 * torch.finfo(x.dtype).eps * w.sum(-1) * torch.linalg.vector_norm(u, dim=-1)
             done = done | (size <= self._tol * scale + rounding)
-            if bool(done.all()):
-                return u
+            left = torch.argwhere(~done)[:, 0]
+            if 2 * len(left) <= len(done):  # the last few may need many more iterations than all others
+                found[places] = u
+                if not len(left):
+                    return found.reshape(shape)
+                places, x, alpha, u, w, H, gradient, done = (
+                    part[left] for part in (places, x, alpha, u, w, H, gradient, done)
+                )
             average = u - gradient / w.sum(-1, keepdim=True)
-            factor, info = torch.linalg.cholesky_ex(H)
-            newton = u - torch.cholesky_solve(gradient[..., None], factor)[..., 0]
+            newton = u - _newton(H, gradient, w.sum(-1))
             low = self._value(x, alpha, average)
-            better = (info == 0) & (self._value(x, alpha, newton) <= low + 1e-14 * low.abs())
+            better = self._value(x, alpha, newton) <= low + 1e-14 * low.abs()
             step = torch.where(better[..., None], newton, average)
             u = torch.where(done[..., None], u, step)
+        wrong = torch.zeros(len(found), dtype=torch.bool, device=u.device)
+        wrong[places] = ~done
         raise SolverError(
-            f"robust pooling: not converged after {self._max_iter} iterations{elements(~done)}; raise max_iter or tol"
+            f"robust pooling: not converged after {self._max_iter} iterations"
+            f"{elements(wrong.reshape(shape[:-1]).any(0))}; raise max_iter or tol"
         )
 
     def _value(self, x: torch.Tensor, alpha: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -133,11 +148,26 @@ class _Pool(ClosedForm):
         d, w, H = self._model(x, alpha, solved[0])
         s = d.square().sum(-1)
         scale = alpha[..., None].expand_as(s)
-        (z,) = _HESSIAN_SOLVE(H, cotangents[0])
+        (z,) = _HESSIAN_SOLVE.apply(H, cotangents[0])
         along = times(d, z)
         bent = 2.0 * self._penalty.slope(s, scale) * along
         dalpha = -(self._penalty.scale_slope(s, scale) * along).sum(-1)
         return w[..., None] * z[..., None, :] + bent[..., None] * d, dalpha
+
+
+def _newton(H: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """|H|^-1 gradient, eigenvalues at least FLAT of the total weight where H is not positive definite.
+
+    So it descends at a saddle too, where averages, which take H to be the weight, are slow.
+    """
+    factor, info = torch.linalg.cholesky_ex(H)
+    step = torch.cholesky_solve(gradient[..., None], factor)[..., 0]
+    bent = torch.argwhere(info)[:, 0]
+    if len(bent):
+        values, vectors = torch.linalg.eigh(H[bent])
+        curvature = torch.maximum(values.abs(), FLAT * weight[bent, None])
+        step[bent] = times(vectors, times(vectors.mT, gradient[bent]) / curvature)
+    return step
 
 
 @final
@@ -151,7 +181,8 @@ class _PoolFrom(ClosedForm):
         self._form = form
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
-        return (self._form.descend(*inputs),)
+        x, alpha, start = inputs
+        return (self._form.descend(x, alpha, start[None])[0],)
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         return (*self._form.pullback(inputs[:2], solved, cotangents, wanted[:2]), torch.zeros_like(inputs[2]))

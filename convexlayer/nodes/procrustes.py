@@ -1,8 +1,9 @@
 """Orthogonal Procrustes and the nearest simplex equiangular tight frame, through the polar factor.
 
-    U = argmin |A - U B|_F^2   subject to U'U = I          N = A B' = U H,   H = U'N symmetric
+    U = argmin |A - U B|_F^2 + delta/2 |U - U_0|_F^2   subject to U'U = I
 
-Pullback of the polar factor, with cotangent G of U:
+|U B|_F and |U|_F are constants, so U is the polar factor of N = A B' + delta/2 U_0 = U H, H = U'N symmetric. Pullback
+of the polar factor, with cotangent G of U:
 
     N' = U X + (I - U U') G H^-1,    H X + X H = U'G - G'U          (the second term where U is not square)
 """
@@ -16,75 +17,90 @@ import torch
 
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, like, require_alike
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, least, like, product
 
-__all__ = ["nearest_simplex_etf", "orthogonal_procrustes"]
+__all__ = ["nearest_simplex_etf", "orthogonal_procrustes", "simplex_etf"]
 
 
-def orthogonal_procrustes(A: torch.Tensor, B: torch.Tensor, *, rotation: bool = False) -> torch.Tensor:
-    """argmin |A - U B|_F over U with orthonormal columns.
+@entry
+def orthogonal_procrustes(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    *,
+    rotation: bool = False,
+    previous: torch.Tensor | None = None,
+    proximal: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """argmin |A - U B|_F^2 + proximal/2 |U - previous|_F^2 over U with orthonormal columns; |A - U B|_F^2 by default.
+
+    With ``B = scale * simplex_etf(K)`` and the class means as A, U B is the frame of guided neural collapse, and U what
+    the next call takes as ``previous``.
 
     Args:
         A: (..., d, n); leading axes broadcast with those of B.
         B: (..., e, n), e <= d.
         rotation: require det(U) = 1 as well (Kabsch), for e = d.
+        previous: the U to stay close to, (..., d, e), a constant or a tensor with a gradient.
+        proximal: the weight of that, nonnegative, a number or (...).
 
     Returns:
         U, (..., d, e).
 
     Raises:
         ShapeError: shapes that do not fit.
-        ProblemError: U is not unique, because A B' has too small a rank.
+        ProblemError: U is not unique, because A B' + proximal/2 previous has too small a rank; or a negative weight.
+
+    Reference: Gould 2026, guiding neural collapse.
     """
-    require_alike({"A": A, "B": B})
-    if A.ndim < 2 or B.ndim < 2 or A.shape[-1] != B.shape[-1] or A.shape[-2] < B.shape[-2]:
+    if A.ndim < 2 or B.ndim < 2 or A.shape[-2] < B.shape[-2]:
         raise ShapeError(
             f"expected A (..., d, n) and B (..., e, n) with e <= d, got {tuple(A.shape)} and {tuple(B.shape)}"
         )
     if rotation and A.shape[-2] != B.shape[-2]:
         raise ShapeError(f"a rotation needs A and B of equally many rows, got {A.shape[-2]} and {B.shape[-2]}")
-    return (_ROTATION if rotation else _ORTHOGONAL)(A @ B.mT)[0]
+    if previous is None:
+        return _PROCRUSTES[rotation](A, B)[0]
+    return _PROXIMAL[rotation](A, B, previous, like(proximal, A))[0]
 
 
-def nearest_simplex_etf(
-    means: torch.Tensor,
-    *,
-    scale: torch.Tensor | float = 1.0,
-    previous: torch.Tensor | None = None,
-    proximal: torch.Tensor | float = 0.0,
-) -> torch.Tensor:
+def simplex_etf(K: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> torch.Tensor:
+    """The canonical simplex equiangular tight frame (K, K): sqrt(K/(K-1)) (I - 11'/K), columns of norm 1.
+
+    Raises:
+        ProblemError: K < 2.
+    """
+    if K < 2:
+        raise ProblemError(f"K: expected at least 2 vectors, got {K}")
+    return math.sqrt(K / (K - 1)) * (torch.eye(K, dtype=dtype, device=device) - 1.0 / K)
+
+
+@entry
+def nearest_simplex_etf(means: torch.Tensor, *, scale: torch.Tensor | float = 1.0) -> torch.Tensor:
     """The simplex equiangular tight frame nearest to class means: columns of norm ``scale`` with equal angles.
 
-        argmin |means - U M|_F^2 + proximal/2 |U - U_previous|_F^2,    U'U = I,   M = scale sqrt(K/(K-1)) (I - 11'/K)
+        U M for a U in argmin |means - U M|_F^2   subject to U'U = I,          M = scale * simplex_etf(K)
 
-    Only U on the space orthogonal to 1 enters U M, so d >= K - 1 will do, and the frame is unique where U is not: with
-    an orthonormal basis E of that space, U M = scale sqrt(K/(K-1)) V E' for V = U E.
+    U is not unique, U M is: only U on the space orthogonal to 1 enters, so d >= K - 1 will do, and with an orthonormal
+    basis E of that space, U M = scale sqrt(K/(K-1)) V E' for V = U E, the polar factor of means E. To stay close to an
+    earlier U, give M to ``orthogonal_procrustes``.
 
     Args:
         means: (..., d, K), the means as columns, K >= 2 and d >= K - 1.
         scale: norm of the columns, positive, a number or (...).
-        previous: the frame to stay close to, (..., d, K), as an earlier call with this scale returned it; a constant or
-            a tensor with a gradient.
-        proximal: the weight delta of that, nonnegative.
 
     Returns:
         The frame, (..., d, K).
 
     Raises:
         ShapeError: shapes that do not fit.
-        ProblemError: the frame is not unique: the centred means span fewer than K - 1 dimensions.
+        ProblemError: the frame is not unique: the centred means span fewer than K - 1 dimensions; or the scale is not
+            positive.
 
     Reference: Gould 2026, guiding neural collapse.
     """
-    require_alike({"means": means} if previous is None else {"means": means, "previous": previous})
     if means.ndim < 2 or not 2 <= means.shape[-1] <= means.shape[-2] + 1:
         raise ShapeError(f"means: expected shape (..., d, K) with 2 <= K <= d + 1, got {tuple(means.shape)}")
-    E = _simplex_basis(means.shape[-1], means)
-    norm = like(scale, means)[..., None, None] * math.sqrt(means.shape[-1] / (means.shape[-1] - 1))
-    N = 2.0 * norm * (means @ E)
-    if previous is not None:
-        N = N + like(proximal, means)[..., None, None] * (previous @ E) / norm
-    return norm * (_ORTHOGONAL(N)[0] @ E.T)
+    return _FRAME(means, like(scale, means))[0]
 
 
 def _simplex_basis(K: int, like_: torch.Tensor) -> torch.Tensor:
@@ -97,46 +113,109 @@ def _simplex_basis(K: int, like_: torch.Tensor) -> torch.Tensor:
 
 
 @final
-class _Polar(ClosedForm):
-    arguments: ClassVar = {"N": ("d", "e")}
+class _Procrustes(ClosedForm):
+    arguments: ClassVar = {"A": ("d", "n"), "B": ("e", "n")}
 
     def __init__(self, *, rotation: bool) -> None:
         self._rotation = rotation
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
-        (N,) = inputs
-        left, sizes, right = torch.linalg.svd(N, full_matrices=False)
-        if self._rotation:
-            flip = torch.ones_like(sizes)
-            flip[..., -1] = torch.where(torch.linalg.det(left @ right) < 0, -1.0, 1.0)
-            left, sizes = left * flip[..., None, :], sizes * flip
-        cutoff = max(N.shape[-2:]) * torch.finfo(N.dtype).eps * sizes[..., 0].abs()
-        # The sum that decides: of a value with itself, or, where a reflection is not allowed, with the one before it.
-        alone = self._rotation and N.shape[-1] > 1
-        smallest = sizes[..., -1] + sizes[..., -2] if alone else sizes[..., -1]
-        unclear = (smallest <= cutoff) & (N.shape[-1] > 1 or not self._rotation)
-        if bool(unclear.any()):
-            raise ProblemError(
-                f"the nearest orthogonal factor is not unique{elements(unclear)}: expected full rank, got singular "
-                f"values down to {float(smallest.min()):.1e}; add points, or a small multiple of a reference"
-            )
-        return left @ right, right.mT, sizes
+        A, B = inputs
+        return _polar(product(A, B.mT), rotation=self._rotation)
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
-        (N,) = inputs
-        U, V, sizes = solved
+        A, B = inputs
+        dN = _polar_pullback(product(A, B.mT), solved, cotangents[0])
+        return product(dN, B), product(dN.mT, A)
+
+
+@final
+class _Proximal(ClosedForm):
+    arguments: ClassVar = {**_Procrustes.arguments, "previous": ("d", "e"), "proximal": ()}
+
+    def __init__(self, *, rotation: bool) -> None:
+        self._rotation = rotation
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        proximal = inputs[3]
+        if least(proximal) < 0:
+            raise ProblemError(
+                f"proximal: expected a nonnegative weight, got {least(proximal):.3g}{elements(proximal < 0)}"
+            )
+        return _polar(self._matrix(*inputs), rotation=self._rotation)
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        A, B, previous, proximal = inputs
+        dN = _polar_pullback(self._matrix(*inputs), solved, cotangents[0])
+        half = 0.5 * proximal[..., None, None]
+        return product(dN, B), product(dN.mT, A), half * dN, 0.5 * (dN * previous).sum((-2, -1))
+
+    def _matrix(self, A: torch.Tensor, B: torch.Tensor, previous: torch.Tensor, proximal: torch.Tensor) -> torch.Tensor:
+        return product(A, B.mT) + 0.5 * proximal[..., None, None] * previous
+
+
+@final
+class _Frame(ClosedForm):
+    arguments: ClassVar = {"means": ("d", "K"), "scale": ()}
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        means, scale = inputs
+        if least(scale) <= 0:
+            raise ProblemError(f"scale: expected a positive one, got {least(scale):.3g}{elements(scale <= 0)}")
+        E = _simplex_basis(means.shape[-1], means)
+        V, *factors = _polar(means @ E)
+        return self._norm(means, scale) * (V @ E.T), *factors
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        means, scale = inputs
+        frame, *factors = solved
         (G,) = cotangents
-        H = U.mT @ N
-        inner = U.mT @ G
-        dN = U @ _LYAPUNOV(H, V, sizes, inner - inner.mT)[0]
-        if N.shape[-2] > N.shape[-1]:
-            dN = dN + torch.linalg.solve(H, G - U @ inner, left=False)
-        return (dN,)
+        E, norm = _simplex_basis(means.shape[-1], means), self._norm(means, scale)
+        dN = _polar_pullback(means @ E, (frame @ E / norm, *factors), norm * (G @ E))
+        return dN @ E.T, (G * frame).sum((-2, -1)) / scale
+
+    def _norm(self, means: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Of the columns of V."""
+        K = means.shape[-1]
+        return scale[..., None, None] * math.sqrt(K / (K - 1))
+
+
+def _polar(N: torch.Tensor, *, rotation: bool = False) -> Tensors:
+    """The polar factor U (..., d, e) of N, or the nearest rotation, and V (..., e, e), s (..., e): H = V diag(s) V'.
+
+    Raises:
+        ProblemError: it is not unique.
+    """
+    left, sizes, right = torch.linalg.svd(N, full_matrices=False)
+    if rotation:
+        flip = torch.ones_like(sizes)
+        flip[..., -1] = torch.where(torch.linalg.det(product(left, right)) < 0, -1.0, 1.0)
+        left, sizes = left * flip[..., None, :], sizes * flip
+    # What decides: the smallest, or, where a reflection is not allowed, its sum with the one before it.
+    alone = rotation and N.shape[-1] > 1
+    smallest = sizes[..., -1] + sizes[..., -2] if alone else sizes[..., -1]
+    beyond = smallest - max(N.shape[-2:]) * torch.finfo(N.dtype).eps * sizes[..., 0]
+    if least(beyond) <= 0 and (alone or not rotation):
+        raise ProblemError(
+            f"the nearest orthogonal factor is not unique{elements(beyond <= 0)}: expected full rank, got singular "
+            f"values down to {least(smallest):.1e}; add points, or a proximal term"
+        )
+    return product(left, right), right.mT, sizes
+
+
+def _polar_pullback(N: torch.Tensor, solved: Tensors, G: torch.Tensor) -> torch.Tensor:
+    U, V, sizes = solved
+    H = product(U.mT, N)
+    inner = product(U.mT, G)
+    dN = product(U, _LYAPUNOV.apply(H, V, sizes, inner - inner.mT)[0])
+    if N.shape[-2] > N.shape[-1]:
+        dN = dN + torch.linalg.solve(H, G - product(U, inner), left=False)
+    return dN
 
 
 @final
 class _Lyapunov(ClosedForm):
-    """X with H X + X H = C, for H = V diag(s) V' given both ways.
+    """The skew X with H X + X H = C, for H = V diag(s) V' given both ways and a skew C.
 
     With Y from the same equation for the cotangent of X:   C' = Y,   H' = -(Y X' + X'Y).
     """
@@ -146,19 +225,20 @@ class _Lyapunov(ClosedForm):
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         _, V, s, C = inputs
-        sums = s[..., :, None] + s[..., None, :]
-        # A zero of a rotation stands on the diagonal, where the right-hand sides are zero.
-        regular = sums.abs() > 0
-        inner = torch.where(regular, (V.mT @ C @ V) / torch.where(regular, sums, 1.0), 0.0)
-        return (V @ inner @ V.mT,)
+        sums = s.unsqueeze(-1) + s.unsqueeze(-2)
+        # The diagonal of a skew matrix is zero; that of the sums may be, for a rotation.
+        sums.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+        inner = product(product(V.mT, C), V) / sums
+        return (product(product(V, inner), V.mT),)
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         H, V, s, _ = inputs
         (X,) = solved
-        (Y,) = _LYAPUNOV(H, V, s, cotangents[0])
-        return -(Y @ X.mT + X.mT @ Y), torch.zeros_like(V), torch.zeros_like(s), Y
+        (Y,) = _LYAPUNOV.apply(H, V, s, cotangents[0])
+        return -(product(Y, X.mT) + product(X.mT, Y)), torch.zeros_like(V), torch.zeros_like(s), Y
 
 
-_ORTHOGONAL = _Polar(rotation=False)
-_ROTATION = _Polar(rotation=True)
+_PROCRUSTES = {rotation: _Procrustes(rotation=rotation) for rotation in (False, True)}
+_PROXIMAL = {rotation: _Proximal(rotation=rotation) for rotation in (False, True)}
+_FRAME = _Frame()
 _LYAPUNOV = _Lyapunov()

@@ -19,7 +19,7 @@ import torch
 
 from convexlayer.errors import DerivativeError, ProblemError, ShapeError, SolverError
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.closed_form import ClosedForm, elements, like, times
+from convexlayer.nodes.closed_form import ClosedForm, elements, entry, least, like, product, times
 
 __all__ = ["optimal_transport"]
 
@@ -30,13 +30,16 @@ TOTALS = 1e-6
 """Relative difference of sum(r) and sum(c) that counts as float32's rounding."""
 
 SCALINGS = 10
-"""Sinkhorn iterations as matrix-vector products between two in the log domain."""
+"""Sinkhorn iterations as matrix-vector products, first of all and between two in the log domain."""
 
 ROUNDING = 1e-14
 """Relative error of a row sum from which a step can gain nothing."""
 
 PARTED = 1e-11
 """Eigenvalue of the scaled Schur complement, the share of its mass that a part exchanges, that may be rounding."""
+
+EXACT = 1e-2
+"""The same from where on the Schur complement has lost nothing worth a step of refinement."""
 
 FIRST = 4 * (1 + SCALINGS)
 """Sinkhorn iterations before anything else is tried: they solve the easy problems."""
@@ -51,6 +54,7 @@ RANGE = 20.0
 """gamma (max M - min M) from where the path of gammas begins: few Sinkhorn iterations solve it."""
 
 
+@entry
 def optimal_transport(
     M: torch.Tensor,
     r: torch.Tensor | None = None,
@@ -102,25 +106,28 @@ class _Transport(ClosedForm):
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         M, r, c, gamma = inputs
-        for name, value in (("r", r), ("c", c), ("gamma", gamma[..., None])):
-            wrong = (value <= 0).any(-1)
-            if bool(wrong.any()):
-                raise ProblemError(f"{name}: expected positive values, got {float(value.min()):.3g}{elements(wrong)}")
-        wrong = (r.sum(-1) - c.sum(-1)).abs() > TOTALS * r.sum(-1)
-        if bool(wrong.any()):
+        for name, value in (("r", r), ("c", c), ("gamma", gamma.unsqueeze(-1))):
+            if least(value) <= 0:
+                wrong = (value <= 0).any(-1)
+                raise ProblemError(f"{name}: expected positive values, got {least(value):.3g}{elements(wrong)}")
+        ratio = r.sum(-1, keepdim=True) / c.sum(-1, keepdim=True)
+        apart = (ratio - 1.0).abs() - TOTALS
+        if least(-apart) < 0:
+            wrong = apart[..., 0] > 0
             raise ProblemError(f"r and c: expected equal sums{elements(wrong)}; divide each by its own")
-        dual = _Dual(M, r, c * (r.sum(-1) / c.sum(-1))[..., None])
+        dual = _Dual(M, r, c * ratio)
         first = min(self._max_iter, FIRST)
         left = self._max_iter - first + dual.solve(gamma, self._tol, first, newton=False)
-        if bool((dual.error > CLOSE).any()):
+        if not dual.within(CLOSE):
             spread = M.amax((-2, -1)) - M.amin((-2, -1))
             steps = torch.log2(gamma * spread / RANGE).amax().ceil().clamp(min=0)
             for step in range(int(steps)):
                 early = torch.minimum(gamma, RANGE / spread * 2.0**step)
                 left = dual.solve(early, max(self._tol, CLOSE), left)
-        dual.solve(gamma, self._tol, left)
-        wrong = ~(dual.error <= self._tol)
-        if bool(wrong.any()):
+        if not dual.within(self._tol):
+            dual.solve(gamma, self._tol, left)
+        if not dual.within(self._tol):
+            wrong = ~(dual.error <= self._tol)
             raise SolverError(
                 f"optimal transport: row sums are wrong by {float(dual.error.max()):.1e} of themselves after "
                 f"{self._max_iter} iterations{elements(wrong)}, expected {self._tol:.1e}; lower gamma (now up to "
@@ -133,8 +140,8 @@ class _Transport(ClosedForm):
         (P,) = solved
         (V,) = cotangents
         T = P * V
-        p, q = _MARGINAL_SOLVE[wanted[1] or wanted[2]](P, T.sum(-1), T.sum(-2))
-        inner = P * (p[..., :, None] + q[..., None, :]) - T
+        p, q = _MARGINAL_SOLVE[wanted[1] or wanted[2]].apply(P, T.sum(-1), T.sum(-2))
+        inner = P * (p.unsqueeze(-1) + q.unsqueeze(-2)) - T
         dgamma = (M * inner).sum((-2, -1)) if wanted[3] else gamma
         return gamma[..., None, None] * inner, p, q, dgamma
 
@@ -150,52 +157,67 @@ class _Dual:
     def __init__(self, M: torch.Tensor, r: torch.Tensor, c: torch.Tensor) -> None:
         self._M, self._r, self._c = M, r, c
         self._log_r, self._log_c = r.log(), c.log()
-        self._f, self._g = torch.zeros_like(r), torch.zeros_like(c)
-        self._gamma, self._damping = M.new_zeros(M.shape[:-2]), M.new_zeros(M.shape[:-2])
-        self._K = torch.zeros_like(M)  # -gamma M
-        self.plan, self.error = torch.empty_like(M), M.new_full(M.shape[:-2], torch.inf)
+        self._gamma: torch.Tensor | None = None
+        self._f = self._g = self._K = self._damping = self.error = self.plan = M  # before ``solve``
+
+    def within(self, tol: float) -> bool:
+        """Whether all plans have their sums."""
+        return least(-self.error) >= -tol
 
     def solve(self, gamma: torch.Tensor, tol: float, budget: int, *, newton: bool = True) -> int:
         """Move on to gamma, from the potentials of the last one; gives what is left of the budget of iterations.
 
         Newton steps follow where Sinkhorn's last iterations gained little.
         """
-        ratio = torch.where(self._gamma > 0, gamma / self._gamma, 0.0)[..., None]  # f / gamma changes little
-        self._f, self._g, self._gamma = ratio * self._f, ratio * self._g, gamma
         self._K = -gamma[..., None, None] * self._M
-        self.error = torch.full_like(self.error, torch.inf)
         self._damping = torch.full_like(gamma, 1e-3)
-        while budget > 0 and not bool((self.error <= tol).all()):
+        if self._gamma is None:
+            self._scale(-self._K.amax(-1), torch.zeros_like(self._c), tol)
+            budget -= SCALINGS
+        else:
+            ratio = (gamma / self._gamma).unsqueeze(-1)  # f / gamma changes little
+            self._f, self._g = ratio * self._f, ratio * self._g
+            self.error = torch.full_like(gamma, torch.inf)
+        self._gamma = gamma
+        while budget > 0 and not self.within(tol):
             before = self.error
-            self._sinkhorn()
+            f = self._log_r - torch.logsumexp(self._K + self._g.unsqueeze(-2), -1)
+            g = self._log_c - torch.logsumexp(self._K + f.unsqueeze(-1), -2)
+            self._scale(f, g, tol)
             budget -= 1 + SCALINGS
-            slow = newton and bool((self.error > torch.clamp(SLOW * before, min=tol)).any())
-            while slow and budget > 0 and bool((self.error > tol).any()) and self._newton():
+            slow = newton and least(torch.clamp(SLOW * before, min=tol) - self.error) < 0
+            while slow and budget > 0 and not self.within(tol) and self._newton():
                 budget -= 1
         return budget
 
     def _evaluated(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The plan and its error."""
-        plan = torch.exp(self._K + f[..., :, None] + g[..., None, :])
+        plan = torch.exp(self._K + f.unsqueeze(-1) + g.unsqueeze(-2))
         rows = ((plan.sum(-1) - self._r).abs() / self._r).amax(-1)
         columns = ((plan.sum(-2) - self._c).abs() / self._c).amax(-1)
         return plan, torch.maximum(rows, columns).nan_to_num(torch.inf)
 
-    def _sinkhorn(self) -> None:
-        """One iteration in the log domain, then SCALINGS cheap ones on the plan, where these do not overflow."""
-        f = self._log_r - torch.logsumexp(self._K + self._g[..., None, :], -1)
-        g = self._log_c - torch.logsumexp(self._K + f[..., :, None], -2)
-        plan, error = self._evaluated(f, g)
-        v = torch.ones_like(self._c)
+    def _scale(self, f: torch.Tensor, g: torch.Tensor, tol: float) -> None:
+        """SCALINGS iterations on the plan of these potentials, taken where they do not overflow."""
+        plan = torch.exp(self._K + f.unsqueeze(-1) + g.unsqueeze(-2))
+        r, c, transposed = self._r.unsqueeze(-1), self._c.unsqueeze(-1), plan.mT
+        v = torch.ones_like(c)
         for _ in range(SCALINGS):
-            u = self._r / times(plan, v)
-            v = self._c / times(plan.mT, u)
-        new_f, new_g = f + u.log(), g + v.log()
-        new_plan, new_error = self._evaluated(new_f, new_g)
-        better = new_error <= error
+            u = r / product(plan, v)
+            v = c / product(transposed, u)
+        # The last to be scaled were the columns, so these are right.
+        error = (u * product(plan, v) / r - 1.0).abs().amax((-2, -1))
+        scaled = u * plan * v.mT
+        new_f, new_g = f + u.squeeze(-1).log(), g + v.squeeze(-1).log()
+        if least(-error) >= -tol:
+            self._f, self._g, self.plan, self.error = new_f, new_g, scaled, error
+            return
+        _, before = self._evaluated(f, g)
+        error = error.nan_to_num(torch.inf)
+        better = error <= before
         self._f, self._g = torch.where(better[..., None], new_f, f), torch.where(better[..., None], new_g, g)
-        self.plan = torch.where(better[..., None, None], new_plan, plan)
-        self.error = torch.where(better, new_error, error)
+        self.plan = torch.where(better[..., None, None], scaled, plan)
+        self.error = torch.where(better, error, before)
 
     def _newton(self) -> bool:
         """One damped Newton step on the dual, kept where its objective falls; whether it did for all that need it."""
@@ -242,12 +264,12 @@ class _MarginalSolve(ClosedForm):
         P, a, b = inputs
         schur = _schur(P)
         factor, info = torch.linalg.cholesky_ex(schur)
-        scale = schur.diagonal(dim1=-2, dim2=-1)
-        pivots = (factor.diagonal(dim1=-2, dim2=-1).square() / scale).amin(-1)
-        wrong = (info != 0) | ~(pivots > PARTED)
-        if not bool(wrong.any()):
+        pivots = factor.diagonal(dim1=-2, dim2=-1).square() / schur.diagonal(dim1=-2, dim2=-1)
+        smallest = least(pivots) if least(-info) >= 0 else 0.0
+        if smallest > PARTED:
             inverse = _by_factor(factor)
         elif self._strict:
+            wrong = (info != 0) | ~(pivots.amin(-1) > PARTED)
             raise DerivativeError(
                 f"the transport plan falls into parts that exchange nothing to working accuracy{elements(wrong)}: its "
                 "derivative in the row and column sums cannot be computed; lower gamma"
@@ -255,6 +277,8 @@ class _MarginalSolve(ClosedForm):
         else:
             inverse = _by_pseudo_inverse(schur)
         p, q = _solve(P, inverse, a, b)
+        if smallest > EXACT:
+            return p, q
         rows, columns = P.sum(-1), P.sum(-2)
         # One step of refinement: the Schur complement has lost digits where the plan is nearly a matching.
         more = _solve(P, inverse, a - rows * p - times(P, q), b - columns * q - times(P.mT, p))
@@ -263,12 +287,12 @@ class _MarginalSolve(ClosedForm):
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         P = inputs[0]
         p, q = solved
-        y, z = self(P, *cotangents)
-        return -(y[..., :, None] + z[..., None, :]) * (p[..., :, None] + q[..., None, :]), y, z
+        y, z = self.apply(P, *cotangents)
+        return -(y.unsqueeze(-1) + z.unsqueeze(-2)) * (p.unsqueeze(-1) + q.unsqueeze(-2)), y, z
 
 
 def _by_factor(factor: torch.Tensor) -> Inverse:
-    return lambda v: torch.cholesky_solve(v[..., None], factor)[..., 0]
+    return lambda v: torch.cholesky_solve(v.unsqueeze(-1), factor).squeeze(-1)
 
 
 def _by_pseudo_inverse(schur: torch.Tensor) -> Inverse:
@@ -283,8 +307,8 @@ def _schur(P: torch.Tensor, stretch: torch.Tensor | float = 1.0) -> torch.Tensor
     """The Schur complement of S, diagonal stretched, on the smaller side; r r'/sum(r) fills its null space."""
     P = P if P.shape[-2] <= P.shape[-1] else P.mT
     r, c = P.sum(-1), P.sum(-2) * stretch
-    complement = torch.diag_embed(r * stretch) - (P / c[..., None, :]) @ P.mT
-    return complement + r[..., :, None] * (r / r.sum(-1, keepdim=True))[..., None, :]
+    complement = torch.diag_embed(r * stretch) - product(P / c.unsqueeze(-2), P.mT)
+    return complement + r.unsqueeze(-1) * (r / r.sum(-1, keepdim=True)).unsqueeze(-2)
 
 
 def _solve(

@@ -11,8 +11,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.node_cases import OURS, UNROLLED, growth, squares, transport
 from benchmarks.node_memory import CASES, grown
-from benchmarks.node_report import draw, markdown
+from benchmarks.node_peers import CASES as SMALL
+from benchmarks.node_peers import LIBRARY, importable, small
+from benchmarks.node_report import WITHOUT, draw, markdown
 from benchmarks.timing import Plan
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.cholesky is deprecated", "ignore:Using torch.cholesky")
 
 PLAN = Plan(rounds=1, budget_s=0.1, turn_s=0.0)
 
@@ -29,6 +33,7 @@ def results(_doubles: None) -> dict[str, Any]:
     return {
         "machine": {"cpu": "a machine", "cores": 2, "threads": 1, "commit": "abc", "load": 0.0},
         "times": [transport(12, 10.0, PLAN), squares(10, PLAN)],
+        "small": [small("transport, 5 by 6", batch, PLAN) for batch in (1, 2)],
         "iterations": growth(12, quick=True),
         "memory": [grown(CASES[1], 20)],
     }
@@ -38,6 +43,17 @@ def test_all_contestants_have_one_gradient(results: dict[str, Any]) -> None:
     for case in results["times"]:
         for name, entry in case["contestants"].items():
             assert entry["gradient_error"] < (1e-8 if name == OURS else 1e-5), (case["name"], name)
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_small_nodes_have_the_gradient_of_differences(case: str) -> None:
+    for name, entry in small(case, 2, PLAN)["contestants"].items():
+        assert entry["gradient_error"] < (1e-6 if name.startswith(OURS) else 1e-3), name
+
+
+def test_the_optional_library_is_told_of(results: dict[str, Any]) -> None:
+    assert all((LIBRARY in case["contestants"]) == importable() for case in results["small"])
+    assert (WITHOUT in markdown(results)) != importable()
 
 
 def test_unrolling_keeps_much_more(results: dict[str, Any]) -> None:
@@ -60,7 +76,7 @@ def test_the_node_whose_memory_is_measured_is_right(results: dict[str, Any]) -> 
 
 def test_the_report_shows_all_of_it(results: dict[str, Any]) -> None:
     text = markdown(results)
-    assert all(case["name"] in text for case in results["times"])
+    assert all(case["name"] in text for case in (*results["times"], *results["small"]))
     assert all(name in text for case in results["times"] for name in case["contestants"])
     figure = Figure()
     draw(results, figure)

@@ -103,13 +103,22 @@ def pooled(penalty: AbstractPenalty, x: torch.Tensor, alpha: torch.Tensor) -> to
     return robust_pool(x, penalty, alpha)
 
 
-def etf_near(means: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    return nearest_simplex_etf(means, previous=nearest_simplex_etf(previous, scale=2.0), proximal=0.3, scale=2.0)
+def near(A: torch.Tensor, B: torch.Tensor, previous: torch.Tensor, proximal: torch.Tensor) -> torch.Tensor:
+    return orthogonal_procrustes(A, B, previous=previous, proximal=proximal)
+
+
+def scaled_etf(means: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return nearest_simplex_etf(means, scale=scale)
+
+
+def of_least_norm(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return least_squares(A, b, rcond=1e-10, on_degenerate="raise")
 
 
 FORMS: dict[str, Form] = {
     "least squares": Form(least_squares, several(normal(7, 3), normal(7))),
     "weighted least squares": Form(weighted_least_squares, several(normal(7, 3), normal(7), positive(7))),
+    "least norm of wide": Form(of_least_norm, several(normal(3, 6), normal(3))),
     "eigen": Form(eigen_decomposition, several(normal(4, 4)), 1e-3),
     "eigen top 2": Form(lambda X: eigen_decomposition(X, 2), several(normal(4, 4)), 1e-3),
     "transport": Form(transported, several(normal(3, 5), normal(3), normal(5), positive())),
@@ -120,8 +129,9 @@ FORMS: dict[str, Form] = {
         lambda A, B: orthogonal_procrustes(A, B, rotation=True), several(normal(3, 6), normal(3, 6)), 1e-3
     ),
     "procrustes columns": Form(orthogonal_procrustes, several(normal(4, 6), normal(2, 6))),
+    "procrustes near another": Form(near, several(normal(4, 6), normal(2, 6), normal(4, 2), positive())),
     "simplex etf": Form(nearest_simplex_etf, several(normal(4, 5)), 1e-3),
-    "simplex etf near another": Form(etf_near, several(normal(6, 4), normal(6, 4)), 1e-3),
+    "simplex etf of a scale": Form(scaled_etf, several(normal(6, 4), positive()), 1e-3),
     "pnp": Form(perspective_n_point, views),
     **{
         f"pool {type(penalty).__name__} {d}": Form(partial(pooled, penalty), with_outliers(d))

@@ -67,6 +67,18 @@ def test_vmap_of_the_function_and_of_its_jacobian(form: Form) -> None:
 
 
 @every
+def test_a_batch_of_cotangents_goes_through_one_graph(form: Form) -> None:
+    """The pullback under vmap, of a graph that was recorded outside of it."""
+    single = form.tensors()
+    output = form.outputs(*single)[-1]
+    basis = torch.eye(output.numel(), dtype=output.dtype).reshape(-1, *output.shape)
+    rows = torch.autograd.grad(output, single, basis, is_grads_batched=True, retain_graph=True)
+    for index in (0, output.numel() - 1):
+        for row, alone in zip(rows, torch.autograd.grad(output, single, basis[index], retain_graph=True), strict=True):
+            torch.testing.assert_close(row[index], alone, rtol=1e-9, atol=1e-10)
+
+
+@every
 def test_a_hessian_is_forward_over_reverse(form: Form) -> None:
     single = tuple(t.detach() for t in form.tensors())
 
