@@ -15,6 +15,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "gould_scalar_mean": {"points": 21},
     "gould_rank_pooling": {"frames": 10, "training": 60, "testing": 300, "steps": 30},
     "gould_softmax": {},
+    "gould_svm": {"training": 60, "validation": 100, "grid": 5, "steps": 3, "starts": [(-2.0, 0.0)]},
     "gould_three_points": {"points": 21},
 }
 
@@ -87,3 +88,12 @@ def test_rank_pooling_has_the_gradient_of_its_closed_form_and_learns_features(re
     accuracy = {way: found["accuracy"]["test"] for way, found in numbers["trained"].items()}
     assert accuracy["rank pooling, learnt features"] > accuracy["rank pooling, fixed features"] + 0.05
     assert abs(accuracy["mean, learnt features"] - 0.5) < 0.06
+
+
+def test_the_gradient_finds_hyper_parameters_in_fewer_solves_than_a_grid(results: dict[str, Result]) -> None:
+    numbers = results["gould_svm"].numbers
+    assert numbers["gradient_error"] < 1e-8
+    grid, two, many = numbers["ways"].values()
+    assert two["validation_loss"] < grid["validation_loss"]
+    assert two["lower_solves"] < grid["lower_solves"] == 25
+    assert many["validation_loss"] < 0.5 * two["validation_loss"]
