@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convexlayer.gallery import Result, ochs_toy
-from convexlayer.gallery.entries import ochs_segmentation, ochs_toy_gradients, ochs_toy_iterations
+from convexlayer.gallery.entries import ochs_inertia, ochs_segmentation, ochs_toy_gradients, ochs_toy_iterations
 from convexlayer.gallery.segmentation import differences, differences_adjoint
 
 
@@ -43,6 +43,16 @@ def test_segmentation_gains_from_the_global_model_and_from_inner_iterations() ->
     result = ochs_segmentation.run(size=16, training=6, testing=12, pretraining=150, steps=10, inner=(3, 30))
     agreed(result)
     assert result.numbers["scores"]["CNN"]["test"]["accuracy"] > 0.7
+
+
+def test_inertia_needs_fewer_evaluations_to_a_fine_level_and_more_to_a_coarse_one() -> None:
+    result = ochs_inertia.run(betas=(0.0, 0.4, 0.8), steps=300, side=4, short=150)
+    agreed(result)
+    needed = result.numbers["evaluations_to_level"]
+    assert needed[0.8][1e-3] < 150 < 300 < needed[0.0][1e-3]
+    assert needed[0.0][1e-1] < needed[0.8][1e-1]
+    shares = result.numbers["share_of_starts_at_the_best"]
+    assert shares[0.0] < 0.5 < 0.9 < shares[0.8]
 
 
 def test_differences_and_their_adjoint() -> None:
