@@ -40,9 +40,7 @@ def run(
         ).history
     quasi_newton = _quasi_newton(problem)
     first, best = courses[0.0].value[0], quasi_newton[-1]
-    gaps = {
-        beta: [(value - best) / (first - best) for value in course.value] for beta, course in courses.items()
-    }
+    gaps = {beta: [(value - best) / (first - best) for value in course.value] for beta, course in courses.items()}
     needed = {
         beta: {level: _first(gaps[beta], course.evaluations, level) for level in LEVELS}
         for beta, course in courses.items()
@@ -61,7 +59,7 @@ def run(
         "mean_evaluations_from_a_start": {beta: evaluations for beta, (_, evaluations) in found.items()},
     }
     none, coarse, fine = needed[0.0], LEVELS[0], LEVELS[-1]
-    fastest = {level: min(needed, key=lambda beta, level=level: needed[beta][level]) for level in LEVELS}
+    fastest = {level: min((counts[level], beta) for beta, counts in needed.items())[1] for level in LEVELS}
     claims = [
         Claim(
             "iPiano was usually faster than proximal gradient descent (beta = 0)",
@@ -99,9 +97,7 @@ def run(
         levels.legend(loc="upper center", ncols=3)
         bars = optima.bar([f"{beta:g}" for beta in betas], [100 * shares[beta] for beta in betas], color="C0")
         optima.bar_label(bars, fmt="%.0f")
-        optima.set(
-            xlabel="beta", ylabel="% of the starts", title="that end at the best optimum", ylim=(0, 105)
-        )
+        optima.set(xlabel="beta", ylabel="% of the starts", title="that end at the best optimum", ylim=(0, 105))
 
     return Result(numbers, claims, draw)
 
