@@ -1,4 +1,4 @@
-"""What a differentiable call costs: seconds both ways, and the bytes that its graph holds for the backward pass."""
+"""What a differentiable call costs: seconds both ways, multiplications, and the bytes that its graph holds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Cost", "costs", "saved_bytes"]
+__all__ = ["Cost", "costs", "multiplications", "saved_bytes"]
 
 SHORT_S = 0.01
 
@@ -51,6 +52,28 @@ def saved_bytes(function: Callable[[], torch.Tensor]) -> int:
             storage = tensor.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
     return sum(sizes.values())
+
+
+def multiplications(function: Callable[[], object]) -> int:
+    """Multiplications in the products of matrices and vectors of a call, and of a backward pass within it."""
+    with _Multiplications() as counter:
+        function()
+    return counter.count
+
+
+@final
+class _Multiplications(TorchDispatchMode):
+    """Counts below autograd and torch.func, where a batch of vectors is a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func.overloadpacket in {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.mv, torch.ops.aten.dot}:
+            self.count += output.numel() * args[0].shape[-1]
+        return output
 
 
 def _saved(node: Any) -> Iterator[torch.Tensor]:

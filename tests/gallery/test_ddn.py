@@ -6,11 +6,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
 from convexlayer.gallery import Result, entry
+from convexlayer.gallery.collapse import collapse
 from convexlayer.gallery.entries.ddn_profiling import ITERATIONS
 from convexlayer.gallery.measure import saved_bytes
 from convexlayer.gallery.trios import TRIOS
+from convexlayer.nodes import nearest_simplex_etf
 from tests.gallery.figures import faults
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -99,6 +102,44 @@ def test_wrong_matches_lose_their_weight(results: dict[str, Result]) -> None:
     numbers = results["ddn_pnp"].numbers
     assert numbers["mean_weight_of_outliers"] < 0.5 * numbers["mean_weight_of_inliers"]
     assert numbers["angle_deg"][-1] < 0.05 * numbers["angle_deg"][0]
+
+
+def test_the_unconstrained_features_become_a_simplex_frame(results: dict[str, Result]) -> None:
+    course = results["ddn_procrustes"].numbers["courses"]["guided"]
+    assert course["nc4"][0] > 0.1
+    assert course["nc4"][-1] == 0.0
+    assert course["nc2_norms"][-1] < 0.02 < course["nc2_norms"][0]
+    assert course["nc2_angles"][-1] < 0.2 * course["nc2_angles"][0]
+
+
+def test_a_network_collapses_fastest_towards_the_nearest_frame_as_a_constant() -> None:
+    result = entry("ddn_neural_collapse").run(training=300, epochs=120, seeds=1)
+    collapse, speed, derivative, agreement = result.claims
+    assert collapse.holds, collapse
+    assert speed.holds, speed
+    assert not derivative.holds, derivative
+    assert agreement.holds, agreement
+    last = result.numbers["last"]
+    assert last["nearest frame, as a constant"]["nc1"] < 0.95 * last["learnt"]["nc1"]
+    assert min(result.numbers["test_accuracy"].values()) > 0.85
+
+
+def test_measures_of_collapse_vanish_at_a_frame_and_see_what_is_off() -> None:
+    """Features that are a simplex frame; then one class longer; then each spread; then a classifier that is turned."""
+    labels = torch.arange(4).repeat(3)
+    frame = nearest_simplex_etf(torch.eye(4, dtype=torch.float64))
+    features = frame[:, labels]
+    assert max(collapse(features, labels, frame).values()) < 1e-14
+    longer = features * torch.where(labels == 0, 2.0, 1.0)
+    found = collapse(longer, labels, frame)
+    assert found["nc1"] < 1e-28
+    assert found["nc2_norms"] > 0.1
+    shift = torch.tensor([0.1, 0.0, -0.1], dtype=torch.float64).repeat_interleave(4)
+    within = 4 * 0.02 / 3  # four coordinates, and means of norm 1
+    assert collapse(features + shift, labels, frame)["nc1"] == pytest.approx(within, abs=1e-12)
+    turned = collapse(features, labels, frame.roll(1, 1))
+    assert turned["nc4"] == 1.0
+    assert turned["nc3"] > 1.0
 
 
 def test_profiling_counts_errors_and_bytes() -> None:

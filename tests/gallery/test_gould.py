@@ -14,7 +14,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "gould_monotone": {"points": 21},
     "gould_positivity": {"points": 40},
     "gould_scalar_mean": {"points": 21},
+    "gould_rank_pooling": {"frames": 10, "training": 60, "testing": 300, "steps": 30},
     "gould_softmax": {},
+    "gould_svm": {"training": 60, "validation": 100, "grid": 5, "steps": 3, "starts": [(-2.0, 0.0)]},
     "gould_three_points": {"points": 21},
 }
 
@@ -89,3 +91,21 @@ def test_the_bilevel_problem_is_solved_within_100_iterations(results: dict[str, 
     assert all(later < earlier for earlier, later in zip(numbers["objective"], numbers["objective"][1:], strict=False))
     assert numbers["largest_error_of_a_feature"] < 1e-4
     assert numbers["final_with_a_fixed_step"] < 1e-2  # slower by far
+
+
+def test_rank_pooling_has_the_gradient_of_its_closed_form_and_learns_features(results: dict[str, Result]) -> None:
+    numbers = results["gould_rank_pooling"].numbers
+    assert numbers["gradient_error"]["closed_form"] < 1e-13
+    assert numbers["gradient_error"]["finite_differences"] < 1e-8
+    accuracy = {way: found["accuracy"]["test"] for way, found in numbers["trained"].items()}
+    assert accuracy["rank pooling, learnt features"] > accuracy["rank pooling, fixed features"] + 0.05
+    assert abs(accuracy["mean, learnt features"] - 0.5) < 0.06
+
+
+def test_the_gradient_finds_hyper_parameters_in_fewer_solves_than_a_grid(results: dict[str, Result]) -> None:
+    numbers = results["gould_svm"].numbers
+    assert numbers["gradient_error"] < 1e-8
+    grid, two, many = numbers["ways"].values()
+    assert two["validation_loss"] < grid["validation_loss"]
+    assert two["lower_solves"] < grid["lower_solves"] == 25
+    assert many["validation_loss"] < 0.5 * two["validation_loss"]

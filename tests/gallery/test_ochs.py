@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from convexlayer.gallery import Result, ochs_toy
-from convexlayer.gallery.entries import ochs_segmentation, ochs_toy_gradients, ochs_toy_iterations
+from convexlayer.gallery.entries import (
+    ochs_inertia,
+    ochs_modes,
+    ochs_segmentation,
+    ochs_toy_gradients,
+    ochs_toy_iterations,
+)
 from convexlayer.gallery.segmentation import LABELS, differences, differences_adjoint, scenes
 from tests.gallery.figures import faults
 
@@ -70,6 +76,32 @@ def test_scenes_have_all_labels_in_their_places() -> None:
     assert (batch.labels[:, 0] == LABELS.index("sky")).float().mean() > 0.9
     assert (batch.labels[:, -1] == LABELS.index("horizontal")).float().mean() > 0.9
     assert (batch.labels == LABELS.index("vertical")).any(-1).any(-1).all()
+
+
+def test_inertia_needs_fewer_evaluations_to_a_fine_level_and_more_to_a_coarse_one() -> None:
+    result = ochs_inertia.run(betas=(0.0, 0.4, 0.8), steps=300, side=4, short=150)
+    agreed(result)
+    needed = result.numbers["evaluations_to_level"]
+    assert needed[0.8][1e-3] < 250 < 300 < needed[0.0][1e-3]
+    assert needed[0.0][1e-1] < needed[0.8][1e-1]
+    shares = result.numbers["share_of_starts_at_the_best"]
+    assert shares[0.0] < 0.5 < 0.9 < shares[0.8]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+def test_forward_and_reverse_mode_in_multiplications_bytes_and_gradients() -> None:
+    result = ochs_modes.run(n=20, parameters=(1, 20), iterations=(10, 100), few=4, steps=20)
+    agreed(result)
+    numbers = result.numbers
+    assert numbers["exact_gradient_error"] < 1e-8
+    for P, modes in numbers["by_parameters"].items():
+        assert modes["reverse (unrolled)"]["products"] == 39  # 20 steps and 19 back, for the start is constant
+        assert modes["forward"]["products"] == pytest.approx(20 * (P + 2), rel=0.06)
+        assert modes["implicit, series"]["products"] < 80
+        assert modes["forward"]["saved_bytes"] == 8 * (20 * P + P)  # dx/dtheta and theta
+    long = numbers["by_iterations"][100]
+    assert max(long[mode]["error"] for mode in ("reverse (unrolled)", "forward", "implicit, series")) < 1e-3
+    assert long["implicit, dense (factor not counted)"]["error"] < long["reverse (unrolled)"]["error"]
 
 
 def test_differences_and_their_adjoint() -> None:

@@ -1,0 +1,71 @@
+"""Neural collapse, measured: what becomes of features and classifier as training goes on.
+
+With the centred class means m_k as columns of M (d, K) and the classifier's columns W (d, K):
+
+    NC1   mean |h_i - mean of its class|^2 / mean |m_k|^2                                variability within the classes
+    NC2   deviation of |m_k| over their mean;    mean |cos(m_j, m_k) + 1 / (K - 1)| over j != k     simplex frame
+    NC3   |W / |W| - M / |M||                                                            self-duality
+    NC4   share of the features whose class by W is not that of the nearest class mean   nearest class centre
+
+All tend to zero. Reference: Gould 2026, slides: neural collapse (after Papyan, Han and Donoho 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Course", "class_means", "collapse", "draw_courses"]
+
+Course = dict[str, list[float]]
+"""Cross-entropy and the measures, by name, one number a step."""
+
+TITLES = {
+    "loss": "cross-entropy",
+    "nc1": "NC1: variability within classes",
+    "nc2_norms": "NC2: norms of the means, deviation",
+    "nc2_angles": "NC2: angles, from a simplex frame's",
+    "nc3": "NC3: classifier against means",
+    "nc4": "NC4: classifier against nearest mean",
+}
+
+
+def class_means(features: torch.Tensor, labels: torch.Tensor, K: int) -> torch.Tensor:
+    """The means (d, K) of the features (d, count) of each class."""
+    member = torch.nn.functional.one_hot(labels, K).to(features)
+    return features @ member / member.sum(0)
+
+
+def collapse(features: torch.Tensor, labels: torch.Tensor, classifier: torch.Tensor) -> dict[str, float]:
+    """The measures, of features (d, count) with labels (count,) and a classifier (d, K) without offset."""
+    K = classifier.shape[1]
+    means = class_means(features, labels, K)
+    centred = means - means.mean(1, keepdim=True)
+    sizes = torch.linalg.vector_norm(centred, dim=0)
+    cosines = (centred / sizes).T @ (centred / sizes)
+    apart = cosines[~torch.eye(K, dtype=torch.bool)]
+    chosen = (features.T @ classifier).argmax(1)
+    nearest = torch.cdist(features.T, means.T).argmin(1)
+    return {
+        "nc1": float((features - means[:, labels]).square().sum(0).mean() / sizes.square().mean()),
+        "nc2_norms": float(sizes.std(correction=0) / sizes.mean()),
+        "nc2_angles": float((apart + 1.0 / (K - 1)).abs().mean()),
+        "nc3": float((classifier / classifier.norm() - centred / centred.norm()).norm()),
+        "nc4": float((chosen != nearest).double().mean()),
+    }
+
+
+def draw_courses(figure: Figure, courses: Mapping[str, Course], step: str) -> None:
+    """A panel for the cross-entropy and for each measure, a line for each course."""
+    figure.set_size_inches(13, 7)
+    for axes, (key, title) in zip(figure.subplots(2, 3).flat, TITLES.items(), strict=True):
+        for (name, course), style in zip(courses.items(), ("-", "--", ":", "-."), strict=False):
+            axes.plot(course[key], style, label=name)
+        axes.set(xlabel=step, title=title, yscale="linear" if key == "nc4" else "log")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(courses))

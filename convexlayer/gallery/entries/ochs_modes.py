@@ -1,0 +1,197 @@
+"""Forward against reverse mode: work, memory and agreement by the number of parameters and of iterations."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+
+from convexlayer.gallery.measure import multiplications, saved_bytes
+from convexlayer.gallery.result import Claim, Result
+from convexlayer.nodes import (
+    AbstractDerivative,
+    FixedPointNode,
+    ForwardBackward,
+    ForwardMode,
+    Implicit,
+    Neumann,
+    Unrolled,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SOURCE = "Ochs, Ranftl, Brox and Pock 2016, sections 4.2 and 4.3"
+
+UNROLLED, FORWARD, SERIES, DENSE = (
+    "reverse (unrolled)",
+    "forward",
+    "implicit, series",
+    "implicit, dense (factor not counted)",
+)
+
+
+@final
+class _Regression:
+    """Ridge regression with P weights shared by n coefficients, by gradient descent.
+
+        x*(theta) = argmin over x of 1/2 |A x - b|^2 / m + 1/2 sum_i exp(theta_(i mod P)) x_i^2
+
+    A step takes one product with A and one with A'.
+    """
+
+    def __init__(self, n: int, P: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        m = 2 * n
+        self._A = torch.randn(m, n, dtype=torch.float64, generator=generator)
+        self._truth = torch.randn(n, dtype=torch.float64, generator=generator)
+        noise = torch.randn(m, dtype=torch.float64, generator=generator)
+        self._b = self._A @ self._truth + noise
+        self._of = torch.arange(n) % P
+        self.theta = -1.0 + 0.3 * torch.randn(P, dtype=torch.float64, generator=generator)
+        step_size = 1.0 / (float(torch.linalg.matrix_norm(self._A, 2)) ** 2 / m + 1.0)
+        self._step = ForwardBackward(self._slope, step_size)
+
+    def node(self, derivative: AbstractDerivative) -> FixedPointNode:
+        """The coefficients."""
+        shape, parameters = (len(self._truth),), [(len(self.theta),)]
+        return FixedPointNode(
+            self._step, shape, parameters, derivative=derivative, on_failure="keep", on_degenerate="report"
+        )
+
+    def loss(self, x: torch.Tensor) -> torch.Tensor:
+        """Half the squared distance from the coefficients that made the data."""
+        return 0.5 * (x - self._truth).square().sum()
+
+    def gradient(self, derivative: AbstractDerivative) -> torch.Tensor:
+        """Of the loss, by a node."""
+        theta = self.theta.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(self.node(derivative)(theta)), theta)
+        return gradient
+
+    def exact_loss(self, theta: torch.Tensor) -> torch.Tensor:
+        """The loss at the solution."""
+        gram = self._A.T @ self._A / len(self._b) + torch.diag(torch.exp(theta)[self._of])
+        return self.loss(torch.linalg.solve(gram, self._A.T @ self._b / len(self._b)))
+
+    def _slope(self, x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        return self._A.T @ (self._A @ x - self._b) / len(self._b) + torch.exp(theta)[self._of] * x
+
+
+def run(
+    *,
+    n: int = 100,
+    parameters: tuple[int, ...] = (1, 3, 10, 30, 100),
+    iterations: tuple[int, ...] = (10, 30, 100, 300),
+    few: int = 10,
+    steps: int = 100,
+) -> Result:
+    """Measure each mode by the number of parameters after ``steps`` iterations, and by the iterations with ``few``."""
+    by_parameters = {P: _measured(_Regression(n, P), steps) for P in parameters}
+    by_iterations = {k: _measured(_Regression(n, few), k) for k in iterations}
+    apart = max(rows[FORWARD]["to_unrolled"] for rows in (*by_parameters.values(), *by_iterations.values()))
+    exact_error = _exact_error(_Regression(n, few))
+    least, most = by_parameters[parameters[0]], by_parameters[parameters[-1]]
+    short, long = by_iterations[iterations[0]], by_iterations[iterations[-1]]
+    span = iterations[-1] - iterations[0]
+    growth = {name: (long[name]["saved_bytes"] - short[name]["saved_bytes"]) / span for name in long}
+    numbers = {
+        "by_parameters": by_parameters,
+        "by_iterations": by_iterations,
+        "saved_bytes_an_iteration": growth,
+        "forward_to_unrolled": apart,
+        "exact_gradient_error": exact_error,
+    }
+    claims = [
+        Claim(
+            "section 4.2: mathematically forward and backward mode result in the same solution",
+            f"gradients differ by {apart:.0e} at most, relative",
+            apart < 1e-12,
+        ),
+        Claim(
+            "section 4.2: the reverse mode is more efficient for many parameters",
+            f"multiplications, in those of a step, of {steps} steps and the gradient in {parameters[-1]} parameters: "
+            f"forward {most[FORWARD]['products']:.0f}, reverse {most[UNROLLED]['products']:.0f}; in {parameters[0]}: "
+            f"{least[FORWARD]['products']:.0f} and {least[UNROLLED]['products']:.0f}",
+            most[FORWARD]["products"] > 10 * most[UNROLLED]["products"],
+        ),
+        Claim(
+            "section 4.2: the forward mode's memory increases with the parameters, the reverse mode needs all iterates",
+            f"kept for the backward pass, {parameters[0]} -> {parameters[-1]} parameters: forward "
+            f"{_kib(least[FORWARD])} -> {_kib(most[FORWARD])} KiB, reverse {_kib(least[UNROLLED])} -> "
+            f"{_kib(most[UNROLLED])}; {iterations[0]} -> {iterations[-1]} iterations: {_kib(short[FORWARD])} -> "
+            f"{_kib(long[FORWARD])} and {_kib(short[UNROLLED])} -> {_kib(long[UNROLLED])}",
+            growth[FORWARD] == 0.0
+            and growth[UNROLLED] > 8 * n
+            and most[FORWARD]["saved_bytes"] > 8 * n * parameters[-1],
+        ),
+        Claim(
+            "section 4.3: the series at the fixed point needs to store only the optimum",
+            f"{_kib(long[SERIES])} KiB whatever the iterations; its error after {iterations[-1]} is "
+            f"{long[SERIES]['error']:.0e}, that of the unrolled gradient {long[UNROLLED]['error']:.0e}",
+            growth[SERIES] == 0.0 and long[SERIES]["error"] < 1e-2,
+        ),
+    ]
+
+    def draw(figure: Figure) -> None:
+        figure.set_size_inches(13, 7)
+        panels = figure.subplots(2, 3)
+        for rows, column, label in (
+            (by_parameters, 0, f"parameters ({steps} iterations)"),
+            (by_iterations, 1, f"iterations ({few} parameters)"),
+        ):
+            for row, (key, title) in enumerate((("products", "work"), ("saved_bytes", "memory"))):
+                for name, style in STYLES.items():
+                    panels[row, column].loglog(list(rows), [found[name][key] for found in rows.values()], style)
+                panels[row, column].set(xlabel=label, title=title)
+        for row, label in enumerate(("multiplications, in those of a step", "bytes kept for the backward pass")):
+            panels[row, 0].set(ylabel=label)
+        for name, style in STYLES.items():
+            errors = [max(found[name]["error"], 1e-16) for found in by_iterations.values()]
+            panels[0, 2].loglog(list(by_iterations), errors, style, label=name)
+        panels[0, 2].set(xlabel=f"iterations ({few} parameters)", title="relative error of the gradient")
+        panels[1, 2].axis("off")
+        panels[1, 2].legend(*panels[0, 2].get_legend_handles_labels(), loc="center", fontsize=12)
+
+    return Result(numbers, claims, draw)
+
+
+STYLES = {UNROLLED: "o-", FORWARD: "s--", SERIES: "^:", DENSE: "d-."}
+
+
+def _measured(problem: _Regression, steps: int) -> dict[str, dict[str, float]]:
+    """Of each mode: multiplications, in those of a step; bytes kept; errors of the gradient against others."""
+    ways: dict[str, AbstractDerivative] = {
+        UNROLLED: Unrolled(steps),
+        FORWARD: ForwardMode(steps),
+        SERIES: Implicit(Neumann(steps), tol=0.0, max_iter=steps),
+        DENSE: Implicit(tol=0.0, max_iter=steps),
+    }
+    leaf = problem.theta.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(problem.exact_loss(leaf), leaf)
+    gradients = {name: problem.gradient(way) for name, way in ways.items()}
+    one = multiplications(lambda: problem.node(Unrolled(1))(problem.theta))
+    return {
+        name: {
+            "products": multiplications(partial(problem.gradient, way)) / one,
+            "saved_bytes": saved_bytes(partial(problem.node(way), leaf)),
+            "error": float((gradients[name] - exact).norm() / exact.norm()),
+            "to_unrolled": float((gradients[name] - gradients[UNROLLED]).norm() / exact.norm()),
+        }
+        for name, way in ways.items()
+    }
+
+
+def _exact_error(problem: _Regression) -> float:
+    """Of the exact gradient, relative, by central differences."""
+    theta, step = problem.theta.clone().requires_grad_(), 1e-5
+    (gradient,) = torch.autograd.grad(problem.exact_loss(theta), theta)
+    with torch.no_grad():
+        units = step * torch.eye(len(theta), dtype=torch.float64)
+        slopes = [(problem.exact_loss(theta + unit) - problem.exact_loss(theta - unit)) / (2 * step) for unit in units]
+    return float((gradient - torch.stack(slopes)).norm() / gradient.norm())
+
+
+def _kib(found: dict[str, Any]) -> str:
+    return f"{found['saved_bytes'] / 1024:.3g}"
