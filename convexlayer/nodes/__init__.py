@@ -9,7 +9,7 @@ from convexlayer.nodes.curvature import Kind
 from convexlayer.nodes.eigen import eigen_decomposition
 from convexlayer.nodes.equality import EqualityNode
 from convexlayer.nodes.fixed_point import FixedPointNode
-from convexlayer.nodes.forward import AbstractForwardSolver, Given, GivenBatch, Iterate
+from convexlayer.nodes.forward import AbstractForwardSolver, Given, GivenBatch
 from convexlayer.nodes.implicit import Equation, solve_implicitly
 from convexlayer.nodes.inequality import InequalityNode
 from convexlayer.nodes.interior_point import InteriorPoint
@@ -19,7 +19,7 @@ from convexlayer.nodes.least_squares import least_squares, weighted_least_square
 from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, Dense, LinearSolve, Operator
 from convexlayer.nodes.linear_equality import LinearEqualityNode, LinearForm
 from convexlayer.nodes.node import AbstractNode, NodeOptions
-from convexlayer.nodes.nonlinear import NonlinearProgram, Point
+from convexlayer.nodes.nonlinear import Iterate, NonlinearProgram, Point
 from convexlayer.nodes.optimizers import AbstractOptimizer, GradientDescent, IPiano, TorchOptimizer
 from convexlayer.nodes.penalties import AbstractPenalty, Huber, PseudoHuber, Quadratic, TruncatedQuadratic, Welsch
 from convexlayer.nodes.perspective import perspective_n_point, rotation_of

@@ -18,6 +18,7 @@ from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.batch import Dims, Tensors
 
 __all__ = [
+    "FEW_ROWS",
     "batched",
     "gradient",
     "inside_transform",

@@ -82,11 +82,13 @@ def _judged(
     move = linear.solve(factor, -value, transposed=False).solution
     # Rows of the Newton system that its least-squares solution leaves open: K is singular, and R not in its range.
     left = (operator.product(move) + value).abs()
-    open_rows = left > 0.5 * value.abs()
+    sign = irregular_signs(z)
+    floor = ROUNDING * torch.finfo(z.dtype).eps * operator.product(z * sign).abs()
+    open_rows = (left > 0.5 * value.abs()) & (value.abs() > floor)
     distance = _largest(torch.where(open_rows.any(-1, keepdim=True), torch.inf, _relative(move, z)))
     if bool((distance <= tol).all()):
         return Iterates(operator, factor, distance, torch.zeros_like(distance, dtype=torch.bool)), move
-    sign, noise = irregular_signs(z), rounding(operator)
+    noise = rounding(operator)
     blurred = linear.solve(factor, noise * sign, transposed=False).solution.abs()
     beyond = (move.abs() - 4.0 * blurred).clamp(min=0.0)
     ratio = _relative(beyond, z)

@@ -11,26 +11,9 @@ import torch
 
 from convexlayer.errors import SolverError
 from convexlayer.nodes.batch import Dims, Tensors
-from convexlayer.nodes.nonlinear import NonlinearProgram, Point
+from convexlayer.nodes.nonlinear import Iterate, NonlinearProgram
 
 __all__ = ["AbstractForwardSolver", "Given", "GivenBatch", "Iterate", "element", "take"]
-
-
-@final
-@dataclass(frozen=True)
-class Iterate:
-    """Where a solver ended.
-
-    Attributes:
-        point: the point.
-        iterations: its iterations, (batch,).
-        known: the value of (L_Y, h) there, (batch, n + p), and its derivative [L_YY h_Y'; h_Y 0], where there are no
-            inequalities and the solver has computed them.
-    """
-
-    point: Point
-    iterations: torch.Tensor
-    known: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class AbstractForwardSolver(ABC):
@@ -107,8 +90,7 @@ def _given(
 ) -> Iterate:
     if y.shape != start.shape:
         raise SolverError(f"expected {start.shape[-1]} numbers an element from the given solver, got {tuple(y.shape)}")
-    count = torch.zeros(len(y), dtype=torch.int64, device=y.device)
-    return Iterate(program.multipliers(dims, y, theta, p=p, m=m), count)
+    return program.multipliers(dims, y, theta, p=p, m=m)
 
 
 def element(dims: Dims, theta: Tensors, index: int) -> Tensors:

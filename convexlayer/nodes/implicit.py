@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.batch import Batch, Dims, Tensors, fold, without_autocast
 from convexlayer.nodes.calculus import (
+    batched,
     inside_transform,
     product,
     refuse_nested_forward_mode,
@@ -70,7 +71,9 @@ def solve_implicitly(equation: Equation, batch: Batch, start: torch.Tensor | Non
     return _apply(equation, dims, start, *batch.tensors, *captured)
 
 
-def examined(function: Callable[..., Any], dims: Dims, *tensors: torch.Tensor) -> tuple[Any, Tensors]:
+def examined(
+    function: Callable[..., Any], dims: Dims, *tensors: torch.Tensor, known: set[Any] | None = None
+) -> tuple[Any, Tensors]:
     """What a function gives for the first element, and the leaves with requires_grad that it captures.
 
     It is called under vmap even for one element, which tells of random numbers, and of branches that a larger batch
@@ -80,6 +83,7 @@ def examined(function: Callable[..., Any], dims: Dims, *tensors: torch.Tensor) -
         function: gives a tensor, or a tuple of tensors.
         dims: batch axes of the tensors; at least one is 0.
         tensors: the arguments.
+        known: the shapes, types and devices that it has been called with under vmap: once is enough.
 
     Raises:
         ProblemError: the function cannot be batched, draws random numbers, or uses a tensor of a transform of
@@ -87,8 +91,14 @@ def examined(function: Callable[..., Any], dims: Dims, *tensors: torch.Tensor) -
     """
     first = [t.detach()[:1] if dim == 0 else t.detach() for t, dim in zip(tensors, dims, strict=True)]
     try:
+        kind = tuple((t.shape, t.dtype, t.device) for t in first)
         with torch.enable_grad():
-            found = torch.func.vmap(function, in_dims=dims)(*first)
+            if known is not None and kind in known:
+                found = batched(function, dims, *first)
+            else:
+                found = torch.func.vmap(function, in_dims=dims)(*first)
+                if known is not None:
+                    known.add(kind)
     except RuntimeError as error:
         raise translated(error) or error from error
     values = found if isinstance(found, tuple) else (found,)

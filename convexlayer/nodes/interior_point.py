@@ -24,8 +24,8 @@ from typing import ClassVar, final
 import torch
 
 from convexlayer.nodes.batch import Dims, Tensors
-from convexlayer.nodes.forward import AbstractForwardSolver, Iterate, take
-from convexlayer.nodes.nonlinear import Function, NonlinearProgram, Point, Quantities, Recorded, no_constraints
+from convexlayer.nodes.forward import AbstractForwardSolver, take
+from convexlayer.nodes.nonlinear import Function, Iterate, NonlinearProgram, Point, Quantities, Recorded, no_constraints
 from convexlayer.nodes.rays import towards_feasibility
 
 __all__ = ["InteriorPoint"]
@@ -59,11 +59,14 @@ class InteriorPoint(AbstractForwardSolver):
         self, program: NonlinearProgram, start: torch.Tensor, dims: Dims, theta: Tensors, *, p: int, m: int, mu: float
     ) -> Iterate:
         """Solve; elements that do not converge keep their last iterate."""
+        recorded = program.recorded(dims, start, theta)
+        lam, found = program.stationary(recorded, p)
         if p:
-            start = towards_feasibility(program, start, dims, theta)
-        guess = program.multipliers(dims, start, theta, p=p, m=0)
-        guess = Point(start, guess.lam, start.new_zeros(len(start), m))
-        found = program.quantities(dims, guess, theta)
+            moved = towards_feasibility(program, start, found, dims, theta)
+            if moved is not None:
+                start = moved
+                lam, found = program.stationary(program.recorded(dims, start, theta), p)
+        guess = Point(start, lam, start.new_zeros(len(start), m))
         scales = _Scales.at(guess, found)
         dims, theta = (0, 0, 0, 0, *dims), (*scales.tensors, *theta)
         run = _Run(scales.scaled(program), dims, theta, mu / scales.f, self)
@@ -118,12 +121,7 @@ class _Run:
 
     def _end(self, rows: torch.Tensor, state: _State, found: Quantities) -> None:
         """Write what is known of these elements, some of which have ended; the others are written again."""
-        value = torch.cat([_lagrangian_slope(state.point, found), found.h], -1)
-        matrix = found.hessian
-        if found.h.shape[-1]:
-            corner = matrix.new_zeros(len(matrix), found.h.shape[-1], found.h.shape[-1])
-            upper, lower = torch.cat([matrix, found.A.mT], -1), torch.cat([found.A, corner], -1)
-            matrix = torch.cat([upper, lower], -2)
+        value, matrix = found.optimality(state.point.lam)
         if len(rows) == len(self.count):
             self._result, self.known = state, (value, matrix)
         else:

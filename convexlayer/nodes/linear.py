@@ -13,8 +13,11 @@ from convexlayer.nodes.calculus import batched, jacobian
 
 __all__ = ["AbstractLinearSolver", "AbstractResidual", "Dense", "LinearSolve", "Operator"]
 
-EQUILIBRATIONS = 3
+EQUILIBRATIONS = 2
 """Passes of Ruiz's scaling."""
+
+INVERTED = 32
+"""Up to this size the condition is computed from the inverse and not estimated."""
 
 
 class AbstractResidual(ABC):
@@ -104,6 +107,15 @@ class Operator:
     def at(self, z: torch.Tensor) -> Operator:
         """The operator at other points with the same parameters."""
         return Operator(self.residual, self.dims, z, self.theta)
+
+    def beside(self, shift: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """K'u at z + shift and at z - shift; one record for both where there is a batch."""
+        if len(self.z) == 1:
+            return self.at(self.z + shift).transposed_product(u), self.at(self.z - shift).transposed_product(u)
+        twice = tuple(torch.cat([t, t]) if dim == 0 else t for t, dim in zip(self.theta, self.dims, strict=True))
+        both = Operator(self.residual, self.dims, torch.cat([self.z + shift, self.z - shift]), twice)
+        above, below = both.transposed_product(torch.cat([u, u])).chunk(2)
+        return above, below
 
     def dense(self) -> torch.Tensor:
         """K, (batch, n, n)."""
@@ -226,12 +238,15 @@ class _Factor:
         return torch.linalg.lu_solve(self._lu, self._pivots, rhs.unsqueeze(-1), adjoint=transposed).squeeze(-1)
 
     def _estimate(self) -> torch.Tensor:
-        """|M|_1 |M^-1|_1 by Hager's method: a lower bound, seldom below a third of it; infinite for a zero pivot."""
+        """|M|_1 |M^-1|_1; of large ones by Hager's method, a lower bound, seldom below a third of it."""
         n = self.matrix.shape[-1]
         norm = self.matrix.abs().sum(-2).amax(-1)
+        if n <= INVERTED:
+            whole = torch.linalg.inv_ex(self.matrix)[0].abs().sum(-2).amax(-1)
+            return (norm * whole).nan_to_num(torch.inf)
         x = torch.full_like(self.matrix[..., 0], 1.0 / n)
         inverse = torch.zeros_like(norm)
-        for _ in range(min(4, n)):
+        for _ in range(4):
             y = self._solved(x, transposed=False)
             inverse = torch.maximum(inverse, y.abs().sum(-1))
             z = self._solved(torch.where(y >= 0, 1.0, -1.0).to(y.dtype), transposed=True)
@@ -249,7 +264,7 @@ def _equilibrated(
     """
     left = right = torch.ones_like(matrix[..., 0])
     n = matrix.shape[-1] - multipliers
-    for number in range(EQUILIBRATIONS + 2 * bool(multipliers)):
+    for number in range(EQUILIBRATIONS + bool(multipliers)):
         sizes = matrix.abs()
         if multipliers and number < 2:
             rows = torch.ones_like(left)
@@ -267,8 +282,7 @@ def _equilibrated(
 
 
 def _inverse_root(size: torch.Tensor) -> torch.Tensor:
-    usable = (size > 0) & torch.isfinite(size)
-    return torch.exp2(torch.round(-0.5 * torch.log2(torch.where(usable, size, 1.0))))
+    return torch.exp2(torch.round(-0.5 * torch.log2(torch.where(size > 0, size, 1.0))))
 
 
 def _minimum_norm(matrix: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 
@@ -107,6 +107,7 @@ class AbstractNode(torch.nn.Module, ABC):
         self._solver, self._options, self._t = solver, options, t
         self._conditions = program if t is None else program.smoothed(t)
         self._on_failure, self._on_degenerate = OnFailure(options.on_failure), OnDegenerate(options.on_degenerate)
+        self._known: set[Any] = set()
         for name, function in program.functions.items():
             while not isinstance(function, torch.nn.Module) and hasattr(function, "function"):
                 function = function.function
@@ -175,7 +176,9 @@ class _Call:
         self._minimises = node.minimises
         self.n = prod(self._variable)
         y = like.new_zeros(1, self.n)
-        (_, h, g), self.captured = examined(self._program.checked, (0, *batch.dims), y, *batch.tensors)
+        (_, h, g), self.captured = examined(
+            self._program.checked, (0, *batch.dims), y, *batch.tensors, known=node._known
+        )
         self.p, self.inequalities = h.shape[-1], g.shape[-1]
         self.m = 0 if self._t is not None else self.inequalities
         self.residual = Optimality(self._conditions, self.p, self.m)

@@ -19,10 +19,10 @@ import torch
 
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.batch import Dims, Tensors
-from convexlayer.nodes.calculus import batched, gradient, jacobian
+from convexlayer.nodes.calculus import FEW_ROWS, batched, gradient, jacobian
 from convexlayer.nodes.linear import AbstractResidual
 
-__all__ = ["NonlinearProgram", "Optimality", "Point", "Quantities", "no_constraints"]
+__all__ = ["Iterate", "NonlinearProgram", "Optimality", "Point", "Quantities", "no_constraints"]
 
 Function = Callable[..., torch.Tensor]
 """(y, *theta) of one element -> a scalar, or a vector for constraints."""
@@ -65,6 +65,31 @@ class Quantities:
     A: torch.Tensor
     g: torch.Tensor
     G: torch.Tensor
+
+    def optimality(self, lam: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(L_Y, h) for the multipliers that L_YY was computed for, and its derivative [L_YY h_Y'; h_Y 0]."""
+        if not lam.shape[-1]:
+            return self.slope, self.hessian
+        corner = self.A.new_zeros(len(self.A), lam.shape[-1], lam.shape[-1])
+        upper, lower = torch.cat([self.hessian, self.A.mT], -1), torch.cat([self.A, corner], -1)
+        return torch.cat([self.slope + _back(self.A, lam), self.h], -1), torch.cat([upper, lower], -2)
+
+
+@final
+@dataclass(frozen=True)
+class Iterate:
+    """Where a solver ended.
+
+    Attributes:
+        point: the point.
+        iterations: its iterations, (batch,).
+        known: the value of (L_Y, h) there, (batch, n + p), and its derivative [L_YY h_Y'; h_Y 0], where there are no
+            inequalities and the solver has computed them.
+    """
+
+    point: Point
+    iterations: torch.Tensor
+    known: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 @final
@@ -182,25 +207,56 @@ class NonlinearProgram:
         """Everything that a step of Newton's method needs, batched."""
         return self.recorded(dims, point.y, theta).quantities(point.lam, point.mu)
 
-    def multipliers(self, dims: Dims, y: torch.Tensor, theta: Tensors, *, p: int, m: int) -> Point:
+    def stationary(self, recorded: Recorded, p: int) -> tuple[torch.Tensor, Quantities]:
+        """The least-squares multipliers (batch, p) of the equalities without the inequalities, and L_YY for them."""
+        m = recorded.g.shape[-1]
+        none = recorded.y.new_zeros(len(recorded.y), m)
+        if not p:
+            lam = none[:, :0]
+            return lam, recorded.quantities(lam, none)
+        if p > FEW_ROWS:
+            found = recorded.quantities(recorded.y.new_zeros(len(recorded.y), p), none)
+            lam = _least_squares(found.A, found.slope)
+            return lam, recorded.quantities(lam, none)
+        # The gradients of f and of few equalities are kept differentiable: one record serves both derivatives.
+        with torch.enable_grad():
+            slope = gradient(recorded.f.sum(), recorded.y)
+            A = torch.stack([gradient(each, recorded.y) for each in recorded.h.sum(0).unbind()], 1)
+            lam = _least_squares(A.detach(), slope.detach())
+            hessian = jacobian(slope + _back(A, lam), recorded.y)
+        G = jacobian(recorded.g, recorded.y) if m else hessian[:, :0]
+        found = Quantities(
+            recorded.f.detach(), slope.detach(), hessian, recorded.h.detach(), A.detach(), recorded.g.detach(), G
+        )
+        return lam, found
+
+    def multipliers(self, dims: Dims, y: torch.Tensor, theta: Tensors, *, p: int, m: int) -> Iterate:
         """The least-squares multipliers at y: those of inactive inequalities are zero, those of active ones not below.
 
         A row counts as active where g is above -sqrt(eps) times what g changes over the lengths of the variables.
         """
-        empty = y.new_zeros(len(y), 0)
-        if p + m == 0:
-            return Point(y, empty, empty)
-        program = self if m else NonlinearProgram(self.f, self.h)
-        found = program.quantities(dims, Point(y, y.new_zeros(len(y), p), y.new_zeros(len(y), m)), theta)
+        count = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        if not m:
+            lam, found = self.stationary(self.recorded(dims, y, theta), p)
+            return Iterate(Point(y, lam, y.new_zeros(len(y), 0)), count, found.optimality(lam))
+        found = self.quantities(dims, Point(y, y.new_zeros(len(y), p), y.new_zeros(len(y), m)), theta)
         far = (found.G.abs() @ lengths(y, found).unsqueeze(-1)).squeeze(-1)
         active = (found.g >= -(torch.finfo(y.dtype).eps ** 0.5) * far).to(y.dtype)
-        rows = torch.cat([found.A, active.unsqueeze(-1) * found.G], dim=-2)
-        # Rows of one length: which of them are dependent must not depend on their units.
-        size = torch.linalg.vector_norm(rows, dim=-1)
-        size = torch.where(size > 0, size, 1.0)
-        rows = rows / size.unsqueeze(-1)
-        both = -(torch.linalg.pinv(rows.mT) @ found.slope.unsqueeze(-1)).squeeze(-1) / size
-        return Point(y, both[:, :p], active * both[:, p:].clamp(min=0.0))
+        both = _least_squares(torch.cat([found.A, active.unsqueeze(-1) * found.G], dim=-2), found.slope)
+        return Iterate(Point(y, both[:, :p], active * both[:, p:].clamp(min=0.0)), count)
+
+
+def _least_squares(rows: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """The multipliers of least norm with rows'multipliers nearest to -slope.
+
+    Rows are brought to one length first: which of them are dependent must not depend on their units.
+    """
+    size = torch.linalg.vector_norm(rows, dim=-1)
+    size = torch.where(size > 0, size, 1.0)
+    unit = rows / size.unsqueeze(-1)
+    if rows.shape[-2] == 1:
+        return -(unit.squeeze(-2) * slope).sum(-1, keepdim=True) / size
+    return -(torch.linalg.pinv(unit.mT) @ slope.unsqueeze(-1)).squeeze(-1) / size
 
 
 def lengths(y: torch.Tensor, found: Quantities) -> torch.Tensor:

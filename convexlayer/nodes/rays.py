@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from convexlayer.nodes.batch import Dims, Tensors
-from convexlayer.nodes.nonlinear import NonlinearProgram, Point, lengths
+from convexlayer.nodes.nonlinear import NonlinearProgram, Point, Quantities, lengths
 
 __all__ = ["downhill", "towards_feasibility"]
 
@@ -16,23 +16,30 @@ NOISE = 100.0
 """Multiples of eps, relative to the objective, that a change of it must exceed to count."""
 
 
-def towards_feasibility(program: NonlinearProgram, start: torch.Tensor, dims: Dims, theta: Tensors) -> torch.Tensor:
+def towards_feasibility(
+    program: NonlinearProgram, start: torch.Tensor, found: Quantities, dims: Dims, theta: Tensors
+) -> torch.Tensor | None:
     """The start, moved where the equalities cannot be reached from it by their gradients, as h = |y|^2 - 1 at y = 0.
 
     Such an element goes along -f_Y, or along an irregular direction, to where the violations are least, each relative
-    to that at the start.
+    to that at the start. None if there is no such element.
+
+    Args:
+        program: the lower problem.
+        start: (batch, n).
+        found: what is known there.
+        dims: batch axes of theta.
+        theta: the parameters.
     """
-    zero = Point(
-        start, *(start.new_zeros(len(start), part.shape[-1]) for part in program.values(dims, start, theta)[1:])
-    )
-    found = program.quantities(dims, zero, theta)
     size = torch.linalg.vector_norm(found.A, dim=-1)
     unit = torch.where(size > 0, size, 1.0)
+    if found.h.shape[-1] == 1 and bool(((size > 0) | (found.h == 0)).all()):
+        return None
     rows, target = found.A / unit.unsqueeze(-1), found.h / unit
     reached = (rows @ (torch.linalg.pinv(rows) @ target.unsqueeze(-1))).squeeze(-1)
     lost = ((target - reached).abs() > 0.5 * target.abs()).any(-1)
     if not bool(lost.any()):
-        return start
+        return None
     far = lengths(start, found)
     index = torch.arange(start.shape[-1], device=start.device)
     irregular = torch.cos(1.0 + index.to(start) ** 2).expand_as(start)

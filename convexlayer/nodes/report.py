@@ -245,7 +245,7 @@ class Recorder:
         shift = shift * irregular_signs(z)
         w = size * (irregular_signs(z) + 0.5)  # not a multiple of the shift, so that a jump along it seldom cancels
         here = operator.transposed_product(w)
-        above, below = operator.at(z + shift).transposed_product(w), operator.at(z - shift).transposed_product(w)
+        above, below = operator.beside(shift, w)
         change = torch.maximum((above - below).abs(), torch.maximum((above - here).abs(), (below - here).abs()))
         whole = torch.maximum(here.abs(), torch.maximum(above.abs(), below.abs()))
         return (change / torch.where(whole > 0, whole, 1.0)).amax(-1).nan_to_num(0.0, 0.0, 0.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import prod
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -60,6 +60,7 @@ class RootNode(torch.nn.Module):
         options = options or NodeOptions()
         self.residual, self._variable, self.shapes = residual, tuple(variable), [tuple(s) for s in parameters]
         self._options, self._max_iter = options, max_iter
+        self._known: set[Any] = set()
         self._on_failure, self._on_degenerate = OnFailure(options.on_failure), OnDegenerate(options.on_degenerate)
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
@@ -91,7 +92,7 @@ class RootNode(torch.nn.Module):
         residual, report = _Residual(shaped(self.residual, self._variable), prod(self._variable)), NodeReport()
         like = batch.tensors[0]
         zero = like.new_zeros(1, prod(self._variable))
-        _, captured = examined(residual, (0, *batch.dims), zero, *batch.tensors)
+        _, captured = examined(residual, (0, *batch.dims), zero, *batch.tensors, known=self._known)
         own = 1e-6 if like.dtype == torch.float64 else 1e-3
         tol = own if self._options.tol is None else self._options.tol
         recorder = Recorder(report, self._on_degenerate, tol, _no_margin, _why_singular)

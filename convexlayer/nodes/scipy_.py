@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -13,8 +13,8 @@ from scipy.optimize import minimize
 from convexlayer.errors import SolverError
 from convexlayer.nodes.batch import Dims, Tensors
 from convexlayer.nodes.calculus import product
-from convexlayer.nodes.forward import AbstractForwardSolver, Iterate, element
-from convexlayer.nodes.nonlinear import Function, NonlinearProgram
+from convexlayer.nodes.forward import AbstractForwardSolver, element
+from convexlayer.nodes.nonlinear import Function, Iterate, NonlinearProgram
 
 __all__ = ["ScipyMinimize"]
 
@@ -50,7 +50,8 @@ class ScipyMinimize(AbstractForwardSolver):
             rows.append(y)
             counts.append(count)
         y = torch.stack(rows)
-        return Iterate(program.multipliers(dims, y, theta, p=p, m=m), torch.tensor(counts, device=y.device))
+        found = program.multipliers(dims, y, theta, p=p, m=m)
+        return replace(found, iterations=torch.tensor(counts, device=y.device))
 
     def _one(
         self, program: NonlinearProgram, start: torch.Tensor, theta: Tensors, p: int, m: int

@@ -9,10 +9,10 @@ import torch
 
 from convexlayer.errors import SolverError
 from convexlayer.nodes.batch import Dims, Tensors
-from convexlayer.nodes.forward import AbstractForwardSolver, Iterate
+from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.linear import Dense, Operator
 from convexlayer.nodes.newton import newton
-from convexlayer.nodes.nonlinear import NonlinearProgram, Optimality, Point
+from convexlayer.nodes.nonlinear import Iterate, NonlinearProgram, Optimality, Point
 
 __all__ = ["Stationary"]
 
@@ -41,7 +41,7 @@ class Stationary(AbstractForwardSolver):
             raise SolverError("Stationary knows no inequalities: use InteriorPoint or a given solver")
         tol = torch.finfo(start.dtype).eps ** (2 / 3) if self.tol is None else self.tol
         first = program.multipliers(dims, start, theta, p=p, m=0)
-        operator = Operator(Optimality(program, p, 0), dims, first.z, theta)
+        operator = Operator(Optimality(program, p, 0), dims, first.point.z, theta, first.known)
         operator, count = newton(operator, Dense(), tol=tol, max_iter=self.max_iter)
         y, lam = operator.z[:, : start.shape[-1]], operator.z[:, start.shape[-1] :]
         return Iterate(Point(y, lam, y.new_zeros(len(y), 0)), count)
