@@ -25,8 +25,9 @@ import torch
 
 from convexlayer.nodes.batch import Dims, Tensors
 from convexlayer.nodes.forward import AbstractForwardSolver, take
-from convexlayer.nodes.nonlinear import Function, Iterate, NonlinearProgram, Point, Quantities, Recorded, no_constraints
+from convexlayer.nodes.nonlinear import Iterate, NonlinearProgram, Point, Quantities, Recorded
 from convexlayer.nodes.rays import towards_feasibility
+from convexlayer.nodes.scales import Scales
 
 __all__ = ["InteriorPoint"]
 
@@ -67,7 +68,7 @@ class InteriorPoint(AbstractForwardSolver):
                 start = moved
                 lam, found = program.stationary(program.recorded(dims, start, theta), p)
         guess = Point(start, lam, start.new_zeros(len(start), m))
-        scales = _Scales.at(guess, found)
+        scales = Scales.at(guess, found)
         dims, theta = (0, 0, 0, 0, *dims), (*scales.tensors, *theta)
         run = _Run(scales.scaled(program), dims, theta, mu / scales.f, self)
         run.go(scales.inward(guess), scales.shrunk(found))
@@ -136,104 +137,6 @@ class _Run:
         # Of slack and multiplier of an inequality one is next to nothing, in these units.
         away = (point.mu < self._result.s) & (self._target == 0).unsqueeze(-1)
         return Point(point.y, point.lam, torch.where(away, 0.0, point.mu))
-
-
-@final
-@dataclass(frozen=True)
-class _Scales:
-    """The problem's own units, one an element.
-
-    Attributes:
-        y: lengths of the variables, (batch, n).
-        f: unit of the objective, (batch,).
-        h: units of the equalities, (batch, p).
-        g: units of the inequalities, (batch, m).
-    """
-
-    y: torch.Tensor
-    f: torch.Tensor
-    h: torch.Tensor
-    g: torch.Tensor
-
-    @staticmethod
-    def at(point: Point, found: Quantities) -> _Scales:
-        """Lengths D_j = sqrt(phi / w_j) for the curvatures w_j, and phi the largest decrease slope_j^2 / w_j.
-
-        All are rounded to powers of two, so that scaling costs no accuracy.
-        """
-        slope, y = found.slope.abs(), point.y.abs()
-        w = found.hessian.diagonal(dim1=-2, dim2=-1).abs() + torch.where(y > 0, slope / torch.where(y > 0, y, 1.0), 0.0)
-        w = torch.where(torch.isfinite(w), w, 0.0)
-        most = w.amax(-1, keepdim=True)
-        w = torch.where(w > 0, w, torch.where(most > 0, most, 1.0))
-        phi = (slope.square() / w).amax(-1)
-        phi = torch.where(phi > 0, phi, (y.square() * w).amax(-1))
-        phi = _power_of_two(torch.where((phi > 0) & torch.isfinite(phi), phi, 1.0))
-        lengths = _power_of_two((phi.unsqueeze(-1) / w).sqrt())
-
-        def units(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            size = (rows.abs() @ lengths.unsqueeze(-1)).squeeze(-1)
-            size = torch.where((size > 0) & torch.isfinite(size), size, values.abs())
-            return _power_of_two(torch.where((size > 0) & torch.isfinite(size), size, 1.0))
-
-        return _Scales(lengths, phi, units(found.h, found.A), units(found.g, found.G))
-
-    @property
-    def tensors(self) -> Tensors:
-        """What the scaled functions take before theta."""
-        return self.y, 1.0 / self.f, 1.0 / self.h, 1.0 / self.g
-
-    def scaled(self, program: NonlinearProgram) -> NonlinearProgram:
-        """The program in these units; its functions take (y, *tensors, *theta)."""
-        named = {name: getattr(program, name) for name in ("f", "h", "g")}
-        return NonlinearProgram(
-            **{
-                name: function if function is no_constraints else _Scaled(function, number)
-                for number, (name, function) in enumerate(named.items())
-            }
-        )
-
-    def shrunk(self, found: Quantities) -> Quantities:
-        """What is known of the start, in these units."""
-        y, f = self.y, self.f.unsqueeze(-1)
-        return Quantities(
-            found.f / self.f,
-            found.slope * y / f,
-            y.unsqueeze(-1) * found.hessian * y.unsqueeze(-2) / f.unsqueeze(-1),
-            found.h / self.h,
-            found.A * y.unsqueeze(-2) / self.h.unsqueeze(-1),
-            found.g / self.g,
-            found.G * y.unsqueeze(-2) / self.g.unsqueeze(-1),
-        )
-
-    def grown(self, value: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The value of (L_Y, h) and its derivative in the units of the program."""
-        f = self.f.unsqueeze(-1)
-        unknowns = torch.cat([self.y, f / self.h], -1)
-        matrix = matrix * f.unsqueeze(-1) / unknowns.unsqueeze(-1) / unknowns.unsqueeze(-2)
-        return value * f / unknowns, matrix
-
-    def inward(self, point: Point) -> Point:
-        """A point in these units."""
-        f = self.f.unsqueeze(-1)
-        return Point(point.y / self.y, point.lam * self.h / f, point.mu * self.g / f)
-
-    def outward(self, point: Point) -> Point:
-        """A point of these units in those of the program."""
-        f = self.f.unsqueeze(-1)
-        return Point(point.y * self.y, point.lam * f / self.h, point.mu * f / self.g)
-
-
-@final
-class _Scaled:
-    """A function of the scaled variables, in its own unit."""
-
-    def __init__(self, function: Function, number: int) -> None:
-        self._function, self._number = function, number
-
-    def __call__(self, y: torch.Tensor, lengths: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        factors, theta = rest[:3], rest[3:]
-        return factors[self._number] * self._function(lengths * y, *theta)
 
 
 @final
@@ -475,7 +378,3 @@ def _longest(value: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(value.sum(-1))
     limit = torch.where(step < 0, -0.995 * value / torch.where(step < 0, step, -1.0), torch.inf)
     return limit.amin(-1).clamp(max=1.0)
-
-
-def _power_of_two(value: torch.Tensor) -> torch.Tensor:
-    return torch.exp2(torch.round(torch.log2(value)))
