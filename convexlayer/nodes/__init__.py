@@ -14,6 +14,7 @@ from convexlayer.nodes.inequality import InequalityNode
 from convexlayer.nodes.interior_point import InteriorPoint
 from convexlayer.nodes.iteration import AbstractDerivative, ForwardMode, Implicit, Unrolled
 from convexlayer.nodes.iterative import GMRES, ConjugateGradients, MinimalResidual
+from convexlayer.nodes.kkt import KKT, Certificate
 from convexlayer.nodes.least_squares import least_squares, weighted_least_squares
 from convexlayer.nodes.linear import AbstractLinearSolver, Dense, LinearSolve, Operator
 from convexlayer.nodes.linear_equality import LinearEqualityNode, LinearForm
@@ -43,6 +44,7 @@ from convexlayer.nodes.upper import AbstractRegulariser, Box, L1Norm
 
 __all__ = [
     "GMRES",
+    "KKT",
     "AbstractBregman",
     "AbstractDerivative",
     "AbstractForwardSolver",
@@ -57,6 +59,7 @@ __all__ = [
     "BilevelResult",
     "Box",
     "BoxEntropy",
+    "Certificate",
     "ConjugateGradients",
     "Dense",
     "Diagonal",
