@@ -14,10 +14,11 @@ from convexlayer.nodes.inequality import InequalityNode
 from convexlayer.nodes.interior_point import InteriorPoint
 from convexlayer.nodes.iteration import AbstractDerivative, ForwardMode, Implicit, Unrolled
 from convexlayer.nodes.iterative import GMRES, ConjugateGradients, MinimalResidual
-from convexlayer.nodes.kkt import KKT, Certificate
+from convexlayer.nodes.kkt import KKT
 from convexlayer.nodes.least_squares import least_squares, weighted_least_squares
 from convexlayer.nodes.linear import AbstractLinearSolver, Dense, LinearSolve, Operator
 from convexlayer.nodes.linear_equality import LinearEqualityNode, LinearForm
+from convexlayer.nodes.minimality import Certificate
 from convexlayer.nodes.node import AbstractNode, NodeOptions
 from convexlayer.nodes.nonlinear import NonlinearProgram, Point
 from convexlayer.nodes.optimizers import AbstractOptimizer, GradientDescent, IPiano, TorchOptimizer

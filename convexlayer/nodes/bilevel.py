@@ -18,8 +18,9 @@ from tqdm import tqdm
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.layers import ConvexLayer
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.kkt import KKT, Certificate, KKTPoint
+from convexlayer.nodes.kkt import KKT, KKTPoint
 from convexlayer.nodes.lower import lower_level, lower_program
+from convexlayer.nodes.minimality import Certificate
 from convexlayer.nodes.optimizers import AbstractOptimizer, GradientDescent, State
 from convexlayer.nodes.upper import Objective, usable
 

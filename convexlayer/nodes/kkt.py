@@ -21,9 +21,8 @@ The optimistic value of that problem is an upper bound of the pessimistic one fo
 falls to 0 where the feasible y are bounded (Molodtsov's regularisation).
 
 References: Dempe, Foundations of Bilevel Programming, 2002. Colson, Marcotte and Savard, An overview of bilevel
-optimization, 2007. Scholtes, Convergence properties of a regularization scheme for mathematical programs with
-complementarity constraints, 2001. Molodtsov, The solution of a class of nonantagonistic games, 1976. Dempe and Dutta,
-Is bilevel programming a special case of a mathematical program with complementarity constraints?, 2012.
+optimization, 2007. Molodtsov, The solution of a class of nonantagonistic games, 1976. Dempe and Dutta, Is bilevel
+programming a special case of a mathematical program with complementarity constraints?, 2012.
 """
 
 from __future__ import annotations
@@ -34,61 +33,25 @@ from math import isfinite
 from typing import final
 
 import torch
-from scipy.optimize import lsq_linear
 
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.nodes.batch import Batch, Tensors
-from convexlayer.nodes.certify import polished
+from convexlayer.nodes.complementarity import ZERO, Complementarity, Found
 from convexlayer.nodes.forward import AbstractForwardSolver
-from convexlayer.nodes.linear import Dense, Operator
 from convexlayer.nodes.lower import LowerProgram
-from convexlayer.nodes.nonlinear import NonlinearProgram
+from convexlayer.nodes.minimality import Certificate, certified
 from convexlayer.nodes.scipy_ import ScipyMinimize
 from convexlayer.nodes.upper import Box
 
-__all__ = ["KKT", "Certificate", "KKTPoint"]
+__all__ = ["KKT", "KKTPoint"]
 
 Upper = Callable[..., torch.Tensor]
 """(y (*variable), *theta) -> a scalar, or a vector for constraints."""
 
 CHOICES = ("optimistic", "pessimistic")
 
-NOISE, NOTICEABLE = 1e-9, 1e-3
-"""Relative differences of a lower objective that the lower solver may leave, and of an upper one that counts."""
-
-RESTORATIONS = 5
-"""Steps of Newton's method back to the constraints."""
-
-POLISHING = 3
-"""Steps of Newton's method on the optimality conditions of a problem in between."""
-
 HOPELESS = 1e-3
-"""A relaxed problem whose constraints stay violated by this share has no solution near by."""
-
-ZERO = 1e-6
-"""Below this, relative to what it is measured by, a number counts as zero."""
-
-
-@final
-@dataclass(frozen=True)
-class Certificate:
-    """What shows that y solves the lower problem; of the objective f - eps F where the choice is pessimistic.
-
-    Attributes:
-        lam: multipliers of the equalities, (p,).
-        mu: multipliers of the inequalities, (m,).
-        residual: largest violation of a constraint of the KKT form, relative to 1 + |(theta, y)|.
-        curvature: smallest eigenvalue of L_YY on the null space of h_Y and of the rows of g_Y with a multiplier:
-            positive at a strict minimum, infinite at a vertex, 0 where y may be one of many.
-        gap: f(y) less the smallest f that the lower solver finds at theta from the node's starts and from beside y;
-            -infinite where it finds nothing feasible.
-    """
-
-    lam: torch.Tensor
-    mu: torch.Tensor
-    residual: float
-    curvature: float
-    gap: float
+"""A relaxed problem whose constraints stay violated by so much has no solution near by; smaller t ask more."""
 
 
 @final
@@ -101,14 +64,14 @@ class KKTPoint:
         y: the lower solution, of the variable's shape.
         value: F there.
         stationarity: the part of F's gradient that no multipliers of the constraints balance.
-        certificate: of y.
+        certificate: of y, at the end.
     """
 
     theta: Tensors
     y: torch.Tensor
     value: float
     stationarity: float
-    certificate: Certificate
+    certificate: Certificate | None = None
 
 
 @final
@@ -120,12 +83,16 @@ class KKT:
     for each pair, which leaves no error of t; where both are zero the other one is tried too, until no such exchange
     lowers F. The lower problem's starts (``NodeOptions.start``) are starts here too. The best result counts whose y is
     a lower minimum: by second order, and against what the lower solver finds from the starts and from beside y. For a
-    ``StationaryNode`` any stationary point is right.
+    ``StationaryNode`` any stationary point is right. ``NodeOptions.choose`` does not take part.
+
+    All parameters of the node are learned: constants belong into its functions. Matrices of all unknowns are dense, so
+    it is for small problems.
 
     Solutions are local in theta. For a convex lower problem y is in S(theta); for another it is a local minimum that no
     start betters. ``pessimistic`` asks more: that f - eps F has no minima but global ones, as for convex f and concave
     F, or strongly convex f and F of bounded curvature. Only the comparison checks that. Its y is of f - eps F with the
-    last eps, and its value an upper bound of w(theta).
+    last eps, and its value an upper bound of w(theta). A local solution may be one of that eps alone, no wider than eps
+    in theta: another start tells.
 
     Attributes:
         choice: which of several lower solutions counts: the ``optimistic`` best for the upper level, or the
@@ -144,7 +111,7 @@ class KKT:
     relaxations: Sequence[float] = (1.0, 1e-2, 1e-4, 1e-6, 1e-8)
     perturbations: Sequence[float] = (1e-2, 1e-4, 1e-6)
     solver: AbstractForwardSolver = field(
-        default_factory=lambda: ScipyMinimize("SLSQP", {"ftol": 1e-13, "maxiter": 200})
+        default_factory=lambda: ScipyMinimize("SLSQP", {"ftol": 1e-13, "maxiter": 100})
     )
     tol: float = 1e-7
 
@@ -186,305 +153,119 @@ class KKT:
             SolverError: from no start a point was found that solves the lower problem and obeys the constraints.
             ProblemError: a function does not return what it should, or tensors are not float64.
         """
-        problem = _Problem(self, upper, lower, theta)
-        found, reasons = [], []
-        for start in problem.starts():
-            point, reason = problem.solve(start, told)
-            if reason is None:
-                found.append(point)
-            else:
-                reasons.append(reason)
-        if not found:
-            raise SolverError(
-                f"the KKT form was solved from no start of {len(reasons)}: " + "; ".join(dict.fromkeys(reasons)) + ". "
-                "Give other parameters to start from, or other starts of the lower problem (NodeOptions.start)"
-            )
-        return min(found, key=lambda point: point.value)
-
-
-@final
-class _Problem:
-    """One bilevel problem in the unknowns x = (theta, y, lam, mu), with all derivatives by torch."""
-
-    def __init__(self, method: KKT, upper: Upper, lower: LowerProgram, theta: Sequence[torch.Tensor]) -> None:
+        if self.choice == "pessimistic" and not lower.minimises:
+            raise ProblemError("the pessimistic choice is among minima: expected no StationaryNode")
         batch = Batch.of(lower.shapes, theta)
         if not batch.single:
             raise ProblemError(
                 "theta has a batch axis, and the KKT form takes one lower problem: several are one whose variable "
                 "holds all of theirs, and whose objective is their sum"
             )
-        if batch.tensors[0].dtype != torch.float64:
-            raise ProblemError(f"expected parameters in torch.float64, got {batch.tensors[0].dtype}: convert them")
-        self._method, self._upper, self._lower = method, upper, lower
-        self._theta = tuple(tensor.detach() for tensor in batch.tensors)
-        first = lower.starts(self._theta)
-        self.p, self.m = lower.program.sizes(first[0], *self._theta)
-        self._sizes = [sum(tensor.numel() for tensor in self._theta), first.shape[-1], self.p, self.m]
-        value = upper(first[0].reshape(lower.variable), *self._theta)
-        if value.numel() != 1:
-            raise ProblemError(
-                f"upper: expected a scalar, got a tensor of shape {tuple(value.shape)}; take its sum or mean"
+        first = tuple(tensor.detach() for tensor in batch.tensors)
+        if first[0].dtype != torch.float64:
+            raise ProblemError(f"expected parameters in torch.float64, got {first[0].dtype}: convert them")
+        y = lower.starts(first)
+        p, m = lower.program.sizes(y[0], *first)
+        problem = Complementarity(
+            lambda y, *theta: _scalar(upper(y.reshape(lower.variable), *theta)),
+            lower.program,
+            lambda y, *theta: self._outer(y.reshape(lower.variable), *theta),
+            first,
+            (y.shape[-1], p, m),
+            self.solver,
+            self.tol,
+        )
+        results, reasons = [], []
+        for start in _starts(lower, first, y, p, m):
+            point, reason = self._one(problem, lower, start, told)
+            if reason is None:
+                results.append(point)
+            else:
+                reasons.append(reason)
+        if not results:
+            raise SolverError(
+                f"the KKT form was solved from no start of {len(reasons)}: " + "; ".join(dict.fromkeys(reasons)) + ". "
+                "Give other parameters to start from, or other starts of the lower problem (NodeOptions.start)"
             )
-        self._relaxed = NonlinearProgram(self._scaled, self._relaxed_equalities, self._relaxed_inequalities)
-        self._branch = NonlinearProgram(self._scaled, self._branch_equalities, self._branch_inequalities)
+        return min(results, key=lambda point: point.value)
 
-    def starts(self) -> list[torch.Tensor]:
-        """x at the different points that the lower solver finds from its starts; solutions they need not be."""
-        y = self._lower.starts(self._theta)
-        point = self._lower.solve(self._lower.program, y, self._theta, p=self.p, m=self.m)
-        fine = torch.isfinite(point.z).all(-1, keepdim=True)
-        z = torch.where(fine, point.z, torch.cat([y, y.new_zeros(len(y), self.p + self.m)], -1))
-        different: list[torch.Tensor] = []
-        for row in z:
-            if all((row - other).abs().amax() > ZERO * (1.0 + other.abs().amax()) for other in different):
-                different.append(row)
-        flat = torch.cat([tensor.reshape(-1) for tensor in self._theta])
-        return [torch.cat([flat, row]) for row in different]
-
-    def solve(self, x: torch.Tensor, told: Callable[[KKTPoint, float], None]) -> tuple[KKTPoint, str | None]:
-        """The point that is found from x, and what is wrong with it."""
-        pessimistic = self._method.choice == "pessimistic"
-        perturbations = self._method.perturbations if pessimistic else (0.0,)
-        eps = x.new_tensor(perturbations[0])
-        for number in self._method.relaxations if self.m else ():
-            t = x.new_tensor(number)
-            x = self._run(self._relaxed, x, t, eps)
-            point = self._point(x, self._relaxed, t, eps)
-            told(point, number)
-            if point.certificate.residual > HOPELESS:
-                return point, _violated(point)  # the smaller t are more to ask
-        for number in perturbations:
-            eps = x.new_tensor(number)
-            x, active = self._exchanged(x, eps)
-            point = self._point(x, self._branch, active, eps)
-            told(point, 0.0)
-        if not isfinite(point.value):
-            return point, f"the upper objective is {point.value}"
-        if not point.certificate.residual <= self._method.tol:
-            return point, _violated(point)
-        return self._certified(point, x, eps)
-
-    # The unknowns and their functions.
-
-    def _split(self, x: torch.Tensor) -> tuple[Tensors, torch.Tensor, torch.Tensor, torch.Tensor]:
-        flat, y, lam, mu = torch.split(x, self._sizes)
-        parts = torch.split(flat, [tensor.numel() for tensor in self._theta])
-        theta = tuple(part.reshape(tensor.shape) for part, tensor in zip(parts, self._theta, strict=True))
-        return theta, y, lam, mu
-
-    def _value(self, y: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
-        return self._upper(y.reshape(self._lower.variable), *theta).reshape(())
-
-    def _perturbed(self, eps: torch.Tensor) -> NonlinearProgram:
-        """The lower problem with the objective f - eps F."""
-        program = self._lower.program
-        return replace(program, f=lambda y, *theta: program.f(y, *theta) - eps * self._value(y, *theta))
-
-    def _objective(self, x: torch.Tensor) -> torch.Tensor:
-        theta, y, _lam, _mu = self._split(x)
-        return self._value(y, *theta)
-
-    def _scaled(self, x: torch.Tensor, _t: torch.Tensor, _eps: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return self._objective(x) / scale
-
-    def _conditions(self, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """L_Y and h."""
-        theta, y, lam, mu = self._split(x)
-        slope = torch.func.grad(self._perturbed(eps).lagrangian)(y, lam, mu, *theta)
-        return torch.cat([slope, self._lower.program.h(y, *theta)])
-
-    def _outer(self, x: torch.Tensor) -> torch.Tensor:
+    def _outer(self, y: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
         """The constraints of the upper level, at most 0."""
-        theta, y, _lam, _mu = self._split(x)
-        flat, box = x[: self._sizes[0]], self._method.regulariser or Box()
-        rows = [flat[:0]]
-        rows += [box.lower - flat] if box.lower > -torch.inf else []
-        rows += [flat - box.upper] if box.upper < torch.inf else []
-        if self._method.constraints is not None:
-            rows.append(self._method.constraints(y.reshape(self._lower.variable), *theta))
+        box = self.regulariser or Box()
+        rows = [y.new_zeros(0)]
+        for part in theta:
+            rows += [box.lower - part.reshape(-1)] if box.lower > -torch.inf else []
+            rows += [part.reshape(-1) - box.upper] if box.upper < torch.inf else []
+        if self.constraints is not None:
+            rows.append(self.constraints(y, *theta))
         return torch.cat(rows)
 
-    def _relaxed_equalities(
-        self, x: torch.Tensor, _: torch.Tensor, eps: torch.Tensor, __: torch.Tensor
-    ) -> torch.Tensor:
-        return self._conditions(x, eps)
+    def _one(
+        self, problem: Complementarity, lower: LowerProgram, x: torch.Tensor, told: Callable[[KKTPoint, float], None]
+    ) -> tuple[KKTPoint, str | None]:
+        """The point that is found from x, and what is wrong with it."""
+        for eps in self.perturbations if self.choice == "pessimistic" else (0.0,):
+            ends = [problem.exchanged(start, eps) for start in self._branch_starts(problem, lower, x, eps, told)]
+            fine = [end for end in ends if end.violation <= self.tol] or ends
+            found = min(fine, key=lambda end: float(problem.value(end.x)))
+            point = _point(problem, lower, found)
+            told(point, 0.0)
+            x = found.x
+        if not isfinite(point.value):
+            return point, f"the upper objective is {point.value}"
+        if not found.violation <= self.tol:
+            return point, _violated(found)
+        certificate, reason = certified(problem, lower, found, eps, self.tol)
+        return replace(point, certificate=certificate), reason
 
-    def _relaxed_inequalities(self, x: torch.Tensor, t: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        theta, y, _lam, mu = self._split(x)
-        g = self._lower.program.g(y, *theta)
-        return torch.cat([g, -mu, -mu * g - t, self._outer(x)])
-
-    def _branch_equalities(
-        self, x: torch.Tensor, active: torch.Tensor, eps: torch.Tensor, _: torch.Tensor
-    ) -> torch.Tensor:
-        theta, y, _lam, mu = self._split(x)
-        g = self._lower.program.g(y, *theta)
-        return torch.cat([self._conditions(x, eps), active * g + (1 - active) * mu])
-
-    def _branch_inequalities(self, x: torch.Tensor, active: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        theta, y, _lam, mu = self._split(x)
-        g = self._lower.program.g(y, *theta)
-        return torch.cat([(1 - active) * g - active * mu, self._outer(x)])
-
-    # How they are solved.
-
-    def _numbers(self, x: torch.Tensor, pairs: torch.Tensor, eps: torch.Tensor) -> Tensors:
-        """The parameters of both programs: t or what is active, eps, and the scale of F."""
-        return pairs, eps, 1.0 + self._objective(x).detach().abs()
-
-    def _run(self, program: NonlinearProgram, x: torch.Tensor, pairs: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """The solution near x; x itself where that is not finite."""
-        numbers = self._numbers(x, pairs, eps)
-        p, m = program.sizes(x, *numbers)
-        solver, shared = self._method.solver, (None,) * len(numbers)
-        point = solver.solve(program, x.unsqueeze(0), shared, numbers, p=p, m=m, mu=0.0).point
-        if not torch.isfinite(point.z).all():
-            return x
-        # SLSQP stops where F no longer falls, at half the digits of x.
-        operator, _, _ = polished(
-            Operator(program.optimality(p, m), shared, point.z, numbers), Dense(), symmetric=True, steps=POLISHING
-        )
-        return operator.z[0, : len(x)]
-
-    def _settled(self, x: torch.Tensor, active: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """The solution with these active constraints, from where Newton's method makes the constraints hold.
-
-        Without, SLSQP's line search may stall at violations of 1e-9, where its merit function is rounding.
-        """
-        return self._restored(self._run(self._branch, self._restored(x, active, eps), active, eps), active, eps)
-
-    def _restored(self, x: torch.Tensor, active: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """After the shortest steps to where the linearised violated constraints hold, as long as they help."""
-        program = self._branch
-        violation = self._violation(program, x, active, eps)
-        for _ in range(RESTORATIONS):
-            numbers = self._numbers(x, active, eps)
-            h, g = program.h(x, *numbers), program.g(x, *numbers)
-            rows = [torch.func.jacrev(program.h)(x, *numbers), torch.func.jacrev(program.g)(x, *numbers)[g > 0]]
-            matrix, side = torch.cat(rows), torch.cat([h, g[g > 0]])
-            if not violation > torch.finfo(x.dtype).eps or not torch.isfinite(matrix).all():
+    def _branch_starts(
+        self,
+        problem: Complementarity,
+        lower: LowerProgram,
+        x: torch.Tensor,
+        eps: float,
+        told: Callable[[KKTPoint, float], None],
+    ) -> list[torch.Tensor]:
+        """x itself, and the end of the relaxed path from there, which passes over minima of no width."""
+        if not len(problem.split(x)[3]):
+            return [x]
+        path = x
+        for t in self.relaxations:
+            found = problem.relaxed(path, t, eps)
+            told(_point(problem, lower, found), t)
+            path = found.x
+            if found.violation > HOPELESS:
                 break
-            moved = x - torch.linalg.lstsq(matrix, side.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
-            left = self._violation(program, moved, active, eps)
-            if not left < violation:
-                break
-            x, violation = moved, left
-        return x
+        return [path, x]
 
-    def _exchanged(self, x: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A point with exact complementarity from which no exchange of a pair of zeros lowers F; and what is active."""
-        theta, y, _lam, mu = self._split(x)
-        g = self._lower.program.g(y, *theta)
-        # Multipliers of what eps prefers have its size.
-        scale = eps if eps > 0 else 1.0
-        active = (mu / scale > -g).to(x.dtype)
-        x = self._settled(x, active, eps)
-        tried = {tuple(active.tolist())}
-        while True:
-            theta, y, _lam, mu = self._split(x)
-            size = self._size(x)
-            both = (mu.abs() <= ZERO * scale * size) & (self._lower.program.g(y, *theta).abs() <= ZERO * size)
-            for i in torch.nonzero(both).flatten().tolist():
-                other = active.clone()
-                other[i] = 1 - other[i]
-                if tuple(other.tolist()) in tried:
-                    continue
-                tried.add(tuple(other.tolist()))
-                moved = self._settled(x, other, eps)
-                fine = self._violation(self._branch, moved, other, eps) <= self._method.tol
-                if fine and self._objective(moved) < self._objective(x) - 1e-9 * (1 + self._objective(x).abs()):
-                    x, active = moved, other
-                    break
-            else:
-                return x, active
 
-    # What is found out about a point.
-
-    def _violation(self, program: NonlinearProgram, x: torch.Tensor, pairs: torch.Tensor, eps: torch.Tensor) -> float:
-        """The largest violation of a constraint, relative to 1 + |(theta, y)|; NaN where one is not finite."""
-        numbers = self._numbers(x, pairs, eps)
-        rows = torch.cat([program.h(x, *numbers).abs(), program.g(x, *numbers).clamp(min=0.0), x.new_zeros(1)])
-        return float(rows.amax() / self._size(x))
-
-    def _size(self, x: torch.Tensor) -> float:
-        """1 + |(theta, y)|; multipliers may be as large as they like."""
-        return 1.0 + float(x[: self._sizes[0] + self._sizes[1]].abs().amax())
-
-    def _point(self, x: torch.Tensor, program: NonlinearProgram, pairs: torch.Tensor, eps: torch.Tensor) -> KKTPoint:
-        theta, y, lam, mu = self._split(x)
-        return KKTPoint(
-            tuple(part.clone() for part in theta),
-            y.reshape(self._lower.variable),
-            float(self._objective(x)),
-            self._stationarity(program, x, self._numbers(x, pairs, eps)),
-            Certificate(lam, mu, self._violation(program, x, pairs, eps), torch.nan, torch.nan),
+def _scalar(value: torch.Tensor) -> torch.Tensor:
+    if value.numel() != 1:
+        raise ProblemError(
+            f"upper: expected a scalar, got a tensor of shape {tuple(value.shape)}; take its sum or mean"
         )
-
-    def _stationarity(self, program: NonlinearProgram, x: torch.Tensor, numbers: Tensors) -> float:
-        """min |F_x + h_x'a + g_x'b| over a, and b >= 0 for active rows; relative to 1 + |F_x|, all in units of F."""
-        slope = torch.func.grad(program.f)(x, *numbers)
-        equalities = torch.func.jacrev(program.h)(x, *numbers)
-        near = program.g(x, *numbers) > -ZERO * self._size(x)
-        rows = torch.cat([equalities, torch.func.jacrev(program.g)(x, *numbers)[near]])
-        if not torch.isfinite(rows).all() or not torch.isfinite(slope).all():
-            return torch.nan
-        least = torch.where(torch.arange(len(rows)) < len(equalities), -torch.inf, 0.0)
-        fit = lsq_linear(rows.mT.numpy(), -slope.numpy(), bounds=(least.numpy(), torch.inf), method="bvls")
-        return float((2.0 * fit.cost) ** 0.5) / (1.0 + float(slope.norm()))
-
-    def _certified(self, point: KKTPoint, x: torch.Tensor, eps: torch.Tensor) -> tuple[KKTPoint, str | None]:
-        """The point with its certificate, and what is wrong with it."""
-        theta, y, _lam, mu = self._split(x)
-        program = self._perturbed(eps)
-        g = program.g(y, *theta)
-        curvature, direction = self._least_curvature(program, x, mu > ZERO * (float(eps) or 1.0))
-        inner, _ = self._least_curvature(program, x, g > -ZERO * self._size(x))
-        beside = [y + sign * 1e-3 * self._size(x) * direction for sign in (-1.0, 1.0)]
-        trials = torch.cat([self._lower.starts(theta), torch.stack(beside)])
-        others = self._lower.solve(program, trials, theta, p=self.p, m=self.m).y
-        f, h, g = program.values((None,) * len(theta), others, theta)
-        broken = torch.cat([h.abs(), g.clamp(min=0.0), h.new_zeros(len(h), 1)], -1).amax(-1)
-        allowed = (broken <= self._method.tol * self._size(x)) & torch.isfinite(f)
-        here = float(program.f(y, *theta))
-        gap = here - float(torch.where(allowed, f, torch.inf).amin())
-        certificate = replace(point.certificate, curvature=curvature, gap=gap)
-        point = replace(point, certificate=certificate)
-        if self._lower.minimises and inner < -ZERO:
-            return point, f"y is a saddle point or maximum of the lower problem, of curvature {inner:.1e}"
-        if self._lower.minimises and gap > ZERO * (1.0 + abs(here)):
-            return point, f"y is no global minimum of the lower problem, whose objective is {gap:.1e} smaller elsewhere"
-        if eps > 0 and self._worse(x, others[allowed]):
-            return point, "another lower solution is worse for the upper level than y"
-        return point, None
-
-    def _worse(self, x: torch.Tensor, others: torch.Tensor) -> bool:
-        """Whether one of these y (k, n) is no worse for the follower and noticeably worse for the leader."""
-        theta, y, _lam, _mu = self._split(x)
-        lower, upper = self._lower.program.f(y, *theta), self._value(y, *theta)
-        return any(
-            bool(self._lower.program.f(other, *theta) <= lower + NOISE * (1 + lower.abs()))
-            and bool(self._value(other, *theta) > upper + NOTICEABLE * (1 + upper.abs()))
-            for other in others
-        )
-
-    def _least_curvature(
-        self, program: NonlinearProgram, x: torch.Tensor, held: torch.Tensor
-    ) -> tuple[float, torch.Tensor]:
-        """Smallest eigenvalue of L_YY where h_Y and these rows of g_Y vanish, and its vector; infinite at a vertex."""
-        theta, y, lam, mu = self._split(x)
-        hessian = torch.func.jacrev(torch.func.grad(program.lagrangian))(y, lam, mu, *theta)
-        rows = torch.cat([torch.func.jacrev(program.h)(y, *theta), torch.func.jacrev(program.g)(y, *theta)[held]])
-        _, values, vectors = torch.linalg.svd(rows, full_matrices=True)
-        rank = int((values > ZERO * values.amax()).sum()) if len(values) else 0
-        basis = vectors[rank:].mT
-        if not basis.shape[-1]:
-            return torch.inf, torch.zeros_like(y)
-        eigenvalues, eigenvectors = torch.linalg.eigh(basis.mT @ hessian @ basis)
-        return float(eigenvalues[0]), basis @ eigenvectors[:, 0]
+    return value.reshape(())
 
 
-def _violated(point: KKTPoint) -> str:
+def _starts(lower: LowerProgram, theta: Tensors, y: torch.Tensor, p: int, m: int) -> list[torch.Tensor]:
+    """x at the different points that the lower solver finds from y (k, n); solutions they need not be."""
+    z = lower.solve(lower.program, y, theta, p=p, m=m).z
+    z = torch.where(torch.isfinite(z).all(-1, keepdim=True), z, torch.cat([y, y.new_zeros(len(y), p + m)], -1))
+    different: list[torch.Tensor] = []
+    for row in z:
+        if all((row - other).abs().amax() > ZERO * (1.0 + other.abs().amax()) for other in different):
+            different.append(row)
+    return [torch.cat([*(tensor.reshape(-1) for tensor in theta), row]) for row in different]
+
+
+def _point(problem: Complementarity, lower: LowerProgram, found: Found) -> KKTPoint:
+    theta, y, _lam, _mu = problem.split(found.x)
+    value = float(problem.value(found.x))
+    return KKTPoint(tuple(part.clone() for part in theta), y.reshape(lower.variable), value, found.stationarity)
+
+
+def _violated(found: Found) -> str:
     return (
-        f"the constraints stay violated by {point.certificate.residual:.0e}: no parameters near by may have a lower "
-        "solution with multipliers that obeys them"
+        f"the constraints stay violated by {found.violation:.0e}: no parameters near by may have a lower solution with "
+        "multipliers that obeys them"
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.optimize import linprog
 
 from convexlayer import FailedElementsError, ProblemError, ShapeError, SolverError
 from convexlayer.gallery.softmax import in_ball, negative
@@ -150,6 +151,28 @@ def test_a_local_optimum_is_found_from_beside_it() -> None:
     torch.testing.assert_close(result.theta[0], vector(5.0))
 
 
+@pytest.mark.parametrize("seed", [5, 15])
+def test_random_quadratic_programs_are_solved_to_a_local_optimum(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    M, B, G, C, target = (
+        torch.randn(*shape, dtype=D, generator=generator) for shape in ((3, 3), (3, 2), (4, 3), (4, 2), (3,))
+    )
+    Q = M @ M.T + 0.2 * torch.eye(3, dtype=D)
+    lower = InequalityNode(
+        lambda y, x: 0.5 * y @ Q @ y - (B @ x) @ y, lambda y, x: G @ y - 0.5 * C @ x - 0.5, (3,), [(2,)]
+    )
+
+    def upper(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (y - 2 * target).square().sum(-1) + 0.05 * x.square().sum(-1)
+
+    result = solve(upper, lower, torch.zeros(2, dtype=D), regulariser=Box(-3.0, 3.0))
+    (x,) = result.theta
+    torch.testing.assert_close(result.solution, lower(x), rtol=0, atol=1e-5)
+    steps = torch.randn(60, 2, dtype=D, generator=generator) * torch.logspace(-5, -1, 60, dtype=D).unsqueeze(-1)
+    beside = (x + steps).clamp(-3.0, 3.0)
+    assert float(upper(lower(beside), beside).min()) >= result.value - 1e-8
+
+
 def test_the_example_of_gould_section_5() -> None:
     generator = torch.Generator().manual_seed(2)
     A, b = torch.randn(3, 2, dtype=D, generator=generator), torch.randn(3, dtype=D, generator=generator)
@@ -252,6 +275,37 @@ def test_the_pessimistic_value_is_an_upper_bound_that_falls_with_eps() -> None:
     ]
     assert 0.75 <= values[2] <= values[1] <= values[0]
     assert values[2] <= 0.75 + 1e-3
+
+
+@pytest.mark.parametrize(("choice", "worst"), [("optimistic", False), ("pessimistic", True)])
+def test_both_choices_against_linear_programs(choice: str, worst: bool) -> None:
+    """S(x) is a slice of a cube, so that best and worst case of a linear F are linear programs."""
+    generator = torch.Generator().manual_seed(12)
+    a, b, C, e = (torch.randn(*shape, dtype=D, generator=generator) for shape in ((3,), (3,), (3, 2), (2,)))
+    lower = InequalityNode(
+        lambda y, x: 0.5 * (a @ y - e @ x) ** 2, lambda y, x: torch.cat([y - 1, -y - 1]), (3,), [(2,)]
+    )
+
+    def case(x: torch.Tensor) -> float:
+        """The best or the worst F over S(x)."""
+        sign = -1.0 if worst else 1.0
+        reach = float(a.abs().sum())
+        level = float((e @ x).clamp(-reach, reach))
+        found = linprog(sign * (b + C @ x).numpy(), A_eq=a.numpy()[None], b_eq=[level], bounds=[(-1, 1)] * 3)
+        return sign * float(found.fun) + float((x - 1).square().sum())
+
+    result = solve(
+        lambda y, x: (b + C @ x) @ y + (x - 1).square().sum(),
+        lower,
+        torch.zeros(2, dtype=D),
+        choice=choice,
+        relaxations=(1.0, 1e-4, 1e-8),
+        perturbations=(1e-2, 1e-6),
+    )
+    (x,) = result.theta
+    assert result.value == pytest.approx(case(x), abs=1e-6)
+    near = [case(x + size * torch.randn(2, dtype=D, generator=generator)) for size in (0.1, 0.01) for _ in range(20)]
+    assert min(near) >= result.value - 1e-5
 
 
 def test_a_pessimistic_infimum_that_is_not_attained() -> None:
@@ -388,6 +442,8 @@ def test_what_does_not_fit_is_refused() -> None:
             solve_bilevel(of, node, theta, method=KKT(), progress=False)
     with pytest.raises(ShapeError):
         solve(upper, lower, vector(0.1, 0.2))
+    with pytest.raises(ProblemError, match="expected no StationaryNode"):
+        solve(upper, LOWER["stationary"], vector(0.1, 0.2), choice="pessimistic")
     with pytest.raises(ProblemError, match="gradient form"):
         solve_bilevel(upper, lower, [x], method=KKT(), optimizer=GradientDescent(), progress=False)
     with pytest.raises(SolverError, match="the upper objective is"):
