@@ -18,8 +18,10 @@ from convexlayer.nodes import (
     BilevelResult,
     Box,
     EqualityNode,
+    Given,
     GradientDescent,
     InequalityNode,
+    InteriorPoint,
     L1Norm,
     NodeOptions,
     StationaryNode,
@@ -190,15 +192,15 @@ def test_the_example_of_gould_section_5() -> None:
     torch.testing.assert_close(result.solution, lower(*result.theta), rtol=0, atol=1e-6)
 
 
-def test_a_linear_quadratic_problem_in_closed_form() -> None:
+@pytest.mark.parametrize("options", [{}, {"solver": InteriorPoint()}], ids=["SLSQP", "interior point"])
+def test_a_linear_quadratic_problem_in_closed_form(options: dict[str, Any]) -> None:
     """The lower solution y = Q^-1 B x makes 1/2 |y - c|^2 + a/2 |x|^2 a least-squares problem in x."""
     generator = torch.Generator().manual_seed(0)
     M, B, c = (torch.randn(*shape, dtype=D, generator=generator) for shape in ((4, 4), (4, 3), (4,)))
     Q, a = M @ M.T + torch.eye(4, dtype=D), 0.3
     lower = ArgminNode(lambda y, x: 0.5 * y @ Q @ y - (B @ x) @ y, (4,), [(3,)])
-    result = solve(
-        lambda y, x: 0.5 * (y - c).square().sum() + 0.5 * a * x.square().sum(), lower, torch.zeros(3, dtype=D)
-    )
+    start = torch.zeros(3, dtype=D)
+    result = solve(lambda y, x: 0.5 * (y - c).square().sum() + 0.5 * a * x.square().sum(), lower, start, **options)
     S = torch.linalg.solve(Q, B)
     x = torch.linalg.solve(S.T @ S + a * torch.eye(3, dtype=D), S.T @ c)
     torch.testing.assert_close(result.theta[0], x, rtol=0, atol=1e-8)
@@ -239,6 +241,31 @@ def test_both_forms_agree(lower: Any) -> None:
     assert by_kkt.certificate is not None
     torch.testing.assert_close(by_kkt.certificate.lam, point.lam, rtol=0, atol=1e-6)
     torch.testing.assert_close(by_kkt.certificate.mu, point.mu, rtol=0, atol=1e-6)
+
+
+def test_it_sees_past_a_constraint_at_which_the_gradient_is_zero() -> None:
+    """y = max(x, 0) does not move with x = -1; the relaxed problem lets go of y = 0."""
+    lower = InequalityNode(lambda y, x: (y - x).square().sum(), lambda y, x: -y, (1,), [(1,)])
+
+    def upper(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (y - 1).square().sum()
+
+    by_gradient = solve_bilevel(upper, lower, [vector(-1.0)], progress=False)
+    assert (by_gradient.stopped, by_gradient.value) == (Stopped.STATIONARY, pytest.approx(1.0))
+    result = solve(upper, lower, vector(-1.0))
+    assert result.value < 1e-12
+    torch.testing.assert_close(result.theta[0], vector(1.0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", [vector(0.5), lambda x: x / 2, torch.tensor([[0.5], [-0.5]], dtype=D)])
+def test_starts_of_all_kinds_and_given_solvers(start: Any) -> None:
+    for solver in (None, Given(lambda x: x)):
+        lower = ArgminNode(
+            lambda y, x: (y - x).square().sum(), (1,), [(1,)], solver=solver, options=NodeOptions(start=start)
+        )
+        result = solve(lambda y, x: (y - 2).square().sum(), lower, vector(0.1).requires_grad_())
+        torch.testing.assert_close(result.theta[0], vector(2.0), rtol=0, atol=1e-7)
+        assert not result.theta[0].requires_grad
 
 
 # Lower solutions that are not unique.
