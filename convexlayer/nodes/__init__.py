@@ -15,9 +15,11 @@ from convexlayer.nodes.inequality import InequalityNode
 from convexlayer.nodes.interior_point import InteriorPoint
 from convexlayer.nodes.iteration import AbstractDerivative, ForwardMode, Implicit, Unrolled
 from convexlayer.nodes.iterative import GMRES, ConjugateGradients, MinimalResidual
+from convexlayer.nodes.kkt import KKT
 from convexlayer.nodes.least_squares import least_squares, weighted_least_squares
 from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, Dense, LinearSolve, Operator
 from convexlayer.nodes.linear_equality import LinearEqualityNode, LinearForm
+from convexlayer.nodes.minimality import Certificate
 from convexlayer.nodes.node import AbstractNode, NodeOptions
 from convexlayer.nodes.nonlinear import Iterate, NonlinearProgram, Point
 from convexlayer.nodes.optimizers import AbstractOptimizer, GradientDescent, IPiano, TorchOptimizer
@@ -45,6 +47,7 @@ from convexlayer.nodes.upper import AbstractRegulariser, Box, L1Norm
 
 __all__ = [
     "GMRES",
+    "KKT",
     "AbstractBregman",
     "AbstractDerivative",
     "AbstractForwardSolver",
@@ -60,6 +63,7 @@ __all__ = [
     "BilevelResult",
     "Box",
     "BoxEntropy",
+    "Certificate",
     "ConjugateGradients",
     "Dense",
     "Diagonal",

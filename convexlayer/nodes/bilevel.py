@@ -1,4 +1,8 @@
-"""solve_bilevel: minimise an upper objective over the parameters of a lower problem, by its solution's gradient."""
+"""solve_bilevel: minimise an upper objective over the parameters of a lower problem.
+
+By the gradient of the lower solution (eq. 4 of Gould et al. 2016, for any differentiable lower level), or with the
+lower problem's KKT conditions as constraints (eq. 3, for lower problems given by functions).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,9 @@ from tqdm import tqdm
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.layers import ConvexLayer
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.lower import lower_level
+from convexlayer.nodes.kkt import KKT, KKTPoint
+from convexlayer.nodes.lower import lower_level, lower_program
+from convexlayer.nodes.minimality import Certificate
 from convexlayer.nodes.optimizers import AbstractOptimizer, GradientDescent, State
 from convexlayer.nodes.upper import Objective, usable
 
@@ -22,6 +28,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["BilevelResult", "History", "Stop", "Stopped", "solve_bilevel"]
+
+
+STATIONARY = 1e-6
+"""Relative to 1 + the gradient, what may be left unbalanced of it at a stationary point of the KKT form."""
 
 
 class Stopped(str, Enum):
@@ -76,11 +86,13 @@ class Stop:
 class History:
     """The course of the upper level: one entry before the first step and one after each.
 
+    With ``KKT`` there is one entry for each problem that was solved, from one start after another.
+
     Attributes:
         value: objective, with the regulariser if there is one.
-        stationarity: norm of the gradient or gradient mapping.
-        step_size: step sizes.
-        evaluations: how often the lower problem had been solved by then.
+        stationarity: norm of the gradient or gradient mapping; with ``KKT`` of what no multipliers balance, relative.
+        step_size: step sizes; with ``KKT`` the relaxation t.
+        evaluations: how often the lower problem had been solved by then; with ``KKT`` the problems.
         validation: values of the validation function; empty without one.
     """
 
@@ -125,6 +137,7 @@ class BilevelResult:
         value: objective and regulariser there.
         history: how it went.
         stopped: why it ended.
+        certificate: what shows that the solution solves the lower problem; with ``KKT`` only.
     """
 
     theta: Tensors
@@ -132,6 +145,7 @@ class BilevelResult:
     value: float
     history: History
     stopped: Stopped
+    certificate: Certificate | None = None
 
 
 def solve_bilevel(
@@ -139,6 +153,7 @@ def solve_bilevel(
     lower: ConvexLayer | Callable[..., Any],
     theta: Sequence[torch.Tensor],
     *,
+    method: KKT | None = None,
     optimizer: AbstractOptimizer | None = None,
     stop: Stop | None = None,
     validation: Callable[..., float | torch.Tensor] | None = None,
@@ -147,12 +162,15 @@ def solve_bilevel(
 ) -> BilevelResult:
     """Minimise upper(lower(theta), *theta) over theta, eq. 3 of Ochs et al. (2016).
 
-    Where the lower problem has no solution the optimiser steps back.
+    By the gradient of the lower solution, stepping back from where there is none; or by ``method``, which solves for
+    parameters and lower solution together, and says which of several lower solutions counts.
 
     Args:
         upper: (solution, *theta) -> scalar tensor; the solution is what ``lower`` returns.
         lower: a ConvexLayer, a node, or any differentiable function of theta.
-        theta: the parameters to start from, where the lower problem must have a solution.
+        theta: the parameters to start from, where the lower problem must have a solution but for ``KKT``.
+        method: None for the gradient form; ``KKT`` for the KKT form, whose lower level is a node given by functions,
+            and which takes neither ``optimizer``, ``stop`` nor ``validation``.
         optimizer: ``GradientDescent`` unless given; ``IPiano`` takes a regulariser, ``TorchOptimizer`` any of torch's.
         stop: the stopping rules.
         validation: (solution, *theta) -> number, the lower the better: what ``Stop.patience`` watches, and what decides
@@ -163,13 +181,20 @@ def solve_bilevel(
 
     Raises:
         FailedElementsError: the lower problem has no solution at the start.
-        SolverError: the objective or its gradient is not finite at the start.
-        ProblemError: there is no parameter, ``upper`` is no scalar, or patience has nothing to watch.
+        SolverError: the objective or its gradient is not finite at the start; or ``KKT`` found no point whose lower
+            solution is one.
+        ProblemError: there is no parameter, ``upper`` is no scalar, patience has nothing to watch, or the method does
+            not know the lower level or an option.
     """
+    if method is not None:
+        if optimizer is not None or stop is not None or validation is not None:
+            raise ProblemError(
+                "optimizer, stop and validation are of the gradient form: leave them out beside a method"
+            )
+        return _by_method(method, upper, lower, theta, progress=progress)
     stop = Stop() if stop is None else stop
     optimizer = GradientDescent() if optimizer is None else optimizer
-    if not theta:
-        raise ProblemError("expected at least one parameter to learn, got none")
+    _some(theta)
     if stop.patience is not None and validation is None:
         raise ProblemError("Stop.patience watches a validation function: give one, or leave patience out")
     objective = Objective(upper, lower_level(lower, warm_start=warm_start))
@@ -197,3 +222,34 @@ def solve_bilevel(
                 )
             state = following
             bar.update()
+
+
+def _by_method(
+    method: KKT,
+    upper: Callable[..., torch.Tensor],
+    lower: ConvexLayer | Callable[..., Any],
+    theta: Sequence[torch.Tensor],
+    *,
+    progress: bool,
+) -> BilevelResult:
+    _some(theta)
+    history = History()
+    with tqdm(unit="problem", disable=not progress) as bar:
+
+        def told(point: KKTPoint, relaxation: float) -> None:
+            history.value.append(point.value)
+            history.stationarity.append(point.stationarity)
+            history.step_size.append(relaxation)
+            history.evaluations.append(len(history.value))
+            bar.set_postfix(value=f"{point.value:.4g}", t=f"{relaxation:.0e}")
+            bar.update()
+
+        best = method.solve(upper, lower_program(lower), theta, told)
+    stationary = best.stationarity <= STATIONARY
+    stopped = Stopped.STATIONARY if stationary else Stopped.NO_DESCENT
+    return BilevelResult(best.theta, best.y, best.value, history, stopped, best.certificate)
+
+
+def _some(theta: Sequence[torch.Tensor]) -> None:
+    if not theta:
+        raise ProblemError("expected at least one parameter to learn, got none")

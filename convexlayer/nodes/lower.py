@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any, final
 
 import torch
 
+from convexlayer.errors import ProblemError
 from convexlayer.layers import ConvexLayer, Report
-from convexlayer.nodes.batch import Tensors
+from convexlayer.nodes.argmin import StationaryNode
+from convexlayer.nodes.batch import Shape, Tensors
 from convexlayer.nodes.fixed_point import FixedPointNode
-from convexlayer.nodes.node import AbstractNode
+from convexlayer.nodes.forward import AbstractForwardSolver
+from convexlayer.nodes.node import AbstractNode, Start
+from convexlayer.nodes.nonlinear import NonlinearProgram, Point
 
-__all__ = ["AbstractLower", "lower_level"]
+__all__ = ["AbstractLower", "LowerProgram", "lower_level", "lower_program"]
 
 
 class AbstractLower(ABC):
@@ -67,3 +73,63 @@ class _Function(AbstractLower):
 
     def solve(self, theta: Tensors, warm: Any) -> tuple[Any, None]:
         return self._function(*theta), None
+
+
+@final
+@dataclass(frozen=True)
+class LowerProgram:
+    """A lower problem by its functions.
+
+    Attributes:
+        program: the functions, of y as a vector.
+        variable: shape of y.
+        shapes: shapes of the parameters.
+        start: where its solver starts.
+        solver: solves it.
+        minimises: whether its solutions are minima, not any stationary points.
+    """
+
+    program: NonlinearProgram
+    variable: Shape
+    shapes: Sequence[Shape]
+    start: Start
+    solver: AbstractForwardSolver
+    minimises: bool
+
+    def starts(self, theta: Tensors) -> torch.Tensor:
+        """The starts at these parameters, (k, n)."""
+        if self.start is None:
+            return theta[0].new_zeros(1, prod(self.variable))
+        given = self.start if isinstance(self.start, torch.Tensor) else self.start(*theta)
+        return given.detach().to(theta[0]).reshape(-1, prod(self.variable))
+
+    def solve(self, program: NonlinearProgram, start: torch.Tensor, theta: Tensors, *, p: int, m: int) -> Point:
+        """What the solver makes of a program with these parameters, from each start (k, n); a solution or not."""
+        return self.solver.solve(program, start, (None,) * len(theta), theta, p=p, m=m, mu=0.0).point
+
+
+def lower_program(lower: object) -> LowerProgram:
+    """The functions of a node.
+
+    Raises:
+        ProblemError: it is no node that is given by functions, or one of a barrier's central path.
+    """
+    if not isinstance(lower, AbstractNode):
+        raise ProblemError(
+            "the KKT form needs the functions of the lower problem: expected an ArgminNode, ArgmaxNode, "
+            f"StationaryNode, EqualityNode or InequalityNode, got {type(lower).__name__}; the gradient form takes any"
+        )
+    if lower._t is not None:
+        raise ProblemError(
+            f"the KKT form is that of the lower problem itself, and this node follows the barrier's path with "
+            f"t = {lower._t}: leave t out"
+        )
+    options = lower._options
+    return LowerProgram(
+        lower._program,
+        lower._variable,
+        lower.shapes,
+        options.start,
+        lower._solver,
+        not isinstance(lower, StationaryNode),
+    )
