@@ -21,10 +21,10 @@ import torch
 from scipy.optimize import lsq_linear
 
 from convexlayer.nodes.batch import Tensors
-from convexlayer.nodes.certify import polished
+from convexlayer.nodes.certify import certified
 from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.linear import Dense, Operator
-from convexlayer.nodes.nonlinear import Function, NonlinearProgram
+from convexlayer.nodes.nonlinear import Function, NonlinearProgram, Optimality
 
 __all__ = ["ZERO", "Complementarity", "Found"]
 
@@ -181,16 +181,15 @@ class Complementarity:
     def _run(self, program: NonlinearProgram, x: torch.Tensor, pairs: torch.Tensor, eps: float) -> torch.Tensor:
         """The solution near x; x itself where that is not finite."""
         numbers = self._numbers(x, pairs, eps)
-        p, m = program.sizes(x, *numbers)
+        p, m = len(program.h(x, *numbers)), len(program.g(x, *numbers))
         shared = (None,) * len(numbers)
         point = self._solver.solve(program, x.unsqueeze(0), shared, numbers, p=p, m=m, mu=0.0).point
         if not torch.isfinite(point.z).all():
             return x
         # SLSQP stops where F no longer falls, at half the digits of x.
-        operator, _, _ = polished(
-            Operator(program.optimality(p, m), shared, point.z, numbers), Dense(), symmetric=True, steps=POLISHING
-        )
-        return operator.z[0, : len(x)]
+        operator = Operator(Optimality(program, p, m), shared, point.z, numbers)
+        found = certified(operator, Dense(), start=x.unsqueeze(0), steps=POLISHING, tol=self._tol)
+        return found.operator.z[0, : len(x)]
 
     def _settled(self, x: torch.Tensor, active: torch.Tensor, eps: float) -> Found:
         """The solution with these active constraints, from where Newton's method makes the constraints hold.

@@ -55,7 +55,7 @@ class EqualityNode(AbstractNode):
         super().__init__(program, variable, parameters, solver or InteriorPoint(), options)
 
     def _why_singular(self, operator: Operator, element: int) -> str:
-        return why_singular(self._conditions, prod(self._variable), operator, element)
+        return why_singular(self._conditions, prod(self.variable), operator, element)
 
 
 def why_singular(program: NonlinearProgram, n: int, operator: Operator, element: int) -> str:

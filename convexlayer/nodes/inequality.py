@@ -68,4 +68,4 @@ class InequalityNode(AbstractNode):
         super().__init__(program, variable, parameters, solver or InteriorPoint(), options, t=t)
 
     def _why_singular(self, operator: Operator, element: int) -> str:
-        return why_singular(self._conditions, prod(self._variable), operator, element)
+        return why_singular(self._conditions, prod(self.variable), operator, element)

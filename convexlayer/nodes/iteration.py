@@ -277,8 +277,9 @@ def _no_margin(operator: Operator) -> torch.Tensor:
 
 def _why_singular(operator: Operator, element: int) -> str:
     return (
-        "I - dA/dx is singular at the fixed point: it is not isolated, or lies on the boundary of a Bregman distance's "
-        "domain; Unrolled has a derivative there"
+        "I - dA/dx is singular at the fixed point, which is not isolated or lies on the boundary of a Bregman "
+        "distance's domain. A loss in what is unique still has a derivative, which GMRES() finds; Unrolled has one of "
+        "every iterate"
     )
 
 

@@ -54,6 +54,10 @@ HOPELESS = 1e-3
 """A relaxed problem whose constraints stay violated by so much has no solution near by; smaller t ask more."""
 
 
+HUGE = 1e6
+"""Multipliers of a start beyond this are left out."""
+
+
 @final
 @dataclass(frozen=True)
 class KKTPoint:
@@ -165,7 +169,8 @@ class KKT:
         if first[0].dtype != torch.float64:
             raise ProblemError(f"expected parameters in torch.float64, got {first[0].dtype}: convert them")
         y = lower.starts(first)
-        p, m = lower.program.sizes(y[0], *first)
+        _, h, g = lower.program.checked(y[0], *first)
+        p, m = len(h), len(g)
         problem = Complementarity(
             lambda y, *theta: _scalar(upper(y.reshape(lower.variable), *theta)),
             lower.program,
@@ -251,6 +256,9 @@ def _starts(lower: LowerProgram, theta: Tensors, y: torch.Tensor, p: int, m: int
     """x at the different points that the lower solver finds from y (k, n); solutions they need not be."""
     z = lower.solve(lower.program, y, theta, p=p, m=m).z
     z = torch.where(torch.isfinite(z).all(-1, keepdim=True), z, torch.cat([y, y.new_zeros(len(y), p + m)], -1))
+    # Huge multipliers, of constraints without a common point, are a worse start than none.
+    huge = (z[:, y.shape[-1] :].abs() > HUGE).any(-1)
+    z[huge, y.shape[-1] :] = 0.0
     different: list[torch.Tensor] = []
     for row in z:
         if all((row - other).abs().amax() > ZERO * (1.0 + other.abs().amax()) for other in different):

@@ -13,7 +13,7 @@ from convexlayer.nodes.calculus import batched, jacobian
 
 __all__ = ["AbstractLinearSolver", "AbstractResidual", "Dense", "LinearSolve", "Operator"]
 
-EQUILIBRATIONS = 2
+RUIZ = 1
 """Passes of Ruiz's scaling."""
 
 INVERTED = 32
@@ -259,30 +259,33 @@ def _equilibrated(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(M, left, right) with M = diag(left) K diag(right) of rows and columns about 1; scales are powers of two.
 
-    Variables are scaled by the Hessian first, and multipliers by their constraints then: Ruiz's scaling of the whole
-    leaves a small Hessian beside large constraints as it is.
+    Without symmetry rows are scaled, then columns. With it variables are scaled by the diagonal of the Hessian and
+    multipliers by their constraints, then all by Ruiz's method, which alone would need many passes, and would leave a
+    small Hessian beside large constraints as it is.
     """
-    left = right = torch.ones_like(matrix[..., 0])
+    if not symmetric:
+        left = _reciprocal(matrix.abs().amax(-1))
+        matrix = left.unsqueeze(-1) * matrix
+        right = _reciprocal(matrix.abs().amax(-2))
+        return matrix * right.unsqueeze(-2), left, right
     n = matrix.shape[-1] - multipliers
-    for number in range(EQUILIBRATIONS + bool(multipliers)):
-        sizes = matrix.abs()
-        if multipliers and number < 2:
-            rows = torch.ones_like(left)
-            if number == 0:
-                rows[..., :n] = _inverse_root(sizes[..., :n, :n].amax(-1))
-            else:
-                rows[..., n:] = _inverse_root(sizes[..., n:, :n].amax(-1)).square()
-            columns = rows
-        else:
-            rows = _inverse_root(sizes.amax(-1))
-            columns = rows if symmetric else _inverse_root(sizes.amax(-2))
-        matrix = rows.unsqueeze(-1) * matrix * columns.unsqueeze(-2)
-        left, right = left * rows, right * columns
-    return matrix, left, right
+    sizes = matrix[..., :n, :n].abs()
+    diagonal = sizes.diagonal(dim1=-2, dim2=-1)
+    scale = _reciprocal(torch.where(diagonal > 0, diagonal, sizes.amax(-1)), root=True)
+    if multipliers:
+        reach = (matrix[..., n:, :n].abs() * scale.unsqueeze(-2)).amax(-1)
+        scale = torch.cat([scale, _reciprocal(reach)], -1)
+    matrix = scale.unsqueeze(-1) * matrix * scale.unsqueeze(-2)
+    for _ in range(RUIZ):
+        more = _reciprocal(matrix.abs().amax(-1), root=True)
+        matrix, scale = more.unsqueeze(-1) * matrix * more.unsqueeze(-2), scale * more
+    return matrix, scale, scale
 
 
-def _inverse_root(size: torch.Tensor) -> torch.Tensor:
-    return torch.exp2(torch.round(-0.5 * torch.log2(torch.where(size > 0, size, 1.0))))
+def _reciprocal(size: torch.Tensor, *, root: bool = False) -> torch.Tensor:
+    """1 / size, or 1 / sqrt(size), to the nearest power of two; 1 where the size is zero."""
+    logarithm = torch.log2(torch.where(size > 0, size, 1.0))
+    return torch.exp2(torch.round(-0.5 * logarithm if root else -logarithm))
 
 
 def _minimum_norm(matrix: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:

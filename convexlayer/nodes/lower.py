@@ -5,19 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, final
 
 import torch
 
 from convexlayer.errors import ProblemError
 from convexlayer.layers import ConvexLayer, Report
-from convexlayer.nodes.argmin import StationaryNode
 from convexlayer.nodes.batch import Shape, Tensors
 from convexlayer.nodes.fixed_point import FixedPointNode
 from convexlayer.nodes.forward import AbstractForwardSolver
-from convexlayer.nodes.node import AbstractNode, Start
+from convexlayer.nodes.node import AbstractNode
 from convexlayer.nodes.nonlinear import NonlinearProgram, Point
+from convexlayer.nodes.starts import Start, starts_of
 
 __all__ = ["AbstractLower", "LowerProgram", "lower_level", "lower_program"]
 
@@ -98,10 +97,7 @@ class LowerProgram:
 
     def starts(self, theta: Tensors) -> torch.Tensor:
         """The starts at these parameters, (k, n)."""
-        if self.start is None:
-            return theta[0].new_zeros(1, prod(self.variable))
-        given = self.start if isinstance(self.start, torch.Tensor) else self.start(*theta)
-        return given.detach().to(theta[0]).reshape(-1, prod(self.variable))
+        return starts_of(self.start, None, self.variable, (None,) * len(theta), theta).squeeze(0)
 
     def solve(self, program: NonlinearProgram, start: torch.Tensor, theta: Tensors, *, p: int, m: int) -> Point:
         """What the solver makes of a program with these parameters, from each start (k, n); a solution or not."""
@@ -119,17 +115,17 @@ def lower_program(lower: object) -> LowerProgram:
             "the KKT form needs the functions of the lower problem: expected an ArgminNode, ArgmaxNode, "
             f"StationaryNode, EqualityNode or InequalityNode, got {type(lower).__name__}; the gradient form takes any"
         )
-    if lower._t is not None:
+    if lower.t is not None:
         raise ProblemError(
             f"the KKT form is that of the lower problem itself, and this node follows the barrier's path with "
-            f"t = {lower._t}: leave t out"
+            f"t = {lower.t}: leave t out"
         )
-    options = lower._options
+    options = lower.options
     return LowerProgram(
-        lower._program,
-        lower._variable,
+        lower.program,
+        lower.variable,
         lower.shapes,
         options.start,
-        lower._solver,
-        not isinstance(lower, StationaryNode),
+        lower.solver,
+        lower.minimises,
     )

@@ -85,6 +85,14 @@ class AbstractNode(torch.nn.Module, ABC):
         solver: solves the lower problem.
         t: the node gives the point of the central path with barrier parameter 1 / t; None for the solution.
         options: the rest; None for the defaults.
+
+    Attributes:
+        program: as given.
+        variable: as given.
+        shapes: of the parameters.
+        solver: as given.
+        options: as given, or the defaults.
+        t: as given.
     """
 
     def __init__(
@@ -103,8 +111,8 @@ class AbstractNode(torch.nn.Module, ABC):
             raise ProblemError("expected at least one parameter shape: a node is a function of its parameters")
         if t is not None and not t > 0:
             raise ProblemError(f"t must be positive, got {t}")
-        self._program, self._variable, self.shapes = program, tuple(variable), [tuple(s) for s in parameters]
-        self._solver, self._options, self._t = solver, options, t
+        self.program, self.variable, self.shapes = program, tuple(variable), [tuple(s) for s in parameters]
+        self.solver, self.options, self.t = solver, options, t
         self._conditions = program if t is None else program.smoothed(t)
         self._on_failure, self._on_degenerate = OnFailure(options.on_failure), OnDegenerate(options.on_degenerate)
         self._known: set[Any] = set()
@@ -145,18 +153,18 @@ class AbstractNode(torch.nn.Module, ABC):
             return self._solve(batch, warm_start)
 
     def _solve(self, batch: Batch, warm_start: torch.Tensor | None) -> tuple[Point, NodeReport]:
-        start = first_iterates(warm_start, self._variable, batch)
+        start = first_iterates(warm_start, self.variable, batch)
         call = _Call(self, batch)
         equation = Equation(
-            call.residual, call.solve, self._options.linear, call.judge(self._on_degenerate, self._why_singular)
+            call.residual, call.solve, self.options.linear, call.judge(self._on_degenerate, self._why_singular)
         )
         call.keep = equation.keep
         z, fine = solve_implicitly(equation, batch, start, call.captured)
         if not call.report.all_solved:
             z = torch.where(fine.unsqueeze(-1), z, z.detach() if self._on_failure.choice == "keep" else torch.nan)
         n, p = call.n, call.p
-        y, lam, mu = z[:, :n].reshape(-1, *self._variable), z[:, n : n + p], z[:, n + p :]
-        if self._t is not None and call.inequalities:
+        y, lam, mu = z[:, :n].reshape(-1, *self.variable), z[:, n : n + p], z[:, n + p :]
+        if self.t is not None and call.inequalities:
             mu = torch.func.vmap(call.barrier_multipliers, in_dims=(0, *batch.dims))(z[:, :n], *batch.tensors)
         point = Point(batch.unbatched(y), batch.unbatched(lam), batch.unbatched(mu))
         if self._on_failure.choice == "raise" and not call.report.all_solved:
@@ -171,8 +179,8 @@ class _Call:
 
     def __init__(self, node: AbstractNode, batch: Batch) -> None:
         like = batch.tensors[0]
-        self._program, self._conditions, self._solver = node._program, node._conditions, node._solver
-        self._options, self._variable, self._t = node._options, node._variable, node._t
+        self._program, self._conditions, self._solver = node.program, node._conditions, node.solver
+        self._options, self._variable, self._t = node.options, node.variable, node.t
         self._minimises = node.minimises
         self.n = prod(self._variable)
         y = like.new_zeros(1, self.n)

@@ -276,7 +276,7 @@ class _Judged:
             "weak": near <= max(NEAR, 100.0 * eps),
             "uncertain": report.distance > tol,
             "jump": jump > JUMP,
-            "residual": answer.residual > self._accurate,
+            "residual": ~(answer.residual <= self._accurate),  # NaN too
         }
         self._names = tuple(tests)
         # The first test that finds fault decides.

@@ -197,12 +197,18 @@ def test_gmres_needs_a_krylov_space() -> None:
         GMRES(restart=0)
 
 
-def test_dense_solves_with_the_transpose_and_estimates_the_condition() -> None:
-    K = torch.randn(B, N, N, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    rhs, solver = vectors(3), Dense()
-    answer = solver.solve(solver.init(operator(K), symmetric=False), rhs, transposed=True)
-    torch.testing.assert_close(answer.solution, torch.linalg.solve(K.mT, rhs.unsqueeze(-1)).squeeze(-1))
-    exact = torch.linalg.cond(K, 1)
+@pytest.mark.parametrize("n", [8, 60])  # by the inverse, and estimated
+def test_dense_solves_with_the_transpose_and_knows_the_condition(n: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    K, rhs = (torch.randn(B, n, k, dtype=torch.float64, generator=generator) for k in (n, 1))
+    rows, columns = (10.0 ** (4.0 * torch.randn(n, dtype=torch.float64, generator=generator)) for _ in range(2))
+    K = rows.unsqueeze(-1) * K * columns
+    solver, at = Dense(), Operator(Product(), (0,), torch.zeros(B, n, dtype=torch.float64), (K,))
+    state = solver.init(at, symmetric=False)
+    answer = solver.solve(state, rhs.squeeze(-1), transposed=True)
+    torch.testing.assert_close(K.mT @ answer.solution.unsqueeze(-1), rhs, rtol=1e-9, atol=1e-9)
+    exact = torch.linalg.cond(state.matrix, 1)  # whatever the units of rows and columns
+    assert float(exact.max()) < 1e5
     assert (answer.condition <= exact * (1 + 1e-9)).all()
     assert (answer.condition >= exact / 3).all()
 
