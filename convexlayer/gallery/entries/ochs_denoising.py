@@ -111,7 +111,7 @@ def psnr(u: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     return -10.0 * torch.log10((u - clean).square().mean((-1, -2))).mean()
 
 
-def run(*, size: int = 64, training: int = 4, testing: int = 8, steps: int = 15) -> Result:
+def run(*, size: int = 64, training: int = 4, testing: int = 8, steps: int = 12) -> Result:
     """Learn two numbers of total variation, the weights of a random field, and its weights and filters."""
     train, test = patches(size, training, testing)
     k = FILTER**2 - 1
