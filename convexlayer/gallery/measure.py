@@ -1,4 +1,4 @@
-"""What a differentiable call costs: seconds both ways, multiplications, and the bytes that its graph holds."""
+"""What a differentiable call costs: seconds both ways, multiplications, the bytes that its graph holds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any, TypeVar, final
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["Cost", "costs", "multiplications", "saved_bytes"]
+__all__ = ["Cost", "Work", "costs", "saved_bytes", "work"]
 
 SHORT_S = 0.01
 
@@ -54,25 +55,40 @@ def saved_bytes(function: Callable[[], torch.Tensor]) -> int:
     return sum(sizes.values())
 
 
-def multiplications(function: Callable[[], object]) -> int:
-    """Multiplications in the products of matrices and vectors of a call, and of a backward pass within it."""
-    with _Multiplications() as counter:
+@dataclass(frozen=True)
+class Work:
+    """What torch did in a call, and in a backward pass within it; no clock disturbs it.
+
+    Attributes:
+        multiplications: in products of matrices and vectors.
+        largest_tensor: the most entries of a tensor that an operation gave.
+    """
+
+    multiplications: int
+    largest_tensor: int
+
+
+def work(function: Callable[[], object]) -> Work:
+    """Call it and count."""
+    with _Counter() as counter:
         function()
-    return counter.count
+    return Work(counter.multiplications, counter.largest_tensor)
 
 
 @final
-class _Multiplications(TorchDispatchMode):
+class _Counter(TorchDispatchMode):
     """Counts below autograd and torch.func, where a batch of vectors is a matrix."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+        self.multiplications = self.largest_tensor = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func.overloadpacket in {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.mv, torch.ops.aten.dot}:
-            self.count += output.numel() * args[0].shape[-1]
+            self.multiplications += output.numel() * args[0].shape[-1]
+        sizes = (leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
+        self.largest_tensor = max(self.largest_tensor, *sizes, 0)
         return output
 
 

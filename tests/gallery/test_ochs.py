@@ -7,6 +7,7 @@ import torch
 
 from convexlayer.gallery import Result, ochs_toy
 from convexlayer.gallery.entries import (
+    ochs_denoising,
     ochs_inertia,
     ochs_modes,
     ochs_segmentation,
@@ -76,6 +77,17 @@ def test_scenes_have_all_labels_in_their_places() -> None:
     assert (batch.labels[:, 0] == LABELS.index("sky")).float().mean() > 0.9
     assert (batch.labels[:, -1] == LABELS.index("horizontal")).float().mean() > 0.9
     assert (batch.labels == LABELS.index("vertical")).any(-1).any(-1).all()
+
+
+def test_denoisers_learn_without_their_hessian() -> None:
+    result = ochs_denoising.run(size=16, training=2, testing=2, steps=4)
+    agreed(result)
+    numbers = result.numbers
+    assert numbers["gradient_error"] < 1e-6
+    assert numbers["largest_tensor"] < 10_000 < 16**4
+    for way, after in numbers["psnr"]["after"].items():
+        assert after > numbers["psnr"]["before"][way] + 1.0
+        assert numbers["training_psnr"][way] == sorted(numbers["training_psnr"][way])
 
 
 def test_inertia_needs_fewer_evaluations_to_a_fine_level_and_more_to_a_coarse_one() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from convexlayer.gallery.measure import multiplications, saved_bytes
+from convexlayer.gallery.measure import saved_bytes, work
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.nodes import (
     AbstractDerivative,
@@ -171,10 +171,10 @@ def _measured(problem: _Regression, steps: int) -> dict[str, dict[str, float]]:
     leaf = problem.theta.clone().requires_grad_()
     (exact,) = torch.autograd.grad(problem.exact_loss(leaf), leaf)
     gradients = {name: problem.gradient(way) for name, way in ways.items()}
-    one = multiplications(lambda: problem.node(Unrolled(1))(problem.theta))
+    one = work(lambda: problem.node(Unrolled(1))(problem.theta)).multiplications
     return {
         name: {
-            "products": multiplications(partial(problem.gradient, way)) / one,
+            "products": work(partial(problem.gradient, way)).multiplications / one,
             "saved_bytes": saved_bytes(partial(problem.node(way), leaf)),
             "error": float((gradients[name] - exact).norm() / exact.norm()),
             "to_unrolled": float((gradients[name] - gradients[UNROLLED]).norm() / exact.norm()),
