@@ -209,7 +209,7 @@ def test_dense_solves_with_the_transpose_and_knows_the_condition(n: int) -> None
     left = (K.mT @ answer.solution.unsqueeze(-1) - rhs).abs()
     assert float((left / (K.mT.abs() @ answer.solution.abs().unsqueeze(-1) + rhs.abs())).max()) < 1e-13
     exact = torch.linalg.cond(state.matrix, 1)  # whatever the units of rows and columns
-    assert float(exact.max()) < 1e5
+    assert float(exact.max()) < 1e7
     assert (answer.condition <= exact * (1 + 1e-9)).all()
     assert (answer.condition >= exact / 3).all()
 
