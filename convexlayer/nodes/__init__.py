@@ -20,9 +20,10 @@ from convexlayer.nodes.least_squares import least_squares, weighted_least_square
 from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, Dense, LinearSolve, Operator
 from convexlayer.nodes.linear_equality import LinearEqualityNode, LinearForm
 from convexlayer.nodes.minimality import Certificate
-from convexlayer.nodes.node import AbstractNode, NodeOptions
+from convexlayer.nodes.node import AbstractNode
 from convexlayer.nodes.nonlinear import Iterate, NonlinearProgram, Point
 from convexlayer.nodes.optimizers import AbstractOptimizer, GradientDescent, IPiano, TorchOptimizer
+from convexlayer.nodes.options import NodeOptions
 from convexlayer.nodes.penalties import AbstractPenalty, Huber, PseudoHuber, Quadratic, TruncatedQuadratic, Welsch
 from convexlayer.nodes.perspective import perspective_n_point, rotation_of
 from convexlayer.nodes.polyhedron import PolyhedronEntropy

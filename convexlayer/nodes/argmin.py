@@ -15,8 +15,9 @@ from convexlayer.nodes.batch import Shape
 from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.interior_point import InteriorPoint
 from convexlayer.nodes.linear import Operator
-from convexlayer.nodes.node import AbstractNode, NodeOptions, shaped
+from convexlayer.nodes.node import AbstractNode, shaped
 from convexlayer.nodes.nonlinear import Function, NonlinearProgram
+from convexlayer.nodes.options import NodeOptions
 from convexlayer.nodes.stationary import Stationary
 
 __all__ = ["ArgmaxNode", "ArgminNode", "StationaryNode"]

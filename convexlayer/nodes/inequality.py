@@ -28,8 +28,9 @@ from convexlayer.nodes.equality import why_singular
 from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.interior_point import InteriorPoint
 from convexlayer.nodes.linear import Operator
-from convexlayer.nodes.node import AbstractNode, NodeOptions, shaped
+from convexlayer.nodes.node import AbstractNode, shaped
 from convexlayer.nodes.nonlinear import Function, NonlinearProgram
+from convexlayer.nodes.options import NodeOptions
 
 __all__ = ["InequalityNode"]
 

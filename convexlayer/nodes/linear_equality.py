@@ -14,8 +14,8 @@ from convexlayer.nodes.argmin import ArgminNode
 from convexlayer.nodes.batch import Batch, Shape, without_autocast
 from convexlayer.nodes.equality import EqualityNode
 from convexlayer.nodes.forward import AbstractForwardSolver
-from convexlayer.nodes.node import Choose, NodeOptions
 from convexlayer.nodes.nonlinear import Function, Point, rank_of
+from convexlayer.nodes.options import Choose, NodeOptions
 from convexlayer.nodes.report import NodeReport
 from convexlayer.nodes.starts import Start
 

@@ -18,8 +18,9 @@ from convexlayer.nodes.certify import certified
 from convexlayer.nodes.implicit import Equation, Found, examined, solve_implicitly
 from convexlayer.nodes.linear import AbstractResidual, Operator
 from convexlayer.nodes.newton import newton
-from convexlayer.nodes.node import NodeOptions, shaped
+from convexlayer.nodes.node import shaped
 from convexlayer.nodes.nonlinear import Function
+from convexlayer.nodes.options import NodeOptions
 from convexlayer.nodes.report import NodeReport, OnDegenerate, OnFailure, Recorder
 from convexlayer.nodes.starts import starts_of
 
