@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from convexlayer.nodes import AbstractDerivative, FixedPointNode, ForwardBackward
+from convexlayer.nodes.iteration import FORGETTING
 
 __all__ = ["Ridge", "cosine", "diabetes", "iterations", "path"]
 
@@ -108,11 +109,14 @@ def path(problem: Ridge, steps: int) -> list[torch.Tensor]:
 
 
 def iterations(gradient: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, step_size: float, tol: float) -> int:
-    """Gradient steps until one changes x by no more than tol (1 + |x|), the rule of ``Implicit``."""
-    count = 0
-    while float((change := step_size * gradient(x)).norm()) > tol * (1 + float(x.norm())):
-        x, count = x - change, count + 1
-    return count
+    """Gradient steps until one changes no component of x by more than tol of its size, the rule of ``Implicit``."""
+    count, size = 0, x.abs()
+    while True:
+        moved = x - step_size * gradient(x)
+        size = torch.maximum(FORGETTING * size, moved.abs())
+        if bool(((moved - x).abs() <= tol * size).all()):
+            return count
+        x, count = moved, count + 1
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from convexlayer.nodes.linear import AbstractLinearSolver, Operator
 
-__all__ = ["Iterates", "certified", "irregular_signs", "rounding"]
+__all__ = ["Iterates", "certified", "irregular_signs", "rounding", "stepped"]
 
 ROUNDING = 16.0
 """Multiples of eps that an evaluation of R is taken to lose."""
@@ -58,8 +58,8 @@ def certified(
             break
         if most <= 1e3 * eps:
             # So near that K is the same at both ends of the step.
-            return replace(best, operator=best.operator.at(best.operator.z + move))
-        trial, next_move = _judged(operator.at(best.operator.z + move), linear, start, tol)
+            return replace(best, operator=best.operator.at(stepped(best.operator.z, move)))
+        trial, next_move = _judged(operator.at(stepped(best.operator.z, move)), linear, start, tol)
         good = trial.distance < best.distance  # false for NaN
         if not bool(good.any()):
             break
@@ -73,39 +73,67 @@ def certified(
     return best
 
 
+def stepped(z: torch.Tensor, move: torch.Tensor) -> torch.Tensor:
+    """The sum; components that are zero but for its rounding are zero."""
+    there = z + move
+    return torch.where(there.abs() <= 4.0 * torch.finfo(z.dtype).eps * z.abs(), 0.0, there)
+
+
 def _judged(
     operator: Operator, linear: AbstractLinearSolver, start: torch.Tensor, tol: float
 ) -> tuple[Iterates, torch.Tensor]:
     """The points, and their Newton steps -K^-1 R."""
     factor = linear.init(operator, symmetric=operator.residual.symmetric)
-    z, value = operator.z, operator.value()
+    z, value, eps = operator.z, operator.value(), torch.finfo(operator.z.dtype).eps
     move = linear.solve(factor, -value, transposed=False).solution
+    n = z.shape[-1] - operator.residual.multipliers
+    sign = irregular_signs(z)
+    size = _sizes(operator, linear, start)
     # Rows of the Newton system that its least-squares solution leaves open: K is singular, and R not in its range.
     left = (operator.product(move) + value).abs()
-    sign = irregular_signs(z)
-    floor = ROUNDING * torch.finfo(z.dtype).eps * operator.product(z * sign).abs()
-    open_rows = (left > 0.5 * value.abs()) & (value.abs() > floor)
-    distance = _largest(torch.where(open_rows.any(-1, keepdim=True), torch.inf, _relative(move, z)))
+    open_rows = (left > 0.5 * value.abs()) & (value.abs() > ROUNDING * eps * operator.product(z * sign).abs())
+    distance = _largest(torch.where(open_rows.any(-1, keepdim=True), torch.inf, _relative(move, size)))
     if bool((distance <= tol).all()):
         return Iterates(operator, factor, distance, torch.zeros_like(distance, dtype=torch.bool)), move
     noise = rounding(operator)
     blurred = linear.solve(factor, noise * sign, transposed=False).solution.abs()
     beyond = (move.abs() - 4.0 * blurred).clamp(min=0.0)
-    ratio = _relative(beyond, z)
+    ratio = _relative(beyond, size)
     k = start.shape[-1]
     along = _relative(z[:, :k].abs() + move[:, :k].abs(), z[:, :k] - start)
     flat = _flat(operator, start, value) & (along < ratio[:, :k])
     ratio[:, :k] = torch.where(flat, along, ratio[:, :k])
-    n = z.shape[-1] - operator.residual.multipliers
     # Constraints must hold in the lengths of y: huge multipliers, of constraints without a common point, blur the rest.
     own = torch.zeros_like(z)
-    own[:, :n] = z[:, :n] * sign[:, :n]
+    own[:, :n] = size[:, :n] * sign[:, :n]
     violated = value.abs() > tol * operator.product(own).abs() + noise
     violated[:, :n] = False
     lost = ((open_rows & (value.abs() > noise)) | violated | ~torch.isfinite(blurred)).any(-1, keepdim=True)
     refined = _largest(torch.where(lost, torch.inf, ratio))
     close = distance <= tol
     return Iterates(operator, factor, torch.where(close, distance, refined), flat.any(-1) & ~close), move
+
+
+def _sizes(operator: Operator, linear: AbstractLinearSolver, start: torch.Tensor) -> torch.Tensor:
+    """What errors of the unknowns are relative to, (batch, n).
+
+    That is their values. A variable that constraints hold at zero is measured by how far all of them together hold it
+    from where its own curvature would take it. Steps of an iterative linear solver end at a tolerance of all components
+    together, so there the way from the start counts too.
+    """
+    size, k = operator.z.abs(), start.shape[-1]
+    if not linear.direct:
+        size[:, :k] = torch.maximum(size[:, :k], (operator.z[:, :k] - start).abs())
+        return size
+    n = size.shape[-1] - operator.residual.multipliers
+    if n == size.shape[-1]:
+        return size
+    matrix = operator.dense()
+    force = (matrix[:, :n, n:] @ operator.z[:, n:].unsqueeze(-1)).squeeze(-1).abs()
+    curvature = matrix[:, :n, :n].diagonal(dim1=-2, dim2=-1).abs()
+    held = force / torch.where(curvature > 0, curvature, torch.inf)
+    size[:, :n] = torch.maximum(size[:, :n], held)
+    return size
 
 
 def rounding(operator: Operator) -> torch.Tensor:

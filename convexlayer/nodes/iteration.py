@@ -23,7 +23,10 @@ from convexlayer.nodes.linear import AbstractLinearSolver, AbstractResidual, Den
 from convexlayer.nodes.report import NodeReport, OnDegenerate, Recorder
 from convexlayer.nodes.tangents import attach
 
-__all__ = ["AbstractDerivative", "ForwardMode", "Implicit", "Step", "Unrolled"]
+__all__ = ["FORGETTING", "AbstractDerivative", "ForwardMode", "Implicit", "Step", "Unrolled"]
+
+FORGETTING = 0.9
+"""By this factor an earlier value of a component counts less with every step as a measure of its size."""
 
 FEW_UNKNOWNS = 32
 """Up to so many a matrix is formed unless another linear solver is given."""
@@ -67,8 +70,8 @@ class Implicit(AbstractDerivative):
             by products alone ``GMRES()`` or ``Neumann(terms)``; None for ``Dense()`` up to 32 unknowns, ``GMRES()``
             beyond.
         tol: converged when |A(x) - x| <= tol |A(x)| in every component, or as small as rounding lets it be; unless
-            given, 100 times the precision of the dtype. A component that goes to zero need not come nearer than
-            tol^(3/2) times the largest value that it has had.
+            given, 100 times the precision of the dtype. For one that goes to zero its earlier values count too, 0.9
+            times less with every step.
         max_iter: the most steps.
     """
 
@@ -111,8 +114,8 @@ class Implicit(AbstractDerivative):
         for number in range(self.max_iter + 1):
             moved = batched(residual.step, (0, *dims), x, *theta)
             change, length = (moved - x).abs(), moved.abs()
-            peak = torch.maximum(peak, length)
-            small = change <= tol * torch.maximum(length, tol**0.5 * peak)  # false for NaN
+            peak = torch.maximum(FORGETTING * peak, length)
+            small = change <= tol * peak  # false for NaN
             good = small.all(-1) if tol < torch.inf else torch.isfinite(moved).all(-1)
             if number >= look and not bool(good.all()):
                 near = change.amax(-1) <= tol * length.amax(-1)

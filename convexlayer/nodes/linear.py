@@ -119,10 +119,10 @@ class Operator:
 
     def dense(self) -> torch.Tensor:
         """K, (batch, n, n)."""
-        if self._known is not None:
-            return self._known[1]
-        z, _, value = self._record()
-        return jacobian(value, z)
+        if self._known is None:
+            z, _, value = self._record()
+            self._known = value.detach(), jacobian(value, z)
+        return self._known[1]
 
     def _record(self) -> tuple[torch.Tensor, Tensors, torch.Tensor]:
         """The points, the parameters and R as a function of them that autograd has recorded."""

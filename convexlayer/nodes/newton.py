@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from convexlayer.nodes.certify import stepped
 from convexlayer.nodes.linear import AbstractLinearSolver, Operator
 
 __all__ = ["newton"]
@@ -45,7 +46,7 @@ def newton(
         length = torch.ones_like(size)
         z, accepted = operator.z, resting
         for _ in range(HALVINGS):
-            trial = operator.at(operator.z + length.unsqueeze(-1) * step)
+            trial = operator.at(stepped(operator.z, length.unsqueeze(-1) * step))
             new = torch.linalg.vector_norm(trial.value() / unit, dim=-1)
             good = ~accepted & (new <= (1.0 - 1e-4 * length) * size)
             if bool(good.all()):

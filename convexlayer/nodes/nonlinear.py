@@ -236,6 +236,9 @@ class NonlinearProgram:
         A row counts as active where g is above -sqrt(eps) times what g changes over the lengths of the variables.
         """
         count = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        if not p + m:
+            empty = y.new_zeros(len(y), 0)
+            return Iterate(Point(y, empty, empty), count)
         if not m:
             lam, found = self.stationary(self.recorded(dims, y, theta), p)
             return Iterate(Point(y, lam, y.new_zeros(len(y), 0)), count, found.optimality(lam))

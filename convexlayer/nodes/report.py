@@ -266,7 +266,8 @@ class _Judged:
         why_singular: Callable[[Operator, int], str],
     ) -> None:
         n, eps = answer.solution.shape[-1], torch.finfo(answer.solution.dtype).eps
-        self._operator, self._answer, self._why_singular = operator, answer, why_singular
+        # Afresh, for a report may live long and should not hold what has been recorded for the derivative.
+        self._operator, self._answer, self._why_singular = operator.at(operator.z), answer, why_singular
         self._near, self._distance = near, report.distance
         self._accurate = max(ACCURATE, 1e3 * eps)
         tests = {

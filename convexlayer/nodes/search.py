@@ -11,7 +11,7 @@ import torch
 
 from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors
 from convexlayer.nodes.calculus import inside_transform
-from convexlayer.nodes.certify import Iterates, certified
+from convexlayer.nodes.certify import Iterates, certified, stepped
 from convexlayer.nodes.curvature import KINDS, Kind, kind_of
 from convexlayer.nodes.forward import AbstractForwardSolver, take
 from convexlayer.nodes.implicit import examined
@@ -203,7 +203,7 @@ class Search:
         for _ in range(LEAPS):
             factor = linear.init(operator, symmetric=True)
             move = linear.solve(factor, -operator.value(), transposed=False).solution
-            operator = operator.at(torch.where(near.unsqueeze(-1), operator.z, operator.z + move))
+            operator = operator.at(torch.where(near.unsqueeze(-1), operator.z, stepped(operator.z, move)))
             if bool((move.abs() <= 1e-8 * operator.z.abs()).all()):
                 break
         there = certified(operator, linear, start=origin, steps=1, tol=self.tol)

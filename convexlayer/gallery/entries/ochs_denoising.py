@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d, pad
 
 from convexlayer.gallery.measure import work
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import image, legend_below, panels
 from convexlayer.nodes import (
     ArgminNode,
     BilevelResult,
@@ -97,7 +98,7 @@ def denoiser(energy: Denoiser, theta: Tensors, data: Patches, tol: float = 1e-4,
         start=lambda x, *theta: x,
         linear=ConjugateGradients(tol=tol),
         polish=polish,
-        tol=1e-3,
+        tol=1e-2,
         on_degenerate="report",
     )
     shape = tuple(data.noisy.shape)
@@ -169,36 +170,36 @@ def run(*, size: int = 64, training: int = 4, testing: int = 8, steps: int = 12)
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(13, 6.6)
-        panels = figure.subplots(2, 4)
+        places = panels(figure, 4, 2, width=3.2)
         shown = int(test.clean.std((-1, -2)).argmax())
         images = {"clean": test.clean, "noisy": test.noisy, TV: denoised[TV], FIELD: denoised[FIELD]}
-        for axes, (name, image) in zip(panels[0], images.items(), strict=True):
-            axes.imshow(image[shown], cmap="gray", vmin=0, vmax=1)
-            quality = "" if name == "clean" else f", {float(psnr(image[shown], test.clean[shown])):.1f} dB"
-            axes.set(title=name + quality, xticks=[], yticks=[])
-        course, bars, *kernels = panels[1]
+        for axes, (name, patches) in zip(places, images.items(), strict=False):
+            image(axes)
+            axes.imshow(patches[shown].numpy(), cmap="gray", vmin=0, vmax=1)
+            quality = "" if name == "clean" else f", {float(psnr(patches[shown], test.clean[shown])):.1f} dB"
+            axes.set(title=name + quality)
+        course, bars, *kernels = places[4:]
         for (way, values), style in zip(learning.items(), ("o-", "s--", "^:"), strict=True):
-            course.plot(results[way].history.evaluations, values, style, markersize=4, label=way)
+            course.plot(results[way].history.evaluations, values, style, label=way)
         course.set(xlabel="lower solves", ylabel="PSNR in training, dB")
-        course.set_ylim(top=1.25 * max(learning[FIELD]))
-        course.legend(loc="upper left", fontsize=8)
-        places = torch.arange(len(tasks))
+        legend_below(course, 1)
+        at = torch.arange(len(tasks)).numpy()
         for shift, (label, scores) in zip((-0.2, 0.2), (("before", before), ("learnt", after)), strict=True):
-            drawn = bars.bar(places + shift, list(scores.values()), 0.4, label=label)
+            drawn = bars.bar(at + shift, list(scores.values()), 0.4, label=label)
             bars.bar_label(drawn, fmt="%.1f", fontsize=8)
         bars.axhline(noisy, color="k", linestyle=":", label="noisy")
-        bars.set_xticks(places, [way.replace(" ", "\n") for way in tasks], fontsize=8)
-        bars.set(ylabel="PSNR in test, dB", ylim=(noisy - 2, max(after.values()) + 4))
-        bars.legend(loc="upper center", ncols=3, fontsize=8)
+        bars.set_xticks(at, [way.replace(" ", "\n") for way in tasks])
+        bars.set(xlabel="regulariser", ylabel="PSNR in test, dB", ylim=(noisy - 2, max(after.values()) + 2))
+        bars.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=6.5, ncols=3)
         for axes, coefficients, title in zip(
             kernels, (filters, results[FIELD].theta[1]), ("filters, before", "filters, learnt"), strict=True
         ):
             padded = pad(torch.einsum("kb,bij->kij", coefficients, cosines()), (0, 1, 0, 1), value=torch.nan)
             tiled = padded.reshape(2, -1, FILTER + 1, FILTER + 1).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
             largest_entry = float(tiled.nan_to_num().abs().max())
-            axes.imshow(tiled[:-1, :-1], cmap="PuOr", vmin=-largest_entry, vmax=largest_entry)
-            axes.set(title=f"{title} (-{largest_entry:.1f} to {largest_entry:.1f})", xticks=[], yticks=[])
+            image(axes)
+            axes.imshow(tiled[:-1, :-1].detach().numpy(), cmap="PuOr", vmin=-largest_entry, vmax=largest_entry)
+            axes.set(title=f"{title} (-{largest_entry:.1f} to {largest_entry:.1f})")
 
     return Result(numbers, claims, draw)
 
