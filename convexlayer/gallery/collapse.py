@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from convexlayer.gallery.style import panels
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -25,14 +27,15 @@ __all__ = ["Course", "class_means", "collapse", "draw_courses"]
 Course = dict[str, list[float]]
 """Cross-entropy and the measures, by name, one number a step."""
 
-TITLES = {
-    "loss": "cross-entropy",
-    "nc1": "NC1: variability within classes",
-    "nc2_norms": "NC2: norms of the means, deviation",
-    "nc2_angles": "NC2: angles, from a simplex frame's",
-    "nc3": "NC3: classifier against means",
-    "nc4": "NC4: classifier against nearest mean",
+LABELS = {
+    "loss": ("cross-entropy", "mean loss"),
+    "nc1": ("NC1: variability within the classes", "variance, within over between"),
+    "nc2_norms": ("NC2: norms of the class means", "relative deviation"),
+    "nc2_angles": ("NC2: angles against a simplex frame", "mean deviation of the cosines"),
+    "nc3": ("NC3: classifier against class means", "distance, both of norm 1"),
+    "nc4": ("NC4: classifier against nearest mean", "share of features that differ"),
 }
+"""The title of each panel and what its y axis shows."""
 
 
 def class_means(features: torch.Tensor, labels: torch.Tensor, K: int) -> torch.Tensor:
@@ -62,10 +65,9 @@ def collapse(features: torch.Tensor, labels: torch.Tensor, classifier: torch.Ten
 
 def draw_courses(figure: Figure, courses: Mapping[str, Course], step: str) -> None:
     """A panel for the cross-entropy and for each measure, a line for each course."""
-    figure.set_size_inches(13, 7)
-    for axes, (key, title) in zip(figure.subplots(2, 3).flat, TITLES.items(), strict=True):
+    places = panels(figure, 3, 2)
+    for axes, (key, (title, quantity)) in zip(places, LABELS.items(), strict=True):
         for (name, course), style in zip(courses.items(), ("-", "--", ":", "-."), strict=False):
             axes.plot(course[key], style, label=name)
-        axes.set(xlabel=step, title=title, yscale="linear" if key == "nc4" else "log")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(courses))
+        axes.set(xlabel=step, ylabel=quantity, title=title, yscale="linear" if key == "nc4" else "log")
+    figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(courses))

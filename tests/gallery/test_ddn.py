@@ -122,6 +122,7 @@ def test_a_network_collapses_fastest_towards_the_nearest_frame_as_a_constant() -
     last = result.numbers["last"]
     assert last["nearest frame, as a constant"]["nc1"] < 0.95 * last["learnt"]["nc1"]
     assert min(result.numbers["test_accuracy"].values()) > 0.85
+    assert not faults(result)
 
 
 def test_measures_of_collapse_vanish_at_a_frame_and_see_what_is_off() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, softshrink
 
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import legend_below, panels
 from convexlayer.nodes import ArgminNode
 
 if TYPE_CHECKING:
@@ -167,22 +168,25 @@ def run(*, frames: int = 20, training: int = 200, testing: int = 1000, steps: in
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(13, 4)
-        signal, losses, accuracies = figure.subplots(1, 3)
+        signal, losses, accuracies = panels(figure, 3, height=3.5)
         hidden = (data["test"].frames[:2] @ _mixing().T)[..., 0]
-        for label, marker in ((1, "o-"), (0, "s--")):
-            signal.plot(range(1, frames + 1), hidden[label], marker, markersize=4, label=f"class {label}")
+        for label, marker in ((0, "o-"), (1, "s--")):
+            signal.plot(range(1, frames + 1), hidden[label], marker, color=f"C{4 + label}", label=f"class {label}")
         signal.set(xlabel="frame", ylabel="hidden channel", title="one sequence of each class")
-        signal.legend(loc="upper center", ncols=2)
-        signal.set_ylim(top=1.4 * float(hidden.abs().max()))
+        signal.locator_params(integer=True)
         for (way, result), style in zip(found.items(), ("-", "--", ":"), strict=True):
             losses.plot(result["loss"], style, label=way)
-        losses.set(xlabel="step", ylabel="logistic loss", title="training", ylim=(0, 1))
-        losses.legend(loc="upper right", fontsize=9)
-        bars = accuracies.bar([way.replace(", ", ",\n") for way in ways], test, color=["C0", "C1", "C2"])
-        accuracies.bar_label(bars, fmt="%.1f")
-        accuracies.axhline(50, color="k", linestyle=":")
-        accuracies.set(ylabel="test accuracy, %", title="classification (dotted: chance)", ylim=(0, 100))
+        losses.set(xlabel="step", ylabel="logistic loss", title="training", ylim=(0, None))
+        bars = accuracies.bar(
+            [way.removesuffix(" features").replace(" pooling", "") for way in ways], test, color=["C0", "C1", "C2"]
+        )
+        accuracies.bar_label(bars, fmt="%.1f", fontsize=9)
+        accuracies.axhline(50, color="k", linestyle=":", label="chance")
+        accuracies.grid(visible=False, axis="x")
+        accuracies.set(xlabel="pooling, features", ylabel="test accuracy, %", title="classification", ylim=(0, 100))
+        legend_below(signal)
+        legend_below(losses, 1)
+        legend_below(accuracies)
 
     return Result(numbers, claims, draw)
 

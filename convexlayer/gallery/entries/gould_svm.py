@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import legend_below, panels
 from convexlayer.nodes import BilevelResult, InequalityNode, NodeOptions, Stop, TorchOptimizer, solve_bilevel
 
 if TYPE_CHECKING:
@@ -163,32 +164,34 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(13, 4.2)
-        surface, course, scores = figure.subplots(1, 3)
-        levels = surface.contourf(log_widths, log_Cs, losses.clamp(max=1.0).log10(), levels=20, cmap="cividis")
-        figure.colorbar(levels, ax=surface, label="log10 of the validation loss")
-        for result, path in learnt:
-            steps_shown = {"markersize": 3, "linewidth": 1, "label": "gradient" if result is learnt[0][0] else None}
-            surface.plot([w for _, w in path], [c for c, _ in path], "w.-", **steps_shown)
-        surface.plot(float(chosen[1]), float(chosen[0]), "r+", markersize=14, label="best of the grid")
-        surface.set(xlabel="log inverse width", ylabel="log C", title="C and one width", xlim=LOG_WIDTH, ylim=LOG_C)
-        surface.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, facecolor="0.6")
+        surface, course, scores = panels(figure, 3, width=4.0, height=3.6)
+        levels = surface.contourf(log_widths, log_Cs, losses.clamp(max=1.0).log10(), levels=20)
+        figure.colorbar(levels, ax=surface, label=r"$\log_{10}$ of the validation loss, at most 1")
+        for _, path in learnt:
+            surface.plot([w for _, w in path], [c for c, _ in path], "w.-", linewidth=1)
+        surface.lines[0].set_label("gradient")
+        surface.plot(float(chosen[1]), float(chosen[0]), "C1P", markersize=9, markeredgecolor="w")
+        surface.lines[-1].set_label("best of the grid")
+        surface.set(xlabel="log inverse width", ylabel=r"$\log C$", title="$C$ and one width")
+        surface.set(xlim=LOG_WIDTH, ylim=LOG_C)
+        surface.grid(visible=False)
         for result, _ in learnt:
-            label = "gradient, 2 parameters" if result is learnt[0][0] else None
-            course.semilogy(result.history.evaluations, result.history.value, "C0o-", markersize=3, label=label)
+            course.semilogy(result.history.evaluations, result.history.value, "C0o-", markersize=3)
+        course.lines[0].set_label("gradient, 2 parameters")
         course.semilogy(each.history.evaluations, each.history.value, "C1s--", label=f"gradient, {n + 1} parameters")
         course.axhline(searched["validation_loss"], color="k", linestyle=":", label=f"grid, after {grid**2}")
-        course.set(xlabel="lower solves", title="validation loss", ylim=(None, 20))
-        course.legend(loc="upper right")
+        course.set(xlabel="lower solves", ylabel="validation loss", title="learning curves")
         places = torch.arange(len(ways))
-        for shift, (key, hatch) in zip((-0.2, 0.2), (("validation_error", ""), ("test_error", "//")), strict=True):
-            heights = [100 * way[key] for way in ways.values()]
-            bars = scores.bar(places + shift, heights, 0.4, hatch=hatch, edgecolor="w", label=key.replace("_", " "))
-            scores.bar_label(bars, fmt="%.1f")
-        scores.set_xticks(places, [way.replace(", ", ",\n") for way in ways])
-        scores.margins(y=0.25)
-        scores.set(title="errors, %")
-        scores.legend(loc="upper center", ncols=2)
+        for shift, part, colour in ((-0.2, "validation", "C2"), (0.2, "test", "C3")):
+            heights = [100 * way[f"{part}_error"] for way in ways.values()]
+            bars = scores.bar(places + shift, heights, 0.4, color=colour, label=part)
+            scores.bar_label(bars, fmt="%.1f", fontsize=9)
+        scores.set_xticks(places, ["2, grid", "2, gradient", f"{n + 1}, gradient"])
+        scores.grid(visible=False, axis="x")
+        scores.set(xlabel="hyper-parameters, how found", ylabel="error, %", title="classification")
+        legend_below(surface, frameon=True, facecolor="0.45", edgecolor="none", labelcolor="w")
+        legend_below(course)
+        legend_below(scores)
 
     return Result(numbers, claims, draw)
 

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.gallery.ridge import Ridge, diabetes
+from convexlayer.gallery.style import legend_below, panels, shades
 from convexlayer.nodes import Box, History, IPiano, L1Norm, Stop, solve_bilevel
 from convexlayer.program import Array
 
@@ -83,21 +84,21 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(13, 4.2)
-        course, levels, optima = figure.subplots(1, 3)
-        shown = (betas[0], betas[len(betas) // 2], betas[-1])
-        for beta, style in zip(shown, ("-", "--", ":"), strict=True):
-            course.loglog(courses[beta].evaluations, gaps[beta], style, label=f"beta = {beta:g}")
+        course, levels, optima = panels(figure, 3, height=3.6)
+        for beta, colour in zip(betas, shades(len(betas)), strict=True):
+            course.loglog(courses[beta].evaluations, gaps[beta], color=colour, label=rf"$\beta = {beta:g}$")
         course.loglog(counted[:-1], peer[:-1], "k-.", label="L-BFGS-B")
-        course.set(xlabel="lower solves", ylabel="gap, relative to the first", title="objective", ylim=(1e-6, 2))
-        course.legend(loc="lower left")
+        course.set(xlabel="lower solves", ylabel="gap, relative to the first", title="learning curves", ylim=(1e-6, 2))
         for level, style in zip(LEVELS, ("o-", "s--", "^:"), strict=True):
-            levels.semilogy(betas, [needed[beta][level] for beta in betas], style, label=f"{level:g}")
-        levels.set(xlabel="beta", title="lower solves to a relative gap", ylim=(1, 1e5))
-        levels.legend(loc="upper center", ncols=3)
-        bars = optima.bar([f"{beta:g}" for beta in betas], [100 * shares[beta] for beta in betas], color="C0")
-        optima.bar_label(bars, fmt="%.0f")
-        optima.set(xlabel="beta", ylabel="% of the starts", title="that end at the best optimum", ylim=(0, 105))
+            levels.semilogy(betas, [needed[beta][level] for beta in betas], style, label=f"to {level:g}")
+        levels.set(xlabel=r"$\beta$", ylabel="lower solves", title="lower solves to a relative gap", ylim=(1, None))
+        bars = optima.bar([f"{beta:g}" for beta in betas], [100 * shares[beta] for beta in betas])
+        optima.bar_label(bars, fmt="%.0f", fontsize=9)
+        optima.grid(visible=False, axis="x")
+        optima.set(xlabel=r"$\beta$", ylabel="share of the starts, %", ylim=(0, 100))
+        optima.set_title("starts that end at the best optimum")
+        legend_below(course, 3, columnspacing=1.0, handlelength=1.6)
+        legend_below(levels, 3)
 
     return Result(numbers, claims, draw)
 

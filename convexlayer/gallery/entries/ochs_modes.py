@@ -9,6 +9,7 @@ import torch
 
 from convexlayer.gallery.measure import saved_bytes, work
 from convexlayer.gallery.result import Claim, Result
+from convexlayer.gallery.style import panels
 from convexlayer.nodes import (
     AbstractDerivative,
     FixedPointNode,
@@ -135,27 +136,25 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        figure.set_size_inches(13, 7)
-        panels = figure.subplots(2, 3)
-        for rows, column, label in (
-            (by_parameters, 0, f"parameters ({steps} iterations)"),
-            (by_iterations, 1, f"iterations ({few} parameters)"),
-        ):
-            for row, (key, title) in enumerate((("products", "work"), ("saved_bytes", "memory"))):
+        places = panels(figure, 3, 2, sharex="row", sharey="col")
+        kinds = {
+            "products": ("work", "multiplications, in those of a step"),
+            "saved_bytes": ("memory", "kept for backward, bytes"),
+            "error": ("gradient", "relative error"),
+        }
+        labels = (f"parameters ({steps} iterations)", f"iterations ({few} parameters)")
+        for row, (by, label) in enumerate(zip((by_parameters, by_iterations), labels, strict=True)):
+            for axes, (key, (title, quantity)) in zip(places[3 * row : 3 * row + 3], kinds.items(), strict=True):
                 for name, style in STYLES.items():
-                    panels[row, column].loglog(list(rows), [found[name][key] for found in rows.values()], style)
-                panels[row, column].set(xlabel=label, title=title)
-        for row, label in enumerate(("multiplications, in those of a step", "bytes kept for the backward pass")):
-            panels[row, 0].set(ylabel=label)
-        for name, style in STYLES.items():
-            errors = [max(found[name]["error"], 1e-16) for found in by_iterations.values()]
-            panels[0, 2].loglog(list(by_iterations), errors, style, label=name)
-        panels[0, 2].set(xlabel=f"iterations ({few} parameters)", title="relative error of the gradient")
-        panels[1, 2].axis("off")
-        panels[1, 2].legend(*panels[0, 2].get_legend_handles_labels(), loc="center", fontsize=12)
+                    axes.loglog(list(by), [max(found[name][key], FLOOR) for found in by.values()], style, label=name)
+                axes.set(xlabel=label, ylabel=quantity, title=title)
+        figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(STYLES))
 
     return Result(numbers, claims, draw)
 
+
+FLOOR = 1e-16
+"""What is drawn in place of a smaller number, for the scale is logarithmic."""
 
 STYLES = {UNROLLED: "o-", FORWARD: "s--", SERIES: "^:", DENSE: "d-."}
 
