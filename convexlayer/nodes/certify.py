@@ -13,7 +13,7 @@ import torch
 
 from convexlayer.nodes.linear import AbstractLinearSolver, Operator
 
-__all__ = ["Iterates", "certified", "irregular_signs", "rounding", "stepped"]
+__all__ = ["Iterates", "certified", "irregular_signs", "irregular_weights", "rounding", "stepped"]
 
 ROUNDING = 16.0
 """Multiples of eps that an evaluation of R is taken to lose."""
@@ -87,11 +87,21 @@ def _judged(
     z, value, eps = operator.z, operator.value(), torch.finfo(operator.z.dtype).eps
     move = linear.solve(factor, -value, transposed=False).solution
     n = z.shape[-1] - operator.residual.multipliers
+    if linear.direct and n < z.shape[-1]:
+        # Inequalities that are not active stand alone with their multipliers; a pseudo-inverse leaves rounding there.
+        alone = (operator.dense()[:, n:, :n] == 0).all(-1)
+        move[:, n:] = torch.where(alone, value[:, n:], move[:, n:])
     sign = irregular_signs(z)
     size = _sizes(operator, linear, start)
     # Rows of the Newton system that its least-squares solution leaves open: K is singular, and R not in its range.
     left = (operator.product(move) + value).abs()
     open_rows = (left > 0.5 * value.abs()) & (value.abs() > ROUNDING * eps * operator.product(z * sign).abs())
+    # Constraints must hold in the lengths of y: huge multipliers, of constraints without a common point, blur the rest.
+    # Where more of them meet than there are variables no step makes all hold to rounding.
+    own = torch.zeros_like(z)
+    own[:, :n] = size[:, :n] * sign[:, :n]
+    reach = tol * operator.product(own).abs() if n < z.shape[-1] else own
+    open_rows[:, n:] &= left[:, n:] > reach[:, n:]
     distance = _largest(torch.where(open_rows.any(-1, keepdim=True), torch.inf, _relative(move, size)))
     if bool((distance <= tol).all()):
         return Iterates(operator, factor, distance, torch.zeros_like(distance, dtype=torch.bool)), move
@@ -103,10 +113,7 @@ def _judged(
     along = _relative(z[:, :k].abs() + move[:, :k].abs(), z[:, :k] - start)
     flat = _flat(operator, start, value) & (along < ratio[:, :k])
     ratio[:, :k] = torch.where(flat, along, ratio[:, :k])
-    # Constraints must hold in the lengths of y: huge multipliers, of constraints without a common point, blur the rest.
-    own = torch.zeros_like(z)
-    own[:, :n] = size[:, :n] * sign[:, :n]
-    violated = value.abs() > tol * operator.product(own).abs() + noise
+    violated = value.abs() > reach + noise
     violated[:, :n] = False
     lost = ((open_rows & (value.abs() > noise)) | violated | ~torch.isfinite(blurred)).any(-1, keepdim=True)
     refined = _largest(torch.where(lost, torch.inf, ratio))
@@ -129,7 +136,11 @@ def _sizes(operator: Operator, linear: AbstractLinearSolver, start: torch.Tensor
     if n == size.shape[-1]:
         return size
     matrix = operator.dense()
-    force = (matrix[:, :n, n:] @ operator.z[:, n:].unsqueeze(-1)).squeeze(-1).abs()
+    pull = matrix[:, :n, n:]
+    force = (pull @ operator.z[:, n:].unsqueeze(-1)).squeeze(-1).abs()
+    # Huge multipliers that cancel leave no more than rounding.
+    force = force - ROUNDING * torch.finfo(size.dtype).eps * (pull.abs() @ size[:, n:].unsqueeze(-1)).squeeze(-1)
+    force = force.clamp(min=0.0)
     curvature = matrix[:, :n, :n].diagonal(dim1=-2, dim2=-1).abs()
     held = force / torch.where(curvature > 0, curvature, torch.inf)
     size[:, :n] = torch.maximum(size[:, :n], held)
@@ -168,6 +179,13 @@ def _relative(step: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 def _largest(ratio: torch.Tensor) -> torch.Tensor:
     """The largest entry; NaN where there is one."""
     return ratio.amax(-1) if ratio.shape[-1] else ratio.sum(-1)
+
+
+def irregular_weights(like: torch.Tensor) -> torch.Tensor:
+    """An irregular pattern of weights between 1/2 and 3/2 of both signs along the last axis."""
+    index = torch.arange(like.shape[-1], device=like.device).double()
+    sizes = 0.5 + torch.frac(0.618033988749895 * (index + 1.0))
+    return (torch.where(torch.cos(1.0 + 3.0 * index**2) >= 0, 1.0, -1.0) * sizes).to(like).expand_as(like)
 
 
 def irregular_signs(like: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,9 @@ import torch
 
 __all__ = ["Kind", "kind_of"]
 
+TRIES = 4
+"""Directions that are given where second derivatives do not decide."""
+
 WEIGHT = 1e4
 """Of J'J beside the Hessian, both scaled to entries of 1: positive definite then is so on the null space of J."""
 
@@ -33,7 +36,7 @@ KINDS = tuple(Kind)
 
 
 def kind_of(hessian: torch.Tensor, jacobian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The position in ``Kind`` (batch,), and the tangent direction (batch, n) of least curvature if it is no minimum.
+    """The position in ``Kind`` (batch,), and tangent directions (batch, k, n) without curvature if it is no minimum.
 
     Args:
         hessian: of the Lagrangian, (batch, n, n), in any units.
@@ -48,11 +51,11 @@ def kind_of(hessian: torch.Tensor, jacobian: torch.Tensor) -> tuple[torch.Tensor
     tol = torch.finfo(hessian.dtype).eps ** 0.75
     eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
     kind = torch.zeros(size, dtype=torch.int64, device=hessian.device)
-    direction = torch.zeros_like(scale)
+    directions = scale.new_zeros(size, TRIES, n)
     whole = scaled + WEIGHT * rows.mT @ rows - tol * eye
     doubtful = torch.linalg.cholesky_ex(whole)[1] != 0
     if not bool(doubtful.any()):
-        return kind, direction
+        return kind, directions
     scaled, rows = scaled[doubtful], rows[doubtful]
     usable = torch.isfinite(scaled).all(-1).all(-1) & torch.isfinite(rows).all(-1).all(-1)
     scaled, rows = torch.where(usable[:, None, None], scaled, eye), torch.where(usable[:, None, None], rows, 0.0)
@@ -67,8 +70,13 @@ def kind_of(hessian: torch.Tensor, jacobian: torch.Tensor) -> tuple[torch.Tensor
     found = torch.where(least > tol, 0, torch.where(least >= -tol, 1, torch.where(largest < -tol, 3, 2)))
     found = torch.where(any_tangent, found, 0)
     kind[doubtful] = torch.where(usable, found, KINDS.index(Kind.UNKNOWN))
-    direction[doubtful] = torch.where(usable.unsqueeze(-1), scale[doubtful] * vectors[..., 0], 0.0)
-    return kind, direction
+    # The one of least curvature, and, where several have none, irregular sums of them.
+    mixed = torch.cos(torch.outer(torch.arange(1.0, TRIES), 1.0 + torch.arange(float(n)) ** 2)).to(values)
+    weights = torch.where((values <= tol).unsqueeze(1), mixed, 0.0)
+    several = torch.cat([torch.nn.functional.one_hot(torch.zeros_like(found), n).to(values).unsqueeze(1), weights], 1)
+    chosen = scale[doubtful].unsqueeze(1) * (several @ vectors.mT)
+    directions[doubtful] = torch.where(usable[:, None, None], chosen, 0.0)
+    return kind, directions
 
 
 def _unit(size: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

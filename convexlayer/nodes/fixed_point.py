@@ -103,10 +103,9 @@ class FixedPointNode(torch.nn.Module):
         first = first_iterates(warm_start, self._variable, batch)
         if first is None:
             first = cold.expand(batch.size, *self._variable).reshape(batch.size, -1)
+        flat, keep = _Flat(self.step, self._variable), self._on_failure.choice == "keep"
         try:
-            x, solved, report = self._derivative.run(
-                _Flat(self.step, self._variable), batch, first, self._on_degenerate
-            )
+            x, solved, report = self._derivative.run(flat, batch, first, self._on_degenerate, keep=keep)
         except RuntimeError as error:
             raise translated(error) or error from error
         if not report.all_solved and self._on_failure.choice != "keep":

@@ -115,8 +115,11 @@ def examined(
 
 
 def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
-    """The leaves that a tensor's graph leads to."""
+    """The leaves that a tensor's graph leads to; under transforms also those of the tensors inside."""
     found, seen, waiting = [], set(), [value.grad_fn]
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+        waiting.append(value.grad_fn)
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -270,15 +273,16 @@ class _Implicit(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Found) -> None:
         ctx.equation, ctx.dims, _, *tensors = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[0], *tensors)
-        ctx.save_for_forward(output[0], *tensors)
+        ctx.save_for_backward(*output, *tensors)
+        ctx.save_for_forward(*output, *tensors)
 
     @staticmethod
     def backward(ctx: Any, cotangent: torch.Tensor, _: torch.Tensor) -> Any:
-        z, *tensors = ctx.saved_tensors
+        z, solved, *tensors = ctx.saved_tensors
         count = len(ctx.dims)
         theta, captured = tuple(tensors[:count]), tuple(tensors[count:])
         wanted = tuple(ctx.needs_input_grad[3:])
+        z, theta, cotangent = _safe(z, solved, ctx.dims, theta, cotangent)
         with without_autocast(z):
             if inside_transform() or (torch.is_grad_enabled() and not captured):
                 u = ctx.equation.linear_solution(cotangent, z, ctx.dims, theta, captured, transposed=True)
@@ -286,13 +290,16 @@ class _Implicit(torch.autograd.Function):
                 gradients: Sequence[torch.Tensor | None] = (*of_theta, *(None for want in wanted[count:] if want))
             else:
                 gradients = _gradients(ctx, cotangent, z, theta, captured, wanted)
+        if inside_transform() or not bool(solved.all()):
+            # Where nothing is solved, nothing has taken the place of what is not.
+            gradients = [None if each is None else torch.where(solved.any(), each, 0.0) for each in gradients]
         left = iter(gradients)
         return None, None, None, *(next(left) if want else None for want in wanted)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> tuple[torch.Tensor, None]:
         refuse_nested_forward_mode()
-        z, *tensors = ctx.saved_tensors
+        z, _, *tensors = ctx.saved_tensors
         count = len(ctx.dims)
         theta, captured = tuple(tensors[:count]), tuple(tensors[count:])
         given = tangents[3 : 3 + count]
@@ -343,6 +350,21 @@ def _gradients(
     own, of_captured = operator.pull(-u, wanted[:count], chosen)
     found = (*own, *of_captured)
     return [once(each, sources, TWICE) for each in found] if torch.is_grad_enabled() else found
+
+
+def _safe(
+    z: torch.Tensor, solved: torch.Tensor, dims: Dims, theta: Tensors, cotangent: torch.Tensor
+) -> tuple[torch.Tensor, Tensors, torch.Tensor]:
+    """The point, the parameters and the cotangent with unsolved elements out of the way: nothing depends on them.
+
+    In their place stands the first element that is solved, with a cotangent of zero; their own numbers may not be
+    finite, and zero times that would spoil the gradients that all elements share.
+    """
+    if not inside_transform() and bool(solved.all()):
+        return z, theta, cotangent
+    index = torch.where(solved, torch.arange(solved.shape[0], device=solved.device), solved.int().argmax())
+    theta = tuple(t[index] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
+    return z[index], theta, torch.where(solved.unsqueeze(-1), cotangent, 0.0)
 
 
 def _pull(ctx: Any, z: torch.Tensor, theta: Sequence[torch.Tensor], wanted: Sequence[bool]) -> tuple[torch.Tensor, Any]:

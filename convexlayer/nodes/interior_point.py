@@ -25,8 +25,15 @@ import torch
 
 from convexlayer.nodes.batch import Dims, Tensors
 from convexlayer.nodes.forward import AbstractForwardSolver, take
-from convexlayer.nodes.nonlinear import Iterate, NonlinearProgram, Point, Quantities, Recorded
-from convexlayer.nodes.rays import towards_feasibility
+from convexlayer.nodes.nonlinear import (
+    Iterate,
+    NonlinearProgram,
+    Point,
+    Quantities,
+    Recorded,
+    pseudo_inverse,
+)
+from convexlayer.nodes.rays import steepest, towards_feasibility
 from convexlayer.nodes.scales import Scales
 
 __all__ = ["InteriorPoint"]
@@ -67,6 +74,10 @@ class InteriorPoint(AbstractForwardSolver):
             if moved is not None:
                 start = moved
                 lam, found = program.stationary(program.recorded(dims, start, theta), p)
+        moved = steepest(program, Point(start, lam, start.new_zeros(len(start), m)), found, dims, theta)
+        if moved is not None:
+            start = moved
+            lam, found = program.stationary(program.recorded(dims, start, theta), p)
         guess = Point(start, lam, start.new_zeros(len(start), m))
         scales = Scales.at(guess, found)
         dims, theta = (0, 0, 0, 0, *dims), (*scales.tensors, *theta)
@@ -305,7 +316,7 @@ def _step(
             break
         if number == 0 and p:
             # Second-order correction: the whole step again, bent back to curved equalities, before it is shortened.
-            bend = -(torch.linalg.pinv(found.A) @ h.unsqueeze(-1)).squeeze(-1)
+            bend = -(pseudo_inverse(found.A) @ h.unsqueeze(-1)).squeeze(-1)
             continue
         bend = None
         size = torch.where(accepted, size, 0.5 * size)
@@ -359,9 +370,9 @@ def _shift(hessian: torch.Tensor, matrix: torch.Tensor, A: torch.Tensor) -> torc
     weight = torch.where(size > 0, 1e3 * (1.0 + scale) / torch.where(size > 0, size, 1.0), 0.0)
     whole = matrix + weight.unsqueeze(-1).unsqueeze(-1) * (A.mT @ A)
     eps, n = torch.finfo(scale.dtype).eps, matrix.shape[-1]
-    rounding = 10.0 * n * eps * scale
+    rounding = 10.0 * n * eps * torch.where(scale > 0, scale, matrix.abs().amax((-1, -2)))
     # Where there is no curvature at all, a step of length 1 is one that fits the problem's units.
-    floor = torch.where(matrix.abs().amax((-1, -2)) > 0, eps**0.75 * (1.0 + scale), 1.0)
+    floor = torch.where(scale > 0, eps**0.75 * (1.0 + scale), 1.0)
     delta = torch.zeros_like(scale)
     eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
     for number in range(SHIFTS):

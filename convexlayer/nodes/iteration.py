@@ -46,12 +46,19 @@ class AbstractDerivative(ABC):
 
     @abstractmethod
     def run(
-        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate
+        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate, *, keep: bool
     ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
         """Iterate from start (batch, n) with a step on vectors (n,).
 
+        Args:
+            step: one step.
+            batch: the parameters.
+            start: the first iterates.
+            on_degenerate: told of derivatives that may not exist.
+            keep: whether iterates that have not converged are differentiated too.
+
         Returns:
-            x (batch, n), differentiable in theta; which elements are solutions, (batch,); and the report.
+            x (batch, n), differentiable in theta; which elements are, (batch,); and the report.
         """
 
 
@@ -82,7 +89,7 @@ class Implicit(AbstractDerivative):
     max_iter: int = 10_000
 
     def run(
-        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate
+        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate, *, keep: bool
     ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
         """Iterate and attach the implicit derivative."""
         report = NodeReport()
@@ -90,7 +97,8 @@ class Implicit(AbstractDerivative):
 
         def solver(given: torch.Tensor | None, dims: Dims, theta: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
             assert given is not None  # below
-            return self._iterate(residual, given, dims, theta, report)
+            x, solved = self._iterate(residual, given, dims, theta, report)
+            return x, torch.isfinite(report.distance) if keep else solved
 
         _, captured = examined(step, (0, *batch.dims), start, *batch.tensors)
         recorder = Recorder(report, on_degenerate, self._tolerance(start), _no_margin, _why_singular)
@@ -171,7 +179,7 @@ class Unrolled(AbstractDerivative):
             )
 
     def run(
-        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate
+        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate, *, keep: bool
     ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
         """Iterate under autograd, or whatever transform is at work."""
         lockstep = torch.func.vmap(step, in_dims=(0, *batch.dims))
@@ -213,7 +221,7 @@ class ForwardMode(AbstractDerivative):
         _at_least_one(self.iterations)
 
     def run(
-        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate
+        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate, *, keep: bool
     ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
         """Iterate with tangents, and attach the Jacobians."""
 

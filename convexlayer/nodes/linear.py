@@ -108,14 +108,15 @@ class Operator:
         """The operator at other points with the same parameters."""
         return Operator(self.residual, self.dims, z, self.theta)
 
-    def beside(self, shift: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """K'u at z + shift and at z - shift; one record for both where there is a batch."""
+    def beside(self, shift: torch.Tensor, u: torch.Tensor) -> tuple[Tensors, Tensors]:
+        """K'u and R at z + shift, and at z - shift; one record for both where there is a batch."""
         if len(self.z) == 1:
-            return self.at(self.z + shift).transposed_product(u), self.at(self.z - shift).transposed_product(u)
+            above, below = self.at(self.z + shift), self.at(self.z - shift)
+            return (above.transposed_product(u), above.value()), (below.transposed_product(u), below.value())
         twice = tuple(torch.cat([t, t]) if dim == 0 else t for t, dim in zip(self.theta, self.dims, strict=True))
         both = Operator(self.residual, self.dims, torch.cat([self.z + shift, self.z - shift]), twice)
-        above, below = both.transposed_product(torch.cat([u, u])).chunk(2)
-        return above, below
+        products, values = both.transposed_product(torch.cat([u, u])).chunk(2), both.value().chunk(2)
+        return (products[0], values[0]), (products[1], values[1])
 
     def dense(self) -> torch.Tensor:
         """K, (batch, n, n)."""

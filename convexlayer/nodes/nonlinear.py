@@ -22,7 +22,7 @@ from convexlayer.nodes.batch import Dims, Tensors
 from convexlayer.nodes.calculus import FEW_ROWS, batched, gradient, jacobian
 from convexlayer.nodes.linear import AbstractResidual
 
-__all__ = ["Iterate", "NonlinearProgram", "Optimality", "Point", "Quantities", "no_constraints"]
+__all__ = ["Iterate", "NonlinearProgram", "Optimality", "Point", "Quantities", "no_constraints", "pseudo_inverse"]
 
 Function = Callable[..., torch.Tensor]
 """(y, *theta) of one element -> a scalar, or a vector for constraints."""
@@ -259,7 +259,7 @@ def _least_squares(rows: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     unit = rows / size.unsqueeze(-1)
     if rows.shape[-2] == 1:
         return -(unit.squeeze(-2) * slope).sum(-1, keepdim=True) / size
-    return -(torch.linalg.pinv(unit.mT) @ slope.unsqueeze(-1)).squeeze(-1) / size
+    return -(pseudo_inverse(unit.mT) @ slope.unsqueeze(-1)).squeeze(-1) / size
 
 
 def lengths(y: torch.Tensor, found: Quantities) -> torch.Tensor:
@@ -338,3 +338,8 @@ def rank_of(rows: torch.Tensor) -> int:
     """The numerical rank of a matrix whose rows may be in any units."""
     size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return int(torch.linalg.matrix_rank(rows / torch.where(size > 0, size, 1.0)))
+
+
+def pseudo_inverse(matrix: torch.Tensor) -> torch.Tensor:
+    """Of a batch, some elements of which may not be finite: zero for their entries that are not."""
+    return torch.linalg.pinv(matrix.nan_to_num(0.0, 0.0, 0.0))

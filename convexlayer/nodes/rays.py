@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from convexlayer.nodes.batch import Dims, Tensors
-from convexlayer.nodes.nonlinear import NonlinearProgram, Point, Quantities, lengths
+from convexlayer.nodes.nonlinear import NonlinearProgram, Point, Quantities, lengths, pseudo_inverse
 
-__all__ = ["downhill", "towards_feasibility"]
+__all__ = ["downhill", "steepest", "towards_feasibility"]
 
 EXPONENTS = 24
 """Lengths are 4^-24 to 4^24 times that of the direction."""
@@ -36,7 +36,7 @@ def towards_feasibility(
     if found.h.shape[-1] == 1 and bool(((size > 0) | (found.h == 0)).all()):
         return None
     rows, target = found.A / unit.unsqueeze(-1), found.h / unit
-    reached = (rows @ (torch.linalg.pinv(rows) @ target.unsqueeze(-1))).squeeze(-1)
+    reached = (rows @ (pseudo_inverse(rows) @ target.unsqueeze(-1))).squeeze(-1)
     lost = ((target - reached).abs() > 0.5 * target.abs()).any(-1)
     if not bool(lost.any()):
         return None
@@ -53,6 +53,28 @@ def towards_feasibility(
     least, where = violation.min(1)
     better = lost & (least < (found.h != 0).sum(-1))
     return torch.where(better.unsqueeze(-1), y[torch.arange(len(y), device=y.device), where], start)
+
+
+def steepest(
+    program: NonlinearProgram, point: Point, found: Quantities, dims: Dims, theta: Tensors
+) -> torch.Tensor | None:
+    """The start, moved down the slope where there is no curvature to tell how far to go; None if there is no such one.
+
+    Args:
+        program: the lower problem.
+        point: the start; mu is 0.
+        found: what is known there.
+        dims: batch axes of theta.
+        theta: the parameters.
+    """
+    slope = found.slope if not found.A.shape[1] else found.slope + (found.A.mT @ point.lam.unsqueeze(-1)).squeeze(-1)
+    most = slope.abs().amax(-1, keepdim=True)
+    straight = (found.hessian == 0).all(-1).all(-1) & (most > 0).squeeze(-1) & torch.isfinite(most).squeeze(-1)
+    if not bool(straight.any()):
+        return None
+    direction = -slope / torch.where(most > 0, most, 1.0)
+    y, falls = downhill(program, point, direction, dims, theta)
+    return torch.where((straight & falls).unsqueeze(-1), y, point.y)
 
 
 def downhill(
@@ -77,7 +99,7 @@ def downhill(
     weights = torch.cat([point.lam, point.mu], -1)
     active = torch.cat([torch.ones_like(point.lam, dtype=torch.bool), point.mu > 0], -1)
     jacobian = torch.cat([found.A, found.G], 1) * active.unsqueeze(-1)
-    inverse = torch.linalg.pinv(jacobian)
+    inverse = pseudo_inverse(jacobian)
     size = len(direction)
     y = torch.stack([_along(point.y, direction), _along(point.y, -direction)], 1).flatten(1, 2)
     _, h, g = _values(program, dims, y, theta)

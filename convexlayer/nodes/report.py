@@ -12,7 +12,7 @@ import torch
 from convexlayer.diff import DerivativeReport
 from convexlayer.diff.report import ACCURATE
 from convexlayer.errors import DerivativeError, ProblemError
-from convexlayer.nodes.certify import irregular_signs, rounding
+from convexlayer.nodes.certify import irregular_signs, irregular_weights, rounding
 from convexlayer.nodes.curvature import KINDS, Kind
 from convexlayer.nodes.linear import LinearSolve, Operator
 from convexlayer.program import Array
@@ -237,18 +237,27 @@ class Recorder:
         # An unknown that is zero moves by what the others tell of its length.
         most = size[:, :n].amax(-1, keepdim=True)
         size[:, :n] = torch.where(size[:, :n] > 0, size[:, :n], torch.where(most > 0, most, 1.0))
-        shift = 2.0 * known * size
+        shift, noise = 2.0 * known * size, rounding(operator)
         if inverse is not None:
-            blurred = inverse(rounding(operator)).abs().nan_to_num(0.0, 0.0)
+            blurred = inverse(noise).abs().nan_to_num(0.0, 0.0)
             blurred[:, n:] = 0.0
             shift = torch.maximum(shift, 2.0 * blurred)
         shift = shift * irregular_signs(z)
-        w = size * (irregular_signs(z) + 0.5)  # not a multiple of the shift, so that a jump along it seldom cancels
-        here = operator.transposed_product(w)
-        above, below = operator.beside(shift, w)
+        w = size * irregular_weights(z)  # no multiple of the shift: a jump along it does not cancel
+        here, along = operator.transposed_product(w), operator.product(shift)
+        (above, value_above), (below, value_below) = operator.beside(shift, w)
         change = torch.maximum((above - below).abs(), torch.maximum((above - here).abs(), (below - here).abs()))
         whole = torch.maximum(here.abs(), torch.maximum(above.abs(), below.abs()))
-        return (change / torch.where(whole > 0, whole, 1.0)).amax(-1).nan_to_num(0.0, 0.0, 0.0)
+        # K may be the same on both sides of a kink of the objective, across which R itself jumps.
+        jump = ((value_above - value_below) - 2.0 * along).abs()
+        step = 2.0 * along.abs() + 100.0 * noise
+        if inverse is not None:
+            sizes = operator.dense().abs()
+            whole = torch.maximum(whole, (sizes.mT @ w.abs().unsqueeze(-1)).squeeze(-1))
+            step = step + 2.0 * (sizes @ shift.abs().unsqueeze(-1)).squeeze(-1)
+        of_slope = torch.where(jump > JUMP * step, 1.0, 0.0).amax(-1)
+        of_curvature = (change / torch.where(whole > 0, whole, 1.0)).amax(-1).nan_to_num(0.0, 0.0, 0.0)
+        return torch.maximum(of_slope.to(of_curvature), of_curvature)
 
 
 @final

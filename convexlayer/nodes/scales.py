@@ -39,7 +39,10 @@ class Scales:
         slope, y = found.slope.abs(), point.y.abs()
         w = found.hessian.diagonal(dim1=-2, dim2=-1).abs() + torch.where(y > 0, slope / torch.where(y > 0, y, 1.0), 0.0)
         w = torch.where(torch.isfinite(w), w, 0.0)
+        # What has no curvature gets as much of it as lets its slope promise as large a decrease as the others do.
+        decrease = torch.where(w > 0, slope.square() / torch.where(w > 0, w, 1.0), 0.0).amax(-1, keepdim=True)
         most = w.amax(-1, keepdim=True)
+        w = torch.where((w > 0) | (slope == 0) | (decrease == 0), w, slope.square() / decrease)
         w = torch.where(w > 0, w, torch.where(most > 0, most, 1.0))
         phi = (slope.square() / w).amax(-1)
         phi = torch.where(phi > 0, phi, (y.square() * w).amax(-1))

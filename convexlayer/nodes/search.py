@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, final
 
@@ -11,7 +11,7 @@ import torch
 
 from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors
 from convexlayer.nodes.calculus import inside_transform
-from convexlayer.nodes.certify import Iterates, certified, stepped
+from convexlayer.nodes.certify import Iterates, certified, irregular_weights, stepped
 from convexlayer.nodes.curvature import KINDS, Kind, kind_of
 from convexlayer.nodes.forward import AbstractForwardSolver, take
 from convexlayer.nodes.implicit import examined
@@ -110,7 +110,9 @@ class Search:
         good = found.distance <= self.tol
         kinds, _ = self._curvature(found)
         plain = (kinds == KINDS.index(Kind.MINIMUM)) | (kinds == KINDS.index(Kind.UNKNOWN))
-        if not bool((good & (plain | (not self._minimises))).all()):
+        # At a start with a gradient of exactly zero there may be a kink that autograd does not see.
+        still = (iterations == 0) & (found.operator.value() == 0).all(-1)
+        if not bool((good & ((plain & ~still) | (not self._minimises))).all()):
             found, iterations, kinds, good = self._again(found, iterations, first, dims, many)
         z, distance, flat = found.operator.z, found.distance, found.flat
         if k > 1:
@@ -135,17 +137,22 @@ class Search:
         z = point.z if self._t is None else torch.cat([point.y, point.lam], -1)
         operator = Operator(self.residual, dims, z, theta, found.known)
         linear = self._options.linear.accurate()
-        return certified(operator, linear, start=origin, steps=self._options.polish, tol=self.tol), found.iterations
+        points = certified(operator, linear, start=origin, steps=self._options.polish, tol=self.tol)
+        if self._t is not None and self.inequalities:
+            # Beyond the barrier its gradient is zero somewhere too.
+            _, _, g = self._program.values(dims, points.operator.z[:, : self.n], theta)
+            points = replace(points, distance=torch.where((g < 0).all(-1), points.distance, torch.inf))
+        return points, found.iterations
 
     def _curvature(self, found: Iterates) -> tuple[torch.Tensor, torch.Tensor]:
         matrix = getattr(found.factor, "matrix", None)
         if matrix is None:
             unknown = torch.full(found.distance.shape, KINDS.index(Kind.UNKNOWN), device=found.distance.device)
-            return unknown, torch.zeros_like(found.operator.z[:, : self.n])
+            return unknown, torch.zeros_like(found.operator.z[:, None, : self.n])
         jacobian = matrix[:, self.n :, : self.n]
         kinds, direction = kind_of(matrix[:, : self.n, : self.n], jacobian)
         kinds = torch.where(found.flat, KINDS.index(Kind.DEGENERATE), kinds)
-        return kinds, found.factor.right[:, : self.n] * direction
+        return kinds, found.factor.right[:, None, : self.n] * direction
 
     def _again(
         self, found: Iterates, iterations: torch.Tensor, origin: torch.Tensor, dims: Dims, theta: Tensors
@@ -168,13 +175,21 @@ class Search:
             kind, direction = self._curvature(found)
             kind = torch.where(near, kind, KINDS.index(Kind.UNKNOWN))
             y, falls = found.operator.z[:, : self.n], torch.zeros_like(near)
-            known = (kind != KINDS.index(Kind.MINIMUM)) & (kind != KINDS.index(Kind.UNKNOWN))
+            still = (counts[rows] == 0) & (found.operator.value() == 0).all(-1)
+            known = near & ((kind != KINDS.index(Kind.MINIMUM)) | still) & (kind != KINDS.index(Kind.UNKNOWN))
             if self._minimises and bool(known.any()):
-                direction = torch.where(found.flat.unsqueeze(-1), y - origin[rows], direction)
-                beside, falls = downhill(self._conditions, self._point(found), direction, dims, here)
-                falls = falls & known
-                kind = torch.where(falls & (kind == KINDS.index(Kind.DEGENERATE)), KINDS.index(Kind.SADDLE), kind)
-                y = torch.where(falls.unsqueeze(-1), beside, y)
+                still = still & (kind == KINDS.index(Kind.MINIMUM))
+                away = torch.where(still.unsqueeze(-1), irregular_weights(y), y - origin[rows])
+                direction = torch.where((found.flat | still)[:, None, None], away.unsqueeze(1), direction)
+                for each in direction.unbind(1):
+                    beside, lower = downhill(self._conditions, self._point(found), each, dims, here)
+                    lower = lower & known & ~falls
+                    y, falls = torch.where(lower.unsqueeze(-1), beside, y), falls | lower
+                saddle = KINDS.index(Kind.SADDLE)
+                kind = torch.where(falls & (kind != KINDS.index(Kind.MAXIMUM)), saddle, kind)
+                if self.m:
+                    # Weakly active inequalities bar the ways down.
+                    kind = torch.where(known & ~falls & (kind == saddle), KINDS.index(Kind.DEGENERATE), kind)
             fine = near & ~falls
             if self._minimises:
                 fine = fine & (kind != KINDS.index(Kind.SADDLE)) & (kind != KINDS.index(Kind.MAXIMUM))

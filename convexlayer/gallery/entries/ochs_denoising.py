@@ -190,7 +190,7 @@ def run(*, size: int = 64, training: int = 4, testing: int = 8, steps: int = 12)
         bars.axhline(noisy, color="k", linestyle=":", label="noisy")
         bars.set_xticks(at, [way.replace(" ", "\n") for way in tasks])
         bars.set(xlabel="regulariser", ylabel="PSNR in test, dB", ylim=(noisy - 2, max(after.values()) + 2))
-        bars.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=6.5, ncols=3)
+        bars.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         for axes, coefficients, title in zip(
             kernels, (filters, results[FIELD].theta[1]), ("filters, before", "filters, learnt"), strict=True
         ):
