@@ -56,8 +56,9 @@ class _AbstractUnconstrainedNode(AbstractNode):
 class ArgminNode(_AbstractUnconstrainedNode):
     """y(theta), a local minimum of f(y, theta).
 
-    Points where the Hessian has a negative eigenvalue are left along it. Where it is singular, f is followed along its
-    null vector: what does not fall there counts as a minimum, of the kind ``degenerate``.
+    Points where the Hessian has a negative eigenvalue are left along it. Where it is singular, f is followed along some
+    of its null vectors: what does not fall there counts as a minimum, of the kind ``degenerate``. With a linear solver
+    by products alone no Hessian is formed, and the kind is ``unknown``.
 
     Args:
         f: objective of one element, f(y, *parameters) -> a scalar.

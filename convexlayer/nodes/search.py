@@ -89,7 +89,7 @@ class Search:
         self.residual = Optimality(self._conditions, self.p, self.m)
         own = 1e-6 if like.dtype == torch.float64 else 1e-3
         self.tol = own if self._options.tol is None else self._options.tol
-        self.report, self._last = NodeReport(), like.new_empty(0)
+        self.report, self._last, self._blind = NodeReport(), like.new_empty(0), False
         self.keep: Callable[[Operator, object], None] = lambda operator, factor: None
 
     def judge(self, on_degenerate: OnDegenerate, why_singular: Callable[[Operator, int], str]) -> Recorder:
@@ -110,10 +110,12 @@ class Search:
         good = found.distance <= self.tol
         kinds, _ = self._curvature(found)
         plain = (kinds == KINDS.index(Kind.MINIMUM)) | (kinds == KINDS.index(Kind.UNKNOWN))
-        # At a start with a gradient of exactly zero there may be a kink that autograd does not see.
-        still = (iterations == 0) & (found.operator.value() == 0).all(-1)
-        if not bool((good & ((plain & ~still) | (not self._minimises))).all()):
-            found, iterations, kinds, good = self._again(found, iterations, first, dims, many)
+        # At a start that knows nothing of the solution, and has a gradient of exactly zero, there may be a kink that
+        # autograd does not see.
+        self._blind = self._solver.restarts and start is None and not callable(self._options.start)
+        settled = good & ((plain & ~self._still(found, iterations)) | (not self._minimises))
+        if not bool(settled.all()):
+            found, iterations, kinds, good = self._again(found, iterations, settled, first, dims, many)
         z, distance, flat = found.operator.z, found.distance, found.flat
         if k > 1:
             rows = self._chosen(z.reshape(size, k, -1), good.reshape(size, k), dims, theta)
@@ -144,6 +146,12 @@ class Search:
             points = replace(points, distance=torch.where((g < 0).all(-1), points.distance, torch.inf))
         return points, found.iterations
 
+    def _still(self, found: Iterates, iterations: torch.Tensor) -> torch.Tensor:
+        """Where the search has not left a start that knows nothing of the solution, (batch,)."""
+        if not self._blind:
+            return torch.zeros_like(iterations, dtype=torch.bool)
+        return (iterations == 0) & (found.operator.value() == 0).all(-1)
+
     def _curvature(self, found: Iterates) -> tuple[torch.Tensor, torch.Tensor]:
         matrix = getattr(found.factor, "matrix", None)
         if matrix is None:
@@ -155,7 +163,13 @@ class Search:
         return kinds, found.factor.right[:, None, : self.n] * direction
 
     def _again(
-        self, found: Iterates, iterations: torch.Tensor, origin: torch.Tensor, dims: Dims, theta: Tensors
+        self,
+        found: Iterates,
+        iterations: torch.Tensor,
+        settled: torch.Tensor,
+        origin: torch.Tensor,
+        dims: Dims,
+        theta: Tensors,
     ) -> tuple[Iterates, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Go on where no solution was found, in units of the point reached, and from beside points that are no minima.
 
@@ -164,9 +178,13 @@ class Search:
         """
         z, distance, counts = found.operator.z.clone(), found.distance.clone(), iterations.clone()
         flat = found.flat.clone()
-        kinds = torch.full_like(iterations, KINDS.index(Kind.UNKNOWN))
-        good = torch.zeros_like(distance, dtype=torch.bool)
-        rows = torch.arange(len(z), device=z.device)
+        kinds, _ = self._curvature(found)
+        good = settled.clone()
+        rows = torch.nonzero(~settled).squeeze(-1)
+        if len(rows) < len(z):
+            some = Operator(self.residual, dims, z[rows], take(dims, theta, rows))
+            linear = self._options.linear.accurate()
+            found = certified(some, linear, start=origin[rows], steps=0, tol=self.tol)
         for number in range(RESTARTS + 1 if self._solver.restarts else 1):
             here = take(dims, theta, rows)
             if self._solver.restarts:
@@ -175,7 +193,7 @@ class Search:
             kind, direction = self._curvature(found)
             kind = torch.where(near, kind, KINDS.index(Kind.UNKNOWN))
             y, falls = found.operator.z[:, : self.n], torch.zeros_like(near)
-            still = (counts[rows] == 0) & (found.operator.value() == 0).all(-1)
+            still = self._still(found, counts[rows])
             known = near & ((kind != KINDS.index(Kind.MINIMUM)) | still) & (kind != KINDS.index(Kind.UNKNOWN))
             if self._minimises and bool(known.any()):
                 still = still & (kind == KINDS.index(Kind.MINIMUM))
