@@ -181,11 +181,12 @@ def _largest(ratio: torch.Tensor) -> torch.Tensor:
     return ratio.amax(-1) if ratio.shape[-1] else ratio.sum(-1)
 
 
-def irregular_weights(like: torch.Tensor) -> torch.Tensor:
-    """An irregular pattern of weights between 1/2 and 3/2 of both signs along the last axis."""
+def irregular_weights(like: torch.Tensor, number: int = 0) -> torch.Tensor:
+    """Irregular weights between 1/2 and 3/2 of both signs along the last axis; others for each number."""
     index = torch.arange(like.shape[-1], device=like.device).double()
-    sizes = 0.5 + torch.frac(0.618033988749895 * (index + 1.0))
-    return (torch.where(torch.cos(1.0 + 3.0 * index**2) >= 0, 1.0, -1.0) * sizes).to(like).expand_as(like)
+    sizes = 0.5 + torch.frac(0.618033988749895 * (index + 1.0 + 0.7 * number))
+    signs = torch.where(torch.cos(1.0 + number + (3.0 + number) * index**2) >= 0, 1.0, -1.0)
+    return (signs * sizes).to(like).expand_as(like)
 
 
 def irregular_signs(like: torch.Tensor) -> torch.Tensor:

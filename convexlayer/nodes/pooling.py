@@ -10,6 +10,7 @@ Pullback, with d_i = u - x_i, s_i = |d_i|^2, w_i the weights of the penalty and 
 
 from __future__ import annotations
 
+import warnings
 from typing import ClassVar, final
 
 import torch
@@ -46,7 +47,8 @@ def robust_pool(
         x: points, (..., n, d); scalar features as d = 1.
         penalty: Quadratic(), PseudoHuber(), Huber(), Welsch() or TruncatedQuadratic().
         alpha: the penalty's scale, positive, a number or (...).
-        start: where to start, (..., d); it is not differentiated.
+        start: where to start, (d,) or (..., d); it is not differentiated. One of another batch size, as the last batch
+            of a DataLoader has it, is left out with a warning.
         tol: norm of the objective's gradient, relative to the sum of the norms that it consists of (rounding apart).
         max_iter: iterations at most.
 
@@ -61,6 +63,14 @@ def robust_pool(
             penalty in one dimension and a whole interval is optimal.
     """
     form = _Pool(penalty, tol, max_iter)
+    if start is not None and start.ndim > 1 and start.shape[:-1] != x.shape[:-2]:
+        warnings.warn(
+            f"the start is one of {tuple(start.shape[:-1])} elements, the batch has {tuple(x.shape[:-2])}: starting "
+            "without it",
+            UserWarning,
+            stacklevel=2,
+        )
+        start = None
     if start is None:
         return form(x, like(alpha, x))[0]
     return _PoolFrom(form)(x, like(alpha, x), start.detach())[0]

@@ -251,10 +251,16 @@ class Recorder:
         # K may be the same on both sides of a kink of the objective, across which R itself jumps.
         jump = ((value_above - value_below) - 2.0 * along).abs()
         step = 2.0 * along.abs() + 100.0 * noise
+        # What a row has to change is measured by the sizes of its entries: their sum with signs may be next to nothing.
         if inverse is not None:
             sizes = operator.dense().abs()
             whole = torch.maximum(whole, (sizes.mT @ w.abs().unsqueeze(-1)).squeeze(-1))
             step = step + 2.0 * (sizes @ shift.abs().unsqueeze(-1)).squeeze(-1)
+        else:
+            for number in range(1, 4):
+                weights = irregular_weights(z, number)
+                whole = torch.maximum(whole, operator.transposed_product(size * weights).abs())
+                step = torch.maximum(step, 2.0 * operator.product(shift.abs() * weights).abs())
         of_slope = torch.where(jump > JUMP * step, 1.0, 0.0).amax(-1)
         of_curvature = (change / torch.where(whole > 0, whole, 1.0)).amax(-1).nan_to_num(0.0, 0.0, 0.0)
         return torch.maximum(of_slope.to(of_curvature), of_curvature)

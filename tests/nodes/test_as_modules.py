@@ -168,6 +168,15 @@ def test_a_warm_start_of_another_batch_is_left_out_with_a_warning(name: str) -> 
         node(X, warm_start=before[0])
 
 
+def test_robust_pooling_leaves_out_the_start_of_another_batch() -> None:
+    x = torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(0))
+    before = robust_pool(x, PseudoHuber())
+    with pytest.warns(UserWarning, match=r"one of \(4,\) elements, the batch has \(3,\)"):
+        u = robust_pool(x[:3], PseudoHuber(), start=before)
+    torch.testing.assert_close(u, before[:3])
+    torch.testing.assert_close(robust_pool(x, PseudoHuber(), start=before[0]), before, rtol=1e-5, atol=1e-6)
+
+
 def test_forward_mode_carries_only_what_needs_a_gradient() -> None:
     large = torch.zeros(2000, dtype=D)  # whose tangents would be a batch of 2000
     x = torch.ones(3, dtype=D, requires_grad=True)

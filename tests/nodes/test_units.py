@@ -14,6 +14,7 @@ from convexlayer.nodes import (
     ArgmaxNode,
     ArgminNode,
     EqualityNode,
+    FixedPointNode,
     GivenBatch,
     InequalityNode,
     Kind,
@@ -24,7 +25,7 @@ from convexlayer.nodes import (
 )
 
 D = torch.float64
-N, DRAWS = 3, 56
+N, DRAWS = 3, 72
 SHAPES = [(), (N,), (3,), (4, N), (N,)]
 
 Function = Callable[..., torch.Tensor]
@@ -136,6 +137,29 @@ def test_linear_equalities_in_any_units(form: LinearForm, dtype: torch.dtype) ->
         found, expected = torch.autograd.grad(u.sum() + u[0], given), torch.autograd.grad(v.sum() + v[0], exact)
         for mine, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(mine.double(), theirs, rtol=30 * tol, atol=30 * tol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_fixed_points_in_any_units(dtype: torch.dtype) -> None:
+    """Gradient steps on the energy, each variable in its own unit; one of them goes to zero."""
+
+    def step(y: torch.Tensor, s: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        u = y / s
+        moved = u - 0.1 * torch.func.grad(energy)(u, A, b)
+        return s * torch.cat([moved[:2], 0.5 * u[2:]])
+
+    _, s, _, A, b = draw(11, dtype)
+    node = FixedPointNode(step, (N,), SHAPES[1:2] + SHAPES[3:], start=torch.ones(N))
+    given = tuple(t.requires_grad_() for t in (A, b))
+    exact = tuple(t.detach().double().requires_grad_() for t in given)
+    start = s.expand(DRAWS, N)
+    u = node(s, *given, warm_start=start).double() / s.double()
+    v = node(torch.ones(DRAWS, N, dtype=D), *exact)
+    tol = 1e-9 if dtype == torch.float64 else 3e-4
+    torch.testing.assert_close(u, v, rtol=tol, atol=tol)
+    found, expected = torch.autograd.grad(u[:, :2].sum(), given), torch.autograd.grad(v[:, :2].sum(), exact)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=100 * tol, atol=100 * tol)
 
 
 def test_an_inequality_under_a_small_objective_is_active() -> None:
