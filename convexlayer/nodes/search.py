@@ -138,13 +138,16 @@ class Search:
         point = found.point
         z = point.z if self._t is None else torch.cat([point.y, point.lam], -1)
         operator = Operator(self.residual, dims, z, theta, found.known)
-        linear = self._options.linear.accurate()
-        points = certified(operator, linear, start=origin, steps=self._options.polish, tol=self.tol)
-        if self._t is not None and self.inequalities:
-            # Beyond the barrier its gradient is zero somewhere too.
-            _, _, g = self._program.values(dims, points.operator.z[:, : self.n], theta)
-            points = replace(points, distance=torch.where((g < 0).all(-1), points.distance, torch.inf))
-        return points, found.iterations
+        return self._certified(operator, origin, self._options.polish), found.iterations
+
+    def _certified(self, operator: Operator, origin: torch.Tensor, steps: int) -> Iterates:
+        """The points after so many Newton steps, those beyond a barrier infinitely far from a solution."""
+        points = certified(operator, self._options.linear.accurate(), start=origin, steps=steps, tol=self.tol)
+        if self._t is None or not self.inequalities:
+            return points
+        # Beyond the barrier its gradient is zero somewhere too.
+        _, _, g = self._program.values(operator.dims, points.operator.z[:, : self.n], operator.theta)
+        return replace(points, distance=torch.where((g < 0).all(-1), points.distance, torch.inf))
 
     def _still(self, found: Iterates, iterations: torch.Tensor) -> torch.Tensor:
         """Where the search has not left a start that knows nothing of the solution, (batch,)."""
@@ -183,8 +186,7 @@ class Search:
         rows = torch.nonzero(~settled).squeeze(-1)
         if len(rows) < len(z):
             some = Operator(self.residual, dims, z[rows], take(dims, theta, rows))
-            linear = self._options.linear.accurate()
-            found = certified(some, linear, start=origin[rows], steps=0, tol=self.tol)
+            found = self._certified(some, origin[rows], 0)
         for number in range(RESTARTS + 1 if self._solver.restarts else 1):
             here = take(dims, theta, rows)
             if self._solver.restarts:
@@ -239,7 +241,7 @@ class Search:
             operator = operator.at(torch.where(near.unsqueeze(-1), operator.z, stepped(operator.z, move)))
             if bool((move.abs() <= 1e-8 * operator.z.abs()).all()):
                 break
-        there = certified(operator, linear, start=origin, steps=1, tol=self.tol)
+        there = self._certified(operator, origin, 1)
         kind, _ = self._curvature(there)
         before, *_ = self._conditions.values(dims, found.operator.z[:, : self.n], theta)
         after, *_ = self._conditions.values(dims, there.operator.z[:, : self.n], theta)
@@ -248,13 +250,8 @@ class Search:
         good = ~near & (there.distance <= self.tol) & low & lower
         if not bool(good.any()):
             return found
-        return certified(
-            operator.at(torch.where(good.unsqueeze(-1), there.operator.z, found.operator.z)),
-            linear,
-            start=origin,
-            steps=0,
-            tol=self.tol,
-        )
+        both = torch.where(good.unsqueeze(-1), there.operator.z, found.operator.z)
+        return self._certified(operator.at(both), origin, 0)
 
     def _point(self, found: Iterates) -> Point:
         return Point(*self.residual.split(found.operator.z))
