@@ -52,7 +52,7 @@ class _Known:
         package: the distribution to install.
         cones: kinds of cone that it supports.
         tol: its names for the tolerance.
-        finest: the least tolerance that it accepts.
+        finest: the least tolerance that it accepts, or reaches on every processor.
         max_iter: its names for the limit of iterations.
         time_limit_s: its name for the time limit in seconds.
         fixed: options that are always set.
@@ -99,6 +99,7 @@ KNOWN = {
         "cvxopt",
         SOCP | {"psd"},
         ("abstol", "reltol", "feastol"),
+        finest=1e-7,  # beyond, it breaks down on some processors; the polish does the rest
         max_iter=("max_iters",),
         raw=frozenset({"abstol", "feastol", "kktsolver", "max_iters", "refinement", "reltol"}),
     ),
