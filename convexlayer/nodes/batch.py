@@ -12,7 +12,18 @@ import torch
 
 from convexlayer.errors import ProblemError, ShapeError
 
-__all__ = ["Batch", "Dims", "Shape", "Tensors", "first_iterates", "fold", "without_autocast"]
+__all__ = [
+    "Batch",
+    "Dims",
+    "Shape",
+    "Tensors",
+    "element",
+    "first_iterates",
+    "fold",
+    "repeated",
+    "take",
+    "without_autocast",
+]
 
 Shape = tuple[int, ...]
 """A shape; -1 stands for any size."""
@@ -129,6 +140,23 @@ def _out_of_autocast(tensor: torch.Tensor) -> torch.Tensor:
 def _shown(shape: Shape) -> str:
     sizes = ["any" if size == -1 else str(size) for size in shape]
     return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
+
+
+def element(dims: Dims, theta: Tensors, index: int) -> Tensors:
+    """The parameters of one element."""
+    return tuple(t[index] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
+
+
+def take(dims: Dims, theta: Tensors, rows: torch.Tensor) -> Tensors:
+    """The parameters of these elements."""
+    return tuple(t[rows] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
+
+
+def repeated(dims: Dims, theta: Tensors, times: int) -> Tensors:
+    """The parameters with every element so many times in a row."""
+    if times == 1:
+        return theta
+    return tuple(t.repeat_interleave(times, 0) if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
 
 
 def fold(

@@ -25,6 +25,7 @@ __all__ = [
     "jacobian",
     "product",
     "refuse_nested_forward_mode",
+    "times",
     "translated",
     "transposed_product",
     "vjp",
@@ -78,6 +79,11 @@ def jacobian(rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     eye = torch.eye(count, dtype=rows.dtype, device=rows.device).unsqueeze(1).expand(count, size, count)
     row = torch.func.vmap(lambda cotangent: torch.autograd.grad(rows, at, cotangent, **keywords)[0])
     return torch.cat([row(part) for part in eye.split(ROWS_AT_ONCE)]).movedim(0, 1)
+
+
+def times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """The product (..., m) of matrices (..., m, n) and vectors (..., n)."""
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def vjp(function: Function, *primals: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], Tensors]]:

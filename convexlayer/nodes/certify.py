@@ -11,6 +11,7 @@ from typing import Any, final
 
 import torch
 
+from convexlayer.nodes.calculus import times
 from convexlayer.nodes.linear import AbstractLinearSolver, Operator
 
 __all__ = ["Iterates", "certified", "irregular_signs", "irregular_weights", "rounding", "stepped"]
@@ -137,9 +138,9 @@ def _sizes(operator: Operator, linear: AbstractLinearSolver, start: torch.Tensor
         return size
     matrix = operator.dense()
     pull = matrix[:, :n, n:]
-    force = (pull @ operator.z[:, n:].unsqueeze(-1)).squeeze(-1).abs()
+    force = times(pull, operator.z[:, n:]).abs()
     # Huge multipliers that cancel leave no more than rounding.
-    force = force - ROUNDING * torch.finfo(size.dtype).eps * (pull.abs() @ size[:, n:].unsqueeze(-1)).squeeze(-1)
+    force = force - ROUNDING * torch.finfo(size.dtype).eps * times(pull.abs(), size[:, n:])
     force = force.clamp(min=0.0)
     curvature = matrix[:, :n, :n].diagonal(dim1=-2, dim2=-1).abs()
     held = force / torch.where(curvature > 0, curvature, torch.inf)

@@ -31,6 +31,11 @@ class Kind(str, Enum):
     def __str__(self) -> str:
         return self.value
 
+    @property
+    def code(self) -> int:
+        """Its position, by which tensors name it."""
+        return KINDS.index(self)
+
 
 KINDS = tuple(Kind)
 
@@ -50,7 +55,7 @@ def kind_of(hessian: torch.Tensor, jacobian: torch.Tensor) -> tuple[torch.Tensor
     rows = rows / torch.where(length > 0, length, 1.0)
     tol = torch.finfo(hessian.dtype).eps ** 0.75
     eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
-    kind = torch.zeros(size, dtype=torch.int64, device=hessian.device)
+    kind = torch.full((size,), Kind.MINIMUM.code, device=hessian.device)
     directions = scale.new_zeros(size, TRIES, n)
     whole = scaled + WEIGHT * rows.mT @ rows - tol * eye
     doubtful = torch.linalg.cholesky_ex(whole)[1] != 0
@@ -67,9 +72,10 @@ def kind_of(hessian: torch.Tensor, jacobian: torch.Tensor) -> tuple[torch.Tensor
     least = values[:, 0]
     largest = torch.linalg.eigvalsh(reduced - beyond)[:, -1]
     any_tangent = tangent.diagonal(dim1=-2, dim2=-1).sum(-1) > 0.5
-    found = torch.where(least > tol, 0, torch.where(least >= -tol, 1, torch.where(largest < -tol, 3, 2)))
-    found = torch.where(any_tangent, found, 0)
-    kind[doubtful] = torch.where(usable, found, KINDS.index(Kind.UNKNOWN))
+    down = torch.where(largest < -tol, Kind.MAXIMUM.code, Kind.SADDLE.code)
+    found = torch.where(least >= -tol, Kind.DEGENERATE.code, down)
+    found = torch.where((least > tol) | ~any_tangent, Kind.MINIMUM.code, found)
+    kind[doubtful] = torch.where(usable, found, Kind.UNKNOWN.code)
     # The one of least curvature, and, where several have none, irregular sums of them.
     mixed = torch.cos(torch.outer(torch.arange(1.0, TRIES), 1.0 + torch.arange(float(n)) ** 2)).to(values)
     weights = torch.where((values <= tol).unsqueeze(1), mixed, 0.0)

@@ -18,7 +18,7 @@ from typing import final
 
 import torch
 
-from convexlayer.nodes.batch import Shape
+from convexlayer.nodes.batch import Shape, element
 from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.interior_point import InteriorPoint
 from convexlayer.nodes.linear import Operator
@@ -59,10 +59,10 @@ class EqualityNode(AbstractNode):
         return why_singular(self._conditions, prod(self.variable), operator, element)
 
 
-def why_singular(program: NonlinearProgram, n: int, operator: Operator, element: int) -> str:
+def why_singular(program: NonlinearProgram, n: int, operator: Operator, position: int) -> str:
     """What to say of the singular KKT matrix of one element, whose unknowns begin with y (n,)."""
-    z = operator.z[element]
-    theta = tuple(t[element] if dim == 0 else t for t, dim in zip(operator.theta, operator.dims, strict=True))
+    z = operator.z[position]
+    theta = element(operator.dims, operator.theta, position)
     y = z[:n]
     rows = torch.func.jacrev(program.h)(y, *theta)
     p = len(rows)

@@ -10,10 +10,10 @@ from typing import ClassVar, final
 import torch
 
 from convexlayer.errors import SolverError
-from convexlayer.nodes.batch import Dims, Tensors
+from convexlayer.nodes.batch import Dims, Tensors, element
 from convexlayer.nodes.nonlinear import Iterate, NonlinearProgram
 
-__all__ = ["AbstractForwardSolver", "Given", "GivenBatch", "Iterate", "element", "take"]
+__all__ = ["AbstractForwardSolver", "Given", "GivenBatch"]
 
 
 class AbstractForwardSolver(ABC):
@@ -91,13 +91,3 @@ def _given(
     if y.shape != start.shape:
         raise SolverError(f"expected {start.shape[-1]} numbers an element from the given solver, got {tuple(y.shape)}")
     return program.multipliers(dims, y, theta, p=p, m=m)
-
-
-def element(dims: Dims, theta: Tensors, index: int) -> Tensors:
-    """The parameters of one element."""
-    return tuple(t[index] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
-
-
-def take(dims: Dims, theta: Tensors, rows: torch.Tensor) -> Tensors:
-    """The parameters of these elements."""
-    return tuple(t[rows] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))

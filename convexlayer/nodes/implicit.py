@@ -22,7 +22,7 @@ import torch
 from torch.autograd import forward_ad
 
 from convexlayer.errors import ProblemError
-from convexlayer.nodes.batch import Batch, Dims, Tensors, fold, without_autocast
+from convexlayer.nodes.batch import Batch, Dims, Tensors, fold, take, without_autocast
 from convexlayer.nodes.calculus import (
     batched,
     inside_transform,
@@ -363,8 +363,7 @@ def _safe(
     if not inside_transform() and bool(solved.all()):
         return z, theta, cotangent
     index = torch.where(solved, torch.arange(solved.shape[0], device=solved.device), solved.int().argmax())
-    theta = tuple(t[index] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
-    return z[index], theta, torch.where(solved.unsqueeze(-1), cotangent, 0.0)
+    return z[index], take(dims, theta, index), torch.where(solved.unsqueeze(-1), cotangent, 0.0)
 
 
 def _pull(ctx: Any, z: torch.Tensor, theta: Sequence[torch.Tensor], wanted: Sequence[bool]) -> tuple[torch.Tensor, Any]:

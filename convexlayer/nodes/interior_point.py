@@ -23,8 +23,9 @@ from typing import ClassVar, final
 
 import torch
 
-from convexlayer.nodes.batch import Dims, Tensors
-from convexlayer.nodes.forward import AbstractForwardSolver, take
+from convexlayer.nodes.batch import Dims, Tensors, take
+from convexlayer.nodes.calculus import times
+from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.nonlinear import (
     Iterate,
     NonlinearProgram,
@@ -253,11 +254,7 @@ class _State:
 def _lagrangian_slope(point: Point, found: Quantities) -> torch.Tensor:
     if not point.lam.shape[-1] + point.mu.shape[-1]:
         return found.slope
-    return found.slope + _back(found.A, point.lam) + _back(found.G, point.mu)
-
-
-def _back(matrix: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return (matrix.mT @ weights.unsqueeze(-1)).squeeze(-1)
+    return found.slope + times(found.A.mT, point.lam) + times(found.G.mT, point.mu)
 
 
 def _step(
@@ -271,7 +268,7 @@ def _step(
     longest, ds, mu = torch.ones_like(here), torch.zeros_like(s), point.mu
     if m:
         ratio = point.mu / s
-        ds = -(found.g + s) - (found.G @ dy.unsqueeze(-1)).squeeze(-1)
+        ds = -(found.g + s) - times(found.G, dy)
         dmu = barrier / s - point.mu - ratio * ds
         longest = _longest(s, ds)
         mu = point.mu + _longest(point.mu, dmu).unsqueeze(-1) * dmu
@@ -316,7 +313,7 @@ def _step(
             break
         if number == 0 and p:
             # Second-order correction: the whole step again, bent back to curved equalities, before it is shortened.
-            bend = -(pseudo_inverse(found.A) @ h.unsqueeze(-1)).squeeze(-1)
+            bend = -times(pseudo_inverse(found.A), h)
             continue
         bend = None
         size = torch.where(accepted, size, 0.5 * size)
@@ -346,7 +343,7 @@ def _direction(state: _State, found: Quantities) -> tuple[torch.Tensor, torch.Te
     if s.shape[-1]:
         ratio = point.mu / s
         matrix = matrix + found.G.mT @ (ratio.unsqueeze(-1) * found.G)
-        rhs = rhs + _back(found.G, barrier / s + ratio * (found.g + s))
+        rhs = rhs + times(found.G.mT, barrier / s + ratio * (found.g + s))
     delta = _shift(found.hessian, matrix, found.A)
     matrix = matrix + torch.diag_embed(delta.unsqueeze(-1).expand(-1, n))
     if not p:

@@ -101,7 +101,7 @@ class Implicit(AbstractDerivative):
             return x, torch.isfinite(report.distance) if keep else solved
 
         _, captured = examined(step, (0, *batch.dims), start, *batch.tensors)
-        recorder = Recorder(report, on_degenerate, self._tolerance(start), _no_margin, _why_singular)
+        recorder = Recorder(report, on_degenerate, self._tolerance(start), None, _why_singular)
         linear = self.linear or (Dense() if start.shape[-1] <= FEW_UNKNOWNS else GMRES())
         x, solved = solve_implicitly(Equation(residual, solver, linear, recorder), batch, start, captured)
         return x, solved, report
@@ -279,11 +279,6 @@ class _Change(AbstractResidual):
 
     def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
         return z - self.step(z, *theta)
-
-
-def _no_margin(operator: Operator) -> torch.Tensor:
-    """Nothing is known of where the derivative of the step jumps; the recorder looks for jumps itself."""
-    return torch.full_like(operator.z[..., 0], torch.inf)
 
 
 def _why_singular(operator: Operator, element: int) -> str:

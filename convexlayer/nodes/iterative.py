@@ -12,6 +12,7 @@ from typing import final
 import torch
 
 from convexlayer.errors import ProblemError
+from convexlayer.nodes.calculus import times
 from convexlayer.nodes.linear import AbstractLinearSolver, LinearSolve, Operator, relative_residual
 
 __all__ = ["GMRES", "ConjugateGradients", "MinimalResidual"]
@@ -163,7 +164,7 @@ class GMRES(AbstractLinearSolver):
 
     def solve(self, state: Operator, rhs: torch.Tensor, *, transposed: bool) -> LinearSolve:
         """Cycles, each from the true residual of the last; an element that a cycle brings no nearer stops."""
-        times = state.transposed_product if transposed else state.product
+        multiply = state.transposed_product if transposed else state.product
         n = rhs.shape[-1]
         limit = 10 * n if self.max_iter is None else self.max_iter
         first = torch.linalg.vector_norm(rhs, dim=-1)
@@ -172,9 +173,9 @@ class GMRES(AbstractLinearSolver):
         count = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
         going = (size > goal) & (count < limit)
         while going.any():
-            step, steps = _cycle(times, r, goal, torch.where(going, limit - count, 0), min(self.restart, n))
+            step, steps = _cycle(multiply, r, goal, torch.where(going, limit - count, 0), min(self.restart, n))
             moved = u + step
-            residual = rhs - times(moved)
+            residual = rhs - multiply(moved)
             new = torch.linalg.vector_norm(residual, dim=-1)
             better = going & (new < size)  # false for NaN
             u, r = torch.where(better.unsqueeze(-1), moved, u), torch.where(better.unsqueeze(-1), residual, r)
@@ -185,14 +186,14 @@ class GMRES(AbstractLinearSolver):
 
 
 def _cycle(
-    times: Callable[[torch.Tensor], torch.Tensor], r: torch.Tensor, goal: torch.Tensor, room: torch.Tensor, m: int
+    multiply: Callable[[torch.Tensor], torch.Tensor], r: torch.Tensor, goal: torch.Tensor, room: torch.Tensor, m: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The steps (batch, n) that minimise |r - K step| over Krylov spaces, and their dimensions (batch,).
 
     Arnoldi's vectors V and the factors Q H = R of the Hessenberg matrix H of K V = V H.
 
     Args:
-        times: the product with K.
+        multiply: the product with K.
         r: residuals, (batch, n).
         goal: residual norms to reach, (batch,).
         room: largest dimensions, (batch,).
@@ -206,16 +207,16 @@ def _cycle(
     kept, steps, norm = torch.zeros_like(room), torch.zeros_like(room), torch.zeros_like(size)
     going = room > 0
     for j in range(m):
-        w = times(V[:, j])
+        w = multiply(V[:, j])
         norm = torch.maximum(norm, torch.linalg.vector_norm(w, dim=-1))
         h = torch.zeros_like(R[:, : j + 1, 0])
         for _ in range(2):  # once does not make w orthogonal to rounding
-            part = _times(V[:, : j + 1], w)
-            w, h = w - _times(V[:, : j + 1].mT, part), h + part
+            part = times(V[:, : j + 1], w)
+            w, h = w - times(V[:, : j + 1].mT, part), h + part
         length = torch.linalg.vector_norm(w, dim=-1)
         rounding = 10.0 * torch.finfo(r.dtype).eps * norm
         V[:, j + 1] = torch.where(length > rounding, 1.0 / _nonzero(length), 0.0).unsqueeze(-1) * w
-        R[:, : j + 1, j] = _times(Q[:, : j + 1, : j + 1], h)
+        R[:, : j + 1, j] = times(Q[:, : j + 1, : j + 1], h)
         pivot = torch.hypot(R[:, j, j], length)
         cs, sn = (R[:, j, j] / _nonzero(pivot)).unsqueeze(-1), (length / _nonzero(pivot)).unsqueeze(-1)
         R[:, j, j] = pivot
@@ -230,7 +231,7 @@ def _cycle(
     keep = torch.arange(m, device=r.device) < kept.unsqueeze(-1)
     square = torch.where(keep.unsqueeze(-1) & keep.unsqueeze(-2), R, torch.eye(m, dtype=r.dtype, device=r.device))
     side = torch.where(keep, size.unsqueeze(-1) * Q[:, :m, 0], 0.0).unsqueeze(-1)
-    return _times(V[:, :m].mT, torch.linalg.solve_triangular(square, side, upper=True).squeeze(-1)), steps
+    return times(V[:, :m].mT, torch.linalg.solve_triangular(square, side, upper=True).squeeze(-1)), steps
 
 
 def _symmetric(operator: Operator, symmetric: bool, name: str) -> Operator:
@@ -241,10 +242,6 @@ def _symmetric(operator: Operator, symmetric: bool, name: str) -> Operator:
 
 def _tolerance(tol: float | None, like: torch.Tensor) -> float:
     return tol if tol is not None else (1e-10 if like.dtype == torch.float64 else 1e-5)
-
-
-def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _nonzero(value: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 import torch
 
 from convexlayer.nodes.batch import Dims, Tensors
-from convexlayer.nodes.calculus import batched, jacobian
+from convexlayer.nodes.calculus import batched, jacobian, times
 
 __all__ = ["AbstractLinearSolver", "AbstractResidual", "Dense", "LinearSolve", "Operator"]
 
@@ -72,7 +72,7 @@ class Operator:
     def transposed_product(self, u: torch.Tensor) -> torch.Tensor:
         """K'u, (batch, n)."""
         if self._known is not None:
-            return (self._known[1].mT @ u.unsqueeze(-1)).squeeze(-1)
+            return times(self._known[1].mT, u)
         z, _, value = self._record()
         return _pulled(value, (z,), u)[0]
 
@@ -229,10 +229,10 @@ class _Factor:
         if self._any_singular:
             solution[self.singular] = _minimum_norm(matrix[self.singular], scaled[self.singular])
         size = matrix.abs()
-        terms = _times(size, solution.abs()) + scaled.abs()
+        terms = times(size, solution.abs()) + scaled.abs()
         # A row of zeros but for rounding is measured by the rows that it is coupled to.
-        terms = terms + _times(size, terms)
-        error = (_times(matrix, solution) - scaled).abs() / torch.where(terms > 0, terms, 1.0)
+        terms = terms + times(size, terms)
+        error = (times(matrix, solution) - scaled).abs() / torch.where(terms > 0, terms, 1.0)
         return LinearSolve(right * solution, error.amax(-1), self.condition)
 
     def _solved(self, rhs: torch.Tensor, *, transposed: bool) -> torch.Tensor:
@@ -296,7 +296,7 @@ def _minimum_norm(matrix: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
     if finite.any():
         cutoff = 10.0 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
         inverse = torch.linalg.pinv(matrix[finite], rtol=cutoff, hermitian=False)
-        solution[finite] = _times(inverse, rhs[finite])
+        solution[finite] = times(inverse, rhs[finite])
     return solution
 
 
@@ -304,7 +304,3 @@ def relative_residual(product: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
     """|K u - v| / |v| of each element, 0 where v is 0."""
     size = torch.linalg.vector_norm(rhs, dim=-1)
     return torch.linalg.vector_norm(product - rhs, dim=-1) / torch.where(size > 0, size, 1.0)
-
-
-def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)

@@ -119,8 +119,7 @@ class AbstractNode(torch.nn.Module, ABC):
         )
         call.keep = equation.keep
         z, fine = solve_implicitly(equation, batch, start, call.captured)
-        if not call.report.all_solved:
-            z = torch.where(fine.unsqueeze(-1), z, z.detach() if self._on_failure.choice == "keep" else torch.nan)
+        z = self._on_failure.masked(z, fine, call.report)
         n, p = call.n, call.p
         y, lam, mu = z[:, :n].reshape(-1, *self.variable), z[:, n : n + p], z[:, n + p :]
         if self.t is not None and call.inequalities:

@@ -19,7 +19,7 @@ import torch
 
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.batch import Dims, Tensors
-from convexlayer.nodes.calculus import FEW_ROWS, batched, gradient, jacobian
+from convexlayer.nodes.calculus import FEW_ROWS, batched, gradient, jacobian, times
 from convexlayer.nodes.linear import AbstractResidual
 
 __all__ = ["Iterate", "NonlinearProgram", "Optimality", "Point", "Quantities", "no_constraints", "pseudo_inverse"]
@@ -72,7 +72,7 @@ class Quantities:
             return self.slope, self.hessian
         corner = self.A.new_zeros(len(self.A), lam.shape[-1], lam.shape[-1])
         upper, lower = torch.cat([self.hessian, self.A.mT], -1), torch.cat([self.A, corner], -1)
-        return torch.cat([self.slope + _back(self.A, lam), self.h], -1), torch.cat([upper, lower], -2)
+        return torch.cat([self.slope + times(self.A.mT, lam), self.h], -1), torch.cat([upper, lower], -2)
 
 
 @final
@@ -126,7 +126,7 @@ class Recorded:
         hessian, A, G = whole[:, :n], whole[:, n : n + p], whole[:, n + p :]
         slope = slope.detach()
         if p + m:
-            slope = slope - _back(A, lam) - _back(G, mu)
+            slope = slope - times(A.mT, lam) - times(G.mT, mu)
         return Quantities(self.f.detach(), slope, hessian, self.h.detach(), A, self.g.detach(), G)
 
 
@@ -223,7 +223,7 @@ class NonlinearProgram:
             slope = gradient(recorded.f.sum(), recorded.y)
             A = torch.stack([gradient(each, recorded.y) for each in recorded.h.sum(0).unbind()], 1)
             lam = _least_squares(A.detach(), slope.detach())
-            hessian = jacobian(slope + _back(A, lam), recorded.y)
+            hessian = jacobian(slope + times(A.mT, lam), recorded.y)
         G = jacobian(recorded.g, recorded.y) if m else hessian[:, :0]
         found = Quantities(
             recorded.f.detach(), slope.detach(), hessian, recorded.h.detach(), A.detach(), recorded.g.detach(), G
@@ -243,7 +243,7 @@ class NonlinearProgram:
             lam, found = self.stationary(self.recorded(dims, y, theta), p)
             return Iterate(Point(y, lam, y.new_zeros(len(y), 0)), count, found.optimality(lam))
         found = self.quantities(dims, Point(y, y.new_zeros(len(y), p), y.new_zeros(len(y), m)), theta)
-        far = (found.G.abs() @ lengths(y, found).unsqueeze(-1)).squeeze(-1)
+        far = times(found.G.abs(), lengths(y, found))
         active = (found.g >= -(torch.finfo(y.dtype).eps ** 0.5) * far).to(y.dtype)
         both = _least_squares(torch.cat([found.A, active.unsqueeze(-1) * found.G], dim=-2), found.slope)
         return Iterate(Point(y, both[:, :p], active * both[:, p:].clamp(min=0.0)), count)
@@ -259,7 +259,7 @@ def _least_squares(rows: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     unit = rows / size.unsqueeze(-1)
     if rows.shape[-2] == 1:
         return -(unit.squeeze(-2) * slope).sum(-1, keepdim=True) / size
-    return -(pseudo_inverse(unit.mT) @ slope.unsqueeze(-1)).squeeze(-1) / size
+    return -times(pseudo_inverse(unit.mT), slope) / size
 
 
 def lengths(y: torch.Tensor, found: Quantities) -> torch.Tensor:
@@ -269,10 +269,6 @@ def lengths(y: torch.Tensor, found: Quantities) -> torch.Tensor:
     own = torch.maximum(y.abs(), step)
     most = own.amax(-1, keepdim=True)
     return torch.where(own > 0, own, torch.where(most > 0, most, 1.0))
-
-
-def _back(matrix: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return (matrix.mT @ weights.unsqueeze(-1)).squeeze(-1)
 
 
 @final

@@ -43,3 +43,8 @@ class NodeOptions:
     tol: float | None = None
     on_failure: str = "raise"
     on_degenerate: str = "warn"
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        """``tol``, or what stands for it in this type."""
+        own = 1e-6 if dtype == torch.float64 else 1e-3
+        return own if self.tol is None else self.tol

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from convexlayer.nodes.batch import Dims, Tensors
+from convexlayer.nodes.batch import Dims, Tensors, repeated
+from convexlayer.nodes.calculus import times
 from convexlayer.nodes.nonlinear import NonlinearProgram, Point, Quantities, lengths, pseudo_inverse
 
 __all__ = ["downhill", "steepest", "towards_feasibility"]
@@ -36,7 +37,7 @@ def towards_feasibility(
     if found.h.shape[-1] == 1 and bool(((size > 0) | (found.h == 0)).all()):
         return None
     rows, target = found.A / unit.unsqueeze(-1), found.h / unit
-    reached = (rows @ (pseudo_inverse(rows) @ target.unsqueeze(-1))).squeeze(-1)
+    reached = times(rows, times(pseudo_inverse(rows), target))
     lost = ((target - reached).abs() > 0.5 * target.abs()).any(-1)
     if not bool(lost.any()):
         return None
@@ -45,8 +46,8 @@ def towards_feasibility(
     irregular = torch.cos(1.0 + index.to(start) ** 2).expand_as(start)
     slope = found.slope * far
     most = slope.abs().amax(-1, keepdim=True)
-    steepest = torch.where(most > 0, -slope / torch.where(most > 0, most, 1.0), irregular)
-    y = torch.stack([_along(start, far * steepest), _along(start, far * irregular)], 1).flatten(1, 2)
+    downward = torch.where(most > 0, -slope / torch.where(most > 0, most, 1.0), irregular)
+    y = torch.stack([_along(start, far * downward), _along(start, far * irregular)], 1).flatten(1, 2)
     _, h, _ = _values(program, dims, y, theta)
     first = found.h.abs().unsqueeze(1)
     violation = (h.abs() / torch.where(first > 0, first, 1.0)).sum(-1).nan_to_num(torch.inf, torch.inf)
@@ -67,7 +68,7 @@ def steepest(
         dims: batch axes of theta.
         theta: the parameters.
     """
-    slope = found.slope if not found.A.shape[1] else found.slope + (found.A.mT @ point.lam.unsqueeze(-1)).squeeze(-1)
+    slope = found.slope if not found.A.shape[1] else found.slope + times(found.A.mT, point.lam)
     most = slope.abs().amax(-1, keepdim=True)
     straight = (found.hessian == 0).all(-1).all(-1) & (most > 0).squeeze(-1) & torch.isfinite(most).squeeze(-1)
     if not bool(straight.any()):
@@ -103,7 +104,7 @@ def downhill(
     size = len(direction)
     y = torch.stack([_along(point.y, direction), _along(point.y, -direction)], 1).flatten(1, 2)
     _, h, g = _values(program, dims, y, theta)
-    y = y - (inverse.unsqueeze(1) @ (torch.cat([h, g], -1) * active.unsqueeze(1)).unsqueeze(-1)).squeeze(-1)
+    y = y - times(inverse.unsqueeze(1), torch.cat([h, g], -1) * active.unsqueeze(1))
     f, h, g = _values(program, dims, y, theta)
     rows = torch.cat([h, g], -1)
     merit = f + (2.0 * weights.unsqueeze(1) * rows * active.unsqueeze(1)).abs().sum(-1)
@@ -134,5 +135,5 @@ def _along(start: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
 def _values(program: NonlinearProgram, dims: Dims, y: torch.Tensor, theta: Tensors) -> Tensors:
     """f (batch, k), h (batch, k, p) and g (batch, k, m) at points (batch, k, n)."""
     size, k, _ = y.shape
-    many = tuple(t.repeat_interleave(k, 0) if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
+    many = repeated(dims, theta, k)
     return tuple(part.reshape(size, k, *part.shape[1:]) for part in program.values(dims, y.flatten(0, 1), many))

@@ -12,6 +12,7 @@ import torch
 from convexlayer.diff import DerivativeReport
 from convexlayer.diff.report import ACCURATE
 from convexlayer.errors import DerivativeError, ProblemError
+from convexlayer.nodes.calculus import times
 from convexlayer.nodes.certify import irregular_signs, irregular_weights, rounding
 from convexlayer.nodes.curvature import KINDS, Kind
 from convexlayer.nodes.linear import LinearSolve, Operator
@@ -70,7 +71,7 @@ class NodeReport:
         code = torch.where(finite, _STATUSES.index(Status.ITERATION_LIMIT), _STATUSES.index(Status.NUMERICAL_ERROR))
         self._codes = torch.where(solved & finite, _STATUSES.index(Status.OPTIMAL), code)
         self.distance, self.iterations = torch.where(finite, distance, torch.inf), iterations
-        self._kinds = torch.full_like(code, KINDS.index(Kind.UNKNOWN)) if kinds is None else kinds
+        self._kinds = torch.full_like(code, Kind.UNKNOWN.code) if kinds is None else kinds
         self.flat = torch.zeros_like(solved) if flat is None else flat
         self.all_solved = bool((solved & finite).all())
 
@@ -79,7 +80,7 @@ class NodeReport:
         """What there is to say of iterates that are what was asked for, wherever they are: ``optimal_inaccurate``."""
         report, size = NodeReport(), change.shape[0]
         report._codes = torch.full((size,), _STATUSES.index(Status.OPTIMAL_INACCURATE))
-        report._kinds = torch.full((size,), KINDS.index(Kind.UNKNOWN))
+        report._kinds = torch.full((size,), Kind.UNKNOWN.code)
         report.distance, report.iterations = change, torch.full((size,), iterations)
         return report
 
@@ -129,6 +130,12 @@ class OnFailure:
         if choice not in ON_FAILURE:
             raise ProblemError(f"on_failure must be one of {', '.join(ON_FAILURE)}, got {choice!r}")
         self.choice = choice
+
+    def masked(self, z: torch.Tensor, solved: torch.Tensor, report: NodeReport) -> torch.Tensor:
+        """z (batch, n), constant or NaN where it is no solution."""
+        if report.all_solved:
+            return z
+        return torch.where(solved.unsqueeze(-1), z, z.detach() if self.choice == "keep" else torch.nan)
 
     def message(self, report: NodeReport, tol: float) -> str:
         """What an error says."""
@@ -190,7 +197,7 @@ class Recorder:
         report: where to write.
         on_degenerate: told of it.
         tol: largest distance of an accurate solution.
-        margin: operator -> distance (batch,) from the nearest point where K is known to jump.
+        margin: operator -> distance (batch,) from the nearest point where K is known to jump; None where nothing is.
         why_singular: (operator, element) -> what to say of a singular K.
     """
 
@@ -199,7 +206,7 @@ class Recorder:
         report: NodeReport,
         on_degenerate: OnDegenerate,
         tol: float,
-        margin: Callable[[Operator], torch.Tensor],
+        margin: Callable[[Operator], torch.Tensor] | None,
         why_singular: Callable[[Operator, int], str],
     ) -> None:
         self._report, self._on_degenerate, self._tol = report, on_degenerate, tol
@@ -213,7 +220,9 @@ class Recorder:
     ) -> None:
         """Judge one solve."""
         if self._seen is not operator:
-            self._seen, self._near = operator, self._margin(operator)
+            self._seen, self._near = operator, torch.full_like(operator.z[:, 0], torch.inf)
+            if self._margin is not None:
+                self._near = self._margin(operator)
             self._jump = self._measured_jump(operator, inverse)
         judged = _Judged(operator, answer, self._report, self._jump, self._near, self._tol, self._why_singular)
         self._report.judge(judged)
@@ -254,8 +263,8 @@ class Recorder:
         # What a row has to change is measured by the sizes of its entries: their sum with signs may be next to nothing.
         if inverse is not None:
             sizes = operator.dense().abs()
-            whole = torch.maximum(whole, (sizes.mT @ w.abs().unsqueeze(-1)).squeeze(-1))
-            step = step + 2.0 * (sizes @ shift.abs().unsqueeze(-1)).squeeze(-1)
+            whole = torch.maximum(whole, times(sizes.mT, w.abs()))
+            step = step + 2.0 * times(sizes, shift.abs())
         else:
             for number in range(1, 4):
                 weights = irregular_weights(z, number)

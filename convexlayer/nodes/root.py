@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 
 from convexlayer.errors import FailedElementsError, ProblemError
-from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors, first_iterates, without_autocast
+from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors, first_iterates, repeated, without_autocast
 from convexlayer.nodes.certify import certified
 from convexlayer.nodes.implicit import Equation, Found, examined, solve_implicitly
 from convexlayer.nodes.linear import AbstractResidual, Operator
@@ -94,15 +94,13 @@ class RootNode(torch.nn.Module):
         like = batch.tensors[0]
         zero = like.new_zeros(1, prod(self._variable))
         _, captured = examined(residual, (0, *batch.dims), zero, *batch.tensors, known=self._known)
-        own = 1e-6 if like.dtype == torch.float64 else 1e-3
-        tol = own if self._options.tol is None else self._options.tol
-        recorder = Recorder(report, self._on_degenerate, tol, _no_margin, _why_singular)
+        tol = self._options.tolerance(like.dtype)
+        recorder = Recorder(report, self._on_degenerate, tol, None, _why_singular)
         solver = partial(self._search, residual, report, tol)
         start = first_iterates(warm_start, self._variable, batch)
         equation = Equation(residual, solver, self._options.linear, recorder)
         y, fine = solve_implicitly(equation, batch, start, captured)
-        if not report.all_solved:
-            y = torch.where(fine.unsqueeze(-1), y, y.detach() if self._on_failure.choice == "keep" else torch.nan)
+        y = self._on_failure.masked(y, fine, report)
         output = batch.unbatched(y.reshape(-1, *self._variable))
         if self._on_failure.choice == "raise" and not report.all_solved:
             message = self._on_failure.message(report, tol)
@@ -121,7 +119,7 @@ class RootNode(torch.nn.Module):
         """The roots (batch, n), and which are some."""
         starts = starts_of(self._options.start, warm, self._variable, dims, theta)
         size, k, n = starts.shape
-        many = tuple(t.repeat_interleave(k, 0) if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
+        many = repeated(dims, theta, k)
         flat, linear = starts.reshape(size * k, n), self._options.linear.accurate()
         precision = torch.finfo(flat.dtype).eps ** (2 / 3)
         operator, count = newton(Operator(residual, dims, flat, many), linear, tol=precision, max_iter=self._max_iter)
@@ -158,10 +156,6 @@ class _Residual(AbstractResidual):
             came = f"{tuple(value.shape)} in {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
             raise ProblemError(f"expected the residual of one element as {self._n} numbers in {z.dtype}, got {came}")
         return value.reshape(-1)
-
-
-def _no_margin(operator: Operator) -> torch.Tensor:
-    return torch.full_like(operator.z[..., 0], torch.inf)
 
 
 def _why_singular(operator: Operator, element: int) -> str:

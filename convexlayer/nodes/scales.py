@@ -8,6 +8,7 @@ from typing import final
 import torch
 
 from convexlayer.nodes.batch import Tensors
+from convexlayer.nodes.calculus import times
 from convexlayer.nodes.nonlinear import Function, NonlinearProgram, Point, Quantities, no_constraints
 
 __all__ = ["Scales"]
@@ -50,7 +51,7 @@ class Scales:
         lengths = _power_of_two((phi.unsqueeze(-1) / w).sqrt())
 
         def units(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            size = (rows.abs() @ lengths.unsqueeze(-1)).squeeze(-1)
+            size = times(rows.abs(), lengths)
             size = torch.where((size > 0) & torch.isfinite(size), size, values.abs())
             return _power_of_two(torch.where((size > 0) & torch.isfinite(size), size, 1.0))
 

@@ -11,9 +11,9 @@ import torch
 from scipy.optimize import minimize
 
 from convexlayer.errors import SolverError
-from convexlayer.nodes.batch import Dims, Tensors
+from convexlayer.nodes.batch import Dims, Tensors, element
 from convexlayer.nodes.calculus import product
-from convexlayer.nodes.forward import AbstractForwardSolver, element
+from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.nonlinear import Function, Iterate, NonlinearProgram
 
 __all__ = ["ScipyMinimize"]

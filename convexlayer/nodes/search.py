@@ -9,11 +9,11 @@ from typing import Any, final
 
 import torch
 
-from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors
-from convexlayer.nodes.calculus import inside_transform
+from convexlayer.nodes.batch import Batch, Dims, Shape, Tensors, element, repeated, take
+from convexlayer.nodes.calculus import inside_transform, times
 from convexlayer.nodes.certify import Iterates, certified, irregular_weights, stepped
-from convexlayer.nodes.curvature import KINDS, Kind, kind_of
-from convexlayer.nodes.forward import AbstractForwardSolver, take
+from convexlayer.nodes.curvature import Kind, kind_of
+from convexlayer.nodes.forward import AbstractForwardSolver
 from convexlayer.nodes.implicit import examined
 from convexlayer.nodes.linear import Operator
 from convexlayer.nodes.nonlinear import NonlinearProgram, Optimality, Point, lengths, rank_of
@@ -87,29 +87,25 @@ class Search:
         self.p, self.inequalities = h.shape[-1], g.shape[-1]
         self.m = 0 if self._t is not None else self.inequalities
         self.residual = Optimality(self._conditions, self.p, self.m)
-        own = 1e-6 if like.dtype == torch.float64 else 1e-3
-        self.tol = own if self._options.tol is None else self._options.tol
+        self.tol = self._options.tolerance(like.dtype)
+        self._linear = self._options.linear.accurate()
         self.report, self._last, self._blind = NodeReport(), like.new_empty(0), False
         self.keep: Callable[[Operator, object], None] = lambda operator, factor: None
 
     def judge(self, on_degenerate: OnDegenerate, why_singular: Callable[[Operator, int], str]) -> Recorder:
         """Who is told of the derivative's linear solves."""
-        return Recorder(self.report, on_degenerate, self.tol, self.margin, why_singular)
+        return Recorder(self.report, on_degenerate, self.tol, self._margin if self.m else None, why_singular)
 
     def solve(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """z (batch, n + p + m), and what is solved; what was found about it is in the report."""
         starts = starts_of(self._options.start, start, self._variable, dims, theta)
         size, k, _ = starts.shape
-        many = (
-            tuple(t.repeat_interleave(k, 0) if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
-            if k > 1
-            else theta
-        )
+        many = repeated(dims, theta, k)
         first = starts.reshape(size * k, self.n)
         found, iterations = self._searched(first, first, dims, many)
         good = found.distance <= self.tol
         kinds, _ = self._curvature(found)
-        plain = (kinds == KINDS.index(Kind.MINIMUM)) | (kinds == KINDS.index(Kind.UNKNOWN))
+        plain = (kinds == Kind.MINIMUM.code) | (kinds == Kind.UNKNOWN.code)
         # At a start that knows nothing of the solution, and has a gradient of exactly zero, there may be a kink that
         # autograd does not see.
         self._blind = self._solver.restarts and start is None and not callable(self._options.start)
@@ -123,7 +119,7 @@ class Search:
             z, distance, flat, iterations, kinds, good = (
                 each[rows] for each in (z, distance, flat, iterations, kinds, good)
             )
-        elif self._options.linear.accurate() is self._options.linear:
+        elif self._linear is self._options.linear:
             self.keep(found.operator, found.factor)
         self._last = z
         self.report.fill(good, torch.isfinite(z).all(-1), distance, iterations, kinds, flat)
@@ -142,7 +138,7 @@ class Search:
 
     def _certified(self, operator: Operator, origin: torch.Tensor, steps: int) -> Iterates:
         """The points after so many Newton steps, those beyond a barrier infinitely far from a solution."""
-        points = certified(operator, self._options.linear.accurate(), start=origin, steps=steps, tol=self.tol)
+        points = certified(operator, self._linear, start=origin, steps=steps, tol=self.tol)
         if self._t is None or not self.inequalities:
             return points
         # Beyond the barrier its gradient is zero somewhere too.
@@ -158,11 +154,11 @@ class Search:
     def _curvature(self, found: Iterates) -> tuple[torch.Tensor, torch.Tensor]:
         matrix = getattr(found.factor, "matrix", None)
         if matrix is None:
-            unknown = torch.full(found.distance.shape, KINDS.index(Kind.UNKNOWN), device=found.distance.device)
+            unknown = torch.full(found.distance.shape, Kind.UNKNOWN.code, device=found.distance.device)
             return unknown, torch.zeros_like(found.operator.z[:, None, : self.n])
         jacobian = matrix[:, self.n :, : self.n]
         kinds, direction = kind_of(matrix[:, : self.n, : self.n], jacobian)
-        kinds = torch.where(found.flat, KINDS.index(Kind.DEGENERATE), kinds)
+        kinds = torch.where(found.flat, Kind.DEGENERATE.code, kinds)
         return kinds, found.factor.right[:, None, : self.n] * direction
 
     def _again(
@@ -187,43 +183,44 @@ class Search:
         if len(rows) < len(z):
             some = Operator(self.residual, dims, z[rows], take(dims, theta, rows))
             found = self._certified(some, origin[rows], 0)
-        for number in range(RESTARTS + 1 if self._solver.restarts else 1):
+        restarts = RESTARTS if self._solver.restarts else 0
+        for number in range(restarts + 1):
             here = take(dims, theta, rows)
             if self._solver.restarts:
                 found = self._leapt(found, origin[rows], dims, here)
             near = found.distance <= self.tol
             kind, direction = self._curvature(found)
-            kind = torch.where(near, kind, KINDS.index(Kind.UNKNOWN))
+            kind = torch.where(near, kind, Kind.UNKNOWN.code)
             y, falls = found.operator.z[:, : self.n], torch.zeros_like(near)
             still = self._still(found, counts[rows])
-            known = near & ((kind != KINDS.index(Kind.MINIMUM)) | still) & (kind != KINDS.index(Kind.UNKNOWN))
+            known = near & ((kind != Kind.MINIMUM.code) | still) & (kind != Kind.UNKNOWN.code)
             if self._minimises and bool(known.any()):
-                still = still & (kind == KINDS.index(Kind.MINIMUM))
+                still = still & (kind == Kind.MINIMUM.code)
                 away = torch.where(still.unsqueeze(-1), irregular_weights(y), y - origin[rows])
                 direction = torch.where((found.flat | still)[:, None, None], away.unsqueeze(1), direction)
                 for each in direction.unbind(1):
                     beside, lower = downhill(self._conditions, self._point(found), each, dims, here)
                     lower = lower & known & ~falls
                     y, falls = torch.where(lower.unsqueeze(-1), beside, y), falls | lower
-                saddle = KINDS.index(Kind.SADDLE)
-                kind = torch.where(falls & (kind != KINDS.index(Kind.MAXIMUM)), saddle, kind)
+                saddle = Kind.SADDLE.code
+                kind = torch.where(falls & (kind != Kind.MAXIMUM.code), saddle, kind)
                 if self.m:
                     # Weakly active inequalities bar the ways down.
-                    kind = torch.where(known & ~falls & (kind == saddle), KINDS.index(Kind.DEGENERATE), kind)
+                    kind = torch.where(known & ~falls & (kind == saddle), Kind.DEGENERATE.code, kind)
             fine = near & ~falls
             if self._minimises:
-                fine = fine & (kind != KINDS.index(Kind.SADDLE)) & (kind != KINDS.index(Kind.MAXIMUM))
+                fine = fine & (kind != Kind.SADDLE.code) & (kind != Kind.MAXIMUM.code)
             z[rows], distance[rows], kinds[rows], good[rows] = found.operator.z, found.distance, kind, fine
             flat[rows] = found.flat
             more = torch.nonzero(~fine & torch.isfinite(y).all(-1)).squeeze(-1)
             if not len(more):
                 break
             rows, start = rows[more], y[more]
-            if number < RESTARTS and self._solver.restarts:
+            if number < restarts:
                 found, steps = self._searched(start, origin[rows], dims, take(dims, theta, rows))
                 counts[rows] += steps
         operator = Operator(self.residual, dims, z, theta)
-        factor = self._options.linear.accurate().init(operator, symmetric=True)
+        factor = self._linear.init(operator, symmetric=True)
         return Iterates(operator, factor, distance, flat), counts, kinds, good
 
     def _leapt(self, found: Iterates, origin: torch.Tensor, dims: Dims, theta: Tensors) -> Iterates:
@@ -234,7 +231,7 @@ class Search:
         near = found.distance <= self.tol
         if bool(near.all()) or not self._minimises:
             return found
-        operator, linear = found.operator, self._options.linear.accurate()
+        operator, linear = found.operator, self._linear
         for _ in range(LEAPS):
             factor = linear.init(operator, symmetric=True)
             move = linear.solve(factor, -operator.value(), transposed=False).solution
@@ -246,7 +243,7 @@ class Search:
         before, *_ = self._conditions.values(dims, found.operator.z[:, : self.n], theta)
         after, *_ = self._conditions.values(dims, there.operator.z[:, : self.n], theta)
         lower = (after <= before) | (self.p + self.m > 0)
-        low = (kind == KINDS.index(Kind.MINIMUM)) | (kind == KINDS.index(Kind.DEGENERATE))
+        low = (kind == Kind.MINIMUM.code) | (kind == Kind.DEGENERATE.code)
         good = ~near & (there.distance <= self.tol) & low & lower
         if not bool(good.any()):
             return found
@@ -260,15 +257,14 @@ class Search:
         """What to say of dependent constraints at the end of the first element that has failed."""
         if not self.p or inside_transform():
             return ""
-        element = self.report.failed[0]
-        y, theta = self._last[element, : self.n], tuple(t.detach() for t in batch.tensors)
-        one = tuple(t[element] if dim == 0 else t for t, dim in zip(theta, batch.dims, strict=True))
-        rows = torch.func.jacrev(self._program.h)(y, *one)
+        first = self.report.failed[0]
+        one = element(batch.dims, tuple(t.detach() for t in batch.tensors), first)
+        rows = torch.func.jacrev(self._program.h)(self._last[first, : self.n], *one)
         rank = rank_of(rows) if bool(torch.isfinite(rows).all()) else self.p
         if rank == self.p:
             return ""
         return (
-            f". The gradients of the {self.p} equalities of element {element} are dependent (rank {rank}): drop the "
+            f". The gradients of the {self.p} equalities of element {first} are dependent (rank {rank}): drop the "
             "redundant ones, or make them consistent"
         )
 
@@ -276,22 +272,19 @@ class Search:
         """mu = -1 / (t g) of one element, where the barrier stands for the inequalities."""
         return -1.0 / ((self._t or 1.0) * self._program.g(y, *theta))
 
-    def margin(self, operator: Operator) -> torch.Tensor:
-        """How far each element is from weak activity, infinite without inequalities.
+    def _margin(self, operator: Operator) -> torch.Tensor:
+        """How far each element is from weak activity.
 
         An inequality is as far as the larger of -g, relative to what g changes over the lengths of the variables, and
         mu, relative to the slopes of f that it holds up.
         """
-        z = operator.z
-        if not self.m:
-            return torch.full_like(z[:, 0], torch.inf)
-        point = Point(*self.residual.split(z))
+        point = Point(*self.residual.split(operator.z))
         found = self._program.quantities(operator.dims, point, operator.theta)
         far, mu = lengths(point.y, found), point.mu
-        change = (found.G.abs() @ far.unsqueeze(-1)).squeeze(-1)
-        work = (found.hessian.abs() @ far.unsqueeze(-1)).squeeze(-1) + found.slope.abs()
+        change = times(found.G.abs(), far)
+        work = times(found.hessian.abs(), far) + found.slope.abs()
         each = found.G.abs() * far.unsqueeze(1)
-        held = (each @ (far * work).unsqueeze(-1)).squeeze(-1)
+        held = times(each, far * work)
         slack = found.g.abs() / torch.where(change > 0, change, 1.0)
         force = mu * each.square().sum(-1) / torch.where(held > 0, held, 1.0)
         return torch.maximum(slack, force).amin(-1)
@@ -299,8 +292,6 @@ class Search:
     def _chosen(self, z: torch.Tensor, good: torch.Tensor, dims: Dims, theta: Tensors) -> torch.Tensor:
         """The index (batch,) of each element's solution among (batch, k, n) points."""
         size, k, _ = z.shape
-        if k == 1:
-            return torch.zeros(size, dtype=torch.int64, device=z.device)
         y = z[:, :, : self.n]
         f = torch.stack([self._program.values(dims, y[:, j], theta)[0] for j in range(k)], 1)
         best = torch.where(good, f, torch.inf).argmin(1)

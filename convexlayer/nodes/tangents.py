@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 
 from convexlayer.errors import DerivativeError
+from convexlayer.nodes.calculus import times
 
 __all__ = ["attach", "once"]
 
@@ -55,7 +56,7 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, value: torch.Tensor | None, _: Any, theta: torch.Tensor | None) -> torch.Tensor:
         (jacobian, *_) = ctx.saved_tensors
-        moved = torch.zeros_like(jacobian[..., 0]) if theta is None else (jacobian @ theta.unsqueeze(-1)).squeeze(-1)
+        moved = torch.zeros_like(jacobian[..., 0]) if theta is None else times(jacobian, theta)
         return moved if value is None else value + moved
 
 
