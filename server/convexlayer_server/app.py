@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from . import problems as problem_responses
 from . import telemetry
 from .encoding import JsonParser
-from .engine import EmbeddedEngine, Engine, FairEngine
+from .engine import Admission, EmbeddedEngine, Engine
 from .gate import Gate
 from .jobs import Jobs
 from .keys import Keyring
@@ -106,7 +106,7 @@ def create_app(
 
 def _service(settings: Settings, engine: Engine, store: Store) -> Service:
     metrics, ledger = Metrics(), Ledger(store)
-    fair = FairEngine(engine, settings, ledger, metrics)
+    fair = Admission(engine, settings, ledger, metrics)
     return Service(
         settings=settings,
         store=store,

@@ -2,26 +2,46 @@
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996) with one flow a key: each flow has a virtual time, the service
 that it was given; the flow with the least goes next, and one that was idle begins where the present one is, so that
-nothing is saved up. A request is charged an estimate when it goes, and the difference when it has ended.
+nothing is saved up. What is served is charged an estimate when it goes, and the difference when it has ended.
+
+Within a flow the items stand in lines, which take turns: so what a key asks for quickly does not wait behind all that
+it asked for at length.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar, final
 
-__all__ = ["FairQueue"]
+__all__ = ["FairQueue", "Turn"]
 
 T = TypeVar("T")
 
 
 @final
+@dataclass(frozen=True)
+class Turn(Generic[T]):
+    """What could be served next of one line.
+
+    Attributes:
+        flow: whose it is.
+        line: where it stands.
+        item: the first there.
+    """
+
+    flow: str
+    line: Hashable
+    item: T
+
+
+@final
 class FairQueue(Generic[T]):
-    """Items waiting in one line for each flow."""
+    """Items that wait, each in a line of its flow; what a flow was charged is remembered, so flows should be few."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[T]] = {}
+        self._flows: dict[str, OrderedDict[Hashable, deque[T]]] = {}
         self._served: dict[str, float] = {}
         self._now = 0.0
         self._waiting = 0
@@ -30,83 +50,72 @@ class FairQueue(Generic[T]):
         """Items that wait."""
         return self._waiting
 
+    def __iter__(self) -> Iterator[T]:
+        """Items that wait."""
+        return (item for lines in self._flows.values() for items in lines.values() for item in items)
+
     def lengths(self) -> Counter[str]:
         """Items that wait, by flow."""
-        return Counter({flow: len(line) for flow, line in self._lines.items()})
+        return Counter({flow: sum(map(len, lines.values())) for flow, lines in self._flows.items()})
 
-    def longest(self) -> str:
-        """The flow with most items; empty where none waits."""
-        return max(self._lines, key=lambda flow: len(self._lines[flow]), default="")
-
-    def push(self, flow: str, item: T) -> None:
-        """Let an item wait at the end of its flow's line."""
-        if flow not in self._lines:
-            self._lines[flow] = deque()
-            self._served[flow] = max(self._served.get(flow, 0.0), self._now)
-        self._lines[flow].append(item)
+    def push(self, flow: str, item: T, line: Hashable = None, *, first: bool = False) -> None:
+        """Let an item wait at the end of a line, or at its front."""
+        if flow not in self._flows:
+            self._flows[flow] = OrderedDict()
+            self._served[flow] = self.served(flow)
+        waiting = self._flows[flow].setdefault(line, deque())
+        (waiting.appendleft if first else waiting.append)(item)
         self._waiting += 1
 
+    def turns(self) -> Iterator[Turn[T]]:
+        """The first items of all lines, in the order in which they would be served; to be used before any change."""
+        for flow in sorted(self._flows, key=self._served.__getitem__):
+            for line, items in self._flows[flow].items():
+                yield Turn(flow, line, items[0])
+
+    def alike(self, line: Hashable) -> list[Turn[T]]:
+        """All items of the lines of one name, flow by flow in the order in which they would be served."""
+        flows = sorted((flow for flow, lines in self._flows.items() if line in lines), key=self._served.__getitem__)
+        return [Turn(flow, line, item) for flow in flows for item in self._flows[flow][line]]
+
+    def serve(self, turn: Turn[T], cost: float) -> None:
+        """Charge a flow for what is served of an item, whose line goes behind others; it waits on until removed."""
+        self._now = max(self._now, self._served[turn.flow])
+        self.charge(turn.flow, cost)
+        self._flows[turn.flow].move_to_end(turn.line)
+
     def pop(self, cost: float) -> T:
-        """The next item of the flow that was served least, which is charged the cost.
+        """The next item of all, which is charged the cost.
 
         Raises:
             IndexError: nothing waits.
         """
-        flow = self._next_flow()
-        self._now = max(self._now, self._served[flow])
-        return self._take(flow, 0, cost)
+        turn = next(self.turns(), None)
+        if turn is None:
+            raise IndexError("nothing waits")
+        self.serve(turn, cost)
+        self.remove(turn.flow, turn.item, turn.line)
+        return turn.item
 
-    def first(self) -> T:
-        """What ``pop`` would give.
-
-        Raises:
-            IndexError: nothing waits.
-        """
-        return self._lines[self._next_flow()][0]
+    def remove(self, flow: str, item: T, line: Hashable = None) -> bool:
+        """Take an item out of its line; whether it was there."""
+        lines = self._flows.get(flow, OrderedDict())
+        items = lines.get(line, deque())
+        position = next((place for place, waiting in enumerate(items) if waiting is item), None)
+        if position is None:
+            return False
+        del items[position]
+        self._waiting -= 1
+        if not items:
+            del lines[line]
+        if not lines:
+            del self._flows[flow]
+        return True
 
     def served(self, flow: str) -> float:
         """The virtual time of a flow, or where it would begin if it has nothing waiting."""
         return max(self._served.get(flow, 0.0), self._now)
 
-    def pop_where(self, joins: Callable[[T], bool], cost: float, most: int) -> list[T]:
-        """Items that meet a condition, whoever's they are: line by line from the front, each charged the cost."""
-        taken: list[T] = []
-        for flow in sorted(self._lines, key=lambda name: self._served[name]):
-            line, position = self._lines[flow], 0
-            while position < len(line) and len(taken) < most:
-                if joins(line[position]):
-                    taken.append(self._take(flow, position, cost))
-                else:
-                    position += 1
-        return taken
-
-    def pop_last(self, flow: str) -> T:
-        """The last item of a flow, which gives up."""
-        return self._take(flow, len(self._lines[flow]) - 1, 0.0)
-
-    def remove(self, flow: str, item: T) -> bool:
-        """Take an item out of its line; whether it was there."""
-        line = self._lines.get(flow, deque())
-        position = next((place for place, waiting in enumerate(line) if waiting is item), None)
-        if position is not None:
-            self._take(flow, position, 0.0)
-        return position is not None
-
     def charge(self, flow: str, cost: float) -> None:
-        """Correct what a flow was charged."""
+        """Charge a flow, or correct what it was charged."""
         self._served[flow] = self._served.get(flow, self._now) + cost
-
-    def _next_flow(self) -> str:
-        if not self._lines:
-            raise IndexError("nothing waits")
-        return min(self._lines, key=lambda name: self._served[name])
-
-    def _take(self, flow: str, position: int, cost: float) -> T:
-        line = self._lines[flow]
-        item = line[position]
-        del line[position]
-        self._served[flow] += cost
-        self._waiting -= 1
-        if not line:
-            del self._lines[flow]
-        return item

@@ -7,12 +7,13 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Literal, final
+from typing import Any, Literal, Protocol, final
 
 from fastapi import Response
 
-from .engine import ComputeRequest, ComputeResult, Engine, Progress
+from .engine import ComputeRequest, ComputeResult, Progress
 from .errors import ConflictError, GoneError, NotFoundError, RequestError, TooManyError
+from .kept import Kept
 from .settings import Settings
 
 __all__ = ["Job", "Jobs"]
@@ -20,6 +21,9 @@ __all__ = ["Job", "Jobs"]
 Respond = Callable[[ComputeResult], Awaitable[Response]]
 
 _LOG = logging.getLogger(__name__)
+
+_AROUND_BYTES = 5000
+"""What a job takes beside the arrays of its answer."""
 
 Status = Literal["waiting", "running", "done", "cancelled"]
 
@@ -36,6 +40,7 @@ class Job:
         id: its id; it begins with j_.
         owner: whose it is.
         request_id: that of the request, for the engine.
+        started: when, by the monotonic clock.
         status: waiting, running, done (with an answer or an error) or cancelled.
         task: what performs it, once it has begun.
     """
@@ -48,7 +53,7 @@ class Job:
         self.task: asyncio.Task[None] | None = None
         self._described = {"id": self.id, "problem_id": request.problem_id, "operation": request.operation}
         self._elements = (0, 0)
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self._ended: float | None = None
         self._respond = respond
         self._outcome: ComputeResult | Exception | None = None
@@ -61,20 +66,19 @@ class Job:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the arrays of its answer."""
-        return self._outcome.size_bytes if isinstance(self._outcome, ComputeResult) else 0
+        """Bytes of its answer, about."""
+        return _AROUND_BYTES + (self._outcome.size_bytes if isinstance(self._outcome, ComputeResult) else 0)
 
-    def described(self, job_s: float | None = None) -> dict[str, Any]:
-        """Plain JSON; with the time for which the result is kept, where it is there."""
-        now = time.monotonic()
+    def described(self, expires_s: float | None = None) -> dict[str, Any]:
+        """Plain JSON; with the time for which the result will be kept, where it is there."""
         done, total = self._elements
         return {
             **self._described,
             "status": self.status,
             "done": done,
             "total": total,
-            "seconds": round((self._ended or now) - self._started, 3),
-            "expires_s": None if self._ended is None or job_s is None else max(0.0, self._ended + job_s - now),
+            "seconds": round((self._ended or time.monotonic()) - self.started, 3),
+            "expires_s": expires_s,
         }
 
     async def result(self) -> Response:
@@ -122,6 +126,13 @@ class Job:
         self._changed = asyncio.Event()
 
 
+class Cancels(Protocol):
+    """What gives up the work of a job."""
+
+    async def cancel(self, request_id: str) -> bool:
+        """Give up a request; whether any of it was still to be done."""
+
+
 @final
 class Jobs:
     """The jobs of all callers; every call comes from the event loop.
@@ -131,10 +142,11 @@ class Jobs:
         engine: what the work is cancelled at.
     """
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Cancels) -> None:
         self._settings = settings
         self._engine = engine
-        self._jobs: dict[str, Job] = {}
+        self._in_work: dict[str, Job] = {}
+        self._done: Kept[Job] = Kept(settings.job_bytes, settings.job_s)
 
     def start(
         self, request: ComputeRequest, work: Callable[[Progress], Awaitable[ComputeResult]], respond: Respond
@@ -149,7 +161,6 @@ class Jobs:
         Raises:
             TooManyError: its owner has as many as one may have, and none of them is done.
         """
-        self._forget()
         mine = self.all(request.owner)
         if len(mine) >= self._settings.max_jobs_per_key:
             oldest = next((job for job in mine if job.ended is not None), None)
@@ -157,9 +168,9 @@ class Jobs:
                 raise TooManyError(
                     f"{len(mine)} jobs of this key are in work, which is as many as it may have", retry_after_s=1.0
                 )
-            del self._jobs[oldest.id]
+            self._done.drop(oldest.id)
         job = Job(request, respond)
-        self._jobs[job.id] = job
+        self._in_work[job.id] = job
         job.task = asyncio.create_task(self._perform(job, work))
         return job
 
@@ -169,20 +180,23 @@ class Jobs:
         Raises:
             NotFoundError: there is none of this id, or it is another's.
         """
-        self._forget()
-        job = self._jobs.get(job_id)
+        job = self._in_work.get(job_id) or self._done.get(job_id, owner)
         if job is None or job.owner != owner:
             raise NotFoundError(f"no job {job_id[:80]!r} is here; results are kept for {self._settings.job_s:g} s")
         return job
 
     def all(self, owner: str) -> list[Job]:
         """The jobs of an owner, oldest first."""
-        self._forget()
-        return [job for job in self._jobs.values() if job.owner == owner]
+        jobs = [*self._done.all(owner), *(job for job in self._in_work.values() if job.owner == owner)]
+        return sorted(jobs, key=lambda job: job.started)
+
+    def expires_s(self, job: Job) -> float | None:
+        """For how long the result of a job will be kept; None while there is none."""
+        return None if job.ended is None else self._done.left_s(job.id)
 
     async def cancel(self, job: Job) -> None:
         """Give a job up, and forget it."""
-        self._jobs.pop(job.id, None)
+        self._forget(job)
         job.end("cancelled")
         await self._engine.cancel(job.request_id)
         if job.task is not None:
@@ -190,7 +204,7 @@ class Jobs:
 
     async def close(self) -> None:
         """Give up what is still in work."""
-        for job in list(self._jobs.values()):
+        for job in list(self._in_work.values()):
             await self.cancel(job)
 
     async def _perform(self, job: Job, work: Callable[[Progress], Awaitable[ComputeResult]]) -> None:
@@ -204,16 +218,10 @@ class Jobs:
         except Exception as error:  # a bug, which whoever asks for the result is told of as in a request
             _LOG.exception("job %s failed", job.id)
             job.end("done", error)
-        self._forget()
+        finally:
+            if self._in_work.pop(job.id, None) is not None:
+                self._done.put(job.id, job.owner, job, job.size_bytes)
 
-    def _forget(self) -> None:
-        """Drop results that are too old, then the oldest while all together are too large, but never the last one."""
-        ended = [job for job in self._jobs.values() if job.ended is not None]
-        ended.sort(key=lambda job: job.ended or 0.0)
-        size = sum(job.size_bytes for job in ended)
-        now = time.monotonic()
-        for job in ended[:-1] if size > self._settings.job_bytes else ended:
-            if (job.ended or now) + self._settings.job_s > now and size <= self._settings.job_bytes:
-                break
-            size -= job.size_bytes
-            del self._jobs[job.id]
+    def _forget(self, job: Job) -> None:
+        self._in_work.pop(job.id, None)
+        self._done.drop(job.id)

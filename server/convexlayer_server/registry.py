@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 import convexlayer
 
-from .engine import FairEngine
+from .engine import Admission
 from .errors import NotFoundError
 from .settings import Settings
 from .store import Store, StoredProblem
@@ -37,7 +37,7 @@ class Registry:
         engine: what compiles them.
     """
 
-    def __init__(self, settings: Settings, store: Store, engine: FairEngine) -> None:
+    def __init__(self, settings: Settings, store: Store, engine: Admission) -> None:
         self._settings = settings
         self._store = store
         self._engine = engine

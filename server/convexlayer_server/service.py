@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from .encoding import JsonParser
-from .engine import FairEngine
+from .engine import Admission
 from .jobs import Jobs
 from .keys import Keyring
 from .limits import Limits
@@ -27,7 +27,7 @@ class Service:
 
     settings: Settings
     store: Store
-    engine: FairEngine
+    engine: Admission
     registry: Registry
     jobs: Jobs
     json: JsonParser

@@ -57,22 +57,28 @@ class Settings(BaseModel):
         max_batch: elements of a batch.
         max_array_size: entries of one decoded array, batch included.
         max_batch_size: entries of all program data, solutions and outputs of a batch together.
+        solvers: names of the solvers that a request may ask for beside ``auto``, comma-separated; empty for all that
+            are installed.
         max_iter: iterations that a request may ask for.
         max_time_limit_s: time limit that a request may ask for.
         workers: processes that compute; 0 is a thread of this process, which can neither be killed nor kept within
             memory: for tests and notebooks.
         device: of the workers: ``auto`` is ``cuda`` where there is one, else ``cpu``; ``cuda:0,1`` shares these among
             them.
-        deadline_s: what one request may take in a worker; a worker that takes longer is replaced.
+        background_workers: processes beside them that do what takes long while several keys compute, at a lower
+            priority; None for as many as ``workers``, which is the most.
+        deadline_s: what one element, or what is computed with it, may take in a worker; one that takes longer is
+            replaced.
         compile_limit_s: what compiling a problem may take.
         worker_memory_bytes: resident memory of one worker; one that takes more is replaced.
-        quarantine_s: how long a problem is refused that ended two workers.
+        quarantine_s: how long a problem, or a solver, is refused to a key for which it ended two workers.
         batching: merge requests that wait for the same problem.
         merged_rows: elements of one merged batch.
-        state_bytes: bytes of all states kept for handles together, and again of the factors kept by each worker.
+        state_bytes: bytes of all states kept for handles together, and again of the factors kept by each worker. A key
+            that keeps no more than an equal share of them loses none to others.
         state_s: how long a state is kept.
         max_jobs_per_key: jobs of one key, those whose results are kept included.
-        job_bytes: bytes of all results of jobs together.
+        job_bytes: bytes of all results of jobs together, which are shared as those of states are.
         job_s: how long the result of a job is kept.
         drain_s: what requests in work are given to end at a shutdown.
         compiled_problems: compiled problems kept in memory, by each worker.
@@ -86,8 +92,6 @@ class Settings(BaseModel):
         max_in_flight_per_key: requests of one key that are being read, waiting or computed.
         max_waiting: requests of all keys that wait for the engine; more are answered with 429.
         max_wait_s: what one request waits for the engine before it is answered with 429; a job waits longer.
-        max_running: groups of requests for one problem that are handed to the engine at a time, while the others wait,
-            each key in its turn; None for one a worker.
         refresh_s: how often keys are read anew from the store, and usage is written to it.
         requests_per_minute: what one key may send, on average over a minute; None for any number.
         seconds_per_day: seconds of the engine that one key may use a day (UTC); None for any number.
@@ -113,10 +117,12 @@ class Settings(BaseModel):
     max_batch: PositiveInt = 4_096
     max_array_size: PositiveInt = 8_000_000
     max_batch_size: PositiveInt = 50_000_000
+    solvers: Annotated[str, Field(pattern=r"^([A-Za-z0-9_]+(, *[A-Za-z0-9_]+)*)?$")] = ""
     max_iter: PositiveInt = 1_000_000
     max_time_limit_s: _PositiveFloat = 600.0
     workers: NonNegativeInt = 2
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+(,[0-9]+)*)?)$")] = "auto"
+    background_workers: NonNegativeInt | None = None
     deadline_s: _PositiveFloat = 120.0
     compile_limit_s: _PositiveFloat = 60.0
     worker_memory_bytes: PositiveInt = 4 * 2**30
@@ -139,7 +145,6 @@ class Settings(BaseModel):
     max_in_flight_per_key: PositiveInt = 128
     max_waiting: PositiveInt = 256
     max_wait_s: _PositiveFloat = 30.0
-    max_running: PositiveInt | None = None
     refresh_s: _PositiveFloat = 0.5
     requests_per_minute: PositiveInt | None = None
     seconds_per_day: _PositiveFloat | None = None
@@ -147,6 +152,11 @@ class Settings(BaseModel):
     trusted_proxies: str = ""
     log_format: Literal["json", "text"] = "json"
     telemetry: bool = False
+
+    def allows(self, solver: str) -> bool:
+        """Whether a request may ask for a solver."""
+        allowed = {name.strip().lower() for name in self.solvers.split(",")} - {""}
+        return not allowed or solver.lower() in allowed | {"auto"}
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:

@@ -13,7 +13,7 @@ from convexlayer_server import Settings, create_app
 from convexlayer_server.arrays import Array, decode, encode
 from convexlayer_server.engine import ComputeRequest
 
-from .conftest import DOCUMENT, AppClient
+from .conftest import DOCUMENT, VALUES, AppClient
 
 SETTINGS = Settings()
 BATCH = 5
@@ -87,6 +87,20 @@ def test_options_and_solver(client: AppClient, path: str) -> None:
     assert answer["meta"]["solver"] == "scs"
     limited = answered(client, f"{path}/solve", {"parameters": values, "options": {"max_iter": 1}})
     assert max(limited["iterations"]) == 1
+
+
+def test_solvers_that_a_server_allows() -> None:
+    client = AppClient(create_app(Settings(workers=0, solvers="SCS, clarabel")))
+    try:
+        path = client.register(DOCUMENT)
+        for solver, status in (("auto", 200), ("scs", 200), ("CLARABEL", 200), ("daqp", 422)):
+            response = client.post(f"{path}/solve", {"parameters": VALUES, "options": {"solver": solver}})
+            assert response.status_code == status, solver
+        assert response.json()["detail"] == "/options/solver: this server allows auto, SCS, clarabel; got daqp"
+        names = {entry["name"].lower() for entry in client.get("/v1/capabilities").json()["solvers"]}
+        assert names == {"scs", "clarabel"}
+    finally:
+        client.close()
 
 
 def test_vjp(client: AppClient, path: str, reference: convexlayer.SolutionMap) -> None:

@@ -54,15 +54,34 @@ def test_idleness_saves_nothing_up() -> None:
     assert max(Counter(queue.pop(1.0) for _ in range(30)).values()) <= 11
 
 
-def test_what_joins_is_taken_from_every_line() -> None:
-    queue: FairQueue[tuple[str, int]] = FairQueue()
+def test_alike_items_of_all_flows_are_found() -> None:
+    queue: FairQueue[str] = FairQueue()
     for flow in "ab":
-        for number in range(4):
-            queue.push(flow, (flow, number))
-    taken = queue.pop_where(lambda item: item[1] % 2 == 0, 1.0, most=3)
-    assert taken == [("a", 0), ("a", 2), ("b", 0)]
-    assert queue.lengths() == {"a": 2, "b": 3}
-    assert len(queue) == 5
+        for number in range(2):
+            queue.push(flow, f"{flow}{number}", "even" if number % 2 == 0 else "odd")
+    queue.charge("a", 1.0)
+    assert [turn.item for turn in queue.alike("even")] == ["b0", "a0"]
+    assert queue.alike("none") == []
+
+
+def test_lines_of_a_flow_take_turns() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for number in range(3):
+        queue.push("a", f"long {number}", "long")
+    queue.push("a", "quick", "quick")
+    assert [queue.pop(1.0) for _ in range(4)] == ["long 0", "quick", "long 1", "long 2"]
+
+
+def test_what_is_served_in_parts_waits_on() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.push("a", "batch")
+    queue.push("b", "other")
+    first = next(queue.turns())
+    queue.serve(first, 2.0)
+    assert [turn.item for turn in queue.turns()] == ["other", "batch"]
+    assert len(queue) == 2
+    queue.push("b", "again", first=True)
+    assert [turn.item for turn in queue.turns()] == ["again", "batch"]
 
 
 def test_removal() -> None:
@@ -74,9 +93,9 @@ def test_removal() -> None:
     assert queue.remove("a", items[1])
     assert not queue.remove("a", items[1])
     assert not queue.remove("c", items[0])
-    assert queue.longest() == "a"
-    assert queue.pop_last("a") is items[2]
-    assert queue.pop_last("a") is items[0]
-    assert queue.longest() == "b"
+    assert queue.lengths() == {"a": 2, "b": 1}
+    assert queue.remove("a", items[2])
+    assert queue.remove("a", items[0])
+    assert queue.lengths() == {"b": 1}
     queue.pop(1.0)
-    assert (queue.longest(), len(queue)) == ("", 0)
+    assert len(queue) == 0

@@ -192,19 +192,16 @@ def test_a_body_is_not_read_where_there_is_no_room() -> None:
         blocked = asyncio.Event()
 
         async def run() -> httpx.Response:
-            async def work() -> None:
+            async def work(begun: Any) -> None:
                 await blocked.wait()
 
             key = made.store.all_keys()[0].id
-            tasks = [
-                asyncio.create_task(engine._in_turn(key, "", (str(number), "solve", None), work, patient=True))
-                for number in range(2)
-            ]
+            task = asyncio.create_task(engine._in_place(key, "solve", work, patient=True))
             await asyncio.sleep(0)
             headers = {"Authorization": f"Bearer {made.tokens[0]}", "Content-Type": "application/json"}
             response = await made.client._http.post("/v1/problems", content=body(), headers=headers)
             blocked.set()
-            await asyncio.gather(*tasks)
+            await task
             return response
 
         refused = made.client._runner.run(run())

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from convexlayer_server import Settings, create_app
+from convexlayer_server import Settings, create_app, jobs
 from convexlayer_server.engine import ComputeRequest, ComputeResult, EmbeddedEngine
 from convexlayer_server.jobs import Jobs
 
@@ -128,37 +128,37 @@ def test_jobs_are_their_owners() -> None:
 def test_results_are_kept_for_a_time_and_within_a_budget() -> None:
     async def work(engine: EmbeddedEngine) -> None:
         result = await engine.run(request(), DOCUMENT)
-        for settings, left in (({"job_bytes": 2 * result.size_bytes}, 2), ({"job_s": 1e-9}, 0)):
+        for settings, left in (({"job_bytes": 2 * (result.size_bytes + jobs._AROUND_BYTES)}, 2), ({"job_s": 1e-9}, 0)):
             bench = Bench(engine, **settings)
             bench.result = result
             bench.go.set()
-            jobs = [bench.start(request(str(i))) for i in range(3)]
-            await asyncio.gather(*(job.task for job in jobs))
-            assert bench.jobs.all("") == jobs[3 - left :]
+            started_jobs = [bench.start(request(str(i))) for i in range(3)]
+            await asyncio.gather(*(job.task for job in started_jobs))
+            assert bench.jobs.all("") == started_jobs[3 - left :]
 
     with_engine(work)
 
 
 def test_cancelled_jobs_are_cancelled_in_the_engine() -> None:
     async def work(engine: EmbeddedEngine) -> None:
-        jobs = Jobs(Settings(), engine)
+        kept = Jobs(Settings(), engine)
         large = request("large", parameters={"c": np.zeros(100_000)})
 
         async def respond(result: ComputeResult) -> Any:
             return httpx.Response(200)
 
-        job = jobs.start(large, lambda progress: engine.run(large, DOCUMENT, progress), respond)
+        job = kept.start(large, lambda progress: engine.run(large, DOCUMENT, progress), respond)
         changes = job.changes()
         while job.status != "running":
             await anext(changes)
-        await jobs.cancel(job)
+        await kept.cancel(job)
         assert job.status == "cancelled"
         with pytest.raises(Exception, match="was cancelled"):
             await job.result()
         assert [None async for _ in changes] == [None]
         with pytest.raises(asyncio.CancelledError):
             await job.task
-        assert jobs.all("") == []
+        assert kept.all("") == []
 
     with_engine(work, merged_rows=64)
 
@@ -180,3 +180,26 @@ def test_a_job_outlives_its_connection() -> None:
                 assert result.json()["variables"]["x"] == pytest.approx([0.5, 1.0])
 
     asyncio.run(run())
+
+
+def test_large_results_of_one_key_leave_those_of_others() -> None:
+    async def work(engine: EmbeddedEngine) -> None:
+        small = await engine.run(request(), DOCUMENT)
+        large = await engine.run(request(parameters={"c": np.zeros(2000)}), DOCUMENT)
+        size_bytes = large.size_bytes + jobs._AROUND_BYTES
+        bench = Bench(engine, job_bytes=2 * size_bytes)
+        bench.go.set()
+
+        async def done(owner: str, result: ComputeResult) -> Any:
+            bench.result = result
+            job = bench.start(request(owner, owner=owner))
+            await job.task
+            return job
+
+        others = await done("b", small)
+        greedy = [await done("a", large) for _ in range(4)]
+        assert bench.jobs.all("b") == [others]
+        assert bench.jobs.expires_s(others) == pytest.approx(Settings().job_s, rel=0.5)
+        assert bench.jobs.all("a") == greedy[-1:]
+
+    with_engine(work)

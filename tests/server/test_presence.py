@@ -12,7 +12,15 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from convexlayer_server import Settings, create_app, reading
-from convexlayer_server.engine import ComputeRequest, ComputeResult, EmbeddedEngine, EngineHealth, Progress
+from convexlayer_server.engine import (
+    Begun,
+    Charge,
+    ComputeRequest,
+    ComputeResult,
+    EmbeddedEngine,
+    EngineHealth,
+    Progress,
+)
 from convexlayer_server.errors import CallerLeftError
 from convexlayer_server.routes import presence
 from convexlayer_server.routes.presence import while_waited_for
@@ -54,14 +62,16 @@ class EndlessEngine:
         self._engine = EmbeddedEngine(Settings(workers=0))
         self.begun, self.given_up = asyncio.Event(), asyncio.Event()
 
-    async def open(self) -> None:
-        await self._engine.open()
+    async def open(self, charge: Charge) -> None:
+        await self._engine.open(charge)
 
-    async def register(self, problem_id: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
-        return await self._engine.register(problem_id, document)
+    async def register(
+        self, problem_id: str, document: Mapping[str, Any], owner: str, begun: Begun
+    ) -> Mapping[str, Any]:
+        return await self._engine.register(problem_id, document, owner, begun)
 
     async def run(
-        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None = None
+        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None, begun: Begun
     ) -> ComputeResult:
         self.begun.set()
         try:

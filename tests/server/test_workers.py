@@ -182,7 +182,9 @@ def test_a_problem_that_ends_two_workers_is_quarantined(shop: Shop) -> None:
     shop.run(crash)
 
     async def refused(shop: Shop) -> None:
-        with pytest.raises(UnavailableError, match="ended 2 workers and is refused") as error:
+        with pytest.raises(
+            UnavailableError, match="ended 2 workers that computed for this key, and is refused to it"
+        ) as error:
             await shop.engine.run(request(problem_id="crash"), DOCUMENT)
         assert 0 < (error.value.retry_after_s or 0) <= 3600
         await shop.engine.run(request(), DOCUMENT)

@@ -1,8 +1,10 @@
 """What computes."""
 
+from .admission import Admission
 from .embedded import EmbeddedEngine
-from .fair import FairEngine
 from .protocol import (
+    Begun,
+    Charge,
     ComputeOptions,
     ComputeRequest,
     ComputeResult,
@@ -14,13 +16,15 @@ from .protocol import (
 )
 
 __all__ = [
+    "Admission",
+    "Begun",
+    "Charge",
     "ComputeOptions",
     "ComputeRequest",
     "ComputeResult",
     "EmbeddedEngine",
     "Engine",
     "EngineHealth",
-    "FairEngine",
     "Operation",
     "PortableState",
     "Progress",

@@ -1,8 +1,9 @@
 """The workers: started, watched, ended and replaced.
 
-One more than is asked for stands by with everything imported, which takes seconds, and takes the place of the next one
-that ends. No process pool of the common libraries does this: those that survive the death of a worker fail all that is
-in work, or know neither places nor limits.
+Those in front are as many as is asked for. One more stands by, ready to take the place of the next one that ends or
+goes to the background, where at most as many again do what takes long, at a lower priority. A process that has all of
+it imported forks them, in milliseconds (multiprocessing's forkserver). No process pool of the common libraries does
+this: those that survive the death of a worker fail all that is in work, or know neither places nor limits.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import logging
 import multiprocessing
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, Protocol, final
+from typing import Any, Literal, Protocol, final
 
 import psutil
 
@@ -30,9 +32,9 @@ __all__ = ["Crew", "Ending", "Worker", "devices_of"]
 
 _LOG = logging.getLogger(__name__)
 
-Ending = Literal["crash", "killed", "deadline", "memory", "abandoned", "asked"]
+Ending = Literal["crash", "killed", "deadline", "memory", "abandoned", "stopped", "asked"]
 """How a worker ended: by itself, by a signal from outside, for taking too long or too much, for being at what nobody
-waits for any more, or because it was to."""
+waits for any more, for keeping others waiting, or because it was to."""
 
 _SMALL_BYTES = 2**16
 """What is written from the event loop: an idle worker reads it at once."""
@@ -44,6 +46,10 @@ _ABANDONED_S = 2.0
 
 _START_S = 300.0
 _LONGEST_PAUSE_S = 30.0
+_LOWEST = 19
+
+_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # macOS's own libraries do not survive a fork
+_PRELOADED = [f"{__package__}.preloaded"]
 
 
 @final
@@ -57,6 +63,7 @@ class Worker:
         work: what it is doing.
         deadline: when that has to be done, or when it has to be ready, by the monotonic clock.
         ending: why it is being ended.
+        in_background: whether it does what takes long.
         wanted: when it was last seen to be free, or at what somebody waits for, by the monotonic clock.
     """
 
@@ -67,6 +74,7 @@ class Worker:
         self.work: Work | None = None
         self.deadline = time.monotonic() + _START_S
         self.ending: Ending | None = None
+        self.in_background = False
         self.wanted = time.monotonic()
         self._connection = connection
         self._process = process
@@ -108,6 +116,14 @@ class Worker:
             self._connection.shutdown(socket.SHUT_RDWR)
         except OSError:
             _LOG.debug("the connection to a worker was closed already")
+
+    def stand_back(self) -> None:
+        """Do what takes long from now on, at the lowest priority."""
+        self.in_background = True
+        if self._watched is not None and hasattr(os, "setpriority"):
+            with suppress(psutil.Error, OSError):
+                for thread in self._watched.threads():  # Linux has a priority for each
+                    os.setpriority(os.PRIO_PROCESS, thread.id, _LOWEST)
 
     def listen(self, heard: Callable[[Done | Ready], None], gone: Callable[[], None]) -> None:
         """Hear what it says, from a thread of its own, until it is gone."""
@@ -164,14 +180,15 @@ class Listener(Protocol):
 
 @final
 class Crew:
-    """As many workers as there are to be, and one that stands by.
+    """As many workers in front as there are to be, one that stands by, and those in the background.
 
     Args:
-        settings: ``workers``, ``device``, ``worker_memory_bytes``.
+        settings: ``workers``, ``background_workers``, ``device``, ``worker_memory_bytes``.
         listener: who gives work to them.
 
     Attributes:
         replaced: how many ended unasked and were replaced.
+        most_in_background: how many may be in the background.
     """
 
     def __init__(self, settings: Settings, listener: Listener) -> None:
@@ -184,11 +201,45 @@ class Crew:
         self._starting: set[asyncio.Task[None]] = set()
         self._pause_s = 0.0
         self.replaced = 0
+        asked = settings.background_workers
+        self.most_in_background = settings.workers if asked is None else min(asked, settings.workers)
+
+    @property
+    def all_workers(self) -> list[Worker]:
+        """All that are ready, wherever they are."""
+        return [worker for worker, _ in self._all if worker.ready]
 
     @property
     def workers(self) -> list[Worker]:
-        """Those that work, which the one that stands by is not."""
-        return [worker for worker, _ in self._all if worker.ready][: max(1, self._settings.workers)]
+        """Those in front, which the one that stands by is not."""
+        return self._in_front()[: max(1, self._settings.workers)]
+
+    @property
+    def background(self) -> list[Worker]:
+        """Those in the background."""
+        return [worker for worker in self.all_workers if worker.in_background]
+
+    @property
+    def room(self) -> int:
+        """How much more can be done in the background now: by those that are idle there, and by those still to come."""
+        busy = sum(worker.in_background and worker.work is not None for worker, _ in self._all)
+        return self.most_in_background - busy
+
+    def recruit(self) -> Worker | None:
+        """Let the one that stands by go to the background, idle; None where there is none, or no place."""
+        waiting = [worker for worker in self._in_front()[max(1, self._settings.workers) :] if worker.idle]
+        if not waiting or len(self.background) >= self.most_in_background:
+            return None
+        self.let_go(waiting[0])
+        return waiting[0]
+
+    def let_go(self, worker: Worker) -> None:
+        """Let a worker go to the background with what it has in work; another takes its place."""
+        idle = [other for other in self.background if other.idle]
+        if len(self.background) >= self.most_in_background and idle:
+            idle[0].end("asked")
+        worker.stand_back()
+        self._fill_up()
 
     async def open(self) -> None:
         """Start them; each is announced when it is ready."""
@@ -251,9 +302,9 @@ class Crew:
         threads = max(1, (os.cpu_count() or 1) // self._settings.workers)
         mine, others = socket.socketpair()
         arguments = (others, self._settings, device, threads)
-        process = multiprocessing.get_context("spawn").Process(
-            target=worker_module.main, args=arguments, name="convexlayer-worker", daemon=True
-        )
+        context: Any = multiprocessing.get_context(_METHOD)
+        context.set_forkserver_preload(_PRELOADED)
+        process = context.Process(target=worker_module.main, args=arguments, name="convexlayer-worker", daemon=True)
         try:
             with others:
                 process.start()
@@ -266,8 +317,7 @@ class Crew:
         if isinstance(message, Ready):
             worker.ready, worker.deadline = True, float("inf")
             self._pause_s = 0.0
-            if self._settings.workers and len(self._all) + len(self._starting) <= self._settings.workers:
-                self._start(self._least_used())
+            self._fill_up()
             self._listener.on_ready(worker)
             return
         work, worker.work, worker.deadline = worker.work, None, float("inf")
@@ -283,17 +333,28 @@ class Crew:
         device = next(device for other, device in self._all if other is worker)
         self._all.remove((worker, device))
         ending = worker.how_it_ended()
-        if not self._closing.is_set():
+        if not self._closing.is_set() and ending != "asked":
             self.replaced += 1
             _LOG.warning("worker %s ended (%s) and is replaced", worker.pid, ending)
-            if worker.ready:
-                self._start(device)
-            else:
+            if not worker.ready:
                 self._start_later(device)
+            self._fill_up()
         self._listener.on_gone(worker, worker.work, ending)
 
+    def _in_front(self) -> list[Worker]:
+        return [worker for worker in self.all_workers if not worker.in_background]
+
+    def _fill_up(self) -> None:
+        """Start as many as are missing in front, the one that stands by included, once the first is ready."""
+        for _ in range(self._missing()):
+            self._start(self._least_used())
+
+    def _missing(self) -> int:
+        wanted = self._settings.workers + 1 if self._settings.workers else 1
+        return wanted - len(self._starting) - sum(not worker.in_background for worker, _ in self._all)
+
     def _least_used(self) -> str:
-        used = [device for _, device in self._all]
+        used = [device for worker, device in self._all if not worker.in_background]
         return min(self._devices, key=used.count)
 
     async def _watch(self) -> None:

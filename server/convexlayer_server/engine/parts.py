@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, pairwise
+from functools import cached_property
+from itertools import accumulate, chain
 from typing import Any, final
 
 import numpy as np
@@ -72,11 +73,10 @@ class Cutter:
         pairs = zip((self.request.parameters, self.request.directions), self.batched, strict=True)
         return sum(value.nbytes for arrays, names in pairs for name, value in arrays.items() if name not in names)
 
-    def rows(self, most: int) -> list[slice]:
-        """Ranges of rows with at most so many each, unless what they share is too large to be had so often."""
-        parts = min(-(-self.batch // most), 1 + _SHARED_BYTES // max(1, self.shared_bytes))
-        bounds = [self.batch * part // parts for part in range(parts + 1)]
-        return [slice(start, stop) for start, stop in pairwise(bounds)]
+    @cached_property
+    def least_rows(self) -> int:
+        """Rows that every part but the last has, lest what they share be had too often."""
+        return -(-self.batch // (1 + _SHARED_BYTES // max(1, self.shared_bytes)))
 
     def part(self, rows: slice, key: str, state: str | PortableState | None = None) -> ComputeRequest:
         """These rows as a request with an id of its own."""

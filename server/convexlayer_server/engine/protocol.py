@@ -26,6 +26,8 @@ from typing import Any, Literal, Protocol
 from ..arrays import Array
 
 __all__ = [
+    "Begun",
+    "Charge",
     "ComputeOptions",
     "ComputeRequest",
     "ComputeResult",
@@ -40,6 +42,12 @@ Operation = Literal["solve", "vjp", "jvp"]
 
 Progress = Callable[[int, int], None]
 """Called on the event loop with the number of elements done and of all elements."""
+
+Begun = Callable[[], None]
+"""Called on the event loop when the first of something is handed to a worker."""
+
+Charge = Callable[[str, float], None]
+"""Called on the event loop with an owner and seconds that a worker was busy for it, whatever became of that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,15 +189,17 @@ class EngineHealth:
 
 
 class Engine(Protocol):
-    """Compiles and computes.
+    """Compiles and computes, each owner in its turn: what one asks for keeps no other waiting for long.
 
     ``open`` and ``close`` frame its life, both on the event loop that serves the four calls.
     """
 
-    async def open(self) -> None:
+    async def open(self, charge: Charge) -> None:
         """Begin; requests are taken from now on, though workers may take seconds to be ready."""
 
-    async def register(self, problem_id: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def register(
+        self, problem_id: str, document: Mapping[str, Any], owner: str, begun: Begun
+    ) -> Mapping[str, Any]:
         """Compile a document, unless it is compiled already.
 
         Returns:
@@ -201,7 +211,7 @@ class Engine(Protocol):
         """
 
     async def run(
-        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None = None
+        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None, begun: Begun
     ) -> ComputeResult:
         """Compute with the problem of a document, which is compiled unless it is compiled already.
 

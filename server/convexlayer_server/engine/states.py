@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
@@ -14,6 +12,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import GoneError
+from ..kept import Kept
 from ..settings import Settings
 from .protocol import ComputeOptions, ComputeResult, PortableState
 
@@ -56,7 +55,7 @@ class SolvedState:
 
 @final
 class States:
-    """States by handle: within a byte budget, those used longest ago make room; each for a time after its last use.
+    """States by handle, each for a time after its last use.
 
     Args:
         settings: ``state_bytes`` and ``state_s``.
@@ -64,17 +63,14 @@ class States:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._states: OrderedDict[str, tuple[SolvedState, float]] = OrderedDict()
-        self._size_bytes = 0
+        self._states: Kept[SolvedState] = Kept(settings.state_bytes, settings.state_s)
 
     def put(self, state: SolvedState) -> str | None:
         """Keep a state; its handle, or None where it is too large."""
         if state.size_bytes > self._settings.state_bytes:
             return None
         handle = f"s_{secrets.token_urlsafe(18)}"
-        self._states[handle] = state, time.monotonic()
-        self._size_bytes += state.size_bytes
-        self._forget()
+        self._states.put(handle, state.owner, state, state.size_bytes)
         return handle
 
     def get(self, handle: str, owner: str, problem_id: str) -> SolvedState:
@@ -83,25 +79,13 @@ class States:
         Raises:
             GoneError: it is not here for this owner and problem; whether it ever was is not said.
         """
-        self._forget()
-        state, _ = self._states.get(handle, (None, 0.0))
-        if state is None or state.owner != owner or state.problem_id != problem_id:
+        state = self._states.get(handle, owner, renew=True)
+        if state is None or state.problem_id != problem_id:
             raise GoneError(
                 f"the state {handle[:40]!r} is not here, or no longer (they are kept for {self._settings.state_s:g} s "
                 "after their last use, and as long as there is room): send the parameters"
             )
-        self._states[handle] = state, time.monotonic()
-        self._states.move_to_end(handle)
         return state
-
-    def _forget(self) -> None:
-        now = time.monotonic()
-        while self._states:
-            handle, (state, used) = next(iter(self._states.items()))
-            if self._size_bytes <= self._settings.state_bytes and used + self._settings.state_s > now:
-                return
-            del self._states[handle]
-            self._size_bytes -= state.size_bytes
 
 
 def digest(problem_id: str, parameters: Mapping[str, Array], state: PortableState) -> str:

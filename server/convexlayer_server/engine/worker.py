@@ -22,7 +22,7 @@ from .workbench import Workbench
 
 __all__ = ["main", "serve"]
 
-_NICE = 10
+_NICE = 5
 """How far workers stand back where all cores are busy: who takes requests, and answers probes, goes first."""
 
 

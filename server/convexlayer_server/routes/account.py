@@ -29,7 +29,7 @@ async def capabilities(service: ServiceDependency) -> Capabilities:
     limits = settings.model_dump(include={name for name in type(settings).model_fields if name.startswith("max_")})
     return Capabilities(
         versions=dict(versions()),
-        solvers=await run_in_threadpool(_solvers),
+        solvers=[found for found in await run_in_threadpool(_solvers) if settings.allows(found.name)],
         functions=sorted([*ATOMS, *CONSTRAINTS]),
         documents=["expression", "cone_program"],
         keys_required=service.keyring.required,

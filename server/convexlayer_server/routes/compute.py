@@ -20,7 +20,7 @@ from ..answers import BINARY_ANSWER, Answer
 from ..arrays import Array, Encoding
 from ..encoding import AT_ONCE_BYTES
 from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation, Progress
-from ..errors import InvalidError, pointer
+from ..errors import InvalidError, SolverChoiceError, pointer
 from ..reading import described, reader
 from ..registry import versions
 from ..service import Owner, Service, ServiceDependency
@@ -231,6 +231,9 @@ def _options(options: Options, settings: Settings) -> ComputeOptions:
     for name, limit in limits.items():
         if (getattr(options, name) or 0) > limit:
             raise InvalidError.at(pointer("options", name), f"this server allows at most {limit}")
+    if not settings.allows(options.solver):
+        allowed = f"this server allows auto, {settings.solvers}; got {options.solver}"
+        raise SolverChoiceError.at("/options/solver", allowed)
     return ComputeOptions(**options.model_dump())
 
 

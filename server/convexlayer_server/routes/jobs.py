@@ -58,4 +58,4 @@ async def delete_job(job: JobDependency, service: ServiceDependency) -> Response
 
 
 def _answer(job: Job, service: ServiceDependency) -> JobAnswer:
-    return JobAnswer(**job.described(service.settings.job_s))
+    return JobAnswer(**job.described(service.jobs.expires_s(job)))
