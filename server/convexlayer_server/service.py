@@ -18,7 +18,7 @@ from .settings import Settings
 from .store import Store
 from .usage import Ledger
 
-__all__ = ["Owner", "Service", "ServiceDependency"]
+__all__ = ["Owner", "Service", "ServiceDependency", "owner_of", "service_of"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,22 @@ class Service:
 
 # Dependencies wait for nothing, but those that are no coroutines would each cost a thread.
 async def _service(request: Request) -> Service:
+    return service_of(request)
+
+
+async def _owner(request: Request) -> str:
+    return owner_of(request)
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request was sent to."""
     service: Service = request.app.state.service
     return service
 
 
-async def _owner(request: Request) -> str:
+def owner_of(request: Request) -> str:
     """The id of the caller's key; empty where nobody needs one."""
-    return str(getattr(request.state, "owner", ""))
+    return str(request.scope["state"].get("owner", ""))
 
 
 ServiceDependency = Annotated[Service, Depends(_service)]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
@@ -23,7 +23,7 @@ from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation, P
 from ..errors import InvalidError, SolverChoiceError, pointer
 from ..reading import described, reader
 from ..registry import versions
-from ..service import Owner, Service, ServiceDependency
+from ..service import Service, owner_of, service_of
 from ..settings import Settings
 from ..store import StoredProblem
 from ..trace import current_trace
@@ -39,7 +39,7 @@ from .bodies import (
     VjpAnswer,
     VjpRequest,
 )
-from .preferences import Preferences, respond_async
+from .preferences import respond_async
 from .presence import while_waited_for
 from .reader import Reader, known_names
 
@@ -54,26 +54,37 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 _MEASURES = ("linear_residual", "margin", "condition")
 
+_PARAMETERS: list[dict[str, Any]] = [
+    {"name": "problem_id", "in": "path", "required": True, "schema": {"type": "string"}},
+    {
+        "name": "Prefer",
+        "in": "header",
+        "required": False,
+        "description": "respond-async makes it a job (RFC 7240)",
+        "schema": {"type": "string", "default": ""},
+    },
+]
+
 _solve_bodies, _vjp_bodies, _jvp_bodies = TypeAdapter(SolveRequest), TypeAdapter(VjpRequest), TypeAdapter(JvpRequest)
-SolveBody = Annotated[SolveRequest, Depends(reader(_solve_bodies, mode="values", also_binary=True))]
-VjpBody = Annotated[VjpRequest, Depends(reader(_vjp_bodies, mode="values", also_binary=True))]
-JvpBody = Annotated[JvpRequest, Depends(reader(_jvp_bodies, mode="values", also_binary=True))]
+_read_solve = reader(_solve_bodies, mode="values", also_binary=True)
+_read_vjp = reader(_vjp_bodies, mode="values", also_binary=True)
+_read_jvp = reader(_jvp_bodies, mode="values", also_binary=True)
 
 
-@router.post(
-    "/solve",
-    response_model=SolveAnswer,
-    responses=_RESPONSES,
-    openapi_extra=described(_solve_bodies, also_binary=True),
-)
-async def solve(
-    http: Request, problem_id: str, body: SolveBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
-) -> Response:
+def _described(bodies: TypeAdapter[Any]) -> dict[str, Any]:
+    return {"parameters": _PARAMETERS, **described(bodies, also_binary=True)}
+
+
+# These endpoints look at the request themselves: dependencies would be a quarter of what a small solve costs here.
+@router.post("/solve", response_model=SolveAnswer, responses=_RESPONSES, openapi_extra=_described(_solve_bodies))
+async def solve(http: Request) -> Response:
     """Solve for a batch of parameters. An element without a solution is a status, not an error.
 
     So is a row of a batch whose values cannot be used (``invalid``); where there is no batch that is an error.
     """
-    problem = await service.registry.get(owner, problem_id)
+    service, owner = service_of(http), owner_of(http)
+    body = await _read_solve(http, service)
+    problem = await service.registry.get(owner, http.path_params["problem_id"])
     parts = [part for part in body.parts if part in ("variables", "duals")]
     request = await _read(
         service,
@@ -103,20 +114,15 @@ async def solve(
             "meta": _meta(problem, result),
         }
 
-    return await _served(http, service, problem, request, told, body.encoding, prefer)
+    return await _served(http, service, problem, request, told, body.encoding)
 
 
-@router.post(
-    "/vjp",
-    response_model=VjpAnswer,
-    responses=_RESPONSES,
-    openapi_extra=described(_vjp_bodies, also_binary=True),
-)
-async def vjp(
-    http: Request, problem_id: str, body: VjpBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
-) -> Response:
+@router.post("/vjp", response_model=VjpAnswer, responses=_RESPONSES, openapi_extra=_described(_vjp_bodies))
+async def vjp(http: Request) -> Response:
     """Gradients of a loss with respect to parameters, from its cotangents with respect to outputs."""
-    problem = await service.registry.get(owner, problem_id)
+    service, owner = service_of(http), owner_of(http)
+    body = await _read_vjp(http, service)
+    problem = await service.registry.get(owner, http.path_params["problem_id"])
     known = problem.summary["parameters"]
     for position, name in enumerate(body.wrt or ()):
         if name not in known:
@@ -133,20 +139,15 @@ async def vjp(
             "meta": _meta(problem, result),
         }
 
-    return await _served(http, service, problem, request, told, body.encoding, prefer)
+    return await _served(http, service, problem, request, told, body.encoding)
 
 
-@router.post(
-    "/jvp",
-    response_model=JvpAnswer,
-    responses=_RESPONSES,
-    openapi_extra=described(_jvp_bodies, also_binary=True),
-)
-async def jvp(
-    http: Request, problem_id: str, body: JvpBody, service: ServiceDependency, owner: Owner, prefer: Preferences = ""
-) -> Response:
+@router.post("/jvp", response_model=JvpAnswer, responses=_RESPONSES, openapi_extra=_described(_jvp_bodies))
+async def jvp(http: Request) -> Response:
     """Tangents of outputs, from tangents of parameters."""
-    problem = await service.registry.get(owner, problem_id)
+    service, owner = service_of(http), owner_of(http)
+    body = await _read_jvp(http, service)
+    problem = await service.registry.get(owner, http.path_params["problem_id"])
     outputs = _outputs(problem, body.parts)
     request = await _read(service, problem, body, "jvp", body.tangents, state=body.state, owner=owner, outputs=outputs)
 
@@ -160,7 +161,7 @@ async def jvp(
             "meta": _meta(problem, result),
         }
 
-    return await _served(http, service, problem, request, told, body.encoding, prefer)
+    return await _served(http, service, problem, request, told, body.encoding)
 
 
 async def _read(
@@ -203,7 +204,6 @@ async def _served(
     request: ComputeRequest,
     told: Callable[[ComputeResult], dict[str, Any]],
     encoding: Encoding,
-    prefer: str,
 ) -> Response:
     """The answer; or, where the caller prefers that, a job that will have it."""
 
@@ -213,7 +213,7 @@ async def _served(
     def work(progress: Progress | None = None) -> Awaitable[ComputeResult]:
         return service.engine.run(request, problem.document, progress)
 
-    if not respond_async(prefer):
+    if not respond_async(http.headers.get("prefer", "")):
         return await respond(await while_waited_for(http, work()))
     job = service.jobs.start(request, work, respond)
     headers = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}

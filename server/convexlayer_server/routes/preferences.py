@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import Header
-
-__all__ = ["Preferences", "respond_async"]
-
-Preferences = Annotated[str, Header(alias="Prefer", max_length=200)]
+__all__ = ["respond_async"]
 
 
 def respond_async(prefer: str) -> bool:
