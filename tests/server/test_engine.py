@@ -71,7 +71,7 @@ def test_requests_and_results_travel() -> None:
     result = pickle.loads(pickle.dumps(with_engine(work)))
     np.testing.assert_allclose(result.arrays["x"], SOLUTION, atol=1e-8)
     assert result.status == ("optimal", "optimal")
-    assert result.seconds["queue"] >= 0.0
+    assert result.seconds["solve"] > 0.0
 
 
 def test_errors() -> None:

@@ -139,7 +139,7 @@ class ComputeResult:
         report: of the derivative: status, linear_residual, margin, condition and consistent; None for a solve.
         solver: the solver that ran.
         reason: why it was chosen.
-        seconds: wall time of the parts, that of waiting for a worker (``queue``) included.
+        seconds: wall time of the steps; of those of all pieces together where it was computed in several.
         state: the handle of the state, where it was asked for; None where it is too large to be kept.
         portable: the state itself, where it was asked for.
         details: what there is to say of elements beyond their status, by position.

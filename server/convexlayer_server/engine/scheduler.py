@@ -197,26 +197,25 @@ class Scheduler:
     def _settled(self, worker: Worker) -> _InWork:
         """What a worker had in work, its owners charged for what it took."""
         work = self._in_work.pop(worker)
-        seconds = time.monotonic() - work.started
+        seconds, elements = time.monotonic() - work.started, work.elements
         for piece, cost in work.taken:
-            share_s = seconds * (piece.rows / work.elements if work.elements else 1 / len(work.taken))
+            share_s = seconds * (piece.rows / elements if elements else 1 / len(work.taken))
             self._turns.charge(piece.task.owner, share_s - cost)
             self._charge(piece.task.owner, share_s)
         return work
 
     def _answer(self, work: Work, in_work: _InWork, done: Done, result: ComputeResult) -> None:
-        begun = time.monotonic() - done.compute_s - done.compile_s
+        each_s = done.compute_s / in_work.elements
         members = [piece.member for piece in in_work.pieces if piece.member is not None]
         results = split(result, members) if work.merged else [result]
         slow = []
         for piece, own in zip(in_work.pieces, results, strict=True):
-            self._turns.learn(piece, done.compute_s * piece.rows / in_work.elements)
+            self._turns.learn(piece, each_s * piece.rows)
             self._quarantine.forgive(piece.task)
             if done.stopped and str(Status.ITERATION_LIMIT) in own.status:
                 slow.append(piece)
             else:
-                queue_s = max(0.0, begun - piece.task.since)
-                piece.task.succeed(piece, replace(own, seconds={"queue": queue_s, **own.seconds}))
+                piece.task.succeed(piece, own)
         self._put_back(slow, alone=True)
 
     def _put_back(self, pieces: list[Piece], *, alone: bool = False, long: bool = False) -> None:
