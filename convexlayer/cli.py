@@ -72,7 +72,7 @@ def _add_server_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     create.set_defaults(run=_create_key)
     listing = actions.add_parser("list", parents=[shared], help="list the keys")
     listing.set_defaults(run=_list_keys)
-    revoke = actions.add_parser("revoke", parents=[shared], help="let a key be good no longer")
+    revoke = actions.add_parser("revoke", parents=[shared], help="let a key be good no longer, and forget its problems")
     revoke.add_argument("key", help="its id, which begins with k_")
     revoke.set_defaults(run=_revoke_key)
 
@@ -80,7 +80,7 @@ def _add_server_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     actions = store.add_subparsers(required=True, metavar="action")
     for name, run, text in (
         ("backup", _backup, "copy it to a new file"),
-        ("restore", _restore, "replace it by a copy; what came after that is lost"),
+        ("restore", _restore, "replace its problems by those of a copy; keys and usage since are kept"),
     ):
         action = actions.add_parser(name, parents=[shared], help=f"{text}; a server may be running")
         action.add_argument("file")

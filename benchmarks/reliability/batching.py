@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def measure(plan: Plan) -> list[Row]:
 
 
 async def _at_the_seam(seconds: float) -> _Rates:
-    document, rates = dense_qp(), []
+    document, rates = json.dumps(dense_qp()).encode(), []
     requests = [
         ComputeRequest(request_id="", problem_id="p", operation="solve", parameters=dense_values(seed))
         for seed in range(_CALLERS)
@@ -75,9 +76,7 @@ async def _at_the_seam(seconds: float) -> _Rates:
     return _Rates(*np.median(rates, axis=0))
 
 
-async def _calls(
-    engine: EmbeddedEngine, document: dict[str, object], requests: list[ComputeRequest], seconds: float
-) -> float:
+async def _calls(engine: EmbeddedEngine, document: bytes, requests: list[ComputeRequest], seconds: float) -> float:
     """Requests a second."""
     count, start = 0, time.perf_counter()
 

@@ -6,7 +6,7 @@ An answer is a dictionary of plain values, with NumPy arrays as values or one le
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from .arrays import Array, Encoding
 from .encoding import binary
 
-__all__ = ["BINARY_ANSWER", "Answer"]
+__all__ = ["BINARY_ANSWER", "Answer", "written"]
 
 BINARY_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
@@ -75,6 +75,15 @@ class Answer(Response):
         if len(first) < _PIECE_BYTES:  # all of it
             return Response(first, media_type="application/json")
         return StreamingResponse(_resumed(first, written), media_type="application/json")
+
+
+def written(pieces: Sequence[bytes], status: int = 200) -> Response:
+    """The response that says what is JSON already, in pieces."""
+    length = sum(map(len, pieces))
+    if length < _PIECE_BYTES:
+        return Response(b"".join(pieces), status, media_type="application/json")
+    headers = {"Content-Length": str(length)}
+    return StreamingResponse(_cut(map(memoryview, pieces)), status, headers, media_type="application/json")
 
 
 def _prefers_binary(accept: str) -> bool:

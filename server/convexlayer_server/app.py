@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from . import problems as problem_responses
 from . import telemetry
-from .encoding import JsonParser
+from .encoding import Readers
 from .engine import Admission, EmbeddedEngine, Engine
 from .gate import Gate
 from .jobs import Jobs
@@ -75,7 +75,7 @@ def create_app(
         yield
         await service.jobs.close()
         await service.engine.close()
-        service.json.close()
+        await service.readers.close()
         upkeeping.cancel()
         await upkeep.end()
         service.store.close()
@@ -113,7 +113,7 @@ def _service(settings: Settings, engine: Engine, store: Store) -> Service:
         engine=fair,
         registry=Registry(settings, store, fair),
         jobs=Jobs(settings, fair),
-        json=JsonParser(),
+        readers=Readers(settings),
         keyring=Keyring(),
         limits=Limits(settings, ledger),
         ledger=ledger,

@@ -79,13 +79,18 @@ def create_key(settings: Settings, name: str, requests_per_minute: int | None, s
     """Make a key and write its token to the standard output, which is the only time that it is seen.
 
     Raises:
-        StoreError: the store cannot be opened, or holds as many keys as it may.
+        StoreError: the name cannot be used, the store cannot be opened, or it holds as many keys as it may.
     """
     token = new_token()
     key = new_key(name, token, requests_per_minute=requests_per_minute, seconds_per_day=seconds_per_day)
     with closing(Store(settings, settings.store)) as opened:
-        opened.add_key(key)
-    sys.stderr.write(f"key {key.id} of {name}; its token is not shown again:\n")
+        namesakes = [other.id for other in opened.all_keys() if other.name == key.name and other.revoked_s is None]
+        taken = opened.add_key(key)
+    if namesakes:
+        sys.stderr.write(f"{', '.join(namesakes)} has this name, too, and stays good until `convexlayer keys revoke`\n")
+    if taken:
+        sys.stderr.write(f"problems that were registered without a key, {taken}, are this key's from now on\n")
+    sys.stderr.write(f"key {key.id} of {key.name}; its token is not shown again:\n")
     sys.stdout.write(f"{token}\n")
 
 
@@ -116,7 +121,7 @@ def list_keys(settings: Settings) -> None:
 
 
 def revoke_key(settings: Settings, key_id: str) -> None:
-    """Let a key be good no longer; a running server learns of it within ``refresh_s``.
+    """Let a key be good no longer, and forget its problems; a running server learns of it within ``refresh_s``.
 
     Raises:
         StoreError: there is no such key that is good.
@@ -137,10 +142,12 @@ def backup(settings: Settings, target: str) -> None:
 
 
 def restore(settings: Settings, source: str) -> None:
-    """Replace the store by a copy; a running server learns of it within ``refresh_s``.
+    """Replace the problems of the store by those of a copy; a running server learns of it within ``refresh_s``.
+
+    Keys and usage of both are kept, and what was revoked stays revoked.
 
     Raises:
-        StoreError: the copy is no store.
+        StoreError: the copy is no store, or the store cannot be read.
     """
     store.restore(source, settings.store)
 

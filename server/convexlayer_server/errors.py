@@ -4,6 +4,7 @@ ServerError
 ├── SettingsError              the environment holds a value that cannot be used
 ├── StoreError                 the store cannot be opened, or a key cannot be kept
 └── RequestError               answered as application/problem+json (RFC 9457)
+    ├── MalformedError         400  the body is not of the form that its media type says
     ├── UnauthenticatedError   401  no key, or one that is not good
     ├── QuotaError             403  the caller or the server keeps too much already
     ├── NotFoundError          404  no such problem
@@ -18,7 +19,7 @@ ServerError
         ├── SolverChoiceError  422  the solver asked for cannot solve this
         └── DerivativeError    422  the derivative cannot be had
 
-Errors of HTTP itself (a body that is no JSON, too large, of another type; no such path) get the same form in
+Errors of HTTP itself (a body that is too large, or of another type; no such path) get the same form in
 ``problems``. The ``type`` of a problem is ``urn:convexlayer:problem:<slug>``; clients tell errors apart by it.
 """
 
@@ -38,6 +39,7 @@ __all__ = [
     "FieldError",
     "GoneError",
     "InvalidError",
+    "MalformedError",
     "NotFoundError",
     "QuotaError",
     "RequestError",
@@ -113,6 +115,14 @@ class RequestError(ServerError):
 
     def __reduce__(self) -> tuple[Callable[..., RequestError], tuple[Any, ...]]:
         return partial(type(self), retry_after_s=self.retry_after_s), (self.detail, self.errors)
+
+
+class MalformedError(RequestError):
+    """The body is not of the form that its media type says, or holds more than can be of use."""
+
+    status = 400
+    slug = "malformed"
+    title = "The body cannot be read"
 
 
 class UnauthenticatedError(RequestError):

@@ -67,6 +67,22 @@ class FairQueue(Generic[T]):
         (waiting.appendleft if first else waiting.append)(item)
         self._waiting += 1
 
+    def longest(self) -> str:
+        """The flow with most items; empty where none waits."""
+        lengths = self.lengths()
+        return max(lengths, key=lengths.__getitem__, default="")
+
+    def first(self) -> T:
+        """What ``pop`` would give.
+
+        Raises:
+            IndexError: nothing waits.
+        """
+        turn = next(self.turns(), None)
+        if turn is None:
+            raise IndexError("nothing waits")
+        return turn.item
+
     def turns(self) -> Iterator[Turn[T]]:
         """The first items of all lines, in the order in which they would be served; to be used before any change."""
         for flow in sorted(self._flows, key=self._served.__getitem__):
@@ -96,6 +112,13 @@ class FairQueue(Generic[T]):
         self.serve(turn, cost)
         self.remove(turn.flow, turn.item, turn.line)
         return turn.item
+
+    def pop_last(self, flow: str) -> T:
+        """The last item of the last line of a flow, which gives up."""
+        line = next(reversed(self._flows[flow]))
+        item = self._flows[flow][line][-1]
+        self.remove(flow, item, line)
+        return item
 
     def remove(self, flow: str, item: T, line: Hashable = None) -> bool:
         """Take an item out of its line; whether it was there."""

@@ -21,6 +21,7 @@ __all__ = ["ANONYMOUS", "Caller", "Keyring", "new_key", "new_token"]
 _PREFIX = "cl_"
 _MIN_TOKEN = 32
 _MAX_TOKEN = 256
+_MAX_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,14 @@ def new_key(
     """The key of a token.
 
     Raises:
-        StoreError: the token is too short to be secret, too long, or not printable ASCII without spaces.
+        StoreError: the name is empty, too long or not printable; or the token is too short to be secret, too long, or
+            not printable ASCII without spaces.
     """
+    if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
+        raise StoreError(
+            f"a key has a name of 1 to {_MAX_NAME} printable characters, got {name[:_MAX_NAME]!r}; say whose it is, "
+            "such as 'group A'"
+        )
     if not _MIN_TOKEN <= len(token) <= _MAX_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise StoreError(
             f"a key has {_MIN_TOKEN} to {_MAX_TOKEN} printable ASCII characters without spaces, got {len(token)} "
@@ -60,7 +67,7 @@ def new_key(
         )
     return Key(
         id=f"k_{secrets.token_hex(5)}",
-        name=name,
+        name=name.strip(),
         digest=_digest(token),
         created_s=time.time(),
         requests_per_minute=requests_per_minute,

@@ -12,19 +12,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from .body import UNKNOWN_FIELD
-from .errors import FieldError, InvalidError, RequestError, StoreError, UnavailableError, pointer
+from .errors import FieldError, InvalidError, RequestError, StoreError, UnavailableError
 
 __all__ = ["MEDIA_TYPE", "answer", "install"]
 
 MEDIA_TYPE = "application/problem+json"
 
 _LOG = logging.getLogger(__name__)
-_MAX_ERRORS = 20
 _MAX_MESSAGE = 300
 _STORE_RETRY_S = 10
 _HTTP = {
-    400: ("malformed", "The body cannot be read"),
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "The method is not allowed here"),
     408: ("timeout", "The body did not come"),
@@ -62,11 +59,8 @@ def _on_store_error(request: Request, error: Exception) -> Response:
 
 def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    errors = [FieldError(_place(item), _sentence(item)) for item in found[:_MAX_ERRORS]]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    detail = f"{errors[0].pointer or 'the body'}: {errors[0].detail}{more}"
-    return _answer(request, 422, InvalidError.slug, InvalidError.title, detail, errors)
+    errors = [FieldError("", _sentence(item)) for item in error.errors()]
+    return answer(request, InvalidError("; ".join(each.detail for each in errors), errors))
 
 
 def _on_http_error(request: Request, error: Exception) -> Response:
@@ -104,17 +98,7 @@ def _answer(
     return Response(json.dumps(body), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
-def _place(item: Mapping[str, Any]) -> str:
-    """JSON pointer of a pydantic error, without the tag of the document's kind and marks of dictionary keys."""
-    path = [*item["loc"], *item["ctx"]["path"]] if item["type"] == UNKNOWN_FIELD else list(item["loc"])
-    if path[:1] == ["body"]:
-        path = path[2:] if path[1:2] in (["expression"], ["cone_program"]) else path[1:]
-    elif path[:1] in (["query"], ["path"], ["header"]):
-        return ""
-    return pointer(*(step for step in path if step != "[key]"))
-
-
 def _sentence(item: Mapping[str, Any]) -> str:
-    where = item["loc"][0] if item["loc"] else "body"
-    prefix = f"{where} parameter {item['loc'][-1]}: " if where in ("query", "path", "header") else ""
-    return prefix + str(item["msg"])[:_MAX_MESSAGE]  # it may quote what was sent
+    """What is wrong with a parameter of the query, the path or the header; bodies are read elsewhere."""
+    where, name = item["loc"][0], item["loc"][-1]
+    return f"{where} parameter {name}: {str(item['msg'])[:_MAX_MESSAGE]}"  # it may quote what was sent

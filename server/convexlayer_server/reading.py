@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
+from starlette.concurrency import run_in_threadpool
 
-from .encoding import MalformedError, Mode, binary
-from .service import ServiceDependency
+from .body import validated
+from .documents import Identified, identified
+from .encoding import binary, load, packed
+from .presence import while_waited_for
+from .service import Owner, Service, ServiceDependency
 from .trace import current_trace
 
-__all__ = ["JSON", "described", "reader"]
+__all__ = ["AT_ONCE_BYTES", "JSON", "described", "read_document", "reader"]
 
 JSON = "application/json"
 
@@ -29,40 +33,52 @@ _BINARY_SCHEMA = {
 _PAUSE_S, _LONGEST_S = 30.0, 600.0
 """For how long nothing of a body may come, and how long all of it may take: it holds a place meanwhile."""
 
+AT_ONCE_BYTES = 2**17
+"""Up to here a body is read in less time than other requests notice: 3 ms at the most."""
+
+_HEADER_AT_ONCE_BYTES, _DOCUMENT_AT_ONCE_BYTES = 2**14, 2**13
+"""The same for the header of a safetensors body, and for a document, whose every name costs more."""
+
 _T = TypeVar("_T")
-Reader = Callable[[Request, ServiceDependency], Awaitable[_T]]
+Reader = Callable[[Request, ServiceDependency, Owner], Awaitable[_T]]
 
 
-def reader(kind: TypeAdapter[_T], *, mode: Mode, also_binary: bool = False) -> Reader[_T]:
-    """The dependency of a route that reads a body.
+def reader(kind: TypeAdapter[_T]) -> Reader[_T]:
+    """The dependency of a route that reads a body with arrays, JSON or safetensors.
 
     Args:
         kind: what the body is.
-        mode: what becomes of lists of numbers in large JSON bodies.
-        also_binary: whether it may be safetensors.
 
     Returns:
-        A dependency; it raises HTTPException (400 for what cannot be read, 408 for what does not come, 415 for another
-        media type, 503) and RequestValidationError.
+        A dependency; it raises HTTPException (408 for what does not come, 415 for another media type), what
+        ``Readers.read`` raises, MalformedError and InvalidError.
     """
-    media_types = _media_types(also_binary)
 
-    async def read(request: Request, service: ServiceDependency) -> _T:
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type not in media_types:
-            raise HTTPException(415, f"expected {' or '.join(media_types)}, got {media_type[:80]!r}")
-        received = await _received(request)
-        try:
-            tree = await service.json.parse(received, mode) if media_type == JSON else binary.read(received)
-        except MalformedError as error:
-            raise HTTPException(400, str(error)) from error
-        try:
-            return kind.validate_python(tree)
-        except ValidationError as error:
-            found = error.errors(include_url=False)
-            raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found]) from error
+    async def read(request: Request, service: ServiceDependency, owner: Owner) -> _T:
+        media_type = _checked_type(request, (JSON, binary.MEDIA_TYPE))
+        body = await _received(request)
+        if media_type == JSON:
+            tree = load(body) if len(body) <= AT_ONCE_BYTES else await _apart(request, service, owner, packed, body)
+        else:
+            text, size = binary.split(body)
+            if len(text) <= _HEADER_AT_ONCE_BYTES:
+                tree = binary.read(body)
+            else:
+                header = await _apart(request, service, owner, partial(binary.header, size=size), text)
+                tree = await run_in_threadpool(binary.placed, body, header)
+        return validated(kind, tree)
 
     return read
+
+
+async def read_document(request: Request, service: ServiceDependency, owner: Owner) -> Identified:
+    """The dependency of a route that reads a problem document; it raises as those of ``reader`` do."""
+    _checked_type(request, (JSON,))
+    body = await _received(request)
+    read = partial(identified, settings=service.settings)
+    if len(body) <= _DOCUMENT_AT_ONCE_BYTES:
+        return read(body)
+    return await _apart(request, service, owner, read, body)
 
 
 def described(kind: TypeAdapter[Any], *, also_binary: bool = False) -> dict[str, Any]:
@@ -71,13 +87,31 @@ def described(kind: TypeAdapter[Any], *, also_binary: bool = False) -> dict[str,
     if "title" in schema:
         name, parts = schema["title"], schema.pop("$defs", {})
         schema = {"$ref": _REFERENCE.format(model=name), "$defs": {name: schema, **parts}}
-    content = {JSON: {"schema": schema}, binary.MEDIA_TYPE: {"schema": _BINARY_SCHEMA}}
-    described = {media_type: content[media_type] for media_type in _media_types(also_binary)}
-    return {"requestBody": {"required": True, "content": described}}
+    content = {JSON: {"schema": schema}} | ({binary.MEDIA_TYPE: {"schema": _BINARY_SCHEMA}} if also_binary else {})
+    return {"requestBody": {"required": True, "content": content}}
 
 
-def _media_types(also_binary: bool) -> tuple[str, ...]:
-    return (JSON, binary.MEDIA_TYPE) if also_binary else (JSON,)
+async def _apart(
+    request: Request,
+    service: Service,
+    owner: str,
+    function: Callable[..., _T],
+    body: bytes | bytearray | memoryview,
+) -> _T:
+    """What a function makes of a body in another process, for as long as the caller waits."""
+    return await while_waited_for(request, service.readers.read(owner, function, body))
+
+
+def _checked_type(request: Request, expected: Sequence[str]) -> str:
+    """The media type of the body.
+
+    Raises:
+        HTTPException: 415, it is none of those that are expected.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in expected:
+        raise HTTPException(415, f"expected {' or '.join(expected)}, got {media_type[:80]!r}")
+    return media_type
 
 
 async def _received(request: Request) -> bytearray:

@@ -6,13 +6,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any, final
+from typing import final
 
 import cvxpy as cp
 from starlette.concurrency import run_in_threadpool
 
 import convexlayer
 
+from .documents import Identified
 from .engine import Admission
 from .errors import NotFoundError
 from .settings import Settings
@@ -44,24 +45,24 @@ class Registry:
         self._recent: OrderedDict[tuple[str, str], StoredProblem] = OrderedDict()
         self._recent_bytes = 0
 
-    async def add(self, owner: str, problem_id: str, document: Mapping[str, Any]) -> tuple[StoredProblem, bool]:
+    async def add(self, owner: str, document: Identified) -> tuple[StoredProblem, bool]:
         """Compile and register a problem; with whether it is new to the key.
 
         Raises:
             DocumentError: it cannot be compiled.
-            QuotaError: the key has too many problems, or the store holds too much.
+            QuotaError: the key has too many problems, or holds too much.
         """
-        problem = await self.compiled(owner, problem_id, document)
+        problem = await self.compiled(owner, document)
         return problem, await run_in_threadpool(self._store.put, owner, problem)
 
-    async def compiled(self, owner: str, problem_id: str, document: Mapping[str, Any]) -> StoredProblem:
+    async def compiled(self, owner: str, document: Identified) -> StoredProblem:
         """A problem as it would be registered.
 
         Raises:
             DocumentError: it cannot be compiled.
         """
-        summary = await self._engine.register(problem_id, document, owner)
-        return StoredProblem(document, summary, str(dict(versions())))
+        summary = await self._engine.register(document.id, document.text, owner)
+        return StoredProblem(document.text, summary, str(dict(versions())))
 
     async def get(self, owner: str, problem_id: str) -> StoredProblem:
         """A problem of a key; compiled once more where other versions made its summary.
@@ -78,7 +79,7 @@ class Registry:
         if problem is None:
             raise NotFoundError(f"no problem {problem_id[:80]!r} is registered here; POST its document to /v1/problems")
         if problem.versions != str(dict(versions())):
-            renewed, _ = await self.add(owner, problem_id, problem.document)
+            renewed, _ = await self.add(owner, Identified(problem_id, problem.document))
             problem = replace(renewed, size_bytes=problem.size_bytes)
         self._drop((owner, problem_id))
         self._recent[owner, problem_id] = problem
@@ -87,9 +88,9 @@ class Registry:
             self._drop(next(iter(self._recent)))
         return problem
 
-    async def all(self, owner: str) -> list[Mapping[str, Any]]:
-        """Summaries of the problems of a key, oldest first."""
-        return await run_in_threadpool(self._store.all, owner)
+    async def page(self, owner: str, after: int, limit: int) -> tuple[list[str], int | None]:
+        """Summaries of problems of a key as JSON, oldest first, as ``Store.page`` gives them."""
+        return await run_in_threadpool(self._store.page, owner, after, limit)
 
     async def delete(self, owner: str, problem_id: str) -> None:
         """End a key's registration.

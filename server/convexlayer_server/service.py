@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from .encoding import JsonParser
+from .encoding import Readers
 from .engine import Admission
 from .jobs import Jobs
 from .keys import Keyring
@@ -30,7 +30,7 @@ class Service:
     engine: Admission
     registry: Registry
     jobs: Jobs
-    json: JsonParser
+    readers: Readers
     keyring: Keyring
     limits: Limits
     ledger: Ledger

@@ -61,6 +61,8 @@ class Settings(BaseModel):
             are installed.
         max_iter: iterations that a request may ask for.
         max_time_limit_s: time limit that a request may ask for.
+        readers: processes that read large bodies, started when they are needed; one of them reads those up to 1 MiB
+            alone.
         workers: processes that compute; 0 is a thread of this process, which can neither be killed nor kept within
             memory: for tests and notebooks.
         device: of the workers: ``auto`` is ``cuda`` where there is one, else ``cpu``; ``cuda:0,1`` shares these among
@@ -85,7 +87,9 @@ class Settings(BaseModel):
         max_compiled_size: their size together, each measured as for ``max_canonical_size``, with the coefficients of
             the map from its parameters; the one used last is kept in any case.
         store: file of the SQLite database that the command line opens.
-        max_store_bytes: bytes of all stored documents together, compressed.
+        max_store_bytes: bytes of all stored documents together, compressed. Half of it is shared out equally among the
+            keys, the other half is for whoever comes first; a document counts for each key that has registered it. What
+            a key holds stays, though its share shrinks when another is made.
         recent_bytes: bytes of the documents, as JSON, that are kept in memory because they were used last.
         max_problems_per_key: problems that one key may have registered.
         max_keys: keys that may exist, those revoked included.
@@ -120,6 +124,7 @@ class Settings(BaseModel):
     solvers: Annotated[str, Field(pattern=r"^([A-Za-z0-9_]+(, *[A-Za-z0-9_]+)*)?$")] = ""
     max_iter: PositiveInt = 1_000_000
     max_time_limit_s: _PositiveFloat = 600.0
+    readers: Annotated[int, Field(ge=2, le=64)] = 2
     workers: NonNegativeInt = 2
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+(,[0-9]+)*)?)$")] = "auto"
     background_workers: NonNegativeInt | None = None

@@ -72,7 +72,7 @@ class Ledger:
     def since(self, key_id: str, days: int) -> dict[str, Usage]:
         """What a key used on each of the last days, as far as it is written; blocks."""
         first = (self._now() - timedelta(days=days - 1)).date().isoformat()
-        return {day: usage for (owner, day), usage in self._store.usage(first).items() if owner == key_id}
+        return {day: usage for (_, day), usage in self._store.usage(first, key_id).items()}
 
     def _turn(self) -> None:
         """Begin a new day where there is one."""

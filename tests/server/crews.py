@@ -145,7 +145,7 @@ class Setup:
                 | {"parameters": {"c": np.zeros(rows)}}
                 | fields
             )
-            self.tasks[name] = asyncio.create_task(self.engine.run(request, {}))
+            self.tasks[name] = asyncio.create_task(self.engine.run(request, b"{}"))
         await settled()
 
     def at(self, name: str) -> Any:

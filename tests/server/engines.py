@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -14,13 +15,21 @@ from convexlayer_server.settings import Settings
 
 T = TypeVar("T")
 
-DOCUMENT: dict[str, Any] = {
+PARTS: dict[str, Any] = {
     "kind": "expression",
     "parameters": {"c": {}},
     "variables": {"x": {}},
     "minimize": "square(x - c)",
     "subject_to": ["x <= 1"],
 }
+
+
+def document(**parts: Any) -> bytes:
+    """One with other parts."""
+    return json.dumps(PARTS | parts).encode()
+
+
+DOCUMENT = document()
 VALUES = np.array([0.5, 3.0])
 SOLUTION = np.array([0.5, 1.0])
 GRADIENT = np.array([1.0, 0.0])

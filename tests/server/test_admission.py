@@ -59,14 +59,12 @@ class ManualEngine:
     async def open(self, charge: Charge) -> None:
         self.charge = charge
 
-    async def register(
-        self, problem_id: str, document: Mapping[str, Any], owner: str, begun: Begun
-    ) -> Mapping[str, Any]:
+    async def register(self, problem_id: str, document: bytes, owner: str, begun: Begun) -> Mapping[str, Any]:
         await self._work(problem_id, begun)
         return {"id": problem_id}
 
     async def run(
-        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None, begun: Begun
+        self, request: ComputeRequest, document: bytes, progress: Progress | None, begun: Begun
     ) -> ComputeResult:
         await self._work(request.request_id, begun)
         return RESULT
@@ -130,7 +128,7 @@ class Setup:
 
     async def _run(self, request: ComputeRequest, progress: Progress | None) -> ComputeResult:
         current_trace(begin=Trace(request.request_id))
-        return await self.admission.run(request, {}, progress)
+        return await self.admission.run(request, b"{}", progress)
 
 
 def test_when_too_many_wait_the_greediest_key_is_refused() -> None:
@@ -232,7 +230,7 @@ def test_who_leaves_gives_up_the_place() -> None:
 def test_registrations_hold_a_place_too() -> None:
     async def run() -> None:
         setup = Setup(max_waiting=1)
-        task = asyncio.create_task(setup.admission.register("p", {}, "b"))
+        task = asyncio.create_task(setup.admission.register("p", b"{}", "b"))
         await settled()
         assert setup.admission.waiting == 1
         await setup.engine.begin("p")

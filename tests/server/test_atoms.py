@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -9,11 +10,13 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from convexlayer_server.documents import ExpressionDocument, Grammar, PosedProblem, pose, problem_documents
+from convexlayer_server.documents import ExpressionDocument, problem_documents
 from convexlayer_server.documents.atoms import ATOMS, CONSTRAINTS
+from convexlayer_server.documents.compile import PosedProblem, pose
 from convexlayer_server.documents.evaluate import Evaluator
+from convexlayer_server.documents.grammar import Grammar
 from convexlayer_server.documents.values import Value
-from convexlayer_server.engine.compiled import compile_document
+from convexlayer_server.engine.compiled import CompiledProblem, compile_document
 from convexlayer_server.errors import DocumentError
 from convexlayer_server.settings import Settings
 
@@ -178,6 +181,10 @@ def document(**parts: Any) -> dict[str, Any]:
     return {"kind": "expression", "parameters": PARAMETERS, "variables": variables, "constants": CONSTANTS, **parts}
 
 
+def compiled(**parts: Any) -> CompiledProblem:
+    return compile_document("p_test", json.dumps(document(**parts)).encode(), GRAMMAR, SETTINGS)
+
+
 def posed(**parts: Any) -> PosedProblem:
     read = problem_documents.validate_python(document(**parts))
     assert isinstance(read, ExpressionDocument)
@@ -213,8 +220,7 @@ def test_call_compiles(call: str) -> None:
         parts = {"maximize": total}
     else:
         parts = {"minimize" if expression.is_log_log_convex() else "maximize": f"prod(vec({call}))", "gp": True}
-    compiled = compile_document("p_test", document(**parts), GRAMMAR, SETTINGS)
-    assert set(compiled.summary["variables"]) == set(document(**parts)["variables"])
+    assert set(compiled(**parts).summary["variables"]) == set(document(**parts)["variables"])
 
 
 def test_every_atom_is_called() -> None:
@@ -224,7 +230,7 @@ def test_every_atom_is_called() -> None:
 
 @pytest.mark.parametrize(("call", "duals"), CONES.items())
 def test_constraint_functions(call: str, duals: int) -> None:
-    summary = compile_document("p_test", document(minimize="t", subject_to=[call]), GRAMMAR, SETTINGS).summary
+    summary = compiled(minimize="t", subject_to=[call]).summary
     assert set(summary["duals"]) == {f"c0.{number}" for number in range(duals)}
 
 

@@ -13,8 +13,8 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convexlayer_server.encoding import MalformedError
 from convexlayer_server.encoding.binary import MEDIA_TYPE, read, write
+from convexlayer_server.errors import MalformedError
 
 from .conftest import DOCUMENT, VALUES, AppClient
 from .test_packing import plain

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,8 @@ import pytest
 
 from convexlayer.cli import main
 from convexlayer.solvers.registry import available
+from convexlayer_server import Settings
+from convexlayer_server.store import Store, StoredProblem
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,7 +127,27 @@ def test_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "restore", copy, *store]) == 0
     capsys.readouterr()
     assert main(["keys", "list", *store]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 3  # whoever was given a key since has it still
+
+
+def test_what_is_said_of_a_new_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "store.sqlite"
+    with closing(Store(Settings(), path)) as store:
+        for name in ("p_1", "p_2"):
+            store.put("", StoredProblem(b"{}", {"id": name}))
+    create = ["keys", "create", "--store", str(path)]
+    for name in ("", "  ", "a\nb", "x" * 101, "\u200b"):
+        assert main([*create, name]) == 2
+        assert "say whose it is" in capsys.readouterr().err
+    assert main([*create, " Group A "]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "problems that were registered without a key, 2, are this key's from now on"
+    assert said[1].endswith(" of Group A; its token is not shown again:")
+    assert main([*create, "Group A"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("k_")
+    assert "has this name, too" in said[0]
+    assert len(said) == 2
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])

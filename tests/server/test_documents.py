@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Any
 
 import cvxpy as cp
@@ -7,8 +9,10 @@ import numpy as np
 import pytest
 
 from convexlayer_server.arrays import encode
-from convexlayer_server.documents import Grammar, PosedProblem, normalise, pose, problem_documents, problem_id
-from convexlayer_server.errors import DocumentError
+from convexlayer_server.documents import identified, problem_documents
+from convexlayer_server.documents.compile import PosedProblem, pose
+from convexlayer_server.documents.grammar import Grammar
+from convexlayer_server.errors import DocumentError, MalformedError
 from convexlayer_server.settings import Settings
 
 from .conftest import DOCUMENT
@@ -19,12 +23,12 @@ GRAMMAR = Grammar(SETTINGS)
 
 def posed(document: dict[str, Any], settings: Settings = SETTINGS) -> PosedProblem:
     """What the server makes of a document."""
-    normalised = normalise(problem_documents.validate_python(document), settings)
-    return pose(problem_documents.validate_python(normalised), GRAMMAR, settings)
+    text = identified(json.dumps(document).encode(), settings).text
+    return pose(problem_documents.validate_python(json.loads(text)), GRAMMAR, settings)
 
 
 def identity(document: dict[str, Any]) -> str:
-    return problem_id(normalise(problem_documents.validate_python(document), SETTINGS))
+    return identified(json.dumps(document).encode(), SETTINGS).id
 
 
 def with_constant(value: Any) -> dict[str, Any]:
@@ -81,6 +85,46 @@ def test_identity_is_of_the_meaning() -> None:
     assert identity(with_constant([0.0])) == identity(with_constant([-0.0]))
 
 
+FORMERLY = [
+    (DOCUMENT, "p_snrpidawymzyu7vm3hd7ummlgivnpltnri6lhd5qkjmpwscqbmgq"),
+    (
+        DOCUMENT | {"constants": {"C": [[1, 2.5], [-0.0, 1e-300]], "s": 3}},
+        "p_75it2n7ge6hh5qrmkc3lh5pnxhkxtlenzgrvjevfdctehjp26j7a",
+    ),
+    (
+        DOCUMENT | {"constants": {"C": {"dtype": "<f4", "shape": [2], "b64": "AACAPwAAAEA="}}},
+        "p_trucwaqod7b4y3ri6romrivgtc3fqsasqti7bgygr7xf7cvub4bq",
+    ),
+    (
+        DOCUMENT | {"constants": {"C": (np.arange(40000.0).reshape(200, 200) / 7).tolist(), "I": list(range(50000))}},
+        "p_te6x46pcoml27lsynew3k745ek76df32fopexf7oui5nnkgacrsa",
+    ),
+    (
+        {"kind": "expression", "variables": {"x": {}}, "minimize": "square(x) # é", "gp": False, "maximize": None},
+        "p_fpy2lscrwp2hluj4zbmistyvbnr6tqxxocgbl4iseq34np6xzgla",
+    ),
+    (
+        {
+            "kind": "cone_program",
+            "program": {
+                "n": 3,
+                "é": [1.0, 2, -0.0, 1e22, 1e-7, 123456789012345678901234567890, True, None, "x\u2028"],
+                "z": {"b": 1, "a": []},
+            },
+        },
+        "p_6buxxg2hae4o56gklgebyykvkfxqvg3osfagkxvamwob4ie444mq",
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "expected"), FORMERLY)
+def test_ids_are_those_of_earlier_versions(document: dict[str, Any], expected: str) -> None:
+    """Problems are stored, and asked for, under them."""
+    found = identified(json.dumps(document).encode(), SETTINGS)
+    assert found.id == expected
+    assert identified(found.text, SETTINGS) == found
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -102,11 +146,15 @@ def test_cone_programs_have_identities() -> None:
     assert identity(one) != identity(other)
     with pytest.raises(DocumentError, match="finite"):
         identity({"kind": "cone_program", "program": {"n": float("nan")}})
-    nested: Any = 1
-    for _ in range(100_000):
-        nested = [nested]
-    with pytest.raises(DocumentError, match="nested too deep"):
-        identity({"kind": "cone_program", "program": {"n": nested}})
+    for depth in range(950, 1001):  # somewhere here the reader, or the writer, can no more
+        with suppress(MalformedError, DocumentError):
+            identified(nested(depth), SETTINGS)
+    with pytest.raises(MalformedError, match="nested too deep"):
+        identified(nested(100_000), SETTINGS)
+
+
+def nested(depth: int) -> bytes:
+    return b'{"kind": "cone_program", "program": {"n": ' + b"[" * depth + b"]" * depth + b"}}"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from convexlayer_server.errors import (
 )
 from convexlayer_server.settings import Settings
 
-from .engines import DOCUMENT, GRADIENT, SOLUTION, VALUES, gradient_request, request, with_engine
+from .engines import DOCUMENT, GRADIENT, SOLUTION, VALUES, document, gradient_request, request, with_engine
 
 
 class Gate:
@@ -76,7 +76,7 @@ def test_requests_and_results_travel() -> None:
 
 def test_errors() -> None:
     async def work(engine: EmbeddedEngine) -> None:
-        wrong = DOCUMENT | {"minimize": "sqrt(x)"}
+        wrong = document(minimize="sqrt(x)")
         with pytest.raises(DocumentError):
             await engine.run(request(), wrong)
         with pytest.raises(DocumentError):
@@ -254,17 +254,14 @@ def test_a_wrong_request_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_slow_row_is_computed_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merged, this first-order method is stopped at 64 iterations; the second of these needs more."""
-    document = DOCUMENT | {
-        "parameters": {"c": {"shape": [2]}},
-        "variables": {"x": {"shape": [2]}},
-        "minimize": "sum_squares(x - c)",
-    }
+    pair = {"shape": [2]}
+    text = document(parameters={"c": pair}, variables={"x": pair}, minimize="sum_squares(x - c)")
     values = [np.array([[0.5, 0.5]]), np.array([[1e4, -1e4]]), np.array([[0.1, 0.0]])]
     options = ComputeOptions(solver="scs")
 
     async def alone(engine: EmbeddedEngine) -> list[ComputeResult]:
         return [
-            await engine.run(request(str(i), parameters={"c": value}, options=options), document)
+            await engine.run(request(str(i), parameters={"c": value}, options=options), text)
             for i, value in enumerate(values)
         ]
 
@@ -274,11 +271,11 @@ def test_a_slow_row_is_computed_on_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     gate = Gate(monkeypatch)
 
     async def together(engine: EmbeddedEngine) -> list[ComputeResult]:
-        await engine.register("q", document)
+        await engine.register("q", text)
         first = await gate.occupied(engine)
         tasks = [
             asyncio.create_task(
-                engine.run(request(str(i), problem_id="q", parameters={"c": value}, options=options), document)
+                engine.run(request(str(i), problem_id="q", parameters={"c": value}, options=options), text)
             )
             for i, value in enumerate(values)
         ]
@@ -302,7 +299,7 @@ def test_a_large_batch_is_cut_and_put_together() -> None:
         solved = await engine.run(
             request(parameters={"c": values}, keep=True), DOCUMENT, lambda *step: steps.append(step)
         )
-        shared = DOCUMENT | {"parameters": {"c": {}, "d": {}}, "minimize": "square(x - c - d)"}
+        shared = document(parameters={"c": {}, "d": {}}, minimize="square(x - c - d)")
         gradients = await engine.run(
             gradient_request(
                 problem_id="q",
@@ -329,7 +326,7 @@ def test_a_large_batch_is_cut_and_put_together() -> None:
 @pytest.mark.parametrize("level", ["handle", "portable", "recompute"])
 @pytest.mark.parametrize("operation", ["vjp", "jvp"])
 def test_the_answer_does_not_depend_on_the_state(level: str, operation: str) -> None:
-    infeasible = DOCUMENT | {"subject_to": ["x <= 1", "x >= 0", "x + c <= 10"]}
+    infeasible = document(subject_to=["x <= 1", "x >= 0", "x + c <= 10"])
     values = np.array([0.5, 3.0, 50.0, 0.25])
     directions = {"x" if operation == "vjp" else "c": np.arange(1.0, 5.0)}
 
@@ -363,21 +360,17 @@ def test_the_answer_does_not_depend_on_the_state(level: str, operation: str) -> 
 
 
 def test_one_state_serves_many_directions() -> None:
-    document = DOCUMENT | {
-        "parameters": {"c": {"shape": [3]}},
-        "variables": {"x": {"shape": [3]}},
-        "minimize": "sum_squares(x - c)",
-        "subject_to": ["sum(x) == 1"],
-    }
+    three = {"shape": [3]}
+    text = document(
+        parameters={"c": three}, variables={"x": three}, minimize="sum_squares(x - c)", subject_to=["sum(x) == 1"]
+    )
     values = {"c": np.array([1.0, 2.0, 3.0])}
 
     async def work(engine: EmbeddedEngine) -> list[ComputeResult]:
-        solved = await engine.run(request(parameters=values, keep=True, portable=True), document)
+        solved = await engine.run(request(parameters=values, keep=True, portable=True), text)
         tangents = {"c": np.eye(3)}
         return [
-            await engine.run(
-                request(str(i), operation="jvp", parameters=given, state=state, directions=tangents), document
-            )
+            await engine.run(request(str(i), operation="jvp", parameters=given, state=state, directions=tangents), text)
             for i, (given, state) in enumerate([({}, solved.state), (values, solved.portable), (values, None)])
         ]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convexlayer_server.channel import receive, send
 from convexlayer_server.engine import ComputeResult, PortableState
-from convexlayer_server.engine.channel import receive, send
 from convexlayer_server.engine.merging import Member, merged, split
 from convexlayer_server.engine.parts import Cutter
 from convexlayer_server.engine.states import digest

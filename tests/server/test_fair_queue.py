@@ -93,9 +93,11 @@ def test_removal() -> None:
     assert queue.remove("a", items[1])
     assert not queue.remove("a", items[1])
     assert not queue.remove("c", items[0])
-    assert queue.lengths() == {"a": 2, "b": 1}
-    assert queue.remove("a", items[2])
-    assert queue.remove("a", items[0])
-    assert queue.lengths() == {"b": 1}
-    queue.pop(1.0)
-    assert len(queue) == 0
+    assert queue.longest() == "a"
+    assert queue.pop_last("a") is items[2]
+    assert queue.pop_last("a") is items[0]
+    assert queue.longest() == "b"
+    assert queue.first() is queue.pop(1.0)
+    assert (queue.longest(), len(queue)) == ("", 0)
+    with pytest.raises(IndexError):
+        queue.first()

@@ -15,7 +15,7 @@ from convexlayer_server.engine import ComputeRequest, ComputeResult, EmbeddedEng
 from convexlayer_server.jobs import Jobs
 
 from .conftest import VALUES, AppClient
-from .engines import DOCUMENT, request, with_engine
+from .engines import DOCUMENT, PARTS, request, with_engine
 from .engines import VALUES as TWO
 
 ASYNC = {"Prefer": "respond-async, wait=10"}
@@ -171,7 +171,7 @@ def test_a_job_outlives_its_connection() -> None:
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
-                path = (await http.post("/v1/problems", json=DOCUMENT)).headers["Location"]
+                path = (await http.post("/v1/problems", json=PARTS)).headers["Location"]
                 sent = http.post(f"{path}/solve", json={"parameters": {"c": TWO.tolist()}}, headers=ASYNC)
                 location = (await sent).headers["Location"]
             async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:

@@ -11,7 +11,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from convexlayer_server import Settings, create_app, reading
+from convexlayer_server import Settings, create_app, presence, reading
 from convexlayer_server.engine import (
     Begun,
     Charge,
@@ -22,8 +22,7 @@ from convexlayer_server.engine import (
     Progress,
 )
 from convexlayer_server.errors import CallerLeftError
-from convexlayer_server.routes import presence
-from convexlayer_server.routes.presence import while_waited_for
+from convexlayer_server.presence import while_waited_for
 
 from .conftest import DOCUMENT, VALUES
 
@@ -65,13 +64,11 @@ class EndlessEngine:
     async def open(self, charge: Charge) -> None:
         await self._engine.open(charge)
 
-    async def register(
-        self, problem_id: str, document: Mapping[str, Any], owner: str, begun: Begun
-    ) -> Mapping[str, Any]:
+    async def register(self, problem_id: str, document: bytes, owner: str, begun: Begun) -> Mapping[str, Any]:
         return await self._engine.register(problem_id, document, owner, begun)
 
     async def run(
-        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None, begun: Begun
+        self, request: ComputeRequest, document: bytes, progress: Progress | None, begun: Begun
     ) -> ComputeResult:
         self.begun.set()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from typing import Any
@@ -59,6 +60,38 @@ def test_list_get_delete(client: AppClient) -> None:
     problem(client.request("DELETE", path), 404, "not-found")
     problem(client.post(f"{path}/solve", {"parameters": VALUES}), 404, "not-found")
     assert client.post("/v1/problems", document).status_code == 201
+
+
+def test_problems_are_listed_page_by_page() -> None:
+    client = AppClient(create_app(Settings(workers=0)))
+
+    def page(query: str = "") -> tuple[list[str], str | None]:
+        body = client.get(f"/v1/problems?limit=2{query}").json()
+        return [entry["id"] for entry in body["problems"]], body["next"]
+
+    try:
+        paths = [client.register(DOCUMENT | {"constants": {"page": float(number)}}) for number in range(5)]
+        ids = [path.rpartition("/")[2] for path in paths]
+        first, second = page()
+        assert first == ids[:2]
+        client.request("DELETE", paths[1])  # the last of the first page, and one of the next
+        client.request("DELETE", paths[2])
+        more = client.register(DOCUMENT | {"constants": {"page": 5.0}}).rpartition("/")[2]
+        assert page(f"&after={second}")[0] == ids[3:5]
+        client.request("DELETE", f"/v1/problems/{more}")
+        again = client.register(DOCUMENT | {"constants": {"page": 6.0}}).rpartition("/")[2]
+        _, third = page(f"&after={second}")
+        assert page(f"&after={third}") == ([again], None)
+        everything = client.get("/v1/problems").json()
+        assert everything["next"] is None
+        assert everything["problems"][0] == client.post("/v1/problems", DOCUMENT | {"constants": {"page": 0.0}}).json()
+        cursors = [base64.urlsafe_b64encode(f"problem {n}".encode()).decode() for n in ("-1", "01", "1e3", "9" * 30)]
+        wrong = [("limit", "0"), ("limit", "1001"), ("limit", "x"), *(("after", each) for each in ["x", *cursors])]
+        for name, value in [*wrong, ("after", f"{second}x"), ("after", "é")]:
+            body = problem(client.get(f"/v1/problems?{name}={value}"), 422, "invalid-request")
+            assert body["detail"].startswith(f"query parameter {name}: ")
+    finally:
+        client.close()
 
 
 def test_validate_only_stores_nothing(client: AppClient) -> None:
@@ -178,7 +211,7 @@ def test_bodies_are_capped() -> None:
 def test_bugs_are_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(Settings(workers=0))
     client = AppClient(app)
-    monkeypatch.setattr(app.state.service.store, "all", lambda: 1 / 0)
+    monkeypatch.setattr(app.state.service.store, "page", lambda *arguments: 1 / 0)
     body = problem(client.get("/v1/problems"), 500, "internal")
     client.close()
     assert "division" not in body["detail"]

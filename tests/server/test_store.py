@@ -1,23 +1,40 @@
 from __future__ import annotations
 
+import importlib
 import json
+import random
 import sqlite3
 import stat
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from convexlayer_server import Settings
-from convexlayer_server.errors import QuotaError, StoreError
+from convexlayer_server.errors import QuotaError, StoreError, UnauthenticatedError
+from convexlayer_server.keys import new_key, new_token
 from convexlayer_server.store import Store, StoredProblem, Usage, backup, restore, schema
 
 
-def problem(name: str, versions: str = "1", **document: Any) -> StoredProblem:
-    return StoredProblem({"kind": "expression", "name": name, **document}, {"id": name, "made": versions}, versions)
+def problem(name: str, versions: str = "1", document: bytes = b"{}") -> StoredProblem:
+    return StoredProblem(document, {"id": name, "made": versions}, versions)
+
+
+def random_problem(name: str, size: int) -> StoredProblem:
+    """One whose document cannot be compressed."""
+    return problem(name, document=random.Random(name).randbytes(size))
+
+
+def listed(store: Store, owner: str) -> list[str]:
+    summaries, following = store.page(owner, 0, 1000)
+    assert following is None
+    return [json.loads(summary)["id"] for summary in summaries]
+
+
+TEXT = b'{"kind":"expression","minimize":"x"}' * 100
 
 
 @pytest.fixture
@@ -33,13 +50,13 @@ def store(path: Path) -> Iterator[Store]:
 
 def test_problems_outlive_the_process(path: Path) -> None:
     with closing(Store(Settings(), path)) as store:
-        assert store.put("k_1", problem("p_1", text="é" * 1000))
+        assert store.put("k_1", problem("p_1", document=TEXT))
     with closing(Store(Settings(), path)) as store:
         found = store.get("k_1", "p_1")
         assert found is not None
-        assert found.document == problem("p_1", text="é" * 1000).document
+        assert found.document == TEXT
         assert found.summary == {"id": "p_1", "made": "1"}
-        assert found.size_bytes == len(json.dumps(found.document))
+        assert found.size_bytes > len(TEXT)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -48,7 +65,7 @@ def test_registrations_belong_to_keys(store: Store) -> None:
     assert not store.put("k_1", problem("p_1"))
     assert store.put("k_2", problem("p_1"))
     assert store.get("k_3", "p_1") is None
-    assert store.all("k_3") == []
+    assert listed(store, "k_3") == []
     assert not store.delete("k_3", "p_1")
     assert store.delete("k_1", "p_1")
     assert store.get("k_1", "p_1") is None
@@ -69,7 +86,7 @@ def test_problems_are_listed_in_the_order_of_registration(store: Store) -> None:
     names = [f"p_{number}" for number in (3, 1, 2)]
     for name in names:
         store.put("k", problem(name))
-    assert [summary["id"] for summary in store.all("k")] == names
+    assert listed(store, "k") == names
 
 
 def test_other_versions_renew_the_summary(store: Store) -> None:
@@ -86,14 +103,110 @@ def test_caps(path: Path) -> None:
             store.put("k_1", problem(name))
         with pytest.raises(QuotaError, match="2 problems"):
             store.put("k_1", problem("p_3"))
-        assert [summary["id"] for summary in store.all("k_1")] == ["p_1", "p_2"]
+        assert listed(store, "k_1") == ["p_1", "p_2"]
         assert store.put("k_2", problem("p_3"))
         store.delete("k_1", "p_1")
         assert store.put("k_1", problem("p_3"))
-    with closing(Store(Settings(max_store_bytes=10), path)) as store:
-        assert store.put("k_2", problem("p_2"))  # which is stored already
-        with pytest.raises(QuotaError, match="10 bytes"):
-            store.put("k_2", problem("p_4"))
+
+
+def made(store: Store, *names: str) -> list[str]:
+    """Ids of new keys."""
+    keys = [new_key(name, new_token()) for name in names]
+    for key in keys:
+        store.add_key(key)
+    return [key.id for key in keys]
+
+
+def test_one_key_may_fill_the_store(path: Path) -> None:
+    """So may everybody together, where there are no keys."""
+    for owners in ([], ["a"]):
+        with closing(Store(Settings(max_store_bytes=100_000), path)) as store:
+            (owner,) = made(store, *owners) or [""]
+            for number in range(9):
+                assert store.put(owner, random_problem(f"p_{owner}{number}", 10_000))
+            with pytest.raises(QuotaError, match="its share of the 100000 that this server keeps is 50000"):
+                store.put(owner, random_problem("p_more", 10_000))
+            assert not store.put(owner, random_problem(f"p_{owner}0", 10_000))
+            for number in range(9):
+                store.delete(owner, f"p_{owner}{number}")
+
+
+def test_each_key_has_a_share_whatever_others_do(path: Path) -> None:
+    """Of 120,000 bytes 20,000 are for each of three keys, and 60,000 for whoever comes first."""
+    with closing(Store(Settings(max_store_bytes=120_000), path)) as store:
+        a, b, c = made(store, "a", "b", "c")
+
+        def fill(owner: str) -> int:
+            """The number of problems of 6,000 bytes for which there is room."""
+            for number in range(100):
+                try:
+                    store.put(owner, random_problem(f"p_{owner}{number}", 5_980))
+                except QuotaError:
+                    return number
+            raise AssertionError
+
+        assert fill(a) == 13  # its share, and all that is common
+        assert fill(b) == 3
+        store.delete(a, f"p_{a}0")
+        assert fill(b) == 4
+        assert fill(c) == 4  # the rest of what is common
+        (d,) = made(store, "d")
+        assert fill(d) == 2  # all have a share of 15,000 now; that others hold more is no reason
+        assert not store.put(a, random_problem(f"p_{a}5", 5_980))
+        with pytest.raises(QuotaError):
+            store.put(a, random_problem(f"p_{a}0", 5_980))
+
+
+def test_a_document_counts_for_each_key_that_has_it(path: Path) -> None:
+    with closing(Store(Settings(max_store_bytes=40_000), path)) as store:
+        a, b = made(store, "a", "b")
+        store.put(a, random_problem("p_1", 25_000))  # 15,000 beyond its share
+        with pytest.raises(QuotaError):
+            store.put(b, random_problem("p_1", 25_000))
+        assert listed(store, b) == []
+        store.delete(a, "p_1")
+        assert store.put(b, random_problem("p_1", 25_000))
+
+
+def test_what_is_registered_without_a_key_is_the_first_ones(store: Store) -> None:
+    for name in ("p_2", "p_1"):
+        store.put("", problem(name))
+    (first,) = made(store, "first")
+    assert listed(store, "") == []
+    assert listed(store, first) == ["p_2", "p_1"]
+    (second,) = made(store, "second")
+    assert listed(store, second) == []
+    with pytest.raises(UnauthenticatedError):
+        store.put("", problem("p_3"))  # of a request that was let in before
+    assert listed(store, "") == []
+
+
+def test_problems_go_with_their_key(store: Store, path: Path) -> None:
+    one, other = made(store, "one", "other")
+    for owner, name in ((one, "p_1"), (one, "p_2"), (other, "p_2")):
+        store.put(owner, problem(name))
+    assert store.revoke_key(one)
+    assert listed(store, one) == []
+    assert listed(store, other) == ["p_2"]
+    with closing(sqlite3.connect(path)) as connection:
+        for table in ("problem", "document"):
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] == 1
+    with pytest.raises(UnauthenticatedError):
+        store.put(one, problem("p_1"))
+
+
+def test_pages_are_bounded_by_what_they_hold(store: Store) -> None:
+    for number in range(5):
+        summary = {"id": f"p_{number}", "text": "x" * 400_000}
+        store.put("k", StoredProblem(f"{number}".encode(), summary))
+    sizes, after = [], 0
+    while True:
+        summaries, following = store.page("k", after, 1000)
+        sizes.append(len(summaries))
+        if following is None:
+            break
+        after = following
+    assert sizes == [2, 2, 1]
 
 
 def test_calls_from_many_threads(store: Store) -> None:
@@ -108,7 +221,7 @@ def test_calls_from_many_threads(store: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(new) == len(store.all("k")) == 20
+    assert sum(new) == len(listed(store, "k")) == 20
 
 
 def test_usage_adds_up(store: Store) -> None:
@@ -119,6 +232,8 @@ def test_usage_adds_up(store: Store) -> None:
         ("k_1", "2026-11-25"): Usage(requests=2, elements=6, seconds=1.0),
     }
     assert list(store.usage("2026-11-25")) == [("k_1", "2026-11-25")]
+    store.add_usage({("k_2", "2026-11-25"): Usage(requests=1)})
+    assert list(store.usage("2026-11-25", "k_2")) == [("k_2", "2026-11-25")]
 
 
 def test_another_writer_is_seen(store: Store, path: Path) -> None:
@@ -140,6 +255,50 @@ def test_a_store_of_an_older_version_is_brought_up_to_date(path: Path, monkeypat
     with closing(sqlite3.connect(path)) as connection:
         assert schema.version(connection) == schema.VERSION
         assert "note" in [row[1] for row in connection.execute("PRAGMA table_info(problem)")]
+
+
+def first_version(path: Path, *, keys: bool) -> None:
+    """A store of the first version: p_2 and p_1 are nobody's, p_2 is a key's, and p_3 another's that was revoked."""
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(schema._MIGRATIONS[0])
+        for number in (1, 2, 3):
+            content = zlib.compress(b'{"kind": "expression"}')
+            row = (f"p_{number}", content, len(content), json.dumps({"id": f"p_{number}"}), "1")
+            connection.execute("INSERT INTO problem VALUES (?, ?, ?, ?, ?)", row)
+        owned = [("", "p_2"), ("", "p_1"), *([("k_2", "p_2"), ("k_1", "p_3")] if keys else [])]
+        for number, (owner, name) in enumerate(owned):
+            connection.execute("INSERT INTO registration VALUES (?, ?, ?)", (owner, name, float(number)))
+        for number, revoked_s in ((1, 5.0), (2, None), (3, None)) if keys else ():
+            row = (f"k_{number}", "name", bytes([number]), float(number), revoked_s, None, None)
+            connection.execute("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        connection.execute("PRAGMA user_version = 1")
+        connection.commit()
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_a_store_of_the_first_version(path: Path, tmp_path: Path, *, keys: bool) -> None:
+    first_version(path, keys=keys)
+    older = tmp_path / "older.sqlite"
+    backup(path, older)
+    for turn in range(2):  # as it is, and as a copy that is brought back
+        with closing(Store(Settings(), path)) as store:
+            assert listed(store, "k_2" if keys else "") == ["p_2", "p_1"]
+            found = store.get("k_2" if keys else "", "p_1")
+            assert found is not None
+            assert json.loads(found.document) == {"kind": "expression"}
+            assert len(store.all_keys()) == (3 if keys else 0)
+            store.put("k_2" if keys else "", problem("p_4"))
+            if turn == 0:
+                restore(older, path)
+    with closing(sqlite3.connect(path)) as connection:
+        held = dict(connection.execute("SELECT key_id, bytes FROM held"))
+        counted = dict(
+            connection.execute(
+                "SELECT key_id, sum(bytes) FROM registration JOIN problem ON problem.id = problem_id GROUP BY key_id"
+            )
+        )
+    assert {owner: size for owner, size in held.items() if size} == counted
 
 
 def test_a_store_of_a_newer_version_is_left_alone(path: Path) -> None:
@@ -170,7 +329,7 @@ def test_backup_and_restore_while_it_is_open(store: Store, path: Path, tmp_path:
     before = store.version()
     restore(copy, path)
     assert store.version() != before
-    assert [summary["id"] for summary in store.all("k")] == ["p_1"]
+    assert listed(store, "k") == ["p_1"]
     assert store.put("k", problem("p_2"))
     with pytest.raises(StoreError, match="does not exist"):
         backup(path, copy)
@@ -183,4 +342,85 @@ def test_a_store_that_fails_says_so(store: Store) -> None:
     with pytest.raises(StoreError, match="cannot be read"):
         store.get("k", "p_1")
     with pytest.raises(StoreError, match="cannot be written"):
-        store.put("k", problem("p_1"))
+        store.delete("k", "p_1")
+
+
+def test_what_was_revoked_stays_revoked(store: Store, path: Path, tmp_path: Path) -> None:
+    """As do the keys that were made since, and what was used."""
+    copy = tmp_path / "copy.sqlite"
+    early, leaving = made(store, "early", "leaving")
+    for owner in (early, leaving):
+        store.put(owner, problem("p_1"))
+    store.add_usage({(early, "2026-11-24"): Usage(requests=1, seconds=2.0)})
+    backup(path, copy)
+    late, short = made(store, "late", "short")
+    store.put(late, problem("p_2"))
+    store.revoke_key(leaving)
+    store.revoke_key(short)
+    store.add_usage({(early, "2026-11-24"): Usage(requests=1), (early, "2026-11-25"): Usage(requests=3)})
+    before = store.all_keys()
+    restore(copy, path)
+    assert store.all_keys() == before
+    assert [listed(store, owner) for owner in (early, leaving, late, short)] == [["p_1"], [], [], []]
+    assert [usage.requests for usage in store.usage("2026-11-24").values()] == [2, 3]
+    assert sum(usage.seconds for usage in store.usage("2026-11-24").values()) == 2.0
+
+
+def test_a_copy_from_before_there_were_keys(store: Store, path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.sqlite"
+    store.put("", problem("p_1"))
+    backup(path, copy)
+    first, second = made(store, "first", "second")
+    store.revoke_key(first)
+    restore(copy, path)
+    assert [key.revoked_s is None for key in store.all_keys()] == [False, True]
+    assert listed(store, second) == ["p_1"]
+
+
+def test_one_token_is_one_key(path: Path, tmp_path: Path) -> None:
+    """Such as the first one, which a new store makes once more, with another id."""
+    copy, token = tmp_path / "copy.sqlite", new_token()
+    with closing(Store(Settings(), copy)) as lost:
+        former = new_key("first", token)
+        lost.add_key(former)
+        lost.put(former.id, problem("p_1"))
+        lost.add_usage({(former.id, "2026-11-24"): Usage(requests=1)})
+    with closing(Store(Settings(), path)) as store:
+        again = new_key("first", token)
+        store.add_key(again)
+        store.add_usage({(again.id, "2026-11-25"): Usage(requests=2)})
+        restore(copy, path)
+        assert [key.id for key in store.all_keys()] == [former.id]
+        assert listed(store, former.id) == ["p_1"]
+        assert list(store.usage("2026-11-24", former.id)) == [(former.id, "2026-11-24"), (former.id, "2026-11-25")]
+
+
+def test_a_damaged_store_is_not_guessed_at(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.sqlite"
+    Store(Settings(), copy).close()
+    path.parent.mkdir()
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreError, match="move it away"):
+        restore(copy, path)
+    assert path.read_bytes() == b"no database" * 1000
+    path.unlink()
+    restore(copy, path)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_restore_that_fails_changes_nothing(
+    store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy.sqlite"
+    backup(path, copy)
+    store.put("k", problem("p_1"))
+
+    def fail(connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("disk full")
+
+    monkeypatch.setattr(importlib.import_module("convexlayer_server.store.backup"), "_join_keys", fail)
+    with pytest.raises(StoreError, match="disk full"):
+        restore(copy, path)
+    assert listed(store, "k") == ["p_1"]
+    assert store.put("k", problem("p_2"))

@@ -1,20 +1,6 @@
-"""Problem documents: their form, their grammar, and what they mean in CVXPY."""
+"""Problem documents: their form and identity; what they mean in CVXPY, ``compile``, is imported where it is needed."""
 
-from .compile import PosedProblem, pose
-from .cone_program import read_program
-from .grammar import Grammar
-from .identity import normalise, problem_id
-from .model import ConeProgramDocument, ExpressionDocument, ProblemDocument, problem_documents
+from .identity import Identified, identified
+from .model import ConeProgramDocument, ExpressionDocument, problem_documents
 
-__all__ = [
-    "ConeProgramDocument",
-    "ExpressionDocument",
-    "Grammar",
-    "PosedProblem",
-    "ProblemDocument",
-    "normalise",
-    "pose",
-    "problem_documents",
-    "problem_id",
-    "read_program",
-]
+__all__ = ["ConeProgramDocument", "ExpressionDocument", "Identified", "identified", "problem_documents"]

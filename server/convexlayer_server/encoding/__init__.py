@@ -1,6 +1,6 @@
 """From bytes to values and back: JSON, read without a wait, and safetensors."""
 
-from .packing import MalformedError, Mode
-from .parser import AT_ONCE_BYTES, JsonParser
+from .packing import load, packed
+from .readers import Readers
 
-__all__ = ["AT_ONCE_BYTES", "JsonParser", "MalformedError", "Mode"]
+__all__ = ["Readers", "load", "packed"]

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .packing import MalformedError, load
+from ..errors import MalformedError
+from .packing import MAX_ARRAYS, load, pack
 
-__all__ = ["MEDIA_TYPE", "read", "write"]
+__all__ = ["MEDIA_TYPE", "Header", "header", "placed", "read", "split", "write"]
 
 MEDIA_TYPE = "application/vnd.convexlayer+safetensors"
 
@@ -35,29 +36,77 @@ class _Tensor(NamedTuple):
     begin: int
     end: int
     name: str
-    dtype: np.dtype[Any]
+    dtype: str
     shape: tuple[int, ...]
+
+
+class Header(NamedTuple):
+    """What the header of a body says.
+
+    Attributes:
+        fields: what is no array.
+        tensors: where the arrays are, in order.
+        start: where their bytes begin in the body.
+    """
+
+    fields: dict[str, Any]
+    tensors: list[_Tensor]
+    start: int
 
 
 def read(body: bytes | bytearray) -> dict[str, Any]:
     """The body as a dictionary, whose arrays are views of it.
 
     Raises:
-        MalformedError: it is cut off, has an unreasonable header, or arrays that overlap, leave gaps, or do not have
-            the size of their shape.
+        MalformedError: it is none; the three steps below say when.
+    """
+    text, size = split(body)
+    return placed(body, header(text, size))
+
+
+def split(body: bytes | bytearray) -> tuple[memoryview, int]:
+    """The text of the header, and the number of bytes that follow it.
+
+    Raises:
+        MalformedError: the body is cut off, or its header is unreasonable.
     """
     length = int.from_bytes(body[:8], "little")
     if len(body) < 8 or length > len(body) - 8:
         raise MalformedError(f"it is cut off: {len(body)} bytes, {8 + length} of them are said to be header")
     if length > _MAX_HEADER_BYTES:
         raise MalformedError(f"its header has {length} bytes, at most {_MAX_HEADER_BYTES} are read")
-    header = load(memoryview(body)[8 : 8 + length])
-    if not isinstance(header, dict):
+    return memoryview(body)[8 : 8 + length], len(body) - 8 - length
+
+
+def header(text: bytes | bytearray | memoryview, size: int) -> Header:
+    """Read a header.
+
+    Args:
+        text: the header.
+        size: bytes that follow it.
+
+    Raises:
+        MalformedError: it is not JSON of its form, or has arrays that overlap, leave gaps, or do not have the size of
+            their shape.
+    """
+    described = load(text)
+    if not isinstance(described, dict):
         raise MalformedError("its header is not an object")
-    tree = _fields(header.pop(_METADATA, {}))
-    start = 8 + length
-    for tensor in _tensors(header, len(body) - start):
-        array = np.frombuffer(body, tensor.dtype, math.prod(tensor.shape), start + tensor.begin)
+    if len(described) > MAX_ARRAYS:
+        raise MalformedError(f"its header has {len(described)} entries, at most {MAX_ARRAYS} are read")
+    fields = _fields(described.pop(_METADATA, {}))
+    return Header(fields, _tensors(described, size), 8 + len(text))
+
+
+def placed(body: bytes | bytearray, header: Header) -> dict[str, Any]:
+    """The body as a dictionary, whose arrays are views of it.
+
+    Raises:
+        MalformedError: two things have one place.
+    """
+    tree = header.fields
+    for tensor in header.tensors:
+        array = np.frombuffer(body, tensor.dtype, math.prod(tensor.shape), header.start + tensor.begin)
         _place(tree, tensor.name, array.reshape(tensor.shape))
     return tree
 
@@ -100,7 +149,7 @@ def _places(tree: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[np.float64] 
 def _fields(metadata: Any) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise MalformedError(f"{_METADATA} of its header is not an object of strings")
-    fields = load(metadata.get("body", "{}").encode("utf-8", "surrogatepass"))
+    fields = pack(load(metadata.get("body", "{}").encode("utf-8", "surrogatepass")))
     if not isinstance(fields, dict):
         raise MalformedError(f"body in {_METADATA} of its header is not the text of an object")
     return fields
@@ -128,10 +177,10 @@ def _tensor(name: str, entry: Any) -> _Tensor:
         raise MalformedError(f"{where}: the dtypes that are read are {', '.join(_DTYPES)}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise MalformedError(f"{where}: shape and the two data_offsets are non-negative integers")
-    kind = np.dtype(_DTYPES[dtype])
-    if len(shape) > 32 or offsets[1] - offsets[0] != math.prod(shape) * kind.itemsize:
+    size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+    if len(shape) > 32 or offsets[1] - offsets[0] != size:
         raise MalformedError(f"{where}: its shape does not take the bytes from {offsets[0]} to {offsets[1]}")
-    return _Tensor(offsets[0], offsets[1], name, kind, tuple(shape))
+    return _Tensor(offsets[0], offsets[1], name, _DTYPES[dtype], tuple(shape))
 
 
 def _are_counts(value: Any) -> bool:

@@ -49,7 +49,7 @@ class Admission:
         """Begin."""
         await self._engine.open(lambda owner, seconds: self._ledger.count(owner, seconds=seconds))
 
-    async def register(self, problem_id: str, document: Mapping[str, Any], owner: str = "") -> Mapping[str, Any]:
+    async def register(self, problem_id: str, document: bytes, owner: str = "") -> Mapping[str, Any]:
         """Compile a document; raises as ``Engine.register`` does.
 
         Raises:
@@ -61,9 +61,7 @@ class Admission:
             owner, "register", lambda begun: self._engine.register(problem_id, document, owner, begun), patient=False
         )
 
-    async def run(
-        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None = None
-    ) -> ComputeResult:
+    async def run(self, request: ComputeRequest, document: bytes, progress: Progress | None = None) -> ComputeResult:
         """Compute; raises as ``Engine.run`` does.
 
         Raises:

@@ -11,8 +11,12 @@ from convexlayer.errors import ConvexLayerError, SolverError
 from convexlayer.layers import SolutionMap, canonicalize
 from convexlayer.program import Cones, Structure
 
-from ..documents import ConeProgramDocument, Grammar, pose, problem_documents, read_program
-from ..errors import DocumentError, SolverChoiceError
+from ..documents import ConeProgramDocument, problem_documents
+from ..documents.compile import pose
+from ..documents.cone_program import read_program
+from ..documents.grammar import Grammar
+from ..encoding import load
+from ..errors import DocumentError, MalformedError, SolverChoiceError
 from ..settings import Settings
 
 __all__ = ["CompiledProblem", "compile_document"]
@@ -20,16 +24,14 @@ __all__ = ["CompiledProblem", "compile_document"]
 _LOG = logging.getLogger(__name__)
 
 
-def compile_document(
-    problem_id: str, document: Mapping[str, Any], grammar: Grammar, settings: Settings
-) -> CompiledProblem:
-    """Compile a normalised document.
+def compile_document(problem_id: str, document: bytes, grammar: Grammar, settings: Settings) -> CompiledProblem:
+    """Compile a normalised document, which is JSON.
 
     Raises:
         DocumentError: it cannot be compiled; the message says why.
     """
-    parsed = problem_documents.validate_python(document)
     try:
+        parsed = problem_documents.validate_python(load(document))
         if isinstance(parsed, ConeProgramDocument):
             program = read_program(parsed.program, settings)
             _check_structure(program.structure, settings, "/program")
@@ -44,6 +46,8 @@ def compile_document(
         return CompiledProblem(
             problem_id, parsed.kind, program, list(outputs), duals=tuple(posed.duals), curvature=curvature
         )
+    except MalformedError as error:  # it was read before, but with more room for nesting
+        raise DocumentError(error.detail) from error
     except ConvexLayerError as error:
         raise DocumentError(str(error)) from error
     except DocumentError:

@@ -23,9 +23,9 @@ from typing import Any, Literal, Protocol, final
 
 import psutil
 
+from ..channel import receive, send
 from ..settings import Settings
 from . import worker as worker_module
-from .channel import receive, send
 from .work import Done, Ready, Work
 
 __all__ = ["Crew", "Ending", "Worker", "devices_of"]

@@ -56,7 +56,7 @@ class EmbeddedEngine:
             await asyncio.sleep(0)
 
     async def register(
-        self, problem_id: str, document: Mapping[str, Any], owner: str = "", begun: Begun = _nothing
+        self, problem_id: str, document: bytes, owner: str = "", begun: Begun = _nothing
     ) -> Mapping[str, Any]:
         """Compile a document, unless a worker has it compiled."""
         self._check_open()
@@ -68,7 +68,7 @@ class EmbeddedEngine:
     async def run(
         self,
         request: ComputeRequest,
-        document: Mapping[str, Any],
+        document: bytes,
         progress: Progress | None = None,
         begun: Begun = _nothing,
     ) -> ComputeResult:
@@ -139,9 +139,7 @@ class EmbeddedEngine:
         if not self._open:
             raise UnavailableError("the server is shutting down", retry_after_s=1.0)
 
-    async def _compiled(
-        self, problem_id: str, document: Mapping[str, Any], owner: str, begun: Begun
-    ) -> Mapping[str, Any]:
+    async def _compiled(self, problem_id: str, document: bytes, owner: str, begun: Begun) -> Mapping[str, Any]:
         future = asyncio.get_running_loop().create_future()
         task = Task(owner=owner, problem_id=problem_id, document=document, future=future, on_begun=begun)
         summary: Mapping[str, Any] = await self._done("", task)

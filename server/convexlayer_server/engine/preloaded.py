@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from typing import Any
 
@@ -37,7 +38,7 @@ def _warm_up() -> None:
     """Solve and differentiate: what is imported or set up at the first time is there then, in all that are forked."""
     bench, ones = Workbench(Settings()), np.ones(3)
     for number, document in enumerate(_DOCUMENTS):
-        problem_id = str(number)
+        problem_id, text = str(number), json.dumps(_SHAPES | document).encode()
         solve = ComputeRequest(request_id="solve", problem_id=problem_id, operation="solve", parameters={"c": ones})
         vjp = ComputeRequest(
             request_id="vjp",
@@ -48,7 +49,7 @@ def _warm_up() -> None:
             wrt=("c",),
         )
         for request in (solve, vjp):
-            done = bench.do(Work(problem_id=problem_id, document=_SHAPES | document, request=request))
+            done = bench.do(Work(problem_id=problem_id, document=text, request=request))
             if done.error is not None:
                 _LOG.error("a worker could not be warmed up", exc_info=done.error)
 

@@ -1,4 +1,4 @@
-"""What computes, seen from the routes: four calls with plain documents and NumPy arrays.
+"""What computes, seen from the routes: four calls with documents, which are JSON texts, and NumPy arrays.
 
 Requests and results are picklable, so that an engine may live in other processes or on other machines.
 
@@ -197,9 +197,7 @@ class Engine(Protocol):
     async def open(self, charge: Charge) -> None:
         """Begin; requests are taken from now on, though workers may take seconds to be ready."""
 
-    async def register(
-        self, problem_id: str, document: Mapping[str, Any], owner: str, begun: Begun
-    ) -> Mapping[str, Any]:
+    async def register(self, problem_id: str, document: bytes, owner: str, begun: Begun) -> Mapping[str, Any]:
         """Compile a document, unless it is compiled already.
 
         Returns:
@@ -211,7 +209,7 @@ class Engine(Protocol):
         """
 
     async def run(
-        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None, begun: Begun
+        self, request: ComputeRequest, document: bytes, progress: Progress | None, begun: Begun
     ) -> ComputeResult:
         """Compute with the problem of a document, which is compiled unless it is compiled already.
 

@@ -59,7 +59,7 @@ class Task:
 
     owner: str
     problem_id: str
-    document: Mapping[str, Any]
+    document: bytes
     future: asyncio.Future[Any]
     cutter: Cutter | None = None
     kept: SolvedState | None = None

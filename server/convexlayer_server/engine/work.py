@@ -22,14 +22,14 @@ class Work:
 
     Attributes:
         problem_id: of the problem.
-        document: where the worker does not have it compiled.
+        document: as JSON, where the worker does not have it compiled.
         request: the worker may keep its solved batch under its id where ``keep`` is set. A ``state`` is such an id, or
             arrays: their ``digest`` is then the id to keep the batch under, if any.
         merged: whether the rows are those of several requests, none of which is to wait for a slow one.
     """
 
     problem_id: str
-    document: Mapping[str, Any] | None
+    document: bytes | None
     request: ComputeRequest | None = None
     merged: bool = False
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar, final
 
 from convexlayer.layers import SolvedBatch
 
-from ..documents import Grammar
+from ..documents.grammar import Grammar
 from ..errors import RequestError
 from ..settings import Settings
 from .compiled import CompiledProblem, compile_document

@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 from convexlayer import compiled
 
 from .. import logs
+from ..channel import receive, send
 from ..settings import Settings
-from .channel import receive, send
 from .work import Ready
 from .workbench import Workbench
 

@@ -247,9 +247,10 @@ class ProblemDetail(ProblemSummary):
 
 
 class ProblemList(BaseModel):
-    """What is registered."""
+    """A page of what is registered, oldest first; ``next`` is the ``after`` of the page that follows, else null."""
 
     problems: list[ProblemSummary]
+    next: str | None
 
 
 class SolverCapability(BaseModel):

@@ -18,10 +18,10 @@ from starlette.concurrency import run_in_threadpool
 
 from ..answers import BINARY_ANSWER, Answer
 from ..arrays import Array, Encoding
-from ..encoding import AT_ONCE_BYTES
 from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation, Progress
 from ..errors import InvalidError, SolverChoiceError, pointer
-from ..reading import described, reader
+from ..presence import while_waited_for
+from ..reading import AT_ONCE_BYTES, described, reader
 from ..registry import versions
 from ..service import Service, owner_of, service_of
 from ..settings import Settings
@@ -40,7 +40,6 @@ from .bodies import (
     VjpRequest,
 )
 from .preferences import respond_async
-from .presence import while_waited_for
 from .reader import Reader, known_names
 
 __all__ = ["router"]
@@ -66,9 +65,9 @@ _PARAMETERS: list[dict[str, Any]] = [
 ]
 
 _solve_bodies, _vjp_bodies, _jvp_bodies = TypeAdapter(SolveRequest), TypeAdapter(VjpRequest), TypeAdapter(JvpRequest)
-_read_solve = reader(_solve_bodies, mode="values", also_binary=True)
-_read_vjp = reader(_vjp_bodies, mode="values", also_binary=True)
-_read_jvp = reader(_jvp_bodies, mode="values", also_binary=True)
+_read_solve = reader(_solve_bodies)
+_read_vjp = reader(_vjp_bodies)
+_read_jvp = reader(_jvp_bodies)
 
 
 def _described(bodies: TypeAdapter[Any]) -> dict[str, Any]:
@@ -83,7 +82,7 @@ async def solve(http: Request) -> Response:
     So is a row of a batch whose values cannot be used (``invalid``); where there is no batch that is an error.
     """
     service, owner = service_of(http), owner_of(http)
-    body = await _read_solve(http, service)
+    body = await _read_solve(http, service, owner)
     problem = await service.registry.get(owner, http.path_params["problem_id"])
     parts = [part for part in body.parts if part in ("variables", "duals")]
     request = await _read(
@@ -121,7 +120,7 @@ async def solve(http: Request) -> Response:
 async def vjp(http: Request) -> Response:
     """Gradients of a loss with respect to parameters, from its cotangents with respect to outputs."""
     service, owner = service_of(http), owner_of(http)
-    body = await _read_vjp(http, service)
+    body = await _read_vjp(http, service, owner)
     problem = await service.registry.get(owner, http.path_params["problem_id"])
     known = problem.summary["parameters"]
     for position, name in enumerate(body.wrt or ()):
@@ -146,7 +145,7 @@ async def vjp(http: Request) -> Response:
 async def jvp(http: Request) -> Response:
     """Tangents of outputs, from tangents of parameters."""
     service, owner = service_of(http), owner_of(http)
-    body = await _read_jvp(http, service)
+    body = await _read_jvp(http, service, owner)
     problem = await service.registry.get(owner, http.path_params["problem_id"])
     outputs = _outputs(problem, body.parts)
     request = await _read(service, problem, body, "jvp", body.tangents, state=body.state, owner=owner, outputs=outputs)

@@ -14,13 +14,13 @@ class StoredProblem:
     """A registered problem.
 
     Attributes:
-        document: the normalised document, plain JSON.
+        document: the normalised document as JSON.
         summary: what the engine said of it, plain JSON; it holds the ``id``.
         versions: of the packages that the summary depends on; another engine's may differ.
-        size_bytes: of the document as JSON, where it was read from a store.
+        size_bytes: what it takes in memory, about, where it was read from a store.
     """
 
-    document: Mapping[str, Any]
+    document: bytes
     summary: Mapping[str, Any]
     versions: str = ""
     size_bytes: int = 0

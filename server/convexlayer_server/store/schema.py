@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from pathlib import Path
 
 from ..errors import StoreError
 
-__all__ = ["VERSION", "migrate", "version"]
+__all__ = ["VERSION", "connect", "version"]
+
+_BUSY_S = 10.0
 
 _MIGRATIONS = (
     """
@@ -42,8 +46,52 @@ _MIGRATIONS = (
         PRIMARY KEY (key_id, day)
     ) STRICT;
     """,
+    """
+    ALTER TABLE problem RENAME TO former_problem;
+    ALTER TABLE registration RENAME TO former_registration;
+    CREATE TABLE problem (
+        id TEXT PRIMARY KEY,
+        bytes INTEGER NOT NULL,     -- of the compressed document
+        versions TEXT NOT NULL,
+        summary TEXT NOT NULL       -- JSON
+    ) STRICT;
+    CREATE TABLE document (         -- not with its problem, of which nothing could be read without all of it
+        problem_id TEXT PRIMARY KEY REFERENCES problem (id) ON DELETE CASCADE,
+        content BLOB NOT NULL       -- JSON, compressed by zlib
+    ) STRICT;
+    CREATE TABLE registration (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,  -- in the order of registration
+        key_id TEXT NOT NULL,       -- empty where the service asks nobody for a key
+        problem_id TEXT NOT NULL REFERENCES problem (id),
+        created_s REAL NOT NULL,
+        UNIQUE (key_id, problem_id)
+    ) STRICT;
+    CREATE TABLE held (
+        key_id TEXT PRIMARY KEY,
+        bytes INTEGER NOT NULL      -- of all documents that the key has registered, compressed; kept by the triggers
+    ) STRICT;
+    CREATE TRIGGER registered AFTER INSERT ON registration BEGIN
+        INSERT INTO held SELECT NEW.key_id, bytes FROM problem WHERE id = NEW.problem_id
+        ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes; END;
+    CREATE TRIGGER unregistered AFTER DELETE ON registration BEGIN
+        UPDATE held SET bytes = bytes - (SELECT bytes FROM problem WHERE id = OLD.problem_id)
+        WHERE key_id = OLD.key_id; END;
+    INSERT INTO problem SELECT id, bytes, versions, summary FROM former_problem;
+    INSERT INTO document SELECT id, document FROM former_problem;
+    INSERT OR IGNORE INTO registration (key_id, problem_id, created_s)  -- what is nobody's is now the first key's
+        SELECT CASE WHEN key_id = '' THEN coalesce(
+            (SELECT id FROM key WHERE revoked_s IS NULL ORDER BY created_s, rowid LIMIT 1), '') ELSE key_id END,
+        problem_id, created_s FROM former_registration ORDER BY created_s, rowid;
+    DROP TABLE former_registration;
+    DROP TABLE former_problem;
+    CREATE INDEX registration_in_order ON registration (key_id, number);
+    CREATE INDEX registration_of_problem ON registration (problem_id);
+    """,
 )
-"""Scripts that lead from each version to the next, the first from an empty file. Only ever append."""
+"""Scripts that lead from each version to the next, the first from an empty file. Only ever append.
+
+A statement ends with a semicolon at the end of its line, and nothing else does.
+"""
 
 VERSION = len(_MIGRATIONS)
 """Version of the present tables, which the file holds as ``user_version``."""
@@ -55,7 +103,36 @@ def version(connection: sqlite3.Connection) -> int:
     return found
 
 
-def migrate(connection: sqlite3.Connection) -> None:
+def connect(path: str | Path) -> sqlite3.Connection:
+    """Open a store, made if it is not there, for its owner alone to read; its tables are the present ones.
+
+    Raises:
+        StoreError: the file cannot be made, or was written by a newer version of this package.
+        sqlite3.Error: the file cannot be opened.
+    """
+    if str(path) != ":memory:":
+        _make_private(Path(path))
+    connection = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        _migrate(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _make_private(path: Path) -> None:
+    """Make the file for its owner alone, before SQLite makes it for everybody."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise StoreError(f"cannot open the store {path}: {error.strerror}") from error
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
     """Bring the tables to the present version, all steps in one transaction.
 
     Raises:
@@ -72,5 +149,5 @@ def migrate(connection: sqlite3.Connection) -> None:
     if found > VERSION:
         raise StoreError(
             f"the store has tables of version {found}, this package knows {VERSION}: "
-            "install the newer convexlayer that wrote it, or restore a backup from before"
+            "install the newer convexlayer that wrote it, or move it away and restore a backup from before"
         )

@@ -6,8 +6,6 @@ registration. Calls block, and come from any thread but that of the event loop.
 
 from __future__ import annotations
 
-import json
-import os
 import sqlite3
 import threading
 import time
@@ -17,14 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
+from pydantic_core import from_json, to_json
+
 from ..errors import QuotaError, StoreError
 from ..settings import Settings
+from .owners import check_owner, check_room, clear, take_over
 from .records import Key, StoredProblem, Usage
-from .schema import migrate
+from .schema import connect
 
 __all__ = ["Store"]
 
-_BUSY_S = 10.0
+_PAGE_LENGTH = 2**20
+"""Characters of a page of summaries, unless it is one."""
+
+_TIMES_IN_MEMORY = 16
+"""What a character of a summary takes in memory, in bytes, once it is read."""
 
 
 @final
@@ -42,13 +47,8 @@ class Store:
     def __init__(self, settings: Settings, path: str | Path = ":memory:") -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        if str(path) != ":memory:":
-            _make_private(Path(path))
         try:
-            self._connection = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            migrate(self._connection)
+            self._connection = connect(path)
         except sqlite3.Error as error:
             raise StoreError(f"cannot open the store {path}: {error}") from error
 
@@ -56,43 +56,67 @@ class Store:
         """Register a problem for a key; whether it is new to the key. Its summary is renewed where versions differ.
 
         Raises:
-            QuotaError: the key has too many problems, or the store holds too much.
+            QuotaError: the key has too many problems, or there is no room for another.
+            UnauthenticatedError: the key was revoked.
         """
-        document = zlib.compress(json.dumps(problem.document).encode())
-        summary = json.dumps(problem.summary)
+        known = self._read("SELECT 1 FROM problem WHERE id = ?", problem.id)
+        content = b"" if known else zlib.compress(problem.document)  # a long time, without the lock
+        summary = to_json(problem.summary).decode()
         with self._transaction() as connection:
+            check_owner(connection, owner)
             present = connection.execute("SELECT versions FROM problem WHERE id = ?", [problem.id]).fetchone()
             if present is None:
-                self._check_room(connection, len(document))
-                row = (problem.id, document, len(document), summary, problem.versions)
-                connection.execute("INSERT INTO problem VALUES (?, ?, ?, ?, ?)", row)
+                content = content or zlib.compress(problem.document)
+                row = (problem.id, len(content), problem.versions, summary)
+                connection.execute("INSERT INTO problem VALUES (?, ?, ?, ?)", row)
+                connection.execute("INSERT INTO document VALUES (?, ?)", (problem.id, content))
             elif present[0] != problem.versions:
                 connection.execute(
                     "UPDATE problem SET summary = ?, versions = ? WHERE id = ?",
                     (summary, problem.versions, problem.id),
                 )
-            registration = (owner, problem.id, time.time())
-            added = connection.execute("INSERT OR IGNORE INTO registration VALUES (?, ?, ?)", registration).rowcount > 0
+            query = "INSERT OR IGNORE INTO registration (key_id, problem_id, created_s) VALUES (?, ?, ?)"
+            added = connection.execute(query, (owner, problem.id, time.time())).rowcount > 0
             if added:
                 self._check_count(connection, owner)
+                check_room(connection, owner, self._settings.max_store_bytes)
         return added
 
     def get(self, owner: str, problem_id: str) -> StoredProblem | None:
         """The problem of an id, or None where the key has none."""
-        query = """SELECT document, summary, versions FROM problem JOIN registration ON problem.id = problem_id
-                   WHERE key_id = ? AND id = ?"""
+        query = """SELECT content, summary, versions FROM registration
+                   JOIN problem ON problem.id = registration.problem_id
+                   JOIN document ON document.problem_id = problem.id WHERE key_id = ? AND id = ?"""
         rows = self._read(query, owner, problem_id)
         if not rows:
             return None
-        document, summary, versions = rows[0]
-        text = zlib.decompress(document)
-        return StoredProblem(json.loads(text), json.loads(summary), versions, len(text))
+        content, summary, versions = rows[0]
+        document = zlib.decompress(content)
+        return StoredProblem(document, from_json(summary), versions, len(document) + _TIMES_IN_MEMORY * len(summary))
 
-    def all(self, owner: str) -> list[Mapping[str, Any]]:
-        """Summaries of every problem of a key, in the order of registration."""
-        query = """SELECT summary FROM problem JOIN registration ON problem.id = problem_id
-                   WHERE key_id = ? ORDER BY created_s, registration.rowid"""
-        return [json.loads(summary) for (summary,) in self._read(query, owner)]
+    def page(self, owner: str, after: int, limit: int) -> tuple[list[str], int | None]:
+        """Summaries of problems of a key as JSON, in the order of registration.
+
+        Args:
+            owner: the key.
+            after: number that the page before gave; 0 for the first.
+            limit: how many at most; there may be fewer, though others follow, where they are large.
+
+        Returns:
+            The summaries, and the number of the last one where others follow.
+        """
+        query = """SELECT number, summary FROM registration JOIN problem ON problem.id = problem_id
+                   WHERE key_id = ? AND number > ? ORDER BY number LIMIT ?"""
+        summaries: list[str] = []
+        last, room = after, _PAGE_LENGTH
+        with self._reading() as connection:
+            for number, summary in connection.execute(query, (owner, after, limit + 1)):
+                room -= len(summary)
+                if len(summaries) == limit or (summaries and room < 0):
+                    return summaries, last
+                summaries.append(summary)
+                last = number
+        return summaries, None
 
     def delete(self, owner: str, problem_id: str) -> bool:
         """End a key's registration; whether there was one. The document goes with the last."""
@@ -100,7 +124,8 @@ class Store:
             parameters = (owner, problem_id)
             ended = connection.execute("DELETE FROM registration WHERE key_id = ? AND problem_id = ?", parameters)
             connection.execute(
-                "DELETE FROM problem WHERE id = ? AND id NOT IN (SELECT problem_id FROM registration)", [problem_id]
+                "DELETE FROM problem WHERE id = ? AND NOT EXISTS (SELECT 1 FROM registration WHERE problem_id = ?)",
+                (problem_id, problem_id),
             )
         return ended.rowcount > 0
 
@@ -111,8 +136,8 @@ class Store:
         names = ("id", "name", "digest", "created_s", "revoked_s", "requests_per_minute", "seconds_per_day")
         return [Key(**dict(zip(names, row, strict=True))) for row in self._read(query)]
 
-    def add_key(self, key: Key) -> None:
-        """Keep a new key.
+    def add_key(self, key: Key) -> int:
+        """Keep a new key; the number of problems that were registered while none was asked for, and are its own now.
 
         Raises:
             StoreError: its token or id is known already, or there are too many keys.
@@ -127,12 +152,15 @@ class Store:
                 connection.execute("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?)", values)
             except sqlite3.IntegrityError as error:
                 raise StoreError("there is a key of this id or token already, which may have been revoked") from error
+            return take_over(connection, key.id)
 
     def revoke_key(self, key_id: str) -> bool:
-        """Let a key be good no longer; whether it was."""
+        """Let a key be good no longer, and forget its problems; whether it was."""
         with self._transaction() as connection:
             query = "UPDATE key SET revoked_s = ? WHERE id = ? AND revoked_s IS NULL"
-            return connection.execute(query, (time.time(), key_id)).rowcount > 0
+            revoked = connection.execute(query, (time.time(), key_id)).rowcount > 0
+            clear(connection)
+        return revoked
 
     def add_usage(self, used: Mapping[tuple[str, str], Usage]) -> None:
         """Count in what keys used, by (key, day)."""
@@ -143,12 +171,17 @@ class Store:
             for (key_id, day), usage in used.items():
                 connection.execute(query, (key_id, day, usage.requests, usage.elements, usage.seconds))
 
-    def usage(self, since: str) -> dict[tuple[str, str], Usage]:
-        """What keys used from a day on, by (key, day)."""
-        query = "SELECT key_id, day, requests, elements, seconds FROM usage WHERE day >= ? ORDER BY day"
+    def usage(self, since: str, key_id: str | None = None) -> dict[tuple[str, str], Usage]:
+        """What one key, or each of them, used from a day on, by (key, day)."""
+        query = "SELECT key_id, day, requests, elements, seconds FROM usage WHERE day >= ?"
+        rows = (
+            self._read(f"{query} ORDER BY day", since)
+            if key_id is None
+            else self._read(f"{query} AND key_id = ? ORDER BY day", since, key_id)
+        )
         return {
             (key_id, day): Usage(requests=requests, elements=elements, seconds=seconds)
-            for key_id, day, requests, elements, seconds in self._read(query, since)
+            for key_id, day, requests, elements, seconds in rows
         }
 
     def version(self) -> int:
@@ -162,9 +195,15 @@ class Store:
             self._connection.close()
 
     def _read(self, query: str, *values: str) -> list[Any]:
+        with self._reading() as connection:
+            return connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Within, SQLite's errors are the store's."""
         try:
             with self._lock:
-                return self._connection.execute(query, values).fetchall()
+                yield self._connection
         except sqlite3.Error as error:
             raise StoreError(f"the store cannot be read: {error}") from error
 
@@ -184,14 +223,6 @@ class Store:
         except sqlite3.Error as error:
             raise StoreError(f"the store cannot be written: {error}") from error
 
-    def _check_room(self, connection: sqlite3.Connection, more_bytes: int) -> None:
-        stored_bytes = connection.execute("SELECT total(bytes) FROM problem").fetchone()[0]
-        if stored_bytes + more_bytes > self._settings.max_store_bytes:
-            raise QuotaError(
-                f"this server keeps documents of {self._settings.max_store_bytes} bytes at most, and they are used up; "
-                "delete problems that are no longer needed"
-            )
-
     def _check_count(self, connection: sqlite3.Connection, owner: str) -> None:
         query = "SELECT count(*) FROM registration WHERE key_id = ?"
         if connection.execute(query, [owner]).fetchone()[0] > self._settings.max_problems_per_key:
@@ -199,12 +230,3 @@ class Store:
                 f"one key may have {self._settings.max_problems_per_key} problems registered; "
                 "delete those that are no longer needed"
             )
-
-
-def _make_private(path: Path) -> None:
-    """Make the file for its owner alone, before SQLite makes it for everybody."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    except OSError as error:
-        raise StoreError(f"cannot open the store {path}: {error.strerror}") from error

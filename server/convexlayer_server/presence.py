@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from ..errors import CallerLeftError
+from .errors import CallerLeftError
 
 __all__ = ["while_waited_for"]
 
