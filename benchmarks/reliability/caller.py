@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.client
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
 __all__ = ["Answer", "Caller"]
 
-_TIMEOUT_S = 120.0
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -32,10 +32,19 @@ class Answer:
 
 @final
 class Caller:
-    """A connection that is kept; a context manager."""
+    """A connection that is kept; a context manager.
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self._connection = http.client.HTTPConnection(*address, timeout=_TIMEOUT_S)
+    Args:
+        address: of the server.
+        headers: of every request, beside the type of its body.
+        timeout_s: for how long the next byte is waited for.
+    """
+
+    def __init__(
+        self, address: tuple[str, int], headers: Mapping[str, str] | None = None, timeout_s: float = 120.0
+    ) -> None:
+        self._connection = http.client.HTTPConnection(*address, timeout=timeout_s)
+        self._headers = dict(headers or {})
 
     def __enter__(self) -> Caller:
         return self
@@ -45,18 +54,16 @@ class Caller:
 
     def get(self, path: str) -> Answer:
         """GET."""
-        return self._request("GET", path)
+        return self._request("GET", path, None, {})
 
-    def post(self, path: str, body: bytes, headers: dict[str, str] | None = None) -> Answer:
+    def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
         """POST, of JSON unless the headers say otherwise."""
-        return self._request("POST", path, body, _JSON if headers is None else headers)
+        return self._request("POST", path, body, {**_JSON, **(headers or {})})
 
-    def _request(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> Answer:
+    def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
         start = time.perf_counter()
         try:
-            self._connection.request(method, path, body, headers or {})
+            self._connection.request(method, path, body, {**self._headers, **headers})
             response = self._connection.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException):

@@ -41,14 +41,13 @@ def measure(plan: Plan) -> list[Row]:
         server.wait_for_workers()
         leaked = server.descriptors() - descriptors
     counts = tally.counts()
-    failed = sum(count for status, count in counts.items() if status != 200)
-    wrong = failed - counts.get(503, 0)
+    wrong = tally.failed - counts.get(503, 0)
     return [
         Row(
             f"SIGKILL a worker under load, {plan.count} times",
             "only its in-flight requests fail, as 503; back in <= 5 s; nothing else lost",
             f"{counts.get(503, 0)} of {sum(counts.values())} requests were 503, {wrong} anything else; back in "
             f"{max(back, default=0.0):.2f} s at most; {leaked:+d} descriptors",
-            wrong == 0 and failed <= _CALLERS * plan.count and max(back, default=0.0) <= 5.0,
+            wrong == 0 and tally.failed <= _CALLERS * plan.count and max(back, default=0.0) <= 5.0,
         )
     ]

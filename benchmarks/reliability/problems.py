@@ -9,9 +9,25 @@ import numpy as np
 
 from convexlayer_server.arrays import Array
 
-__all__ = ["body", "dense_qp", "dense_values", "heavy_qp", "heavy_values", "least_squares", "portfolio", "values_of"]
+__all__ = [
+    "HARD",
+    "body",
+    "dense_batch",
+    "dense_qp",
+    "dense_values",
+    "heavy_qp",
+    "heavy_values",
+    "least_squares",
+    "many_cones",
+    "nearest_correlation",
+    "portfolio",
+    "values_of",
+]
 
 Values = dict[str, Array]
+
+HARD = {"solver": "scs", "tol": 1e-15, "max_iter": 1_000_000}
+"""Options under which one element of ``heavy_qp(400)`` takes a minute: it never is as exact as that."""
 
 
 def dense_qp(size: int = 10) -> dict[str, Any]:
@@ -32,6 +48,12 @@ def dense_values(seed: int, size: int = 10) -> Values:
     """Parameters of it."""
     rng = np.random.default_rng(seed)
     return {"q": rng.standard_normal(size), "h": rng.uniform(0.1, 1.0, size)}
+
+
+def dense_batch(seed: int, batch: int, size: int = 10) -> Values:
+    """Parameters of so many of it."""
+    rng = np.random.default_rng(seed)
+    return {"q": rng.standard_normal((batch, size)), "h": rng.uniform(0.1, 1.0, (batch, size))}
 
 
 def least_squares() -> dict[str, Any]:
@@ -74,6 +96,29 @@ def portfolio(size: int, factors: int) -> dict[str, Any]:
         },
         "minimize": "sum_squares(F @ w) + sum_squares(multiply(d, w)) - mu @ w",
         "subject_to": ["w >= 0", "sum(w) == 1", "w <= 0.1"],
+    }
+
+
+def nearest_correlation(size: int) -> dict[str, Any]:
+    """The nearest correlation matrix, a semidefinite program."""
+    return {
+        "kind": "expression",
+        "parameters": {"A": {"shape": [size, size]}},
+        "variables": {"X": {"shape": [size, size], "symmetric": True}},
+        "minimize": "sum_squares(X - A)",
+        "subject_to": ["X >> 0", "diag(X) == 1"],
+    }
+
+
+def many_cones(count: int, seed: int) -> dict[str, Any]:
+    """A small document that takes long to compile, another one for each seed."""
+    return {
+        "kind": "expression",
+        "parameters": {"b": {"shape": [8]}},
+        "variables": {"x": {"shape": [8]}},
+        "constants": {"c": float(seed)},
+        "minimize": "sum_squares(x - b)",
+        "subject_to": [f"norm(x - {number} * b, 2) <= c + {number}" for number in range(count)],
     }
 
 

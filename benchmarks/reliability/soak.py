@@ -45,8 +45,8 @@ def measure(plan: Plan) -> list[Row]:
             f"soak of {plan.soak_s / 60:.0f} minutes at 70 % load",
             "memory drift <= 5 %, no leaked descriptors",
             f"{100 * drift:+.1f} % of {before / 2**20:.0f} MiB, {leaked:+d} descriptors; {len(tally.good)} solves at "
-            f"{tally.rate:.0f}/s, {sum(tally.counts().values()) - len(tally.good)} failed, "
+            f"{tally.rate:.0f}/s, {tally.failed} failed, "
             f"{health['workers']} workers at the end",
-            drift <= 0.05 and leaked <= 0 and len(tally.good) == sum(tally.counts().values()),
+            drift <= 0.05 and leaked <= 0 and not tally.failed,
         )
     ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from benchmarks.reliability.log import Log
 
 __all__ = ["HEAD", "Plan", "Row", "milliseconds", "percentile"]
 
@@ -22,12 +24,14 @@ class Plan:
         soak_s: for the soak.
         count: repetitions of what is counted, such as kills.
         cases: of the fuzz.
+        against: another checkout, whose server the throughput is compared with.
     """
 
     seconds: float
     soak_s: float
     count: int
     cases: int
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,21 @@ class Row:
         target: in words.
         figure: what was measured.
         met: whether it meets the target.
+        tail: of the server's log, to be shown where it does not.
     """
 
     what: str
     target: str
     figure: str
     met: bool
+    tail: str = ""
 
     def __str__(self) -> str:
         return f"| {self.what} | {self.target} | {self.figure} | {'yes' if self.met else '**no**'} |"
+
+    def with_log(self, log: Log) -> Row:
+        """The row of an attack, under which a server writes no error into its log."""
+        return replace(self, figure=f"{self.figure}; {log}", met=self.met and not log.errors, tail=log.tail)
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

@@ -1,0 +1,180 @@
+"""Memory and time of the processes that take requests, under requests of one key that take much of both."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from benchmarks.reliability.attack import Attack
+from benchmarks.reliability.crowd import Crowd, keep
+from benchmarks.reliability.load import Load, request, run
+from benchmarks.reliability.problems import body, dense_batch, dense_qp, dense_values
+from benchmarks.reliability.server import Server
+from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
+from benchmarks.reliability.watching import Memory, probed
+
+__all__ = ["measure"]
+
+_KEYS = ("attacker", "victim")
+_BEGINNING_S = 2.0
+_LONGEST_S = 120.0
+_PEAK_BYTES, _AFTER, _AFTER_S = 1.3e9, 1.3, 30.0
+_P99_S, _WAIT_S = 50e-3, 1.0
+
+_ROWS, _SIZE = 256, 4096
+_ANSWER: dict[str, Any] = {
+    "kind": "expression",
+    "parameters": {"t": {"shape": []}},
+    "variables": {"x": {"shape": [_SIZE]}},
+    "constants": {"c": np.random.default_rng(0).standard_normal(_SIZE).tolist()},
+    "minimize": "sum(x)",
+    "subject_to": ["x == t * c"],
+}
+"""Whose solutions for a batch are 20 MB of JSON, while little is sent."""
+
+_UPLOAD_BYTES = 15 * 10**6
+_NUMBERS = 600_000
+_PROBLEMS, _PAGE_BYTES = 5_000, 200_000
+
+
+def measure(plan: Plan) -> Iterator[Row]:
+    """A server for each."""
+    for row in (_unread, _stalled, _bodies, _document):
+        yield row(plan)
+    yield _listing()
+
+
+def _unread(plan: Plan) -> Row:
+    """Callers that ask for much and never read."""
+    asked = body({"t": np.random.default_rng(0).uniform(1.0, 2.0, _ROWS)})
+    with Server(keys=_KEYS) as server:
+        path = f"{server.register(_ANSWER, 'attacker')}/solve"
+        with server.caller("attacker") as caller:
+            answer = caller.post(path, asked)  # for warmth
+        crowd = Crowd(server.address, 64, request(server.address, path, asked, server.headers("attacker")), deaf=True)
+        what = f"64 answers of {len(answer.body) / 1e6:.0f} MB that are never read"
+        return _held(server, crowd, what, plan)
+
+
+def _stalled(plan: Plan) -> Row:
+    """Callers that announce bodies and send parts of them."""
+    with Server(keys=_KEYS) as server:
+        path = f"{server.register(_ANSWER, 'attacker')}/solve"
+        whole = request(server.address, path, b" " * _UPLOAD_BYTES, server.headers("attacker"))
+        first = whole[: -_UPLOAD_BYTES // 3]
+        crowd = Crowd(server.address, 100, first, most_bytes=100 * len(first))
+        return _held(server, crowd, "100 bodies of 15 MB that stop coming after 10 MB", plan)
+
+
+def _held(server: Server, crowd: Crowd, what: str, plan: Plan) -> Row:
+    """Memory while a crowd is there, and after it has gone; and what another key has of its small solves."""
+    path, asked = f"{server.register(dense_qp(), 'victim')}/solve", body(dense_values(0))
+    server.rest()
+    memory = Memory(server)
+    with Attack(keep, crowd) as attack, memory.watched():
+        time.sleep(_BEGINNING_S)
+        with probed(server, lambda caller: caller.post(path, asked), key="victim") as solves:
+            time.sleep(plan.seconds)
+    back_s = memory.seconds_until(_AFTER * memory.before_bytes, _AFTER_S)
+    after = "not back" if back_s is None else f"back after {back_s:.1f} s"
+    return Row(
+        what,
+        f"<= {_PEAK_BYTES / 1e6:.0f} MB, back to {_AFTER:g} x in {_AFTER_S:g} s; another's solves answered",
+        f"{memory.before_bytes / 1e6:.0f} -> {memory.peak_bytes / 1e6:.0f} MB, then {memory.now_bytes() / 1e6:.0f} MB, "
+        f"{after}; {solves.failed} of {len(solves.every)} solves failed, p99 "
+        f"{milliseconds(percentile(solves.every, 0.99))}; {attack.outcome}",
+        memory.peak_bytes <= _PEAK_BYTES and back_s is not None and not solves.failed,
+    ).with_log(server.log)
+
+
+def _bodies(plan: Plan) -> Row:
+    """Large bodies that are refused once they are read, for their arrays are of another shape."""
+    wrong = body({"q": np.random.default_rng(0).standard_normal((180, _SIZE))})
+    with Server(keys=_KEYS) as server:
+        path = f"{server.register(dense_qp(), 'attacker')}/solve"
+        asked = body(dense_batch(0, 500))
+        load = Load(server.address, path, [wrong], 8, _LONGEST_S, headers=server.headers("attacker"))
+        server.register(dense_qp(), "victim")
+        server.rest()
+        with Attack(run, load) as attack:
+            time.sleep(_BEGINNING_S)
+            with probed(server, lambda caller: caller.post(path, asked), key="victim") as solves:
+                time.sleep(plan.seconds)
+    worst = max(solves.every)
+    return Row(
+        f"eight callers with JSON of {len(wrong) / 1e6:.0f} MB: another's of {len(asked) / 1e3:.0f} kB",
+        f"<= {_WAIT_S:g} s, none fails",
+        f"{milliseconds(percentile(solves.every, 0.5))}, {milliseconds(worst)} at worst, {solves.failed} of "
+        f"{len(solves.every)} failed; the attack {attack.outcome}",
+        worst <= _WAIT_S and not solves.failed,
+    ).with_log(server.log)
+
+
+def _document(plan: Plan) -> Row:
+    """Documents that are as large as a body may be, each a new one."""
+    numbers = json.dumps(np.random.default_rng(0).standard_normal(_NUMBERS).tolist())
+    documents = [_large(f"[{seed}.0, {numbers[1:]}") for seed in range(1, 13)]
+    with Server(keys=_KEYS) as server:
+        load = Load(server.address, "/v1/problems", documents, 1, _LONGEST_S, headers=server.headers("attacker"))
+        server.rest()
+        with Attack(run, load) as attack:
+            time.sleep(_BEGINNING_S)
+            with probed(server, lambda caller: caller.get("/healthz")) as probes:
+                time.sleep(plan.seconds)
+    worst = percentile(probes.every, 0.99)
+    return Row(
+        f"healthz while documents of {len(documents[0]) / 2**20:.0f} MiB are registered",
+        f"p99 <= {milliseconds(_P99_S)}, none fails",
+        f"p99 {milliseconds(worst)}, {milliseconds(max(probes.every))} at worst, {probes.failed} of "
+        f"{len(probes.every)} failed; the attack {attack.outcome}",
+        worst <= _P99_S and not probes.failed,
+    ).with_log(server.log)
+
+
+def _large(numbers: str) -> bytes:
+    document = {
+        "kind": "expression",
+        "parameters": {"t": {"shape": []}},
+        "variables": {"x": {"shape": []}},
+        "constants": {"c": "NUMBERS"},
+        "minimize": "square(x - t * sum(c))",
+    }
+    return json.dumps(document).replace('"NUMBERS"', numbers).encode()
+
+
+def _listing() -> Row:
+    """Many registrations, made in the store out of one."""
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder, "store.sqlite"))
+        with Server(store=path, keys=("many",), max_problems_per_key=_PROBLEMS) as server:
+            server.register(dense_qp(), "many")
+            _multiply(path)
+            with server.caller("many") as caller:
+                answer = caller.get("/v1/problems")
+    return Row(
+        f"GET /v1/problems of {_PROBLEMS} registrations",
+        f"a page of at most {_PAGE_BYTES / 1e3:.0f} kB",
+        f"{answer.status}, {len(answer.body) / 1e3:.0f} kB in {milliseconds(answer.seconds)}",
+        answer.status == 200 and len(answer.body) <= _PAGE_BYTES,
+    ).with_log(server.log)
+
+
+def _multiply(path: str) -> None:
+    """Have every problem of a store as many times as there are to be, under other ids."""
+    with closing(sqlite3.connect(path)) as store, store:
+        (known,) = store.execute("SELECT id FROM problem").fetchone()
+        for table in ("problem", "registration"):
+            (row,) = store.execute(f"SELECT * FROM {table}").fetchall()
+            marks = ", ".join("?" * len(row))
+            for number in range(1, _PROBLEMS):
+                other = f"{known[:-5]}{number:05}"
+                values = [value.replace(known, other) if isinstance(value, str) else value for value in row]
+                store.execute(f"INSERT INTO {table} VALUES ({marks})", values)

@@ -1,0 +1,83 @@
+"""Small problems at sixty-four clients: requests a second, and what each takes of the processor, by process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import final
+
+from benchmarks.reliability.load import Load, started
+from benchmarks.reliability.problems import body, dense_qp, dense_values
+from benchmarks.reliability.server import Server, cpu_s
+from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
+
+__all__ = ["measure"]
+
+_CALLERS = 64
+_BODIES = 256
+_ROUNDS = 4
+_GAIN, _SPREAD = 3.0, 3.0
+
+
+@final
+@dataclass
+class _Measured:
+    """What one server did, round by round.
+
+    Attributes:
+        rates: requests a second.
+        took: seconds of every request.
+        failed: requests that failed.
+        cpu_s: of the processor, by who took it.
+    """
+
+    rates: list[float]
+    took: list[float]
+    failed: int
+    cpu_s: dict[str, float]
+
+    def __str__(self) -> str:
+        middle, worst = (milliseconds(percentile(self.took, share)) for share in (0.5, 0.99))
+        each = ", ".join(f"{who} {milliseconds(seconds / len(self.took))}" for who, seconds in self.cpu_s.items())
+        return f"{percentile(self.rates, 0.5):.0f}/s, p50 {middle}, p99 {worst}; of the processor for each: {each}"
+
+
+def measure(plan: Plan) -> Iterator[Row]:
+    """One row, or two where there is another checkout: round by round in turn with its server."""
+    sources = [None] if plan.against is None else [plan.against, None]
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server(source=source)) for source in sources]
+        loads = [_load(server, plan.seconds / _ROUNDS) for server in servers]
+        found = [_Measured([], [], 0, {}) for _ in servers]
+        for load in loads:
+            started(load).result()  # for warmth
+        for _ in range(_ROUNDS):
+            for server, load, measured in zip(servers, loads, found, strict=True):
+                _add_round(server, load, measured)
+    here, log = found[-1], servers[-1].log
+    what = f"{_CALLERS} clients, dense QP of 10, over HTTP"
+    even = percentile(here.took, 0.99) <= _SPREAD * percentile(here.took, 0.5)
+    figure = f"{here}; {here.failed} failed"
+    yield Row(what, f"p99 <= {_SPREAD:g} x p50, none fails", figure, even and not here.failed).with_log(log)
+    if plan.against is not None:
+        before, after = (percentile(measured.rates, 0.5) for measured in found)
+        figure = f"{after / before:.2f} x; there {found[0]}"
+        yield Row(f"{what}, against {plan.against}", f">= {_GAIN:g} x", figure, after >= _GAIN * before)
+
+
+def _load(server: Server, seconds: float) -> Load:
+    bodies = [body(dense_values(seed)) for seed in range(_BODIES)]
+    return Load(server.address, f"{server.register(dense_qp())}/solve", bodies, _CALLERS, seconds)
+
+
+def _add_round(server: Server, load: Load, measured: _Measured) -> None:
+    before = [cpu_s(server.front()), cpu_s(server.workers())]
+    tally = started(load).result()
+    after = [cpu_s(server.front()), cpu_s(server.workers())]
+    measured.rates.append(tally.rate)
+    measured.took += tally.good
+    measured.failed += tally.failed
+    spent = [*(end - start for start, end in zip(before, after, strict=True)), tally.cpu_s]
+    for who, seconds in zip(("server", "workers", "load"), spent, strict=True):
+        measured.cpu_s[who] = measured.cpu_s.get(who, 0.0) + seconds

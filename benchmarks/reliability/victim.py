@@ -1,0 +1,99 @@
+"""What another key notices of an attack: it has one caller with a small problem, and then a problem that is new."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any, final
+
+from benchmarks.reliability.attack import Attack
+from benchmarks.reliability.load import Load, Tally, started
+from benchmarks.reliability.problems import body, dense_qp, dense_values
+from benchmarks.reliability.server import Server
+from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
+
+__all__ = ["Noticed", "Victim"]
+
+_SIZE, _NEW_SIZE = 10, 11
+_BODIES = 64
+_WARM_S = 2.0
+_BEGINNING_S = 2.0
+"""Until an attack is there."""
+
+_TIMEOUT_S = 20.0
+_WORST_S, _NEW_S = 1.0, 5.0
+
+
+@final
+@dataclass(frozen=True)
+class Noticed:
+    """What was noticed.
+
+    Attributes:
+        alone: the caller's requests, without the attack.
+        beside: and beside it.
+        new_s: from registering a new problem to its first solution, beside the attack; infinite if that failed.
+    """
+
+    alone: Tally
+    beside: Tally
+    new_s: float
+
+    def row(self, what: str, became: str, *, doubles: bool = True) -> Row:
+        """The row of an attack.
+
+        Args:
+            what: the attack.
+            became: of it.
+            doubles: whether it is a target that the 95th percentile at most doubles.
+        """
+        before, after = (percentile(tally.every, 0.95) for tally in (self.alone, self.beside))
+        worst, count = percentile(self.beside.every, 0.99), len(self.beside.every)
+        wanted = ["p95 at most doubles"] * doubles + [f"p99 <= {_WORST_S:g} s", "none fails"]
+        met = (after <= 2.0 * before or not doubles) and worst <= _WORST_S and not self.beside.failed
+        return Row(
+            f"{what}: small solves of another key",
+            f"{', '.join(wanted)}; a new problem of its own within {_NEW_S:g} s",
+            f"p95 {milliseconds(before)} -> {milliseconds(after)} ({after / before:.2f} x), p99 {milliseconds(worst)}, "
+            f"{self.beside.failed} of {count} failed; new in {self.new_s:.2f} s; {became}",
+            met and self.new_s <= _NEW_S,
+        )
+
+
+@final
+class Victim:
+    """A key with one caller, that sends one request after another.
+
+    Args:
+        server: whose key it is.
+        key: its name.
+    """
+
+    def __init__(self, server: Server, key: str) -> None:
+        self._server, self._key = server, key
+        self._path = f"{server.register(dense_qp(_SIZE), key)}/solve"
+        self._bodies = [body(dense_values(seed, _SIZE)) for seed in range(_BODIES)]
+        self._solve(_WARM_S)
+        server.rest()
+
+    def notice(self, attack: Attack[Any], plan: Plan) -> Noticed:
+        """Solve alone, and then beside an attack."""
+        alone = self._solve(plan.seconds)
+        with attack:
+            time.sleep(_BEGINNING_S)
+            return Noticed(alone, self._solve(plan.seconds), self._register_and_solve())
+
+    def _solve(self, seconds: float) -> Tally:
+        headers = self._server.headers(self._key)
+        load = Load(self._server.address, self._path, self._bodies, 1, seconds, headers=headers, timeout_s=_TIMEOUT_S)
+        return started(load).result()
+
+    def _register_and_solve(self) -> float:
+        start = time.monotonic()
+        with self._server.caller(self._key, timeout_s=_TIMEOUT_S) as caller:
+            answer = caller.post("/v1/problems", json.dumps(dense_qp(_NEW_SIZE)).encode())
+            if answer.status == 201:
+                path = f"/v1/problems/{json.loads(answer.body)['id']}/solve"
+                answer = caller.post(path, body(dense_values(0, _NEW_SIZE)))
+        return time.monotonic() - start if answer.status == 200 else float("inf")
