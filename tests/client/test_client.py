@@ -243,7 +243,7 @@ def test_key_and_url_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert str(seen[0].url) == "http://elsewhere/below/healthz"
     copied = pickle.loads(pickle.dumps(client))  # its key is the environment's, whatever the first one's was
     assert b"given" not in pickle.dumps(client)
-    assert copied._core.url == client._core.url
+    assert copied._connection.core.url == client._connection.core.url
 
 
 def test_bodies_are_binary_until_a_server_does_not_read_them() -> None:
@@ -274,7 +274,7 @@ def test_bodies_are_binary_until_a_server_does_not_read_them() -> None:
 def test_both_forms_give_the_same(client: Client, url: str) -> None:
     problem = client.register(DOCUMENT)
     with Client(url) as plain:
-        plain._core._form = "json"
+        plain._connection.core.known.form = "json"
         for ours, theirs in zip(
             (client.solve(problem.id, THETA, duals=True), client.vjp(problem.id, {"x": np.ones((2, 3))}, THETA)),
             (plain.solve(problem.id, THETA, duals=True), plain.vjp(problem.id, {"x": np.ones((2, 3))}, THETA)),

@@ -120,7 +120,7 @@ def test_a_job_that_may_have_begun_is_not_begun_again(sent: Any, monkeypatch: py
     with pytest.raises(TransportError):
         sent(script, lambda client: client.submit(CALL))
     assert len(script.requests) == 1
-    begun = httpx.Response(202, json={"id": "j"})
+    begun = httpx.Response(202, json={"id": "j", "problem_id": "p", "operation": "solve"})
     script = Script([REFUSED, answer(503), answer(429), begun], monkeypatch)
     assert sent(script, lambda client: client.submit(CALL)).id == "j"
     assert script.requests[0].headers["Prefer"] == "respond-async"

@@ -5,6 +5,7 @@ need more than this package installs and are imported by name:
 ``convexlayer_client.expression`` (to_document; CVXPY), ``convexlayer_client.layer`` (RemoteConvexLayer; CVXPY, torch).
 """
 
+from convexlayer_client.account import Capabilities, DayUsage, Solver, Usage
 from convexlayer_client.async_client import AsyncClient
 from convexlayer_client.client import Client
 from convexlayer_client.errors import (
@@ -24,6 +25,7 @@ from convexlayer_client.errors import (
     MediaTypeError,
     NotFoundError,
     ProtocolError,
+    RequestTimeoutError,
     ShapeError,
     TooLargeError,
     TooManyRequestsError,
@@ -42,15 +44,19 @@ from convexlayer_client.results import (
     Problem,
     Residuals,
     SolveResult,
+    SplitState,
     VjpResult,
 )
+from convexlayer_client.version import __version__
 
 __all__ = [
     "ApiError",
     "AsyncClient",
+    "Capabilities",
     "Client",
     "ClientError",
     "ConflictError",
+    "DayUsage",
     "DeadlineError",
     "DerivativeError",
     "DerivativeReport",
@@ -71,14 +77,19 @@ __all__ = [
     "PortableState",
     "Problem",
     "ProtocolError",
+    "RequestTimeoutError",
     "Residuals",
     "ShapeError",
     "SolveResult",
+    "Solver",
+    "SplitState",
     "TooLargeError",
     "TooManyRequestsError",
     "TransportError",
     "UnauthenticatedError",
     "UnavailableError",
     "UnsupportedExpressionError",
+    "Usage",
     "VjpResult",
+    "__version__",
 ]

@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Any, TypeVar, final
 
 import httpx
-from httpx_sse import aconnect_sse
 from numpy.typing import ArrayLike
-from tenacity import AsyncRetrying
 
-from convexlayer_client import wire
-from convexlayer_client.call import Call, Reply, Request
-from convexlayer_client.core import PAUSE_S, Core, progress_of
+from convexlayer_client import plans, wire
+from convexlayer_client.account import Capabilities, Usage
+from convexlayer_client.call import Call
+from convexlayer_client.connection import AsyncConnection
+from convexlayer_client.core import PAUSE_S, Core
 from convexlayer_client.progress import ProgressBar
 from convexlayer_client.results import (
     Job,
@@ -24,6 +24,7 @@ from convexlayer_client.results import (
     PortableState,
     Problem,
     SolveResult,
+    SplitState,
     VjpResult,
 )
 
@@ -45,6 +46,7 @@ class AsyncClient:
         api_key: Sent as a bearer token.
         timeout_s: Seconds to wait for an answer.
         retry_s: Seconds for which a call may be sent again.
+        headers: Headers of every request.
         transport: httpx transport in place of the network.
     """
 
@@ -55,10 +57,23 @@ class AsyncClient:
         *,
         timeout_s: float = 600.0,
         retry_s: float = 30.0,
+        headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._core = Core(url, api_key, timeout_s, retry_s)
-        self._http = httpx.AsyncClient(**self._core.settings, transport=transport)
+        self._connection = AsyncConnection(Core(url, api_key, timeout_s, retry_s, headers), transport)
+
+    def with_options(
+        self,
+        *,
+        timeout_s: float | None = None,
+        retry_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncClient:
+        """The same client with other options, for one call or for many."""
+        client = AsyncClient.__new__(AsyncClient)
+        core = self._connection.core.with_options(timeout_s, retry_s, headers)
+        client._connection = AsyncConnection(core, origin=self._connection)
+        return client
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -70,19 +85,27 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections; the client cannot be used afterwards."""
-        await self._http.aclose()
+        await self._connection.close()
 
     async def health(self) -> Mapping[str, Any]:
         """What the server says of itself."""
         return await self.run(wire.health())
+
+    async def capabilities(self) -> Capabilities:
+        """What the server can do, and what it takes in one request."""
+        return await self.run(wire.capabilities())
+
+    async def usage(self, *, days: int = 31) -> Usage:
+        """What this key used on each of the last days (UTC)."""
+        return await self.run(wire.usage(days))
 
     async def register(self, document: Mapping[str, Any]) -> Problem:
         """Register a problem document. The same document always has the same id, and is compiled once."""
         return await self.run(wire.register(document))
 
     async def problems(self) -> tuple[Problem, ...]:
-        """The registered problems."""
-        return await self.run(wire.problems())
+        """The registered problems, all of them."""
+        return await self._connection.follow(plans.problems(), ProgressBar(shown=False))
 
     async def get(self, problem_id: str) -> Problem:
         """A registered problem."""
@@ -102,12 +125,14 @@ class AsyncClient:
         duals: bool = False,
         state: bool = False,
         portable: bool = False,
+        progress: bool = False,
     ) -> SolveResult:
         """Solve a problem for a batch of parameters."""
         return await self.run(
             wire.solve(
                 problem_id, parameters, solver=solver, options=options, duals=duals, state=state, portable=portable
-            )
+            ),
+            progress=progress,
         )
 
     async def vjp(
@@ -116,11 +141,12 @@ class AsyncClient:
         cotangents: Mapping[str, ArrayLike],
         parameters: Mapping[str, ArrayLike] | None = None,
         *,
-        state: str | None = None,
-        portable: PortableState | None = None,
+        state: str | SplitState[str] | None = None,
+        portable: PortableState | SplitState[PortableState] | None = None,
         wrt: Sequence[str] | None = None,
         solver: str = "auto",
         options: Options | None = None,
+        progress: bool = False,
     ) -> VjpResult:
         """Gradients of <cotangents, outputs> with respect to parameters."""
         return await self.run(
@@ -133,7 +159,8 @@ class AsyncClient:
                 wrt=wrt,
                 solver=solver,
                 options=options,
-            )
+            ),
+            progress=progress,
         )
 
     async def jvp(
@@ -142,11 +169,12 @@ class AsyncClient:
         tangents: Mapping[str, ArrayLike],
         parameters: Mapping[str, ArrayLike] | None = None,
         *,
-        state: str | None = None,
-        portable: PortableState | None = None,
+        state: str | SplitState[str] | None = None,
+        portable: PortableState | SplitState[PortableState] | None = None,
         solver: str = "auto",
         options: Options | None = None,
         duals: bool = False,
+        progress: bool = False,
     ) -> JvpResult:
         """Tangents of the outputs along tangents of the parameters."""
         return await self.run(
@@ -159,16 +187,24 @@ class AsyncClient:
                 solver=solver,
                 options=options,
                 duals=duals,
-            )
+            ),
+            progress=progress,
         )
 
-    async def run(self, call: Call[T]) -> T:
+    async def run(self, call: Call[T], *, progress: bool = False) -> T:
         """The result of a call of ``wire``."""
-        return await AsyncRetrying(**self._core.retries)(self._once, call)
+        with ProgressBar(shown=progress) as bar:
+            return await self._connection.follow(
+                plans.result_of(call, self._connection.core.known, measured=progress), bar
+            )
 
     async def submit(self, call: Call[T]) -> Job[T]:
         """Begin a solve, vjp or jvp that outlives the connection."""
         return await self.run(wire.submit(call))
+
+    async def job(self, job_id: str) -> Job[Any]:
+        """A job that was begun elsewhere, by its id."""
+        return await self.run(wire.job(job_id))
 
     async def jobs(self) -> tuple[JobStatus, ...]:
         """How far the jobs of this key are."""
@@ -183,7 +219,7 @@ class AsyncClient:
         status = await self.status(job)
         yield status
         while not status.ended:
-            async for status in self._stream(job):
+            async for status in self._connection.stream(job):
                 yield status
             if not status.ended:
                 await asyncio.sleep(PAUSE_S)
@@ -198,41 +234,5 @@ class AsyncClient:
         """The result of a job, once it is done."""
         with ProgressBar(shown=progress) as bar:
             async for status in self.events(job):
-                bar.show(status)
+                bar.show(f"{status.operation} {status.status}", status.done, status.total)
         return await self.run(wire.job_result(job))
-
-    async def _once(self, call: Call[T]) -> T:
-        """One exchange; ``Retrying`` calls it again."""
-        if self._http.is_closed:
-            raise self._core.closed(call)
-        steps = self._core.exchange(call)
-        request = next(steps)
-        while True:
-            reply = await self._sent(request)
-            try:
-                request = steps.send(reply)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-
-    async def _sent(self, request: Request) -> Reply:
-        try:
-            async with self._http.stream(
-                request.method, request.path, content=request.content, headers=request.headers
-            ) as response:
-                content = bytearray()
-                async for chunk in response.aiter_bytes():
-                    content += chunk
-                return Reply(response.status_code, response.headers, content)
-        except httpx.RequestError as error:
-            raise self._core.lost(request, error) from error
-
-    async def _stream(self, job: Job[Any]) -> AsyncIterator[JobStatus]:
-        """The events of one connection; none where the server refuses, which asking for the status will tell."""
-        try:
-            async with aconnect_sse(self._http, "GET", wire.job_events(job)) as source:
-                if source.response.is_success:
-                    async for event in source.aiter_sse():
-                        yield progress_of(event.data)
-        except httpx.TransportError as error:
-            self._core.broken(job, error)

@@ -19,7 +19,7 @@ import numpy as np
 from convexlayer_client.arrays import Array
 from convexlayer_client.errors import ProtocolError
 
-__all__ = ["MEDIA_TYPE", "read", "write"]
+__all__ = ["MEDIA_TYPE", "read", "size_bytes", "write"]
 
 MEDIA_TYPE = "application/vnd.convexlayer+safetensors"
 
@@ -33,6 +33,18 @@ def write(tree: Mapping[str, Any]) -> bytes:
     Raises:
         TypeError, ValueError: What is no array is no plain JSON with finite numbers.
     """
+    start, arrays = _start(tree)
+    return b"".join([start, *(np.ascontiguousarray(array, dtype="<f8").reshape(-1).data for array in arrays)])
+
+
+def size_bytes(tree: Mapping[str, Any]) -> int:
+    """Bytes that a dictionary takes as a body; raises as ``write`` does."""
+    start, arrays = _start(tree)
+    return len(start) + sum(array.nbytes for array in arrays)
+
+
+def _start(tree: Mapping[str, Any]) -> tuple[bytes, list[Array]]:
+    """What comes before the arrays, and those that have any entries."""
     arrays: dict[str, Array] = {}
     fields: dict[str, Any] = {}
     for part, value in tree.items():
@@ -52,8 +64,7 @@ def write(tree: Mapping[str, Any]) -> bytes:
         header[name] = {"dtype": "F64", "shape": list(array.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that arrays are aligned
-    data = (np.ascontiguousarray(array, dtype="<f8").reshape(-1).data for array in arrays.values() if array.size)
-    return b"".join([len(text).to_bytes(8, "little"), text, *data])
+    return len(text).to_bytes(8, "little") + text, [array for array in arrays.values() if array.size]
 
 
 def read(body: bytearray) -> dict[str, Any]:

@@ -6,8 +6,9 @@ A client sends ``Call.request(form)`` by whatever library it likes, and hands th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar, final
 
 import numpy as np
@@ -15,8 +16,10 @@ import numpy as np
 from convexlayer_client import binary
 from convexlayer_client.arrays import encode
 from convexlayer_client.errors import API_ERRORS, ApiError, EncodingError, FieldError, ProtocolError
+from convexlayer_client.operations import Operation
+from convexlayer_client.results import Answer
 
-__all__ = ["Call", "Form", "Reply", "Request", "api_error"]
+__all__ = ["Call", "Form", "Reply", "Request", "Rows"]
 
 T = TypeVar("T")
 
@@ -46,6 +49,24 @@ class Reply:
     headers: Mapping[str, str]
     content: bytearray
 
+    @property
+    def request_id(self) -> str | None:
+        """What the server's log calls the request."""
+        return self.headers.get("x-request-id")
+
+
+@final
+@dataclass(frozen=True)
+class Rows:
+    """Elements of a batch, from ``start`` up to but not including ``stop`` of ``batch``."""
+
+    start: int
+    stop: int
+    batch: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
 
 @final
 @dataclass(frozen=True)
@@ -60,6 +81,10 @@ class Call(Generic[T]):
         arrays: Whether body and reply hold arrays, and so may take the binary form.
         idempotent: Whether it may be sent again where it is not known if it arrived.
         headers: Headers of its own.
+        request_id: What the server's log is to call it, where that is not left to the server.
+        problem_id: The problem that it is about, and
+        operation: what it computes, where it does; then a batch that is too large is sent in parts.
+        rows: The elements that it computes, of all that were asked for, where that is known.
         otherwise: What to send where the server no longer has the state that the body names (410).
     """
 
@@ -70,7 +95,19 @@ class Call(Generic[T]):
     arrays: bool = False
     idempotent: bool = True
     headers: Mapping[str, str] = field(default_factory=dict)
+    request_id: str | None = None
+    problem_id: str = ""
+    operation: Operation[T] | None = None
+    rows: Rows | None = None
     otherwise: Call[T] | None = None
+
+    @property
+    def levels(self) -> Iterator[Call[T]]:
+        """The call, and what is sent otherwise, in the order of preference."""
+        level: Call[T] | None = self
+        while level is not None:
+            yield level
+            level = level.otherwise
 
     def request(self, form: Form = "binary") -> Request:
         """The request, its arrays in a form; authentication is the client's.
@@ -83,13 +120,19 @@ class Call(Generic[T]):
         if self.body is None:
             return Request(self.method, self.path, headers, None)
         headers["Content-Type"] = binary.MEDIA_TYPE if packed else _JSON
-        try:
+        with self._plain_json():
             content = binary.write(self.body) if packed else _json(self._plain())
-        except (TypeError, ValueError, RecursionError) as error:
-            raise EncodingError(
-                f"{self.method} {self.path}: expected plain JSON with finite numbers, got something else: {error}"
-            ) from error
         return Request(self.method, self.path, headers, content)
+
+    def size_bytes(self, form: Form) -> int:
+        """Bytes of the body in a form: in JSON at most so many, for base64 has four for every three.
+
+        Raises:
+            EncodingError: The body is not plain JSON.
+        """
+        with self._plain_json():
+            size = binary.size_bytes(self.body or {})
+        return size if form == "binary" else -(-4 * size // 3)
 
     def result(self, reply: Reply) -> T:
         """What a reply says.
@@ -99,14 +142,24 @@ class Call(Generic[T]):
             ProtocolError: The reply is not one of this API.
         """
         if reply.status >= 400:
-            raise api_error(reply)
+            raise _api_error(reply, self.rows)
         payload = _decoded(reply) if reply.content else None
         try:
-            return self.read(payload)
+            result = self.read(payload)
+            return replace(result, request_id=reply.request_id) if isinstance(result, Answer) else result
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ProtocolError(
                 f"{self.method} {self.path}: the answer lacks what this client expects ({error!r}); "
                 "is the server a Convexlayer server of the same version?"
+            ) from error
+
+    @contextmanager
+    def _plain_json(self) -> Iterator[None]:
+        try:
+            yield
+        except (TypeError, ValueError, RecursionError) as error:
+            raise EncodingError(
+                f"{self.method} {self.path}: expected plain JSON with finite numbers, got something else: {error}"
             ) from error
 
     def _plain(self) -> Any:
@@ -137,7 +190,7 @@ def _decoded(reply: Reply) -> Any:
         raise ProtocolError(f"status {reply.status}, but the body is not JSON: {error}") from error
 
 
-def api_error(reply: Reply) -> ApiError:
+def _api_error(reply: Reply, rows: Rows | None) -> ApiError:
     """The error of a refused request, from its problem document where it has one (a proxy's answer has none)."""
     try:
         document = json.loads(reply.content)
@@ -145,17 +198,20 @@ def api_error(reply: Reply) -> ApiError:
         document = None
     if not isinstance(document, dict):
         document = {"detail": reply.content.decode("utf-8", "replace")[:200]}
+    where = ""
+    if rows is not None and len(rows) < rows.batch:
+        where = f"in the part of elements {rows.start} to {rows.stop - 1} of {rows.batch}: "
     return API_ERRORS.get(reply.status, ApiError)(
         status=reply.status,
         type=document.get("type", "about:blank"),
         title=document.get("title", "The server answered with an error"),
-        detail=document.get("detail", ""),
+        detail=where + document.get("detail", ""),
         errors=[
             FieldError(error.get("pointer", ""), error.get("detail", ""))
             for error in document.get("errors") or ()
             if isinstance(error, dict)
         ],
-        request_id=document.get("request_id") or reply.headers.get("x-request-id"),
+        request_id=document.get("request_id") or reply.request_id,
         retry_after_s=_seconds(reply.headers.get("retry-after")),
     )
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, final
 
 import httpx
-from httpx_sse import connect_sse
 from numpy.typing import ArrayLike
-from tenacity import Retrying
 
-from convexlayer_client import wire
-from convexlayer_client.call import Call, Reply, Request
-from convexlayer_client.core import PAUSE_S, Core, progress_of
+from convexlayer_client import plans, wire
+from convexlayer_client.account import Capabilities, Usage
+from convexlayer_client.call import Call
+from convexlayer_client.connection import Connection
+from convexlayer_client.core import PAUSE_S, Core
 from convexlayer_client.progress import ProgressBar
 from convexlayer_client.results import (
     Job,
@@ -25,6 +24,7 @@ from convexlayer_client.results import (
     PortableState,
     Problem,
     SolveResult,
+    SplitState,
     VjpResult,
 )
 
@@ -45,12 +45,17 @@ class Client:
     answer comes, ``ProtocolError`` where the answer is not this API's, and ``EncodingError`` where what is given cannot
     be sent. A call is sent again where the server says that it can be (429, 503; after the time that it names), where
     no connection could be made, and where one broke under a call that changes nothing when it arrives twice.
+    ``RequestTimeoutError``, a ``TransportError``, says that no answer came in time.
+
+    A batch that is too large for one request is sent in parts, two at a time, each of them again where need be, and
+    the result is that of the batch.
 
     Args:
         url: Where the server is; the environment's ``CONVEXLAYER_URL`` unless given.
         api_key: Sent as a bearer token; ``CONVEXLAYER_API_KEY`` unless given. None of both is for servers without keys.
-        timeout_s: Seconds to wait for an answer; solves of large batches take their time.
+        timeout_s: Seconds to wait for an answer, or for more of it; solves of large batches take their time.
         retry_s: Seconds for which a call may be sent again before its error is raised; 0 raises at once.
+        headers: Headers of every request, before the client's own User-Agent and Authorization.
         transport: httpx transport in place of the network, for tests and proxies.
     """
 
@@ -61,19 +66,44 @@ class Client:
         *,
         timeout_s: float = 600.0,
         retry_s: float = 30.0,
+        headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._core = Core(url, api_key, timeout_s, retry_s)
-        self._http = httpx.Client(**self._core.settings, transport=transport)
-        weakref.finalize(self, self._http.close)
+        self._connection = Connection(Core(url, api_key, timeout_s, retry_s, headers), transport)
+
+    def with_options(
+        self,
+        *,
+        timeout_s: float | None = None,
+        retry_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Client:
+        """The same client with other options, for one call or for many.
+
+            client.with_options(timeout_s=5, headers={"X-Request-Id": "night-7"}).solve(problem.id, {"b": b})
+
+        It shares the connections, which closing either of them closes, and what is known of the server.
+
+        Args:
+            timeout_s: As for the client, as are the others; those that are not given stay as they are.
+            retry_s: Seconds for which a call may be sent again.
+            headers: Headers beside those of this client, or in place of them.
+        """
+        client = Client.__new__(Client)
+        core = self._connection.core.with_options(timeout_s, retry_s, headers)
+        client._connection = Connection(core, origin=self._connection)
+        return client
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Client:
         """The client itself: a connection is shared, not copied."""
         return self
 
     def __reduce__(self) -> tuple[Callable[..., Client], tuple[Any, ...]]:
-        """Another connection to the same server. A key is not written down: there, the environment has to have it."""
-        return self._core.reconnected(Client), ()
+        """Another connection to the same server.
+
+        Keys and headers are not written down: there, the environment has to have the key.
+        """
+        return self._connection.core.reconnected(Client), ()
 
     def __enter__(self) -> Client:
         return self
@@ -85,11 +115,19 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; the client cannot be used afterwards."""
-        self._http.close()
+        self._connection.close()
 
     def health(self) -> Mapping[str, Any]:
         """What the server says of itself."""
         return self.run(wire.health())
+
+    def capabilities(self) -> Capabilities:
+        """What the server can do, and what it takes in one request."""
+        return self.run(wire.capabilities())
+
+    def usage(self, *, days: int = 31) -> Usage:
+        """What this key used on each of the last days (UTC)."""
+        return self.run(wire.usage(days))
 
     def register(self, document: Mapping[str, Any]) -> Problem:
         """Register a problem document. The same document always has the same id, and is compiled once.
@@ -100,8 +138,8 @@ class Client:
         return self.run(wire.register(document))
 
     def problems(self) -> tuple[Problem, ...]:
-        """The registered problems."""
-        return self.run(wire.problems())
+        """The registered problems, all of them."""
+        return self._connection.follow(plans.problems(), ProgressBar(shown=False))
 
     def get(self, problem_id: str) -> Problem:
         """A registered problem."""
@@ -121,6 +159,7 @@ class Client:
         duals: bool = False,
         state: bool = False,
         portable: bool = False,
+        progress: bool = False,
     ) -> SolveResult:
         """Solve a problem for a batch of parameters.
 
@@ -132,11 +171,16 @@ class Client:
             duals: Return the dual variables of the constraints, too.
             state: Keep the state there and return its handle, so that ``vjp`` and ``jvp`` need not solve again.
             portable: Return the state itself, for the same purpose.
+            progress: Show a bar of the elements that are done, part by part (needs tqdm).
+
+        Raises:
+            ShapeError: Batches of a call that has to be sent in parts differ in size.
         """
         return self.run(
             wire.solve(
                 problem_id, parameters, solver=solver, options=options, duals=duals, state=state, portable=portable
-            )
+            ),
+            progress=progress,
         )
 
     def vjp(
@@ -145,11 +189,12 @@ class Client:
         cotangents: Mapping[str, ArrayLike],
         parameters: Mapping[str, ArrayLike] | None = None,
         *,
-        state: str | None = None,
-        portable: PortableState | None = None,
+        state: str | SplitState[str] | None = None,
+        portable: PortableState | SplitState[PortableState] | None = None,
         wrt: Sequence[str] | None = None,
         solver: str = "auto",
         options: Options | None = None,
+        progress: bool = False,
     ) -> VjpResult:
         """Gradients of <cotangents, outputs> with respect to parameters.
 
@@ -162,9 +207,11 @@ class Client:
             wrt: Parameters to differentiate in; all by default.
             solver: Name of a solver, or "auto".
             options: Tolerance and limits.
+            progress: As for ``solve``.
 
         Raises:
             GoneError: The server no longer has the state, and there are no parameters to compute it from.
+            ShapeError: As for ``solve``, or the state is of another number of elements.
         """
         return self.run(
             wire.vjp(
@@ -176,7 +223,8 @@ class Client:
                 wrt=wrt,
                 solver=solver,
                 options=options,
-            )
+            ),
+            progress=progress,
         )
 
     def jvp(
@@ -185,11 +233,12 @@ class Client:
         tangents: Mapping[str, ArrayLike],
         parameters: Mapping[str, ArrayLike] | None = None,
         *,
-        state: str | None = None,
-        portable: PortableState | None = None,
+        state: str | SplitState[str] | None = None,
+        portable: PortableState | SplitState[PortableState] | None = None,
         solver: str = "auto",
         options: Options | None = None,
         duals: bool = False,
+        progress: bool = False,
     ) -> JvpResult:
         """Tangents of the outputs along tangents of the parameters.
 
@@ -202,9 +251,11 @@ class Client:
             solver: Name of a solver, or "auto".
             options: Tolerance and limits.
             duals: Return the tangents of the dual variables, too.
+            progress: As for ``solve``.
 
         Raises:
             GoneError: The server no longer has the state, and there are no parameters to compute it from.
+            ShapeError: As for ``solve``, or the state is of another number of elements.
         """
         return self.run(
             wire.jvp(
@@ -216,20 +267,32 @@ class Client:
                 solver=solver,
                 options=options,
                 duals=duals,
-            )
+            ),
+            progress=progress,
         )
 
-    def run(self, call: Call[T]) -> T:
-        """The result of a call of ``wire``."""
-        return Retrying(**self._core.retries)(self._once, call)
+    def run(self, call: Call[T], *, progress: bool = False) -> T:
+        """The result of a call of ``wire``.
+
+        Args:
+            call: The call.
+            progress: As for ``solve``.
+        """
+        with ProgressBar(shown=progress) as bar:
+            plan = plans.result_of(call, self._connection.core.known, measured=progress)
+            return self._connection.follow(plan, bar)
 
     def submit(self, call: Call[T]) -> Job[T]:
-        """Begin a solve, vjp or jvp that outlives the connection.
+        """Begin a solve, vjp or jvp that outlives the connection: one request, however large.
 
         Args:
             call: What to compute: ``wire.solve(problem.id, parameters)``.
         """
         return self.run(wire.submit(call))
+
+    def job(self, job_id: str) -> Job[Any]:
+        """A job that was begun elsewhere, by its id; its result is of what it computes."""
+        return self.run(wire.job(job_id))
 
     def jobs(self) -> tuple[JobStatus, ...]:
         """How far the jobs of this key are."""
@@ -244,7 +307,7 @@ class Client:
         status = self.status(job)
         yield status
         while not status.ended:
-            for status in self._stream(job):
+            for status in self._connection.stream(job):
                 yield status
             if not status.ended:
                 time.sleep(PAUSE_S)
@@ -267,41 +330,5 @@ class Client:
         """
         with ProgressBar(shown=progress) as bar:
             for status in self.events(job):
-                bar.show(status)
+                bar.show(f"{status.operation} {status.status}", status.done, status.total)
         return self.run(wire.job_result(job))
-
-    def _once(self, call: Call[T]) -> T:
-        """One exchange; ``Retrying`` calls it again."""
-        if self._http.is_closed:
-            raise self._core.closed(call)
-        steps = self._core.exchange(call)
-        request = next(steps)
-        while True:
-            reply = self._sent(request)
-            try:
-                request = steps.send(reply)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-
-    def _sent(self, request: Request) -> Reply:
-        try:
-            with self._http.stream(
-                request.method, request.path, content=request.content, headers=request.headers
-            ) as response:
-                content = bytearray()
-                for chunk in response.iter_bytes():
-                    content += chunk
-                return Reply(response.status_code, response.headers, content)
-        except httpx.RequestError as error:
-            raise self._core.lost(request, error) from error
-
-    def _stream(self, job: Job[Any]) -> Iterator[JobStatus]:
-        """The events of one connection; none where the server refuses, which asking for the status will tell."""
-        try:
-            with connect_sse(self._http, "GET", wire.job_events(job)) as source:
-                if source.response.is_success:
-                    for event in source.iter_sse():
-                        yield progress_of(event.data)
-        except httpx.TransportError as error:
-            self._core.broken(job, error)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, final
 
@@ -14,17 +17,20 @@ import httpx
 from tenacity import RetryCallState, stop_before_delay, wait_random_exponential
 
 from convexlayer_client import readers
-from convexlayer_client.call import Call, Form, Reply, Request
+from convexlayer_client.call import Call, Reply, Request
 from convexlayer_client.errors import (
     ApiError,
     GoneError,
     MediaTypeError,
     ProtocolError,
+    RequestTimeoutError,
     TooManyRequestsError,
     TransportError,
     UnavailableError,
 )
+from convexlayer_client.plans import Known
 from convexlayer_client.results import Job, JobStatus
+from convexlayer_client.version import __version__
 
 __all__ = ["API_KEY_VARIABLE", "PAUSE_S", "URL_VARIABLE", "Core", "progress_of"]
 
@@ -39,6 +45,7 @@ PAUSE_S = 0.5
 
 _LOG = logging.getLogger("convexlayer_client")
 _CONNECT_S = 10.0
+_USER_AGENT = f"convexlayer-client/{__version__} python/{platform.python_version()}"
 
 
 @final
@@ -50,30 +57,61 @@ class Core:
         api_key: The bearer token; ``CONVEXLAYER_API_KEY`` unless given, and none without that.
         timeout_s: Seconds to wait for an answer.
         retry_s: Seconds for which a call may be sent again.
+        headers: Headers of every request.
+
+    Attributes:
+        url: Where the server is.
+        known: What was learnt of it.
 
     Raises:
         ValueError: There is no URL.
     """
 
-    def __init__(self, url: str | None, api_key: str | None, timeout_s: float, retry_s: float) -> None:
-        self._times = {"timeout_s": timeout_s, "retry_s": retry_s}
+    def __init__(
+        self,
+        url: str | None,
+        api_key: str | None,
+        timeout_s: float,
+        retry_s: float,
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        self._timeout_s, self._retry_s = timeout_s, retry_s
         self.url = url or os.environ.get(URL_VARIABLE, "")
         if not self.url:
             raise ValueError(f"expected the URL of a server, as an argument or in {URL_VARIABLE}")
         key = api_key or os.environ.get(API_KEY_VARIABLE)
-        self.settings: dict[str, Any] = {
-            "base_url": self.url,
-            "headers": {"Authorization": f"Bearer {key}"} if key else {},
-            "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)),
-        }
-        self.retries: dict[str, Any] = {
+        own = {"User-Agent": _USER_AGENT} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._headers = _merged(own, headers)
+        self.known = Known()
+
+    def with_options(self, timeout_s: float | None, retry_s: float | None, headers: Mapping[str, str] | None) -> Core:
+        """The same server, spoken to in another way where something is given."""
+        other = copy(self)
+        other._timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        other._retry_s = self._retry_s if retry_s is None else retry_s
+        other._headers = _merged(self._headers, headers)
+        return other
+
+    @property
+    def retries(self) -> dict[str, Any]:
+        """When a call is sent again, as tenacity takes it."""
+        return {
             "retry": _may_be_sent_again,
             "wait": _wait_s,
-            "stop": stop_before_delay(retry_s),
+            "stop": stop_before_delay(self._retry_s),
             "before_sleep": _say,
             "reraise": True,
         }
-        self._form: Form = "binary"
+
+    @property
+    def timeout(self) -> httpx.Timeout:
+        """How long to wait for each step of a request."""
+        return httpx.Timeout(self._timeout_s, connect=min(self._timeout_s, _CONNECT_S))
+
+    def headers(self, own: Mapping[str, str], request_id: str | None = None) -> httpx.Headers:
+        """All headers of a request: its own before those of the caller, and these before what else is sent."""
+        named = {} if request_id is None else {"X-Request-Id": request_id}
+        return _merged(_merged(named, self._headers), own)
 
     def exchange(self, call: Call[T]) -> Generator[Request, Reply, T]:
         """Yields requests, is sent their replies, and returns the result.
@@ -82,28 +120,46 @@ class Core:
         where it no longer has the state that the call begins with.
         """
         while True:
-            form = self._form
-            reply = yield call.request(form)
+            form = self.known.form
+            request = call.request(form)
+            reply = yield replace(request, headers=self.headers(request.headers, call.request_id))
             try:
                 return call.result(reply)
             except MediaTypeError:
                 if not call.arrays or form == "json":
                     raise
-                self._form = "json"
+                self.known.form = "json"
             except GoneError:
                 if call.otherwise is None:
                     raise
                 call = call.otherwise
 
     def reconnected(self, client: Callable[..., C]) -> Callable[..., C]:
-        """How to make another client like this one, but for its key."""
-        return partial(client, self.url, **self._times)
+        """How to make another client like this one, but for its key and headers, which may be secrets."""
+        return partial(client, self.url, timeout_s=self._timeout_s, retry_s=self._retry_s)
 
     def lost(self, request: Request, error: httpx.HTTPError) -> TransportError:
         """The error of a request that got no answer."""
-        return TransportError(
-            f"no answer from {self.url} to {request.method} {request.path}: {error or type(error).__name__}"
-        )
+        what = f"from {self.url} to {request.method} {request.path}"
+        match error:
+            case httpx.ConnectTimeout():
+                limit_s = self.timeout.connect or 0.0
+                message = (
+                    f"no connection in {limit_s:g} s, so no answer {what}: is a server there, and can it be reached?"
+                )
+                return RequestTimeoutError(message, timeout_s=limit_s)
+            case httpx.TimeoutException():
+                message = (
+                    f"no answer {what} in {self._timeout_s:g} s; it may still be computed there. Allow more with "
+                    "timeout_s, send fewer elements at a time, or submit a job, which needs no connection"
+                )
+                return RequestTimeoutError(message, timeout_s=self._timeout_s)
+            case _:
+                return TransportError(f"no answer {what}: {error or type(error).__name__}")
+
+    def given_up(self, call: Call[Any]) -> TransportError:
+        """The error of a call beside one that failed."""
+        return TransportError(f"{call.method} {call.path} was given up, for another part of its batch failed")
 
     def closed(self, call: Call[Any]) -> TransportError:
         """The error of a call to a client that is closed."""
@@ -112,6 +168,13 @@ class Core:
     def broken(self, job: Job[Any], error: httpx.TransportError) -> None:
         """Say that the events of a job ended before it did."""
         _LOG.info("the events of job %s broke off: %r", job.id, error)
+
+
+def _merged(headers: Mapping[str, str], others: Mapping[str, str] | None) -> httpx.Headers:
+    """Both, the others before the first; names differ in more than their case."""
+    merged = httpx.Headers(headers)
+    merged.update(others)
+    return merged
 
 
 def progress_of(data: str) -> JobStatus:

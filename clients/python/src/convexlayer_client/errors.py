@@ -1,7 +1,8 @@
 """What can go wrong between a client and a Convexlayer server.
 
 ClientError
-├── TransportError                 no answer came: refused, cut off, timed out, or the client is closed
+├── TransportError                 no answer came: refused, cut off, or the client is closed
+│   └── RequestTimeoutError        none came in the time that was allowed; also the built-in TimeoutError
 ├── ProtocolError                  an answer came that is not this API's
 ├── ApiError                       the server refused or failed; one class a status
 │   ├── MalformedError             400  the body is not JSON
@@ -19,7 +20,7 @@ ClientError
 │   └── DeadlineError              504  the time allowed was not enough
 ├── EncodingError                  what was given is no JSON, or no array; found before anything is sent
 ├── UnsupportedExpressionError     a CVXPY problem that no document states
-├── ShapeError                     a tensor does not fit its parameter; found before anything is sent
+├── ShapeError                     a tensor does not fit its parameter, or a batch its state; found before it is sent
 ├── DerivativeError                a derivative may not exist, and the layer was told to raise
 └── FailedElementsError            elements of a batch have no solution
 
@@ -28,7 +29,7 @@ An infeasible or unbounded problem is no error of the service: it is an answer w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, final
@@ -51,6 +52,7 @@ __all__ = [
     "MediaTypeError",
     "NotFoundError",
     "ProtocolError",
+    "RequestTimeoutError",
     "ShapeError",
     "TooLargeError",
     "TooManyRequestsError",
@@ -62,12 +64,34 @@ __all__ = [
 
 
 class ClientError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package; all of them can be pickled, so that they reach other processes."""
+
+    def __reduce__(self) -> tuple[Callable[..., ClientError], tuple[Any, ...], dict[str, Any]]:
+        return _made, (type(self), *self.args), vars(self)
+
+
+def _made(kind: type[ClientError], *arguments: Any) -> ClientError:
+    """An error as it was, whatever its __init__ takes."""
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    return error
+
+
+class TransportError(ClientError):
+    """No answer came from the server, and the cause is the HTTP library's error; or the client is closed."""
 
 
 @final
-class TransportError(ClientError):
-    """No answer came from the server, and the cause is the HTTP library's error; or the client is closed."""
+class RequestTimeoutError(TransportError, TimeoutError):
+    """No answer came in the time that was allowed.
+
+    Attributes:
+        timeout_s: That time.
+    """
+
+    def __init__(self, message: str, *, timeout_s: float) -> None:
+        super().__init__(message)
+        self.timeout_s = timeout_s
 
 
 @final
@@ -221,7 +245,7 @@ class UnsupportedExpressionError(ClientError):
 
 @final
 class ShapeError(ClientError):
-    """A tensor does not have its parameter's shape, or batches differ in size."""
+    """A tensor does not have its parameter's shape, or batches, or a batch and its state, differ in size."""
 
 
 @final

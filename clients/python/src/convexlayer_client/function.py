@@ -91,13 +91,17 @@ class RemoteProblem:
         document: The problem.
         solver: Name of the solver to use there.
         state: Where states are kept.
+        progress: Show a bar of the elements that are done.
     """
 
-    def __init__(self, client: Client, document: ProblemDocument, solver: str, state: StateForm) -> None:
+    def __init__(
+        self, client: Client, document: ProblemDocument, solver: str, state: StateForm, *, progress: bool = False
+    ) -> None:
         self.client = client
         self.document = document
         self.solver = solver
         self.state = state
+        self.progress = progress
         registered = client.register(document.body)
         self.id = registered.id
         self.wants_duals = any(name in registered.duals for name in document.outputs)
@@ -152,6 +156,7 @@ class RemoteCall:
                 duals=problem.wants_duals,
                 state=self._keep,
                 portable=self._keep and problem.state == "portable",
+                progress=problem.progress,
             )
         )
         objective = _as_outputs(result.objective, result)
@@ -177,6 +182,7 @@ class RemoteCall:
                 wrt=wanted,
                 solver=problem.solver,
                 options=self._options,
+                progress=problem.progress,
             )
         )
         self._record(result.report)
@@ -197,6 +203,7 @@ class RemoteCall:
                 solver=problem.solver,
                 options=self._options,
                 duals=problem.wants_duals,
+                progress=problem.progress,
             )
         )
         self._record(result.report)

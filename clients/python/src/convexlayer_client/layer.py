@@ -52,10 +52,10 @@ class RemoteConvexLayer(torch.nn.Module):
     The call is that of ``convexlayer.ConvexLayer``, which need not be installed here. Each tensor has its parameter's
     shape, or one leading batch axis; the two mix by broadcasting, and the gradient of a shared parameter is the sum
     over the batch. The server keeps what a solve found, so that backward need not solve again; where it has dropped it,
-    or was started anew, backward computes it again from the parameters, and the answer is the same. Numbers travel in
-    double precision; dtype and device of the tensors come back in the outputs. Works
-    under torch.no_grad, torch.autograd.gradcheck, torch.func.jvp and vjp; not under torch.func.vmap, where a batch of
-    tensors does the same.
+    or was started anew, backward computes it again from the parameters, and the answer is the same. A batch that is too
+    large for one request is sent in parts. Numbers travel in double precision; dtype and device of the tensors come
+    back in the outputs. Works under torch.no_grad, torch.autograd.gradcheck, torch.func.jvp and vjp; not under
+    torch.func.vmap, where a batch of tensors does the same.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class RemoteConvexLayer(torch.nn.Module):
         solver: str = "auto",
         options: Options | Mapping[str, Any] | None = None,
         state: StateForm = "handle",
+        progress: bool = False,
         errors: LayerErrors | None = None,
     ) -> None:
         """Register a problem.
@@ -83,7 +84,8 @@ class RemoteConvexLayer(torch.nn.Module):
             variables: What to return: variables of the problem, and dual variables of its constraints
                 (``constraint.dual_variables[i]``).
             url: Where the server is; the environment's ``CONVEXLAYER_URL`` unless given.
-            client: A client to use in place of ``url`` and ``api_key``; it is not closed by the layer.
+            client: A client to use in place of ``url`` and ``api_key``, with its own options
+                (``client.with_options(timeout_s=60)``); it is not closed by the layer.
             api_key: The server's key; ``CONVEXLAYER_API_KEY`` unless given.
             gp: The problem is a geometric program.
             on_failure: What to do when an element of a batch has no solution, or values that cannot be used: ``raise``
@@ -96,6 +98,7 @@ class RemoteConvexLayer(torch.nn.Module):
             options: Options of every call, complete or as changes to the server's.
             state: Where what a solve found is kept for backward: on the server under a ``handle``; ``portable``, with
                 the outputs here, too, for a server that drops it early; or ``none``, and backward solves again.
+            progress: Show a bar of the elements that are done, in every call and backward pass (needs tqdm).
             errors: What to raise instead of this package's errors.
 
         Raises:
@@ -116,7 +119,7 @@ class RemoteConvexLayer(torch.nn.Module):
         self._errors = errors or LayerErrors()
         self._judge = _Judge(on_degenerate, self._errors.derivative)
         document = to_document(problem, parameters, variables, gp=gp)
-        self._remote = RemoteProblem(client or Client(url, api_key), document, solver, state)
+        self._remote = RemoteProblem(client or Client(url, api_key), document, solver, state, progress=progress)
 
     @property
     def problem_id(self) -> str:

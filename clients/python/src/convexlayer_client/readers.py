@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from convexlayer_client.account import Capabilities, DayUsage, Solver, Usage
 from convexlayer_client.arrays import Array, decode
 from convexlayer_client.results import (
     DerivativeReport,
+    Job,
     JobStatus,
     JvpResult,
     PortableState,
@@ -17,7 +19,7 @@ from convexlayer_client.results import (
     VjpResult,
 )
 
-__all__ = ["job_status", "jvp_result", "problem", "solve_result", "vjp_result"]
+__all__ = ["capabilities", "job", "job_status", "jvp_result", "page", "problem", "solve_result", "usage", "vjp_result"]
 
 _PROBLEM_FIELDS = ("id", "parameters", "variables", "duals")
 
@@ -31,6 +33,11 @@ def problem(payload: Any) -> Problem:
         duals=_shapes(payload["duals"]),
         details={name: value for name, value in payload.items() if name not in _PROBLEM_FIELDS},
     )
+
+
+def page(payload: Any) -> tuple[list[Problem], str | None]:
+    """Some of the registered problems, and what the next page begins after; None where there is no other."""
+    return [problem(listed) for listed in payload["problems"]], payload.get("next")
 
 
 def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -49,7 +56,7 @@ def solve_result(payload: Any) -> SolveResult:
         meta=payload["meta"],
         state=payload.get("state"),
         portable=_portable(payload.get("portable")),
-        details={int(i): said for i, said in payload.get("details", {}).items()},
+        details=_details(payload),
     )
 
 
@@ -60,6 +67,7 @@ def vjp_result(payload: Any) -> VjpResult:
         status=tuple(payload["status"]),
         report=_report(payload["report"]),
         meta=payload["meta"],
+        details=_details(payload),
     )
 
 
@@ -71,6 +79,7 @@ def jvp_result(payload: Any) -> JvpResult:
         status=tuple(payload["status"]),
         report=_report(payload["report"]),
         meta=payload["meta"],
+        details=_details(payload),
     )
 
 
@@ -79,10 +88,40 @@ def _report(payload: Any) -> DerivativeReport:
     return DerivativeReport(tuple(payload["status"]), *arrays)
 
 
+def _details(payload: Any) -> dict[int, str]:
+    return {int(i): said for i, said in payload.get("details", {}).items()}
+
+
+def job(payload: Any) -> Job[Any]:
+    """A job, by what says how far it is."""
+    return Job(payload["id"], payload["problem_id"], payload["operation"])
+
+
 def job_status(payload: Any) -> JobStatus:
     """How far a job is."""
     names = ("id", "problem_id", "operation", "status", "done", "total", "seconds", "expires_s")
     return JobStatus(**{name: payload[name] for name in names})
+
+
+def capabilities(payload: Any) -> Capabilities:
+    """What a server can do."""
+    return Capabilities(
+        versions=payload["versions"],
+        solvers=tuple(Solver(each["name"], each["quadratic"], tuple(each["cones"])) for each in payload["solvers"]),
+        functions=tuple(payload["functions"]),
+        documents=tuple(payload["documents"]),
+        keys_required=payload["keys_required"],
+        workers=payload["workers"],
+        limits=payload["limits"],
+    )
+
+
+def usage(payload: Any) -> Usage:
+    """What a key has used."""
+    names = ("day", "requests", "elements", "seconds")
+    return Usage(
+        key=payload["key"], days=tuple(DayUsage(**{name: day[name] for name in names}) for day in payload["days"])
+    )
 
 
 def _portable(payload: Any) -> PortableState | None:

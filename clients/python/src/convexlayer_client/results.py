@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, final
 
 from convexlayer_client.arrays import Array
 
 __all__ = [
+    "Answer",
     "DerivativeReport",
     "Job",
     "JobStatus",
@@ -18,10 +19,22 @@ __all__ = [
     "Problem",
     "Residuals",
     "SolveResult",
+    "SplitState",
     "VjpResult",
 ]
 
 T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What every answer has.
+
+    Attributes:
+        request_id: What the server's log calls the request; None where it did not say, or the answer is one of a list.
+    """
+
+    request_id: str | None = field(default=None, compare=False)
 
 
 @final
@@ -57,7 +70,7 @@ class Options:
 
 @final
 @dataclass(frozen=True)
-class Problem:
+class Problem(Answer):
     """A registered problem.
 
     Attributes:
@@ -131,10 +144,28 @@ class PortableState:
     y: Array
     s: Array
 
+    def described(self) -> dict[str, Any]:
+        """The state as the body of a request has it."""
+        return {"digest": self.digest, "status": list(self.status), "x": self.x, "y": self.y, "s": self.s}
+
 
 @final
 @dataclass(frozen=True)
-class SolveResult:
+class SplitState(Generic[T_co]):
+    """The state of a batch that was solved in parts, because it was too large for one request.
+
+    Attributes:
+        rows: Elements of each part.
+        parts: The state of each, a handle or portable.
+    """
+
+    rows: tuple[int, ...]
+    parts: tuple[T_co, ...]
+
+
+@final
+@dataclass(frozen=True)
+class SolveResult(Answer):
     """A solved batch.
 
     Attributes:
@@ -146,7 +177,7 @@ class SolveResult:
         objective: Objective values, shape (batch,).
         iterations: Iterations of the solver, shape (batch,).
         residuals: Residuals of each element.
-        meta: Solver, versions, batch size and seconds.
+        meta: Solver, versions, batch size and seconds; of a batch that was sent in parts, their sums.
         state: Handle of the solve's state, where asked for; None where the server could not keep it.
         portable: The state itself, where asked for.
         details: What there is to say of elements beyond their status, by position: what is wrong with values that are
@@ -160,14 +191,14 @@ class SolveResult:
     iterations: Array
     residuals: Residuals
     meta: Mapping[str, Any]
-    state: str | None = None
-    portable: PortableState | None = None
+    state: str | SplitState[str] | None = None
+    portable: PortableState | SplitState[PortableState] | None = None
     details: Mapping[int, str] = field(default_factory=dict)
 
 
 @final
 @dataclass(frozen=True)
-class VjpResult:
+class VjpResult(Answer):
     """Gradients.
 
     Attributes:
@@ -175,18 +206,20 @@ class VjpResult:
             for one that was not. Zero for failed elements.
         status: Status of each element's solution.
         report: How far each element's gradient can be trusted.
-        meta: Solver, versions, batch size and seconds.
+        meta: As of ``SolveResult``, as are the details.
+        details: What there is to say of elements beyond their status, by position.
     """
 
     gradients: Mapping[str, Array]
     status: tuple[str, ...]
     report: DerivativeReport
     meta: Mapping[str, Any]
+    details: Mapping[int, str] = field(default_factory=dict)
 
 
 @final
 @dataclass(frozen=True)
-class JvpResult:
+class JvpResult(Answer):
     """Tangents of the outputs.
 
     Attributes:
@@ -194,7 +227,8 @@ class JvpResult:
         objective: Of the objective values, shape (batch,).
         status: Status of each element's solution.
         report: How far each element's tangent can be trusted.
-        meta: Solver, versions, batch size and seconds.
+        meta: As of ``SolveResult``, as are the details.
+        details: What there is to say of elements beyond their status, by position.
     """
 
     tangents: Mapping[str, Array]
@@ -202,25 +236,28 @@ class JvpResult:
     status: tuple[str, ...]
     report: DerivativeReport
     meta: Mapping[str, Any]
+    details: Mapping[int, str] = field(default_factory=dict)
 
 
 @final
 @dataclass(frozen=True)
-class Job(Generic[T_co]):
-    """A solve, vjp or jvp that goes on without a connection.
+class Job(Answer, Generic[T_co]):
+    """A solve, vjp or jvp that goes on without a connection; plain data, so that any process may follow it.
 
     Attributes:
         id: Its name on the server.
-        read: From the decoded body of its answer to its result.
+        problem_id: The problem.
+        operation: ``solve``, ``vjp`` or ``jvp``.
     """
 
     id: str
-    read: Callable[[Any], T_co] = field(repr=False, compare=False)
+    problem_id: str
+    operation: str
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class JobStatus:
+class JobStatus(Answer):
     """How far a job is.
 
     Attributes:

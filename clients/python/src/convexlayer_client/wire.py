@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from convexlayer_client import readers
+from convexlayer_client.account import Capabilities, Usage
 from convexlayer_client.arrays import Array
 from convexlayer_client.call import Call
 from convexlayer_client.errors import EncodingError
+from convexlayer_client.operations import JVP, OPERATIONS, SOLVE, VJP, Operation
 from convexlayer_client.results import (
     Job,
     JobStatus,
@@ -22,13 +24,16 @@ from convexlayer_client.results import (
     PortableState,
     Problem,
     SolveResult,
+    SplitState,
     VjpResult,
 )
 
 __all__ = [
+    "capabilities",
     "delete",
     "get",
     "health",
+    "job",
     "job_cancel",
     "job_events",
     "job_result",
@@ -39,6 +44,7 @@ __all__ = [
     "register",
     "solve",
     "submit",
+    "usage",
     "vjp",
 ]
 
@@ -53,9 +59,9 @@ def register(document: Mapping[str, Any]) -> Call[Problem]:
     return Call("POST", _PROBLEMS, readers.problem, document)
 
 
-def problems() -> Call[tuple[Problem, ...]]:
-    """GET /v1/problems: what is registered."""
-    return Call("GET", _PROBLEMS, lambda payload: tuple(map(readers.problem, payload["problems"])))
+def problems(after: str | None = None) -> Call[tuple[list[Problem], str | None]]:
+    """GET /v1/problems: a page of what is registered, and what the next one begins after; None after the last."""
+    return Call("GET", _PROBLEMS if after is None else f"{_PROBLEMS}?{urlencode({'after': after})}", readers.page)
 
 
 def get(problem_id: str) -> Call[Problem]:
@@ -71,6 +77,16 @@ def delete(problem_id: str) -> Call[None]:
 def health() -> Call[Mapping[str, Any]]:
     """GET /healthz."""
     return Call("GET", "/healthz", dict)
+
+
+def capabilities() -> Call[Capabilities]:
+    """GET /v1/capabilities: what the server can do."""
+    return Call("GET", "/v1/capabilities", readers.capabilities)
+
+
+def usage(days: int = 31) -> Call[Usage]:
+    """GET /v1/usage: what this key used on the last days."""
+    return Call("GET", f"/v1/usage?{urlencode({'days': days})}", readers.usage)
 
 
 def solve(
@@ -90,7 +106,7 @@ def solve(
         "options": _options(solver, options),
         "return": [part for part, want in wanted.items() if want],
     }
-    return Call("POST", _path(_PROBLEMS, problem_id, "solve"), readers.solve_result, body, arrays=True)
+    return _computed(SOLVE, problem_id, body)
 
 
 def vjp(
@@ -98,8 +114,8 @@ def vjp(
     cotangents: Mapping[str, ArrayLike],
     parameters: Mapping[str, ArrayLike] | None = None,
     *,
-    state: str | None = None,
-    portable: PortableState | None = None,
+    state: str | SplitState[str] | None = None,
+    portable: PortableState | SplitState[PortableState] | None = None,
     wrt: Sequence[str] | None = None,
     solver: str = "auto",
     options: Options | None = None,
@@ -108,9 +124,7 @@ def vjp(
     body: dict[str, Any] = {"cotangents": _arrays(cotangents)}
     if wrt is not None:
         body["wrt"] = list(wrt)
-    path = _path(_PROBLEMS, problem_id, "vjp")
-    call = Call("POST", path, readers.vjp_result, body, arrays=True)
-    return _started(call, parameters, state, portable, _options(solver, options))
+    return _started(_computed(VJP, problem_id, body), parameters, state, portable, _options(solver, options))
 
 
 def jvp(
@@ -118,32 +132,32 @@ def jvp(
     tangents: Mapping[str, ArrayLike],
     parameters: Mapping[str, ArrayLike] | None = None,
     *,
-    state: str | None = None,
-    portable: PortableState | None = None,
+    state: str | SplitState[str] | None = None,
+    portable: PortableState | SplitState[PortableState] | None = None,
     solver: str = "auto",
     options: Options | None = None,
     duals: bool = False,
 ) -> Call[JvpResult]:
     """POST /v1/problems/{id}/jvp: the outputs' tangents along tangents of the parameters."""
     body = {"tangents": _arrays(tangents), "return": ["variables", "duals"] if duals else ["variables"]}
-    path = _path(_PROBLEMS, problem_id, "jvp")
-    call = Call("POST", path, readers.jvp_result, body, arrays=True)
-    return _started(call, parameters, state, portable, _options(solver, options))
+    return _started(_computed(JVP, problem_id, body), parameters, state, portable, _options(solver, options))
 
 
 def submit(call: Call[T]) -> Call[Job[T]]:
     """The same request with ``Prefer: respond-async``: it is answered at once, and its result is there later.
 
     Raises:
-        ValueError: the call is none of solve, vjp and jvp.
+        ValueError: the call is none of solve, vjp and jvp, or begins with the state of several solves.
     """
-    if not call.arrays:
+    if call.operation is None:
         raise ValueError(f"expected a call of solve, vjp or jvp, got {call.method} {call.path}")
+    if isinstance((call.body or {}).get("state"), SplitState):
+        raise ValueError("a job is one request, but this state is of several: submit parts, or the parameters alone")
     otherwise = None if call.otherwise is None else submit(call.otherwise)
     return Call(
         call.method,
         call.path,
-        lambda payload: Job(payload["id"], call.read),
+        readers.job,
         call.body,
         arrays=True,
         idempotent=False,
@@ -157,6 +171,11 @@ def jobs() -> Call[tuple[JobStatus, ...]]:
     return Call("GET", _JOBS, lambda payload: tuple(map(readers.job_status, payload["jobs"])))
 
 
+def job(job_id: str) -> Call[Job[Any]]:
+    """GET /v1/jobs/{id}: a job that was begun elsewhere."""
+    return Call("GET", _path(_JOBS, job_id), readers.job)
+
+
 def job_status(job: Job[Any]) -> Call[JobStatus]:
     """GET /v1/jobs/{id}."""
     return Call("GET", _path(_JOBS, job.id), readers.job_status)
@@ -164,7 +183,8 @@ def job_status(job: Job[Any]) -> Call[JobStatus]:
 
 def job_result(job: Job[T]) -> Call[T]:
     """GET /v1/jobs/{id}/result."""
-    return Call("GET", _path(_JOBS, job.id, "result"), job.read, arrays=True)
+    operation: Operation[T] = OPERATIONS[job.operation]
+    return Call("GET", _path(_JOBS, job.id, "result"), operation.read, arrays=True)
 
 
 def job_events(job: Job[Any]) -> str:
@@ -181,6 +201,11 @@ def _path(root: str, name: str, *steps: str) -> str:
     return "/".join([root, quote(name, safe=""), *steps])
 
 
+def _computed(operation: Operation[T], problem_id: str, body: Mapping[str, Any]) -> Call[T]:
+    path = _path(_PROBLEMS, problem_id, operation.name)
+    return Call("POST", path, operation.read, body, arrays=True, problem_id=problem_id, operation=operation)
+
+
 def _options(solver: str, options: Options | None) -> dict[str, Any]:
     given = {name: value for name, value in asdict(options or Options()).items() if value is not None}
     return {"solver": solver} | given
@@ -189,8 +214,8 @@ def _options(solver: str, options: Options | None) -> dict[str, Any]:
 def _started(
     call: Call[T],
     parameters: Mapping[str, ArrayLike] | None,
-    state: str | None,
-    portable: PortableState | None,
+    state: str | SplitState[str] | None,
+    portable: PortableState | SplitState[PortableState] | None,
     options: Mapping[str, Any],
 ) -> Call[T]:
     """A derivative's call that starts from the best there is, and otherwise from the next best.
@@ -205,14 +230,11 @@ def _started(
         body = {**(call.body or {}), "parameters": _arrays(parameters), "options": options}
         started = replace(call, body=body)
         if portable is not None:
-            started = replace(call, body=body | {"state": _plain_state(portable)}, otherwise=started)
+            plain = portable.described() if isinstance(portable, PortableState) else portable
+            started = replace(call, body=body | {"state": plain}, otherwise=started)
     if state is not None:
         started = replace(call, body={**(call.body or {}), "state": state}, otherwise=started)
     return started or call
-
-
-def _plain_state(state: PortableState) -> dict[str, Any]:
-    return {"digest": state.digest, "status": list(state.status), "x": state.x, "y": state.y, "s": state.s}
 
 
 def _arrays(values: Mapping[str, ArrayLike]) -> dict[str, Array]:
