@@ -19,9 +19,6 @@ __all__ = ["Cutter", "Limits", "may_be_too_large", "rows_at_most"]
 
 T = TypeVar("T")
 
-_SMALL_BYTES, _SMALL_ROWS = 2**20, 256
-"""What any server is taken to read; so little is sent without asking for its limits."""
-
 _AROUND_BYTES = 64
 """By so much what is written around an array may grow with its rows, at most."""
 
@@ -56,19 +53,37 @@ class Limits:
         return cls(*(math.inf if limit is None else limit for limit in given))
 
 
-def may_be_too_large(call: Call[Any], problem: Problem | None) -> bool:
+_UNASKED = Limits(batch=256, body_bytes=2**20, array_size=math.inf, batch_size=math.inf)
+"""What any server is taken to read; so little is sent without asking for its limits."""
+
+
+def may_be_too_large(call: Call[Any], problem: Problem | None, limits: Limits | None) -> bool:
     """Whether a server may refuse a call for its size, or cannot but refuse it, since its state is of several solves.
+
+    An estimate, for it is made for every call.
 
     Args:
         call: The call.
         problem: Its problem, if that is known; then the derivatives that begin with a state are looked at, too.
+        limits: The server's, if they are known.
     """
+    limits = limits or _UNASKED
     rows = rows_at_most(call)
     later_bytes = 0 if problem is None else 8 * rows * sum(_later(call, problem))
-    return rows > _SMALL_ROWS or any(
-        isinstance(_state(level), SplitState) or level.size_bytes("json") + later_bytes > _SMALL_BYTES
-        for level in call.levels
-    )
+    if rows > limits.batch or (problem is not None and rows * _entries(problem) > limits.batch_size):
+        return True
+    for level in call.levels:
+        state = _state(level)
+        sizes = [value.size for *_, value in _arrays(level)]
+        around_bytes = 4 * _AROUND_BYTES * (1 + len(sizes))
+        if isinstance(state, dict):
+            sizes += [state[name].size for name in "xys"]
+            around_bytes += _STATUS_BYTES * len(state["status"])
+        if isinstance(state, SplitState) or max(sizes, default=0) > limits.array_size:
+            return True
+        if (8 * sum(sizes) + later_bytes) * 4 / 3 + around_bytes > limits.body_bytes:
+            return True
+    return False
 
 
 def rows_at_most(call: Call[Any]) -> int:
@@ -190,23 +205,16 @@ class Cutter(Generic[T]):
         widest = max((value.size for level in part.levels for *_, value in _arrays(level)), default=0)
         return rows <= 1 or (
             rows <= limits.batch
-            and rows * self._entries <= limits.batch_size
+            and rows * _entries(self._problem) <= limits.batch_size
             and widest <= limits.array_size
             and self._bytes(part) <= limits.body_bytes
         )
-
-    @property
-    def _entries(self) -> int:
-        """What an element has, as the server counts it."""
-        problem = self._problem
-        shapes = (*problem.variables.values(), *problem.duals.values(), *problem.parameters.values())
-        return max(1, sum(_sizes(problem).values()) + sum(map(math.prod, shapes)))
 
     def _most(self, call: Call[T]) -> int:
         """Elements that the server takes at a time; of a solve that keeps its state, in the derivatives, too."""
         limits = self._limits
         room_bytes = limits.body_bytes * (1.0 if self._form == "binary" else 0.75)
-        found = [limits.batch, limits.batch_size // self._entries]
+        found = [limits.batch, limits.batch_size // _entries(self._problem)]
         for level in call.levels:
             arrays = list(_arrays(level))
             entries = [math.prod(place[2].shape[1:]) for place in arrays if self._is_batched(*place)]
@@ -241,6 +249,12 @@ def _later(call: Call[Any], problem: Problem) -> list[int]:
 def _kept(call: Call[Any]) -> set[str]:
     """The forms in which a solve keeps its state."""
     return {"state", "portable"}.intersection((call.body or {}).get("return", ()))
+
+
+def _entries(problem: Problem) -> int:
+    """What an element has, as the server counts it."""
+    shapes = (*problem.variables.values(), *problem.duals.values(), *problem.parameters.values())
+    return max(1, sum(_sizes(problem).values()) + sum(map(math.prod, shapes)))
 
 
 def _sizes(problem: Problem) -> Mapping[str, int]:

@@ -72,7 +72,7 @@ def result_of(call: Call[T], known: Known, *, measured: bool = False) -> Plan[T]
     """The result of a call, in parts where the server does not take it in one request.
 
     Little is sent without asking for the server's limits; where that is refused for its size, or they have changed,
-    they are asked for, and it is sent once more.
+    they are asked for, and it is sent once more, in parts.
 
     Args:
         call: The call.
@@ -88,7 +88,7 @@ def result_of(call: Call[T], known: Known, *, measured: bool = False) -> Plan[T]
         return result
     problem, limits = known.problem(call.problem_id), known.limits
     cutter = None
-    if measured or (problem and limits) or may_be_too_large(call, problem):
+    if measured or may_be_too_large(call, problem, limits):
         cutter = yield from _cutter(call, known)
     news = known.limits is not limits
     form = known.form
