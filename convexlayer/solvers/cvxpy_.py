@@ -57,6 +57,8 @@ class _Known:
         time_limit_s: its name for the time limit in seconds.
         fixed: options that are always set.
         raw: the raw options that it has; None where it refuses unknown ones itself.
+        endless: its name for the limit of iterations of a method that may go round in circles, for ever.
+        refusal: why it takes no program with these data and arguments, empty where it does; where CVXPY does not look.
     """
 
     package: str
@@ -67,6 +69,21 @@ class _Known:
     time_limit_s: str | None = None
     fixed: tuple[tuple[str, Any], ...] = ()
     raw: frozenset[str] | None = None
+    endless: str | None = None
+    refusal: Callable[[Rest, Mapping[str, Any]], str] = lambda rest, arguments: ""
+
+
+def _not_for_highs(rest: Rest, arguments: Mapping[str, Any]) -> str:
+    """CVXPY runs HiGHS on programs that HiGHS refused to load, which may end the process; NaN as costs has no end."""
+    infinite, cost = arguments.get("infinite_bound", 1e20), arguments.get("infinite_cost", 1e20)
+    coefficient, zero = arguments.get("large_matrix_value", 1e15), rest.cones.zero
+    if not np.all(np.abs(np.concatenate([rest.P.data, rest.A.data])) <= coefficient):
+        return f"it takes coefficients of P and A up to {coefficient:g}"
+    if not (np.all(np.abs(rest.q) < cost) and np.all(rest.b > -infinite) and np.all(rest.b[:zero] < infinite)):
+        return f"it takes coefficients q beyond {cost:g}, and b beyond {infinite:g}, for infinite"
+    if np.any(rest.P.diagonal() < 0.0):
+        return "it takes a convex objective alone, and P has a negative entry on its diagonal"
+    return ""
 
 
 KNOWN = {
@@ -94,6 +111,8 @@ KNOWN = {
         finest=1e-10,
         max_iter=("simplex_iteration_limit", "ipm_iteration_limit", "qp_iteration_limit"),
         time_limit_s="time_limit",
+        endless="qp_iteration_limit",
+        refusal=_not_for_highs,
     ),
     "cvxopt": _Known(
         "cvxopt",
@@ -130,6 +149,10 @@ KNOWN = {
 }
 """What is known of some of them; a quadratic objective of a solver without one becomes a second-order cone in CVXPY."""
 
+ENOUGH, ENOUGH_EACH = 10_000, 100
+"""Iterations in which a method of active sets either arrives or goes round in circles: so many, and so many for each
+variable and row."""
+
 _LOCK = threading.Lock()
 """CVXPY does not say that it may be used from several threads at once."""
 
@@ -159,7 +182,7 @@ class CvxpySolver(AbstractSolver):
     ) -> Solution:
         """Pose and solve every element; warm starts are not passed on."""
         clock = Clock(options.time_limit_s)
-        self._arguments(options)
+        self._arguments(options, program.structure)
         with _LOCK:
             answers = [self._within(clock, program, i, options) for i in range(program.batch)]
         stats = {"solver": self.name, "cvxpy": cp.__version__, "ran": tuple(ran for _, ran in answers)}
@@ -170,11 +193,13 @@ class CvxpySolver(AbstractSolver):
         if clock.over:
             return not_begun(program.structure), self.name
         left = clock.applied(options)
-        return self._element(program, i, self._arguments(left), left.time_limit_s)
+        return self._element(program, i, self._arguments(left, program.structure), left.time_limit_s)
 
-    def _arguments(self, options: Options) -> dict[str, Any]:
+    def _arguments(self, options: Options, structure: Structure) -> dict[str, Any]:
         known = self._known
         arguments: dict[str, Any] = dict.fromkeys(known.tol, max(options.tol, known.finest)) | dict(known.fixed)
+        if known.endless is not None:
+            arguments[known.endless] = ENOUGH + ENOUGH_EACH * (structure.n + structure.m)
         if options.max_iter is not None:
             if not known.max_iter:
                 raise SolverError(self._no_option("max_iter"))
@@ -197,6 +222,9 @@ class CvxpySolver(AbstractSolver):
         if rest.answer is not None:
             return rest.answer, self.name.upper()
         try:
+            refusal = self._known.refusal(rest, arguments)
+            if refusal:
+                return failed_element(program.structure, f"{self.name}: {refusal}"), self.name.upper()
             result, ran = self._run(_Posed(rest), arguments)
         except SolverError:
             raise

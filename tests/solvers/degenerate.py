@@ -1,0 +1,73 @@
+"""Programs at the edge of what a solver takes. ``python -m tests.solvers.degenerate NAME`` has it answer all of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from convexlayer import Options
+from convexlayer.cones import product_cone
+from convexlayer.program import Array, ConeProgram, Cones
+from convexlayer.solvers.registry import available, solver_for
+from tests.rays import program_of
+
+CONES = {
+    "none": Cones(),
+    "zero": Cones(zero=2),
+    "nonnegative": Cones(nonnegative=3),
+    "second_order": Cones(zero=1, nonnegative=1, second_order=(1, 3)),
+    "psd": Cones(zero=1, psd=(1, 2)),
+    "exponential": Cones(zero=1, nonnegative=1, exponential=1),
+    "power": Cones(zero=1, power=(0.5,)),
+}
+
+
+def programs(cones: Cones, *, quadratic: bool) -> Iterator[tuple[str, ConeProgram]]:
+    """Programs of these cones by what is degenerate about them, and all of those of one variable as a batch."""
+    for name, data in _data(cones, 4, quadratic=quadratic).items():
+        yield name, program_of(cones, **{part: value[None] for part, value in data.items()})
+    each = _data(cones, 1, quadratic=quadratic).values()
+    yield "a batch of all", program_of(cones, **{part: np.stack([data[part] for data in each]) for part in "PqAb"})
+
+
+def _data(cones: Cones, n: int, *, quadratic: bool) -> dict[str, dict[str, Array]]:
+    """What is not said to be degenerate is random and has a solution."""
+    rng = np.random.default_rng(n)
+    x, w = rng.standard_normal(n), rng.standard_normal(cones.m)
+    y = product_cone(cones).project_dual(w[None])[0]
+    A, P = rng.standard_normal((cones.m, n)), np.diag(np.arange(n) % 3.0) * quadratic
+    whole = {"P": P, "q": -(P @ x + A.T @ y), "A": A, "b": A @ x + y - w}
+    nothing = {part: np.zeros_like(value) for part, value in whole.items()}
+    rows, columns = np.arange(cones.m)[:, None], np.arange(n)
+    found: dict[str, dict[str, Array]] = {"nothing zero": whole, "everything zero": nothing}
+    for part, value in whole.items():
+        found[f"{part} zero"] = whole | {part: nothing[part]}
+        found[f"all but {part} zero"] = nothing | {part: value}
+        for word, factor in (("huge", 1e300), ("huge and negative", -1e300), ("tiny", 1e-300)):
+            found[f"{part} {word}"] = whole | {part: factor * value}
+    found["a column zero"] = whole | {"A": A * (columns > 0), "P": P * (columns > 0)}
+    found["rows alike"] = whole | {"A": np.ones_like(A), "b": np.ones(cones.m)}
+    found["every other row zero"] = whole | {"A": A * (rows % 2), "b": np.zeros(cones.m)}
+    found["all but the first row zero"] = nothing | {"A": A * (rows == 0), "q": whole["q"]}
+    found["all but the last row zero"] = nothing | {"A": A * (rows == cones.m - 1)}
+    return found
+
+
+def main(name: str) -> None:
+    """Write a line before each program, and one with the number of elements at the end."""
+    (info,) = (info for info in available() if info.name == name)
+    elements = 0
+    for kind, cones in CONES.items():
+        if cones.kinds <= info.cones:
+            for what, program in programs(cones, quadratic=info.quadratic):
+                sys.stdout.write(f"{kind}: {what}\n")
+                sys.stdout.flush()
+                solver, _ = solver_for(name, program.structure)
+                elements += len(solver.solve(solver.init(program.structure), program, Options()).status)
+    sys.stdout.write(f"{elements} elements\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

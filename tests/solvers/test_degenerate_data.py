@@ -1,0 +1,81 @@
+"""Data at the edge of what solvers take: each answers, and none ends the process or goes on for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convexlayer import Options, Status
+from convexlayer.program import Cones
+from convexlayer.solvers.registry import available, solver_for
+from tests.rays import program_of
+from tests.solvers import degenerate
+
+ROOT = Path(__file__).parents[2]
+QP = Cones(zero=1, nonnegative=1)
+
+
+@pytest.mark.parametrize("info", [info for info in available() if info.installed], ids=lambda info: info.name)
+def test_every_element_is_answered(info: Any) -> None:
+    """In a process of its own, whose death is a failure; the last line that it wrote names the program."""
+    expected = sum(
+        program.batch
+        for cones in degenerate.CONES.values()
+        if cones.kinds <= info.cones
+        for _, program in degenerate.programs(cones, quadratic=info.quadratic)
+    )
+    command = [sys.executable, "-W", "ignore", "-m", "tests.solvers.degenerate", info.name]
+    environment = os.environ | {"MALLOC_PERTURB_": "165"}  # what was freed, or never written, is not zero
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    *_, last = run.stdout.splitlines()
+    assert (last, run.returncode) == (f"{expected} elements", 0), (last, run.stderr[-2000:])
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        *[("P", 1e16), ("A", -1e16), ("q", 1e21), ("b", 1e21), ("b", -1e21), ("P", -1.0)],
+        *[(part, value) for part in "PqAb" for value in (np.nan, np.inf, -np.inf)],
+    ],
+)
+def test_highs_is_not_run_on_what_it_does_not_load(part: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVXPY runs it all the same, which ends the process where P has an empty column."""
+    highspy = pytest.importorskip("highspy")
+    monkeypatch.setattr(highspy, "Highs", lambda: pytest.fail("HiGHS was run"))
+    whole = {"P": np.diag([0.0, 1.0])[None], "q": np.ones((1, 2)), "A": np.ones((1, 2, 2)), "b": np.ones((1, 2))}
+    program = program_of(QP, **whole | {part: np.where(whole[part] == 0.0, 0.0, value)})
+    solver, _ = solver_for("highs", program.structure)
+    found = solver.solve(None, program, Options())
+    assert found.status == (Status.NUMERICAL_ERROR,)
+    assert found.stats["messages"][0].startswith("highs: it takes")
+
+
+def test_highs_takes_a_huge_bound_for_none() -> None:
+    """Minimise 1/2 |x|^2 + x1 + x2 over x1 + x2 = 1 and x1 + x2 <= 1e21."""
+    program = program_of(QP, np.eye(2)[None], np.ones((1, 2)), np.ones((1, 2, 2)), np.array([[1.0, 1e21]]))
+    solver, _ = solver_for("highs", program.structure)
+    found = solver.solve(None, program, Options())
+    assert found.status == (Status.OPTIMAL,)
+    np.testing.assert_allclose(found.x, 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("options", "iterations"), [({}, 10_400), ({"max_iter": 50}, 50)])
+def test_highs_does_not_go_round_in_circles_for_ever(options: dict[str, int], iterations: int) -> None:
+    """Its active sets do, on: minimise x2^2 - 4 x2 over -1 <= x1 <= 1/2."""
+    program = program_of(
+        Cones(nonnegative=2),
+        np.diag([0.0, 2.0])[None],
+        np.array([[0.0, -4.0]]),
+        np.array([[[2.0, 0.0], [-1.0, 0.0]]]),
+        np.ones((1, 2)),
+    )
+    solver, _ = solver_for("highs", program.structure)
+    found = solver.solve(None, program, Options(**options))
+    assert found.status == (Status.ITERATION_LIMIT,)
+    assert abs(found.iterations[0] - iterations) <= 1
