@@ -195,7 +195,7 @@ def test_limits_are_asked_for_once_and_again_when_they_have_changed(whole: Any) 
             await client.register(DOCUMENT)
             wired.forget()
             same(await client.vjp(problem.id, COTANGENTS, THETA), whole[1])
-            assert 1 <= wired.count("vjp", 422) <= 2
+            assert 1 <= wired.count("vjp", 422) <= 2  # the two that were sent
             assert wired.count("capabilities") == 1
             assert wired.count("vjp") == 7
             wired.forget()
@@ -299,7 +299,7 @@ def test_states_that_are_gone_are_replaced_part_by_part(whole: Any) -> None:
     async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
         solved = await client.solve(problem.id, THETA, state=True)
         wired.forget()
-        with pytest.raises(GoneError, match="in the part of elements 0 to 5 of 20"):
+        with pytest.raises(GoneError, match=r"in the part of elements \d+ to \d+ of 20"):
             await client.vjp(problem.id, COTANGENTS, state=solved.state)
         wired.forget()
         same(await client.vjp(problem.id, COTANGENTS, THETA, state=solved.state), whole[1])
@@ -397,14 +397,26 @@ def test_a_failing_part_is_one_error_and_the_others_are_given_up() -> None:
         cotangents[1] = np.inf
         await client.capabilities()
         wired.forget()
+        given_up = 0
+
+        async def only_the_first(request: httpx.Request, respond: Respond) -> httpx.Response:
+            nonlocal given_up
+            if not np.isinf(binary.read(bytearray(request.content))["cotangents"]["x"]).any():
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    given_up += 1
+                    raise
+            return await respond(request)
+
+        wired.between = only_the_first
         with pytest.raises(
             InvalidError, match=r"in the part of elements 0 to 1 of 20: .*element 1 is not finite"
         ) as caught:
             await client.vjp(problem.id, {"x": cotangents}, THETA)
         assert caught.value.errors[0].pointer == "/cotangents/x"
-        await asyncio.sleep(0)
-        assert wired.count("vjp", 422) == 1
-        assert wired.count("vjp") <= 2
+        assert wired.seen == [("vjp", 422)]
+        assert given_up == 1
 
     limited(work, max_batch=2)
 
@@ -433,10 +445,10 @@ def test_one_element_that_is_too_large_is_the_servers_error() -> None:
     async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
         for _ in range(2):
             wired.forget()
-            with pytest.raises(TooLargeError, match="in the part of elements 0 to 0 of 20"):
+            with pytest.raises(TooLargeError, match=r"in the part of elements (0 to 0|1 to 1) of 20"):
                 await client.solve(problem.id, THETA)
-        assert wired.count("solve", 413) <= 2
-        assert len(wired.seen) <= 3
+        assert 1 <= wired.count("solve", 413) <= 2
+        assert len(wired.seen) <= 3  # the limits are asked for once more
 
     limited(work, max_body_bytes=250)
 
@@ -576,7 +588,7 @@ def test_what_failed_is_not_waited_for_by_others() -> None:
         thread.join(60)
         assert not thread.is_alive()
     assert len(set(seen)) == 1
-    assert len(seen) <= 3
+    assert len(seen) <= 2
 
 
 def test_a_remote_layer_has_no_largest_batch(small: Client, client: Client) -> None:

@@ -94,11 +94,22 @@ class Connection:
             return [result]
         over = threading.Event()
         retrying = Retrying(**self.core.retries, sleep=sleep_using_event(over))
+        errors: list[BaseException] = []
+
+        def answered(call: Call[Any]) -> Any:
+            try:
+                return retrying(self._once, call, over)
+            except BaseException as error:
+                errors.append(error)
+                over.set()
+                raise
+
         pool = ThreadPoolExecutor(_AT_A_TIME)
         try:
-            answers = {pool.submit(retrying, self._once, call, over): call for call in calls}
+            answers = {pool.submit(answered, call): call for call in calls}
             for answer in as_completed(answers):
-                answer.result()
+                if errors:  # the others are of what was given up
+                    raise errors[0]
                 bar.add(answers[answer])
             return [answer.result() for answer in answers]
         finally:
@@ -188,8 +199,9 @@ class AsyncConnection:
         gate = asyncio.Semaphore(_AT_A_TIME)
 
         async def answered(call: Call[Any]) -> Any:
-            async with gate:
-                result: Any = await AsyncRetrying(**self.core.retries)(self._once, call)
+            await gate.acquire()
+            result: Any = await AsyncRetrying(**self.core.retries)(self._once, call)
+            gate.release()  # not where it failed: then no other is to begin
             bar.add(call)
             return result
 
