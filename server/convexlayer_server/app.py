@@ -90,9 +90,11 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # where it is asked for it is ours
         responses=errors,
     )
     app.state.service = service
+    app.router.routes.extend(compute.routes)
     for module in (compute, health, account, problems, jobs):  # in this order they are looked through, for each request
         app.include_router(module.router)
     problem_responses.install(app)

@@ -11,7 +11,7 @@ it asked for at length.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, KeysView
 from dataclasses import dataclass
 from typing import Generic, TypeVar, final
 
@@ -53,6 +53,10 @@ class FairQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         """Items that wait."""
         return (item for lines in self._flows.values() for items in lines.values() for item in items)
+
+    def flows(self) -> KeysView[str]:
+        """Those that have any item waiting."""
+        return self._flows.keys()
 
     def lengths(self) -> Counter[str]:
         """Items that wait, by flow."""

@@ -1,4 +1,4 @@
-"""Programs at the edge of what a solver takes. ``python -m tests.solvers.degenerate NAME`` has it answer all of them."""
+"""Programs at the edge of what a solver takes. ``python -m tests.solvers.degenerate NAME`` has it answer all."""
 
 from __future__ import annotations
 

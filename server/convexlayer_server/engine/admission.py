@@ -44,6 +44,7 @@ class Admission:
         self._metrics = metrics
         self._arriving: dict[Trace, str] = {}
         self._waiting: dict[str, list[asyncio.Timeout]] = {}
+        self._count = 0
 
     async def open(self) -> None:
         """Begin."""
@@ -87,7 +88,7 @@ class Admission:
         Raises:
             TooManyError: it would not be let in, for too many wait, and no key has more of them than this one.
         """
-        if self.waiting + len(self._arriving) >= self._settings.max_waiting:
+        if self._count + len(self._arriving) >= self._settings.max_waiting:
             self._check(owner, self._lengths() + Counter(self._arriving.values()))
         trace = current_trace()
         self._arriving[trace] = owner
@@ -107,7 +108,7 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Requests of which nothing has begun."""
-        return self._lengths().total()
+        return self._count
 
     async def close(self) -> None:
         """Stop, after what is being computed."""
@@ -122,6 +123,7 @@ class Admission:
         self._make_room(owner)
         place = asyncio.timeout(None if patient else self._settings.max_wait_s)
         self._waiting.setdefault(owner, []).append(place)
+        self._count += 1
 
         def begun() -> None:
             if self._leave(owner, place):
@@ -152,7 +154,7 @@ class Admission:
 
     def _make_room(self, owner: str) -> None:
         """Where too many wait, the last of the key with most of them gives up its place."""
-        if self.waiting >= self._settings.max_waiting:
+        if self._count >= self._settings.max_waiting:
             lengths = self._lengths()
             self._check(owner, lengths)
             greediest = max(lengths, key=lengths.__getitem__)
@@ -166,12 +168,13 @@ class Admission:
         if place not in places:
             return False
         places.remove(place)
+        self._count -= 1
         if not places:
             del self._waiting[owner]
         return True
 
     def _too_many(self) -> TooManyError:
         return TooManyError(
-            f"{self.waiting} requests wait for the engine; try again later",
+            f"{self._count} requests wait for the engine; try again later",
             retry_after_s=max(1.0, self._engine.health().backlog_s),
         )

@@ -7,7 +7,7 @@ Where several owners compute, pieces are short. Every owner is charged the time 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from typing import final
 
 from ..fair_queue import FairQueue, Turn
@@ -60,9 +60,9 @@ class Turns:
         """Tasks of which anything waits."""
         return len(self._queue)
 
-    def owners(self) -> set[str]:
+    def owners(self) -> Set[str]:
         """Whose they are."""
-        return set(self._queue.lengths())
+        return self._queue.flows()
 
     def in_order(self) -> Iterator[Turn[Task]]:
         """Tasks, in the order in which they should be served; to be used before any change."""
@@ -89,9 +89,11 @@ class Turns:
 
     def is_shared(self, owner: str, but: Collection[str] = ()) -> bool:
         """Whether others than an owner compute, too, these left out."""
-        end, waiting = time.monotonic() - _COMPUTING_S, self._queue.lengths()
-        self._computing = {other: seen for other, seen in self._computing.items() if seen > end or other in waiting}
-        return any(other != owner and other not in but for other in self._computing)
+        end, waiting = time.monotonic() - _COMPUTING_S, self._queue.flows()
+        return any(
+            other != owner and other not in but and (seen > end or other in waiting)
+            for other, seen in self._computing.items()
+        )
 
     def is_long(self, task: Task) -> bool:
         """Whether the least that can be done of a task is likely to keep others waiting."""
