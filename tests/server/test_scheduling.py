@@ -187,6 +187,28 @@ def test_where_there_is_no_room_in_the_background_it_is_stopped_and_done_again()
     done(run())
 
 
+def test_whoever_has_most_in_the_background_makes_room_there() -> None:
+    async def run() -> None:
+        setup = await Setup(workers=2).open()
+        await setup.send("a1")
+        await setup.pass_time(0.01)
+        await setup.send("a2")
+        for name in ("b1", "c1"):
+            await setup.send(name)
+            await setup.pass_time(0.2)
+        assert (setup.in_front, setup.in_background) == (["b1", "c1"], ["a1", "a2"])
+        await setup.send("d1")
+        await setup.pass_time(0.2)
+        assert [setup.at(name).ending for name in ("a1", "a2", "b1", "c1")] == [None, "stopped", None, None]
+        await setup.kill("a2", "stopped")
+        assert setup.in_background == ["a1", "b1"]
+        assert "d1" in setup.in_front
+        await setup.end("b1")
+        assert setup.in_background == ["a1"], "the last place there is another's"
+
+    done(run())
+
+
 def test_a_key_alone_has_all_workers_however_long_it_takes() -> None:
     async def run() -> None:
         setup = await Setup(workers=2).open()

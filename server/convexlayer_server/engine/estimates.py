@@ -7,7 +7,13 @@ from typing import TypeVar, final
 
 from .task import Computation, Task
 
-__all__ = ["Estimates"]
+__all__ = ["LONG_S", "Estimates"]
+
+LONG_S = 0.2
+"""What takes longer, in one element, is done in the background where others compute."""
+
+_VERY_LONG_S = 1.0
+"""The same for what is judged by others alone."""
 
 _Key = TypeVar("_Key")
 
@@ -38,6 +44,11 @@ class Estimates:
         known = self.each_s(task)
         return self._lately_s.get((task.owner, task.cutter is None), _UNKNOWN_S) if known is None else known
 
+    def is_long(self, task: Task) -> bool:
+        """Whether the least of a task is likely to take long: by others of its owner, where that is unknown."""
+        known = self.each_s(task)
+        return self.first_s(task) > (_VERY_LONG_S if known is None else LONG_S)
+
     def left_s(self, task: Task) -> float:
         """Seconds of all of a task that is not yet handed to a worker."""
         return self.first_s(task) * max(1, task.left)
@@ -47,11 +58,11 @@ class Estimates:
         _smooth(self._each_s, task.computation, seconds / max(1, elements), elements)
         _smooth(self._lately_s, (task.owner, task.cutter is None), seconds)
 
-    def expect_at_least(self, task: Task, elements: int, seconds: float) -> None:
-        """Take into account that some elements of a task have taken so long already."""
-        if self.first_s(task) * max(1, elements) < seconds:
-            self._each_s[task.computation] = seconds / max(1, elements)
-            self._lately_s[task.owner, task.cutter is None] = seconds
+    def is_late(self, task: Task, elements: int, seconds: float) -> None:
+        """Take into account that some elements of a task have taken so long already: they may well as long again."""
+        if (self.each_s(task) or 0.0) * max(1, elements) < 2.0 * seconds:
+            self._each_s[task.computation] = 2.0 * seconds / max(1, elements)
+            self._lately_s[task.owner, task.cutter is None] = 2.0 * _VERY_LONG_S
 
 
 def _smooth(means: OrderedDict[_Key, float], key: _Key, value: float, count: int = 1) -> None:

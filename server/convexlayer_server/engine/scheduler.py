@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -27,11 +27,12 @@ from ..errors import DeadlineError, DocumentError, InvalidError, RequestError, U
 from ..fair_queue import Turn
 from ..settings import Settings
 from .crew import Crew, Ending, Worker
+from .estimates import LONG_S
 from .merging import merged, split
 from .protocol import Charge, ComputeResult
 from .quarantine import Quarantine
 from .task import Piece, Task
-from .turns import LONG_S, Turns
+from .turns import Turns
 from .work import Done, Work
 
 __all__ = ["Scheduler"]
@@ -303,8 +304,19 @@ class Scheduler:
             if self.crew.room:
                 self.crew.let_go(worker)
                 return True
-            worker.end("stopped")
+            if not any(other.ending for other in self.crew.background):  # else there soon is
+                greedy = self._greedy_worker(work.owners)
+                (worker if greedy is None else greedy).end("stopped")
         return False
+
+    def _greedy_worker(self, owners: Set[str]) -> Worker | None:
+        """The last to begin in the background for whoever has most there, more than one and none of these."""
+        at_work = self._at_work(self.crew.background)
+        most = max((count for owner, count in at_work.items() if owner not in owners), default=0)
+        greedy = {owner for owner, count in at_work.items() if count == most and owner not in owners}
+        found = [worker for worker in self.crew.background if worker in self._in_work and worker.ending is None]
+        found = [worker for worker in found if greedy & self._in_work[worker].owners] if most > 1 else []
+        return max(found, key=lambda worker: self._in_work[worker].started, default=None)
 
     def _start(self, turn: Turn[Task], worker: Worker) -> None:
         """Hand a worker the next piece of a task, and what goes with it."""

@@ -12,13 +12,10 @@ from typing import final
 
 from ..fair_queue import FairQueue, Turn
 from ..settings import Settings
-from .estimates import Estimates
+from .estimates import LONG_S, Estimates
 from .task import Piece, Task
 
-__all__ = ["LONG_S", "Turns"]
-
-LONG_S = 0.2
-"""What takes longer, in one element, is done in the background where others compute."""
+__all__ = ["Turns"]
 
 _PIECE_S = 0.1
 """What one piece of a task should take while nobody else computes; so fine is its progress."""
@@ -97,7 +94,7 @@ class Turns:
 
     def is_long(self, task: Task) -> bool:
         """Whether the least that can be done of a task is likely to keep others waiting."""
-        return (task.long or self._estimates.first_s(task) > LONG_S) and self.is_shared(task.owner)
+        return (task.long or self._estimates.is_long(task)) and self.is_shared(task.owner)
 
     def take(self, turn: Turn[Task]) -> tuple[Piece, float]:
         """The next piece of a task, and what its owner is charged for it beforehand."""
@@ -136,8 +133,8 @@ class Turns:
         self._estimates.learn(piece.task, piece.rows, seconds)
 
     def is_late(self, piece: Piece, seconds: float) -> None:
-        """Take into account how long a piece has taken already: it is likely to take as long again."""
-        self._estimates.expect_at_least(piece.task, piece.rows, 2.0 * seconds)
+        """Take into account how long a piece has taken already."""
+        self._estimates.is_late(piece.task, piece.rows, seconds)
 
     def charge(self, owner: str, seconds: float) -> None:
         """Charge an owner, or correct what it was charged."""
