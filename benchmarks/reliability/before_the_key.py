@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from benchmarks.reliability.attack import Attack
 from benchmarks.reliability.crowd import Crowd, keep
@@ -35,11 +36,14 @@ class _Attack:
         what: in words.
         crowd: who does it, whatever the server's address.
         descriptors: that the server may have open.
+        head_s: what the server gives a client for the head of a request, where it is told; then it closes as many
+            connections as there are.
     """
 
     what: str
     crowd: Crowd
     descriptors: int | None = None
+    head_s: float | None = None
 
 
 _NOBODY = ("127.0.0.1", 0)
@@ -52,7 +56,7 @@ _ATTACKS = (
         "four requests whose short headers never end, 2.4 MB/s",
         Crowd(_NOBODY, 4, _HEAD, b"a: b\r\n" * 1000, every_s=10e-3, most_bytes=30 * 10**6),
     ),
-    _Attack("1,500 silent connections", Crowd(_NOBODY, 1500)),
+    _Attack("1,500 silent connections, 2 s for the head of a request", Crowd(_NOBODY, 1500), head_s=2.0),
     _Attack("1,500 silent connections from 100 addresses, 256 descriptors", Crowd(_NOBODY, 1500, sources=_MANY), 256),
     _Attack(
         "500 slow headers from 100 addresses, 256 descriptors",
@@ -68,7 +72,8 @@ def measure(plan: Plan) -> Iterator[Row]:
 
 
 def _row(plan: Plan, attack: _Attack) -> Row:
-    with Server(keys=("victim",), descriptors=attack.descriptors) as server:
+    settings: dict[str, Any] = {} if attack.head_s is None else {"head_s": attack.head_s}
+    with Server(keys=("victim",), descriptors=attack.descriptors, **settings) as server:
         path = f"{server.register(dense_qp(), 'victim')}/solve"
         server.rest()
         quiet, _, _ = _probe(server, path, plan.seconds)
@@ -80,14 +85,15 @@ def _row(plan: Plan, attack: _Attack) -> Row:
     return Row(
         attack.what,
         f"healthz p99 <= {milliseconds(_P99_S)} and {_TIMES:g} x quiet, no probe lost; another's solves answered; "
-        f"<= {_GROWTH_BYTES / 1e6:+.0f} MB",
+        f"<= {_GROWTH_BYTES / 1e6:+.0f} MB{'; all of them closed' * (attack.head_s is not None)}",
         f"p99 {milliseconds(before)} -> {milliseconds(after)}, {beside.failed} of {len(beside.every)} lost; "
         f"{solves.failed} of {len(solves.every)} solves failed, {milliseconds(max(solves.every))} at worst; "
         f"{grown_bytes / 1e6:+.0f} MB; {crowd.outcome}",
         after <= min(_P99_S, _TIMES * before)
         and not beside.failed
         and not solves.failed
-        and grown_bytes <= _GROWTH_BYTES,
+        and grown_bytes <= _GROWTH_BYTES
+        and (attack.head_s is None or crowd.outcome.closed >= attack.crowd.connections),
     ).with_log(server.log)
 
 

@@ -29,7 +29,7 @@ _CRASHES = "import os, signal\n\n\ndef solve(*data, **options):\n    os.kill(os.
 """A package of a third-party solver, which stands in for ECOS on the server that it is attacked on."""
 
 _HEAVY = 400
-_DEADLINE_S, _TIMES = 2.0, 3
+_DEADLINE_S, _COMPILE_S, _TIMES = 2.0, 10.0, 3
 
 
 @final
@@ -91,7 +91,7 @@ def _deadlines() -> Row:
     """The data decide how long the document takes, and those of the other key are easy."""
     document = heavy_qp(_HEAVY)
     hard = body(heavy_values(0, _HEAVY), options=HARD)
-    with Server(keys=("attacker", "victim"), deadline_s=_DEADLINE_S) as server:
+    with Server(keys=("attacker", "victim"), deadline_s=_DEADLINE_S, compile_limit_s=_COMPILE_S) as server:
         path = f"{server.register(document, 'attacker')}/solve"
         with server.caller("attacker") as caller:
             given = Tally()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reliability.attack import Attack
+from benchmarks.reliability.caller import Answer
 from benchmarks.reliability.crowd import Crowd, keep
+from benchmarks.reliability.latency import library
 from benchmarks.reliability.load import Load, request, run
 from benchmarks.reliability.problems import body, dense_batch, dense_qp, dense_values
 from benchmarks.reliability.server import Server
@@ -41,7 +43,7 @@ _ANSWER: dict[str, Any] = {
 """Whose solutions for a batch are 20 MB of JSON, while little is sent."""
 
 _UPLOAD_BYTES = 15 * 10**6
-_NUMBERS = 600_000
+_ROOT, _DOCUMENTS = 640, 8
 _PROBLEMS, _PAGE_BYTES = 5_000, 200_000
 
 
@@ -119,9 +121,8 @@ def _bodies(plan: Plan) -> Row:
 
 
 def _document(plan: Plan) -> Row:
-    """Documents that are as large as a body may be, each a new one."""
-    numbers = json.dumps(np.random.default_rng(0).standard_normal(_NUMBERS).tolist())
-    documents = [_large(f"[{seed}.0, {numbers[1:]}") for seed in range(1, 13)]
+    """Documents of both kinds that are nearly as large as a body may be, each a new one."""
+    documents = list(_documents())
     with Server(keys=_KEYS) as server:
         load = Load(server.address, "/v1/problems", documents, 1, _LONGEST_S, headers=server.headers("attacker"))
         server.rest()
@@ -139,42 +140,62 @@ def _document(plan: Plan) -> Row:
     ).with_log(server.log)
 
 
-def _large(numbers: str) -> bytes:
-    document = {
+def _documents() -> Iterator[bytes]:
+    matrix = np.random.default_rng(0).standard_normal((_ROOT, _ROOT)).tolist()
+    document: dict[str, Any] = {
         "kind": "expression",
         "parameters": {"t": {"shape": []}},
-        "variables": {"x": {"shape": []}},
-        "constants": {"c": "NUMBERS"},
-        "minimize": "square(x - t * sum(c))",
+        "variables": {"x": {"shape": [_ROOT]}},
+        "constants": {"A": matrix},
+        "minimize": "sum_squares(x)",
+        "subject_to": ["A @ x <= t"],
     }
-    return json.dumps(document).replace('"NUMBERS"', numbers).encode()
+    program = library(document).program.to_document()
+    for number in range(_DOCUMENTS):
+        matrix[-1][-1] = program["data"]["constant"][-1] = float(number + 1)
+        yield json.dumps(document | {"constants": {"A": matrix, "B": matrix[: _ROOT // 2]}}).encode()
+        yield json.dumps({"kind": "cone_program", "program": program}).encode()
 
 
 def _listing() -> Row:
-    """Many registrations, made in the store out of one."""
+    """Many registrations, made in the store out of one; with pages, all of them."""
+    pages, ids, after = list[Answer](), set[str](), ""
     with TemporaryDirectory() as folder:
         path = str(Path(folder, "store.sqlite"))
         with Server(store=path, keys=("many",), max_problems_per_key=_PROBLEMS) as server:
             server.register(dense_qp(), "many")
             _multiply(path)
             with server.caller("many") as caller:
-                answer = caller.get("/v1/problems")
+                while after is not None:
+                    pages.append(caller.get(f"/v1/problems?after={after}" if after else "/v1/problems"))
+                    listed = json.loads(pages[-1].body)
+                    ids |= {problem["id"] for problem in listed["problems"]}
+                    after = listed.get("next")
+    largest, slowest = max(len(page.body) for page in pages), max(page.seconds for page in pages)
     return Row(
         f"GET /v1/problems of {_PROBLEMS} registrations",
-        f"a page of at most {_PAGE_BYTES / 1e3:.0f} kB",
-        f"{answer.status}, {len(answer.body) / 1e3:.0f} kB in {milliseconds(answer.seconds)}",
-        answer.status == 200 and len(answer.body) <= _PAGE_BYTES,
+        f"pages of at most {_PAGE_BYTES / 1e3:.0f} kB",
+        f"{len(ids)} in {len(pages)} pages, {largest / 1e3:.0f} kB in {milliseconds(slowest)} at worst",
+        largest <= _PAGE_BYTES and len(ids) == _PROBLEMS,
     ).with_log(server.log)
 
 
 def _multiply(path: str) -> None:
-    """Have every problem of a store as many times as there are to be, under other ids."""
+    """Have the one problem of a store as many times as there are to be, under other ids."""
     with closing(sqlite3.connect(path)) as store, store:
         (known,) = store.execute("SELECT id FROM problem").fetchone()
-        for table in ("problem", "registration"):
-            (row,) = store.execute(f"SELECT * FROM {table}").fetchall()
-            marks = ", ".join("?" * len(row))
-            for number in range(1, _PROBLEMS):
-                other = f"{known[:-5]}{number:05}"
-                values = [value.replace(known, other) if isinstance(value, str) else value for value in row]
-                store.execute(f"INSERT INTO {table} VALUES ({marks})", values)
+        for (table,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid").fetchall():
+            columns = store.execute(f"PRAGMA table_info({table})").fetchall()
+            numbered = [kind == "INTEGER" and bool(key) for _, _, kind, _, _, key in columns]
+            query = f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})"
+            for row in store.execute(f"SELECT * FROM {table}").fetchall():
+                if known in str(row):
+                    store.executemany(query, _others(row, numbered, known))
+
+
+def _others(row: Sequence[Any], numbered: Sequence[bool], known: str) -> Iterator[list[Any]]:
+    """A row of a table for other ids, without the numbers that SQLite gives rows."""
+    for number in range(1, _PROBLEMS):
+        other = f"{known[:-5]}{number:05}"
+        values = [value.replace(known, other) if isinstance(value, str) else value for value in row]
+        yield [None if own else value for own, value in zip(numbered, values, strict=True)]

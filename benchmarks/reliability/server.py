@@ -39,7 +39,7 @@ class Server:
         port: to listen on; any that is free unless given.
         keys: names of keys to make; without any, none is asked for.
         descriptors: how many each of its processes may have open; the system's limit unless given.
-        source: another checkout, whose code it runs.
+        source: another checkout, whose code it runs, with its kernels compiled.
         packages: a folder of packages that it imports before all others of their names.
 
     Attributes:
@@ -73,8 +73,11 @@ class Server:
         self.address = ("127.0.0.1", port)
 
     def __enter__(self) -> Server:
-        command = [sys.executable, "-m", "convexlayer.cli", "serve", "--host", "127.0.0.1"]
-        command += ["--port", str(self.address[1])]
+        program = [sys.executable, "-m", "convexlayer.cli"]
+        if self._source is not None:
+            run = [*program, "compile"]
+            subprocess.run(run, env=self._environment, cwd=self._source, stdout=subprocess.DEVNULL, check=True)
+        command = [*program, "serve", "--host", "127.0.0.1", "--port", str(self.address[1])]
         if self._descriptors is not None:
             command = ["sh", "-c", 'ulimit -n "$0" && exec "$@"', str(self._descriptors), *command]
         with self._log_path.open("wb") as log:
