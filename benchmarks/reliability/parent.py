@@ -43,7 +43,7 @@ _ANSWER: dict[str, Any] = {
 """Whose solutions for a batch are 20 MB of JSON, while little is sent."""
 
 _UPLOAD_BYTES = 15 * 10**6
-_ROOT, _DOCUMENTS = 640, 8
+_ROOT, _NUMBERS, _DOCUMENTS, _REGISTERING = 640, 600_000, 8, 4
 _PROBLEMS, _PAGE_BYTES = 5_000, 200_000
 
 
@@ -63,7 +63,8 @@ def _unread(plan: Plan) -> Row:
             answer = caller.post(path, asked)  # for warmth
         crowd = Crowd(server.address, 64, request(server.address, path, asked, server.headers("attacker")), deaf=True)
         what = f"64 answers of {len(answer.body) / 1e6:.0f} MB that are never read"
-        return _held(server, crowd, what, plan)
+        row = _held(server, crowd, what, plan)
+    return row.with_log(server.log)
 
 
 def _stalled(plan: Plan) -> Row:
@@ -73,7 +74,8 @@ def _stalled(plan: Plan) -> Row:
         whole = request(server.address, path, b" " * _UPLOAD_BYTES, server.headers("attacker"))
         first = whole[: -_UPLOAD_BYTES // 3]
         crowd = Crowd(server.address, 100, first, most_bytes=100 * len(first))
-        return _held(server, crowd, "100 bodies of 15 MB that stop coming after 10 MB", plan)
+        row = _held(server, crowd, "100 bodies of 15 MB that stop coming after 10 MB", plan)
+    return row.with_log(server.log)
 
 
 def _held(server: Server, crowd: Crowd, what: str, plan: Plan) -> Row:
@@ -94,7 +96,7 @@ def _held(server: Server, crowd: Crowd, what: str, plan: Plan) -> Row:
         f"{after}; {solves.failed} of {len(solves.every)} solves failed, p99 "
         f"{milliseconds(percentile(solves.every, 0.99))}; {attack.outcome}",
         memory.peak_bytes <= _PEAK_BYTES and back_s is not None and not solves.failed,
-    ).with_log(server.log)
+    )
 
 
 def _bodies(plan: Plan) -> Row:
@@ -124,7 +126,8 @@ def _document(plan: Plan) -> Row:
     """Documents of both kinds that are nearly as large as a body may be, each a new one."""
     documents = list(_documents())
     with Server(keys=_KEYS) as server:
-        load = Load(server.address, "/v1/problems", documents, 1, _LONGEST_S, headers=server.headers("attacker"))
+        own = server.headers("attacker")
+        load = Load(server.address, "/v1/problems", documents, _REGISTERING, _LONGEST_S, headers=own)
         server.rest()
         with Attack(run, load) as attack:
             time.sleep(_BEGINNING_S)
@@ -132,7 +135,7 @@ def _document(plan: Plan) -> Row:
                 time.sleep(plan.seconds)
     worst = percentile(probes.every, 0.99)
     return Row(
-        f"healthz while documents of {len(documents[0]) / 2**20:.0f} MiB are registered",
+        f"healthz while {_REGISTERING} callers register documents of {len(documents[0]) / 2**20:.0f} MiB",
         f"p99 <= {milliseconds(_P99_S)}, none fails",
         f"p99 {milliseconds(worst)}, {milliseconds(max(probes.every))} at worst, {probes.failed} of "
         f"{len(probes.every)} failed; the attack {attack.outcome}",
@@ -141,19 +144,21 @@ def _document(plan: Plan) -> Row:
 
 
 def _documents() -> Iterator[bytes]:
-    matrix = np.random.default_rng(0).standard_normal((_ROOT, _ROOT)).tolist()
-    document: dict[str, Any] = {
+    """By turns expressions and cone programs."""
+    rng = np.random.default_rng(0)
+    kept: dict[str, Any] = {
         "kind": "expression",
         "parameters": {"t": {"shape": []}},
         "variables": {"x": {"shape": [_ROOT]}},
-        "constants": {"A": matrix},
-        "minimize": "sum_squares(x)",
-        "subject_to": ["A @ x <= t"],
     }
-    program = library(document).program.to_document()
+    dense = {"A": rng.standard_normal((_ROOT, _ROOT)).tolist()}
+    program = library(
+        {**kept, "constants": dense, "minimize": "sum_squares(x)", "subject_to": ["A @ x <= t"]}
+    ).program.to_document()
+    numbers = rng.standard_normal(_NUMBERS).tolist()
     for number in range(_DOCUMENTS):
-        matrix[-1][-1] = program["data"]["constant"][-1] = float(number + 1)
-        yield json.dumps(document | {"constants": {"A": matrix, "B": matrix[: _ROOT // 2]}}).encode()
+        numbers[0] = program["data"]["constant"][-1] = float(number + 1)
+        yield json.dumps({**kept, "constants": {"c": numbers}, "minimize": "sum_squares(x - t * sum(c))"}).encode()
         yield json.dumps({"kind": "cone_program", "program": program}).encode()
 
 
