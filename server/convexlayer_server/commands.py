@@ -17,6 +17,8 @@ import uvicorn
 
 from . import logs, store
 from .app import create_app
+from .connections import configuration
+from .descriptors import connections_allowed
 from .errors import ServerError, StoreError
 from .keys import new_key, new_token
 from .settings import Settings
@@ -28,6 +30,8 @@ FIRST_KEY = "CONVEXLAYER_FIRST_KEY"
 """Variable with a token that is good from the first start on; with ``_FILE`` at its end, with the name of a file."""
 
 _BACKLOG = 1024
+_UNSENT_BYTES = 2**18
+"""Of each connection, that the system takes beyond what it may send at once."""
 
 
 def settings_of(options: Mapping[str, Any]) -> Settings:
@@ -61,15 +65,8 @@ def serve(settings: Settings, host: str, port: int, *, insecure: bool) -> None:
         shown = f"[{host}]" if listener.family == socket.AF_INET6 else host
         sys.stdout.write(f"listening on http://{shown}:{listener.getsockname()[1]}\n")
         sys.stdout.flush()
-        config = uvicorn.Config(
-            create_app(settings, store=opened),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=settings.trusted_proxies,
-            timeout_graceful_shutdown=int(settings.drain_s) + 1,
-        )
+        most = connections_allowed(settings.max_connections)
+        config = configuration(create_app(settings, store=opened), settings, most)
         gc.collect()
         gc.freeze()  # what is imported stays; looking through all of it would stop the event loop for 0.2 s at a time
         uvicorn.Server(config).run(sockets=[listener])
@@ -170,6 +167,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # what nobody reads stays here, where it is counted
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import final
 
 from pythonjsonlogger.core import RESERVED_ATTRS
@@ -13,6 +14,9 @@ from .settings import Settings
 from .trace import current_trace
 
 __all__ = ["configure"]
+
+_AGAIN_S = 5.0
+"""After how long a warning that anybody can cause is written again."""
 
 _TEXT = "%(asctime)s %(levelname)s %(process)d %(name)s %(request_id)s: %(message)s"
 _JSON = "%(levelname)s %(process)d %(name)s %(message)s"
@@ -30,6 +34,7 @@ def configure(settings: Settings, level: int = logging.INFO) -> None:
         handler.setFormatter(logging.Formatter(_TEXT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("uvicorn.access").disabled = True  # the line of each request is ours
+    logging.getLogger("uvicorn.error").addFilter(_SparingFilter())
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
@@ -40,3 +45,21 @@ class _RequestIdFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = getattr(record, "request_id", "") or current_trace().request_id
         return True
+
+
+@final
+class _SparingFilter(logging.Filter):
+    """Lets each warning through once in a while: a client can cause as many of uvicorn's as it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        now = time.monotonic()
+        sparing = now - self._written.get(record.msg, -_AGAIN_S) < _AGAIN_S
+        if not sparing:
+            self._written[record.msg] = now
+        return not sparing

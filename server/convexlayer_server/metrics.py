@@ -24,7 +24,9 @@ class Metrics:
         queue: seconds that requests waited for the engine, by operation.
         compute: seconds that they were in it, by operation.
         elements: elements of their batches, by operation.
-        refused: requests refused before their bodies were read, by the slug of the problem.
+        refused: requests refused before their bodies were read, and connections, by the slug of the problem.
+        connections: connections that are open.
+        held: bytes held for requests: their bodies, arrays and answers.
         waiting: requests that wait for the engine.
         running: requests in it.
         compiled: problems that it holds compiled.
@@ -47,6 +49,8 @@ class Metrics:
         self.compute = histogram("compute_seconds", "In the engine", ["operation"])
         self.elements = histogram("batch_elements", "Elements of a request", ["operation"], _ELEMENTS)
         self.refused = Counter("convexlayer_refused", "Refused at the gate", ["reason"], registry=self._registry)
+        self.connections = gauge("connections", "Open connections")
+        self.held = gauge("held_bytes", "Held for requests")
         self.waiting = gauge("waiting_requests", "Waiting for the engine")
         self.running = gauge("running_requests", "In the engine")
         self.compiled = gauge("compiled_problems", "Problems held compiled")

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from .errors import FieldError, InvalidError, RequestError, StoreError, UnavailableError
 
-__all__ = ["MEDIA_TYPE", "answer", "install"]
+__all__ = ["MEDIA_TYPE", "answer", "document", "install"]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -25,7 +25,6 @@ _HTTP = {
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "The method is not allowed here"),
     408: ("timeout", "The body did not come"),
-    413: ("too-large", "The body is too large"),
     415: ("media-type", "The media type is not supported"),
 }
 
@@ -46,31 +45,46 @@ def answer(request: Request, error: RequestError) -> Response:
     return _answer(request, error.status, error.slug, error.title, error.detail, error.errors, headers)
 
 
-def _on_request_error(request: Request, error: Exception) -> Response:
+def document(
+    status: int, slug: str, title: str, detail: str, errors: Sequence[FieldError] = (), request_id: str = ""
+) -> bytes:
+    """The text of a problem document; ASCII, since a message may quote text that is not valid Unicode."""
+    body: dict[str, Any] = {
+        "type": f"urn:convexlayer:problem:{slug}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "errors": [{"pointer": error.pointer, "detail": error.detail} for error in errors],
+        "request_id": request_id,
+    }
+    return json.dumps(body).encode("ascii")
+
+
+async def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return answer(request, error)
 
 
-def _on_store_error(request: Request, error: Exception) -> Response:
+async def _on_store_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, StoreError)
     _LOG.error("the store failed", exc_info=error)
     return answer(request, UnavailableError("the store cannot be read or written now", retry_after_s=_STORE_RETRY_S))
 
 
-def _on_validation_error(request: Request, error: Exception) -> Response:
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = [FieldError("", _sentence(item)) for item in error.errors()]
     return answer(request, InvalidError("; ".join(each.detail for each in errors), errors))
 
 
-def _on_http_error(request: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     slug, title = _HTTP.get(error.status_code, ("http", str(error.detail)))
     detail = str(error.detail)
     return _answer(request, error.status_code, slug, title, detail, headers=error.headers)
 
 
-def _on_bug(request: Request, error: Exception) -> Response:
+async def _on_bug(request: Request, error: Exception) -> Response:
     _LOG.error("request %s failed", request.state.request_id, exc_info=error)
     detail = "The server met an error of its own; its log has the details under this request_id"
     headers = {"X-Request-Id": request.state.request_id}  # this answer is written outside the middleware that adds it
@@ -86,16 +100,8 @@ def _answer(
     errors: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    body: dict[str, Any] = {
-        "type": f"urn:convexlayer:problem:{slug}",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "errors": [{"pointer": error.pointer, "detail": error.detail} for error in errors],
-        "request_id": request.state.request_id,
-    }
-    # ASCII, since a message may quote text that is not valid Unicode
-    return Response(json.dumps(body), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+    body = document(status, slug, title, detail, errors, request.state.request_id)
+    return Response(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
 def _sentence(item: Mapping[str, Any]) -> str:

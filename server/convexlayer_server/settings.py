@@ -42,7 +42,20 @@ class Settings(BaseModel):
     """Limits that no request may exceed, and the sizes of caches and pools.
 
     Attributes:
+        max_connections: connections at a time, fewer where the process may not open as many; beyond, the one that has
+            waited longest for a request gives way, and where none does, new ones are refused.
+        max_connections_per_address: of one IPv4 address or IPv6 network of 64 bits; but of this machine itself and of
+            trusted proxies, who connect for many, as many as there may be.
+        max_head_bytes: bytes of a request's line and header fields; and of what else is no body: trailers, extensions.
+        max_headers: header fields of a request, trailers included.
+        head_s: what a client is given for the head of a request, and for the end of one that was answered before it.
+        send_s: how long a client may leave an answer unread before it is disconnected.
         max_body_bytes: bytes of one request body.
+        body_pause_s: how long nothing of a body may come.
+        body_bytes_per_s: at which rate a body comes at least; one that is slower is given up after that pause at the
+            earliest.
+        max_held_bytes: bytes that are held for requests of all keys together: bodies, arrays, and answers until they
+            are sent; a key may always hold its share of it.
         max_text_length: characters of one expression.
         max_depth: nesting of one expression, its shared subexpressions included.
         max_nodes: nodes of all expressions of a document, each use of a shared subexpression counted again.
@@ -107,7 +120,16 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    max_connections: PositiveInt = 2_048
+    max_connections_per_address: PositiveInt = 512
+    max_head_bytes: PositiveInt = 32 * 2**10
+    max_headers: PositiveInt = 100
+    head_s: _PositiveFloat = 10.0
+    send_s: _PositiveFloat = 30.0
     max_body_bytes: PositiveInt = 16 * 2**20
+    body_pause_s: _PositiveFloat = 30.0
+    body_bytes_per_s: _PositiveFloat = 10_000.0
+    max_held_bytes: PositiveInt = 2**30
     max_text_length: PositiveInt = 20_000
     max_depth: PositiveInt = 64
     max_nodes: PositiveInt = 20_000

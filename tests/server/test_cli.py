@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -44,11 +45,22 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 class Server:
     """``convexlayer serve`` in a process of its own."""
 
-    def __init__(self, *arguments: str, log: int = subprocess.DEVNULL, **environment: str) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        log: int = subprocess.DEVNULL,
+        preexec_fn: Callable[[], None] | None = None,
+        **environment: str,
+    ) -> None:
         paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")])}
         command = [sys.executable, "-m", "convexlayer.cli", "serve", "--port", "0", "--workers", "0", *arguments]
         self._process = subprocess.Popen(
-            command, env=os.environ | paths | environment, text=True, stdout=subprocess.PIPE, stderr=log
+            command,
+            env=os.environ | paths | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            preexec_fn=preexec_fn,
         )
 
     def __enter__(self) -> Server:

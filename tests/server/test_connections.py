@@ -1,0 +1,285 @@
+"""Limits before a request is one, as clients meet them on their sockets."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import json
+import logging
+import os
+import sys
+from contextlib import ExitStack
+
+import pytest
+
+from convexlayer_server import logs
+from convexlayer_server.addresses import Addresses
+from convexlayer_server.connections import Connections
+from convexlayer_server.metrics import Metrics
+from convexlayer_server.settings import Settings
+
+from .running import LargeEngine, Running, WaitingEngine, Wire, eventually, running
+from .test_cli import Server
+
+DOCUMENT = {
+    "kind": "expression",
+    "parameters": {"c": {}},
+    "variables": {"x": {}},
+    "minimize": "square(x - c)",
+}
+SOLVE = json.dumps({"parameters": {"c": 1.0}}).encode()
+LINE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+POST = LINE.replace(b"GET /healthz", b"POST /v1/problems") + b"Transfer-Encoding: chunked\r\n"
+CHUNKED = POST + b"Content-Type: application/json\r\n\r\n"
+
+
+def is_well(server: Running) -> bool:
+    return server.ask("GET", "/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"GET /" + b"a" * 2000, id="a target without end"),
+        pytest.param(b"GET /" + b"a" * 2000 + b" HTTP/1.1\r\n\r\n", id="a long target"),
+        pytest.param(LINE + b"A: " + b"a" * 2000, id="a field without end"),
+        pytest.param(LINE + b"A" * 2000, id="a name without end"),
+        pytest.param(LINE + b"A: " + b"a" * 2000 + b"\r\n\r\n", id="a long field"),
+        pytest.param(LINE + b"A: a\r\n" * 20, id="fields without end"),
+        pytest.param(LINE + b"A: a\r\n" * 20 + b"\r\n", id="many fields"),
+        pytest.param(CHUNKED + b"1;" + b"a" * 2**20, id="an extension without end"),
+        pytest.param(CHUNKED + b"1\r\n \r\n0\r\nA: " + b"a" * 2**20, id="a trailer without end"),
+        pytest.param(CHUNKED + b"1\r\n \r\n0\r\n" + b"A: a\r\n" * 20, id="trailers without end"),
+        pytest.param(b"\r\n" * 1000, id="empty lines without end"),
+    ],
+)
+def test_large_heads(sent: bytes) -> None:
+    with running(max_head_bytes=1000, max_headers=8) as server:
+        with server.wire() as wire:
+            answer = wire.send(sent).answer()
+            assert (answer.status, answer.slug) == (431, "head-too-large")
+            assert answer.headers["connection"] == "close"
+            assert wire.over
+        assert server.refused("head-too-large") == 1
+        assert is_well(server)
+
+
+def test_heads_within_the_limits() -> None:
+    with running(max_head_bytes=1000, max_headers=8) as server, server.wire() as wire:
+        assert wire.send(LINE + b"A: a\r\n" * 7 + b"\r\n").answer().status == 200
+        assert wire.send(LINE + b"A: " + b"a" * 900 + b"\r\n\r\n").answer().status == 200
+        chunks = b"".join(b"4;a=b\r\n    \r\n" for _ in range(200))
+        assert wire.send(CHUNKED + chunks + b"0\r\nA: a\r\n\r\n").answer().status == 400
+
+
+def test_trailers_are_no_fields_of_the_head() -> None:
+    body = b"%x\r\n%b\r\n0\r\n" % (len(SOLVE), SOLVE)
+    with running() as server, server.wire() as wire:
+        answer = wire.send(POST + b"\r\n" + body + b"Content-Type: application/json\r\n\r\n").answer()
+        assert answer.slug == "media-type"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /he", LINE + b"A: a\r\n"])
+def test_heads_that_do_not_come(sent: bytes) -> None:
+    with running(head_s=0.1) as server, server.wire() as wire:
+        answer = wire.send(sent).answer()
+        assert (answer.status, answer.slug) == (408, "head-timeout")
+        assert wire.over
+        assert server.refused("head-timeout") == 1
+
+
+def test_the_head_of_a_later_request_does_not_come() -> None:
+    with running(head_s=0.1) as server, server.wire() as wire:
+        assert wire.send(LINE + b"\r\n").answer().status == 200
+        assert wire.send(LINE).answer().status == 408
+
+
+def test_the_rest_of_a_request_that_was_answered_does_not_come() -> None:
+    with running(head_s=0.1) as server, server.wire() as wire:
+        assert wire.request("POST", "/v1/nothing", b"{", length=1000).answer().status == 404
+        assert wire.over
+        assert server.refused("head-timeout") == 1
+
+
+def test_what_is_at_work_is_not_timed() -> None:
+    engine = WaitingEngine()
+    with running(engine, head_s=0.1, send_s=0.1) as server, server.wire() as wire:
+        wire.request("POST", f"{server.register(DOCUMENT)}/solve", SOLVE)
+        for _ in range(2):  # so that time passes
+            with server.wire() as silent:
+                assert silent.answer().status == 408
+        assert engine.given_up == 0
+        wire.reset()
+        eventually(lambda: engine.given_up == 1)
+
+
+def test_those_who_wait_give_way() -> None:
+    with running(max_connections=4) as server, ExitStack() as stack:
+        silent = [stack.enter_context(server.wire()) for _ in range(4)]
+        assert is_well(server)
+        answers = [wire.answer() for wire in silent]
+        assert {(answer.status, answer.slug) for answer in answers} == {(408, "gives-way")}
+        assert server.refused("gives-way") == 4
+
+
+def test_those_at_work_do_not_give_way() -> None:
+    engine = WaitingEngine()
+    with running(engine, max_connections=2, max_running=2) as server, ExitStack() as stack:
+        path = f"{server.register(DOCUMENT)}/solve"
+        wires = [stack.enter_context(server.wire()) for _ in range(2)]
+        for wire in wires:
+            wire.request("POST", path, SOLVE)
+        eventually(lambda: engine.begun == 2)
+        with server.wire() as one_more:
+            answer = one_more.answer()  # though nothing was asked
+            assert (answer.status, answer.slug) == (503, "too-many-connections")
+            assert answer.headers["retry-after"] == "1"
+            assert one_more.over
+        assert engine.given_up == 0
+        wires[0].reset()
+        eventually(lambda: engine.given_up == 1)
+        assert is_well(server)
+        wires[1].reset()
+
+
+def test_connections_of_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    somewhere = ipaddress.ip_network("203.0.113.9/32")
+    monkeypatch.setattr(Addresses, "_network", lambda self, address: somewhere)  # this machine's own is not limited
+    with running(max_connections_per_address=2) as server:
+        with server.wire() as first, server.wire() as second:
+            assert first.send(LINE + b"\r\n").answer().status == 200
+            assert second.send(LINE + b"\r\n").answer().status == 200
+            with server.wire() as third:
+                assert third.answer().slug == "too-many-of-address"
+            assert first.send(LINE + b"\r\n").answer().status == 200
+        eventually(lambda: server.measured("convexlayer_connections") == 0)
+        assert is_well(server)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "within"),
+    [
+        (["192.0.2.1"] * 3, [True, True, False]),
+        (["192.0.2.1", "192.0.2.2", "192.0.2.1"], [True, True, True]),
+        (["::ffff:192.0.2.1", "192.0.2.1", "192.0.2.1"], [True, True, False]),
+        (["2001:db8::1", "2001:db8::2", "2001:db8::3"], [True, True, False]),  # of one network, so of one client
+        (["2001:db8::1", "2001:db8:0:1::1", "2001:db8:0:2::1"], [True, True, True]),
+        (["127.0.0.1"] * 3, [True, True, True]),
+        (["::1"] * 3, [True, True, True]),
+        (["10.0.0.7"] * 3, [True, True, True]),
+        (["10.1.2.3"] * 3, [True, True, True]),
+        ([""] * 3, [True, True, True]),
+    ],
+)
+def test_addresses(addresses: list[str], within: list[bool]) -> None:
+    counted = Addresses("10.0.0.7, 10.1.0.0/16,proxy.example.org", 2)
+    assert [counted.add(address) for address in addresses] == within
+    for address in addresses:
+        counted.remove(address)
+    assert [counted.add(address) for address in addresses] == within
+
+
+def test_any_address_is_a_proxys() -> None:
+    counted = Addresses("*", 1)
+    assert all(counted.add("192.0.2.1") for _ in range(3))
+
+
+def test_requests_before_their_turn() -> None:
+    with running() as server:
+        with server.wire() as wire:
+            wire.send((LINE + b"\r\n") * 1000)
+            assert wire.answer().status == 200
+        eventually(lambda: server.refused("too-many-pipelined") == 1)
+        with server.wire() as wire:
+            wire.send((LINE + b"\r\n") * 10)
+            assert [wire.answer().status for _ in range(10)] == [200] * 10
+        assert is_well(server)
+
+
+def test_what_is_no_http() -> None:
+    with running() as server:
+        with server.wire() as wire:
+            answer = wire.send(b"EHLO example.org\r\n").answer()
+            assert (answer.status, answer.slug) == (400, "malformed")
+            assert wire.over
+        with server.wire() as wire:
+            assert wire.send(CHUNKED + b"zz\r\n").answer().slug == "malformed"
+            assert wire.over
+        assert server.refused("malformed") == 2
+
+
+def test_what_follows_a_request_does_not_answer_it() -> None:
+    with running() as server:
+        path = f"{server.register(DOCUMENT)}/solve"
+        with server.wire() as wire:
+            wire.request("POST", path, SOLVE).send(b"nonsense\r\n")
+            assert wire.answer().status == 200
+            assert wire.rest()[:12] in (b"", b"HTTP/1.1 400")  # nothing, where the answer was not there yet
+        with server.wire() as wire:
+            wire.request("POST", path, SOLVE).send(LINE + b"A: " + b"a" * 2**20)
+            assert wire.answer().status == 200
+            assert wire.rest()[:12] in (b"", b"HTTP/1.1 431")
+        assert (server.refused("malformed"), server.refused("head-too-large")) == (1, 1)
+
+
+def test_no_websockets() -> None:
+    upgrade = (
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: aa==\r\n\r\n"
+    )
+    with running() as server, server.wire() as wire:
+        assert wire.send(LINE + upgrade).answer().status == 200
+
+
+def test_answers_that_nobody_reads() -> None:
+    with running(LargeEngine(64 * 2**20), send_s=0.1) as server, ExitStack() as stack:
+        path = f"{server.register(DOCUMENT)}/solve"
+        for accept in ("application/json", "application/vnd.convexlayer+safetensors"):
+            wire = stack.enter_context(server.wire())
+            assert wire.request("POST", path, SOLVE, Accept=accept).begin() == 200
+        eventually(lambda: server.refused("unread") == 2)
+        eventually(lambda: server.service.memory.total == 0)
+        eventually(lambda: server.measured("convexlayer_connections") == 0)
+
+
+def test_the_log_tells_of_refusals_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    with running() as server:
+        for _ in range(3):
+            with server.wire() as wire:
+                assert wire.send(b"EHLO example.org\r\n").answer().status == 400
+        server.connections._tell(0.0)
+        server.connections._tell(0.0)
+    (line,) = [record.message for record in caplog.records if record.name == "convexlayer_server.connections"]
+    assert line == "3 connections or requests were refused: malformed; the last of 127.0.0.1"
+
+
+def test_the_log_tells_of_descriptors_that_ran_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_left(*arguments: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    connections = Connections(Settings(), Metrics(), 1)
+    monkeypatch.setattr(os, "open", none_left)
+    connections._tell(0.0)
+    assert "no descriptor can be had" in caplog.records[-1].message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+def test_few_descriptors() -> None:
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (160, 256))
+
+    with Server(preexec_fn=limit) as server, ExitStack() as stack:
+        address = server.url.removeprefix("http://127.0.0.1:")
+        for _ in range(300):
+            stack.enter_context(Wire(int(address)))
+        assert [server.status("/healthz") for _ in range(20)] == [200] * 20
+
+
+def test_warnings_that_clients_can_cause_are_written_sparingly() -> None:
+    keep = logs._SparingFilter().filter
+    levels = (logging.WARNING, logging.WARNING, logging.ERROR, logging.ERROR, logging.INFO, logging.INFO)
+    records = [logging.LogRecord("uvicorn.error", level, "", 0, "Invalid.", (), None) for level in levels]
+    assert [keep(record) for record in records] == [True, False, True, True, True, True]
