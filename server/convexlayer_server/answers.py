@@ -1,18 +1,19 @@
 """Answers: JSON or safetensors, as the request's Accept prefers; written in pieces, so that nobody waits for them.
 
-An answer is a dictionary of plain values, with NumPy arrays as values or one level deeper.
+An answer is a dictionary of plain values, with NumPy arrays as values or one level deeper. It is sent here, not as a
+``StreamingResponse``: of one that is given up, anyio keeps the arrays until garbage is next collected.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
 from fastapi import Response
-from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
@@ -61,29 +62,48 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it (ASGI)."""
         accepted = ",".join(Headers(scope=scope).getlist("accept"))
-        response = self._binary() if _prefers_binary(accepted) else self._json()
-        await response(scope, receive, send)
-
-    def _binary(self) -> Response:
-        pieces = binary.write(self._tree)
-        length = {"Content-Length": str(sum(piece.nbytes for piece in pieces))}
-        return StreamingResponse(_cut(pieces), headers=length, media_type=binary.MEDIA_TYPE)
-
-    def _json(self) -> Response:
+        if _prefers_binary(accepted):
+            await self._send_binary(send)
+            return
         written = _gathered(_json(self._tree, self._encoding))
         first = next(written, b"")
         if len(first) < _PIECE_BYTES:  # all of it
-            return Response(first, media_type="application/json")
-        return StreamingResponse(_resumed(first, written), media_type="application/json")
+            await Response(first, media_type="application/json")(scope, receive, send)
+        else:
+            await _send_json(first, written, send)
+
+    async def _send_binary(self, send: Send) -> None:
+        pieces = binary.write(self._tree)
+        length = sum(piece.nbytes for piece in pieces)
+        await _start(send, binary.MEDIA_TYPE, (b"content-length", str(length).encode()))
+        for piece in pieces:
+            for start in range(0, len(piece), _PIECE_BYTES):
+                await _go_on(send, piece[start : start + _PIECE_BYTES])
+        await _go_on(send, b"", more=False)
+
+
+async def _send_json(first: bytes, others: Iterator[bytes], send: Send) -> None:
+    """All but the first piece are written in a thread; each is gone before the next one."""
+    await _start(send, "application/json")
+    await _go_on(send, first)
+    del first
+    while piece := await run_in_threadpool(next, others, b""):
+        await _go_on(send, piece)
+    await _go_on(send, b"", more=False)
+
+
+async def _start(send: Send, media_type: str, *headers: tuple[bytes, bytes]) -> None:
+    content_type = (b"content-type", media_type.encode())
+    await send({"type": "http.response.start", "status": 200, "headers": [content_type, *headers]})
+
+
+async def _go_on(send: Send, body: bytes | memoryview, *, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 def written(pieces: Sequence[bytes], status: int = 200) -> Response:
     """The response that says what is JSON already, in pieces."""
-    length = sum(map(len, pieces))
-    if length < _PIECE_BYTES:
-        return Response(b"".join(pieces), status, media_type="application/json")
-    headers = {"Content-Length": str(length)}
-    return StreamingResponse(_cut(map(memoryview, pieces)), status, headers, media_type="application/json")
+    return Response(b"".join(pieces), status, media_type="application/json")
 
 
 def _prefers_binary(accept: str) -> bool:
@@ -95,18 +115,6 @@ def _prefers_binary(accept: str) -> bool:
             given = next((word[2:] for word in parameters if word.startswith("q=")), "1")
             qualities[name] = float(given) if given.replace(".", "", 1).isdecimal() else 0.0
     return qualities[binary.MEDIA_TYPE] > 0 and qualities[binary.MEDIA_TYPE] >= qualities["application/json"]
-
-
-async def _cut(pieces: Iterable[memoryview]) -> AsyncIterator[memoryview]:
-    for piece in pieces:
-        for start in range(0, len(piece), _PIECE_BYTES):
-            yield piece[start : start + _PIECE_BYTES]
-
-
-def _resumed(first: bytes, others: Iterator[bytes]) -> Iterator[bytes]:
-    """Not an asynchronous iterator: so each piece is written in a thread."""
-    yield first
-    yield from others
 
 
 def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -17,6 +17,7 @@ from .gate import Gate
 from .jobs import Jobs
 from .keys import Keyring
 from .limits import Limits
+from .memory import HeldMemory
 from .metrics import Metrics
 from .middleware import BodyLimit, Observation
 from .registry import Registry
@@ -118,6 +119,7 @@ def _service(settings: Settings, engine: Engine, store: Store) -> Service:
         readers=Readers(settings),
         keyring=Keyring(),
         limits=Limits(settings, ledger),
+        memory=HeldMemory(settings),
         ledger=ledger,
         metrics=metrics,
     )

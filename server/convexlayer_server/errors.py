@@ -10,6 +10,7 @@ ServerError
     ├── NotFoundError          404  no such problem
     ├── ConflictError          409  not in the state that it is in
     ├── GoneError              410  the state or the job's result is not, or no longer, here
+    ├── TooLargeError          413  the body is larger than is read, or there is one where none is
     ├── TooManyError           429  more than one caller may have, or all together, at a time
     ├── CallerLeftError        499  for the log alone: the caller did not wait for the answer
     ├── UnavailableError       503  a worker ended or the problem is quarantined; to be tried again
@@ -19,7 +20,7 @@ ServerError
         ├── SolverChoiceError  422  the solver asked for cannot solve this
         └── DerivativeError    422  the derivative cannot be had
 
-Errors of HTTP itself (a body that is too large, or of another type; no such path) get the same form in
+Errors of HTTP itself (a body of another type; no such path) get the same form in
 ``problems``. The ``type`` of a problem is ``urn:convexlayer:problem:<slug>``; clients tell errors apart by it.
 """
 
@@ -46,6 +47,7 @@ __all__ = [
     "ServerError",
     "SettingsError",
     "SolverChoiceError",
+    "TooLargeError",
     "TooManyError",
     "UnavailableError",
     "brief",
@@ -155,6 +157,14 @@ class ConflictError(RequestError):
     status = 409
     slug = "conflict"
     title = "Not in this state"
+
+
+class TooLargeError(RequestError):
+    """The body is larger than is read."""
+
+    status = 413
+    slug = "too-large"
+    title = "The body is too large"
 
 
 class TooManyError(RequestError):

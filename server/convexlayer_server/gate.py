@@ -1,4 +1,7 @@
-"""Who may come in: before anything of a body is read, so that refusing costs next to nothing."""
+"""Who may come in: before anything of a body is read, so that refusing costs next to nothing.
+
+What is held for those who are in is counted from here on, and is held no longer than they stay.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from contextlib import nullcontext
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import problems
-from .errors import RequestError
+from .errors import CallerLeftError, RequestError
+from .memory import HeldBytes
+from .presence import Presence
 from .service import Service
 from .trace import current_trace
 
@@ -17,6 +22,9 @@ __all__ = ["Gate"]
 
 _GUARDED = ("/v1/", "/metrics")
 _COMPUTING = "/v1/problems"
+
+_PIECE_BYTES = 2**18
+"""What is handed to the server at a time: it takes the next piece once the caller has read most of the last."""
 
 
 class Gate:
@@ -33,21 +41,46 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request (ASGI)."""
-        if scope["type"] != "http" or not _path(scope).startswith(_GUARDED):
-            await self._app(scope, receive, send)
-            return
+        try:
+            if scope["type"] == "http" and _path(scope).startswith(_GUARDED):
+                await self._enter(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+        except CallerLeftError:
+            raise
+        except RequestError as error:  # of this gate and what is between: the application answers its own
+            self._service.metrics.refused.labels(error.slug).inc()
+            await problems.answer(Request(scope), error)(scope, receive, send)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
         computing = scope["method"] == "POST" and _path(scope).startswith(_COMPUTING)
-        try:
-            caller = service.keyring.caller(Headers(scope=scope).get("authorization", ""))
-            scope["state"]["owner"] = current_trace().key_id = caller.id
-            arriving = service.engine.arriving(caller.id) if computing else nullcontext()
-            with arriving, service.limits.entered(caller, computing=computing):
-                service.ledger.count(caller.id, requests=1)
-                await self._app(scope, receive, send)
-        except RequestError as error:  # of this gate: the application answers its own
-            service.metrics.refused.labels(error.slug).inc()
-            await problems.answer(Request(scope), error)(scope, receive, send)
+        caller = service.keyring.caller(Headers(scope=scope).get("authorization", ""))
+        scope["state"]["owner"] = current_trace().key_id = caller.id
+        arriving = service.engine.arriving(caller.id) if computing else nullcontext()
+        with arriving, service.limits.entered(caller, computing=computing), service.memory.opened(caller.id) as held:
+            service.ledger.count(caller.id, requests=1)
+            scope["state"]["held"] = held
+            async with Presence(receive, send) as presence:
+                await self._app(scope, presence.receive, _in_pieces(presence.send, held))
+
+
+def _in_pieces(send: Send, held: HeldBytes) -> Send:
+    """Send no more at a time than a piece, the rest being held until it is sent."""
+
+    async def send_in_pieces(message: Message) -> None:
+        body = message.get("body", b"")
+        if len(body) <= _PIECE_BYTES:
+            await send(message)
+            return
+        held.note("answer", len(body))
+        view = memoryview(body)
+        for start in range(0, len(view), _PIECE_BYTES):
+            more = start + _PIECE_BYTES < len(view) or message.get("more_body", False)
+            await send({**message, "body": view[start : start + _PIECE_BYTES], "more_body": more})
+        held.note("answer", 0)
+
+    return send_in_pieces
 
 
 def _path(scope: Scope) -> str:

@@ -8,9 +8,10 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .errors import CallerLeftError, TooLargeError
 from .metrics import Metrics
 from .trace import Trace, current_trace
 
@@ -18,6 +19,7 @@ __all__ = ["BodyLimit", "Observation"]
 
 _LOG = logging.getLogger("convexlayer_server.access")
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
+_WITHOUT_BODY = {"DELETE", "GET", "HEAD"}
 _PROBES = {"/healthz", "/readyz", "/metrics"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -27,6 +29,9 @@ class Observation:
 
     The id comes back in ``X-Request-Id``. A ``Location`` on this server begins with the path under which a proxy shows
     it; a proxy may strip that path from what it passes on, or not.
+
+    A caller who leaves before the end of the answer, wherever that is noticed, is no error of the server's: it is told
+    as status 499, as others do.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, root_path: str) -> None:
@@ -45,19 +50,26 @@ class Observation:
         scope["root_path"] = self._root_path
         started = time.perf_counter()
         status = 500  # of an answer that is written outside, because of a bug
+        ended = False
 
         async def send_observed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = trace.request_id
                 if headers.get("location", "").startswith("/"):
                     headers["Location"] = self._root_path + headers["Location"]
+            elif message["type"] == "http.response.body":
+                ended = not message.get("more_body", False)
             await send(message)
 
         try:
             await self._app(scope, receive, send_observed)
+            if not ended:
+                status = CallerLeftError.status  # a stream ends before its end where nobody reads on
+        except (CallerLeftError, ClientDisconnect):
+            status = CallerLeftError.status
         finally:
             self._tell(scope, status, time.perf_counter() - started, trace)
 
@@ -73,7 +85,10 @@ class Observation:
 
 
 class BodyLimit:
-    """Stops reading a body at the limit: with its declared length where there is one, else as the bytes come."""
+    """Stops reading a body at the limit: with its declared length where there is one, else as the bytes come.
+
+    Where no body is read there may be none: what nobody reads would come as long as an answer, such as events, lasts.
+    """
 
     def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
         self._app = app
@@ -84,8 +99,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
         declared_bytes = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else 0
+        if scope["method"] in _WITHOUT_BODY and (declared_bytes or "transfer-encoding" in headers):
+            raise TooLargeError(f"a {scope['method']} request has no body here")
         received_bytes = 0
 
         async def receive_within_limit() -> Message:
@@ -95,6 +113,6 @@ class BodyLimit:
                 received_bytes += len(message.get("body", b""))
                 if received_bytes <= self._limit_bytes:
                     return message
-            raise HTTPException(413, f"the body exceeds {self._limit_bytes} bytes")
+            raise TooLargeError(f"the body exceeds {self._limit_bytes} bytes")
 
         await self._app(scope, receive_within_limit, send)

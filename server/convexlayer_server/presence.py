@@ -1,50 +1,90 @@
-"""Work that is given up where nobody waits for it any more."""
+"""Work and answers that are given up where nobody waits for them any more."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, final
 
-from fastapi import Request
+from starlette.types import Message, Receive, Send
 
 from .errors import CallerLeftError
 
-__all__ = ["while_waited_for"]
-
-_T = TypeVar("_T")
+__all__ = ["Presence"]
 
 _SOON_S = 0.25
-"""From here on a connection is watched; most work is done before, and to watch takes a task for each request."""
+"""Work that takes longer is watched; most is done before, and to watch takes a task for each request."""
 
 
-async def while_waited_for(request: Request, work: Awaitable[_T]) -> _T:
-    """What becomes of work, unless the caller closes the connection before.
+@final
+class Presence:
+    """Watches a request's connection from the last byte of the body, or the first of an answer, to the last of that.
+
+    A context manager like ``asyncio.timeout``: where the caller leaves, what is awaited within is cancelled. While the
+    body comes, whoever reads it notices by itself.
 
     Args:
-        request: the request, its body read.
-        work: what to do for it.
-
-    Raises:
-        CallerLeftError: the connection was closed; the work was cancelled.
+        receive: what the server gave (ASGI).
+        send: as before.
     """
-    loop = asyncio.get_running_loop()
-    working = asyncio.ensure_future(work)
-    watching: list[asyncio.Task[None]] = []
-    timer = loop.call_later(_SOON_S, lambda: watching.append(loop.create_task(_watch(request, working))))
-    try:
-        return await working
-    except asyncio.CancelledError as error:
-        if watching and watching[0].done():
-            raise CallerLeftError("the connection was closed before the answer was ready") from error
-        raise
-    finally:
-        timer.cancel()
-        for task in watching:
-            task.cancel()
 
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._left = False
 
-async def _watch(request: Request, working: asyncio.Future[_T]) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    working.cancel()
+    async def receive(self) -> Message:
+        """The next message (ASGI)."""
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._timer = self._loop.call_later(_SOON_S, self._begin)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a message (ASGI)."""
+        if message["type"] == "http.response.body":
+            if not message.get("more_body", False):
+                self._end()
+            elif self._watching is None:
+                self._begin()
+        await self._send(message)
+        if message.get("more_body", False):
+            await asyncio.sleep(0)  # what is sent to nobody is sent without a pause, in which to notice that
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raise CallerLeftError where what was within was cancelled for that."""
+        self._end()
+        if self._left and self._task is not None:
+            others = self._task.uncancel() > self._cancelling
+            if kind is asyncio.CancelledError and not others:
+                raise CallerLeftError("the connection was closed before the answer was ready") from error
+
+    def _begin(self) -> None:
+        self._end()
+        self._watching = self._loop.create_task(self._watch())
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        assert self._task is not None
+        self._task.cancel()

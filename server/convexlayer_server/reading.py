@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import HTTPException, Request
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
@@ -14,8 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from .body import validated
 from .documents import Identified, identified
 from .encoding import binary, load, packed
-from .presence import while_waited_for
-from .service import Owner, Service, ServiceDependency
+from .service import Owner, ServiceDependency, held_for
+from .settings import Settings
 from .trace import current_trace
 
 __all__ = ["AT_ONCE_BYTES", "JSON", "described", "read_document", "reader"]
@@ -30,8 +31,8 @@ _BINARY_SCHEMA = {
     "as JSON text under 'body' in the metadata",
 }
 
-_PAUSE_S, _LONGEST_S = 30.0, 600.0
-"""For how long nothing of a body may come, and how long all of it may take: it holds a place meanwhile."""
+_LONGEST_S = 600.0
+"""How long all of a body may take to come: it holds a place meanwhile."""
 
 AT_ONCE_BYTES = 2**17
 """Up to here a body is read in less time than other requests notice: 3 ms at the most."""
@@ -50,21 +51,22 @@ def reader(kind: TypeAdapter[_T]) -> Reader[_T]:
         kind: what the body is.
 
     Returns:
-        A dependency; it raises HTTPException (408 for what does not come, 415 for another media type), what
-        ``Readers.read`` raises, MalformedError and InvalidError.
+        A dependency; it raises HTTPException (408 for what does not come, 415 for another media type), TooManyError
+        where too much is held already, what ``Readers.read`` raises, MalformedError and InvalidError.
     """
 
     async def read(request: Request, service: ServiceDependency, owner: Owner) -> _T:
         media_type = _checked_type(request, (JSON, binary.MEDIA_TYPE))
-        body = await _received(request)
+        body = await _received(request, service.settings)
         if media_type == JSON:
-            tree = load(body) if len(body) <= AT_ONCE_BYTES else await _apart(request, service, owner, packed, body)
+            tree = load(body) if len(body) <= AT_ONCE_BYTES else await service.readers.read(owner, packed, body)
+            held_for(request).reserve("body", max(_arrays_bytes(tree), len(body)))
         else:
             text, size = binary.split(body)
             if len(text) <= _HEADER_AT_ONCE_BYTES:
                 tree = binary.read(body)
             else:
-                header = await _apart(request, service, owner, partial(binary.header, size=size), text)
+                header = await service.readers.read(owner, partial(binary.header, size=size), text)
                 tree = await run_in_threadpool(binary.placed, body, header)
         return validated(kind, tree)
 
@@ -74,11 +76,11 @@ def reader(kind: TypeAdapter[_T]) -> Reader[_T]:
 async def read_document(request: Request, service: ServiceDependency, owner: Owner) -> Identified:
     """The dependency of a route that reads a problem document; it raises as those of ``reader`` do."""
     _checked_type(request, (JSON,))
-    body = await _received(request)
+    body = await _received(request, service.settings)
     read = partial(identified, settings=service.settings)
     if len(body) <= _DOCUMENT_AT_ONCE_BYTES:
         return read(body)
-    return await _apart(request, service, owner, read, body)
+    return await service.readers.read(owner, read, body)
 
 
 def described(kind: TypeAdapter[Any], *, also_binary: bool = False) -> dict[str, Any]:
@@ -89,17 +91,6 @@ def described(kind: TypeAdapter[Any], *, also_binary: bool = False) -> dict[str,
         schema = {"$ref": _REFERENCE.format(model=name), "$defs": {name: schema, **parts}}
     content = {JSON: {"schema": schema}} | ({binary.MEDIA_TYPE: {"schema": _BINARY_SCHEMA}} if also_binary else {})
     return {"requestBody": {"required": True, "content": content}}
-
-
-async def _apart(
-    request: Request,
-    service: Service,
-    owner: str,
-    function: Callable[..., _T],
-    body: bytes | bytearray | memoryview,
-) -> _T:
-    """What a function makes of a body in another process, for as long as the caller waits."""
-    return await while_waited_for(request, service.readers.read(owner, function, body))
 
 
 def _checked_type(request: Request, expected: Sequence[str]) -> str:
@@ -114,20 +105,35 @@ def _checked_type(request: Request, expected: Sequence[str]) -> str:
     return media_type
 
 
-async def _received(request: Request) -> bytearray:
+def _arrays_bytes(tree: Any) -> int:
+    """Of the arrays of a request: they are values of the body, or one level deeper."""
+    fields = list(tree.values()) if isinstance(tree, dict) else []
+    deeper = [value for field in fields if isinstance(field, dict) for value in field.values()]
+    return sum(value.nbytes for value in fields + deeper if isinstance(value, np.ndarray))
+
+
+async def _received(request: Request, settings: Settings) -> bytearray:
     """The whole body, as it comes: nothing is set aside for what is only announced.
 
+    Every byte that comes buys time for the next ones, but never for more than a pause.
+
     Raises:
-        HTTPException: 408, it does not come.
+        HTTPException: 408, it does not come, or too slowly.
+        TooManyError: there is no room for it.
     """
     body = bytearray()
+    held = held_for(request)
     loop = asyncio.get_running_loop()
+    until = loop.time() + settings.body_pause_s
     end = loop.time() + _LONGEST_S
     try:
-        async with asyncio.timeout(_PAUSE_S) as limit:
+        async with asyncio.timeout_at(until) as limit:
             async for chunk in request.stream():
+                held.reserve("body", len(body) + len(chunk))
                 body += chunk
-                limit.reschedule(min(loop.time() + _PAUSE_S, end))
+                bought = until + len(chunk) / settings.body_bytes_per_s
+                until = min(bought, loop.time() + settings.body_pause_s, end)
+                limit.reschedule(until)
     except TimeoutError as error:
         raise HTTPException(408, f"the body did not come: {len(body)} bytes until now") from error
     current_trace().body_bytes = len(body)

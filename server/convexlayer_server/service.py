@@ -12,13 +12,14 @@ from .engine import Admission
 from .jobs import Jobs
 from .keys import Keyring
 from .limits import Limits
+from .memory import HeldBytes, HeldMemory
 from .metrics import Metrics
 from .registry import Registry
 from .settings import Settings
 from .store import Store
 from .usage import Ledger
 
-__all__ = ["Owner", "Service", "ServiceDependency", "owner_of", "service_of"]
+__all__ = ["Owner", "Service", "ServiceDependency", "held_for", "owner_of", "service_of"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Service:
     readers: Readers
     keyring: Keyring
     limits: Limits
+    memory: HeldMemory
     ledger: Ledger
     metrics: Metrics
 
@@ -60,3 +62,9 @@ def owner_of(request: Request) -> str:
 ServiceDependency = Annotated[Service, Depends(_service)]
 Owner = Annotated[str, Depends(_owner)]
 """Whose states and jobs a request may use."""
+
+
+def held_for(request: Request) -> HeldBytes:
+    """The account of what is held for a request, which the gate opened."""
+    held: HeldBytes = request.state.held
+    return held

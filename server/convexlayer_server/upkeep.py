@@ -1,4 +1,7 @@
-"""What a running service does beside serving: it learns of keys that others made or revoked, and writes usage down."""
+"""What a running service does beside serving: it learns of keys that others made or revoked, and writes usage down.
+
+And it gives memory back, once much of it was freed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import final
 from starlette.concurrency import run_in_threadpool
 
 from .errors import StoreError
+from .memory import return_to_system
 from .service import Service
 
 __all__ = ["Upkeep"]
@@ -36,11 +40,15 @@ class Upkeep:
 
     async def go_on(self) -> None:
         """Keep up, until cancelled. A store that fails for a time does not end it."""
+        shrank = False
         while True:
             await asyncio.sleep(self._service.settings.refresh_s)
             try:
                 await self._refresh()
                 await self._write()
+                if shrank:  # a while ago: what was held may be freed a moment after it was counted out
+                    await run_in_threadpool(return_to_system)
+                shrank = self._service.memory.shrank()
             except Exception:  # whatever it is, keys are to be revoked and usage written as soon as it is over
                 _LOG.exception("the store cannot be read or written")
                 await asyncio.sleep(_AFTER_FAILURE_S)

@@ -19,7 +19,16 @@ import uvicorn
 
 from convexlayer_server import Settings, create_app
 from convexlayer_server.connections import Connections, configuration
-from convexlayer_server.engine import ComputeRequest, ComputeResult, EmbeddedEngine, Engine, EngineHealth, Progress
+from convexlayer_server.engine import (
+    Begun,
+    Charge,
+    ComputeRequest,
+    ComputeResult,
+    EmbeddedEngine,
+    Engine,
+    EngineHealth,
+    Progress,
+)
 from convexlayer_server.service import Service
 from convexlayer_server.store import Store
 
@@ -145,11 +154,11 @@ class _Engine:
     def __init__(self) -> None:
         self._engine = EmbeddedEngine(Settings(workers=0))
 
-    async def open(self) -> None:
-        await self._engine.open()
+    async def open(self, charge: Charge) -> None:
+        await self._engine.open(charge)
 
-    async def register(self, problem_id: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
-        return await self._engine.register(problem_id, document)
+    async def register(self, problem_id: str, document: bytes, owner: str, begun: Begun) -> Mapping[str, Any]:
+        return await self._engine.register(problem_id, document, owner, begun)
 
     async def cancel(self, request_id: str) -> bool:
         return False
@@ -170,7 +179,7 @@ class WaitingEngine(_Engine):
         self.begun = self.given_up = 0
 
     async def run(
-        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None = None
+        self, request: ComputeRequest, document: bytes, progress: Progress | None, begun: Begun
     ) -> ComputeResult:
         self.begun += 1
         try:
@@ -190,7 +199,7 @@ class LargeEngine(_Engine):
         self._entries = size_bytes // 8
 
     async def run(
-        self, request: ComputeRequest, document: Mapping[str, Any], progress: Progress | None = None
+        self, request: ComputeRequest, document: bytes, progress: Progress | None, begun: Begun
     ) -> ComputeResult:
         each = np.zeros(1)
         return ComputeResult(

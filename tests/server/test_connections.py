@@ -124,7 +124,7 @@ def test_those_who_wait_give_way() -> None:
 
 def test_those_at_work_do_not_give_way() -> None:
     engine = WaitingEngine()
-    with running(engine, max_connections=2, max_running=2) as server, ExitStack() as stack:
+    with running(engine, max_connections=2) as server, ExitStack() as stack:
         path = f"{server.register(DOCUMENT)}/solve"
         wires = [stack.enter_context(server.wire()) for _ in range(2)]
         for wire in wires:

@@ -7,6 +7,7 @@ connection.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, final
@@ -22,10 +23,9 @@ from ..answers import BINARY_ANSWER, Answer
 from ..arrays import Array, Encoding
 from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation, Progress
 from ..errors import InvalidError, SolverChoiceError, pointer
-from ..presence import while_waited_for
 from ..reading import AT_ONCE_BYTES, described, reader
 from ..registry import versions
-from ..service import Service, owner_of, service_of
+from ..service import Service, held_for, owner_of, service_of
 from ..settings import Settings
 from ..store import StoredProblem
 from ..trace import current_trace
@@ -53,6 +53,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     **BINARY_ANSWER,
     202: {"model": JobAnswer, "description": "It is a job now"},
 }
+_PARTS = ("parameters", "variables", "duals")
 _MEASURES = ("linear_residual", "margin", "condition")
 
 _PARAMETERS: list[dict[str, Any]] = [
@@ -87,6 +88,7 @@ async def solve(http: Request) -> Response:
     problem = await service.registry.get(owner, http.path_params["problem_id"])
     parts = [part for part in body.parts if part in ("variables", "duals")]
     request = await _read(
+        http,
         service,
         problem,
         body,
@@ -128,7 +130,7 @@ async def vjp(http: Request) -> Response:
         if name not in known:
             raise InvalidError.at(pointer("wrt", position), f"unknown parameter {name[:80]!r}{known_names(known)}")
     wrt = tuple(known) if body.wrt is None else tuple(body.wrt)
-    request = await _read(service, problem, body, "vjp", body.cotangents, state=body.state, owner=owner, wrt=wrt)
+    request = await _read(http, service, problem, body, "vjp", body.cotangents, state=body.state, owner=owner, wrt=wrt)
 
     def told(result: ComputeResult) -> dict[str, Any]:
         return {
@@ -149,7 +151,9 @@ async def jvp(http: Request) -> Response:
     body = await _read_jvp(http, service, owner)
     problem = await service.registry.get(owner, http.path_params["problem_id"])
     outputs = _outputs(problem, body.parts)
-    request = await _read(service, problem, body, "jvp", body.tangents, state=body.state, owner=owner, outputs=outputs)
+    request = await _read(
+        http, service, problem, body, "jvp", body.tangents, state=body.state, owner=owner, outputs=outputs
+    )
 
     def told(result: ComputeResult) -> dict[str, Any]:
         return {
@@ -180,6 +184,7 @@ takes here. They look at the request themselves, and FastAPI describes them."""
 
 
 async def _read(
+    http: Request,
     service: Service,
     problem: StoredProblem,
     body: SolveRequest | VjpRequest | JvpRequest,
@@ -189,14 +194,19 @@ async def _read(
     state: str | Portable | None = None,
     **others: Any,
 ) -> ComputeRequest:
-    """The request, its arrays read and checked."""
+    """The request, its arrays read and checked, and room for what it will be answered.
+
+    Raises:
+        TooManyError: too much is held already.
+    """
     options = _options(body.options, service.settings)
     handle = isinstance(state, str)
     if handle and body.parameters:
         raise InvalidError.at("/parameters", "a handle in state stands for its parameters; leave one of the two out")
 
+    arrays = Reader(problem.summary, service.settings)
+
     def read() -> ComputeRequest:
-        arrays = Reader(problem.summary, service.settings)
         return ComputeRequest(
             request_id=uuid.uuid4().hex,  # the caller's own may come twice
             problem_id=problem.id,
@@ -209,7 +219,12 @@ async def _read(
         )
 
     large = (current_trace().body_bytes or 0) > AT_ONCE_BYTES
-    return await run_in_threadpool(read) if large else read()  # a change of threads takes longer than a small body
+    # A change of threads takes longer than a small body.
+    request = await run_in_threadpool(read) if large else read()
+    held = held_for(http)
+    held.reserve("arrays", arrays.copied_bytes)
+    held.reserve("result", _expected_bytes(problem, request, arrays.batch))
+    return request
 
 
 async def _served(
@@ -228,12 +243,28 @@ async def _served(
     def work(progress: Progress | None = None) -> Awaitable[ComputeResult]:
         return service.engine.run(request, problem.document, progress)
 
+    held = held_for(http)
     if not respond_async(http.headers.get("prefer", "")):
-        return await respond(await while_waited_for(http, work()))
+        result = await work()
+        for part in ("body", "arrays"):
+            held.note(part, 0)
+        held.note("result", result.size_bytes)
+        return await respond(result)
     job = service.jobs.start(request, work, respond)
+    assert job.task is not None
+    held.until(job.task)
     headers = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}
     body = JobAnswer(**job.described()).model_dump_json()
     return Response(body, 202, headers=headers, media_type="application/json")
+
+
+def _expected_bytes(problem: StoredProblem, request: ComputeRequest, batch: int) -> int:
+    """About what the arrays of the answer will take; of a handle's batch nothing is known here."""
+    summary, sizes = problem.summary, problem.summary["sizes"]
+    shapes = {name: entry["shape"] for part in _PARTS for name, entry in summary[part].items()}
+    each = sum(math.prod(shapes[name]) for name in (request.wrt or request.outputs or ()))
+    each += sizes["n"] + 2 * sizes["m"] if request.portable else 0
+    return 8 * batch * each
 
 
 def _outputs(problem: StoredProblem, parts: Sequence[str]) -> tuple[str, ...]:

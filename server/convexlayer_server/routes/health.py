@@ -75,6 +75,7 @@ async def readyz(service: ServiceDependency, response: Response) -> dict[str, An
 async def metrics(service: ServiceDependency) -> Response:
     """Counters, gauges and histograms for Prometheus; where keys are needed, one is needed here too."""
     health, found = service.engine.health(), service.metrics
+    found.held.set(service.memory.total)
     found.waiting.set(service.engine.waiting)
     found.running.set(health.running)
     found.compiled.set(health.compiled)

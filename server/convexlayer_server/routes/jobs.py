@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from ..jobs import Job
-from ..service import Owner, ServiceDependency
+from ..service import Owner, ServiceDependency, held_for
 from .bodies import JobAnswer, JobList
 
 __all__ = ["router"]
@@ -37,8 +37,9 @@ async def get_job(job: JobDependency, service: ServiceDependency) -> JobAnswer:
 
 
 @router.get("/{job_id}/result", responses={409: {"description": "it is not done"}})
-async def get_result(job: JobDependency) -> Response:
+async def get_result(http: Request, job: JobDependency) -> Response:
     """The answer that the request would have been given, an error included; 409 until the job is done."""
+    held_for(http).reserve("result", job.size_bytes)  # it may be forgotten while it is being sent
     return await job.result()
 
 

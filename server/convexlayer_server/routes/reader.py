@@ -23,13 +23,23 @@ def known_names(names: Iterable[str]) -> str:
 
 
 class Reader:
-    """Reads the arrays of one request and sees that their batch sizes agree."""
+    """Reads the arrays of one request and sees that their batch sizes agree.
+
+    Attributes:
+        copied_bytes: of the arrays that were read and were none before.
+    """
 
     def __init__(self, summary: Mapping[str, Any], settings: Settings) -> None:
         self._summary = summary
         self._settings = settings
         self._batch: int | None = None
         self._origin = ""
+        self.copied_bytes = 0
+
+    @property
+    def batch(self) -> int:
+        """Elements of the batch; 1 where there is none."""
+        return self._batch or 1
 
     def parameters(self, given: Mapping[str, Any]) -> dict[str, Array]:
         """Values of every parameter."""
@@ -52,7 +62,7 @@ class Reader:
         arrays = {}
         for name, length in (("x", sizes["n"]), ("y", sizes["m"]), ("s", sizes["m"])):
             where = pointer("state", name)
-            arrays[name], batched = decode_batch(getattr(given, name), (length,), where, self._settings)
+            arrays[name], batched = self._decoded(getattr(given, name), (length,), where)
             if not batched or len(arrays[name]) != len(given.status):
                 raise InvalidError.at(where, f"expected one row for each of the {len(given.status)} in status")
         return PortableState(digest=given.digest, status=tuple(map(str, given.status)), **arrays)
@@ -74,12 +84,17 @@ class Reader:
             where = pointer(part, name)
             if name not in shapes:
                 raise InvalidError.at(where, f"unknown name{known_names(shapes)}")
-            arrays[name], batched = decode_batch(
-                value, shapes[name], where, self._settings, finite=finite, rows_may_fail=rows_may_fail
+            arrays[name], batched = self._decoded(
+                value, shapes[name], where, finite=finite, rows_may_fail=rows_may_fail
             )
             if batched:
                 self._agree(len(arrays[name]), where)
         return arrays
+
+    def _decoded(self, value: Any, shape: tuple[int, ...], where: str, **options: bool) -> tuple[Array, bool]:
+        array, batched = decode_batch(value, shape, where, self._settings, **options)
+        self.copied_bytes += 0 if array is value else array.nbytes
+        return array, batched
 
     def _agree(self, batch: int, where: str) -> None:
         if self._batch is not None and batch != self._batch:
