@@ -28,6 +28,7 @@ class Metrics:
         connections: connections that are open.
         held: bytes held for requests: their bodies, arrays and answers.
         waiting: requests that wait for the engine.
+        unread: large bodies that wait to be read.
         running: requests in it.
         compiled: problems that it holds compiled.
         workers: workers that can compute.
@@ -52,6 +53,7 @@ class Metrics:
         self.connections = gauge("connections", "Open connections")
         self.held = gauge("held_bytes", "Held for requests")
         self.waiting = gauge("waiting_requests", "Waiting for the engine")
+        self.unread = gauge("waiting_bodies", "Waiting to be read")
         self.running = gauge("running_requests", "In the engine")
         self.compiled = gauge("compiled_problems", "Problems held compiled")
         self.workers = gauge("workers", "Workers that can compute")

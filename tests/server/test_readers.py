@@ -16,6 +16,7 @@ import pytest
 
 from convexlayer_server import Settings, create_app
 from convexlayer_server.encoding import Readers, packed
+from convexlayer_server.encoding import readers as readers_module
 from convexlayer_server.errors import MalformedError, TooManyError, UnavailableError
 
 MODERATE = json.dumps({"a": list(range(1000))}).encode()
@@ -192,6 +193,20 @@ def test_a_process_that_ends_is_replaced() -> None:
         np.testing.assert_array_equal((await waits)["a"], np.arange(1000))
         assert processes(readers)[0] is moderate
         assert processes(readers)[1] is not large
+
+    run(work)
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of objects takes 25 times as much; the process that was not given it goes on."""
+    monkeypatch.setattr(readers_module, "_MAX_MEMORY_BYTES", 700 * 2**20)
+
+    async def work(readers: Readers) -> None:
+        _, large = await started(readers)
+        with pytest.raises(MalformedError, match="more memory than this server gives"):
+            await readers.read("", packed, b"[" + b"{}," * 8_000_000 + b"{}]")
+        assert len((await readers.read("", packed, LARGE))["a"]) == 1000
+        assert processes(readers)[1] is large
 
     run(work)
 

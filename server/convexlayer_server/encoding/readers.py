@@ -32,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 _MODERATE_BYTES = 2**20
 """Bodies up to here, which are read in 0.1 s, have a process of their own."""
 
+_MAX_MEMORY_BYTES = 2 * 2**30
 _TIME_LIMIT_S = 30.0
 _RETRY_S = 1.0
 
@@ -96,11 +97,12 @@ class _Process:
 
 def _start() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     ours, theirs = socket.socketpair()
-    # One thread for linear algebra, which it has no use for: more would each reserve memory.
-    environment: Mapping[str, str] = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    # One thread for linear algebra, which it has no use for: more would each reserve memory. And where memory ends, no
+    # backtrace, for which there is none.
+    environment: Mapping[str, str] = os.environ | {"OPENBLAS_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-I", process_module.__file__],
+            [sys.executable, "-I", process_module.__file__, str(_MAX_MEMORY_BYTES)],
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             env=environment,

@@ -77,6 +77,7 @@ async def metrics(service: ServiceDependency) -> Response:
     health, found = service.engine.health(), service.metrics
     found.held.set(service.memory.total)
     found.waiting.set(service.engine.waiting)
+    found.unread.set(service.readers.waiting)
     found.running.set(health.running)
     found.compiled.set(health.compiled)
     found.workers.set(health.workers)
