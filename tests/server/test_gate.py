@@ -181,6 +181,42 @@ def test_quotas_are_answered_with_403() -> None:
         assert "1 problems" in problem(refused, 403)["detail"]
 
 
+def test_a_key_that_fills_the_store_leaves_others_their_share() -> None:
+    with lab(max_store_bytes=4000) as made:
+
+        def register(who: int, number: int) -> httpx.Response:
+            return made.send(who, "POST", "/v1/problems", DOCUMENT | {"constants": {"c": [number / 7] * 4}})
+
+        answers = [register(0, number) for number in range(20)]
+        refused = [answer.status_code for answer in answers].index(403)
+        assert refused > 4
+        detail = problem(answers[refused], 403)["detail"]
+        assert "its share of the 4000 that this server keeps is 1000" in detail
+        assert "delete problems that are no longer needed" in detail
+        assert register(1, 100).status_code == 201
+        assert made.send(0, "DELETE", answers[0].headers["Location"]).status_code == 204
+        assert register(0, 101).status_code == 201
+
+
+def test_the_first_key_takes_over_what_was_registered_without_one() -> None:
+    chosen = Settings(**IN_PROCESS)
+    store = Store(chosen)
+    app = create_app(chosen, store=store)
+    client = AppClient(app)
+    try:
+        path = client.register(DOCUMENT)
+        token = new_token()
+        store.add_key(new_key("first", token))
+        app.state.service.keyring.replace(store.all_keys())
+        headers = {"Authorization": f"Bearer {token}"}
+        assert client.get(path).status_code == 401
+        assert client.request("GET", path, headers=headers).status_code == 200
+        solved = client.request("POST", f"{path}/solve", json={"parameters": VALUES}, headers=headers)
+        assert solved.status_code == 200
+    finally:
+        client.close()
+
+
 def test_a_body_is_not_read_where_there_is_no_room() -> None:
     with lab(max_waiting=1) as made:
         engine = made.app.state.service.engine

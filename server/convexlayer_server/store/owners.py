@@ -14,10 +14,7 @@ from ..errors import QuotaError, UnauthenticatedError
 
 __all__ = ["check_owner", "check_room", "clear", "take_over"]
 
-_GOOD = "SELECT id FROM key WHERE revoked_s IS NULL"
-_KEYS = "SELECT count(*), count(*) FILTER (WHERE revoked_s IS NULL), max(id = ? AND revoked_s IS NULL) FROM key"
-
-NOBODY = ""
+_NOBODY = ""
 """The owner of what is registered where the service asks for no key."""
 
 
@@ -27,7 +24,8 @@ def check_owner(connection: sqlite3.Connection, owner: str) -> None:
     Raises:
         UnauthenticatedError: its key was revoked, or the first key was made, while it was served.
     """
-    keys, _, good = connection.execute(_KEYS, [owner]).fetchone()
+    query = "SELECT count(*), max(id = ? AND revoked_s IS NULL) FROM key"
+    keys, good = connection.execute(query, [owner]).fetchone()
     if keys and not good:
         raise UnauthenticatedError("the key was revoked meanwhile, or the server did not ask for one until now")
 
@@ -43,13 +41,12 @@ def check_room(connection: sqlite3.Connection, owner: str, max_bytes: int) -> No
     Raises:
         QuotaError: it holds more than its share, and the common half is used up.
     """
-    keys, good, _ = connection.execute(_KEYS, [owner]).fetchone()
+    good = connection.execute("SELECT count(*) FROM key WHERE revoked_s IS NULL").fetchone()[0]
     share = max_bytes // 2 // max(1, good)
     held = connection.execute("SELECT total(bytes) FROM held WHERE key_id = ?", [owner]).fetchone()[0]
     if held <= share:
         return
-    shared = f"CASE WHEN key_id IN ({_GOOD}) THEN ? ELSE 0 END" if keys else "?"
-    beyond = connection.execute(f"SELECT total(max(0, bytes - {shared})) FROM held", [share]).fetchone()[0]
+    beyond = connection.execute("SELECT total(max(0, bytes - ?)) FROM held", [share]).fetchone()[0]
     if beyond > max_bytes - max_bytes // 2:
         raise QuotaError(
             f"with this problem the key would hold documents of {held:.0f} bytes, compressed; its share of the "
@@ -62,8 +59,8 @@ def take_over(connection: sqlite3.Connection, key_id: str) -> int:
     """Give a key what was registered when no key was asked for; the number of problems."""
     query = """INSERT OR IGNORE INTO registration (key_id, problem_id, created_s)
                SELECT ?, problem_id, created_s FROM registration WHERE key_id = ? ORDER BY number"""
-    taken = connection.execute(query, (key_id, NOBODY)).rowcount
-    connection.execute("DELETE FROM registration WHERE key_id = ?", [NOBODY])
+    taken = connection.execute(query, (key_id, _NOBODY)).rowcount
+    connection.execute("DELETE FROM registration WHERE key_id = ?", [_NOBODY])
     return taken
 
 
