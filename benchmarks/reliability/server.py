@@ -28,6 +28,8 @@ _START_S = 120.0
 _READY_S = 0.02
 _LOOK_S, _AT_REST = 0.5, 0.1
 
+_FORKS = "multiprocessing.forkserver"
+
 
 @final
 class Server:
@@ -187,8 +189,11 @@ def cpu_s(processes: Sequence[psutil.Process]) -> float:
 
 
 def _is_worker(process: psutil.Process) -> bool:
+    """Whether it was spawned, or forked by the process that does that alone."""
     try:
-        return "spawn_main" in " ".join(process.cmdline())
+        command, parent = " ".join(process.cmdline()), process.parent()
+        forked = parent is not None and _FORKS in command and _FORKS in " ".join(parent.cmdline())
+        return forked or "spawn_main" in command
     except psutil.NoSuchProcess:
         return False
 

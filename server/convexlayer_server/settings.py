@@ -67,6 +67,7 @@ class Settings(BaseModel):
         max_expression_size: entries of any one expression.
         max_canonical_size: estimated number of coefficients of the canonicalised problem; and then rows and columns,
             coefficients, and entries of the squares of its second-order and semidefinite blocks together.
+        max_cones: second-order, semidefinite and power cones of the canonicalised problem.
         max_batch: elements of a batch.
         max_array_size: entries of one decoded array, batch included.
         max_batch_size: entries of all program data, solutions and outputs of a batch together.
@@ -140,6 +141,7 @@ class Settings(BaseModel):
     max_variable_size: PositiveInt = 100_000
     max_expression_size: PositiveInt = 1_000_000
     max_canonical_size: PositiveInt = 20_000_000
+    max_cones: PositiveInt = 100_000
     max_batch: PositiveInt = 4_096
     max_array_size: PositiveInt = 8_000_000
     max_batch_size: PositiveInt = 50_000_000

@@ -220,7 +220,7 @@ def test_bugs_are_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "pointer"),
     [
-        ({"kind": "other"}, ""),
+        ({"kind": "other"}, "/kind"),
         ({"minimise": "x"}, "/minimise"),
         ({"minimize": 1}, "/minimize"),
         ({"subject_to": "x >= 0"}, "/subject_to"),
@@ -312,6 +312,18 @@ def test_cone_programs_that_are_too_large() -> None:
     client.close()
     (error,) = problem(response, 422, "invalid-problem")["errors"]
     assert error["pointer"] == "/program"
+
+
+def test_cones_are_counted() -> None:
+    """Each is an entry of the summary, however short the document."""
+    client = AppClient(create_app(Settings(workers=0, max_cones=3)))
+    document = {"kind": "expression", "minimize": "sum(norm2(X, axis=1))", "subject_to": ["X[0, 0] >= 1"]}
+    try:
+        client.register(document | {"variables": {"X": {"shape": [3, 2]}}})
+        response = client.post("/v1/problems", document | {"variables": {"X": {"shape": [4, 2]}}})
+        assert "has 4 cones, at most 3 are taken" in problem(response, 422, "invalid-problem")["detail"]
+    finally:
+        client.close()
 
 
 def test_messages_quote_only_the_beginning(client: AppClient) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from ..arrays import decode
 from ..errors import DocumentError, pointer
 from ..settings import Settings
+from .advice import convexity_advice
 from .evaluate import Evaluator
 from .grammar import RESERVED, Grammar
 from .model import ExpressionDocument, Leaf
@@ -64,9 +65,10 @@ def pose(document: ExpressionDocument, grammar: Grammar, settings: Settings) -> 
         constraints = []
         for position, text in enumerate(document.subject_to):
             where = pointer("subject_to", position)
-            constraint = Evaluator(scope, settings, where).constraint(grammar.constraint(text, where))
+            tree = grammar.constraint(text, where)
+            constraint = Evaluator(scope, settings, where).constraint(tree)
             constraints.append(constraint.content)
-            _check_convex(constraint.content, where, gp=document.gp)
+            _check_convex(constraint.content, tree, where, gp=document.gp)
             total = _added(total, constraint, where, settings)
     duals = _duals(constraints)
     for name in duals.keys() & variables.keys():
@@ -157,20 +159,24 @@ def _objective(
         raise DocumentError.at("", f"exactly one of minimize and maximize is expected, got {len(given)}")
     ((name, text),) = given.items()
     where = pointer(name)
-    value = Evaluator(scope, settings, where).expression(grammar.expression(text, where))
+    tree = grammar.expression(text, where)
+    value = Evaluator(scope, settings, where).expression(tree)
     if not value.content.is_scalar():
-        raise DocumentError.at(where, f"the objective must be a scalar, got shape {list(value.content.shape)}")
+        shape = list(value.content.shape)
+        raise DocumentError.at(where, f"the objective must be a scalar, got shape {shape}; write sum(...) around it")
     objective = (cp.Minimize if name == "minimize" else cp.Maximize)(value.content)
-    _check_convex(objective, where, gp=document.gp)
+    _check_convex(objective, tree, where, gp=document.gp)
     return objective, value
 
 
-def _check_convex(part: cp.Objective | cp.Constraint, where: str, *, gp: bool) -> None:
+def _check_convex(part: cp.Objective | cp.Constraint, tree: Node, where: str, *, gp: bool) -> None:
     """Name the part that breaks the rules; that of the whole problem is left to the library."""
     if not (part.is_dgp() if gp else part.is_dcp()):
         rules, suited = ("log-log convex", "DGP") if gp else ("convex", "DCP")
         shapes = ", ".join(argument.log_log_curvature if gp else argument.curvature for argument in part.args)
-        raise DocumentError.at(where, f"is not {rules} by CVXPY's rules ({suited}); its sides are: {shapes.lower()}")
+        advice = "" if gp else convexity_advice(tree)
+        message = f"is not {rules} by CVXPY's rules ({suited}); its sides are: {shapes.lower()}{advice}"
+        raise DocumentError.at(where, message)
 
 
 def _added(total: Value, value: Value, where: str, settings: Settings) -> Value:

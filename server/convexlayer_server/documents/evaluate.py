@@ -12,6 +12,7 @@ import cvxpy as cp
 
 from ..errors import DocumentError, FieldError
 from ..settings import Settings
+from .advice import function_advice, name_advice
 from .atoms import ATOMS, CONSTRAINTS, Atom, product_coefficients
 from .options import exponents
 from .syntax import Binary, Call, Comparison, Index, Literal, Name, Negation, Node, Sequence, Sum, Transpose
@@ -32,6 +33,7 @@ _NUMBERS: Mapping[str, Callable[[float, float], float]] = {
     "**": math.pow,
 }
 
+_OF_SEVERAL: Mapping[str, str] = {"max": "maximum", "min": "minimum"}
 _MAX_APPROXIMATED = 64
 _T = TypeVar("_T")
 
@@ -64,8 +66,10 @@ class Evaluator:
             return self._apply(node, _COMPARISONS[node.operator], [self.expression(child) for child in node.children])
         if isinstance(node, Call) and node.name in CONSTRAINTS:
             return self._call(node, CONSTRAINTS[node.name])
-        functions = ", ".join(CONSTRAINTS)
-        raise self._error(node, f"a constraint is a comparison with <=, >=, ==, << or >>, or one of {functions}")
+        expected = f"a constraint is a comparison with <=, >=, ==, << or >>, or one of {', '.join(CONSTRAINTS)}"
+        if isinstance(node, Call) and node.name not in ATOMS:
+            expected += self._no_function(node.name)
+        raise self._error(node, expected)
 
     def _error(self, node: Node, message: str) -> DocumentError:
         detail = f"{node.position}: {message}"
@@ -76,7 +80,7 @@ class Evaluator:
             case Literal():
                 return Value(node.value)
             case Name():
-                return self._look_up(node, node.name, self._scope, "name")
+                return self._look_up(node, node.name, self._scope, "name", name_advice)
             case Sequence():
                 values = [self._evaluate(child) for child in node.children]
                 return combine(values, values)
@@ -92,7 +96,7 @@ class Evaluator:
             case Binary():
                 return self._binary(node)
             case Call() if node.name not in CONSTRAINTS:
-                return self._call(node, self._look_up(node, node.name, ATOMS, "function"))
+                return self._call(node, self._look_up(node, node.name, ATOMS, "function", self._no_function))
         raise self._error(node, "a constraint stands where an expression is expected")
 
     def _to_expression(self, node: Node, value: Value) -> Value:
@@ -187,6 +191,9 @@ class Evaluator:
         if len(rest) > len(atom.options):
             names = f" and the options {', '.join(atom.options)}" if atom.options else ""
             raise self._error(node, f"too many arguments: {node.name} takes {atom.most} expressions{names}")
+        if rest and node.name in _OF_SEVERAL and isinstance(self._evaluate(rest[0]).content, cp.Expression):
+            largest = _OF_SEVERAL[node.name]
+            raise self._error(node, f"{node.name} is of the entries of one expression; of several it is {largest}(...)")
         given = dict(zip(atom.options, rest, strict=False))
         for name in named:
             self._look_up(node, name, atom.options, f"option of {node.name}")
@@ -238,10 +245,17 @@ class Evaluator:
             raise self._error(node, f"the standard form would have more than {limit} coefficients")
         return Value(content, total.nodes, total.depth, total.coefficients + own)
 
-    def _look_up(self, node: Node, name: str, known: Mapping[str, _T], kind: str) -> _T:
+    def _look_up(
+        self, node: Node, name: str, known: Mapping[str, _T], kind: str, advice: Callable[[str], str] = lambda _: ""
+    ) -> _T:
         if name not in known:
-            raise self._error(node, f"unknown {kind} {name!r}{similar(name, known)}")
+            raise self._error(node, f"unknown {kind} {name!r}{advice(name) or similar(name, known)}")
         return known[name]
+
+    def _no_function(self, name: str) -> str:
+        """What to write where there is no function of a name."""
+        declared = f"; it is declared: write {name}[0] for an entry, {name} * y for a product"
+        return declared if name in self._scope else function_advice(name)
 
 
 def _split(positional: Items[Node], atom: Atom) -> tuple[Items[Node], Items[Node]]:

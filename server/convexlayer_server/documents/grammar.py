@@ -17,6 +17,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 
 from ..errors import DocumentError
 from ..settings import Settings
+from .advice import character_advice, token_advice
 from .syntax import Binary, Call, Comparison, Index, Literal, Name, Negation, Node, Position, Sequence, Sum, Transpose
 
 __all__ = ["RESERVED", "Grammar"]
@@ -80,7 +81,6 @@ NAME: /[A-Za-z_][A-Za-z0-9_]*/
 """
 
 _NUMBER_LENGTH = 40  # digits of a literal; longer ones say nothing that a float can hold
-_STRICT = {"<": "; write <=", ">": "; write >="}
 _SPELLING = {
     "COMPARISON": "a comparison",
     "SIGN": "'+' or '-'",
@@ -257,17 +257,18 @@ def _explain(error: UnexpectedInput, text: str, start: str) -> str:
         at_end = error.token.type == "$END"
         found = "the text ends" if at_end else f"unexpected {str(error.token)[:_NUMBER_LENGTH]!r}"
         position = _end(text) if at_end else _position(error.token)
-        return f"{position}: {found}{_alternatives(error.expected)}{_advice(error.token, start)}"
+        advice = "" if at_end else _advice(error, text, start)
+        return f"{position}: {found}{_alternatives(error.expected)}{advice}"
     if isinstance(error, UnexpectedCharacters):
-        return f"{Position(error.line, error.column)}: unexpected character {error.char!r}{_STRICT.get(error.char, '')}"
+        advice = character_advice(text, error.pos_in_stream or 0)
+        return f"{Position(error.line, error.column)}: unexpected character {error.char!r}{advice}"
     return "not an expression"
 
 
-def _advice(token: Token, start: str) -> str:
-    """What to do where a comparison is one too many."""
-    if token.type != "COMPARISON":
-        return ""
-    return "; split it into two constraints" if start == "constraint" else "; comparisons belong in subject_to"
+def _advice(error: UnexpectedToken, text: str, start: str) -> str:
+    operator = not error.expected.isdisjoint({"STAR", "$END"})
+    before = text[: error.token.start_pos]
+    return token_advice(str(error.token), before, constraint=start == "constraint", operator=operator)
 
 
 def _end(text: str) -> Position:

@@ -9,16 +9,19 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic_core import PydanticCustomError
 
-from ..body import refuse_many, refuse_unknown
+from ..body import PATH, refuse_many, refuse_unknown
 
-__all__ = ["ConeProgramDocument", "ExpressionDocument", "Leaf", "ProblemDocument", "problem_documents"]
+__all__ = ["ConeProgramDocument", "ExpressionDocument", "Leaf", "problem_documents"]
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Length = Annotated[int, Field(ge=1, le=10**9, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Few = BeforeValidator(refuse_many)
 Text = Annotated[str, Field(min_length=1)]
+
+_KINDS = ("expression", "cone_program")
 
 
 class _Object(BaseModel):
@@ -76,6 +79,20 @@ class ConeProgramDocument(_Object):
     program: dict[str, Any]
 
 
-ProblemDocument = Annotated[ExpressionDocument | ConeProgramDocument, Field(discriminator="kind")]
+def _check_kind(given: Any) -> Any:
+    """Validator of a document, run before those of its kind."""
+    if not isinstance(given, dict):
+        raise PydanticCustomError("document", "expected an object with kind, variables, minimize and so on")
+    kind = given.get("kind")
+    if isinstance(kind, str) and kind in _KINDS:
+        return given
+    likely = "cone_program" if "program" in given else "expression"
+    context = {PATH: ("kind",), "found": f"got {ascii(kind)[:40]}" if "kind" in given else "is missing", "kind": likely}
+    raise PydanticCustomError(
+        "kind", '{found}; write "kind": "{kind}" (the kinds are expression and cone_program)', context
+    )
 
-problem_documents: TypeAdapter[ExpressionDocument | ConeProgramDocument] = TypeAdapter(ProblemDocument)
+
+problem_documents: TypeAdapter[ExpressionDocument | ConeProgramDocument] = TypeAdapter(
+    Annotated[ExpressionDocument | ConeProgramDocument, Field(discriminator="kind"), BeforeValidator(_check_kind)]
+)

@@ -24,7 +24,9 @@ __all__ = ["CompiledProblem", "compile_document"]
 _LOG = logging.getLogger(__name__)
 
 
-def compile_document(problem_id: str, document: bytes, grammar: Grammar, settings: Settings) -> CompiledProblem:
+def compile_document(
+    problem_id: str, document: bytes | memoryview, grammar: Grammar, settings: Settings
+) -> CompiledProblem:
     """Compile a normalised document, which is JSON.
 
     Raises:
@@ -148,3 +150,7 @@ def _check_structure(structure: Structure, settings: Settings, where: str) -> No
             f"the standard form has size {size} (rows, columns, coefficients and cone blocks), at most "
             f"{settings.max_canonical_size} is taken",
         )
+    cones = structure.cones
+    count = len(cones.second_order) + len(cones.psd) + len(cones.power)
+    if count > settings.max_cones:
+        raise DocumentError.at(where, f"the standard form has {count} cones, at most {settings.max_cones} are taken")

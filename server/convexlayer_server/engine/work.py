@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pickle import PickleBuffer
 from typing import Any
 
 from .protocol import ComputeRequest, ComputeResult
@@ -29,9 +30,13 @@ class Work:
     """
 
     problem_id: str
-    document: bytes | None
+    document: bytes | memoryview | None
     request: ComputeRequest | None = None
     merged: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the document as a buffer, which is sent from where it lies."""
+        return vars(self) | {"document": self.document and PickleBuffer(self.document)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

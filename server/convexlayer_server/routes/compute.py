@@ -53,6 +53,9 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     **BINARY_ANSWER,
     202: {"model": JobAnswer, "description": "It is a job now"},
 }
+_AT_ONCE_ARRAYS = 128
+"""So many arrays are read in less time than other requests notice."""
+
 _PARTS = ("parameters", "variables", "duals")
 _MEASURES = ("linear_residual", "margin", "condition")
 
@@ -218,7 +221,8 @@ async def _read(
             **others,
         )
 
-    large = (current_trace().body_bytes or 0) > AT_ONCE_BYTES
+    many = len(body.parameters) + len(directions or ()) > _AT_ONCE_ARRAYS
+    large = many or (current_trace().body_bytes or 0) > AT_ONCE_BYTES
     # A change of threads takes longer than a small body.
     request = await run_in_threadpool(read) if large else read()
     held = held_for(http)

@@ -1,0 +1,195 @@
+"""What people write who know CVXPY, NumPy or mathematics by hand, and what to write instead: the ends of messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import cvxpy as cp
+
+from .atoms import ATOMS, CONSTRAINTS
+from .syntax import Binary, Call, Literal, Node, Position, Transpose
+from .values import similar
+
+__all__ = ["character_advice", "convexity_advice", "function_advice", "name_advice", "token_advice"]
+
+_MODULES = {"cp", "cvx", "cvxpy", "jnp", "math", "np", "numpy", "scipy", "sp", "torch"}
+_NEARBY = 120  # characters before and after a place that are looked at
+
+_DECLARED = "declare it in {group}, and write its name"
+_ARRAY = "put the array in constants, and write its name"
+_OBJECTIVE = "write the expression alone, as the document's {name}"
+_INSTEAD: Mapping[str, str] = {
+    **{name: _OBJECTIVE.format(name=name.lower()) for name in ("Minimize", "Maximize")},
+    **{name: _DECLARED.format(group=f"{name.lower()}s") for name in ("Parameter", "Variable")},
+    **dict.fromkeys(["Constant", "arange", "array", "eye", "full", "identity", "linspace", "ones", "zeros"], _ARRAY),
+    "Problem": "the document itself is the problem: minimize or maximize, and subject_to",
+    "SOC": "write soc(t, x), as an entry of subject_to",
+    "ExpCone": "write exp_cone(x, y, z), as an entry of subject_to",
+    "PowCone3D": "write pow_cone(x, y, z, alpha), as an entry of subject_to",
+    "PSD": "write X >> 0, as an entry of subject_to",
+    "NonNeg": "write x >= 0, as an entry of subject_to",
+    "NonPos": "write x <= 0, as an entry of subject_to",
+    "Zero": "write x == 0, as an entry of subject_to",
+    "dot": "write x @ y",
+    "float": "write the number, or 'inf' where an option takes it",
+    "inf": "write 'inf'",
+    "inner": "write x @ y",
+    "max_elemwise": "write maximum(x, y)",
+    "max_entries": "write max(x)",
+    "min_elemwise": "write minimum(x, y)",
+    "min_entries": "write min(x)",
+    "mul_elemwise": "write multiply(x, y)",
+    "normNuc": "write norm_nuc(X)",
+    "pi": "write the number",
+    "sum_entries": "write sum(x)",
+    "value": "write the name alone",
+}
+"""What stands for names of CVXPY, of its older versions, and of NumPy that are none here."""
+
+_CHARACTERS: Mapping[str, str] = {
+    "<": "write <=",
+    ">": "write >=",
+    "≤": "write <=",
+    "≥": "write >=",
+    "⪯": "write <<",
+    "⪰": "write >>",
+    "\N{MINUS SIGN}": "write -",
+    "·": "write * or @",
+    "\N{MULTIPLICATION SIGN}": "write * or @",
+    "²": "write ** 2",
+    "^": "write ** for a power",
+    "!": "a constraint with != is not convex",
+    "&": "each constraint is an entry of subject_to",
+    "|": "alternatives are not convex",
+    "#": "comments are not read",
+    ";": "one expression or constraint stands alone, without it",
+    "{": "lists are written with [ and ]",
+    "\\": "a text may have several lines as it is",
+}
+_QUADRATIC = "; the matrix of a quadratic form is positive semidefinite: a constant, or a parameter declared PSD"
+_WORDS: Mapping[str, str] = {
+    "and": "each constraint is an entry of subject_to",
+    "or": "alternatives are not convex",
+    "not": "constraints cannot be denied",
+    **dict.fromkeys(["for", "in", "if", "else"], "neither loops nor conditions are read: write it for whole arrays"),
+}
+
+
+def function_advice(name: str) -> str:
+    """What to write where a function of this name is none."""
+    if name in _INSTEAD:
+        return f"; {_INSTEAD[name]}"
+    folded = next((known for known in (*ATOMS, *CONSTRAINTS) if known == name.lower()), None)
+    if folded is not None:
+        return f"; write {folded}(...)"
+    near = similar(name, ATOMS)
+    if not near.startswith("; did") and callable(getattr(cp, name, None)):
+        return "; it is one of CVXPY that is not taken here"
+    return near
+
+
+def name_advice(name: str) -> str:
+    """What to write where a name is not declared; empty where that is not known."""
+    if name in _INSTEAD:
+        return f"; {_INSTEAD[name]}"
+    return f"; {name} is a function: write {name}(...)" if name in ATOMS else ""
+
+
+def character_advice(text: str, at: int) -> str:
+    """What to write where a character cannot be read.
+
+    Args:
+        text: the text.
+        at: where the character stands.
+    """
+    before, rest = text[max(0, at - _NEARBY) : at], text[at : at + _NEARBY]
+    operand = re.search(r"[\w)\]]$", before)
+    if rest[0] == ".":
+        return _after_point(before, rest)
+    if rest[0] == "'" and operand:
+        return "; write .T for a transposed matrix"
+    if rest[0] in "'\"":
+        return "; a string ends with the mark that it begins with, on the same line"
+    number = re.match(r"(\d+(?:\.\d*)?)([A-Za-z_]\w*)", rest)
+    if number:
+        return f"; write {number[1]} * {number[2]}"
+    if rest[0].isalpha():
+        return "; names are made of the letters a to z, digits and _"
+    return f"; {_CHARACTERS[rest[0]]}" if rest[0] in _CHARACTERS else ""
+
+
+def _after_point(before: str, rest: str) -> str:
+    if re.match(r"\.\s*[*/^]", rest):
+        return "; write multiply(x, y), x / y or power(x, p) for entry by entry"
+    members = re.match(r"((?:\s*\.\s*[A-Za-z_]\w*)+)", rest)
+    if members is None:
+        return ""
+    path, name = re.sub(r"\s", "", members[1]), re.findall(r"\w+", members[1])[-1]
+    owner = re.search(r"([A-Za-z_]\w*)\s*$", before)
+    known = name in ATOMS or name in CONSTRAINTS
+    if owner and owner[1] in _MODULES:
+        alone = f"write {name}(...), without {owner[1]}{path[: -len(name)]} before it" if known else ""
+        return f"; {alone}" if known else f"; there is no {owner[1]}{path}{function_advice(name)}"
+    if known:
+        return f"; write {name}(...) of it"
+    return f"; {_INSTEAD[name]}" if name in _INSTEAD else "; no more than .T may follow a point"
+
+
+def token_advice(word: str, before: str, *, constraint: bool, operator: bool) -> str:
+    """What to write where a word or mark is one too many.
+
+    Args:
+        word: the word.
+        before: what stands before it.
+        constraint: whether it was to be a constraint.
+        operator: whether an operator might have stood there.
+    """
+    if word in ("<=", ">=", "==", "<<", ">>"):
+        if not constraint:
+            return "; comparisons belong in subject_to"
+        listed = before.lstrip().startswith("[")
+        return "; each is an entry of subject_to, without brackets" if listed else "; split it into two constraints"
+    if word in _WORDS:
+        return f"; {_WORDS[word]}"
+    if word == "=" and constraint:
+        return "; write <=, >= or =="
+    if word == "," and operator and constraint:
+        return "; each constraint is an entry of subject_to"
+    if re.search(r"\blambda\s+$", before[-_NEARBY:]):
+        return "; functions cannot be made: write the expression itself"
+    if word[:1] in "'\"":
+        return "; write .T for a transposed matrix" if operator and word[0] == "'" else ""
+    if operator and re.match(r"[\w(]", word):
+        return "; an operator such as * or @ is missing before it"
+    return ""
+
+
+def convexity_advice(node: Node) -> str:
+    """What to write for what is convex, but not by CVXPY's rules; empty where nothing of the kind is there."""
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        match current:
+            case Binary(operator="@", children=(Binary(operator="@", children=(left, _)), right)) if _same(left, right):
+                return _QUADRATIC
+            case Call(name="quad_form"):
+                return _QUADRATIC
+            case Binary(operator="@" | "*", children=(left, right)) if _same(left, right):
+                return "; write sum_squares(x) for x.T @ x, and square(x) for x * x"
+            case Call(name="sqrt", children=(Call(name="sum_squares" | "sum"),)):
+                return "; write norm(x) for sqrt(sum_squares(x))"
+            case Binary(operator="**", children=(Call(name="sum_squares" | "sum"), Literal(value=0.5))):
+                return "; write norm(x) for sum_squares(x) ** 0.5"
+        stack.extend(current.children)
+    return ""
+
+
+def _same(left: Node, right: Node) -> bool:
+    """Whether two trees are the same, the first perhaps transposed."""
+    return _placeless(left.children[0] if isinstance(left, Transpose) else left) == _placeless(right)
+
+
+def _placeless(node: Node) -> Node:
+    return replace(node, position=Position(0, 0), children=tuple(map(_placeless, node.children)))
