@@ -56,7 +56,9 @@ def _add_server_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     serve = commands.add_parser("serve", parents=[shared], help="answer requests over HTTP")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     serve.add_argument("--port", type=_port, default=8000, help="port, 0 for any free one (default %(default)s)")
-    serve.add_argument("--workers", type=int, metavar="N", help="processes that compute")
+    serve.add_argument(
+        "--workers", type=int, metavar="N", help="processes that compute (default one a GPU, at least 2)"
+    )
     serve.add_argument("--device", help="of the workers: auto, cpu, cuda, or cuda:0,1")
     serve.add_argument("--insecure", action="store_true", help="allow an address that others can reach, without keys")
     serve.set_defaults(run=_serve)

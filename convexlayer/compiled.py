@@ -10,6 +10,10 @@ Machine code of a part lies in a folder of its own, named by a hash of what it w
 and of those that it builds on, the versions of numba and llvmlite, and the processor. A file ``complete`` in it says
 that nothing is missing. Folders are sought in numba's NUMBA_CACHE_DIR if it is set, else in the package's __pycache__
 and in the user's cache directory. Looking there needs no numba, whose import takes half a second.
+
+Machine code is used that was made for this processor, or else for a level of x86-64 that this processor has. What was
+made for more is never run. NUMBA_CPU_NAME and NUMBA_CPU_FEATURES together ask for one processor: that is what is used,
+or made, unless this one lacks what that has.
 """
 
 from __future__ import annotations
@@ -26,12 +30,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
+from typing import Literal, final
 
-__all__ = ["PARTS", "compile_at_leisure", "folder", "prepare", "ready"]
+from convexlayer.processor import LEVELS, VARIABLES, Target, levels
+
+__all__ = ["PARTS", "Kernels", "compile_at_leisure", "folder", "forget", "is_complete", "prepare", "ready", "status"]
 
 PACKAGE = Path(__file__).parent
 
@@ -52,9 +60,26 @@ CHOICES = ("background", "wait", "never")
 
 logger = logging.getLogger(__name__)
 
+
+@final
+@dataclass(frozen=True)
+class Kernels:
+    """Which kernels a process runs.
+
+    Attributes:
+        path: ``compiled``, or ``portable`` without machine code.
+        processor: that the machine code is made for, or else this one, in LLVM's words.
+        reason: why it is this path.
+    """
+
+    path: Literal["compiled", "portable"]
+    processor: str
+    reason: str
+
+
 _deciding = threading.Lock()
-_decision: list[bool] = []
-"""What ``ready`` says, once it has been asked."""
+_decision: list[Kernels] = []
+"""What was decided, once it has been asked."""
 
 
 def ready() -> bool:
@@ -63,11 +88,28 @@ def ready() -> bool:
     Raises:
         ValueError: CONVEXLAYER_COMPILE is set to something else than background, wait or never.
     """
+    return status().path == "compiled"
+
+
+def status() -> Kernels:
+    """Which kernels this process runs, and why; decides as ``ready`` does, and raises as it does."""
     if not _decision:
         with _deciding:
             if not _decision:
-                _decision.append(_decide())
+                _decision.append(_decide(_setting()))
     return _decision[0]
+
+
+def is_complete() -> bool:
+    """Whether all machine code that a process like this one would use is there by now, for those that start later."""
+    base, target = _place()
+    return base is not None and _has_all(base, target)
+
+
+def forget() -> None:
+    """Have ``ready`` decide anew: in a fresh worker whose parent process decided before the code was there."""
+    _decision.clear()
+    _place.cache_clear()
 
 
 def prepare(*, wait: bool) -> None:
@@ -78,47 +120,75 @@ def prepare(*, wait: bool) -> None:
             else have it done by another process, for those that start later.
     """
     if wait:
-        if not _is_complete():
-            _compile()
-        _decision[:] = [True]
-    elif not _is_complete():
+        _decision[:] = [_decide("wait")]
+    elif not is_complete():
         _compile_elsewhere()
 
 
 def folder(part: str) -> Path | None:
     """Where machine code of the present sources of a part belongs; None where nothing can be written."""
-    base = _base()
-    return None if base is None else base / _name(part)
+    base, target = _place()
+    return None if base is None else base / _name(part, target)
 
 
 def compile_at_leisure() -> None:
     """What the process in the background does."""
     if hasattr(os, "nice"):
         os.nice(10)
-    base = _base()
+    base, _ = _place()
     if base is not None:
         with _locked(base, wait=False) as mine:
             if mine:
                 _compile_parts()
 
 
-def _decide() -> bool:
+def _setting() -> str:
     setting = os.environ.get(SETTING, "") or CHOICES[0]
     if setting not in CHOICES:
         raise ValueError(f"{SETTING} is one of {', '.join(CHOICES)}, got {setting!r}")
-    if setting == "never" or os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-        return False
-    if _is_complete():
-        return True
+    return setting
+
+
+def _decide(setting: str) -> Kernels:
+    if setting == "never":
+        return _portable(f"{SETTING} is {setting}")
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return _portable("NUMBA_DISABLE_JIT is set")
+    _warn_of_others()
+    _, target = _place()
+    if target != Target.asked():
+        if "numba" in sys.modules:
+            return _portable(f"numba was imported before, for {Target.asked()}")
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(target.environment)
+    if is_complete():
+        return Kernels("compiled", str(target), f"machine code for {target} is there")
     if setting == "wait":
         _compile()
-        return True
-    _compile_elsewhere()
-    return False
+        return Kernels("compiled", str(target), f"machine code for {target} was made before this process went on")
+    return _portable(_compile_elsewhere())
+
+
+def _portable(reason: str) -> Kernels:
+    return Kernels("portable", str(Target()), reason)
+
+
+def _warn_of_others() -> None:
+    """Say that machine code is not used that this processor could not run."""
+    asked = Target.asked()
+    for other in dict.fromkeys([asked, *(Target(level, "") for level in LEVELS)]):
+        if other.lacking and (other == asked or any(_has_all(base, other) for base in _bases())):
+            logger.warning(
+                "machine code for %s is not used: this processor, %s, lacks %s",
+                other,
+                Target(),
+                ", ".join(other.lacking),
+            )
 
 
 def _compile() -> None:
-    base = _base()
+    base, _ = _place()
     if base is None:
         _compile_parts()
     else:
@@ -126,63 +196,81 @@ def _compile() -> None:
             _compile_parts()
 
 
-def _compile_elsewhere() -> None:
-    base = _base()
+def _compile_elsewhere() -> str:
+    """Begin, unless another process has or nothing can be kept; what there is to say of it."""
+    base, target = _place()
     if base is None:
         logger.warning(
             "kernels stay uncompiled, which costs speed alone: no machine code can be kept in %s; "
             "NUMBA_CACHE_DIR may name a folder where it can",
             " or ".join(map(str, _bases())),
         )
-        return
+        return "machine code can be kept nowhere; NUMBA_CACHE_DIR may name a folder where it can"
     if getattr(sys, "frozen", False) or not sys.executable:
-        logger.info("kernels stay uncompiled: this program is not run by a Python interpreter that could compile them")
-        return
+        reason = "this program is not run by a Python interpreter that could compile"
+        logger.info("kernels stay uncompiled: %s", reason)
+        return reason
+    reason = f"machine code for {target} is being made in the background, for processes that start later"
     with _locked(base, wait=False) as free:
         if not free:
-            return
+            return reason
+    others = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     child = subprocess.Popen(
         [sys.executable, "-c", "from convexlayer.compiled import compile_at_leisure; compile_at_leisure()"],
         cwd=PACKAGE.parent,
+        env=others | target.environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     threading.Thread(target=child.wait, name="convexlayer-compile", daemon=True).start()
-    logger.info("kernels are being compiled in the background, for processes that start later")
+    logger.info("%s", reason)
+    return reason
 
 
 def _compile_parts() -> None:
     """Compile the parts that are not complete, and remove the folders of their older sources."""
-    base = _base()
+    base, target = _place()
     for part, module in PARTS.items():
-        if base is not None and (base / _name(part) / COMPLETE).exists():
+        if base is not None and _has(base, part, target):
             continue
         started = time.perf_counter()
         importlib.import_module(module).warm_up()
         logger.info("compiled the kernels of %s in %.1f s", part, time.perf_counter() - started)
         if base is not None:
-            folder = base / _name(part)
+            folder = base / _name(part, target)
             (folder / COMPLETE).touch()
-            for older in base.glob(f"{_prefix(part)}*/"):
+            for older in base.glob(f"{_prefix(part, target)}*/"):
                 if older != folder:
                     shutil.rmtree(older, ignore_errors=True)
 
 
-def _is_complete() -> bool:
-    base = _base()
-    return base is not None and all((base / _name(part) / COMPLETE).exists() for part in PARTS)
+def _has(base: Path, part: str, target: Target) -> bool:
+    return (base / _name(part, target) / COMPLETE).exists()
+
+
+def _has_all(base: Path, target: Target) -> bool:
+    return all(_has(base, part, target) for part in PARTS)
 
 
 @cache
-def _base() -> Path | None:
-    """Where the folders are: the first place where they are complete, else the first that can be written, if any."""
-    bases = _bases()
-    for base in bases:
-        if all((base / _name(part) / COMPLETE).exists() for part in PARTS):
-            return base
-    return next((base for base in bases if _is_writable(base)), None)
+def _place() -> tuple[Path | None, Target]:
+    """Where machine code is and what for: the best that is complete, else the first place to write it, if any."""
+    bases, targets = _bases(), _targets()
+    for target in targets:
+        for base in bases:
+            if _has_all(base, target):
+                return base, target
+    return next((base for base in bases if _is_writable(base)), None), targets[0]
+
+
+def _targets() -> list[Target]:
+    """What machine code may be made for that this process runs, the best first; the first is what it would make."""
+    asked = Target() if Target.asked().lacking else Target.asked()
+    if asked.fixed or "numba" in sys.modules:  # which asks for levels no more
+        return [asked]
+    return [asked, *levels()]
 
 
 def _bases() -> list[Path]:
@@ -234,7 +322,7 @@ else:
 
 
 @cache
-def _name(part: str) -> str:
+def _name(part: str, target: Target) -> str:
     """Name of the folder with the machine code of a part."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for folder in [*takewhile(lambda other: other != part, PARTS), part]:
@@ -242,26 +330,12 @@ def _name(part: str) -> str:
         for source in sources:
             if b"import torch" not in source:  # what torch does has no kernels
                 digest.update(source)
-    return f"{_prefix(part)}{digest.hexdigest()[:16]}"
+    return f"{_prefix(part, target)}{digest.hexdigest()[:16]}"
 
 
 @cache
-def _prefix(part: str) -> str:
-    """How the folders of a part begin, whatever its sources: made here, by this Python, for this machine."""
-    facts = [str(PACKAGE), sys.version, platform.machine(), _processor(), version("numba"), version("llvmlite")]
-    facts += [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_OPT")]
+def _prefix(part: str, target: Target) -> str:
+    """How the folders of a part begin, whatever its sources: made here, by this Python, for this target."""
+    facts = [str(PACKAGE), sys.version, platform.machine(), *target.resolved, version("numba"), version("llvmlite")]
+    facts.append(os.environ.get("NUMBA_OPT", ""))
     return f"convexlayer-{part}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}-"
-
-
-def _processor() -> str:
-    """What tells processors with different instructions apart, as far as it can be had at once.
-
-    Nothing where numba is told which processor to compile for: what is compiled here then serves others, too.
-    """
-    if os.environ.keys() >= {"NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"}:
-        return ""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return platform.processor()

@@ -24,7 +24,8 @@ CORE = {*BASE, "cones", "rays", "certificate", "solution"}
 ALLOWED_PARTS = {
     "errors": set(),
     "arguments": {"errors"},
-    "compiled": {"errors"},
+    "processor": set(),
+    "compiled": {"errors", "processor"},
     "pool": {"errors"},
     "buffers": {"errors"},
     "entry": {"compiled"},
@@ -77,6 +78,7 @@ MAY_IMPORT_NUMBA = (
     "convexlayer/engine/",
     "convexlayer/entry.py",
     "convexlayer/linalg/",
+    "convexlayer/processor.py",
     "convexlayer/solvers/kernels.py",
     "convexlayer/sparse/",
 )  # lazily

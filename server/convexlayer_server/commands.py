@@ -19,6 +19,7 @@ from . import logs, store
 from .app import create_app
 from .connections import configuration
 from .descriptors import connections_allowed
+from .engine.devices import devices_of
 from .errors import ServerError, StoreError
 from .keys import new_key, new_token
 from .settings import Settings
@@ -48,8 +49,10 @@ def serve(settings: Settings, host: str, port: int, *, insecure: bool) -> None:
     """Serve until told to stop.
 
     Raises:
-        ServerError: the address cannot be had, or others can reach it and there is no key to ask them for.
+        ServerError: the address cannot be had, or others can reach it and there is no key to ask them for; or a GPU is
+            asked for that is not visible.
     """
+    devices_of(settings.device)
     with closing(Store(settings, settings.store)) as opened:
         _keep_first_key(opened)
         if not insecure and not _is_loopback(host) and not opened.all_keys():

@@ -33,6 +33,7 @@ class Metrics:
         compiled: problems that it holds compiled.
         workers: workers that can compute.
         replaced: workers that were replaced.
+        portable: 1 where workers compute without compiled kernels, else 0.
     """
 
     def __init__(self) -> None:
@@ -58,6 +59,7 @@ class Metrics:
         self.compiled = gauge("compiled_problems", "Problems held compiled")
         self.workers = gauge("workers", "Workers that can compute")
         self.replaced = gauge("workers_replaced", "Workers replaced since the start")
+        self.portable = gauge("kernels_portable", "Whether workers compute without compiled kernels")
 
     def written(self) -> bytes:
         """All of them, in the text format of Prometheus."""

@@ -77,12 +77,12 @@ class Settings(BaseModel):
         max_time_limit_s: time limit that a request may ask for.
         readers: processes that read large bodies, started when they are needed; one of them reads those up to 1 MiB
             alone.
-        workers: processes that compute; 0 is a thread of this process, which can neither be killed nor kept within
-            memory: for tests and notebooks.
-        device: of the workers: ``auto`` is ``cuda`` where there is one, else ``cpu``; ``cuda:0,1`` shares these among
-            them.
+        workers: processes that compute; one for each GPU, and no fewer than two, unless it is set. 0 is a thread of
+            this process, which can neither be killed nor kept within memory: for tests and notebooks.
+        device: of the workers: ``cpu``, or ``cuda`` for all GPUs that CUDA_VISIBLE_DEVICES or Slurm lets this process
+            see, ``cuda:0,1`` for some of them; ``auto`` is ``cuda`` where there is one, else ``cpu``.
         background_workers: processes beside them that do what takes long while several keys compute, at a lower
-            priority; None for as many as ``workers``, which is the most.
+            priority; None for as many as there are workers, which is the most.
         deadline_s: what one element, or what is computed with it, may take in a worker; one that takes longer is
             replaced.
         compile_limit_s: what compiling a problem may take.
@@ -149,7 +149,7 @@ class Settings(BaseModel):
     max_iter: PositiveInt = 1_000_000
     max_time_limit_s: _PositiveFloat = 600.0
     readers: Annotated[int, Field(ge=2, le=64)] = 2
-    workers: NonNegativeInt = 2
+    workers: NonNegativeInt | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+(,[0-9]+)*)?)$")] = "auto"
     background_workers: NonNegativeInt | None = None
     deadline_s: _PositiveFloat = 120.0

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from convexlayer_server.engine import (
     turns,
 )
 from convexlayer_server.engine.computation import Computation
-from convexlayer_server.engine.crew import devices_of
 from convexlayer_server.errors import (
     DocumentError,
     GoneError,
@@ -29,7 +27,6 @@ from convexlayer_server.errors import (
     SolverChoiceError,
     UnavailableError,
 )
-from convexlayer_server.settings import Settings
 
 from .engines import DOCUMENT, GRADIENT, SOLUTION, VALUES, document, gradient_request, request, with_engine
 
@@ -485,18 +482,3 @@ def test_nothing_is_left_behind() -> None:
         with_engine(work)
     assert (process.num_fds() if hasattr(process, "num_fds") else 0) <= before[0]
     assert threading.active_count() <= before[1]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "devices"), [("cpu", ["cpu"]), ("cuda:0,1", ["cuda:0", "cuda:1"]), ("cuda:3", ["cuda:3"])]
-)
-def test_devices_that_are_named(wanted: str, devices: list[str]) -> None:
-    assert devices_of(Settings(device=wanted).device) == devices
-
-
-def test_unnamed_devices_are_all_of_them_or_the_processor(tmp_path: Path) -> None:
-    assert devices_of("auto", tmp_path / "none") == ["cpu"]
-    for number in range(2):
-        (tmp_path / f"0000:0{number}:00.0").mkdir()
-    assert devices_of("auto", tmp_path) == devices_of("cuda", tmp_path) == ["cuda:0", "cuda:1"]
-    assert devices_of("cpu", tmp_path) == ["cpu"]

@@ -18,17 +18,20 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal, Protocol, final
 
 import psutil
 
+from convexlayer import compiled
+from convexlayer.compiled import Kernels
+
 from ..channel import receive, send
 from ..settings import Settings
 from . import worker as worker_module
+from .devices import devices_of, worker_count
 from .work import Done, Ready, Work
 
-__all__ = ["Crew", "Ending", "Worker", "devices_of"]
+__all__ = ["Crew", "Ending", "Worker"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +42,6 @@ waits for any more, for keeping others waiting, or because it was to."""
 _SMALL_BYTES = 2**16
 """What is written from the event loop: an idle worker reads it at once."""
 
-_GPUS = Path("/proc/driver/nvidia/gpus")
 _WATCH_S = 0.1
 _ABANDONED_S = 2.0
 """What nobody waits for may go on for so long: to replace a worker costs more."""
@@ -58,22 +60,26 @@ class Worker:
 
     Attributes:
         ready: whether it has said that it takes work.
+        kernels: those that it runs, once it is ready.
         problems: ids of the problems that it has compiled.
         batches: ids of the solved batches that it keeps.
         work: what it is doing.
         deadline: when that has to be done, or when it has to be ready, by the monotonic clock.
         ending: why it is being ended.
+        without_kernels: whether none were compiled when it began.
         in_background: whether it does what takes long.
         wanted: when it was last seen to be free, or at what somebody waits for, by the monotonic clock.
     """
 
     def __init__(self, connection: socket.socket, process: multiprocessing.process.BaseProcess | None) -> None:
         self.ready = False
+        self.kernels: Kernels | None = None
         self.problems: set[str] = set()
         self.batches: set[str] = set()
         self.work: Work | None = None
         self.deadline = time.monotonic() + _START_S
         self.ending: Ending | None = None
+        self.without_kernels = process is not None and not compiled.is_complete()
         self.in_background = False
         self.wanted = time.monotonic()
         self._connection = connection
@@ -188,21 +194,19 @@ class Crew:
 
     Attributes:
         replaced: how many ended unasked and were replaced.
-        most_in_background: how many may be in the background.
     """
 
     def __init__(self, settings: Settings, listener: Listener) -> None:
         self._settings = settings
         self._listener = listener
         self._devices: list[str] = []
+        self._count = 0
         self._all: list[tuple[Worker, str]] = []
         self._closing = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._pause_s = 0.0
         self.replaced = 0
-        asked = settings.background_workers
-        self.most_in_background = settings.workers if asked is None else min(asked, settings.workers)
 
     @property
     def all_workers(self) -> list[Worker]:
@@ -212,12 +216,18 @@ class Crew:
     @property
     def workers(self) -> list[Worker]:
         """Those in front, which the one that stands by is not."""
-        return self._in_front()[: max(1, self._settings.workers)]
+        return self._in_front()[: max(1, self._count)]
 
     @property
     def background(self) -> list[Worker]:
         """Those in the background."""
         return [worker for worker in self.all_workers if worker.in_background]
+
+    @property
+    def most_in_background(self) -> int:
+        """How many may be in the background."""
+        asked = self._settings.background_workers
+        return self._count if asked is None else min(asked, self._count)
 
     @property
     def room(self) -> int:
@@ -227,7 +237,7 @@ class Crew:
 
     def recruit(self) -> Worker | None:
         """Let the one that stands by go to the background, idle; None where there is none, or no place."""
-        waiting = [worker for worker in self._in_front()[max(1, self._settings.workers) :] if worker.idle]
+        waiting = [worker for worker in self._in_front()[max(1, self._count) :] if worker.idle]
         if not waiting or len(self.background) >= self.most_in_background:
             return None
         self.let_go(waiting[0])
@@ -241,11 +251,18 @@ class Crew:
         worker.stand_back()
         self._fill_up()
 
+    @property
+    def kernels(self) -> Kernels | None:
+        """Those that the workers run, the portable ones where some do; None before one is ready."""
+        said = [worker.kernels for worker in self.workers if worker.kernels is not None]
+        return next((kernels for kernels in said if kernels.path == "portable"), said[0] if said else None)
+
     async def open(self) -> None:
         """Start them; each is announced when it is ready."""
         self._devices = await asyncio.to_thread(devices_of, self._settings.device)
+        self._count = worker_count(self._settings, self._devices)
         self._watching = asyncio.create_task(self._watch())
-        for number in range(max(1, self._settings.workers)):
+        for number in range(max(1, self._count)):
             self._start(self._devices[number % len(self._devices)])
 
     async def close(self) -> None:
@@ -274,7 +291,7 @@ class Crew:
             await asyncio.wait_for(self._closing.wait(), self._pause_s)
         if self._closing.is_set():
             return
-        if self._settings.workers:
+        if self._count:
             try:
                 worker = await asyncio.to_thread(self._process, device)
             except OSError:
@@ -299,7 +316,7 @@ class Crew:
         threading.Thread(target=worker.listen, args=(heard, gone), name="listen-to-worker", daemon=True).start()
 
     def _process(self, device: str) -> Worker:
-        threads = max(1, (os.cpu_count() or 1) // self._settings.workers)
+        threads = max(1, (os.cpu_count() or 1) // self._count)
         mine, others = socket.socketpair()
         arguments = (others, self._settings, device, threads)
         context: Any = multiprocessing.get_context(_METHOD)
@@ -315,7 +332,7 @@ class Crew:
 
     def _heard(self, worker: Worker, message: Done | Ready) -> None:
         if isinstance(message, Ready):
-            worker.ready, worker.deadline = True, float("inf")
+            worker.ready, worker.kernels, worker.deadline = True, message.kernels, float("inf")
             self._pause_s = 0.0
             self._fill_up()
             self._listener.on_ready(worker)
@@ -333,9 +350,10 @@ class Crew:
         device = next(device for other, device in self._all if other is worker)
         self._all.remove((worker, device))
         ending = worker.how_it_ended()
-        if not self._closing.is_set() and ending != "asked":
-            self.replaced += 1
-            _LOG.warning("worker %s ended (%s) and is replaced", worker.pid, ending)
+        if not self._closing.is_set():
+            if ending != "asked":
+                self.replaced += 1
+                _LOG.warning("worker %s ended (%s) and is replaced", worker.pid, ending)
             if not worker.ready:
                 self._start_later(device)
             self._fill_up()
@@ -350,8 +368,17 @@ class Crew:
             self._start(self._least_used())
 
     def _missing(self) -> int:
-        wanted = self._settings.workers + 1 if self._settings.workers else 1
+        wanted = self._count + 1 if self._count else 1
         return wanted - len(self._starting) - sum(not worker.in_background for worker, _ in self._all)
+
+    def _renew(self) -> None:
+        """Let one that began before the kernels were compiled, and is idle, make room for one that has them."""
+        older = [worker for worker in self.all_workers if worker.without_kernels and worker.idle]
+        if older and compiled.is_complete():
+            _LOG.warning(
+                "kernels were compiled in the background; worker %s makes room for one that has them", older[-1].pid
+            )
+            older[-1].end("asked")
 
     def _least_used(self) -> str:
         used = [device for worker, device in self._all if not worker.in_background]
@@ -360,6 +387,7 @@ class Crew:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_S)
+            self._renew()
             for worker, _ in self._all:
                 if worker.pid is None or worker.ending is not None:
                     continue
@@ -372,20 +400,3 @@ class Crew:
                     worker.end("abandoned")
                 elif worker.resident_bytes() > self._settings.worker_memory_bytes:
                     worker.end("memory")
-
-
-def devices_of(wanted: str, listed: Path = _GPUS) -> list[str]:
-    """The devices to share among the workers.
-
-    Args:
-        wanted: ``cpu``, ``cuda:`` and numbers, or ``auto`` or ``cuda`` for all GPUs that there are.
-        listed: where the driver lists them; so that no CUDA context is made in this process.
-
-    Returns:
-        ``cuda:`` and its number for each, or ``cpu`` alone.
-    """
-    kind, _, numbers = wanted.partition(":")
-    if numbers:
-        return [f"cuda:{number}" for number in numbers.split(",")]
-    count = len(list(listed.iterdir())) if kind != "cpu" and listed.is_dir() else 0
-    return [f"cuda:{number}" for number in range(count)] or ["cpu"]

@@ -52,7 +52,7 @@ class EmbeddedEngine:
         self._charge = charge
         await self._scheduler.crew.open()
         self._open = True
-        while not self._settings.workers and not self._scheduler.crew.workers:
+        while self._settings.workers == 0 and not self._scheduler.crew.workers:
             await asyncio.sleep(0)
 
     async def register(
@@ -123,6 +123,7 @@ class EmbeddedEngine:
             running=self._scheduler.unfinished,
             workers=len(crew.workers),
             replaced=crew.replaced,
+            kernels=crew.kernels,
             backlog_s=self._scheduler.backlog_s(),
         )
 

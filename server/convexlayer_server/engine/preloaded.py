@@ -54,7 +54,7 @@ def _warm_up() -> None:
                 _LOG.error("a worker could not be warmed up", exc_info=done.error)
 
 
-if compiled._is_complete():
+if compiled.is_complete():
     for module in compiled.PARTS.values():
         importlib.import_module(module)
 _warm_up()

@@ -23,6 +23,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from convexlayer.compiled import Kernels
+
 from ..arrays import Array
 
 __all__ = [
@@ -177,6 +179,7 @@ class EngineHealth:
         running: requests in work or waiting.
         workers: workers that can compute now.
         replaced: workers that ended unasked and were replaced, since the start.
+        kernels: those that the workers run, the portable ones where some do; None while none is ready.
         backlog_s: estimated seconds until a request that came now would begin.
     """
 
@@ -185,6 +188,7 @@ class EngineHealth:
     running: int
     workers: int = 1
     replaced: int = 0
+    kernels: Kernels | None = None
     backlog_s: float = 0.0
 
 

@@ -264,7 +264,7 @@ class Scheduler:
 
     def _worker_for(self, task: Task, idle: list[Worker]) -> Worker | None:
         """Who is to do some of a task now, of those in front that are idle or of those in the background."""
-        if self._settings.workers and self._turns.is_long(task):
+        if self._settings.workers != 0 and self._turns.is_long(task):
             return self._background_worker_for(task)
         if not idle:
             return None
@@ -292,7 +292,7 @@ class Scheduler:
     def _relieved(self) -> bool:
         """Whether a worker that takes long was let go to the background, for one that stands by to take its place."""
         now, waiting = time.monotonic(), self._turns.owners()
-        for worker in self.crew.workers if self._settings.workers else ():
+        for worker in self.crew.workers if self._settings.workers != 0 else ():
             work = self._in_work.get(worker)
             if work is None or worker.ending is not None or not waiting - work.owners:
                 continue

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pickle import PickleBuffer
 from typing import Any
 
+from convexlayer.compiled import Kernels
+
 from .protocol import ComputeRequest, ComputeResult
 
 __all__ = ["Done", "Ready", "Work"]
@@ -14,7 +16,9 @@ __all__ = ["Done", "Ready", "Work"]
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker takes work."""
+    """A worker takes work, and says which kernels it runs."""
+
+    kernels: Kernels
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

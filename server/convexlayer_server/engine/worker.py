@@ -22,6 +22,8 @@ from .workbench import Workbench
 
 __all__ = ["main", "serve"]
 
+_LOG = logging.getLogger(__name__)
+
 _NICE = 5
 """How far workers stand back where all cores are busy: who takes requests, and answers probes, goes first."""
 
@@ -32,19 +34,23 @@ def main(connection: socket.socket, settings: Settings, device: str, threads: in
     Args:
         connection: to the engine; the process ends with it.
         settings: the service's.
-        device: ``cpu``, or ``cuda:`` and the number of the one device that this process is to see.
+        device: ``cpu``, or ``cuda:`` and the index or UUID of the one device that this process is to see.
         threads: of the linear algebra.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # they come to the whole group; the engine ends its workers itself
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     logs.configure(settings, logging.WARNING)
-    kind, _, number_of_device = device.partition(":")
-    os.environ["CUDA_VISIBLE_DEVICES"] = number_of_device  # read by CUDA at its first use, which is yet to come
+    kind, _, visible = device.partition(":")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible  # read by CUDA at its first use, which is yet to come
     if hasattr(os, "nice"):
         os.nice(_NICE)
     threadpool_limits(threads)
-    compiled.ready()
+    if compiled.status().path == "portable" and compiled.is_complete():
+        compiled.forget()  # what was missing when the process that forks workers began is there by now
+    kernels = compiled.status()
+    if kernels.path == "portable":
+        _LOG.warning("this worker computes by the portable path, several times slower: %s", kernels.reason)
     gc.collect()
     gc.freeze()  # what is imported stays; looking through all of it would take 0.2 s at a time
     serve(connection, settings, kind)
@@ -55,7 +61,7 @@ def serve(connection: socket.socket, settings: Settings, device: str = "cpu") ->
     with connection:
         bench = Workbench(settings, device)
         try:
-            send(connection, Ready())
+            send(connection, Ready(compiled.status()))
             while True:
                 send(connection, bench.do(receive(connection)))
         except (EOFError, OSError):

@@ -25,7 +25,7 @@ _MAX_DAYS = 366
 @router.get("/capabilities")
 async def capabilities(service: ServiceDependency) -> Capabilities:
     """Versions, solvers, functions and limits of this server."""
-    settings = service.settings
+    settings, health = service.settings, service.engine.health()
     limits = settings.model_dump(include={name for name in type(settings).model_fields if name.startswith("max_")})
     return Capabilities(
         versions=dict(versions()),
@@ -33,7 +33,9 @@ async def capabilities(service: ServiceDependency) -> Capabilities:
         functions=sorted([*ATOMS, *CONSTRAINTS]),
         documents=["expression", "cone_program"],
         keys_required=service.keyring.required,
-        workers=service.engine.health().workers,
+        workers=health.workers,
+        kernels=None if health.kernels is None else health.kernels.path,
+        kernels_reason=None if health.kernels is None else health.kernels.reason,
         limits=limits,
     )
 

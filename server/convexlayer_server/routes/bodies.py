@@ -262,7 +262,7 @@ class SolverCapability(BaseModel):
 
 
 class Capabilities(BaseModel):
-    """What a server can do; ``limits`` are those of its settings."""
+    """What a server can do; ``limits`` are those of its settings, ``kernels`` are compiled or portable."""
 
     versions: dict[str, str]
     solvers: list[SolverCapability]
@@ -270,6 +270,8 @@ class Capabilities(BaseModel):
     documents: list[str]
     keys_required: bool
     workers: int
+    kernels: str | None
+    kernels_reason: str | None
     limits: dict[str, int | float | None]
 
 

@@ -68,6 +68,8 @@ async def readyz(service: ServiceDependency, response: Response) -> dict[str, An
         "compiled": health.compiled,
         "running": health.running,
         "workers": health.workers,
+        "kernels": None if health.kernels is None else health.kernels.path,
+        "kernels_reason": None if health.kernels is None else health.kernels.reason,
     }
 
 
@@ -82,4 +84,5 @@ async def metrics(service: ServiceDependency) -> Response:
     found.compiled.set(health.compiled)
     found.workers.set(health.workers)
     found.replaced.set(health.replaced)
+    found.portable.set(health.kernels is not None and health.kernels.path == "portable")
     return Response(await run_in_threadpool(found.written), media_type=CONTENT_TYPE)
