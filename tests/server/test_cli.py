@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -87,6 +88,25 @@ def test_serve() -> None:
         assert server.url.startswith("http://127.0.0.1:")
         while server.status("/readyz") != 200:
             time.sleep(0.1)
+
+
+def test_workers_without_compiled_kernels_say_so(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w") as log:
+        with Server("--workers", "1", log=log.fileno(), CONVEXLAYER_COMPILE="never") as server:
+            while server.status("/readyz") != 200:
+                time.sleep(0.1)
+            shown = httpx.get(f"{server.url}/readyz").json()
+    assert (shown["kernels"], shown["kernels_reason"]) == ("portable", "CONVEXLAYER_COMPILE is never")
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
+    said = [line for line in lines if "portable path" in line["message"]]
+    assert said
+    assert {line["level"] for line in said} == {"WARNING"}
+    assert all("CONVEXLAYER_COMPILE is never" in line["message"] for line in said)
+
+
+def test_a_gpu_that_is_not_visible_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--device", "cuda:99"]) == 2
+    assert re.search(r"(no GPU is|GPUs are) visible", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("trusted", "client"), [("", "127.0.0.1"), ("127.0.0.1", "203.0.113.9")])

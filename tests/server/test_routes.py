@@ -11,6 +11,7 @@ import cvxpy as cp
 import pytest
 
 import convexlayer
+from convexlayer import compiled
 from convexlayer_server import Settings, create_app
 
 from .conftest import DOCUMENT, VALUES, AppClient
@@ -125,6 +126,17 @@ def test_readiness_ends_with_the_engine() -> None:
     response = client.get("/readyz")
     client.close()
     assert response.status_code == 503
+
+
+@pytest.mark.parametrize("path", ["compiled", "portable"])
+def test_the_kernels_that_run_are_shown(monkeypatch: pytest.MonkeyPatch, path: Any) -> None:
+    monkeypatch.setattr(compiled, "_decision", [compiled.Kernels(path, "x86-64-v3", "because")])
+    client = AppClient(create_app(Settings(workers=0)))
+    for place in ("/readyz", "/v1/capabilities"):
+        shown = client.get(place).json()
+        assert (shown["kernels"], shown["kernels_reason"]) == (path, "because")
+    assert f"convexlayer_kernels_portable {float(path == 'portable')}" in client.get("/metrics").text
+    client.close()
 
 
 def test_openapi_names_every_field(client: AppClient) -> None:
