@@ -6,6 +6,7 @@ An answer is a dictionary of plain values, with NumPy arrays as values or one le
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
@@ -79,7 +80,7 @@ class Answer(Response):
         for piece in pieces:
             for start in range(0, len(piece), _PIECE_BYTES):
                 await _go_on(send, piece[start : start + _PIECE_BYTES])
-        await _go_on(send, b"", more=False)
+        await _end(send)
 
 
 async def _send_json(first: bytes, others: Iterator[bytes], send: Send) -> None:
@@ -89,7 +90,7 @@ async def _send_json(first: bytes, others: Iterator[bytes], send: Send) -> None:
     del first
     while piece := await run_in_threadpool(next, others, b""):
         await _go_on(send, piece)
-    await _go_on(send, b"", more=False)
+    await _end(send)
 
 
 async def _start(send: Send, media_type: str, *headers: tuple[bytes, bytes]) -> None:
@@ -97,8 +98,13 @@ async def _start(send: Send, media_type: str, *headers: tuple[bytes, bytes]) -> 
     await send({"type": "http.response.start", "status": 200, "headers": [content_type, *headers]})
 
 
-async def _go_on(send: Send, body: bytes | memoryview, *, more: bool = True) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": more})
+async def _go_on(send: Send, piece: bytes | memoryview) -> None:
+    await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await asyncio.sleep(0)  # sending need not wait; so others have their turn, and a caller who left is noticed
+
+
+async def _end(send: Send) -> None:
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def written(pieces: Sequence[bytes], status: int = 200) -> Response:

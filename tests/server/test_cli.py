@@ -91,11 +91,13 @@ def test_serve() -> None:
 
 
 def test_workers_without_compiled_kernels_say_so(tmp_path: Path) -> None:
-    with open(tmp_path / "log", "w") as log:
-        with Server("--workers", "1", log=log.fileno(), CONVEXLAYER_COMPILE="never") as server:
-            while server.status("/readyz") != 200:
-                time.sleep(0.1)
-            shown = httpx.get(f"{server.url}/readyz").json()
+    with (
+        open(tmp_path / "log", "w") as log,
+        Server("--workers", "1", log=log.fileno(), CONVEXLAYER_COMPILE="never") as server,
+    ):
+        while server.status("/readyz") != 200:
+            time.sleep(0.1)
+        shown = httpx.get(f"{server.url}/readyz").json()
     assert (shown["kernels"], shown["kernels_reason"]) == ("portable", "CONVEXLAYER_COMPILE is never")
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
     said = [line for line in lines if "portable path" in line["message"]]
