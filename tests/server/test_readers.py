@@ -89,10 +89,13 @@ def test_processes_are_started_when_they_are_needed_and_ended() -> None:
             await asyncio.gather(*(readers.read("", packed, LARGE) for _ in range(2)))
             ended = processes(readers)
             ended[1].send_signal(signal.SIGSTOP)
-            lost = reading(readers, "", LARGE)
+            ended[2].send_signal(signal.SIGSTOP)
+            lost = [reading(readers, "", LARGE) for _ in range(4)]  # two are read, two wait
             await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*lost, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 4
         with pytest.raises(UnavailableError):
-            await lost
+            await readers.read("", packed, LARGE)
         assert [process.poll() for process in ended] == [-signal.SIGKILL] * 3
 
     asyncio.run(run())

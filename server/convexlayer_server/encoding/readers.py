@@ -112,6 +112,10 @@ def _start() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     return ours, process
 
 
+def _closing() -> UnavailableError:
+    return UnavailableError("the server is shutting down", retry_after_s=_RETRY_S)
+
+
 @dataclass(eq=False)
 class _Waiting:
     """A body that waits, or is being read."""
@@ -157,6 +161,8 @@ class Readers:
             UnavailableError: the process that read it ended.
             Exception: what the function raises.
         """
+        if self._closed:
+            raise _closing()
         loop = asyncio.get_running_loop()
         line = self._moderate if len(body) <= _MODERATE_BYTES else self._large
         self._make_room(line, owner)
@@ -172,8 +178,13 @@ class Readers:
             line.remove(owner, waiting)
 
     async def close(self) -> None:
-        """End the processes, whatever they read."""
+        """End the processes, whatever they read, and fail what waits."""
         self._closed = True
+        for line in (self._moderate, self._large):
+            while len(line):
+                waiting = line.pop(0.0)
+                if not waiting.outcome.done():
+                    waiting.outcome.set_exception(_closing())
         for process in self._processes:
             process.close()
         await asyncio.gather(*self._reading.values(), return_exceptions=True)
