@@ -1,7 +1,7 @@
 """Convexlayer: the solution map of a CVXPY problem as a function with derivatives."""
 
-from convexlayer.canon import OutputSpec, ParameterSpec, ParametricProgram
-from convexlayer.diff import DerivativeReport
+from typing import TYPE_CHECKING
+
 from convexlayer.errors import (
     ConvexLayerError,
     DerivativeError,
@@ -14,9 +14,27 @@ from convexlayer.errors import (
     SolverError,
     UnsupportedError,
 )
-from convexlayer.layers import ConvexLayer, Report, SolutionMap, SolvedBatch, canonicalize
-from convexlayer.solution import Status
-from convexlayer.solvers import Options
+from convexlayer.lazy import attach
+
+if TYPE_CHECKING:
+    from convexlayer.canon import OutputSpec, ParameterSpec, ParametricProgram
+    from convexlayer.diff import DerivativeReport
+    from convexlayer.layers import ConvexLayer, Report, SolutionMap, SolvedBatch
+    from convexlayer.layers.canonicalize import canonicalize
+    from convexlayer.solution import Status
+    from convexlayer.solvers import Options
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "canon": ["OutputSpec", "ParameterSpec", "ParametricProgram"],
+            "diff": ["DerivativeReport"],
+            "layers": ["ConvexLayer", "Report", "SolutionMap", "SolvedBatch"],
+            "layers.canonicalize": ["canonicalize"],
+            "solution": ["Status"],
+            "solvers": ["Options"],
+        },
+    )
 
 __version__ = "0.1.0"
 

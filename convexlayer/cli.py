@@ -1,12 +1,18 @@
-"""The command line: ``convexlayer serve | keys | store | solvers | compile | gallery``."""
+"""The command line: ``convexlayer serve | keys | store | solvers | compile | gallery``.
+
+What a command needs is imported when it runs, so that help and keys do not wait for torch.
+"""
 
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from convexlayer import __version__
 
 __all__ = ["main"]
 
@@ -21,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(prog="convexlayer", description="Differentiable convex optimisation.")
+    version = f"%(prog)s {__version__} (Python {platform.python_version()})"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="command")
 
     _add_server_commands(commands)

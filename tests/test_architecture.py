@@ -24,6 +24,7 @@ CORE = {*BASE, "cones", "rays", "certificate", "solution"}
 ALLOWED_PARTS = {
     "errors": set(),
     "arguments": {"errors"},
+    "lazy": set(),
     "processor": set(),
     "compiled": {"errors", "processor"},
     "pool": {"errors"},
@@ -218,6 +219,7 @@ def adapted_packages_stay_in_their_adapters(module: Module) -> Iterator[str]:
 
 
 def init_files_hold_imports_only(module: Module) -> Iterator[str]:
+    """Imports may be late ones: for type checkers under TYPE_CHECKING, else by ``attach``."""
     if Path(module.path).name != "__init__.py":
         return
     for position, node in enumerate(module.tree.body):
@@ -226,6 +228,19 @@ def init_files_hold_imports_only(module: Module) -> Iterator[str]:
                 pass
             case ast.Import() | ast.ImportFrom() | ast.Assign(targets=[ast.Name(id="__all__" | "__version__")]):
                 pass
+            case ast.If(
+                test=ast.Name(id="TYPE_CHECKING"),
+                body=[*checked],
+                orelse=[ast.Assign(value=ast.Call(func=ast.Name(id="attach"), args=[_, names]))],
+            ) if all(isinstance(each, ast.ImportFrom) for each in checked):
+                late = {(home, name) for home, given in ast.literal_eval(names).items() for name in given}
+                shown = {
+                    (str(each.module).removeprefix(f"{module.package}."), alias.name)
+                    for each in checked
+                    if isinstance(each, ast.ImportFrom)
+                    for alias in each.names
+                }
+                yield from (f"line {node.lineno}: {name} is imported late or shown, not both" for name in late ^ shown)
             case _:
                 yield f"line {node.lineno}: only a docstring, imports, __all__ and __version__ stand in an __init__.py"
 
@@ -297,6 +312,11 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (kernels_stay_in_linalg_and_engine, "convexlayer/compiled.py", "def f():\n    import numba"),
         (adapted_packages_stay_in_their_adapters, "convexlayer/solvers/a.py", "importlib.import_module('osqp')"),
         (init_files_hold_imports_only, "convexlayer/canon/__init__.py", '"""Text."""\nlimit = 3'),
+        (
+            init_files_hold_imports_only,
+            "convexlayer/__init__.py",
+            "if TYPE_CHECKING:\n    from convexlayer.a import b\nelse:\n    f, g = attach(__name__, {'a': ['c']})",
+        ),
         (modules_are_documented, "convexlayer/a.py", "import numpy"),
         (modules_are_short, "convexlayer/a.py", "\n" * (MAX_LINES + 1)),
         (libraries_do_not_print, "server/convexlayer_server/a.py", "def f():\n    print()"),

@@ -1,4 +1,4 @@
-"""What the command line does with a server and its store."""
+"""What the command line does with a server and its store; what only a server needs is imported where it is served."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
-from . import logs, store
-from .app import create_app
-from .connections import configuration
-from .descriptors import connections_allowed
-from .engine.devices import devices_of
+from . import store
 from .errors import ServerError, StoreError
 from .keys import new_key, new_token
 from .settings import Settings
@@ -52,6 +46,14 @@ def serve(settings: Settings, host: str, port: int, *, insecure: bool) -> None:
         ServerError: the address cannot be had, or others can reach it and there is no key to ask them for; or a GPU is
             asked for that is not visible.
     """
+    import uvicorn
+
+    from . import logs
+    from .app import create_app
+    from .connections import configuration
+    from .descriptors import connections_allowed
+    from .engine.devices import devices_of
+
     devices_of(settings.device)
     with closing(Store(settings, settings.store)) as opened:
         _keep_first_key(opened)

@@ -11,9 +11,9 @@ import pytest
 
 from convexlayer_server import Settings
 from convexlayer_server.engine import ComputeRequest, ComputeResult, embedded, quarantine, scheduler, task, turns
-from convexlayer_server.engine.crew import Ending, Listener
+from convexlayer_server.engine.crew import Listener
 from convexlayer_server.engine.embedded import EmbeddedEngine
-from convexlayer_server.engine.work import Done, Work
+from convexlayer_server.engine.work import Done, Ending, Work
 
 from .clock import Clock, at_no_time
 

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Literal, Protocol, final
+from typing import Any, Protocol, final
 
 import psutil
 
@@ -29,15 +29,11 @@ from ..channel import receive, send
 from ..settings import Settings
 from . import worker as worker_module
 from .devices import devices_of, worker_count
-from .work import Done, Ready, Work
+from .work import Done, Ending, Ready, Work
 
-__all__ = ["Crew", "Ending", "Worker"]
+__all__ = ["Crew", "Listener", "Worker"]
 
 _LOG = logging.getLogger(__name__)
-
-Ending = Literal["crash", "killed", "deadline", "memory", "abandoned", "stopped", "asked"]
-"""How a worker ended: by itself, by a signal from outside, for taking too long or too much, for being at what nobody
-waits for any more, for keeping others waiting, or because it was to."""
 
 _SMALL_BYTES = 2**16
 """What is written from the event loop: an idle worker reads it at once."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import final
 
 from ..errors import SolverChoiceError, TooManyError, UnavailableError
-from .crew import Ending
 from .task import Task
+from .work import Ending
 
 __all__ = ["Quarantine"]
 

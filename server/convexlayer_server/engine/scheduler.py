@@ -26,14 +26,14 @@ from convexlayer.solution import Status
 from ..errors import DeadlineError, DocumentError, InvalidError, RequestError, UnavailableError
 from ..fair_queue import Turn
 from ..settings import Settings
-from .crew import Crew, Ending, Worker
+from .crew import Crew, Worker
 from .estimates import LONG_S
 from .merging import merged, split
 from .protocol import Charge, ComputeResult
 from .quarantine import Quarantine
 from .task import Piece, Task
 from .turns import Turns
-from .work import Done, Work
+from .work import Done, Ending, Work
 
 __all__ = ["Scheduler"]
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pickle import PickleBuffer
-from typing import Any
+from typing import Any, Literal
 
 from convexlayer.compiled import Kernels
 
 from .protocol import ComputeRequest, ComputeResult
 
-__all__ = ["Done", "Ready", "Work"]
+__all__ = ["Done", "Ending", "Ready", "Work"]
+
+Ending = Literal["crash", "killed", "deadline", "memory", "abandoned", "stopped", "asked"]
+"""How a worker ended: by itself, by a signal from outside, for taking too long or too much, for being at what nobody
+waits for any more, for keeping others waiting, or because it was to."""
 
 
 @dataclass(frozen=True)
