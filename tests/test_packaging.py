@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import convexlayer
+
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = ROOT / "clients" / "python"
 
@@ -99,13 +101,17 @@ def test_torch_is_pinned_for_every_install() -> None:
         assert "torch==2.13.0" in (ROOT / constraints).read_text().splitlines()
     installs = [
         line
-        for name in ("Makefile", ".ci/run", ".ci/check-wheels", "docker/Dockerfile", "docker/Dockerfile.cuda")
+        for name in ("Makefile", ".ci/run", ".ci/check-wheels", "docker/Dockerfile")
         for line in (ROOT / name).read_text().splitlines()
         if "pip install" in line
     ]
     assert installs
     pins = ("constraints.txt", "$(CONSTRAINTS)")
     assert all("--constraint" in line and any(pin in line for pin in pins) for line in installs), installs
+
+
+def test_the_image_says_its_version() -> None:
+    assert f"ARG VERSION={convexlayer.__version__}" in (ROOT / "docker" / "Dockerfile").read_text().splitlines()
 
 
 def test_the_lowest_versions_are_the_declared_ones() -> None:
