@@ -145,7 +145,8 @@ class Setup:
                 | {"parameters": {"c": np.zeros(rows)}}
                 | fields
             )
-            self.tasks[name] = asyncio.create_task(self.engine.run(request, b"{}"))
+            self.tasks[name] = task = asyncio.create_task(self.engine.run(request, b"{}"))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # not all are asked for it
         await settled()
 
     def at(self, name: str) -> Any:
