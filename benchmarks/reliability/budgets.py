@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.reliability.caller import Answer, Caller
 from benchmarks.reliability.load import Tally
-from benchmarks.reliability.problems import body, dense_qp, dense_values
+from benchmarks.reliability.problems import body, dense_qp, dense_values, line
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row
 
@@ -25,21 +25,10 @@ _JOB_S = 30.0
 _POLL_S = 0.05
 
 
-def _line(size: int, **others: Any) -> dict[str, Any]:
-    """A problem of which little is sent, one number, for so many that are kept."""
-    return {
-        "kind": "expression",
-        "parameters": {"t": {"shape": []}},
-        "variables": {"x": {"shape": [size]}},
-        "constants": {"c": np.random.default_rng(size).standard_normal(size).tolist()},
-        **others,
-    }
-
-
-_RESULTS = _line(1024, minimize="sum(x)", subject_to=["x == t * c"])
+_RESULTS = line(1024, minimize="sum(x)", subject_to=["x == t * c"])
 """1 MB a batch."""
 
-_STATES = _line(400, minimize="sum_squares(x - t * c)", subject_to=["x >= 0"])
+_STATES = line(400, minimize="sum_squares(x - t * c)", subject_to=["x >= 0"])
 """1.2 MB a batch: primal, dual and slack."""
 
 
@@ -105,7 +94,7 @@ def _batch(seed: int, **others: Any) -> bytes:
 
 def _document(number: int) -> bytes:
     """One of 40 kB in the store."""
-    return json.dumps(_line(4000 + number, minimize="sum_squares(x - t * c)")).encode()
+    return json.dumps(line(4000 + number, minimize="sum_squares(x - t * c)")).encode()
 
 
 def _solved(caller: Caller, path: str, content: bytes) -> dict[str, Any]:

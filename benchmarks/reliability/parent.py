@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reliability.attack import Attack
-from benchmarks.reliability.caller import Answer
+from benchmarks.reliability.caller import Answer, Caller
 from benchmarks.reliability.crowd import Crowd, keep
 from benchmarks.reliability.latency import library
-from benchmarks.reliability.load import Load, request, run
-from benchmarks.reliability.problems import body, dense_batch, dense_qp, dense_values
+from benchmarks.reliability.load import Load, Tally, request, run
+from benchmarks.reliability.problems import body, dense_batch, dense_qp, dense_values, line
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 from benchmarks.reliability.watching import Memory, probed
@@ -32,14 +32,7 @@ _PEAK_BYTES, _AFTER, _AFTER_S = 1.3e9, 1.3, 30.0
 _P99_S, _WAIT_S = 50e-3, 1.0
 
 _ROWS, _SIZE = 256, 4096
-_ANSWER: dict[str, Any] = {
-    "kind": "expression",
-    "parameters": {"t": {"shape": []}},
-    "variables": {"x": {"shape": [_SIZE]}},
-    "constants": {"c": np.random.default_rng(0).standard_normal(_SIZE).tolist()},
-    "minimize": "sum(x)",
-    "subject_to": ["x == t * c"],
-}
+_ANSWER = line(_SIZE, minimize="sum(x)", subject_to=["x == t * c"])
 """Whose solutions for a batch are 20 MB of JSON, while little is sent."""
 
 _UPLOAD_BYTES = 15 * 10**6
@@ -99,6 +92,18 @@ def _held(server: Server, crowd: Crowd, what: str, plan: Plan) -> Row:
     )
 
 
+def _probed_beside(
+    server: Server, load: Load, ask: Callable[[Caller], Answer], plan: Plan, key: str | None = None
+) -> tuple[Tally, Attack[Tally]]:
+    """What becomes of probes beside a load, and of that."""
+    server.rest()
+    with Attack(run, load) as attack:
+        time.sleep(_BEGINNING_S)
+        with probed(server, ask, key=key) as tally:
+            time.sleep(plan.seconds)
+    return tally, attack
+
+
 def _bodies(plan: Plan) -> Row:
     """Large bodies that are refused once they are read, for their arrays are of another shape."""
     wrong = body({"q": np.random.default_rng(0).standard_normal((180, _SIZE))})
@@ -107,11 +112,7 @@ def _bodies(plan: Plan) -> Row:
         asked = body(dense_batch(0, 500))
         load = Load(server.address, path, [wrong], 8, _LONGEST_S, headers=server.headers("attacker"))
         server.register(dense_qp(), "victim")
-        server.rest()
-        with Attack(run, load) as attack:
-            time.sleep(_BEGINNING_S)
-            with probed(server, lambda caller: caller.post(path, asked), key="victim") as solves:
-                time.sleep(plan.seconds)
+        solves, attack = _probed_beside(server, load, lambda caller: caller.post(path, asked), plan, key="victim")
     worst = max(solves.every)
     return Row(
         f"eight callers with JSON of {len(wrong) / 1e6:.0f} MB: another's of {len(asked) / 1e3:.0f} kB",
@@ -128,11 +129,7 @@ def _document(plan: Plan) -> Row:
     with Server(keys=_KEYS) as server:
         own = server.headers("attacker")
         load = Load(server.address, "/v1/problems", documents, _REGISTERING, _LONGEST_S, headers=own)
-        server.rest()
-        with Attack(run, load) as attack:
-            time.sleep(_BEGINNING_S)
-            with probed(server, lambda caller: caller.get("/healthz")) as probes:
-                time.sleep(plan.seconds)
+        probes, attack = _probed_beside(server, load, lambda caller: caller.get("/healthz"), plan)
     worst = percentile(probes.every, 0.99)
     return Row(
         f"healthz while {_REGISTERING} callers register documents of {len(documents[0]) / 2**20:.0f} MiB",

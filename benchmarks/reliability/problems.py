@@ -18,6 +18,7 @@ __all__ = [
     "heavy_qp",
     "heavy_values",
     "least_squares",
+    "line",
     "many_cones",
     "nearest_correlation",
     "portfolio",
@@ -119,6 +120,17 @@ def many_cones(count: int, seed: int) -> dict[str, Any]:
         "constants": {"c": float(seed)},
         "minimize": "sum_squares(x - b)",
         "subject_to": [f"norm(x - {number} * b, 2) <= c + {number}" for number in range(count)],
+    }
+
+
+def line(size: int, **others: Any) -> dict[str, Any]:
+    """A problem of which little is sent, the number t, for so many that come back; x may follow t * c."""
+    return {
+        "kind": "expression",
+        "parameters": {"t": {"shape": []}},
+        "variables": {"x": {"shape": [size]}},
+        "constants": {"c": np.random.default_rng(size).standard_normal(size).tolist()},
+        **others,
     }
 
 
