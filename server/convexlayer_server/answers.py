@@ -6,7 +6,6 @@ An answer is a dictionary of plain values, with NumPy arrays as values or one le
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
@@ -100,7 +99,6 @@ async def _start(send: Send, media_type: str, *headers: tuple[bytes, bytes]) -> 
 
 async def _go_on(send: Send, piece: bytes | memoryview) -> None:
     await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await asyncio.sleep(0)  # sending need not wait; so others have their turn, and a caller who left is noticed
 
 
 async def _end(send: Send) -> None:

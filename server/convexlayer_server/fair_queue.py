@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterator, KeysView
 from dataclasses import dataclass
 from typing import Generic, TypeVar, final
 
-__all__ = ["FairQueue", "Turn"]
+__all__ = ["FairQueue", "Turn", "is_greediest"]
 
 T = TypeVar("T")
 
@@ -71,22 +71,6 @@ class FairQueue(Generic[T]):
         (waiting.appendleft if first else waiting.append)(item)
         self._waiting += 1
 
-    def longest(self) -> str:
-        """The flow with most items; empty where none waits."""
-        lengths = self.lengths()
-        return max(lengths, key=lengths.__getitem__, default="")
-
-    def first(self) -> T:
-        """What ``pop`` would give.
-
-        Raises:
-            IndexError: nothing waits.
-        """
-        turn = next(self.turns(), None)
-        if turn is None:
-            raise IndexError("nothing waits")
-        return turn.item
-
     def turns(self) -> Iterator[Turn[T]]:
         """The first items of all lines, in the order in which they would be served; to be used before any change."""
         for flow in sorted(self._flows, key=self._served.__getitem__):
@@ -117,8 +101,15 @@ class FairQueue(Generic[T]):
         self.remove(turn.flow, turn.item, turn.line)
         return turn.item
 
-    def pop_last(self, flow: str) -> T:
-        """The last item of the last line of a flow, which gives up."""
+    def pop_last_for(self, flow: str) -> T | None:
+        """The last item of the flow with most of them, which makes way for one of another flow.
+
+        None where nobody makes way: with one more this flow would itself have as many as any has.
+        """
+        lengths = self.lengths()
+        if is_greediest(flow, lengths):
+            return None
+        flow = max(lengths, key=lengths.__getitem__)
         line = next(reversed(self._flows[flow]))
         item = self._flows[flow][line][-1]
         self.remove(flow, item, line)
@@ -146,3 +137,8 @@ class FairQueue(Generic[T]):
     def charge(self, flow: str, cost: float) -> None:
         """Charge a flow, or correct what it was charged."""
         self._served[flow] = self._served.get(flow, self._now) + cost
+
+
+def is_greediest(flow: str, lengths: Counter[str]) -> bool:
+    """Whether a flow would have as many items as any, with one more than it has."""
+    return lengths[flow] + 1 >= max(lengths.values(), default=0)

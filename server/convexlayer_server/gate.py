@@ -5,7 +5,6 @@ What is held for those who are in is counted from here on, and is held no longer
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import nullcontext
 
 from starlette.datastructures import Headers
@@ -79,7 +78,6 @@ def _in_pieces(send: Send, held: HeldBytes) -> Send:
         for start in range(0, len(view), _PIECE_BYTES):
             more = start + _PIECE_BYTES < len(view) or message.get("more_body", False)
             await send({**message, "body": view[start : start + _PIECE_BYTES], "more_body": more})
-            await asyncio.sleep(0)  # as in answers
         held.note("answer", 0)
 
     return send_in_pieces

@@ -54,7 +54,7 @@ class Presence:
                 self._begin()
         await self._send(message)
         if message.get("more_body", False):
-            await asyncio.sleep(0)  # what is sent to nobody is sent without a pause, in which to notice that
+            await asyncio.sleep(0)  # sending need not wait; so others have their turn, and a caller who left is noticed
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()

@@ -20,7 +20,7 @@ from .service import Owner, ServiceDependency, held_for
 from .settings import Settings
 from .trace import current_trace
 
-__all__ = ["AT_ONCE_BYTES", "JSON", "described", "read_document", "reader"]
+__all__ = ["AT_ONCE_BYTES", "JSON", "Reads", "described", "read_document", "reader"]
 
 JSON = "application/json"
 
@@ -42,10 +42,10 @@ _HEADER_AT_ONCE_BYTES, _DOCUMENT_AT_ONCE_BYTES = 2**14, 2**13
 """The same for the header of a safetensors body, and for a document, whose every name costs more."""
 
 _T = TypeVar("_T")
-Reader = Callable[[Request, ServiceDependency, Owner], Awaitable[_T]]
+Reads = Callable[[Request, ServiceDependency, Owner], Awaitable[_T]]
 
 
-def reader(kind: TypeAdapter[_T]) -> Reader[_T]:
+def reader(kind: TypeAdapter[_T]) -> Reads[_T]:
     """The dependency of a route that reads a body with arrays, JSON or safetensors.
 
     Args:

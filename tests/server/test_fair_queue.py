@@ -93,11 +93,24 @@ def test_removal() -> None:
     assert queue.remove("a", items[1])
     assert not queue.remove("a", items[1])
     assert not queue.remove("c", items[0])
-    assert queue.longest() == "a"
-    assert queue.pop_last("a") is items[2]
-    assert queue.pop_last("a") is items[0]
-    assert queue.longest() == "b"
-    assert queue.first() is queue.pop(1.0)
-    assert (queue.longest(), len(queue)) == ("", 0)
+    assert queue.lengths() == {"a": 2, "b": 1}
+    assert queue.remove("a", items[2])
+    assert queue.remove("a", items[0])
+    assert queue.lengths() == {"b": 1}
+    queue.pop(1.0)
+    assert (queue.lengths(), len(queue)) == ({}, 0)
     with pytest.raises(IndexError):
-        queue.first()
+        queue.pop(1.0)
+
+
+def test_the_last_of_the_greediest_makes_way_for_those_who_have_less() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for item in ("a0", "a1", "a2", "b0"):
+        queue.push(item[0], item)
+    assert queue.pop_last_for("a") is None
+    assert queue.pop_last_for("b") == "a2"
+    assert queue.pop_last_for("b") is None, "with one more b would have as many as a"
+    assert queue.pop_last_for("c") == "a1"
+    assert queue.pop_last_for("c") is None
+    assert queue.lengths() == {"a": 1, "b": 1}
+    assert FairQueue[str]().pop_last_for("a") is None

@@ -194,10 +194,9 @@ class Readers:
         """Where too many wait, the last of the key with most of them gives up its place."""
         if len(line) < self._settings.max_waiting:
             return
-        lengths = line.lengths()
-        if lengths[owner] + 1 >= max(lengths.values()):
+        last = line.pop_last_for(owner)
+        if last is None:
             raise self._too_many(line)
-        last = line.pop_last(line.longest())
         if not last.outcome.done():
             last.outcome.set_exception(self._too_many(line))
 
@@ -214,7 +213,9 @@ class Readers:
             lines = (self._moderate,) if process is self._processes[0] else (self._large, self._moderate)
             line = next((line for line in lines if len(line)), None)
             if line is not None and process not in self._reading and not self._closed:
-                self._start(process, line.pop(len(line.first().body)))
+                waiting = line.pop(0.0)
+                line.charge(waiting.owner, len(waiting.body))
+                self._start(process, waiting)
 
     def _start(self, process: _Process, waiting: _Waiting) -> None:
         """Let a process read a body, to the end: to start another process would take longer."""

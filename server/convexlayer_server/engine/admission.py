@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, TypeVar, final
 
 from ..errors import TooManyError
+from ..fair_queue import FairQueue, is_greediest
 from ..metrics import Metrics
 from ..settings import Settings
 from ..trace import Trace, current_trace
@@ -43,8 +44,7 @@ class Admission:
         self._ledger = ledger
         self._metrics = metrics
         self._arriving: dict[Trace, str] = {}
-        self._waiting: dict[str, list[asyncio.Timeout]] = {}
-        self._count = 0
+        self._waiting: FairQueue[asyncio.Timeout] = FairQueue()
 
     async def open(self) -> None:
         """Begin."""
@@ -88,8 +88,10 @@ class Admission:
         Raises:
             TooManyError: it would not be let in, for too many wait, and no key has more of them than this one.
         """
-        if self._count + len(self._arriving) >= self._settings.max_waiting:
-            self._check(owner, self._lengths() + Counter(self._arriving.values()))
+        if self.waiting + len(self._arriving) >= self._settings.max_waiting and is_greediest(
+            owner, self._waiting.lengths() + Counter(self._arriving.values())
+        ):
+            raise self._too_many()
         trace = current_trace()
         self._arriving[trace] = owner
         try:
@@ -108,7 +110,7 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Requests of which nothing has begun."""
-        return self._count
+        return len(self._waiting)
 
     async def close(self) -> None:
         """Stop, after what is being computed."""
@@ -122,11 +124,10 @@ class Admission:
         self._arriving.pop(trace, None)
         self._make_room(owner)
         place = asyncio.timeout(None if patient else self._settings.max_wait_s)
-        self._waiting.setdefault(owner, []).append(place)
-        self._count += 1
+        self._waiting.push(owner, place)
 
         def begun() -> None:
-            if self._leave(owner, place):
+            if self._waiting.remove(owner, place):
                 place.reschedule(None)
                 trace.queue_s = time.monotonic() - arrived
                 self._metrics.queue.labels(operation).observe(trace.queue_s)
@@ -139,42 +140,21 @@ class Admission:
                 raise
             raise self._too_many() from error
         finally:
-            self._leave(owner, place)
+            self._waiting.remove(owner, place)
             if trace.queue_s is not None:
                 trace.solve_s = time.monotonic() - arrived - trace.queue_s
                 self._metrics.compute.labels(operation).observe(trace.solve_s)
 
-    def _lengths(self) -> Counter[str]:
-        return Counter({owner: len(places) for owner, places in self._waiting.items()})
-
-    def _check(self, owner: str, places: Counter[str]) -> None:
-        """See that a key does not ask for one more place than the greediest has, now that all are taken."""
-        if places[owner] + 1 >= max(places.values()):
-            raise self._too_many()
-
     def _make_room(self, owner: str) -> None:
         """Where too many wait, the last of the key with most of them gives up its place."""
-        if self._count >= self._settings.max_waiting:
-            lengths = self._lengths()
-            self._check(owner, lengths)
-            greediest = max(lengths, key=lengths.__getitem__)
-            last = self._waiting[greediest][-1]
-            self._leave(greediest, last)
+        if self.waiting >= self._settings.max_waiting:
+            last = self._waiting.pop_last_for(owner)
+            if last is None:
+                raise self._too_many()
             last.reschedule(asyncio.get_running_loop().time())
-
-    def _leave(self, owner: str, place: asyncio.Timeout) -> bool:
-        """Let a place be free; whether it was taken."""
-        places = self._waiting.get(owner, [])
-        if place not in places:
-            return False
-        places.remove(place)
-        self._count -= 1
-        if not places:
-            del self._waiting[owner]
-        return True
 
     def _too_many(self) -> TooManyError:
         return TooManyError(
-            f"{self._count} requests wait for the engine; try again later",
+            f"{self.waiting} requests wait for the engine; try again later",
             retry_after_s=max(1.0, self._engine.health().backlog_s),
         )

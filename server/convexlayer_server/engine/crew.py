@@ -23,7 +23,6 @@ from typing import Any, Protocol, final
 import psutil
 
 from convexlayer import compiled
-from convexlayer.compiled import Kernels
 
 from ..channel import receive, send
 from ..settings import Settings
@@ -69,7 +68,7 @@ class Worker:
 
     def __init__(self, connection: socket.socket, process: multiprocessing.process.BaseProcess | None) -> None:
         self.ready = False
-        self.kernels: Kernels | None = None
+        self.kernels: compiled.Kernels | None = None
         self.problems: set[str] = set()
         self.batches: set[str] = set()
         self.work: Work | None = None
@@ -248,7 +247,7 @@ class Crew:
         self._fill_up()
 
     @property
-    def kernels(self) -> Kernels | None:
+    def kernels(self) -> compiled.Kernels | None:
         """Those that the workers run, the portable ones where some do; None before one is ready."""
         said = [worker.kernels for worker in self.workers if worker.kernels is not None]
         return next((kernels for kernels in said if kernels.path == "portable"), said[0] if said else None)

@@ -47,7 +47,7 @@ class Estimates:
     def is_long(self, task: Task) -> bool:
         """Whether the least of a task is likely to take long: by others of its owner, where that is unknown."""
         known = self.each_s(task)
-        return self.first_s(task) > (_VERY_LONG_S if known is None else LONG_S)
+        return self.first_s(task) > _VERY_LONG_S if known is None else known > LONG_S
 
     def left_s(self, task: Task) -> float:
         """Seconds of all of a task that is not yet handed to a worker."""

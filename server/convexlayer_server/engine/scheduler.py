@@ -254,24 +254,31 @@ class Scheduler:
 
     def _next_start(self) -> tuple[Turn[Task], Worker] | None:
         """The first task in order that a worker can begin or go on with now, and the worker."""
-        idle = [worker for worker in self.crew.workers if worker.idle]
-        if idle or self.crew.room:
+        front = self.crew.workers
+        at_work = self._at_work(front)
+        if any(worker.idle for worker in front) or self.crew.room:
             for turn in self._turns.in_order():
-                worker = self._worker_for(turn.item, idle)
+                worker = self._worker_for(turn.item, front, at_work)
                 if worker is not None:
                     return turn, worker
         return None
 
-    def _worker_for(self, task: Task, idle: list[Worker]) -> Worker | None:
-        """Who is to do some of a task now, of those in front that are idle or of those in the background."""
+    def _worker_for(self, task: Task, front: list[Worker], at_work: Counter[str]) -> Worker | None:
+        """Who is to do some of a task now, of those in front that are idle or of those in the background.
+
+        Args:
+            task: the task.
+            front: the workers in front.
+            at_work: how many of them are at something of each owner.
+        """
         if self._settings.workers != 0 and self._turns.is_long(task):
             return self._background_worker_for(task)
+        idle = [worker for worker in front if worker.idle]
         if not idle:
             return None
-        at_work = self._at_work(self.crew.workers)
         if len(idle) == 1 and at_work[task.owner] and self._turns.is_shared(task.owner, but=at_work):
             return None  # the last one is for those who have none
-        having = [worker for worker in self.crew.workers if task.problem_id in worker.problems or _is_at(worker, task)]
+        having = [worker for worker in front if task.problem_id in worker.problems or _is_at(worker, task)]
         if having and not any(worker in idle for worker in having):
             patience_s = self._compile_s.get(task.problem_id, self._settings.compile_limit_s)
             if time.monotonic() < task.since + patience_s:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -23,7 +23,7 @@ from ..answers import BINARY_ANSWER, Answer
 from ..arrays import Array, Encoding
 from ..engine import ComputeOptions, ComputeRequest, ComputeResult, Operation, Progress
 from ..errors import InvalidError, SolverChoiceError, pointer
-from ..reading import AT_ONCE_BYTES, described, reader
+from ..reading import AT_ONCE_BYTES, Reads, described, reader
 from ..registry import versions
 from ..service import Service, held_for, owner_of, service_of
 from ..settings import Settings
@@ -48,6 +48,8 @@ __all__ = ["router", "routes"]
 
 router = APIRouter(prefix="/v1/problems/{problem_id}", tags=["compute"])
 
+
+_T = TypeVar("_T")
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     **BINARY_ANSWER,
@@ -86,9 +88,7 @@ async def solve(http: Request) -> Response:
 
     So is a row of a batch whose values cannot be used (``invalid``); where there is no batch that is an error.
     """
-    service, owner = service_of(http), owner_of(http)
-    body = await _read_solve(http, service, owner)
-    problem = await service.registry.get(owner, http.path_params["problem_id"])
+    service, owner, body, problem = await _asked(http, _read_solve)
     parts = [part for part in body.parts if part in ("variables", "duals")]
     request = await _read(
         http,
@@ -111,8 +111,7 @@ async def solve(http: Request) -> Response:
         if result.portable is not None:
             tree["portable"] = result.portable.described()
         return tree | {
-            "status": list(result.status),
-            "details": _details(result),
+            **_elements(result),
             "objective": result.objective,
             "iterations": list(result.iterations),
             "residuals": dict(result.residuals),
@@ -125,9 +124,7 @@ async def solve(http: Request) -> Response:
 @router.post("/vjp", response_model=VjpAnswer, responses=_RESPONSES, openapi_extra=_described(_vjp_bodies))
 async def vjp(http: Request) -> Response:
     """Gradients of a loss with respect to parameters, from its cotangents with respect to outputs."""
-    service, owner = service_of(http), owner_of(http)
-    body = await _read_vjp(http, service, owner)
-    problem = await service.registry.get(owner, http.path_params["problem_id"])
+    service, owner, body, problem = await _asked(http, _read_vjp)
     known = problem.summary["parameters"]
     for position, name in enumerate(body.wrt or ()):
         if name not in known:
@@ -136,13 +133,7 @@ async def vjp(http: Request) -> Response:
     request = await _read(http, service, problem, body, "vjp", body.cotangents, state=body.state, owner=owner, wrt=wrt)
 
     def told(result: ComputeResult) -> dict[str, Any]:
-        return {
-            "gradients": dict(result.arrays),
-            "status": list(result.status),
-            "details": _details(result),
-            "report": _report(result),
-            "meta": _meta(problem, result),
-        }
+        return {"gradients": dict(result.arrays), **_elements(result), **_trust(problem, result)}
 
     return await _served(http, service, problem, request, told, body.encoding)
 
@@ -150,23 +141,15 @@ async def vjp(http: Request) -> Response:
 @router.post("/jvp", response_model=JvpAnswer, responses=_RESPONSES, openapi_extra=_described(_jvp_bodies))
 async def jvp(http: Request) -> Response:
     """Tangents of outputs, from tangents of parameters."""
-    service, owner = service_of(http), owner_of(http)
-    body = await _read_jvp(http, service, owner)
-    problem = await service.registry.get(owner, http.path_params["problem_id"])
+    service, owner, body, problem = await _asked(http, _read_jvp)
     outputs = _outputs(problem, body.parts)
     request = await _read(
         http, service, problem, body, "jvp", body.tangents, state=body.state, owner=owner, outputs=outputs
     )
 
     def told(result: ComputeResult) -> dict[str, Any]:
-        return {
-            "tangents": _outputs_of(result, outputs),
-            "objective": result.objective,
-            "status": list(result.status),
-            "details": _details(result),
-            "report": _report(result),
-            "meta": _meta(problem, result),
-        }
+        tangents = _outputs_of(result, outputs)
+        return {"tangents": tangents, "objective": result.objective, **_elements(result), **_trust(problem, result)}
 
     return await _served(http, service, problem, request, told, body.encoding)
 
@@ -184,6 +167,13 @@ class _Direct(Route):
 routes = [_Direct(f"{router.prefix}/{endpoint.__name__}", endpoint, methods=["POST"]) for endpoint in (solve, vjp, jvp)]
 """The same endpoints as FastAPI's router has, to be asked first: its own way would cost a third of what a small solve
 takes here. They look at the request themselves, and FastAPI describes them."""
+
+
+async def _asked(http: Request, read: Reads[_T]) -> tuple[Service, str, _T, StoredProblem]:
+    """The service, whose request it is, its body, and the problem that it names."""
+    service, owner = service_of(http), owner_of(http)
+    body = await read(http, service, owner)
+    return service, owner, body, await service.registry.get(owner, http.path_params["problem_id"])
 
 
 async def _read(
@@ -292,15 +282,17 @@ def _outputs_of(result: ComputeResult, names: Iterable[str]) -> dict[str, Array]
     return {name: result.arrays[name] if result.batched else result.arrays[name][0, ...] for name in names}
 
 
-def _details(result: ComputeResult) -> dict[str, str]:
-    """What there is to say of elements, by position; JSON has no other keys than text."""
-    return {str(i): said for i, said in sorted(result.details.items())}
+def _elements(result: ComputeResult) -> dict[str, Any]:
+    """What became of elements, and what there is to say of them by position; JSON has no other keys than text."""
+    details = {str(i): said for i, said in sorted(result.details.items())}
+    return {"status": list(result.status), "details": details}
 
 
-def _report(result: ComputeResult) -> dict[str, Any]:
-    """The report of the derivative, its numbers as arrays."""
+def _trust(problem: StoredProblem, result: ComputeResult) -> dict[str, Any]:
+    """How far a derivative can be trusted, its numbers as arrays, and what computed it."""
     report = dict(result.report or {})
-    return report | {name: np.array(report[name], dtype=np.float64) for name in _MEASURES if name in report}
+    measures = {name: np.array(report[name], dtype=np.float64) for name in _MEASURES if name in report}
+    return {"report": report | measures, "meta": _meta(problem, result)}
 
 
 def _meta(problem: StoredProblem, result: ComputeResult) -> dict[str, Any]:
