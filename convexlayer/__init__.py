@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from convexlayer.diff import DerivativeReport
     from convexlayer.layers import ConvexLayer, Report, SolutionMap, SolvedBatch
     from convexlayer.layers.canonicalize import canonicalize
-    from convexlayer.solution import Status
     from convexlayer.solvers import Options
+    from convexlayer.status import Status
 else:
     __getattr__, __dir__ = attach(
         __name__,
@@ -31,7 +31,7 @@ else:
             "diff": ["DerivativeReport"],
             "layers": ["ConvexLayer", "Report", "SolutionMap", "SolvedBatch"],
             "layers.canonicalize": ["canonicalize"],
-            "solution": ["Status"],
+            "status": ["Status"],
             "solvers": ["Options"],
         },
     )

@@ -39,7 +39,18 @@ from typing import Literal, final
 
 from convexlayer.processor import LEVELS, VARIABLES, Target, levels
 
-__all__ = ["PARTS", "Kernels", "compile_at_leisure", "folder", "forget", "is_complete", "prepare", "ready", "status"]
+__all__ = [
+    "PARTS",
+    "Kernels",
+    "compile_at_leisure",
+    "folder",
+    "forget",
+    "is_complete",
+    "load",
+    "prepare",
+    "ready",
+    "status",
+]
 
 PACKAGE = Path(__file__).parent
 
@@ -104,6 +115,13 @@ def is_complete() -> bool:
     """Whether all machine code that a process like this one would use is there by now, for those that start later."""
     base, target = _place()
     return base is not None and _has_all(base, target)
+
+
+def load() -> None:
+    """Import the kernels now, if this process uses them, so that processes forked from it have them at once."""
+    if ready():  # first of all: numba, once it is imported, cannot be told of another processor
+        for module in PARTS.values():
+            importlib.import_module(module)
 
 
 def forget() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property, reduce
 from typing import Any
 
@@ -15,32 +14,12 @@ from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, IndexArray, is_finite, max_norm
 from convexlayer.rays import BoolArray, refuted
 from convexlayer.sparse import residuals
+from convexlayer.status import Status
 
-__all__ = ["BoolArray", "Residuals", "Solution", "Status"]
+__all__ = ["BoolArray", "Residuals", "Solution"]
 
 FINEST = 1e-12
 """A tenth of the least backward error that is asked of anybody."""
-
-
-class Status(str, Enum):
-    """What became of one element; of one that is ``invalid`` the values could not be used, and nothing was solved."""
-
-    OPTIMAL = "optimal"
-    OPTIMAL_INACCURATE = "optimal_inaccurate"
-    INFEASIBLE = "infeasible"
-    UNBOUNDED = "unbounded"
-    ITERATION_LIMIT = "iteration_limit"
-    TIME_LIMIT = "time_limit"
-    NUMERICAL_ERROR = "numerical_error"
-    INVALID = "invalid"
-
-    @property
-    def solved(self) -> bool:
-        """Whether the element has a solution that can be used."""
-        return self in (Status.OPTIMAL, Status.OPTIMAL_INACCURATE)
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True, eq=False)

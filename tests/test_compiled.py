@@ -286,6 +286,20 @@ def test_machine_code_for_the_highest_level_of_the_processor_is_used(on: Any, le
     assert [os.environ[variable] for variable in VARIABLES] == [used, ""]  # numba, imported later, looks for the same
 
 
+def test_kernels_are_imported_after_numba_was_told_of_their_processor(
+    on: Any, part: FakePart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on("x86-64-v3", "x86-64-v2")
+    compiled.prepare(wait=True)
+    on("x86-64-v3")
+    monkeypatch.delitem(sys.modules, part.__name__)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"{part.__name__}.py").write_text("import os\ntold = os.environ['NUMBA_CPU_NAME']")
+    compiled.load()
+    assert sys.modules[part.__name__].told == "x86-64-v2"
+    assert compiled.status().path == "compiled"
+
+
 def test_machine_code_for_this_very_processor_goes_before_that_for_a_level(on: Any) -> None:
     for name in (None, "x86-64-v3"):
         on("x86-64-v3", name)

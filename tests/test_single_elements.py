@@ -19,7 +19,8 @@ from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionCotange
 from convexlayer.engine.batched import BatchedEngine
 from convexlayer.linalg.refined import StoredFactor
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
+from convexlayer.status import Status
 from tests.layers.families import NAMES, family
 
 pytestmark = pytest.mark.skipif(

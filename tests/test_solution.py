@@ -9,7 +9,8 @@ import pytest
 
 from convexlayer.cones import ProductCone, product_cone
 from convexlayer.program import ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
+from convexlayer.status import Status
 
 from .diff.programs import CONES, Draw, assemble, draw, solution_at
 

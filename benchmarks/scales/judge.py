@@ -17,7 +17,8 @@ import numpy as np
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.program import Array
-from convexlayer.solution import BoolArray, Status
+from convexlayer.solution import BoolArray
+from convexlayer.status import Status
 
 __all__ = ["TOLERANCE", "Outcome", "Said", "Truth", "judge", "outcome_of", "refused", "words_of", "worst"]
 

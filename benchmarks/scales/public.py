@@ -17,7 +17,7 @@ from convexlayer.canon.document import write_pattern
 from convexlayer.errors import SolverError
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.program import Array, Cones, Pattern
-from convexlayer.solution import Status
+from convexlayer.status import Status
 
 __all__ = ["measure", "parametric", "table"]
 

@@ -12,7 +12,8 @@ import numpy as np
 from convexlayer.certificate import ComplementaryPoint, held_at_zero, scales_at
 from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
+from convexlayer.status import Status
 
 __all__ = ["Polished", "polish", "polished"]
 

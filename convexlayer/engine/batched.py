@@ -12,7 +12,8 @@ from convexlayer.engine.loop import Limits, solve_range
 from convexlayer.engine.plan import EnginePlan
 from convexlayer.pool import WORKERS, share
 from convexlayer.program import ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
+from convexlayer.status import Status
 
 __all__ = ["BatchedEngine", "warm_up"]
 

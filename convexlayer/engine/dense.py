@@ -28,7 +28,8 @@ from convexlayer.engine.dense_kkt import KktData
 from convexlayer.engine.dense_scaling import DenseProgram, equilibrate
 from convexlayer.linalg.dense import survive_forks
 from convexlayer.program import ConeProgram, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
+from convexlayer.status import Status
 
 __all__ = ["DenseEngine"]
 

@@ -20,8 +20,8 @@ from convexlayer.layers.remote import remote_layer, server_url
 from convexlayer.layers.report import Report
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.theta import batch_size
-from convexlayer.solution import Status
 from convexlayer.solvers import Options
+from convexlayer.status import Status
 
 __all__ = ["ConvexLayer"]
 

@@ -8,11 +8,12 @@ from typing import final
 import numpy as np
 
 from convexlayer.program import ConeProgram, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.base import AbstractSolver, SolverState
 from convexlayer.solvers.components import Component, components
 from convexlayer.solvers.registry import solver_for
+from convexlayer.status import Status
 
 __all__ = ["Parts"]
 

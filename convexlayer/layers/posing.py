@@ -13,7 +13,8 @@ from convexlayer.canon import ParametricProgram
 from convexlayer.layers.convexity import not_convex
 from convexlayer.layers.theta import as_values, batch_size, stood_in, unusable
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
-from convexlayer.solution import Residuals, Solution, Status
+from convexlayer.solution import Residuals, Solution
+from convexlayer.status import Status
 
 __all__ = ["Posed", "among", "posed", "usable_part"]
 

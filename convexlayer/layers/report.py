@@ -9,7 +9,8 @@ import torch
 
 from convexlayer.diff import DerivativeReport
 from convexlayer.program import Array, IndexArray
-from convexlayer.solution import Residuals, Solution, Status
+from convexlayer.solution import Residuals, Solution
+from convexlayer.status import Status
 
 __all__ = ["DerivativeRecord", "Report"]
 

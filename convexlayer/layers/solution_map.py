@@ -30,9 +30,10 @@ from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.layers.units import Equilibration, in_own_units
 from convexlayer.layers.verdicts import unproved, unsettled, with_verdicts
 from convexlayer.program import Array, ConeProgram, IndexArray
-from convexlayer.solution import Residuals, Solution, Status
+from convexlayer.solution import Residuals, Solution
 from convexlayer.solvers import Clock, Options
 from convexlayer.solvers.auto import candidates
+from convexlayer.status import Status
 
 __all__ = ["SolutionMap"]
 

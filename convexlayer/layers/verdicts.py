@@ -14,10 +14,11 @@ import numpy as np
 from convexlayer.layers.convexity import not_convex
 from convexlayer.program import ConeProgram, IndexArray
 from convexlayer.rays import BoolArray, has_ray, infeasibility_ray, unboundedness_ray
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.search import infeasibility_candidates, unboundedness_candidates
 from convexlayer.solvers.weak import is_unbounded_without_ray
+from convexlayer.status import Status
 
 __all__ = ["unproved", "unsettled", "with_verdicts"]
 

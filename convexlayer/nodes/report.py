@@ -17,7 +17,7 @@ from convexlayer.nodes.certify import irregular_signs, irregular_weights, roundi
 from convexlayer.nodes.curvature import KINDS, Kind
 from convexlayer.nodes.linear import LinearSolve, Operator
 from convexlayer.program import Array
-from convexlayer.solution import Status
+from convexlayer.status import Status
 
 __all__ = ["NodeReport", "OnDegenerate", "OnFailure", "Recorder"]
 

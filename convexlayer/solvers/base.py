@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
 from convexlayer.solvers.options import Options
+from convexlayer.status import Status
 
 __all__ = [
     "AbstractSolver",

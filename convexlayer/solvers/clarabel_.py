@@ -11,7 +11,7 @@ import numpy as np
 from convexlayer.errors import SolverError
 from convexlayer.pool import map_ranges
 from convexlayer.program import ConeProgram, Cones, IndexArray, Pattern, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
 from convexlayer.solvers.base import (
     AbstractSolver,
     ElementResult,
@@ -22,6 +22,7 @@ from convexlayer.solvers.base import (
     upper_triangles,
 )
 from convexlayer.solvers.options import Clock, Options
+from convexlayer.status import Status
 
 __all__ = ["ClarabelSolver"]
 

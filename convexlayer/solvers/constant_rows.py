@@ -15,8 +15,8 @@ import scipy.sparse as sp
 from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray
 from convexlayer.rays import block_of_rows
-from convexlayer.solution import Status
 from convexlayer.solvers.base import ElementResult
+from convexlayer.status import Status
 
 __all__ = ["Rest"]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from convexlayer.errors import SolverError
 from convexlayer.program import Array, ConeProgram, Cones, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
 from convexlayer.solvers.base import (
     AbstractSolver,
     ElementResult,
@@ -25,6 +25,7 @@ from convexlayer.solvers.base import (
 )
 from convexlayer.solvers.constant_rows import Rest
 from convexlayer.solvers.options import Clock, Options
+from convexlayer.status import Status
 
 __all__ = ["CvxpySolver"]
 

@@ -17,10 +17,11 @@ from convexlayer.buffers import plain
 from convexlayer.errors import SolverError
 from convexlayer.pool import map_ranges
 from convexlayer.program import Array, ConeProgram, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
 from convexlayer.solvers.base import AbstractSolver
 from convexlayer.solvers.dense_form import Dense, Places
 from convexlayer.solvers.options import Options
+from convexlayer.status import Status
 
 __all__ = ["DaqpSolver"]
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from . import store
+from . import forking, store
 from .errors import ServerError, StoreError
 from .keys import new_key, new_token
 from .settings import Settings
@@ -46,15 +46,6 @@ def serve(settings: Settings, host: str, port: int, *, insecure: bool) -> None:
         ServerError: the address cannot be had, or others can reach it and there is no key to ask them for; or a GPU is
             asked for that is not visible.
     """
-    import uvicorn
-
-    from . import logs
-    from .app import create_app
-    from .connections import configuration
-    from .descriptors import connections_allowed
-    from .engine.devices import devices_of
-
-    devices_of(settings.device)
     with closing(Store(settings, settings.store)) as opened:
         _keep_first_key(opened)
         if not insecure and not _is_loopback(host) and not opened.all_keys():
@@ -66,15 +57,33 @@ def serve(settings: Settings, host: str, port: int, *, insecure: bool) -> None:
             listener = _listen(host, port)
         except OSError as error:
             raise ServerError(f"cannot listen on {host} port {port}: {error}") from error
-        logs.configure(settings)
-        shown = f"[{host}]" if listener.family == socket.AF_INET6 else host
-        sys.stdout.write(f"listening on http://{shown}:{listener.getsockname()[1]}\n")
-        sys.stdout.flush()
-        most = connections_allowed(settings.max_connections)
-        config = configuration(create_app(settings, store=opened), settings, most)
-        gc.collect()
-        gc.freeze()  # what is imported stays; looking through all of it would stop the event loop for 0.2 s at a time
-        uvicorn.Server(config).run(sockets=[listener])
+        with listener:
+            _serve_on(listener, host, settings, opened)
+
+
+def _serve_on(listener: socket.socket, host: str, settings: Settings, opened: Store) -> None:
+    """Serve on an address that was had; the imports of this process and those of its workers take seconds each."""
+    if settings.workers != 0:
+        forking.begin()
+
+    import uvicorn
+
+    from . import logs
+    from .app import create_app
+    from .connections import configuration
+    from .descriptors import connections_allowed
+    from .engine.devices import devices_of
+
+    devices_of(settings.device)
+    logs.configure(settings)
+    shown = f"[{host}]" if listener.family == socket.AF_INET6 else host
+    sys.stdout.write(f"listening on http://{shown}:{listener.getsockname()[1]}\n")
+    sys.stdout.flush()
+    most = connections_allowed(settings.max_connections)
+    config = configuration(create_app(settings, store=opened), settings, most)
+    gc.collect()
+    gc.freeze()  # what is imported stays; looking through all of it would stop the event loop for 0.2 s at a time
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def create_key(settings: Settings, name: str, requests_per_minute: int | None, seconds_per_day: float | None) -> None:

@@ -6,9 +6,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import version
 from typing import final
 
-import cvxpy as cp
 from starlette.concurrency import run_in_threadpool
 
 import convexlayer
@@ -25,7 +25,7 @@ __all__ = ["Registry", "versions"]
 @cache
 def versions() -> Mapping[str, str]:
     """Versions of what a compiled form and its summary depend on."""
-    return {"convexlayer": convexlayer.__version__, "cvxpy": cp.__version__}
+    return {"convexlayer": convexlayer.__version__, "cvxpy": version("cvxpy")}
 
 
 @final

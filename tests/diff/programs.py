@@ -16,7 +16,8 @@ from convexlayer.cones import product_cone
 from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent
 from convexlayer.linalg import AbstractBackend
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
+from convexlayer.status import Status
 
 CONES = {
     "zero": Cones(zero=3),

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from convexlayer.diff import ReducedSystem, polish, polished
 from convexlayer.program import Array
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.scs_ import ScsSolver
+from convexlayer.status import Status
 
 from .programs import CONES, Draw, draw, stack
 

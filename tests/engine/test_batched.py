@@ -10,9 +10,10 @@ import pytest
 from convexlayer.cones import product_cone
 from convexlayer.engine.batched import BatchedEngine
 from convexlayer.program import ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.clarabel_ import ClarabelSolver
+from convexlayer.status import Status
 
 BATCH = 8
 

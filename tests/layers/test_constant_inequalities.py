@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer
-from convexlayer.solution import Status
+from convexlayer.status import Status
 
 SOLVERS = ("auto", "batched", "clarabel")
 

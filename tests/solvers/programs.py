@@ -9,7 +9,8 @@ import numpy as np
 
 from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
+from convexlayer.status import Status
 
 N = 12
 """Variables of every program here."""

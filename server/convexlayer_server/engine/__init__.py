@@ -3,6 +3,7 @@
 from .admission import Admission
 from .embedded import EmbeddedEngine
 from .protocol import (
+    Abilities,
     Begun,
     Charge,
     ComputeOptions,
@@ -13,9 +14,11 @@ from .protocol import (
     Operation,
     PortableState,
     Progress,
+    SolverAbility,
 )
 
 __all__ = [
+    "Abilities",
     "Admission",
     "Begun",
     "Charge",
@@ -28,4 +31,5 @@ __all__ = [
     "Operation",
     "PortableState",
     "Progress",
+    "SolverAbility",
 ]

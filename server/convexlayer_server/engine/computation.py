@@ -18,7 +18,8 @@ import numpy as np
 from convexlayer.errors import DerivativeError as LibraryDerivativeError
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.layers import SolvedBatch
-from convexlayer.solution import Solution, Status
+from convexlayer.solution import Solution
+from convexlayer.status import Status
 
 from ..arrays import Array
 from ..errors import DerivativeError, InvalidError, SolverChoiceError, pointer

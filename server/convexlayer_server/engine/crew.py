@@ -13,21 +13,21 @@ import logging
 import multiprocessing
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 import psutil
 
 from convexlayer import compiled
 
+from .. import forking
 from ..channel import receive, send
 from ..settings import Settings
-from . import worker as worker_module
 from .devices import devices_of, worker_count
+from .protocol import Abilities
 from .work import Done, Ending, Ready, Work
 
 __all__ = ["Crew", "Listener", "Worker"]
@@ -45,17 +45,13 @@ _START_S = 300.0
 _LONGEST_PAUSE_S = 30.0
 _LOWEST = 19
 
-_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # macOS's own libraries do not survive a fork
-_PRELOADED = [f"{__package__}.preloaded"]
-
 
 @final
 class Worker:
     """One worker, as the engine sees it; for use on the event loop.
 
     Attributes:
-        ready: whether it has said that it takes work.
-        kernels: those that it runs, once it is ready.
+        abilities: what it can do, once it has said that it takes work.
         problems: ids of the problems that it has compiled.
         batches: ids of the solved batches that it keeps.
         work: what it is doing.
@@ -67,8 +63,7 @@ class Worker:
     """
 
     def __init__(self, connection: socket.socket, process: multiprocessing.process.BaseProcess | None) -> None:
-        self.ready = False
-        self.kernels: compiled.Kernels | None = None
+        self.abilities: Abilities | None = None
         self.problems: set[str] = set()
         self.batches: set[str] = set()
         self.work: Work | None = None
@@ -80,6 +75,11 @@ class Worker:
         self._connection = connection
         self._process = process
         self._watched = None if process is None else psutil.Process(process.pid)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has said that it takes work."""
+        return self.abilities is not None
 
     @property
     def idle(self) -> bool:
@@ -247,10 +247,10 @@ class Crew:
         self._fill_up()
 
     @property
-    def kernels(self) -> compiled.Kernels | None:
-        """Those that the workers run, the portable ones where some do; None before one is ready."""
-        said = [worker.kernels for worker in self.workers if worker.kernels is not None]
-        return next((kernels for kernels in said if kernels.path == "portable"), said[0] if said else None)
+    def abilities(self) -> Abilities | None:
+        """What the workers can do, those first that run the portable kernels; None before one is ready."""
+        said = [worker.abilities for worker in self.workers if worker.abilities is not None]
+        return next((able for able in said if able.kernels.path == "portable"), said[0] if said else None)
 
     async def open(self) -> None:
         """Start them; each is announced when it is ready."""
@@ -295,9 +295,7 @@ class Crew:
                 return
         else:
             mine, others = socket.socketpair()
-            threading.Thread(
-                target=worker_module.serve, args=(others, self._settings), name="worker", daemon=True
-            ).start()
+            threading.Thread(target=forking.serve, args=(others, self._settings), name="worker", daemon=True).start()
             worker = Worker(mine, None)
         self._all.append((worker, device))
         loop = asyncio.get_running_loop()
@@ -314,9 +312,7 @@ class Crew:
         threads = max(1, (os.cpu_count() or 1) // self._count)
         mine, others = socket.socketpair()
         arguments = (others, self._settings, device, threads)
-        context: Any = multiprocessing.get_context(_METHOD)
-        context.set_forkserver_preload(_PRELOADED)
-        process = context.Process(target=worker_module.main, args=arguments, name="convexlayer-worker", daemon=True)
+        process = forking.context().Process(target=forking.main, args=arguments, name="convexlayer-worker", daemon=True)
         try:
             with others:
                 process.start()
@@ -327,7 +323,7 @@ class Crew:
 
     def _heard(self, worker: Worker, message: Done | Ready) -> None:
         if isinstance(message, Ready):
-            worker.ready, worker.kernels, worker.deadline = True, message.kernels, float("inf")
+            worker.abilities, worker.deadline = message.abilities, float("inf")
             self._pause_s = 0.0
             self._fill_up()
             self._listener.on_ready(worker)

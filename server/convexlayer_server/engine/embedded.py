@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, final
 
-from convexlayer.solution import Status
+from convexlayer.status import Status
 
 from ..errors import InvalidError, UnavailableError
 from ..settings import Settings
@@ -123,7 +123,7 @@ class EmbeddedEngine:
             running=self._scheduler.unfinished,
             workers=len(crew.workers),
             replaced=crew.replaced,
-            kernels=crew.kernels,
+            abilities=crew.abilities,
             backlog_s=self._scheduler.backlog_s(),
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 from typing import Any
@@ -54,7 +53,5 @@ def _warm_up() -> None:
                 _LOG.error("a worker could not be warmed up", exc_info=done.error)
 
 
-if compiled.is_complete():
-    for module in compiled.PARTS.values():
-        importlib.import_module(module)
+compiled.load()
 _warm_up()

@@ -28,6 +28,7 @@ from convexlayer.compiled import Kernels
 from ..arrays import Array
 
 __all__ = [
+    "Abilities",
     "Begun",
     "Charge",
     "ComputeOptions",
@@ -38,6 +39,7 @@ __all__ = [
     "Operation",
     "PortableState",
     "Progress",
+    "SolverAbility",
 ]
 
 Operation = Literal["solve", "vjp", "jvp"]
@@ -170,6 +172,36 @@ class ComputeResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SolverAbility:
+    """A solver that is installed.
+
+    Attributes:
+        name: by which it is asked for.
+        quadratic: whether it takes quadratic objectives.
+        cones: names of those that it takes.
+    """
+
+    name: str
+    quadratic: bool
+    cones: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abilities:
+    """What a worker can do.
+
+    Attributes:
+        kernels: those that it runs.
+        solvers: those that are installed.
+        functions: of expressions in documents, constraints that are written as functions included.
+    """
+
+    kernels: Kernels
+    solvers: tuple[SolverAbility, ...]
+    functions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineHealth:
     """How an engine is.
 
@@ -179,7 +211,7 @@ class EngineHealth:
         running: requests in work or waiting.
         workers: workers that can compute now.
         replaced: workers that ended unasked and were replaced, since the start.
-        kernels: those that the workers run, the portable ones where some do; None while none is ready.
+        abilities: what the workers can do, with the portable kernels where some run those; None while none is ready.
         backlog_s: estimated seconds until a request that came now would begin.
     """
 
@@ -188,7 +220,7 @@ class EngineHealth:
     running: int
     workers: int = 1
     replaced: int = 0
-    kernels: Kernels | None = None
+    abilities: Abilities | None = None
     backlog_s: float = 0.0
 
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from convexlayer.solution import Status
+from convexlayer.status import Status
 
 from ..errors import DeadlineError, DocumentError, InvalidError, RequestError, UnavailableError
 from ..fair_queue import Turn

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pickle import PickleBuffer
 from typing import Any, Literal
 
-from convexlayer.compiled import Kernels
-
-from .protocol import ComputeRequest, ComputeResult
+from .protocol import Abilities, ComputeRequest, ComputeResult
 
 __all__ = ["Done", "Ending", "Ready", "Work"]
 
@@ -20,9 +18,9 @@ waits for any more, for keeping others waiting, or because it was to."""
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker takes work, and says which kernels it runs."""
+    """A worker takes work, and says what it can do."""
 
-    kernels: Kernels
+    abilities: Abilities
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

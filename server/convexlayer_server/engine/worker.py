@@ -9,14 +9,18 @@ import os
 import signal
 import socket
 import threading
+from functools import cache
 
 from threadpoolctl import threadpool_limits
 
 from convexlayer import compiled
+from convexlayer.solvers.registry import available
 
 from .. import logs
 from ..channel import receive, send
+from ..documents.atoms import ATOMS, CONSTRAINTS
 from ..settings import Settings
+from .protocol import Abilities, SolverAbility
 from .work import Ready
 from .workbench import Workbench
 
@@ -56,12 +60,24 @@ def main(connection: socket.socket, settings: Settings, device: str, threads: in
     serve(connection, settings, kind)
 
 
+@cache
+def abilities() -> Abilities:
+    """What this process can do."""
+    solvers = (
+        SolverAbility(name=solver.name, quadratic=solver.quadratic, cones=tuple(sorted(solver.cones)))
+        for solver in available()
+        if solver.installed
+    )
+    functions = tuple(sorted([*ATOMS, *CONSTRAINTS]))
+    return Abilities(kernels=compiled.status(), solvers=tuple(solvers), functions=functions)
+
+
 def serve(connection: socket.socket, settings: Settings, device: str = "cpu") -> None:
     """Answer work with what became of it, to the end of the connection."""
     with connection:
         bench = Workbench(settings, device)
         try:
-            send(connection, Ready(compiled.status()))
+            send(connection, Ready(abilities()))
             while True:
                 send(connection, bench.do(receive(connection)))
         except (EOFError, OSError):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 
-from convexlayer.solvers.registry import available
-
-from ..documents.atoms import ATOMS, CONSTRAINTS
+from ..errors import UnavailableError
 from ..registry import versions
 from ..service import Owner, ServiceDependency
 from .bodies import Capabilities, DayUsage, SolverCapability, UsageAnswer
@@ -24,18 +21,21 @@ _MAX_DAYS = 366
 
 @router.get("/capabilities")
 async def capabilities(service: ServiceDependency) -> Capabilities:
-    """Versions, solvers, functions and limits of this server."""
+    """Versions, solvers, functions and limits of this server; 503 while no worker is ready."""
     settings, health = service.settings, service.engine.health()
+    able = health.abilities
+    if able is None:
+        raise UnavailableError("no worker is ready yet", retry_after_s=1.0)
     limits = settings.model_dump(include={name for name in type(settings).model_fields if name.startswith("max_")})
     return Capabilities(
         versions=dict(versions()),
-        solvers=[found for found in await run_in_threadpool(_solvers) if settings.allows(found.name)],
-        functions=sorted([*ATOMS, *CONSTRAINTS]),
+        solvers=[SolverCapability(**vars(solver)) for solver in able.solvers if settings.allows(solver.name)],
+        functions=list(able.functions),
         documents=["expression", "cone_program"],
         keys_required=service.keyring.required,
         workers=health.workers,
-        kernels=None if health.kernels is None else health.kernels.path,
-        kernels_reason=None if health.kernels is None else health.kernels.reason,
+        kernels=able.kernels.path,
+        kernels_reason=able.kernels.reason,
         limits=limits,
     )
 
@@ -53,12 +53,3 @@ async def usage(
             for day, used in found.items()
         ],
     )
-
-
-@cache
-def _solvers() -> list[SolverCapability]:
-    return [
-        SolverCapability(name=info.name, quadratic=info.quadratic, cones=sorted(info.cones))
-        for info in available()
-        if info.installed
-    ]

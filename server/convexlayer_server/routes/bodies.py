@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from convexlayer.solution import Status
+from convexlayer.status import Status
 
 from ..arrays import Encoding
 from ..body import refuse_unknown
@@ -270,8 +270,8 @@ class Capabilities(BaseModel):
     documents: list[str]
     keys_required: bool
     workers: int
-    kernels: str | None
-    kernels_reason: str | None
+    kernels: str
+    kernels_reason: str
     limits: dict[str, int | float | None]
 
 

@@ -62,14 +62,15 @@ async def healthz() -> dict[str, str]:
 async def readyz(service: ServiceDependency, response: Response) -> dict[str, Any]:
     """200 while the engine takes requests, else 503."""
     health = service.engine.health()
+    kernels = None if health.abilities is None else health.abilities.kernels
     response.status_code = 200 if health.ready else 503
     return {
         "status": "ready" if health.ready else "not ready",
         "compiled": health.compiled,
         "running": health.running,
         "workers": health.workers,
-        "kernels": None if health.kernels is None else health.kernels.path,
-        "kernels_reason": None if health.kernels is None else health.kernels.reason,
+        "kernels": None if kernels is None else kernels.path,
+        "kernels_reason": None if kernels is None else kernels.reason,
     }
 
 
@@ -84,5 +85,5 @@ async def metrics(service: ServiceDependency) -> Response:
     found.compiled.set(health.compiled)
     found.workers.set(health.workers)
     found.replaced.set(health.replaced)
-    found.portable.set(health.kernels is not None and health.kernels.path == "portable")
+    found.portable.set(health.abilities is not None and health.abilities.kernels.path == "portable")
     return Response(await run_in_threadpool(found.written), media_type=CONTENT_TYPE)
