@@ -19,10 +19,11 @@ PACKAGES = {
 }
 
 # Each part of the library, and the parts it may import (its own modules always).
-BASE = {"errors", "arguments", "program", "compiled", "pool", "buffers", "entry", "sparse"}
+BASE = {"errors", "arguments", "program", "compiled", "pool", "buffers", "entry", "sparse", "status"}
 CORE = {*BASE, "cones", "rays", "certificate", "solution"}
 ALLOWED_PARTS = {
     "errors": set(),
+    "status": set(),
     "arguments": {"errors"},
     "lazy": set(),
     "processor": set(),

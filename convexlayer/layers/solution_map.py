@@ -14,12 +14,7 @@ import numpy as np
 from convexlayer.arguments import check_kind, check_truth
 from convexlayer.canon import ParametricProgram
 from convexlayer.certificate import ComplementaryPoint
-from convexlayer.diff import (
-    ReducedFactor,
-    ReducedSystem,
-    derivative_mode,
-    polished,
-)
+from convexlayer.diff import ReducedFactor, ReducedSystem, derivative_mode, polished
 from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.layers.choice import Chosen, checked_device, choose, fastest
 from convexlayer.layers.convexity import is_promise

@@ -134,11 +134,11 @@ def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _json(value: Any, encoding: Encoding) -> Iterator[bytes]:
-    if isinstance(value, Mapping) and encoding == "list" and _entries(value) <= _PIECE_ENTRIES:
+    if isinstance(value, dict) and encoding == "list" and _entries(value) <= _PIECE_ENTRIES:
         yield to_json(value, inf_nan_mode="null", fallback=np.ndarray.tolist)  # at once: less to do
     elif isinstance(value, np.ndarray):
         yield from _list(value) if encoding == "list" else _base64(value)
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         yield b"{"
         for position, (name, entry) in enumerate(value.items()):
             yield (b"," if position else b"") + to_json(name) + b":"
@@ -150,10 +150,13 @@ def _json(value: Any, encoding: Encoding) -> Iterator[bytes]:
 
 def _entries(tree: Mapping[str, Any]) -> int:
     """Of all arrays within."""
-    return sum(
-        _entries(value) if isinstance(value, Mapping) else value.size if isinstance(value, np.ndarray) else 0
-        for value in tree.values()
-    )
+    entries = 0
+    for value in tree.values():
+        if isinstance(value, np.ndarray):
+            entries += value.size
+        elif isinstance(value, dict):
+            entries += _entries(value)
+    return entries
 
 
 def _list(array: Array) -> Iterator[bytes]:

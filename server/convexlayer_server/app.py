@@ -95,10 +95,10 @@ def create_app(
         responses=errors,
     )
     app.state.service = service
-    app.router.routes.extend(compute.routes)
-    for module in (compute, health, account, problems, jobs):  # in this order they are looked through, for each request
+    for module in (compute, health, account, problems, jobs):
         app.include_router(module.router)
     problem_responses.install(app)
+    app.add_middleware(compute.Directly)
     app.add_middleware(BodyLimit, limit_bytes=chosen.max_body_bytes)
     app.add_middleware(Gate, service=service)
     app.add_middleware(Observation, metrics=service.metrics, root_path=chosen.root_path)

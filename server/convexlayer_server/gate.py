@@ -15,7 +15,7 @@ from . import problems
 from .errors import CallerLeftError, RequestError
 from .memory import HeldBytes
 from .presence import Presence
-from .service import Service
+from .service import Service, path_of
 from .trace import current_trace
 
 __all__ = ["Gate"]
@@ -42,7 +42,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request (ASGI)."""
         try:
-            if scope["type"] == "http" and _path(scope).startswith(_GUARDED):
+            if scope["type"] == "http" and path_of(scope).startswith(_GUARDED):
                 await self._enter(scope, receive, send)
             else:
                 await self._app(scope, receive, send)
@@ -54,7 +54,7 @@ class Gate:
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
-        computing = scope["method"] == "POST" and _path(scope).startswith(_COMPUTING)
+        computing = scope["method"] == "POST" and path_of(scope).startswith(_COMPUTING)
         caller = service.keyring.caller(Headers(scope=scope).get("authorization", ""))
         scope["state"]["owner"] = current_trace().key_id = caller.id
         arriving = service.engine.arriving(caller.id) if computing else nullcontext()
@@ -81,10 +81,3 @@ def _in_pieces(send: Send, held: HeldBytes) -> Send:
         held.note("answer", 0)
 
     return send_in_pieces
-
-
-def _path(scope: Scope) -> str:
-    """The path below the root path, which a proxy may have stripped or not."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path

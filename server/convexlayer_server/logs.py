@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from typing import final
+from typing import Any, final
 
+from pydantic_core import to_json
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
@@ -29,13 +30,19 @@ def configure(settings: Settings, level: int = logging.INFO) -> None:
     if settings.log_format == "json":
         names = {"levelname": "level", "name": "logger"}
         hidden = [*RESERVED_ATTRS, "color_message"]  # the message of uvicorn once more, for terminals
-        handler.setFormatter(JsonFormatter(_JSON, rename_fields=names, timestamp=True, reserved_attrs=hidden))
+        handler.setFormatter(
+            JsonFormatter(_JSON, rename_fields=names, timestamp=True, reserved_attrs=hidden, json_serializer=_written)
+        )
     else:
         handler.setFormatter(logging.Formatter(_TEXT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("uvicorn.access").disabled = True  # the line of each request is ours
     logging.getLogger("uvicorn.error").addFilter(_SparingFilter())
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _written(record: dict[str, Any], **_: Any) -> str:
+    return to_json(record, fallback=str).decode()  # in a fifth of the time of json.dumps
 
 
 @final

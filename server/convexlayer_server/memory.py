@@ -71,6 +71,8 @@ class HeldMemory:
 
     def add(self, owner: str, more: int) -> None:
         """Count in what is held from now on, or, where negative, no longer."""
+        if not more:
+            return
         self.total += more
         self._peak = max(self._peak, self.total)
         held = self.of(owner) + more
@@ -139,8 +141,7 @@ class HeldBytes:
 
     def close(self) -> None:
         """Hold nothing."""
-        for part in list(self._parts):
-            self.note(part, 0)
+        self._memory.add(self._owner, -sum(self._parts.values()))
         self._parts = {}
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
 import time
-import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,7 +45,7 @@ class Observation:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        trace = current_trace(begin=Trace(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex))
+        trace = current_trace(begin=Trace(given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"))
         scope.setdefault("state", {})["request_id"] = trace.request_id
         scope["root_path"] = self._root_path
         started = time.perf_counter()
@@ -56,10 +56,8 @@ class Observation:
             nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = trace.request_id
-                if headers.get("location", "").startswith("/"):
-                    headers["Location"] = self._root_path + headers["Location"]
+                told = (b"x-request-id", trace.request_id.encode())
+                message["headers"] = [told, *map(self._placed, message.get("headers", ()))]
             elif message["type"] == "http.response.body":
                 ended = not message.get("more_body", False)
             await send(message)
@@ -72,6 +70,11 @@ class Observation:
             status = CallerLeftError.status
         finally:
             self._tell(scope, status, time.perf_counter() - started, trace)
+
+    def _placed(self, header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+        """A header of an answer as it is to be sent."""
+        name, value = header
+        return (name, self._root_path.encode() + value) if name == b"location" and value.startswith(b"/") else header
 
     def _tell(self, scope: Scope, status: int, seconds: float, trace: Trace) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"

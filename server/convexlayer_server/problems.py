@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from .errors import FieldError, InvalidError, RequestError, StoreError, UnavailableError
 
-__all__ = ["MEDIA_TYPE", "answer", "document", "install"]
+__all__ = ["MEDIA_TYPE", "answer", "document", "handlers", "install"]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -31,11 +31,19 @@ _HTTP = {
 
 def install(app: FastAPI) -> None:
     """Answer every error of the application with a problem document."""
-    app.add_exception_handler(RequestError, _on_request_error)
-    app.add_exception_handler(StoreError, _on_store_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
+    for kind, handler in handlers().items():
+        app.add_exception_handler(kind, handler)
     app.add_exception_handler(Exception, _on_bug)
+
+
+def handlers() -> dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]:
+    """What answers errors that are no bugs, by their classes."""
+    return {
+        RequestError: _on_request_error,
+        StoreError: _on_store_error,
+        RequestValidationError: _on_validation_error,
+        HTTPException: _on_http_error,
+    }
 
 
 def answer(request: Request, error: RequestError) -> Response:

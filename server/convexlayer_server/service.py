@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.types import Scope
 
 from .encoding import Readers
 from .engine import Admission
@@ -19,7 +20,7 @@ from .settings import Settings
 from .store import Store
 from .usage import Ledger
 
-__all__ = ["Owner", "Service", "ServiceDependency", "held_for", "owner_of", "service_of"]
+__all__ = ["Owner", "Service", "ServiceDependency", "held_for", "owner_of", "path_of", "service_of"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ def service_of(request: Request) -> Service:
     """The service that a request was sent to."""
     service: Service = request.app.state.service
     return service
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request below the root path, which a proxy may have stripped or not."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 def owner_of(request: Request) -> str:

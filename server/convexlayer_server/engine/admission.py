@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, TypeVar, final
 
 from ..errors import TooManyError
@@ -79,7 +78,7 @@ class Admission:
         trace.batch = len(result.status)
         self._ledger.count(request.owner, elements=trace.batch)
         self._metrics.elements.labels(request.operation).observe(trace.batch)
-        return replace(result, seconds={**result.seconds, "queue": trace.queue_s or 0.0})
+        return result
 
     @contextmanager
     def arriving(self, owner: str) -> Iterator[None]:

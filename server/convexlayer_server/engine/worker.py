@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import threading
-from functools import cache
 
 from threadpoolctl import threadpool_limits
 
@@ -60,7 +59,6 @@ def main(connection: socket.socket, settings: Settings, device: str, threads: in
     serve(connection, settings, kind)
 
 
-@cache
 def abilities() -> Abilities:
     """What this process can do."""
     solvers = (
