@@ -66,11 +66,9 @@ def _serve_on(listener: socket.socket, host: str, settings: Settings, opened: St
     if settings.workers != 0:
         forking.begin()
 
-    import uvicorn
-
     from . import logs
     from .app import create_app
-    from .connections import configuration
+    from .connections import Server, configuration
     from .descriptors import connections_allowed
     from .engine.devices import devices_of
 
@@ -80,10 +78,11 @@ def _serve_on(listener: socket.socket, host: str, settings: Settings, opened: St
     sys.stdout.write(f"listening on http://{shown}:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     most = connections_allowed(settings.max_connections)
-    config = configuration(create_app(settings, store=opened), settings, most)
+    app = create_app(settings, store=opened)
+    config = configuration(app, settings, most)
     gc.collect()
     gc.freeze()  # what is imported stays; looking through all of it would stop the event loop for 0.2 s at a time
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config, app.state.service).run(sockets=[listener])
 
 
 def create_key(settings: Settings, name: str, requests_per_minute: int | None, seconds_per_day: float | None) -> None:

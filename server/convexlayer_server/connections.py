@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import math
 import os
+import socket
 import time
 from collections import Counter
 from typing import Any, Literal, cast, final
@@ -23,9 +25,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .addresses import Addresses
 from .metrics import Metrics
 from .refusals import Refusal, Refusals
+from .service import Service
 from .settings import Settings
 
-__all__ = ["Connections", "configuration"]
+__all__ = ["Connections", "Server", "configuration"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,6 +52,26 @@ _TOLD_S = 5.0
 """How often the log tells of refusals."""
 
 
+@final
+class Server(uvicorn.Server):
+    """uvicorn's server; told to stop it gives what is in work its last seconds, then fails it, and does not wait first.
+
+    Args:
+        config: made by ``configuration``.
+        service: of the application that it serves.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop (uvicorn)."""
+        closing = asyncio.create_task(self._service.engine.close())
+        await super().shutdown(sockets)
+        await closing
+
+
 def configuration(app: FastAPI, settings: Settings, most: int | None = None) -> uvicorn.Config:
     """What uvicorn serves an application with.
 
@@ -69,7 +92,7 @@ def configuration(app: FastAPI, settings: Settings, most: int | None = None) -> 
         forwarded_allow_ips=settings.trusted_proxies,
         callback_notify=connections.sweep,
         timeout_notify=0,  # every second
-        timeout_graceful_shutdown=int(settings.drain_s) + 1,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s) + 1,
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar, final
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "LRUCache"]
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
@@ -93,3 +95,54 @@ class Kept(Generic[T]):
             if kept.until > now:
                 return
             self.drop(key)
+
+
+@final
+class LRUCache(Generic[K, T]):
+    """Things by key within a size together and a number; those used longest ago make room.
+
+    Args:
+        size: of all together.
+        count: how many there may be; None is any number.
+        keep_last: keep a thing that is too large on its own, until another comes.
+    """
+
+    def __init__(self, size: int, count: int | None = None, *, keep_last: bool = False) -> None:
+        self._most = size
+        self._count = count
+        self._least = 1 if keep_last else 0
+        self._things: OrderedDict[K, tuple[T, int]] = OrderedDict()
+        self._size = 0
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._things
+
+    def get(self, key: K) -> T | None:
+        """The thing of a key, used now."""
+        if key not in self._things:
+            return None
+        self._things.move_to_end(key)
+        return self._things[key][0]
+
+    def put(self, key: K, thing: T, size: int) -> list[K]:
+        """Keep a thing; the keys of those that made room, its own among them where it is too large."""
+        self.drop(key)
+        self._things[key] = thing, size
+        self._size += size
+        dropped: list[K] = []
+        while len(self._things) > self._least and (
+            self._size > self._most or (self._count is not None and len(self._things) > self._count)
+        ):
+            dropped.append(next(iter(self._things)))
+            self.drop(dropped[-1])
+        return dropped
+
+    def drop(self, key: K) -> None:
+        """Keep a thing no longer."""
+        _, size = self._things.pop(key, (None, 0))
+        self._size -= size
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._things.clear()
+        self._size = 0

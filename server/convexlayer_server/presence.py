@@ -8,7 +8,7 @@ from typing import Self, final
 
 from starlette.types import Message, Receive, Send
 
-from .errors import CallerLeftError
+from .errors import CallerLeftError, UnavailableError
 
 __all__ = ["Presence"]
 
@@ -37,6 +37,7 @@ class Presence:
         self._timer: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
         self._left = False
+        self._answering = False
 
     async def receive(self) -> Message:
         """The next message (ASGI)."""
@@ -47,6 +48,7 @@ class Presence:
 
     async def send(self, message: Message) -> None:
         """Send a message (ASGI)."""
+        self._answering = True
         if message["type"] == "http.response.body":
             if not message.get("more_body", False):
                 self._end()
@@ -65,12 +67,20 @@ class Presence:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raise CallerLeftError where what was within was cancelled for that."""
+        """Raise CallerLeftError where what was within was cancelled for that.
+
+        Raise UnavailableError where it was cancelled from outside, as by a server that will wait no longer, while it
+        can still be answered.
+        """
         self._end()
-        if self._left and self._task is not None:
-            others = self._task.uncancel() > self._cancelling
-            if kind is asyncio.CancelledError and not others:
+        cancelled = kind is asyncio.CancelledError
+        if self._task is None or not (self._left or (cancelled and not self._answering)):
+            return
+        others = self._task.uncancel() > self._cancelling
+        if cancelled and not others:
+            if self._left:
                 raise CallerLeftError("the connection was closed before the answer was ready") from error
+            raise UnavailableError("the server is shutting down", retry_after_s=1.0) from error
 
     def _begin(self) -> None:
         self._end()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -16,6 +15,7 @@ import convexlayer
 from .documents import Identified
 from .engine import Admission
 from .errors import NotFoundError
+from .kept import LRUCache
 from .settings import Settings
 from .store import Store, StoredProblem
 
@@ -39,11 +39,9 @@ class Registry:
     """
 
     def __init__(self, settings: Settings, store: Store, engine: Admission) -> None:
-        self._settings = settings
         self._store = store
         self._engine = engine
-        self._recent: OrderedDict[tuple[str, str], StoredProblem] = OrderedDict()
-        self._recent_bytes = 0
+        self._recent: LRUCache[tuple[str, str], StoredProblem] = LRUCache(settings.recent_bytes, keep_last=True)
 
     async def add(self, owner: str, document: Identified) -> tuple[StoredProblem, bool]:
         """Compile and register a problem; with whether it is new to the key.
@@ -73,7 +71,6 @@ class Registry:
         """
         recent = self._recent.get((owner, problem_id))
         if recent is not None:
-            self._recent.move_to_end((owner, problem_id))
             return recent
         problem = await run_in_threadpool(self._store.get, owner, problem_id)
         if problem is None:
@@ -81,11 +78,7 @@ class Registry:
         if problem.versions != str(dict(versions())):
             renewed, _ = await self.add(owner, Identified(problem_id, problem.document))
             problem = replace(renewed, size_bytes=problem.size_bytes)
-        self._drop((owner, problem_id))
-        self._recent[owner, problem_id] = problem
-        self._recent_bytes += problem.size_bytes
-        while len(self._recent) > 1 and self._recent_bytes > self._settings.recent_bytes:
-            self._drop(next(iter(self._recent)))
+        self._recent.put((owner, problem_id), problem, problem.size_bytes)
         return problem
 
     async def page(self, owner: str, after: int, limit: int) -> tuple[list[str], int | None]:
@@ -99,15 +92,10 @@ class Registry:
             NotFoundError: there is none.
         """
         found = await run_in_threadpool(self._store.delete, owner, problem_id)
-        self._drop((owner, problem_id))
+        self._recent.drop((owner, problem_id))
         if not found:
             raise NotFoundError(f"no problem {problem_id[:80]!r} is registered here")
 
     def forget(self) -> None:
         """Read everything from the store anew."""
         self._recent.clear()
-        self._recent_bytes = 0
-
-    def _drop(self, place: tuple[str, str]) -> None:
-        problem = self._recent.pop(place, None)
-        self._recent_bytes -= 0 if problem is None else problem.size_bytes

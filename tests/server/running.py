@@ -15,10 +15,9 @@ from types import TracebackType
 from typing import Any, Self, final
 
 import numpy as np
-import uvicorn
 
 from convexlayer_server import Settings, create_app
-from convexlayer_server.connections import Connections, configuration
+from convexlayer_server.connections import Connections, Server, configuration
 from convexlayer_server.engine import (
     Begun,
     Charge,
@@ -232,7 +231,7 @@ class Running:
         config = configuration(app, settings)
         config.port = 0
         self.connections: Connections = config.http.__self__  # type: ignore[union-attr]
-        self._server = uvicorn.Server(config)
+        self._server = Server(config, self.service)
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
         eventually(lambda: self._server.started)

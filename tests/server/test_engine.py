@@ -437,7 +437,7 @@ def test_problems_are_dropped_and_compiled_again() -> None:
 
 
 def test_a_problem_of_which_too_many_others_were_compiled_since_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "_KNOWN", 2)
+    monkeypatch.setattr(scheduler, "_KNOWN_BYTES", 2 * (scheduler._LEAST_BYTES + len(DOCUMENT)))
 
     async def work(engine: EmbeddedEngine) -> None:
         for name in ("p", "q", "s"):

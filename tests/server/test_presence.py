@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from starlette.types import Message
 
 from convexlayer_server import presence
-from convexlayer_server.errors import CallerLeftError
+from convexlayer_server.engine.computation import Computation
+from convexlayer_server.errors import CallerLeftError, DeadlineError, UnavailableError
 from convexlayer_server.presence import Presence
 
 from .conftest import DOCUMENT, VALUES
@@ -208,18 +210,46 @@ def test_presence_is_noticed_between_body_and_answer() -> None:
         asyncio.run(run("left"))
 
 
-def test_another_cancellation_is_no_absence() -> None:
+@pytest.mark.parametrize(("begun", "error"), [(False, UnavailableError), (True, asyncio.CancelledError)])
+def test_who_is_cancelled_by_the_server_is_answered_where_nothing_was_sent(
+    begun: bool, error: type[BaseException]
+) -> None:
     async def run() -> None:
         connection = Connection()
         async with Presence(connection.receive, connection.send) as present:
             await present.receive()
+            if begun:
+                await present.send({"type": "http.response.start", "status": 200, "headers": []})
             current = asyncio.current_task()
             assert current is not None
             current.cancel()
             await asyncio.Event().wait()
 
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(error):
         asyncio.run(run())
+
+
+def test_a_server_that_stops_answers_what_it_cannot_finish(
+    monkeypatch: pytest.MonkeyPatch, statuses: Callable[[], list[int]]
+) -> None:
+    over = threading.Event()
+
+    def endless(*_: object, **__: object) -> None:
+        over.wait()
+        raise DeadlineError("it is over")
+
+    monkeypatch.setattr(Computation, "result", endless)
+    with running() as server:
+        path = server.register(DOCUMENT)
+        wires = [server.wire().request("POST", f"{path}/solve", SOLVE) for _ in range(3)]
+        eventually(lambda: server.service.engine.health().running == 3)
+        server.close()
+        for wire in wires:
+            answer = wire.answer()
+            assert (answer.status, answer.slug) == (503, "unavailable")
+            assert int(answer.headers["retry-after"]) > 0
+        over.set()
+    assert statuses() == [201, 503, 503, 503]
 
 
 class _Endless:

@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from convexlayer.status import Status
 
 from ..errors import DeadlineError, DocumentError, InvalidError, RequestError, UnavailableError
 from ..fair_queue import Turn
+from ..kept import LRUCache
 from ..settings import Settings
 from .crew import Crew, Worker
 from .estimates import LONG_S
@@ -41,8 +42,18 @@ _REPLACED_S = 0.5
 """What an owner is charged for a worker that had to be ended for it."""
 
 _RETRY_S = 1.0
-_KNOWN = 10_000
-"""Problems whose summaries and times of compiling are remembered."""
+_KNOWN_BYTES = 2**25
+"""Of the documents whose summaries and times of compiling are remembered; a summary is seldom larger."""
+
+_LEAST_BYTES = 2**11
+"""That a summary takes at the least."""
+
+
+class _Known(NamedTuple):
+    """What is remembered of a problem that was compiled."""
+
+    summary: Mapping[str, Any]
+    compile_s: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,15 +104,15 @@ class Scheduler:
         self._tasks: set[Task] = set()
         self._in_work: dict[Worker, _InWork] = {}
         self._quarantine = Quarantine(settings.quarantine_s)
-        self._summaries: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
-        self._compile_s: dict[str, float] = {}
+        self._known: LRUCache[str, _Known] = LRUCache(_KNOWN_BYTES)
         self._soon = False
         self._look_again_at = float("inf")
         self._later: asyncio.TimerHandle | None = None
 
     def summary(self, problem_id: str) -> Mapping[str, Any] | None:
         """What is known of a problem that was compiled at any time."""
-        return self._summaries.get(problem_id)
+        known = self._known.get(problem_id)
+        return None if known is None else known.summary
 
     @property
     def problems(self) -> set[str]:
@@ -161,7 +172,8 @@ class Scheduler:
         """It has done work, and takes more."""
         in_work = self._settled(worker)
         if done.summary is not None:
-            self._remember(work.problem_id, done.summary, done.compile_s)
+            size_bytes = _LEAST_BYTES + len(in_work.pieces[0].task.document)
+            self._known.put(work.problem_id, _Known(done.summary, done.compile_s), size_bytes)
         if done.error is not None:
             if work.merged and done.compiled:  # whose it is shows when they are done one by one
                 self._put_back(in_work.pieces, alone=True)
@@ -170,10 +182,10 @@ class Scheduler:
                     self._fail(piece.task, done.error)
         elif done.result is not None:
             self._answer(work, in_work, done, done.result)
-        else:
+        elif done.summary is not None:
             for piece in in_work.pieces:
                 self._turns.learn(piece, done.compile_s)
-                piece.task.compiled(self._summaries[work.problem_id])
+                piece.task.compiled(done.summary)
         self._dispatch()
 
     def on_gone(self, worker: Worker, work: Work | None, ending: Ending) -> None:
@@ -227,14 +239,6 @@ class Scheduler:
         self._turns.remove(task)
         task.fail(error)
 
-    def _remember(self, problem_id: str, summary: Mapping[str, Any], compile_s: float) -> None:
-        self._summaries[problem_id] = summary
-        self._summaries.move_to_end(problem_id)
-        self._compile_s[problem_id] = compile_s
-        if len(self._summaries) > _KNOWN:
-            oldest, _ = self._summaries.popitem(last=False)
-            del self._compile_s[oldest]
-
     def _dispatch(self) -> None:
         """Give work to those that are free."""
         self._soon = False
@@ -280,7 +284,8 @@ class Scheduler:
             return None  # the last one is for those who have none
         having = [worker for worker in front if task.problem_id in worker.problems or _is_at(worker, task)]
         if having and not any(worker in idle for worker in having):
-            patience_s = self._compile_s.get(task.problem_id, self._settings.compile_limit_s)
+            known = self._known.get(task.problem_id)
+            patience_s = self._settings.compile_limit_s if known is None else known.compile_s
             if time.monotonic() < task.since + patience_s:
                 self._look_again_at = min(self._look_again_at, task.since + patience_s)
                 return None

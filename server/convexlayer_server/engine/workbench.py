@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from dataclasses import replace
-from typing import Generic, TypeVar, final
+from typing import TypeVar, final
 
 from convexlayer.layers import SolvedBatch
 
 from ..documents.grammar import Grammar
 from ..errors import RequestError
+from ..kept import LRUCache
 from ..settings import Settings
 from .compiled import CompiledProblem, compile_document
 from .computation import Computation
@@ -41,10 +41,10 @@ class Workbench:
         self._settings = settings
         self._device = device
         self._grammar = Grammar(settings)
-        self._problems: _Shelf[tuple[CompiledProblem, Computation]] = _Shelf(
+        self._problems: LRUCache[str, tuple[CompiledProblem, Computation]] = LRUCache(
             settings.max_compiled_size, settings.compiled_problems, keep_last=True
         )
-        self._batches: _Shelf[SolvedBatch] = _Shelf(settings.state_bytes)
+        self._batches: LRUCache[str, SolvedBatch] = LRUCache(settings.state_bytes)
 
     def do(self, work: Work) -> Done:
         """Compile where that is needed, then compute; no exception leaves."""
@@ -95,49 +95,6 @@ class Workbench:
             return (), ()
         dropped = self._batches.put(key, batch, _size_bytes(problem, batch))
         return ((key,) if key in self._batches else ()), tuple(each for each in dropped if each != key)
-
-
-@final
-class _Shelf(Generic[_T]):
-    """Things by id within a size together and a number; those used longest ago make room.
-
-    Args:
-        size: of all together.
-        count: how many there may be; None is any number.
-        keep_last: keep a thing that is too large on its own, until another comes.
-    """
-
-    def __init__(self, size: int, count: int | None = None, *, keep_last: bool = False) -> None:
-        self._most = size
-        self._count = count
-        self._least = 1 if keep_last else 0
-        self._things: OrderedDict[str, tuple[_T, int]] = OrderedDict()
-        self._size = 0
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._things
-
-    def get(self, key: str) -> _T | None:
-        """The thing of an id, used now."""
-        if key not in self._things:
-            return None
-        self._things.move_to_end(key)
-        return self._things[key][0]
-
-    def put(self, key: str, thing: _T, size: int) -> list[str]:
-        """Keep a thing; the ids of those that made room, its own among them where it is too large."""
-        if key in self._things:
-            self._size -= self._things.pop(key)[1]
-        self._things[key] = thing, size
-        self._size += size
-        dropped: list[str] = []
-        while len(self._things) > self._least and (
-            self._size > self._most or (self._count is not None and len(self._things) > self._count)
-        ):
-            oldest, (_, freed) = self._things.popitem(last=False)
-            self._size -= freed
-            dropped.append(oldest)
-        return dropped
 
 
 def _size_bytes(problem: CompiledProblem, batch: SolvedBatch) -> int:
