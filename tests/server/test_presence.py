@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -239,9 +240,9 @@ def test_a_server_that_stops_answers_what_it_cannot_finish(
         raise DeadlineError("it is over")
 
     monkeypatch.setattr(Computation, "result", endless)
-    with running() as server:
+    with running() as server, ExitStack() as stack:
         path = server.register(DOCUMENT)
-        wires = [server.wire().request("POST", f"{path}/solve", SOLVE) for _ in range(3)]
+        wires = [stack.enter_context(server.wire()).request("POST", f"{path}/solve", SOLVE) for _ in range(3)]
         eventually(lambda: server.service.engine.health().running == 3)
         server.close()
         for wire in wires:
