@@ -142,8 +142,8 @@ class Server:
         return [child for child in self._processes() if _is_worker(child)]
 
     def front(self) -> list[psutil.Process]:
-        """All its other processes: what takes requests and reads bodies."""
-        return [process for process in self._processes() if not _is_worker(process)]
+        """The processes that take requests and read bodies: all but the workers and the one that forks them."""
+        return [process for process in self._processes() if not (_is_worker(process) or _forks(process))]
 
     def wait_for_workers(self) -> float:
         """Seconds until all workers are there."""
@@ -191,9 +191,17 @@ def cpu_s(processes: Sequence[psutil.Process]) -> float:
 def _is_worker(process: psutil.Process) -> bool:
     """Whether it was spawned, or forked by the process that does that alone."""
     try:
-        command, parent = " ".join(process.cmdline()), process.parent()
-        forked = parent is not None and _FORKS in command and _FORKS in " ".join(parent.cmdline())
-        return forked or "spawn_main" in command
+        parent = process.parent()
+        forked = parent is not None and _forks(parent)
+        return forked or "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _forks(process: psutil.Process) -> bool:
+    """Whether it is the process that forks workers, or one of them, which shows the same command."""
+    try:
+        return _FORKS in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return False
 
