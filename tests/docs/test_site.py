@@ -1,0 +1,35 @@
+"""The documentation site builds without warnings and loads nothing from other hosts; links of README lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="needs convexlayer[docs]")
+def test_the_site_builds_strictly_and_is_self_contained(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=[\"']?(https?:)?//", text)
+        loaded += re.findall(r"<link[^>]*rel=[\"']?stylesheet[^>]*href=[\"']?(https?:)?//", text)
+        assert not loaded, page
+        assert "arithmatex" not in text, f"{page}: a formula was not converted"
+
+
+@pytest.mark.parametrize("name", ["README.md", "clients/python/README.md"])
+def test_links_to_files_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
