@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, pages
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="needs convexlayer[docs]")
@@ -33,3 +33,18 @@ def test_links_to_files_lead_somewhere(name: str) -> None:
     page = ROOT / name
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", pages())
+def test_paths_in_code_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    folders = "convexlayer|server|clients|tests|docs|examples|benchmarks|docker|.ci"
+    made = (
+        "examples/output",
+        "benchmarks/output",
+        "docker/first_key",
+        "convexlayer/solvers/name_.py",
+        "convexlayer/cones/name.py",
+    )
+    for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", text):
+        assert path.startswith(made) or (ROOT / path).exists(), path
