@@ -29,7 +29,7 @@ LOWEST_TESTS := tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-venv: $(STAMP)  ## Make the environment: both distributions, editable, with every extra
+venv: $(STAMP)  ## Make the environment: both distributions, editable, with every extra but bench and docs
 
 # constraints.txt pins what every install resolves to, so that no solver's dependency brings another torch.
 $(STAMP): pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
@@ -87,7 +87,7 @@ serve: $(STAMP)  ## Serve on http://127.0.0.1:8000
 	$(BIN)/convexlayer serve
 
 docs: $(DOCS_STAMP)  ## Build the documentation site into site/, warnings are errors
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'

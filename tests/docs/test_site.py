@@ -7,9 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import convexlayer
+import convexlayer_client
+import convexlayer_server
+from convexlayer import nodes
 from tests.docs.pages import ROOT, pages
 
 
@@ -48,3 +53,11 @@ def test_paths_in_code_exist(page: str) -> None:
     )
     for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", text):
         assert path.startswith(made) or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("package", [convexlayer, nodes, convexlayer_server, convexlayer_client])
+def test_the_reference_lists_every_public_name(package: ModuleType) -> None:
+    reference = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
+    listed = set(re.findall(rf"^::: {package.__name__}\.(\w+)$", reference, re.MULTILINE))
+    public = {name for name in package.__all__ if not name.startswith("_")}
+    assert public <= listed
