@@ -61,3 +61,13 @@ def test_the_reference_lists_every_public_name(package: ModuleType) -> None:
     listed = set(re.findall(rf"^::: {package.__name__}\.(\w+)$", reference, re.MULTILINE))
     public = {name for name in package.__all__ if not name.startswith("_")}
     assert public <= listed
+
+
+def test_the_limits_of_a_lab_server_have_the_defaults_that_are_named() -> None:
+    text = (ROOT / "docs" / "lab-server.md").read_text(encoding="utf-8")
+    fields = convexlayer_server.Settings.model_fields
+    rows = re.findall(r"^\| ([^|]*) \| (`[\d.]+`(?:, `[\d.]+`)*) \|", text, re.MULTILINE)
+    assert rows
+    for names, values in rows:
+        for name, value in zip(re.findall(r"`(\w+)`", names), re.findall(r"`([\d.]+)`", values), strict=True):
+            assert str(fields[name].default) == value, name
