@@ -71,3 +71,12 @@ def test_the_limits_of_a_lab_server_have_the_defaults_that_are_named() -> None:
     for names, values in rows:
         for name, value in zip(re.findall(r"`(\w+)`", names), re.findall(r"`([\d.]+)`", values), strict=True):
             assert str(fields[name].default) == value, name
+
+
+def test_the_slugs_of_errors_are_those_of_the_server() -> None:
+    text = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py"))
+    rows = re.findall(r"^\| \d{3} \| ([^|]*) \|", text, re.MULTILINE)
+    slugs = {slug for row in rows for slug in re.findall(r"`([\w-]+)`", row)}
+    assert len(slugs) > 15
+    assert {slug for slug in slugs if f'"{slug}"' not in sources} == set()
