@@ -26,7 +26,7 @@ def main() -> int:
         os.environ[f"{variable}_NUM_THREADS"] = str(arguments.threads)
     from matplotlib.figure import Figure
 
-    from benchmarks.node_report import draw, markdown
+    from benchmarks.node_summary import draw, markdown
 
     results = _run(arguments)
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,16 @@ ALLOWED_PARTS = {
     "gallery": {*CORE, "layers", "nodes"},
 }
 
+# The subpackages of ``convexlayer.nodes``, and those each may import; only the package itself imports them all.
+ALLOWED_NODE_PACKAGES = {
+    "autodiff": set(),
+    "implicit": {"autodiff"},
+    "closed_form": {"autodiff"},
+    "declarative": {"autodiff", "implicit"},
+    "fixed_point": {"autodiff", "implicit", "declarative"},
+    "bilevel": {"autodiff", "implicit", "declarative", "fixed_point"},
+}
+
 # These put the parts together, so they may import any of them: the public names, the command line, and what makes a
 # layer remote.
 COMPOSITION_ROOTS = {"convexlayer/__init__.py", "convexlayer/cli.py", "convexlayer/layers/remote.py"}
@@ -165,6 +175,17 @@ def parts_import_one_way(module: Module) -> Iterator[str]:
                 yield f"line {found.line}: {module.part} may not import {found.name}"
 
 
+def node_packages_import_one_way(module: Module) -> Iterator[str]:
+    if not module.path.startswith("convexlayer/nodes/") or module.path == "convexlayer/nodes/__init__.py":
+        return
+    own = module.path.split("/")[2]
+    for found in module.imports:
+        if found.name.startswith("convexlayer.nodes."):
+            other = found.name.split(".")[2]
+            if other != own and other not in ALLOWED_NODE_PACKAGES[own]:
+                yield f"line {found.line}: {own} may not import {found.name}"
+
+
 def the_library_knows_neither_server_nor_client(module: Module) -> Iterator[str]:
     if module.package == "convexlayer" and module.path not in COMPOSITION_ROOTS:
         for found in module.imports:
@@ -274,6 +295,7 @@ def nothing_is_left_to_do(module: Module) -> Iterator[str]:
 
 RULES: list[Callable[[Module], Iterator[str]]] = [
     parts_import_one_way,
+    node_packages_import_one_way,
     the_library_knows_neither_server_nor_client,
     client_and_server_share_the_wire_format_only,
     torch_stays_in_layers_and_the_dense_backend,
@@ -303,6 +325,9 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (parts_import_one_way, "convexlayer/program.py", "from . import solution"),
         (parts_import_one_way, "convexlayer/cones/a.py", "from ..canon.frontend import canonical_form"),
         (parts_import_one_way, "convexlayer/layers/a.py", "import convexlayer"),
+        (node_packages_import_one_way, "convexlayer/nodes/implicit/a.py", "from convexlayer.nodes.bilevel import b"),
+        (node_packages_import_one_way, "convexlayer/nodes/closed_form/a.py", "from ..bilevel.solve import b"),
+        (node_packages_import_one_way, "convexlayer/nodes/bilevel/a.py", "from convexlayer.nodes import b"),
         (the_library_knows_neither_server_nor_client, "convexlayer/layers/a.py", "import convexlayer_client"),
         (client_and_server_share_the_wire_format_only, f"{CLIENT}/a.py", "import convexlayer"),
         (client_and_server_share_the_wire_format_only, "server/convexlayer_server/a.py", "import convexlayer_client"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from convexlayer.nodes import AbstractDerivative, FixedPointNode, ForwardBackward
-from convexlayer.nodes.iteration import FORGETTING
+from convexlayer.nodes.fixed_point.differentiation import FORGETTING
 
 __all__ = ["Ridge", "cosine", "diabetes", "iterations", "path"]
 

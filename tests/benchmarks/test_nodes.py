@@ -13,7 +13,7 @@ from benchmarks.node_cases import OURS, UNROLLED, growth, squares, transport
 from benchmarks.node_memory import CASES, grown
 from benchmarks.node_peers import CASES as SMALL
 from benchmarks.node_peers import LIBRARY, importable, small
-from benchmarks.node_report import WITHOUT, draw, markdown
+from benchmarks.node_summary import WITHOUT, draw, markdown
 from benchmarks.timing import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.cholesky is deprecated", "ignore:Using torch.cholesky")

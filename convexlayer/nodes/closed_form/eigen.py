@@ -1,0 +1,154 @@
+"""The eigendecomposition of symmetric matrices, all of it or the largest eigenpairs.
+
+    X = Y diag(lambda) Y',    Y'Y = I          (the stationary points of u'X u on u'u = 1)
+
+Pullback, with S = Y'(cotangent of Y) and F_ij = 1 / (lambda_j - lambda_i), 0 on the diagonal:
+
+    X' = Y (diag(lambda') + F * (S - S') / 2) Y'          (Gould 2026, eigendecomposition, with the sign of its code)
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import ClassVar, final
+
+import torch
+
+from convexlayer.errors import DerivativeError, ProblemError, ShapeError
+from convexlayer.nodes.autodiff.batch import Tensors
+from convexlayer.nodes.closed_form.base import ClosedForm, elements, entry, least, product
+
+__all__ = ["eigen_decomposition"]
+
+CLOSE = 10.0
+"""Eigenvalues of size m matrices coincide up to this multiple of m eps times the largest."""
+
+
+@entry
+def eigen_decomposition(
+    X: torch.Tensor, k: int | None = None, *, on_degenerate: str = "warn"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues, ascending as those of torch.linalg.eigh, and eigenvectors of (X + X') / 2.
+
+    The gradient is symmetric. An eigenvector is defined up to sign: here its entry of largest magnitude is positive.
+
+    Where eigenvalues coincide, only functions that do not tell their eigenvectors apart have a derivative, and its
+    pullback is exact: a projector on their common space, or a sum of both eigenvalues. For any other the minimum-norm
+    choice is returned, F = 0 within the space, and ``on_degenerate`` says what becomes of it.
+
+    Args:
+        X: (..., m, m).
+        k: how many of the largest eigenvalues to return; None for all.
+        on_degenerate: ``warn``, or ``raise`` a DerivativeError.
+
+    Returns:
+        (..., k) and (..., m, k); the columns are the eigenvectors.
+
+    Raises:
+        ShapeError: X is not square.
+        ProblemError: k is not in 1, ..., m.
+    """
+    if on_degenerate not in _FORMS:
+        raise ProblemError(f"on_degenerate: expected one of {', '.join(_FORMS)}, got {on_degenerate!r}")
+    if X.ndim < 2 or X.shape[-2] != X.shape[-1]:
+        raise ShapeError(f"X: expected shape (..., m, m), got {tuple(X.shape)}")
+    m = X.shape[-1]
+    if k is not None and not 1 <= k <= m:
+        raise ProblemError(f"k: expected 1 to {m}, the size of X, got {k}")
+    values, vectors = _FORMS[on_degenerate](X)
+    return (values, vectors) if k is None else (values[..., m - k :], vectors[..., m - k :])
+
+
+@final
+class _Eigen(ClosedForm):
+    arguments: ClassVar = {"X": ("m", "m")}
+    outputs: ClassVar = 2
+
+    def __init__(self, inner: _Inner) -> None:
+        self._inner = inner
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        (X,) = inputs
+        values, vectors = torch.linalg.eigh(0.5 * (X + X.mT))
+        largest = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
+        return values, vectors * largest.sign()
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        values, Y = solved
+        (inner,) = self._inner.apply(values, cotangents[0], product(Y.mT, cotangents[1]))
+        return (product(product(Y, inner), Y.mT),)
+
+
+@final
+class _Inner(ClosedForm):
+    """diag(lambda') + F * (S - S') / 2, which says where a derivative does not exist.
+
+    That is within a repeated eigenvalue, where S is not symmetric, or the cotangents of the eigenvalues differ.
+    """
+
+    arguments: ClassVar = {"values": ("m",), "cotangent": ("m",), "S": ("m", "m")}
+    checked: ClassVar = False
+
+    def __init__(self, on_degenerate: str) -> None:
+        self._on_degenerate = on_degenerate
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        values, cotangent, S = inputs
+        skew = S - S.mT
+        eps = torch.finfo(values.dtype).eps
+        gaps = _gaps(values)
+        gaps.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+        # They ascend, so neighbours are the closest; a bound of all in the batch will do to see that none coincide.
+        if least(gaps.diagonal(1, -2, -1)) > CLOSE * values.shape[-1] * eps * torch.linalg.vector_norm(values).item():
+            inner = 0.5 * skew / gaps
+        else:
+            self._tell(values, cotangent, S, skew)
+            inner = 0.5 * skew * _reciprocal_gaps(values)
+        inner.diagonal(dim1=-2, dim2=-1).copy_(cotangent)
+        return (inner,)
+
+    def _tell(self, values: torch.Tensor, cotangent: torch.Tensor, S: torch.Tensor, skew: torch.Tensor) -> None:
+        """Say where the cotangents tell repeated eigenvalues apart."""
+        asked = torch.maximum(skew.abs(), (cotangent[..., None] - cotangent[..., None, :]).abs())
+        scale = torch.maximum(S.abs().amax((-2, -1)), cotangent.abs().amax(-1))[..., None, None]
+        # Rounding within the space leaves about eps times the gap to the next eigenvalue; the square root is far above.
+        repeated = _gaps(values).abs() <= _closeness(values)[..., None]
+        repeated = repeated & ~torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
+        wrong = (repeated & (asked > torch.finfo(S.dtype).eps ** 0.5 * scale)).any(-1).any(-1)
+        if not bool(wrong.any()):
+            return
+        message = (
+            f"eigenvalues coincide{elements(wrong)}, and the loss tells their eigenvectors or eigenvalues apart: "
+            "it has no derivative there; use the projector Y Y' on their common space, or move X"
+        )
+        if self._on_degenerate == "raise":
+            raise DerivativeError(message)
+        warnings.warn(f"{message} (the minimum-norm choice is returned)", UserWarning, stacklevel=2)
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        values, _, S = inputs
+        (G,) = cotangents
+        F = _reciprocal_gaps(values)
+        moved = -0.5 * G * F.square() * (S - S.mT)
+        half = 0.5 * F * G
+        return moved.sum(-2) - moved.sum(-1), G.diagonal(dim1=-2, dim2=-1), half - half.mT
+
+
+def _gaps(values: torch.Tensor) -> torch.Tensor:
+    """lambda_j - lambda_i, (..., m, m)."""
+    return values.unsqueeze(-2) - values.unsqueeze(-1)
+
+
+def _closeness(values: torch.Tensor) -> torch.Tensor:
+    """The distance up to which eigenvalues coincide, (..., 1)."""
+    return CLOSE * values.shape[-1] * torch.finfo(values.dtype).eps * values.abs().amax(-1, keepdim=True)
+
+
+def _reciprocal_gaps(values: torch.Tensor) -> torch.Tensor:
+    """F, (..., m, m), with 0 on the diagonal and where eigenvalues coincide."""
+    gaps = _gaps(values)
+    close = gaps.abs() <= _closeness(values)[..., None]  # the diagonal too
+    return gaps.masked_fill(close, torch.inf).reciprocal()
+
+
+_FORMS = {choice: _Eigen(_Inner(choice)) for choice in ("warn", "raise")}

@@ -1,0 +1,245 @@
+"""Weighted perspective-n-point: the camera pose that projects points to where they were seen.
+
+    R, t = argmin sum_i w_i |pi(R X_i + t) - x_i|^2   subject to R a rotation,       pi(Y) = (Y_1, Y_2) / Y_3
+
+The pose moves as R -> exp([omega]) R, t -> t + tau, with delta = (omega, tau) in six coordinates; q = R X, Y = q + t,
+r = pi(Y) - x, and for a direction delta
+
+    d = omega x q + tau,   e = D pi d = (d_12 - pi d_3) / Y_3,   D^2 pi [d, d] = -2 e d_3 / Y_3
+    Y'' = omega x (omega x q)
+    f' = 2 sum w r'e,      f'' = 2 sum w (|e|^2 + r'(D^2 pi [d, d] + D pi Y''))
+
+Pullback: z = H^-1 (cotangent in the six coordinates), then the gradients of -f'(z) in X, x and w, which need no f_XY.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+import torch
+
+from convexlayer.errors import ProblemError, ShapeError, SolverError
+from convexlayer.nodes.autodiff.batch import Tensors
+from convexlayer.nodes.closed_form.base import ClosedForm, elements, entry, times
+from convexlayer.nodes.closed_form.hessian_solve import HessianSolve
+
+__all__ = ["perspective_n_point", "rotation_of"]
+
+LINEAR_POINTS = 6
+"""Points that the linear start needs."""
+
+
+@entry
+def perspective_n_point(
+    X: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor | None = None,
+    *,
+    start: tuple[torch.Tensor, torch.Tensor] | None = None,
+    tol: float = 1e-12,
+    max_iter: int = 200,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pose of a calibrated camera from points in space and in the image.
+
+    Forward is Newton's method with damping on the rotations, from a linear solution or from ``start``: a local minimum.
+    The work is done in float64.
+
+    Args:
+        X: points in space, (..., n, 3); leading axes broadcast.
+        x: normalised image points, (..., n, 2): pixels with the inverse of the camera matrix applied.
+        w: weights, (..., n), nonnegative; 1 each by default.
+        start: rotation (..., 3, 3) and translation (..., 3) to start from, constants. Without it at least six points
+            not in one plane are needed.
+        tol: norm of the gradient, relative to that of a unit residual at every point.
+        max_iter: iterations at most.
+
+    Returns:
+        R (..., 3, 3) and t (..., 3).
+
+    Raises:
+        ShapeError: shapes that do not fit.
+        ProblemError: negative weights, or too few points for a linear start.
+        SolverError: the tolerance was not reached.
+        DerivativeError: (in backward) the points leave the pose undetermined: fewer than three of positive weight, or
+            all on a line.
+    """
+    if X.ndim < 2 or X.shape[-1] != 3 or x.ndim < 2 or x.shape[-1] != 2:
+        raise ShapeError(f"expected X (..., n, 3) and x (..., n, 2), got {tuple(X.shape)} and {tuple(x.shape)}")
+    weights = X.new_ones(X.shape[-2:-1]) if w is None else w
+    form = _Pose(tol, max_iter)
+    R, t = form(X, x, weights) if start is None else _PoseFrom(form)(X, x, weights, *(part.detach() for part in start))
+    return R, t
+
+
+def rotation_of(omega: torch.Tensor) -> torch.Tensor:
+    """exp([omega]), the rotation (..., 3, 3) about a vector (..., 3) by its length in radians."""
+    return torch.linalg.matrix_exp(_cross(omega))
+
+
+def _cross(a: torch.Tensor) -> torch.Tensor:
+    """[a] with [a] b = a x b, (..., 3, 3)."""
+    a1, a2, a3 = a.unbind(-1)
+    zero = torch.zeros_like(a1)
+    rows = [torch.stack(row, -1) for row in ((zero, -a3, a2), (a3, zero, -a1), (-a2, a1, zero))]
+    return torch.stack(rows, -2)
+
+
+@final
+class _Pose(ClosedForm):
+    arguments: ClassVar = {"X": ("n", "3"), "x": ("n", "2"), "w": ("n",)}
+    outputs: ClassVar = 2
+    double: ClassVar = True
+
+    def __init__(self, tol: float, max_iter: int) -> None:
+        self._tol, self._max_iter = tol, max_iter
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        X, x, w = inputs
+        return self.descend(X, x, w, *_linear_start(X, x, w))
+
+    def descend(self, X: torch.Tensor, x: torch.Tensor, w: torch.Tensor, R: torch.Tensor, t: torch.Tensor) -> Tensors:
+        """The pose reached from (R, t)."""
+        if bool((w < 0).any()):
+            raise ProblemError(f"w: expected nonnegative weights, got {float(w.min()):.3g}{elements((w < 0).any(-1))}")
+        R, t = R.clone(), t.clone()  # no output may be an input
+        identity = torch.eye(6, dtype=X.dtype, device=X.device)
+        damping = torch.full(w.shape[:-1], 1e-3, dtype=X.dtype, device=X.device)
+        done = torch.zeros_like(damping, dtype=torch.bool)
+        value, behind = _cost(X, x, w, R, t)
+        for _ in range(self._max_iter):
+            gradient, H, scale = _model(X, x, w, R, t)
+            done = done | (gradient.abs().amax(-1) <= self._tol * scale)
+            if bool(done.all()):
+                return R, t
+            sizes = H.diagonal(dim1=-2, dim2=-1).abs().amax(-1)
+            factor, info = torch.linalg.cholesky_ex(H + (damping * sizes)[..., None, None] * identity)
+            step = -torch.cholesky_solve(gradient[..., None], factor)[..., 0]
+            step = torch.where((info == 0)[..., None], step, 0.0)
+            new_R, new_t = rotation_of(step[..., :3]) @ R, t + step[..., 3:]
+            new_value, new_behind = _cost(X, x, w, new_R, new_t)
+            lower = (info == 0) & (new_behind <= behind) & (new_value <= value + 1e-14 * value.abs() + 1e-30)
+            taken = lower & ~done
+            R = torch.where(taken[..., None, None], new_R, R)
+            t = torch.where(taken[..., None], new_t, t)
+            value, behind = torch.where(taken, new_value, value), torch.where(taken, new_behind, behind)
+            damping = torch.where(lower, (damping * 0.1).clamp(min=1e-16), (damping * 10.0).clamp(max=1e8))
+        raise SolverError(
+            f"perspective-n-point: not converged after {self._max_iter} iterations{elements(~done)}; give a start "
+            "nearer to the pose, or raise max_iter or tol"
+        )
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        X, x, w = inputs
+        R, t = solved
+        _, H, _ = _model(X, x, w, R, t)
+        # <G, [omega] R> = omega . (axial part of G R')
+        spun = cotangents[0] @ R.mT
+        axial = torch.stack([spun[..., 2, 1], spun[..., 0, 2], spun[..., 1, 0]], -1) - torch.stack(
+            [spun[..., 1, 2], spun[..., 2, 0], spun[..., 0, 1]], -1
+        )
+        (z,) = _HESSIAN_SOLVE.apply(H, torch.cat([axial, cotangents[1]], -1))
+        omega, tau = z[..., None, :3], z[..., None, 3:]
+        q = X @ R.mT
+        Y = q + t[..., None, :]
+        depth = Y[..., 2:]
+        seen = Y[..., :2] / depth
+        r = seen - x
+        d = torch.linalg.cross(omega.expand_as(q), q) + tau
+        e = (d[..., :2] - seen * d[..., 2:]) / depth
+        re = (r * e).sum(-1, keepdim=True)
+        # f'(z) = 2 sum w r'e; in Y through r and e, and in q through d.
+        back_r, back_e = _pi_transposed(r, seen, depth), _pi_transposed(e, seen, depth)
+        in_depth = torch.nn.functional.pad(-re / depth, (2, 0))
+        in_Y = back_e - d[..., 2:] / depth * back_r + in_depth
+        in_q = in_Y + torch.linalg.cross(back_r, omega.expand_as(back_r))
+        twice = 2.0 * w[..., None]
+        return -(twice * in_q) @ R, twice * e, -2.0 * re[..., 0]
+
+
+@final
+class _PoseFrom(ClosedForm):
+    """The pose from a start that the caller chose."""
+
+    arguments: ClassVar = {**_Pose.arguments, "R": ("3", "3"), "t": ("3",)}
+    outputs: ClassVar = 2
+    double: ClassVar = True
+
+    def __init__(self, form: _Pose) -> None:
+        self._form = form
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        return self._form.descend(*inputs)
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        found = self._form.pullback(inputs[:3], solved, cotangents, wanted[:3])
+        return (*found, *(torch.zeros_like(part) for part in inputs[3:]))
+
+
+def _cost(
+    X: torch.Tensor, x: torch.Tensor, w: torch.Tensor, R: torch.Tensor, t: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The objective (...), and how many points of positive weight are behind the camera."""
+    Y = X @ R.mT + t[..., None, :]
+    r = Y[..., :2] / Y[..., 2:] - x
+    value = (w * r.square().sum(-1)).sum(-1)
+    return value.nan_to_num(torch.inf), ((Y[..., 2] <= 0) & (w > 0)).sum(-1)
+
+
+def _pi_transposed(v: torch.Tensor, seen: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+    """(D pi)' v, (..., n, 3), for v (..., n, 2)."""
+    return torch.cat([v, -(seen * v).sum(-1, keepdim=True)], -1) / depth
+
+
+def _model(
+    X: torch.Tensor, x: torch.Tensor, w: torch.Tensor, R: torch.Tensor, t: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradient (..., 6), Hessian (..., 6, 6), and the norm of the gradient for unit residuals (...)."""
+    q = X @ R.mT
+    Y = q + t[..., None, :]
+    depth, seen = Y[..., 2:], Y[..., :2] / Y[..., 2:]
+    r = seen - x
+    identity = torch.eye(3, dtype=X.dtype, device=X.device).expand(*q.shape[:-1], 3, 3)
+    D = torch.cat([-_cross(q), identity], -1)  # (..., n, 3, 6): the columns are the d of the six directions
+    J = (D[..., :2, :] - seen[..., :, None] * D[..., 2:, :]) / depth[..., None]
+    wJ = w[..., None, None] * J
+    gradient = 2.0 * times(wJ.mT, r).sum(-2)
+    # r'D^2 pi[d_a, d_b] = -(d_a3 r'e_b + d_b3 r'e_a) / Y_3, and b'Y'' with b = (D pi)'r, over the rotations
+    rJ = times(wJ.mT, r)
+    mixed = (D[..., 2, :] / depth)[..., :, None] * rJ[..., None, :]
+    b = w[..., None] * _pi_transposed(r, seen, depth)
+    bq = b[..., :, None] * q[..., None, :]
+    trace = (b * q).sum(-1)[..., None, None] * identity
+    turned = 0.5 * (bq + bq.mT) - trace  # b'(omega x (omega x q)) = (omega'b)(omega'q) - (omega'omega)(b'q)
+    H = (J.mT @ wJ - mixed - mixed.mT + torch.nn.functional.pad(turned, (0, 3, 0, 3))).sum(-3)
+    scale = 2.0 * torch.linalg.matrix_norm(wJ).sum(-1)
+    return gradient, 2.0 * H, scale
+
+
+def _linear_start(X: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pose nearest to the projection matrix of least algebraic error, from centred and scaled points."""
+    if X.shape[-2] < LINEAR_POINTS:
+        raise ProblemError(
+            f"expected at least {LINEAR_POINTS} points for a linear start, got {X.shape[-2]}; pass start=(R, t)"
+        )
+    share = (w / w.sum(-1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny))[..., None]
+    centre = (share * X).sum(-2, keepdim=True)
+    size = (share * (X - centre).square()).sum((-2, -1), keepdim=True).sqrt().clamp(min=torch.finfo(X.dtype).tiny)
+    homogeneous = torch.nn.functional.pad((X - centre) / size, (0, 1), value=1.0)
+    blank = torch.zeros_like(homogeneous)
+    rows = [
+        torch.cat([first, second, -x[..., k : k + 1] * homogeneous], -1)
+        for k, (first, second) in enumerate(((homogeneous, blank), (blank, homogeneous)))
+    ]
+    gram = sum((row.mT @ (share * row) for row in rows), torch.zeros((), dtype=X.dtype, device=X.device))
+    projection = torch.linalg.eigh(gram).eigenvectors[..., 0].unflatten(-1, (3, 4))
+    depths = times(homogeneous, projection[..., 2, :])
+    projection = projection * torch.where((share[..., 0] * depths.sign()).sum(-1) < 0, -1.0, 1.0)[..., None, None]
+    left, sizes, right = torch.linalg.svd(projection[..., :3])
+    flip = torch.ones_like(sizes)
+    flip[..., 2] = torch.linalg.det(left @ right).sign()
+    R = (left * flip[..., None, :]) @ right
+    t = projection[..., 3] / sizes.mean(-1, keepdim=True) * size[..., 0]
+    return R, t - times(R, centre[..., 0, :])
+
+
+_HESSIAN_SOLVE = HessianSolve("perspective-n-point", "add points, or weight to those there are")

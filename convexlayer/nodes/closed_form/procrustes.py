@@ -1,0 +1,244 @@
+"""Orthogonal Procrustes and the nearest simplex equiangular tight frame, through the polar factor.
+
+    U = argmin |A - U B|_F^2 + delta/2 |U - U_0|_F^2   subject to U'U = I
+
+|U B|_F and |U|_F are constants, so U is the polar factor of N = A B' + delta/2 U_0 = U H, H = U'N symmetric. Pullback
+of the polar factor, with cotangent G of U:
+
+    N' = U X + (I - U U') G H^-1,    H X + X H = U'G - G'U          (the second term where U is not square)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, final
+
+import torch
+
+from convexlayer.errors import ProblemError, ShapeError
+from convexlayer.nodes.autodiff.batch import Tensors
+from convexlayer.nodes.closed_form.base import ClosedForm, elements, entry, least, like, product
+
+__all__ = ["nearest_simplex_etf", "orthogonal_procrustes", "simplex_etf"]
+
+
+@entry
+def orthogonal_procrustes(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    *,
+    rotation: bool = False,
+    previous: torch.Tensor | None = None,
+    proximal: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """argmin |A - U B|_F^2 + proximal/2 |U - previous|_F^2 over U with orthonormal columns; |A - U B|_F^2 by default.
+
+    With ``B = scale * simplex_etf(K)`` and the class means as A, U B is the frame of guided neural collapse, and U what
+    the next call takes as ``previous``.
+
+    Args:
+        A: (..., d, n); leading axes broadcast with those of B.
+        B: (..., e, n), e <= d.
+        rotation: require det(U) = 1 as well (Kabsch), for e = d.
+        previous: the U to stay close to, (..., d, e), a constant or a tensor with a gradient.
+        proximal: the weight of that, nonnegative, a number or (...).
+
+    Returns:
+        U, (..., d, e).
+
+    Raises:
+        ShapeError: shapes that do not fit.
+        ProblemError: U is not unique, because A B' + proximal/2 previous has too small a rank; or a negative weight.
+
+    Reference: Gould 2026, guiding neural collapse.
+    """
+    if A.ndim < 2 or B.ndim < 2 or A.shape[-2] < B.shape[-2]:
+        raise ShapeError(
+            f"expected A (..., d, n) and B (..., e, n) with e <= d, got {tuple(A.shape)} and {tuple(B.shape)}"
+        )
+    if rotation and A.shape[-2] != B.shape[-2]:
+        raise ShapeError(f"a rotation needs A and B of equally many rows, got {A.shape[-2]} and {B.shape[-2]}")
+    if previous is None:
+        return _PROCRUSTES[rotation](A, B)[0]
+    return _PROXIMAL[rotation](A, B, previous, like(proximal, A))[0]
+
+
+def simplex_etf(K: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> torch.Tensor:
+    """The canonical simplex equiangular tight frame (K, K): sqrt(K/(K-1)) (I - 11'/K), columns of norm 1.
+
+    Raises:
+        ProblemError: K < 2.
+    """
+    if K < 2:
+        raise ProblemError(f"K: expected at least 2 vectors, got {K}")
+    return math.sqrt(K / (K - 1)) * (torch.eye(K, dtype=dtype, device=device) - 1.0 / K)
+
+
+@entry
+def nearest_simplex_etf(means: torch.Tensor, *, scale: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """The simplex equiangular tight frame nearest to class means: columns of norm ``scale`` with equal angles.
+
+        U M for a U in argmin |means - U M|_F^2   subject to U'U = I,          M = scale * simplex_etf(K)
+
+    U is not unique, U M is: only U on the space orthogonal to 1 enters, so d >= K - 1 will do, and with an orthonormal
+    basis E of that space, U M = scale sqrt(K/(K-1)) V E' for V = U E, the polar factor of means E. To stay close to an
+    earlier U, give M to ``orthogonal_procrustes``.
+
+    Args:
+        means: (..., d, K), the means as columns, K >= 2 and d >= K - 1.
+        scale: norm of the columns, positive, a number or (...).
+
+    Returns:
+        The frame, (..., d, K).
+
+    Raises:
+        ShapeError: shapes that do not fit.
+        ProblemError: the frame is not unique: the centred means span fewer than K - 1 dimensions; or the scale is not
+            positive.
+
+    Reference: Gould 2026, guiding neural collapse.
+    """
+    if means.ndim < 2 or not 2 <= means.shape[-1] <= means.shape[-2] + 1:
+        raise ShapeError(f"means: expected shape (..., d, K) with 2 <= K <= d + 1, got {tuple(means.shape)}")
+    return _FRAME(means, like(scale, means))[0]
+
+
+def _simplex_basis(K: int, like_: torch.Tensor) -> torch.Tensor:
+    """An orthonormal basis (K, K - 1) of the vectors that sum to zero (Helmert's)."""
+    rows = torch.arange(1, K, dtype=like_.dtype, device=like_.device)
+    ones = torch.ones(K, K - 1, dtype=like_.dtype, device=like_.device).triu()
+    lower = torch.zeros_like(ones)
+    lower[1:].diagonal().copy_(-rows)
+    return (ones + lower) / torch.sqrt(rows * (rows + 1))
+
+
+@final
+class _Procrustes(ClosedForm):
+    arguments: ClassVar = {"A": ("d", "n"), "B": ("e", "n")}
+
+    def __init__(self, *, rotation: bool) -> None:
+        self._rotation = rotation
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        A, B = inputs
+        return _polar(product(A, B.mT), rotation=self._rotation)
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        A, B = inputs
+        dN = _polar_pullback(product(A, B.mT), solved, cotangents[0])
+        return product(dN, B), product(dN.mT, A)
+
+
+@final
+class _Proximal(ClosedForm):
+    arguments: ClassVar = {**_Procrustes.arguments, "previous": ("d", "e"), "proximal": ()}
+
+    def __init__(self, *, rotation: bool) -> None:
+        self._rotation = rotation
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        proximal = inputs[3]
+        if least(proximal) < 0:
+            raise ProblemError(
+                f"proximal: expected a nonnegative weight, got {least(proximal):.3g}{elements(proximal < 0)}"
+            )
+        return _polar(self._matrix(*inputs), rotation=self._rotation)
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        A, B, previous, proximal = inputs
+        dN = _polar_pullback(self._matrix(*inputs), solved, cotangents[0])
+        half = 0.5 * proximal[..., None, None]
+        return product(dN, B), product(dN.mT, A), half * dN, 0.5 * (dN * previous).sum((-2, -1))
+
+    def _matrix(self, A: torch.Tensor, B: torch.Tensor, previous: torch.Tensor, proximal: torch.Tensor) -> torch.Tensor:
+        return product(A, B.mT) + 0.5 * proximal[..., None, None] * previous
+
+
+@final
+class _Frame(ClosedForm):
+    arguments: ClassVar = {"means": ("d", "K"), "scale": ()}
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        means, scale = inputs
+        if least(scale) <= 0:
+            raise ProblemError(f"scale: expected a positive one, got {least(scale):.3g}{elements(scale <= 0)}")
+        E = _simplex_basis(means.shape[-1], means)
+        V, *factors = _polar(means @ E)
+        return self._norm(means, scale) * (V @ E.T), *factors
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        means, scale = inputs
+        frame, *factors = solved
+        (G,) = cotangents
+        E, norm = _simplex_basis(means.shape[-1], means), self._norm(means, scale)
+        dN = _polar_pullback(means @ E, (frame @ E / norm, *factors), norm * (G @ E))
+        return dN @ E.T, (G * frame).sum((-2, -1)) / scale
+
+    def _norm(self, means: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Of the columns of V."""
+        K = means.shape[-1]
+        return scale[..., None, None] * math.sqrt(K / (K - 1))
+
+
+def _polar(N: torch.Tensor, *, rotation: bool = False) -> Tensors:
+    """The polar factor U (..., d, e) of N, or the nearest rotation, and V (..., e, e), s (..., e): H = V diag(s) V'.
+
+    Raises:
+        ProblemError: it is not unique.
+    """
+    left, sizes, right = torch.linalg.svd(N, full_matrices=False)
+    if rotation:
+        flip = torch.ones_like(sizes)
+        flip[..., -1] = torch.where(torch.linalg.det(product(left, right)) < 0, -1.0, 1.0)
+        left, sizes = left * flip[..., None, :], sizes * flip
+    # What decides: the smallest, or, where a reflection is not allowed, its sum with the one before it.
+    alone = rotation and N.shape[-1] > 1
+    smallest = sizes[..., -1] + sizes[..., -2] if alone else sizes[..., -1]
+    beyond = smallest - max(N.shape[-2:]) * torch.finfo(N.dtype).eps * sizes[..., 0]
+    if least(beyond) <= 0 and (alone or not rotation):
+        raise ProblemError(
+            f"the nearest orthogonal factor is not unique{elements(beyond <= 0)}: expected full rank, got singular "
+            f"values down to {least(smallest):.1e}; add points, or a proximal term"
+        )
+    return product(left, right), right.mT, sizes
+
+
+def _polar_pullback(N: torch.Tensor, solved: Tensors, G: torch.Tensor) -> torch.Tensor:
+    U, V, sizes = solved
+    H = product(U.mT, N)
+    inner = product(U.mT, G)
+    dN = product(U, _LYAPUNOV.apply(H, V, sizes, inner - inner.mT)[0])
+    if N.shape[-2] > N.shape[-1]:
+        dN = dN + torch.linalg.solve(H, G - product(U, inner), left=False)
+    return dN
+
+
+@final
+class _Lyapunov(ClosedForm):
+    """The skew X with H X + X H = C, for H = V diag(s) V' given both ways and a skew C.
+
+    With Y from the same equation for the cotangent of X:   C' = Y,   H' = -(Y X' + X'Y).
+    """
+
+    arguments: ClassVar = {"H": ("e", "e"), "V": ("e", "e"), "s": ("e",), "C": ("e", "e")}
+    checked: ClassVar = False
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        _, V, s, C = inputs
+        sums = s.unsqueeze(-1) + s.unsqueeze(-2)
+        # The diagonal of a skew matrix is zero; that of the sums may be, for a rotation.
+        sums.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+        inner = product(product(V.mT, C), V) / sums
+        return (product(product(V, inner), V.mT),)
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        H, V, s, _ = inputs
+        (X,) = solved
+        (Y,) = _LYAPUNOV.apply(H, V, s, cotangents[0])
+        return -(product(Y, X.mT) + product(X.mT, Y)), torch.zeros_like(V), torch.zeros_like(s), Y
+
+
+_PROCRUSTES = {rotation: _Procrustes(rotation=rotation) for rotation in (False, True)}
+_PROXIMAL = {rotation: _Proximal(rotation=rotation) for rotation in (False, True)}
+_FRAME = _Frame()
+_LYAPUNOV = _Lyapunov()

@@ -1,0 +1,201 @@
+"""Robust pooling: the point with the least sum of penalised distances to given ones.
+
+    u = argmin sum_i phi(|u - x_i|; alpha)          (Gould 2026, average pooling example)
+
+Pullback, with d_i = u - x_i, s_i = |d_i|^2, w_i the weights of the penalty and w_i' their slopes in s:
+
+    H = sum_i w_i I + 2 w_i' d_i d_i',   z = H^-1 u'
+    x_i' = w_i z + 2 w_i' d_i (d_i'z),   alpha' = -z'sum_i dw_i/dalpha d_i
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import ClassVar, final
+
+import torch
+
+from convexlayer.errors import ProblemError, SolverError
+from convexlayer.nodes.autodiff.batch import Tensors
+from convexlayer.nodes.closed_form.base import ClosedForm, elements, entry, least, like, times
+from convexlayer.nodes.closed_form.hessian_solve import HessianSolve
+from convexlayer.nodes.closed_form.penalties import AbstractPenalty
+
+__all__ = ["robust_pool"]
+
+FLAT = 1e-2
+"""Share of the total weight below which a curvature counts as this."""
+
+
+@entry
+def robust_pool(
+    x: torch.Tensor,
+    penalty: AbstractPenalty,
+    alpha: torch.Tensor | float = 1.0,
+    *,
+    start: torch.Tensor | None = None,
+    tol: float = 1e-12,
+    max_iter: int = 500,
+) -> torch.Tensor:
+    """Pool n points into one.
+
+    Forward are reweighted averages and Newton steps, whichever is lower. A penalty that is not convex has several
+    minima: the one returned is the lowest of those reached from the mean, the coordinates' medians, and the best of the
+    points, or, with ``start``, the one reached from there. The work is done in float64.
+
+    Args:
+        x: points, (..., n, d); scalar features as d = 1.
+        penalty: Quadratic(), PseudoHuber(), Huber(), Welsch() or TruncatedQuadratic().
+        alpha: the penalty's scale, positive, a number or (...).
+        start: where to start, (d,) or (..., d); it is not differentiated. One of another batch size, as the last batch
+            of a DataLoader has it, is left out with a warning.
+        tol: norm of the objective's gradient, relative to the sum of the norms that it consists of (rounding apart).
+        max_iter: iterations at most.
+
+    Returns:
+        u, (..., d).
+
+    Raises:
+        ShapeError: shapes that do not fit.
+        ProblemError: there are no points, or alpha is not positive.
+        SolverError: the tolerance was not reached.
+        DerivativeError: (in backward) the Hessian is singular, as where no point lies within alpha under Huber's
+            penalty in one dimension and a whole interval is optimal.
+    """
+    form = _Pool(penalty, tol, max_iter)
+    if start is not None and start.ndim > 1 and start.shape[:-1] != x.shape[:-2]:
+        warnings.warn(
+            f"the start is one of {tuple(start.shape[:-1])} elements, the batch has {tuple(x.shape[:-2])}: starting "
+            "without it",
+            UserWarning,
+            stacklevel=2,
+        )
+        start = None
+    if start is None:
+        return form(x, like(alpha, x))[0]
+    return _PoolFrom(form)(x, like(alpha, x), start.detach())[0]
+
+
+@final
+class _Pool(ClosedForm):
+    arguments: ClassVar = {"x": ("n", "d"), "alpha": ()}
+    double: ClassVar = True
+
+    def __init__(self, penalty: AbstractPenalty, tol: float, max_iter: int) -> None:
+        self._penalty, self._tol, self._max_iter = penalty, tol, max_iter
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        x, alpha = inputs
+        if least(alpha) <= 0:
+            raise ProblemError(f"alpha: expected a positive scale, got {least(alpha):.3g}{elements(alpha <= 0)}")
+        starts = [x.mean(-2)]
+        if not self._penalty.convex:
+            distances = torch.cdist(x, x).square()
+            totals = self._penalty.value(distances, alpha[..., None, None].expand_as(distances)).sum(-1)
+            best = totals.argmin(-1)[..., None, None].expand(*x.shape[:-2], 1, x.shape[-1])
+            starts += [x.median(-2).values, x.gather(-2, best)[..., 0, :]]
+        found = self.descend(x, alpha, torch.stack(starts))
+        if len(starts) == 1:
+            return (found[0],)
+        lowest = self._value(x, alpha, found).argmin(0)[None, ..., None].expand(1, *found.shape[1:])
+        return (found.gather(0, lowest)[0],)
+
+    def descend(self, x: torch.Tensor, alpha: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        """The minima reached from several starts, (s, ..., d).
+
+        The penalties are concave in s, so the reweighted average never raises the objective (it minimises a quadratic
+        that touches it from above); where a Newton step is as good, it soon is better.
+        """
+        shape = starts.shape
+        x = x.expand(shape[:-1] + x.shape[-2:]).reshape(-1, *x.shape[-2:])
+        alpha, u = alpha.expand(shape[:-1]).reshape(-1), starts.reshape(-1, shape[-1])
+        found, places = torch.empty_like(u), torch.arange(len(u), device=u.device)
+        done = torch.zeros_like(alpha, dtype=torch.bool)
+        for _ in range(self._max_iter):
+            d, w, H = self._model(x, alpha, u)
+            gradient = (w[..., None] * d).sum(-2)
+            size = torch.linalg.vector_norm(gradient, dim=-1)
+            scale = (w * torch.linalg.vector_norm(d, dim=-1)).sum(-1)
+            rounding = 4.0 * torch.finfo(x.dtype).eps * w.sum(-1) * torch.linalg.vector_norm(u, dim=-1)
+            done = done | (size <= self._tol * scale + rounding)
+            left = torch.argwhere(~done)[:, 0]
+            if 2 * len(left) <= len(done):  # the last few may need many more iterations than all others
+                found[places] = u
+                if not len(left):
+                    return found.reshape(shape)
+                places, x, alpha, u, w, H, gradient, done = (
+                    part[left] for part in (places, x, alpha, u, w, H, gradient, done)
+                )
+            average = u - gradient / w.sum(-1, keepdim=True)
+            newton = u - _newton(H, gradient, w.sum(-1))
+            low = self._value(x, alpha, average)
+            better = self._value(x, alpha, newton) <= low + 1e-14 * low.abs()
+            step = torch.where(better[..., None], newton, average)
+            u = torch.where(done[..., None], u, step)
+        wrong = torch.zeros(len(found), dtype=torch.bool, device=u.device)
+        wrong[places] = ~done
+        raise SolverError(
+            f"robust pooling: not converged after {self._max_iter} iterations"
+            f"{elements(wrong.reshape(shape[:-1]).any(0))}; raise max_iter or tol"
+        )
+
+    def _value(self, x: torch.Tensor, alpha: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        s = (u[..., None, :] - x).square().sum(-1)
+        return self._penalty.value(s, alpha[..., None].expand_as(s)).sum(-1)
+
+    def _model(self, x: torch.Tensor, alpha: torch.Tensor, u: torch.Tensor) -> Tensors:
+        """Differences (..., n, d), weights (..., n) and the Hessian (..., d, d)."""
+        d = u[..., None, :] - x
+        s = d.square().sum(-1)
+        scale = alpha[..., None].expand_as(s)
+        w = self._penalty.weight(s, scale)
+        slope = self._penalty.slope(s, scale)
+        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        return d, w, w.sum(-1)[..., None, None] * identity + 2.0 * (d * slope[..., None]).mT @ d
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        x, alpha = inputs
+        d, w, H = self._model(x, alpha, solved[0])
+        s = d.square().sum(-1)
+        scale = alpha[..., None].expand_as(s)
+        (z,) = _HESSIAN_SOLVE.apply(H, cotangents[0])
+        along = times(d, z)
+        bent = 2.0 * self._penalty.slope(s, scale) * along
+        dalpha = -(self._penalty.scale_slope(s, scale) * along).sum(-1)
+        return w[..., None] * z[..., None, :] + bent[..., None] * d, dalpha
+
+
+def _newton(H: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """|H|^-1 gradient, eigenvalues at least FLAT of the total weight where H is not positive definite.
+
+    So it descends at a saddle too, where averages, which take H to be the weight, are slow.
+    """
+    factor, info = torch.linalg.cholesky_ex(H)
+    step = torch.cholesky_solve(gradient[..., None], factor)[..., 0]
+    bent = torch.argwhere(info)[:, 0]
+    if len(bent):
+        values, vectors = torch.linalg.eigh(H[bent])
+        curvature = torch.maximum(values.abs(), FLAT * weight[bent, None])
+        step[bent] = times(vectors, times(vectors.mT, gradient[bent]) / curvature)
+    return step
+
+
+@final
+class _PoolFrom(ClosedForm):
+    """Pooling from a start that the caller chose."""
+
+    arguments: ClassVar = {**_Pool.arguments, "start": ("d",)}
+    double: ClassVar = True
+
+    def __init__(self, form: _Pool) -> None:
+        self._form = form
+
+    def solve(self, *inputs: torch.Tensor) -> Tensors:
+        x, alpha, start = inputs
+        return (self._form.descend(x, alpha, start[None])[0],)
+
+    def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
+        return (*self._form.pullback(inputs[:2], solved, cotangents, wanted[:2]), torch.zeros_like(inputs[2]))
+
+
+_HESSIAN_SOLVE = HessianSolve("robust pooling", "enlarge alpha, or use PseudoHuber(), whose minimum is unique")

@@ -1,0 +1,93 @@
+"""How a lower problem is solved: any function will do, for the derivative does not ask."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from convexlayer.errors import SolverError
+from convexlayer.nodes.autodiff.batch import Dims, Tensors, element
+from convexlayer.nodes.declarative.nonlinear_program import Iterate, NonlinearProgram
+
+__all__ = ["AbstractForwardSolver", "Given", "GivenBatch"]
+
+
+class AbstractForwardSolver(ABC):
+    """Solves a batch of lower problems; whether it did is found out afterwards, from the optimality conditions.
+
+    Attributes:
+        restarts: whether it goes on from the start that it is given, so that asking again from where it ended, or from
+            beside a saddle point, makes sense.
+    """
+
+    restarts: ClassVar[bool] = False
+
+    @abstractmethod
+    def solve(
+        self, program: NonlinearProgram, start: torch.Tensor, dims: Dims, theta: Tensors, *, p: int, m: int, mu: float
+    ) -> Iterate:
+        """Solve.
+
+        Args:
+            program: the lower problem.
+            start: (batch, n).
+            dims: batch axes of theta.
+            theta: the parameters.
+            p: number of equalities.
+            m: number of inequalities.
+            mu: 0, or the barrier parameter 1 / t of the smoothed problem that is to be solved.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Given(AbstractForwardSolver):
+    """A function of one element, (*parameters) -> y, called once an element.
+
+    Attributes:
+        function: any code; y may be a tensor or an array, with as many numbers as the variable.
+    """
+
+    function: Callable[..., object]
+
+    def solve(
+        self, program: NonlinearProgram, start: torch.Tensor, dims: Dims, theta: Tensors, *, p: int, m: int, mu: float
+    ) -> Iterate:
+        """Call the function once an element, and estimate the multipliers."""
+        rows = [
+            torch.as_tensor(self.function(*element(dims, theta, i)), dtype=start.dtype, device=start.device).detach()
+            for i in range(len(start))
+        ]
+        return _given(program, start, torch.stack([row.reshape(-1) for row in rows]), dims, theta, p, m)
+
+
+@final
+@dataclass(frozen=True)
+class GivenBatch(AbstractForwardSolver):
+    """A function of the whole batch, (*parameters) -> y (batch, ...); all parameters come with a batch axis.
+
+    Attributes:
+        function: any code that gives a tensor or an array.
+    """
+
+    function: Callable[..., object]
+
+    def solve(
+        self, program: NonlinearProgram, start: torch.Tensor, dims: Dims, theta: Tensors, *, p: int, m: int, mu: float
+    ) -> Iterate:
+        """Call the function once, and estimate the multipliers."""
+        wide = [t if dim == 0 else t.expand(len(start), *t.shape) for t, dim in zip(theta, dims, strict=True)]
+        y = torch.as_tensor(self.function(*wide), dtype=start.dtype, device=start.device).detach()
+        return _given(program, start, y.reshape(len(y), -1) if y.ndim else y, dims, theta, p, m)
+
+
+def _given(
+    program: NonlinearProgram, start: torch.Tensor, y: torch.Tensor, dims: Dims, theta: Tensors, p: int, m: int
+) -> Iterate:
+    if y.shape != start.shape:
+        raise SolverError(f"expected {start.shape[-1]} numbers an element from the given solver, got {tuple(y.shape)}")
+    return program.multipliers(dims, y, theta, p=p, m=m)

@@ -1,0 +1,158 @@
+"""Splitting algorithms whose step is a torch function of the iterate and the parameters, hence differentiable.
+
+    forward-backward    min f(x) + g(x)               prox step of g after a gradient step of f
+    primal-dual         min f(u) + g(u) + h(K u)      alternating proximal steps of g and of the conjugate of h
+
+Each is a step for a ``FixedPointNode``, which differentiates it: unrolled in reverse (algorithms 1 to 3 of Ochs et al.
+2016; what autograd computes for these steps are their recursions, with the errors of the printed ones corrected) or
+forward, truncated, or through the fixed point: for images with ``Implicit(GMRES())``, by products alone.
+
+A dual solution is often not unique. That of the total variation is not where a flat region holds a cycle of pixels, for
+flows around it change nothing; I - dA/dx is singular then. A loss in the primal solution, which is unique, still has a
+consistent system, and GMRES gives its derivative (``Dense`` does too, but says ``degenerate``); a loss in the flows has
+none, and the linear residual tells. Where a dual variable is at its bound without pushing (complementarity is not
+strict) the step has a kink, which is told as ``degenerate``. It is one of the solution only where no flow can take the
+variable off its bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import final
+
+import torch
+
+from convexlayer.nodes.autodiff.batch import Shape
+from convexlayer.nodes.fixed_point.bregman import AbstractBregman, Euclidean
+
+__all__ = ["ForwardBackward", "PrimalDual", "projected_gradient"]
+
+Map = Callable[..., torch.Tensor]
+"""(x, *theta) -> tensor."""
+
+Prox = Callable[..., torch.Tensor]
+"""(y, step size, *theta) -> argmin over x of (step size) g(x; theta) + psi(x) - <y, x>."""
+
+
+@final
+@dataclass(frozen=True)
+class ForwardBackward:
+    """Forward-backward splitting with a Bregman distance, eq. 12.
+
+        x+ = prox_(alpha g)(grad psi(x) - alpha grad f(x; theta); theta)
+
+    Attributes:
+        gradient: (x, *theta) -> the gradient of f; ``torch.func.grad(f)`` where f is given. A linear part of g belongs
+            here as well.
+        step_size: alpha, at most 1 over the Lipschitz constant of the gradient (below 2 for the Euclidean distance).
+        distance: the Bregman distance. Without ``prox``, g is the indicator of its domain.
+        prox: the proximal map of g, where it is more than that.
+    """
+
+    gradient: Map
+    step_size: float
+    distance: AbstractBregman = field(default_factory=Euclidean)
+    prox: Prox | None = None
+
+    def __call__(self, x: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        """One step."""
+        slope = self.step_size * self.gradient(x, *theta)
+        return _backward(self.distance, self.prox, x, slope, self.step_size, theta)
+
+
+def projected_gradient(gradient: Map, step_size: float, projection: Map) -> ForwardBackward:
+    """Projected gradient descent, x+ = projection(x - alpha grad f(x; theta), *theta); eq. 19.
+
+    The projection need only be Lipschitz: where it has no derivative autograd takes an element of the generalised one,
+    and the chain rule then gives a weak derivative (section 4.4).
+
+    Args:
+        gradient: (x, *theta) -> the gradient of f.
+        step_size: alpha.
+        projection: (y, *theta) -> the nearest point of the set.
+    """
+
+    def prox(y: torch.Tensor, _: float, *theta: torch.Tensor) -> torch.Tensor:
+        return projection(y, *theta)
+
+    return ForwardBackward(gradient, step_size, Euclidean(), prox)
+
+
+@final
+@dataclass(frozen=True)
+class PrimalDual:
+    """The primal-dual algorithm with Bregman distances, eq. 13.
+
+        min over u, max over p of <K u, p> + f(u) + g(u) - h*(p)
+
+        u+ = prox_(tau g)(grad psi_u(u) - tau (grad f(u) + K'p))
+        p+ = prox_(sigma h*)(grad psi_p(p) + sigma K (2 u+ - u))
+
+    with (1 / tau - L_f) / sigma >= |K|^2. The iterate is one vector (u, p), which ``pack`` and ``unpack`` convert.
+
+    Attributes:
+        gradient: (u, *theta) -> the gradient of f, which a linear part of g belongs to as well.
+        product: (u, *theta) -> K u.
+        adjoint: (p, *theta) -> K'p.
+        tau: primal step size.
+        sigma: dual step size.
+        primal_shape: shape of u.
+        dual_shape: shape of p.
+        primal: distance of u. Without ``prox``, g is the indicator of its domain.
+        dual: distance of p. Without ``dual_prox``, h* is the indicator of its domain.
+        prox: the proximal map of g.
+        dual_prox: the proximal map of h*.
+    """
+
+    gradient: Map
+    product: Map
+    adjoint: Map
+    tau: float
+    sigma: float
+    primal_shape: Shape
+    dual_shape: Shape
+    primal: AbstractBregman = field(default_factory=Euclidean)
+    dual: AbstractBregman = field(default_factory=Euclidean)
+    prox: Prox | None = None
+    dual_prox: Prox | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the iterate."""
+        return (prod(self.primal_shape) + prod(self.dual_shape),)
+
+    def pack(self, u: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        """The iterate (..., n) of u (..., *primal_shape) and p (..., *dual_shape)."""
+        leading = u.shape[: u.ndim - len(self.primal_shape)]
+        return torch.cat([u.reshape(*leading, -1), p.reshape(*leading, -1)], -1)
+
+    def unpack(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both parts of an iterate (..., n): u (..., *primal_shape) and p (..., *dual_shape)."""
+        size, leading = prod(self.primal_shape), x.shape[:-1]
+        u, p = x[..., :size], x[..., size:]
+        return u.reshape(*leading, *self.primal_shape), p.reshape(*leading, *self.dual_shape)
+
+    def __call__(self, x: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
+        """One step."""
+        u, p = self.unpack(x)
+        descent = self.tau * (self.gradient(u, *theta) + self.adjoint(p, *theta))
+        u_next = _backward(self.primal, self.prox, u, descent, self.tau, theta)
+        ascent = self.sigma * self.product(2 * u_next - u, *theta)
+        p_next = _backward(self.dual, self.dual_prox, p, -ascent, self.sigma, theta)
+        return self.pack(u_next, p_next)
+
+
+def _backward(
+    distance: AbstractBregman,
+    prox: Prox | None,
+    x: torch.Tensor,
+    slope: torch.Tensor,
+    step_size: float,
+    theta: tuple[torch.Tensor, ...],
+) -> torch.Tensor:
+    """The proximal step from x, pushed against the slope."""
+    if prox is None:
+        return distance.move(x, slope)
+    return prox(distance.gradient(x) - slope, step_size, *theta)

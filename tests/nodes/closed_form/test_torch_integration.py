@@ -1,0 +1,166 @@
+"""Closed forms where other code puts them: under autocast and compilation, in pickles, and at lower precision."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+import convexlayer.nodes as nodes
+from convexlayer.errors import ProblemError, ShapeError
+from convexlayer.nodes import (
+    Huber,
+    Welsch,
+    eigen_decomposition,
+    least_squares,
+    optimal_transport,
+    orthogonal_procrustes,
+    project_l2_ball,
+    robust_pool,
+    simplex_etf,
+)
+from convexlayer.nodes.closed_form import ClosedForm
+from tests.nodes.closed_form.cases import FORMS, Form
+
+PUBLIC = [getattr(nodes, name) for name in nodes.__all__ if hasattr(getattr(nodes, name), "__wrapped__")]
+
+every = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (least_squares, [(1, 5, 2), (1, 5)]),
+        (lambda x: eigen_decomposition(x)[1], [(1, 3, 3)]),
+        (project_l2_ball, [(1, 3)]),
+        (orthogonal_procrustes, [(1, 3, 4), (1, 3, 4)]),
+        (optimal_transport, [(1, 3, 4)]),
+        (lambda x: robust_pool(x, Huber()), [(1, 5, 2)]),
+    ],
+)
+def test_a_plain_call_records_one_function(
+    function: Callable[..., torch.Tensor], shapes: list[tuple[int, ...]]
+) -> None:
+    """At small sizes what a call records is most of its cost."""
+    tensors = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    node = function(*tensors).grad_fn
+    assert node is not None
+    before = [following.name() for following, _ in node.next_functions if following is not None]
+    assert before == ["torch::autograd::AccumulateGrad"] * len(tensors)
+
+
+@every
+def test_under_autocast_the_work_is_single_precision(form: Form) -> None:
+    """Both passes give what they give in float32 outside, whatever else autocast would lower."""
+    singles = tuple(t.detach().float().requires_grad_() for t in form.tensors(2))
+    expected = form.outputs(*singles)
+    wanted = torch.autograd.grad([o.square().sum() for o in expected], singles)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = form.outputs(*singles)
+        gradients = torch.autograd.grad([o.square().sum() for o in found], singles)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients, wanted, strict=True))
+
+
+def test_what_autocast_has_lowered_comes_back_single() -> None:
+    A, B = torch.randn(4, 5).requires_grad_(), torch.randn(5, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = A @ B
+        U = orthogonal_procrustes(A=features, B=torch.randn(4, 6))  # by name, in two precisions
+        total = least_squares(features, torch.ones(4), rcond=1e-3).sum() + U.sum()
+    assert features.dtype == torch.bfloat16
+    assert U.dtype == torch.float32
+    total.backward()
+    assert A.grad is not None
+    assert A.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lower_precision_is_refused_elsewhere(dtype: torch.dtype) -> None:
+    with pytest.raises(ProblemError, match=f"expected a float32 or float64 tensor, got {dtype}; convert it first"):
+        project_l2_ball(torch.ones(3, dtype=dtype))
+
+
+def test_what_is_no_tensor_is_refused_by_name() -> None:
+    with pytest.raises(ProblemError, match="b: expected a float32 or float64 tensor, got list; convert it first"):
+        least_squares(torch.eye(2), [1.0, 2.0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((5, 2), (4,)), r"b: expected shape \(..., 5\), got \(4,\)"),
+        (((5,), (5,)), r"A: expected shape \(..., m, n\), got \(5,\)"),
+        (((5, 0), (5,)), r"A: expected at least one n, got \(5, 0\)"),
+        (((3, 5, 2), (2, 5)), r"leading axes must broadcast, but A has \(3,\), b has \(2,\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        least_squares(*(torch.ones(shape) for shape in shapes))
+
+
+def forms(kind: type) -> list[type]:
+    return [kind, *(deeper for other in kind.__subclasses__() for deeper in forms(other))]
+
+
+def test_closed_forms_are_pickled() -> None:
+    assert len(PUBLIC) == 15
+    for function in PUBLIC:
+        assert pickle.loads(pickle.dumps(function)) is function
+    x = torch.randn(6, 2)
+    pool = pickle.loads(pickle.dumps(partial(robust_pool, penalty=Welsch(), alpha=2.0)))
+    assert torch.equal(pool(x), robust_pool(x, Welsch(), 2.0))
+
+
+def test_the_objects_behind_them_are_pickled() -> None:
+    found = [value for kind in forms(ClosedForm) for value in vars(sys.modules[kind.__module__]).values()]
+    several = [value for one in found for value in (one.values() if isinstance(one, dict) else [one])]
+    objects = [value for value in several if isinstance(value, ClosedForm)]
+    assert len({id(value) for value in objects}) >= 15
+    for form in objects:
+        again = pickle.loads(pickle.dumps(form))
+        assert type(again) is type(form)
+        assert again.__dict__.keys() == form.__dict__.keys()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own tracing
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (least_squares, [(5, 2), (5,)]),
+        (lambda x: eigen_decomposition(x)[0], [(3, 3)]),
+        (lambda x: robust_pool(x, Huber()), [(5, 2)]),
+        (lambda x: orthogonal_procrustes(x, simplex_etf(3), previous=torch.eye(3)), [(3, 3)]),
+    ],
+)
+def test_compilation_leaves_them_as_they_are(
+    function: Callable[..., torch.Tensor], shapes: list[tuple[int, ...]]
+) -> None:
+    def around(*tensors: torch.Tensor) -> torch.Tensor:
+        return 2.0 * function(*(t + 1.0 for t in tensors))
+
+    torch.compiler.reset()
+    tensors = tuple(torch.randn(shape).requires_grad_() for shape in shapes)
+    compiled = torch.compile(around, backend="eager")(*tensors)
+    expected = around(*tensors)
+    assert torch.equal(compiled, expected)
+    cotangent = torch.randn_like(expected)
+    for ours, theirs in zip(*(torch.autograd.grad(y, tensors, cotangent) for y in (compiled, expected)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_graph_breaks_once_on_each_call() -> None:
+    torch.compiler.reset()
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(lambda x: 2.0 * project_l2_ball(x + 1.0), backend=count)(torch.randn(4))
+    assert len(graphs) == 2
