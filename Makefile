@@ -19,7 +19,7 @@ LOWEST_TESTS := tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py
 	tests/canon/test_quadratic.py tests/canon/test_repairs.py tests/canon/test_traps.py \
 	tests/cones/test_exponential_cone.py tests/linalg tests/engine/test_batched.py tests/solvers/test_solver_contract.py \
 	tests/diff/test_kkt.py tests/diff/test_diffcp.py tests/layers/test_closed_forms.py tests/gallery/test_registry.py \
-	tests/server/test_routes.py tests/server/test_compute.py tests/server/test_binary.py tests/server/test_gate.py \
+	tests/server/test_routes.py tests/server/test_operations.py tests/server/test_safetensors.py tests/server/test_gate.py \
 	tests/server/test_cli.py tests/client/test_client.py tests/test_packaging.py
 
 .DEFAULT_GOAL := help

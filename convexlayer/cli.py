@@ -106,7 +106,7 @@ def _on_server(options: argparse.Namespace, command: str, *arguments: object, **
         return _refuse(f"the server needs more packages ({error}): pip install 'convexlayer[server]'")
     names = ("settings", "store", "workers", "device")
     try:
-        settings = commands.settings_of({name: getattr(options, name, None) for name in names})
+        settings = commands.load_settings({name: getattr(options, name, None) for name in names})
         getattr(commands, command)(settings, *arguments, **keywords)
     except ServerError as error:
         return _refuse(str(error))

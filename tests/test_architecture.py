@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = "clients/python/src/convexlayer_client"
+SERVER = "server/convexlayer_server"
 PACKAGES = {
     "convexlayer": ROOT / "convexlayer",
-    "convexlayer_server": ROOT / "server" / "convexlayer_server",
+    "convexlayer_server": ROOT / SERVER,
     "convexlayer_client": ROOT / CLIENT,
 }
 
@@ -55,6 +56,30 @@ ALLOWED_NODE_PACKAGES = {
     "declarative": {"autodiff", "implicit"},
     "fixed_point": {"autodiff", "implicit", "declarative"},
     "bilevel": {"autodiff", "implicit", "declarative", "fixed_point"},
+}
+
+# Each part of the server, and the parts that it may import (its own modules always): a folder or a module below
+# convexlayer_server, or a single module of a folder. In this order, each part imports earlier ones alone.
+SERVER_BASE = {"errors", "settings", "shared", "encodings"}
+SERVER_PARTS = {*SERVER_BASE, "observability", "documents", "store", "compute", "http", "admission"}
+ALLOWED_SERVER_PARTS: dict[str, set[str]] = {
+    "errors": set(),
+    "settings": {"errors"},
+    "shared": set(),
+    "encodings": {"errors", "settings"},
+    "observability": {"errors", "settings"},
+    "documents": SERVER_BASE,
+    "store": {"errors", "settings"},
+    "compute": {*SERVER_BASE, "observability", "documents"},
+    "http": {*SERVER_BASE, "observability", "documents", "compute.protocol"},
+    "admission": {*SERVER_BASE, "observability", "store", "compute.protocol", "http"},
+    "problem_registry": {*SERVER_BASE, "documents", "store", "admission"},
+    "service": {*SERVER_PARTS, "problem_registry"},
+    "maintenance": {"errors", "admission", "service"},
+    "routes": {*SERVER_PARTS, "problem_registry", "service"},
+    "app": {*SERVER_PARTS, "problem_registry", "service", "maintenance", "routes"},
+    "commands": {*SERVER_PARTS, "service", "app"},
+    "__init__": {"settings", "app"},
 }
 
 # These put the parts together, so they may import any of them: the public names, the command line, and what makes a
@@ -127,8 +152,8 @@ class Module:
 
     @property
     def part(self) -> str:
-        """The part of the library that the module belongs to: its file or folder below ``convexlayer``."""
-        return Path(self.path).relative_to("convexlayer").parts[0].removesuffix(".py")
+        """The part of its package that the module belongs to: its file or folder below the package."""
+        return (ROOT / self.path).relative_to(PACKAGES[self.package]).parts[0].removesuffix(".py")
 
     @property
     def tree(self) -> ast.Module:
@@ -184,6 +209,17 @@ def node_packages_import_one_way(module: Module) -> Iterator[str]:
             other = found.name.split(".")[2]
             if other != own and other not in ALLOWED_NODE_PACKAGES[own]:
                 yield f"line {found.line}: {own} may not import {found.name}"
+
+
+def server_parts_import_one_way(module: Module) -> Iterator[str]:
+    if module.package != "convexlayer_server":
+        return
+    allowed = ALLOWED_SERVER_PARTS[module.part]
+    for found in module.imports:
+        if found.package == "convexlayer_server":
+            _, *names = found.name.split(".")
+            if names[0] not in {module.part, *allowed} and ".".join(names[:2]) not in allowed:
+                yield f"line {found.line}: {module.part} may not import {found.name}"
 
 
 def the_library_knows_neither_server_nor_client(module: Module) -> Iterator[str]:
@@ -296,6 +332,7 @@ def nothing_is_left_to_do(module: Module) -> Iterator[str]:
 RULES: list[Callable[[Module], Iterator[str]]] = [
     parts_import_one_way,
     node_packages_import_one_way,
+    server_parts_import_one_way,
     the_library_knows_neither_server_nor_client,
     client_and_server_share_the_wire_format_only,
     torch_stays_in_layers_and_the_dense_backend,
@@ -328,9 +365,13 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (node_packages_import_one_way, "convexlayer/nodes/implicit/a.py", "from convexlayer.nodes.bilevel import b"),
         (node_packages_import_one_way, "convexlayer/nodes/closed_form/a.py", "from ..bilevel.solve import b"),
         (node_packages_import_one_way, "convexlayer/nodes/bilevel/a.py", "from convexlayer.nodes import b"),
+        (server_parts_import_one_way, f"{SERVER}/store/a.py", "from ..compute.protocol import Operation"),
+        (server_parts_import_one_way, f"{SERVER}/compute/a.py", "def f():\n    from ..http import responses"),
+        (server_parts_import_one_way, f"{SERVER}/http/a.py", "from ..compute.scheduler import Scheduler"),
+        (server_parts_import_one_way, f"{SERVER}/settings.py", "from . import app"),
         (the_library_knows_neither_server_nor_client, "convexlayer/layers/a.py", "import convexlayer_client"),
         (client_and_server_share_the_wire_format_only, f"{CLIENT}/a.py", "import convexlayer"),
-        (client_and_server_share_the_wire_format_only, "server/convexlayer_server/a.py", "import convexlayer_client"),
+        (client_and_server_share_the_wire_format_only, f"{SERVER}/a.py", "import convexlayer_client"),
         (torch_stays_in_layers_and_the_dense_backend, "convexlayer/linalg/sparse.py", "from torch import linalg"),
         (cvxpy_stays_in_canon, "convexlayer/diff/a.py", "import cvxpy as cp"),
         (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "from cvxpy import reductions"),
@@ -345,7 +386,7 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         ),
         (modules_are_documented, "convexlayer/a.py", "import numpy"),
         (modules_are_short, "convexlayer/a.py", "\n" * (MAX_LINES + 1)),
-        (libraries_do_not_print, "server/convexlayer_server/a.py", "def f():\n    print()"),
+        (libraries_do_not_print, f"{SERVER}/a.py", "def f():\n    print()"),
         (nothing_is_left_to_do, "convexlayer/a.py", "# TODO: more"),
     ],
 )  # fmt: skip
@@ -357,3 +398,16 @@ def test_every_package_is_read_and_every_exception_exists() -> None:
     assert {module.package for module in modules()} == set(PACKAGES)
     paths = {module.path for module in modules()}
     assert paths >= {*COMPOSITION_ROOTS, *MAY_IMPORT_CVXPY_INTERNALS}
+
+
+def test_server_parts_are_in_order() -> None:
+    earlier: set[str] = set()
+    for part, allowed in ALLOWED_SERVER_PARTS.items():
+        assert {name.split(".")[0] for name in allowed} <= earlier, part
+        earlier.add(part)
+    assert earlier == {module.part for module in modules() if module.package == "convexlayer_server"}
+
+
+def test_modules_of_the_server_have_distinct_names() -> None:
+    names = [Path(module.path).stem for module in modules() if module.package == "convexlayer_server"]
+    assert {name for name in names if names.count(name) > 1} <= {"__init__"}

@@ -15,7 +15,8 @@ from benchmarks.reliability.problems import body, dense_qp, dense_values
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row
 from convexlayer_server import Settings
-from convexlayer_server.engine import ComputeRequest, EmbeddedEngine
+from convexlayer_server.compute.local_backend import LocalBackend
+from convexlayer_server.compute.protocol import ComputeRequest
 
 __all__ = ["measure"]
 
@@ -63,7 +64,7 @@ async def _at_the_seam(seconds: float) -> _Rates:
         ComputeRequest(request_id="", problem_id="p", operation="solve", parameters=dense_values(seed))
         for seed in range(_CALLERS)
     ]
-    engines = [EmbeddedEngine(Settings(batching=batching)) for batching in (False, True)]
+    engines = [LocalBackend(Settings(batching=batching)) for batching in (False, True)]
     for engine in engines:
         await engine.open()
         await engine.register("p", document)
@@ -76,7 +77,7 @@ async def _at_the_seam(seconds: float) -> _Rates:
     return _Rates(*np.median(rates, axis=0))
 
 
-async def _calls(engine: EmbeddedEngine, document: bytes, requests: list[ComputeRequest], seconds: float) -> float:
+async def _calls(engine: LocalBackend, document: bytes, requests: list[ComputeRequest], seconds: float) -> float:
     """Requests a second."""
     count, start = 0, time.perf_counter()
 

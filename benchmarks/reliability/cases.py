@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from convexlayer_server.documents.atoms import ATOMS, CONSTRAINTS
-from convexlayer_server.encoding.binary import MEDIA_TYPE
+from convexlayer_server.encodings.safetensors import MEDIA_TYPE
 
 __all__ = ["DOCUMENT", "LIMITS", "VALUES", "Case", "Generator", "check"]
 

@@ -16,8 +16,8 @@ from benchmarks.reliability.latency import library
 from benchmarks.reliability.load import Load, started
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
-from convexlayer_server.arrays import Encoding, encode
-from convexlayer_server.encoding import binary
+from convexlayer_server.encodings import safetensors
+from convexlayer_server.encodings.arrays import Encoding, encode
 
 __all__ = ["measure"]
 
@@ -34,7 +34,7 @@ _DOCUMENT: dict[str, Any] = {
 """Little to solve, so that what is around it shows."""
 
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
-_BINARY = {"Content-Type": binary.MEDIA_TYPE, "Accept": binary.MEDIA_TYPE}
+_BINARY = {"Content-Type": safetensors.MEDIA_TYPE, "Accept": safetensors.MEDIA_TYPE}
 _PROBE_S = 0.005
 
 
@@ -50,8 +50,8 @@ def measure(plan: Plan) -> list[Row]:
     values = np.random.default_rng(0).standard_normal((_BATCH, _SIZE))
     with Server(workers=1, max_body_bytes=32 * 2**20) as server:
         path = f"{server.register(_DOCUMENT)}/solve"
-        packed = _Encoding("binary", b"".join(binary.write({"parameters": {"a": values}})), _BINARY)
-        small = _Encoding("binary", b"".join(binary.write({"parameters": {"a": values[:2]}})), _BINARY)
+        packed = _Encoding("binary", b"".join(safetensors.write({"parameters": {"a": values}})), _BINARY)
+        small = _Encoding("binary", b"".join(safetensors.write({"parameters": {"a": values[:2]}})), _BINARY)
         _grown_bytes(server, path, small)  # what is loaded and opened once
         grown = _grown_bytes(server, path, packed)  # before all else: memory that is free again would not show
         memory = Row(
@@ -79,7 +79,7 @@ def _cost(server: Server, path: str, values: np.ndarray, packed: _Encoding) -> R
     medians = {name: percentile(seconds[1:], 0.5) for name, seconds in took.items()}
     over = {name: seconds - medians["library"] for name, seconds in medians.items()}
     return Row(
-        "8 MB of parameters in and out, binary, over the library",
+        "8 MB of parameters in and out, safetensors, over the library",
         "<= 60 ms",
         f"{milliseconds(over['binary'])} (base64 {milliseconds(over['base64'])}, lists {milliseconds(over['list'])}; "
         f"library {milliseconds(medians['library'])})",

@@ -13,9 +13,9 @@ from benchmarks.reliability.problems import body, heavy_qp, heavy_values, least_
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 from convexlayer_server import Settings
-from convexlayer_server.documents import identified
+from convexlayer_server.compute.canonical import canonicalise_document
+from convexlayer_server.documents import identify
 from convexlayer_server.documents.grammar import Grammar
-from convexlayer_server.engine.compiled import compile_document
 
 __all__ = ["library", "measure"]
 
@@ -26,8 +26,8 @@ _PROBE_S = 0.02
 def library(document: dict[str, object]) -> convexlayer.SolutionMap:
     """The map of a document, in this process."""
     settings = Settings()
-    read = identified(json.dumps(document).encode(), settings)
-    return compile_document(read.id, read.text, Grammar(settings), settings).solution_map("auto")
+    read = identify(json.dumps(document).encode(), settings)
+    return canonicalise_document(read.id, read.text, Grammar(settings), settings).solution_map("auto")
 
 
 def measure(plan: Plan) -> list[Row]:

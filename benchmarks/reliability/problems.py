@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convexlayer_server.arrays import Array
+from convexlayer_server.encodings.arrays import Array
 
 __all__ = [
     "HARD",

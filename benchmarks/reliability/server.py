@@ -19,7 +19,7 @@ import psutil
 from benchmarks.reliability.caller import Caller
 from benchmarks.reliability.log import Log
 from convexlayer_server import Settings
-from convexlayer_server.keys import new_key, new_token
+from convexlayer_server.admission.keys import new_key, new_token
 from convexlayer_server.store import Store
 
 __all__ = ["Server", "cpu_s"]

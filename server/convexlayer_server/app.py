@@ -1,4 +1,4 @@
-"""The application: its parts, put together."""
+"""The application: it creates the parts of the service and connects them."""
 
 from __future__ import annotations
 
@@ -9,81 +9,86 @@ from typing import Any, final
 
 from fastapi import FastAPI
 
-from . import problems as problem_responses
-from . import telemetry
-from .encoding import Readers
-from .engine import Admission, EmbeddedEngine, Engine
-from .gate import Gate
-from .jobs import Jobs
-from .keys import Keyring
-from .limits import Limits
-from .memory import HeldMemory
-from .metrics import Metrics
-from .middleware import BodyLimit, Observation
-from .registry import Registry
-from .routes import account, compute, health, jobs, problems
-from .routes.bodies import Problem
+from .admission.admission_queue import AdmissionQueue
+from .admission.gate import AdmissionControl, Gate
+from .admission.keys import Keyring
+from .admission.limits import Limits
+from .admission.memory import MemoryBudget
+from .admission.usage import UsageLedger
+from .compute.job_registry import JobRegistry
+from .compute.local_backend import LocalBackend
+from .compute.protocol import ComputeBackend
+from .http import problem_details
+from .http.middleware import BodyLimit, RequestObserver
+from .http.parser_pool import ParserPool
+from .http.response_schemas import ProblemDetails
+from .maintenance import Maintenance
+from .observability.metrics import Metrics
+from .observability.tracing import export_traces
+from .problem_registry import ProblemRegistry
+from .routes import account, health, jobs, operations, problems
 from .service import Service
 from .settings import Settings
 from .store import Store
-from .upkeep import Upkeep
-from .usage import Ledger
 
 __all__ = ["create_app"]
 
-_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+_PROBLEM_DETAILS = {"$ref": "#/components/schemas/ProblemDetails"}
 
 
 @final
 class _Application(FastAPI):
-    """FastAPI, describing errors by the media type that they have; its own choice is the one of the answers."""
+    """FastAPI, with errors described as application/problem+json; FastAPI itself would describe them as JSON."""
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document."""
+        """Return the OpenAPI document."""
         schema = super().openapi()
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{"key": []}, {}]  # the server asks for none where there are none
+        schema["security"] = [{"key": []}, {}]  # a server without keys requires none
         for path in schema["paths"].values():
             for operation in path.values():
                 for content in operation.get("requestBody", {}).get("content", {}).values():
                     schema["components"]["schemas"] |= content["schema"].pop("$defs", {})
                 for status in ("4XX", "5XX"):
                     described = operation["responses"][status]
-                    described["content"] = {problem_responses.MEDIA_TYPE: {"schema": _PROBLEM}}
+                    described["content"] = {problem_details.MEDIA_TYPE: {"schema": _PROBLEM_DETAILS}}
         return schema
 
 
 def create_app(
-    settings: Settings | None = None, *, engine: Engine | None = None, store: Store | None = None
+    settings: Settings | None = None, *, backend: ComputeBackend | None = None, store: Store | None = None
 ) -> FastAPI:
-    """The service as an ASGI application.
+    """Create the service as an ASGI application.
 
     Args:
-        settings: limits; read from the environment unless given.
-        engine: what computes; threads of this process unless given. The application closes it.
-        store: where problems are kept; in memory unless given. The application closes it.
+        settings: settings; by default those of the environment.
+        backend: the compute backend; by default a ``LocalBackend``. The application closes it.
+        store: the store; by default one in memory. The application closes it.
     """
-    chosen = Settings.from_environment() if settings is None else settings
-    kept = Store(chosen) if store is None else store
-    service = _service(chosen, EmbeddedEngine(chosen) if engine is None else engine, kept)
+    settings = Settings.from_environment() if settings is None else settings
+    service = _service(
+        settings,
+        LocalBackend(settings) if backend is None else backend,
+        Store(settings) if store is None else store,
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        upkeep = Upkeep(service)
-        await upkeep.begin()
-        await service.engine.open()
-        upkeeping = asyncio.create_task(upkeep.go_on())
+        maintenance = Maintenance(service)
+        await maintenance.start()
+        await service.compute.open()
+        maintaining = asyncio.create_task(maintenance.run())
         yield
         await service.jobs.close()
-        await service.engine.close()
-        await service.readers.close()
-        upkeeping.cancel()
-        await upkeep.end()
+        await service.compute.close()
+        await service.parsers.close()
+        maintaining.cancel()
+        await maintenance.stop()
         service.store.close()
 
     errors: dict[int | str, dict[str, Any]] = {
-        "4XX": {"model": Problem, "description": "The request cannot be served"},
-        "5XX": {"model": Problem, "description": "The server failed"},
+        "4XX": {"model": ProblemDetails, "description": "The request cannot be served"},
+        "5XX": {"model": ProblemDetails, "description": "The server failed"},
     }
     app = _Application(
         title="Convexlayer",
@@ -91,35 +96,43 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # where it is asked for it is ours
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
         responses=errors,
     )
     app.state.service = service
-    for module in (compute, health, account, problems, jobs):
+    for module in (operations, health, account, problems, jobs):
         app.include_router(module.router)
-    problem_responses.install(app)
-    app.add_middleware(compute.Directly)
-    app.add_middleware(BodyLimit, limit_bytes=chosen.max_body_bytes)
-    app.add_middleware(Gate, service=service)
-    app.add_middleware(Observation, metrics=service.metrics, root_path=chosen.root_path)
-    if chosen.telemetry:
-        telemetry.install(app)
+    problem_details.install(app)
+    app.add_middleware(operations.DirectDispatch)
+    app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
+    control = AdmissionControl(
+        keyring=service.keyring,
+        limits=service.limits,
+        queue=service.compute,
+        memory=service.memory,
+        ledger=service.ledger,
+        metrics=service.metrics,
+    )
+    app.add_middleware(Gate, control=control)
+    app.add_middleware(RequestObserver, metrics=service.metrics, root_path=settings.root_path)
+    if settings.telemetry:
+        export_traces(app)
     return app
 
 
-def _service(settings: Settings, engine: Engine, store: Store) -> Service:
-    metrics, ledger = Metrics(), Ledger(store)
-    fair = Admission(engine, settings, ledger, metrics)
+def _service(settings: Settings, backend: ComputeBackend, store: Store) -> Service:
+    metrics, ledger = Metrics(), UsageLedger(store)
+    queue = AdmissionQueue(backend, settings, ledger, metrics)
     return Service(
         settings=settings,
         store=store,
-        engine=fair,
-        registry=Registry(settings, store, fair),
-        jobs=Jobs(settings, fair),
-        readers=Readers(settings),
+        compute=queue,
+        registry=ProblemRegistry(settings, store, queue),
+        jobs=JobRegistry(settings, queue),
+        parsers=ParserPool(settings),
         keyring=Keyring(),
         limits=Limits(settings, ledger),
-        memory=HeldMemory(settings),
+        memory=MemoryBudget(settings),
         ledger=ledger,
         metrics=metrics,
     )

@@ -1,4 +1,7 @@
-"""What the command line does with a server and its store; what only a server needs is imported where it is served."""
+"""The server's commands of the command line.
+
+``serve`` imports the server itself; the other commands need not wait for that.
+"""
 
 from __future__ import annotations
 
@@ -13,45 +16,54 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from . import forking, store
+from . import store
+from .admission.keys import new_key, new_token
+from .compute import forkserver
 from .errors import ServerError, StoreError
-from .keys import new_key, new_token
 from .settings import Settings
 from .store import Store
 
-__all__ = ["backup", "create_key", "list_keys", "restore", "revoke_key", "serve", "settings_of"]
+__all__ = ["backup", "create_key", "list_keys", "load_settings", "restore", "revoke_key", "serve"]
 
 FIRST_KEY = "CONVEXLAYER_FIRST_KEY"
-"""Variable with a token that is good from the first start on; with ``_FILE`` at its end, with the name of a file."""
+"""Environment variable with a token that is valid from the first start on.
+
+With the suffix ``_FILE``, a file with it.
+"""
 
 _BACKLOG = 1024
+"""Connections that wait to be accepted; the kernel caps this at net.core.somaxconn."""
+
 _UNSENT_BYTES = 2**18
-"""Of each connection, that the system takes beyond what it may send at once."""
+"""Bytes of each connection that the kernel buffers beyond what it may send at once.
+
+Fewer could leave a fast connection idle. The kernel's buffers do not count towards the memory budget.
+"""
 
 
-def settings_of(options: Mapping[str, Any]) -> Settings:
-    """Settings of the environment and its file, under those options of the command line that were given.
+def load_settings(options: Mapping[str, Any]) -> Settings:
+    """Return the settings of the environment and its file, overridden by the given command-line options.
 
     Raises:
-        SettingsError: a value cannot be used.
+        SettingsError: a value is invalid.
     """
     given = {f"CONVEXLAYER_{name.upper()}": str(value) for name, value in options.items() if value is not None}
     return Settings.from_environment(os.environ | given)
 
 
 def serve(settings: Settings, host: str, port: int, *, insecure: bool) -> None:
-    """Serve until told to stop.
+    """Serve until a signal stops the server.
 
     Raises:
-        ServerError: the address cannot be had, or others can reach it and there is no key to ask them for; or a GPU is
-            asked for that is not visible.
+        ServerError: the server cannot listen on the address; or others can reach the address and there is no key; or a
+            requested GPU is not visible.
     """
     with closing(Store(settings, settings.store)) as opened:
-        _keep_first_key(opened)
+        _add_first_key(opened)
         if not insecure and not _is_loopback(host) and not opened.all_keys():
             raise ServerError(
-                f"{host} can be reached by others, and there is no key to ask them for: make one by `convexlayer keys "
-                f"create NAME` or set {FIRST_KEY}; or listen on 127.0.0.1; or pass --insecure if the network is yours"
+                f"others can reach {host}, and there is no key to authenticate them: create one with `convexlayer keys "
+                f"create NAME`, or set {FIRST_KEY}; or listen on 127.0.0.1; or pass --insecure on a trusted network"
             )
         try:
             listener = _listen(host, port)
@@ -62,34 +74,36 @@ def serve(settings: Settings, host: str, port: int, *, insecure: bool) -> None:
 
 
 def _serve_on(listener: socket.socket, host: str, settings: Settings, opened: Store) -> None:
-    """Serve on an address that was had; the imports of this process and those of its workers take seconds each."""
+    """Serve on a socket. The imports of this process and those of the fork server take seconds, and run in parallel."""
     if settings.workers != 0:
-        forking.begin()
+        forkserver.start()
 
-    from . import logs
     from .app import create_app
-    from .connections import Server, configuration
-    from .descriptors import connections_allowed
-    from .engine.devices import devices_of
+    from .compute.devices import devices_of
+    from .http.connections import Server, configuration
+    from .http.file_descriptors import allowed_connections
+    from .observability import logs
+    from .service import Service
 
     devices_of(settings.device)
     logs.configure(settings)
     shown = f"[{host}]" if listener.family == socket.AF_INET6 else host
     sys.stdout.write(f"listening on http://{shown}:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    most = connections_allowed(settings.max_connections)
+    limit = allowed_connections(settings.max_connections)
     app = create_app(settings, store=opened)
-    config = configuration(app, settings, most)
+    service: Service = app.state.service
+    config = configuration(app, settings, service.metrics, limit)
     gc.collect()
-    gc.freeze()  # what is imported stays; looking through all of it would stop the event loop for 0.2 s at a time
-    Server(config, app.state.service).run(sockets=[listener])
+    gc.freeze()  # imported objects stay; scanning them would block the event loop for 0.2 s per full collection
+    Server(config, service.compute.close).run(sockets=[listener])
 
 
 def create_key(settings: Settings, name: str, requests_per_minute: int | None, seconds_per_day: float | None) -> None:
-    """Make a key and write its token to the standard output, which is the only time that it is seen.
+    """Create a key and write its token to standard output; it is not stored, and cannot be shown again.
 
     Raises:
-        StoreError: the name cannot be used, the store cannot be opened, or it holds as many keys as it may.
+        StoreError: the name is invalid, the store cannot be opened, or it has reached ``max_keys``.
     """
     token = new_token()
     key = new_key(name, token, requests_per_minute=requests_per_minute, seconds_per_day=seconds_per_day)
@@ -97,10 +111,10 @@ def create_key(settings: Settings, name: str, requests_per_minute: int | None, s
         namesakes = [other.id for other in opened.all_keys() if other.name == key.name and other.revoked_s is None]
         taken = opened.add_key(key)
     if namesakes:
-        sys.stderr.write(f"{', '.join(namesakes)} has this name, too, and stays good until `convexlayer keys revoke`\n")
+        sys.stderr.write(f"{', '.join(namesakes)} has the same name and stays valid until `convexlayer keys revoke`\n")
     if taken:
-        sys.stderr.write(f"problems that were registered without a key, {taken}, are this key's from now on\n")
-    sys.stderr.write(f"key {key.id} of {key.name}; its token is not shown again:\n")
+        sys.stderr.write(f"{taken} problems that were registered without a key now belong to this key\n")
+    sys.stderr.write(f"key {key.id} ({key.name}); its token is not shown again:\n")
     sys.stdout.write(f"{token}\n")
 
 
@@ -131,15 +145,17 @@ def list_keys(settings: Settings) -> None:
 
 
 def revoke_key(settings: Settings, key_id: str) -> None:
-    """Let a key be good no longer, and forget its problems; a running server learns of it within ``refresh_s``.
+    """Revoke a key and delete its problems; a running server applies this within ``refresh_s``.
 
     Raises:
-        StoreError: there is no such key that is good.
+        StoreError: there is no valid key of this ID.
     """
     with closing(Store(settings, settings.store)) as opened:
         revoked = opened.revoke_key(key_id)
     if not revoked:
-        raise StoreError(f"there is no good key {key_id!r}; `convexlayer keys list` shows them, by their k_ ids")
+        raise StoreError(
+            f"there is no valid key {key_id!r}; `convexlayer keys list` shows the IDs, which begin with k_"
+        )
 
 
 def backup(settings: Settings, target: str) -> None:
@@ -152,18 +168,18 @@ def backup(settings: Settings, target: str) -> None:
 
 
 def restore(settings: Settings, source: str) -> None:
-    """Replace the problems of the store by those of a copy; a running server learns of it within ``refresh_s``.
+    """Replace the problems of the store by those of a backup; a running server applies this within ``refresh_s``.
 
-    Keys and usage of both are kept, and what was revoked stays revoked.
+    Keys and usage of both are merged, and revoked keys stay revoked.
 
     Raises:
-        StoreError: the copy is no store, or the store cannot be read.
+        StoreError: the backup is not a store, or the store cannot be read.
     """
     store.restore(source, settings.store)
 
 
-def _keep_first_key(opened: Store) -> None:
-    """Keep the key that the environment asks for, unless it was kept before, even if it was revoked since."""
+def _add_first_key(opened: Store) -> None:
+    """Add the key of the environment, unless it was added before, even if it is revoked by now."""
     file = os.environ.get(f"{FIRST_KEY}_FILE")
     try:
         token = Path(file).read_text(encoding="utf-8").strip() if file else os.environ.get(FIRST_KEY, "")
@@ -180,7 +196,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # what nobody reads stays here, where it is counted
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # unread responses stay in this process, where the budget counts them
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         listener.bind(address)
         listener.listen(_BACKLOG)

@@ -1,27 +1,27 @@
-"""What can go wrong in the service, and what the caller is told.
+"""Errors of the service, and how requests report them.
 
 ServerError
-├── SettingsError              the environment holds a value that cannot be used
-├── StoreError                 the store cannot be opened, or a key cannot be kept
-└── RequestError               answered as application/problem+json (RFC 9457)
-    ├── MalformedError         400  the body is not of the form that its media type says
-    ├── UnauthenticatedError   401  no key, or one that is not good
-    ├── QuotaError             403  the caller or the server keeps too much already
-    ├── NotFoundError          404  no such problem
-    ├── ConflictError          409  not in the state that it is in
-    ├── GoneError              410  the state or the job's result is not, or no longer, here
-    ├── TooLargeError          413  the body is larger than is read, or there is one where none is
-    ├── TooManyError           429  more than one caller may have, or all together, at a time
-    ├── CallerLeftError        499  for the log alone: the caller did not wait for the answer
-    ├── UnavailableError       503  a worker ended or the problem is quarantined; to be tried again
-    ├── DeadlineError          504  it took longer than the server allows
-    └── InvalidError           422  a field of the request is wrong
-        ├── DocumentError      422  a problem document is wrong
-        ├── SolverChoiceError  422  the solver asked for cannot solve this
-        └── DerivativeError    422  the derivative cannot be had
+├── SettingsError              a setting is invalid
+├── StoreError                 the store cannot be opened, read or written
+└── RequestError               reported as application/problem+json (RFC 9457)
+    ├── MalformedError         400  the body cannot be parsed
+    ├── UnauthenticatedError   401  no key, or an invalid one
+    ├── QuotaError             403  the key, or the server, stores too much already
+    ├── NotFoundError          404  there is no such problem or job
+    ├── ConflictError          409  the job is not in the required state
+    ├── GoneError              410  the state or the job's result has expired, or never existed
+    ├── TooLargeError          413  the body is too large, or the method has none
+    ├── TooManyError           429  a limit of the key or of the server is reached
+    ├── ClientDisconnectedError 499 for the access log alone: the client disconnected before the response
+    ├── UnavailableError       503  a worker ended, or the problem is quarantined; try again
+    ├── DeadlineError          504  computing took too long
+    └── InvalidError           422  a field of the request is invalid
+        ├── DocumentError      422  a problem document is invalid
+        ├── SolverChoiceError  422  the requested solver cannot be used
+        └── DerivativeError    422  the derivative cannot be computed
 
-Errors of HTTP itself (a body of another type; no such path) get the same form in
-``problems``. The ``type`` of a problem is ``urn:convexlayer:problem:<slug>``; clients tell errors apart by it.
+Errors of HTTP itself (an unsupported media type, an unknown path) get the same form in ``http.problem_details``. The
+``type`` of an error is ``urn:convexlayer:problem:<slug>``, by which clients distinguish errors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 __all__ = [
-    "CallerLeftError",
+    "ClientDisconnectedError",
     "ConflictError",
     "DeadlineError",
     "DerivativeError",
@@ -50,34 +50,35 @@ __all__ = [
     "TooLargeError",
     "TooManyError",
     "UnavailableError",
-    "brief",
+    "abbreviate",
     "pointer",
 ]
 
 _MAX_QUOTED = 80
+"""Characters of a value that a message quotes."""
 
 
-def brief(value: Any) -> str:
-    """A value as a message quotes it: its beginning, where it is long."""
+def abbreviate(value: Any) -> str:
+    """Return a value as text, shortened to ``_MAX_QUOTED`` characters."""
     text = str(value)
     return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 3]}..."
 
 
 def pointer(*path: str | int) -> str:
-    """JSON pointer (RFC 6901) of a path of keys and positions; the empty path is the whole document.
+    """Return the JSON pointer (RFC 6901) of a path of keys and positions; the empty path is the whole document.
 
-    Longer keys than any that is known are cut, since messages are made of pointers.
+    Long keys are cut, since messages quote pointers.
     """
     return "".join("/" + str(step)[:_MAX_QUOTED].replace("~", "~0").replace("/", "~1") for step in path)
 
 
 @dataclass(frozen=True)
 class FieldError:
-    """One wrong place of a request.
+    """One invalid field of a request.
 
     Attributes:
         pointer: JSON pointer into the body.
-        detail: what was expected, what came, what to try.
+        detail: what was expected, and what was given.
     """
 
     pointer: str
@@ -85,24 +86,24 @@ class FieldError:
 
 
 class ServerError(Exception):
-    """Base of every error of the service."""
+    """Base class of all errors of the service."""
 
 
 class SettingsError(ServerError):
-    """The environment holds a value that cannot be used."""
+    """A setting is invalid."""
 
 
 class StoreError(ServerError):
-    """The store cannot be opened, or what is to be kept there cannot be."""
+    """The store cannot be opened, read or written."""
 
 
 class RequestError(ServerError):
-    """A request that is answered with a problem document.
+    """An error of a request, reported as problem details.
 
     Attributes:
-        detail: one sentence for the reader.
-        errors: the places that are wrong, where they are known.
-        retry_after_s: seconds after which the same request may succeed, sent as Retry-After; None where it would not.
+        detail: a sentence that explains the error.
+        errors: the invalid fields, if known.
+        retry_after_s: seconds after which the same request may succeed, sent as Retry-After; None if it would not.
     """
 
     status: ClassVar[int] = 400
@@ -120,31 +121,31 @@ class RequestError(ServerError):
 
 
 class MalformedError(RequestError):
-    """The body is not of the form that its media type says, or holds more than can be of use."""
+    """The body does not have the form of its media type, or holds too many values."""
 
     status = 400
     slug = "malformed"
-    title = "The body cannot be read"
+    title = "Malformed body"
 
 
 class UnauthenticatedError(RequestError):
-    """The request shows no key, or one that is not good."""
+    """The request has no key, or an invalid one."""
 
     status = 401
     slug = "unauthenticated"
-    title = "A key is needed"
+    title = "Unauthenticated"
 
 
 class QuotaError(RequestError):
-    """The caller, or all callers together, keep as much as they may already."""
+    """The key, or all keys together, store as much as they may."""
 
     status = 403
     slug = "quota"
-    title = "The quota is used up"
+    title = "Quota exceeded"
 
 
 class NotFoundError(RequestError):
-    """There is no problem of this id."""
+    """There is no problem or job of this ID."""
 
     status = 404
     slug = "not-found"
@@ -152,90 +153,90 @@ class NotFoundError(RequestError):
 
 
 class ConflictError(RequestError):
-    """What is asked for cannot be had in the state that things are in."""
+    """The job is not in the required state."""
 
     status = 409
     slug = "conflict"
-    title = "Not in this state"
+    title = "Conflict"
 
 
 class TooLargeError(RequestError):
-    """The body is larger than is read."""
+    """The body is too large, or the method has none."""
 
     status = 413
     slug = "too-large"
-    title = "The body is too large"
+    title = "Body too large"
 
 
 class TooManyError(RequestError):
-    """The caller, or all callers together, have or have sent as much as the server can do."""
+    """A limit of the key, or of the server, is reached."""
 
     status = 429
     slug = "too-many"
-    title = "Too many"
+    title = "Too many requests"
 
 
-class CallerLeftError(RequestError):
-    """The caller closed the connection before the answer was there: nobody will read this one."""
+class ClientDisconnectedError(RequestError):
+    """The client disconnected before the response; nothing is sent."""
 
     status = 499
     slug = "caller-left"
-    title = "Nobody waits for this"
+    title = "Client disconnected"
 
 
 class GoneError(RequestError):
-    """What is asked for was here, perhaps, but is no longer: dropped for its age or size, or another's."""
+    """The state or result has expired, was evicted, or never existed."""
 
     status = 410
     slug = "gone"
-    title = "No longer here"
+    title = "Gone"
 
 
 class UnavailableError(RequestError):
-    """The request could not be served now, through no fault that can be laid to it."""
+    """The request could not be served now; its worker ended, or its problem is quarantined."""
 
     status = 503
     slug = "unavailable"
-    title = "Try again"
+    title = "Unavailable"
 
 
 class DeadlineError(RequestError):
-    """The request took longer than the server allows."""
+    """Computing the request took longer than the server allows."""
 
     status = 504
     slug = "deadline"
-    title = "Out of time"
+    title = "Deadline exceeded"
 
 
 class InvalidError(RequestError):
-    """A field of the request is wrong."""
+    """A field of the request is invalid."""
 
     status = 422
     slug = "invalid-request"
-    title = "The request is not valid"
+    title = "Invalid request"
 
     @classmethod
     def at(cls, where: str, detail: str) -> Self:
-        """The error of one field, by its JSON pointer."""
+        """Return the error of one field, by its JSON pointer."""
         return cls(f"{where or 'the body'}: {detail}", [FieldError(where, detail)])
 
 
 class DocumentError(InvalidError):
-    """A problem document cannot be compiled."""
+    """A problem document is invalid, or cannot be canonicalised."""
 
     slug = "invalid-problem"
-    title = "The problem document is not valid"
+    title = "Invalid problem document"
 
 
 class SolverChoiceError(InvalidError):
-    """The solver asked for is unknown, not installed, or does not take this problem."""
+    """The requested solver is unknown, not installed, or does not accept the problem."""
 
     slug = "solver"
-    title = "The solver cannot be used"
+    title = "Solver unavailable"
 
 
 class DerivativeError(InvalidError):
     """The derivative cannot be computed."""
 
     slug = "derivative"
-    title = "The derivative cannot be had"
+    title = "Derivative unavailable"

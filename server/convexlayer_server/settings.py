@@ -1,8 +1,8 @@
-"""Limits and ways of working of the service, read once from a file and the environment.
+"""Settings of the service, read once from the environment and a file.
 
-Every field is read from ``CONVEXLAYER_<FIELD>``, upper case: ``CONVEXLAYER_MAX_BATCH=256``; or, below that, from a TOML
-file that ``CONVEXLAYER_SETTINGS`` names: ``max_batch = 256``. Sizes count array entries unless the name ends in
-``_bytes``; durations end in ``_s``.
+Each field is read from the variable ``CONVEXLAYER_<FIELD>``, such as ``CONVEXLAYER_MAX_BATCH=256``; if that is unset,
+from the TOML file that ``CONVEXLAYER_SETTINGS`` names, such as ``max_batch = 256``. Sizes count array entries, unless
+the name ends in ``_bytes``; durations end in ``_s``.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LOG = logging.getLogger(__name__)
 _PREFIX = "CONVEXLAYER_"
 _FILE = f"{_PREFIX}SETTINGS"
 _OTHERS = {_FILE, *(_PREFIX + name for name in ("API_KEY", "COMPILE", "FIRST_KEY", "FIRST_KEY_FILE", "URL"))}
-"""Variables that are no fields: read by the command line, the library and the client."""
+"""Variables of the command line, the library and the client, which are not settings."""
 
 _PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def default_store() -> str:
-    """Where the command line keeps the store unless it is told: in the user's data folder."""
+    """Return the default path of the store: in the user's data folder."""
     home = (
         os.environ.get("XDG_DATA_HOME") or os.environ.get("LOCALAPPDATA") or Path("~", ".local", "share").expanduser()
     )
@@ -39,84 +39,82 @@ def default_store() -> str:
 
 @final
 class Settings(BaseModel):
-    """Limits that no request may exceed, and the sizes of caches and pools.
+    """Limits of requests, sizes of caches, and numbers of processes.
 
     Attributes:
-        max_connections: connections at a time, fewer where the process may not open as many; beyond, the one that has
-            waited longest for a request gives way, and where none does, new ones are refused.
-        max_connections_per_address: of one IPv4 address or IPv6 network of 64 bits; but of this machine itself and of
-            trusted proxies, who connect for many, as many as there may be.
-        max_head_bytes: bytes of a request's line and header fields; and of what else is no body: trailers, extensions.
-        max_headers: header fields of a request, trailers included.
-        head_s: what a client is given for the head of a request, and for the end of one that was answered before it.
-        send_s: how long a client may leave an answer unread before it is disconnected.
+        max_connections: concurrent connections, fewer if the process may not open as many files. Beyond that, the
+            connection that has been idle longest is closed; if none is idle, new ones are refused.
+        max_connections_per_address: connections from one IPv4 address or one IPv6 network of 64 bits. Loopback
+            addresses and trusted proxies, which connect for many clients, are exempt.
+        max_head_bytes: bytes of a request line with its header fields; also of trailers and chunk extensions.
+        max_headers: header fields of a request, including trailers.
+        head_s: seconds for the head of a request to arrive, and for the rest of a request that was answered early.
+        send_s: seconds for which a client may leave a response unread before it is disconnected.
         max_body_bytes: bytes of one request body.
-        body_pause_s: how long nothing of a body may come.
-        body_bytes_per_s: at which rate a body comes at least; one that is slower is given up after that pause at the
-            earliest.
-        max_held_bytes: bytes that are held for requests of all keys together: bodies, arrays, and answers until they
-            are sent; a key may always hold its share of it.
+        body_pause_s: seconds between two pieces of a body.
+        body_bytes_per_s: minimum rate at which a body must arrive; a slower one is refused after ``body_pause_s`` at
+            the earliest.
+        max_held_bytes: bytes held for requests of all keys together: bodies, arrays, and responses until they are sent.
+            A key may always hold its fair share.
         max_text_length: characters of one expression.
-        max_depth: nesting of one expression, its shared subexpressions included.
-        max_nodes: nodes of all expressions of a document, each use of a shared subexpression counted again.
+        max_depth: nesting of one expression, including its shared subexpressions.
+        max_nodes: nodes of all expressions of a document; each use of a shared subexpression counts again.
         max_constraints: constraints of a document.
         max_names: parameters, variables, constants and shared subexpressions of a document.
-        max_dimensions: number of dimensions of an array.
+        max_dimensions: dimensions of an array.
         max_leaf_size: entries of all parameters, and of all constants, of a document.
         max_variable_size: entries of all variables of a document, or of all outputs of a cone program.
-        max_expression_size: entries of any one expression.
-        max_canonical_size: estimated number of coefficients of the canonicalised problem; and then rows and columns,
-            coefficients, and entries of the squares of its second-order and semidefinite blocks together.
-        max_cones: second-order, semidefinite and power cones of the canonicalised problem.
+        max_expression_size: entries of any expression.
+        max_canonical_size: estimated coefficients of the standard form; and then its rows, columns, coefficients, and
+            the entries of the squares of its second-order and semidefinite blocks together.
+        max_cones: second-order, semidefinite and power cones of the standard form.
         max_batch: elements of a batch.
-        max_array_size: entries of one decoded array, batch included.
+        max_array_size: entries of one decoded array, including the batch axis.
         max_batch_size: entries of all program data, solutions and outputs of a batch together.
-        solvers: names of the solvers that a request may ask for beside ``auto``, comma-separated; empty for all that
-            are installed.
-        max_iter: iterations that a request may ask for.
-        max_time_limit_s: time limit that a request may ask for.
-        readers: processes that read large bodies, started when they are needed; one of them reads those up to 1 MiB
-            alone.
-        workers: processes that compute; one for each GPU, and no fewer than two, unless it is set. 0 is a thread of
-            this process, which can neither be killed nor kept within memory: for tests and notebooks.
-        device: of the workers: ``cpu``, or ``cuda`` for all GPUs that CUDA_VISIBLE_DEVICES or Slurm lets this process
-            see, ``cuda:0,1`` for some of them; ``auto`` is ``cuda`` where there is one, else ``cpu``.
-        background_workers: processes beside them that do what takes long while several keys compute, at a lower
-            priority; None for as many as there are workers, which is the most.
-        deadline_s: what one element, or what is computed with it, may take in a worker; one that takes longer is
+        solvers: comma-separated solvers that a request may choose beside ``auto``; empty for all installed ones.
+        max_iter: iteration limit that a request may set.
+        max_time_limit_s: time limit in seconds that a request may set.
+        readers: processes that parse large bodies, started when needed; one of them parses bodies up to 1 MiB alone.
+        workers: processes that compute; by default one for each GPU, and at least two. 0 is a thread of this process,
+            which can neither be killed nor limited in memory: for tests and notebooks.
+        device: device of the workers: ``cpu``; ``cuda`` for all GPUs that CUDA_VISIBLE_DEVICES or Slurm makes visible,
+            ``cuda:0,1`` for some of them; ``auto`` is ``cuda`` if a GPU is visible, else ``cpu``.
+        background_workers: additional processes for slow tasks while several keys compute, at a lower priority; None
+            for as many as there are workers, which is the maximum.
+        deadline_s: seconds that one element, and what is computed with it, may take; a worker that takes longer is
             replaced.
-        compile_limit_s: what compiling a problem may take.
-        worker_memory_bytes: resident memory of one worker; one that takes more is replaced.
-        quarantine_s: how long a problem, or a solver, is refused to a key for which it ended two workers.
-        batching: merge requests that wait for the same problem.
-        merged_rows: elements of one merged batch.
-        state_bytes: bytes of all states kept for handles together, and again of the factors kept by each worker. A key
-            that keeps no more than an equal share of them loses none to others.
-        state_s: how long a state is kept.
-        max_jobs_per_key: jobs of one key, those whose results are kept included.
-        job_bytes: bytes of all results of jobs together, which are shared as those of states are.
-        job_s: how long the result of a job is kept.
-        drain_s: what requests in work are given to end at a shutdown.
-        compiled_problems: compiled problems kept in memory, by each worker.
-        max_compiled_size: their size together, each measured as for ``max_canonical_size``, with the coefficients of
-            the map from its parameters; the one used last is kept in any case.
+        compile_limit_s: seconds that canonicalising a problem may take.
+        worker_memory_bytes: resident memory of one worker; a worker that uses more is replaced.
+        quarantine_s: seconds for which a problem, or a solver, is refused to a key for which it ended two workers.
+        batching: whether to merge queued requests for the same problem.
+        merged_rows: elements of a merged batch.
+        state_bytes: bytes of all states kept for handles, and again of the factorisations that each worker caches. A
+            key that stays within an equal share of them loses none to other keys.
+        state_s: seconds for which a state is kept after its last use.
+        max_jobs_per_key: jobs of one key, including those whose results are kept.
+        job_bytes: bytes of all results of jobs, shared among keys as those of states are.
+        job_s: seconds for which the result of a job is kept.
+        drain_s: seconds for running requests to finish at shutdown.
+        compiled_problems: canonicalised problems that each worker caches.
+        max_compiled_size: their total size, each measured as for ``max_canonical_size`` plus the coefficients of the
+            map from its parameters; the most recently used one always stays.
         store: file of the SQLite database that the command line opens.
-        max_store_bytes: bytes of all stored documents together, compressed. Half of it is shared out equally among the
-            keys, the other half is for whoever comes first; a document counts for each key that has registered it. What
-            a key holds stays, though its share shrinks when another is made.
-        recent_bytes: bytes of the documents, as JSON, that are kept in memory because they were used last.
-        max_problems_per_key: problems that one key may have registered.
-        max_keys: keys that may exist, those revoked included.
-        max_in_flight_per_key: requests of one key that are being read, waiting or computed.
-        max_waiting: requests of all keys that wait for the engine; more are answered with 429.
-        max_wait_s: what one request waits for the engine before it is answered with 429; a job waits longer.
-        refresh_s: how often keys are read anew from the store, and usage is written to it.
-        requests_per_minute: what one key may send, on average over a minute; None for any number.
-        seconds_per_day: seconds of the engine that one key may use a day (UTC); None for any number.
+        max_store_bytes: bytes of all stored documents, compressed. Half of it is divided equally among the keys; the
+            other half is shared. A document counts for each key that registered it. What a key stores stays, though its
+            share shrinks with each new key.
+        recent_bytes: bytes of recently used documents, as JSON, to cache in memory.
+        max_problems_per_key: registered problems of one key.
+        max_keys: keys, including revoked ones.
+        max_in_flight_per_key: concurrent requests of one key: being received, waiting or being computed.
+        max_waiting: requests of all keys in the queue of the compute backend; more are refused with 429.
+        max_wait_s: seconds that one request waits in the queue before it is refused with 429; a job waits longer.
+        refresh_s: interval in seconds at which keys are reloaded from the store, and usage is written to it.
+        requests_per_minute: requests of one key, on average over a minute; None for no limit.
+        seconds_per_day: compute seconds of one key a day (UTC); None for no limit.
         root_path: path under which a reverse proxy shows the service, such as ``/convexlayer``.
-        trusted_proxies: addresses, comma-separated, whose forwarded headers are believed; ``*`` is any.
-        log_format: one JSON object a line, or text for people.
-        telemetry: send traces by OpenTelemetry, which its own ``OTEL_`` variables configure.
+        trusted_proxies: comma-separated addresses whose forwarded headers are trusted; ``*`` trusts all.
+        log_format: ``json`` for one JSON object a line, or ``text``.
+        telemetry: whether to export traces by OpenTelemetry; its ``OTEL_*`` variables configure the exporter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -183,22 +181,22 @@ class Settings(BaseModel):
     telemetry: bool = False
 
     def allows(self, solver: str) -> bool:
-        """Whether a request may ask for a solver."""
+        """Whether a request may choose a solver."""
         allowed = {name.strip().lower() for name in self.solvers.split(",")} - {""}
         return not allowed or solver.lower() in allowed | {"auto"}
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Read every field that the environment sets, then those that its file sets; the others keep their defaults.
+        """Read the settings of the environment, then those of its file; the others have their defaults.
 
         Raises:
-            SettingsError: a value cannot be used, the file cannot be read, or a name in it is unknown.
+            SettingsError: a value is invalid, the file cannot be read, or it has an unknown name.
         """
         source = os.environ if environment is None else environment
         names = {_PREFIX + field.upper(): field for field in cls.model_fields}
         for name in source:
             if name.startswith(_PREFIX) and name not in names.keys() | _OTHERS:
-                _LOG.warning("%s is no setting of this version; it is ignored", name)
+                _LOG.warning("ignoring %s, which is not a setting of this version", name)
         values = _from_file(source[_FILE]) if source.get(_FILE) else {}
         values |= {field: source[name] for name, field in names.items() if name in source}
         try:

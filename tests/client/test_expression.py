@@ -19,7 +19,7 @@ from convexlayer_client.emitters import CONSTRAINTS, EXPRESSIONS
 from convexlayer_client.errors import UnsupportedExpressionError
 from convexlayer_client.expression import ProblemDocument, to_document
 from convexlayer_server.documents import problem_documents
-from convexlayer_server.documents.compile import PosedProblem, pose
+from convexlayer_server.documents.cvxpy_problem import PosedProblem, pose
 from convexlayer_server.documents.grammar import Grammar
 from convexlayer_server.settings import Settings
 

@@ -30,7 +30,7 @@ from convexlayer_client import (
     wire,
 )
 from convexlayer_client.layer import RemoteConvexLayer
-from convexlayer_client.parts import Cutter, Limits
+from convexlayer_client.parts import BatchSplitter, Limits
 from convexlayer_server import Settings, create_app
 from tests.client.conftest import serving
 from tests.client.families import quadratic
@@ -519,7 +519,7 @@ def test_parts_are_within_limits_and_are_the_whole() -> None:
             batch_size=int(rng.integers(1_000, 60_000)),
         )
         form: Any = "binary" if trial % 5 else "json"
-        parts = Cutter(call, problem, limits, form).parts()
+        parts = BatchSplitter(call, problem, limits, form).parts()
         assert [part.rows.start for part in parts[1:]] == [part.rows.stop for part in parts[:-1]]
         assert (parts[0].rows.start, parts[-1].rows.stop) == (0, batch)
         for part in parts:

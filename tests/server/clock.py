@@ -1,4 +1,4 @@
-"""Time that passes only while nobody has anything to do, and then at once: what a test sees is no matter of speed."""
+"""An event loop with a manual clock: time advances at once to the next timer, so tests do not depend on speed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar, final
 
-__all__ = ["Clock", "at_no_time"]
+__all__ = ["Clock", "run_with_clock"]
 
 T = TypeVar("T")
 
 
 @final
 class Clock:
-    """Seconds, as ``time.monotonic`` tells them."""
+    """A replacement of the module ``time``."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -24,7 +24,7 @@ class Clock:
 
 
 class _Selector(selectors.DefaultSelector):
-    """Waits for no timer: the clock is put forward instead."""
+    """Advances the clock instead of waiting for a timer."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return self._clock.seconds
 
 
-def at_no_time(work: Coroutine[Any, Any, T], clock: Clock) -> T:
-    """What some work gives on an event loop of this clock."""
+def run_with_clock(work: Coroutine[Any, Any, T], clock: Clock) -> T:
+    """Run a coroutine on an event loop with a manual clock, and return its result."""
     with asyncio.Runner(loop_factory=lambda: _Loop(clock)) as runner:
         return runner.run(work)

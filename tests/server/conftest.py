@@ -1,4 +1,4 @@
-"""The application in this process, spoken to over ASGI."""
+"""A client of the application in this process, over ASGI."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VALUES: dict[str, Any] = {
 
 
 class AppClient:
-    """Sends requests to an application, one after another, on an event loop of its own."""
+    """Sends requests to an application, one after another, on its own event loop."""
 
     def __init__(self, app: FastAPI) -> None:
         self._runner = asyncio.Runner()
@@ -47,13 +47,13 @@ class AppClient:
         return self.request("POST", path, json=json)
 
     def register(self, document: dict[str, Any]) -> str:
-        """The path of a problem, registered now or before."""
+        """Register a problem, and return its path."""
         response = self.post("/v1/problems", document)
         assert response.is_success, response.text
         return str(response.headers["Location"])
 
     def together(self, *requests: tuple[str, str, Any], headers: dict[str, str] | None = None) -> list[httpx.Response]:
-        """Answers to requests (method, path, body) that are sent at the same time."""
+        """Send requests (method, path, body) concurrently, and return their responses."""
 
         async def send() -> list[httpx.Response]:
             return await asyncio.gather(

@@ -1,4 +1,4 @@
-"""The application served by uvicorn in a thread, and connections to it as bytes on a socket."""
+"""The application on uvicorn in a thread, and raw connections to it."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from typing import Any, Self, final
 import numpy as np
 
 from convexlayer_server import Settings, create_app
-from convexlayer_server.connections import Connections, Server, configuration
-from convexlayer_server.engine import (
-    Begun,
-    Charge,
+from convexlayer_server.compute.local_backend import LocalBackend
+from convexlayer_server.compute.protocol import (
+    ComputeBackend,
+    ComputeHealth,
     ComputeRequest,
     ComputeResult,
-    EmbeddedEngine,
-    Engine,
-    EngineHealth,
-    Progress,
+    OnProgress,
+    OnStart,
+    RecordUsage,
 )
+from convexlayer_server.http.connections import ConnectionManager, Server, configuration
 from convexlayer_server.service import Service
 from convexlayer_server.store import Store
 
-__all__ = ["Answer", "LargeEngine", "Running", "WaitingEngine", "Wire", "eventually", "running"]
+__all__ = ["LargeBackend", "Running", "WaitingBackend", "Wire", "WireResponse", "eventually", "running"]
 
 WAIT_S = 60.0
-"""For what has to happen; a test that waits so long has failed."""
+"""Seconds after which a condition that does not become true fails the test."""
 
 
 def eventually(holds: Callable[[], Any]) -> None:
-    """Wait until something holds."""
+    """Wait until a condition is true."""
     end = time.monotonic() + WAIT_S
     while not holds():
-        assert time.monotonic() < end, "it did not come to hold"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.01)
 
 
 @final
-class Answer:
-    """What came back for a request."""
+class WireResponse:
+    """A response."""
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.status = status
@@ -56,16 +56,16 @@ class Answer:
 
     @property
     def slug(self) -> str:
-        """Of the problem that it tells."""
+        """Slug of its problem details."""
         assert self.headers["content-type"] == "application/problem+json"
-        told = json.loads(self.body)
-        assert told["status"] == self.status
-        return str(told["type"]).rpartition(":")[2]
+        details = json.loads(self.body)
+        assert details["status"] == self.status
+        return str(details["type"]).rpartition(":")[2]
 
 
 @final
 class Wire:
-    """A connection; a context manager."""
+    """A raw connection; a context manager."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
@@ -80,12 +80,12 @@ class Wire:
         self.close()
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self._file.close()
         self.socket.close()
 
     def send(self, data: bytes) -> Self:
-        """Send bytes, as many as are taken before the other side closes."""
+        """Send bytes, until the server closes the connection."""
         with suppress(OSError):
             self.socket.sendall(data)
         return self
@@ -93,7 +93,7 @@ class Wire:
     def request(
         self, method: str, path: str, body: bytes | None = None, *, length: int | None = None, **headers: str
     ) -> Self:
-        """Send a request, of whose body perhaps more is announced than sent."""
+        """Send a request; ``length`` may announce more of its body than is sent."""
         fields = {"Host": "server"} | {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
             fields |= {"Content-Length": str(len(body) if length is None else length)}
@@ -102,25 +102,25 @@ class Wire:
         return self.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + (body or b""))
 
     def begin(self) -> int:
-        """Read the status of an answer and its headers; and no more."""
+        """Read the status and headers of a response, but not its body."""
         return self._head()[0]
 
-    def answer(self) -> Answer:
-        """Read an answer."""
+    def response(self) -> WireResponse:
+        """Read a response."""
         status, headers = self._head()
         if "content-length" in headers:
-            return Answer(status, headers, self._file.read(int(headers["content-length"])))
+            return WireResponse(status, headers, self._file.read(int(headers["content-length"])))
         if status in (204, 304):
-            return Answer(status, headers, b"")
+            return WireResponse(status, headers, b"")
         body = b""
         while size := int(self._file.readline(), 16):
             body += self._file.read(size)
             self._file.readline()
         self._file.readline()
-        return Answer(status, headers, body)
+        return WireResponse(status, headers, body)
 
     def rest(self) -> bytes:
-        """What comes until the other side closes it."""
+        """Read until the server closes the connection."""
         try:
             return self._file.read()
         except ConnectionError:
@@ -128,17 +128,17 @@ class Wire:
 
     @property
     def over(self) -> bool:
-        """Whether the other side closes it, having sent nothing more."""
+        """Whether the server closes the connection without sending more."""
         return not self.rest()
 
     def reset(self) -> None:
-        """Close it without goodbye."""
+        """Reset the connection."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
 
     def _head(self) -> tuple[int, dict[str, str]]:
         line = self._file.readline()
-        assert line, "the connection was closed without an answer"
+        assert line, "the connection was closed without a response"
         status = int(line.split()[1])
         headers = {}
         while line := self._file.readline().strip():
@@ -147,58 +147,58 @@ class Wire:
         return status, headers
 
 
-class _Engine:
-    """Compiles as the embedded engine does."""
+class _Backend:
+    """Canonicalises as the local backend does."""
 
     def __init__(self) -> None:
-        self._engine = EmbeddedEngine(Settings(workers=0))
+        self._backend = LocalBackend(Settings(workers=0))
 
-    async def open(self, charge: Charge) -> None:
-        await self._engine.open(charge)
+    async def open(self, record_usage: RecordUsage) -> None:
+        await self._backend.open(record_usage)
 
-    async def register(self, problem_id: str, document: bytes, owner: str, begun: Begun) -> Mapping[str, Any]:
-        return await self._engine.register(problem_id, document, owner, begun)
+    async def register(self, problem_id: str, document: bytes, owner: str, started: OnStart) -> Mapping[str, Any]:
+        return await self._backend.register(problem_id, document, owner, started)
 
     async def cancel(self, request_id: str) -> bool:
         return False
 
-    def health(self) -> EngineHealth:
-        return self._engine.health()
+    def health(self) -> ComputeHealth:
+        return self._backend.health()
 
     async def close(self) -> None:
-        await self._engine.close()
+        await self._backend.close()
 
 
 @final
-class WaitingEngine(_Engine):
-    """One that never comes to the end of a computation; it counts those begun and those given up."""
+class WaitingBackend(_Backend):
+    """A backend that never finishes a request; it counts the started and the cancelled ones."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun = self.given_up = 0
+        self.started = self.cancelled = 0
 
     async def run(
-        self, request: ComputeRequest, document: bytes, progress: Progress | None, begun: Begun
+        self, request: ComputeRequest, document: bytes, on_progress: OnProgress | None, started: OnStart
     ) -> ComputeResult:
-        self.begun += 1
+        self.started += 1
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            self.given_up += 1
+            self.cancelled += 1
             raise
         raise AssertionError
 
 
 @final
-class LargeEngine(_Engine):
-    """One whose answers are large."""
+class LargeBackend(_Backend):
+    """A backend with large results."""
 
     def __init__(self, size_bytes: int) -> None:
         super().__init__()
         self._entries = size_bytes // 8
 
     async def run(
-        self, request: ComputeRequest, document: bytes, progress: Progress | None, begun: Begun
+        self, request: ComputeRequest, document: bytes, on_progress: OnProgress | None, started: OnStart
     ) -> ComputeResult:
         each = np.zeros(1)
         return ComputeResult(
@@ -221,58 +221,58 @@ class Running:
 
     Attributes:
         service: its parts.
-        connections: what limits them.
-        port: where it listens.
+        connections: its connections.
+        port: its port.
     """
 
-    def __init__(self, settings: Settings, engine: Engine | None = None, store: Store | None = None) -> None:
-        app = create_app(settings, engine=engine, store=store)
+    def __init__(self, settings: Settings, backend: ComputeBackend | None = None, store: Store | None = None) -> None:
+        app = create_app(settings, backend=backend, store=store)
         self.service: Service = app.state.service
-        config = configuration(app, settings)
+        config = configuration(app, settings, self.service.metrics)
         config.port = 0
-        self.connections: Connections = config.http.__self__  # type: ignore[union-attr]
-        self._server = Server(config, self.service)
+        self.connections: ConnectionManager = config.http.__self__  # type: ignore[union-attr]
+        self._server = Server(config, self.service.compute.close)
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
         eventually(lambda: self._server.started)
         self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
 
     def wire(self) -> Wire:
-        """A connection."""
+        """Connect."""
         return Wire(self.port)
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """The answer to a request on a connection of its own."""
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> WireResponse:
+        """Send a request on a new connection, and return its response."""
         with self.wire() as wire:
-            return wire.request(method, path, None if body is None else json.dumps(body).encode(), **headers).answer()
+            return wire.request(method, path, None if body is None else json.dumps(body).encode(), **headers).response()
 
     def register(self, document: Mapping[str, Any]) -> str:
-        """The path of a problem."""
+        """Register a problem, and return its path."""
         return self.ask("POST", "/v1/problems", document).headers["location"]
 
     def measured(self, name: str) -> float:
-        """A metric, its labels with it."""
-        lines = self.service.metrics.written().decode().splitlines()
+        """The value of a metric, by name with labels."""
+        lines = self.service.metrics.exposition().decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
 
     def refused(self, slug: str) -> int:
-        """How many requests and connections were refused so."""
+        """The number of refused requests and connections."""
         return int(self.measured(f'convexlayer_refused_total{{reason="{slug}"}}'))
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the server."""
         self._server.should_exit = True
         self._thread.join()
 
 
 @contextmanager
-def running(engine: Engine | None = None, store: Store | None = None, **settings: Any) -> Iterator[Running]:
-    """A server that stops afterwards; where all is well, it never logs an error."""
+def running(backend: ComputeBackend | None = None, store: Store | None = None, **settings: Any) -> Iterator[Running]:
+    """A running server, which must not log errors."""
     errors: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger().addHandler(handler)
-    server = Running(Settings(**{"workers": 0, "drain_s": 0.1} | settings), engine, store)
+    server = Running(Settings(**{"workers": 0, "drain_s": 0.1} | settings), backend, store)
     try:
         yield server
     finally:

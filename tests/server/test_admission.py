@@ -1,4 +1,4 @@
-"""Who may wait for the engine: with one that begins and ends each request when told to, and a clock of its own."""
+"""The admission queue, with a manual backend and a manual clock."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 
 from convexlayer_server import Settings
-from convexlayer_server.engine import (
-    Admission,
-    Begun,
-    Charge,
+from convexlayer_server.admission import admission_queue
+from convexlayer_server.admission.admission_queue import AdmissionQueue
+from convexlayer_server.admission.usage import UsageLedger
+from convexlayer_server.compute.protocol import (
+    ComputeHealth,
     ComputeRequest,
     ComputeResult,
-    EngineHealth,
-    Progress,
-    admission,
+    OnProgress,
+    OnStart,
+    RecordUsage,
 )
 from convexlayer_server.errors import TooManyError
-from convexlayer_server.metrics import Metrics
+from convexlayer_server.observability.metrics import Metrics
+from convexlayer_server.observability.tracing import RequestContext, set_context
 from convexlayer_server.store import Store
-from convexlayer_server.trace import Trace, current_trace
-from convexlayer_server.usage import Ledger
 
-from .clock import Clock, at_no_time
+from .clock import Clock, run_with_clock
 
 T = TypeVar("T")
 
@@ -41,46 +41,46 @@ RESULT = ComputeResult(
 
 
 @pytest.fixture(autouse=True)
-def _our_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "time", CLOCK)
+def _manual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_queue, "time", CLOCK)
 
 
-def done(work: Coroutine[Any, Any, T]) -> T:
-    return at_no_time(work, CLOCK)
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return run_with_clock(work, CLOCK)
 
 
-class ManualEngine:
-    """An engine that begins nothing and ends nothing by itself."""
+class ManualBackend:
+    """A backend that starts and finishes requests when the test says so."""
 
     def __init__(self) -> None:
-        self.begun: dict[str, Begun] = {}
+        self.started: dict[str, OnStart] = {}
         self.cancelled: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
 
-    async def open(self, charge: Charge) -> None:
-        self.charge = charge
+    async def open(self, record_usage: RecordUsage) -> None:
+        self.record_usage = record_usage
 
-    async def register(self, problem_id: str, document: bytes, owner: str, begun: Begun) -> Mapping[str, Any]:
-        await self._work(problem_id, begun)
+    async def register(self, problem_id: str, document: bytes, owner: str, started: OnStart) -> Mapping[str, Any]:
+        await self._work(problem_id, started)
         return {"id": problem_id}
 
     async def run(
-        self, request: ComputeRequest, document: bytes, progress: Progress | None, begun: Begun
+        self, request: ComputeRequest, document: bytes, on_progress: OnProgress | None, started: OnStart
     ) -> ComputeResult:
-        await self._work(request.request_id, begun)
+        await self._work(request.request_id, started)
         return RESULT
 
     async def cancel(self, request_id: str) -> bool:
         self.cancelled.append(request_id)
         return True
 
-    def health(self) -> EngineHealth:
-        return EngineHealth(ready=True, compiled=0, running=0, workers=1)
+    def health(self) -> ComputeHealth:
+        return ComputeHealth(ready=True, compiled=0, running=0, workers=1)
 
     async def close(self) -> None: ...
 
-    async def _work(self, name: str, begun: Begun) -> None:
-        self.begun[name] = begun
+    async def _work(self, name: str, started: OnStart) -> None:
+        self.started[name] = started
         self._ends[name] = asyncio.Event()
         try:
             await self._ends[name].wait()
@@ -88,178 +88,178 @@ class ManualEngine:
             self.cancelled.append(name)
             raise
 
-    async def begin(self, *names: str) -> None:
+    async def start(self, *names: str) -> None:
         for name in names:
-            self.begun[name]()
-        await settled()
+            self.started[name]()
+        await settle()
 
-    async def end(self, *names: str) -> None:
+    async def finish(self, *names: str) -> None:
         for name in names:
             self._ends[name].set()
-        await settled()
+        await settle()
 
 
-def arriving(setup: Setup, owner: str) -> AbstractContextManager[None]:
-    """A request of its own."""
-    current_trace(begin=Trace(""))
-    return setup.admission.arriving(owner)
+def admit(setup: Setup, owner: str) -> AbstractContextManager[None]:
+    """Admit a request with its own context."""
+    set_context(RequestContext(""))
+    return setup.queue.admit(owner)
 
 
-async def settled() -> None:
+async def settle() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 class Setup:
     def __init__(self, **settings: Any) -> None:
-        self.engine = ManualEngine()
-        self.ledger = Ledger(Store(Settings()))
+        self.backend = ManualBackend()
+        self.ledger = UsageLedger(Store(Settings()))
         self.metrics = Metrics()
-        self.admission = Admission(self.engine, Settings(**settings), self.ledger, self.metrics)
+        self.queue = AdmissionQueue(self.backend, Settings(**settings), self.ledger, self.metrics)
         self.tasks: dict[str, asyncio.Task[ComputeResult]] = {}
 
-    async def send(self, *names: str, progress: Progress | None = None) -> None:
-        """Requests whose owner is the first letter of their name."""
+    async def send(self, *names: str, on_progress: OnProgress | None = None) -> None:
+        """Send requests; the owner is the first letter of the name."""
         for name in names:
             request = ComputeRequest(
                 request_id=name, owner=name[0], problem_id="p", operation="solve", parameters={"c": np.zeros(3)}
             )
-            self.tasks[name] = asyncio.create_task(self._run(request, progress))
-        await settled()
+            self.tasks[name] = asyncio.create_task(self._run(request, on_progress))
+        await settle()
 
-    async def _run(self, request: ComputeRequest, progress: Progress | None) -> ComputeResult:
-        current_trace(begin=Trace(request.request_id))
-        return await self.admission.run(request, b"{}", progress)
+    async def _run(self, request: ComputeRequest, on_progress: OnProgress | None) -> ComputeResult:
+        set_context(RequestContext(request.request_id))
+        return await self.queue.run(request, b"{}", on_progress)
 
 
-def test_when_too_many_wait_the_greediest_key_is_refused() -> None:
-    async def run() -> None:
+def test_a_full_queue_refuses_the_key_with_the_most_requests() -> None:
+    async def scenario() -> None:
         setup = Setup(max_waiting=3)
         await setup.send("a1", "a2", "a3")
-        with pytest.raises(TooManyError), arriving(setup, "a"):
+        with pytest.raises(TooManyError), admit(setup, "a"):
             pass
         await setup.send("a4")
         with pytest.raises(TooManyError) as caught:
             await setup.tasks["a4"]
         assert caught.value.retry_after_s is not None
         assert caught.value.retry_after_s >= 1
-        with arriving(setup, "b"):
+        with admit(setup, "b"):
             pass
         await setup.send("b1")
         with pytest.raises(TooManyError):
             await setup.tasks["a3"]
-        assert setup.engine.cancelled == ["a3"]
-        assert setup.admission.waiting == 3
-        await setup.engine.begin("a1")
-        assert setup.admission.waiting == 2
+        assert setup.backend.cancelled == ["a3"]
+        assert setup.queue.waiting == 3
+        await setup.backend.start("a1")
+        assert setup.queue.waiting == 2
         await setup.send("a5")
-        await setup.engine.begin("b1")
-        await setup.engine.end("b1")
+        await setup.backend.start("b1")
+        await setup.backend.finish("b1")
         assert (await setup.tasks["b1"]).status == RESULT.status
 
-    done(run())
+    run(scenario())
 
 
-def test_those_that_are_being_read_have_a_place() -> None:
-    async def run() -> None:
+def test_requests_that_are_being_received_count() -> None:
+    async def scenario() -> None:
         setup = Setup(max_waiting=2)
-        with arriving(setup, "a"), arriving(setup, "a"), pytest.raises(TooManyError), arriving(setup, "a"):
+        with admit(setup, "a"), admit(setup, "a"), pytest.raises(TooManyError), admit(setup, "a"):
             pass
-        with arriving(setup, "a"):
+        with admit(setup, "a"):
             pass
 
-    done(run())
+    run(scenario())
 
 
-def test_what_one_key_never_ends_sending_keeps_no_other_out() -> None:
-    async def run() -> None:
+def test_unfinished_requests_of_one_key_do_not_block_another() -> None:
+    async def scenario() -> None:
         setup = Setup(max_waiting=2)
-        with arriving(setup, "a"), arriving(setup, "a"):
-            with arriving(setup, "b"):
+        with admit(setup, "a"), admit(setup, "a"):
+            with admit(setup, "b"):
                 pass
-            with pytest.raises(TooManyError), arriving(setup, "a"):
+            with pytest.raises(TooManyError), admit(setup, "a"):
                 pass
 
-    done(run())
+    run(scenario())
 
 
-def test_nobody_waits_for_ever_but_a_job_and_what_has_begun() -> None:
-    async def run() -> None:
+def test_waiting_is_limited_but_for_jobs() -> None:
+    async def scenario() -> None:
         setup = Setup(max_wait_s=0.01)
         await setup.send("a1", "a2")
-        await setup.send("a3", progress=lambda done, total: None)
-        await setup.engine.begin("a1")
+        await setup.send("a3", on_progress=lambda done, total: None)
+        await setup.backend.start("a1")
         await asyncio.sleep(1.0)
         with pytest.raises(TooManyError):
             await setup.tasks["a2"]
-        await setup.engine.end("a1", "a3")
+        await setup.backend.finish("a1", "a3")
         for name in ("a1", "a3"):
             assert (await setup.tasks[name]).status == RESULT.status
 
-    done(run())
+    run(scenario())
 
 
-def test_a_time_out_of_the_engine_is_not_taken_for_one_of_waiting() -> None:
-    async def run() -> None:
+def test_a_timeout_of_the_backend_is_not_one_of_the_queue() -> None:
+    async def scenario() -> None:
         setup = Setup()
 
         async def late(*_: Any) -> ComputeResult:
             raise TimeoutError("mine")
 
-        setup.engine.run = late  # type: ignore[method-assign]
+        setup.backend.run = late  # type: ignore[method-assign]
         await setup.send("a1")
         with pytest.raises(TimeoutError, match="mine"):
             await setup.tasks["a1"]
-        assert setup.admission.waiting == 0
+        assert setup.queue.waiting == 0
 
-    done(run())
+    run(scenario())
 
 
-def test_who_leaves_gives_up_the_place() -> None:
-    async def run() -> None:
+def test_cancelled_requests_leave_the_queue() -> None:
+    async def scenario() -> None:
         setup = Setup()
         await setup.send("a1", "a2")
         setup.tasks["a1"].cancel()
-        await settled()
-        assert setup.admission.waiting == 1
-        assert await setup.admission.cancel("a2")
-        assert setup.engine.cancelled == ["a1", "a2"]
+        await settle()
+        assert setup.queue.waiting == 1
+        assert await setup.queue.cancel("a2")
+        assert setup.backend.cancelled == ["a1", "a2"]
 
-    done(run())
+    run(scenario())
 
 
-def test_registrations_hold_a_place_too() -> None:
-    async def run() -> None:
+def test_registrations_wait_too() -> None:
+    async def scenario() -> None:
         setup = Setup(max_waiting=1)
-        task = asyncio.create_task(setup.admission.register("p", b"{}", "b"))
-        await settled()
-        assert setup.admission.waiting == 1
-        await setup.engine.begin("p")
-        await setup.engine.end("p")
+        task = asyncio.create_task(setup.queue.register("p", b"{}", "b"))
+        await settle()
+        assert setup.queue.waiting == 1
+        await setup.backend.start("p")
+        await setup.backend.finish("p")
         assert await task == {"id": "p"}
 
-    done(run())
+    run(scenario())
 
 
-def test_usage_and_metrics_are_counted() -> None:
-    async def run() -> None:
+def test_usage_and_metrics_are_recorded() -> None:
+    async def scenario() -> None:
         setup = Setup()
-        await setup.admission.open()
+        await setup.queue.open()
         await setup.send("a1", "b1")
         await asyncio.sleep(0.03)
-        await setup.engine.begin("a1", "b1")
+        await setup.backend.start("a1", "b1")
         await asyncio.sleep(0.02)
         for owner in "ab":
-            setup.engine.charge(owner, 0.01)
-        await setup.engine.end("a1", "b1")
-        used = {key: usage for (key, _), usage in setup.ledger.take().items()}
+            setup.backend.record_usage(owner, 0.01)
+        await setup.backend.finish("a1", "b1")
+        used = {key: usage for (key, _), usage in setup.ledger.take_unwritten().items()}
         assert used["a"].elements == used["b"].elements == 3
         assert used["a"].seconds == used["b"].seconds == pytest.approx(0.01)
-        text = setup.metrics.written().decode()
+        text = setup.metrics.exposition().decode()
         waited = re.search(r'convexlayer_queue_seconds_sum\{operation="solve"\} (\S+)', text)
         assert waited is not None
         assert float(waited[1]) == pytest.approx(0.06)
         assert 'convexlayer_compute_seconds_count{operation="solve"} 2.0' in text
         assert 'convexlayer_batch_elements_sum{operation="solve"} 6.0' in text
 
-    done(run())
+    run(scenario())

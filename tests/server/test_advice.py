@@ -1,4 +1,4 @@
-"""What is said to those who write as in CVXPY, NumPy or by hand."""
+"""Advice on notation of CVXPY, NumPy and mathematics."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from convexlayer_server.documents import identified, problem_documents
+from convexlayer_server.documents import identify, problem_documents
 from convexlayer_server.documents.advice import character_advice, token_advice
-from convexlayer_server.documents.compile import pose
+from convexlayer_server.documents.cvxpy_problem import build_problem
 from convexlayer_server.documents.grammar import Grammar
 from convexlayer_server.errors import DocumentError, InvalidError
 from convexlayer_server.settings import Settings
@@ -26,7 +26,7 @@ DOCUMENT: dict[str, Any] = {
 
 def refusal(**parts: Any) -> str:
     with pytest.raises(DocumentError) as error:
-        pose(problem_documents.validate_python(DOCUMENT | parts), GRAMMAR, SETTINGS)
+        build_problem(problem_documents.validate_python(DOCUMENT | parts), GRAMMAR, SETTINGS)
     return error.value.detail
 
 
@@ -64,8 +64,8 @@ def refusal(**parts: Any) -> str:
         ("2x", "; write 2 * x"),
         ("2 x", "unexpected 'x'; an operator such as * or @ is missing before it"),
         ("lambda x: x", "unexpected 'x'; functions cannot be made"),
-        ("sum(x for x in X)", "unexpected 'for'; neither loops nor conditions are read"),
-        ("sum(x) # all", "; comments are not read"),
+        ("sum(x for x in X)", "unexpected 'for'; loops and conditions are not supported"),
+        ("sum(x) # all", "; comments are not supported"),
         ("λ * sum(x)", "; names are made of the letters a to z"),
         ("sum(x) \N{MINUS SIGN} 1", "; write -"),
         ("max(x[0], x[1])", "of several it is maximum(...)"),
@@ -117,15 +117,15 @@ def test_constraints(text: str, advice: str) -> None:
 )
 def test_documents_without_a_kind(document: Any, pointer: str, message: str) -> None:
     with pytest.raises(InvalidError) as error:
-        identified(json.dumps(document).encode(), SETTINGS)
+        identify(json.dumps(document).encode(), SETTINGS)
     (field,) = error.value.errors
     assert field.pointer == pointer
     assert message in field.detail
     assert len(field.detail) < 200
 
 
-def test_advice_takes_no_time_on_long_texts() -> None:
-    """It looks at what is near: of a text of any length, the same."""
+def test_advice_on_long_texts_is_fast() -> None:
+    """Only the neighbourhood of the error is examined."""
     for part in ("a", " ", ".a", "(", "a "):
         text = part * 10_000 + ". b"
         assert character_advice(text, len(text) - 3) == character_advice(text[-400:], 397)

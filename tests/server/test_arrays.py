@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convexlayer_server.arrays import decode, decode_batch, encode
+from convexlayer_server.encodings.arrays import decode, decode_batch, encode
 from convexlayer_server.errors import InvalidError
 from convexlayer_server.settings import Settings
 
@@ -35,12 +35,12 @@ def test_dtypes(dtype: str) -> None:
     np.testing.assert_array_equal(read, array)
 
 
-def test_not_a_number_survives_in_bytes() -> None:
+def test_nan_survives_in_base64() -> None:
     array = np.array([1.0, np.nan])
     np.testing.assert_array_equal(decode(encode(array, "base64"), "/a", SETTINGS, finite=False), array)
 
 
-def test_batch_is_one_axis_more() -> None:
+def test_a_batch_has_one_more_axis() -> None:
     array, batched = decode_batch([[1, 2], [3, 4], [5, 6]], (2,), "/a", SETTINGS)
     assert batched
     assert array.shape == (3, 2)
@@ -103,9 +103,9 @@ def test_refusals(value: Any, shape: tuple[int, ...], message: str) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"dtype": "<f8", "shape": [10**9, 10**9], "b64": ""}, "at most 100 are read"),
-        ([[0.0] * 11] * 10, "has 110 entries, at most 100 are read"),
-        ([[[[[[1.0]]]]]], "has 6 dimensions, at most 5 are read"),
+        ({"dtype": "<f8", "shape": [10**9, 10**9], "b64": ""}, "the limit is 100"),
+        ([[0.0] * 11] * 10, "has 110 entries; the limit is 100"),
+        ([[[[[[1.0]]]]]], "has 6 dimensions; the limit is 5"),
     ],
 )
 def test_sizes_are_checked_first(value: Any, message: str) -> None:

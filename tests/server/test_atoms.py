@@ -1,4 +1,4 @@
-"""Every atom of the table: it is called with what it should take, and gives what CVXPY gives."""
+"""Every atom: valid calls give the expressions of CVXPY."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
+from convexlayer_server.compute.canonical import CanonicalProblem, canonicalise_document
 from convexlayer_server.documents import ExpressionDocument, problem_documents
 from convexlayer_server.documents.atoms import ATOMS, CONSTRAINTS
-from convexlayer_server.documents.compile import PosedProblem, pose
+from convexlayer_server.documents.cvxpy_problem import CvxpyProblem, build_problem
 from convexlayer_server.documents.evaluate import Evaluator
 from convexlayer_server.documents.grammar import Grammar
 from convexlayer_server.documents.values import Value
-from convexlayer_server.engine.compiled import CompiledProblem, compile_document
 from convexlayer_server.errors import DocumentError
 from convexlayer_server.settings import Settings
 
@@ -38,7 +38,7 @@ VARIABLES: dict[str, Any] = {
 PARAMETERS: dict[str, Any] = {"p": {"shape": [4]}, "L": {"shape": [3, 3], "PSD": True}, "M": {"nonneg": True}}
 CONSTANTS: dict[str, Any] = {"w": [1.0, 2.0, 3.0, 4.0], "D": [[1.0, 0.5], [0.25, 1.0]]}
 
-# call -> shape of what it gives
+# call -> shape of the result
 CALLS: dict[str, tuple[int, ...]] = {
     "abs(x)": (4,),
     "bmat([[x[0], t], [1, 2]])": (2, 2),
@@ -175,20 +175,20 @@ CONES = {
 
 
 def document(**parts: Any) -> dict[str, Any]:
-    """A document with the variables that its texts name."""
+    """A document that declares the variables of its texts."""
     names = set(re.findall(r"\w+", str(parts)))
     variables = {name: leaf for name, leaf in VARIABLES.items() if name in names}
     return {"kind": "expression", "parameters": PARAMETERS, "variables": variables, "constants": CONSTANTS, **parts}
 
 
-def compiled(**parts: Any) -> CompiledProblem:
-    return compile_document("p_test", json.dumps(document(**parts)).encode(), GRAMMAR, SETTINGS)
+def canonicalised(**parts: Any) -> CanonicalProblem:
+    return canonicalise_document("p_test", json.dumps(document(**parts)).encode(), GRAMMAR, SETTINGS)
 
 
-def posed(**parts: Any) -> PosedProblem:
+def built(**parts: Any) -> CvxpyProblem:
     read = problem_documents.validate_python(document(**parts))
     assert isinstance(read, ExpressionDocument)
-    return pose(read, GRAMMAR, SETTINGS)
+    return build_problem(read, GRAMMAR, SETTINGS)
 
 
 def evaluated(call: str) -> cp.Expression:
@@ -210,8 +210,8 @@ def test_shape(call: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.filterwarnings("ignore:The problem includes expressions that don't support CPP backend")
 @pytest.mark.parametrize("call", CALLS)
-def test_call_compiles(call: str) -> None:
-    """Minimised where convex, maximised where concave, else in a geometric program."""
+def test_call_is_canonicalised(call: str) -> None:
+    """Minimised if convex, maximised if concave, else in a geometric program."""
     expression = evaluated(call)
     total = f"sum({call}) + 0 * t"
     if expression.is_convex():
@@ -220,7 +220,7 @@ def test_call_compiles(call: str) -> None:
         parts = {"maximize": total}
     else:
         parts = {"minimize" if expression.is_log_log_convex() else "maximize": f"prod(vec({call}))", "gp": True}
-    assert set(compiled(**parts).summary["variables"]) == set(document(**parts)["variables"])
+    assert set(canonicalised(**parts).summary["variables"]) == set(document(**parts)["variables"])
 
 
 def test_every_atom_is_called() -> None:
@@ -230,12 +230,12 @@ def test_every_atom_is_called() -> None:
 
 @pytest.mark.parametrize(("call", "duals"), CONES.items())
 def test_constraint_functions(call: str, duals: int) -> None:
-    summary = compiled(minimize="t", subject_to=[call]).summary
+    summary = canonicalised(minimize="t", subject_to=[call]).summary
     assert set(summary["duals"]) == {f"c0.{number}" for number in range(duals)}
 
 
-def test_trees_are_those_of_cvxpy() -> None:
-    problem = posed(minimize="norm(multiply(w, x) - y, 1) + huber(t, M) + power(t, 4)").problem
+def test_trees_equal_those_of_cvxpy() -> None:
+    problem = built(minimize="norm(multiply(w, x) - y, 1) + huber(t, M) + power(t, 4)").problem
     x, y, t = cp.Variable(4, name="x"), cp.Variable(4, name="y"), cp.Variable(name="t")
     w, bound = cp.Constant([1.0, 2.0, 3.0, 4.0]), cp.Parameter(nonneg=True, name="M")
     expected = cp.norm(cp.multiply(w, x) - y, 1) + cp.huber(t, bound) + cp.power(t, 4)
@@ -282,7 +282,7 @@ def test_trees_are_those_of_cvxpy() -> None:
 )
 def test_refusals(call: str, message: str) -> None:
     with pytest.raises(DocumentError) as error:
-        posed(minimize=f"t + sum({call})")
+        built(minimize=f"t + sum({call})")
     (field,) = error.value.errors
     assert field.pointer == "/minimize"
     assert field.detail.startswith("line 1, column ")

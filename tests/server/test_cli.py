@@ -31,20 +31,20 @@ def test_solvers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-def test_public_addresses_are_refused(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_public_addresses_without_keys_are_refused(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--host", host]) == 2
     assert "--insecure" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["serve", "--port", "99999"], ["serve", "--port", "x"]])
-def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(arguments)
     assert "usage: convexlayer" in capsys.readouterr().err
 
 
 class Server:
-    """``convexlayer serve`` in a process of its own."""
+    """``convexlayer serve`` in another process."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ def test_serve() -> None:
             time.sleep(0.1)
 
 
-def test_workers_without_compiled_kernels_say_so(tmp_path: Path) -> None:
+def test_workers_without_compiled_kernels_warn(tmp_path: Path) -> None:
     with (
         open(tmp_path / "log", "w") as log,
         Server("--workers", "1", log=log.fileno(), CONVEXLAYER_COMPILE="never") as server,
@@ -100,19 +100,19 @@ def test_workers_without_compiled_kernels_say_so(tmp_path: Path) -> None:
         shown = httpx.get(f"{server.url}/readyz").json()
     assert (shown["kernels"], shown["kernels_reason"]) == ("portable", "CONVEXLAYER_COMPILE is never")
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
-    said = [line for line in lines if "portable path" in line["message"]]
+    said = [line for line in lines if "portable kernels" in line["message"]]
     assert said
     assert {line["level"] for line in said} == {"WARNING"}
     assert all("CONVEXLAYER_COMPILE is never" in line["message"] for line in said)
 
 
-def test_a_gpu_that_is_not_visible_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invisible_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--device", "cuda:99"]) == 2
     assert re.search(r"(no GPU is|GPUs are) visible", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("trusted", "client"), [("", "127.0.0.1"), ("127.0.0.1", "203.0.113.9")])
-def test_forwarded_headers_are_believed_where_told(tmp_path: Path, trusted: str, client: str) -> None:
+def test_forwarded_headers_of_trusted_proxies(tmp_path: Path, trusted: str, client: str) -> None:
     with open(tmp_path / "log", "w") as log:
         environment = {"CONVEXLAYER_TRUSTED_PROXIES": trusted, "CONVEXLAYER_ROOT_PATH": "/lab"}
         with Server(log=log.fileno(), **environment) as server:
@@ -161,10 +161,10 @@ def test_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "restore", copy, *store]) == 0
     capsys.readouterr()
     assert main(["keys", "list", *store]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3  # whoever was given a key since has it still
+    assert len(capsys.readouterr().out.splitlines()) == 3  # keys that were created since the backup stay
 
 
-def test_what_is_said_of_a_new_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_about_a_new_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "store.sqlite"
     with closing(Store(Settings(), path)) as store:
         for name in ("p_1", "p_2"):
@@ -172,20 +172,20 @@ def test_what_is_said_of_a_new_key(tmp_path: Path, capsys: pytest.CaptureFixture
     create = ["keys", "create", "--store", str(path)]
     for name in ("", "  ", "a\nb", "x" * 101, "\u200b"):
         assert main([*create, name]) == 2
-        assert "say whose it is" in capsys.readouterr().err
+        assert "name its owner" in capsys.readouterr().err
     assert main([*create, " Group A "]) == 0
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "problems that were registered without a key, 2, are this key's from now on"
-    assert said[1].endswith(" of Group A; its token is not shown again:")
+    assert said[0] == "2 problems that were registered without a key now belong to this key"
+    assert said[1].endswith(" (Group A); its token is not shown again:")
     assert main([*create, "Group A"]) == 0
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("k_")
-    assert "has this name, too" in said[0]
+    assert "has the same name" in said[0]
     assert len(said) == 2
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_settings_that_cannot_be_used(tmp_path: Path, host: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings(tmp_path: Path, host: str, capsys: pytest.CaptureFixture[str]) -> None:
     store = ["--store", str(tmp_path / "store.sqlite")]
     (tmp_path / "settings.toml").write_text("max_batch = 0")
     assert main(["serve", "--host", host, "--settings", str(tmp_path / "settings.toml"), *store]) == 2
@@ -194,7 +194,7 @@ def test_settings_that_cannot_be_used(tmp_path: Path, host: str, capsys: pytest.
     assert "CONVEXLAYER_DEVICE" in capsys.readouterr().err
 
 
-def test_first_keys_that_cannot_be_used(
+def test_invalid_first_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = ["--store", str(tmp_path / "store.sqlite")]

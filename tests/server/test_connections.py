@@ -1,4 +1,4 @@
-"""Limits before a request is one, as clients meet them on their sockets."""
+"""Limits on connections and request heads, on raw connections."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from convexlayer_server import logs
-from convexlayer_server.addresses import Addresses
-from convexlayer_server.connections import Connections
-from convexlayer_server.metrics import Metrics
+from convexlayer_server.http.address_limits import AddressCounter
+from convexlayer_server.http.connections import ConnectionManager
+from convexlayer_server.observability import logs
+from convexlayer_server.observability.metrics import Metrics
 from convexlayer_server.settings import Settings
 
-from .running import LargeEngine, Running, WaitingEngine, Wire, eventually, running
+from .running import LargeBackend, Running, WaitingBackend, Wire, eventually, running
 from .test_cli import Server
 
 DOCUMENT = {
@@ -56,9 +56,9 @@ def is_well(server: Running) -> bool:
 def test_large_heads(sent: bytes) -> None:
     with running(max_head_bytes=1000, max_headers=8) as server:
         with server.wire() as wire:
-            answer = wire.send(sent).answer()
-            assert (answer.status, answer.slug) == (431, "head-too-large")
-            assert answer.headers["connection"] == "close"
+            response = wire.send(sent).response()
+            assert (response.status, response.slug) == (431, "head-too-large")
+            assert response.headers["connection"] == "close"
             assert wire.over
         assert server.refused("head-too-large") == 1
         assert is_well(server)
@@ -66,92 +66,92 @@ def test_large_heads(sent: bytes) -> None:
 
 def test_heads_within_the_limits() -> None:
     with running(max_head_bytes=1000, max_headers=8) as server, server.wire() as wire:
-        assert wire.send(LINE + b"A: a\r\n" * 7 + b"\r\n").answer().status == 200
-        assert wire.send(LINE + b"A: " + b"a" * 900 + b"\r\n\r\n").answer().status == 200
+        assert wire.send(LINE + b"A: a\r\n" * 7 + b"\r\n").response().status == 200
+        assert wire.send(LINE + b"A: " + b"a" * 900 + b"\r\n\r\n").response().status == 200
         chunks = b"".join(b"4;a=b\r\n    \r\n" for _ in range(200))
-        assert wire.send(CHUNKED + chunks + b"0\r\nA: a\r\n\r\n").answer().status == 400
+        assert wire.send(CHUNKED + chunks + b"0\r\nA: a\r\n\r\n").response().status == 400
 
 
-def test_trailers_are_no_fields_of_the_head() -> None:
+def test_trailers_are_not_header_fields() -> None:
     body = b"%x\r\n%b\r\n0\r\n" % (len(SOLVE), SOLVE)
     with running() as server, server.wire() as wire:
-        answer = wire.send(POST + b"\r\n" + body + b"Content-Type: application/json\r\n\r\n").answer()
-        assert answer.slug == "media-type"
+        response = wire.send(POST + b"\r\n" + body + b"Content-Type: application/json\r\n\r\n").response()
+        assert response.slug == "media-type"
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /he", LINE + b"A: a\r\n"])
-def test_heads_that_do_not_come(sent: bytes) -> None:
+def test_heads_that_do_not_arrive(sent: bytes) -> None:
     with running(head_s=0.1) as server, server.wire() as wire:
-        answer = wire.send(sent).answer()
-        assert (answer.status, answer.slug) == (408, "head-timeout")
+        response = wire.send(sent).response()
+        assert (response.status, response.slug) == (408, "head-timeout")
         assert wire.over
         assert server.refused("head-timeout") == 1
 
 
-def test_the_head_of_a_later_request_does_not_come() -> None:
+def test_the_head_of_a_later_request_does_not_arrive() -> None:
     with running(head_s=0.1) as server, server.wire() as wire:
-        assert wire.send(LINE + b"\r\n").answer().status == 200
-        assert wire.send(LINE).answer().status == 408
+        assert wire.send(LINE + b"\r\n").response().status == 200
+        assert wire.send(LINE).response().status == 408
 
 
-def test_the_rest_of_a_request_that_was_answered_does_not_come() -> None:
+def test_the_rest_of_an_answered_request_does_not_arrive() -> None:
     with running(head_s=0.1) as server, server.wire() as wire:
-        assert wire.request("POST", "/v1/nothing", b"{", length=1000).answer().status == 404
+        assert wire.request("POST", "/v1/nothing", b"{", length=1000).response().status == 404
         assert wire.over
         assert server.refused("head-timeout") == 1
 
 
-def test_what_is_at_work_is_not_timed() -> None:
-    engine = WaitingEngine()
-    with running(engine, head_s=0.1, send_s=0.1) as server, server.wire() as wire:
+def test_running_requests_have_no_head_timeout() -> None:
+    backend = WaitingBackend()
+    with running(backend, head_s=0.1, send_s=0.1) as server, server.wire() as wire:
         wire.request("POST", f"{server.register(DOCUMENT)}/solve", SOLVE)
-        for _ in range(2):  # so that time passes
+        for _ in range(2):  # to let time pass
             with server.wire() as silent:
-                assert silent.answer().status == 408
-        assert engine.given_up == 0
+                assert silent.response().status == 408
+        assert backend.cancelled == 0
         wire.reset()
-        eventually(lambda: engine.given_up == 1)
+        eventually(lambda: backend.cancelled == 1)
 
 
-def test_those_who_wait_give_way() -> None:
+def test_idle_connections_are_closed_to_make_room() -> None:
     with running(max_connections=4) as server, ExitStack() as stack:
         silent = [stack.enter_context(server.wire()) for _ in range(4)]
         assert is_well(server)
-        answers = [wire.answer() for wire in silent]
-        assert {(answer.status, answer.slug) for answer in answers} == {(408, "gives-way")}
+        responses = [wire.response() for wire in silent]
+        assert {(response.status, response.slug) for response in responses} == {(408, "gives-way")}
         assert server.refused("gives-way") == 4
 
 
-def test_those_at_work_do_not_give_way() -> None:
-    engine = WaitingEngine()
-    with running(engine, max_connections=2) as server, ExitStack() as stack:
+def test_busy_connections_are_not_closed_to_make_room() -> None:
+    backend = WaitingBackend()
+    with running(backend, max_connections=2) as server, ExitStack() as stack:
         path = f"{server.register(DOCUMENT)}/solve"
         wires = [stack.enter_context(server.wire()) for _ in range(2)]
         for wire in wires:
             wire.request("POST", path, SOLVE)
-        eventually(lambda: engine.begun == 2)
+        eventually(lambda: backend.started == 2)
         with server.wire() as one_more:
-            answer = one_more.answer()  # though nothing was asked
-            assert (answer.status, answer.slug) == (503, "too-many-connections")
-            assert answer.headers["retry-after"] == "1"
+            response = one_more.response()  # without a request
+            assert (response.status, response.slug) == (503, "too-many-connections")
+            assert response.headers["retry-after"] == "1"
             assert one_more.over
-        assert engine.given_up == 0
+        assert backend.cancelled == 0
         wires[0].reset()
-        eventually(lambda: engine.given_up == 1)
+        eventually(lambda: backend.cancelled == 1)
         assert is_well(server)
         wires[1].reset()
 
 
 def test_connections_of_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
     somewhere = ipaddress.ip_network("203.0.113.9/32")
-    monkeypatch.setattr(Addresses, "_network", lambda self, address: somewhere)  # this machine's own is not limited
+    monkeypatch.setattr(AddressCounter, "_network", lambda self, address: somewhere)  # loopback addresses are exempt
     with running(max_connections_per_address=2) as server:
         with server.wire() as first, server.wire() as second:
-            assert first.send(LINE + b"\r\n").answer().status == 200
-            assert second.send(LINE + b"\r\n").answer().status == 200
+            assert first.send(LINE + b"\r\n").response().status == 200
+            assert second.send(LINE + b"\r\n").response().status == 200
             with server.wire() as third:
-                assert third.answer().slug == "too-many-of-address"
-            assert first.send(LINE + b"\r\n").answer().status == 200
+                assert third.response().slug == "too-many-of-address"
+            assert first.send(LINE + b"\r\n").response().status == 200
         eventually(lambda: server.measured("convexlayer_connections") == 0)
         assert is_well(server)
 
@@ -162,7 +162,7 @@ def test_connections_of_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
         (["192.0.2.1"] * 3, [True, True, False]),
         (["192.0.2.1", "192.0.2.2", "192.0.2.1"], [True, True, True]),
         (["::ffff:192.0.2.1", "192.0.2.1", "192.0.2.1"], [True, True, False]),
-        (["2001:db8::1", "2001:db8::2", "2001:db8::3"], [True, True, False]),  # of one network, so of one client
+        (["2001:db8::1", "2001:db8::2", "2001:db8::3"], [True, True, False]),  # one network
         (["2001:db8::1", "2001:db8:0:1::1", "2001:db8:0:2::1"], [True, True, True]),
         (["127.0.0.1"] * 3, [True, True, True]),
         (["::1"] * 3, [True, True, True]),
@@ -172,66 +172,66 @@ def test_connections_of_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_addresses(addresses: list[str], within: list[bool]) -> None:
-    counted = Addresses("10.0.0.7, 10.1.0.0/16,proxy.example.org", 2)
+    counted = AddressCounter("10.0.0.7, 10.1.0.0/16,proxy.example.org", 2)
     assert [counted.add(address) for address in addresses] == within
     for address in addresses:
         counted.remove(address)
     assert [counted.add(address) for address in addresses] == within
 
 
-def test_any_address_is_a_proxys() -> None:
-    counted = Addresses("*", 1)
+def test_all_addresses_may_be_trusted() -> None:
+    counted = AddressCounter("*", 1)
     assert all(counted.add("192.0.2.1") for _ in range(3))
 
 
-def test_requests_before_their_turn() -> None:
+def test_pipelined_requests() -> None:
     with running() as server:
         with server.wire() as wire:
             wire.send((LINE + b"\r\n") * 1000)
-            assert wire.answer().status == 200
+            assert wire.response().status == 200
         eventually(lambda: server.refused("too-many-pipelined") == 1)
         with server.wire() as wire:
             wire.send((LINE + b"\r\n") * 10)
-            assert [wire.answer().status for _ in range(10)] == [200] * 10
+            assert [wire.response().status for _ in range(10)] == [200] * 10
         assert is_well(server)
 
 
-def test_what_is_no_http() -> None:
+def test_malformed_requests() -> None:
     with running() as server:
         with server.wire() as wire:
-            answer = wire.send(b"EHLO example.org\r\n").answer()
-            assert (answer.status, answer.slug) == (400, "malformed")
+            response = wire.send(b"EHLO example.org\r\n").response()
+            assert (response.status, response.slug) == (400, "malformed")
             assert wire.over
         with server.wire() as wire:
-            assert wire.send(CHUNKED + b"zz\r\n").answer().slug == "malformed"
+            assert wire.send(CHUNKED + b"zz\r\n").response().slug == "malformed"
             assert wire.over
         assert server.refused("malformed") == 2
 
 
-def test_what_follows_a_request_does_not_answer_it() -> None:
+def test_data_after_a_request_does_not_change_its_response() -> None:
     with running() as server:
         path = f"{server.register(DOCUMENT)}/solve"
         with server.wire() as wire:
             wire.request("POST", path, SOLVE).send(b"nonsense\r\n")
-            assert wire.answer().status == 200
-            assert wire.rest()[:12] in (b"", b"HTTP/1.1 400")  # nothing, where the answer was not there yet
+            assert wire.response().status == 200
+            assert wire.rest()[:12] in (b"", b"HTTP/1.1 400")  # nothing, if the response was not ready yet
         with server.wire() as wire:
             wire.request("POST", path, SOLVE).send(LINE + b"A: " + b"a" * 2**20)
-            assert wire.answer().status == 200
+            assert wire.response().status == 200
             assert wire.rest()[:12] in (b"", b"HTTP/1.1 431")
         assert (server.refused("malformed"), server.refused("head-too-large")) == (1, 1)
 
 
-def test_no_websockets() -> None:
+def test_websocket_upgrades_are_ignored() -> None:
     upgrade = (
         b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: aa==\r\n\r\n"
     )
     with running() as server, server.wire() as wire:
-        assert wire.send(LINE + upgrade).answer().status == 200
+        assert wire.send(LINE + upgrade).response().status == 200
 
 
-def test_answers_that_nobody_reads() -> None:
-    with running(LargeEngine(64 * 2**20), send_s=0.1) as server, ExitStack() as stack:
+def test_unread_responses() -> None:
+    with running(LargeBackend(64 * 2**20), send_s=0.1) as server, ExitStack() as stack:
         path = f"{server.register(DOCUMENT)}/solve"
         for accept in ("application/json", "application/vnd.convexlayer+safetensors"):
             wire = stack.enter_context(server.wire())
@@ -241,31 +241,31 @@ def test_answers_that_nobody_reads() -> None:
         eventually(lambda: server.measured("convexlayer_connections") == 0)
 
 
-def test_the_log_tells_of_refusals_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+def test_refusals_are_logged_from_time_to_time(caplog: pytest.LogCaptureFixture) -> None:
     with running() as server:
         for _ in range(3):
             with server.wire() as wire:
-                assert wire.send(b"EHLO example.org\r\n").answer().status == 400
-        server.connections._tell(0.0)
-        server.connections._tell(0.0)
-    (line,) = [record.message for record in caplog.records if record.name == "convexlayer_server.connections"]
-    assert line == "3 connections or requests were refused: malformed; the last of 127.0.0.1"
+                assert wire.send(b"EHLO example.org\r\n").response().status == 400
+        server.connections._report(0.0)
+        server.connections._report(0.0)
+    (line,) = [record.message for record in caplog.records if record.name == "convexlayer_server.http.connections"]
+    assert line == "refused 3 connections or requests: malformed; the last from 127.0.0.1"
 
 
-def test_the_log_tells_of_descriptors_that_ran_out(
+def test_exhausted_file_descriptors_are_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def none_left(*arguments: object) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    connections = Connections(Settings(), Metrics(), 1)
+    connections = ConnectionManager(Settings(), Metrics(), 1)
     monkeypatch.setattr(os, "open", none_left)
-    connections._tell(0.0)
-    assert "no descriptor can be had" in caplog.records[-1].message
+    connections._report(0.0)
+    assert "no file descriptor is free" in caplog.records[-1].message
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
-def test_few_descriptors() -> None:
+def test_few_file_descriptors() -> None:
     import resource
 
     def limit() -> None:
@@ -278,8 +278,8 @@ def test_few_descriptors() -> None:
         assert [server.status("/healthz") for _ in range(20)] == [200] * 20
 
 
-def test_warnings_that_clients_can_cause_are_written_sparingly() -> None:
-    keep = logs._SparingFilter().filter
+def test_repeated_warnings_are_dropped() -> None:
+    keep = logs._RateLimitFilter().filter
     levels = (logging.WARNING, logging.WARNING, logging.ERROR, logging.ERROR, logging.INFO, logging.INFO)
     records = [logging.LogRecord("uvicorn.error", level, "", 0, "Invalid.", (), None) for level in levels]
     assert [keep(record) for record in records] == [True, False, True, True, True, True]

@@ -8,10 +8,10 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from convexlayer_server.arrays import encode
-from convexlayer_server.documents import identified, problem_documents
-from convexlayer_server.documents.compile import PosedProblem, pose
+from convexlayer_server.documents import identify, problem_documents
+from convexlayer_server.documents.cvxpy_problem import CvxpyProblem, build_problem
 from convexlayer_server.documents.grammar import Grammar
+from convexlayer_server.encodings.arrays import encode
 from convexlayer_server.errors import DocumentError, MalformedError
 from convexlayer_server.settings import Settings
 
@@ -21,22 +21,22 @@ SETTINGS = Settings()
 GRAMMAR = Grammar(SETTINGS)
 
 
-def posed(document: dict[str, Any], settings: Settings = SETTINGS) -> PosedProblem:
-    """What the server makes of a document."""
-    text = identified(json.dumps(document).encode(), settings).text
-    return pose(problem_documents.validate_python(json.loads(text)), GRAMMAR, settings)
+def built(document: dict[str, Any], settings: Settings = SETTINGS) -> CvxpyProblem:
+    """Build the CVXPY problem of a document, as the server does."""
+    text = identify(json.dumps(document).encode(), settings).text
+    return build_problem(problem_documents.validate_python(json.loads(text)), GRAMMAR, settings)
 
 
 def identity(document: dict[str, Any]) -> str:
-    return identified(json.dumps(document).encode(), SETTINGS).id
+    return identify(json.dumps(document).encode(), SETTINGS).id
 
 
 def with_constant(value: Any) -> dict[str, Any]:
     return DOCUMENT | {"constants": {"C": value}}
 
 
-def test_problem_is_the_one_of_cvxpy() -> None:
-    result = posed(DOCUMENT)
+def test_the_problem_equals_that_of_cvxpy() -> None:
+    result = built(DOCUMENT)
     A, b, lam = (result.parameters[name] for name in ("A", "b", "lam"))
     x = result.variables["x"]
     problem = cp.Problem(
@@ -50,7 +50,7 @@ def test_problem_is_the_one_of_cvxpy() -> None:
 
 
 def test_attributes_and_maximize() -> None:
-    result = posed(
+    result = built(
         {
             "kind": "expression",
             "variables": {"X": {"shape": [3, 3], "PSD": True}, "d": {"shape": [3, 3], "diag": True}},
@@ -64,15 +64,15 @@ def test_attributes_and_maximize() -> None:
     assert result.parameters["C"].is_symmetric()
 
 
-def test_let_may_come_in_any_order() -> None:
+def test_let_in_any_order() -> None:
     document = DOCUMENT | {"let": {"a": "b2 + 1", "b2": "2 * c", "c": "x + 1"}, "minimize": "sum_squares(a)"}
     written_out = DOCUMENT | {"let": {}, "minimize": "sum_squares(2 * (x + 1) + 1)"}
-    assert str(posed(document).problem) == str(posed(written_out).problem)
+    assert str(built(document).problem) == str(built(written_out).problem)
     shuffled = document | {"let": {"c": "x + 1", "a": "b2 + 1", "b2": "2 * c"}}
     assert identity(document) == identity(shuffled)
 
 
-def test_identity_is_of_the_meaning() -> None:
+def test_identity_does_not_depend_on_formatting() -> None:
     base = identity(with_constant([[1.0, 2.0], [3.0, 4.0]]))
     assert base.startswith("p_")
     assert len(base) == 54
@@ -118,11 +118,11 @@ FORMERLY = [
 
 
 @pytest.mark.parametrize(("document", "expected"), FORMERLY)
-def test_ids_are_those_of_earlier_versions(document: dict[str, Any], expected: str) -> None:
-    """Problems are stored, and asked for, under them."""
-    found = identified(json.dumps(document).encode(), SETTINGS)
+def test_ids_equal_those_of_earlier_versions(document: dict[str, Any], expected: str) -> None:
+    """Stored problems have these IDs."""
+    found = identify(json.dumps(document).encode(), SETTINGS)
     assert found.id == expected
-    assert identified(found.text, SETTINGS) == found
+    assert identify(found.text, SETTINGS) == found
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_ids_are_those_of_earlier_versions(document: dict[str, Any], expected: s
         {"gp": True},
     ],
 )
-def test_identity_sees_every_change(change: dict[str, Any]) -> None:
+def test_identity_depends_on_every_field(change: dict[str, Any]) -> None:
     base = with_constant([[1.0, 2.0], [3.0, 4.0]])
     assert identity(base) != identity(base | change)
 
@@ -146,11 +146,11 @@ def test_cone_programs_have_identities() -> None:
     assert identity(one) != identity(other)
     with pytest.raises(DocumentError, match="finite"):
         identity({"kind": "cone_program", "program": {"n": float("nan")}})
-    for depth in range(950, 1001):  # somewhere here the reader, or the writer, can no more
+    for depth in range(950, 1001):  # near the recursion limits of the parser and the serialiser
         with suppress(MalformedError, DocumentError):
-            identified(nested(depth), SETTINGS)
+            identify(nested(depth), SETTINGS)
     with pytest.raises(MalformedError, match="nested too deep"):
-        identified(nested(100_000), SETTINGS)
+        identify(nested(100_000), SETTINGS)
 
 
 def nested(depth: int) -> bytes:
@@ -193,7 +193,7 @@ def nested(depth: int) -> bytes:
 )
 def test_refusals(change: dict[str, Any], pointer: str, message: str) -> None:
     with pytest.raises(DocumentError) as error:
-        posed(DOCUMENT | change)
+        built(DOCUMENT | change)
     (field,) = error.value.errors
     assert field.pointer == pointer
     assert message in field.detail
@@ -207,9 +207,9 @@ def test_dual_names_do_not_clash_with_variables() -> None:
         "subject_to": ["c0 + c1 >= 0"],
     }
     with pytest.raises(DocumentError, match="c0"):
-        posed(document)
+        built(document)
     del document["variables"]["c0"]  # type: ignore[attr-defined]
-    assert list(posed(document | {"minimize": "c1", "subject_to": ["c1 >= 0"]}).duals) == ["c0"]
+    assert list(built(document | {"minimize": "c1", "subject_to": ["c1 >= 0"]}).duals) == ["c0"]
 
 
 BOUNDS = Settings(
@@ -240,24 +240,24 @@ DOUBLING = {f"a{i}": f"a{i - 1} + a{i - 1}" if i else "x + 1" for i in range(8)}
         ({"constants": {f"C{i}": 1.0 for i in range(16)}}, "declares 21 names, at most 20"),
     ],
 )
-def test_bounds(change: dict[str, Any], message: str) -> None:
+def test_limits(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DocumentError, match=message):
-        posed(DOCUMENT | change, BOUNDS)
+        built(DOCUMENT | change, BOUNDS)
 
 
 def test_exact_powers_have_any_number_of_entries() -> None:
     document = {"kind": "expression", "variables": {"x": {"shape": [200]}}, "minimize": "-geo_mean(x, approx=False)"}
-    assert posed(document | {"subject_to": ["sum(x) <= 1"]}).problem.is_dcp()
+    assert built(document | {"subject_to": ["sum(x) <= 1"]}).problem.is_dcp()
 
 
 def test_depth_counts_let() -> None:
     chain = {f"a{i}": f"abs(a{i - 1})" if i else "abs(x)" for i in range(70)}
     with pytest.raises(DocumentError, match="nested more than 64 deep"):
-        posed(DOCUMENT | {"let": chain | {"r": "x"}, "minimize": "sum(a69)"})
+        built(DOCUMENT | {"let": chain | {"r": "x"}, "minimize": "sum(a69)"})
 
 
-def test_deepest_allowed_problem_compiles_without_recursion_errors() -> None:
-    deep = posed(
+def test_the_deepest_allowed_problem_is_canonicalised() -> None:
+    deep = built(
         DOCUMENT | {"minimize": "sum(" + "maximum(1, " * 30 + "x" + ")" * 30 + ")", "parameters": {}, "let": {}}
     )
     assert deep.problem.is_dcp(dpp=True)

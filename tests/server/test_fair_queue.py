@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from convexlayer_server.fair_queue import FairQueue
+from convexlayer_server.shared.fair_queue import FairQueue
 
 
-def test_each_flow_is_in_its_own_order() -> None:
+def test_a_flow_is_served_in_order() -> None:
     queue: FairQueue[int] = FairQueue()
     for number in range(5):
         queue.push("a", number)
@@ -27,9 +27,9 @@ def test_a_flood_does_not_delay_others() -> None:
     assert Counter(queue.pop(1.0) for _ in range(7))["other"] == 3
 
 
-def test_service_is_shared_by_cost_not_by_number() -> None:
+def test_service_is_shared_by_cost() -> None:
     queue: FairQueue[str] = FairQueue()
-    costs = {"cheap": 1.0, "dear": 4.0}
+    costs = {"cheap": 1.0, "expensive": 4.0}
     for flow in costs:
         for _ in range(100):
             queue.push(flow, flow)
@@ -38,10 +38,10 @@ def test_service_is_shared_by_cost_not_by_number() -> None:
         flow = queue.pop(0.0)
         queue.charge(flow, costs[flow])
         served[flow] += 1
-    assert served == {"cheap": 40, "dear": 10}
+    assert served == {"cheap": 40, "expensive": 10}
 
 
-def test_idleness_saves_nothing_up() -> None:
+def test_idle_time_earns_no_credit() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.push("early", "early")
     queue.pop(1.0)
@@ -54,17 +54,17 @@ def test_idleness_saves_nothing_up() -> None:
     assert max(Counter(queue.pop(1.0) for _ in range(30)).values()) <= 11
 
 
-def test_alike_items_of_all_flows_are_found() -> None:
+def test_items_of_one_line_of_all_flows() -> None:
     queue: FairQueue[str] = FairQueue()
     for flow in "ab":
         for number in range(2):
             queue.push(flow, f"{flow}{number}", "even" if number % 2 == 0 else "odd")
     queue.charge("a", 1.0)
-    assert [turn.item for turn in queue.alike("even")] == ["b0", "a0"]
-    assert queue.alike("none") == []
+    assert [head.item for head in queue.in_line("even")] == ["b0", "a0"]
+    assert queue.in_line("none") == []
 
 
-def test_lines_of_a_flow_take_turns() -> None:
+def test_lines_of_a_flow_are_served_in_turn() -> None:
     queue: FairQueue[str] = FairQueue()
     for number in range(3):
         queue.push("a", f"long {number}", "long")
@@ -72,16 +72,16 @@ def test_lines_of_a_flow_take_turns() -> None:
     assert [queue.pop(1.0) for _ in range(4)] == ["long 0", "quick", "long 1", "long 2"]
 
 
-def test_what_is_served_in_parts_waits_on() -> None:
+def test_served_items_stay_until_removed() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.push("a", "batch")
     queue.push("b", "other")
-    first = next(queue.turns())
+    first = next(queue.heads())
     queue.serve(first, 2.0)
-    assert [turn.item for turn in queue.turns()] == ["other", "batch"]
+    assert [head.item for head in queue.heads()] == ["other", "batch"]
     assert len(queue) == 2
     queue.push("b", "again", first=True)
-    assert [turn.item for turn in queue.turns()] == ["again", "batch"]
+    assert [head.item for head in queue.heads()] == ["again", "batch"]
 
 
 def test_removal() -> None:
@@ -103,14 +103,14 @@ def test_removal() -> None:
         queue.pop(1.0)
 
 
-def test_the_last_of_the_greediest_makes_way_for_those_who_have_less() -> None:
+def test_the_longest_flow_loses_its_last_item() -> None:
     queue: FairQueue[str] = FairQueue()
     for item in ("a0", "a1", "a2", "b0"):
         queue.push(item[0], item)
-    assert queue.pop_last_for("a") is None
-    assert queue.pop_last_for("b") == "a2"
-    assert queue.pop_last_for("b") is None, "with one more b would have as many as a"
-    assert queue.pop_last_for("c") == "a1"
-    assert queue.pop_last_for("c") is None
+    assert queue.evict_for("a") is None
+    assert queue.evict_for("b") == "a2"
+    assert queue.evict_for("b") is None, "with one more item, b would be as long as a"
+    assert queue.evict_for("c") == "a1"
+    assert queue.evict_for("c") is None
     assert queue.lengths() == {"a": 1, "b": 1}
-    assert FairQueue[str]().pop_last_for("a") is None
+    assert FairQueue[str]().evict_for("a") is None

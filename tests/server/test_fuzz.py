@@ -1,4 +1,4 @@
-"""Thousands of requests that are almost right: every one is answered, none with a 5xx, all in the wire format."""
+"""Fuzzing: thousands of nearly valid requests; none may cause a 5xx or a response outside the wire format."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from .conftest import AppClient
 
 REQUESTS = 500  # for each seed
 SEEDS = range(5)
-EXAMPLES = 6  # for each operation, of those that fit the document and of those that do not
+EXAMPLES = 6  # for each operation, both valid and invalid ones
 SETTINGS = Settings(workers=0, **LIMITS)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning", "ignore::UserWarning"
-)  # what a caller's numbers make of CVXPY's sums
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")  # sums of extreme numbers in CVXPY
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_request_breaks_the_server(seed: int) -> None:
     client = AppClient(create_app(SETTINGS))
@@ -35,8 +33,8 @@ def test_no_request_breaks_the_server(seed: int) -> None:
         client.close()
 
 
-@pytest.mark.filterwarnings("ignore")  # of the packages that make the requests
-def test_no_request_of_the_document_breaks_the_server() -> None:
+@pytest.mark.filterwarnings("ignore")  # of the packages that generate requests
+def test_no_request_of_the_openapi_document_breaks_the_server() -> None:
     client = AppClient(create_app(SETTINGS))
     statuses = set()
 

@@ -1,4 +1,4 @@
-"""Keys, limits, ownership and the log, over HTTP."""
+"""Keys, limits, ownership and logs, over HTTP."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from convexlayer_server import Settings, create_app, logs
+from convexlayer_server import Settings, create_app
+from convexlayer_server.admission.keys import new_key, new_token
 from convexlayer_server.errors import StoreError
-from convexlayer_server.keys import new_key, new_token
+from convexlayer_server.observability import logs
 from convexlayer_server.store import Store
 
 from .conftest import DOCUMENT, VALUES, AppClient
@@ -24,8 +25,8 @@ from .conftest import DOCUMENT, VALUES, AppClient
 IN_PROCESS = {"workers": 0}
 
 
-class Lab:
-    """A server with two keys."""
+class ClientWithKeys:
+    """A client of a server with two keys."""
 
     def __init__(self, path: Path | str = ":memory:", **settings: Any) -> None:
         chosen = Settings(**IN_PROCESS | settings)
@@ -43,12 +44,12 @@ class Lab:
 
 
 @contextmanager
-def lab(**settings: Any) -> Iterator[Lab]:
-    made = Lab(**settings)
+def keyed_client(**settings: Any) -> Iterator[ClientWithKeys]:
+    lab = ClientWithKeys(**settings)
     try:
-        yield made
+        yield lab
     finally:
-        made.client.close()
+        lab.client.close()
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -58,59 +59,59 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
     return dict(response.json())
 
 
-def test_a_key_is_asked_for_where_there_are_any() -> None:
-    with lab() as made:
+def test_a_server_with_keys_requires_one() -> None:
+    with keyed_client() as lab:
         for path in ("/v1/problems", "/v1/usage", "/v1/capabilities", "/v1/jobs", "/metrics", "/v1/nothing"):
-            refused = made.send(None, "GET", path)
+            refused = lab.send(None, "GET", path)
             assert problem(refused, 401)["type"] == "urn:convexlayer:problem:unauthenticated"
             assert refused.headers["WWW-Authenticate"] == "Bearer"
-            assert made.send(0, "GET", path).status_code == (404 if path == "/v1/nothing" else 200)
+            assert lab.send(0, "GET", path).status_code == (404 if path == "/v1/nothing" else 200)
         for path in ("/", "/healthz", "/readyz", "/openapi.json"):
-            assert made.send(None, "GET", path).status_code == 200
-        wrong = made.send(None, "GET", "/v1/problems", Authorization=f"Bearer {made.tokens[0]}x")
-        assert made.tokens[0] not in wrong.text
+            assert lab.send(None, "GET", path).status_code == 200
+        wrong = lab.send(None, "GET", "/v1/problems", Authorization=f"Bearer {lab.tokens[0]}x")
+        assert lab.tokens[0] not in wrong.text
         problem(wrong, 401)
 
 
-def test_what_is_anothers_looks_like_404() -> None:
-    with lab() as made:
-        path = made.send(0, "POST", "/v1/problems", DOCUMENT).headers["Location"]
+def test_problems_of_other_keys_are_404() -> None:
+    with keyed_client() as lab:
+        path = lab.send(0, "POST", "/v1/problems", DOCUMENT).headers["Location"]
         unknown = path[:-3] + "aaa"
         solve = {"parameters": VALUES, "return": ["state"]}
         for method, below, body in (("GET", "", None), ("DELETE", "", None), ("POST", "/solve", solve)):
-            theirs = problem(made.send(1, method, path + below, body), 404)
-            nobodys = problem(made.send(1, method, unknown + below, body), 404)
+            theirs = problem(lab.send(1, method, path + below, body), 404)
+            nobodys = problem(lab.send(1, method, unknown + below, body), 404)
             assert theirs["detail"].replace(path[-20:], "") == nobodys["detail"].replace(unknown[-20:], "")
-        assert made.send(1, "GET", "/v1/problems").json() == {"problems": [], "next": None}
-        state = made.send(0, "POST", f"{path}/solve", solve).json()["state"]
-        assert made.send(1, "POST", "/v1/problems", DOCUMENT).status_code == 201
-        assert made.send(0, "POST", "/v1/problems", DOCUMENT).status_code == 200
+        assert lab.send(1, "GET", "/v1/problems").json() == {"problems": [], "next": None}
+        state = lab.send(0, "POST", f"{path}/solve", solve).json()["state"]
+        assert lab.send(1, "POST", "/v1/problems", DOCUMENT).status_code == 201
+        assert lab.send(0, "POST", "/v1/problems", DOCUMENT).status_code == 200
         vjp = {"cotangents": {"x": [1.0, 0.0, 0.0]}, "state": state}
-        assert made.send(0, "POST", f"{path}/vjp", vjp).status_code == 200
-        assert made.send(1, "POST", f"{path}/vjp", vjp).status_code == 410
-        assert made.send(0, "DELETE", path).status_code == 204
-        assert made.send(0, "GET", path).status_code == 404
-        assert made.send(1, "POST", f"{path}/solve", {"parameters": VALUES}).status_code == 200
+        assert lab.send(0, "POST", f"{path}/vjp", vjp).status_code == 200
+        assert lab.send(1, "POST", f"{path}/vjp", vjp).status_code == 410
+        assert lab.send(0, "DELETE", path).status_code == 204
+        assert lab.send(0, "GET", path).status_code == 404
+        assert lab.send(1, "POST", f"{path}/solve", {"parameters": VALUES}).status_code == 200
 
 
-def test_jobs_are_their_owners() -> None:
-    with lab() as made:
-        path = made.send(0, "POST", "/v1/problems", DOCUMENT).headers["Location"]
-        accepted = made.send(0, "POST", f"{path}/solve", {"parameters": VALUES}, Prefer="respond-async")
+def test_jobs_belong_to_their_owners() -> None:
+    with keyed_client() as lab:
+        path = lab.send(0, "POST", "/v1/problems", DOCUMENT).headers["Location"]
+        accepted = lab.send(0, "POST", f"{path}/solve", {"parameters": VALUES}, Prefer="respond-async")
         assert accepted.status_code == 202
         job = accepted.headers["Location"]
-        assert made.send(0, "GET", job).status_code == 200
+        assert lab.send(0, "GET", job).status_code == 200
         for method, below in (("GET", ""), ("GET", "/result"), ("GET", "/events"), ("DELETE", "")):
-            problem(made.send(1, method, job + below), 404)
+            problem(lab.send(1, method, job + below), 404)
 
 
 def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
-    with lab(path=path) as before:
+    with keyed_client(path=path) as before:
         tokens = before.tokens
         place = before.send(0, "POST", "/v1/problems", DOCUMENT).headers["Location"]
         answer = before.send(0, "POST", f"{place}/solve", {"parameters": VALUES}).json()
-    with lab(path=path) as after:
+    with keyed_client(path=path) as after:
         after.tokens = tokens
         assert [entry["id"] for entry in after.send(0, "GET", "/v1/problems").json()["problems"]] == [place[-54:]]
         again = after.send(0, "POST", f"{place}/solve", {"parameters": VALUES}).json()
@@ -123,20 +124,20 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
         assert after.send(1, "GET", "/v1/usage").json()["days"] == []
 
 
-def test_problems_of_other_versions_are_compiled_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems_of_other_versions_are_canonicalised_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "store.sqlite"
-    with lab(path=path) as before:
+    with keyed_client(path=path) as before:
         place = before.send(0, "POST", "/v1/problems", DOCUMENT).headers["Location"]
         before.store._connection.execute("""UPDATE problem SET versions = 'old', summary = '{"id": "old"}'""")
         tokens = before.tokens
-    with lab(path=path) as after:
+    with keyed_client(path=path) as after:
         after.tokens = tokens
         assert after.send(0, "GET", place).json()["variables"] == {"x": {"shape": [3]}}
         (listed,) = after.send(0, "GET", "/v1/problems").json()["problems"]
         assert listed["id"] == place[-54:]
 
 
-def test_keys_made_and_revoked_meanwhile_are_learned_of(tmp_path: Path) -> None:
+def test_created_and_revoked_keys_are_reloaded(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     chosen = Settings(**IN_PROCESS, refresh_s=0.01)
     client = AppClient(create_app(chosen, store=Store(chosen, path)))
@@ -162,43 +163,43 @@ def test_keys_made_and_revoked_meanwhile_are_learned_of(tmp_path: Path) -> None:
         client.close()
 
 
-def test_limits_are_answered_with_retry_after() -> None:
-    with lab(requests_per_minute=2) as made:
+def test_limits_are_429_with_retry_after() -> None:
+    with keyed_client(requests_per_minute=2) as lab:
         for _ in range(2):
-            assert made.send(0, "GET", "/v1/problems").status_code == 200
-        refused = made.send(0, "GET", "/v1/problems")
+            assert lab.send(0, "GET", "/v1/problems").status_code == 200
+        refused = lab.send(0, "GET", "/v1/problems")
         assert problem(refused, 429)["type"] == "urn:convexlayer:problem:too-many"
         assert 1 <= int(refused.headers["Retry-After"]) <= 30
-        assert made.send(1, "GET", "/v1/problems").status_code == 200
-        text = made.send(1, "GET", "/metrics").text
+        assert lab.send(1, "GET", "/v1/problems").status_code == 200
+        text = lab.send(1, "GET", "/metrics").text
         assert 'convexlayer_refused_total{reason="too-many"} 1.0' in text
 
 
-def test_quotas_are_answered_with_403() -> None:
-    with lab(max_problems_per_key=1) as made:
-        assert made.send(0, "POST", "/v1/problems", DOCUMENT).status_code == 201
-        refused = made.send(0, "POST", "/v1/problems", DOCUMENT | {"constants": {"c": 1.0}})
+def test_quotas_are_403() -> None:
+    with keyed_client(max_problems_per_key=1) as lab:
+        assert lab.send(0, "POST", "/v1/problems", DOCUMENT).status_code == 201
+        refused = lab.send(0, "POST", "/v1/problems", DOCUMENT | {"constants": {"c": 1.0}})
         assert "1 problems" in problem(refused, 403)["detail"]
 
 
 def test_a_key_that_fills_the_store_leaves_others_their_share() -> None:
-    with lab(max_store_bytes=4000) as made:
+    with keyed_client(max_store_bytes=4000) as lab:
 
         def register(who: int, number: int) -> httpx.Response:
-            return made.send(who, "POST", "/v1/problems", DOCUMENT | {"constants": {"c": [number / 7] * 4}})
+            return lab.send(who, "POST", "/v1/problems", DOCUMENT | {"constants": {"c": [number / 7] * 4}})
 
         answers = [register(0, number) for number in range(20)]
         refused = [answer.status_code for answer in answers].index(403)
         assert refused > 4
         detail = problem(answers[refused], 403)["detail"]
-        assert "its share of the 4000 that this server keeps is 1000" in detail
+        assert "its share of the 4000 bytes of this server is 1000" in detail
         assert "delete problems that are no longer needed" in detail
         assert register(1, 100).status_code == 201
-        assert made.send(0, "DELETE", answers[0].headers["Location"]).status_code == 204
+        assert lab.send(0, "DELETE", answers[0].headers["Location"]).status_code == 204
         assert register(0, 101).status_code == 201
 
 
-def test_the_first_key_takes_over_what_was_registered_without_one() -> None:
+def test_the_first_key_takes_over_problems_without_a_key() -> None:
     chosen = Settings(**IN_PROCESS)
     store = Store(chosen)
     app = create_app(chosen, store=store)
@@ -217,9 +218,9 @@ def test_the_first_key_takes_over_what_was_registered_without_one() -> None:
         client.close()
 
 
-def test_a_body_is_not_read_where_there_is_no_room() -> None:
-    with lab(max_waiting=1) as made:
-        engine = made.app.state.service.engine
+def test_a_full_queue_refuses_before_the_body() -> None:
+    with keyed_client(max_waiting=1) as lab:
+        backend = lab.app.state.service.compute
         read: list[bytes] = []
 
         async def body() -> Any:
@@ -229,32 +230,32 @@ def test_a_body_is_not_read_where_there_is_no_room() -> None:
         blocked = asyncio.Event()
 
         async def run() -> httpx.Response:
-            async def work(begun: Any) -> None:
+            async def work(started: Any) -> None:
                 await blocked.wait()
 
-            key = made.store.all_keys()[0].id
-            task = asyncio.create_task(engine._in_place(key, "solve", work, patient=True))
+            key = lab.store.all_keys()[0].id
+            task = asyncio.create_task(backend._wait_in_queue(key, "solve", work, limited=False))
             await asyncio.sleep(0)
-            headers = {"Authorization": f"Bearer {made.tokens[0]}", "Content-Type": "application/json"}
-            response = await made.client._http.post("/v1/problems", content=body(), headers=headers)
+            headers = {"Authorization": f"Bearer {lab.tokens[0]}", "Content-Type": "application/json"}
+            response = await lab.client._http.post("/v1/problems", content=body(), headers=headers)
             blocked.set()
             await task
             return response
 
-        refused = made.client._runner.run(run())
+        refused = lab.client._runner.run(run())
         assert problem(refused, 429)
         assert int(refused.headers["Retry-After"]) >= 1
         assert read == []
 
 
-def test_a_store_that_fails_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    with lab() as made:
+def test_a_failing_store_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    with keyed_client() as lab:
 
         def fail(*arguments: Any) -> Any:
             raise StoreError("the disk is full")
 
-        monkeypatch.setattr(made.store, "put", fail)
-        refused = made.send(0, "POST", "/v1/problems", DOCUMENT)
+        monkeypatch.setattr(lab.store, "put", fail)
+        refused = lab.send(0, "POST", "/v1/problems", DOCUMENT)
         assert "disk" not in problem(refused, 503)["detail"]
         assert int(refused.headers["Retry-After"]) >= 1
 
@@ -272,7 +273,7 @@ def test_capabilities() -> None:
 
 
 @pytest.mark.parametrize("below", ["", "/lab"])
-def test_behind_a_proxy_that_strips_the_root_path_or_not(below: str) -> None:
+def test_root_path_behind_a_proxy(below: str) -> None:
     client = AppClient(create_app(Settings(**IN_PROCESS, root_path="/lab")))
     try:
         registered = client.post(f"{below}/v1/problems", DOCUMENT)
@@ -287,28 +288,28 @@ def test_behind_a_proxy_that_strips_the_root_path_or_not(below: str) -> None:
         client.close()
 
 
-def test_the_root_path_does_not_open_the_gate() -> None:
-    with lab(root_path="/lab") as made:
+def test_the_root_path_does_not_bypass_the_gate() -> None:
+    with keyed_client(root_path="/lab") as lab:
         for path in ("/lab/v1/problems", "/v1/problems", "/lab/metrics", "/metrics"):
-            problem(made.send(None, "GET", path), 401)
-            assert made.send(0, "GET", path).status_code == 200
+            problem(lab.send(None, "GET", path), 401)
+            assert lab.send(0, "GET", path).status_code == 200
         for path in ("/lab/lab/v1/problems", "//v1/problems", "/lab//v1/problems", "/v1"):
-            assert made.send(None, "GET", path).status_code in (401, 404)
+            assert lab.send(None, "GET", path).status_code in (401, 404)
 
 
-def test_logs_tell_all_but_tensors_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_contain_neither_arrays_nor_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr("sys.stderr", written)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
-        with lab() as made:
+        with keyed_client() as lab:
             logs.configure(Settings())
-            path = made.send(0, "POST", "/v1/problems", DOCUMENT).headers["Location"]
+            path = lab.send(0, "POST", "/v1/problems", DOCUMENT).headers["Location"]
             body = {"parameters": VALUES | {"lam": [0.5, 0.625, 123.4375]}}
-            assert made.send(0, "POST", f"{path}/solve", body, **{"X-Request-Id": "mine"}).status_code == 200
-            made.send(0, "POST", f"{path}/solve", {"parameters": {"A": 123.4375}})
-            made.send(None, "GET", "/healthz")
+            assert lab.send(0, "POST", f"{path}/solve", body, **{"X-Request-Id": "mine"}).status_code == 200
+            lab.send(0, "POST", f"{path}/solve", {"parameters": {"A": 123.4375}})
+            lab.send(None, "GET", "/healthz")
     finally:
         root.handlers[:], root.level = handlers, level
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
@@ -322,17 +323,17 @@ def test_logs_tell_all_but_tensors_and_keys(monkeypatch: pytest.MonkeyPatch) -> 
     assert line["seconds"] >= line["solve_s"]
     assert next(line["route"] for line in lines if line["logger"] == "convexlayer_server.access") == "/v1/problems"
     assert all(line["route"] != "/healthz" for line in lines if "route" in line)
-    for secret in (*made.tokens, "123.4375", "sum_squares"):
+    for secret in (*lab.tokens, "123.4375", "sum_squares"):
         assert secret not in written.getvalue()
 
 
-def test_metrics_have_no_labels_without_bound() -> None:
-    with lab() as made:
+def test_metrics_have_bounded_labels() -> None:
+    with keyed_client() as lab:
         for number in range(5):
-            made.send(0, f"ODD{number}", "/v1/problems")
-            made.send(0, "GET", f"/v1/path{number}")
-            made.send(0, "GET", f"/v1/problems/p_{number}")
-        text = made.send(0, "GET", "/metrics").text
+            lab.send(0, f"ODD{number}", "/v1/problems")
+            lab.send(0, "GET", f"/v1/path{number}")
+            lab.send(0, "GET", f"/v1/problems/p_{number}")
+        text = lab.send(0, "GET", "/metrics").text
         labels = [line for line in text.splitlines() if line.startswith("convexlayer_request_seconds_count")]
         assert len(labels) == 3, labels
         assert "convexlayer_workers" in text
@@ -343,11 +344,11 @@ def test_telemetry() -> None:
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from convexlayer_server import telemetry
+    from convexlayer_server.observability import tracing
 
     app = create_app(Settings(**IN_PROCESS))
     exporter = InMemorySpanExporter()
-    telemetry.install(app, SimpleSpanProcessor(exporter))
+    tracing.export_traces(app, SimpleSpanProcessor(exporter))
     client = AppClient(app)
     client.get("/v1/problems")
     client.get("/healthz")

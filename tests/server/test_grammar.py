@@ -24,7 +24,7 @@ GRAMMAR = Grammar(Settings())
 
 
 def shown(node: Node) -> str:
-    """The tree with every bracket written out."""
+    """The tree with all brackets."""
     parts = [shown(child) for child in node.children]
     match node:
         case Literal():
@@ -112,7 +112,7 @@ def test_comparisons(operator: str) -> None:
         ("x = 1", "line 1, column 3: unexpected '='"),
         ("lambda: 1", "line 1, column 7: unexpected ':'"),
         ("'abc", "line 1, column 1: unexpected character"),
-        ("9" * 41, "line 1, column 1: a number of 41 characters, at most 40 are read"),
+        ("9" * 41, "line 1, column 1: a number has 41 characters; the limit is 40"),
         ("1e999", "line 1, column 1: the number 1e999 is too large"),
         ("", "line 1, column 1: the text ends"),
         ("\ud800", "line 1, column 1: unexpected character"),
@@ -120,10 +120,10 @@ def test_comparisons(operator: str) -> None:
         ("-" * 70 + "x", "nested more than 64 deep"),
         ("f(" * 5000 + "x" + ")" * 5000, "nested more than 64 deep"),
         ("(" * 9000, "line 1, column 9001: the text ends"),
-        ("a + " * 6000, "has 24000 characters, at most 20000 are read"),
+        ("a + " * 6000, "has 24000 characters; the limit is 20000"),
     ],
 )
-def test_errors_name_the_position(text: str, message: str) -> None:
+def test_errors_have_a_position(text: str, message: str) -> None:
     with pytest.raises(DocumentError) as error:
         GRAMMAR.constraint(text, "/subject_to/3")
     (field,) = error.value.errors
@@ -131,7 +131,7 @@ def test_errors_name_the_position(text: str, message: str) -> None:
     assert message in field.detail
 
 
-def test_brackets_and_sums_cost_no_depth() -> None:
+def test_brackets_and_sums_do_not_add_depth() -> None:
     assert GRAMMAR.expression("(" * 5000 + "x" + ")" * 5000, "").depth == 1
     assert GRAMMAR.expression(" + ".join(["x"] * 5000), "").depth == 2
 
@@ -140,6 +140,6 @@ def test_names() -> None:
     assert sorted(names_in(GRAMMAR.expression("f(a, p=b)[0] + [a, c]", ""))) == ["a", "a", "b", "c"]
 
 
-def test_comparisons_are_no_expressions() -> None:
+def test_comparisons_are_not_expressions() -> None:
     with pytest.raises(DocumentError, match="comparisons belong in subject_to"):
         GRAMMAR.expression("a <= b", "/minimize")

@@ -1,4 +1,4 @@
-"""Requests that are answered later."""
+"""Requests that run as jobs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import httpx
 import numpy as np
 import pytest
 
-from convexlayer_server import Settings, create_app, jobs
-from convexlayer_server.engine import ComputeRequest, ComputeResult, EmbeddedEngine
-from convexlayer_server.jobs import Jobs
+from convexlayer_server import Settings, create_app
+from convexlayer_server.compute import job_registry
+from convexlayer_server.compute.job_registry import JobRegistry
+from convexlayer_server.compute.local_backend import LocalBackend
+from convexlayer_server.compute.protocol import ComputeRequest, ComputeResult
 
+from .backends import DOCUMENT, PARTS, request, with_backend
+from .backends import VALUES as TWO
 from .conftest import VALUES, AppClient
-from .engines import DOCUMENT, PARTS, request, with_engine
-from .engines import VALUES as TWO
 
 ASYNC = {"Prefer": "respond-async, wait=10"}
 
@@ -30,7 +32,7 @@ def started(client: AppClient, path: str, body: dict[str, Any]) -> str:
 
 
 def events(client: AppClient, job: str) -> list[tuple[str, dict[str, Any]]]:
-    """All of them: the stream ends with the job."""
+    """Read all events; the stream ends with the job."""
     response = client.get(f"{job}/events")
     assert response.headers["Content-Type"].startswith("text/event-stream")
     blocks = [block for block in response.text.split("\n\n") if block.startswith("event: ")]
@@ -38,7 +40,7 @@ def events(client: AppClient, job: str) -> list[tuple[str, dict[str, Any]]]:
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data, *_ in lines]
 
 
-def test_a_job_has_the_answer_of_its_request(client: AppClient, path: str) -> None:
+def test_a_job_has_the_result_of_its_request(client: AppClient, path: str) -> None:
     body = {"parameters": VALUES, "return": ["variables", "duals"]}
     job = started(client, f"{path}/solve", body)
     name, last = events(client, job)[-1]
@@ -54,24 +56,24 @@ def test_a_job_has_the_answer_of_its_request(client: AppClient, path: str) -> No
     assert client.get(f"{job}/events").status_code == 404
 
 
-def test_progress_is_told(client: AppClient, path: str) -> None:
+def test_progress_is_reported(client: AppClient, path: str) -> None:
     rng = np.random.default_rng(0)
     body = {"parameters": VALUES | {"b": rng.standard_normal((1500, 4)).tolist()}, "cotangents": {"x": [1.0, 0.0, 0.0]}}
-    told = events(client, started(client, f"{path}/vjp", body))
-    assert told[-1][0] == "done"
-    assert {name for name, _ in told[:-1]} <= {"progress"}
-    done = [data["done"] for _, data in told]
+    received = events(client, started(client, f"{path}/vjp", body))
+    assert received[-1][0] == "done"
+    assert {name for name, _ in received[:-1]} <= {"progress"}
+    done = [data["done"] for _, data in received]
     assert done == sorted(done)
-    assert told[-1][1]["done"] == told[-1][1]["total"] == 1500
+    assert received[-1][1]["done"] == received[-1][1]["total"] == 1500
 
 
-def test_errors_come_with_the_result(client: AppClient, path: str) -> None:
+def test_errors_are_results(client: AppClient, path: str) -> None:
     job = started(client, f"{path}/solve", {"parameters": VALUES, "options": {"solver": "nobody"}})
     assert events(client, job)[-1][0] == "done"
     result = client.get(f"{job}/result")
     assert result.status_code == 422
     assert result.json()["type"] == "urn:convexlayer:problem:solver"
-    # what can be seen at once is told at once
+    # invalid arrays are an error of the request itself
     response = client.request("POST", f"{path}/solve", json={"parameters": {}}, headers=ASYNC)
     assert response.status_code == 422
 
@@ -81,11 +83,11 @@ def test_unknown_jobs(client: AppClient, call: str) -> None:
     assert client.get(f"/v1/jobs/j_unknown{call}").status_code == 404
 
 
-class Bench:
-    """Jobs of an engine, whose work waits until it is let go."""
+class BlockedJobs:
+    """Jobs that wait until the test lets them continue."""
 
-    def __init__(self, engine: EmbeddedEngine, **settings: Any) -> None:
-        self.jobs = Jobs(Settings(**settings), engine)
+    def __init__(self, backend: LocalBackend, **settings: Any) -> None:
+        self.jobs = JobRegistry(Settings(**settings), backend)
         self.go = asyncio.Event()
         self.result: ComputeResult | None = None
 
@@ -101,70 +103,73 @@ class Bench:
         return self.jobs.start(request, work, respond)
 
 
-def test_jobs_are_their_owners() -> None:
-    async def work(engine: EmbeddedEngine) -> None:
-        bench = Bench(engine, max_jobs_per_key=2)
-        bench.result = await engine.run(request(), DOCUMENT)
-        first = bench.start(request("1", owner="a"))
-        second = bench.start(request("2", owner="a"))
-        other = bench.start(request("3", owner="b"))
-        assert bench.jobs.all("a") == [first, second]
-        assert bench.jobs.get("b", other.id) is other
-        with pytest.raises(Exception, match="no job"):
-            bench.jobs.get("b", first.id)
-        with pytest.raises(Exception, match="as many as it may have"):
-            bench.start(request("4", owner="a"))
+def test_jobs_belong_to_their_owners() -> None:
+    async def work(backend: LocalBackend) -> None:
+        blocked = BlockedJobs(backend, max_jobs_per_key=2)
+        blocked.result = await backend.run(request(), DOCUMENT)
+        first = blocked.start(request("1", owner="a"))
+        second = blocked.start(request("2", owner="a"))
+        other = blocked.start(request("3", owner="b"))
+        assert blocked.jobs.all("a") == [first, second]
+        assert blocked.jobs.get("b", other.id) is other
+        with pytest.raises(Exception, match="there is no job"):
+            blocked.jobs.get("b", first.id)
+        with pytest.raises(Exception, match="which is the limit"):
+            blocked.start(request("4", owner="a"))
         with pytest.raises(Exception, match="is waiting"):
-            await first.result()
-        bench.go.set()
+            await first.response()
+        blocked.go.set()
         await asyncio.gather(first.task, second.task, other.task)
-        third = bench.start(request("5", owner="a"))  # in place of the oldest, which is done
-        assert bench.jobs.all("a") == [second, third]
-        await bench.jobs.close()
+        third = blocked.start(request("5", owner="a"))  # replaces the oldest, which is done
+        assert blocked.jobs.all("a") == [second, third]
+        await blocked.jobs.close()
 
-    with_engine(work)
+    with_backend(work)
 
 
-def test_results_are_kept_for_a_time_and_within_a_budget() -> None:
-    async def work(engine: EmbeddedEngine) -> None:
-        result = await engine.run(request(), DOCUMENT)
-        for settings, left in (({"job_bytes": 2 * (result.size_bytes + jobs._AROUND_BYTES)}, 2), ({"job_s": 1e-9}, 0)):
-            bench = Bench(engine, **settings)
-            bench.result = result
-            bench.go.set()
-            started_jobs = [bench.start(request(str(i))) for i in range(3)]
+def test_results_expire_and_have_a_byte_budget() -> None:
+    async def work(backend: LocalBackend) -> None:
+        result = await backend.run(request(), DOCUMENT)
+        for settings, left in (
+            ({"job_bytes": 2 * (result.size_bytes + job_registry._OVERHEAD_BYTES)}, 2),
+            ({"job_s": 1e-9}, 0),
+        ):
+            blocked = BlockedJobs(backend, **settings)
+            blocked.result = result
+            blocked.go.set()
+            started_jobs = [blocked.start(request(str(i))) for i in range(3)]
             await asyncio.gather(*(job.task for job in started_jobs))
-            assert bench.jobs.all("") == started_jobs[3 - left :]
+            assert blocked.jobs.all("") == started_jobs[3 - left :]
 
-    with_engine(work)
+    with_backend(work)
 
 
-def test_cancelled_jobs_are_cancelled_in_the_engine() -> None:
-    async def work(engine: EmbeddedEngine) -> None:
-        kept = Jobs(Settings(), engine)
+def test_cancelling_a_job_cancels_its_request() -> None:
+    async def work(backend: LocalBackend) -> None:
+        registry = JobRegistry(Settings(), backend)
         large = request("large", parameters={"c": np.zeros(100_000)})
 
         async def respond(result: ComputeResult) -> Any:
             return httpx.Response(200)
 
-        job = kept.start(large, lambda progress: engine.run(large, DOCUMENT, progress), respond)
+        job = registry.start(large, lambda progress: backend.run(large, DOCUMENT, progress), respond)
         changes = job.changes()
         while job.status != "running":
             await anext(changes)
-        await kept.cancel(job)
+        await registry.cancel(job)
         assert job.status == "cancelled"
         with pytest.raises(Exception, match="was cancelled"):
-            await job.result()
+            await job.response()
         assert [None async for _ in changes] == [None]
         with pytest.raises(asyncio.CancelledError):
             await job.task
-        assert kept.all("") == []
+        assert registry.all("") == []
 
-    with_engine(work, merged_rows=64)
+    with_backend(work, merged_rows=64)
 
 
 def test_a_job_outlives_its_connection() -> None:
-    """The caller goes away before the answer that it is a job."""
+    """The client disconnects after the job has started."""
 
     async def run() -> None:
         app = create_app(Settings(workers=0))
@@ -182,24 +187,24 @@ def test_a_job_outlives_its_connection() -> None:
     asyncio.run(run())
 
 
-def test_large_results_of_one_key_leave_those_of_others() -> None:
-    async def work(engine: EmbeddedEngine) -> None:
-        small = await engine.run(request(), DOCUMENT)
-        large = await engine.run(request(parameters={"c": np.zeros(2000)}), DOCUMENT)
-        size_bytes = large.size_bytes + jobs._AROUND_BYTES
-        bench = Bench(engine, job_bytes=2 * size_bytes)
-        bench.go.set()
+def test_large_results_of_one_key_do_not_evict_those_of_others() -> None:
+    async def work(backend: LocalBackend) -> None:
+        small = await backend.run(request(), DOCUMENT)
+        large = await backend.run(request(parameters={"c": np.zeros(2000)}), DOCUMENT)
+        size_bytes = large.size_bytes + job_registry._OVERHEAD_BYTES
+        blocked = BlockedJobs(backend, job_bytes=2 * size_bytes)
+        blocked.go.set()
 
         async def done(owner: str, result: ComputeResult) -> Any:
-            bench.result = result
-            job = bench.start(request(owner, owner=owner))
+            blocked.result = result
+            job = blocked.start(request(owner, owner=owner))
             await job.task
             return job
 
         others = await done("b", small)
         greedy = [await done("a", large) for _ in range(4)]
-        assert bench.jobs.all("b") == [others]
-        assert bench.jobs.expires_s(others) == pytest.approx(Settings().job_s, rel=0.5)
-        assert bench.jobs.all("a") == greedy[-1:]
+        assert blocked.jobs.all("b") == [others]
+        assert blocked.jobs.expires_s(others) == pytest.approx(Settings().job_s, rel=0.5)
+        assert blocked.jobs.all("a") == greedy[-1:]
 
-    with_engine(work)
+    with_backend(work)

@@ -5,43 +5,44 @@ from pathlib import Path
 
 import pytest
 
-from convexlayer_server import Settings, keys
+from convexlayer_server import Settings
+from convexlayer_server.admission import keys
+from convexlayer_server.admission.keys import ANONYMOUS, Keyring, new_key, new_token
 from convexlayer_server.errors import StoreError, UnauthenticatedError
-from convexlayer_server.keys import ANONYMOUS, Keyring, new_key, new_token
 from convexlayer_server.store import Store
 
 
-def test_a_key_is_recognised() -> None:
+def test_a_valid_key_is_authenticated() -> None:
     tokens = [new_token() for _ in range(3)]
     made = [new_key(f"name {number}", token) for number, token in enumerate(tokens)]
     keyring = Keyring(made)
     for key, token in zip(made, tokens, strict=True):
-        assert keyring.caller(f"Bearer {token}").key is key
-        assert keyring.caller(f"bearer {token}").id == key.id
+        assert keyring.authenticate(f"Bearer {token}").key is key
+        assert keyring.authenticate(f"bearer {token}").id == key.id
     assert len({key.id for key in made}) == 3
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic {}", "{}", "Bearer {}x", "Bearer \udcff"])
-def test_everything_else_is_refused(header: str) -> None:
+def test_invalid_headers_are_refused(header: str) -> None:
     token = new_token()
     with pytest.raises(UnauthenticatedError) as caught:
-        Keyring([new_key("a", token)]).caller(header.format(token))
+        Keyring([new_key("a", token)]).authenticate(header.format(token))
     assert token not in str(caught.value)
 
 
-def test_no_keys_let_everybody_in_and_revoked_keys_nobody() -> None:
-    assert Keyring().caller("") is ANONYMOUS
+def test_a_service_without_keys_is_open_and_revoked_keys_are_refused() -> None:
+    assert Keyring().authenticate("") is ANONYMOUS
     store, token = Store(Settings()), new_token()
     key = new_key("a", token)
     store.add_key(key)
     keyring = Keyring(store.all_keys())
-    assert keyring.caller(f"Bearer {token}").key == key
+    assert keyring.authenticate(f"Bearer {token}").key == key
     assert store.revoke_key(key.id)
     assert not store.revoke_key(key.id)
     keyring.replace(store.all_keys())
     for header in ("", f"Bearer {token}"):
         with pytest.raises(UnauthenticatedError):
-            keyring.caller(header)
+            keyring.authenticate(header)
     store.close()
 
 
@@ -55,11 +56,11 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
         return compare_digest(one, other)
 
     monkeypatch.setattr(keys.hmac, "compare_digest", compare)
-    keyring.caller(f"Bearer {tokens[0]}")
+    keyring.authenticate(f"Bearer {tokens[0]}")
     assert len(compared) == 5
 
 
-def test_tokens_are_kept_nowhere(tmp_path: Path) -> None:
+def test_tokens_are_not_stored(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     store, token = Store(Settings(), path), new_token()
     store.add_key(new_key("a", token))
@@ -68,7 +69,7 @@ def test_tokens_are_kept_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "short", "x" * 31, "x" * 257, "x" * 32 + " y", "é" * 40, "x" * 40 + "\n"])
-def test_tokens_that_are_no_secrets(token: str) -> None:
+def test_weak_tokens_are_refused(token: str) -> None:
     with pytest.raises(StoreError, match="openssl rand"):
         new_key("a", token)
 
@@ -86,8 +87,8 @@ def test_keys_are_limited_and_distinct() -> None:
     store.close()
 
 
-def test_an_older_store_does_not_let_everybody_in() -> None:
+def test_restoring_a_store_without_keys_does_not_open_the_service() -> None:
     keyring = Keyring([new_key("someone", new_token())])
     keyring.replace([])
     with pytest.raises(UnauthenticatedError):
-        keyring.caller("")
+        keyring.authenticate("")

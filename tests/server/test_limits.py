@@ -6,15 +6,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from convexlayer_server import Settings
+from convexlayer_server.admission.keys import ANONYMOUS, Caller, new_key, new_token
+from convexlayer_server.admission.limits import Limits
+from convexlayer_server.admission.usage import UsageLedger
 from convexlayer_server.errors import TooManyError
-from convexlayer_server.keys import ANONYMOUS, Caller, new_key, new_token
-from convexlayer_server.limits import Limits
 from convexlayer_server.store import Store, Usage
-from convexlayer_server.usage import Ledger
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A manual clock."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -27,17 +27,17 @@ class Clock:
 
 
 class Setup:
-    """Limits and all that they need."""
+    """Limits with a store, a ledger and a manual clock."""
 
     def __init__(self, **settings: float) -> None:
         self.clock = Clock()
         self.store = Store(Settings())
-        self.ledger = Ledger(self.store, self.clock.now)
+        self.ledger = UsageLedger(self.store, self.clock.now)
         self.ledger.load()
         self.limits = Limits(Settings(**settings), self.ledger, self.clock)  # type: ignore[arg-type]
 
     def send(self, caller: Caller = ANONYMOUS, *, computing: bool = True) -> None:
-        with self.limits.entered(caller, computing=computing):
+        with self.limits.admit(caller, computing=computing):
             pass
 
     def refused(self, caller: Caller = ANONYMOUS) -> float:
@@ -52,12 +52,12 @@ def key(**limits: float) -> Caller:
     return Caller(made.id, made)
 
 
-def test_requests_at_a_time() -> None:
+def test_concurrent_requests() -> None:
     setup = Setup(max_in_flight_per_key=2)
     one, other = key(), key()
     with ExitStack() as inside:
         for _ in range(2):
-            inside.enter_context(setup.limits.entered(one, computing=False))
+            inside.enter_context(setup.limits.admit(one, computing=False))
         assert setup.refused(one) > 0
         setup.send(other)
     setup.send(one)
@@ -90,7 +90,7 @@ def test_seconds_a_day() -> None:
     setup.send()
 
 
-def test_a_key_may_have_limits_of_its_own() -> None:
+def test_a_key_may_override_limits() -> None:
     setup = Setup(requests_per_minute=1, seconds_per_day=1)
     caller = key(requests_per_minute=3, seconds_per_day=5)
     for _ in range(3):
@@ -106,14 +106,14 @@ def test_a_key_may_have_limits_of_its_own() -> None:
 def test_usage_is_written_and_read() -> None:
     setup = Setup()
     setup.ledger.count("k", requests=2, elements=5, seconds=1.5)
-    setup.ledger.write(setup.ledger.take())
+    setup.ledger.write(setup.ledger.take_unwritten())
     setup.clock.seconds += 24 * 3600
     setup.ledger.count("k", requests=1)
-    taken = setup.ledger.take()
-    setup.ledger.give_back(taken)
-    assert setup.ledger.take() == taken
+    taken = setup.ledger.take_unwritten()
+    setup.ledger.return_unwritten(taken)
+    assert setup.ledger.take_unwritten() == taken
     setup.ledger.write(taken)
-    assert setup.ledger.take() == {}
+    assert setup.ledger.take_unwritten() == {}
     assert setup.ledger.since("k", 2) == {
         "2026-11-25": Usage(requests=2, elements=5, seconds=1.5),
         "2026-11-26": Usage(requests=1),
@@ -122,10 +122,10 @@ def test_usage_is_written_and_read() -> None:
     assert setup.ledger.since("other", 2) == {}
 
 
-def test_what_was_used_before_a_restart_counts() -> None:
+def test_usage_before_a_restart_counts() -> None:
     setup = Setup()
     setup.ledger.count("k", seconds=2.0)
-    setup.ledger.write(setup.ledger.take())
-    again = Ledger(setup.store, setup.clock.now)
+    setup.ledger.write(setup.ledger.take_unwritten())
+    again = UsageLedger(setup.store, setup.clock.now)
     again.load()
     assert again.seconds_today("k") == 2.0

@@ -1,4 +1,4 @@
-"""The wire format: what is answered to whom, and how errors look."""
+"""The wire format: responses and errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .conftest import DOCUMENT, VALUES, AppClient
 
 
 def problem(response: Any, status: int, slug: str) -> dict[str, Any]:
-    """The problem document of an error, its form checked."""
+    """Check the form of problem details, and return them."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/problem+json"
     body: dict[str, Any] = response.json()
@@ -119,17 +119,17 @@ def test_health_and_page(client: AppClient) -> None:
         assert re.sub(r"{\w+}", "{id}", path) in page.text
 
 
-def test_readiness_ends_with_the_engine() -> None:
+def test_readiness_ends_with_the_backend() -> None:
     app = create_app(Settings(workers=0))
     client = AppClient(app)
-    client._runner.run(app.state.service.engine.close())
+    client._runner.run(app.state.service.compute.close())
     response = client.get("/readyz")
     client.close()
     assert response.status_code == 503
 
 
 @pytest.mark.parametrize("path", ["compiled", "portable"])
-def test_the_kernels_that_run_are_shown(monkeypatch: pytest.MonkeyPatch, path: Any) -> None:
+def test_readiness_reports_kernels(monkeypatch: pytest.MonkeyPatch, path: Any) -> None:
     monkeypatch.setattr(compiled, "_decision", [compiled.Kernels(path, "x86-64-v3", "because")])
     client = AppClient(create_app(Settings(workers=0)))
     for place in ("/readyz", "/v1/capabilities"):
@@ -139,29 +139,29 @@ def test_the_kernels_that_run_are_shown(monkeypatch: pytest.MonkeyPatch, path: A
     client.close()
 
 
-def test_openapi_names_every_field(client: AppClient) -> None:
+def test_openapi_describes_every_field(client: AppClient) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     common = {"parameters", "options", "encoding"}
     assert set(schemas["SolveRequest"]["properties"]) == {*common, "return"}
     assert set(schemas["VjpRequest"]["properties"]) == {*common, "cotangents", "wrt", "state"}
-    assert {"ExpressionDocument", "ConeProgramDocument", "Problem"} <= set(schemas)
+    assert {"ExpressionDocument", "ConeProgramDocument", "ProblemDetails"} <= set(schemas)
     assert "HTTPValidationError" not in schemas
     assert client.get("/openapi.json").json()["security"] == [{"key": []}, {}]
     assert schemas["SolveRequest"]["additionalProperties"] is False
 
 
-def test_openapi_tells_the_errors(client: AppClient) -> None:
+def test_openapi_describes_errors(client: AppClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     operations = [operation for path in paths.values() for operation in path.values()]
     assert len(operations) == 17
-    reference = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    reference = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
     for operation in operations:
         for status in ("4XX", "5XX"):
             assert operation["responses"][status]["content"] == {"application/problem+json": reference}
 
 
 @pytest.mark.parametrize("place", ["/healthz", "/readyz"])
-def test_probes_may_ask_for_the_head(client: AppClient, place: str) -> None:
+def test_probes_accept_head(client: AppClient, place: str) -> None:
     assert client.request("HEAD", place).status_code == 200
 
 
@@ -195,7 +195,7 @@ def test_http_errors(client: AppClient, path: str) -> None:
     problem(client.get("/v1/problems/none"), 404, "not-found")
     assert client.request("PUT", path, json={}).headers["Allow"]
     problem(client.request("PUT", path, json={}), 405, "method-not-allowed")
-    assert problem(send(b'{"kind": }'), 400, "malformed")["detail"].startswith("at byte 9")
+    assert problem(send(b'{"kind": }'), 400, "malformed")["detail"].startswith("invalid JSON at byte 9")
     problem(send(b"\xff\xfe{}"), 400, "malformed")
     problem(send(b"[" * 100_000), 400, "malformed")
     problem(send(b'{"minimize": ' + b"9" * 5000 + b"}"), 400, "malformed")
@@ -204,7 +204,7 @@ def test_http_errors(client: AppClient, path: str) -> None:
     problem(client.request("POST", f"{path}/solve", content=b"{}"), 415, "media-type")
 
 
-def test_bodies_are_capped() -> None:
+def test_bodies_are_limited() -> None:
     client = AppClient(create_app(Settings(workers=0, max_body_bytes=1000)))
 
     async def chunks() -> Any:
@@ -220,7 +220,7 @@ def test_bodies_are_capped() -> None:
         client.close()
 
 
-def test_bugs_are_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_are_problem_details(monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(Settings(workers=0))
     client = AppClient(app)
     monkeypatch.setattr(app.state.service.store, "page", lambda *arguments: 1 / 0)
@@ -248,7 +248,7 @@ def test_bugs_are_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"gp": "yes"}, "/gp"),
     ],
 )
-def test_documents_of_wrong_form(client: AppClient, change: dict[str, Any], pointer: str) -> None:
+def test_malformed_documents(client: AppClient, change: dict[str, Any], pointer: str) -> None:
     body = problem(client.post("/v1/problems", DOCUMENT | change), 422, "invalid-request")
     assert pointer in [error["pointer"] for error in body["errors"]]
 
@@ -269,12 +269,12 @@ def test_documents_of_wrong_form(client: AppClient, change: dict[str, Any], poin
         ({"minimize": "sum(x)", "let": {"C": "inv_pos(0) * x"}, "subject_to": ["C >= 0"]}, ""),
     ],
 )
-def test_documents_of_wrong_meaning(client: AppClient, change: dict[str, Any], message: str) -> None:
+def test_invalid_documents(client: AppClient, change: dict[str, Any], message: str) -> None:
     body = problem(client.post("/v1/problems", DOCUMENT | change), 422, "invalid-problem")
     assert message in body["detail"]
 
 
-def test_cone_programs_of_wrong_form(client: AppClient) -> None:
+def test_malformed_cone_programs(client: AppClient) -> None:
     for program in ({}, {"n": 1}, {"version": 1}, {"parameters": 3}):
         problem(client.post("/v1/problems", {"kind": "cone_program", "program": program}), 422, "invalid-problem")
     huge = {"parameters": [{"shape": [10**9]}], "outputs": []}
@@ -303,7 +303,7 @@ def cone_program() -> dict[str, Any]:
         (("unknown",), 1, "/program"),
     ],
 )
-def test_fields_of_cone_programs_that_are_wrong(
+def test_invalid_fields_of_cone_programs(
     client: AppClient, path: tuple[str | int, ...], value: Any, pointer: str
 ) -> None:
     program = cone_program()
@@ -318,7 +318,7 @@ def test_fields_of_cone_programs_that_are_wrong(
     assert error["detail"]
 
 
-def test_cone_programs_that_are_too_large() -> None:
+def test_cone_programs_are_limited() -> None:
     client = AppClient(create_app(Settings(workers=0, max_canonical_size=1)))
     response = client.post("/v1/problems", {"kind": "cone_program", "program": cone_program()})
     client.close()
@@ -326,25 +326,25 @@ def test_cone_programs_that_are_too_large() -> None:
     assert error["pointer"] == "/program"
 
 
-def test_cones_are_counted() -> None:
-    """Each is an entry of the summary, however short the document."""
+def test_cones_are_limited() -> None:
+    """Each cone is an entry of the summary, however short the document."""
     client = AppClient(create_app(Settings(workers=0, max_cones=3)))
     document = {"kind": "expression", "minimize": "sum(norm2(X, axis=1))", "subject_to": ["X[0, 0] >= 1"]}
     try:
         client.register(document | {"variables": {"X": {"shape": [3, 2]}}})
         response = client.post("/v1/problems", document | {"variables": {"X": {"shape": [4, 2]}}})
-        assert "has 4 cones, at most 3 are taken" in problem(response, 422, "invalid-problem")["detail"]
+        assert "has 4 cones; the limit is 3" in problem(response, 422, "invalid-problem")["detail"]
     finally:
         client.close()
 
 
-def test_messages_quote_only_the_beginning(client: AppClient) -> None:
+def test_messages_quote_values_in_part(client: AppClient) -> None:
     body = problem(client.post("/v1/problems", {"kind": "k" * 1000}), 422, "invalid-request")
     assert len(body["detail"]) < 400
 
 
 @pytest.mark.parametrize("document", [{"kind": "expression", "\ud800": 1}, {"kind": "\ud800"}])
-def test_names_that_are_not_unicode(client: AppClient, document: dict[str, Any]) -> None:
+def test_names_with_invalid_unicode(client: AppClient, document: dict[str, Any]) -> None:
     content, headers = json.dumps(document), {"Content-Type": "application/json"}
     problem(client.request("POST", "/v1/problems", content=content, headers=headers), 422, "invalid-request")
 
@@ -387,13 +387,13 @@ def test_parameters_may_be_called_objective(client: AppClient) -> None:
         ({"extra": 1}, "/extra"),
     ],
 )
-def test_solve_requests_that_are_wrong(client: AppClient, path: str, change: dict[str, Any], pointer: str) -> None:
+def test_invalid_solve_requests(client: AppClient, path: str, change: dict[str, Any], pointer: str) -> None:
     response = client.post(f"{path}/solve", {"parameters": VALUES} | change)
     slug = "solver" if pointer == "/options/solver" and "." not in change["options"]["solver"] else "invalid-request"
     assert [error["pointer"] for error in problem(response, 422, slug)["errors"]] == [pointer]
 
 
-def test_not_a_number_is_refused(client: AppClient, path: str) -> None:
+def test_nan_is_refused(client: AppClient, path: str) -> None:
     for literal in ("NaN", "Infinity", "-Infinity", "1e400"):
         content = f'{{"parameters": {{"A": {VALUES["A"]}, "b": [1, 2, {literal}, 4], "lam": 1}}}}'
         headers = {"Content-Type": "application/json"}
@@ -420,9 +420,7 @@ def test_not_a_number_is_refused(client: AppClient, path: str) -> None:
         ("jvp", {"tangents": 1}, "/tangents"),
     ],
 )
-def test_directions_that_are_wrong(
-    client: AppClient, path: str, operation: str, change: dict[str, Any], pointer: str
-) -> None:
+def test_invalid_directions(client: AppClient, path: str, operation: str, change: dict[str, Any], pointer: str) -> None:
     content = json.dumps({"parameters": VALUES} | change)
     headers = {"Content-Type": "application/json"}
     response = client.request("POST", f"{path}/{operation}", content=content, headers=headers)

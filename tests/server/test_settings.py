@@ -21,7 +21,7 @@ def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("text", ["", "many", "0", "-1", "1.5", "nan", "inf"])
-def test_values_that_are_no_positive_numbers(text: str) -> None:
+def test_values_must_be_positive_numbers(text: str) -> None:
     with pytest.raises(SettingsError, match=f"^CONVEXLAYER_MAX_BATCH: .*, got '{text}'$"):
         Settings.from_environment({"CONVEXLAYER_MAX_BATCH": text})
     if text not in ("1.5",):
@@ -29,7 +29,7 @@ def test_values_that_are_no_positive_numbers(text: str) -> None:
             Settings.from_environment({"CONVEXLAYER_MAX_TIME_LIMIT_S": text})
 
 
-def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('max_batch = 7\nmax_depth = 9\nlog_format = "text"\n')
     settings = Settings.from_environment({"CONVEXLAYER_SETTINGS": str(file), "CONVEXLAYER_MAX_DEPTH": "8"})
@@ -40,7 +40,7 @@ def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
     ("text", "message"),
     [("max_bath = 7", "^max_bath: "), ("max_batch = 0", "^max_batch: .*, got 0"), ("max_batch", "cannot be read")],
 )
-def test_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_files(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(text)
     with pytest.raises(SettingsError, match=message):
@@ -51,4 +51,4 @@ def test_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> N
 
 def test_unknown_variables_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     Settings.from_environment({"CONVEXLAYER_MAX_BATH": "7", "CONVEXLAYER_COMPILE": "never"})
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["CONVEXLAYER_MAX_BATH"]
+    assert [record.args[0] for record in caplog.records] == ["CONVEXLAYER_MAX_BATH"]

@@ -1,4 +1,4 @@
-"""State between a solve and its derivatives, over HTTP; what the engine does with it is tested there."""
+"""States between a solve and its derivatives, over HTTP; ``test_local_backend`` tests the backend's part."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def solved(client: AppClient, path: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("call", "part", "directions"), [("vjp", "cotangents", COTANGENTS), ("jvp", "tangents", TANGENTS)]
 )
-def test_three_ways_to_the_same_derivative(
+def test_all_forms_of_the_state_give_the_same_derivative(
     client: AppClient, path: str, call: str, part: str, directions: dict[str, Any], encoding: str
 ) -> None:
     body = {"parameters": BATCH, "return": ["state", "portable"], "encoding": encoding}
@@ -51,7 +51,7 @@ def test_three_ways_to_the_same_derivative(
         assert other["report"]["status"] == recomputed["report"]["status"]
 
 
-def test_a_state_that_is_gone(client: AppClient, path: str) -> None:
+def test_an_unknown_handle_is_410(client: AppClient, path: str) -> None:
     response = client.post(f"{path}/vjp", {"state": "s_unknown", "cotangents": COTANGENTS})
     assert response.status_code == 410
     assert response.json()["type"] == "urn:convexlayer:problem:gone"
@@ -65,7 +65,7 @@ def test_a_state_that_is_gone(client: AppClient, path: str) -> None:
         ({"state": {"digest": "0"}}, "/state"),
     ],
 )
-def test_states_that_are_wrong(client: AppClient, path: str, change: dict[str, Any], pointer: str) -> None:
+def test_invalid_states(client: AppClient, path: str, change: dict[str, Any], pointer: str) -> None:
     response = client.post(f"{path}/vjp", {"cotangents": COTANGENTS} | change)
     assert response.status_code == 422
     assert response.json()["errors"][0]["pointer"].startswith(pointer)
@@ -81,7 +81,7 @@ def test_states_that_are_wrong(client: AppClient, path: str, change: dict[str, A
         ({"s": None}, "/state/s"),
     ],
 )
-def test_portable_states_that_are_wrong(
+def test_invalid_portable_states(
     client: AppClient, path: str, solved: dict[str, Any], change: dict[str, Any], pointer: str
 ) -> None:
     body = {"parameters": BATCH, "state": solved["portable"] | change, "cotangents": COTANGENTS}
@@ -90,7 +90,7 @@ def test_portable_states_that_are_wrong(
     assert response.json()["errors"][0]["pointer"] == pointer
 
 
-def test_a_portable_state_serves_its_parameters_alone(client: AppClient, path: str, solved: dict[str, Any]) -> None:
+def test_a_portable_state_is_bound_to_its_parameters(client: AppClient, path: str, solved: dict[str, Any]) -> None:
     body = {"parameters": BATCH | {"lam": 0.2}, "state": solved["portable"], "cotangents": COTANGENTS}
     response = client.post(f"{path}/vjp", body)
     assert response.status_code == 422

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from convexlayer_server import Settings
+from convexlayer_server.admission.keys import new_key, new_token
 from convexlayer_server.errors import QuotaError, StoreError, UnauthenticatedError
-from convexlayer_server.keys import new_key, new_token
 from convexlayer_server.store import Store, StoredProblem, Usage, backup, restore, schema
 
 
@@ -24,7 +24,7 @@ def problem(name: str, versions: str = "1", document: bytes = b"{}") -> StoredPr
 
 
 def random_problem(name: str, size: int) -> StoredProblem:
-    """One whose document cannot be compressed."""
+    """A problem whose document cannot be compressed."""
     return problem(name, document=random.Random(name).randbytes(size))
 
 
@@ -48,7 +48,7 @@ def store(path: Path) -> Iterator[Store]:
         yield store
 
 
-def test_problems_outlive_the_process(path: Path) -> None:
+def test_problems_persist(path: Path) -> None:
     with closing(Store(Settings(), path)) as store:
         assert store.put("k_1", problem("p_1", document=TEXT))
     with closing(Store(Settings(), path)) as store:
@@ -73,7 +73,7 @@ def test_registrations_belong_to_keys(store: Store) -> None:
     assert store.put("k_1", problem("p_1"))
 
 
-def test_a_document_goes_with_its_last_registration(store: Store, path: Path) -> None:
+def test_the_last_registration_deletes_the_document(store: Store, path: Path) -> None:
     for owner in ("k_1", "k_2"):
         store.put(owner, problem("p_1"))
     for owner, left in (("k_1", 1), ("k_2", 0)):
@@ -89,7 +89,7 @@ def test_problems_are_listed_in_the_order_of_registration(store: Store) -> None:
     assert listed(store, "k") == names
 
 
-def test_other_versions_renew_the_summary(store: Store) -> None:
+def test_other_versions_replace_the_summary(store: Store) -> None:
     store.put("k", problem("p_1"))
     assert not store.put("k", problem("p_1", "2"))
     found = store.get("k", "p_1")
@@ -97,7 +97,7 @@ def test_other_versions_renew_the_summary(store: Store) -> None:
     assert (found.versions, found.summary["made"]) == ("2", "2")
 
 
-def test_caps(path: Path) -> None:
+def test_limits(path: Path) -> None:
     with closing(Store(Settings(max_problems_per_key=2), path)) as store:
         for name in ("p_1", "p_2", "p_2"):
             store.put("k_1", problem(name))
@@ -110,7 +110,7 @@ def test_caps(path: Path) -> None:
 
 
 def made(store: Store, *names: str) -> list[str]:
-    """Ids of new keys."""
+    """IDs of new keys."""
     keys = [new_key(name, new_token()) for name in names]
     for key in keys:
         store.add_key(key)
@@ -118,26 +118,26 @@ def made(store: Store, *names: str) -> list[str]:
 
 
 def test_one_key_may_fill_the_store(path: Path) -> None:
-    """So may everybody together, where there are no keys."""
+    """So may all clients together, if there are no keys."""
     for owners in ([], ["a"]):
         with closing(Store(Settings(max_store_bytes=100_000), path)) as store:
             (owner,) = made(store, *owners) or [""]
             for number in range(9):
                 assert store.put(owner, random_problem(f"p_{owner}{number}", 10_000))
-            with pytest.raises(QuotaError, match="its share of the 100000 that this server keeps is 50000"):
+            with pytest.raises(QuotaError, match="its share of the 100000 bytes of this server is 50000"):
                 store.put(owner, random_problem("p_more", 10_000))
             assert not store.put(owner, random_problem(f"p_{owner}0", 10_000))
             for number in range(9):
                 store.delete(owner, f"p_{owner}{number}")
 
 
-def test_each_key_has_a_share_whatever_others_do(path: Path) -> None:
-    """Of 120,000 bytes 20,000 are for each of three keys, and 60,000 for whoever comes first."""
+def test_each_key_has_a_guaranteed_share(path: Path) -> None:
+    """Of 120,000 bytes, 20,000 are guaranteed to each of three keys, and 60,000 are shared."""
     with closing(Store(Settings(max_store_bytes=120_000), path)) as store:
         a, b, c = made(store, "a", "b", "c")
 
         def fill(owner: str) -> int:
-            """The number of problems of 6,000 bytes for which there is room."""
+            """Register problems of 6,000 bytes until the quota; return their number."""
             for number in range(100):
                 try:
                     store.put(owner, random_problem(f"p_{owner}{number}", 5_980))
@@ -145,19 +145,19 @@ def test_each_key_has_a_share_whatever_others_do(path: Path) -> None:
                     return number
             raise AssertionError
 
-        assert fill(a) == 13  # its share, and all that is common
+        assert fill(a) == 13  # its share, and the shared half
         assert fill(b) == 3
         store.delete(a, f"p_{a}0")
         assert fill(b) == 4
-        assert fill(c) == 4  # the rest of what is common
+        assert fill(c) == 4  # the rest of the shared half
         (d,) = made(store, "d")
-        assert fill(d) == 2  # all have a share of 15,000 now; that others hold more is no reason
+        assert fill(d) == 2  # every share is 15,000 now, although others hold more
         assert not store.put(a, random_problem(f"p_{a}5", 5_980))
         with pytest.raises(QuotaError):
             store.put(a, random_problem(f"p_{a}0", 5_980))
 
 
-def test_a_document_counts_for_each_key_that_has_it(path: Path) -> None:
+def test_a_document_counts_for_each_of_its_keys(path: Path) -> None:
     with closing(Store(Settings(max_store_bytes=40_000), path)) as store:
         a, b = made(store, "a", "b")
         store.put(a, random_problem("p_1", 25_000))  # 15,000 beyond its share
@@ -168,7 +168,7 @@ def test_a_document_counts_for_each_key_that_has_it(path: Path) -> None:
         assert store.put(b, random_problem("p_1", 25_000))
 
 
-def test_what_is_registered_without_a_key_is_the_first_ones(store: Store) -> None:
+def test_the_first_key_takes_over_problems_without_a_key(store: Store) -> None:
     for name in ("p_2", "p_1"):
         store.put("", problem(name))
     (first,) = made(store, "first")
@@ -177,11 +177,11 @@ def test_what_is_registered_without_a_key_is_the_first_ones(store: Store) -> Non
     (second,) = made(store, "second")
     assert listed(store, second) == []
     with pytest.raises(UnauthenticatedError):
-        store.put("", problem("p_3"))  # of a request that was let in before
+        store.put("", problem("p_3"))  # of a request that was admitted before
     assert listed(store, "") == []
 
 
-def test_problems_go_with_their_key(store: Store, path: Path) -> None:
+def test_revoking_a_key_deletes_its_problems(store: Store, path: Path) -> None:
     one, other = made(store, "one", "other")
     for owner, name in ((one, "p_1"), (one, "p_2"), (other, "p_2")):
         store.put(owner, problem(name))
@@ -195,7 +195,7 @@ def test_problems_go_with_their_key(store: Store, path: Path) -> None:
         store.put(one, problem("p_1"))
 
 
-def test_pages_are_bounded_by_what_they_hold(store: Store) -> None:
+def test_pages_are_bounded_by_size(store: Store) -> None:
     for number in range(5):
         summary = {"id": f"p_{number}", "text": "x" * 400_000}
         store.put("k", StoredProblem(f"{number}".encode(), summary))
@@ -236,7 +236,7 @@ def test_usage_adds_up(store: Store) -> None:
     assert list(store.usage("2026-11-25", "k_2")) == [("k_2", "2026-11-25")]
 
 
-def test_another_writer_is_seen(store: Store, path: Path) -> None:
+def test_other_writers_are_detected(store: Store, path: Path) -> None:
     before = store.version()
     store.put("k", problem("p_1"))
     assert store.version() == before
@@ -245,7 +245,7 @@ def test_another_writer_is_seen(store: Store, path: Path) -> None:
     assert store.version() != before
 
 
-def test_a_store_of_an_older_version_is_brought_up_to_date(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_stores_are_migrated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Store(Settings(), path)) as store:
         store.put("k", problem("p_1"))
     monkeypatch.setattr(schema, "_MIGRATIONS", (*schema._MIGRATIONS, "ALTER TABLE problem ADD COLUMN note TEXT;\n"))
@@ -258,7 +258,7 @@ def test_a_store_of_an_older_version_is_brought_up_to_date(path: Path, monkeypat
 
 
 def first_version(path: Path, *, keys: bool) -> None:
-    """A store of the first version: p_2 and p_1 are nobody's, p_2 is a key's, and p_3 another's that was revoked."""
+    """A store of schema version 1: p_2 and p_1 have no key, p_2 has a valid key, and p_3 a revoked one."""
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(schema._MIGRATIONS[0])
@@ -277,11 +277,11 @@ def first_version(path: Path, *, keys: bool) -> None:
 
 
 @pytest.mark.parametrize("keys", [False, True])
-def test_a_store_of_the_first_version(path: Path, tmp_path: Path, *, keys: bool) -> None:
+def test_migration_from_version_1(path: Path, tmp_path: Path, *, keys: bool) -> None:
     first_version(path, keys=keys)
     older = tmp_path / "older.sqlite"
     backup(path, older)
-    for turn in range(2):  # as it is, and as a copy that is brought back
+    for turn in range(2):  # opened directly, and restored from a backup
         with closing(Store(Settings(), path)) as store:
             assert listed(store, "k_2" if keys else "") == ["p_2", "p_1"]
             found = store.get("k_2" if keys else "", "p_1")
@@ -301,16 +301,16 @@ def test_a_store_of_the_first_version(path: Path, tmp_path: Path, *, keys: bool)
     assert {owner: size for owner, size in held.items() if size} == counted
 
 
-def test_a_store_of_a_newer_version_is_left_alone(path: Path) -> None:
+def test_newer_stores_are_refused(path: Path) -> None:
     Store(Settings(), path).close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
     for _ in range(2):
-        with pytest.raises(StoreError, match="version 99, this package knows"):
+        with pytest.raises(StoreError, match="version 99, this package supports"):
             Store(Settings(), path)
 
 
-def test_files_that_are_no_stores(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("no database" * 100)
     for call in (lambda: Store(Settings(), file), lambda: backup(file, tmp_path / "b"), lambda: restore(file, "s")):
@@ -320,7 +320,7 @@ def test_files_that_are_no_stores(tmp_path: Path) -> None:
         Store(Settings(), file / "below")
 
 
-def test_backup_and_restore_while_it_is_open(store: Store, path: Path, tmp_path: Path) -> None:
+def test_backup_and_restore_while_the_store_is_open(store: Store, path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.sqlite"
     store.put("k", problem("p_1"))
     backup(path, copy)
@@ -333,11 +333,11 @@ def test_backup_and_restore_while_it_is_open(store: Store, path: Path, tmp_path:
     assert store.put("k", problem("p_2"))
     with pytest.raises(StoreError, match="does not exist"):
         backup(path, copy)
-    with pytest.raises(StoreError, match="no store"):
+    with pytest.raises(StoreError, match="not a convexlayer store"):
         backup(tmp_path / "none", tmp_path / "other")
 
 
-def test_a_store_that_fails_says_so(store: Store) -> None:
+def test_failures_are_reported(store: Store) -> None:
     store.close()
     with pytest.raises(StoreError, match="cannot be read"):
         store.get("k", "p_1")
@@ -345,8 +345,8 @@ def test_a_store_that_fails_says_so(store: Store) -> None:
         store.delete("k", "p_1")
 
 
-def test_what_was_revoked_stays_revoked(store: Store, path: Path, tmp_path: Path) -> None:
-    """As do the keys that were made since, and what was used."""
+def test_revoked_keys_stay_revoked(store: Store, path: Path, tmp_path: Path) -> None:
+    """Keys created since the backup stay, too, and so does usage."""
     copy = tmp_path / "copy.sqlite"
     early, leaving = made(store, "early", "leaving")
     for owner in (early, leaving):
@@ -366,7 +366,7 @@ def test_what_was_revoked_stays_revoked(store: Store, path: Path, tmp_path: Path
     assert sum(usage.seconds for usage in store.usage("2026-11-24").values()) == 2.0
 
 
-def test_a_copy_from_before_there_were_keys(store: Store, path: Path, tmp_path: Path) -> None:
+def test_restoring_a_backup_without_keys(store: Store, path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.sqlite"
     store.put("", problem("p_1"))
     backup(path, copy)
@@ -378,7 +378,7 @@ def test_a_copy_from_before_there_were_keys(store: Store, path: Path, tmp_path: 
 
 
 def test_one_token_is_one_key(path: Path, tmp_path: Path) -> None:
-    """Such as the first one, which a new store makes once more, with another id."""
+    """For instance the first key, which a new store creates again with another ID."""
     copy, token = tmp_path / "copy.sqlite", new_token()
     with closing(Store(Settings(), copy)) as lost:
         former = new_key("first", token)
@@ -395,12 +395,12 @@ def test_one_token_is_one_key(path: Path, tmp_path: Path) -> None:
         assert list(store.usage("2026-11-24", former.id)) == [(former.id, "2026-11-24"), (former.id, "2026-11-25")]
 
 
-def test_a_damaged_store_is_not_guessed_at(path: Path, tmp_path: Path) -> None:
+def test_a_damaged_store_is_refused(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.sqlite"
     Store(Settings(), copy).close()
     path.parent.mkdir()
     path.write_bytes(b"no database" * 1000)
-    with pytest.raises(StoreError, match="move it away"):
+    with pytest.raises(StoreError, match="move it and the files"):
         restore(copy, path)
     assert path.read_bytes() == b"no database" * 1000
     path.unlink()
@@ -409,7 +409,7 @@ def test_a_damaged_store_is_not_guessed_at(path: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_restore_that_fails_changes_nothing(
+def test_a_failed_restore_changes_nothing(
     store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy.sqlite"

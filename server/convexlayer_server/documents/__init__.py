@@ -1,6 +1,9 @@
-"""Problem documents: their form and identity; what they mean in CVXPY, ``compile``, is imported where it is needed."""
+"""Problem documents: their schema and identity.
 
-from .identity import Identified, identified
+Modules that import CVXPY, such as ``cvxpy_problem``, are not imported here: only workers need them.
+"""
+
+from .identity import IdentifiedDocument, identify
 from .model import ConeProgramDocument, ExpressionDocument, problem_documents
 
-__all__ = ["ConeProgramDocument", "ExpressionDocument", "Identified", "identified", "problem_documents"]
+__all__ = ["ConeProgramDocument", "ExpressionDocument", "IdentifiedDocument", "identify", "problem_documents"]

@@ -1,4 +1,4 @@
-"""What people write who know CVXPY, NumPy or mathematics by hand, and what to write instead: the ends of messages."""
+"""Advice at the end of error messages, for notation of CVXPY, NumPy or mathematics that documents do not support."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from .values import similar
 __all__ = ["character_advice", "convexity_advice", "function_advice", "name_advice", "token_advice"]
 
 _MODULES = {"cp", "cvx", "cvxpy", "jnp", "math", "np", "numpy", "scipy", "sp", "torch"}
-_NEARBY = 120  # characters before and after a place that are looked at
+_NEARBY = 120
+"""Characters before and after an error to examine."""
 
 _DECLARED = "declare it in {group}, and write its name"
 _ARRAY = "put the array in constants, and write its name"
@@ -24,7 +25,7 @@ _INSTEAD: Mapping[str, str] = {
     **{name: _OBJECTIVE.format(name=name.lower()) for name in ("Minimize", "Maximize")},
     **{name: _DECLARED.format(group=f"{name.lower()}s") for name in ("Parameter", "Variable")},
     **dict.fromkeys(["Constant", "arange", "array", "eye", "full", "identity", "linspace", "ones", "zeros"], _ARRAY),
-    "Problem": "the document itself is the problem: minimize or maximize, and subject_to",
+    "Problem": "the document itself is the problem, with minimize or maximize, and subject_to",
     "SOC": "write soc(t, x), as an entry of subject_to",
     "ExpCone": "write exp_cone(x, y, z), as an entry of subject_to",
     "PowCone3D": "write pow_cone(x, y, z, alpha), as an entry of subject_to",
@@ -33,7 +34,7 @@ _INSTEAD: Mapping[str, str] = {
     "NonPos": "write x <= 0, as an entry of subject_to",
     "Zero": "write x == 0, as an entry of subject_to",
     "dot": "write x @ y",
-    "float": "write the number, or 'inf' where an option takes it",
+    "float": "write the number, or 'inf' for an option that accepts it",
     "inf": "write 'inf'",
     "inner": "write x @ y",
     "max_elemwise": "write maximum(x, y)",
@@ -46,7 +47,7 @@ _INSTEAD: Mapping[str, str] = {
     "sum_entries": "write sum(x)",
     "value": "write the name alone",
 }
-"""What stands for names of CVXPY, of its older versions, and of NumPy that are none here."""
+"""Replacements of unsupported names of CVXPY, of its older versions, and of NumPy."""
 
 _CHARACTERS: Mapping[str, str] = {
     "<": "write <=",
@@ -61,24 +62,26 @@ _CHARACTERS: Mapping[str, str] = {
     "²": "write ** 2",
     "^": "write ** for a power",
     "!": "a constraint with != is not convex",
-    "&": "each constraint is an entry of subject_to",
-    "|": "alternatives are not convex",
-    "#": "comments are not read",
-    ";": "one expression or constraint stands alone, without it",
-    "{": "lists are written with [ and ]",
-    "\\": "a text may have several lines as it is",
+    "&": "write each constraint as an entry of subject_to",
+    "|": "a disjunction is not convex",
+    "#": "comments are not supported",
+    ";": "a text is a single expression or constraint",
+    "{": "write lists with [ and ]",
+    "\\": "a text may have several lines without it",
 }
-_QUADRATIC = "; the matrix of a quadratic form is positive semidefinite: a constant, or a parameter declared PSD"
+_QUADRATIC = "; the matrix of a quadratic form must be positive semidefinite: a constant, or a parameter declared PSD"
 _WORDS: Mapping[str, str] = {
-    "and": "each constraint is an entry of subject_to",
-    "or": "alternatives are not convex",
-    "not": "constraints cannot be denied",
-    **dict.fromkeys(["for", "in", "if", "else"], "neither loops nor conditions are read: write it for whole arrays"),
+    "and": "write each constraint as an entry of subject_to",
+    "or": "a disjunction is not convex",
+    "not": "constraints cannot be negated",
+    **dict.fromkeys(
+        ["for", "in", "if", "else"], "loops and conditions are not supported; write the expression for whole arrays"
+    ),
 }
 
 
 def function_advice(name: str) -> str:
-    """What to write where a function of this name is none."""
+    """Return advice on an unknown function."""
     if name in _INSTEAD:
         return f"; {_INSTEAD[name]}"
     folded = next((known for known in (*ATOMS, *CONSTRAINTS) if known == name.lower()), None)
@@ -86,23 +89,23 @@ def function_advice(name: str) -> str:
         return f"; write {folded}(...)"
     near = similar(name, ATOMS)
     if not near.startswith("; did") and callable(getattr(cp, name, None)):
-        return "; it is one of CVXPY that is not taken here"
+        return "; this function of CVXPY is not supported here"
     return near
 
 
 def name_advice(name: str) -> str:
-    """What to write where a name is not declared; empty where that is not known."""
+    """Return advice on an undeclared name, or an empty string."""
     if name in _INSTEAD:
         return f"; {_INSTEAD[name]}"
     return f"; {name} is a function: write {name}(...)" if name in ATOMS else ""
 
 
 def character_advice(text: str, at: int) -> str:
-    """What to write where a character cannot be read.
+    """Return advice on an unexpected character, or an empty string.
 
     Args:
         text: the text.
-        at: where the character stands.
+        at: position of the character.
     """
     before, rest = text[max(0, at - _NEARBY) : at], text[at : at + _NEARBY]
     operand = re.search(r"[\w)\]]$", before)
@@ -111,18 +114,18 @@ def character_advice(text: str, at: int) -> str:
     if rest[0] == "'" and operand:
         return "; write .T for a transposed matrix"
     if rest[0] in "'\"":
-        return "; a string ends with the mark that it begins with, on the same line"
+        return "; a string must end with the quotation mark that it begins with, on the same line"
     number = re.match(r"(\d+(?:\.\d*)?)([A-Za-z_]\w*)", rest)
     if number:
         return f"; write {number[1]} * {number[2]}"
     if rest[0].isalpha():
-        return "; names are made of the letters a to z, digits and _"
+        return "; names consist of the letters a to z, digits and _"
     return f"; {_CHARACTERS[rest[0]]}" if rest[0] in _CHARACTERS else ""
 
 
 def _after_point(before: str, rest: str) -> str:
     if re.match(r"\.\s*[*/^]", rest):
-        return "; write multiply(x, y), x / y or power(x, p) for entry by entry"
+        return "; write multiply(x, y), x / y or power(x, p) for elementwise operations"
     members = re.match(r"((?:\s*\.\s*[A-Za-z_]\w*)+)", rest)
     if members is None:
         return ""
@@ -133,32 +136,36 @@ def _after_point(before: str, rest: str) -> str:
         alone = f"write {name}(...), without {owner[1]}{path[: -len(name)]} before it" if known else ""
         return f"; {alone}" if known else f"; there is no {owner[1]}{path}{function_advice(name)}"
     if known:
-        return f"; write {name}(...) of it"
-    return f"; {_INSTEAD[name]}" if name in _INSTEAD else "; no more than .T may follow a point"
+        return f"; write {name}(...) around it"
+    return f"; {_INSTEAD[name]}" if name in _INSTEAD else "; .T is the only attribute"
 
 
 def token_advice(word: str, before: str, *, constraint: bool, operator: bool) -> str:
-    """What to write where a word or mark is one too many.
+    """Return advice on an unexpected token, or an empty string.
 
     Args:
-        word: the word.
-        before: what stands before it.
-        constraint: whether it was to be a constraint.
-        operator: whether an operator might have stood there.
+        word: the token.
+        before: the text before it.
+        constraint: whether the text is a constraint.
+        operator: whether an operator would have been valid.
     """
     if word in ("<=", ">=", "==", "<<", ">>"):
         if not constraint:
             return "; comparisons belong in subject_to"
         listed = before.lstrip().startswith("[")
-        return "; each is an entry of subject_to, without brackets" if listed else "; split it into two constraints"
+        return (
+            "; write each constraint as an entry of subject_to, without brackets"
+            if listed
+            else "; split it into two constraints"
+        )
     if word in _WORDS:
         return f"; {_WORDS[word]}"
     if word == "=" and constraint:
         return "; write <=, >= or =="
     if word == "," and operator and constraint:
-        return "; each constraint is an entry of subject_to"
+        return "; write each constraint as an entry of subject_to"
     if re.search(r"\blambda\s+$", before[-_NEARBY:]):
-        return "; functions cannot be made: write the expression itself"
+        return "; functions cannot be defined; write the expression itself"
     if word[:1] in "'\"":
         return "; write .T for a transposed matrix" if operator and word[0] == "'" else ""
     if operator and re.match(r"[\w(]", word):
@@ -167,7 +174,7 @@ def token_advice(word: str, before: str, *, constraint: bool, operator: bool) ->
 
 
 def convexity_advice(node: Node) -> str:
-    """What to write for what is convex, but not by CVXPY's rules; empty where nothing of the kind is there."""
+    """Return advice on an expression that is convex, but not by CVXPY's rules; or an empty string."""
     stack = [node]
     while stack:
         current = stack.pop()
@@ -187,7 +194,7 @@ def convexity_advice(node: Node) -> str:
 
 
 def _same(left: Node, right: Node) -> bool:
-    """Whether two trees are the same, the first perhaps transposed."""
+    """Whether two trees are equal, up to a transposition of the first."""
     return _placeless(left.children[0] if isinstance(left, Transpose) else left) == _placeless(right)
 
 

@@ -1,7 +1,7 @@
-"""The functions that expressions may call: one static table, and nothing outside it.
+"""The functions that expressions may call: a static allowlist.
 
-An atom takes expressions first, then options. Options may be given by position or by keyword, in the order in which
-they stand here; they carry CVXPY's names and defaults.
+An atom takes expressions first, then options, by position (in the order of this table) or by keyword. Options have
+CVXPY's names and defaults.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class Atom:
     """One function of the grammar.
 
     Attributes:
-        function: what makes the CVXPY expression or constraint.
-        least: fewest expressions it takes.
-        most: most expressions it takes; None for any number.
-        options: name and check of each option, in order.
-        required: how many of the options must be given, the first ones.
-        defaults: options that are passed even if they are not given.
-        listed: the expressions are handed over as one list; the caller may write them as one list, too.
-        blocks: the one argument is a list of lists of expressions.
-        approximated: CVXPY approximates powers by fractions unless ``approx=False`` is given, which is a search whose
-            time grows steeply with the entries of the operand, and which runs as the atom is made.
-        coefficients: estimate, from the shapes of the expressions, of the coefficients that the standard form needs
-            for the atom; by default as many as the result has entries.
+        function: creates the CVXPY expression or constraint.
+        least: minimum number of expressions.
+        most: maximum number of expressions; None for any number.
+        options: name and validator of each option, in order.
+        required: number of leading options that must be given.
+        defaults: values of options that are passed even if they are not given.
+        listed: whether the function takes the expressions as one list; a call may have one list, too.
+        blocks: whether the function takes a list of lists of expressions.
+        approximated: whether CVXPY approximates powers by fractions unless ``approx=False`` is given: a search that
+            runs when the atom is created, and whose time grows steeply with the entries of the operand.
+        coefficients: estimates the coefficients of the standard form from the shapes of the expressions; by default the
+            entries of the result.
     """
 
     function: Callable[..., Any]
@@ -65,22 +65,22 @@ class Atom:
 
 
 def product_coefficients(left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """Scalar multiplications of a matrix product, the coefficients of its standard form."""
+    """Return the scalar multiplications of a matrix product: the coefficients of its standard form."""
     return math.prod(left) * (math.prod(right) // right[0] if len(right) > 1 else 1)
 
 
 def _pairs(left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """One coefficient for each pair of entries."""
+    """Return one coefficient for each pair of entries."""
     return math.prod(left) * math.prod(right)
 
 
 def _cubic(*shapes: tuple[int, ...]) -> int:
-    """A matrix of the argument's size for each of its rows."""
+    """Return the coefficients of a matrix of the argument's size for each of its rows."""
     return max(math.prod(shape) * max(shape, default=1) for shape in shapes)
 
 
 def _convolution(left: cp.Expression, right: cp.Expression) -> cp.Expression:
-    """Convolution of two vectors, a column if one of them is one: CVXPY's ``conv``, whose class is deprecated."""
+    """Return the convolution of two vectors, as a column if one of them is: CVXPY's deprecated ``conv``."""
     for operand in (left, right):
         if not operand.is_vector():
             raise ValueError("conv takes vectors")
@@ -91,7 +91,10 @@ def _convolution(left: cp.Expression, right: cp.Expression) -> cp.Expression:
 _REDUCTION: Mapping[str, Option] = {"axis": axes, "keepdims": boolean}
 _ORDER: Mapping[str, Option] = {"order": choice("F", "C")}
 _COLUMN_MAJOR = {"order": "F"}
-_APPROXIMATION: Mapping[str, Option] = {"max_denom": integer(1, 4096), "approx": boolean}
+_MAX_DENOMINATOR = 4096
+"""Largest ``max_denom``: CVXPY's approximation of a power has about its logarithm of second-order cones."""
+
+_APPROXIMATION: Mapping[str, Option] = {"max_denom": integer(1, _MAX_DENOMINATOR), "approx": boolean}
 _COUNT = integer(0, 10**6)
 
 _ELEMENTWISE = {

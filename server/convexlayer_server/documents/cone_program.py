@@ -1,7 +1,7 @@
-"""Cone program documents: bounds on what they declare, and then the library reads them.
+"""Cone program documents: limits on their declarations, before the library parses them.
 
-The library checks every field. But a few bytes can declare a parameter or an output of 10^9 entries, and matrices with
-a row or column for each of them would be allocated.
+The library checks every field. But a few bytes can declare a parameter or an output with 10^9 entries, for each of
+which it would allocate a row or column.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from ..settings import Settings
 __all__ = ["read_program"]
 
 _MAX_NAME_LENGTH = 64
+"""Characters of a name at most, as for names of expression documents."""
 _PLACE = re.compile(r"(?P<path>(/[^/:]+)*): (?P<detail>.*)", re.DOTALL)
 
 
 def read_program(program: Mapping[str, Any], settings: Settings) -> ParametricProgram:
-    """The parametric program of a document.
+    """Return the parametric program of a document.
 
     Raises:
-        DocumentError: a field is wrong; or there are too many parameters or outputs, or they have too many dimensions
+        DocumentError: a field is invalid; or there are too many parameters or outputs, or they have too many dimensions
             or entries, or names that a request cannot use.
     """
     _check_declared(program, settings)
@@ -41,7 +42,7 @@ def read_program(program: Mapping[str, Any], settings: Settings) -> ParametricPr
 
 
 def _check_declared(program: Mapping[str, Any], settings: Settings) -> None:
-    """Refuse what exceeds the bounds; whatever has not the expected form is left to the library."""
+    """Check the limits. The library reports declarations of another form."""
     for part, limit in (("parameters", settings.max_leaf_size), ("outputs", settings.max_variable_size)):
         declared = program.get(part)
         if not isinstance(declared, list):
@@ -61,7 +62,7 @@ def _check_declared(program: Mapping[str, Any], settings: Settings) -> None:
                 raise DocumentError.at(where, f"has more than {settings.max_dimensions} dimensions")
             total += math.prod(shape)
             if total > limit:
-                raise DocumentError.at(where, f"{part} have more than {limit} entries together")
+                raise DocumentError.at(where, f"the {part} have more than {limit} entries together")
 
 
 def _check_name(name: Any, part: str, where: str) -> None:

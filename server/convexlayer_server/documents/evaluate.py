@@ -1,4 +1,4 @@
-"""Syntax trees to CVXPY expressions, within bounds that are checked node by node."""
+"""Evaluation of syntax trees to CVXPY expressions; limits are checked at each node."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ _NUMBERS: Mapping[str, Callable[[float, float], float]] = {
     "**": math.pow,
 }
 
-_OF_SEVERAL: Mapping[str, str] = {"max": "maximum", "min": "minimum"}
+_ELEMENTWISE_COUNTERPARTS: Mapping[str, str] = {"max": "maximum", "min": "minimum"}
+
 _MAX_APPROXIMATED = 64
+"""Entries of an operand whose powers CVXPY approximates by fractions; the search takes cubic time or more."""
 _T = TypeVar("_T")
 
 
@@ -42,8 +44,8 @@ class Evaluator:
     """Evaluates the trees of one text.
 
     Args:
-        scope: what names mean; every content is a ``cp.Expression``.
-        settings: bounds on nodes, depth and sizes.
+        scope: values by name; every content is a ``cp.Expression``.
+        settings: limits on nodes, depth and sizes.
         where: JSON pointer of the text, for errors.
     """
 
@@ -53,15 +55,15 @@ class Evaluator:
         self._where = where
 
     def expression(self, node: Node) -> Value:
-        """The value of an expression, with a ``cp.Expression`` as content: numbers and lists of them are constants.
+        """Evaluate an expression; the content is a ``cp.Expression``, a constant for numbers and lists of numbers.
 
         Raises:
-            DocumentError: the tree means nothing, or exceeds a bound; the message names line and column.
+            DocumentError: the tree is invalid or exceeds a limit; the message has line and column.
         """
         return self._to_expression(node, self._evaluate(node))
 
     def constraint(self, node: Node) -> Value:
-        """The value of a constraint, with a CVXPY constraint as content. Raises as ``expression``."""
+        """Evaluate a constraint; the content is a CVXPY constraint. Raises as ``expression`` does."""
         if isinstance(node, Comparison):
             return self._apply(node, _COMPARISONS[node.operator], [self.expression(child) for child in node.children])
         if isinstance(node, Call) and node.name in CONSTRAINTS:
@@ -97,7 +99,7 @@ class Evaluator:
                 return self._binary(node)
             case Call() if node.name not in CONSTRAINTS:
                 return self._call(node, self._look_up(node, node.name, ATOMS, "function", self._no_function))
-        raise self._error(node, "a constraint stands where an expression is expected")
+        raise self._error(node, "expected an expression, got a constraint")
 
     def _to_expression(self, node: Node, value: Value) -> Value:
         if isinstance(value.content, cp.Expression):
@@ -159,7 +161,7 @@ class Evaluator:
             operands, rest = _split(positional, atom)
             shape = None
         if len(operands) < atom.least:
-            raise self._error(node, f"{node.name} takes {atom.least} expressions or more, got {len(operands)}")
+            raise self._error(node, f"{node.name} takes at least {atom.least} expressions, got {len(operands)}")
         options = self._options(node, atom, rest, named)
         keywords = {name: option.content for name, option in options.items()}
 
@@ -175,13 +177,14 @@ class Evaluator:
             largest = max(value.content.size for value in values)
             if largest > _MAX_APPROXIMATED:
                 raise self._error(
-                    node, f"{node.name} of {largest} entries, at most {_MAX_APPROXIMATED} are taken; pass approx=False"
+                    node,
+                    f"{node.name} of {largest} entries exceeds the limit of {_MAX_APPROXIMATED}; pass approx=False",
                 )
             estimate = _search_cost
         return self._apply(node, function, values, list(options.values()), estimate=estimate)
 
     def _blocks(self, node: Call, positional: Items[Node]) -> tuple[Items[Node], Items[Node], list[int]]:
-        """The blocks of a block matrix row by row, no further arguments, and the number of blocks in each row."""
+        """Return the blocks of a block matrix by rows, no options, and the number of blocks in each row."""
         rows = positional[0].children if len(positional) == 1 and isinstance(positional[0], Sequence) else ()
         if not rows or not all(isinstance(row, Sequence) and row.children for row in rows):
             raise self._error(node, f"{node.name} takes one list of rows, each a list of expressions")
@@ -191,14 +194,18 @@ class Evaluator:
         if len(rest) > len(atom.options):
             names = f" and the options {', '.join(atom.options)}" if atom.options else ""
             raise self._error(node, f"too many arguments: {node.name} takes {atom.most} expressions{names}")
-        if rest and node.name in _OF_SEVERAL and isinstance(self._evaluate(rest[0]).content, cp.Expression):
-            largest = _OF_SEVERAL[node.name]
-            raise self._error(node, f"{node.name} is of the entries of one expression; of several it is {largest}(...)")
+        if (
+            rest
+            and node.name in _ELEMENTWISE_COUNTERPARTS
+            and isinstance(self._evaluate(rest[0]).content, cp.Expression)
+        ):
+            largest = _ELEMENTWISE_COUNTERPARTS[node.name]
+            raise self._error(node, f"{node.name} reduces one expression; for several expressions write {largest}(...)")
         given = dict(zip(atom.options, rest, strict=False))
         for name in named:
             self._look_up(node, name, atom.options, f"option of {node.name}")
             if name in given:
-                raise self._error(node, f"{node.name} is given {name} twice")
+                raise self._error(node, f"{node.name} got {name} twice")
         given |= named
         missing = [name for name in list(atom.options)[: atom.required] if name not in given]
         if missing:
@@ -224,21 +231,21 @@ class Evaluator:
         *,
         estimate: Callable[..., int] | None = None,
     ) -> Value:
-        """Apply a function of CVXPY to the contents of its operands, and account for what comes out."""
+        """Apply a CVXPY function to its operands; check the limits, and add up nodes and coefficients."""
         total = combine(None, [*operands, *options])
         if total.nodes > self._settings.max_nodes:
-            raise self._error(node, f"more than {self._settings.max_nodes} nodes, each use of a 'let' counted")
+            raise self._error(node, f"more than {self._settings.max_nodes} nodes, counting each use of a 'let'")
         if total.depth > self._settings.max_depth:
-            raise self._error(node, f"nested more than {self._settings.max_depth} deep, what 'let' names included")
+            raise self._error(node, f"nested deeper than {self._settings.max_depth}, counting the expressions of 'let'")
         contents = [operand.content for operand in operands]
         try:
             content = function(*contents)
-        except Exception as error:  # CVXPY states no list of what its atoms raise
+        except Exception as error:  # CVXPY does not document which exceptions its atoms raise
             raise self._error(node, f"{_label(node)}: {_first_line(error)}") from error
         size = _size(content)
         if size > self._settings.max_expression_size:
             limit = self._settings.max_expression_size
-            raise self._error(node, f"{_label(node)} has {size} entries, at most {limit} are taken")
+            raise self._error(node, f"{_label(node)} has {size} entries; the limit is {limit}")
         own = size if estimate is None else estimate(*(operand.shape for operand in contents))
         if total.coefficients + own > self._settings.max_canonical_size:
             limit = self._settings.max_canonical_size
@@ -253,15 +260,15 @@ class Evaluator:
         return known[name]
 
     def _no_function(self, name: str) -> str:
-        """What to write where there is no function of a name."""
-        declared = f"; it is declared: write {name}[0] for an entry, {name} * y for a product"
+        """Return advice on an unknown function."""
+        declared = f"; {name} is declared: write {name}[0] for an entry, {name} * y for a product"
         return declared if name in self._scope else function_advice(name)
 
 
 def _split(positional: Items[Node], atom: Atom) -> tuple[Items[Node], Items[Node]]:
-    """The arguments that are expressions, and those that are options.
+    """Split positional arguments into expressions and options.
 
-    ``hstack([a, b])`` and ``hstack(a, b)`` are the same; with several lists, each is an array of numbers.
+    ``hstack([a, b])`` and ``hstack(a, b)`` are equal; if several arguments are lists, each is an array of numbers.
     """
     if not atom.listed:
         count = len(positional) if atom.most is None else atom.most
@@ -273,7 +280,7 @@ def _split(positional: Items[Node], atom: Atom) -> tuple[Items[Node], Items[Node
 
 
 def _search_cost(shape: tuple[int, ...]) -> int:
-    """The time of the search for fractions, in coefficients: one document may not ask for it without end."""
+    """Return the cost of the search for fractions, in coefficients, so that it counts towards the document's limit."""
     return 4 * math.prod(shape) ** 3
 
 
@@ -293,7 +300,7 @@ def _label(node: Node) -> str:
 
 def _first_line(error: Exception) -> str:
     text = str(error.args[0] if error.args else error).strip()
-    return text.split("\n")[0][:300] if text else f"CVXPY refuses the arguments ({type(error).__name__})"
+    return text.split("\n")[0][:300] if text else f"CVXPY rejects the arguments ({type(error).__name__})"
 
 
 def _size(content: Any) -> int:

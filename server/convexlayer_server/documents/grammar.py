@@ -2,9 +2,8 @@
 
     precedence, loosest first:   <= >= == << >>    + -    * @ /    unary -    **    x[i]  x.T  f(x)
 
-as in Python, and nothing else of Python: no attribute but ``.T``, no statement, no comprehension, and names mean only
-what the document declares. The parser is LALR(1) and builds the tree while it reads, on a stack of its own, so no
-input makes it recurse.
+It is a subset of Python's: no attribute but ``.T``, no statements, no comprehensions, and no names but those that the
+document declares. The LALR(1) parser builds the tree bottom up with an explicit stack, so it never recurses.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from .syntax import Binary, Call, Comparison, Index, Literal, Name, Negation, No
 __all__ = ["RESERVED", "Grammar"]
 
 RESERVED = frozenset({"True", "true", "False", "false", "None", "none", "null"})
-"""Words that no name may be."""
+"""Words that cannot be names."""
 
 _GRAMMAR = r"""
 ?constraint: expression
@@ -80,7 +79,12 @@ NAME: /[A-Za-z_][A-Za-z0-9_]*/
 %ignore /[ \t\r\n]+/
 """
 
-_NUMBER_LENGTH = 40  # digits of a literal; longer ones say nothing that a float can hold
+_MAX_NUMBER = 40
+"""Characters of a number at most; more digits do not change its double."""
+
+_MAX_ALTERNATIVES = 7
+"""Expected tokens that a message lists; more would not help."""
+
 _SPELLING = {
     "COMPARISON": "a comparison",
     "SIGN": "'+' or '-'",
@@ -103,10 +107,10 @@ _SPELLING = {
 
 
 class Grammar:
-    """Turns text into syntax trees.
+    """The parser of expressions and constraints.
 
     Args:
-        settings: ``max_text_length`` and ``max_depth`` bound what is parsed.
+        settings: ``max_text_length`` and ``max_depth``.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -127,7 +131,7 @@ class Grammar:
             where: JSON pointer of the text, for errors.
 
         Raises:
-            DocumentError: the text is not an expression; the message names line and column.
+            DocumentError: the text is not an expression; the message has line and column.
         """
         return self._parse(text, where, "expression")
 
@@ -137,7 +141,7 @@ class Grammar:
 
     def _parse(self, text: str, where: str, start: str) -> Node:
         if len(text) > self._max_length:
-            message = f"has {len(text)} characters, at most {self._max_length} are read; share parts with 'let'"
+            message = f"has {len(text)} characters; the limit is {self._max_length}; share parts with 'let'"
             raise DocumentError.at(where, message)
         try:
             tree: Any = self._parser.parse(text, start=start)
@@ -146,17 +150,17 @@ class Grammar:
         except _TreeError as error:
             raise DocumentError.at(where, str(error)) from error
         if not isinstance(tree, Node):
-            raise DocumentError.at(where, "an expression was expected")
+            raise DocumentError.at(where, "expected an expression")
         return tree
 
 
 class _TreeError(Exception):
-    """The text has the form of an expression, but not one that is read."""
+    """The text matches the grammar, but is invalid."""
 
 
 @v_args(inline=True)
 class _Builder(Transformer[Token, Any]):
-    """The actions of the grammar: each makes one node, bottom up, as the parser reduces."""
+    """The actions of the grammar; each creates one node, bottom up."""
 
     def __init__(self, max_depth: int) -> None:
         super().__init__()
@@ -234,7 +238,7 @@ class _Builder(Transformer[Token, Any]):
 
     def _bounded(self, node: Node) -> Node:
         if node.depth > self._max_depth:
-            raise _TreeError(f"{node.position}: nested more than {self._max_depth} deep; use fewer brackets")
+            raise _TreeError(f"{node.position}: nested deeper than {self._max_depth}; use fewer brackets")
         return node
 
 
@@ -243,8 +247,8 @@ def _position(token: Token) -> Position:
 
 
 def _number(token: Token) -> int | float:
-    if len(token) > _NUMBER_LENGTH:
-        raise _TreeError(f"{_position(token)}: a number of {len(token)} characters, at most {_NUMBER_LENGTH} are read")
+    if len(token) > _MAX_NUMBER:
+        raise _TreeError(f"{_position(token)}: a number has {len(token)} characters; the limit is {_MAX_NUMBER}")
     value = int(token) if token.isdigit() else float(token)
     if value in (float("inf"), float("-inf")):
         raise _TreeError(f"{_position(token)}: the number {token} is too large for double precision")
@@ -252,10 +256,10 @@ def _number(token: Token) -> int | float:
 
 
 def _explain(error: UnexpectedInput, text: str, start: str) -> str:
-    """What was read instead of what, in words."""
+    """Describe a syntax error in words."""
     if isinstance(error, UnexpectedToken):
         at_end = error.token.type == "$END"
-        found = "the text ends" if at_end else f"unexpected {str(error.token)[:_NUMBER_LENGTH]!r}"
+        found = "the text ends" if at_end else f"unexpected {str(error.token)[:_MAX_NUMBER]!r}"
         position = _end(text) if at_end else _position(error.token)
         advice = "" if at_end else _advice(error, text, start)
         return f"{position}: {found}{_alternatives(error.expected)}{advice}"
@@ -278,6 +282,6 @@ def _end(text: str) -> Position:
 
 def _alternatives(terminals: AbstractSet[str]) -> str:
     words = sorted({_SPELLING[terminal] for terminal in terminals if terminal in _SPELLING})
-    if not 0 < len(words) < 8:
+    if not 0 < len(words) <= _MAX_ALTERNATIVES:
         return ""
     return "; expected " + (", ".join(words[:-1]) + " or " if len(words) > 1 else "") + words[-1]

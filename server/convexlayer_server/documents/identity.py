@@ -1,4 +1,4 @@
-"""The identity of a problem: a hash of what the document means, not of how it was written."""
+"""The identity of a problem: a hash of its normalised document, which does not depend on formatting."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-from ..arrays import decode, encode
-from ..body import validated
-from ..encoding.packing import load
+from ..encodings.arrays import decode, encode
+from ..encodings.json_arrays import parse_json
+from ..encodings.validation import validate
 from ..errors import DocumentError, InvalidError, pointer
 from ..settings import Settings
 from .model import ConeProgramDocument, ExpressionDocument, problem_documents
 
-__all__ = ["Identified", "identified", "normalise"]
+__all__ = ["IdentifiedDocument", "identify", "normalise"]
 
 
-class Identified(NamedTuple):
-    """A document that has the form of one.
+class IdentifiedDocument(NamedTuple):
+    """A normalised document and its ID.
 
     Attributes:
         id: ``p_`` and the lower-case base32 SHA-256 of the text.
@@ -29,31 +29,31 @@ class Identified(NamedTuple):
     text: bytes
 
 
-def identified(body: bytes | bytearray, settings: Settings) -> Identified:
-    """Read a document, and normalise it.
+def identify(body: bytes | bytearray, settings: Settings) -> IdentifiedDocument:
+    """Parse, validate and normalise a document.
 
     Raises:
-        MalformedError: it is not JSON.
-        InvalidError: it has not the form of a document.
-        DocumentError: a constant is not an array, or all together are too large; or it holds NaN or infinity, or is
-            nested too deep.
+        MalformedError: the body is not JSON.
+        InvalidError: the body does not have the form of a document.
+        DocumentError: a constant is not an array, or the constants are too large; or the document contains NaN or
+            infinity, or is nested too deep.
     """
-    document = normalise(validated(problem_documents, load(body)), settings)
+    document = normalise(validate(problem_documents, parse_json(body)), settings)
     try:
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
     except ValueError as error:
-        raise DocumentError.at("", f"a problem document holds finite numbers only: {error}") from error
+        raise DocumentError.at("", f"the numbers of a problem document must be finite: {error}") from error
     except RecursionError as error:
         raise DocumentError.at("", "the document is nested too deep") from error
     digest = base64.b32encode(hashlib.sha256(text).digest()).decode("ascii")
-    return Identified("p_" + digest.rstrip("=").lower(), text)
+    return IdentifiedDocument("p_" + digest.rstrip("=").lower(), text)
 
 
 def normalise(document: ExpressionDocument | ConeProgramDocument, settings: Settings) -> dict[str, Any]:
-    """The document as plain JSON, defaults left out and every constant in base64, so that equal problems are equal.
+    """Return the document as plain JSON, without defaults and with constants in base64.
 
     Raises:
-        DocumentError: a constant is not an array, or all together are too large.
+        DocumentError: a constant is not an array, or the constants are too large.
     """
     if isinstance(document, ConeProgramDocument):
         return {"kind": document.kind, "program": document.program}
@@ -68,6 +68,10 @@ def normalise(document: ExpressionDocument | ConeProgramDocument, settings: Sett
             raise DocumentError(error.detail, error.errors) from error
         total += array.size
         if total > settings.max_leaf_size:
-            raise DocumentError.at("/constants", f"hold more than {settings.max_leaf_size} entries together")
-        constants[name] = encode(array + 0.0, "base64")  # adding zero makes -0.0 and 0.0 the same constant
+            raise DocumentError.at(
+                "/constants", f"the constants have more than {settings.max_leaf_size} entries together"
+            )
+        constants[name] = encode(
+            array + 0.0, "base64"
+        )  # adding zero turns -0.0 into 0.0, so that equal constants have equal bytes
     return plain | {"constants": constants} if constants else plain

@@ -1,7 +1,7 @@
-"""Problem documents: what a client posts to register a problem.
+"""Schemas of problem documents, which clients post to register problems.
 
-An expression document is a problem in the words of the grammar; a cone program document is what the library's own
-canonicalisation gives. Both are checked for form here, for meaning in ``compile``.
+An expression document states a problem in the notation of ``grammar``; a cone program document is the result of the
+library's canonicalisation. The schemas check their form; ``cvxpy_problem`` and ``cone_program`` check their meaning.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..body import PATH, refuse_many, refuse_unknown
+from ..encodings.validation import LOCATION, limit_members, reject_unknown
 
 __all__ = ["ConeProgramDocument", "ExpressionDocument", "Leaf", "problem_documents"]
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Length = Annotated[int, Field(ge=1, le=10**9, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
-Few = BeforeValidator(refuse_many)
+Few = BeforeValidator(limit_members)
 Text = Annotated[str, Field(min_length=1)]
 
 _KINDS = ("expression", "cone_program")
@@ -31,12 +31,12 @@ class _Object(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown(cls, given: Any) -> Any:
-        return refuse_unknown(cls, given)
+    def _reject_unknown(cls, given: Any) -> Any:
+        return reject_unknown(cls, given)
 
 
 class Leaf(_Object):
-    """A parameter or a variable: its shape, scalar if none is given, and what is known of its values."""
+    """A parameter or a variable: its shape (by default a scalar) and attributes."""
 
     shape: Annotated[list[Length], Field(fail_fast=True)] = []
     nonneg: Flag = False
@@ -50,15 +50,15 @@ class Leaf(_Object):
 
     @property
     def attributes(self) -> list[str]:
-        """Names of the attributes that are set, as CVXPY calls them."""
+        """CVXPY names of the attributes that are set."""
         return [name for name, value in self if value is True]
 
 
 class ExpressionDocument(_Object):
-    """A problem written in expressions.
+    """A problem in expressions.
 
     ``minimize`` or ``maximize`` holds the objective, ``subject_to`` the constraints, ``let`` shared subexpressions
-    (they may use each other, in any order, without a cycle), ``constants`` arrays. All names are distinct.
+    (which may use each other in any order, but not in a cycle), ``constants`` arrays. All names are distinct.
     """
 
     kind: Literal["expression"]
@@ -73,21 +73,25 @@ class ExpressionDocument(_Object):
 
 
 class ConeProgramDocument(_Object):
-    """A parametrised cone program, as ``ParametricProgram.to_document()`` of the library gives it."""
+    """A parametric cone program, as ``ParametricProgram.to_document()`` of the library returns it."""
 
     kind: Literal["cone_program"]
     program: dict[str, Any]
 
 
 def _check_kind(given: Any) -> Any:
-    """Validator of a document, run before those of its kind."""
+    """Check the kind of a document; a validator that runs before those of its kind."""
     if not isinstance(given, dict):
         raise PydanticCustomError("document", "expected an object with kind, variables, minimize and so on")
     kind = given.get("kind")
     if isinstance(kind, str) and kind in _KINDS:
         return given
     likely = "cone_program" if "program" in given else "expression"
-    context = {PATH: ("kind",), "found": f"got {ascii(kind)[:40]}" if "kind" in given else "is missing", "kind": likely}
+    context = {
+        LOCATION: ("kind",),
+        "found": f"got {ascii(kind)[:40]}" if "kind" in given else "is missing",
+        "kind": likely,
+    }
     raise PydanticCustomError(
         "kind", '{found}; write "kind": "{kind}" (the kinds are expression and cone_program)', context
     )

@@ -1,8 +1,7 @@
-"""Options of atoms: what may stand where an atom takes a number, an axis, a shape or a word.
+"""Validators of the options of atoms: numbers, axes, shapes and words.
 
-An option is a function from the plain value that the expression holds (number, string, truth value, None or nested
-lists of these; an expression where it is none of them) to the value for CVXPY. It raises ``ValueError`` with what it
-expected.
+An option is a function from the evaluated argument (a number, string, Boolean, None, nested lists of these, or a CVXPY
+expression) to the value for CVXPY. It raises ``ValueError`` with what it expected.
 """
 
 from __future__ import annotations
@@ -33,7 +32,10 @@ __all__ = [
 Option = Callable[[Any], Any]
 
 _MAX_EXPONENT = 1024
+"""Absolute value of an exponent at most: larger ones overflow doubles for any base of 2 or more."""
+
 _MAX_LENGTH = 10**9
+"""Length of an axis at most; the limits of the settings are lower."""
 
 
 def number(value: Any) -> int | float:
@@ -79,7 +81,7 @@ def axes(value: Any) -> int | tuple[int, ...] | None:
 
 
 def shape(value: Any) -> tuple[int, ...]:
-    """A length, or a list of lengths; -1 stands for what remains."""
+    """A length, or a list of lengths; -1 is the remaining length."""
     lengths = value if isinstance(value, list) else [value]
     known = [length for length in integers(lengths) if length != -1]
     if any(length < 1 for length in known) or math.prod(known) > _MAX_LENGTH:
@@ -88,7 +90,7 @@ def shape(value: Any) -> tuple[int, ...]:
 
 
 def choice(*words: str) -> Option:
-    """One of some words."""
+    """One of ``words``."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in words:
@@ -104,7 +106,7 @@ def norm_order(value: Any) -> int | float | str:
 
 
 def exponent(value: Any) -> int | float:
-    """A number of moderate size."""
+    """A number within ``_MAX_EXPONENT``."""
     if not abs(number(value)) <= _MAX_EXPONENT:
         raise ValueError(f"expected an exponent from {-_MAX_EXPONENT} to {_MAX_EXPONENT}")
     return value

@@ -1,4 +1,4 @@
-"""Syntax trees of expressions: plain data, with the position of each node in its text."""
+"""Syntax trees of expressions, with the position of each node in its text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Position:
-    """Where a node stands in its text, counted from one."""
+    """The position of a node in its text, counted from one."""
 
     line: int
     column: int
@@ -38,9 +38,9 @@ class Node:
     """A node of an expression.
 
     Attributes:
-        position: of the operator, name or bracket that makes the node.
+        position: position of the operator, name or bracket that creates the node.
         children: the operands, in order.
-        depth: nesting below and including this node.
+        depth: height of the tree.
     """
 
     position: Position
@@ -53,7 +53,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Literal(Node):
-    """A number, string, truth value or None."""
+    """A number, string, Boolean or None."""
 
     value: float | int | str | bool | None = None
 
@@ -67,12 +67,12 @@ class Name(Node):
 
 @dataclass(frozen=True)
 class Sequence(Node):
-    """``[a, b, ...]``: an array of numbers, or the list of expressions that some atoms take."""
+    """``[a, b, ...]``: an array of numbers, or a list of expressions for atoms such as ``hstack``."""
 
 
 @dataclass(frozen=True)
 class Sum(Node):
-    """``a + b - c``; ``signs`` are +1 or -1, one a child. One node, however long, so that sums are not deep."""
+    """``a + b - c``, with a sign (+1 or -1) for each child. A sum of any length is one node, so it is not deep."""
 
     signs: tuple[int, ...] = ()
 
@@ -103,7 +103,7 @@ class Index(Node):
 
 @dataclass(frozen=True)
 class Call(Node):
-    """``name(a, b, option=c)``: the last ``len(keywords)`` children are the options."""
+    """``name(a, b, option=c)``; the last ``len(keywords)`` children are the keyword arguments."""
 
     name: str = ""
     keywords: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ class Comparison(Node):
 
 
 def names_in(node: Node) -> Iterator[str]:
-    """Every name that the expression refers to, with repetitions."""
+    """Yield every name that the expression refers to, with repetitions."""
     stack = [node]
     while stack:
         current = stack.pop()

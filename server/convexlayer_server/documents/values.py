@@ -1,8 +1,8 @@
-"""What expressions stand for while they are evaluated, and what they cost.
+"""Values of expressions during evaluation, and their cost.
 
-Shared subexpressions are shared objects, but CVXPY walks trees: ten lines that each double the one before make a
-tree of a thousand leaves. So every value carries the nodes, the depth and the estimated coefficients of the tree that
-it stands for.
+Shared subexpressions are shared objects, but CVXPY traverses trees: ten lines that each double the previous one make a
+tree of a thousand leaves. So every value carries the number of nodes, the depth and the estimated coefficients of its
+tree.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 
-from ..arrays import Array
+from ..encodings.arrays import Array
 
 __all__ = ["Value", "combine", "describe", "is_number", "plain", "similar", "to_array"]
 
 
 @dataclass(frozen=True)
 class Value:
-    """What a node stands for.
+    """The value of a node.
 
     Attributes:
-        content: an expression or constraint of CVXPY; a number, string, truth value or None; or a list of values.
-        nodes: nodes of the tree, shared parts counted each time.
-        depth: nesting of the tree, shared parts included.
+        content: a CVXPY expression or constraint; a number, string, Boolean or None; or a list of values.
+        nodes: nodes of the tree, counting each use of a shared part.
+        depth: height of the tree, including shared parts.
         coefficients: estimated nonzero coefficients of the canonicalised tree.
     """
 
@@ -38,7 +38,7 @@ class Value:
 
 
 def combine(content: Any, parts: Sequence[Value]) -> Value:
-    """The value of a node above some parts."""
+    """Return the value of a node with some children."""
     return Value(
         content,
         1 + sum(part.nodes for part in parts),
@@ -48,17 +48,17 @@ def combine(content: Any, parts: Sequence[Value]) -> Value:
 
 
 def is_number(content: Any) -> bool:
-    """Whether the content is an int or a float (and no truth value)."""
+    """Whether the content is an int or a float (not a Boolean)."""
     return type(content) in (int, float)
 
 
 def plain(value: Value) -> Any:
-    """The content, with lists of values as lists of their contents."""
+    """Return the content, with lists of values as lists of contents."""
     return [plain(item) for item in value.content] if isinstance(value.content, list) else value.content
 
 
 def to_array(value: Value) -> Array | None:
-    """The array that a number or nested lists of numbers make; None for anything else, ragged lists included."""
+    """Return a number or nested lists of numbers as an array; None for anything else, including ragged lists."""
     if is_number(value.content):
         return np.array(float(value.content))
     if not isinstance(value.content, list) or not value.content:
@@ -70,14 +70,12 @@ def to_array(value: Value) -> Array | None:
 
 
 def describe(content: Any) -> str:
-    """A few words on a content, for messages."""
+    """Describe a content in a message."""
     match content:
         case cp.Expression():
             return f"an expression of shape {list(content.shape)}"
         case list():
-            return (
-                "a list; lists of equally long lists of numbers are arrays, other lists only hstack and its like take"
-            )
+            return "a list; equally long lists of numbers form an array, only functions such as hstack take others"
         case str():
             return f"the string {content[:40]!r}"
         case _:
@@ -85,7 +83,7 @@ def describe(content: Any) -> str:
 
 
 def similar(name: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown name: the names that come close, else those that there are."""
+    """Return the end of a message about an unknown name: similar names, or else all known ones."""
     names = sorted(known)
     close = difflib.get_close_matches(name[:64], names, n=3)
     if close:

@@ -1,5 +1,5 @@
-"""The endpoints."""
+"""The endpoints: one module a group."""
 
-from . import compute, health, jobs, problems
+from . import account, health, jobs, operations, problems
 
-__all__ = ["compute", "health", "jobs", "problems"]
+__all__ = ["account", "health", "jobs", "operations", "problems"]

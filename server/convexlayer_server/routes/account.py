@@ -1,4 +1,4 @@
-"""What this server can do, and what the caller has used of it."""
+"""The capabilities of the server, and the usage of the key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 
 from ..errors import UnavailableError
-from ..registry import versions
-from ..service import Owner, ServiceDependency
-from .bodies import Capabilities, DayUsage, SolverCapability, UsageAnswer
+from ..http.response_schemas import Capabilities, DayUsage, SolverCapability, UsageResponse
+from ..problem_registry import versions
+from .dependencies import Owner, ServiceDependency
 
 __all__ = ["router"]
 
@@ -21,21 +21,21 @@ _MAX_DAYS = 366
 
 @router.get("/capabilities")
 async def capabilities(service: ServiceDependency) -> Capabilities:
-    """Versions, solvers, functions and limits of this server; 503 while no worker is ready."""
-    settings, health = service.settings, service.engine.health()
-    able = health.abilities
-    if able is None:
+    """Versions, solvers, functions and limits of this server; 503 until a worker is ready."""
+    settings, health = service.settings, service.compute.health()
+    found = health.capabilities
+    if found is None:
         raise UnavailableError("no worker is ready yet", retry_after_s=1.0)
     limits = settings.model_dump(include={name for name in type(settings).model_fields if name.startswith("max_")})
     return Capabilities(
         versions=dict(versions()),
-        solvers=[SolverCapability(**vars(solver)) for solver in able.solvers if settings.allows(solver.name)],
-        functions=list(able.functions),
+        solvers=[SolverCapability(**vars(solver)) for solver in found.solvers if settings.allows(solver.name)],
+        functions=list(found.functions),
         documents=["expression", "cone_program"],
         keys_required=service.keyring.required,
         workers=health.workers,
-        kernels=able.kernels.path,
-        kernels_reason=able.kernels.reason,
+        kernels=found.kernels.path,
+        kernels_reason=found.kernels.reason,
         limits=limits,
     )
 
@@ -43,13 +43,13 @@ async def capabilities(service: ServiceDependency) -> Capabilities:
 @router.get("/usage")
 async def usage(
     service: ServiceDependency, owner: Owner, days: Annotated[int, Query(ge=1, le=_MAX_DAYS)] = 31
-) -> UsageAnswer:
-    """What the caller used on each of the last days (UTC); what was used in the last second may be missing."""
-    found = await run_in_threadpool(service.ledger.since, owner, days)
-    return UsageAnswer(
+) -> UsageResponse:
+    """Usage of the key on each of the last days (UTC); that of the last second may be missing."""
+    by_day = await run_in_threadpool(service.ledger.since, owner, days)
+    return UsageResponse(
         key=owner or None,
         days=[
             DayUsage(day=day, requests=used.requests, elements=used.elements, seconds=used.seconds)
-            for day, used in found.items()
+            for day, used in by_day.items()
         ],
     )

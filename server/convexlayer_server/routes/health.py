@@ -1,4 +1,4 @@
-"""Liveness, readiness, metrics, and a page for people."""
+"""Liveness, readiness, metrics, and an index page for browsers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
-from ..metrics import CONTENT_TYPE
-from ..service import ServiceDependency
+from ..observability.metrics import CONTENT_TYPE
+from .dependencies import ServiceDependency
 
 __all__ = ["router"]
 
@@ -24,45 +24,45 @@ td{padding:.2rem 1.5rem .2rem 0;vertical-align:top}code{white-space:nowrap}</sty
 <table>
 <tr><td><code>POST /v1/problems</code></td>
 <td>register a problem, or check it with <code>?validate_only=true</code></td></tr>
-<tr><td><code>GET /v1/problems</code></td><td>what is registered</td></tr>
-<tr><td><code>GET, DELETE /v1/problems/{id}</code></td><td>one problem</td></tr>
-<tr><td><code>POST /v1/problems/{id}/solve</code></td><td>parameters to solutions</td></tr>
-<tr><td><code>POST /v1/problems/{id}/vjp</code></td><td>cotangents to gradients</td></tr>
-<tr><td><code>POST /v1/problems/{id}/jvp</code></td><td>tangents to tangents</td></tr>
-<tr><td><code>Prefer: respond-async</code></td><td>makes any of these three a job</td></tr>
-<tr><td><code>GET, DELETE /v1/jobs/{id}</code></td><td>one job; <code>GET /v1/jobs</code> lists them</td></tr>
-<tr><td><code>GET /v1/jobs/{id}/result</code></td><td>its answer, once it is done</td></tr>
+<tr><td><code>GET /v1/problems</code></td><td>list the registered problems</td></tr>
+<tr><td><code>GET, DELETE /v1/problems/{id}</code></td><td>show or delete a problem</td></tr>
+<tr><td><code>POST /v1/problems/{id}/solve</code></td><td>solve for a batch of parameters</td></tr>
+<tr><td><code>POST /v1/problems/{id}/vjp</code></td><td>vector-Jacobian products: gradients</td></tr>
+<tr><td><code>POST /v1/problems/{id}/jvp</code></td><td>Jacobian-vector products: tangents</td></tr>
+<tr><td><code>Prefer: respond-async</code></td><td>runs any of these three as a job</td></tr>
+<tr><td><code>GET, DELETE /v1/jobs/{id}</code></td><td>show or cancel a job; <code>GET /v1/jobs</code> lists
+them</td></tr> <tr><td><code>GET /v1/jobs/{id}/result</code></td><td>its response, once it is done</td></tr>
 <tr><td><code>GET /v1/jobs/{id}/events</code></td><td>its progress, as server-sent events</td></tr>
-<tr><td><a href="v1/usage"><code>GET /v1/usage</code></a></td><td>what you have used, by day</td></tr>
+<tr><td><a href="v1/usage"><code>GET /v1/usage</code></a></td><td>usage by day</td></tr>
 <tr><td><a href="v1/capabilities"><code>GET /v1/capabilities</code></a></td>
 <td>solvers, functions and limits</td></tr>
-<tr><td><a href="healthz"><code>GET /healthz</code></a></td><td>whether the process lives</td></tr>
-<tr><td><a href="readyz"><code>GET /readyz</code></a></td><td>whether it takes requests</td></tr>
-<tr><td><a href="metrics"><code>GET /metrics</code></a></td><td>metrics for Prometheus</td></tr>
-<tr><td><a href="openapi.json"><code>GET /openapi.json</code></a></td><td>every field of every body</td></tr>
+<tr><td><a href="healthz"><code>GET /healthz</code></a></td><td>liveness</td></tr>
+<tr><td><a href="readyz"><code>GET /readyz</code></a></td><td>readiness</td></tr>
+<tr><td><a href="metrics"><code>GET /metrics</code></a></td><td>Prometheus metrics</td></tr>
+<tr><td><a href="openapi.json"><code>GET /openapi.json</code></a></td><td>the OpenAPI document</td></tr>
 </table></body></html>
 """
 
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
 def page() -> HTMLResponse:
-    """What there is to call."""
+    """The index page."""
     return HTMLResponse(_PAGE)
 
 
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """200 while the process answers."""
+    """Liveness: 200 as long as the process responds."""
     return {"status": "ok"}
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"description": "not ready"}})
 async def readyz(service: ServiceDependency, response: Response) -> dict[str, Any]:
-    """200 while the engine takes requests, else 503."""
-    health = service.engine.health()
-    kernels = None if health.abilities is None else health.abilities.kernels
+    """Readiness: 200 while the compute backend accepts requests, else 503."""
+    health = service.compute.health()
+    kernels = None if health.capabilities is None else health.capabilities.kernels
     response.status_code = 200 if health.ready else 503
     return {
         "status": "ready" if health.ready else "not ready",
@@ -76,14 +76,14 @@ async def readyz(service: ServiceDependency, response: Response) -> dict[str, An
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: ServiceDependency) -> Response:
-    """Counters, gauges and histograms for Prometheus; where keys are needed, one is needed here too."""
-    health, found = service.engine.health(), service.metrics
-    found.held.set(service.memory.total)
-    found.waiting.set(service.engine.waiting)
-    found.unread.set(service.readers.waiting)
-    found.running.set(health.running)
-    found.compiled.set(health.compiled)
-    found.workers.set(health.workers)
-    found.replaced.set(health.replaced)
-    found.portable.set(health.abilities is not None and health.abilities.kernels.path == "portable")
-    return Response(await run_in_threadpool(found.written), media_type=CONTENT_TYPE)
+    """Prometheus metrics; if the server requires keys, this endpoint does too."""
+    health, gauges = service.compute.health(), service.metrics
+    gauges.held.set(service.memory.total)
+    gauges.waiting.set(service.compute.waiting)
+    gauges.unread.set(service.parsers.waiting)
+    gauges.running.set(health.running)
+    gauges.compiled.set(health.compiled)
+    gauges.workers.set(health.workers)
+    gauges.replaced.set(health.replaced)
+    gauges.portable.set(health.capabilities is not None and health.capabilities.kernels.path == "portable")
+    return Response(await run_in_threadpool(gauges.exposition), media_type=CONTENT_TYPE)

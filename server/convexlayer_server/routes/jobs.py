@@ -1,4 +1,4 @@
-"""Jobs: solves, vjps and jvps that were asked for with ``Prefer: respond-async``."""
+"""Jobs: solves, vjps and jvps that were requested with ``Prefer: respond-async``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from ..jobs import Job
-from ..service import Owner, ServiceDependency, held_for
-from .bodies import JobAnswer, JobList
+from ..compute.job_registry import Job
+from ..http.response_schemas import JobList, JobResponse
+from .dependencies import Owner, ServiceDependency, reservation_of
 
 __all__ = ["router"]
 
@@ -26,37 +26,38 @@ JobDependency = Annotated[Job, Depends(_job)]
 
 @router.get("")
 async def list_jobs(service: ServiceDependency, owner: Owner) -> JobList:
-    """The caller's jobs, oldest first."""
-    return JobList(jobs=[_answer(job, service) for job in service.jobs.all(owner)])
+    """The jobs of the key, oldest first."""
+    return JobList(jobs=[_describe(job, service) for job in service.jobs.all(owner)])
 
 
 @router.get("/{job_id}")
-async def get_job(job: JobDependency, service: ServiceDependency) -> JobAnswer:
-    """How far a job is."""
-    return _answer(job, service)
+async def get_job(job: JobDependency, service: ServiceDependency) -> JobResponse:
+    """The progress of a job."""
+    return _describe(job, service)
 
 
-@router.get("/{job_id}/result", responses={409: {"description": "it is not done"}})
+@router.get("/{job_id}/result", responses={409: {"description": "the job is not done"}})
 async def get_result(http: Request, job: JobDependency) -> Response:
-    """The answer that the request would have been given, an error included; 409 until the job is done."""
-    held_for(http).reserve("result", job.size_bytes)  # it may be forgotten while it is being sent
-    return await job.result()
+    """The response that the request would have received, possibly an error; 409 until the job is done."""
+    reservation_of(http).reserve("result", job.size_bytes)  # the job may expire while its result is being sent
+    response: Response = await job.response()
+    return response
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse)
 async def get_events(job: JobDependency, service: ServiceDependency) -> AsyncIterator[ServerSentEvent]:
-    """Events ``progress`` while the job is in work, each with the job as its data, and one named for how it ended."""
+    """Server-sent events: ``progress`` while the job runs, with the job as data, and a last one named by its status."""
     async for _ in job.changes():
         name = "progress" if job.ended is None else job.status
-        yield ServerSentEvent(event=name, data=_answer(job, service))
+        yield ServerSentEvent(event=name, data=_describe(job, service))
 
 
 @router.delete("/{job_id}", status_code=204)
 async def delete_job(job: JobDependency, service: ServiceDependency) -> Response:
-    """Cancel a job that is in work, or forget its result."""
+    """Cancel a running job, or drop its result."""
     await service.jobs.cancel(job)
     return Response(status_code=204)
 
 
-def _answer(job: Job, service: ServiceDependency) -> JobAnswer:
-    return JobAnswer(**job.described(service.jobs.expires_s(job)))
+def _describe(job: Job, service: ServiceDependency) -> JobResponse:
+    return JobResponse(**job.describe(service.jobs.expires_s(job)))

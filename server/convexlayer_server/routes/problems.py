@@ -1,6 +1,6 @@
-"""Registration: what is posted is compiled at once, so that a document that cannot be solved is never stored.
+"""Registration of problems. A document is canonicalised at once, so an invalid one is never stored.
 
-Summaries and documents are written to answers as they were compiled and stored, unread.
+Summaries and stored documents are sent as JSON texts, without parsing them.
 """
 
 from __future__ import annotations
@@ -8,23 +8,30 @@ from __future__ import annotations
 import base64
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic_core import to_json
 
-from ..answers import written
-from ..documents import Identified, problem_documents
+from ..documents import IdentifiedDocument, problem_documents
 from ..errors import FieldError, InvalidError
-from ..reading import described, read_document
-from ..service import Owner, ServiceDependency
-from .bodies import ProblemDetail, ProblemList, ProblemSummary
+from ..http.request_body import openapi_body
+from ..http.response_schemas import ProblemList, ProblemSummary, ProblemWithDocument
+from ..http.responses import json_response
+from .dependencies import Owner, ServiceDependency, body_reader
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/problems", tags=["problems"])
 
-_CURSOR = "problem "
+_CURSOR_PREFIX = "problem "
 
-DocumentBody = Annotated[Identified, Depends(read_document)]
+_MAX_PAGE = 1000
+
+
+async def _document(request: Request) -> IdentifiedDocument:
+    return await body_reader(request).read_document()
+
+
+DocumentBody = Annotated[IdentifiedDocument, Depends(_document)]
 
 
 @router.post(
@@ -32,20 +39,20 @@ DocumentBody = Annotated[Identified, Depends(read_document)]
     status_code=201,
     response_model=ProblemSummary,
     responses={200: {"model": ProblemSummary}},
-    openapi_extra=described(problem_documents),
+    openapi_extra=openapi_body(problem_documents),
 )
 async def register(
     document: DocumentBody,
     service: ServiceDependency,
     owner: Owner,
-    validate_only: Annotated[bool, Query(description="compile, but do not store")] = False,
+    validate_only: Annotated[bool, Query(description="canonicalise, but do not store")] = False,
 ) -> Response:
-    """Compile and store a problem; 201 if it is new to the caller, 200 if it is known or only validated."""
+    """Canonicalise and store a problem; 201 if it is new to the key, 200 if it is known or only validated."""
     if validate_only:
-        problem, new = await service.registry.compiled(owner, document), False
+        problem, new = await service.registry.canonicalise(owner, document), False
     else:
         problem, new = await service.registry.add(owner, document)
-    response = written([to_json(problem.summary)], 201 if new else 200)
+    response = json_response([to_json(problem.summary)], 201 if new else 200)
     response.headers["Location"] = f"/v1/problems/{document.id}"
     return response
 
@@ -54,44 +61,44 @@ async def register(
 async def list_problems(
     service: ServiceDependency,
     owner: Owner,
-    limit: Annotated[int, Query(ge=1, le=1000, description="problems of a page, which may have fewer")] = 100,
-    after: Annotated[str, Query(max_length=64, description="the ``next`` of the page before")] = "",
+    limit: Annotated[int, Query(ge=1, le=_MAX_PAGE, description="problems of a page, which may have fewer")] = 100,
+    after: Annotated[str, Query(max_length=64, description="the ``next`` of the previous page")] = "",
 ) -> Response:
-    """What the caller registered, oldest first, page by page."""
-    summaries, last = await service.registry.page(owner, _number(after) if after else 0, limit)
+    """The problems of the key, oldest first, page by page."""
+    summaries, last = await service.registry.page(owner, _parse_cursor(after) if after else 0, limit)
     following = to_json(None if last is None else _cursor(last))
-    return written([b'{"problems":[', ",".join(summaries).encode(), b'],"next":', following, b"}"])
+    return json_response([b'{"problems":[', ",".join(summaries).encode(), b'],"next":', following, b"}"])
 
 
-@router.get("/{problem_id}", response_model=ProblemDetail)
+@router.get("/{problem_id}", response_model=ProblemWithDocument)
 async def get_problem(problem_id: str, service: ServiceDependency, owner: Owner) -> Response:
     """One problem, with its document."""
     problem = await service.registry.get(owner, problem_id)
-    return written([to_json(problem.summary)[:-1], b',"document":', problem.document, b"}"])
+    return json_response([to_json(problem.summary)[:-1], b',"document":', problem.document, b"}"])
 
 
 @router.delete("/{problem_id}", status_code=204)
 async def delete_problem(problem_id: str, service: ServiceDependency, owner: Owner) -> Response:
-    """Forget a problem, for the caller alone."""
+    """Delete a problem of the key; the same problem of other keys stays."""
     await service.registry.delete(owner, problem_id)
     return Response(status_code=204)
 
 
 def _cursor(number: int) -> str:
-    return base64.urlsafe_b64encode(f"{_CURSOR}{number}".encode()).decode("ascii")
+    return base64.urlsafe_b64encode(f"{_CURSOR_PREFIX}{number}".encode()).decode("ascii")
 
 
-def _number(cursor: str) -> int:
-    """The number of a cursor.
+def _parse_cursor(cursor: str) -> int:
+    """Return the number of a cursor.
 
     Raises:
-        InvalidError: it is none.
+        InvalidError: the cursor is invalid.
     """
     try:
-        number = int(base64.urlsafe_b64decode(cursor).removeprefix(_CURSOR.encode()))
+        number = int(base64.urlsafe_b64decode(cursor).removeprefix(_CURSOR_PREFIX.encode()))
     except ValueError:
         number = -1
     if not 0 <= number < 2**63 or _cursor(number) != cursor:
-        detail = "query parameter after: expected what an answer to this request has as its next"
+        detail = "query parameter after: expected the next of an earlier response to this request"
         raise InvalidError(detail, [FieldError("", detail)])
     return number

@@ -1,7 +1,7 @@
-"""What outlives the process: problems, keys and usage."""
+"""The persistent store of problems, keys and usage."""
 
 from .backup import backup, restore
+from .database import Store
 from .records import Key, StoredProblem, Usage
-from .store import Store
 
 __all__ = ["Key", "Store", "StoredProblem", "Usage", "backup", "restore"]

@@ -1,4 +1,4 @@
-"""Copies of a store, made and put back while a server may run."""
+"""Backup and restoration of a store, while a server may be running."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import closing
 from pathlib import Path
 
 from ..errors import StoreError
-from .owners import clear, take_over
+from .owners import delete_revoked, take_over
 from .schema import VERSION, connect, version
 
 __all__ = ["backup", "restore"]
 
 
 def backup(store: str | Path, target: str | Path) -> None:
-    """Write a consistent copy of a store to a new file, which the owner alone can read.
+    """Write a consistent copy of a store to a new file, which only its owner can read.
 
     Raises:
         StoreError: there is no store, or the file exists.
@@ -30,13 +30,13 @@ def backup(store: str | Path, target: str | Path) -> None:
 
 
 def restore(source: str | Path, store: str | Path) -> None:
-    """Replace the problems of a store, which a server may have open, by those of a copy.
+    """Replace the problems of a store by those of a backup; a server may have the store open.
 
-    Keys and usage only ever grow, so those of both are kept: nobody who was given a key since is shut out, no key that
-    was revoked is good again, and nobody has used less.
+    Keys and usage of both are merged: keys that were created since the backup stay valid, revoked keys stay revoked,
+    and usage never decreases.
 
     Raises:
-        StoreError: the copy is no store, or the store cannot be read, so that it is not known what was revoked.
+        StoreError: the backup is not a store; or the store cannot be read, so it is unknown which keys were revoked.
     """
     _check(source)
     folder = Path(store).absolute().parent
@@ -45,32 +45,32 @@ def restore(source: str | Path, store: str | Path) -> None:
         copy = Path(temporary, "copy.sqlite")
         _copy(source, copy)
         try:
-            with closing(connect(copy)):  # which brings an older copy up to date
+            with closing(connect(copy)):  # migrates an older backup
                 pass
             with closing(connect(store)) as connection:
                 connection.execute("ATTACH ? AS copy", [str(copy)])
                 connection.execute("BEGIN IMMEDIATE")
                 _replace_problems(connection)
                 _join_keys(connection)
-                clear(connection)
+                delete_revoked(connection)
                 connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise StoreError(
-                f"cannot restore {store}: {error}; if the file is damaged, move it away with those that begin with its "
-                "name, restore again, and revoke once more the keys that were revoked since"
+                f"cannot restore {store}: {error}; if the file is damaged, move it and the files that begin with its "
+                "name away, restore again, and revoke again the keys that were revoked since the backup"
             ) from error
     os.chmod(store, 0o600)
 
 
 def _replace_problems(connection: sqlite3.Connection) -> None:
-    for table in ("registration", "problem", "held"):  # documents go with their problems
+    for table in ("registration", "problem", "held"):  # deletes their documents, too
         connection.execute(f"DELETE FROM {table}")
     for table in ("problem", "document", "registration"):
         connection.execute(f"INSERT INTO {table} SELECT * FROM copy.{table}")
 
 
 def _join_keys(connection: sqlite3.Connection) -> None:
-    """Keep every key: one token is one key, by the id that the copy knows it by, for its problems are under that."""
+    """Merge the keys. A token that both know gets the ID of the backup, to which its problems belong."""
     connection.execute(
         """UPDATE OR IGNORE usage SET key_id = (SELECT theirs.id FROM key JOIN copy.key AS theirs USING (digest)
            WHERE key.id = key_id) WHERE key_id IN (SELECT key.id FROM key JOIN copy.key AS theirs USING (digest))"""
@@ -96,9 +96,9 @@ def _check(path: str | Path) -> None:
         with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
             found = version(connection)
     except sqlite3.Error as error:
-        raise StoreError(f"{path} is no store of convexlayer: {error}") from error
+        raise StoreError(f"{path} is not a convexlayer store: {error}") from error
     if not 0 < found <= VERSION:
-        raise StoreError(f"{path} has tables of version {found}, expected 1 to {VERSION}")
+        raise StoreError(f"{path} has schema version {found}, expected 1 to {VERSION}")
 
 
 def _copy(source: str | Path, target: str | Path) -> None:

@@ -1,9 +1,9 @@
-"""Who may hold how much, and what becomes of what is nobody's.
+"""Quotas of keys in the store, and the transfer and deletion of registrations.
 
-Half of the store is shared out equally among the keys that are good: that much is there for each, whatever the others
-do. The other half is for whoever comes first. A document that several keys have registered counts for each of them.
+Half of the store is divided equally among the valid keys, and guaranteed to each. The other half is shared, first come
+first served. A document that several keys registered counts for each of them.
 
-These functions are parts of a transaction of the caller's.
+These functions run within a transaction of their caller.
 """
 
 from __future__ import annotations
@@ -12,60 +12,62 @@ import sqlite3
 
 from ..errors import QuotaError, UnauthenticatedError
 
-__all__ = ["check_owner", "check_room", "clear", "take_over"]
+__all__ = ["check_owner", "check_room", "delete_revoked", "take_over"]
 
-_NOBODY = ""
-"""The owner of what is registered where the service asks for no key."""
+_ANONYMOUS = ""
+"""Owner of the problems that are registered while the service has no keys."""
 
 
 def check_owner(connection: sqlite3.Connection, owner: str) -> None:
-    """See that an owner can still reach what it is about to register.
+    """Check that an owner may still register problems.
 
     Raises:
-        UnauthenticatedError: its key was revoked, or the first key was made, while it was served.
+        UnauthenticatedError: during the request, its key was revoked, or the first key was created.
     """
     query = "SELECT count(*), max(id = ? AND revoked_s IS NULL) FROM key"
-    keys, good = connection.execute(query, [owner]).fetchone()
-    if keys and not good:
-        raise UnauthenticatedError("the key was revoked meanwhile, or the server did not ask for one until now")
+    keys, valid = connection.execute(query, [owner]).fetchone()
+    if keys and not valid:
+        raise UnauthenticatedError(
+            "the key was revoked during the request, or the server has required a key only since then"
+        )
 
 
 def check_room(connection: sqlite3.Connection, owner: str, max_bytes: int) -> None:
-    """See that there is room for what an owner holds, what it has just registered included.
+    """Check the quota of an owner, including what it has just registered.
 
     Args:
-        connection: to the store.
-        owner: a key that is good, or nobody where there are no keys.
-        max_bytes: of the store.
+        connection: connection to the store.
+        owner: ID of a valid key, or empty if there are no keys.
+        max_bytes: bytes of the store.
 
     Raises:
-        QuotaError: it holds more than its share, and the common half is used up.
+        QuotaError: the owner exceeds its share, and the shared half is full.
     """
-    good = connection.execute("SELECT count(*) FROM key WHERE revoked_s IS NULL").fetchone()[0]
-    share = max_bytes // 2 // max(1, good)
+    valid = connection.execute("SELECT count(*) FROM key WHERE revoked_s IS NULL").fetchone()[0]
+    share = max_bytes // 2 // max(1, valid)
     held = connection.execute("SELECT total(bytes) FROM held WHERE key_id = ?", [owner]).fetchone()[0]
     if held <= share:
         return
     beyond = connection.execute("SELECT total(max(0, bytes - ?)) FROM held", [share]).fetchone()[0]
     if beyond > max_bytes - max_bytes // 2:
         raise QuotaError(
-            f"with this problem the key would hold documents of {held:.0f} bytes, compressed; its share of the "
-            f"{max_bytes} that this server keeps is {share}, and what all may hold beyond their shares is used up: "
-            "delete problems that are no longer needed, or have max_store_bytes raised"
+            f"with this problem, the key would store {held:.0f} bytes of compressed documents; its share of the "
+            f"{max_bytes} bytes of this server is {share}, and the bytes shared by all keys are used up: delete "
+            "problems that are no longer needed, or ask the operator to raise max_store_bytes"
         )
 
 
 def take_over(connection: sqlite3.Connection, key_id: str) -> int:
-    """Give a key what was registered when no key was asked for; the number of problems."""
+    """Transfer the problems that were registered without a key to a key; return their number."""
     query = """INSERT OR IGNORE INTO registration (key_id, problem_id, created_s)
                SELECT ?, problem_id, created_s FROM registration WHERE key_id = ? ORDER BY number"""
-    taken = connection.execute(query, (key_id, _NOBODY)).rowcount
-    connection.execute("DELETE FROM registration WHERE key_id = ?", [_NOBODY])
+    taken = connection.execute(query, (key_id, _ANONYMOUS)).rowcount
+    connection.execute("DELETE FROM registration WHERE key_id = ?", [_ANONYMOUS])
     return taken
 
 
-def clear(connection: sqlite3.Connection) -> None:
-    """End the registrations of keys that were revoked: nobody can reach them any more."""
+def delete_revoked(connection: sqlite3.Connection) -> None:
+    """Delete the registrations of revoked keys, and problems without registrations."""
     connection.execute("DELETE FROM registration WHERE key_id IN (SELECT id FROM key WHERE revoked_s IS NOT NULL)")
     connection.execute(
         "DELETE FROM problem WHERE NOT EXISTS (SELECT 1 FROM registration WHERE problem_id = problem.id)"

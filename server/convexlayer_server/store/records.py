@@ -1,4 +1,4 @@
-"""What the store keeps."""
+"""Records of the store."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class StoredProblem:
 
     Attributes:
         document: the normalised document as JSON.
-        summary: what the engine said of it, plain JSON; it holds the ``id``.
-        versions: of the packages that the summary depends on; another engine's may differ.
-        size_bytes: what it takes in memory, about, where it was read from a store.
+        summary: its summary as plain JSON, including the ``id``.
+        versions: versions of the packages that determine the summary.
+        size_bytes: approximate bytes in memory, if it was read from a store.
     """
 
     document: bytes
@@ -27,22 +27,22 @@ class StoredProblem:
 
     @property
     def id(self) -> str:
-        """The problem's id."""
+        """ID of the problem."""
         return str(self.summary["id"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """A key that callers show. The token itself is kept nowhere.
+    """An API key. Its token is not stored.
 
     Attributes:
-        id: what logs, problems and usage call it.
-        name: for people.
+        id: ID in logs, problems and usage.
+        name: name of its owner, for the list of keys.
         digest: SHA-256 of the token.
-        created_s: when it was made, seconds since the epoch.
-        revoked_s: when it was revoked; None while it is good.
-        requests_per_minute: what it may send; None for what the settings say.
-        seconds_per_day: what it may use of the engine; None for what the settings say.
+        created_s: time of its creation, in seconds since the epoch.
+        revoked_s: time of its revocation; None while it is valid.
+        requests_per_minute: its limit; None for that of the settings.
+        seconds_per_day: its limit of compute seconds; None for that of the settings.
     """
 
     id: str
@@ -56,12 +56,12 @@ class Key:
 
 @dataclass(kw_only=True)
 class Usage:
-    """What a key used in one day.
+    """Usage of a key on one day.
 
     Attributes:
-        requests: answered in any way.
-        elements: that were solved or differentiated.
-        seconds: of the engine.
+        requests: requests, whatever their status.
+        elements: elements solved or differentiated.
+        seconds: compute seconds.
     """
 
     requests: int = 0
@@ -69,7 +69,7 @@ class Usage:
     seconds: float = 0.0
 
     def add(self, other: Usage) -> None:
-        """Count in what another counted."""
+        """Add another usage."""
         self.requests += other.requests
         self.elements += other.elements
         self.seconds += other.seconds

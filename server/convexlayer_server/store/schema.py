@@ -1,4 +1,4 @@
-"""The tables, and how an older store becomes a present one."""
+"""The database schema and its migrations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..errors import StoreError
 __all__ = ["VERSION", "connect", "version"]
 
 _BUSY_S = 10.0
+"""Seconds to wait for the lock of another process, such as a backup or the command line."""
 
 _MIGRATIONS = (
     """
@@ -88,26 +89,26 @@ _MIGRATIONS = (
     CREATE INDEX registration_of_problem ON registration (problem_id);
     """,
 )
-"""Scripts that lead from each version to the next, the first from an empty file. Only ever append.
+"""Migrations from each schema version to the next; the first creates the tables. Only append to them.
 
-A statement ends with a semicolon at the end of its line, and nothing else does.
+Each statement ends with a semicolon at the end of a line, and no other line does.
 """
 
 VERSION = len(_MIGRATIONS)
-"""Version of the present tables, which the file holds as ``user_version``."""
+"""The present schema version, stored as ``user_version``."""
 
 
 def version(connection: sqlite3.Connection) -> int:
-    """Version of a store's tables, 0 where there are none."""
+    """Return the schema version of a database; 0 if it is empty."""
     found: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return found
 
 
 def connect(path: str | Path) -> sqlite3.Connection:
-    """Open a store, made if it is not there, for its owner alone to read; its tables are the present ones.
+    """Open a store, and migrate it. A new file is created with access for its owner alone.
 
     Raises:
-        StoreError: the file cannot be made, or was written by a newer version of this package.
+        StoreError: the file cannot be created, or a newer version of this package wrote it.
         sqlite3.Error: the file cannot be opened.
     """
     if str(path) != ":memory:":
@@ -124,7 +125,7 @@ def connect(path: str | Path) -> sqlite3.Connection:
 
 
 def _make_private(path: Path) -> None:
-    """Make the file for its owner alone, before SQLite makes it for everybody."""
+    """Create the file with access for its owner alone; SQLite would create it with the default permissions."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -133,10 +134,10 @@ def _make_private(path: Path) -> None:
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the tables to the present version, all steps in one transaction.
+    """Apply the missing migrations in one transaction.
 
     Raises:
-        StoreError: the store was written by a newer version of this package.
+        StoreError: a newer version of this package wrote the store.
     """
     connection.execute("BEGIN IMMEDIATE")
     found = version(connection)
@@ -148,6 +149,6 @@ def _migrate(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
     if found > VERSION:
         raise StoreError(
-            f"the store has tables of version {found}, this package knows {VERSION}: "
-            "install the newer convexlayer that wrote it, or move it away and restore a backup from before"
+            f"the store has schema version {found}, this package supports {VERSION}: install the newer convexlayer "
+            "that wrote it, or move the store away and restore an older backup"
         )

@@ -1,8 +1,8 @@
 """Client of a Convexlayer server.
 
-``Client`` and ``AsyncClient`` speak the API; ``convexlayer_client.wire`` has its calls as values, for jobs. Two modules
-need more than this package installs and are imported by name:
-``convexlayer_client.expression`` (to_document; CVXPY), ``convexlayer_client.layer`` (RemoteConvexLayer; CVXPY, torch).
+``Client`` and ``AsyncClient`` send requests; ``convexlayer_client.wire`` has the calls of the API as values, for jobs.
+Two modules need more packages, and must be imported by name: ``convexlayer_client.expression`` (to_document; CVXPY) and
+``convexlayer_client.layer`` (RemoteConvexLayer; CVXPY and torch).
 """
 
 from convexlayer_client.account import Capabilities, DayUsage, Solver, Usage

@@ -1,4 +1,4 @@
-"""What a server says of itself, and of what a key has used."""
+"""The capabilities of a server, and the usage of a key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from convexlayer_client.results import Answer
+from convexlayer_client.results import ApiResult
 
 __all__ = ["Capabilities", "DayUsage", "Solver", "Usage"]
 
@@ -17,9 +17,9 @@ class Solver:
     """A solver of the server.
 
     Attributes:
-        name: What to ask for.
-        quadratic: Whether it takes quadratic objectives as they are.
-        cones: The cones that it takes.
+        name: Name of the solver.
+        quadratic: Whether it accepts quadratic objectives.
+        cones: The cones that it accepts.
     """
 
     name: str
@@ -29,17 +29,17 @@ class Solver:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Capabilities(Answer):
-    """What a server can do.
+class Capabilities(ApiResult):
+    """The capabilities of a server.
 
     Attributes:
-        versions: Of the library, and of CVXPY.
-        solvers: Those that are installed there.
-        functions: What documents may use.
-        documents: Kinds of documents.
-        keys_required: Whether it asks for keys.
-        workers: Processes that compute.
-        limits: What it takes, by the names of its settings; None is no limit.
+        versions: Versions of the library and of CVXPY.
+        solvers: Installed solvers.
+        functions: Functions that expressions in documents may call.
+        documents: Supported kinds of documents.
+        keys_required: Whether requests need a key.
+        workers: Number of worker processes.
+        limits: Limits, by the names of the settings; None is no limit.
     """
 
     versions: Mapping[str, str]
@@ -54,13 +54,13 @@ class Capabilities(Answer):
 @final
 @dataclass(frozen=True, kw_only=True)
 class DayUsage:
-    """What was used on one day (UTC).
+    """Usage on one day (UTC).
 
     Attributes:
         day: As 2026-11-22.
-        requests: Requests.
-        elements: Elements that were solved or differentiated.
-        seconds: Of the engine.
+        requests: Number of requests.
+        elements: Number of elements solved or differentiated.
+        seconds: Compute seconds.
     """
 
     day: str
@@ -71,12 +71,12 @@ class DayUsage:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Usage(Answer):
-    """What a key has used.
+class Usage(ApiResult):
+    """Usage of a key.
 
     Attributes:
-        key: Its id; None where the server asks for none.
-        days: Those on which it was used, oldest first.
+        key: ID of the key; None if the server has no keys.
+        days: Usage on each day with any, oldest first.
     """
 
     key: str | None

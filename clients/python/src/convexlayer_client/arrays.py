@@ -1,4 +1,4 @@
-"""Arrays on the wire: ``{"dtype", "shape", "b64"}`` with little-endian bytes, or nested lists with null for NaN."""
+"""Arrays in JSON: ``{"dtype", "shape", "b64"}`` with little-endian bytes, or nested lists with null for NaN."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Array = NDArray[np.float64]
 
 
 def encode(values: ArrayLike) -> dict[str, Any]:
-    """The base64 form of an array, in double precision: every bit arrives."""
+    """Encode an array in base64, in double precision and without loss."""
     array = np.asarray(values, dtype="<f8")
     data = base64.b64encode(array.tobytes()).decode("ascii")
     return {"dtype": "<f8", "shape": list(array.shape), "b64": data}
 
 
 def decode(value: Any) -> Array:
-    """An array from either form.
+    """Decode an array from either form.
 
     Raises:
-        ProtocolError: The value is neither.
+        ProtocolError: The value is not an array.
     """
     try:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The asynchronous client: the calls of ``wire``, sent by httpx, as by ``Client``."""
+"""The asynchronous client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convexlayer_client import plans, wire
 from convexlayer_client.account import Capabilities, Usage
 from convexlayer_client.call import Call
 from convexlayer_client.connection import AsyncConnection
-from convexlayer_client.core import PAUSE_S, Core
+from convexlayer_client.endpoint import RECONNECT_S, Endpoint
 from convexlayer_client.progress import ProgressBar
 from convexlayer_client.results import (
     Job,
@@ -35,19 +35,19 @@ T = TypeVar("T")
 
 @final
 class AsyncClient:
-    """A connection to a Convexlayer server, for asyncio: the methods of ``Client``, to be awaited.
+    """A client of a Convexlayer server for asyncio, with the methods of ``Client``.
 
         async with AsyncClient("http://127.0.0.1:8000") as client:
             problem = await client.register(document)
             result = await client.solve(problem.id, {"b": b})
 
     Args:
-        url: As for ``Client``, as are the others.
+        url: URL of the server; see ``Client`` for all arguments.
         api_key: Sent as a bearer token.
-        timeout_s: Seconds to wait for an answer.
-        retry_s: Seconds for which a call may be sent again.
+        timeout_s: Seconds to wait for a response.
+        retry_s: Seconds for which a request may be retried.
         headers: Headers of every request.
-        transport: httpx transport in place of the network.
+        transport: httpx transport to use instead of the network.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._connection = AsyncConnection(Core(url, api_key, timeout_s, retry_s, headers), transport)
+        self._connection = AsyncConnection(Endpoint(url, api_key, timeout_s, retry_s, headers), transport)
 
     def with_options(
         self,
@@ -69,10 +69,10 @@ class AsyncClient:
         retry_s: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncClient:
-        """The same client with other options, for one call or for many."""
+        """Return a client with other options, for one call or for many."""
         client = AsyncClient.__new__(AsyncClient)
-        core = self._connection.core.with_options(timeout_s, retry_s, headers)
-        client._connection = AsyncConnection(core, origin=self._connection)
+        endpoint = self._connection.endpoint.with_options(timeout_s, retry_s, headers)
+        client._connection = AsyncConnection(endpoint, origin=self._connection)
         return client
 
     async def __aenter__(self) -> AsyncClient:
@@ -88,31 +88,31 @@ class AsyncClient:
         await self._connection.close()
 
     async def health(self) -> Mapping[str, Any]:
-        """What the server says of itself."""
+        """Return the liveness of the server."""
         return await self.run(wire.health())
 
     async def capabilities(self) -> Capabilities:
-        """What the server can do, and what it takes in one request."""
+        """Return the capabilities of the server, and its limits on requests."""
         return await self.run(wire.capabilities())
 
     async def usage(self, *, days: int = 31) -> Usage:
-        """What this key used on each of the last days (UTC)."""
+        """Return the usage of this key on each of the last days (UTC)."""
         return await self.run(wire.usage(days))
 
     async def register(self, document: Mapping[str, Any]) -> Problem:
-        """Register a problem document. The same document always has the same id, and is compiled once."""
+        """Register a problem document. Equal documents have the same ID, and are canonicalised once."""
         return await self.run(wire.register(document))
 
     async def problems(self) -> tuple[Problem, ...]:
-        """The registered problems, all of them."""
-        return await self._connection.follow(plans.problems(), ProgressBar(shown=False))
+        """Return all registered problems."""
+        return await self._connection.execute(plans.problems(), ProgressBar(shown=False))
 
     async def get(self, problem_id: str) -> Problem:
-        """A registered problem."""
+        """Return a registered problem."""
         return await self.run(wire.get(problem_id))
 
     async def delete(self, problem_id: str) -> None:
-        """Remove a registration."""
+        """Delete a registration."""
         await self.run(wire.delete(problem_id))
 
     async def solve(
@@ -148,7 +148,7 @@ class AsyncClient:
         options: Options | None = None,
         progress: bool = False,
     ) -> VjpResult:
-        """Gradients of <cotangents, outputs> with respect to parameters."""
+        """Return the gradients of <cotangents, outputs> with respect to parameters."""
         return await self.run(
             wire.vjp(
                 problem_id,
@@ -176,7 +176,7 @@ class AsyncClient:
         duals: bool = False,
         progress: bool = False,
     ) -> JvpResult:
-        """Tangents of the outputs along tangents of the parameters."""
+        """Return the tangents of the outputs along tangents of the parameters."""
         return await self.run(
             wire.jvp(
                 problem_id,
@@ -192,46 +192,46 @@ class AsyncClient:
         )
 
     async def run(self, call: Call[T], *, progress: bool = False) -> T:
-        """The result of a call of ``wire``."""
+        """Send a call of ``wire``, and return its result."""
         with ProgressBar(shown=progress) as bar:
-            return await self._connection.follow(
-                plans.result_of(call, self._connection.core.known, measured=progress), bar
+            return await self._connection.execute(
+                plans.result_of(call, self._connection.endpoint.known, measured=progress), bar
             )
 
     async def submit(self, call: Call[T]) -> Job[T]:
-        """Begin a solve, vjp or jvp that outlives the connection."""
+        """Start a solve, vjp or jvp as a job, which outlives the connection."""
         return await self.run(wire.submit(call))
 
     async def job(self, job_id: str) -> Job[Any]:
-        """A job that was begun elsewhere, by its id."""
+        """Return a job that was started elsewhere, by its ID."""
         return await self.run(wire.job(job_id))
 
     async def jobs(self) -> tuple[JobStatus, ...]:
-        """How far the jobs of this key are."""
+        """Return the progress of the jobs of this key."""
         return await self.run(wire.jobs())
 
     async def status(self, job: Job[Any]) -> JobStatus:
-        """How far a job is."""
+        """Return the progress of a job."""
         return await self.run(wire.job_status(job))
 
     async def events(self, job: Job[Any]) -> AsyncIterator[JobStatus]:
-        """How far a job is, now and whenever that changes, until it ends; a connection that breaks is made again."""
+        """Yield the progress of a job, now and after each change, until it ends; reconnect if the connection breaks."""
         status = await self.status(job)
         yield status
         while not status.ended:
             async for status in self._connection.stream(job):
                 yield status
             if not status.ended:
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(RECONNECT_S)
                 status = await self.status(job)
                 yield status
 
     async def cancel(self, job: Job[Any]) -> None:
-        """Give a job up, or forget its result."""
+        """Cancel a job, or drop its result."""
         await self.run(wire.job_cancel(job))
 
     async def result(self, job: Job[T], *, progress: bool = False) -> T:
-        """The result of a job, once it is done."""
+        """Wait for a job, and return its result."""
         with ProgressBar(shown=progress) as bar:
             async for status in self.events(job):
                 bar.show(f"{status.operation} {status.status}", status.done, status.total)

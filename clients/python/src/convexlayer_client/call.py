@@ -1,6 +1,6 @@
-"""A request and the reader of its reply, without any HTTP.
+"""Calls: a request and the parser of its response, independent of an HTTP library.
 
-A client sends ``Call.request(form)`` by whatever library it likes, and hands the reply to ``Call.result``.
+A client sends ``Call.request(form)`` with any library, and passes the response to ``Call.result``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any, Generic, Literal, TypeVar, final
 
 import numpy as np
 
-from convexlayer_client import binary
+from convexlayer_client import safetensors
 from convexlayer_client.arrays import encode
 from convexlayer_client.errors import API_ERRORS, ApiError, EncodingError, FieldError, ProtocolError
 from convexlayer_client.operations import Operation
-from convexlayer_client.results import Answer
+from convexlayer_client.results import ApiResult
 
-__all__ = ["Call", "Form", "Reply", "Request", "Rows"]
+__all__ = ["BatchSlice", "Call", "Form", "Reply", "Request"]
 
 T = TypeVar("T")
 
 Form = Literal["binary", "json"]
-"""How arrays travel: as safetensors, or in base64 in JSON."""
+"""Encoding of arrays: safetensors, or base64 in JSON."""
 
 _JSON = "application/json"
 
@@ -51,14 +51,14 @@ class Reply:
 
     @property
     def request_id(self) -> str | None:
-        """What the server's log calls the request."""
+        """ID of the request in the server's log."""
         return self.headers.get("x-request-id")
 
 
 @final
 @dataclass(frozen=True)
-class Rows:
-    """Elements of a batch, from ``start`` up to but not including ``stop`` of ``batch``."""
+class BatchSlice:
+    """Elements ``start`` to ``stop - 1`` of a batch of ``batch`` elements."""
 
     start: int
     stop: int
@@ -71,21 +71,21 @@ class Rows:
 @final
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request and how its reply is read.
+    """A request and the parser of its response.
 
     Attributes:
         method: HTTP method.
         path: Path below the server's URL.
-        read: From the decoded body of a successful reply to the result.
-        body: What is sent: plain JSON, with arrays as values or one level deeper; None for no body.
-        arrays: Whether body and reply hold arrays, and so may take the binary form.
-        idempotent: Whether it may be sent again where it is not known if it arrived.
-        headers: Headers of its own.
-        request_id: What the server's log is to call it, where that is not left to the server.
-        problem_id: The problem that it is about, and
-        operation: what it computes, where it does; then a batch that is too large is sent in parts.
-        rows: The elements that it computes, of all that were asked for, where that is known.
-        otherwise: What to send where the server no longer has the state that the body names (410).
+        read: Converts the decoded body of a successful response to the result.
+        body: Plain JSON, with arrays as values or one level deeper; None for no body.
+        arrays: Whether request and response may contain arrays, and so be encoded as safetensors.
+        idempotent: Whether it may be retried when it is unknown whether it arrived.
+        headers: Additional headers.
+        request_id: ID in the server's log; None lets the server choose one.
+        problem_id: ID of the problem, if it computes.
+        operation: Operation that it computes; a batch that is too large is then sent in parts.
+        rows: The elements of the batch that it computes, if known.
+        fallback: Call to send instead if the state that the body names has expired (410).
     """
 
     method: str
@@ -98,58 +98,58 @@ class Call(Generic[T]):
     request_id: str | None = None
     problem_id: str = ""
     operation: Operation[T] | None = None
-    rows: Rows | None = None
-    otherwise: Call[T] | None = None
+    rows: BatchSlice | None = None
+    fallback: Call[T] | None = None
 
     @property
-    def levels(self) -> Iterator[Call[T]]:
-        """The call, and what is sent otherwise, in the order of preference."""
+    def alternatives(self) -> Iterator[Call[T]]:
+        """The call and its fallbacks, in order of preference."""
         level: Call[T] | None = self
         while level is not None:
             yield level
-            level = level.otherwise
+            level = level.fallback
 
     def request(self, form: Form = "binary") -> Request:
-        """The request, its arrays in a form; authentication is the client's.
+        """Return the request with arrays in a form; the client adds authentication.
 
         Raises:
             EncodingError: The body is not plain JSON.
         """
         packed = self.arrays and form == "binary"
-        headers = {"Accept": f"{binary.MEDIA_TYPE}, {_JSON};q=0.5" if packed else _JSON, **self.headers}
+        headers = {"Accept": f"{safetensors.MEDIA_TYPE}, {_JSON};q=0.5" if packed else _JSON, **self.headers}
         if self.body is None:
             return Request(self.method, self.path, headers, None)
-        headers["Content-Type"] = binary.MEDIA_TYPE if packed else _JSON
+        headers["Content-Type"] = safetensors.MEDIA_TYPE if packed else _JSON
         with self._plain_json():
-            content = binary.write(self.body) if packed else _json(self._plain())
+            content = safetensors.write(self.body) if packed else _json(self._plain())
         return Request(self.method, self.path, headers, content)
 
     def size_bytes(self, form: Form) -> int:
-        """Bytes of the body in a form: in JSON at most so many, for base64 has four for every three.
+        """Return the bytes of the body; for JSON an upper bound, since base64 has four characters for three bytes.
 
         Raises:
             EncodingError: The body is not plain JSON.
         """
         with self._plain_json():
-            size = binary.size_bytes(self.body or {})
+            size = safetensors.size_bytes(self.body or {})
         return size if form == "binary" else -(-4 * size // 3)
 
     def result(self, reply: Reply) -> T:
-        """What a reply says.
+        """Parse a response.
 
         Raises:
-            ApiError: The server refused or failed; the class says which status.
-            ProtocolError: The reply is not one of this API.
+            ApiError: The server responded with an error; the class depends on the status.
+            ProtocolError: The response is not one of this API.
         """
         if reply.status >= 400:
             raise _api_error(reply, self.rows)
         payload = _decoded(reply) if reply.content else None
         try:
             result = self.read(payload)
-            return replace(result, request_id=reply.request_id) if isinstance(result, Answer) else result
+            return replace(result, request_id=reply.request_id) if isinstance(result, ApiResult) else result
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ProtocolError(
-                f"{self.method} {self.path}: the answer lacks what this client expects ({error!r}); "
+                f"{self.method} {self.path}: the response is not what this client expects ({error!r}); "
                 "is the server a Convexlayer server of the same version?"
             ) from error
 
@@ -159,11 +159,11 @@ class Call(Generic[T]):
             yield
         except (TypeError, ValueError, RecursionError) as error:
             raise EncodingError(
-                f"{self.method} {self.path}: expected plain JSON with finite numbers, got something else: {error}"
+                f"{self.method} {self.path}: the body is not plain JSON with finite numbers: {error}"
             ) from error
 
     def _plain(self) -> Any:
-        """The body with its arrays in base64, asked for in base64, too."""
+        """Return the body with arrays in base64, and request base64 in the response."""
         if not self.arrays or self.body is None:
             return self.body
         plain = {
@@ -182,16 +182,16 @@ def _json(body: Any) -> bytes:
 
 
 def _decoded(reply: Reply) -> Any:
-    if reply.headers.get("content-type", "").startswith(binary.MEDIA_TYPE):
-        return binary.read(reply.content)
+    if reply.headers.get("content-type", "").startswith(safetensors.MEDIA_TYPE):
+        return safetensors.read(reply.content)
     try:
         return json.loads(reply.content)
     except ValueError as error:
         raise ProtocolError(f"status {reply.status}, but the body is not JSON: {error}") from error
 
 
-def _api_error(reply: Reply, rows: Rows | None) -> ApiError:
-    """The error of a refused request, from its problem document where it has one (a proxy's answer has none)."""
+def _api_error(reply: Reply, rows: BatchSlice | None) -> ApiError:
+    """Return the error of a response, from its problem details (those of a proxy may be missing)."""
     try:
         document = json.loads(reply.content)
     except ValueError:
@@ -204,7 +204,7 @@ def _api_error(reply: Reply, rows: Rows | None) -> ApiError:
     return API_ERRORS.get(reply.status, ApiError)(
         status=reply.status,
         type=document.get("type", "about:blank"),
-        title=document.get("title", "The server answered with an error"),
+        title=document.get("title", "The server responded with an error"),
         detail=where + document.get("detail", ""),
         errors=[
             FieldError(error.get("pointer", ""), error.get("detail", ""))
@@ -217,5 +217,5 @@ def _api_error(reply: Reply, rows: Rows | None) -> ApiError:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Retry-After in seconds; its other form, a date, is not used by this API."""
+    """Parse Retry-After in seconds; this API does not use its other form, a date."""
     return float(text) if text is not None and text.strip().isdigit() else None

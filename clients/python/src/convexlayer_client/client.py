@@ -1,4 +1,4 @@
-"""The synchronous client: the calls of ``wire``, sent by httpx."""
+"""The synchronous client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convexlayer_client import plans, wire
 from convexlayer_client.account import Capabilities, Usage
 from convexlayer_client.call import Call
 from convexlayer_client.connection import Connection
-from convexlayer_client.core import PAUSE_S, Core
+from convexlayer_client.endpoint import RECONNECT_S, Endpoint
 from convexlayer_client.progress import ProgressBar
 from convexlayer_client.results import (
     Job,
@@ -35,28 +35,27 @@ T = TypeVar("T")
 
 @final
 class Client:
-    """A connection to a Convexlayer server.
+    """A client of a Convexlayer server.
 
         with Client("http://127.0.0.1:8000") as client:
             problem = client.register(document)
             result = client.solve(problem.id, {"b": b})
 
-    Threads may share a client. Every method raises ``ApiError`` (one class a status), ``TransportError`` where no
-    answer comes, ``ProtocolError`` where the answer is not this API's, and ``EncodingError`` where what is given cannot
-    be sent. A call is sent again where the server says that it can be (429, 503; after the time that it names), where
-    no connection could be made, and where one broke under a call that changes nothing when it arrives twice.
-    ``RequestTimeoutError``, a ``TransportError``, says that no answer came in time.
+    A client is thread-safe. Every method raises ``ApiError`` (with a subclass for each status), ``TransportError`` if
+    no response arrives (``RequestTimeoutError`` if none arrives in time), ``ProtocolError`` if the response is not one
+    of this API, and ``EncodingError`` if an argument cannot be encoded.
 
-    A batch that is too large for one request is sent in parts, two at a time, each of them again where need be, and
-    the result is that of the batch.
+    Requests are retried if the server asks for it (429 and 503, after Retry-After), if no connection could be
+    established, and, if they are idempotent, after a broken connection. A batch that is too large for one request is
+    sent in parts, two at a time, and the result is that of the batch.
 
     Args:
-        url: Where the server is; the environment's ``CONVEXLAYER_URL`` unless given.
-        api_key: Sent as a bearer token; ``CONVEXLAYER_API_KEY`` unless given. None of both is for servers without keys.
-        timeout_s: Seconds to wait for an answer, or for more of it; solves of large batches take their time.
-        retry_s: Seconds for which a call may be sent again before its error is raised; 0 raises at once.
-        headers: Headers of every request, before the client's own User-Agent and Authorization.
-        transport: httpx transport in place of the network, for tests and proxies.
+        url: URL of the server; by default the variable ``CONVEXLAYER_URL``.
+        api_key: Bearer token; by default the variable ``CONVEXLAYER_API_KEY``. Servers without keys need neither.
+        timeout_s: Seconds to wait for a response, or for more of it; solving a large batch may take minutes.
+        retry_s: Seconds for which a request may be retried; 0 disables retries.
+        headers: Headers of every request; they override the client's User-Agent and Authorization.
+        transport: httpx transport to use instead of the network, for tests and proxies.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._connection = Connection(Core(url, api_key, timeout_s, retry_s, headers), transport)
+        self._connection = Connection(Endpoint(url, api_key, timeout_s, retry_s, headers), transport)
 
     def with_options(
         self,
@@ -78,32 +77,32 @@ class Client:
         retry_s: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Client:
-        """The same client with other options, for one call or for many.
+        """Return a client with other options, for one call or for many.
 
             client.with_options(timeout_s=5, headers={"X-Request-Id": "night-7"}).solve(problem.id, {"b": b})
 
-        It shares the connections, which closing either of them closes, and what is known of the server.
+        Both clients share their connections, so closing one closes the other, and what they know of the server.
 
         Args:
-            timeout_s: As for the client, as are the others; those that are not given stay as they are.
-            retry_s: Seconds for which a call may be sent again.
-            headers: Headers beside those of this client, or in place of them.
+            timeout_s: See ``Client``. Options that are not given stay the same.
+            retry_s: See ``Client``.
+            headers: Headers to add to those of this client, or to override.
         """
         client = Client.__new__(Client)
-        core = self._connection.core.with_options(timeout_s, retry_s, headers)
-        client._connection = Connection(core, origin=self._connection)
+        endpoint = self._connection.endpoint.with_options(timeout_s, retry_s, headers)
+        client._connection = Connection(endpoint, origin=self._connection)
         return client
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Client:
-        """The client itself: a connection is shared, not copied."""
+        """Return the client itself: connections are shared, not copied."""
         return self
 
     def __reduce__(self) -> tuple[Callable[..., Client], tuple[Any, ...]]:
-        """Another connection to the same server.
+        """Pickle the URL and the options, but not the key and the headers, which may be secret.
 
-        Keys and headers are not written down: there, the environment has to have the key.
+        The process that unpickles the client reads the key from its environment.
         """
-        return self._connection.core.reconnected(Client), ()
+        return self._connection.endpoint.factory(Client), ()
 
     def __enter__(self) -> Client:
         return self
@@ -118,19 +117,19 @@ class Client:
         self._connection.close()
 
     def health(self) -> Mapping[str, Any]:
-        """What the server says of itself."""
+        """Return the liveness of the server."""
         return self.run(wire.health())
 
     def capabilities(self) -> Capabilities:
-        """What the server can do, and what it takes in one request."""
+        """Return the capabilities of the server, and its limits on requests."""
         return self.run(wire.capabilities())
 
     def usage(self, *, days: int = 31) -> Usage:
-        """What this key used on each of the last days (UTC)."""
+        """Return the usage of this key on each of the last days (UTC)."""
         return self.run(wire.usage(days))
 
     def register(self, document: Mapping[str, Any]) -> Problem:
-        """Register a problem document. The same document always has the same id, and is compiled once.
+        """Register a problem document. Equal documents have the same ID, and are canonicalised once.
 
         Args:
             document: An expression document or a cone program document, plain JSON.
@@ -138,15 +137,15 @@ class Client:
         return self.run(wire.register(document))
 
     def problems(self) -> tuple[Problem, ...]:
-        """The registered problems, all of them."""
-        return self._connection.follow(plans.problems(), ProgressBar(shown=False))
+        """Return all registered problems."""
+        return self._connection.execute(plans.problems(), ProgressBar(shown=False))
 
     def get(self, problem_id: str) -> Problem:
-        """A registered problem."""
+        """Return a registered problem."""
         return self.run(wire.get(problem_id))
 
     def delete(self, problem_id: str) -> None:
-        """Remove a registration."""
+        """Delete a registration."""
         self.run(wire.delete(problem_id))
 
     def solve(
@@ -164,17 +163,18 @@ class Client:
         """Solve a problem for a batch of parameters.
 
         Args:
-            problem_id: The problem.
-            parameters: Array of each parameter, of its registered shape or with one leading batch axis.
+            problem_id: ID of the problem.
+            parameters: Array for each parameter, of its registered shape or with a leading batch axis.
             solver: Name of a solver, or "auto".
-            options: Tolerance and limits.
-            duals: Return the dual variables of the constraints, too.
-            state: Keep the state there and return its handle, so that ``vjp`` and ``jvp`` need not solve again.
-            portable: Return the state itself, for the same purpose.
-            progress: Show a bar of the elements that are done, part by part (needs tqdm).
+            options: Solver options.
+            duals: Whether to return the dual variables of the constraints, too.
+            state: Whether the server keeps the state and returns its handle, so that ``vjp`` and ``jvp`` need not solve
+                again.
+            portable: Whether to return the state itself, for the same purpose.
+            progress: Whether to show a progress bar of the computed elements (needs tqdm).
 
         Raises:
-            ShapeError: Batches of a call that has to be sent in parts differ in size.
+            ShapeError: A batch must be sent in parts, but the batch sizes differ.
         """
         return self.run(
             wire.solve(
@@ -196,22 +196,23 @@ class Client:
         options: Options | None = None,
         progress: bool = False,
     ) -> VjpResult:
-        """Gradients of <cotangents, outputs> with respect to parameters.
+        """Return the gradients of <cotangents, outputs> with respect to parameters.
 
         Args:
-            problem_id: The problem.
-            cotangents: Array by variable or dual variable, shaped as the output, or "objective", shape (batch,).
-            parameters: As for ``solve``. With a handle they are sent only if the server no longer has its state.
-            state: The handle of the solve's state.
-            portable: The state itself; needs the parameters.
-            wrt: Parameters to differentiate in; all by default.
+            problem_id: ID of the problem.
+            cotangents: Arrays by variable or dual variable, of the shape of the output; or "objective", of shape
+                (batch,).
+            parameters: See ``solve``. With a handle, they are sent only if its state has expired.
+            state: Handle of the state of a solve.
+            portable: The state itself; it needs the parameters.
+            wrt: Parameters to differentiate with respect to; all by default.
             solver: Name of a solver, or "auto".
-            options: Tolerance and limits.
-            progress: As for ``solve``.
+            options: Solver options.
+            progress: See ``solve``.
 
         Raises:
-            GoneError: The server no longer has the state, and there are no parameters to compute it from.
-            ShapeError: As for ``solve``, or the state is of another number of elements.
+            GoneError: The state has expired, and there are no parameters to recompute it from.
+            ShapeError: See ``solve``; or the state has another number of elements.
         """
         return self.run(
             wire.vjp(
@@ -240,22 +241,22 @@ class Client:
         duals: bool = False,
         progress: bool = False,
     ) -> JvpResult:
-        """Tangents of the outputs along tangents of the parameters.
+        """Return the tangents of the outputs along tangents of the parameters.
 
         Args:
-            problem_id: The problem.
-            tangents: Array by parameter, of its shape or with a batch axis; parameters left out do not move.
-            parameters: As for ``vjp``, as are the states.
-            state: The handle of the solve's state.
+            problem_id: ID of the problem.
+            tangents: Arrays by parameter, of its shape or with a batch axis; missing tangents are zero.
+            parameters: See ``vjp``.
+            state: Handle of the state of a solve.
             portable: The state itself.
             solver: Name of a solver, or "auto".
-            options: Tolerance and limits.
-            duals: Return the tangents of the dual variables, too.
-            progress: As for ``solve``.
+            options: Solver options.
+            duals: Whether to return the tangents of the dual variables, too.
+            progress: See ``solve``.
 
         Raises:
-            GoneError: The server no longer has the state, and there are no parameters to compute it from.
-            ShapeError: As for ``solve``, or the state is of another number of elements.
+            GoneError: The state has expired, and there are no parameters to recompute it from.
+            ShapeError: See ``solve``; or the state has another number of elements.
         """
         return self.run(
             wire.jvp(
@@ -272,61 +273,61 @@ class Client:
         )
 
     def run(self, call: Call[T], *, progress: bool = False) -> T:
-        """The result of a call of ``wire``.
+        """Send a call of ``wire``, and return its result.
 
         Args:
             call: The call.
-            progress: As for ``solve``.
+            progress: See ``solve``.
         """
         with ProgressBar(shown=progress) as bar:
-            plan = plans.result_of(call, self._connection.core.known, measured=progress)
-            return self._connection.follow(plan, bar)
+            plan = plans.result_of(call, self._connection.endpoint.known, measured=progress)
+            return self._connection.execute(plan, bar)
 
     def submit(self, call: Call[T]) -> Job[T]:
-        """Begin a solve, vjp or jvp that outlives the connection: one request, however large.
+        """Start a solve, vjp or jvp as a job, which outlives the connection: one request, whatever its size.
 
         Args:
-            call: What to compute: ``wire.solve(problem.id, parameters)``.
+            call: The call, such as ``wire.solve(problem.id, parameters)``.
         """
         return self.run(wire.submit(call))
 
     def job(self, job_id: str) -> Job[Any]:
-        """A job that was begun elsewhere, by its id; its result is of what it computes."""
+        """Return a job that was started elsewhere, by its ID."""
         return self.run(wire.job(job_id))
 
     def jobs(self) -> tuple[JobStatus, ...]:
-        """How far the jobs of this key are."""
+        """Return the progress of the jobs of this key."""
         return self.run(wire.jobs())
 
     def status(self, job: Job[Any]) -> JobStatus:
-        """How far a job is."""
+        """Return the progress of a job."""
         return self.run(wire.job_status(job))
 
     def events(self, job: Job[Any]) -> Iterator[JobStatus]:
-        """How far a job is, now and whenever that changes, until it ends; a connection that breaks is made again."""
+        """Yield the progress of a job, now and after each change, until it ends; reconnect if the connection breaks."""
         status = self.status(job)
         yield status
         while not status.ended:
             for status in self._connection.stream(job):
                 yield status
             if not status.ended:
-                time.sleep(PAUSE_S)
+                time.sleep(RECONNECT_S)
                 status = self.status(job)
                 yield status
 
     def cancel(self, job: Job[Any]) -> None:
-        """Give a job up, or forget its result."""
+        """Cancel a job, or drop its result."""
         self.run(wire.job_cancel(job))
 
     def result(self, job: Job[T], *, progress: bool = False) -> T:
-        """The result of a job, once it is done.
+        """Wait for a job, and return its result.
 
         Args:
             job: The job.
-            progress: Show a bar meanwhile (needs tqdm).
+            progress: Whether to show a progress bar meanwhile (needs tqdm).
 
         Raises:
-            ApiError: What the request itself would have been refused with; NotFoundError where the job was cancelled.
+            ApiError: The error of the request itself; NotFoundError if the job was cancelled.
         """
         with ProgressBar(shown=progress) as bar:
             for status in self.events(job):

@@ -1,6 +1,6 @@
-"""How both clients send: plans followed, calls made side by side and again, requests sent by httpx.
+"""How both clients send calls: concurrently, with retries, by httpx.
 
-The two classes differ in ``await`` alone, and in how calls are given up.
+The two classes differ in ``await``, and in how they cancel calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, Retrying, sleep_using_event
 
 from convexlayer_client import wire
 from convexlayer_client.call import Call, Reply, Request
-from convexlayer_client.core import Core, progress_of
+from convexlayer_client.endpoint import Endpoint, parse_event
 from convexlayer_client.errors import ClientError
 from convexlayer_client.plans import Plan
 from convexlayer_client.progress import ProgressBar
@@ -28,42 +28,42 @@ __all__ = ["AsyncConnection", "Connection"]
 
 T = TypeVar("T")
 
-_AT_A_TIME = 2
-"""Calls that are made side by side, where there are many: while the server computes one, the next is sent."""
+_MAX_CONCURRENT = 2
+"""Concurrent calls of one batch: while the server computes one, the client sends the next."""
 
 
 @final
 class Connection:
-    """The connections of a client, which nobody having it any more closes.
+    """The connections of a client; they are closed when the client is garbage-collected.
 
     Args:
-        core: The server, and the way to speak to it.
-        transport: In place of the network.
-        origin: Whose connections these are, if they are not new.
+        endpoint: The server and the options.
+        transport: httpx transport to use instead of the network.
+        origin: Shares the connections of this object, if given.
     """
 
     def __init__(
-        self, core: Core, transport: httpx.BaseTransport | None = None, origin: Connection | None = None
+        self, endpoint: Endpoint, transport: httpx.BaseTransport | None = None, origin: Connection | None = None
     ) -> None:
-        self.core = core
+        self.endpoint = endpoint
         self._origin = origin
         self._http: httpx.Client = (
-            httpx.Client(base_url=core.url, transport=transport) if origin is None else origin._http
+            httpx.Client(base_url=endpoint.url, transport=transport) if origin is None else origin._http
         )
         if origin is None:
             weakref.finalize(self, self._http.close)
 
     def close(self) -> None:
-        """Close them."""
+        """Close the connections."""
         self._http.close()
 
-    def follow(self, plan: Plan[T], bar: ProgressBar) -> T:
-        """What a plan comes to."""
+    def execute(self, plan: Plan[T], bar: ProgressBar) -> T:
+        """Execute a plan, and return its result."""
         try:
             calls = next(plan)
             while True:
                 try:
-                    results = self._side_by_side(calls, bar)
+                    results = self._send_concurrently(calls, bar)
                 except ClientError as error:
                     calls = plan.throw(error)
                 else:
@@ -73,74 +73,74 @@ class Connection:
             return result
 
     def stream(self, job: Job[Any]) -> Iterator[JobStatus]:
-        """The events of one connection; none where the server refuses, which asking for the status will tell."""
-        core = self.core
+        """Yield the events of one connection; none if the server refuses, which the next status request reports."""
+        endpoint = self.endpoint
         try:
             with connect_sse(
-                self._http, "GET", wire.job_events(job), headers=core.headers({}), timeout=core.timeout
+                self._http, "GET", wire.job_events(job), headers=endpoint.headers({}), timeout=endpoint.timeout
             ) as source:
                 if source.response.is_success:
                     for event in source.iter_sse():
-                        yield progress_of(event.data)
+                        yield parse_event(event.data)
         except httpx.TransportError as error:
-            core.broken(job, error)
+            endpoint.log_interrupted_stream(job, error)
 
-    def _side_by_side(self, calls: Sequence[Call[Any]], bar: ProgressBar) -> list[Any]:
-        """The results of calls; where one fails, the others are given up, but for what is sent already."""
+    def _send_concurrently(self, calls: Sequence[Call[Any]], bar: ProgressBar) -> list[Any]:
+        """Send calls concurrently, and return their results; if one fails, cancel those that are not sent yet."""
         bar.begin(calls)
         if len(calls) == 1:
-            result = Retrying(**self.core.retries)(self._once, calls[0])
+            result = Retrying(**self.endpoint.retries)(self._send_once, calls[0])
             bar.add(calls[0])
             return [result]
         over = threading.Event()
-        retrying = Retrying(**self.core.retries, sleep=sleep_using_event(over))
+        retrying = Retrying(**self.endpoint.retries, sleep=sleep_using_event(over))
         errors: list[BaseException] = []
 
-        def answered(call: Call[Any]) -> Any:
+        def send(call: Call[Any]) -> Any:
             try:
-                return retrying(self._once, call, over)
+                return retrying(self._send_once, call, over)
             except BaseException as error:
                 errors.append(error)
                 over.set()
                 raise
 
-        pool = ThreadPoolExecutor(_AT_A_TIME)
+        pool = ThreadPoolExecutor(_MAX_CONCURRENT)
         try:
-            answers = {pool.submit(answered, call): call for call in calls}
-            for answer in as_completed(answers):
-                if errors:  # the others are of what was given up
+            futures = {pool.submit(send, call): call for call in calls}
+            for future in as_completed(futures):
+                if errors:  # other errors follow from the cancellation
                     raise errors[0]
-                bar.add(answers[answer])
-            return [answer.result() for answer in answers]
+                bar.add(futures[future])
+            return [future.result() for future in futures]
         finally:
             over.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _once(self, call: Call[T], over: threading.Event | None = None) -> T:
-        """One exchange, unless all is over; ``Retrying`` calls it again."""
+    def _send_once(self, call: Call[T], over: threading.Event | None = None) -> T:
+        """Send a call once, unless it is cancelled; ``Retrying`` retries it."""
         if over is not None and over.is_set():
-            raise self.core.given_up(call)
+            raise self.endpoint.cancelled(call)
         if self._http.is_closed:
-            raise self.core.closed(call)
-        steps = self.core.exchange(call)
+            raise self.endpoint.closed(call)
+        steps = self.endpoint.exchange(call)
         request = next(steps)
         while True:
-            reply = self._sent(request)
+            reply = self._exchange(request)
             try:
                 request = steps.send(reply)
             except StopIteration as end:
                 result: T = end.value
                 return result
 
-    def _sent(self, request: Request) -> Reply:
+    def _exchange(self, request: Request) -> Reply:
         try:
-            with self._http.stream(**_arguments(request, self.core)) as response:
+            with self._http.stream(**_arguments(request, self.endpoint)) as response:
                 content = bytearray()
                 for chunk in response.iter_bytes():
                     content += chunk
                 return Reply(response.status_code, response.headers, content)
         except httpx.RequestError as error:
-            raise self.core.lost(request, error) from error
+            raise self.endpoint.transport_error(request, error) from error
 
 
 @final
@@ -148,30 +148,33 @@ class AsyncConnection:
     """The connections of a client, for asyncio.
 
     Args:
-        core: As for ``Connection``, as are the others.
-        transport: In place of the network.
-        origin: Whose connections these are, if they are not new.
+        endpoint: See ``Connection`` for all arguments.
+        transport: httpx transport to use instead of the network.
+        origin: Shares the connections of this object, if given.
     """
 
     def __init__(
-        self, core: Core, transport: httpx.AsyncBaseTransport | None = None, origin: AsyncConnection | None = None
+        self,
+        endpoint: Endpoint,
+        transport: httpx.AsyncBaseTransport | None = None,
+        origin: AsyncConnection | None = None,
     ) -> None:
-        self.core = core
+        self.endpoint = endpoint
         self._http: httpx.AsyncClient = (
-            httpx.AsyncClient(base_url=core.url, transport=transport) if origin is None else origin._http
+            httpx.AsyncClient(base_url=endpoint.url, transport=transport) if origin is None else origin._http
         )
 
     async def close(self) -> None:
-        """Close them."""
+        """Close the connections."""
         await self._http.aclose()
 
-    async def follow(self, plan: Plan[T], bar: ProgressBar) -> T:
-        """What a plan comes to."""
+    async def execute(self, plan: Plan[T], bar: ProgressBar) -> T:
+        """Execute a plan, and return its result."""
         try:
             calls = next(plan)
             while True:
                 try:
-                    results = await self._side_by_side(calls, bar)
+                    results = await self._send_concurrently(calls, bar)
                 except ClientError as error:
                     calls = plan.throw(error)
                 else:
@@ -181,31 +184,31 @@ class AsyncConnection:
             return result
 
     async def stream(self, job: Job[Any]) -> AsyncIterator[JobStatus]:
-        """The events of one connection; none where the server refuses, which asking for the status will tell."""
-        core = self.core
+        """Yield the events of one connection; none if the server refuses, which the next status request reports."""
+        endpoint = self.endpoint
         try:
             async with aconnect_sse(
-                self._http, "GET", wire.job_events(job), headers=core.headers({}), timeout=core.timeout
+                self._http, "GET", wire.job_events(job), headers=endpoint.headers({}), timeout=endpoint.timeout
             ) as source:
                 if source.response.is_success:
                     async for event in source.aiter_sse():
-                        yield progress_of(event.data)
+                        yield parse_event(event.data)
         except httpx.TransportError as error:
-            core.broken(job, error)
+            endpoint.log_interrupted_stream(job, error)
 
-    async def _side_by_side(self, calls: Sequence[Call[Any]], bar: ProgressBar) -> list[Any]:
-        """The results of calls; where one fails, the others are given up."""
+    async def _send_concurrently(self, calls: Sequence[Call[Any]], bar: ProgressBar) -> list[Any]:
+        """Send calls concurrently, and return their results; if one fails, cancel the others."""
         bar.begin(calls)
-        gate = asyncio.Semaphore(_AT_A_TIME)
+        gate = asyncio.Semaphore(_MAX_CONCURRENT)
 
-        async def answered(call: Call[Any]) -> Any:
+        async def send(call: Call[Any]) -> Any:
             await gate.acquire()
-            result: Any = await AsyncRetrying(**self.core.retries)(self._once, call)
-            gate.release()  # not where it failed: then no other is to begin
+            result: Any = await AsyncRetrying(**self.endpoint.retries)(self._send_once, call)
+            gate.release()  # not after a failure, so that no other call starts
             bar.add(call)
             return result
 
-        tasks = [asyncio.ensure_future(answered(call)) for call in calls]
+        tasks = [asyncio.ensure_future(send(call)) for call in calls]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -213,37 +216,37 @@ class AsyncConnection:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _once(self, call: Call[T]) -> T:
-        """One exchange; ``AsyncRetrying`` calls it again."""
+    async def _send_once(self, call: Call[T]) -> T:
+        """Send a call once; ``AsyncRetrying`` retries it."""
         if self._http.is_closed:
-            raise self.core.closed(call)
-        steps = self.core.exchange(call)
+            raise self.endpoint.closed(call)
+        steps = self.endpoint.exchange(call)
         request = next(steps)
         while True:
-            reply = await self._sent(request)
+            reply = await self._exchange(request)
             try:
                 request = steps.send(reply)
             except StopIteration as end:
                 result: T = end.value
                 return result
 
-    async def _sent(self, request: Request) -> Reply:
+    async def _exchange(self, request: Request) -> Reply:
         try:
-            async with self._http.stream(**_arguments(request, self.core)) as response:
+            async with self._http.stream(**_arguments(request, self.endpoint)) as response:
                 content = bytearray()
                 async for chunk in response.aiter_bytes():
                     content += chunk
                 return Reply(response.status_code, response.headers, content)
         except httpx.RequestError as error:
-            raise self.core.lost(request, error) from error
+            raise self.endpoint.transport_error(request, error) from error
 
 
-def _arguments(request: Request, core: Core) -> Mapping[str, Any]:
-    """A request as httpx takes it."""
+def _arguments(request: Request, endpoint: Endpoint) -> Mapping[str, Any]:
+    """Return the arguments of httpx for a request."""
     return {
         "method": request.method,
         "url": request.path,
         "content": request.content,
         "headers": request.headers,
-        "timeout": core.timeout,
+        "timeout": endpoint.timeout,
     }

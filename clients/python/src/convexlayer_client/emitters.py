@@ -1,7 +1,7 @@
-"""How each CVXPY class is written in a problem document: a static table from class to emitter.
+"""Emitters: how each CVXPY class is written in a problem document.
 
-What is written evaluates, on the server, to the same CVXPY tree: shapes are exact, and what CVXPY adds by itself (the
-promotion of a scalar beside a vector) is left out where it would be added again.
+The server evaluates the text to the same CVXPY tree: shapes are exact, and promotions of scalars, which CVXPY inserts
+itself, are omitted where it would insert them again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["CONSTRAINTS", "EXPRESSIONS", "Level", "Text", "Writer"]
 
 
 class Level(IntEnum):
-    """How tightly a text holds together: an operand below the level that its place asks for is put in parentheses."""
+    """Precedence of a text's outermost operator; an operand of lower precedence is put in parentheses."""
 
     SUM = 1
     PRODUCT = 2
@@ -41,27 +41,27 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Text:
-    """A written expression and the level of its outermost operator."""
+    """The text of an expression, and the precedence of its outermost operator."""
 
     code: str
     level: Level = Level.ATOM
 
     def at(self, level: Level) -> str:
-        """The text as an operand that must hold together at ``level``."""
+        """Return the text as an operand of at least a precedence."""
         return self.code if self.level >= level else f"({self.code})"
 
 
 class Writer(Protocol):
-    """What an emitter may ask of the document that it writes into."""
+    """The document writer, as emitters see it."""
 
     def write(self, expression: Any) -> Text:
-        """The text of a CVXPY expression."""
+        """Return the text of a CVXPY expression."""
 
     def array(self, value: Any) -> Text:
-        """A constant: a scalar as it is, an array by the name under which it is put into the document."""
+        """Return the text of a constant: a literal for a scalar; for an array, its name among the constants."""
 
     def share(self, text: Text) -> Text:
-        """The name of a text that is put under "let"."""
+        """Put a text under "let", and return its name."""
 
 
 Emitter = Callable[[Writer, Any], Text]
@@ -73,7 +73,7 @@ ConstraintEmitter = Callable[[Writer, Any], str]
 
 @dataclass(frozen=True)
 class Keyword:
-    """A keyword argument: the attribute of the CVXPY object that holds it, and the default, which is not written."""
+    """A keyword argument: its attribute of the CVXPY object, and the default, which is omitted."""
 
     name: str
     attribute: str
@@ -87,7 +87,7 @@ OFFSET = Keyword("k", "k", 0)
 
 
 def literal(value: Any) -> str:
-    """A number, string, boolean or sequence as the grammar reads it."""
+    """Return a number, string, Boolean or sequence as a literal of the grammar."""
     if value is None or isinstance(value, bool | np.bool_ | str):
         return json.dumps(value if value is None or isinstance(value, str) else bool(value))
     if isinstance(value, Iterable):
@@ -138,7 +138,7 @@ def function_with(name: str, attribute: str, *keywords: Keyword) -> Emitter:
 
 
 def exact(emit_approximate: Emitter) -> Emitter:
-    """The power-cone form of an atom that CVXPY otherwise approximates by second-order cones: ``approx=false``."""
+    """Write an atom with ``approx=false``: by power cones, not approximated by second-order cones."""
 
     def emit(writer: Writer, expression: Any) -> Text:
         return Text(emit_approximate(writer, expression).code[:-1] + ", approx=false)")
@@ -148,16 +148,17 @@ def exact(emit_approximate: Emitter) -> Emitter:
 
 # Operators
 
-LONG = 4000  # characters after which a sum goes on in another text: servers bound the length of one
+MAX_SUM_LENGTH = 4000
+"""Characters from which a sum continues in another text; servers limit the length of one (20,000 by default)."""
 
 
 def _bare(expression: Any) -> Any:
-    """The scalar behind a promotion that an elementwise operator makes by itself, else the expression."""
+    """Return the scalar of a promotion that an elementwise operator inserts itself, else the expression."""
     return expression.args[0] if type(expression) is Promote and expression.size > 1 else expression
 
 
 def _bare_pair(left: Any, right: Any) -> tuple[Any, Any]:
-    """Both operands as written: at most one of them without its promotion, or nothing would say the shape."""
+    """Omit the promotion of at most one operand; without both, the shape would be lost."""
     return (left, _bare(right)) if type(right) is Promote else (_bare(left), right)
 
 
@@ -169,7 +170,7 @@ def _sum(writer: Writer, expression: Any) -> Text:
     for term in map(writer.write, [*others, *map(_bare, expression.args[2:])]):
         negative = term.level is Level.UNARY
         code += f" - {term.code[1:]}" if negative else f" + {term.at(Level.PRODUCT)}"
-        if len(code) > LONG:
+        if len(code) > MAX_SUM_LENGTH:
             code = writer.share(Text(code)).code
     return Text(code, Level.SUM)
 
@@ -219,7 +220,7 @@ def _index_entry(entry: Any) -> str:
 
 
 def _selection(writer: Writer, expression: Any) -> Text:
-    """Indexing by lists or masks: a list of integers where that says it, else the selection matrix that CVXPY makes."""
+    """Write indexing by lists or masks: as a list of integers if possible, else by CVXPY's selection matrix."""
     argument = expression.args[0]
     key = expression.key
     if argument.ndim == 1 and isinstance(key, list | np.ndarray) and np.ndim(key) == 1:
@@ -231,7 +232,7 @@ def _selection(writer: Writer, expression: Any) -> Text:
     return Text(f'reshape({writer.array(selection).code} @ {vector}, {literal(expression.shape)}, order="F")')
 
 
-# Atoms that are not written as they are stored
+# Atoms that CVXPY stores in another form
 
 
 def _sum_of_squares(writer: Writer, expression: Any) -> Text:
@@ -257,7 +258,7 @@ def _geometric_mean(writer: Writer, expression: Any) -> Text:
 
 
 def _real_part(writer: Writer, expression: Any) -> Text:
-    """Real part or conjugate of what is real: itself."""
+    """Write the real part or conjugate of a real expression: the expression itself."""
     argument = expression.args[0]
     if not argument.is_real():
         raise UnsupportedExpressionError(f"{type(expression).__name__} of a complex expression: documents are real")
@@ -352,7 +353,7 @@ EXPRESSIONS: Mapping[type, Emitter] = MappingProxyType(
 
 
 def _comparison(operator: str, right: str | None = None) -> ConstraintEmitter:
-    """Writes ``left operator right``, where ``right`` is the second argument unless given."""
+    """Writes ``left operator right``; ``right`` is by default the second argument."""
 
     def emit(writer: Writer, constraint: Any) -> str:
         left, *others = (writer.write(argument).code for argument in constraint.args)
@@ -368,7 +369,7 @@ def _call_of(emitter: Emitter) -> ConstraintEmitter:
 def _power_cone(writer: Writer, constraint: Any) -> str:
     alpha = constraint.alpha.value
     if alpha is None or np.ndim(alpha) > 1:
-        raise UnsupportedExpressionError("PowCone3D takes a number or a vector as alpha in a problem document")
+        raise UnsupportedExpressionError("in a problem document, alpha of PowCone3D is a number or a vector")
     arguments = [writer.write(argument).code for argument in constraint.args]
     exponents = alpha if np.ptp(alpha) else np.ravel(alpha)[0]
     return f"pow_cone({', '.join(arguments)}, alpha={literal(exponents)})"

@@ -1,30 +1,30 @@
-"""What can go wrong between a client and a Convexlayer server.
+"""Errors of the client.
 
 ClientError
-├── TransportError                 no answer came: refused, cut off, or the client is closed
-│   └── RequestTimeoutError        none came in the time that was allowed; also the built-in TimeoutError
-├── ProtocolError                  an answer came that is not this API's
-├── ApiError                       the server refused or failed; one class a status
+├── TransportError                 no response: connection refused or broken, or the client is closed
+│   └── RequestTimeoutError        no response in time; also a TimeoutError
+├── ProtocolError                  the response is not one of this API
+├── ApiError                       the server responded with an error; a class for each status
 │   ├── MalformedError             400  the body is not JSON
 │   ├── UnauthenticatedError       401  no key, or an unknown one
-│   ├── ForbiddenError             403  the key may not do this
-│   ├── NotFoundError              404  no such problem
-│   ├── ConflictError              409  the state of the thing does not allow this
-│   ├── GoneError                  410  the state was dropped
+│   ├── ForbiddenError             403  a quota is exceeded
+│   ├── NotFoundError              404  no such problem or job
+│   ├── ConflictError              409  the job is not in the required state
+│   ├── GoneError                  410  the state or result has expired
 │   ├── TooLargeError              413  the body exceeds a limit
-│   ├── MediaTypeError             415  the body is of a type that is not read
-│   ├── InvalidError               422  a field of the request is wrong; ``errors`` says which
-│   ├── TooManyRequestsError       429  come again after ``retry_after_s``
-│   ├── InternalError              500  a defect of the server
-│   ├── UnavailableError           503  come again after ``retry_after_s``
-│   └── DeadlineError              504  the time allowed was not enough
-├── EncodingError                  what was given is no JSON, or no array; found before anything is sent
-├── UnsupportedExpressionError     a CVXPY problem that no document states
-├── ShapeError                     a tensor does not fit its parameter, or a batch its state; found before it is sent
-├── DerivativeError                a derivative may not exist, and the layer was told to raise
+│   ├── MediaTypeError             415  the media type is not supported
+│   ├── InvalidError               422  a field of the request is invalid; see ``errors``
+│   ├── TooManyRequestsError       429  try again after ``retry_after_s``
+│   ├── InternalError              500  a bug in the server
+│   ├── UnavailableError           503  try again after ``retry_after_s``
+│   └── DeadlineError              504  computing took too long
+├── EncodingError                  an argument is not JSON, or not an array; raised before sending
+├── UnsupportedExpressionError     a CVXPY problem cannot be expressed as a document
+├── ShapeError                     shapes or batch sizes do not match; raised before sending
+├── DerivativeError                a derivative may not exist or is inaccurate, and ``on_degenerate`` is ``raise``
 └── FailedElementsError            elements of a batch have no solution
 
-An infeasible or unbounded problem is no error of the service: it is an answer with a status.
+An infeasible or unbounded problem is not an error of the service: the result has a status.
 """
 
 from __future__ import annotations
@@ -64,29 +64,29 @@ __all__ = [
 
 
 class ClientError(Exception):
-    """Base of every error of this package; all of them can be pickled, so that they reach other processes."""
+    """Base class of all errors of this package. They can be pickled."""
 
     def __reduce__(self) -> tuple[Callable[..., ClientError], tuple[Any, ...], dict[str, Any]]:
         return _made, (type(self), *self.args), vars(self)
 
 
 def _made(kind: type[ClientError], *arguments: Any) -> ClientError:
-    """An error as it was, whatever its __init__ takes."""
+    """Restore an error without calling its __init__."""
     error = kind.__new__(kind, *arguments)
     error.args = arguments
     return error
 
 
 class TransportError(ClientError):
-    """No answer came from the server, and the cause is the HTTP library's error; or the client is closed."""
+    """No response arrived; the cause is the error of the HTTP library, unless the client is closed."""
 
 
 @final
 class RequestTimeoutError(TransportError, TimeoutError):
-    """No answer came in the time that was allowed.
+    """No response arrived in time.
 
     Attributes:
-        timeout_s: That time.
+        timeout_s: The timeout.
     """
 
     def __init__(self, message: str, *, timeout_s: float) -> None:
@@ -96,16 +96,16 @@ class RequestTimeoutError(TransportError, TimeoutError):
 
 @final
 class ProtocolError(ClientError):
-    """The server's answer is not one that this client can read."""
+    """The response is not one of this API."""
 
 
 @dataclass(frozen=True)
 class FieldError:
-    """One wrong place of a request.
+    """One invalid field of a request.
 
     Attributes:
         pointer: JSON pointer (RFC 6901) into the body; empty for the whole body.
-        detail: What was expected, what came, what to try.
+        detail: What was expected, and what was given.
     """
 
     pointer: str
@@ -113,16 +113,16 @@ class FieldError:
 
 
 class ApiError(ClientError):
-    """The server refused the request, or failed (a problem document of RFC 9457).
+    """The server responded with an error (problem details of RFC 9457).
 
     Attributes:
         status: HTTP status.
         type: URI of the kind of error, finer than the status: ``urn:convexlayer:problem:...``.
-        title: The kind of error in words.
-        detail: This occurrence in words.
-        errors: The wrong places of the request.
-        request_id: What the server's log calls this request; None where it did not say.
-        retry_after_s: Seconds after which to try again; None where the server did not say.
+        title: Summary of the kind of error.
+        detail: Explanation of this occurrence.
+        errors: The invalid fields of the request.
+        request_id: ID of the request in the server's log, if known.
+        retry_after_s: Seconds after which to try again, if known.
     """
 
     def __init__(
@@ -155,12 +155,12 @@ class MalformedError(ApiError):
 
 @final
 class UnauthenticatedError(ApiError):
-    """401: no key was sent, or one that the server does not know."""
+    """401: the request has no key, or an invalid one."""
 
 
 @final
 class ForbiddenError(ApiError):
-    """403: the key may not do this."""
+    """403: a quota is exceeded."""
 
 
 @final
@@ -170,12 +170,12 @@ class NotFoundError(ApiError):
 
 @final
 class ConflictError(ApiError):
-    """409: the state of what is addressed does not allow this."""
+    """409: the job is not in the required state."""
 
 
 @final
 class GoneError(ApiError):
-    """410: the state that was referred to has been dropped; send the parameters instead."""
+    """410: the state has expired; send the parameters instead."""
 
 
 @final
@@ -185,12 +185,12 @@ class TooLargeError(ApiError):
 
 @final
 class MediaTypeError(ApiError):
-    """415: the body is of a media type that the server does not read."""
+    """415: the server does not support the media type of the body."""
 
 
 @final
 class InvalidError(ApiError):
-    """422: a field of the request is wrong; ``errors`` says which and why."""
+    """422: a field of the request is invalid; ``errors`` has the details."""
 
 
 @final
@@ -200,7 +200,7 @@ class TooManyRequestsError(ApiError):
 
 @final
 class InternalError(ApiError):
-    """500: a defect of the server."""
+    """500: a bug in the server."""
 
 
 @final
@@ -210,7 +210,7 @@ class UnavailableError(ApiError):
 
 @final
 class DeadlineError(ApiError):
-    """504: the time that was allowed did not suffice."""
+    """504: computing took longer than the server allows."""
 
 
 API_ERRORS = MappingProxyType[int, type[ApiError]](
@@ -230,7 +230,7 @@ API_ERRORS = MappingProxyType[int, type[ApiError]](
         504: DeadlineError,
     }
 )
-"""The class of each status; any other status is an ``ApiError`` itself."""
+"""The class for each status; other statuses raise ``ApiError`` itself."""
 
 
 @final
@@ -240,17 +240,17 @@ class EncodingError(ClientError):
 
 @final
 class UnsupportedExpressionError(ClientError):
-    """A CVXPY problem holds something that a problem document cannot state."""
+    """A CVXPY problem cannot be expressed as a problem document."""
 
 
 @final
 class ShapeError(ClientError):
-    """A tensor does not have its parameter's shape, or batches, or a batch and its state, differ in size."""
+    """A tensor has another shape than its parameter, or batch sizes differ."""
 
 
 @final
 class DerivativeError(ClientError):
-    """A derivative may not exist or is inaccurate, and the layer was told to raise."""
+    """A derivative may not exist or is inaccurate, and ``on_degenerate`` is ``raise``."""
 
 
 @final
@@ -259,8 +259,8 @@ class FailedElementsError(ClientError):
 
     Attributes:
         indices: Positions of the failed elements.
-        outputs: What the layer would have returned, NaN in the failed rows; the others can be used and differentiated.
-        report: The report of the call, with one status an element.
+        outputs: The outputs, NaN for failed elements; the others can be used and differentiated.
+        report: The report of the call, with a status for each element.
     """
 
     def __init__(self, message: str, *, indices: tuple[int, ...], outputs: Any, report: Any) -> None:

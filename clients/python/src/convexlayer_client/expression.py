@@ -1,8 +1,7 @@
-"""From a CVXPY problem to a problem document that a server compiles.
+"""Problem documents from CVXPY problems.
 
-The document states the problem in the server's grammar wherever the table of ``emitters`` knows every class in it. A
-problem that holds anything else is canonicalised here, where the library ``convexlayer`` is installed, and sent as a
-cone program.
+If ``emitters`` supports every class in a problem, its document uses the server's grammar. Otherwise, if the library
+``convexlayer`` is installed, the problem is canonicalised here and becomes a cone program document.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ _OTHER_ATTRIBUTES = ("complex", "imag", "hermitian", "boolean", "integer", "spar
 @final
 @dataclass(frozen=True)
 class ProblemDocument:
-    """A problem as the server takes it, and what its parts are called there.
+    """The document of a problem, and the names of its parts there.
 
     Attributes:
-        body: The document, plain JSON.
-        parameters: Names of the parameters, in the order in which they were given.
-        outputs: Names of the variables and dual variables, in the order in which they were given.
+        body: The document as plain JSON.
+        parameters: Names of the parameters, in the given order.
+        outputs: Names of the variables and dual variables, in the given order.
     """
 
     body: dict[str, Any]
@@ -48,18 +47,18 @@ class ProblemDocument:
 def to_document(
     problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable], *, gp: bool = False
 ) -> ProblemDocument:
-    """State a CVXPY problem as a document.
+    """Express a CVXPY problem as a document.
 
     Args:
         problem: The problem.
         parameters: All parameters of the problem, in the order of a layer's arguments.
         variables: Variables of the problem, and dual variables of its constraints (``constraint.dual_variables[0]``).
-        gp: The problem is a geometric program.
+        gp: Whether the problem is a geometric program.
 
     Raises:
-        UnsupportedExpressionError: The grammar lacks a class that the problem holds, and ``convexlayer``, which could
+        UnsupportedExpressionError: The grammar does not support the problem, and ``convexlayer``, which could
             canonicalise it here, is not installed.
-        ValueError: ``parameters`` or ``variables`` are not those of the problem.
+        ValueError: ``parameters`` lacks one of the problem, or ``variables`` has one of another problem.
     """
     missing = [parameter.name() for parameter in problem.parameters() if not _holds(parameters, parameter)]
     if missing:
@@ -90,9 +89,9 @@ def _holds(leaves: Iterable[Any], leaf: Any) -> bool:
 
 
 def _names(leaves: Sequence[Any], prefix: str, taken: set[str]) -> dict[int, str]:
-    """The user's name of each leaf where the grammar takes it and it is unique, else the prefix and a number.
+    """Return the user's name of each leaf if it is valid and unique, else the prefix and a number.
 
-    CVXPY's own names count up over the process; a number that counts within the problem gives equal problems equal ids.
+    CVXPY numbers its default names within the process; numbers within the problem give equal problems equal IDs.
     """
     given = Counter(leaf.name() for leaf in leaves)
     names: dict[int, str] = {}
@@ -107,7 +106,7 @@ def _names(leaves: Sequence[Any], prefix: str, taken: set[str]) -> dict[int, str
 
 
 def _fresh(prefix: str, taken: set[str]) -> Iterator[str]:
-    """``prefix0``, ``prefix1``, ... but those taken."""
+    """Yield ``prefix0``, ``prefix1``, ..., but for taken names."""
     number = 0
     while True:
         name = f"{prefix}{number}"
@@ -117,7 +116,7 @@ def _fresh(prefix: str, taken: set[str]) -> Iterator[str]:
 
 
 def _output_names(problem: cp.Problem, names: dict[int, str]) -> dict[int, str]:
-    """Variables by their names; the duals of constraint i as ``ci``, or ``ci.0``, ``ci.1`` where it has several."""
+    """Return the names of outputs by id; the duals of constraint i are ``ci``, or ``ci.0``, ``ci.1``, ..."""
     outputs = {id(variable): names[id(variable)] for variable in problem.variables()}
     for position, constraint in enumerate(problem.constraints):
         duals = constraint.dual_variables
@@ -163,7 +162,7 @@ def _constraint(writer: _DocumentWriter, constraint: Any) -> str:
 
 
 def _bounds(writer: _DocumentWriter, variable: Any) -> Iterator[str]:
-    """A variable's own bounds as constraints, which stand after all others so that those keep their positions."""
+    """Write the bounds of a variable as constraints; they follow all others, which so keep their positions."""
     for bound, comparison in zip(variable.bounds or (), (">=", "<="), strict=False):
         if isinstance(bound, cp.Expression):
             yield f"{writer.write(variable).code} {comparison} {writer.write(bound).code}"
@@ -176,7 +175,7 @@ def _bounds(writer: _DocumentWriter, variable: Any) -> Iterator[str]:
 
 
 def _shared(roots: Iterable[Any]) -> set[int]:
-    """Ids of the subexpressions, leaves apart, that are used more than once."""
+    """Return the ids of the subexpressions, other than leaves, that are used more than once."""
     seen: set[int] = set()
     shared: set[int] = set()
     stack = list(roots)
@@ -193,11 +192,11 @@ def _shared(roots: Iterable[Any]) -> set[int]:
 
 @final
 class _DocumentWriter:
-    """Writes expressions; collects the constants and the shared subexpressions that they refer to.
+    """Writes expressions, and collects their constants and shared subexpressions.
 
     Args:
-        names: Names of parameters and variables, by id.
-        shared: Ids of the expressions to write once, under "let".
+        names: Names of parameters and variables by id.
+        shared: Ids of the expressions to put under "let".
     """
 
     def __init__(self, names: dict[int, str], shared: set[int]) -> None:
@@ -210,10 +209,10 @@ class _DocumentWriter:
         self._arrays: dict[tuple[tuple[int, ...], bytes], str] = {}
 
     def write(self, expression: Any) -> Text:
-        """The text of a CVXPY expression.
+        """Return the text of a CVXPY expression.
 
         Raises:
-            UnsupportedExpressionError: The table has no emitter for a class in it.
+            UnsupportedExpressionError: There is no emitter for a class in it.
         """
         if id(expression) in self._names:
             return Text(self._names[id(expression)])
@@ -229,13 +228,13 @@ class _DocumentWriter:
         return text
 
     def share(self, text: Text) -> Text:
-        """The name of a text that is put under "let"."""
+        """Put a text under "let", and return its name."""
         name = next(self._let_names)
         self.let[name] = text.code
         return Text(name)
 
     def array(self, value: Any) -> Text:
-        """A scalar as it is, an array by the name under which it is put into the document; equal arrays share one.
+        """Return a literal for a scalar; for an array, its name among the constants, shared by equal arrays.
 
         Raises:
             UnsupportedExpressionError: The value is complex or not finite.
@@ -263,7 +262,7 @@ def _cone_program(
     gp: bool,
     reason: UnsupportedExpressionError,
 ) -> ProblemDocument:
-    """The problem canonicalised here; the only place where the client knows of the library."""
+    """Canonicalise the problem here; only this function uses the library."""
     try:
         from convexlayer import canonicalize
     except ImportError:

@@ -1,4 +1,4 @@
-"""RemoteConvexLayer: a torch module whose solves and derivatives happen on a server."""
+"""RemoteConvexLayer: a torch module that solves and differentiates on a server."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, final, get_args
 import cvxpy as cp
 import torch
 
+from convexlayer_client.autograd import RemoteCall, RemoteProblem, RemoteReport, Solve, StateForm
 from convexlayer_client.client import Client
 from convexlayer_client.errors import DerivativeError, FailedElementsError, ShapeError
 from convexlayer_client.expression import to_document
-from convexlayer_client.function import RemoteCall, RemoteProblem, RemoteReport, Solve, StateForm
 from convexlayer_client.results import Options
 
 __all__ = ["LayerErrors", "RemoteConvexLayer", "RemoteReport"]
@@ -22,17 +22,23 @@ __all__ = ["LayerErrors", "RemoteConvexLayer", "RemoteReport"]
 ON_FAILURE = ("raise", "nan")
 ON_DEGENERATE = ("warn", "report", "raise")
 
+_MAX_LISTED = 8
+"""Elements that a message lists."""
+
+_MAX_DETAILS = 3
+"""Elements whose details a message quotes."""
+
 
 @final
 @dataclass(frozen=True)
 class LayerErrors:
-    """What a layer raises: the client's errors, or another package's of the same signatures.
+    """The errors that a layer raises: those of the client, or of another package with the same signatures.
 
     Attributes:
-        shape: Of tensors that do not fit.
-        failed: Of elements without a solution.
-        invalid: Likewise, where some of them have values that cannot be used.
-        derivative: Of derivatives that cannot be trusted.
+        shape: Shapes or batch sizes do not match.
+        failed: Elements have no solution.
+        invalid: Elements have no solution, and some have invalid values.
+        derivative: Derivatives may not exist or are inaccurate.
     """
 
     shape: Callable[[str], Exception] = ShapeError
@@ -49,13 +55,13 @@ class RemoteConvexLayer(torch.nn.Module):
         (solution,) = layer(A_tensor, b_tensor)
         loss(solution).backward()
 
-    The call is that of ``convexlayer.ConvexLayer``, which need not be installed here. Each tensor has its parameter's
-    shape, or one leading batch axis; the two mix by broadcasting, and the gradient of a shared parameter is the sum
-    over the batch. The server keeps what a solve found, so that backward need not solve again; where it has dropped it,
-    or was started anew, backward computes it again from the parameters, and the answer is the same. A batch that is too
-    large for one request is sent in parts. Numbers travel in double precision; dtype and device of the tensors come
-    back in the outputs. Works under torch.no_grad, torch.autograd.gradcheck, torch.func.jvp and vjp; not under
-    torch.func.vmap, where a batch of tensors does the same.
+    The interface is that of ``convexlayer.ConvexLayer``, which need not be installed. Each tensor has its parameter's
+    shape, or a leading batch axis; they broadcast, and the gradient of a parameter without a batch axis is summed over
+    the batch. The server keeps the state of a solve, so that backward need not solve again. If the state has expired,
+    or the server was restarted, backward recomputes it from the parameters, with the same result. A batch that is too
+    large for one request is sent in parts. Numbers are sent in double precision; the outputs have the dtype and device
+    of the tensors. Supports torch.no_grad, torch.autograd.gradcheck, torch.func.jvp and torch.func.vjp, but not
+    torch.func.vmap; use a batch of tensors instead.
     """
 
     def __init__(
@@ -80,32 +86,31 @@ class RemoteConvexLayer(torch.nn.Module):
 
         Args:
             problem: A DPP problem.
-            parameters: Every parameter of the problem, in the order of the tensors.
-            variables: What to return: variables of the problem, and dual variables of its constraints
+            parameters: All parameters of the problem, in the order of the tensors.
+            variables: Outputs: variables of the problem, and dual variables of its constraints
                 (``constraint.dual_variables[i]``).
-            url: Where the server is; the environment's ``CONVEXLAYER_URL`` unless given.
-            client: A client to use in place of ``url`` and ``api_key``, with its own options
-                (``client.with_options(timeout_s=60)``); it is not closed by the layer.
-            api_key: The server's key; ``CONVEXLAYER_API_KEY`` unless given.
-            gp: The problem is a geometric program.
-            on_failure: What to do when an element of a batch has no solution, or values that cannot be used: ``raise``
-                a FailedElementsError that carries the others, or fill its outputs with ``nan``. Gradients of such
-                elements are zero, the others' untouched.
-            on_degenerate: What to do when a derivative may not exist or is inaccurate: ``warn`` (once a layer; of
-                solutions that are inaccurate themselves the call warns once, too), ``report`` only, or ``raise`` a
-                DerivativeError.
+            url: URL of the server; by default the variable ``CONVEXLAYER_URL``.
+            client: A client to use instead of ``url`` and ``api_key``, with its own options
+                (``client.with_options(timeout_s=60)``); the layer does not close it.
+            api_key: Key of the server; by default the variable ``CONVEXLAYER_API_KEY``.
+            gp: Whether the problem is a geometric program.
+            on_failure: What to do if an element has no solution, or invalid values: ``raise`` a FailedElementsError,
+                which holds the outputs of the other elements, or fill its outputs with ``nan``. Gradients of failed
+                elements are zero; those of the others are not affected.
+            on_degenerate: What to do if a derivative may not exist or is inaccurate: ``warn`` (once per layer; the call
+                also warns once about inaccurate solutions), only ``report``, or ``raise`` a DerivativeError.
             solver: Name of a solver of the server, or ``auto``.
-            options: Options of every call, complete or as changes to the server's.
-            state: Where what a solve found is kept for backward: on the server under a ``handle``; ``portable``, with
-                the outputs here, too, for a server that drops it early; or ``none``, and backward solves again.
-            progress: Show a bar of the elements that are done, in every call and backward pass (needs tqdm).
-            errors: What to raise instead of this package's errors.
+            options: Solver options of every call, complete or as changes to the defaults.
+            state: Where the state of a solve is kept for backward: on the server (``handle``); also in the client
+                (``portable``), in case it expires on the server; or nowhere (``none``), so that backward solves again.
+            progress: Whether to show a progress bar in every call and backward pass (needs tqdm).
+            errors: Errors to raise instead of those of this package.
 
         Raises:
-            UnsupportedExpressionError: The problem cannot be stated as a document.
-            ApiError: The server refuses the problem.
-            TransportError: No server answers.
-            ValueError: An argument is not one of its choices.
+            UnsupportedExpressionError: The problem cannot be expressed as a document.
+            ApiError: The server rejects the problem.
+            TransportError: No response arrives.
+            ValueError: An argument has an unknown value.
         """
         super().__init__()
         _check_choice("on_failure", on_failure, ON_FAILURE)
@@ -117,17 +122,17 @@ class RemoteConvexLayer(torch.nn.Module):
         self._on_failure = on_failure
         self._shapes = [parameter.shape for parameter in parameters]
         self._errors = errors or LayerErrors()
-        self._judge = _Judge(on_degenerate, self._errors.derivative)
+        self._accuracy = _AccuracyReporter(on_degenerate, self._errors.derivative)
         document = to_document(problem, parameters, variables, gp=gp)
         self._remote = RemoteProblem(client or Client(url, api_key), document, solver, state, progress=progress)
 
     @property
     def problem_id(self) -> str:
-        """The problem's id on the server."""
+        """ID of the problem on the server."""
         return self._remote.id
 
     def extra_repr(self) -> str:
-        """Names and id, for torch's repr."""
+        """Return names and ID for torch's repr."""
         document = self._remote.document
         return f"({', '.join(document.parameters)}) -> ({', '.join(document.outputs)}), {self.problem_id}"
 
@@ -140,22 +145,22 @@ class RemoteConvexLayer(torch.nn.Module):
         """Solve.
 
         Args:
-            tensors: One a parameter, of its shape or with one leading batch axis.
-            options: Complete options, or changes to the layer's, for this call.
-            warm_start: Taken as the local layer takes it, and not used: the server begins anew.
+            tensors: A tensor for each parameter, of its shape or with a leading batch axis.
+            options: Solver options of this call, complete or as changes to those of the layer.
+            warm_start: Accepted for compatibility with the local layer, and ignored.
 
         Returns:
-            One tensor a variable, with the batch axis if any input had it.
+            A tensor for each variable, with a batch axis if any input had one.
 
         Raises:
-            ShapeError: Shapes or batch sizes do not fit.
-            FailedElementsError: Elements without a solution, under ``on_failure="raise"``.
-            ApiError: The server refuses the values; InvalidError where one that is no batch is not finite or violates
-                an attribute.
-            TransportError: No server answers.
+            ShapeError: Shapes or batch sizes do not match.
+            FailedElementsError: Elements have no solution, and ``on_failure`` is ``raise``.
+            ApiError: The server rejects the values; InvalidError if a value without a batch axis is not finite or
+                violates an attribute.
+            TransportError: No response arrives.
         """
         outputs, report = self.solve(*tensors, options=options, warm_start=warm_start)
-        self._judge.of_solutions(report)
+        self._accuracy.check_solutions(report)
         return outputs
 
     def solve(
@@ -164,13 +169,13 @@ class RemoteConvexLayer(torch.nn.Module):
         options: Options | Mapping[str, Any] | None = None,
         warm_start: RemoteReport | None = None,
     ) -> tuple[tuple[torch.Tensor, ...], RemoteReport]:
-        """Like the call, with the report, which backward completes."""
+        """Solve, and return the report, too; backward adds the derivative to it."""
         self._check(tensors)
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        call = RemoteCall(self._remote, Options.of(options, self._options), self._judge, keep=keep)
+        call = RemoteCall(self._remote, Options.of(options, self._options), self._accuracy, keep=keep)
         *outputs, objective = Solve.apply(call, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         report = call.report
-        report.objective = objective  # the one that autograd knows
+        report.objective = objective  # with its graph
         if report.failed and self._on_failure == "raise":
             error = self._errors.invalid if "invalid" in report.status else self._errors.failed
             raise error(_failure_message(report), indices=report.failed, outputs=tuple(outputs), report=report)
@@ -206,9 +211,9 @@ def _kind(value: object) -> str:
 
 
 def _failure_message(report: RemoteReport) -> str:
-    named = ", ".join(f"{i} ({report.status[i]})" for i in report.failed[:8])
-    more = f" and {len(report.failed) - 8} more" if len(report.failed) > 8 else ""
-    known = "".join(f". Element {i}: {report.details[i]}" for i in sorted(report.details)[:3])
+    named = ", ".join(f"{i} ({report.status[i]})" for i in report.failed[:_MAX_LISTED])
+    more = f" and {len(report.failed) - _MAX_LISTED} more" if len(report.failed) > _MAX_LISTED else ""
+    known = "".join(f". Element {i}: {report.details[i]}" for i in sorted(report.details)[:_MAX_DETAILS])
     return (
         f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The others are in "
         f"this error's outputs; on_failure='nan' returns them instead{known}"
@@ -216,41 +221,40 @@ def _failure_message(report: RemoteReport) -> str:
 
 
 @final
-class _Judge:
-    """What becomes of derivatives that cannot be trusted, and of inaccurate solutions; warns once of each."""
+class _AccuracyReporter:
+    """Reports inaccurate derivatives and solutions; warns at most once of each."""
 
     def __init__(self, on_degenerate: str, error: Callable[[str], Exception]) -> None:
         self._on_degenerate = on_degenerate
         self._error = error
         self._lock = threading.Lock()
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
-    def __reduce__(self) -> tuple[Callable[..., _Judge], tuple[Any, ...]]:
-        return _Judge, (self._on_degenerate, self._error)
+    def __reduce__(self) -> tuple[Callable[..., _AccuracyReporter], tuple[Any, ...]]:
+        return _AccuracyReporter, (self._on_degenerate, self._error)
 
-    def of_solutions(self, report: RemoteReport) -> None:
-        """Of a call that returns no report."""
+    def check_solutions(self, report: RemoteReport) -> None:
+        """Check the solutions of a call that returns no report."""
         inaccurate = [str(i) for i, word in enumerate(report.status) if word == "optimal_inaccurate"]
         if inaccurate and self._on_degenerate != "report":
             self._warn(
                 "solutions",
                 f"the solutions of {len(inaccurate)} of {len(report.status)} elements are inaccurate: "
-                f"{_first(inaccurate)}. The report of layer.solve(...) says how far: its status and residuals",
+                f"{_first(inaccurate)}. The report of layer.solve(...) has their status and residuals",
             )
 
     def __call__(self, report: RemoteReport) -> None:
         if self._on_degenerate == "report" or report.derivative is None:
             return
         failed = set(report.failed)
-        doubtful = [
+        inaccurate_ = [
             f"{i} ({word})" for i, word in enumerate(report.derivative.status) if word != "ok" and i not in failed
         ]
-        if not doubtful:
+        if not inaccurate_:
             return
         message = (
-            f"the derivative of {len(doubtful)} of {len(report.status)} elements may not exist or is inaccurate: "
-            f"{_first(doubtful)}. What is returned is a least-squares direction; report.derivative says how far to "
-            "trust it"
+            f"the derivative of {len(inaccurate_)} of {len(report.status)} elements may not exist or is inaccurate: "
+            f"{_first(inaccurate_)}. The result is a least-squares direction; report.derivative has accuracy estimates"
         )
         if self._on_degenerate == "raise":
             raise self._error(message)
@@ -258,11 +262,13 @@ class _Judge:
 
     def _warn(self, about: str, message: str) -> None:
         with self._lock:
-            first = about not in self._said
-            self._said.add(about)
+            first = about not in self._warned
+            self._warned.add(about)
         if first:
-            warnings.warn(message + " (said once a layer; on_degenerate='report' is silent)", UserWarning, stacklevel=2)
+            warnings.warn(
+                message + " (warned once per layer; on_degenerate='report' disables this)", UserWarning, stacklevel=2
+            )
 
 
 def _first(named: list[str]) -> str:
-    return f"{', '.join(named[:8])}{' ...' if len(named) > 8 else ''}"
+    return f"{', '.join(named[:_MAX_LISTED])}{' ...' if len(named) > _MAX_LISTED else ''}"

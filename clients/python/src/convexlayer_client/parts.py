@@ -1,4 +1,4 @@
-"""Batches beyond what a server takes in one request, cut into parts that it takes."""
+"""Splitting of batches that exceed the server's limits on one request."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, Generic, TypeVar, final
 
 from convexlayer_client.account import Capabilities
 from convexlayer_client.arrays import Array
-from convexlayer_client.call import Call, Form, Rows
+from convexlayer_client.call import BatchSlice, Call, Form
 from convexlayer_client.errors import ShapeError
 from convexlayer_client.results import PortableState, Problem, SplitState
 
-__all__ = ["Cutter", "Limits", "may_be_too_large", "rows_at_most"]
+__all__ = ["BatchSplitter", "Limits", "max_elements", "may_be_too_large"]
 
 T = TypeVar("T")
 
-_AROUND_BYTES = 64
-"""By so much what is written around an array may grow with its rows, at most."""
+_OVERHEAD_BYTES = 64
+"""Bytes by which the header entry of an array may grow with its number of elements, at most."""
 
 _STATUS_BYTES = 64
-"""What the status of an element takes in a portable state, at most."""
+"""Bytes of the status of an element in a portable state, at most."""
 
 _GROUPS = ("parameters", "tangents", "cotangents")
 
@@ -31,7 +31,7 @@ _GROUPS = ("parameters", "tangents", "cotangents")
 @final
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes in one request.
+    """The limits of a server on one request.
 
     Attributes:
         batch: Elements.
@@ -47,35 +47,35 @@ class Limits:
 
     @classmethod
     def of(cls, capabilities: Capabilities) -> Limits:
-        """Those that a server states; no limit is infinity."""
+        """Return the limits among a server's capabilities; no limit is infinity."""
         names = ("max_batch", "max_body_bytes", "max_array_size", "max_batch_size")
         given = (capabilities.limits.get(name) for name in names)
         return cls(*(math.inf if limit is None else limit for limit in given))
 
 
-_UNASKED = Limits(batch=256, body_bytes=2**20, array_size=math.inf, batch_size=math.inf)
-"""What any server is taken to read; so little is sent without asking for its limits."""
+_DEFAULT_LIMITS = Limits(batch=256, body_bytes=2**20, array_size=math.inf, batch_size=math.inf)
+"""Limits that every server is assumed to allow: requests within them are sent without asking for its limits."""
 
 
 def may_be_too_large(call: Call[Any], problem: Problem | None, limits: Limits | None) -> bool:
-    """Whether a server may refuse a call for its size, or cannot but refuse it, since its state is of several solves.
+    """Whether a server may reject a call because of its size, or because its state comes from several solves.
 
-    An estimate, for it is made for every call.
+    This is a cheap, conservative estimate, since it is made for every call.
 
     Args:
         call: The call.
-        problem: Its problem, if that is known; then the derivatives that begin with a state are looked at, too.
-        limits: The server's, if they are known.
+        problem: Its problem, if known; then later derivatives from its state are considered, too.
+        limits: Limits of the server, if known.
     """
-    limits = limits or _UNASKED
-    rows = rows_at_most(call)
+    limits = limits or _DEFAULT_LIMITS
+    rows = max_elements(call)
     later_bytes = 0 if problem is None else 8 * rows * sum(_later(call, problem))
     if rows > limits.batch or (problem is not None and rows * _entries(problem) > limits.batch_size):
         return True
-    for level in call.levels:
+    for level in call.alternatives:
         state = _state(level)
         sizes = [value.size for *_, value in _arrays(level)]
-        around_bytes = 4 * _AROUND_BYTES * (1 + len(sizes))
+        around_bytes = 4 * _OVERHEAD_BYTES * (1 + len(sizes))
         if isinstance(state, dict):
             sizes += [state[name].size for name in "xys"]
             around_bytes += _STATUS_BYTES * len(state["status"])
@@ -86,25 +86,25 @@ def may_be_too_large(call: Call[Any], problem: Problem | None, limits: Limits | 
     return False
 
 
-def rows_at_most(call: Call[Any]) -> int:
-    """Elements that a call can have, whatever its problem: without that, nobody knows which axis is the batch."""
-    return max((len(value) for level in call.levels for *_, value in _arrays(level) if value.ndim), default=1)
+def max_elements(call: Call[Any]) -> int:
+    """Return the largest possible number of elements of a call; only the problem determines which axis is the batch."""
+    return max((len(value) for level in call.alternatives for *_, value in _arrays(level) if value.ndim), default=1)
 
 
 @final
-class Cutter(Generic[T]):
-    """Cuts one call.
+class BatchSplitter(Generic[T]):
+    """Splits one call.
 
     Args:
         call: A solve, vjp or jvp.
         problem: Its problem.
-        limits: The server's.
-        form: How its arrays travel.
+        limits: Limits of the server.
+        form: Encoding of its arrays.
     """
 
     def __init__(self, call: Call[T], problem: Problem, limits: Limits, form: Form) -> None:
         self._call = call
-        self._plain = list(call.levels)[-1]
+        self._plain = list(call.alternatives)[-1]
         self._problem = problem
         self._limits = limits
         self._form: Form = form
@@ -112,15 +112,15 @@ class Cutter(Generic[T]):
         self._shapes = {"parameters": problem.parameters, "tangents": problem.parameters, "cotangents": outputs}
 
     def parts(self) -> list[Call[T]]:
-        """The calls that together are the call, each with its rows; one where it is small enough as it is.
+        """Return the calls of the parts, each with its elements; the call itself if it is small enough.
 
-        What is wrong with one that is small enough is left to the server to say.
+        The server reports the errors of a call that is small enough.
 
         Raises:
-            ShapeError: Batches, or a batch and its state, differ in size.
+            ShapeError: Batch sizes, or those of a batch and its state, differ.
         """
         call, sizes = self._call, self._sizes()
-        states = [state for state in map(_state, call.levels) if state is not None]
+        states = [state for state in map(_state, call.alternatives) if state is not None]
         if any(isinstance(state, SplitState) for state in states):
             parts = self._parts(call, self._split_rows(states, sizes))
             if not self._has_parameters or all(map(self._fits, parts)):
@@ -130,17 +130,17 @@ class Cutter(Generic[T]):
         if len(batches) > 1 and self._bytes(call) > self._limits.body_bytes:
             raise ShapeError(f"batch sizes must be equal: {', '.join(f'{what} has {n}' for what, n in sizes.items())}")
         if len(batches) != 1:
-            return [call if batches else replace(call, rows=Rows(0, 1, 1))]
+            return [call if batches else replace(call, rows=BatchSlice(0, 1, 1))]
         (batch,) = batches
-        if self._batched_parameters and batch > self._most(call):
-            call = self._plain  # a state cannot be cut, unless its one element stands for all
-        count = -(-batch // self._most(call))
+        if self._batched_parameters and batch > self._max_elements(call):
+            call = self._plain  # a state cannot be split, unless one element serves all
+        count = -(-batch // self._max_elements(call))
         bounds = [batch * part // count for part in range(count + 1)]
         return self._parts(call, [stop - start for start, stop in pairwise(bounds)])
 
     def joined(self, results: Sequence[T]) -> T:
-        """The result of the call, by those of its parts in order."""
-        assert self._call.operation is not None, "only what computes is cut"
+        """Join the results of the parts, in order."""
+        assert self._call.operation is not None, "only operations are split"
         return results[0] if len(results) == 1 else self._call.operation.join(results, self._problem)
 
     @property
@@ -152,7 +152,7 @@ class Cutter(Generic[T]):
         return any(self._is_batched(*place) for place in _arrays(self._plain) if place[0] == "parameters")
 
     def _sizes(self) -> dict[str, int]:
-        """Elements of everything that has a batch axis."""
+        """Return the number of elements of every array with a batch axis."""
         return {
             f"{group[:-1]} {name!r}": len(value)
             for group, name, value in _arrays(self._plain)
@@ -164,10 +164,10 @@ class Cutter(Generic[T]):
         return shape is not None and value.ndim == len(shape) + 1
 
     def _split_rows(self, states: Sequence[Any], sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Elements of the parts of states, which must be those of one solve, and of this batch."""
+        """Return the sizes of the parts of split states; check that all states agree, and fit the batch."""
         kinds = {state.rows if isinstance(state, SplitState) else None for state in states}
         if len(kinds) > 1:
-            raise ShapeError("state and portable are not of one solve: their parts differ in size")
+            raise ShapeError("state and portable are not of the same solve: the sizes of their parts differ")
         rows: tuple[int, ...] = states[0].rows
         for what, size in sizes.items():
             if size != sum(rows):
@@ -178,12 +178,12 @@ class Cutter(Generic[T]):
 
     def _parts(self, call: Call[T], rows: Sequence[int]) -> list[Call[T]]:
         bounds = list(accumulate(rows, initial=0))
-        found = [self._part(call, Rows(*ends, bounds[-1]), i) for i, ends in enumerate(pairwise(bounds))]
-        name = uuid.uuid4().hex if len(found) > 1 else None  # one in the server's log for all
+        found = [self._part(call, BatchSlice(*ends, bounds[-1]), i) for i, ends in enumerate(pairwise(bounds))]
+        name = uuid.uuid4().hex if len(found) > 1 else None  # all parts have the same ID in the server's log
         return [replace(part, request_id=name) for part in found]
 
-    def _part(self, call: Call[T], rows: Rows, position: int = 0) -> Call[T]:
-        """These rows of a call, with the state of the part at a position."""
+    def _part(self, call: Call[T], rows: BatchSlice, position: int = 0) -> Call[T]:
+        """Return some elements of a call, with the state of the part at a position."""
         body = dict(call.body or {})
         for group, name, value in _arrays(call):
             if self._is_batched(group, name, value):
@@ -191,18 +191,18 @@ class Cutter(Generic[T]):
         state = _state(call)
         if isinstance(state, SplitState):
             own = state.parts[position]
-            body["state"] = own.described() if isinstance(own, PortableState) else own
-        otherwise = None if call.otherwise is None else self._part(call.otherwise, rows, position)
-        return replace(call, body=body, otherwise=otherwise, rows=rows)
+            body["state"] = own.as_dict() if isinstance(own, PortableState) else own
+        fallback = None if call.fallback is None else self._part(call.fallback, rows, position)
+        return replace(call, body=body, fallback=fallback, rows=rows)
 
     def _bytes(self, call: Call[T]) -> int:
-        """Of the largest body that may have to be sent."""
-        return max(level.size_bytes(self._form) for level in call.levels)
+        """Return the bytes of the largest body among a call and its fallbacks."""
+        return max(level.size_bytes(self._form) for level in call.alternatives)
 
     def _fits(self, part: Call[T]) -> bool:
-        """Whether the server takes a part; if not, there is something to be done about it."""
+        """Whether a part is within the limits, or cannot be split further."""
         rows, limits = len(part.rows or ()), self._limits
-        widest = max((value.size for level in part.levels for *_, value in _arrays(level)), default=0)
+        widest = max((value.size for level in part.alternatives for *_, value in _arrays(level)), default=0)
         return rows <= 1 or (
             rows <= limits.batch
             and rows * _entries(self._problem) <= limits.batch_size
@@ -210,23 +210,25 @@ class Cutter(Generic[T]):
             and self._bytes(part) <= limits.body_bytes
         )
 
-    def _most(self, call: Call[T]) -> int:
-        """Elements that the server takes at a time; of a solve that keeps its state, in the derivatives, too."""
+    def _max_elements(self, call: Call[T]) -> int:
+        """Return the most elements of a part; if a solve keeps its state, its derivatives must fit, too."""
         limits = self._limits
         room_bytes = limits.body_bytes * (1.0 if self._form == "binary" else 0.75)
         found = [limits.batch, limits.batch_size // _entries(self._problem)]
-        for level in call.levels:
+        for level in call.alternatives:
             arrays = list(_arrays(level))
             entries = [math.prod(place[2].shape[1:]) for place in arrays if self._is_batched(*place)]
             entries += _later(level, self._problem)
-            around_bytes = self._part(level, Rows(0, 0, 1)).size_bytes("binary") + _AROUND_BYTES * (1 + len(arrays))
+            around_bytes = self._part(level, BatchSlice(0, 0, 1)).size_bytes("binary") + _OVERHEAD_BYTES * (
+                1 + len(arrays)
+            )
             each_bytes = 8 * sum(entries) + _STATUS_BYTES * bool(_kept(level))
             found += [limits.array_size // max(1, *entries), (room_bytes - around_bytes) // max(1, each_bytes)]
         return int(max(1, min(found)))
 
 
 def _arrays(call: Call[Any]) -> Iterator[tuple[str, str, Array]]:
-    """Those that may have a batch axis, with their places in the body."""
+    """Yield the arrays that may have a batch axis, with their places in the body."""
     for group in _GROUPS:
         for name, value in (call.body or {}).get(group, {}).items():
             yield group, name, value
@@ -237,7 +239,7 @@ def _state(call: Call[Any]) -> Any:
 
 
 def _later(call: Call[Any], problem: Problem) -> list[int]:
-    """Entries of what a derivative sends of each element beside the parameters, if the call keeps a state for one."""
+    """Return the entries of each array that a later derivative sends for an element, beside the parameters."""
     kept = _kept(call)
     if not kept:
         return []
@@ -247,17 +249,17 @@ def _later(call: Call[Any], problem: Problem) -> list[int]:
 
 
 def _kept(call: Call[Any]) -> set[str]:
-    """The forms in which a solve keeps its state."""
+    """Return the forms in which a solve keeps its state."""
     return {"state", "portable"}.intersection((call.body or {}).get("return", ()))
 
 
 def _entries(problem: Problem) -> int:
-    """What an element has, as the server counts it."""
+    """Return the entries of an element, as the server counts them for ``max_batch_size``."""
     shapes = (*problem.variables.values(), *problem.duals.values(), *problem.parameters.values())
     return max(1, sum(_sizes(problem).values()) + sum(map(math.prod, shapes)))
 
 
 def _sizes(problem: Problem) -> Mapping[str, int]:
-    """Of the standard form."""
+    """Return the sizes of the standard form."""
     sizes: Mapping[str, int] = problem.details.get("sizes", {})
     return sizes

@@ -1,4 +1,4 @@
-"""What takes more than one call: batches in parts, and lists in pages. No input, no output."""
+"""Plans: sequences of calls, for batches in parts and lists in pages. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from convexlayer_client import wire
 from convexlayer_client.account import Capabilities
 from convexlayer_client.call import Call, Form
 from convexlayer_client.errors import ClientError, InvalidError, ProtocolError, TooLargeError
-from convexlayer_client.parts import Cutter, Limits, may_be_too_large, rows_at_most
+from convexlayer_client.parts import BatchSplitter, Limits, max_elements, may_be_too_large
 from convexlayer_client.results import Problem
 
-__all__ = ["Known", "Plan", "problems", "result_of"]
+__all__ = ["Plan", "ServerInfo", "problems", "result_of"]
 
 T = TypeVar("T")
 
 Plan = Generator[Sequence[Call[Any]], Sequence[Any], T]
-"""Yields calls to be made side by side, is sent their results or thrown an error, and returns what they come to."""
+"""A generator that yields calls to send concurrently, receives their results or an error, and returns the result."""
 
-_KEPT_PROBLEMS = 256
+_MAX_PROBLEMS = 256
+"""Problems whose shapes are remembered; an evicted one costs a request."""
 _ARRAYS = ("/parameters", "/tangents", "/cotangents", "/state")
 
 
 @final
-class Known:
-    """What was learnt of a server; threads may share it.
+class ServerInfo:
+    """What responses have revealed about a server; thread-safe.
 
     Attributes:
-        form: How arrays travel.
-        limits: What it takes in one request, as far as it was asked.
+        form: Encoding of arrays.
+        limits: Limits on one request, once they were requested.
     """
 
     def __init__(self) -> None:
@@ -39,22 +40,22 @@ class Known:
         self.limits: Limits | None = None
         self._problems: OrderedDict[str, Problem] = OrderedDict()
 
-    def learn(self, answer: Any) -> None:
-        """Keep of an answer what is of use later: limits, and the shapes of a problem."""
-        if isinstance(answer, Capabilities):
-            self.limits = Limits.of(answer)
-        elif isinstance(answer, Problem):
-            self._problems[answer.id] = replace(answer, details={"sizes": answer.details.get("sizes", {})})
-            while len(self._problems) > _KEPT_PROBLEMS:
+    def remember(self, result: Any) -> None:
+        """Remember the limits, or the shapes of a problem, if a result has them."""
+        if isinstance(result, Capabilities):
+            self.limits = Limits.of(result)
+        elif isinstance(result, Problem):
+            self._problems[result.id] = replace(result, details={"sizes": result.details.get("sizes", {})})
+            while len(self._problems) > _MAX_PROBLEMS:
                 self._problems.popitem(last=False)
 
     def problem(self, problem_id: str) -> Problem | None:
-        """The shapes of a problem, if they are known."""
+        """Return a problem, if it is remembered."""
         return self._problems.get(problem_id)
 
 
 def problems() -> Plan[tuple[Problem, ...]]:
-    """All pages of what is registered."""
+    """Return all registered problems, page by page."""
     found: list[Problem] = []
     seen: set[str | None] = {None}
     after = None
@@ -64,54 +65,54 @@ def problems() -> Plan[tuple[Problem, ...]]:
         if after is None:
             return tuple(found)
         if after in seen:
-            raise ProtocolError(f"GET /v1/problems: the page after {after!r} leads to itself")
+            raise ProtocolError(f"GET /v1/problems: the page after {after!r} repeats an earlier page")
         seen.add(after)
 
 
-def result_of(call: Call[T], known: Known, *, measured: bool = False) -> Plan[T]:
-    """The result of a call, in parts where the server does not take it in one request.
+def result_of(call: Call[T], known: ServerInfo, *, measured: bool = False) -> Plan[T]:
+    """Return the result of a call, sent in parts if it exceeds the server's limits.
 
-    Little is sent without asking for the server's limits; where that is refused for its size, or they have changed,
-    they are asked for, and it is sent once more, in parts.
+    A small call is sent without requesting the limits. If the server rejects it because of its size, or the limits have
+    changed, they are requested, and the call is sent again in parts.
 
     Args:
         call: The call.
-        known: What is known of the server.
-        measured: Whether the elements of its parts are to be known in any case.
+        known: What is known about the server.
+        measured: Whether the number of elements is needed in any case, for a progress bar.
 
     Raises:
-        ShapeError: Batches, or a batch and its state, differ in size.
+        ShapeError: Batch sizes, or those of a batch and its state, differ.
     """
     if call.operation is None:
         (result,) = yield [call]
-        known.learn(result)
+        known.remember(result)
         return result
     problem, limits = known.problem(call.problem_id), known.limits
-    cutter = None
+    splitter = None
     if measured or may_be_too_large(call, problem, limits):
-        cutter = yield from _cutter(call, known)
+        splitter = yield from _splitter(call, known)
     news = known.limits is not limits
     form = known.form
-    calls = cutter.parts() if cutter else [call]
+    calls = splitter.parts() if splitter else [call]
     try:
         results = yield calls
     except (TooLargeError, InvalidError) as error:
-        if not _is_of_size(error, call) or (news and form == known.form):
+        if not _is_about_size(error, call) or (news and form == known.form):
             raise
         known.limits = None
         try:
-            cutter = yield from _cutter(call, known)
+            splitter = yield from _splitter(call, known)
         except ClientError:
             raise error from None
-        again = cutter.parts()
+        again = splitter.parts()
         if _bounds(again) == _bounds(calls):
             raise
         results = yield again
-    return cutter.joined(results) if cutter else results[0]
+    return splitter.joined(results) if splitter else results[0]
 
 
-def _cutter(call: Call[T], known: Known) -> Plan[Cutter[T]]:
-    """By the limits and shapes that are known, or else are asked for."""
+def _splitter(call: Call[T], known: ServerInfo) -> Plan[BatchSplitter[T]]:
+    """Return the splitter of a call; request the limits and the problem if they are unknown."""
     limits = known.limits
     if limits is None:
         (capabilities,) = yield [wire.capabilities()]
@@ -119,16 +120,16 @@ def _cutter(call: Call[T], known: Known) -> Plan[Cutter[T]]:
     problem = known.problem(call.problem_id)
     if problem is None:
         (problem,) = yield [wire.get(call.problem_id)]
-        known.learn(problem)
-    return Cutter(call, problem, limits, known.form)
+        known.remember(problem)
+    return BatchSplitter(call, problem, limits, known.form)
 
 
-def _is_of_size(error: TooLargeError | InvalidError, call: Call[Any]) -> bool:
-    """Whether a call may have been refused for its size, and can be cut."""
+def _is_about_size(error: TooLargeError | InvalidError, call: Call[Any]) -> bool:
+    """Whether a call may have been rejected because of its size, and can be split."""
     at_arrays = any(place.pointer.startswith(_ARRAYS) for place in error.errors)
-    return rows_at_most(call) > 1 and (isinstance(error, TooLargeError) or at_arrays)
+    return max_elements(call) > 1 and (isinstance(error, TooLargeError) or at_arrays)
 
 
 def _bounds(calls: Sequence[Call[Any]]) -> list[int]:
-    """Where each begins."""
+    """Return the first element of each call."""
     return [0 if call.rows is None else call.rows.start for call in calls]

@@ -1,4 +1,4 @@
-"""A bar that shows how far a job or a batch is."""
+"""A progress bar of a job or a batch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["ProgressBar"]
 
 @final
 class ProgressBar:
-    """Shows the elements that are done, on standard error, while it is entered.
+    """Shows the number of computed elements on standard error; a context manager.
 
     Args:
-        shown: Whether there is a bar at all; only then tqdm is needed.
+        shown: Whether to show a bar, which needs tqdm.
     """
 
     def __init__(self, *, shown: bool) -> None:
@@ -37,7 +37,7 @@ class ProgressBar:
             self._bar.close()
 
     def show(self, what: str, done: int, total: int) -> None:
-        """Move the bar to where a job is."""
+        """Show the progress of a job."""
         if self._bar is not None:
             self._bar.set_description(what, refresh=False)
             self._bar.total = total or None
@@ -45,12 +45,12 @@ class ProgressBar:
             self._bar.refresh()
 
     def begin(self, calls: Sequence[Call[Any]]) -> None:
-        """Show that nothing is done of the parts of a batch; of other calls, which have no rows, nothing."""
+        """Show the start of a batch; calls without elements show nothing."""
         self._done = 0
         self._show(calls[0])
 
     def add(self, call: Call[Any]) -> None:
-        """Show that one part more is done."""
+        """Show that another part is done."""
         self._done += len(call.rows or ())
         self._show(call)
 

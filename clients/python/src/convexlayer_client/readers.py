@@ -1,4 +1,4 @@
-"""From the decoded body of a reply to its result."""
+"""Parsers: results from the decoded bodies of responses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PROBLEM_FIELDS = ("id", "parameters", "variables", "duals")
 
 
 def problem(payload: Any) -> Problem:
-    """A registered problem."""
+    """Parse a registered problem."""
     return Problem(
         id=payload["id"],
         parameters=_shapes(payload["parameters"]),
@@ -36,7 +36,7 @@ def problem(payload: Any) -> Problem:
 
 
 def page(payload: Any) -> tuple[list[Problem], str | None]:
-    """Some of the registered problems, and what the next page begins after; None where there is no other."""
+    """Parse a page of problems, and the cursor of the next page; None after the last."""
     return [problem(listed) for listed in payload["problems"]], payload.get("next")
 
 
@@ -45,7 +45,7 @@ def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def solve_result(payload: Any) -> SolveResult:
-    """The answer to a solve."""
+    """Parse the response to a solve."""
     return SolveResult(
         variables=_decode(payload["variables"]),
         duals=_decode(payload.get("duals")),
@@ -61,7 +61,7 @@ def solve_result(payload: Any) -> SolveResult:
 
 
 def vjp_result(payload: Any) -> VjpResult:
-    """The answer to a vjp."""
+    """Parse the response to a vjp."""
     return VjpResult(
         gradients=_decode(payload["gradients"]),
         status=tuple(payload["status"]),
@@ -72,7 +72,7 @@ def vjp_result(payload: Any) -> VjpResult:
 
 
 def jvp_result(payload: Any) -> JvpResult:
-    """The answer to a jvp."""
+    """Parse the response to a jvp."""
     return JvpResult(
         tangents=_decode(payload["tangents"]),
         objective=decode(payload["objective"]),
@@ -89,22 +89,22 @@ def _report(payload: Any) -> DerivativeReport:
 
 
 def _details(payload: Any) -> dict[int, str]:
-    return {int(i): said for i, said in payload.get("details", {}).items()}
+    return {int(i): detail for i, detail in payload.get("details", {}).items()}
 
 
 def job(payload: Any) -> Job[Any]:
-    """A job, by what says how far it is."""
+    """Parse a job from its status."""
     return Job(payload["id"], payload["problem_id"], payload["operation"])
 
 
 def job_status(payload: Any) -> JobStatus:
-    """How far a job is."""
+    """Parse the status of a job."""
     names = ("id", "problem_id", "operation", "status", "done", "total", "seconds", "expires_s")
     return JobStatus(**{name: payload[name] for name in names})
 
 
 def capabilities(payload: Any) -> Capabilities:
-    """What a server can do."""
+    """Parse the capabilities of a server."""
     return Capabilities(
         versions=payload["versions"],
         solvers=tuple(Solver(each["name"], each["quadratic"], tuple(each["cones"])) for each in payload["solvers"]),
@@ -117,7 +117,7 @@ def capabilities(payload: Any) -> Capabilities:
 
 
 def usage(payload: Any) -> Usage:
-    """What a key has used."""
+    """Parse the usage of a key."""
     names = ("day", "requests", "elements", "seconds")
     return Usage(
         key=payload["key"], days=tuple(DayUsage(**{name: day[name] for name in names}) for day in payload["days"])

@@ -1,4 +1,4 @@
-"""What the server answers, as plain data with NumPy arrays."""
+"""Results of requests, as plain data with NumPy arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, final
 from convexlayer_client.arrays import Array
 
 __all__ = [
-    "Answer",
+    "ApiResult",
     "DerivativeReport",
     "Job",
     "JobStatus",
@@ -27,11 +27,11 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What every answer has.
+class ApiResult:
+    """Base class of all results.
 
     Attributes:
-        request_id: What the server's log calls the request; None where it did not say, or the answer is one of a list.
+        request_id: ID of the request in the server's log; None if unknown, or for an entry of a list.
     """
 
     request_id: str | None = field(default=None, compare=False)
@@ -40,12 +40,12 @@ class Answer:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to solve; what is None is left to the server.
+    """Solver options; None is the server's default.
 
     Attributes:
         tol: Tolerance of the residuals.
-        max_iter: Iterations that a solver may take.
-        time_limit_s: Seconds that solving all elements may take.
+        max_iter: Iteration limit.
+        time_limit_s: Seconds for solving all elements.
     """
 
     tol: float | None = None
@@ -54,10 +54,10 @@ class Options:
 
     @staticmethod
     def of(options: Options | Mapping[str, Any] | None, default: Options) -> Options:
-        """Options from what a caller gave: complete options, a mapping of changes to the default, or None.
+        """Return complete options from options, a mapping of changes to the default, or None.
 
         Raises:
-            TypeError: It is something else, or names an option that a server does not take.
+            TypeError: ``options`` has another type, or an unknown name.
         """
         if options is None or isinstance(options, Options):
             return options or default
@@ -70,16 +70,16 @@ class Options:
 
 @final
 @dataclass(frozen=True)
-class Problem(Answer):
+class Problem(ApiResult):
     """A registered problem.
 
     Attributes:
-        id: Its name on the server, a hash of its document.
+        id: ID on the server, a hash of the document.
         parameters: Shape of each parameter.
         variables: Shape of each variable.
-        duals: Shape of each dual variable: ``c0``, ``c1``, ... by position of the constraint, ``c3.0``, ``c3.1`` where
-            it has several.
-        details: What else the server says: kind, curvature, cones, sizes, solver.
+        duals: Shape of each dual variable: ``c0``, ``c1``, ... by position of the constraint, ``c3.0``, ``c3.1`` if it
+            has several.
+        details: Further information: kind, curvature, cones, sizes, solver.
     """
 
     id: str
@@ -92,13 +92,13 @@ class Problem(Answer):
 @final
 @dataclass(frozen=True)
 class Residuals:
-    """How well each element is solved, arrays of shape (batch,).
+    """Residuals of the optimality conditions of each element, arrays of shape (batch,).
 
     Attributes:
-        primal: Of the constraints.
-        dual: Of stationarity.
-        gap: Of the duality gap.
-        natural: Of the complementarity of slack and dual variable.
+        primal: Primal residual.
+        dual: Dual residual (stationarity).
+        gap: Duality gap.
+        natural: Natural residual (complementarity of slack and dual variable).
     """
 
     primal: Array
@@ -110,13 +110,13 @@ class Residuals:
 @final
 @dataclass(frozen=True)
 class DerivativeReport:
-    """How far each element's derivative can be trusted.
+    """Accuracy of each element's derivative.
 
     Attributes:
-        status: ``ok``, ``inaccurate``, ``degenerate`` (the derivative may not exist) or ``failed``, one an element.
-        linear_residual: Relative residual of the linear system, shape (batch,), as the following.
-        margin: Distance from the nearest point where the derivative jumps.
-        condition: Estimate of the system's condition.
+        status: ``ok``, ``inaccurate``, ``degenerate`` (the derivative may not exist) or ``failed``, for each element.
+        linear_residual: Relative residual of the linear system; this and the following have shape (batch,).
+        margin: Strict complementarity margin: distance to the nearest point where the derivative jumps.
+        condition: Condition estimate of the linear system.
     """
 
     status: tuple[str, ...]
@@ -128,14 +128,14 @@ class DerivativeReport:
 @final
 @dataclass(frozen=True)
 class PortableState:
-    """What a solve found, for a later vjp or jvp with the same parameters to start from.
+    """The state of a solve, from which a later vjp or jvp with the same parameters can start.
 
     Attributes:
         digest: Hash that binds it to its problem and parameters.
         status: Status of each element.
         x: Primal variables of the standard form, shape (batch, n).
-        y: Its dual variables, shape (batch, m).
-        s: Its slacks, shape (batch, m).
+        y: Dual variables of the standard form, shape (batch, m).
+        s: Slacks of the standard form, shape (batch, m).
     """
 
     digest: str
@@ -144,19 +144,19 @@ class PortableState:
     y: Array
     s: Array
 
-    def described(self) -> dict[str, Any]:
-        """The state as the body of a request has it."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the state as a dictionary, for the body of a request."""
         return {"digest": self.digest, "status": list(self.status), "x": self.x, "y": self.y, "s": self.s}
 
 
 @final
 @dataclass(frozen=True)
 class SplitState(Generic[T_co]):
-    """The state of a batch that was solved in parts, because it was too large for one request.
+    """The state of a batch that was solved in parts.
 
     Attributes:
-        rows: Elements of each part.
-        parts: The state of each, a handle or portable.
+        rows: Number of elements of each part.
+        parts: State of each part, a handle or portable.
     """
 
     rows: tuple[int, ...]
@@ -165,23 +165,22 @@ class SplitState(Generic[T_co]):
 
 @final
 @dataclass(frozen=True)
-class SolveResult(Answer):
+class SolveResult(ApiResult):
     """A solved batch.
 
     Attributes:
-        variables: Arrays of shape (batch, *shape), or of the variable's shape if no parameter was batched. NaN in the
-            rows of failed elements.
-        duals: The same for dual variables, where asked for.
+        variables: Arrays of shape (batch, *shape), or of the variable's shape if no parameter was batched. NaN for
+            failed elements.
+        duals: The same for dual variables, if requested.
         status: Status of each element: optimal, optimal_inaccurate, infeasible, unbounded, iteration_limit, time_limit,
-            numerical_error, or invalid, whose values cannot be used.
+            numerical_error, or invalid (invalid parameter values).
         objective: Objective values, shape (batch,).
         iterations: Iterations of the solver, shape (batch,).
         residuals: Residuals of each element.
-        meta: Solver, versions, batch size and seconds; of a batch that was sent in parts, their sums.
-        state: Handle of the solve's state, where asked for; None where the server could not keep it.
-        portable: The state itself, where asked for.
-        details: What there is to say of elements beyond their status, by position: what is wrong with values that are
-            invalid, and what happened to elements that failed otherwise.
+        meta: Solver, versions, batch size and seconds; sums for a batch that was sent in parts.
+        state: Handle of the state, if requested; None if the state is too large for the server to keep.
+        portable: The state itself, if requested.
+        details: Messages about single elements, by position: why values are invalid, and why elements failed.
     """
 
     variables: Mapping[str, Array]
@@ -198,16 +197,16 @@ class SolveResult(Answer):
 
 @final
 @dataclass(frozen=True)
-class VjpResult(Answer):
+class VjpResult(ApiResult):
     """Gradients.
 
     Attributes:
-        gradients: Per element, shape (batch, *shape), for a parameter that was sent as a batch; summed over the batch
-            for one that was not. Zero for failed elements.
+        gradients: Gradients of each element, shape (batch, *shape), for a parameter with a batch axis; summed over the
+            batch for one without. Zero for failed elements.
         status: Status of each element's solution.
-        report: How far each element's gradient can be trusted.
-        meta: As of ``SolveResult``, as are the details.
-        details: What there is to say of elements beyond their status, by position.
+        report: Accuracy of each element's gradient.
+        meta: See ``SolveResult``.
+        details: See ``SolveResult``.
     """
 
     gradients: Mapping[str, Array]
@@ -219,16 +218,16 @@ class VjpResult(Answer):
 
 @final
 @dataclass(frozen=True)
-class JvpResult(Answer):
+class JvpResult(ApiResult):
     """Tangents of the outputs.
 
     Attributes:
-        tangents: By variable, and dual variable where asked for, shaped as the outputs of ``SolveResult``.
-        objective: Of the objective values, shape (batch,).
+        tangents: Tangents by variable, and by dual variable if requested, of the shapes of ``SolveResult``.
+        objective: Tangents of the objective values, shape (batch,).
         status: Status of each element's solution.
-        report: How far each element's tangent can be trusted.
-        meta: As of ``SolveResult``, as are the details.
-        details: What there is to say of elements beyond their status, by position.
+        report: Accuracy of each element's tangent.
+        meta: See ``SolveResult``.
+        details: See ``SolveResult``.
     """
 
     tangents: Mapping[str, Array]
@@ -241,12 +240,12 @@ class JvpResult(Answer):
 
 @final
 @dataclass(frozen=True)
-class Job(Answer, Generic[T_co]):
-    """A solve, vjp or jvp that goes on without a connection; plain data, so that any process may follow it.
+class Job(ApiResult, Generic[T_co]):
+    """A solve, vjp or jvp that runs on the server without a connection; plain data that any process can use.
 
     Attributes:
-        id: Its name on the server.
-        problem_id: The problem.
+        id: ID on the server.
+        problem_id: ID of the problem.
         operation: ``solve``, ``vjp`` or ``jvp``.
     """
 
@@ -257,18 +256,18 @@ class Job(Answer, Generic[T_co]):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class JobStatus(Answer):
-    """How far a job is.
+class JobStatus(ApiResult):
+    """The status of a job.
 
     Attributes:
-        id: Its name on the server.
-        problem_id: The problem.
+        id: ID on the server.
+        problem_id: ID of the problem.
         operation: ``solve``, ``vjp`` or ``jvp``.
-        status: ``waiting``, ``running``, ``done`` (its result is there, or its error) or ``cancelled``.
-        done: Elements that are done.
-        total: Elements of the batch; 0 before it is begun.
-        seconds: Since it was submitted, until it ended.
-        expires_s: Seconds for which the server will keep the result; None before it ends.
+        status: ``waiting``, ``running``, ``done`` (with a result or an error) or ``cancelled``.
+        done: Number of computed elements.
+        total: Number of elements; 0 before the start.
+        seconds: Seconds from submission to now, or to its end.
+        expires_s: Seconds until the result expires; None until the job ends.
     """
 
     id: str
@@ -282,5 +281,5 @@ class JobStatus(Answer):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether the job has ended."""
         return self.status in ("done", "cancelled")

@@ -1,4 +1,4 @@
-"""The calls of the API without any HTTP: what to send, and how to read what comes back."""
+"""The calls of the API, independent of an HTTP library."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ _JOBS = "/v1/jobs"
 
 
 def register(document: Mapping[str, Any]) -> Call[Problem]:
-    """POST /v1/problems: register a document; the same document always gives the same id."""
+    """POST /v1/problems: register a document; equal documents have the same ID."""
     return Call("POST", _PROBLEMS, readers.problem, document)
 
 
 def problems(after: str | None = None) -> Call[tuple[list[Problem], str | None]]:
-    """GET /v1/problems: a page of what is registered, and what the next one begins after; None after the last."""
+    """GET /v1/problems: a page of problems, and the cursor of the next page; None after the last."""
     return Call("GET", _PROBLEMS if after is None else f"{_PROBLEMS}?{urlencode({'after': after})}", readers.page)
 
 
@@ -80,12 +80,12 @@ def health() -> Call[Mapping[str, Any]]:
 
 
 def capabilities() -> Call[Capabilities]:
-    """GET /v1/capabilities: what the server can do."""
+    """GET /v1/capabilities: the capabilities of the server."""
     return Call("GET", "/v1/capabilities", readers.capabilities)
 
 
 def usage(days: int = 31) -> Call[Usage]:
-    """GET /v1/usage: what this key used on the last days."""
+    """GET /v1/usage: usage of this key on the last days."""
     return Call("GET", f"/v1/usage?{urlencode({'days': days})}", readers.usage)
 
 
@@ -99,14 +99,14 @@ def solve(
     state: bool = False,
     portable: bool = False,
 ) -> Call[SolveResult]:
-    """POST /v1/problems/{id}/solve: the solutions of a batch of parameters."""
-    wanted = {"variables": True, "duals": duals, "state": state, "portable": portable}
+    """POST /v1/problems/{id}/solve: solutions for a batch of parameters."""
+    parts = {"variables": True, "duals": duals, "state": state, "portable": portable}
     body = {
         "parameters": _arrays(parameters),
         "options": _options(solver, options),
-        "return": [part for part, want in wanted.items() if want],
+        "return": [part for part, requested in parts.items() if requested],
     }
-    return _computed(SOLVE, problem_id, body)
+    return _operation_call(SOLVE, problem_id, body)
 
 
 def vjp(
@@ -120,11 +120,11 @@ def vjp(
     solver: str = "auto",
     options: Options | None = None,
 ) -> Call[VjpResult]:
-    """POST /v1/problems/{id}/vjp: gradients of <cotangents, outputs> in the parameters ``wrt``, in all by default."""
+    """POST /v1/problems/{id}/vjp: gradients of <cotangents, outputs> with respect to ``wrt`` (default: all)."""
     body: dict[str, Any] = {"cotangents": _arrays(cotangents)}
     if wrt is not None:
         body["wrt"] = list(wrt)
-    return _started(_computed(VJP, problem_id, body), parameters, state, portable, _options(solver, options))
+    return _from_state(_operation_call(VJP, problem_id, body), parameters, state, portable, _options(solver, options))
 
 
 def jvp(
@@ -138,22 +138,24 @@ def jvp(
     options: Options | None = None,
     duals: bool = False,
 ) -> Call[JvpResult]:
-    """POST /v1/problems/{id}/jvp: the outputs' tangents along tangents of the parameters."""
+    """POST /v1/problems/{id}/jvp: tangents of the outputs along tangents of the parameters."""
     body = {"tangents": _arrays(tangents), "return": ["variables", "duals"] if duals else ["variables"]}
-    return _started(_computed(JVP, problem_id, body), parameters, state, portable, _options(solver, options))
+    return _from_state(_operation_call(JVP, problem_id, body), parameters, state, portable, _options(solver, options))
 
 
 def submit(call: Call[T]) -> Call[Job[T]]:
-    """The same request with ``Prefer: respond-async``: it is answered at once, and its result is there later.
+    """The same request with ``Prefer: respond-async``, which starts a job.
 
     Raises:
-        ValueError: the call is none of solve, vjp and jvp, or begins with the state of several solves.
+        ValueError: The call is not a solve, vjp or jvp, or its state comes from several solves.
     """
     if call.operation is None:
         raise ValueError(f"expected a call of solve, vjp or jvp, got {call.method} {call.path}")
     if isinstance((call.body or {}).get("state"), SplitState):
-        raise ValueError("a job is one request, but this state is of several: submit parts, or the parameters alone")
-    otherwise = None if call.otherwise is None else submit(call.otherwise)
+        raise ValueError(
+            "a job is one request, but this state comes from several: submit the parts, or the parameters alone"
+        )
+    fallback = None if call.fallback is None else submit(call.fallback)
     return Call(
         call.method,
         call.path,
@@ -162,17 +164,17 @@ def submit(call: Call[T]) -> Call[Job[T]]:
         arrays=True,
         idempotent=False,
         headers={"Prefer": "respond-async"},
-        otherwise=otherwise,
+        fallback=fallback,
     )
 
 
 def jobs() -> Call[tuple[JobStatus, ...]]:
-    """GET /v1/jobs: those of this key."""
+    """GET /v1/jobs: the jobs of this key."""
     return Call("GET", _JOBS, lambda payload: tuple(map(readers.job_status, payload["jobs"])))
 
 
 def job(job_id: str) -> Call[Job[Any]]:
-    """GET /v1/jobs/{id}: a job that was begun elsewhere."""
+    """GET /v1/jobs/{id}: a job that was best elsewhere."""
     return Call("GET", _path(_JOBS, job_id), readers.job)
 
 
@@ -188,7 +190,7 @@ def job_result(job: Job[T]) -> Call[T]:
 
 
 def job_events(job: Job[Any]) -> str:
-    """The path of GET /v1/jobs/{id}/events."""
+    """Return the path of GET /v1/jobs/{id}/events."""
     return _path(_JOBS, job.id, "events")
 
 
@@ -201,7 +203,7 @@ def _path(root: str, name: str, *steps: str) -> str:
     return "/".join([root, quote(name, safe=""), *steps])
 
 
-def _computed(operation: Operation[T], problem_id: str, body: Mapping[str, Any]) -> Call[T]:
+def _operation_call(operation: Operation[T], problem_id: str, body: Mapping[str, Any]) -> Call[T]:
     path = _path(_PROBLEMS, problem_id, operation.name)
     return Call("POST", path, operation.read, body, arrays=True, problem_id=problem_id, operation=operation)
 
@@ -211,34 +213,34 @@ def _options(solver: str, options: Options | None) -> dict[str, Any]:
     return {"solver": solver} | given
 
 
-def _started(
+def _from_state(
     call: Call[T],
     parameters: Mapping[str, ArrayLike] | None,
     state: str | SplitState[str] | None,
     portable: PortableState | SplitState[PortableState] | None,
     options: Mapping[str, Any],
 ) -> Call[T]:
-    """A derivative's call that starts from the best there is, and otherwise from the next best.
+    """Return the call of a derivative from the handle, with fallbacks to the portable state and to the parameters.
 
     Raises:
-        ValueError: a portable state comes without its parameters, or nothing to start from at all.
+        ValueError: There are neither parameters nor a handle, or a portable state without parameters.
     """
     if parameters is None and (portable is not None or state is None):
-        raise ValueError("expected parameters, or the handle of a solve's state; a portable state needs them, too")
-    started: Call[T] | None = None
+        raise ValueError("expected parameters, or the handle of a state; a portable state needs parameters, too")
+    best: Call[T] | None = None
     if parameters is not None:
         body = {**(call.body or {}), "parameters": _arrays(parameters), "options": options}
-        started = replace(call, body=body)
+        best = replace(call, body=body)
         if portable is not None:
-            plain = portable.described() if isinstance(portable, PortableState) else portable
-            started = replace(call, body=body | {"state": plain}, otherwise=started)
+            plain = portable.as_dict() if isinstance(portable, PortableState) else portable
+            best = replace(call, body=body | {"state": plain}, fallback=best)
     if state is not None:
-        started = replace(call, body={**(call.body or {}), "state": state}, otherwise=started)
-    return started or call
+        best = replace(call, body={**(call.body or {}), "state": state}, fallback=best)
+    return best or call
 
 
 def _arrays(values: Mapping[str, ArrayLike]) -> dict[str, Array]:
-    """Arrays in double precision; not copied where they are."""
+    """Convert values to arrays in double precision, without a copy if possible."""
     arrays = {}
     for name, value in values.items():
         try:

@@ -1,0 +1,1 @@
+"""Admission control: API keys, rate limits, usage, memory budget, and the queue in front of the compute backend."""

@@ -1,0 +1,1 @@
+"""The compute backend: it schedules requests on worker processes, and solves and differentiates in them."""

@@ -1,0 +1,1 @@
+"""Encodings of requests, responses and documents: JSON, base64 arrays and safetensors."""

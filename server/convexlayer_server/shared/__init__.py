@@ -1,0 +1,1 @@
+"""Data structures and inter-process messages that several parts of the service use."""
