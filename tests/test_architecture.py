@@ -78,9 +78,9 @@ CVXPY_INTERNALS = {"cvxcore", "interface", "lin_ops", "reductions", "settings", 
 MAY_IMPORT_NUMBA = (
     "convexlayer/cones/kernels.py",
     "convexlayer/engine/",
-    "convexlayer/entry.py",
+    "convexlayer/runtime/cached_kernel.py",
     "convexlayer/linalg/",
-    "convexlayer/processor.py",
+    "convexlayer/runtime/cpu_target.py",
     "convexlayer/solvers/kernels.py",
     "convexlayer/sparse/",
 )  # lazily
@@ -310,7 +310,7 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (cvxpy_stays_in_canon, "convexlayer/diff/a.py", "import cvxpy as cp"),
         (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "from cvxpy import reductions"),
         (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "import cvxpy as cp\ncp.settings.OPTIMAL"),
-        (kernels_stay_in_linalg_and_engine, "convexlayer/compiled.py", "def f():\n    import numba"),
+        (kernels_stay_in_linalg_and_engine, "convexlayer/runtime/kernel_cache.py", "def f():\n    import numba"),
         (adapted_packages_stay_in_their_adapters, "convexlayer/solvers/a.py", "importlib.import_module('osqp')"),
         (init_files_hold_imports_only, "convexlayer/canon/__init__.py", '"""Text."""\nlimit = 3'),
         (

@@ -16,7 +16,6 @@ from typing import final
 
 import numpy as np
 
-from convexlayer import compiled
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.cones import ProductCone, product_cone
 from convexlayer.diff import (
@@ -31,6 +30,7 @@ from convexlayer.diff import (
 )
 from convexlayer.diff.base import whole_data, whole_point
 from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
+from convexlayer.runtime import kernel_cache
 from convexlayer.solution import Solution
 from convexlayer.sparse import equilibrate
 
@@ -68,7 +68,7 @@ class Equilibration:
     def of(program: ConeProgram) -> Equilibration | None:
         """The scales of a program, or None where no element needs any."""
         cone = product_cone(program.structure.cones)
-        if compiled.ready():
+        if kernel_cache.ready():
             data = (program.P, program.q, program.A, program.b)
             units = Equilibration(*equilibrate(program.structure.by_columns, cone.blocks, PASSES, EVEN, ROUNDING, data))
         else:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from convexlayer.entry import entry
 from convexlayer.linalg.lanes import Indices, LanePlan, factorise, magnitudes, multiply, solve_in_place, unpacked
 from convexlayer.linalg.refined import (
     EPS,
@@ -30,11 +29,12 @@ from convexlayer.linalg.refined import (
 )
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, sqrt, store, where
 from convexlayer.program import Array
+from convexlayer.runtime.cached_kernel import cached_kernel
 
 __all__ = ["factor", "refine", "refine_row_by_row"]
 
 
-@entry
+@cached_kernel
 def factor(
     lanes: Any, packed: Indices, values: Array, first: int, last: int, start: Array, state: Array, condition: Array
 ) -> None:
@@ -85,7 +85,7 @@ def factor(
             condition[group * V + v] = work[0, v]
 
 
-@entry
+@cached_kernel
 def refine(
     lanes: Any,
     packed: Indices,
@@ -123,7 +123,7 @@ def refine(
         _write_solution(lanes, plan, group, scale, finite, best, least, z, residual)
 
 
-@entry
+@cached_kernel
 def refine_row_by_row(
     lanes: Any,
     packed: Indices,

@@ -27,8 +27,8 @@ from convexlayer.linalg.refined import (
     power_start,
     refined_row_by_row,
 )
-from convexlayer.pool import map_ranges
 from convexlayer.program import Array, IndexArray
+from convexlayer.runtime.threads import map_ranges
 
 __all__ = [
     "AbstractInverse",

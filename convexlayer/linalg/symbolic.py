@@ -11,9 +11,9 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
-from convexlayer.entry import entry
 from convexlayer.linalg.lanes import RUN, Indices, LanePlan
 from convexlayer.program import Array, IndexArray, Pattern
+from convexlayer.runtime.cached_kernel import cached_kernel
 
 __all__ = ["Symbolic", "minimum_degree"]
 
@@ -125,7 +125,7 @@ def _factored(upper: _Upper) -> tuple[Indices, ...]:
     return counts, factor_start, *_pattern_of_L(upper.start, upper.row, parent, factor_start)
 
 
-@entry
+@cached_kernel
 def _elimination_tree(start: Indices, row: Indices) -> tuple[Indices, Indices]:
     """Parents (-1 at roots) and number of entries below the diagonal of each column of L (Liu 1990)."""
     size = len(start) - 1
@@ -145,7 +145,7 @@ def _elimination_tree(start: Indices, row: Indices) -> tuple[Indices, Indices]:
     return parent, counts
 
 
-@entry
+@cached_kernel
 def _pattern_of_L(
     start: Indices, row: Indices, parent: Indices, factor_start: Indices
 ) -> tuple[Indices, Indices, Indices, Indices]:
@@ -179,7 +179,7 @@ def _pattern_of_L(
     return factor_row, row_start, row_column, row_position
 
 
-@entry
+@cached_kernel
 def _run_leads(factor_start: Indices, factor_row: Indices) -> Indices:
     """First column of the run that each column belongs to: RUN neighbours with the same rows below them, or itself."""
     size = len(factor_start) - 1
@@ -202,7 +202,7 @@ def _run_leads(factor_start: Indices, factor_row: Indices) -> Indices:
     return leads
 
 
-@entry
+@cached_kernel
 def _runs_of_rows(
     row_start: Indices, row_column: Indices, row_position: Indices, leads: Indices
 ) -> tuple[Indices, Indices, Indices, Indices]:

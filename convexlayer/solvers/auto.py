@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from convexlayer import compiled
 from convexlayer.program import Structure
+from convexlayer.runtime import kernel_cache
 from convexlayer.solvers.base import AbstractSolver
 
 __all__ = ["candidates", "choose_solver", "deputy_of"]
@@ -53,7 +53,7 @@ def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
         return "scs", f"semidefinite blocks of order {order}: {size}"
     if structure.n + structure.m > LARGE:
         return "clarabel", f"large: {size}"
-    if not compiled.ready():
+    if not kernel_cache.ready():
         return "clarabel", f"the kernels are not compiled yet (convexlayer compile): {size}"
     if _is_dense_qp(structure) and find_spec("daqp") is not None:
         return "daqp", f"a dense strictly convex quadratic program: {size}"
@@ -66,7 +66,7 @@ def candidates(structure: Structure, device: str = "cpu") -> list[str]:
     order = max(structure.cones.psd, default=0)
     if order <= CLARABEL_PSD:
         names.append("clarabel")
-    if structure.n + structure.m <= LARGE and order < LARGE_PSD and compiled.ready():
+    if structure.n + structure.m <= LARGE and order < LARGE_PSD and kernel_cache.ready():
         names.append("batched")
     if (
         structure.cones.kinds <= {"zero", "nonnegative"}
@@ -92,7 +92,7 @@ def deputy_of(solver: AbstractSolver, structure: Structure, *, automatic: bool) 
     deputy = "clarabel" if automatic and solver.name == "scs" else solver.deputy
     if deputy == "batched":
         fits = order < LARGE_PSD and structure.n + structure.m <= LARGE
-        return deputy if fits and compiled.ready() else None
+        return deputy if fits and kernel_cache.ready() else None
     return None if deputy == "clarabel" and order > DEPUTY_PSD else deputy
 
 

@@ -13,7 +13,7 @@ from convexlayer.solvers.base import AbstractSolver
 from convexlayer.solvers.options import Options
 
 if TYPE_CHECKING:
-    from convexlayer.engine.dense import DenseEngine
+    from convexlayer.interior_point.torch.solve import TorchInteriorPoint
 
 __all__ = ["DenseSolver"]
 
@@ -24,16 +24,16 @@ class _State:
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
-        self._engines: dict[str, DenseEngine] = {}
+        self._engines: dict[str, TorchInteriorPoint] = {}
         self._lock = Lock()
 
-    def engine(self, device: str) -> DenseEngine:
+    def engine(self, device: str) -> TorchInteriorPoint:
         """The engine on a device."""
-        from convexlayer.engine.dense import DenseEngine
+        from convexlayer.interior_point.torch.solve import TorchInteriorPoint
 
         with self._lock:
             if device not in self._engines:
-                self._engines[device] = DenseEngine(self._structure, device)
+                self._engines[device] = TorchInteriorPoint(self._structure, device)
             return self._engines[device]
 
 

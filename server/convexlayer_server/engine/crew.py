@@ -21,7 +21,7 @@ from typing import Protocol, final
 
 import psutil
 
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 
 from .. import forking
 from ..channel import receive, send
@@ -69,7 +69,7 @@ class Worker:
         self.work: Work | None = None
         self.deadline = time.monotonic() + _START_S
         self.ending: Ending | None = None
-        self.without_kernels = process is not None and not compiled.is_complete()
+        self.without_kernels = process is not None and not kernel_cache.is_complete()
         self.in_background = False
         self.wanted = time.monotonic()
         self._connection = connection
@@ -365,7 +365,7 @@ class Crew:
     def _renew(self) -> None:
         """Let one that began before the kernels were compiled, and is idle, make room for one that has them."""
         older = [worker for worker in self.all_workers if worker.without_kernels and worker.idle]
-        if older and compiled.is_complete():
+        if older and kernel_cache.is_complete():
             _LOG.warning(
                 "kernels were compiled in the background; worker %s makes room for one that has them", older[-1].pid
             )

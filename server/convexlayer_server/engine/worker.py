@@ -12,7 +12,7 @@ import threading
 
 from threadpoolctl import threadpool_limits
 
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 from convexlayer.solvers.registry import available
 
 from .. import logs
@@ -49,9 +49,9 @@ def main(connection: socket.socket, settings: Settings, device: str, threads: in
     if hasattr(os, "nice"):
         os.nice(_NICE)
     threadpool_limits(threads)
-    if compiled.status().path == "portable" and compiled.is_complete():
-        compiled.forget()  # what was missing when the process that forks workers began is there by now
-    kernels = compiled.status()
+    if kernel_cache.status().path == "portable" and kernel_cache.is_complete():
+        kernel_cache.forget()  # what was missing when the process that forks workers began is there by now
+    kernels = kernel_cache.status()
     if kernels.path == "portable":
         _LOG.warning("this worker computes by the portable path, several times slower: %s", kernels.reason)
     gc.collect()
@@ -67,7 +67,7 @@ def abilities() -> Abilities:
         if solver.installed
     )
     functions = tuple(sorted([*ATOMS, *CONSTRAINTS]))
-    return Abilities(kernels=compiled.status(), solvers=tuple(solvers), functions=functions)
+    return Abilities(kernels=kernel_cache.status(), solvers=tuple(solvers), functions=functions)
 
 
 def serve(connection: socket.socket, settings: Settings, device: str = "cpu") -> None:
