@@ -1,1 +1,1 @@
-"""The batched interior-point engine: many programs of one structure in lock step."""
+"""The batched primal-dual interior-point method: many programs of one structure at a time."""

@@ -355,7 +355,7 @@ class SolutionMap:
         return chosen
 
     def _placed(self, options: Options) -> Options:
-        """With the dense engine on the map's device, unless the options name another."""
+        """With the dense torch solver on the map's device, unless the options name another."""
         if self._device == "cpu":
             return options
         dense = {"device": self._device, **options.solver_options.get("dense", {})}

@@ -1,4 +1,4 @@
-"""Kernels that Python calls: compiled once, and kept on disk where ``compiled`` says."""
+"""The decorator of kernels that Python calls."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["cached_kernel"]
 
 
 def cached_kernel(function: Callable[..., Any]) -> Any:
-    """Decorate a kernel of a part: compiled without the GIL, its machine code kept in the part's folder.
+    """Compile a kernel without the GIL, and keep its machine code in the cache folder of its part.
 
-    Everything that it calls is compiled into it. numba's own cache looks at the function's own file alone; here the
-    folder stands for the state of all sources.
+    Everything that the kernel calls is compiled into it. Numba's own cache is keyed by the function's file alone; here
+    the folder name stands for all sources (``kernel_cache``).
     """
     dispatcher = njit(nogil=True, error_model="numpy")(function)
     part = function.__module__.split(".")[1]
@@ -27,7 +27,7 @@ def cached_kernel(function: Callable[..., Any]) -> Any:
 
 
 class _Locator(_CacheLocator):
-    """The part's folder."""
+    """Locates the cache folder of a part, whose name stands for the sources."""
 
     def __init__(self, part: str) -> None:
         self._folder = kernel_cache.folder(part)

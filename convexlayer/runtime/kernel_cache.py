@@ -1,19 +1,20 @@
-"""Machine code that is there before anybody needs it.
+"""Persistent cache of Numba kernels.
 
-The kernels (numba) of ``linalg`` and ``engine`` take minutes to compile and are kept on disk. A process either uses
-them from its first call or never, so that answers do not change in mid-training: ``ready`` is decided once. Where
-machine code of the present sources is missing, a process of low priority makes it for later ones, and the portable path
-answers meanwhile. The environment variable CONVEXLAYER_COMPILE says otherwise: ``wait`` compiles at once, ``never``
-does without.
+Compiling all kernels takes minutes, so their machine code is kept on disk. A process decides once, at its first call,
+whether it uses compiled kernels (``ready``), so that answers do not change while a model trains. If the cache lacks
+code for the present sources, a background process of low priority compiles it for processes that start later, and this
+one uses the portable NumPy path. The environment variable CONVEXLAYER_COMPILE changes that: ``wait`` compiles before
+going on, ``never`` uses the portable path.
 
-Machine code of a part lies in a folder of its own, named by a hash of what it was made from: all sources of the part
-and of those that it builds on, the versions of numba and llvmlite, and the processor. A file ``complete`` in it says
-that nothing is missing. Folders are sought in numba's NUMBA_CACHE_DIR if it is set, else in the package's __pycache__
-and in the user's cache directory. Looking there needs no numba, whose import takes half a second.
+Each part of the library with kernels has a cache folder, named by a hash of what determines its machine code: the
+sources of the part and of those that it builds on (without docstrings and comments), the flags of ``cached_kernel``,
+the versions of Numba and llvmlite, Python, and the target processor. A file ``complete`` in it marks a finished
+compilation. Folders are looked up in NUMBA_CACHE_DIR if it is set, else in the package's __pycache__, then in the
+user's cache directory. The lookup does not import Numba, which takes half a second.
 
-Machine code is used that was made for this processor, or else for a level of x86-64 that this processor has. What was
-made for more is never run. NUMBA_CPU_NAME and NUMBA_CPU_FEATURES together ask for one processor: that is what is used,
-or made, unless this one lacks what that has.
+A process uses code compiled for its own processor, else for the highest x86-64 level that its processor supports, and
+never code that needs instructions its processor lacks. NUMBA_CPU_NAME and NUMBA_CPU_FEATURES together select one
+target, unless this processor cannot run it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import importlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -44,15 +46,19 @@ __all__ = [
     "Kernels",
     "compile_in_background",
     "folder",
-    "forget",
     "is_complete",
     "load",
     "prepare",
     "ready",
+    "reset",
     "status",
 ]
 
 PACKAGE = Path(__file__).parents[1]
+DECORATOR = Path(__file__).with_name("cached_kernel.py")
+"""Its flags are part of what is compiled."""
+
+_NOT_CODE = re.compile(rb'"""[\s\S]*?"""|#[^\n]*')
 
 PARTS = {
     "linalg": "convexlayer.linalg.laned",
@@ -61,10 +67,10 @@ PARTS = {
     "cones": "convexlayer.cones.kernels",
     "solvers": "convexlayer.solvers.kernels",
 }
-"""Folders with kernels, each building on those before it, and the modules whose ``warm_up`` compiles all of them."""
+"""Parts of the library with kernels, each built on those before it; the ``warm_up`` of the module compiles a part."""
 
 COMPLETE = "complete"
-"""Name of the file that ends a compilation."""
+"""Name of the file that marks a finished compilation."""
 
 SETTING = "CONVEXLAYER_COMPILE"
 CHOICES = ("background", "wait", "never")
@@ -75,12 +81,12 @@ logger = logging.getLogger(__name__)
 @final
 @dataclass(frozen=True)
 class Kernels:
-    """Which kernels a process runs.
+    """Which kernels a process uses.
 
     Attributes:
-        path: ``compiled``, or ``portable`` without machine code.
-        processor: that the machine code is made for, or else this one, in LLVM's words.
-        reason: why it is this path.
+        path: ``compiled``, or ``portable`` (NumPy).
+        processor: LLVM's name of the processor that the code is compiled for, or of this one.
+        reason: why this path was chosen.
     """
 
     path: Literal["compiled", "portable"]
@@ -90,20 +96,20 @@ class Kernels:
 
 _deciding = threading.Lock()
 _decision: list[Kernels] = []
-"""What was decided, once it has been asked."""
+"""Empty until the first call of ``status``, then its one result."""
 
 
 def ready() -> bool:
-    """Whether this process uses the compiled kernels; the first call decides, for ``prepare`` alone to change.
+    """Whether this process uses compiled kernels. The first call decides; only ``prepare`` and ``reset`` change it.
 
     Raises:
-        ValueError: CONVEXLAYER_COMPILE is set to something else than background, wait or never.
+        ValueError: CONVEXLAYER_COMPILE is neither background, wait nor never.
     """
     return status().path == "compiled"
 
 
 def status() -> Kernels:
-    """Which kernels this process runs, and why; decides as ``ready`` does, and raises as it does."""
+    """Which kernels this process uses, and why. Decides and raises as ``ready``."""
     if not _decision:
         with _deciding:
             if not _decision:
@@ -112,20 +118,20 @@ def status() -> Kernels:
 
 
 def is_complete() -> bool:
-    """Whether all machine code that a process like this one would use is there by now, for those that start later."""
+    """Whether the cache is complete by now for a process that starts like this one."""
     base, target = _place()
     return base is not None and _has_all(base, target)
 
 
 def load() -> None:
-    """Import the kernels now, if this process uses them, so that processes forked from it have them at once."""
-    if ready():  # first of all: numba, once it is imported, cannot be told of another processor
+    """Import the compiled kernels, if this process uses them, so that forked processes have them at once."""
+    if ready():  # decided before Numba is imported: afterwards its target processor cannot change
         for module in PARTS.values():
             importlib.import_module(module)
 
 
-def forget() -> None:
-    """Have ``ready`` decide anew: in a fresh worker whose parent process decided before the code was there."""
+def reset() -> None:
+    """Let ``ready`` decide again: in a forked worker whose parent decided before the cache was complete."""
     _decision.clear()
     _place.cache_clear()
 
@@ -134,8 +140,8 @@ def prepare(*, wait: bool) -> None:
     """Compile what is missing.
 
     Args:
-        wait: compile here (or wait for another process that is at it), after which ``ready`` is true in this process;
-            else have it done by another process, for those that start later.
+        wait: compile in this process, or wait for another that is compiling; ``ready`` is true afterwards. Otherwise a
+            background process compiles, for processes that start later.
     """
     if wait:
         _decision[:] = [_decide("wait")]
@@ -144,13 +150,13 @@ def prepare(*, wait: bool) -> None:
 
 
 def folder(part: str) -> Path | None:
-    """Where machine code of the present sources of a part belongs; None where nothing can be written."""
+    """The cache folder of the present sources of a part; None if no cache folder is writable."""
     base, target = _place()
     return None if base is None else base / _name(part, target)
 
 
 def compile_in_background() -> None:
-    """What the process in the background does."""
+    """Compile what is missing at low priority: the main function of the background process."""
     if hasattr(os, "nice"):
         os.nice(10)
     base, _ = _place()
@@ -193,7 +199,7 @@ def _portable(reason: str) -> Kernels:
 
 
 def _warn_of_others() -> None:
-    """Say that machine code is not used that this processor could not run."""
+    """Log cached code that this processor cannot run."""
     asked = Target.asked()
     for other in dict.fromkeys([asked, *(Target(level, "") for level in LEVELS)]):
         if other.lacking and (other == asked or any(_has_all(base, other) for base in _bases())):
@@ -215,7 +221,7 @@ def _compile() -> None:
 
 
 def _compile_elsewhere() -> str:
-    """Begin, unless another process has or nothing can be kept; what there is to say of it."""
+    """Start a background compilation, unless one runs or no cache folder is writable; the reason for the log."""
     base, target = _place()
     if base is None:
         logger.warning(
@@ -248,7 +254,7 @@ def _compile_elsewhere() -> str:
 
 
 def _compile_parts() -> None:
-    """Compile the parts that are not complete, and remove the folders of their older sources."""
+    """Compile the parts that are incomplete, and remove cache folders of older sources."""
     base, target = _place()
     for part, module in PARTS.items():
         if base is not None and _has(base, part, target):
@@ -274,7 +280,7 @@ def _has_all(base: Path, target: Target) -> bool:
 
 @cache
 def _place() -> tuple[Path | None, Target]:
-    """Where machine code is and what for: the best that is complete, else the first place to write it, if any."""
+    """Cache folder and target: the best complete ones, else the first writable folder and this processor."""
     bases, targets = _bases(), _targets()
     for target in targets:
         for base in bases:
@@ -284,9 +290,9 @@ def _place() -> tuple[Path | None, Target]:
 
 
 def _targets() -> list[Target]:
-    """What machine code may be made for that this process runs, the best first; the first is what it would make."""
+    """Targets whose code this process can run, the best first; the first is what it would compile for."""
     asked = Target() if Target.asked().lacking else Target.asked()
-    if asked.fixed or "numba" in sys.modules:  # which asks for levels no more
+    if asked.fixed or "numba" in sys.modules:  # its target is fixed
         return [asked]
     return [asked, *levels()]
 
@@ -310,7 +316,7 @@ def _is_writable(folder: Path) -> bool:
 
 @contextmanager
 def _locked(base: Path, *, wait: bool) -> Iterator[bool]:
-    """One process at a time, by a lock that ends with its holder; says whether it is ours."""
+    """Hold the lock of a cache folder, which the system releases with its process; whether it was acquired."""
     with open(base / "convexlayer-compile.lock", "a+b") as file:
         file.seek(0)
         while not (mine := _lock(file.fileno())) and wait:
@@ -341,19 +347,25 @@ else:
 
 @cache
 def _name(part: str, target: Target) -> str:
-    """Name of the folder with the machine code of a part."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
+    """Name of the cache folder of a part."""
+    digest = hashlib.sha256(_code(DECORATOR))
     for folder in [*takewhile(lambda other: other != part, PARTS), part]:
-        sources = (path.read_bytes() for path in sorted((PACKAGE / folder).glob("*.py")))
-        for source in sources:
-            if b"import torch" not in source:  # what torch does has no kernels
-                digest.update(source)
+        for path in sorted((PACKAGE / folder).rglob("*.py")):
+            code = _code(path)
+            if b"import torch" not in code:  # torch modules have no kernels
+                digest.update(code)
     return f"{_prefix(part, target)}{digest.hexdigest()[:16]}"
+
+
+def _code(path: Path) -> bytes:
+    """A source file without docstrings, comments and blank lines, which do not change what is compiled."""
+    lines = _NOT_CODE.sub(b"", path.read_bytes()).splitlines()
+    return b"\n".join(line for line in map(bytes.rstrip, lines) if line)
 
 
 @cache
 def _prefix(part: str, target: Target) -> str:
-    """How the folders of a part begin, whatever its sources: made here, by this Python, for this target."""
+    """The part of the folder name that does not depend on the sources: package path, Python, target, versions."""
     facts = [str(PACKAGE), sys.version, platform.machine(), *target.resolved, version("numba"), version("llvmlite")]
     facts.append(os.environ.get("NUMBA_OPT", ""))
     return f"convexlayer-{part}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}-"

@@ -34,7 +34,7 @@ DEVICE_LIMIT = 1500
 """Up to this many variables and rows a batch of dense programs is kept on a device."""
 
 DEVICE_CONES = frozenset({"zero", "nonnegative", "second_order"})
-"""What the dense form of the batched engine takes."""
+"""Cones that the dense torch solver supports."""
 
 
 def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
@@ -80,7 +80,7 @@ def candidates(structure: Structure, device: str = "cpu") -> list[str]:
 def deputy_of(solver: AbstractSolver, structure: Structure, *, automatic: bool) -> str | None:
     """The name of the solver that is asked again for elements which this one leaves unsettled; None where none is.
 
-    The batched engine is one where it is compiled already, and where the program is not too large for it; Clarabel
+    The batched solver is one where it is compiled already, and where the program is not too large for it; Clarabel
     where it can afford the largest semidefinite block.
 
     Args:
@@ -97,7 +97,7 @@ def deputy_of(solver: AbstractSolver, structure: Structure, *, automatic: bool) 
 
 
 def _fits_device(structure: Structure, device: str) -> bool:
-    """Whether the dense form of the engine should solve these on a device other than the processor."""
+    """Whether the dense torch solver should solve these on a device other than the CPU."""
     return device != "cpu" and structure.cones.kinds <= DEVICE_CONES and structure.n + structure.m <= DEVICE_LIMIT
 
 

@@ -1,4 +1,4 @@
-"""Our own batched interior-point engine, compiled for the CPU: small and middle-sized programs."""
+"""Our batched interior-point method, compiled for the CPU: small and medium-sized programs."""
 
 from __future__ import annotations
 

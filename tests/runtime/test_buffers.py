@@ -59,7 +59,7 @@ def test_small_arrays_are_numpys() -> None:
 
 
 def test_no_more_is_kept_than_the_limit() -> None:
-    kept = buffers._Kept()
+    kept = buffers._BlockPool()
     blocks = [np.empty(KEPT_BYTES // 32) for _ in range(6)]
     alive = [weakref.ref(block) for block in blocks]
     while blocks:
@@ -91,7 +91,7 @@ arrays = [buffers.empty(2**20)]
 held, over = threading.Event(), threading.Event()
 
 def hold():
-    with buffers._kept(os.getpid())._lock:
+    with buffers._block_pool(os.getpid())._lock:
         held.set()
         over.wait()
 
@@ -99,8 +99,11 @@ threading.Thread(target=hold).start()
 held.wait()
 child = os.fork()
 if not child:
-    arrays.clear()
-    buffers.empty(2**20)[:] = 1.0
+    try:
+        arrays.clear()
+        buffers.empty(2**20)[:] = 1.0
+    except BaseException:
+        os._exit(1)
     os._exit(0)
 ended = os.waitpid(child, 0)[1]
 over.set()
@@ -114,7 +117,7 @@ def test_a_forked_child_does_not_wait_for_a_lock_of_its_parent() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=600)
 
 
-def test_plain_copies_only_what_it_must() -> None:
+def test_contiguous_copies_only_what_it_must() -> None:
     array = np.ones((4, 3))
     assert as_contiguous_float64(array) is array
     for other in (array.T, array[:, :2], array.astype(np.float32), np.broadcast_to(array, (2, 4, 3))):

@@ -254,7 +254,7 @@ def test_a_server_learns_when_workers_that_start_afresh_are_faster(
     kernel_cache.compile_in_background()  # as another process does meanwhile
     assert kernel_cache.is_complete()
     assert kernel_cache.status().path == "portable"
-    kernel_cache.forget()  # as a worker forked from this process does
+    kernel_cache.reset()  # as a worker forked from this process does
     assert kernel_cache.status().path == "compiled"
     assert len(started) == 1
 

@@ -1,4 +1,4 @@
-"""The exponential cone in the lanes of the engine: y exp(x / y) <= z, y > 0.
+"""The exponential cone in lanes: y exp(x / y) <= z, y > 0.
 
 Barrier of K* = {u < 0, -u exp(v / u) <= e w} at y = (u, v, w), with a = -u, l = log(w / a), psi = v + a + a l:
 

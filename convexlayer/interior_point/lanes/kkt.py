@@ -1,4 +1,4 @@
-"""The engine's linear algebra in lanes: products with the data, and refined solves with the matrix K."""
+"""Linear algebra of the Newton steps in lanes: products with the data, and refined solves with the KKT matrix K."""
 
 from __future__ import annotations
 

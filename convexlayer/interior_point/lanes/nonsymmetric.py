@@ -1,4 +1,4 @@
-"""What the exponential and the power cone have in common in the lanes of the engine.
+"""What the exponential and the power cone share in lanes.
 
 With the barrier f* of K* and its conjugate f, both three times logarithmically homogeneous, the shadows of s and y are
 shadow_s = -grad f*(y) and shadow_y = -grad f(s). On the central path s = mu shadow_s and y = mu shadow_y.

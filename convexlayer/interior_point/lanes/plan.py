@@ -1,4 +1,4 @@
-"""What the interior-point engine knows of a structure: the pattern of its linear system and where every value goes."""
+"""Symbolic analysis of a structure: the pattern of the KKT matrix, and the place of each value in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGE_BLOCK = 300
 
 
 class Layout(NamedTuple):
-    """Index arrays of the engine, for the compiled loops. Positions are those of the values of the LanePlan.
+    """Index arrays for the compiled loops. Positions are those of the values of the LanePlan.
 
     The system is, for a scaling H of the cones,
 

@@ -1,4 +1,4 @@
-"""The power cone in the lanes of the engine: x^e z^(1 - e) >= abs(w) for rows (x, z, w) and an exponent e in (0, 1).
+"""The power cone in lanes: x^e z^(1 - e) >= abs(w) for rows (x, z, w) and an exponent e in (0, 1).
 
 With p = 2 e, q = 2 (1 - e), phi = (y1 / e)^p (y2 / (1 - e))^q, psi = phi - y3^2 and tau = y3^2 / psi, so that
 phi / psi = 1 + tau, the barrier of K* = {phi >= y3^2} is

@@ -1,4 +1,4 @@
-"""The product of cones in the lanes of the engine: its scaling H, block after block.
+"""The product cone in lanes: its scaling H, block by block.
 
 In the Newton step ds = -(H dy + shift). Rows of the zero cone have no s: there H, ds and shift are zero.
 """

@@ -1,4 +1,4 @@
-"""Small positive semidefinite blocks in the lanes of the engine: S and Y of order k, as scaled lower triangles.
+"""Small positive semidefinite blocks in lanes: S and Y of order k, as scaled lower triangles.
 
 Nesterov-Todd scaling, from Cholesky factors S = L L', Y = M M' and a singular value decomposition M'L = U diag(lam) V':
 

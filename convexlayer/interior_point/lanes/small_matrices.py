@@ -1,4 +1,4 @@
-"""Small dense matrices in the lanes of the engine: each a (k^2, V) array with entry (i, j) in row i + j k.
+"""Small dense matrices in lanes: each a (k^2, V) array with entry (i, j) in row i + j k.
 
 Jacobi's and Laguerre's iterations run until every lane has converged; a lane that has is left as it is, so that its
 result does not depend on its neighbours.

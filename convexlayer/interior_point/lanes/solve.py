@@ -1,4 +1,4 @@
-"""The batched interior-point engine on the CPU: lanes of elements, ranges of elements on the thread pool."""
+"""The batched interior-point method on the CPU: one element a SIMD lane, ranges of elements on threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dense form of the batched engine, in torch: primal-dual interior point on a homogeneous embedding, in lock step.
+"""The interior-point method on dense torch tensors, on the homogeneous embedding, the whole batch in lock step.
 
     minimise  1/2 x'Px + q'x   subject to  Ax + s = b,  s in K,      K zero, nonnegative and second-order cones
 

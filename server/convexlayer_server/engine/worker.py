@@ -50,7 +50,7 @@ def main(connection: socket.socket, settings: Settings, device: str, threads: in
         os.nice(_NICE)
     threadpool_limits(threads)
     if kernel_cache.status().path == "portable" and kernel_cache.is_complete():
-        kernel_cache.forget()  # what was missing when the process that forks workers began is there by now
+        kernel_cache.reset()  # what was missing when the process that forks workers began is there by now
     kernels = kernel_cache.status()
     if kernels.path == "portable":
         _LOG.warning("this worker computes by the portable path, several times slower: %s", kernels.reason)
