@@ -21,10 +21,10 @@ from convexlayer.linalg.refined import (
     NOTHING,
     POWER_STEPS,
     PROGRESS,
+    REFINED,
     ROW_ACCEPTED,
     ROW_STEPS,
     RUIZ_PASSES,
-    TARGET,
     TINY,
 )
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, sqrt, store, where
@@ -233,7 +233,7 @@ def _refine(
         multiply(lanes, plan, E, x, product)
         error = _remainder(lanes, target, product, step) / size
         better = going & (error < least)
-        going = going & (error < PROGRESS * least) & (error > TARGET)
+        going = going & (error < PROGRESS * least) & (error > REFINED)
         least = where(better, error, least)
         if any_lane(better):
             for k in range(N):

@@ -19,8 +19,8 @@ from convexlayer.linalg.krylov import minres
 from convexlayer.linalg.refined import (
     EPS,
     PROGRESS,
+    REFINED,
     REFINEMENTS,
-    TARGET,
     TINY,
     RefinedFactor,
     power_iteration,
@@ -93,7 +93,7 @@ class AbstractInverse(ABC):
 class FactoredInverse(AbstractInverse):
     """That of the regularised E, which somebody has factorised."""
 
-    target = TARGET
+    target = REFINED
 
     def __init__(self, multiply: Multiply, apply: Multiply, size: int) -> None:
         """Keep what there is.

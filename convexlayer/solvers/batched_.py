@@ -29,8 +29,8 @@ class BatchedSolver(AbstractSolver):
     package = "numba"
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
-    deputy = "clarabel"
-    timed = False
+    fallback = "clarabel"
+    supports_time_limit = False
 
     def installed(self) -> bool:
         """Whether the package is there."""

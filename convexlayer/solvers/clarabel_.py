@@ -64,8 +64,8 @@ class ClarabelSolver(AbstractSolver):
     package = "clarabel"
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
-    deputy = "batched"
-    deputy_for_claims = True
+    fallback = "batched"
+    fallback_for_claims = True
 
     def installed(self) -> bool:
         """Whether the package is there."""

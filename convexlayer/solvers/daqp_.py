@@ -96,8 +96,8 @@ class DaqpSolver(AbstractSolver):
     package = "daqp"
     cones = frozenset({"zero", "nonnegative"})
     quadratic = True
-    deputy = "clarabel"
-    timed = False
+    fallback = "clarabel"
+    supports_time_limit = False
 
     def installed(self) -> bool:
         """Whether the package is there."""

@@ -48,7 +48,7 @@ class DenseSolver(AbstractSolver):
     package = "torch"
     cones = frozenset({"zero", "nonnegative", "second_order"})
     quadratic = True
-    deputy = "clarabel"
+    fallback = "clarabel"
 
     def installed(self) -> bool:
         """Whether the package is there."""

@@ -206,12 +206,12 @@ def test_a_false_claim_that_nobody_sets_right_is_a_numerical_error(
 
 def test_clarabels_second_solver_needs_compiled_kernels_and_a_small_program(monkeypatch: pytest.MonkeyPatch) -> None:
     structure = projection("clarabel").program.structure
-    assert (choose("clarabel", structure).deputy is not None) == kernel_cache.ready()
+    assert (choose("clarabel", structure).fallback is not None) == kernel_cache.ready()
     monkeypatch.setattr("convexlayer.solvers.auto.LARGE", 3)
-    assert choose("clarabel", structure).deputy is None
+    assert choose("clarabel", structure).fallback is None
     monkeypatch.undo()
     monkeypatch.setattr("convexlayer.solvers.auto.compiled.ready", lambda: False)
-    assert choose("clarabel", structure).deputy is None
+    assert choose("clarabel", structure).fallback is None
 
 
 def test_a_deputy_is_prepared_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,9 @@ def test_every_piece_is_done_once(workers: int, count: int) -> None:
 def test_parts_are_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "WORKERS", 4)
     parts: list[tuple[int, int]] = []
-    threads.parallel_for(lambda first, last: parts.append((first, last)), 8, seconds_per_item=threads.WORTH_A_THREAD_S / 10.0)
+    threads.parallel_for(
+        lambda first, last: parts.append((first, last)), 8, seconds_per_item=threads.WORTH_A_THREAD_S / 10.0
+    )
     assert parts == [(0, 8)]
     parts.clear()
     threads.parallel_for(lambda first, last: parts.append((first, last)), 8, seconds_per_item=LONG)
@@ -53,7 +55,9 @@ def test_sharing_inside_of_shared_work_does_not_wait_for_itself(workers: int) ->
         for _ in range(first, last):
             threads.parallel_for(lambda first, last: done.extend(range(first, last)), 10, seconds_per_item=LONG)
 
-    thread = threading.Thread(target=threads.parallel_for, args=(outer, 20), kwargs={"seconds_per_item": LONG}, daemon=True)
+    thread = threading.Thread(
+        target=threads.parallel_for, args=(outer, 20), kwargs={"seconds_per_item": LONG}, daemon=True
+    )
     thread.start()
     thread.join(timeout=600.0)
     assert not thread.is_alive()

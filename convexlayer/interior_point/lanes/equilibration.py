@@ -1,4 +1,4 @@
-"""Bringing one element into a lane: equilibration, and the way back."""
+"""Ruiz equilibration of one element as it is loaded into a lane, and its inverse."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["RUIZ_PASSES", "equilibrate"]
 RUIZ_PASSES = 4
 """Passes over the data; fewer where the norms are even already."""
 
-EVEN = 0.5
-"""Distance of all row norms from 1 at which they are even enough."""
+RUIZ_TOL = 0.5
+"""Largest distance of a row norm from 1 at which the passes end (Ruiz 2001)."""
 
 SCALE_RANGE = 1e4
 """Scales lie between the inverse of this and this."""
@@ -59,7 +59,7 @@ def equilibrate(layout: Layout, P: Array, A: Array, q: Array, b: Array, d: Array
                 worst = max(worst, abs(1.0 - row[i]))
             row[i] = _limited(e[i], row[i])
             e[i] *= row[i]
-        if worst < EVEN:
+        if worst < RUIZ_TOL:
             for j in range(n):
                 d[j] /= column[j]
             for i in range(m):

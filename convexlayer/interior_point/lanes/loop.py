@@ -79,8 +79,8 @@ IDLE, FRESH, RUNNING, CROSSING = 0, 1, 2, 3
 FAR = 1e4
 """Largest entry of a starting point, in scaled units."""
 
-KEPT = 1e3
-"""The best point is kept from this many times the accepted residual on."""
+BEST_ITERATE_FACTOR = 1e3
+"""The best iterate is stored once its residual is below this many times the accepted one."""
 
 RAY = 1e-8
 """What remains of a certificate of infeasibility, relative to its value."""
@@ -203,7 +203,7 @@ def solve_range(
                 improved = worst < 0.5 * least[v]
                 if worst < least[v]:
                     least[v], least_tau[v] = worst, lane[TAU, v]
-                    if worst < KEPT * limits.accepted:
+                    if worst < BEST_ITERATE_FACTOR * limits.accepted:
                         _copy_lane(point, best, v)
                 said = _judged(limits, lane, measures, v, least[v], improved, count[v])
                 if said >= 0:
@@ -212,7 +212,7 @@ def solve_range(
                         _write_ray(y, data.e, -measures[BY, v], y_out[e], v)
                     elif said == UNBOUNDED:
                         _write_ray(x, data.d, -measures[QX, v] / data.scalars[OBJECTIVE, v], x_out[e], v)
-                    elif least[v] < KEPT * limits.accepted:
+                    elif least[v] < BEST_ITERATE_FACTOR * limits.accepted:
                         _write(data, best, least_tau[v], x_out[e], y_out[e], s_out[e], v)
                     else:
                         _write(data, point, lane[TAU, v], x_out[e], y_out[e], s_out[e], v)

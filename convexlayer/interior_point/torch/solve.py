@@ -25,7 +25,7 @@ from convexlayer.interior_point.torch.cones import ConeRows
 from convexlayer.interior_point.torch.equilibration import DenseProgram, equilibrate
 from convexlayer.interior_point.torch.iterate import residual, start, step
 from convexlayer.interior_point.torch.kkt import KktData
-from convexlayer.interior_point.torch.termination import Judge, Outcome, Verdict
+from convexlayer.interior_point.torch.termination import Outcome, TerminationTest, Verdict
 from convexlayer.linalg.dense import survive_forks
 from convexlayer.program import ConeProgram, Structure
 from convexlayer.solution import Solution
@@ -111,13 +111,13 @@ class TorchInteriorPoint:
         cone = self.cone
         scaled = equilibrate(program, cone, self.p)
         data = KktData(scaled.program.P, scaled.program.A, self.p)
-        judge = Judge(tol, scaled, cone)
+        test = TerminationTest(tol, scaled, cone)
         at = start(scaled.program, cone, quadratic=self.structure.P.nnz > 0)
         finished = verdict = Verdict.none(at.x, at.y)
         present = torch.arange(len(at.x), device=self.device)
         for iteration in range(max_iter + 1):
             missing = residual(scaled.program, cone, at)
-            verdict = judge.look(at, missing, verdict)
+            verdict = test.check(at, missing, verdict)
             if iteration % self._check_every == 0 or iteration == max_iter:
                 running = verdict.running.nonzero().flatten()
                 if len(running) == 0 or iteration == max_iter or time.perf_counter() > deadline:
@@ -125,7 +125,7 @@ class TorchInteriorPoint:
                 if 2 * len(running) <= len(present):
                     finished = finished.store(present, verdict)
                     present, verdict, at = present[running], verdict.select(running), at.select(running)
-                    scaled, judge, data = scaled.select(running), judge.select(running), data.select(running)
+                    scaled, test, data = scaled.select(running), test.select(running), data.select(running)
                     missing = residual(scaled.program, cone, at)
             direction, alpha = step(data, scaled.program, cone, at, missing)
             verdict = verdict.stopped(~(alpha.flatten() > STALLED))

@@ -13,7 +13,7 @@ from convexlayer.interior_point.torch.cones import ConeRows
 from convexlayer.interior_point.torch.equilibration import Equilibrated
 from convexlayer.interior_point.torch.iterate import Iterate, Residual
 
-__all__ = ["Judge", "Outcome", "Verdict"]
+__all__ = ["Outcome", "TerminationTest", "Verdict"]
 
 CERTAIN = 1e-8
 """A ray is a certificate where what must vanish is this small beside b'y = -1 or q'x = -1, so that no x, or y, of a
@@ -59,7 +59,7 @@ class Verdict:
 
     @staticmethod
     def none(x: Tensor, y: Tensor) -> Verdict:
-        """Before the first look; x and y (B, ...) only give shapes."""
+        """Before the first check; x and y (B, ...) only give shapes."""
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         unknown = x.new_full((len(x),), torch.inf)
         nowhere = torch.full_like(y[..., 0], torch.nan)
@@ -91,8 +91,8 @@ class Verdict:
 
 
 @final
-class Judge:
-    """Judges iterates of scaled programs by the residuals of ``Solution.residuals``.
+class TerminationTest:
+    """Tests iterates of scaled programs by the residuals of ``Solution.residuals``.
 
     Args:
         tol: bound on them.
@@ -105,11 +105,11 @@ class Judge:
         self._scaled = scaled
         self._p = scaled.rows.shape[1] - cone.rows
 
-    def select(self, index: Tensor) -> Judge:
+    def select(self, index: Tensor) -> TerminationTest:
         """For the elements at these positions."""
-        return Judge(self._tol, self._scaled.select(index), self._cone)
+        return TerminationTest(self._tol, self._scaled.select(index), self._cone)
 
-    def look(self, at: Iterate, missing: Residual, before: Verdict) -> Verdict:
+    def check(self, at: Iterate, missing: Residual, before: Verdict) -> Verdict:
         """The verdict with this iterate, the next after those already seen."""
         scaled, p = self._scaled, self._p
         program, cost, tau = scaled.program, scaled.cost, at.tau
