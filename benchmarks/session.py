@@ -25,7 +25,7 @@ from benchmarks.runner import Runner
 from benchmarks.suite import LARGE, SMALL, make
 from benchmarks.table import markdown
 from benchmarks.timing import Plan
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 
 __all__ = ["run"]
 
@@ -40,7 +40,7 @@ REFERENCE_CHECK = 1e-4
 def run(arguments: argparse.Namespace) -> int:
     """Run what is asked for, and write it; results.json grows with every step. 1 if anything failed."""
     torch.set_default_dtype(torch.float64)  # a peer makes its gradients in the default dtype
-    compiled.prepare(wait=True)  # ours is measured with its kernels, in the memory part's processes too
+    kernel_cache.prepare(wait=True)  # ours is measured with its kernels, in the memory part's processes too
     warnings.simplefilter("ignore")  # peers warn on every call; what is wrong shows in the errors
     runner = Runner(_contestants(arguments), arguments.threads, _plan(arguments), not arguments.no_progress)
     settings = {key: str(value) if key == "output" else value for key, value in vars(arguments).items()}

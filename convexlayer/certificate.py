@@ -22,10 +22,10 @@ from typing import final
 
 import numpy as np
 
-from convexlayer import compiled
 from convexlayer.cones import ProductCone, ProductDerivative, ProductPoint, product_cone
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 from convexlayer.rays import BoolArray
+from convexlayer.runtime import kernel_cache
 from convexlayer.sparse import complementary, scales
 
 __all__ = ["ComplementaryPoint", "Scales", "held_at_zero", "scales_at"]
@@ -91,7 +91,7 @@ class Scales:
 
 def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Array) -> Scales:
     """The scales at points x (B, n), y (B, m) and s (B, m)."""
-    if compiled.ready():
+    if kernel_cache.ready():
         constants = (WITHIN, FLOOR, LOST, BOUND, NOTICED, EXPONENT, EPS, ROUNDING)
         data = (program.P, program.q, program.A, program.b, x, y, s)
         return Scales(*scales(program.structure.by_columns, cone.blocks, cone.free, constants, data))
@@ -191,7 +191,7 @@ class ComplementaryPoint:
     @staticmethod
     def at(program: ConeProgram, x: Array, scales: Scales, cones: ProductPoint) -> ComplementaryPoint:
         """The point at x, and at the w of the cones, which these scales balanced and by which it is judged."""
-        if compiled.ready():
+        if kernel_cache.ready():
             data = (program.P, program.q, program.A, program.b, x, cones.w, cones.curved_projection, scales.c)
             found = complementary(program.structure.by_columns, cones.cone.free, (*data, scales.dual, scales.primal))
             y, s, *rest = found

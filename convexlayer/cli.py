@@ -159,11 +159,11 @@ def _solvers(options: argparse.Namespace) -> int:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    from convexlayer import compiled
+    from convexlayer.runtime import kernel_cache
 
     started = time.monotonic()
-    compiled.prepare(wait=True)
-    places = [compiled.folder(part) for part in compiled.PARTS]
+    kernel_cache.prepare(wait=True)
+    places = [kernel_cache.folder(part) for part in kernel_cache.PARTS]
     if None in places:
         return _refuse("the kernels compile, but nowhere can they be kept: set NUMBA_CACHE_DIR to a folder of yours")
     sys.stdout.write(f"ready after {time.monotonic() - started:.1f} s, in {', '.join(map(str, places))}\n")

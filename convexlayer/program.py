@@ -31,7 +31,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 from convexlayer.sparse import scatter_product
 
 __all__ = ["Array", "ConeProgram", "Cones", "IndexArray", "Pattern", "Structure", "is_finite", "max_norm"]
@@ -179,7 +179,7 @@ class Pattern:
 
     def matvec(self, values: Array, x: Array) -> Array:
         """M x for a batch: values (B, nnz), x (B, columns) -> (B, rows)."""
-        if compiled.ready():
+        if kernel_cache.ready():
             return scatter_product(self.rows, self.cols, values, x, self.shape[0])
         out = np.zeros((values.shape[0], self.shape[0]))
         if self.nnz:
@@ -189,7 +189,7 @@ class Pattern:
 
     def rmatvec(self, values: Array, y: Array) -> Array:
         """M'y for a batch: values (B, nnz), y (B, rows) -> (B, columns)."""
-        if compiled.ready():
+        if kernel_cache.ready():
             return scatter_product(self.cols, self.rows, values, y, self.shape[1])
         out = np.zeros((values.shape[0], self.shape[1]))
         if self.nnz:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from convexlayer import compiled
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, IndexArray, is_finite, max_norm
 from convexlayer.rays import BoolArray, refuted
+from convexlayer.runtime import kernel_cache
 from convexlayer.sparse import residuals
 from convexlayer.status import Status
 
@@ -141,7 +141,7 @@ class Solution:
         else:
             w = y - s
             projection = cone.at(w if is_finite(w) else np.where(np.isfinite(w), w, 0.0)).projection
-        if compiled.ready():
+        if kernel_cache.ready():
             data = (program.P, program.q, program.r, program.A, program.b, x, y, s)
             found = residuals(program.structure.by_columns, cone.free, cone.flat, data, projection[:, cone.flat :])
             return Residuals(found[0], found[1], found[2], found[3], point.backward, found[4], found[5])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 
 # No deadline, for tests never judge wall time; the same examples in every run, and nothing kept between runs.
 hypothesis.settings.register_profile("convexlayer", deadline=None, derandomize=True, database=None)
@@ -23,8 +23,8 @@ hypothesis.settings.load_profile("convexlayer")
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_kernels() -> None:
     """The tests use compiled kernels from the first on; CONVEXLAYER_COMPILE=never runs them without."""
-    if os.environ.get(compiled.SETTING) != "never":
-        compiled.prepare(wait=True)
+    if os.environ.get(kernel_cache.SETTING) != "never":
+        kernel_cache.prepare(wait=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

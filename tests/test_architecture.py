@@ -20,28 +20,24 @@ PACKAGES = {
 }
 
 # Each part of the library, and the parts it may import (its own modules always).
-BASE = {"errors", "arguments", "program", "compiled", "pool", "buffers", "entry", "sparse", "status"}
+BASE = {"errors", "arguments", "program", "runtime", "sparse", "status"}
 CORE = {*BASE, "cones", "rays", "certificate", "solution"}
 ALLOWED_PARTS = {
     "errors": set(),
     "status": set(),
     "arguments": {"errors"},
     "lazy": set(),
-    "processor": set(),
-    "compiled": {"errors", "processor"},
-    "pool": {"errors"},
-    "buffers": {"errors"},
-    "entry": {"compiled"},
-    "sparse": {"compiled", "entry", "pool", "buffers"},
-    "program": {"errors", "compiled", "sparse"},
+    "runtime": {"errors"},
+    "sparse": {"runtime"},
+    "program": {"errors", "runtime", "sparse"},
     "cones": BASE,
     "rays": {*BASE, "cones"},
     "certificate": {*BASE, "cones", "rays"},
     "solution": {*BASE, "cones", "rays", "certificate"},
     "canon": CORE,
     "linalg": CORE,
-    "engine": {*CORE, "linalg"},
-    "solvers": {*CORE, "linalg", "engine"},
+    "interior_point": {*CORE, "linalg"},
+    "solvers": {*CORE, "linalg", "interior_point"},
     "diff": {*CORE, "linalg"},
     "layers": {*CORE, "linalg", "canon", "solvers", "diff"},
     "nodes": {*CORE, "linalg", "canon", "solvers", "diff", "layers"},
@@ -92,7 +88,7 @@ MAY_IMPORT_TORCH = (
     "convexlayer/gallery/",
     "convexlayer/linalg/dense",
     "convexlayer/linalg/schur.py",
-    "convexlayer/engine/dense",
+    "convexlayer/interior_point/torch/",
 )
 MAY_IMPORT_CVXPY = (
     "convexlayer/canon/",
@@ -112,10 +108,10 @@ CVXPY_INTERNALS = {"cvxcore", "interface", "lin_ops", "reductions", "settings", 
 
 MAY_IMPORT_NUMBA = (
     "convexlayer/cones/kernels.py",
-    "convexlayer/engine/",
-    "convexlayer/entry.py",
+    "convexlayer/interior_point/",
+    "convexlayer/runtime/cached_kernel.py",
     "convexlayer/linalg/",
-    "convexlayer/processor.py",
+    "convexlayer/runtime/cpu_target.py",
     "convexlayer/solvers/kernels.py",
     "convexlayer/sparse/",
 )  # lazily
@@ -264,7 +260,7 @@ def cvxpy_internals_stay_in_the_frontend(module: Module) -> Iterator[str]:
                 yield f"line {node.lineno}: cvxpy.{attribute} is internal to CVXPY"
 
 
-def kernels_stay_in_linalg_and_engine(module: Module) -> Iterator[str]:
+def kernels_stay_in_their_parts(module: Module) -> Iterator[str]:
     for found in module.imports:
         if found.package in {"numba", "llvmlite"} and not module.path.startswith(MAY_IMPORT_NUMBA):
             yield f"line {found.line}: {found.name} belongs to {', '.join(MAY_IMPORT_NUMBA)}"
@@ -338,7 +334,7 @@ RULES: list[Callable[[Module], Iterator[str]]] = [
     torch_stays_in_layers_and_the_dense_backend,
     cvxpy_stays_in_canon,
     cvxpy_internals_stay_in_the_frontend,
-    kernels_stay_in_linalg_and_engine,
+    kernels_stay_in_their_parts,
     adapted_packages_stay_in_their_adapters,
     init_files_hold_imports_only,
     modules_are_documented,
@@ -376,7 +372,7 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (cvxpy_stays_in_canon, "convexlayer/diff/a.py", "import cvxpy as cp"),
         (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "from cvxpy import reductions"),
         (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "import cvxpy as cp\ncp.settings.OPTIMAL"),
-        (kernels_stay_in_linalg_and_engine, "convexlayer/compiled.py", "def f():\n    import numba"),
+        (kernels_stay_in_their_parts, "convexlayer/runtime/kernel_cache.py", "def f():\n    import numba"),
         (adapted_packages_stay_in_their_adapters, "convexlayer/solvers/a.py", "importlib.import_module('osqp')"),
         (init_files_hold_imports_only, "convexlayer/canon/__init__.py", '"""Text."""\nlimit = 3'),
         (

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from convexlayer import canonicalize, compiled
+from convexlayer import canonicalize
+from convexlayer.runtime import kernel_cache
 from convexlayer.sparse import EntriesOfSystem, ProgramMatrix, entries_of_system, rotate_entries
 from tests.layers.families import family
 
@@ -18,8 +19,8 @@ RNG = np.random.default_rng(3)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both forms, whatever this process has decided on."""
     if request.param == "compiled":
-        compiled.prepare(wait=True)
-    monkeypatch.setattr(compiled, "ready", lambda: request.param == "compiled")
+        kernel_cache.prepare(wait=True)
+    monkeypatch.setattr(kernel_cache, "ready", lambda: request.param == "compiled")
     return str(request.param)
 
 
@@ -32,7 +33,7 @@ def program_matrix(columns: int = 6) -> tuple[sp.csr_matrix, np.ndarray, tuple[i
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("normalise", [False, True])
 def test_program_data_in_one_pass(batch: int, normalise: bool) -> None:
-    compiled.prepare(wait=True)
+    kernel_cache.prepare(wait=True)
     matrix, constant, sizes = program_matrix()
     x = RNG.standard_normal((batch, 6)) * 10.0 ** RNG.uniform(-6, 6, (batch, 1))
     *blocks, scale = ProgramMatrix(matrix, constant, sizes).times(x, normalise=normalise)
@@ -48,7 +49,7 @@ def test_program_data_in_one_pass(batch: int, normalise: bool) -> None:
 
 
 def test_an_objective_without_coefficients_is_not_divided() -> None:
-    compiled.prepare(wait=True)
+    kernel_cache.prepare(wait=True)
     matrix, constant, sizes = program_matrix()
     zero = sp.csr_matrix(sp.diags([0.0] * 13 + [1.0] * 11) @ matrix)
     constant[:13] = 0.0
@@ -58,7 +59,7 @@ def test_an_objective_without_coefficients_is_not_divided() -> None:
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_the_adjoint_in_one_pass(batch: int) -> None:
-    compiled.prepare(wait=True)
+    kernel_cache.prepare(wait=True)
     matrix, constant, sizes = program_matrix()
     made = ProgramMatrix(matrix, constant, sizes)
     blocks = tuple(RNG.standard_normal((batch, size)) for size in sizes)
@@ -105,13 +106,13 @@ def test_entries_are_rotated(form: str, batch: int) -> None:
 
 @pytest.mark.parametrize("name", ["quadratic", "geometric_program", "simplex_projection"])
 def test_programs_and_their_adjoints_are_the_same_in_both_forms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled.prepare(wait=True)
+    kernel_cache.prepare(wait=True)
     case = family(name)
     program = canonicalize(case.problem, case.parameters, case.outputs, gp=case.gp)
     features = program.features.apply(case.values(3), 3)
     found = []
     for ready in (True, False):
-        monkeypatch.setattr(compiled, "ready", lambda ready=ready: ready)
+        monkeypatch.setattr(kernel_cache, "ready", lambda ready=ready: ready)
         made, scale = program.normalised(features)
         wanted = np.arange(features.shape[1]) % 2 == 0
         pulled = [program.pullback(features, made, scale=scale, wanted=mask) for mask in (None, wanted)]

@@ -13,18 +13,19 @@ from functools import cache
 import numpy as np
 import pytest
 
-from convexlayer import SolutionMap, compiled
+from convexlayer import SolutionMap
 from convexlayer.cones import product_cone
 from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionCotangent, polish
-from convexlayer.engine.batched import BatchedEngine
+from convexlayer.interior_point.lanes.solve import LanesInteriorPoint
 from convexlayer.linalg.refined import StoredFactor
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.runtime import kernel_cache
 from convexlayer.solution import Solution
 from convexlayer.status import Status
 from tests.layers.families import NAMES, family
 
 pytestmark = pytest.mark.skipif(
-    os.environ.get(compiled.SETTING) == "never",
+    os.environ.get(kernel_cache.SETTING) == "never",
     reason="portable code leaves rounding to BLAS and LAPACK, which round by where an array lies in memory",
 )
 
@@ -83,7 +84,7 @@ def words(status: tuple[str, ...]) -> Array:
 
 
 def engine(program: ConeProgram, _: Solution) -> Numbers:
-    found = BatchedEngine(program.structure).solve(program, tol=1e-8)
+    found = LanesInteriorPoint(program.structure).solve(program, tol=1e-8)
     return {"x": found.x, "y": found.y, "s": found.s, "status": words(found.status), "iterations": found.iterations}
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from benchmarks.scales.plan import Plan
 from benchmarks.scales.table import Count
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 
 PARTS = ("separable", "units", "degenerate", "public")
 """Modules of this package, each with ``measure(plan) -> Iterator[Count]`` and ``table(counts) -> str``."""
@@ -33,7 +33,7 @@ class _Part(Protocol):
 def main() -> int:
     """Measure and tell; 1 if anything is silent."""
     arguments = _parser().parse_args()
-    compiled.prepare(wait=True)
+    kernel_cache.prepare(wait=True)
     plan = Plan(
         draws=arguments.draws, solvers=tuple(arguments.solvers), ranges=tuple(arguments.k), only=tuple(arguments.only),
         seed=arguments.seed, batch=arguments.batch, presolve=not arguments.no_presolve, options=dict(arguments.option),

@@ -10,9 +10,9 @@ from itertools import pairwise
 import numpy as np
 import scipy.sparse as sp
 
-from convexlayer.buffers import empty
 from convexlayer.canon.parameters import ParameterSpec
 from convexlayer.program import Array, IndexArray
+from convexlayer.runtime.buffers import empty
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import BatchedMatrix
 

@@ -11,13 +11,13 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
-from convexlayer import compiled
 from convexlayer.canon.affine_map import AffineMap, AffineProduct, Features
 from convexlayer.canon.document import Reader, write_matrix, write_pattern
 from convexlayer.canon.parameters import ATTRIBUTES, ParameterSpec
 from convexlayer.canon.recovery import OutputSpec, Recovery
 from convexlayer.errors import ProblemError
 from convexlayer.program import Array, ConeProgram, Structure
+from convexlayer.runtime import kernel_cache
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import ProgramMatrix
 
@@ -124,7 +124,7 @@ class ParametricProgram:
 
     def normalised(self, features: Array) -> tuple[ConeProgram, Array]:
         """The programs of feature vectors (B, features.size), objectives divided by ``objective_scale``, and that."""
-        if not compiled.ready():
+        if not kernel_cache.ready():
             program = self.instantiate(features)
             scale = program.objective_scale()
             return program.divided(scale), scale
@@ -153,7 +153,7 @@ class ParametricProgram:
         """
         inverse = np.ones(len(features)) if scale is None else 1.0 / scale
         parts = (cotangent.P, cotangent.q, cotangent.r[:, None], cotangent.A, cotangent.b)
-        if compiled.ready():
+        if kernel_cache.ready():
             total = self._compiled.adjoint(parts, inverse, wanted)
         else:
             weights = [inverse[:, None]] * 3 + [np.ones((1, 1))] * 2

@@ -27,7 +27,7 @@ from convexlayer.canon.elimination import Number, Pivot, pivots
 from convexlayer.canon.parametric import ParametricProgram, PresolveRecord
 from convexlayer.canon.recovery import DirectTerm, Recovery
 from convexlayer.canon.rounded import Rounded, difference, exact, product, total
-from convexlayer.canon.rows import without_bound_variables, without_needless_rows
+from convexlayer.canon.rows import drop_bound_variables, drop_redundant_rows
 from convexlayer.program import Cones, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray
 
@@ -41,13 +41,13 @@ def presolved(program: ParametricProgram) -> ParametricProgram:
     given = _Stage.of(program)
     m, n = given.A.shape
     recovery = program.recovery
-    distinct = given.then(C=without_needless_rows(given.A, given.b, given.cones, _shown_rows(recovery, given, given)))
+    distinct = given.then(C=drop_redundant_rows(given.A, given.b, given.cones, _shown_rows(recovery, given, given)))
     chosen = pivots(distinct.P, distinct.A, distinct.q, distinct.b, distinct.cones)
     solved = distinct.solved_for(chosen)
     shown = product(exact(recovery.matrix[:, :n]), solved.T).values.getnnz(axis=0) > 0
-    C, columns = without_bound_variables(solved.A, ~(shown | solved.costly), solved.cones)
+    C, columns = drop_bound_variables(solved.A, ~(shown | solved.costly), solved.cones)
     bounded = solved.then(C=C, T=exact(_columns_of_identity(solved.A.shape[1], columns)))
-    again = without_needless_rows(bounded.A, bounded.b, bounded.cones, _shown_rows(recovery, given, bounded))
+    again = drop_redundant_rows(bounded.A, bounded.b, bounded.cones, _shown_rows(recovery, given, bounded))
     last = bounded.then(C=again)
     if last.A.shape == (m, n):
         return program

@@ -17,10 +17,10 @@ from convexlayer.cones import product_cone
 from convexlayer.program import Cones, IndexArray
 from convexlayer.solution import BoolArray
 
-__all__ = ["without_bound_variables", "without_needless_rows"]
+__all__ = ["drop_bound_variables", "drop_redundant_rows"]
 
 
-def without_needless_rows(A: AffineMatrix, b: Rounded, cones: Cones, shown: BoolArray) -> sp.csr_matrix:
+def drop_redundant_rows(A: AffineMatrix, b: Rounded, cones: Cones, shown: BoolArray) -> sp.csr_matrix:
     """The matrix C that drops rows 0 + s = b which hold whatever the parameters are, and merges identical ones.
 
     Of identical rows only the sum of the duals is defined; C takes their mean, so each gets an equal share, as in the
@@ -71,7 +71,7 @@ def _as_vectors(A: AffineMatrix, b: sp.csr_matrix) -> sp.csr_matrix:
     return vectors
 
 
-def without_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> tuple[sp.csr_matrix, IndexArray]:
+def drop_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> tuple[sp.csr_matrix, IndexArray]:
     """The matrix C that eliminates variables t from -t <= u <= t, or norm(u) <= t, and t <= c; the columns that remain.
 
     Fourier-Motzkin: a variable that nothing else asks for may be as large as its one upper bound allows, so that bound

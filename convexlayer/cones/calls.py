@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from convexlayer import compiled
 from convexlayer.cones.base import Array
-from convexlayer.pool import share
+from convexlayer.runtime import kernel_cache
+from convexlayer.runtime.threads import parallel_for
 
 __all__ = ["compiled_kernels", "in_ranges", "is_compiled"]
 
 
 def is_compiled(w: Array) -> bool:
     """Whether the kernels take these points."""
-    return isinstance(w, np.ndarray) and compiled.ready()
+    return isinstance(w, np.ndarray) and kernel_cache.ready()
 
 
 @cache
@@ -36,4 +36,4 @@ def in_ranges(kernel: Callable[..., None], arguments: tuple[Any, ...], *, entrie
         entries: number of points.
         seconds: how long one of them takes, roughly.
     """
-    share(lambda first, last: kernel(*arguments, first, last), entries, seconds=seconds)
+    parallel_for(lambda first, last: kernel(*arguments, first, last), entries, seconds_per_item=seconds)

@@ -23,11 +23,11 @@ import numpy as np
 from array_api_compat import device
 from numpy.typing import NDArray
 
-from convexlayer.buffers import plain
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import BEYOND, increasing_root
+from convexlayer.runtime.buffers import as_contiguous_float64
 
 __all__ = ["Exponential"]
 
@@ -126,7 +126,7 @@ def _with_depths(xp: Any, margin: Array, w: Array, dual: Array, interior: Array)
 def _compiled_point(w: Array) -> ConePoint[Eigenbasis]:
     """The projection and the derivative by the compiled kernels."""
     kernels = compiled_kernels()
-    flat = plain(w).reshape(-1, 3)
+    flat = as_contiguous_float64(w).reshape(-1, 3)
     code, region, y = np.empty(len(flat), np.int8), np.empty((len(flat), 4)), np.empty(flat.shape)
     in_ranges(kernels.exponential_point, (flat, code, region, y), entries=len(flat))
 

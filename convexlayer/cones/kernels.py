@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from convexlayer.entry import entry
+from convexlayer.runtime.cached_kernel import cached_kernel
 
 __all__ = [
     "CURVED",
@@ -33,7 +33,7 @@ _BEYOND = 1e300
 _MAX_ITERATIONS = 100
 
 
-@entry
+@cached_kernel
 def exponential_point(w: Floats, code: Codes, region: Floats, y: Floats, first: int, last: int) -> None:
     """Codes, (a, b, rho, y3) of the curved region (of some regular point elsewhere) and projections of w (N, 3)."""
     for k in range(first, last):
@@ -109,7 +109,7 @@ def _log_t(r: float, z: float, kappa: float) -> float:
     return x
 
 
-@entry
+@cached_kernel
 def exponential_derivative(
     w: Floats,
     code: Codes,
@@ -162,7 +162,7 @@ def exponential_derivative(
         complement[k, 0], complement[k, 1], complement[k, 2] = 0.0, 1.0, weight / total
 
 
-@entry
+@cached_kernel
 def psd_point(w: Floats, order: int, values: Floats, vectors: Floats, y: Floats, first: int, last: int) -> None:
     """Eigenvalues (N, order), eigenvectors and projections of w (N, order (order + 1) / 2); NaN where w is not."""
     root = math.sqrt(2.0)
@@ -191,7 +191,7 @@ def psd_point(w: Floats, order: int, values: Floats, vectors: Floats, y: Floats,
                 p += 1
 
 
-@entry
+@cached_kernel
 def psd_derivative(
     values: Floats, vectors: Floats, Q: Floats, d: Floats, complement: Floats, first: int, last: int
 ) -> None:

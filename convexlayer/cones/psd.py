@@ -10,10 +10,10 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from convexlayer.buffers import empty, plain
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
 from convexlayer.cones.kronecker import KroneckerBasis, like, symmetric_vectors
+from convexlayer.runtime.buffers import as_contiguous_float64, empty
 
 __all__ = ["PositiveSemidefinite"]
 
@@ -64,7 +64,7 @@ class PositiveSemidefinite(AbstractCone):
     def _compiled_point(self, w: Array) -> ConePoint[Eigenbasis]:
         """The same by the compiled kernels."""
         kernels, k = compiled_kernels(), self.order
-        flat = plain(w).reshape(-1, self.size)
+        flat = as_contiguous_float64(w).reshape(-1, self.size)
         values, vectors = np.empty((len(flat), k)), np.empty((len(flat), k, k))
         y = np.empty(flat.shape)
         seconds = 3e-6 + 3e-8 * k**3

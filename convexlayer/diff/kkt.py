@@ -213,16 +213,16 @@ class ExactDifferentiator(AbstractDifferentiator):
 
         l, v, residual, singular = factor.solve(top, bottom, visible)  # noqa: E741
         margin, error = self._point.margin, self._error
-        if factor.regular and DerivativeReport.beyond_doubt(residual, margin, error):
+        if factor.regular and DerivativeReport.all_ok(residual, margin, error):
             return l, v, DerivativeReport.ok(residual, margin, factor.condition)
         if not np.all(margin > self._certain):
-            margin = self._margin_that_matters((l, v), (top, bottom), outside, ~singular)
+            margin = self._effective_margin((l, v), (top, bottom), outside, ~singular)
         return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, error, self._certain)
 
-    def _margin_that_matters(
+    def _effective_margin(
         self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen, unique: BoolArray
     ) -> Array:
-        """The margin without the blocks that make no difference to what is seen, on whichever side of a jump they are.
+        """The margin without the blocks whose side of the jump does not change what was asked for.
 
         The answer must be the same, and as unique, with all of them in K*, with none, and with some at random. Where it
         is not unique as it is, nobody asks.

@@ -28,9 +28,9 @@ from convexlayer.linalg import (
     RefinedFactor,
     equilibration,
 )
-from convexlayer.pool import map_ranges
 from convexlayer.program import Array, IndexArray, Pattern, Structure
 from convexlayer.rays import BoolArray
+from convexlayer.runtime.threads import map_ranges
 
 __all__ = ["MatrixFreeSystem"]
 

@@ -76,10 +76,10 @@ class DerivativeReport:
         return bound
 
     @staticmethod
-    def beyond_doubt(residual: Array, margin: Array, error: Array) -> bool:
-        """Whether ``judge`` says ok of all, where no system is singular: told by the extremes alone.
+    def all_ok(residual: Array, margin: Array, error: Array) -> bool:
+        """Whether ``judge`` reports ok for all elements, if no system is singular: decided from the batch extrema.
 
-        What is not a number is doubtful, and so is an empty batch.
+        False where a number is NaN, and for an empty batch.
         """
         if not len(residual):
             return False
@@ -89,7 +89,7 @@ class DerivativeReport:
 
     @staticmethod
     def ok(residual: Array, margin: Array, condition: Array) -> DerivativeReport:
-        """The report of solves that are ``beyond_doubt``."""
+        """The report of a batch for which ``all_ok`` holds."""
         batch = len(residual)
         return DerivativeReport(residual, margin, condition, np.ones(batch, dtype=bool), ("ok",) * batch)
 

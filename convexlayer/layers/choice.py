@@ -11,11 +11,11 @@ import torch
 
 from convexlayer.errors import SolverError
 from convexlayer.program import Structure
-from convexlayer.solvers.auto import deputy_of
+from convexlayer.solvers.auto import fallback_of
 from convexlayer.solvers.base import AbstractSolver, SolverState
 from convexlayer.solvers.registry import solver_for
 
-__all__ = ["Chosen", "Deputy", "checked_device", "choose", "fastest"]
+__all__ = ["Fallback", "ResolvedSolver", "checked_device", "choose", "fastest"]
 
 RUNS = 3
 """Timed runs of each candidate, after one that is not: caches fill, and a solver may keep what it built."""
@@ -25,7 +25,7 @@ HOPELESS = 3.0
 
 
 @final
-class Deputy:
+class Fallback:
     """Who is asked again for elements that the solver leaves unsettled.
 
     Attributes:
@@ -33,7 +33,7 @@ class Deputy:
     """
 
     def __init__(self, solver: AbstractSolver, structure: Structure) -> None:
-        """Name the deputy; nothing is prepared before it is needed."""
+        """Store the solver; its state is made at the first use."""
         self.solver = solver
         self._structure = structure
 
@@ -43,32 +43,32 @@ class Deputy:
         return self.solver.init(self._structure)
 
 
-class Chosen(NamedTuple):
-    """Who solves.
+class ResolvedSolver(NamedTuple):
+    """A solver prepared for a structure.
 
     Attributes:
         solver: the solver.
         state: what it prepared for the structure.
-        deputy: who is asked again for elements that it leaves unsettled, or None.
-        reason: why it was chosen.
+        fallback: solver for the elements that it leaves unsettled, or None.
+        reason: why ``auto`` chose it, or that it was asked for.
     """
 
     solver: AbstractSolver
     state: SolverState
-    deputy: Deputy | None
+    fallback: Fallback | None
     reason: str
 
 
-def choose(name: str, structure: Structure, device: str = "cpu") -> Chosen:
+def choose(name: str, structure: Structure, device: str = "cpu") -> ResolvedSolver:
     """The solver of this name, or the one that ``auto`` chooses for a device, after the work that every solve shares.
 
     Raises:
         SolverError: the solver is unknown, missing, or cannot take the structure.
     """
     solver, reason = solver_for(name, structure, device)
-    second = deputy_of(solver, structure, automatic=name.lower() == "auto")
-    deputy = None if second is None else Deputy(solver_for(second, structure)[0], structure)
-    return Chosen(solver, solver.init(structure), deputy, reason)
+    second = fallback_of(solver, structure, automatic=name.lower() == "auto")
+    fallback = None if second is None else Fallback(solver_for(second, structure)[0], structure)
+    return ResolvedSolver(solver, solver.init(structure), fallback, reason)
 
 
 def checked_device(device: str) -> str:
@@ -85,7 +85,7 @@ def checked_device(device: str) -> str:
     return device
 
 
-def fastest(candidates: Sequence[Chosen], attempt: Callable[[Chosen], int]) -> Chosen:
+def fastest(candidates: Sequence[ResolvedSolver], attempt: Callable[[ResolvedSolver], int]) -> ResolvedSolver:
     """The fastest of the candidates that solve the most elements, with the times as its reason.
 
     Args:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from convexlayer.buffers import empty
 from convexlayer.diff import DerivativeReport
 from convexlayer.errors import DerivativeError
 from convexlayer.layers.mapped import Tensors, flattened, is_transformed, is_wrapped, unwrapped
@@ -22,6 +21,7 @@ from convexlayer.layers.report import Report
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.program import Array, IndexArray
+from convexlayer.runtime.buffers import empty
 from convexlayer.solvers import Options
 
 __all__ = ["Call", "solve"]

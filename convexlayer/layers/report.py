@@ -39,8 +39,8 @@ class Report:
         reason: why it was chosen.
         solution: the solution of the cone program, which a later call may take as its warm start.
         solved_again: positions of the elements on which the solver stalled or which it called infeasible or unbounded
-            without proof, and which were solved in independent parts, or by its deputy (Clarabel, or the batched
-            engine).
+            without proof, and which were solved in independent parts, or by its fallback (Clarabel, or the batched
+            solver).
         details: what there is to say of elements beyond their status, by position: what is wrong with the values of
             those that are ``invalid``, and what happened to those that failed otherwise.
         cold_start: why a warm start that was given was not used; None where it was, or where none was given.

@@ -16,7 +16,7 @@ from convexlayer.canon import ParametricProgram
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff import ReducedFactor, ReducedSystem, derivative_mode, polished
 from convexlayer.errors import ProblemError, ShapeError, SolverError
-from convexlayer.layers.choice import Chosen, checked_device, choose, fastest
+from convexlayer.layers.choice import ResolvedSolver, checked_device, choose, fastest
 from convexlayer.layers.convexity import is_promise
 from convexlayer.layers.parts import Parts
 from convexlayer.layers.posing import Posed, among, posed, usable_part
@@ -107,7 +107,7 @@ class SolutionMap:
         self._device = checked_device(device)
         self._chosen = choose(solver, program.structure, self._device)
         self._tune = tune
-        self._tuned: Chosen | None = None
+        self._tuned: ResolvedSolver | None = None
         self._tuning = threading.Lock()
         self._system = ReducedSystem(program.structure, device=self._device)
         self._mode = derivative_mode(derivative)
@@ -258,7 +258,7 @@ class SolutionMap:
     def _start(
         self,
         warm_start: Report | None,
-        by: Chosen,
+        by: ResolvedSolver,
         given: Posed,
         usable: IndexArray | None,
         units: Equilibration | None,
@@ -304,7 +304,7 @@ class SolutionMap:
 
     def _solved_again(
         self,
-        by: Chosen,
+        by: ResolvedSolver,
         program: ConeProgram,
         raw: Solution,
         solution: Solution,
@@ -312,17 +312,17 @@ class SolutionMap:
         options: Options,
         clock: Clock,
     ) -> tuple[Solution, Residuals, tuple[int, ...]]:
-        """With the elements that the solver left unsettled solved in parts, or by its deputy, and their positions."""
-        deputy = by.deputy
+        """With the elements that the solver left unsettled solved in parts, or by its fallback, and their positions."""
+        fallback = by.fallback
         stalled = options.max_iter is None  # whoever reaches a limit that nobody set
-        index = unproved(solution, raw) if by.solver.deputy_for_claims else unsettled(solution, raw, stalled=stalled)
+        index = unproved(solution, raw) if by.solver.fallback_for_claims else unsettled(solution, raw, stalled=stalled)
         if not len(index) or clock.over:
             return solution, residuals, ()
         asked: list[Callable[[ConeProgram], Solution]] = []
         if self._parts.several and options.time_limit_s is None:
             asked.append(lambda part: self._parts.solve(part, options))
-        if deputy is not None and (deputy.solver.timed or options.time_limit_s is None):
-            asked.append(lambda part: deputy.solver.solve(deputy.state, part, clock.applied(options)))
+        if fallback is not None and (fallback.solver.supports_time_limit or options.time_limit_s is None):
+            asked.append(lambda part: fallback.solver.solve(fallback.state, part, clock.applied(options)))
         left = index
         for ask in asked:
             if not len(left):
@@ -342,26 +342,27 @@ class SolutionMap:
         """The independent parts of the program, for the elements that could not be solved as a whole."""
         return Parts("auto" if self._automatic else self._chosen.solver.name, self.program.structure)
 
-    def _solver_for(self, program: ConeProgram, options: Options) -> Chosen:
+    def _solver_for(self, program: ConeProgram, options: Options) -> ResolvedSolver:
         """Who solves a batch; where tuning is asked for, the first batch decides."""
         if self._tune and self._tuned is None and program.batch:
             with self._tuning:
                 if self._tuned is None:
                     self._tuned = self._fastest(program, options)
         chosen = self._tuned or self._chosen
-        if self._automatic and chosen.deputy and options.time_limit_s is not None and not chosen.solver.timed:
+        untimed = options.time_limit_s is not None and not chosen.solver.supports_time_limit
+        if self._automatic and chosen.fallback and untimed:
             reason = f"{chosen.solver.name}, the choice without a time limit, cannot keep one"
-            return Chosen(chosen.deputy.solver, chosen.deputy.state, deputy=None, reason=reason)
+            return ResolvedSolver(chosen.fallback.solver, chosen.fallback.state, fallback=None, reason=reason)
         return chosen
 
     def _placed(self, options: Options) -> Options:
-        """With the dense engine on the map's device, unless the options name another."""
+        """With the dense torch solver on the map's device, unless the options name another."""
         if self._device == "cpu":
             return options
         dense = {"device": self._device, **options.solver_options.get("dense", {})}
         return replace(options, solver_options={**options.solver_options, "dense": dense})
 
-    def _fastest(self, program: ConeProgram, options: Options) -> Chosen:
+    def _fastest(self, program: ConeProgram, options: Options) -> ResolvedSolver:
         """The fastest of those that ``auto`` considers, solutions as exact as the derivative needs them.
 
         Under a time limit those that can keep one.
@@ -370,9 +371,9 @@ class SolutionMap:
         names = [name for name in candidates(structure, self._device) if name != self._chosen.solver.name]
         contenders = [self._chosen, *(choose(name, structure) for name in names)]
         if options.time_limit_s is not None:
-            contenders = [each for each in contenders if each.solver.timed]
+            contenders = [each for each in contenders if each.solver.supports_time_limit]
 
-        def attempt(candidate: Chosen) -> int:
+        def attempt(candidate: ResolvedSolver) -> int:
             clock = Clock(options.time_limit_s)
             solution = candidate.solver.solve(candidate.state, program, options)
             return int(np.count_nonzero(self._certified(program, solution, options, clock).solution.solved))

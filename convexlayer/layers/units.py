@@ -16,7 +16,6 @@ from typing import final
 
 import numpy as np
 
-from convexlayer import compiled
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.cones import ProductCone, product_cone
 from convexlayer.diff import (
@@ -31,6 +30,7 @@ from convexlayer.diff import (
 )
 from convexlayer.diff.base import whole_data, whole_point
 from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
+from convexlayer.runtime import kernel_cache
 from convexlayer.solution import Solution
 from convexlayer.sparse import equilibrate
 
@@ -39,7 +39,7 @@ __all__ = ["Equilibration", "in_own_units"]
 PASSES = 12
 """Passes over the data."""
 
-EVEN = 1e3
+OWN_SCALING_RATIO = 1e3
 """Programs whose rows of [P A'; A 0] have largest entries within this ratio of each other, and whose solutions are to
 be expected within this of 1, are left to the solver's own scaling."""
 
@@ -68,9 +68,11 @@ class Equilibration:
     def of(program: ConeProgram) -> Equilibration | None:
         """The scales of a program, or None where no element needs any."""
         cone = product_cone(program.structure.cones)
-        if compiled.ready():
+        if kernel_cache.ready():
             data = (program.P, program.q, program.A, program.b)
-            units = Equilibration(*equilibrate(program.structure.by_columns, cone.blocks, PASSES, EVEN, ROUNDING, data))
+            units = Equilibration(
+                *equilibrate(program.structure.by_columns, cone.blocks, PASSES, OWN_SCALING_RATIO, ROUNDING, data)
+            )
         else:
             units = Equilibration._portable(program, cone)
         return None if all(np.all(part == 1.0) for part in (units.d, units.e, units.sigma, units.c)) else units
@@ -91,7 +93,9 @@ class Equilibration:
         sigma = _expected(max_norm(program.b), max_norm(program.q), max_norm(program.P))
         both = np.concatenate([column, row], axis=1)
         least, largest = np.min(np.where(both > 0, both, np.inf), axis=1, initial=np.inf), max_norm(both)
-        alike = (largest <= EVEN * least) & (sigma <= EVEN) & (sigma >= 1.0 / EVEN)
+        alike = (
+            (largest <= OWN_SCALING_RATIO * least) & (sigma <= OWN_SCALING_RATIO) & (sigma >= 1.0 / OWN_SCALING_RATIO)
+        )
         finite = np.isfinite(largest + max_norm(program.q) + max_norm(program.b))
         needed = finite & ~alike
         for _ in range(PASSES):

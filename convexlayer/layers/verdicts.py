@@ -38,7 +38,7 @@ def unproved(solution: Solution, raw: Solution) -> IndexArray:
 
 
 def unsettled(solution: Solution, raw: Solution, *, stalled: bool = False) -> IndexArray:
-    """Positions of the elements that a deputy is asked about; limits are the caller's wish.
+    """Positions of the elements that a fallback is asked about; limits are the caller's wish.
 
     Args:
         solution: certified.

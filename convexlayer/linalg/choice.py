@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from convexlayer import compiled
 from convexlayer.linalg.base import AbstractBackend
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.portable import PortableFactoriser
 from convexlayer.linalg.refined import AbstractFactoriser
 from convexlayer.linalg.sparse import SparseBackend
 from convexlayer.program import Array, Pattern
+from convexlayer.runtime import kernel_cache
 
 __all__ = ["choose_backend", "choose_factoriser"]
 
@@ -35,7 +35,7 @@ def choose_factoriser(
     """
     if backend is None and device != "cpu" and pattern.shape[0] <= DENSE_LIMIT:
         backend = DenseBackend(device)
-    if backend is None and compiled.ready():
+    if backend is None and kernel_cache.ready():
         from convexlayer.linalg.laned import LaneFactoriser
 
         return LaneFactoriser(pattern, signs)

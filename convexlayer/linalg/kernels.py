@@ -15,26 +15,26 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from convexlayer.entry import entry
 from convexlayer.linalg.lanes import Indices, LanePlan, factorise, magnitudes, multiply, solve_in_place, unpacked
 from convexlayer.linalg.refined import (
     EPS,
     NOTHING,
     POWER_STEPS,
     PROGRESS,
+    REFINED,
     ROW_ACCEPTED,
     ROW_STEPS,
     RUIZ_PASSES,
-    TARGET,
     TINY,
 )
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, sqrt, store, where
 from convexlayer.program import Array
+from convexlayer.runtime.cached_kernel import cached_kernel
 
 __all__ = ["factor", "refine", "refine_row_by_row"]
 
 
-@entry
+@cached_kernel
 def factor(
     lanes: Any, packed: Indices, values: Array, first: int, last: int, start: Array, state: Array, condition: Array
 ) -> None:
@@ -85,7 +85,7 @@ def factor(
             condition[group * V + v] = work[0, v]
 
 
-@entry
+@cached_kernel
 def refine(
     lanes: Any,
     packed: Indices,
@@ -123,7 +123,7 @@ def refine(
         _write_solution(lanes, plan, group, scale, finite, best, least, z, residual)
 
 
-@entry
+@cached_kernel
 def refine_row_by_row(
     lanes: Any,
     packed: Indices,
@@ -233,7 +233,7 @@ def _refine(
         multiply(lanes, plan, E, x, product)
         error = _remainder(lanes, target, product, step) / size
         better = going & (error < least)
-        going = going & (error < PROGRESS * least) & (error > TARGET)
+        going = going & (error < PROGRESS * least) & (error > REFINED)
         least = where(better, error, least)
         if any_lane(better):
             for k in range(N):

@@ -8,12 +8,12 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.buffers import empty, plain
 from convexlayer.linalg import kernels, null_kernels
 from convexlayer.linalg.refined import REFINEMENTS, TINY, AbstractFactoriser, RefinedFactor, StoredFactor, power_start
 from convexlayer.linalg.symbolic import Symbolic
-from convexlayer.pool import WORKERS, share
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
+from convexlayer.runtime.buffers import as_contiguous_float64, empty
+from convexlayer.runtime.threads import WORKERS, parallel_for
 
 __all__ = ["LaneFactoriser", "warm_up"]
 
@@ -44,7 +44,7 @@ class LaneFactoriser(AbstractFactoriser):
 
     def factor(self, values: Array) -> RefinedFactor:
         """Equilibrate, regularise, factorise and estimate conditions, in one pass."""
-        return _LaneFactor(self, plain(values))
+        return _LaneFactor(self, as_contiguous_float64(values))
 
 
 @final
@@ -64,7 +64,7 @@ class _LaneFactor(StoredFactor):
         def factor(first: int, last: int) -> None:
             kernels.factor(self._lanes, self._packed, values, first, last, system.start, self._state, self._condition)
 
-        share(factor, self._groups, seconds=FACTOR_S * self._entries + FLOP_S * symbolic.flops)
+        parallel_for(factor, self._groups, seconds_per_item=FACTOR_S * self._entries + FLOP_S * symbolic.flops)
 
     @property
     def condition(self) -> Array:
@@ -82,17 +82,17 @@ class _LaneFactor(StoredFactor):
         return self._solved(kernels.refine_row_by_row, rhs, REFINEMENTS)
 
     def _solved(self, kernel: Callable[..., None], rhs: Array, steps: int) -> tuple[Array, Array]:
-        rhs = plain(rhs)
+        rhs = as_contiguous_float64(rhs)
         z, residual = empty(*rhs.shape), np.empty(len(rhs))
 
         def solve(first: int, last: int) -> None:
             kernel(self._lanes, self._packed, rhs, first, last, steps, self._state, z, residual)
 
-        share(solve, self._groups, seconds=REFINE_S * self._entries)
+        parallel_for(solve, self._groups, seconds_per_item=REFINE_S * self._entries)
         return z, residual
 
     def remains(self, x: Array) -> tuple[Array, Array]:
-        x = plain(x)
+        x = as_contiguous_float64(x)
         left, image = np.empty_like(x), np.empty_like(x)
         of_each = len(self._lanes) == 1
         kernel = null_kernels.remains_of_each if of_each else null_kernels.remains
@@ -102,7 +102,7 @@ class _LaneFactor(StoredFactor):
         def iterate(first: int, last: int) -> None:
             kernel(LANES * (0.0,), self._packed, x, first, last, REFINEMENTS, state, left, image)
 
-        share(iterate, groups, seconds=REFINE_S * self._entries * (1 if of_each else x.shape[1]))
+        parallel_for(iterate, groups, seconds_per_item=REFINE_S * self._entries * (1 if of_each else x.shape[1]))
         return left, image
 
     def select(self, index: IndexArray) -> RefinedFactor:

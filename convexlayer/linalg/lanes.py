@@ -22,7 +22,7 @@ from convexlayer.linalg.simd import absolute, load, splat, spread, store, where
 from convexlayer.program import Array
 
 __all__ = [
-    "RUN",
+    "SUPERNODE_WIDTH",
     "Indices",
     "LanePlan",
     "column_products",
@@ -36,14 +36,14 @@ __all__ = [
 Indices = NDArray[np.int32]
 """Half the memory traffic of 64 bits."""
 
-RUN = 4
-"""Columns that are handled together."""
+SUPERNODE_WIDTH = 4
+"""Columns of L with the same rows below them that are eliminated together."""
 
-PIVOT = 1e-13
-"""Pivots of the wrong sign, or smaller than this, are replaced ..."""
+DYNAMIC_REG_EPS = 1e-13
+"""Pivots of the wrong sign, or smaller than this, are replaced (dynamic regularisation, value of Clarabel) ..."""
 
-BUMPED = 2e-7
-"""... by this, with the right sign."""
+DYNAMIC_REG_DELTA = 2e-7
+"""... by this, with the right sign; Clarabel's default, too."""
 
 
 class LanePlan(NamedTuple):
@@ -54,12 +54,12 @@ class LanePlan(NamedTuple):
         row: row of each entry of the upper triangle, the diagonal last in its column, (nnz,).
         factor_start: where each column of L starts, (N + 1,).
         factor_row: row of each entry of L, ascending in a column, (nnz(L),).
-        run_start: where the runs of each row of L start, (N + 1,).
-        run_column: first column of each run.
-        run_length: its number of columns, 1 or RUN.
-        run_end: position in L of the row's entry in the last column of the run.
+        supernode_start: where the runs of each row of L start, (N + 1,).
+        supernode_column: first column of each run.
+        supernode_length: its number of columns, 1 or SUPERNODE_WIDTH.
+        supernode_end: position in L of the row's entry in the last column of the run.
         chunk_column: first columns of the runs that all columns of L fall into, for the triangular solves.
-        chunk_length: their lengths, 1 or RUN.
+        chunk_length: their lengths, 1 or SUPERNODE_WIDTH.
         signs: expected sign of each pivot, (N,).
         permutation: original index of each permuted one, (N,).
     """
@@ -68,10 +68,10 @@ class LanePlan(NamedTuple):
     row: Indices
     factor_start: Indices
     factor_row: Indices
-    run_start: Indices
-    run_column: Indices
-    run_length: Indices
-    run_end: Indices
+    supernode_start: Indices
+    supernode_column: Indices
+    supernode_length: Indices
+    supernode_end: Indices
     chunk_column: Indices
     chunk_length: Indices
     signs: Array
@@ -82,7 +82,8 @@ class LanePlan(NamedTuple):
 def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_inverse: Array, y: Array) -> None:
     """L D L' of V matrices, unit lower triangular L.
 
-    A pivot of the wrong sign or below PIVOT is replaced by a small one of the right sign, which refinement mends.
+    A pivot of the wrong sign or below DYNAMIC_REG_EPS is replaced by DYNAMIC_REG_DELTA with the right sign; refinement
+    corrects for that.
 
     Args:
         lanes: a tuple of V floats.
@@ -100,10 +101,10 @@ def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_i
         for p in range(start[k], last):
             store(y, row[p], load(lanes, values, p))
         d = load(lanes, values, last)
-        for t in range(plan.run_start[k], plan.run_start[k + 1]):
-            j, end = plan.run_column[t], plan.run_end[t]
+        for t in range(plan.supernode_start[k], plan.supernode_start[k + 1]):
+            j, end = plan.supernode_column[t], plan.supernode_end[t]
             y0 = load(lanes, y, j)
-            if plan.run_length[t] == 1:
+            if plan.supernode_length[t] == 1:
                 first = int64(Lp[j])
                 _eliminate_one(lanes, y, L, Li, first, end - first, y0)
                 l0 = y0 * load(lanes, D_inverse, j)
@@ -122,10 +123,10 @@ def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_i
                 store(L, p1 + 2 + count, l1)
                 store(L, p2 + 1 + count, l2)
                 store(L, p3 + count, l3)
-                for q in range(RUN):
+                for q in range(SUPERNODE_WIDTH):
                     store(y, j + q, zero)
         sign = float(plan.signs[k])
-        pivot = where(d * sign > PIVOT, d, sign * BUMPED)
+        pivot = where(d * sign > DYNAMIC_REG_EPS, d, sign * DYNAMIC_REG_DELTA)
         store(D, k, pivot)
         store(D_inverse, k, 1.0 / pivot)
 

@@ -19,16 +19,16 @@ from convexlayer.linalg.krylov import minres
 from convexlayer.linalg.refined import (
     EPS,
     PROGRESS,
+    REFINED,
     REFINEMENTS,
-    TARGET,
     TINY,
     RefinedFactor,
     power_iteration,
     power_start,
     refined_row_by_row,
 )
-from convexlayer.pool import map_ranges
 from convexlayer.program import Array, IndexArray
+from convexlayer.runtime.threads import map_ranges
 
 __all__ = [
     "AbstractInverse",
@@ -93,7 +93,7 @@ class AbstractInverse(ABC):
 class FactoredInverse(AbstractInverse):
     """That of the regularised E, which somebody has factorised."""
 
-    target = TARGET
+    target = REFINED
 
     def __init__(self, multiply: Multiply, apply: Multiply, size: int) -> None:
         """Keep what there is.

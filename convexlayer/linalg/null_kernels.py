@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from convexlayer.entry import entry
 from convexlayer.linalg.lanes import Indices, LanePlan, multiply, solve_in_place, unpacked
 from convexlayer.linalg.refined import PROGRESS
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, store, where
 from convexlayer.program import Array
+from convexlayer.runtime.cached_kernel import cached_kernel
 
 __all__ = ["remains", "remains_of_each"]
 
 
-@entry
+@cached_kernel
 def remains(
     lanes: Any, packed: Indices, x: Array, first: int, last: int, steps: int, state: Array, left: Array, image: Array
 ) -> None:
@@ -51,7 +51,7 @@ def remains(
                     image[group * V + v, j, plan.permutation[k]] = product[k, v]
 
 
-@entry
+@cached_kernel
 def remains_of_each(
     lanes: Any, packed: Indices, x: Array, first: int, last: int, steps: int, state: Array, left: Array, image: Array
 ) -> None:

@@ -11,8 +11,8 @@ from convexlayer.linalg.base import AbstractBackend, AbstractFactor
 from convexlayer.linalg.refined import (
     EPS,
     PROGRESS,
+    REFINED,
     REFINEMENTS,
-    TARGET,
     TINY,
     AbstractFactoriser,
     RefinedFactor,
@@ -120,7 +120,7 @@ class _PortableFactor(StoredFactor):
             remainder = target - self._multiply(z)
             residual = max_norm(remainder) / np.maximum(size, TINY)
             better = going & (residual < least)
-            going = going & (residual < PROGRESS * least) & (residual > TARGET)
+            going = going & (residual < PROGRESS * least) & (residual > REFINED)
             best = np.where(better[:, None], z, best)
             least = np.where(better, residual, least)
             if not np.any(going):

@@ -40,7 +40,7 @@ EPS = 1e-7
 ACCEPTED = 1e-10
 """Relative residual at which a refined solution is accepted without a second thought."""
 
-TARGET = 1e-14
+REFINED = 1e-14
 """Relative residual below which refining further is pointless."""
 
 PROGRESS = 0.5

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
-from convexlayer.entry import entry
-from convexlayer.linalg.lanes import RUN, Indices, LanePlan
+from convexlayer.linalg.lanes import SUPERNODE_WIDTH, Indices, LanePlan
 from convexlayer.program import Array, IndexArray, Pattern
+from convexlayer.runtime.cached_kernel import cached_kernel
 
 __all__ = ["Symbolic", "minimum_degree"]
 
@@ -61,13 +61,14 @@ class Symbolic:
         permutation = np.argsort(position)
         rows, cols = position[pattern.rows], position[pattern.cols]
         upper = _Upper(pattern.shape[0], np.minimum(rows, cols), np.maximum(rows, cols))
-        leads = _run_leads(*_factored(upper)[1:3])
-        upper = upper.linked(leads)
+        heads = _supernode_heads(*_factored(upper)[1:3])
+        upper = upper.linked(heads)
         counts, factor_start, factor_row, *rows_of_L = _factored(upper)
-        chunk_column, chunk_length = np.unique(leads, return_counts=True)
-        run_start, run_column, run_length, run_end = _runs_of_rows(*rows_of_L, leads)
+        chunk_column, chunk_length = np.unique(heads, return_counts=True)
+        supernode_start, supernode_column, supernode_length, supernode_end = _runs_of_rows(*rows_of_L, heads)
         plan = LanePlan(
-            upper.start, upper.row, factor_start, factor_row, run_start, run_column, run_length, run_end,
+            upper.start, upper.row, factor_start, factor_row,
+            supernode_start, supernode_column, supernode_length, supernode_end,
             chunk_column.astype(np.int32), chunk_length.astype(np.int32), signs[permutation],
             permutation.astype(np.int32),
         )  # fmt: skip
@@ -85,10 +86,10 @@ class _Upper:
         self.start = np.searchsorted(high[self.order], np.arange(size + 1)).astype(np.int32)
         self.row = low[self.order].astype(np.int32)
 
-    def linked(self, leads: Indices) -> _Upper:
+    def linked(self, heads: Indices) -> _Upper:
         """With every pair of columns of a run stored, zeros where there was nothing."""
-        lead = np.flatnonzero(np.bincount(leads, minlength=self.size) == RUN)
-        first, second = np.triu_indices(RUN, 1)
+        lead = np.flatnonzero(np.bincount(heads, minlength=self.size) == SUPERNODE_WIDTH)
+        first, second = np.triu_indices(SUPERNODE_WIDTH, 1)
         low, high = (np.add.outer(lead, offset).ravel() for offset in (first, second))
         new = ~np.isin(high * self.size + low, self.high * self.size + self.low)
         return _Upper(self.size, np.concatenate([self.low, low[new]]), np.concatenate([self.high, high[new]]))
@@ -125,7 +126,7 @@ def _factored(upper: _Upper) -> tuple[Indices, ...]:
     return counts, factor_start, *_pattern_of_L(upper.start, upper.row, parent, factor_start)
 
 
-@entry
+@cached_kernel
 def _elimination_tree(start: Indices, row: Indices) -> tuple[Indices, Indices]:
     """Parents (-1 at roots) and number of entries below the diagonal of each column of L (Liu 1990)."""
     size = len(start) - 1
@@ -145,7 +146,7 @@ def _elimination_tree(start: Indices, row: Indices) -> tuple[Indices, Indices]:
     return parent, counts
 
 
-@entry
+@cached_kernel
 def _pattern_of_L(
     start: Indices, row: Indices, parent: Indices, factor_start: Indices
 ) -> tuple[Indices, Indices, Indices, Indices]:
@@ -179,17 +180,17 @@ def _pattern_of_L(
     return factor_row, row_start, row_column, row_position
 
 
-@entry
-def _run_leads(factor_start: Indices, factor_row: Indices) -> Indices:
-    """First column of the run that each column belongs to: RUN neighbours with the same rows below them, or itself."""
+@cached_kernel
+def _supernode_heads(factor_start: Indices, factor_row: Indices) -> Indices:
+    """First column of each column's supernode: SUPERNODE_WIDTH neighbours with the same rows below them, or itself."""
     size = len(factor_start) - 1
-    leads = np.arange(size).astype(np.int32)
+    heads = np.arange(size).astype(np.int32)
     j = 0
-    while j + RUN <= size:
-        end = j + RUN
+    while j + SUPERNODE_WIDTH <= size:
+        end = j + SUPERNODE_WIDTH
         stop = factor_start[end]
         same = True
-        for q in range(RUN):
+        for q in range(SUPERNODE_WIDTH):
             below = stop - factor_start[end - 1]  # the last column has no row inside the run
             same = same and factor_start[j + q + 1] - factor_start[j + q] >= below
             for c in range(below if same else 0):
@@ -197,34 +198,43 @@ def _run_leads(factor_start: Indices, factor_row: Indices) -> Indices:
             inside = factor_start[j + q + 1] - factor_start[j + q] - below
             same = same and (inside == 0 or factor_row[factor_start[j + q + 1] - below - 1] < end)
         if same:
-            leads[j:end] = j
+            heads[j:end] = j
         j = end if same else j + 1
-    return leads
+    return heads
 
 
-@entry
+@cached_kernel
 def _runs_of_rows(
-    row_start: Indices, row_column: Indices, row_position: Indices, leads: Indices
+    row_start: Indices, row_column: Indices, row_position: Indices, heads: Indices
 ) -> tuple[Indices, Indices, Indices, Indices]:
     """The columns of each row of L grouped in runs: where a row's runs start, first column, length, last position.
 
     A row inside a run sees only part of its columns, one by one.
     """
     size = len(row_start) - 1
-    run_start = np.zeros(size + 1, np.int32)
-    run_column = np.empty(len(row_column), np.int32)
-    run_length = np.empty(len(row_column), np.int32)
-    run_end = np.empty(len(row_column), np.int32)
+    supernode_start = np.zeros(size + 1, np.int32)
+    supernode_column = np.empty(len(row_column), np.int32)
+    supernode_length = np.empty(len(row_column), np.int32)
+    supernode_end = np.empty(len(row_column), np.int32)
     filled = 0
     for k in range(size):
         t = row_start[k]
         while t < row_start[k + 1]:
             j = row_column[t]
-            whole = t + RUN <= row_start[k + 1] and leads[j] == j and leads[row_column[t + RUN - 1]] == j
-            length = RUN if whole and row_column[t + RUN - 1] == j + RUN - 1 else 1
-            run_column[filled], run_length[filled] = j, length
-            run_end[filled] = row_position[t + length - 1]
+            whole = (
+                t + SUPERNODE_WIDTH <= row_start[k + 1]
+                and heads[j] == j
+                and heads[row_column[t + SUPERNODE_WIDTH - 1]] == j
+            )
+            length = SUPERNODE_WIDTH if whole and row_column[t + SUPERNODE_WIDTH - 1] == j + SUPERNODE_WIDTH - 1 else 1
+            supernode_column[filled], supernode_length[filled] = j, length
+            supernode_end[filled] = row_position[t + length - 1]
             filled += 1
             t += length
-        run_start[k + 1] = filled
-    return run_start, run_column[:filled].copy(), run_length[:filled].copy(), run_end[:filled].copy()
+        supernode_start[k + 1] = filled
+    return (
+        supernode_start,
+        supernode_column[:filled].copy(),
+        supernode_length[:filled].copy(),
+        supernode_end[:filled].copy(),
+    )

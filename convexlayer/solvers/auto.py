@@ -6,11 +6,11 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from convexlayer import compiled
 from convexlayer.program import Structure
+from convexlayer.runtime import kernel_cache
 from convexlayer.solvers.base import AbstractSolver
 
-__all__ = ["candidates", "choose_solver", "deputy_of"]
+__all__ = ["candidates", "choose_solver", "fallback_of"]
 
 LARGE = 4000
 """From this many variables and rows on a program is solved by a solver that is made for large ones."""
@@ -19,7 +19,7 @@ LARGE_PSD = 24
 """From this order on the systems of an interior-point method, dense in a semidefinite block's k (k + 1) / 2 rows, cost
 more than the eigendecompositions of a first-order method; measured."""
 
-CLARABEL_PSD, DEPUTY_PSD = 60, 100
+CLARABEL_PSD, FALLBACK_PSD = 60, 100
 """Up to the first order Clarabel may be the faster one, up to the second it is asked for what SCS leaves unsolved:
 there that takes tens of seconds, and SCS has spent as much by then."""
 
@@ -34,7 +34,7 @@ DEVICE_LIMIT = 1500
 """Up to this many variables and rows a batch of dense programs is kept on a device."""
 
 DEVICE_CONES = frozenset({"zero", "nonnegative", "second_order"})
-"""What the dense form of the batched engine takes."""
+"""Cones that the dense torch solver supports."""
 
 
 def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
@@ -53,7 +53,7 @@ def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
         return "scs", f"semidefinite blocks of order {order}: {size}"
     if structure.n + structure.m > LARGE:
         return "clarabel", f"large: {size}"
-    if not compiled.ready():
+    if not kernel_cache.ready():
         return "clarabel", f"the kernels are not compiled yet (convexlayer compile): {size}"
     if _is_dense_qp(structure) and find_spec("daqp") is not None:
         return "daqp", f"a dense strictly convex quadratic program: {size}"
@@ -66,7 +66,7 @@ def candidates(structure: Structure, device: str = "cpu") -> list[str]:
     order = max(structure.cones.psd, default=0)
     if order <= CLARABEL_PSD:
         names.append("clarabel")
-    if structure.n + structure.m <= LARGE and order < LARGE_PSD and compiled.ready():
+    if structure.n + structure.m <= LARGE and order < LARGE_PSD and kernel_cache.ready():
         names.append("batched")
     if (
         structure.cones.kinds <= {"zero", "nonnegative"}
@@ -77,27 +77,27 @@ def candidates(structure: Structure, device: str = "cpu") -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def deputy_of(solver: AbstractSolver, structure: Structure, *, automatic: bool) -> str | None:
+def fallback_of(solver: AbstractSolver, structure: Structure, *, automatic: bool) -> str | None:
     """The name of the solver that is asked again for elements which this one leaves unsettled; None where none is.
 
-    The batched engine is one where it is compiled already, and where the program is not too large for it; Clarabel
+    The batched solver is one where it is compiled already, and where the program is not too large for it; Clarabel
     where it can afford the largest semidefinite block.
 
     Args:
         solver: the solver.
         structure: of the programs.
-        automatic: whether ``auto`` chose it; then SCS has a deputy too.
+        automatic: whether ``auto`` chose it; then SCS has a fallback too.
     """
     order = max(structure.cones.psd, default=0)
-    deputy = "clarabel" if automatic and solver.name == "scs" else solver.deputy
-    if deputy == "batched":
+    fallback = "clarabel" if automatic and solver.name == "scs" else solver.fallback
+    if fallback == "batched":
         fits = order < LARGE_PSD and structure.n + structure.m <= LARGE
-        return deputy if fits and compiled.ready() else None
-    return None if deputy == "clarabel" and order > DEPUTY_PSD else deputy
+        return fallback if fits and kernel_cache.ready() else None
+    return None if fallback == "clarabel" and order > FALLBACK_PSD else fallback
 
 
 def _fits_device(structure: Structure, device: str) -> bool:
-    """Whether the dense form of the engine should solve these on a device other than the processor."""
+    """Whether the dense torch solver should solve these on a device other than the CPU."""
     return device != "cpu" and structure.cones.kinds <= DEVICE_CONES and structure.n + structure.m <= DEVICE_LIMIT
 
 

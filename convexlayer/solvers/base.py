@@ -36,10 +36,10 @@ class AbstractSolver(ABC):
         package: the distribution to install.
         cones: kinds of cone it supports (names of the fields of ``Cones``).
         quadratic: whether it takes a quadratic objective.
-        deputy: the solver that is asked again for elements that this one leaves unsettled, or None.
-        deputy_for_claims: whether the deputy is asked only where this one calls an element infeasible or unbounded
+        fallback: the solver for elements that this one leaves unsettled, or None.
+        fallback_for_claims: whether the fallback is used only where this one reports an element infeasible or unbounded
             without proof.
-        timed: whether it can keep a time limit.
+        supports_time_limit: whether it can stop at a time limit.
         starts_warm: whether it can start from a given point.
     """
 
@@ -47,9 +47,9 @@ class AbstractSolver(ABC):
     package: str
     cones: frozenset[str]
     quadratic: bool
-    deputy: str | None = None
-    deputy_for_claims: bool = False
-    timed: bool = True
+    fallback: str | None = None
+    fallback_for_claims: bool = False
+    supports_time_limit: bool = True
     starts_warm: bool = False
 
     @abstractmethod

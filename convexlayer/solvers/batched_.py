@@ -1,19 +1,19 @@
-"""Our own batched interior-point engine, compiled for the CPU: small and middle-sized programs."""
+"""Our batched interior-point method, compiled for the CPU: small and medium-sized programs."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, final
 
-from convexlayer import compiled
 from convexlayer.errors import SolverError
 from convexlayer.program import ConeProgram, Structure
+from convexlayer.runtime import kernel_cache
 from convexlayer.solution import Solution
 from convexlayer.solvers.base import AbstractSolver
 from convexlayer.solvers.options import Options
 
 if TYPE_CHECKING:
-    from convexlayer.engine.batched import BatchedEngine
+    from convexlayer.interior_point.lanes.solve import LanesInteriorPoint
 
 __all__ = ["BatchedSolver"]
 
@@ -29,23 +29,23 @@ class BatchedSolver(AbstractSolver):
     package = "numba"
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
-    deputy = "clarabel"
-    timed = False
+    fallback = "clarabel"
+    supports_time_limit = False
 
     def installed(self) -> bool:
         """Whether the package is there."""
         return find_spec("numba") is not None
 
-    def init(self, structure: Structure) -> BatchedEngine:
+    def init(self, structure: Structure) -> LanesInteriorPoint:
         """Analyse the structure."""
-        if not compiled.ready():
-            compiled.prepare(wait=True)
-        from convexlayer.engine.batched import BatchedEngine
+        if not kernel_cache.ready():
+            kernel_cache.prepare(wait=True)
+        from convexlayer.interior_point.lanes.solve import LanesInteriorPoint
 
-        return BatchedEngine(structure)
+        return LanesInteriorPoint(structure)
 
     def solve(
-        self, state: BatchedEngine, program: ConeProgram, options: Options, warm_start: Solution | None = None
+        self, state: LanesInteriorPoint, program: ConeProgram, options: Options, warm_start: Solution | None = None
     ) -> Solution:
         """Solve the batch; an interior-point method has no use for a warm start."""
         options.raw(self.name, ())

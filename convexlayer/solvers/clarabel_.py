@@ -9,8 +9,8 @@ from typing import Any, final
 import numpy as np
 
 from convexlayer.errors import SolverError
-from convexlayer.pool import map_ranges
 from convexlayer.program import ConeProgram, Cones, IndexArray, Pattern, Structure
+from convexlayer.runtime.threads import map_ranges
 from convexlayer.solution import Solution
 from convexlayer.solvers.base import (
     AbstractSolver,
@@ -64,8 +64,8 @@ class ClarabelSolver(AbstractSolver):
     package = "clarabel"
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
-    deputy = "batched"
-    deputy_for_claims = True
+    fallback = "batched"
+    fallback_for_claims = True
 
     def installed(self) -> bool:
         """Whether the package is there."""

@@ -12,11 +12,11 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from convexlayer import compiled
-from convexlayer.buffers import plain
 from convexlayer.errors import SolverError
-from convexlayer.pool import map_ranges
 from convexlayer.program import Array, ConeProgram, Structure
+from convexlayer.runtime import kernel_cache
+from convexlayer.runtime.buffers import as_contiguous_float64
+from convexlayer.runtime.threads import map_ranges
 from convexlayer.solution import Solution
 from convexlayer.solvers.base import AbstractSolver
 from convexlayer.solvers.dense_form import Dense, Places
@@ -96,8 +96,8 @@ class DaqpSolver(AbstractSolver):
     package = "daqp"
     cones = frozenset({"zero", "nonnegative"})
     quadratic = True
-    deputy = "clarabel"
-    timed = False
+    fallback = "clarabel"
+    supports_time_limit = False
 
     def installed(self) -> bool:
         """Whether the package is there."""
@@ -116,7 +116,7 @@ class DaqpSolver(AbstractSolver):
         """Solve every element; warm starts are not used (a perfect one saves a quarter at most)."""
         settings = _settings(options)
         batch, n, m = program.batch, program.structure.n, program.structure.m
-        data = tuple(map(plain, (program.P, program.q, program.A, program.b)))
+        data = tuple(map(as_contiguous_float64, (program.P, program.q, program.A, program.b)))
         point = np.empty((batch, n)), np.empty((batch, m)), np.empty((batch, m))
         size = max(1, BLOCK_ENTRIES // (n * (n + m)))
 
@@ -166,7 +166,7 @@ def _solve_block(
 def _kernel(name: str) -> Any:
     """A compiled kernel; where kernels are not compiled, the same lines in Python, which are slow."""
     kernel = getattr(_kernels(), name)
-    return kernel if compiled.ready() else getattr(kernel, "py_func", kernel)
+    return kernel if kernel_cache.ready() else getattr(kernel, "py_func", kernel)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The batched engine's dense form: torch, on the CPU or a GPU, the whole batch in lock step."""
+"""Our interior-point method on dense torch tensors, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from convexlayer.solvers.base import AbstractSolver
 from convexlayer.solvers.options import Options
 
 if TYPE_CHECKING:
-    from convexlayer.engine.dense import DenseEngine
+    from convexlayer.interior_point.torch.solve import TorchInteriorPoint
 
 __all__ = ["DenseSolver"]
 
 
 @final
 class _State:
-    """An engine for each device that was asked for, made at the first use."""
+    """One instance for each device, made at its first use."""
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
-        self._engines: dict[str, DenseEngine] = {}
+        self._methods: dict[str, TorchInteriorPoint] = {}
         self._lock = Lock()
 
-    def engine(self, device: str) -> DenseEngine:
-        """The engine on a device."""
-        from convexlayer.engine.dense import DenseEngine
+    def method(self, device: str) -> TorchInteriorPoint:
+        """The instance on a device."""
+        from convexlayer.interior_point.torch.solve import TorchInteriorPoint
 
         with self._lock:
-            if device not in self._engines:
-                self._engines[device] = DenseEngine(self._structure, device)
-            return self._engines[device]
+            if device not in self._methods:
+                self._methods[device] = TorchInteriorPoint(self._structure, device)
+            return self._methods[device]
 
 
 @final
@@ -48,7 +48,7 @@ class DenseSolver(AbstractSolver):
     package = "torch"
     cones = frozenset({"zero", "nonnegative", "second_order"})
     quadratic = True
-    deputy = "clarabel"
+    fallback = "clarabel"
 
     def installed(self) -> bool:
         """Whether the package is there."""
@@ -64,7 +64,7 @@ class DenseSolver(AbstractSolver):
         """Solve the batch; an interior-point method has no use for a warm start."""
         device = options.raw(self.name, ("device",)).get("device", "cpu")
         try:
-            engine = state.engine(str(device))
+            method = state.method(str(device))
         except (RuntimeError, AssertionError) as error:
             raise SolverError(f"torch has no device {device!r} here: {error}") from error
-        return engine.solve(program, tol=options.tol, max_iter=options.max_iter, time_limit_s=options.time_limit_s)
+        return method.solve(program, tol=options.tol, max_iter=options.max_iter, time_limit_s=options.time_limit_s)

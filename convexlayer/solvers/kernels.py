@@ -7,14 +7,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from convexlayer.entry import entry
 from convexlayer.program import Array
+from convexlayer.runtime.cached_kernel import cached_kernel
 from convexlayer.solvers.dense_form import Dense, Places
 
 __all__ = ["from_dense", "to_dense", "warm_up"]
 
 
-@entry
+@cached_kernel
 def to_dense(places: Places, P: Array, q: Array, A: Array, b: Array, first: int, out: Dense) -> None:
     """The dense form of len(out.weight) elements from the first on.
 
@@ -75,7 +75,7 @@ def to_dense(places: Places, P: Array, q: Array, A: Array, b: Array, first: int,
             out.lower[at, j], out.upper[at, j] = lower, upper
 
 
-@entry
+@cached_kernel
 def from_dense(
     places: Places,
     dense: Dense,

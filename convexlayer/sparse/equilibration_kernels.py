@@ -6,14 +6,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from convexlayer.entry import entry
+from convexlayer.runtime.cached_kernel import cached_kernel
 
 __all__ = ["equilibrate"]
 
 Floats = NDArray[np.float64]
 
 
-@entry
+@cached_kernel
 def equilibrate(
     P_rows: NDArray[np.int64],
     P_starts: NDArray[np.int64],

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from convexlayer.entry import entry
+from convexlayer.runtime.cached_kernel import cached_kernel
 from convexlayer.sparse.equilibration_kernels import equilibrate
 from convexlayer.sparse.row_kernels import complementary, larger, residuals, scales
 
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int32]
 
 
-@entry
+@cached_kernel
 def times(
     start: Integers, column: Integers, value: Floats, constant: Floats, x: Floats, out: Floats, first: int, last: int
 ) -> None:
@@ -42,7 +42,7 @@ def times(
             out[e, i] = total
 
 
-@entry
+@cached_kernel
 def fill(
     ends: Integers,
     column: Integers,
@@ -126,7 +126,7 @@ def _largest(values: Floats) -> float:
     return largest
 
 
-@entry
+@cached_kernel
 def gather(
     ends: Integers,
     column: Integers,
@@ -184,7 +184,7 @@ def _gather_block(
         total[column[p]] += weight * value[p] * block[row[p]]
 
 
-@entry
+@cached_kernel
 def accumulate(
     into: NDArray[np.int64],
     of: NDArray[np.int64],
@@ -200,7 +200,7 @@ def accumulate(
             out[e, into[p]] += values[e, p] * x[e, of[p]]
 
 
-@entry
+@cached_kernel
 def system_entries(
     P_source: NDArray[np.int64],
     P_place: NDArray[np.int64],
@@ -227,7 +227,7 @@ def system_entries(
             entries[diagonal[i]] = d[e, i] - 1.0
 
 
-@entry
+@cached_kernel
 def rotate_entries(
     place: NDArray[np.int64],
     source: NDArray[np.int64],
@@ -266,7 +266,7 @@ def rotate_entries(
                     out[e, place[k, i, c]] = product[i] * weight[i]
 
 
-@entry
+@cached_kernel
 def outer_entries(
     rows: NDArray[np.int64],
     cols: NDArray[np.int64],

@@ -11,9 +11,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from convexlayer import compiled
-from convexlayer.buffers import empty, plain
-from convexlayer.pool import share
+from convexlayer.runtime import kernel_cache
+from convexlayer.runtime.buffers import as_contiguous_float64, empty
+from convexlayer.runtime.threads import parallel_for
 
 __all__ = [
     "BatchedMatrix",
@@ -50,10 +50,10 @@ class BatchedMatrix:
 
     def times(self, x: Floats, constant: Floats | None = None) -> Floats:
         """Constant + M x for every element: x (B, columns) -> (B, rows)."""
-        if not compiled.ready():
+        if not kernel_cache.ready():
             product: Floats = (self._matrix @ x.T).T
             return product if constant is None else product + constant
-        x = plain(x)
+        x = as_contiguous_float64(x)
         out = empty(len(x), len(self._zero))
         arguments = (*self._arrays, self._zero if constant is None else constant, x, out)
         _run(_kernels().times, arguments, len(x), self._matrix.nnz + len(self._zero))
@@ -102,7 +102,7 @@ class ProgramMatrix:
         P, q, r, A, b = self._sizes
         out = empty(batch, P), empty(batch, q), np.empty((batch, r)), empty(batch, A), empty(batch, b), np.empty(batch)
         entries = self._entries_of(None)
-        arguments = (*entries, self._constant, plain(x), normalise, *out)
+        arguments = (*entries, self._constant, as_contiguous_float64(x), normalise, *out)
         _run(_kernels().fill, arguments, batch, len(entries[1]) + len(self._constant))
         return out
 
@@ -111,7 +111,10 @@ class ProgramMatrix:
         out = empty(len(inverse), self._columns)
         entries = self._entries_of(wanted)
         _run(
-            _kernels().gather, (*entries, inverse, *map(plain, blocks), out), len(out), len(entries[1]) + self._columns
+            _kernels().gather,
+            (*entries, inverse, *map(as_contiguous_float64, blocks), out),
+            len(out),
+            len(entries[1]) + self._columns,
         )
         return out
 
@@ -121,7 +124,8 @@ def scatter_product(into: Positions, of: Positions, values: Floats, x: Floats, s
     if len(values) != len(x):
         values, x = (np.broadcast_to(v, (max(len(values), len(x)), v.shape[1])) for v in (values, x))
     out = np.zeros((len(values), size))
-    _run(_kernels().accumulate, (into, of, plain(values), plain(x), out), len(out), len(into))
+    arguments = (into, of, as_contiguous_float64(values), as_contiguous_float64(x), out)
+    _run(_kernels().accumulate, arguments, len(out), len(into))
     return out
 
 
@@ -148,8 +152,8 @@ class EntriesOfSystem(NamedTuple):
 def entries_of_system(where: EntriesOfSystem, P: Floats, A: Floats, d: Floats, size: int) -> Floats:
     """The values (B, size) of the matrices of values P (B, nnz) and A (B, nnz) and of d (B, rows)."""
     out = empty(len(P), size)
-    if compiled.ready():
-        arguments = (*where, plain(P), plain(A), plain(d), out)
+    if kernel_cache.ready():
+        arguments = (*where, as_contiguous_float64(P), as_contiguous_float64(A), as_contiguous_float64(d), out)
         _run(_kernels().system_entries, arguments, len(out), size)
         return out
     out.fill(0.0)
@@ -173,8 +177,8 @@ def rotate_entries(
         root: (B, all blocks, size).
         block: which of all blocks each is, (blocks,).
     """
-    if compiled.ready():
-        arguments = (place, source, block, *map(plain, (values, Q, root)), out)
+    if kernel_cache.ready():
+        arguments = (place, source, block, *map(as_contiguous_float64, (values, Q, root)), out)
         _run(_kernels().rotate_entries, arguments, len(out), place.size * place.shape[1])
         return
     M = np.where(source >= 0, values[:, source], 0.0)
@@ -185,9 +189,9 @@ def rotate_entries(
 def entries_of_products(rows: Positions, cols: Positions, pairs: tuple[tuple[Floats, Floats], ...]) -> Floats:
     """The entries (B, nnz) of u1 v1' + u2 v2' on a pattern, of u (B, rows) and v (B, columns)."""
     (u1, v1), (u2, v2) = pairs
-    if compiled.ready():
+    if kernel_cache.ready():
         out = empty(len(u1), len(rows))
-        arguments = (rows, cols, *map(plain, (u1, v1, u2, v2)), out)
+        arguments = (rows, cols, *map(as_contiguous_float64, (u1, v1, u2, v2)), out)
         _run(_kernels().outer_entries, arguments, len(out), len(rows))
         return out
     out = np.take(u1, rows, axis=1)
@@ -216,7 +220,7 @@ def scales(
     """
     (batch, n), m = data[1].shape, data[3].shape[1]
     out = tuple(empty(batch, size) for size in (n, n, m, m, m, n, m))
-    arguments = (*patterns, blocks, free, constants, *map(plain, data), *out)
+    arguments = (*patterns, blocks, free, constants, *map(as_contiguous_float64, data), *out)
     _run(_kernels().scales, arguments, batch, 3 * (len(patterns[0]) + 2 * len(patterns[2])))
     return out
 
@@ -231,7 +235,7 @@ def complementary(patterns: Patterns, free: int, data: tuple[Floats, ...]) -> tu
     """
     (batch, n), m = data[1].shape, data[3].shape[1]
     out = empty(batch, m), empty(batch, m), empty(batch, n), empty(batch, m), np.empty(batch)
-    arguments = (*patterns, free, *map(plain, data), *out)
+    arguments = (*patterns, free, *map(as_contiguous_float64, data), *out)
     _run(_kernels().complementary, arguments, batch, len(patterns[0]) + 2 * len(patterns[2]))
     return out
 
@@ -251,7 +255,7 @@ def equilibrate(
     """
     (batch, n), m = data[1].shape, data[3].shape[1]
     out = empty(batch, n), empty(batch, m), np.empty(batch), np.empty(batch)
-    arguments = (*patterns, blocks, passes, even, rounding, *map(plain, data), *out)
+    arguments = (*patterns, blocks, passes, even, rounding, *map(as_contiguous_float64, data), *out)
     _run(_kernels().equilibrate, arguments, batch, 3 * (len(patterns[0]) + len(patterns[2])))
     return out
 
@@ -268,7 +272,7 @@ def residuals(patterns: Patterns, zero: int, orthant: int, data: tuple[Floats, .
     """
     batch = len(curved)
     out = np.empty((6, batch))
-    arguments = (*patterns, zero, orthant, *map(plain, data), plain(curved), out)
+    arguments = (*patterns, zero, orthant, *map(as_contiguous_float64, data), as_contiguous_float64(curved), out)
     _run(_kernels().residuals, arguments, batch, len(patterns[0]) + 2 * len(patterns[2]))
     return out
 
@@ -277,7 +281,7 @@ def _run(kernel: Callable[..., None], arguments: tuple[Any, ...], batch: int, en
     if batch == 1:
         kernel(*arguments, 0, 1)
     else:
-        share(lambda first, last: kernel(*arguments, first, last), batch, seconds=ENTRY_S * entries)
+        parallel_for(lambda first, last: kernel(*arguments, first, last), batch, seconds_per_item=ENTRY_S * entries)
 
 
 @cache

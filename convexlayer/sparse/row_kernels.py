@@ -6,14 +6,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from convexlayer.entry import entry
+from convexlayer.runtime.cached_kernel import cached_kernel
 
 __all__ = ["complementary", "larger", "residuals", "scales"]
 
 Floats = NDArray[np.float64]
 
 
-@entry
+@cached_kernel
 def scales(
     P_rows: NDArray[np.int64],
     P_starts: NDArray[np.int64],
@@ -185,7 +185,7 @@ def _balance(S: float, Y: float, exponent: float) -> tuple[float, float]:
     return 1.0, (largest if largest > 0.0 else np.inf)
 
 
-@entry
+@cached_kernel
 def complementary(
     P_rows: NDArray[np.int64],
     P_starts: NDArray[np.int64],
@@ -246,7 +246,7 @@ def _ratio(residual: float, size: float) -> float:
     return abs(residual) / (size if size > 0.0 else 1e-300)
 
 
-@entry
+@cached_kernel
 def residuals(
     P_rows: NDArray[np.int64],
     P_starts: NDArray[np.int64],

@@ -13,7 +13,7 @@ from convexlayer.canon.affine_matrix import AffineMatrix
 from convexlayer.canon.parametric import Objective
 from convexlayer.canon.recovery import Recovery
 from convexlayer.canon.rounded import difference, exact, product
-from convexlayer.canon.rows import without_needless_rows
+from convexlayer.canon.rows import drop_redundant_rows
 from convexlayer.program import Cones, Pattern, Structure
 from tests.canon.problems import CASES
 
@@ -128,7 +128,7 @@ def test_rows_are_compared_where_columns_times_features_exceed_32_bits() -> None
     A = AffineMatrix.of(Pattern((2, n), np.array([0, 1]), np.array([0, 0])), sp.csr_matrix(np.ones((2, 1))))
     A = AffineMatrix(A.constant, A.rows, A.cols, exact(sp.csr_matrix((0, features))))
     b = sp.csr_matrix((np.ones(2), ([0, 1], [features - 1, features - 1])), shape=(2, features + 1))
-    assert without_needless_rows(A, exact(b), Cones(nonnegative=2), np.zeros(2, dtype=bool)).shape == (1, 2)
+    assert drop_redundant_rows(A, exact(b), Cones(nonnegative=2), np.zeros(2, dtype=bool)).shape == (1, 2)
 
 
 def test_entries_that_are_always_zero_are_no_features() -> None:

@@ -63,13 +63,13 @@ def test_beyond_doubt_is_ok() -> None:
         residual, margin, condition = (10.0 ** rng.uniform(*range_, 3) for range_ in ((-16, -6), (-8, 2), (0, 8)))
         error = 10.0 ** rng.uniform(-14, -6, 3)
         judged = DerivativeReport.judge(residual, margin, condition, np.zeros(3, bool), error)
-        if DerivativeReport.beyond_doubt(residual, margin, error):
+        if DerivativeReport.all_ok(residual, margin, error):
             certain += 1
             said = DerivativeReport.ok(residual, margin, condition)
             assert said.status == judged.status == ("ok",) * 3
             np.testing.assert_array_equal(said.consistent, judged.consistent)
         for numbers in (residual, margin, error):
             kept, numbers[1] = numbers[1], np.nan
-            assert not DerivativeReport.beyond_doubt(residual, margin, error)
+            assert not DerivativeReport.all_ok(residual, margin, error)
             numbers[1] = kept
     assert 20 < certain < 480

@@ -236,7 +236,7 @@ def layer_with_limits(**options: Any) -> ConvexLayer:
 def test_a_point_that_hit_a_limit_is_left_as_it_is(
     options: dict[str, Any], status: Status, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not polished, and not given to a deputy."""
+    """Not polished, and not given to a fallback."""
 
     def no_factor(*arguments: Any) -> None:
         raise AssertionError("polished")
@@ -250,7 +250,7 @@ def test_a_point_that_hit_a_limit_is_left_as_it_is(
 
 
 def test_the_limit_is_that_of_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Solver, polish and deputy are given what is left of it."""
+    """Solver, polish and fallback are given what is left of it."""
     deadlines, limits = [], []
     inner = solution_map.polished
 
@@ -260,8 +260,8 @@ def test_the_limit_is_that_of_the_whole_call(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(solution_map, "polished", spy)
     layer = layer_with_limits(time_limit_s=1000.0)
-    deputy = layer.solution_map._chosen.deputy
-    assert deputy.solver.name == "clarabel"
+    fallback = layer.solution_map._chosen.fallback
+    assert fallback.solver.name == "clarabel"
 
     def unsolved(solver: Any, say: Status) -> Callable[..., Any]:
         def solve(state: Any, program: Any, options: Any, warm_start: Any = None) -> Any:
@@ -273,7 +273,7 @@ def test_the_limit_is_that_of_the_whole_call(monkeypatch: pytest.MonkeyPatch) ->
 
         return solve
 
-    for solver in (layer.solution_map._chosen.solver, deputy.solver):
+    for solver in (layer.solution_map._chosen.solver, fallback.solver):
         monkeypatch.setattr(solver, "solve", unsolved(solver, Status.NUMERICAL_ERROR))
     _, report = layer.solve(torch.tensor(symmetric(60)))
     assert report.status == (Status.NUMERICAL_ERROR,)

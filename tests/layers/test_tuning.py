@@ -11,7 +11,7 @@ import pytest
 
 from convexlayer import SolutionMap, SolverError
 from convexlayer.layers import choice
-from convexlayer.layers.choice import Chosen, choose, fastest
+from convexlayer.layers.choice import ResolvedSolver, choose, fastest
 from tests.layers.families import family
 
 
@@ -60,7 +60,7 @@ def test_under_a_time_limit_those_take_part_that_can_keep_one() -> None:
     made = SolutionMap(case.program(), tune=True, options={"time_limit_s": 60.0})
     report = made.solve(case.values(3)).report
     assert all(status.solved for status in report.status)
-    assert choose(report.solver, made.program.structure).solver.timed
+    assert choose(report.solver, made.program.structure).solver.supports_time_limit
 
 
 def test_a_named_solver_is_not_tuned() -> None:
@@ -74,7 +74,7 @@ def test_a_solver_that_solves_less_does_not_win(monkeypatch: pytest.MonkeyPatch)
     now = [0.0]
     monkeypatch.setattr(choice, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def attempt(candidate: Chosen) -> int:
+    def attempt(candidate: ResolvedSolver) -> int:
         now[0] += 0.01 if candidate is slow else 0.001
         return 2 if candidate is slow else 1
 

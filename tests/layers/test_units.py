@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convexlayer import compiled
-from convexlayer.layers.units import EVEN, Equilibration
+from convexlayer.layers.units import OWN_SCALING_RATIO, Equilibration
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.runtime import kernel_cache
 
 CONES = Cones(zero=1, nonnegative=3, second_order=(3,))
 N, BATCH = 4, 6
@@ -99,7 +99,7 @@ def test_what_is_not_finite_keeps_its_units() -> None:
 def test_compiled_and_portable_scales_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     given = in_units(program(), *random_units(7.0))
     found = Equilibration.of(given)
-    monkeypatch.setattr(compiled, "ready", lambda: False)
+    monkeypatch.setattr(kernel_cache, "ready", lambda: False)
     portable = Equilibration.of(given)
     assert found is not None
     assert portable is not None
@@ -109,7 +109,7 @@ def test_compiled_and_portable_scales_are_equal(monkeypatch: pytest.MonkeyPatch)
 
 def test_unlike_right_hand_sides_ask_for_units() -> None:
     given = program()
-    large = ConeProgram(given.structure, given.P, given.q, given.r, given.A, 10.0 * EVEN * given.b)
+    large = ConeProgram(given.structure, given.P, given.q, given.r, given.A, 10.0 * OWN_SCALING_RATIO * given.b)
     units = Equilibration.of(large)
     assert units is not None
     assert np.all(units.sigma > 1e3)

@@ -11,10 +11,11 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from convexlayer import ConvexLayer, FailedElementsError, Options, SolutionMap, Status, canonicalize, compiled
+from convexlayer import ConvexLayer, FailedElementsError, Options, SolutionMap, Status, canonicalize
 from convexlayer.layers.choice import choose
 from convexlayer.program import ConeProgram, Structure
 from convexlayer.rays import infeasibility_ray, unboundedness_ray
+from convexlayer.runtime import kernel_cache
 from convexlayer.solution import Solution
 from convexlayer.solvers.base import AbstractSolver
 from convexlayer.solvers.clarabel_ import ClarabelSolver
@@ -205,12 +206,12 @@ def test_a_false_claim_that_nobody_sets_right_is_a_numerical_error(
 
 def test_clarabels_second_solver_needs_compiled_kernels_and_a_small_program(monkeypatch: pytest.MonkeyPatch) -> None:
     structure = projection("clarabel").program.structure
-    assert (choose("clarabel", structure).deputy is not None) == compiled.ready()
+    assert (choose("clarabel", structure).fallback is not None) == kernel_cache.ready()
     monkeypatch.setattr("convexlayer.solvers.auto.LARGE", 3)
-    assert choose("clarabel", structure).deputy is None
+    assert choose("clarabel", structure).fallback is None
     monkeypatch.undo()
     monkeypatch.setattr("convexlayer.solvers.auto.compiled.ready", lambda: False)
-    assert choose("clarabel", structure).deputy is None
+    assert choose("clarabel", structure).fallback is None
 
 
 def test_a_deputy_is_prepared_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convexlayer import compiled
 from convexlayer.linalg import choose_factoriser
 from convexlayer.linalg import symbolic as symbolic_work
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.laned import LANES, LaneFactoriser
 from convexlayer.linalg.portable import PortableFactoriser
 from convexlayer.linalg.symbolic import Symbolic, minimum_degree
-from convexlayer.pool import WORKERS
 from convexlayer.program import Array, Pattern
+from convexlayer.runtime import kernel_cache
+from convexlayer.runtime.threads import WORKERS
 
 from .matrices import FACTORISERS, SIGNS, M, N, quasi_definite, refined, times, upper_triangle
 
@@ -130,10 +130,10 @@ def test_compiled_where_that_is_ready_and_no_backend_is_asked_for(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pattern, _ = upper_triangle(quasi_definite(rng, 1))
-    monkeypatch.setattr(compiled, "ready", lambda: True)
+    monkeypatch.setattr(kernel_cache, "ready", lambda: True)
     assert isinstance(choose_factoriser(pattern, SIGNS), LaneFactoriser)
     assert isinstance(choose_factoriser(pattern, SIGNS, DenseBackend()), PortableFactoriser)
-    monkeypatch.setattr(compiled, "ready", lambda: False)
+    monkeypatch.setattr(kernel_cache, "ready", lambda: False)
     assert isinstance(choose_factoriser(pattern, SIGNS), PortableFactoriser)
 
 

@@ -11,7 +11,7 @@ import cvxpy as cp
 import pytest
 
 import convexlayer
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 from convexlayer_server import Settings, create_app
 
 from .conftest import DOCUMENT, VALUES, AppClient
@@ -130,7 +130,7 @@ def test_readiness_ends_with_the_backend() -> None:
 
 @pytest.mark.parametrize("path", ["compiled", "portable"])
 def test_readiness_reports_kernels(monkeypatch: pytest.MonkeyPatch, path: Any) -> None:
-    monkeypatch.setattr(compiled, "_decision", [compiled.Kernels(path, "x86-64-v3", "because")])
+    monkeypatch.setattr(kernel_cache, "_decision", [kernel_cache.Kernels(path, "x86-64-v3", "because")])
     client = AppClient(create_app(Settings(workers=0)))
     for place in ("/readyz", "/v1/capabilities"):
         shown = client.get(place).json()

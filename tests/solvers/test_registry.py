@@ -6,10 +6,11 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from convexlayer import NotInstalledError, Options, SolverError, compiled
+from convexlayer import NotInstalledError, Options, SolverError
 from convexlayer.layers.choice import choose
 from convexlayer.program import Cones
-from convexlayer.solvers.auto import CLARABEL_PSD, DEPUTY_PSD, LARGE_PSD, candidates
+from convexlayer.runtime import kernel_cache
+from convexlayer.solvers.auto import CLARABEL_PSD, FALLBACK_PSD, LARGE_PSD, candidates
 from convexlayer.solvers.registry import SolverInfo, available, solver_for
 from tests.solvers.programs import KINDS, dense_structure, known
 
@@ -38,24 +39,24 @@ def test_native_solvers_support_everything() -> None:
 
 def test_auto_says_why() -> None:
     solver, reason = solver_for("auto", QP)
-    assert solver.name == ("daqp" if compiled.ready() else "clarabel")
+    assert solver.name == ("daqp" if kernel_cache.ready() else "clarabel")
     assert "nonnegative, zero" in reason
     assert solver_for("scs", QP)[1] == "asked for by name"
 
 
-@pytest.mark.parametrize("order", [LARGE_PSD - 1, LARGE_PSD, CLARABEL_PSD, DEPUTY_PSD, DEPUTY_PSD + 1])
+@pytest.mark.parametrize("order", [LARGE_PSD - 1, LARGE_PSD, CLARABEL_PSD, FALLBACK_PSD, FALLBACK_PSD + 1])
 def test_auto_leaves_large_semidefinite_blocks_to_a_first_order_method(order: int) -> None:
-    """And asks Clarabel again where that is affordable; whoever names a solver is not given a deputy."""
+    """And asks Clarabel again where that is affordable; whoever names a solver is not given a fallback."""
     structure = dense_structure(1, Cones(psd=(3, order)), quadratic=True)
     large = order >= LARGE_PSD
     chosen = choose("auto", structure)
-    assert chosen.solver.name == ("scs" if large else "batched" if compiled.ready() else "clarabel")
+    assert chosen.solver.name == ("scs" if large else "batched" if kernel_cache.ready() else "clarabel")
     if large:
         assert f"semidefinite blocks of order {order}" in chosen.reason
-        assert (chosen.deputy is not None) is (order <= DEPUTY_PSD)
+        assert (chosen.fallback is not None) is (order <= FALLBACK_PSD)
         assert ("clarabel" in candidates(structure)) is (order <= CLARABEL_PSD)
         assert "batched" not in candidates(structure)
-    assert choose("scs", structure).deputy is None
+    assert choose("scs", structure).fallback is None
 
 
 def test_auto_knows_programs_without_rows() -> None:

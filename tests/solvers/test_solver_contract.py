@@ -55,7 +55,7 @@ ENTRANCES = {
     "clarabel": "clarabel:DefaultSolver",
     "scs": "scs:SCS",
     "cvxopt": "cvxopt.solvers:conelp",
-    "batched": "convexlayer.engine.batched:solve_range",
+    "batched": "convexlayer.interior_point.lanes.solve:solve_range",
     "daqp": "daqp:solve",
     "dense": "torch.linalg:cholesky_ex",
     "ecos": "ecos:solve",

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from convexlayer.compiled import Kernels
+from convexlayer.runtime.kernel_cache import Kernels
 
 from ..encodings.arrays import Array
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 
 from ..settings import Settings
 from . import worker
@@ -53,5 +53,5 @@ def _warm_up() -> None:
                 _LOG.error("the fork server could not warm up", exc_info=result.error)
 
 
-compiled.load()
+kernel_cache.load()
 _warm_up()

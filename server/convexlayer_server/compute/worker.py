@@ -12,7 +12,7 @@ import threading
 
 from threadpoolctl import threadpool_limits
 
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 from convexlayer.solvers.registry import available
 
 from ..documents.atoms import ATOMS, CONSTRAINTS
@@ -49,9 +49,9 @@ def main(connection: socket.socket, settings: Settings, device: str, threads: in
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     threadpool_limits(threads)
-    if compiled.status().path == "portable" and compiled.is_complete():
-        compiled.forget()  # the kernels were compiled after the fork server had looked for them
-    kernels = compiled.status()
+    if kernel_cache.status().path == "portable" and kernel_cache.is_complete():
+        kernel_cache.reset()  # the kernels were compiled after the fork server had looked for them
+    kernels = kernel_cache.status()
     if kernels.path == "portable":
         _LOG.warning("this worker runs the portable kernels, which are several times slower: %s", kernels.reason)
     gc.collect()
@@ -67,7 +67,7 @@ def _capabilities() -> WorkerCapabilities:
         if solver.installed
     )
     functions = tuple(sorted([*ATOMS, *CONSTRAINTS]))
-    return WorkerCapabilities(kernels=compiled.status(), solvers=tuple(solvers), functions=functions)
+    return WorkerCapabilities(kernels=kernel_cache.status(), solvers=tuple(solvers), functions=functions)
 
 
 def serve(connection: socket.socket, settings: Settings, device: str = "cpu") -> None:

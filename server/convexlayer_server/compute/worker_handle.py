@@ -14,7 +14,7 @@ from typing import final
 
 import psutil
 
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 
 from ..shared.channel import receive, send
 from .protocol import WorkerCapabilities
@@ -64,7 +64,7 @@ class WorkerHandle:
         self.work: WorkItem | None = None
         self.deadline = time.monotonic() + _START_LIMIT_S
         self.terminated_for: ExitReason | None = None
-        self.without_kernels = process is not None and not compiled.is_complete()
+        self.without_kernels = process is not None and not kernel_cache.is_complete()
         self.in_background = False
         self.last_needed = time.monotonic()
         self._connection = connection

@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 from typing import Protocol, final
 
-from convexlayer import compiled
+from convexlayer.runtime import kernel_cache
 
 from ..settings import Settings
 from . import forkserver
@@ -259,7 +259,7 @@ class WorkerPool:
     def _replace_one_without_kernels(self) -> None:
         """Terminate an idle worker that started without compiled kernels, once the kernels are compiled."""
         outdated = [worker for worker in self.all_workers if worker.without_kernels and worker.idle]
-        if outdated and compiled.is_complete():
+        if outdated and kernel_cache.is_complete():
             _LOG.warning("the kernels are compiled; worker %s is replaced by one that loads them", outdated[-1].pid)
             outdated[-1].terminate("requested")
 

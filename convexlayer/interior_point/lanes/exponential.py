@@ -1,0 +1,202 @@
+"""The exponential cone in lanes: y exp(x / y) <= z, y > 0.
+
+Barrier of K* = {u < 0, -u exp(v / u) <= e w} at y = (u, v, w), with a = -u, l = log(w / a), psi = v + a + a l:
+
+    f*(y) = -log psi - log a - log w
+    -grad f*(y) = (-l / psi - 1 / a, 1 / psi, (1 + kappa) / w),   kappa = a / psi
+    G = g g' / psi^2 + c c' / (a psi) + diag(1 / a^2, 0, 1 / w^2),   g = grad psi = (-l, 1, a / w),   c = (1, 0, a / w)
+
+Its conjugate f at s = (x, y, z) follows from delta > 0 with delta + log(1 + delta) = log(z / y) - x / y, which is 0 on
+the boundary: -grad f(s) is the y that has kappa = 1 / delta. (1 + delta is Wright's omega function; delta itself keeps
+its relative precision where omega is near 1.)
+
+Sources: Dahl and Andersen, A primal-dual interior-point algorithm for nonsymmetric exponential-cone optimization
+(2021); Goulart and Chen, Clarabel: an interior-point solver for conic programs with quadratic objectives (2024).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import njit
+
+from convexlayer.interior_point.lanes.elementary import log, log1p
+from convexlayer.interior_point.lanes.nonsymmetric import (
+    along,
+    at,
+    backtracking,
+    cross,
+    plus,
+    store_point,
+    store_scaling,
+)
+from convexlayer.linalg.simd import absolute, any_lane, load, store, where
+
+__all__ = ["add_barrier", "combined_shift", "inside", "inside_dual", "shorten_step", "unit", "update_scaling"]
+
+_UNIT = (-1.051383945322714, 0.556409619469370, 1.258967884768947)
+
+# Of the iteration for delta, which needs two.
+_MOST_STEPS = 6
+# A relative step after which an iteration of fourth order is exact.
+_LAST_STEP = 1e-4
+
+
+@njit(nogil=True, error_model="numpy")
+def unit(s: Any, y: Any, r0: int, v: int) -> None:
+    """Sets s and y of lane v to the point with s = y = -grad f(s) = -grad f*(y)."""
+    for i in range(3):
+        s[r0 + i, v] = _UNIT[i]
+        y[r0 + i, v] = _UNIT[i]
+
+
+@njit(nogil=True, error_model="numpy")
+def _gap(s: Any) -> Any:
+    """log(z / y) - x / y, positive inside."""
+    return log(s[2] / s[1]) - s[0] / s[1]
+
+
+@njit(nogil=True, error_model="numpy")
+def _psi(y: Any) -> Any:
+    """(psi, l), psi positive inside."""
+    a = -y[0]
+    slope = log(y[2] / a)
+    return y[1] + a + a * slope, slope
+
+
+@njit(nogil=True, error_model="numpy")
+def inside(s: Any, _: float) -> Any:
+    """Whether points are inside K."""
+    return (s[1] > 0.0) & (s[2] > 0.0) & (_gap(s) > 0.0)
+
+
+@njit(nogil=True, error_model="numpy")
+def inside_dual(y: Any, _: float) -> Any:
+    """Whether points are inside K*."""
+    psi, _slope = _psi(y)
+    return (y[0] < 0.0) & (y[2] > 0.0) & (psi > 0.0)
+
+
+@njit(nogil=True, error_model="numpy")
+def _delta(gap: Any) -> Any:
+    """The root of delta + log(1 + delta) = gap > 0, to a few units in the last place.
+
+    Steps of Fritsch, Shafer and Crowley (1973), of fourth order, from gap - log(1 + c), where c has the right value and
+    two derivatives at 0 and the right growth at infinity.
+    """
+    delta = gap - log1p(gap * (4.0 + gap) / (8.0 + gap))
+    moving = gap > 0.0
+    for _ in range(_MOST_STEPS):
+        residual = (gap - delta) - log1p(delta)
+        omega = 1.0 + delta
+        ratio = residual / (1.0 + omega)
+        t = (1.0 + omega) * (1.0 + omega + (2.0 / 3.0) * residual)
+        step = omega * ratio * (t - 0.5 * residual) / (t - residual)
+        delta = where(moving, delta + step, delta)
+        moving = moving & (absolute(step) > _LAST_STEP * delta)
+        if not any_lane(moving):
+            break
+    return delta
+
+
+@njit(nogil=True, error_model="numpy")
+def update_scaling(lanes: Any, r0: int, h0: int, s: Any, y: Any, dual_mu: Any, H: Any, ok: Any) -> None:
+    """H of a block from s and y; lowers ok (V,) to 0.0 in lanes where that fails.
+
+    Args:
+        lanes: a tuple of V floats.
+        r0: first row of the block.
+        h0: first row of the block in H.
+        s: (m, V).
+        y: (m, V).
+        dual_mu: (V,); where positive, H is dual_mu times the Hessian of f*.
+        H: out, packed upper triangles by columns, (entries, V).
+        ok: in and out, (V,) of 1.0 and 0.0.
+    """
+    s_, y_ = at(lanes, s, r0), at(lanes, y, r0)
+    a, w = -y_[0], y_[2]
+    psi, slope = _psi(y_)
+    kappa = a / psi
+    inv_a, inv_psi, inv_w = 1.0 / a, 1.0 / psi, 1.0 / w
+    shadow_s = (-slope * inv_psi - inv_a, inv_psi, (1.0 + kappa) * inv_w)
+    delta = _delta(_gap(s_))
+    kappa_y = 1.0 / delta
+    ratio = s_[0] / s_[1]
+    inv_y = 1.0 / s_[1]
+    shadow_y = (-kappa_y * inv_y, (2.0 - (1.0 - ratio) * kappa_y) * inv_y, (1.0 + kappa_y) / s_[2])
+    axis = cross(y_, shadow_y)
+    _, A, B = _eliminated(axis, a, slope, w)
+    left = psi * psi * axis[1] * axis[1] + (A * A + B * B + kappa * (A - B) * (A - B)) / (1.0 + 2.0 * kappa)
+    square = inv_psi * inv_psi
+    G = (
+        slope * slope * square + inv_a * inv_psi + inv_a * inv_a,
+        -slope * square,
+        square,
+        (psi - slope * a) * square * inv_w,
+        a * square * inv_w,
+        (1.0 + kappa + kappa * kappa) * inv_w * inv_w,
+    )
+    good = store_scaling(h0, H, s_, y_, shadow_s, shadow_y, left, axis, G, load(lanes, dual_mu, 0))
+    store(ok, 0, where(good, load(lanes, ok, 0), 0.0))
+
+
+@njit(nogil=True, error_model="numpy")
+def _eliminated(r: Any, a: Any, slope: Any, w: Any) -> Any:
+    """(r2, a (r1 + l r2), w (r3 - a r2 / w)): the right side of G u = r with the second row eliminated and scaled."""
+    return r[1], a * (r[0] + slope * r[1]), w * r[2] - a * r[1]
+
+
+@njit(nogil=True, error_model="numpy")
+def combined_shift(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, sigma_mu: Any, shift: Any) -> None:
+    """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy], (m, V), of the affine ds and dy.
+
+    The last term follows from differentiating s + mu grad f*(y) = 0 twice along the affine direction (Dahl and Andersen
+    2021). In D^3 below, hats are changes relative to a and w.
+    """
+    s_, y_, ds_, dy_ = at(lanes, s, r0), at(lanes, y, r0), at(lanes, ds, r0), at(lanes, dy, r0)
+    centring = load(lanes, sigma_mu, 0)
+    a, w = -y_[0], y_[2]
+    psi, slope = _psi(y_)
+    inv_a, inv_psi, inv_w = 1.0 / a, 1.0 / psi, 1.0 / w
+    kappa = a * inv_psi
+    r2, A, B = _eliminated(ds_, a, slope, w)
+    u_a, u_w = (A + kappa * (A - B)) / (1.0 + 2.0 * kappa), (B - kappa * (A - B)) / (1.0 + 2.0 * kappa)
+    v_a, v_w = dy_[0] * inv_a, dy_[2] * inv_w
+    u_psi, v_psi = psi * r2, (a * (v_w - slope * v_a) + dy_[1]) * inv_psi
+    u_c, v_c = u_a + u_w, v_a + v_w
+    along_g = -(2.0 * u_psi * v_psi + kappa * u_c * v_c) * inv_psi
+    along_c = -(v_c * u_psi + u_c * v_psi) * inv_psi
+    third = (
+        along_c - slope * along_g + (u_a * v_a - u_w * v_w) * inv_psi + 2.0 * u_a * v_a * inv_a,
+        along_g,
+        (a * (along_g + along_c) - kappa * (u_a * v_w + u_w * v_a + 2.0 * u_w * v_w) - 2.0 * u_w * v_w) * inv_w,
+    )
+    gradient = (slope * inv_psi + inv_a, -inv_psi, -(1.0 + kappa) * inv_w)
+    store_point(shift, r0, plus(plus(s_, centring, gradient), -0.5, third))
+
+
+_shorten, _shorten_dual = backtracking(inside), backtracking(inside_dual)
+
+
+@njit(nogil=True, error_model="numpy")
+def shorten_step(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, floor: float) -> None:
+    """Shortens alpha (V,), at most 1, until s + alpha ds and y + alpha dy are inside; 0 where it sinks below floor."""
+    length = _shorten(lanes, 0.0, r0, s, ds, load(lanes, alpha, 0), floor)
+    store(alpha, 0, _shorten_dual(lanes, 0.0, r0, y, dy, length, floor))
+
+
+@njit(nogil=True, error_model="numpy")
+def add_barrier(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, barrier: Any) -> None:
+    """Barrier (V,) += f(s + alpha ds) + f*(y + alpha dy); infinity outside.
+
+    f(s) = -2 log y - log z - 2 log delta + log(1 + delta) - 3
+    """
+    length = load(lanes, alpha, 0)
+    s_, y_ = along(lanes, s, ds, length, r0), along(lanes, y, dy, length, r0)
+    gap = _gap(s_)
+    psi, _slope = _psi(y_)
+    interior = (s_[1] > 0.0) & (s_[2] > 0.0) & (gap > 0.0) & (y_[0] < 0.0) & (y_[2] > 0.0) & (psi > 0.0)
+    delta = _delta(gap)
+    value = -3.0 - log(s_[1] * delta * psi) - log(s_[1] * delta * s_[2] / (1.0 + delta)) - log(-y_[0] * y_[2])
+    store(barrier, 0, load(lanes, barrier, 0) + where(interior, value, math.inf))

@@ -1,0 +1,365 @@
+"""The batched interior-point method, compiled: predictor-corrector steps on the homogeneous embedding, in lanes.
+
+    P x + A'y + q tau = 0,   A x + s - b tau = 0,   kappa + q'x + b'y + x'Px / tau = 0,
+    s in K, y in K*, s'y = 0, tau kappa = 0, tau, kappa >= 0
+
+A point with tau > 0 gives the solution (x, y, s) / tau; one with tau = 0 a certificate that there is none. Every lane
+holds one element; a lane that is done takes the next element at once, so none waits for another. All arithmetic is lane
+by lane: an element's answer does not depend on its neighbours.
+
+Reference: Goulart and Chen, Clarabel: an interior-point solver for conic programs with quadratic objectives (2024).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from convexlayer.interior_point.lanes.crossover import REFINEMENTS, ahead, arrived, set_active
+from convexlayer.interior_point.lanes.equilibration import equilibrate
+from convexlayer.interior_point.lanes.kkt import REGULARISATION, products, refine_further, solve_refined
+from convexlayer.interior_point.lanes.plan import Layout
+from convexlayer.interior_point.lanes.product_cone import (
+    SMALLEST_STEP,
+    combined_shift,
+    enter_cone,
+    new_scaling,
+    set_unit,
+    shorten_step,
+    times_H,
+    update_scaling,
+    write_H,
+)
+from convexlayer.interior_point.lanes.steps import (
+    ALPHA,
+    ATY_SIZE,
+    B_NORM,
+    BY,
+    KAPPA,
+    MEASURES,
+    MOVE,
+    OBJECTIVE,
+    PRODUCT,
+    PX_SIZE,
+    Q_NORM,
+    QX,
+    RAY_SIZE,
+    SCALARS,
+    SIGMA,
+    STEP,
+    TARGET,
+    TAU,
+    WORST,
+    Data,
+    Point,
+    Products,
+    add_constant,
+    advance,
+    centre,
+    longest_step,
+    measure,
+    new_point,
+    prepare,
+)
+from convexlayer.linalg.lanes import LanePlan, factorise
+from convexlayer.linalg.simd import load, store
+from convexlayer.program import Array, IndexArray
+from convexlayer.runtime.cached_kernel import cached_kernel
+
+__all__ = ["INFEASIBLE", "ITERATION_LIMIT", "OPTIMAL", "STALLED", "UNBOUNDED", "Limits", "solve_range"]
+
+OPTIMAL, INFEASIBLE, UNBOUNDED, STALLED, ITERATION_LIMIT = 0, 1, 2, 3, 4
+
+IDLE, FRESH, RUNNING, CROSSING = 0, 1, 2, 3
+"""States of a lane: nothing left to do, loaded but without a starting point, iterating, on its way to the solution (see
+``crossover``)."""
+
+FAR = 1e4
+"""Largest entry of a starting point, in scaled units."""
+
+BEST_ITERATE_FACTOR = 1e3
+"""The best iterate is stored once its residual is below this many times the accepted one."""
+
+RAY = 1e-8
+"""What remains of a certificate of infeasibility, relative to its value."""
+
+COLLAPSED = 1e-2
+"""A certificate is only looked at when tau is below this times kappa."""
+
+
+class Limits(NamedTuple):
+    """When to stop.
+
+    Attributes:
+        target: relative residuals to reach, and natural residual of the nonnegative rows.
+        accepted: residuals that are good enough when there is no more progress.
+        max_iter: iterations.
+    """
+
+    target: float
+    accepted: float
+    max_iter: int
+
+
+@njit(nogil=True, error_model="numpy")
+def _load(layout: Layout, data: Data, values: Array, P: Array, q: Array, A: Array, b: Array, v: int) -> None:
+    """Bring an element's data, (nnz(P),), (n,), (nnz(A),), (m,), into lane v, equilibrated."""
+    n, m = len(q), len(b)
+    q_norm, b_norm = 0.0, 0.0
+    for value in q:
+        q_norm = max(q_norm, abs(value))
+    for value in b:
+        b_norm = max(b_norm, abs(value))
+    data.scalars[Q_NORM, v], data.scalars[B_NORM, v] = q_norm, b_norm
+    upper = np.empty(len(layout.P_source))
+    for p in range(len(upper)):
+        upper[p] = P[layout.P_source[p]]
+    A, q, b, d, e = A.copy(), q.copy(), b.copy(), np.empty(n), np.empty(m)
+    data.scalars[OBJECTIVE, v] = equilibrate(layout, upper, A, q, b, d, e)
+    for p in range(len(values)):
+        values[p, v] = 0.0
+    for i in range(len(layout.diagonal)):
+        values[layout.diagonal[i], v] = REGULARISATION if i < n else -REGULARISATION
+    for p in range(len(upper)):
+        data.P[p, v] = upper[p]
+        values[layout.P_place[p], v] += upper[p]
+    for p in range(len(A)):
+        data.A[p, v] = A[p]
+        values[layout.A_place[p], v] = A[p]
+    for j in range(n):
+        data.q[j, v], data.d[j, v] = q[j], d[j]
+    for i in range(m):
+        data.b[i, v], data.e[i, v] = b[i], e[i]
+
+
+@cached_kernel
+def solve_range(
+    lanes: Any,
+    layout: Layout,
+    plan: LanePlan,
+    limits: Limits,
+    symmetric: bool,
+    degree: int,
+    P: Array,
+    q: Array,
+    A: Array,
+    b: Array,
+    first: int,
+    last: int,
+    x_out: Array,
+    y_out: Array,
+    s_out: Array,
+    word: IndexArray,
+    iterations: IndexArray,
+) -> None:
+    """Solve the elements first .. last - 1 of a batch, one after another, in V lanes.
+
+    Args:
+        lanes: a tuple of V floats.
+        layout: of the structure.
+        plan: of its system.
+        limits: when to stop.
+        symmetric: whether all cones are symmetric.
+        degree: of the barrier.
+        P: (B, nnz(P)), as q (B, n), A (B, nnz(A)) and b (B, m).
+        q: see P.
+        A: see P.
+        b: see P.
+        first: first element.
+        last: behind the last element.
+        x_out: out, (B, n), as y_out and s_out (B, m); rays of elements without a solution.
+        y_out: see x_out.
+        s_out: see x_out.
+        word: out, (B,), one of OPTIMAL ... ITERATION_LIMIT.
+        iterations: out, (B,).
+    """
+    V, n, m, N = len(lanes), q.shape[1], b.shape[1], len(plan.permutation)
+    data = Data(
+        np.zeros((len(layout.P_row), V)), np.zeros((len(layout.A_row), V)), np.zeros((n, V)), np.zeros((m, V)),
+        np.ones((n, V)), np.ones((m, V)), np.ones((3, V)),
+    )  # fmt: skip
+    values, L = np.zeros((len(plan.row), V)), np.zeros((len(plan.factor_row), V))
+    D, D_inverse, row_work, work = np.zeros((N, V)), np.zeros((N, V)), np.zeros((N, V)), np.zeros((3, N, V))
+    point, best = new_point(n, m, V), new_point(n, m, V)
+    x, s, y = point.x, point.s, point.y
+    affine = Products(np.zeros((n, V)), np.zeros((n, V)), np.zeros((m, V)), np.zeros((n, V)), np.zeros((n, V)))
+    rhs, constant, step = np.zeros((N, V)), np.zeros((N, V)), np.zeros((N, V))
+    ds, shift, Hy = np.zeros((m, V)), np.zeros((m, V)), np.zeros((m, V))
+    scaling = new_scaling(lanes, layout, m)
+    lane, measures = np.ones((SCALARS, V)), np.zeros((MEASURES, V))
+    element, state, count = np.full(V, -1), np.full(V, IDLE), np.zeros(V, np.int64)
+    least, least_tau, crossing = np.full(V, np.inf), np.ones(V), np.zeros((1, V))
+    polyhedral = layout.orthant == m
+    following = first
+    while True:
+        products(lanes, layout, data.P, data.A, x, y, affine.Px, affine.Aty, affine.Ax)
+        measure(lanes, layout, data, point, affine, lane, measures)
+        anyone, running, anyone_crosses = False, False, False
+        for v in range(V):
+            if state[v] == RUNNING:
+                e, worst = element[v], measures[WORST, v]
+                improved = worst < 0.5 * least[v]
+                if worst < least[v]:
+                    least[v], least_tau[v] = worst, lane[TAU, v]
+                    if worst < BEST_ITERATE_FACTOR * limits.accepted:
+                        _copy_lane(point, best, v)
+                said = _judged(limits, lane, measures, v, least[v], improved, count[v])
+                if said >= 0:
+                    word[e], iterations[e], state[v] = said, count[v], IDLE
+                    if said == INFEASIBLE:
+                        _write_ray(y, data.e, -measures[BY, v], y_out[e], v)
+                    elif said == UNBOUNDED:
+                        _write_ray(x, data.d, -measures[QX, v] / data.scalars[OBJECTIVE, v], x_out[e], v)
+                    elif least[v] < BEST_ITERATE_FACTOR * limits.accepted:
+                        _write(data, best, least_tau[v], x_out[e], y_out[e], s_out[e], v)
+                    else:
+                        _write(data, point, lane[TAU, v], x_out[e], y_out[e], s_out[e], v)
+                    if said == OPTIMAL and polyhedral:
+                        state[v] = CROSSING
+            if state[v] == IDLE and following < last:
+                e = following
+                following += 1
+                _load(layout, data, values, P[e], q[e], A[e], b[e], v)
+                element[v], state[v], count[v], least[v] = e, FRESH, 0, np.inf
+                set_unit(layout, s, y, v)
+                x[:, v] = 0.0
+                lane[TAU, v], lane[KAPPA, v], lane[ALPHA, v] = 1.0, 1.0, 1.0
+                if not symmetric:
+                    state[v] = RUNNING
+                    _zero_lane(affine, v)
+            anyone = anyone or state[v] != IDLE
+            running = running or state[v] == RUNNING
+            crossing[0, v] = 1.0 if state[v] == CROSSING else 0.0
+            anyone_crosses = anyone_crosses or state[v] == CROSSING
+        if not anyone:
+            return
+
+        # K, and its solution for (-q, b), which is also the starting point of fresh lanes
+        update_scaling(lanes, layout, s, y, scaling)
+        write_H(lanes, layout, n, scaling, values)
+        for v in range(V):
+            if state[v] == CROSSING:
+                set_active(layout, n, best, values, v)
+        factorise(lanes, plan, values, L, D, D_inverse, row_work)
+        for j in range(n):
+            store(rhs, j, -load(lanes, data.q, j))
+        for i in range(m):
+            store(rhs, n + i, load(lanes, data.b, i))
+        for v in range(V):
+            if state[v] == CROSSING:
+                ahead(layout, data, best, least_tau[v], rhs, v)
+        solve_refined(lanes, plan, values, L, D_inverse, rhs, constant, work)
+        if anyone_crosses:
+            refine_further(lanes, plan, values, L, D_inverse, rhs, constant, work, crossing, REFINEMENTS)
+            for v in range(V):
+                if state[v] == CROSSING:
+                    if arrived(layout, data, best, constant, v):
+                        e = element[v]
+                        _write(data, best, 1.0, x_out[e], y_out[e], s_out[e], v)
+                    state[v] = IDLE
+        if running:
+            times_H(lanes, layout, scaling, constant[n : n + m], Hy)
+            prepare(lanes, layout, degree, data, point, affine, constant, Hy, lane)
+            for i in range(layout.zero, m):
+                store(shift, i, load(lanes, s, i))
+            dy = step[n : n + m]
+            for stage in range(2):
+                remaining = 1.0 - load(lanes, lane, SIGMA)
+                tau = load(lanes, lane, TAU)
+                for j in range(n):
+                    r_x = load(lanes, affine.Px, j) + load(lanes, affine.Aty, j) + load(lanes, data.q, j) * tau
+                    store(rhs, j, -remaining * r_x)
+                for i in range(m):
+                    r_y = load(lanes, affine.Ax, i) + load(lanes, s, i) - load(lanes, data.b, i) * tau
+                    store(rhs, n + i, load(lanes, shift, i) - remaining * r_y)
+                solve_refined(lanes, plan, values, L, D_inverse, rhs, step, work)
+                add_constant(lanes, data, affine, constant, lane, step)
+                times_H(lanes, layout, scaling, dy, Hy)
+                for i in range(layout.zero, m):
+                    store(ds, i, -(load(lanes, Hy, i) + load(lanes, shift, i)))
+                longest_step(lanes, lane, 1.0 if stage == 0 else 1.0 / STEP)
+                shorten_step(lanes, layout, scaling, s, y, ds, dy, lane[ALPHA])
+                if stage == 0:
+                    centre(lanes, lane)
+                    combined_shift(lanes, layout, scaling, s, y, ds, dy, lane[TARGET], shift)
+            for v in range(V):
+                lane[ALPHA, v] *= scaling.ok[v]
+                lane[MOVE, v] = 1.0 if state[v] == RUNNING else 0.0
+                count[v] += state[v] == RUNNING
+            advance(lanes, lane, step, ds, point)
+        for v in range(V):
+            if state[v] == FRESH:
+                _start(layout, constant, point, v)
+                lane[ALPHA, v], state[v] = 1.0, RUNNING
+
+
+@njit(nogil=True, error_model="numpy")
+def _judged(limits: Limits, lane: Array, measures: Array, v: int, least: float, improved: bool, count: int) -> int:
+    """What can be said of lane v's element, or -1 while it must go on."""
+    tau, kappa, worst, qx, by = lane[TAU, v], lane[KAPPA, v], measures[WORST, v], measures[QX, v], measures[BY, v]
+    acceptable = least <= limits.accepted
+    reached = worst <= limits.target and measures[PRODUCT, v] <= limits.target
+    if reached or (acceptable and not improved):
+        return OPTIMAL
+    if tau < COLLAPSED * kappa and by < 0.0 and measures[ATY_SIZE, v] <= -RAY * by:
+        return INFEASIBLE
+    if tau < COLLAPSED * kappa and qx < 0.0 and max(measures[PX_SIZE, v], measures[RAY_SIZE, v]) <= -RAY * qx:
+        return UNBOUNDED
+    said = -1
+    if lane[ALPHA, v] < SMALLEST_STEP or not np.isfinite(worst):
+        said = STALLED
+    elif count >= limits.max_iter:
+        said = ITERATION_LIMIT
+    return OPTIMAL if said >= 0 and acceptable else said
+
+
+@njit(nogil=True, error_model="numpy")
+def _start(layout: Layout, constant: Array, point: Point, v: int) -> None:
+    """One lane's starting point: of least squares, or the central point where that is far away (K nearly singular)."""
+    x, s, y = point.x, point.s, point.y
+    n, largest = len(x), 0.0
+    for i in range(n + len(s)):
+        largest = max(largest, abs(constant[i, v]))
+    near = largest < FAR
+    for j in range(n):
+        x[j, v] = constant[j, v] if near else 0.0
+    if near:
+        for i in range(len(s)):
+            y[i, v] = constant[n + i, v]
+            s[i, v] = -constant[n + i, v] if i >= layout.zero else 0.0
+        enter_cone(layout, s, v)
+        enter_cone(layout, y, v)
+
+
+@njit(nogil=True, error_model="numpy")
+def _copy_lane(source: Point, target: Point, v: int) -> None:
+    for j in range(len(source.x)):
+        target.x[j, v] = source.x[j, v]
+    for i in range(len(source.s)):
+        target.s[i, v], target.y[i, v] = source.s[i, v], source.y[i, v]
+
+
+@njit(nogil=True, error_model="numpy")
+def _zero_lane(affine: Products, v: int) -> None:
+    """The products at x = y = 0 ..."""
+    affine.Px[:, v], affine.Aty[:, v], affine.Ax[:, v] = 0.0, 0.0, 0.0
+
+
+@njit(nogil=True, error_model="numpy")
+def _write(data: Data, point: Point, tau: float, x_out: Array, y_out: Array, s_out: Array, v: int) -> None:
+    """Lane v's solution in the units of its element."""
+    c = data.scalars[OBJECTIVE, v]
+    for j in range(len(x_out)):
+        x_out[j] = point.x[j, v] * data.d[j, v] / tau
+    for i in range(len(y_out)):
+        y_out[i] = point.y[i, v] * data.e[i, v] / (c * tau)
+        s_out[i] = point.s[i, v] / (data.e[i, v] * tau)
+
+
+@njit(nogil=True, error_model="numpy")
+def _write_ray(u: Array, scale: Array, size: float, out: Array, v: int) -> None:
+    """Lane v's certificate in the units of its element, with value -1."""
+    for i in range(len(out)):
+        out[i] = u[i, v] * scale[i, v] / size

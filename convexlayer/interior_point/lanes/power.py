@@ -1,0 +1,277 @@
+"""The power cone in lanes: x^e z^(1 - e) >= abs(w) for rows (x, z, w) and an exponent e in (0, 1).
+
+With p = 2 e, q = 2 (1 - e), phi = (y1 / e)^p (y2 / (1 - e))^q, psi = phi - y3^2 and tau = y3^2 / psi, so that
+phi / psi = 1 + tau, the barrier of K* = {phi >= y3^2} is
+
+    f*(y) = -log psi - (1 - e) log y1 - e log y2
+    -grad f*(y) = ((1 + e + p tau) / y1, (2 - e + q tau) / y2, -2 y3 / psi)
+
+Everything comes from tau = 1 / (exp(log(phi / y3^2)) - 1), which keeps its relative precision as y nears the boundary.
+The Hessian in the relative changes d1, d2 of y1, y2 and in d3 is, with A = p d1 + q d2,
+
+    (4 tau + 2) (d3 - K A)^2 / psi + beta A^2 + gamma (d1 - d2)^2 + (1 - e) d1^2 + e d2^2
+    K = y3 (1 + tau) / (1 + 2 tau),   beta = (1 + tau) / (2 + 4 tau),   gamma = p q (1 + tau) / 2
+
+a sum of squares, so that solving with it cancels nothing.
+
+Sources: Goulart and Chen, Clarabel (2024); Chen and Goulart, An efficient implementation of interior-point methods for
+a class of nonsymmetric cones (2023); Dahl and Andersen (2021) for the third-order correction.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import njit
+
+from convexlayer.interior_point.lanes.elementary import expm1, log, log1p
+from convexlayer.interior_point.lanes.nonsymmetric import (
+    along,
+    at,
+    backtracking,
+    cross,
+    plus,
+    store_point,
+    store_scaling,
+)
+from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, sqrt, store, where
+
+__all__ = ["add_barrier", "combined_shift", "inside", "inside_dual", "shorten_step", "unit", "update_scaling"]
+
+# The third entry is taken to be at least this share of the other two: then its logarithm exists, and its square is lost
+# next to theirs.
+_TINY = 1e-60
+
+# exp(log_excess) stays finite.
+_MOST_EXCESS = 600.0
+
+# Of Newton's method for the shadow of s.
+_MOST_STEPS = 20
+# A relative step after which an iteration of second order is exact.
+_LAST_STEP = 1e-8
+
+
+@njit(nogil=True, error_model="numpy")
+def unit(exponent: float, s: Any, y: Any, r0: int, v: int) -> None:
+    """Sets s and y of lane v to the point with s = y = -grad f(s) = -grad f*(y)."""
+    for x in (s, y):
+        x[r0, v] = math.sqrt(1.0 + exponent)
+        x[r0 + 1, v] = math.sqrt(2.0 - exponent)
+        x[r0 + 2, v] = 0.0
+
+
+@njit(nogil=True, error_model="numpy")
+def _size(x: Any) -> Any:
+    """abs(x3), or what stands for it near 0."""
+    return maximum(absolute(x[2]), _TINY * (x[0] + x[1]))
+
+
+@njit(nogil=True, error_model="numpy")
+def _excess(x: Any, size: Any, exponent: float, scale1: float, scale2: float) -> Any:
+    """2 log((x1 / scale1)^e (x2 / scale2)^(1 - e) / size), positive inside."""
+    value = exponent * log(x[0] / (scale1 * size)) + (1.0 - exponent) * log(x[1] / (scale2 * size))
+    return minimum(2.0 * value, _MOST_EXCESS)
+
+
+@njit(nogil=True, error_model="numpy")
+def inside(s: Any, exponent: float) -> Any:
+    """Whether points are inside K."""
+    return (s[0] > 0.0) & (s[1] > 0.0) & (_excess(s, _size(s), exponent, 1.0, 1.0) > 0.0)
+
+
+@njit(nogil=True, error_model="numpy")
+def inside_dual(y: Any, exponent: float) -> Any:
+    """Whether points are inside K*."""
+    return (y[0] > 0.0) & (y[1] > 0.0) & (_excess(y, _size(y), exponent, exponent, 1.0 - exponent) > 0.0)
+
+
+@njit(nogil=True, error_model="numpy")
+def _tau_psi(y: Any, exponent: float) -> Any:
+    """(tau, psi) of a point of K*."""
+    size = _size(y)
+    ratio = expm1(_excess(y, size, exponent, exponent, 1.0 - exponent))
+    return 1.0 / ratio, size * size * ratio
+
+
+@njit(nogil=True, error_model="numpy")
+def _shadow(s: Any, exponent: float) -> Any:
+    """(-grad f(s), log of its psi): the y with -grad f*(y) = s.
+
+    The three equations leave, for x = 1 / tau, c1 = (1 + e) / (2 e) and c2 = (2 - e) / (2 - 2 e),
+
+        2 e log(1 + c1 x) + 2 (1 - e) log(1 + c2 x) - log(1 + x) = 2 log(s1^e s2^(1 - e) / abs(s3))
+
+    whose left side is concave and increasing, and largest for e = 1/2, where the equation is quadratic. From that root
+    on Newton's steps increase up to the root.
+    """
+    size = _size(s)
+    target = _excess(s, size, exponent, 1.0, 1.0)
+    c1, c2 = (1.0 + exponent) / (2.0 * exponent), (2.0 - exponent) / (2.0 - 2.0 * exponent)
+    e = expm1(target)
+    x = (e * ((5.0 + e) / (sqrt(1.0 + e) * sqrt(4.0 + e) + 2.0)) + e) * (2.0 / 9.0)
+    moving = target > 0.0
+    for _ in range(_MOST_STEPS):
+        left = 2.0 * exponent * log1p(c1 * x) + 2.0 * (1.0 - exponent) * log1p(c2 * x) - log1p(x)
+        slope = (1.0 + exponent) / (1.0 + c1 * x) + (2.0 - exponent) / (1.0 + c2 * x) - 1.0 / (1.0 + x)
+        step = (target - left) / slope
+        x = where(moving, x + step, x)
+        moving = moving & (absolute(step) > _LAST_STEP * x)
+        if not any_lane(moving):
+            break
+    tau = 1.0 / x
+    inverse = 1.0 / size
+    y = (
+        (1.0 + exponent + 2.0 * exponent * tau) / s[0],
+        (2.0 - exponent + 2.0 * (1.0 - exponent) * tau) / s[1],
+        -2.0 * tau * inverse * (s[2] * inverse),
+    )
+    return y, log(4.0 * tau) - 2.0 * log(size)
+
+
+@njit(nogil=True, error_model="numpy")
+def _solved(r: Any, y: Any, tau: Any, psi: Any, exponent: float) -> Any:
+    """(u, r'u, d3 - K A of u) with G u = r; u1 and u2 are relative to y1 and y2."""
+    p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
+    spread = 1.0 / (1.0 + 2.0 * tau)
+    K = y[2] * (1.0 + tau) * spread
+    beta, gamma = 0.5 * (1.0 + tau) * spread, 0.5 * p * q * (1.0 + tau)
+    r1, r2 = r[0] * y[0] + K * p * r[2], r[1] * y[1] + K * q * r[2]
+    difference, total = q * r1 - p * r2, r1 + r2
+    det = (
+        (1.0 - exponent) * exponent + beta * (p * p * exponent + q * q * (1.0 - exponent)) + gamma + 4.0 * beta * gamma
+    )
+    u1 = (beta * q * difference + gamma * total + exponent * r1) / det
+    u2 = (gamma * total - beta * p * difference + (1.0 - exponent) * r2) / det
+    left = beta * difference * difference + gamma * total * total + exponent * r1 * r1 + (1.0 - exponent) * r2 * r2
+    rest = 0.5 * r[2] * psi * spread
+    u = (u1, u2, rest + K * (p * u1 + q * u2))
+    return u, left / det + r[2] * rest, rest
+
+
+@njit(nogil=True, error_model="numpy")
+def _gradient(y: Any, tau: Any, psi: Any, exponent: float) -> Any:
+    """Grad f*(y)."""
+    return (
+        -(1.0 + exponent + 2.0 * exponent * tau) / y[0],
+        -(2.0 - exponent + 2.0 * (1.0 - exponent) * tau) / y[1],
+        2.0 * y[2] / psi,
+    )
+
+
+@njit(nogil=True, error_model="numpy")
+def update_scaling(
+    lanes: Any, r0: int, h0: int, exponent: float, s: Any, y: Any, dual_mu: Any, H: Any, ok: Any
+) -> None:
+    """H of a block from s and y; lowers ok (V,) to 0.0 in lanes where that fails.
+
+    Args:
+        lanes: a tuple of V floats.
+        r0: first row of the block.
+        h0: first row of the block in H.
+        exponent: in (0, 1).
+        s: (m, V).
+        y: (m, V).
+        dual_mu: (V,); where positive, H is dual_mu times the Hessian of f*.
+        H: out, packed upper triangles by columns, (entries, V).
+        ok: in and out, (V,) of 1.0 and 0.0.
+    """
+    s_, y_ = at(lanes, s, r0), at(lanes, y, r0)
+    p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
+    tau, psi = _tau_psi(y_, exponent)
+    gradient = _gradient(y_, tau, psi, exponent)
+    shadow_s = (-gradient[0], -gradient[1], -gradient[2])
+    shadow_y, _ = _shadow(s_, exponent)
+    axis = cross(y_, shadow_y)
+    _, left, _ = _solved(axis, y_, tau, psi, exponent)
+    inv1, inv2, inv_psi = 1.0 / y_[0], 1.0 / y_[1], 1.0 / psi
+    coupling = -2.0 * (1.0 + tau) * y_[2] * inv_psi
+    G = (
+        ((1.0 + tau) * p * (1.0 + p * tau) + (1.0 - exponent)) * inv1 * inv1,
+        (1.0 + tau) * tau * p * q * inv1 * inv2,
+        ((1.0 + tau) * q * (1.0 + q * tau) + exponent) * inv2 * inv2,
+        coupling * p * inv1,
+        coupling * q * inv2,
+        (4.0 * tau + 2.0) * inv_psi,
+    )
+    good = store_scaling(h0, H, s_, y_, shadow_s, shadow_y, left, axis, G, load(lanes, dual_mu, 0))
+    store(ok, 0, where(good, load(lanes, ok, 0), 0.0))
+
+
+@njit(nogil=True, error_model="numpy")
+def combined_shift(
+    lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, sigma_mu: Any, shift: Any
+) -> None:
+    """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy], (m, V), of the affine ds and dy.
+
+    The last term follows from differentiating s + mu grad f*(y) = 0 twice along the affine direction. D^3 f* is that of
+    -log psi, by the chain rule from the derivatives of psi over psi, and that of the other logarithms.
+    """
+    s_, y_, ds_, dy_ = at(lanes, s, r0), at(lanes, y, r0), at(lanes, ds, r0), at(lanes, dy, r0)
+    p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
+    tau, psi = _tau_psi(y_, exponent)
+    (u1, u2, u3), _, rest = _solved(ds_, y_, tau, psi, exponent)
+    inv1, inv2, inv_psi = 1.0 / y_[0], 1.0 / y_[1], 1.0 / psi
+    v1, v2, v3 = dy_[0] * inv1, dy_[1] * inv2, dy_[2]
+    share = 1.0 + tau
+    along_u, along_v = p * u1 + q * u2, p * v1 + q * v2
+    mixed = along_u * along_v - p * u1 * v1 - q * u2 * v2
+    psi_u = share * along_u / (1.0 + 2.0 * tau) - 2.0 * y_[2] * rest * inv_psi
+    psi_v = share * along_v - 2.0 * y_[2] * v3 * inv_psi
+    weight = share * mixed - 2.0 * u3 * v3 * inv_psi - 2.0 * psi_u * psi_v
+    # Entries 1 and 2 before their division by y1 and y2.
+    third1 = (
+        share
+        * p
+        * (
+            weight
+            + (along_v - v1) * psi_u
+            + (along_u - u1) * psi_v
+            - (mixed - u1 * along_v - v1 * along_u + 2.0 * u1 * v1)
+        )
+        - 2.0 * (1.0 - exponent) * u1 * v1
+    )
+    third2 = (
+        share
+        * q
+        * (
+            weight
+            + (along_v - v2) * psi_u
+            + (along_u - u2) * psi_v
+            - (mixed - u2 * along_v - v2 * along_u + 2.0 * u2 * v2)
+        )
+        - 2.0 * exponent * u2 * v2
+    )
+    third = (third1 * inv1, third2 * inv2, -2.0 * inv_psi * (y_[2] * weight + v3 * psi_u + u3 * psi_v))
+    centred = plus(s_, load(lanes, sigma_mu, 0), _gradient(y_, tau, psi, exponent))
+    store_point(shift, r0, plus(centred, -0.5, third))
+
+
+_shorten, _shorten_dual = backtracking(inside), backtracking(inside_dual)
+
+
+@njit(nogil=True, error_model="numpy")
+def shorten_step(
+    lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, floor: float
+) -> None:
+    """Shortens alpha (V,), at most 1, until s + alpha ds and y + alpha dy are inside; 0 where it sinks below floor."""
+    length = _shorten(lanes, exponent, r0, s, ds, load(lanes, alpha, 0), floor)
+    store(alpha, 0, _shorten_dual(lanes, exponent, r0, y, dy, length, floor))
+
+
+@njit(nogil=True, error_model="numpy")
+def add_barrier(
+    lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, barrier: Any
+) -> None:
+    """Barrier (V,) += f(s + alpha ds) + f*(y + alpha dy); infinity outside.
+
+    f(s) = -3 - f*(-grad f(s))
+    """
+    length = load(lanes, alpha, 0)
+    s_, y_ = along(lanes, s, ds, length, r0), along(lanes, y, dy, length, r0)
+    shadow, log_psi = _shadow(s_, exponent)
+    _, psi = _tau_psi(y_, exponent)
+    value = log_psi - log(psi) - 3.0
+    value = value + (1.0 - exponent) * log(shadow[0] / y_[0]) + exponent * log(shadow[1] / y_[1])
+    interior = inside(s_, exponent) & inside_dual(y_, exponent)
+    store(barrier, 0, load(lanes, barrier, 0) + where(interior, value, math.inf))

@@ -1,0 +1,196 @@
+"""Small dense matrices in lanes: each a (k^2, V) array with entry (i, j) in row i + j k.
+
+Jacobi's and Laguerre's iterations run until every lane has converged; a lane that has is left as it is, so that its
+result does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import njit
+
+from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, splat, sqrt, store, where
+
+__all__ = ["cholesky", "least_eigenvalue", "orthogonalise", "outer", "sandwich"]
+
+# Columns are orthogonal when their cosine is below this ...
+_ORTHOGONAL = 1e-15
+# ... which they all are after a sweep that met no cosine above this: convergence is quadratic.
+_LAST_SWEEP = 1e-9
+_MOST_SWEEPS = 20
+
+# Of Laguerre's method, cubic for a simple root and linear with a factor of 0.3 for a double one.
+_MOST_STEPS = 40
+# Relative to the size of the matrix; approximations come from the left, so that steps to the boundary err inwards.
+_LAST_STEP = 1e-9
+
+
+@njit(nogil=True, error_model="numpy")
+def cholesky(lanes: Any, order: int, X: Any) -> Any:
+    """The lower triangle of X <- its Cholesky factor; gives the lanes in which X is positive definite."""
+    definite = splat(lanes, 1.0) > 0.0
+    for j in range(order):
+        for i in range(j, order):
+            total = load(lanes, X, i + j * order)
+            for p in range(j):
+                total = total - load(lanes, X, i + p * order) * load(lanes, X, j + p * order)
+            if i == j:
+                definite = definite & (total > 0.0) & (total < math.inf)
+                total = sqrt(where(definite, total, 1.0))
+                store(X, i + j * order, total)
+            else:
+                store(X, i + j * order, total / load(lanes, X, j + j * order))
+    return definite
+
+
+@njit(nogil=True, error_model="numpy")
+def sandwich(lanes: Any, order: int, A: Any, down: int, right: int, X: Any, T: Any, out: Any) -> None:
+    """Out <- A X A' with symmetric X and A's entry (i, j) in row ``i down + j right``; T is scratch."""
+    for j in range(order):
+        for i in range(order):
+            total = splat(lanes, 0.0)
+            for p in range(order):
+                total = total + load(lanes, X, i + p * order) * load(lanes, A, j * down + p * right)
+            store(T, i + j * order, total)
+    for j in range(order):
+        for i in range(j, order):
+            total = splat(lanes, 0.0)
+            for p in range(order):
+                total = total + load(lanes, A, i * down + p * right) * load(lanes, T, p + j * order)
+            store(out, i + j * order, total)
+            store(out, j + i * order, total)
+
+
+@njit(nogil=True, error_model="numpy")
+def outer(lanes: Any, order: int, R: Any, W: Any) -> None:
+    """W <- R R'."""
+    for j in range(order):
+        for i in range(j, order):
+            total = splat(lanes, 0.0)
+            for p in range(order):
+                total = total + load(lanes, R, i + p * order) * load(lanes, R, j + p * order)
+            store(W, i + j * order, total)
+            store(W, j + i * order, total)
+
+
+@njit(nogil=True, error_model="numpy")
+def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
+    """Rotates pairs of columns of M, and those of L with them, until the columns of M are orthogonal (Hestenes 1958).
+
+    The norms of the columns are then the singular values, the small ones to full relative precision (Demmel and Veselic
+    1992).
+    """
+    moving = splat(lanes, 1.0) > 0.0
+    for _ in range(_MOST_SWEEPS):
+        far = splat(lanes, 0.0) > 0.0
+        for j in range(order - 1):
+            for i in range(j + 1, order):
+                left, right, between = splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
+                for p in range(order):
+                    x, y = load(lanes, M, p + j * order), load(lanes, M, p + i * order)
+                    left, right, between = left + x * x, right + y * y, between + x * y
+                size = sqrt(left * right)
+                turn = moving & (absolute(between) > _ORTHOGONAL * size)
+                if not any_lane(turn):
+                    continue
+                far = far | (absolute(between) > _LAST_SWEEP * size)
+                half = 0.5 * (right - left) / between
+                tangent = 1.0 / (absolute(half) + sqrt(1.0 + half * half))
+                tangent = where(turn, where(half < 0.0, -tangent, tangent), 0.0)
+                cosine = 1.0 / sqrt(1.0 + tangent * tangent)
+                sine = cosine * tangent
+                for p in range(order):
+                    x, y = load(lanes, M, p + j * order), load(lanes, M, p + i * order)
+                    store(M, p + j * order, cosine * x - sine * y)
+                    store(M, p + i * order, sine * x + cosine * y)
+                    x, y = load(lanes, L, p + j * order), load(lanes, L, p + i * order)
+                    store(L, p + j * order, cosine * x - sine * y)
+                    store(L, p + i * order, sine * x + cosine * y)
+        moving = moving & far
+        if not any_lane(moving):
+            break
+
+
+@njit(nogil=True, error_model="numpy")
+def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) -> Any:
+    """The least eigenvalue of symmetric X, from below, to _LAST_STEP of its size; NaN where X is not finite.
+
+    Laguerre's method on Householder's tridiagonal form. X, work (k rows) and squares (k rows) are overwritten.
+    """
+    _tridiagonalise(lanes, order, X, work, squares)
+    zero = splat(lanes, 0.0)
+    least, size, before, taint = splat(lanes, math.inf), zero, zero, zero
+    for i in range(order):
+        after = zero
+        if i < order - 1:
+            after = sqrt(load(lanes, squares, i))
+        diagonal = load(lanes, X, i + i * order)
+        least = minimum(diagonal - before - after, least)
+        size = maximum(absolute(diagonal) + before + after, size)
+        before = after
+        taint = taint + 0.0 * (diagonal + after)
+    # Gershgorin's bound, and a little less: on an eigenvalue there would be nothing to divide by.
+    x = least - 0.01 * size + taint
+    moving = size > 0.0
+    n = float(order)
+    for _ in range(_MOST_STEPS):
+        # The sums of 1 / (eigenvalue - x) and of its square, derivatives of -log det(X - x I), from the pivots of
+        # X - x I. One of them is negative where rounding has led past the eigenvalue.
+        first, second = zero, zero
+        square, inverse, ratio, curve = zero, zero, zero, zero
+        for i in range(order):
+            pull = square * inverse
+            slope = pull * ratio + 1.0
+            bend = pull * (curve + 2.0 * ratio * ratio)
+            inverse = 1.0 / (load(lanes, X, i + i * order) - x - pull)
+            moving = moving & (inverse > 0.0)
+            ratio, curve = slope * inverse, bend * inverse
+            first = first + ratio
+            second = second + (ratio * ratio + curve)
+            if i < order - 1:
+                square = load(lanes, squares, i)
+        spread = (n - 1.0) * (n * second - first * first)
+        step = n / (first + sqrt(maximum(spread, 0.0)))
+        step = where(moving, maximum(step, 0.0), 0.0)
+        x = x + step
+        moving = moving & (step > _LAST_STEP * size)
+        if not any_lane(moving):
+            break
+    return x
+
+
+@njit(nogil=True, error_model="numpy")
+def _tridiagonalise(lanes: Any, order: int, X: Any, work: Any, squares: Any) -> None:
+    """Householder's reduction: the diagonal stays in X, the squares of the entries beside it go to squares."""
+    zero = splat(lanes, 0.0)
+    for j in range(order - 1):
+        norm = zero
+        for i in range(j + 1, order):
+            norm = norm + load(lanes, X, i + j * order) * load(lanes, X, i + j * order)
+        store(squares, j, norm)
+        if j == order - 2:
+            break
+        head = load(lanes, X, j + 1 + j * order)
+        root = sqrt(norm)
+        store(X, j + 1 + j * order, head + where(head < 0.0, -root, root))
+        weight = norm + absolute(head) * root
+        weight = where(weight > 0.0, 1.0 / weight, 0.0)
+        inner = zero
+        for i in range(j + 1, order):
+            total = zero
+            for p in range(j + 1, order):
+                total = total + load(lanes, X, i + p * order) * load(lanes, X, p + j * order)
+            total = total * weight
+            store(work, i, total)
+            inner = inner + total * load(lanes, X, i + j * order)
+        inner = 0.5 * weight * inner
+        for i in range(j + 1, order):
+            store(work, i, load(lanes, work, i) - inner * load(lanes, X, i + j * order))
+        for q in range(j + 1, order):
+            for p in range(q, order):
+                entry = load(lanes, X, p + q * order) - load(lanes, X, p + j * order) * load(lanes, work, q)
+                entry = entry - load(lanes, work, p) * load(lanes, X, q + j * order)
+                store(X, p + q * order, entry)
+                store(X, q + p * order, entry)

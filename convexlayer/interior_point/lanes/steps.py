@@ -1,0 +1,274 @@
+"""Steps of the homogeneous embedding in lanes, and the residuals at a point. See ``loop`` for the method.
+
+    K (x1, y1) = (-(1 - sigma) r_x, -(1 - sigma) r_y + shift),   K (x2, y2) = (-q, b)
+    (dx, dy) = (x1, y1) + d tau (x2, y2),   ds = -(H dy + shift),   tau d kappa = -(correction + kappa d tau)
+
+with r_x = Px + A'y + q tau, r_y = Ax + s - b tau, and r_tau = kappa + q'x + b'y + x'Px / tau.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from convexlayer.interior_point.lanes.kkt import times_P
+from convexlayer.interior_point.lanes.plan import Layout
+from convexlayer.linalg.simd import absolute, load, maximum, minimum, splat, store, where
+from convexlayer.program import Array
+
+__all__ = [
+    "ALPHA",
+    "ATY_SIZE",
+    "BY",
+    "B_NORM",
+    "KAPPA",
+    "MEASURES",
+    "MOVE",
+    "OBJECTIVE",
+    "PRODUCT",
+    "PX_SIZE",
+    "QX",
+    "Q_NORM",
+    "RAY_SIZE",
+    "SCALARS",
+    "SIGMA",
+    "STEP",
+    "TARGET",
+    "TAU",
+    "WORST",
+    "Data",
+    "Point",
+    "Products",
+    "add_constant",
+    "advance",
+    "centre",
+    "longest_step",
+    "measure",
+    "new_point",
+    "prepare",
+]  # fmt: skip
+
+STEP = 0.99
+"""Part of the way to the boundary that is taken."""
+
+
+class Data(NamedTuple):
+    """Scaled data of the elements in the lanes, and their scales.
+
+    Attributes:
+        P: upper triangles, (nnz, V), as A, q (n, V), b (m, V).
+        A: see P.
+        q: see P.
+        b: see P.
+        d: scales of the variables, (n, V).
+        e: scales of the rows, (m, V).
+        scalars: rows OBJECTIVE (the scale of the objective), Q_NORM and B_NORM (before scaling).
+    """
+
+    P: Array
+    A: Array
+    q: Array
+    b: Array
+    d: Array
+    e: Array
+    scalars: Array
+
+
+OBJECTIVE, Q_NORM, B_NORM = 0, 1, 2
+
+
+class Point(NamedTuple):
+    """Where the lanes stand."""
+
+    x: Array
+    s: Array
+    y: Array
+
+
+class Products(NamedTuple):
+    """Products with the data at a point, and of the constant solution's difference from it."""
+
+    Px: Array
+    Aty: Array
+    Ax: Array
+    difference: Array
+    P_difference: Array
+
+
+TAU, KAPPA, MU, ALPHA, SIGMA, TARGET, D_TAU, D_KAPPA, CORRECTION, DENOMINATOR, R_TAU, MOVE = range(12)
+SCALARS = 12
+"""Rows of what each lane has one of."""
+
+WORST, PRODUCT, QX, BY, ATY_SIZE, PX_SIZE, RAY_SIZE = range(7)
+MEASURES = 7
+"""Rows of what is measured at a point."""
+
+
+@njit(nogil=True, error_model="numpy")
+def new_point(n: int, m: int, V: int) -> Point:
+    """The origin, in V lanes."""
+    return Point(np.zeros((n, V)), np.zeros((m, V)), np.zeros((m, V)))
+
+
+@njit(nogil=True, error_model="numpy")
+def prepare(
+    lanes: Any,
+    layout: Layout,
+    degree: int,
+    data: Data,
+    point: Point,
+    affine: Products,
+    constant: Array,
+    Hy: Array,
+    lane: Array,
+) -> None:
+    """What a pair of steps shares: mu, the residual in tau, and the denominator of d tau.
+
+    With K (x2, y2) = (-q, b) the denominator is kappa / tau + |x2 - x / tau|_P^2 + y2'H y2. The last term is taken as
+    -q'x2 - b'y2 - |x2|_P^2 where that is more: where K is singular its regularisation is in there.
+    """
+    n, m = len(point.x), len(point.s)
+    tau, kappa = load(lanes, lane, TAU), load(lanes, lane, KAPPA)
+    inverse = 1.0 / tau
+    sy, curvature, left, distance = tau * kappa, splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
+    xPx, qx, by = splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
+    for j in range(n):
+        x_j = load(lanes, point.x, j)
+        store(affine.difference, j, load(lanes, constant, j) - x_j * inverse)
+        xPx = xPx + x_j * load(lanes, affine.Px, j)
+        qx = qx + x_j * load(lanes, data.q, j)
+    times_P(lanes, layout, data.P, affine.difference, affine.P_difference)
+    for j in range(n):
+        P_difference = load(lanes, affine.P_difference, j)
+        distance = distance + load(lanes, affine.difference, j) * P_difference
+        P_x2 = P_difference + load(lanes, affine.Px, j) * inverse
+        left = left - load(lanes, constant, j) * (load(lanes, data.q, j) + P_x2)
+    for i in range(m):
+        y2 = load(lanes, constant, n + i)
+        curvature = curvature + y2 * load(lanes, Hy, i)
+        left = left - y2 * load(lanes, data.b, i)
+        sy = sy + load(lanes, point.s, i) * load(lanes, point.y, i)
+        by = by + load(lanes, point.y, i) * load(lanes, data.b, i)
+    store(lane, MU, sy * (1.0 / (degree + 1.0)))
+    store(lane, R_TAU, kappa + qx + by + xPx * inverse)
+    store(lane, DENOMINATOR, kappa * inverse + distance + maximum(left, curvature))
+    store(lane, SIGMA, splat(lanes, 0.0))
+    store(lane, CORRECTION, tau * kappa)
+
+
+@njit(nogil=True, error_model="numpy")
+def add_constant(lanes: Any, data: Data, affine: Products, constant: Array, lane: Array, step: Array) -> None:
+    """D tau and d kappa, of a solution (x1, y1) of K in ``step``; which then becomes (x1, y1) + d tau (x2, y2)."""
+    n, m = len(data.q), len(data.b)
+    tau, kappa, correction = load(lanes, lane, TAU), load(lanes, lane, KAPPA), load(lanes, lane, CORRECTION)
+    inverse = 1.0 / tau
+    total = (1.0 - load(lanes, lane, SIGMA)) * load(lanes, lane, R_TAU) - correction * inverse
+    for j in range(n):
+        slope = load(lanes, data.q, j) + 2.0 * inverse * load(lanes, affine.Px, j)
+        total = total + slope * load(lanes, step, j)
+    for i in range(m):
+        total = total + load(lanes, data.b, i) * load(lanes, step, n + i)
+    d_tau = total / load(lanes, lane, DENOMINATOR)
+    store(lane, D_TAU, d_tau)
+    store(lane, D_KAPPA, -(correction + kappa * d_tau) * inverse)
+    for i in range(n + m):
+        store(step, i, load(lanes, step, i) + d_tau * load(lanes, constant, i))
+
+
+@njit(nogil=True, error_model="numpy")
+def longest_step(lanes: Any, lane: Array, longest: float) -> None:
+    """Alpha: the longest step for which tau and kappa stay nonnegative."""
+    alpha = splat(lanes, longest)
+    for value, change in ((TAU, D_TAU), (KAPPA, D_KAPPA)):
+        u, du = load(lanes, lane, value), load(lanes, lane, change)
+        alpha = where(du < 0.0, minimum(-u / du, alpha), alpha)
+    store(lane, ALPHA, alpha)
+
+
+@njit(nogil=True, error_model="numpy")
+def centre(lanes: Any, lane: Array) -> None:
+    """Sigma = (1 - alpha)^3 of the affine step, the target sigma mu, and the right-hand side for kappa."""
+    left = 1.0 - load(lanes, lane, ALPHA)
+    sigma = left * left * left
+    target = sigma * load(lanes, lane, MU)
+    product = load(lanes, lane, D_TAU) * load(lanes, lane, D_KAPPA)
+    store(lane, SIGMA, sigma)
+    store(lane, TARGET, target)
+    store(lane, CORRECTION, load(lanes, lane, TAU) * load(lanes, lane, KAPPA) + product - target)
+
+
+@njit(nogil=True, error_model="numpy")
+def measure(lanes: Any, layout: Layout, data: Data, point: Point, affine: Products, lane: Array, out: Array) -> None:
+    """What is known of a point, in the rows WORST ... of ``out``, all but q'x and b'y in the element's units.
+
+    Worst of the primal, dual and gap residuals; the natural residual of the nonnegative rows; q'x, b'y;
+    the largest entries of A'y, Px and Ax + s.
+    """
+    zero, one = splat(lanes, 0.0), splat(lanes, 1.0)
+    inverse, c = 1.0 / load(lanes, lane, TAU), 1.0 / load(lanes, data.scalars, OBJECTIVE)
+    tau = load(lanes, lane, TAU)
+    xPx, qx, by, r_x, r_y, Px, Aty, Ax, s, ray = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    for j in range(len(point.x)):
+        back = 1.0 / load(lanes, data.d, j)
+        x_j, q_j, P_j, A_j = (
+            load(lanes, point.x, j), load(lanes, data.q, j), load(lanes, affine.Px, j), load(lanes, affine.Aty, j),
+        )  # fmt: skip
+        xPx = xPx + x_j * P_j
+        qx = qx + x_j * q_j
+        r_x = maximum(absolute(P_j + A_j + q_j * tau) * back, r_x)
+        Px = maximum(absolute(P_j) * back, Px)
+        Aty = maximum(absolute(A_j) * back, Aty)
+    for i in range(len(point.s)):
+        back = 1.0 / load(lanes, data.e, i)
+        b_i, s_i, A_i = load(lanes, data.b, i), load(lanes, point.s, i), load(lanes, affine.Ax, i)
+        by = by + load(lanes, point.y, i) * b_i
+        r_y = maximum(absolute(A_i + s_i - b_i * tau) * back, r_y)
+        ray = maximum(absolute(A_i + s_i) * back, ray)
+        Ax = maximum(absolute(A_i) * back, Ax)
+        s = maximum(absolute(s_i) * back, s)
+    primal = r_y * inverse / maximum(maximum(Ax, s) * inverse, maximum(load(lanes, data.scalars, B_NORM), one))
+    largest = maximum(maximum(Px, Aty) * inverse * c, maximum(load(lanes, data.scalars, Q_NORM), one))
+    dual = r_x * inverse * c / largest
+    quadratic, linear, bound = xPx * inverse * inverse * c, qx * inverse * c, by * inverse * c
+    size = maximum(maximum(absolute(quadratic), absolute(linear)), maximum(absolute(bound), one))
+    gap = absolute(quadratic + linear + bound) / size
+    worst = maximum(primal, maximum(dual, gap))
+    finite = primal + dual + gap >= 0.0
+    store(out, WORST, where(finite, worst, np.inf))
+    store(out, PRODUCT, _complementarity(lanes, layout, data, point) * inverse / maximum(s * inverse, one))
+    store(out, QX, qx)
+    store(out, BY, by)
+    store(out, ATY_SIZE, Aty)
+    store(out, PX_SIZE, Px)
+    store(out, RAY_SIZE, ray / c)
+
+
+@njit(nogil=True, error_model="numpy")
+def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> Any:
+    """The largest min(s, y) of a nonnegative row, in the units of the element and times tau."""
+    c, worst = 1.0 / load(lanes, data.scalars, OBJECTIVE), splat(lanes, 0.0)
+    for i in range(layout.zero, layout.orthant):
+        e = load(lanes, data.e, i)
+        worst = maximum(minimum(load(lanes, point.s, i) / e, load(lanes, point.y, i) * e * c), worst)
+    return worst
+
+
+@njit(nogil=True, error_model="numpy")
+def advance(lanes: Any, lane: Array, step: Array, ds: Array, point: Point) -> None:
+    """(x, y, s, tau, kappa) += alpha (dx, dy, ds, d tau, d kappa), in the lanes that move."""
+    n = len(point.x)
+    alpha = STEP * load(lanes, lane, ALPHA)
+    moves = (load(lanes, lane, MOVE) > 0.0) & (alpha > 0.0)
+    store(lane, ALPHA, alpha)
+    for j in range(n):
+        x_j = load(lanes, point.x, j)
+        store(point.x, j, where(moves, x_j + alpha * load(lanes, step, j), x_j))
+    for i in range(len(point.s)):
+        y_i, s_i = load(lanes, point.y, i), load(lanes, point.s, i)
+        store(point.y, i, where(moves, y_i + alpha * load(lanes, step, n + i), y_i))
+        store(point.s, i, where(moves, s_i + alpha * load(lanes, ds, i), s_i))
+    for value, change in ((TAU, D_TAU), (KAPPA, D_KAPPA)):
+        u = load(lanes, lane, value)
+        store(lane, value, where(moves, u + alpha * load(lanes, lane, change), u))

@@ -1,0 +1,89 @@
+"""Equilibration of a batch of dense cone programs (Ruiz 2001), and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from convexlayer.interior_point.torch.cones import ConeRows
+
+__all__ = ["DenseProgram", "Equilibrated", "equilibrate"]
+
+PASSES = 8
+"""Passes over the matrices; the largest entries are within a few per cent of 1 after them."""
+
+SMALLEST, LARGEST = 1e-4, 1e4
+"""What no scale may leave: beyond, rows that are noise would be taken for data."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DenseProgram:
+    """Programs with dense P (B, n, n), q (B, n, 1), A (B, p + rows, n), b (B, p + rows, 1) in the padded layout."""
+
+    P: Tensor
+    q: Tensor
+    A: Tensor
+    b: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Equilibrated:
+    """P' = c D P D, q' = c D q, A' = R A D, b' = R b; so x = D x', s = R^-1 s', y = R y' / c.
+
+    Attributes:
+        program: the scaled programs.
+        columns: the diagonal of D, (B, n, 1).
+        rows: that of R, (B, p + rows, 1), one number for a second-order block.
+        cost: c, (B, 1, 1).
+    """
+
+    program: DenseProgram
+    columns: Tensor
+    rows: Tensor
+    cost: Tensor
+
+    def select(self, index: Tensor) -> Equilibrated:
+        """The elements at these positions."""
+        data = self.program
+        return Equilibrated(
+            DenseProgram(data.P[index], data.q[index], data.A[index], data.b[index]),
+            self.columns[index],
+            self.rows[index],
+            self.cost[index],
+        )
+
+
+def equilibrate(program: DenseProgram, cone: ConeRows, p: int) -> Equilibrated:
+    """Scale until the largest entry of every row and column of [P A'; A 0] is near 1, then the objective."""
+    P, A = program.P, program.A
+    columns, rows = torch.ones_like(program.q), torch.ones_like(program.b)
+    for _ in range(PASSES):
+        size = torch.maximum(_largest(P, 1), _largest(A, 1)).mT
+        height = _largest(A, 2)
+        height = torch.cat((height[:, :p], cone.shared(height[:, p:])), 1)
+        D, R = _step(columns, size), _step(rows, height)
+        columns, rows = D * columns, R * rows
+        P, A = D * P * D.mT, R * A * D.mT
+    q = columns * program.q
+    mean, largest = _largest(P, 1).mean(2, keepdim=True), _largest(q, 1)
+    objective = torch.maximum(mean, largest)
+    cost = (1.0 / torch.where(objective > 0.0, objective, 1.0)).clamp(SMALLEST, LARGEST)
+    return Equilibrated(DenseProgram(cost * P, cost * q, A, rows * program.b), columns, rows, cost)
+
+
+def _step(scale: Tensor, size: Tensor) -> Tensor:
+    """The factor for this pass, (B, k, 1); what is empty keeps its scale."""
+    step = torch.where(size > 0.0, size, 1.0).rsqrt()
+    return (scale * step).clamp(SMALLEST, LARGEST) / scale
+
+
+def _largest(matrix: Tensor, dim: int) -> Tensor:
+    """Largest absolute entries along a dimension, which is kept; 0 where there are none."""
+    if matrix.shape[dim] == 0:
+        return matrix.new_zeros([1 if axis == dim else size for axis, size in enumerate(matrix.shape)])
+    return matrix.abs().amax(dim, keepdim=True)

@@ -1,0 +1,185 @@
+"""What has become of each element: residuals in the units of the data, the best point seen, certificates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import final
+
+import torch
+from torch import Tensor
+
+from convexlayer.interior_point.torch.cones import ConeRows
+from convexlayer.interior_point.torch.equilibration import Equilibrated
+from convexlayer.interior_point.torch.iterate import Iterate, Residual
+
+__all__ = ["Outcome", "TerminationTest", "Verdict"]
+
+CERTAIN = 1e-8
+"""A ray is a certificate where what must vanish is this small beside b'y = -1 or q'x = -1, so that no x, or y, of a
+size below the inverse can satisfy the constraints. Clarabel allows norm(y) times that, which proves less:
+on badly scaled programs with a solution it held now and then."""
+
+WORTHWHILE = 0.1
+"""After the first accepted point, iterations go on to a natural residual of tol as long as each makes it this share
+of the last. On curved cones it falls as the square root of mu only, and a few Newton steps do better."""
+
+FUTILE = 1e-5
+"""Where s'y is this share of tol and the point is not accepted, no iteration will make it so."""
+
+
+class Outcome(IntEnum):
+    """Of one element."""
+
+    RUNNING = 0
+    SOLVED = 1
+    INFEASIBLE = 2
+    UNBOUNDED = 3
+    STALLED = 4
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """Where B elements stand.
+
+    Attributes:
+        outcome: an ``Outcome`` each, (B,).
+        score: of the best point, (B,): its natural residual where it is accepted, else 1 + the worst of the others.
+        iterations: (B,).
+        x, y, s: that point or a certificate's ray in the units of the data, (B, n), (B, p + rows), (B, p + rows).
+    """
+
+    outcome: Tensor
+    score: Tensor
+    iterations: Tensor
+    x: Tensor
+    y: Tensor
+    s: Tensor
+
+    @staticmethod
+    def none(x: Tensor, y: Tensor) -> Verdict:
+        """Before the first check; x and y (B, ...) only give shapes."""
+        count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        unknown = x.new_full((len(x),), torch.inf)
+        nowhere = torch.full_like(y[..., 0], torch.nan)
+        return Verdict(count, unknown, count, torch.full_like(x[..., 0], torch.nan), nowhere, nowhere)
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """All tensors."""
+        return self.outcome, self.score, self.iterations, self.x, self.y, self.s
+
+    def select(self, index: Tensor) -> Verdict:
+        """The elements at these positions."""
+        return Verdict(*(part[index] for part in self.parts()))
+
+    def store(self, index: Tensor, verdict: Verdict) -> Verdict:
+        """With these elements replaced."""
+        pairs = zip(self.parts(), verdict.parts(), strict=True)
+        return Verdict(*(part.index_copy(0, index, new) for part, new in pairs))
+
+    @property
+    def running(self) -> Tensor:
+        """Which elements are not finished, (B,)."""
+        return self.outcome == Outcome.RUNNING
+
+    def stopped(self, lost: Tensor) -> Verdict:
+        """With those running elements stopped that lead nowhere: solved where a point was accepted."""
+        word = torch.where(self.score <= 1.0, Outcome.SOLVED, Outcome.STALLED)
+        outcome = torch.where(self.running & lost, word, self.outcome)
+        return Verdict(outcome, *self.parts()[1:])
+
+
+@final
+class TerminationTest:
+    """Tests iterates of scaled programs by the residuals of ``Solution.residuals``.
+
+    Args:
+        tol: bound on them.
+        scaled: the programs.
+        cone: the rows beyond the zero cone.
+    """
+
+    def __init__(self, tol: float, scaled: Equilibrated, cone: ConeRows) -> None:
+        self._tol, self._cone = tol, cone
+        self._scaled = scaled
+        self._p = scaled.rows.shape[1] - cone.rows
+
+    def select(self, index: Tensor) -> TerminationTest:
+        """For the elements at these positions."""
+        return TerminationTest(self._tol, self._scaled.select(index), self._cone)
+
+    def check(self, at: Iterate, missing: Residual, before: Verdict) -> Verdict:
+        """The verdict with this iterate, the next after those already seen."""
+        scaled, p = self._scaled, self._p
+        program, cost, tau = scaled.program, scaled.cost, at.tau
+        s = torch.cat((torch.zeros_like(at.y[:, :p]), at.s), 1)
+        x, y, s = scaled.columns * at.x, scaled.rows * at.y / cost, s / scaled.rows
+
+        # largest entries in the data's units, (B, 1, terms); those of the embedding, not yet divided by tau
+        across = torch.cat((missing.Px, tau * program.q, missing.Aty, missing.dual), 2)
+        Px, q, Aty, dual = _largest(across / (cost * scaled.columns)).unbind(1)
+        along = torch.cat((missing.Ax, tau * program.b, missing.primal), 2)
+        Ax, b, primal = _largest(along / scaled.rows).unbind(1)
+        tau, cost = tau.flatten(), cost.flatten()
+        xtPx, qx, by = (term.flatten() / cost for term in (missing.xtPx, missing.qx, missing.by))
+        s_size, y_size, unnatural = _largest(torch.cat((s, y, self._natural(y, s)), 2)).unbind(1)
+
+        value = _most(tau, xtPx / tau, qx.abs(), by.abs())
+        gap = (xtPx / tau + qx + by).abs() / value
+        worst = torch.stack((primal / _most(tau, Ax, s_size, b), dual / _most(tau, Px, q, Aty), gap)).amax(0)
+        natural = unnatural / _most(tau, y_size, s_size)
+        accepted = worst <= self._tol
+        score = torch.where(accepted, natural.clamp(max=1.0), 1.0 + worst)  # not a number is better than nothing
+
+        running = before.running
+        better = running & (score < before.score)
+        best = torch.minimum(score, before.score)
+        futile = missing.mu.flatten() / (cost * tau) <= FUTILE * self._tol * value
+        slow = (before.score <= 1.0) & ~(score <= WORTHWHILE * before.score)
+        solved = running & ((accepted & (natural <= self._tol)) | slow)
+        ray_wins = running & ~solved & (at.kappa.flatten() > tau)
+        stalled = running & ~accepted & ~ray_wins & futile
+        left = _largest((missing.Ax[:, :, :1] + scaled.rows * s) / scaled.rows).flatten()
+        infeasible = ray_wins & (by < 0.0) & (Aty <= -CERTAIN * by)
+        unbounded = ray_wins & ~infeasible & (qx < 0.0) & (torch.maximum(Px, left) <= -CERTAIN * qx)
+        outcome = before.outcome
+        for said, word in (
+            (stalled, Outcome.STALLED),
+            (solved, Outcome.SOLVED),
+            (infeasible, Outcome.INFEASIBLE),
+            (unbounded, Outcome.UNBOUNDED),
+        ):
+            outcome = torch.where(said, word, outcome)
+
+        def kept(old: Tensor, new: Tensor, length: Tensor, ray: Tensor, other: Tensor) -> Tensor:
+            """The best point, or the ray of a certificate, in which some parts say nothing."""
+            value = torch.where(better[:, None], new / tau[:, None], old)
+            value = torch.where(ray[:, None], new / length[:, None], value)
+            return torch.where(other[:, None], torch.nan, value)
+
+        x, y, s = x[..., 0], y[..., 0], s[..., 0]
+        return Verdict(
+            outcome,
+            torch.where(running, best, before.score),
+            before.iterations + running,
+            kept(before.x, x, -qx, unbounded, infeasible),
+            kept(before.y, y, -by, infeasible, unbounded),
+            kept(before.s, s, -qx, unbounded, infeasible),
+        )
+
+    def _natural(self, y: Tensor, s: Tensor) -> Tensor:
+        """Y - Pi_{K*}(y - s), 0 for the rows of the zero cone."""
+        y_cone, s_cone = y[:, self._p :], s[:, self._p :]
+        return torch.cat((torch.zeros_like(y[:, : self._p]), y_cone - self._cone.project(y_cone - s_cone)), 1)
+
+
+def _largest(columns: Tensor) -> Tensor:
+    """Largest absolute entries of columns (B, k, c), (B, c); 0 without rows."""
+    if columns.shape[1] == 0:
+        return columns.new_zeros(columns.shape[0], columns.shape[2])
+    return columns.abs().amax(1)
+
+
+def _most(first: Tensor, *others: Tensor) -> Tensor:
+    return torch.stack((first, *others)).amax(0)

@@ -1,0 +1,1 @@
+"""What kernels run on: the persistent cache of their machine code, threads, and buffers."""

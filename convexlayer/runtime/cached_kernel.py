@@ -1,0 +1,54 @@
+"""The decorator of kernels that Python calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from convexlayer.runtime import kernel_cache
+
+__all__ = ["cached_kernel"]
+
+
+def cached_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel without the GIL, and keep its machine code in the cache folder of its part.
+
+    Everything that the kernel calls is compiled into it. Numba's own cache is keyed by the function's file alone; here
+    the folder name stands for all sources (``kernel_cache``).
+    """
+    dispatcher = njit(nogil=True, error_model="numpy")(function)
+    part = function.__module__.split(".")[1]
+    if kernel_cache.folder(part) is not None:
+        dispatcher._cache = _Cache(function)
+    return dispatcher
+
+
+class _Locator(_CacheLocator):
+    """Locates the cache folder of a part, whose name stands for the sources."""
+
+    def __init__(self, part: str) -> None:
+        self._folder = kernel_cache.folder(part)
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        return str(self._folder)
+
+    def get_disambiguator(self) -> str:
+        return "entry"
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], file: str) -> _Locator:
+        return cls(function.__module__.split(".")[1])
+
+
+class _Implementation(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class _Cache(FunctionCache):
+    _impl_class = _Implementation

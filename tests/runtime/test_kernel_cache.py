@@ -1,0 +1,380 @@
+"""Compiled kernels: when they are used, who compiles them, and that nobody waits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convexlayer import cli
+from convexlayer.runtime import cpu_target, kernel_cache
+from convexlayer.runtime.cpu_target import LEVELS, VARIABLES
+
+LAYER = """
+import json, subprocess, sys
+import cvxpy as cp, torch
+import convexlayer
+from convexlayer.runtime import kernel_cache
+
+started = []
+popen = subprocess.Popen
+def start(command, **options):
+    started.append(command)
+    return popen([sys.executable, "-c", ""], **options)
+subprocess.Popen = start
+
+x, y = cp.Variable(5), cp.Parameter(5)
+problem = cp.Problem(cp.Minimize(cp.sum_squares(x - y) + cp.norm1(x)), [x >= -1, cp.sum(x) == 1])
+layer = convexlayer.ConvexLayer(problem, [y], [x])
+answers = []
+for batch in (1, 200):
+    value = torch.linspace(-1, 1, 5 * batch, dtype=torch.float64).reshape(batch, 5).requires_grad_()
+    found = layer(value)[0]
+    (found**3).sum().backward()
+    answers += [found.tolist(), value.grad.tolist()]
+
+hits, misses = {}, {}
+for name, module in list(sys.modules.items()):
+    if name.startswith(tuple(f"convexlayer.{part}." for part in kernel_cache.PARTS)):
+        for key, kernel in vars(module).items():
+            if hasattr(kernel, "nopython_signatures") and kernel.stats.cache_path:
+                hits[key], misses[key] = len(kernel.stats.cache_hits), len(kernel.stats.cache_misses)
+print(json.dumps({"ready": kernel_cache.ready(), "started": len(started), "answers": answers, "hits": hits,
+                  "misses": misses, "kernels": "convexlayer.linalg.kernels" in sys.modules}))
+"""
+
+
+def run_layer(**environment: str) -> dict[str, Any]:
+    """A layer's answers and gradients in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-c", LAYER]
+    run = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, timeout=600)
+    result: dict[str, Any] = json.loads(run.stdout)
+    return result
+
+
+class FakePart(types.ModuleType):
+    """A part whose compilation is counted."""
+
+    compilations = 0
+
+    def warm_up(self) -> None:
+        self.compilations += 1
+        folder = kernel_cache.folder("linalg")
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
+
+
+@pytest.fixture
+def part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakePart]:
+    """In a package of one part, with an empty cache, and nothing decided yet."""
+    package = tmp_path / "package"
+    (package / "linalg").mkdir(parents=True)
+    (package / "linalg" / "kernels.py").write_text("first")
+    module = FakePart("a_part_with_kernels")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(kernel_cache, "PACKAGE", package)
+    monkeypatch.setattr(kernel_cache, "PARTS", {"linalg": module.__name__})
+    monkeypatch.setattr(kernel_cache.subprocess, "Popen", no_process)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    for name in (kernel_cache.SETTING, *VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    decision = list(kernel_cache._decision)
+    new_process()
+    yield module
+    new_process()
+    kernel_cache._decision[:] = decision
+
+
+def new_process() -> None:
+    """Forget what a process remembers."""
+    kernel_cache._decision.clear()
+    for remembered in (kernel_cache._place, kernel_cache._name, kernel_cache._prefix):
+        remembered.cache_clear()
+
+
+def no_process(*_: object, **__: object) -> None:
+    raise AssertionError("a process was started")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """What the compilations that were begun in other processes ask numba for."""
+    begun: list[dict[str, str]] = []
+
+    class Process:
+        def __init__(self, command: object, *, env: dict[str, str], **_: object) -> None:
+            begun.append({name: env[name] for name in VARIABLES if name in env})
+
+        def wait(self) -> None:
+            pass
+
+    monkeypatch.setattr(kernel_cache.subprocess, "Popen", Process)
+    return begun
+
+
+def test_the_first_call_of_all_does_not_wait_and_later_processes_give_the_same_answers(tmp_path: Path) -> None:
+    first = run_layer(NUMBA_CACHE_DIR=str(tmp_path), CONVEXLAYER_COMPILE="background")
+    assert not first["ready"]
+    assert not first["kernels"]
+    assert first["started"] == 1
+    later = run_layer(CONVEXLAYER_COMPILE="background")
+    assert later["ready"]
+    assert later["kernels"]
+    assert later["started"] == 0
+    for ours, theirs in zip(first["answers"], later["answers"], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-8)
+    assert later["hits"]
+    assert not any(later["misses"].values()), later["misses"]
+
+
+def test_what_is_compiled_is_ready_for_every_later_process(part: FakePart) -> None:
+    kernel_cache.prepare(wait=True)
+    assert kernel_cache.ready()
+    new_process()
+    assert kernel_cache.ready()
+    kernel_cache.prepare(wait=True)
+    kernel_cache.prepare(wait=False)
+    assert part.compilations == 1
+
+
+def test_a_process_stays_with_what_it_began_with(part: FakePart, started: list[dict[str, str]]) -> None:
+    assert not kernel_cache.ready()
+    kernel_cache.compile_in_background()  # as another process does meanwhile
+    assert not kernel_cache.ready()
+    assert len(started) == 1
+    new_process()
+    assert kernel_cache.ready()
+
+
+def test_preparing_makes_this_process_ready(part: FakePart, started: list[dict[str, str]]) -> None:
+    assert not kernel_cache.ready()
+    kernel_cache.prepare(wait=True)
+    assert kernel_cache.ready()
+
+
+def test_one_process_compiles_at_a_time(part: FakePart, started: list[dict[str, str]]) -> None:
+    base, _ = kernel_cache._place()
+    assert base is not None
+    with kernel_cache._locked(base, wait=False) as mine:
+        assert mine
+        assert not kernel_cache.ready()
+        kernel_cache.prepare(wait=False)
+        kernel_cache.compile_in_background()
+    assert not started
+    assert part.compilations == 0
+    kernel_cache.prepare(wait=False)
+    assert len(started) == 1
+
+
+def test_machine_code_of_other_sources_is_not_used_and_removed(part: FakePart, started: list[dict[str, str]]) -> None:
+    kernel_cache.prepare(wait=True)
+    old = kernel_cache.folder("linalg")
+    (kernel_cache.PACKAGE / "linalg" / "kernels.py").write_text("second")
+    new_process()
+    assert not kernel_cache.ready()
+    kernel_cache.prepare(wait=True)
+    new = kernel_cache.folder("linalg")
+    assert old is not None
+    assert new is not None
+    assert new.exists()
+    assert not old.exists()
+    assert part.compilations == 2
+
+
+def test_a_part_depends_on_those_before_it(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernel_cache.PARTS, "interior_point", part.__name__)
+    target = cpu_target.Target()
+    names = [kernel_cache._name(name, target) for name in kernel_cache.PARTS]
+    (kernel_cache.PACKAGE / "interior_point").mkdir()
+    (kernel_cache.PACKAGE / "interior_point" / "loop.py").write_text("more")
+    new_process()
+    assert kernel_cache._name("linalg", target) == names[0]
+    assert kernel_cache._name("engine", target) != names[1]
+    (kernel_cache.PACKAGE / "linalg" / "lanes.py").write_text("more")
+    new_process()
+    assert kernel_cache._name("linalg", target) != names[0]
+
+
+def test_nothing_can_be_written(
+    part: FakePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "folder"))
+    with caplog.at_level(logging.WARNING):
+        assert not kernel_cache.ready()
+        assert not kernel_cache.ready()
+    assert len(caplog.records) == 1
+    assert "NUMBA_CACHE_DIR" in caplog.text
+    kernel_cache.prepare(wait=True)
+    assert kernel_cache.ready()  # this process has compiled them in memory
+    assert part.compilations == 1
+
+
+def test_never(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_cache.prepare(wait=True)
+    new_process()
+    monkeypatch.setenv(kernel_cache.SETTING, "never")
+    assert not kernel_cache.ready()
+    assert kernel_cache.status().reason == "CONVEXLAYER_COMPILE is never"
+
+
+def test_wait(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernel_cache.SETTING, "wait")
+    assert kernel_cache.ready()
+    assert part.compilations == 1
+
+
+def test_a_setting_that_does_not_exist(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernel_cache.SETTING, "sometimes")
+    with pytest.raises(ValueError, match="one of background, wait, never, got 'sometimes'"):
+        kernel_cache.ready()
+
+
+def test_a_frozen_program_starts_no_interpreter(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert not kernel_cache.ready()
+    assert "interpreter" in kernel_cache.status().reason
+
+
+def test_a_server_learns_when_workers_that_start_afresh_are_faster(
+    part: FakePart, started: list[dict[str, str]]
+) -> None:
+    assert kernel_cache.status().path == "portable"
+    assert "in the background" in kernel_cache.status().reason
+    assert not kernel_cache.is_complete()
+    kernel_cache.compile_in_background()  # as another process does meanwhile
+    assert kernel_cache.is_complete()
+    assert kernel_cache.status().path == "portable"
+    kernel_cache.reset()  # as a worker forked from this process does
+    assert kernel_cache.status().path == "compiled"
+    assert len(started) == 1
+
+
+@pytest.fixture
+def on(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A new process on a processor of this level, before numba is imported, whose environment asks for a target."""
+
+    def begin(level: str, name: str | None = None, features: str = "") -> None:
+        new_process()
+        monkeypatch.setattr(cpu_target, "features", lambda: LEVELS[level] | {"sse"})
+        monkeypatch.setattr(cpu_target, "_host", lambda: f"one of {level}")
+        monkeypatch.delitem(sys.modules, "numba", raising=False)
+        for variable, value in zip(VARIABLES, (name, None if name is None else features), strict=True):
+            if value is None:
+                monkeypatch.delenv(variable, raising=False)
+            else:
+                monkeypatch.setenv(variable, value)
+
+    return begin
+
+
+@pytest.mark.parametrize(("level", "used"), [("x86-64-v4", "x86-64-v3"), ("x86-64-v3", "x86-64-v3")])
+def test_machine_code_for_the_highest_level_of_the_processor_is_used(on: Any, level: str, used: str) -> None:
+    for name in ("x86-64-v2", "x86-64-v3"):
+        on(level, name)
+        kernel_cache.prepare(wait=True)
+    on(level)
+    assert kernel_cache.status() == kernel_cache.Kernels("compiled", used, f"machine code for {used} is there")
+    assert [os.environ[variable] for variable in VARIABLES] == [used, ""]  # numba, imported later, looks for the same
+
+
+def test_kernels_are_imported_after_numba_was_told_of_their_processor(
+    on: Any, part: FakePart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on("x86-64-v3", "x86-64-v2")
+    kernel_cache.prepare(wait=True)
+    on("x86-64-v3")
+    monkeypatch.delitem(sys.modules, part.__name__)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"{part.__name__}.py").write_text("import os\ntold = os.environ['NUMBA_CPU_NAME']")
+    kernel_cache.load()
+    assert sys.modules[part.__name__].told == "x86-64-v2"
+    assert kernel_cache.status().path == "compiled"
+
+
+def test_machine_code_for_this_very_processor_goes_before_that_for_a_level(on: Any) -> None:
+    for name in (None, "x86-64-v3"):
+        on("x86-64-v3", name)
+        kernel_cache.prepare(wait=True)
+    on("x86-64-v3")
+    assert kernel_cache.status().processor == "one of x86-64-v3"
+    assert not os.environ.keys() & set(VARIABLES)
+
+
+def test_a_processor_that_lacks_instructions_takes_the_level_below(on: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("x86-64-v2", "x86-64-v3"):
+        on("x86-64-v3", name)
+        kernel_cache.prepare(wait=True)
+    assert not caplog.records
+    on("x86-64-v2")
+    assert kernel_cache.status().processor == "x86-64-v2"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "machine code for x86-64-v3 is not used: this processor, one of x86-64-v2, lacks avx, avx2" in caplog.text
+
+
+@pytest.mark.parametrize("asked", [("x86-64-v3", ""), ("x86-64-v2", "+fma"), ("generic", "+avx2,-fma"), None])
+def test_machine_code_that_the_processor_could_not_run_is_never_used(
+    on: Any, part: FakePart, started: list[dict[str, str]], asked: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither where it is there nor where the environment asks for it: this processor's own is made instead."""
+    on("x86-64-v3", *(asked or ("x86-64-v3", "")))
+    kernel_cache.prepare(wait=True)
+    on("x86-64-v2", *(asked or ()))
+    assert kernel_cache.status().path == "portable"
+    assert started == [{}]
+    assert "is not used: this processor, one of x86-64-v2, lacks" in caplog.text
+    on("x86-64-v2")
+    kernel_cache.compile_in_background()  # what was started
+    assert part.compilations == 2
+    on("x86-64-v2", *(asked or ()))
+    assert kernel_cache.status().processor == "one of x86-64-v2"
+    assert not os.environ.keys() & set(VARIABLES)
+
+
+def test_numba_that_was_imported_cannot_be_told_of_another_processor(
+    on: Any, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, str]]
+) -> None:
+    on("x86-64-v3", "x86-64-v3")
+    kernel_cache.prepare(wait=True)
+    on("x86-64-v3")
+    monkeypatch.setitem(sys.modules, "numba", types.ModuleType("numba"))
+    assert kernel_cache.status().path == "portable"  # its own is made, as where there is no code for a level
+    assert started == [{}]
+    on("x86-64-v2", "x86-64-v3")
+    monkeypatch.setitem(sys.modules, "numba", types.ModuleType("numba"))
+    assert kernel_cache.status().reason == "numba was imported before, for x86-64-v3"
+
+
+def test_what_this_processor_can_do_is_known() -> None:
+    """As the kernel says it, where it does."""
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        pytest.skip("there is no /proc/cpuinfo")
+    for ours, theirs in (("sse4.2", "sse4_2"), ("avx2", "avx2"), ("bmi2", "bmi2"), ("avx512f", "avx512f")):
+        assert (ours in cpu_target.features()) == (theirs in words)
+
+
+def test_command(part: FakePart, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compile"]) == 0
+    assert str(kernel_cache.folder("linalg")) in capsys.readouterr().out
+    assert part.compilations == 1
+
+
+def test_command_where_nothing_can_be_kept(
+    part: FakePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert cli.main(["compile"]) == 2
+    assert "NUMBA_CACHE_DIR" in capsys.readouterr().err
