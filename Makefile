@@ -5,10 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+DOCS_STAMP := $(VENV)/.installed-docs
 CONSTRAINTS ?= constraints.txt
 TESTS ?=
 SOAK ?= 1800
-SOURCES := convexlayer server clients/python tests examples benchmarks
+SOURCES := convexlayer server clients/python tests examples benchmarks docs
 
 # What compiled kernels compute, and what could differ from processor to processor.
 PROCESSOR_TESTS := tests/test_single_elements.py tests/engine tests/linalg tests/cones tests/diff/test_polish.py \
@@ -23,12 +24,12 @@ LOWEST_TESTS := tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv format lint typecheck test test-processors test-lowest demo gallery bench \
-	bench-nodes reliability scales serve build check-wheels clean
+	bench-nodes reliability scales serve docs build check-wheels clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-venv: $(STAMP)  ## Make the environment: both distributions, editable, with every extra
+venv: $(STAMP)  ## Make the environment: both distributions, editable, with every extra but bench and docs
 
 # constraints.txt pins what every install resolves to, so that no solver's dependency brings another torch.
 $(STAMP): pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
@@ -85,6 +86,13 @@ scales: $(STAMP)  ## Measure what is right and what is told in all units: tables
 serve: $(STAMP)  ## Serve on http://127.0.0.1:8000
 	$(BIN)/convexlayer serve
 
+docs: $(DOCS_STAMP)  ## Build the documentation site into site/, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
+	touch $@
+
 build: $(STAMP)  ## Build the wheels of both distributions into dist/
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
@@ -94,6 +102,6 @@ check-wheels: build  ## Install both wheels in a clean environment and use them
 	PYTHON='$(PYTHON)' bash .ci/check-wheels dist
 
 clean:  ## Remove what the tools leave, the environment included
-	rm -rf .venv .venv-lowest build dist examples/output benchmarks/output \
+	rm -rf .venv .venv-lowest build dist site examples/output benchmarks/output \
 		.coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

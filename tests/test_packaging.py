@@ -80,9 +80,9 @@ def test_the_client_wheel_holds_the_client_alone(client: Wheel) -> None:
 
 def test_the_library_has_its_command_and_extras(library: Wheel) -> None:
     assert "convexlayer = convexlayer.cli:main" in library.entry_points
-    assert library.extras == {"server", "telemetry", "solvers", "bench", "demo", "gallery", "dev", "all"}
+    assert library.extras == {"server", "telemetry", "solvers", "bench", "docs", "demo", "gallery", "dev", "all"}
     assert library.requires("all") == set().union(
-        *(library.requires(extra) for extra in library.extras - {"all", "bench"})
+        *(library.requires(extra) for extra in library.extras - {"all", "bench", "docs"})
     )
 
 
