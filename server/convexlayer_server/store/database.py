@@ -228,6 +228,4 @@ class Store:
     def _check_count(self, connection: sqlite3.Connection, owner: str) -> None:
         query = "SELECT count(*) FROM registration WHERE key_id = ?"
         if connection.execute(query, [owner]).fetchone()[0] > self._settings.max_problems_per_key:
-            raise QuotaError(
-                f"a key may register {self._settings.max_problems_per_key} problems; delete unneeded ones"
-            )
+            raise QuotaError(f"a key may register {self._settings.max_problems_per_key} problems; delete unneeded ones")
