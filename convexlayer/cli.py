@@ -56,49 +56,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_server_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``serve``, ``keys`` and ``store``; each may be told of a store and a file of settings."""
+    """Add ``serve``, ``keys`` and ``store``; each accepts ``--settings`` and ``--store``."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--settings", metavar="FILE", help="settings as TOML, below those of the environment")
+    shared.add_argument("--settings", metavar="FILE", help="settings file (TOML); environment variables override it")
     shared.add_argument("--store", metavar="FILE", help="database of problems, keys and usage")
 
-    serve = commands.add_parser("serve", parents=[shared], help="answer requests over HTTP")
+    serve = commands.add_parser("serve", parents=[shared], help="serve problems over HTTP")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    serve.add_argument("--port", type=_port, default=8000, help="port, 0 for any free one (default %(default)s)")
     serve.add_argument(
-        "--workers", type=int, metavar="N", help="processes that compute (default one a GPU, at least 2)"
+        "--port", type=_port, default=8000, help="port to listen on, 0 for any free port (default %(default)s)"
     )
-    serve.add_argument("--device", help="of the workers: auto, cpu, cuda, or cuda:0,1")
-    serve.add_argument("--insecure", action="store_true", help="allow an address that others can reach, without keys")
+    serve.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per GPU, at least 2)")
+    serve.add_argument("--device", help="device of the workers: auto, cpu, cuda, or cuda:0,1")
+    serve.add_argument("--insecure", action="store_true", help="listen on a public address without API keys")
     serve.set_defaults(run=_serve)
 
-    keys = commands.add_parser("keys", help="make, list and revoke the keys that callers show")
+    keys = commands.add_parser("keys", help="create, list and revoke API keys")
     actions = keys.add_subparsers(required=True, metavar="action")
-    create = actions.add_parser("create", parents=[shared], help="make a key, and show it this once")
-    create.add_argument("name", help="whose it is, for the list")
-    create.add_argument("--requests-per-minute", type=int, metavar="N", help="what it may send, instead of the setting")
-    create.add_argument(
-        "--seconds-per-day", type=float, metavar="S", help="what it may compute, instead of the setting"
-    )
+    create = actions.add_parser("create", parents=[shared], help="create a key and print its token once")
+    create.add_argument("name", help="name of the key in `keys list`")
+    create.add_argument("--requests-per-minute", type=int, metavar="N", help="request limit, overrides the setting")
+    create.add_argument("--seconds-per-day", type=float, metavar="S", help="compute limit, overrides the setting")
     create.set_defaults(run=_create_key)
     listing = actions.add_parser("list", parents=[shared], help="list the keys")
     listing.set_defaults(run=_list_keys)
-    revoke = actions.add_parser("revoke", parents=[shared], help="let a key be good no longer, and forget its problems")
-    revoke.add_argument("key", help="its id, which begins with k_")
+    revoke = actions.add_parser("revoke", parents=[shared], help="revoke a key and delete its problems")
+    revoke.add_argument("key", help="id of the key, begins with k_")
     revoke.set_defaults(run=_revoke_key)
 
-    store = commands.add_parser("store", help="copy the database, or put a copy back")
+    store = commands.add_parser("store", help="back up or restore the database")
     actions = store.add_subparsers(required=True, metavar="action")
     for name, run, text in (
-        ("backup", _backup, "copy it to a new file"),
-        ("restore", _restore, "replace its problems by those of a copy; keys and usage since are kept"),
+        ("backup", _backup, "write a copy of the database to a new file"),
+        ("restore", _restore, "replace the problems by those of a backup; keys and usage are merged"),
     ):
-        action = actions.add_parser(name, parents=[shared], help=f"{text}; a server may be running")
-        action.add_argument("file")
+        action = actions.add_parser(name, parents=[shared], help=f"{text}; works while the server runs")
+        action.add_argument("file", help="file of the backup")
         action.set_defaults(run=run)
 
 
-def _on_server(options: argparse.Namespace, command: str, *arguments: object, **keywords: object) -> int:
-    """Run a command of the server, whose packages are needed for nothing else."""
+def _run_server_command(options: argparse.Namespace, command: str, *arguments: object, **keywords: object) -> int:
+    """Run a command of ``convexlayer_server``, imported here because the server is an optional dependency."""
     try:
         from convexlayer_server import commands
         from convexlayer_server.errors import ServerError
@@ -114,27 +112,29 @@ def _on_server(options: argparse.Namespace, command: str, *arguments: object, **
 
 
 def _serve(options: argparse.Namespace) -> int:
-    return _on_server(options, "serve", options.host, options.port, insecure=options.insecure)
+    return _run_server_command(options, "serve", options.host, options.port, insecure=options.insecure)
 
 
 def _create_key(options: argparse.Namespace) -> int:
-    return _on_server(options, "create_key", options.name, options.requests_per_minute, options.seconds_per_day)
+    return _run_server_command(
+        options, "create_key", options.name, options.requests_per_minute, options.seconds_per_day
+    )
 
 
 def _list_keys(options: argparse.Namespace) -> int:
-    return _on_server(options, "list_keys")
+    return _run_server_command(options, "list_keys")
 
 
 def _revoke_key(options: argparse.Namespace) -> int:
-    return _on_server(options, "revoke_key", options.key)
+    return _run_server_command(options, "revoke_key", options.key)
 
 
 def _backup(options: argparse.Namespace) -> int:
-    return _on_server(options, "backup", options.file)
+    return _run_server_command(options, "backup", options.file)
 
 
 def _restore(options: argparse.Namespace) -> int:
-    return _on_server(options, "restore", options.file)
+    return _run_server_command(options, "restore", options.file)
 
 
 def _solvers(options: argparse.Namespace) -> int:

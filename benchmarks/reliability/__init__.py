@@ -1,1 +1,1 @@
-"""How the service bears load and misfortune: a table of targets and figures."""
+"""Reliability of the service under load, attacks and failures: a table of targets and measurements."""

@@ -1,4 +1,4 @@
-"""Attacks: what runs beside a measurement, in a process of its own, until that is over."""
+"""Attacks: loads that run in another process during a measurement."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar, final
 
 __all__ = ["Attack"]
 
-_LONGEST_S = 300.0
-"""After so long an attack ends by itself, whatever became of the process that began it."""
+_MAX_DURATION_S = 300.0
+"""Seconds after which an attack ends by itself, in case the measuring process died."""
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -22,38 +22,38 @@ T = TypeVar("T")
 
 @final
 class Attack(Generic[T]):
-    """A context manager, which an attack begins with and ends with.
+    """A context manager that starts and stops an attack.
 
     Args:
-        run: what to do, such as ``load.run``; called with ``what`` and a function that says whether it is over.
-        what: what to do it with.
+        run: the attack, such as ``load.run``; called with ``what`` and a function that returns whether to stop.
+        what: its first argument.
 
     Attributes:
-        outcome: what ``run`` returned, known at the end.
+        outcome: result of ``run``, after the attack.
     """
 
     outcome: T
 
     def __init__(self, run: Callable[[Any, Callable[[], bool]], T], what: object) -> None:
         self._over = _SPAWN.Event()
-        self._told, self._tells = _SPAWN.Pipe(duplex=False)
-        self._process = _SPAWN.Process(target=_perform, args=(run, what, self._over, self._tells), daemon=True)
+        self._receiver, self._sender = _SPAWN.Pipe(duplex=False)
+        self._process = _SPAWN.Process(target=_perform, args=(run, what, self._over, self._sender), daemon=True)
 
     def __enter__(self) -> Attack[T]:
         self._process.start()
-        self._tells.close()  # so that the end of the process is noticed here
-        self._told.recv()
+        self._sender.close()  # so that recv fails if the process dies
+        self._receiver.recv()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self.outcome = self._told.recv()
+        self.outcome = self._receiver.recv()
         self._process.join()
 
 
-def _perform(run: Callable[[Any, Callable[[], bool]], object], what: object, over: Event, tells: Pipe) -> None:
-    end = time.monotonic() + _LONGEST_S
-    tells.send("begun")
-    tells.send(run(what, lambda: over.is_set() or time.monotonic() > end))
+def _perform(run: Callable[[Any, Callable[[], bool]], object], what: object, over: Event, sender: Pipe) -> None:
+    end = time.monotonic() + _MAX_DURATION_S
+    sender.send("started")
+    sender.send(run(what, lambda: over.is_set() or time.monotonic() > end))

@@ -1,4 +1,4 @@
-"""Sixty-four callers of one small problem, their requests merged or not."""
+"""Throughput of 64 concurrent clients of one small problem, with and without merging."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.reliability.load import Load, started
+from benchmarks.reliability.load import Load, start
 from benchmarks.reliability.problems import body, dense_qp, dense_values
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row
@@ -20,33 +20,33 @@ from convexlayer_server.compute.protocol import ComputeRequest
 
 __all__ = ["measure"]
 
-_CALLERS = 64
+_CLIENTS = 64
 _ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class _Rates:
-    """Solves a second, without and with merging."""
+    """Solves per second, without and with merging."""
 
     off: float
     on: float
 
     @property
     def gain(self) -> float:
-        """How many times more."""
+        """Ratio of the rates."""
         return self.on / self.off
 
 
 def measure(plan: Plan) -> list[Row]:
-    """At the engine's seam, over HTTP, and for a single caller."""
-    seam = asyncio.run(_at_the_seam(plan.seconds / 2))
+    """Measure the compute backend directly, over HTTP, and with a single client."""
+    direct = asyncio.run(_backend_rates(plan.seconds / 2))
     many, one = _over_http(plan.seconds / 2)
     return [
         Row(
-            "64 concurrent callers, dense QP of 10, batching on against off, at the engine's seam",
+            "64 concurrent clients, dense QP of 10, batching on compared with off, compute backend alone",
             ">= 5 x",
-            f"{seam.gain:.1f} x ({seam.off:.0f} -> {seam.on:.0f} solves/s)",
-            seam.gain >= 5.0,
+            f"{direct.gain:.1f} x ({direct.off:.0f} -> {direct.on:.0f} solves/s)",
+            direct.gain >= 5.0,
         ),
         Row(
             "the same over HTTP",
@@ -58,27 +58,27 @@ def measure(plan: Plan) -> list[Row]:
     ]
 
 
-async def _at_the_seam(seconds: float) -> _Rates:
+async def _backend_rates(seconds: float) -> _Rates:
     document, rates = json.dumps(dense_qp()).encode(), []
     requests = [
         ComputeRequest(request_id="", problem_id="p", operation="solve", parameters=dense_values(seed))
-        for seed in range(_CALLERS)
+        for seed in range(_CLIENTS)
     ]
-    engines = [LocalBackend(Settings(batching=batching)) for batching in (False, True)]
-    for engine in engines:
-        await engine.open()
-        await engine.register("p", document)
-        await _calls(engine, document, requests, 2.0)
+    backends = [LocalBackend(Settings(batching=batching)) for batching in (False, True)]
+    for backend in backends:
+        await backend.open()
+        await backend.register("p", document)
+        await _calls(backend, document, requests, 2.0)
     rates = [
-        [await _calls(engine, document, requests, seconds / _ROUNDS) for engine in engines] for _ in range(_ROUNDS)
+        [await _calls(backend, document, requests, seconds / _ROUNDS) for backend in backends] for _ in range(_ROUNDS)
     ]
-    for engine in engines:
-        await engine.close()
+    for backend in backends:
+        await backend.close()
     return _Rates(*np.median(rates, axis=0))
 
 
-async def _calls(engine: LocalBackend, document: bytes, requests: list[ComputeRequest], seconds: float) -> float:
-    """Requests a second."""
+async def _calls(backend: LocalBackend, document: bytes, requests: list[ComputeRequest], seconds: float) -> float:
+    """Return requests per second."""
     count, start = 0, time.perf_counter()
 
     async def call(request: ComputeRequest) -> None:
@@ -87,7 +87,7 @@ async def _calls(engine: LocalBackend, document: bytes, requests: list[ComputeRe
             own = ComputeRequest(
                 request_id=uuid.uuid4().hex, problem_id="p", operation="solve", parameters=request.parameters
             )
-            await engine.run(own, document)
+            await backend.run(own, document)
             count += 1
 
     await asyncio.gather(*(call(request) for request in requests))
@@ -95,18 +95,18 @@ async def _calls(engine: LocalBackend, document: bytes, requests: list[ComputeRe
 
 
 def _over_http(seconds: float) -> tuple[_Rates, _Rates]:
-    bodies = [body(dense_values(seed)) for seed in range(_CALLERS)]
+    bodies = [body(dense_values(seed)) for seed in range(_CLIENTS)]
     many: list[list[float]] = []
     one: list[list[float]] = []
     with Server(batching=False) as off, Server(batching=True) as on:
         paths = [server.register(dense_qp()) for server in (off, on)]
-        for number in range(_ROUNDS + 1):  # the first is for warmth
-            for rates, callers in ((many, _CALLERS), (one, 1)):
+        for number in range(_ROUNDS + 1):  # the first is a warm-up
+            for rates, callers in ((many, _CLIENTS), (one, 1)):
                 loads = [
                     Load(server.address, f"{path}/solve", bodies, callers, seconds / _ROUNDS)
                     for server, path in zip((off, on), paths, strict=True)
                 ]
-                found = [started(load).result().rate for load in loads]
+                found = [start(load).result().rate for load in loads]
                 if number:
                     rates.append(found)
     return _Rates(*np.median(many, axis=0)), _Rates(*np.median(one, axis=0))

@@ -1,4 +1,4 @@
-"""A connection that never waits: what it cannot send now it sends when the selector says so."""
+"""A non-blocking connection, for use with a selector."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _CHUNK_BYTES = 2**16
 
 @final
 class Connection:
-    """A TCP connection without waiting, known to a selector.
+    """A non-blocking TCP connection, registered with a selector.
 
     Args:
-        selector: what tells when it can be read or written; the connection is the data of its key.
-        address: of the server.
-        source: address to come from; the system's choice unless given.
-        buffer_bytes: of what has arrived and is not read yet, as the system keeps it; its own choice unless given.
-        reads: whether the selector tells of what has arrived.
+        selector: the selector; the connection is the data of its key.
+        address: address of the server.
+        source: source address; by default the system chooses.
+        buffer_bytes: size of the receive buffer; by default the system chooses.
+        reads: whether to select for reading.
     """
 
     def __init__(
@@ -43,23 +43,23 @@ class Connection:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
         if source is not None:
             self._socket.bind((source, 0))
-        self._socket.connect_ex(address)  # whether that comes to anything shows later
+        self._socket.connect_ex(address)  # errors show later
 
     def send(self, data: bytes) -> None:
-        """Send this, after all that was to be sent before has gone.
+        """Start sending data.
 
         Raises:
             OSError: the connection is lost.
-            ValueError: something is still to be sent.
+            ValueError: earlier data is still being sent.
         """
         if self._pending:
-            raise ValueError("something is still to be sent")
+            raise ValueError("earlier data is still being sent")
         self._pending = memoryview(data)
         self.flush()
 
     @property
     def sending(self) -> bool:
-        """Whether something is still to be sent."""
+        """Whether data is still being sent."""
         return bool(self._pending)
 
     def flush(self) -> None:
@@ -76,7 +76,7 @@ class Connection:
         self._watch(self._reads | (selectors.EVENT_WRITE if self._pending else 0))
 
     def receive(self) -> bytes | None:
-        """What has arrived; None where nothing has, and nothing at all (``b""``) where the server has closed.
+        """Return received data; None if there is none, ``b""`` if the server has closed the connection.
 
         Raises:
             OSError: the connection is lost.
@@ -87,7 +87,7 @@ class Connection:
             return None
 
     def close(self) -> None:
-        """Close it, whatever is under way."""
+        """Close the connection."""
         self._watch(0)
         self._socket.close()
 

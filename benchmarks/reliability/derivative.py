@@ -1,4 +1,4 @@
-"""A vector-Jacobian product from kept state against one from parameters."""
+"""Duration of a vjp from a kept state, compared with one from parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ASSETS, _FACTORS = 500, 20
 
 
 def measure(plan: Plan) -> list[Row]:
-    """In turn, each of a solve of its own."""
+    """Measure both alternately, each after a new solve."""
     rng = np.random.default_rng(0)
     handle, recompute = [], []
     with Server() as server, server.caller() as caller:
@@ -30,13 +30,13 @@ def measure(plan: Plan) -> list[Row]:
                 caller.post(f"{path}/vjp", body(values, cotangents=cotangents)),
             ]
             first, second = (np.array(json.loads(answer.body)["gradients"]["mu"]) for answer in times)
-            assert np.allclose(first, second, atol=1e-6), "the answer depends on the state"
+            assert np.allclose(first, second, atol=1e-6), "the result must not depend on the state"
             handle.append(times[0].seconds)
             recompute.append(times[1].seconds)
     fast, slow = float(np.median(handle[5:])), float(np.median(recompute[5:]))
     return [
         Row(
-            f"vjp by handle against recompute, portfolio of {_ASSETS}",
+            f"vjp by handle compared with recomputing, portfolio of {_ASSETS}",
             ">= 2 x faster",
             f"{slow / fast:.1f} x ({milliseconds(slow)} -> {milliseconds(fast)})",
             slow >= 2.0 * fast,

@@ -1,4 +1,4 @@
-"""What bodies cost: 8 MB of parameters in and of solutions out in three encodings, and /healthz while JSON is read."""
+"""Cost of encodings: 8 MB of parameters and solutions in three encodings, and /healthz while JSON is parsed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.reliability.caller import Caller
+from benchmarks.reliability.http_client import HttpClient
 from benchmarks.reliability.latency import library
-from benchmarks.reliability.load import Load, started
+from benchmarks.reliability.load import Load, start
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 from convexlayer_server.encodings import safetensors
@@ -31,7 +31,7 @@ _DOCUMENT: dict[str, Any] = {
     "minimize": "sum(x)",
     "subject_to": ["x == a"],
 }
-"""Little to solve, so that what is around it shows."""
+"""A trivial problem, so that encoding dominates."""
 
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 _BINARY = {"Content-Type": safetensors.MEDIA_TYPE, "Accept": safetensors.MEDIA_TYPE}
@@ -46,16 +46,16 @@ class _Encoding:
 
 
 def measure(plan: Plan) -> list[Row]:
-    """Three rows, from one server with one worker and room for bodies of 32 MiB."""
+    """Measure on one server with one worker and bodies of up to 32 MiB."""
     values = np.random.default_rng(0).standard_normal((_BATCH, _SIZE))
     with Server(workers=1, max_body_bytes=32 * 2**20) as server:
         path = f"{server.register(_DOCUMENT)}/solve"
         packed = _Encoding("binary", b"".join(safetensors.write({"parameters": {"a": values}})), _BINARY)
         small = _Encoding("binary", b"".join(safetensors.write({"parameters": {"a": values[:2]}})), _BINARY)
-        _grown_bytes(server, path, small)  # what is loaded and opened once
-        grown = _grown_bytes(server, path, packed)  # before all else: memory that is free again would not show
+        _grown_bytes(server, path, small)  # one-time allocations
+        grown = _grown_bytes(server, path, packed)  # first: growth within freed memory would not show
         memory = Row(
-            "memory of the server's own process for it, at its peak",
+            "peak memory of the server process for it",
             "<= 3 x payload",
             f"{grown / _PAYLOAD_BYTES:.1f} x payload",
             grown <= 3 * _PAYLOAD_BYTES,
@@ -65,7 +65,7 @@ def measure(plan: Plan) -> list[Row]:
 
 
 def _cost(server: Server, path: str, values: np.ndarray, packed: _Encoding) -> Row:
-    """The library and the encodings in turn, so that all of them have the same machine."""
+    """Measure the library and the encodings alternately, under equal conditions."""
     encodings = [packed, _json("base64", values), _json("list", values)]
     took: dict[str, list[float]] = {name: [] for name in ("library", *(encoding.name for encoding in encodings))}
     here = library(_DOCUMENT)
@@ -92,15 +92,15 @@ def _json(form: Encoding, values: np.ndarray) -> _Encoding:
     return _Encoding(form, json.dumps(body).encode(), _JSON)
 
 
-def _send(caller: Caller, path: str, encoding: _Encoding) -> float:
-    """Seconds of the whole exchange."""
+def _send(caller: HttpClient, path: str, encoding: _Encoding) -> float:
+    """Return the seconds of the exchange."""
     answer = caller.post(path, encoding.body, encoding.headers)
     assert answer.status == 200, answer.body[:500]
     return answer.seconds
 
 
 def _grown_bytes(server: Server, path: str, encoding: _Encoding) -> int:
-    """By how much the process that takes requests grows while it serves them, one after another."""
+    """Return the growth of the server process while it serves requests, one after another."""
     process, end, peak = psutil.Process(server.pid), threading.Event(), [0]
 
     def watch() -> None:
@@ -120,10 +120,10 @@ def _grown_bytes(server: Server, path: str, encoding: _Encoding) -> int:
 
 
 def _liveness(server: Server, path: str, values: np.ndarray, plan: Plan) -> Row:
-    """/healthz, while bodies of 16 MiB and more are read that are refused as soon as they are (no such problem)."""
+    """Measure /healthz while bodies of 16 MiB are parsed, and then rejected because their problem does not exist."""
     body = _json("list", values).body
     absent = f"{path.rpartition('/v1/problems/')[0]}/v1/problems/p_absent/solve"
-    load = started(Load(server.address, absent, [body], callers=1, seconds=plan.seconds))
+    load = start(Load(server.address, absent, [body], callers=1, seconds=plan.seconds))
     took = []
     with server.caller() as caller:
         while not load.done():
@@ -134,7 +134,7 @@ def _liveness(server: Server, path: str, values: np.ndarray, plan: Plan) -> Row:
     load.result()
     worst = percentile(took, 0.99)
     return Row(
-        f"healthz while JSON of {len(body) / 2**20:.0f} MiB is read",
+        f"healthz while JSON of {len(body) / 2**20:.0f} MiB is parsed",
         "p99 <= 20 ms",
         f"p99 {milliseconds(worst)}, worst {milliseconds(max(took))}",
         worst <= 20e-3,

@@ -1,8 +1,8 @@
-"""One key floods: what another key notices."""
+"""A flood of requests of one key: effect on another key."""
 
 from __future__ import annotations
 
-from benchmarks.reliability.load import Load, Tally, started
+from benchmarks.reliability.load import Load, Tally, start
 from benchmarks.reliability.problems import body, heavy_qp, heavy_values
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
@@ -15,7 +15,7 @@ _FLOOD = 64
 
 
 def measure(plan: Plan) -> list[Row]:
-    """The other key has one caller, alone and then beside the flood, each with a problem of its own."""
+    """Measure one client of the other key, alone and then during the flood, each with its own problem."""
     with Server(keys=_KEYS) as server:
         paths = [f"{server.register(heavy_qp(size), key)}/solve" for size, key in zip(_SIZES, _KEYS, strict=True)]
         bodies = [[body(heavy_values(seed, size)) for seed in range(16)] for size in _SIZES]
@@ -25,10 +25,10 @@ def measure(plan: Plan) -> list[Row]:
             return Load(server.address, paths[who], bodies[who], callers, seconds, headers=headers)
 
         for who in range(len(_SIZES)):
-            started(load(who, 4, 2.0)).result()
-        alone = started(load(1, 1, plan.seconds)).result()
-        flood = started(load(0, _FLOOD, plan.seconds + 1.0))
-        beside = started(load(1, 1, plan.seconds)).result()
+            start(load(who, 4, 2.0)).result()
+        alone = start(load(1, 1, plan.seconds)).result()
+        flood = start(load(0, _FLOOD, plan.seconds + 1.0))
+        beside = start(load(1, 1, plan.seconds)).result()
         flooding = flood.result()
     return [_row(alone, beside, flooding)]
 
@@ -36,8 +36,8 @@ def measure(plan: Plan) -> list[Row]:
 def _row(alone: Tally, beside: Tally, flood: Tally) -> Row:
     before, after = (percentile(tally.good, 0.95) for tally in (alone, beside))
     return Row(
-        f"one key floods ({_FLOOD} callers)",
-        "another key's p95 at most doubles",
+        f"a flood of one key ({_FLOOD} clients)",
+        "p95 of another key at most doubles",
         f"{milliseconds(before)} -> {milliseconds(after)} ({after / before:.2f} x), {beside.failed} failed; the flood "
         f"gets {flood.rate:.0f}/s",
         after <= 2.0 * before and beside.failed == 0,

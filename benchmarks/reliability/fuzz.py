@@ -1,4 +1,4 @@
-"""Fifty thousand requests that are almost right, or nothing at all."""
+"""Fuzzing: 50,000 nearly valid or invalid requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, final
 
 import httpx
 
-from benchmarks.reliability.cases import DOCUMENT, LIMITS, VALUES, Generator, check
+from benchmarks.reliability.fuzz_cases import DOCUMENT, LIMITS, VALUES, Generator, check
 from benchmarks.reliability.schema import send_cases
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row
@@ -19,14 +19,14 @@ __all__ = ["measure"]
 _SENDERS = 4
 _SCHEMA_SHARE = 0.2
 _OPERATIONS = 16
-"""Operations of the document times the kinds of requests made of them, as measured."""
+"""Operations of the OpenAPI document times kinds of requests (measured)."""
 
 _TIMEOUT_S = 120.0
 
 
 @final
 class _Sender:
-    """Sends requests and keeps what became of them."""
+    """Sends requests, and records statuses and failures."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._http = httpx.Client(base_url=f"http://{address[0]}:{address[1]}", timeout=_TIMEOUT_S)
@@ -34,7 +34,7 @@ class _Sender:
         self.failures: list[str] = []
 
     def send(self, method: str, path: str, **options: Any) -> None:
-        """Send one; 0 is the status of one that had no answer."""
+        """Send a request; status 0 is a request without a response."""
         try:
             response = self._http.request(method, path, **options)
             self.statuses[response.status_code] += 1
@@ -47,7 +47,7 @@ class _Sender:
 
 
 def measure(plan: Plan) -> list[Row]:
-    """Of our own, truncated, overlapping, huge, deep and with NaN, and of schemathesis, from the OpenAPI document."""
+    """Send our own cases (truncated, overlapping, huge, deep, with NaN), and those of schemathesis."""
     own = int(plan.cases * (1.0 - _SCHEMA_SHARE)) // _SENDERS
     with Server(**LIMITS) as server:
         path = server.register(DOCUMENT)
@@ -75,7 +75,7 @@ def measure(plan: Plan) -> list[Row]:
             f"{plan.cases} cases, no 500, no dead server",
             f"{sum(statuses.values())} cases, {len(failures)} failures, statuses "
             f"{', '.join(f'{status}: {count}' for status, count in sorted(statuses.items()))}; afterwards "
-            f"{health['workers']} workers, a solve answers {solved.status}{''.join(f'; {text}' for text in first)}",
+            f"{health['workers']} workers, a solve has status {solved.status}{''.join(f'; {text}' for text in first)}",
             not failures and solved.status == 200 and sum(statuses.values()) >= 0.95 * plan.cases,
         )
     ]

@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from benchmarks.reliability.load import Load, started
+from benchmarks.reliability.load import Load, start
 from benchmarks.reliability.problems import body, heavy_qp, heavy_values
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row
@@ -21,15 +21,15 @@ _WORKERS = 2
 
 
 def measure(plan: Plan) -> list[Row]:
-    """SIGKILL for one of them after another, the spare among them; what fails, and how soon all are there again."""
+    """Kill workers one after another, including the standby; measure failures and recovery times."""
     generator = random.Random(0)
     bodies = [body(heavy_values(seed, _SIZE)) for seed in range(16)]
     back = []
     with Server(workers=_WORKERS) as server:
         path = f"{server.register(heavy_qp(_SIZE))}/solve"
-        started(Load(server.address, path, bodies, callers=_CALLERS, seconds=2.0)).result()
+        start(Load(server.address, path, bodies, callers=_CALLERS, seconds=2.0)).result()
         descriptors = server.descriptors()
-        load = started(Load(server.address, path, bodies, _CALLERS, seconds=plan.count * (_PAUSE_S + 5.0)))
+        load = start(Load(server.address, path, bodies, _CALLERS, seconds=plan.count * (_PAUSE_S + 5.0)))
         for _ in range(plan.count):
             time.sleep(_PAUSE_S)
             try:
@@ -45,8 +45,8 @@ def measure(plan: Plan) -> list[Row]:
     return [
         Row(
             f"SIGKILL a worker under load, {plan.count} times",
-            "only its in-flight requests fail, as 503; back in <= 5 s; nothing else lost",
-            f"{counts.get(503, 0)} of {sum(counts.values())} requests were 503, {wrong} anything else; back in "
+            "only its in-flight requests fail, as 503; recovery in <= 5 s; nothing else fails",
+            f"{counts.get(503, 0)} of {sum(counts.values())} requests were 503, {wrong} failed otherwise; recovery in "
             f"{max(back, default=0.0):.2f} s at most; {leaked:+d} descriptors",
             wrong == 0 and tally.failed <= _CALLERS * plan.count and max(back, default=0.0) <= 5.0,
         )

@@ -1,4 +1,4 @@
-"""What the service adds to the library, and whether it answers while its workers are busy."""
+"""Overhead of the service over the library, and liveness while all workers are busy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 import convexlayer
-from benchmarks.reliability.load import Load, started
+from benchmarks.reliability.load import Load, start
 from benchmarks.reliability.problems import body, heavy_qp, heavy_values, least_squares, values_of
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
@@ -24,20 +24,20 @@ _PROBE_S = 0.02
 
 
 def library(document: dict[str, object]) -> convexlayer.SolutionMap:
-    """The map of a document, in this process."""
+    """Return the solution map of a document in this process."""
     settings = Settings()
     read = identify(json.dumps(document).encode(), settings)
     return canonicalise_document(read.id, read.text, Grammar(settings), settings).solution_map("auto")
 
 
 def measure(plan: Plan) -> list[Row]:
-    """Both rows, from one server."""
+    """Measure both on one server."""
     with Server() as server:
         return [_overhead(server, plan), _liveness(server, plan)]
 
 
 def _overhead(server: Server, plan: Plan) -> Row:
-    """One caller, in turn with the library; the library's median is what is taken off."""
+    """Measure one client, alternating with the library, whose median is subtracted."""
     document = least_squares()
     path, here = server.register(document), library(document)
     inside, outside = [], []
@@ -64,12 +64,12 @@ def _overhead(server: Server, plan: Plan) -> Row:
 
 
 def _liveness(server: Server, plan: Plan) -> Row:
-    """/healthz, while more callers than there are workers solve for 20 ms each."""
+    """Measure /healthz while more clients than workers solve for 20 ms each."""
     size = 400
     path = server.register(heavy_qp(size))
     bodies = [body(heavy_values(seed, size)) for seed in range(16)]
-    load = started(Load(server.address, f"{path}/solve", bodies, callers=8, seconds=plan.seconds + 2.0))
-    time.sleep(2.0)  # until the load is there
+    load = start(Load(server.address, f"{path}/solve", bodies, callers=8, seconds=plan.seconds + 2.0))
+    time.sleep(2.0)  # until the load has started
     took = []
     with server.caller() as caller:
         while not load.done():

@@ -1,7 +1,7 @@
-"""Loads: callers that each wait for their answer, or requests at a rate whatever becomes of them.
+"""Closed and open loads: clients that wait for their responses, or requests at a fixed rate.
 
-A load runs in a process of its own, so that it and what is measured beside it do not wait for each other; one thread
-does it all, with requests that were put together before, for load and server share the cores.
+A load runs in another process, so that it and a concurrent measurement do not block each other. One thread sends
+prepared requests, since load and server share the cores.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import final
 
-from benchmarks.reliability.caller import Answer
 from benchmarks.reliability.connection import Connection
+from benchmarks.reliability.http_client import Response
 
-__all__ = ["Load", "Tally", "request", "run", "started"]
+__all__ = ["Load", "Tally", "request", "run", "start"]
 
 _POLL_S = 0.1
 _HEAD = re.compile(rb"HTTP/1\.1 (\d{3}).*?\r\n\r\n", re.DOTALL)
@@ -34,15 +34,14 @@ class Load:
     """A load.
 
     Attributes:
-        address: of the server.
-        path: where the bodies are posted.
-        bodies: one after another, then from the beginning.
-        callers: how many wait at a time.
-        seconds: how long; then only those that are under way are waited for.
-        rate: requests a second that all callers send together, each in its turn, and late where its last answer was
-            late; None is as many as are answered.
-        headers: of every request, beside the type of its body.
-        timeout_s: from when on an answer is not waited for any more, and the connection is closed.
+        address: address of the server.
+        path: path of the requests.
+        bodies: bodies, used in turn.
+        callers: number of concurrent clients.
+        seconds: duration; then the load waits for outstanding responses.
+        rate: requests per second of all clients together, delayed if a response is late; None for a closed load.
+        headers: headers of every request, beside Content-Type.
+        timeout_s: seconds after which a client closes its connection without a response.
     """
 
     address: tuple[str, int]
@@ -58,58 +57,58 @@ class Load:
 @final
 @dataclass
 class Tally:
-    """What became of a load.
+    """Statistics of a load.
 
     Attributes:
-        seconds: how long it took.
-        took: seconds of each request, by status; 0 is a connection that was lost, or given up.
-        untold: requests refused without Retry-After, by status.
-        cpu_s: what the load took itself of the processor.
+        seconds: duration.
+        took: seconds of each request by status; 0 is a lost connection or a timeout.
+        without_retry_after: requests refused without Retry-After, by status.
+        cpu_s: CPU seconds of the load itself.
     """
 
     seconds: float = 0.0
     took: dict[int, list[float]] = field(default_factory=dict)
-    untold: Counter[int] = field(default_factory=Counter)
+    without_retry_after: Counter[int] = field(default_factory=Counter)
     cpu_s: float = 0.0
 
     @property
     def good(self) -> list[float]:
-        """Seconds of those that were answered."""
+        """Seconds of the successful requests."""
         return self.took.get(200, [])
 
     @property
     def every(self) -> list[float]:
-        """Seconds of all of them."""
+        """Seconds of all requests."""
         return [seconds for took in self.took.values() for seconds in took]
 
     @property
     def failed(self) -> int:
-        """How many had another answer, or none."""
+        """Number of failed requests."""
         return len(self.every) - len(self.good)
 
     @property
     def rate(self) -> float:
-        """Good answers a second."""
+        """Successful requests per second."""
         return len(self.good) / self.seconds
 
     def counts(self) -> dict[int, int]:
-        """How many had each status."""
+        """Return the number of requests by status."""
         return {status: len(took) for status, took in sorted(self.took.items())}
 
     def __str__(self) -> str:
-        """How many had each status, in words."""
-        return ", ".join(f"{status}: {count}" for status, count in self.counts().items()) or "none was answered"
+        """Return the number of requests by status as text."""
+        return ", ".join(f"{status}: {count}" for status, count in self.counts().items()) or "no requests"
 
-    def add(self, answer: Answer) -> None:
-        """Count an answer."""
+    def add(self, answer: Response) -> None:
+        """Count a response."""
         self.took.setdefault(answer.status, []).append(answer.seconds)
         if answer.status in (429, 503) and answer.retry_after is None:
-            self.untold[answer.status] += 1
+            self.without_retry_after[answer.status] += 1
 
 
 @final
 class _Caller:
-    """One of a load's callers, with one connection that is opened when it is needed."""
+    """One client of a load; its connection is opened when needed."""
 
     def __init__(self, selector: selectors.BaseSelector, address: tuple[str, int], number: int) -> None:
         self._selector = selector
@@ -121,17 +120,17 @@ class _Caller:
         self._head: re.Match[bytes] | None = None
         self._whole = 0
 
-    def ask(self, asked: bytes) -> Connection:
-        """Send a request; OSError where the connection is lost."""
+    def send(self, data: bytes) -> Connection:
+        """Send a request; raises OSError if the connection is lost."""
         self.since = time.perf_counter()
         self._received, self._head = bytearray(), None
         if self.connection is None:
             self.connection = Connection(self._selector, self._address)
-        self.connection.send(asked)
+        self.connection.send(data)
         return self.connection
 
-    def hear(self) -> Answer | None:
-        """Take what has come; the answer when it is whole. OSError where the connection is lost."""
+    def receive(self) -> Response | None:
+        """Receive data; return the response once it is complete. Raises OSError if the connection is lost."""
         assert self.connection is not None
         self.connection.flush()
         chunk = self.connection.receive()
@@ -146,29 +145,29 @@ class _Caller:
             self._whole = self._head.end() + int(length[1] if length else 0)
         if len(self._received) < self._whole:
             return None
-        if _CLOSE.search(self._head[0]) or self.connection.sending:  # refused before all of it was read
-            self.hang_up()
+        if _CLOSE.search(self._head[0]) or self.connection.sending:  # refused before the request was read
+            self.close()
         retry = _RETRY_AFTER.search(self._head[0])
         seconds = time.perf_counter() - self.since
-        return Answer(int(self._head[1]), seconds, b"", None if retry is None else retry[1].decode())
+        return Response(int(self._head[1]), seconds, b"", None if retry is None else retry[1].decode())
 
-    def hang_up(self) -> Answer:
-        """Close the connection; what there is to say of a request that was under way."""
+    def close(self) -> Response:
+        """Close the connection; return the lost response of the outstanding request."""
         if self.connection is not None:
             self.connection.close()
             self.connection = None
-        return Answer(0, time.perf_counter() - self.since, b"", None)
+        return Response(0, time.perf_counter() - self.since, b"", None)
 
 
 def run(load: Load, over: Callable[[], bool] = lambda: False) -> Tally:
-    """Do it, in this process.
+    """Run a load in this process.
 
     Args:
-        load: what to do.
-        over: whether to end at once, whatever is under way; asked now and then.
+        load: the load.
+        over: called regularly; whether to stop at once.
     """
     tally, cpu_s, start = Tally(), time.process_time(), time.perf_counter()
-    end, look = start + load.seconds, start
+    end, next_check_s = start + load.seconds, start
     requests = [request(load.address, load.path, body, load.headers) for body in load.bodies]
     busy: dict[Connection, _Caller] = {}
     with selectors.DefaultSelector() as selector:
@@ -176,7 +175,7 @@ def run(load: Load, over: Callable[[], bool] = lambda: False) -> Tally:
         idle = [(_due(load, start, caller), caller.number, caller) for caller in callers]
         heapq.heapify(idle)
 
-        def answered(caller: _Caller, answer: Answer) -> None:
+        def finish(caller: _Caller, answer: Response) -> None:
             tally.add(answer)
             caller.number += load.callers
             heapq.heappush(idle, (_due(load, start, caller), caller.number, caller))
@@ -187,41 +186,41 @@ def run(load: Load, over: Callable[[], bool] = lambda: False) -> Tally:
                 if max(due, now) >= end:
                     continue
                 try:
-                    busy[caller.ask(requests[caller.number % len(requests)])] = caller
+                    busy[caller.send(requests[caller.number % len(requests)])] = caller
                 except OSError:
-                    answered(caller, caller.hang_up())
+                    finish(caller, caller.close())
             now = time.perf_counter()
             wait_s = min(_POLL_S, max(0.0, idle[0][0] - now)) if idle else _POLL_S
             for key, _ in selector.select(wait_s):
-                if (told := busy.get(key.data)) is None:  # an idle connection that the server closes
-                    next(caller for caller in callers if caller.connection is key.data).hang_up()
+                if (waiting := busy.get(key.data)) is None:  # the server closes an idle connection
+                    next(caller for caller in callers if caller.connection is key.data).close()
                     continue
                 try:
-                    answer = told.hear()
+                    answer = waiting.receive()
                 except OSError:
-                    answer = told.hang_up()
+                    answer = waiting.close()
                 if answer is not None:
                     del busy[key.data]
-                    answered(told, answer)
-            if now >= look:
-                look = now + _POLL_S
+                    finish(waiting, answer)
+            if now >= next_check_s:
+                next_check_s = now + _POLL_S
                 for connection, caller in [item for item in busy.items() if item[1].since < now - load.timeout_s]:
                     del busy[connection]
-                    answered(caller, caller.hang_up())
+                    finish(caller, caller.close())
         for caller in callers:
-            caller.hang_up()
+            caller.close()
     tally.seconds = time.perf_counter() - start
     tally.cpu_s = time.process_time() - cpu_s
     return tally
 
 
 def _due(load: Load, start: float, caller: _Caller) -> float:
-    """When its next request is to be sent."""
+    """Return the time of a client's next request."""
     return start if load.rate is None else start + caller.number / load.rate
 
 
 def request(address: tuple[str, int], path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
-    """A request as it is sent: POST, of JSON."""
+    """Return the bytes of a POST request with JSON."""
     given = {"Host": f"{address[0]}:{address[1]}", "Content-Type": "application/json", **headers}
     lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
@@ -229,13 +228,13 @@ def request(address: tuple[str, int], path: str, body: bytes, headers: Mapping[s
 
 @final
 class _Pool:
-    """One process for each load that runs, kept from one load to the next."""
+    """A pool of processes that run loads."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, load: Load) -> Future[Tally]:
-        """Begin a load."""
+        """Start a load."""
         if self._pool is None:
             self._pool = ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn"))
         return self._pool.submit(run, load)
@@ -244,6 +243,6 @@ class _Pool:
 _POOL = _Pool()
 
 
-def started(load: Load) -> Future[Tally]:
-    """Begin a load in another process."""
+def start(load: Load) -> Future[Tally]:
+    """Start a load in another process."""
     return _POOL.submit(load)

@@ -1,4 +1,4 @@
-"""The problems of the measurements, and bodies of requests with random parameters."""
+"""Problem documents for the measurements, and request bodies with random parameters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 Values = dict[str, Array]
 
 HARD = {"solver": "scs", "tol": 1e-15, "max_iter": 1_000_000}
-"""Options under which one element of ``heavy_qp(400)`` takes a minute: it never is as exact as that."""
+"""Options with which one element of ``heavy_qp(400)`` takes a minute: SCS never reaches the tolerance."""
 
 
 def dense_qp(size: int = 10) -> dict[str, Any]:
@@ -46,13 +46,13 @@ def dense_qp(size: int = 10) -> dict[str, Any]:
 
 
 def dense_values(seed: int, size: int = 10) -> Values:
-    """Parameters of it."""
+    """Return parameters of the problem above."""
     rng = np.random.default_rng(seed)
     return {"q": rng.standard_normal(size), "h": rng.uniform(0.1, 1.0, size)}
 
 
 def dense_batch(seed: int, batch: int, size: int = 10) -> Values:
-    """Parameters of so many of it."""
+    """Return a batch of parameters of ``dense_qp``."""
     rng = np.random.default_rng(seed)
     return {"q": rng.standard_normal((batch, size)), "h": rng.uniform(0.1, 1.0, (batch, size))}
 
@@ -69,7 +69,7 @@ def least_squares() -> dict[str, Any]:
 
 
 def heavy_qp(size: int) -> dict[str, Any]:
-    """A sparse problem that takes a while: total variation of a signal of this length, within bounds."""
+    """A slow sparse problem: total variation of a signal of length ``size``, within bounds."""
     return {
         "kind": "expression",
         "parameters": {"b": {"shape": [size]}},
@@ -80,7 +80,7 @@ def heavy_qp(size: int) -> dict[str, Any]:
 
 
 def heavy_values(seed: int, size: int) -> Values:
-    """Parameters of it."""
+    """Return parameters of the problem above."""
     return {"b": np.cumsum(np.random.default_rng(seed).standard_normal(size)) / 5.0}
 
 
@@ -112,7 +112,7 @@ def nearest_correlation(size: int) -> dict[str, Any]:
 
 
 def many_cones(count: int, seed: int) -> dict[str, Any]:
-    """A small document that takes long to compile, another one for each seed."""
+    """A small document that is slow to canonicalise, different for each seed."""
     return {
         "kind": "expression",
         "parameters": {"b": {"shape": [8]}},
@@ -124,7 +124,7 @@ def many_cones(count: int, seed: int) -> dict[str, Any]:
 
 
 def line(size: int, **others: Any) -> dict[str, Any]:
-    """A problem of which little is sent, the number t, for so many that come back; x may follow t * c."""
+    """A problem with small requests (the number t) and large responses; x may follow t * c."""
     return {
         "kind": "expression",
         "parameters": {"t": {"shape": []}},
@@ -135,11 +135,11 @@ def line(size: int, **others: Any) -> dict[str, Any]:
 
 
 def values_of(document: dict[str, Any], seed: int) -> Values:
-    """Normally distributed parameters of any of them."""
+    """Return normally distributed parameters of a document."""
     rng = np.random.default_rng(seed)
     return {name: rng.standard_normal(entry["shape"]) for name, entry in document["parameters"].items()}
 
 
 def body(values: Values, **others: Any) -> bytes:
-    """Of a request, with lists."""
+    """Return a request body, with arrays as lists."""
     return json.dumps({"parameters": {name: value.tolist() for name, value in values.items()}, **others}).encode()

@@ -1,4 +1,4 @@
-"""A server that is killed and started again: what it still knows, and what its clients notice."""
+"""Restart after SIGKILL: persistence of problems, and recovery of clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLIENTS = 4
 
 
 def measure(plan: Plan) -> list[Row]:
-    """SIGKILL under the calls of clients that know nothing of it."""
+    """Kill the server under load, restart it, and count the errors of the clients."""
     solved, failed = [0] * _CLIENTS, []
     with TemporaryDirectory() as folder:
         path = str(Path(folder, "store.sqlite"))
@@ -36,7 +36,7 @@ def measure(plan: Plan) -> list[Row]:
                     while not end.is_set():
                         try:
                             client.solve(problem_id, dense_values(0, size))
-                        except Exception as error:  # whatever a caller would have seen is a failure here
+                        except Exception as error:  # any error that a client sees is a failure
                             failed.append(repr(error))
                             return
                         solved[number] += 1
@@ -59,9 +59,9 @@ def measure(plan: Plan) -> list[Row]:
     return [
         Row(
             "restart after SIGKILL, under load",
-            "every problem still there; clients recover by themselves",
+            "all problems persist; clients recover by themselves",
             f"{len(ids & listed)} of {len(ids)} problems; ready after {back_s:.1f} s; {went_on} of {_CLIENTS} clients "
-            f"went on, {len(failed)} saw an error",
+            f"recovered, {len(failed)} saw an error",
             ids <= listed and went_on == _CLIENTS and not failed,
         )
     ]

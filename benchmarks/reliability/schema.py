@@ -1,4 +1,4 @@
-"""Requests made by schemathesis from the OpenAPI document: those that fit it, and those that do not."""
+"""Requests that schemathesis generates from the OpenAPI document, valid and invalid."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def send_cases(document: Mapping[str, Any], examples: int, *, seed: int, send: C
     """Send requests to every operation of a document.
 
     Args:
-        document: OpenAPI.
-        examples: for each operation and kind of request.
-        seed: of what is drawn.
+        document: the OpenAPI document.
+        examples: number of requests for each operation and kind.
+        seed: random seed.
         send: sends and checks one request: called with method and path, and httpx's ``params``, ``headers``, ``json``
             or ``content``.
 
     Returns:
-        how many were sent.
+        The number of requests.
     """
     sent = 0
     for found in schemathesis.openapi.from_dict(dict(document)).get_all_operations():
@@ -50,6 +50,6 @@ def send_cases(document: Mapping[str, Any], examples: int, *, seed: int, send: C
                 path = str(options["url"]).removeprefix("http://server")
                 send(options["method"], path, params=options.get("params"), headers=dict(options["headers"]), **body)
 
-            with contextlib.suppress(Unsatisfiable):  # an operation without parameters has no wrong requests
+            with contextlib.suppress(Unsatisfiable):  # an operation without parameters has no invalid requests
                 run()
     return sent

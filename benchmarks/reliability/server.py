@@ -1,4 +1,4 @@
-"""A server of its own for a measurement, on a free port of this machine."""
+"""A server process for a measurement."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any, final
 
 import psutil
 
-from benchmarks.reliability.caller import Caller
-from benchmarks.reliability.log import Log
+from benchmarks.reliability.http_client import HttpClient
+from benchmarks.reliability.server_log import Log
 from convexlayer_server import Settings
 from convexlayer_server.admission.keys import new_key, new_token
 from convexlayer_server.store import Store
@@ -26,7 +26,8 @@ __all__ = ["Server", "cpu_s"]
 
 _START_S = 120.0
 _READY_S = 0.02
-_LOOK_S, _AT_REST = 0.5, 0.1
+_IDLE_CHECK_S, _IDLE_LOAD = 0.5, 0.1
+"""Interval in seconds, and CPU load, at which the processes count as idle."""
 
 _FORKS = "multiprocessing.forkserver"
 
@@ -36,13 +37,13 @@ class Server:
     """``convexlayer serve`` as a process; a context manager.
 
     Args:
-        settings: fields of ``convexlayer_server.Settings``; what is left out has its default.
-        store: file of the store; one that goes with the server unless given.
-        port: to listen on; any that is free unless given.
-        keys: names of keys to make; without any, none is asked for.
-        descriptors: how many each of its processes may have open; the system's limit unless given.
-        source: another checkout, whose code it runs, with its kernels compiled.
-        packages: a folder of packages that it imports before all others of their names.
+        settings: fields of ``convexlayer_server.Settings``; the others have their defaults.
+        store: file of the store; by default a temporary one.
+        port: port; by default a free one.
+        keys: names of keys to create; without any, the server requires none.
+        descriptors: limit of file descriptors of each process; by default the system's.
+        source: another checkout to run, after compiling its kernels.
+        packages: a folder at the front of its import path.
 
     Attributes:
         address: host and port.
@@ -107,46 +108,46 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process that takes requests."""
+        """ID of the server process."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def log(self) -> Log:
-        """What it has written into its log until now, or until it ended."""
+        """Its log until now, or until it ended."""
         return self._ended or Log.of(self._log_path)
 
     def headers(self, key: str) -> dict[str, str]:
-        """Those that show a key, by its name."""
+        """Return the headers with a key, by its name."""
         return {"Authorization": f"Bearer {self._tokens[key]}"}
 
-    def caller(self, key: str | None = None, timeout_s: float = 120.0) -> Caller:
-        """A connection of one's own, with a key."""
-        return Caller(self.address, None if key is None else self.headers(key), timeout_s)
+    def caller(self, key: str | None = None, timeout_s: float = 120.0) -> HttpClient:
+        """Return a client with a key."""
+        return HttpClient(self.address, None if key is None else self.headers(key), timeout_s)
 
     def kill(self) -> None:
-        """End it at once, as a power cut would."""
+        """Kill the server process, as a power failure would."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def register(self, document: Mapping[str, Any], key: str | None = None) -> str:
-        """The path of a problem."""
+        """Register a problem, and return its path."""
         with self.caller(key) as caller:
             answer = caller.post("/v1/problems", json.dumps(document).encode())
         assert answer.status in (200, 201), answer.body
         return f"/v1/problems/{json.loads(answer.body)['id']}"
 
     def workers(self) -> list[psutil.Process]:
-        """Its worker processes, the one that stands by included."""
+        """Return the worker processes, including the standby."""
         return [child for child in self._processes() if _is_worker(child)]
 
     def front(self) -> list[psutil.Process]:
-        """The processes that take requests and read bodies: all but the workers and the one that forks them."""
-        return [process for process in self._processes() if not (_is_worker(process) or _forks(process))]
+        """Return the server process and the parsers: all but the workers and the fork server."""
+        return [process for process in self._processes() if not (_is_worker(process) or _is_fork_server(process))]
 
     def wait_for_workers(self) -> float:
-        """Seconds until all workers are there."""
+        """Wait until all workers are ready; return the seconds that this took."""
         start = time.monotonic()
         with self.caller() as caller:
             while True:
@@ -158,19 +159,19 @@ class Server:
                 time.sleep(_READY_S)
 
     def rest(self) -> None:
-        """Wait until nothing is to be done any more, such as to start the worker that stands by."""
+        """Wait until the processes are idle, for instance until the standby has started."""
         end = time.monotonic() + _START_S
         before, after = -float("inf"), cpu_s(self._processes())
-        while after - before > _AT_REST * _LOOK_S and time.monotonic() < end:
-            time.sleep(_LOOK_S)
+        while after - before > _IDLE_LOAD * _IDLE_CHECK_S and time.monotonic() < end:
+            time.sleep(_IDLE_CHECK_S)
             before, after = after, cpu_s(self._processes())
 
     def resident_bytes(self) -> int:
-        """Resident memory of all its processes."""
+        """Return the resident memory of all processes."""
         return sum(process.memory_info().rss for process in self._processes())
 
     def descriptors(self) -> int:
-        """Open descriptors of all its processes."""
+        """Return the open file descriptors of all processes."""
         return sum(process.num_fds() for process in self._processes())
 
     @property
@@ -184,22 +185,22 @@ class Server:
 
 
 def cpu_s(processes: Sequence[psutil.Process]) -> float:
-    """What they have taken of the processor."""
+    """Return the CPU seconds of processes."""
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def _is_worker(process: psutil.Process) -> bool:
-    """Whether it was spawned, or forked by the process that does that alone."""
+    """Whether a process was spawned, or forked by the fork server."""
     try:
         parent = process.parent()
-        forked = parent is not None and _forks(parent)
+        forked = parent is not None and _is_fork_server(parent)
         return forked or "spawn_main" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return False
 
 
-def _forks(process: psutil.Process) -> bool:
-    """Whether it is the process that forks workers, or one of them, which shows the same command."""
+def _is_fork_server(process: psutil.Process) -> bool:
+    """Whether a process is the fork server, or a worker, which shows the same command."""
     try:
         return _FORKS in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
@@ -207,7 +208,7 @@ def _forks(process: psutil.Process) -> bool:
 
 
 def _make_keys(store: str, names: Sequence[str]) -> dict[str, str]:
-    """Tokens by name."""
+    """Create keys; return their tokens by name."""
     if not names:
         return {}
     tokens = {name: new_token() for name in names}

@@ -1,4 +1,4 @@
-"""A load of 70 % for long: what memory and descriptors do."""
+"""Soak test: drift of memory and file descriptors under a long load of 70 %."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from benchmarks.reliability.load import Load, started
+from benchmarks.reliability.load import Load, start
 from benchmarks.reliability.problems import body, least_squares, values_of
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row
@@ -20,15 +20,15 @@ _CALLERS = 16
 
 
 def measure(plan: Plan) -> list[Row]:
-    """Memory is compared between the second fifth of the time, when caches are filled, and the last."""
+    """Compare memory in the second fifth of the time, after caches are full, with the last fifth."""
     document = least_squares()
     bodies = [body(values_of(document, seed), **{"return": ["variables", "state"]}) for seed in range(_BODIES)]
     resident, descriptors = [], []
     with Server(state_bytes=2**22) as server:
         path = f"{server.register(document)}/solve"
-        warm = started(Load(server.address, path, bodies, callers=_CALLERS, seconds=min(10.0, plan.seconds))).result()
+        warm = start(Load(server.address, path, bodies, callers=_CALLERS, seconds=min(10.0, plan.seconds))).result()
         load = Load(server.address, path, bodies, _CALLERS, seconds=plan.soak_s, rate=0.7 * warm.rate)
-        running = started(load)
+        running = start(load)
         with server.caller() as caller:
             while not running.done():
                 resident.append(server.resident_bytes())
@@ -42,7 +42,7 @@ def measure(plan: Plan) -> list[Row]:
     leaked = int(np.median(descriptors[-fifth:]) - np.median(descriptors[fifth : 2 * fifth]))
     return [
         Row(
-            f"soak of {plan.soak_s / 60:.0f} minutes at 70 % load",
+            f"soak test of {plan.soak_s / 60:.0f} minutes at 70 % load",
             "memory drift <= 5 %, no leaked descriptors",
             f"{100 * drift:+.1f} % of {before / 2**20:.0f} MiB, {leaked:+d} descriptors; {len(tally.good)} solves at "
             f"{tally.rate:.0f}/s, {tally.failed} failed, "

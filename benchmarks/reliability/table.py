@@ -1,4 +1,4 @@
-"""Rows of the table, and how it is printed."""
+"""The table of results."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchmarks.reliability.log import Log
+from benchmarks.reliability.server_log import Log
 
 __all__ = ["HEAD", "Plan", "Row", "milliseconds", "percentile"]
 
 HEAD = "| what | target | measured | met |\n|---|---|---|---|"
-"""Of the table that rows make."""
+"""Header of the table."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure.
+    """Durations and counts of the measurements.
 
     Attributes:
-        seconds: for each figure that is measured under load.
-        soak_s: for the soak.
-        count: repetitions of what is counted, such as kills.
-        cases: of the fuzz.
-        against: another checkout, whose server the throughput is compared with.
+        seconds: duration of each load.
+        soak_s: duration of the soak test.
+        count: number of repetitions, such as kills.
+        cases: number of fuzz cases.
+        against: another checkout to compare the throughput with.
     """
 
     seconds: float
@@ -36,14 +36,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
         what: what is measured.
-        target: in words.
-        figure: what was measured.
-        met: whether it meets the target.
-        tail: of the server's log, to be shown where it does not.
+        target: the target, as text.
+        figure: the measurement, as text.
+        met: whether the measurement meets the target.
+        tail: end of the server's log, shown if it does not.
     """
 
     what: str
@@ -56,15 +56,15 @@ class Row:
         return f"| {self.what} | {self.target} | {self.figure} | {'yes' if self.met else '**no**'} |"
 
     def with_log(self, log: Log) -> Row:
-        """The row of an attack, under which a server writes no error into its log."""
+        """Add a server's log to the row, which must not contain errors."""
         return replace(self, figure=f"{self.figure}; {log}", met=self.met and not log.errors, tail=log.tail)
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """The value below which this share of the samples lies; not a number of none."""
+    """Return a quantile of samples; NaN without samples."""
     return float(np.percentile(samples, 100.0 * share)) if len(samples) else float("nan")
 
 
 def milliseconds(seconds: float) -> str:
-    """With three digits."""
+    """Format seconds as milliseconds, with three digits."""
     return f"{1e3 * seconds:.3g} ms"

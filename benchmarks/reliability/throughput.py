@@ -1,4 +1,4 @@
-"""Small problems at sixty-four clients: requests a second, and what each takes of the processor, by process."""
+"""Throughput of small problems with 64 clients, and CPU time per request, by process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import final
 
-from benchmarks.reliability.load import Load, started
+from benchmarks.reliability.load import Load, start
 from benchmarks.reliability.problems import body, dense_qp, dense_values
 from benchmarks.reliability.server import Server, cpu_s
 from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
@@ -23,13 +23,13 @@ _GAIN, _SPREAD = 3.0, 3.0
 @final
 @dataclass
 class _Measured:
-    """What one server did, round by round.
+    """Measurements of one server.
 
     Attributes:
-        rates: requests a second.
+        rates: requests per second, by round.
         took: seconds of every request.
-        failed: requests that failed.
-        cpu_s: of the processor, by who took it.
+        failed: number of failed requests.
+        cpu_s: CPU seconds, by process.
     """
 
     rates: list[float]
@@ -40,18 +40,18 @@ class _Measured:
     def __str__(self) -> str:
         middle, worst = (milliseconds(percentile(self.took, share)) for share in (0.5, 0.99))
         each = ", ".join(f"{who} {milliseconds(seconds / len(self.took))}" for who, seconds in self.cpu_s.items())
-        return f"{percentile(self.rates, 0.5):.0f}/s, p50 {middle}, p99 {worst}; of the processor for each: {each}"
+        return f"{percentile(self.rates, 0.5):.0f}/s, p50 {middle}, p99 {worst}; CPU time of each: {each}"
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """One row, or two where there is another checkout: round by round in turn with its server."""
+    """Measure one row; with another checkout, two, alternating between the servers."""
     sources = [None] if plan.against is None else [plan.against, None]
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(source=source)) for source in sources]
         loads = [_load(server, plan.seconds / _ROUNDS) for server in servers]
         found = [_Measured([], [], 0, {}) for _ in servers]
         for load in loads:
-            started(load).result()  # for warmth
+            start(load).result()  # warm-up
         for _ in range(_ROUNDS):
             for server, load, measured in zip(servers, loads, found, strict=True):
                 _add_round(server, load, measured)
@@ -73,7 +73,7 @@ def _load(server: Server, seconds: float) -> Load:
 
 def _add_round(server: Server, load: Load, measured: _Measured) -> None:
     before = [cpu_s(server.front()), cpu_s(server.workers())]
-    tally = started(load).result()
+    tally = start(load).result()
     after = [cpu_s(server.front()), cpu_s(server.workers())]
     measured.rates.append(tally.rate)
     measured.took += tally.good

@@ -19,10 +19,10 @@ import pytest
 from benchmarks.reliability import load
 from benchmarks.reliability.__main__ import PARTS
 from benchmarks.reliability.attack import Attack
-from benchmarks.reliability.caller import Caller
-from benchmarks.reliability.crowd import Crowd, keep
+from benchmarks.reliability.http_client import HttpClient
+from benchmarks.reliability.idle_connections import Crowd, maintain
 from benchmarks.reliability.load import Load, run
-from benchmarks.reliability.log import Log
+from benchmarks.reliability.server_log import Log
 from benchmarks.reliability.table import HEAD, Row, milliseconds, percentile
 
 Address = tuple[str, int]
@@ -91,7 +91,7 @@ def test_loads_count_what_came_back(address: Address, monkeypatch: pytest.Monkey
     monkeypatch.setattr(load, "time", clock(lambda: 2.0 * (len(set(Handler.bodies)) == 2)))
     tally = run(Load(address, "/", [b"good", b"busy"], callers=2, seconds=2.0))
     assert set(tally.counts()) == {200, 429}
-    assert tally.untold[429] == tally.counts()[429], "refused without saying until when"
+    assert tally.without_retry_after[429] == tally.counts()[429], "refused without saying until when"
     assert tally.failed == tally.counts()[429]
     assert tally.rate == len(tally.good) / 2.0
 
@@ -137,7 +137,7 @@ def test_what_is_refused_before_it_is_read_ends_the_connection() -> None:
 
 @pytest.mark.parametrize("body", [b"gone", b"good"])
 def test_connections_that_are_lost_are_told(address: Address, body: bytes) -> None:
-    with Caller(address) as caller:
+    with HttpClient(address) as caller:
         assert caller.post("/", b"gone").status == 0
         assert caller.post("/", b"good").status == 200
     tally = run(Load(address, "/", [body], callers=1, seconds=60.0), lambda: Handler.bodies.count(body) > 2)
@@ -152,7 +152,7 @@ def test_crowds_open_again_what_is_closed() -> None:
         connection.close()
 
     with listening(close) as address:
-        crowded = keep(Crowd(address, 2, b"first"), lambda: len(said) >= 5)
+        crowded = maintain(Crowd(address, 2, b"first"), lambda: len(said) >= 5)
     assert said == [b"first"] * len(said)
     assert crowded.opened >= 5
     assert crowded.closed >= crowded.opened - 2
@@ -169,12 +169,12 @@ def test_crowds_say_no_more_than_they_may() -> None:
 
     with listening(hear) as address:
         crowd = Crowd(address, 1, b"first", b"then", every_s=0.0, most_bytes=14)
-        assert keep(crowd, lambda: len(received) >= 13 and next(rounds) == 100).said_bytes == 13
+        assert maintain(crowd, lambda: len(received) >= 13 and next(rounds) == 100).sent_bytes == 13
     assert received == b"firstthenthen"
 
 
 def test_attacks_end_with_what_they_are_beside(address: Address) -> None:
-    with Attack(keep, Crowd(address, 3)) as attack:
+    with Attack(maintain, Crowd(address, 3)) as attack:
         pass
     assert (attack.outcome.opened, attack.outcome.closed) == (3, 0)
 

@@ -22,8 +22,8 @@ from convexlayer_client import (
     ProtocolError,
     SolveResult,
     TransportError,
-    binary,
     errors,
+    safetensors,
 )
 from convexlayer_client.arrays import decode, encode
 from tests.client.conftest import CLIENT
@@ -189,7 +189,7 @@ def unreachable(request: httpx.Request) -> httpx.Response:
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"bytes"])
 def test_a_document_that_is_no_json_is_not_sent(value: Any) -> None:
-    with answering(unreachable) as client, pytest.raises(errors.EncodingError, match="expected plain JSON"):
+    with answering(unreachable) as client, pytest.raises(errors.EncodingError, match="is not plain JSON"):
         client.register({"a": value})
 
 
@@ -243,7 +243,7 @@ def test_key_and_url_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert str(seen[0].url) == "http://elsewhere/below/healthz"
     copied = pickle.loads(pickle.dumps(client))  # its key is the environment's, whatever the first one's was
     assert b"given" not in pickle.dumps(client)
-    assert copied._connection.core.url == client._connection.core.url
+    assert copied._connection.endpoint.url == client._connection.endpoint.url
 
 
 def test_bodies_are_binary_until_a_server_does_not_read_them() -> None:
@@ -260,11 +260,11 @@ def test_bodies_are_binary_until_a_server_does_not_read_them() -> None:
             with pytest.raises(errors.UnauthenticatedError):
                 client.solve("p", {"a": [1.0, 2.0]}, options=Options(max_iter=5))
     assert [request.headers["Content-Type"] for request in seen] == [
-        binary.MEDIA_TYPE,
+        safetensors.MEDIA_TYPE,
         "application/json",
         "application/json",
     ]
-    tree, plain = binary.read(bytearray(seen[0].content)), json.loads(seen[1].content)
+    tree, plain = safetensors.read(bytearray(seen[0].content)), json.loads(seen[1].content)
     assert tree["options"] == plain["options"] == {"solver": "auto", "max_iter": 5}
     assert plain["encoding"] == "base64"
     for values in (tree["parameters"]["a"], decode(plain["parameters"]["a"])):
@@ -274,7 +274,7 @@ def test_bodies_are_binary_until_a_server_does_not_read_them() -> None:
 def test_both_forms_give_the_same(client: Client, url: str) -> None:
     problem = client.register(DOCUMENT)
     with Client(url) as plain:
-        plain._connection.core.known.form = "json"
+        plain._connection.endpoint.known.form = "json"
         for ours, theirs in zip(
             (client.solve(problem.id, THETA, duals=True), client.vjp(problem.id, {"x": np.ones((2, 3))}, THETA)),
             (plain.solve(problem.id, THETA, duals=True), plain.vjp(problem.id, {"x": np.ones((2, 3))}, THETA)),
@@ -292,8 +292,8 @@ def test_both_forms_give_the_same(client: Client, url: str) -> None:
 def test_binary_bodies_keep_every_bit(shape: tuple[int, ...]) -> None:
     values = np.array(np.random.default_rng(0).standard_normal(shape), order="F")
     values.flat[:1] = np.nan
-    body = bytearray(binary.write({"parameters": {"a/b": values, "n": 1}, "objective": values, "wrt": ["a/b"]}))
-    tree = binary.read(body)
+    body = bytearray(safetensors.write({"parameters": {"a/b": values, "n": 1}, "objective": values, "wrt": ["a/b"]}))
+    tree = safetensors.read(body)
     assert tree["wrt"] == ["a/b"]
     assert tree["parameters"]["n"] == 1
     for array in (tree["parameters"]["a/b"], tree["objective"]):
@@ -305,9 +305,9 @@ def test_binary_bodies_keep_every_bit(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("cut", [0, 4, 20, 200])
 def test_a_cut_off_binary_body_is_a_protocol_error(cut: int) -> None:
-    body = bytearray(binary.write({"variables": {"x": np.arange(30.0)}}))
+    body = bytearray(safetensors.write({"variables": {"x": np.arange(30.0)}}))
     with pytest.raises(ProtocolError):
-        binary.read(body[:cut])
+        safetensors.read(body[:cut])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3), (0, 4)])

@@ -26,7 +26,7 @@ from convexlayer_client import (
     TooLargeError,
     UnauthenticatedError,
     VjpResult,
-    binary,
+    safetensors,
     wire,
 )
 from convexlayer_client.layer import RemoteConvexLayer
@@ -76,8 +76,8 @@ class Wire(httpx.AsyncBaseTransport):
             self._now -= 1
         self.seen.append((request.url.path.rpartition("/")[2], response.status_code))
         self.names.append(request.headers.get("X-Request-Id"))
-        if request.headers.get("Content-Type") == binary.MEDIA_TYPE:
-            self.bodies.append(binary.read(bytearray(request.content)))
+        if request.headers.get("Content-Type") == safetensors.MEDIA_TYPE:
+            self.bodies.append(safetensors.read(bytearray(request.content)))
         return response
 
     async def _application(self, request: httpx.Request) -> httpx.Response:
@@ -330,7 +330,7 @@ def test_states_of_another_batch_are_refused_before_anything_is_sent() -> None:
             await client.vjp(problem.id, {"x": np.ones(3)}, {"a": THETA["a"][:9], "radius": 1.0}, state=solved.state)
         with pytest.raises(ShapeError, match="no parameter has a batch axis, but the state has 20"):
             await client.jvp(problem.id, TANGENTS, {"a": np.ones(3), "radius": 1.0}, state=solved.state)
-        with pytest.raises(ShapeError, match="not of one solve"):
+        with pytest.raises(ShapeError, match="not of the same solve"):
             await client.vjp(problem.id, COTANGENTS, THETA, state=solved.state, portable=fewer.portable)
         with pytest.raises(ValueError, match="a job is one request"):
             await client.submit(wire.vjp(problem.id, COTANGENTS, state=solved.state))
@@ -401,7 +401,7 @@ def test_a_failing_part_is_one_error_and_the_others_are_given_up() -> None:
 
         async def only_the_first(request: httpx.Request, respond: Respond) -> httpx.Response:
             nonlocal given_up
-            if not np.isinf(binary.read(bytearray(request.content))["cotangents"]["x"]).any():
+            if not np.isinf(safetensors.read(bytearray(request.content))["cotangents"]["x"]).any():
                 try:
                     await asyncio.Event().wait()
                 except asyncio.CancelledError:
@@ -467,7 +467,7 @@ def test_batches_that_differ_are_said_to_differ_where_they_are_too_large_to_be_s
 def test_the_form_without_binary_bodies_is_longer(whole: Any) -> None:
     async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
         async def plain(request: httpx.Request, respond: Respond) -> httpx.Response:
-            refused = request.headers.get("Content-Type") == binary.MEDIA_TYPE
+            refused = request.headers.get("Content-Type") == safetensors.MEDIA_TYPE
             return httpx.Response(415, json={}) if refused else await respond(request)
 
         wired.between = plain
@@ -575,7 +575,7 @@ def test_what_failed_is_not_waited_for_by_others() -> None:
             leaves = {"parameters": {"a": {"shape": []}}, "variables": {}, "duals": {}}
             return httpx.Response(200, json={"id": "p", **leaves, "sizes": {}})
         seen.append(request.headers["X-Request-Id"])
-        first = binary.read(bytearray(request.content))["parameters"]["a"][0]
+        first = safetensors.read(bytearray(request.content))["parameters"]["a"][0]
         return httpx.Response(401 if first == 10.0 else 503, json={}, headers={"Retry-After": "100"})
 
     before = set(threading.enumerate())

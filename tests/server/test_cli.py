@@ -117,7 +117,7 @@ def test_forwarded_headers_of_trusted_proxies(tmp_path: Path, trusted: str, clie
         environment = {"CONVEXLAYER_TRUSTED_PROXIES": trusted, "CONVEXLAYER_ROOT_PATH": "/lab"}
         with Server(log=log.fileno(), **environment) as server:
             headers = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
-            assert httpx.get(f"{server.url}/lab/v1/problems", headers=headers).status_code == 200
+            assert httpx.get(f"{server.url}/lab/v1/problems", headers=headers, timeout=600).status_code == 200
     text = (tmp_path / "log").read_text()
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     assert [line["client"] for line in lines if line.get("route") == "/v1/problems"] == [client]

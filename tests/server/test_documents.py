@@ -166,21 +166,25 @@ def nested(depth: int) -> bytes:
         ({"minimize": "sum(z)"}, "/minimize", "line 1, column 5: unknown name 'z'"),
         ({"minimize": "sum(lan * x)"}, "/minimize", "did you mean lam"),
         ({"let": {"r": "A @ x -"}}, "/let/r", "line 1, column 8: the text ends"),
-        ({"let": {"r": "q", "q": "r"}}, "/let", "in a circle"),
-        ({"let": {"r": "r + 1"}}, "/let", "in a circle"),
-        ({"let": {"r": "A @ x - b", "x": "b"}}, "/let/x", "already one of variables"),
-        ({"constants": {"x": 1.0}}, "/constants/x", "already one of variables"),
+        ({"let": {"r": "q", "q": "r"}}, "/let", "form a cycle"),
+        ({"let": {"r": "r + 1"}}, "/let", "form a cycle"),
+        ({"let": {"r": "A @ x - b", "x": "b"}}, "/let/x", "is already declared in variables"),
+        ({"constants": {"x": 1.0}}, "/constants/x", "is already declared in variables"),
         ({"variables": {"x": {"shape": [3]}, "true": {}}}, "/variables/true", "reserved word"),
         ({"variables": {"x": {"shape": [3]}, "objective": {}}}, "/variables/objective", "rename the variable"),
-        ({"variables": {"x": {"shape": [3]}, "y": {}}}, "/variables/y", "neither objective nor constraint uses it"),
+        (
+            {"variables": {"x": {"shape": [3]}, "y": {}}},
+            "/variables/y",
+            "neither the objective nor a constraint uses",
+        ),
         ({"variables": {"x": {"shape": [3], "PSD": True}}}, "/variables/x", "square"),
         ({"variables": {"x": {"shape": [3], "symmetric": True}}}, "/variables/x", "square"),
-        ({"variables": {"x": {"shape": [1] * 5}}}, "/variables/x", "has 5 dimensions, at most 4"),
+        ({"variables": {"x": {"shape": [1] * 5}}}, "/variables/x", "has 5 dimensions; the limit is 4"),
         ({"variables": {"x": {"shape": [10**9, 10**9]}}}, "/variables/x", "more than 100000 entries"),
         ({"parameters": {"A": {"shape": [10**6, 2]}}}, "/parameters/A", "more than 1000000 entries"),
         ({"subject_to": ["x >= 0", "norm1(x)"]}, "/subject_to/1", "a constraint is a comparison"),
         ({"subject_to": ["x"]}, "/subject_to/0", "a constraint is a comparison"),
-        ({"subject_to": ["x + soc(1, x) >= 0"]}, "/subject_to/0", "a constraint stands where an expression"),
+        ({"subject_to": ["x + soc(1, x) >= 0"]}, "/subject_to/0", "expected an expression, got a constraint"),
         ({"subject_to": ["x >= [1, 2]"]}, "/subject_to/0", "line 1, column 3: '>='"),
         (
             {"variables": {"x": {"shape": [65]}}, "minimize": "-geo_mean(x)", "let": {}},
@@ -228,16 +232,16 @@ DOUBLING = {f"a{i}": f"a{i - 1} + a{i - 1}" if i else "x + 1" for i in range(8)}
     [
         ({"let": DOUBLING | {"r": "a7"}}, "more than 200 nodes"),
         ({"subject_to": ["x >= " + "1 + " * 90 + "x"] * 3}, "more than 200 nodes"),
-        ({"let": {"r": "broadcast_to(x[0], [1001])"}}, "has 1001 entries, at most 1000"),
-        ({"let": {"r": "outer(vec(A), [" + "1," * 90 + "])"}}, "has 1080 entries, at most 1000"),
-        ({"let": {"r": "kron(kron(A, A), A)"}}, "entries, at most 1000"),
+        ({"let": {"r": "broadcast_to(x[0], [1001])"}}, "has 1001 entries; the limit is 1000"),
+        ({"let": {"r": "outer(vec(A), [" + "1," * 90 + "])"}}, "has 1080 entries; the limit is 1000"),
+        ({"let": {"r": "kron(kron(A, A), A)"}}, "entries; the limit is 1000"),
         ({"let": {"r": "reshape(x, [1000000000])"}}, "reshape"),
-        ({"let": {"r": "hstack(" + ", ".join(["A"] * 90) + ")"}}, "entries, at most 1000"),
+        ({"let": {"r": "hstack(" + ", ".join(["A"] * 90) + ")"}}, "entries; the limit is 1000"),
         ({"constants": {"C": [[0.0] * 17] * 17}, "let": {"r": "C @ C @ C @ C @ C"}}, "more than 20000 coefficients"),
         ({"constants": {"C": [0.0] * 301}}, "more than 300 entries together"),
         ({"let": {"r": "geo_mean(x) + geo_mean(broadcast_to(x[0], [18]))"}}, "more than 20000 coefficients"),
-        ({"subject_to": ["x >= 0"] * 4}, "has 4 constraints, at most 3"),
-        ({"constants": {f"C{i}": 1.0 for i in range(16)}}, "declares 21 names, at most 20"),
+        ({"subject_to": ["x >= 0"] * 4}, "has 4 constraints; the limit is 3"),
+        ({"constants": {f"C{i}": 1.0 for i in range(16)}}, "declares 21 names; the limit is 20"),
     ],
 )
 def test_limits(change: dict[str, Any], message: str) -> None:
@@ -252,7 +256,7 @@ def test_exact_powers_have_any_number_of_entries() -> None:
 
 def test_depth_counts_let() -> None:
     chain = {f"a{i}": f"abs(a{i - 1})" if i else "abs(x)" for i in range(70)}
-    with pytest.raises(DocumentError, match="nested more than 64 deep"):
+    with pytest.raises(DocumentError, match="nested deeper than 64"):
         built(DOCUMENT | {"let": chain | {"r": "x"}, "minimize": "sum(a69)"})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.reliability.cases import DOCUMENT, LIMITS, VALUES, Generator, check
+from benchmarks.reliability.fuzz_cases import DOCUMENT, LIMITS, VALUES, Generator, check
 from benchmarks.reliability.schema import send_cases
 from convexlayer_server import Settings, create_app
 

@@ -363,13 +363,13 @@ def test_concurrent_requests_survive_eviction_and_equal_ids(monkeypatch: pytest.
     app = create_app(Settings(workers=0, compiled_problems=1))
     client = AppClient(app)
     seen: list[str] = []
-    run = app.state.service.backend.run
+    run = app.state.service.compute.run
 
     async def watched(request: ComputeRequest, *arguments: Any) -> Any:
         seen.append(request.request_id)
         return await run(request, *arguments)
 
-    monkeypatch.setattr(app.state.service.backend, "run", watched)
+    monkeypatch.setattr(app.state.service.compute, "run", watched)
     documents = [FEASIBILITY | {"constants": {"marker": float(number)}} for number in range(3)]
     try:
         paths = [client.register(document) for document in documents]

@@ -154,7 +154,7 @@ class Endpoint:
             case httpx.TimeoutException():
                 message = (
                     f"no response {what} within {self._timeout_s:g} s; the server may still be computing. "
-                    "Increase timeout_s, send fewer elements at a time, or submit a job, which needs no connection"
+                    "Increase timeout_s, send fewer elements at a time, or submit a job, which needs no open connection"
                 )
                 return RequestTimeoutError(message, timeout_s=self._timeout_s)
             case _:

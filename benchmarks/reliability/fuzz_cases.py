@@ -1,4 +1,4 @@
-"""Requests that are almost right, from a seed: what the fuzz sends, and what every answer must be like."""
+"""Fuzz cases: nearly valid requests from a seed, and the check of their responses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIMITS: dict[str, Any] = {
     "compiled_problems": 8,
     "max_problems_per_key": 100_000,
 }
-"""Settings under which most requests are small enough to be many."""
+"""Limits that keep most requests small, so that many can be sent."""
 
 DOCUMENT: dict[str, Any] = {
     "kind": "expression",
@@ -81,9 +81,9 @@ LEAVES = [
     "x", "A", "b", "lam", "r", "X", "1", "2", "-1", "0", "0.5", "1e300", "x[0]", "[1, 2, 3]", "[[1, 2], [3, 4]]",
     "'fro'", "None", "True", "x[0:2]", "x[[0, 1]]", "A.T", "x[9]", "unknown",
 ]  # fmt: skip
-SIMPLE_LEAVES = ["x", "x", "x[0]", "2", "[1, 2, 3]"]  # what they make has a meaning more often
-_BINARY_SHARE = 0.2
-_BROKEN_SHARE = 0.1
+SIMPLE_LEAVES = ["x", "x", "x[0]", "2", "[1, 2, 3]"]  # whose expressions are valid more often
+_BINARY_FRACTION = 0.2
+_BROKEN_FRACTION = 0.1
 
 SUFFIXES = ["[0]", "[:, 0]", ".T", " ** 2", " ** 0.3", "[1:]"]
 OPTIONS = ["0", "1", "2", "-1", "0.5", "True", "None", "[1, 2]", "'F'", "'inf'", "10000000"]
@@ -94,10 +94,10 @@ class Case:
     """One request.
 
     Attributes:
-        method: of HTTP.
-        path: where it goes.
-        content: its body.
-        headers: its headers.
+        method: HTTP method.
+        path: path.
+        content: body.
+        headers: headers.
     """
 
     method: str
@@ -108,11 +108,11 @@ class Case:
 
 @final
 class Generator:
-    """Requests from one seed.
+    """Generates requests from a seed.
 
     Args:
-        seed: of what is drawn.
-        compute_path: of the registered ``DOCUMENT``.
+        seed: random seed.
+        compute_path: path of the registered ``DOCUMENT``.
     """
 
     def __init__(self, seed: int, compute_path: str) -> None:
@@ -121,9 +121,9 @@ class Generator:
         self._leaves = LEAVES
 
     def cases(self, count: int) -> Iterator[Case]:
-        """So many requests."""
+        """Yield ``count`` requests."""
         for _ in range(count):
-            yield self._binary() if self._random.random() < _BINARY_SHARE else self._json()
+            yield self._binary() if self._random.random() < _BINARY_FRACTION else self._json()
 
     def _json(self) -> Case:
         path, body = self._random.choice(self._valid())
@@ -148,7 +148,7 @@ class Generator:
         return Case(method, path, content, {"Content-Type": media_type})
 
     def _binary(self) -> Case:
-        """A solve, vjp or jvp as safetensors, with one thing wrong in most of them."""
+        """Return a solve, vjp or jvp as safetensors, usually with one error."""
         operation, part = self._random.choice([("solve", None), ("vjp", "cotangents"), ("jvp", "tangents")])
         arrays = {f"parameters/{name}": np.array(value) for name, value in VALUES.items()}
         if part == "cotangents":
@@ -165,7 +165,7 @@ class Generator:
         name = self._random.choice(list(arrays))
         entry = header[name]
         match self._random.randint(0, 12):
-            case 0:  # overlapping, or with a gap
+            case 0:  # overlaps or gaps
                 entry["data_offsets"] = [
                     place + self._random.choice([-8, 8, 4, 10**6]) for place in entry["data_offsets"]
                 ]
@@ -184,11 +184,11 @@ class Generator:
             case 7:
                 header[name] = self._random.choice([None, [], {}, {"dtype": "F64"}, nested(500)])
         text = json.dumps(header).encode()
-        if self._random.random() < _BROKEN_SHARE:  # deep, huge, or no JSON
+        if self._random.random() < _BROKEN_FRACTION:  # deeply nested, huge, or not JSON
             text = self._random.choice([b"[" * 50_000, b"{", b"", text + b" " * 9, b'{"a":' * 3000, text[:-1] + b",}"])
         length = self._random.choices([len(text), 0, 2**63, 2**64 - 1, len(text) + 1], [40, 1, 1, 1, 1])[0]
         content = length.to_bytes(8, "little") + text + values.tobytes()
-        if self._random.random() < _BROKEN_SHARE:
+        if self._random.random() < _BROKEN_FRACTION:
             content = content[: self._random.randrange(len(content) + 1)]
         return Case("POST", f"{self._path}/{operation}", content, {"Content-Type": MEDIA_TYPE})
 
@@ -220,7 +220,7 @@ class Generator:
         ]
 
     def _mutated(self, body: Any) -> Any:
-        """The body with one place changed."""
+        """Change one value of a body."""
         places = list(_places(body))
         if not places or self._random.random() < 0.02:
             return self._junk()
@@ -285,7 +285,7 @@ class Generator:
 
 
 def nested(depth: int) -> Any:
-    """A number in so many lists."""
+    """Return a number within ``depth`` lists."""
     value: Any = 1.0
     for _ in range(depth):
         value = [value]
@@ -293,7 +293,7 @@ def nested(depth: int) -> Any:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container of a JSON value with every key or position in it."""
+    """Yield every container of a JSON value with each of its keys or positions."""
     stack = [value]
     while stack:
         current = stack.pop()
@@ -304,10 +304,10 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def check(response: httpx.Response, request: Any) -> None:
-    """See that an answer is in the wire format, whatever was asked.
+    """Check that a response has the wire format.
 
     Raises:
-        AssertionError: it is not, or the server failed.
+        AssertionError: it does not, or the server failed.
     """
     assert response.status_code < 500, (request, response.text)
     assert response.headers["X-Request-Id"]

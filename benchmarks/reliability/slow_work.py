@@ -1,4 +1,4 @@
-"""One key has long work of many kinds: what another key notices of each."""
+"""Slow work of one key, of several kinds: effect on another key."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.reliability.attack import Attack
+from benchmarks.reliability.bystander import Bystander
 from benchmarks.reliability.load import Load, run
 from benchmarks.reliability.problems import (
     HARD,
@@ -23,53 +24,52 @@ from benchmarks.reliability.problems import (
 )
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row
-from benchmarks.reliability.victim import Victim
 
 __all__ = ["measure"]
 
-_LONGEST_S = 120.0
-_GIVEN_UP_S = 0.6
-_HEAVY = 400  # 20 ms; a minute as exact as can be
+_MAX_DURATION_S = 120.0
+_TIMEOUT_S = 0.6
+_HEAVY = 400  # 20 ms; a minute at the tightest tolerance
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What one key does.
+    """The work of one key.
 
     Attributes:
-        what: in words.
-        document: its problem; None where it registers documents.
-        bodies: of its requests.
-        callers: how many at a time.
-        timeout_s: for how long they wait.
+        what: description.
+        document: its problem; None if it registers documents.
+        bodies: bodies of its requests.
+        callers: number of concurrent clients.
+        timeout_s: seconds after which they disconnect.
     """
 
     what: str
     document: dict[str, object] | None
     bodies: Sequence[bytes]
     callers: int
-    timeout_s: float = _LONGEST_S
+    timeout_s: float = _MAX_DURATION_S
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """A server for each, so that none has to do with what another left behind."""
+    """Measure each kind on a new server."""
     return map(partial(_row, plan), _works())
 
 
 def _works() -> list[_Work]:
-    storm = f"16 connections that give up solves of a minute after {_GIVEN_UP_S:g} s"
+    storm = f"16 clients that abort solves of a minute after {_TIMEOUT_S:g} s"
     flood = [body(heavy_values(seed, _HEAVY)) for seed in range(16)]
     batches = [body(dense_batch(seed, 3000, 12), options={"solver": "osqp"}) for seed in range(4)]  # 4 ms each
     exact = [body(_symmetric(seed, 64, 30), options={"tol": 1e-15}) for seed in range(2)]
     hard = [body(heavy_values(seed, _HEAVY), options=HARD) for seed in range(16)]
     documents = [json.dumps(many_cones(300, seed)).encode() for seed in range(1, 500)]
     return [
-        _Work("a flood of 64 callers, 20 ms each", heavy_qp(_HEAVY), flood, 64),
+        _Work("a flood of 64 clients, 20 ms each", heavy_qp(_HEAVY), flood, 64),
         _Work("four batches of 3,000 small problems", dense_qp(12), batches, 4),
         _Work("two batches of 64 semidefinite programs, tol 1e-15", nearest_correlation(30), exact, 2),
         _Work("four solves of a minute each, by SCS", heavy_qp(_HEAVY), hard, 4),
-        _Work(storm, heavy_qp(_HEAVY), hard, 16, _GIVEN_UP_S),
-        _Work("four callers that register ever new problems, seconds each", None, documents, 4),
+        _Work(storm, heavy_qp(_HEAVY), hard, 16, _TIMEOUT_S),
+        _Work("four clients that register new problems, seconds each", None, documents, 4),
     ]
 
 
@@ -81,13 +81,13 @@ def _row(plan: Plan, work: _Work) -> Row:
             path,
             work.bodies,
             work.callers,
-            _LONGEST_S,
+            _MAX_DURATION_S,
             headers=server.headers("attacker"),
             timeout_s=work.timeout_s,
         )
         attack = Attack(run, load)
-        noticed = Victim(server, "victim").notice(attack, plan)
-    return noticed.row(work.what, f"the attack {attack.outcome}").with_log(server.log)
+        effect = Bystander(server, "victim").measure(attack, plan)
+    return effect.row(work.what, f"the attacker {attack.outcome}").with_log(server.log)
 
 
 def _symmetric(seed: int, batch: int, size: int) -> dict[str, np.ndarray]:

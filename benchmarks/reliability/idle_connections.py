@@ -1,4 +1,4 @@
-"""Connections that say little, much or nothing, and never what would end a request."""
+"""Connections that never complete a request: silent, slow or endless."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import final
 
 from benchmarks.reliability.connection import Connection
 
-__all__ = ["Crowd", "Crowded", "keep"]
+__all__ = ["Crowd", "CrowdStatistics", "maintain"]
 
 _POLL_S = 0.05
-_AGAIN_S = 0.005
-"""At such intervals connections that the server closed are opened again."""
+_REOPEN_S = 0.005
+"""Interval in seconds at which connections that the server closed are reopened."""
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """Connections to keep.
+    """A group of such connections.
 
     Attributes:
-        address: of the server.
-        connections: how many.
-        first: what each says first.
-        then: what each says again and again.
-        every_s: how often.
-        sources: addresses that they come from, in turn.
-        most_bytes: what all of them say together, at most.
-        deaf: whether they never read, and keep as little of what comes as the system allows.
+        address: address of the server.
+        connections: number of connections.
+        first: data that each sends first.
+        then: data that each sends repeatedly.
+        every_s: interval of repetition in seconds.
+        sources: source addresses, used in turn.
+        most_bytes: bytes that all may send together.
+        deaf: whether they never read, with the smallest receive buffer.
     """
 
     address: tuple[str, int]
@@ -47,77 +47,77 @@ class Crowd:
 
 @final
 @dataclass
-class Crowded:
-    """What became of a crowd.
+class CrowdStatistics:
+    """Statistics of a crowd.
 
     Attributes:
-        opened: connections that were begun.
-        closed: those of them that the server closed.
-        said_bytes: what they had to say.
+        opened: opened connections.
+        closed: connections that the server closed.
+        sent_bytes: bytes sent.
     """
 
     opened: int = 0
     closed: int = 0
-    said_bytes: int = 0
+    sent_bytes: int = 0
 
     def __str__(self) -> str:
-        """In words."""
-        return f"{self.opened} opened, {self.closed} closed by the server, {self.said_bytes / 1e6:.0f} MB sent"
+        """Return the statistics as text."""
+        return f"{self.opened} opened, {self.closed} closed by the server, {self.sent_bytes / 1e6:.0f} MB sent"
 
 
-def keep(crowd: Crowd, over: Callable[[], bool]) -> Crowded:
-    """Keep a crowd until it is over."""
-    told, numbers = Crowded(), count()
+def maintain(crowd: Crowd, over: Callable[[], bool]) -> CrowdStatistics:
+    """Maintain a crowd until ``over`` returns true."""
+    statistics, numbers = CrowdStatistics(), count()
     sources = deque(crowd.sources[number % len(crowd.sources)] for number in range(crowd.connections))
     alive: dict[Connection, str] = {}
-    due: list[tuple[float, int, Connection]] = []  # when it speaks again
+    due: list[tuple[float, int, Connection]] = []  # next transmission
     with selectors.DefaultSelector() as selector:
 
-        def come() -> None:
+        def open_one() -> None:
             source = sources.popleft()
             connection = Connection(
                 selector, crowd.address, source=source, buffer_bytes=1 if crowd.deaf else None, reads=not crowd.deaf
             )
             alive[connection] = source
-            told.opened += 1
-            say(connection, crowd.first)
+            statistics.opened += 1
+            transmit(connection, crowd.first)
 
-        def say(connection: Connection, what: bytes) -> None:
+        def transmit(connection: Connection, what: bytes) -> None:
             try:
-                if not connection.sending and told.said_bytes + len(what) <= crowd.most_bytes:
-                    told.said_bytes += len(what)
+                if not connection.sending and statistics.sent_bytes + len(what) <= crowd.most_bytes:
+                    statistics.sent_bytes += len(what)
                     connection.send(what)
             except OSError:
-                lose(connection)
+                on_closed(connection)
             else:
                 heapq.heappush(due, (time.monotonic() + crowd.every_s, next(numbers), connection))
 
-        def lose(connection: Connection) -> None:
-            told.closed += 1
+        def on_closed(connection: Connection) -> None:
+            statistics.closed += 1
             sources.append(alive.pop(connection))
             connection.close()
 
         for _ in range(crowd.connections):
-            come()
+            open_one()
         again = 0.0
         while not over():
             now = time.monotonic()
             if sources and again <= now:
-                again = now + _AGAIN_S
-                come()
+                again = now + _REOPEN_S
+                open_one()
             while due and due[0][0] <= now:
-                _, _, speaker = heapq.heappop(due)
-                if speaker in alive:
-                    say(speaker, crowd.then)
+                _, _, connection = heapq.heappop(due)
+                if connection in alive:
+                    transmit(connection, crowd.then)
             next_s = min(due[0][0] if due else now + _POLL_S, again if sources else now + _POLL_S) - now
             for key, events in selector.select(min(_POLL_S, max(0.0, next_s))):
                 try:
                     if events & selectors.EVENT_WRITE:
                         key.data.flush()
                     if events & selectors.EVENT_READ and key.data.receive() == b"":
-                        lose(key.data)
+                        on_closed(key.data)
                 except OSError:
-                    lose(key.data)
+                    on_closed(key.data)
         for connection in alive:
             connection.close()
-    return told
+    return statistics

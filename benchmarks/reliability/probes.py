@@ -1,4 +1,4 @@
-"""What is watched while something else goes on: whether probes are answered, and how much memory there is."""
+"""Background measurements during a load: probes, and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import final
 
 import psutil
 
-from benchmarks.reliability.caller import Answer, Caller
+from benchmarks.reliability.http_client import HttpClient, Response
 from benchmarks.reliability.load import Tally
 from benchmarks.reliability.server import Server
 
@@ -22,18 +22,18 @@ _EVERY_S = 0.02
 
 @contextmanager
 def probed(
-    server: Server, ask: Callable[[Caller], Answer], *, key: str | None = None, every_s: float = _EVERY_S
+    server: Server, ask: Callable[[HttpClient], Response], *, key: str | None = None, every_s: float = _EVERY_S
 ) -> Iterator[Tally]:
-    """Send requests, each with a connection of its own, as a probe or a new client does.
+    """Send requests repeatedly, each on a new connection.
 
     Args:
-        server: what is probed.
-        ask: sends one.
-        key: name of the key that it shows.
-        every_s: how long after the last answer.
+        server: the server.
+        ask: sends a request.
+        key: name of the key.
+        every_s: pause in seconds after each response.
 
     Yields:
-        what becomes of them.
+        The tally.
     """
     tally = Tally()
 
@@ -47,14 +47,14 @@ def probed(
 
 @final
 class Memory:
-    """Resident memory of the processes of a server that take requests and read bodies.
+    """Resident memory of the server process and the parsers.
 
     Args:
-        server: whose.
+        server: the server.
 
     Attributes:
-        before_bytes: at the beginning.
-        peak_bytes: at most, while it was watched.
+        before_bytes: memory at the start.
+        peak_bytes: largest memory while it was watched.
     """
 
     def __init__(self, server: Server) -> None:
@@ -65,16 +65,16 @@ class Memory:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look at it again and again within."""
+        """Sample the memory within this context."""
 
-        def look() -> None:
+        def sample() -> None:
             self.peak_bytes = max(self.peak_bytes, self.now_bytes())
 
-        with _repeated(look, _EVERY_S):
+        with _repeated(sample, _EVERY_S):
             yield
 
     def now_bytes(self) -> int:
-        """What it is; which processes there are is looked up once a second."""
+        """Return the memory now; the list of processes is refreshed once a second."""
         if time.monotonic() > self._listed + 1.0:
             self._processes, self._listed = self._server.front(), time.monotonic()
         total = 0
@@ -84,7 +84,7 @@ class Memory:
         return total
 
     def seconds_until(self, most_bytes: float, limit_s: float) -> float | None:
-        """How long it takes to come down to so much; None where it takes longer than the limit."""
+        """Wait until the memory falls to a limit; return the seconds, or None after ``limit_s``."""
         start = time.monotonic()
         while self.now_bytes() > most_bytes:
             if time.monotonic() > start + limit_s:
@@ -95,15 +95,15 @@ class Memory:
 
 @contextmanager
 def _repeated(step: Callable[[], None], every_s: float) -> Iterator[None]:
-    """Do a step again and again in a thread of its own."""
+    """Repeat a step in a thread."""
     over = threading.Event()
 
-    def go_on() -> None:
+    def repeat() -> None:
         while not over.is_set():
             step()
             over.wait(every_s)
 
-    thread = threading.Thread(target=go_on)
+    thread = threading.Thread(target=repeat)
     thread.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What another key notices of an attack: it has one caller with a small problem, and then a problem that is new."""
+"""Effect of an attack on another key, which solves a small problem, and then registers a new one."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from benchmarks.reliability.attack import Attack
-from benchmarks.reliability.load import Load, Tally, started
+from benchmarks.reliability.load import Load, Tally, start
 from benchmarks.reliability.problems import body, dense_qp, dense_values
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 
-__all__ = ["Noticed", "Victim"]
+__all__ = ["Bystander", "Effect"]
 
 _SIZE, _NEW_SIZE = 10, 11
 _BODIES = 64
 _WARM_S = 2.0
-_BEGINNING_S = 2.0
-"""Until an attack is there."""
+_RAMP_UP_S = 2.0
+"""Seconds until an attack has started."""
 
 _TIMEOUT_S = 20.0
 _WORST_S, _NEW_S = 1.0, 5.0
@@ -27,13 +27,13 @@ _WORST_S, _NEW_S = 1.0, 5.0
 
 @final
 @dataclass(frozen=True)
-class Noticed:
-    """What was noticed.
+class Effect:
+    """The measured effect.
 
     Attributes:
-        alone: the caller's requests, without the attack.
-        beside: and beside it.
-        new_s: from registering a new problem to its first solution, beside the attack; infinite if that failed.
+        alone: requests without the attack.
+        beside: requests during the attack.
+        new_s: seconds from registering a new problem to its first solution, during the attack; infinite on failure.
     """
 
     alone: Tally
@@ -41,20 +41,20 @@ class Noticed:
     new_s: float
 
     def row(self, what: str, became: str, *, doubles: bool = True) -> Row:
-        """The row of an attack.
+        """Return the row of an attack.
 
         Args:
-            what: the attack.
-            became: of it.
-            doubles: whether it is a target that the 95th percentile at most doubles.
+            what: description of the attack.
+            became: statistics of the attack.
+            doubles: whether the 95th percentile must at most double.
         """
         before, after = (percentile(tally.every, 0.95) for tally in (self.alone, self.beside))
         worst, count = percentile(self.beside.every, 0.99), len(self.beside.every)
-        wanted = ["p95 at most doubles"] * doubles + [f"p99 <= {_WORST_S:g} s", "none fails"]
+        targets = ["p95 at most doubles"] * doubles + [f"p99 <= {_WORST_S:g} s", "none fails"]
         met = (after <= 2.0 * before or not doubles) and worst <= _WORST_S and not self.beside.failed
         return Row(
             f"{what}: small solves of another key",
-            f"{', '.join(wanted)}; a new problem of its own within {_NEW_S:g} s",
+            f"{', '.join(targets)}; a new problem of its own within {_NEW_S:g} s",
             f"p95 {milliseconds(before)} -> {milliseconds(after)} ({after / before:.2f} x), p99 {milliseconds(worst)}, "
             f"{self.beside.failed} of {count} failed; new in {self.new_s:.2f} s; {became}",
             met and self.new_s <= _NEW_S,
@@ -62,12 +62,12 @@ class Noticed:
 
 
 @final
-class Victim:
-    """A key with one caller, that sends one request after another.
+class Bystander:
+    """A key with one client, which sends one request after another.
 
     Args:
-        server: whose key it is.
-        key: its name.
+        server: the server.
+        key: name of the key.
     """
 
     def __init__(self, server: Server, key: str) -> None:
@@ -77,17 +77,17 @@ class Victim:
         self._solve(_WARM_S)
         server.rest()
 
-    def notice(self, attack: Attack[Any], plan: Plan) -> Noticed:
-        """Solve alone, and then beside an attack."""
+    def measure(self, attack: Attack[Any], plan: Plan) -> Effect:
+        """Solve alone, and then during an attack."""
         alone = self._solve(plan.seconds)
         with attack:
-            time.sleep(_BEGINNING_S)
-            return Noticed(alone, self._solve(plan.seconds), self._register_and_solve())
+            time.sleep(_RAMP_UP_S)
+            return Effect(alone, self._solve(plan.seconds), self._register_and_solve())
 
     def _solve(self, seconds: float) -> Tally:
         headers = self._server.headers(self._key)
         load = Load(self._server.address, self._path, self._bodies, 1, seconds, headers=headers, timeout_s=_TIMEOUT_S)
-        return started(load).result()
+        return start(load).result()
 
     def _register_and_solve(self) -> float:
         start = time.monotonic()

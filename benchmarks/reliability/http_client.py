@@ -1,4 +1,4 @@
-"""One caller with one connection, as light as can be, so that little of what is measured is its own."""
+"""A minimal HTTP client with one connection, so that its own overhead is small."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-__all__ = ["Answer", "Caller"]
+__all__ = ["HttpClient", "Response"]
 
 _JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back.
+class Response:
+    """A response.
 
     Attributes:
-        status: of HTTP; 0 where the connection was lost.
-        seconds: from the first byte sent to the last one received.
+        status: HTTP status; 0 if the connection was lost.
+        seconds: time from the first byte sent to the last byte received.
         body: the body.
-        retry_after: the header of this name.
+        retry_after: the Retry-After header.
     """
 
     status: int
@@ -31,13 +31,13 @@ class Answer:
 
 
 @final
-class Caller:
-    """A connection that is kept; a context manager.
+class HttpClient:
+    """A client with a persistent connection; a context manager.
 
     Args:
-        address: of the server.
-        headers: of every request, beside the type of its body.
-        timeout_s: for how long the next byte is waited for.
+        address: address of the server.
+        headers: headers of every request, beside Content-Type.
+        timeout_s: seconds to wait for the next byte.
     """
 
     def __init__(
@@ -46,21 +46,21 @@ class Caller:
         self._connection = http.client.HTTPConnection(*address, timeout=timeout_s)
         self._headers = dict(headers or {})
 
-    def __enter__(self) -> Caller:
+    def __enter__(self) -> HttpClient:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def get(self, path: str) -> Answer:
-        """GET."""
+    def get(self, path: str) -> Response:
+        """Send a GET request."""
         return self._request("GET", path, None, {})
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
-        """POST, of JSON unless the headers say otherwise."""
+    def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+        """Send a POST request, by default with JSON."""
         return self._request("POST", path, body, {**_JSON, **(headers or {})})
 
-    def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
+    def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Response:
         start = time.perf_counter()
         try:
             self._connection.request(method, path, body, {**self._headers, **headers})
@@ -68,5 +68,5 @@ class Caller:
             content = response.read()
         except (OSError, http.client.HTTPException):
             self._connection.close()
-            return Answer(0, time.perf_counter() - start, b"", None)
-        return Answer(response.status, time.perf_counter() - start, content, response.headers.get("Retry-After"))
+            return Response(0, time.perf_counter() - start, b"", None)
+        return Response(response.status, time.perf_counter() - start, content, response.headers.get("Retry-After"))

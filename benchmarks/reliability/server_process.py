@@ -1,4 +1,4 @@
-"""Memory and time of the processes that take requests, under requests of one key that take much of both."""
+"""Memory and responsiveness of the server process under expensive requests of one key."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reliability.attack import Attack
-from benchmarks.reliability.caller import Answer, Caller
-from benchmarks.reliability.crowd import Crowd, keep
+from benchmarks.reliability.http_client import HttpClient, Response
+from benchmarks.reliability.idle_connections import Crowd, maintain
 from benchmarks.reliability.latency import library
 from benchmarks.reliability.load import Load, Tally, request, run
+from benchmarks.reliability.probes import Memory, probed
 from benchmarks.reliability.problems import body, dense_batch, dense_qp, dense_values, line
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
-from benchmarks.reliability.watching import Memory, probed
 
 __all__ = ["measure"]
 
 _KEYS = ("attacker", "victim")
-_BEGINNING_S = 2.0
-_LONGEST_S = 120.0
+_RAMP_UP_S = 2.0
+_MAX_DURATION_S = 120.0
 _PEAK_BYTES, _AFTER, _AFTER_S = 1.3e9, 1.3, 30.0
 _P99_S, _WAIT_S = 50e-3, 1.0
 
 _ROWS, _SIZE = 256, 4096
-_ANSWER = line(_SIZE, minimize="sum(x)", subject_to=["x == t * c"])
-"""Whose solutions for a batch are 20 MB of JSON, while little is sent."""
+_LARGE_RESULT = line(_SIZE, minimize="sum(x)", subject_to=["x == t * c"])
+"""A problem with small requests, whose solutions for a batch are 20 MB of JSON."""
 
 _UPLOAD_BYTES = 15 * 10**6
 _ROOT, _NUMBERS, _DOCUMENTS, _REGISTERING = 640, 600_000, 8, 4
@@ -41,50 +41,50 @@ _PROBLEMS, _PAGE_BYTES = 5_000, 200_000
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """A server for each."""
+    """Measure each on a new server."""
     for row in (_unread, _stalled, _bodies, _document):
         yield row(plan)
     yield _listing()
 
 
 def _unread(plan: Plan) -> Row:
-    """Callers that ask for much and never read."""
+    """Clients that request large responses and never read."""
     asked = body({"t": np.random.default_rng(0).uniform(1.0, 2.0, _ROWS)})
     with Server(keys=_KEYS) as server:
-        path = f"{server.register(_ANSWER, 'attacker')}/solve"
+        path = f"{server.register(_LARGE_RESULT, 'attacker')}/solve"
         with server.caller("attacker") as caller:
-            answer = caller.post(path, asked)  # for warmth
+            answer = caller.post(path, asked)  # warm-up
         crowd = Crowd(server.address, 64, request(server.address, path, asked, server.headers("attacker")), deaf=True)
-        what = f"64 answers of {len(answer.body) / 1e6:.0f} MB that are never read"
+        what = f"64 unread responses of {len(answer.body) / 1e6:.0f} MB"
         row = _held(server, crowd, what, plan)
     return row.with_log(server.log)
 
 
 def _stalled(plan: Plan) -> Row:
-    """Callers that announce bodies and send parts of them."""
+    """Clients that announce bodies and send parts of them."""
     with Server(keys=_KEYS) as server:
-        path = f"{server.register(_ANSWER, 'attacker')}/solve"
+        path = f"{server.register(_LARGE_RESULT, 'attacker')}/solve"
         whole = request(server.address, path, b" " * _UPLOAD_BYTES, server.headers("attacker"))
         first = whole[: -_UPLOAD_BYTES // 3]
         crowd = Crowd(server.address, 100, first, most_bytes=100 * len(first))
-        row = _held(server, crowd, "100 bodies of 15 MB that stop coming after 10 MB", plan)
+        row = _held(server, crowd, "100 bodies of 15 MB that stall after 10 MB", plan)
     return row.with_log(server.log)
 
 
 def _held(server: Server, crowd: Crowd, what: str, plan: Plan) -> Row:
-    """Memory while a crowd is there, and after it has gone; and what another key has of its small solves."""
+    """Measure memory during and after a crowd of connections, and small solves of another key."""
     path, asked = f"{server.register(dense_qp(), 'victim')}/solve", body(dense_values(0))
     server.rest()
     memory = Memory(server)
-    with Attack(keep, crowd) as attack, memory.watched():
-        time.sleep(_BEGINNING_S)
+    with Attack(maintain, crowd) as attack, memory.watched():
+        time.sleep(_RAMP_UP_S)
         with probed(server, lambda caller: caller.post(path, asked), key="victim") as solves:
             time.sleep(plan.seconds)
     back_s = memory.seconds_until(_AFTER * memory.before_bytes, _AFTER_S)
     after = "not back" if back_s is None else f"back after {back_s:.1f} s"
     return Row(
         what,
-        f"<= {_PEAK_BYTES / 1e6:.0f} MB, back to {_AFTER:g} x in {_AFTER_S:g} s; another's solves answered",
+        f"<= {_PEAK_BYTES / 1e6:.0f} MB, back to {_AFTER:g} x in {_AFTER_S:g} s; solves of another key succeed",
         f"{memory.before_bytes / 1e6:.0f} -> {memory.peak_bytes / 1e6:.0f} MB, then {memory.now_bytes() / 1e6:.0f} MB, "
         f"{after}; {solves.failed} of {len(solves.every)} solves failed, p99 "
         f"{milliseconds(percentile(solves.every, 0.99))}; {attack.outcome}",
@@ -93,55 +93,55 @@ def _held(server: Server, crowd: Crowd, what: str, plan: Plan) -> Row:
 
 
 def _probed_beside(
-    server: Server, load: Load, ask: Callable[[Caller], Answer], plan: Plan, key: str | None = None
+    server: Server, load: Load, ask: Callable[[HttpClient], Response], plan: Plan, key: str | None = None
 ) -> tuple[Tally, Attack[Tally]]:
-    """What becomes of probes beside a load, and of that."""
+    """Return the tally of probes during a load, and the load."""
     server.rest()
     with Attack(run, load) as attack:
-        time.sleep(_BEGINNING_S)
+        time.sleep(_RAMP_UP_S)
         with probed(server, ask, key=key) as tally:
             time.sleep(plan.seconds)
     return tally, attack
 
 
 def _bodies(plan: Plan) -> Row:
-    """Large bodies that are refused once they are read, for their arrays are of another shape."""
+    """Large bodies that are rejected after parsing because of their shapes."""
     wrong = body({"q": np.random.default_rng(0).standard_normal((180, _SIZE))})
     with Server(keys=_KEYS) as server:
         path = f"{server.register(dense_qp(), 'attacker')}/solve"
         asked = body(dense_batch(0, 500))
-        load = Load(server.address, path, [wrong], 8, _LONGEST_S, headers=server.headers("attacker"))
+        load = Load(server.address, path, [wrong], 8, _MAX_DURATION_S, headers=server.headers("attacker"))
         server.register(dense_qp(), "victim")
         solves, attack = _probed_beside(server, load, lambda caller: caller.post(path, asked), plan, key="victim")
     worst = max(solves.every)
     return Row(
-        f"eight callers with JSON of {len(wrong) / 1e6:.0f} MB: another's of {len(asked) / 1e3:.0f} kB",
+        f"eight clients with JSON of {len(wrong) / 1e6:.0f} MB: requests of another key with {len(asked) / 1e3:.0f} kB",
         f"<= {_WAIT_S:g} s, none fails",
         f"{milliseconds(percentile(solves.every, 0.5))}, {milliseconds(worst)} at worst, {solves.failed} of "
-        f"{len(solves.every)} failed; the attack {attack.outcome}",
+        f"{len(solves.every)} failed; the attacker {attack.outcome}",
         worst <= _WAIT_S and not solves.failed,
     ).with_log(server.log)
 
 
 def _document(plan: Plan) -> Row:
-    """Documents of both kinds that are nearly as large as a body may be, each a new one."""
+    """New documents of both kinds, nearly of the maximum size."""
     documents = list(_documents())
     with Server(keys=_KEYS) as server:
         own = server.headers("attacker")
-        load = Load(server.address, "/v1/problems", documents, _REGISTERING, _LONGEST_S, headers=own)
+        load = Load(server.address, "/v1/problems", documents, _REGISTERING, _MAX_DURATION_S, headers=own)
         probes, attack = _probed_beside(server, load, lambda caller: caller.get("/healthz"), plan)
     worst = percentile(probes.every, 0.99)
     return Row(
-        f"healthz while {_REGISTERING} callers register documents of {len(documents[0]) / 2**20:.0f} MiB",
+        f"healthz while {_REGISTERING} clients register documents of {len(documents[0]) / 2**20:.0f} MiB",
         f"p99 <= {milliseconds(_P99_S)}, none fails",
         f"p99 {milliseconds(worst)}, {milliseconds(max(probes.every))} at worst, {probes.failed} of "
-        f"{len(probes.every)} failed; the attack {attack.outcome}",
+        f"{len(probes.every)} failed; the attacker {attack.outcome}",
         worst <= _P99_S and not probes.failed,
     ).with_log(server.log)
 
 
 def _documents() -> Iterator[bytes]:
-    """By turns expressions and cone programs."""
+    """Yield expression and cone program documents alternately."""
     rng = np.random.default_rng(0)
     kept: dict[str, Any] = {
         "kind": "expression",
@@ -160,8 +160,8 @@ def _documents() -> Iterator[bytes]:
 
 
 def _listing() -> Row:
-    """Many registrations, made in the store out of one; with pages, all of them."""
-    pages, ids, after = list[Answer](), set[str](), ""
+    """List many registrations, copied from one in the store."""
+    pages, ids, after = list[Response](), set[str](), ""
     with TemporaryDirectory() as folder:
         path = str(Path(folder, "store.sqlite"))
         with Server(store=path, keys=("many",), max_problems_per_key=_PROBLEMS) as server:
@@ -183,7 +183,7 @@ def _listing() -> Row:
 
 
 def _multiply(path: str) -> None:
-    """Have the one problem of a store as many times as there are to be, under other ids."""
+    """Copy the only problem of a store under other IDs."""
     with closing(sqlite3.connect(path)) as store, store:
         (known,) = store.execute("SELECT id FROM problem").fetchone()
         for (table,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid").fetchall():
@@ -196,7 +196,7 @@ def _multiply(path: str) -> None:
 
 
 def _others(row: Sequence[Any], numbered: Sequence[bool], known: str) -> Iterator[list[Any]]:
-    """A row of a table for other ids, without the numbers that SQLite gives rows."""
+    """Yield copies of a row for other IDs, without SQLite's row numbers."""
     for number in range(1, _PROBLEMS):
         other = f"{known[:-5]}{number:05}"
         values = [value.replace(known, other) if isinstance(value, str) else value for value in row]

@@ -1,4 +1,4 @@
-"""What is kept for one key, while another has more kept than there is room for."""
+"""Fair shares: what the server keeps for one key while another key exceeds the total."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reliability.caller import Answer, Caller
+from benchmarks.reliability.http_client import HttpClient, Response
 from benchmarks.reliability.load import Tally
 from benchmarks.reliability.problems import body, dense_qp, dense_values, line
 from benchmarks.reliability.server import Server
@@ -26,14 +26,14 @@ _POLL_S = 0.05
 
 
 _RESULTS = line(1024, minimize="sum(x)", subject_to=["x == t * c"])
-"""1 MB a batch."""
+"""A problem with results of 1 MB a batch."""
 
 _STATES = line(400, minimize="sum_squares(x - t * c)", subject_to=["x >= 0"])
-"""1.2 MB a batch: primal, dual and slack."""
+"""A problem with states of 1.2 MB a batch: primal, dual and slack."""
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """Results of jobs, states, and documents."""
+    """Measure results of jobs, states, and documents."""
     yield _jobs()
     yield _states()
     yield _documents()
@@ -49,9 +49,9 @@ def _jobs() -> Row:
             kept = sum(attacker.get(f"{other}/result").status == 200 for other in others)
             answer = victim.get(f"{job}/result")
     return Row(
-        f"results of jobs, twice as large as there is room for: another key's result promised for {promised_s:.0f} s",
-        "there",
-        f"{answer.status}; {kept} of {_TIMES} of the attack are kept",
+        f"results of jobs, twice the budget: result of another key, kept for {promised_s:.0f} s",
+        "available",
+        f"{answer.status}; {kept} of {_TIMES} of the attacker are kept",
         answer.status == 200,
     ).with_log(server.log)
 
@@ -65,15 +65,15 @@ def _states() -> Row:
                 assert _solved(attacker, large, _batch(seed, **{"return": ["state"]}))["state"] is not None
             answer = victim.post(f"{small}/vjp", body({}, state=state, cotangents={"x": [1.0] * 10}))
     return Row(
-        "states, twice as large as there is room for: another key's vjp by handle",
-        "its state is there",
+        "states, twice the budget: vjp of another key by handle",
+        "its state is available",
         f"{answer.status}",
         answer.status == 200,
     ).with_log(server.log)
 
 
 def _documents() -> Row:
-    """Documents of random numbers, which do not compress."""
+    """Register documents of random numbers, which do not compress."""
     with Server(keys=_KEYS, max_store_bytes=_STORE_BYTES) as server:
         given = Tally()
         with server.caller("attacker") as attacker, server.caller("victim") as victim:
@@ -81,9 +81,9 @@ def _documents() -> Row:
                 given.add(attacker.post("/v1/problems", _document(number)))
             answer = victim.post("/v1/problems", _document(_DOCUMENTS))
     return Row(
-        "documents, more than the store has room for: another key registers one",
+        "documents, more than the store's quota: another key registers one",
         "201",
-        f"{answer.status}; those of the attack {given}",
+        f"{answer.status}; those of the attacker {given}",
         answer.status == 201,
     ).with_log(server.log)
 
@@ -93,18 +93,18 @@ def _batch(seed: int, **others: Any) -> bytes:
 
 
 def _document(number: int) -> bytes:
-    """One of 40 kB in the store."""
+    """Return a document of 40 kB in the store."""
     return json.dumps(line(4000 + number, minimize="sum_squares(x - t * c)")).encode()
 
 
-def _solved(caller: Caller, path: str, content: bytes) -> dict[str, Any]:
+def _solved(caller: HttpClient, path: str, content: bytes) -> dict[str, Any]:
     answer = caller.post(f"{path}/solve", content)
     assert answer.status == 200, answer.body[:500]
     return dict(json.loads(answer.body))
 
 
-def _job(caller: Caller, path: str, content: bytes) -> str:
-    """The path of a job that is done."""
+def _job(caller: HttpClient, path: str, content: bytes) -> str:
+    """Run a job to its end, and return its path."""
     answer = caller.post(f"{path}/solve", content, {"Prefer": "respond-async"})
     assert answer.status == 202, answer.body[:500]
     job, end = f"/v1/jobs/{json.loads(answer.body)['id']}", time.monotonic() + _JOB_S
@@ -113,6 +113,6 @@ def _job(caller: Caller, path: str, content: bytes) -> str:
     return job
 
 
-def _status(answer: Answer) -> str:
-    """That of a job; of one that is gone again, too."""
+def _status(answer: Response) -> str:
+    """Return the status of a job, or of the error."""
     return str(json.loads(answer.body)["status"])

@@ -1,4 +1,4 @@
-"""Connections that never come to the point, which needs no key: what probes and another caller notice."""
+"""Attacks by connections that never complete a request, which need no key: effect on probes and other clients."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from functools import partial
 from typing import Any
 
 from benchmarks.reliability.attack import Attack
-from benchmarks.reliability.crowd import Crowd, keep
+from benchmarks.reliability.idle_connections import Crowd, maintain
 from benchmarks.reliability.load import Tally
+from benchmarks.reliability.probes import Memory, probed
 from benchmarks.reliability.problems import body, dense_qp, dense_values
 from benchmarks.reliability.server import Server
 from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
-from benchmarks.reliability.watching import Memory, probed
 
 __all__ = ["measure"]
 
-_BEGINNING_S = 1.0
+_RAMP_UP_S = 1.0
 _SOLVE_S = 0.2
 _P99_S, _TIMES, _GROWTH_BYTES = 50e-3, 3.0, 100e6
 
 _HEAD = b"GET / HTTP/1.1\r\nHost: server\r\n"
 _MANY = tuple(f"127.0.1.{number}" for number in range(1, 101))
-"""Addresses of this machine, as Linux has them, so that limits for one of them do not help."""
+"""Loopback addresses of Linux, so that limits per address have no effect."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,10 @@ class _Attack:
     """An attack.
 
     Attributes:
-        what: in words.
-        crowd: who does it, whatever the server's address.
-        descriptors: that the server may have open.
-        head_s: what the server gives a client for the head of a request, where it is told; then it closes as many
-            connections as there are.
+        what: description.
+        crowd: the connections, without the server's address.
+        descriptors: file descriptors that the server may open.
+        head_s: ``head_s`` of the server, if set; it then closes every connection.
     """
 
     what: str
@@ -46,28 +45,30 @@ class _Attack:
     head_s: float | None = None
 
 
-_NOBODY = ("127.0.0.1", 0)
+_NO_ADDRESS = ("127.0.0.1", 0)
 _ATTACKS = (
     _Attack(
-        "four headers that never end, 50 MB/s",
-        Crowd(_NOBODY, 4, _HEAD + b"X-Long: ", b"a" * 2**16, every_s=5e-3, most_bytes=10**9),
+        "four endless headers, 50 MB/s",
+        Crowd(_NO_ADDRESS, 4, _HEAD + b"X-Long: ", b"a" * 2**16, every_s=5e-3, most_bytes=10**9),
     ),
     _Attack(
-        "four requests whose short headers never end, 2.4 MB/s",
-        Crowd(_NOBODY, 4, _HEAD, b"a: b\r\n" * 1000, every_s=10e-3, most_bytes=30 * 10**6),
+        "four requests with endless short headers, 2.4 MB/s",
+        Crowd(_NO_ADDRESS, 4, _HEAD, b"a: b\r\n" * 1000, every_s=10e-3, most_bytes=30 * 10**6),
     ),
-    _Attack("1,500 silent connections, 2 s for the head of a request", Crowd(_NOBODY, 1500), head_s=2.0),
-    _Attack("1,500 silent connections from 100 addresses, 256 descriptors", Crowd(_NOBODY, 1500, sources=_MANY), 256),
+    _Attack("1,500 silent connections, 2 s for the head of a request", Crowd(_NO_ADDRESS, 1500), head_s=2.0),
+    _Attack(
+        "1,500 silent connections from 100 addresses, 256 descriptors", Crowd(_NO_ADDRESS, 1500, sources=_MANY), 256
+    ),
     _Attack(
         "500 slow headers from 100 addresses, 256 descriptors",
-        Crowd(_NOBODY, 500, _HEAD, b"a: b\r\n", every_s=1.0, sources=_MANY),
+        Crowd(_NO_ADDRESS, 500, _HEAD, b"a: b\r\n", every_s=1.0, sources=_MANY),
         256,
     ),
 )
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """A server for each, so that what one leaves behind is not the next one's."""
+    """Measure each attack on a new server."""
     return map(partial(_row, plan), _ATTACKS)
 
 
@@ -77,15 +78,15 @@ def _row(plan: Plan, attack: _Attack) -> Row:
         path = f"{server.register(dense_qp(), 'victim')}/solve"
         server.rest()
         quiet, _, _ = _probe(server, path, plan.seconds)
-        crowd = Attack(keep, replace(attack.crowd, address=server.address))
+        crowd = Attack(maintain, replace(attack.crowd, address=server.address))
         with crowd:
-            time.sleep(_BEGINNING_S)
+            time.sleep(_RAMP_UP_S)
             beside, solves, grown_bytes = _probe(server, path, plan.seconds)
     before, after = (percentile(tally.every, 0.99) for tally in (quiet, beside))
     return Row(
         attack.what,
-        f"healthz p99 <= {milliseconds(_P99_S)} and {_TIMES:g} x quiet, no probe lost; another's solves answered; "
-        f"<= {_GROWTH_BYTES / 1e6:+.0f} MB{'; all of them closed' * (attack.head_s is not None)}",
+        f"healthz p99 <= {milliseconds(_P99_S)} and {_TIMES:g} x quiet, no probe lost; solves of another key succeed; "
+        f"<= {_GROWTH_BYTES / 1e6:+.0f} MB{'; all connections closed' * (attack.head_s is not None)}",
         f"p99 {milliseconds(before)} -> {milliseconds(after)}, {beside.failed} of {len(beside.every)} lost; "
         f"{solves.failed} of {len(solves.every)} solves failed, {milliseconds(max(solves.every))} at worst; "
         f"{grown_bytes / 1e6:+.0f} MB; {crowd.outcome}",
@@ -98,7 +99,7 @@ def _row(plan: Plan, attack: _Attack) -> Row:
 
 
 def _probe(server: Server, path: str, seconds: float) -> tuple[Tally, Tally, int]:
-    """Probes, solves of another key, each with a connection of its own, and by how much the server grows."""
+    """Return the tallies of probes and of another key's solves, each on a new connection, and the growth of memory."""
     asked = body(dense_values(0))
     memory = Memory(server)
     with ExitStack() as stack:
