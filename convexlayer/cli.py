@@ -1,6 +1,6 @@
 """The command line: ``convexlayer serve | keys | store | solvers | compile | gallery``.
 
-What a command needs is imported when it runs, so that help and keys do not wait for torch.
+Each command imports its dependencies when it runs, so that help and keys do not load torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: the command line without the program's name; that of the process unless given.
+        arguments: the command line without the program's name; default that of the process.
 
     Returns:
         The exit status.
@@ -36,18 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     solvers = commands.add_parser("solvers", help="list the solvers, what they support, and whether they are installed")
     solvers.set_defaults(run=_solvers)
 
-    kernels = commands.add_parser("compile", help="compile the kernels now, so that the next process has them")
+    kernels = commands.add_parser("compile", help="compile the kernels and store them in the kernel cache")
     kernels.set_defaults(run=_compile)
 
-    gallery = commands.add_parser("gallery", help="the experiments of the papers that the nodes come from")
+    gallery = commands.add_parser("gallery", help="reproduce experiments of the papers behind the nodes")
     gallery_commands = gallery.add_subparsers(required=True, metavar="command")
-    gallery_list = gallery_commands.add_parser("list", help="name the entries")
+    gallery_list = gallery_commands.add_parser("list", help="list the entries")
     gallery_list.set_defaults(run=_gallery_list)
     gallery_run = gallery_commands.add_parser("run", help="run entries, and write figures (PNG) and numbers (JSON)")
     gallery_run.add_argument("names", nargs="*", metavar="NAME", help="entries to run")
-    gallery_run.add_argument("--all", action="store_true", help="run all of them")
-    gallery_run.add_argument("--output", type=Path, default=Path("gallery"), help="folder (default %(default)s)")
-    gallery_run.add_argument("--no-progress", action="store_true", help="no progress bar")
+    gallery_run.add_argument("--all", action="store_true", help="run all entries")
+    gallery_run.add_argument("--output", type=Path, default=Path("gallery"), help="output folder (default %(default)s)")
+    gallery_run.add_argument("--no-progress", action="store_true", help="hide the progress bar")
     gallery_run.set_defaults(run=_gallery_run)
 
     options = parser.parse_args(arguments)
@@ -56,49 +56,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_server_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``serve``, ``keys`` and ``store``; each may be told of a store and a file of settings."""
+    """Add ``serve``, ``keys`` and ``store``, all with the options --settings and --store."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--settings", metavar="FILE", help="settings as TOML, below those of the environment")
+    shared.add_argument("--settings", metavar="FILE", help="TOML file of settings; environment variables override it")
     shared.add_argument("--store", metavar="FILE", help="database of problems, keys and usage")
 
-    serve = commands.add_parser("serve", parents=[shared], help="answer requests over HTTP")
+    serve = commands.add_parser("serve", parents=[shared], help="run the HTTP server")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     serve.add_argument("--port", type=_port, default=8000, help="port, 0 for any free one (default %(default)s)")
     serve.add_argument(
-        "--workers", type=int, metavar="N", help="processes that compute (default one a GPU, at least 2)"
+        "--workers", type=int, metavar="N", help="number of worker processes (default one per GPU, at least 2)"
     )
-    serve.add_argument("--device", help="of the workers: auto, cpu, cuda, or cuda:0,1")
-    serve.add_argument("--insecure", action="store_true", help="allow an address that others can reach, without keys")
+    serve.add_argument("--device", help="device of the workers: auto, cpu, cuda, or cuda:0,1")
+    serve.add_argument("--insecure", action="store_true", help="listen on a public address without API keys")
     serve.set_defaults(run=_serve)
 
-    keys = commands.add_parser("keys", help="make, list and revoke the keys that callers show")
+    keys = commands.add_parser("keys", help="create, list and revoke API keys")
     actions = keys.add_subparsers(required=True, metavar="action")
-    create = actions.add_parser("create", parents=[shared], help="make a key, and show it this once")
-    create.add_argument("name", help="whose it is, for the list")
-    create.add_argument("--requests-per-minute", type=int, metavar="N", help="what it may send, instead of the setting")
+    create = actions.add_parser("create", parents=[shared], help="create a key, and print it once")
+    create.add_argument("name", help="name of the key's owner, shown in the list")
+    create.add_argument("--requests-per-minute", type=int, metavar="N", help="rate limit, instead of the setting")
     create.add_argument(
-        "--seconds-per-day", type=float, metavar="S", help="what it may compute, instead of the setting"
+        "--seconds-per-day", type=float, metavar="S", help="daily compute quota, instead of the setting"
     )
     create.set_defaults(run=_create_key)
     listing = actions.add_parser("list", parents=[shared], help="list the keys")
     listing.set_defaults(run=_list_keys)
-    revoke = actions.add_parser("revoke", parents=[shared], help="let a key be good no longer, and forget its problems")
-    revoke.add_argument("key", help="its id, which begins with k_")
+    revoke = actions.add_parser("revoke", parents=[shared], help="revoke a key, and delete its problems")
+    revoke.add_argument("key", help="id of the key, which begins with k_")
     revoke.set_defaults(run=_revoke_key)
 
-    store = commands.add_parser("store", help="copy the database, or put a copy back")
+    store = commands.add_parser("store", help="back up or restore the database")
     actions = store.add_subparsers(required=True, metavar="action")
     for name, run, text in (
-        ("backup", _backup, "copy it to a new file"),
-        ("restore", _restore, "replace its problems by those of a copy; keys and usage since are kept"),
+        ("backup", _backup, "copy the database to a new file"),
+        ("restore", _restore, "replace the problems by those of a backup; keys and usage are kept"),
     ):
-        action = actions.add_parser(name, parents=[shared], help=f"{text}; a server may be running")
+        action = actions.add_parser(name, parents=[shared], help=f"{text}; the server may be running")
         action.add_argument("file")
         action.set_defaults(run=run)
 
 
 def _on_server(options: argparse.Namespace, command: str, *arguments: object, **keywords: object) -> int:
-    """Run a command of the server, whose packages are needed for nothing else."""
+    """Run a command of the server package, which is an optional dependency."""
     try:
         from convexlayer_server import commands
         from convexlayer_server.errors import ServerError
@@ -165,7 +165,7 @@ def _compile(options: argparse.Namespace) -> int:
     kernel_cache.prepare(wait=True)
     places = [kernel_cache.folder(part) for part in kernel_cache.PARTS]
     if None in places:
-        return _refuse("the kernels compile, but nowhere can they be kept: set NUMBA_CACHE_DIR to a folder of yours")
+        return _refuse("no writable folder for the kernel cache: set NUMBA_CACHE_DIR to a writable folder")
     sys.stdout.write(f"ready after {time.monotonic() - started:.1f} s, in {', '.join(map(str, places))}\n")
     return 0
 
@@ -187,7 +187,7 @@ def _gallery_run(options: argparse.Namespace) -> int:
     from convexlayer.gallery import available, entry, write
 
     if options.all == bool(options.names):
-        return _refuse("name the entries to run, or pass --all; `convexlayer gallery list` names them")
+        return _refuse("name the entries to run, or pass --all; `convexlayer gallery list` lists them")
     try:
         chosen = available() if options.all else [entry(name) for name in options.names]
         for each in (progress := tqdm(chosen, unit="entry", disable=options.no_progress)):
