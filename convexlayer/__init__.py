@@ -1,4 +1,4 @@
-"""Convexlayer: the solution map of a CVXPY problem as a function with derivatives."""
+"""Convexlayer: differentiable solution maps of CVXPY problems."""
 
 from typing import TYPE_CHECKING
 

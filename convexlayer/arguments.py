@@ -1,4 +1,4 @@
-"""Arguments of the wrong kind: told what is expected and what came, before anything else fails on them."""
+"""Checks of argument types, with messages that name the expected and the received value."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ __all__ = ["INTEGER", "REAL", "as_array", "check_kind", "check_truth", "describe
 
 INTEGER = (int, np.integer)
 REAL = (*INTEGER, float, np.floating)
-"""Kinds of numbers; True and False are none."""
+"""Types of real numbers, for ``check_kind``, which does not count booleans as numbers."""
 
 SHORT = 40
-"""Characters of a value that a message repeats."""
+"""Maximum length of a value that a message repeats, in characters."""
 
 
 def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
-    """Refuse a value that is of none of these kinds.
+    """Check the type of an argument.
 
     Args:
-        name: of the argument.
-        value: what came.
-        kinds: as for isinstance; a truth value does not count as a number.
-        expected: the same in words.
+        name: name of the argument, for the message.
+        value: its value.
+        kinds: allowed types, as for isinstance; booleans do not count as numbers.
+        expected: description of the allowed types, for the message.
 
     Raises:
-        ProblemError: it is of another kind.
+        ProblemError: the value has another type.
     """
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds in (INTEGER, REAL)):
         raise ProblemError(f"{name} must be {expected}, got {described(value)}")
 
 
 def check_truth(name: str, value: object) -> None:
-    """Refuse what is neither True nor False, as ``check_kind``."""
+    """Check that an argument is a boolean; see ``check_kind``."""
     check_kind(name, value, (bool, np.bool_), "True or False")
 
 
 def as_array(name: str, value: object) -> NDArray[np.float64]:
-    """A value as an array of doubles; a view where it is one.
+    """Convert a value to a float64 array, without a copy if it is one.
 
     Raises:
-        ProblemError: it is no array of real numbers.
+        ProblemError: the value is not an array of real numbers.
     """
     try:
         array = np.asarray(value)
@@ -52,12 +52,12 @@ def as_array(name: str, value: object) -> NDArray[np.float64]:
             raise TypeError(f"it holds values of type {array.dtype}")
         return array.astype(np.float64, copy=False)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors that require gradients
-        came = f"{described(value)}: {error}"
-        raise ProblemError(f"{name}: expected an array of real numbers, got {came}") from error
+        received = f"{described(value)}: {error}"
+        raise ProblemError(f"{name}: expected an array of real numbers, got {received}") from error
 
 
 def described(value: Any) -> str:
-    """A value in a message: in full where that is short, and of what type it is."""
+    """Describe a value in a message: its repr if short, and its type."""
     if value is None:
         return "None"
     kind, text = type(value).__name__, repr(value)

@@ -1,17 +1,18 @@
-"""How good a point is, row by row: componentwise backward errors at a complementary point.
+"""Componentwise backward errors at complementary points, the certificate of a solution.
 
-Norms over a whole problem cannot see a row that is wrong altogether where another is much larger. So every row is held
-against the sum of the magnitudes of its own terms (Oettli and Prager 1964; Arioli, Demmel and Duff 1989):
+Norms of residuals over a whole problem hide a row that is entirely wrong if another row is much larger. Therefore each
+row residual is divided by the sum of the magnitudes of its own terms (Oettli and Prager 1964; Arioli, Demmel and Duff
+1989):
 
     |Px + q + A'y|_j / (|P||x| + |q| + |A|'|y|)_j        |Ax + s - b|_i / (|A||x| + |s| + |b|)_i
 
-at a point where y in K*, s in K and s'y = 0 hold exactly: (y, s) is the solution of a program each of whose numbers
-differs by no more than that share. Such a point is found block by block. For any c > 0
+at a point at which y in K*, s in K and s'y = 0 hold exactly. Then the point solves a program whose coefficients differ
+from the given ones by at most this relative error. Such a point is computed block by block: for any c > 0,
 
-    y in K*, s in K, s'y = 0    is    c y = Pi_{K*}(w),  s / c = c y - w    for    w = c y - s / c,
+    y in K*, s in K, s'y = 0   if and only if   c y = Pi_{K*}(w),  s / c = c y - w   for   w = c y - s / c.
 
-and c^2 = S / Y, the ratio of the sizes at which s and y matter in their rows, spreads what the projection changes
-evenly among both, and keeps the digits of both in w.
+The scale c^2 = S / Y, the ratio of the sizes at which s and y matter in their rows, distributes the change by the
+projection evenly between s and y, and keeps the digits of both in w.
 """
 
 from __future__ import annotations
@@ -31,49 +32,51 @@ from convexlayer.sparse import complementary, scales
 __all__ = ["ComplementaryPoint", "Scales", "held_at_zero", "scales_at"]
 
 FLOOR = 1e-6
-"""A variable is taken to be of at least this size, relative to the one at which it would dominate a row. It tells
-rounding, where the solution is 0, from numbers."""
+"""Lower bound of a variable's size in backward errors, relative to the size at which it would dominate a row. It keeps
+rounding errors of a zero solution from counting as terms."""
 
 EPS = 2.0 * float(np.finfo(float).eps)
-"""Rounding of a sum, relative to its terms, and of a projection, relative to its block."""
+"""Relative rounding error of a sum (by its terms) and of a projection (by its block)."""
 
 OF_ZERO = 1e-7
-"""Size that changes of an entry of x that is 0 are held against, relative to the one that would dominate a row."""
+"""Reference size for changes of a zero entry of x, relative to the size at which it would dominate a row."""
 
 ROUNDING = 1e-14
-"""What is smaller than this, relative to what would dominate a row, is taken for 0."""
+"""Entries of x below this size, relative to the size at which they would dominate a row, count as zero."""
 
 WITHIN = 1e-5
-"""A row of a curved cone is taken to be of at least this size, relative to the largest of its block: projections are
-exact to rounding of the whole block."""
+"""Lower bound of the size of a row of a curved cone, relative to the largest row of its block: projections round
+relative to the whole block."""
 
 LOST = 1e-12
-"""A number of b that is smaller than this, relative to its block, is lost in it: then the row has its own size."""
+"""Entries of b below this size, relative to their block, vanish in its rounding errors; such a row keeps its own
+size."""
 
 BOUND = 8.0
-"""How much larger than the terms of its row s must be, for a row to count as large: where x_j >= 0 is active and x_j is
-still a small number, that number is its row's only size."""
+"""Factor on the size S of s. If x_j >= 0 is active and x_j is not yet zero, x_j itself is the only term in the size of
+its row, so s must exceed that size to count as large."""
 
 NOTICED = 1e-2
-"""Where both s and y of a curved block are more than this, relative to what matters, they balance each other."""
+"""If s and y of a curved block both exceed this fraction of S and Y, c is computed from the norms of s and y instead
+of S and Y."""
 
 EXPONENT = 200.0
-"""c lies between 2 to the minus and to the plus this."""
+"""Bound of abs(log2(c)), which keeps products with c within the range of double precision."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """The sizes of a batch of points, row by row.
+    """Row-wise scales of a batch of points.
 
     Attributes:
-        variable: (B, n), the size of x_j at which it would dominate one of its rows.
+        variable: (B, n), the size at which x_j would dominate one of its rows.
         dual: (B, n), sums of the magnitudes of the terms of Px + q + A'y.
-        primal: (B, m), those of Ax + s - b.
-        c: (B, m), a power of two for each block, sqrt(S / Y); 1 for rows of the zero cone.
-        size: (B, m), sqrt(S Y): the w of a block that is of the size of its row's terms.
-        dual_rounding: (B, n), what rounding may do to a row of Px + q + A'y.
-        primal_rounding: (B, m), what it may do to one of Ax + s - b.
+        primal: (B, m), sums of the magnitudes of the terms of Ax + s - b.
+        c: (B, m), sqrt(S / Y) of each block, rounded to a power of two; 1 for rows of the zero cone.
+        size: (B, m), sqrt(S Y), the reference size of w in each block.
+        dual_rounding: (B, n), bound on the rounding error of Px + q + A'y.
+        primal_rounding: (B, m), bound on the rounding error of Ax + s - b.
     """
 
     variable: Array
@@ -85,12 +88,12 @@ class Scales:
     primal_rounding: Array
 
     def w(self, y: Array, s: Array) -> Array:
-        """C y - s / c, (B, m)."""
+        """Compute w = c y - s / c, (B, m)."""
         return self.c * y - s / self.c
 
 
 def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Array) -> Scales:
-    """The scales at points x (B, n), y (B, m) and s (B, m)."""
+    """Compute the scales at points x (B, n), y (B, m) and s (B, m)."""
     if kernel_cache.ready():
         constants = (WITHIN, FLOOR, LOST, BOUND, NOTICED, EXPONENT, EPS, ROUNDING)
         data = (program.P, program.q, program.A, program.b, x, y, s)
@@ -147,17 +150,17 @@ def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Ar
 @final
 @dataclass(frozen=True, eq=False)
 class ComplementaryPoint:
-    """Points of a batch where y in K*, s in K and s'y = 0 hold exactly.
+    """A batch of points that satisfy y in K*, s in K and s'y = 0 exactly.
 
     Attributes:
-        x: (B, n).
-        y: (B, m).
-        s: (B, m).
-        scales: the sizes of terms, by which w is balanced and residuals are judged.
-        cones: the cones at w = c y - s / c.
-        dual: Px + q + A'y, (B, n).
-        primal: Ax + s - b, (B, m).
-        backward: the largest componentwise backward error, (B,); infinite where one is not a number.
+        x: primal variables, (B, n).
+        y: dual variables, (B, m).
+        s: slacks, (B, m).
+        scales: row-wise scales, which define w and the backward errors.
+        cones: projection and derivative at w = c y - s / c.
+        dual: dual residual Px + q + A'y, (B, n).
+        primal: primal residual Ax + s - b, (B, m).
+        backward: largest componentwise backward error, (B,); infinite if a residual is NaN.
     """
 
     x: Array
@@ -171,15 +174,14 @@ class ComplementaryPoint:
 
     @staticmethod
     def near(program: ConeProgram, x: Array, y: Array, s: Array, *, trust: Array | None = None) -> ComplementaryPoint:
-        """The complementary point nearest to a point, in the sizes of its rows; that at 0 where it is not finite.
+        """Project (y, s) to the nearest complementary point in the row-wise scales.
 
         Args:
             program: the programs.
-            x: (B, n).
-            y: (B, m).
-            s: (B, m).
-            trust: powers of two, (B, m), by which c is multiplied: y is kept where they are large, s where they are
-                small.
+            x: primal variables, (B, n).
+            y: dual variables, (B, m).
+            s: slacks, (B, m). Entries of w that are not finite are replaced by 0.
+            trust: powers of two, (B, m), by which c is multiplied: large ones keep y, small ones keep s.
         """
         cone = product_cone(program.structure.cones)
         scales = scales_at(program, cone, x, y, s)
@@ -190,7 +192,7 @@ class ComplementaryPoint:
 
     @staticmethod
     def at(program: ConeProgram, x: Array, scales: Scales, cones: ProductPoint) -> ComplementaryPoint:
-        """The point at x, and at the w of the cones, which these scales balanced and by which it is judged."""
+        """Compute the complementary point at x and at the w of ``cones``, with backward errors by ``scales``."""
         if kernel_cache.ready():
             data = (program.P, program.q, program.A, program.b, x, cones.w, cones.curved_projection, scales.c)
             found = complementary(program.structure.by_columns, cones.cone.free, (*data, scales.dual, scales.primal))
@@ -206,30 +208,33 @@ class ComplementaryPoint:
 
     @cached_property
     def margin(self) -> Array:
-        """The least margin of a block relative to its size, (B,)."""
+        """Strict complementarity margin: the smallest margin of a block relative to its size, (B,)."""
         return self.cones.derivative.relative_margin(self.scales.size)
 
     def margin_without(self, rows: BoolArray) -> Array:
-        """The margin without some rows (B, m), of whole blocks."""
+        """The margin over all blocks except those in the mask ``rows`` (B, m), which covers whole blocks."""
         size = np.where(rows, 0.0, self.scales.size)
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.cones.derivative.relative_margin(size)
 
     def beside(self, weak: BoolArray, side: Array, share: Array) -> ProductDerivative:
-        """D on the sides of its jumps that ``side`` (m,) tells, 1 for that of K*, -1 for that of -K.
+        """The one-sided derivative D near its jumps in the weak rows.
 
-        Where weak (B, m), w is moved there by ``share`` (B,) of its size.
+        Args:
+            weak: mask (B, m) of the rows in which w is moved to one side.
+            side: (m,), 1 for the side of K*, -1 for the side of -K.
+            share: (B,), distance of the move relative to the block's size.
         """
         cone, w = self.cones.cone, self.cones.w
         size = np.where(np.isfinite(self.scales.size), self.scales.size, 1.0)
         step = side * cone.centre * (share[:, None] * size)
         flat = slice(0, cone.flat)
         moved = w + step
-        moved[:, flat] = side[flat]  # there the sign is all, and a row may have no size
+        moved[:, flat] = side[flat]  # only the sign matters there, and the size of a row may be 0
         return cone.derivative(np.where(weak & np.isfinite(moved), moved, w))
 
     def select(self, index: IndexArray) -> ComplementaryPoint:
-        """The points of the elements at these positions, which ascend."""
+        """Select the elements at these ascending positions."""
         if len(index) == len(self.backward):
             return self
         scales = Scales(*(getattr(self.scales, entry.name)[index] for entry in fields(Scales)))
@@ -245,7 +250,7 @@ class ComplementaryPoint:
         )
 
     def with_elements(self, index: IndexArray, other: ComplementaryPoint) -> ComplementaryPoint:
-        """The points, those at these ascending positions taken from others, which are of these elements alone."""
+        """Replace the elements at these ascending positions by those of ``other``."""
         if not len(index):
             return self
         if len(index) == len(self.backward):
@@ -269,7 +274,7 @@ class ComplementaryPoint:
         )
 
     def wrong(self, program: ConeProgram, bound: float) -> tuple[BoolArray, BoolArray]:
-        """Which variables (B, n), and blocks (B, m), have to do with a row whose backward error exceeds a bound."""
+        """Masks of the variables (B, n) and blocks (B, m) coupled to a row whose backward error exceeds ``bound``."""
         A, cone = program.structure.A, self.cones.cone
         stored = program.A != 0.0
         dual, primal = (
@@ -281,9 +286,9 @@ class ComplementaryPoint:
         return dual | (A.by_col(np.maximum, (stored & rows[:, A.rows]).astype(float), 0.0) > 0), rows
 
     def relative_change(self, dx: Array, dw: Array) -> Array:
-        """The largest change (B,) of an entry of x relative to it, or of one of w relative to its block.
+        """Largest relative change (B,) of an entry of x, or of an entry of w relative to its block.
 
-        An entry of x that is rounding of what would matter is 0, and may change by so much.
+        Entries of x that are rounding errors count as 0; their changes are divided by OF_ZERO ``scales.variable``.
         """
         x, variable = np.abs(self.x), self.scales.variable
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -291,18 +296,18 @@ class ComplementaryPoint:
         return np.maximum(max_norm(np.where(dx == 0.0, 0.0, of_x)), max_norm(dw / self.scales.size))
 
     def derivative_change(self, dw: Array) -> Array:
-        """The largest change (B,) of an eigenvalue d or 1 - d of D, relative to it, where w changes by dw."""
+        """Largest relative change (B,) of an eigenvalue d or 1 - d of D if w changes by dw."""
         w = self.cones.w + dw
         return self.derivative.relative_change(self.cones.cone.derivative(np.where(np.isfinite(w), w, 0.0)))
 
     @property
     def derivative(self) -> ProductDerivative:
-        """That of the projection on K* at w."""
+        """The derivative of the projection onto K* at w."""
         return self.cones.derivative
 
 
 def held_at_zero(program: ConeProgram, s: Array) -> BoolArray:
-    """Which variables (B, n) are 0 because of a row a x_j + s_i = b_i where s_i and b_i are 0."""
+    """Mask (B, n) of the variables held at 0 by an active row a x_j + s_i = b_i with s_i = b_i = 0."""
     rows, columns, starts = program.structure.rows_of_one
     held = np.zeros_like(program.q, dtype=bool)
     if len(rows):
@@ -312,7 +317,7 @@ def held_at_zero(program: ConeProgram, s: Array) -> BoolArray:
 
 
 def _largest_ratio(residual: Array, size: Array) -> Array:
-    """The largest |residual| / size of each element, 0 / 0 being 0; infinite where one is not a number."""
+    """Largest |residual| / size of each element, with 0 / 0 = 0; infinite if a residual is NaN."""
     magnitude = np.abs(residual)
     ratio = np.where(magnitude > 0, magnitude / np.where(size > 0, size, 1e-300), 0.0)
     largest: Array = np.max(np.where(np.isnan(magnitude), np.inf, ratio), axis=1, initial=0.0)

@@ -1,6 +1,6 @@
 """The command line: ``convexlayer serve | keys | store | solvers | compile | gallery``.
 
-What a command needs is imported when it runs, so that help and keys do not wait for torch.
+Each command imports its dependencies when it runs, so that help and keys do not load torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: the command line without the program's name; that of the process unless given.
+        arguments: the command line without the program's name; default that of the process.
 
     Returns:
         The exit status.
@@ -36,18 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     solvers = commands.add_parser("solvers", help="list the solvers, what they support, and whether they are installed")
     solvers.set_defaults(run=_solvers)
 
-    kernels = commands.add_parser("compile", help="compile the kernels now, so that the next process has them")
+    kernels = commands.add_parser("compile", help="compile the kernels and store them in the kernel cache")
     kernels.set_defaults(run=_compile)
 
-    gallery = commands.add_parser("gallery", help="the experiments of the papers that the nodes come from")
+    gallery = commands.add_parser("gallery", help="reproduce experiments of the papers behind the nodes")
     gallery_commands = gallery.add_subparsers(required=True, metavar="command")
-    gallery_list = gallery_commands.add_parser("list", help="name the entries")
+    gallery_list = gallery_commands.add_parser("list", help="list the entries")
     gallery_list.set_defaults(run=_gallery_list)
     gallery_run = gallery_commands.add_parser("run", help="run entries, and write figures (PNG) and numbers (JSON)")
     gallery_run.add_argument("names", nargs="*", metavar="NAME", help="entries to run")
-    gallery_run.add_argument("--all", action="store_true", help="run all of them")
-    gallery_run.add_argument("--output", type=Path, default=Path("gallery"), help="folder (default %(default)s)")
-    gallery_run.add_argument("--no-progress", action="store_true", help="no progress bar")
+    gallery_run.add_argument("--all", action="store_true", help="run all entries")
+    gallery_run.add_argument("--output", type=Path, default=Path("gallery"), help="output folder (default %(default)s)")
+    gallery_run.add_argument("--no-progress", action="store_true", help="hide the progress bar")
     gallery_run.set_defaults(run=_gallery_run)
 
     options = parser.parse_args(arguments)
@@ -165,7 +165,7 @@ def _compile(options: argparse.Namespace) -> int:
     kernel_cache.prepare(wait=True)
     places = [kernel_cache.folder(part) for part in kernel_cache.PARTS]
     if None in places:
-        return _refuse("the kernels compile, but nowhere can they be kept: set NUMBA_CACHE_DIR to a folder of yours")
+        return _refuse("no writable folder for the kernel cache: set NUMBA_CACHE_DIR to a writable folder")
     sys.stdout.write(f"ready after {time.monotonic() - started:.1f} s, in {', '.join(map(str, places))}\n")
     return 0
 
@@ -187,7 +187,7 @@ def _gallery_run(options: argparse.Namespace) -> int:
     from convexlayer.gallery import available, entry, write
 
     if options.all == bool(options.names):
-        return _refuse("name the entries to run, or pass --all; `convexlayer gallery list` names them")
+        return _refuse("name the entries to run, or pass --all; `convexlayer gallery list` lists them")
     try:
         chosen = available() if options.all else [entry(name) for name in options.names]
         for each in (progress := tqdm(chosen, unit="entry", disable=options.no_progress)):

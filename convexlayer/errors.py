@@ -1,18 +1,18 @@
-"""The errors that Convexlayer raises, and nothing else raises.
+"""The exception hierarchy of Convexlayer.
 
 ConvexLayerError
-├── ProblemError             the problem, or a value given to it, cannot be used
+├── ProblemError             the problem, or an argument, is invalid
 │   ├── NotDPPError          not a disciplined parametrised program
-│   ├── ShapeError           a tensor's shape does not fit its parameter or variable
-│   └── UnsupportedError     legal CVXPY that Convexlayer does not (yet) know
-├── SolverError              a solver cannot be used, or failed
-│   ├── NotInstalledError    the solver's package is missing
+│   ├── ShapeError           a tensor's shape does not match its parameter or variable
+│   └── UnsupportedError     valid CVXPY that Convexlayer does not support
+├── SolverError              a solver is unavailable or failed
+│   ├── NotInstalledError    the solver's package is not installed
 │   └── FailedElementsError  some elements of a batch have no solution
-│       └── InvalidElementsError   of some the values cannot be used; a ProblemError too
-└── DerivativeError          the derivative cannot be had
+│       └── InvalidElementsError   some elements have invalid parameter values; also a ProblemError
+└── DerivativeError          the derivative cannot be computed
 
-Third-party exceptions are wrapped with ``raise ... from``. A message says what was expected, what came and what
-to try.
+Third-party exceptions are wrapped with ``raise ... from``. Messages state what was expected, what was received, and
+what to try.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
 
 
 class ConvexLayerError(Exception):
-    """Base of every error of this package."""
+    """Base class of all errors of this package."""
 
 
 class ProblemError(ConvexLayerError):
-    """The problem, or a value given to it, cannot be used."""
+    """The problem, or an argument, is invalid."""
 
 
 class NotDPPError(ProblemError):
@@ -46,15 +46,15 @@ class NotDPPError(ProblemError):
 
 
 class ShapeError(ProblemError):
-    """A tensor's shape does not fit the parameter or variable it belongs to."""
+    """The shape of a tensor does not match its parameter or variable."""
 
 
 class UnsupportedError(ProblemError):
-    """The problem is legal CVXPY, but uses a feature that Convexlayer does not know."""
+    """The problem is valid in CVXPY, but uses a feature that Convexlayer does not support."""
 
 
 class SolverError(ConvexLayerError):
-    """A solver cannot be used here, or failed."""
+    """A solver is unknown, unavailable or unsuitable, or it failed."""
 
 
 class NotInstalledError(SolverError):
@@ -66,8 +66,8 @@ class FailedElementsError(SolverError):
 
     Attributes:
         indices: positions of the failed elements in the batch.
-        outputs: what the layer would have returned, NaN in the failed rows; the others can be used and differentiated.
-        report: the report of the solve, with one status an element.
+        outputs: the outputs of the layer, NaN for failed elements; those of the others are valid and differentiable.
+        report: the report of the solve, with one status per element.
     """
 
     def __init__(self, message: str, *, indices: tuple[int, ...], outputs: Any, report: Any) -> None:
@@ -78,7 +78,7 @@ class FailedElementsError(SolverError):
 
 
 class InvalidElementsError(FailedElementsError, ProblemError):
-    """Some elements have values that cannot be used: not finite, against an attribute, or of no convex problem."""
+    """Some elements have invalid parameter values: not finite, against an attribute, or with a nonconvex objective."""
 
 
 class DerivativeError(ConvexLayerError):

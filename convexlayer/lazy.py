@@ -1,4 +1,4 @@
-"""Public names that are imported when they are first asked for (PEP 562): torch and CVXPY take seconds."""
+"""Lazy import of public names on first access (PEP 562), because importing torch and CVXPY takes seconds."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["attach"]
 
 
 def attach(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """What a package calls ``__getattr__`` and ``__dir__``.
+    """Create the ``__getattr__`` and ``__dir__`` of a package with lazily imported names.
 
     Args:
-        package: its name.
-        names: by the module of the package that they are imported from.
+        package: name of the package.
+        names: the public names by the module of the package that defines them.
     """
     homes = {name: f"{package}.{module}" for module, given in names.items() for name in given}
 

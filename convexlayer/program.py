@@ -1,4 +1,4 @@
-"""The standard form, stated once.
+"""The standard form of cone programs, and batches of programs with shared sparsity patterns.
 
     minimize    1/2 x'Px + q'x + r
     subject to  Ax + s = b,   s in K
@@ -6,17 +6,17 @@
     P  symmetric positive semidefinite (n, n), stored full;   A (m, n);   K a product of cones
     dual  y in K*:   Px + q + A'y = 0,   s'y = 0
 
-Rows of A come in the order zero, nonnegative, second-order, positive semidefinite, exponential, power.
+Rows of A are in the order zero, nonnegative, second-order, positive semidefinite, exponential, power.
 
 - A second-order block (t, u) means norm(u) <= t.
-- A positive semidefinite block is the scaled lower triangle of a symmetric matrix, column by column, off-diagonal
-  entries times sqrt(2), so that inner products are those of the matrices.
+- A positive semidefinite block is the lower triangle of a symmetric matrix in column-major order, with off-diagonal
+  entries multiplied by sqrt(2), so that inner products are those of the matrices.
 - An exponential block (x, y, z) is the closure of y exp(x / y) <= z, y > 0.
 - A power block (x, y, z) with exponent alpha means x^alpha y^(1 - alpha) >= abs(z), x, y >= 0.
 
-One vector carries the whole complementarity structure (Moreau): w = y - s, y = Pi_{K*}(w), s = y - w.
+By Moreau's decomposition, one vector w = y - s represents y and s of a complementary pair: y = Pi_{K*}(w), s = y - w.
 
-Batches are a leading axis on values; sparsity patterns are shared by all elements.
+A batch adds a leading axis to all values; its elements share the sparsity patterns.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ IndexArray = NDArray[np.int64]
 
 
 FEW = 4096
-"""So many numbers are left to one thread by every BLAS."""
+"""Length of a dot product up to which BLAS libraries use one thread."""
 
 
 def max_norm(rows: Array) -> Array:
@@ -53,8 +53,8 @@ def max_norm(rows: Array) -> Array:
 def is_finite(values: Array) -> bool:
     """Whether all entries are finite.
 
-    The sum of squares of a few numbers says so in a third of the time, but where one of them is huge. That of many
-    would wake up BLAS's threads, which then keep the cores busy for a while.
+    For short arrays a finite sum of squares proves it in a third of the time (it may overflow for huge entries). Long
+    dot products would start BLAS threads, which then spin for a while.
     """
     if values.size <= FEW and math.isfinite(np.vdot(values, values)):
         return True
@@ -66,8 +66,8 @@ class Cones:
     """Sizes of the blocks of K, in row order.
 
     Attributes:
-        zero: rows of the zero cone (equalities; their duals are free).
-        nonnegative: rows of the nonnegative cone.
+        zero: number of rows of the zero cone (equalities, with free duals).
+        nonnegative: number of rows of the nonnegative cone.
         second_order: dimension (1 + length of u) of each second-order block.
         psd: side length k of each positive semidefinite block, which has k (k + 1) / 2 rows.
         exponential: number of exponential blocks, three rows each.
@@ -101,7 +101,7 @@ class Cones:
         }
 
     def of_blocks(self, kept: NDArray[np.bool_]) -> Cones:
-        """The cones of some blocks, a mask in row order; rows of the zero and nonnegative cones are their own."""
+        """Select blocks by a mask in row order, in which each row of the zero and nonnegative cones is a block."""
         counts = [size if isinstance(size, int) else len(size) for size in self.as_dict().values()]
         zero, nonnegative, second_order, psd, exponential, power = np.split(kept, np.cumsum(counts)[:-1])
         return Cones(
@@ -121,7 +121,7 @@ class Cones:
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """The sparsity pattern of a matrix, column by column; rows ascend within a column (the CSC order).
+    """The sparsity pattern of a matrix in CSC order: column by column, rows ascending within a column.
 
     Attributes:
         shape: (rows, columns).
@@ -134,7 +134,7 @@ class Pattern:
     cols: IndexArray
 
     def __post_init__(self) -> None:
-        # As compiled kernels take them: for any other layout, as that of ``np.nonzero``, they would be compiled anew.
+        # The layout for which kernels are compiled; another one, such as that of ``np.nonzero``, would recompile them.
         for name in ("rows", "cols"):
             object.__setattr__(self, name, np.require(getattr(self, name), np.int64, ["C", "W"]))
 
@@ -150,14 +150,14 @@ class Pattern:
 
     @cached_property
     def _by_row(self) -> tuple[IndexArray, IndexArray, IndexArray]:
-        """Permutation to row order, the rows that occur, and where each of them starts."""
+        """Permutation to row order, the nonempty rows, and the start of each of them."""
         order = np.argsort(self.rows, kind="stable")
         occurring, starts = np.unique(self.rows[order], return_index=True)
         return order, occurring, starts
 
     @cached_property
     def _by_col(self) -> tuple[IndexArray, IndexArray]:
-        """The columns that occur, and where each of them starts."""
+        """The nonempty columns, and the start of each of them."""
         occurring, starts = np.unique(self.cols, return_index=True)
         return occurring, starts
 
@@ -168,17 +168,17 @@ class Pattern:
 
     @cached_property
     def alone(self) -> NDArray[np.bool_]:
-        """Whether an entry is its row's only one, (nnz,)."""
+        """Mask (nnz,) of the entries that are the only one in their row."""
         alone: NDArray[np.bool_] = np.bincount(self.rows, minlength=self.shape[0])[self.rows] == 1
         return alone
 
     @cached_property
     def swapped(self) -> IndexArray:
-        """For a symmetric pattern: the position of entry (j, i) for each entry (i, j), (nnz,)."""
+        """Position of entry (j, i) for each entry (i, j) of a symmetric pattern, (nnz,)."""
         return np.lexsort((self.cols, self.rows))
 
     def matvec(self, values: Array, x: Array) -> Array:
-        """M x for a batch: values (B, nnz), x (B, columns) -> (B, rows)."""
+        """Compute M x for a batch: values (B, nnz), x (B, columns) -> (B, rows)."""
         if kernel_cache.ready():
             return scatter_product(self.rows, self.cols, values, x, self.shape[0])
         out = np.zeros((values.shape[0], self.shape[0]))
@@ -188,7 +188,7 @@ class Pattern:
         return out
 
     def rmatvec(self, values: Array, y: Array) -> Array:
-        """M'y for a batch: values (B, nnz), y (B, rows) -> (B, columns)."""
+        """Compute M'y for a batch: values (B, nnz), y (B, rows) -> (B, columns)."""
         if kernel_cache.ready():
             return scatter_product(self.cols, self.rows, values, y, self.shape[1])
         out = np.zeros((values.shape[0], self.shape[1]))
@@ -198,7 +198,7 @@ class Pattern:
         return out
 
     def by_row(self, reduce: np.ufunc, values: Array, empty: float) -> Array:
-        """Reductions (B, rows) of values (B, nnz) along each row; ``empty`` where there is no entry."""
+        """Reduce values (B, nnz) along each row, (B, rows); empty rows get the value ``empty``."""
         out = np.full((values.shape[0], self.shape[0]), empty)
         if self.nnz:
             order, occurring, starts = self._by_row
@@ -206,7 +206,7 @@ class Pattern:
         return out
 
     def by_col(self, reduce: np.ufunc, values: Array, empty: float) -> Array:
-        """Reductions (B, columns) of values (B, nnz) along each column; ``empty`` where there is no entry."""
+        """Reduce values (B, nnz) along each column, (B, columns); empty columns get the value ``empty``."""
         out = np.full((values.shape[0], self.shape[1]), empty)
         if self.nnz:
             occurring, starts = self._by_col
@@ -214,19 +214,19 @@ class Pattern:
         return out
 
     def dense(self, values: Array) -> Array:
-        """Dense matrices (B, rows, columns) of values (B, nnz)."""
+        """Build dense matrices (B, rows, columns) from values (B, nnz)."""
         out = np.zeros((values.shape[0], *self.shape))
         out[:, self.rows, self.cols] = values
         return out
 
     def csc(self, values: Array) -> sp.csc_matrix:
-        """One element's matrix, of values (nnz,); explicit zeros are kept."""
+        """Build the sparse matrix of one element from values (nnz,); explicit zeros are kept."""
         return sp.csc_matrix((values, self.rows, self.indptr), shape=self.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What every element of a batch shares: patterns and cones. Symbolic work is done on this, once a layer."""
+    """Sparsity patterns and cones shared by all elements of a batch; symbolic work uses these only, once per layer."""
 
     P: Pattern
     A: Pattern
@@ -234,18 +234,18 @@ class Structure:
 
     @cached_property
     def by_columns(self) -> tuple[IndexArray, IndexArray, IndexArray, IndexArray]:
-        """Rows of P by columns and where its columns start, and the same of A."""
+        """CSC row indices and column pointers of P, and those of A."""
         return self.P.rows, self.P.indptr, self.A.rows, self.A.indptr
 
     @cached_property
     def constant_inequalities(self) -> IndexArray:
-        """Rows of the nonnegative cone without an entry of A: inequalities between parameters alone."""
+        """Rows of the nonnegative cone without an entry in A: inequalities between parameters alone."""
         rows = np.arange(self.cones.zero, self.cones.zero + self.cones.nonnegative)
         return np.setdiff1d(rows, self.A.rows)
 
     @cached_property
     def rows_of_one(self) -> tuple[IndexArray, IndexArray, IndexArray]:
-        """Rows with one entry of A, ordered by their columns; the columns that occur, and where each of them starts."""
+        """Rows with one entry in A, ordered by column; the columns of these entries, and the start of each column."""
         rows, columns = self.A.rows[self.A.alone], self.A.cols[self.A.alone]
         return rows, *np.unique(columns, return_index=True)
 
@@ -262,7 +262,7 @@ class Structure:
 
 @dataclass(frozen=True, eq=False)
 class ConeProgram:
-    """A batch of B cone programs of one structure, or a cotangent or tangent of such a batch.
+    """A batch of B cone programs with one structure, or a tangent or cotangent of such a batch.
 
     Attributes:
         structure: patterns of P and A, and the cones.
@@ -286,20 +286,20 @@ class ConeProgram:
         return self.q.shape[0]
 
     def select(self, index: Any) -> ConeProgram:
-        """The elements that a slice, index array or mask picks."""
+        """Select elements by a slice, index array or mask."""
         return ConeProgram(self.structure, self.P[index], self.q[index], self.r[index], self.A[index], self.b[index])
 
     def objective_scale(self) -> Array:
-        """A power of two (B,) near the largest coefficient of each objective, 1 where there is none."""
+        """Largest coefficient of each objective rounded to a power of two, (B,); 1 for a zero objective."""
         largest = np.maximum(max_norm(self.P), max_norm(self.q))
         return np.exp2(np.rint(np.log2(np.where(largest > 0, largest, 1.0))))
 
     def divided(self, scale: Array) -> ConeProgram:
-        """With P, q and r divided by scale (B,): the same x and s solve it, and y / scale."""
+        """Divide P, q and r by scale (B,); the solution is then (x, y / scale, s)."""
         column = scale[:, None]
         return ConeProgram(self.structure, self.P / column, self.q / column, self.r / scale, self.A, self.b)
 
     def objective(self, x: Array) -> Array:
-        """1/2 x'Px + q'x + r, (B,)."""
+        """Compute the objective values 1/2 x'Px + q'x + r, (B,)."""
         quadratic = np.sum(x * self.structure.P.matvec(self.P, x), axis=1)
         return 0.5 * quadratic + np.sum(self.q * x, axis=1) + self.r

@@ -1,20 +1,21 @@
-"""Rays: what proves that a cone program has no solution, and how far such a proof goes.
+"""Rays: certificates of infeasibility and unboundedness, and their verification.
 
-    infeasible   y in K*,  A'y = 0,  b'y < 0:           any feasible x would make 0 <= y's = b'y - x'A'y = b'y
-    unbounded    -Ax in K,  Px = 0,  q'x < 0:           from a feasible point on, the objective falls along x for ever
+    infeasible   y in K*,  A'y = 0,  b'y < 0:      a feasible x would give 0 <= y's = b'y - x'A'y = b'y < 0
+    unbounded    -Ax in K,  Px = 0,  q'x < 0:      from a feasible point, the objective decreases along x without bound
 
-A solver's ray cancels up to its tolerance only. With e = A'y, a feasible x must satisfy sum(abs(e) abs(x)) >= -b'y, so
-what is proved is that there is none of moderate size. Moderate is what the entries themselves say, not a norm over all
-of them:
+A solver's ray satisfies the equations up to a tolerance only. With e = A'y, a feasible x must satisfy
+sum(abs(e) abs(x)) >= -b'y, so an inexact ray proves that there is no feasible x of moderate size. The size is measured
+entry by entry, not by a norm:
 
     remainder = max_j abs(e)_j / (abs(A)' abs(y))_j,    margin = -b'y / abs(b)' abs(y),
 
-and a proof has a remainder of at most ``PROOF`` times its margin, as a solver at its limits still finds them. An
-unbounded ray is measured alike: Px by rows, -Ax by rows and blocks of K, q'x by its own terms.
+and a ray is a certificate if its remainder is at most ``PROOF`` times its margin. Unbounded rays are measured likewise:
+Px by rows, -Ax by rows and blocks of K, q'x by its own terms.
 
-Before a ray is refused it is mended: its remainder is taken out by least squares, in steps relative to each block's own
-size, and it is projected on its cone again; entries that are small beside the others are tried at zero, for where they
-alone stand in a column nothing can cancel them. True rays end at rounding, those of feasible programs do not.
+A ray that fails is refined before it is rejected: a least-squares step, relative to the size of each block, removes
+the remainder, and the ray is projected onto its cone. Small entries are also tried at zero, because an entry that is
+alone in a column cannot be cancelled by others. Rays of infeasible or unbounded programs converge to rounding errors;
+others do not.
 """
 
 from __future__ import annotations
@@ -36,41 +37,41 @@ __all__ = ["BoolArray", "block_of_rows", "has_ray", "infeasibility_ray", "refute
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 PROOF = 1e-7
-"""Largest remainder of a proof, relative to its margin. Rays of infeasible programs are left at 1e-12 to 1e-6 by the
-solvers and at 1e-15 by the mending; those that solvers give of feasible ones stay at 1e-3 and above."""
+"""Largest remainder of a certificate relative to its margin. Measured: rays of infeasible programs have 1e-12 to 1e-6
+as returned by solvers and 1e-15 after refinement; false rays of feasible programs have 1e-3 and more."""
 
 LEAST_MARGIN = 1e-10
-"""A margin below this is rounding: rows that follow from each other do not always do so to the last bit."""
+"""Smallest margin of a certificate; smaller ones are rounding errors of linearly dependent rows."""
 
 CUTS = (0.0, 1e-6, 1e-3)
-"""Shares of the largest weight below which a block of a ray is tried at zero."""
+"""Weights, relative to the largest, up to which blocks of a ray are set to zero, one value per attempt."""
 
 ROUNDS = 3
-"""Of least squares and projection."""
+"""Maximum number of refinement rounds (least squares and projection) per attempt."""
 
 DENSE = 250_000
-"""Entries up to which least squares are solved densely."""
+"""Number of matrix entries up to which least squares use a dense factorisation; beyond, LSMR."""
 
 
 def infeasibility_ray(program: ConeProgram, y: Array) -> Array | None:
-    """A ray near y (m,) that proves that the one program of a batch is infeasible, or None where none was found."""
+    """Compute a certificate of infeasibility near y (m,) for a batch of one program; None if there is none."""
     return _mended(_Infeasible(program), y)
 
 
 def unboundedness_ray(program: ConeProgram, x: Array) -> Array | None:
-    """A ray near x (n,) that proves that the one program of a batch has no dual solution, or None."""
+    """Compute a certificate of dual infeasibility near x (n,) for a batch of one program; None if there is none."""
     return _mended(_Unbounded(program), x)
 
 
 def refuted(program: ConeProgram, x: Array, y: Array, infeasible: BoolArray, unbounded: BoolArray) -> BoolArray:
-    """Which claims come with a ray that proves nothing, nor does any near it, (B,).
+    """Mask (B,) of the elements whose claimed ray is not a certificate, even after refinement.
 
     Args:
         program: the programs.
-        x: (B, n), rays of the elements that are called unbounded; without one they are not finite, or 0.
-        y: (B, m), rays of those that are called infeasible, likewise.
-        infeasible: which elements are called infeasible, (B,).
-        unbounded: which elements are called unbounded, (B,).
+        x: (B, n), rays of the elements claimed unbounded; nonfinite or 0 without a ray.
+        y: (B, m), rays of the elements claimed infeasible; nonfinite or 0 without a ray.
+        infeasible: mask (B,) of the elements claimed infeasible.
+        unbounded: mask (B,) of the elements claimed unbounded.
     """
     wrong = np.zeros(program.batch, dtype=bool)
     for claimed, rays, kind in ((infeasible, y, _Infeasible), (unbounded, x, _Unbounded)):
@@ -84,25 +85,25 @@ def refuted(program: ConeProgram, x: Array, y: Array, infeasible: BoolArray, unb
 
 
 def has_ray(rays: Array) -> BoolArray:
-    """Which rows (B, entries) are rays at all: finite, and not 0."""
+    """Mask (B,) of the rows (B, entries) that are finite and not 0."""
     given: BoolArray = np.isfinite(rays).all(axis=1) & (max_norm(rays) > 0)
     return given
 
 
 @lru_cache(maxsize=256)
 def block_of_rows(cones: Cones) -> IndexArray:
-    """The number of the block that each row belongs to, (m,); rows of the zero and nonnegative cones are their own."""
+    """Block index of each row, (m,); each row of the zero and nonnegative cones is a block."""
     sizes = [1] * (cones.zero + cones.nonnegative) + list(cones.second_order)
     sizes += [k * (k + 1) // 2 for k in cones.psd] + [3] * (cones.exponential + len(cones.power))
     return np.repeat(np.arange(len(sizes)), sizes)
 
 
 class _Claim(ABC):
-    """What a ray of each program of a batch would have to be.
+    """The conditions that a ray of each program of a batch must satisfy.
 
     Attributes:
         program: the programs.
-        blocks: which entries of a ray are of one size.
+        blocks: block index of each entry of a ray; entries of a block share one scale.
     """
 
     program: ConeProgram
@@ -110,26 +111,26 @@ class _Claim(ABC):
 
     @abstractmethod
     def inside(self, rays: Array) -> Array:
-        """The nearest rays (B, entries) in their cone."""
+        """Project rays (B, entries) onto their cone."""
 
     @abstractmethod
     def left(self, rays: Array) -> tuple[Array, Array]:
-        """What does not cancel (B, rows), and the sums of the sizes of its terms."""
+        """Residuals (B, rows) of the equations, and the sums of the magnitudes of their terms."""
 
     @abstractmethod
     def value(self, rays: Array) -> tuple[Array, Array]:
-        """What must be negative (B,), and the sums of the sizes of its terms."""
+        """Inner products (B,) that must be negative, and the sums of the magnitudes of their terms."""
 
     @abstractmethod
     def matrix(self) -> sp.csr_matrix:
-        """Of the one program: what ``left`` adds up, (rows, entries)."""
+        """Matrix (rows, entries) of the equations, for a batch of one program."""
 
     @abstractmethod
     def slope(self) -> Array:
-        """Of the one program: what ``value`` adds up, (entries,)."""
+        """Coefficients (entries,) of the inner product, for a batch of one program."""
 
     def proves(self, rays: Array) -> BoolArray:
-        """Which of the rays (B, entries) are proofs."""
+        """Mask (B,) of the rays (B, entries) that are certificates."""
         rays = self.inside(rays)
         left, terms = self.left(rays)
         remainder = np.max(np.divide(np.abs(left), terms, out=np.zeros_like(left), where=terms > 0), axis=1, initial=0)
@@ -141,7 +142,7 @@ class _Claim(ABC):
 
 @final
 class _Infeasible(_Claim):
-    """Y in K*, A'y = 0, b'y < 0."""
+    """Infeasibility: y in K*, A'y = 0, b'y < 0."""
 
     def __init__(self, program: ConeProgram) -> None:
         self.program = program
@@ -167,7 +168,7 @@ class _Infeasible(_Claim):
 
 @final
 class _Unbounded(_Claim):
-    """-Ax in K, Px = 0, q'x < 0."""
+    """Unboundedness: -Ax in K, Px = 0, q'x < 0."""
 
     def __init__(self, program: ConeProgram) -> None:
         self.program = program
@@ -203,7 +204,7 @@ class _Unbounded(_Claim):
 
 
 def _mended(claim: _Claim, ray: Array) -> Array | None:
-    """A proof near a ray of the one program, or None."""
+    """Refine a ray of a batch of one program to a certificate; None if that fails."""
     if not has_ray(ray[None])[0]:
         return None
     matrix, slope = claim.matrix(), claim.slope()
@@ -221,7 +222,7 @@ def _mended(claim: _Claim, ray: Array) -> Array | None:
 
 
 def _weights(claim: _Claim, matrix: sp.csr_matrix, slope: Array, ray: Array) -> Array:
-    """How much of what cancels, or of the value, each entry's block makes up, relative to the largest, (entries,)."""
+    """Contribution of each entry's block to the equations or the inner product, relative to the largest, (entries,)."""
     largest = np.zeros(claim.blocks[-1] + 1)
     for terms in (np.abs(ray) * abs(matrix).max(axis=0).toarray().ravel(), np.abs(ray * slope)):
         np.maximum.at(largest, claim.blocks, terms / (terms.max() or 1.0))
@@ -230,12 +231,12 @@ def _weights(claim: _Claim, matrix: sp.csr_matrix, slope: Array, ray: Array) -> 
 
 
 def _step(claim: _Claim, matrix: sp.csr_matrix, slope: Array, ray: Array) -> Array:
-    """The step, least relative to the sizes of the ray's blocks, after which everything cancels but the value."""
+    """Least-squares step of minimum norm, relative to the block sizes, to zero residuals at an unchanged value."""
     (left,), (terms,) = claim.left(ray[None])
     size = np.zeros(claim.blocks[-1] + 1)
     np.maximum.at(size, claim.blocks, np.abs(ray))
     size = size[claim.blocks]
-    # Rows that hold already may move within their cones.
+    # Satisfied rows are left out: they may change within their cones.
     rows = np.flatnonzero((left != 0.0) & (terms > 0.0))
     value_size = float(np.abs(slope) @ np.abs(ray)) or 1.0
     weighted = sp.diags(1.0 / terms[rows]) @ matrix[rows] @ sp.diags(size)

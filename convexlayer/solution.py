@@ -1,4 +1,4 @@
-"""Solutions of a batch, and the residuals by which they certify themselves."""
+"""Solutions of a batch of cone programs, their residuals, and the certification of their statuses."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from convexlayer.status import Status
 __all__ = ["BoolArray", "Residuals", "Solution"]
 
 FINEST = 1e-12
-"""A tenth of the least backward error that is asked of anybody."""
+"""Lower bound of the tolerance in certification by backward errors, close to what double precision allows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """How far a point is from optimal, one number an element; each is relative to the terms that it compares.
+    """Relative residuals of the optimality conditions, one number per element.
 
     Attributes:
         primal: norm(Ax + s - b) / max(1, norm(Ax), norm(s), norm(b)), in the maximum norm.
         dual: norm(Px + q + A'y) / max(1, norm(Px), norm(q), norm(A'y)).
         gap: abs(x'Px + q'x + b'y) / max(1, abs(x'Px), abs(q'x), abs(b'y)).
-        natural: norm(y - Pi_{K*}(y - s)) / max(1, norm(y), norm(s)). On curved cones the other three may read 1e-10
-            while this is 1e-6, and gradients are off accordingly.
-        backward: the largest componentwise backward error of the complementary point near by (see ``certificate``):
-            every row against the sum of the magnitudes of its own terms. This one sees a row that is wrong altogether
-            beside one that is 1e7 times larger.
-        worst: the largest of the first four; infinite where one is not a number.
-        objective: x'Px/2 + q'x + r, which is known on the way.
+        natural: natural residual norm(y - Pi_{K*}(y - s)) / max(1, norm(y), norm(s)). On curved cones the first three
+            may be 1e-10 while this is 1e-6, and gradients have errors accordingly.
+        backward: largest componentwise backward error of the nearest complementary point (see ``certificate``): each
+            row relative to the sum of the magnitudes of its own terms. It detects a wrong row beside one that is 1e7
+            times larger.
+        worst: the largest of the first four; infinite if one is NaN.
+        objective: objective value x'Px/2 + q'x + r, a by-product.
     """
 
     primal: Array
@@ -49,7 +49,7 @@ class Residuals:
 
     @cached_property
     def largest(self) -> float:
-        """The largest of all elements' worst; 0 where there is no element."""
+        """The largest ``worst`` of all elements; 0 for an empty batch."""
         return float(self.worst.max(initial=0.0))
 
 
@@ -58,13 +58,13 @@ class Solution:
     """Solutions of a batch of B cone programs.
 
     Attributes:
-        x: (B, n).
-        y: (B, m), in K*.
-        s: (B, m), in K.
-        status: one an element.
-        iterations: (B,), as the solver counts them.
-        seconds: (B,), as the solver reports them.
-        stats: what else the solver said; the key ``solver`` names the one that ran.
+        x: primal variables, (B, n); a ray if the status is unbounded.
+        y: dual variables, (B, m), in K*; a ray if the status is infeasible.
+        s: slacks, (B, m), in K.
+        status: one status per element.
+        iterations: iterations reported by the solver, (B,).
+        seconds: solve times reported by the solver, (B,).
+        stats: further results of the solver; the key ``solver`` holds its name.
     """
 
     x: Array
@@ -87,18 +87,18 @@ class Solution:
 
     @cached_property
     def solved(self) -> BoolArray:
-        """Which elements have a solution, (B,)."""
+        """Mask (B,) of the elements with a solution."""
         if self.all_optimal:
             return np.ones(len(self.status), dtype=bool)
         return np.array([status.solved for status in self.status], dtype=bool)
 
     def divided(self, scale: Array) -> Solution:
-        """With y divided by scale (B,): it solves the program whose objective is divided by it."""
+        """Divide y by scale (B,): the solution of the program with its objective divided by scale."""
         y = self.y / scale[:, None]
         return Solution(self.x, y, self.s, self.status, self.iterations, self.seconds, self.stats)
 
     def select(self, index: IndexArray) -> Solution:
-        """The elements at these positions."""
+        """Select the elements at these positions."""
         status = tuple(self.status[i] for i in index.tolist())
         return replace(
             self,
@@ -111,7 +111,7 @@ class Solution:
         )
 
     def with_elements(self, index: IndexArray, other: Solution) -> Solution:
-        """With the elements at these positions taken from another solution, which holds them alone."""
+        """Replace the elements at these positions by those of ``other``."""
         x, y, s = self.x.copy(), self.y.copy(), self.s.copy()
         iterations, seconds = self.iterations.copy(), self.seconds.copy()
         status = list(self.status)
@@ -122,15 +122,15 @@ class Solution:
         return replace(self, x=x, y=y, s=s, status=tuple(status), iterations=iterations, seconds=seconds)
 
     def complementary(self, program: ConeProgram) -> ComplementaryPoint:
-        """The complementary points nearest to the solutions."""
+        """Compute the complementary points nearest to the solutions."""
         return ComplementaryPoint.near(program, self.x, self.y, self.s)
 
     def residuals(self, program: ConeProgram, point: ComplementaryPoint | None = None) -> Residuals:
-        """The residuals of every element; not a number where the point is not finite.
+        """Compute the residuals of all elements; NaN for nonfinite points.
 
         Args:
             program: the programs.
-            point: ``self.complementary`` of them, if it is known.
+            point: ``self.complementary(program)``, if already computed.
         """
         point = point or self.complementary(program)
         P, A = program.structure.P, program.structure.A
@@ -161,13 +161,16 @@ class Solution:
     def certified(
         self, program: ConeProgram, tol: float, residuals: Residuals | None = None, *, row_by_row: bool = False
     ) -> tuple[Solution, Residuals]:
-        """The solution with the statuses that its residuals (computed unless given) warrant, and the residuals.
+        """Set the statuses according to the residuals; returns the solution and the residuals.
 
-        An element that its solver calls solved is optimal, row by row, where its backward error is at most 10 tol; by
-        norms, which is all that can be asked of a solver's own point, where the primal, dual and gap residuals are at
-        most 10 tol and the natural residual at most sqrt(tol) (weakly active constraints leave it there). It is
-        inaccurate where those four are a hundred times that; otherwise it is a numerical error. One that it calls
-        infeasible or unbounded is a numerical error where it came with a ray that proves nothing.
+        - ``optimal``: with ``row_by_row``, the backward error is at most 10 tol. Without, as is appropriate for points
+          that were not polished, the primal, dual and gap residuals are at most 10 tol and the natural residual is at
+          most sqrt(tol), the accuracy that solvers reach at weakly active constraints.
+        - ``optimal_inaccurate``: these four residuals are at most 100 times larger.
+        - ``numerical_error``: the solver claimed a solution, but the residuals are larger; or it claimed infeasibility
+          or unboundedness with a ray that is not a certificate.
+
+        An element stopped by a limit or a numerical error is also optimal or inaccurate if its residuals allow it.
         """
         residuals = residuals or self.residuals(program)
         norms = np.maximum(np.maximum(residuals.primal, residuals.dual), residuals.gap)

@@ -1,4 +1,4 @@
-"""What became of the elements of a batch."""
+"""Solution statuses of the elements of a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Status"]
 
 
 class Status(str, Enum):
-    """What became of one element; of one that is ``invalid`` the values could not be used, and nothing was solved."""
+    """Status of one element; ``invalid`` means that its parameter values are invalid and it was not solved."""
 
     OPTIMAL = "optimal"
     OPTIMAL_INACCURATE = "optimal_inaccurate"
@@ -21,7 +21,7 @@ class Status(str, Enum):
 
     @property
     def solved(self) -> bool:
-        """Whether the element has a solution that can be used."""
+        """Whether the element has a usable solution."""
         return self in (Status.OPTIMAL, Status.OPTIMAL_INACCURATE)
 
     def __str__(self) -> str:

@@ -147,8 +147,8 @@ def test_what_is_no_tensor(value: object) -> None:
 @pytest.mark.parametrize(
     ("theta", "expected"),
     [
-        (None, "expected one array a parameter, in a list or tuple, got None"),
-        (1.0, "expected one array a parameter, in a list or tuple, got 1.0"),
+        (None, "expected a list or tuple of one array per parameter, got None"),
+        (1.0, "expected a list or tuple of one array per parameter, got 1.0"),
         ([[1.0, [2.0], 3.0]], "parameter 'c': expected an array of real numbers, got "),
         ([["a", "b", "c"]], "parameter 'c': expected an array of real numbers, got "),
         ([np.ones(3) + 1j], "parameter 'c': expected an array of real numbers, got .*complex128"),
@@ -164,7 +164,7 @@ def test_values_of_a_solution_map(theta: Any, expected: str) -> None:
 
 
 def test_what_a_solution_map_is_made_of_and_resumes() -> None:
-    with pytest.raises(ProblemError, match=r"^program must be what canonicalize returns, got "):
+    with pytest.raises(ProblemError, match=r"^program must be the result of canonicalize, got "):
         SolutionMap(PROBLEM)
     with pytest.raises(ProblemError, match=r"^solution must be a Solution, such as a report's ``solution``, got None"):
         solution_map().at([np.ones(3)], None)
@@ -177,7 +177,7 @@ def test_cotangents_and_tangents_of_a_solved_batch() -> None:
         (lambda: solved.vjp([]), r"expected 1 cotangents \(for x\), got 0"),
         (lambda: solved.vjp([np.ones(3)]), r"cotangents of 'x': expected shape \(2, 3\), got \(3,\)"),
         (lambda: solved.vjp([None], objective=np.ones(3)), r"cotangents of 'objective': expected shape \(2,\), got"),
-        (lambda: solved.vjp([None], wrt=[True, False]), "expected 1 choices in wrt, got 2"),
+        (lambda: solved.vjp([None], wrt=[True, False]), "expected 1 entries in wrt, got 2"),
         (lambda: solved.jvp([np.ones((2, 4))]), r"tangents of 'c': expected shape \(2, 3\), got \(2, 4\)"),
         (lambda: solved.jvp([None, None]), r"expected 1 tangents \(for c\), got 2"),
     ):

@@ -1,4 +1,4 @@
-"""CVXPY problems as parametric cone programs."""
+"""Canonicalisation of CVXPY problems to parametric cone programs."""
 
 from convexlayer.canon.canonicalize import parametrised
 from convexlayer.canon.parameters import ParameterSpec

@@ -21,16 +21,16 @@ __all__ = ["AffineMap", "AffineProduct", "Features"]
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """theta -> the vector that program data are affine in.
+    """The map from the parameters theta to the feature vector, in which the program data are affine.
 
-    Every parameter is flattened in row-major order, without the entries that are always zero; ``log`` lists the
-    positions whose logarithm is appended, because a geometric program depends on log(a), and on a itself where it is an
-    exponent.
+    The feature vector concatenates the parameters, each flattened in row-major order without its structural zeros,
+    followed by the logarithms of the entries in ``log``: a geometric program depends on log(a), and on a itself if a
+    is an exponent.
 
     Attributes:
         sizes: number of entries of each parameter.
-        kept: for each parameter the flat positions of its entries that are taken, ascending; None for all.
-        log: positions in the concatenated vector whose logarithm follows it.
+        kept: for each parameter the ascending flat positions of its structural nonzeros; None if all entries are kept.
+        log: positions in the concatenated vector whose logarithms are appended to it.
     """
 
     sizes: tuple[int, ...]
@@ -39,22 +39,22 @@ class Features:
 
     @staticmethod
     def of_parameters(parameters: Sequence[ParameterSpec], log: IndexArray) -> Features:
-        """The features of parameters."""
+        """Build the feature map of the parameters."""
         return Features(tuple(spec.size for spec in parameters), tuple(spec.entries for spec in parameters), log)
 
     @property
     def size(self) -> int:
-        """Length of the vector."""
+        """Length of the feature vector."""
         return self.entries + len(self.log)
 
     @cached_property
     def entries(self) -> int:
-        """Number of entries of parameters in the vector."""
+        """Number of parameter entries in the feature vector, logarithms excluded."""
         return sum(self._counts)
 
     @cached_property
     def positions(self) -> IndexArray:
-        """Where the vector's entries stand in that of parameters of which every entry is taken."""
+        """Position of each feature in the feature vector that would keep every parameter entry, (size,)."""
         starts = np.cumsum([0, *self.sizes]).tolist()
         taken = [
             start + (np.arange(size) if kept is None else kept)
@@ -69,17 +69,17 @@ class Features:
 
     @cached_property
     def _slices(self) -> tuple[slice, ...]:
-        """The entries of each parameter."""
+        """The slice of the feature vector that holds each parameter."""
         ends = np.cumsum([0, *self._counts]).tolist()
         return tuple(slice(start, stop) for start, stop in pairwise(ends))
 
     def of(self, wrt: Sequence[bool]) -> BoolArray:
-        """Which entries of the vector are features of these parameters, a mask (size,)."""
+        """Mask (size,) of the features that belong to the parameters selected by ``wrt``."""
         wanted = np.repeat(np.asarray(wrt, dtype=bool), self._counts)
         return np.concatenate([wanted, wanted[self.log]]) if len(self.log) else wanted
 
     def apply(self, theta: Sequence[Array], batch: int) -> Array:
-        """The vectors (batch, size) of arrays that are (batch, ...) or lack the batch axis."""
+        """Compute the feature vectors (batch, size) from arrays with or without a leading batch axis."""
         parts = [
             _flat(value, size, kept, batch) for value, size, kept in zip(theta, self.sizes, self.kept, strict=True)
         ]
@@ -87,7 +87,7 @@ class Features:
         return np.concatenate([flat, np.log(flat[:, self.log])], axis=1) if len(self.log) else flat
 
     def push(self, features: Array, tangents: Sequence[Array | None]) -> Array:
-        """Tangents (batch, size) of the vectors, of one tangent a parameter (None is zero)."""
+        """Push forward one tangent per parameter (None is zero) to feature tangents (batch, size)."""
         batch = features.shape[0]
         parts = [
             np.zeros((batch, count)) if value is None else _flat(value, size, kept, batch)
@@ -97,7 +97,7 @@ class Features:
         return np.concatenate([flat, flat[:, self.log] / features[:, self.log]], axis=1) if len(self.log) else flat
 
     def pull(self, features: Array, cotangent: Array) -> list[Array]:
-        """Cotangents (batch, entries) of the parameters, of cotangents (batch, size) of the vectors."""
+        """Pull back feature cotangents (batch, size) to cotangents (batch, entries), one per parameter."""
         flat = cotangent[:, : self.entries]
         if len(self.log):
             flat = flat.copy()
@@ -109,7 +109,7 @@ class Features:
 
 
 def _flat(value: Array, size: int, kept: IndexArray | None, batch: int) -> Array:
-    """One row an element, (batch, entries taken), of an array with or without the batch axis."""
+    """Flatten an array with or without a batch axis to (batch, kept entries)."""
     rows = value.reshape(value.size // size if size else batch, size)
     if kept is not None:
         rows = rows[:, kept]
@@ -117,7 +117,7 @@ def _flat(value: Array, size: int, kept: IndexArray | None, batch: int) -> Array
 
 
 def _spread(rows: Array, size: int, kept: IndexArray) -> Array:
-    """The transpose of taking entries: (batch, size), zero where none was taken."""
+    """Scatter kept entries into (batch, size), the adjoint of selecting them; other entries are zero."""
     spread = np.zeros((len(rows), size))
     spread[:, kept] = rows
     return spread
@@ -125,7 +125,7 @@ def _spread(rows: Array, size: int, kept: IndexArray) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class AffineMap:
-    """values = constant + matrix @ features, where rows without an entry in the matrix cost nothing.
+    """The affine map values = constant + matrix @ features; empty rows of the matrix cost no work.
 
     Attributes:
         matrix: (rows, features), sparse.
@@ -144,21 +144,21 @@ class AffineMap:
         return BatchedMatrix(self.matrix.T.tocsr())
 
     def of_rows(self, rows: slice) -> AffineMap:
-        """The map to some of the values."""
+        """The restriction of the map to a slice of its values."""
         return AffineMap(self.matrix[rows], self.constant[rows])
 
     def apply(self, features: Array) -> Array:
-        """Values (batch, rows) of features (batch, features)."""
+        """Evaluate the map at features (batch, features): values (batch, rows)."""
         if not self.matrix.nnz:
             return np.repeat(self.constant[None], len(features), axis=0)
         return self._forward.times(features, self.constant)
 
     def push(self, tangent: Array) -> Array:
-        """Tangents (batch, rows) of feature tangents (batch, features)."""
+        """Push forward feature tangents (batch, features) to (batch, rows)."""
         return self._forward.times(tangent)
 
     def pull(self, cotangent: Array) -> Array:
-        """Feature cotangents (batch, features) of cotangents (batch, rows)."""
+        """Pull back cotangents (batch, rows) to (batch, features)."""
         return self._adjoint.times(cotangent)
 
 
@@ -175,16 +175,16 @@ class AffineProduct:
     right: AffineMap
 
     def apply(self, features: Array) -> Array:
-        """Values (batch,) at features (batch, features)."""
+        """Evaluate the product at features (batch, features): values (batch,)."""
         return np.vecdot(self.left.apply(features), self.right.apply(features))
 
     def push(self, features: Array, tangent: Array) -> Array:
-        """Tangents (batch,) of feature tangents (batch, features)."""
+        """Push forward feature tangents (batch, features) to (batch,)."""
         left, right = self.left, self.right
-        moved = left.push(tangent) * right.apply(features) + left.apply(features) * right.push(tangent)
-        return np.sum(moved, axis=1)
+        terms = left.push(tangent) * right.apply(features) + left.apply(features) * right.push(tangent)
+        return np.sum(terms, axis=1)
 
     def pull(self, features: Array, cotangent: Array) -> Array:
-        """Feature cotangents (batch, features) of cotangents (batch,)."""
+        """Pull back cotangents (batch,) to (batch, features)."""
         left, right, weight = self.left, self.right, cotangent[:, None]
         return left.pull(weight * right.apply(features)) + right.pull(weight * left.apply(features))

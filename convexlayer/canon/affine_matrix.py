@@ -15,12 +15,12 @@ __all__ = ["AffineMatrix", "affine_map", "affine_vector"]
 
 
 def affine_vector(data: AffineMap, rows: slice) -> sp.csr_matrix:
-    """Some rows of an affine map as [slopes, constant], (rows, features + 1)."""
+    """A slice of an affine map as the sparse matrix [slopes, constant], (rows, features + 1)."""
     return sp.hstack([data.matrix[rows], sp.csr_matrix(data.constant[rows, None])], format="csr")
 
 
 def affine_map(vector: sp.csr_matrix) -> AffineMap:
-    """The affine map of [slopes, constant]."""
+    """The affine map of a sparse matrix [slopes, constant], the inverse of ``affine_vector``."""
     matrix = vector[:, :-1].tocsr()
     matrix.sort_indices()
     return AffineMap(matrix, vector[:, [-1]].toarray()[:, 0])
@@ -28,13 +28,13 @@ def affine_map(vector: sp.csr_matrix) -> AffineMap:
 
 @dataclass(frozen=True, eq=False)
 class AffineMatrix:
-    """constant + sum_k features_k slope_k, all of them sparse.
+    """A matrix constant + sum_k features_k slope_k with sparse terms.
 
     Attributes:
         constant: (rows, columns).
-        rows: row of each entry that depends on the features, (varying,).
-        cols: its column, (varying,).
-        slopes: its coefficients, (varying, features).
+        rows: row index of each entry that depends on the features, (varying,).
+        cols: column index of each such entry, (varying,).
+        slopes: coefficients of each such entry in the features, (varying, features).
     """
 
     constant: Rounded
@@ -44,7 +44,7 @@ class AffineMatrix:
 
     @staticmethod
     def of(pattern: Pattern, entries: sp.csr_matrix) -> AffineMatrix:
-        """The matrix of a pattern and its entries' [slopes, constant]."""
+        """Build the matrix from its sparsity pattern and the [slopes, constant] of each entry."""
         slopes = entries[:, :-1].tocsr()
         varying = np.flatnonzero(np.diff(slopes.indptr))
         constant = sp.coo_matrix((entries[:, [-1]].toarray()[:, 0], (pattern.rows, pattern.cols)), shape=pattern.shape)
@@ -61,7 +61,7 @@ class AffineMatrix:
 
     @property
     def support(self) -> sp.csr_matrix:
-        """Ones wherever an entry is stored."""
+        """The sparsity pattern as a matrix of ones."""
         constant = self.constant.values.tocoo()
         rows, cols = np.concatenate([constant.row, self.rows]), np.concatenate([constant.col, self.cols])
         support = sp.coo_matrix((np.ones(len(rows)), (rows, cols)), shape=self.shape).tocsr()
@@ -74,7 +74,7 @@ class AffineMatrix:
         return AffineMatrix(self.constant.transposed, self.cols, self.rows, self.slopes)
 
     def times(self, right: Rounded) -> AffineMatrix:
-        """The product with a constant matrix."""
+        """The product ``self @ right`` with a constant matrix."""
         factor = right.values
         counts = np.diff(factor.indptr)[self.cols]
         source = np.repeat(np.arange(len(self.cols)), counts)
@@ -91,7 +91,7 @@ class AffineMatrix:
         return AffineMatrix(product(self.constant, right), keys[kept] // width, keys[kept] % width, slopes.of(kept))
 
     def at(self, vector: Rounded) -> Rounded:
-        """The product with a vector [slopes, constant] that is constant wherever a column of the matrix varies."""
+        """The product with an affine vector [slopes, constant], constant in every entry whose matrix column varies."""
         constants = (part[:, [-1]].toarray()[self.cols, 0] for part in (vector.values, vector.sizes))
         shape = (self.shape[0], len(self.rows))
         place = (self.rows, np.arange(len(self.rows)))
@@ -102,7 +102,7 @@ class AffineMatrix:
         return total(product(self.constant, vector), widened)
 
     def entries(self) -> tuple[Pattern, sp.csr_matrix]:
-        """The pattern, and its entries' [slopes, constant]."""
+        """The sparsity pattern, and the [slopes, constant] of each of its entries."""
         constant = self.constant.values.tocoo()
         height = max(self.shape[0], 1)
         fixed = constant.col.astype(np.int64) * height + constant.row

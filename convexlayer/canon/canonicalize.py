@@ -1,4 +1,4 @@
-"""The entrance: a CVXPY problem becomes a ParametricProgram, checked."""
+"""Canonicalisation of a CVXPY problem to a checked ParametricProgram: the entry point of this package."""
 
 from __future__ import annotations
 
@@ -27,15 +27,20 @@ def parametrised(
     presolve: bool,
     check: Solve | None,
 ) -> ParametricProgram:
-    """Compile a CVXPY problem to a parametric cone program; ``layers/canonicalize.py`` has the details.
+    """Canonicalise a CVXPY problem to a parametric cone program.
 
     Args:
         problem: the problem.
-        parameters: every parameter of it.
-        variables: what to return.
-        gp: it is a geometric program.
-        presolve: reduce the program.
-        check: what the self-check solves with; None leaves the self-check out.
+        parameters: all parameters of the problem, in the order of the layer's arguments.
+        variables: the variables and dual variables to return.
+        gp: whether the problem is a geometric program.
+        presolve: whether to reduce the program.
+        check: the solver of the self-check; None skips the self-check.
+
+    Raises:
+        ProblemError: the arguments do not fit the problem, the problem is not convex, or the self-check failed.
+        NotDPPError: the program data are not affine in the parameters.
+        UnsupportedError: the problem has a part that is not supported.
     """
     _check_arguments(problem, parameters, variables)
     form = canonical_form(detached(problem), gp=gp)

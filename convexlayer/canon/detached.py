@@ -1,4 +1,4 @@
-"""A copy of a CVXPY problem that shares nothing with the original that CVXPY writes to."""
+"""Copies of CVXPY problems that share no mutable state with the original."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["assign", "detached", "expressions"]
 
 
 def detached(problem: cp.Problem) -> cp.Problem:
-    """A structural copy of a problem: same ids, no values, nothing shared that CVXPY writes to.
+    """Copy a problem: same ids, no values, and no mutable state shared with the original.
 
-    Neither variables nor parameters have values, since some atoms are canonicalised differently where their arguments
-    have some; and cached curvature and canonical forms are left behind, since they may have been computed from them. A
-    parameter whose value is computed by a callback becomes one whose value is given. Stacks of matrices that are
-    symmetric, definite or diagonal are none to CVXPY 1.9.3, which would take the triangle of one matrix of them.
+    Variables and parameters of the copy have no values, because CVXPY canonicalises some atoms differently if their
+    arguments have values; cached curvature and canonical forms are dropped, because they may depend on values. A
+    CallbackParam becomes an ordinary Parameter. Symmetric, definite and diagonal attributes of stacks of matrices
+    (ndim > 2) are dropped, because CVXPY 1.9.3 would keep the triangle of one matrix only.
     """
     memo: dict[int, Any] = {}
 
@@ -51,11 +51,11 @@ def detached(problem: cp.Problem) -> cp.Problem:
 
 
 def expressions(*roots: Any) -> Iterator[Any]:
-    """Everything below objectives, constraints, expressions or problems, themselves included, each once.
+    """Iterate over all nodes of the expression trees below ``roots``, roots included, each node once.
 
-    Whoever is given one may change its arguments before the next is asked for.
+    The caller may replace the arguments of the current node before it advances the iterator.
     """
-    seen: dict[int, Any] = {}  # which also keeps what is replaced alive, so that no id is used twice
+    seen: dict[int, Any] = {}  # also keeps replaced nodes alive, so that Python does not reuse their ids
     left = list(roots)
     while left:
         node = left.pop()
@@ -67,7 +67,7 @@ def expressions(*roots: Any) -> Iterator[Any]:
 
 
 def assign(problem: cp.Problem, values: Mapping[int, Array]) -> None:
-    """Give variables and parameters of a detached problem the values of their ids, those that atoms hide included."""
+    """Assign values by id to the variables and parameters of a detached problem, including those nested in atoms."""
     named = [*problem.variables(), *problem.parameters()]
     hidden = [node for node in expressions(problem) if isinstance(node, cp.Variable | cp.Parameter)]
     for leaf in (*named, *hidden):

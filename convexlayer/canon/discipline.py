@@ -1,4 +1,4 @@
-"""Which problems are accepted, and for what is refused the subexpressions that are the reason."""
+"""Checks that a problem is supported (DCP or DGP, DPP, continuous, real); errors name the offending subexpressions."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from convexlayer.errors import NotDPPError, ProblemError, UnsupportedError
 __all__ = ["check_problem", "check_release", "explained"]
 
 FIRST_RELEASE, END_OF_RELEASES = (1, 9, 3), (1, 10)
-"""The releases of CVXPY whose internals are known: from the first on, below the second."""
+"""Supported CVXPY releases: this package reads CVXPY internals, tested from the first release to below the second."""
 
 NAMED = 4
-"""So many subexpressions are named in a message."""
+"""Maximum number of subexpressions named in a message; more make it unreadable."""
 
 LONGEST_NAME = 200
-"""So many characters of each."""
+"""Maximum length of a subexpression in a message, in characters."""
 
 
 def check_release() -> None:
-    """Refuse other releases of CVXPY than those whose internals are known.
+    """Check that the installed CVXPY release is supported.
 
     Raises:
-        UnsupportedError: another one is installed.
+        UnsupportedError: it is not.
     """
     numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", cp.__version__)
     release = tuple(int(number or 0) for number in numbers.groups()) if numbers else ()
@@ -41,12 +41,12 @@ def check_release() -> None:
 
 
 def check_problem(problem: cp.Problem, *, gp: bool) -> None:
-    """Refuse problems that have no derivative here or do not follow CVXPY's rules.
+    """Check that a problem is continuous, real, DCP (or DGP) and DPP.
 
     Raises:
-        ProblemError: not DCP (or DGP), or without variables.
-        NotDPPError: parameters are used in a way that program data are not affine in them.
-        UnsupportedError: integer or complex leaves, DQCP.
+        ProblemError: the problem is not DCP (or DGP), or has no variables.
+        NotDPPError: the program data are not affine in the parameters.
+        UnsupportedError: the problem has integer or complex leaves, or is only quasiconvex (DQCP).
     """
     leaves = [*problem.variables(), *problem.parameters(), *problem.constants()]
     if not problem.variables():
@@ -78,25 +78,27 @@ def check_problem(problem: cp.Problem, *, gp: bool) -> None:
 
 
 def explained(error: Exception, problem: cp.Problem, *, needs_values: bool) -> ProblemError:
-    """What a failure of CVXPY's canonicalisation means.
+    """Translate an exception of CVXPY's canonicalisation.
 
     Args:
-        error: what CVXPY raised.
+        error: the exception.
         problem: the problem.
-        needs_values: whether CVXPY succeeds where the parameters have values; then one is needed where an atom was
-            canonicalised, and elsewhere the fault is CVXPY's.
+        needs_values: whether canonicalisation succeeds once the parameters have values. If it does and the exception
+            comes from the canonicalisation of an atom, the problem is not DPP; otherwise CVXPY does not support it.
+
+    Returns:
+        A NotDPPError or an UnsupportedError.
     """
     at = _canonicalised(error.__traceback__)
     needs_values = needs_values and at is not None
     where = "the problem" if at is None else _name(at)
-    said = f"CVXPY {cp.__version__} could not canonicalise {where} ({type(error).__name__}: {error})"
+    message = f"CVXPY {cp.__version__} could not canonicalise {where} ({type(error).__name__}: {error})"
     if needs_values:
         return NotDPPError(
-            f"{said} while its parameters have no values, though it can where they have some: a parameter is used "
-            "where its value is needed, such as quad_form(x, P) outside the objective (write sum_squares(L @ x) with "
-            "P = L'L)"
+            f"{message} without values of its parameters, though it can with values: an atom needs the value of a "
+            "parameter, such as quad_form(x, P) outside the objective (write sum_squares(L @ x) with P = L'L)"
         )
-    return UnsupportedError(said)
+    return UnsupportedError(message)
 
 
 def _not_dpp(problem: cp.Problem, holds: Callable[[Any], bool]) -> NotDPPError:
@@ -118,7 +120,7 @@ def _is_dgp(expression: Any) -> bool:
 
 
 def _offenders(problem: cp.Problem, holds: Callable[[Any], bool]) -> str:
-    """The smallest parts of a problem for which a rule does not hold, as the end of a sentence."""
+    """The smallest subexpressions that violate a rule, formatted as the end of a sentence."""
     found: dict[str, None] = {}
     with scopes.quad_form_dpp_scope():
         found |= dict.fromkeys(_named(problem.objective, "the objective", holds))
@@ -135,7 +137,7 @@ def _offenders(problem: cp.Problem, holds: Callable[[Any], bool]) -> str:
 
 
 def _named(root: Any, place: str, holds: Callable[[Any], bool]) -> list[str]:
-    """The parts of an objective or a constraint for which a rule does not hold."""
+    """The subexpressions of an objective or a constraint that violate a rule, formatted for a message."""
     if holds(root):
         return []
     parts = [f"{_name(part)}{_remedy(part, holds)} (in {place})" for part in _smallest(root, holds)]
@@ -148,7 +150,7 @@ def _remedy(part: Any, holds: Callable[[Any], bool]) -> str:
 
 
 def _smallest(root: Any, holds: Callable[[Any], bool]) -> Iterator[Any]:
-    """Subexpressions for which a rule does not hold though it does for all their arguments; not the root itself."""
+    """Subexpressions below the root that violate a rule although all their arguments satisfy it."""
     seen: set[int] = set()
     left = [root]
     while left:
@@ -164,7 +166,7 @@ def _smallest(root: Any, holds: Callable[[Any], bool]) -> Iterator[Any]:
 
 
 def _canonicalised(trace: TracebackType | None) -> Any:
-    """The innermost expression that CVXPY was canonicalising when it raised; None where it was doing something else."""
+    """The innermost expression that CVXPY was canonicalising when it raised; None if it was not canonicalising."""
     expression = None
     while trace is not None:
         if trace.tb_frame.f_code.co_name == "canonicalize_expr":

@@ -1,8 +1,8 @@
-"""Reading and writing the parts of a program document: plain JSON values, every one of them checked.
+"""Reading and writing of program documents: plain JSON values, all validated on reading.
 
 {"version": 1, "n": 3,
  "parameters": [{"name", "shape", "attributes": [...], "sparsity": [...] or null}, ...],
- "log": [positions whose logarithm is a feature too],
+ "log": [positions of the parameter entries whose logarithm is also a feature],
  "cones": {"zero", "nonnegative", "second_order": [...], "psd": [...], "exponential", "power": [...]},
  "P": {"rows", "cols"}, "A": {"rows", "cols"},                      patterns, column by column
  "data": {"constant": [...], "rows", "cols", "values"},             features -> (P, q, r, A, b)
@@ -25,16 +25,19 @@ from convexlayer.program import Array, Cones, IndexArray, Pattern
 __all__ = ["Reader", "write_matrix", "write_pattern"]
 
 LARGEST = 2**31 - 1
-"""Bound of every size and index."""
+"""Largest size and index in a document: the largest 32-bit index."""
 
 
 class Reader:
-    """One object of a document; every method names the field that it could not read.
+    """Validating reader of one JSON object; errors name the path of the invalid field.
 
     Args:
-        value: what stands in the document.
-        path: where, for messages.
-        fields: the fields that must be there, and no others.
+        value: the JSON value.
+        path: JSON pointer of the value, for error messages.
+        fields: the required fields; others are not allowed.
+
+    Raises:
+        ProblemError: by the constructor and all read methods, if the value does not have the expected form.
     """
 
     def __init__(self, value: Any, path: str, fields: Sequence[str]) -> None:
@@ -51,50 +54,50 @@ class Reader:
         self._path = path
 
     def fail(self, field: str, expected: str) -> ProblemError:
-        """The error for a field that is not what was expected."""
+        """Build the error for an invalid field."""
         return ProblemError(f"{self._path}/{field}: expected {expected}, got {_short(self._value[field])}")
 
     def items(self, field: str) -> list[Any]:
-        """A list of anything."""
+        """Read a list of any values."""
         value = self._value[field]
         if not isinstance(value, list | tuple):
             raise self.fail(field, "a list")
         return list(value)
 
     def child(self, field: str, fields: Sequence[str]) -> Reader:
-        """A nested object."""
+        """Open a nested object."""
         return Reader(self._value[field], f"{self._path}/{field}", fields)
 
     def text(self, field: str) -> str:
-        """A string that is not empty."""
+        """Read a nonempty string."""
         value = self._value[field]
         if not isinstance(value, str) or not value:
             raise self.fail(field, "a string")
         return value
 
     def flag(self, field: str) -> bool:
-        """A boolean."""
+        """Read a boolean."""
         value = self._value[field]
         if not isinstance(value, bool):
             raise self.fail(field, "true or false")
         return value
 
     def size(self, field: str) -> int:
-        """A nonnegative integer."""
+        """Read a nonnegative integer."""
         value = self._value[field]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST:
             raise self.fail(field, "a nonnegative integer")
         return value
 
     def sizes(self, field: str, *, least: int = 0) -> tuple[int, ...]:
-        """A list of integers of at least ``least``."""
+        """Read a list of integers that are at least ``least``."""
         values = self.items(field)
         if any(isinstance(v, bool) or not isinstance(v, int) or not least <= v <= LARGEST for v in values):
             raise self.fail(field, f"a list of integers of at least {least}")
         return tuple(values)
 
     def shape(self, field: str) -> tuple[int, ...]:
-        """The shape of an array of at most LARGEST entries."""
+        """Read the shape of an array of at most LARGEST entries."""
         shape = self.sizes(field)
         entries = 1
         for length in shape:
@@ -104,14 +107,14 @@ class Reader:
         return shape
 
     def indices(self, field: str, below: int) -> IndexArray:
-        """A list of indices below a bound."""
+        """Read a list of indices below a bound."""
         values = self.sizes(field)
         if values and max(values) >= below:
             raise self.fail(field, f"indices below {below}")
         return np.array(values, dtype=np.int64)
 
     def numbers(self, field: str) -> Array:
-        """A list of finite numbers."""
+        """Read a list of finite numbers."""
         values = self.items(field)
         if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
             raise self.fail(field, "a list of numbers")
@@ -124,7 +127,7 @@ class Reader:
         return array
 
     def matrix(self, shape: tuple[int, int]) -> sp.csr_matrix:
-        """This object's rows, cols and values as a sparse matrix without duplicates."""
+        """Read this object's rows, cols and values as a sparse matrix without duplicates."""
         rows, cols, values = self.indices("rows", shape[0]), self.indices("cols", shape[1]), self.numbers("values")
         if not len(rows) == len(cols) == len(values):
             raise ProblemError(f"{self._path}: rows, cols and values must have equal lengths")
@@ -133,7 +136,7 @@ class Reader:
         return sp.coo_matrix((values, (rows, cols)), shape=shape).tocsr()
 
     def pattern(self, field: str, shape: tuple[int, int], *, symmetric: bool) -> Pattern:
-        """A nested object's rows and cols as a pattern, which must come column by column."""
+        """Read a nested object's rows and cols, which must be in column-major order, as a sparsity pattern."""
         child = self.child(field, ("rows", "cols"))
         rows, cols = child.indices("rows", shape[0]), child.indices("cols", shape[1])
         if len(rows) != len(cols):
@@ -146,7 +149,7 @@ class Reader:
         return Pattern(shape, rows, cols)
 
     def cones(self, field: str) -> Cones:
-        """A nested object as cone sizes."""
+        """Read a nested object as cone sizes."""
         child = self.child(field, ("zero", "nonnegative", "second_order", "psd", "exponential", "power"))
         alphas = child.numbers("power")
         if np.any((alphas <= 0.0) | (alphas >= 1.0)):
@@ -162,12 +165,12 @@ class Reader:
 
 
 def write_pattern(pattern: Pattern) -> dict[str, Any]:
-    """A pattern as plain lists."""
+    """Write a sparsity pattern as plain lists."""
     return {"rows": pattern.rows.tolist(), "cols": pattern.cols.tolist()}
 
 
 def write_matrix(matrix: sp.csr_matrix) -> dict[str, Any]:
-    """A sparse matrix as plain lists."""
+    """Write a sparse matrix as plain lists."""
     entries = matrix.tocoo()
     return {"rows": entries.row.tolist(), "cols": entries.col.tolist(), "values": entries.data.tolist()}
 

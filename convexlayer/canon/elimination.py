@@ -1,11 +1,15 @@
-"""Which variables to eliminate by which equality rows: a symbolic elimination, greedy in the number of coefficients.
+"""Selection of the pivots with which presolve eliminates variables: a greedy symbolic elimination that limits fill.
 
-A pivot (i, j) solves row i for x_j. It must be an equality row with constant coefficients, so that x stays linear in
-what remains; it must be of the size of its row, each variable in its own unit (threshold pivoting: Duff, Erisman and
-Reid, Direct Methods for Sparse Matrices, 2017, section 5.2); neither of two factors that meet may both depend on the
-parameters; and the matrices may not fill (Markowitz, Management Science 3, 1957), counting nnz(P) + nnz(A) and one for
-every variable and row. Rows that are expensive one by one may be cheap together: the rows of t = L x fill the same
-block of P.
+A pivot (i, j) solves row i for x_j. A pivot is admissible if
+
+- row i is an equality with constant coefficients, so that x stays linear in the remaining variables;
+- its coefficient, in the units of the variables, is not small relative to its row (threshold pivoting: Duff, Erisman
+  and Reid, Direct Methods for Sparse Matrices, 2017, section 5.2);
+- the substitution multiplies no two factors that both depend on the parameters.
+
+A pivot is eliminated if the program does not grow (Markowitz, Management Science 3, 1957), where the size of a program
+is nnz(P) + nnz(A) plus its numbers of variables and rows. Rows that would cause fill one at a time are also tried in
+groups: the rows of t = L x fill the same block of P.
 """
 
 from __future__ import annotations
@@ -25,45 +29,47 @@ from convexlayer.program import Array, Cones, IndexArray
 __all__ = ["Number", "Pivot", "pivots"]
 
 Number = tuple[float, float]
-"""A value, and the sum of the absolute values of the terms that made it."""
+"""A value, and the sum of the absolute values of the terms summed into it."""
 
 STABLE = 0.1
-"""Smallest pivot relative to its row, where its column has other rows."""
+"""Pivot threshold: smallest pivot relative to the largest entry of its row (Duff, Erisman and Reid recommend 0.1)."""
 
 STABLE_ALONE = 1e-3
-"""The same where it has none: nothing is cancelled then, but P is multiplied by the square."""
+"""Pivot threshold of a column singleton. No row is updated then, so a smaller pivot is stable; P is multiplied by the
+square of its inverse."""
 
 ACCURATE = 1e-3
-"""Smallest pivot relative to the terms that made it; one in which much was cancelled is inaccurate."""
+"""Smallest pivot relative to the sum of its terms' absolute values; trades eliminations for accuracy after
+cancellation."""
 
 EQUILIBRATIONS = 5
-"""Passes in which the units of the variables are estimated."""
+"""Number of Ruiz passes that estimate the units of the variables; only orders of magnitude matter."""
 
 SHORT = 4
-"""A row of a cone may always have so many entries; longer ones only up to the longest that is there already."""
+"""Number of entries that a cone row may always have; beyond, fill may not exceed the longest initial cone row."""
 
 SPREAD = 2
-"""Coefficients that depend on parameters are copied to at most so many others: the affine map must not fill either."""
+"""Maximum number of variables to which parameter-dependent coefficients are copied; limits fill of the affine map."""
 
 FEATURES = 8
-"""The same for right-hand sides and linear costs, unless they depend on no more features than this."""
+"""Number of features up to which right-hand sides and linear costs may be copied to more than SPREAD variables."""
 
 TRIED = 3
-"""Columns tried for a row, those with the fewest coefficients first."""
+"""Maximum number of pivot columns tried per row, in ascending order of their number of coefficients."""
 
 LARGEST_GROUP = 10**8
-"""Work in comparing supports, beyond which rows are not tried together."""
+"""Maximum sum of squared support sizes of a group; larger groups are skipped to bound the time of presolve."""
 
 
 @dataclass(frozen=True)
 class Pivot:
-    """A row that is solved for a column, after the pivots before it.
+    """A row that is solved for a column, after the elimination of all earlier pivots.
 
     Attributes:
-        row: the row.
-        column: the column.
-        values: the row's coefficients by column, the columns of earlier pivots having been removed.
-        multipliers: how much of the rows of earlier pivots, by their place in the order, was subtracted to that end.
+        row: row index.
+        column: column index.
+        values: coefficients of the row by column, after elimination of the earlier pivots' columns (a row of U).
+        multipliers: multiples of the earlier pivots' rows that were subtracted, by pivot index (a row of L).
     """
 
     row: int
@@ -73,14 +79,14 @@ class Pivot:
 
 
 def pivots(P: AffineMatrix, A: AffineMatrix, q: Rounded, b: Rounded, cones: Cones) -> list[Pivot]:
-    """The pivots in the order of their elimination.
+    """Select the pivots, in the order of their elimination.
 
     Args:
-        P: of the program, with both triangles.
-        A: of the program.
-        q: [slopes, constant] of q, (n, features + 1).
-        b: [slopes, constant] of b, (m, features + 1).
-        cones: of the program.
+        P: quadratic cost, with both triangles, (n, n).
+        A: constraint matrix, (m, n).
+        q: [slopes, constant] of the linear cost, (n, features + 1).
+        b: [slopes, constant] of the right-hand side, (m, features + 1).
+        cones: cones of the program.
     """
     work = _Elimination(P, A, q.values, b.values, cones)
     while work.singly() or work.together():
@@ -89,9 +95,9 @@ def pivots(P: AffineMatrix, A: AffineMatrix, q: Rounded, b: Rounded, cones: Cone
 
 
 def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
-    """A scale for each variable, with which, and with some for the rows, the entries of P and A are at most 1.
+    """Column scales (n,) that equilibrate [P A'; A 0] in the maximum norm, after P is divided by its largest entry.
 
-    Ruiz's equilibration of the matrix [P A'; A 0] in the maximum norm, the entries of P divided by the largest.
+    Ruiz, A scaling algorithm to equilibrate both rows and columns norms in matrices, 2001.
     """
     A, P = A.tocoo(), P.tocoo()
     of_A, of_P = np.abs(A.data), np.abs(P.data) / np.abs(P.data).max(initial=1e-300)
@@ -110,14 +116,14 @@ def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
 
 
 def _groups(index: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]:
-    """An order in which equal indices stand together, where each group starts in it, and the groups' indices."""
+    """Group equal indices: the sorting permutation, the start of each group in it, and the index of each group."""
     order = np.argsort(index, kind="stable")
     groups, starts = np.unique(index[order], return_index=True)
     return order, starts, groups
 
 
 def _raise(largest: Array, values: Array, groups: tuple[IndexArray, IndexArray, IndexArray]) -> None:
-    """Raise each group's entry to the largest of its values."""
+    """Set each group's entry of ``largest`` to the maximum of itself and the group's values, in place."""
     order, starts, places = groups
     if len(places):
         largest[places] = np.maximum(largest[places], np.maximum.reduceat(values[order], starts))
@@ -125,7 +131,7 @@ def _raise(largest: Array, values: Array, groups: tuple[IndexArray, IndexArray, 
 
 @final
 class _Elimination:
-    """Sparsity patterns during the elimination, and values of the rows that may be pivots; read when first needed."""
+    """State of the elimination: sparsity patterns, and values of candidate rows, each read on first use."""
 
     def __init__(self, P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones) -> None:
         self.chosen: list[Pivot] = []
@@ -152,7 +158,7 @@ class _Elimination:
         self._features_of_q: list[int] = np.diff(q[:, :-1].tocsr().indptr).tolist()
 
     def singly(self) -> bool:
-        """Eliminate row by row while it pays; whether anything was."""
+        """Eliminate single rows whose elimination does not grow the program; return whether any was eliminated."""
         before = len(self.chosen)
         for i in list(self._candidates):
             if self._left == 1:
@@ -165,9 +171,9 @@ class _Elimination:
         return len(self.chosen) > before
 
     def together(self) -> bool:
-        """Eliminate groups of definitions of variables that have no other row, where it pays; whether any was.
+        """Eliminate groups of rows with a column singleton each; return whether any row was eliminated.
 
-        Groups are rows over the same variables, and then rows linked by common variables.
+        The groups are first the rows with equal support (singletons excluded), then the rows of connected supports.
         """
         alone = {i: j for i in self._candidates for j in self._alone(i)}
         same: dict[frozenset[int], list[tuple[int, int]]] = defaultdict(list)
@@ -188,7 +194,7 @@ class _Elimination:
         return self._set("col", j)
 
     def _neighbours(self, j: int) -> set[int]:
-        """Columns of P's row j."""
+        """Columns with an entry in row j of P."""
         return self._set("P", j)
 
     def _set(self, kind: str, index: int) -> set[int]:
@@ -199,7 +205,7 @@ class _Elimination:
         return read[index]
 
     def _value(self, i: int) -> dict[int, Number]:
-        """Values of a row that may be a pivot."""
+        """Coefficients of a candidate row by column."""
         if i not in self._values:
             values, sizes = self._constant.values, self._constant.sizes
             part = slice(values.indptr[i], values.indptr[i + 1])
@@ -208,7 +214,7 @@ class _Elimination:
         return self._values[i]
 
     def _admissible(self, i: int) -> list[int]:
-        """Columns that row i can be solved for, the emptiest ones."""
+        """Columns that row i may be solved for, sparsest first, at most TRIED."""
         value, units = self._value(i), self._units
         largest = max((abs(v) * units[j] for j, (v, _) in value.items()), default=0.0)
         spread = len(value) - 1
@@ -226,13 +232,13 @@ class _Elimination:
         return found
 
     def _alone(self, i: int) -> Iterable[int]:
-        """The first column of row i that has no other row."""
+        """The first admissible column of row i that is a column singleton, or nothing."""
         return [j for j in self._admissible(i) if len(self._col(j)) == 1][:1]
 
     def _growth(self, group: list[tuple[int, int]]) -> int:
-        """By how much the program grows; a positive number where it does for certain.
+        """Growth of the program size if the group is eliminated; 1 as soon as the program certainly grows.
 
-        Columns of a group of several have no other rows.
+        The columns of a group of several pivots must be column singletons.
         """
         columns = {j for _, j in group}
         supports = {frozenset(self._row(i) - columns) for i, _ in group}
@@ -275,7 +281,7 @@ class _Elimination:
         return fill + sum(len(new - self._neighbours(k)) for k, new in joined.items()) - removed
 
     def _eliminate(self, i: int, j: int) -> None:
-        """Solve row i for x_j and substitute it everywhere."""
+        """Solve row i for x_j and substitute x_j in the program."""
         value = self._value(i)
         support = self._row(i) - {j}
         for r in self._col(j) - {i}:
@@ -310,7 +316,7 @@ class _Elimination:
         self.chosen.append(Pivot(i, j, value, self._multipliers.pop(i, {})))
 
     def _subtract(self, r: int, i: int, pivot_row: dict[int, Number], j: int) -> None:
-        """Subtract the multiple of row i from row r that removes column j, and what cancels with it."""
+        """Subtract the multiple of row i from row r that eliminates column j, and drop entries that cancel."""
         row, pivot = self._value(r), pivot_row[j][0]
         removed, of_removed = row.pop(j)
         ratio, of_ratio = removed / pivot, of_removed / abs(pivot)
@@ -329,7 +335,7 @@ class _Elimination:
 
 
 def _linked(same: dict[frozenset[int], list[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:
-    """Groups of groups whose supports are connected, where there are several."""
+    """Merge groups whose supports are connected; components of a single group are skipped."""
     supports = list(same)
     if len(supports) < 2:
         return

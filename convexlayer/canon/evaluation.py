@@ -1,4 +1,4 @@
-"""Those optimality conditions of a CVXPY problem that need no derivative, evaluated on its own expressions."""
+"""Objective value, feasibility and complementary slackness of a CVXPY problem, evaluated on CVXPY's expressions."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ __all__ = ["Residual", "residuals"]
 logger = logging.getLogger(__name__)
 
 WRONGLY_EVALUATED = (quantum_rel_entr,)
-"""Atoms that CVXPY 1.9.3 canonicalises right and evaluates wrongly."""
+"""Atoms that CVXPY 1.9.3 canonicalises correctly but evaluates wrongly."""
 
 LONGEST_NAME = 160
-"""So many characters of a constraint stand in a message."""
+"""Maximum length of a constraint in a message, in characters."""
 
 
 @dataclass(frozen=True)
 class Residual:
-    """By how much a condition does not hold.
+    """The residual of one optimality condition.
 
     Attributes:
-        text: what came out, as the end of a sentence.
-        condition: the condition's place among all of the problem's.
-        size: relative to the terms compared, and to 1 where they are smaller.
-        absolute: the same in the unit of the condition: that of the objective where ``of_objective``.
-        of_objective: whether the unit is that of the objective, as of products with multipliers.
+        text: description of the residual, as the end of a sentence.
+        condition: index of the condition among all conditions of the problem.
+        size: the residual divided by the largest term compared, or by 1 if the terms are smaller.
+        absolute: the residual, in the unit of the objective if ``of_objective`` and of the constraint otherwise.
+        of_objective: whether the unit is that of the objective, as for products of slacks and multipliers.
     """
 
     text: str
@@ -52,19 +52,19 @@ class Residual:
 def residuals(
     problem: cp.Problem, values: Mapping[int, Array], reported: float, *, multipliers: bool
 ) -> list[Residual]:
-    """Evaluate a problem.
+    """Evaluate the optimality conditions of a problem that need no derivative.
 
-    The objective value must be the one reported; every constraint and every attribute of a variable must hold; and the
-    inner product of a constraint's arguments with its multipliers must vanish.
+    The conditions: the objective evaluates to the reported value; every constraint and every variable attribute holds;
+    the inner product of each constraint's slack with its multipliers is zero (complementary slackness).
 
     Args:
         problem: the problem; the values of its leaves are overwritten.
-        values: of its variables, parameters and dual variables, by id.
-        reported: the objective value.
-        multipliers: whether the multipliers are those of the problem.
+        values: values of its variables, parameters and dual variables, by id.
+        reported: the objective value reported by the solver.
+        multipliers: whether ``values`` holds valid multipliers; if not, complementary slackness is skipped.
 
     Returns:
-        One a condition, but for those that cannot be evaluated or have no finite value.
+        One residual per condition; conditions that cannot be evaluated or are not finite are skipped.
     """
     assign(problem, values)
     value = _Values()
@@ -84,7 +84,7 @@ def residuals(
 
 
 Answer = tuple[str, float, float, bool]
-"""What came out, the residual, the size of the terms compared, and whether the unit is that of the objective."""
+"""Description, absolute residual, magnitude of the terms compared, and whether the unit is that of the objective."""
 
 Condition = Callable[[], Answer]
 
@@ -108,16 +108,17 @@ def _conditions(
 
 @final
 class _Values:
-    """Values of expressions, each computed once and of the shape that the expression declares."""
+    """Memoised evaluation of expressions; values have the shapes that the expressions declare."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[cp.Expression, Array]] = {}  # both, so that no id is used twice
+        # Holding the expressions keeps Python from reusing their ids.
+        self._known: dict[int, tuple[cp.Expression, Array]] = {}
 
     def __call__(self, expression: cp.Expression) -> Array:
-        """The value of an expression.
+        """Evaluate an expression.
 
         Raises:
-            NotImplementedError: it has none that could be relied upon.
+            NotImplementedError: CVXPY evaluates the expression wrongly.
         """
         if id(expression) not in self._known:
             self._known[id(expression)] = expression, self._computed(expression)
@@ -133,7 +134,7 @@ class _Values:
         else:
             value = expression.numeric([self(argument) for argument in expression.args])
         dense = np.asarray(value.toarray() if hasattr(value, "toarray") else value, dtype=float)
-        # Some have lost an axis of length one, and would then be broadcast against it.
+        # Some atoms drop an axis of length one, after which broadcasting would give a wrong shape.
         return dense.reshape(expression.shape)
 
 
@@ -159,7 +160,7 @@ def _of_multipliers(constraint: cp.Constraint, values: Mapping[int, Array], valu
             pairs = [(slack, magnitude)]
         case NonNeg() | NonPos() | PSD() | SOC() | ExpCone():
             pairs = [(argument, np.abs(argument)) for argument in arguments]
-        case _:  # equalities have no slack, and CVXPY gives the other cones no multipliers or in other orders
+        case _:  # equalities have no slack; for other cones CVXPY has no multipliers or orders them differently
             pairs = []
     duals = [values[dual.id] for dual in constraint.dual_variables] if pairs else []
     products = [
@@ -172,7 +173,7 @@ def _of_multipliers(constraint: cp.Constraint, values: Mapping[int, Array], valu
 
 
 def _violation(constraint: cp.Constraint, arguments: list[Array]) -> float:
-    """How far the arguments are outside, in their own unit."""
+    """Constraint violation, in the unit of the arguments."""
     match constraint:
         case Equality():
             return _largest(arguments[0] - arguments[1])

@@ -1,7 +1,7 @@
-"""CVXPY problem -> CVXPY's canonical form, for a solver class of our own that takes our cones in our order.
+"""Canonicalisation by CVXPY, for a solver class that declares the cones of ``program.py`` in their order.
 
-With ``translate.py``, which reads that form, ``detached.py`` and ``discipline.py``, the only code that knows CVXPY's
-internals. What it does not know raises: a constraint is never dropped, a parameter never frozen.
+Only this module, ``translate.py`` (which reads the canonical form), ``detached.py`` and ``discipline.py`` depend on
+CVXPY internals. Unknown parts of a canonical form raise an error: no constraint is dropped, no parameter is fixed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ try:
     from cvxpy.settings import PARAM_PROB
     from cvxpy.utilities.psd_utils import TriangleKind
 except ImportError:
-    check_release()  # says which releases have them
+    check_release()  # raises an error that names the supported releases
     raise
 
 __all__ = [
@@ -49,11 +49,11 @@ logger = logging.getLogger(__name__)
 
 
 BACKEND = "COO"
-"""The backend that builds CVXPY's matrices: the fastest with parameters, and it permutes axes right (1.9.3)."""
+"""CVXPY's canonicalisation backend: the fastest with parameters, and correct for permuted axes (CVXPY 1.9.3)."""
 
 
 class _StandardForm(ConicSolver):  # type: ignore[misc]  # CVXPY is not checked for types
-    """The solver that CVXPY canonicalises for: the standard form of ``program.py``, with nothing instantiated."""
+    """Solver interface that makes CVXPY canonicalise to the standard form of ``program.py``, not instantiated."""
 
     SUPPORTED_CONSTRAINTS = [*ConicSolver.SUPPORTED_CONSTRAINTS, SOC, SvecPSD, ExpCone, PowCone3D]  # noqa: RUF012 (CVXPY's own form)
     PSD_TRIANGLE_KIND = TriangleKind.LOWER
@@ -64,7 +64,7 @@ class _StandardForm(ConicSolver):  # type: ignore[misc]  # CVXPY is not checked 
         return "CONVEXLAYER"
 
     def import_solver(self) -> None:
-        """Nothing to import: nothing is solved here."""
+        """Do nothing: this interface solves nothing."""
 
     def supports_quad_obj(self) -> bool:
         return True
@@ -83,7 +83,14 @@ class _StandardForm(ConicSolver):  # type: ignore[misc]  # CVXPY is not checked 
 
 @dataclass(frozen=True, eq=False)
 class CanonicalForm:
-    """What CVXPY made of a detached problem."""
+    """CVXPY's canonical form of a detached problem.
+
+    Attributes:
+        problem: the detached problem, after repairs.
+        param_prog: CVXPY's parametric cone program.
+        chain: CVXPY's chain of reductions.
+        inverse_data: the data with which the chain is inverted.
+    """
 
     problem: cp.Problem
     param_prog: ParamConeProg
@@ -92,17 +99,17 @@ class CanonicalForm:
 
     @property
     def geometric(self) -> bool:
-        """Whether the program was posed in logarithms."""
+        """Whether the problem is a geometric program, solved in the logarithms of its variables."""
         return any(isinstance(reduction, Dgp2Dcp) for reduction in self.chain.reductions)
 
 
 def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
-    """Canonicalise a detached problem, after checking that it is one of those we know.
+    """Canonicalise a detached problem, after checking that it is supported.
 
     Raises:
-        ProblemError: not DCP (or DGP), or without variables.
-        NotDPPError: parameters are used in a way that program data are not affine in them.
-        UnsupportedError: integer or complex leaves, DQCP, another CVXPY release, or a form we do not know.
+        ProblemError: the problem is not DCP (or DGP), has no variables, or is too large.
+        NotDPPError: the program data are not affine in the parameters.
+        UnsupportedError: integer or complex leaves, DQCP, an unsupported CVXPY release or canonical form.
     """
     check_release()
     problem = _prepared(problem)
@@ -114,7 +121,7 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
     except Exception as error:
         raise explained(error, problem, needs_values=_has_form_with_values(problem, gp=gp)) from error
     if any(isinstance(reduction, EvalParams) for reduction in chain.reductions):
-        raise UnsupportedError("CVXPY takes the problem for one that is not DPP, though its own check says that it is")
+        raise UnsupportedError("CVXPY canonicalises the problem as if it were not DPP, although is_dpp() is true")
     if not isinstance(data, dict) or not isinstance(data.get(PARAM_PROB), ParamConeProg):
         raise UnsupportedError(
             f"CVXPY canonicalised the problem to {type(data).__name__}, not to a parametric cone program"
@@ -125,24 +132,24 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
 
 
 def _prepared(problem: cp.Problem) -> cp.Problem:
-    """A detached problem in a form that CVXPY canonicalises, and does so right."""
+    """Rewrite a detached problem so that CVXPY canonicalises it correctly."""
     return name_arguments(repaired(problem))
 
 
 def _canonicalised(problem: cp.Problem, *, gp: bool, ignore_dpp: bool) -> tuple[Any, Any, Any]:
-    """What CVXPY makes of a problem for the standard form, the chain of its reductions, and how to invert them."""
+    """Canonicalise with CVXPY; return the data, the chain of reductions, and their inverse data."""
     solver = _StandardForm()
     with _own_warnings_off():
         chain = problem._construct_chain(solver=solver, gp=gp, ignore_dpp=ignore_dpp, canon_backend=BACKEND)
-        # Atoms that canonicalise a problem of their own, such as perspective, look the solver up by this name, which
-        # may be the solver itself.
+        # Atoms that canonicalise an inner problem, such as perspective, look the solver up by this attribute, which
+        # may hold the solver object.
         chain.solver_context.solver_name = solver
         data, inverse_data = chain.apply(problem)
     return data, chain, inverse_data
 
 
 def _has_form_with_values(problem: cp.Problem, *, gp: bool) -> bool:
-    """Whether CVXPY can canonicalise a problem once its parameters have values."""
+    """Whether CVXPY can canonicalise the problem once its parameters have values."""
     rng = np.random.default_rng(0)
     values = {parameter.id: random_value(specification(parameter), rng) for parameter in problem.parameters()}
     return bool(values) and instance_of_constants(problem, values, gp=gp) is not None
@@ -150,7 +157,7 @@ def _has_form_with_values(problem: cp.Problem, *, gp: bool) -> bool:
 
 @contextmanager
 def _own_warnings_off() -> Iterator[None]:
-    """CVXPY warns of what it does itself: reading sparse values, and taking another backend than its first choice."""
+    """Suppress CVXPY's warnings about its own reading of sparse values and its change of backend."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Reading from a sparse CVXPY expression", category=RuntimeWarning)
         warnings.filterwarnings("ignore", message=".*backend", category=UserWarning)
@@ -158,7 +165,11 @@ def _own_warnings_off() -> Iterator[None]:
 
 
 def _check_program(param_prog: ParamConeProg) -> None:
-    """Refuse what would be lost in silence: bounds, direct cones, n-dimensional power cones, integrality."""
+    """Reject parts that the translation would lose silently: bounds, direct cones, n-dimensional power cones, integers.
+
+    Raises:
+        UnsupportedError: the program has one of them.
+    """
     unknown = {
         "variable bounds": any(
             bound is not None
@@ -174,7 +185,7 @@ def _check_program(param_prog: ParamConeProg) -> None:
 
 
 class Instance(NamedTuple):
-    """One cone program in the standard form, as CVXPY gives it."""
+    """Data of one cone program in the standard form, computed by CVXPY."""
 
     P: sp.csc_matrix
     q: Array
@@ -184,7 +195,7 @@ class Instance(NamedTuple):
 
 
 def instance(form: CanonicalForm, values: Mapping[int, Array]) -> Instance:
-    """CVXPY's own instance of a canonical form, at parameter values by id."""
+    """Instantiate a canonical form with CVXPY, at parameter values by id."""
     assign(form.problem, values)
     with _own_warnings_off():
         for reduction in form.chain.reductions:
@@ -193,7 +204,7 @@ def instance(form: CanonicalForm, values: Mapping[int, Array]) -> Instance:
 
 
 def instance_of_constants(problem: cp.Problem, values: Mapping[int, Array], *, gp: bool) -> Instance | None:
-    """The standard form of the problem with its parameters replaced by constants; None where CVXPY has none."""
+    """Canonicalise the problem with constants in place of its parameters; None if CVXPY cannot."""
     constant = _prepared(detached(problem))
     assign(constant, values)
     try:
@@ -212,5 +223,5 @@ def _instantiated(param_prog: ParamConeProg) -> Instance:
     else:
         P, q, r, A, b = param_prog.apply_parameters(quad_obj=True)
     P = sp.csc_matrix(P)
-    P = 0.5 * (P + P.T)  # which the objective does not see; psd_wrap lets one pass that is not symmetric
+    P = 0.5 * (P + P.T)  # leaves the objective unchanged; psd_wrap admits a P that is not symmetric
     return Instance(P.tocsc(), q, np.ravel(r)[:1], -sp.csc_matrix(A), np.ravel(b))

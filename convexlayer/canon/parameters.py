@@ -1,4 +1,4 @@
-"""Parameters of a problem: what their values must be, which of their entries count, and values to try."""
+"""Parameter specifications: shapes, attributes and structural nonzeros; random values for the self-check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convexlayer.program import Array, IndexArray
 __all__ = ["ATTRIBUTES", "ParameterSpec", "random_value", "specification"]
 
 ATTRIBUTES = ("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag")
-"""The attributes of a CVXPY parameter that are honoured, beside ``sparse``."""
+"""The supported attributes of a CVXPY parameter, besides ``sparse``."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class ParameterSpec:
 
     Attributes:
         name: its name.
-        shape: its shape, without the batch.
-        attributes: what its values must be: nonneg, nonpos, pos, neg, symmetric, PSD, NSD, diag, sparse. A gradient
-            with respect to a symmetric, PSD or NSD parameter is symmetric: its inner product with a symmetric direction
-            is the directional derivative.
-        sparsity: for a sparse parameter, the flat row-major positions that may be nonzero.
+        shape: its shape, without the batch axis.
+        attributes: properties that its values must have: nonneg, nonpos, pos, neg, symmetric, PSD, NSD, diag, sparse.
+            A gradient with respect to a symmetric, PSD or NSD parameter is symmetric: its inner product with a
+            symmetric direction is the directional derivative.
+        sparsity: for a sparse parameter, the flat row-major positions of its structural nonzeros.
     """
 
     name: str
@@ -40,7 +40,7 @@ class ParameterSpec:
 
     @property
     def entries(self) -> IndexArray | None:
-        """The flat row-major positions of the entries that may be nonzero, ascending; None where all may be."""
+        """Ascending flat row-major positions of the structural nonzeros; None if all entries may be nonzero."""
         if self.sparsity is not None:
             return np.unique(np.array(self.sparsity, dtype=np.int64))
         if "diag" in self.attributes:
@@ -49,7 +49,7 @@ class ParameterSpec:
 
 
 def specification(parameter: cp.Parameter) -> ParameterSpec:
-    """What is asked of a parameter's values."""
+    """Read the specification of a CVXPY parameter."""
     attributes = {name for name in ATTRIBUTES if parameter.attributes[name]}
     sparsity = None
     if parameter.sparse_idx is not None:
@@ -59,7 +59,7 @@ def specification(parameter: cp.Parameter) -> ParameterSpec:
 
 
 def random_value(spec: ParameterSpec, rng: np.random.Generator) -> Array:
-    """A value that has the parameter's attributes, with entries between 1/2 and 3/2 in magnitude or of that order."""
+    """Draw a value with the parameter's attributes; entries have magnitudes of order 1 (uniform in [0.5, 1.5])."""
     value = rng.uniform(0.5, 1.5, spec.shape)
     signed = spec.attributes & {"nonneg", "pos", "nonpos", "neg"}
     if not signed:

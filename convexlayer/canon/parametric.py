@@ -1,4 +1,4 @@
-"""The parametric program: theta -> cone program, and its adjoint; solution -> outputs, and its adjoint."""
+"""Parametric cone programs: the map from parameters to program data and its adjoint, and its JSON document."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ DOCUMENT_FIELDS = ["version", "n", "parameters", "log", "cones", "P", "A", "data
 
 @dataclass(frozen=True)
 class Objective:
-    """How the problem's objective value follows from the program's: sign * value, or its exponential."""
+    """The map from the program's objective value to the problem's: sign * value, or its exponential if ``log``."""
 
     maximize: bool = False
     log: bool = False
 
     def value(self, program_value: Array) -> Array:
-        """The objective values (B,) of the problem."""
+        """Objective values (B,) of the problem."""
         signed = -program_value if self.maximize else program_value
         return np.exp(signed) if self.log else signed
 
     def slope(self, program_value: Array) -> Array:
-        """d value / d program_value, (B,)."""
+        """Derivative d value / d program_value, (B,)."""
         sign = -1.0 if self.maximize else 1.0
         return sign * self.value(program_value) if self.log else np.full_like(program_value, sign)
 
 
 @dataclass(frozen=True, eq=False)
 class PresolveRecord:
-    """What presolve did.
+    """The reductions that presolve made.
 
     Attributes:
-        source: the program before; sizes are those of its structure.
-        solved_for: variables eliminated, with as many equality rows.
-        bound_variables: epigraph variables between two bounds that became one.
-        needless_rows: rows dropped because they say nothing, or twice.
+        source: the program before presolve.
+        solved_for: number of variables eliminated, each with one equality row.
+        bound_variables: number of epigraph variables eliminated with one upper bound each.
+        needless_rows: number of redundant rows dropped: always satisfied, or duplicates.
     """
 
     source: ParametricProgram
@@ -64,17 +64,17 @@ class PresolveRecord:
 
 @dataclass(frozen=True, eq=False)
 class ParametricProgram:
-    """A family of cone programs, affine in features of its parameters.
+    """A family of cone programs whose data are affine in the features of the parameters.
 
     Attributes:
         parameters: the parameters, in order.
         structure: sparsity patterns and cones.
-        features: parameters -> feature vector.
-        data: feature vector -> values of (P, q, r, A, b), stacked in this order.
-        recovery: (x, y) -> outputs.
-        objective: the program's objective value -> the problem's.
-        products: the part of r that is a product of two affine vectors, after presolve.
-        presolve: what presolve did; None where it was not asked or gained nothing.
+        features: the map from parameters to the feature vector.
+        data: the map from the feature vector to the stacked values of (P, q, r, A, b).
+        recovery: the map from (x, y) to the outputs.
+        objective: the map from the program's objective value to the problem's.
+        products: the part of r that is an inner product of two affine vectors, after presolve.
+        presolve: the reductions that presolve made; None without presolve or without reductions.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -93,20 +93,20 @@ class ParametricProgram:
 
     @cached_property
     def parts(self) -> tuple[slice, slice, slice, slice, slice]:
-        """Where P, q, r, A and b stand among the rows of ``data``."""
+        """Slices of P, q, r, A and b in the rows of ``data``."""
         shape = self.structure
         P, q, r, A, b = np.cumsum([shape.P.nnz, shape.n, 1, shape.A.nnz, shape.m]).tolist()
         return slice(0, P), slice(P, q), slice(q, r), slice(r, A), slice(A, b)
 
     @cached_property
     def _maps(self) -> tuple[AffineMap, AffineMap, AffineMap, AffineMap, AffineMap]:
-        """The maps to P, q, r, A and b."""
+        """The affine maps to P, q, r, A and b."""
         P, q, r, A, b = (self.data.of_rows(rows) for rows in self.parts)
         return P, q, r, A, b
 
     @cached_property
     def varying(self) -> Structure:
-        """The structure without the patterns of P and A where no entry depends on the parameters."""
+        """The structure, with an empty pattern for P or A if that matrix does not depend on the parameters."""
         shape, (P, _, _, A, _) = self.structure, self._maps
         return Structure(
             shape.P if P.matrix.nnz else shape.P.empty, shape.A if A.matrix.nnz else shape.A.empty, shape.cones
@@ -118,12 +118,16 @@ class ParametricProgram:
         return ProgramMatrix(self.data.matrix, self.data.constant, sizes)
 
     def instantiate(self, features: Array) -> ConeProgram:
-        """The programs of feature vectors (B, features.size)."""
+        """Compute the batch of programs at feature vectors (B, features.size)."""
         program = self._program([part.apply(features) for part in self._maps])
         return program if self.products is None else replace(program, r=program.r + self.products.apply(features))
 
     def normalised(self, features: Array) -> tuple[ConeProgram, Array]:
-        """The programs of feature vectors (B, features.size), objectives divided by ``objective_scale``, and that."""
+        """Compute the programs at feature vectors (B, features.size) with normalised objectives.
+
+        Returns:
+            The programs, with objectives divided by the scales, and the scales (B,): ``objective_scale`` of each.
+        """
         if not kernel_cache.ready():
             program = self.instantiate(features)
             scale = program.objective_scale()
@@ -134,7 +138,7 @@ class ParametricProgram:
         return self._program((P, q, r, A, b)), scale
 
     def push(self, features: Array, tangent: Array) -> ConeProgram:
-        """Program tangent of a tangent (B, features.size) of the feature vectors."""
+        """Push forward a tangent (B, features.size) of the feature vectors to a program tangent."""
         program = self._program([part.push(tangent) for part in self._maps])
         if self.products is None:
             return program
@@ -143,13 +147,13 @@ class ParametricProgram:
     def pullback(
         self, features: Array, cotangent: ConeProgram, *, scale: Array | None = None, wanted: BoolArray | None = None
     ) -> Array:
-        """Cotangent (B, features.size) of the feature vectors, of a program cotangent.
+        """Pull back a program cotangent to a cotangent (B, features.size) of the feature vectors.
 
         Args:
             features: the feature vectors.
-            cotangent: on ``varying`` at least.
-            scale: what ``normalised`` divided the programs' objectives by, where the cotangent is that of its programs.
-            wanted: positions in the feature vectors, a mask; the others are zero.
+            cotangent: the program cotangent, with entries at least on the patterns of ``varying``.
+            scale: the scales (B,) of ``normalised`` if the cotangent is with respect to normalised programs.
+            wanted: mask of the features whose cotangents are computed; the others are zero.
         """
         inverse = np.ones(len(features)) if scale is None else 1.0 / scale
         parts = (cotangent.P, cotangent.q, cotangent.r[:, None], cotangent.A, cotangent.b)
@@ -167,11 +171,11 @@ class ParametricProgram:
         return total
 
     def split(self, flat: Sequence[Array]) -> tuple[Array, ...]:
-        """Per-parameter arrays (B, entries) with their shapes (B, *shape)."""
+        """Reshape per-parameter arrays (B, entries) to (B, *shape)."""
         return tuple(part.reshape(len(part), *spec.shape) for spec, part in zip(self.parameters, flat, strict=True))
 
     def to_document(self) -> dict[str, Any]:
-        """The program before presolve as plain JSON values, in the format of ``canon/document.py``."""
+        """Write the program before presolve as plain JSON values, in the format of ``canon/document.py``."""
         if self.presolve is not None:
             return self.presolve.source.to_document()
         positions, matrix = self.features.positions, self.data.matrix
@@ -201,10 +205,10 @@ class ParametricProgram:
 
     @staticmethod
     def from_document(document: Any) -> ParametricProgram:
-        """The program that a document describes, without presolve.
+        """Read a program from a document, without presolve.
 
         Raises:
-            ProblemError: a field is missing, unknown, or not what it must be; the message gives its path.
+            ProblemError: a field is missing, unknown or invalid; the message gives its path.
         """
         root = Reader(document, "", DOCUMENT_FIELDS)
         if root.size("version") != VERSION:
@@ -276,10 +280,13 @@ def _read_parameter(reader: Reader) -> ParameterSpec:
 
 
 def _check_convex(program: ParametricProgram) -> None:
-    """P must be symmetric for every theta, and positive semidefinite.
+    """Check that P is symmetric for every theta, and positive semidefinite if it does not depend on theta.
 
-    The maps to entries (i, j) and (j, i) must be the same. Convexity is checked where P does not depend on theta;
-    elsewhere it is the word of whoever wrote the document.
+    Symmetry for every theta means equal affine maps to entries (i, j) and (j, i). If P depends on theta, its
+    convexity is the responsibility of the author of the document.
+
+    Raises:
+        ProblemError: P is not symmetric or not positive semidefinite.
     """
     P = program.structure.P
     rows, constant = program.data.matrix[: P.nnz], program.data.constant[: P.nnz]
@@ -291,7 +298,11 @@ def _check_convex(program: ParametricProgram) -> None:
 
 
 def _positive_semidefinite(matrix: sp.csc_matrix) -> bool:
-    """Whether a sparse symmetric matrix has no eigenvalue below -1e-9 times its norm, by the pivots of an LU."""
+    """Whether a sparse symmetric matrix has no eigenvalue below -1e-9 times its 1-norm.
+
+    The matrix, shifted by 1e-9 times its 1-norm to tolerate rounding errors, must have only positive pivots in a
+    symmetric LU factorisation.
+    """
     shift = 1e-9 * max(float(abs(matrix).sum(axis=0).max()), 1e-300)
     shifted = (matrix + shift * sp.identity(matrix.shape[0], format="csc")).tocsc()
     try:

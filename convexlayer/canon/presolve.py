@@ -1,17 +1,18 @@
-"""Parametric presolve: a smaller program of the same family, made once, before anything is solved.
+"""Parametric presolve: reduces the program once, at construction, for all values of the parameters.
 
-With constant sparse T, B and C >= 0, a solution (z, v) of
+With constant sparse T, B and C >= 0, the reduced program has the data
 
-    T'PT,   T'(q + P B b),   r + (B b)'(q + P B b / 2),   C A T,   C (b - A B b)      in place of P, q, r, A, b
+    P: T'PT,   q: T'(q + P B b),   r: r + (B b)'(q + P B b / 2),   A: C A T,   b: C (b - A B b)
 
-gives a solution of the program:
+and a solution (z, v) of the reduced program gives a solution of the original one:
 
     x = T z + B b,      y = C'v - B'(P x + q + A'C'v)
 
-B is the inverse of the eliminated equality rows in the eliminated columns, so that A x + s = b holds in those rows, and
-the second formula is stationarity in those columns. All new data are affine in the features but r, which may hold
-products of two; no solution depends on r, so these stand beside the affine map. The duals of eliminated rows depend on
-the features themselves, through P, q and A: that is a ``DirectTerm`` of the recovery.
+B is the inverse of the eliminated equality rows restricted to the eliminated columns: the first formula satisfies
+A x + s = b in those rows, the second one stationarity in those columns. The reduced data are affine in the features
+except for r, which may contain products of two features; the solution does not depend on r, so the products are kept
+beside the affine map. The duals of eliminated rows depend directly on the features, through P, q and A: this is the
+``DirectTerm`` of the recovery.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = ["presolved"]
 
 
 def presolved(program: ParametricProgram) -> ParametricProgram:
-    """The reduced program, with the same parameters and outputs; the program itself where nothing is gained."""
+    """Reduce a program; parameters and outputs stay the same. Returns ``program`` itself if nothing can be reduced."""
     if program.presolve is not None:
         return program
     given = _Stage.of(program)
@@ -72,7 +73,7 @@ def presolved(program: ParametricProgram) -> ParametricProgram:
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """A program on the way: its data, and T, B and C that lead to it from the first.
+    """A partially reduced program, with the T, B and C that reduce the original program to it.
 
     ``q`` and ``b`` are [slopes, constant], (n, features + 1) and (m, features + 1).
     """
@@ -88,7 +89,7 @@ class _Stage:
 
     @staticmethod
     def of(program: ParametricProgram) -> _Stage:
-        """The program itself."""
+        """The stage without reductions: T and C are identities, B is zero."""
         structure, data = program.structure, program.data
         P, q, _, A, b = (affine_vector(data, part) for part in program.parts)
         n, m = structure.n, structure.m
@@ -105,11 +106,11 @@ class _Stage:
 
     @property
     def costly(self) -> BoolArray:
-        """Which variables the objective depends on, (n,)."""
+        """Mask (n,) of the variables on which the objective depends."""
         return (np.diff(self.q.values.indptr) > 0) | (np.diff(self.P.support.indptr) > 0)
 
     def then(self, *, C: sp.csr_matrix, T: Rounded | None = None, B: Rounded | None = None) -> _Stage:
-        """The next stage, whose T, B and C lead there from this one; B once only."""
+        """Apply a further reduction (T, B, C) to this stage; at most one reduction of a sequence may have a B."""
         m, n = self.A.shape
         T = exact(sp.identity(n, format="csr")) if T is None else T
         if C.shape[0] == m and T.values.shape[1] == n:
@@ -117,7 +118,8 @@ class _Stage:
         B = exact(sp.csr_matrix((n, m))) if B is None else B
         rows = exact(C)
         offset = product(B, self.b)
-        last = np.maximum.reduceat(C.indices, C.indptr[:-1]) if C.shape[0] else C.indices  # of what a row is made of
+        # The last old row that enters each new row decides the cone of the new row.
+        last = np.maximum.reduceat(C.indices, C.indptr[:-1]) if C.shape[0] else C.indices
         zero = int(np.sum(last < self.cones.zero))
         nonnegative = int(np.sum(last < self.cones.zero + self.cones.nonnegative)) - zero
         return _Stage(
@@ -132,10 +134,10 @@ class _Stage:
         )
 
     def solved_for(self, chosen: list[Pivot]) -> _Stage:
-        """With the pivots' rows solved for their columns.
+        """Solve the rows of the pivots for their columns and substitute.
 
-        The rows are E = L U, where U holds them as they were when they became pivots and L the multipliers, so that
-        x_V = U_V^-1 (L^-1 b_E - U_Z z).
+        The pivots factor these rows of A as E = L U: L holds the multipliers, U the rows after elimination. With the
+        eliminated columns V and the others Z, x_V = U_V^-1 (L^-1 b_E - U_Z z).
         """
         if not chosen:
             return self
@@ -155,7 +157,7 @@ class _Stage:
         return self.then(C=_columns_of_identity(m, others).T.tocsr(), T=T, B=B)
 
     def stacked(self, r: sp.csr_matrix) -> tuple[Structure, AffineMap]:
-        """The structure, and the map from features to (P, q, r, A, b)."""
+        """The structure, and the affine map from features to (P, q, r, A, b)."""
         P_pattern, P = _symmetric(*self.P.entries())
         A_pattern, A = self.A.entries()
         return Structure(P_pattern, A_pattern, self.cones), affine_map(
@@ -169,7 +171,7 @@ def _columns_of_identity(size: int, columns: IndexArray) -> sp.csr_matrix:
 
 
 def _gathered(rows: list[dict[int, Number]], width: int) -> Rounded:
-    """The matrix of rows given by column."""
+    """Build a matrix from rows given as {column: number}."""
     indices = np.array([j for row in rows for j in row], dtype=np.int64)
     indptr = np.cumsum([0, *map(len, rows)])
     parts = (np.array([number[k] for row in rows for number in row.values()], dtype=float) for k in (0, 1))
@@ -184,7 +186,7 @@ def _scaling(diagonal: list[float]) -> Rounded:
 
 
 def _unit_inverse(nilpotent: Rounded, right: Rounded) -> Rounded:
-    """(I + N)^-1 R by X = R - N X, which is exact after as many steps as the longest chain in N."""
+    """Compute (I + N)^-1 R for nilpotent N by X <- R - N X, exact after k steps if N^k = 0."""
     solution = right
     while True:
         improved = difference(right, product(nilpotent, solution))
@@ -194,7 +196,7 @@ def _unit_inverse(nilpotent: Rounded, right: Rounded) -> Rounded:
 
 
 def _symmetric(pattern: Pattern, entries: sp.csr_matrix) -> tuple[Pattern, sp.csr_matrix]:
-    """The mean with the transpose: rounding errors differ on the two sides of the diagonal."""
+    """Symmetrise to (P + P') / 2, because rounding errors differ on the two sides of the diagonal."""
     size = max(pattern.shape[0], 1)
     here, there = pattern.cols * size + pattern.rows, pattern.rows * size + pattern.cols
     keys, place = np.unique(np.concatenate([here, there]), return_inverse=True)
@@ -204,7 +206,7 @@ def _symmetric(pattern: Pattern, entries: sp.csr_matrix) -> tuple[Pattern, sp.cs
 
 
 def _constant(given: _Stage, r: sp.csr_matrix, offset: sp.csr_matrix) -> tuple[sp.csr_matrix, AffineProduct | None]:
-    """r + offset'(q + P offset / 2): what of it is affine, and the products of factors that both depend on features."""
+    """r + offset'(q + P offset / 2), split into its affine part and the products of two feature-dependent factors."""
     slope = (given.q.values + 0.5 * given.P.at(exact(offset)).values).tocsr()
     left, right = (np.diff(vector[:, :-1].tocsr().indptr) > 0 for vector in (offset, slope))
     both = np.flatnonzero(left & right)
@@ -216,7 +218,7 @@ def _constant(given: _Stage, r: sp.csr_matrix, offset: sp.csr_matrix) -> tuple[s
 
 
 def _shown_rows(recovery: Recovery, given: _Stage, stage: _Stage) -> BoolArray:
-    """Rows of a stage whose duals some output depends on, those through which duals are recovered included."""
+    """Mask of the rows of a stage on whose duals some output depends, directly or through recovered duals."""
     R_y, Ct = exact(recovery.matrix[:, recovery.n :].tocsr()), exact(stage.C.T.tocsr())
     W = product(R_y, stage.B.transposed)
     through = difference(product(R_y, Ct), product(W, product(given.A.constant.transposed, Ct)))
@@ -226,10 +228,10 @@ def _shown_rows(recovery: Recovery, given: _Stage, stage: _Stage) -> BoolArray:
 
 
 def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: sp.csr_matrix) -> Recovery:
-    """The outputs R_x x + R_y y of the given program as functions of (z, v) and the features.
+    """Express the outputs R_x x + R_y y of the original program by (z, v) and the features.
 
-    With W = R_y B', they are R_x x + R_y C'v - W (P x + q + A'C'v), of which only the rows of P and the columns of A
-    that W asks for are kept.
+    With W = R_y B', the outputs are R_x x + R_y C'v - W (P x + q + A'C'v); only the rows of P and the columns of A
+    that belong to nonzero columns of W are kept.
     """
     T, C, n = last.T.values, last.C, recovery.n
     P_0, A_0 = given.P.constant.values, given.A.constant.values

@@ -1,8 +1,8 @@
-"""Quadratic forms of arguments that are not affine in the variables alone: the tracking cost quad_form(A @ x - r, P).
+"""Quadratic forms with parametrised or nonaffine arguments, such as the tracking cost quad_form(A @ x - r, P).
 
-CVXPY's rule for parametrised quadratic objectives wants the argument free of parameters, whatever P is, although the
-form is canonicalised as t'Pt with t == A @ x - r anyway; and convex arguments it forgets to canonicalise (1.9.3). With
-a variable for the argument the problem is the same, follows the rule, and is canonicalised right.
+CVXPY's DPP rule for quadratic objectives requires an argument without parameters, although CVXPY canonicalises the form
+as t'Pt with t == A @ x - r anyway; and CVXPY 1.9.3 does not canonicalise convex arguments. A new variable for the
+argument leaves the problem equivalent, satisfies the rule, and is canonicalised correctly.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ __all__ = ["name_arguments"]
 
 
 def name_arguments(problem: cp.Problem) -> cp.Problem:
-    """The problem in which quadratic forms of the objective have variables for arguments with parameters or curvature.
+    """Replace parametrised or nonaffine arguments of quadratic forms in the objective by new variables.
 
-    A curved argument is bounded by its variable on the side from which the form, by CVXPY's rules, pushes it.
+    The variable is an upper bound of a convex argument and a lower bound of a concave one; by CVXPY's composition rules
+    the form is monotone such that the bound is tight.
 
     Args:
-        problem: a detached problem, whose expressions are changed.
+        problem: a detached problem, whose expressions are modified in place.
     """
     definitions: list[cp.Constraint] = []
     variables: dict[int, cp.Variable] = {}

@@ -1,4 +1,4 @@
-"""Solution -> named variables and duals, and the adjoint of that."""
+"""Recovery of the outputs (variables and dual variables) from the solution of the cone program, and its adjoint."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class OutputSpec:
 
     Attributes:
         name: its name.
-        shape: its shape, without the batch.
-        log: whether the program holds its logarithm (the primal variables of a geometric program).
+        shape: its shape, without the batch axis.
+        log: whether the program is solved for its logarithm (the primal variables of a geometric program).
     """
 
     name: str
@@ -39,14 +39,13 @@ class OutputSpec:
 
 @dataclass(frozen=True, eq=False)
 class DirectTerm:
-    """What outputs depend on beside the solution: affine(f) + weight @ ((factor @ f) * (point @ (x, y))).
+    """Direct dependence of the outputs on the features f: affine(f) + weight @ ((factor @ f) * (point @ (x, y))).
 
-    Variables that presolve solved for have offsets that depend on the features f, and the duals of the rows that
-    defined them follow from stationarity, where P and A, which depend on features, meet x and y. A gradient without
-    these terms is wrong by any amount.
+    Variables eliminated by presolve have offsets that depend on f. The duals of the eliminated rows follow from
+    stationarity, in which the feature-dependent P and A multiply x and y. Gradients must include these terms.
 
     Attributes:
-        affine: features -> (entries of all outputs,).
+        affine: map from features to (entries of all outputs,).
         weight: (entries, products), sparse.
         factor: (products, features), sparse.
         point: (products, n + m), sparse.
@@ -62,32 +61,32 @@ class DirectTerm:
         return self.weight.T.tocsr(), self.factor.T.tocsr(), self.point.T.tocsr()
 
     def apply(self, features: Array, point: Array) -> Array:
-        """Values (B, entries) at features (B, features) and points (B, n + m)."""
+        """Evaluate the term at features (B, features) and points (x, y), (B, n + m): values (B, entries)."""
         return self.affine.apply(features) + self.push_point(features, point)
 
     def push_point(self, features: Array, tangent: Array) -> Array:
-        """Tangents (B, entries) of tangents (B, n + m) of the point."""
+        """Push forward tangents (B, n + m) of the point to (B, entries)."""
         return self._products(features, tangent)
 
     def push_features(self, point: Array, tangent: Array) -> Array:
-        """Tangents (B, entries) of tangents (B, features) of the features."""
+        """Push forward tangents (B, features) of the features to (B, entries)."""
         return self.affine.push(tangent) + self._products(tangent, point)
 
     def terms(self, features: Array, point: Array) -> Array:
-        """Sums of the magnitudes of the terms of ``apply``, (B, entries)."""
+        """Sums of the absolute values of the terms in ``apply``, (B, entries): the scale of its rounding errors."""
         f, z = np.abs(features.T), np.abs(point.T)
         products = abs(self.weight) @ ((abs(self.factor) @ f) * (abs(self.point) @ z))
         whole: Array = (products + abs(self.affine.matrix) @ f).T + np.abs(self.affine.constant)
         return whole
 
     def pull_point(self, features: Array, cotangent: Array) -> Array:
-        """Cotangents (B, n + m) of the point, of cotangents (B, entries)."""
+        """Pull back cotangents (B, entries) to the point, (B, n + m)."""
         weight, _, point = self._adjoints
         pulled: Array = (point @ ((weight @ cotangent.T) * (self.factor @ features.T))).T
         return pulled
 
     def pull_features(self, point: Array, cotangent: Array) -> Array:
-        """Cotangents (B, features) of the features, of cotangents (B, entries)."""
+        """Pull back cotangents (B, entries) to the features, (B, features)."""
         weight, factor, _ = self._adjoints
         products = (weight @ cotangent.T) * (self.point @ point.T)
         return self.affine.pull(cotangent) + (factor @ products).T
@@ -99,13 +98,13 @@ class DirectTerm:
 
 @dataclass(frozen=True, eq=False)
 class Recovery:
-    """outputs = matrix @ (x, y) + direct(features, (x, y)), exponentiated where a program was solved in logarithms.
+    """The map outputs = matrix @ (x, y) + direct(features, (x, y)), followed by exp for outputs with ``log``.
 
     Attributes:
-        outputs: what comes out, in order.
+        outputs: the outputs, in order.
         matrix: (entries of all outputs in row-major order, n + m), sparse.
         n: number of columns that belong to x.
-        direct: what outputs depend on beside x and y; None where that is nothing.
+        direct: direct dependence on the features; None if there is none.
     """
 
     outputs: tuple[OutputSpec, ...]
@@ -127,11 +126,11 @@ class Recovery:
         return tuple(slice(start, stop) for start, stop in pairwise(ends))
 
     def of(self, outputs: Sequence[bool]) -> IndexArray:
-        """Positions among all outputs' entries of those of these outputs."""
+        """Positions of the entries of the selected outputs among the entries of all outputs."""
         return np.flatnonzero(np.repeat(np.asarray(outputs, dtype=bool), [spec.size for spec in self.outputs]))
 
     def apply(self, features: Array, x: Array, y: Array) -> tuple[Array, ...]:
-        """The outputs, each (B, *shape), of features (B, features), x (B, n) and y (B, m)."""
+        """Compute the outputs, each (B, *shape), from features (B, features), x (B, n) and y (B, m)."""
         point = np.concatenate([x, y], axis=1)
         flat = self._forward.times(point)
         if self.direct is not None:
@@ -140,22 +139,19 @@ class Recovery:
         return tuple(np.exp(value) if spec.log else value for spec, value in zip(self.outputs, values, strict=True))
 
     def terms(self, features: Array, point: Array) -> Array:
-        """Sums of the magnitudes of the terms that the outputs are made of, (B, entries)."""
+        """Sums of the absolute values of the terms in the outputs, (B, entries): the scale of their rounding errors."""
         direct = 0.0 if self.direct is None else self.direct.terms(features, point)
         whole: Array = (abs(self.matrix) @ np.abs(point.T)).T + direct
         return whole
 
     def push_linear(self, features: Array, dx: Array, dy: Array) -> Array:
-        """Tangents (B, entries) of all outputs' entries side by side, of tangents of x and y.
-
-        Those of the logarithms where a geometric program was solved in them.
-        """
+        """Push forward tangents of x and y to the entries of all outputs, (B, entries), before exp."""
         point = np.concatenate([dx, dy], axis=1)
         flat = self._forward.times(point)
         return flat if self.direct is None else flat + self.direct.push_point(features, point)
 
     def push_direct(self, point: Array, tangent: Array) -> Array | float:
-        """Tangents (B, entries) of tangents (B, features) of the features at the same x and y, (B, n + m)."""
+        """Push forward tangents (B, features) of the features at fixed (x, y), (B, n + m), to (B, entries)."""
         return 0.0 if self.direct is None else self.direct.push_features(point, tangent)
 
     def push(
@@ -164,12 +160,12 @@ class Recovery:
         values: Sequence[Array],
         tangents: tuple[Array, Array, Array],
     ) -> tuple[Array, ...]:
-        """Tangents of the outputs.
+        """Push forward to the outputs, each (B, *shape).
 
         Args:
             at: features, x and y.
             values: the outputs there.
-            tangents: those of features, x and y.
+            tangents: tangents of features, x and y.
         """
         features, x, y = at
         moved, dx, dy = tangents
@@ -183,15 +179,15 @@ class Recovery:
     def pull(
         self, at: tuple[Array, Array, Array], values: Sequence[Array], cotangents: Sequence[Array | None]
     ) -> tuple[Array | None, Array, Array]:
-        """Cotangents of features, x and y.
+        """Pull back cotangents of the outputs to features, x and y.
 
         Args:
             at: features, x and y.
             values: the outputs there.
-            cotangents: one an output, (B, *shape); None is zero.
+            cotangents: one per output, (B, *shape); None is zero.
 
         Returns:
-            (B, features), or None where the outputs do not depend on the features but through x and y; (B, n); (B, m).
+            Cotangents (B, features), None without a direct dependence on the features; (B, n); (B, m).
         """
         features, x, y = at
         parts = [

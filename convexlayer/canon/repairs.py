@@ -1,14 +1,13 @@
-"""Expressions that CVXPY 1.9.3 canonicalises wrongly or not at all, written in a way in which it does it right.
+"""Workarounds for expressions that CVXPY 1.9.3 canonicalises wrongly or not at all: equivalent expressions.
 
-- A Euclidean norm along an axis of a three-dimensional array takes cones of other entries, or raises.
-- ``hstack`` of three-dimensional arrays, and ``concatenate`` with axis None, put entries in another order than their
-  values.
-- The zeroth power of an array is a scalar.
-- Two perspectives with the same variables are taken for the same expression, whatever their functions are.
-- An inner problem (``partial_optimize``) is no expression to the code that looks for quadratic objectives; minimised
-  jointly with the outer one, which is what it means, it is the same.
+- Euclidean norm along an axis of a three-dimensional array: uses cones of other entries, or raises.
+- ``hstack`` of three-dimensional arrays, ``concatenate`` with axis None: permute the entries.
+- Zeroth power of an array: becomes a scalar.
+- Two perspectives with the same variables: are treated as one expression, even if their functions differ.
+- Inner problem (``partial_optimize``): breaks the detection of quadratic objectives; it is minimised jointly with the
+  outer problem, which is equivalent.
 
-The check of solutions (``solution_check.py``) finds what is not known here.
+The solution check (``solution_check.py``) detects further errors of this kind.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ __all__ = ["repaired"]
 
 
 def repaired(problem: cp.Problem) -> cp.Problem:
-    """The problem with other expressions of the same meaning.
+    """Replace all expressions that need a workaround.
 
     Args:
-        problem: a detached problem, whose expressions are changed.
+        problem: a detached problem, whose expressions are modified in place.
     """
     known: dict[int, tuple[cp.Expression, cp.Expression]] = {}
     problems = [problem]
@@ -48,7 +47,7 @@ def repaired(problem: cp.Problem) -> cp.Problem:
 
 
 def _instead(node: cp.Expression) -> tuple[list[cp.Problem], cp.Expression]:
-    """Problems whose constraints must hold, and an expression that is the same then."""
+    """An equivalent expression, after the inner problems whose constraints it requires."""
     if isinstance(node, PartialProblem):
         (inner,) = node.args
         problems, expression = _instead(inner.objective.expr)
@@ -65,7 +64,7 @@ def _instead(node: cp.Expression) -> tuple[list[cp.Problem], cp.Expression]:
 
 
 def _norm(node: cp.Expression) -> cp.Expression:
-    """A norm along an axis as one down the columns of a matrix."""
+    """Rewrite a norm along an axis as a norm of the columns of a matrix."""
     (argument,) = node.args
     if node.axis is None:
         norms = cp.pnorm(cp.vec(argument, order="F"), 2)
@@ -76,5 +75,5 @@ def _norm(node: cp.Expression) -> cp.Expression:
 
 
 def _tell_apart(node: cp.Expression) -> None:
-    """Give an expression data that cannot be compared, so that no other one is taken for it."""
+    """Make the data of an expression unique, so that CVXPY does not identify it with another one."""
     node.__dict__["get_data"] = lambda: [object()]

@@ -1,8 +1,8 @@
-"""Sparse matrices that know how large the terms were that made their entries.
+"""Sparse matrices with a running bound on the magnitude of the terms in each entry, to detect cancellation.
 
-An entry in which everything cancelled is left with rounding errors of eps times the terms that were summed into it,
-over its whole history; nothing else tells how small a zero is. Neither rows, columns nor other entries are compared
-with, so the same entries stay whatever the units of variables and constraints are.
+After complete cancellation an entry holds a rounding error of the order of eps times the absolute values of all terms
+summed into it. An entry is compared with this bound only, not with other entries, so which entries count as zero does
+not depend on the units of variables and constraints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from convexlayer.program import IndexArray
 __all__ = ["CANCELLED", "Rounded", "difference", "exact", "product", "total"]
 
 CANCELLED = 64 * float(np.finfo(float).eps)
-"""A sum this small relative to the sum of its terms' absolute values is the rounding error of a zero."""
+"""An entry at most this large relative to the sum of its terms' absolute values counts as zero. The factor 64 allows
+for the rounding errors of sums of several terms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Rounded:
 
     Attributes:
         values: (rows, columns), in CSR.
-        sizes: likewise, stored at the same places, at least abs(values).
+        sizes: the sums, at least abs(values), with the same sparsity pattern.
     """
 
     values: sp.csr_matrix
@@ -38,41 +39,41 @@ class Rounded:
         return Rounded(self.values.T.tocsr(), self.sizes.T.tocsr())
 
     def of(self, rows: IndexArray) -> Rounded:
-        """Some of the rows."""
+        """Select rows."""
         return Rounded(self.values[rows], self.sizes[rows])
 
 
 def exact(matrix: sp.csr_matrix) -> Rounded:
-    """A matrix that is given, not computed."""
+    """Wrap a matrix of exact data, without rounding errors."""
     matrix.sum_duplicates()
     return Rounded(matrix, abs(matrix))
 
 
 def product(left: Rounded, right: Rounded) -> Rounded:
-    """left @ right, without the entries in which everything cancelled."""
+    """Compute left @ right without entries that cancel."""
     return _kept(left.values @ right.values, left.sizes @ right.sizes)
 
 
 def total(left: Rounded, right: Rounded) -> Rounded:
-    """left + right, without the entries in which everything cancelled."""
+    """Compute left + right without entries that cancel."""
     return _kept(_added(left.values, right.values), _added(left.sizes, right.sizes))
 
 
 def difference(left: Rounded, right: Rounded) -> Rounded:
-    """left - right, without the entries in which everything cancelled."""
+    """Compute left - right without entries that cancel."""
     return _kept(_added(left.values, -right.values), _added(left.sizes, right.sizes))
 
 
 def _added(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
-    """The sum with every entry that either stores, zeros included."""
+    """Add on the union of the sparsity patterns; explicit zeros are kept."""
     left, right = left.tocoo(), right.tocoo()
     place = np.concatenate([left.row, right.row]), np.concatenate([left.col, right.col])
     return sp.coo_matrix((np.concatenate([left.data, right.data]), place), shape=left.shape).tocsr()
 
 
 def _kept(values: sp.csr_matrix, sizes: sp.csr_matrix) -> Rounded:
-    """Both, stored at the same places, where the values are more than what rounding leaves of a zero."""
-    if values.nnz < sizes.nnz:  # SciPy's products store no exact zeros, and the others in the same order
+    """Drop entries that cancelled, and give both matrices the same sparsity pattern."""
+    if values.nnz < sizes.nnz:  # SciPy's products drop exact zeros and keep the order of the other entries
         kept = np.isin(_keys(sizes), _keys(values), assume_unique=True)
         indptr = np.concatenate([[0], np.cumsum(kept)])[sizes.indptr]
         sizes = sp.csr_matrix((sizes.data[kept], sizes.indices[kept], indptr), shape=sizes.shape)
@@ -87,6 +88,6 @@ def _kept(values: sp.csr_matrix, sizes: sp.csr_matrix) -> Rounded:
 
 
 def _keys(matrix: sp.csr_matrix) -> IndexArray:
-    """One number for each place."""
+    """Row-major linear indices of the stored entries."""
     rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
     return rows * matrix.shape[1] + matrix.indices

@@ -1,7 +1,7 @@
-"""Rows that say nothing or say it twice, and bounds written with an epigraph variable.
+"""Presolve of rows: redundant rows, duplicate rows, and bounds written with an epigraph variable.
 
-All three are one operation: the new rows are C times the old ones with C >= 0, some columns of A having vanished, and
-then y = C'y_new are duals of the old rows.
+All three are one operation: the new rows are C times the old ones with C >= 0, where columns of A that became zero are
+dropped. Duals of the old rows are y = C'y_new.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = ["drop_bound_variables", "drop_redundant_rows"]
 
 
 def drop_redundant_rows(A: AffineMatrix, b: Rounded, cones: Cones, shown: BoolArray) -> sp.csr_matrix:
-    """The matrix C that drops rows 0 + s = b which hold whatever the parameters are, and merges identical ones.
+    """Compute the matrix C that drops rows 0 + s = b satisfied for all parameters, and merges identical rows.
 
-    Of identical rows only the sum of the duals is defined; C takes their mean, so each gets an equal share, as in the
-    solution of minimum norm (and the analytic centre). Rows whose duals are not unique stay where an output shows the
-    dual, so that whoever looks at it learns that it is not.
+    Only the sum of the duals of identical rows is unique. C averages the rows, so that all get the same dual, as in the
+    minimum-norm dual solution and at the analytic centre. Rows without unique duals are kept if an output depends on
+    their duals, so that the derivative report can flag the output as not unique.
 
     Args:
-        A: of the program.
-        b: [slopes, constant] of b.
-        cones: of the program; only zero and nonnegative rows are touched.
-        shown: rows whose duals some output depends on, (m,).
+        A: constraint matrix.
+        b: [slopes, constant] of the right-hand side.
+        cones: cones of the program; only zero and nonnegative rows are reduced.
+        shown: mask (m,) of the rows on whose duals some output depends.
     """
     plain = cones.zero + cones.nonnegative
     right = b.values
@@ -57,12 +57,12 @@ def drop_redundant_rows(A: AffineMatrix, b: Rounded, cones: Cones, shown: BoolAr
 
 
 def _as_vectors(A: AffineMatrix, b: sp.csr_matrix) -> sp.csr_matrix:
-    """One row a row of [A b] that holds its entries as functions of the features."""
+    """Flatten each row of [A b], as a function of the features, to one sparse vector of its coefficients."""
     pattern, entries = A.entries()
     coefficients, right = entries.tocoo(), b.tocoo()
     width = b.shape[1]
     rows = np.concatenate([pattern.rows[coefficients.row], right.row])
-    last = A.shape[1] * width + right.col.astype(np.int64)  # the product of two sizes, beyond 32 bits soon
+    last = A.shape[1] * width + right.col.astype(np.int64)  # a product of two sizes may exceed 32 bits
     cols = np.concatenate([pattern.cols[coefficients.row] * width + coefficients.col, last])
     values = np.concatenate([coefficients.data, right.data])
     vectors = sp.coo_matrix((values, (rows, cols)), shape=(A.shape[0], (A.shape[1] + 1) * width)).tocsr()
@@ -72,16 +72,20 @@ def _as_vectors(A: AffineMatrix, b: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def drop_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> tuple[sp.csr_matrix, IndexArray]:
-    """The matrix C that eliminates variables t from -t <= u <= t, or norm(u) <= t, and t <= c; the columns that remain.
+    """Eliminate epigraph variables t from constraints such as -t <= u <= t, or norm(u) <= t, with t <= c.
 
-    Fourier-Motzkin: a variable that nothing else asks for may be as large as its one upper bound allows, so that bound
-    is added to each row of the other sign, and goes (and the same with signs reversed). Rows of curved cones may take
-    part where nothing leaves the cone when it grows there. Only where A does not fill.
+    Fourier-Motzkin elimination: a variable without cost that has one upper bound attains it without loss of generality.
+    The bound is added to each row of the opposite sign and dropped; the same holds for one lower bound, with signs
+    reversed. Rows of second-order and other curved cones take part if the cone contains every point of the cone with a
+    larger entry in that row. Variables whose elimination would fill A are kept.
 
     Args:
-        A: of the program.
-        free: variables without cost that no output shows, (n,).
-        cones: of the program.
+        A: constraint matrix.
+        free: mask (n,) of the variables without cost on which no output depends.
+        cones: cones of the program.
+
+    Returns:
+        The matrix C, and the remaining columns of A.
     """
     combination = sp.identity(A.shape[0], format="csr")
     columns, growing = np.arange(A.shape[1]), product_cone(cones).growing
@@ -100,9 +104,10 @@ def drop_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> tupl
 def _bound_variables(
     A: AffineMatrix, free: BoolArray, start: int, stop: int, growing: BoolArray
 ) -> tuple[sp.csr_matrix, IndexArray, IndexArray]:
-    """One pass, in which every row takes part once at most: C, the columns eliminated, and the rows that stay.
+    """One pass of the elimination, in which each row is used at most once; bounds are rows in [start, stop).
 
-    Bounds are among the rows start to stop.
+    Returns:
+        The matrix C, the eliminated columns, and the remaining rows.
     """
     by_col, by_row = A.constant.values.tocsc(), A.support
     candidate = free.copy()

@@ -1,4 +1,4 @@
-"""The self-check at construction: the compiled program against CVXPY's own, at random parameter values."""
+"""Self-check at construction: compares the canonicalised program with CVXPY's at random parameter values."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from convexlayer.errors import ProblemError
 __all__ = ["check_instances"]
 
 DRAWS = 2
+"""Number of random parameter values; an error that is not specific to a value shows at the first."""
+
 TOLERANCE = 1e-9
-"""Largest difference allowed, relative to the largest entry (at least 1)."""
+"""Largest allowed difference relative to the largest entry (at least 1); far above rounding, far below any mistake."""
 
 
 def check_instances(
     problem: cp.Problem, form: CanonicalForm, parameters: Sequence[cp.Parameter], program: ParametricProgram
 ) -> None:
-    """Compare a compiled program with what CVXPY makes of the problem, at random values of the parameters.
+    """Compare a canonicalised program with CVXPY's cone programs at random parameter values.
 
-    Two comparisons a draw: with CVXPY's own instance of the same canonical form, and with the canonical form of the
-    problem in which the parameters are replaced by constants, wherever that has the same sizes (constants may
-    simplify away).
+    Each draw makes two comparisons: with CVXPY's instance of the same canonical form, and with the canonical form of
+    the problem after its parameters are replaced by constants. The second is skipped if the sizes differ, because CVXPY
+    may simplify constants.
 
     Raises:
-        ProblemError: they differ, so the compiled program would give wrong answers.
+        ProblemError: the programs differ, so solutions would be wrong.
     """
     if not parameters:
         return
@@ -41,7 +43,7 @@ def check_instances(
         P, A = program.structure.P.csc(ours.P[0]), program.structure.A.csc(ours.A[0])
         mine = Instance(P, ours.q[0], ours.r[:1], A, ours.b[0])
         by_id = {parameter.id: value for parameter, value in zip(parameters, values, strict=True)}
-        _compare(mine, instance(form, by_id), "CVXPY's own instance of the canonical form")
+        _compare(mine, instance(form, by_id), "CVXPY's instance of the canonical form")
         constants = instance_of_constants(problem, by_id, gp=form.geometric)
         if constants is not None and constants.A.shape == A.shape:
             _compare(mine, constants, "the problem with its parameters replaced by constants")
@@ -54,7 +56,7 @@ def _compare(ours: Instance, theirs: Instance, what: str) -> None:
         size = max(1.0, float(abs(right).max()) if np.prod(np.shape(right), dtype=int) else 0.0)
         if not largest <= TOLERANCE * size:
             raise ProblemError(
-                f"self-check failed: {name} of the compiled program differs by {largest:.3g} from {what}. A parameter "
-                "is used in a way that this release does not read correctly; please report it. self_check=False "
-                "turns the check off, at the risk of wrong solutions"
+                f"self-check failed: {name} of the canonicalised program differs by {largest:.3g} from {what}. This "
+                "release does not read a use of a parameter correctly; please report it. self_check=False turns the "
+                "check off, at the risk of wrong solutions"
             )

@@ -1,12 +1,12 @@
-"""The check of solutions at construction: the user's own problem, evaluated where its cone program is solved.
+"""Solution check at construction: evaluates the user's problem at a solution of its cone program.
 
-Comparing with CVXPY's canonical form cannot find what CVXPY canonicalises wrongly. At a solution of the cone program
-that CVXPY made, the problem that the user wrote must have the objective value that the program reports, satisfy its
-constraints, and satisfy with equality those that have multipliers. The first fails where an epigraph is too large, the
-second where a constraint became a weaker one, the third where it became a stronger one.
+A comparison with CVXPY's canonical form (``self_check.py``) cannot detect errors of CVXPY's canonicalisation. At a
+solution of the cone program, the user's problem must have the objective value of the program, satisfy its constraints,
+and satisfy complementary slackness. The first condition detects a loose epigraph, the second a weakened constraint, the
+third a tightened one.
 
-Parameters are random, and norm(x - c)^2 / 2 is added to the objective, x being the user's variables and c random: then
-there is a solution wherever there is a feasible point, it is unique, and it is not one where everything is zero.
+Parameters are random, and norm(x - c)^2 / 2 is added to the objective, for the user's variables x and a random c: then
+a solution exists whenever a feasible point does, is unique, and is generically not zero.
 """
 
 from __future__ import annotations
@@ -35,38 +35,41 @@ __all__ = ["Solve", "check_solution"]
 logger = logging.getLogger(__name__)
 
 Solve = Callable[[ConeProgram, float], Solution]
-"""Solves one cone program to an accuracy; its status is the solver's word."""
+"""Solves one cone program to a tolerance; the status is the solver's, not certified."""
 
 LARGEST_SIZE = 2000
-"""Variables and rows, beyond which the check would take longer than the rest of the construction."""
+"""Maximum number of variables plus rows; beyond, the check would take longer than the rest of the construction."""
 
 LARGEST_COUNT = 20_000
-"""Coefficients likewise."""
+"""Maximum nnz(P) + nnz(A), for the same reason."""
 
 LARGEST_PSD = 12
-"""Order of a semidefinite block likewise."""
+"""Maximum order of a semidefinite block, for the same reason."""
 
 DRAWS, SOLVED = 8, 2
-"""Draws of the parameters and of c that are tried until so many had a solution; every other one has -c."""
+"""Maximum number of draws of the parameters and c, and the number of solved draws after which the check ends. Draws
+come in pairs with c and -c."""
 
 SPREAD = 4.0
-"""Standard deviation of c."""
+"""Standard deviation of the entries of c; large enough that constraints of order 1 become active."""
 
 INNER = 1e-4
-"""Weight of norm(t)^2 / 2, t being the program's other variables, where without it no draw has a solution."""
+"""Weight of norm(t)^2 / 2 for the program's other variables t, added only if no draw is solved without it; trades a
+bounded problem for a perturbation of the solution."""
 
 ACCURACY = 1e-8
-"""Asked of the solver."""
+"""Tolerance of the solver."""
 
 DOUBTED = 1e-4
-"""Relative residual that is doubted."""
+"""Relative residual above which a condition is suspected to fail; well above ACCURACY."""
 
 AMPLIFIED = 1e3
-"""A residual this many times what the solver left of the cone program's own conditions is no matter of accuracy."""
+"""Ratio to the residuals of the cone program above which a residual cannot be due to the solver's accuracy."""
 
 NOISE, STEADY = 1e-6, 0.1
-"""What is doubted is wrong where it changes by no more than a tenth at points as near as this, relative to the largest
-number in the solution: elsewhere the function is too steep there for a solver's accuracy."""
+"""A suspected condition fails if its residual changes by at most the factor STEADY under perturbations of size NOISE,
+relative to the largest entry of the solution; a larger change means that the function is too steep for the solver's
+accuracy."""
 
 
 def check_solution(
@@ -76,19 +79,19 @@ def check_solution(
     program: ParametricProgram,
     solve: Solve,
 ) -> None:
-    """Evaluate a problem of moderate size at a solution of its cone program, before presolve.
+    """Check that solutions of the cone program, before presolve, solve the problem.
 
-    Where no draw of the parameters has a solution nothing is said.
+    The check is skipped if the problem is large or no draw of the parameters has a solution.
 
     Raises:
-        ProblemError: the solution of the cone program is none of the problem.
+        ProblemError: a solution of the cone program does not solve the problem.
     """
     if not _is_moderate(program.structure):
         return
     try:
         check = _Check.of(problem, form, parameters, program, solve)
     except UnsupportedError:
-        logger.debug("not every variable can be recovered: the solution is not checked", exc_info=True)
+        logger.debug("solution check skipped: not every variable can be recovered", exc_info=True)
         return
     for inner in (0.0, INNER):
         solved = 0
@@ -104,19 +107,19 @@ def check_solution(
                 return
         if solved:
             return
-    logger.debug("no draw of the parameters had a solution")
+    logger.debug("solution check skipped: no draw of the parameters had a solution")
 
 
 def _message(residual: Residual) -> str:
     return (
-        f"CVXPY {cp.__version__} canonicalises the problem wrongly: where the cone program that it made is solved, "
-        f"with random parameters, {residual.text}. Pose that part in another way, and please report it to CVXPY; "
+        f"CVXPY {cp.__version__} canonicalises the problem wrongly: at a solution of its cone program, with random "
+        f"parameters, {residual.text}. Write that part in another way, and please report it to CVXPY; "
         "self_check=False turns the check off, at the risk of wrong solutions"
     )
 
 
 def _errors(program: ConeProgram, solution: Solution) -> tuple[float, float]:
-    """By how much a point may be from optimal, to first order, and by how much from feasible."""
+    """First-order bound on the suboptimality of a point, and its largest primal residual."""
     P, A = program.structure.P, program.structure.A
     x, y, s = solution.x, solution.y, solution.s
     Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
@@ -135,15 +138,15 @@ def _is_moderate(structure: Structure) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """A solution of the cone program.
+    """A solution of the cone program at one draw.
 
     Attributes:
         variables: values of variables and dual variables, by id.
         parameters: values of parameters, by id.
-        reported: the objective value that the program reports.
-        largest: the largest number in the solution, at least 1.
-        errors: what the solver left, in the unit of the objective and in that of the constraints.
-        tight: whether constraints with multipliers must be tight, as they need not with a term in other variables.
+        reported: the objective value of the program.
+        largest: the largest magnitude in the solution, at least 1.
+        errors: suboptimality and primal residual that the solver left, see ``_errors``.
+        tight: whether complementary slackness is checked; the INNER term invalidates it.
     """
 
     variables: dict[int, Array]
@@ -156,7 +159,7 @@ class _Point:
 
 @dataclass(frozen=True, eq=False)
 class _Check:
-    """A problem that is nobody else's, its cone program, and how variables and duals are read from a solution."""
+    """A detached copy of the problem, its cone program, and the recovery of all variables and duals."""
 
     problem: cp.Problem
     parameters: Sequence[cp.Parameter]
@@ -173,10 +176,10 @@ class _Check:
         program: ParametricProgram,
         solve: Solve,
     ) -> _Check:
-        """What all draws share.
+        """Prepare the data that all draws share.
 
         Raises:
-            UnsupportedError: some variable of the problem has no place in the program.
+            UnsupportedError: some variable of the problem cannot be recovered from the program.
         """
         copy = detached(problem)
         duals = [dual for constraint in copy.constraints for dual in constraint.dual_variables]
@@ -184,7 +187,7 @@ class _Check:
         return _Check(copy, parameters, program, solve, recovery_of(form, shown, program.structure), shown)
 
     def point(self, draw: int, inner: float) -> _Point | None:
-        """The solution at one draw; None where there is none."""
+        """Solve at one draw; None if the program is not solved."""
         rng = np.random.default_rng(draw // 2)
         values = self._parameter_values(draw, rng)
         features = self.program.features.apply([value[None] for value in values], 1)
@@ -206,7 +209,7 @@ class _Check:
         )
 
     def mismatch(self, point: _Point, rng: np.random.Generator) -> Residual | None:
-        """The largest residual that is no matter of accuracy."""
+        """The largest residual that the solver's accuracy does not explain, or None."""
         doubted = [
             residual
             for residual in self._residuals(point, point.variables)
@@ -232,7 +235,7 @@ class _Check:
         return residuals(self.problem, {**variables, **point.parameters}, point.reported, multipliers=point.tight)
 
     def _parameter_values(self, draw: int, rng: np.random.Generator) -> list[Array]:
-        """Values with the parameters' attributes; at first positive, where bounds are most often feasible."""
+        """Draw parameter values; those of the first pair are positive, where bounds are most often feasible."""
         specs = self.program.parameters
         values = [random_value(spec, rng) for spec in specs]
         if draw > 1:
@@ -241,9 +244,9 @@ class _Check:
         return [value if spec.attributes & signed else np.abs(value) for spec, value in zip(specs, values, strict=True)]
 
     def _with_proximal_term(self, program: ConeProgram, center: Array, inner: float) -> ConeProgram:
-        """With norm(x - c)^2 / 2 + inner norm(t)^2 / 2 added to the objective, but for a constant.
+        """Add norm(x - c)^2 / 2 + inner norm(t)^2 / 2, up to a constant, to the objective.
 
-        Here x are the entries of the user's variables, and t the others.
+        Here x are the entries of the user's variables, and t the other variables of the program.
         """
         n, P = program.structure.n, program.structure.P
         used = self.recovery.matrix.indices

@@ -1,4 +1,4 @@
-"""CVXPY's canonical form -> ParametricProgram: where every number of it comes from and goes to."""
+"""Translation of CVXPY's canonical form to a ParametricProgram."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["parametric_program", "recovery_of"]
 def parametric_program(
     form: CanonicalForm, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]
 ) -> ParametricProgram:
-    """Read a canonical form; ``parameters`` and ``variables`` are the user's, whose ids the detached problem kept."""
+    """Translate a canonical form; the detached problem has kept the ids of the user's parameters and variables."""
     specs = tuple(specification(parameter) for parameter in parameters)
     into_columns, features = _feature_map(form, parameters, specs)
     structure, data = _program_data(form.param_prog, into_columns)
@@ -46,12 +46,11 @@ def parametric_program(
 def _feature_map(
     form: CanonicalForm, parameters: Sequence[cp.Parameter], specs: Sequence[ParameterSpec]
 ) -> tuple[sp.csr_matrix, Features]:
-    """Features (parameters, then logarithms) -> CVXPY's parameter vector, whose last entry is the constant 1.
+    """The linear map from (features, 1) to CVXPY's parameter vector, whose last entry is the constant 1, and Features.
 
-    Every reduction may replace a parameter by another (its logarithm, the upper triangle of a symmetric one, the
-    entries of a sparse one); arrays of positions are sent through the replacements, which shows what goes where.
-    Where a symmetric parameter is replaced by a triangle, the mean of both triangles is taken, so that its gradient
-    comes out symmetric. The last column of the result is the constant.
+    A reduction of CVXPY may replace a parameter by another one: its logarithm, the upper triangle of a symmetric one,
+    the entries of a sparse one. Arrays of positions are sent through the replacements to trace each entry. A triangle
+    of a symmetric parameter is read as the mean of both triangles, so that the gradient is symmetric.
     """
     param_prog = form.param_prog
     taken = Features.of_parameters(specs, np.zeros(0, dtype=np.int64))
@@ -78,7 +77,7 @@ def _feature_map(
         if param_id == CONSTANT_ID:
             continue
         if param_id not in positions:
-            raise UnsupportedError("CVXPY's canonical form has a parameter that is none of the problem's")
+            raise UnsupportedError("CVXPY's canonical form has a parameter that is not in the problem")
         where, log = positions[param_id]
         flat = where.ravel(order="F").astype(np.int64)
         target = column + np.arange(len(flat), dtype=np.int64)
@@ -105,10 +104,10 @@ def _feature_map(
 def _positions(
     parameters: Sequence[cp.Parameter], specs: Sequence[ParameterSpec]
 ) -> tuple[dict[int, tuple[Array, bool]], IndexArray]:
-    """Where entries stand in the feature vector, by id and with no logarithm taken, and where their mirror images do.
+    """Positions of parameter entries in the feature vector by id, paired with log=False; positions of mirror images.
 
-    An entry that is always zero stands at -1. The mirror image of entry (i, j) of a symmetric parameter is (j, i), and
-    that of any other itself.
+    The position of a structural zero is -1. The mirror image of entry (i, j) of a symmetric parameter is (j, i);
+    entries of other parameters are their own mirror images.
     """
     positions: dict[int, tuple[Array, bool]] = {}
     mirrors: list[IndexArray] = [np.zeros(0, dtype=np.int64)]
@@ -127,10 +126,10 @@ def _positions(
 
 
 def _program_data(param_prog: ParamConeProg, into_columns: sp.csr_matrix) -> tuple[Structure, AffineMap]:
-    """The structure, and the map from features to (P, q, r, A, b).
+    """The structure, and the affine map from features to (P, q, r, A, b).
 
-    CVXPY's tensors have one row an entry of [A b] (or [q; r], or P), column by column, and one column an entry of the
-    parameter vector; constraints are A x + b in K there, P is already doubled.
+    CVXPY's tensors have one row per entry of [A b] (or [q; r], or P) in column-major order, and one column per entry of
+    the parameter vector. CVXPY's constraints are A x + b in K, and its P is already doubled.
     """
     dims = param_prog.cone_dims
     cones = Cones(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, tuple(float(a) for a in dims.p3d))
@@ -162,9 +161,9 @@ def _program_data(param_prog: ParamConeProg, into_columns: sp.csr_matrix) -> tup
 
 
 def _entries(tensor: Any, into_columns: sp.csr_matrix) -> tuple[IndexArray, sp.csr_matrix]:
-    """The rows of a tensor that are not zero, and what they are as functions of the features.
+    """Indices of the nonzero rows of a tensor, and these rows as functions of the features.
 
-    A tensor has as many rows as a dense matrix has entries, so nothing may be stored for the others.
+    A tensor has one row per entry of a dense matrix, so memory must scale with its nonzero rows only.
     """
     coordinates = tensor.tocoo()
     index, place = np.unique(coordinates.row.astype(np.int64), return_inverse=True)
@@ -176,13 +175,13 @@ def _entries(tensor: Any, into_columns: sp.csr_matrix) -> tuple[IndexArray, sp.c
 
 
 def _pattern(index: IndexArray, shape: tuple[int, int]) -> Pattern:
-    """The pattern of entries numbered column by column."""
+    """The sparsity pattern of column-major linear indices."""
     height = max(shape[0], 1)
     return Pattern(shape, index % height, index // height)
 
 
 def _symmetric_part(tensor: Any, into_columns: sp.csr_matrix, n: int) -> tuple[Pattern, sp.csr_matrix]:
-    """(P + P') / 2 of the tensor of P, or no entries where there is none."""
+    """Pattern and entries of (P + P') / 2 from the tensor of P; empty without a tensor."""
     if tensor is None:
         nothing = np.zeros(0, dtype=np.int64)
         return _pattern(nothing, (n, n)), sp.csr_matrix((0, into_columns.shape[1]))
@@ -195,13 +194,13 @@ def _symmetric_part(tensor: Any, into_columns: sp.csr_matrix, n: int) -> tuple[P
 
 
 def recovery_of(form: CanonicalForm, variables: Sequence[cp.Variable], structure: Structure) -> Recovery:
-    """Read where every output entry lies in (x, y), by sending three vectors through CVXPY's inverse reductions.
+    """Determine the recovery matrix by sending three probe vectors through CVXPY's inverse reductions.
 
-    Each entry must be a multiple of one entry of x or of y: ones give the multiple, positions give the place, and
-    random numbers verify both.
+    Each output entry must be a multiple of one entry of x or y. The probe of ones gives the factor, the probe of
+    positions the index, and the random probe verifies both.
 
     Raises:
-        UnsupportedError: an output is no entrywise multiple of the solution.
+        UnsupportedError: an output is not an entrywise multiple of the solution.
     """
     primal = {variable.id for variable in form.problem.variables()}
     size = max(structure.n, structure.m)
@@ -241,7 +240,7 @@ def recovery_of(form: CanonicalForm, variables: Sequence[cp.Variable], structure
 
 
 def _primal_values(form: CanonicalForm, x: Array) -> dict[int, Any]:
-    """Values of the problem's variables at x, by id; their logarithms in a geometric program."""
+    """Values of the problem's variables at x by id; their logarithms in a geometric program."""
     param_prog = form.param_prog
     sizes = {variable.id: variable for variable in param_prog.variables}
     values: dict[int, Any] = {
@@ -260,7 +259,10 @@ def _primal_values(form: CanonicalForm, x: Array) -> dict[int, Any]:
 
 
 def _dual_values(form: CanonicalForm, y: Array, structure: Structure) -> dict[int, Any]:
-    """Values of the dual variables of the problem's constraints at y, by id of the dual variable."""
+    """Values of the dual variables of the problem's constraints at y, by id of the dual variable.
+
+    They are computed by inverting CVXPY's chain of reductions at a solution with duals y.
+    """
     zero = structure.cones.zero
     solution = {
         "status": "optimal",
@@ -279,6 +281,6 @@ def _dual_values(form: CanonicalForm, y: Array, structure: Structure) -> dict[in
 
 
 def _dense(value: Any, shape: tuple[int, ...]) -> Array:
-    """A probe's answer as a flat row-major vector."""
+    """Convert a recovered value to a flat row-major vector."""
     array = value.toarray() if sp.issparse(value) else np.asarray(value, dtype=float)
     return np.broadcast_to(array.reshape(shape), shape).ravel().astype(float)

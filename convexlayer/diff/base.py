@@ -1,4 +1,4 @@
-"""What a derivative of the solution map at one batch of solutions can do."""
+"""Interface of the derivatives of the solution map at one batch of solutions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SolutionTangent:
 
 @dataclass(frozen=True, eq=False)
 class SolutionCotangent:
-    """A cotangent of (x, y, s), of the same shapes; that of s is zero if it is None."""
+    """A cotangent of (x, y, s), of the same shapes; s = None is zero."""
 
     x: Array
     y: Array
@@ -41,22 +41,22 @@ class SolutionCotangent:
 
 
 def whole_data(data: ConeProgram) -> Array:
-    """Everything that a program cotangent holds, (B, ...)."""
+    """Concatenate all entries of a program cotangent, (B, ...)."""
     return np.concatenate([data.P, data.q, data.A, data.b], axis=1)
 
 
 def whole_point(tangent: SolutionTangent) -> Array:
-    """Everything of a solution tangent but s, which follows from the rest, (B, n + m)."""
+    """Concatenate x and y of a solution tangent, (B, n + m); s follows from x."""
     return np.concatenate([tangent.x, tangent.y], axis=1)
 
 
 class AbstractDifferentiator(ABC):
-    """The derivative of (P, q, A, b) -> (x, y, s) at one batch of solutions; r does not move them.
+    """The derivative of (P, q, A, b) -> (x, y, s) at one batch of solutions; solutions do not depend on r.
 
-    CVXPY's epigraph variables are often not unique while the variables of the problem are: then the linear system is
-    singular, or w lies on a jump of D, and yet every derivative that anyone asks for is well defined. So both calls
-    take
-    ``seen``: what becomes of their answer outside, linear, (B, ...). A choice that it does not show does not matter.
+    CVXPY's epigraph variables are often not unique although the variables of the problem are. Then the KKT matrix is
+    singular, or w is at a jump of the projection's derivative D, although the requested derivative is well defined.
+    Therefore vjp and jvp take ``seen``, the linear map from their result to what the caller uses of it, (B, ...): the
+    report ignores ambiguity that ``seen`` maps to zero.
     """
 
     @abstractmethod
@@ -67,24 +67,24 @@ class AbstractDifferentiator(ABC):
         on: Structure | None = None,
         seen: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
-        """Program cotangent of a solution cotangent, and how far to trust it.
+        """Pull back a solution cotangent to a program cotangent, with an accuracy report.
 
         Args:
-            cotangent: that of the solution.
-            on: the patterns on which the cotangents of P and A are wanted; those of the program unless given. ``seen``
-                and the answer have this structure.
-            seen: what becomes of the answer.
+            cotangent: the cotangent of the solution.
+            on: the structure on whose patterns the cotangents of P and A are computed, also for ``seen``; default that
+                of the program.
+            seen: linear map of the result to what the caller uses of it.
         """
 
     @abstractmethod
     def jvp(
         self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
-        """Solution tangent of a program tangent, and how far to trust it."""
+        """Push forward a program tangent to a solution tangent, with an accuracy report."""
 
     @abstractmethod
     def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
-        """Whether (x, y) is unique as far as ``seen`` shows: the objective's derivative needs no more than that."""
+        """Accuracy report of the objective's derivative, which exists if ``seen`` maps the null space of K to zero."""
 
 
 def data_cotangent(structure: Structure, x: Array, y: Array, l: Array, v: Array) -> ConeProgram:  # noqa: E741 (the design's name)

@@ -1,16 +1,16 @@
-"""The inverse of the regularised K where large semidefinite blocks can be eliminated one direction at a time.
+"""Block elimination of large semidefinite cones from the regularised KKT matrix K.
 
-In the coordinates of the eigenvector pairs, L of a block is diag(sqrt d), and the block's unknowns u meet nothing but
-columns of A. Where the entries of the matrix are variables themselves, Z = +-l up to scale, both are eliminated in
-2 x 2 systems, one a direction:
+In the basis of eigenvector pairs, the factor L of a block is diag(sqrt d), and the block's unknowns u couple only to
+columns of A. If the entries of the semidefinite matrix are variables themselves (Z = +-l up to scale), z and u are
+eliminated together by one 2 x 2 system per direction:
 
-    [ pi + eps     sqrt d                 ]        (pi: their part of P, one number a block)
+    [ pi + eps     sqrt d                 ]        (pi: diagonal of P at the variables, one number per block)
     [ sqrt d       -(1 - d) sigma^2 - eps ]        (sigma: the scale of the block's unknowns)
 
-Entries of the matrix that are no variable get one, z = 0 by a multiplier. Elsewhere u alone is eliminated. What remains
-is a dense system: in the other variables and rows, and in the multipliers. It is small for the maximum cut, the nearest
-correlation matrix, or a trace minimised under few equations (variables that are entries), and for the largest
-eigenvalue or a linear matrix inequality in few variables.
+Entries of the matrix that are not variables get an auxiliary variable z = 0, enforced by a multiplier. In other blocks
+only u is eliminated. The Schur complement is a dense system in the other variables, rows and multipliers. It is small
+for the maximum cut, the nearest correlation matrix, or a trace minimised under few equations (entries are variables),
+and for the largest eigenvalue or a linear matrix inequality in few variables (only u is eliminated).
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from convexlayer.program import Array, IndexArray
 __all__ = ["BlockElimination", "CoupledBlocks", "EntryVariables"]
 
 CHUNK_ENTRIES = 2**21
-"""Numbers at once while columns are brought to the coordinates of a block."""
+"""Number of dense entries per chunk while rows are transformed to the eigenbasis of a block (16 MiB)."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class EntryVariables:
-    """Variables that are entries of the matrices of a group of blocks.
+    """Variables that are entries of the semidefinite matrices of a group of blocks.
 
     Attributes:
-        entry: which entry each is, of all blocks' entries in a row, (variables,).
+        entry: position of each variable among the entries of all blocks, (variables,).
         column: its column of A, (variables,).
-        source: its one entry among those of A in the group's rows, (variables,).
-        others: the entries that are no variable.
+        source: position of its single coefficient among the entries of A in the group's rows, (variables,).
+        others: the entries that are not variables.
     """
 
     entry: IndexArray
@@ -55,11 +55,11 @@ class EntryVariables:
 @final
 @dataclass(frozen=True, eq=False)
 class CoupledBlocks:
-    """A group of large blocks of one element, in the equilibrated system.
+    """A group of large blocks of one element in the equilibrated system.
 
     Attributes:
-        own: their unknowns u.
-        basis: D = Q diag(d) Q' of each, with axes (blocks, ...).
+        own: positions of their unknowns u.
+        basis: eigendecompositions D = Q diag(d) Q' of the blocks, with axes (blocks, ...).
         A: the scaled rows of A, (blocks * size, n).
     """
 
@@ -68,13 +68,13 @@ class CoupledBlocks:
     A: sp.csr_matrix
 
     def add_product(self, z: Array, out: Array) -> None:
-        """Add the products with A'L and L'A to out (N,), of z (N,)."""
+        """Add the products of A'L and L'A with z (N,) to out (N,), in place."""
         n, shape = self.A.shape[1], self.basis.d.shape
         out[:n] += self._adjoint @ self.basis.combine(self.basis.root * z[self.own].reshape(shape)).ravel()
         out[self.own] += (self.basis.root * self.basis.coordinates((self.A @ z[:n]).reshape(shape))).ravel()
 
     def add_terms(self, z: Array, out: Array) -> None:
-        """Add the magnitudes of the terms of these products to out (N,), those of a block's rows as its largest."""
+        """Add the magnitudes of the terms of ``add_product`` to out (N,); rows of a block get the block's largest."""
         n, shape = self.A.shape[1], self.basis.d.shape
         v = self.basis.combine(self.basis.root * z[self.own].reshape(shape))
         out[:n] += abs(self._adjoint) @ _largest(v).ravel()
@@ -83,11 +83,11 @@ class CoupledBlocks:
 
     @cached_property
     def _adjoint(self) -> sp.csr_matrix:
-        """A', made once: making it takes longer than a product."""
+        """A', cached because the transposition takes longer than a product."""
         return self.A.T.tocsr()
 
     def rotated(self, rows: sp.csr_matrix) -> Array:
-        """The coordinates (rows, blocks * size) of sparse rows (rows, blocks * size)."""
+        """Transform sparse rows (rows, blocks * size) to the eigenbasis, (rows, blocks * size) dense."""
         count, width = rows.shape
         out = np.empty((count, width))
         step = max(1, CHUNK_ENTRIES // max(2 * width, 1))
@@ -99,13 +99,13 @@ class CoupledBlocks:
 
 
 def _largest(v: Array) -> Array:
-    """The largest magnitude of each block of v (blocks, size), in all of its places."""
+    """Maximum norm of each block of v (blocks, size), broadcast to the block's entries."""
     return np.broadcast_to(np.max(np.abs(v), axis=1, keepdims=True), v.shape)
 
 
 @final
 class BlockElimination:
-    """(E + eps diag(signs))^-1 of one equilibrated K."""
+    """The inverse of E + eps diag(signs), for the equilibrated KKT matrix E of one element."""
 
     def __init__(
         self,
@@ -115,15 +115,16 @@ class BlockElimination:
         idle: IndexArray,
         signs: Array,
     ) -> None:
-        """Eliminate, and factorise what remains.
+        """Eliminate the blocks and factorise the Schur complement.
 
         Args:
             stored: E without the products of ``blocks``, (N, N), both triangles.
             blocks: the large blocks.
-            variables: those to eliminate with each group. Each meets the group with coefficients +-1, no other large
-                block and no other variable of its kind, and P has one number on their diagonal in each block.
-            idle: unknowns that meet no other.
-            signs: of the diagonal, (N,).
+            variables: variables to eliminate with each group, or None. Each has the coefficient +-1 in the group, no
+                coefficient in other large blocks, and no off-diagonal entry in P; the diagonal of P is constant on the
+                variables of a block.
+            idle: unknowns whose rows of E are diagonal.
+            signs: signs of the diagonal of E, (N,).
         """
         size, diagonal = stored.shape[0], stored.diagonal() + EPS * signs
         remains = np.ones(size, dtype=bool)
@@ -151,7 +152,7 @@ class BlockElimination:
         self._lu, self._pivots, self._broken = dgetrf(S, overwrite_a=True) if len(S) else (S, rest, 0)
 
     def apply(self, rhs: Array) -> Array:
-        """Solve for rhs (N,); not a number where the factorisation broke down."""
+        """Solve for a right-hand side (N,); NaN if the factorisation broke down."""
         z = np.empty_like(rhs)
         z[self._idle] = rhs[self._idle] / self._idle_diagonal
         right = np.zeros(len(self._lu))
@@ -169,7 +170,10 @@ class BlockElimination:
 
 @final
 class _Eliminated:
-    """One group: the inverses of its 2 x 2 systems, and how it meets what remains, by F with z and by G with u."""
+    """One eliminated group: inverses of its 2 x 2 systems, and its coupling to the remaining unknowns.
+
+    F couples z, and G couples u, to the remaining unknowns.
+    """
 
     def __init__(
         self,
@@ -180,19 +184,19 @@ class _Eliminated:
         rest: IndexArray,
         first: int,
     ) -> None:
-        """The arguments are those of ``BlockElimination``.
+        """Compute the inverses and the couplings.
 
         Args:
-            stored: E without products.
-            diagonal: of the regularised E.
+            stored: E without products of large blocks.
+            diagonal: diagonal of the regularised E.
             group: the blocks.
-            variable: those to eliminate with them.
-            rest: unknowns that remain; multipliers come after them.
-            first: position of this group's first multiplier among what remains.
+            variable: variables to eliminate with the blocks, or None.
+            rest: the remaining unknowns; multipliers are appended to them.
+            first: position of this group's first multiplier in the Schur complement.
         """
         self._group, self._variable = group, variable
         shape, root = group.basis.d.shape, group.basis.root.ravel()
-        columns = rest[rest < group.A.shape[1]]  # the first ones
+        columns = rest[rest < group.A.shape[1]]  # the remaining variables, which come first
         A = group.A[:, columns]
         self._with_u = np.flatnonzero(A.getnnz(axis=0))
         self._G = group.rotated(A[:, self._with_u].T.tocsr()) * root
@@ -218,7 +222,7 @@ class _Eliminated:
         self._F = group.rotated(sp.vstack([rows[with_z] @ placed, pinned], "csr"))
 
     def subtract_from(self, S: Array) -> None:
-        """Subtract from S, what remains, what the eliminated unknowns contribute."""
+        """Subtract the contribution of the eliminated unknowns from the Schur complement S, in place."""
         u = self._with_u
         S[np.ix_(u, u)] -= (self._G * self._uu) @ self._G.T
         if self._variable is not None:
@@ -229,7 +233,11 @@ class _Eliminated:
             S[np.ix_(u, z)] -= both.T
 
     def forward(self, rhs: Array, right: Array) -> tuple[Array, Array]:
-        """Subtract from ``right``, of what remains, what the eliminated unknowns bring; their own right-hand sides."""
+        """Forward elimination: update ``right``, the right-hand side of the Schur complement, in place.
+
+        Returns:
+            The right-hand sides of z and u.
+        """
         group, variable = self._group, self._variable
         of_u = rhs[group.own]
         of_z = np.zeros_like(of_u)
@@ -243,7 +251,13 @@ class _Eliminated:
         return of_z, of_u
 
     def backward(self, part: tuple[Array, Array], right: Array, z: Array) -> None:
-        """Write the eliminated unknowns into z (N,), of what ``forward`` gave and of the solution of what remains."""
+        """Back substitution: write the eliminated unknowns into z (N,).
+
+        Args:
+            part: the result of ``forward``.
+            right: the solution of the Schur complement.
+            z: the solution, modified in place.
+        """
         group, variable = self._group, self._variable
         of_z, of_u = part
         of_u = of_u - right[self._with_u] @ self._G
@@ -255,7 +269,7 @@ class _Eliminated:
             z[variable.column] = self._sign * entries[variable.entry]
 
     def _solve(self, of_z: Array, of_u: Array) -> tuple[Array, Array]:
-        """The 2 x 2 systems, or those of u alone."""
+        """Solve the 2 x 2 systems, or the scalar ones if only u is eliminated."""
         if self._variable is None:
             return of_z, self._uu * of_u
         return self._ll * of_z + self._lu * of_u, self._lu * of_z + self._uu * of_u

@@ -1,7 +1,8 @@
-"""Solutions that are not unique, and rows that may count as active or not: does anybody see the difference?
+"""Degenerate solutions: whether a null space of K, or a weakly active row, changes the requested derivative.
 
-CVXPY's epigraph variables are often not unique while the variables of the problem are. So a null space of K, or a row
-on the margin, matters only if what becomes of it outside does: ``seen``, which is linear in (l, v).
+CVXPY's epigraph variables are often not unique although the variables of the problem are. A null direction of K, or the
+choice of the active set, matters only if its image under ``seen`` is not zero. ``seen`` is the linear map from (l, v)
+to what the caller uses of the derivative.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ from convexlayer.solution import BoolArray
 __all__ = ["Seen", "is_seen", "sees_null_space", "sees_null_space_of"]
 
 Seen = Callable[[Array, Array], Array]
-"""What becomes outside of a batch of l (B, n) and v (B, m), (B, numbers)."""
+"""Linear map from a batch of l (B, n) and v (B, m) to what the caller uses of the derivative, (B, numbers)."""
 
 VISIBLE = 1e-6
-"""What is seen of a direction counts as something from this share of what its entries could make at most."""
+"""An image under ``seen`` counts as nonzero above this fraction of its magnitude without cancellation. It separates
+rounding errors of cancelling terms from true images."""
 
 PATTERNS = 3
-"""Random signs that are tried to tell how large something is where its terms do not cancel."""
+"""Number of random sign patterns by which the magnitude without cancellation is estimated."""
 
 
 def sees_null_space(
     factor: ReducedFactor, index: IndexArray, seen: Seen, *, place: IndexArray, batch: int
 ) -> BoolArray:
-    """Whether anything is seen of the null spaces of K of these elements, (len(index),).
+    """Test whether ``seen`` maps the null spaces of K to zero; True (len(index),) where it does not.
 
-    A direction is seen where one of the numbers that it makes is not the rounding of terms that cancel; what could not
-    be told is taken for seen. Of a space of many dimensions a few random directions tell.
+    An image counts as nonzero if any of its numbers exceeds the rounding errors of cancelling terms. Elements whose
+    null space is not known completely count as True. Null spaces of many dimensions are sampled by random directions.
 
     Args:
-        factor: of a batch.
-        index: elements of it.
-        seen: what becomes of (l, v) outside, for a batch of ``batch`` elements ...
-        place: ... among which these stand here.
+        factor: the factor of a batch.
+        index: elements of that batch.
+        seen: the linear map, for a batch of ``batch`` elements.
+        place: positions of the elements at ``index`` in the batch of ``seen``.
         batch: see ``seen``.
     """
     l, v = factor.null_space(index)  # noqa: E741 (the design's name)
@@ -54,7 +56,7 @@ def sees_null_space(
 
 
 def sees_null_space_of(factor: ReducedFactor, seen: Seen, *, place: IndexArray, batch: int) -> BoolArray:
-    """Whether anything is seen of the null spaces of a whole factor's elements, which stand at ``place``."""
+    """Apply ``sees_null_space`` to all elements of a factor; ``place`` are their positions in the batch of ``seen``."""
     result = np.zeros(len(place), dtype=bool)
     singular = np.flatnonzero(factor.singular & np.isfinite(factor.condition))
     if len(singular):
@@ -65,13 +67,13 @@ def sees_null_space_of(factor: ReducedFactor, seen: Seen, *, place: IndexArray, 
 def is_seen(
     change: tuple[Array, Array], answer: tuple[Array, Array], seen: Seen, *, place: IndexArray, batch: int
 ) -> BoolArray:
-    """Whether a change of an answer (l, v) of some elements is seen: whether it is more than rounding of what is."""
+    """Whether ``seen`` maps a change of a solution (l, v) to more than rounding errors of the image of ``answer``."""
     made = _seen_at(seen, place, batch, *change)
     return np.any(made > VISIBLE * _most(seen, place, batch, *answer), axis=1)
 
 
 def _most(seen: Seen, place: IndexArray, batch: int, l: Array, v: Array) -> Array:  # noqa: E741
-    """How large what is seen of (l, v) is where its terms do not cancel."""
+    """Estimate the magnitude of the image of (l, v) without cancellation, by random sign changes of l and v."""
     rng, most = np.random.default_rng(0), _seen_at(seen, place, batch, l, v)
     for _ in range(PATTERNS):
         signs = rng.choice((-1.0, 1.0), l.shape[1] + v.shape[1])
@@ -81,7 +83,7 @@ def _most(seen: Seen, place: IndexArray, batch: int, l: Array, v: Array) -> Arra
 
 
 def _seen_at(seen: Seen, place: IndexArray, batch: int, l: Array, v: Array) -> Array:  # noqa: E741
-    """The magnitudes of what is seen of (l, v) of a few elements, which stand at these positions of the batch."""
+    """Magnitudes of the image of (l, v) for the elements at these positions of the batch."""
     whole_l, whole_v = np.zeros((batch, l.shape[1])), np.zeros((batch, v.shape[1]))
     whole_l[place], whole_v[place] = l, v
     return np.abs(seen(whole_l, whole_v))[place]

@@ -1,9 +1,9 @@
-"""diffcp's derivative (Agrawal et al. 2019), the reference that the exact one is compared with.
+"""The derivative of diffcp (Agrawal et al. 2019), the reference implementation for tests of the exact derivative.
 
-diffcp knows no quadratic objective in its exact modes and no power cone. A quadratic objective is rewritten with one
-second-order cone: with P = F'F, minimise t + q'x subject to (t + 1, t - 1, sqrt(2) F x) in the cone, whose derivative
-with respect to q gives that with respect to P (grad_P = (grad_q x' + x grad_q') / 2). Programs with power cones are
-refused.
+diffcp supports neither quadratic objectives in its exact modes nor power cones. A quadratic objective is lifted to one
+second-order cone: with P = F'F, minimise t + q'x subject to (t + 1, t - 1, sqrt(2) F x) in the cone. The derivative
+with respect to P follows from that with respect to q (grad_P = (grad_q x' + x grad_q') / 2). Programs with power cones
+raise a DerivativeError.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from convexlayer.solution import Solution
 __all__ = ["DiffcpDifferentiator"]
 
 SEEN = 1e-9
-"""Accuracy at which diffcp's solver, started at our solution, takes it as it is."""
+"""Tolerance of diffcp's solver, loose enough that it accepts our solution as its starting point without a step."""
 
 
 @final
 class DiffcpDifferentiator(AbstractDifferentiator):
-    """diffcp's dense-mode derivative, element after element, at our solution (diffcp is warm-started there)."""
+    """diffcp's dense-mode derivative, one element at a time; diffcp is warm-started at our solution."""
 
     def __init__(
         self,
@@ -49,15 +49,15 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         point: ComplementaryPoint | None = None,
         relative: RelativeChange | None = None,
     ) -> None:
-        """Check that diffcp is installed and knows the cones; it does not say where its answer is not unique.
+        """Check that diffcp is installed and supports the cones.
 
-        What is known of the solutions already, ``factor``, ``point`` and ``relative``, is of no use to it.
+        ``system``, ``factor`` and ``relative`` are not used. diffcp does not report whether its answer is unique.
 
         Raises:
-            DerivativeError: it is not, or does not.
+            DerivativeError: diffcp is not installed, or the program has power cones.
         """
         if program.structure.cones.power:
-            raise DerivativeError('diffcp does not know power cones: use derivative="exact"')
+            raise DerivativeError('diffcp does not support power cones: use derivative="exact"')
         try:
             import diffcp
         except ImportError as error:
@@ -75,7 +75,7 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         on: Structure | None = None,
         seen: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
-        """Program cotangent, by diffcp's adjoint."""
+        """Compute the program cotangent by diffcp's adjoint derivative."""
         program = self._program
         structure = on or program.structure
         P, A = structure.P, structure.A
@@ -99,7 +99,7 @@ class DiffcpDifferentiator(AbstractDifferentiator):
     def jvp(
         self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
-        """Solution tangent, by diffcp's derivative; dP acts as the change dP x of q."""
+        """Compute the solution tangent by diffcp's derivative; dP acts like the change dP x of q."""
         program = self._program
         before, extra = _lifted_rows(program.structure)
         dq = tangent.q + program.structure.P.matvec(tangent.P, self._solution.x)
@@ -119,11 +119,11 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         return SolutionTangent(x, y, s), self._report()
 
     def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
-        """What is known is the accuracy of the solution."""
+        """Report the accuracy of the solution only."""
         return self._report()
 
     def _at(self, i: int) -> tuple[Any, Any]:
-        """diffcp's derivative and adjoint at element i."""
+        """diffcp's derivative and adjoint at element i, cached."""
         if i not in self._maps:
             A, b, c, cones, point = _lift(self._program, self._solution, i)
             try:
@@ -138,19 +138,19 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         return self._maps[i]
 
     def _report(self) -> DerivativeReport:
-        """diffcp says nothing about its linear systems; only the margin is known."""
+        """Build the report from the margin and backward error; diffcp does not report on its linear systems."""
         unknown = np.zeros(self._program.batch)
         certain = np.zeros(len(unknown), dtype=bool)
         return DerivativeReport.judge(unknown, self._point.margin, unknown, certain, self._point.backward)
 
 
 def _size(*vectors: Array) -> float:
-    """The largest entry, or 1 where all are zero: diffcp takes what is below 1e-8 for zero."""
+    """The largest magnitude, or 1 if all entries are zero; scales inputs because diffcp drops entries below 1e-8."""
     return max(float(np.max(np.abs(vector), initial=0.0)) for vector in vectors) or 1.0
 
 
 def _lifted_rows(structure: Structure) -> tuple[int, int]:
-    """Where the rows of the lifted quadratic objective go, and how many there are."""
+    """First row and number of rows of the lifted quadratic objective."""
     before = structure.cones.zero + structure.cones.nonnegative
     return before, structure.n + 2 if structure.P.nnz else 0
 
@@ -158,7 +158,7 @@ def _lifted_rows(structure: Structure) -> tuple[int, int]:
 def _lift(
     program: ConeProgram, solution: Solution, i: int
 ) -> tuple[sp.csc_matrix, Array, Array, dict[str, Any], tuple[Array, Array, Array]]:
-    """One element as diffcp takes it, and the point to start at."""
+    """Convert one element to diffcp's form (A, b, c, cones), with the warm start (x, y, s)."""
     structure, cones = program.structure, program.structure.cones
     A, b, c = structure.A.csc(program.A[i].copy()), program.b[i], program.q[i]  # diffcp drops zeros from A in place
     x, y, s = solution.x[i], solution.y[i], solution.s[i]

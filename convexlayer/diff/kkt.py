@@ -1,4 +1,4 @@
-"""The exact derivative, by one symmetric system (see ``reduced``) that is factorised once."""
+"""The exact derivative by implicit differentiation: one symmetric KKT system (see ``reduced``), factorised once."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from convexlayer.solution import BoolArray, Solution
 __all__ = ["ExactDifferentiator"]
 
 RelativeChange = Callable[[Array, Array, Callable[[ConeProgram], tuple[Array, Array]]], Array]
-"""See ``ExactDifferentiator``."""
+"""Measure of relative change, see ``relative`` of ``ExactDifferentiator``."""
 
 
 BESIDE = 10.0
-"""How far beside a jump of D it is asked for, in units of the margin that is certain."""
+"""Distance from a jump of D at which its one-sided values are evaluated, in units of the certain margin."""
 
 
 @final
 class ExactDifferentiator(AbstractDifferentiator):
-    """Derivative at a batch of solutions; factorises at the first use and keeps the factors."""
+    """Exact derivative at a batch of solutions; factorises on first use and keeps the factors."""
 
     def __init__(
         self,
@@ -47,16 +47,17 @@ class ExactDifferentiator(AbstractDifferentiator):
         point: ComplementaryPoint | None = None,
         relative: RelativeChange | None = None,
     ) -> None:
-        """Nothing is computed yet.
+        """Store the arguments; nothing is computed yet.
 
         Args:
-            system: of the programs' structure.
+            system: the symbolic KKT system of the programs' structure.
             program: the programs.
-            solution: their solutions. Every element must have a finite point.
-            factor: one made nearby, for instance by ``polished``; used if it is that of these solutions too.
-            point: the complementary points near the solutions, if they are known.
-            relative: how much a change of x and y is relative to what is made of them, (B,), given also how x and y
-                answer to a tangent of the program; relative to x unless given.
+            solution: their solutions; all elements must be finite.
+            factor: a factor computed at nearby points, for instance by ``polished``; reused if it is also the factor at
+                these solutions.
+            point: the complementary points near the solutions, if already computed.
+            relative: measures changes (dx, dy) of x and y relative to the outputs, (B,). Its third argument maps a
+                tangent of the program to tangents of x and y. By default, changes are measured relative to x.
         """
         self._system = system
         self._program = program
@@ -74,9 +75,9 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     @cached_property
     def _off(self) -> tuple[Array, Array]:
-        """How far off w may be, (B, m), and the solutions, relative to themselves, (B,).
+        """Estimated error of w, (B, m), and relative error of the solutions, (B,).
 
-        By a Newton step, with what rounding may do to its right-hand side.
+        The estimate is a Newton step whose right-hand side includes the rounding errors of the residuals.
         """
         point, structure, factor = self._point, self._program.structure, self._factor
         signs_x, signs_y = _signs(structure.n, structure.m)
@@ -88,7 +89,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         if factor.regular:
             return dw, error
         large = factor.singular & ~(error <= ACCURATE_SOLUTION)
-        if np.any(large):  # the step of minimum norm: what is not unique has no error
+        if np.any(large):  # the minimum-norm step, because null directions are not errors
             dx, dy, *_ = factor.solve(-dual, -primal, lambda index: np.ones(len(index), dtype=bool))
             shortest = self._moved_w(dx, dy, primal)
             error = np.where(large, self._size_of_step(dx, dy, shortest), error)
@@ -96,26 +97,26 @@ class ExactDifferentiator(AbstractDifferentiator):
         return dw, error
 
     def _moved_w(self, dx: Array, dy: Array, primal: Array) -> Array:
-        """How a Newton step on (dual, primal) moves w."""
+        """Change of w in a Newton step (dx, dy) for the residuals (dual, primal)."""
         c, program = self._point.scales.c, self._program
         return c * dy + (program.structure.A.matvec(program.A, dx) + primal) / c
 
     def _size_of_step(self, dx: Array, dy: Array, dw: Array) -> Array:
-        """The largest change of an output relative to it, or of w relative to its block, (B,)."""
+        """Largest relative change of an output, or of w relative to its block, (B,)."""
         point = self._point
-        dx = np.where((point.x == 0.0) & held_at_zero(self._program, point.s), 0.0, dx)  # exact, whatever is rounded
+        dx = np.where((point.x == 0.0) & held_at_zero(self._program, point.s), 0.0, dx)  # these zeros are exact
         return np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / point.scales.size))
 
     @cached_property
     def _certain(self) -> Array:
-        """Margins (B,) above which it is certain on which side of the jumps of D the solutions are."""
+        """Margins (B,) above which the side of all jumps of D, and so the active set, is certain."""
         return DerivativeReport.certain(max_norm(self._off[0] / self._point.scales.size))
 
     @cached_property
     def _error(self) -> Array:
-        """How far off the solutions may be, or an eigenvalue d or 1 - d of D relative to it, (B,).
+        """Estimated relative error of the solutions, or of an eigenvalue d or 1 - d of D, (B,).
 
-        Blocks at jumps are judged by their margin alone.
+        Blocks at jumps of D are excluded; their margin decides.
         """
         dw, error = self._off
         if not np.all(self._point.margin > self._certain):
@@ -124,7 +125,7 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     @cached_property
     def _weak(self) -> BoolArray:
-        """Rows of the blocks that may be on either side of a jump of D, (B, m)."""
+        """Mask (B, m) of the rows of weakly active blocks, which may be on either side of a jump of D."""
         weak = self._point.derivative.weak(self._point.scales.size, self._certain)
         return np.asarray(weak, dtype=bool)
 
@@ -135,7 +136,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         on: Structure | None = None,
         seen: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
-        """K [l; u] = [dx - A'ds; L'dy], v = ds + L u, then the gradients of ``data_cotangent``."""
+        """Solve K [l; u] = [dx - A'ds; L'dy], set v = ds + L u, and compute the gradients by ``data_cotangent``."""
         program, x, y = self._program, self._point.x, self._point.y
         structure = on or program.structure
 
@@ -151,7 +152,7 @@ class ExactDifferentiator(AbstractDifferentiator):
     def jvp(
         self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
-        """With r1 = dP x + dq + dA'y and r2 = dA x - db: K [dx; u] = -[r1; L'r2], dy = L u, ds = -(A dx + r2)."""
+        """Solve K [dx; u] = -[r1; L'r2] with r1 = dP x + dq + dA'y and r2 = dA x - db; dy = L u, ds = -(A dx + r2)."""
         r1, r2 = self._right_hand_side(tangent)
 
         def outside(dx: Array, dy: Array) -> Array:
@@ -161,16 +162,16 @@ class ExactDifferentiator(AbstractDifferentiator):
         return self._tangent(dx, dy, r2), report
 
     def _right_hand_side(self, tangent: ConeProgram) -> tuple[Array, Array]:
-        """R1 and r2 of ``jvp``."""
+        """The residual tangents (r1, r2) of ``jvp``."""
         P, A = tangent.structure.P, tangent.structure.A
         x, y = self._point.x, self._point.y
         return P.matvec(tangent.P, x) + tangent.q + A.rmatvec(tangent.A, y), A.matvec(tangent.A, x) - tangent.b
 
     def _respond(self, tangent: ConeProgram) -> tuple[Array, Array]:
-        """(dx, dy) of ``jvp``, to the accuracy of a Newton step.
+        """(dx, dy) of ``jvp`` to the accuracy of a Newton step, as a measure of the size of outputs.
 
-        Where K is singular they are of minimum norm, and A does not move the stationarity of x: multipliers have no
-        bound there, and what they make of A tells nothing of the size of outputs.
+        If K is singular, (dx, dy) has minimum norm and dA'y is left out of r1: multipliers may be unbounded then, and
+        dA'y would not reflect the size of outputs.
         """
         factor, (r1, r2) = self._factor, self._right_hand_side(tangent)
         if factor.regular:
@@ -181,10 +182,10 @@ class ExactDifferentiator(AbstractDifferentiator):
         return dx, dy
 
     def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
-        """A null direction of K moves (x, y) among the solutions; all is well where the derivative does not move.
+        """Report whether the objective's derivative is unique: whether ``seen`` maps the null space of K to zero.
 
-        The optimal value is smooth where multipliers are unique, whether constraints are weakly active or not: the
-        margin is of no concern.
+        A null direction of K moves (x, y) along the solution set. Where multipliers are unique, the optimal value is
+        differentiable even if constraints are weakly active, so the margin is ignored.
         """
         factor, batch, weak = self._factor, self._program.batch, self._weak
 
@@ -193,7 +194,7 @@ class ExactDifferentiator(AbstractDifferentiator):
 
         singular = sees_null_space_of(factor, outside, place=np.arange(batch), batch=batch)
         ones = np.ones(weak.shape[1])
-        for side in (ones, -ones):  # y is the less unique the more rows are active, x the fewer
+        for side in (ones, -ones):  # more active rows leave more freedom in y, fewer leave more in x
             index = np.flatnonzero(np.any(weak, axis=1) & ~singular)
             if len(index):
                 beside = self._factor_beside(index, weak[index], side)
@@ -205,7 +206,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         return SolutionTangent(dx, dy, -(self._program.structure.A.matvec(self._program.A, dx) + r2))
 
     def _solve(self, top: Array, bottom: Array, outside: Seen) -> tuple[Array, Array, DerivativeReport]:
-        """(l, v) of ``ReducedFactor.solve``, and the report."""
+        """Solve for (l, v) by ``ReducedFactor.solve``, with the report."""
         factor, batch = self._factor, self._program.batch
 
         def visible(index: IndexArray) -> BoolArray:
@@ -222,10 +223,10 @@ class ExactDifferentiator(AbstractDifferentiator):
     def _effective_margin(
         self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen, unique: BoolArray
     ) -> Array:
-        """The margin without the blocks whose side of the jump does not change what was asked for.
+        """The margin without weakly active blocks that do not change the requested derivative.
 
-        The answer must be the same, and as unique, with all of them in K*, with none, and with some at random. Where it
-        is not unique as it is, nobody asks.
+        The derivative must be the same, and unique, with all of these blocks on the side of K*, with none, and with two
+        complementary random subsets. Only elements with a unique derivative are tested.
         """
         point, weak = self._point, self._weak
         margin = point.margin.copy()
@@ -248,7 +249,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         rhs: tuple[Array, Array],
         outside: Seen,
     ) -> BoolArray:
-        """Whether the same is seen of these elements, and nothing of a null space, on that side of the jumps."""
+        """Whether these elements have the same and a unique derivative, as far as ``outside`` shows, on ``side``."""
         factor, batch = self._factor_beside(index, weak, side), self._program.batch
 
         def visible(some: IndexArray) -> BoolArray:
@@ -263,7 +264,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         return ~singular & ~is_seen((dl, dv), here, outside, place=index, batch=batch)
 
     def _factor_beside(self, index: IndexArray, weak: BoolArray, side: Array) -> ReducedFactor:
-        """K of these elements with D on that side of its jumps in the weak rows."""
+        """Factorise K of these elements with the one-sided D on ``side`` in the weak rows."""
         point = self._point.select(index)
         derivative = point.beside(weak, side, BESIDE * self._certain[index])
         return ReducedFactor(self._system, self._program.select(index), derivative, point.scales.c)
@@ -271,6 +272,6 @@ class ExactDifferentiator(AbstractDifferentiator):
 
 @lru_cache(maxsize=256)
 def _signs(n: int, m: int) -> tuple[Array, Array]:
-    """Random signs of so many numbers, always the same."""
+    """Fixed random signs (n,) and (m,)."""
     rng = np.random.default_rng(0)
     return rng.choice((-1.0, 1.0), n), rng.choice((-1.0, 1.0), m)

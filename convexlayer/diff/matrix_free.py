@@ -1,8 +1,8 @@
-"""K of structures with large semidefinite blocks: what is sparse is stored, the blocks' products are applied.
+"""Matrix-free K for structures with large semidefinite blocks: the blocks' products with L'A are applied, not stored.
 
-With V the eigenvectors of a block's w, L'A x is a product with A and two with V, O(k^3) where L'A has k^4 / 4 entries.
-What solves a system is chosen for each element by its cost: the elimination of ``block_elimination`` where little
-remains of it, else MINRES, and the elimination where MINRES does not arrive.
+With the eigenvectors V of a block's w, L'A x takes one product with A and two with V: O(k^3) operations, although L'A
+has k^4 / 4 entries. The solver is chosen for each element by its cost: the elimination of ``block_elimination`` if its
+Schur complement is small; otherwise MINRES, followed by the elimination if MINRES does not converge.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from convexlayer.runtime.threads import map_ranges
 __all__ = ["MatrixFreeSystem"]
 
 FIRST = 400
-"""Products with K that an elimination may cost, to be tried before MINRES; which else may take as many as that costs,
-so that both together take twice what the better one does ..."""
+"""Cost, in products with K, up to which the elimination is tried before MINRES. Above it, MINRES is tried first, with
+as many iterations as the elimination costs, so that both together take at most twice the time of the better one."""
 
 LIMIT = 5000
-"""... but no more than this."""
+"""Maximum number of MINRES iterations."""
 
 LARGEST_REST, LARGEST_STORED = 3000, 3 * 10**7
-"""Unknowns that may remain of an elimination, and numbers that it may keep."""
+"""Maximum order of an elimination's Schur complement, and of the numbers that it stores (240 MB)."""
 
 EFFICIENCY = 0.4
-"""Time of a multiply-add in the large matrices of an elimination, by that in a product with K; measured."""
+"""Time of a multiply-add in the dense matrices of an elimination relative to one in a product with K; measured."""
 
 SAME = 1e-9
-"""Relative difference of numbers that count as one."""
+"""Relative difference up to which coefficients of P count as equal."""
 
 
 class _Cost(NamedTuple):
-    """Of an elimination: unknowns that remain, numbers that are kept, and time, in products with K."""
+    """Cost of an elimination: order of the Schur complement, numbers stored, and time in products with K."""
 
     rest: int
     stored: int
@@ -65,17 +65,17 @@ class _Cost(NamedTuple):
 
 @final
 class MatrixFreeSystem:
-    """The symbolic part; once a layer."""
+    """Symbolic analysis of the matrix-free K, computed once per layer."""
 
     def __init__(self, structure: Structure, groups: Sequence[Group], pattern: Pattern, signs: Array) -> None:
-        """Analyse.
+        """Analyse a structure.
 
         Args:
-            structure: of the programs.
+            structure: structure of the programs.
             groups: the large blocks.
-            pattern: upper triangle of what is stored of K, every diagonal entry in it: all but the products with the
-                large blocks.
-            signs: of K's diagonal, (N,).
+            pattern: upper triangle of the stored part of K, with a full diagonal: all but the products with the large
+                blocks.
+            signs: signs of K's diagonal, (N,).
         """
         self._pattern, self._signs, self._n = pattern, signs, structure.n
         self._groups = [_Symbolic(group, structure) for group in groups]
@@ -84,7 +84,7 @@ class MatrixFreeSystem:
         self._stored = _Symmetric(pattern)
         self._diagonal = np.flatnonzero(pattern.rows == pattern.cols)
         self._beyond = self._rows_of_other_cones()
-        # the large blocks' unknowns share a scale in each block, so that their coordinates keep it
+        # all unknowns of a large block share one scale, so that scaling commutes with the change of basis
         index = np.arange(pattern.shape[0])
         for group in self._groups:
             index[group.own] = group.own.start + np.repeat(np.arange(group.shape[0]), group.shape[1]) * group.shape[1]
@@ -94,10 +94,10 @@ class MatrixFreeSystem:
         self._classes = Pattern((len(used), len(used)), np.concatenate(rows), np.concatenate(cols))
 
     def factor(self, K: Array, A: Array, bases: Sequence[KroneckerBasis]) -> RefinedFactor:
-        """Ready to solve; factorises where that is worth it when it is first asked.
+        """Equilibrate K; factorisations are deferred to the first solve that needs them.
 
         Args:
-            K: values of what is stored, (B, nnz).
+            K: values of the stored part of K, (B, nnz).
             A: values of A, (B, nnz).
             bases: the derivatives of the large blocks, with axes (B, blocks, ...).
         """
@@ -113,7 +113,7 @@ class MatrixFreeSystem:
         return MatrixFreeFactor(elements, self._pattern.shape[0])
 
     def _element(self, scale: Array, K: Array, A: Array, bases: Sequence[KroneckerBasis]) -> MatrixFree:
-        """One element, scaled as the elimination wants it where that comes first."""
+        """Set up one element, with the scaling of the elimination if the elimination is tried first."""
         idle = self._idle(K)
         variables, cost = self._cheapest(K, A, len(idle))
         of_entries = self._scale_of_entries(scale, A, variables)
@@ -136,7 +136,7 @@ class MatrixFreeSystem:
         return MatrixFree(scale, system, [eliminate] if first else after)
 
     def _scaled(self, scale: Array, K: Array, A: Array, bases: Sequence[KroneckerBasis]) -> _Equilibrated:
-        """E = S K S of one element."""
+        """The equilibrated matrix E = S K S of one element."""
         pattern = self._pattern
         stored = self._stored.matrix(K * scale[pattern.rows] * scale[pattern.cols])
         blocks = [
@@ -146,14 +146,14 @@ class MatrixFreeSystem:
         return _Equilibrated(stored, blocks)
 
     def _idle(self, K: Array) -> IndexArray:
-        """Unknowns of inactive rows of other cones: they meet no other."""
+        """Unknowns of inactive rows of other cones, whose rows of K are diagonal."""
         pattern, size = self._pattern, len(self._signs)
         weight = np.where(pattern.rows == pattern.cols, 0.0, np.abs(K))
         met = np.bincount(pattern.rows, weight, size) + np.bincount(pattern.cols, weight, size)
         return np.flatnonzero(self._beyond & (met == 0.0))
 
     def _cheapest(self, K: Array, A: Array, idle: int) -> tuple[list[EntryVariables | None], _Cost]:
-        """The variables to eliminate with each group, and what that costs."""
+        """The cheapest choice of variables to eliminate with each group, and its cost."""
         diagonal = K[self._diagonal]
         fitting = [
             variable if variable is not None and group.alike(variable, diagonal, A) else None
@@ -164,7 +164,7 @@ class MatrixFreeSystem:
         return min(costs, key=lambda pair: pair[1].products)
 
     def _cost(self, variables: Sequence[EntryVariables | None], idle: int) -> _Cost:
-        """What an elimination with these variables costs."""
+        """Cost of the elimination with these variables."""
         chosen = [variable for variable in variables if variable is not None]
         active = int(np.count_nonzero(self._beyond)) - idle
         rest = self._n + active + sum(len(v.others) - len(v.column) for v in chosen)
@@ -177,7 +177,7 @@ class MatrixFreeSystem:
         return _Cost(rest, stored, EFFICIENCY * flops / sum(group.product_flops for group in self._groups))
 
     def _scale_of_entries(self, scale: Array, A: Array, variables: Sequence[EntryVariables | None]) -> Array:
-        """With scales that make the coefficients of variables that are entries +-1."""
+        """Replace the scales of variables that are entries such that their coefficients become +-1."""
         scale = scale.copy()
         for group, variable in zip(self._groups, variables, strict=True):
             if variable is not None:
@@ -194,7 +194,7 @@ class MatrixFreeSystem:
 
 @final
 class _Equilibrated(AbstractMatrix):
-    """E: what is stored of it, and the large blocks."""
+    """The equilibrated matrix E: its stored part, and the large blocks."""
 
     def __init__(self, stored: sp.csr_matrix, blocks: Sequence[CoupledBlocks]) -> None:
         self.stored, self.blocks = stored, blocks
@@ -206,7 +206,7 @@ class _Equilibrated(AbstractMatrix):
         return out
 
     def terms(self, x: Array) -> Array:
-        """The rotation of a block rounds all of its entries alike: they count as its largest."""
+        """Sums of term magnitudes; a rotation rounds all entries of a block alike, so they get the block's largest."""
         out: Array = abs(self.stored) @ np.abs(x)
         for group in self.blocks:
             group.add_terms(x, out)
@@ -215,16 +215,16 @@ class _Equilibrated(AbstractMatrix):
 
 @final
 class _Symbolic:
-    """A group of large blocks: where its rows of A stand.
+    """Symbolic data of a group of large blocks.
 
     Attributes:
-        order: of the matrices.
-        shape: blocks and entries of each.
-        own: its unknowns.
-        source: its entries among those of A, row by row.
+        order: order k of the semidefinite matrices.
+        shape: (number of blocks, entries per block).
+        own: positions of the group's unknowns in K.
+        source: positions of the group's entries among those of A, in row order.
         cols: their columns.
-        unknown: their rows, as unknowns of K.
-        met: number of columns that occur.
+        unknown: their rows, as positions of unknowns of K.
+        met: number of columns of A with an entry in the group.
     """
 
     def __init__(self, group: Group, structure: Structure) -> None:
@@ -242,20 +242,20 @@ class _Symbolic:
 
     @property
     def entries(self) -> int:
-        """Rows of all blocks."""
+        """Number of rows of all blocks."""
         return self.shape[0] * self.shape[1]
 
     @property
     def product_flops(self) -> float:
-        """Multiply-adds of a product with A'L and L'A: four products of matrices a block."""
+        """Multiply-adds of one product with A'L and L'A: four k x k matrix products per block."""
         return 4.0 * self.shape[0] * self.order**3
 
     def matrix(self, values: Array) -> sp.csr_matrix:
-        """The rows of A with these values in place of its entries."""
+        """Build the group's rows of A with the given values of the entries."""
         return sp.csr_matrix((values, self.cols, self._indptr), shape=(self.entries, self._width))
 
     def entry_variables(self, taken: BoolArray) -> EntryVariables | None:
-        """Variables that are entries of the matrices, unless too few are; none of those that are ``taken``."""
+        """Find variables, not ``taken``, that are entries of the matrices; None unless they are the majority."""
         free = np.flatnonzero(~taken[self.cols])
         entry, first = np.unique(self._entry[free], return_index=True)
         source = free[first]
@@ -263,7 +263,7 @@ class _Symbolic:
         return EntryVariables(entry, self.cols[source], source, others) if len(others) < len(entry) else None
 
     def alike(self, variable: EntryVariables, diagonal: Array, A: Array) -> bool:
-        """Whether the coefficients can be scaled to 1, and P is one number on their diagonal in each block then."""
+        """Whether the coefficients can be scaled to +-1 such that P's diagonal is constant on each block."""
         coefficient = A[self.source[variable.source]]
         if not np.all(coefficient):
             return False
@@ -276,7 +276,7 @@ class _Symbolic:
 
 @final
 class _Symmetric:
-    """Symmetric matrices of one pattern, made of their upper triangles."""
+    """Assembly of symmetric matrices of one pattern from their upper triangles."""
 
     def __init__(self, pattern: Pattern) -> None:
         off = np.flatnonzero(pattern.rows != pattern.cols)
@@ -291,12 +291,12 @@ class _Symmetric:
         self._shape = pattern.shape
 
     def matrix(self, values: Array) -> sp.csr_matrix:
-        """Of the values (nnz,) of an upper triangle."""
+        """Assemble the matrix from the values (nnz,) of its upper triangle."""
         return sp.csr_matrix((values[self._source], self._cols, self._indptr), shape=self._shape)
 
 
 def _in_several_rows(structure: Structure, groups: Sequence[_Symbolic]) -> BoolArray:
-    """Variables with more than one entry in the large blocks, or off-diagonal ones in P, (n,)."""
+    """Mask (n,) of the variables with more than one entry in the large blocks, or off-diagonal entries in P."""
     count = np.bincount(np.concatenate([group.cols for group in groups]), minlength=structure.n)
     several: BoolArray = count > 1
     P = structure.P

@@ -1,4 +1,4 @@
-"""The derivative modes, by name. This is the only place where a string chooses one."""
+"""Registry of the derivative modes by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["MODES", "DerivativeMode", "derivative_mode"]
 
 
 class DerivativeMode(Protocol):
-    """Makes the derivative at a batch of solutions; raises DerivativeError for programs that it cannot handle."""
+    """Factory of the derivative at a batch of solutions; raises DerivativeError for unsupported programs."""
 
     def __call__(
         self,
@@ -29,17 +29,17 @@ class DerivativeMode(Protocol):
         point: ComplementaryPoint | None = None,
         relative: RelativeChange | None = None,
     ) -> AbstractDifferentiator:
-        """At these solutions; with what is known of them already, as ``ExactDifferentiator`` explains."""
+        """Create the derivative; the arguments are those of ``ExactDifferentiator``."""
 
 
 MODES: dict[str, DerivativeMode] = {"exact": ExactDifferentiator, "diffcp": DiffcpDifferentiator}
 
 
 def derivative_mode(name: str) -> DerivativeMode:
-    """The mode of this name.
+    """Look up a derivative mode.
 
     Raises:
-        DerivativeError: there is none.
+        DerivativeError: no mode has this name.
     """
     if name not in MODES:
         raise DerivativeError(f"no derivative mode {name!r}; there are: {', '.join(sorted(MODES))}")

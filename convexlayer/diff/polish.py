@@ -1,4 +1,4 @@
-"""Newton polish: from a solver's accuracy to that of double precision, before anything is differentiated."""
+"""Newton polish: improves solutions from a solver's accuracy to double precision before they are differentiated."""
 
 from __future__ import annotations
 
@@ -18,47 +18,49 @@ from convexlayer.status import Status
 __all__ = ["Polished", "polish", "polished"]
 
 NEEDED = 1e-12
-"""Complementary points whose backward error is at most this are taken as they are."""
+"""Backward error up to which complementary points are not polished: close to the limit of double precision."""
 
 CONVERGED = 1e-9
-"""A step that changes nothing by more than this share is an element's last: the next would change its square."""
+"""Relative change at which Newton's method stops: by quadratic convergence the next step would change its square."""
 
 SETTLED = 1e-13
-"""Backward error at which a step is the last where the next has the same system: that of polyhedral cones with the same
-active set."""
+"""Backward error at which Newton's method stops on polyhedral cones once the active set, and so the system, stays the
+same."""
 
 NEAR, PROGRESS, PATIENCE = 1e-6, 0.5, 2
-"""Where backward errors are below NEAR, so many steps not shorter by PROGRESS than the shortest are the last."""
+"""With a backward error below NEAR, Newton's method stops after PATIENCE steps that are not shorter than PROGRESS times
+the shortest one before."""
 
 UNTOUCHED = (Status.INFEASIBLE, Status.UNBOUNDED, Status.ITERATION_LIMIT, Status.TIME_LIMIT)
-"""What has no solution near it, or was stopped by the caller's wish."""
+"""Statuses of elements that are not polished: no solution is near, or the caller's limit stopped the solver."""
 
 ALL_FROM = 0.5
-"""Share of elements in need, from which the first step factorises all of them, for the derivative to come."""
+"""Fraction of elements that need polish from which the first step factorises all elements, for use by the
+derivative."""
 
 ASTRAY = 10.0
-"""Polish does not make x so many times larger than the solver's: then there is nothing near."""
+"""Growth of norm(x) over the solver's x at which a step is rejected: then no solution is near."""
 
 CANCELLED, NOTHING = 1e-11, 1e-30
-"""Of a variable that is 0 by an active row of its own a step leaves no more than this share, or this relative to what
-would dominate a row."""
+"""A variable held at 0 by an active row counts as 0 if a step reduces it to at most CANCELLED times itself, or to at
+most NOTHING times the size at which it would dominate a row."""
 
 TRUST = (2.0**10, 2.0**-10, 2.0**20, 2.0**-20)
-"""Factors of c for further attempts: to trust y, or s, where the solver has got only one of them right."""
+"""Factors of c in further attempts: large ones keep the solver's y, small ones its s, if only one is accurate."""
 
 REBALANCED = 4.0
-"""Blocks whose balance has changed by more than this are balanced anew."""
+"""Factor by which c of a block may differ from the balanced one before it is updated."""
 
 
 @final
 class Polished(NamedTuple):
-    """What polish made of a batch.
+    """Result of polishing a batch.
 
     Attributes:
         solution: the best points.
         point: the complementary points there.
-        factor: of the whole batch, where there is one: the derivative's own if the active set did not change after it
-            was made (``ReducedFactor.serves`` knows).
+        factor: a factor of the whole batch, if one was computed; the derivative can use it if the active set has not
+            changed since (see ``ReducedFactor.serves``).
     """
 
     solution: Solution
@@ -69,7 +71,7 @@ class Polished(NamedTuple):
 def polish(
     system: ReducedSystem, program: ConeProgram, solution: Solution, *, needed: float = NEEDED, steps: int = 16
 ) -> Solution:
-    """The solution of ``polished``."""
+    """Polish solutions; see ``polished``."""
     return polished(system, program, solution, needed=needed, steps=steps).solution
 
 
@@ -83,13 +85,21 @@ def polished(
     steps: int = 16,
     deadline: float = np.inf,
 ) -> Polished:
-    """Semismooth Newton steps on the residual map, at w = c y - s / c, for the elements with a point that needs it.
+    """Polish solutions by a semismooth Newton method on the residual map in (x, w), w = c y - s / c.
 
-    The complementary ``point`` near the solution (found unless given) is taken where its backward error is at most
-    ``needed``. Elsewhere each step solves the derivative's own system at the current point and moves to
-    w + c dy - ds / c, from where y and s are projections; the best point of each element is taken, by its backward
-    error. So none gets worse. Points at which a solver met a limit are left as they are, and no step is begun after the
-    ``deadline``, as ``time.perf_counter`` counts.
+    Elements whose complementary ``point`` has a backward error of at most ``needed`` take that point. For the others,
+    each step solves the KKT system of the derivative at the current point, moves to w + c dy - ds / c, and projects to
+    get y and s. Each element takes its point of smallest backward error, so none gets worse. Elements with a status in
+    UNTOUCHED are not changed.
+
+    Args:
+        system: the symbolic KKT system.
+        program: the programs.
+        solution: the solutions.
+        point: the complementary points near the solutions, if already computed.
+        needed: backward error up to which no step is made.
+        steps: maximum number of Newton steps per attempt.
+        deadline: no step starts after this time of ``time.perf_counter``.
     """
     point = point or solution.complementary(program)
     first = point.backward
@@ -104,7 +114,7 @@ def polished(
             active = np.arange(program.batch)
         part = program if len(active) == program.batch else program.select(active)
         run = _Run(system, part, solution.x[active], solution.y[active], solution.s[active], steps, deadline)
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # far from a solution, where it is given up
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # diverging steps are discarded
             run.go(point if part is program else point.select(active))
             for trust in TRUST:
                 stuck = np.flatnonzero(need[active] & ~(run.backward <= NEAR))
@@ -128,11 +138,11 @@ def polished(
 
 @final
 class _Run:
-    """Newton steps from given points, and the complementary points found on the way.
+    """Newton's method from given points, with a record of all visited complementary points.
 
     Attributes:
-        backward: the backward errors of the best of them, (elements,).
-        factor: the first one of all elements.
+        backward: backward errors of the best visited points, (elements,).
+        factor: the factor of the first step.
     """
 
     def __init__(
@@ -146,7 +156,7 @@ class _Run:
         self.factor: ReducedFactor | None = None
 
     def best(self, index: IndexArray) -> Iterator[tuple[IndexArray, ComplementaryPoint]]:
-        """The best points of these elements, with their positions, a few at a time."""
+        """Iterate over the best points of these elements, in groups with their positions."""
         return self._points(self._best, index)
 
     def _points(self, which: IndexArray, index: IndexArray) -> Iterator[tuple[IndexArray, ComplementaryPoint]]:
@@ -156,10 +166,10 @@ class _Run:
             yield mine, point.select(np.searchsorted(active, mine))
 
     def again(self, index: IndexArray, trust: float) -> ComplementaryPoint:
-        """Where elements start that have not arrived.
+        """The starting point of a further attempt for elements that have not converged.
 
-        What is right stays where the last attempt left it; the rest starts once more from the solver's point, with its
-        c multiplied by ``trust``.
+        Variables and blocks with accurate rows keep their values of the last attempt; the others restart from the
+        solver's point, with c multiplied by ``trust``.
         """
         program, start = self._program.select(index), [v[index] for v in self._start]
         last = [np.empty_like(v) for v in start]
@@ -172,7 +182,7 @@ class _Run:
         return ComplementaryPoint.near(program, *again, trust=np.where(wrong_rows, trust, 1.0))
 
     def go(self, here: ComplementaryPoint, index: IndexArray | None = None) -> None:
-        """Step from these points of the elements at these positions (all unless given), each as long as it pays."""
+        """Iterate from these points of the elements at ``index`` (default all), each until it converges or stalls."""
         active = np.arange(len(self.backward)) if index is None else index
         part = self._program if index is None else self._program.select(index)
         shortest, patience = np.full(len(active), np.inf), np.full(len(active), float(PATIENCE))
@@ -208,7 +218,7 @@ class _Run:
 
 
 def _step(program: ConeProgram, here: ComplementaryPoint, factor: ReducedFactor) -> tuple[ComplementaryPoint, Array]:
-    """The point after one semismooth Newton step on (dual, primal) in (x, w), and how much it changed, (B,)."""
+    """One semismooth Newton step on the residuals (dual, primal) in (x, w): the new point, and its change, (B,)."""
     A = program.structure.A
     dx, dy = factor.newton(-here.dual, -here.primal)
     ds = -(A.matvec(program.A, dx) + here.primal)
@@ -220,7 +230,7 @@ def _step(program: ConeProgram, here: ComplementaryPoint, factor: ReducedFactor)
     w[:, flat][np.abs(w[:, flat]) <= CANCELLED * np.abs(old[:, flat])] = 0.0
     finite = np.isfinite(w)
     if not np.all(finite):
-        x[~np.all(finite, axis=1)] = np.nan  # a point that is worse than any
+        x[~np.all(finite, axis=1)] = np.nan  # makes the backward error infinite
         w = np.where(finite, w, 0.0)
     cone = here.cones.cone
     cones = cone.at(w)

@@ -1,15 +1,16 @@
-"""The symmetric system that every derivative solves.
+"""The symmetric KKT system that all derivatives and Newton steps solve.
 
 With D the derivative of Pi_{K*} at w = y - s and L L' = D,
 
     K = [ P      A'L         ]        K [l; u] = [top; L'bottom],  v = L u
         [ L'A   -(I - L'L)   ]
 
-is symmetric, quasi-definite up to regularisation, and of one pattern for all active sets. (l, v) is the solution with
-v in the range of D of   P l + A'v = top,   D (A l - bottom) = (I - D) v.
+is symmetric, quasi-definite after regularisation, and has the same pattern for all active sets. (l, v) solves
 
-In the curved cones all that is of rows divided by c, so that D is taken at w = c y - s / c (see ``certificate``): there
-A / c, bottom / c and c v take the places of A, bottom and v. In flat cones D does not depend on c.
+    P l + A'v = top,   D (A l - bottom) = (I - D) v,   v in the range of D.
+
+Rows of curved cones are divided by c, and D is evaluated at w = c y - s / c (see ``certificate``): A / c, bottom / c
+and c v take the places of A, bottom and v. In polyhedral cones D does not depend on c.
 """
 
 from __future__ import annotations
@@ -40,20 +41,24 @@ from convexlayer.sparse import EntriesOfSystem, entries_of_system
 __all__ = ["ReducedFactor", "ReducedSystem"]
 
 NOISE = 1e-12
-"""What is smaller than this, relative to what would matter in its rows, is the rounding of zero."""
+"""Entries of a solution below this factor times the magnitude of the terms in their rows are rounding errors."""
 
 LEFTOVER = 1e-8
-"""Entries of a null direction up to this share of the largest are rounding."""
+"""Entries of a null vector up to this fraction of the largest entry are rounding errors."""
 
 
 @final
 class ReducedSystem:
-    """The symbolic part: pattern of K and where each value comes from. Once a layer."""
+    """Symbolic analysis of K, computed once per layer: its pattern, and the source of each value."""
 
     def __init__(self, structure: Structure, backend: AbstractBackend | None = None, *, device: str = "cpu") -> None:
-        """Analyse a structure; who factorises is chosen by what is there, device, size and density, unless given.
+        """Analyse a structure and choose the factorisation.
 
-        Large semidefinite blocks are not stored, and no backend is asked (see ``matrix_free``).
+        Args:
+            structure: structure of the programs.
+            backend: linear algebra backend; by default chosen by the installed packages, device, size and density. Not
+                used with large semidefinite blocks, which are not stored (see ``matrix_free``).
+            device: torch device of dense factorisations.
         """
         self.structure = structure
         self.cone = product_cone(structure.cones)
@@ -77,7 +82,7 @@ class ReducedSystem:
         )
 
     def refined(self, program: ConeProgram, derivative: ProductDerivative, c: Array) -> RefinedFactor:
-        """The factors of K (B, N, N), of rows divided by c (B, m) in the curved cones."""
+        """Assemble and factorise K (B, N, N), with rows of curved cones divided by c (B, m)."""
         K = entries_of_system(self._sparse, program.P, program.A, derivative.flat, self.pattern.nnz)
         balanced = program.A / c[:, self.structure.A.rows] if self.rows else program.A
         for rows, places, piece in zip(self.rows, self._places, derivative.curved, strict=True):
@@ -94,10 +99,10 @@ class ReducedSystem:
 
 @final
 class ReducedFactor:
-    """K of a batch, factorised: it serves every vjp, every jvp, and the Newton steps of ``polish``."""
+    """The factorised K of a batch, for all vjps, jvps, and the Newton steps of ``polish``."""
 
     def __init__(self, system: ReducedSystem, program: ConeProgram, derivative: ProductDerivative, c: Array) -> None:
-        """Assemble and factorise, at solutions of these programs where D at w = c y - s / c is this derivative."""
+        """Assemble and factorise K of these programs; ``derivative`` is D at w = c y - s / c."""
         self._system = system
         self._program = program
         self._derivative = derivative
@@ -106,34 +111,32 @@ class ReducedFactor:
 
     @property
     def condition(self) -> Array:
-        """Estimate (B,) of the condition of the equilibrated K."""
+        """Estimates (B,) of the condition number of the equilibrated K."""
         return self._refined.condition
 
     @cached_property
     def singular(self) -> BoolArray:
-        """Where there is more than one solution, (B,)."""
+        """Mask (B,) of the elements with a numerically singular K."""
         singular: BoolArray = self.condition >= SINGULAR
         return singular
 
     @cached_property
     def regular(self) -> bool:
-        """Whether it is known that there is one solution everywhere."""
+        """Whether K is numerically nonsingular for all elements."""
         return float(self.condition.max(initial=0.0)) < SINGULAR
 
     def null_space(self, index: IndexArray) -> tuple[Array, Array]:
-        """Members of the null spaces of K of the elements at these positions, found at the first call.
-
-        They are an orthonormal basis where there are few dimensions, else a few random directions.
+        """Null vectors of K of the elements at these positions: bases, or random samples of large null spaces.
 
         Args:
-            index: elements whose ``condition`` is finite; a basis has no members where K is regular, which it may be
-                though the condition exceeds SINGULAR.
+            index: elements with a finite ``condition``. The null space may be trivial although the condition estimate
+                exceeds SINGULAR.
 
         Returns:
-            l (len(index), r, n) and v (len(index), r, m), r the largest dimension: (l[i, j], v[i, j]) is the j-th
-            member of the basis of element index[i], and zero from the dimension of its own null space on. The members
-            are orthonormal as (l, u) and as (l, v): norm(v) = norm(u) in the null space. Entries that are rounding in
-            the units of the equilibrated system are 0.
+            l (len(index), r, n) and v (len(index), r, m), with the largest dimension r: (l[i, j], v[i, j]) is vector j
+            of element index[i], zero for j beyond its dimension. The vectors of a basis are orthonormal as (l, u) and
+            as (l, v), because norm(v) = norm(u) in the null space. Entries that are rounding errors in the units of the
+            equilibrated system are set to 0.
         """
         found, bases = self._singular_bases
         if not np.array_equal(index, found):
@@ -147,10 +150,10 @@ class ReducedFactor:
         return l, v
 
     def rounding(self, answer: tuple[Array, Array], top: Array, bottom: Array) -> tuple[Array, Array]:
-        """Sizes (B, n) and (B, m) up to which entries of an answer (l, v) of ``solve`` are rounding.
+        """Sizes (B, n) and (B, m) up to which entries of a solution (l, v) of ``solve`` are rounding errors.
 
-        An entry is held against the terms of the rows that it stands in, and of those that share an unknown with them:
-        rows of zeros have no size of their own. Nothing is said of v in curved cones.
+        An entry is compared with the terms of its rows and of all rows that share an unknown with these, because a row
+        of zeros has no scale of its own. The sizes of v in curved cones are 0.
         """
         (l, v), refined = answer, self._refined  # noqa: E741 (the design's name)
         scale, n, flat = refined.scale, l.shape[1], self._system.flat.own
@@ -164,12 +167,12 @@ class ReducedFactor:
 
     @cached_property
     def _singular_bases(self) -> tuple[IndexArray, Array]:
-        """The singular elements whose ``condition`` is finite, and members of their null spaces."""
+        """The singular elements with a finite ``condition``, and vectors of their null spaces."""
         index = np.flatnonzero(self.singular & np.isfinite(self.condition))
         return index, self._bases(index)
 
     def _bases(self, index: IndexArray) -> Array:
-        """The members of ``null_space`` in the unknowns of K, (len(index), r, N)."""
+        """The vectors of ``null_space`` in the unknowns of K, (len(index), r, N)."""
         spaces = self._refined.null_directions(index)
         r = max((len(space.basis) for space in spaces), default=0)
         bases = np.zeros((len(index), r, self._system.pattern.shape[0]))
@@ -180,28 +183,28 @@ class ReducedFactor:
         return bases
 
     def certain(self, index: IndexArray) -> BoolArray:
-        """Whether ``null_space`` shows of each of these elements what there is to see, (len(index),)."""
+        """Whether ``null_space`` represents the null space of each of these elements reliably, (len(index),)."""
         return np.array([space.certain for space in self._refined.null_directions(index)], dtype=bool)
 
     def serves(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
-        """Whether this is known to be the factor of these programs at that derivative too.
+        """Whether this is also the factor of these programs at ``derivative``.
 
-        So it is where all cones are polyhedral and the active set is the same; elsewhere D moves with w.
+        True if all cones are polyhedral and the active set is the same; in curved cones D changes with w.
         """
         same = program is self._program and not derivative.curved
         return same and np.array_equal(derivative.flat, self._derivative.flat)
 
     def newton(self, top: Array, bottom: Array) -> tuple[Array, Array]:
-        """(l, v) to the accuracy that a Newton step needs."""
+        """Solve for (l, v) to the accuracy that a Newton step needs."""
         return self._split(self._refined.refine(self._rhs(top, bottom), steps=3)[0])
 
     def newton_row_by_row(self, top: Array, bottom: Array) -> tuple[Array, Array]:
-        """(l, v) to the accuracy of the terms of each row; without a part in the null space of K."""
+        """Solve for (l, v) with residuals small relative to each row, orthogonal to the null space of K."""
         z, _ = self._refined.refine_row_by_row(self._in_range(self._rhs(top, bottom)))
         return self._split(self._in_range(z))
 
     def _in_range(self, z: Array) -> Array:
-        """Z (B, N) without its part in the null space of K, which is the part outside the range."""
+        """Project z (B, N), in place, to the range of K, the orthogonal complement of its null space."""
         index, bases = self._singular_bases
         if len(index):
             z[index] -= (bases.swapaxes(1, 2) @ (bases @ z[index, :, None]))[..., 0]
@@ -210,15 +213,15 @@ class ReducedFactor:
     def solve(
         self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray]
     ) -> tuple[Array, Array, Array, BoolArray]:
-        """(l, v), of minimum norm where it is not unique and the difference is visible.
+        """Solve for (l, v), with minimum norm where the solution is visibly not unique.
 
         Args:
-            top: (B, n).
-            bottom: (B, m).
-            visible: whether anything is seen of the null spaces of these elements, (len(index),).
+            top: right-hand side of the rows of P, (B, n).
+            bottom: right-hand side of the rows of A, (B, m).
+            visible: whether the null spaces of the given elements affect the requested derivative, (len(index),).
 
         Returns:
-            l (B, n); v (B, m); the relative residuals (B,); where the solution is not unique and that is seen, (B,).
+            l (B, n); v (B, m); relative residuals (B,); mask (B,) of the visibly singular elements.
         """
         z, residual, singular = self._solved(top, bottom, visible, everywhere=True)
         return *self._split(z), residual, singular
@@ -226,16 +229,16 @@ class ReducedFactor:
     def solve_unique(
         self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray]
     ) -> tuple[Array, Array, BoolArray]:
-        """(l, v) of ``solve`` where it is unique, or the difference is not visible; and where it is not."""
+        """Solve for (l, v) without minimum-norm solutions; also returns the mask (B,) of visibly singular elements."""
         z, _, singular = self._solved(top, bottom, visible, everywhere=False)
         return *self._split(z), singular
 
     def _solved(
         self, top: Array, bottom: Array, visible: Callable[[IndexArray], BoolArray], *, everywhere: bool
     ) -> tuple[Array, Array, BoolArray]:
-        """Solutions, the residuals of their rows, and where they are not unique and that is seen.
+        """Solutions (B, N), relative residuals of their rows (B,), and mask (B,) of visibly singular elements.
 
-        They are of minimum norm there, if that is asked for ``everywhere``.
+        With ``everywhere``, solutions of visibly singular elements have minimum norm.
         """
         rhs = self._rhs(top, bottom)
         z, residual = self._refined.refine_row_by_row(rhs)
@@ -244,7 +247,7 @@ class ReducedFactor:
             index = np.flatnonzero(singular & np.isfinite(self.condition))
             spaces = self._refined.null_directions(index)
             unsolved = np.array([len(space.basis) > 0 for space in spaces], dtype=bool) & (residual[index] > ACCEPTED)
-            if np.any(unsolved):  # but for rounding of the right-hand side
+            if np.any(unsolved):  # unless the residual is rounding errors of the right-hand side
                 unsolved &= self._refined.residual(z, rhs)[index] > ACCEPTED
             singular = np.zeros_like(singular)
             singular[index] = visible(index) | unsolved
@@ -255,7 +258,10 @@ class ReducedFactor:
         return z, residual, singular
 
     def _least_squares(self, z: Array, residual: Array, rhs: Array, singular: BoolArray, doubtful: BoolArray) -> None:
-        """Replace doubtful solutions by the least-squares ones of minimum norm, in the unknowns of K, if no worse."""
+        """Replace doubtful solutions by minimum-norm least-squares solutions, in place, unless their residual is worse.
+
+        The norm is that of the unknowns of K. Inconsistent systems always take the least-squares solution.
+        """
         finite = np.isfinite(residual) & np.isfinite(self.condition)
         again: IndexArray = np.flatnonzero(finite & doubtful)
         if len(again):
@@ -265,7 +271,7 @@ class ReducedFactor:
             z[again[chosen]], residual[again[chosen]] = least[chosen], least_residual[chosen]
 
     def _rhs(self, top: Array, bottom: Array) -> Array:
-        """[top; L'bottom], (B, N)."""
+        """The right-hand side [top; L'bottom], (B, N)."""
         n, flat = top.shape[1], self._system.flat.own
         rhs = np.empty((len(top), self._system.pattern.shape[0]))
         rhs[:, :n] = top
@@ -278,7 +284,7 @@ class ReducedFactor:
         return rhs
 
     def _split(self, z: Array) -> tuple[Array, Array]:
-        """(l, L u) of the unknowns (B, N)."""
+        """Split the unknowns (B, N) into l and v = L u."""
         v = self._derivative.flat * z[:, self._system.flat.own]
         if self._system.rows:
             curved = zip(self._system.rows, self._derivative.curved, strict=True)
@@ -288,7 +294,7 @@ class ReducedFactor:
 
 
 def _merge(sections: list[Section], size: int) -> tuple[Pattern, list[IndexArray]]:
-    """The upper triangle (size, size) of all sections, which do not overlap, and where the entries of each stand."""
+    """Merge disjoint sections to an upper triangle (size, size); also the position of each section's entries in it."""
     keys = [cols * size + rows for rows, cols in sections]
     whole = np.concatenate([key.ravel() for key in keys])
     order = np.argsort(whole)

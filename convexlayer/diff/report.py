@@ -1,4 +1,4 @@
-"""How far a derivative can be trusted, element by element."""
+"""Accuracy report of a derivative, element by element."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from convexlayer.solution import BoolArray
 __all__ = ["ACCURATE", "ACCURATE_SOLUTION", "DerivativeReport"]
 
 DEGENERATE_MARGIN = 1e-6
-"""Relative distance of w from a jump of D, below which the active set is not certain."""
+"""Relative distance of w from a jump of D below which the active set counts as uncertain."""
 
 ACCURATE = 1e-8
-"""Largest linear residual of an accurate derivative."""
+"""Largest relative linear residual of a derivative with status ok."""
 
 ACCURATE_SOLUTION = 1e-7
-"""Largest relative error of a solution whose derivative is accurate."""
+"""Largest relative error of a solution whose derivative has status ok."""
 
 FAILED = 1e-2
-"""Linear residual from which the derivative is of no use (unless the system is singular: then see ``consistent``)."""
+"""Relative linear residual above which a derivative has status failed, unless the system is singular."""
 
 
 WORDS = ("ok", "inaccurate", "degenerate", "failed")
-"""The statuses, from the best to the worst."""
+"""The statuses, from best to worst."""
 
 
 @dataclass(frozen=True, eq=False)
 class DerivativeReport:
-    """One entry an element.
+    """Accuracy report of a derivative; one entry per element.
 
     Attributes:
-        linear_residual: the largest residual of a row of the equilibrated linear system after refinement, relative to
-            the sum of the magnitudes of its terms.
-        margin: distance of w = c y - s / c from the nearest point where the projection's derivative jumps (strict
-            complementarity), of each block relative to the size of the terms of its rows; infinite where it never does.
-            A lower bound of it suffices far from there; where it is too small to be certain, blocks on which the answer
-            is the same on both sides do not count.
-        condition: estimate of the condition of the equilibrated system.
+        linear_residual: largest row residual of the equilibrated linear system after refinement, relative to the sum of
+            the magnitudes of the row's terms.
+        margin: strict complementarity margin: smallest distance, over the blocks, of w = c y - s / c from a jump of the
+            projection's derivative, relative to the size of the terms of the block's rows; infinite without jumps. It
+            may be a lower bound if it is large. If it is too small for certainty, blocks at which both sides of the
+            jump give the same derivative are excluded.
+        condition: estimate of the condition number of the equilibrated system.
         consistent: whether the right-hand side is in the range of the system.
         status: ``ok``; ``inaccurate`` (linear residual above 1e-8, or relative error of the solution above 1e-7);
-            ``degenerate`` (the system is singular, and that is seen, or the margin is below 1e-6, or below ten times
-            the error of w: the derivative may not exist, and what is returned is the least-squares solution
-            of minimum norm of one candidate); ``failed`` (not finite, or no solution to differentiate).
+            ``degenerate`` (the system is singular and this affects the requested derivative, or the margin is below
+            1e-6 or below ten times the error of w: the derivative may not exist, and the returned one is the
+            minimum-norm least-squares solution for one active set); ``failed`` (not finite, or no solution to
+            differentiate).
     """
 
     linear_residual: Array
@@ -59,7 +60,7 @@ class DerivativeReport:
         return self.status.count("ok") == len(self.status)
 
     def worse(self, other: DerivativeReport) -> DerivativeReport:
-        """The worse of two reports at the same solutions, element by element."""
+        """Combine two reports at the same solutions: the worse of each entry."""
         rank = WORDS.index
         return DerivativeReport(
             linear_residual=np.maximum(self.linear_residual, other.linear_residual),
@@ -71,7 +72,7 @@ class DerivativeReport:
 
     @staticmethod
     def certain(error: Array) -> Array:
-        """Margins (B,) above which the active set is certain, where solutions are off by so much."""
+        """Margins (B,) above which the active set is certain, given the relative errors of w, (B,)."""
         bound: Array = np.maximum(DEGENERATE_MARGIN, 10.0 * error)
         return bound
 
@@ -102,9 +103,9 @@ class DerivativeReport:
         error: Array,
         certain: Array | None = None,
     ) -> DerivativeReport:
-        """The report of solves with these residuals, margins, conditions, and errors of the solutions.
+        """Build the report from residuals, margins, conditions, singularity, and errors of the solutions, each (B,).
 
-        Margins are enough above ``certain``, unless given that of these errors.
+        Margins above ``certain`` count as safe; its default is ``DerivativeReport.certain(error)``.
         """
         certain = DerivativeReport.certain(error) if certain is None else certain
         finite = np.isfinite(residual) & np.isfinite(condition)

@@ -1,6 +1,6 @@
-"""The rows of each group of cones in the reduced system: their entries of K, and the factor L of D = L L'.
+"""Rows of each group of cones in the KKT system: their entries of K, and the factor L of D = L L'.
 
-L need not be square, only sparse: K keeps the pattern of A but where D's eigenbasis mixes rows.
+L is chosen sparse and need not be square, so that L'A keeps the pattern of A unless the eigenbasis of D mixes rows.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from convexlayer.sparse import rotate_entries
 __all__ = ["AbstractRows", "FlatRows", "Section", "entries_of", "rows_of"]
 
 Section = tuple[IndexArray, IndexArray]
-"""Rows and columns in the upper triangle of K of some entries, two arrays of one shape."""
+"""Row and column indices of entries in the upper triangle of K, two arrays of equal shape."""
 
 
 class AbstractRows(ABC):
     """The rows of K of one group of curved cones.
 
-    With n variables and m rows, unknown n + i belongs to row i; extra unknowns come after those.
+    With n variables and m rows, unknown n + i belongs to row i; extra unknowns follow after these.
 
     Attributes:
-        sections: the entries in K, the group's part of the diagonal included.
-        extra_signs: signs of the extra unknowns' diagonal entries.
+        sections: the group's entries of K, its part of the diagonal included.
+        extra_signs: signs of the diagonal entries of the extra unknowns.
     """
 
     sections: list[Section]
@@ -45,19 +45,19 @@ class AbstractRows(ABC):
         """Write this group's entries of K, which is zero on entry.
 
         Args:
-            A: its values, (B, nnz).
-            piece: the derivative.
-            K: values, (B, nnz).
-            places: where the entries of each section stand in K.
+            A: values of A, (B, nnz).
+            piece: derivative D of the group's projection.
+            K: values of K, (B, nnz), modified in place.
+            places: positions in K of the entries of each section.
         """
 
     @abstractmethod
     def spread(self, z: Array, piece: Any) -> Array:
-        """L u, (B, rows), of the unknowns z (B, N)."""
+        """Compute L u, (B, rows), from the unknowns z (B, N)."""
 
     @abstractmethod
     def gather(self, v: Array, piece: Any, rhs: Array) -> None:
-        """Write L'v, of v (B, m), into the right-hand side (B, N)."""
+        """Write L'v, for v (B, m), into the right-hand side (B, N)."""
 
     def _blocks(self, v: Array) -> Array:
         return v.reshape(len(v), *self._shape)
@@ -68,7 +68,7 @@ class AbstractRows(ABC):
 
 
 def rows_of(groups: Sequence[Group], structure: Structure) -> list[AbstractRows]:
-    """The rows of curved groups; their extra unknowns come one group after another."""
+    """Build the rows of the curved groups; their extra unknowns are numbered group by group."""
     found: list[AbstractRows] = []
     extra = structure.n + structure.m
     for group in groups:
@@ -84,13 +84,13 @@ def rows_of(groups: Sequence[Group], structure: Structure) -> list[AbstractRows]
 
 @final
 class FlatRows:
-    """The rows of the zero and nonnegative cones, where D is diagonal, of zeros and ones: L = D = diag(d).
+    """Rows of the zero and nonnegative cones, where L = D = diag(d) with entries 0 and 1.
 
     Attributes:
-        sections: their entries in K and their part of the diagonal, as those of ``AbstractRows``.
-        own: their unknowns.
-        source: which entry of A each of the first section is.
-        row: its row.
+        sections: their entries of K and their part of the diagonal, as in ``AbstractRows``.
+        own: positions of their unknowns.
+        source: entry of A for each entry of the first section.
+        row: row of each such entry.
     """
 
     def __init__(self, flat: int, structure: Structure) -> None:
@@ -104,7 +104,7 @@ class FlatRows:
 
 @final
 class _BasisRows(AbstractRows):
-    """D = Q diag(d) Q', L = Q diag(sqrt d): all directions of a block meet all columns of A in the block."""
+    """Rows with D = Q diag(d) Q', L = Q diag(sqrt d): each block of L'A is dense on the columns of A in the block."""
 
     def __init__(self, group: Group, structure: Structure) -> None:
         super().__init__(group, structure)
@@ -145,15 +145,15 @@ class _BasisRows(AbstractRows):
 
 @final
 class _RankTwoRows(AbstractRows):
-    """D = a^2 (I - q2 q2') + b^2 q1 q1' with a^2 = delta, b^2 = 1 - delta, L = (a (I - q2 q2'), b q1), sparse.
+    """Rows with D = a^2 (I - q2 q2') + b^2 q1 q1', a^2 = delta, b^2 = 1 - delta, and sparse L = (a (I - q2 q2'), b q1).
 
-    Every block has an extra unknown xi, for the last column of L, and a multiplier nu, which asks for q2'u = 0, so that
-    v = a u + b q1 xi; with what remains of I - L'L, and r = A l less the right-hand side:
+    Each block has an extra unknown xi for the last column of L, and a multiplier nu of the constraint q2'u = 0, so that
+    v = a u + b q1 xi. With r = A l minus the right-hand side, the rows are
 
         a r - (1 - delta) u + a b q1 xi + q2 nu = 0,    b q1'r + a b q1'u - delta xi = 0,    q2'u = 0
 
-    All coefficients are at most 1 and no direction's vanish together, however close delta is to 0 or 1. Where D = I or
-    D = 0, q2 = 0 and b q1 = 0, and diagonal entries -1 and 1 keep xi and nu at 0.
+    All coefficients are at most 1, and those of a direction do not all vanish as delta tends to 0 or 1. If D = I or
+    D = 0, then q2 = 0 and b q1 = 0, and the diagonal entries -1 and 1 give xi = nu = 0.
     """
 
     def __init__(self, group: Group, structure: Structure, extra: int) -> None:
@@ -209,7 +209,7 @@ class _RankTwoRows(AbstractRows):
 
 @final
 class _KroneckerRows(AbstractRows):
-    """D = Q diag(d) Q', L = Q diag(sqrt d), of which only I - L'L is stored: L'A is applied, by ``matrix_free``."""
+    """Rows with D = Q diag(d) Q', L = Q diag(sqrt d); only I - L'L is stored, and ``matrix_free`` applies L'A."""
 
     def __init__(self, group: Group, structure: Structure) -> None:
         super().__init__(group, structure)
@@ -226,7 +226,7 @@ class _KroneckerRows(AbstractRows):
 
 
 def _basis(piece: Eigenbasis) -> Array:
-    """Q, (B, blocks, size, size)."""
+    """The orthogonal matrix Q, (B, blocks, size, size); the identity if the piece has none."""
     if piece.Q is not None:
         return piece.Q
     size = piece.d.shape[-1]
@@ -234,5 +234,5 @@ def _basis(piece: Eigenbasis) -> Array:
 
 
 def entries_of(structure: Structure, rows: slice) -> IndexArray:
-    """Positions in A's values of the entries of these rows."""
+    """Positions in A's values of the entries in these rows."""
     return np.flatnonzero((structure.A.rows >= rows.start) & (structure.A.rows < rows.stop))

@@ -1,4 +1,4 @@
-"""The solution map as a function with derivatives: in NumPy, and as a torch layer."""
+"""The differentiable solution map: in NumPy (SolutionMap) and as a torch module (ConvexLayer)."""
 
 from convexlayer.layers.canonicalize import canonicalize
 from convexlayer.layers.convex import ConvexLayer

@@ -1,4 +1,4 @@
-"""A CVXPY problem becomes a ParametricProgram, checked with a solver."""
+"""Canonicalisation of a CVXPY problem to a ParametricProgram, with the solver of the self-check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from convexlayer.solvers.registry import solver_for
 __all__ = ["canonicalize"]
 
 REFERENCE = "clarabel"
-"""The solver of the self-check: always installed, and for every cone."""
+"""The solver of the self-check: always installed, and supports every cone."""
 
 
 def canonicalize(
@@ -27,23 +27,23 @@ def canonicalize(
     presolve: bool = True,
     self_check: bool = True,
 ) -> ParametricProgram:
-    """Compile a CVXPY problem to a parametric cone program.
+    """Canonicalise a CVXPY problem to a parametric cone program.
 
     Args:
-        problem: a DPP problem; its own state (values, caches) is neither used nor changed.
-        parameters: every parameter of the problem, in the order in which values will be given. Parameters that the
-            problem does not use are allowed; their gradients are zero.
-        variables: what to return: variables of the problem, and dual variables of its constraints
+        problem: a DPP problem; its state (values, caches) is neither used nor changed.
+        parameters: all parameters of the problem, in the order of their values in a call. Parameters that the problem
+            does not use are allowed; their gradients are zero.
+        variables: the outputs: variables of the problem, and dual variables of its constraints
             (``constraint.dual_variables[i]``).
-        gp: the problem is a geometric program.
-        presolve: reduce the program (see ``canon/presolve.py``); outputs and gradients are the same.
-        self_check: compare the compiled program with CVXPY's own at two random parameter values, and where it is of
-            moderate size evaluate the problem itself at a solution.
+        gp: whether the problem is a geometric program.
+        presolve: whether to reduce the program (see ``canon/presolve.py``); outputs and gradients stay the same.
+        self_check: whether to compare the program with CVXPY's at two random parameter values and, for programs of
+            moderate size, to evaluate the problem at a solution of the program.
 
     Raises:
         ProblemError: arguments that do not belong to the problem, a problem that is not convex, or a failed self-check.
         NotDPPError: the problem is not DPP.
-        UnsupportedError: the problem uses what Convexlayer does not know.
+        UnsupportedError: the problem has a part that Convexlayer does not support.
     """
     check = _solved if self_check else None
     return parametrised(problem, parameters, variables, gp=gp, presolve=presolve, check=check)

@@ -1,4 +1,4 @@
-"""The solver that a solution map has chosen, and the race that finds the fastest."""
+"""Solver choice of a solution map, its fallback solver, and tuning by timed runs."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from convexlayer.solvers.registry import solver_for
 __all__ = ["Fallback", "ResolvedSolver", "checked_device", "choose", "fastest"]
 
 RUNS = 3
-"""Timed runs of each candidate, after one that is not: caches fill, and a solver may keep what it built."""
+"""Number of timed runs of each candidate, after one untimed run that fills caches; the best time counts."""
 
 HOPELESS = 3.0
-"""A candidate that once took this many times as long as the fastest is not run again."""
+"""A candidate slower than the fastest by more than this factor is not timed again, to bound the tuning time."""
 
 
 @final
 class Fallback:
-    """Who is asked again for elements that the solver leaves unsettled.
+    """The fallback solver, for elements that the chosen solver does not settle.
 
     Attributes:
-        solver: the solver.
+        solver: the fallback solver.
     """
 
     def __init__(self, solver: AbstractSolver, structure: Structure) -> None:
-        """Store the solver; its state is made at the first use."""
+        """Store the solver; its state is computed on first use."""
         self.solver = solver
         self._structure = structure
 
     @cached_property
     def state(self) -> SolverState:
-        """What the solver prepared for the structure."""
+        """The solver's state for the structure."""
         return self.solver.init(self._structure)
 
 
 class ResolvedSolver(NamedTuple):
-    """A solver prepared for a structure.
+    """A solver initialised for a structure.
 
     Attributes:
         solver: the solver.
-        state: what it prepared for the structure.
-        fallback: solver for the elements that it leaves unsettled, or None.
-        reason: why ``auto`` chose it, or that it was asked for.
+        state: the solver's state for the structure.
+        fallback: fallback solver for the elements that the solver does not settle, or None.
+        reason: why ``auto`` chose the solver, or that the caller named it.
     """
 
     solver: AbstractSolver
@@ -60,10 +60,10 @@ class ResolvedSolver(NamedTuple):
 
 
 def choose(name: str, structure: Structure, device: str = "cpu") -> ResolvedSolver:
-    """The solver of this name, or the one that ``auto`` chooses for a device, after the work that every solve shares.
+    """Resolve a solver name, or ``auto`` for a device, and initialise the solver for a structure.
 
     Raises:
-        SolverError: the solver is unknown, missing, or cannot take the structure.
+        SolverError: the solver is unknown, not installed, or does not support the structure.
     """
     solver, reason = solver_for(name, structure, device)
     second = fallback_of(solver, structure, automatic=name.lower() == "auto")
@@ -72,25 +72,25 @@ def choose(name: str, structure: Structure, device: str = "cpu") -> ResolvedSolv
 
 
 def checked_device(device: str) -> str:
-    """The device, if doubles can be kept there.
+    """Return the device after checking that it supports float64 tensors.
 
     Raises:
-        SolverError: they cannot.
+        SolverError: it does not.
     """
     try:
         torch.ones(1, dtype=torch.float64, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).splitlines()[0]
-        raise SolverError(f"torch has no device {device!r} for float64 here ({said}): device='cpu' works") from error
+        reason = str(error).splitlines()[0]
+        raise SolverError(f"torch has no device {device!r} for float64 here ({reason}): device='cpu' works") from error
     return device
 
 
 def fastest(candidates: Sequence[ResolvedSolver], attempt: Callable[[ResolvedSolver], int]) -> ResolvedSolver:
-    """The fastest of the candidates that solve the most elements, with the times as its reason.
+    """Time the candidates; return the fastest of those that solve the most elements, with the times as its reason.
 
     Args:
-        candidates: at least one.
-        attempt: solves with a candidate, and says how many elements it solved.
+        candidates: at least one candidate.
+        attempt: solves with a candidate, and returns the number of solved elements.
     """
     solved = [attempt(candidate) for candidate in candidates]
     best = [float("inf")] * len(candidates)
@@ -102,6 +102,6 @@ def fastest(candidates: Sequence[ResolvedSolver], attempt: Callable[[ResolvedSol
                 best[i] = min(best[i], time.perf_counter() - start)
     able = [i for i in range(len(candidates)) if solved[i] == max(solved)]
     winner = min(able, key=best.__getitem__)
-    told = sorted(range(len(candidates)), key=best.__getitem__)
-    times = ", ".join(f"{candidates[i].solver.name} {1e3 * best[i]:.3g} ms" for i in told)
+    ranking = sorted(range(len(candidates)), key=best.__getitem__)
+    times = ", ".join(f"{candidates[i].solver.name} {1e3 * best[i]:.3g} ms" for i in ranking)
     return candidates[winner]._replace(reason=f"tuned: the fastest at the first call ({times})")

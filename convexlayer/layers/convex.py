@@ -31,26 +31,27 @@ ON_DEGENERATE = ("warn", "report", "raise")
 
 @final
 class ConvexLayer(torch.nn.Module):
-    """theta -> solution of a convex problem, differentiable both ways.
+    """Differentiable map from parameters to the solution of a convex problem, in reverse and forward mode.
 
         layer = ConvexLayer(problem, parameters=[A, b], variables=[x])
         (solution,) = layer(A_tensor, b_tensor)
         loss(solution).backward()
 
-    Each tensor has its parameter's shape, or one leading batch axis; the two mix by broadcasting, and the gradient of a
-    shared parameter is the sum over the batch. The work inside is float64, on the CPU unless ``device`` says otherwise;
-    dtype and device of the tensors come back in the outputs. Works under torch.no_grad, torch.func (vmap, jvp, vjp,
-    jacrev, jacfwd) and torch.autograd.gradcheck; torch.compile breaks its graph around it. Thread-safe, picklable,
-    deep-copyable.
+    Each tensor has its parameter's shape, or one additional leading batch axis. Parameters without a batch axis are
+    shared by all elements; their gradient is the sum over the batch. Computations use float64, on the CPU unless
+    ``device`` is set; outputs have the dtype and device of the input tensors. Supports torch.no_grad, torch.func (vmap,
+    jvp, vjp, jacrev, jacfwd) and torch.autograd.gradcheck; torch.compile breaks its graph at the layer. Thread-safe,
+    picklable, deep-copyable.
 
-    Where the environment's ``CONVEXLAYER_URL`` names a server, what is made is a ``RemoteConvexLayer`` of the client
-    package, which has the same call and does its work there (``layers/remote.py``).
+    If the environment variable ``CONVEXLAYER_URL`` is set to the URL of a server, the constructor returns a
+    ``RemoteConvexLayer`` of the client package instead, which is called in the same way and solves on the server
+    (``layers/remote.py``).
     """
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
-        """A layer of this process, or one whose work is done on the server that the environment names."""
+        """Create a local layer, or a remote one if the environment names a server."""
         url = server_url()
-        if url is None or not (arguments or keywords):  # a copy of a local layer is made without arguments
+        if url is None or not (arguments or keywords):  # copy and pickle create a local layer without arguments
             return super().__new__(cls)
         return remote_layer(url, *arguments, **keywords)
 
@@ -72,33 +73,33 @@ class ConvexLayer(torch.nn.Module):
         presolve: bool = True,
         self_check: bool = True,
     ) -> None:
-        """Compile a problem.
+        """Canonicalise a problem and choose the solver.
 
         Args:
-            problem: a DPP problem; its own state is neither used nor changed.
-            parameters: every parameter of the problem, in the order of the tensors.
-            variables: what to return: variables of the problem, and dual variables of its constraints
+            problem: a DPP problem; its state is neither used nor changed.
+            parameters: all parameters of the problem, in the order of the tensors.
+            variables: the outputs: variables of the problem, and dual variables of its constraints
                 (``constraint.dual_variables[i]``).
-            solver: a name that ``convexlayer solvers`` lists, or ``auto``.
-            tune: with ``auto``, let the first call time the solvers that might be the fastest, and keep to the winner.
-            device: the torch device that solves and differentiates batches of small dense programs (see
-                ``SolutionMap``); the tensors of a call may be anywhere.
-            gp: the problem is a geometric program.
+            solver: a name listed by ``convexlayer solvers``, or ``auto``.
+            tune: with ``auto``, time the candidate solvers at the first call and use the fastest from then on.
+            device: the torch device on which batches of small dense programs are solved and differentiated (see
+                ``SolutionMap``); independent of the device of the tensors.
+            gp: whether the problem is a geometric program.
             derivative: ``exact``, or ``diffcp`` for the reference implementation.
-            on_failure: what to do when an element has no solution, or values that cannot be used: ``raise`` a
-                FailedElementsError that carries the others, fill its outputs with ``nan``, or ``keep`` the solver's
-                last iterate. Gradients of such elements are zero, and those of the others are untouched.
-            on_degenerate: what to do when a derivative may not exist or is inaccurate: ``warn`` (once a layer; of
-                solutions that are inaccurate themselves the call warns once, too), ``report`` only, or ``raise`` a
-                DerivativeError.
-            options: ``Options`` or a mapping of changes to the default ones.
+            on_failure: handling of elements that have no solution or invalid parameter values: ``raise`` a
+                FailedElementsError that carries the outputs of the other elements, fill their outputs with ``nan``, or
+                ``keep`` the solver's last iterate. Their gradients are zero; other elements are not affected.
+            on_degenerate: handling of derivatives that may not exist or are inaccurate: ``warn`` (once per layer; also
+                once of inaccurate solutions), ``report`` only, or ``raise`` a DerivativeError.
+            options: ``Options``, or a mapping of changes to the default options.
             check_attributes: whether tensors that violate their parameter's attributes are invalid.
-            presolve: solve a reduced program; ``program.presolve`` records what was reduced.
-            self_check: check the compiled problem at random parameter values (see ``canonicalize``).
+            presolve: whether to solve a reduced program; ``program.presolve`` records the reductions.
+            self_check: whether to check the canonicalised problem at random parameter values (see ``canonicalize``).
 
         Raises:
-            ProblemError: the problem cannot be compiled; NotDPPError and UnsupportedError say more.
-            SolverError: the solver is unknown, missing, or cannot take the problem.
+            ProblemError: the problem cannot be canonicalised; the subclasses NotDPPError and UnsupportedError are more
+                specific.
+            SolverError: the solver is unknown, not installed, or does not support the problem.
             DerivativeError: the derivative mode is unknown.
         """
         super().__init__()
@@ -123,16 +124,16 @@ class ConvexLayer(torch.nn.Module):
 
     @property
     def program(self) -> ParametricProgram:
-        """The compiled problem."""
+        """The canonicalised problem."""
         return self._map.program
 
     @property
     def solution_map(self) -> SolutionMap:
-        """The same map in NumPy."""
+        """The same map with a NumPy interface."""
         return self._map
 
     def extra_repr(self) -> str:
-        """Sizes and solver, for torch's repr."""
+        """Parameters, outputs, sizes and solver, for torch's repr."""
         structure = self.program.structure
         names = ", ".join(spec.name for spec in self.program.parameters)
         outputs = ", ".join(spec.name for spec in self.program.outputs)
@@ -148,21 +149,21 @@ class ConvexLayer(torch.nn.Module):
         options: Options | Mapping[str, Any] | None = None,
         warm_start: Report | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Solve.
+        """Solve the problem at parameter values.
 
         Args:
-            tensors: one a parameter, of its shape or with one leading batch axis.
-            options: complete options, or changes to the layer's, for this call.
-            warm_start: the report of an earlier ``solve``; used where the batch is of the same size.
+            tensors: one per parameter, of its shape or with one additional leading batch axis.
+            options: complete options, or changes to the layer's options, for this call.
+            warm_start: the report of an earlier ``solve`` with the same batch size.
 
         Returns:
-            One tensor a variable, with the batch axis if any input had it.
+            One tensor per variable, with the batch axis if any input had it.
 
         Raises:
-            ShapeError: shapes or batch sizes do not fit.
-            ProblemError: an argument is of the wrong type, or a tensor is not floating.
-            FailedElementsError: elements without a solution, under ``on_failure="raise"``; an InvalidElementsError
-                where a tensor is not finite or violates its parameter's attributes.
+            ShapeError: shapes or batch sizes do not match.
+            ProblemError: an argument has the wrong type, or a tensor is not floating-point.
+            FailedElementsError: elements have no solution, with ``on_failure="raise"``; an InvalidElementsError if a
+                tensor is not finite or violates its parameter's attributes.
         """
         outputs, _, report = self._solve(tensors, options, warm_start)
         self._judge.of_solutions(report)
@@ -175,14 +176,17 @@ class ConvexLayer(torch.nn.Module):
         options: Options | Mapping[str, Any] | None = None,
         warm_start: Report | None = None,
     ) -> tuple[tuple[torch.Tensor, ...], Report]:
-        """Like the call, with the report, whose objective values are a differentiable tensor; backward completes it."""
+        """Solve, and also return the report.
+
+        The objective values in the report are a differentiable tensor; a backward pass fills ``report.derivative``.
+        """
         outputs, objective, report = self._solve(tensors, options, warm_start)
-        return outputs, replace(report, objective=objective)  # a copy: the graph holds the other one
+        return outputs, replace(report, objective=objective)  # a copy, because the autograd graph holds ``report``
 
     def _solve(
         self, tensors: tuple[torch.Tensor, ...], options: Any, warm_start: Report | None
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Report]:
-        """Outputs, objective values, and the report that the graph holds."""
+        """Outputs, objective values, and the report that the autograd graph holds."""
         specs = self.program.parameters
         for tensor in tensors:
             if not isinstance(tensor, torch.Tensor):
@@ -226,8 +230,8 @@ def _failure_message(report: Report, *, batched: bool) -> str:
     more = f" and {len(report.failed) - 8} more" if len(report.failed) > 8 else ""
     known = "".join(f". Element {i}: {report.details[i]}" for i in sorted(report.details)[:3])
     return (
-        f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The others are in "
-        f"this error's outputs; on_failure='nan' returns them instead{known}"
+        f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The outputs of the "
+        f"others are in this error's outputs; on_failure='nan' returns them instead{known}"
     )
 
 
@@ -245,19 +249,19 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 @final
 class _Judge:
-    """What becomes of derivatives that cannot be trusted, and of inaccurate solutions; warns once of each."""
+    """Handling of untrusted derivatives and inaccurate solutions by ``on_degenerate``; warns once of each."""
 
     def __init__(self, on_degenerate: str) -> None:
         _check_choice("on_degenerate", on_degenerate, ON_DEGENERATE)
         self._on_degenerate = on_degenerate
         self._lock = threading.Lock()
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def __reduce__(self) -> tuple[Callable[[str], _Judge], tuple[str]]:
         return _Judge, (self._on_degenerate,)
 
     def of_solutions(self, report: Report) -> None:
-        """Of a call that returns no report."""
+        """Warn of inaccurate solutions, after a call that returns no report."""
         if self._on_degenerate == "report" or report.solution.all_optimal:
             return
         inaccurate = [str(i) for i, word in enumerate(report.status) if word is Status.OPTIMAL_INACCURATE]
@@ -265,7 +269,7 @@ class _Judge:
             self._warn(
                 "solutions",
                 f"the solutions of {len(inaccurate)} of {len(report.status)} elements are inaccurate: "
-                f"{_first(inaccurate)}. The report of layer.solve(...) says how far: its status and residuals",
+                f"{_first(inaccurate)}. See status and residuals in the report of layer.solve(...)",
             )
 
     def __call__(self, report: Report) -> None:
@@ -281,8 +285,8 @@ class _Judge:
             return
         message = (
             f"the derivative of {len(doubtful)} of {len(report.status)} elements may not exist or is inaccurate: "
-            f"{_first(doubtful)}. What is returned is a least-squares direction; report.derivative says how far to "
-            "trust it"
+            f"{_first(doubtful)}. The returned derivative is a least-squares direction; see report.derivative for its "
+            "accuracy"
         )
         if self._on_degenerate == "raise":
             raise DerivativeError(message)
@@ -290,10 +294,11 @@ class _Judge:
 
     def _warn(self, about: str, message: str) -> None:
         with self._lock:
-            first = about not in self._said
-            self._said.add(about)
+            first = about not in self._warned
+            self._warned.add(about)
         if first:
-            warnings.warn(message + " (said once a layer; on_degenerate='report' is silent)", UserWarning, stacklevel=2)
+            note = " (shown once per layer; on_degenerate='report' turns it off)"
+            warnings.warn(message + note, UserWarning, stacklevel=2)
 
 
 def _first(named: list[str]) -> str:

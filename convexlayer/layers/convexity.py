@@ -1,4 +1,4 @@
-"""Whether the objective is convex, where only the caller has promised it: ``psd_wrap`` and ``assume_PSD``."""
+"""Convexity check of objectives whose P is only declared positive semidefinite (``psd_wrap``, ``assume_PSD``)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from convexlayer.program import Array, ConeProgram
 __all__ = ["is_promise", "not_convex"]
 
 DECLARED = frozenset({"PSD", "NSD", "nonneg", "nonpos", "pos", "neg"})
-"""Attributes with which CVXPY has seen to it that P is positive semidefinite, and by which values are checked."""
+"""Parameter attributes from which CVXPY proves that P is positive semidefinite; values are checked against them."""
 
 ROUNDING = 1e-9
-"""A negative eigenvalue counts as zero up to this share of the largest entry of P."""
+"""Negative eigenvalues up to this factor times the largest entry of P count as rounding errors of zero."""
 
 LARGEST = 1000
-"""Up to this order P is looked at."""
+"""Largest order of P that is checked; beyond, the dense Cholesky factorisation costs too much."""
 
 AT_ONCE = 2**20
-"""Entries of P that are made dense at once."""
+"""Number of dense entries of P per chunk of the batch (8 MiB)."""
 
 
 def is_promise(program: ParametricProgram) -> bool:
-    """Whether P depends on a parameter that is declared neither definite nor of one sign."""
+    """Whether P depends on a parameter declared neither definite nor of one sign, so that convexity is unproven."""
     block = program.data.matrix[program.parts[0]].tocsc()
     used = np.diff(block.indptr) > 0
     for i, spec in enumerate(program.parameters):
@@ -34,7 +34,7 @@ def is_promise(program: ParametricProgram) -> bool:
 
 
 def not_convex(program: ConeProgram) -> dict[int, str]:
-    """What is to be said of elements whose P is finite, but not positive semidefinite, by position."""
+    """Error messages, by position, of the elements whose P is finite but not positive semidefinite."""
     n, P = program.structure.n, program.structure.P
     found: dict[int, str] = {}
     if not P.nnz or n > LARGEST:
@@ -47,13 +47,14 @@ def not_convex(program: ConeProgram) -> dict[int, str]:
             np.linalg.cholesky(dense + (ROUNDING * largest + np.finfo(float).tiny)[:, None, None] * np.eye(n))
         except np.linalg.LinAlgError:
             for i, matrix in enumerate(dense):
-                said = _said(matrix) if np.isfinite(matrix).all() else None
-                if said is not None:
-                    found[start + i] = said
+                message = _said(matrix) if np.isfinite(matrix).all() else None
+                if message is not None:
+                    found[start + i] = message
     return found
 
 
 def _said(P: Array) -> str | None:
+    """The error message for a symmetric matrix with a negative eigenvalue, or None."""
     eigenvalues = np.linalg.eigvalsh(P)
     size = np.abs(eigenvalues).max()
     if eigenvalues[0] >= -ROUNDING * size:

@@ -1,8 +1,8 @@
-"""The autograd functions around a SolutionMap: forward, vjp and jvp, each with a vmap rule.
+"""Autograd functions of a SolutionMap: forward, vjp and jvp, each with a vmap rule.
 
-Every output carries a leading batch axis here. One output more, ``element``, says which element of the solved batch
-each row is; under vmap it is batched exactly where the forward pass was, so that the derivative's vmap rule knows
-whether a new axis of cotangents belongs to new elements or means several cotangents at the same ones.
+All outputs have a leading batch axis. The additional output ``element`` holds the index of each row in the solved
+batch. Under vmap, ``element`` is batched if and only if the forward pass was; from this the vmap rule of the derivative
+knows whether a new axis of cotangents belongs to new elements, or holds several cotangents of the same elements.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ __all__ = ["Call", "solve"]
 
 
 class _Kind(NamedTuple):
-    """What outputs are."""
+    """dtype and device of the outputs."""
 
     dtype: torch.dtype
     device: torch.device
 
 
 PLAIN = _Kind(torch.float64, torch.device("cpu"))
-"""What NumPy shares with torch."""
+"""The kind of tensors that can share memory with NumPy arrays."""
 
 
 def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensors:
-    """``function.apply``, which torch leaves untyped."""
+    """Typed wrapper of ``function.apply``."""
     outputs: Tensors = function.apply(*inputs)
     return outputs
 
 
 class Call:
-    """One call of the layer: what it solves with, and afterwards what came out.
+    """Arguments and results of one call of the layer.
 
     Attributes:
         solution_map: the solution map.
         options: the options of this call.
         warm_start: the report to start from, or None.
         keep: whether rows without a solution keep the solver's last iterate instead of NaN.
-        judge: told of the report after every derivative; it may warn or raise.
-        kind: dtype and device of the parameters, once there.
-        solved: the solved batch, once there.
+        judge: callback that receives the report after every derivative; it may warn or raise.
+        kind: dtype and device of the parameters, set by the forward pass.
+        solved: the solved batch, set by the forward pass.
     """
 
     def __init__(
@@ -150,16 +150,16 @@ class _Solve(torch.autograd.Function):
 
 
 def solve(call: Call, theta: Tensors) -> Tensors:
-    """(*outputs, objective), each with a leading batch axis; what came of the call is in it afterwards."""
+    """Compute (*outputs, objective), each with a leading batch axis; the solved batch is stored in ``call``."""
     return _apply(_Solve, call, *theta)[:-1]
 
 
 class _Derivative(torch.autograd.Function):
-    """A derivative of the solution map, which takes theta too: differentiating it again by theta raises."""
+    """Base of the derivatives of the solution map. They take theta too, so that differentiating them again raises."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        """Nothing to keep: there is no second derivative."""
+        """Save nothing: there is no second derivative."""
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
@@ -215,11 +215,11 @@ class _Jvp(_Derivative):
 
 
 def _derived(derivative: type[_Derivative], inputs: tuple[Any, ...], rows: slice) -> Tensors:
-    """A derivative of inputs of which those in ``rows`` have a row an element, and may be wrapped by a vmap."""
+    """Apply a derivative; the inputs in ``rows`` have one row per element, and may be wrapped by the legacy vmap."""
     if is_wrapped(inputs[rows]):
         return unwrapped(lambda *plain: _derived(derivative, plain, rows), inputs, rows)
-    # Without a graph of the derivative, as in every plain .backward(), there is nothing to record; nor to transform,
-    # unless torch.func has a part in it.
+    # A plain .backward() builds no graph of the derivative; without torch.func transforms the overhead of apply is
+    # saved then.
     recorded = torch.is_grad_enabled() or is_transformed(inputs[rows.start :])
     return _apply(derivative, *inputs) if recorded else derivative.forward(*inputs)
 
@@ -228,28 +228,28 @@ _NO_SECOND = "the derivative of the layer cannot be differentiated again: second
 
 
 class _Positional(inspect.Signature):
-    """The signature of a function that is called with all of its arguments, by position: there is nothing to bind."""
+    """Signature of a function that is called with all its arguments by position, so that binding is trivial."""
 
     class Bound(NamedTuple):
-        """The arguments as they came."""
+        """The arguments as passed."""
 
         args: tuple[Any, ...]
         kwargs: dict[str, Any]
 
         def apply_defaults(self) -> None:
-            """There are none."""
+            """Do nothing: there are no defaults."""
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
         return _Positional.Bound(args, kwargs)
 
 
-# torch binds the arguments of every call to these signatures, which takes longer than many a layer for its work.
+# torch binds the arguments of every call to the signature of forward, which takes longer than solving a small problem.
 for _function in (_Solve, _Vjp, _Jvp):
-    setattr(_function.forward, "__signature__", _Positional())  # noqa: B010 (mypy knows no such)
+    setattr(_function.forward, "__signature__", _Positional())  # noqa: B010 (unknown to mypy)
 
 
 def _by_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | None], function: Any) -> Any:
-    """Apply a function of whole batches to rows that belong to these elements, an element at most once a round.
+    """Apply a function of whole batches to rows of the given elements, in rounds with at most one row per element.
 
     The report of the derivative is the worst of all rounds.
     """
@@ -265,7 +265,7 @@ def _by_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | N
     turn = np.empty(len(element), dtype=np.int64)
     turn[order] = np.arange(len(element)) - np.searchsorted(ranked, ranked)
     results: tuple[Array, ...] = ()
-    for number in range(int(turn.max(initial=0)) + 1):  # one, if only to know the shapes
+    for number in range(int(turn.max(initial=0)) + 1):  # at least one round, to learn the shapes
         chosen = np.flatnonzero(turn == number)
         placed: list[Array | None] = []
         for value in rows:
@@ -286,7 +286,7 @@ def _by_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | N
 
 
 def _kind(theta: Any) -> _Kind:
-    """Of outputs for these parameters (float64 on the CPU where there is none)."""
+    """The kind of the outputs for these parameters; float64 on the CPU without parameters."""
     if not theta:
         return PLAIN
     first, *others = theta
@@ -298,7 +298,7 @@ def _kind(theta: Any) -> _Kind:
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    """A tensor as a NumPy array; a view where dtype and device allow."""
+    """Convert a tensor to a NumPy array; a view if dtype and device allow it."""
     plain = tensor.detach()
     if tensor.dtype != torch.float64 or not tensor.is_cpu:
         plain = plain.to("cpu", torch.float64)
@@ -307,9 +307,10 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 def _tensor(array: Array, kind: _Kind, *, own: bool = False) -> torch.Tensor:
-    """A NumPy array as a tensor of this dtype on this device.
+    """Convert a NumPy array to a tensor of this dtype on this device.
 
-    A copy, for the caller may write to it, unless nobody else holds the array (and its entries are side by side).
+    The array is copied, because the caller may write to the tensor, unless it is contiguous and ``own`` says that there
+    is no other reference to it.
     """
     if not own or not array.flags.c_contiguous:
         array, source = empty(*array.shape), array

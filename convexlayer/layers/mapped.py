@@ -1,9 +1,9 @@
-"""Derivatives of tensors that a vmap has wrapped.
+"""Derivatives of batched tensors of torch's two vmaps.
 
-torch has two vmaps. ``torch.vmap`` asks an autograd.Function for its rule, which flattens the new axis into the rows
-(``flattened``). The older one, by which ``torch.autograd`` does ``is_grads_batched``,
-``functional.jacobian(vectorize=True)`` and ``gradcheck(check_batched_grad=True)``, knows no rules: it hands its wrapped
-tensors, which have no storage, to the function itself, and ``unwrapped`` does for it what the rule does for the other.
+``torch.vmap`` calls the vmap rule of an autograd.Function, which flattens the new axis into the rows (``flattened``).
+The legacy vmap of ``torch.autograd`` (``is_grads_batched``, ``functional.jacobian(vectorize=True)``,
+``gradcheck(check_batched_grad=True)``) has no rules: it passes its wrapped tensors, which have no storage, to the
+function itself; ``unwrapped`` handles them in place of a rule.
 """
 
 from __future__ import annotations
@@ -19,31 +19,30 @@ __all__ = ["Tensors", "flattened", "is_transformed", "is_wrapped", "unwrapped"]
 Tensors = tuple[torch.Tensor, ...]
 
 LEVELS = range(1, 65)
-"""What the older vmap numbers its nested calls by."""
+"""The nesting levels of the legacy vmap: torch allows 64."""
 
 
 def is_transformed(tensors: Iterable[torch.Tensor | None]) -> bool:
-    """Whether torch.func holds one of the tensors, so that an autograd.Function must be applied, not called."""
+    """Whether torch.func has wrapped one of the tensors, so that an autograd.Function must be applied, not called."""
     return any(t is not None and is_functorch_wrapped_tensor(t) for t in tensors)
 
 
 def is_wrapped(tensors: Iterable[torch.Tensor | None]) -> bool:
-    """Whether the older vmap has wrapped one of the tensors."""
+    """Whether the legacy vmap has wrapped one of the tensors."""
     return any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
 
 
 def flattened(
     function: Callable[..., Tensors], lanes: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...], rows: slice
 ) -> Tensors:
-    """A derivative of all lanes at once, (lanes, n, ...).
+    """Evaluate a derivative for all lanes of a vmap at once; returns tensors (lanes, n, ...).
 
     Args:
-        function: of all inputs.
-        lanes: length of the new axis.
-        in_dims: where each input has it; None where it has not.
-        inputs: of the function; those in ``rows`` have one row an element, that which says which elements these are
-            comes first, and they are passed on as (lanes * n, ...).
-        rows: see inputs.
+        function: the derivative as a function of all inputs.
+        lanes: length of the mapped axis.
+        in_dims: position of the mapped axis in each input; None if the input is not mapped.
+        inputs: inputs of the function; those in ``rows`` are flattened to (lanes * n, ...).
+        rows: the inputs with one row per element; the first of them is ``element``, the index of each row's element.
     """
     element, dim = inputs[rows.start], in_dims[rows.start]
     n = element.shape[0] if dim is None else element.movedim(dim, 0).shape[1]
@@ -60,10 +59,10 @@ def flattened(
 
 
 def unwrapped(function: Callable[..., Tensors], inputs: tuple[Any, ...], rows: slice) -> Tensors:
-    """A derivative of tensors some of which the older vmap has wrapped; what comes out is wrapped likewise.
+    """Evaluate a derivative of tensors wrapped by the legacy vmap; the outputs are wrapped at the same level.
 
     Args:
-        function: of all inputs, without wraps.
+        function: the derivative as a function of unwrapped inputs.
         inputs: as for ``flattened``.
         rows: as for ``flattened``.
     """
@@ -79,7 +78,10 @@ def unwrapped(function: Callable[..., Tensors], inputs: tuple[Any, ...], rows: s
 
 
 def _has(tensor: torch.Tensor, level: int) -> bool:
-    """Whether a call of this level has wrapped the tensor: else it is repeated as often as is asked for."""
+    """Whether the legacy vmap has wrapped the tensor at this level.
+
+    If it has not, ``_remove_batch_dim`` expands the tensor to the requested size, so the shape depends on that size.
+    """
     if not is_legacy_batchedtensor(tensor):
         return False
     once, twice = (torch._remove_batch_dim(tensor, level, size, 0) for size in (1, 2))

@@ -1,4 +1,4 @@
-"""How much a change of x and y is, relative to the outputs that are made of them."""
+"""Relative change of the outputs caused by a change of x and y."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from convexlayer.program import Array, ConeProgram, max_norm
 __all__ = ["OutputChange"]
 
 CANCELLED = 1e-6
-"""An output of which a Newton step leaves no more than this share is 0."""
+"""An output that a Newton step reduces to at most this fraction counts as zero."""
 
 ROUNDING = 1e-13
-"""An output that is smaller than this, or would be after a Newton step, relative to its terms, is 0."""
+"""An output at most this large relative to its terms, before or after a Newton step, counts as zero: rounding."""
 
 SMALL = 1e-8
-"""Changes of outputs up to this share need no second look."""
+"""Relative changes up to this size are accepted without the more expensive tests for zero."""
 
 
 @final
 class OutputChange:
-    """The ``relative`` of ``ExactDifferentiator``, at one batch of solutions."""
+    """Measure of relative change (``relative`` of ``ExactDifferentiator``) at one batch of solutions."""
 
     def __init__(
         self,
@@ -35,31 +35,31 @@ class OutputChange:
         values: Sequence[Array],
         scale: Array,
     ) -> None:
-        """At features (B, features), x (B, n), y (B, m) and outputs, of programs whose objective is over ``scale``."""
+        """Store features (B, features), x (B, n), y (B, m), outputs and the objective scales (B,) of the programs."""
         self._program, self._features, self._scale = program, features, scale
         self._point = np.concatenate([x, y], axis=1)
         self._values = np.concatenate([value.reshape(len(value), -1) for value in values], axis=1)
         self._answer: Array | None = None
 
     def __call__(self, dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
-        """The largest change of an output relative to it, (B,).
+        """Compute the largest relative change of an output, (B,).
 
-        An output may be next to 0 because its terms cancel there. Then it moves with the parameters by much more than
-        itself, and what counts is that: how it answers to changes of all parameters by the same share.
+        An output may be close to zero because its terms cancel. Its change is then measured relative to its first-order
+        response to equal relative changes, of random signs, of all parameters.
 
         Args:
             dx: change of x, (B, n).
             dy: change of y, (B, m).
-            respond: how x and y answer to a tangent of the program.
+            respond: maps a tangent of the program to tangents of x and y.
         """
         moved, values = self._moved(dx, dy), self._values
         change, size = np.abs(moved), np.abs(values)
-        change[np.abs(values + moved) <= CANCELLED * size] = 0.0  # 0 at the solution: of no size
+        change[np.abs(values + moved) <= CANCELLED * size] = 0.0  # zero at the exact solution: no relative change
         doubtful = np.any(change > SMALL * size, axis=1, keepdims=True)
         if np.any(doubtful):
             terms = self._program.recovery.terms(self._features, self._point)
             left = np.minimum(size, np.abs(values + moved))
-            change[doubtful & (left < ROUNDING * terms)] = 0.0  # the rounding of terms that cancel
+            change[doubtful & (left < ROUNDING * terms)] = 0.0  # rounding errors of terms that cancel
             doubtful = np.any(change > SMALL * size, axis=1, keepdims=True)
         if np.any(doubtful):
             size = np.where(doubtful, np.maximum(size, self._response(respond)), size)
@@ -67,7 +67,7 @@ class OutputChange:
             return max_norm(np.where(change > 0.0, change / size, 0.0))
 
     def _response(self, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
-        """How the outputs answer to a change of all parameters by their size, (B, entries); found once."""
+        """Magnitude of the outputs' response to a change of each parameter by +- itself, (B, entries); cached."""
         if self._answer is not None:
             return self._answer
         program, features = self._program, self._features
@@ -77,5 +77,5 @@ class OutputChange:
         return self._answer
 
     def _moved(self, dx: Array, dy: Array) -> Array:
-        """Tangents (B, entries) of all outputs."""
+        """Push forward tangents of x and y to all outputs, (B, entries)."""
         return self._program.recovery.push_linear(self._features, dx, dy * self._scale[:, None])

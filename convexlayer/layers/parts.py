@@ -1,4 +1,4 @@
-"""Solving the independent parts of a program one by one, each in its own units (see ``solvers/components``)."""
+"""Separate solution of the independent components of a program (see ``solvers/components``)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Parts"]
 
 @final
 class Parts:
-    """The independent parts of a structure, and who solves them."""
+    """The independent components of a structure and their solvers."""
 
     def __init__(self, solver: str, structure: Structure) -> None:
-        """By the name of the solver, which ``auto`` chooses for each part alone."""
+        """Store the solver's name; ``auto`` is resolved for each component separately."""
         self._solver, self._structure = solver, structure
 
     @cached_property
@@ -34,11 +34,15 @@ class Parts:
 
     @property
     def several(self) -> bool:
-        """Whether there is more than one."""
+        """Whether there is more than one component."""
         return len(self._each) > 1
 
     def solve(self, program: ConeProgram, options: Options) -> Solution:
-        """Every part solved alone, its objective divided by its own scale; the worst word of each element."""
+        """Solve each component separately, its objective divided by its own scale.
+
+        The status of an element is optimal if all its components are, and otherwise that of its last component that is
+        not.
+        """
         x, y, s = (np.zeros((program.batch, size)) for size in (program.structure.n, *[program.structure.m] * 2))
         status, seconds = [Status.OPTIMAL] * program.batch, np.zeros(program.batch)
         iterations = np.zeros(program.batch, dtype=np.int64)
@@ -48,6 +52,6 @@ class Parts:
             found = solver.solve(state, part.divided(scale), options).divided(1.0 / scale)
             component.place(found, x, y, s)
             pairs = zip(status, found.status, strict=True)
-            status = [word if said is Status.OPTIMAL else said for word, said in pairs]
+            status = [old if new is Status.OPTIMAL else new for old, new in pairs]
             iterations, seconds = iterations + found.iterations, seconds + found.seconds
         return Solution(x, y, s, tuple(status), iterations, seconds, {"solver": self._solver})

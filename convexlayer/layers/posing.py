@@ -1,4 +1,4 @@
-"""From values of parameters to programs; elements whose values cannot be used have their place, but are not solved."""
+"""Computation of the batch of programs from parameter values; invalid elements keep their place but are not solved."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from convexlayer.status import Status
 __all__ = ["Posed", "among", "posed", "usable_part"]
 
 ROUNDING = 1e-9
-"""By so much, relative to the largest entry of b, an inequality between parameters alone may be missed."""
+"""Violation of an inequality between parameters alone that counts as rounding, relative to the largest entry of b."""
 
 
 class Posed(NamedTuple):
-    """What is to be solved.
+    """A batch of programs to solve.
 
     Attributes:
-        features: feature vectors, of stand-ins where values cannot be used.
-        program: their programs.
-        scale: what their objectives were divided by.
-        batched: whether there is a batch axis.
-        seconds: how long it took.
-        invalid: what is wrong with the elements whose values cannot be used, by position.
+        features: feature vectors; those of invalid elements are computed from substitute values.
+        program: the programs, with objectives divided by ``scale``.
+        scale: objective scales, (B,).
+        batched: whether any parameter value has a batch axis.
+        seconds: wall time of the computation.
+        invalid: error messages of the invalid elements, by position.
     """
 
     features: Array
@@ -43,17 +43,17 @@ class Posed(NamedTuple):
 
 
 def posed(program: ParametricProgram, theta: Sequence[Array], *, attributes: bool, curvature: bool) -> Posed:
-    """The programs of these parameters.
+    """Compute the programs at parameter values.
 
     Args:
-        program: the problem.
-        theta: one array a parameter, of its shape or with one leading batch axis.
-        attributes: whether values that violate a parameter's attributes are of no use.
-        curvature: whether elements whose objective is not convex are to be found.
+        program: the parametric program.
+        theta: one array per parameter, of its shape or with one additional leading batch axis.
+        attributes: whether values that violate a parameter's attributes are invalid.
+        curvature: whether elements whose objective is not convex are invalid.
 
     Raises:
-        ShapeError: shapes or batch sizes do not fit.
-        ProblemError: a value is no array of numbers.
+        ShapeError: shapes or batch sizes do not match.
+        ProblemError: a value is not an array of real numbers.
     """
     specs = program.parameters
     values = as_values(specs, theta)
@@ -77,9 +77,9 @@ def posed(program: ParametricProgram, theta: Sequence[Array], *, attributes: boo
 
 
 def _with_room(program: ConeProgram) -> ConeProgram:
-    """The programs, where inequalities between parameters alone that hold do so by far.
+    """Give satisfied inequalities between parameters alone a large slack.
 
-    Nothing depends on by how much they hold, and nothing else is active where they only just do.
+    The solution does not depend on their slack; a small slack would make them look active.
     """
     rows, b, size = program.structure.constant_inequalities, program.b.copy(), max_norm(program.b)[:, None]
     held = b[:, rows] >= -ROUNDING * size
@@ -88,7 +88,7 @@ def _with_room(program: ConeProgram) -> ConeProgram:
 
 
 def usable_part(program: ConeProgram, invalid: Mapping[int, str]) -> tuple[ConeProgram, IndexArray | None]:
-    """The programs of the other elements than the invalid ones, and their positions; None where that is all of them."""
+    """Select the valid elements; return their programs and positions (None if all elements are valid)."""
     if not invalid:
         return program, None
     usable = np.setdiff1d(np.arange(program.batch), np.fromiter(invalid, np.int64))
@@ -98,7 +98,7 @@ def usable_part(program: ConeProgram, invalid: Mapping[int, str]) -> tuple[ConeP
 def among(
     solution: Solution, residuals: Residuals, usable: IndexArray | None, batch: int
 ) -> tuple[Solution, Residuals]:
-    """Solutions of the usable elements and their residuals in a whole batch, whose other elements are ``invalid``."""
+    """Scatter solutions and residuals of the valid elements into the whole batch; other elements are ``invalid``."""
     if usable is None:
         return solution, residuals
 

@@ -1,7 +1,7 @@
-"""A ConvexLayer whose work is done on a server: what ``CONVEXLAYER_URL`` in the environment turns the class into.
+"""Remote layers: with ``CONVEXLAYER_URL`` in the environment, ``ConvexLayer`` solves on that server.
 
-This module puts library and client together, so that no program has to choose. The client is imported where the
-variable is set, and nowhere else.
+Programs need no change to switch between local and remote layers. The client package is imported only if the variable
+is set.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TRAVELS = ("tol", "max_iter", "time_limit_s")
 
 
 def server_url() -> str | None:
-    """Where layers are to work; None for here."""
+    """URL of the server on which layers solve; None for local layers."""
     return os.environ.get(URL_VARIABLE) or None
 
 
@@ -56,29 +56,29 @@ def remote_layer(
     presolve: bool = True,
     self_check: bool = True,
 ) -> RemoteConvexLayer:
-    """The layer of a problem, on a server, with the errors of this package.
+    """Create a layer that solves on a server and raises the errors of this package.
 
     Args:
-        url: where the server is.
-        problem: as for ``ConvexLayer``, as are the others.
+        url: URL of the server.
+        problem: as for ``ConvexLayer``, like the other arguments.
         parameters: in the order of the tensors.
-        variables: what to return.
+        variables: the outputs.
         solver: a name that the server knows, or ``auto``.
-        tune: changes no answer, and is left to the server.
-        device: likewise: a server knows its devices.
-        gp: the problem is a geometric program.
-        derivative: ``exact``.
+        tune: ignored; the server decides.
+        device: ignored; the server decides.
+        gp: whether the problem is a geometric program.
+        derivative: must be ``exact``.
         on_failure: ``raise`` or ``nan``.
         on_degenerate: ``warn``, ``report`` or ``raise``.
         options: ``tol``, ``max_iter`` and ``time_limit_s``.
-        check_attributes: a server always does.
-        presolve: as ``tune``.
-        self_check: as ``tune``.
+        check_attributes: must be true; a server always checks attributes.
+        presolve: ignored; the server decides.
+        self_check: ignored; the server decides.
 
     Raises:
-        UnsupportedError: what is asked for is to be had locally only.
+        UnsupportedError: an argument is supported by local layers only.
         NotInstalledError: the client is not installed.
-        convexlayer_client.ClientError: the server cannot be reached, or refuses the problem.
+        convexlayer_client.ClientError: the server cannot be reached, or rejects the problem.
     """
     local = {
         f"derivative={derivative!r}": derivative != "exact",
@@ -92,7 +92,7 @@ def remote_layer(
     refused = [name for name, is_local in local.items() if is_local]
     if refused:
         raise UnsupportedError(
-            f"a server does not take {refused[0]}; unset {URL_VARIABLE}, which is {url!r}, to have the layer work here"
+            f"a server does not support {refused[0]}; unset {URL_VARIABLE}, which is {url!r}, to use a local layer"
         )
     try:
         from convexlayer_client.layer import LayerErrors, RemoteConvexLayer

@@ -1,4 +1,4 @@
-"""What a call of the layer did."""
+"""The report of one call of the layer."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ __all__ = ["DerivativeRecord", "Report"]
 
 @dataclass(eq=False)
 class DerivativeRecord:
-    """Where a backward pass writes; all copies of a report share it."""
+    """Mutable holder of the derivative report, written by the backward pass and shared by all copies of a report."""
 
     report: DerivativeReport | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The account of one call; every array has one entry an element of the batch.
+    """The report of one call; every array has one entry per element of the batch.
 
     Attributes:
-        status: what became of each element.
-        residuals: our own residuals of the solutions returned, of the programs in units of their own, so that those of
-            the problem do not matter.
-        objective: objective values of the problem, not a number where there is no solution; from a torch layer a tensor
-            that can be differentiated, without the batch axis if no input had one.
+        status: status of each element.
+        residuals: residuals of the returned solutions, computed by Convexlayer on the equilibrated programs, so that
+            they do not depend on the units of the problem.
+        objective: objective values of the problem, NaN without a solution; from a torch layer a differentiable tensor,
+            without the batch axis if no input had one.
         iterations: iterations of the solver.
-        seconds: wall time of the parts: ``canonical`` data, ``solve``, ``polish`` (and certification), and after a
-            backward pass ``derivative``.
+        seconds: wall time by phase: ``canonical`` (program data), ``solve``, ``polish`` (and certification), and after
+            a backward pass ``derivative``.
         solver: the solver that ran.
         reason: why it was chosen.
-        solution: the solution of the cone program, which a later call may take as its warm start.
-        solved_again: positions of the elements on which the solver stalled or which it called infeasible or unbounded
-            without proof, and which were solved in independent parts, or by its fallback (Clarabel, or the batched
-            solver).
-        details: what there is to say of elements beyond their status, by position: what is wrong with the values of
-            those that are ``invalid``, and what happened to those that failed otherwise.
-        cold_start: why a warm start that was given was not used; None where it was, or where none was given.
+        solution: the solution of the cone program, which can warm-start a later call.
+        solved_again: positions of the elements that were solved again, by independent components or by the fallback
+            solver (Clarabel, or the batched solver), because the solver stalled or claimed infeasibility or
+            unboundedness without a certificate.
+        details: messages by position of the element: the invalid parameter values of ``invalid`` elements, the cause
+            of other failures.
+        cold_start: why the given warm start was not used; None if it was used, or none was given.
     """
 
     status: tuple[Status, ...]
@@ -61,7 +61,7 @@ class Report:
 
     @property
     def derivative(self) -> DerivativeReport | None:
-        """How far the last vjp or jvp at these solutions can be trusted; None before the first."""
+        """Accuracy report of the last vjp or jvp at these solutions; None before the first."""
         return self.record.report
 
     @property

@@ -1,4 +1,4 @@
-"""theta -> solution, with derivatives both ways, in NumPy: what the torch layer and the server are made of."""
+"""The solution map with its derivatives in NumPy, on which the torch layer and the server are built."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["SolutionMap"]
 
 
 class _Certified(NamedTuple):
-    """Solutions with the statuses that their residuals warrant, and what is known there that may serve again."""
+    """Certified solutions, their residuals, and intermediate results that the derivative reuses."""
 
     solution: Solution
     residuals: Residuals
@@ -48,7 +48,7 @@ class SolutionMap:
 
         theta --affine map--> cone program --solver--> solution --recovery--> outputs
 
-    Thread-safe; picklable. Solvers are made once and share nothing between calls.
+    Thread-safe; picklable. Solvers are initialised once and keep no state between calls.
     """
 
     def __init__(
@@ -66,23 +66,22 @@ class SolutionMap:
 
         Args:
             program: from ``canonicalize``.
-            solver: a name of ``convexlayer solvers``, or ``auto``.
-            tune: let the first call time the solvers that ``auto`` would consider, and stay with the fastest.
+            solver: a name listed by ``convexlayer solvers``, or ``auto``.
+            tune: time the candidates of ``auto`` at the first call and use the fastest from then on.
             device: a torch device, such as ``cuda``, on which ``auto`` solves batches of small dense programs (zero,
-                nonnegative and second-order cones), and where systems of the derivative up to 1500 unknowns are
-                factorised.
-            derivative: ``exact``, or ``diffcp`` for the reference.
-            options: defaults of every call.
-            check_attributes: whether values that violate a parameter's attributes, or make the objective non-convex
-                where only the caller has promised that it is not, are invalid.
+                nonnegative and second-order cones), and which factorises derivative systems of up to 1500 unknowns.
+            derivative: ``exact``, or ``diffcp`` for the reference implementation.
+            options: default options of all calls.
+            check_attributes: whether values are invalid that violate a parameter's attributes, or make an objective
+                nonconvex whose convexity is only declared (``psd_wrap``).
 
         Raises:
-            ProblemError: an argument is of the wrong type.
-            SolverError: the solver is unknown, missing, or cannot take the problem; or it is named and ``tune`` is set;
-                or there is no such device.
+            ProblemError: an argument has the wrong type.
+            SolverError: the solver is unknown, not installed, or does not support the problem; a named solver is
+                combined with ``tune``; or the device does not exist.
             DerivativeError: the derivative mode is unknown.
         """
-        check_kind("program", program, ParametricProgram, "what canonicalize returns")
+        check_kind("program", program, ParametricProgram, "the result of canonicalize")
         check_kind("solver", solver, str, "a name such as 'auto' or 'clarabel'")
         check_kind("device", device, str, "a name such as 'cpu' or 'cuda'")
         check_kind("derivative", derivative, str, "a name such as 'exact'")
@@ -101,9 +100,7 @@ class SolutionMap:
         self._convexity_is_promised = is_promise(program)
         self._automatic = solver.lower() == "auto"
         if tune and not self._automatic:
-            raise SolverError(
-                f"tune=True chooses the solver by its time, but solver={solver!r} is named: leave one out"
-            )
+            raise SolverError(f"tune=True chooses the fastest solver, but solver={solver!r} names one: leave one out")
         self._device = checked_device(device)
         self._chosen = choose(solver, program.structure, self._device)
         self._tune = tune
@@ -118,12 +115,12 @@ class SolutionMap:
 
     @property
     def solver(self) -> str:
-        """The name of the solver."""
+        """Name of the chosen solver."""
         return (self._tuned or self._chosen).solver.name
 
     @property
     def reason(self) -> str:
-        """Why it was chosen."""
+        """Why the solver was chosen."""
         return (self._tuned or self._chosen).reason
 
     def solve(
@@ -135,19 +132,19 @@ class SolutionMap:
     ) -> SolvedBatch:
         """Solve for a batch of parameters.
 
-        An element whose values are not finite, or violate its parameter's attributes, is ``invalid`` in the report,
-        whose ``details`` say why; the others are solved.
+        Elements whose values are not finite or violate a parameter's attributes are not solved: their status is
+        ``invalid``, and the report's ``details`` give the reason.
 
         Args:
-            theta: one array a parameter, of its shape or with one leading batch axis; the two may be mixed.
+            theta: one array per parameter, of its shape or with one additional leading batch axis.
             options: complete options, or changes to the defaults.
-            warm_start: the report of an earlier call of this map, used where the solver can and the batch is of the
-                same size; the report says where it was not (``cold_start``).
+            warm_start: the report of an earlier call of this map. If the solver supports no warm start or the batch
+                size differs, it is not used, and the report's ``cold_start`` gives the reason.
 
         Raises:
-            ShapeError: shapes or batch sizes do not fit, or the warm start is that of another problem.
-            ProblemError: an argument is of the wrong type.
-            SolverError: an option that the solver does not know.
+            ShapeError: shapes or batch sizes do not match, or the warm start is that of another problem.
+            ProblemError: an argument has the wrong type.
+            SolverError: the solver does not know an option.
         """
         chosen = self._placed(Options.of(options, self.options))
         clock = Clock(chosen.time_limit_s)
@@ -170,7 +167,7 @@ class SolutionMap:
         solution, residuals = among(solution, residuals, usable, program.batch)
         if usable is not None:
             again = tuple(usable[list(again)].tolist())
-            details = given.invalid | {int(usable[i]): said for i, said in details.items()}
+            details = given.invalid | {int(usable[i]): message for i, message in details.items()}
         polished = time.perf_counter()
 
         held, solution = solution, solution if units is None else units.solution(solution)
@@ -188,7 +185,7 @@ class SolutionMap:
             details=details,
             cold_start=cold,
         )
-        same = not again and bool(np.all(solution.solved))  # else these are of other points, or of more
+        same = not again and bool(np.all(solution.solved))  # else factor and point belong to other solutions
         factor, found = (factor, point) if same else (None, None)
         differentiate = partial(in_own_units, self._mode, self._system, units, own, held, factor=factor, point=found)
         return SolvedBatch(
@@ -206,17 +203,17 @@ class SolutionMap:
     def at(
         self, theta: Sequence[Array], solution: Solution, *, options: Options | Mapping[str, Any] | None = None
     ) -> SolvedBatch:
-        """The batch that ``solve`` gave for these parameters, made again from its ``report.solution``.
+        """Rebuild the batch that ``solve`` returned for these parameters from its ``report.solution``.
 
         Args:
             theta: as for ``solve``.
-            solution: of the cone program. Statuses are taken at their word where they say that there is no solution.
-            options: those of the solve: its ``tol`` is what the residuals are held against.
+            solution: the solution of the cone program. Elements with a status other than solved are not verified.
+            options: the options of the solve; residuals are compared with ``tol``.
 
         Raises:
-            ShapeError: shapes or batch sizes do not fit.
-            ProblemError: an argument is of the wrong type; or an element that is called solved is no solution for these
-                parameters.
+            ShapeError: shapes or batch sizes do not match.
+            ProblemError: an argument has the wrong type, or an element with status solved does not solve the program at
+                these parameters.
         """
         check_kind("solution", solution, Solution, "a Solution, such as a report's ``solution``")
         given = self._posed(theta)
@@ -227,12 +224,13 @@ class SolutionMap:
         certified, residuals = held.certified(own, Options.of(options, self.options).tol)
         for i in sorted(given.invalid):
             if scaled.status[i].solved:
-                raise ProblemError(f"element {i} is called solved, but {given.invalid[i]}")
+                raise ProblemError(f"element {i} has status {scaled.status[i]}, but {given.invalid[i]}")
         wrong = np.flatnonzero(scaled.solved & ~certified.solved)
         if len(wrong):
             worst = residuals.worst[wrong[0]]
             raise ProblemError(
-                f"element {wrong[0]} is called solved, but its residuals reach {worst:.1e}: solve it again"
+                f"element {wrong[0]} has status {scaled.status[wrong[0]]}, but its largest residual is {worst:.1e}: "
+                "solve it again"
             )
         objective = self._objective(residuals, scaled, scale if units is None else scale * units.c)
         report = Report(
@@ -263,7 +261,7 @@ class SolutionMap:
         usable: IndexArray | None,
         units: Equilibration | None,
     ) -> tuple[Solution | None, str | None]:
-        """The solutions to start from, or why there are none though a warm start came."""
+        """The starting point of each element, or the reason why the given warm start is not used."""
         if warm_start is None:
             return None, None
         check_kind("warm_start", warm_start, Report, "the Report of an earlier call, or None")
@@ -278,22 +276,22 @@ class SolutionMap:
         return (start if usable is None else start.select(usable)), None
 
     def _objective(self, residuals: Residuals, solution: Solution, scale: Array) -> Array:
-        """Objective values of the problem (B,); not a number where there is no solution."""
+        """Objective values of the problem (B,); NaN without a solution."""
         reached = self.program.objective.value(residuals.objective * scale)
         return reached if solution.all_optimal else np.where(solution.solved, reached, np.nan)
 
     def _fitting(self, solution: Solution, batch: int, name: str) -> Solution:
-        """A solution of the right size; the name is that of the argument it came in."""
+        """Check the size of a solution that was passed as the argument ``name``."""
         expected = (batch, self.program.structure.n), (batch, self.program.structure.m)
         if (solution.x.shape, solution.y.shape) != expected:
             raise ShapeError(
-                f"{name} must be that of a call of this layer with {batch} elements, got that of one with "
-                f"{solution.x.shape[0]} elements of {solution.x.shape[1]} variables"
+                f"{name} must come from a call of this layer with {batch} elements, got {solution.x.shape[0]} elements "
+                f"of {solution.x.shape[1]} variables"
             )
         return solution
 
     def _certified(self, program: ConeProgram, solution: Solution, options: Options, clock: Clock) -> _Certified:
-        """Polished where that is asked for, with statuses that the residuals warrant."""
+        """Polish solutions if the options ask for it, and set each status by the residuals."""
         point, factor = solution.complementary(program), None
         if options.polish:
             deadline = clock.deadline
@@ -312,38 +310,38 @@ class SolutionMap:
         options: Options,
         clock: Clock,
     ) -> tuple[Solution, Residuals, tuple[int, ...]]:
-        """With the elements that the solver left unsettled solved in parts, or by its fallback, and their positions."""
+        """Solve unsettled elements again, by components and then by the fallback; also return their positions."""
         fallback = by.fallback
-        stalled = options.max_iter is None  # whoever reaches a limit that nobody set
+        stalled = options.max_iter is None  # reaching the default iteration limit counts as stalled
         index = unproved(solution, raw) if by.solver.fallback_for_claims else unsettled(solution, raw, stalled=stalled)
         if not len(index) or clock.over:
             return solution, residuals, ()
-        asked: list[Callable[[ConeProgram], Solution]] = []
+        attempts: list[Callable[[ConeProgram], Solution]] = []
         if self._parts.several and options.time_limit_s is None:
-            asked.append(lambda part: self._parts.solve(part, options))
+            attempts.append(lambda part: self._parts.solve(part, options))
         if fallback is not None and (fallback.solver.supports_time_limit or options.time_limit_s is None):
-            asked.append(lambda part: fallback.solver.solve(fallback.state, part, clock.applied(options)))
+            attempts.append(lambda part: fallback.solver.solve(fallback.state, part, clock.applied(options)))
         left = index
-        for ask in asked:
+        for attempt in attempts:
             if not len(left):
                 break
             part = program.select(left)
-            said = ask(part)
-            other, found, *_ = self._certified(part, said, options, clock)
+            answer = attempt(part)
+            other, found, *_ = self._certified(part, answer, options, clock)
             settled = np.array([status is not Status.TIME_LIMIT for status in other.status], dtype=bool)
-            settled[unsettled(other, said, stalled=stalled)] = False
+            settled[unsettled(other, answer, stalled=stalled)] = False
             better = np.flatnonzero(settled | (found.backward < residuals.backward[left]))
             solution = solution.with_elements(left[better], other.select(better))
             residuals, left = solution.residuals(program), left[~settled]
-        return solution, residuals, tuple(index.tolist()) if asked else ()
+        return solution, residuals, tuple(index.tolist()) if attempts else ()
 
     @cached_property
     def _parts(self) -> Parts:
-        """The independent parts of the program, for the elements that could not be solved as a whole."""
+        """The independent components of the program, for elements that are not settled as a whole."""
         return Parts("auto" if self._automatic else self._chosen.solver.name, self.program.structure)
 
     def _solver_for(self, program: ConeProgram, options: Options) -> ResolvedSolver:
-        """Who solves a batch; where tuning is asked for, the first batch decides."""
+        """The solver of a batch; with ``tune``, the first batch is used to choose it."""
         if self._tune and self._tuned is None and program.batch:
             with self._tuning:
                 if self._tuned is None:
@@ -356,17 +354,14 @@ class SolutionMap:
         return chosen
 
     def _placed(self, options: Options) -> Options:
-        """With the dense torch solver on the map's device, unless the options name another."""
+        """Set the device of the dense torch solver, unless the options name another."""
         if self._device == "cpu":
             return options
         dense = {"device": self._device, **options.solver_options.get("dense", {})}
         return replace(options, solver_options={**options.solver_options, "dense": dense})
 
     def _fastest(self, program: ConeProgram, options: Options) -> ResolvedSolver:
-        """The fastest of those that ``auto`` considers, solutions as exact as the derivative needs them.
-
-        Under a time limit those that can keep one.
-        """
+        """The fastest candidate of ``auto`` by solving the program; with a time limit, of those that support one."""
         structure = program.structure
         names = [name for name in candidates(structure, self._device) if name != self._chosen.solver.name]
         contenders = [self._chosen, *(choose(name, structure) for name in names)]

@@ -1,4 +1,4 @@
-"""A batch of solutions, and the derivative of the solution map there."""
+"""A batch of solutions, and the derivative of the solution map at them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _OBJECTIVE = OutputSpec("objective", ())
 
 @final
 class SolvedBatch:
-    """A batch of solutions, and the derivative of the solution map there.
+    """A batch of solutions, with vjp and jvp of the solution map at them.
 
     Attributes:
-        objective: objective values of the problem, (B,); not a number where there is no solution.
-        report: the account of the solve; ``vjp`` and ``jvp`` fill its ``derivative``.
-        batched: whether any parameter came with a batch axis.
+        objective: objective values of the problem, (B,); NaN without a solution.
+        report: the report of the solve; ``vjp`` and ``jvp`` fill its ``derivative``.
+        batched: whether any parameter value had a batch axis.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SolvedBatch:
         *,
         batched: bool,
     ) -> None:
-        """Made by ``SolutionMap.solve``: programs and solutions have their objectives divided by ``scale``."""
+        """Store the results of ``SolutionMap.solve``; objectives of program and solution are divided by ``scale``."""
         self.objective = objective
         self.report = report
         self.batched = batched
@@ -65,13 +65,13 @@ class SolvedBatch:
 
     @cached_property
     def iterates(self) -> tuple[Array, ...]:
-        """The outputs, each (B, *shape), with the solver's last iterate where there is no solution."""
-        solution = self.report.solution  # with the duals of the problem itself
+        """The outputs, each (B, *shape); the solver's last iterate for elements without a solution."""
+        solution = self.report.solution  # its duals are not divided by the objective scale
         return self._parametric.recovery.apply(self._features, solution.x, solution.y)
 
     @cached_property
     def outputs(self) -> tuple[Array, ...]:
-        """The outputs, each (B, *shape); not a number where there is no solution."""
+        """The outputs, each (B, *shape); NaN for elements without a solution."""
         if self._everywhere:
             return self.iterates
         solved = self._solution.solved
@@ -84,24 +84,25 @@ class SolvedBatch:
         objective: Array | None = None,
         wrt: Sequence[bool] | None = None,
     ) -> tuple[Array | None, ...]:
-        """Gradients of a loss with respect to the parameters, element by element.
+        """Compute gradients of a loss with respect to the parameters, element by element.
 
         Args:
             cotangents: d loss / d output, each (B, *shape); None is zero. Rows of elements without a solution are
                 ignored.
-            objective: d loss / d objective value, (B,). By the envelope theorem this part is the Lagrangian's
-                derivative.
-            wrt: which parameters; all unless given.
+            objective: d loss / d objective value, (B,). By the envelope theorem the derivative of the objective value
+                is the partial derivative of the Lagrangian.
+            wrt: mask of the parameters; default all.
 
         Returns:
-            One array (B, *shape) a parameter, zero for elements without a solution; None where not asked for.
+            One array (B, *shape) per parameter, zero for elements without a solution; None for parameters not in
+            ``wrt``.
 
         Raises:
-            ShapeError: the wrong number of cotangents or of choices in ``wrt``, or a cotangent of another shape.
+            ShapeError: the wrong number of cotangents or entries of ``wrt``, or a cotangent of the wrong shape.
         """
         start = time.perf_counter()
         if wrt is not None and len(wrt) != len(self._parametric.parameters):
-            raise ShapeError(f"expected {len(self._parametric.parameters)} choices in wrt, got {len(wrt)}")
+            raise ShapeError(f"expected {len(self._parametric.parameters)} entries in wrt, got {len(wrt)}")
         cotangents = self._given("cotangents", cotangents, self._parametric.outputs)
         if objective is not None:
             (objective,) = self._given("cotangents", [objective], [_OBJECTIVE])
@@ -137,19 +138,19 @@ class SolvedBatch:
     def jvp(
         self, tangents: Sequence[Array | None], *, of: Sequence[bool] | None = None
     ) -> tuple[tuple[Array, ...], Array]:
-        """Tangents of the outputs and of the objective value, element by element.
+        """Compute tangents of the outputs and of the objective value, element by element.
 
         Args:
-            tangents: one a parameter, (B, *shape) or of the parameter's shape for all elements; None is zero.
-            of: which outputs will be looked at, all unless given: where only the others are not unique, the report does
-                not mind.
+            tangents: one per parameter, (B, *shape), or of the parameter's shape for all elements; None is zero.
+            of: mask of the outputs that the caller will use, default all; the report ignores whether the others are
+                unique.
 
         Returns:
-            One array (B, *shape) an output, and (B,); not a number for elements without a solution. The report is
-            that of the outputs; ``vjp`` judges the objective's derivative too.
+            One array (B, *shape) per output, and (B,) for the objective value; NaN for elements without a solution.
+            The report covers the outputs only; that of ``vjp`` covers the objective value too.
 
         Raises:
-            ShapeError: the wrong number of tangents, or of another shape.
+            ShapeError: the wrong number of tangents, or a tangent of the wrong shape.
         """
         start = time.perf_counter()
         index = self._solved_index
@@ -186,7 +187,7 @@ class SolvedBatch:
         *,
         shared: bool = False,
     ) -> list[Array | None]:
-        """Cotangents or tangents as arrays of the right shapes; those that are shared may lack the batch axis."""
+        """Convert cotangents or tangents to arrays and check their shapes; with ``shared``, the batch axis may lack."""
         if len(values) != len(specs):
             named = ", ".join(spec.name for spec in specs)
             raise ShapeError(f"expected {len(specs)} {what} (for {named}), got {len(values)}")
@@ -211,11 +212,11 @@ class SolvedBatch:
         return np.flatnonzero(self._solution.solved).astype(np.int64)
 
     def _solved_rows(self, value: Array) -> Array:
-        """The rows of the solved elements; the array itself where that is all of them."""
+        """Select the rows of the solved elements; returns the array itself if all are solved."""
         return value if self._everywhere else value[self._solved_index]
 
     def _among_all(self, value: Array, fill: float = 0.0) -> Array:
-        """Rows of the solved elements, and ``fill`` for the others; the array itself where there are none."""
+        """Scatter rows of the solved elements, with ``fill`` for the others; the array itself if all are solved."""
         if self._everywhere:
             return value
         out = np.full((self.batch, *value.shape[1:]), fill)
@@ -230,7 +231,7 @@ class SolvedBatch:
 
     @cached_property
     def _here(self) -> tuple[Array, Array, Array]:
-        """Features, x and y of the solved elements, y with the objective's units."""
+        """Features, x and y of the solved elements; y is not divided by the objective scale."""
         whole = (self._features, self.report.solution.x, self.report.solution.y)
         features, x, y = map(self._solved_rows, whole)
         return features, x, y
@@ -248,12 +249,12 @@ class SolvedBatch:
 
     @cached_property
     def _slope(self) -> Array:
-        """d objective value of the problem / d that of the program, of the solved elements."""
+        """Derivative of the problem's objective value by the program's, for the solved elements."""
         part, solution = self._solved_part
         return self._parametric.objective.slope(part.objective(solution.x) * self._solved_rows(self._scale))
 
     def _objective_report(self, columns: BoolArray | None) -> DerivativeReport:
-        """How far to trust the objective's derivative with respect to these features."""
+        """Accuracy report of the objective's derivative with respect to the features in ``columns``."""
         part, solution = self._solved_part
         P, A, x, y = part.structure.P, part.structure.A, solution.x, solution.y
 
@@ -276,7 +277,7 @@ class SolvedBatch:
             self.report.record.report = self._spread(reduce(DerivativeReport.worse, reports))
 
     def _spread(self, report: DerivativeReport) -> DerivativeReport:
-        """The report of the solved elements, among all elements."""
+        """Scatter the report of the solved elements into the whole batch."""
         if self._everywhere:
             return report
         index, batch = self._solved_index, self.batch
@@ -304,7 +305,7 @@ def _inner(left: ConeProgram, right: ConeProgram) -> Array:
 
 
 def _envelope(structure: Structure, solution: Solution, weight: Array) -> ConeProgram:
-    """weight * d optimal value / d data: xx'/2 for P, x for q, 1 for r, y x' for A, -y for b (the Lagrangian's)."""
+    """weight * d optimal value / d data by the envelope theorem: xx'/2 for P, x for q, 1 for r, yx' for A, -y for b."""
     P, A, x, y = structure.P, structure.A, solution.x, solution.y
     w = weight[:, None]
     return ConeProgram(

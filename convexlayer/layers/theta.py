@@ -14,20 +14,21 @@ from convexlayer.program import Array, is_finite, max_norm
 __all__ = ["as_values", "batch_size", "stood_in", "unusable"]
 
 TOLERANCE = 1e-6
-"""Asymmetry, or negative eigenvalue, relative to the largest entry of the element, that counts as rounding."""
+"""Asymmetry or negative eigenvalue, relative to the element's largest entry, that counts as rounding. It admits values
+computed in float32."""
 
 SIGN_TOLERANCE = 1e-12
-"""Entry of the wrong sign, relative to the largest entry of the element, that counts as rounding."""
+"""Entry of the wrong sign, relative to the element's largest entry, that counts as rounding (of float64)."""
 
 SIGNS = ("nonneg", "pos", "nonpos", "neg")
 
 
 def batch_size(specs: Sequence[ParameterSpec], shapes: Sequence[tuple[int, ...]]) -> int | None:
-    """The common batch size of values with these shapes; None where no value has a batch axis.
+    """Determine the common batch size of values with these shapes; None if no value has a batch axis.
 
     Raises:
-        ShapeError: the wrong number of values, a shape that is neither the parameter's nor that behind one batch axis,
-            or unequal batch sizes.
+        ShapeError: the wrong number of values, a shape that is neither the parameter's nor has one additional leading
+            axis, or unequal batch sizes.
     """
     if len(specs) != len(shapes):
         names = ", ".join(spec.name for spec in specs)
@@ -39,7 +40,7 @@ def batch_size(specs: Sequence[ParameterSpec], shapes: Sequence[tuple[int, ...]]
             continue
         if shape[1:] != spec.shape or len(shape) != len(spec.shape) + 1:
             raise ShapeError(
-                f"parameter {spec.name!r}: expected shape {spec.shape}, alone or behind one leading batch axis, "
+                f"parameter {spec.name!r}: expected shape {spec.shape}, optionally with one leading batch axis, "
                 f"got {shape}"
             )
         if batch is not None and shape[0] != batch:
@@ -51,25 +52,25 @@ def batch_size(specs: Sequence[ParameterSpec], shapes: Sequence[tuple[int, ...]]
 
 
 def as_values(specs: Sequence[ParameterSpec], theta: Iterable[object]) -> list[Array]:
-    """What a caller gave for the parameters, as arrays of doubles.
+    """Convert parameter values to float64 arrays.
 
     Raises:
-        ProblemError: it is not one array of real numbers a parameter.
+        ProblemError: they are not one array of real numbers per parameter.
     """
     if not isinstance(theta, Iterable):
-        raise ProblemError(f"expected one array a parameter, in a list or tuple, got {described(theta)}")
+        raise ProblemError(f"expected a list or tuple of one array per parameter, got {described(theta)}")
     given = list(theta)
     names = [spec.name for spec in specs] if len(given) == len(specs) else [str(i) for i in range(len(given))]
     return [as_array(f"parameter {name!r}", value) for name, value in zip(names, given, strict=True)]
 
 
 def unusable(spec: ParameterSpec, value: Array, *, attributes: bool) -> dict[int, str]:
-    """What is wrong with one parameter's values, by position of the element; those that can be used are left out.
+    """Find the invalid values of one parameter; returns error messages by position of the element.
 
     Args:
         spec: the parameter.
-        value: of its shape, which counts as one element, or behind a batch axis.
-        attributes: whether what the parameter declares is checked.
+        value: of the parameter's shape (one element), or with one additional leading batch axis.
+        attributes: whether the parameter's attributes are checked.
     """
     finite = is_finite(value)
     if finite and (not attributes or not spec.attributes or not value.size):
@@ -94,10 +95,10 @@ def unusable(spec: ParameterSpec, value: Array, *, attributes: bool) -> dict[int
 
 
 def stood_in(specs: Sequence[ParameterSpec], values: Sequence[Array], invalid: Iterable[int]) -> list[Array]:
-    """The values with ones in place of those of the elements at these positions, which nobody looks at."""
+    """Replace the values of invalid elements by ones; results computed from them are not used."""
     index, stand_ins = list(invalid), []
     for spec, value in zip(specs, values, strict=True):
-        if value.shape == spec.shape:  # shared by all elements: of no use to any where it is not finite
+        if value.shape == spec.shape:  # shared by all elements: if it is not finite, all elements are invalid
             stand_ins.append(value if is_finite(value) else np.ones_like(value))
         else:
             whole = value.copy()
@@ -107,17 +108,17 @@ def stood_in(specs: Sequence[ParameterSpec], values: Sequence[Array], invalid: I
 
 
 def _not_finite(spec: ParameterSpec, value: Array, elements: Array) -> dict[int, str]:
-    """The first entry of each element that is not finite."""
+    """Error messages that name the first nonfinite entry of each element, by position."""
     wrong: dict[int, str] = {}
     for place in np.argwhere(~np.isfinite(elements)).tolist():
         where = place if value.ndim > len(spec.shape) else place[1:]
-        said = f"parameter {spec.name!r} is not finite: entry {where} is {elements[tuple(place)]}"
-        wrong.setdefault(place[0], said if where else f"parameter {spec.name!r} is not finite: it is {float(value)}")
+        message = f"parameter {spec.name!r} is not finite: entry {where} is {elements[tuple(place)]}"
+        wrong.setdefault(place[0], message if where else f"parameter {spec.name!r} is not finite: it is {float(value)}")
     return wrong
 
 
 def _violation(attribute: str, spec: ParameterSpec, elements: Array) -> Array:
-    """By how much an attribute is violated by each element, (B,); negative or zero where it holds."""
+    """Violation of an attribute by each element, (B,); not positive if the attribute holds."""
     flat = elements.reshape(len(elements), -1)
     if attribute in ("nonneg", "pos"):
         return -np.min(flat, axis=1)
@@ -138,10 +139,10 @@ def _violation(attribute: str, spec: ParameterSpec, elements: Array) -> Array:
 
 
 def _least_eigenvalues(symmetric: Array, slack: Array) -> Array:
-    """The least eigenvalue of each element (B, ..., k, k), (B,); 0 for all of them where none is below -slack (B,)."""
+    """Smallest eigenvalue of each element (B, ..., k, k), (B,); zeros if none is below -slack (B,)."""
     shift = slack.reshape(-1, *[1] * (symmetric.ndim - 1)) * np.eye(symmetric.shape[-1])
     try:
-        np.linalg.cholesky(symmetric + shift)  # several times quicker than the eigenvalues
+        np.linalg.cholesky(symmetric + shift)  # several times faster than the eigenvalues
     except np.linalg.LinAlgError:
         return np.linalg.eigvalsh(symmetric).reshape(len(symmetric), -1).min(axis=1)
     return np.zeros(len(symmetric))

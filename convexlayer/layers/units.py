@@ -1,11 +1,12 @@
-"""Programs in units of their own: the same whatever units their author chose, to solve and to differentiate.
+"""Equilibration of programs, so that solutions and derivatives do not depend on the units of the problem.
 
-With positive diagonal D and E, E constant on the block of a curved cone, and sigma > 0, a program in x = sigma D z is
+With positive diagonal D and E, E constant on the block of a curved cone, and sigma > 0, the substitution x = sigma D z
+gives the equilibrated program
 
     minimize  1/2 z'(sigma^2 D P D)z + (sigma D q)'z   subject to   (E A D) z + E s / sigma = E b / sigma,
 
-whose objective is divided by its largest coefficient after that. D and E bring the largest entry of every row of
-[P A'; A 0] near 1 (Ruiz 2001), sigma the right-hand side. All are powers of two, so nothing is rounded.
+whose objective is then divided by its largest coefficient c. D and E bring the largest entry of every row of
+[P A'; A 0] near 1 (Ruiz 2001), sigma that of the right-hand side. All factors are powers of two, so scaling is exact.
 """
 
 from __future__ import annotations
@@ -37,26 +38,26 @@ from convexlayer.sparse import equilibrate
 __all__ = ["Equilibration", "in_own_units"]
 
 PASSES = 12
-"""Passes over the data."""
+"""Number of Ruiz passes; each one takes the square root of the ratio between row norms, in orders of magnitude."""
 
 OWN_SCALING_RATIO = 1e3
-"""Programs whose rows of [P A'; A 0] have largest entries within this ratio of each other, and whose solutions are to
-be expected within this of 1, are left to the solver's own scaling."""
+"""Programs are not equilibrated if the largest entries of the rows of [P A'; A 0] differ by at most this factor, and
+the expected size of the solution differs from 1 by at most this factor: the solver's own scaling suffices."""
 
 ROUNDING = 1e-13
-"""Share of q over P up to which b, beside solutions of that size, is taken for the rounding of zeros."""
+"""A right-hand side b at most this factor times norm(q) / norm(P) counts as rounding errors of zeros."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Equilibration:
-    """The scales of a batch; 1 for the elements that need none.
+    """The scale factors of a batch; 1 for elements that need no equilibration.
 
     Attributes:
-        d: the diagonal of D, (B, n).
-        e: that of E, (B, m).
-        sigma: (B,).
-        c: what the objective is divided by, (B,).
+        d: diagonal of D, (B, n).
+        e: diagonal of E, (B, m).
+        sigma: scale of the solution, (B,).
+        c: divisor of the objective, (B,).
     """
 
     d: Array
@@ -66,7 +67,7 @@ class Equilibration:
 
     @staticmethod
     def of(program: ConeProgram) -> Equilibration | None:
-        """The scales of a program, or None where no element needs any."""
+        """Compute the scale factors of a batch; None if no element needs equilibration."""
         cone = product_cone(program.structure.cones)
         if kernel_cache.ready():
             data = (program.P, program.q, program.A, program.b)
@@ -112,26 +113,26 @@ class Equilibration:
         return Equilibration(d, e, sigma, c)
 
     def select(self, index: IndexArray) -> Equilibration:
-        """The scales of these elements."""
+        """Select the scale factors of the elements at ``index``."""
         return Equilibration(self.d[index], self.e[index], self.sigma[index], self.c[index])
 
     @property
     def x_scale(self) -> Array:
-        """X of the program over that in its own units, (B, n)."""
+        """Ratio of x to the x of the equilibrated program, (B, n)."""
         return self.d * self.sigma[:, None]
 
     @property
     def y_scale(self) -> Array:
-        """Y of the program over that in its own units, (B, m)."""
+        """Ratio of y to the y of the equilibrated program, (B, m)."""
         return self.e * (self.c / self.sigma)[:, None]
 
     @property
     def s_scale(self) -> Array:
-        """S of the program over that in its own units, (B, m)."""
+        """Ratio of s to the s of the equilibrated program, (B, m)."""
         return self.sigma[:, None] / self.e
 
     def program(self, program: ConeProgram) -> ConeProgram:
-        """The program in its own units; a tangent likewise, and a cotangent the other way."""
+        """Equilibrate a program or a program tangent; the same map takes cotangents back to the original units."""
         P, A, c = program.structure.P, program.structure.A, self.c[:, None]
         x = self.x_scale
         return ConeProgram(
@@ -144,16 +145,16 @@ class Equilibration:
         )
 
     def solution(self, found: Solution) -> Solution:
-        """The solution of the program itself, of one of that in its own units; rays too."""
+        """Convert a solution, or a ray, of the equilibrated program to the original units."""
         return replace(found, x=found.x * self.x_scale, y=found.y * self.y_scale, s=found.s * self.s_scale)
 
     def start(self, given: Solution) -> Solution:
-        """A solution of the program in its own units, of one of the program itself."""
+        """Convert a solution of the original program to the units of the equilibrated one."""
         return replace(given, x=given.x / self.x_scale, y=given.y / self.y_scale, s=given.s / self.s_scale)
 
 
 def _expected(b: Array, q: Array, P: Array) -> Array:
-    """How large solutions are to be expected: as b unless that is rounding, else as q over P; 1 where neither tells."""
+    """Expected size of the solution, (B,): b unless it is rounding, else q / P if P is nonzero, else 1."""
     of_curvature = np.where(P > 0, q / np.where(P > 0, P, 1.0), 0.0)
     return np.where(b > ROUNDING * of_curvature, b, np.where(of_curvature > 0, of_curvature, 1.0))
 
@@ -165,10 +166,10 @@ def _power_of_two(v: Array) -> Array:
 
 @final
 class OwnUnits(AbstractDifferentiator):
-    """A derivative of programs in their own units, in the units of the programs themselves."""
+    """Derivative in the original units, computed with the derivative of the equilibrated programs."""
 
     def __init__(self, units: Equilibration, inner: AbstractDifferentiator) -> None:
-        """Of the derivative of the programs in their own units."""
+        """Wrap the derivative of the equilibrated programs."""
         self._units, self._inner = units, inner
 
     def vjp(
@@ -178,7 +179,7 @@ class OwnUnits(AbstractDifferentiator):
         on: Structure | None = None,
         seen: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
-        """As that of the inner derivative."""
+        """See ``AbstractDifferentiator``."""
         units = self._units
         x, y, s = units.x_scale, units.y_scale, units.s_scale
         inner = SolutionCotangent(cotangent.x * x, cotangent.y * y, None if cotangent.s is None else cotangent.s * s)
@@ -188,12 +189,12 @@ class OwnUnits(AbstractDifferentiator):
     def jvp(
         self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
-        """As that of the inner derivative."""
+        """See ``AbstractDifferentiator``."""
         moved, report = self._inner.jvp(self._units.program(tangent), seen=lambda moved: seen(self._outside(moved)))
         return self._outside(moved), report
 
     def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
-        """As that of the inner derivative."""
+        """See ``AbstractDifferentiator``."""
         return self._inner.objective_report(seen=lambda moved: seen(self._outside(moved)))
 
     def _outside(self, moved: SolutionTangent) -> SolutionTangent:
@@ -202,7 +203,7 @@ class OwnUnits(AbstractDifferentiator):
 
 
 def _outside(units: Equilibration, relative: RelativeChange) -> RelativeChange:
-    """A measure of changes of the programs' x and y, for those in their own units."""
+    """Convert a measure of relative change in the original units to one in the units of the equilibrated programs."""
 
     def inner(dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
         def outside(tangent: ConeProgram) -> tuple[Array, Array]:
@@ -226,18 +227,18 @@ def in_own_units(
     point: ComplementaryPoint | None = None,
     relative: RelativeChange | None = None,
 ) -> AbstractDifferentiator:
-    """The derivative mode at these programs and solutions, which are in their own units, for programs that are not.
+    """Differentiate at equilibrated programs and solutions; the derivative takes and returns the original units.
 
     Args:
-        mode: computes it in the programs' own units.
-        system: of the programs' structure.
-        units: those units; None where they are the programs'.
-        program: the programs.
-        solution: their solutions.
-        index: the elements to differentiate at; all unless given.
-        factor: see ``ExactDifferentiator``; of all elements, as the point.
+        mode: the derivative mode.
+        system: the KKT system of the programs' structure.
+        units: the scale factors; None if the programs are not equilibrated.
+        program: the equilibrated programs.
+        solution: their solutions, in the same units.
+        index: the elements to differentiate at; None for all.
+        factor: see ``ExactDifferentiator``; for all elements, like ``point``.
         point: see ``ExactDifferentiator``.
-        relative: see ``ExactDifferentiator``, for changes that are not in the programs' own units.
+        relative: see ``ExactDifferentiator``; for changes in the original units.
     """
     if index is not None:
         units = None if units is None else units.select(index)

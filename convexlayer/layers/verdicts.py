@@ -1,8 +1,8 @@
-"""The last word on elements that no solver settled: what proves that they have no solution, or what is wrong with them.
+"""Final status of elements that no solver settled: certificates of infeasibility or unboundedness, invalid data.
 
-A claim of infeasibility or unboundedness stands with a ray only (``rays``). Where the solver gave none, or one that
-proves nothing, a second solver is asked; then rays are sought (``solvers/search.py``). Only elements without a solution
-come here, so that the others pay nothing for it.
+A claim of infeasibility or unboundedness needs a ray as its certificate (``rays``). If the solver returned no valid
+ray, the fallback solver is used, and then a search for rays (``solvers/search.py``). This costs time only for elements
+without a solution.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ CLAIMS = (Status.INFEASIBLE, Status.UNBOUNDED)
 
 
 def unproved(solution: Solution, raw: Solution) -> IndexArray:
-    """Positions of the elements that the solver called infeasible or unbounded, without proof.
+    """Positions of the elements that the solver called infeasible or unbounded without a valid ray.
 
     Args:
-        solution: certified.
-        raw: what the solver said itself.
+        solution: the certified solution.
+        raw: the solution as returned by the solver.
     """
     if raw.all_solved:
         return _positions(np.zeros(0, dtype=bool))
@@ -38,12 +38,12 @@ def unproved(solution: Solution, raw: Solution) -> IndexArray:
 
 
 def unsettled(solution: Solution, raw: Solution, *, stalled: bool = False) -> IndexArray:
-    """Positions of the elements that a fallback is asked about; limits are the caller's wish.
+    """Positions of the elements for the fallback solver: numerical errors, inaccurate solutions, unproved claims.
 
     Args:
-        solution: certified.
-        raw: what the solver said itself.
-        stalled: whether nobody set a limit of iterations, so that whoever is at one has stalled.
+        solution: the certified solution.
+        raw: the solution as returned by the solver.
+        stalled: whether elements at the iteration limit are included: if the caller set no limit, they have stalled.
     """
     if solution.all_optimal:
         return _positions(np.zeros(0, dtype=bool))
@@ -56,24 +56,24 @@ def unsettled(solution: Solution, raw: Solution, *, stalled: bool = False) -> In
 def with_verdicts(
     program: ConeProgram, solution: Solution, raw: Solution, options: Options
 ) -> tuple[Solution, dict[int, str]]:
-    """The solution in which numerical errors and claims without a ray have the status that can be proved.
+    """Search for rays of elements with a numerical error or an unproved claim, and set their final status.
 
     Args:
         program: the programs.
-        solution: theirs, certified.
-        raw: what the solver said itself.
-        options: of the call.
+        solution: their certified solutions.
+        raw: the solutions as returned by the solver.
+        options: options of the call.
 
     Returns:
-        The solution, in which rays that were found stand for x or y, and what is to be said of elements, by position.
+        The solution, with found rays in place of x or y, and messages by position of the element.
     """
     if solution.all_solved:
         return solution, {}
     index = _positions(_among(solution, Status.NUMERICAL_ERROR, *CLAIMS) & ~_proved(solution))
-    faults = {i: said for i in index.tolist() if (said := _fault(program.select([i]))) is not None}
+    faults = {i: message for i in index.tolist() if (message := _fault(program.select([i]))) is not None}
     index = np.setdiff1d(index, list(faults))
     status, x, y, messages = list(solution.status), solution.x.copy(), solution.y.copy(), raw.stats.get("messages", {})
-    told: dict[int, str] = dict(faults)
+    details: dict[int, str] = dict(faults)
     for i in faults:
         status[i] = Status.INVALID
     for word, point, candidates, ray_near in (
@@ -90,12 +90,12 @@ def with_verdicts(
     for i in index.tolist():
         status[i] = Status.NUMERICAL_ERROR
         if is_unbounded_without_ray(program.select([i]), options.time_limit_s):
-            status[i], told[i] = Status.UNBOUNDED, "the objective falls for ever, but along no ray"
+            status[i], details[i] = Status.UNBOUNDED, "the objective is unbounded below, but along no ray"
         elif raw.status[i] in CLAIMS:
-            told[i] = f"the solver calls it {raw.status[i]}, but nothing was found that proves it"
+            details[i] = f"the solver reports {raw.status[i]}, but no certificate was found"
         elif i in messages:
-            told[i] = messages[i]
-    return replace(solution, x=x, y=y, status=tuple(status)), told
+            details[i] = messages[i]
+    return replace(solution, x=x, y=y, status=tuple(status)), details
 
 
 def _among(solution: Solution, *words: Status) -> BoolArray:
@@ -103,7 +103,7 @@ def _among(solution: Solution, *words: Status) -> BoolArray:
 
 
 def _proved(solution: Solution) -> BoolArray:
-    """Which elements of a certified solution are called infeasible or unbounded with a ray, which was judged there."""
+    """Mask of the infeasible or unbounded elements of a certified solution that have a ray."""
     proved: BoolArray = (_among(solution, Status.INFEASIBLE) & has_ray(solution.y)) | (
         _among(solution, Status.UNBOUNDED) & has_ray(solution.x)
     )
@@ -115,7 +115,7 @@ def _positions(mask: BoolArray) -> IndexArray:
 
 
 def _fault(program: ConeProgram) -> str | None:
-    """Why the one program cannot be solved by anyone, or None."""
+    """The reason why a single program is invalid (nonfinite data, nonconvex objective), or None."""
     for name, values in (("P", program.P), ("q", program.q), ("A", program.A), ("b", program.b)):
         if not np.isfinite(values).all():
             return f"{name} of its cone program is not finite: the parameters' values are too large"

@@ -70,7 +70,7 @@ def test_long_messages_are_shortened() -> None:
 
 
 def test_a_value_that_is_needed_is_named_by_its_atom() -> None:
-    with pytest.raises(NotDPPError, match=r"QuadForm\(x, P\).*while its parameters have no values"):
+    with pytest.raises(NotDPPError, match=r"QuadForm\(x, P\).*without values of its parameters"):
         compiled(cp.maximum(cp.quad_form(x, P), 1), [])
     s = cp.Variable(nonneg=True)
     with pytest.raises(NotDPPError, match="perspective"):

@@ -35,7 +35,7 @@ def test_a_parameter_that_would_be_frozen_is_refused(value: Any) -> None:
     parameter = cp.Parameter((3, 3), PSD=True, value=value)
     problem = cp.Problem(cp.Minimize(cp.maximum(cp.quad_form(x, parameter), 1)))
     assert problem.is_dpp(quad_form_dpp="qp")
-    with pytest.raises(NotDPPError, match="while its parameters have no values"):
+    with pytest.raises(NotDPPError, match="without values of its parameters"):
         canonicalize(problem, [parameter], [x])
 
 

@@ -185,7 +185,7 @@ def test_a_solution_map_gives_statuses() -> None:
     for ours, theirs in zip(again.vjp([np.ones((BATCH, 3))]), solved.vjp([np.ones((BATCH, 3))]), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
     fine = made.solve([t.detach().numpy() for t in values()]).report.solution
-    with pytest.raises(ProblemError, match="element 1 is called solved, but parameter 'w' is declared nonneg"):
+    with pytest.raises(ProblemError, match="element 1 has status optimal, but parameter 'w' is declared nonneg"):
         made.at(theta, fine)
 
 

@@ -65,7 +65,7 @@ def test_what_is_no_solution_is_refused(solution_map: SolutionMap) -> None:
     solution = solution_map.solve(theta()).report.solution
     values = theta()
     values[1] = values[1] + 0.1
-    with pytest.raises(ProblemError, match="element 0 is called solved, but its residuals reach"):
+    with pytest.raises(ProblemError, match="element 0 has status optimal, but its largest residual is"):
         solution_map.at(values, solution)
-    with pytest.raises(ShapeError, match="3 elements, got that of one with 4"):
+    with pytest.raises(ShapeError, match="with 3 elements, got 4 elements"):
         solution_map.at(theta(3), solution)

@@ -64,7 +64,7 @@ def test_under_a_time_limit_those_take_part_that_can_keep_one() -> None:
 
 
 def test_a_named_solver_is_not_tuned() -> None:
-    with pytest.raises(SolverError, match=r"solver='scs' is named: leave one out"):
+    with pytest.raises(SolverError, match=r"solver='scs' names one: leave one out"):
         SolutionMap(family("quadratic").program(), solver="scs", tune=True)
 
 

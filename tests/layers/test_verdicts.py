@@ -91,7 +91,7 @@ def test_unbounded_with_and_without_a_ray(solver: str, name: str) -> None:
     report = layer.solve(*(torch.zeros(q.shape, dtype=D) for q in problem.parameters()))[1]
     assert statuses(report) == ["unbounded"]
     said = report.details.get(0, "")
-    assert said == ("" if name == "line" else "the objective falls for ever, but along no ray")
+    assert said == ("" if name == "line" else "the objective is unbounded below, but along no ray")
 
 
 @pytest.mark.parametrize("solver", ["auto", "batched", "clarabel", "scs", "piqp"])
@@ -199,8 +199,10 @@ def test_a_false_claim_that_nobody_sets_right_is_a_numerical_error(
     liar(monkeypatch, ScsSolver, word, ray=ray)
     report = projection("scs", on_failure="nan").solve(THETA)[1]
     assert statuses(report) == ["numerical_error"] * 2
-    assert set(report.details.values()) == {f"the solver calls it {word}, but nothing was found that proves it"}
-    with pytest.raises(FailedElementsError, match=f"Element 1: the solver calls it {word}, but nothing was found"):
+    assert set(report.details.values()) == {f"the solver reports {word}, but no certificate was found"}
+    with pytest.raises(
+        FailedElementsError, match=f"Element 1: the solver reports {word}, but no certificate was found"
+    ):
         projection("scs")(THETA)
 
 
