@@ -1,1 +1,1 @@
-"""The batched primal-dual interior-point method: many programs of one structure at a time."""
+"""The batched primal-dual interior-point method: solves many programs of one structure at once."""

@@ -1,7 +1,7 @@
-"""The contract of a linear-system backend.
+"""Interface of a linear-system backend.
 
-A factorisation does not need the right-hand side, and its symbolic part does not need the values, so the work comes
-in three steps: ``init`` once a layer, ``factor`` once a solution, ``solve`` once a cotangent.
+The symbolic factorisation depends on the pattern alone, the numeric one on the values, and neither on the right-hand
+side. So there are three steps: ``init`` once per layer, ``factor`` once per solution, ``solve`` once per cotangent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from convexlayer.program import Array, Pattern
 __all__ = ["AbstractBackend", "AbstractFactor", "BackendState"]
 
 BackendState = Any
-"""What ``init`` prepares; known only to the backend that made it, and never changed by it later."""
+"""The result of ``init``: opaque to callers, and immutable."""
 
 
 class AbstractFactor(ABC):
@@ -22,15 +22,15 @@ class AbstractFactor(ABC):
 
     @abstractmethod
     def solve(self, rhs: Array) -> Array:
-        """Solve for right-hand sides (B, N); the result is as exact as the factorisation, not refined."""
+        """Solve for right-hand sides (B, N), without iterative refinement."""
 
 
 class AbstractBackend(ABC):
-    """Factorises batches of symmetric quasi-definite matrices of one pattern."""
+    """Factorises batches of symmetric quasi-definite matrices of one sparsity pattern."""
 
     @abstractmethod
     def init(self, pattern: Pattern) -> BackendState:
-        """Symbolic work for the upper triangle (diagonal included) of a symmetric pattern (N, N)."""
+        """Symbolic factorisation of a symmetric pattern (N, N), given by its upper triangle with the diagonal."""
 
     @abstractmethod
     def factor(self, state: BackendState, values: Array) -> AbstractFactor:

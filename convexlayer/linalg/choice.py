@@ -1,4 +1,4 @@
-"""How systems of a pattern are factorised."""
+"""Choice of the factorisation for a sparsity pattern."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from convexlayer.runtime import kernel_cache
 __all__ = ["choose_backend", "choose_factoriser"]
 
 DENSE_UP_TO = 64
-"""Below this size a batched dense factorisation beats a sparse one at any density."""
+"""Order N up to which a batched dense factorisation is faster than a sparse one at any density."""
 
 DENSE_FROM_FILL = 0.25
-"""Above this share of stored entries (and below DENSE_LIMIT) dense wins too."""
+"""Density (stored entries over N^2) from which the dense factorisation is faster, up to order DENSE_LIMIT."""
 
 DENSE_LIMIT = 1500
-"""Above this size dense matrices of a batch take too much memory."""
+"""Largest order N of dense factorisations: a matrix of this order takes 18 MB per element."""
 
 
 def choose_factoriser(
     pattern: Pattern, signs: Array, backend: AbstractBackend | None = None, device: str = "cpu"
 ) -> AbstractFactoriser:
-    """The factoriser for the upper triangle of a symmetric pattern: compiled where that is ready, else portable.
+    """The factoriser for a symmetric pattern: by kernels if they are compiled, else portable.
 
     Args:
         pattern: upper triangle, every diagonal entry stored.
         signs: expected signs of the pivots, (N,).
-        backend: who factorises instead.
-        device: a torch device that factorises, as dense matrices, what is small enough.
+        backend: the backend to use instead of the default one.
+        device: a torch device for dense factorisations up to DENSE_LIMIT; "cpu" for the choice on the CPU.
     """
     if backend is None and device != "cpu" and pattern.shape[0] <= DENSE_LIMIT:
         backend = DenseBackend(device)
@@ -43,7 +43,7 @@ def choose_factoriser(
 
 
 def choose_backend(pattern: Pattern) -> AbstractBackend:
-    """The portable backend for the upper triangle of a symmetric pattern, on the CPU."""
+    """The portable CPU backend for a symmetric pattern, given by its upper triangle: dense or sparse."""
     size = pattern.shape[0]
     fill = 2.0 * pattern.nnz / max(size * size, 1)
     if size <= DENSE_UP_TO or (size <= DENSE_LIMIT and fill >= DENSE_FROM_FILL):

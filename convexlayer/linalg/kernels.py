@@ -1,10 +1,10 @@
-"""The compiled form of a refined factor: several elements at once, each in a lane, in one pass.
+"""Kernels of the refined factor: equilibration, LDL' factorisation and refined solves, one element per lane.
 
-Everything that a lane group needs later lies in one array, the state, whose rows are lanes:
+The results of a lane group are stored in one array, the state, (rows, V), whose rows are, in permuted order,
 
     scale (N) | D^-1 (N) | null direction of E (N) | E (nnz of the plan) | L (nnz(L))
 
-in permuted order. A group's last lanes repeat the last element where the batch does not fill them.
+If the batch does not fill the last group, its remaining lanes repeat the last element.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = ["factor", "refine", "refine_row_by_row"]
 def factor(
     lanes: Any, packed: Indices, values: Array, first: int, last: int, start: Array, state: Array, condition: Array
 ) -> None:
-    """Equilibrate, regularise and factorise the lane groups first to last - 1, and estimate their conditions.
+    """Equilibrate, regularise and factorise the lane groups first ... last - 1, and estimate condition numbers.
 
     Args:
-        lanes: a tuple of V floats.
-        packed: the plan (see ``Symbolic.packed``).
+        lanes: a tuple of V floats, whose length sets the number of lanes.
+        packed: the symbolic factorisation (see ``Symbolic.packed``).
         values: upper triangles in the order of the pattern, (B, nnz).
-        first: first lane group.
-        last: one beyond the last.
-        start: where power iterations start, (N,).
+        first: index of the first lane group.
+        last: index after the last lane group.
+        start: starting vector of the power iterations, (N,).
         state: out, (groups, rows, V).
-        condition: out, (B,).
+        condition: out, condition estimates, (B,).
     """
     V = len(lanes)
     plan, source = unpacked(packed)
@@ -97,18 +97,18 @@ def refine(
     z: Array,
     residual: Array,
 ) -> None:
-    """Solve by iterative refinement, each lane until it makes no progress.
+    """Solve with iterative refinement, each lane until it makes no progress.
 
     Args:
-        lanes: a tuple of V floats.
-        packed: the plan.
-        rhs: (B, N).
-        first: first lane group.
-        last: one beyond the last.
-        steps: at most so many.
-        state: as ``factor`` left it.
-        z: out, solutions (B, N).
-        residual: out, (B,).
+        lanes: a tuple of V floats, whose length sets the number of lanes.
+        packed: the symbolic factorisation.
+        rhs: right-hand sides, (B, N).
+        first: index of the first lane group.
+        last: index after the last lane group.
+        steps: maximum number of solves with the factor.
+        state: the state computed by ``factor``.
+        z: out, solutions, (B, N).
+        residual: out, relative residuals, (B,).
     """
     V = len(lanes)
     plan, source = unpacked(packed)
@@ -135,18 +135,18 @@ def refine_row_by_row(
     z: Array,
     residual: Array,
 ) -> None:
-    """The same, refined once more where the residual of a row is large relative to the terms of that row.
+    """As ``refine``, then refine the remainder while a row's residual exceeds ROW_ACCEPTED times the row's terms.
 
     Args:
-        lanes: a tuple of V floats.
-        packed: the plan.
-        rhs: (B, N).
-        first: first lane group.
-        last: one beyond the last.
-        steps: at most so many, each time.
-        state: as ``factor`` left it.
-        z: out, solutions (B, N).
-        residual: out, the largest of those of the rows, (B,).
+        lanes: a tuple of V floats, whose length sets the number of lanes.
+        packed: the symbolic factorisation.
+        rhs: right-hand sides, (B, N).
+        first: index of the first lane group.
+        last: index after the last lane group.
+        steps: maximum number of solves with the factor per refinement.
+        state: the state computed by ``factor``.
+        z: out, solutions, (B, N).
+        residual: out, largest row-wise relative residual of each element, (B,).
     """
     V = len(lanes)
     plan, source = unpacked(packed)
@@ -174,7 +174,7 @@ def refine_row_by_row(
 
 @njit
 def _load_target(lanes: Any, plan: LanePlan, rhs: Array, group: int, scale: Array, target: Array) -> Any:
-    """Target <- S rhs, 0 in the lanes where it is not finite; the others are told."""
+    """Target <- S rhs, 0 in lanes where rhs is not finite; returns the mask of the finite lanes."""
     V, last = len(lanes), len(rhs) - 1
     for k in range(len(target)):
         for v in range(V):
@@ -189,7 +189,7 @@ def _load_target(lanes: Any, plan: LanePlan, rhs: Array, group: int, scale: Arra
 def _write_solution(
     lanes: Any, plan: LanePlan, group: int, scale: Array, finite: Any, x: Array, error: Any, z: Array, residual: Array
 ) -> None:
-    """Z <- S x and the residuals, NaN in the lanes where the right-hand side is not finite; x is work."""
+    """Write z <- S x and the residuals, NaN in lanes whose right-hand side is not finite; overwrites x."""
     V, N, batch = len(lanes), len(x), len(z)
     for k in range(N):
         store(x, k, where(finite, load(lanes, scale, k) * load(lanes, x, k), math.nan))
@@ -215,7 +215,7 @@ def _refine(
     step: Array,
     product: Array,
 ) -> Any:
-    """Best <- solutions of E x = target, and their residuals; x, step and product are work, all (N, V)."""
+    """Best <- solutions of E x = target; returns their relative residuals. x, step and product are scratch, (N, V)."""
     N, size = len(target), splat(lanes, 0.0)
     for k in range(N):
         t = load(lanes, target, k)
@@ -247,7 +247,7 @@ def _refine(
 def _row_residual(
     lanes: Any, plan: LanePlan, E: Array, target: Array, x: Array, product: Array, remainder: Array, terms: Array
 ) -> Any:
-    """Remainder <- target - E x; the largest entry relative to the terms of its row (see ``refined``)."""
+    """Remainder <- target - E x; returns its largest entry relative to the terms of its row (see ``refined``)."""
     multiply(lanes, plan, E, x, product)
     magnitudes(lanes, plan, E, x, terms)
     size = splat(lanes, 0.0)
@@ -267,7 +267,7 @@ def _row_residual(
 
 @njit(error_model="numpy")
 def _equilibrate(lanes: Any, plan: LanePlan, E: Array, scale: Array, peak: Array) -> None:
-    """Scales that bring the largest entry of every row of the symmetric matrix near 1 (Ruiz 2001), applied to E."""
+    """Symmetric Ruiz equilibration (Ruiz 2001): scale E so that the maximum norm of every row is near 1."""
     start, row = plan.column_start, plan.row
     scale[:] = 1.0
     for _ in range(RUIZ_PASSES):
@@ -291,7 +291,7 @@ def _equilibrate(lanes: Any, plan: LanePlan, E: Array, scale: Array, peak: Array
 
 @njit
 def _fill(lanes: Any, plan: LanePlan, start: Array, out: Array) -> None:
-    """The same vector, permuted, in every lane."""
+    """Out <- start, permuted, in every lane."""
     for k in range(len(out)):
         store(out, k, splat(lanes, start[plan.permutation[k]]))
 
@@ -307,7 +307,7 @@ def _norm(lanes: Any, z: Array) -> Any:
 
 @njit(error_model="numpy")
 def _normalise(lanes: Any, z: Array, out: Array) -> Any:
-    """Out <- z divided by its Euclidean norm, which is returned."""
+    """Out <- z / norm(z); returns the Euclidean norm."""
     norm = _norm(lanes, z)
     inverse = 1.0 / maximum(norm, TINY)
     for k in range(len(z)):
@@ -317,7 +317,7 @@ def _normalise(lanes: Any, z: Array, out: Array) -> Any:
 
 @njit
 def _is_finite(lanes: Any, z: Array) -> Any:
-    """The lanes without an infinity or NaN."""
+    """Mask of the lanes without infinities and NaN."""
     poison = splat(lanes, 0.0)
     for k in range(len(z)):
         poison = poison + 0.0 * load(lanes, z, k)
@@ -326,7 +326,7 @@ def _is_finite(lanes: Any, z: Array) -> Any:
 
 @njit
 def _remainder(lanes: Any, target: Array, product: Array, out: Array) -> Any:
-    """Out <- target - product, and its maximum norm, NaN where an entry is."""
+    """Out <- target - product; returns its maximum norm, NaN if an entry is NaN."""
     size, poison = splat(lanes, 0.0), splat(lanes, 0.0)
     for k in range(len(target)):
         r = load(lanes, target, k) - load(lanes, product, k)

@@ -1,11 +1,11 @@
-"""MINRES (Paige and Saunders 1975): symmetric indefinite systems of which only products are known.
+"""MINRES (Paige and Saunders 1975) for symmetric indefinite systems given by matrix-vector products.
 
-The Lanczos process makes E V_k = V_{k+1} T_k with V_k orthonormal and T_k (k + 1, k) tridiagonal, and the iterate is
-the point of the Krylov space of least residual. It tells more than a solution:
+The Lanczos process computes E V_k = V_{k+1} T_k with V_k orthonormal and T_k (k + 1, k) tridiagonal; the iterate is the
+point of the Krylov space with the smallest residual. Besides a solution it yields:
 
-- on a singular system the residual r of a least-squares solution remains, and E r = 0: a null direction;
-- from zero and with a right-hand side in the range of E, iterates stay in the range: the solution of minimum norm;
-- the singular values of T_k lie within those of E, and its smallest one comes down to that of E.
+- for an inconsistent singular system, the residual r of a least-squares solution, with E r = 0: a null direction;
+- starting from zero, with a right-hand side in the range of E, the solution of minimum norm;
+- estimates of the extreme singular values of E: those of T_k, of which the smallest decreases to that of E.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from convexlayer.program import Array
 __all__ = ["LEAST_SQUARES", "Minres", "minres"]
 
 LEAST_SQUARES = 3e-8
-"""norm(E r) / (norm(E) norm(r)) at which what remains is the residual of a least-squares solution: a null direction."""
+"""Stopping tolerance on norm(E r) / (norm(E) norm(r)): below it, r is the residual of a least-squares solution and a
+null direction. About twice the square root of the machine epsilon."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Minres:
-    """Where the iteration ended.
+    """Result of MINRES.
 
     Attributes:
         z: the solution, (N,).
         residual: norm(rhs - E z) / norm(rhs), in the 2-norm.
         least_squares: whether rhs - E z is a null direction of E, to LEAST_SQUARES.
-        converged: whether the residual is as small as was asked for, or that of a least-squares solution.
+        converged: whether the residual is at most tol, or that of a least-squares solution.
     """
 
     z: Array
@@ -47,11 +48,11 @@ class Minres:
 
     @property
     def iterations(self) -> int:
-        """Products with E that it took."""
+        """Number of products with E."""
         return len(self._diagonal)
 
     def extreme_singular_values(self) -> tuple[float, float]:
-        """The largest and the smallest singular value of T_k: at most, and at least, those of E, to 1e-8 of norm(E)."""
+        """The largest and the smallest singular value of T_k, which lie between those of E, to 1e-8 norm(E)."""
         if not self._diagonal:
             return 0.0, 0.0
         a, b = np.array(self._diagonal), np.array([0.0, *self._beside])
@@ -69,13 +70,13 @@ class Minres:
 
 
 def minres(multiply: Callable[[Array], Array], rhs: Array, *, tol: float, limit: int, norm: float = 1.0) -> Minres:
-    """Solve E z = rhs from zero.
+    """Solve E z = rhs, starting from zero.
 
     Args:
-        multiply: gives E v of v (N,).
+        multiply: v -> E v, (N,).
         rhs: (N,), finite.
-        tol: relative residual to reach.
-        limit: products with E.
+        tol: tolerance on the relative residual, in the 2-norm.
+        limit: maximum number of products with E.
         norm: a lower bound of norm(E); 1 suits an equilibrated matrix.
     """
     z = np.zeros_like(rhs)
@@ -96,10 +97,10 @@ def minres(multiply: Callable[[Array], Array], rhs: Array, *, tol: float, limit:
         diagonal.append(alpha)
         beside.append(following)
         norm = max(norm, math.hypot(alpha, beta, following))
-        # the rotations before act on the new column of T, and a new one makes it upper triangular
+        # Apply the previous rotations to the new column of T; a new rotation then makes T upper triangular.
         above, delta, gamma_bar = epsilon, cosine * delta_bar + sine * alpha, sine * delta_bar - cosine * alpha
         epsilon, delta_bar = sine * following, -cosine * following
-        image = residual * math.hypot(gamma_bar, delta_bar)  # norm(E r) / norm(rhs), of the r before this step
+        image = residual * math.hypot(gamma_bar, delta_bar)  # norm(E r) / norm(rhs), r before this step
         if image <= LEAST_SQUARES * norm * residual:
             least_squares = converged = True
             break
@@ -116,7 +117,7 @@ def minres(multiply: Callable[[Array], Array], rhs: Array, *, tol: float, limit:
 
 
 def _dot(u: Array, v: Array) -> float:
-    """u'v. BLAS would share even this among threads, and wait for the last of them thousands of times."""
+    """u'v, without BLAS: it would run even this on several threads, and synchronise them thousands of times."""
     return float(np.einsum("i,i->", u, v))
 
 

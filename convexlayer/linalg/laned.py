@@ -1,4 +1,4 @@
-"""Refined factors by the compiled kernels: a lane an element, lane groups on the thread pool."""
+"""Refined factors by Numba kernels: one element per SIMD lane, lane groups on the thread pool."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from convexlayer.runtime.threads import WORKERS, parallel_for
 __all__ = ["LaneFactoriser", "warm_up"]
 
 LANES = 8
-"""Elements a group: a vector register of doubles, which costs about as much as three elements one by one."""
+"""Elements per lane group: the doubles of an AVX-512 register. A group takes about as long as three single elements."""
 
 FACTOR_S, REFINE_S = 4e-8, 1.5e-8
-"""Seconds that a group takes for every entry of E and L, roughly, besides ..."""
+"""Cost model of a lane group, for splitting work among threads: seconds per entry of E and L of a factorisation and of
+a refined solve (rough measurements)."""
 
 FLOP_S = 1e-9
-"""... those for every multiply-add of the factorisation; they tell where threads pay."""
+"""Cost model of a lane group: seconds per multiply-add of a factorisation."""
 
 
 @final
 class LaneFactoriser(AbstractFactoriser):
-    """LDL' of a fixed pattern, analysed once."""
+    """LDL' factorisations of one pattern, which is analysed once."""
 
     def __init__(self, pattern: Pattern, signs: Array) -> None:
-        """Analyse.
+        """Analyse the pattern.
 
         Args:
             pattern: upper triangle of K, every diagonal entry stored.
-            signs: (N,), +1 where K is positive (semi)definite, -1 where it is negative.
+            signs: expected signs of the pivots, (N,): +1 in the positive (semi)definite block of K, -1 in the negative.
         """
         self.pattern = pattern
         self.symbolic = Symbolic.of(pattern, signs)
         self.start = power_start(pattern.shape[0])
 
     def factor(self, values: Array) -> RefinedFactor:
-        """Equilibrate, regularise, factorise and estimate conditions, in one pass."""
+        """Equilibrate, regularise, factorise and estimate condition numbers, in one pass."""
         return _LaneFactor(self, as_contiguous_float64(values))
 
 
@@ -117,7 +118,7 @@ class _LaneFactor(StoredFactor):
         return self._unpermuted(0)
 
     def _unpermuted(self, block: int) -> Array:
-        """One of the first blocks of N rows of the state, (B, N)."""
+        """One of the first blocks of N rows of the state, in the original order, (B, N)."""
         size = len(self._permutation)
         rows = self._state[:, block * size : (block + 1) * size].swapaxes(1, 2)
         out = np.empty((len(self._values), size))
@@ -126,7 +127,7 @@ class _LaneFactor(StoredFactor):
 
 
 def warm_up() -> None:
-    """Compile whatever this part of the library calls from Python."""
+    """Compile this package's kernels by calling them."""
     diagonal = Pattern((2, 2), np.arange(2), np.arange(2))
     factoriser = LaneFactoriser(diagonal, np.ones(2))
     for batch in (1, 2 * WORKERS + 1):

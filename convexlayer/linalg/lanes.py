@@ -1,13 +1,13 @@
-"""Numeric LDL' of a fixed pattern for several matrices at once, compiled.
+"""Numeric LDL' factorisation of V matrices of one pattern at once, in SIMD lanes.
 
-The batch is the innermost axis: a vector is an array (N, V) of V elements, the lanes, and every scalar operation of the
-textbook algorithm becomes one vector instruction on V numbers (see ``simd``). V is the length of the tuple ``lanes``
-that every function takes first, so it is known when a function is compiled; 8 is a vector register, 1 a single matrix.
+The batch is the innermost axis: a vector is an array (N, V), one column per lane, and every scalar operation of the
+textbook algorithm becomes one vector instruction on V numbers (see ``simd``). V is the length of the tuple ``lanes``,
+the first argument of every function, so that it is known at compile time: 8 for an AVX-512 register, 1 for one matrix.
 
-The factorisation is up-looking (row after row). Runs of four neighbouring columns with the same pattern below them
-(supernodes) are handled together, which saves most of the loads and stores of a dense part.
+The factorisation is up-looking, row by row (as QDLDL). Runs of four consecutive columns with the same pattern below
+them (supernodes) are eliminated together, which saves most loads and stores of a dense block.
 
-Everything here is inlined into the few entry points that are kept on disk.
+All functions are inlined into the few kernels that are cached on disk.
 """
 
 from __future__ import annotations
@@ -34,34 +34,35 @@ __all__ = [
 ]
 
 Indices = NDArray[np.int32]
-"""Half the memory traffic of 64 bits."""
+"""Index arrays: 32 bits, half the memory traffic of 64."""
 
 SUPERNODE_WIDTH = 4
-"""Columns of L with the same rows below them that are eliminated together."""
+"""Number of columns of a supernode: consecutive columns of L with the same rows below them, eliminated together. The
+kernels are unrolled for 4; wider supernodes are rarer and save fewer additional loads and stores."""
 
 DYNAMIC_REG_EPS = 1e-13
-"""Pivots of the wrong sign, or smaller than this, are replaced (dynamic regularisation, value of Clarabel) ..."""
+"""Dynamic regularisation: pivots below this, or of the wrong sign, are replaced (Clarabel's default)."""
 
 DYNAMIC_REG_DELTA = 2e-7
-"""... by this, with the right sign; Clarabel's default, too."""
+"""Dynamic regularisation: size of the pivot that replaces them, with the expected sign (Clarabel's default)."""
 
 
 class LanePlan(NamedTuple):
-    """The symbolic factorisation of the permuted matrix, as arrays of indices (int32).
+    """Symbolic factorisation of the permuted matrix, as int32 index arrays.
 
     Attributes:
-        column_start: where each column of the upper triangle starts, (N + 1,).
+        column_start: start of each column of the upper triangle, (N + 1,).
         row: row of each entry of the upper triangle, the diagonal last in its column, (nnz,).
-        factor_start: where each column of L starts, (N + 1,).
+        factor_start: start of each column of L, (N + 1,).
         factor_row: row of each entry of L, ascending in a column, (nnz(L),).
-        supernode_start: where the runs of each row of L start, (N + 1,).
+        supernode_start: start of the runs of columns of each row of L, (N + 1,).
         supernode_column: first column of each run.
-        supernode_length: its number of columns, 1 or SUPERNODE_WIDTH.
+        supernode_length: number of columns of each run, 1 or SUPERNODE_WIDTH.
         supernode_end: position in L of the row's entry in the last column of the run.
-        chunk_column: first columns of the runs that all columns of L fall into, for the triangular solves.
-        chunk_length: their lengths, 1 or SUPERNODE_WIDTH.
+        chunk_column: first columns of the runs that partition the columns of L, for the triangular solves.
+        chunk_length: numbers of columns of those runs, 1 or SUPERNODE_WIDTH.
         signs: expected sign of each pivot, (N,).
-        permutation: original index of each permuted one, (N,).
+        permutation: original index of each permuted index, (N,).
     """
 
     column_start: Indices
@@ -80,19 +81,19 @@ class LanePlan(NamedTuple):
 
 @njit(nogil=True, error_model="numpy")
 def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_inverse: Array, y: Array) -> None:
-    """L D L' of V matrices, unit lower triangular L.
+    """Factorise V matrices as L D L', L unit lower triangular.
 
-    A pivot of the wrong sign or below DYNAMIC_REG_EPS is replaced by DYNAMIC_REG_DELTA with the right sign; refinement
-    corrects for that.
+    Dynamic regularisation: a pivot of the wrong sign or below DYNAMIC_REG_EPS is replaced by DYNAMIC_REG_DELTA with the
+    expected sign; iterative refinement corrects its effect.
 
     Args:
-        lanes: a tuple of V floats.
+        lanes: a tuple of V floats, whose length sets the number of lanes.
         plan: the symbolic factorisation.
         values: upper triangles, (nnz, V).
-        L: out, (nnz(L), V).
-        D: out, (N, V).
-        D_inverse: out, (N, V).
-        y: work, (N, V), zero on entry and on return.
+        L: out, entries of L, (nnz(L), V).
+        D: out, pivots, (N, V).
+        D_inverse: out, inverse pivots, (N, V).
+        y: scratch, (N, V), zero on entry and on return.
     """
     start, row, Lp, Li = plan.column_start, plan.row, plan.factor_start, plan.factor_row
     zero = splat(lanes, 0.0)
@@ -133,7 +134,7 @@ def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_i
 
 @njit(nogil=True, error_model="numpy")
 def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Array) -> None:
-    """x <- (L D L')^-1 x, (N, V), in permuted order; L and D^-1 may be (nnz(L),) and (N,): those of all lanes."""
+    """x <- (L D L')^-1 x, (N, V), permuted; L (nnz(L),) and D^-1 (N,) without a lane axis are those of all lanes."""
     Lp, Li = plan.factor_start, plan.factor_row
     chunks = len(plan.chunk_column)
     for chunk in range(chunks):
@@ -180,7 +181,7 @@ def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Ar
 
 @njit
 def unpacked(packed: Indices) -> tuple[LanePlan, Indices]:
-    """The plan, and which entry of the pattern each of its values comes from."""
+    """The plan, and for each of its values the entry of the pattern, from ``Symbolic.packed``."""
     plan = LanePlan(
         _part(packed, 0), _part(packed, 1), _part(packed, 2), _part(packed, 3), _part(packed, 4), _part(packed, 5),
         _part(packed, 6), _part(packed, 7), _part(packed, 8), _part(packed, 9), _part(packed, 10), _part(packed, 11),
@@ -195,7 +196,7 @@ def _part(packed: Indices, i: int) -> Indices:
 
 @njit(nogil=True, error_model="numpy")
 def multiply(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) -> None:
-    """Out <- M x, (N, V), for symmetric M of upper triangle ``values``, (nnz, V) or of all lanes (nnz,); permuted."""
+    """Out <- M x, (N, V), permuted, for symmetric M with upper triangle values (nnz, V), or (nnz,) for all lanes."""
     start, row = plan.column_start, plan.row
     for j in range(len(start) - 1):
         last = start[j + 1] - 1
@@ -205,7 +206,7 @@ def multiply(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) ->
 
 @njit(nogil=True, error_model="numpy")
 def magnitudes(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) -> None:
-    """Out <- |M||x|, of M and x as for ``multiply``."""
+    """Out <- |M||x|, with M and x as in ``multiply``."""
     start, row = plan.column_start, plan.row
     for j in range(len(start) - 1):
         last, factor = start[j + 1] - 1, absolute(load(lanes, x, j))
@@ -232,7 +233,7 @@ def column_products(
 
 @njit(nogil=True)
 def _inside_run(lanes: Any, y: Array, L: Array, j: int, p0: int, p1: int, p2: int, y0: Any) -> tuple[Any, Any, Any]:
-    """Rows j + 1 to j + 3 of y, eliminated by those of the run above them."""
+    """Rows j + 1 ... j + 3 of y after elimination by the earlier columns of the run."""
     y1 = load(lanes, y, j + 1) - spread(lanes, L, p0) * y0
     y2 = load(lanes, y, j + 2) - spread(lanes, L, p0 + 1) * y0 - spread(lanes, L, p1) * y1
     y3 = (
@@ -257,7 +258,7 @@ def _eliminate_run(
     lanes: Any, y: Array, L: Array, Li: Indices, p0: int, p1: int, p2: int, p3: int, count: int,
     y0: Any, y1: Any, y2: Any, y3: Any
 ) -> None:  # fmt: skip
-    """The same for the columns of a run, whose starts in L are p0 to p3, below the run."""
+    """y[row] -= sum over the four columns of a run of L[row, j] y_j, for rows below the run; L starts at p0 ... p3."""
     for c in range(count):
         i = Li[p3 + c]
         left = spread(lanes, L, p0 + 3 + c) * y0 + spread(lanes, L, p1 + 2 + c) * y1

@@ -1,8 +1,7 @@
-"""Accurate solves of symmetric systems that are not stored: products with the equilibrated E, and approximate inverses.
+"""Accurate matrix-free solves of symmetric systems, by products with the equilibrated E and approximate inverses.
 
-As ``refined`` says of stored matrices, solutions are refined against E itself. What brings them there is an approximate
-inverse: that of the regularised E where its structure gives it cheaply, or a Krylov method, which needs no more than
-products with E.
+As in ``refined``, which stores the matrices, solutions are refined against E itself. The approximate inverse is that of
+the regularised E if its structure makes that cheap, or a Krylov method, which needs only products with E.
 """
 
 from __future__ import annotations
@@ -42,20 +41,23 @@ __all__ = [
 Found = TypeVar("Found")
 
 Multiply = Callable[[Array], Array]
-"""E v of v (N,)."""
+"""v -> E v, (N,)."""
 
 CYCLE, REACHED = 1e-12, 1e-11
-"""Relative residuals that a Krylov method is asked for, in the 2-norm, and that will do, in the maximum norm."""
+"""Relative residuals of a Krylov solve: the tolerance passed to MINRES (2-norm), and the one at which refinement ends
+(maximum norm)."""
 
 MOST = 64
-"""Dimensions of a null space that are found, each by a solve; beyond, a few members of it must do."""
+"""Largest dimension of a null space that is computed completely, at one solve per dimension; of larger ones only some
+random members are computed."""
 
 PROBE = 1e-7
-"""The same for a random right-hand side, of which every null direction has a share of about N^-1/2."""
+"""Relative residual of the MINRES solve with a random right-hand side that estimates the condition. The component of
+such a right-hand side along each null direction is about N^-1/2 of its norm, far above this."""
 
 
 class AbstractMatrix(ABC):
-    """One equilibrated E (N, N)."""
+    """One equilibrated matrix E (N, N), given by its products."""
 
     @abstractmethod
     def multiply(self, x: Array) -> Array:
@@ -63,54 +65,54 @@ class AbstractMatrix(ABC):
 
     @abstractmethod
     def terms(self, x: Array) -> Array:
-        """For every row of E x the sum of the magnitudes of its terms, (N,); of what is rounded with it, at least."""
+        """Row-wise sums of the magnitudes of the terms of E x, (N,), or bounds of what is rounded in computing it."""
 
 
 class AbstractInverse(ABC):
     """An approximate inverse of one equilibrated E (N, N).
 
     Attributes:
-        target: relative residual, in the maximum norm, below which refining further does not pay.
+        target: relative residual, in the maximum norm, at which refinement with this inverse ends.
     """
 
     target: float
 
     @abstractmethod
     def solve(self, rhs: Array, size: float) -> tuple[Array, bool]:
-        """An approximate solution of E z = rhs, and whether it is as good as this inverse promises.
+        """An approximate solution of E z = rhs, and whether it has this inverse's accuracy (else the next one is used).
 
         Args:
-            rhs: what remains of a right-hand side, (N,).
-            size: 2-norm of what that was at first.
+            rhs: remainder of a right-hand side, (N,).
+            size: 2-norm of the original right-hand side.
         """
 
     @abstractmethod
     def probe(self) -> tuple[float, Array] | None:
-        """Estimate of the condition of E, and the unit vector (N,) nearest to its null space; None if it cannot say."""
+        """Condition estimate of E and a unit vector (N,) close to its null space; None if it has no estimate."""
 
 
 @final
 class FactoredInverse(AbstractInverse):
-    """That of the regularised E, which somebody has factorised."""
+    """The inverse of the regularised E, from a factorisation."""
 
     target = REFINED
 
     def __init__(self, multiply: Multiply, apply: Multiply, size: int) -> None:
-        """Keep what there is.
+        """Store the operators.
 
         Args:
-            multiply: with E.
-            apply: with the inverse.
+            multiply: product with E.
+            apply: product with the inverse.
             size: N.
         """
         self._multiply, self._apply, self._size = multiply, apply, size
 
     def solve(self, rhs: Array, size: float) -> tuple[Array, bool]:
-        """As exact as the factorisation."""
+        """Apply the inverse."""
         return self._apply(rhs), True
 
     def probe(self) -> tuple[float, Array]:
-        """By power iterations."""
+        """Estimate by power iterations."""
         shape = (1, self._size)
         norm, _ = power_iteration(lambda z: self._multiply(z[0])[None], shape)
         inverse, direction = power_iteration(lambda z: self._apply(z[0])[None], shape)
@@ -119,28 +121,28 @@ class FactoredInverse(AbstractInverse):
 
 @final
 class KrylovInverse(AbstractInverse):
-    """By MINRES."""
+    """An approximate inverse by MINRES."""
 
     target = REACHED
 
     def __init__(self, multiply: Multiply, size: int, limit: int) -> None:
-        """Keep what there is.
+        """Store the operator.
 
         Args:
-            multiply: with E.
+            multiply: product with E.
             size: N.
-            limit: products with E that a solve may take.
+            limit: maximum number of products with E per solve.
         """
         self._multiply, self._size, self._limit = multiply, size, limit
 
     def solve(self, rhs: Array, size: float) -> tuple[Array, bool]:
-        """To CYCLE of the right-hand side that was there at first."""
+        """Solve to a residual of CYCLE times the norm of the original right-hand side."""
         tol = CYCLE * size / max(float(np.linalg.norm(rhs)), TINY)
         found = minres(self._multiply, rhs, tol=min(tol, 0.1), limit=self._limit)
         return found.z, found.converged
 
     def probe(self) -> tuple[float, Array] | None:
-        """What a random right-hand side shows: its part in the null space remains, or its solution points there."""
+        """Solve for a random right-hand side: if E is singular, the residual is null, else the solution is nearly so."""
         rhs = power_start(self._size)
         found = minres(self._multiply, rhs, tol=PROBE, limit=self._limit)
         if not found.converged:
@@ -153,7 +155,7 @@ class KrylovInverse(AbstractInverse):
 
 @final
 class MatrixFree:
-    """One symmetric K (N, N) = S^-1 E S^-1, which is not stored.
+    """One symmetric K (N, N) = S^-1 E S^-1, given by products with E.
 
     Attributes:
         scale: the diagonal of S, (N,).
@@ -161,12 +163,13 @@ class MatrixFree:
     """
 
     def __init__(self, scale: Array, matrix: AbstractMatrix, inverses: Sequence[Callable[[], AbstractInverse]]) -> None:
-        """Nothing is computed yet.
+        """Store the operators; nothing is computed yet.
 
         Args:
             scale: the diagonal of S, (N,).
             matrix: E.
-            inverses: make approximate inverses of E; the next one is asked where one does not keep its promise.
+            inverses: constructors of approximate inverses of E, in the order in which they are tried: if one does not
+                reach its accuracy, the next one is used from then on.
         """
         self.scale, self.matrix = scale, matrix
         self._inverses, self._position = inverses, 0
@@ -176,7 +179,7 @@ class MatrixFree:
 
     @cached_property
     def probed(self) -> tuple[float, Array]:
-        """Condition of E, and a unit vector (N,) near its null space; where nobody can say, E passes for singular."""
+        """Condition estimate of E and a unit vector (N,) near its null space; E counts as singular without one."""
         while True:
             said = self._inverse.probe()
             if said is not None:
@@ -187,7 +190,7 @@ class MatrixFree:
                 return 1.0 / EPS, direction / np.linalg.norm(direction)
 
     def refine(self, rhs: Array, steps: int) -> tuple[Array, float]:
-        """As ``RefinedFactor.refine``, of one right-hand side (N,)."""
+        """As ``RefinedFactor.refine``, for one right-hand side (N,)."""
         target = self.scale * rhs
         size = float(np.max(np.abs(target), initial=0.0))
         if not np.isfinite(size):
@@ -219,7 +222,7 @@ class MatrixFree:
         return best, least
 
     def remains(self, x: Array) -> tuple[Array, Array]:
-        """As ``RefinedFactor.remains``, of vectors (count, N)."""
+        """As ``RefinedFactor.remains``, for vectors (count, N)."""
         left = [self._remains(vector) for vector in x]
         if not left:
             return x, x
@@ -244,14 +247,14 @@ class MatrixFree:
 
     @property
     def _inverse(self) -> AbstractInverse:
-        """The one that is asked now."""
+        """The approximate inverse in use, constructed at the first access."""
         with self._lock:
             if self._made is None:
                 self._made = self._inverses[self._position]()
             return self._made
 
     def _next_inverse(self) -> bool:
-        """Turn to the next approximate inverse; whether there is one."""
+        """Switch to the next approximate inverse; False if there is none."""
         with self._lock:
             if self._position + 1 == len(self._inverses):
                 return False
@@ -261,16 +264,16 @@ class MatrixFree:
 
 @final
 class MatrixFreeFactor(RefinedFactor):
-    """A batch of them; an element that is None, for data that are not finite, has no solution."""
+    """A batch of matrix-free systems; elements are None if their data are not finite, and have NaN solutions."""
 
     def __init__(self, elements: Sequence[MatrixFree | None], size: int) -> None:
-        """Keep the elements, of N = size."""
+        """Store the elements, of order N = size."""
         super().__init__(size, most=MOST)
         self._elements = elements
 
     @cached_property
     def scale(self) -> Array:
-        """The diagonals of S (B, N); 1 where the data are not finite."""
+        """The diagonals of S, (B, N); 1 for elements whose data are not finite."""
         return self._rows([np.ones(self._size) if element is None else element.scale for element in self._elements])
 
     @cached_property
@@ -280,43 +283,43 @@ class MatrixFreeFactor(RefinedFactor):
 
     @property
     def condition(self) -> Array:
-        """Estimates (B,)."""
+        """Condition estimates, (B,)."""
         return np.array([condition for condition, _ in self._probed])
 
     @property
     def null_direction(self) -> Array:
-        """Directions (B, N)."""
+        """Null directions of K, (B, N), largest entry 1."""
         direction = self.scale * self._rows([direction for _, direction in self._probed])
         return direction / np.maximum(np.max(np.abs(direction), axis=1, initial=0.0), TINY)[:, None]
 
     def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
-        """Element by element, on the thread pool."""
+        """Solve element by element, on the thread pool."""
         nothing = np.full(self._size, np.nan), np.nan
         found = self._each(lambda i, element: nothing if element is None else element.refine(rhs[i], steps))
         return self._rows([z for z, _ in found]), np.array([residual for _, residual in found])
 
     def product(self, x: Array) -> Array:
-        """E x of x (B, N)."""
+        """E x, (B, N)."""
         nothing = np.full(self._size, np.nan)
         return self._rows(self._each(lambda i, each: nothing if each is None else each.matrix.multiply(x[i])))
 
     def terms(self, x: Array) -> Array:
-        """Sums of magnitudes, (B, N)."""
+        """Row-wise sums of the magnitudes of the terms of E x, (B, N)."""
         nothing = np.full(self._size, np.nan)
         return self._rows(self._each(lambda i, each: nothing if each is None else each.matrix.terms(x[i])))
 
     def refine_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
-        """By the product and the magnitudes of its terms."""
+        """Solve with row-wise small residuals, from ``refine``, ``product`` and ``terms``."""
         return refined_row_by_row(self, rhs)
 
     def remains(self, x: Array) -> tuple[Array, Array]:
-        """Element by element, on the thread pool."""
+        """Iterate element by element, on the thread pool."""
         found = self._each(lambda i, element: (x[i], x[i]) if element is None else element.remains(x[i]))
         left, image = (np.stack([pair[k] for pair in found]) if found else x for k in (0, 1))
         return left, image
 
     def select(self, index: IndexArray) -> RefinedFactor:
-        """The same elements: what they have found is not found again."""
+        """The factor of the elements at these positions, which share the results computed so far."""
         return MatrixFreeFactor([self._elements[i] for i in index.tolist()], self._size)
 
     def _each(self, function: Callable[[int, MatrixFree | None], Found]) -> list[Found]:

@@ -1,4 +1,4 @@
-"""What the iteration of ``null_space`` leaves of vectors, compiled: in lanes, on factors that ``kernels`` made."""
+"""Kernels of the null-space iteration (see ``null_space``), in lanes, with the factors computed by ``kernels``."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["remains", "remains_of_each"]
 def remains(
     lanes: Any, packed: Indices, x: Array, first: int, last: int, steps: int, state: Array, left: Array, image: Array
 ) -> None:
-    """What x <- x - F^-1 E x leaves of vectors, of an element in each lane: until E x makes no progress.
+    """Iterate x <- x - F^-1 E x until norm(E x) no longer decreases, with one element per lane.
 
     Args:
-        lanes: a tuple of V floats.
-        packed: the plan.
-        x: (B, count, N), in the unknowns of E.
-        first: first lane group.
-        last: one beyond the last.
-        steps: at most so many.
-        state: as ``factor`` left it, (groups, rows, V).
-        left: out, what is left of x.
-        image: out, E times that.
+        lanes: a tuple of V floats, whose length sets the number of lanes.
+        packed: the symbolic factorisation.
+        x: vectors in the unknowns of E, (B, count, N).
+        first: index of the first lane group.
+        last: index after the last lane group.
+        steps: maximum number of iterations.
+        state: the state computed by ``kernels.factor``, (groups, rows, V).
+        left: out, the final x, (B, count, N).
+        image: out, E times the final x, (B, count, N).
     """
     V = len(lanes)
     plan, source = unpacked(packed)
@@ -55,9 +55,9 @@ def remains(
 def remains_of_each(
     lanes: Any, packed: Indices, x: Array, first: int, last: int, steps: int, state: Array, left: Array, image: Array
 ) -> None:
-    """The same with a vector in each lane, of the same element: first and last count groups of vectors.
+    """As ``remains``, with one vector of the same element per lane.
 
-    Groups of all elements are numbered one element after another; state is (B, rows).
+    first and last index groups of V vectors, numbered element by element; state is (B, rows).
     """
     V = len(lanes)
     plan, source = unpacked(packed)
@@ -83,7 +83,7 @@ def _leave(
     lanes: Any, plan: LanePlan, E: Array, L: Array, D_inverse: Array, steps: int, x: Array, product: Array,
     step: Array, other: Array
 ) -> None:  # fmt: skip
-    """X <- what is left of x, product <- E x; step and other are work, all (N, V)."""
+    """Iterate x <- x - F^-1 E x in place, and product <- E x; step and other are scratch, all (N, V)."""
     multiply(lanes, plan, E, x, product)
     least, going = _largest(lanes, product), splat(lanes, 1.0) > 0.0
     for _ in range(steps):
@@ -105,7 +105,7 @@ def _leave(
 
 @njit
 def _largest(lanes: Any, z: Array) -> Any:
-    """Maximum norms."""
+    """Maximum norm of each lane."""
     size = splat(lanes, 0.0)
     for k in range(len(z)):
         size = maximum(absolute(load(lanes, z, k)), size)

@@ -1,12 +1,12 @@
-"""Null spaces of singular symmetric quasi-definite systems, found by their regularised factors.
+"""Null spaces of singular symmetric quasi-definite systems, computed with their regularised factors.
 
-E = S K S is equilibrated, and F = E + EPS J is what was factorised, J = diag(+-1). The iteration x <- x - F^-1 E x
-leaves the part of x in the null space of E as it is, however inexact F^-1 may be, and shrinks the part along an
-eigenvalue lambda by about EPS / lambda a step. So of random x it leaves random vectors of the null space, which span it
-as soon as one more of them than it has dimensions is taken: as soon as they are dependent.
+E = S K S is equilibrated, and F = E + EPS J, J = diag(+-1), is factorised. The iteration x <- x - F^-1 E x preserves
+the component of x in the null space of E, however inexact F^-1 is, and multiplies the component along an eigenvalue
+lambda by about EPS / lambda per step. Applied to random vectors it yields random vectors of the null space. They span
+it once they are linearly dependent, that is once there are more of them than its dimension.
 
-Where E is nearly singular, with eigenvalues of about EPS or less, directions remain that are not null. E itself tells
-them apart; they are kept, because refinement does not converge along them.
+If E is nearly singular, with eigenvalues of about EPS or less, vectors remain that are not null. Their products with E
+distinguish them; they are stored as slow directions, because refinement does not converge along them.
 """
 
 from __future__ import annotations
@@ -24,59 +24,61 @@ from convexlayer.rays import BoolArray
 __all__ = ["IteratedFactor", "NullSpace", "NullSpaces", "alike", "find_null_spaces"]
 
 NULL = 1e-11
-"""Vectors that E, whose norm is about 1, shrinks below this count as null."""
+"""Largest norm(E x) / norm(x) of a null vector; norm(E) is about 1."""
 
 SLOW = 1e-4
-"""Vectors that E shrinks below this are those along which refinement is slow."""
+"""Largest norm(E x) / norm(x) of a slow direction, along which refinement converges slowly."""
 
 INDEPENDENT = 1e-6
-"""Share of the longest, or of a random number, from which combinations of what remains count as independent."""
+"""Rank tolerance: a combination of the iterated vectors counts as independent above this, relative to the longest one
+or, if all are short, to the standard deviation of the initial random entries."""
 
 CONSISTENT = 1e-10
-"""Share of a right-hand side outside the range that counts as rounding."""
+"""Largest component of a right-hand side outside the range, relative to its norm, that counts as rounding."""
 
 FEW = 4
-"""Random vectors to begin with."""
+"""Initial number of random vectors; enough for null spaces of dimension below 4."""
 
 WORK = 1e8
-"""Multiply-adds up to which a basis is worth its costs: some hundredths of a second."""
+"""Multiply-adds up to which a complete basis is computed, some hundredths of a second; larger null spaces are handled
+by iterating."""
 
 
 class IteratedFactor(Protocol):
-    """What is needed of the factors of a batch of systems."""
+    """The operations of a batch of factors that ``find_null_spaces`` uses."""
 
     @property
     def scale(self) -> Array:
         """The diagonals of S, (elements, N)."""
 
     def remains(self, x: Array) -> tuple[Array, Array]:
-        """What the iteration leaves of x (B, count, N), and E times that."""
+        """The limits of the iteration from x (B, count, N), and E times them."""
 
     def null_part(self, z: Array) -> Array:
-        """The parts of z (B, N) in the null spaces of E."""
+        """The projections of z (B, N) onto the null spaces of E."""
 
     def select(self, index: IndexArray) -> IteratedFactor:
-        """The same of some elements."""
+        """The factor of the elements at these positions."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class NullSpace:
-    """The null space of one K, of dimension r, and s directions where it is nearly singular.
+    """The null space of one K, of dimension r, and s slow directions if K is nearly singular.
 
-    Where it has more dimensions than were asked for, a random subspace of it stands for it.
+    If its dimension exceeds the requested one, a random subspace represents it.
 
     Attributes:
         vectors: a basis of the null space of E, largest entries 1, (r, N).
-        gram: its inner products, (r, r).
-        basis: a basis of the null space of K, orthonormal in the unknowns of K, (r, N).
+        gram: the Gram matrix of the vectors, (r, r).
+        basis: an orthonormal basis of the null space of K, (r, N).
         change: lower triangular (r, r), with vectors S = change basis.
-        slow: directions of E's unknowns along which refinement is slow, (s, N).
-        images: E times those, (s, N), orthogonal to each other.
-        certain: whether what the iteration left was told apart, so that nothing is seen of directions that are missing
-            where nothing is seen of these.
-        whole: whether this is all that is held of it; else there may be more, which was not asked for or would cost
-            more than WORK.
+        slow: directions, in the unknowns of E, along which refinement is slow, (s, N).
+        images: E times the slow directions, (s, N), mutually orthogonal.
+        certain: whether null and slow directions were separated, so that a quantity orthogonal to all of them is
+            orthogonal to directions that are missing too.
+        whole: whether no further directions will be computed; otherwise more may exist that were not requested or
+            would cost more than WORK.
     """
 
     vectors: Array
@@ -89,29 +91,29 @@ class NullSpace:
     whole: bool = True
 
     def along_slow(self, remainder: Array) -> Array:
-        """The combination z of slow directions for which norm(remainder - E z) is least, (N,)."""
+        """The combination z of slow directions that minimises norm(remainder - E z), (N,)."""
         z: Array = (self.images @ remainder / np.sum(self.images**2, axis=1)) @ self.slow
         return z
 
 
 class NullSpaces(ABC):
-    """The null spaces of several K, and projections along them."""
+    """Projections with respect to the null spaces of several K."""
 
     @abstractmethod
     def in_range(self, rhs: Array) -> Array:
-        """S times the part of rhs (elements, N) in the range of K: all of it, where it is there but for rounding."""
+        """S times the projection of rhs (elements, N) onto the range of K; rounding outside the range is removed."""
 
     @abstractmethod
     def shortest(self, z: Array) -> Array:
-        """Of the vectors z (elements, N) plus null space of E, those for which S z is shortest."""
+        """The vectors z (elements, N) plus a null vector of E that minimise norm(S z)."""
 
 
 @final
 class _Held(NullSpaces):
-    """Of equal dimension, by their bases."""
+    """Null spaces of equal dimension, represented by their bases."""
 
     def __init__(self, spaces: Sequence[NullSpace], scale: Array) -> None:
-        """Stack them; scale is S, (elements, N)."""
+        """Stack the bases; scale is S, (elements, N)."""
         self._scale = scale
         self._vectors, self._gram, self._basis, self._change = (
             np.stack(parts) for parts in zip(*((s.vectors, s.gram, s.basis, s.change) for s in spaces), strict=True)
@@ -133,17 +135,17 @@ class _Held(NullSpaces):
         return z - _combine(self._vectors, combination)
 
     def _null_part(self, z: Array) -> Array:
-        """The part of z (elements, N) in the null space of E."""
+        """The projection of z (elements, N) onto the null space of E."""
         combination = np.linalg.solve(self._gram, _inner(self._vectors, z)[..., None])[..., 0]
         return _combine(self._vectors, combination)
 
 
 @final
 class _Iterated(NullSpaces):
-    """By the iteration; lengths are those of E."""
+    """Null spaces without a basis, handled by iteration; norms are those of the unknowns of E."""
 
     def __init__(self, factor: IteratedFactor, scale: Array) -> None:
-        """Of all elements of a factor; scale is S, (elements, N)."""
+        """All elements of a factor; scale is S, (elements, N)."""
         self._factor, self._scale = factor, scale
 
     def in_range(self, rhs: Array) -> Array:
@@ -157,12 +159,12 @@ class _Iterated(NullSpaces):
 def alike(
     spaces: Sequence[NullSpace], scale: Array, select: Callable[[IndexArray], IteratedFactor]
 ) -> Iterator[tuple[IndexArray, NullSpaces]]:
-    """Null spaces in groups that are handled together, and where their members stand.
+    """Group null spaces of equal dimension; yields the positions and the null spaces of each group.
 
     Args:
-        spaces: of several elements.
+        spaces: null spaces of several elements.
         scale: S, (elements, N).
-        select: the factor of some of them.
+        select: positions -> the factor of those elements.
     """
     for r, index in _equal(np.array([len(s.basis) if s.whole else -1 for s in spaces], dtype=np.int64)):
         if r >= 0:
@@ -174,15 +176,15 @@ def alike(
 def find_null_spaces(
     factor: IteratedFactor, batch: int, size: int, *, count: int = FEW, most: int | None = None, whole: bool = True
 ) -> list[NullSpace]:
-    """The null spaces of the B matrices (N, N) of a factor.
+    """Compute the null spaces of the B matrices (N, N) of a factor.
 
     Args:
-        factor: of the matrices.
+        factor: the factorised matrices.
         batch: B.
         size: N.
-        count: random vectors to begin with.
-        most: random vectors to take at most; random members stand for a space that would need more of them.
-        whole: whether to take more than those to begin with, where ``most`` is not given.
+        count: initial number of random vectors.
+        most: maximum number of random vectors; larger null spaces are represented by random members.
+        whole: without ``most``, whether to use more random vectors than the initial ones if needed.
     """
     count = min(count, size)
     random = np.random.default_rng(0).standard_normal((count, size))
@@ -192,7 +194,7 @@ def find_null_spaces(
     kept = length > INDEPENDENT * np.maximum(length.max(axis=1, initial=0.0, keepdims=True), 1.0)
     arrived = np.linalg.norm(image, axis=(1, 2)) <= SLOW * np.maximum(np.linalg.norm(left, axis=(1, 2)), 1.0)
     dimension = np.where(arrived, np.count_nonzero(kept, axis=1), 0)
-    # The squared length of what remains of a random vector is about the dimension of the space.
+    # The expected squared norm of the projection of a standard normal vector is the dimension of the null space.
     expected = np.sum(left**2, axis=(1, 2)) / max(count, 1)
     enough = np.maximum(2 * count, expected + 3.0 * np.sqrt(expected) + 8.0).astype(np.int64)
     larger = (dimension == count) & (count < size)
@@ -219,9 +221,9 @@ def _spanned(factor: IteratedFactor, vectors: Array, *, some: BoolArray) -> list
     """The null spaces within the spans of vectors (elements, r, N).
 
     Args:
-        factor: of the matrices.
-        vectors: what the iteration left.
-        some: where there is more than they span, (elements,); then they must be null themselves to be certain.
+        factor: the factorised matrices.
+        vectors: the vectors left by the iteration.
+        some: elements whose null space exceeds the span, (elements,); they are certain only if all vectors are null.
     """
     scale, r = factor.scale, vectors.shape[1]
     none = np.zeros((0, vectors.shape[2]))
@@ -232,7 +234,7 @@ def _spanned(factor: IteratedFactor, vectors: Array, *, some: BoolArray) -> list
     length, shrunk = np.linalg.norm(vectors, axis=2), np.linalg.norm(images, axis=2)
     if np.all(shrunk <= NULL * length):
         return _null_spaces(vectors, scale, none, none, certain=bool(r) | ~some)
-    # Taken apart, the null ones lose what the others kept the iteration from taking off.
+    # Once separated from the slow directions, null vectors lose their remaining non-null components by iterating again.
     apart = np.stack([_by_what_is_left(*pair)[0] for pair in zip(vectors, images, strict=True)])
     vectors, images = factor.remains(apart)
     found = []
@@ -244,7 +246,7 @@ def _spanned(factor: IteratedFactor, vectors: Array, *, some: BoolArray) -> list
 
 
 def _separated(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
-    """Directions in the span of vectors (r, N) that E shrinks to nothing, those that it almost does, and E times these.
+    """Null directions and slow directions in the span of vectors (r, N), and E times the slow ones.
 
     Args:
         vectors: linearly independent.
@@ -256,14 +258,14 @@ def _separated(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
 
 
 def _by_what_is_left(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
-    """Orthonormal vectors of a span (r, N) whose images are orthogonal, the lengths of these, and their directions."""
+    """An orthonormal basis of the span (r, N) with orthogonal images, their norms, and their unit directions."""
     orthonormal, change = np.linalg.qr(vectors.T)
     turn, shrunk, directions = np.linalg.svd(np.linalg.solve(change.T, images), full_matrices=False)
     return turn.T @ orthonormal.T, shrunk, directions
 
 
 def _null_spaces(vectors: Array, scale: Array, slow: Array, images: Array, *, certain: BoolArray) -> list[NullSpace]:
-    """Null spaces of K from bases (elements, r, N) of those of E; slow directions are the same for all."""
+    """Null spaces of K from bases (elements, r, N) of those of E; the slow directions are shared by all."""
     basis, change = (part.swapaxes(1, 2) for part in np.linalg.qr((vectors * scale[:, None]).swapaxes(1, 2)))
     gram = vectors @ vectors.swapaxes(1, 2)
     parts = zip(vectors, gram, basis, change, certain.tolist(), strict=True)
@@ -271,7 +273,7 @@ def _null_spaces(vectors: Array, scale: Array, slow: Array, images: Array, *, ce
 
 
 def _equal(values: IndexArray) -> Iterator[tuple[int, IndexArray]]:
-    """The values that occur, and where."""
+    """Each distinct value and the positions where it occurs."""
     for value in np.unique(values).tolist():
         yield value, np.flatnonzero(values == value)
 

@@ -1,4 +1,4 @@
-"""Refined factors in NumPy, around the factorisations of a backend."""
+"""Refined factors in NumPy, with the factorisations of a backend."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = ["PortableFactoriser"]
 
 @final
 class PortableFactoriser(AbstractFactoriser):
-    """Needs no compiled kernels, and runs wherever its backend does."""
+    """Factoriser that needs no compiled kernels, for any backend."""
 
     def __init__(self, pattern: Pattern, signs: Array, backend: AbstractBackend) -> None:
-        """Analyse.
+        """Analyse the pattern.
 
         Args:
             pattern: upper triangle of K, every diagonal entry stored.
-            signs: (N,), +1 where K is positive (semi)definite, -1 where it is negative.
-            backend: who factorises.
+            signs: (N,), +1 in the positive (semi)definite block of K, -1 in the negative.
+            backend: the backend that factorises.
         """
         self.pattern, self._signs, self._backend = pattern, signs, backend
         self._state = backend.init(pattern)
@@ -71,7 +71,7 @@ class _PortableFactor(StoredFactor):
         return whole, image
 
     def _remains(self, x: Array) -> tuple[Array, Array]:
-        """The same of one vector an element, (B, N)."""
+        """As ``remains``, for one vector per element, (B, N)."""
         product = self._multiply(x)
         least, going = max_norm(product), np.ones(len(x), dtype=bool)
         for _ in range(REFINEMENTS):
@@ -91,13 +91,15 @@ class _PortableFactor(StoredFactor):
 
     @cached_property
     def _inverse_iteration(self) -> tuple[Array, Array]:
-        """Norm of the regularised inverse of E (B,), and the directions (B, N) that it magnifies most, of norm 1."""
+        """Norm of the regularised inverse of E, (B,), and unit vectors (B, N) close to its dominant eigenvectors."""
         return power_iteration(self._factor.solve, self._scale.shape)
 
     @cached_property
     def _condition(self) -> Array:
         norm, _ = power_iteration(self._multiply, self._scale.shape)
-        return np.maximum(norm, 1.0) * self._inverse_iteration[0]  # the norm of a nonzero E is about 1 at least
+        return (
+            np.maximum(norm, 1.0) * self._inverse_iteration[0]
+        )  # the norm of an equilibrated nonzero E is about 1 or more
 
     @property
     def condition(self) -> Array:

@@ -1,12 +1,12 @@
 """Accurate solves of batches of symmetric systems that may be ill-conditioned or singular.
 
-With scales S (Ruiz) the matrix E = S K S is equilibrated, a static regularisation +-eps is added to its diagonal so
-that the factorisation exists, and solutions are refined against the unregularised E, where residuals mean something
-however the rows of K are scaled. Refinement finds a solution of a singular but consistent system too; ``condition`` and
-``null_direction`` say where there are others. The least-squares solution of minimum norm is there for the rest.
+Ruiz scaling S equilibrates the matrix to E = S K S; a static regularisation +-EPS on its diagonal makes the
+factorisation exist; solutions are refined against the unregularised E, so that residuals do not depend on the scaling
+of the rows of K. Refinement also solves singular consistent systems; ``condition`` and ``null_direction`` tell whether
+the solution is unique. ``minimum_norm`` gives the least-squares solution of minimum norm.
 
-Matrices that are stored have two forms of it, equal to rounding: ``portable`` in NumPy around a backend, and ``laned``,
-compiled. ``matrix_free`` is for those that are not.
+There are two implementations for stored matrices, equal to rounding: ``portable``, in NumPy with a backend, and
+``laned``, by kernels. ``matrix_free`` is for matrices given by products.
 """
 
 from __future__ import annotations
@@ -35,40 +35,41 @@ __all__ = [
 ]
 
 EPS = 1e-7
-"""Static regularisation of E. Where E is singular pivots reach 1 / EPS, whose rounding must stay well below EPS."""
+"""Static regularisation of E. If E is singular, pivots reach 1 / EPS, and their rounding, about 1e-16 / EPS, must stay
+well below EPS; larger values slow refinement down."""
 
 ACCEPTED = 1e-10
-"""Relative residual at which a refined solution is accepted without a second thought."""
+"""Relative residual up to which a refined solution is accepted without further checks."""
 
 REFINED = 1e-14
-"""Relative residual below which refining further is pointless."""
+"""Relative residual at which refinement stops: some tens of rounding errors."""
 
 PROGRESS = 0.5
-"""A step that leaves more than this share of the residual is an element's last."""
+"""Refinement of an element stops when a step reduces the residual by less than a factor of 2."""
 
 SINGULAR = 0.5 / EPS
-"""Condition of E from which it is treated as singular; the regularisation caps the estimate at norm(E) / EPS."""
+"""Condition estimate from which E is treated as singular; the regularisation bounds the estimate by norm(E) / EPS."""
 
 RUIZ_PASSES = 4
-"""Passes of equilibration."""
+"""Passes of Ruiz equilibration; more passes change the scales little."""
 
 POWER_STEPS = 3
-"""Power iterations that estimate a norm."""
+"""Power iterations of a norm estimate: enough for its order of magnitude."""
 
 REFINEMENTS = 12
-"""Steps of refinement at most."""
+"""Maximum number of refinement steps."""
 
 ROW_ACCEPTED, ROW_STEPS = 1e-11, 2
-"""Residual of a row, relative to its terms, at which it is not refined further, and how often that is done."""
+"""Row-wise refinement: residual of a row relative to its terms at which it ends, and maximum number of rounds."""
 
 NOTHING = 1e-18
-"""Terms of a row that are no larger than this, relative to the largest row, are leftovers of zeros."""
+"""Lower bound of the terms of a row, relative to the largest row: smaller terms are rounding residues of zeros."""
 
 SWEEPS = 3
-"""Corrections along the directions where refinement is slow, each followed by refinement."""
+"""Number of corrections along the slow directions in ``minimum_norm``, each followed by refinement."""
 
 TINY = 1e-300
-"""Stands for zero where something is divided by a norm."""
+"""Lower bound of norms that are divided by."""
 
 
 class RefinedFactor(ABC):
@@ -78,7 +79,7 @@ class RefinedFactor(ABC):
     """
 
     def __init__(self, size: int, *, most: int | None = None) -> None:
-        """Matrices of order ``size``; of null spaces of more than ``most`` dimensions a few members are found."""
+        """Matrices of order ``size``; null spaces of dimension above ``most`` are represented by random members."""
         self._size, self._most = size, most
         self._null_spaces: dict[int, NullSpace] = {}
         self._null_directions: dict[int, NullSpace] = {}
@@ -91,24 +92,26 @@ class RefinedFactor(ABC):
     @property
     @abstractmethod
     def condition(self) -> Array:
-        """Estimate (B,) of the condition of E, by power iterations; at most about norm(E) / EPS."""
+        """Condition estimates of E, (B,), by power iterations; at most about norm(E) / EPS."""
 
     @property
     @abstractmethod
     def null_direction(self) -> Array:
-        """A random direction (B, N) of K's null space, largest entry 1; of use where ``condition`` exceeds SINGULAR."""
+        """A random null direction of K, (B, N), largest entry 1; meaningful if ``condition`` exceeds SINGULAR."""
 
     @abstractmethod
     def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
-        """Solve K z = rhs by iterative refinement: solutions (B, N) and residuals (B,), the best of all steps.
+        """Solve K z = rhs by iterative refinement.
 
-        An element is refined until it makes no progress, whatever the others do. One whose right-hand side is not
-        finite is NaN.
+        Each element is refined until it makes no progress, independently of the others.
+
+        Returns:
+            solutions (B, N) and residuals (B,), the best of all steps; NaN if the right-hand side is not finite.
         """
 
     @abstractmethod
     def refine_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
-        """Solve K z = rhs so that residuals are small in every row, relative to its own terms (Skeel 1980).
+        """Solve K z = rhs with a small residual in every row relative to the terms of that row (Skeel 1980).
 
         Returns:
             solutions (B, N); the largest residual of a row of E relative to the magnitudes of its terms, (B,).
@@ -116,31 +119,32 @@ class RefinedFactor(ABC):
 
     @abstractmethod
     def product(self, x: Array) -> Array:
-        """E x of x (B, N)."""
+        """E x, (B, N)."""
 
     @abstractmethod
     def terms(self, x: Array) -> Array:
-        """For every row of E x the sum of the magnitudes of its terms, (B, N); of what is rounded with it, at least."""
+        """Row-wise sums of the magnitudes of the terms of E x, (B, N), or bounds of what is rounded in computing it."""
 
     @abstractmethod
     def remains(self, x: Array) -> tuple[Array, Array]:
-        """What x <- x - F^-1 E x leaves of vectors x (B, count, N), and E times that (see ``null_space``)."""
+        """The limits of x <- x - F^-1 E x from x (B, count, N), and E times them (see ``null_space``)."""
 
     @abstractmethod
     def select(self, index: IndexArray) -> RefinedFactor:
         """The factor of the elements at these positions."""
 
     def residual(self, z: Array, rhs: Array) -> Array:
-        """Norm(S (rhs - K z)) / norm(S rhs), in the maximum norm, (B,)."""
+        """Relative residuals norm(S (rhs - K z)) / norm(S rhs) in the maximum norm, (B,)."""
         target = self.scale * rhs
         return max_norm(target - self.product(z / self.scale)) / np.maximum(max_norm(target), TINY)
 
     def null_part(self, z: Array) -> Array:
-        """The parts of z (B, N) in the null spaces of E.
+        """The projections of z (B, N) onto the null spaces of E.
 
-        F^-1 is too inexact to tell null spaces from what is orthogonal to them. What ``remains`` is null all the same,
-        but for a small part depends on the range's part of z; E times a refined solution of E x = z is in the range,
-        but for a small part depends on the null space's part of z. In turn they converge.
+        F^-1 is not accurate enough to separate a null space from its orthogonal complement in one step. The limit
+        ``remains`` is a null vector, but depends slightly on the component of z in the range. E times a refined
+        solution of E x = z is in the range, but depends slightly on the component in the null space. Alternating
+        the two converges.
         """
         scale = self.scale
         found, going = np.zeros_like(z), max_norm(z) > 0.0
@@ -155,11 +159,11 @@ class RefinedFactor(ABC):
         return found
 
     def null_spaces(self, index: IndexArray) -> list[NullSpace]:
-        """The null spaces of K of these elements, whose ``condition`` must be finite; found once."""
+        """The null spaces of K of these elements, whose ``condition`` must be finite; computed once."""
         return self._found(index, self._null_spaces, whole=True)
 
     def null_directions(self, index: IndexArray) -> list[NullSpace]:
-        """The same, but no more than a few directions of those that have many, where they tell: much sooner found."""
+        """As ``null_spaces``, but only a few directions of large null spaces if those are certain; much faster."""
         few = self._found(index, self._null_directions, whole=False)
         unsure: IndexArray = np.array(
             [i for i, space in zip(index.tolist(), few, strict=True) if not (space.certain or space.whole)],
@@ -180,9 +184,9 @@ class RefinedFactor(ABC):
         return [known[i] for i in index.tolist()]
 
     def minimum_norm(self, rhs: Array, index: IndexArray) -> tuple[Array, Array]:
-        """Least-squares solutions for these elements, in the norms of K, of minimum norm; and their residuals.
+        """Least-squares solutions of minimum norm for these elements, and their residuals.
 
-        Where a null space is so large that it is not held as a whole (see ``NullSpace``), in the norms of E.
+        Norms are those of the unknowns of K, or of E if the null space is too large to compute (``NullSpace.whole``).
 
         Returns:
             argmin norm(z) over the minimisers of norm(K z - rhs), (len(index), N); the residuals, (len(index),).
@@ -208,10 +212,10 @@ class RefinedFactor(ABC):
 
 
 class StoredFactor(RefinedFactor):
-    """Of matrices that are stored, of one pattern."""
+    """Refined factor of stored matrices of one pattern."""
 
     def __init__(self, pattern: Pattern) -> None:
-        """Pattern: the upper triangle of K."""
+        """Pattern is that of the upper triangle of K."""
         super().__init__(pattern.shape[0])
         self._pattern = pattern
 
@@ -221,23 +225,23 @@ class StoredFactor(RefinedFactor):
 
     @final
     def product(self, x: Array) -> Array:
-        """E x of x (B, N)."""
+        """E x, (B, N)."""
         return equilibrated_product(self._pattern, self._whole[0], x)
 
     @final
     def terms(self, x: Array) -> Array:
-        """Exactly the sums of magnitudes."""
+        """|E| |x|, (B, N)."""
         return equilibrated_product(self._pattern, self._whole[1], np.abs(x))
 
     @cached_property
     def _whole(self) -> tuple[Array, Array]:
-        """The upper triangles of E of all elements, and their magnitudes."""
+        """The upper triangles of E of all elements, and their absolute values."""
         E = self.equilibrated(np.arange(len(self.scale)))[1]
         return E, np.abs(E)
 
 
 class AbstractFactoriser(ABC):
-    """Factorises batches of matrices of one pattern; symbolic work is done when it is made."""
+    """Factorises batches of matrices of one pattern; the constructor does the symbolic factorisation."""
 
     @abstractmethod
     def factor(self, values: Array) -> RefinedFactor:
@@ -245,10 +249,10 @@ class AbstractFactoriser(ABC):
 
 
 def refined_row_by_row(factor: RefinedFactor, rhs: Array) -> tuple[Array, Array]:
-    """``RefinedFactor.refine_row_by_row`` by its other methods.
+    """Implement ``RefinedFactor.refine_row_by_row`` with its other methods.
 
-    ``refine`` drives down the norm of the residual; what it leaves is refined once more where that is not enough for
-    rows of small terms.
+    ``refine`` reduces the norm of the residual; its remainder is refined again for elements that have rows with small
+    terms and a relatively large residual.
     """
     z, _ = factor.refine(rhs)
     remainder, residual = _row_residual(factor, z, rhs)
@@ -262,7 +266,7 @@ def refined_row_by_row(factor: RefinedFactor, rhs: Array) -> tuple[Array, Array]
 
 
 def _row_residual(factor: RefinedFactor, z: Array, rhs: Array) -> tuple[Array, Array]:
-    """Rhs - K z, and the largest of each row relative to the sum of the magnitudes of its terms, (B,)."""
+    """rhs - K z, and its largest entry relative to the sum of the magnitudes of the row's terms, (B,)."""
     scale = factor.scale
     x, target = z / scale, scale * rhs
     remainder = target - factor.product(x)
@@ -272,18 +276,18 @@ def _row_residual(factor: RefinedFactor, z: Array, rhs: Array) -> tuple[Array, A
 
 
 def equilibrated_product(pattern: Pattern, E: Array, z: Array) -> Array:
-    """E z (B, N) for upper triangles E (B, nnz)."""
+    """E z, (B, N), for E given by upper triangles (B, nnz)."""
     diagonal = pattern.rows == pattern.cols
     return pattern.matvec(E, z) + pattern.rmatvec(E, z) - E[:, diagonal] * z
 
 
 def power_start(size: int) -> Array:
-    """Where power iterations start: no direction in particular (N,)."""
+    """Starting vector of power iterations, (N,): random, with a fixed seed."""
     return np.random.default_rng(0).standard_normal(size)
 
 
 def power_iteration(apply: Callable[[Array], Array], shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Norms (B,) of symmetric operators on (B, N), from below, and the directions they magnify most, of norm 1."""
+    """Power iteration: lower bounds (B,) of the norms of symmetric operators on (B, N), and unit dominant vectors."""
     z = np.broadcast_to(power_start(shape[1]), shape)
     norm = np.linalg.norm(z, axis=1, keepdims=True)
     for _ in range(POWER_STEPS):
@@ -293,7 +297,7 @@ def power_iteration(apply: Callable[[Array], Array], shape: tuple[int, ...]) -> 
 
 
 def equilibration(pattern: Pattern, values: Array) -> Array:
-    """Scales (B, N) that bring the largest entry of every row of the symmetric matrix near 1 (Ruiz 2001)."""
+    """Scales (B, N) that bring the maximum norm of every row of the symmetric matrix near 1 (Ruiz 2001)."""
     size = pattern.shape[0]
     scale = np.ones((values.shape[0], size))
     if size == 0:

@@ -3,8 +3,8 @@
     [ T   B ] [x]   [r]
     [ B'  C ] [u] = [t]      C diagonal:     (T - B C^-1 B') x = r - B C^-1 t,     u = C^-1 (t - B'x)
 
-For the reduced KKT system of the derivative this is P + B diag(1 / (1 - d + eps)) B', of size n. Rows with d = 1 have
-the weight 1 / eps there, which costs a solve about log10(1 / eps) digits; refinement brings them back.
+For the reduced KKT system of the derivative the Schur complement is P + B diag(1 / (1 - d + eps)) B', of order n. Rows
+with d = 1 have weight 1 / eps, so that a solve loses about log10(1 / eps) digits, which refinement recovers.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def trailing_diagonal(pattern: Pattern) -> int:
 
 @final
 class SchurPlaces:
-    """Where the values of a pattern stand in T, B and C.
+    """Positions of a pattern's values in T, B and C.
 
     Args:
         pattern: upper triangle of a symmetric matrix, every diagonal entry stored.
-        kept: size n of T.
-        device: where they will be needed.
+        kept: order n of T.
+        device: device of the index tensors.
     """
 
     def __init__(self, pattern: Pattern, kept: int, device: torch.device) -> None:
@@ -45,16 +45,16 @@ class SchurPlaces:
         T, beyond = slice(self.split), slice(self.split, None)
         self.upper = index(rows[T] * kept + cols[T])
         self.lower = index(cols[T] * kept + rows[T])
-        # B with the diagonal of C as one more row: beyond the split, every entry is of one or the other
+        # B with the diagonal of C as an additional row: every entry after the split belongs to one of them.
         self.bordered = index(np.minimum(rows[beyond], kept) * self.eliminated + cols[beyond] - kept)
 
 
 @final
 class SchurFactor:
-    """Cholesky factors of what remains.
+    """Cholesky factors of the Schur complements.
 
     Attributes:
-        failed: elements where it was not positive definite, (B,); their solutions mean nothing.
+        failed: elements whose Schur complement is not positive definite, (B,); their solutions are meaningless.
     """
 
     def __init__(self, places: SchurPlaces, values: torch.Tensor) -> None:

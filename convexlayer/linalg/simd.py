@@ -1,16 +1,16 @@
-"""Vectors of V doubles as values in compiled code, so that kernels read like scalar code.
+"""SIMD vectors of V doubles as Numba values, so that kernels read like scalar code.
 
-``load(lanes, array, row)`` takes a row of a C-contiguous array (rows, V) into one LLVM vector; ``+ - * /``, negation,
-comparisons, ``where`` and the functions here act on all lanes at once; ``store(array, row, x)`` puts it back. V is the
-length of the tuple ``lanes``, so it is known when a kernel is compiled. A float stands for a vector of equal entries.
+``load(lanes, array, row)`` loads a row of a C-contiguous array (rows, V) into an LLVM vector; ``+ - * /``, negation,
+comparisons, ``where`` and the functions of this module act on all lanes at once; ``store(array, row, x)`` stores it. V
+is the length of the tuple ``lanes``, so that it is known at compile time. A float operand is broadcast to all lanes.
 
-Written out because no loop over lanes in plain code becomes vector instructions: LLVM unrolls a loop of eight before it
-looks at it, and then may not reorder loads and stores of arrays that could overlap.
+Explicit vectors are needed because LLVM does not vectorise inner loops over lanes: it unrolls a loop of eight first,
+and then may not reorder loads and stores of arrays that could overlap.
 
-Every operation is rounded by itself. Products and sums are not fused, which LLVM would do in vectors of one width and
-not of another, if it were allowed to: so a lane's numbers depend neither on V nor on the processor.
+Every operation is rounded separately. Products and sums are not contracted to fused multiply-adds, which LLVM would do
+for some vector widths only; so the result of a lane depends neither on V nor on the processor.
 
-A comparison with NaN is false, as everywhere; nothing here branches on a lane's value.
+A comparison with NaN is false. No function branches on the value of a lane.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 _DOUBLE, _INDEX, _BITS = ir.DoubleType(), ir.IntType(64), ir.IntType(1)
 
-# To its users an intrinsic lacks the first parameter that its definition has, which its type does not say.
+# Callers of an intrinsic omit the first parameter of its definition (the typing context), which its type does not show.
 _intrinsic: Any = intrinsic
 
 
@@ -54,7 +54,7 @@ class _Vector(types.Type):
 
 
 class _Mask(types.Type):
-    """V truth values."""
+    """V booleans."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -74,7 +74,7 @@ class _MaskModel(models.PrimitiveModel):
 
 
 def _spread(builder: Any, value: Any, count: int) -> Any:
-    """A double as a vector; a vector as it is."""
+    """Broadcast a double to a vector; return a vector unchanged."""
     if isinstance(value.type, ir.VectorType):
         return value
     vector = ir.VectorType(_DOUBLE, count)
@@ -84,7 +84,7 @@ def _spread(builder: Any, value: Any, count: int) -> Any:
 
 
 def _widest(left: Any, right: Any) -> Any:
-    """The vector type of an operation on two operands, at least one of them a vector; None where there is none."""
+    """Result type of an operation on two operands, at least one of them a vector; None if it is not defined."""
     match left, right:
         case _Vector(), _Vector() if left is right or left == right:
             return left
@@ -96,7 +96,7 @@ def _widest(left: Any, right: Any) -> Any:
 
 
 def _operation(function: Callable[..., Any], generate: Callable[..., Any], *, compares: bool = False) -> None:
-    """Teaches the compiler a binary operator on vectors, or on a vector and a float."""
+    """Register a binary operator on vectors, or on a vector and a float, with Numba."""
 
     @type_callable(function)
     def typer(_: Any) -> Any:
@@ -127,7 +127,7 @@ for _function, _sign in ((operator.lt, "<"), (operator.le, "<="), (operator.gt, 
 
 
 def _logic(function: Callable[..., Any], generate: Callable[..., Any]) -> None:
-    """Teaches the compiler a binary operator on masks."""
+    """Register a binary operator on masks with Numba."""
 
     @type_callable(function)
     def typer(_: Any) -> Any:
@@ -141,7 +141,7 @@ _logic(operator.or_, lambda builder, left, right: builder.or_(left, right))
 
 
 def _unary(function: Callable[..., Any], accepted: type, generate: Callable[..., Any]) -> None:
-    """Teaches the compiler a unary operator."""
+    """Register a unary operator with Numba."""
 
     @type_callable(function)
     def typer(_: Any) -> Any:
@@ -162,7 +162,7 @@ def _address(context: Any, builder: Any, kind: Any, array: Any, row: Any, count:
 
 @_intrinsic
 def load(_: Any, lanes: Any, array: Any, row: Any) -> Any:
-    """Row ``row`` of an array (rows, V); of an array (V,), row 0."""
+    """Load row ``row`` of an array (rows, V), or row 0 of an array (V,)."""
     count = lanes.count
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -175,7 +175,7 @@ def load(_: Any, lanes: Any, array: Any, row: Any) -> Any:
 
 @_intrinsic
 def spread(_: Any, lanes: Any, array: Any, row: Any) -> Any:
-    """Row ``row`` of an array (rows, V); the same number in every lane of an array (rows,) that all lanes share."""
+    """Load row ``row`` of an array (rows, V), or broadcast entry ``row`` of an array (rows,) to all lanes."""
     count = lanes.count
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -190,7 +190,7 @@ def spread(_: Any, lanes: Any, array: Any, row: Any) -> Any:
 
 @_intrinsic
 def store(_: Any, array: Any, row: Any, x: Any) -> Any:
-    """Array[row] <- x."""
+    """Store x in row ``row`` of an array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address = _address(context, builder, signature.args[0], arguments[0], arguments[1], signature.args[2].count)
@@ -203,7 +203,7 @@ def store(_: Any, array: Any, row: Any, x: Any) -> Any:
 
 @_intrinsic
 def splat(_: Any, lanes: Any, value: Any) -> Any:
-    """A vector of equal entries."""
+    """Broadcast a float to a vector."""
     count = lanes.count
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
@@ -214,7 +214,7 @@ def splat(_: Any, lanes: Any, value: Any) -> Any:
 
 @_intrinsic
 def where(_: Any, mask: Any, yes: Any, no: Any) -> Any:
-    """``yes`` in the lanes of the mask, ``no`` elsewhere."""
+    """Select ``yes`` in the lanes of the mask, ``no`` elsewhere."""
     count = mask.count
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
@@ -226,7 +226,7 @@ def where(_: Any, mask: Any, yes: Any, no: Any) -> Any:
 
 @_intrinsic
 def any_lane(_: Any, mask: Any) -> Any:
-    """Whether the mask holds in some lane."""
+    """Whether the mask is true in any lane."""
 
     def generate(_: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits = ir.IntType(signature.args[0].count)
@@ -236,7 +236,7 @@ def any_lane(_: Any, mask: Any) -> Any:
 
 
 def _llvm(name: str, arity: int) -> Any:
-    """An LLVM function on vectors."""
+    """Call an LLVM intrinsic on vectors."""
 
     def declared(builder: Any, arguments: Any) -> Any:
         vector = arguments[0].type
@@ -261,7 +261,7 @@ def absolute(_: Any, x: Any) -> Any:
 
 @_intrinsic
 def split(_: Any, x: Any) -> Any:
-    """(m, k) with x = m 2^k and sqrt(1/2) <= m < sqrt 2, for normal x > 0; k is integral but a double."""
+    """(m, k) with x = m 2^k and sqrt(1/2) <= m < sqrt 2, for normal x > 0; k is an integer stored as a double."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         count = signature.args[0].count
@@ -280,7 +280,7 @@ def split(_: Any, x: Any) -> Any:
 
 @_intrinsic
 def pow2(_: Any, k: Any) -> Any:
-    """2^k for integral k in -1022 ... 1023, given as doubles."""
+    """2^k for integers k in -1022 ... 1023, stored as doubles."""
 
     def generate(_: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         count = signature.args[0].count
@@ -296,13 +296,13 @@ def pow2(_: Any, k: Any) -> Any:
 
 @_intrinsic
 def maximum(_: Any, x: Any, y: Any) -> Any:
-    """The larger of the two; y where either is NaN."""
+    """The larger of x and y; y if either is NaN."""
     return _choose(">", x, y)
 
 
 @_intrinsic
 def minimum(_: Any, x: Any, y: Any) -> Any:
-    """The smaller of the two; y where either is NaN."""
+    """The smaller of x and y; y if either is NaN."""
     return _choose("<", x, y)
 
 

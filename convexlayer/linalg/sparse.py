@@ -1,4 +1,4 @@
-"""Sparse LDL' by QDLDL: one element after another, ordered by minimum degree."""
+"""Sparse LDL' by QDLDL, one element after another, in minimum-degree order."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["SparseBackend"]
 
 
 BUMPS = (0.0, 1e-6, 1e-4)
-"""What is added to the size of every diagonal entry until no pivot is zero."""
+"""Values added to the magnitude of every diagonal entry, in turn, until no pivot is zero. Larger values give a less
+accurate factor and more refinement steps."""
 
 
 @final
 class SparseBackend(AbstractBackend):
     """LDL' of sparse quasi-definite matrices.
 
-    QDLDL keeps its symbolic analysis inside the solver object together with the numbers, so a factor holds one object
-    an element. A zero pivot, which rounding can bring about in a nearly singular matrix, costs accuracy: the diagonal
-    is made larger, and refinement has more to do.
+    QDLDL stores its symbolic analysis in the solver object together with the values, so a factor has one object per
+    element. If rounding produces a zero pivot in a nearly singular matrix, the diagonal is increased (BUMPS).
     """
 
     def init(self, pattern: Pattern) -> Pattern:
-        """The pattern is all that is needed."""
+        """Return the pattern: QDLDL analyses it in each factorisation."""
         return pattern
 
     def factor(self, state: Pattern, values: Array) -> AbstractFactor:
@@ -49,7 +49,7 @@ class _SparseFactor(AbstractFactor):
 
 
 def _factorise(pattern: Pattern, values: Array) -> qdldl.Solver | None:
-    """The factorisation of one element, or None where every bump leaves a zero pivot."""
+    """The factorisation of one element, or None if all BUMPS leave a zero pivot."""
     signs = np.where(pattern.rows == pattern.cols, np.sign(values), 0.0)
     for bump in BUMPS:
         try:

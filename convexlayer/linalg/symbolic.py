@@ -1,4 +1,4 @@
-"""Symbolic LDL', once a layer: fill-reducing order, elimination tree, pattern of L and its runs."""
+"""Symbolic LDL' factorisation, once per layer: fill-reducing order, elimination tree, pattern of L and supernodes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Symbolic", "minimum_degree"]
 @final
 @dataclass(frozen=True, eq=False)
 class Symbolic:
-    """The factorisation plan of a pattern.
+    """The symbolic factorisation of a pattern.
 
     Attributes:
-        plan: for the compiled loops.
-        place: where each entry of the pattern's upper triangle stands in the plan's values, (nnz,) int32.
-        fill: entries of L.
+        plan: index arrays of the kernels.
+        place: position in the plan's values of each entry of the pattern's upper triangle, (nnz,) int32.
+        fill: number of entries of L.
         flops: multiply-adds of a numeric factorisation.
     """
 
@@ -37,10 +37,10 @@ class Symbolic:
 
     @cached_property
     def packed(self) -> Indices:
-        """The plan in one array of int32, which is quicker to hand over than twelve.
+        """The plan in one int32 array, which is faster to pass to a kernel than twelve.
 
-        First where each part starts, and the end of the last; then the parts of the plan, and last the entry of the
-        pattern that each of the plan's values comes from, -1 for zeros that fill runs.
+        First the start of each part and the end of the last one; then the parts of the plan; then, for each of the
+        plan's values, the index of its entry in the pattern, or -1 for zeros that fill supernodes.
         """
         source = np.full(len(self.plan.row), -1)
         source[self.place] = np.arange(len(self.place))
@@ -50,12 +50,12 @@ class Symbolic:
 
     @staticmethod
     def of(pattern: Pattern, signs: Array, last: IndexArray | None = None) -> Symbolic:
-        """Analyse.
+        """Analyse a pattern.
 
         Args:
             pattern: upper triangle, every diagonal entry stored, (N, N).
             signs: expected signs of the pivots, (N,).
-            last: unknowns of large dense blocks, which are eliminated after all others.
+            last: indices of large dense blocks, which are eliminated after all others.
         """
         position = minimum_degree(pattern, last)
         permutation = np.argsort(position)
@@ -78,7 +78,7 @@ class Symbolic:
 
 @final
 class _Upper:
-    """The upper triangle of the permuted matrix, entries sorted by columns."""
+    """Pattern of the upper triangle of the permuted matrix, sorted by columns."""
 
     def __init__(self, size: int, low: IndexArray, high: IndexArray) -> None:
         self.size, self.low, self.high = size, low, high
@@ -87,7 +87,7 @@ class _Upper:
         self.row = low[self.order].astype(np.int32)
 
     def linked(self, heads: Indices) -> _Upper:
-        """With every pair of columns of a run stored, zeros where there was nothing."""
+        """The pattern with all entries within each supernode stored, explicit zeros where there were none."""
         lead = np.flatnonzero(np.bincount(heads, minlength=self.size) == SUPERNODE_WIDTH)
         first, second = np.triu_indices(SUPERNODE_WIDTH, 1)
         low, high = (np.add.outer(lead, offset).ravel() for offset in (first, second))
@@ -96,10 +96,10 @@ class _Upper:
 
 
 def minimum_degree(pattern: Pattern, last: IndexArray | None = None) -> IndexArray:
-    """Position of each index in a fill-reducing order (N,): SuperLU's multiple minimum degree, of A'+A.
+    """Position of each index in a fill-reducing order (N,): SuperLU's multiple minimum degree of A' + A.
 
-    SuperLU orders while it factorises, so it is given a matrix of the pattern that needs no pivoting, and without those
-    that come ``last`` anyway: a dense block needs no order, and its factorisation takes minutes.
+    SuperLU orders only as part of a factorisation, so it factorises a diagonally dominant matrix of the pattern, which
+    needs no pivoting. The ``last`` indices are left out: their dense block would take minutes to factorise.
     """
     size = pattern.shape[0]
     if last is not None and len(last):
@@ -120,7 +120,7 @@ def minimum_degree(pattern: Pattern, last: IndexArray | None = None) -> IndexArr
 
 
 def _factored(upper: _Upper) -> tuple[Indices, ...]:
-    """Counts, column starts and rows of L's columns, then starts, columns and positions of its rows."""
+    """Pattern of L: by columns (counts, starts, rows), then by rows (starts, columns, positions)."""
     parent, counts = _elimination_tree(upper.start, upper.row)
     factor_start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return counts, factor_start, *_pattern_of_L(upper.start, upper.row, parent, factor_start)
@@ -128,7 +128,7 @@ def _factored(upper: _Upper) -> tuple[Indices, ...]:
 
 @cached_kernel
 def _elimination_tree(start: Indices, row: Indices) -> tuple[Indices, Indices]:
-    """Parents (-1 at roots) and number of entries below the diagonal of each column of L (Liu 1990)."""
+    """Elimination tree (Liu 1990): parents (-1 at roots), and entries below the diagonal of each column of L."""
     size = len(start) - 1
     parent = np.full(size, -1, np.int32)
     counts = np.zeros(size, np.int32)
@@ -150,7 +150,7 @@ def _elimination_tree(start: Indices, row: Indices) -> tuple[Indices, Indices]:
 def _pattern_of_L(
     start: Indices, row: Indices, parent: Indices, factor_start: Indices
 ) -> tuple[Indices, Indices, Indices, Indices]:
-    """Rows of L's entries by column, and for each row of L its columns, ascending, with the entries' positions."""
+    """Row indices of L by columns, and for each row of L its columns, ascending, and the positions of the entries."""
     size = len(start) - 1
     total = factor_start[size]
     factor_row = np.empty(total, np.int32)
@@ -182,7 +182,7 @@ def _pattern_of_L(
 
 @cached_kernel
 def _supernode_heads(factor_start: Indices, factor_row: Indices) -> Indices:
-    """First column of each column's supernode: SUPERNODE_WIDTH neighbours with the same rows below them, or itself."""
+    """First column of the supernode of each column: SUPERNODE_WIDTH columns with the same rows below, or one column."""
     size = len(factor_start) - 1
     heads = np.arange(size).astype(np.int32)
     j = 0
@@ -207,9 +207,9 @@ def _supernode_heads(factor_start: Indices, factor_row: Indices) -> Indices:
 def _runs_of_rows(
     row_start: Indices, row_column: Indices, row_position: Indices, heads: Indices
 ) -> tuple[Indices, Indices, Indices, Indices]:
-    """The columns of each row of L grouped in runs: where a row's runs start, first column, length, last position.
+    """Group the columns of each row of L in runs: starts of the rows' runs, first columns, lengths, last positions.
 
-    A row inside a run sees only part of its columns, one by one.
+    A row within a supernode has only some of its columns, as runs of length 1.
     """
     size = len(row_start) - 1
     supernode_start = np.zeros(size + 1, np.int32)

@@ -1,1 +1,1 @@
-"""The interior-point method compiled by Numba: one element a SIMD lane, ranges of elements on threads."""
+"""The interior-point method in Numba kernels: one batch element per SIMD lane, ranges of elements on threads."""

@@ -1,12 +1,13 @@
-"""From the interior to the solution, where all cones are half-lines: one step with the active set known.
+"""Crossover for programs with zero and nonnegative cones only: one Newton step on the estimated active set.
 
-At the end of the interior-point method a row counts as active where y > s. With inactive multipliers at 0 and active
-slacks at 0 the optimality conditions are linear,
+At the final iterate of the interior-point method a row is estimated to be active if y > s. With the multipliers of
+inactive rows and the slacks of active rows fixed at 0, the optimality conditions are linear,
 
-    P x + A'y = -q,    A x = b in active rows,    y = 0 in the others,
+    P x + A'y = -q,    A x = b in active rows,    y = 0 in inactive rows,
 
-which is the method's own system with H = 0 in active rows and H infinite in the others: one factorisation more. The
-result is taken where it is right row by row and all signs are as supposed; else the set was another, or is not unique.
+which is the KKT system of the method with H = 0 in active rows and H infinite in inactive rows, so that one more
+factorisation solves it. The result is accepted if every row's residual is small and all signs of y and s agree with the
+active set. Otherwise the estimate was wrong or the solution is not unique, and the interior-point iterate is kept.
 """
 
 from __future__ import annotations
@@ -22,21 +23,23 @@ from convexlayer.program import Array
 __all__ = ["REFINEMENTS", "ahead", "arrived", "set_active"]
 
 INFINITE = 1e25
-"""H of an inactive row."""
+"""H of an inactive row, in scaled units: large enough that the step leaves its multiplier at 0 to rounding, small
+enough that the factorisation does not overflow."""
 
 RIGHT = 1e-12
-"""Residual of a row, relative to its terms, up to which the result is taken."""
+"""Largest accepted residual of a row, relative to the sum of the magnitudes of its terms, about 10^4 rounding
+errors. Smaller values reject correct active sets of badly conditioned systems, larger ones accept wrong sets."""
 
 CANCELLED = 1e-11
-"""Of a variable that is 0 by an active row of its own the step leaves no more than this share."""
+"""Largest ratio |new x| / |old x| at which a variable is set to exactly 0, if an active bound fixes it at 0."""
 
 REFINEMENTS = 2
-"""Steps of refinement more: small entries are to be right relative to themselves."""
+"""Additional steps of iterative refinement, which make small entries accurate relative to their own size."""
 
 
 @njit(nogil=True)
 def set_active(layout: Layout, n: int, start: Point, values: Array, v: int) -> None:
-    """H of lane v, of the active set of a point."""
+    """Write the -H of the active set of ``start`` into the KKT values of lane v."""
     for i in range(layout.zero, layout.orthant):
         active = start.y[i, v] > start.s[i, v]
         values[layout.diagonal[n + i], v] = -REGULARISATION if active else -INFINITE
@@ -44,7 +47,10 @@ def set_active(layout: Layout, n: int, start: Point, values: Array, v: int) -> N
 
 @njit(nogil=True)
 def ahead(layout: Layout, data: Data, start: Point, tau: float, rhs: Array, v: int) -> None:
-    """Put lane v's start on its active set, and the right-hand side of the step from there into rhs (N, V)."""
+    """Move lane v of ``start`` onto its active set and write the right-hand side of the crossover step into rhs (N, V).
+
+    Afterwards s is 0 in active rows and 1, as a marker, in inactive rows.
+    """
     x, s, y = start.x, start.s, start.y
     n, m = len(x), len(s)
     for j in range(n):
@@ -62,7 +68,7 @@ def ahead(layout: Layout, data: Data, start: Point, tau: float, rhs: Array, v: i
 
 @njit(nogil=True)
 def arrived(layout: Layout, data: Data, start: Point, step: Array, v: int) -> bool:
-    """Whether lane v's step (N, V) leads to the solution; if so, the start becomes that."""
+    """Whether lane v's crossover step (N, V) is accepted; if so, ``start`` is overwritten with the solution."""
     x, s, y = start.x, start.s, start.y
     n, m = len(x), len(s)
     new_x, new_y = np.empty(n), np.empty(m)
@@ -97,7 +103,7 @@ def arrived(layout: Layout, data: Data, start: Point, step: Array, v: int) -> bo
 
 @njit(nogil=True)
 def _residuals(layout: Layout, data: Data, x: Array, y: Array, v: int) -> tuple[Array, Array, Array, Array]:
-    """P x + q + A'y and A x - b of lane v's program, and the sums of the magnitudes of their terms."""
+    """P x + q + A'y and A x - b of lane v's program, and for each row the sum of the magnitudes of its terms."""
     n, m = len(x), len(y)
     dual, primal, dual_terms, primal_terms = np.empty(n), np.empty(m), np.empty(n), np.empty(m)
     for i in range(m):

@@ -1,4 +1,4 @@
-"""Logarithm and exponential on vectors of lanes, to a unit or two in the last place."""
+"""Logarithm and exponential of SIMD vectors, accurate to one or two units in the last place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from convexlayer.linalg.simd import pow2, split, where
 
 __all__ = ["expm1", "log", "log1p"]
 
-# ln 2 = high + low, where high has trailing zeros, so that its products with exponents are exact.
+# ln 2 = high + low (fdlibm): high ends in zero bits, so that its products with exponents are exact.
 _LN2_HIGH = 6.93147180369123816490e-01
 _LN2_LOW = 1.90821492927058770002e-10
 _INVERSE_LN2 = 1.4426950408889634
@@ -36,7 +36,7 @@ def _log_near_one(f: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def log(x: Any) -> Any:
-    """Natural logarithm of normal numbers x > 0; any number elsewhere."""
+    """Natural logarithm of normal numbers x > 0; unspecified for other x."""
     mantissa, exponent = split(x)
     f = mantissa - 1.0
     return exponent * _LN2_HIGH + (f + (_log_near_one(f) + exponent * _LN2_LOW))
@@ -44,7 +44,7 @@ def log(x: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def log1p(x: Any) -> Any:
-    """log(1 + x) for x >= 0, with full relative precision near 0; any number for negative x."""
+    """log(1 + x) for x >= 0, with full relative precision near 0; unspecified for negative x."""
     total = 1.0 + x
     mantissa, exponent = split(total)
     small = exponent < 0.5
@@ -55,9 +55,9 @@ def log1p(x: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def expm1(x: Any) -> Any:
-    """exp(x) - 1 for 0 <= x <= 700, with full relative precision near 0; any number elsewhere.
+    """exp(x) - 1 for 0 <= x <= 700, with full relative precision near 0; unspecified for other x.
 
-    With x = k ln 2 + r, abs(r) <= ln(2) / 2: 2^k (exp(r) - 1) + (2^k - 1), the inner one by Taylor's series.
+    With x = k ln 2 + r, abs(r) <= ln(2) / 2: 2^k (exp(r) - 1) + (2^k - 1), with exp(r) - 1 from its Taylor series.
     """
     exponent = (x * _INVERSE_LN2 + _ROUNDING) - _ROUNDING
     r = (x - exponent * _LN2_HIGH) - exponent * _LN2_LOW

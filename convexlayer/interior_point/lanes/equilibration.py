@@ -1,4 +1,4 @@
-"""Ruiz equilibration of one element as it is loaded into a lane, and its inverse."""
+"""Ruiz equilibration of one batch element when it is loaded into a lane."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from convexlayer.program import Array
 __all__ = ["RUIZ_PASSES", "equilibrate"]
 
 RUIZ_PASSES = 4
-"""Passes over the data; fewer where the norms are even already."""
+"""Maximum number of Ruiz passes over the data; fewer if all row norms are within RUIZ_TOL of 1. Each pass costs as much
+as reading the data a few times; later passes change the scales little."""
 
 RUIZ_TOL = 0.5
-"""Largest distance of a row norm from 1 at which the passes end (Ruiz 2001)."""
+"""The passes end when every row norm is within this distance of 1 (the stopping test of Ruiz 2001)."""
 
 SCALE_RANGE = 1e4
-"""Scales lie between the inverse of this and this."""
+"""Every scale lies in [1 / SCALE_RANGE, SCALE_RANGE] (Clarabel's equilibrate_min_scaling, equilibrate_max_scaling)."""
 
 
 @njit(nogil=True, error_model="numpy")
 def equilibrate(layout: Layout, P: Array, A: Array, q: Array, b: Array, d: Array, e: Array) -> float:
-    """Scale one element in place: P <- c D P D, q <- c D q, A <- E A D, b <- E b; returns c (Ruiz 2001).
+    """Scale one element in place: P <- c D P D, q <- c D q, A <- E A D, b <- E b (Ruiz 2001).
 
-    E is constant on every block of a cone that is not a product of half-lines, so that the cone stays what it is.
+    E is constant on each second-order, semidefinite, exponential and power block, so that E maps the cone to itself.
 
     Args:
         layout: index arrays.
@@ -34,6 +35,9 @@ def equilibrate(layout: Layout, P: Array, A: Array, q: Array, b: Array, d: Array
         b: see P.
         d: out, the diagonal of D, (n,).
         e: out, the diagonal of E, (m,).
+
+    Returns:
+        c, the scale of the objective.
     """
     n, m = len(q), len(b)
     d[:], e[:] = 1.0, 1.0
@@ -88,7 +92,7 @@ def equilibrate(layout: Layout, P: Array, A: Array, q: Array, b: Array, d: Array
 
 @njit(nogil=True, error_model="numpy")
 def _limited(scale: float, norm: float) -> float:
-    """The factor 1 / sqrt(norm), as far as the scale stays in its range; 1 for an empty row."""
+    """1 / sqrt(norm), clipped so that scale times it stays within SCALE_RANGE; 1 for an empty row."""
     if norm <= 0.0:
         return 1.0
     return min(max(scale / np.sqrt(norm), 1.0 / SCALE_RANGE), SCALE_RANGE) / scale
@@ -96,7 +100,7 @@ def _limited(scale: float, norm: float) -> float:
 
 @njit(nogil=True, error_model="numpy")
 def _even_blocks(layout: Layout, row: Array) -> None:
-    """Give every row of a block the block's mean norm."""
+    """Replace the row norms within each block of a curved cone by their mean."""
     for block in range(len(layout.second_start)):
         _even(row, layout.second_start[block], layout.second_size[block])
     for block in range(len(layout.psd_start)):

@@ -35,17 +35,18 @@ from convexlayer.linalg.simd import absolute, any_lane, load, store, where
 
 __all__ = ["add_barrier", "combined_shift", "inside", "inside_dual", "shorten_step", "unit", "update_scaling"]
 
+# The central point s = y = -grad f(s) = -grad f*(y), as in ECOS and Clarabel.
 _UNIT = (-1.051383945322714, 0.556409619469370, 1.258967884768947)
 
-# Of the iteration for delta, which needs two.
+# Maximum number of iterations for delta; two are usually enough.
 _MOST_STEPS = 6
-# A relative step after which an iteration of fourth order is exact.
+# Relative step at which the iteration ends: it has order four, so the next error is about the fourth power, 1e-16.
 _LAST_STEP = 1e-4
 
 
 @njit(nogil=True, error_model="numpy")
 def unit(s: Any, y: Any, r0: int, v: int) -> None:
-    """Sets s and y of lane v to the point with s = y = -grad f(s) = -grad f*(y)."""
+    """Set s and y of lane v to the central point, s = y = -grad f(s) = -grad f*(y)."""
     for i in range(3):
         s[r0 + i, v] = _UNIT[i]
         y[r0 + i, v] = _UNIT[i]
@@ -53,13 +54,13 @@ def unit(s: Any, y: Any, r0: int, v: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def _gap(s: Any) -> Any:
-    """log(z / y) - x / y, positive inside."""
+    """log(z / y) - x / y, positive in the interior of K."""
     return log(s[2] / s[1]) - s[0] / s[1]
 
 
 @njit(nogil=True, error_model="numpy")
 def _psi(y: Any) -> Any:
-    """(psi, l), psi positive inside."""
+    """(psi, l); psi is positive in the interior of K*."""
     a = -y[0]
     slope = log(y[2] / a)
     return y[1] + a + a * slope, slope
@@ -67,13 +68,13 @@ def _psi(y: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def inside(s: Any, _: float) -> Any:
-    """Whether points are inside K."""
+    """Mask of the lanes whose point is in the interior of K."""
     return (s[1] > 0.0) & (s[2] > 0.0) & (_gap(s) > 0.0)
 
 
 @njit(nogil=True, error_model="numpy")
 def inside_dual(y: Any, _: float) -> Any:
-    """Whether points are inside K*."""
+    """Mask of the lanes whose point is in the interior of K*."""
     psi, _slope = _psi(y)
     return (y[0] < 0.0) & (y[2] > 0.0) & (psi > 0.0)
 
@@ -82,8 +83,8 @@ def inside_dual(y: Any, _: float) -> Any:
 def _delta(gap: Any) -> Any:
     """The root of delta + log(1 + delta) = gap > 0, to a few units in the last place.
 
-    Steps of Fritsch, Shafer and Crowley (1973), of fourth order, from gap - log(1 + c), where c has the right value and
-    two derivatives at 0 and the right growth at infinity.
+    Fourth-order steps of Fritsch, Shafer and Crowley (1973). The initial value is gap - log(1 + c), where c has the
+    value and first two derivatives of delta at 0, and its growth at infinity.
     """
     delta = gap - log1p(gap * (4.0 + gap) / (8.0 + gap))
     moving = gap > 0.0
@@ -102,7 +103,7 @@ def _delta(gap: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def update_scaling(lanes: Any, r0: int, h0: int, s: Any, y: Any, dual_mu: Any, H: Any, ok: Any) -> None:
-    """H of a block from s and y; lowers ok (V,) to 0.0 in lanes where that fails.
+    """Compute H of a block from s and y; set ok (V,) to 0.0 in lanes where H is not finite or s'y is not positive.
 
     Args:
         lanes: a tuple of V floats.
@@ -143,16 +144,16 @@ def update_scaling(lanes: Any, r0: int, h0: int, s: Any, y: Any, dual_mu: Any, H
 
 @njit(nogil=True, error_model="numpy")
 def _eliminated(r: Any, a: Any, slope: Any, w: Any) -> Any:
-    """(r2, a (r1 + l r2), w (r3 - a r2 / w)): the right side of G u = r with the second row eliminated and scaled."""
+    """(r2, a (r1 + l r2), w (r3 - a r2 / w)): right-hand side of G u = r after eliminating the second row, scaled."""
     return r[1], a * (r[0] + slope * r[1]), w * r[2] - a * r[1]
 
 
 @njit(nogil=True, error_model="numpy")
 def combined_shift(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, sigma_mu: Any, shift: Any) -> None:
-    """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy], (m, V), of the affine ds and dy.
+    """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy], (m, V), for the affine direction ds, dy.
 
-    The last term follows from differentiating s + mu grad f*(y) = 0 twice along the affine direction (Dahl and Andersen
-    2021). In D^3 below, hats are changes relative to a and w.
+    The last term is the third-order correction: differentiate s + mu grad f*(y) = 0 twice along the affine direction
+    (Dahl and Andersen 2021). In the code, u_a, u_w, v_a and v_w are changes relative to a and w.
     """
     s_, y_, ds_, dy_ = at(lanes, s, r0), at(lanes, y, r0), at(lanes, ds, r0), at(lanes, dy, r0)
     centring = load(lanes, sigma_mu, 0)
@@ -181,14 +182,14 @@ _shorten, _shorten_dual = backtracking(inside), backtracking(inside_dual)
 
 @njit(nogil=True, error_model="numpy")
 def shorten_step(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, floor: float) -> None:
-    """Shortens alpha (V,), at most 1, until s + alpha ds and y + alpha dy are inside; 0 where it sinks below floor."""
+    """Reduce alpha (V,), at most 1, until s + alpha ds and y + alpha dy are interior; 0 if it falls below floor."""
     length = _shorten(lanes, 0.0, r0, s, ds, load(lanes, alpha, 0), floor)
     store(alpha, 0, _shorten_dual(lanes, 0.0, r0, y, dy, length, floor))
 
 
 @njit(nogil=True, error_model="numpy")
 def add_barrier(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, barrier: Any) -> None:
-    """Barrier (V,) += f(s + alpha ds) + f*(y + alpha dy); infinity outside.
+    """Barrier (V,) += f(s + alpha ds) + f*(y + alpha dy); infinity outside the interiors of K and K*.
 
     f(s) = -2 log y - log z - 2 log delta + log(1 + delta) - 3
     """

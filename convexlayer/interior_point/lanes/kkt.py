@@ -1,4 +1,4 @@
-"""Linear algebra of the Newton steps in lanes: products with the data, and refined solves with the KKT matrix K."""
+"""Linear algebra of the Newton steps in lanes: products with P and A, and refined solves with the KKT matrix K."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from convexlayer.program import Array
 __all__ = ["REGULARISATION", "products", "refine_further", "solve_refined", "times_P"]
 
 REGULARISATION = 1e-7
-"""Added to the diagonal of K with the sign of each pivot; refinement removes its effect."""
+"""Static regularisation: added to the diagonal of the equilibrated K with the sign of each pivot. Refinement removes
+its effect from the solution. Larger values make the factorisation more stable but the refinement slower."""
 
 ENOUGH = 1e-13
-"""Relative residual of a solve that is not refined further."""
+"""Refinement stops at this residual relative to the right-hand side (Clarabel's iterative_refinement_reltol)."""
 
 ONE_STEP = 1e-7
-"""Relative residual from which one step of refinement is known to be enough."""
+"""Relative residual below which a single refinement step is taken to reach ENOUGH, without computing the residual
+again: a step reduces it by about the regularisation."""
 
 MAX_STEPS = 6
+"""Maximum number of refinement steps of a solve (Clarabel: 10)."""
 
 
 @njit(nogil=True, error_model="numpy")
 def times_P(lanes: Any, layout: Layout, P: Array, x: Array, out: Array) -> None:
-    """Out <- P x, of upper triangles P."""
+    """Out <- P x, with P given by its upper triangle."""
     out[:] = 0.0
     start, row = layout.P_start, layout.P_row
     for j in range(len(start) - 1):
@@ -42,7 +45,7 @@ def times_P(lanes: Any, layout: Layout, P: Array, x: Array, out: Array) -> None:
 def products(
     lanes: Any, layout: Layout, P: Array, A: Array, x: Array, y: Array, Px: Array, Aty: Array, Ax: Array
 ) -> None:
-    """P x, A'y and A x."""
+    """Compute P x, A'y and A x."""
     times_P(lanes, layout, P, x, Px)
     Aty[:], Ax[:] = 0.0, 0.0
     start, row = layout.A_start, layout.A_row
@@ -54,17 +57,20 @@ def products(
 def solve_refined(
     lanes: Any, plan: LanePlan, values: Array, L: Array, D_inverse: Array, rhs: Array, out: Array, work: Array
 ) -> None:
-    """Out <- K^-1 rhs, (N, V), refined against K without its regularisation; lane by lane.
+    """Out <- K^-1 rhs, (N, V), with iterative refinement against K without its regularisation; lanes are independent.
+
+    A lane stops after a step that reduces its residual by a factor of less than 5 (Clarabel's
+    iterative_refinement_stop_ratio); a step that reduces it by less than 2 is undone.
 
     Args:
-        lanes: a tuple of V floats.
-        plan: the factorisation's plan.
-        values: of the regularised K.
-        L: its factor.
-        D_inverse: see L.
-        rhs: in the order of K, (N, V).
-        out: in the same order.
-        work: (3, N, V).
+        lanes: a tuple of V floats, whose length sets the number of lanes.
+        plan: the symbolic factorisation.
+        values: entries of the regularised K.
+        L: factor of the regularised K.
+        D_inverse: inverse of the diagonal factor.
+        rhs: right-hand sides in the order of K, (N, V).
+        out: solutions in the order of K, (N, V).
+        work: scratch, (3, N, V).
     """
     z, remainder, correction = work[0], work[1], work[2]
     order = plan.permutation
@@ -79,8 +85,8 @@ def solve_refined(
     for step in range(MAX_STEPS):
         left = _remainder(lanes, plan, values, rhs, z, remainder)
         if step > 0:
-            # A step that gains next to nothing is undone: where K is singular it only adds a multiple of a null
-            # direction, and every solve of an iteration must have the same multiple, that of the regularisation.
+            # Undo a step that hardly reduces the residual: if K is singular, such a step only adds a multiple of a
+            # null vector, and all solves of an iteration must share the multiple that the regularisation selects.
             worse = going & ~(left < 0.5 * before)
             if any_lane(worse):
                 for i in range(size):
@@ -116,7 +122,7 @@ def refine_further(
     which: Array,
     steps: int,
 ) -> None:
-    """So many steps more of refinement of what ``solve_refined`` left in out, in lanes where which is positive."""
+    """Refine the solution ``out`` of ``solve_refined`` by ``steps`` more steps, in the lanes where ``which`` > 0."""
     z, remainder, order = work[0], work[1], plan.permutation
     for i in range(len(order)):
         store(z, i, load(lanes, out, order[i]))
@@ -132,7 +138,7 @@ def refine_further(
 
 @njit(nogil=True, error_model="numpy")
 def _remainder(lanes: Any, plan: LanePlan, values: Array, rhs: Array, z: Array, out: Array) -> Any:
-    """Out <- rhs - K z without the regularisation of K, permuted as z is, and its maximum norm."""
+    """Out <- rhs - K z, for K without regularisation and in the permuted order of z; returns its maximum norm."""
     multiply(lanes, plan, values, z, out)
     order, signs, size = plan.permutation, plan.signs, splat(lanes, 0.0)
     for i in range(len(order)):

@@ -1,11 +1,11 @@
-"""The batched interior-point method, compiled: predictor-corrector steps on the homogeneous embedding, in lanes.
+"""Main loop of the batched interior-point method: predictor-corrector steps on the homogeneous embedding, in lanes.
 
     P x + A'y + q tau = 0,   A x + s - b tau = 0,   kappa + q'x + b'y + x'Px / tau = 0,
     s in K, y in K*, s'y = 0, tau kappa = 0, tau, kappa >= 0
 
-A point with tau > 0 gives the solution (x, y, s) / tau; one with tau = 0 a certificate that there is none. Every lane
-holds one element; a lane that is done takes the next element at once, so none waits for another. All arithmetic is lane
-by lane: an element's answer does not depend on its neighbours.
+A point with tau > 0 gives the solution (x, y, s) / tau; a point with tau = 0 gives a certificate of infeasibility or
+unboundedness. Each lane holds one element. A lane that has finished loads the next element immediately, without waiting
+for the other lanes. All arithmetic is lane by lane, so that an element's result does not depend on its neighbours.
 
 Reference: Goulart and Chen, Clarabel: an interior-point solver for conic programs with quadratic objectives (2024).
 """
@@ -73,29 +73,31 @@ __all__ = ["INFEASIBLE", "ITERATION_LIMIT", "OPTIMAL", "STALLED", "UNBOUNDED", "
 OPTIMAL, INFEASIBLE, UNBOUNDED, STALLED, ITERATION_LIMIT = 0, 1, 2, 3, 4
 
 IDLE, FRESH, RUNNING, CROSSING = 0, 1, 2, 3
-"""States of a lane: nothing left to do, loaded but without a starting point, iterating, on its way to the solution (see
+"""States of a lane: no element, element loaded but without a starting point, iterating, in the crossover step (see
 ``crossover``)."""
 
 FAR = 1e4
-"""Largest entry of a starting point, in scaled units."""
+"""Largest entry, in scaled units, of a least-squares starting point; above it (K is nearly singular) the method starts
+from the central point."""
 
 BEST_ITERATE_FACTOR = 1e3
-"""The best iterate is stored once its residual is below this many times the accepted one."""
+"""The best iterate is stored, and returned, only if its residual is below this many times ``Limits.accepted``;
+otherwise the last iterate is returned. This saves a copy in each of the first iterations."""
 
 RAY = 1e-8
-"""What remains of a certificate of infeasibility, relative to its value."""
+"""Relative residual tolerance of an infeasibility certificate (Clarabel's tol_infeas_rel)."""
 
 COLLAPSED = 1e-2
-"""A certificate is only looked at when tau is below this times kappa."""
+"""Certificates are tested only while tau is below this many times kappa."""
 
 
 class Limits(NamedTuple):
-    """When to stop.
+    """Termination criteria.
 
     Attributes:
-        target: relative residuals to reach, and natural residual of the nonnegative rows.
-        accepted: residuals that are good enough when there is no more progress.
-        max_iter: iterations.
+        target: relative residuals, and natural residual of the nonnegative rows, at which the iterations stop.
+        accepted: relative residuals that count as optimal once the iterations make no more progress.
+        max_iter: maximum number of iterations of an element.
     """
 
     target: float
@@ -105,7 +107,7 @@ class Limits(NamedTuple):
 
 @njit(nogil=True, error_model="numpy")
 def _load(layout: Layout, data: Data, values: Array, P: Array, q: Array, A: Array, b: Array, v: int) -> None:
-    """Bring an element's data, (nnz(P),), (n,), (nnz(A),), (m,), into lane v, equilibrated."""
+    """Equilibrate an element's data P (nnz(P),), q (n,), A (nnz(A),), b (m,) and store it in lane v."""
     n, m = len(q), len(b)
     q_norm, b_norm = 0.0, 0.0
     for value in q:
@@ -154,26 +156,26 @@ def solve_range(
     word: IndexArray,
     iterations: IndexArray,
 ) -> None:
-    """Solve the elements first .. last - 1 of a batch, one after another, in V lanes.
+    """Solve the elements first ... last - 1 of a batch in V lanes.
 
     Args:
-        lanes: a tuple of V floats.
-        layout: of the structure.
-        plan: of its system.
-        limits: when to stop.
+        lanes: a tuple of V floats, whose length sets the number of lanes.
+        layout: index arrays of the structure.
+        plan: symbolic factorisation of its KKT matrix.
+        limits: termination criteria.
         symmetric: whether all cones are symmetric.
-        degree: of the barrier.
-        P: (B, nnz(P)), as q (B, n), A (B, nnz(A)) and b (B, m).
-        q: see P.
-        A: see P.
-        b: see P.
-        first: first element.
-        last: behind the last element.
-        x_out: out, (B, n), as y_out and s_out (B, m); rays of elements without a solution.
-        y_out: see x_out.
-        s_out: see x_out.
-        word: out, (B,), one of OPTIMAL ... ITERATION_LIMIT.
-        iterations: out, (B,).
+        degree: degree of the barrier.
+        P: values, (B, nnz(P)).
+        q: (B, n).
+        A: values, (B, nnz(A)).
+        b: (B, m).
+        first: index of the first element.
+        last: index after the last element.
+        x_out: out, (B, n); a ray for unbounded elements.
+        y_out: out, (B, m); a ray for infeasible elements.
+        s_out: out, (B, m).
+        word: out, (B,), status code of each element, OPTIMAL ... ITERATION_LIMIT.
+        iterations: out, (B,), iterations of each element.
     """
     V, n, m, N = len(lanes), q.shape[1], b.shape[1], len(plan.permutation)
     data = Data(
@@ -236,7 +238,7 @@ def solve_range(
         if not anyone:
             return
 
-        # K, and its solution for (-q, b), which is also the starting point of fresh lanes
+        # Factorise K and solve for (-q, b), which also gives the starting point of fresh lanes.
         update_scaling(lanes, layout, s, y, scaling)
         write_H(lanes, layout, n, scaling, values)
         for v in range(V):
@@ -297,7 +299,7 @@ def solve_range(
 
 @njit(nogil=True, error_model="numpy")
 def _judged(limits: Limits, lane: Array, measures: Array, v: int, least: float, improved: bool, count: int) -> int:
-    """What can be said of lane v's element, or -1 while it must go on."""
+    """Termination test of lane v: OPTIMAL, INFEASIBLE, UNBOUNDED, STALLED or ITERATION_LIMIT, or -1 to continue."""
     tau, kappa, worst, qx, by = lane[TAU, v], lane[KAPPA, v], measures[WORST, v], measures[QX, v], measures[BY, v]
     acceptable = least <= limits.accepted
     reached = worst <= limits.target and measures[PRODUCT, v] <= limits.target
@@ -317,7 +319,7 @@ def _judged(limits: Limits, lane: Array, measures: Array, v: int, least: float, 
 
 @njit(nogil=True, error_model="numpy")
 def _start(layout: Layout, constant: Array, point: Point, v: int) -> None:
-    """One lane's starting point: of least squares, or the central point where that is far away (K nearly singular)."""
+    """Set lane v's starting point: least squares, or the central point if that is too large (K nearly singular)."""
     x, s, y = point.x, point.s, point.y
     n, largest = len(x), 0.0
     for i in range(n + len(s)):
@@ -343,13 +345,13 @@ def _copy_lane(source: Point, target: Point, v: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def _zero_lane(affine: Products, v: int) -> None:
-    """The products at x = y = 0 ..."""
+    """Set the products Px, A'y and Ax of lane v to 0, as at x = y = 0."""
     affine.Px[:, v], affine.Aty[:, v], affine.Ax[:, v] = 0.0, 0.0, 0.0
 
 
 @njit(nogil=True, error_model="numpy")
 def _write(data: Data, point: Point, tau: float, x_out: Array, y_out: Array, s_out: Array, v: int) -> None:
-    """Lane v's solution in the units of its element."""
+    """Write lane v's solution, with scaling and tau removed."""
     c = data.scalars[OBJECTIVE, v]
     for j in range(len(x_out)):
         x_out[j] = point.x[j, v] * data.d[j, v] / tau
@@ -360,6 +362,6 @@ def _write(data: Data, point: Point, tau: float, x_out: Array, y_out: Array, s_o
 
 @njit(nogil=True, error_model="numpy")
 def _write_ray(u: Array, scale: Array, size: float, out: Array, v: int) -> None:
-    """Lane v's certificate in the units of its element, with value -1."""
+    """Write lane v's certificate, unscaled and normalised to the value b'y = -1 or q'x = -1."""
     for i in range(len(out)):
         out[i] = u[i, v] * scale[i, v] / size

@@ -1,6 +1,6 @@
-"""What the exponential and the power cone share in lanes.
+"""Primal-dual scaling and line search shared by the exponential and the power cone, in lanes.
 
-With the barrier f* of K* and its conjugate f, both three times logarithmically homogeneous, the shadows of s and y are
+With the barrier f* of K* and its conjugate f, both logarithmically homogeneous of degree 3, the shadow iterates are
 shadow_s = -grad f*(y) and shadow_y = -grad f(s). On the central path s = mu shadow_s and y = mu shadow_y.
 
 The scaling H is symmetric, positive definite, and takes y to s and shadow_y to shadow_s (Tuncel 2001):
@@ -8,9 +8,9 @@ The scaling H is symmetric, positive definite, and takes y to s and shadow_y to 
     H = s s' / s'y + delta_s delta_s' / delta_s'delta_y + mu w w' / w'G^-1 w,    mu = s'y / 3
     delta_s = s - mu shadow_s,   delta_y = y - mu shadow_y,   w = y x shadow_y,   G = the Hessian of f* at y
 
-The last term is mu times what is left of G in the direction w, which is orthogonal to y and shadow_y (the update of
-Broyden, Fletcher, Goldfarb and Shanno; Dahl and Andersen 2021): positive by construction, where a difference
-of matrices would cancel. Next to the central path delta_s and delta_y vanish, and H is mu G.
+The last term is the rest of mu G after a BFGS update, which acts only along w, orthogonal to y and shadow_y (Dahl and
+Andersen 2021). Written this way it is positive by construction, whereas the usual difference of matrices cancels.
+Near the central path delta_s and delta_y vanish, and H = mu G is used.
 
 A point is a tuple of three vectors of lanes; a symmetric matrix is a tuple (11, 12, 22, 13, 23, 33).
 """
@@ -27,14 +27,15 @@ from convexlayer.linalg.simd import absolute, any_lane, load, sqrt, store, where
 __all__ = ["BACKTRACK", "along", "at", "backtracking", "cross", "plus", "store_point", "store_scaling"]
 
 BACKTRACK = 0.8
-"""Steps out of a cone are shortened by this factor until they stay in."""
+"""Backtracking factor of the line search (Clarabel's linesearch_backtrack_step)."""
 
-# After so many shortenings a step has failed, whatever the floor; 0.8^100 is 2e-10.
+# Maximum number of backtracking steps; 0.8^100 = 2e-10 is below every floor in use.
 _MOST_BACKTRACKS = 100
 
-# delta_s'delta_y / s'y, which is 0 on the central path, must exceed this for the scaling of rank three ...
+# The rank-three scaling is used where delta_s'delta_y / s'y, which is 0 on the central path, exceeds this: the square
+# root of the machine epsilon.
 _OFF_CENTRE = 1.5e-8
-# ... and delta_s'delta_y this share of the product of the norms: below, it is rounding.
+# It also requires delta_s'delta_y above this multiple of |delta_s| |delta_y|; below, it is rounding error.
 _NOISE = 1e-14
 
 
@@ -56,7 +57,7 @@ def along(lanes: Any, x: Any, dx: Any, alpha: Any, r0: int) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def store_point(x: Any, r0: int, point: Any) -> None:
-    """Puts a point into rows r0 ... r0 + 2."""
+    """Store a point in rows r0 ... r0 + 2."""
     store(x, r0, point[0])
     store(x, r0 + 1, point[1])
     store(x, r0 + 2, point[2])
@@ -76,7 +77,7 @@ def plus(x: Any, factor: Any, y: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def cross(y: Any, x: Any) -> Any:
-    """The vector product y x x, orthogonal to y to the last digit even where y and x are almost parallel."""
+    """The cross product y x x, orthogonal to y to rounding even if y and x are almost parallel."""
     w = y[1] * x[2] - y[2] * x[1], y[2] * x[0] - y[0] * x[2], y[0] * x[1] - y[1] * x[0]
     return plus(w, -dot(w, y) / dot(y, y), y)
 
@@ -85,7 +86,7 @@ def cross(y: Any, x: Any) -> Any:
 def store_scaling(
     h0: int, H: Any, s: Any, y: Any, shadow_s: Any, shadow_y: Any, left: Any, w: Any, G: Any, dual_mu: Any
 ) -> Any:
-    """Writes H of a block: of rank three, or mu G where that is not well defined.
+    """Write H of a block: the rank-three scaling, or mu G where that is not well defined.
 
     Args:
         h0: first row of the block in H.
@@ -100,12 +101,12 @@ def store_scaling(
         dual_mu: where positive, H is dual_mu G.
 
     Returns:
-        A mask: in which lanes H is finite and s'y > 0.
+        Mask of the lanes in which H is finite and s'y > 0.
     """
     sy = dot(s, y)
     mu = sy * (1.0 / 3.0)
     delta_s, delta_y = plus(s, -mu, shadow_s), plus(y, -mu, shadow_y)
-    # Orthogonal to y and s to the last digit, so that H y = s however close to the boundary the gradients are taken.
+    # Make them orthogonal to y and s to rounding, so that H y = s even if the gradients lose digits near the boundary.
     delta_s = plus(delta_s, -dot(delta_s, y) / sy, s)
     delta_y = plus(delta_y, -dot(delta_y, s) / sy, y)
     between = dot(delta_s, delta_y)
@@ -124,9 +125,9 @@ def store_scaling(
 
 
 def backtracking(inside: Callable[[Any, float], Any]) -> Any:
-    """The kernel that shortens steps until they stay inside a cone.
+    """Build the backtracking line search of a cone as a kernel.
 
-    (It is made for each cone: a kernel that takes another as an argument cannot be kept on disk.)
+    One kernel per cone, because Numba cannot cache a kernel that takes another kernel as an argument.
 
     Args:
         inside: (point, exponent) -> mask.
@@ -134,7 +135,7 @@ def backtracking(inside: Callable[[Any, float], Any]) -> Any:
 
     @njit(nogil=True, error_model="numpy")
     def shorten(lanes: Any, exponent: float, r0: int, x: Any, dx: Any, alpha: Any, floor: float) -> Any:
-        """The first of alpha, 0.8 alpha, 0.64 alpha ... with x + alpha dx inside; 0 where it is below the floor."""
+        """The first of alpha, 0.8 alpha, 0.64 alpha ... with x + alpha dx in the interior; 0 if below the floor."""
         for _ in range(_MOST_BACKTRACKS):
             outside = ~inside(along(lanes, x, dx, alpha, r0), exponent)
             if not any_lane(outside & (alpha > 0.0)):

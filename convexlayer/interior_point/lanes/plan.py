@@ -1,4 +1,4 @@
-"""Symbolic analysis of a structure: the pattern of the KKT matrix, and the place of each value in it."""
+"""Symbolic analysis of a structure: sparsity pattern of the KKT matrix, and the position of each value in it."""
 
 from __future__ import annotations
 
@@ -16,42 +16,44 @@ from convexlayer.solution import BoolArray
 __all__ = ["InteriorPointPlan", "Layout"]
 
 DENSE_SECOND_ORDER = 4
-"""Second-order blocks of up to this many rows are dense blocks of the system, larger ones are expanded."""
+"""Largest second-order block, in rows, that is stored dense in the KKT matrix; larger ones are expanded (Clarabel's
+SOC_NO_EXPANSION_MAX_SIZE)."""
 
 LARGE_BLOCK = 300
-"""Dense blocks of this many rows come last in the order of elimination."""
+"""Dense blocks of at least this many rows are eliminated last, as one dense trailing block. Ordering them by minimum
+degree would cost time and could not reduce their fill."""
 
 
 class Layout(NamedTuple):
-    """Index arrays for the compiled loops. Positions are those of the values of the LanePlan.
+    """Index arrays for the kernels. Positions ("place") refer to the values of the LanePlan.
 
-    The system is, for a scaling H of the cones,
+    The KKT matrix is, for the scaling H of the cones,
 
         K = [ P  A' ]
             [ A  -H ]
 
-    A second-order block H = eta^2 (diag(delta, 1, ...) + u u' - v v') of many rows is expanded: two unknowns more,
-    in which K stays as sparse as A. Other blocks that are not diagonal are stored dense, as packed upper triangles.
+    A large second-order block H = eta^2 (diag(delta, 1, ...) + u u' - v v') is expanded: two additional unknowns keep
+    K as sparse as A. Other blocks that are not diagonal are stored dense, as packed upper triangles.
 
     Attributes:
-        P_start, P_row: upper triangle of P by columns.
-        P_source: position of each of its entries among the values of P.
-        P_place: and in K.
-        A_start, A_row, A_place: A by columns.
-        A_single: whether an entry is its row's only one.
-        diagonal: of K, (N,).
-        zero: rows of the zero cone.
-        orthant: end of the rows of the nonnegative cone.
+        P_start, P_row: upper triangle of P by columns: column starts and row indices.
+        P_source: index of each of its entries among the values of P.
+        P_place: position of each of its entries in K.
+        A_start, A_row, A_place: A by columns: column starts, row indices and positions in K.
+        A_single: whether an entry is the only one of its row.
+        diagonal: positions of the diagonal of K, (N,).
+        zero: number of rows of the zero cone.
+        orthant: index after the last row of the nonnegative cone.
         second_start, second_size: first row and number of rows of each second-order block.
-        second_packed: where its packed triangle starts, or -1 where it is expanded.
-        second_place: where its entries for v, then those for u, start in ``expanded_place``, or -1.
-        second_extra: index of its first unknown more, or -1.
-        expanded_place: in K, of the entries of all expanded blocks.
-        psd_start, psd_order, psd_packed: first row, order and packed triangle of each semidefinite block.
-        exponential_start, exponential_packed: the same for the exponential blocks.
-        power_start, power_packed, power_alpha: the same for the power blocks, and their exponents.
-        packed_place: in K, of the entries of all packed triangles.
-        packed_diagonal: 1 where such an entry is on the diagonal, else 0.
+        second_packed: start of its packed triangle, or -1 if it is expanded.
+        second_place: start of its entries of v, followed by those of u, in ``expanded_place``, or -1.
+        second_extra: index of the first of its two additional unknowns, or -1.
+        expanded_place: positions in K of the entries of all expanded blocks.
+        psd_start, psd_order, psd_packed: first row, order and start of the packed triangle of each semidefinite block.
+        exponential_start, exponential_packed: first row and start of the packed triangle of each exponential block.
+        power_start, power_packed, power_alpha: the same for each power block, and its exponent.
+        packed_place: positions in K of the entries of all packed triangles.
+        packed_diagonal: 1 for a packed entry on the diagonal, else 0.
     """
 
     P_start: Indices
@@ -86,15 +88,15 @@ class Layout(NamedTuple):
 @final
 @dataclass(frozen=True, eq=False)
 class InteriorPointPlan:
-    """The symbolic work of one structure.
+    """Symbolic analysis of one structure, computed once and shared by all solves.
 
     Attributes:
-        layout: where values go.
-        factor: the factorisation of K.
+        layout: index arrays.
+        factor: symbolic factorisation of K.
         symmetric: whether every cone is symmetric (no exponential and no power cone).
-        degree: of the cones' barrier.
-        fill: entries of the factor.
-        flops: multiply-adds of a factorisation.
+        degree: degree of the barrier of the product cone.
+        fill: number of entries of the factor.
+        flops: multiply-adds of a numeric factorisation.
     """
 
     layout: Layout

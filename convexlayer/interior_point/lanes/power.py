@@ -7,12 +7,12 @@ phi / psi = 1 + tau, the barrier of K* = {phi >= y3^2} is
     -grad f*(y) = ((1 + e + p tau) / y1, (2 - e + q tau) / y2, -2 y3 / psi)
 
 Everything comes from tau = 1 / (exp(log(phi / y3^2)) - 1), which keeps its relative precision as y nears the boundary.
-The Hessian in the relative changes d1, d2 of y1, y2 and in d3 is, with A = p d1 + q d2,
+The quadratic form of the Hessian, in the relative changes d1, d2 of y1, y2 and in d3, is, with A = p d1 + q d2,
 
     (4 tau + 2) (d3 - K A)^2 / psi + beta A^2 + gamma (d1 - d2)^2 + (1 - e) d1^2 + e d2^2
     K = y3 (1 + tau) / (1 + 2 tau),   beta = (1 + tau) / (2 + 4 tau),   gamma = p q (1 + tau) / 2
 
-a sum of squares, so that solving with it cancels nothing.
+a sum of squares, so that solving with it involves no cancellation.
 
 Sources: Goulart and Chen, Clarabel (2024); Chen and Goulart, An efficient implementation of interior-point methods for
 a class of nonsymmetric cones (2023); Dahl and Andersen (2021) for the third-order correction.
@@ -39,22 +39,21 @@ from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, 
 
 __all__ = ["add_barrier", "combined_shift", "inside", "inside_dual", "shorten_step", "unit", "update_scaling"]
 
-# The third entry is taken to be at least this share of the other two: then its logarithm exists, and its square is lost
-# next to theirs.
+# Lower bound of abs(x3) relative to x1 + x2, so that log abs(x3) exists; its square vanishes next to theirs.
 _TINY = 1e-60
 
-# exp(log_excess) stays finite.
+# Upper bound of the logarithmic excess, so that its exponential is finite (the limit for doubles is 709).
 _MOST_EXCESS = 600.0
 
-# Of Newton's method for the shadow of s.
+# Maximum number of Newton steps for the shadow iterate of s.
 _MOST_STEPS = 20
-# A relative step after which an iteration of second order is exact.
+# Relative step at which Newton's method ends: it converges quadratically, so the next error is about 1e-16.
 _LAST_STEP = 1e-8
 
 
 @njit(nogil=True, error_model="numpy")
 def unit(exponent: float, s: Any, y: Any, r0: int, v: int) -> None:
-    """Sets s and y of lane v to the point with s = y = -grad f(s) = -grad f*(y)."""
+    """Set s and y of lane v to the central point, s = y = -grad f(s) = -grad f*(y)."""
     for x in (s, y):
         x[r0, v] = math.sqrt(1.0 + exponent)
         x[r0 + 1, v] = math.sqrt(2.0 - exponent)
@@ -63,26 +62,26 @@ def unit(exponent: float, s: Any, y: Any, r0: int, v: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def _size(x: Any) -> Any:
-    """abs(x3), or what stands for it near 0."""
+    """abs(x3), bounded below by a tiny multiple of x1 + x2."""
     return maximum(absolute(x[2]), _TINY * (x[0] + x[1]))
 
 
 @njit(nogil=True, error_model="numpy")
 def _excess(x: Any, size: Any, exponent: float, scale1: float, scale2: float) -> Any:
-    """2 log((x1 / scale1)^e (x2 / scale2)^(1 - e) / size), positive inside."""
+    """2 log((x1 / scale1)^e (x2 / scale2)^(1 - e) / size), positive in the interior."""
     value = exponent * log(x[0] / (scale1 * size)) + (1.0 - exponent) * log(x[1] / (scale2 * size))
     return minimum(2.0 * value, _MOST_EXCESS)
 
 
 @njit(nogil=True, error_model="numpy")
 def inside(s: Any, exponent: float) -> Any:
-    """Whether points are inside K."""
+    """Mask of the lanes whose point is in the interior of K."""
     return (s[0] > 0.0) & (s[1] > 0.0) & (_excess(s, _size(s), exponent, 1.0, 1.0) > 0.0)
 
 
 @njit(nogil=True, error_model="numpy")
 def inside_dual(y: Any, exponent: float) -> Any:
-    """Whether points are inside K*."""
+    """Mask of the lanes whose point is in the interior of K*."""
     return (y[0] > 0.0) & (y[1] > 0.0) & (_excess(y, _size(y), exponent, exponent, 1.0 - exponent) > 0.0)
 
 
@@ -96,14 +95,14 @@ def _tau_psi(y: Any, exponent: float) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def _shadow(s: Any, exponent: float) -> Any:
-    """(-grad f(s), log of its psi): the y with -grad f*(y) = s.
+    """The shadow iterate y = -grad f(s), which satisfies -grad f*(y) = s, and log psi(y).
 
-    The three equations leave, for x = 1 / tau, c1 = (1 + e) / (2 e) and c2 = (2 - e) / (2 - 2 e),
+    The three equations reduce, with x = 1 / tau, c1 = (1 + e) / (2 e) and c2 = (2 - e) / (2 - 2 e), to
 
         2 e log(1 + c1 x) + 2 (1 - e) log(1 + c2 x) - log(1 + x) = 2 log(s1^e s2^(1 - e) / abs(s3))
 
-    whose left side is concave and increasing, and largest for e = 1/2, where the equation is quadratic. From that root
-    on Newton's steps increase up to the root.
+    whose left side is concave and increasing in x, and largest for e = 1/2, where the equation is quadratic. Newton's
+    method starts from the root for e = 1/2, a lower bound, and increases monotonically to the root.
     """
     size = _size(s)
     target = _excess(s, size, exponent, 1.0, 1.0)
@@ -131,7 +130,7 @@ def _shadow(s: Any, exponent: float) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def _solved(r: Any, y: Any, tau: Any, psi: Any, exponent: float) -> Any:
-    """(u, r'u, d3 - K A of u) with G u = r; u1 and u2 are relative to y1 and y2."""
+    """Solve G u = r: returns u, r'u and u3 - K A(u), with u1 and u2 relative to y1 and y2."""
     p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
     spread = 1.0 / (1.0 + 2.0 * tau)
     K = y[2] * (1.0 + tau) * spread
@@ -151,7 +150,7 @@ def _solved(r: Any, y: Any, tau: Any, psi: Any, exponent: float) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def _gradient(y: Any, tau: Any, psi: Any, exponent: float) -> Any:
-    """Grad f*(y)."""
+    """The gradient of f* at y."""
     return (
         -(1.0 + exponent + 2.0 * exponent * tau) / y[0],
         -(2.0 - exponent + 2.0 * (1.0 - exponent) * tau) / y[1],
@@ -163,7 +162,7 @@ def _gradient(y: Any, tau: Any, psi: Any, exponent: float) -> Any:
 def update_scaling(
     lanes: Any, r0: int, h0: int, exponent: float, s: Any, y: Any, dual_mu: Any, H: Any, ok: Any
 ) -> None:
-    """H of a block from s and y; lowers ok (V,) to 0.0 in lanes where that fails.
+    """Compute H of a block from s and y; set ok (V,) to 0.0 in lanes where H is not finite or s'y is not positive.
 
     Args:
         lanes: a tuple of V floats.
@@ -202,10 +201,10 @@ def update_scaling(
 def combined_shift(
     lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, sigma_mu: Any, shift: Any
 ) -> None:
-    """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy], (m, V), of the affine ds and dy.
+    """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy], (m, V), for the affine direction ds, dy.
 
-    The last term follows from differentiating s + mu grad f*(y) = 0 twice along the affine direction. D^3 f* is that of
-    -log psi, by the chain rule from the derivatives of psi over psi, and that of the other logarithms.
+    The last term is the third-order correction: differentiate s + mu grad f*(y) = 0 twice along the affine direction.
+    D^3 f* is the third derivative of -log psi, by the chain rule, plus those of the other two logarithms.
     """
     s_, y_, ds_, dy_ = at(lanes, s, r0), at(lanes, y, r0), at(lanes, ds, r0), at(lanes, dy, r0)
     p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
@@ -219,7 +218,7 @@ def combined_shift(
     psi_u = share * along_u / (1.0 + 2.0 * tau) - 2.0 * y_[2] * rest * inv_psi
     psi_v = share * along_v - 2.0 * y_[2] * v3 * inv_psi
     weight = share * mixed - 2.0 * u3 * v3 * inv_psi - 2.0 * psi_u * psi_v
-    # Entries 1 and 2 before their division by y1 and y2.
+    # Entries 1 and 2, not yet divided by y1 and y2.
     third1 = (
         share
         * p
@@ -254,7 +253,7 @@ _shorten, _shorten_dual = backtracking(inside), backtracking(inside_dual)
 def shorten_step(
     lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, floor: float
 ) -> None:
-    """Shortens alpha (V,), at most 1, until s + alpha ds and y + alpha dy are inside; 0 where it sinks below floor."""
+    """Reduce alpha (V,), at most 1, until s + alpha ds and y + alpha dy are interior; 0 if it falls below floor."""
     length = _shorten(lanes, exponent, r0, s, ds, load(lanes, alpha, 0), floor)
     store(alpha, 0, _shorten_dual(lanes, exponent, r0, y, dy, length, floor))
 
@@ -263,7 +262,7 @@ def shorten_step(
 def add_barrier(
     lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, barrier: Any
 ) -> None:
-    """Barrier (V,) += f(s + alpha ds) + f*(y + alpha dy); infinity outside.
+    """Barrier (V,) += f(s + alpha ds) + f*(y + alpha dy); infinity outside the interiors of K and K*.
 
     f(s) = -3 - f*(-grad f(s))
     """

@@ -1,6 +1,6 @@
-"""The product cone in lanes: its scaling H, block by block.
+"""Scaling H, step length and right-hand side of the product cone in lanes, block by block.
 
-In the Newton step ds = -(H dy + shift). Rows of the zero cone have no s: there H, ds and shift are zero.
+In the Newton step ds = -(H dy + shift). In rows of the zero cone s = 0, so H, ds and shift are zero there.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ __all__ = [
 
 
 SMALLEST_STEP = 1e-5
-"""A step below this is a failure."""
+"""Step length below which an element counts as stalled. (Clarabel's min_terminate_step_length is 1e-4.)"""
 
 
 class Scaling(NamedTuple):
-    """H of every block.
+    """The scaling H of every block.
 
     Attributes:
         diagonal: s / y of the nonnegative rows, (m, V).
-        w: scaling points of the second-order blocks, in their rows, (m, V).
-        eta2: their eta^2, (blocks, V).
+        w: scaling points of the second-order blocks, in the rows of the blocks, (m, V).
+        eta2: eta^2 of the second-order blocks, (blocks, V).
         packed: dense blocks as packed upper triangles, (entries, V).
-        factors: of the semidefinite blocks, one after another.
-        work: for one block at a time.
-        dual_mu: where positive, exponential and power blocks are scaled by this times the dual barrier's Hessian, (V,).
-        ok: 1 where every block could be scaled, else 0, (V,).
+        factors: R, R^-1 and lam of the semidefinite blocks, one block after another (see ``psd``).
+        work: scratch for one block at a time.
+        dual_mu: if positive, H of exponential and power blocks is this times the Hessian of the dual barrier, (V,).
+        ok: 1 in lanes where the scaling of every block is defined, else 0, (V,).
     """
 
     diagonal: Array
@@ -60,7 +60,7 @@ class Scaling(NamedTuple):
 
 @njit(nogil=True, error_model="numpy")
 def new_scaling(lanes: Any, layout: Layout, m: int) -> Scaling:
-    """Memory for a scaling."""
+    """Allocate a scaling for V lanes."""
     V, work, factors = len(lanes), 0, 0
     for size in layout.second_size:
         work = max(work, 2 * size)
@@ -76,7 +76,7 @@ def new_scaling(lanes: Any, layout: Layout, m: int) -> Scaling:
 
 @njit(nogil=True, error_model="numpy")
 def set_unit(layout: Layout, s: Array, y: Array, v: int) -> None:
-    """The central point of every cone, in lane v."""
+    """Set s and y of lane v to the central point of every cone."""
     for i in range(len(s)):
         unit = 1.0 if layout.zero <= i < layout.orthant else 0.0
         s[i, v], y[i, v] = unit, unit
@@ -92,7 +92,7 @@ def set_unit(layout: Layout, s: Array, y: Array, v: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def enter_cone(layout: Layout, u: Array, v: int) -> None:
-    """Move lane v's u along the unit of all (symmetric) cones until it is well inside, if it is not."""
+    """Move lane v's u along the identity of the (symmetric) cones to margin 1, unless it is in the interior already."""
     margin = np.inf
     for i in range(layout.zero, layout.orthant):
         margin = min(margin, u[i, v])
@@ -112,7 +112,7 @@ def enter_cone(layout: Layout, u: Array, v: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def update_scaling(lanes: Any, layout: Layout, s: Array, y: Array, scaling: Scaling) -> None:
-    """H at (s, y), in the interior; ok says where that worked."""
+    """Compute H at the interior point (s, y); ``scaling.ok`` is 0 in lanes where it is not defined."""
     scaling.ok[:] = 1.0
     for i in range(layout.zero, layout.orthant):
         store(scaling.diagonal, i, load(lanes, s, i) / load(lanes, y, i))
@@ -137,7 +137,7 @@ def update_scaling(lanes: Any, layout: Layout, s: Array, y: Array, scaling: Scal
 
 @njit(nogil=True, error_model="numpy")
 def write_H(lanes: Any, layout: Layout, n: int, scaling: Scaling, values: Array) -> None:
-    """Write -H into the values of K, with its regularisation."""
+    """Write -H minus the static regularisation into the values of K."""
     for i in range(layout.zero, layout.orthant):
         store(values, layout.diagonal[n + i], -1.0 * load(lanes, scaling.diagonal, i) - REGULARISATION)
     for k in range(len(layout.packed_place)):
@@ -175,7 +175,7 @@ def times_H(lanes: Any, layout: Layout, scaling: Scaling, x: Array, out: Array) 
 
 @njit(nogil=True, error_model="numpy")
 def _times_packed(lanes: Any, H: Array, h0: int, x: Array, r0: int, out: Array) -> None:
-    """The three rows from r0 on of out <- H x, of a packed upper triangle."""
+    """Rows r0 ... r0 + 2 of out <- H x, for a block of order 3 stored as a packed upper triangle."""
     x0, x1, x2 = load(lanes, x, r0), load(lanes, x, r0 + 1), load(lanes, x, r0 + 2)
     h01, h02, h12 = load(lanes, H, h0 + 1), load(lanes, H, h0 + 3), load(lanes, H, h0 + 4)
     store(out, r0, load(lanes, H, h0) * x0 + h01 * x1 + h02 * x2)
@@ -187,7 +187,7 @@ def _times_packed(lanes: Any, H: Array, h0: int, x: Array, r0: int, out: Array) 
 def combined_shift(
     lanes: Any, layout: Layout, scaling: Scaling, s: Array, y: Array, ds: Array, dy: Array, target: Array, shift: Array
 ) -> None:
-    """The shift of the combined step, from the affine directions ds, dy and target = sigma mu (V,)."""
+    """Compute the shift of the combined step from the affine direction ds, dy and target = sigma mu (V,)."""
     goal = load(lanes, target, 0)
     for i in range(layout.zero, layout.orthant):
         extra = (load(lanes, ds, i) * load(lanes, dy, i) - goal) / load(lanes, y, i)
@@ -213,7 +213,7 @@ def combined_shift(
 def shorten_step(
     lanes: Any, layout: Layout, scaling: Scaling, s: Array, y: Array, ds: Array, dy: Array, alpha: Array
 ) -> None:
-    """Reduce alpha (V,) to the largest step that leaves s + alpha ds and y + alpha dy in the cones."""
+    """Reduce alpha (V,) to the largest step that keeps s + alpha ds and y + alpha dy in the cones."""
     step = load(lanes, alpha, 0)
     for i in range(layout.zero, layout.orthant):
         s_, ds_, y_, dy_ = load(lanes, s, i), load(lanes, ds, i), load(lanes, y, i), load(lanes, dy, i)

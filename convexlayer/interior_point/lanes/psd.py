@@ -5,7 +5,7 @@ Nesterov-Todd scaling, from Cholesky factors S = L L', Y = M M' and a singular v
     R = L V diag(lam)^-1/2,   R^-1 = diag(lam)^-1/2 U'M',   R'Y R = R^-1 S R^-T = diag(lam)
     W = R R',   H v = svec(W mat(v) W),   H y = s
 
-Kept between calls in ``factors``, (2 k^2 + k, V) a block: the columns of R, the rows of R^-1, and lam.
+``factors`` stores, in 2 k^2 + k rows per block, the columns of R, the rows of R^-1, and lam.
 
 Source: Vandenberghe, The CVXOPT linear and quadratic cone program solvers (2010), sections 4 and 5.
 """
@@ -38,19 +38,19 @@ __all__ = [
 
 @njit(nogil=True, error_model="numpy")
 def factor_rows(order: int) -> int:
-    """Rows of ``factors`` that a block needs."""
+    """Number of rows of ``factors`` per block of this order."""
     return 2 * order * order + order
 
 
 @njit(nogil=True, error_model="numpy")
 def scratch_rows(order: int) -> int:
-    """Rows of scratch that a block needs."""
+    """Number of rows of scratch for a block of this order."""
     return 4 * order * order + order
 
 
 @njit(nogil=True, error_model="numpy")
 def unit(order: int, s: Any, y: Any, r0: int, v: int) -> None:
-    """Sets s and y of lane v to the identity."""
+    """Set lane v's block of s and y to the identity."""
     row = r0
     for j in range(order):
         for i in range(j, order):
@@ -60,7 +60,7 @@ def unit(order: int, s: Any, y: Any, r0: int, v: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def add_unit(x: Any, r0: int, order: int, amount: float, v: int) -> None:
-    """Adds a multiple of the identity to lane v's block in x."""
+    """Add a multiple of the identity to lane v's block of x."""
     row = r0
     for j in range(order):
         x[row, v] += amount
@@ -69,7 +69,7 @@ def add_unit(x: Any, r0: int, order: int, amount: float, v: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def margin(x: Any, r0: int, order: int, v: int) -> float:
-    """The least eigenvalue of lane v's block in x."""
+    """The smallest eigenvalue of lane v's block of x."""
     k2, single = order * order, (0.0,)
     block, scratch, least = np.empty((order * (order + 1) // 2, 1)), np.empty((scratch_rows(order), 1)), np.empty(1)
     block[:, 0] = x[r0 : r0 + len(block), v]
@@ -105,7 +105,7 @@ def _pack(lanes: Any, r0: int, order: int, X: Any, x: Any) -> None:
 def update_scaling(
     lanes: Any, r0: int, h0: int, f0: int, order: int, s: Any, y: Any, H: Any, factors: Any, scratch: Any, ok: Any
 ) -> None:
-    """H and the factors of a block from s and y; lowers ok (V,) to 0.0 in lanes where one is not positive definite.
+    """Compute H and the factors of a block from s and y; set ok (V,) to 0.0 where S or Y is not positive definite.
 
     Args:
         lanes: a tuple of V floats.
@@ -116,7 +116,7 @@ def update_scaling(
         s: (m, V).
         y: (m, V).
         H: out, packed upper triangles by columns, (entries, V).
-        factors: out, factor_rows(k) rows a block.
+        factors: out, factor_rows(k) rows per block.
         scratch: at least scratch_rows(k) rows.
         ok: in and out, (V,) of 1.0 and 0.0.
     """
@@ -185,7 +185,7 @@ def multiply(lanes: Any, r0: int, f0: int, order: int, factors: Any, v: Any, out
 
 @njit(nogil=True, error_model="numpy")
 def _scaled(lanes: Any, r0: int, f0: int, order: int, factors: Any, ds: Any, dy: Any, T: Any, S: Any, Y: Any) -> None:
-    """S <- R^-1 mat(ds) R^-T, Y <- R' mat(dy) R; T is scratch of two matrices."""
+    """S <- R^-1 mat(ds) R^-T, Y <- R' mat(dy) R; T is scratch for two matrices."""
     k2 = order * order
     R, inverse, zero = factors[f0 : f0 + k2], factors[f0 + k2 : f0 + 2 * k2], splat(lanes, 0.0)
     _unpack(lanes, r0, order, ds, ds, zero, T[:k2])
@@ -200,7 +200,7 @@ def combined_shift(
 ) -> None:
     """Shift <- svec(R Z R') with (lam_i + lam_j) Z_ij = (2 diag(lam)^2 + S Y + Y S - 2 sigma mu I)_ij.
 
-    S and Y are the scaled affine ds and dy.
+    S and Y are the affine direction ds, dy in the scaled space.
     """
     k2 = order * order
     lam = factors[f0 + 2 * k2 : f0 + 2 * k2 + order]
@@ -226,9 +226,9 @@ def combined_shift(
 def shorten_step(
     lanes: Any, r0: int, f0: int, order: int, factors: Any, ds: Any, dy: Any, alpha: Any, scratch: Any
 ) -> None:
-    """Shortens alpha (V,) to the longest step that keeps s + alpha ds and y + alpha dy semidefinite; 0 for NaN.
+    """Reduce alpha (V,) to the longest step that keeps s + alpha ds and y + alpha dy semidefinite; 0 for NaN.
 
-    With Z the scaled direction over the square roots of lam on both sides, that is -1 / (least eigenvalue of Z).
+    With Z = diag(lam)^-1/2 (scaled ds or dy) diag(lam)^-1/2, it is -1 / (smallest eigenvalue of Z) if that is negative.
     """
     k2 = order * order
     lam = factors[f0 + 2 * k2 : f0 + 2 * k2 + order]
@@ -251,7 +251,7 @@ def shorten_step(
 def add_barrier(
     lanes: Any, r0: int, order: int, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, barrier: Any, scratch: Any
 ) -> None:
-    """Barrier (V,) -= log det(S + alpha dS) + log det(Y + alpha dY); infinity where one is not positive definite."""
+    """Barrier (V,) -= log det(S + alpha dS) + log det(Y + alpha dY); infinity if either is not positive definite."""
     X, length = scratch[: order * order], load(lanes, alpha, 0)
     value = splat(lanes, 0.0)
     for x, dx in ((s, ds), (y, dy)):

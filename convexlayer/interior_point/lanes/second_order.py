@@ -22,11 +22,12 @@ from convexlayer.program import Array
 __all__ = ["expand", "margin", "pack", "product", "scale", "shift", "shorten_step"]
 
 TINY = 1e-300
+"""Lower bound of u'Ju, so that its square root and quotients are finite on the boundary."""
 
 
 @njit(nogil=True, error_model="numpy")
 def margin(u: Array, start: int, size: int, v: int) -> float:
-    """u0 - norm(u1) of lane v's block."""
+    """u0 - norm(u1) of lane v's block, its smallest eigenvalue."""
     tail = 0.0
     for i in range(start + 1, start + size):
         tail += u[i, v] * u[i, v]
@@ -44,14 +45,14 @@ def _dot(lanes: Any, x: Array, y: Array, start: int, size: int) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def _det(head: Any, tail: Any) -> Any:
-    """u'Ju = (u0 - |u1|) (u0 + |u1|), without cancellation, of u0 and |u1|^2."""
+    """u'Ju = (u0 - |u1|) (u0 + |u1|), without cancellation, from u0 and |u1|^2."""
     norm = sqrt(tail)
     return maximum((head - norm) * (head + norm), TINY)
 
 
 @njit(nogil=True, error_model="numpy")
 def scale(lanes: Any, s: Array, y: Array, start: int, size: int, w: Array, eta2: Array, block: int) -> None:
-    """The scaling point of a block, into its rows of w, and eta^2, into row ``block``."""
+    """Compute the scaling point of a block (its rows of w) and eta^2 (row ``block`` of eta2)."""
     s0, y0 = load(lanes, s, start), load(lanes, y, start)
     s_size = sqrt(_det(s0, _dot(lanes, s, s, start, size)))
     y_size = sqrt(_det(y0, _dot(lanes, y, y, start, size)))
@@ -68,7 +69,7 @@ def scale(lanes: Any, s: Array, y: Array, start: int, size: int, w: Array, eta2:
 
 @njit(nogil=True, error_model="numpy")
 def pack(lanes: Any, w: Array, eta2: Array, block: int, start: int, size: int, packed: Array, offset: int) -> None:
-    """W^2 of a block as a packed upper triangle by columns."""
+    """Store W^2 of a block in ``packed`` as an upper triangle by columns."""
     eta2_ = load(lanes, eta2, block)
     for j in range(size):
         wj = 2.0 * load(lanes, w, start + j)
@@ -84,7 +85,7 @@ def expand(
     lanes: Any, w: Array, eta2: Array, block: int, start: int, size: int, diagonal: Indices, row: int, extra: int,
     place: Indices, first: int, values: Array, shift: float,
 ) -> None:  # fmt: skip
-    """Write -W^2 = -eta^2 (diag(delta, 1, ...) + u u' - v v') of a block into K, by two unknowns more.
+    """Write -W^2 = -eta^2 (diag(delta, 1, ...) + u u' - v v') of a block into K, with two additional unknowns.
 
     With wsq = w0^2 + |w1|^2: delta = 1 / (2 wsq), u = (u0, (2 w0 / u0) w1), u0^2 = wsq - delta,
     v = (0, v1 w1), v1^2 = 2 (2 + 1 / wsq) / (2 wsq - 1 / wsq).
@@ -109,7 +110,7 @@ def expand(
 
 @njit(nogil=True, error_model="numpy")
 def product(lanes: Any, w: Array, eta2: Array, block: int, start: int, size: int, x: Array, out: Array) -> None:
-    """W^2 x of a block: eta^2 (2 w (w'x) - J x)."""
+    """The block's rows of out <- W^2 x = eta^2 (2 w (w'x) - J x)."""
     w0, x0, eta2_ = load(lanes, w, start), load(lanes, x, start), load(lanes, eta2, block)
     dot = 2.0 * (w0 * x0 + _dot(lanes, w, x, start, size))
     store(out, start, eta2_ * (w0 * dot - x0))
@@ -122,9 +123,9 @@ def shift(
     lanes: Any, w: Array, eta2: Array, block: int, start: int, size: int, y: Array, ds: Array, dy: Array, target: Any,
     out: Array, work: Array,
 ) -> None:  # fmt: skip
-    r"""W (lambda + lambda \ ((W^-1 ds) o (W dy) - target e)), into the block's rows of out.
+    r"""The block's rows of out <- W (lambda + lambda \ ((W^-1 ds) o (W dy) - target e)), the combined step's shift.
 
-    (u o v) = (u'v, u0 v1 + v0 u1); work has at least 2 size rows.
+    u o v = (u'v, u0 v1 + v0 u1) is the Jordan product, \ its inverse, e its identity; work has at least 2 size rows.
     """
     w0, y0, dy0, ds0 = load(lanes, w, start), load(lanes, y, start), load(lanes, dy, start), load(lanes, ds, start)
     wy, wdy, wds = _dot(lanes, w, y, start, size), _dot(lanes, w, dy, start, size), _dot(lanes, w, ds, start, size)
@@ -160,7 +161,7 @@ def shift(
 
 @njit(nogil=True, error_model="numpy")
 def shorten_step(lanes: Any, u: Array, du: Array, start: int, size: int, alpha: Any) -> Any:
-    """The largest step up to alpha that keeps u + alpha du in the cone: the least positive root of its determinant."""
+    """The largest step up to alpha that keeps u + alpha du in the cone: the smallest positive root of u'Ju along it."""
     u0, du0 = load(lanes, u, start), load(lanes, du, start)
     u_tail, du_tail = _dot(lanes, u, u, start, size), _dot(lanes, du, du, start, size)
     du_norm = sqrt(du_tail)

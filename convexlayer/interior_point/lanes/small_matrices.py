@@ -1,7 +1,7 @@
-"""Small dense matrices in lanes: each a (k^2, V) array with entry (i, j) in row i + j k.
+"""Small dense matrices in lanes: (k^2, V) arrays with entry (i, j) in row i + j k.
 
-Jacobi's and Laguerre's iterations run until every lane has converged; a lane that has is left as it is, so that its
-result does not depend on its neighbours.
+The Jacobi and Laguerre iterations run until every lane has converged. A converged lane is not updated any more, so that
+its result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, 
 
 __all__ = ["cholesky", "least_eigenvalue", "orthogonalise", "outer", "sandwich"]
 
-# Columns are orthogonal when their cosine is below this ...
+# Two columns count as orthogonal if their cosine is below this, a few rounding errors.
 _ORTHOGONAL = 1e-15
-# ... which they all are after a sweep that met no cosine above this: convergence is quadratic.
+# A sweep in which every cosine is below this is the last: Jacobi converges quadratically.
 _LAST_SWEEP = 1e-9
+# Maximum number of Jacobi sweeps.
 _MOST_SWEEPS = 20
 
-# Of Laguerre's method, cubic for a simple root and linear with a factor of 0.3 for a double one.
+# Maximum number of Laguerre steps; convergence is cubic for a simple root, linear with factor 0.3 for a double one.
 _MOST_STEPS = 40
-# Relative to the size of the matrix; approximations come from the left, so that steps to the boundary err inwards.
+# Laguerre's method ends at a step below this, relative to the norm of the matrix. It converges from below, so that the
+# step to the boundary of the cone is never overestimated.
 _LAST_STEP = 1e-9
 
 
 @njit(nogil=True, error_model="numpy")
 def cholesky(lanes: Any, order: int, X: Any) -> Any:
-    """The lower triangle of X <- its Cholesky factor; gives the lanes in which X is positive definite."""
+    """Overwrite the lower triangle of X by its Cholesky factor; returns the mask of lanes with X positive definite."""
     definite = splat(lanes, 1.0) > 0.0
     for j in range(order):
         for i in range(j, order):
@@ -77,10 +79,10 @@ def outer(lanes: Any, order: int, R: Any, W: Any) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
-    """Rotates pairs of columns of M, and those of L with them, until the columns of M are orthogonal (Hestenes 1958).
+    """One-sided Jacobi: rotate pairs of columns of M, and of L alike, until those of M are orthogonal (Hestenes 1958).
 
-    The norms of the columns are then the singular values, the small ones to full relative precision (Demmel and Veselic
-    1992).
+    The norms of the columns of M are then its singular values, with full relative precision even of the small ones
+    (Demmel and Veselic 1992).
     """
     moving = splat(lanes, 1.0) > 0.0
     for _ in range(_MOST_SWEEPS):
@@ -115,9 +117,9 @@ def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) -> Any:
-    """The least eigenvalue of symmetric X, from below, to _LAST_STEP of its size; NaN where X is not finite.
+    """The smallest eigenvalue of symmetric X, from below, to _LAST_STEP times its norm; NaN if X is not finite.
 
-    Laguerre's method on Householder's tridiagonal form. X, work (k rows) and squares (k rows) are overwritten.
+    Laguerre's method on the Householder tridiagonal form. X, work (k rows) and squares (k rows) are overwritten.
     """
     _tridiagonalise(lanes, order, X, work, squares)
     zero = splat(lanes, 0.0)
@@ -131,13 +133,13 @@ def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) ->
         size = maximum(absolute(diagonal) + before + after, size)
         before = after
         taint = taint + 0.0 * (diagonal + after)
-    # Gershgorin's bound, and a little less: on an eigenvalue there would be nothing to divide by.
+    # Start slightly below Gershgorin's bound: at an eigenvalue a pivot would be zero.
     x = least - 0.01 * size + taint
     moving = size > 0.0
     n = float(order)
     for _ in range(_MOST_STEPS):
-        # The sums of 1 / (eigenvalue - x) and of its square, derivatives of -log det(X - x I), from the pivots of
-        # X - x I. One of them is negative where rounding has led past the eigenvalue.
+        # The sums of 1 / (eigenvalue - x) and of its square, the derivatives of -log det(X - x I), from the pivots of
+        # X - x I. A pivot is negative if rounding has moved x past the smallest eigenvalue.
         first, second = zero, zero
         square, inverse, ratio, curve = zero, zero, zero, zero
         for i in range(order):
@@ -163,7 +165,7 @@ def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) ->
 
 @njit(nogil=True, error_model="numpy")
 def _tridiagonalise(lanes: Any, order: int, X: Any, work: Any, squares: Any) -> None:
-    """Householder's reduction: the diagonal stays in X, the squares of the entries beside it go to squares."""
+    """Householder tridiagonalisation: the diagonal stays in X, ``squares`` gets the squared off-diagonal entries."""
     zero = splat(lanes, 0.0)
     for j in range(order - 1):
         norm = zero

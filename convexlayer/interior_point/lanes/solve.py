@@ -1,4 +1,4 @@
-"""The batched interior-point method on the CPU: one element a SIMD lane, ranges of elements on threads."""
+"""The batched interior-point method on the CPU: one element per SIMD lane, ranges of elements on threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convexlayer.status import Status
 __all__ = ["LanesInteriorPoint", "warm_up"]
 
 LANES = 8
-"""Elements at once: a vector register of doubles, which costs about as much as three elements one by one."""
+"""Elements solved together: the doubles of one AVX-512 register. They take about as long as three single elements."""
 
 WORDS = (
     Status.OPTIMAL,
@@ -27,27 +27,29 @@ WORDS = (
     Status.NUMERICAL_ERROR,
     Status.ITERATION_LIMIT,
 )
-"""By the loop's words."""
+"""Status by the status code of the loop."""
 
 UNLIMITED = (*WORDS[:4], Status.NUMERICAL_ERROR)
-"""Where nobody set a limit, to reach it is to stall."""
+"""The same if the caller did not set max_iter: reaching the default limit counts as stalled."""
 
 TARGET_OVER_TOL = 0.3
-"""Relative residuals, and natural residuals of nonnegative rows, at which the iterations stop, over the tolerance. From
-there on one step on the active set, or one polish, gains more than further iterations (measured on the benchmarks)."""
+"""The iterations stop at relative residuals, and natural residuals of nonnegative rows, of this many times tol. From
+there a crossover step or one polish gains more than further iterations (measured on the benchmarks)."""
 
 MAX_ITER = 100
+"""Default maximum number of iterations of an element; most programs take 8 to 20."""
 
 ITERATIONS, FLOP_S, ENTRY_S = 10, 5e-10, 5e-9
-"""Seconds of an element: so many iterations, each with these for every multiply-add and entry of the factor."""
+"""Cost model of one element, for splitting a batch among threads: iterations, seconds per multiply-add, seconds per
+entry of the factor (rough measurements)."""
 
 
 @final
 class LanesInteriorPoint:
-    """Solves batches of one structure; analysed once, safe to share between threads."""
+    """Interior-point solver for batches of one structure, which is analysed once. Thread-safe."""
 
     def __init__(self, structure: Structure) -> None:
-        """Analyse a structure."""
+        """Analyse the structure."""
         self._structure = structure
         self._plan = InteriorPointPlan.of(structure)
 
@@ -55,12 +57,12 @@ class LanesInteriorPoint:
         """Solve every element.
 
         Args:
-            program: (B, ...).
-            tol: relative residuals that are good enough; a third of them is aimed at.
-            max_iter: iterations of an element.
+            program: data, (B, ...).
+            tol: relative residuals of an optimal element; the iterations aim at TARGET_OVER_TOL times tol.
+            max_iter: maximum number of iterations of an element, MAX_ITER by default.
 
         Returns:
-            Solutions; infeasible elements carry a ray y with b'y = -1, unbounded ones a ray x with q'x = -1.
+            Solutions; infeasible elements have a ray y with b'y = -1, unbounded ones a ray x with q'x = -1.
         """
         plan, batch = self._plan, program.batch
         x, y, s = (np.full((batch, size), np.nan) for size in (self._structure.n, self._structure.m, self._structure.m))
@@ -84,7 +86,7 @@ class LanesInteriorPoint:
 
 
 def warm_up() -> None:
-    """Compile whatever this part of the library calls from Python: x = 1 by x >= 1, alone and in lanes."""
+    """Compile this package's kernels by solving minimise x^2 / 2 + x subject to x >= 1, singly and in lanes."""
     one = Pattern((1, 1), np.zeros(1, np.int64), np.zeros(1, np.int64))
     structure = Structure(one, one, Cones(nonnegative=1))
     for batch in (1, 2 * WORKERS + 1):

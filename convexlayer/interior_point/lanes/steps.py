@@ -1,4 +1,4 @@
-"""Steps of the homogeneous embedding in lanes, and the residuals at a point. See ``loop`` for the method.
+"""Newton steps of the homogeneous embedding in lanes, and the residuals of a point. See ``loop`` for the method.
 
     K (x1, y1) = (-(1 - sigma) r_x, -(1 - sigma) r_y + shift),   K (x2, y2) = (-q, b)
     (dx, dy) = (x1, y1) + d tau (x2, y2),   ds = -(H dy + shift),   tau d kappa = -(correction + kappa d tau)
@@ -51,20 +51,20 @@ __all__ = [
 ]  # fmt: skip
 
 STEP = 0.99
-"""Part of the way to the boundary that is taken."""
+"""Fraction of the step to the boundary that is taken (Clarabel's max_step_fraction)."""
 
 
 class Data(NamedTuple):
-    """Scaled data of the elements in the lanes, and their scales.
+    """Equilibrated data of the elements in the lanes, and their scales.
 
     Attributes:
-        P: upper triangles, (nnz, V), as A, q (n, V), b (m, V).
-        A: see P.
-        q: see P.
-        b: see P.
+        P: values of the upper triangle, (nnz, V).
+        A: values, (nnz, V).
+        q: (n, V).
+        b: (m, V).
         d: scales of the variables, (n, V).
         e: scales of the rows, (m, V).
-        scalars: rows OBJECTIVE (the scale of the objective), Q_NORM and B_NORM (before scaling).
+        scalars: rows OBJECTIVE (scale of the objective), Q_NORM and B_NORM (maximum norms before scaling), (3, V).
     """
 
     P: Array
@@ -80,7 +80,7 @@ OBJECTIVE, Q_NORM, B_NORM = 0, 1, 2
 
 
 class Point(NamedTuple):
-    """Where the lanes stand."""
+    """Iterates of the lanes, x (n, V), s (m, V) and y (m, V)."""
 
     x: Array
     s: Array
@@ -88,7 +88,7 @@ class Point(NamedTuple):
 
 
 class Products(NamedTuple):
-    """Products with the data at a point, and of the constant solution's difference from it."""
+    """Products with the data at a point; difference = x2 - x / tau for the constant solution x2, and P difference."""
 
     Px: Array
     Aty: Array
@@ -99,11 +99,11 @@ class Products(NamedTuple):
 
 TAU, KAPPA, MU, ALPHA, SIGMA, TARGET, D_TAU, D_KAPPA, CORRECTION, DENOMINATOR, R_TAU, MOVE = range(12)
 SCALARS = 12
-"""Rows of what each lane has one of."""
+"""Number of rows of the array of scalars per lane, indexed by TAU ... MOVE."""
 
 WORST, PRODUCT, QX, BY, ATY_SIZE, PX_SIZE, RAY_SIZE = range(7)
 MEASURES = 7
-"""Rows of what is measured at a point."""
+"""Number of rows of the array filled by ``measure``, indexed by WORST ... RAY_SIZE."""
 
 
 @njit(nogil=True, error_model="numpy")
@@ -124,10 +124,11 @@ def prepare(
     Hy: Array,
     lane: Array,
 ) -> None:
-    """What a pair of steps shares: mu, the residual in tau, and the denominator of d tau.
+    """Compute what the predictor and the corrector share: mu, the residual in tau, and the denominator of d tau.
 
-    With K (x2, y2) = (-q, b) the denominator is kappa / tau + |x2 - x / tau|_P^2 + y2'H y2. The last term is taken as
-    -q'x2 - b'y2 - |x2|_P^2 where that is more: where K is singular its regularisation is in there.
+    With K (x2, y2) = (-q, b) the denominator is kappa / tau + |x2 - x / tau|_P^2 + y2'H y2. The last term equals
+    -q'x2 - b'y2 - |x2|_P^2 in exact arithmetic; the larger of the two is used, because the second includes the effect
+    of the regularisation if K is singular.
     """
     n, m = len(point.x), len(point.s)
     tau, kappa = load(lanes, lane, TAU), load(lanes, lane, KAPPA)
@@ -160,7 +161,7 @@ def prepare(
 
 @njit(nogil=True, error_model="numpy")
 def add_constant(lanes: Any, data: Data, affine: Products, constant: Array, lane: Array, step: Array) -> None:
-    """D tau and d kappa, of a solution (x1, y1) of K in ``step``; which then becomes (x1, y1) + d tau (x2, y2)."""
+    """Compute d tau and d kappa from (x1, y1) in ``step``, and overwrite step with (x1, y1) + d tau (x2, y2)."""
     n, m = len(data.q), len(data.b)
     tau, kappa, correction = load(lanes, lane, TAU), load(lanes, lane, KAPPA), load(lanes, lane, CORRECTION)
     inverse = 1.0 / tau
@@ -179,7 +180,7 @@ def add_constant(lanes: Any, data: Data, affine: Products, constant: Array, lane
 
 @njit(nogil=True, error_model="numpy")
 def longest_step(lanes: Any, lane: Array, longest: float) -> None:
-    """Alpha: the longest step for which tau and kappa stay nonnegative."""
+    """Set alpha to the longest step, at most ``longest``, that keeps tau and kappa nonnegative."""
     alpha = splat(lanes, longest)
     for value, change in ((TAU, D_TAU), (KAPPA, D_KAPPA)):
         u, du = load(lanes, lane, value), load(lanes, lane, change)
@@ -189,7 +190,7 @@ def longest_step(lanes: Any, lane: Array, longest: float) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def centre(lanes: Any, lane: Array) -> None:
-    """Sigma = (1 - alpha)^3 of the affine step, the target sigma mu, and the right-hand side for kappa."""
+    """Set sigma = (1 - alpha)^3 from the affine step, the target sigma mu, and the right-hand side for kappa."""
     left = 1.0 - load(lanes, lane, ALPHA)
     sigma = left * left * left
     target = sigma * load(lanes, lane, MU)
@@ -201,10 +202,10 @@ def centre(lanes: Any, lane: Array) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def measure(lanes: Any, layout: Layout, data: Data, point: Point, affine: Products, lane: Array, out: Array) -> None:
-    """What is known of a point, in the rows WORST ... of ``out``, all but q'x and b'y in the element's units.
+    """Compute the quantities of the termination test at a point, in rows WORST ... RAY_SIZE of ``out``.
 
-    Worst of the primal, dual and gap residuals; the natural residual of the nonnegative rows; q'x, b'y;
-    the largest entries of A'y, Px and Ax + s.
+    The largest of the primal, dual and gap residuals; the natural residual of the nonnegative rows; q'x and b'y (scaled
+    units); the largest entries of A'y, Px and Ax + s. All but q'x and b'y are unscaled.
     """
     zero, one = splat(lanes, 0.0), splat(lanes, 1.0)
     inverse, c = 1.0 / load(lanes, lane, TAU), 1.0 / load(lanes, data.scalars, OBJECTIVE)
@@ -247,7 +248,7 @@ def measure(lanes: Any, layout: Layout, data: Data, point: Point, affine: Produc
 
 @njit(nogil=True, error_model="numpy")
 def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> Any:
-    """The largest min(s, y) of a nonnegative row, in the units of the element and times tau."""
+    """The largest min(s, y) of a nonnegative row, unscaled and multiplied by tau."""
     c, worst = 1.0 / load(lanes, data.scalars, OBJECTIVE), splat(lanes, 0.0)
     for i in range(layout.zero, layout.orthant):
         e = load(lanes, data.e, i)
@@ -257,7 +258,7 @@ def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> An
 
 @njit(nogil=True, error_model="numpy")
 def advance(lanes: Any, lane: Array, step: Array, ds: Array, point: Point) -> None:
-    """(x, y, s, tau, kappa) += alpha (dx, dy, ds, d tau, d kappa), in the lanes that move."""
+    """(x, y, s, tau, kappa) += STEP alpha (dx, dy, ds, d tau, d kappa), in lanes where MOVE and alpha are positive."""
     n = len(point.x)
     alpha = STEP * load(lanes, lane, ALPHA)
     moves = (load(lanes, lane, MOVE) > 0.0) & (alpha > 0.0)

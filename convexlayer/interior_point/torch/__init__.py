@@ -1,1 +1,1 @@
-"""The interior-point method on dense tensors: all elements of a batch in lock step, on any torch device."""
+"""The interior-point method on dense torch tensors: all elements of a batch in lock step, on any torch device."""

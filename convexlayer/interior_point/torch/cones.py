@@ -1,11 +1,11 @@
-"""Symmetric cones in torch, for the whole batch at once: Nesterov-Todd scaling, Jordan algebra, steps to the boundary.
+"""Symmetric cones in torch, batched: Nesterov-Todd scaling, Jordan algebra, step lengths.
 
-Rows are laid out in parts: the nonnegative rows, then the second-order blocks by size, each padded with zero rows up to
-the largest of its part. Zero rows of A, b, s and z stay zero in every operation here, so padding needs no masks.
+Rows are grouped in parts: the nonnegative rows, then the second-order blocks by size, each padded with zero rows to the
+largest size of its part. Zero rows of A, b, s and z stay zero in every operation here, so that padding needs no masks.
 
-All vectors are columns (B, rows, 1); what scales a vector also scales a matrix (B, rows, columns).
+Vectors are columns (B, rows, 1); scalings also apply to matrices (B, rows, columns).
 
-Source of the formulas: Vandenberghe, The CVXOPT linear and quadratic cone program solvers (2010), sections 4 and 5.
+Source: Vandenberghe, The CVXOPT linear and quadratic cone program solvers (2010), sections 4 and 5.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["ConeRows", "Scaling"]
 
 
 class AbstractScaling(ABC):
-    """The symmetric W of a part with W z = W^-1 s = lam."""
+    """Nesterov-Todd scaling of a part: the symmetric W with W z = W^-1 s = lam."""
 
     lam: Tensor
 
@@ -38,11 +38,11 @@ class AbstractScaling(ABC):
 
 
 class AbstractPart(ABC):
-    """Blocks of one cone and one padded size.
+    """Blocks of one cone type and one padded size.
 
     Attributes:
-        degree: of the barrier; one a block.
-        rows: blocks times padded size.
+        degree: degree of the barrier, 1 per block.
+        rows: number of blocks times padded size.
     """
 
     degree: int
@@ -50,15 +50,15 @@ class AbstractPart(ABC):
 
     @abstractmethod
     def scaling(self, s: Tensor, z: Tensor) -> AbstractScaling:
-        """The scaling at s and z, both inside the cone."""
+        """The scaling at s and z, both in the interior of the cone."""
 
     @abstractmethod
     def least(self, u: Tensor) -> Tensor:
-        """The least eigenvalue of all blocks, (B, 1, 1)."""
+        """The smallest eigenvalue of all blocks, (B, 1, 1)."""
 
     @abstractmethod
     def unit(self, like: Tensor) -> Tensor:
-        """The unit of the algebra, (1, rows, 1)."""
+        """The identity element of the Jordan algebra, (1, rows, 1)."""
 
     @abstractmethod
     def product(self, u: Tensor, v: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class AbstractPart(ABC):
 
     @abstractmethod
     def inverse_step(self, lam: Tensor, direction: Tensor) -> Tensor:
-        """1 / alpha of the largest alpha with lam + alpha direction in the cone, (B, 1, 1); not positive for any."""
+        """1 / alpha for the largest alpha with lam + alpha direction in the cone, (B, 1, 1); <= 0 if unbounded."""
 
     @abstractmethod
     def project(self, w: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class AbstractPart(ABC):
 
     @abstractmethod
     def shared(self, size: Tensor) -> Tensor:
-        """The largest entry of each block, in all its rows: what may scale rows without changing the cone."""
+        """Row norms made constant on each block, as their maximum, so that scaling by them maps the cone to itself."""
 
 
 @final
@@ -137,7 +137,7 @@ class _SecondOrderScaling(AbstractScaling):
         w = 0.5 * (s_unit + _reflected(z_unit)) / gamma
         self._eta = torch.sqrt(s_size / z_size)
         self._tail = w[:, :, 1:]
-        # from the tail, so that W is a hyperbolic rotation to rounding however close to the boundary s and z are
+        # Computed from the tail, so that w'Jw = 1 to rounding even if s and z are close to the boundary.
         self._head = torch.sqrt(1.0 + (self._tail * self._tail).sum(2, keepdim=True))
         self._row = self._tail.mT.contiguous()
         self.lam = self.multiply(part.join(z))
@@ -169,7 +169,7 @@ class _SecondOrder(AbstractPart):
         return v.reshape(v.shape[0], self.degree, self._size, v.shape[2])
 
     def join(self, v: Tensor) -> Tensor:
-        """And back."""
+        """(B, blocks, size, c) as (B, rows, c)."""
         return v.reshape(v.shape[0], self.rows, v.shape[3])
 
     def scaling(self, s: Tensor, z: Tensor) -> AbstractScaling:
@@ -196,7 +196,7 @@ class _SecondOrder(AbstractPart):
         return self.join(torch.cat((top, (v[:, :, 1:] - top * rest) / first), 2))
 
     def inverse_step(self, lam: Tensor, direction: Tensor) -> Tensor:
-        """Rotate so that lam becomes the unit; then it is the least eigenvalue of the direction that counts."""
+        """After the hyperbolic rotation of lam to the identity, minus the smallest eigenvalue of the direction."""
         lam, direction = self.split(lam), self.split(direction)
         size = _determinant(lam).sqrt()
         unit = lam / size
@@ -223,7 +223,7 @@ def _tail_norm(blocks: Tensor) -> Tensor:
 
 
 def _determinant(blocks: Tensor) -> Tensor:
-    """u0^2 - norm(u1)^2, as a product of its factors, which loses less."""
+    """u0^2 - norm(u1)^2, factored to avoid cancellation."""
     norm = _tail_norm(blocks)
     return (blocks[:, :, :1] - norm) * (blocks[:, :, :1] + norm)
 
@@ -235,7 +235,7 @@ def _reflected(blocks: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """The scalings of all parts; lam (B, rows, 1)."""
+    """The Nesterov-Todd scalings of all parts; lam (B, rows, 1)."""
 
     parts: tuple[AbstractScaling, ...]
     sizes: tuple[int, ...]
@@ -255,12 +255,12 @@ class Scaling:
 
 @final
 class ConeRows:
-    """The cone rows of a structure, all but those of the zero cone.
+    """The product cone of a structure without the zero cone, in the padded layout.
 
     Attributes:
-        degree: of the product's barrier.
-        rows: in the padded layout.
-        position: where each row of the standard form (without those of the zero cone) stands in the layout.
+        degree: degree of the barrier.
+        rows: number of rows of the padded layout.
+        position: padded row of each row of the standard form, counted after those of the zero cone.
     """
 
     def __init__(self, cones: Cones) -> None:
@@ -283,16 +283,16 @@ class ConeRows:
         self.position = place
 
     def scaling(self, s: Tensor, z: Tensor) -> Scaling:
-        """The Nesterov-Todd scaling at s and z inside the cone."""
+        """The Nesterov-Todd scaling at s and z in the interior of the cone."""
         parts = tuple(part.scaling(u, v) for part, u, v in self._pairs(s, z))
         return Scaling(parts, self._sizes, _cat(s, [part.lam for part in parts]))
 
     def least(self, u: Tensor) -> Tensor:
-        """The least eigenvalue, (B, 1, 1); inf without rows."""
+        """The smallest eigenvalue of u, (B, 1, 1); inf without rows."""
         return _largest(u, [-part.least(v) for part, v in self._singles(u)]).neg()
 
     def unit(self, like: Tensor) -> Tensor:
-        """The unit, (1, rows, 1)."""
+        """The identity element, (1, rows, 1)."""
         return _cat(like[:1, :0, :1], [part.unit(like) for part in self._parts])
 
     def product(self, u: Tensor, v: Tensor) -> Tensor:
@@ -304,7 +304,7 @@ class ConeRows:
         return _cat(v, [part.quotient(a, b) for part, a, b in self._pairs(lam, v)])
 
     def inverse_step(self, lam: Tensor, direction: Tensor) -> Tensor:
-        """1 / alpha of the largest step from lam that stays in the cone, (B, 1, 1); not positive where all do."""
+        """1 / alpha for the largest step from lam that stays in the cone, (B, 1, 1); <= 0 if unbounded."""
         return _largest(lam, [part.inverse_step(a, b) for part, a, b in self._pairs(lam, direction)])
 
     def project(self, w: Tensor) -> Tensor:
@@ -312,7 +312,7 @@ class ConeRows:
         return _cat(w, [part.project(u) for part, u in self._singles(w)])
 
     def shared(self, size: Tensor) -> Tensor:
-        """The largest entry of each block, in all of its rows."""
+        """The maximum of ``size`` over each second-order block, in all of its rows."""
         return _cat(size, [part.shared(u) for part, u in self._singles(size)])
 
     def _singles(self, u: Tensor) -> Iterator[tuple[AbstractPart, Tensor]]:
@@ -323,19 +323,19 @@ class ConeRows:
 
 
 def _bucket(size: int) -> int:
-    """Blocks whose sizes lie between two powers of two are padded to the largest of them."""
+    """Bucket of a block size: sizes between two powers of two share one, and are padded to the largest of them."""
     return max(size - 1, 1).bit_length()
 
 
 def _cat(like: Tensor, pieces: list[Tensor]) -> Tensor:
-    """The rows of all parts; those of `like`, of which there are none, where there is no part."""
+    """Concatenate the rows of all parts; without parts, return ``like``, which then has no rows."""
     if not pieces:
         return like
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
 def _largest(like: Tensor, pieces: list[Tensor]) -> Tensor:
-    """The largest of the parts' numbers (B, 1, 1); -inf without parts."""
+    """The maximum over the parts of their values (B, 1, 1); -inf without parts."""
     largest = like.new_full((like.shape[0], 1, 1), -torch.inf)
     for piece in pieces:
         largest = torch.maximum(largest, piece)

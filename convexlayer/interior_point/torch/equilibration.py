@@ -1,4 +1,4 @@
-"""Equilibration of a batch of dense cone programs (Ruiz 2001), and the way back."""
+"""Ruiz equilibration of a batch of dense cone programs (Ruiz 2001)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from convexlayer.interior_point.torch.cones import ConeRows
 __all__ = ["DenseProgram", "Equilibrated", "equilibrate"]
 
 PASSES = 8
-"""Passes over the matrices; the largest entries are within a few per cent of 1 after them."""
+"""Ruiz passes; afterwards the row and column norms are within a few per cent of 1."""
 
 SMALLEST, LARGEST = 1e-4, 1e4
-"""What no scale may leave: beyond, rows that are noise would be taken for data."""
+"""Bounds of every scale (Clarabel's equilibrate_min_scaling, equilibrate_max_scaling): beyond them, rows of rounding
+noise would be scaled up to the size of data."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class DenseProgram:
-    """Programs with dense P (B, n, n), q (B, n, 1), A (B, p + rows, n), b (B, p + rows, 1) in the padded layout."""
+    """Programs with dense P (B, n, n), q (B, n, 1), A (B, p + rows, n), b (B, p + rows, 1), in the padded layout."""
 
     P: Tensor
     q: Tensor
@@ -33,12 +34,12 @@ class DenseProgram:
 @final
 @dataclass(frozen=True, eq=False)
 class Equilibrated:
-    """P' = c D P D, q' = c D q, A' = R A D, b' = R b; so x = D x', s = R^-1 s', y = R y' / c.
+    """Equilibrated programs P' = c D P D, q' = c D q, A' = R A D, b' = R b; x = D x', s = R^-1 s', y = R y' / c.
 
     Attributes:
         program: the scaled programs.
         columns: the diagonal of D, (B, n, 1).
-        rows: that of R, (B, p + rows, 1), one number for a second-order block.
+        rows: the diagonal of R, (B, p + rows, 1), constant on each second-order block.
         cost: c, (B, 1, 1).
     """
 
@@ -59,7 +60,7 @@ class Equilibrated:
 
 
 def equilibrate(program: DenseProgram, cone: ConeRows, p: int) -> Equilibrated:
-    """Scale until the largest entry of every row and column of [P A'; A 0] is near 1, then the objective."""
+    """Scale every row and column of [P A'; A 0] to a maximum norm near 1, then scale the objective."""
     P, A = program.P, program.A
     columns, rows = torch.ones_like(program.q), torch.ones_like(program.b)
     for _ in range(PASSES):
@@ -77,13 +78,13 @@ def equilibrate(program: DenseProgram, cone: ConeRows, p: int) -> Equilibrated:
 
 
 def _step(scale: Tensor, size: Tensor) -> Tensor:
-    """The factor for this pass, (B, k, 1); what is empty keeps its scale."""
+    """Scaling factors of one pass, (B, k, 1), from the norms ``size``; empty rows keep their scale."""
     step = torch.where(size > 0.0, size, 1.0).rsqrt()
     return (scale * step).clamp(SMALLEST, LARGEST) / scale
 
 
 def _largest(matrix: Tensor, dim: int) -> Tensor:
-    """Largest absolute entries along a dimension, which is kept; 0 where there are none."""
+    """Largest absolute entries along a dimension, which is kept; 0 if it is empty."""
     if matrix.shape[dim] == 0:
         return matrix.new_zeros([1 if axis == dim else size for axis, size in enumerate(matrix.shape)])
     return matrix.abs().amax(dim, keepdim=True)

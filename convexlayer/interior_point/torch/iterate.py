@@ -15,21 +15,22 @@ from convexlayer.interior_point.torch.kkt import KktData, KktFactor
 __all__ = ["Iterate", "Residual", "residual", "start", "step"]
 
 MODEST = 1e-4
-"""Regularisation of the start: what nothing fixes begins at some thousands and not at infinity."""
+"""Regularisation of the KKT matrix for the starting point: bounds the components that the data leave undetermined to
+some thousands."""
 
 BACK_OFF = 0.99
-"""Share of the step to the boundary that is taken."""
+"""Fraction of the step to the boundary that is taken (Clarabel's max_step_fraction)."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Iterate:
-    """Points of the embedding.
+    """Points (x, y, s, tau, kappa) of the homogeneous embedding, or directions.
 
     Attributes:
         x: (B, n, 1).
         y: (B, p + rows, 1), the p rows of the zero cone first.
-        s: (B, rows, 1), of the other cones.
+        s: (B, rows, 1), without the rows of the zero cone.
         tau: (B, 1, 1), positive.
         kappa: (B, 1, 1), positive.
     """
@@ -45,7 +46,7 @@ class Iterate:
         return Iterate(self.x[index], self.y[index], self.s[index], self.tau[index], self.kappa[index])
 
     def moved(self, direction: Iterate, alpha: Tensor, moving: Tensor) -> Iterate:
-        """Those elements (B, 1, 1) that are moving go alpha along the direction, the others stay."""
+        """The iterate plus alpha times the direction, for elements where ``moving`` (B, 1, 1) holds."""
         return Iterate(
             torch.where(moving, self.x + alpha * direction.x, self.x),
             torch.where(moving, self.y + alpha * direction.y, self.y),
@@ -58,7 +59,7 @@ class Iterate:
 @final
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """What is missing at an iterate, and the terms that it is made of.
+    """Residuals of the homogeneous embedding at an iterate, and their terms.
 
     Attributes:
         Px: (B, n, 1).
@@ -84,7 +85,7 @@ class Residual:
 
 
 def residual(program: DenseProgram, cone: ConeRows, at: Iterate) -> Residual:
-    """The residual there."""
+    """Compute the residuals at an iterate."""
     p = program.A.shape[1] - cone.rows
     Px, Aty, Ax = program.P @ at.x, program.A.mT @ at.y, program.A @ at.x
     primal = Ax - at.tau * program.b
@@ -105,9 +106,10 @@ def residual(program: DenseProgram, cone: ConeRows, at: Iterate) -> Residual:
 
 
 def start(program: DenseProgram, cone: ConeRows, *, quadratic: bool) -> Iterate:
-    """Least-squares estimates of s and y, moved along the unit until their least eigenvalues are 1.
+    """Starting point: least-squares estimates of s and y, shifted along the identity to smallest eigenvalues >= 1.
 
-    With a quadratic term one system gives both, s = -y; without, s is the smallest that is feasible, and y too.
+    With a quadratic term a single system gives both, s = -y. Without it, s and y are the feasible ones of least norm,
+    from two right-hand sides (Clarabel).
     """
     data = KktData(program.P, program.A, program.A.shape[1] - cone.rows, MODEST)
     unit = cone.unit(program.q).expand(program.q.shape[0], -1, -1)
@@ -128,17 +130,17 @@ def start(program: DenseProgram, cone: ConeRows, *, quadratic: bool) -> Iterate:
 def step(
     data: KktData, program: DenseProgram, cone: ConeRows, at: Iterate, missing: Residual
 ) -> tuple[Iterate, Tensor]:
-    """The direction from an iterate, and how far to go along it, (B, 1, 1), at most 1."""
+    """The predictor-corrector direction at an iterate, and the step length along it, (B, 1, 1), at most 1."""
     p = data.p
     scaling = cone.scaling(at.s, at.y[:, p:])
     lam = scaling.lam
     factor = KktFactor(data, scaling)
 
     def shifted(constant: Tensor, rest: Tensor) -> Tensor:
-        """The lower right-hand side: the constant of ds on the cone rows, minus the rest."""
+        """Lower block of the right-hand side: ``constant`` on the cone rows, minus ``rest``."""
         return torch.cat((-rest[:, :p], constant - rest[:, p:]), 1)
 
-    # one solve for the constant part (of q and b) and the affine direction
+    # One solve for two right-hand sides: the constant one (-q, b) and the affine direction.
     both = torch.cat((-program.q, missing.dual), 2), torch.cat((program.b, shifted(at.s, missing.primal)), 2)
     x, y = factor.solve(*both)
     x_tau, y_tau = x[:, :, :1], y[:, :, :1]
@@ -154,7 +156,10 @@ def step(
     )
 
     def complete(x: Tensor, y: Tensor, gap: Tensor, comp: Tensor, target: Tensor) -> tuple[Iterate, Tensor, Tensor]:
-        """The direction of a solve, and its s and y in the scaled space; target is lam with that divided by lam."""
+        """The direction from a solution (x, y) of the KKT system, and its ds and dy in the scaled space.
+
+        ``target`` is the scaled complementarity residual: scaled ds + scaled dy = -target.
+        """
         tau = (gap - comp / at.tau + _dot(slope, x) + _dot(program.b, y)) / denominator
         x, y = x + tau * x_tau, y + tau * y_tau
         scaled_y = scaling.multiply(y[:, p:])
@@ -163,7 +168,7 @@ def step(
         return Iterate(x, y, scaling.multiply(scaled_s), tau, kappa), scaled_s, scaled_y
 
     def inverse_length(direction: Iterate, scaled_s: Tensor, scaled_y: Tensor) -> Tensor:
-        """1 / alpha of the longest step inside the cones."""
+        """1 / alpha for the longest step that stays in the cones."""
         inverse = torch.maximum(cone.inverse_step(lam, scaled_s), cone.inverse_step(lam, scaled_y))
         return torch.maximum(inverse, torch.maximum(-direction.tau / at.tau, -direction.kappa / at.kappa))
 

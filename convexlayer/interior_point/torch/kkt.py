@@ -1,12 +1,12 @@
-"""The Newton systems of a batch, by Cholesky factors of n x n matrices.
+"""The KKT systems of a batch, solved by Cholesky factors of n x n matrices.
 
     [ P   E'   G' ] [x]   [r1]
     [ E   0    0  ] [v] = [r2]        E the rows of the zero cone, G the others, W the Nesterov-Todd scaling
     [ G   0   -W^2] [u]   [r3]
 
-With F = W^-1 G, eliminating u leaves P + F'F, to which E'E may be added (and E'r2 to its right-hand side) without a
-change of the solution: so it is positive definite where E alone fixes a variable. The equalities go by the Schur
-complement of its Cholesky factor. F'F is formed from F, not from W^-2, which keeps it semidefinite to rounding.
+With F = W^-1 G, eliminating u leaves P + F'F. Adding E'E to it, and E'r2 to its right-hand side, does not change the
+solution, and makes it positive definite also if only E determines a variable. The equalities are then eliminated by a
+Schur complement of its Cholesky factor. F'F is formed from F, not from W^-2, so that it is semidefinite to rounding.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from convexlayer.interior_point.torch.cones import Scaling
 __all__ = ["KktData", "KktFactor"]
 
 STATIC = 1e-10
-"""Regularisation, beside entries of about 1. It is that of a proximal term at the iterate: it slows the method a little
-and does not falsify its limit. Refinement must leave it in, for without it the system may have no solution."""
+"""Static regularisation of the equilibrated P, whose entries are about 1. It acts as a proximal term at the iterate: it
+slows convergence slightly and does not change the limit. Refinement keeps it, because without it the system may be
+inconsistent."""
 
 RELATIVE = 1e-14
-"""Added to every diagonal entry of what is factorised, relative to it: some size times the rounding unit."""
+"""Relative increase of the diagonal entries before a Cholesky factorisation, 45 times the machine epsilon: covers the
+rounding errors of a semidefinite matrix of moderate order."""
 
 
 @final
 class KktData:
-    """What stays the same from one iteration to the next.
+    """The part of the KKT matrix that does not change between iterations.
 
     Args:
         P: (B, n, n).
         A: (B, p + rows, n), the p rows of the zero cone first.
-        p: how many.
-        regularisation: added to the diagonal of the equilibrated P in what is factorised.
+        p: number of rows of the zero cone.
+        regularisation: added to the diagonal of the equilibrated P.
     """
 
     def __init__(self, P: Tensor, A: Tensor, p: int, regularisation: float = STATIC) -> None:
@@ -52,7 +54,7 @@ class KktData:
 
 @final
 class KktFactor:
-    """The factorised systems of one iteration. An element that cannot be factorised is NaN."""
+    """Factorisation of the KKT matrices of one iteration. Solutions are NaN if a factorisation fails."""
 
     def __init__(self, data: KktData, scaling: Scaling) -> None:
         self._data = data
@@ -66,8 +68,8 @@ class KktFactor:
     def solve(self, top: Tensor, bottom: Tensor, *, refinements: int = 2) -> tuple[Tensor, Tensor]:
         """Solve for k right-hand sides (B, n, k) and (B, p + rows, k), refined against the (regularised) system.
 
-        Two refinements: with one, a few elements in a thousand stall where P is singular and constraints are weakly
-        active.
+        Two steps of refinement by default: with one, a few elements in a thousand stall (measured) if P is singular and
+        constraints are weakly active.
         """
         x, z = self._once(top, bottom)
         for _ in range(refinements):
@@ -77,7 +79,7 @@ class KktFactor:
         return x, z
 
     def multiply(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The matrix, regularised, times (x, z)."""
+        """Product of the regularised KKT matrix with (x, z)."""
         data, scaling = self._data, self._scaling
         top = torch.baddbmm(data.A.mT @ z, data.P, x).add_(x, alpha=data.regularisation)
         bottom = data.A @ x
@@ -102,7 +104,7 @@ class KktFactor:
 def _cholesky(matrix: Tensor) -> Tensor:
     matrix.diagonal(dim1=1, dim2=2).mul_(1.0 + RELATIVE)
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    factor[:, 0, 0] = torch.where(failed == 0, factor[:, 0, 0], torch.nan)  # no solve gets past it
+    factor[:, 0, 0] = torch.where(failed == 0, factor[:, 0, 0], torch.nan)  # makes every solution NaN
     return factor
 
 

@@ -4,12 +4,12 @@
 
     Px + A'y + tau q = 0      Ax + s = tau b      x'Px / tau + q'x + b'y + kappa = 0      s'y = tau kappa = 0
 
-Mehrotra's predictor-corrector with Nesterov-Todd scaling. tau > 0 gives the solution (x, y, s) / tau; where kappa wins,
-x or y is a ray that proves unboundedness or infeasibility. An element that is finished is kept as it is while the
-others go on, and leaves the batch when half of it is finished.
+Mehrotra's predictor-corrector method with Nesterov-Todd scaling. tau > 0 gives the solution (x, y, s) / tau; if kappa
+dominates, x or y is a certificate of unboundedness or infeasibility. A finished element is frozen while the others
+iterate; once half of the batch is finished, the finished elements are removed from it.
 
 Reference: Goulart and Chen, Clarabel: an interior-point solver for conic programs with quadratic objectives (2024,
-arXiv 2405.12762), for the embedding, the step equations, the start and the tests for infeasibility.
+arXiv 2405.12762), for the embedding, the step equations, the starting point and the infeasibility tests.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from convexlayer.status import Status
 __all__ = ["TorchInteriorPoint"]
 
 MAX_ITER = 100
-"""Iterations unless told otherwise; most programs take 8 to 20."""
+"""Default maximum number of iterations; most programs take 8 to 20."""
 
 STALLED = 1e-7
-"""A step this short leads nowhere."""
+"""Step length at or below which an element counts as stalled."""
 
 CHECK_EVERY = {"cpu": 1}
-"""Iterations between two looks at which elements are finished, each of which waits for the device; 4 elsewhere."""
+"""Iterations between checks for finished elements, by device type; 4 on other devices, because each check synchronises
+with the device."""
 
 STATUS = {
     Outcome.SOLVED: Status.OPTIMAL,
@@ -52,7 +53,7 @@ STATUS = {
 
 @final
 class TorchInteriorPoint:
-    """Solves batches of programs of one structure on one torch device; indices move there once.
+    """Interior-point solver for batches of one structure on one torch device; index tensors are moved there once.
 
     Args:
         structure: zero, nonnegative and second-order cones only.
@@ -77,15 +78,15 @@ class TorchInteriorPoint:
         """Solve every element.
 
         Args:
-            program: (B, ...) data; finite.
-            tol: bound on the primal, dual and gap residuals of ``Residuals``; the natural one is brought there too
-                where a few iterations more do it.
-            max_iter: iterations, 100 unless given.
-            time_limit_s: seconds for the batch, which is solved in lock step.
+            program: finite data, (B, ...).
+            tol: bound on the primal, dual and gap residuals of ``Residuals``; also on the natural residual, if a few
+                further iterations reach it.
+            max_iter: maximum number of iterations, MAX_ITER by default.
+            time_limit_s: time limit of the whole batch, in seconds.
 
         Returns:
-            Infeasible elements come with a ray y, b'y = -1, unbounded ones with a ray x, q'x = -1. Elements on which
-            the method stalls short of tol are numerical errors, with the best point seen.
+            Solutions. Infeasible elements have a ray y with b'y = -1, unbounded ones a ray x with q'x = -1. Elements
+            on which the method stalls above tol have status NUMERICAL_ERROR and the best iterate.
         """
         survive_forks()
         begin = time.perf_counter()
@@ -136,7 +137,7 @@ class TorchInteriorPoint:
         return torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64)).to(self.device)
 
     def _dense(self, program: ConeProgram) -> DenseProgram:
-        """The values on the device, in the padded layout."""
+        """Scatter the values into dense tensors on the device, in the padded layout."""
 
         def scatter(values: np.ndarray, place: Tensor, rows: int, cols: int) -> Tensor:
             moved = torch.from_numpy(np.require(values, requirements=("C", "W"))).to(self.device)  # W: torch warns

@@ -1,4 +1,4 @@
-"""What has become of each element: residuals in the units of the data, the best point seen, certificates."""
+"""Termination test of each element: residuals in the units of the data, best iterate, infeasibility certificates."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from convexlayer.interior_point.torch.iterate import Iterate, Residual
 __all__ = ["Outcome", "TerminationTest", "Verdict"]
 
 CERTAIN = 1e-8
-"""A ray is a certificate where what must vanish is this small beside b'y = -1 or q'x = -1, so that no x, or y, of a
-size below the inverse can satisfy the constraints. Clarabel allows norm(y) times that, which proves less:
-on badly scaled programs with a solution it held now and then."""
+"""Residual tolerance of a certificate, relative to b'y = -1 or q'x = -1: no x (or y) of norm below 1 / CERTAIN can
+satisfy the constraints. Clarabel's test multiplies its tolerance by norm(y), which proves less: it sometimes accepted
+rays of badly scaled programs that have a solution."""
 
 WORTHWHILE = 0.1
-"""After the first accepted point, iterations go on to a natural residual of tol as long as each makes it this share
-of the last. On curved cones it falls as the square root of mu only, and a few Newton steps do better."""
+"""After the first accepted iterate, iterations towards a natural residual of tol continue only while each reduces it to
+this fraction. On curved cones it falls only as the square root of mu, and a few Newton steps afterwards do better."""
 
 FUTILE = 1e-5
-"""Where s'y is this share of tol and the point is not accepted, no iteration will make it so."""
+"""An element whose s'y is below this fraction of tol without being accepted counts as stalled: its other residuals no
+longer decrease."""
 
 
 class Outcome(IntEnum):
-    """Of one element."""
+    """State of one element."""
 
     RUNNING = 0
     SOLVED = 1
@@ -41,13 +42,13 @@ class Outcome(IntEnum):
 @final
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """Where B elements stand.
+    """Outcome and best iterate of B elements.
 
     Attributes:
-        outcome: an ``Outcome`` each, (B,).
-        score: of the best point, (B,): its natural residual where it is accepted, else 1 + the worst of the others.
-        iterations: (B,).
-        x, y, s: that point or a certificate's ray in the units of the data, (B, n), (B, p + rows), (B, p + rows).
+        outcome: ``Outcome`` of each element, (B,).
+        score: merit of the best iterate, (B,): its natural residual if accepted, else 1 + the largest other residual.
+        iterations: iterations of each element, (B,).
+        x, y, s: best iterate, or ray of a certificate, in the units of the data, (B, n), (B, p + rows), (B, p + rows).
     """
 
     outcome: Tensor
@@ -59,7 +60,7 @@ class Verdict:
 
     @staticmethod
     def none(x: Tensor, y: Tensor) -> Verdict:
-        """Before the first check; x and y (B, ...) only give shapes."""
+        """The verdict before the first check; x and y (B, ...) only determine shapes."""
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         unknown = x.new_full((len(x),), torch.inf)
         nowhere = torch.full_like(y[..., 0], torch.nan)
@@ -74,17 +75,17 @@ class Verdict:
         return Verdict(*(part[index] for part in self.parts()))
 
     def store(self, index: Tensor, verdict: Verdict) -> Verdict:
-        """With these elements replaced."""
+        """A copy in which the elements at these positions are replaced by those of ``verdict``."""
         pairs = zip(self.parts(), verdict.parts(), strict=True)
         return Verdict(*(part.index_copy(0, index, new) for part, new in pairs))
 
     @property
     def running(self) -> Tensor:
-        """Which elements are not finished, (B,)."""
+        """Mask of the elements that are not finished, (B,)."""
         return self.outcome == Outcome.RUNNING
 
     def stopped(self, lost: Tensor) -> Verdict:
-        """With those running elements stopped that lead nowhere: solved where a point was accepted."""
+        """Stop the running elements in ``lost``: SOLVED if an iterate was accepted, else STALLED."""
         word = torch.where(self.score <= 1.0, Outcome.SOLVED, Outcome.STALLED)
         outcome = torch.where(self.running & lost, word, self.outcome)
         return Verdict(outcome, *self.parts()[1:])
@@ -92,12 +93,12 @@ class Verdict:
 
 @final
 class TerminationTest:
-    """Tests iterates of scaled programs by the residuals of ``Solution.residuals``.
+    """Tests iterates of equilibrated programs by the residuals of ``Solution.residuals``.
 
     Args:
-        tol: bound on them.
-        scaled: the programs.
-        cone: the rows beyond the zero cone.
+        tol: bound on the residuals.
+        scaled: the equilibrated programs.
+        cone: the product cone without the zero cone.
     """
 
     def __init__(self, tol: float, scaled: Equilibrated, cone: ConeRows) -> None:
@@ -106,17 +107,17 @@ class TerminationTest:
         self._p = scaled.rows.shape[1] - cone.rows
 
     def select(self, index: Tensor) -> TerminationTest:
-        """For the elements at these positions."""
+        """The test for the elements at these positions."""
         return TerminationTest(self._tol, self._scaled.select(index), self._cone)
 
     def check(self, at: Iterate, missing: Residual, before: Verdict) -> Verdict:
-        """The verdict with this iterate, the next after those already seen."""
+        """Update the verdict ``before`` with the next iterate."""
         scaled, p = self._scaled, self._p
         program, cost, tau = scaled.program, scaled.cost, at.tau
         s = torch.cat((torch.zeros_like(at.y[:, :p]), at.s), 1)
         x, y, s = scaled.columns * at.x, scaled.rows * at.y / cost, s / scaled.rows
 
-        # largest entries in the data's units, (B, 1, terms); those of the embedding, not yet divided by tau
+        # Maximum norms in the units of the data, not yet divided by tau.
         across = torch.cat((missing.Px, tau * program.q, missing.Aty, missing.dual), 2)
         Px, q, Aty, dual = _largest(across / (cost * scaled.columns)).unbind(1)
         along = torch.cat((missing.Ax, tau * program.b, missing.primal), 2)
@@ -130,7 +131,7 @@ class TerminationTest:
         worst = torch.stack((primal / _most(tau, Ax, s_size, b), dual / _most(tau, Px, q, Aty), gap)).amax(0)
         natural = unnatural / _most(tau, y_size, s_size)
         accepted = worst <= self._tol
-        score = torch.where(accepted, natural.clamp(max=1.0), 1.0 + worst)  # not a number is better than nothing
+        score = torch.where(accepted, natural.clamp(max=1.0), 1.0 + worst)  # NaN is never better
 
         running = before.running
         better = running & (score < before.score)
@@ -153,7 +154,7 @@ class TerminationTest:
             outcome = torch.where(said, word, outcome)
 
         def kept(old: Tensor, new: Tensor, length: Tensor, ray: Tensor, other: Tensor) -> Tensor:
-            """The best point, or the ray of a certificate, in which some parts say nothing."""
+            """The best iterate, or the ray of a certificate; NaN where the certificate does not define this part."""
             value = torch.where(better[:, None], new / tau[:, None], old)
             value = torch.where(ray[:, None], new / length[:, None], value)
             return torch.where(other[:, None], torch.nan, value)
@@ -169,13 +170,13 @@ class TerminationTest:
         )
 
     def _natural(self, y: Tensor, s: Tensor) -> Tensor:
-        """Y - Pi_{K*}(y - s), 0 for the rows of the zero cone."""
+        """Natural residual y - Pi_{K*}(y - s), 0 in rows of the zero cone."""
         y_cone, s_cone = y[:, self._p :], s[:, self._p :]
         return torch.cat((torch.zeros_like(y[:, : self._p]), y_cone - self._cone.project(y_cone - s_cone)), 1)
 
 
 def _largest(columns: Tensor) -> Tensor:
-    """Largest absolute entries of columns (B, k, c), (B, c); 0 without rows."""
+    """Maximum norms (B, c) of the columns of (B, k, c); 0 if k = 0."""
     if columns.shape[1] == 0:
         return columns.new_zeros(columns.shape[0], columns.shape[2])
     return columns.abs().amax(1)
