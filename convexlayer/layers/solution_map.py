@@ -349,7 +349,7 @@ class SolutionMap:
         chosen = self._tuned or self._chosen
         untimed = options.time_limit_s is not None and not chosen.solver.supports_time_limit
         if self._automatic and chosen.fallback and untimed:
-            reason = f"{chosen.solver.name}, the choice without a time limit, cannot keep one"
+            reason = f"{chosen.solver.name}, the choice without a time limit, does not support one"
             return ResolvedSolver(chosen.fallback.solver, chosen.fallback.state, fallback=None, reason=reason)
         return chosen
 
