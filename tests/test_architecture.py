@@ -161,7 +161,7 @@ def parts_import_one_way(module: Module) -> Iterator[str]:
                 yield f"line {found.line}: {module.part} may not import {found.name}"
 
 
-def the_library_knows_neither_server_nor_client(module: Module) -> Iterator[str]:
+def the_library_imports_neither_server_nor_client(module: Module) -> Iterator[str]:
     if module.package == "convexlayer" and module.path not in COMPOSITION_ROOTS:
         for found in module.imports:
             if found.package in {"convexlayer_server", "convexlayer_client"}:
@@ -262,7 +262,7 @@ def libraries_do_not_print(module: Module) -> Iterator[str]:
                 yield f"line {node.lineno}: log instead of printing"
 
 
-def nothing_is_left_to_do(module: Module) -> Iterator[str]:
+def no_todo_comments(module: Module) -> Iterator[str]:
     for number, line in enumerate(module.source.splitlines(), start=1):
         if any(word in line for word in ("TODO", "FIXME", "XXX")):
             yield f"line {number}: do it, or open an issue: {line.strip()}"
@@ -270,7 +270,7 @@ def nothing_is_left_to_do(module: Module) -> Iterator[str]:
 
 RULES: list[Callable[[Module], Iterator[str]]] = [
     parts_import_one_way,
-    the_library_knows_neither_server_nor_client,
+    the_library_imports_neither_server_nor_client,
     client_and_server_share_the_wire_format_only,
     torch_stays_in_layers_and_the_dense_backend,
     cvxpy_stays_in_canon,
@@ -281,7 +281,7 @@ RULES: list[Callable[[Module], Iterator[str]]] = [
     modules_are_documented,
     modules_are_short,
     libraries_do_not_print,
-    nothing_is_left_to_do,
+    no_todo_comments,
 ]
 
 
@@ -299,7 +299,7 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (parts_import_one_way, "convexlayer/program.py", "from . import solution"),
         (parts_import_one_way, "convexlayer/cones/a.py", "from ..canon.frontend import canonical_form"),
         (parts_import_one_way, "convexlayer/layers/a.py", "import convexlayer"),
-        (the_library_knows_neither_server_nor_client, "convexlayer/layers/a.py", "import convexlayer_client"),
+        (the_library_imports_neither_server_nor_client, "convexlayer/layers/a.py", "import convexlayer_client"),
         (client_and_server_share_the_wire_format_only, f"{CLIENT}/a.py", "import convexlayer"),
         (client_and_server_share_the_wire_format_only, "server/convexlayer_server/a.py", "import convexlayer_client"),
         (torch_stays_in_layers_and_the_dense_backend, "convexlayer/linalg/sparse.py", "from torch import linalg"),
@@ -317,7 +317,7 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (modules_are_documented, "convexlayer/a.py", "import numpy"),
         (modules_are_short, "convexlayer/a.py", "\n" * (MAX_LINES + 1)),
         (libraries_do_not_print, "server/convexlayer_server/a.py", "def f():\n    print()"),
-        (nothing_is_left_to_do, "convexlayer/a.py", "# TODO: more"),
+        (no_todo_comments, "convexlayer/a.py", "# TODO: more"),
     ],
 )  # fmt: skip
 def test_rule_can_fail(rule: Callable[[Module], Iterator[str]], path: str, source: str) -> None:

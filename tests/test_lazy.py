@@ -53,13 +53,13 @@ def test_keys_and_the_store_import_nothing_heavy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", [convexlayer, convexlayer_server], ids=lambda package: package.__name__)
-def test_every_public_name_is_there(package: object) -> None:
+def test_every_public_name_can_be_imported(package: object) -> None:
     names = set(package.__all__)  # type: ignore[attr-defined]
     assert names <= set(dir(package))
     assert all(getattr(package, name) is getattr(package, name) for name in names)
 
 
-def test_names_that_do_not_exist() -> None:
+def test_unknown_names_raise() -> None:
     with pytest.raises(AttributeError, match="module 'convexlayer' has no attribute 'ConvexLayr'"):
         convexlayer.ConvexLayr  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError, match="ConvexLayr"):

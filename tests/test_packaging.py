@@ -64,14 +64,14 @@ def sources(package: Path) -> set[str]:
     return {path.relative_to(package.parent).as_posix() for path in package.rglob("*.py")}
 
 
-def test_the_library_wheel_holds_library_and_server(library: Wheel) -> None:
+def test_the_library_wheel_contains_library_and_server(library: Wheel) -> None:
     assert library.packages == {"convexlayer", "convexlayer_server"}
     assert library.files >= sources(ROOT / "convexlayer") | sources(ROOT / "server" / "convexlayer_server")
     assert "convexlayer/py.typed" in library.files
     assert library.licence in library.files
 
 
-def test_the_client_wheel_holds_the_client_alone(client: Wheel) -> None:
+def test_the_client_wheel_contains_only_the_client(client: Wheel) -> None:
     assert client.packages == {"convexlayer_client"}
     assert client.files >= sources(CLIENT / "src" / "convexlayer_client")
     assert "convexlayer_client/py.typed" in client.files
@@ -86,7 +86,7 @@ def test_the_library_has_its_command_and_extras(library: Wheel) -> None:
     )
 
 
-def test_diffcp_is_a_reference_not_a_dependency(library: Wheel) -> None:
+def test_diffcp_is_not_a_dependency(library: Wheel) -> None:
     assert "diffcp" in library.requires("dev")
     assert "diffcp" not in library.requires()
 
@@ -110,11 +110,11 @@ def test_torch_is_pinned_for_every_install() -> None:
     assert all("--constraint" in line and any(pin in line for pin in pins) for line in installs), installs
 
 
-def test_the_image_says_its_version() -> None:
+def test_the_image_declares_its_version() -> None:
     assert f"ARG VERSION={convexlayer.__version__}" in (ROOT / "docker" / "Dockerfile").read_text().splitlines()
 
 
-def test_the_lowest_versions_are_the_declared_ones() -> None:
+def test_the_lowest_tested_versions_are_the_declared_ones() -> None:
     """Of both distributions, the higher bound where they differ; without torch, whose oldest builds bring CUDA."""
     declared: dict[str, Version] = {}
     for folder in (ROOT, CLIENT):

@@ -21,7 +21,7 @@ def block(language: str) -> str:
     return found[1]
 
 
-def test_the_layer_example_runs_and_has_the_shapes_that_it_claims() -> None:
+def test_the_layer_example_runs_and_returns_the_stated_shapes() -> None:
     names: dict[str, object] = {}
     exec(compile(block("python"), str(README), "exec"), names)
     A_batch, b_one, x_batch = (names[name] for name in ("A_batch", "b_one", "x_batch"))
@@ -30,7 +30,7 @@ def test_the_layer_example_runs_and_has_the_shapes_that_it_claims() -> None:
     assert tuple(b_one.grad.shape) == (4,)  # type: ignore[attr-defined]
 
 
-def test_the_nodes_example_runs_and_has_the_shapes_that_it_claims() -> None:
+def test_the_nodes_example_runs_and_returns_the_stated_shapes() -> None:
     names: dict[str, object] = {}
     exec(compile(block("nodes"), str(README), "exec"), names)
     assert tuple(names["y"].shape) == (32, 3)  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def test_the_nodes_example_runs_and_has_the_shapes_that_it_claims() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("curl") or not shutil.which("bash"), reason="needs curl and bash")
-def test_the_curl_example_runs_and_answers_as_it_claims(tmp_path: Path) -> None:
+def test_the_curl_example_runs_and_returns_the_stated_response(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "convexlayer.cli", "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:

@@ -83,7 +83,7 @@ def words(status: tuple[str, ...]) -> Array:
     return np.array(status, dtype=object)
 
 
-def engine(program: ConeProgram, _: Solution) -> Numbers:
+def interior_point_solutions(program: ConeProgram, _: Solution) -> Numbers:
     found = LanesInteriorPoint(program.structure).solve(program, tol=1e-8)
     return {"x": found.x, "y": found.y, "s": found.s, "status": words(found.status), "iterations": found.iterations}
 
@@ -133,7 +133,7 @@ def differentiated(program: ConeProgram, solution: Solution) -> Numbers:
 
 
 STAGES: tuple[Callable[[ConeProgram, Solution], Numbers], ...] = (
-    engine,
+    interior_point_solutions,
     judged,
     projected,
     factorised,
@@ -158,7 +158,9 @@ def batches() -> list[Array]:
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
 @pytest.mark.parametrize("name", CONES)
-def test_of_a_cone(name: str, quadratic: bool, stage: Callable[[ConeProgram, Solution], Numbers]) -> None:
+def test_results_of_each_cone_do_not_depend_on_the_batch(
+    name: str, quadratic: bool, stage: Callable[[ConeProgram, Solution], Numbers]
+) -> None:
     program, solution = drawn(name, quadratic)
     expected = stage(program, solution)
     for index in batches():
@@ -167,7 +169,7 @@ def test_of_a_cone(name: str, quadratic: bool, stage: Callable[[ConeProgram, Sol
 
 @pytest.mark.parametrize("solver", ["auto", "batched"])
 @pytest.mark.parametrize("name", NAMES)
-def test_of_a_layer(name: str, solver: str) -> None:
+def test_results_of_a_layer_do_not_depend_on_the_batch(name: str, solver: str) -> None:
     """From parameters to solutions, gradients and tangents."""
     solution_map, theta = SolutionMap(family(name).program(), solver=solver), family(name).values(DIFFERENT)
 

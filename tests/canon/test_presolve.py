@@ -198,13 +198,13 @@ def assert_same(posed: Posed, values: list[Array], seed: int = 0) -> bool:
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6))
-def test_everything_agrees_with_and_without(family: str, seed: int) -> None:
+def test_results_agree_with_and_without_presolve(family: str, seed: int) -> None:
     posed = FAMILIES[family](seed)
     assume(assert_same(posed, posed.values(3, seed)))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_everything_agrees_on_the_table_of_problems(name: str) -> None:
+def test_results_agree_on_the_table_of_problems(name: str) -> None:
     case = CASES[name]()
     given = canonicalize(case.problem, case.parameters, case.variables, gp=case.gp, presolve=False, self_check=False)
     theirs, ours = (
@@ -234,7 +234,7 @@ def recovered_duals() -> Posed:
     return Posed(problem, b.parameters, b.draws, [x, t, *duals(problem)])
 
 
-def test_gradients_through_recovered_duals_agree_with_differences() -> None:
+def test_gradients_through_recovered_duals_match_finite_differences() -> None:
     posed = recovered_duals()
     given, program = posed.programs()
     assert program.structure.n == 4
@@ -266,7 +266,7 @@ def test_gradients_through_recovered_duals_agree_with_differences() -> None:
         np.testing.assert_allclose(exact, difference, rtol=1e-6, atol=1e-7)
 
 
-def test_the_direct_term_is_needed() -> None:
+def test_gradients_without_the_direct_term_are_wrong() -> None:
     """Without it gradients through recovered duals are wrong: the tests above would notice."""
     posed = recovered_duals()
     _, program = posed.programs()
@@ -289,7 +289,7 @@ def dense_quadratic_program(n: int, m: int, p: int) -> Posed:
     return Posed(problem, b.parameters, b.draws, [x])
 
 
-def test_a_dense_quadratic_program_arrives_at_its_own_size() -> None:
+def test_a_dense_quadratic_program_keeps_its_original_size() -> None:
     given, program = dense_quadratic_program(50, 50, 10).programs()
     assert (given.structure.n, given.structure.m) == (100, 110)
     assert (program.structure.n, program.structure.m) == (50, 60)
@@ -323,7 +323,7 @@ def control() -> Posed:
 
 
 @pytest.mark.parametrize("pose", [lasso, factor_portfolio, control])
-def test_sparse_programs_do_not_fill(pose: Callable[[], Posed]) -> None:
+def test_sparse_programs_do_not_fill_in(pose: Callable[[], Posed]) -> None:
     given, program = (part.structure for part in pose().programs())
     assert program.n <= given.n
     assert program.m <= given.m
@@ -337,7 +337,7 @@ def test_absolute_values_become_bounds() -> None:
     assert program.structure.cones.nonnegative == 80
 
 
-def test_nothing_to_gain_is_the_same_program() -> None:
+def test_an_irreducible_program_is_returned_unchanged() -> None:
     x, c = cp.Variable(3), cp.Parameter(3)
     given = canonicalize(cp.Problem(cp.Minimize(c @ x), [x >= -1, x <= 1]), [c], [x], presolve=False)
     assert presolved(given) is given
@@ -381,9 +381,7 @@ THETA = np.array([[2.0, 1.0], [0.3, -0.4]])
         (Cones(second_order=(1,)), 1.0, 0.0, 0),
     ],
 )
-def test_empty_rows_go_where_they_hold_for_all_parameters(
-    cones: Cones, right: float, slope: float, dropped: int
-) -> None:
+def test_empty_rows_that_always_hold_are_dropped(cones: Cones, right: float, slope: float, dropped: int) -> None:
     program = presolved(projection(np.zeros((1, 2)), np.array([right]), cones, slope=slope))
     assert program.structure.m == 1 - dropped
 
@@ -395,7 +393,7 @@ def test_an_empty_row_that_parameters_violate_is_infeasible() -> None:
     assert not statuses[1].solved
 
 
-def test_identical_rows_are_one() -> None:
+def test_identical_rows_are_merged() -> None:
     A, b = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), np.array([1.0, 1.0, 0.5, 0.5])
     given = projection(A, b, Cones(nonnegative=4))
     program = presolved(given)
@@ -406,12 +404,12 @@ def test_identical_rows_are_one() -> None:
     assert relative(ours.outputs[0], theirs.outputs[0]) < AGREE
 
 
-def test_identical_rows_stay_where_their_duals_are_looked_at() -> None:
+def test_identical_rows_are_kept_if_their_duals_are_outputs() -> None:
     given = projection(np.ones((2, 2)), np.array([1.0, 1.0]), Cones(nonnegative=2), shown=True)
     assert presolved(given) is given
 
 
-def test_dependent_equalities_whose_duals_are_looked_at_stay_degenerate() -> None:
+def test_dependent_equalities_with_dual_outputs_stay_degenerate() -> None:
     """After the first is solved for x_1 the second says nothing, but its dual is free and shows in the first one's."""
     A, b = np.array([[1.0, 2.0], [2.0, 4.0]]), np.array([1.0, 2.0])
     given = projection(A, b, Cones(zero=2), shown=True)
@@ -424,7 +422,7 @@ def test_dependent_equalities_whose_duals_are_looked_at_stay_degenerate() -> Non
     assert presolved(projection(A, b, Cones(zero=2))).structure.m == 0
 
 
-def test_infeasible_and_unbounded_elements_are_still_found() -> None:
+def test_infeasible_and_unbounded_elements_are_detected() -> None:
     x, t, c, bound = cp.Variable(2), cp.Variable(2), cp.Parameter(2), cp.Parameter(2)
     constraints = [t == np.array([[1.0, 2.0], [0.0, 1.0]]) @ x, cp.abs(t) <= bound, x[0] >= 0]
     problem = cp.Problem(cp.Minimize(c @ x), constraints)
@@ -439,7 +437,7 @@ def test_infeasible_and_unbounded_elements_are_still_found() -> None:
     assert SolutionMap(program).solve(values).report.status == (Status.OPTIMAL, Status.UNBOUNDED)
 
 
-def test_the_document_holds_the_program_before() -> None:
+def test_the_document_holds_the_program_before_presolve() -> None:
     given, program = dense_quadratic_program(4, 3, 1).programs()
     assert program.to_document() == given.to_document()
     again = presolved(ParametricProgram.from_document(program.to_document()))
@@ -447,7 +445,7 @@ def test_the_document_holds_the_program_before() -> None:
     np.testing.assert_array_equal(again.data.constant, program.data.constant)
 
 
-def test_the_layer_says_what_was_reduced_and_can_do_without() -> None:
+def test_the_layer_reports_reductions_and_can_skip_presolve() -> None:
     posed = dense_quadratic_program(4, 3, 1)
     layer = ConvexLayer(posed.problem, posed.parameters, posed.outputs)
     assert "n=4, m=4 (n=8, m=8 before presolve)" in repr(layer)
@@ -458,7 +456,7 @@ def test_the_layer_says_what_was_reduced_and_can_do_without() -> None:
     assert "before presolve" not in repr(whole)
 
 
-def test_small_pivots_are_not_taken() -> None:
+def test_small_pivots_are_rejected() -> None:
     """x_1 = 1 - 1e6 x_2 is no definition to compute with, so x_2 is solved for."""
     program = projection(np.array([[1e-6, 1.0]]), np.array([1.0]), Cones(zero=1))
     reduced = presolved(program)

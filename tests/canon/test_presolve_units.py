@@ -55,7 +55,7 @@ def solved(program: ParametricProgram, theta: Array) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("decades", [3, 9])
-def test_answers_in_other_units_are_the_same(decades: int, seed: int) -> None:
+def test_solutions_do_not_depend_on_units(decades: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, m = 9, 5
     A = np.zeros((m, n))
@@ -74,7 +74,7 @@ def test_answers_in_other_units_are_the_same(decades: int, seed: int) -> None:
     np.testing.assert_allclose(of_rows * dual, y, rtol=1e-8, atol=1e-9)
 
 
-def test_small_entries_are_kept_beside_large_ones() -> None:
+def test_small_entries_beside_large_ones_are_kept() -> None:
     """u = 1e9 x_1 and v = x_2 / 1e9: no coefficient is the rounding error of another."""
     A = np.array([[1e9, 0.0, -1.0, 0.0], [0.0, 1e-9, 0.0, -1.0]])
     P = np.diag([2.0, 2.0, 2e-18, 2e18])
@@ -85,7 +85,7 @@ def test_small_entries_are_kept_beside_large_ones() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
-def test_dependent_rows_vanish_in_any_unit(scale: float) -> None:
+def test_dependent_rows_are_dropped_in_any_unit(scale: float) -> None:
     """Rows that follow from others are left with rounding errors, which are no pivots."""
     rng = np.random.default_rng(3)
     A = rng.standard_normal((3, 6))
@@ -109,7 +109,7 @@ def presolved_without_duals(A: Array, b: Array) -> ParametricProgram:
     )
 
 
-def test_cancellation_is_told_by_the_terms_over_all_their_history() -> None:
+def test_cancellation_is_judged_by_all_accumulated_terms() -> None:
     """1e8 + 1 - 1e8 is 1 up to 1e-8, and what is left of it after subtracting 1 is nothing."""
     large = exact(sp.csr_matrix([[1e8 + 0.1]]))
     left = difference(large, exact(sp.csr_matrix([[1e8]])))
@@ -122,7 +122,7 @@ def test_cancellation_is_told_by_the_terms_over_all_their_history() -> None:
     )
 
 
-def test_rows_are_compared_where_columns_times_features_exceed_32_bits() -> None:
+def test_rows_are_compared_if_columns_times_features_exceed_32_bits() -> None:
     """Two rows x_1 <= theta_k are one."""
     n, features = 3_000, 800_000
     A = AffineMatrix.of(Pattern((2, n), np.array([0, 1]), np.array([0, 0])), sp.csr_matrix(np.ones((2, 1))))
@@ -131,7 +131,7 @@ def test_rows_are_compared_where_columns_times_features_exceed_32_bits() -> None
     assert drop_redundant_rows(A, exact(b), Cones(nonnegative=2), np.zeros(2, dtype=bool)).shape == (1, 2)
 
 
-def test_entries_that_are_always_zero_are_no_features() -> None:
+def test_structural_zeros_are_not_features() -> None:
     case = CASES["attribute_parameters"]()
     program = canonicalize(case.problem, case.parameters, case.variables)
     assert program.features.size == 9 + 3 + 3 + 3  # symmetric, diagonal, nonnegative, sparse

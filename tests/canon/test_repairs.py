@@ -63,7 +63,7 @@ CASES: dict[str, tuple[Callable[[cp.Expression], cp.Expression], Callable[[Array
 
 @pytest.mark.filterwarnings("ignore:geo_mean is being approximated")
 @pytest.mark.parametrize("name", CASES)
-def test_the_solution_minimises_what_was_written(name: str) -> None:
+def test_the_solution_minimises_the_written_objective(name: str) -> None:
     written, meant, shape = CASES[name]
     X, P = cp.Variable(shape), cp.Parameter(shape)
     value = rng.standard_normal(shape)
@@ -120,7 +120,7 @@ def test_perspectives(function: Callable[[cp.Expression], cp.Expression], meant:
     np.testing.assert_allclose(gradient, difference, rtol=1e-4, atol=1e-5)
 
 
-def test_perspectives_of_different_functions_are_told_apart() -> None:
+def test_perspectives_of_different_functions_are_distinguished() -> None:
     y, s, d = cp.Variable(), cp.Variable(nonneg=True), cp.Parameter()
     cost = cp.perspective(cp.square(y), s) + cp.perspective(cp.exp(y), s) + cp.square(s - d) + cp.square(y - 1)
     solved = SolutionMap(canonicalize(cp.Problem(cp.Minimize(cost), [s >= 0.1]), [d], [y, s])).solve([np.array(1.3)])
@@ -151,7 +151,7 @@ def test_an_inner_maximisation_is_part_of_the_problem() -> None:
     np.testing.assert_allclose(solved.outputs[0][0], [0.1, 0.25], atol=1e-7)
 
 
-def test_support_functions_may_have_parameters_in_their_argument() -> None:
+def test_support_functions_may_have_parametrised_arguments() -> None:
     """sup of u'(x - b) over the unit ball is a norm, although the atom hides its parameters from CVXPY."""
     u, x, b = cp.Variable(3), cp.Variable(3), cp.Parameter(3)
     ball = SuppFunc(u, [cp.norm(u) <= 1])

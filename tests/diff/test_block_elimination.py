@@ -108,7 +108,7 @@ def test_variables_that_are_entries(curvature: float, fixed: int, more: int) -> 
     check(made, [entry_variables(A, entries)])
 
 
-def test_blocks_without_variables_of_their_own() -> None:
+def test_blocks_without_entry_variables() -> None:
     rng = np.random.default_rng(1)
     made = case(rng, [rng.normal(size=(2 * SIZE, 5))], curvature=rng.uniform(0.1, 1.0, 5), others=3, blocks=2)
     check(made, [None])
@@ -136,7 +136,7 @@ def test_groups_of_both_kinds() -> None:
     check(made, [entry_variables(A, entries), None])
 
 
-def test_idle_unknowns_and_nothing_that_remains() -> None:
+def test_idle_unknowns_and_an_empty_schur_complement() -> None:
     rng = np.random.default_rng(4)
     entries = np.arange(SIZE)
     A = injection(entries, SIZE, -np.ones(SIZE))

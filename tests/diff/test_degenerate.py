@@ -48,7 +48,7 @@ def free_variable(rng: np.random.Generator) -> Draw:
 
 
 @pytest.mark.parametrize("name", WEAK)
-def test_weakly_active_constraints_have_no_margin(name: str) -> None:
+def test_weakly_active_constraints_have_zero_margin(name: str) -> None:
     cones, w = WEAK[name]
     drawn = assemble(np.eye(9), np.random.default_rng(0).normal(size=(cones.m, 9)), np.ones(9), w, cones)
     _, report = at(drawn).vjp(ones(drawn))
@@ -58,7 +58,7 @@ def test_weakly_active_constraints_have_no_margin(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WEAK)
-def test_strictly_active_constraints_have_their_margin(name: str) -> None:
+def test_strictly_active_constraints_have_a_positive_margin(name: str) -> None:
     rng, cones = np.random.default_rng(0), WEAK[name][0]
     w = strict_point(rng, cones)[0]
     drawn = assemble(np.eye(9), rng.normal(size=(cones.m, 9)), np.ones(9), w, cones)
@@ -67,7 +67,7 @@ def test_strictly_active_constraints_have_their_margin(name: str) -> None:
     assert report.status == ("ok",)
 
 
-def test_one_degenerate_element_does_not_touch_the_others() -> None:
+def test_a_degenerate_element_does_not_affect_the_others() -> None:
     rng, cones = np.random.default_rng(0), WEAK["nonnegative"][0]
     A = rng.normal(size=(3, 4))
     draws = [assemble(np.eye(4), A, np.ones(4), w, cones) for w in np.array([[1.0, -1.0, 0.5], [1.0, -1.0, 0.0]])]
@@ -80,7 +80,7 @@ def test_one_degenerate_element_does_not_touch_the_others() -> None:
         np.testing.assert_allclose(gradient.q[place], at(draws[0]).vjp(ones(draws[0]))[0].q[0], atol=1e-13)
 
 
-def test_dependent_rows_that_are_seen(backend: AbstractBackend) -> None:
+def test_visible_dependent_rows(backend: AbstractBackend) -> None:
     """b moves the duplicates apart: J is the minimum-norm one, which shares the gradient equally."""
     drawn = duplicated_rows(np.random.default_rng(0))
     gradient, report = at(drawn, backend).vjp(ones(drawn, y=0.0, s=0.0))
@@ -95,7 +95,7 @@ def test_dependent_rows_that_are_seen(backend: AbstractBackend) -> None:
     np.testing.assert_allclose(gradient.b[0, 0] + gradient.b[0, 1], unique.b[0, 0], atol=1e-10)
 
 
-def test_dependent_rows_that_are_not_seen(backend: AbstractBackend) -> None:
+def test_invisible_dependent_rows(backend: AbstractBackend) -> None:
     """With q the only parameter and x the only output, nothing depends on the choice of multipliers."""
     drawn = duplicated_rows(np.random.default_rng(0))
     differentiator = at(drawn, backend)
@@ -119,7 +119,7 @@ def test_inconsistent_right_hand_sides(backend: AbstractBackend) -> None:
     np.testing.assert_allclose(moved.x, at(drawn, backend).jvp(half)[0].x, atol=1e-8)
 
 
-def test_a_free_variable_that_is_not_seen(backend: AbstractBackend) -> None:
+def test_an_invisible_free_variable(backend: AbstractBackend) -> None:
     drawn = free_variable(np.random.default_rng(1))
     cotangent = ones(drawn, s=0.0)
     cotangent.x[0, 3] = 0.0
@@ -139,7 +139,7 @@ def test_a_free_variable_that_is_not_seen(backend: AbstractBackend) -> None:
     )
 
 
-def test_a_free_variable_that_is_seen(backend: AbstractBackend) -> None:
+def test_a_visible_free_variable(backend: AbstractBackend) -> None:
     drawn = free_variable(np.random.default_rng(1))
     gradient, report = at(drawn, backend).vjp(ones(drawn, y=0.0, s=0.0))
     assert report.status == ("degenerate",)
@@ -179,7 +179,7 @@ def test_consistent_right_hand_sides_of_a_large_singular_system() -> None:
     np.testing.assert_allclose(A @ moved.x[0], db, atol=1e-8)
 
 
-def test_badly_scaled_rows_are_no_degeneracy(backend: AbstractBackend) -> None:
+def test_badly_scaled_rows_are_not_degenerate(backend: AbstractBackend) -> None:
     """Rows in other units have multipliers in other units, and the same derivative."""
     rng = np.random.default_rng(0)
     drawn = draw(rng, CONES["nonnegative"], quadratic=True)
@@ -197,7 +197,7 @@ def test_badly_scaled_rows_are_no_degeneracy(backend: AbstractBackend) -> None:
 
 
 @pytest.mark.parametrize("name", WEAK)
-def test_the_optimal_value_is_smooth_where_constraints_are_weak(name: str) -> None:
+def test_the_optimal_value_is_smooth_at_weakly_active_constraints(name: str) -> None:
     """D jumps there, and its error is of no concern: x and y are the gradient."""
     cones, w = WEAK[name]
     drawn = assemble(np.eye(9), np.random.default_rng(0).normal(size=(cones.m, 9)), np.ones(9), w, cones)
@@ -226,7 +226,7 @@ def test_a_vertex_does_not_move_with_the_objective(backend: AbstractBackend, *, 
     assert differentiator.objective_report(seen=lambda moved: moved.y).status == ("degenerate",)
 
 
-def test_an_optimal_value_at_an_end_of_an_edge(backend: AbstractBackend) -> None:
+def test_an_optimal_value_at_a_nonunique_vertex(backend: AbstractBackend) -> None:
     """Min x0 + x1 over the simplex at (1, 0): x is one of many, though both ends are vertices."""
     A = np.concatenate([np.ones((1, 2)), -np.eye(2)])
     drawn = assemble(np.zeros((2, 2)), A, np.array([1.0, 0.0]), np.array([-1.0, -1.0, 0.0]), Cones(1, 2))
@@ -234,7 +234,7 @@ def test_an_optimal_value_at_an_end_of_an_edge(backend: AbstractBackend) -> None
     assert differentiator.objective_report(seen=lambda moved: moved.x).status == ("degenerate",)
 
 
-def test_errors_are_not_held_against_multipliers_that_have_no_bound() -> None:
+def test_unbounded_multipliers_do_not_enter_the_size_of_outputs() -> None:
     """Equal rows may have multipliers of 1e9 and -1e9: how x answers to A then says nothing of its size."""
     drawn, asked = duplicated_rows(np.random.default_rng(0)), list[Array]()
     program, solution = drawn.program, drawn.solution

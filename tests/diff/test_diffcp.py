@@ -40,7 +40,7 @@ def diffcp_at(drawn: Draw) -> DiffcpDifferentiator:
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
 @pytest.mark.parametrize("name", KNOWN)
-def test_diffcp_agrees(name: str, quadratic: bool) -> None:
+def test_diffcp_matches_the_exact_derivative(name: str, quadratic: bool) -> None:
     for seed in range(2):
         rng = np.random.default_rng(seed)
         drawn = draw(rng, KNOWN[name], quadratic=quadratic)
@@ -73,7 +73,7 @@ def test_small_cotangents_and_tangents_are_not_lost() -> None:
     np.testing.assert_allclose(1e12 * tiny_step, whole, atol=1e-6 * np.max(np.abs(whole)))
 
 
-def test_the_program_is_left_alone() -> None:
+def test_the_program_is_not_modified() -> None:
     """Explicit zeros of A stay where they are, and have gradients."""
     rng, cones, n = np.random.default_rng(4), KNOWN["nonnegative"], 3
     w = np.where(np.arange(cones.m) < n, 1.0, -1.0) * rng.uniform(0.5, 1.0, size=cones.m)
@@ -90,7 +90,7 @@ def test_the_program_is_left_alone() -> None:
     assert gradient.A[0, 1] != 0.0
 
 
-def test_power_cones_are_refused() -> None:
+def test_power_cones_are_rejected() -> None:
     drawn = draw(np.random.default_rng(0), CONES["power"], quadratic=True)
     assert drawn is not None
     with pytest.raises(DerivativeError, match='derivative="exact"'):

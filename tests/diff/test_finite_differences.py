@@ -56,7 +56,7 @@ def test_jvp_and_vjp_agree_with_differences(name: str, quadratic: bool, check: C
 
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
-def test_differences_of_a_solver(quadratic: bool, check: Check) -> None:
+def test_jvp_agrees_with_differences_of_a_solver(quadratic: bool, check: Check) -> None:
     rng = np.random.default_rng(1)
     drawn = draw(rng, CONES["product"], quadratic=quadratic)
     assert drawn is not None

@@ -74,7 +74,7 @@ def test_dense_and_sparse_agree(name: str, quadratic: bool) -> None:
             np.testing.assert_allclose(dense, sparse, atol=1e-9 * np.max(np.abs(dense)))
 
 
-def test_batch_row_equals_single() -> None:
+def test_rows_of_a_batch_equal_single_elements() -> None:
     """Elements of one structure whose active sets differ."""
     rng, cones, n = np.random.default_rng(3), CONES["product"], 60
     P, A = np.eye(n), rng.normal(size=(cones.m, n))
@@ -97,7 +97,7 @@ def test_batch_row_equals_single() -> None:
         np.testing.assert_allclose(report.margin[0], backward.margin[i], rtol=1e-12)
 
 
-def test_one_factorisation_serves_all() -> None:
+def test_all_derivatives_share_one_factorisation() -> None:
     drawn, backend = regular("product"), CountingBackend()
     differentiator = at(drawn, backend)
     assert (backend.analyses, backend.factorisations) == (1, 0)  # lazily, at the first use
@@ -109,7 +109,7 @@ def test_one_factorisation_serves_all() -> None:
 
 
 @pytest.mark.parametrize(("name", "more"), [("zero", 0), ("nonnegative", 0), ("second_order", 1)])
-def test_polish_hands_its_factor_on(name: str, more: int) -> None:
+def test_the_derivative_reuses_the_factor_of_polish(name: str, more: int) -> None:
     """On polyhedra with the same active set the derivative needs no factorisation; on curved cones it has its own."""
     drawn, backend = regular(name).repeat(2), CountingBackend()
     system = ReducedSystem(drawn.program.structure, backend)
@@ -160,7 +160,7 @@ def test_cotangents_on_part_of_the_patterns(name: str) -> None:
 
 
 @pytest.mark.parametrize(("noise", "status"), [(0.0, "ok"), (1e-10, "ok"), (1e-5, "inaccurate")])
-def test_solutions_that_are_off_have_inaccurate_derivatives(noise: float, status: str) -> None:
+def test_inaccurate_solutions_have_inaccurate_derivatives(noise: float, status: str) -> None:
     drawn = regular("product")
     moved = replace(drawn.solution, x=drawn.solution.x * (1.0 + noise))
     system = ReducedSystem(drawn.program.structure)
@@ -185,7 +185,7 @@ def test_the_gradient_of_P_is_symmetric() -> None:
     np.testing.assert_array_equal(gradient.P, gradient.P[:, drawn.program.structure.P.swapped])
 
 
-def test_zero_in_zero_out() -> None:
+def test_zero_tangents_and_cotangents_give_zero() -> None:
     drawn = regular("product")
     gradient, backward = at(drawn).vjp(ones(drawn, 0.0, 0.0, 0.0))
     moved, forward = at(drawn).jvp(gradient)
@@ -196,7 +196,7 @@ def test_zero_in_zero_out() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_cotangent_that_is_not_finite_fails_its_element_only(value: float) -> None:
+def test_a_nonfinite_cotangent_fails_its_element_only(value: float) -> None:
     copies = regular("second_order").repeat(2)
     cotangent = ones(copies)
     cotangent.x[1, 0] = value
@@ -207,7 +207,7 @@ def test_a_cotangent_that_is_not_finite_fails_its_element_only(value: float) -> 
 
 
 @pytest.mark.parametrize("backend", [DenseBackend(), SparseBackend()], ids=["dense", "sparse"])
-def test_data_that_are_not_finite_fail_their_element_only(backend: AbstractBackend) -> None:
+def test_nonfinite_data_fail_their_element_only(backend: AbstractBackend) -> None:
     copies = regular("second_order").repeat(3)
     copies.program.P[1, 0] = np.nan
     gradient, report = at(copies, backend).vjp(ones(copies))
@@ -245,7 +245,7 @@ def test_no_constraints() -> None:
     np.testing.assert_allclose(gradient.q[0], -np.linalg.solve(P, np.ones(4)), atol=1e-12)
 
 
-def test_nothing_is_active() -> None:
+def test_all_constraints_inactive() -> None:
     """All rows slack: y and its derivative are zero, and x moves as without constraints."""
     rng, cones = np.random.default_rng(0), replace(CONES["product"], zero=0)
     points = rng.normal(size=(6, cones.m))

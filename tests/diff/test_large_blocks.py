@@ -106,7 +106,7 @@ def newton_jvp(drawn: Draw, tangent: ConeProgram) -> SolutionTangent:
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_derivatives_are_those_of_the_newton_matrix(name: str, way: str) -> None:
+def test_derivatives_match_the_newton_matrix(name: str, way: str) -> None:
     rng = np.random.default_rng(0)
     drawn = DRAWS[name](rng)
     structure = drawn.program.structure
@@ -126,14 +126,14 @@ def test_derivatives_are_those_of_the_newton_matrix(name: str, way: str) -> None
 
 
 @pytest.mark.parametrize("name", ["few variables", "entries"])
-def test_what_is_cheaply_eliminated_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cheap_eliminations_precede_minres(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The maximum cut and its like need no iterations."""
     monkeypatch.setattr("convexlayer.linalg.matrix_free.minres", None)
     drawn = DRAWS[name](np.random.default_rng(0))
     assert at(drawn).vjp(ones(drawn))[1].trusted
 
 
-def test_elements_are_as_on_their_own() -> None:
+def test_elements_of_a_batch_equal_single_elements() -> None:
     """With active sets and scales that differ, and one whose data are not finite."""
     draws = [entries(np.random.default_rng(seed)) for seed in range(3)]
     first = draws[0].program.structure
@@ -169,7 +169,7 @@ def test_elements_are_as_on_their_own() -> None:
     assert np.all(np.isfinite(flat_data(gradient)[[0, 2]]))
 
 
-def test_several_solutions_are_told(way: str) -> None:
+def test_nonunique_solutions_are_reported(way: str) -> None:
     """Two variables with the same columns, without curvature: their difference is free."""
     rng = np.random.default_rng(0)
     drawn = few_variables(rng)
@@ -190,7 +190,7 @@ def test_several_solutions_are_told(way: str) -> None:
     np.testing.assert_allclose(gradient.q[0, 0], gradient.q[0, 1], atol=1e-8 * np.max(np.abs(gradient.q)))
 
 
-def test_what_minres_does_not_reach_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unconverged_minres_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     """No elimination, and too few products: a vjp, a jvp and the objective's report say so."""
     monkeypatch.setattr(matrix_free, "FIRST", -1.0)
     monkeypatch.setattr(matrix_free, "LARGEST_REST", -1)
@@ -217,7 +217,7 @@ def test_polish_from_1e5_to_rounding(way: str) -> None:
     assert better.residuals(drawn.program).worst[0] < 1e-11
 
 
-def test_a_block_of_order_100_takes_no_memory_of_its_size_squared() -> None:
+def test_a_block_of_order_100_needs_no_dense_matrix() -> None:
     """Of a nearest correlation matrix: what is stored, what is eliminated, and the peak."""
     order = 100
     size = order * (order + 1) // 2
@@ -250,7 +250,7 @@ def _sparse_entries(entry: Array, size: int, w: Array, rng: np.random.Generator)
     return Draw(ConeProgram(structure, P, q, np.zeros(1), A, b), solution_at(x, y, s))
 
 
-def test_elements_are_made_lazily(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factorisations_are_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is factorised before it is asked for."""
     asked: list[int] = []
     inner = MatrixFree.refine

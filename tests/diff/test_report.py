@@ -46,7 +46,7 @@ def test_status(expected: str, numbers: dict[str, float]) -> None:
     assert judged(**numbers) == expected
 
 
-def test_one_word_an_element() -> None:
+def test_one_status_per_element() -> None:
     ones = np.ones(3)
     report = DerivativeReport.judge(
         np.array([0.0, 1e-7, 0.0]), np.array([1.0, 1.0, 0.0]), ones, np.zeros(3, dtype=bool), 0.0 * ones
@@ -55,7 +55,7 @@ def test_one_word_an_element() -> None:
     assert not report.trusted
 
 
-def test_beyond_doubt_is_ok() -> None:
+def test_all_ok_agrees_with_judge() -> None:
     """What the extremes call beyond doubt, the full verdict calls ok, and nothing that is not a number is."""
     rng = np.random.default_rng(0)
     certain = 0

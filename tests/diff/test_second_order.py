@@ -98,7 +98,7 @@ def test_several_blocks_of_different_sizes(backend: AbstractBackend) -> None:
         assert worst_error(drawn, backend) <= 1e-10
 
 
-def test_a_large_block_against_differences() -> None:
+def test_a_large_block_matches_finite_differences() -> None:
     """As in a bound on the norm of a vector: A is -I below a constant row, and K stays sparse."""
     rng, size = np.random.default_rng(0), 300
     A = np.eye(size, size - 1, k=-1)
@@ -147,7 +147,7 @@ def test_elements_in_different_regions_share_one_pattern(backend: AbstractBacken
 
 @pytest.mark.parametrize("ratio", [2.0, 1.0, 1.0 - 1e-8, 0.3, 0.0, -0.3, -1.0 + 1e-8, -1.0, -2.0])
 @pytest.mark.parametrize("size", [2, 3, 17])
-def test_the_rank_two_form_is_the_eigenbasis_form(size: int, ratio: float) -> None:
+def test_the_rank_two_form_equals_the_eigenbasis_form(size: int, ratio: float) -> None:
     rng, cone = np.random.default_rng(size), SecondOrder(size)
     w, v = point(rng, size, ratio), rng.normal(size=(5, size))
     form, basis = cone.rank_two_at(w).derive(), cone.derivative(w)

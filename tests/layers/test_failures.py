@@ -78,7 +78,7 @@ def test_statuses(on_failure: str) -> None:
 
 
 @MODES
-def test_the_others_are_right(on_failure: str, alone: Any) -> None:
+def test_outputs_of_the_other_elements_are_correct(on_failure: str, alone: Any) -> None:
     outputs, _ = solve(on_failure, inputs())
     for output, expected in zip(outputs, alone[0], strict=True):
         np.testing.assert_array_equal(output.detach()[list(GOOD)], expected)
@@ -89,7 +89,7 @@ def test_the_others_are_right(on_failure: str, alone: Any) -> None:
 
 
 @MODES
-def test_gradients_are_those_of_the_good_elements_alone(on_failure: str, alone: Any) -> None:
+def test_gradients_equal_those_of_the_good_elements_alone(on_failure: str, alone: Any) -> None:
     tensors = inputs()
     outputs, _ = solve(on_failure, tensors)
     gradients = torch.autograd.grad(loss(outputs, list(GOOD)), tensors)
@@ -100,7 +100,7 @@ def test_gradients_are_those_of_the_good_elements_alone(on_failure: str, alone: 
 
 @MODES
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e300])
-def test_cotangents_of_failed_rows_do_no_harm(on_failure: str, poison: float, alone: Any) -> None:
+def test_cotangents_of_failed_rows_are_ignored(on_failure: str, poison: float, alone: Any) -> None:
     tensors = inputs()
     outputs, report = solve(on_failure, tensors)
     cotangents = []
@@ -163,7 +163,7 @@ def test_one_failed_element_without_a_batch() -> None:
 
 
 @pytest.mark.parametrize("solver", ["scs", "ecos", "highs", "osqp", "piqp"])
-def test_other_solvers_find_the_same_eight(solver: str, alone: Any) -> None:
+def test_other_solvers_find_the_same_failed_elements(solver: str, alone: Any) -> None:
     """On eighteen of the elements, for time's sake."""
     rows = [*BAD, *GOOD[:10]]
     program = canonicalize(PROBLEM, [q, width, weight], [x], self_check=False)

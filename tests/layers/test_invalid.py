@@ -67,7 +67,7 @@ def alone() -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
 @EVERYTHING_WRONG
 @pytest.mark.parametrize("on_failure", ["nan", "keep"])
 @pytest.mark.parametrize("solver", ["auto", "clarabel", "scs"])
-def test_the_others_are_what_they_are_alone(wrong: str, on_failure: str, solver: str) -> None:
+def test_the_other_elements_are_solved_as_if_alone(wrong: str, on_failure: str, solver: str) -> None:
     tensors = values(wrong)
     outputs, report = layer(on_failure=on_failure, solver=solver).solve(*tensors)
     assert report.status == tuple(Status.INVALID if i in BAD else Status.OPTIMAL for i in range(BATCH))
@@ -87,7 +87,7 @@ def test_the_others_are_what_they_are_alone(wrong: str, on_failure: str, solver:
 
 
 @EVERYTHING_WRONG
-def test_the_error_carries_the_others_and_says_what_is_wrong(wrong: str) -> None:
+def test_the_error_carries_the_other_outputs_and_the_reason(wrong: str) -> None:
     tensors = values(wrong)
     said = rf"2 of 6 elements have no solution: 1 \(invalid\), 4 \(invalid\)\..* Element 1: {WRONG[wrong][2]}"
     with pytest.raises(InvalidElementsError, match=said) as caught:
@@ -105,7 +105,7 @@ def test_the_error_carries_the_others_and_says_what_is_wrong(wrong: str) -> None
 
 
 @EVERYTHING_WRONG
-def test_one_alone_without_a_batch(wrong: str) -> None:
+def test_an_invalid_element_without_a_batch(wrong: str) -> None:
     tensors = [t.detach()[1].requires_grad_() for t in values(wrong)]
     said = WRONG[wrong][2].replace(r"entry \[1\]", "it").replace(r"\[1, ", r"\[")
     with pytest.raises(ProblemError, match=f"^{said}"):
@@ -118,7 +118,7 @@ def test_one_alone_without_a_batch(wrong: str) -> None:
         assert not gradient.any()
 
 
-def test_what_all_elements_share_makes_all_invalid() -> None:
+def test_an_invalid_shared_value_makes_all_elements_invalid() -> None:
     tensors = values()
     tensors[1] = torch.tensor(-1.0, dtype=D, requires_grad=True)
     outputs, report = layer(on_failure="nan").solve(*tensors)
@@ -161,7 +161,7 @@ def test_tangents_and_vmap() -> None:
         torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
-def test_logarithms_and_eigenvalues_see_no_stand_ins() -> None:
+def test_substitute_values_cause_no_warnings() -> None:
     """Warnings are errors here: nobody takes the logarithm of what is not there."""
     case = family("geometric_program")
     tensors = [t.detach().clone() for t in case.tensors(3)]
@@ -173,7 +173,7 @@ def test_logarithms_and_eigenvalues_see_no_stand_ins() -> None:
         torch.testing.assert_close(ours[[0, 2]], theirs)
 
 
-def test_a_solution_map_gives_statuses() -> None:
+def test_a_solution_map_returns_statuses() -> None:
     made = SolutionMap(canonicalize(PROBLEM, [c, w, P], [x], self_check=False))
     theta = [t.detach().numpy() for t in values("sign")]
     solved = made.solve(theta)
@@ -199,7 +199,7 @@ def test_a_warm_start_with_invalid_elements(solver: str) -> None:
     torch.testing.assert_close(outputs[0][list(GOOD)], expected[0][list(GOOD)], rtol=1e-7, atol=1e-7)
 
 
-def test_shapes_are_the_callers_mistake_whatever_the_values() -> None:
+def test_shape_errors_take_precedence_over_invalid_values() -> None:
     tensors = values("nan")
     tensors[1] = tensors[1].detach()[:3]
     with pytest.raises(ShapeError, match="batch size 3"):
@@ -235,7 +235,7 @@ def test_an_indefinite_objective(solver: str, check: bool) -> None:
     torch.testing.assert_close(out[[0, 2]], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_convexity_is_looked_at_where_it_is_only_promised() -> None:
+def test_convexity_is_checked_only_if_it_is_unproven() -> None:
     """Not where CVXPY knows: then an element pays nothing for it."""
     problem, parameters, y, _ = curved()
     promised = SolutionMap(canonicalize(problem, parameters, [y], self_check=False))
@@ -259,7 +259,7 @@ def test_an_overflow_is_invalid(solver: str) -> None:
     assert report.details[1] == "b of its cone program is not finite: the parameters' values are too large"
 
 
-def test_settings_are_no_elements() -> None:
+def test_settings_are_not_elements() -> None:
     tensors = values("nan")
     with pytest.raises(SolverError, match="has no option 'no_such'"):
         layer(on_failure="nan", solver="clarabel")(*tensors, options={"solver_options": {"clarabel": {"no_such": 1}}})

@@ -27,7 +27,7 @@ def test_the_free_epigraph_variable_of_a_slack_bound(solver: str) -> None:
     assert solved.report.derivative.status == ("ok",)
 
 
-def test_duals_that_are_not_unique_matter_only_to_those_who_look() -> None:
+def test_nonunique_duals_matter_only_if_they_are_outputs() -> None:
     """Two equal constraints share one multiplier in any proportion; x does not care."""
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 1, x >= 1])
     dual = problem.constraints[0].dual_variables[0]
@@ -40,7 +40,7 @@ def test_duals_that_are_not_unique_matter_only_to_those_who_look() -> None:
     assert statuses == [("ok",), ("degenerate",)]
 
 
-def test_a_weakly_active_bound_is_still_noticed() -> None:
+def test_a_weakly_active_bound_is_reported() -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0])
     solved = SolutionMap(canonicalize(problem, [c], [x])).solve([np.array([1.0, 0.0, -1.0])])
     solved.vjp([np.ones((1, 3))])
@@ -50,7 +50,7 @@ def test_a_weakly_active_bound_is_still_noticed() -> None:
     assert solved.report.derivative.status == ("ok",)
 
 
-def test_no_cotangent_makes_an_unseen_null_space_seen() -> None:
+def test_rounding_errors_of_cotangents_do_not_make_a_null_space_visible() -> None:
     """Epigraph variables of the entropy of a matrix are not unique; roundings of cotangents reach into them."""
     S, C = cp.Variable((3, 3), PSD=True), cp.Parameter((3, 3), symmetric=True)
     problem = cp.Problem(cp.Maximize(cp.von_neumann_entr(S) + cp.trace(C @ S)), [cp.trace(S) == 1])

@@ -138,7 +138,7 @@ def test_maximum_cut() -> None:
 
 
 @pytest.mark.parametrize("unit", [1e-4, 1e-2, 1e2, 1e4])
-def test_in_other_units(unit: float) -> None:
+def test_solutions_and_gradients_in_other_units(unit: float) -> None:
     """Of a matrix, of the objective and of a bound: a projection, a maximum cut, a proximal map."""
     order, weight = 24, 4.0
     C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), PSD=True)
@@ -175,7 +175,7 @@ def with_eigenvalues(values: Array) -> Array:
 
 @pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
 @pytest.mark.parametrize("zeros", [1, 12])
-def test_a_projection_has_no_derivative_where_eigenvalues_are_0(zeros: int, unit: float) -> None:
+def test_a_projection_with_zero_eigenvalues_has_no_derivative(zeros: int, unit: float) -> None:
     """Nor within rounding of that; farther away it has one."""
     order = 24
     C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), PSD=True)
@@ -209,7 +209,7 @@ def test_a_tie_of_the_largest_eigenvalues_has_no_gradient() -> None:
     assert report.derivative.status == ("degenerate", "degenerate", "ok")
 
 
-def test_null_spaces_of_hundreds_of_dimensions_are_seen_or_not() -> None:
+def test_large_null_spaces_matter_only_if_visible() -> None:
     """Of X + Y the sum is unique, its terms are not."""
     order = 24
     C = cp.Parameter((order, order), symmetric=True)
@@ -233,7 +233,7 @@ def layer_with_limits(**options: Any) -> ConvexLayer:
     ("options", "status"),
     [({"time_limit_s": 1e-6}, Status.TIME_LIMIT), ({"max_iter": 10}, Status.ITERATION_LIMIT)],
 )
-def test_a_point_that_hit_a_limit_is_left_as_it_is(
+def test_points_at_a_limit_are_not_changed(
     options: dict[str, Any], status: Status, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not polished, and not given to a fallback."""
@@ -249,7 +249,7 @@ def test_a_point_that_hit_a_limit_is_left_as_it_is(
     assert torch.all(torch.isnan(value))
 
 
-def test_the_limit_is_that_of_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_covers_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Solver, polish and fallback are given what is left of it."""
     deadlines, limits = [], []
     inner = solution_map.polished

@@ -21,7 +21,7 @@ from tests.layers.running import run, same
 
 
 @pytest.mark.parametrize("name", ["quadratic", "sdp_relaxation", "geometric_program"])
-def test_eight_threads_give_what_one_gives(name: str) -> None:
+def test_eight_threads_agree_with_one(name: str) -> None:
     case = family(name)
     layer = case.layer()
     inputs = [case.tensors(1 + i % 3, seed=i) for i in range(8)]
@@ -88,7 +88,7 @@ def test_the_users_problem_is_untouched() -> None:
     assert all(vars(cached)[key] is value for key, value in entries.items())
 
 
-def test_an_unset_problem_stays_unset() -> None:
+def test_a_problem_without_values_stays_without_values() -> None:
     x, c = cp.Variable(2), cp.Parameter(2)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0])
     ConvexLayer(problem, [c], [x])(torch.ones(2))
@@ -97,7 +97,7 @@ def test_an_unset_problem_stays_unset() -> None:
     assert problem.value is None
 
 
-def test_nothing_is_kept_after_a_step() -> None:
+def test_factors_are_freed_after_a_step() -> None:
     """Factors are freed with the graph that needs them, without waiting for the garbage collector."""
     case = family("quadratic")
     layer, kept = case.layer(), []
@@ -141,7 +141,7 @@ def test_warm_start() -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 4, None])
-def test_a_warm_start_of_another_batch_size_starts_cold_and_says_so(batch: int | None) -> None:
+def test_a_warm_start_of_another_batch_size_is_reported_as_a_cold_start(batch: int | None) -> None:
     """The last batch of a loader is a smaller one."""
     case = family("nearest_correlation")
     layer = case.layer(solver="scs")
@@ -157,7 +157,7 @@ def test_a_warm_start_of_another_batch_size_starts_cold_and_says_so(batch: int |
         torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.0)
 
 
-def test_a_solver_that_takes_no_warm_start_says_so() -> None:
+def test_a_solver_without_warm_starts_reports_a_cold_start() -> None:
     case = family("nearest_correlation")
     layer = case.layer(solver="clarabel")
     tensors = case.prepared(case.tensors(3))

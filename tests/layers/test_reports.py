@@ -44,7 +44,7 @@ def test_report(name: str) -> None:
     assert report.seconds["derivative"] > 0
 
 
-def test_forward_mode_fills_the_report_too() -> None:
+def test_forward_mode_fills_the_derivative_report() -> None:
     case = family("quadratic")
     tensors = tuple(t.detach() for t in case.tensors(2))
     layer = case.layer()
@@ -56,7 +56,7 @@ def test_forward_mode_fills_the_report_too() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "geometric_program"])
-def test_objective_is_cvxpys(name: str) -> None:
+def test_objective_matches_cvxpys_evaluation(name: str) -> None:
     """At the solution, by CVXPY's own evaluation of the problem."""
     case = family(name)
     tensors = case.prepared(case.tensors())
@@ -100,7 +100,7 @@ def test_the_objective_has_a_derivative_where_the_solution_has_none() -> None:
     assert report.derivative.status == ("ok",)
 
 
-def test_the_objective_at_a_tie_of_multipliers_says_so() -> None:
+def test_the_objective_with_nonunique_multipliers_is_degenerate() -> None:
     """max(a, b) has no derivative at a = b, whichever of the two multipliers carries the weight."""
     x, a, b = cp.Variable(), cp.Parameter(), cp.Parameter()
     layer = ConvexLayer(cp.Problem(cp.Minimize(x), [x >= a, x >= b]), [a, b], [x], on_degenerate="report")
@@ -115,7 +115,7 @@ def test_the_objective_at_a_tie_of_multipliers_says_so() -> None:
     assert apart.derivative.status == ("ok",)
 
 
-def test_unrelated_large_numbers_hide_no_tie() -> None:
+def test_unrelated_large_numbers_do_not_hide_nonunique_multipliers() -> None:
     x, z = cp.Variable(), cp.Variable()
     a, b, c = cp.Parameter(), cp.Parameter(), cp.Parameter()
     problem = cp.Problem(cp.Minimize(x + 0.5 * cp.square(z - c)), [x >= a, x >= b])
@@ -129,7 +129,7 @@ def test_unrelated_large_numbers_hide_no_tie() -> None:
 
 
 @pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
-def test_every_row_of_a_jacobian_is_judged(transform: Any) -> None:
+def test_the_report_covers_every_row_of_a_jacobian(transform: Any) -> None:
     x, c = cp.Variable(2), cp.Parameter(2)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0])
     layer = ConvexLayer(problem, [c], [x], on_degenerate="raise")
@@ -222,7 +222,7 @@ def test_a_solution_that_is_not_unique_is_degenerate() -> None:
     assert theta.grad.isfinite()
 
 
-def test_regular_derivatives_of_a_problem_with_idle_auxiliaries_are_trusted() -> None:
+def test_derivatives_with_free_auxiliary_variables_are_trusted() -> None:
     """CVXPY's epigraph variables may be free where nobody sees them; the derivative that is asked for exists."""
     x, A, b = cp.Variable(2), cp.Parameter((4, 2)), cp.Parameter(4)
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.norm1(A @ x - b))), [A, b], [x], on_degenerate="raise")
@@ -271,7 +271,7 @@ def test_inaccurate_solutions_warn_once_a_layer(monkeypatch: pytest.MonkeyPatch)
         made[1](theta)
 
 
-def test_inaccurate_solutions_and_degenerate_derivatives_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inaccurate_solutions_and_degenerate_derivatives_warn_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = weakly_active(solver="clarabel", options={"polish": False})
     inaccurate(monkeypatch)
     with pytest.warns(UserWarning, match="the solutions of 3 of 3 elements are inaccurate"):

@@ -39,7 +39,7 @@ def test_vjp_and_jvp_are_transposes(name: str) -> None:
     np.testing.assert_allclose(left, right, **EXACT)
 
 
-def test_the_layer_is_this_map() -> None:
+def test_the_layer_equals_the_solution_map() -> None:
     case = family("quadratic")
     layer = case.layer()
     tensors = case.tensors(2)
@@ -67,7 +67,7 @@ def test_missing_cotangents_and_tangents_are_zero() -> None:
     assert not np.any(rate)
 
 
-def test_wrt_chooses_parameters() -> None:
+def test_wrt_selects_parameters() -> None:
     case = family("quadratic")
     solved = SolutionMap(case.program()).solve(case.values(2))
     v = [np.ones_like(value) for value in solved.outputs]

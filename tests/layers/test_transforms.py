@@ -26,7 +26,7 @@ def same(left: object, right: object) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_vmap_is_the_batch(name: str) -> None:
+def test_vmap_equals_the_batch(name: str) -> None:
     case = family(name)
     layer, tensors = case.layer(), detached(case, 3)
     same(torch.func.vmap(layer)(*tensors), layer(*tensors))
@@ -84,7 +84,7 @@ def test_jvp_and_vjp_are_transposes(name: str, batch: int | None) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_jacrev_is_jacfwd(name: str) -> None:
+def test_jacrev_equals_jacfwd(name: str) -> None:
     case = family(name)
     layer, tensors = case.layer(), case.tensors()
     positions = tuple(range(len(tensors)))
@@ -160,7 +160,7 @@ def test_second_derivatives_raise(name: str) -> None:
         gradient.sum().backward()
 
 
-def test_create_graph_alone_does_no_harm() -> None:
+def test_create_graph_without_second_derivatives() -> None:
     case = family("quadratic")
     tensors = case.tensors()
     loss = case.layer()(*tensors)[0].sum()
@@ -176,7 +176,7 @@ def test_backward_twice_through_one_graph() -> None:
     same(first, torch.autograd.grad(loss, tensors))
 
 
-def test_only_what_needs_a_gradient_has_one() -> None:
+def test_only_tensors_that_require_gradients_get_them() -> None:
     case = family("quadratic")
     layer = case.layer()
     tensors = [t.detach() for t in case.tensors(2)]

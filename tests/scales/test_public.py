@@ -22,7 +22,7 @@ FALSE_ALARMS = {"semi-infinite 300": 2, "seismic 100": 2, "polygon 12": 1}
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_reference_is_a_solution(name: str) -> None:
+def test_the_reference_solution_is_optimal(name: str) -> None:
     """Of the optimality conditions in its own units, and feasible in the problem's."""
     qp = PROBLEMS[name]()
     reference = Reference(qp)
@@ -39,14 +39,14 @@ def measured() -> list[Count]:
     return [count for count in measure(Plan(only=SMALL)) if count.family in SMALL]
 
 
-def test_all_are_solved(measured: list[Count], counts: list[Count]) -> None:
+def test_all_problems_are_solved(measured: list[Count], counts: list[Count]) -> None:
     counts += measured
     off = {count.family: count.details["objective_error"] for count in measured}
     assert all(count.details["status"] == "optimal" for count in measured)
     assert not {name: error for name, error in off.items() if error > SOLVED}
 
 
-def test_nothing_wrong_is_called_ok(measured: list[Count]) -> None:
+def test_wrong_results_are_never_ok(measured: list[Count]) -> None:
     assert not {count.family: count.details for count in measured if count.silent}
 
 

@@ -17,7 +17,7 @@ DRAWS = 6
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_known_derivative(name: str) -> None:
+def test_the_reference_derivative_matches_newtons_method(name: str) -> None:
     """Along random moves of all data: Newton's method from the known solution of the moved program."""
     programs, rng, step = draw(FAMILIES[name], 2, seed=1), np.random.default_rng(0), 1e-7
     moves = [rng.normal(size=value.shape) for value in programs.theta()]
@@ -35,12 +35,12 @@ def measured() -> list[Count]:
     return list(measure(Plan(draws=DRAWS * len(FAMILIES) * len(RANGES))))
 
 
-def test_nothing_wrong_is_called_ok(measured: list[Count], counts: list[Count]) -> None:
+def test_wrong_results_are_never_ok(measured: list[Count], counts: list[Count]) -> None:
     counts += measured
     assert not {(count.family, count.k, count.solver): count.silent_draws for count in measured if count.silent}
 
 
-def test_answers_and_verdicts_are_those_in_their_own_units(measured: list[Count]) -> None:
+def test_results_and_statuses_do_not_depend_on_units(measured: list[Count]) -> None:
     near = (count for count in measured if count.k <= 4.0 and count.family in FAMILIES)
     other = {(c.family, c.k, c.solver): c.draws - c.right_told for c in near if c.right_told < c.draws}
     assert not other
