@@ -1,4 +1,4 @@
-"""Arguments of the wrong type, everywhere that a caller reaches: what was expected, and what came."""
+"""Arguments of the wrong type: errors name the expected and the received type."""
 
 from __future__ import annotations
 

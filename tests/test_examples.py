@@ -1,4 +1,4 @@
-"""The examples do what they say, in a short form."""
+"""Short runs of the examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is imported when: help and keys do not wait for torch, and every public name is there once it is asked for."""
+"""Lazy imports: help and keys do not import torch, and all public names can be imported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sys.exit(status)
 
 
 def imported(*arguments: str) -> tuple[str, set[str]]:
-    """What a command writes, and the packages that it imports."""
+    """The output of a command, and the packages that it imports."""
     run = subprocess.run([sys.executable, "-c", RUN, *arguments], check=True, capture_output=True, text=True)
     return run.stdout, {name.split(".")[0] for name in run.stderr.splitlines()[-1].split()}
 

@@ -1,4 +1,4 @@
-"""Both distributions build, without a network, into wheels that hold what they should and nothing else."""
+"""Both distributions build without a network, and their wheels contain exactly the expected packages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Wheel:
         return set(self.metadata.get_all("Provides-Extra") or [])
 
     def requires(self, extra: str = "") -> set[str]:
-        """The names of the distributions that it needs: always, or in addition with an extra."""
+        """Names of the required distributions: always required, or additionally by an extra."""
         requirements = [Requirement(line) for line in self.metadata.get_all("Requires-Dist") or []]
         always = {line.name for line in requirements if "extra ==" not in str(line.marker)}
         return {line.name for line in requirements if f'extra == "{extra}"' in str(line.marker)} if extra else always
@@ -115,7 +115,7 @@ def test_the_image_declares_its_version() -> None:
 
 
 def test_the_lowest_tested_versions_are_the_declared_ones() -> None:
-    """Of both distributions, the higher bound where they differ; without torch, whose oldest builds bring CUDA."""
+    """The higher bound if the distributions differ; without torch, whose oldest builds include CUDA."""
     declared: dict[str, Version] = {}
     for folder in (ROOT, CLIENT):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]

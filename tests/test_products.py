@@ -1,4 +1,4 @@
-"""Products of batches with sparse matrices: compiled and portable forms against dense arithmetic."""
+"""Products of batches with sparse matrices, compiled and in NumPy, against dense arithmetic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(3)
 
 @pytest.fixture(params=["compiled", "portable"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both forms, whatever this process has decided on."""
+    """Run with compiled kernels and in NumPy."""
     if request.param == "compiled":
         kernel_cache.prepare(wait=True)
     monkeypatch.setattr(kernel_cache, "ready", lambda: request.param == "compiled")

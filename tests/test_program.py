@@ -143,7 +143,7 @@ def test_select_by_slice_index_and_mask(program: ConeProgram) -> None:
 def test_finite(size: int) -> None:
     values = np.linspace(-1.0, 1.0, 2 * size).reshape(2, size)
     assert is_finite(values)
-    assert is_finite(1e200 * values)  # whose squares are not
+    assert is_finite(1e200 * values)  # the squares overflow
     assert is_finite(values[:, :0])
     for wrong in (np.nan, np.inf, -np.inf):
         values[1, -1] = wrong

@@ -1,4 +1,4 @@
-"""What proves that there is no solution, and what does not."""
+"""Certificates of infeasibility and unboundedness, and rays that are not certificates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPREADS = pytest.mark.parametrize("spread", [0.0, 3.0], ids=["even", "badly_scal
 
 
 def linear(A: list[list[float]], b: list[float], q: list[float] | None = None, *, zero: int = 0) -> ConeProgram:
-    """One linear program, its first rows equalities."""
+    """Build a linear program whose first ``zero`` rows are equalities."""
     matrix = np.array(A, dtype=float)
     n = matrix.shape[1]
     cones = Cones(zero=zero, nonnegative=len(matrix) - zero)
@@ -30,7 +30,7 @@ def linear(A: list[list[float]], b: list[float], q: list[float] | None = None, *
 
 
 def refuted_claim(program: ConeProgram, *, x: Array | None = None, y: Array | None = None) -> bool:
-    """Whether a claim with this ray, of infeasibility if it is y, is refuted."""
+    """Whether a claim with this ray is refuted: infeasibility for y, unboundedness for x."""
     given = np.array([True])
     none = np.full((1, program.structure.n), np.nan), np.full((1, program.structure.m), np.nan)
     x, y = none[0] if x is None else np.array([x]), none[1] if y is None else np.array([y])
@@ -43,7 +43,7 @@ def solve(name: str, program: ConeProgram) -> Solution:
     return solver.solve(solver.init(program.structure), program, Options())
 
 
-# --- what the solvers leave ---------------------------------------------------------------------------------
+# --- rays of solvers ----------------------------------------------------------------------------------------
 
 
 @EVERYWHERE
@@ -54,7 +54,7 @@ def test_true_claims_of_infeasibility_stand(name: str, kind: str, spread: float)
     said = solve(name, program)
     claims = np.array([word is Status.INFEASIBLE for word in said.status])
     lost = refuted(program, said.x, said.y, claims, ~claims & False)
-    # on the boundary of power cones a few rays cannot be mended; these are found by a search
+    # a few rays on the boundary of power cones cannot be refined; the search finds them
     assert np.count_nonzero(lost) <= (1 if kind == "power" else 0)
     assert np.count_nonzero(claims) >= 7
 
@@ -70,22 +70,22 @@ def test_true_claims_of_unboundedness_stand(name: str, kind: str, spread: float)
     assert np.count_nonzero(lost) <= (3 if kind in ("psd", "power") else 0)
 
 
-# --- what is and what is not a proof ------------------------------------------------------------------------
+# --- certificates and false rays ----------------------------------------------------------------------------
 
 
 def test_contradicting_bounds() -> None:
-    """x >= 1 and x <= 0, and the same in other units of rows and columns."""
+    """x >= 1 and x <= 0, also in other units of rows and columns."""
     for row, other, column in ((1.0, 1.0, 1.0), (1e6, 1e-6, 1e3), (1e-5, 1e5, 1e-8)):
         program = linear([[-row * column], [other * column]], [-row, 0.0])
         assert not refuted_claim(program, y=[1.0 / row, 1.0 / other])
-        assert not refuted_claim(program, y=[1.0 / row, 0.999 / other])  # mended
+        assert not refuted_claim(program, y=[1.0 / row, 0.999 / other])  # after refinement
         ray = infeasibility_ray(program, np.array([1.0 / row, 0.9 / other]))
         assert ray is not None
         np.testing.assert_allclose(ray[0] * row, ray[1] * other)
 
 
 def test_touching_bounds_are_not_infeasible() -> None:
-    """x >= 1 and x <= 1 + gap: feasible, whatever a solver says."""
+    """x >= 1 and x <= 1 + gap is feasible, even if a solver claims the opposite."""
     for gap in (0.0, 1e-12, 1e-3):
         program = linear([[-1.0], [1.0]], [-1.0, 1.0 + gap])
         for y in ([1.0, 1.0], [1.0, 1.0 - 1e-9], [1.0, 0.9], [1.0, 0.0]):
@@ -93,7 +93,7 @@ def test_touching_bounds_are_not_infeasible() -> None:
 
 
 def test_a_large_solution_is_not_called_infeasible() -> None:
-    """slope * x >= 1 has the solution 1 / slope: a norm over the whole program would call y = 1 a ray."""
+    """slope * x >= 1 has the solution 1 / slope; by norms over the whole program, y = 1 would be a ray."""
     for slope in (1e-3, 1e-6, 1e-12):
         program = linear([[-slope, 0.0], [0.0, 1e3]], [-1.0, 1e3])
         assert refuted_claim(program, y=[1.0, 0.0])
@@ -139,7 +139,7 @@ def test_a_small_curvature_is_not_called_unbounded() -> None:
 
 
 def test_a_violated_zero_row_is_a_certificate() -> None:
-    """0 >= 1; what is left of other rows in a solver's ray counts for nothing."""
+    """0 >= 1 is a certificate, and noise of other rows in a solver's ray is ignored."""
     program = linear([[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0]], [-1.0, 0.0, 0.0])
     ray = infeasibility_ray(program, np.array([1.0, 1e-9, 1e-8]))
     np.testing.assert_array_equal(ray, [1.0, 0.0, 0.0])
@@ -181,7 +181,7 @@ def test_the_search_finds_every_ray(kind: str, spread: float, seed: int) -> None
 @SPREADS
 @pytest.mark.parametrize(("tight", "rank"), [(False, 0), (True, 0), (True, 3)])
 def test_the_search_finds_no_ray_of_solvable_programs(kind: str, spread: float, tight: bool, rank: int) -> None:
-    """Neither where the feasible set is one point, nor where rows depend on each other."""
+    """This includes programs whose feasible set is a point, and dependent rows."""
     program = solvable(np.random.default_rng(1), KINDS[kind], spread=spread, tight=tight, rank=rank)
     rays = infeasibility_candidates(program), unboundedness_candidates(program)
     for i in range(program.batch):
@@ -190,7 +190,7 @@ def test_the_search_finds_no_ray_of_solvable_programs(kind: str, spread: float, 
 
 
 def test_powells_problem_is_barely_feasible() -> None:
-    """x_{k+1} - x_k >= (-1)^k k - 1/2, x_1 - x_n >= n - 1/2: the sum of all rows says 0 >= 0 (Powell 1990)."""
+    """x_{k+1} - x_k >= (-1)^k k - 1/2, x_1 - x_n >= n - 1/2: the sum of all rows is 0 >= 0 (Powell 1990)."""
     for n in (10, 100, 1000):
         k = np.arange(1, n)
         A = np.eye(n, k=0) - np.eye(n, k=1)

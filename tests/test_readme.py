@@ -1,4 +1,4 @@
-"""README's examples run as written."""
+"""The examples in README.md run as written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def block(language: str) -> str:
-    """The code block behind the marker of this language."""
+    """The code block after the marker of this language."""
     found = re.search(rf"<!-- test: {language} -->\n```\w+\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert found, f"README has no block marked {language}"
     return found[1]

@@ -1,4 +1,4 @@
-"""Solutions, duals, objective values and gradients of compiled problems, against CVXPY and finite differences."""
+"""Solutions, duals, objective values and gradients against CVXPY and finite differences."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_directional_derivatives_match_finite_differences(case: Case) -> None:
 
 
 def _direction(parameter: cp.Parameter, value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A direction that keeps the parameter's structure."""
+    """A random direction that preserves the parameter's attributes."""
     direction = rng.normal(size=value.shape)
     if any(parameter.attributes[name] for name in ("symmetric", "PSD", "NSD")):
         return 0.5 * (direction + direction.T)

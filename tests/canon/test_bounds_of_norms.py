@@ -1,4 +1,4 @@
-"""Presolve: epigraph variables of bounded norms and their like go, and solutions, duals and gradients stay."""
+"""Presolve eliminates epigraph variables of bounded norms and leaves solutions, duals and gradients unchanged."""
 
 from __future__ import annotations
 

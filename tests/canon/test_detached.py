@@ -1,4 +1,4 @@
-"""Construction depends on nothing but the problem: neither on values that it has, nor on what was solved before."""
+"""Construction depends neither on values stored in the problem nor on earlier solves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused names the part that is the reason, and what is CVXPY's fault is not called the user's."""
+"""Errors name the offending subexpressions, and distinguish errors of CVXPY from those of the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs survive the way through JSON, and documents that are wrong are refused with the place."""
+"""Programs survive a JSON round trip, and errors name the path of an invalid field."""
 
 from __future__ import annotations
 

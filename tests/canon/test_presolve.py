@@ -1,4 +1,4 @@
-"""Presolve changes sizes, and nothing else: outputs, duals, objective values and derivatives are those without it."""
+"""Presolve changes only sizes: outputs, duals, objective values and derivatives agree with those without it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AGREE = 1e-7
 
 @dataclass
 class Posed:
-    """A problem, its parameters, what to return, and how its parameters are drawn."""
+    """A problem, its parameters, its outputs, and random draws of its parameters."""
 
     problem: cp.Problem
     parameters: list[cp.Parameter]
@@ -38,7 +38,7 @@ class Posed:
     outputs: list[cp.Variable]
 
     def programs(self) -> tuple[ParametricProgram, ParametricProgram]:
-        """Without and with presolve."""
+        """The programs without and with presolve."""
         given = canonicalize(self.problem, self.parameters, self.outputs, presolve=False, self_check=False)
         return given, presolved(given)
 
@@ -48,7 +48,7 @@ class Posed:
 
 
 class Builder:
-    """Collects parameters while a random problem is written down."""
+    """Builder of random problems that collects their parameters."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ class Builder:
         self.draws: list[Draw] = []
 
     def parameter(self, *shape: int, low: float | None = None, scale: float = 1.0, psd: bool = False) -> cp.Parameter:
-        """One with normal entries, or with entries from ``low`` on, or positive definite."""
+        """Create a parameter: normal entries, entries of at least ``low``, or positive definite."""
 
         def draw(rng: np.random.Generator) -> Array:
             normal = scale * rng.standard_normal(shape)
@@ -80,7 +80,7 @@ class Builder:
 
 
 def sparse_rows(builder: Builder, rows: int, cols: int) -> Array:
-    """Rows with two entries."""
+    """A matrix with two entries in each row."""
     matrix = np.zeros((rows, cols))
     for row in matrix:
         row[builder.rng.choice(cols, 2, replace=False)] = builder.rng.choice([-1.0, 1.0, 2.0], 2)
@@ -88,20 +88,20 @@ def sparse_rows(builder: Builder, rows: int, cols: int) -> Array:
 
 
 def random_problem(seed: int) -> Posed:
-    """A feasible problem with a strongly convex part, and everything that presolve looks for."""
+    """A feasible problem with a strongly convex part, and all structures that presolve reduces."""
     b = Builder(seed)
     n = int(b.rng.integers(3, 7))
     x = cp.Variable(n)
     objective = cp.sum_squares(x - b.parameter(n))
     constraints: list[cp.Constraint] = []
-    if b.heads():  # constant definitions in the objective, which may fill P
+    if b.heads():  # constant equalities that define variables of the objective; substitution may fill P
         rows = int(b.rng.integers(2, 2 * n))
         objective += cp.sum_squares(b.matrix(rows, n) @ x - (b.parameter(rows) if b.heads() else 1.0))
-    if b.heads():  # definitions with parameters stay
+    if b.heads():  # defining equalities with parametrised coefficients are kept
         objective += cp.sum_squares(b.parameter(2, n) @ x - 1.0)
     if b.heads():
         objective += b.parameter() * 0.3 + b.parameter(n, scale=0.1) @ x
-    if b.heads():  # a chain of definitions, with whatever may meet what depends on it
+    if b.heads():  # a chain of defining equalities, combined with parametrised factors
         t, u = cp.Variable(3), cp.Variable(3)
         offset = b.parameter(3) if b.heads() else b.matrix(3)
         constraints += [t == sparse_rows(b, 3, n) @ x + offset, u == 2.0 * t - b.parameter(3)]
@@ -125,7 +125,7 @@ def random_problem(seed: int) -> Posed:
 
 
 def linear_problem(seed: int) -> Posed:
-    """A linear program with equality-defined variables and absolute values."""
+    """A linear program with variables defined by equalities, and absolute values."""
     b = Builder(seed)
     n = int(b.rng.integers(2, 5))
     x, t = cp.Variable(n), cp.Variable(2)
@@ -137,7 +137,7 @@ def linear_problem(seed: int) -> Posed:
 
 
 def conic_problem(seed: int) -> Posed:
-    """Definitions inside exponential, power, second-order and semidefinite cones."""
+    """Variables defined by equalities in exponential, power, second-order and semidefinite cones."""
     b = Builder(seed)
     x, u, X = cp.Variable(3), cp.Variable(3), cp.Variable((3, 3), symmetric=True)
     objective = cp.sum_squares(X - b.parameter(3, 3)) + cp.sum_squares(x - b.parameter(3))
@@ -163,7 +163,7 @@ def trusted(solved: SolvedBatch) -> bool:
 
 
 def assert_same(posed: Posed, values: list[Array], seed: int = 0) -> bool:
-    """Everything agrees with and without presolve; False where the derivative may not exist without it."""
+    """Compare results with and without presolve; return False if the derivative may not exist without it."""
     given_map, reduced_map = (SolutionMap(program, options={"tol": 1e-10}) for program in posed.programs())
     theirs, ours = given_map.solve(values), reduced_map.solve(values)
     if not all(status is Status.OPTIMAL for status in theirs.report.status):
@@ -221,9 +221,9 @@ def test_results_agree_on_the_table_of_problems(name: str) -> None:
 
 
 def recovered_duals() -> Posed:
-    """t == D x + 0.3 is solved for t, and its dual follows from P, q and A, all of which depend on parameters.
+    """A problem in which t == D x + 0.3 is solved for t; its dual depends on parametrised P, q and A.
 
-    D is small, so that the rows cannot be solved for x; P is full in x already, so that t leaves no new entries.
+    D is small, so the rows are not solved for x; P is full in x, so the substitution of t causes no fill.
     """
     b = Builder(3)
     x, t = cp.Variable(4), cp.Variable(2)
@@ -246,7 +246,7 @@ def test_gradients_through_recovered_duals_match_finite_differences() -> None:
     values = posed.values(2, seed=5)
     solution_map = SolutionMap(program, options={"tol": 1e-11})
     solved = solution_map.solve(values)
-    assert np.any(np.abs(solved.outputs[-2]) > 0.1)  # G t <= h is active somewhere
+    assert np.any(np.abs(solved.outputs[-2]) > 0.1)  # G t <= h is active for some element
     rng = np.random.default_rng(1)
     weights = [rng.standard_normal(value.shape[1:]) for value in solved.outputs]
 
@@ -267,7 +267,7 @@ def test_gradients_through_recovered_duals_match_finite_differences() -> None:
 
 
 def test_gradients_without_the_direct_term_are_wrong() -> None:
-    """Without it gradients through recovered duals are wrong: the tests above would notice."""
+    """Without the direct term, gradients through recovered duals are wrong, so the tests above cover it."""
     posed = recovered_duals()
     _, program = posed.programs()
     assert program.recovery.direct is not None
@@ -346,7 +346,7 @@ def test_an_irreducible_program_is_returned_unchanged() -> None:
 
 
 def projection(A: Array, b: Array, cones: Cones, *, slope: float = 0.0, shown: bool = False) -> ParametricProgram:
-    """minimize x'x / 2 - theta'x, A x + s = b + slope theta_1 in its last row; the duals are outputs where shown."""
+    """minimize x'x / 2 - theta'x, A x + s = b, slope theta_1 added to the last b; duals are outputs if ``shown``."""
     m, n = A.shape
     pattern = Pattern((m, n), *np.nonzero(A.T)[::-1])
     constant = np.concatenate([np.ones(n), np.zeros(n), [0.0], A[pattern.rows, pattern.cols], b])
@@ -410,7 +410,7 @@ def test_identical_rows_are_kept_if_their_duals_are_outputs() -> None:
 
 
 def test_dependent_equalities_with_dual_outputs_stay_degenerate() -> None:
-    """After the first is solved for x_1 the second says nothing, but its dual is free and shows in the first one's."""
+    """After the first is solved for x_1 the second is redundant, but its dual is free and enters that of the first."""
     A, b = np.array([[1.0, 2.0], [2.0, 4.0]]), np.array([1.0, 2.0])
     given = projection(A, b, Cones(zero=2), shown=True)
     program = presolved(given)
@@ -457,7 +457,7 @@ def test_the_layer_reports_reductions_and_can_skip_presolve() -> None:
 
 
 def test_small_pivots_are_rejected() -> None:
-    """x_1 = 1 - 1e6 x_2 is no definition to compute with, so x_2 is solved for."""
+    """x_1 = 1 - 1e6 x_2 is not a stable pivot for x_1, so the row is solved for x_2."""
     program = projection(np.array([[1e-6, 1.0]]), np.array([1.0]), Cones(zero=1))
     reduced = presolved(program)
     assert reduced.structure.n == 1

@@ -1,4 +1,4 @@
-"""Quadratic forms of arguments that hold parameters, and of curved ones: values and gradients."""
+"""Values and gradients of quadratic forms with parametrised or nonaffine arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def form(argument: cp.Expression) -> cp.Expression:
 
 
 def squares(argument: cp.Expression) -> cp.Expression:
-    """The same function in a form that was never refused."""
+    """The same function as a sum of squares, which CVXPY accepts."""
     return cp.sum_squares(L.T @ argument)
 
 
@@ -64,7 +64,7 @@ def weighted(f: Write) -> Posed:
 
 
 def tracking(f: Write) -> Posed:
-    """Model predictive control that follows a reference, with bounds on inputs."""
+    """Model predictive control with a reference trajectory and input bounds."""
     horizon = 4
     X, U = cp.Variable((3, horizon + 1)), cp.Variable((2, horizon))
     start, reference = cp.Parameter(3), cp.Parameter((3, horizon))
@@ -169,7 +169,7 @@ def test_a_sum_of_parametric_and_constant_matrices_is_accepted() -> None:
 
 
 def test_a_convex_argument_is_canonicalised() -> None:
-    """The form increases in |x - r| + 1, which CVXPY leaves as it is in a quadratic objective."""
+    """The form increases in |x - r| + 1, which CVXPY does not canonicalise in a quadratic objective."""
     N = np.abs(Q)
     x, r = cp.Variable(3), cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.quad_form(cp.abs(x - r) + 1.0, N) + 2.0 * cp.sum(x)))
@@ -187,7 +187,7 @@ def test_a_convex_argument_is_canonicalised() -> None:
 
 @pytest.mark.parametrize("wrap", [False, True])
 def test_a_matrix_declared_definite_may_be_asymmetric(wrap: bool) -> None:
-    """x'Sx sees the symmetric part, which is what the gradient is with respect to."""
+    """x'Sx depends on the symmetric part of S only, and so does the gradient."""
     x, S, q = cp.Variable(3), cp.Parameter((3, 3)), cp.Parameter(3)
     quadratic = cp.quad_form(x, cp.psd_wrap(S)) if wrap else cp.quad_form(x, S, assume_PSD=True)
     program = canonicalize(cp.Problem(cp.Minimize(quadratic + q @ x)), [S, q], [x])

@@ -1,4 +1,4 @@
-"""The check of solutions finds what CVXPY canonicalises wrongly, and nothing else."""
+"""The solution check detects wrong canonicalisations by CVXPY, without false alarms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Canon = Callable[..., tuple[Any, list[Any]]]
 
 
 def epigraph(*above: Callable[[Any], Any]) -> Canon:
-    """A canonical form of |x| that asks t to be above some functions of x."""
+    """A canonical form of |x| with an epigraph variable t bounded below by the given functions of x."""
 
     def canonical(expression: Any, arguments: Any, solver_context: Any = None) -> tuple[Any, list[Any]]:
         t = cp.Variable(expression.shape)
@@ -88,7 +88,7 @@ def test_the_error_describes_the_violated_condition(
 
 
 def test_errors_of_cvxpy_are_detected_without_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms along an axis of three-dimensional arrays, and what the other backends do with axes in their order."""
+    """Norms along an axis of three-dimensional arrays, and axis permutations by other backends."""
     monkeypatch.setattr(frontend, "repaired", lambda problem: problem)
     X, P = cp.Variable((2, 2, 2)), cp.Parameter((2, 2, 2))
     problem = cp.Problem(cp.Minimize(cp.sum(cp.norm(X, 2, axis=1)) + cp.sum_squares(X - P)))
@@ -108,7 +108,7 @@ def test_problems_that_no_draw_can_solve_are_accepted() -> None:
 
 
 def test_expressions_that_cannot_be_evaluated_are_accepted() -> None:
-    """CVXPY evaluates this atom wrongly, but canonicalises it right."""
+    """CVXPY evaluates this atom wrongly, but canonicalises it correctly."""
     X, S = cp.Variable((2, 2), PSD=True), cp.Parameter((2, 2), PSD=True)
     canonicalize(cp.Problem(cp.Minimize(cp.quantum_rel_entr(X, np.eye(2)) + cp.trace(S @ X))), [S], [X])
 
@@ -121,7 +121,7 @@ def test_large_problems_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_mismatch_within_the_solvers_accuracy_is_accepted() -> None:
-    """sqrt(x) at x = 0 is off by the square root of the solver's accuracy, and a geometric mean by a higher one."""
+    """sqrt(x) at x = 0 has the square root of the solver's error, and a geometric mean a higher root."""
     x, b = cp.Variable(6), cp.Parameter(6)
     for concave in (cp.sum(cp.sqrt(x)), cp.geo_mean(x), cp.sum(cp.power(x, 0.1, approx=False))):
         problem = cp.Problem(cp.Maximize(concave - 3 * cp.sum(x) + 0 * cp.sum(b)), [x >= 0, cp.sum(x) <= 1e-6])

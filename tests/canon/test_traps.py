@@ -1,4 +1,4 @@
-"""What is known to go wrong between CVXPY and a compiled program, each with a test."""
+"""Regression tests of known pitfalls in CVXPY's canonicalisation."""
 
 from __future__ import annotations
 

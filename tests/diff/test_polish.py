@@ -1,4 +1,4 @@
-"""Polish: from a solver's accuracy to rounding, and never to a worse point."""
+"""Polish reaches rounding accuracy from a solver's accuracy, and never returns a worse point."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_certificates_and_points_at_a_limit_are_not_changed(status: Status) -> N
 
 @pytest.mark.parametrize(("deadline", "steps"), [(0.0, 0), (1.0, 1), (2.0, 2)])
 def test_no_step_starts_after_the_deadline(deadline: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many are taken as there are seconds, by a clock that goes on by one whenever it is asked."""
+    """A fake clock advances by one second per reading, so the deadline is the number of steps."""
     drawn = regular("psd", quadratic=True)
     start, system = disturbed(drawn, 1e-5), ReducedSystem(drawn.program.structure)
     expected = polished(system, drawn.program, start, steps=steps).solution if steps else start

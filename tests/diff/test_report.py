@@ -1,4 +1,4 @@
-"""What each status of a derivative report means."""
+"""Statuses of derivative reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def judged(
     [
         ("ok", {}),
         ("ok", {"margin": np.inf}),
-        ("ok", {"condition": 1e9}),  # singular, but nobody sees it
+        ("ok", {"condition": 1e9}),  # singular, but not visibly
         ("inaccurate", {"residual": 1e-7}),
         ("inaccurate", {"error": 2e-7}),
         ("degenerate", {"error": np.nan}),
@@ -56,7 +56,7 @@ def test_one_status_per_element() -> None:
 
 
 def test_all_ok_agrees_with_judge() -> None:
-    """What the extremes call beyond doubt, the full verdict calls ok, and nothing that is not a number is."""
+    """If ``all_ok`` holds, ``judge`` reports ok for all elements; NaN is never ok."""
     rng = np.random.default_rng(0)
     certain = 0
     for _ in range(500):

@@ -1,4 +1,4 @@
-"""Several cotangents at once: vmap over torch.autograd.grad, and what torch.autograd does by its older vmap."""
+"""Batches of cotangents: vmap over torch.autograd.grad, and torch.autograd's legacy vmap."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def same(left: Any, right: Any) -> None:
 
 
 def forward(case: Family, batched: tuple[bool, ...]) -> tuple[Tensors, Tensors]:
-    """Parameters, batched where told, and the outputs with the objective values."""
+    """Parameters, with a batch axis as given by ``batched``, and the outputs with the objective values."""
     full, single = case.tensors(2), case.tensors(seed=1)
     tensors = tuple(f if b else s for f, s, b in zip(full, single, batched, strict=True))
     outputs, report = case.layer().solve(*case.prepared(tensors))
@@ -87,7 +87,7 @@ def test_batched_and_unbatched_parameters_mix(way: Way, batched: tuple[bool, ...
 @pytest.mark.parametrize("chosen", [(0,), (1, 2), (3,), (0, 3), (2,)])
 @pytest.mark.parametrize("wrt", [(0,), (1, 4), (0, 1, 2, 3, 4)])
 def test_some_outputs_and_some_parameters(way: Way, chosen: tuple[int, ...], wrt: tuple[int, ...]) -> None:
-    """Cotangents of the other outputs are None; the last output is the objective."""
+    """The other outputs have the cotangent None; the last output is the objective."""
     tensors, outputs = forward(family("quadratic"), (True, False, False, True, False))
     outputs = tuple(outputs[i] for i in chosen)
     tensors = tuple(tensors[i] for i in wrt)

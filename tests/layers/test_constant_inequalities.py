@@ -1,4 +1,4 @@
-"""Inequalities between parameters alone: they hold or they do not, whatever the variables are."""
+"""Inequalities between parameters alone, which do not involve the variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Solving and differentiating on a device that is chosen: the same answers, and clear words where there is none."""
+"""Solving and differentiating on a given device: equal results, and an error for a missing device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convexlayer import SolutionMap, SolverError
 from tests.layers.families import family
 
 DEVICES = ["cpu:0", *(["cuda"] if torch.cuda.is_available() else [])]
-"""cpu:0 is the processor by the name that asks for the dense forms."""
+"""cpu:0 selects the dense methods on the CPU."""
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,4 +1,4 @@
-"""Values that cannot be used cost their own element alone: NaN, infinities, violated attributes, no convex problem."""
+"""Invalid values fail their own element only: NaN, infinities, violated attributes, nonconvex objectives."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_an_invalid_shared_value_makes_all_elements_invalid() -> None:
 
 
 def test_several_faults_and_failures_together() -> None:
-    """Invalid, infeasible and solved elements side by side; the first fault of an element is told."""
+    """Invalid, infeasible and solved elements in one batch; the first error of an element is reported."""
     low, high = cp.Parameter(), cp.Parameter(nonneg=True, name="high")
     y = cp.Variable()
     problem = cp.Problem(cp.Minimize(cp.square(y)), [y >= low, y <= high])
@@ -162,7 +162,7 @@ def test_tangents_and_vmap() -> None:
 
 
 def test_substitute_values_cause_no_warnings() -> None:
-    """Warnings are errors here: nobody takes the logarithm of what is not there."""
+    """Warnings are errors here, so a logarithm of an invalid substitute would fail."""
     case = family("geometric_program")
     tensors = [t.detach().clone() for t in case.tensors(3)]
     tensors[0][1] = np.nan
@@ -206,11 +206,11 @@ def test_shape_errors_take_precedence_over_invalid_values() -> None:
         layer(on_failure="nan")(*tensors)
 
 
-# --- what is found out only where an element fails ----------------------------------------------------------
+# --- faults that are detected only if an element fails -------------------------------------------------------
 
 
 def curved(batch: int = 3) -> tuple[cp.Problem, list[cp.Parameter], cp.Variable, list[torch.Tensor]]:
-    """A quadratic form that the user says is convex."""
+    """A quadratic form declared convex by the user."""
     y, S, q = cp.Variable(3), cp.Parameter((3, 3), symmetric=True), cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.quad_form(y, cp.psd_wrap(S)) + q @ y), [y >= -1, y <= 1])
     root = np.random.default_rng(3).standard_normal((batch, 3, 3))
@@ -222,7 +222,7 @@ def curved(batch: int = 3) -> tuple[cp.Problem, list[cp.Parameter], cp.Variable,
 @pytest.mark.parametrize("solver", ["auto", "batched", "clarabel", "scs", "ecos", "cvxopt", "osqp", "piqp"])
 @pytest.mark.parametrize("check", [True, False])
 def test_an_indefinite_objective(solver: str, check: bool) -> None:
-    """Some solvers end at a saddle point, which is no solution; without the check only those that fail tell."""
+    """Some solvers stop at a saddle point; without the check only solvers that fail lead to an error."""
     problem, parameters, y, tensors = curved()
     keywords: dict[str, Any] = {"solver": solver, "self_check": False, "check_attributes": check}
     (out,), report = ConvexLayer(problem, parameters, [y], on_failure="nan", **keywords).solve(*tensors)
@@ -236,7 +236,7 @@ def test_an_indefinite_objective(solver: str, check: bool) -> None:
 
 
 def test_convexity_is_checked_only_if_it_is_unproven() -> None:
-    """Not where CVXPY knows: then an element pays nothing for it."""
+    """If CVXPY proves convexity, no check is made."""
     problem, parameters, y, _ = curved()
     promised = SolutionMap(canonicalize(problem, parameters, [y], self_check=False))
     declared = SolutionMap(canonicalize(PROBLEM, [c, w, P], [x], self_check=False))
@@ -249,7 +249,7 @@ def test_convexity_is_checked_only_if_it_is_unproven() -> None:
 @pytest.mark.parametrize("solver", ["auto", "clarabel", "scs", "ecos", "highs"])
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered", "ignore:divide by zero")
 def test_an_overflow_is_invalid(solver: str) -> None:
-    """Finite values whose program is not: the sum of two of 10^308."""
+    """Finite values with a nonfinite program: the sum of two values of 1e308."""
     y, a = cp.Variable(2), cp.Parameter(2, name="a")
     problem = cp.Problem(cp.Minimize(cp.sum(y)), [y >= 0, cp.sum(y) >= cp.sum(a)])
     made = ConvexLayer(problem, [a], [y], solver=solver, on_failure="nan", on_degenerate="report", self_check=False)

@@ -1,4 +1,4 @@
-"""The call: shapes, batches, broadcasting, attributes, dtypes and devices."""
+"""Calls of a layer: shapes, batches, broadcasting, attributes, dtypes and devices."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_noncontiguous_tensors() -> None:
 
 
 def test_outputs_may_be_modified_in_place() -> None:
-    """What the user does to an output does not reach the derivative."""
+    """In-place changes of an output do not affect the derivative."""
     case = family("geometric_program")
     layer, tensors = case.layer(), case.tensors(2)
     expected = torch.autograd.grad(sum(o.sum() for o in layer(*tensors)), tensors)
@@ -260,7 +260,7 @@ def test_outputs_may_be_modified_in_place() -> None:
 
 
 def test_attributes_are_checked_element_by_element() -> None:
-    """A large element does not excuse the wrong sign of a small one."""
+    """A wrong sign in a small element is detected beside a large element."""
     x, weight = cp.Variable(2), cp.Parameter(nonneg=True)
     layer = ConvexLayer(cp.Problem(cp.Minimize(weight * cp.sum_squares(x - 1)), [x >= -1, x <= 3]), [weight], [x])
     with pytest.raises(ProblemError, match=r"declared nonneg, but the value violates that by 0\.9"):

@@ -1,4 +1,4 @@
-"""What a call leaves behind and what it may start from: threads, copies, the user's problem, memory, warm starts."""
+"""State of a layer: threads, copies, the user's problem, memory, warm starts, options."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_eight_threads_agree_with_one(name: str) -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 @pytest.mark.parametrize("used", [False, True])
 def test_copies(copied: Callable[[ConvexLayer], ConvexLayer], used: bool) -> None:
-    """Before and after the layer has been used, backward included."""
+    """Copies before and after a forward and backward pass."""
     case = family("nearest_correlation")
     layer = case.layer(solver="scs", options={"tol": 1e-7}, on_failure="nan", on_degenerate="raise")
     tensors = tuple(t.detach().requires_grad_() for t in case.prepared(case.tensors(2)))
@@ -56,7 +56,7 @@ def test_copies(copied: Callable[[ConvexLayer], ConvexLayer], used: bool) -> Non
 
 
 def test_a_layer_in_a_module() -> None:
-    """It has no parameters of its own, and moves and converts with the module that holds it."""
+    """The layer has no torch parameters, and can be moved and converted with its parent module."""
     case = family("simplex_projection")
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), case.layer()).float()
     assert len(list(model.parameters())) == 2
@@ -98,7 +98,7 @@ def test_a_problem_without_values_stays_without_values() -> None:
 
 
 def test_factors_are_freed_after_a_step() -> None:
-    """Factors are freed with the graph that needs them, without waiting for the garbage collector."""
+    """Factors are freed with their autograd graph, without the garbage collector."""
     case = family("quadratic")
     layer, kept = case.layer(), []
     solve = SolutionMap.solve
@@ -126,7 +126,7 @@ def test_factors_are_freed_after_a_step() -> None:
 
 
 def test_warm_start() -> None:
-    """The report of a call starts the next one; SCS then needs fewer iterations, and the answer is the same."""
+    """SCS needs fewer iterations with the report of an earlier call as warm start, with the same result."""
     case = family("nearest_correlation")
     layer = case.layer(solver="scs")
     tensors = case.prepared(case.tensors(3))
@@ -142,7 +142,7 @@ def test_warm_start() -> None:
 
 @pytest.mark.parametrize("batch", [2, 4, None])
 def test_a_warm_start_of_another_batch_size_is_reported_as_a_cold_start(batch: int | None) -> None:
-    """The last batch of a loader is a smaller one."""
+    """For instance the last batch of a data loader, which is smaller."""
     case = family("nearest_correlation")
     layer = case.layer(solver="scs")
     _, report = layer.solve(*case.prepared(case.tensors(3)))

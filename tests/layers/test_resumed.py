@@ -1,4 +1,4 @@
-"""Batches made again from their solutions."""
+"""``SolutionMap.at``: batches rebuilt from their solutions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def solution_map() -> SolutionMap:
 def theta(batch: int = 4) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     radius = np.full(batch, 1.0)
-    radius[1:2] = 0.1  # too small: no x sums to a half
+    radius[1:2] = 0.1  # infeasible: no x of this radius sums to a half
     return [rng.standard_normal((4, 3)), rng.standard_normal((batch, 4)), radius]
 
 

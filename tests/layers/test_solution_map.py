@@ -1,4 +1,4 @@
-"""The solution map in NumPy: what the torch layer and the server are made of."""
+"""The solution map with its NumPy interface."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def symmetrised(case: Family, values: list[Array]) -> list[Array]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_vjp_and_jvp_are_transposes(name: str) -> None:
-    """<v, J u> = <J'v, u> for every element, objective value included."""
+    """<v, J u> = <J'v, u> for every element, including the objective value."""
     case = family(name)
     solved = SolutionMap(case.program()).solve(case.values(3))
     u = symmetrised(case, drawn([(3, *spec.shape) for spec in case.program().parameters]))
@@ -78,7 +78,7 @@ def test_wrt_selects_parameters() -> None:
 
 
 def test_shared_values_and_tangents() -> None:
-    """A gradient has a row an element even for a shared parameter: whoever shares it sums."""
+    """Gradients have one row per element even for a shared parameter; the caller sums them."""
     case = family("quadratic")
     batched, shared = case.values(3), case.values(1)
     values = [batched[0], *(value[0] for value in shared[1:])]

@@ -35,7 +35,7 @@ def test_vmap_equals_the_batch(name: str) -> None:
 @pytest.mark.parametrize("batched", list(product([False, True], repeat=3))[1:])
 @pytest.mark.parametrize("inner", [(), (0,), (1, 2)])
 def test_vmap_over_every_combination(batched: tuple[bool, ...], inner: tuple[int, ...]) -> None:
-    """Lanes over some inputs, an inner batch in some: row by row what a loop gives, with other axes in front too."""
+    """vmap over some inputs, an inner batch axis in some, and mapped axes at other positions equal a loop."""
     case = family("control")
     layer = case.layer()
     singles, lanes = 2, 3
@@ -118,7 +118,7 @@ def test_jacobian_of_a_batch_is_block_diagonal() -> None:
 
 
 def test_per_example_gradients() -> None:
-    """vmap of grad, with a parameter that all examples share."""
+    """vmap of grad, with a parameter shared by all examples."""
     case = family("quadratic")
     layer = case.layer()
     tensors, batch = detached(case), detached(case, 4)[0]
@@ -197,9 +197,9 @@ def test_no_grad() -> None:
         same([o.clone() for o in layer(*tensors)], list(outputs))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, where a graph breaks
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by torch, at a graph break
 def test_compile() -> None:
-    """Compiled code around the layer; the graph breaks at it."""
+    """Compiled code around the layer, with a graph break at the layer."""
     case = family("quadratic")
     layer, tensors = case.layer(), case.tensors(2)
 
@@ -220,7 +220,7 @@ def test_errors_under_vmap_name_the_parameter() -> None:
 
 
 def test_finite_differences_of_a_directional_derivative() -> None:
-    """The jvp of a batch against central differences, every output at once."""
+    """The jvp of a batch against central differences, for all outputs."""
     case = family("portfolio")
     layer = case.layer(options={"tol": 1e-11})
     tensors = detached(case, 3)

@@ -1,4 +1,4 @@
-"""The race of the first call: who takes part, who wins, and that the winner stays."""
+"""Tuning at the first call: candidates, choice of the fastest, and reuse of the choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs in units of their own: scales that undo those of the author, compiled and portable alike."""
+"""Equilibration of programs, with compiled kernels and in NumPy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def in_units(given: ConeProgram, d: Array, e: Array) -> ConeProgram:
 def random_units(exponent: float) -> tuple[Array, Array]:
     rng = np.random.default_rng(1)
     d, e = (10.0 ** rng.uniform(-exponent, exponent, (BATCH, size)) for size in (N, CONES.m))
-    e[:, 4:] = e[:, 4:5]  # a block has one unit
+    e[:, 4:] = e[:, 4:5]  # one scale per block of a curved cone
     return d, e
 
 
@@ -64,7 +64,7 @@ def test_badly_scaled_programs_are_equilibrated(exponent: float) -> None:
 
 
 def test_badly_scaled_rows_are_equilibrated() -> None:
-    """Minimise |x - 1|^2 / 2 over 1e-8 x_0 >= 0, whose variables and right-hand side are of size 1 already."""
+    """Minimise |x - 1|^2 / 2 over 1e-8 x_0 >= 0: only the row is badly scaled."""
     diagonal, row = Pattern((2, 2), np.arange(2), np.arange(2)), Pattern((1, 2), np.zeros(1, int), np.zeros(1, int))
     ones, zero = np.ones((1, 2)), np.zeros((1, 1))
     structure = Structure(diagonal, row, Cones(nonnegative=1))

@@ -1,4 +1,4 @@
-"""Infeasible and unbounded are proved, whoever says so; what nobody can prove is a numerical error, and says why."""
+"""Infeasibility and unboundedness need certificates; unproved claims are numerical errors with a message."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def statuses(report: Any) -> list[str]:
     return [str(word) for word in report.status]
 
 
-# --- right values -------------------------------------------------------------------------------------------
+# --- correct statuses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", [*QP, "auto"])
 def test_rows_that_are_zero_at_some_parameters(solver: str) -> None:
-    """p'x >= 1 and x >= 0: infeasible without a positive entry of p, and also where there is no entry at all."""
+    """p'x >= 1 and x >= 0: infeasible if p has no positive entry, including p = 0."""
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x)), [p @ x >= 1, x >= 0])
     layer = ConvexLayer(problem, [p], [x], solver=solver, on_failure="nan")
     rows = [[0.0, 0, 0], [-1, -2, -1], [1, 1, 1], [0, 0, -3], [0, 2, 0]]
@@ -51,7 +51,7 @@ def test_rows_that_are_zero_at_some_parameters(solver: str) -> None:
 @pytest.mark.parametrize("solver", ["auto", "clarabel", "scs"])
 @pytest.mark.parametrize("value", [0.0, 1e-12, 1.0])
 def test_zero_rows_of_other_cones(solver: str, value: float) -> None:
-    """Equality, second-order, semidefinite and exponential rows that say something of x only where p is not zero."""
+    """Equality, second-order, semidefinite and exponential rows that constrain x only if p is not zero."""
     a = cp.Parameter(nonneg=True)
     X = cp.Variable((2, 2), symmetric=True)
     problems = [
@@ -70,7 +70,7 @@ def test_zero_rows_of_other_cones(solver: str, value: float) -> None:
             assert statuses(report) == ["infeasible"], constraints
         elif value == 1.0:
             assert report.status[0].solved, constraints
-        else:  # a solution of size 1e12, or none: that it is infeasible would be wrong
+        else:  # a solution of size 1e12 may or may not be found, but the problem is not infeasible
             assert report.status[0] is not Status.INFEASIBLE, constraints
 
 
@@ -97,7 +97,7 @@ def test_unbounded_with_and_without_a_ray(solver: str, name: str) -> None:
 @pytest.mark.parametrize("solver", ["auto", "batched", "clarabel", "scs", "piqp"])
 @pytest.mark.parametrize("n", [10, 200])
 def test_powells_problem_is_solved(solver: str, n: int) -> None:
-    """Of the Maros-Meszaros set: every row is active, and their sum says 0 >= 0; half its size is (1, -1, ...) / 2."""
+    """From the Maros-Meszaros set: all rows are active, and their sum is 0 >= 0."""
     y, scale = cp.Variable(n), cp.Parameter()
     k = np.arange(1, n)
     A = sp.diags([-np.ones(n), np.ones(n - 1), [1.0]], [0, 1, 1 - n])
@@ -126,7 +126,7 @@ def random_infeasible(batch: int) -> tuple[cp.Problem, list[cp.Parameter], list[
 
 @pytest.mark.parametrize("solver", QP)
 def test_every_infeasible_element_has_a_valid_ray(solver: str) -> None:
-    """Also those of solvers that give none: the report's solution holds one that proves it."""
+    """Even if the solver returns no ray, the report's solution contains a valid one."""
     problem, parameters, tensors, wrong = random_infeasible(10)
     program = canonicalize(problem, parameters, [x], self_check=False)
     report = SolutionMap(program, solver=solver).solve([t.numpy() for t in tensors]).report
@@ -154,7 +154,7 @@ def test_every_unbounded_element_has_a_valid_ray(solver: str) -> None:
 
 
 def with_false_claims(monkeypatch: pytest.MonkeyPatch, kind: type[AbstractSolver], word: Status, *, ray: bool) -> None:
-    """A solver that says `word` of every element of a batch, with the wrong ray or none; of one alone it is honest."""
+    """Make a solver report ``word`` for every element of a batch, with a wrong ray or none; not for single elements."""
     honest = kind.solve
 
     def solve(self: Any, state: Any, program: ConeProgram, options: Options, warm_start: Any = None) -> Solution:
@@ -195,7 +195,7 @@ def test_the_fallback_corrects_a_false_claim(
 def test_a_false_claim_without_a_fallback_is_a_numerical_error(
     monkeypatch: pytest.MonkeyPatch, word: Status, ray: bool
 ) -> None:
-    """A solver that was asked for by name is not replaced by another one."""
+    """A solver named by the caller has no fallback."""
     with_false_claims(monkeypatch, ScsSolver, word, ray=ray)
     report = projection("scs", on_failure="nan").solve(THETA)[1]
     assert statuses(report) == ["numerical_error"] * 2
@@ -237,7 +237,7 @@ def test_a_fallback_without_time_limits_is_not_used_under_one(monkeypatch: pytes
 
 
 def test_elements_stopped_by_a_limit_are_not_searched_for_rays() -> None:
-    """What was stopped is not searched for a proof."""
+    """Elements that were stopped by a limit are not searched for rays."""
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x)), [p @ x >= 1, x >= 0])
     layer = ConvexLayer(problem, [p], [x], solver="clarabel", on_failure="nan", options={"max_iter": 1})
     report = layer.solve(torch.zeros(2, 3, dtype=D))[1]

@@ -1,4 +1,4 @@
-"""Quadratic programs like those of public collections: solved, and nothing wrong is called ok."""
+"""Quadratic programs like those of public test sets: all are solved, and wrong results are never ok."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SMALL = (
 )  # fmt: skip
 
 FALSE_ALARMS = {"semi-infinite 300": 2, "seismic 100": 2, "polygon 12": 1}
-"""Known: many rows meet there, and not all sets of them that may count as active give the same."""
+"""Known false alarms: many constraints are active, and not all possible active sets give the same derivative."""
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_reference_solution_is_optimal(name: str) -> None:
-    """Of the optimality conditions in its own units, and feasible in the problem's."""
+    """It satisfies the optimality conditions in equilibrated units, and is feasible in the problem's units."""
     qp = PROBLEMS[name]()
     reference = Reference(qp)
     assert reference.error <= EXACT

@@ -1,4 +1,4 @@
-"""Families with closed forms, parameters of 10^-k..10^k mixed in one problem: nothing wrong is called ok."""
+"""Closed-form families with parameters between 10^-k and 10^k in one problem: wrong results are never ok."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from benchmarks.scales.table import Count, merged
 
 FAMILIES = families()
 DRAWS = 4
-"""Of each family and range; ``python -m benchmarks.scales`` takes more."""
+"""Number of draws per family and range; ``python -m benchmarks.scales`` uses more."""
 
 
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # than was asked for
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_the_closed_form_solves_the_problem(family: Family) -> None:
-    """Near 1, where another way to it can be trusted: CVXPY and Clarabel, without the library."""
+    """For parameters near 1, CVXPY with Clarabel gives a reliable reference."""
     theta = family.theta(1, 0.3, seed=1)
     for parameter, value in zip(family.parameters, theta, strict=True):
         parameter.value = value[0]
@@ -32,12 +32,12 @@ def test_the_closed_form_solves_the_problem(family: Family) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_the_closed_form_derivative_matches_finite_differences(family: Family) -> None:
-    """By central differences, along directions that move each parameter in proportion."""
+    """Central differences along relative changes of all parameters."""
     theta = family.theta(2, 1.0, seed=2)
     truth, rng, step = family.truth(theta), np.random.default_rng(0), 1e-5
     rows = [value.reshape(2, -1) for value in theta]
     direction = [row * rng.normal(size=row.shape) for row in rows]
-    if "log_det" in family.name:  # a symmetric parameter moves symmetrically
+    if "log_det" in family.name:  # the direction of a symmetric parameter must be symmetric
         direction = [
             (0.5 * (d.reshape(v.shape) + d.reshape(v.shape).mT)).reshape(d.shape) if v.ndim == 3 else d
             for d, v in zip(direction, theta, strict=True)
