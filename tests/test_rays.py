@@ -51,9 +51,9 @@ def solve(name: str, program: ConeProgram) -> Solution:
 @pytest.mark.parametrize("name", ["batched", "clarabel", "scs"])
 def test_true_claims_of_infeasibility_stand(name: str, kind: str, spread: float) -> None:
     program = infeasible(np.random.default_rng(0), KINDS[kind], spread=spread)
-    said = solve(name, program)
-    claims = np.array([word is Status.INFEASIBLE for word in said.status])
-    lost = refuted(program, said.x, said.y, claims, ~claims & False)
+    solution = solve(name, program)
+    claims = np.array([word is Status.INFEASIBLE for word in solution.status])
+    lost = refuted(program, solution.x, solution.y, claims, ~claims & False)
     # a few rays on the boundary of power cones cannot be refined; the search finds them
     assert np.count_nonzero(lost) <= (1 if kind == "power" else 0)
     assert np.count_nonzero(claims) >= 7
@@ -64,9 +64,9 @@ def test_true_claims_of_infeasibility_stand(name: str, kind: str, spread: float)
 @pytest.mark.parametrize("name", ["batched", "clarabel", "scs"])
 def test_true_claims_of_unboundedness_stand(name: str, kind: str, spread: float) -> None:
     program = unbounded(np.random.default_rng(0), KINDS[kind], n=20 if kind == "product" else 8, spread=spread)
-    said = solve(name, program)
-    claims = np.array([word is Status.UNBOUNDED for word in said.status])
-    lost = refuted(program, said.x, said.y, ~claims & False, claims)
+    solution = solve(name, program)
+    claims = np.array([word is Status.UNBOUNDED for word in solution.status])
+    lost = refuted(program, solution.x, solution.y, ~claims & False, claims)
     assert np.count_nonzero(lost) <= (3 if kind in ("psd", "power") else 0)
 
 

@@ -123,10 +123,10 @@ def factorised(program: ConeProgram, solution: Solution) -> Numbers:
 
 def differentiated(program: ConeProgram, solution: Solution) -> Numbers:
     derivative = ExactDifferentiator(ReducedSystem(program.structure), program, solution)
-    pulled, told = derivative.vjp(SolutionCotangent(solution.x, solution.y, solution.s))
-    moved, told_too = derivative.jvp(program)
+    pulled, vjp_report = derivative.vjp(SolutionCotangent(solution.x, solution.y, solution.s))
+    moved, jvp_report = derivative.jvp(program)
     numbers = {"dP": pulled.P, "dq": pulled.q, "dA": pulled.A, "db": pulled.b, **vars(moved)}
-    for way, report in (("vjp", told), ("jvp", told_too)):
+    for way, report in (("vjp", vjp_report), ("jvp", jvp_report)):
         numbers |= {f"{way} {what}": value for what, value in vars(report).items() if what != "status"}
         numbers[f"{way} status"] = words(report.status)
     return numbers

@@ -71,7 +71,7 @@ def test_a_wrong_canonical_form_is_detected(
 
 
 @pytest.mark.parametrize(
-    ("pose", "canon", "said"),
+    ("pose", "canon", "expected"),
     [
         (in_the_objective, WEAKER, r"the objective is reported as [-.\d]+ and evaluates to [-.\d]+"),
         (in_a_constraint, WEAKER, r"the constraint abs\(var\d+\) <= 0\.5 is violated by 0\.\d+"),
@@ -80,10 +80,13 @@ def test_a_wrong_canonical_form_is_detected(
     ],
 )
 def test_the_error_describes_the_violated_condition(
-    pose: Callable[[cp.Variable, cp.Parameter], cp.Problem], canon: Canon, said: str, monkeypatch: pytest.MonkeyPatch
+    pose: Callable[[cp.Variable, cp.Parameter], cp.Problem],
+    canon: Canon,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(CANON_METHODS, cp.abs, canon)
-    with pytest.raises(ProblemError, match=said):
+    with pytest.raises(ProblemError, match=expected):
         canonicalised(pose)
 
 

@@ -170,12 +170,12 @@ def solve_near(program: ConeProgram, x: Array, w: Array, *, steps: int = 12) -> 
 
 
 def flat_data(program: ConeProgram) -> Array:
-    """(P, q, A, b) of program tangents or cotangents, one row an element."""
+    """(P, q, A, b) of program tangents or cotangents, one row per element."""
     return np.concatenate([program.P, program.q, program.A, program.b], axis=1)
 
 
 def flat_point(tangent: SolutionTangent) -> Array:
-    """(x, y, s) of solution tangents or cotangents, one row an element."""
+    """(x, y, s) of solution tangents or cotangents, one row per element."""
     return np.concatenate([tangent.x, tangent.y, tangent.s], axis=1)
 
 

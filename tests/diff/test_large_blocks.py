@@ -182,9 +182,9 @@ def test_nonunique_solutions_are_reported(way: str) -> None:
     zero = ones(drawn, 0.0, 0.0, 0.0)
     seen, unseen = zero.x.copy(), zero.x.copy()
     seen[0, :2], unseen[0, :2] = (1.0, -1.0), (1.0, 1.0)
-    told = differentiator.vjp(replace(zero, x=seen))[1]
-    assert told.status == ("degenerate",)
-    assert not told.consistent[0]
+    report = differentiator.vjp(replace(zero, x=seen))[1]
+    assert report.status == ("degenerate",)
+    assert not report.consistent[0]
     gradient, report = differentiator.vjp(replace(zero, x=unseen))
     assert report.consistent[0]
     np.testing.assert_allclose(gradient.q[0, 0], gradient.q[0, 1], atol=1e-8 * np.max(np.abs(gradient.q)))

@@ -65,9 +65,9 @@ def test_all_ok_agrees_with_judge() -> None:
         judged = DerivativeReport.judge(residual, margin, condition, np.zeros(3, bool), error)
         if DerivativeReport.all_ok(residual, margin, error):
             certain += 1
-            said = DerivativeReport.ok(residual, margin, condition)
-            assert said.status == judged.status == ("ok",) * 3
-            np.testing.assert_array_equal(said.consistent, judged.consistent)
+            report = DerivativeReport.ok(residual, margin, condition)
+            assert report.status == judged.status == ("ok",) * 3
+            np.testing.assert_array_equal(report.consistent, judged.consistent)
         for numbers in (residual, margin, error):
             kept, numbers[1] = numbers[1], np.nan
             assert not DerivativeReport.all_ok(residual, margin, error)

@@ -89,8 +89,8 @@ def test_the_other_elements_are_solved_as_if_alone(wrong: str, on_failure: str, 
 @EVERYTHING_WRONG
 def test_the_error_carries_the_other_outputs_and_the_reason(wrong: str) -> None:
     tensors = values(wrong)
-    said = rf"2 of 6 elements have no solution: 1 \(invalid\), 4 \(invalid\)\..* Element 1: {WRONG[wrong][2]}"
-    with pytest.raises(InvalidElementsError, match=said) as caught:
+    message = rf"2 of 6 elements have no solution: 1 \(invalid\), 4 \(invalid\)\..* Element 1: {WRONG[wrong][2]}"
+    with pytest.raises(InvalidElementsError, match=message) as caught:
         layer()(*tensors)
     error = caught.value
     assert isinstance(error, ProblemError)
@@ -107,8 +107,8 @@ def test_the_error_carries_the_other_outputs_and_the_reason(wrong: str) -> None:
 @EVERYTHING_WRONG
 def test_an_invalid_element_without_a_batch(wrong: str) -> None:
     tensors = [t.detach()[1].requires_grad_() for t in values(wrong)]
-    said = WRONG[wrong][2].replace(r"entry \[1\]", "it").replace(r"\[1, ", r"\[")
-    with pytest.raises(ProblemError, match=f"^{said}"):
+    message = WRONG[wrong][2].replace(r"entry \[1\]", "it").replace(r"\[1, ", r"\[")
+    with pytest.raises(ProblemError, match=f"^{message}"):
         layer()(*tensors)
     outputs, report = layer(on_failure="nan").solve(*tensors)
     assert report.status == (Status.INVALID,)

@@ -254,7 +254,7 @@ def test_inaccurate_solutions_warn_once_a_layer(monkeypatch: pytest.MonkeyPatch)
     ]
     theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
     with pytest.warns(
-        UserWarning, match=r"the solutions of 2 of 2 elements are inaccurate: 0, 1\. .*said once"
+        UserWarning, match=r"the solutions of 2 of 2 elements are inaccurate: 0, 1\. .*shown once per layer"
     ) as caught:
         made[0](theta)
     assert len(caught) == 1

@@ -90,8 +90,8 @@ def test_unbounded_with_and_without_a_ray(solver: str, name: str) -> None:
     layer = ConvexLayer(problem, problem.parameters(), [x], solver=solver, on_failure="nan", self_check=False)
     report = layer.solve(*(torch.zeros(q.shape, dtype=D) for q in problem.parameters()))[1]
     assert statuses(report) == ["unbounded"]
-    said = report.details.get(0, "")
-    assert said == ("" if name == "line" else "the objective is unbounded below, but along no ray")
+    details = report.details.get(0, "")
+    assert details == ("" if name == "line" else "the objective is unbounded below, but along no ray")
 
 
 @pytest.mark.parametrize("solver", ["auto", "batched", "clarabel", "scs", "piqp"])
