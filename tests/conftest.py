@@ -28,7 +28,7 @@ def _compiled_kernels() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_store_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _temporary_store(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Put the store of test servers in a temporary folder instead of the user's data folder."""
     os.environ["CONVEXLAYER_STORE"] = str(tmp_path_factory.mktemp("store") / "store.sqlite")
 
@@ -41,7 +41,7 @@ def _fixed_seeds() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect
 
     def connect_here(self: socket.socket, address: Any) -> None:

@@ -79,7 +79,7 @@ MAY_IMPORT_NUMBA = (
     "convexlayer/runtime/cpu_target.py",
     "convexlayer/solvers/kernels.py",
     "convexlayer/sparse/",
-)  # lazily
+)  # lazy imports only
 
 # Packages that solve or differentiate: each is imported only in its adapter, such as solvers/osqp_.py for osqp.
 ADAPTED_PACKAGES = {

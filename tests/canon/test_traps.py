@@ -51,7 +51,7 @@ def test_a_quad_form_parameter_without_psd_is_rejected() -> None:
         canonicalize(cp.Problem(cp.Minimize(cp.quad_form(x, plain))), [plain], [x])
 
 
-def test_a_parameter_of_a_geometric_program_owns_two_columns() -> None:
+def test_a_parameter_of_a_geometric_program_may_have_two_features() -> None:
     case = CASES["geometric_program"]()
     program = canonicalize(case.problem, case.parameters, case.variables, gp=True)
     assert program.features.size == 3 + 3

@@ -213,7 +213,7 @@ def flat_vertex(rng: np.random.Generator, *, quadratic: bool) -> Draw:
 
 
 @pytest.mark.parametrize("quadratic", [True, False])
-def test_a_vertex_does_not_move_with_the_objective(backend: AbstractBackend, *, quadratic: bool) -> None:
+def test_a_vertex_does_not_depend_on_the_linear_cost(backend: AbstractBackend, *, quadratic: bool) -> None:
     """dx / dq = 0 for every choice of active rows; rounding errors do not count as a difference."""
     drawn = flat_vertex(np.random.default_rng(0), quadratic=quadratic)
     differentiator = at(drawn, backend)

@@ -13,7 +13,7 @@ import torch
 from convexlayer import ConvexLayer, DerivativeError
 from tests.layers.families import Family, family
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 
 LANES = 3
 NAMES = ("quadratic", "nearest_correlation", "geometric_program", "entropy_maximisation")

@@ -139,7 +139,7 @@ def test_a_shared_parameter_sums_over_the_good_elements(on_failure: str) -> None
     torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 def test_tangents_of_failed_rows_are_nan() -> None:
     tensors = tuple(t.detach() for t in inputs())
     directions = tuple(torch.ones_like(t) for t in tensors)

@@ -148,7 +148,7 @@ def test_several_faults_and_failures_together() -> None:
         ConvexLayer(problem, [low, high], [y])(lows, highs)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 def test_tangents_and_vmap() -> None:
     tensors = tuple(t.detach() for t in values("nan"))
     made = layer(on_failure="nan")

@@ -16,7 +16,7 @@ from convexlayer import ConvexLayer, DerivativeError, Status
 from convexlayer.solvers.clarabel_ import ClarabelSolver
 from tests.layers.families import NAMES, family
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ import torch
 from convexlayer import DerivativeError, ShapeError
 from tests.layers.families import Family, family
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 NAMES = ("quadratic", "portfolio", "nearest_correlation", "entropy_maximisation", "geometric_program", "power_utility")

@@ -16,7 +16,7 @@ DRAWS = 4
 """Number of draws per family and range; ``python -m benchmarks.scales`` uses more."""
 
 
-@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # than was asked for
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # by CVXPY
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_the_closed_form_solves_the_problem(family: Family) -> None:
     """For parameters near 1, CVXPY with Clarabel gives a reliable reference."""
