@@ -1,4 +1,4 @@
-"""What every test shares: fixed seeds, no network beyond this machine."""
+"""Configuration of all tests: compiled kernels, fixed seeds, no network beyond the loopback interface."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import torch
 
 from convexlayer.runtime import kernel_cache
 
-# No deadline, for tests never judge wall time; the same examples in every run, and nothing kept between runs.
+# No deadline, because tests never assert on wall time; the same examples in every run, and no example database.
 hypothesis.settings.register_profile("convexlayer", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("convexlayer")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_kernels() -> None:
-    """The tests use compiled kernels from the first on; CONVEXLAYER_COMPILE=never runs them without."""
+    """Compile the kernels before the first test; CONVEXLAYER_COMPILE=never runs the tests without kernels."""
     if os.environ.get(kernel_cache.SETTING) != "never":
         kernel_cache.prepare(wait=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_store_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Servers that tests start keep their store here, not in the user's data folder."""
+def _temporary_store(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Put the store of test servers in a temporary folder instead of the user's data folder."""
     os.environ["CONVEXLAYER_STORE"] = str(tmp_path_factory.mktemp("store") / "store.sqlite")
 
 
@@ -41,12 +41,12 @@ def _fixed_seeds() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect
 
     def connect_here(self: socket.socket, address: Any) -> None:
         if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
-            raise AssertionError(f"a test tried to reach {address}; tests stay on this machine")
+            raise AssertionError(f"a test tried to connect to {address}; only loopback addresses are allowed")
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_here)

@@ -1,4 +1,4 @@
-"""Programs that are infeasible, unbounded or neither by construction, over products of all cones, in any units."""
+"""Random programs that are infeasible, unbounded or solvable by construction, over all cones, in any units."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = {
 
 
 def infeasible(rng: np.random.Generator, cones: Cones, *, n: int = 8, spread: float = 0.0) -> ConeProgram:
-    """Some y in K* has A'y = 0 and b'y < 0; rows, blocks and columns are in units of up to 10^spread."""
+    """Build programs with a ray y in K*, A'y = 0, b'y < 0; rows, blocks and columns are scaled by up to 10^spread."""
     m = cones.m
     y = product_cone(cones).project_dual(rng.standard_normal((BATCH, m)))
     A = _without(rng.standard_normal((BATCH, m, n)), y)
@@ -31,7 +31,7 @@ def infeasible(rng: np.random.Generator, cones: Cones, *, n: int = 8, spread: fl
 
 
 def unbounded(rng: np.random.Generator, cones: Cones, *, n: int = 8, spread: float = 0.0) -> ConeProgram:
-    """Feasible, and some x has Px = 0, -Ax in K and q'x < 0."""
+    """Build feasible programs with a ray Px = 0, -Ax in K, q'x < 0."""
     m = cones.m
     x, s = rng.standard_normal((BATCH, n)), _in_cone(rng, cones)
     A = rng.standard_normal((BATCH, m, n))
@@ -44,7 +44,7 @@ def unbounded(rng: np.random.Generator, cones: Cones, *, n: int = 8, spread: flo
 def solvable(
     rng: np.random.Generator, cones: Cones, *, n: int = 8, spread: float = 0.0, tight: bool = False, rank: int = 0
 ) -> ConeProgram:
-    """Feasible with a feasible dual; where it is tight, with s = 0; of this rank in A, if any."""
+    """Build primal and dual feasible programs, with s = 0 if ``tight``, and with the given rank of A."""
     m = cones.m
     A = rng.standard_normal((BATCH, m, n))
     if rank:
@@ -55,14 +55,14 @@ def solvable(
 
 
 def structure_of(cones: Cones, n: int) -> Structure:
-    """All entries stored."""
+    """A structure with dense patterns."""
     cols, rows = np.divmod(np.arange(n * cones.m), max(cones.m, 1))
     P_cols, P_rows = np.divmod(np.arange(n * n), n)
     return Structure(Pattern((n, n), P_rows, P_cols), Pattern((cones.m, n), rows, cols), cones)
 
 
 def program_of(cones: Cones, P: Array, q: Array, A: Array, b: Array) -> ConeProgram:
-    """Programs with dense data (B, ...)."""
+    """Build programs from dense data (B, ...)."""
     structure = structure_of(cones, q.shape[1])
     rows, cols = structure.A.rows, structure.A.cols
     return ConeProgram(structure, P[:, structure.P.rows, structure.P.cols], q, np.zeros(len(q)), A[:, rows, cols], b)
@@ -93,11 +93,11 @@ def _outer(left: Array, right: Array) -> Array:
 
 
 def _without(matrix: Array, v: Array) -> Array:
-    """The matrices (B, length, columns), with v'M = 0."""
+    """Project matrices (B, length, columns) such that v'M = 0."""
     return matrix - _outer(v, np.einsum("bi,bij->bj", v, matrix)) / np.sum(v * v, axis=1)[:, None, None]
 
 
 def _falling(w: Array, v: Array) -> Array:
-    """The vectors w with w'v < 0."""
+    """Flip vectors w such that w'v < 0."""
     product = np.sum(w * v, axis=1)
     return w - v * ((np.abs(product) + product) / np.sum(v * v, axis=1))[:, None]

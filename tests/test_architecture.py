@@ -1,4 +1,4 @@
-"""The rules of the house, read from the sources: who imports whom, and what a module may look like."""
+"""Architecture rules, checked on the sources: allowed imports, module size and form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = {
     "convexlayer_client": ROOT / CLIENT,
 }
 
-# Each part of the library, and the parts it may import (its own modules always).
+# The parts of the library, each with the parts that it may import besides itself.
 BASE = {"errors", "arguments", "program", "runtime", "sparse", "status"}
 CORE = {*BASE, "cones", "rays", "certificate", "solution"}
 ALLOWED_PARTS = {
@@ -93,12 +93,12 @@ MAY_IMPORT_TORCH = (
 MAY_IMPORT_CVXPY = (
     "convexlayer/canon/",
     "convexlayer/solvers/cvxpy_.py",
-    "convexlayer/layers/canonicalize.py",  # these two have arguments of CVXPY's
+    "convexlayer/layers/canonicalize.py",  # these two take CVXPY objects as arguments
     "convexlayer/layers/convex.py",
-    "convexlayer/gallery/entries/",  # which compares nodes with the convex layer
+    "convexlayer/gallery/entries/",  # compare nodes with the convex layer
     "convexlayer/layers/remote.py",
 )
-MAY_IMPORT_CVXPY_INTERNALS = (  # one concern: copying CVXPY's problems, judging, canonicalising and reading them
+MAY_IMPORT_CVXPY_INTERNALS = (  # copy, check, canonicalise and translate CVXPY problems
     "convexlayer/canon/discipline.py",
     "convexlayer/canon/frontend.py",
     "convexlayer/canon/translate.py",
@@ -114,9 +114,9 @@ MAY_IMPORT_NUMBA = (
     "convexlayer/runtime/cpu_target.py",
     "convexlayer/solvers/kernels.py",
     "convexlayer/sparse/",
-)  # lazily
+)  # lazy imports only
 
-# Packages that solve or differentiate: each is imported in its own adapter alone, solvers/osqp_.py for osqp.
+# Packages that solve or differentiate: each is imported only in its adapter, such as solvers/osqp_.py for osqp.
 ADAPTED_PACKAGES = {
     "clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs",
 }  # fmt: skip
@@ -126,7 +126,7 @@ MAX_LINES = 400
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name, with its module: ``from a import b`` is ``a.b``."""
+    """One imported name, qualified by its module: ``from a import b`` is ``a.b``."""
 
     name: str
     line: int
@@ -162,7 +162,7 @@ class Module:
 
 
 def _imports(node: ast.AST, package: tuple[str, ...], *, lazy: bool) -> Iterator[Import]:
-    """Every import below a node, relative ones resolved against the package that the module is in."""
+    """Iterate over all imports below a node; relative imports are resolved against the module's package."""
     match node:
         case ast.Import(names=names):
             yield from (Import(alias.name, node.lineno, lazy) for alias in names)
@@ -183,7 +183,7 @@ def modules() -> tuple[Module, ...]:
     return tuple(Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths)
 
 
-# --- the rules: each gives what is wrong with a module, one sentence a violation -------------------------------------
+# --- rules: each yields one sentence per violation in a module -------------------------------------------------------
 
 
 def parts_import_one_way(module: Module) -> Iterator[str]:
@@ -273,7 +273,7 @@ def adapted_packages_stay_in_their_adapters(module: Module) -> Iterator[str]:
 
 
 def init_files_hold_imports_only(module: Module) -> Iterator[str]:
-    """Imports may be late ones: for type checkers under TYPE_CHECKING, else by ``attach``."""
+    """Lazy imports are allowed: under TYPE_CHECKING for type checkers, and by ``attach`` at run time."""
     if Path(module.path).name != "__init__.py":
         return
     for position, node in enumerate(module.tree.body):
@@ -294,20 +294,20 @@ def init_files_hold_imports_only(module: Module) -> Iterator[str]:
                     if isinstance(each, ast.ImportFrom)
                     for alias in each.names
                 }
-                yield from (f"line {node.lineno}: {name} is imported late or shown, not both" for name in late ^ shown)
+                yield from (f"line {node.lineno}: {name} differs from the lazy imports" for name in late ^ shown)
             case _:
-                yield f"line {node.lineno}: only a docstring, imports, __all__ and __version__ stand in an __init__.py"
+                yield f"line {node.lineno}: only a docstring, imports, __all__ and __version__ are allowed"
 
 
 def modules_are_documented(module: Module) -> Iterator[str]:
     if not ast.get_docstring(module.tree):
-        yield "a module begins with a docstring"
+        yield "the module has no docstring"
 
 
 def modules_are_short(module: Module) -> Iterator[str]:
     lines = module.source.count("\n")
     if lines > MAX_LINES:
-        yield f"{lines} lines; one concept a module, {MAX_LINES} lines at most"
+        yield f"{lines} lines; the maximum is {MAX_LINES}"
 
 
 def libraries_do_not_print(module: Module) -> Iterator[str]:
@@ -319,10 +319,10 @@ def libraries_do_not_print(module: Module) -> Iterator[str]:
                 yield f"line {node.lineno}: log instead of printing"
 
 
-def nothing_is_left_to_do(module: Module) -> Iterator[str]:
+def no_todo_comments(module: Module) -> Iterator[str]:
     for number, line in enumerate(module.source.splitlines(), start=1):
         if any(word in line for word in ("TODO", "FIXME", "XXX")):
-            yield f"line {number}: do it, or open an issue: {line.strip()}"
+            yield f"line {number}: unfinished work: {line.strip()}"
 
 
 RULES: list[Callable[[Module], Iterator[str]]] = [
@@ -340,7 +340,7 @@ RULES: list[Callable[[Module], Iterator[str]]] = [
     modules_are_documented,
     modules_are_short,
     libraries_do_not_print,
-    nothing_is_left_to_do,
+    no_todo_comments,
 ]
 
 
@@ -383,7 +383,7 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (modules_are_documented, "convexlayer/a.py", "import numpy"),
         (modules_are_short, "convexlayer/a.py", "\n" * (MAX_LINES + 1)),
         (libraries_do_not_print, f"{SERVER}/a.py", "def f():\n    print()"),
-        (nothing_is_left_to_do, "convexlayer/a.py", "# TODO: more"),
+        (no_todo_comments, "convexlayer/a.py", "# TODO: more"),
     ],
 )  # fmt: skip
 def test_rule_can_fail(rule: Callable[[Module], Iterator[str]], path: str, source: str) -> None:

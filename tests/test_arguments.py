@@ -1,4 +1,4 @@
-"""Arguments of the wrong type, everywhere that a caller reaches: what was expected, and what came."""
+"""Arguments of the wrong type: errors name the expected and the received type."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_constructors(make: Callable[..., Any], name: str, value: object, expect
         ("on_degenerate", True, r"on_degenerate must be one of warn, report, raise, got True \(bool\)"),
     ],
 )
-def test_a_layers_own(name: str, value: object, expected: str) -> None:
+def test_arguments_of_the_layer_only(name: str, value: object, expected: str) -> None:
     with pytest.raises(ProblemError, match=f"^{expected}"):
         layer(**{name: value})
 
@@ -113,14 +113,14 @@ def test_options(options: dict[str, Any], expected: str) -> None:
             attempt()
 
 
-def test_options_may_be_numbers_of_numpy() -> None:
+def test_options_may_be_numpy_scalars() -> None:
     options = Options(tol=np.float32(1e-4), max_iter=np.int64(7), time_limit_s=np.float64(2.0))
     assert [type(value) for value in (options.tol, options.max_iter, options.time_limit_s)] == [float, int, float]
     for solver in ("clarabel", "scs", "osqp"):
         assert layer(solver=solver, on_failure="nan").solve(ONE, options=options)[1].solver == solver
 
 
-def test_values_out_of_range_and_unknown_names_are_errors_of_the_solver() -> None:
+def test_out_of_range_and_unknown_options_are_solver_errors() -> None:
     for options in ({"tol": 2.0}, {"max_iter": 0}, {"time_limit_s": -1.0}, {"tolerance": 1e-3}):
         with pytest.raises(SolverError):
             layer()(ONE, options=options)
@@ -139,7 +139,7 @@ def test_warm_starts(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 1.0, "ones", np.ones(3), [1.0, 2.0, 3.0]])
-def test_what_is_no_tensor(value: object) -> None:
+def test_arguments_that_are_not_tensors(value: object) -> None:
     with pytest.raises(ProblemError, match="expected torch tensors, got "):
         layer()(value)
 
@@ -156,14 +156,14 @@ def test_what_is_no_tensor(value: object) -> None:
         ([torch.ones(3, requires_grad=True)], "parameter 'c': expected an array of real numbers, got "),
     ],
 )
-def test_values_of_a_solution_map(theta: Any, expected: str) -> None:
+def test_parameter_values_of_a_solution_map(theta: Any, expected: str) -> None:
     with pytest.raises(ProblemError, match=f"^{expected}"):
         solution_map().solve(theta)
     with pytest.raises(ShapeError, match=r"expected 1 values \(for c\), got 2"):
         solution_map().solve([np.ones(3), np.ones(3)])
 
 
-def test_what_a_solution_map_is_made_of_and_resumes() -> None:
+def test_arguments_of_a_solution_map() -> None:
     with pytest.raises(ProblemError, match=r"^program must be the result of canonicalize, got "):
         SolutionMap(PROBLEM)
     with pytest.raises(ProblemError, match=r"^solution must be a Solution, such as a report's ``solution``, got None"):

@@ -1,4 +1,4 @@
-"""The examples do what they say, in a short form."""
+"""Short runs of the examples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def loaded(name: str) -> ModuleType:
     return module
 
 
-def test_a_deep_equilibrium_network_learns_digits_as_the_unrolled_one_does() -> None:
+def test_a_deep_equilibrium_network_learns_digits_like_the_unrolled_one() -> None:
     example = loaded("deep_equilibrium")
     implicit = example.train(Implicit(tol=1e-5), 2, progress=False)
     unrolled = example.train(Unrolled(40), 2, progress=False)

@@ -1,4 +1,4 @@
-"""What is imported when: help and keys do not wait for torch, and every public name is there once it is asked for."""
+"""Lazy imports: help and keys do not import torch, and all public names can be imported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sys.exit(status)
 
 
 def imported(*arguments: str) -> tuple[str, set[str]]:
-    """What a command writes, and the packages that it imports."""
+    """The output of a command, and the packages that it imports."""
     run = subprocess.run([sys.executable, "-c", RUN, *arguments], check=True, capture_output=True, text=True)
     return run.stdout, {name.split(".")[0] for name in run.stderr.splitlines()[-1].split()}
 
@@ -53,13 +53,13 @@ def test_keys_and_the_store_import_nothing_heavy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", [convexlayer, convexlayer_server], ids=lambda package: package.__name__)
-def test_every_public_name_is_there(package: object) -> None:
+def test_every_public_name_can_be_imported(package: object) -> None:
     names = set(package.__all__)  # type: ignore[attr-defined]
     assert names <= set(dir(package))
     assert all(getattr(package, name) is getattr(package, name) for name in names)
 
 
-def test_names_that_do_not_exist() -> None:
+def test_unknown_names_raise() -> None:
     with pytest.raises(AttributeError, match="module 'convexlayer' has no attribute 'ConvexLayr'"):
         convexlayer.ConvexLayr  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError, match="ConvexLayr"):

@@ -1,4 +1,4 @@
-"""Both distributions build, without a network, into wheels that hold what they should and nothing else."""
+"""Both distributions build without a network, and their wheels contain exactly the expected packages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Wheel:
         return set(self.metadata.get_all("Provides-Extra") or [])
 
     def requires(self, extra: str = "") -> set[str]:
-        """The names of the distributions that it needs: always, or in addition with an extra."""
+        """Names of the required distributions: always required, or additionally by an extra."""
         requirements = [Requirement(line) for line in self.metadata.get_all("Requires-Dist") or []]
         always = {line.name for line in requirements if "extra ==" not in str(line.marker)}
         return {line.name for line in requirements if f'extra == "{extra}"' in str(line.marker)} if extra else always
@@ -64,14 +64,14 @@ def sources(package: Path) -> set[str]:
     return {path.relative_to(package.parent).as_posix() for path in package.rglob("*.py")}
 
 
-def test_the_library_wheel_holds_library_and_server(library: Wheel) -> None:
+def test_the_library_wheel_contains_library_and_server(library: Wheel) -> None:
     assert library.packages == {"convexlayer", "convexlayer_server"}
     assert library.files >= sources(ROOT / "convexlayer") | sources(ROOT / "server" / "convexlayer_server")
     assert "convexlayer/py.typed" in library.files
     assert library.licence in library.files
 
 
-def test_the_client_wheel_holds_the_client_alone(client: Wheel) -> None:
+def test_the_client_wheel_contains_only_the_client(client: Wheel) -> None:
     assert client.packages == {"convexlayer_client"}
     assert client.files >= sources(CLIENT / "src" / "convexlayer_client")
     assert "convexlayer_client/py.typed" in client.files
@@ -86,7 +86,7 @@ def test_the_library_has_its_command_and_extras(library: Wheel) -> None:
     )
 
 
-def test_diffcp_is_a_reference_not_a_dependency(library: Wheel) -> None:
+def test_diffcp_is_not_a_dependency(library: Wheel) -> None:
     assert "diffcp" in library.requires("dev")
     assert "diffcp" not in library.requires()
 
@@ -110,12 +110,12 @@ def test_torch_is_pinned_for_every_install() -> None:
     assert all("--constraint" in line and any(pin in line for pin in pins) for line in installs), installs
 
 
-def test_the_image_says_its_version() -> None:
+def test_the_image_declares_its_version() -> None:
     assert f"ARG VERSION={convexlayer.__version__}" in (ROOT / "docker" / "Dockerfile").read_text().splitlines()
 
 
-def test_the_lowest_versions_are_the_declared_ones() -> None:
-    """Of both distributions, the higher bound where they differ; without torch, whose oldest builds bring CUDA."""
+def test_the_lowest_tested_versions_are_the_declared_ones() -> None:
+    """The higher bound if the distributions differ; without torch, whose oldest builds include CUDA."""
     declared: dict[str, Version] = {}
     for folder in (ROOT, CLIENT):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]

@@ -1,4 +1,4 @@
-"""Products of batches with sparse matrices: compiled and portable forms against dense arithmetic."""
+"""Products of batches with sparse matrices, compiled and in NumPy, against dense arithmetic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(3)
 
 @pytest.fixture(params=["compiled", "portable"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both forms, whatever this process has decided on."""
+    """Run with compiled kernels and in NumPy."""
     if request.param == "compiled":
         kernel_cache.prepare(wait=True)
     monkeypatch.setattr(kernel_cache, "ready", lambda: request.param == "compiled")
@@ -32,7 +32,7 @@ def program_matrix(columns: int = 6) -> tuple[sp.csr_matrix, np.ndarray, tuple[i
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("normalise", [False, True])
-def test_program_data_in_one_pass(batch: int, normalise: bool) -> None:
+def test_program_data(batch: int, normalise: bool) -> None:
     kernel_cache.prepare(wait=True)
     matrix, constant, sizes = program_matrix()
     x = RNG.standard_normal((batch, 6)) * 10.0 ** RNG.uniform(-6, 6, (batch, 1))
@@ -48,7 +48,7 @@ def test_program_data_in_one_pass(batch: int, normalise: bool) -> None:
         np.testing.assert_allclose(block * divisor, value, rtol=1e-13, atol=1e-13 * np.abs(x).max())
 
 
-def test_an_objective_without_coefficients_is_not_divided() -> None:
+def test_a_zero_objective_is_not_scaled() -> None:
     kernel_cache.prepare(wait=True)
     matrix, constant, sizes = program_matrix()
     zero = sp.csr_matrix(sp.diags([0.0] * 13 + [1.0] * 11) @ matrix)
@@ -58,7 +58,7 @@ def test_an_objective_without_coefficients_is_not_divided() -> None:
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_the_adjoint_in_one_pass(batch: int) -> None:
+def test_the_adjoint_of_program_data(batch: int) -> None:
     kernel_cache.prepare(wait=True)
     matrix, constant, sizes = program_matrix()
     made = ProgramMatrix(matrix, constant, sizes)
@@ -105,7 +105,7 @@ def test_entries_are_rotated(form: str, batch: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["quadratic", "geometric_program", "simplex_projection"])
-def test_programs_and_their_adjoints_are_the_same_in_both_forms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_and_portable_programs_and_adjoints_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel_cache.prepare(wait=True)
     case = family(name)
     program = canonicalize(case.problem, case.parameters, case.outputs, gp=case.gp)

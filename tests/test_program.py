@@ -49,7 +49,7 @@ def test_rows_and_kinds(cones: Cones, rows: int, kinds: set[str]) -> None:
     assert cones.kinds == kinds
 
 
-def test_equal_cones_are_one_key() -> None:
+def test_equal_cones_are_equal_keys() -> None:
     assert Cones(2, second_order=(3,)) == Cones(zero=2, second_order=(3,))
     assert len({Cones(power=(0.5,)), Cones(power=(0.5,)), Cones(power=(0.4,))}) == 2
 
@@ -59,7 +59,7 @@ def test_equal_cones_are_one_key() -> None:
     [np.array([[0, 9], [1, 9]])[:, 0], np.array([0, 1], dtype=np.int32), np.broadcast_to(np.array([0, 1]), (1, 2))[0]],
     ids=["strided", "int32", "read-only"],
 )
-def test_patterns_are_kept_as_kernels_take_them(index: Array) -> None:
+def test_patterns_have_the_array_layout_of_kernels(index: Array) -> None:
     part = Pattern((2, 2), index, index)
     for kept in (part.rows, part.cols, part.empty.rows):
         assert kept.dtype == np.int64
@@ -74,7 +74,7 @@ def test_patterns_are_kept_as_kernels_take_them(index: Array) -> None:
     batch=st.integers(0, 3),
     density=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
 )
-def test_products_equal_dense_ones(seed: int, shape: tuple[int, int], batch: int, density: float) -> None:
+def test_products_equal_dense_products(seed: int, shape: tuple[int, int], batch: int, density: float) -> None:
     rng = np.random.default_rng(seed)
     part = pattern(rng, shape, density)
     values, x, y = (rng.normal(size=(batch, size)) for size in (part.nnz, shape[1], shape[0]))
@@ -143,7 +143,7 @@ def test_select_by_slice_index_and_mask(program: ConeProgram) -> None:
 def test_finite(size: int) -> None:
     values = np.linspace(-1.0, 1.0, 2 * size).reshape(2, size)
     assert is_finite(values)
-    assert is_finite(1e200 * values)  # whose squares are not
+    assert is_finite(1e200 * values)  # the squares overflow
     assert is_finite(values[:, :0])
     for wrong in (np.nan, np.inf, -np.inf):
         values[1, -1] = wrong

@@ -1,4 +1,4 @@
-"""What proves that there is no solution, and what does not."""
+"""Certificates of infeasibility and unboundedness, and rays that are not certificates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPREADS = pytest.mark.parametrize("spread", [0.0, 3.0], ids=["even", "badly_scal
 
 
 def linear(A: list[list[float]], b: list[float], q: list[float] | None = None, *, zero: int = 0) -> ConeProgram:
-    """One linear program, its first rows equalities."""
+    """Build a linear program whose first ``zero`` rows are equalities."""
     matrix = np.array(A, dtype=float)
     n = matrix.shape[1]
     cones = Cones(zero=zero, nonnegative=len(matrix) - zero)
@@ -29,8 +29,8 @@ def linear(A: list[list[float]], b: list[float], q: list[float] | None = None, *
     return program_of(cones, np.zeros((1, n, n)), objective[None], matrix[None], np.array([b], dtype=float))
 
 
-def claimed(program: ConeProgram, *, x: Array | None = None, y: Array | None = None) -> bool:
-    """Whether a claim with this ray, of infeasibility if it is y, is refuted."""
+def refuted_claim(program: ConeProgram, *, x: Array | None = None, y: Array | None = None) -> bool:
+    """Whether a claim with this ray is refuted: infeasibility for y, unboundedness for x."""
     given = np.array([True])
     none = np.full((1, program.structure.n), np.nan), np.full((1, program.structure.m), np.nan)
     x, y = none[0] if x is None else np.array([x]), none[1] if y is None else np.array([y])
@@ -43,7 +43,7 @@ def solve(name: str, program: ConeProgram) -> Solution:
     return solver.solve(solver.init(program.structure), program, Options())
 
 
-# --- what the solvers leave ---------------------------------------------------------------------------------
+# --- rays of solvers ----------------------------------------------------------------------------------------
 
 
 @EVERYWHERE
@@ -51,10 +51,10 @@ def solve(name: str, program: ConeProgram) -> Solution:
 @pytest.mark.parametrize("name", ["batched", "clarabel", "scs"])
 def test_true_claims_of_infeasibility_stand(name: str, kind: str, spread: float) -> None:
     program = infeasible(np.random.default_rng(0), KINDS[kind], spread=spread)
-    said = solve(name, program)
-    claims = np.array([word is Status.INFEASIBLE for word in said.status])
-    lost = refuted(program, said.x, said.y, claims, ~claims & False)
-    # on the boundary of power cones a few rays cannot be mended; these are found by a search
+    solution = solve(name, program)
+    claims = np.array([word is Status.INFEASIBLE for word in solution.status])
+    lost = refuted(program, solution.x, solution.y, claims, ~claims & False)
+    # a few rays on the boundary of power cones cannot be refined; the search finds them
     assert np.count_nonzero(lost) <= (1 if kind == "power" else 0)
     assert np.count_nonzero(claims) >= 7
 
@@ -64,66 +64,66 @@ def test_true_claims_of_infeasibility_stand(name: str, kind: str, spread: float)
 @pytest.mark.parametrize("name", ["batched", "clarabel", "scs"])
 def test_true_claims_of_unboundedness_stand(name: str, kind: str, spread: float) -> None:
     program = unbounded(np.random.default_rng(0), KINDS[kind], n=20 if kind == "product" else 8, spread=spread)
-    said = solve(name, program)
-    claims = np.array([word is Status.UNBOUNDED for word in said.status])
-    lost = refuted(program, said.x, said.y, ~claims & False, claims)
+    solution = solve(name, program)
+    claims = np.array([word is Status.UNBOUNDED for word in solution.status])
+    lost = refuted(program, solution.x, solution.y, ~claims & False, claims)
     assert np.count_nonzero(lost) <= (3 if kind in ("psd", "power") else 0)
 
 
-# --- what is and what is not a proof ------------------------------------------------------------------------
+# --- certificates and false rays ----------------------------------------------------------------------------
 
 
 def test_contradicting_bounds() -> None:
-    """x >= 1 and x <= 0, and the same in other units of rows and columns."""
+    """x >= 1 and x <= 0, also in other units of rows and columns."""
     for row, other, column in ((1.0, 1.0, 1.0), (1e6, 1e-6, 1e3), (1e-5, 1e5, 1e-8)):
         program = linear([[-row * column], [other * column]], [-row, 0.0])
-        assert not claimed(program, y=[1.0 / row, 1.0 / other])
-        assert not claimed(program, y=[1.0 / row, 0.999 / other])  # mended
+        assert not refuted_claim(program, y=[1.0 / row, 1.0 / other])
+        assert not refuted_claim(program, y=[1.0 / row, 0.999 / other])  # after refinement
         ray = infeasibility_ray(program, np.array([1.0 / row, 0.9 / other]))
         assert ray is not None
         np.testing.assert_allclose(ray[0] * row, ray[1] * other)
 
 
-def test_bounds_that_meet_prove_nothing() -> None:
-    """x >= 1 and x <= 1 + gap: feasible, whatever a solver says."""
+def test_touching_bounds_are_not_infeasible() -> None:
+    """x >= 1 and x <= 1 + gap is feasible, even if a solver claims the opposite."""
     for gap in (0.0, 1e-12, 1e-3):
         program = linear([[-1.0], [1.0]], [-1.0, 1.0 + gap])
         for y in ([1.0, 1.0], [1.0, 1.0 - 1e-9], [1.0, 0.9], [1.0, 0.0]):
-            assert claimed(program, y=y)
+            assert refuted_claim(program, y=y)
 
 
-def test_a_solution_far_away_is_one() -> None:
-    """slope * x >= 1 has the solution 1 / slope: a norm over the whole program would call y = 1 a ray."""
+def test_a_large_solution_is_not_called_infeasible() -> None:
+    """slope * x >= 1 has the solution 1 / slope; by norms over the whole program, y = 1 would be a ray."""
     for slope in (1e-3, 1e-6, 1e-12):
         program = linear([[-slope, 0.0], [0.0, 1e3]], [-1.0, 1e3])
-        assert claimed(program, y=[1.0, 0.0])
+        assert refuted_claim(program, y=[1.0, 0.0])
         # x1 - x2 >= 1 and x2 - (1 - slope) x1 >= 1: at x1 = 2 / slope
         nearly = linear([[-1.0, 1.0], [1.0 - slope, -1.0]], [-1.0, -1.0])
-        assert claimed(nearly, y=[1.0, 1.0]) == (slope > 1e-7)
+        assert refuted_claim(nearly, y=[1.0, 1.0]) == (slope > 1e-7)
 
 
 def test_signs_and_cones() -> None:
     program = linear([[-1.0], [1.0]], [-1.0, 0.0])
-    assert claimed(program, y=[-1.0, -1.0])
-    assert not claimed(linear([[-1.0], [1.0]], [-1.0, 0.0], zero=2), y=[1.0, 1.0])
-    assert not claimed(linear([[-1.0], [1.0]], [1.0, 0.0], zero=2), y=[-1.0, -1.0])
+    assert refuted_claim(program, y=[-1.0, -1.0])
+    assert not refuted_claim(linear([[-1.0], [1.0]], [-1.0, 0.0], zero=2), y=[1.0, 1.0])
+    assert not refuted_claim(linear([[-1.0], [1.0]], [1.0, 0.0], zero=2), y=[-1.0, -1.0])
     feasible = linear([[-1.0], [1.0]], [0.0, 1.0])
-    assert claimed(feasible, y=[1.0, 1.0])
+    assert refuted_claim(feasible, y=[1.0, 1.0])
 
 
 def test_unbounded_rays() -> None:
     """Minimise x2 - x1 over x1 >= 0, 0 <= x2 <= 1, also in units of 10^6."""
     for unit in (1.0, 1e6, 1e-6):
         program = linear([[-unit, 0.0], [0.0, -1.0], [0.0, 1.0]], [0.0, 0.0, 1.0], [-unit, 1.0])
-        assert not claimed(program, x=[1.0 / unit, 0.0])
-        assert not claimed(program, x=[1.0 / unit, -1e-9])
-        assert claimed(program, x=[-1.0 / unit, 0.0])
-        assert claimed(program, x=[0.0, -1.0])
+        assert not refuted_claim(program, x=[1.0 / unit, 0.0])
+        assert not refuted_claim(program, x=[1.0 / unit, -1e-9])
+        assert refuted_claim(program, x=[-1.0 / unit, 0.0])
+        assert refuted_claim(program, x=[0.0, -1.0])
         closed = linear([[-unit, 0.0], [unit, 1e-3]], [0.0, 1.0], [-unit, 0.0])
-        assert claimed(closed, x=[1.0 / unit, 0.0])
+        assert refuted_claim(closed, x=[1.0 / unit, 0.0])
 
 
-def test_a_small_curvature_is_one() -> None:
+def test_a_small_curvature_is_not_called_unbounded() -> None:
     """Minimise curvature x^2 / 2 - x: the solution is 1 / curvature."""
     for curvature in (1e-2, 1e-9):
         bounded = program_of(
@@ -133,13 +133,13 @@ def test_a_small_curvature_is_one() -> None:
             np.zeros((1, 1, 2)),
             np.ones((1, 1)),
         )
-        assert claimed(bounded, x=[1.0, 0.0])
+        assert refuted_claim(bounded, x=[1.0, 0.0])
     flat = replace(bounded, P=np.diag([0.0, 1.0])[None][:, bounded.structure.P.rows, bounded.structure.P.cols])
-    assert not claimed(flat, x=[1.0, 0.0])
+    assert not refuted_claim(flat, x=[1.0, 0.0])
 
 
-def test_a_row_of_zeros_is_a_proof_of_its_own() -> None:
-    """0 >= 1; what is left of other rows in a solver's ray counts for nothing."""
+def test_a_violated_zero_row_is_a_certificate() -> None:
+    """0 >= 1 is a certificate, and noise of other rows in a solver's ray is ignored."""
     program = linear([[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0]], [-1.0, 0.0, 0.0])
     ray = infeasibility_ray(program, np.array([1.0, 1e-9, 1e-8]))
     np.testing.assert_array_equal(ray, [1.0, 0.0, 0.0])
@@ -147,7 +147,7 @@ def test_a_row_of_zeros_is_a_proof_of_its_own() -> None:
     np.testing.assert_allclose(unboundedness_ray(column, np.array([1e-9, 1.0])), [0.0, 1.0], atol=1e-15)
 
 
-def test_no_ray_is_neither_refuted_nor_proved() -> None:
+def test_a_missing_ray_is_not_refuted() -> None:
     program = linear([[-1.0], [1.0]], [-1.0, 0.0])
     for y in ([np.nan, np.nan], [0.0, 0.0], [np.inf, 1.0]):
         assert not refuted(program, np.zeros((1, 1)), np.array([y]), np.array([True]), np.array([False]))[0]
@@ -155,7 +155,7 @@ def test_no_ray_is_neither_refuted_nor_proved() -> None:
     assert has_ray(np.array([[0.0, 0.0], [np.nan, 1.0], [0.0, 1.0]])).tolist() == [False, False, True]
 
 
-def test_large_rays_are_mended_without_dense_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_rays_are_refined_without_dense_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     program = infeasible(rng, KINDS["linear"])
     near = infeasibility_candidates(program) * (1.0 + 1e-5 * rng.standard_normal((8, program.structure.m)))
@@ -180,8 +180,8 @@ def test_the_search_finds_every_ray(kind: str, spread: float, seed: int) -> None
 @EVERYWHERE
 @SPREADS
 @pytest.mark.parametrize(("tight", "rank"), [(False, 0), (True, 0), (True, 3)])
-def test_the_search_finds_none_where_there_is_a_solution(kind: str, spread: float, tight: bool, rank: int) -> None:
-    """Neither where the feasible set is one point, nor where rows depend on each other."""
+def test_the_search_finds_no_ray_of_solvable_programs(kind: str, spread: float, tight: bool, rank: int) -> None:
+    """This includes programs whose feasible set is a point, and dependent rows."""
     program = solvable(np.random.default_rng(1), KINDS[kind], spread=spread, tight=tight, rank=rank)
     rays = infeasibility_candidates(program), unboundedness_candidates(program)
     for i in range(program.batch):
@@ -189,8 +189,8 @@ def test_the_search_finds_none_where_there_is_a_solution(kind: str, spread: floa
         assert unboundedness_ray(program.select([i]), rays[1][i]) is None
 
 
-def test_powells_problem_is_feasible_by_a_hair() -> None:
-    """x_{k+1} - x_k >= (-1)^k k - 1/2, x_1 - x_n >= n - 1/2: the sum of all rows says 0 >= 0 (Powell 1990)."""
+def test_powells_problem_is_barely_feasible() -> None:
+    """x_{k+1} - x_k >= (-1)^k k - 1/2, x_1 - x_n >= n - 1/2: the sum of all rows is 0 >= 0 (Powell 1990)."""
     for n in (10, 100, 1000):
         k = np.arange(1, n)
         A = np.eye(n, k=0) - np.eye(n, k=1)
@@ -199,7 +199,7 @@ def test_powells_problem_is_feasible_by_a_hair() -> None:
         program = linear(A.tolist(), b.tolist(), [0.0] * n)
         rng = np.random.default_rng(n)
         for noise in (0.0, 1e-9, 1e-7, 1e-4):
-            assert claimed(program, y=1.0 + noise * rng.standard_normal(n))
+            assert refuted_claim(program, y=1.0 + noise * rng.standard_normal(n))
         candidate = infeasibility_candidates(program)[0]
         assert infeasibility_ray(program, candidate) is None
 

@@ -1,6 +1,6 @@
-"""Every element on its own: the bits of its results depend on neither its lane, nor its neighbours, nor the batch.
+"""Bitwise reproducibility: results of an element depend neither on its lane, nor on its neighbours, nor on the batch.
 
-For every cone, through every stage, where kernels are compiled; ``make test-processors`` runs this for the instruction
+Tests every cone and stage with compiled kernels; ``make test-processors`` runs this for the instruction
 sets of other processors.
 """
 
@@ -40,20 +40,20 @@ CONES = {
 }
 
 DIFFERENT = 11
-"""Elements of a batch that differ."""
+"""Number of different elements."""
 
 MANY = 1000
-"""Elements that fill all lanes of all threads."""
+"""Number of elements that fill all lanes of all threads."""
 
 Numbers = dict[str, Array]
-"""Results of a batch, each (B, ...)."""
+"""Results of a batch, arrays (B, ...)."""
 
 
 @cache
 def drawn(name: str, quadratic: bool) -> tuple[ConeProgram, Solution]:
-    """Programs over these cones, and solutions that a solver might have found: some better than others.
+    """Draw programs over these cones, and approximate solutions of various accuracy.
 
-    One has many solutions, one no constraint that is strictly active or inactive, and one neither P nor A.
+    One program has many solutions, one has only weakly active constraints, and one has neither P nor A.
     """
     rng = np.random.default_rng([len(name), quadratic])
     cones = CONES[name]
@@ -83,7 +83,7 @@ def words(status: tuple[str, ...]) -> Array:
     return np.array(status, dtype=object)
 
 
-def engine(program: ConeProgram, _: Solution) -> Numbers:
+def interior_point_solutions(program: ConeProgram, _: Solution) -> Numbers:
     found = LanesInteriorPoint(program.structure).solve(program, tol=1e-8)
     return {"x": found.x, "y": found.y, "s": found.s, "status": words(found.status), "iterations": found.iterations}
 
@@ -123,17 +123,17 @@ def factorised(program: ConeProgram, solution: Solution) -> Numbers:
 
 def differentiated(program: ConeProgram, solution: Solution) -> Numbers:
     derivative = ExactDifferentiator(ReducedSystem(program.structure), program, solution)
-    pulled, told = derivative.vjp(SolutionCotangent(solution.x, solution.y, solution.s))
-    moved, told_too = derivative.jvp(program)
+    pulled, vjp_report = derivative.vjp(SolutionCotangent(solution.x, solution.y, solution.s))
+    moved, jvp_report = derivative.jvp(program)
     numbers = {"dP": pulled.P, "dq": pulled.q, "dA": pulled.A, "db": pulled.b, **vars(moved)}
-    for way, report in (("vjp", told), ("jvp", told_too)):
+    for way, report in (("vjp", vjp_report), ("jvp", jvp_report)):
         numbers |= {f"{way} {what}": value for what, value in vars(report).items() if what != "status"}
         numbers[f"{way} status"] = words(report.status)
     return numbers
 
 
 STAGES: tuple[Callable[[ConeProgram, Solution], Numbers], ...] = (
-    engine,
+    interior_point_solutions,
     judged,
     projected,
     factorised,
@@ -143,14 +143,14 @@ STAGES: tuple[Callable[[ConeProgram, Solution], Numbers], ...] = (
 
 
 def same_bits(numbers: Numbers, expected: Numbers, index: Array) -> None:
-    """The rows of some numbers are those rows of the expected ones."""
+    """Assert that rows ``index`` of the expected results are bitwise equal to the results."""
     assert numbers.keys() == expected.keys()
     for what, value in numbers.items():
         np.testing.assert_array_equal(value, expected[what][index], err_msg=what)
 
 
 def batches() -> list[Array]:
-    """Each element alone, some in another order, and many, so that all are met in all lanes."""
+    """Batches: each element alone, some in another order, and many, so that each element occurs in all lanes."""
     rng = np.random.default_rng(0)
     return [*np.arange(DIFFERENT)[:, None], np.arange(DIFFERENT)[::-2], rng.integers(0, DIFFERENT, MANY)]
 
@@ -158,7 +158,9 @@ def batches() -> list[Array]:
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
 @pytest.mark.parametrize("name", CONES)
-def test_of_a_cone(name: str, quadratic: bool, stage: Callable[[ConeProgram, Solution], Numbers]) -> None:
+def test_results_of_each_cone_do_not_depend_on_the_batch(
+    name: str, quadratic: bool, stage: Callable[[ConeProgram, Solution], Numbers]
+) -> None:
     program, solution = drawn(name, quadratic)
     expected = stage(program, solution)
     for index in batches():
@@ -167,8 +169,8 @@ def test_of_a_cone(name: str, quadratic: bool, stage: Callable[[ConeProgram, Sol
 
 @pytest.mark.parametrize("solver", ["auto", "batched"])
 @pytest.mark.parametrize("name", NAMES)
-def test_of_a_layer(name: str, solver: str) -> None:
-    """From parameters to solutions, gradients and tangents."""
+def test_results_of_a_layer_do_not_depend_on_the_batch(name: str, solver: str) -> None:
+    """Solutions, gradients and tangents of the layer."""
     solution_map, theta = SolutionMap(family(name).program(), solver=solver), family(name).values(DIFFERENT)
 
     def through(index: Array) -> Numbers:

@@ -1,4 +1,4 @@
-"""Solutions certify themselves: residuals by their formulas, and the statuses that they warrant."""
+"""Certification of solutions: residuals by their formulas, and the resulting statuses."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def drawn(request: pytest.FixtureRequest) -> Draw:
 
 
 def half_line(x: float, y: float, s: float) -> tuple[ConeProgram, Solution]:
-    """Minimise x over x >= 2, so -x + s = -2: x = 2, y = 1, s = 0. And a point."""
+    """Minimise x over x >= 2, so -x + s = -2 with solution x = 2, y = 1, s = 0; and the given point."""
     program = assemble(np.zeros((1, 1)), -np.ones((1, 1)), np.array([2.0]), np.ones(1), Cones(nonnegative=1)).program
     return program, solution_at(np.array([[x]]), np.array([[y]]), np.array([[s]]))
 
 
-def test_exact_solutions_have_no_residual(drawn: Draw) -> None:
+def test_exact_solutions_have_zero_residuals(drawn: Draw) -> None:
     assert drawn.solution.residuals(drawn.program).worst[0] <= 1e-14
 
 
-def test_each_residual_by_its_formula(drawn: Draw) -> None:
+def test_residuals_match_their_formulas(drawn: Draw) -> None:
     rng, structure = np.random.default_rng(1), drawn.program.structure
     x, y, s = (rng.normal(size=v.shape) for v in (drawn.solution.x, drawn.solution.y, drawn.solution.s))
     found = solution_at(x, y, s).residuals(drawn.program)
@@ -70,7 +70,7 @@ def test_residuals_of_a_half_line(point: tuple[float, float, float], residuals: 
     np.testing.assert_allclose(measured, residuals, atol=1e-15)
 
 
-def test_no_point_has_infinite_residuals(drawn: Draw) -> None:
+def test_nonfinite_points_have_infinite_residuals(drawn: Draw) -> None:
     copies = drawn.repeat(2)
     copies.solution.x[1], copies.solution.y[1], copies.solution.s[1] = np.nan, np.nan, np.nan
     worst = copies.solution.residuals(copies.program).worst
@@ -85,43 +85,43 @@ def test_no_point_has_infinite_residuals(drawn: Draw) -> None:
         (5e-8, Status.OPTIMAL, Status.OPTIMAL),
         (1e-6, Status.OPTIMAL, Status.OPTIMAL_INACCURATE),
         (1e-4, Status.OPTIMAL, Status.NUMERICAL_ERROR),
-        (0.0, Status.OPTIMAL_INACCURATE, Status.OPTIMAL),  # better than its solver thought, or polished since
+        (0.0, Status.OPTIMAL_INACCURATE, Status.OPTIMAL),  # more accurate than the solver reported, or polished
         (0.0, Status.ITERATION_LIMIT, Status.OPTIMAL),
         (1e-6, Status.TIME_LIMIT, Status.OPTIMAL_INACCURATE),
         (1e-4, Status.ITERATION_LIMIT, Status.ITERATION_LIMIT),
         (1e-4, Status.NUMERICAL_ERROR, Status.NUMERICAL_ERROR),
-        (0.0, Status.INFEASIBLE, Status.NUMERICAL_ERROR),  # an optimal point is no certificate
+        (0.0, Status.INFEASIBLE, Status.NUMERICAL_ERROR),  # an optimal point is not a certificate
         (0.0, Status.UNBOUNDED, Status.NUMERICAL_ERROR),
     ],
 )
-def test_statuses_are_what_residuals_warrant(error: float, word: Status, expected: Status) -> None:
-    """The error is in x: relative to 2, so the primal residual is half of it."""
+def test_statuses_follow_from_residuals(error: float, word: Status, expected: Status) -> None:
+    """The error is in x, whose value is 2, so the primal residual is half of it."""
     program, solution = half_line(2.0 + 2.0 * error, 1.0, 0.0)
     certified, residuals = replace(solution, status=(word,)).certified(program, tol=1e-8)
     assert residuals.primal[0] == pytest.approx(error, rel=1e-3, abs=1e-15)
     assert certified.status == (expected,)
 
 
-def test_the_natural_residual_may_be_larger() -> None:
-    """Its bound is sqrt(tol), where that of the others is 10 tol: weakly active constraints leave it there."""
+def test_the_natural_residual_has_a_larger_tolerance() -> None:
+    """Its bound is sqrt(tol) instead of 10 tol, because solvers reach no more at weakly active constraints."""
     program, solution = half_line(2.0 + 1e-5, 1.0, 1e-5)
     certified, residuals = solution.certified(program, tol=5e-7)
     assert residuals.natural[0] == pytest.approx(1e-5)
     assert certified.status == (Status.OPTIMAL,)
 
 
-def test_a_row_that_is_wrong_altogether_is_seen_beside_a_large_one() -> None:
-    """Minimise x1 + x2 over x1 >= 1e7, x2 >= 1 at (1e7, 3): norms of the whole problem read 2e-7."""
+def test_a_wrong_row_beside_a_large_one_is_detected() -> None:
+    """Minimise x1 + x2 over x1 >= 1e7, x2 >= 1 at (1e7, 3): norms of the whole problem are 2e-7."""
     program = assemble(np.zeros((2, 2)), -np.eye(2), np.array([1e7, 1.0]), np.ones(2), Cones(nonnegative=2)).program
     solution = solution_at(np.array([[1e7, 3.0]]), np.ones((1, 2)), np.zeros((1, 2)))
     certified, residuals = solution.certified(program, tol=1e-7, row_by_row=True)
     assert residuals.worst[0] <= 1e-6
     assert residuals.backward[0] == pytest.approx(0.5)
     assert certified.status == (Status.OPTIMAL_INACCURATE,)
-    assert solution.certified(program, tol=1e-7)[0].status == (Status.OPTIMAL,)  # as solvers judge
+    assert solution.certified(program, tol=1e-7)[0].status == (Status.OPTIMAL,)  # by norms, as solvers do
 
 
-def test_solved_words() -> None:
+def test_solved_statuses() -> None:
     assert {status for status in Status if status.solved} == {Status.OPTIMAL, Status.OPTIMAL_INACCURATE}
     assert [str(status) for status in (Status.OPTIMAL, Status.TIME_LIMIT)] == ["optimal", "time_limit"]
 
@@ -136,17 +136,17 @@ def test_select_and_solved(drawn: Draw) -> None:
     assert len(part.x) == len(part.y) == len(part.s) == len(part.seconds) == 2
 
 
-def test_no_rows() -> None:
+def test_a_program_without_rows() -> None:
     drawn = assemble(np.eye(2), np.zeros((0, 2)), np.ones(2), np.zeros(0), Cones())
     assert drawn.solution.residuals(drawn.program).worst[0] <= 1e-15
 
 
-def test_one_product_cone_for_equal_sizes() -> None:
+def test_equal_cones_share_one_product_cone() -> None:
     assert product_cone(Cones(2, power=(0.3,))) is product_cone(Cones(2, power=(0.3,)))
 
 
-def test_a_ray_that_proves_nothing_is_no_certificate() -> None:
-    """Claims of infeasibility and unboundedness stand only with a ray that bears them out, or with none at all.
+def test_invalid_rays_are_not_certificates() -> None:
+    """Claims of infeasibility and unboundedness need a valid ray, or none at all.
 
     Maximise x over 1 <= x <= 0.
     """
@@ -162,7 +162,7 @@ def test_a_ray_that_proves_nothing_is_no_certificate() -> None:
 
     assert judged(Status.INFEASIBLE, [0.0], [1.0, 1.0]) is Status.INFEASIBLE
     assert judged(Status.INFEASIBLE, [0.0], [np.nan, np.nan]) is Status.INFEASIBLE
-    assert judged(Status.INFEASIBLE, [0.0], [1.0, 0.5]) is Status.INFEASIBLE  # mended, for there is a ray near it
+    assert judged(Status.INFEASIBLE, [0.0], [1.0, 0.5]) is Status.INFEASIBLE  # valid after refinement
     assert judged(Status.INFEASIBLE, [0.0], [-1.0, -1.0]) is Status.NUMERICAL_ERROR
     assert judged(Status.UNBOUNDED, [1.0], [0.0, 0.0]) is Status.NUMERICAL_ERROR  # x <= 0 forbids it
     assert judged(Status.UNBOUNDED, [np.nan], [0.0, 0.0]) is Status.UNBOUNDED

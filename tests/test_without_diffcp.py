@@ -1,4 +1,4 @@
-"""Convexlayer needs no diffcp: every cone works, forward and backward, in a process that cannot import it."""
+"""Convexlayer does not need diffcp: all cones work, forward and backward, if it cannot be imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from convexlayer import ConvexLayer, DerivativeError
 
-# CVXPY looks for diffcp when it is imported itself, so diffcp has to be hidden before anything else happens.
+# CVXPY looks for diffcp at import, so diffcp must be hidden first.
 HIDE_AND_RUN = """
 import runpy, sys
 from importlib.machinery import PathFinder
@@ -31,7 +31,7 @@ def test_every_cone_works_without_diffcp() -> None:
 
 
 def problems() -> Iterator[tuple[str, cp.Problem, cp.Parameter, cp.Variable, list[float]]]:
-    """One problem for each cone (all with an equality, so with the zero cone), and a point where it is smooth."""
+    """One problem per cone (each with an equality, so with the zero cone), and a point at which it is smooth."""
     x, c = cp.Variable(3), cp.Parameter(3)
     sums_to_one = [cp.sum(x) == 1]
     distance = cp.sum_squares(x - c)

@@ -38,7 +38,7 @@ from convexlayer.sparse import equilibrate
 __all__ = ["Equilibration", "in_own_units"]
 
 PASSES = 12
-"""Number of Ruiz passes; each one takes the square root of the ratio between row norms, in orders of magnitude."""
+"""Number of Ruiz passes; each one about halves the orders of magnitude between row norms."""
 
 OWN_SCALING_RATIO = 1e3
 """Programs are not equilibrated if the largest entries of the rows of [P A'; A 0] differ by at most this factor, and

@@ -1,4 +1,4 @@
-"""A table of problems that between them use every part of the frontend."""
+"""A table of problems that together cover all parts of the canonicalisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = np.ndarray
 
 @dataclass
 class Case:
-    """A problem, its parameters, what to return, and values at which it has a unique solution."""
+    """A problem, its parameters, its outputs, and parameter values at which its solution is unique."""
 
     problem: cp.Problem
     parameters: list[cp.Parameter]

@@ -1,4 +1,4 @@
-"""Solutions, duals, objective values and gradients of compiled problems, against CVXPY and finite differences."""
+"""Solutions, duals, objective values and gradients against CVXPY and finite differences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def solved_by_cvxpy(case: Case) -> float:
 
 
 @pytest.mark.filterwarnings("ignore:Reading from a sparse", "ignore:Solution may be inaccurate")
-def test_solutions_and_duals_are_those_of_cvxpy(case: Case) -> None:
+def test_solutions_and_duals_match_cvxpy(case: Case) -> None:
     program = canonicalize(case.problem, case.parameters, case.variables, gp=case.gp)
     assert case.cones <= program.structure.cones.kinds
     solved = SolutionMap(program).solve(case.values)
@@ -42,7 +42,7 @@ def test_solutions_and_duals_are_those_of_cvxpy(case: Case) -> None:
         np.testing.assert_allclose(output[0], theirs.reshape(variable.shape), rtol=2e-5, atol=2e-5)
 
 
-def test_directional_derivatives_are_those_of_finite_differences(case: Case) -> None:
+def test_directional_derivatives_match_finite_differences(case: Case) -> None:
     if not case.parameters:
         pytest.skip("nothing to differentiate by")
     solution_map = SolutionMap(canonicalize(case.problem, case.parameters, case.variables, gp=case.gp))
@@ -71,7 +71,7 @@ def test_directional_derivatives_are_those_of_finite_differences(case: Case) -> 
 
 
 def _direction(parameter: cp.Parameter, value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A direction that keeps the parameter's structure."""
+    """A random direction that preserves the parameter's attributes."""
     direction = rng.normal(size=value.shape)
     if any(parameter.attributes[name] for name in ("symmetric", "PSD", "NSD")):
         return 0.5 * (direction + direction.T)

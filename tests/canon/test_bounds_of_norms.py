@@ -1,4 +1,4 @@
-"""Presolve: epigraph variables of bounded norms and their like go, and solutions, duals and gradients stay."""
+"""Presolve eliminates epigraph variables of bounded norms and leaves solutions, duals and gradients unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONSTRAINTS = {
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
 @pytest.mark.parametrize("level", [1.5, 50.0], ids=["active", "inactive"])
-def test_solutions_duals_and_gradients_stay(name: str, level: float) -> None:
+def test_solutions_duals_and_gradients_are_unchanged(name: str, level: float) -> None:
     constraint = CONSTRAINTS[name]
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [constraint])
     outputs = [x, constraint.dual_variables[0]]
@@ -43,14 +43,14 @@ def test_solutions_duals_and_gradients_stay(name: str, level: float) -> None:
 
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
-def test_an_epigraph_variable_goes(name: str) -> None:
+def test_an_epigraph_variable_is_eliminated(name: str) -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [CONSTRAINTS[name]])
     record = canonicalize(problem, [p, bound], [x]).presolve
     assert record is not None
     assert record.bound_variables == 1
 
 
-def test_an_inactive_bound_leaves_a_regular_system() -> None:
+def test_an_inactive_bound_leaves_a_nonsingular_system() -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.norm(x, 2) <= bound])
     solved = SolutionMap(canonicalize(problem, [p, bound], [x])).solve([np.ones((1, N)), np.array([100.0])])
     (gradient, of_bound) = solved.vjp([np.ones((1, N))])

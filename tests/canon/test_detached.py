@@ -1,4 +1,4 @@
-"""Construction depends on nothing but the problem: neither on values that it has, nor on what was solved before."""
+"""Construction depends neither on values stored in the problem nor on earlier solves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def constants_in_variables() -> Posed:
 @pytest.mark.parametrize(
     "pose", [conditional_value_at_risk, fractional_sum_of_largest, gamma, perspective, constants_in_variables]
 )
-def test_a_problem_solved_before_compiles_to_the_same_program(pose: Callable[[], Posed]) -> None:
+def test_a_previously_solved_problem_canonicalises_to_the_same_program(pose: Callable[[], Posed]) -> None:
     problem, parameter, variable = pose()
     fresh = canonicalize(problem, [parameter], [variable])
     parameter.value = np.full(parameter.shape, 0.3)
@@ -72,7 +72,7 @@ def test_a_copy_has_no_values() -> None:
     assert all(leaf.value is None for leaf in (*leaves, *copied.constraints[0].dual_variables))
 
 
-def test_values_that_a_callback_computes_are_parameters_like_others() -> None:
+def test_callback_parameters_become_ordinary_parameters() -> None:
     p, q = cp.Parameter(nonneg=True), cp.Parameter(nonneg=True)
     both = cp.CallbackParam(callback=lambda: p.value * q.value, nonneg=True)
     x = cp.Variable(3)
@@ -82,7 +82,7 @@ def test_values_that_a_callback_computes_are_parameters_like_others() -> None:
 
 
 @pytest.mark.parametrize("attribute", ["symmetric", "PSD", "NSD", "diag"])
-def test_stacks_of_structured_matrices_are_parameters(attribute: str) -> None:
+def test_stacks_of_structured_matrices_are_supported(attribute: str) -> None:
     X, S = cp.Variable((2, 3, 3)), cp.Parameter((2, 3, 3), **{attribute: True})
     half = np.random.default_rng(1).standard_normal((2, 3, 3))
     transposed = np.swapaxes(half, -1, -2)

@@ -1,4 +1,4 @@
-"""What is refused names the part that is the reason, and what is CVXPY's fault is not called the user's."""
+"""Errors name the offending subexpressions, and distinguish errors of CVXPY from those of the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ a, c = cp.Parameter(name="a"), cp.Parameter(nonneg=True, name="c")
 r, P = cp.Parameter(3, name="r"), cp.Parameter((3, 3), PSD=True, name="P")
 
 
-def compiled(objective: cp.Expression, constraints: list[cp.Constraint], *, gp: bool = False) -> None:
+def canonicalised(objective: cp.Expression, constraints: list[cp.Constraint], *, gp: bool = False) -> None:
     problem = cp.Problem(cp.Minimize(objective), constraints)
     parameters = {parameter.id: parameter for parameter in problem.parameters()}
     canonicalize(problem, list(parameters.values()), problem.variables(), gp=gp)
@@ -35,11 +35,11 @@ def compiled(objective: cp.Expression, constraints: list[cp.Constraint], *, gp: 
         (cp.sum_squares(cp.Variable(bounds=[a * c, None], name="w")), [], r"a \* c \(in the bounds of w\)"),
     ],
 )
-def test_not_dpp_names_the_smallest_parts(
+def test_a_dpp_error_names_the_smallest_subexpressions(
     objective: cp.Expression, constraints: list[cp.Constraint], named: str
 ) -> None:
     with pytest.raises(NotDPPError, match=named) as caught:
-        compiled(objective, constraints)
+        canonicalised(objective, constraints)
     assert "not affine in the parameters" in str(caught.value)
 
 
@@ -51,40 +51,40 @@ def test_not_dpp_names_the_smallest_parts(
         (-cp.sum_squares(x), "the objective as a whole"),
     ],
 )
-def test_not_convex_names_the_smallest_parts(objective: cp.Expression, named: str) -> None:
+def test_a_dcp_error_names_the_smallest_subexpressions(objective: cp.Expression, named: str) -> None:
     with pytest.raises(ProblemError, match=named):
-        compiled(objective, [])
+        canonicalised(objective, [])
 
 
-def test_not_geometric_names_what_must_be_positive() -> None:
+def test_a_dgp_error_names_the_variables_that_must_be_positive() -> None:
     with pytest.raises(ProblemError, match=r"a, to be declared pos=True \(in the objective\)"):
-        compiled(v[0] * v[1] + a * v[0], [], gp=True)
+        canonicalised(v[0] * v[1] + a * v[0], [], gp=True)
 
 
 def test_long_messages_are_shortened() -> None:
     wide = cp.sum(cp.hstack([x[0]] * 40))
     with pytest.raises(NotDPPError) as caught:
-        compiled(cp.sum_squares(x), [(k + a) * c * wide <= k for k in range(9)])
+        canonicalised(cp.sum_squares(x), [(k + a) * c * wide <= k for k in range(9)])
     assert " more" in str(caught.value)
     assert len(str(caught.value)) < 2500
 
 
-def test_a_value_that_is_needed_is_named_by_its_atom() -> None:
+def test_an_error_names_the_atom_that_needs_a_parameter_value() -> None:
     with pytest.raises(NotDPPError, match=r"QuadForm\(x, P\).*without values of its parameters"):
-        compiled(cp.maximum(cp.quad_form(x, P), 1), [])
+        canonicalised(cp.maximum(cp.quad_form(x, P), 1), [])
     s = cp.Variable(nonneg=True)
     with pytest.raises(NotDPPError, match="perspective"):
-        compiled(cp.perspective(cp.square(x[0] - a), s) + s, [])
+        canonicalised(cp.perspective(cp.square(x[0] - a), s) + s, [])
 
 
 def broken(expression: cp.Expression, *arguments: object, **keywords: object) -> object:
     raise ValueError("broken")
 
 
-def test_a_crash_of_cvxpys_is_not_called_a_dpp_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_in_an_atom_is_not_reported_as_a_dpp_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CANON_METHODS, cp.exp, broken)
     with pytest.raises(UnsupportedError, match=r"could not canonicalise exp\(x \+ -r\) \(ValueError: broken\)"):
-        compiled(cp.sum(cp.exp(x - r)) - cp.sum(x), [])
+        canonicalised(cp.sum(cp.exp(x - r)) - cp.sum(x), [])
 
 
 class _Broken:
@@ -92,26 +92,26 @@ class _Broken:
         raise RuntimeError("no expression at hand")
 
 
-def test_a_crash_elsewhere_in_cvxpy_is_not_called_a_dpp_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_elsewhere_in_cvxpy_is_not_reported_as_a_dpp_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cvxpy.reductions.cvx_attr2constr.CvxAttr2Constr.apply", _Broken())
     with pytest.raises(UnsupportedError, match="could not canonicalise the problem"):
-        compiled(cp.sum_squares(x - r), [])
+        canonicalised(cp.sum_squares(x - r), [])
 
 
 @pytest.mark.parametrize("release", ["1.9.2", "1.9", "1.8.1", "1.10.0", "2.0", "1.10rc1", "unknown"])
-def test_other_releases_of_cvxpy_are_refused(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_releases_of_cvxpy_are_rejected(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cp, "__version__", release)
     with pytest.raises(UnsupportedError, match=rf"CVXPY 1\.9\.3 and later, below 1\.10; installed is {release}"):
-        compiled(cp.sum_squares(x - r), [])
+        canonicalised(cp.sum_squares(x - r), [])
 
 
 @pytest.mark.parametrize("release", ["1.9.3", "1.9.4", "1.9.10", "1.9.3.post1", "1.9.4rc1"])
-def test_known_releases_of_cvxpy_are_accepted(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supported_releases_of_cvxpy_are_accepted(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cp, "__version__", release)
-    compiled(cp.sum_squares(x - r), [])
+    canonicalised(cp.sum_squares(x - r), [])
 
 
-def test_a_release_without_the_internals_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_without_the_internals_is_rejected_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cp, "__version__", "1.8.1")
     monkeypatch.delattr("cvxpy.constraints.SvecPSD")
     spec = importlib.util.spec_from_file_location("frontend_again", frontend.__file__)

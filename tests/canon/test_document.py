@@ -1,4 +1,4 @@
-"""Programs survive the way through JSON, and documents that are wrong are refused with the place."""
+"""Programs survive a JSON round trip, and errors name the path of an invalid field."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def document_of(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["quadratic_program", "geometric_program", "attribute_parameters", "power_cone_nd"])
-def test_a_program_comes_back_from_json_with_the_same_answers(name: str) -> None:
+def test_a_json_round_trip_keeps_solutions(name: str) -> None:
     case = CASES[name]()
     program = canonicalize(case.problem, case.parameters, case.variables, gp=case.gp)
     document = program.to_document()
@@ -67,12 +67,12 @@ def put(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("log", [10**6], "below"),
     ],
 )
-def test_a_wrong_document_is_refused_with_the_place(path: str, value: Any, message: str) -> None:
+def test_an_error_names_the_path_of_an_invalid_field(path: str, value: Any, message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         ParametricProgram.from_document(put(document_of("quadratic_program"), path, value))
 
 
-def test_a_quadratic_form_that_is_not_symmetric_is_refused() -> None:
+def test_an_asymmetric_quadratic_form_is_rejected() -> None:
     document = document_of("parametric_quad_form")
     values = document["data"]["values"]
     first_off_diagonal = next(i for i, row in enumerate(document["data"]["rows"]) if row == 1)
@@ -114,7 +114,7 @@ PATHS = sorted(
 
 @settings(max_examples=300, deadline=None)
 @given(path=st.sampled_from(PATHS), value=json_values)
-def test_nothing_but_a_problem_error_comes_out_of_a_mutated_document(path: str, value: Any) -> None:
+def test_a_mutated_document_raises_only_problem_errors(path: str, value: Any) -> None:
     try:
         ParametricProgram.from_document(put(DOCUMENT, path, value))
     except ProblemError:

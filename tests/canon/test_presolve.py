@@ -1,4 +1,4 @@
-"""Presolve changes sizes, and nothing else: outputs, duals, objective values and derivatives are those without it."""
+"""Presolve changes only sizes: outputs, duals, objective values and derivatives agree with those without it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AGREE = 1e-7
 
 @dataclass
 class Posed:
-    """A problem, its parameters, what to return, and how its parameters are drawn."""
+    """A problem, its parameters, its outputs, and random draws of its parameters."""
 
     problem: cp.Problem
     parameters: list[cp.Parameter]
@@ -38,7 +38,7 @@ class Posed:
     outputs: list[cp.Variable]
 
     def programs(self) -> tuple[ParametricProgram, ParametricProgram]:
-        """Without and with presolve."""
+        """The programs without and with presolve."""
         given = canonicalize(self.problem, self.parameters, self.outputs, presolve=False, self_check=False)
         return given, presolved(given)
 
@@ -48,7 +48,7 @@ class Posed:
 
 
 class Builder:
-    """Collects parameters while a random problem is written down."""
+    """Builder of random problems that collects their parameters."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ class Builder:
         self.draws: list[Draw] = []
 
     def parameter(self, *shape: int, low: float | None = None, scale: float = 1.0, psd: bool = False) -> cp.Parameter:
-        """One with normal entries, or with entries from ``low`` on, or positive definite."""
+        """Create a parameter: normal entries, entries of at least ``low``, or positive definite."""
 
         def draw(rng: np.random.Generator) -> Array:
             normal = scale * rng.standard_normal(shape)
@@ -80,7 +80,7 @@ class Builder:
 
 
 def sparse_rows(builder: Builder, rows: int, cols: int) -> Array:
-    """Rows with two entries."""
+    """A matrix with two entries in each row."""
     matrix = np.zeros((rows, cols))
     for row in matrix:
         row[builder.rng.choice(cols, 2, replace=False)] = builder.rng.choice([-1.0, 1.0, 2.0], 2)
@@ -88,20 +88,20 @@ def sparse_rows(builder: Builder, rows: int, cols: int) -> Array:
 
 
 def random_problem(seed: int) -> Posed:
-    """A feasible problem with a strongly convex part, and everything that presolve looks for."""
+    """A feasible problem with a strongly convex part, and all structures that presolve reduces."""
     b = Builder(seed)
     n = int(b.rng.integers(3, 7))
     x = cp.Variable(n)
     objective = cp.sum_squares(x - b.parameter(n))
     constraints: list[cp.Constraint] = []
-    if b.heads():  # constant definitions in the objective, which may fill P
+    if b.heads():  # constant equalities that define variables of the objective; substitution may fill P
         rows = int(b.rng.integers(2, 2 * n))
         objective += cp.sum_squares(b.matrix(rows, n) @ x - (b.parameter(rows) if b.heads() else 1.0))
-    if b.heads():  # definitions with parameters stay
+    if b.heads():  # defining equalities with parametrised coefficients are kept
         objective += cp.sum_squares(b.parameter(2, n) @ x - 1.0)
     if b.heads():
         objective += b.parameter() * 0.3 + b.parameter(n, scale=0.1) @ x
-    if b.heads():  # a chain of definitions, with whatever may meet what depends on it
+    if b.heads():  # a chain of defining equalities, combined with parametrised factors
         t, u = cp.Variable(3), cp.Variable(3)
         offset = b.parameter(3) if b.heads() else b.matrix(3)
         constraints += [t == sparse_rows(b, 3, n) @ x + offset, u == 2.0 * t - b.parameter(3)]
@@ -125,7 +125,7 @@ def random_problem(seed: int) -> Posed:
 
 
 def linear_problem(seed: int) -> Posed:
-    """A linear program with equality-defined variables and absolute values."""
+    """A linear program with variables defined by equalities, and absolute values."""
     b = Builder(seed)
     n = int(b.rng.integers(2, 5))
     x, t = cp.Variable(n), cp.Variable(2)
@@ -137,7 +137,7 @@ def linear_problem(seed: int) -> Posed:
 
 
 def conic_problem(seed: int) -> Posed:
-    """Definitions inside exponential, power, second-order and semidefinite cones."""
+    """Variables defined by equalities in exponential, power, second-order and semidefinite cones."""
     b = Builder(seed)
     x, u, X = cp.Variable(3), cp.Variable(3), cp.Variable((3, 3), symmetric=True)
     objective = cp.sum_squares(X - b.parameter(3, 3)) + cp.sum_squares(x - b.parameter(3))
@@ -163,7 +163,7 @@ def trusted(solved: SolvedBatch) -> bool:
 
 
 def assert_same(posed: Posed, values: list[Array], seed: int = 0) -> bool:
-    """Everything agrees with and without presolve; False where the derivative may not exist without it."""
+    """Compare results with and without presolve; return False if the derivative may not exist without it."""
     given_map, reduced_map = (SolutionMap(program, options={"tol": 1e-10}) for program in posed.programs())
     theirs, ours = given_map.solve(values), reduced_map.solve(values)
     if not all(status is Status.OPTIMAL for status in theirs.report.status):
@@ -198,13 +198,13 @@ def assert_same(posed: Posed, values: list[Array], seed: int = 0) -> bool:
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6))
-def test_everything_agrees_with_and_without(family: str, seed: int) -> None:
+def test_results_agree_with_and_without_presolve(family: str, seed: int) -> None:
     posed = FAMILIES[family](seed)
     assume(assert_same(posed, posed.values(3, seed)))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_everything_agrees_on_the_table_of_problems(name: str) -> None:
+def test_results_agree_on_the_table_of_problems(name: str) -> None:
     case = CASES[name]()
     given = canonicalize(case.problem, case.parameters, case.variables, gp=case.gp, presolve=False, self_check=False)
     theirs, ours = (
@@ -221,9 +221,9 @@ def test_everything_agrees_on_the_table_of_problems(name: str) -> None:
 
 
 def recovered_duals() -> Posed:
-    """t == D x + 0.3 is solved for t, and its dual follows from P, q and A, all of which depend on parameters.
+    """A problem in which t == D x + 0.3 is solved for t; its dual depends on parametrised P, q and A.
 
-    D is small, so that the rows cannot be solved for x; P is full in x already, so that t leaves no new entries.
+    D is small, so the rows are not solved for x; P is full in x, so the substitution of t causes no fill.
     """
     b = Builder(3)
     x, t = cp.Variable(4), cp.Variable(2)
@@ -234,7 +234,7 @@ def recovered_duals() -> Posed:
     return Posed(problem, b.parameters, b.draws, [x, t, *duals(problem)])
 
 
-def test_gradients_through_recovered_duals_agree_with_differences() -> None:
+def test_gradients_through_recovered_duals_match_finite_differences() -> None:
     posed = recovered_duals()
     given, program = posed.programs()
     assert program.structure.n == 4
@@ -246,7 +246,7 @@ def test_gradients_through_recovered_duals_agree_with_differences() -> None:
     values = posed.values(2, seed=5)
     solution_map = SolutionMap(program, options={"tol": 1e-11})
     solved = solution_map.solve(values)
-    assert np.any(np.abs(solved.outputs[-2]) > 0.1)  # G t <= h is active somewhere
+    assert np.any(np.abs(solved.outputs[-2]) > 0.1)  # G t <= h is active for some element
     rng = np.random.default_rng(1)
     weights = [rng.standard_normal(value.shape[1:]) for value in solved.outputs]
 
@@ -266,8 +266,8 @@ def test_gradients_through_recovered_duals_agree_with_differences() -> None:
         np.testing.assert_allclose(exact, difference, rtol=1e-6, atol=1e-7)
 
 
-def test_the_direct_term_is_needed() -> None:
-    """Without it gradients through recovered duals are wrong: the tests above would notice."""
+def test_gradients_without_the_direct_term_are_wrong() -> None:
+    """Without the direct term, gradients through recovered duals are wrong, so the tests above cover it."""
     posed = recovered_duals()
     _, program = posed.programs()
     assert program.recovery.direct is not None
@@ -289,7 +289,7 @@ def dense_quadratic_program(n: int, m: int, p: int) -> Posed:
     return Posed(problem, b.parameters, b.draws, [x])
 
 
-def test_a_dense_quadratic_program_arrives_at_its_own_size() -> None:
+def test_a_dense_quadratic_program_keeps_its_original_size() -> None:
     given, program = dense_quadratic_program(50, 50, 10).programs()
     assert (given.structure.n, given.structure.m) == (100, 110)
     assert (program.structure.n, program.structure.m) == (50, 60)
@@ -323,7 +323,7 @@ def control() -> Posed:
 
 
 @pytest.mark.parametrize("pose", [lasso, factor_portfolio, control])
-def test_sparse_programs_do_not_fill(pose: Callable[[], Posed]) -> None:
+def test_sparse_programs_do_not_fill_in(pose: Callable[[], Posed]) -> None:
     given, program = (part.structure for part in pose().programs())
     assert program.n <= given.n
     assert program.m <= given.m
@@ -337,7 +337,7 @@ def test_absolute_values_become_bounds() -> None:
     assert program.structure.cones.nonnegative == 80
 
 
-def test_nothing_to_gain_is_the_same_program() -> None:
+def test_an_irreducible_program_is_returned_unchanged() -> None:
     x, c = cp.Variable(3), cp.Parameter(3)
     given = canonicalize(cp.Problem(cp.Minimize(c @ x), [x >= -1, x <= 1]), [c], [x], presolve=False)
     assert presolved(given) is given
@@ -346,7 +346,7 @@ def test_nothing_to_gain_is_the_same_program() -> None:
 
 
 def projection(A: Array, b: Array, cones: Cones, *, slope: float = 0.0, shown: bool = False) -> ParametricProgram:
-    """minimize x'x / 2 - theta'x, A x + s = b + slope theta_1 in its last row; the duals are outputs where shown."""
+    """minimize x'x / 2 - theta'x, A x + s = b, slope theta_1 added to the last b; duals are outputs if ``shown``."""
     m, n = A.shape
     pattern = Pattern((m, n), *np.nonzero(A.T)[::-1])
     constant = np.concatenate([np.ones(n), np.zeros(n), [0.0], A[pattern.rows, pattern.cols], b])
@@ -381,9 +381,7 @@ THETA = np.array([[2.0, 1.0], [0.3, -0.4]])
         (Cones(second_order=(1,)), 1.0, 0.0, 0),
     ],
 )
-def test_empty_rows_go_where_they_hold_for_all_parameters(
-    cones: Cones, right: float, slope: float, dropped: int
-) -> None:
+def test_empty_rows_that_always_hold_are_dropped(cones: Cones, right: float, slope: float, dropped: int) -> None:
     program = presolved(projection(np.zeros((1, 2)), np.array([right]), cones, slope=slope))
     assert program.structure.m == 1 - dropped
 
@@ -395,7 +393,7 @@ def test_an_empty_row_that_parameters_violate_is_infeasible() -> None:
     assert not statuses[1].solved
 
 
-def test_identical_rows_are_one() -> None:
+def test_identical_rows_are_merged() -> None:
     A, b = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), np.array([1.0, 1.0, 0.5, 0.5])
     given = projection(A, b, Cones(nonnegative=4))
     program = presolved(given)
@@ -406,13 +404,13 @@ def test_identical_rows_are_one() -> None:
     assert relative(ours.outputs[0], theirs.outputs[0]) < AGREE
 
 
-def test_identical_rows_stay_where_their_duals_are_looked_at() -> None:
+def test_identical_rows_are_kept_if_their_duals_are_outputs() -> None:
     given = projection(np.ones((2, 2)), np.array([1.0, 1.0]), Cones(nonnegative=2), shown=True)
     assert presolved(given) is given
 
 
-def test_dependent_equalities_whose_duals_are_looked_at_stay_degenerate() -> None:
-    """After the first is solved for x_1 the second says nothing, but its dual is free and shows in the first one's."""
+def test_dependent_equalities_with_dual_outputs_stay_degenerate() -> None:
+    """After the first is solved for x_1 the second is redundant, but its dual is free and enters that of the first."""
     A, b = np.array([[1.0, 2.0], [2.0, 4.0]]), np.array([1.0, 2.0])
     given = projection(A, b, Cones(zero=2), shown=True)
     program = presolved(given)
@@ -424,7 +422,7 @@ def test_dependent_equalities_whose_duals_are_looked_at_stay_degenerate() -> Non
     assert presolved(projection(A, b, Cones(zero=2))).structure.m == 0
 
 
-def test_infeasible_and_unbounded_elements_are_still_found() -> None:
+def test_infeasible_and_unbounded_elements_are_detected() -> None:
     x, t, c, bound = cp.Variable(2), cp.Variable(2), cp.Parameter(2), cp.Parameter(2)
     constraints = [t == np.array([[1.0, 2.0], [0.0, 1.0]]) @ x, cp.abs(t) <= bound, x[0] >= 0]
     problem = cp.Problem(cp.Minimize(c @ x), constraints)
@@ -439,7 +437,7 @@ def test_infeasible_and_unbounded_elements_are_still_found() -> None:
     assert SolutionMap(program).solve(values).report.status == (Status.OPTIMAL, Status.UNBOUNDED)
 
 
-def test_the_document_holds_the_program_before() -> None:
+def test_the_document_holds_the_program_before_presolve() -> None:
     given, program = dense_quadratic_program(4, 3, 1).programs()
     assert program.to_document() == given.to_document()
     again = presolved(ParametricProgram.from_document(program.to_document()))
@@ -447,7 +445,7 @@ def test_the_document_holds_the_program_before() -> None:
     np.testing.assert_array_equal(again.data.constant, program.data.constant)
 
 
-def test_the_layer_says_what_was_reduced_and_can_do_without() -> None:
+def test_the_layer_reports_reductions_and_can_skip_presolve() -> None:
     posed = dense_quadratic_program(4, 3, 1)
     layer = ConvexLayer(posed.problem, posed.parameters, posed.outputs)
     assert "n=4, m=4 (n=8, m=8 before presolve)" in repr(layer)
@@ -458,8 +456,8 @@ def test_the_layer_says_what_was_reduced_and_can_do_without() -> None:
     assert "before presolve" not in repr(whole)
 
 
-def test_small_pivots_are_not_taken() -> None:
-    """x_1 = 1 - 1e6 x_2 is no definition to compute with, so x_2 is solved for."""
+def test_small_pivots_are_rejected() -> None:
+    """x_1 = 1 - 1e6 x_2 is not a stable pivot for x_1, so the row is solved for x_2."""
     program = projection(np.array([[1e-6, 1.0]]), np.array([1.0]), Cones(zero=1))
     reduced = presolved(program)
     assert reduced.structure.n == 1

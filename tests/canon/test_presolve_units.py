@@ -1,4 +1,4 @@
-"""Presolve does not depend on the units of variables and rows: what is small in one unit is not small in another."""
+"""Presolve does not depend on the units of variables and rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = np.ndarray
 
 
 def equality_program(P: Array, A: Array, b: Array) -> ParametricProgram:
-    """minimize x'Px / 2 + theta'x subject to A x = b; x and the duals are shown."""
+    """minimize x'Px / 2 + theta'x subject to A x = b, with x and the duals as outputs."""
     m, n = A.shape
     P_pattern, A_pattern = (Pattern(M.shape, *np.nonzero(M.T)[::-1]) for M in (P, A))
     values = [P[P_pattern.rows, P_pattern.cols], np.zeros(n), [0.0], A[A_pattern.rows, A_pattern.cols], b]
@@ -39,7 +39,7 @@ def equality_program(P: Array, A: Array, b: Array) -> ParametricProgram:
 
 
 def solved(program: ParametricProgram, theta: Array) -> tuple[Array, Array]:
-    """x and y by a dense factorisation of the equilibrated optimality conditions."""
+    """Solve for x and y by a dense factorisation of the equilibrated KKT matrix."""
     features = program.features.apply([theta[None]], 1)
     made, shape = program.instantiate(features), program.structure
     P, A = shape.P.csc(made.P[0]).toarray(), shape.A.csc(made.A[0]).toarray()
@@ -55,11 +55,11 @@ def solved(program: ParametricProgram, theta: Array) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("decades", [3, 9])
-def test_answers_in_other_units_are_the_same(decades: int, seed: int) -> None:
+def test_solutions_do_not_depend_on_units(decades: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, m = 9, 5
     A = np.zeros((m, n))
-    for row in A:  # definitions, chained by chance
+    for row in A:  # defining equalities that may form chains
         row[rng.choice(n, rng.integers(2, 5), replace=False)] = rng.choice([-2.0, -1.0, 1.0, 3.0])
         row[rng.integers(n)] = 1.0
     P, b, theta = np.diag(rng.uniform(0.5, 2.0, n)), rng.standard_normal(m), rng.standard_normal(n)
@@ -74,8 +74,8 @@ def test_answers_in_other_units_are_the_same(decades: int, seed: int) -> None:
     np.testing.assert_allclose(of_rows * dual, y, rtol=1e-8, atol=1e-9)
 
 
-def test_small_entries_are_kept_beside_large_ones() -> None:
-    """u = 1e9 x_1 and v = x_2 / 1e9: no coefficient is the rounding error of another."""
+def test_small_entries_beside_large_ones_are_kept() -> None:
+    """u = 1e9 x_1 and v = x_2 / 1e9: the small coefficient is not a rounding error."""
     A = np.array([[1e9, 0.0, -1.0, 0.0], [0.0, 1e-9, 0.0, -1.0]])
     P = np.diag([2.0, 2.0, 2e-18, 2e18])
     program = presolved(equality_program(P, A, np.zeros(2)))
@@ -85,8 +85,8 @@ def test_small_entries_are_kept_beside_large_ones() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
-def test_dependent_rows_vanish_in_any_unit(scale: float) -> None:
-    """Rows that follow from others are left with rounding errors, which are no pivots."""
+def test_dependent_rows_are_dropped_in_any_unit(scale: float) -> None:
+    """Elimination leaves rounding errors in dependent rows, which must not become pivots."""
     rng = np.random.default_rng(3)
     A = rng.standard_normal((3, 6))
     A = np.vstack([A, rng.standard_normal((3, 3)) @ A])
@@ -109,8 +109,8 @@ def presolved_without_duals(A: Array, b: Array) -> ParametricProgram:
     )
 
 
-def test_cancellation_is_told_by_the_terms_over_all_their_history() -> None:
-    """1e8 + 1 - 1e8 is 1 up to 1e-8, and what is left of it after subtracting 1 is nothing."""
+def test_cancellation_is_judged_by_all_accumulated_terms() -> None:
+    """1e8 + 1 - 1e8 is 1 with an error of 1e-8, so after subtracting 1 the remainder counts as zero."""
     large = exact(sp.csr_matrix([[1e8 + 0.1]]))
     left = difference(large, exact(sp.csr_matrix([[1e8]])))
     assert left.values.nnz == 1
@@ -122,8 +122,8 @@ def test_cancellation_is_told_by_the_terms_over_all_their_history() -> None:
     )
 
 
-def test_rows_are_compared_where_columns_times_features_exceed_32_bits() -> None:
-    """Two rows x_1 <= theta_k are one."""
+def test_rows_are_compared_if_columns_times_features_exceed_32_bits() -> None:
+    """Two identical rows x_1 <= theta_k are merged."""
     n, features = 3_000, 800_000
     A = AffineMatrix.of(Pattern((2, n), np.array([0, 1]), np.array([0, 0])), sp.csr_matrix(np.ones((2, 1))))
     A = AffineMatrix(A.constant, A.rows, A.cols, exact(sp.csr_matrix((0, features))))
@@ -131,7 +131,7 @@ def test_rows_are_compared_where_columns_times_features_exceed_32_bits() -> None
     assert drop_redundant_rows(A, exact(b), Cones(nonnegative=2), np.zeros(2, dtype=bool)).shape == (1, 2)
 
 
-def test_entries_that_are_always_zero_are_no_features() -> None:
+def test_structural_zeros_are_not_features() -> None:
     case = CASES["attribute_parameters"]()
     program = canonicalize(case.problem, case.parameters, case.variables)
     assert program.features.size == 9 + 3 + 3 + 3  # symmetric, diagonal, nonnegative, sparse

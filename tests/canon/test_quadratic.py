@@ -1,4 +1,4 @@
-"""Quadratic forms of arguments that hold parameters, and of curved ones: values and gradients."""
+"""Values and gradients of quadratic forms with parametrised or nonaffine arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def form(argument: cp.Expression) -> cp.Expression:
 
 
 def squares(argument: cp.Expression) -> cp.Expression:
-    """The same function in a form that was never refused."""
+    """The same function as a sum of squares, which CVXPY accepts."""
     return cp.sum_squares(L.T @ argument)
 
 
@@ -64,7 +64,7 @@ def weighted(f: Write) -> Posed:
 
 
 def tracking(f: Write) -> Posed:
-    """Model predictive control that follows a reference, with bounds on inputs."""
+    """Model predictive control with a reference trajectory and input bounds."""
     horizon = 4
     X, U = cp.Variable((3, horizon + 1)), cp.Variable((2, horizon))
     start, reference = cp.Parameter(3), cp.Parameter((3, horizon))
@@ -110,7 +110,7 @@ POSED = {
 
 @pytest.mark.parametrize("presolve", [True, False])
 @pytest.mark.parametrize("name", POSED)
-def test_tracking_costs_are_sums_of_squares(name: str, presolve: bool) -> None:
+def test_quadratic_forms_match_sums_of_squares(name: str, presolve: bool) -> None:
     rng = np.random.default_rng(3)
     results = []
     values: list[Array] = []
@@ -128,14 +128,14 @@ def test_tracking_costs_are_sums_of_squares(name: str, presolve: bool) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
-def test_the_quadratic_objective_stays_one() -> None:
+def test_the_objective_stays_quadratic() -> None:
     problem, parameters, outputs = difference(form)
     program = canonicalize(problem, parameters, outputs)
     assert not program.structure.cones.second_order
     assert program.structure.P.nnz == 9
 
 
-def test_the_solution_of_a_tracking_cost_alone_is_its_reference() -> None:
+def test_minimising_only_a_tracking_cost_returns_its_reference() -> None:
     x, r = cp.Variable(3), cp.Parameter(3)
     solved = SolutionMap(canonicalize(cp.Problem(cp.Minimize(form(M @ x - r))), [r], [x])).solve([np.ones(3)])
     np.testing.assert_allclose(solved.outputs[0][0], np.linalg.solve(M, np.ones(3)), atol=1e-9)
@@ -143,7 +143,7 @@ def test_the_solution_of_a_tracking_cost_alone_is_its_reference() -> None:
     np.testing.assert_allclose(gradient[0], np.linalg.solve(M.T, [1.0, 2.0, 3.0]), atol=1e-9)
 
 
-def test_matrix_and_argument_may_both_hold_parameters() -> None:
+def test_matrix_and_argument_may_both_be_parametrised() -> None:
     """minimize (x - r)'P(x - r) + q'x has x = r - P^-1 q / 2, and the gradient of P is symmetric."""
     x, r, q = cp.Variable(3), cp.Parameter(3), cp.Parameter(3)
     P = cp.Parameter((3, 3), PSD=True)
@@ -169,7 +169,7 @@ def test_a_sum_of_parametric_and_constant_matrices_is_accepted() -> None:
 
 
 def test_a_convex_argument_is_canonicalised() -> None:
-    """The form increases in |x - r| + 1, which CVXPY leaves as it is in a quadratic objective."""
+    """The form increases in |x - r| + 1, which CVXPY does not canonicalise in a quadratic objective."""
     N = np.abs(Q)
     x, r = cp.Variable(3), cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.quad_form(cp.abs(x - r) + 1.0, N) + 2.0 * cp.sum(x)))
@@ -186,8 +186,8 @@ def test_a_convex_argument_is_canonicalised() -> None:
 
 
 @pytest.mark.parametrize("wrap", [False, True])
-def test_a_matrix_that_is_taken_for_definite_may_be_unsymmetric(wrap: bool) -> None:
-    """x'Sx sees the symmetric part, which is what the gradient is with respect to."""
+def test_a_matrix_declared_definite_may_be_asymmetric(wrap: bool) -> None:
+    """x'Sx depends on the symmetric part of S only, and so does the gradient."""
     x, S, q = cp.Variable(3), cp.Parameter((3, 3)), cp.Parameter(3)
     quadratic = cp.quad_form(x, cp.psd_wrap(S)) if wrap else cp.quad_form(x, S, assume_PSD=True)
     program = canonicalize(cp.Problem(cp.Minimize(quadratic + q @ x)), [S, q], [x])

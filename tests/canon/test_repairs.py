@@ -1,4 +1,4 @@
-"""Expressions that CVXPY canonicalises wrongly or not at all: here they have the values that they should."""
+"""Expressions that CVXPY canonicalises wrongly or not at all have correct values with the workarounds."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ CASES: dict[str, tuple[Callable[[cp.Expression], cp.Expression], Callable[[Array
 
 @pytest.mark.filterwarnings("ignore:geo_mean is being approximated")
 @pytest.mark.parametrize("name", CASES)
-def test_the_solution_minimises_what_was_written(name: str) -> None:
+def test_the_solution_minimises_the_written_objective(name: str) -> None:
     written, meant, shape = CASES[name]
     X, P = cp.Variable(shape), cp.Parameter(shape)
     value = rng.standard_normal(shape)
@@ -81,7 +81,7 @@ def test_the_solution_minimises_what_was_written(name: str) -> None:
 
 
 def test_norms_along_an_axis_shrink_blocks() -> None:
-    """The proximal operator of the sum of norms, and its derivative along the blocks."""
+    """The proximal operator of a sum of norms, and its derivative along the blocks."""
     X, P = cp.Variable((2, 3, 2)), cp.Parameter((2, 3, 2))
     value = rng.standard_normal((2, 3, 2)) + 2.0
     problem = cp.Problem(cp.Minimize(cp.sum(cp.norm(X, 2, axis=1)) + cp.sum_squares(X - P)))
@@ -120,7 +120,7 @@ def test_perspectives(function: Callable[[cp.Expression], cp.Expression], meant:
     np.testing.assert_allclose(gradient, difference, rtol=1e-4, atol=1e-5)
 
 
-def test_perspectives_of_different_functions_are_told_apart() -> None:
+def test_perspectives_of_different_functions_are_distinguished() -> None:
     y, s, d = cp.Variable(), cp.Variable(nonneg=True), cp.Parameter()
     cost = cp.perspective(cp.square(y), s) + cp.perspective(cp.exp(y), s) + cp.square(s - d) + cp.square(y - 1)
     solved = SolutionMap(canonicalize(cp.Problem(cp.Minimize(cost), [s >= 0.1]), [d], [y, s])).solve([np.array(1.3)])
@@ -130,7 +130,7 @@ def test_perspectives_of_different_functions_are_told_apart() -> None:
 
 
 def test_an_inner_minimisation_is_part_of_the_problem() -> None:
-    """min_y |x - y|^2 + |x - b|_1 over x >= 0 inside, and |y - 1|^2 outside, also with a tracking cost inside."""
+    """Inner min_y |x - y|^2 + |x - b|_1 over x >= 0, outer |y - 1|^2; also with an inner tracking cost."""
     b, values = cp.Parameter(3), np.array([[0.3, -1.0, 2.0], [1.0, 0.2, -0.4]])
     for inside in (cp.norm1, lambda e: cp.quad_form(e, np.eye(3) + 0.2)):
         x, y = cp.Variable(3), cp.Variable(3)
@@ -147,12 +147,12 @@ def test_an_inner_maximisation_is_part_of_the_problem() -> None:
     inner = cp.Problem(cp.Maximize(-cp.sum_squares(x - b) - cp.sum_squares(x - y)), [x <= 0.5])
     problem = cp.Problem(cp.Maximize(partial_optimize(inner, [x]) - cp.sum_squares(y)))
     solved = SolutionMap(canonicalize(problem, [b], [y])).solve([np.array([0.3, 2.0])])
-    # y = x / 2, and x = 2 b / 3 where that is below 1/2
+    # y = x / 2, and x = min(2 b / 3, 1/2)
     np.testing.assert_allclose(solved.outputs[0][0], [0.1, 0.25], atol=1e-7)
 
 
-def test_support_functions_may_have_parameters_in_their_argument() -> None:
-    """sup of u'(x - b) over the unit ball is a norm, although the atom hides its parameters from CVXPY."""
+def test_support_functions_may_have_parametrised_arguments() -> None:
+    """sup u'(x - b) over the unit ball is a norm; CVXPY does not list the parameters of this atom."""
     u, x, b = cp.Variable(3), cp.Variable(3), cp.Parameter(3)
     ball = SuppFunc(u, [cp.norm(u) <= 1])
     value = np.array([2.0, -1.0, 0.5])

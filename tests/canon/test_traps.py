@@ -1,4 +1,4 @@
-"""What is known to go wrong between CVXPY and a compiled program, each with a test."""
+"""Regression tests of known pitfalls in CVXPY's canonicalisation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ a, c = cp.Parameter(pos=True, name="a"), cp.Parameter(pos=True, name="c")
 P = cp.Parameter((3, 3), PSD=True, name="P")
 
 
-def test_a_problem_that_is_not_dpp_is_refused_even_after_a_solve() -> None:
+def test_a_problem_that_is_not_dpp_is_rejected_even_after_a_solve() -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(a * c * x - b)))
     for parameter, value in ((a, 1.0), (c, 2.0), (b, np.ones(3))):
         parameter.value = value
@@ -31,7 +31,7 @@ def test_a_problem_that_is_not_dpp_is_refused_even_after_a_solve() -> None:
 
 
 @pytest.mark.parametrize("value", [None, np.eye(3)])
-def test_a_parameter_that_would_be_frozen_is_refused(value: Any) -> None:
+def test_a_parameter_that_cvxpy_would_treat_as_a_constant_is_rejected(value: Any) -> None:
     parameter = cp.Parameter((3, 3), PSD=True, value=value)
     problem = cp.Problem(cp.Minimize(cp.maximum(cp.quad_form(x, parameter), 1)))
     assert problem.is_dpp(quad_form_dpp="qp")
@@ -39,19 +39,19 @@ def test_a_parameter_that_would_be_frozen_is_refused(value: Any) -> None:
         canonicalize(problem, [parameter], [x])
 
 
-def test_a_legal_parametric_quad_form_is_accepted_although_is_dpp_alone_refuses_it() -> None:
+def test_a_parametric_quad_form_that_plain_is_dpp_rejects_is_accepted() -> None:
     problem = cp.Problem(cp.Minimize(cp.quad_form(x, P) + b @ x))
     assert not problem.is_dpp()
     canonicalize(problem, [P, b], [x])
 
 
-def test_a_quad_form_parameter_without_psd_is_refused() -> None:
+def test_a_quad_form_parameter_without_psd_is_rejected() -> None:
     plain = cp.Parameter((3, 3), symmetric=True)
     with pytest.raises(ProblemError):
         canonicalize(cp.Problem(cp.Minimize(cp.quad_form(x, plain))), [plain], [x])
 
 
-def test_a_parameter_of_a_geometric_program_owns_two_columns() -> None:
+def test_a_parameter_of_a_geometric_program_may_have_two_features() -> None:
     case = CASES["geometric_program"]()
     program = canonicalize(case.problem, case.parameters, case.variables, gp=True)
     assert program.features.size == 3 + 3
@@ -74,27 +74,27 @@ def test_the_objective_of_a_maximisation_keeps_its_sign_and_offset() -> None:
         ("dir_cones", [("soc", [0, 1], 1, {})], "direct cones"),
     ],
 )
-def test_parts_of_the_canonical_form_that_are_not_read_are_refused(field: str, value: Any, named: str) -> None:
+def test_unsupported_parts_of_the_canonical_form_are_rejected(field: str, value: Any, named: str) -> None:
     form = frontend.canonical_form(cp.Problem(cp.Minimize(cp.sum_squares(x)), [x >= 1]), gp=False)
     setattr(form.param_prog, field, value)
     with pytest.raises(UnsupportedError, match=named):
         frontend._check_program(form.param_prog)
 
 
-def test_another_release_of_cvxpy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_release_of_cvxpy_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cp, "__version__", "2.0.0")
     with pytest.raises(UnsupportedError, match=r"installed is 2\.0\.0"):
         canonicalize(cp.Problem(cp.Minimize(cp.sum_squares(x - b))), [b], [x])
 
 
-def test_geometric_means_arrive_as_three_dimensional_power_cones() -> None:
+def test_geometric_means_become_three_dimensional_power_cones() -> None:
     problem = cp.Problem(cp.Maximize(cp.geo_mean(x, approx=False)), [x <= b])
     cones = canonicalize(problem, [b], [x]).structure.cones
     assert len(cones.power) == 2
     assert not cones.second_order
 
 
-def test_powers_are_second_order_cones_unless_told_otherwise() -> None:
+def test_approximated_powers_become_second_order_cones() -> None:
     def kinds(approx: bool) -> frozenset[str]:
         problem = cp.Problem(cp.Minimize(cp.sum(x)), [cp.power(x, -0.7, approx=approx) <= b])
         return canonicalize(problem, [b], [x]).structure.cones.kinds
@@ -120,13 +120,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_has_no_derivative_here_is_refused(name: str) -> None:
+def test_problems_without_a_derivative_are_rejected(name: str) -> None:
     problem, error = REFUSED[name]
     with pytest.raises(error):
         canonicalize(problem, [b], problem.variables()[:1])
 
 
-def test_a_geometric_program_without_gp_is_pointed_out() -> None:
+def test_a_geometric_program_without_gp_gets_a_hint() -> None:
     case = CASES["geometric_program"]()
     with pytest.raises(ProblemError, match="pass gp=True"):
         canonicalize(case.problem, case.parameters, case.variables)
@@ -161,7 +161,7 @@ def test_the_users_problem_is_neither_used_nor_changed() -> None:
     assert problem._cache.param_prog is cached
 
 
-def test_the_self_check_notices_a_wrong_map(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_self_check_detects_a_wrong_map(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= a])
     genuine = self_check.instance_of_constants
 
@@ -176,7 +176,7 @@ def test_the_self_check_notices_a_wrong_map(monkeypatch: pytest.MonkeyPatch) -> 
     canonicalize(problem, [a, b], [x], self_check=False)
 
 
-def test_our_solver_class_keeps_to_cvxpys_contract() -> None:
+def test_the_solver_class_satisfies_cvxpys_interface() -> None:
     solver = frontend._StandardForm()
     assert isinstance(solver, ConicSolver)
     assert solver.is_installed()
@@ -187,7 +187,7 @@ def test_our_solver_class_keeps_to_cvxpys_contract() -> None:
 
 
 @pytest.mark.parametrize("constant", [np.inf, np.nan])
-def test_coefficients_that_are_not_finite_are_refused(constant: float) -> None:
+def test_nonfinite_coefficients_are_rejected(constant: float) -> None:
     with pytest.raises(ProblemError, match="not finite"):
         canonicalize(cp.Problem(cp.Minimize(cp.sum_squares(x - b) + constant * x[0])), [b], [x])
     with pytest.raises(ProblemError, match="infinite bounds"):

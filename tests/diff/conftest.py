@@ -1,4 +1,4 @@
-"""The account of the derivative checks, printed at the end of a run: draws, rejections, worst errors."""
+"""Summary of the derivative checks at the end of a test run: draws, rejections, worst errors."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 @dataclass
 class Check:
-    """One case: programs drawn, rejected as degenerate, and the worst relative errors."""
+    """Statistics of one test: programs drawn, draws rejected as degenerate, and the worst relative errors."""
 
     draws: int = 0
     rejected: int = 0
     errors: dict[str, float] = field(default_factory=dict)
 
     def record(self, **errors: float) -> None:
-        """Keep the worst of each."""
+        """Update the worst error of each kind."""
         for name, error in errors.items():
             self.errors[name] = max(self.errors.get(name, 0.0), error)
 
@@ -26,7 +26,7 @@ CHECKS = pytest.StashKey[dict[str, Check]]()
 
 @pytest.fixture
 def check(request: pytest.FixtureRequest) -> Check:
-    """This test's line of the account."""
+    """Statistics of the current test."""
     checks = request.config.stash.setdefault(CHECKS, {})
     return checks.setdefault(request.node.name, Check())
 

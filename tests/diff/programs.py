@@ -1,7 +1,7 @@
-"""Random regular cone programs with their exact solutions, made without a solver; and perturbed solutions, by Newton.
+"""Random nondegenerate cone programs with exact solutions, built without a solver, and perturbed solutions.
 
 Draw w, x, A and P; then y = Pi_{K*}(w) and s = y - w are complementary, and q = -(Px + A'y), b = Ax + s make (x, y, s)
-the solution. The number of variables is such that the reduced system is regular for almost every draw.
+the solution. The number of variables is chosen such that K is nonsingular for almost every draw.
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ CONES = {
 }
 
 MARGIN = 0.1
-"""Least distance of w from a jump of the derivative."""
+"""Smallest distance of w from a jump of the projection's derivative."""
 
 REACH = 3e-4
-"""How far differences go: well within MARGIN, and well above rounding."""
+"""Step of finite differences in (x, w): well below MARGIN, and well above rounding errors."""
 
 CONDITION = 1e5
-"""A draw whose Newton matrix is worse conditioned is rejected as degenerate."""
+"""Largest condition number of the Newton matrix; worse draws are rejected as degenerate."""
 
 
 Solve = Callable[[ConeProgram], tuple[Array, Array, Array]]
-"""Programs -> (x, y, s)."""
+"""Maps programs to solutions (x, y, s)."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One regular program, a batch of one, and its solution."""
+    """A batch of one nondegenerate program, and its solution."""
 
     program: ConeProgram
     solution: Solution
 
     @property
     def w(self) -> Array:
-        """w = y - s, (1, m)."""
+        """The vector w = y - s, (1, m)."""
         return self.solution.y - self.solution.s
 
     def repeat(self, count: int) -> Draw:
-        """A batch of copies."""
+        """Build a batch of copies."""
         index = np.zeros(count, dtype=np.int64)
         return Draw(self.program.select(index), self.solution.select(index))
 
 
 def draw(rng: np.random.Generator, cones: Cones, *, quadratic: bool) -> Draw | None:
-    """A program over these cones with a strictly complementary solution, or None where the draw is degenerate.
+    """Draw a program over these cones with a strictly complementary solution; None if the draw is degenerate.
 
-    Without a quadratic objective there are as many variables as the active constraints and their curvature can fix.
+    Without a quadratic objective, the number of variables is what the active constraints and their curvature determine.
     """
     active = curved = 0
     while active + curved == 0:
@@ -85,7 +85,7 @@ def draw(rng: np.random.Generator, cones: Cones, *, quadratic: bool) -> Draw | N
 
 
 def assemble(P: Array, A: Array, x: Array, w: Array, cones: Cones) -> Draw:
-    """The program with dense P (n, n) and A (m, n) whose solution is at x and w."""
+    """Build the program with dense P (n, n) and A (m, n) whose solution is at x and w."""
     y = product_cone(cones).project_dual(w[None])[0]
     s = y - w
     structure = Structure(pattern(P), pattern(A), cones)
@@ -98,7 +98,7 @@ def assemble(P: Array, A: Array, x: Array, w: Array, cones: Cones) -> Draw:
 
 
 def stack(draws: list[Draw]) -> Draw:
-    """One batch of draws of one structure (that of the first)."""
+    """Stack draws of equal structure to one batch."""
     first, programs, solutions = draws[0], [d.program for d in draws], [d.solution for d in draws]
     program = ConeProgram(
         first.program.structure,
@@ -108,19 +108,19 @@ def stack(draws: list[Draw]) -> Draw:
 
 
 def pattern(M: Array) -> Pattern:
-    """Where a matrix is not zero."""
+    """Sparsity pattern of the nonzeros of a matrix."""
     cols, rows = np.nonzero(M.T)
     return Pattern(M.shape, rows, cols)
 
 
 def solution_at(x: Array, y: Array, s: Array) -> Solution:
-    """A batch of points that a solver calls optimal."""
+    """A batch of points with status optimal."""
     batch = len(x)
     return Solution(x, y, s, (Status.OPTIMAL,) * batch, np.ones(batch, dtype=np.int64), np.zeros(batch), {})
 
 
 def strict_point(rng: np.random.Generator, cones: Cones, candidates: int = 60) -> Array:
-    """A w (1, m) at least MARGIN from every jump of D: blocks on the boundary (half of them), interior and at zero."""
+    """Draw w (1, m) at least MARGIN from every jump of D; half of the blocks are on the boundary of the cone."""
     cone = product_cone(cones)
     points = rng.normal(size=(candidates, 3, cones.m)) * rng.choice([0.7, 1.5], size=(candidates, 1, 1))
     projected = cone.project_dual(points.reshape(-1, cones.m)).reshape(points.shape)
@@ -170,40 +170,40 @@ def solve_near(program: ConeProgram, x: Array, w: Array, *, steps: int = 12) -> 
 
 
 def flat_data(program: ConeProgram) -> Array:
-    """(P, q, A, b) of program tangents or cotangents, one row an element."""
+    """(P, q, A, b) of program tangents or cotangents, one row per element."""
     return np.concatenate([program.P, program.q, program.A, program.b], axis=1)
 
 
 def flat_point(tangent: SolutionTangent) -> Array:
-    """(x, y, s) of solution tangents or cotangents, one row an element."""
+    """(x, y, s) of solution tangents or cotangents, one row per element."""
     return np.concatenate([tangent.x, tangent.y, tangent.s], axis=1)
 
 
 def data_tangents(rng: np.random.Generator, structure: Structure, count: int) -> ConeProgram:
-    """Random tangents: `count` in each of P, q, A and b alone (where there is one), and in all of them."""
+    """Draw tangents: ``count`` in each of P, q, A and b alone (if not empty), and ``count`` in all of them."""
     sizes = (structure.P.nnz, structure.n, structure.A.nnz, structure.m)
     P, q, A, b = _alone_and_together(rng, sizes, count)
     return ConeProgram(structure, P + P[:, structure.P.swapped], q, np.zeros(len(q)), A, b)
 
 
 def ones(drawn: Draw, x: float = 1.0, y: float = 1.0, s: float = 1.0) -> SolutionTangent:
-    """The cotangent of sum(x), sum(y) and sum(s), with weights."""
+    """Cotangent of a weighted sum of sum(x), sum(y) and sum(s)."""
     points = ((x, drawn.solution.x), (y, drawn.solution.y), (s, drawn.solution.s))
     return SolutionTangent(*(np.full_like(value, weight) for weight, value in points))
 
 
 def at(drawn: Draw, backend: AbstractBackend | None = None) -> ExactDifferentiator:
-    """The exact derivative there."""
+    """The exact derivative at a draw."""
     return ExactDifferentiator(ReducedSystem(drawn.program.structure, backend), drawn.program, drawn.solution)
 
 
 def point_cotangents(rng: np.random.Generator, structure: Structure, count: int) -> SolutionTangent:
-    """Random cotangents: `count` on each of x, y and s alone, and on all of them."""
+    """Draw cotangents: ``count`` on each of x, y and s alone, and ``count`` on all of them."""
     return SolutionTangent(*_alone_and_together(rng, (structure.n, structure.m, structure.m), count))
 
 
 def _alone_and_together(rng: np.random.Generator, sizes: tuple[int, ...], count: int) -> list[Array]:
-    """Random rows of these sizes: `count` where each that is not empty is alone, the others 0, and `count` of all."""
+    """Draw rows of these sizes: ``count`` per nonempty part with the other parts zero, and ``count`` of all parts."""
     kinds = [*(part for part, size in enumerate(sizes) if size), None]
     return [
         np.concatenate([rng.normal(size=(count, size)) * (kind in (part, None)) for kind in kinds])
@@ -212,7 +212,7 @@ def _alone_and_together(rng: np.random.Generator, sizes: tuple[int, ...], count:
 
 
 def move(program: ConeProgram, tangent: ConeProgram, step: Array) -> ConeProgram:
-    """The programs moved along tangents by steps (B, 1)."""
+    """Move programs along tangents by steps (B, 1)."""
     return replace(
         program,
         P=program.P + step * tangent.P,
@@ -225,8 +225,8 @@ def move(program: ConeProgram, tangent: ConeProgram, step: Array) -> ConeProgram
 def differences(drawn: Draw, tangent: ConeProgram, solve: Solve | None = None, reach: float = REACH) -> SolutionTangent:
     """Derivatives of (x, y, s) along tangents (B, ...): central differences, Richardson-extrapolated to fourth order.
 
-    The larger step of each direction moves (x, w) by about `reach`. Perturbed programs are solved by `solve`, unless
-    given by Newton from the solution.
+    The larger step of each direction moves (x, w) by about ``reach``. Perturbed programs are solved by ``solve``,
+    by default with Newton's method from the solution.
     """
 
     def newton(program: ConeProgram) -> tuple[Array, Array, Array]:

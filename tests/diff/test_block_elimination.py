@@ -1,4 +1,4 @@
-"""The elimination of large blocks is the inverse of the regularised matrix, made densely."""
+"""Block elimination against the dense inverse of the regularised matrix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Case:
     signs: Array
 
     def dense(self) -> Array:
-        """E."""
+        """The equilibrated matrix E."""
         E = self.stored.copy()
         for column in range(len(E)):
             unit = np.zeros(len(E))
@@ -42,7 +42,7 @@ def basis(rng: np.random.Generator, blocks: int) -> KroneckerBasis:
 
 
 def case(rng: np.random.Generator, matrices: list[Array], *, curvature: Array, others: int, blocks: int = 1) -> Case:
-    """One group for each A (blocks * size, n); curvature (n,) is P's diagonal, others are rows of other cones."""
+    """Build one group per A (blocks * size, n), with P's diagonal ``curvature`` (n,) and rows of other cones."""
     n = matrices[0].shape[1]
     own = blocks * SIZE
     bases = [basis(rng, blocks) for _ in matrices]
@@ -59,7 +59,7 @@ def case(rng: np.random.Generator, matrices: list[Array], *, curvature: Array, o
 
 
 def check(made: Case, variables: list[EntryVariables | None], idle: Array | None = None) -> None:
-    """Against the dense inverse, by what is left of a right-hand side: the inverse itself may reach 1 / EPS."""
+    """Compare by residuals, because entries of the inverse may be as large as 1 / EPS."""
     E = made.dense()
     np.testing.assert_allclose(E, E.T, atol=1e-14)
     elimination = BlockElimination(
@@ -79,14 +79,14 @@ def check(made: Case, variables: list[EntryVariables | None], idle: Array | None
 
 
 def injection(entries: Array, n: int, sign: Array, rows: int = SIZE) -> Array:
-    """A whose first columns are variables that are entries, with these signs."""
+    """Build A whose first columns are entry variables with these signs."""
     A = np.zeros((rows, n))
     A[entries, np.arange(len(entries))] = sign
     return A
 
 
 def entry_variables(A: Array, entries: Array) -> EntryVariables:
-    """Those in the first columns of A."""
+    """The entry variables in the first columns of A."""
     stored = sp.csr_matrix(A)
     rows = np.repeat(np.arange(len(A)), np.diff(stored.indptr))
     position = {(r, c): i for i, (r, c) in enumerate(zip(rows.tolist(), stored.indices.tolist(), strict=True))}
@@ -108,7 +108,7 @@ def test_variables_that_are_entries(curvature: float, fixed: int, more: int) -> 
     check(made, [entry_variables(A, entries)])
 
 
-def test_blocks_without_variables_of_their_own() -> None:
+def test_blocks_without_entry_variables() -> None:
     rng = np.random.default_rng(1)
     made = case(rng, [rng.normal(size=(2 * SIZE, 5))], curvature=rng.uniform(0.1, 1.0, 5), others=3, blocks=2)
     check(made, [None])
@@ -136,7 +136,7 @@ def test_groups_of_both_kinds() -> None:
     check(made, [entry_variables(A, entries), None])
 
 
-def test_idle_unknowns_and_nothing_that_remains() -> None:
+def test_idle_unknowns_and_an_empty_schur_complement() -> None:
     rng = np.random.default_rng(4)
     entries = np.arange(SIZE)
     A = injection(entries, SIZE, -np.ones(SIZE))

@@ -1,4 +1,4 @@
-"""Where the derivative does not exist, or is not unique: what is returned, and what the report says."""
+"""Derivatives that do not exist or are not unique: returned values and reports."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def backend(request: pytest.FixtureRequest) -> AbstractBackend:
 
 
 def duplicated_rows(rng: np.random.Generator) -> Draw:
-    """Two equal equality rows: the multipliers' difference is free, x is unique."""
+    """Two equal equality rows: the difference of the multipliers is free, x is unique."""
     A = rng.normal(size=(4, 6))
     A[1] = A[0]
     return assemble(np.eye(6), A, rng.normal(size=6), np.array([1.0, 2.0, -1.5, 1.0]), Cones(zero=3, nonnegative=1))
 
 
 def free_variable(rng: np.random.Generator) -> Draw:
-    """The last variable has no cost, and only rows that are slack: like an epigraph variable, it is not unique."""
+    """The last variable has no cost and only inactive rows: like an epigraph variable, it is not unique."""
     A, P = rng.normal(size=(5, 4)), np.diag([1.0, 2.0, 3.0, 0.0])
     A[:3, 3] = 0.0
     w = np.array([1.0, -2.0, 1.5, -1.0, -2.0])
@@ -48,7 +48,7 @@ def free_variable(rng: np.random.Generator) -> Draw:
 
 
 @pytest.mark.parametrize("name", WEAK)
-def test_weakly_active_constraints_have_no_margin(name: str) -> None:
+def test_weakly_active_constraints_have_zero_margin(name: str) -> None:
     cones, w = WEAK[name]
     drawn = assemble(np.eye(9), np.random.default_rng(0).normal(size=(cones.m, 9)), np.ones(9), w, cones)
     _, report = at(drawn).vjp(ones(drawn))
@@ -58,7 +58,7 @@ def test_weakly_active_constraints_have_no_margin(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WEAK)
-def test_strictly_active_constraints_have_their_margin(name: str) -> None:
+def test_strictly_active_constraints_have_a_positive_margin(name: str) -> None:
     rng, cones = np.random.default_rng(0), WEAK[name][0]
     w = strict_point(rng, cones)[0]
     drawn = assemble(np.eye(9), rng.normal(size=(cones.m, 9)), np.ones(9), w, cones)
@@ -67,7 +67,7 @@ def test_strictly_active_constraints_have_their_margin(name: str) -> None:
     assert report.status == ("ok",)
 
 
-def test_one_degenerate_element_does_not_touch_the_others() -> None:
+def test_a_degenerate_element_does_not_affect_the_others() -> None:
     rng, cones = np.random.default_rng(0), WEAK["nonnegative"][0]
     A = rng.normal(size=(3, 4))
     draws = [assemble(np.eye(4), A, np.ones(4), w, cones) for w in np.array([[1.0, -1.0, 0.5], [1.0, -1.0, 0.0]])]
@@ -80,8 +80,8 @@ def test_one_degenerate_element_does_not_touch_the_others() -> None:
         np.testing.assert_allclose(gradient.q[place], at(draws[0]).vjp(ones(draws[0]))[0].q[0], atol=1e-13)
 
 
-def test_dependent_rows_that_are_seen(backend: AbstractBackend) -> None:
-    """b moves the duplicates apart: J is the minimum-norm one, which shares the gradient equally."""
+def test_visible_dependent_rows(backend: AbstractBackend) -> None:
+    """With b as parameter, the returned derivative has minimum norm and splits the gradient equally."""
     drawn = duplicated_rows(np.random.default_rng(0))
     gradient, report = at(drawn, backend).vjp(ones(drawn, y=0.0, s=0.0))
     assert report.status == ("degenerate",)
@@ -95,8 +95,8 @@ def test_dependent_rows_that_are_seen(backend: AbstractBackend) -> None:
     np.testing.assert_allclose(gradient.b[0, 0] + gradient.b[0, 1], unique.b[0, 0], atol=1e-10)
 
 
-def test_dependent_rows_that_are_not_seen(backend: AbstractBackend) -> None:
-    """With q the only parameter and x the only output, nothing depends on the choice of multipliers."""
+def test_invisible_dependent_rows(backend: AbstractBackend) -> None:
+    """With q as parameter and x as output, the derivative does not depend on the choice of multipliers."""
     drawn = duplicated_rows(np.random.default_rng(0))
     differentiator = at(drawn, backend)
     gradient, backward = differentiator.vjp(ones(drawn, y=0.0, s=0.0), seen=lambda data: data.q)
@@ -109,7 +109,7 @@ def test_dependent_rows_that_are_not_seen(backend: AbstractBackend) -> None:
 
 
 def test_inconsistent_right_hand_sides(backend: AbstractBackend) -> None:
-    """Moving one of two equal rows has no solution: the least-squares one moves both by half."""
+    """A change of one of two equal rows is inconsistent: the least-squares solution moves both by half."""
     drawn = duplicated_rows(np.random.default_rng(0))
     half, whole = (tangent_of_b(drawn, db) for db in ([0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]))
     moved, report = at(drawn, backend).jvp(whole)
@@ -119,7 +119,7 @@ def test_inconsistent_right_hand_sides(backend: AbstractBackend) -> None:
     np.testing.assert_allclose(moved.x, at(drawn, backend).jvp(half)[0].x, atol=1e-8)
 
 
-def test_a_free_variable_that_is_not_seen(backend: AbstractBackend) -> None:
+def test_an_invisible_free_variable(backend: AbstractBackend) -> None:
     drawn = free_variable(np.random.default_rng(1))
     cotangent = ones(drawn, s=0.0)
     cotangent.x[0, 3] = 0.0
@@ -139,7 +139,7 @@ def test_a_free_variable_that_is_not_seen(backend: AbstractBackend) -> None:
     )
 
 
-def test_a_free_variable_that_is_seen(backend: AbstractBackend) -> None:
+def test_a_visible_free_variable(backend: AbstractBackend) -> None:
     drawn = free_variable(np.random.default_rng(1))
     gradient, report = at(drawn, backend).vjp(ones(drawn, y=0.0, s=0.0))
     assert report.status == ("degenerate",)
@@ -151,7 +151,7 @@ def test_a_free_variable_that_is_seen(backend: AbstractBackend) -> None:
 
 
 def test_more_active_constraints_than_variables(backend: AbstractBackend) -> None:
-    """A degenerate vertex with many dependent rows: consistent right-hand sides are solved to 1e-8 all the same."""
+    """A degenerate vertex with many dependent rows: consistent right-hand sides are solved to 1e-8."""
     rng = np.random.default_rng(0)
     for _ in range(5):
         A = rng.normal(size=(12, 4)) @ np.diag([1.0, 10.0, 0.1, 1.0])
@@ -167,7 +167,7 @@ def test_more_active_constraints_than_variables(backend: AbstractBackend) -> Non
 
 
 def test_consistent_right_hand_sides_of_a_large_singular_system() -> None:
-    """Too large for an eigendecomposition: the refined solution is kept."""
+    """The system is too large for an eigendecomposition: the refined solution is kept."""
     rng, n, m = np.random.default_rng(0), 800, 500
     A = np.where(rng.uniform(size=(m, n)) < 4.0 / n, rng.normal(size=(m, n)), 0.0) + np.eye(m, n)
     A[m // 2 :] = A[: m - m // 2]
@@ -179,7 +179,7 @@ def test_consistent_right_hand_sides_of_a_large_singular_system() -> None:
     np.testing.assert_allclose(A @ moved.x[0], db, atol=1e-8)
 
 
-def test_badly_scaled_rows_are_no_degeneracy(backend: AbstractBackend) -> None:
+def test_badly_scaled_rows_are_not_degenerate(backend: AbstractBackend) -> None:
     """Rows in other units have multipliers in other units, and the same derivative."""
     rng = np.random.default_rng(0)
     drawn = draw(rng, CONES["nonnegative"], quadratic=True)
@@ -197,8 +197,8 @@ def test_badly_scaled_rows_are_no_degeneracy(backend: AbstractBackend) -> None:
 
 
 @pytest.mark.parametrize("name", WEAK)
-def test_the_optimal_value_is_smooth_where_constraints_are_weak(name: str) -> None:
-    """D jumps there, and its error is of no concern: x and y are the gradient."""
+def test_the_optimal_value_is_smooth_at_weakly_active_constraints(name: str) -> None:
+    """The gradient consists of x and y, so jumps of D do not matter."""
     cones, w = WEAK[name]
     drawn = assemble(np.eye(9), np.random.default_rng(0).normal(size=(cones.m, 9)), np.ones(9), w, cones)
     report = at(drawn).objective_report(seen=lambda moved: np.concatenate([moved.x, moved.y], axis=1))
@@ -206,15 +206,15 @@ def test_the_optimal_value_is_smooth_where_constraints_are_weak(name: str) -> No
 
 
 def flat_vertex(rng: np.random.Generator, *, quadratic: bool) -> Draw:
-    """Five active rows in three variables, of which a vertex solver gives two the multiplier 0."""
+    """Five active rows in three variables, two of them with multiplier 0 as returned by a vertex solver."""
     P = np.eye(3) if quadratic else np.zeros((3, 3))
     w = np.array([1.2, 0.0, 0.4, 0.0, 0.8, -0.7])
     return assemble(P, rng.normal(size=(6, 3)), rng.normal(size=3), w, Cones(nonnegative=6))
 
 
 @pytest.mark.parametrize("quadratic", [True, False])
-def test_a_vertex_does_not_move_with_the_objective(backend: AbstractBackend, *, quadratic: bool) -> None:
-    """Whatever rows are held active, dx / dq = 0; that both answers are rounding is no difference."""
+def test_a_vertex_does_not_depend_on_the_linear_cost(backend: AbstractBackend, *, quadratic: bool) -> None:
+    """dx / dq = 0 for every choice of active rows; rounding errors do not count as a difference."""
     drawn = flat_vertex(np.random.default_rng(0), quadratic=quadratic)
     differentiator = at(drawn, backend)
     gradient, report = differentiator.vjp(ones(drawn, y=0.0, s=0.0), seen=lambda data: data.q)
@@ -226,16 +226,16 @@ def test_a_vertex_does_not_move_with_the_objective(backend: AbstractBackend, *, 
     assert differentiator.objective_report(seen=lambda moved: moved.y).status == ("degenerate",)
 
 
-def test_an_optimal_value_at_an_end_of_an_edge(backend: AbstractBackend) -> None:
-    """Min x0 + x1 over the simplex at (1, 0): x is one of many, though both ends are vertices."""
+def test_an_optimal_value_at_a_nonunique_vertex(backend: AbstractBackend) -> None:
+    """min x0 + x1 over the simplex at (1, 0): all points of the edge are solutions."""
     A = np.concatenate([np.ones((1, 2)), -np.eye(2)])
     drawn = assemble(np.zeros((2, 2)), A, np.array([1.0, 0.0]), np.array([-1.0, -1.0, 0.0]), Cones(1, 2))
     differentiator = at(drawn, backend)
     assert differentiator.objective_report(seen=lambda moved: moved.x).status == ("degenerate",)
 
 
-def test_errors_are_not_held_against_multipliers_that_have_no_bound() -> None:
-    """Equal rows may have multipliers of 1e9 and -1e9: how x answers to A then says nothing of its size."""
+def test_unbounded_multipliers_do_not_enter_the_size_of_outputs() -> None:
+    """Equal rows may have multipliers 1e9 and -1e9; the response of x to A must not reflect their size."""
     drawn, asked = duplicated_rows(np.random.default_rng(0)), list[Array]()
     program, solution = drawn.program, drawn.solution
 
@@ -258,7 +258,7 @@ def dense(drawn: Draw) -> tuple[Array, Array]:
 
 
 def without_row(drawn: Draw, row: int) -> Draw:
-    """With the row's multiplier added to that of row 0, its duplicate."""
+    """Remove a row and add its multiplier to that of row 0, its duplicate."""
     A, P = dense(drawn)
     w = drawn.w[0].copy()
     w[0] += w[row]

@@ -1,4 +1,4 @@
-"""diffcp's derivative against the exact one, on the cones that diffcp knows."""
+"""diffcp's derivative against the exact one, on the cones that diffcp supports."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from .programs import (
 pytest.importorskip("diffcp")
 
 TOLERANCE = 2e-5
-"""diffcp's exponential cone is good for about 1e-6, or 1e-5 at the point to which SCS 3.2.6 takes it; its other cones
-for 1e-9."""
+"""diffcp is accurate to about 1e-6 on exponential cones (1e-5 at the point of SCS 3.2.6), and to 1e-9 on its other
+cones."""
 
 KNOWN = {name: replace(cones, power=()) for name, cones in CONES.items() if name != "power"}
 
@@ -40,7 +40,7 @@ def diffcp_at(drawn: Draw) -> DiffcpDifferentiator:
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
 @pytest.mark.parametrize("name", KNOWN)
-def test_diffcp_agrees(name: str, quadratic: bool) -> None:
+def test_diffcp_matches_the_exact_derivative(name: str, quadratic: bool) -> None:
     for seed in range(2):
         rng = np.random.default_rng(seed)
         drawn = draw(rng, KNOWN[name], quadratic=quadratic)
@@ -73,8 +73,8 @@ def test_small_cotangents_and_tangents_are_not_lost() -> None:
     np.testing.assert_allclose(1e12 * tiny_step, whole, atol=1e-6 * np.max(np.abs(whole)))
 
 
-def test_the_program_is_left_alone() -> None:
-    """Explicit zeros of A stay where they are, and have gradients."""
+def test_the_program_is_not_modified() -> None:
+    """Explicit zeros of A are kept, and have gradients."""
     rng, cones, n = np.random.default_rng(4), KNOWN["nonnegative"], 3
     w = np.where(np.arange(cones.m) < n, 1.0, -1.0) * rng.uniform(0.5, 1.0, size=cones.m)
     full = assemble(np.zeros((n, n)), rng.normal(size=(cones.m, n)), rng.normal(size=n), w, cones)
@@ -90,7 +90,7 @@ def test_the_program_is_left_alone() -> None:
     assert gradient.A[0, 1] != 0.0
 
 
-def test_power_cones_are_refused() -> None:
+def test_power_cones_are_rejected() -> None:
     drawn = draw(np.random.default_rng(0), CONES["power"], quadratic=True)
     assert drawn is not None
     with pytest.raises(DerivativeError, match='derivative="exact"'):
@@ -98,7 +98,7 @@ def test_power_cones_are_refused() -> None:
 
 
 def test_a_point_that_diffcp_does_not_accept() -> None:
-    """An infeasible program at a made-up point: diffcp's own error is wrapped."""
+    """An infeasible program at an arbitrary point: diffcp's error is wrapped."""
     rng, cones = np.random.default_rng(0), KNOWN["nonnegative"]
     drawn = assemble(np.zeros((2, 2)), rng.normal(size=(cones.m, 2)), np.zeros(2), strict_point(rng, cones)[0], cones)
     infeasible = replace(drawn.program, A=np.zeros_like(drawn.program.A), b=-np.ones_like(drawn.program.b))

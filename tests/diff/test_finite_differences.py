@@ -1,4 +1,4 @@
-"""The exact derivative against differences of solutions, over every cone and their product, with and without P."""
+"""The exact derivative against finite differences, over each cone and their product, with and without P."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REJECTED = 0.05
 DIFFERENCES = 1e-7
 TRANSPOSE = 1e-9
 FLOOR = 1e-2
-"""Errors of parts that hardly move are relative to this share of the whole tangent."""
+"""Errors are relative to the part of the tangent, but at least to this fraction of the whole tangent."""
 
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
@@ -56,7 +56,7 @@ def test_jvp_and_vjp_agree_with_differences(name: str, quadratic: bool, check: C
 
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
-def test_differences_of_a_solver(quadratic: bool, check: Check) -> None:
+def test_jvp_agrees_with_differences_of_a_solver(quadratic: bool, check: Check) -> None:
     rng = np.random.default_rng(1)
     drawn = draw(rng, CONES["product"], quadratic=quadratic)
     assert drawn is not None
@@ -83,7 +83,7 @@ def test_differences_of_a_solver(quadratic: bool, check: Check) -> None:
 
 
 def exact(drawn: Draw, tangent: ConeProgram, cotangent: SolutionTangent) -> tuple[SolutionTangent, ConeProgram]:
-    """The jvp of the tangents and the vjp of the cotangents, all of them to be trusted."""
+    """The jvp of the tangents and the vjp of the cotangents; asserts that all are trusted."""
     system = ReducedSystem(drawn.program.structure)
     copies = [drawn.repeat(len(flat)) for flat in (tangent.q, cotangent.x)]
     forward, backward = (ExactDifferentiator(system, copy.program, copy.solution) for copy in copies)
@@ -102,7 +102,7 @@ def jvp_error(moved: SolutionTangent, expected: SolutionTangent) -> float:
 
 
 def vjp_error(pulled: ConeProgram, tangent: ConeProgram, cotangent: SolutionTangent, moved: Array) -> float:
-    """The worst difference of <J'v, u> from <v, J u>, relative to norm(v) and to the part of J u that v sees."""
+    """The worst difference of <J'v, u> and <v, J u>, relative to norm(v) and the part of J u where v is nonzero."""
     v = flat_point(cotangent)
     seen = np.sqrt((v != 0) @ (moved**2).T)
     scale = norm(v)[:, None] * np.maximum(seen, FLOOR * norm(moved))

@@ -1,4 +1,4 @@
-"""The exact derivative: backends, batches, reuse of the factor, and small or empty programs."""
+"""The exact derivative: backends, batches, reuse of factors, small and empty programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .programs import (
 
 @final
 class CountingBackend(AbstractBackend):
-    """Counts what it is asked for."""
+    """A backend that counts analyses and factorisations."""
 
     def __init__(self) -> None:
         self.analyses = self.factorisations = 0
@@ -74,8 +74,8 @@ def test_dense_and_sparse_agree(name: str, quadratic: bool) -> None:
             np.testing.assert_allclose(dense, sparse, atol=1e-9 * np.max(np.abs(dense)))
 
 
-def test_batch_row_equals_single() -> None:
-    """Elements of one structure whose active sets differ."""
+def test_rows_of_a_batch_equal_single_elements() -> None:
+    """Elements with one structure and different active sets."""
     rng, cones, n = np.random.default_rng(3), CONES["product"], 60
     P, A = np.eye(n), rng.normal(size=(cones.m, n))
     draws = [assemble(P, A, rng.normal(size=n), strict_point(rng, cones)[0], cones) for _ in range(5)]
@@ -97,10 +97,10 @@ def test_batch_row_equals_single() -> None:
         np.testing.assert_allclose(report.margin[0], backward.margin[i], rtol=1e-12)
 
 
-def test_one_factorisation_serves_all() -> None:
+def test_all_derivatives_share_one_factorisation() -> None:
     drawn, backend = regular("product"), CountingBackend()
     differentiator = at(drawn, backend)
-    assert (backend.analyses, backend.factorisations) == (1, 0)  # lazily, at the first use
+    assert (backend.analyses, backend.factorisations) == (1, 0)  # factorises on first use
     tangent = data_tangents(np.random.default_rng(0), drawn.program.structure, 1)
     for i in range(2):
         differentiator.vjp(ones(drawn, x=1.0 + i))
@@ -109,8 +109,8 @@ def test_one_factorisation_serves_all() -> None:
 
 
 @pytest.mark.parametrize(("name", "more"), [("zero", 0), ("nonnegative", 0), ("second_order", 1)])
-def test_polish_hands_its_factor_on(name: str, more: int) -> None:
-    """On polyhedra with the same active set the derivative needs no factorisation; on curved cones it has its own."""
+def test_the_derivative_reuses_the_factor_of_polish(name: str, more: int) -> None:
+    """Polyhedral cones with an unchanged active set need no factorisation; curved cones need their own."""
     drawn, backend = regular(name).repeat(2), CountingBackend()
     system = ReducedSystem(drawn.program.structure, backend)
     start = replace(drawn.solution, x=drawn.solution.x + np.array([[1e-6], [0.0]]))
@@ -140,7 +140,7 @@ def test_a_factor_of_another_active_set_or_program_is_not_used() -> None:
 
 @pytest.mark.parametrize("name", ["second_order", "product"])
 def test_cotangents_on_part_of_the_patterns(name: str) -> None:
-    """Those of the entries that are asked for, as if all had been; ``seen`` gets the same."""
+    """Cotangents on part of the patterns equal those on the full ones; ``seen`` gets the same structure."""
     drawn = regular(name)
     structure = drawn.program.structure
     P, A = structure.P, structure.A
@@ -160,7 +160,7 @@ def test_cotangents_on_part_of_the_patterns(name: str) -> None:
 
 
 @pytest.mark.parametrize(("noise", "status"), [(0.0, "ok"), (1e-10, "ok"), (1e-5, "inaccurate")])
-def test_solutions_that_are_off_have_inaccurate_derivatives(noise: float, status: str) -> None:
+def test_inaccurate_solutions_have_inaccurate_derivatives(noise: float, status: str) -> None:
     drawn = regular("product")
     moved = replace(drawn.solution, x=drawn.solution.x * (1.0 + noise))
     system = ReducedSystem(drawn.program.structure)
@@ -185,7 +185,7 @@ def test_the_gradient_of_P_is_symmetric() -> None:
     np.testing.assert_array_equal(gradient.P, gradient.P[:, drawn.program.structure.P.swapped])
 
 
-def test_zero_in_zero_out() -> None:
+def test_zero_tangents_and_cotangents_give_zero() -> None:
     drawn = regular("product")
     gradient, backward = at(drawn).vjp(ones(drawn, 0.0, 0.0, 0.0))
     moved, forward = at(drawn).jvp(gradient)
@@ -196,7 +196,7 @@ def test_zero_in_zero_out() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_cotangent_that_is_not_finite_fails_its_element_only(value: float) -> None:
+def test_a_nonfinite_cotangent_fails_its_element_only(value: float) -> None:
     copies = regular("second_order").repeat(2)
     cotangent = ones(copies)
     cotangent.x[1, 0] = value
@@ -207,7 +207,7 @@ def test_a_cotangent_that_is_not_finite_fails_its_element_only(value: float) -> 
 
 
 @pytest.mark.parametrize("backend", [DenseBackend(), SparseBackend()], ids=["dense", "sparse"])
-def test_data_that_are_not_finite_fail_their_element_only(backend: AbstractBackend) -> None:
+def test_nonfinite_data_fail_their_element_only(backend: AbstractBackend) -> None:
     copies = regular("second_order").repeat(3)
     copies.program.P[1, 0] = np.nan
     gradient, report = at(copies, backend).vjp(ones(copies))
@@ -245,8 +245,8 @@ def test_no_constraints() -> None:
     np.testing.assert_allclose(gradient.q[0], -np.linalg.solve(P, np.ones(4)), atol=1e-12)
 
 
-def test_nothing_is_active() -> None:
-    """All rows slack: y and its derivative are zero, and x moves as without constraints."""
+def test_all_constraints_inactive() -> None:
+    """y and its derivative are zero, and x moves as without constraints."""
     rng, cones = np.random.default_rng(0), replace(CONES["product"], zero=0)
     points = rng.normal(size=(6, cones.m))
     w = np.sum(points - product_cone(cones).project_dual(points), axis=0)
@@ -267,7 +267,7 @@ def test_empty_batch() -> None:
 
 
 def test_explicit_zeros_of_A_have_gradients() -> None:
-    """An entry that is zero now, but in the pattern, is a parameter like any other."""
+    """An explicit zero of the pattern is a parameter like any other entry."""
     rng, cones, n = np.random.default_rng(2), Cones(zero=1, second_order=(3,), psd=(3,)), 12
     A, x, w = rng.normal(size=(cones.m, n)), rng.normal(size=n), strict_point(rng, cones)[0]
     holes = np.where(np.arange(A.size).reshape(A.shape) % 3, A, 0.0)

@@ -1,4 +1,4 @@
-"""Large semidefinite blocks: the derivative is that of the dense Newton matrix, without a matrix of a block's size."""
+"""Large semidefinite blocks: derivatives match the dense Newton matrix, without dense block matrices."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def few_variables(rng: np.random.Generator) -> Draw:
 
 
 def point_of_rank(rng: np.random.Generator, rank: int) -> Array:
-    """A w whose projection has this rank."""
+    """Draw w whose projection has this rank."""
     V = np.linalg.qr(rng.normal(size=(ORDER, ORDER)))[0]
     eigenvalues = rng.uniform(0.3, 2.0, ORDER) * np.where(np.arange(ORDER) < rank, 1.0, -1.0)
     return np.asarray(symmetric_vectors(ORDER).vector((V * eigenvalues) @ V.T))
 
 
 def entries(rng: np.random.Generator) -> Draw:
-    """Variables that are entries of the matrix, in several scales, but for those on the diagonal; a few rows more."""
+    """Off-diagonal entries of the matrix are variables, with several scales; a few other rows."""
     cones = Cones(zero=3, nonnegative=4, psd=(ORDER,))
     diagonal = np.cumsum([0, *range(ORDER, 1, -1)])
     entry = np.setdiff1d(np.arange(SIZE), diagonal)
@@ -70,7 +70,7 @@ def entries(rng: np.random.Generator) -> Draw:
 
 
 def weighted_entries(rng: np.random.Generator) -> Draw:
-    """Variables that are entries, each with its own curvature: there is no elimination but by all of them."""
+    """Entry variables with different curvatures, so that only the whole block can be eliminated."""
     cones = Cones(psd=(ORDER,))
     A = -np.eye(SIZE)
     return assemble(np.diag(rng.uniform(0.1, 1.0, SIZE)), A, rng.normal(size=SIZE), strict_point(rng, cones)[0], cones)
@@ -85,7 +85,7 @@ DRAWS: dict[str, Callable[[np.random.Generator], Draw]] = {
 
 @pytest.fixture(params=["elimination", "krylov", "krylov, then elimination"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How systems are solved, whatever it costs."""
+    """Force one method of solution, regardless of its cost."""
     monkeypatch.setattr(matrix_free, "FIRST", np.inf if request.param == "elimination" else -1.0)
     if request.param == "krylov":
         monkeypatch.setattr(matrix_free, "LARGEST_REST", -1)
@@ -95,7 +95,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def newton_jvp(drawn: Draw, tangent: ConeProgram) -> SolutionTangent:
-    """By the dense derivative of the optimality conditions in (x, w)."""
+    """The jvp by the dense derivative of the optimality conditions in (x, w)."""
     structure, solution = drawn.program.structure, drawn.solution
     r1 = structure.P.matvec(tangent.P, solution.x) + tangent.q + structure.A.rmatvec(tangent.A, solution.y)
     r2 = structure.A.matvec(tangent.A, solution.x) - tangent.b
@@ -106,7 +106,7 @@ def newton_jvp(drawn: Draw, tangent: ConeProgram) -> SolutionTangent:
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_derivatives_are_those_of_the_newton_matrix(name: str, way: str) -> None:
+def test_derivatives_match_the_newton_matrix(name: str, way: str) -> None:
     rng = np.random.default_rng(0)
     drawn = DRAWS[name](rng)
     structure = drawn.program.structure
@@ -126,15 +126,15 @@ def test_derivatives_are_those_of_the_newton_matrix(name: str, way: str) -> None
 
 
 @pytest.mark.parametrize("name", ["few variables", "entries"])
-def test_what_is_cheaply_eliminated_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The maximum cut and its like need no iterations."""
+def test_cheap_eliminations_precede_minres(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Problems such as the maximum cut need no iterations."""
     monkeypatch.setattr("convexlayer.linalg.matrix_free.minres", None)
     drawn = DRAWS[name](np.random.default_rng(0))
     assert at(drawn).vjp(ones(drawn))[1].trusted
 
 
-def test_elements_are_as_on_their_own() -> None:
-    """With active sets and scales that differ, and one whose data are not finite."""
+def test_elements_of_a_batch_equal_single_elements() -> None:
+    """The elements have different active sets and scales, and one has nonfinite data."""
     draws = [entries(np.random.default_rng(seed)) for seed in range(3)]
     first = draws[0].program.structure
     values = [d.program.structure.A.dense(d.program.A)[0] for d in draws]
@@ -169,8 +169,8 @@ def test_elements_are_as_on_their_own() -> None:
     assert np.all(np.isfinite(flat_data(gradient)[[0, 2]]))
 
 
-def test_several_solutions_are_told(way: str) -> None:
-    """Two variables with the same columns, without curvature: their difference is free."""
+def test_nonunique_solutions_are_reported(way: str) -> None:
+    """Two variables with equal columns and no curvature: their difference is free."""
     rng = np.random.default_rng(0)
     drawn = few_variables(rng)
     structure = drawn.program.structure
@@ -182,16 +182,16 @@ def test_several_solutions_are_told(way: str) -> None:
     zero = ones(drawn, 0.0, 0.0, 0.0)
     seen, unseen = zero.x.copy(), zero.x.copy()
     seen[0, :2], unseen[0, :2] = (1.0, -1.0), (1.0, 1.0)
-    told = differentiator.vjp(replace(zero, x=seen))[1]
-    assert told.status == ("degenerate",)
-    assert not told.consistent[0]
+    report = differentiator.vjp(replace(zero, x=seen))[1]
+    assert report.status == ("degenerate",)
+    assert not report.consistent[0]
     gradient, report = differentiator.vjp(replace(zero, x=unseen))
     assert report.consistent[0]
     np.testing.assert_allclose(gradient.q[0, 0], gradient.q[0, 1], atol=1e-8 * np.max(np.abs(gradient.q)))
 
 
-def test_what_minres_does_not_reach_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No elimination, and too few products: a vjp, a jvp and the objective's report say so."""
+def test_unconverged_minres_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without elimination and with too few iterations, no report of vjp, jvp or objective is ok."""
     monkeypatch.setattr(matrix_free, "FIRST", -1.0)
     monkeypatch.setattr(matrix_free, "LARGEST_REST", -1)
     monkeypatch.setattr(matrix_free, "LIMIT", 5)
@@ -217,8 +217,8 @@ def test_polish_from_1e5_to_rounding(way: str) -> None:
     assert better.residuals(drawn.program).worst[0] < 1e-11
 
 
-def test_a_block_of_order_100_takes_no_memory_of_its_size_squared() -> None:
-    """Of a nearest correlation matrix: what is stored, what is eliminated, and the peak."""
+def test_a_block_of_order_100_needs_no_dense_matrix() -> None:
+    """A nearest correlation matrix: stored entries, eliminated unknowns, and peak memory."""
     order = 100
     size = order * (order + 1) // 2
     diagonal = np.cumsum([0, *range(order, 1, -1)])
@@ -235,11 +235,11 @@ def test_a_block_of_order_100_takes_no_memory_of_its_size_squared() -> None:
     assert report.trusted
     assert isinstance(system.cone.derivative(drawn.w).curved[0], KroneckerBasis)
     assert system.pattern.nnz <= 2 * (len(entry) + size)
-    assert peak < 0.5 * 8 * size**2  # bytes of one such matrix
+    assert peak < 0.5 * 8 * size**2  # bytes of one dense matrix
 
 
 def _sparse_entries(entry: Array, size: int, w: Array, rng: np.random.Generator) -> Draw:
-    """Minimise |x - c|^2 / 2 over unit-diagonal matrices with entries x."""
+    """Minimise |x - c|^2 / 2 over unit-diagonal semidefinite matrices with entries x."""
     n, cones = len(entry), Cones(psd=(int(np.sqrt(2 * size)),))
     columns = np.arange(n)
     structure = Structure(Pattern((n, n), columns, columns), Pattern((size, n), entry, columns), cones)
@@ -250,8 +250,8 @@ def _sparse_entries(entry: Array, size: int, w: Array, rng: np.random.Generator)
     return Draw(ConeProgram(structure, P, q, np.zeros(1), A, b), solution_at(x, y, s))
 
 
-def test_elements_are_made_lazily(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is factorised before it is asked for."""
+def test_factorisations_are_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is factorised before the first solve."""
     asked: list[int] = []
     inner = MatrixFree.refine
 

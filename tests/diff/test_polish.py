@@ -1,4 +1,4 @@
-"""Polish: from a solver's accuracy to rounding, and never to a worse point."""
+"""Polish reaches rounding accuracy from a solver's accuracy, and never returns a worse point."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def worst(drawn: Draw, solution: Solution) -> Array:
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
 @pytest.mark.parametrize("name", CONES)
-def test_from_1e5_to_rounding(name: str, quadratic: bool) -> None:
+def test_polish_reaches_rounding_from_1e5(name: str, quadratic: bool) -> None:
     for seed in range(5):
         drawn = regular(name, quadratic=quadratic, seed=seed)
         start = disturbed(drawn, 1e-5, seed)
@@ -49,7 +49,7 @@ def test_from_1e5_to_rounding(name: str, quadratic: bool) -> None:
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
 @pytest.mark.parametrize("name", CONES)
-def test_from_a_first_order_solver(name: str, quadratic: bool) -> None:
+def test_polish_after_a_first_order_solver(name: str, quadratic: bool) -> None:
     drawn, solver = regular(name, quadratic=quadratic, seed=2), ScsSolver()
     solution = solver.solve(solver.init(drawn.program.structure), drawn.program, Options(tol=1e-5))
     polished = polish(ReducedSystem(drawn.program.structure), drawn.program, solution)
@@ -58,14 +58,14 @@ def test_from_a_first_order_solver(name: str, quadratic: bool) -> None:
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**16), exponent=st.integers(-9, 6), name=st.sampled_from(list(CONES)))
-def test_never_a_worse_point(seed: int, exponent: int, name: str) -> None:
+def test_polish_never_returns_a_worse_point(seed: int, exponent: int, name: str) -> None:
     drawn = regular(name, quadratic=True, seed=1)
     garbage = disturbed(drawn, 10.0**exponent, seed)
     polished = polish(ReducedSystem(drawn.program.structure), drawn.program, garbage)
     assert worst(drawn, polished)[0] <= worst(drawn, garbage)[0]
 
 
-def test_elements_are_polished_on_their_own() -> None:
+def test_elements_are_polished_independently() -> None:
     drawn = regular("product", quadratic=True).repeat(4)
     noise = np.array([[1e-4], [0.0], [1e-6], [1e-5]])
     start = replace(drawn.solution, x=drawn.solution.x + noise, y=drawn.solution.y + noise)
@@ -80,7 +80,7 @@ def test_elements_are_polished_on_their_own() -> None:
 
 
 @pytest.mark.parametrize("status", [Status.INFEASIBLE, Status.UNBOUNDED, Status.ITERATION_LIMIT, Status.TIME_LIMIT])
-def test_certificates_and_points_at_a_limit_are_left_alone(status: Status) -> None:
+def test_certificates_and_points_at_a_limit_are_not_changed(status: Status) -> None:
     drawn = regular("nonnegative", quadratic=True).repeat(2)
     start = replace(disturbed(drawn, 1e-3), status=(Status.OPTIMAL, status))
     polished = polish(ReducedSystem(drawn.program.structure), drawn.program, start)
@@ -90,8 +90,8 @@ def test_certificates_and_points_at_a_limit_are_left_alone(status: Status) -> No
 
 
 @pytest.mark.parametrize(("deadline", "steps"), [(0.0, 0), (1.0, 1), (2.0, 2)])
-def test_no_step_is_begun_after_the_deadline(deadline: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many are taken as there are seconds, by a clock that goes on by one whenever it is asked."""
+def test_no_step_starts_after_the_deadline(deadline: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake clock advances by one second per reading, so the deadline is the number of steps."""
     drawn = regular("psd", quadratic=True)
     start, system = disturbed(drawn, 1e-5), ReducedSystem(drawn.program.structure)
     expected = polished(system, drawn.program, start, steps=steps).solution if steps else start
@@ -102,7 +102,7 @@ def test_no_step_is_begun_after_the_deadline(deadline: float, steps: int, monkey
     assert steps == 0 or worst(drawn, found)[0] < 1e-2 * worst(drawn, start)[0]
 
 
-def test_no_point_is_left_alone() -> None:
+def test_nonfinite_points_are_not_changed() -> None:
     drawn = regular("product", quadratic=True).repeat(2)
     start = disturbed(drawn, 1e-5)
     start.x[0], start.y[0], start.s[0] = np.nan, np.nan, np.nan
@@ -111,7 +111,7 @@ def test_no_point_is_left_alone() -> None:
     assert worst(drawn, polished)[1] < 1e-11
 
 
-def test_the_argument_is_not_changed() -> None:
+def test_the_argument_is_not_modified() -> None:
     drawn = stack([regular("second_order", quadratic=True)])
     start = disturbed(drawn, 1e-4)
     kept = flat(start).copy()

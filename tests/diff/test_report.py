@@ -1,4 +1,4 @@
-"""What each status of a derivative report means."""
+"""Statuses of derivative reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def judged(
     [
         ("ok", {}),
         ("ok", {"margin": np.inf}),
-        ("ok", {"condition": 1e9}),  # singular, but nobody sees it
+        ("ok", {"condition": 1e9}),  # singular, but not visibly
         ("inaccurate", {"residual": 1e-7}),
         ("inaccurate", {"error": 2e-7}),
         ("degenerate", {"error": np.nan}),
@@ -46,7 +46,7 @@ def test_status(expected: str, numbers: dict[str, float]) -> None:
     assert judged(**numbers) == expected
 
 
-def test_one_word_an_element() -> None:
+def test_one_status_per_element() -> None:
     ones = np.ones(3)
     report = DerivativeReport.judge(
         np.array([0.0, 1e-7, 0.0]), np.array([1.0, 1.0, 0.0]), ones, np.zeros(3, dtype=bool), 0.0 * ones
@@ -55,8 +55,8 @@ def test_one_word_an_element() -> None:
     assert not report.trusted
 
 
-def test_beyond_doubt_is_ok() -> None:
-    """What the extremes call beyond doubt, the full verdict calls ok, and nothing that is not a number is."""
+def test_all_ok_agrees_with_judge() -> None:
+    """If ``all_ok`` holds, ``judge`` reports ok for all elements; NaN is never ok."""
     rng = np.random.default_rng(0)
     certain = 0
     for _ in range(500):
@@ -65,9 +65,9 @@ def test_beyond_doubt_is_ok() -> None:
         judged = DerivativeReport.judge(residual, margin, condition, np.zeros(3, bool), error)
         if DerivativeReport.all_ok(residual, margin, error):
             certain += 1
-            said = DerivativeReport.ok(residual, margin, condition)
-            assert said.status == judged.status == ("ok",) * 3
-            np.testing.assert_array_equal(said.consistent, judged.consistent)
+            report = DerivativeReport.ok(residual, margin, condition)
+            assert report.status == judged.status == ("ok",) * 3
+            np.testing.assert_array_equal(report.consistent, judged.consistent)
         for numbers in (residual, margin, error):
             kept, numbers[1] = numbers[1], np.nan
             assert not DerivativeReport.all_ok(residual, margin, error)

@@ -1,4 +1,4 @@
-"""Second-order blocks without an eigenbasis: the sparse expansion of the reduced system against dense D."""
+"""Second-order blocks in rank-two form: the sparse expansion of K against dense D."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def backend(request: pytest.FixtureRequest) -> AbstractBackend:
 
 
 def point(rng: np.random.Generator, size: int, ratio: float) -> Array:
-    """A w of one block with t = ratio norm(u)."""
+    """Draw w of one block with t = ratio norm(u)."""
     u = rng.normal(size=size - 1)
     return np.append(ratio * np.linalg.norm(u), u)
 
 
 def at_ratios(rng: np.random.Generator, sizes: tuple[int, ...], ratios: list[float], n: int | None = None) -> Draw:
-    """A strongly convex program over second-order cones, at blocks with these ratios, after an equality."""
+    """A strongly convex program with an equality and second-order cones, at blocks with these ratios."""
     w = np.concatenate([[1.0], *(point(rng, size, ratio) for size, ratio in zip(sizes, ratios, strict=True))])
     n = n or len(w) + 2
     F, A = rng.normal(size=(n, n)), rng.normal(size=(len(w), n)) * (rng.uniform(size=(len(w), n)) < 0.7)
@@ -98,8 +98,8 @@ def test_several_blocks_of_different_sizes(backend: AbstractBackend) -> None:
         assert worst_error(drawn, backend) <= 1e-10
 
 
-def test_a_large_block_against_differences() -> None:
-    """As in a bound on the norm of a vector: A is -I below a constant row, and K stays sparse."""
+def test_a_large_block_matches_finite_differences() -> None:
+    """A bound on the norm of a vector: A is -I below a constant row, and K stays sparse."""
     rng, size = np.random.default_rng(0), 300
     A = np.eye(size, size - 1, k=-1)
     drawn = assemble(
@@ -122,7 +122,7 @@ def test_a_large_block_against_differences() -> None:
 
 
 def test_a_row_of_A_without_entries_and_a_block_without_any(backend: AbstractBackend) -> None:
-    """Constant blocks: nothing depends on their direction, and the solution is that without them."""
+    """Constant blocks do not affect the solution or its derivative."""
     rng, size = np.random.default_rng(0), RANK_TWO_FROM + 1
     A = np.concatenate([rng.normal(size=(2, 4)), np.zeros((size, 4))])
     w = np.concatenate([[1.0, -1.0], point(rng, size, -1.5)])
@@ -147,7 +147,7 @@ def test_elements_in_different_regions_share_one_pattern(backend: AbstractBacken
 
 @pytest.mark.parametrize("ratio", [2.0, 1.0, 1.0 - 1e-8, 0.3, 0.0, -0.3, -1.0 + 1e-8, -1.0, -2.0])
 @pytest.mark.parametrize("size", [2, 3, 17])
-def test_the_rank_two_form_is_the_eigenbasis_form(size: int, ratio: float) -> None:
+def test_the_rank_two_form_equals_the_eigenbasis_form(size: int, ratio: float) -> None:
     rng, cone = np.random.default_rng(size), SecondOrder(size)
     w, v = point(rng, size, ratio), rng.normal(size=(5, size))
     form, basis = cone.rank_two_at(w).derive(), cone.derivative(w)

@@ -1,4 +1,4 @@
-"""One table of problem families, small and at points where their solution maps are smooth."""
+"""A table of small problem families, drawn at points at which their solution maps are smooth."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A problem, what is returned of it, and how its parameters are drawn.
+    """A problem, its outputs, and random draws of its parameters.
 
     Attributes:
         problem: the problem.
         parameters: its parameters.
         outputs: variables and dual variables.
-        draw: one value a parameter, before ``symmetric`` is applied.
-        symmetric: positions of parameters that are the symmetric part of what is drawn.
+        draw: draws one value per parameter, before symmetrisation.
+        symmetric: positions of the parameters that are symmetrised after the draw.
         gp: whether it is a geometric program.
     """
 
@@ -39,25 +39,25 @@ class Family:
     gp: bool = False
 
     def layer(self, **keywords: Any) -> ConvexLayer:
-        """The layer; no self-check, for canonicalisation has tests of its own."""
+        """Build the layer without the self-check, which is tested separately."""
         return ConvexLayer(self.problem, self.parameters, self.outputs, gp=self.gp, self_check=False, **keywords)
 
     def program(self) -> ParametricProgram:
         return canonicalize(self.problem, self.parameters, self.outputs, gp=self.gp, self_check=False)
 
     def tensors(self, batch: int | None = None, *, seed: int = 0) -> Tensors:
-        """Leaves that require gradients, all with a batch axis or none."""
+        """Draw leaf tensors that require gradients, all with or all without a batch axis."""
         rng = np.random.default_rng(seed)
         rows = [self.draw(rng) for _ in range(batch or 1)]
         values = [np.array(row, dtype=float) if batch else np.array(row[0]) for row in zip(*rows, strict=True)]
         return tuple(torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in values)
 
     def prepared(self, tensors: Sequence[torch.Tensor]) -> Tensors:
-        """What the layer takes: the symmetric part where a parameter is symmetric."""
+        """The layer's arguments: the tensors, symmetrised if their parameter is symmetric."""
         return tuple(0.5 * (t + t.mT) if i in self.symmetric else t for i, t in enumerate(tensors))
 
     def values(self, batch: int, *, seed: int = 0) -> list[Array]:
-        """The layer's parameters as arrays."""
+        """The layer's arguments as arrays."""
         return [tensor.detach().numpy() for tensor in self.prepared(self.tensors(batch, seed=seed))]
 
 
@@ -249,5 +249,5 @@ NAMES = tuple(builder.__name__ for builder in BUILDERS)
 
 @cache
 def family(name: str) -> Family:
-    """The family of this name, built once."""
+    """Look up a family by name; it is built once."""
     return next(builder for builder in BUILDERS if builder.__name__ == name)()

@@ -1,4 +1,4 @@
-"""Running a layer forward and backward, and comparing."""
+"""Helpers that run a layer forward and backward, and compare results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def run(layer: ConvexLayer, *tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs, and the gradients of a fixed random loss in all of them."""
+    """Outputs, and the gradients of a fixed random linear loss of all outputs."""
     outputs = list(layer(*tensors))
     generator = torch.Generator().manual_seed(1)
     weights = [

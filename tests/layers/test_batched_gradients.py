@@ -1,4 +1,4 @@
-"""Several cotangents at once: vmap over torch.autograd.grad, and what torch.autograd does by its older vmap."""
+"""Batches of cotangents: vmap over torch.autograd.grad, and torch.autograd's legacy vmap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from convexlayer import ConvexLayer, DerivativeError
 from tests.layers.families import Family, family
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 
 LANES = 3
 NAMES = ("quadratic", "nearest_correlation", "geometric_program", "entropy_maximisation")
@@ -26,7 +26,7 @@ def same(left: Any, right: Any) -> None:
 
 
 def forward(case: Family, batched: tuple[bool, ...]) -> tuple[Tensors, Tensors]:
-    """Parameters, batched where told, and the outputs with the objective values."""
+    """Parameters, with a batch axis as given by ``batched``, and the outputs with the objective values."""
     full, single = case.tensors(2), case.tensors(seed=1)
     tensors = tuple(f if b else s for f, s, b in zip(full, single, batched, strict=True))
     outputs, report = case.layer().solve(*case.prepared(tensors))
@@ -65,7 +65,7 @@ Way = Callable[..., Pulled]
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_every_output_and_parameter(way: Way, name: str, batched: bool, create_graph: bool) -> None:
+def test_all_outputs_and_parameters(way: Way, name: str, batched: bool, create_graph: bool) -> None:
     case = family(name)
     tensors, outputs = forward(case, (batched,) * len(case.parameters))
     weights = draw(outputs, LANES)
@@ -87,7 +87,7 @@ def test_batched_and_unbatched_parameters_mix(way: Way, batched: tuple[bool, ...
 @pytest.mark.parametrize("chosen", [(0,), (1, 2), (3,), (0, 3), (2,)])
 @pytest.mark.parametrize("wrt", [(0,), (1, 4), (0, 1, 2, 3, 4)])
 def test_some_outputs_and_some_parameters(way: Way, chosen: tuple[int, ...], wrt: tuple[int, ...]) -> None:
-    """Cotangents of the other outputs are None; the last output is the objective."""
+    """The other outputs have the cotangent None; the last output is the objective."""
     tensors, outputs = forward(family("quadratic"), (True, False, False, True, False))
     outputs = tuple(outputs[i] for i in chosen)
     tensors = tuple(tensors[i] for i in wrt)
@@ -95,7 +95,7 @@ def test_some_outputs_and_some_parameters(way: Way, chosen: tuple[int, ...], wrt
     same(way(outputs, tensors, weights), by_loop(outputs, tensors, weights))
 
 
-def test_what_is_not_used_has_none() -> None:
+def test_unused_parameters_have_no_gradient() -> None:
     tensors, outputs = forward(family("quadratic"), (True,) * 5)
     other, weights = torch.ones(2, dtype=torch.float64, requires_grad=True), draw(outputs[:1], LANES)
     pulled = by_autograd(outputs[:1], (tensors[0], other), weights, allow_unused=True)
@@ -163,7 +163,7 @@ def test_gradcheck_of_batched_gradients(name: str, batch: int | None) -> None:
 
 
 @WAYS
-def test_failed_rows_do_no_harm(way: Way) -> None:
+def test_failed_rows_do_not_affect_the_others(way: Way) -> None:
     x, c, top = cp.Variable(2), cp.Parameter(2), cp.Parameter()
     layer = ConvexLayer(
         cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0, x <= top]), [c, top], [x], on_failure="nan"
@@ -178,7 +178,7 @@ def test_failed_rows_do_no_harm(way: Way) -> None:
 
 
 @WAYS
-def test_every_lane_is_judged(way: Way) -> None:
+def test_the_report_covers_every_lane(way: Way) -> None:
     x, c = cp.Variable(2), cp.Parameter(2)
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0]), [c], [x], on_degenerate="raise")
     theta = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
@@ -188,7 +188,7 @@ def test_every_lane_is_judged(way: Way) -> None:
 
 
 @WAYS
-def test_the_dtype_comes_back(way: Way) -> None:
+def test_gradients_have_the_dtype_of_their_tensors(way: Way) -> None:
     case = family("quadratic")
     tensors = tuple(t.detach().float().requires_grad_() for t in case.tensors(2))
     outputs = case.layer()(*tensors)

@@ -1,4 +1,4 @@
-"""Problems whose solution maps have closed forms: values, Jacobians and kinks to 1e-8 or better."""
+"""Problems with closed-form solution maps: values, Jacobians and kinks to 1e-8 or better."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 def same_map(layer: ConvexLayer, formula: Callable[..., Tensors], *tensors: torch.Tensor) -> None:
-    """Values, and Jacobians of all outputs with respect to all inputs, against torch's own of the formula."""
+    """Compare values and all Jacobians with those of the formula by torch."""
     positions = tuple(range(len(tensors)))
     torch.testing.assert_close(layer(*tensors), formula(*tensors), **TIGHT)
     expected = torch.func.jacrev(formula, argnums=positions)(*tensors)
@@ -92,7 +92,7 @@ def test_nonnegative_least_squares() -> None:
 
 
 def test_nonnegative_least_squares_at_its_kink() -> None:
-    """At theta = 0 Clarke's derivative of the solution map is [0, lambda b]; the report says that there is a choice."""
+    """At theta = 0 Clarke's derivative of the solution map is [0, lambda b], and the report is degenerate."""
     theta = torch.zeros((), dtype=torch.float64, requires_grad=True)
     (x,), report = nonnegative_least_squares("report").solve(theta)
     x.backward()

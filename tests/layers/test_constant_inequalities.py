@@ -1,4 +1,4 @@
-"""Inequalities between parameters alone: they hold or they do not, whatever the variables are."""
+"""Inequalities between parameters alone, which do not involve the variables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def layer(solver: str) -> ConvexLayer:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("bound", [0.0, 1.0, -1e-17])
-def test_one_that_holds_changes_nothing(solver: str, bound: float) -> None:
+def test_a_satisfied_inequality_changes_nothing(solver: str, bound: float) -> None:
     p = torch.tensor([100.0, -1.0], dtype=torch.float64, requires_grad=True)
     c = torch.tensor([bound, 1.0], dtype=torch.float64, requires_grad=True)
     (x,), report = layer(solver).solve(p, c)
@@ -37,7 +37,7 @@ def test_one_that_holds_changes_nothing(solver: str, bound: float) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("bound", [-1.0, -1e-3])
-def test_one_that_does_not_makes_the_problem_infeasible(solver: str, bound: float) -> None:
+def test_a_violated_inequality_makes_the_problem_infeasible(solver: str, bound: float) -> None:
     p, c = torch.tensor([2.0, -1.0], dtype=torch.float64), torch.tensor([bound, 1.0], dtype=torch.float64)
     (x,), report = layer(solver).solve(p, c)
     assert report.status == (Status.INFEASIBLE,)

@@ -1,4 +1,4 @@
-"""Solving and differentiating on a device that is chosen: the same answers, and clear words where there is none."""
+"""Solving and differentiating on a given device: equal results, and an error for a missing device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from convexlayer import SolutionMap, SolverError
 from tests.layers.families import family
 
 DEVICES = ["cpu:0", *(["cuda"] if torch.cuda.is_available() else [])]
-"""cpu:0 is the processor by the name that asks for the dense forms."""
+"""cpu:0 selects the dense methods on the CPU."""
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["quadratic", "simplex_projection", "portfolio"])
-def test_the_dense_forms_give_what_the_others_give(name: str, device: str) -> None:
+def test_dense_and_sparse_methods_agree(name: str, device: str) -> None:
     case = family(name)
     values = case.values(5)
     there, here = SolutionMap(case.program(), device=device), SolutionMap(case.program())
@@ -34,7 +34,7 @@ def test_the_dense_forms_give_what_the_others_give(name: str, device: str) -> No
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_what_the_dense_engine_does_not_take_is_solved_elsewhere(device: str) -> None:
+def test_programs_that_the_dense_solver_does_not_support_use_another_solver(device: str) -> None:
     case = family("nearest_correlation")
     made = SolutionMap(case.program(), device=device)
     assert made.solver != "dense"
@@ -42,13 +42,13 @@ def test_what_the_dense_engine_does_not_take_is_solved_elsewhere(device: str) ->
     assert pickle.loads(pickle.dumps(made)).solver == made.solver
 
 
-def test_an_explicit_device_of_the_options_wins() -> None:
+def test_the_device_in_the_options_takes_precedence() -> None:
     case = family("quadratic")
     made = SolutionMap(case.program(), device="cpu:0", options={"solver_options": {"dense": {"device": "cpu"}}})
     assert made.solve(case.values(2)).report.solution.stats["device"] == "cpu"
 
 
 @pytest.mark.parametrize("device", ["abacus", "meta", "cuda:99"])
-def test_a_device_that_is_not_there(device: str) -> None:
+def test_a_missing_device_raises(device: str) -> None:
     with pytest.raises(SolverError, match="device='cpu' works"):
         SolutionMap(family("quadratic").program(), device=device)

@@ -1,4 +1,4 @@
-"""One bad element never costs the batch: 64 of them, five infeasible and three unbounded."""
+"""Failed elements do not affect the others: a batch of 64 with five infeasible and three unbounded elements."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BELOW, BOX = G @ x <= 1, cp.abs(x[:2]) <= width
 PROBLEM = cp.Problem(
     cp.Minimize(cp.sum_squares(x[:2]) + weight @ cp.square(x[2:]) + q @ x), [BELOW, BOX, x[3] >= 0, x[2] >= -1]
 )
-"""Infeasible where the width is negative; without weight nothing keeps x[3] from growing."""
+"""Infeasible for a negative width; unbounded in x[3] for a zero weight."""
 
 
 def inputs() -> list[torch.Tensor]:
@@ -41,7 +41,7 @@ def layer(**keywords: Any) -> ConvexLayer:
 
 
 def solve(on_failure: str, tensors: list[torch.Tensor], **keywords: Any) -> tuple[tuple[torch.Tensor, ...], Report]:
-    """Outputs and report, from the exception where the layer raises."""
+    """Outputs and report, taken from the exception if the layer raises."""
     made = layer(on_failure=on_failure, **keywords)
     if on_failure != "raise":
         return made.solve(*tensors)
@@ -78,7 +78,7 @@ def test_statuses(on_failure: str) -> None:
 
 
 @MODES
-def test_the_others_are_right(on_failure: str, alone: Any) -> None:
+def test_outputs_of_the_other_elements_are_correct(on_failure: str, alone: Any) -> None:
     outputs, _ = solve(on_failure, inputs())
     for output, expected in zip(outputs, alone[0], strict=True):
         np.testing.assert_array_equal(output.detach()[list(GOOD)], expected)
@@ -89,7 +89,7 @@ def test_the_others_are_right(on_failure: str, alone: Any) -> None:
 
 
 @MODES
-def test_gradients_are_those_of_the_good_elements_alone(on_failure: str, alone: Any) -> None:
+def test_gradients_equal_those_of_the_good_elements_alone(on_failure: str, alone: Any) -> None:
     tensors = inputs()
     outputs, _ = solve(on_failure, tensors)
     gradients = torch.autograd.grad(loss(outputs, list(GOOD)), tensors)
@@ -100,7 +100,7 @@ def test_gradients_are_those_of_the_good_elements_alone(on_failure: str, alone: 
 
 @MODES
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e300])
-def test_cotangents_of_failed_rows_do_no_harm(on_failure: str, poison: float, alone: Any) -> None:
+def test_cotangents_of_failed_rows_are_ignored(on_failure: str, poison: float, alone: Any) -> None:
     tensors = inputs()
     outputs, report = solve(on_failure, tensors)
     cotangents = []
@@ -130,7 +130,7 @@ def test_a_shared_parameter_sums_over_the_good_elements(on_failure: str) -> None
     tensors = inputs()
     shared = torch.full((2,), 0.8, dtype=torch.float64, requires_grad=True)
     made = layer(on_failure="nan" if on_failure == "raise" else on_failure)
-    rows = [i for i in range(BATCH) if i not in INFEASIBLE]  # with a weight nothing is unbounded
+    rows = [i for i in range(BATCH) if i not in INFEASIBLE]  # with a positive weight no element is unbounded
     outputs, report = made.solve(tensors[0], tensors[1], shared)
     assert report.failed == INFEASIBLE
     (whole,) = torch.autograd.grad(loss(outputs, rows), [shared])
@@ -139,7 +139,7 @@ def test_a_shared_parameter_sums_over_the_good_elements(on_failure: str) -> None
     torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 def test_tangents_of_failed_rows_are_nan() -> None:
     tensors = tuple(t.detach() for t in inputs())
     directions = tuple(torch.ones_like(t) for t in tensors)
@@ -163,8 +163,8 @@ def test_one_failed_element_without_a_batch() -> None:
 
 
 @pytest.mark.parametrize("solver", ["scs", "ecos", "highs", "osqp", "piqp"])
-def test_other_solvers_find_the_same_eight(solver: str, alone: Any) -> None:
-    """On eighteen of the elements, for time's sake."""
+def test_other_solvers_find_the_same_failed_elements(solver: str, alone: Any) -> None:
+    """Eighteen of the elements suffice, and save time."""
     rows = [*BAD, *GOOD[:10]]
     program = canonicalize(PROBLEM, [q, width, weight], [x], self_check=False)
     values = [t.detach().numpy()[rows] for t in inputs()]
@@ -172,6 +172,6 @@ def test_other_solvers_find_the_same_eight(solver: str, alone: Any) -> None:
     assert solved.report.solver == solver
     assert [status.solved for status in solved.report.status] == [False] * 8 + [True] * 10
     assert {solved.report.status[rows.index(i)] for i in INFEASIBLE} == {Status.INFEASIBLE}
-    if solver != "highs":  # which calls unbounded QPs optimal; our residuals do not
+    if solver != "highs":  # HiGHS reports unbounded QPs as optimal; the residuals reject that
         assert {solved.report.status[rows.index(i)] for i in UNBOUNDED} == {Status.UNBOUNDED}
     np.testing.assert_allclose(solved.outputs[0][8:], alone[0][0][:10], atol=1e-7)

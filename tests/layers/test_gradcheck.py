@@ -7,10 +7,10 @@ import torch
 
 from tests.layers.families import NAMES, family
 
-ACCURATE = {"tol": 1e-11}  # what is left of a solver's error is divided by the step of the finite differences
+ACCURATE = {"tol": 1e-11}  # finite differences divide the solver's error by their step
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name: str) -> None:
     case = family(name)

@@ -1,4 +1,4 @@
-"""Values that cannot be used cost their own element alone: NaN, infinities, violated attributes, no convex problem."""
+"""Invalid values fail their own element only: NaN, infinities, violated attributes, nonconvex objectives."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def alone() -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
 @EVERYTHING_WRONG
 @pytest.mark.parametrize("on_failure", ["nan", "keep"])
 @pytest.mark.parametrize("solver", ["auto", "clarabel", "scs"])
-def test_the_others_are_what_they_are_alone(wrong: str, on_failure: str, solver: str) -> None:
+def test_the_other_elements_are_solved_as_if_alone(wrong: str, on_failure: str, solver: str) -> None:
     tensors = values(wrong)
     outputs, report = layer(on_failure=on_failure, solver=solver).solve(*tensors)
     assert report.status == tuple(Status.INVALID if i in BAD else Status.OPTIMAL for i in range(BATCH))
@@ -87,10 +87,10 @@ def test_the_others_are_what_they_are_alone(wrong: str, on_failure: str, solver:
 
 
 @EVERYTHING_WRONG
-def test_the_error_carries_the_others_and_says_what_is_wrong(wrong: str) -> None:
+def test_the_error_carries_the_other_outputs_and_the_reason(wrong: str) -> None:
     tensors = values(wrong)
-    said = rf"2 of 6 elements have no solution: 1 \(invalid\), 4 \(invalid\)\..* Element 1: {WRONG[wrong][2]}"
-    with pytest.raises(InvalidElementsError, match=said) as caught:
+    message = rf"2 of 6 elements have no solution: 1 \(invalid\), 4 \(invalid\)\..* Element 1: {WRONG[wrong][2]}"
+    with pytest.raises(InvalidElementsError, match=message) as caught:
         layer()(*tensors)
     error = caught.value
     assert isinstance(error, ProblemError)
@@ -105,10 +105,10 @@ def test_the_error_carries_the_others_and_says_what_is_wrong(wrong: str) -> None
 
 
 @EVERYTHING_WRONG
-def test_one_alone_without_a_batch(wrong: str) -> None:
+def test_an_invalid_element_without_a_batch(wrong: str) -> None:
     tensors = [t.detach()[1].requires_grad_() for t in values(wrong)]
-    said = WRONG[wrong][2].replace(r"entry \[1\]", "it").replace(r"\[1, ", r"\[")
-    with pytest.raises(ProblemError, match=f"^{said}"):
+    message = WRONG[wrong][2].replace(r"entry \[1\]", "it").replace(r"\[1, ", r"\[")
+    with pytest.raises(ProblemError, match=f"^{message}"):
         layer()(*tensors)
     outputs, report = layer(on_failure="nan").solve(*tensors)
     assert report.status == (Status.INVALID,)
@@ -118,7 +118,7 @@ def test_one_alone_without_a_batch(wrong: str) -> None:
         assert not gradient.any()
 
 
-def test_what_all_elements_share_makes_all_invalid() -> None:
+def test_an_invalid_shared_value_makes_all_elements_invalid() -> None:
     tensors = values()
     tensors[1] = torch.tensor(-1.0, dtype=D, requires_grad=True)
     outputs, report = layer(on_failure="nan").solve(*tensors)
@@ -132,7 +132,7 @@ def test_what_all_elements_share_makes_all_invalid() -> None:
 
 
 def test_several_faults_and_failures_together() -> None:
-    """Invalid, infeasible and solved elements side by side; the first fault of an element is told."""
+    """Invalid, infeasible and solved elements in one batch; the first error of an element is reported."""
     low, high = cp.Parameter(), cp.Parameter(nonneg=True, name="high")
     y = cp.Variable()
     problem = cp.Problem(cp.Minimize(cp.square(y)), [y >= low, y <= high])
@@ -148,7 +148,7 @@ def test_several_faults_and_failures_together() -> None:
         ConvexLayer(problem, [low, high], [y])(lows, highs)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 def test_tangents_and_vmap() -> None:
     tensors = tuple(t.detach() for t in values("nan"))
     made = layer(on_failure="nan")
@@ -161,8 +161,8 @@ def test_tangents_and_vmap() -> None:
         torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
-def test_logarithms_and_eigenvalues_see_no_stand_ins() -> None:
-    """Warnings are errors here: nobody takes the logarithm of what is not there."""
+def test_substitute_values_cause_no_warnings() -> None:
+    """Warnings are errors here, so a logarithm of an invalid substitute would fail."""
     case = family("geometric_program")
     tensors = [t.detach().clone() for t in case.tensors(3)]
     tensors[0][1] = np.nan
@@ -173,7 +173,7 @@ def test_logarithms_and_eigenvalues_see_no_stand_ins() -> None:
         torch.testing.assert_close(ours[[0, 2]], theirs)
 
 
-def test_a_solution_map_gives_statuses() -> None:
+def test_a_solution_map_returns_statuses() -> None:
     made = SolutionMap(canonicalize(PROBLEM, [c, w, P], [x], self_check=False))
     theta = [t.detach().numpy() for t in values("sign")]
     solved = made.solve(theta)
@@ -199,18 +199,18 @@ def test_a_warm_start_with_invalid_elements(solver: str) -> None:
     torch.testing.assert_close(outputs[0][list(GOOD)], expected[0][list(GOOD)], rtol=1e-7, atol=1e-7)
 
 
-def test_shapes_are_the_callers_mistake_whatever_the_values() -> None:
+def test_shape_errors_take_precedence_over_invalid_values() -> None:
     tensors = values("nan")
     tensors[1] = tensors[1].detach()[:3]
     with pytest.raises(ShapeError, match="batch size 3"):
         layer(on_failure="nan")(*tensors)
 
 
-# --- what is found out only where an element fails ----------------------------------------------------------
+# --- faults that are detected only if an element fails -------------------------------------------------------
 
 
 def curved(batch: int = 3) -> tuple[cp.Problem, list[cp.Parameter], cp.Variable, list[torch.Tensor]]:
-    """A quadratic form that the user says is convex."""
+    """A quadratic form declared convex by the user."""
     y, S, q = cp.Variable(3), cp.Parameter((3, 3), symmetric=True), cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.quad_form(y, cp.psd_wrap(S)) + q @ y), [y >= -1, y <= 1])
     root = np.random.default_rng(3).standard_normal((batch, 3, 3))
@@ -222,7 +222,7 @@ def curved(batch: int = 3) -> tuple[cp.Problem, list[cp.Parameter], cp.Variable,
 @pytest.mark.parametrize("solver", ["auto", "batched", "clarabel", "scs", "ecos", "cvxopt", "osqp", "piqp"])
 @pytest.mark.parametrize("check", [True, False])
 def test_an_indefinite_objective(solver: str, check: bool) -> None:
-    """Some solvers end at a saddle point, which is no solution; without the check only those that fail tell."""
+    """Some solvers stop at a saddle point; without the check only solvers that fail lead to an error."""
     problem, parameters, y, tensors = curved()
     keywords: dict[str, Any] = {"solver": solver, "self_check": False, "check_attributes": check}
     (out,), report = ConvexLayer(problem, parameters, [y], on_failure="nan", **keywords).solve(*tensors)
@@ -235,8 +235,8 @@ def test_an_indefinite_objective(solver: str, check: bool) -> None:
     torch.testing.assert_close(out[[0, 2]], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_convexity_is_looked_at_where_it_is_only_promised() -> None:
-    """Not where CVXPY knows: then an element pays nothing for it."""
+def test_convexity_is_checked_only_if_it_is_unproven() -> None:
+    """If CVXPY proves convexity, no check is made."""
     problem, parameters, y, _ = curved()
     promised = SolutionMap(canonicalize(problem, parameters, [y], self_check=False))
     declared = SolutionMap(canonicalize(PROBLEM, [c, w, P], [x], self_check=False))
@@ -249,7 +249,7 @@ def test_convexity_is_looked_at_where_it_is_only_promised() -> None:
 @pytest.mark.parametrize("solver", ["auto", "clarabel", "scs", "ecos", "highs"])
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered", "ignore:divide by zero")
 def test_an_overflow_is_invalid(solver: str) -> None:
-    """Finite values whose program is not: the sum of two of 10^308."""
+    """Finite values with a nonfinite program: the sum of two values of 1e308."""
     y, a = cp.Variable(2), cp.Parameter(2, name="a")
     problem = cp.Problem(cp.Minimize(cp.sum(y)), [y >= 0, cp.sum(y) >= cp.sum(a)])
     made = ConvexLayer(problem, [a], [y], solver=solver, on_failure="nan", on_degenerate="report", self_check=False)
@@ -259,7 +259,7 @@ def test_an_overflow_is_invalid(solver: str) -> None:
     assert report.details[1] == "b of its cone program is not finite: the parameters' values are too large"
 
 
-def test_settings_are_no_elements() -> None:
+def test_settings_are_not_elements() -> None:
     tensors = values("nan")
     with pytest.raises(SolverError, match="has no option 'no_such'"):
         layer(on_failure="nan", solver="clarabel")(*tensors, options={"solver_options": {"clarabel": {"no_such": 1}}})

@@ -1,4 +1,4 @@
-"""Variables that CVXPY introduces and leaves free make a linear system singular, or put w on a jump, unseen."""
+"""Free auxiliary variables of CVXPY, which make K singular or put w on a jump without affecting outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VALUE = np.array([0.2, -0.3, 0.1])
 
 @pytest.mark.parametrize("solver", ["clarabel", "scs", "daqp", "qoco"])
 def test_the_free_epigraph_variable_of_a_slack_bound(solver: str) -> None:
-    """abs(x) <= 1 is inactive, so t with abs(x) <= t <= 1 may be anywhere; some solvers put it on a vertex."""
+    """abs(x) <= 1 is inactive, so t in abs(x) <= t <= 1 is not unique; some solvers return a vertex."""
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [cp.abs(x) <= 1])
     solved = SolutionMap(canonicalize(problem, [c], [x]), solver=solver).solve([VALUE])
     (gradient,) = solved.vjp([np.array([[1.0, 2.0, 3.0]])])
@@ -27,8 +27,8 @@ def test_the_free_epigraph_variable_of_a_slack_bound(solver: str) -> None:
     assert solved.report.derivative.status == ("ok",)
 
 
-def test_duals_that_are_not_unique_matter_only_to_those_who_look() -> None:
-    """Two equal constraints share one multiplier in any proportion; x does not care."""
+def test_nonunique_duals_matter_only_if_they_are_outputs() -> None:
+    """Two equal constraints share one multiplier in any proportion; x does not depend on the split."""
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 1, x >= 1])
     dual = problem.constraints[0].dual_variables[0]
     solved = SolutionMap(canonicalize(problem, [c], [x, dual])).solve([VALUE])
@@ -40,18 +40,18 @@ def test_duals_that_are_not_unique_matter_only_to_those_who_look() -> None:
     assert statuses == [("ok",), ("degenerate",)]
 
 
-def test_a_weakly_active_bound_is_still_noticed() -> None:
+def test_a_weakly_active_bound_is_reported() -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0])
     solved = SolutionMap(canonicalize(problem, [c], [x])).solve([np.array([1.0, 0.0, -1.0])])
     solved.vjp([np.ones((1, 3))])
     assert solved.report.derivative is not None
     assert solved.report.derivative.status == ("degenerate",)
-    solved.vjp([np.array([[1.0, 0.0, 1.0]])])  # the doubtful entry is not asked for
+    solved.vjp([np.array([[1.0, 0.0, 1.0]])])  # the degenerate entry has a zero cotangent
     assert solved.report.derivative.status == ("ok",)
 
 
-def test_no_cotangent_makes_an_unseen_null_space_seen() -> None:
-    """Epigraph variables of the entropy of a matrix are not unique; roundings of cotangents reach into them."""
+def test_rounding_errors_of_cotangents_do_not_make_a_null_space_visible() -> None:
+    """Epigraph variables of a matrix entropy are not unique; rounding errors of cotangents reach them."""
     S, C = cp.Variable((3, 3), PSD=True), cp.Parameter((3, 3), symmetric=True)
     problem = cp.Problem(cp.Maximize(cp.von_neumann_entr(S) + cp.trace(C @ S)), [cp.trace(S) == 1])
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Problems over large semidefinite matrices, against closed forms; what is chosen for them, and their time limits."""
+"""Problems over large semidefinite matrices: closed forms, choice of the linear solver, time limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def symmetric(order: int, seed: int = 0) -> Array:
 
 
 def slope(function: Callable[[Array], Array], point: Array, direction: Array, step: float = 1e-5) -> Array:
-    """The directional derivative, by differences of fourth order."""
+    """The directional derivative, by fourth-order finite differences."""
     near = function(point + step * direction) - function(point - step * direction)
     far = function(point + 2 * step * direction) - function(point - 2 * step * direction)
     return (8.0 * near - far) / (12.0 * step)
@@ -32,7 +32,7 @@ def slope(function: Callable[[Array], Array], point: Array, direction: Array, st
 def check(
     layer: ConvexLayer, function: Callable[[Array], Array], point: Array, direction: Array, **tolerance: float
 ) -> None:
-    """The value and, along a direction, the gradient of a random functional of the first output."""
+    """Check the value and the directional derivative of a random linear functional of the first output."""
     tolerance = CLOSE | tolerance
     theta = torch.tensor(point, requires_grad=True)
     (value,), report = layer.solve(theta)
@@ -62,7 +62,7 @@ def test_projection(order: int) -> None:
 
 @pytest.mark.parametrize("order", [40, 60])
 def test_nearest_correlation_matrix(order: int) -> None:
-    """X = (C + diag(t))_+ for the t that makes its diagonal 1 (Qi and Sun 2006)."""
+    """X = (C + diag(t))_+ with t such that its diagonal is 1 (Qi and Sun 2006)."""
     C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), symmetric=True)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(X - C)), [X >> 0, cp.diag(X) == 1])
 
@@ -84,7 +84,7 @@ def test_nearest_correlation_matrix(order: int) -> None:
 
 
 def test_largest_eigenvalue() -> None:
-    """Its gradient is the outer product of its eigenvector."""
+    """The gradient is the outer product of the eigenvector with itself."""
     order = 100
     S, t = cp.Parameter((order, order), symmetric=True), cp.Variable()
     layer = ConvexLayer(cp.Problem(cp.Minimize(t), [t >= cp.lambda_max(S)]), [S], [t])
@@ -99,7 +99,7 @@ def test_largest_eigenvalue() -> None:
 
 
 def test_nuclear_norm() -> None:
-    """Its proximal map shrinks singular values. The variables have no curvature of one size, so MINRES it is."""
+    """The proximal map shrinks singular values. P is not constant on the entries, so MINRES is used."""
     rows, cols, weight = 30, 30, 4.0
     C, X = cp.Parameter((rows, cols)), cp.Variable((rows, cols))
     layer = ConvexLayer(cp.Problem(cp.Minimize(weight * cp.normNuc(X) + 0.5 * cp.sum_squares(X - C))), [C], [X])
@@ -122,7 +122,7 @@ def test_log_det() -> None:
 
 
 def test_maximum_cut() -> None:
-    """The optimal value's gradient is the solution; elements of a batch are as on their own."""
+    """The gradient of the optimal value is the solution; elements of a batch equal single solves."""
     order = 40
     S, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), PSD=True)
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.trace(S @ X)), [cp.diag(X) == 1]), [S], [X])
@@ -138,8 +138,8 @@ def test_maximum_cut() -> None:
 
 
 @pytest.mark.parametrize("unit", [1e-4, 1e-2, 1e2, 1e4])
-def test_in_other_units(unit: float) -> None:
-    """Of a matrix, of the objective and of a bound: a projection, a maximum cut, a proximal map."""
+def test_solutions_and_gradients_in_other_units(unit: float) -> None:
+    """Units of a matrix, of the objective and of a bound: a projection, a maximum cut, a proximal map."""
     order, weight = 24, 4.0
     C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), PSD=True)
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(X - C))), [C], [X])
@@ -175,8 +175,8 @@ def with_eigenvalues(values: Array) -> Array:
 
 @pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
 @pytest.mark.parametrize("zeros", [1, 12])
-def test_a_projection_has_no_derivative_where_eigenvalues_are_0(zeros: int, unit: float) -> None:
-    """Nor within rounding of that; farther away it has one."""
+def test_a_projection_with_zero_eigenvalues_has_no_derivative(zeros: int, unit: float) -> None:
+    """Nor has one with eigenvalues within rounding errors of zero; farther away the derivative exists."""
     order = 24
     C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), PSD=True)
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(X - C))), [C], [X], on_degenerate="report")
@@ -209,8 +209,8 @@ def test_a_tie_of_the_largest_eigenvalues_has_no_gradient() -> None:
     assert report.derivative.status == ("degenerate", "degenerate", "ok")
 
 
-def test_null_spaces_of_hundreds_of_dimensions_are_seen_or_not() -> None:
-    """Of X + Y the sum is unique, its terms are not."""
+def test_large_null_spaces_matter_only_if_visible() -> None:
+    """X + Y is unique, X and Y are not."""
     order = 24
     C = cp.Parameter((order, order), symmetric=True)
     X, Y, Z = (cp.Variable((order, order), symmetric=True) for _ in range(3))
@@ -233,10 +233,10 @@ def layer_with_limits(**options: Any) -> ConvexLayer:
     ("options", "status"),
     [({"time_limit_s": 1e-6}, Status.TIME_LIMIT), ({"max_iter": 10}, Status.ITERATION_LIMIT)],
 )
-def test_a_point_that_hit_a_limit_is_left_as_it_is(
+def test_points_at_a_limit_are_not_changed(
     options: dict[str, Any], status: Status, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not polished, and not given to a fallback."""
+    """They are neither polished nor passed to the fallback solver."""
 
     def no_factor(*arguments: Any) -> None:
         raise AssertionError("polished")
@@ -249,8 +249,8 @@ def test_a_point_that_hit_a_limit_is_left_as_it_is(
     assert torch.all(torch.isnan(value))
 
 
-def test_the_limit_is_that_of_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Solver, polish and fallback are given what is left of it."""
+def test_the_time_limit_covers_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solver, polish and fallback get the remaining time."""
     deadlines, limits = [], []
     inner = solution_map.polished
 

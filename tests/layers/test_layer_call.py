@@ -1,4 +1,4 @@
-"""The call: shapes, batches, broadcasting, attributes, dtypes and devices."""
+"""Calls of a layer: shapes, batches, broadcasting, attributes, dtypes and devices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.layers.running import EXACT, run, same
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_row_i_of_a_batch_is_the_single_solve(name: str) -> None:
+def test_rows_of_a_batch_equal_single_solves(name: str) -> None:
     case = family(name)
     layer, tensors = case.layer(), case.tensors(3)
     outputs = layer(*case.prepared(tensors))
@@ -33,7 +33,7 @@ def test_row_i_of_a_batch_is_the_single_solve(name: str) -> None:
         same(list(gradients), [g[i] for g in whole])
 
 
-def test_unbatched_parameters_are_shared_and_their_gradient_is_the_sum() -> None:
+def test_gradients_of_shared_parameters_are_sums_over_the_batch() -> None:
     case = family("quadratic")
     layer = case.layer()
     full, shared = case.tensors(4), case.tensors(seed=3)
@@ -71,7 +71,7 @@ def test_an_empty_batch() -> None:
     assert report.objective.shape == (0,)
 
 
-def test_no_parameters_at_all() -> None:
+def test_a_problem_without_parameters() -> None:
     x = cp.Variable(3)
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - 1)), [x <= [0.5, 2.0, 0.0]]), [], [x])
     (value,) = layer()
@@ -98,10 +98,12 @@ def test_scalar_parameters_and_variables() -> None:
     torch.testing.assert_close(batch, torch.tensor([2.0, 0.0, 3.0]))
 
 
-# --- shapes, values and attributes: what is refused ---------------------------------------------------------
+# --- shapes, values and attributes: what is rejected -----------------------------------------------------------
 
 
-def refused(case: Family, change: Callable[[list[torch.Tensor]], None], error: type[Exception], match: str) -> None:
+def assert_rejected(
+    case: Family, change: Callable[[list[torch.Tensor]], None], error: type[Exception], match: str
+) -> None:
     tensors = [t.detach() for t in case.tensors(3)]
     change(tensors)
     with pytest.raises(error, match=match):
@@ -136,10 +138,10 @@ def put(position: int, value: Any) -> Callable[[list[torch.Tensor]], None]:
     ],
 )
 def test_bad_tensors(position: int, value: Any, error: type[Exception], match: str) -> None:
-    refused(named(), put(position, value), error, match)
+    assert_rejected(named(), put(position, value), error, match)
 
 
-def test_the_number_of_tensors() -> None:
+def test_a_wrong_number_of_tensors() -> None:
     with pytest.raises(ShapeError, match=r"expected 2 values \(for A, b\), got 1"):
         named().layer()(torch.zeros(3, 2))
 
@@ -158,7 +160,7 @@ def test_the_number_of_tensors() -> None:
         ({"sparsity": ([0, 1], [0, 0])}, [[1.0, 0.0], [1.0, -0.75]], "0.75"),
     ],
 )
-def test_attributes_are_checked_and_the_violation_sized(attributes: dict[str, Any], bad: Any, size: str) -> None:
+def test_attribute_errors_state_the_violation(attributes: dict[str, Any], bad: Any, size: str) -> None:
     X, C = cp.Variable((2, 2)), cp.Parameter((2, 2), name="C", **attributes)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(X - C)))
     name = "sparse" if "sparsity" in attributes else next(iter(attributes))
@@ -173,7 +175,7 @@ def test_attributes_are_checked_and_the_violation_sized(attributes: dict[str, An
     assert unchecked(value)[0].isfinite().all()
 
 
-def test_rounding_is_no_violation() -> None:
+def test_rounding_errors_do_not_violate_attributes() -> None:
     case = family("nearest_correlation")
     (C,) = case.prepared(case.tensors())
     C = C.detach().clone()
@@ -198,7 +200,7 @@ def test_bad_arguments() -> None:
 # --- dtypes -------------------------------------------------------------------------------------------------
 
 
-def test_float32_comes_back_and_is_solved_in_float64() -> None:
+def test_float32_inputs_are_solved_in_float64_and_return_float32() -> None:
     case = family("quadratic")
     layer = case.layer()
     wide = case.tensors(2)
@@ -210,7 +212,7 @@ def test_float32_comes_back_and_is_solved_in_float64() -> None:
         torch.testing.assert_close(a, b.float(), rtol=0.0, atol=1e-6)
 
 
-def test_mixed_dtypes_promote_and_each_gradient_has_its_tensors() -> None:
+def test_mixed_dtypes_promote_and_gradients_keep_their_own() -> None:
     case = family("quadratic")
     tensors = list(case.tensors(2))
     tensors[1] = tensors[1].detach().float().requires_grad_()
@@ -221,7 +223,7 @@ def test_mixed_dtypes_promote_and_each_gradient_has_its_tensors() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_devices_come_back() -> None:
+def test_outputs_are_on_the_device_of_the_inputs() -> None:
     case = family("quadratic")
     layer, tensors = case.layer(), case.tensors(2)
     moved = tuple(t.detach().cuda().requires_grad_() for t in tensors)
@@ -230,14 +232,14 @@ def test_devices_come_back() -> None:
     same([t.cpu() for t in [*outputs, *gradients]], [*expected, *exact])
 
 
-def test_one_device_for_all() -> None:
+def test_tensors_on_several_devices_are_rejected() -> None:
     tensors = list(named().tensors())
     tensors[1] = tensors[1].detach().to("meta")
     with pytest.raises(ProblemError, match="on one device, got cpu, meta"):
         named().layer()(*tensors)
 
 
-def test_tensors_that_are_not_contiguous() -> None:
+def test_noncontiguous_tensors() -> None:
     case = family("least_squares")
     A, b = case.tensors()
     transposed = A.detach().T.contiguous().T.requires_grad_()
@@ -245,8 +247,8 @@ def test_tensors_that_are_not_contiguous() -> None:
     same(*(run(case.layer(), a, b)[1] for a in (A, transposed)))
 
 
-def test_outputs_may_be_changed_in_place() -> None:
-    """What the user does to an output does not reach the derivative."""
+def test_outputs_may_be_modified_in_place() -> None:
+    """In-place changes of an output do not affect the derivative."""
     case = family("geometric_program")
     layer, tensors = case.layer(), case.tensors(2)
     expected = torch.autograd.grad(sum(o.sum() for o in layer(*tensors)), tensors)
@@ -257,8 +259,8 @@ def test_outputs_may_be_changed_in_place() -> None:
     same(list(torch.autograd.grad(loss, tensors)), list(expected))
 
 
-def test_attributes_hold_element_by_element() -> None:
-    """A large element does not excuse the wrong sign of a small one."""
+def test_attributes_are_checked_element_by_element() -> None:
+    """A wrong sign in a small element is detected beside a large element."""
     x, weight = cp.Variable(2), cp.Parameter(nonneg=True)
     layer = ConvexLayer(cp.Problem(cp.Minimize(weight * cp.sum_squares(x - 1)), [x >= -1, x <= 3]), [weight], [x])
     with pytest.raises(ProblemError, match=r"declared nonneg, but the value violates that by 0\.9"):
@@ -277,7 +279,7 @@ def test_attributes_hold_element_by_element() -> None:
         (torch.ones(3, device="meta"), "dense tensors"),
     ],
 )
-def test_tensors_without_plain_numbers_are_refused(tensor: torch.Tensor, message: str) -> None:
+def test_sparse_and_meta_tensors_are_rejected(tensor: torch.Tensor, message: str) -> None:
     x, c = cp.Variable(3), cp.Parameter(3)
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - c))), [c], [x])
     with pytest.raises(ProblemError, match=message):

@@ -1,4 +1,4 @@
-"""What a call leaves behind and what it may start from: threads, copies, the user's problem, memory, warm starts."""
+"""State of a layer: threads, copies, the user's problem, memory, warm starts, options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.layers.running import run, same
 
 
 @pytest.mark.parametrize("name", ["quadratic", "sdp_relaxation", "geometric_program"])
-def test_eight_threads_give_what_one_gives(name: str) -> None:
+def test_eight_threads_agree_with_one(name: str) -> None:
     case = family(name)
     layer = case.layer()
     inputs = [case.tensors(1 + i % 3, seed=i) for i in range(8)]
@@ -42,7 +42,7 @@ def test_eight_threads_give_what_one_gives(name: str) -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 @pytest.mark.parametrize("used", [False, True])
 def test_copies(copied: Callable[[ConvexLayer], ConvexLayer], used: bool) -> None:
-    """Before and after the layer has been used, backward included."""
+    """Copies before and after a forward and backward pass."""
     case = family("nearest_correlation")
     layer = case.layer(solver="scs", options={"tol": 1e-7}, on_failure="nan", on_degenerate="raise")
     tensors = tuple(t.detach().requires_grad_() for t in case.prepared(case.tensors(2)))
@@ -56,7 +56,7 @@ def test_copies(copied: Callable[[ConvexLayer], ConvexLayer], used: bool) -> Non
 
 
 def test_a_layer_in_a_module() -> None:
-    """It has no parameters of its own, and moves and converts with the module that holds it."""
+    """The layer has no torch parameters, and can be moved and converted with its parent module."""
     case = family("simplex_projection")
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), case.layer()).float()
     assert len(list(model.parameters())) == 2
@@ -88,7 +88,7 @@ def test_the_users_problem_is_untouched() -> None:
     assert all(vars(cached)[key] is value for key, value in entries.items())
 
 
-def test_an_unset_problem_stays_unset() -> None:
+def test_a_problem_without_values_stays_without_values() -> None:
     x, c = cp.Variable(2), cp.Parameter(2)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0])
     ConvexLayer(problem, [c], [x])(torch.ones(2))
@@ -97,8 +97,8 @@ def test_an_unset_problem_stays_unset() -> None:
     assert problem.value is None
 
 
-def test_nothing_is_kept_after_a_step() -> None:
-    """Factors are freed with the graph that needs them, without waiting for the garbage collector."""
+def test_factors_are_freed_after_a_step() -> None:
+    """Factors are freed with their autograd graph, without the garbage collector."""
     case = family("quadratic")
     layer, kept = case.layer(), []
     solve = SolutionMap.solve
@@ -126,7 +126,7 @@ def test_nothing_is_kept_after_a_step() -> None:
 
 
 def test_warm_start() -> None:
-    """The report of a call starts the next one; SCS then needs fewer iterations, and the answer is the same."""
+    """SCS needs fewer iterations with the report of an earlier call as warm start, with the same result."""
     case = family("nearest_correlation")
     layer = case.layer(solver="scs")
     tensors = case.prepared(case.tensors(3))
@@ -141,8 +141,8 @@ def test_warm_start() -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 4, None])
-def test_a_warm_start_of_another_batch_size_starts_cold_and_says_so(batch: int | None) -> None:
-    """The last batch of a loader is a smaller one."""
+def test_a_warm_start_of_another_batch_size_is_reported_as_a_cold_start(batch: int | None) -> None:
+    """For instance the last batch of a data loader, which is smaller."""
     case = family("nearest_correlation")
     layer = case.layer(solver="scs")
     _, report = layer.solve(*case.prepared(case.tensors(3)))
@@ -157,7 +157,7 @@ def test_a_warm_start_of_another_batch_size_starts_cold_and_says_so(batch: int |
         torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.0)
 
 
-def test_a_solver_that_takes_no_warm_start_says_so() -> None:
+def test_a_solver_without_warm_starts_reports_a_cold_start() -> None:
     case = family("nearest_correlation")
     layer = case.layer(solver="clarabel")
     tensors = case.prepared(case.tensors(3))

@@ -1,4 +1,4 @@
-"""What a report says, before and after a derivative; what is done about derivatives that may not exist."""
+"""Contents of a report before and after a derivative; handling of derivatives that may not exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convexlayer import ConvexLayer, DerivativeError, Status
 from convexlayer.solvers.clarabel_ import ClarabelSolver
 from tests.layers.families import NAMES, family
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -31,7 +31,7 @@ def test_report(name: str) -> None:
     assert report.solved_again == ()
     assert report.residuals.worst.shape == report.iterations.shape == report.objective.shape == (3,)
     assert report.residuals.worst.max() < 1e-8
-    assert np.all(report.iterations > 0) or name == "least_squares"  # which is one linear system
+    assert np.all(report.iterations > 0) or name == "least_squares"  # solved as one linear system
     assert set(report.seconds) == {"canonical", "solve", "polish"}
     assert report.derivative is None
     sum(o.sum() for o in outputs).backward()
@@ -44,7 +44,7 @@ def test_report(name: str) -> None:
     assert report.seconds["derivative"] > 0
 
 
-def test_forward_mode_fills_the_report_too() -> None:
+def test_forward_mode_fills_the_derivative_report() -> None:
     case = family("quadratic")
     tensors = tuple(t.detach() for t in case.tensors(2))
     layer = case.layer()
@@ -56,8 +56,8 @@ def test_forward_mode_fills_the_report_too() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "geometric_program"])
-def test_objective_is_cvxpys(name: str) -> None:
-    """At the solution, by CVXPY's own evaluation of the problem."""
+def test_objective_matches_cvxpys_evaluation(name: str) -> None:
+    """The objective value at the solution, evaluated by CVXPY."""
     case = family(name)
     tensors = case.prepared(case.tensors())
     _, report = case.layer().solve(*tensors)
@@ -100,8 +100,8 @@ def test_the_objective_has_a_derivative_where_the_solution_has_none() -> None:
     assert report.derivative.status == ("ok",)
 
 
-def test_the_objective_at_a_tie_of_multipliers_says_so() -> None:
-    """max(a, b) has no derivative at a = b, whichever of the two multipliers carries the weight."""
+def test_the_objective_with_nonunique_multipliers_is_degenerate() -> None:
+    """max(a, b) has no derivative at a = b, for any split of the multiplier."""
     x, a, b = cp.Variable(), cp.Parameter(), cp.Parameter()
     layer = ConvexLayer(cp.Problem(cp.Minimize(x), [x >= a, x >= b]), [a, b], [x], on_degenerate="report")
     one = torch.ones((), dtype=torch.float64, requires_grad=True)
@@ -115,7 +115,7 @@ def test_the_objective_at_a_tie_of_multipliers_says_so() -> None:
     assert apart.derivative.status == ("ok",)
 
 
-def test_unrelated_large_numbers_hide_no_tie() -> None:
+def test_unrelated_large_numbers_do_not_hide_nonunique_multipliers() -> None:
     x, z = cp.Variable(), cp.Variable()
     a, b, c = cp.Parameter(), cp.Parameter(), cp.Parameter()
     problem = cp.Problem(cp.Minimize(x + 0.5 * cp.square(z - c)), [x >= a, x >= b])
@@ -129,7 +129,7 @@ def test_unrelated_large_numbers_hide_no_tie() -> None:
 
 
 @pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
-def test_every_row_of_a_jacobian_is_judged(transform: Any) -> None:
+def test_the_report_covers_every_row_of_a_jacobian(transform: Any) -> None:
     x, c = cp.Variable(2), cp.Parameter(2)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0])
     layer = ConvexLayer(problem, [c], [x], on_degenerate="raise")
@@ -141,7 +141,7 @@ def test_every_row_of_a_jacobian_is_judged(transform: Any) -> None:
 
 @pytest.mark.parametrize("weight", [1e-7, 1e-4, 1e5])
 def test_the_scale_of_the_objective_does_not_matter(weight: float) -> None:
-    """Neither to the solution nor to its gradient: it is divided out before anything is solved or judged."""
+    """Solutions and gradients do not depend on it, because the objective is normalised first."""
     x, c, G = cp.Variable(4), cp.Parameter(4), cp.Parameter((5, 4))
     generator = torch.Generator().manual_seed(1)
     values = 2 * torch.randn(12, 4, dtype=torch.float64, generator=generator)
@@ -212,7 +212,7 @@ def test_degenerate_derivatives_are_reported(on_degenerate: str) -> None:
 
 
 def test_a_solution_that_is_not_unique_is_degenerate() -> None:
-    """min c (x1 + x2) over x1 + x2 = 1, x >= 0 with both free: any split of the sum is optimal."""
+    """min c (x1 + x2) over x1 + x2 = 1, x >= 0: any split of the sum is optimal."""
     x, c = cp.Variable(2), cp.Parameter()
     problem = cp.Problem(cp.Minimize(cp.sum(x)), [cp.sum(x) == c, x >= 0])
     theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
@@ -222,8 +222,8 @@ def test_a_solution_that_is_not_unique_is_degenerate() -> None:
     assert theta.grad.isfinite()
 
 
-def test_regular_derivatives_of_a_problem_with_idle_auxiliaries_are_trusted() -> None:
-    """CVXPY's epigraph variables may be free where nobody sees them; the derivative that is asked for exists."""
+def test_derivatives_with_free_auxiliary_variables_are_trusted() -> None:
+    """CVXPY's epigraph variables may be free without affecting the requested derivative."""
     x, A, b = cp.Variable(2), cp.Parameter((4, 2)), cp.Parameter(4)
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.norm1(A @ x - b))), [A, b], [x], on_degenerate="raise")
     rng = np.random.default_rng(0)
@@ -233,7 +233,7 @@ def test_regular_derivatives_of_a_problem_with_idle_auxiliaries_are_trusted() ->
 
 
 def inaccurate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clarabel, which stops a little before the solution."""
+    """Make Clarabel return slightly inaccurate solutions."""
     honest = ClarabelSolver.solve
 
     def solve(self: Any, state: Any, program: Any, options: Any, warm_start: Any = None) -> Any:
@@ -244,7 +244,7 @@ def inaccurate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_inaccurate_solutions_warn_once_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a call, which has no report; that of ``solve`` says so itself."""
+    """A call without a report warns; ``solve`` states the inaccuracy in its report."""
     inaccurate(monkeypatch)
     x, c = cp.Variable(), cp.Parameter()
     problem = cp.Problem(cp.Minimize((x - c) ** 2), [x >= 0])
@@ -254,7 +254,7 @@ def test_inaccurate_solutions_warn_once_a_layer(monkeypatch: pytest.MonkeyPatch)
     ]
     theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
     with pytest.warns(
-        UserWarning, match=r"the solutions of 2 of 2 elements are inaccurate: 0, 1\. .*said once"
+        UserWarning, match=r"the solutions of 2 of 2 elements are inaccurate: 0, 1\. .*shown once per layer"
     ) as caught:
         made[0](theta)
     assert len(caught) == 1
@@ -271,7 +271,7 @@ def test_inaccurate_solutions_warn_once_a_layer(monkeypatch: pytest.MonkeyPatch)
         made[1](theta)
 
 
-def test_inaccurate_solutions_and_degenerate_derivatives_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inaccurate_solutions_and_degenerate_derivatives_warn_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = weakly_active(solver="clarabel", options={"polish": False})
     inaccurate(monkeypatch)
     with pytest.warns(UserWarning, match="the solutions of 3 of 3 elements are inaccurate"):

@@ -1,4 +1,4 @@
-"""Batches made again from their solutions."""
+"""``SolutionMap.at``: batches rebuilt from their solutions."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def solution_map() -> SolutionMap:
 def theta(batch: int = 4) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     radius = np.full(batch, 1.0)
-    radius[1:2] = 0.1  # too small: no x sums to a half
+    radius[1:2] = 0.1  # infeasible: no x of this radius sums to a half
     return [rng.standard_normal((4, 3)), rng.standard_normal((batch, 4)), radius]
 
 
-def test_it_is_the_batch_that_was_solved(solution_map: SolutionMap) -> None:
+def test_the_rebuilt_batch_equals_the_solved_one(solution_map: SolutionMap) -> None:
     rng = np.random.default_rng(1)
     solved = solution_map.solve(theta())
     again = solution_map.at(theta(), solved.report.solution)
@@ -48,7 +48,7 @@ def test_it_is_the_batch_that_was_solved(solution_map: SolutionMap) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
-def test_its_derivative_is_that_of_differences(solution_map: SolutionMap) -> None:
+def test_its_derivative_matches_finite_differences(solution_map: SolutionMap) -> None:
     values = theta(1)
     values[2][:] = 1.0
     solution = solution_map.solve(values).report.solution
@@ -61,7 +61,7 @@ def test_its_derivative_is_that_of_differences(solution_map: SolutionMap) -> Non
         assert gradient[0, row] == pytest.approx((losses[0] - losses[1]) / (2 * STEP), abs=1e-6)
 
 
-def test_what_is_no_solution_is_refused(solution_map: SolutionMap) -> None:
+def test_a_point_that_is_not_a_solution_is_rejected(solution_map: SolutionMap) -> None:
     solution = solution_map.solve(theta()).report.solution
     values = theta()
     values[1] = values[1] + 0.1

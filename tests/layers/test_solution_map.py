@@ -1,4 +1,4 @@
-"""The solution map in NumPy: what the torch layer and the server are made of."""
+"""The solution map with its NumPy interface."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def symmetrised(case: Family, values: list[Array]) -> list[Array]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_vjp_and_jvp_are_transposes(name: str) -> None:
-    """<v, J u> = <J'v, u> for every element, objective value included."""
+    """<v, J u> = <J'v, u> for every element, including the objective value."""
     case = family(name)
     solved = SolutionMap(case.program()).solve(case.values(3))
     u = symmetrised(case, drawn([(3, *spec.shape) for spec in case.program().parameters]))
@@ -39,7 +39,7 @@ def test_vjp_and_jvp_are_transposes(name: str) -> None:
     np.testing.assert_allclose(left, right, **EXACT)
 
 
-def test_the_layer_is_this_map() -> None:
+def test_the_layer_equals_the_solution_map() -> None:
     case = family("quadratic")
     layer = case.layer()
     tensors = case.tensors(2)
@@ -67,7 +67,7 @@ def test_missing_cotangents_and_tangents_are_zero() -> None:
     assert not np.any(rate)
 
 
-def test_wrt_chooses_parameters() -> None:
+def test_wrt_selects_parameters() -> None:
     case = family("quadratic")
     solved = SolutionMap(case.program()).solve(case.values(2))
     v = [np.ones_like(value) for value in solved.outputs]
@@ -78,7 +78,7 @@ def test_wrt_chooses_parameters() -> None:
 
 
 def test_shared_values_and_tangents() -> None:
-    """A gradient has a row an element even for a shared parameter: whoever shares it sums."""
+    """Gradients have one row per element even for a shared parameter; the caller sums them."""
     case = family("quadratic")
     batched, shared = case.values(3), case.values(1)
     values = [batched[0], *(value[0] for value in shared[1:])]

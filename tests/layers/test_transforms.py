@@ -11,7 +11,7 @@ import torch
 from convexlayer import DerivativeError, ShapeError
 from tests.layers.families import Family, family
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 NAMES = ("quadratic", "portfolio", "nearest_correlation", "entropy_maximisation", "geometric_program", "power_utility")
@@ -26,7 +26,7 @@ def same(left: object, right: object) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_vmap_is_the_batch(name: str) -> None:
+def test_vmap_equals_the_batch(name: str) -> None:
     case = family(name)
     layer, tensors = case.layer(), detached(case, 3)
     same(torch.func.vmap(layer)(*tensors), layer(*tensors))
@@ -35,7 +35,7 @@ def test_vmap_is_the_batch(name: str) -> None:
 @pytest.mark.parametrize("batched", list(product([False, True], repeat=3))[1:])
 @pytest.mark.parametrize("inner", [(), (0,), (1, 2)])
 def test_vmap_over_every_combination(batched: tuple[bool, ...], inner: tuple[int, ...]) -> None:
-    """Lanes over some inputs, an inner batch in some: row by row what a loop gives, with other axes in front too."""
+    """vmap over some inputs, an inner batch axis in some, and mapped axes at other positions equal a loop."""
     case = family("control")
     layer = case.layer()
     singles, lanes = 2, 3
@@ -84,7 +84,7 @@ def test_jvp_and_vjp_are_transposes(name: str, batch: int | None) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_jacrev_is_jacfwd(name: str) -> None:
+def test_jacrev_equals_jacfwd(name: str) -> None:
     case = family(name)
     layer, tensors = case.layer(), case.tensors()
     positions = tuple(range(len(tensors)))
@@ -118,7 +118,7 @@ def test_jacobian_of_a_batch_is_block_diagonal() -> None:
 
 
 def test_per_example_gradients() -> None:
-    """vmap of grad, with a parameter that all examples share."""
+    """vmap of grad, with a parameter shared by all examples."""
     case = family("quadratic")
     layer = case.layer()
     tensors, batch = detached(case), detached(case, 4)[0]
@@ -160,7 +160,7 @@ def test_second_derivatives_raise(name: str) -> None:
         gradient.sum().backward()
 
 
-def test_create_graph_alone_does_no_harm() -> None:
+def test_create_graph_without_second_derivatives() -> None:
     case = family("quadratic")
     tensors = case.tensors()
     loss = case.layer()(*tensors)[0].sum()
@@ -176,7 +176,7 @@ def test_backward_twice_through_one_graph() -> None:
     same(first, torch.autograd.grad(loss, tensors))
 
 
-def test_only_what_needs_a_gradient_has_one() -> None:
+def test_only_tensors_that_require_gradients_get_them() -> None:
     case = family("quadratic")
     layer = case.layer()
     tensors = [t.detach() for t in case.tensors(2)]
@@ -197,9 +197,9 @@ def test_no_grad() -> None:
         same([o.clone() for o in layer(*tensors)], list(outputs))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, where a graph breaks
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by torch, at a graph break
 def test_compile() -> None:
-    """Compiled code around the layer; the graph breaks at it."""
+    """Compiled code around the layer, with a graph break at the layer."""
     case = family("quadratic")
     layer, tensors = case.layer(), case.tensors(2)
 
@@ -220,7 +220,7 @@ def test_errors_under_vmap_name_the_parameter() -> None:
 
 
 def test_finite_differences_of_a_directional_derivative() -> None:
-    """The jvp of a batch against central differences, every output at once."""
+    """The jvp of a batch against central differences, for all outputs."""
     case = family("portfolio")
     layer = case.layer(options={"tol": 1e-11})
     tensors = detached(case, 3)

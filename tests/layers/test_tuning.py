@@ -1,4 +1,4 @@
-"""The race of the first call: who takes part, who wins, and that the winner stays."""
+"""Tuning at the first call: candidates, choice of the fastest, and reuse of the choice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from convexlayer.layers.choice import ResolvedSolver, choose, fastest
 from tests.layers.families import family
 
 
-def test_the_first_call_decides_and_the_decision_stays() -> None:
+def test_the_first_call_chooses_the_solver_for_all_later_calls() -> None:
     case = family("quadratic")
     tuned, plain = case.layer(tune=True), case.layer()
     assert not tuned.solution_map.reason.startswith("tuned")
@@ -30,7 +30,7 @@ def test_the_first_call_decides_and_the_decision_stays() -> None:
         np.testing.assert_allclose(mine.detach(), other.detach(), atol=1e-8)
 
 
-def test_a_copy_knows_the_winner() -> None:
+def test_a_pickled_copy_keeps_the_tuned_solver() -> None:
     case = family("quadratic")
     made = SolutionMap(case.program(), tune=True)
     before = pickle.loads(pickle.dumps(made))
@@ -41,7 +41,7 @@ def test_a_copy_knows_the_winner() -> None:
     assert after.solve(case.values(2)).report.reason == made.reason
 
 
-def test_threads_hold_one_race() -> None:
+def test_concurrent_calls_tune_once() -> None:
     case = family("quadratic")
     made = SolutionMap(case.program(), tune=True)
     with ThreadPoolExecutor(4) as threads:
@@ -49,13 +49,13 @@ def test_threads_hold_one_race() -> None:
     assert reasons == {made.reason}
 
 
-def test_an_empty_batch_decides_nothing() -> None:
+def test_an_empty_batch_does_not_tune() -> None:
     case = family("quadratic")
     made = SolutionMap(case.program(), tune=True)
     assert not made.solve([value[:0] for value in case.values(2)]).report.reason.startswith("tuned")
 
 
-def test_under_a_time_limit_those_take_part_that_can_keep_one() -> None:
+def test_a_time_limit_restricts_the_candidates() -> None:
     case = family("quadratic")
     made = SolutionMap(case.program(), tune=True, options={"time_limit_s": 60.0})
     report = made.solve(case.values(3)).report
@@ -68,7 +68,7 @@ def test_a_named_solver_is_not_tuned() -> None:
         SolutionMap(family("quadratic").program(), solver="scs", tune=True)
 
 
-def test_a_solver_that_solves_less_does_not_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_that_solves_fewer_elements_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     structure = family("quadratic").program().structure
     slow, quick = choose("scs", structure), choose("clarabel", structure)
     now = [0.0]

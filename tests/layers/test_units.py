@@ -1,4 +1,4 @@
-"""Programs in units of their own: scales that undo those of the author, compiled and portable alike."""
+"""Equilibration of programs, with compiled kernels and in NumPy."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def in_units(given: ConeProgram, d: Array, e: Array) -> ConeProgram:
 def random_units(exponent: float) -> tuple[Array, Array]:
     rng = np.random.default_rng(1)
     d, e = (10.0 ** rng.uniform(-exponent, exponent, (BATCH, size)) for size in (N, CONES.m))
-    e[:, 4:] = e[:, 4:5]  # a block has one unit
+    e[:, 4:] = e[:, 4:5]  # one scale per block of a curved cone
     return d, e
 
 
-def test_even_programs_are_left_alone() -> None:
+def test_well_scaled_programs_are_not_equilibrated() -> None:
     assert Equilibration.of(program()) is None
     assert Equilibration.of(in_units(program(), *random_units(0.5))) is None
 
 
 @pytest.mark.parametrize("exponent", [3.0, 8.0])
-def test_random_units_are_undone(exponent: float) -> None:
+def test_badly_scaled_programs_are_equilibrated(exponent: float) -> None:
     given = in_units(program(), *random_units(exponent))
     units = Equilibration.of(given)
     assert units is not None
@@ -63,8 +63,8 @@ def test_random_units_are_undone(exponent: float) -> None:
         np.testing.assert_array_equal(np.exp2(np.rint(np.log2(scales))), scales)
 
 
-def test_rows_alone_may_ask_for_units() -> None:
-    """Minimise |x - 1|^2 / 2 over 1e-8 x_0 >= 0, whose variables and right-hand side are of size 1 already."""
+def test_badly_scaled_rows_are_equilibrated() -> None:
+    """Minimise |x - 1|^2 / 2 over 1e-8 x_0 >= 0: only the row is badly scaled."""
     diagonal, row = Pattern((2, 2), np.arange(2), np.arange(2)), Pattern((1, 2), np.zeros(1, int), np.zeros(1, int))
     ones, zero = np.ones((1, 2)), np.zeros((1, 1))
     structure = Structure(diagonal, row, Cones(nonnegative=1))
@@ -74,7 +74,7 @@ def test_rows_alone_may_ask_for_units() -> None:
     np.testing.assert_allclose(units.e, [[1e8]], rtol=0.5)
 
 
-def test_elements_that_are_even_keep_their_units() -> None:
+def test_well_scaled_elements_of_a_batch_are_not_equilibrated() -> None:
     d, e = random_units(8.0)
     d[1], e[1] = 1.0, 1.0
     units = Equilibration.of(in_units(program(), d, e))
@@ -84,7 +84,7 @@ def test_elements_that_are_even_keep_their_units() -> None:
         assert np.any(scales[0] != 1.0)
 
 
-def test_what_is_not_finite_keeps_its_units() -> None:
+def test_nonfinite_elements_are_not_equilibrated() -> None:
     given = in_units(program(), *random_units(8.0))
     for name in ("P", "q", "A", "b"):
         for value in (np.nan, np.inf):
@@ -107,7 +107,7 @@ def test_compiled_and_portable_scales_are_equal(monkeypatch: pytest.MonkeyPatch)
         np.testing.assert_array_equal(getattr(found, name), getattr(portable, name))
 
 
-def test_unlike_right_hand_sides_ask_for_units() -> None:
+def test_large_right_hand_sides_are_equilibrated() -> None:
     given = program()
     large = ConeProgram(given.structure, given.P, given.q, given.r, given.A, 10.0 * OWN_SCALING_RATIO * given.b)
     units = Equilibration.of(large)

@@ -1,4 +1,4 @@
-"""Infeasible and unbounded are proved, whoever says so; what nobody can prove is a numerical error, and says why."""
+"""Infeasibility and unboundedness need certificates; unproved claims are numerical errors with a message."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def statuses(report: Any) -> list[str]:
     return [str(word) for word in report.status]
 
 
-# --- right values -------------------------------------------------------------------------------------------
+# --- correct statuses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", [*QP, "auto"])
-def test_a_row_that_is_zero_at_these_parameters(solver: str) -> None:
-    """p'x >= 1 and x >= 0: infeasible without a positive entry of p, and also where there is no entry at all."""
+def test_rows_that_are_zero_at_some_parameters(solver: str) -> None:
+    """p'x >= 1 and x >= 0: infeasible if p has no positive entry, including p = 0."""
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x)), [p @ x >= 1, x >= 0])
     layer = ConvexLayer(problem, [p], [x], solver=solver, on_failure="nan")
     rows = [[0.0, 0, 0], [-1, -2, -1], [1, 1, 1], [0, 0, -3], [0, 2, 0]]
@@ -51,7 +51,7 @@ def test_a_row_that_is_zero_at_these_parameters(solver: str) -> None:
 @pytest.mark.parametrize("solver", ["auto", "clarabel", "scs"])
 @pytest.mark.parametrize("value", [0.0, 1e-12, 1.0])
 def test_zero_rows_of_other_cones(solver: str, value: float) -> None:
-    """Equality, second-order, semidefinite and exponential rows that say something of x only where p is not zero."""
+    """Equality, second-order, semidefinite and exponential rows that constrain x only if p is not zero."""
     a = cp.Parameter(nonneg=True)
     X = cp.Variable((2, 2), symmetric=True)
     problems = [
@@ -70,7 +70,7 @@ def test_zero_rows_of_other_cones(solver: str, value: float) -> None:
             assert statuses(report) == ["infeasible"], constraints
         elif value == 1.0:
             assert report.status[0].solved, constraints
-        else:  # a solution of size 1e12, or none: that it is infeasible would be wrong
+        else:  # a solution of size 1e12 may or may not be found, but the problem is not infeasible
             assert report.status[0] is not Status.INFEASIBLE, constraints
 
 
@@ -90,14 +90,14 @@ def test_unbounded_with_and_without_a_ray(solver: str, name: str) -> None:
     layer = ConvexLayer(problem, problem.parameters(), [x], solver=solver, on_failure="nan", self_check=False)
     report = layer.solve(*(torch.zeros(q.shape, dtype=D) for q in problem.parameters()))[1]
     assert statuses(report) == ["unbounded"]
-    said = report.details.get(0, "")
-    assert said == ("" if name == "line" else "the objective is unbounded below, but along no ray")
+    details = report.details.get(0, "")
+    assert details == ("" if name == "line" else "the objective is unbounded below, but along no ray")
 
 
 @pytest.mark.parametrize("solver", ["auto", "batched", "clarabel", "scs", "piqp"])
 @pytest.mark.parametrize("n", [10, 200])
 def test_powells_problem_is_solved(solver: str, n: int) -> None:
-    """Of the Maros-Meszaros set: every row is active, and their sum says 0 >= 0; half its size is (1, -1, ...) / 2."""
+    """From the Maros-Meszaros set: all rows are active, and their sum is 0 >= 0."""
     y, scale = cp.Variable(n), cp.Parameter()
     k = np.arange(1, n)
     A = sp.diags([-np.ones(n), np.ones(n - 1), [1.0]], [0, 1, 1 - n])
@@ -125,8 +125,8 @@ def random_infeasible(batch: int) -> tuple[cp.Problem, list[cp.Parameter], list[
 
 
 @pytest.mark.parametrize("solver", QP)
-def test_every_claim_is_borne_out_by_a_ray(solver: str) -> None:
-    """Also those of solvers that give none: the report's solution holds one that proves it."""
+def test_every_infeasible_element_has_a_valid_ray(solver: str) -> None:
+    """Even if the solver returns no ray, the report's solution contains a valid one."""
     problem, parameters, tensors, wrong = random_infeasible(10)
     program = canonicalize(problem, parameters, [x], self_check=False)
     report = SolutionMap(program, solver=solver).solve([t.numpy() for t in tensors]).report
@@ -138,7 +138,7 @@ def test_every_claim_is_borne_out_by_a_ray(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", ["daqp", "osqp", "piqp", "ecos", "clarabel", "batched", "scs"])
-def test_every_unbounded_direction_is_one(solver: str) -> None:
+def test_every_unbounded_element_has_a_valid_ray(solver: str) -> None:
     q = cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.square(x[0]) + q @ x), [x[1] >= -1, x[1] <= 1, x[2] >= x[1]])
     program = canonicalize(problem, [q], [x], self_check=False)
@@ -153,8 +153,8 @@ def test_every_unbounded_direction_is_one(solver: str) -> None:
 # --- false claims -------------------------------------------------------------------------------------------
 
 
-def liar(monkeypatch: pytest.MonkeyPatch, kind: type[AbstractSolver], word: Status, *, ray: bool) -> None:
-    """A solver that says `word` of every element of a batch, with the wrong ray or none; of one alone it is honest."""
+def with_false_claims(monkeypatch: pytest.MonkeyPatch, kind: type[AbstractSolver], word: Status, *, ray: bool) -> None:
+    """Make a solver report ``word`` for every element of a batch, with a wrong ray or none; not for single elements."""
     honest = kind.solve
 
     def solve(self: Any, state: Any, program: ConeProgram, options: Options, warm_start: Any = None) -> Solution:
@@ -179,11 +179,11 @@ THETA = torch.tensor([[0.3, 1.0, -0.2], [0.5, 0.1, 0.9]], dtype=D)
 @pytest.mark.parametrize("word", [Status.INFEASIBLE, Status.UNBOUNDED])
 @pytest.mark.parametrize("ray", [True, False])
 @pytest.mark.parametrize(("name", "kind"), [("clarabel", ClarabelSolver), ("daqp", DaqpSolver)])
-def test_a_second_solver_sets_a_false_claim_right(
+def test_the_fallback_corrects_a_false_claim(
     monkeypatch: pytest.MonkeyPatch, name: str, kind: type[AbstractSolver], word: Status, ray: bool
 ) -> None:
     (expected,) = projection(name)(THETA)
-    liar(monkeypatch, kind, word, ray=ray)
+    with_false_claims(monkeypatch, kind, word, ray=ray)
     (out,), report = projection(name).solve(THETA)
     assert statuses(report) == ["optimal"] * 2
     assert report.solved_again == (0, 1)
@@ -192,11 +192,11 @@ def test_a_second_solver_sets_a_false_claim_right(
 
 @pytest.mark.parametrize("word", [Status.INFEASIBLE, Status.UNBOUNDED])
 @pytest.mark.parametrize("ray", [True, False])
-def test_a_false_claim_that_nobody_sets_right_is_a_numerical_error(
+def test_a_false_claim_without_a_fallback_is_a_numerical_error(
     monkeypatch: pytest.MonkeyPatch, word: Status, ray: bool
 ) -> None:
-    """A solver that was asked for by name is not replaced by another one."""
-    liar(monkeypatch, ScsSolver, word, ray=ray)
+    """A solver named by the caller has no fallback."""
+    with_false_claims(monkeypatch, ScsSolver, word, ray=ray)
     report = projection("scs", on_failure="nan").solve(THETA)[1]
     assert statuses(report) == ["numerical_error"] * 2
     assert set(report.details.values()) == {f"the solver reports {word}, but no certificate was found"}
@@ -206,7 +206,7 @@ def test_a_false_claim_that_nobody_sets_right_is_a_numerical_error(
         projection("scs")(THETA)
 
 
-def test_clarabels_second_solver_needs_compiled_kernels_and_a_small_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clarabels_fallback_needs_compiled_kernels_and_a_small_program(monkeypatch: pytest.MonkeyPatch) -> None:
     structure = projection("clarabel").program.structure
     assert (choose("clarabel", structure).fallback is not None) == kernel_cache.ready()
     monkeypatch.setattr("convexlayer.solvers.auto.LARGE", 3)
@@ -216,7 +216,7 @@ def test_clarabels_second_solver_needs_compiled_kernels_and_a_small_program(monk
     assert choose("clarabel", structure).fallback is None
 
 
-def test_a_deputy_is_prepared_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fallback_is_initialised_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[str] = []
     init = ClarabelSolver.init
 
@@ -229,15 +229,15 @@ def test_a_deputy_is_prepared_when_it_is_needed(monkeypatch: pytest.MonkeyPatch)
     assert prepared == []
 
 
-def test_a_solver_that_keeps_no_time_limit_is_not_asked_under_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    liar(monkeypatch, ClarabelSolver, Status.INFEASIBLE, ray=False)
+def test_a_fallback_without_time_limits_is_not_used_under_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_false_claims(monkeypatch, ClarabelSolver, Status.INFEASIBLE, ray=False)
     report = projection("clarabel", on_failure="nan", options={"time_limit_s": 60.0}).solve(THETA)[1]
     assert statuses(report) == ["numerical_error"] * 2
     assert report.solved_again == ()
 
 
-def test_limits_are_the_callers_wish() -> None:
-    """What was stopped is not searched for a proof."""
+def test_elements_stopped_by_a_limit_are_not_searched_for_rays() -> None:
+    """Elements that were stopped by a limit are not searched for rays."""
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x)), [p @ x >= 1, x >= 0])
     layer = ConvexLayer(problem, [p], [x], solver="clarabel", on_failure="nan", options={"max_iter": 1})
     report = layer.solve(torch.zeros(2, 3, dtype=D))[1]

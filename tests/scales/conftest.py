@@ -1,4 +1,4 @@
-"""The account of the scales, printed at the end of a run: right or wrong, told or untold."""
+"""Summary of the tests of scales at the end of a test run: correct and wrong results, reported and unreported."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ COUNTS = pytest.StashKey[list[Count]]()
 
 @pytest.fixture
 def counts(request: pytest.FixtureRequest) -> list[Count]:
-    """Where tests put what they counted."""
+    """Counts collected from all tests for the summary."""
     return request.config.stash.setdefault(COUNTS, [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     counts = config.stash.get(COUNTS, [])
     for part in dict.fromkeys(count.part for count in counts):
-        terminalreporter.section(f"{part}: right or wrong, told or untold")
+        terminalreporter.section(f"{part}: correct and wrong results, reported and unreported")
         own = public.table if part == "public" else table
         terminalreporter.line(own([count for count in counts if count.part == part]))

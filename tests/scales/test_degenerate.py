@@ -1,4 +1,4 @@
-"""Degenerate programs in units: what has no derivative is not called ok, and what is called ok is right."""
+"""Degenerate programs in various units: only correct derivatives are reported as ok."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from benchmarks.scales.plan import Plan
 from benchmarks.scales.table import Count
 
 DRAWS = 3
-"""Of each family and range."""
+"""Number of draws per family and range."""
 
 RANGES = {"auto": (0.0, 4.0), "daqp": (2.0,)}
-"""By solver: an interior one, and one that ends at vertices, where a dependent row has a multiplier of 0."""
+"""By solver: an interior-point method, and an active-set method that returns vertices with zero multipliers."""
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_there_is_a_derivative_or_none(family: Degenerate) -> None:
-    """All derivatives of the projection near w agree that there is one, or they do not."""
+def test_the_reference_derivative_exists_or_not_as_stated(family: Degenerate) -> None:
+    """Check by all derivatives of the projection near w."""
     programs = drawn(family, 5, seed=1)
     for query in queries(family, programs, seed=1):
         if isinstance(query, Reverse):
@@ -29,7 +29,7 @@ def test_there_is_a_derivative_or_none(family: Degenerate) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_the_optimal_value_has_a_derivative_where_solutions_are_unique(family: Degenerate) -> None:
+def test_the_optimal_value_is_differentiable_at_unique_solutions(family: Degenerate) -> None:
     for wrt, found in zip(("q", "b"), unique(drawn(family, 5, seed=1)), strict=True):
         assert np.all(found == (wrt in family.value)), wrt
 
@@ -43,7 +43,7 @@ def measured() -> list[Count]:
     return [count for plan in plans for count in measure(plan)]
 
 
-def test_nothing_wrong_and_nothing_without_a_derivative_is_ok(measured: list[Count], counts: list[Count]) -> None:
+def test_wrong_or_nonexistent_derivatives_are_never_ok(measured: list[Count], counts: list[Count]) -> None:
     counts += measured
     assert not {(count.family, count.k, count.solver): count.silent_draws for count in measured if count.silent}
 

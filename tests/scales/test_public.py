@@ -1,4 +1,4 @@
-"""Quadratic programs like those of public collections: solved, and nothing wrong is called ok."""
+"""Quadratic programs like those of public test sets: all are solved, and wrong results are never ok."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SMALL = (
 )  # fmt: skip
 
 FALSE_ALARMS = {"semi-infinite 300": 2, "seismic 100": 2, "polygon 12": 1}
-"""Known: many rows meet there, and not all sets of them that may count as active give the same."""
+"""Known false alarms: many constraints are active, and not all possible active sets give the same derivative."""
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_reference_is_a_solution(name: str) -> None:
-    """Of the optimality conditions in its own units, and feasible in the problem's."""
+def test_the_reference_solution_is_optimal(name: str) -> None:
+    """It satisfies the optimality conditions in equilibrated units, and is feasible in the problem's units."""
     qp = PROBLEMS[name]()
     reference = Reference(qp)
     assert reference.error <= EXACT
@@ -39,14 +39,14 @@ def measured() -> list[Count]:
     return [count for count in measure(Plan(only=SMALL)) if count.family in SMALL]
 
 
-def test_all_are_solved(measured: list[Count], counts: list[Count]) -> None:
+def test_all_problems_are_solved(measured: list[Count], counts: list[Count]) -> None:
     counts += measured
     off = {count.family: count.details["objective_error"] for count in measured}
     assert all(count.details["status"] == "optimal" for count in measured)
     assert not {name: error for name, error in off.items() if error > SOLVED}
 
 
-def test_nothing_wrong_is_called_ok(measured: list[Count]) -> None:
+def test_wrong_results_are_never_ok(measured: list[Count]) -> None:
     assert not {count.family: count.details for count in measured if count.silent}
 
 

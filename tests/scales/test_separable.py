@@ -1,4 +1,4 @@
-"""Families with closed forms, parameters of 10^-k..10^k mixed in one problem: nothing wrong is called ok."""
+"""Closed-form families with parameters between 10^-k and 10^k in one problem: wrong results are never ok."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from benchmarks.scales.table import Count, merged
 
 FAMILIES = families()
 DRAWS = 4
-"""Of each family and range; ``python -m benchmarks.scales`` takes more."""
+"""Number of draws per family and range; ``python -m benchmarks.scales`` uses more."""
 
 
-@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # than was asked for
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # by CVXPY
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_the_closed_form_is_the_solution(family: Family) -> None:
-    """Near 1, where another way to it can be trusted: CVXPY and Clarabel, without the library."""
+def test_the_closed_form_solves_the_problem(family: Family) -> None:
+    """For parameters near 1, CVXPY with Clarabel gives a reliable reference."""
     theta = family.theta(1, 0.3, seed=1)
     for parameter, value in zip(family.parameters, theta, strict=True):
         parameter.value = value[0]
@@ -31,13 +31,13 @@ def test_the_closed_form_is_the_solution(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_the_derivative_of_the_closed_form(family: Family) -> None:
-    """By central differences, along directions that move each parameter in proportion."""
+def test_the_closed_form_derivative_matches_finite_differences(family: Family) -> None:
+    """Central differences along relative changes of all parameters."""
     theta = family.theta(2, 1.0, seed=2)
     truth, rng, step = family.truth(theta), np.random.default_rng(0), 1e-5
     rows = [value.reshape(2, -1) for value in theta]
     direction = [row * rng.normal(size=row.shape) for row in rows]
-    if "log_det" in family.name:  # a symmetric parameter moves symmetrically
+    if "log_det" in family.name:  # the direction of a symmetric parameter must be symmetric
         direction = [
             (0.5 * (d.reshape(v.shape) + d.reshape(v.shape).mT)).reshape(d.shape) if v.ndim == 3 else d
             for d, v in zip(direction, theta, strict=True)
@@ -56,13 +56,13 @@ def measured() -> list[Count]:
     return list(measure(Plan(draws=DRAWS * len(FAMILIES) * len(RANGES))))
 
 
-def test_nothing_wrong_is_called_ok(measured: list[Count], counts: list[Count]) -> None:
+def test_wrong_results_are_never_ok(measured: list[Count], counts: list[Count]) -> None:
     counts += measured
     silent = {(count.family, count.k, count.solver): count.silent_draws for count in measured if count.silent}
     assert not silent
 
 
-def test_what_is_right_is_called_so_within_ten_thousandfold(measured: list[Count]) -> None:
+def test_correct_results_are_ok_for_scales_up_to_ten_thousand(measured: list[Count]) -> None:
     totals = merged((count for count in measured if count.k <= 4.0), ("solver",))
     untold = {total.solver: round(total.untold, 3) for total in totals if total.untold > 0.1}
     assert not untold

@@ -1,4 +1,4 @@
-"""Regular programs over all cones: in units of 10^-k..10^k they have the answers and verdicts of their own units."""
+"""Nondegenerate programs over all cones: results and statuses do not depend on units of 10^-k to 10^k."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.scales.units import FAMILIES, RANGES, draw, measure, queries
 from convexlayer.solution import product_cone
 
 DRAWS = 6
-"""Of each family and range."""
+"""Number of draws per family and range."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_known_derivative(name: str) -> None:
-    """Along random moves of all data: Newton's method from the known solution of the moved program."""
+def test_the_reference_derivative_matches_newtons_method(name: str) -> None:
+    """Compare along random changes of all data with Newton's method from the known solution."""
     programs, rng, step = draw(FAMILIES[name], 2, seed=1), np.random.default_rng(0), 1e-7
     moves = [rng.normal(size=value.shape) for value in programs.theta()]
     there, back = (_solved(programs, [sign * step * move for move in moves]) for sign in (1.0, -1.0))
@@ -35,19 +35,19 @@ def measured() -> list[Count]:
     return list(measure(Plan(draws=DRAWS * len(FAMILIES) * len(RANGES))))
 
 
-def test_nothing_wrong_is_called_ok(measured: list[Count], counts: list[Count]) -> None:
+def test_wrong_results_are_never_ok(measured: list[Count], counts: list[Count]) -> None:
     counts += measured
     assert not {(count.family, count.k, count.solver): count.silent_draws for count in measured if count.silent}
 
 
-def test_answers_and_verdicts_are_those_in_their_own_units(measured: list[Count]) -> None:
+def test_results_and_statuses_do_not_depend_on_units(measured: list[Count]) -> None:
     near = (count for count in measured if count.k <= 4.0 and count.family in FAMILIES)
     other = {(c.family, c.k, c.solver): c.draws - c.right_told for c in near if c.right_told < c.draws}
     assert not other
 
 
 def _solved(programs: Programs, moves: list[np.ndarray]) -> np.ndarray:
-    """(x, y) of moved programs."""
+    """Solutions (x, y) of perturbed programs."""
     P, A, (i, j) = programs.P.copy(), programs.A.copy(), programs.upper
     P[:, i, j] += moves[0]
     P[:, j, i] = P[:, i, j]
