@@ -142,7 +142,7 @@ class KrylovInverse(AbstractInverse):
         return found.z, found.converged
 
     def probe(self) -> tuple[float, Array] | None:
-        """Solve for a random right-hand side: if E is singular, the residual is null, else the solution is nearly so."""
+        """Solve for a random right-hand side; if E is singular, its residual is null, else the solution nearly so."""
         rhs = power_start(self._size)
         found = minres(self._multiply, rhs, tol=PROBE, limit=self._limit)
         if not found.converged:
