@@ -1,1 +1,1 @@
-"""Convexlayer and its peers side by side: ``python -m benchmarks --help``, or ``make bench`` for everything."""
+"""Benchmarks of Convexlayer against its peers: ``python -m benchmarks --help``, or ``make bench`` for all of them."""

@@ -1,9 +1,9 @@
-"""CVXPY's own cone program of a problem as torch operations, for peers that take program data.
+"""CVXPY's parametric cone program of a problem as torch operations, for peers that take program data.
 
     theta -> values of P, q, A, b of  minimize 1/2 x'Px + q'x  subject to  Ax + s = b, s in K
 
-Taken as CVXPY gives it to Clarabel (a PSD block is an upper triangle), in CSR order, nothing eliminated; independent of
-the library that is compared. The map is one SciPy matrix, which on a CPU is far faster than torch's.
+The program is the one that CVXPY passes to Clarabel (PSD blocks are upper triangles), in CSR order, without presolve
+and without Convexlayer. The map is one SciPy matrix, which is much faster on a CPU than a sparse torch matrix.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ConeMap:
     """
 
     def __init__(self, problem: Problem) -> None:
-        """Canonicalise, at parameter values that the problem draws."""
+        """Canonicalise the problem, at random parameter values."""
         for parameter, value in zip(problem.parameters, problem.draw(np.random.default_rng(0)), strict=True):
             parameter.value = value
         with scopes.quad_form_dpp_scope():
@@ -73,22 +73,22 @@ class ConeMap:
         self._variables = [_Recovery(variable, program, chain) for variable in problem.variables]
 
     def data(self, theta: Tensors) -> ConeData:
-        """The values of a batch; autograd passes through."""
+        """The program values of a batch; differentiable by autograd."""
         batch = theta[0].shape[0]
         flat = [t.movedim(tuple(range(1, t.ndim)), tuple(range(t.ndim - 1, 0, -1))).reshape(batch, -1) for t in theta]
         features = torch.cat([*flat, torch.ones(batch, 1, dtype=torch.float64)], dim=1)
-        apply: Any = _SparseMap.apply  # which torch leaves untyped
+        apply: Any = _SparseMap.apply  # untyped in torch
         values: torch.Tensor = apply(features, self._map, self._transpose)
         P, q, A, b = values.split(self._splits, dim=1)
         return ConeData(P.contiguous(), q.contiguous(), A.contiguous(), b.contiguous())
 
     def outputs(self, x: torch.Tensor) -> Tensors:
-        """The problem's variables of the program's x (B, n)."""
+        """The variables of the problem, from the program's x (B, n)."""
         return tuple(recovery(x) for recovery in self._variables)
 
 
 class _SparseMap(torch.autograd.Function):
-    """(B, p) -> (B, rows), by a SciPy matrix."""
+    """Product with a SciPy matrix, (B, p) -> (B, rows)."""
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, matrix: sp.csr_matrix, transpose: sp.csr_matrix) -> torch.Tensor:
@@ -101,7 +101,7 @@ class _SparseMap(torch.autograd.Function):
 
 
 class _Recovery:
-    """Where a variable stands in x: as it is, column by column, or as the upper triangle of a symmetric one."""
+    """Extracts a variable from x, where it is stored column by column, or as an upper triangle if it is symmetric."""
 
     def __init__(self, variable: cp.Variable, program: Any, chain: Any) -> None:
         (identity,) = chain.compose_var_id_map().get(variable.id, (variable.id,))
@@ -126,16 +126,16 @@ def _entries(index: tuple[Any, Any, tuple[int, int]]) -> tuple[Any, Any, tuple[i
 
 
 def _csr(rows: Any, columns: Any, shape: tuple[int, int]) -> tuple[sp.csr_matrix, Any]:
-    """A CSR pattern, and the order in which the entries stand in it."""
+    """A CSR pattern, and the permutation that sorts the entries into it."""
     order = np.lexsort((columns, rows))
     pattern = sp.csr_matrix((np.ones(len(rows)), (rows[order], columns[order])), shape)
     return pattern, order
 
 
 def _selection(program: Any, chain: Any, problem: Problem) -> sp.csr_matrix:
-    """Our features, every parameter column by column and then the one, -> CVXPY's parameter vector.
+    """The matrix from our features (all parameters column by column, then 1) to CVXPY's parameter vector.
 
-    CVXPY keeps the upper triangle of a symmetric parameter, row by row.
+    CVXPY stores the upper triangle of a symmetric parameter, row by row.
     """
     renamed = chain.compose_param_id_map()
     ours, theirs, start = [], [], 0

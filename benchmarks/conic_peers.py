@@ -48,7 +48,7 @@ def _moreau(solver: str) -> Any:
 
 
 def _moreau_solver(cones: ConeMap, batch: int, solver: str) -> Any:
-    """A batched solver of a cone program's structure, on the CPU."""
+    """Moreau's batched solver for the structure of a cone program, on the CPU."""
     import moreau
     import moreau.torch
 
@@ -66,7 +66,7 @@ def _moreau_solver(cones: ConeMap, batch: int, solver: str) -> Any:
 
 
 def moreau_settings(solver: str, batch: int) -> Any:
-    """Settings of Moreau: its interior-point method's own tolerances are the accuracy already, its active set's not."""
+    """Moreau's settings, with tolerance ACCURACY also for its active-set method, whose default is larger."""
     import moreau
 
     return moreau.Settings(

@@ -1,4 +1,4 @@
-"""The contract of a contestant."""
+"""Interface of a contestant: a library that takes part in the benchmarks."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Call = Callable[[Tensors], Tensors]
 """theta, each (B, *shape) -> the problem's variables, each (B, *shape), with gradients."""
 
 ACCURACY = 1e-8
-"""What every contestant's tolerances aim at."""
+"""Solver tolerance set for every contestant."""
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a call is built for.
+    """The setting of a benchmark call.
 
     Attributes:
-        problem: the problem, of which the call may use the CVXPY objects.
-        batch: the batch size of all calls.
-        threads: how many threads all contestants may use.
-        cleanup: closes pools and the like, afterwards.
+        problem: the problem, whose CVXPY objects the call may use.
+        batch: batch size of all calls.
+        threads: number of threads per contestant.
+        cleanup: closes thread pools and other resources after the measurement.
     """
 
     problem: Problem
@@ -40,10 +40,10 @@ class Contestant:
     """A library that solves problems of the suite and differentiates their solutions.
 
     Attributes:
-        name: its name on the command line and in the tables.
-        modules: what it imports, in order; the first is what must be installed.
-        refusal: why it cannot take a problem, or None.
-        build: makes the call: everything that is done once.
+        name: name on the command line and in the tables.
+        modules: modules to import, in order; the first is the one that must be installed.
+        refusal: why it does not support a problem, or None.
+        build: creates the call, with all work that is done once per problem.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Contestant:
     build: Callable[[Setting], Call]
 
     def load(self) -> None:
-        """Import what it needs, so that imports are neither timed nor counted."""
+        """Import its modules, so that imports count neither as time nor as memory."""
         for module in self.modules:
             importlib.import_module(module)
 
     def why_not(self, problem: Problem) -> str | None:
-        """Why it cannot take a problem, or None."""
+        """Why it does not support a problem, or None."""
         return dict(problem.unsupported).get(self.name) or self.refusal(problem)

@@ -1,4 +1,4 @@
-"""The table of contestants."""
+"""Registry of the contestants."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from benchmarks.qp_peers import QP_PEERS
 __all__ = ["EMPTY", "OURS", "PEERS"]
 
 PEERS = {peer.name: peer for peer in (*CONIC_PEERS, *QP_PEERS)}
-"""By name."""
+"""Peers by name."""

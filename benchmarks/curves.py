@@ -1,4 +1,4 @@
-"""Curves: time against size and batch."""
+"""Scaling curves: time against problem size and batch size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PORTFOLIO = "factor portfolio, one element, against the assets"
 
 
 def curves(runner: Runner, results: Results, *, quick: bool) -> None:
-    """Fill in ``results.scaling`` and ``results.sizes``. A contestant leaves a curve where a call takes too long."""
+    """Fill ``results.scaling`` and ``results.sizes``. A contestant leaves a curve when its calls take too long."""
     sizes = (5, 10, 20) if quick else (5, 10, 20, 50, 100, 150)
     batches = (1, 8, 64) if quick else (1, 8, 32, 128, 512, 2048)
     horizons = (25, 50) if quick else (25, 50, 100, 200, 400, 800, 1600)

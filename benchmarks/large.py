@@ -1,4 +1,4 @@
-"""The large problems of the suite, sparse or over a large semidefinite matrix: solved one at a time."""
+"""Large problems of the suite, sparse or with a large semidefinite matrix, solved with batch size 1."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def lasso(samples: int = 300, features: int = 600) -> Problem:
 
 
 def control_large(T: int = 200, states: int = 12, inputs: int = 8) -> Problem:
-    """Control over a long horizon; its dynamics are stable, so that trajectories stay bounded."""
+    """Optimal control over a long horizon, with stable dynamics, so that trajectories stay bounded."""
     problem = control(T, states, inputs)
 
     def draw(rng: np.random.Generator) -> list[Any]:
@@ -59,7 +59,7 @@ def control_large(T: int = 200, states: int = 12, inputs: int = 8) -> Problem:
 
 
 def maximum_cut(order: int = 40) -> Problem:
-    """The semidefinite relaxation of a maximum cut; the weights are parameters."""
+    """The semidefinite relaxation of maximum cut; the weights are parameters."""
     X, W = cp.Variable((order, order), PSD=True), cp.Parameter((order, order), symmetric=True)
     problem = cp.Problem(cp.Minimize(cp.trace(W @ X)), [cp.diag(X) == 1])
 

@@ -1,4 +1,4 @@
-"""Growth of resident memory: each contestant alone in a process, from after its first small call to the peak.
+"""Growth of resident memory of a contestant in its own process, from after a first small call to the peak.
 
 python -m benchmarks.memory PROBLEM BATCH CONTESTANT THREADS
 """
@@ -16,14 +16,15 @@ from typing import Any
 __all__ = ["PEAK_RESET", "grown", "status"]
 
 PASSES = 5
-"""Forward and backward, over different draws."""
+"""Number of measured forward and backward passes, on alternating draws."""
 
 STATUS = Path("/proc/self/status")
 PEAK_RESET = Path("/proc/self/clear_refs")
+"""Writing 5 to this file resets the peak of resident memory (VmHWM)."""
 
 
 def grown(problem: str, batch: int, contestant: str, threads: int) -> dict[str, Any]:
-    """One entry of ``Results.memory``: the case, with ``mebibytes`` or ``error``."""
+    """Measure one entry of ``Results.memory``: the case, with ``mebibytes`` or ``error``."""
     command = [sys.executable, "-m", "benchmarks.memory", problem, str(batch), contestant, str(threads)]
     root = Path(__file__).parents[1]
     process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=root)
@@ -34,9 +35,9 @@ def grown(problem: str, batch: int, contestant: str, threads: int) -> dict[str, 
 
 
 def _measure(name: str, batch: int, contestant: str, threads: int) -> float:
-    """Peak resident memory less that after imports and one element of a small problem, in MiB.
+    """Peak resident memory minus that after imports and one call with one element of a small problem, in MiB.
 
-    That one call is for what libraries load late: numba's own start, for instance, takes 45 MiB.
+    The small call loads what libraries load late; the start of Numba, for instance, takes 45 MiB.
     """
     from benchmarks.contestant import Setting
     from benchmarks.contestants import EMPTY, OURS, PEERS
@@ -61,7 +62,7 @@ def _measure(name: str, batch: int, contestant: str, threads: int) -> float:
 
 
 def status(field: str) -> int:
-    """A field of the kernel's account of this process, in KiB."""
+    """A field of /proc/self/status, in KiB."""
     found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
     if found is None:
         raise RuntimeError(f"{STATUS} has no {field}: memory is measured on Linux only")

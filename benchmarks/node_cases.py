@@ -1,4 +1,4 @@
-"""Optimal transport and least squares, ours and what a user would take instead: times, errors, bytes kept."""
+"""Optimal transport and least squares against their usual alternatives: times, gradient errors, saved bytes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["OURS", "SINKHORN_TOL", "UNROLLED", "by_differences", "compared", "gr
 OURS = "convexlayer"
 
 UNROLLED = "unrolled"
-"""How the names of contestants begin that autograd differentiates iteration by iteration."""
+"""Prefix of the names of contestants whose iterations autograd differentiates."""
 
 SINKHORN_TOL = 1e-8
 """Relative error of the row sums to which all contestants solve."""
 
 DIRECTIONS = 3
-"""In which gradients are compared with differences."""
+"""Number of random directions in which gradients are compared with finite differences."""
 
 STEP = 1e-6
-"""Of these differences."""
+"""Step of these finite differences."""
 
 Judge = Callable[[Tensors], float]
 """Gradients -> their relative error."""
@@ -45,14 +45,16 @@ def compared(
     """Medians of interleaved calls, errors of their gradients, and saved bytes.
 
     Args:
-        name: of the case.
+        name: name of the case.
         draws: inputs.
-        calls: the contestants.
-        judged: (inputs, cotangents) -> the judge of gradients.
-        plan: how long to measure.
+        calls: contestants by name.
+        judged: (inputs, cotangents) -> function that computes the error of gradients.
+        plan: duration of the measurement.
     """
     theta = draws[0]
-    generator = torch.Generator().manual_seed(100)  # not a seed of the draws: the loss would be special
+    generator = torch.Generator().manual_seed(
+        100
+    )  # differs from the seeds of the draws, so that the loss is independent of them
     outputs = next(iter(calls.values()))(theta)
     cotangents = tuple(torch.randn(output.shape, generator=generator) for output in outputs)
     error = judged(theta, cotangents)
@@ -74,7 +76,7 @@ def by_autograd(exact: Call, theta: Tensors, cotangents: Tensors) -> Judge:
 
 
 def by_differences(call: Call, theta: Tensors, cotangents: Tensors) -> Judge:
-    """Errors of slopes along DIRECTIONS random ones, relative to central differences of a call that solves exactly."""
+    """Errors of directional derivatives along random directions, relative to central differences of an exact call."""
     generator = torch.Generator().manual_seed(101)
     directions = [tuple(torch.randn(t.shape, generator=generator) for t in theta) for _ in range(DIRECTIONS)]
 
@@ -97,7 +99,7 @@ def _flat(tensors: Tensors) -> torch.Tensor:
 
 
 def _costs(n: int, seed: int) -> torch.Tensor:
-    """Squared distances of two clouds of n points in space, at most 1."""
+    """Squared distances between two clouds of n points in space, scaled to at most 1."""
     generator = torch.Generator().manual_seed(seed)
     x, y = (torch.randn(n, 3, generator=generator) for _ in range(2))
     costs = torch.cdist(x, y).square()
@@ -105,7 +107,7 @@ def _costs(n: int, seed: int) -> torch.Tensor:
 
 
 def _sinkhorn_log(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tensor:
-    """Sinkhorn's iterations in the log domain, for uniform sums."""
+    """Sinkhorn iterations in the log domain, for uniform marginals."""
     K = -gamma * M
     f = g = torch.zeros(len(M))
     for _ in range(iterations):
@@ -114,14 +116,14 @@ def _sinkhorn_log(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tenso
 
 
 def _iterated(K: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One iteration."""
+    """One Sinkhorn iteration in the log domain."""
     log_sum = -math.log(len(K))
     f = log_sum - torch.logsumexp(K + g, 1)
     return f, log_sum - torch.logsumexp(K + f[:, None], 0)
 
 
 def _sinkhorn(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tensor:
-    """Sinkhorn's iterations on K = exp(-gamma M), the cheapest to unroll, where nothing underflows."""
+    """Sinkhorn iterations on K = exp(-gamma M): the cheapest to unroll, if nothing underflows."""
     K = torch.exp(-gamma * M)
     b = torch.ones(len(M))
     for _ in range(iterations):
@@ -131,7 +133,7 @@ def _sinkhorn(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tensor:
 
 
 def _needed(n: int, gamma: float) -> int:
-    """Sinkhorn iterations to SINKHORN_TOL in the row sums, relative."""
+    """Number of Sinkhorn iterations to a relative error SINKHORN_TOL of the row sums."""
     with torch.no_grad():
         K = -gamma * _costs(n, 0)
         f, g = _iterated(K, torch.zeros(n))
@@ -143,7 +145,7 @@ def _needed(n: int, gamma: float) -> int:
 
 
 def _pot(n: int, gamma: float, iterations: int) -> dict[str, Call]:
-    """POT's solvers, by name; none where it is not installed."""
+    """POT's solvers by name; empty if POT is not installed."""
     try:
         import ot
     except ModuleNotFoundError:
@@ -160,7 +162,7 @@ def _pot(n: int, gamma: float, iterations: int) -> dict[str, Call]:
 
 
 def transport(n: int, gamma: float, plan: Plan) -> dict[str, Any]:
-    """The plan between two clouds of n points with uniform sums."""
+    """The transport plan between two clouds of n points with uniform marginals."""
     count = _needed(n, gamma)
     calls: dict[str, Call] = {
         OURS: lambda theta: (optimal_transport(theta[0], gamma=gamma, tol=SINKHORN_TOL),),
@@ -187,7 +189,7 @@ def squares(n: int, plan: Plan) -> dict[str, Any]:
         return (torch.cholesky_solve((A.T @ b)[:, None], torch.linalg.cholesky(A.T @ A))[:, 0],)
 
     def by_descent(theta: Tensors) -> Tensors:
-        """As many steps as bring the gradient to about 1e-8 for normally distributed entries and 2n rows."""
+        """Enough steps for a gradient of about 1e-8, with normally distributed entries and 2n rows."""
         A, b = theta
         x, step = torch.zeros(n), 1.0 / (3.0 * n)  # 2 / (largest + smallest eigenvalue of A'A)
         for _ in range(300):
@@ -210,7 +212,7 @@ def squares(n: int, plan: Plan) -> dict[str, Any]:
 
 
 def growth(n: int, *, quick: bool) -> dict[str, Any]:
-    """Bytes that the graph of one plan holds: unrolled against the iterations, ours against gamma."""
+    """Bytes saved by the graph of one plan: unrolled against the number of iterations, ours against gamma."""
     M = _costs(n, 0)
     counts = (5, 10, 20) if quick else (5, 10, 20, 40, 80, 160)
     gammas = (1.0, 10.0, 50.0)

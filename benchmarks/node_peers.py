@@ -1,7 +1,7 @@
-"""What a call of a node costs at small sizes: ours, the deep declarative networks' library, and unrolling.
+"""Cost of a node call at small sizes: Convexlayer, the library of deep declarative networks (ddn), and unrolling.
 
-The library is optional and no package: clone https://github.com/anucvml/ddn and put the clone on PYTHONPATH. Inputs are
-in its layout; ours are transposed to theirs within the time. Gradients are compared with finite differences first.
+ddn is optional and not a package: clone https://github.com/anucvml/ddn and put the clone on PYTHONPATH. Inputs have the
+layout of ddn; the time of Convexlayer includes transposing them. Gradients are checked by finite differences first.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ LIBRARY = "ddn"
 """The peer's package, and its name in the tables."""
 
 SOLVED = 1e-5
-"""The gradient norm to which the library's own nodes solve."""
+"""Gradient norm to which the example nodes of ddn solve."""
 
 Function = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A node of one output.
+    """A node with one output.
 
     Attributes:
-        shapes: of one element's inputs.
-        ours: (*inputs) -> output; several ways, by name.
-        peer: makes the same of the library, from its modules.
-        others: more ways to get solution and gradient, by name.
-        uniform: whether inputs are uniform on [0, 1] and not normally distributed.
+        shapes: shapes of the inputs of one element.
+        ours: Convexlayer's functions (*inputs) -> output, by name.
+        peer: import function of ddn's modules -> ddn's function.
+        others: other functions that compute the same, by name.
+        uniform: whether inputs are uniform on [0, 1] instead of normally distributed.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -69,7 +69,7 @@ class Case:
 
 
 def importable() -> bool:
-    """Whether the library is there."""
+    """Whether ddn can be imported."""
     try:
         _module("node")
     except ModuleNotFoundError:
@@ -78,7 +78,7 @@ def importable() -> bool:
 
 
 def small(case: str, batch: int, plan: Plan) -> dict[str, Any]:
-    """One case at one batch size."""
+    """Measure one case at one batch size."""
     made = CASES[case]
     functions = {**made.ours, **({LIBRARY: made.peer(_module)} if importable() else {}), **made.others}
     calls = {name: partial(_call, function) for name, function in functions.items()}
@@ -104,12 +104,12 @@ def _squares(X: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 def _peer_squares(module: Callable[[str], Any]) -> Function:
     function = module("leastsquares").WeightedLeastSquaresFcn
-    # Without the cached factor it asks for torch.solve, which torch no longer has.
+    # Use the cached factor: without it ddn calls torch.solve, which torch has removed.
     return lambda X, t: function.apply(X, t, None, 1e-12, True, False)[0]
 
 
 def _conjugate_gradients(X: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """On the normal equations, as many iterations as unknowns."""
+    """Conjugate gradients on the normal equations, with as many iterations as unknowns."""
     G, g = X @ X.mT, X @ t.mT
     u = torch.zeros_like(g)
     p = r = g
@@ -151,7 +151,7 @@ def _peer_transport(module: Callable[[str], Any]) -> Function:
 
 
 def _scaled(M: torch.Tensor) -> torch.Tensor:
-    """As many Sinkhorn iterations as these costs need."""
+    """Ten Sinkhorn iterations, enough for these costs."""
     K = torch.exp(-M)
     v = torch.ones_like(M[:, :1]).mT
     for _ in range(10):
@@ -166,7 +166,7 @@ def _pool(x: torch.Tensor) -> torch.Tensor:
 
 def _peer_pool(module: Callable[[str], Any]) -> Function:
     pooling = module("robust_vec_pool")
-    # The layer passes one argument more, of which the backward says nothing: torch refuses that.
+    # ddn's layer passes an additional argument for which its backward returns no gradient, which torch rejects.
     return lambda x: pooling.RobustVectorPool2dFcn.apply(x, pooling.PseudoHuber, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""The library that is compared, and the floor: an autograd function that does nothing."""
+"""Convexlayer as a contestant, and a lower bound of the time: an autograd function that does nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["EMPTY", "OURS", "layer"]
 
 
 def layer(problem: Problem, **keywords: Any) -> ConvexLayer:
-    """The layer of a problem, by the public constructor and its defaults."""
+    """The layer of a problem, by the public constructor, with default arguments except tol and on_degenerate."""
     arguments: dict[str, Any] = {"options": {"tol": ACCURACY}, "on_degenerate": "report", **keywords}
     return ConvexLayer(problem.problem, problem.parameters, problem.variables, **arguments)
 
@@ -29,7 +29,7 @@ def _build(setting: Setting) -> Call:
 
 
 class _Nothing(torch.autograd.Function):
-    """theta -> outputs of the right shapes, and back, at no cost."""
+    """theta -> outputs of the right shapes, and back, without computing anything."""
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensors, *theta: torch.Tensor) -> Tensors:
@@ -44,7 +44,7 @@ class _Nothing(torch.autograd.Function):
 def _build_nothing(setting: Setting) -> Call:
     def call(theta: Tensors) -> Tensors:
         outputs = tuple(torch.zeros(setting.batch, *v.shape, dtype=torch.float64) for v in setting.problem.variables)
-        apply: Any = _Nothing.apply  # which torch leaves untyped
+        apply: Any = _Nothing.apply  # untyped in torch
         returned: Tensors = apply(outputs, *theta)
         return returned
 

@@ -1,4 +1,4 @@
-"""Where our own time goes: the solver, the derivative, and what lies around them."""
+"""Profile of Convexlayer's time: solver, derivative, and overhead."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from benchmarks.timing import Plan
 __all__ = ["CORE", "overhead"]
 
 CORE = ("solve", "derivative")
-"""The parts of the report that are not overhead: all else of the time both ways is."""
+"""The parts of ``Report.seconds`` that are not overhead."""
 
 
 def overhead(problem: Problem, batch: int, plan: Plan) -> dict[str, Any]:
-    """Medians over the plan's rounds, in seconds.
+    """Measure median times over the plan's rounds, in seconds.
 
     Returns:
-        ``parts``: the report's own account; ``forward_s``, ``total_s``: from outside; ``solver_s``: what the solver
-        itself says it took, summed over the elements; ``forward_over_solver``: their ratio, which means something for a
-        single element; ``around``: share of the total that is in no part of CORE.
+        ``parts``: times in the report; ``forward_s``, ``total_s``: wall time of the calls; ``solver_s``: time reported
+        by the solver, summed over the elements; ``forward_over_solver``: forward_s / solver_s, meaningful for a single
+        element only; ``around``: fraction of the total time outside CORE.
     """
     solve = layer(problem)
     draws = [problem.theta(batch, seed=seed) for seed in range(4)]

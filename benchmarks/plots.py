@@ -1,4 +1,4 @@
-"""The results as figures."""
+"""Figures of the results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLOURS = {
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Write the figures: one a batch size, and one of all curves."""
+    """Write the figures: one per batch size, and one with all curves."""
     written = []
     for batch in sorted({r.batch for r in results.records}):
         measured = [r for r in results.records if r.batch == batch and r.total_s and r.contestant in COLOURS]
@@ -41,7 +41,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 def _batch(records: Sequence[Record], batch: int) -> Figure:
-    """Times, the ratio of the fastest correct peer to ours, and gradient errors, problem by problem."""
+    """Times, ratio of the fastest correct peer to ours, and gradient errors, by problem."""
     problems = list(dict.fromkeys(r.problem for r in records))
     figure = Figure(figsize=(2.5 + 0.8 * len(problems), 9), layout="constrained")
     times, ratios, errors = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.5, 2])
@@ -54,7 +54,7 @@ def _batch(records: Sequence[Record], batch: int) -> Figure:
         times.scatter(place, [1000 * (r.total_s or np.nan) for r in group], **style)
         times.scatter([], [], s=30, color=COLOURS[name], label=name)
         errors.scatter(place, [max(r.gradient_error or 0.0, 1e-16) for r in group], **style)
-    times.set(yscale="log", ylabel="ms, forward and backward", title=f"batch {batch}: hollow marks are wrong answers")
+    times.set(yscale="log", ylabel="ms, forward and backward", title=f"batch {batch}: hollow marks are wrong results")
     figure.legend(loc="outside upper center", ncols=4, fontsize="small")
     for position, problem in enumerate(problems):
         group = [r for r in records if r.problem == problem]
@@ -74,7 +74,7 @@ def _batch(records: Sequence[Record], batch: int) -> Figure:
 
 
 def _scaling(results: Results) -> Figure:
-    """One panel a curve."""
+    """One panel per curve."""
     figure = Figure(figsize=(6.5 * len(results.scaling), 5), layout="constrained")
     panels = figure.subplots(1, len(results.scaling), squeeze=False)[0]
     for axes, (curve, records) in zip(panels, results.scaling.items(), strict=True):

@@ -1,4 +1,4 @@
-"""What a problem of the suite is: a CVXPY problem, how its parameters are drawn, and its matrices if it is a QP."""
+"""A problem of the suite: a CVXPY problem, the distribution of its parameters, and its matrices if it is a QP."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class QP:
     b: torch.Tensor
 
     def expanded(self) -> QP:
-        """The same, every tensor with a batch axis."""
+        """The same QP with a batch axis in every tensor."""
         batch = self.q.shape[0]
 
         def wide(t: torch.Tensor, axes: int) -> torch.Tensor:
@@ -50,12 +50,12 @@ class QP:
 
 @dataclass(frozen=True, eq=False)
 class QPForm:
-    """A problem as the QP that one would write by hand, for the peers that take matrices.
+    """A problem as a hand-written QP, for peers that take matrices.
 
     Attributes:
-        data: the parameters (B, *shape) -> the QP, by torch operations that autograd passes through.
+        data: parameters (B, *shape) -> QP, by differentiable torch operations.
         outputs: x (B, n) -> the variables, each (B, *shape).
-        fixed_matrices: whether P, G and A depend on no parameter.
+        fixed_matrices: whether P, G and A are independent of the parameters.
     """
 
     data: Callable[..., QP]
@@ -68,13 +68,13 @@ class Problem:
     """A problem of the suite.
 
     Attributes:
-        name: its name on the command line and in the tables.
+        name: name on the command line and in the tables.
         problem: the CVXPY problem.
         parameters: all of its parameters, in the order of ``draw``.
-        variables: what is returned and differentiated.
-        draw: one value a parameter.
-        qp: the QP, if it is one and small enough for dense matrices.
-        unsupported: contestants that refuse it, with their reason.
+        variables: the variables that are returned and differentiated.
+        draw: random generator -> one value per parameter.
+        qp: its QP form, if it is a QP small enough for dense matrices.
+        unsupported: contestants that do not support it, with the reason.
     """
 
     name: str
@@ -86,19 +86,19 @@ class Problem:
     unsupported: tuple[tuple[str, str], ...] = ()
 
     def theta(self, batch: int, *, seed: int) -> Tensors:
-        """A batch of parameters, leaves that require gradients: each (batch, *shape)."""
+        """A random batch of parameters, each (batch, *shape), leaf tensors that require gradients."""
         rng = np.random.default_rng(seed)
         rows = [self.draw(rng) for _ in range(batch)]
         columns = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
         return tuple(torch.from_numpy(column).requires_grad_() for column in columns)
 
     def cotangents(self, batch: int) -> Tensors:
-        """Fixed weights of the outputs, each (batch, *shape): the loss is their inner product with the outputs."""
+        """Fixed cotangents of the outputs, each (batch, *shape): the loss is their inner product with the outputs."""
         rng = np.random.default_rng(99)
         return tuple(torch.from_numpy(rng.standard_normal((batch, *variable.shape))) for variable in self.variables)
 
     def symmetrised(self, gradients: Tensors) -> Tensors:
-        """Gradients that can be compared: of a symmetric parameter only the symmetric part has a meaning."""
+        """Gradients with symmetric parameters' gradients symmetrised: only their symmetric part is determined."""
         return tuple(
             0.5 * (g + g.mT) if parameter.is_symmetric() and g.ndim == 3 and g.shape[-1] > 1 else g
             for parameter, g in zip(self.parameters, gradients, strict=True)

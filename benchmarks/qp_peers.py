@@ -1,4 +1,4 @@
-"""Peers that take the matrices of a QP; making these from the parameters is part of what is timed."""
+"""Peers that take the matrices of a QP; the timing includes computing these from the parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _form(problem: Problem) -> QPForm:
 
 
 def _moreau(setting: Setting) -> Call:
-    """The QP as one would write it by hand for Moreau: all entries of P, and the rows of A above those of G."""
+    """A QP hand-written for Moreau: all entries of P, and the rows of A above those of G."""
     import moreau
     import moreau.torch
 
@@ -33,7 +33,7 @@ def _moreau(setting: Setting) -> Call:
     def rows(qp: Any) -> torch.Tensor:
         return torch.cat([qp.A, qp.G], dim=1)
 
-    # an entry that no draw and no parameter moves from zero is none; dense data keep all
+    # Omit entries that are zero in all draws.
     used_P, used_A = (first.P != 0).any(0), (rows(first) != 0).any(0)
     used_P = used_P | used_P.T
     pattern = [part for used in (used_P, used_A) for part in _csr(used)]
@@ -58,7 +58,7 @@ def _csr(used: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _proxsuite(setting: Setting) -> Call:
     from proxsuite.torch import qplayer
 
-    # It takes half of the machine's cores; this gives it as many threads as all others have.
+    # proxsuite uses half of the cores that it sees; this gives it the same number of threads as the others.
     qplayer.os = SimpleNamespace(cpu_count=lambda: 2 * setting.threads)
     form = _form(setting.problem)
     solve = qplayer.QPFunction(eps=ACCURACY, eps_backward=ACCURACY, omp_parallel=setting.threads > 1)
@@ -97,7 +97,7 @@ def _libdqp(setting: Setting) -> Call:
     def call(theta: Tensors) -> Tensors:
         qp = form.data(*theta).expanded()
         arguments = (qp.P, qp.q, qp.G, qp.h) + ((qp.A, qp.b) if qp.A.shape[1] else ())
-        if setting.batch == 1:  # it takes and returns a single element without a batch axis in places
+        if setting.batch == 1:  # libdqp expects a single element without a batch axis
             return form.outputs(layer(*(t[0] for t in arguments))[0].reshape(1, -1))
         return form.outputs(layer(*arguments)[0])
 
@@ -121,7 +121,7 @@ def _diffapqp(setting: Setting) -> Call:
     layer = Layer(cp.Problem(cp.Minimize(objective), constraints), max_n_cores=setting.threads)
     setting.cleanup.callback(layer.close)
     options = {"tol_gap_abs": ACCURACY, "tol_gap_rel": ACCURACY, "tol_feas": ACCURACY}
-    derivative = {"reduced_kkt": True, "mode": "spsolve"}  # its default, LSQR, leaves errors of 1e-3
+    derivative = {"reduced_kkt": True, "mode": "spsolve"}  # the default, LSQR, has errors of 1e-3
 
     def call(theta: Tensors) -> Tensors:
         qp = form.data(*theta).expanded()

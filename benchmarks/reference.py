@@ -1,4 +1,4 @@
-"""What outputs and gradients are measured against: a solution to machine precision, checked by differences."""
+"""Reference outputs and gradients: solutions to machine precision, with gradients checked by finite differences."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from benchmarks.problem import Problem, Tensors
 __all__ = ["Errors", "Reference"]
 
 STEPS = (1e-5, 1e-6)
-"""Of the central differences of fourth order, relative to the largest entry: the long one may cross a kink of the
-solution, the short one drowns in rounding where solutions are less precise."""
+"""Steps of the fourth-order central differences, relative to the largest entry: the longer one may cross a kink of the
+solution map, the shorter one is dominated by rounding if solutions are less accurate."""
 
 CHECKED = 3
-"""Elements whose gradient is compared with differences."""
+"""Number of elements whose gradient is compared with finite differences."""
 
 
 @dataclass(frozen=True)
 class Errors:
-    """How far a contestant's answers are from the reference.
+    """Errors of a contestant relative to the reference.
 
     Attributes:
-        output: 95th percentile over the elements, of norm(difference) / max(1, norm(reference)).
-        gradient: the same for gradients, of all parameters together: norm(difference) / max(norm(reference), a tenth of
-            the root mean square of that norm over the batch, for there are elements with a gradient of zero).
-        worst_gradient: the largest such error of an element.
+        output: 95th percentile over the elements of norm(difference) / max(1, norm(reference)).
+        gradient: 95th percentile over the elements of norm(difference) / max(norm(reference), 0.1 r), for the gradients
+            of all parameters together; r is the root mean square of norm(reference) over the batch, as some elements
+            have zero gradients.
+        worst_gradient: the largest gradient error of an element.
     """
 
     output: float
@@ -37,12 +38,12 @@ class Errors:
 
 
 class Reference:
-    """Solutions of one batch by Clarabel at 1e-12 with polish, and gradients by the exact derivative there.
+    """Solutions of one batch by Clarabel at tolerance 1e-12 with polishing, and their exact gradients.
 
     Attributes:
-        residual: the worst of all elements' four residuals.
-        check: relative error of the gradients against central differences of the solutions at the better of two steps,
-            the median of a few elements.
+        residual: the largest residual of all elements.
+        check: relative error of the gradients against central differences of the solutions: median over CHECKED
+            elements, for the better of the two steps.
     """
 
     def __init__(self, problem: Problem, theta: Tensors, cotangents: Tensors) -> None:
@@ -53,7 +54,7 @@ class Reference:
             solver="clarabel",
             options={"tol": 1e-12, "max_iter": 500},
             on_failure="nan",
-            check_attributes=False,  # differences leave the semidefinite cone a little
+            check_attributes=False,  # finite differences slightly violate PSD attributes
         )
         outputs, report = self._layer.solve(*theta)
         self.residual = float(report.residuals.worst.max())
@@ -65,7 +66,7 @@ class Reference:
 
     @property
     def quality(self) -> dict[str, float]:
-        """``residual``, ``check``, and ``unknown``: the number of elements without a reference, which are left out."""
+        """``residual``, ``check``, and ``unknown``, the number of elements without a reference, which are skipped."""
         return {"residual": self.residual, "check": self.check, "unknown": int((~self._known).sum())}
 
     def errors(self, outputs: Tensors, gradients: Tensors) -> Errors:
@@ -101,10 +102,10 @@ class Reference:
 
 
 def _flat(values: Tensors) -> torch.Tensor:
-    """Tensors (B, *shape) side by side, (B, entries)."""
+    """Flatten and concatenate tensors (B, *shape) to (B, entries)."""
     return torch.cat([value.reshape(len(value), -1) for value in values], dim=1)
 
 
 def _percentile(errors: torch.Tensor) -> float:
-    """The 95th; the largest of a few."""
+    """The 95th percentile; the maximum for fewer than 20 elements."""
     return float(errors.sort().values[max(0, int(np.ceil(0.95 * len(errors))) - 1)]) if len(errors) else float("nan")

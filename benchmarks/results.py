@@ -1,4 +1,4 @@
-"""What a run leaves behind: records as JSON, the machine they were made on, and their summary."""
+"""Results of a run: records, stored as JSON, the machine, and summaries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["CORRECT", "OURS", "Record", "Results", "Summary", "fastest_correct",
 OURS = "convexlayer"
 
 CORRECT = 1e-4
-"""Largest gradient error (the 95th percentile of the elements) of an answer that counts."""
+"""Largest gradient error (95th percentile over the elements) of a correct result."""
 
 PACKAGES = (
     *("convexlayer", "clarabel", "cvxpy", "cvxpylayers", "daqp", "diffapqp", "diffcp", "libdqp", "moreau", "numba"),
@@ -29,25 +29,25 @@ PACKAGES = (
 
 @dataclass
 class Record:
-    """One contestant at one problem and batch size; times are medians in seconds.
+    """Result of one contestant for one problem and batch size; times are medians in seconds.
 
     Attributes:
-        problem: the problem.
-        batch: the batch size.
-        contestant: the contestant.
-        setup_s: building it.
-        first_s: its first call, forward and backward.
-        forward_s: forward.
-        backward_s: backward.
-        total_s: parameters in, gradients out.
+        problem: name of the problem.
+        batch: batch size.
+        contestant: name of the contestant.
+        setup_s: time of the construction.
+        first_s: time of the first call, forward and backward.
+        forward_s: time of the forward pass.
+        backward_s: time of the backward pass.
+        total_s: time from parameters to gradients.
         runs: number of timed calls.
         output_error: see ``reference.Errors``.
-        gradient_error: likewise.
-        worst_gradient_error: likewise.
-        residual: the worst KKT residual of our own report; None of others.
-        solver: what our report says of the solver and why.
-        note: why something is missing.
-        failed: whether the note is a failure, and not a limit of the contestant or of time.
+        gradient_error: see ``reference.Errors``.
+        worst_gradient_error: see ``reference.Errors``.
+        residual: largest KKT residual of Convexlayer's report; None for others.
+        solver: solver and reason in Convexlayer's report.
+        note: why values are missing.
+        failed: whether the note is a failure, not an unsupported problem or the time limit.
     """
 
     problem: str
@@ -69,7 +69,7 @@ class Record:
 
     @property
     def correct(self) -> bool:
-        """Whether it was measured and its gradient is right."""
+        """Whether the contestant was measured and its gradient error is at most CORRECT."""
         return self.total_s is not None and self.gradient_error is not None and self.gradient_error <= CORRECT
 
 
@@ -78,14 +78,14 @@ class Results:
     """A whole run.
 
     Attributes:
-        machine: where it ran, and with which versions.
-        settings: the command line.
-        records: the suite, small and large.
-        scaling: records of the curves, by the name of the curve.
-        sizes: what stands on the axis of a curve, by curve and problem; the batch where there is no entry.
-        memory: growth of resident memory in MiB, one entry a problem and contestant.
-        overhead: our own time by part, one entry a problem.
-        references: residual, check by differences, and number of elements without reference, one entry a case.
+        machine: the machine and the package versions.
+        settings: command-line arguments.
+        records: records of the small and large suite.
+        scaling: records of the curves, by name of the curve.
+        sizes: position on the axis of a curve, by curve and problem; the batch size if there is no entry.
+        memory: growth of resident memory in MiB, one entry per problem and contestant.
+        overhead: Convexlayer's time by part, one entry per problem.
+        references: residual, finite-difference check, and number of elements without reference, one entry per case.
     """
 
     machine: dict[str, Any] = field(default_factory=dict)
@@ -98,12 +98,12 @@ class Results:
     references: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write the results as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
     def read(path: Path) -> Results:
-        """What ``write`` wrote."""
+        """Read results written by ``write``."""
         document = json.loads(path.read_text(encoding="utf-8"))
         document["records"] = [Record(**entry) for entry in document["records"]]
         document["scaling"] = {
@@ -113,7 +113,7 @@ class Results:
 
     @property
     def failures(self) -> list[str]:
-        """What went wrong, a sentence each."""
+        """A message for each failure."""
         everything = [*self.records, *(record for curve in self.scaling.values() for record in curve)]
         said = [f"{r.contestant} on {r.problem}, batch {r.batch}: {r.note}" for r in everything if r.failed]
         said += [f"{m['contestant']} on {m['problem']}, memory: {m['error']}" for m in self.memory if m.get("error")]
@@ -122,15 +122,15 @@ class Results:
 
 @dataclass(frozen=True)
 class Summary:
-    """Our speed at one batch size: ratios of times, those of the other over ours.
+    """Speed-ups at one batch size: time of a peer divided by Convexlayer's.
 
     Attributes:
-        batch: the batch size.
-        problems: how many problems have a correct answer of ours and of a peer.
-        mean: geometric mean of the ratio to the fastest correct peer.
-        least: the smallest ratio.
-        where: the problem and peer of the smallest ratio.
-        cvxpylayers: geometric mean of the ratio to cvxpylayers with its default solver, right or wrong.
+        batch: batch size.
+        problems: number of problems with a correct result of Convexlayer and of a peer.
+        mean: geometric mean of the speed-up over the fastest correct peer.
+        least: the smallest of these speed-ups.
+        where: problem and peer of the smallest speed-up.
+        cvxpylayers: geometric mean of the speed-up over cvxpylayers with its default solver, correct or not.
     """
 
     batch: int
@@ -142,13 +142,13 @@ class Summary:
 
 
 def fastest_correct(records: list[Record]) -> Record | None:
-    """The fastest peer among records of one problem and batch whose gradient is right."""
+    """The record of the fastest peer with correct gradients, among the records of one problem and batch size."""
     peers = [r for r in records if r.correct and r.contestant not in (OURS, "empty")]
     return min(peers, key=lambda r: r.total_s or np.inf, default=None)
 
 
 def summaries(records: list[Record], *, part: str = "total_s") -> list[Summary]:
-    """One summary a batch size, of ``total_s``, ``forward_s`` or ``backward_s``."""
+    """One summary per batch size, of ``total_s``, ``forward_s`` or ``backward_s``."""
     found = []
     for batch in sorted({r.batch for r in records}):
         ratios: dict[str, float] = {}
@@ -184,7 +184,7 @@ def _mean(ratios: list[float]) -> float:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """The machine, the versions of all packages, and the commit."""
+    """Description of the machine, the package versions, and the commit."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -210,7 +210,7 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    """The commit, with a plus if the tree differs from it."""
+    """The commit hash, with a plus if the working tree is modified."""
     folder = Path(__file__).parent
     try:
         commit, changed = (

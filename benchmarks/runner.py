@@ -1,4 +1,4 @@
-"""Runs contestants over problems and batch sizes."""
+"""Runs the contestants on problems and batch sizes."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from benchmarks.timing import Plan, measure, once, quiet
 __all__ = ["Runner"]
 
 DRAWS = 4
-"""Different batches of parameters that the timed calls go through."""
+"""Number of different batches of parameters that the timed calls cycle through."""
 
 
 @dataclass
 class Runner:
-    """Measures and keeps what it found.
+    """Runs the measurements.
 
     Attributes:
-        contestants: who takes part.
-        threads: threads for each.
-        plan: how long to measure.
-        progress: whether a progress bar is shown.
-        references: quality of the references, one entry a problem and batch.
+        contestants: the contestants.
+        threads: number of threads per contestant.
+        plan: duration of the measurements.
+        progress: whether to show a progress bar.
+        references: quality of the references, one entry per problem and batch size.
     """
 
     contestants: Sequence[Contestant]
@@ -44,14 +44,14 @@ class Runner:
     references: list[dict[str, Any]] = field(default_factory=list)
 
     def batches(self, name: str, make: Callable[[], Problem], sizes: Sequence[int]) -> list[Record]:
-        """One problem at every batch size, ascending, so that those out of reach are foreseen."""
+        """Measure one problem at all batch sizes, ascending, so that calls above the time limit can be predicted."""
         records: list[Record] = []
         for batch in sorted(sizes):
             records += self.case(name, make, batch, records)
         return records
 
     def ladder(self, makers: dict[str, Callable[[], Problem]], batch: int, title: str) -> list[Record]:
-        """Problems of ascending size at one batch size; who took too long at one is not asked for the next."""
+        """Measure problems of ascending size at one batch size; a contestant that is too slow is dropped."""
         records: list[Record] = []
         left = list(self.contestants)
         for name, make in tqdm(makers.items(), desc=title, unit="size", disable=not self.progress):
@@ -65,13 +65,13 @@ class Runner:
         return records
 
     def case(self, name: str, make: Callable[[], Problem], batch: int, before: Sequence[Record] = ()) -> list[Record]:
-        """All contestants at one problem and batch size; ``before`` holds what is known of smaller batches."""
+        """Measure all contestants at one problem and batch size; ``before`` has the records of smaller batches."""
         problem = make()
         draws = [problem.theta(batch, seed=seed) for seed in range(DRAWS)]
         cotangents = problem.cotangents(batch)
         try:
             reference = Reference(problem, draws[0], cotangents)
-        except Exception as error:  # nothing can be judged; the other cases can
+        except Exception as error:  # skip this case, continue with the others
             return [Record(name, batch, OURS.name, note=f"no reference: {_said(error)}", failed=True)]
         self.references.append({"problem": name, "batch": batch, **reference.quality})
         records, calls = [], {}
@@ -108,7 +108,7 @@ class Runner:
         cotangents: Tensors,
         reference: Reference,
     ) -> Call | None:
-        """Build and call twice; fills in the record's set-up and accuracy."""
+        """Build the call and run it twice; set the record's set-up time and errors."""
         try:
             with quiet():
                 contestant.load()
@@ -119,7 +119,7 @@ class Runner:
                 record.first_s = forward + backward
                 forward, backward, outputs, gradients = once(call, draws[0], cotangents)
                 if forward + backward > self.plan.limit_s:
-                    record.note = f"left out: a call took {forward + backward:.0f} s"
+                    record.note = f"skipped: a call took {forward + backward:.0f} s"
         except Exception as error:
             record.note, record.failed = _said(error), True
             return None
@@ -134,17 +134,17 @@ class Runner:
         return call if record.note is None else None
 
     def _out_of_reach(self, record: Record, before: Sequence[Record]) -> str | None:
-        """Why a batch is not tried: the contestant failed at a smaller one, or would take too long."""
+        """Why a batch size is skipped: the contestant failed at a smaller one, or would take too long."""
         smaller = [r for r in before if (r.problem, r.contestant) == (record.problem, record.contestant)]
         if not smaller:
             return None
         last = max(smaller, key=lambda r: r.batch)
         if last.total_s is None:
-            return f"not tried: nothing at batch {last.batch}"
+            return f"skipped: no result at batch {last.batch}"
         expected = last.total_s * record.batch / last.batch if last.batch > 1 else last.total_s
-        return f"not tried: about {expected:.0f} s a call" if expected > self.plan.limit_s else None
+        return f"skipped: about {expected:.0f} s per call" if expected > self.plan.limit_s else None
 
 
 def _said(error: Exception) -> str:
-    """An exception in a line."""
+    """An exception as one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -1,7 +1,8 @@
-"""Large semidefinite matrices: how long they take, and how far derivatives are from closed forms.
+"""Large semidefinite programs: times, and errors of solutions and derivatives against closed forms.
 
-``python -m benchmarks.semidefinite`` prints a table. Each problem is solved and differentiated in units of 1e-4 to 1e4;
-times are those of units of 1, errors the largest of all units that are told ok.
+``python -m benchmarks.semidefinite`` prints a table. Each problem is solved and differentiated with its parameters
+multiplied by factors ("units") from 1e-4 to 1e4. Times are those of factor 1, errors the largest over all factors whose
+result is reported ok.
 """
 
 from __future__ import annotations
@@ -29,15 +30,14 @@ UNITS = (1.0, 1e-4, 1e-2, 1e2, 1e4)
 @final
 @dataclass(frozen=True)
 class Case:
-    """A problem of one parameter, which scales with its unit, and what is right.
+    """A parametrised problem with a closed-form solution and gradient.
 
     Attributes:
-        problem: over it.
-        parameters: it, and those that scale with it.
+        problem: the CVXPY problem.
+        parameters: its parameters, all of which are multiplied by the unit.
         variable: the output.
-        point: values of the parameters in units of 1.
-        truth: the output, and the gradient of its inner product with a matrix G, of the first parameter's value and of
-            the unit.
+        point: values of the parameters for unit 1.
+        truth: (value of the first parameter, unit, G) -> the output X, and the gradient of <G, X> in that parameter.
     """
 
     problem: cp.Problem
@@ -61,7 +61,7 @@ def divided_differences(values: Array, function: Callable[[Array], Array], slope
 
 
 def positive_part(C: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """The projection on the cone, and its derivative."""
+    """The projection onto the semidefinite cone, and its derivative."""
     values, V = np.linalg.eigh(C)
     D = divided_differences(values, lambda v: np.maximum(v, 0.0), lambda v: (v > 0.0).astype(float))
     return (V * np.maximum(values, 0.0)) @ V.T, lambda H: V @ (D * (V.T @ H @ V)) @ V.T
@@ -79,7 +79,7 @@ def projection(order: int) -> Case:
 
 
 def correlation(order: int) -> Case:
-    """The nearest matrix with a given diagonal: (C + diag(t))_+ for the right t (Qi and Sun 2006)."""
+    """The nearest semidefinite matrix with a given diagonal: (C + diag(t))_+ for some t (Qi and Sun 2006)."""
     C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), symmetric=True)
     d = cp.Parameter(order)
 
@@ -97,7 +97,7 @@ def correlation(order: int) -> Case:
 
 
 def largest_eigenvalue(order: int) -> Case:
-    """Its gradient is the outer product of its eigenvector."""
+    """The largest eigenvalue, whose gradient is the outer product of its eigenvector with itself."""
     S, t = cp.Parameter((order, order), symmetric=True), cp.Variable()
 
     def truth(S: Array, unit: float, G: Array) -> tuple[Array, Array]:
@@ -108,7 +108,7 @@ def largest_eigenvalue(order: int) -> Case:
 
 
 def nuclear_norm(order: int) -> Case:
-    """Its proximal map, which shrinks singular values; the semidefinite matrix is of twice the order."""
+    """Proximal map of the nuclear norm: singular value thresholding; the semidefinite matrix has twice the order."""
     C, weight, X = cp.Parameter((order, order)), cp.Parameter(nonneg=True), cp.Variable((order, order))
     level = 0.8 * np.sqrt(order)
 
@@ -134,7 +134,7 @@ def nuclear_norm(order: int) -> Case:
 
 
 def log_det(order: int) -> Case:
-    """The maximiser of log det X - tr(S X) is the inverse of S; the semidefinite matrix is of twice the order."""
+    """The maximiser of log det X - tr(S X), the inverse of S; the semidefinite matrix has twice the order."""
     S, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), symmetric=True)
 
     def truth(S: Array, unit: float, G: Array) -> tuple[Array, Array]:
@@ -152,18 +152,18 @@ PROBLEMS: dict[str, tuple[Callable[[int], Case], tuple[int, ...]]] = {
     "proximal map of the nuclear norm": (nuclear_norm, (30, 50)),
     "inverse by log_det": (log_det, (20, 40)),
 }
-"""Problems, and their orders."""
+"""Problems by name: constructor, and orders to run."""
 
 
 @final
 class Found(NamedTuple):
-    """What became of one call.
+    """Result of one call.
 
     Attributes:
-        forward: seconds.
-        backward: seconds.
-        ok: whether the solution is told optimal and the derivative ok.
-        error: the larger one of the solution's and the gradient's, each relative to its largest entry.
+        forward: time of the forward pass, in seconds.
+        backward: time of the backward pass, in seconds.
+        ok: whether the solution is reported optimal and its derivative trusted.
+        error: the larger of the errors of solution and gradient, each relative to its largest entry.
     """
 
     forward: float
@@ -173,7 +173,7 @@ class Found(NamedTuple):
 
 
 def called(layer: ConvexLayer, case: Case, unit: float) -> Found:
-    """Solve and differentiate in this unit."""
+    """Solve and differentiate with the parameters multiplied by ``unit``."""
     G = np.random.default_rng(1).normal(size=case.variable.shape)
     G = 0.5 * (G + G.T) if case.variable.is_symmetric() else G
     values = [torch.tensor(unit * value, requires_grad=True) for value in case.point]
@@ -206,11 +206,11 @@ def row(name: str, order: int) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description="Large semidefinite matrices.")
+    parser = argparse.ArgumentParser(description="Benchmark of large semidefinite programs.")
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--orders", nargs="+", type=int, help="instead of each problem's own")
+    parser.add_argument("--orders", nargs="+", type=int, help="override the orders of each problem")
     chosen = parser.parse_args(arguments)
-    print("| | order | construction, s | forward, s | backward, s | off by at most | told otherwise, of the units |")
+    print("| | order | construction, s | forward, s | backward, s | largest error | not reported ok, of the units |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for name in chosen.problems:
         for order in chosen.orders or PROBLEMS[name][1]:

@@ -1,4 +1,4 @@
-"""One run from the command line's arguments to the files."""
+"""A benchmark run, from the command-line arguments to the result files."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ PARTS = ("suite", "large", "overhead", "memory", "scaling")
 MEMORY_BATCH = 128
 OVERHEAD_BATCH = 128
 REFERENCE_CHECK = 1e-4
-"""Disagreement of a reference with differences from which it cannot be trusted."""
+"""Largest relative error of a reference against finite differences; above it the run fails."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run what is asked for, and write it; results.json grows with every step. 1 if anything failed."""
-    torch.set_default_dtype(torch.float64)  # a peer makes its gradients in the default dtype
-    kernel_cache.prepare(wait=True)  # ours is measured with its kernels, in the memory part's processes too
-    warnings.simplefilter("ignore")  # peers warn on every call; what is wrong shows in the errors
+    """Run the selected benchmarks and write the results, results.json after every step; returns 1 if any failed."""
+    torch.set_default_dtype(torch.float64)  # a peer creates gradients in the default dtype
+    kernel_cache.prepare(wait=True)  # measure with compiled kernels, also in the processes of the memory part
+    warnings.simplefilter("ignore")  # peers warn on every call; wrong results show in the errors
     runner = Runner(_contestants(arguments), arguments.threads, _plan(arguments), not arguments.no_progress)
     settings = {key: str(value) if key == "output" else value for key, value in vars(arguments).items()}
     results = Results({**machine(arguments.threads), "load": os.getloadavg()[0]}, settings)
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _steps(
     part: str, small: list[str], large: list[str], runner: Runner, results: Results, arguments: argparse.Namespace
 ) -> Iterable[Callable[[], None]]:
-    """The parts of a run, in steps after each of which what is known is written."""
+    """The steps of one part of a run; the results are written after each."""
 
     def suite(name: str) -> None:
         sizes = [1] if name in LARGE else arguments.batches
@@ -94,7 +94,7 @@ def _contestants(arguments: argparse.Namespace) -> list[Contestant]:
         return [OURS, EMPTY]
     chosen = [p for p in PEERS.values() if arguments.peers is None or p.name.startswith(tuple(arguments.peers))]
     if not chosen:
-        raise SystemExit(f"no such peer; there are: {', '.join(PEERS)}")
+        raise SystemExit(f"no such peer; the peers are: {', '.join(PEERS)}")
     return [OURS, *chosen, EMPTY]
 
 
@@ -108,12 +108,12 @@ def _problems(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     chosen = arguments.problems or [*SMALL, *LARGE]
     unknown = [name for name in chosen if name not in SMALL | LARGE]
     if unknown:
-        raise SystemExit(f"no problem {unknown[0]!r}; there are: {', '.join(SMALL | LARGE)}")
+        raise SystemExit(f"no problem {unknown[0]!r}; the problems are: {', '.join(SMALL | LARGE)}")
     return [name for name in SMALL if name in chosen], [name for name in LARGE if name in chosen]
 
 
 def _memory_cases(arguments: argparse.Namespace, small: list[str], large: list[str]) -> list[tuple[str, int, str]]:
-    """Everyone who takes the problem."""
+    """Problem, batch size and contestant of each memory measurement: all contestants that support a problem."""
     names = [*small[:2], *large[:1]] if arguments.quick else [*small, *large]
     contestants = [c for c in _contestants(arguments) if c is not EMPTY]
     return [
@@ -128,7 +128,8 @@ def _tell(results: Results, arguments: argparse.Namespace) -> int:
     print(markdown(results))
     print(f"written to {arguments.output}", file=sys.stderr)
     doubtful = [
-        f"the reference of {entry['problem']}, batch {entry['batch']}, is off its differences by {entry['check']:.0e}"
+        f"the reference of {entry['problem']}, batch {entry['batch']}, differs from finite differences by "
+        f"{entry['check']:.0e}"
         for entry in results.references
         if not entry["check"] <= REFERENCE_CHECK
     ]

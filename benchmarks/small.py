@@ -1,4 +1,4 @@
-"""The small problems of the suite: solved in batches."""
+"""Small problems of the suite, solved in batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _whole(x: torch.Tensor) -> Tensors:
 
 
 def _none(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """No equalities in n variables."""
+    """A and b without equalities, in n variables."""
     return torch.zeros(0, n, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
 
 
@@ -68,7 +68,7 @@ def dense_qp(n: int = 50, m: int = 50, p: int = 10) -> Problem:
 
 
 def portfolio(n: int = 30, k: int = 5) -> Problem:
-    """Mean and factor risk of a long-only portfolio, with a second-order bound on its concentration."""
+    """A long-only mean-variance portfolio with a factor model and a second-order cone bound on its concentration."""
     w, mu, F, bound = cp.Variable(n), cp.Parameter(n), cp.Parameter((k, n)), cp.Parameter(nonneg=True)
     utility = mu @ w - cp.sum_squares(F @ w) - cp.sum_squares(0.3 * w)
     problem = cp.Problem(cp.Maximize(utility), [cp.sum(w) == 1, w >= 0, cp.norm(w, 2) <= bound])
@@ -89,14 +89,16 @@ def control(T: int = 20, states: int = 4, inputs: int = 2) -> Problem:
 
     def draw(rng: np.random.Generator) -> list[Any]:
         dynamics = np.eye(states) + 0.1 * rng.standard_normal((states, states))
-        dynamics /= max(1.0, np.max(np.abs(np.linalg.eigvals(dynamics))))  # so that every peer can solve all elements
+        dynamics /= max(
+            1.0, np.max(np.abs(np.linalg.eigvals(dynamics)))
+        )  # stable, so that every peer can solve all elements
         return [dynamics, rng.standard_normal((states, inputs)), rng.standard_normal(states)]
 
     return Problem("control", problem, [A, B, start], [X, U], draw, _control_form(T, states, inputs))
 
 
 def _control_form(T: int, states: int, inputs: int) -> QPForm:
-    """The variables are the states one time after another, then the inputs."""
+    """The QP form of ``control``, with variables (states at all times, inputs at all times)."""
     nx, nu = states * (T + 1), inputs * T
     P = torch.diag(torch.cat([torch.full((nx,), 2.0), torch.full((nu,), 0.2)]).double())
     bounded = torch.cat([torch.zeros(nu, nx), torch.eye(nu)], dim=1).double()
@@ -133,7 +135,7 @@ def correlation(n: int = 8) -> Problem:
 
 
 def entropy(n: int = 20, m: int = 5) -> Problem:
-    """A regularised distribution under linear inequalities."""
+    """Maximum-entropy distribution with a linear cost and linear inequalities."""
     x, c, A, b = cp.Variable(n), cp.Parameter(n), cp.Parameter((m, n)), cp.Parameter(m)
     problem = cp.Problem(cp.Maximize(cp.sum(cp.entr(x)) - c @ x), [cp.sum(x) == 1, A @ x <= b])
 
@@ -156,7 +158,7 @@ def logistic(samples: int = 20, features: int = 5) -> Problem:
 
 
 def robotics(name: str) -> Problem:
-    """Model-predictive-control QPs of a robot: thirty elements, drawn with repetition; q and h are parameters."""
+    """Model predictive control QPs of a robot: thirty instances, drawn with replacement; q and h are parameters."""
     with np.load(DATA / f"{name}_batch.npz", allow_pickle=False) as file:
         P, qs, G, hs = (np.array(file[key]) for key in ("P", "q", "G", "h"))
     P, G = P[0], G[0]  # the same in all elements
@@ -174,7 +176,7 @@ def robotics(name: str) -> Problem:
 
 
 def parametric_factor(n: int = 20) -> Problem:
-    """sum_squares(L @ x) with L a parameter, on the simplex: no presolve can remove CVXPY's L @ x."""
+    """sum_squares(L @ x) on the simplex, with a parameter L, so that presolve cannot eliminate CVXPY's L @ x."""
     x, L, q = cp.Variable(n), cp.Parameter((n, n)), cp.Parameter(n)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(L @ x) + q @ x), [cp.sum(x) == 1, x >= 0])
     rows = _simplex_rows(n)
@@ -187,7 +189,7 @@ def parametric_factor(n: int = 20) -> Problem:
 
 
 def parametric_quad_form(n: int = 20) -> Problem:
-    """quad_form(x, P) with P a parameter, on the simplex."""
+    """quad_form(x, P) on the simplex, with a parameter P."""
     x, P, q = cp.Variable(n), cp.Parameter((n, n), PSD=True), cp.Parameter(n)
     problem = cp.Problem(cp.Minimize(cp.quad_form(x, P) + q @ x), [cp.sum(x) == 1, x >= 0])
     rows = _simplex_rows(n)
@@ -197,6 +199,6 @@ def parametric_quad_form(n: int = 20) -> Problem:
         return [L.T @ L, rng.standard_normal(n)]
 
     form = QPForm(lambda P, q: QP(2 * P, q, **rows), _whole)
-    reason = "diffcp knows no quadratic objective, so that P would stand in a constraint"
+    reason = "diffcp does not support quadratic objectives, so that P would appear in a constraint"
     refusals = tuple((name, reason) for name in ("cvxpylayers", "cvxpylayers-clarabel"))
     return Problem("parametric_quad_form", problem, [P, q], [x], draw, form, refusals)

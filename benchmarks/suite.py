@@ -1,4 +1,4 @@
-"""The table of problems, by name; each is built when asked for, and anew each time."""
+"""Registry of the problems by name; every access builds a new copy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL: dict[str, Callable[[], Problem]] = {
     "parametric_factor": small.parametric_factor,
     "parametric_quad_form": small.parametric_quad_form,
 }
-"""Solved in batches."""
+"""Problems that are solved in batches."""
 
 LARGE: dict[str, Callable[[], Problem]] = {
     "factor_portfolio_2000": large.factor_portfolio,
@@ -32,7 +32,7 @@ LARGE: dict[str, Callable[[], Problem]] = {
     "control_200": large.control_large,
     "maximum_cut_40": large.maximum_cut,
 }
-"""Solved one at a time."""
+"""Problems that are solved with batch size 1."""
 
 
 def make(name: str) -> Problem:

@@ -1,4 +1,4 @@
-"""The results as Markdown."""
+"""Report of the results as Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def markdown(results: Results) -> str:
     """The whole report."""
     sections = [_head(results), *_failed(results), *_speed(results), *_cases(results)]
     if results.overhead:
-        sections += ["## Around the solver", _overhead(results)]
+        sections += ["## Overhead", _overhead(results)]
     if results.memory:
         sections += ["## Memory", _memory(results)]
     for curve, records in results.scaling.items():
@@ -33,8 +33,8 @@ def _head(results: Results) -> str:
         f"commit {machine['commit']}, load at the start {machine['load']:.1f}. "
         f"Python {machine['python']}, {versions}.\n\n"
         "Medians in milliseconds from parameters to gradients, all contestants interleaved, every parameter with a "
-        f"gradient. A time in brackets is of a wrong answer: the relative error of the gradient exceeds {CORRECT:.0e} "
-        "for more than one element in twenty."
+        "gradient. Times in brackets belong to wrong results: the relative error of the gradient exceeds "
+        f"{CORRECT:.0e} for more than one element in twenty."
     )
 
 
@@ -45,7 +45,7 @@ def _failed(results: Results) -> list[str]:
 
 
 def _speed(results: Results) -> list[str]:
-    """Summaries, one row a batch and part."""
+    """Summaries, one row per part and batch size."""
     rows = [[PARTS[part], *_summary(summary)] for part in PARTS for summary in summaries(results.records, part=part)]
     if not rows:
         return []
@@ -60,7 +60,7 @@ def _summary(summary: Summary) -> list[str]:
 
 
 def _cases(results: Results) -> list[str]:
-    """Three tables a batch size: times of all, then times and errors in full."""
+    """Tables for each batch size: times of all contestants, times net of overhead, and all times and errors."""
     sections = []
     for batch in sorted({r.batch for r in results.records}):
         records = [r for r in results.records if r.batch == batch]
@@ -123,7 +123,7 @@ def _full(records: Sequence[Record]) -> str:
 
 def _overhead(results: Results) -> str:
     parts = list(dict.fromkeys(part for entry in results.overhead for part in entry["parts"]))
-    head = ["problem", "batch", "solver", *parts, "both ways", "solver's own", "forward / solver", "share around"]
+    head = ["problem", "batch", "solver", *parts, "both ways", "solver's own", "forward / solver", "overhead"]
     rows = []
     for entry in results.overhead:
         ratio = entry["forward_over_solver"]
@@ -139,7 +139,7 @@ def _overhead(results: Results) -> str:
                 f"{100 * entry['around']:.0f} %",
             ]
         )
-    said = "Milliseconds of our own call. What is around: all but the parts `solve` and `derivative` of the report."
+    said = "Milliseconds of Convexlayer's calls. Overhead: time outside `solve` and `derivative` of the report."
     return f"{said}\n\n{grid(head, rows)}"
 
 
@@ -155,7 +155,7 @@ def _memory(results: Results) -> str:
         grown = [f"{group[name]:.1f}" if group.get(name) is not None else "" for name in names]
         rows.append([problem, str(batch), *grown])
     return (
-        "Growth of resident memory to the peak, from after the imports and one element of a small problem, MiB.\n\n"
+        "Growth of resident memory in MiB, from after the imports and one element of a small problem to the peak.\n\n"
         + grid(["problem", "batch", *names], rows)
     )
 
@@ -171,9 +171,9 @@ def _curve(records: Sequence[Record]) -> str:
 
 def _references(results: Results) -> str:
     said = (
-        "Clarabel at 1e-12 and Newton polish, differentiated exactly. Residual: the worst of all elements. "
-        "Differences: relative disagreement of the gradient with central differences of the solutions, the median of a "
-        "few elements."
+        "Clarabel at tolerance 1e-12, polished and differentiated exactly. Residual: the largest of all elements. "
+        "Differences: relative error of the gradient against central differences of the solutions, the median of a few "
+        "elements."
     )
     rows = [
         [
@@ -185,7 +185,7 @@ def _references(results: Results) -> str:
         ]
         for entry in results.references
     ]
-    return f"{said}\n\n{grid(['problem', 'batch', 'residual', 'differences', 'elements without'], rows)}"
+    return f"{said}\n\n{grid(['problem', 'batch', 'residual', 'differences', 'elements without reference'], rows)}"
 
 
 def _ms(seconds: float | None) -> str:
@@ -197,6 +197,6 @@ def _error(value: float | None) -> str:
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts."""
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""Forward and backward times of several calls, interleaved."""
+"""Interleaved timing of the forward and backward passes of several calls."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["Plan", "Times", "measure", "once", "quiet"]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure.
+    """Duration of a measurement.
 
     Attributes:
-        rounds: repetitions at most; in each every contestant has its turn.
-        budget_s: seconds for one contestant at one problem and batch size: it stops once they are spent.
-        limit_s: a single call that is expected to take longer is left out.
-        turn_s: short calls are repeated within a turn until about this long.
+        rounds: maximum number of rounds; each contestant has one turn per round.
+        budget_s: time budget in seconds of a contestant for one problem and batch size.
+        limit_s: calls that are expected to take more seconds than this are skipped.
+        turn_s: target duration of a turn in seconds; short calls are repeated within a turn.
     """
 
     rounds: int = 15
@@ -37,7 +37,7 @@ class Plan:
 
 @dataclass
 class Times:
-    """Samples, in seconds; the total is from parameters to gradients."""
+    """Samples of the times, in seconds; the total is from parameters to gradients."""
 
     forward: list[float] = field(default_factory=list)
     backward: list[float] = field(default_factory=list)
@@ -45,20 +45,20 @@ class Times:
     error: str | None = None
 
     def medians(self) -> tuple[float, float, float]:
-        """Of forward, backward and total."""
+        """Medians of forward, backward and total times."""
         forward, backward, total = (float(np.median(part)) for part in (self.forward, self.backward, self.total))
         return forward, backward, total
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what some peers print on every call."""
+    """Suppress standard output, as some peers print on every call."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 def once(call: Call, theta: Tensors, cotangents: Tensors) -> tuple[float, float, Tensors, Tensors]:
-    """One pass both ways: seconds forward, seconds backward, outputs, gradients."""
+    """One forward and backward pass: forward time and backward time in seconds, outputs, gradients."""
     start = time.perf_counter()
     outputs = call(theta)
     solved = time.perf_counter()
@@ -69,11 +69,11 @@ def once(call: Call, theta: Tensors, cotangents: Tensors) -> tuple[float, float,
 
 
 def measure(calls: Mapping[str, Call], draws: list[Tensors], cotangents: Tensors, plan: Plan) -> dict[str, Times]:
-    """Times of calls that are warm already.
+    """Measure calls that are warmed up already.
 
-    In each round every call has one turn, in an order that rotates, so that what else the machine does meets all of
-    them alike. Consecutive calls get different draws: nobody can profit from having seen the data before. The first
-    call of a turn only wakes up threads and caches where the turn has several.
+    In each round every call has one turn, in rotating order, so that other load on the machine affects all calls alike.
+    Consecutive calls get different draws, so that no contestant can reuse results. If a turn has several calls, the
+    first one only warms up threads and caches and is not counted.
     """
     times = {name: Times() for name in calls}
     spent = dict.fromkeys(calls, 0.0)

@@ -1,4 +1,4 @@
-"""The command line of the harness; see the package for what it does."""
+"""Command line of the accuracy benchmark; see the package docstring."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PARTS = ("separable", "units", "degenerate", "public")
 
 class _Part(Protocol):
     def measure(self, plan: Plan) -> Iterator[Count]:
-        """The counts, cell by cell."""
+        """Compute the counts, cell by cell."""
 
     def table(self, counts: Sequence[Count]) -> str:
-        """All of them."""
+        """Format the counts as a Markdown table."""
 
 
 def main() -> int:
-    """Measure and tell; 1 if anything is silent."""
+    """Run the parts and print the tables; returns 1 if there are silent errors."""
     arguments = _parser().parse_args()
     kernel_cache.prepare(wait=True)
     plan = Plan(
@@ -56,19 +56,23 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scales", description="Right at every scale?")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all of {', '.join(PARTS)}")
-    parser.add_argument("--draws", type=int, default=5000, help="of each part and solver (default %(default)s)")
-    parser.add_argument("--solvers", nargs="+", default=(), metavar="NAME", help="default: those of the part")
-    parser.add_argument("--k", nargs="+", type=float, default=(), help="units in 10^-k..10^k")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scales", description="Accuracy under scaling of the data."
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {', '.join(PARTS)}")
+    parser.add_argument("--draws", type=int, default=5000, help="draws per part and solver (default %(default)s)")
+    parser.add_argument("--solvers", nargs="+", default=(), metavar="NAME", help="default: the solvers of the part")
+    parser.add_argument("--k", nargs="+", type=float, default=(), help="scale by units in 10^-k..10^k")
     parser.add_argument(
         "--only", nargs="+", default=(), metavar="TEXT", help="families whose names contain one of these"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=128, help="elements solved together (default %(default)s)")
     parser.add_argument("--no-presolve", action="store_true")
-    parser.add_argument("--option", nargs="+", type=_option, default=(), metavar="NAME=VALUE", help="such as tol=1e-10")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="write out so many silent draws of each cell")
+    parser.add_argument(
+        "--option", nargs="+", type=_option, default=(), metavar="NAME=VALUE", help="solver options, such as tol=1e-10"
+    )
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print N silent errors of each cell")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--no-progress", action="store_true")
     return parser

@@ -1,4 +1,4 @@
-"""Programs in units, derivatives that are asked for of them, and whether the answers are right."""
+"""Scaled programs, queries of their derivatives, and the errors of the results."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["AbstractQuery", "Forward", "Frame", "Reverse", "Value", "answer"]
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Units of what goes in and comes out.
+    """Scales of the inputs and outputs of a scaled program.
 
     Attributes:
-        data: one array a parameter; a parameter is this times what it is in the program's own units.
-        outputs: (B, N); what an output is in the program's own units is this times what comes out.
-        objective: (B,); an objective is this times what it is in its own units.
-        ends: where outputs are joined.
+        data: factor of each parameter: scaled parameter = factor * unscaled parameter.
+        outputs: factor of the outputs, (B, N): unscaled output = factor * scaled output.
+        objective: factor of the objective, (B,): scaled objective = factor * unscaled objective.
+        ends: positions at which the concatenated outputs are split.
     """
 
     data: list[Array]
@@ -36,21 +36,21 @@ class Frame:
 
 
 class AbstractQuery(ABC):
-    """A derivative that is asked for, in the program's own units.
+    """A query of a derivative, in unscaled units.
 
     Attributes:
-        exists: whether there is one.
+        exists: whether the derivative exists.
     """
 
     exists: bool
 
     @abstractmethod
     def ask(self, solved: SolvedBatch, frame: Frame) -> Said:
-        """What comes of it."""
+        """Compute the derivative and its error."""
 
     @abstractmethod
     def select(self, index: slice) -> AbstractQuery:
-        """Of some elements."""
+        """The query for some elements."""
 
 
 @final
@@ -59,10 +59,10 @@ class Reverse(AbstractQuery):
     """The gradient of weight'outputs.
 
     Attributes:
-        wrt: with respect to these parameters (of ``DATA``).
+        wrt: parameters (of ``DATA``) to differentiate in.
         weight: (B, N).
-        gradient: (B, M), of the parameters in ``wrt`` one after another; anything where there is none.
-        exists: whether there is one.
+        gradient: true gradient in the concatenated parameters ``wrt``, (B, M); arbitrary if it does not exist.
+        exists: whether the gradient exists.
     """
 
     wrt: tuple[str, ...]
@@ -71,7 +71,7 @@ class Reverse(AbstractQuery):
     exists: bool = True
 
     def ask(self, solved: SolvedBatch, frame: Frame) -> Said:
-        """By a vjp."""
+        """Compute the gradient by a vjp, and its error."""
         parts = np.split(self.weight * frame.outputs, frame.ends, axis=1)
         pulled = solved.vjp(parts, wrt=[name in self.wrt for name in DATA])
         found = [g * unit for g, unit in zip(pulled, frame.data, strict=True) if g is not None]
@@ -79,7 +79,7 @@ class Reverse(AbstractQuery):
         return Said(error, words_of(solved), self.exists)
 
     def select(self, index: slice) -> Reverse:
-        """Of some elements."""
+        """The query for some elements."""
         return Reverse(self.wrt, self.weight[index], self.gradient[index], self.exists)
 
 
@@ -89,9 +89,9 @@ class Value(AbstractQuery):
     """The gradient of the optimal value.
 
     Attributes:
-        wrt: with respect to these parameters (of ``DATA``).
-        gradient: (B, M), of the parameters in ``wrt`` one after another; anything where there is none.
-        exists: whether there is one.
+        wrt: parameters (of ``DATA``) to differentiate in.
+        gradient: true gradient in the concatenated parameters ``wrt``, (B, M); arbitrary if it does not exist.
+        exists: whether the gradient exists.
     """
 
     wrt: tuple[str, ...]
@@ -99,7 +99,7 @@ class Value(AbstractQuery):
     exists: bool = True
 
     def ask(self, solved: SolvedBatch, frame: Frame) -> Said:
-        """By a vjp of the objective."""
+        """Compute the gradient by a vjp of the objective, and its error."""
         pulled = solved.vjp(
             [None] * len(solved.outputs), objective=1.0 / frame.objective, wrt=[name in self.wrt for name in DATA]
         )
@@ -108,7 +108,7 @@ class Value(AbstractQuery):
         return Said(error, words_of(solved), self.exists)
 
     def select(self, index: slice) -> Value:
-        """Of some elements."""
+        """The query for some elements."""
         return Value(self.wrt, self.gradient[index], self.exists)
 
 
@@ -118,9 +118,9 @@ class Forward(AbstractQuery):
     """The tangent of the outputs.
 
     Attributes:
-        tangents: one a parameter (of ``DATA``), (B, size); None moves nothing.
-        moved: tangents of all outputs (B, N); anything where there is none.
-        exists: whether there is one.
+        tangents: tangent of each parameter (of ``DATA``), (B, size); None for zero.
+        moved: true tangents of all outputs, (B, N); arbitrary if they do not exist.
+        exists: whether the derivative exists.
     """
 
     tangents: list[Array | None]
@@ -128,14 +128,14 @@ class Forward(AbstractQuery):
     exists: bool = True
 
     def ask(self, solved: SolvedBatch, frame: Frame) -> Said:
-        """By a jvp."""
+        """Compute the tangent by a jvp, and its error."""
         inward = [None if t is None else t * unit for t, unit in zip(self.tangents, frame.data, strict=True)]
         found = np.concatenate(solved.jvp(inward)[0], axis=1) * frame.outputs
         error = _error(found, self.moved) if self.exists else np.zeros(solved.batch)
         return Said(error, words_of(solved), self.exists)
 
     def select(self, index: slice) -> Forward:
-        """Of some elements."""
+        """The query for some elements."""
         return Forward([None if t is None else t[index] for t in self.tangents], self.moved[index], self.exists)
 
 
@@ -149,11 +149,11 @@ def answer(
     duals: bool,
     ambiguous: Sequence[int] = (),
 ) -> Outcome:
-    """Solve the programs in units, ask, and compare in the programs' own units.
+    """Solve the scaled programs, run the queries, and compare the results in unscaled units.
 
-    Numbers there are near 1, so outputs and gradients are right if off by at most 1e-6 of the largest entry, or 1e-6
-    where that is below 1; outputs that are ambiguous are not compared. Where no derivative exists, everything but ok is
-    right.
+    Unscaled numbers are near 1, so outputs and gradients are right if their error is at most 1e-6 times the largest
+    entry, or 1e-6 if that is below 1. Outputs that are ambiguous (not unique) are not compared. If a derivative does
+    not exist, every report but ok is right.
     """
     c = units.objective[:, None]
     parts = [units.variables[:, list(visible)]] + ([units.rows / c] if duals else [])
@@ -164,13 +164,13 @@ def answer(
         solved = solution_map.solve([v * f for v, f in zip(programs.theta(), frame.data, strict=True)])
         outputs = np.concatenate(solved.outputs, axis=1) * frame.outputs
         said = [query.ask(solved, frame) for query in queries]
-    except Exception as error:  # whatever a solver raises: it is counted, by name
+    except Exception as error:  # count any exception of a solver, by its type
         return refused(own, len(queries), type(error).__name__)
     return outcome_of(solved, outputs, own, _error(outputs[:, compared], own[:, compared]), said)
 
 
 def _error(found: Array, expected: Array) -> Array:
-    """The largest error (B,), relative to the largest entry where that is above 1."""
+    """The largest error (B,), relative to the largest entry if that is above 1."""
     errors = np.max(np.where(np.isfinite(found), np.abs(found - expected), np.inf), axis=1, initial=0.0)
     relative: Array = errors / np.maximum(np.max(np.abs(expected), axis=1, initial=0.0), 1.0)
     return relative

@@ -1,4 +1,4 @@
-"""Degenerate programs in units: what has no derivative is not called ok, and what is called ok is right."""
+"""Scaled degenerate programs: a derivative reported ok must be right, and none may be if it does not exist."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ __all__ = ["FAMILIES", "RANGES", "derivatives", "drawn", "measure", "queries", "
 RANGES = (0.0, 2.0, 4.0, 6.0)
 
 LIMITS = {"highs": {"time_limit_s": 5.0}}
-"""Options of solvers that may never end: the active-set method of HiGHS cycles on a few of these programs."""
+"""Options of solvers that may not terminate: the active-set method of HiGHS cycles on a few of these programs."""
 
 NEAR = 1e-9
-"""How far from w the sides of a jump of D are looked at."""
+"""Standard deviation of the random perturbations of w that sample D on the sides of a discontinuity."""
 
 SINGULAR = 1e-7
-"""Relative size of singular values, and of parts in null spaces, that are zero: true ones leave the rounding error."""
+"""Relative tolerance for zero singular values and null-space components; exact zeros are at rounding error."""
 
 
 def measure(plan: Plan) -> Iterator[Count]:
-    """One count a family, range and solver: every solver that is installed and can take it, unless they are named."""
+    """One count per family, range and solver; by default for all installed solvers that support the family."""
     chosen = [family for family in FAMILIES if plan.wants(family.name)]
     ranges = plan.ranges or RANGES
     draws = math.ceil(plan.draws / max(len(chosen) * len(ranges), 1))
@@ -88,19 +88,19 @@ def _counted(
 
 
 def seen(family: Degenerate, programs: Programs) -> tuple[int, ...]:
-    """The variables that are outputs."""
+    """Indices of the variables that are outputs."""
     return family.visible or tuple(range(programs.x.shape[1]))
 
 
 def drawn(family: Degenerate, batch: int, *, seed: int) -> Programs:
-    """Programs of a family."""
+    """Draw programs of a family."""
     rng = np.random.default_rng([seed, *family.name.encode()])
     made = [tuple(part[None] for part in family.make(rng)) for _ in range(batch)]
     return stacked([assembled(P, A, x, w, family.cones) for P, A, x, w in made])
 
 
 def queries(family: Degenerate, programs: Programs, *, seed: int) -> list[AbstractQuery]:
-    """What the family asks for, with the derivatives that exist."""
+    """The queries of the family, with the true derivatives where they exist."""
     rng = np.random.default_rng([seed, 3, *family.name.encode()])
     size = len(seen(family, programs)) + (programs.w.shape[1] if family.duals else 0)
     units_of_x = np.broadcast_to(np.eye(size)[:, None], (size, programs.batch, size))
@@ -123,10 +123,10 @@ def queries(family: Degenerate, programs: Programs, *, seed: int) -> list[Abstra
 def derivatives(
     family: Degenerate, programs: Programs, weight: Array, wrt: str, *, samples: int = 1, seed: int = 0
 ) -> tuple[Array, Array]:
-    """Gradients (B, M) by minimum-norm solutions at points near w, and whether they are the derivative (B,).
+    """Gradients (B, M) by minimum-norm solutions at points near w, and whether they are the derivative, (B,).
 
-    They are where N'v = c has a solution for all D near w, all directions of the parameters are in the range of N, and
-    all D give the same.
+    They are if, for all sampled D near w, N'v = c has a solution, all directions of the parameters are in the range of
+    N, and the gradients agree.
     """
     rng, (batch, n) = np.random.default_rng(seed), programs.x.shape
     visible = list(seen(family, programs))

@@ -1,4 +1,4 @@
-"""Programs at which derivatives do not exist, or solutions or multipliers are not unique, made from their solutions."""
+"""Degenerate programs with known solutions: derivatives do not exist, or solutions or multipliers are not unique."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Made = tuple[Array, Array, Array, Array]
 
 @dataclass(frozen=True)
 class Asked:
-    """Derivatives of outputs.
+    """Queries of derivatives of outputs.
 
     Attributes:
-        wrt: with respect to all of these.
-        of: positions of outputs, each asked for alone; None is one random combination of all, and a tangent of all.
-        exists: whether there is one.
+        wrt: the parameter (of ``DATA``) to differentiate in.
+        of: positions of outputs, one query each; None for a random combination of all, and a tangent of all.
+        exists: whether these derivatives exist.
     """
 
     wrt: str
@@ -35,14 +35,14 @@ class Degenerate:
     """A family of degenerate programs.
 
     Attributes:
-        name: its name in tables.
-        cones: of every program.
-        make: draws one, in units in which its numbers are near 1.
-        asked: of its outputs.
-        value: what the optimal value has a derivative with respect to: q where x is unique, b where y is.
-        visible: variables that are outputs, all unless given.
+        name: name in tables; also seeds the draws.
+        cones: cones of every program.
+        make: draws one program, with numbers near 1.
+        asked: queries of derivatives of its outputs.
+        value: parameters in which the optimal value is differentiable: q if x is unique, b if y is.
+        visible: variables that are outputs, all by default.
         duals: whether multipliers are outputs too.
-        ambiguous: positions of outputs that are not unique, and so cannot be compared.
+        ambiguous: positions of outputs that are not unique and therefore not compared.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Degenerate:
 
 ONE, NONE = True, False
 ROWS_DEPEND = (Asked("q", None, ONE), Asked("q", (0, 1), ONE), Asked("b", None, NONE))
-"""x is a smooth function of the objective, and not of the right-hand sides, which cannot move apart."""
+"""x is a smooth function of the objective but not of the right-hand sides: changes make the rows inconsistent."""
 
 WEAK = (Asked("q", None, NONE), Asked("b", None, NONE))
-"""The solution has one-sided derivatives alone."""
+"""The solution has only one-sided derivatives."""
 
 
 def _convex(rng: np.random.Generator, n: int) -> Array:
@@ -70,7 +70,7 @@ def _convex(rng: np.random.Generator, n: int) -> Array:
 
 
 def _size(rng: np.random.Generator, *signs: float) -> Array:
-    """Numbers of these signs (0 stays 0) between 0.3 and 1.5."""
+    """Random numbers with these signs and magnitudes between 0.3 and 1.5; 0 for sign 0."""
     drawn: Array = np.array(signs) * rng.uniform(0.3, 1.5, size=len(signs))
     return drawn
 
@@ -88,7 +88,7 @@ def _rows(
     duals: bool = False,
     ambiguous: tuple[int, ...] = (),
 ) -> Degenerate:
-    """Linear rows with w of these signs, made dependent in place; x and the objective are arbitrary."""
+    """A family of linear rows with these signs of w, modified in place by ``dependent``; x and objective are random."""
 
     def make(rng: np.random.Generator) -> Made:
         A = rng.normal(size=(cones.m, n))
@@ -114,7 +114,7 @@ def _combine(sources: Sequence[int], target: int) -> Callable[[Array], None]:
 
 
 def _nothing(A: Array) -> None:
-    """As drawn."""
+    """Leave A as drawn."""
 
 
 def _beside_curved(rng: np.random.Generator) -> Made:
@@ -125,13 +125,13 @@ def _beside_curved(rng: np.random.Generator) -> Made:
 
 
 def _boundary(rng: np.random.Generator) -> Array:
-    """A second-order w (3,) whose y and s are both on the boundary."""
+    """A w (3,) of the second-order cone with y and s both on the boundary."""
     angle = rng.uniform(0.0, 2.0 * np.pi)
     return np.array([rng.uniform(-0.5, 0.5), np.cos(angle), np.sin(angle)])
 
 
 def _smooth(rng: np.random.Generator) -> Array:
-    """An exponential w (3,) with y and s both on the boundary: y of the gradient of the boundary at s."""
+    """A w (3,) of the exponential cone with y and s both on the boundary: y is normal to the boundary at s."""
     ratio, size, weight = rng.uniform(-0.5, 0.5), rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.5)
     s = size * np.array([ratio, 1.0, np.exp(ratio)])
     y = weight * np.array([-np.exp(ratio), -np.exp(ratio) * (1.0 - ratio), 1.0])
@@ -139,7 +139,7 @@ def _smooth(rng: np.random.Generator) -> Array:
 
 
 def _correlation(rng: np.random.Generator) -> Made:
-    """A semidefinite matrix with its diagonal given, and its trace given once more."""
+    """A semidefinite matrix with given diagonal, and redundantly given trace."""
     n, diagonal = 6, [0, 3, 5]
     A = np.zeros((4 + n, n))
     A[[0, 1, 2], diagonal] = 1.0
@@ -162,7 +162,7 @@ def _matrix(rng: np.random.Generator, *eigenvalues: float) -> Array:
 
 
 def _curved(name: str, cones: Cones, w: Callable[[np.random.Generator], Array]) -> Degenerate:
-    """One curved block at a point where its derivative jumps."""
+    """A family with one curved block at a point where its projection is not differentiable."""
 
     def make(rng: np.random.Generator) -> Made:
         n = cones.m + 1
@@ -197,7 +197,7 @@ def _relu(rng: np.random.Generator) -> Made:
 
 
 def _projection(rows: Callable[[], Array], signs: Sequence[float], *, epigraph: bool) -> Callable[..., Made]:
-    """(x - p)^2 / 2, plus t if there is an epigraph variable."""
+    """Minimise (x - p)^2 / 2, plus t if there is an epigraph variable."""
 
     def make(rng: np.random.Generator) -> Made:
         A = rows()
@@ -208,14 +208,14 @@ def _projection(rows: Callable[[], Array], signs: Sequence[float], *, epigraph: 
             w[w > 0] /= np.sum(w[w > 0])
         w[w < 0], last = _short(w[w < 0]), _short(rng.uniform(-1.0, 1.0))
         s = np.maximum(-w, 0.0)
-        x = np.append(np.linalg.solve(A[:, :-1], -s - A[:, -1] * last), last)  # A x + s is 0, not the rounding of it
+        x = np.append(np.linalg.solve(A[:, :-1], -s - A[:, -1] * last), last)  # A x + s is exactly 0
         return P, A, x, w
 
     return make
 
 
 def _short(values: Array | float) -> Array:
-    """Rounded to few digits, of which sums are exact."""
+    """Round to multiples of 2^-20, whose sums are exact."""
     return np.rint(np.ldexp(values, 20)) * 2.0**-20
 
 
@@ -230,7 +230,7 @@ def _ascending() -> Array:
 
 
 def _simplex(rng: np.random.Generator) -> Made:
-    """c'x over the simplex, c_0 = c_1 least."""
+    """Minimise c'x over the simplex, with c_0 = c_1 the smallest costs."""
     share = rng.uniform(0.2, 0.8)
     x = np.array([share, 1.0 - share, 0.0, 0.0])
     w = np.concatenate([_size(rng, 1), -x + np.r_[0.0, 0.0, _size(rng, 1, 1)]])
@@ -238,7 +238,7 @@ def _simplex(rng: np.random.Generator) -> Made:
 
 
 def _largest(rng: np.random.Generator) -> Made:
-    """The two largest of five, with a tie for the second place."""
+    """The two largest of five entries, with a tie for second place."""
     share = rng.uniform(0.2, 0.8)
     x = np.array([1.0, share, 1.0 - share, 0.0, 0.0])
     low, high = -x.copy(), x - 1.0
@@ -248,7 +248,7 @@ def _largest(rng: np.random.Generator) -> Made:
 
 
 def _flat(hidden: bool) -> Callable[[np.random.Generator], Made]:
-    """(x_0 + x_1 - 1)^2 and (z_0 - z_1)^2, or x determined and z not; one equation ties x where z is hidden."""
+    """(x_0 + x_1 - 1)^2 + (z_0 - z_1)^2, or, if hidden, unique x and non-unique z, with an equation in x."""
 
     def make(rng: np.random.Generator) -> Made:
         P = np.zeros((4, 4))
@@ -263,7 +263,7 @@ def _flat(hidden: bool) -> Callable[[np.random.Generator], Made]:
 
 
 def _point(rng: np.random.Generator) -> Made:
-    """norm(u) <= 0, where u is two rows of A x - b: nothing is inside."""
+    """norm(u) <= 0, where u is two rows of A x - b: a constraint with empty interior."""
     A = rng.normal(size=(3, 4))
     A[0] = 0.0
     angle = rng.uniform(0.0, 2.0 * np.pi)
@@ -333,4 +333,4 @@ FAMILIES: list[Degenerate] = [
     _curved("weak power, y", Cones(power=(0.3,)), lambda rng: _power(rng, "dual")),
     _curved("weak power, s", Cones(power=(0.3,)), lambda rng: _power(rng, "primal")),
 ]  # fmt: skip
-"""All of them."""
+"""All degenerate families. Their names seed the draws."""

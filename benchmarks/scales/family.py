@@ -1,4 +1,4 @@
-"""A family of problems whose solutions have a closed form, and sums of such families."""
+"""Families of problems with closed-form solutions, and sums of families."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from convexlayer.program import Array
 __all__ = ["Draw", "Family", "log_uniform", "sum_of"]
 
 Draw = Callable[[np.random.Generator, float], list[Array]]
-"""A generator and k -> one value a parameter."""
+"""(random generator, k) -> one value per parameter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,17 +27,17 @@ class Family:
     """minimize objective subject to constraints, with its solution as a function of the parameters.
 
     Attributes:
-        name: its name in tables.
+        name: name in tables; also seeds the draws.
         objective: a convex expression.
-        constraints: beside it.
-        parameters: in the order of ``draw``.
-        variables: what is returned.
-        draw: the parameters of one element.
-        solution: one element's parameters (tensors) -> its outputs, flattened and joined (row by row). Its derivative
-            by automatic differentiation is the truth's.
-        size: one element's parameters -> what errors of outputs are relative to; their absolute values unless given.
-        coupled: whether derivatives are sums of terms larger than they are themselves.
-        queries: positions of the outputs to differentiate; all unless given.
+        constraints: the constraints.
+        parameters: the parameters, in the order of ``draw``.
+        variables: the outputs.
+        draw: draws the parameters of one element.
+        solution: one element's parameters (tensors) -> its outputs, flattened row by row and concatenated. Automatic
+            differentiation of it gives the true derivatives.
+        size: one element's parameters -> scales of the errors of outputs; by default their absolute values.
+        coupled: whether derivatives are sums of larger terms that cancel.
+        queries: positions of the outputs to differentiate; all by default.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Family:
 
     @property
     def problem(self) -> cp.Problem:
-        """As CVXPY takes it."""
+        """The CVXPY problem."""
         return cp.Problem(cp.Minimize(self.objective), self.constraints)
 
     @property
@@ -67,11 +67,11 @@ class Family:
         return list(range(self.outputs)) if self.queries is None else list(self.queries)
 
     def program(self, **keywords: Any) -> ParametricProgram:
-        """Compiled."""
+        """The canonicalised problem."""
         return canonicalize(self.problem, self.parameters, self.variables, **keywords)
 
     def theta(self, batch: int, k: float, *, seed: int) -> list[Array]:
-        """Parameters (B, *shape), in 10^-k..10^k."""
+        """Random parameters (B, *shape), in 10^-k..10^k."""
         rng = np.random.default_rng([seed, round(10 * k), *self.name.encode()])
         rows = [self.draw(rng, k) for _ in range(batch)]
         return [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
@@ -92,13 +92,13 @@ class Family:
 
 
 def log_uniform(rng: np.random.Generator, k: float, *shape: int) -> Array:
-    """Numbers whose logarithms are uniform, in 10^-k..10^k."""
+    """Log-uniform random numbers in 10^-k..10^k."""
     drawn: Array = 10.0 ** rng.uniform(-k, k, size=shape)
     return drawn
 
 
 def sum_of(families: Sequence[Family]) -> Family:
-    """The sum of objectives that share nothing: each part's solution is what it is alone."""
+    """The sum of families without common variables, so that each part has the same solution as alone."""
     counts = np.cumsum([0, *(len(family.parameters) for family in families)]).tolist()
     parts = [slice(start, stop) for start, stop in pairwise(counts)]
     starts = np.cumsum([0, *(family.outputs for family in families)]).tolist()

@@ -1,10 +1,10 @@
-"""Right or wrong, told or untold: how a batch of answers is held against the truth.
+"""Comparison of a batch of results with the truth.
 
-An output is right if it is off by at most 1e-6 of its size, which is its absolute value unless the family says
-otherwise (for outputs that are zero at the solution). An entry dx_i / dtheta_j is right if it is off by at most 1e-6 of
-its size, which is its absolute value, or size(x_i) / abs(theta_j) where it is zero; families in which coordinates are
-coupled take the larger of the two. A gradient of a combination w of the outputs is right if each entry is off by at
-most 1e-6 sum_i abs(w_i) size(dx_i / dtheta_j). All of this is the same in all units.
+An output is right if its error is at most 1e-6 times its size, which is its absolute value unless the family defines
+another (for outputs that are zero at the solution). An entry dx_i / dtheta_j is right if its error is at most 1e-6
+times its size, which is its absolute value, or size(x_i) / abs(theta_j) if it is zero; families with coupled
+coordinates use the larger of the two. The gradient of a combination w of the outputs is right if the error of each
+entry is at most 1e-6 sum_i abs(w_i) size(dx_i / dtheta_j). These criteria are invariant under scaling.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from convexlayer.status import Status
 __all__ = ["TOLERANCE", "Outcome", "Said", "Truth", "judge", "outcome_of", "refused", "words_of", "worst"]
 
 TOLERANCE = 1e-6
-"""Relative error of a right entry."""
+"""Largest relative error of a right entry."""
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a batch should give, outputs and parameters flattened and joined.
+    """True outputs and derivatives of a batch, with outputs and parameters flattened and concatenated.
 
     Attributes:
-        x: outputs (B, N).
-        J: d outputs / d parameters (B, N, M).
-        x_size: what errors of x are relative to (B, N).
-        J_size: what errors of J are relative to (B, N, M).
+        x: outputs, (B, N).
+        J: d outputs / d parameters, (B, N, M).
+        x_size: scales of the errors of x, (B, N).
+        J_size: scales of the errors of J, (B, N, M).
     """
 
     x: Array
@@ -45,20 +45,20 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of each element of a batch, (B,).
+    """Outcome of each element of a batch, (B,).
 
     Attributes:
-        status: words of the solve; the name of the error where the call raised one.
-        told: optimal, and every derivative asked for ok.
-        right: outputs and derivatives are right, whatever was said of them.
-        silent: optimal, a derivative called ok, and it or an output is wrong.
-        silent_outputs: those of them in which every derivative that is called ok is right.
-        wrong_optimal: optimal, and an output is wrong, whatever was said of derivatives.
-        x_error: largest error of an output over its size; not a number without a solution.
-        J_error: largest error of a derivative over its size.
-        words: of each derivative asked for, (B, N + 2).
-        outputs: what was returned (B, N).
-        expected: what should have been.
+        status: status of the solve, or the type of the exception if the call raised one.
+        told: status optimal, and the report of every derivative is ok exactly if it exists.
+        right: outputs and derivatives are right, whatever was reported.
+        silent: status optimal, a derivative reported ok, and it or an output is wrong.
+        silent_outputs: silent errors in which every derivative that is reported ok is right.
+        wrong_optimal: status optimal, and an output is wrong, whatever was reported of derivatives.
+        x_error: largest error of an output, relative to its size; NaN without a solution.
+        J_error: largest error of a derivative, relative to its size.
+        words: reported status of each derivative, (B, queries).
+        outputs: outputs, (B, N).
+        expected: true outputs, (B, N).
     """
 
     status: tuple[str, ...]
@@ -74,9 +74,9 @@ class Outcome:
     expected: Array
 
     def example(self, element: int) -> str:
-        """One element in words."""
+        """Describe one element."""
         return (
-            f"{self.status[element]}, {' '.join(self.words[element])}; x {_written(self.outputs[element])}, should be "
+            f"{self.status[element]}, {' '.join(self.words[element])}; x {_written(self.outputs[element])}, expected "
             f"{_written(self.expected[element])}; errors of x {self.x_error[element]:.1e}, of derivatives "
             f"{self.J_error[element]:.1e}"
         )
@@ -88,12 +88,12 @@ def judge(
     """Solve, differentiate, and compare.
 
     Args:
-        solution_map: of the problem.
-        theta: parameters (B, *shape).
-        truth: what should come out.
-        queries: positions of the outputs that are differentiated one by one; a random combination of them follows,
-            and a tangent that moves all parameters in proportion.
-        seed: of these.
+        solution_map: solution map of the problem.
+        theta: parameters, (B, *shape).
+        truth: true outputs and derivatives.
+        queries: positions of the outputs to differentiate, each by a vjp; then a random combination of them by a vjp,
+            and a random relative tangent of all parameters by a jvp.
+        seed: seed of the combination and the tangent.
     """
     batch = len(truth.x)
     try:
@@ -108,19 +108,19 @@ def judge(
         weight[:, list(queries)] = rng.normal(size=(batch, len(queries))) / truth.x_size[:, list(queries)]
         said.append(_reverse(solved, weight, truth))
         said.append(_forward(solved, [value * rng.normal(size=value.shape) for value in theta], truth, queries))
-    except Exception as error:  # whatever a solver raises: it is counted, by name
+    except Exception as error:  # count any exception of a solver, by its type
         return refused(truth.x, len(queries) + 2, type(error).__name__)
     return outcome_of(solved, outputs, truth.x, worst((outputs - truth.x) / truth.x_size), said)
 
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """What came of one derivative.
+    """Result of one derivative query.
 
     Attributes:
-        error: relative, (B,).
-        words: of the report, (B,).
-        exists: whether there is a derivative; where there is none, ok is wrong and nothing else is.
+        error: relative error, (B,).
+        words: reported status, (B,).
+        exists: whether the derivative exists; if not, only the status ok is wrong.
     """
 
     error: Array
@@ -129,7 +129,7 @@ class Said:
 
 
 def outcome_of(solved: SolvedBatch, outputs: Array, expected: Array, x_error: Array, said: Sequence[Said]) -> Outcome:
-    """The outcome of a batch with these outputs, what they should be, their errors, and these derivatives."""
+    """The outcome of a batch, from outputs, expected outputs, errors of the outputs, and results of the queries."""
     optimal = np.array([status is Status.OPTIMAL for status in solved.report.status])
     ok = np.array([[word == "ok" for word in one.words] for one in said])
     exists = np.array([one.exists for one in said])[:, None]
@@ -152,13 +152,13 @@ def outcome_of(solved: SolvedBatch, outputs: Array, expected: Array, x_error: Ar
 
 
 def words_of(solved: SolvedBatch) -> tuple[str, ...]:
-    """What the report says of the last derivative; there is none where nothing was solved."""
+    """Reported status of the last derivative; "failed" if there is no report."""
     report = solved.report.derivative
     return ("failed",) * solved.batch if report is None else report.status
 
 
 def refused(expected: Array, queries: int, word: str) -> Outcome:
-    """The outcome of a batch, with what its outputs should be, whose call raised an error of this name."""
+    """The outcome of a batch whose call raised an exception of type ``word``."""
     batch = len(expected)
     no, infinite = np.zeros(batch, dtype=bool), np.full(batch, np.inf)
     failed = (("failed",) * queries,) * batch
@@ -171,13 +171,13 @@ def _written(value: Array) -> str:
 
 
 def worst(errors: Array) -> Array:
-    """The largest absolute value of each row; infinite where one is not a number."""
+    """The largest absolute value of each row; infinite if the row has a NaN."""
     largest: Array = np.max(np.where(np.isfinite(errors), np.abs(errors), np.inf), axis=1, initial=0.0)
     return largest
 
 
 def _reverse(solved: SolvedBatch, weight: Array, truth: Truth) -> Said:
-    """The gradient of weight'x."""
+    """Query the gradient of weight'x by a vjp."""
     sizes = [value.shape for value in solved.outputs]
     ends = np.cumsum([int(np.prod(shape[1:], dtype=int)) for shape in sizes])[:-1]
     parts = [part.reshape(shape) for part, shape in zip(np.split(weight, ends, axis=1), sizes, strict=True)]
@@ -189,7 +189,7 @@ def _reverse(solved: SolvedBatch, weight: Array, truth: Truth) -> Said:
 
 
 def _forward(solved: SolvedBatch, tangents: Sequence[Array], truth: Truth, queries: Sequence[int]) -> Said:
-    """The tangent of x."""
+    """Query the tangent of x by a jvp."""
     batch = solved.batch
     symmetric = [0.5 * (t + np.swapaxes(t, -1, -2)) if _is_matrix(t) else t for t in tangents]
     moved = np.concatenate([value.reshape(batch, -1) for value in solved.jvp(symmetric)[0]], axis=1)

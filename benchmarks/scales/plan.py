@@ -1,4 +1,4 @@
-"""What to measure."""
+"""Settings of a run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ __all__ = ["Plan"]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to measure; every part has its own solvers and ranges unless they are given.
+    """Settings of a run; every part has default solvers and ranges.
 
     Attributes:
-        draws: of all families and ranges together, with each solver.
-        solvers: by name.
-        ranges: each k.
-        only: parts of names of families; all unless given.
-        seed: of the draws.
-        batch: elements solved together, at most.
-        presolve: as ``canonicalize`` has it.
-        options: of every solve.
-        show: silent draws of a cell to write out.
+        draws: number of draws per solver, over all families and ranges of a part.
+        solvers: names of solvers; empty for the part's default.
+        ranges: values of k; empty for the part's default.
+        only: substrings of names of families to run; empty for all.
+        seed: seed of the draws.
+        batch: maximum batch size.
+        presolve: argument of ``canonicalize``.
+        options: solver options.
+        show: number of silent errors to print per cell.
     """
 
     draws: int = 5000
@@ -36,5 +36,5 @@ class Plan:
     show: int = 0
 
     def wants(self, name: str) -> bool:
-        """Whether a family of this name is asked for."""
+        """Whether to run the family with this name."""
         return not self.only or any(part in name for part in self.only)

@@ -1,4 +1,4 @@
-"""Families of quadratic and linear functions over the linear, second-order and semidefinite cones, and log_det."""
+"""Families with quadratic and linear functions over the linear, second-order and semidefinite cones, and log_det."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _signs(rng: np.random.Generator, n: int) -> Array:
 
 
 def _apart(rng: np.random.Generator, n: int) -> Array:
-    """Ratios to a kink, not within a tenth of it."""
+    """Random ratios to the position of a kink, at least a tenth away from it."""
     ratio: Array = rng.choice([1.0, -1.0], size=n) * rng.uniform(0.1, 2.0, size=n)
     return np.exp(ratio)
 
@@ -60,7 +60,7 @@ def nonnegative_squares() -> Family:
 
 
 def squares_in_units() -> Family:
-    """Minimise sum (k_i x_i - p_i)^2, x_i k_i >= 0: x_i = max(p_i, 0) / k_i; units of 10^-6..10^6 are constants."""
+    """Minimise sum (k_i x_i - p_i)^2, k_i x_i >= 0: x_i = max(p_i, 0) / k_i, with constants k in 10^-6..10^6."""
     n, units = 6, np.array([1e-6, 1e-3, 1.0, 1e2, 1e4, 1e6])
     x, p, k = cp.Variable(n), cp.Parameter(n), torch.from_numpy(units)
     return Family(
@@ -71,7 +71,7 @@ def squares_in_units() -> Family:
 
 
 def half_space() -> Family:
-    """Minimise sum (k_i x_i - a_i)^2, k'x <= c, units k of 10^-k..10^k: k_i x_i = a_i - max(sum(a) - c, 0) / n."""
+    """Minimise sum (k_i x_i - a_i)^2, k'x <= c, with scales k_i: k_i x_i = a_i - max(sum(a) - c, 0) / n."""
     n = 3
     x, k, a, c = cp.Variable(n), cp.Parameter(n, nonneg=True), cp.Parameter(n), cp.Parameter()
 
@@ -92,7 +92,7 @@ def half_space() -> Family:
 def quadratic_half_space() -> Family:
     """Minimise d'x^2 / 2 - g'x, k'x <= c: x = (g - l k) / d with l = max(k'(g / d) - c, 0) / k'(k / d).
 
-    Units of the variables are of 10^-k..10^k; in them all numbers are near 1.
+    The variables are scaled by units in 10^-k..10^k; unscaled numbers are near 1.
     """
     n = 4
     x, d, g, k, c = cp.Variable(n), cp.Parameter(n, nonneg=True), cp.Parameter(n), cp.Parameter(n), cp.Parameter()
@@ -119,7 +119,7 @@ def quadratic_half_space() -> Family:
 
 
 def norm_1() -> Family:
-    """Minimise a norm1(x) + sum (x - p)^2 / 2: x = sign(p) max(abs(p) - a, 0), group by group of two with weights a."""
+    """Minimise a norm1(x) + sum (x - p)^2 / 2 for groups of two: x = sign(p) max(abs(p) - a, 0)."""
     n = 3
     x, a, p = [cp.Variable(2) for _ in range(n)], cp.Parameter(n, nonneg=True), cp.Parameter((n, 2))
 
@@ -135,7 +135,7 @@ def norm_1() -> Family:
 
 
 def norm_2() -> Family:
-    """Minimise a norm(x) + sum (x - p)^2 / 2, group by group of two: x = p max(1 - a / norm(p), 0)."""
+    """Minimise a norm(x) + sum (x - p)^2 / 2 for groups of two: x = p max(1 - a / norm(p), 0)."""
     n = 3
     x, a, p = [cp.Variable(2) for _ in range(n)], cp.Parameter(n, nonneg=True), cp.Parameter((n, 2))
 
@@ -154,7 +154,7 @@ def norm_2() -> Family:
 
 
 def max_norm() -> Family:
-    """Minimise a norm_inf(x) + sum (x - p)^2 / 2, group by group of three: x = clip(p, -l, l)."""
+    """Minimise a norm_inf(x) + sum (x - p)^2 / 2 for groups of three: x = clip(p, -l, l)."""
     n, length = 2, 3
     x, a, p = [cp.Variable(length) for _ in range(n)], cp.Parameter(n, nonneg=True), cp.Parameter((n, length))
 
@@ -169,8 +169,8 @@ def max_norm() -> Family:
     def solution(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         ordered = torch.sort(p.abs(), dim=1, descending=True).values
         count = torch.arange(1, length + 1, dtype=p.dtype)
-        levels = (torch.cumsum(ordered, dim=1) - a[:, None]) / count  # of the clipped entries, if they are so many
-        level = torch.max(levels, dim=1, keepdim=True).values  # concave in the count up to the right one
+        levels = (torch.cumsum(ordered, dim=1) - a[:, None]) / count  # clipping level if this many entries are clipped
+        level = torch.max(levels, dim=1, keepdim=True).values  # the true level is the largest
         return torch.where(p.abs() > level, torch.sign(p) * level, p).reshape(-1)
 
     def size(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
@@ -181,7 +181,7 @@ def max_norm() -> Family:
 
 
 def _level(a: float, p: Array) -> float:
-    """Where norm_inf's prox clips: sum max(p - level, 0) = a, negative if p lies within the ball."""
+    """Clipping level of the prox of norm_inf: sum max(p - level, 0) = a; negative if p is in the dual ball."""
     ordered = np.sort(p)[::-1]
     return float(np.max((np.cumsum(ordered) - a) / np.arange(1, len(p) + 1)))
 
@@ -199,7 +199,7 @@ def quad_over_lin() -> Family:
 
 
 def ball() -> Family:
-    """Minimise sum (x - p)^2 over norm(x_g) <= r_g, group by group of two: x = p min(1, r / norm(p))."""
+    """Minimise sum (x - p)^2 subject to norm(x_g) <= r_g for groups of two: x = p min(1, r / norm(p))."""
     n = 3
     x, r, p = [cp.Variable(2) for _ in range(n)], cp.Parameter(n, nonneg=True), cp.Parameter((n, 2))
 
@@ -220,9 +220,9 @@ def ball() -> Family:
 
 
 def determinant(*, mixed: bool, n: int = 3) -> Callable[[], Family]:
-    """Minimise trace(S X) - log_det(X), X = S^-1, with S = D S0 D, D one number or one a coordinate.
+    """Minimise trace(S X) - log_det(X), X = S^-1, with S = D S0 D; D is scalar, or diagonal if mixed.
 
-    X_ij is measured by sqrt(X_ii X_jj), d X_ij / d S_kl by sqrt(X_ii X_jj X_kk X_ll).
+    Errors of X_ij are relative to sqrt(X_ii X_jj), those of d X_ij / d S_kl to sqrt(X_ii X_jj X_kk X_ll).
     """
 
     def make() -> Family:
@@ -256,4 +256,4 @@ NORMS: list[Callable[[], Family]] = [
     quad_over_lin, ball,
     determinant(mixed=False), determinant(mixed=True),
 ]  # fmt: skip
-"""All of them."""
+"""Constructors of these families."""

@@ -1,11 +1,11 @@
-"""Batches of dense cone programs with known solutions, in any units, and what they should give.
+"""Batches of dense cone programs with known solutions and derivatives, and their scaling.
 
-Programs are made from their solutions: of P, A, x and w one has y = Pi_{K*}(w), s = y - w, b = A x + s and
+Programs are constructed from their solutions: given P, A, x and w, set y = Pi_{K*}(w), s = y - w, b = A x + s and
 q = -(P x + A'y). Derivatives follow from the Newton matrix of the optimality conditions in (x, w),
 
     N = [[P, A'D], [A, D - I]],    D the derivative of Pi_{K*} at w,
 
-which is solved here by a dense singular value decomposition in units in which all numbers are near 1.
+by dense linear algebra on the unscaled program, whose numbers are near 1.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ __all__ = [
 ]
 
 DATA = ("P", "q", "A", "b")
-"""The parameters: values of the upper triangle of P, q, values of A, b."""
+"""Names of the parameters: values of the upper triangle of P, q, values of A, b."""
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """x = variables * x', s' = rows * s, objective' = objective * objective of the program in its own units.
+    """Scaling of a program to x', s', objective': x = variables * x', s' = rows * s, objective' = objective * value.
 
     Attributes:
         variables: (B, n).
@@ -53,13 +53,13 @@ class Units:
     objective: Array
 
     def select(self, index: slice) -> Units:
-        """Of some elements."""
+        """The units of some elements."""
         return Units(self.variables[index], self.rows[index], self.objective[index])
 
 
 @dataclass(frozen=True, eq=False)
 class Programs:
-    """minimize x'Px/2 + q'x subject to b - Ax in K, and the solutions.
+    """minimize x'Px/2 + q'x subject to b - Ax in K, with known solutions.
 
     Attributes:
         cones: K.
@@ -86,7 +86,7 @@ class Programs:
 
     @cached_property
     def y(self) -> Array:
-        """Dual solutions (B, m)."""
+        """Dual solutions, (B, m)."""
         return product_cone(self.cones).project_dual(self.w)
 
     @cached_property
@@ -97,23 +97,23 @@ class Programs:
 
     @cached_property
     def pattern(self) -> Pattern:
-        """That of A, column by column."""
+        """Sparsity pattern of A, column by column."""
         cols, rows = np.nonzero(np.any(self.A != 0.0, axis=0).T)
         return Pattern(self.A.shape[1:], rows, cols)
 
     def theta(self) -> list[Array]:
-        """The parameters: see ``DATA``."""
+        """Values of the parameters (see ``DATA``)."""
         i, j = self.upper
         return [self.P[:, i, j], self.q, self.A[:, self.pattern.rows, self.pattern.cols], self.b]
 
     def units_of(self, units: Units) -> list[Array]:
-        """What the parameters are multiplied by in these units, one array a parameter."""
+        """Factors by which these units multiply the parameters, one array per parameter."""
         d, e, c = units.variables, units.rows, units.objective[:, None]
         (i, j), A = self.upper, self.pattern
         return [c * d[:, i] * d[:, j], c * d, e[:, A.rows] * d[:, A.cols], e]
 
     def select(self, index: slice) -> Programs:
-        """Some elements; their patterns are those of all."""
+        """Some elements, with the sparsity patterns of the whole batch."""
         parts = {name: getattr(self, name)[index] for name in ("P", "q", "A", "b", "x", "w")}
         chosen = replace(self, **parts)
         chosen.__dict__.update(upper=self.upper, pattern=self.pattern)
@@ -121,27 +121,27 @@ class Programs:
 
 
 def assembled(P: Array, A: Array, x: Array, w: Array, cones: Cones) -> Programs:
-    """The programs with P (B, n, n) and A (B, m, n) whose solutions are at x (B, n) and w (B, m)."""
+    """The programs with P (B, n, n) and A (B, m, n) whose solutions are x (B, n) and w (B, m)."""
     y = product_cone(cones).project_dual(w)
     q = -(np.einsum("bij,bj->bi", P, x) + np.einsum("bji,bj->bi", A, y))
     return Programs(cones, P, q, A, np.einsum("bij,bj->bi", A, x) + y - w, x, w)
 
 
 def stacked(programs: Sequence[Programs]) -> Programs:
-    """One batch of several."""
+    """Concatenate batches."""
     parts = (np.concatenate([getattr(p, name) for p in programs]) for name in ("P", "q", "A", "b", "x", "w"))
     return Programs(programs[0].cones, *parts)
 
 
 def block_heights(cones: Cones) -> list[int]:
-    """Rows of each block that has a unit of its own: rows of the zero and nonnegative cones, curved blocks."""
+    """Number of rows of each block with one unit: single rows of the zero and nonnegative cones, curved blocks."""
     triangles = [side * (side + 1) // 2 for side in cones.psd]
     flat = [1] * (cones.zero + cones.nonnegative)
     return [*flat, *cones.second_order, *triangles, *[3] * (cones.exponential + len(cones.power))]
 
 
 def parametric(programs: Programs, visible: Sequence[int], *, duals: bool) -> ParametricProgram:
-    """The program with all of its data as parameters; outputs are some variables, and all duals if asked for."""
+    """The parametric program with all data as parameters; outputs are the visible variables, and y if ``duals``."""
     n, m, (i, j), A = programs.x.shape[1], programs.w.shape[1], programs.upper, programs.pattern
     full = np.zeros((n, n), dtype=bool)
     full[i, j] = full[j, i] = True
@@ -183,7 +183,7 @@ def parametric(programs: Programs, visible: Sequence[int], *, duals: bool) -> Pa
 
 
 def derivative(cones: Cones, w: Array) -> Array:
-    """D as matrices (B, m, m)."""
+    """D as dense matrices, (B, m, m)."""
     D = np.zeros((*w.shape, cones.m))
     for group in product_cone(cones).groups:
         basis = group.cone.derivative(group.split(w))
@@ -196,7 +196,7 @@ def derivative(cones: Cones, w: Array) -> Array:
 
 
 def newton(programs: Programs, D: Array) -> Array:
-    """N (B, n + m, n + m)."""
+    """The Newton matrices N, (B, n + m, n + m)."""
     n, m = programs.x.shape[1], programs.w.shape[1]
     out = np.zeros((programs.batch, n + m, n + m))
     out[:, :n, :n], out[:, n:, :n] = programs.P, programs.A
@@ -206,7 +206,7 @@ def newton(programs: Programs, D: Array) -> Array:
 
 
 def pull(programs: Programs, v: Array) -> list[Array]:
-    """The gradients with respect to the parameters of c'(x, w), where N'v = c, v (B, n + m).
+    """The gradients of c'(x, w) in the parameters, from v (B, n + m) with N'v = c.
 
     With v = (u, g), c'(dx, dw) = -u'(dP x + dq + dA'y) - g'(dA x - db).
     """
@@ -217,6 +217,6 @@ def pull(programs: Programs, v: Array) -> list[Array]:
 
 
 def value_gradient(programs: Programs) -> list[Array]:
-    """The gradients of the optimal value with respect to the parameters: the Lagrangian's, where x and y are unique."""
+    """The gradients of the optimal value in the parameters: those of the Lagrangian, if x and y are unique."""
     x, y, (i, j), A = programs.x, programs.y, programs.upper, programs.pattern
     return [np.where(i == j, 0.5, 1.0) * x[:, i] * x[:, j], x, y[:, A.rows] * x[:, A.cols], -y]

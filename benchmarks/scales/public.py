@@ -1,4 +1,4 @@
-"""Quadratic programs like those of public collections: solved, right or told, and what a derivative costs."""
+"""Quadratic programs like those of public collections: accuracy of solutions and derivatives, cost of derivatives."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from convexlayer.status import Status
 __all__ = ["measure", "parametric", "table"]
 
 Move = tuple[Array | None, Array | None]
-"""Of q and of b, in equilibrated units."""
+"""Perturbations of q and of b, in equilibrated units."""
 
 DIRECTIONS = 2
-"""Of q, and of b, along which derivatives are compared with differences."""
+"""Number of directions of q, and of b, in which derivatives are compared with finite differences."""
 
 RIGHT = 1e-4
-"""Relative error of a right directional derivative, which differences resolve."""
+"""Largest relative error of a right directional derivative; finite differences resolve this accuracy."""
 
 
 SOLVED = 1e-6
-"""Relative error of the objective of a problem that is solved."""
+"""Largest relative error of the objective of a solved problem."""
 
 
 def measure(plan: Plan) -> Iterator[Count]:
-    """One count a problem and solver, of two draws: the derivatives with respect to q and to b."""
+    """One count per problem and solver, of two cases: the derivatives in q and in b."""
     for name, make in PROBLEMS.items():
         if not plan.wants(name):
             continue
         qp = make()
         reference, program = Reference(qp), parametric(qp)
         rng = np.random.default_rng([plan.seed, *name.encode()])
-        weight = rng.normal(size=len(qp.q)) / reference.d  # of numbers near 1
+        weight = rng.normal(size=len(qp.q)) / reference.d  # near 1 in equilibrated units
         n, m = len(qp.q), program.structure.m
         moves: dict[str, list[Move]] = {
             "q": [(rng.normal(size=n), None) for _ in range(DIRECTIONS)],
@@ -91,7 +91,7 @@ def _counted(
         "objective_error": abs(objective - reference.objective) / max(1.0, abs(reference.objective)),
         "x_error": x_error, "reference_error": reference.error, "solve_s": min(solve_s),
     }  # fmt: skip
-    known = reference.error <= EXACT  # else nothing can be said of derivatives
+    known = reference.error <= EXACT  # otherwise the true derivatives are unknown
     for wrt, spent in vjp_s.items():
         part = count.details[wrt]
         gradient = part.pop("gradient")
@@ -115,7 +115,7 @@ def _counted(
 
 
 def parametric(qp: QP) -> ParametricProgram:
-    """The program with q and b as parameters and x as its output."""
+    """The parametric program with parameters q and b and output x."""
     A, b, equations = qp.rows()
     n, m, P = len(qp.q), len(b), qp.P.tocoo()
     patterns = []
@@ -152,10 +152,10 @@ def parametric(qp: QP) -> ParametricProgram:
 
 
 def table(counts: Sequence[Count]) -> str:
-    """One row a problem and solver."""
+    """One row per problem and solver."""
     head = [
-        "problem", "n", "m", "solver", "status", "objective off", "x off", "wrt q", "said", "off", "vjp / solve",
-        "wrt b", "said", "off", "vjp / solve",
+        "problem", "n", "m", "solver", "status", "objective error", "x error", "in q", "reported", "error",
+        "vjp / solve", "in b", "reported", "error", "vjp / solve",
     ]  # fmt: skip
     rows = []
     for count in counts:
@@ -175,10 +175,10 @@ def table(counts: Sequence[Count]) -> str:
     solved = sum(count.details["objective_error"] <= SOLVED for count in optimal)
     not_ok = [c.details[wrt] for c in counts for wrt in ("q", "b") if c.details[wrt]["word"] != "ok"]
     summary = (
-        f"{solved} of {len(counts)} solved, {len(optimal) - solved} called optimal and are not; "
-        f"{sum(c.silent for c in counts)} derivatives wrong or none and called ok, "
-        f"{sum(c.right_untold for c in counts)} false alarms, {sum(c.wrong_untold for c in counts)} wrong and told; "
+        f"{solved} of {len(counts)} solved, {len(optimal) - solved} wrongly reported optimal; "
+        f"{sum(c.silent for c in counts)} wrong or nonexistent derivatives reported ok, "
+        f"{sum(c.right_untold for c in counts)} false alarms, {sum(c.wrong_untold for c in counts)} reported errors; "
         f"a derivative that is not ok costs up to {max((part['cost'] for part in not_ok), default=0.0):.1f} solves, "
-        f"in the median {np.median([part['cost'] for part in not_ok] or [0.0]):.1f}."
+        f"with median {np.median([part['cost'] for part in not_ok] or [0.0]):.1f}."
     )
     return f"{grid(head, rows)}\n\n{summary}"

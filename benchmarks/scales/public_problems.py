@@ -1,8 +1,8 @@
-"""Quadratic programs with the faults of public collections, made from formulas and seeds.
+"""Quadratic programs with the difficulties of public collections, generated from formulas and seeds.
 
-Their like is in the set of Maros and Meszaros (1999): problems of spline fitting, control, partial differential
-equations, portfolio and network flow beside linear programs with a few quadratic terms, with dependent rows, degenerate
-vertices, P without full rank, and coefficients over ten orders of magnitude.
+They resemble problems of the Maros and Meszaros (1999) set: spline fitting, control, partial differential equations,
+portfolios, network flow, and linear programs with a few quadratic terms, with dependent rows, degenerate vertices,
+rank-deficient P, and coefficients over ten orders of magnitude.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["PROBLEMS", "QP"]
 
 @dataclass(frozen=True, eq=False)
 class QP:
-    """minimize x'Px/2 + q'x subject to lower <= A x <= upper, low <= x <= high; infinite bounds are none.
+    """minimize x'Px/2 + q'x subject to lower <= A x <= upper, low <= x <= high; infinite bounds are inactive.
 
     Attributes:
         P: (n, n), sparse.
@@ -43,7 +43,7 @@ class QP:
     high: Array
 
     def rows(self) -> tuple[sp.csc_matrix, Array, int]:
-        """(A, b, number of equations) with A x = b, then A x <= b; fixed variables are equations too."""
+        """(A, b, number of equations) with equations A x = b first, then A x <= b; fixed variables are equations."""
         A, eye = sp.csr_matrix(self.A), sp.identity(len(self.q), format="csr")
         same, fixed = self.lower == self.upper, self.low == self.high
         above, below = np.isfinite(self.upper) & ~same, np.isfinite(self.lower) & ~same
@@ -79,14 +79,14 @@ def _differences(n: int, order: int) -> sp.csc_matrix:
 
 
 def smoothing(n: int, order: int) -> QP:
-    """LISWET: data fitted with nonnegative differences of some order, nearly all of them active."""
+    """LISWET: least-squares fit with nonnegative differences of some order, nearly all of them active."""
     t = np.arange(n) / (n - 1.0)
     data = np.sqrt(t) + 0.1 * np.sin(np.arange(n))
     return _qp(sp.identity(n), -data, _differences(n, order), lower=0.0)
 
 
 def concave(n: int) -> QP:
-    """YAO: data fitted by a concave sequence, and a bound that is nearly active."""
+    """YAO: least-squares fit by a concave sequence, and a bound that is nearly active."""
     data = np.sin((1.0 + np.arange(n)) / (n + 2.0))
     low = np.full(n, -np.inf)
     low[0] = 0.08
@@ -94,7 +94,7 @@ def concave(n: int) -> QP:
 
 
 def chain(n: int) -> QP:
-    """POWELL20: bounds on differences that grow with n, alternating."""
+    """POWELL20: alternating bounds on differences, growing with n."""
     k = 1.0 + np.arange(n - 1)
     around = sp.csr_matrix((np.array([1.0, -1.0]), (np.array([0, 0]), np.array([0, n - 1]))), shape=(1, n))
     lower = np.r_[-0.5 + (-1.0) ** k * k, n - 0.5]
@@ -102,7 +102,7 @@ def chain(n: int) -> QP:
 
 
 def grid(side: int, *, partial: bool, bounded: bool) -> QP:
-    """AUG2D: flows on the edges of a grid, divergences given, which sum to zero; P of half of the edges alone."""
+    """AUG2D: flows on the edges of a grid with given divergences, which sum to 0; P on half of the edges if partial."""
     nodes = np.arange(side * side).reshape(side, side)
     pairs = np.r_[np.c_[nodes[:, :-1].ravel(), nodes[:, 1:].ravel()], np.c_[nodes[:-1].ravel(), nodes[1:].ravel()]]
     n = len(pairs)
@@ -122,7 +122,7 @@ def grid(side: int, *, partial: bool, bounded: bool) -> QP:
 
 
 def cvxqp(n: int, equations: int) -> QP:
-    """CVXQP: the published formula, a sparse P that is not separable, equations in groups of three variables."""
+    """CVXQP: the published formula, with a sparse nonseparable P and equations in groups of three variables."""
     i = np.arange(1, n + 1)
     groups = np.stack([i - 1, (2 * i - 1) % n, (3 * i - 1) % n])
     R = sp.coo_matrix((np.ones(3 * n), (np.tile(np.arange(n), 3), groups.ravel())), shape=(n, n)).tocsr()
@@ -136,7 +136,7 @@ def cvxqp(n: int, equations: int) -> QP:
 
 
 def elliptic(side: int) -> QP:
-    """CONT: boundary control of Poisson's equation, states bounded above, a P of the size of the mesh squared."""
+    """CONT: boundary control of Poisson's equation, with states bounded above and P proportional to the mesh area."""
     n, h = side * side, 1.0 / (side - 1)
     nodes = np.arange(n).reshape(side, side)
     inner = nodes[1:-1, 1:-1].ravel()
@@ -154,7 +154,7 @@ def elliptic(side: int) -> QP:
 
 
 def control(steps: int) -> QP:
-    """DTOC3, UBH1: linear dynamics, controls bounded, P of the controls alone and of the last state."""
+    """DTOC3, UBH1: linear dynamics with bounded controls; P on the controls and the final state only."""
     states, controls, dt = 4, 2, 0.1
     n = steps * (states + controls) + states
     F = np.eye(states) + dt * np.diag([1.0, 1.0], 2)
@@ -175,7 +175,7 @@ def control(steps: int) -> QP:
 
 
 def portfolio(n: int, factors: int) -> QP:
-    """DUAL, EXDATA: a dense P of low rank over the simplex; returns are tied in groups."""
+    """DUAL, EXDATA: a dense low-rank P over the simplex; returns have ties."""
     rng = np.random.default_rng(n)
     F = rng.normal(size=(factors, n))
     returns = np.round(rng.normal(size=n), 1)
@@ -183,7 +183,7 @@ def portfolio(n: int, factors: int) -> QP:
 
 
 def semi_infinite(points: int, n: int = 20) -> QP:
-    """KSIP: powers of t, bounded below by tan t at many points; ill-conditioned, few rows active."""
+    """KSIP: a polynomial in t bounded below by tan t at many points; ill-conditioned, few active rows."""
     t = np.linspace(0.0, 1.0, points)
     j = np.arange(1, n + 1)
     return _qp(sp.diags(1.0 / j), 1.0 / j, t[:, None] ** (j - 1), lower=np.tan(t))
@@ -199,7 +199,7 @@ def seismic(n: int) -> QP:
 
 
 def staircase(periods: int, width: int = 8, *, curved: float = 0.3) -> QP:
-    """QPCSTAIR, QPCBLEND: production over periods, small integers, stocks that couple them; P on a few variables."""
+    """QPCSTAIR, QPCBLEND: production periods coupled by stocks, integer coefficients; P on a few variables."""
     rng = np.random.default_rng(periods)
     n, rows = periods * width, []
     A = sp.lil_matrix((periods * 5, n))
@@ -209,7 +209,7 @@ def staircase(periods: int, width: int = 8, *, curved: float = 0.3) -> QP:
         if t:
             A[5 * t : 5 * t + 2, here - width : here] = -rng.integers(0, 2, size=(2, width))
         rows.append(5 * t + 4)
-    A[rows] = A[[row - 1 for row in rows]]  # said twice
+    A[rows] = A[[row - 1 for row in rows]]  # duplicate rows
     A = A.tocsr()
     x = rng.integers(0, 3, size=n).astype(float)
     b = A @ x
@@ -220,7 +220,7 @@ def staircase(periods: int, width: int = 8, *, curved: float = 0.3) -> QP:
 
 
 def transport(sources: int, sinks: int, *, spread: float, every: int = 3, ties: bool = True) -> QP:
-    """QSHIP, QGROW: both marginals given, so that one equation is a sum of the others; costs in ties or not."""
+    """QSHIP, QGROW: transport with both marginals given, so that one equation is redundant; costs optionally tied."""
     rng = np.random.default_rng(sources)
     n = sources * sinks
     A = sp.vstack(
@@ -233,7 +233,7 @@ def transport(sources: int, sinks: int, *, spread: float, every: int = 3, ties: 
 
 
 def wide_range(n: int, m: int, orders: float) -> QP:
-    """QFORPLAN, QPILOTNO: sparse rows and columns in units over many orders of magnitude, P on a tenth of them."""
+    """QFORPLAN, QPILOTNO: sparse, scaled over many orders of magnitude; P on a tenth of the variables."""
     rng = np.random.default_rng([n, m])
     A = sp.random(m, n, density=4.0 / n, random_state=rng, data_rvs=lambda size: rng.normal(size=size)).tocsr()
     A = A + sp.csr_matrix((np.ones(m), (np.arange(m), rng.permutation(n)[:m])), shape=(m, n))
@@ -250,7 +250,7 @@ def wide_range(n: int, m: int, orders: float) -> QP:
 
 
 def cliques(n: int, size: int = 8) -> QP:
-    """STCQP: P a sum of squares over overlapping cliques, sparse equations, bounds; some equations twice."""
+    """STCQP: P is a sum of squares over overlapping cliques; sparse equations, some duplicated, and bounds."""
     rng = np.random.default_rng(n)
     starts = np.arange(0, n - size + 1, size // 2)
     R = sp.lil_matrix((len(starts), n))
@@ -267,7 +267,7 @@ def cliques(n: int, size: int = 8) -> QP:
 
 
 def regression(rows: int, n: int) -> QP:
-    """MOSARQP, LASER: a curved part in few variables, many inequalities of few variables each."""
+    """MOSARQP, LASER: P on few variables, many sparse inequalities."""
     rng = np.random.default_rng(rows)
     A = sp.random(rows, n, density=5.0 / n, random_state=rng, data_rvs=lambda size: rng.normal(size=size)).tocsr()
     x = rng.normal(size=n)
@@ -277,7 +277,7 @@ def regression(rows: int, n: int) -> QP:
 
 
 def polygon(sides: int) -> QP:
-    """DUALC, TAME: two or three variables and many rows through one vertex."""
+    """DUALC, TAME: few variables and many rows that meet in one vertex."""
     angle = 2.0 * np.pi * np.arange(sides) / sides
     A = np.c_[np.cos(angle), np.sin(angle), np.ones(sides)]
     return _qp(sp.diags([1.0, 1.0, 0.0]), np.array([0.0, 0.0, -1.0]), A, upper=1.0)
@@ -327,4 +327,4 @@ PROBLEMS: dict[str, Callable[[], QP]] = {
     "polygon 12": lambda: polygon(12),
     "polygon 200": lambda: polygon(200),
 }
-"""By name, with the size."""
+"""Problems by name, which includes the size."""

@@ -1,4 +1,4 @@
-"""Solutions of quadratic programs to double precision, without the library, and what differences say of derivatives."""
+"""Reference solutions of quadratic programs to double precision, without Convexlayer, and their finite differences."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from convexlayer.program import Array
 __all__ = ["EXACT", "Directional", "Reference"]
 
 STEPS = (1e-6, 1e-8)
-"""Of differences, in equilibrated units; the second where the first changes the active set."""
+"""Steps of the finite differences, in equilibrated units; the second is used if the first changes the active set."""
 
 ONE_SIDED = 1e-3
-"""Relative disagreement of one-sided differences from which there is no derivative."""
+"""Largest relative difference between one-sided differences of an existing derivative."""
 
 PROXIMAL = 1e-9
-"""Regularisation of the polishing system, whose effect its iterations take away again."""
+"""Regularisation of the polishing system; its iterations remove the effect."""
 
 EXACT = 1e-10
-"""Largest violation of a sign or row, in equilibrated units, of an active set that is the right one."""
+"""Largest violation of a sign or row, in equilibrated units, at which an active set is accepted as correct."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,9 @@ class Directional:
     """A derivative of weight'x along a direction of the data.
 
     Attributes:
-        exists: whether differences from both sides, with a step and a quarter of it, agree.
-        value: what they agree on.
-        scale: sum of abs(weight_i dx_i), which errors are relative to.
+        exists: whether one-sided differences from both sides, with a step and a quarter of it, agree.
+        value: their mean.
+        scale: sum of abs(weight_i dx_i), the scale of errors.
     """
 
     exists: bool
@@ -43,19 +43,19 @@ class Directional:
 
 
 class Reference:
-    """A program in equilibrated units, and its solution.
+    """An equilibrated program and its solution.
 
     Attributes:
-        x: (n,), in the program's own units.
-        objective: its value there.
+        x: solution in unscaled units, (n,).
+        objective: optimal value in unscaled units.
         error: largest violation of the optimality conditions, in equilibrated units.
         d: x = d x', for equilibrated x'.
-        e: rows of the equilibrated A are e times those of A.
-        c: the equilibrated objective is c times the objective.
+        e: scales of the rows of A.
+        c: scale of the objective.
     """
 
     def __init__(self, qp: QP) -> None:
-        """Equilibrate, and solve; then take the solution's size as the unit of variables, and solve again."""
+        """Equilibrate and solve, then scale the variables by the size of the solution and solve again."""
         self._program, (self._rows, b, self._equations) = qp, qp.rows()
         self.d, self.e = _equilibration(qp.P, self._rows)
         self._pose(b)
@@ -68,7 +68,7 @@ class Reference:
         self.objective = float(0.5 * self.x @ (qp.P @ self.x) + qp.q @ self.x)
 
     def _pose(self, b: Array) -> None:
-        """The program in these units, the objective's largest coefficient near 1."""
+        """Scale the program, with the largest coefficient of the objective near 1."""
         D, E, qp = sp.diags(self.d), sp.diags(self.e), self._program
         P, q = D @ qp.P @ D, self.d * qp.q
         self.c = 1.0 / max(float(_largest(abs(P), 0).max()), float(np.max(np.abs(q))), 1e-300)
@@ -76,12 +76,12 @@ class Reference:
         self._A, self._b = (E @ self._rows @ D).tocsc(), self.e * b
 
     def along(self, weight: Array, dq: Array | None, db: Array | None) -> Directional:
-        """The derivative of weight'x along dq and db, which are in equilibrated units, at the solution."""
+        """The directional derivative of weight'x along dq and db, which are in equilibrated units."""
         nothing = Directional(False, 0.0, 0.0)
         return next((found for step in STEPS if (found := self._along(weight, dq, db, step)).exists), nothing)
 
     def _along(self, weight: Array, dq: Array | None, db: Array | None, step: float) -> Directional:
-        """By differences from both sides, with a step and a quarter of it."""
+        """One-sided differences from both sides, with a step and a quarter of it."""
         own, values, scale = weight * self.d, list[float](), 1e-3 * float(np.abs(weight * self.d) @ np.abs(self._x))
         for reach in (step, 0.25 * step):
             there, back = self._moved(dq, db, reach), self._moved(dq, db, -reach)
@@ -92,12 +92,12 @@ class Reference:
         return Directional(bool(np.ptp(values) <= ONE_SIDED * scale), float(np.mean(values)), scale)
 
     def own(self, dq: Array | None, db: Array | None) -> Array:
-        """A move of q or of b in the program's own units."""
+        """A perturbation of q or b in unscaled units."""
         moves = [] if dq is None else [dq / (self.c * self.d)]
         return np.concatenate(moves + ([] if db is None else [db / self.e]))
 
     def _moved(self, dq: Array | None, db: Array | None, step: float) -> Array | None:
-        """The solution of moved data, or None where there is none to full precision."""
+        """The solution for perturbed data, or None if it is not computed to full precision."""
         q = self._q if dq is None else self._q + step * dq
         b = self._b if db is None else self._b + step * db
         x, _, error = self._polished(q, b, self._x, self._y, self._active(self._x, self._y, self._b))
@@ -122,7 +122,7 @@ class Reference:
         return active
 
     def _polished(self, q: Array, b: Array, x: Array, y: Array, active: Array) -> tuple[Array, Array, float]:
-        """Newton on the active set, which changes where signs say so; the best point met and its error."""
+        """Newton's method on the active set, updated by the signs; returns the best point (x, y) and its error."""
         best = x, y, self._violation(q, b, x, y)
         for _ in range(6):
             rows = np.flatnonzero(active)
@@ -159,7 +159,7 @@ class Reference:
 
 
 def _equilibration(P: sp.csc_matrix, A: sp.csc_matrix) -> tuple[Array, Array]:
-    """Powers of two that bring rows and columns of [[P, A'], [A, 0]] near 1."""
+    """Powers of two that bring the norms of rows and columns of [[P, A'], [A, 0]] near 1."""
     d, e = np.ones(A.shape[1]), np.ones(A.shape[0])
     for _ in range(15):
         scaled_P, scaled_A = sp.diags(d) @ abs(P) @ sp.diags(d), sp.diags(e) @ abs(A) @ sp.diags(d)

@@ -1,4 +1,4 @@
-"""The families with closed forms, alone and summed, counted."""
+"""Runs the families with closed forms, singly and in sums."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from convexlayer.program import Array
 __all__ = ["FAMILIES", "RANGES", "SOLVERS", "case", "families", "measure", "table"]
 
 RANGES = (1.0, 2.0, 4.0, 6.0)
-"""Parameters lie in 10^-k..10^k."""
+"""Default values of k; parameters lie in 10^-k..10^k."""
 
 SOLVERS = ("auto", "clarabel")
-"""Asked unless others are named."""
+"""Default solvers."""
 
 SUMS = 12
-"""Sums of two or three families."""
+"""Number of sums of two or three families."""
 
 
 def families() -> list[Family]:
@@ -38,7 +38,7 @@ def families() -> list[Family]:
 
 
 def measure(plan: Plan) -> Iterator[Count]:
-    """One count a family, range and solver; solvers that cannot take a family are left out."""
+    """One count per family, range and solver that supports the family."""
     chosen = [family for family in families() if plan.wants(family.name)]
     ranges = plan.ranges or RANGES
     draws = math.ceil(plan.draws / max(len(chosen) * len(ranges), 1))
@@ -70,4 +70,4 @@ def _counted(family: Family, solution_map: SolutionMap, count: Count, plan: Plan
 
 
 FAMILIES: list[Callable[[], Family]] = [*SMOOTH, *NORMS]
-"""Those with a closed form."""
+"""Constructors of all families with a closed form."""

@@ -1,4 +1,4 @@
-"""Families over the exponential and power cones: exp, log, inv_pos, powers, entropies, the logistic function."""
+"""Families over the exponential and power cones: exp, log, inv_pos, powers, entropies, logistic function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["SMOOTH"]
 
 
 def _two(n: int, name: str, objective: Callable[..., cp.Expression], solution: Callable[..., torch.Tensor]) -> Family:
-    """Of x (n,) and two positive parameters a and p (n,), both log-uniform."""
+    """A family in x (n,) with two positive, log-uniform parameters a and p (n,)."""
     x, a, p = cp.Variable(n), cp.Parameter(n, nonneg=True), cp.Parameter(n, nonneg=True)
     return Family(
         name,
@@ -37,7 +37,7 @@ def exponential() -> Family:
 
 
 def exp_small() -> Family:
-    """The same with all of p in 10^-(k + 1)..10^-(k - 1): no coordinate is large."""
+    """As ``exponential``, with all of p in 10^-(k + 1)..10^-(k - 1), so that no coordinate is large."""
     family = exponential()
     return Family(
         "exp, all small", family.objective, [], family.parameters, family.variables,
@@ -61,7 +61,7 @@ def inv_pos() -> Family:
 
 
 def power(exponent: float, *, approx: bool, n: int = 3) -> Callable[[], Family]:
-    """Minimise +-(a'x^e - p'x), or p'x + a'x^e where e < 0: x = (abs(e) a / p)^(1 / (1 - e))."""
+    """Minimise +-(a'x^e - p'x), or p'x + a'x^e if e < 0: x = (abs(e) a / p)^(1 / (1 - e))."""
 
     def objective(x: cp.Variable, a: cp.Parameter, p: cp.Parameter) -> cp.Expression:
         powers = a @ cp.power(x, exponent, approx=approx)
@@ -173,7 +173,7 @@ def poisson(rows: int = 30, columns: int = 3) -> Family:
 
     def solution(y: torch.Tensor) -> torch.Tensor:
         b = inverse @ torch.log(y)
-        for _ in range(20):  # Newton: the last step has the derivative
+        for _ in range(20):  # Newton; the last step carries the derivative
             b = b.detach()
             mean = torch.exp(of @ b)
             b = b - torch.linalg.inv(of.T @ (mean[:, None] * of)) @ (of.T @ (mean - y))
@@ -191,4 +191,4 @@ SMOOTH: list[Callable[[], Family]] = [
     entropy, entropy_on_simplex, divergence, kl_div_simplex, weighted_kl_div, kl_projection, relative_entropy,
     rel_entr_tilted, logistic, poisson,
 ]  # fmt: skip
-"""All of them."""
+"""Constructors of these families."""

@@ -1,4 +1,4 @@
-"""Counts of draws, and the table of them."""
+"""Counts of outcomes, and their table."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ __all__ = ["Count", "merged", "table"]
 
 
 COUNTED = ("right_told", "silent", "right_untold", "wrong_untold", "silent_outputs", "wrong_optimal")
-"""What is added up."""
+"""Attributes of ``Count`` that are summed."""
 
 
 @dataclass
 class Count:
-    """What became of the draws of one cell.
+    """Outcomes of the draws of one cell (see ``judge.Outcome``).
 
     Attributes:
-        part: of the harness.
+        part: name of the part.
         family: name of the family.
-        k: units or parameters in 10^-k..10^k.
-        solver: as it was asked for.
-        right_told: right, and said so.
-        silent: something wrong called optimal and ok.
-        silent_outputs: those of them whose derivatives that are called ok are right.
-        wrong_optimal: wrong outputs called optimal, whatever was said of derivatives.
-        right_untold: right, but not all of it called optimal and ok.
-        wrong_untold: wrong, and said so.
-        silent_draws: positions of the silent draws among the draws of this cell.
-        examples: some of them, in words.
-        statuses: how often each word was said of a solve.
-        x_error: largest relative error of an output that was told.
-        J_error: likewise of a derivative.
-        details: what else a part has to say.
+        k: units or parameters lie in 10^-k..10^k.
+        solver: name of the solver.
+        right_told: number of draws that are told and not silent errors.
+        silent: number of silent errors.
+        silent_outputs: number of silent errors whose derivatives reported ok are right.
+        wrong_optimal: number of draws with status optimal and wrong outputs.
+        right_untold: number of right draws not reported optimal and ok.
+        wrong_untold: number of wrong draws not reported optimal and ok.
+        silent_draws: positions of the silent errors among the draws of this cell.
+        examples: descriptions of some silent errors.
+        statuses: number of draws by status of the solve.
+        x_error: largest relative error of an output among told draws.
+        J_error: largest relative error of a derivative among told draws.
+        details: additional results of a part.
     """
 
     part: str
@@ -60,16 +60,16 @@ class Count:
 
     @property
     def draws(self) -> int:
-        """All of them."""
+        """Total number of draws."""
         return self.right_told + self.silent + self.right_untold + self.wrong_untold
 
     @property
     def untold(self) -> float:
-        """Share of the draws that were told otherwise."""
+        """Fraction of the draws that were not reported optimal and ok."""
         return (self.right_untold + self.wrong_untold) / max(self.draws, 1)
 
     def add(self, outcome: Outcome, *, show: int = 0) -> Count:
-        """With a batch more, of which the first silent draws are written out until there are so many."""
+        """Add the outcomes of a batch; silent errors are described in ``examples`` until it has ``show`` entries."""
         first = self.draws
         untold = ~outcome.told & ~outcome.silent
         self.right_told += int(np.sum(outcome.told & ~outcome.silent))
@@ -89,12 +89,12 @@ class Count:
         return self
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The count as JSON values."""
         return asdict(self)
 
 
 def merged(counts: Iterable[Count], key: Sequence[str]) -> list[Count]:
-    """Counts that agree in these attributes, added up; what else names a cell becomes ``all`` (k: the largest)."""
+    """Sum the counts with equal values of these attributes; other labels become ``all`` (k: the largest)."""
     groups: dict[tuple[Any, ...], Count] = {}
     for count in counts:
         name = tuple(getattr(count, attribute) for attribute in key)
@@ -112,7 +112,7 @@ def merged(counts: Iterable[Count], key: Sequence[str]) -> list[Count]:
 
 
 def table(counts: Sequence[Count]) -> str:
-    """One row a family and solver, one column a range: right told / silent / right untold / wrong untold."""
+    """One row per family and solver, one column per range: right told / silent / right not told / wrong not told."""
     ranges = sorted({count.k for count in counts})
     rows = []
     for family, solver in dict.fromkeys((count.family, count.solver) for count in counts):
@@ -121,7 +121,7 @@ def table(counts: Sequence[Count]) -> str:
     for solver in dict.fromkeys(count.solver for count in counts):
         total = {count.k: count for count in merged([c for c in counts if c.solver == solver], ("k",))}
         rows.append(["**all**", solver, *(_cell(total.get(k)) for k in ranges)])
-    head = ["right told / **silent** / right untold / wrong untold", "solver", *(f"10^±{k:g}" for k in ranges)]
+    head = ["right, told / **silent** / right, not told / wrong, not told", "solver", *(f"10^±{k:g}" for k in ranges)]
     return grid(head, rows)
 
 

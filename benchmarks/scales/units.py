@@ -1,4 +1,4 @@
-"""Random regular programs over all cones; variables, rows and objective in units: the same answers and verdicts."""
+"""Random regular programs over all cones, with scaled variables, rows and objective, which must not affect results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ from convexlayer.program import Array, Cones
 __all__ = ["APART", "FAMILIES", "RANGES", "draw", "measure", "queries", "table", "units"]
 
 RANGES = (0.0, 1.0, 2.0, 4.0, 6.0)
+"""Default values of k; units lie in 10^-k..10^k."""
+
 SOLVERS = ("auto", "clarabel")
+"""Default solvers."""
 
 FAMILIES = {
     "linear": Cones(zero=3, nonnegative=8),
@@ -44,23 +47,24 @@ FAMILIES = {
     "exponential, semidefinite": Cones(zero=1, exponential=2, psd=(2,)),
     "all": Cones(zero=1, nonnegative=3, second_order=(3,), psd=(2,), exponential=1, power=(0.4,)),
 }
-"""By name; the first of each kind alone, then products."""
+"""Cones of the families by name: single kinds first, then products."""
 
 APART = {
     "semidefinite, rows apart": Cones(psd=(3, 2)),
     "power, rows apart": Cones(power=(0.3, 0.5, 0.8)),
 }
-"""Rows of a block in units of their own that map the cone to itself: d_i d_j of a matrix, (a, b, a^p b^(1 - p))."""
+"""Families whose rows within a block are scaled differently, by automorphisms of the cone: d_i d_j for a matrix,
+(a, b, a^p b^(1 - p)) for a power cone."""
 
 CONDITION = 1e4
-"""A draw whose N is worse conditioned in its own units is drawn again."""
+"""Largest condition number of N, unscaled; draws above it are rejected."""
 
 MARGIN = 0.1
-"""Least distance of w from a jump of D."""
+"""Smallest strict complementarity margin of w."""
 
 
 def measure(plan: Plan) -> Iterator[Count]:
-    """One count a family, range and solver; solvers that cannot take a family are left out."""
+    """One count per family, range and solver that supports the family."""
     chosen = {name: cones for name, cones in (FAMILIES | APART).items() if plan.wants(name)}
     ranges = plan.ranges or RANGES
     draws = math.ceil(plan.draws / max(len(chosen) * len(ranges), 1))
@@ -90,13 +94,13 @@ def _counted(
 
 
 def units(programs: Programs, k: float, *, seed: int, apart: bool = False) -> Units:
-    """Units in 10^-k..10^k: of every variable, row of the linear cones, curved block, and of the objective.
+    """Random units in 10^-k..10^k of every variable, row of a linear cone, curved block, and the objective.
 
     Args:
-        programs: in their own units.
+        programs: the unscaled programs.
         k: see above.
-        seed: of the units; those of an element depend on no other.
-        apart: rows of semidefinite and power blocks have units of their own, in the same range.
+        seed: seed of the units; those of an element do not depend on the other elements.
+        apart: whether to scale the rows of semidefinite and power blocks differently (see ``APART``).
     """
     rng = np.random.default_rng([seed, round(10 * k), 7])
     (batch, n), cones = programs.x.shape, programs.cones
@@ -110,7 +114,7 @@ def units(programs: Programs, k: float, *, seed: int, apart: bool = False) -> Un
 
 
 def _apart(cones: Cones, orders: Array) -> Array:
-    """Orders of magnitude (1, m) of rows, made of more of them than are needed."""
+    """Orders of magnitude (1, m) of the rows' units, computed from random ``orders``, of which some are unused."""
     parts, orders = [orders[: cones.zero + cones.nonnegative]], orders[cones.zero + cones.nonnegative :]
     for size in cones.second_order:
         parts, orders = [*parts, np.repeat(orders[:1], size)], orders[1:]
@@ -126,7 +130,7 @@ def _apart(cones: Cones, orders: Array) -> Array:
 
 
 def draw(cones: Cones, batch: int, *, seed: int) -> Programs:
-    """Strictly complementary, and well conditioned in their own units; P has full rank in half of the draws."""
+    """Draw strictly complementary, well conditioned programs; P has full rank in half of them."""
     rng = np.random.default_rng([seed, cones.m, *map(ord, sorted(cones.kinds)[0])])
     n, found = cones.m + 1, list[Programs]()
     while len(found) < batch:
@@ -141,7 +145,7 @@ def draw(cones: Cones, batch: int, *, seed: int) -> Programs:
 
 
 def strict_point(rng: np.random.Generator, cones: Cones) -> Array:
-    """A w (m,) at least MARGIN from every jump of D: blocks on the boundary (half of them), interior and at zero."""
+    """A random w (m,) with margin of at least MARGIN: half of the blocks on the boundary, others interior or zero."""
     cone, candidates = product_cone(cones), 60
     points = rng.normal(size=(candidates, 3, cones.m)) * rng.choice([0.7, 1.5], size=(candidates, 1, 1))
     projected = cone.project_dual(points.reshape(-1, cones.m)).reshape(points.shape)
@@ -159,7 +163,7 @@ def strict_point(rng: np.random.Generator, cones: Cones) -> Array:
 
 
 def queries(programs: Programs) -> list[AbstractQuery]:
-    """Of every x_i and y_j, and of the optimal value, with respect to all data; and a tangent of all data."""
+    """Queries of the gradients of every x_i and y_j and of the optimal value in all data, and a tangent of all data."""
     n, m = programs.x.shape[1], programs.w.shape[1]
     D = derivative(programs.cones, programs.w)
     N = np.swapaxes(newton(programs, D), 1, 2)

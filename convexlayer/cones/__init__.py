@@ -1,4 +1,4 @@
-"""The cones: projection on the dual cone and the eigenbasis of its derivative, one file a cone."""
+"""The cones: projection onto the dual cone and its derivative, one module per cone."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What every cone supplies, in the signs of `convexlayer.program`.
+"""Interface of a cone, with the sign conventions of `convexlayer.program`.
 
-For w = y - s:   y = Pi_{K*}(w) in K*,   s = y - w in K,   y's = 0   (Moreau).
+For w = y - s:   y = Pi_{K*}(w) in K*,   s = y - w in K,   y's = 0   (Moreau decomposition).
 
-Everything is written against the array API: NumPy arrays and torch tensors go through the same lines.
+The code uses the array API standard, so that it works with NumPy arrays and torch tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Array: TypeAlias = Any
 
 
 def namespace(array: Array) -> Any:
-    """The array's functions; sooner found for NumPy's than by asking."""
+    """The array-API namespace of an array, with a fast path for NumPy."""
     return numpy_namespace if type(array) is np.ndarray else array_namespace(array)
 
 
@@ -36,8 +36,8 @@ class Eigenbasis:
     Attributes:
         Q: (..., size, size), orthogonal; None for the identity.
         d: (..., size), the eigenvalues, in the order of Q's columns.
-        complement: (..., size), 1 - d to full relative precision, where subtraction would leave rounding.
-        margin: the margin at the same point, (...), from what has been computed already.
+        complement: (..., size), 1 - d to full relative precision, which subtraction would lose.
+        margin: computes the strict complementarity margin at the same point, (...), see ``AbstractCone.margin``.
     """
 
     Q: Array | None
@@ -69,7 +69,7 @@ class RankTwo:
         q2: (..., size).
         delta: (..., 1).
         complement: (..., 1), 1 - delta without cancellation.
-        margin: the margin at the same point, (...), from what has been computed already.
+        margin: computes the strict complementarity margin at the same point, (...), see ``AbstractCone.margin``.
     """
 
     q1: Array
@@ -100,11 +100,11 @@ Derivative = TypeVar("Derivative")
 @final
 @dataclass(frozen=True, eq=False)
 class ConePoint(Generic[Derivative]):
-    """A cone at points w (..., size).
+    """The projection onto K* at points w (..., size), and its derivative on demand.
 
     Attributes:
         projection: Pi_{K*}(w), (..., size).
-        derive: makes the derivative of Pi_{K*} at w, from what has been computed already.
+        derive: computes the derivative of Pi_{K*} at w, reusing intermediate results.
     """
 
     projection: Array
@@ -112,9 +112,10 @@ class ConePoint(Generic[Derivative]):
 
 
 class AbstractCone(ABC):
-    """Blocks of one cone K, all of one size; leading axes are batch and block.
+    """Blocks of one cone K and one size; leading axes are batch and block.
 
-    Where w lies in both K* and -K, or on a set where D jumps, D is one of its limits. At w = 0 it is 0.
+    Where Pi_{K*} is not differentiable, D is an element of its Bouligand subdifferential (a limit of derivatives). At
+    w = 0 it is 0.
 
     Attributes:
         size: rows of one block.
@@ -125,12 +126,12 @@ class AbstractCone(ABC):
     @property
     @abstractmethod
     def centre(self) -> NDArray[np.float64]:
-        """A direction in the interior of K and K*, (size,); of the zero cone's no use: 0."""
+        """A direction in the interior of K and K*, (size,); 0 for the zero cone."""
 
     @property
     @abstractmethod
     def growing(self) -> NDArray[np.bool_]:
-        """Rows, (size,), in which an element of K may grow and stays in K."""
+        """Mask (size,) of the unit vectors that are in K: increasing such a row of an element of K stays in K."""
 
     @abstractmethod
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
@@ -145,8 +146,8 @@ class AbstractCone(ABC):
         return self.at(w).derive()
 
     def margin(self, w: Array) -> Array:
-        """Euclidean distance from w to the set where the derivative jumps, (..., size) -> (...).
+        """Strict complementarity margin: distance from w to where D is discontinuous, (..., size) -> (...).
 
-        Exact below 1e-3 norm(w), which is where anyone needs it; elsewhere it may be a lower bound.
+        Exact if it is below 1e-3 norm(w); larger values may be lower bounds.
         """
         return self.derivative(w).margin()

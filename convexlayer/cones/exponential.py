@@ -6,12 +6,12 @@ With v = -w, and outside K, -K* and the face region v1, v2 <= 0 (where s = (v1, 
     a = (v1 - rho v2) / N > 0,   b = (v2 - (1 - rho) v1) / N > 0,   b exp(rho) - a exp(-rho) = v3
 
 (Friberg, Projection onto the exponential cone, 2021.) The substitution rho -> 1 - rho exchanges (a, v1) and (b, v2), so
-that one may assume v1 >= v2; the mirrored problem has the constants kappa = e^2, z = -e v3. Divided by p = max(v1, v2),
-with r = min(v1, v2) / p <= 1 and rho = 1 - r + t, the unknown is log t in
+that one may assume v1 >= v2; the mirrored problem has the constants kappa = e^2, z = -e v3. After division by
+p = max(v1, v2), with r = min(v1, v2) / p <= 1 and rho = 1 - r + t, the unknown log t solves
 
     t exp(rho) / N = z + kappa o exp(-rho),   o = (c - r t) / N,   N = c + (1 - 2 r) t + t^2,   c = 1 - r + r^2
 
-where nothing cancels or overflows for large rho, and t near 0 keeps its relative precision.
+This form neither cancels nor overflows for large rho, and gives t near 0 with full relative precision.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from convexlayer.runtime.buffers import as_contiguous_float64
 
 __all__ = ["Exponential"]
 
-# Below this share of the largest entry, max(v1, v2) > 0 is taken for the face region: r^2 must not overflow.
+# Positive max(v1, v2) below this, relative to the largest entry, counts as the face region, so that r^2 is finite.
 _FACE = 1e-100
 
-# A unit vector in the interior of K and K*, and a radius of balls around it in both.
+# A unit vector in the interior of K and K*, and the radius of a ball around it that both contain.
 _CENTRE = (-math.sqrt(1.0 / 3.0), math.sqrt(1.0 / 3.0), math.sqrt(1.0 / 3.0))
 _RADIUS = 0.26
 
 
 class _Region(NamedTuple):
-    """Where w lies, and the curved part of the projection, each of shape (...)."""
+    """Region of w, and the parameters of the projection in the curved region, each of shape (...)."""
 
     dual: Array  # w in K*
     polar: Array  # w in -K
@@ -64,11 +64,11 @@ class Exponential(AbstractCone):
 
     @property
     def growing(self) -> NDArray[np.bool_]:
-        """The bound z."""
+        """Only z may grow."""
         return np.array([False, False, True])
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
-        """Pi_{K*}(w), (..., 3), and the derivative there."""
+        """Pi_{K*}(w), (..., 3), and its derivative."""
         if is_compiled(w):
             return _compiled_point(w)
         xp = namespace(w)
@@ -76,7 +76,7 @@ class Exponential(AbstractCone):
         return ConePoint(_projection(xp, w, region), lambda: self._eigenbasis(xp, w, region))
 
     def _eigenbasis(self, xp: Any, w: Array, region: _Region) -> Eigenbasis:
-        """Q = (y / norm y, s / norm s, their cross product), d = (1, 0, delta) where the cone is curved.
+        """Q = (y / norm y, s / norm s, their cross product), d = (1, 0, delta) in the curved region.
 
         (1 - delta) / delta = s2 s3^2 norm(y)^2 / ((-y1)^3 norm(s)^2) = (b / a) exp(2 rho) norm(y / a)^2 / norm(s / b)^2
         """
@@ -117,7 +117,7 @@ class Exponential(AbstractCone):
 
 
 def _with_depths(xp: Any, margin: Array, w: Array, dual: Array, interior: Array) -> Array:
-    """The margins, those in K* (where dual) and in -K being depths."""
+    """Set the margins of interior points of K* (where dual) and -K to their distances from the boundary."""
     if xp.any(interior):
         margin[interior] = _depth(xp, w[interior], dual[interior])
     return margin
@@ -146,7 +146,7 @@ def _compiled_point(w: Array) -> ConePoint[Eigenbasis]:
 
 
 def _projection(xp: Any, w: Array, region: _Region) -> Array:
-    """The projection, from its value in each region."""
+    """The projection, selected by region."""
     curved = xp.stack((-region.a, region.a * (region.rho - 1.0), region.y3), axis=-1)
     on_face = xp.stack((xp.zeros_like(region.a), xp.maximum(w[..., 1], 0.0), xp.maximum(w[..., 2], 0.0)), axis=-1)
     y = xp.where(region.face[..., None], on_face, curved)
@@ -154,7 +154,7 @@ def _projection(xp: Any, w: Array, region: _Region) -> Array:
 
 
 def _locate(xp: Any, w: Array) -> _Region:
-    """The region of w, and a, b, rho and y3 of the curved one (those of some regular point elsewhere)."""
+    """Region of w, and a, b, rho and y3 in the curved region (finite placeholder values in other regions)."""
     v1, v2, v3 = -w[..., 0], -w[..., 1], -w[..., 2]
     mirrored = v2 > v1
     p = xp.maximum(v1, v2)
@@ -187,7 +187,7 @@ def _locate(xp: Any, w: Array) -> _Region:
 
 
 def _log_t(xp: Any, r: Array, z: Array, kappa: Array) -> Array:
-    """The logarithm of t at the root, in the notation of the module."""
+    """log t at the root, in the notation of the module docstring."""
     base = 1.0 - r
     c = base + r * r
     slope = 1.0 - 2.0 * r
@@ -215,9 +215,9 @@ def _log_t(xp: Any, r: Array, z: Array, kappa: Array) -> Array:
 
 
 def _depth(xp: Any, w: Array, dual: Array) -> Array:
-    """Distance (points,) of w (points, 3) from the boundary of K* where dual, else of -w from that of K.
+    """Distance (points,) of w (points, 3) to the boundary of K* where dual, else of -w to the boundary of K.
 
-    A lower bound where that is not close.
+    A lower bound for points far from the boundary.
     """
     x = xp.where(dual[:, None], w, -w)
 
@@ -237,7 +237,7 @@ def _depth(xp: Any, w: Array, dual: Array) -> Array:
 
 
 def _exact_depth(xp: Any, x: Array, dual: Array) -> Array:
-    """Distance (points,) of x (points, 3) from the boundary of K* where dual, else from that of K."""
+    """Distance (points,) of x (points, 3) to the boundary of K* where dual, else to the boundary of K."""
     x1, x2, x3, dual = x[:, :1], x[:, 1:2], x[:, 2:], dual[:, None]
 
     def products(rho: Array) -> Array:

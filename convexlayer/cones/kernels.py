@@ -1,4 +1,4 @@
-"""The exponential and semidefinite cones for many blocks, compiled: the formulas of ``exponential`` and ``psd``."""
+"""Kernels of the exponential and semidefinite cones, with the formulas of ``exponential`` and ``psd``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ Floats = NDArray[np.float64]
 Codes = NDArray[np.int8]
 
 CURVED, DUAL, POLAR, FACE = 0, 1, 2, 3
-"""Where a point lies: none of the others, in K*, in -K, or in the exponential cone's face region."""
+"""Region of a point: outside the others, in K*, in -K, or in the face region of the exponential cone."""
 
+# See ``exponential`` and ``roots``.
 _FACE = 1e-100
 _BEYOND = 1e300
 _MAX_ITERATIONS = 100
@@ -35,7 +36,7 @@ _MAX_ITERATIONS = 100
 
 @cached_kernel
 def exponential_point(w: Floats, code: Codes, region: Floats, y: Floats, first: int, last: int) -> None:
-    """Codes, (a, b, rho, y3) of the curved region (of some regular point elsewhere) and projections of w (N, 3)."""
+    """Regions of w (N, 3), parameters (a, b, rho, y3) of the curved region (placeholders elsewhere), projections."""
     for k in range(first, last):
         v1, v2, v3 = -w[k, 0], -w[k, 1], -w[k, 2]
         mirrored = v2 > v1
@@ -79,7 +80,7 @@ def exponential_point(w: Floats, code: Codes, region: Floats, y: Floats, first: 
 
 @njit(nogil=True, error_model="numpy")
 def _log_t(r: float, z: float, kappa: float) -> float:
-    """The logarithm of t at the root, by Newton's method in a bracket."""
+    """log t at the root, by safeguarded Newton's method (see ``roots``)."""
     base, slope = 1.0 - r, 1.0 - 2.0 * r
     c = base + r * r
     start = z + kappa * np.exp(-base)
@@ -122,9 +123,9 @@ def exponential_derivative(
     first: int,
     last: int,
 ) -> None:
-    """The derivative at points of known region and projection y.
+    """Derivative of the projection at points with known region and projection y.
 
-    Eigenbases Q (N, 3, 3), eigenvalues d (N, 3), 1 - d, and margins (N,), which are left infinite in K* and in -K.
+    Eigenbases Q (N, 3, 3), eigenvalues d (N, 3), 1 - d, and margins (N,), which are set to infinity in K* and -K.
     """
     for k in range(first, last):
         w1, w2, w3 = w[k, 0], w[k, 1], w[k, 2]
@@ -164,7 +165,7 @@ def exponential_derivative(
 
 @cached_kernel
 def psd_point(w: Floats, order: int, values: Floats, vectors: Floats, y: Floats, first: int, last: int) -> None:
-    """Eigenvalues (N, order), eigenvectors and projections of w (N, order (order + 1) / 2); NaN where w is not."""
+    """Eigenvalues (N, order), eigenvectors and projections of w (N, order (order + 1) / 2); NaN if w is not finite."""
     root = math.sqrt(2.0)
     matrix = np.empty((order, order))
     for k in range(first, last):
@@ -195,7 +196,7 @@ def psd_point(w: Floats, order: int, values: Floats, vectors: Floats, y: Floats,
 def psd_derivative(
     values: Floats, vectors: Floats, Q: Floats, d: Floats, complement: Floats, first: int, last: int
 ) -> None:
-    """Eigenbases Q (N, size, size), eigenvalues d (N, size) and 1 - d of the derivative, of eigen-decompositions."""
+    """Eigenbases Q (N, size, size), eigenvalues d (N, size) and 1 - d of the derivative, from eigendecompositions."""
     order = values.shape[1]
     root = math.sqrt(2.0)
     for k in range(first, last):
@@ -218,7 +219,7 @@ def psd_derivative(
 
 
 def warm_up() -> None:
-    """Compile whatever this part of the library calls from Python."""
+    """Compile this package's kernels by calling them."""
     w, code = np.ones((1, 3)), np.zeros(1, np.int8)
     region, Q, d = np.zeros((1, 4)), np.zeros((1, 3, 3)), np.zeros((1, 3))
     exponential_point(w, code, region, d, 0, 1)

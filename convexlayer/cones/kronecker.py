@@ -1,8 +1,8 @@
-"""Symmetric matrices as vectors, and an eigenbasis of operators on them that is never formed.
+"""Symmetric matrices as vectors, and a matrix-free eigenbasis of operators on them.
 
 svec(X) is the lower triangle of X, column by column, off-diagonal entries times sqrt(2), so that
 <X, Y> = svec(X)'svec(Y). For an orthogonal V of order k the map svec(U) -> svec(V U V') is orthogonal: the symmetric
-Kronecker product of V with itself. As a matrix it has k^4 / 4 entries; two products of matrices of order k apply it.
+Kronecker product of V with itself. As a matrix it would have k^4 / 4 entries; two products of order k apply it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class SymmetricVectors:
         order: side length k; a vector has k (k + 1) / 2 entries.
 
     Attributes:
-        order: the same.
+        order: side length k.
         size: length of the vectors.
-        rows, cols: of each entry, rows >= cols.
+        rows, cols: row and column of each entry, rows >= cols.
     """
 
     def __init__(self, order: int) -> None:
@@ -51,7 +51,7 @@ class SymmetricVectors:
         return namespace(v).reshape(flat, (*v.shape[:-1], self.order, self.order))
 
     def vector(self, X: Array) -> Array:
-        """The vectors (..., size) of symmetric matrices (..., k, k), of which the lower triangle is read."""
+        """The vectors (..., size) of symmetric matrices (..., k, k); only the lower triangle is read."""
         xp = namespace(X)
         flat = xp.reshape(X, (*X.shape[:-2], self.order**2))
         return xp.take(flat, like(X, self._lower), axis=-1) * like(X, self.scale)
@@ -59,7 +59,7 @@ class SymmetricVectors:
 
 @cache
 def symmetric_vectors(order: int) -> SymmetricVectors:
-    """Those of an order, made once."""
+    """The cached ``SymmetricVectors`` of an order."""
     return SymmetricVectors(order)
 
 
@@ -73,7 +73,7 @@ class KroneckerBasis:
         d: (..., size), the eigenvalues, in the order of the entries of svec: the one at (i, j) belongs to the pair of
             columns i and j of V.
         complement: (..., size), 1 - d to full relative precision.
-        margin: the margin at the same point, (...), from what has been computed already.
+        margin: computes the strict complementarity margin at the same point, (...), see ``AbstractCone.margin``.
     """
 
     vectors: Array
@@ -94,7 +94,7 @@ class KroneckerBasis:
 
     @cached_property
     def _transposed(self) -> Array:
-        """V', row by row in memory: of products with a transposed matrix BLAS shares even small ones among threads."""
+        """V', contiguous: BLAS runs products with transposed views on several threads even if they are small."""
         transposed = namespace(self.vectors).matrix_transpose(self.vectors)
         return np.ascontiguousarray(transposed) if type(transposed) is np.ndarray else transposed
 
@@ -115,6 +115,6 @@ class KroneckerBasis:
 
 def like(array: Array, constant: np.ndarray[Any, Any]) -> Any:
     """A constant as an array of the namespace and device of another."""
-    if type(array) is np.ndarray:  # asking takes longer than small products
+    if type(array) is np.ndarray:  # fast path: finding the namespace takes longer than a small product
         return constant
     return namespace(array).asarray(constant, device=device(array))

@@ -14,7 +14,7 @@ __all__ = ["Nonnegative"]
 
 @final
 class Nonnegative(AbstractCone):
-    """K = K* = {t >= 0}, one row a block."""
+    """K = K* = {t >= 0}, one row per block."""
 
     size = 1
 
@@ -25,11 +25,11 @@ class Nonnegative(AbstractCone):
 
     @property
     def growing(self) -> NDArray[np.bool_]:
-        """All of it."""
+        """Every row may grow."""
         return np.array([True])
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
-        """max(w, 0), and D = 1 where w > 0, else 0; abs(w) is the margin."""
+        """max(w, 0), and D = 1 where w > 0, else 0; the margin is abs(w)."""
         xp = namespace(w)
 
         def derive() -> Eigenbasis:

@@ -5,7 +5,7 @@ With v = -w, outside K and -K*, and with r = abs(s3), g = abs(y3), so that r + g
     s1 y1 = alpha r g,   s2 y2 = (1 - alpha) r g,   s1 - y1 = v1,   s2 - y2 = v2,   s1^alpha s2^(1 - alpha) = r
 
 (Hien, Differential properties of Euclidean projection onto power cone, 2015.) The unknown is x = logit(r / abs(v3)), in
-which f(x) = log r - alpha log s1 - (1 - alpha) log s2 increases; logarithms stand for all that may underflow.
+which f(x) = log r - alpha log s1 - (1 - alpha) log s2 increases. Quantities that may underflow are kept as logarithms.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ from convexlayer.errors import ProblemError
 
 __all__ = ["Power"]
 
+# Lower bound of arguments of logarithms and of divisors.
 _TINY = 1e-300
 
-# A unit vector in the interior of K and K*, and a radius of balls around it in both.
+# A unit vector in the interior of K and K*, and the radius of a ball around it that both contain.
 _CENTRE = (math.sqrt(0.5), math.sqrt(0.5), 0.0)
 _RADIUS = 0.49
-# Stands for log 0 where v3 = 0: there D is its limit as v3 goes to 0.
+# Finite substitute for log 0 if v3 = 0; D is then its limit as v3 goes to 0.
 _LOG_ZERO = -1e6
 
 
 class _Region(NamedTuple):
-    """Where w lies, and logarithms (..., 3) of abs(y) and abs(s) in the curved region, over the largest entry of w."""
+    """Region of w, and logarithms (..., 3) of abs(y) and abs(s), relative to max(abs(w)), in the curved region."""
 
     dual: Array  # w in K*
     polar: Array  # w in -K
     scale: Array
     log_y: Array
     log_s: Array
-    y12: Array  # y1, y2 without the detour over logarithms
+    y12: Array  # y1, y2 computed without logarithms
 
 
 @final
@@ -50,7 +51,7 @@ class Power(AbstractCone):
     """K = {x^alpha y^(1 - alpha) >= abs(z)}, K* = {(x / alpha)^alpha (y / (1 - alpha))^(1 - alpha) >= abs(z)}.
 
     Args:
-        alpha: exponents, each in (0, 1), one a block.
+        alpha: exponents, each in (0, 1), one per block.
 
     Raises:
         ProblemError: an exponent is not in (0, 1).
@@ -75,17 +76,17 @@ class Power(AbstractCone):
 
     @property
     def growing(self) -> NDArray[np.bool_]:
-        """X and y."""
+        """Only x and y may grow."""
         return np.array([True, True, False])
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
-        """Pi_{K*}(w), (..., blocks, 3), and the derivative there."""
+        """Pi_{K*}(w), (..., blocks, 3), and its derivative."""
         xp = namespace(w)
         region = self._locate(xp, w)
         return ConePoint(_assemble(xp, w, region), lambda: self._eigenbasis(xp, w, region))
 
     def _eigenbasis(self, xp: Any, w: Array, region: _Region) -> Eigenbasis:
-        """Q = (y / norm y, s / norm s, their cross product), d = (1, 0, delta) where the cone is curved.
+        """Q = (y / norm y, s / norm s, their cross product), d = (1, 0, delta) in the curved region.
 
         (1 - delta) / delta = s1^2 s2^2 norm(y)^2 / (alpha (1 - alpha) abs(y3)^3 abs(s3) norm(s)^2)
         """
@@ -112,7 +113,7 @@ class Power(AbstractCone):
         )
 
     def _margin(self, xp: Any, w: Array, region: _Region) -> Array:
-        """Distance of a point of known region from the boundaries of K* and -K."""
+        """Distance of points with known region to the boundaries of K* and -K."""
         y = _assemble(xp, w, region)
         margin = xp.minimum(xp.linalg.vector_norm(y, axis=-1), xp.linalg.vector_norm(y - w, axis=-1))
         interior = region.dual | region.polar
@@ -122,7 +123,7 @@ class Power(AbstractCone):
         return margin
 
     def _locate(self, xp: Any, w: Array) -> _Region:
-        """The region of w, and the curved projection (that of some regular point elsewhere)."""
+        """Region of w, and the projection in the curved region (finite placeholder values in other regions)."""
         exponents = xp.asarray(self._exponents, device=device(w))
         scale = xp.max(xp.abs(w), axis=-1)
         safe_scale = xp.where(scale > 0, scale, 1.0)
@@ -181,14 +182,14 @@ def _curved(xp: Any, exponents: Array, v: Array, z: Array, log_z: Array) -> tupl
 
 
 def _assemble(xp: Any, w: Array, region: _Region) -> Array:
-    """The projection, from its value in each region."""
+    """The projection, selected by region."""
     sign = xp.sign(w[..., 2:])
     curved = xp.concat((region.y12, sign * xp.exp(region.log_y[..., 2:])), axis=-1) * region.scale[..., None]
     return xp.where(region.dual[..., None], w, xp.where(region.polar[..., None], 0.0, curved))
 
 
 def _unit(xp: Any, logs: Array, sign: Array) -> tuple[Array, Array]:
-    """The unit vector of the logarithms, its third entry with a sign, and the logarithm of the norm."""
+    """Normalise exp(logs): the unit vector, with the sign of its third entry, and the logarithm of the norm."""
     largest = xp.max(logs, axis=-1, keepdims=True)
     x = xp.exp(logs - largest)
     norm = xp.linalg.vector_norm(x, axis=-1, keepdims=True)
@@ -197,9 +198,9 @@ def _unit(xp: Any, logs: Array, sign: Array) -> tuple[Array, Array]:
 
 
 def _depth(xp: Any, w: Array, dual: Array, exponents: Array) -> Array:
-    """Distance (points,) of w (points, 3) from the boundary of K* where dual, else of -w from that of K.
+    """Distance (points,) of w (points, 3) to the boundary of K* where dual, else of -w to the boundary of K.
 
-    A lower bound where that is not close.
+    A lower bound for points far from the boundary.
     """
     x = xp.abs(w)
     offset = xp.where(dual, xp.sum(exponents * xp.log(exponents), axis=-1), 0.0)
@@ -218,7 +219,7 @@ def _depth(xp: Any, w: Array, dual: Array, exponents: Array) -> Array:
 
 
 def _exact_depth(xp: Any, x: Array, dual: Array, exponents: Array) -> Array:
-    """Distance (points,) of x (points, 3) from the boundary of K* where dual, else from that of K."""
+    """Distance (points,) of x (points, 3) to the boundary of K* where dual, else to the boundary of K."""
     x1, x2, x3 = x[:, :1], x[:, 1:2], x[:, 2:]
     weights = xp.where(dual[:, None], 1.0, exponents)
     log_weight1, log_weight2 = xp.log(weights[:, :1]), xp.log(weights[:, 1:])

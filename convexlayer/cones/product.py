@@ -1,4 +1,4 @@
-"""The product of the cones of a program: slices of rows, handled group by group."""
+"""The product cone of a program, processed by groups of consecutive blocks of one cone and size."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ __all__ = [
 ]
 
 RANK_TWO_FROM = 8
-"""Second-order blocks of this many rows and more have their derivative as a rank-two form; measured."""
+"""Number of rows from which the derivative of a second-order block is a rank-two form (measured break-even)."""
 
 KRONECKER_FROM = 24
-"""Semidefinite blocks of this order and more have their derivative without an eigenbasis; measured."""
+"""Order from which the derivative of a semidefinite block is a matrix-free KroneckerBasis (measured break-even)."""
 
 Piece: TypeAlias = Eigenbasis | RankTwo | KroneckerBasis
 """The derivative of a group of blocks."""
 
 
 LEAST = 1e-8
-"""Eigenvalues of a derivative that are smaller than this do nothing that counts."""
+"""Lower bound of eigenvalues of a derivative in relative comparisons; smaller ones have no noticeable effect."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Consecutive blocks of one cone and size, which one vectorised call handles.
+    """Consecutive blocks of one cone and size, processed by one vectorised call.
 
     Attributes:
         start: first row.
@@ -76,7 +76,7 @@ class Group:
 
     @property
     def kronecker(self) -> bool:
-        """Whether the derivative is that of large semidefinite blocks."""
+        """Whether the derivative is a ``KroneckerBasis``."""
         return isinstance(self.cone, PositiveSemidefinite) and self.cone.order >= KRONECKER_FROM
 
     def split(self, w: Array) -> Array:
@@ -84,7 +84,7 @@ class Group:
         return w[:, self.rows].reshape(w.shape[0], self.blocks, self.size)
 
     def at(self, w: Array) -> _Point:
-        """The cone at the group's rows of w (B, m): without an eigenbasis where that would be large."""
+        """The projection and derivative at the group's rows of w (B, m), without an eigenbasis for large blocks."""
         part, cone = self.split(w), self.cone
         if isinstance(cone, SecondOrder) and self.rank_two:
             return cone.rank_two_at(part)
@@ -98,7 +98,7 @@ _Point: TypeAlias = ConePoint[Eigenbasis] | ConePoint[RankTwo] | ConePoint[Krone
 
 @final
 class _Points:
-    """Each group of a product cone at its rows of w (B, m), asked once."""
+    """Projections of the groups of a product cone at w (B, m), each computed once on demand."""
 
     def __init__(self, cone: ProductCone, w: Array) -> None:
         self.cone = cone
@@ -106,7 +106,7 @@ class _Points:
         self._found: dict[int, _Point] = {}
 
     def at(self, i: int) -> _Point:
-        """The cone of group i."""
+        """The projection and derivative of group i."""
         found = self._found.get(i)
         if found is None:
             found = self._found[i] = self.cone.groups[i].at(self.w)
@@ -115,10 +115,10 @@ class _Points:
 
 @final
 class ProductDerivative:
-    """D of a product cone at one batch of points, group by group; computes what it is asked for, once.
+    """Derivative D of the projection onto the dual of a product cone at a batch of points, computed lazily.
 
     Attributes:
-        groups: the groups of the product.
+        groups: the groups of the product cone.
     """
 
     def __init__(self, points: _Points) -> None:
@@ -127,7 +127,7 @@ class ProductDerivative:
 
     @cached_property
     def flat(self) -> Array:
-        """D's diagonal in the rows of the zero and nonnegative cones, the first ones, (B, rows)."""
+        """Diagonal of D in the rows of the zero and nonnegative cones, which come first, (B, rows)."""
         w, cone = self._points.w, self._points.cone
         d = namespace(w).ones_like(w[:, : cone.flat])
         d[:, cone.free :] = w[:, cone.free : cone.flat] > 0.0
@@ -140,17 +140,17 @@ class ProductDerivative:
 
     @cached_property
     def curved(self) -> tuple[Piece, ...]:
-        """The derivative of each group that is neither of the zero nor of the nonnegative cone."""
+        """The derivative of each group of a curved cone (neither zero nor nonnegative)."""
         return tuple(self._points.at(i).derive() for i in range(self._points.cone.flat_groups, len(self.groups)))
 
     @cached_property
     def margins(self) -> tuple[Array, ...]:
-        """The least margin of each group, (B,)."""
+        """The smallest margin of each group, (B,)."""
         return tuple(_least(piece) for piece in self.pieces)
 
     @cached_property
     def margin(self) -> Array:
-        """The least margin of all blocks, (B,); infinite where nothing can jump."""
+        """The smallest margin of all blocks, (B,); infinite if D is constant."""
         w, cone = self._points.w, self._points.cone
         xp = namespace(w)
         margins = [_least(piece) for piece in self.curved]
@@ -159,7 +159,7 @@ class ProductDerivative:
         return reduce(xp.minimum, margins) if margins else xp.full_like(xp.sum(w, axis=-1), xp.inf)
 
     def weak(self, size: Array, bound: Array) -> Array:
-        """Rows of blocks whose margin, relative to their size (B, m), is at most a bound (B,), (B, m)."""
+        """Mask (B, m) of rows of weakly active blocks: margin at most bound (B,) times the block's size (B, m)."""
         w, cone = self._points.w, self._points.cone
         xp = namespace(w)
         near = xp.abs(w[:, : cone.flat]) <= bound[:, None] * size[:, : cone.flat]
@@ -171,9 +171,9 @@ class ProductDerivative:
         return xp.concat(parts, axis=-1)
 
     def relative_change(self, other: ProductDerivative) -> Array:
-        """The largest difference (B,) of an eigenvalue d or 1 - d in a curved cone from another's, relative to it.
+        """The largest relative difference (B,) between the eigenvalues d and 1 - d of curved cones and ``other``'s.
 
-        What is less than LEAST counts as that.
+        Differences are relative to this derivative's eigenvalues, bounded below by LEAST.
         """
         w = self._points.w
         xp = namespace(w)
@@ -186,9 +186,9 @@ class ProductDerivative:
         return largest
 
     def relative_margin(self, size: Array) -> Array:
-        """The least margin of all blocks relative to their sizes, those of their first rows, (B, m) -> (B,).
+        """The smallest margin of all blocks relative to the sizes of their first rows, (B, m) -> (B,).
 
-        Blocks that have no size are left out.
+        Blocks of size 0 are ignored.
         """
         w, cone = self._points.w, self._points.cone
         xp = namespace(w)
@@ -207,10 +207,10 @@ class ProductDerivative:
 
 @final
 class ProductPoint:
-    """A product cone at points w (B, m); computes what it is asked for, once.
+    """The projection onto the dual of a product cone at points w (B, m), and its derivative, computed lazily.
 
     Attributes:
-        cone: the product.
+        cone: the product cone.
         w: the points.
     """
 
@@ -226,7 +226,7 @@ class ProductPoint:
 
     @property
     def curved_projection(self) -> Array:
-        """The rows of the projection that belong neither to the zero nor to the nonnegative cone, the last ones."""
+        """The rows of the projection that belong to curved cones, which come last."""
         first, last = self.cone.flat_groups, len(self.cone.groups)
         pieces = [self._points.at(i).projection for i in range(first, last)]
         return _join(self.w[:, self.cone.flat :], pieces)
@@ -239,19 +239,19 @@ class ProductPoint:
 
 @final
 class ProductCone:
-    """The product of cones K of a program, rows in the order of `Cones`.
+    """The product cone K of a program, rows in the order of `Cones`.
 
     Attributes:
         m: number of rows.
-        groups: of its blocks; those of the zero and nonnegative cones come first.
+        groups: groups of its blocks; those of the zero and nonnegative cones come first.
         free: number of rows of the zero cone.
-        flat: number of rows of both.
-        flat_groups: number of their groups.
-        blocks: first rows of the blocks of the other cones, and m, (blocks + 1,).
+        flat: number of rows of the zero and nonnegative cones.
+        flat_groups: number of groups of the zero and nonnegative cones.
+        blocks: first rows of the blocks of the curved cones, followed by m, (blocks + 1,).
     """
 
     def __init__(self, cones: Cones) -> None:
-        """Cones: sizes of the blocks."""
+        """Group the blocks whose sizes ``cones`` lists."""
         self.m = cones.m
         self.groups = tuple(_groups(cones))
         self.free, self.flat = cones.zero, cones.zero + cones.nonnegative
@@ -263,7 +263,7 @@ class ProductCone:
         )
 
     def at(self, w: Array) -> ProductPoint:
-        """The projection of w (B, m), and the derivative there.
+        """The projection of w (B, m), and its derivative.
 
         Raises:
             ShapeError: w is not of shape (B, m).
@@ -280,7 +280,7 @@ class ProductCone:
         return self.at(w).derivative
 
     def margin(self, w: Array) -> Array:
-        """The least margin of all blocks, (B, m) -> (B,); inf where nothing can jump.
+        """The smallest margin of all blocks, (B, m) -> (B,); infinite if D is constant.
 
         Raises:
             ShapeError: w is not of shape (B, m).
@@ -289,17 +289,17 @@ class ProductCone:
 
     @cached_property
     def centre(self) -> Array:
-        """A direction in the interior of K and K*, but in the rows of the zero cone, (m,)."""
+        """A direction in the interior of K and K*, 0 in the rows of the zero cone, (m,)."""
         return np.concatenate([np.zeros(0), *(np.tile(group.cone.centre, group.blocks) for group in self.groups)])
 
     @cached_property
     def growing(self) -> NDArray[np.bool_]:
-        """Rows in which an element of K may grow and stays in K, (m,)."""
+        """Mask (m,) of the unit vectors that are in K: increasing such a row of an element of K stays in K."""
         nothing = np.zeros(0, dtype=bool)
         return np.concatenate([nothing, *(np.tile(group.cone.growing, group.blocks) for group in self.groups)])
 
     def largest_of_blocks(self, v: Array) -> Array:
-        """Each row of v (B, m) replaced by the largest of its block; rows of flat cones are blocks of their own."""
+        """Each row of v (B, m) replaced by the maximum of its block; every row of a flat cone is a block."""
         xp = namespace(v)
         pieces = [xp.broadcast_to(xp.max(part, axis=-1, keepdims=True), part.shape) for part in self._curved_parts(v)]
         return xp.concat(
@@ -316,17 +316,17 @@ class ProductCone:
 
 @lru_cache(maxsize=256)
 def product_cone(cones: Cones) -> ProductCone:
-    """The product cone of these sizes, made once."""
+    """The cached product cone of these sizes."""
     return ProductCone(cones)
 
 
 def _eigenvalues(piece: Piece) -> tuple[Array, Array]:
-    """The eigenvalues d and 1 - d of a group, of which none is 0 but exactly."""
+    """The eigenvalues d and 1 - d of a group, each to full relative precision."""
     return (piece.delta if isinstance(piece, RankTwo) else piece.d), piece.complement
 
 
 def _least(piece: Piece) -> Array:
-    """The least margin of all blocks of a group, (B,)."""
+    """The smallest margin of all blocks of a group, (B,)."""
     margin = piece.margin()
     return namespace(margin).min(margin, axis=-1)
 
@@ -356,12 +356,12 @@ def _runs(cones: Cones) -> Iterator[tuple[int, AbstractCone]]:
 
 
 def _lengths(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Each run of equal values, and its length."""
+    """Run-length encoding: the value and the length of each run of equal values."""
     return ((size, sum(1 for _ in run)) for size, run in groupby(sizes))
 
 
 def _join(w: Array, pieces: list[Array]) -> Array:
-    """The groups' (B, blocks, size) as (B, m); w itself, which is empty, where there is no group."""
+    """Concatenate the groups' (B, blocks, size) to (B, m); without groups, return w, which is empty."""
     if not pieces:
         return w
     flat = [piece.reshape(w.shape[0], piece.shape[1] * piece.shape[2]) for piece in pieces]

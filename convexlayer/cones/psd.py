@@ -22,7 +22,7 @@ __all__ = ["PositiveSemidefinite"]
 class PositiveSemidefinite(AbstractCone):
     """Symmetric positive semidefinite matrices X = V diag(l) V' of one order, as rows svec(X).
 
-    A block that is not finite gives NaN, and leaves the others alone.
+    A block that is not finite gives NaN without affecting the others.
 
     Args:
         order: side length k of the matrices; size is k (k + 1) / 2.
@@ -41,18 +41,18 @@ class PositiveSemidefinite(AbstractCone):
 
     @property
     def growing(self) -> NDArray[np.bool_]:
-        """The diagonal."""
+        """Only the diagonal may grow."""
         return self._svec.rows == self._svec.cols
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
-        """svec(V diag(max(l, 0)) V'), and the derivative there."""
+        """svec(V diag(max(l, 0)) V'), and its derivative."""
         if is_compiled(w):
             return self._compiled_point(w)
         values, vectors = self._eigh(w)
         return ConePoint(self._projection(values, vectors), lambda: self._eigenbasis(w, values, vectors))
 
     def kronecker_at(self, w: Array) -> ConePoint[KroneckerBasis]:
-        """The same projection, and the derivative without a matrix of the size of a block."""
+        """As ``at``, with a matrix-free derivative."""
         values, vectors = self._eigh(w)
 
         def derive() -> KroneckerBasis:
@@ -62,7 +62,7 @@ class PositiveSemidefinite(AbstractCone):
         return ConePoint(self._projection(values, vectors), derive)
 
     def _compiled_point(self, w: Array) -> ConePoint[Eigenbasis]:
-        """The same by the compiled kernels."""
+        """As ``at``, by kernels."""
         kernels, k = compiled_kernels(), self.order
         flat = as_contiguous_float64(w).reshape(-1, self.size)
         values, vectors = np.empty((len(flat), k)), np.empty((len(flat), k, k))
@@ -86,7 +86,7 @@ class PositiveSemidefinite(AbstractCone):
         return self._svec.vector((vectors * xp.maximum(values, 0.0)[..., None, :]) @ xp.matrix_transpose(vectors))
 
     def _eigenbasis(self, w: Array, values: Array, vectors: Array) -> Eigenbasis:
-        """Q = svec of (v_i v_j' + v_j v_i') / sqrt 2 and v_i v_i'."""
+        """Q with columns svec((v_i v_j' + v_j v_i') / sqrt 2), i > j, and svec(v_i v_i')."""
         xp = namespace(w)
         rows, cols, scale = (like(w, part) for part in (self._svec.rows, self._svec.cols, self._svec.scale))
         upper, lower = xp.take(vectors, rows, axis=-2), xp.take(vectors, cols, axis=-2)
@@ -96,7 +96,7 @@ class PositiveSemidefinite(AbstractCone):
         return Eigenbasis(Q, *self._spectrum(values), lambda: _least(xp, values))
 
     def _spectrum(self, values: Array) -> tuple[Array, Array]:
-        """d = l+ / (l+ + abs(l-)) over each pair of eigenvalues, and 1 - d."""
+        """d_ij = (l_i+ + l_j+) / (abs(l_i) + abs(l_j)) for each pair of eigenvalues, and 1 - d."""
         xp = namespace(values)
         rows, cols = like(values, self._svec.rows), like(values, self._svec.cols)
         positive = xp.maximum(values, 0.0)
@@ -117,6 +117,6 @@ class PositiveSemidefinite(AbstractCone):
 
 
 def _least(xp: Any, values: Array) -> Array:
-    """The least magnitude of the eigenvalues (..., k): the distance from the singular matrices."""
+    """The smallest magnitude of the eigenvalues (..., k): the distance to the singular matrices."""
     least: Array = xp.min(xp.abs(values), axis=-1)
     return least

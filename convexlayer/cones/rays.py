@@ -1,11 +1,11 @@
-"""Helpers of the three-dimensional cones, above all the distance from an interior point to the boundary.
+"""Geometry of the three-dimensional cones, mainly the distance from an interior point to the boundary.
 
     dist(x, boundary of C) = min { <x, n> : n a unit vector on an extreme ray of the dual of C }
 
-The extreme rays form a curve n(tau), tau over the real line, so this is a minimisation over one number; it may have
-several local minima, and a grid with a few rounds of refinement gives the minimum itself to rounding. That takes 300
-evaluations, so points that are plainly far from the boundary are found first: if x - lambda c is in C, then so is a
-ball around x of lambda times the radius of one around c.
+The extreme rays form a curve n(tau), tau real, so this is a one-dimensional minimisation. It may have several local
+minima; a grid with some rounds of refinement gives the minimum to rounding, in 300 evaluations. Points far from the
+boundary are therefore detected first: if x - lambda c is in C, and a ball of radius r around c too, then so is the ball
+of radius lambda r around x.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from convexlayer.cones.base import Array, namespace
 
 __all__ = ["boundary_distance", "cross_product", "depth_bound"]
 
+# Initial grid of tau: unit steps up to 40, geometric steps beyond.
 _FAR = np.geomspace(48.0, 1e13, 40)
 _GRID = np.concatenate((-_FAR[::-1], np.linspace(-40.0, 40.0, 81), _FAR))
+# Each round divides the two intervals around the minimum in 16, that is shortens them by a factor of 8.
 _FRACTIONS = np.linspace(0.0, 1.0, 17)
 _ROUNDS = 8
+# Values of lambda / norm(x) that ``depth_bound`` tries.
 _SHARES = 0.5 ** np.arange(9)
 
 
 def boundary_distance(x: Array, products: Callable[[Array], Array]) -> Array:
-    """Minimum over tau of the inner products.
+    """Minimum over tau of the inner products <x, n(tau)>.
 
     Args:
         x: the points, (points, 3).
-        products: gives <x, n(tau)> of each point for tau of shape (grid,) or (points, grid), as (points, grid).
+        products: computes <x, n(tau)> for tau of shape (grid,) or (points, grid), as (points, grid).
 
     Returns:
         (points,).
@@ -59,9 +62,9 @@ def depth_bound(x: Array, inside: Callable[[Array], Array], centre: tuple[float,
 
     Args:
         x: the points, (points, 3).
-        inside: whether points (..., 3) are known to be in the cone, (...).
-        centre: a unit vector in its interior.
-        radius: of a ball around the centre, in the cone.
+        inside: membership test of the cone, (..., 3) -> (...).
+        centre: a unit vector in the interior of the cone.
+        radius: radius of a ball around the centre that the cone contains.
 
     Returns:
         (points,).
@@ -74,7 +77,7 @@ def depth_bound(x: Array, inside: Callable[[Array], Array], centre: tuple[float,
 
 
 def cross_product(xp: Any, x: Array, y: Array) -> Array:
-    """The cross products (..., 3) of x and y, several times quicker than NumPy's on few points."""
+    """The cross products (..., 3) of x and y, several times faster than NumPy's for few points."""
     x1, x2, x3 = x[..., 0], x[..., 1], x[..., 2]
     y1, y2, y3 = y[..., 0], y[..., 1], y[..., 2]
     return xp.stack((x2 * y3 - x3 * y2, x3 * y1 - x1 * y3, x1 * y2 - x2 * y1), axis=-1)

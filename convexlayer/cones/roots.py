@@ -1,4 +1,4 @@
-"""Roots of increasing functions, many at once: Newton's method inside a shrinking bracket."""
+"""Roots of many increasing functions at once, by Newton's method safeguarded by bisection."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from convexlayer.cones.base import Array
 
 __all__ = ["BEYOND", "increasing_root"]
 
-# A value for points right of the root where a function is not defined. Not inf: automatic differentiation of steps that
-# bisection replaced would be NaN.
+# Function value to return for undefined points right of the root. Finite, because automatic differentiation through
+# Newton steps that bisection replaced would otherwise give NaN.
 BEYOND = 1e300
 
+# Enough for bisection alone to reach rounding.
 _MAX_ITERATIONS = 100
 
 
@@ -21,13 +22,14 @@ def increasing_root(
 ) -> Array:
     """The root of each of many increasing functions.
 
-    A step that leaves the bracket is replaced by bisection. The last step is Newton's, so that its error is the square
-    of its length, and automatic differentiation through it gives the derivative of the root. A root that is found is
-    left as it is, however long the others take.
+    A step that leaves the bracket is replaced by bisection. The last step is a Newton step, so that its error is about
+    the square of its length, and automatic differentiation through it gives the derivative of the root. Converged roots
+    are not updated any more, so that they do not depend on the other functions.
 
     Args:
         xp: the array namespace.
-        function: x -> (value, slope), elementwise, with a slope > 0; BEYOND right of the root where it is not defined.
+        function: x -> (value, slope), elementwise, with slope > 0; the value is BEYOND where undefined, which must be
+            right of the root.
         x: starting points.
         low: lower ends of the brackets.
         high: upper ends of the brackets.

@@ -34,21 +34,22 @@ class SecondOrder(AbstractCone):
 
     @property
     def growing(self) -> NDArray[np.bool_]:
-        """The bound t."""
+        """Only t may grow."""
         return np.arange(self.size) == 0
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
-        """W where t >= norm(u), 0 where t <= -norm(u), else (t + norm(u)) / 2 (1, h); and D by its eigenbasis.
+        """The projection and the eigenbasis of its derivative.
 
-        Q = ((1, h) / sqrt 2, (1, -h) / sqrt 2, any basis of the rest), d = (1, 0, (1 + t / norm(u)) / 2).
+        The projection is w if t >= norm(u), 0 if t <= -norm(u), else (t + norm(u)) / 2 (1, h) with
+        Q = ((1, h) / sqrt 2, (1, -h) / sqrt 2, any basis of the complement), d = (1, 0, (1 + t / norm(u)) / 2).
         """
         parts = _parts(namespace(w), w)
         return ConePoint(_projection(w, *parts), lambda: self._eigenbasis(w, *parts))
 
     def rank_two_at(self, w: Array) -> ConePoint[RankTwo]:
-        """The same projection and D, from q1 = (1, h) / sqrt 2 and q2 = (1, -h) / sqrt 2 alone.
+        """As ``at``, with D as a rank-two form: q1 = (1, h) / sqrt 2 and q2 = (1, -h) / sqrt 2.
 
-        Where u = 0, h is 0 and D = I or 0 does not need it.
+        If u = 0, then h = 0, and D is I or 0.
         """
         parts = _parts(namespace(w), w)
         return ConePoint(_projection(w, *parts), lambda: self._rank_two(*parts))
@@ -76,12 +77,12 @@ class SecondOrder(AbstractCone):
         return RankTwo(q1, q2, delta, complement, lambda: self._margin(xp, t, norm))
 
     def _margin(self, xp: Any, t: Array, norm: Array) -> Array:
-        """abs(abs(t) - norm(u)) / sqrt 2, the distance from the boundaries of K and -K."""
+        """abs(abs(t) - norm(u)) / sqrt 2, the distance to the boundaries of K and -K."""
         distance = xp.abs(xp.abs(t) - norm)[..., 0]
         return distance if self.size == 1 else distance * math.sqrt(0.5)
 
     def _basis(self, xp: Any, u: Array, norm: Array, unit_scale: Array) -> Array:
-        """The orthogonal Q, (..., size, size): its last columns are those of the Householder matrix of h."""
+        """The orthogonal Q, (..., size, size), whose last columns come from the Householder reflector of h."""
         identity = xp.eye(self.size - 1, dtype=u.dtype, device=device(u))
         h = xp.where(norm > 0, u * unit_scale, identity[0, :])
         sign = xp.copysign(xp.ones_like(norm), h[..., :1])
@@ -97,7 +98,7 @@ class SecondOrder(AbstractCone):
 
 
 def _projection(w: Array, t: Array, u: Array, norm: Array, unit_scale: Array) -> Array:
-    """The projection of w, of its parts."""
+    """The projection of w, from its parts (see ``_parts``)."""
     xp = namespace(w)
     head = xp.maximum(0.5 * (t + norm), 0.0)
     curved = xp.concat((head, u * (head * unit_scale)), axis=-1)
@@ -105,14 +106,14 @@ def _projection(w: Array, t: Array, u: Array, norm: Array, unit_scale: Array) ->
 
 
 def _parts(xp: Any, w: Array) -> tuple[Array, Array, Array, Array]:
-    """(t, u, norm(u), 1 / norm(u)), each with a last axis; the inverse is 1 where u = 0."""
+    """(t, u, norm(u), 1 / norm(u)), each with a last axis; the inverse is 1 if u = 0."""
     u = w[..., 1:]
     norm = xp.linalg.vector_norm(u, axis=-1, keepdims=True)
     return w[..., :1], u, norm, 1.0 / xp.where(norm > 0, norm, 1.0)
 
 
 def _regions(xp: Any, t: Array, norm: Array, unit_scale: Array) -> tuple[Array, Array, Array, Array]:
-    """Where D = I, where D = 0, the eigenvalue delta of the rest, and 1 - delta without cancellation."""
+    """Masks of D = I and of D = 0, the remaining eigenvalue delta, and 1 - delta without cancellation."""
     inside, polar = (t >= norm) & (t > 0), t <= -norm
     half = 0.5 * unit_scale
     delta = xp.where(inside, 1.0, xp.where(polar, 0.0, half * (norm + t)))

@@ -1,4 +1,4 @@
-"""The zero cone K = {0}: equalities. Its dual is the whole line."""
+"""The zero cone K = {0}, for equality constraints. Its dual is the real line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Zero"]
 
 @final
 class Zero(AbstractCone):
-    """K = {0}, K* = R, one row a block: the projection is the identity."""
+    """K = {0}, K* = R, one row per block: the projection is the identity."""
 
     size = 1
 
@@ -25,11 +25,11 @@ class Zero(AbstractCone):
 
     @property
     def growing(self) -> NDArray[np.bool_]:
-        """None."""
+        """No row may grow."""
         return np.array([False])
 
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
-        """The identity, D = I, which never jumps."""
+        """The identity, with D = I everywhere."""
         xp = namespace(w)
 
         def derive() -> Eigenbasis:

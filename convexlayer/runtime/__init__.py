@@ -1,1 +1,1 @@
-"""What kernels run on: the persistent cache of their machine code, threads, and buffers."""
+"""Runtime support of the kernels: persistent kernel cache, thread pool, and buffer pool."""

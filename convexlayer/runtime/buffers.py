@@ -1,8 +1,8 @@
-"""Large arrays whose memory is used again.
+"""Pool of memory blocks for large arrays.
 
-A batch needs tens of megabytes for a few milliseconds. The C library gives them back to the system after each call, and
-the system hands them out again page by page, zeroed: for a batch of dense programs that took as long as the work
-itself. So what a large array leaves is kept for the next one of its size, up to a limit.
+A batch needs tens of megabytes for a few milliseconds. The C library returns such blocks to the system after each call,
+and the system zeroes every page when it hands them out again: for a batch of dense programs that took as long as the
+computation. So the block of a large array is reused for the next array of its size, up to a limit of unused memory.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from numpy.typing import NDArray
 __all__ = ["as_contiguous_float64", "empty"]
 
 LARGE_BYTES = 2**18
-"""Arrays below this size come from NumPy: the C library keeps what they leave."""
+"""Arrays below this size (256 KiB) are allocated by NumPy: the C library reuses such blocks itself."""
 
 KEPT_BYTES = 2**26
-"""Memory kept for later, over all sizes; the sizes that were not asked for the longest go first."""
+"""Maximum memory of unused blocks, 64 MiB over all sizes; the least recently used sizes are released first."""
 
 
 @final
 class _BlockPool:
-    """Blocks of memory that nobody uses."""
+    """Unused blocks of memory, by size."""
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[int, list[NDArray[np.float64]]] = OrderedDict()
         self._bytes = 0
-        # A block may come back while this thread is in here: the collector runs where it likes.
+        # Reentrant: the garbage collector may return a block while this thread holds the lock.
         self._lock = threading.RLock()
 
     def take(self, size: int) -> NDArray[np.float64]:
-        """A block of so many numbers."""
+        """Take a block of ``size`` doubles from the pool, or allocate one."""
         with self._lock:
             blocks = self._blocks.get(size)
             if blocks:
@@ -47,7 +47,7 @@ class _BlockPool:
         return np.empty(size)
 
     def give(self, block: NDArray[np.float64]) -> None:
-        """Keep a block."""
+        """Return a block to the pool."""
         with self._lock:
             self._blocks.setdefault(block.size, []).append(block)
             self._blocks.move_to_end(block.size)
@@ -62,13 +62,13 @@ class _BlockPool:
 
 @cache
 def _block_pool(process: int) -> _BlockPool:
-    """Keyed by process id: a lock that another thread holds does not survive a fork."""
+    """The pool of this process, keyed by process id: after a fork the parent's lock may be held forever."""
     return _BlockPool()
 
 
 @final
 class _Loan:
-    """A block in use: the base of the array that it was made for, and so of every view of that."""
+    """A block in use: the base object of its array and of every view of it, so that it outlives them."""
 
     def __init__(self, size: int) -> None:
         self._process = os.getpid()
@@ -77,12 +77,12 @@ class _Loan:
         self.__array_interface__: dict[str, Any] = self._block.__array_interface__
 
     def __del__(self) -> None:
-        if os.getpid() == self._process:  # else it is a fork's copy, and the lock may be held by nobody who is here
+        if os.getpid() == self._process:  # in a forked child the lock may be held by a thread of the parent
             self._from.give(self._block)
 
 
 def empty(*shape: int) -> NDArray[np.float64]:
-    """An array of this shape with arbitrary entries, as ``numpy.empty``; its memory is kept when it is gone."""
+    """An uninitialised float64 array, as ``numpy.empty``; a large one returns its memory to the pool."""
     size = math.prod(shape)
     if 8 * size < LARGE_BYTES:
         return np.empty(shape)
@@ -91,7 +91,7 @@ def empty(*shape: int) -> NDArray[np.float64]:
 
 
 def as_contiguous_float64(values: NDArray[Any]) -> NDArray[np.float64]:
-    """The array, or a copy of it, as compiled kernels take it: float64, contiguous and writable."""
+    """The array as kernels require it, float64, contiguous and writable; a copy only if it is not."""
     flags = values.flags
     if flags.c_contiguous and flags.writeable and values.dtype == np.float64:
         return values

@@ -1,4 +1,4 @@
-"""The decorator of kernels that Python calls."""
+"""Decorator of the kernels that are called from Python."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["cached_kernel"]
 
 
 def cached_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a kernel without the GIL, and keep its machine code in the cache folder of its part.
+    """Compile a kernel that releases the GIL, and cache its machine code in the folder of its part of the library.
 
-    Everything that the kernel calls is compiled into it. Numba's own cache is keyed by the function's file alone; here
-    the folder name stands for all sources (``kernel_cache``).
+    The functions that the kernel calls are compiled into it. Numba's cache key covers only the function's own file;
+    here the folder name is a hash of all sources (see ``kernel_cache``).
     """
     dispatcher = njit(nogil=True, error_model="numpy")(function)
     part = function.__module__.split(".")[1]
@@ -27,7 +27,7 @@ def cached_kernel(function: Callable[..., Any]) -> Any:
 
 
 class _Locator(_CacheLocator):
-    """Locates the cache folder of a part, whose name stands for the sources."""
+    """Numba cache locator: the cache folder of a part, whose name serves as the source stamp."""
 
     def __init__(self, part: str) -> None:
         self._folder = kernel_cache.folder(part)

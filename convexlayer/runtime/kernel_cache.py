@@ -56,7 +56,7 @@ __all__ = [
 
 PACKAGE = Path(__file__).parents[1]
 DECORATOR = Path(__file__).with_name("cached_kernel.py")
-"""Its flags are part of what is compiled."""
+"""Source file of the decorator, whose compiler flags determine the machine code."""
 
 _NOT_CODE = re.compile(rb'"""[\s\S]*?"""|#[^\n]*')
 
@@ -73,7 +73,10 @@ COMPLETE = "complete"
 """Name of the file that marks a finished compilation."""
 
 SETTING = "CONVEXLAYER_COMPILE"
+"""Name of the environment variable."""
+
 CHOICES = ("background", "wait", "never")
+"""Its values; the first is the default."""
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +172,7 @@ def compile_in_background() -> None:
 def _setting() -> str:
     setting = os.environ.get(SETTING, "") or CHOICES[0]
     if setting not in CHOICES:
-        raise ValueError(f"{SETTING} is one of {', '.join(CHOICES)}, got {setting!r}")
+        raise ValueError(f"{SETTING} must be one of {', '.join(CHOICES)}, got {setting!r}")
     return setting
 
 
@@ -182,15 +185,15 @@ def _decide(setting: str) -> Kernels:
     _, target = _place()
     if target != Target.asked():
         if "numba" in sys.modules:
-            return _portable(f"numba was imported before, for {Target.asked()}")
+            return _portable(f"Numba was already imported, with target {Target.asked()}")
         for name in VARIABLES:
             os.environ.pop(name, None)
         os.environ.update(target.environment)
     if is_complete():
-        return Kernels("compiled", str(target), f"machine code for {target} is there")
+        return Kernels("compiled", str(target), f"the cache has machine code for {target}")
     if setting == "wait":
         _compile()
-        return Kernels("compiled", str(target), f"machine code for {target} was made before this process went on")
+        return Kernels("compiled", str(target), f"compiled for {target} by this process")
     return _portable(_compile_elsewhere())
 
 
@@ -225,16 +228,16 @@ def _compile_elsewhere() -> str:
     base, target = _place()
     if base is None:
         logger.warning(
-            "kernels stay uncompiled, which costs speed alone: no machine code can be kept in %s; "
-            "NUMBA_CACHE_DIR may name a folder where it can",
-            " or ".join(map(str, _bases())),
+            "kernels are not compiled, which makes solves slower: no cache folder is writable (%s); "
+            "set NUMBA_CACHE_DIR to a writable folder",
+            ", ".join(map(str, _bases())),
         )
-        return "machine code can be kept nowhere; NUMBA_CACHE_DIR may name a folder where it can"
+        return "no cache folder is writable; set NUMBA_CACHE_DIR to a writable folder"
     if getattr(sys, "frozen", False) or not sys.executable:
-        reason = "this program is not run by a Python interpreter that could compile"
-        logger.info("kernels stay uncompiled: %s", reason)
+        reason = "this program has no Python interpreter to compile them with"
+        logger.info("kernels are not compiled: %s", reason)
         return reason
-    reason = f"machine code for {target} is being made in the background, for processes that start later"
+    reason = f"kernels for {target} are being compiled in the background, for processes that start later"
     with _locked(base, wait=False) as free:
         if not free:
             return reason

@@ -1,4 +1,4 @@
-"""The thread pool for work that releases the GIL: one a process, made at the first use."""
+"""Thread pool for functions that release the GIL: one per process, created on first use."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ __all__ = ["WORKERS", "map_ranges", "parallel_for"]
 Result = TypeVar("Result")
 
 WORKERS = os.cpu_count() or 1
+"""Number of threads of the pool."""
 
 RANGES_A_WORKER = 4
-"""Long ranges save Python's time, short ones even out the work."""
+"""Ranges per worker of ``map_ranges``: longer ranges have less overhead, shorter ones balance the load better."""
 
 WORTH_A_THREAD_S = 5e-5
-"""Work below this is done sooner than another thread has begun."""
+"""Smallest work per thread, in seconds: about the time that it takes to start work on another thread."""
 
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Keyed by process id: threads do not survive a fork."""
+    """The pool of this process, keyed by process id because threads do not survive a fork."""
     return ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="convexlayer-solve")
 
 
 def map_ranges(function: Callable[[range], list[Result]], count: int) -> list[Result]:
-    """The results for range(count), in order, of a function that takes a part of it; on the pool if there are several.
+    """Apply a function to consecutive parts of range(count), on the pool, and concatenate the results.
 
-    What the function raises is raised here.
+    Raises:
+        Exception: any exception of the function.
     """
     size = max(1, -(-count // (RANGES_A_WORKER * WORKERS)))
     parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
@@ -43,13 +45,13 @@ def map_ranges(function: Callable[[range], list[Result]], count: int) -> list[Re
 def parallel_for(function: Callable[[int, int], None], count: int, *, seconds_per_item: float) -> None:
     """Call ``function(first, last)`` on equal parts of range(count), one of them in this thread.
 
-    A part that no thread of the pool has begun when this one is done with its own is done here too, so this may be
-    called from the pool's threads.
+    When this thread has finished its part, it also runs the parts that no pool thread has started, so that calls from
+    pool threads cannot deadlock.
 
     Args:
-        function: does the part from first to last - 1; what it raises is raised here.
-        count: how much there is to do.
-        seconds_per_item: how long one of them takes, roughly; there are no more parts than are worth a thread.
+        function: processes the items first ... last - 1; its exceptions propagate.
+        count: number of items.
+        seconds_per_item: rough time per item; every part takes at least WORTH_A_THREAD_S by this estimate.
     """
     parts = max(1, min(WORKERS, count, int(count * seconds_per_item / WORTH_A_THREAD_S)))
     if parts == 1:

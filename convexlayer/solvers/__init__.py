@@ -1,4 +1,4 @@
-"""Solver adapters: one file a solver, one contract."""
+"""Solver adapters, one module per solver, with one interface (``base``)."""
 
 from convexlayer.solvers.base import AbstractSolver, SolverState
 from convexlayer.solvers.options import Clock, Options

@@ -1,4 +1,4 @@
-"""What ``solver="auto"`` chooses."""
+"""Rules of ``solver="auto"``."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from convexlayer.solvers.base import AbstractSolver
 __all__ = ["candidates", "choose_solver", "fallback_of"]
 
 LARGE = 4000
-"""From this many variables and rows on a program is solved by a solver that is made for large ones."""
+"""Variables plus rows above which a program is solved by Clarabel instead of the batched solver."""
 
 LARGE_PSD = 24
-"""From this order on the systems of an interior-point method, dense in a semidefinite block's k (k + 1) / 2 rows, cost
-more than the eigendecompositions of a first-order method; measured."""
+"""Order of a semidefinite block from which SCS is chosen: the KKT systems of an interior-point method, dense in the
+block's k (k + 1) / 2 rows, then cost more than the eigendecompositions of a first-order method (measured)."""
 
 CLARABEL_PSD, FALLBACK_PSD = 60, 100
-"""Up to the first order Clarabel may be the faster one, up to the second it is asked for what SCS leaves unsolved:
-there that takes tens of seconds, and SCS has spent as much by then."""
+"""Largest orders of a semidefinite block at which Clarabel is a candidate for the fastest solver, and at which it is
+the fallback of SCS. At the latter a solve takes tens of seconds, about as long as SCS has spent by then."""
 
 DENSE_QP = 120
-"""Up to this many variables an active-set method solves a dense quadratic program sooner than an interior-point one."""
+"""Number of variables up to which an active-set method is faster than an interior-point method for dense QPs."""
 
 DENSE = 0.5
-"""Share of stored entries from which a matrix counts as dense."""
+"""Density (share of stored entries) from which a matrix counts as dense."""
 
 
 DEVICE_LIMIT = 1500
-"""Up to this many variables and rows a batch of dense programs is kept on a device."""
+"""Variables plus rows up to which a batch is solved on an accelerator; dense matrices of this order take 18 MB each."""
 
 DEVICE_CONES = frozenset({"zero", "nonnegative", "second_order"})
 """Cones that the dense torch solver supports."""
 
 
 def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
-    """The name of a solver for a structure, and why.
+    """Choose a solver for a structure; returns its name and the reason.
 
     Args:
-        structure: of the programs.
-        device: the torch device that batches are meant for.
+        structure: structure of the programs.
+        device: the torch device for batches.
     """
     kinds = ", ".join(sorted(structure.cones.kinds)) or "no constraints"
     size = f"{structure.n} variables, {structure.m} rows, {kinds}"
@@ -61,7 +61,7 @@ def choose_solver(structure: Structure, device: str = "cpu") -> tuple[str, str]:
 
 
 def candidates(structure: Structure, device: str = "cpu") -> list[str]:
-    """Names of the solvers that could be the fastest for a structure, the one that auto chooses first."""
+    """Names of the solvers that may be the fastest for a structure, starting with the choice of ``auto``."""
     names = [choose_solver(structure, device)[0], choose_solver(structure)[0]]
     order = max(structure.cones.psd, default=0)
     if order <= CLARABEL_PSD:
@@ -78,15 +78,15 @@ def candidates(structure: Structure, device: str = "cpu") -> list[str]:
 
 
 def fallback_of(solver: AbstractSolver, structure: Structure, *, automatic: bool) -> str | None:
-    """The name of the solver that is asked again for elements which this one leaves unsettled; None where none is.
+    """The name of the fallback for elements that a solver leaves unsettled, or None.
 
-    The batched solver is one where it is compiled already, and where the program is not too large for it; Clarabel
-    where it can afford the largest semidefinite block.
+    The batched solver is a fallback only if its kernels are compiled and the program is not too large; Clarabel only if
+    no semidefinite block is too large.
 
     Args:
         solver: the solver.
-        structure: of the programs.
-        automatic: whether ``auto`` chose it; then SCS has a fallback too.
+        structure: structure of the programs.
+        automatic: whether ``auto`` chose the solver; only then SCS has a fallback.
     """
     order = max(structure.cones.psd, default=0)
     fallback = "clarabel" if automatic and solver.name == "scs" else solver.fallback
@@ -97,12 +97,12 @@ def fallback_of(solver: AbstractSolver, structure: Structure, *, automatic: bool
 
 
 def _fits_device(structure: Structure, device: str) -> bool:
-    """Whether the dense torch solver should solve these on a device other than the CPU."""
+    """Whether the dense torch solver should solve this structure on a device other than the CPU."""
     return device != "cpu" and structure.cones.kinds <= DEVICE_CONES and structure.n + structure.m <= DEVICE_LIMIT
 
 
 def _is_dense_qp(structure: Structure) -> bool:
-    """Whether it is a quadratic program with a dense P, no diagonal entry missing, or dense constraints."""
+    """Whether the structure is a QP with a full diagonal of P, and with a dense P or a dense A."""
     P, A, n = structure.P, structure.A, structure.n
     if n > DENSE_QP or not structure.cones.kinds <= {"zero", "nonnegative"}:
         return False

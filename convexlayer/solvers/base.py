@@ -1,4 +1,4 @@
-"""The contract of a solver adapter."""
+"""Interface of a solver adapter."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ __all__ = [
 ]
 
 SolverState = Any
-"""What ``init`` prepares; known only to the solver that made it, and safe to share between threads."""
+"""The result of ``init``: opaque to callers, and safe to share between threads."""
 
 
 class AbstractSolver(ABC):
-    """Solves batches of cone programs in the standard form; an element that fails is a status, not an exception.
+    """Solves batches of cone programs in standard form; a failed element has a status and does not raise.
 
     Attributes:
-        name: the name users give.
-        package: the distribution to install.
-        cones: kinds of cone it supports (names of the fields of ``Cones``).
-        quadratic: whether it takes a quadratic objective.
-        fallback: the solver for elements that this one leaves unsettled, or None.
-        fallback_for_claims: whether the fallback is used only where this one reports an element infeasible or unbounded
-            without proof.
-        supports_time_limit: whether it can stop at a time limit.
-        starts_warm: whether it can start from a given point.
+        name: name of the solver, as users write it.
+        package: distribution to install.
+        cones: supported kinds of cones (names of fields of ``Cones``).
+        quadratic: whether quadratic objectives are supported.
+        fallback: name of the solver for elements that this one leaves unsettled, or None.
+        fallback_for_claims: whether the fallback is used only for elements that this solver reports as infeasible or
+            unbounded without a certificate.
+        supports_time_limit: whether time limits are supported.
+        starts_warm: whether warm starts are supported.
     """
 
     name: str
@@ -54,11 +54,11 @@ class AbstractSolver(ABC):
 
     @abstractmethod
     def installed(self) -> bool:
-        """Whether the solver can be used here."""
+        """Whether the solver is installed."""
 
     @abstractmethod
     def init(self, structure: Structure) -> SolverState:
-        """Work that every solve of this structure shares."""
+        """Analyse a structure, once for all solves."""
 
     @abstractmethod
     def solve(
@@ -67,21 +67,21 @@ class AbstractSolver(ABC):
         """Solve every element.
 
         Args:
-            state: from ``init``, for this program's structure.
-            program: (B, ...) data; finite, unless it has overflown.
+            state: result of ``init`` for this program's structure.
+            program: data, (B, ...), finite unless it overflowed.
             options: portable and raw options.
-            warm_start: solutions of a similar batch of the same size, used where the solver can.
+            warm_start: solutions of a similar batch of the same size; ignored if warm starts are not supported.
 
         Returns:
-            The solver's own words; ``Solution.certified`` judges them. An element on which the solver raised an
-            exception is a numerical error, with a message in ``stats["messages"]``, by position.
+            The results as the solver reports them; ``Solution.certified`` checks them. An element on which the solver
+            raised an exception has status NUMERICAL_ERROR and a message in ``stats["messages"]``, by position.
 
         Raises:
-            SolverError: an option that the solver does not know, or a value of one that it refuses for any program.
+            SolverError: an unknown option, or an option value that the solver rejects for every program.
         """
 
     def refusal(self, structure: Structure) -> str | None:
-        """Why the solver cannot take programs of this structure, or None."""
+        """Why the solver does not support programs of this structure, or None if it does."""
         missing = structure.cones.kinds - self.cones
         if missing:
             return f"it does not support the cones {', '.join(sorted(missing))}"
@@ -92,7 +92,7 @@ class AbstractSolver(ABC):
 
 @dataclass(frozen=True, eq=False)
 class ElementResult:
-    """What a solver said of one element; NaN where it gave no point. Attributes as of ``Solution``, and a message."""
+    """Result of one element: the attributes of ``Solution``, NaN without a point, and an error message."""
 
     x: Array
     y: Array
@@ -104,26 +104,26 @@ class ElementResult:
 
 
 def failed_element(structure: Structure, message: str) -> ElementResult:
-    """What is left of an element on which the solver raised an exception."""
+    """The result of an element on which the solver raised an exception."""
     x, y, s = (np.full(length, np.nan) for length in (structure.n, structure.m, structure.m))
     return ElementResult(x, y, s, Status.NUMERICAL_ERROR, 0, 0.0, message)
 
 
 def smallest_program() -> ConeProgram:
-    """Minimise x over x >= 1: what no solver can refuse but for its settings."""
+    """Minimise x subject to x >= 1: a program that a solver rejects only because of its settings."""
     one, none = (Pattern((1, 1), np.zeros(nnz, np.int64), np.zeros(nnz, np.int64)) for nnz in (1, 0))
     row = np.ones((1, 1))
     return ConeProgram(Structure(none, one, Cones(nonnegative=1)), np.zeros((1, 0)), row, np.zeros(1), -row, -row)
 
 
 def not_begun(structure: Structure) -> ElementResult:
-    """What is said of an element for which no time was left."""
+    """The result of an element that was not started before the time limit."""
     x, y = np.full(structure.n, np.nan), np.full(structure.m, np.nan)
     return ElementResult(x=x, y=y, s=y, status=Status.TIME_LIMIT, iterations=0, seconds=0.0)
 
 
 def batch_solution(elements: list[ElementResult], stats: dict[str, Any]) -> Solution:
-    """One Solution of many results; what is not finite becomes NaN. Their messages join ``stats`` by position."""
+    """Combine results in a Solution; infinite entries become NaN, messages go to ``stats["messages"]`` by position."""
     messages = {i: element.message for i, element in enumerate(elements) if element.message}
 
     def finite(rows: list[Array]) -> Array:
@@ -143,9 +143,9 @@ def batch_solution(elements: list[ElementResult], stats: dict[str, Any]) -> Solu
 
 
 def upper_triangles(cones: Cones) -> IndexArray:
-    """Rows of the standard form in an order where PSD blocks are upper triangles, column by column, (m,).
+    """Permutation (m,) of the rows that stores PSD blocks as upper triangles, column by column.
 
-    ``b[permutation]`` is in that order; ``v[argsort(permutation)]`` comes back.
+    ``b[permutation]`` is in that order; ``v[argsort(permutation)]`` is in the original one.
     """
     start = cones.zero + cones.nonnegative + sum(cones.second_order)
     order = np.arange(cones.m)

@@ -1,4 +1,4 @@
-"""Our batched interior-point method, compiled for the CPU: small and medium-sized programs."""
+"""Convexlayer's batched interior-point method in Numba kernels: small and medium-sized programs on the CPU."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["BatchedSolver"]
 
 @final
 class BatchedSolver(AbstractSolver):
-    """Many elements at once, a lane of a vector register each; every cone.
+    """Interior-point method with one element per SIMD lane; supports every cone.
 
-    Asked for by name it compiles its kernels first where that has not been done (``convexlayer compile``).
+    If its kernels are not compiled yet (``convexlayer compile``), ``init`` compiles them.
     """
 
     name = "batched"
@@ -33,11 +33,11 @@ class BatchedSolver(AbstractSolver):
     supports_time_limit = False
 
     def installed(self) -> bool:
-        """Whether the package is there."""
+        """Whether Numba is installed."""
         return find_spec("numba") is not None
 
     def init(self, structure: Structure) -> LanesInteriorPoint:
-        """Analyse the structure."""
+        """Compile the kernels if needed, and analyse the structure."""
         if not kernel_cache.ready():
             kernel_cache.prepare(wait=True)
         from convexlayer.interior_point.lanes.solve import LanesInteriorPoint
@@ -47,8 +47,8 @@ class BatchedSolver(AbstractSolver):
     def solve(
         self, state: LanesInteriorPoint, program: ConeProgram, options: Options, warm_start: Solution | None = None
     ) -> Solution:
-        """Solve the batch; an interior-point method has no use for a warm start."""
+        """Solve the batch; warm starts are ignored."""
         options.raw(self.name, ())
         if options.time_limit_s is not None:
-            raise SolverError("solver 'batched' has no time_limit_s: leave it out, or take solver='clarabel'")
+            raise SolverError("solver 'batched' has no time_limit_s: omit it, or use solver='clarabel'")
         return state.solve(program, tol=options.tol, max_iter=options.max_iter)

@@ -1,4 +1,4 @@
-"""Clarabel (Goulart and Chen): interior point, every cone, quadratic objectives."""
+"""Clarabel (Goulart and Chen 2024): interior-point method for every cone and quadratic objectives."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ STATUS = {
     "MaxIterations": Status.ITERATION_LIMIT,
     "MaxTime": Status.TIME_LIMIT,
 }
-"""By Clarabel's words; what is missing is a numerical error."""
+"""Status by Clarabel's status; all others are numerical errors."""
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """Clarabel's view of a structure: PSD rows permuted to upper triangles, P as its upper triangle."""
+    """A structure in Clarabel's format: PSD rows permuted to upper triangles, P as its upper triangle."""
 
     cones: list[Any]
     rows: IndexArray
@@ -54,10 +54,10 @@ class _State:
 
 @final
 class ClarabelSolver(AbstractSolver):
-    """One solver object an element, elements on the thread pool, one thread each (Clarabel releases the GIL).
+    """One Clarabel solver per element, elements on the thread pool, one thread each (Clarabel releases the GIL).
 
-    Updating one object from element to element would save its set-up, a quarter of the time of a small problem, but
-    then an element's answer would depend on its neighbours.
+    Updating one solver object from element to element would save its set-up, a quarter of the time of a small program,
+    but would make the result of an element depend on the previous ones.
     """
 
     name = "clarabel"
@@ -68,7 +68,7 @@ class ClarabelSolver(AbstractSolver):
     fallback_for_claims = True
 
     def installed(self) -> bool:
-        """Whether the package is there."""
+        """Whether Clarabel is installed."""
         return find_spec("clarabel") is not None
 
     def init(self, structure: Structure) -> _State:
@@ -92,14 +92,14 @@ class ClarabelSolver(AbstractSolver):
     def solve(
         self, state: _State, program: ConeProgram, options: Options, warm_start: Solution | None = None
     ) -> Solution:
-        """Solve every element; Clarabel cannot be warm-started."""
+        """Solve every element; warm starts are ignored, as Clarabel does not support them."""
         import clarabel
 
         clock, settings = Clock(options.time_limit_s), _settings(options)
         P, A, b = program.P[:, state.P_upper], program.A[:, state.A_order], program.b[:, state.rows]
 
         def some(elements: range) -> list[ElementResult]:
-            # Clarabel copies its arguments, so one pair of matrices serves all elements.
+            # Clarabel copies its arguments, so that one pair of matrices can be reused for all elements.
             P_matrix, A_matrix = state.P_pattern.csc(P[elements[0]]), state.A_pattern.csc(A[elements[0]])
             results = []
             for i in elements:
@@ -132,7 +132,7 @@ class ClarabelSolver(AbstractSolver):
 
 
 def _check_accepted(settings: Any) -> None:
-    """Raise a SolverError if Clarabel refuses these settings for any program."""
+    """Raise a SolverError if Clarabel rejects these settings for every program."""
     import clarabel
 
     least = smallest_program()
@@ -140,7 +140,7 @@ def _check_accepted(settings: Any) -> None:
     try:
         clarabel.DefaultSolver(P, least.q[0], A, least.b[0], _described(least.structure.cones), settings)
     except Exception as error:
-        raise SolverError(f"Clarabel refused its settings: {error}") from error
+        raise SolverError(f"Clarabel rejected its settings: {error}") from error
 
 
 def _settings(options: Options) -> Any:
@@ -158,7 +158,7 @@ def _settings(options: Options) -> Any:
         try:
             setattr(settings, name, value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise SolverError(f"Clarabel cannot use {name} = {value!r}: {error}") from error
+            raise SolverError(f"Clarabel rejected {name} = {value!r}: {error}") from error
     return settings
 
 

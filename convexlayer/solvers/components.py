@@ -1,8 +1,8 @@
-"""The independent parts of a program, which may be solved one by one, each in its own units.
+"""Connected components of a program: separable parts that can be solved independently, each with its own scaling.
 
-Where neither P nor A nor a cone connects two sets of variables, a program is the sum of two. Solved together they share
-one barrier parameter and one tolerance, so that a part that is worth much less than another stays where the method
-found it; solved apart each is solved to its own accuracy.
+If neither P nor A nor a cone couples two sets of variables, a program is the sum of two. Solved together, they share
+one barrier parameter and one relative tolerance, so that a part with a much smaller objective may stay inaccurate.
+Solved separately, each part reaches its own accuracy.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["Component", "components"]
 @final
 @dataclass(frozen=True, eq=False)
 class Component:
-    """One part.
+    """One connected component.
 
     Attributes:
-        structure: of the part.
-        variables: which variables of the whole it has.
-        rows: which rows.
-        P_entries: which entries of P.
-        A_entries: which entries of A.
+        structure: structure of the component.
+        variables: its variables, as indices into those of the program.
+        rows: its rows.
+        P_entries: its entries of P.
+        A_entries: its entries of A.
     """
 
     structure: Structure
@@ -41,7 +41,7 @@ class Component:
     A_entries: IndexArray
 
     def program(self, whole: ConeProgram) -> ConeProgram:
-        """The part of every element; the constant of the objective stays behind."""
+        """The component of every element, without the constant of the objective."""
         return ConeProgram(
             self.structure,
             P=whole.P[:, self.P_entries],
@@ -52,12 +52,12 @@ class Component:
         )
 
     def place(self, part: Solution, x: Array, y: Array, s: Array) -> None:
-        """Write the part's solution into x (B, n), y (B, m) and s (B, m) of the whole."""
+        """Write the component's solution into x (B, n), y (B, m) and s (B, m) of the program."""
         x[:, self.variables], y[:, self.rows], s[:, self.rows] = part.x, part.y, part.s
 
 
 def components(structure: Structure) -> list[Component]:
-    """The connected parts of a structure; none where there is nothing to separate."""
+    """The connected components of a structure; an empty list if there is only one."""
     n, m, P, A = structure.n, structure.m, structure.P, structure.A
     block = block_of_rows(structure.cones)
     blocks = np.unique(block)

@@ -1,7 +1,7 @@
-"""Rows that are zero at these parameters: constants, which some solvers do not survive.
+"""Presolve for solvers that fail on rows of zeros: removes blocks of rows that are zero in A at these parameters.
 
-They hold or they do not, whatever x is. ECOS ends the process on a program whose conic rows are all zero, and CVXOPT
-fails where one equality is; so they are taken out before, and what is left is a program of its own.
+Such constraints do not depend on x: they are satisfied or violated. ECOS aborts the process if all conic rows are zero,
+and CVXOPT fails if one equality is; so these rows are checked and removed before the solve.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from convexlayer.status import Status
 __all__ = ["Rest"]
 
 ROUNDING = 1e-9
-"""By so much, relative to the largest entry of b (or to 1), a constant may miss its cone."""
+"""Largest violation of a constant constraint that counts as rounding, relative to max(1, norm(b)) (maximum norm)."""
 
 
 @final
@@ -32,12 +32,12 @@ class Rest:
     Attributes:
         P: (n, n).
         q: (n,).
-        A: of the rows that are left, (rows, n).
-        b: theirs, (rows,).
-        cones: theirs.
-        rows: their positions.
+        A: remaining rows of A, (rows, n).
+        b: remaining entries of b, (rows,).
+        cones: cones of the remaining rows.
+        rows: indices of the remaining rows.
         constant: b of the whole program, (m,).
-        answer: that of the element, where nothing is left to be solved; else None.
+        answer: result of the element if presolve determines it, else None.
     """
 
     P: sp.csc_matrix
@@ -51,7 +51,7 @@ class Rest:
 
     @staticmethod
     def of(program: ConeProgram, i: int) -> Rest:
-        """What is left of element i."""
+        """Presolve element i."""
         structure, q, b = program.structure, program.q[i], program.b[i]
         P, A = structure.P.csc(program.P[i]), structure.A.csc(program.A[i]).tocsr()
         blocks = block_of_rows(structure.cones)
@@ -60,7 +60,7 @@ class Rest:
         kept = filled[blocks]
         rows = np.flatnonzero(kept)
         rest = Rest(P, q, A[rows], b[rows], structure.cones.of_blocks(filled), rows, b, None)
-        # Of a constant block b in K the distance from the cone is norm(Pi_{K*}(-b)), which is a ray if it is not 0.
+        # A constant block requires b in K. Its violation is norm(Pi_{K*}(-b)), and the projection is a certificate.
         outside = product_cone(structure.cones).project_dual(np.where(kept, 0.0, -b)[None])[0]
         if np.abs(outside).max(initial=0.0) > ROUNDING * max(1.0, np.abs(b).max(initial=0.0)):
             return replace(rest, answer=rest._answer(Status.INFEASIBLE, np.full(len(q), np.nan), outside))
@@ -71,7 +71,7 @@ class Rest:
         return rest
 
     def completed(self, result: ElementResult) -> ElementResult:
-        """The result of the whole element, from that of the rest: constants have no multiplier."""
+        """Postsolve: the result of the whole element, with multiplier 0 in the removed rows."""
         y, s = np.zeros(len(self.constant)), self.constant.copy()
         y[self.rows], s[self.rows] = result.y, result.s
         return replace(result, y=y, s=s)

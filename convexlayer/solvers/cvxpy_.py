@@ -1,4 +1,4 @@
-"""Every other solver that CVXPY has installed: the standard form, posed as a CVXPY problem. Slower, always right."""
+"""Solvers installed in CVXPY: the standard form is passed to them as a CVXPY problem, which adds overhead."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ SOCP = LP | {"second_order"}
 
 @dataclass(frozen=True)
 class _Known:
-    """What we know of a solver behind CVXPY, and how it calls the portable options.
+    """Capabilities of a solver behind CVXPY, and its names of the portable options.
 
     Attributes:
-        package: the distribution to install.
-        cones: kinds of cone that it supports.
-        tol: its names for the tolerance.
-        finest: the least tolerance that it accepts, or reaches on every processor.
-        max_iter: its names for the limit of iterations.
-        time_limit_s: its name for the time limit in seconds.
+        package: distribution to install.
+        cones: supported kinds of cones.
+        tol: its names of the tolerance.
+        finest: smallest tolerance that it accepts, or reaches on every processor.
+        max_iter: its names of the iteration limit.
+        time_limit_s: its name of the time limit in seconds.
         fixed: options that are always set.
-        raw: the raw options that it has; None where it refuses unknown ones itself.
-        endless: its name for the limit of iterations of a method that may go round in circles, for ever.
-        refusal: why it takes no program with these data and arguments, empty where it does; where CVXPY does not look.
+        raw: its raw options; None if it rejects unknown options itself.
+        endless: its name of the iteration limit of a method that may cycle forever.
+        refusal: checks that CVXPY does not make: why it cannot solve these data with these arguments, or "".
     """
 
     package: str
@@ -75,15 +75,15 @@ class _Known:
 
 
 def _not_for_highs(rest: Rest, arguments: Mapping[str, Any]) -> str:
-    """CVXPY runs HiGHS on programs that HiGHS refused to load, which may end the process; NaN as costs has no end."""
+    """CVXPY runs HiGHS even if HiGHS rejected the data, which may abort the process, or never end with NaN costs."""
     infinite, cost = arguments.get("infinite_bound", 1e20), arguments.get("infinite_cost", 1e20)
     coefficient, zero = arguments.get("large_matrix_value", 1e15), rest.cones.zero
     if not np.all(np.abs(np.concatenate([rest.P.data, rest.A.data])) <= coefficient):
-        return f"it takes coefficients of P and A up to {coefficient:g}"
+        return f"coefficients of P and A must not exceed {coefficient:g}"
     if not (np.all(np.abs(rest.q) < cost) and np.all(rest.b > -infinite) and np.all(rest.b[:zero] < infinite)):
-        return f"it takes coefficients q beyond {cost:g}, and b beyond {infinite:g}, for infinite"
+        return f"it treats q beyond {cost:g} and b beyond {infinite:g} as infinite"
     if np.any(rest.P.diagonal() < 0.0):
-        return "it takes a convex objective alone, and P has a negative entry on its diagonal"
+        return "the objective is not convex: P has a negative diagonal entry"
     return ""
 
 
@@ -109,7 +109,7 @@ KNOWN = {
         "highspy",
         LP,
         ("primal_feasibility_tolerance", "dual_feasibility_tolerance"),
-        finest=1e-10,
+        finest=1e-10,  # the smallest value that HiGHS accepts
         max_iter=("simplex_iteration_limit", "ipm_iteration_limit", "qp_iteration_limit"),
         time_limit_s="time_limit",
         endless="qp_iteration_limit",
@@ -119,7 +119,7 @@ KNOWN = {
         "cvxopt",
         SOCP | {"psd"},
         ("abstol", "reltol", "feastol"),
-        finest=1e-7,  # beyond, it breaks down on some processors; the polish does the rest
+        finest=1e-7,  # with smaller ones it breaks down on some processors; polishing then reaches the tolerance
         max_iter=("max_iters",),
         raw=frozenset({"abstol", "feastol", "kktsolver", "max_iters", "refinement", "reltol"}),
     ),
@@ -143,45 +143,45 @@ KNOWN = {
         "gurobipy",
         SOCP,
         ("BarConvTol", "FeasibilityTol", "OptimalityTol"),
-        finest=1e-9,
+        finest=1e-9,  # the smallest value that Gurobi accepts
         max_iter=("BarIterLimit", "IterationLimit"),
         time_limit_s="TimeLimit",
     ),
 }
-"""What is known of some of them; a quadratic objective of a solver without one becomes a second-order cone in CVXPY."""
+"""Known solvers. CVXPY reformulates quadratic objectives as second-order cones for solvers that do not support them."""
 
 ENOUGH, ENOUGH_EACH = 10_000, 100
-"""Iterations in which a method of active sets either arrives or goes round in circles: so many, and so many for each
-variable and row."""
+"""Iteration limit of active-set methods that may cycle: a constant, plus a number per variable and row. Far more than
+such a method needs if it converges."""
 
 _LOCK = threading.Lock()
-"""CVXPY does not say that it may be used from several threads at once."""
+"""Serialises CVXPY, which is not documented to be thread-safe."""
 
 
 @final
 class CvxpySolver(AbstractSolver):
-    """One of CVXPY's solvers, by its name there. Elements are solved one after another, under a lock."""
+    """One of CVXPY's solvers, by its CVXPY name. Elements are solved sequentially, under a lock."""
 
     quadratic = True
 
     def __init__(self, name: str) -> None:
-        """Describe the solver; solvers that we know nothing of are tried on anything, with their own tolerances."""
+        """Look up the solver; one that is not in KNOWN is tried for every cone, with its default tolerances."""
         self._known = KNOWN.get(name, _Known(name, frozenset(Cones.__dataclass_fields__)))
         self.name = name
         self.package = self._known.package
         self.cones = self._known.cones
 
     def installed(self) -> bool:
-        """Whether CVXPY finds it."""
+        """Whether CVXPY lists the solver as installed."""
         return self.name.upper() in cp.installed_solvers()
 
     def init(self, structure: Structure) -> None:
-        """Nothing is shared between solves."""
+        """Do nothing: solves share no state."""
 
     def solve(
         self, state: SolverState, program: ConeProgram, options: Options, warm_start: Solution | None = None
     ) -> Solution:
-        """Pose and solve every element; warm starts are not passed on."""
+        """Solve every element; warm starts are ignored."""
         clock = Clock(options.time_limit_s)
         self._arguments(options, program.structure)
         with _LOCK:
@@ -190,7 +190,7 @@ class CvxpySolver(AbstractSolver):
         return batch_solution([element for element, _ in answers], stats)
 
     def _within(self, clock: Clock, program: ConeProgram, i: int, options: Options) -> tuple[ElementResult, str]:
-        """``_element`` in the time that is left."""
+        """``_element`` within the remaining time."""
         if clock.over:
             return not_begun(program.structure), self.name
         left = clock.applied(options)
@@ -213,7 +213,7 @@ class CvxpySolver(AbstractSolver):
         return arguments | options.raw(self.name, allowed)
 
     def _no_option(self, name: str) -> str:
-        return f"solver {self.name!r} has no {name} here: leave it out, or give its own option in solver_options"
+        return f"solver {self.name!r} has no {name} here: omit it, or set the solver's own option in solver_options"
 
     def _element(
         self, program: ConeProgram, i: int, arguments: dict[str, Any], limit: float | None
@@ -238,7 +238,7 @@ class CvxpySolver(AbstractSolver):
         return rest.completed(result), ran
 
     def _run(self, posed: _Posed, arguments: dict[str, Any]) -> tuple[ElementResult, str]:
-        """The result of a posed problem, and the name of the solver that CVXPY ran."""
+        """The result of a CVXPY problem, and the name of the solver that CVXPY ran."""
         try:
             data, chain, inverse_data = posed.problem.get_problem_data(self.name.upper(), solver_opts=arguments)
         except cp.SolverError as error:
@@ -254,15 +254,15 @@ class CvxpySolver(AbstractSolver):
         return posed.result(STATUS.get(solution.status, Status.NUMERICAL_ERROR), solution.attr), ran
 
     def _check_accepted(self, arguments: dict[str, Any]) -> None:
-        """Raise a SolverError if the solver refuses these arguments for any program."""
+        """Raise a SolverError if the solver rejects these arguments for every program."""
         try:
             self._run(_Posed(Rest.of(smallest_program(), 0)), arguments)
         except Exception as error:
-            raise SolverError(f"{self.name!r} could not run with {arguments}: {error}") from error
+            raise SolverError(f"solver {self.name!r} rejected the arguments {arguments}: {error}") from error
 
 
 class _Posed:
-    """One element as a CVXPY problem, and the way back."""
+    """One element as a CVXPY problem, and the conversion of its solution to the standard form."""
 
     def __init__(self, rest: Rest) -> None:
         cones = rest.cones
@@ -306,7 +306,7 @@ class _Posed:
         self._duals.append(lambda: dual(constraint))
 
     def result(self, status: Status, attributes: Mapping[str, Any]) -> ElementResult:
-        """The result with this status, and CVXPY's attributes of the solution; the point is NaN where there is none."""
+        """The result with this status and CVXPY's solution attributes; NaN if there is no point."""
         x, y = np.full(len(self.q), np.nan), np.full(len(self.b), np.nan)
         if self.x.value is not None and all(c.dual_variables[0].value is not None for c in self.constraints):
             x = np.asarray(self.x.value, dtype=float)

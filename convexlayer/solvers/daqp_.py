@@ -35,7 +35,7 @@ STATUS = {
     -6: Status.INFEASIBLE,
     -7: Status.TIME_LIMIT,
 }
-"""By daqp's exit flags (-6: the equalities contradict each other); what is missing is a numerical error."""
+"""Status by daqp's exit flag (-6: inconsistent equalities); all others are numerical errors."""
 
 SETTINGS = (
     *("primal_tol", "dual_tol", "zero_tol", "pivot_tol", "progress_tol", "cycle_tol", "iter_limit", "fval_bound"),
@@ -43,40 +43,41 @@ SETTINGS = (
 )
 
 DOUBTFUL = (-1, -2, -6)
-"""Flags that are not taken at their word: infeasible, cycling, contradicting equalities. In the metric of an
-ill-conditioned P, rows that meet in one point look as if they contradicted each other."""
+"""Exit flags after which the solve is repeated with a proximal term: infeasible, cycling, inconsistent equalities. In
+the metric of an ill-conditioned P, rows that intersect in one point can look inconsistent."""
 
 REGULARISED = 1e-2
-"""Weight of the proximal term where a solve is repeated because of that; the largest diagonal entry of P is 1."""
+"""Weight of the proximal term (eps_prox) of such a repeated solve; P is scaled to a largest diagonal entry of 1."""
 
 SINGULAR = -1e-4
-"""Weight of the proximal term where daqp finds P singular (negative: only there). Smaller ones leave violated rows
-behind, larger ones need more steps than daqp allows where the program is unbounded."""
+"""Weight of the proximal term (eps_prox) if daqp finds P singular (negative: only then). Smaller weights leave violated
+rows, larger ones exceed daqp's iteration limit for unbounded programs."""
 
 _Told = tuple[int, int, float]
 """Exit flag, iterations and seconds of an element."""
 
 EQUALITY = 5
-"""daqp's sense of a row that is active and stays so."""
+"""daqp's ``sense`` of an equality: a row that is active and immutable."""
 
 FINEST = 1e-11
-"""The finest tolerance asked of daqp: relative to the equalities' b, redundant ones are off by rounding."""
+"""Smallest tolerance passed to daqp, also relative to the equalities' b: redundant equalities differ by rounding."""
 
 BLOCK_ENTRIES = 2**17
-"""Entries of P and A that are made dense at once: a megabyte stays in the cache."""
+"""Dense entries of P and A converted at once: 1 MiB, which fits in the cache."""
 
 INLINE_WORK = 60_000
-"""n^2 (n + m), a measure of one solve, below which threads cost more than they save (30 microseconds)."""
+"""Work n^2 (n + m) of a solve, about 30 microseconds, below which a batch is solved without the thread pool, whose
+overhead would be larger."""
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """daqp's view of a structure: bounds of the first variables, then the rows that are no bounds.
+    """A structure in daqp's format: bounds of the first variables, then general rows.
 
     Attributes:
-        places: where everything stands in the dense form.
-        sense: of the bounded variables and the other rows.
-        stats: what every solution says of the solver.
+        places: index arrays of the conversion to the dense form.
+        sense: daqp's sense of the bounds and of the general rows.
+        stats: solver name and version, for every solution.
     """
 
     places: Places
@@ -86,10 +87,11 @@ class _State:
 
 @final
 class DaqpSolver(AbstractSolver):
-    """One call of daqp an element; on the thread pool where that takes long enough (daqp releases the GIL).
+    """One call of daqp per element, on the thread pool if solves take long enough (daqp releases the GIL).
 
-    Meant for strictly convex programs, which it solves to machine precision; where P is singular daqp adds proximal
-    steps, which end in a solution that is as exact. Inequalities on one variable become bounds, which cost daqp half.
+    For strictly convex QPs, which it solves to machine precision; if P is singular, daqp uses proximal-point
+    iterations, which converge to a solution of the same accuracy. Inequalities on one variable are passed as bounds,
+    which cost daqp half as much.
     """
 
     name = "daqp"
@@ -100,11 +102,11 @@ class DaqpSolver(AbstractSolver):
     supports_time_limit = False
 
     def installed(self) -> bool:
-        """Whether the package is there."""
+        """Whether daqp is installed."""
         return find_spec("daqp") is not None
 
     def init(self, structure: Structure) -> _State:
-        """Divide the rows into bounds and others."""
+        """Divide the rows into bounds and general rows."""
         places = Places.of(structure)
         bounded, inequalities = len(places.bound_starts) - 1, len(places.rows) - places.zero
         sense = np.repeat([0, EQUALITY, 0], [bounded, places.zero, inequalities]).astype(np.intc)
@@ -113,7 +115,7 @@ class DaqpSolver(AbstractSolver):
     def solve(
         self, state: _State, program: ConeProgram, options: Options, warm_start: Solution | None = None
     ) -> Solution:
-        """Solve every element; warm starts are not used (a perfect one saves a quarter at most)."""
+        """Solve every element; warm starts are ignored (a perfect one would save a quarter of the time at most)."""
         settings = _settings(options)
         batch, n, m = program.batch, program.structure.n, program.structure.m
         data = tuple(map(as_contiguous_float64, (program.P, program.q, program.A, program.b)))
@@ -133,10 +135,10 @@ class DaqpSolver(AbstractSolver):
 def _solve_block(
     state: _State, data: tuple[Array, ...], block: range, settings: dict[str, Any], point: tuple[Array, ...]
 ) -> list[_Told]:
-    """Solve a block of elements, of data P, q, A and b, into their rows of x, y and s.
+    """Solve a block of elements, with data (P, q, A, b), and write their rows of point = (x, y, s).
 
-    daqp's tolerances are absolute, and it ignores rows that are small in the metric of P. So the objective is divided
-    by the largest diagonal entry of P, and the rows by their norms.
+    daqp's tolerances are absolute, and it ignores rows that are small in the metric of P. So the objective is scaled by
+    the largest diagonal entry of P, and each row by its norm.
     """
     import daqp
 
@@ -154,7 +156,7 @@ def _solve_block(
                 answer = daqp.solve(*element, sense, **chosen | {"eps_prox": REGULARISED})
             answers.append(answer)
     except (TypeError, ValueError, OverflowError) as error:
-        raise SolverError(f"daqp refused its settings: {error}") from error
+        raise SolverError(f"daqp rejected its settings: {error}") from error
 
     found = np.array([answer[0] for answer in answers])
     multipliers = np.array([answer[3]["lam"] for answer in answers])
@@ -164,20 +166,20 @@ def _solve_block(
 
 
 def _kernel(name: str) -> Any:
-    """A compiled kernel; where kernels are not compiled, the same lines in Python, which are slow."""
+    """A kernel, or its slow Python function if kernels are not compiled."""
     kernel = getattr(_kernels(), name)
     return kernel if kernel_cache.ready() else getattr(kernel, "py_func", kernel)
 
 
 @cache
 def _kernels() -> Any:
-    """Imported when it is needed: numba takes half a second."""
+    """The kernel module, imported on demand because importing Numba takes half a second."""
     return import_module("convexlayer.solvers.kernels")
 
 
 def _settings(options: Options) -> dict[str, Any]:
     if options.time_limit_s is not None:
-        raise SolverError("solver 'daqp' has no time_limit_s here: leave it out, or give its own in solver_options")
+        raise SolverError("solver 'daqp' has no time_limit_s here: omit it, or set daqp's time_limit in solver_options")
     settings: dict[str, Any] = {
         "primal_tol": max(0.1 * options.tol, FINEST),
         "eta_prox": max(0.1 * options.tol, FINEST),

@@ -1,4 +1,4 @@
-"""Our interior-point method on dense torch tensors, on the CPU or a GPU."""
+"""Convexlayer's interior-point method on dense torch tensors, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["DenseSolver"]
 
 @final
 class _State:
-    """One instance for each device, made at its first use."""
+    """One solver instance per device, created on first use."""
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
@@ -28,7 +28,7 @@ class _State:
         self._lock = Lock()
 
     def method(self, device: str) -> TorchInteriorPoint:
-        """The instance on a device."""
+        """The solver instance for a device."""
         from convexlayer.interior_point.torch.solve import TorchInteriorPoint
 
         with self._lock:
@@ -39,9 +39,9 @@ class _State:
 
 @final
 class DenseSolver(AbstractSolver):
-    """Interior point for batches of small dense programs.
+    """Interior-point method for batches of small dense programs.
 
-    The raw option ``device`` is a torch device: ``solver_options={"dense": {"device": "cuda"}}``.
+    The raw option ``device`` selects a torch device: ``solver_options={"dense": {"device": "cuda"}}``.
     """
 
     name = "dense"
@@ -51,17 +51,17 @@ class DenseSolver(AbstractSolver):
     fallback = "clarabel"
 
     def installed(self) -> bool:
-        """Whether the package is there."""
+        """Whether torch is installed."""
         return find_spec("torch") is not None
 
     def init(self, structure: Structure) -> _State:
-        """Nothing yet: the device comes with the options of a solve."""
+        """Defer the analysis to the first solve, whose options name the device."""
         return _State(structure)
 
     def solve(
         self, state: _State, program: ConeProgram, options: Options, warm_start: Solution | None = None
     ) -> Solution:
-        """Solve the batch; an interior-point method has no use for a warm start."""
+        """Solve the batch; warm starts are ignored."""
         device = options.raw(self.name, ("device",)).get("device", "cpu")
         try:
             method = state.method(str(device))

@@ -1,4 +1,4 @@
-"""The dense form of quadratic programs that active-set methods take."""
+"""Dense form of quadratic programs, the input of active-set methods."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ __all__ = ["Dense", "Places"]
 
 
 class Places(NamedTuple):
-    """Where everything in the standard form of a structure stands in the dense form.
+    """Index arrays of the conversion of a structure from the standard form to the dense form and back.
 
-    Bounded variables come first. The dense form has a row for each of them, which counts as a bound, and then the rows
-    that are no bounds.
+    Bounded variables come first. The dense form has one bound per bounded variable, followed by the general rows.
 
     Attributes:
-        variables: the order of the variables, (n,).
-        rows: the rows that are no bounds, equalities first, (r,).
-        P_place: where the entries of P go in the dense matrix, row by row, (nnz(P),).
-        A_source: entries of A in the other rows ...
-        A_place: ... and where they go.
-        bound_rows: the rows that bound one variable, ordered by it, (b,).
-        bound_entries: their entries among the values of A, (b,).
-        bound_starts: where the rows of each bounded variable start, and their end, (k + 1,).
-        diagonal: the diagonal's entries among the values of P.
+        variables: order of the variables, (n,).
+        rows: general rows, equalities first, (r,).
+        P_place: position of each entry of P in the dense matrix, row by row, (nnz(P),).
+        A_source: indices of the entries of A in general rows.
+        A_place: positions of those entries in the dense matrix, row by row.
+        bound_rows: rows that bound one variable, ordered by variable, (b,).
+        bound_entries: indices of their entries among the values of A, (b,).
+        bound_starts: start of the rows of each bounded variable, and the end, (k + 1,).
+        diagonal: indices of the diagonal entries among the values of P.
         zero: number of equalities.
     """
 
@@ -43,7 +42,7 @@ class Places(NamedTuple):
 
     @staticmethod
     def of(structure: Structure) -> Places:
-        """Divide the rows into bounds, which are inequalities with one stored entry, and others."""
+        """Divide the rows into bounds (inequalities with one stored entry) and general rows."""
         P, A, n, zero = structure.P, structure.A, structure.n, structure.cones.zero
         single = np.bincount(A.rows, minlength=structure.m) == 1
         single[:zero] = False
@@ -68,7 +67,7 @@ class Places(NamedTuple):
 class Dense(NamedTuple):
     """Dense quadratic programs: minimize 1/2 x'Px + q'x subject to lower <= (x of bounded variables, Ax) <= upper.
 
-    The objective is divided by the largest diagonal entry of P, and the rows by their norms.
+    The objective is divided by the largest diagonal entry of P, and each general row by its norm.
 
     Attributes:
         P: (B, n, n).
@@ -76,9 +75,9 @@ class Dense(NamedTuple):
         A: (B, r, n).
         upper: (B, k + r).
         lower: (B, k + r).
-        weight: what the objective was divided by, (B,).
-        norms: what the rows were divided by, (B, r).
-        largest: largest size of the right-hand side of an equality, (B,).
+        weight: divisor of the objective, (B,).
+        norms: divisors of the general rows, (B, r).
+        largest: largest magnitude of the right-hand side of an equality, (B,).
     """
 
     P: Array
@@ -92,7 +91,7 @@ class Dense(NamedTuple):
 
     @staticmethod
     def empty(places: Places, elements: int) -> Dense:
-        """With arbitrary entries."""
+        """Allocate uninitialised arrays."""
         n, rows, bounded = len(places.variables), len(places.rows), len(places.bound_starts) - 1
         shapes = ((n, n), (n,), (rows, n), (bounded + rows,), (bounded + rows,), (), (rows,), ())
         return Dense(*(np.empty((elements, *shape)) for shape in shapes))

@@ -1,4 +1,4 @@
-"""From the standard form to the dense one and back, element by element, compiled (see ``dense_form``)."""
+"""Kernels of the conversion between the standard form and the dense form (see ``dense_form``)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["from_dense", "to_dense", "warm_up"]
 
 @cached_kernel
 def to_dense(places: Places, P: Array, q: Array, A: Array, b: Array, first: int, out: Dense) -> None:
-    """The dense form of len(out.weight) elements from the first on.
+    """Convert the elements first ... first + len(out.weight) - 1 to the dense form.
 
     Args:
-        places: of the structure.
-        P: (B, nnz(P)).
+        places: index arrays of the structure.
+        P: values, (B, nnz(P)).
         q: (B, n).
-        A: (B, nnz(A)).
+        A: values, (B, nnz(A)).
         b: (B, m).
-        first: first element.
-        out: out.
+        first: index of the first element.
+        out: out, the dense form.
     """
     n, k = q.shape[1], len(places.bound_starts) - 1
     for at in range(len(out.weight)):
@@ -89,19 +89,19 @@ def from_dense(
     y: Array,
     s: Array,
 ) -> None:
-    """The solutions in the standard form, of the dense form's; NaN where there is none.
+    """Convert solutions of the dense form to the standard form; NaN for elements without a solution.
 
-    Bounds that bind at the same point share the multiplier of their variable evenly.
+    Active bounds of one variable that coincide share its multiplier equally.
 
     Args:
-        places: of the structure.
-        dense: the elements from the first on.
-        A: (B, nnz(A)).
+        places: index arrays of the structure.
+        dense: dense form of the elements.
+        A: values, (B, nnz(A)).
         b: (B, m).
         found: x of the dense form, (elements, n).
-        multipliers: of its rows, negative at lower limits, (elements, k + r).
-        solved: whether there is a solution, (elements,).
-        first: first element.
+        multipliers: multipliers of its bounds and rows, negative at lower limits, (elements, k + r).
+        solved: whether an element has a solution, (elements,).
+        first: index of the first element.
         x: out, (B, n).
         y: out, (B, m).
         s: out, (B, m).
@@ -142,7 +142,7 @@ def from_dense(
 
 
 def warm_up() -> None:
-    """Compile whatever this part of the library calls from Python."""
+    """Compile this package's kernels by calling them."""
     one, index = np.ones((1, 1)), np.zeros(1, np.int64)
     places = Places(*(index,) * 7, np.array([0, 1]), index, 0)
     dense = Dense(np.ones((1, 1, 1)), one, np.ones((1, 1, 1)), np.ones((1, 2)), np.ones((1, 2)), one[0], one, one[0])

@@ -1,4 +1,4 @@
-"""Options that mean the same for every solver."""
+"""Portable options, which have the same meaning for every solver, and the time limit."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from convexlayer.errors import SolverError
 __all__ = ["Clock", "Options"]
 
 SHORTEST_S = 1e-6
-"""A limit that solvers take for one, when there is nothing left."""
+"""Time limit passed to a solver when none is left, as some solvers take 0 for no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to solve.
+    """Solver options.
 
     Attributes:
-        tol: accuracy asked of the solver, absolute and relative; what is reached is in the report's residuals.
-        max_iter: iterations of the solver; None leaves its default.
-        time_limit_s: seconds for a call, all its elements together: the solver, whoever is asked after it, and polish.
-            What has begun a factorisation ends it; elements that are not solved by then are told so. None is no limit.
-        polish: take solutions to double precision by Newton steps before they are used.
+        tol: absolute and relative tolerance requested from the solver; the report has the residuals reached.
+        max_iter: iteration limit of the solver; None for its default.
+        time_limit_s: time limit in seconds of a call with all its elements: solver, fallback solver and polishing. A
+            factorisation in progress is completed; unsolved elements get status TIME_LIMIT. None for no limit.
+        polish: whether to refine solutions to double precision by Newton steps.
         solver_options: raw options by solver, such as ``{"clarabel": {"max_step_fraction": 0.9}}``; they override the
-            above.
+            other options.
     """
 
     tol: float = 1e-8
@@ -44,7 +44,7 @@ class Options:
 
         Raises:
             ProblemError: a value of the wrong type.
-            SolverError: a value that no solver could use.
+            SolverError: a value out of range.
         """
         check_kind("tol", self.tol, REAL, "a number such as 1e-8")
         if self.max_iter is not None:
@@ -52,13 +52,13 @@ class Options:
         if self.time_limit_s is not None:
             check_kind("time_limit_s", self.time_limit_s, REAL, "a number of seconds, or None")
         check_truth("polish", self.polish)
-        raw = "a mapping of solvers' names to mappings of their options"
+        raw = "a mapping from solver names to mappings of options"
         check_kind("solver_options", self.solver_options, Mapping, raw)
         for solver, options in self.solver_options.items():
             check_kind(f"solver_options[{solver!r}]", options, Mapping, "a mapping of the solver's options")
         for name in ("tol", "max_iter", "time_limit_s"):
             value = getattr(self, name)
-            if isinstance(value, np.generic):  # which some solvers do not take
+            if isinstance(value, np.generic):  # some solvers reject NumPy scalars
                 object.__setattr__(self, name, value.item())
         if not 1e-15 <= self.tol <= 1.0:
             raise SolverError(f"tol must lie between 1e-15 and 1, got {self.tol!r}")
@@ -69,11 +69,11 @@ class Options:
 
     @staticmethod
     def of(options: Options | Mapping[str, Any] | None, default: Options) -> Options:
-        """Options from what a caller gave: complete options, a mapping of changes to the default, or None.
+        """Options from an argument: complete options, a mapping of changes to the default, or None for the default.
 
         Raises:
-            ProblemError: it is none of these, or an option is of the wrong type.
-            SolverError: an unknown option, or a value that no solver could use.
+            ProblemError: another type, or an option of the wrong type.
+            SolverError: an unknown option, or a value out of range.
         """
         if options is None:
             return default
@@ -83,18 +83,18 @@ class Options:
         known = [entry.name for entry in dataclasses.fields(Options)]
         unknown = [name for name in options if name not in known]
         if unknown:
-            raise SolverError(f"unknown option {unknown[0]!r}; there are: {', '.join(known)}")
+            raise SolverError(f"unknown option {unknown[0]!r}; the options are: {', '.join(known)}")
         return dataclasses.replace(default, **options)
 
     def raw(self, solver: str, known: Collection[str]) -> dict[str, Any]:
-        """The raw options for a solver.
+        """The raw options of a solver.
 
         Args:
-            solver: its name.
-            known: the options that it has.
+            solver: name of the solver.
+            known: names of the options that it supports.
 
         Raises:
-            SolverError: an option that the solver does not know.
+            SolverError: an unknown option.
         """
         raw = dict(self.solver_options.get(solver, {}))
         unknown = [name for name in raw if name not in known]
@@ -105,27 +105,27 @@ class Options:
 
 @final
 class Clock:
-    """What is left of a time limit, from when it is made.
+    """Remaining time of a time limit, which starts when the object is created.
 
     Attributes:
-        deadline: when it is over, as ``time.perf_counter`` counts; infinite without a limit.
+        deadline: end of the limit on the clock of ``time.perf_counter``, in seconds; infinite without a limit.
     """
 
     def __init__(self, limit_s: float | None) -> None:
-        """Start."""
+        """Start the clock."""
         self.deadline = float("inf") if limit_s is None else time.perf_counter() + limit_s
 
     @property
     def left_s(self) -> float | None:
-        """Seconds; negative where it is over, None without a limit."""
+        """Remaining seconds, negative after the deadline; None without a limit."""
         return None if self.deadline == float("inf") else self.deadline - time.perf_counter()
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left."""
+        """Whether the deadline has passed."""
         return time.perf_counter() >= self.deadline
 
     def applied(self, options: Options) -> Options:
-        """The options with what is left as their limit."""
+        """The options with the remaining time as their time limit."""
         left = self.left_s
         return options if left is None else dataclasses.replace(options, time_limit_s=max(left, SHORTEST_S))

@@ -1,7 +1,7 @@
-"""The solvers, by name. This is the only place where a string chooses one.
+"""Registry of the solvers by name.
 
-Every module of this package that ends in an underscore is an adapter; it is imported when solvers are first asked for,
-and each final subclass of ``AbstractSolver`` in it that needs no argument is a solver. All other names go to CVXPY.
+Every module of this package whose name ends in an underscore is an adapter. It is imported on first use, and each
+subclass of ``AbstractSolver`` that it defines is registered. All other names are passed to CVXPY.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["SolverInfo", "available", "solver_for"]
 
 @dataclass(frozen=True)
 class SolverInfo:
-    """A line of ``convexlayer solvers``."""
+    """Description of a solver: a line of ``convexlayer solvers``. ``native`` solvers do not go through CVXPY."""
 
     name: str
     package: str
@@ -51,7 +51,7 @@ def _native() -> Mapping[str, AbstractSolver]:
 
 
 def available() -> list[SolverInfo]:
-    """Every solver that we know of, native ones first, whether installed or not."""
+    """All known solvers, native ones first, installed or not."""
     native = list(_native().values())
     others = [CvxpySolver(name) for name in sorted(KNOWN) if name not in _native()]
     return [
@@ -61,29 +61,29 @@ def available() -> list[SolverInfo]:
 
 
 def solver_for(name: str, structure: Structure, device: str = "cpu") -> tuple[AbstractSolver, str]:
-    """The solver of this name (in any case, as CVXPY has it) for programs of this structure, and why it was chosen.
+    """Look up a solver for programs of a structure; returns the solver and the reason of the choice.
 
     Args:
-        name: the name, or ``auto``.
-        structure: of the programs.
-        device: the torch device that ``auto`` should use where it can.
+        name: name of the solver, case-insensitive, or ``auto``.
+        structure: structure of the programs.
+        device: the torch device that ``auto`` uses if possible.
 
     Raises:
-        NotInstalledError: its package is missing.
-        SolverError: it does not exist, or does not support the structure.
+        NotInstalledError: the solver's package is not installed.
+        SolverError: the solver does not exist, or does not support the structure.
     """
-    name, reason = name.lower(), "asked for by name"
+    name, reason = name.lower(), "requested by name"
     if name == "auto":
         name, reason = choose_solver(structure, device)
     solver = _native().get(name) or CvxpySolver(name)
     if not solver.installed():
         if name not in KNOWN and name not in _native():
             names = ", ".join(sorted({*_native(), *KNOWN}))
-            raise SolverError(f"no solver {name!r}: there are auto, {names}, and every solver that CVXPY has installed")
+            raise SolverError(f"no solver {name!r}: use auto, {names}, or a solver that is installed in CVXPY")
         raise NotInstalledError(
             f"solver {name!r} is not installed: pip install {solver.package}, or convexlayer[solvers]"
         )
     refusal = solver.refusal(structure)
     if refusal:
-        raise SolverError(f"solver {name!r} cannot take this problem: {refusal}; solver='auto' can")
+        raise SolverError(f"solver {name!r} cannot take this problem: {refusal}; use solver='auto'")
     return solver, reason

@@ -1,4 +1,4 @@
-"""SCS (O'Donoghue et al.): first-order splitting, every cone, quadratic objectives, large problems."""
+"""SCS (O'Donoghue et al. 2016): first-order operator splitting for every cone, quadratic objectives, large programs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from convexlayer.status import Status
 __all__ = ["ScsSolver"]
 
 STATUS = {1: Status.OPTIMAL, -1: Status.UNBOUNDED, -2: Status.INFEASIBLE}
-"""By SCS's exit flag."""
+"""Status by SCS's exit flag; all others but LIMITED are numerical errors."""
 
 LIMITED = (2, -6, -7)
-"""Exit flags for a best guess at a limit of iterations or time."""
+"""Exit flags of inaccurate results (solved, unbounded, infeasible) at the iteration or time limit."""
 
 SETTINGS = (
     "linear_solver",
@@ -48,12 +48,12 @@ SETTINGS = (
 )
 
 MAX_ITER = 20_000
-"""Iterations unless told otherwise."""
+"""Default iteration limit; SCS's own is 100 000."""
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """SCS's view of a structure: its cone dictionary, and P as its upper triangle."""
+    """A structure in SCS's format: its cone dictionary, and P as its upper triangle."""
 
     cone: dict[str, Any]
     A_pattern: Pattern
@@ -63,7 +63,7 @@ class _State:
 
 @final
 class ScsSolver(AbstractSolver):
-    """One workspace an element, elements on the thread pool (SCS releases the GIL); takes warm starts."""
+    """One SCS workspace per element, elements on the thread pool (SCS releases the GIL); supports warm starts."""
 
     name = "scs"
     package = "scs"
@@ -72,11 +72,11 @@ class ScsSolver(AbstractSolver):
     starts_warm = True
 
     def installed(self) -> bool:
-        """Whether the package is there."""
+        """Whether SCS is installed."""
         return find_spec("scs") is not None
 
     def init(self, structure: Structure) -> _State:
-        """Describe the cones; rows are in SCS's own order already. Where there are none, SCS is given 0 <= 1."""
+        """Describe the cones; the row order is that of SCS. Programs without rows get the constraint 0 <= 1."""
         P, A = structure.P, structure.A
         upper = np.flatnonzero(P.rows <= P.cols)
         return _State(
@@ -89,7 +89,7 @@ class ScsSolver(AbstractSolver):
     def solve(
         self, state: _State, program: ConeProgram, options: Options, warm_start: Solution | None = None
     ) -> Solution:
-        """Solve every element, from its point of the warm start if that has one."""
+        """Solve every element, starting from its warm start if that has a point."""
         import scs
 
         clock, settings = Clock(options.time_limit_s), _settings(options)
@@ -128,7 +128,7 @@ class ScsSolver(AbstractSolver):
 
 
 def _check_accepted(settings: dict[str, Any]) -> None:
-    """Raise a SolverError if SCS refuses these settings for any program."""
+    """Raise a SolverError if SCS rejects these settings for every program."""
     import scs
 
     least = smallest_program()
@@ -136,11 +136,11 @@ def _check_accepted(settings: dict[str, Any]) -> None:
     try:
         scs.SCS(data, _described(least.structure.cones), **settings)
     except Exception as error:
-        raise SolverError(f"SCS refused its settings: {error}") from error
+        raise SolverError(f"SCS rejected its settings: {error}") from error
 
 
 def _start(warm_start: Solution | None, i: int) -> dict[str, Any]:
-    """The point to start element i from; nothing where there is none (certificates and failures are not points)."""
+    """The warm start of element i; empty if it has none (certificates and failures are not starting points)."""
     if warm_start is None or warm_start.status[i] in (Status.INFEASIBLE, Status.UNBOUNDED):
         return {}
     point = {"x": warm_start.x[i], "y": warm_start.y[i], "s": warm_start.s[i]}

@@ -1,12 +1,12 @@
-"""Programs whose solutions are rays: what a solver without certificates, or in trouble, did not give.
+"""Search for certificates of infeasibility and unboundedness that a solver did not return.
 
-Where there is a ray, the shortest one is the solution of a strictly convex program, in y or in x alone:
+If a ray exists, the one of minimum norm solves a strictly convex program in y or in x alone:
 
     infeasible   minimize 1/2 y'y   subject to  A'y = 0,  b'y = -1,  y in K*
     unbounded    minimize 1/2 x'x   subject to  Px = 0,   q'x = -1,  -Ax in K
 
-in units in which rows, blocks and columns are of one size. Clarabel solves both; whether what it finds proves anything
-is for ``rays`` to say.
+after equilibration of rows, blocks and columns. Clarabel solves both; ``rays`` checks whether the result is a
+certificate.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from convexlayer.solvers.registry import solver_for
 __all__ = ["infeasibility_candidates", "reducing_candidate", "unboundedness_candidates"]
 
 ROUNDS = 10
-"""Of equilibration."""
+"""Passes of Ruiz equilibration."""
 
 NOISE = 1e-6
-"""Share of the largest entry below which one is what the solver left."""
+"""Entries below this, relative to the largest one, are solver error and set to 0."""
 
 TOL = 1e-10
-"""Asked of the solver; the rays are mended afterwards."""
+"""Tolerance of the solver; the rays are corrected to rounding afterwards (see ``rays``)."""
 
 
 def infeasibility_candidates(program: ConeProgram, time_limit_s: float | None = None) -> Array:
-    """What may prove that the programs are infeasible, (B, m); not finite where nothing was found."""
+    """Candidates y (B, m) for certificates of infeasibility; NaN if none was found."""
     cones, A, (n, m) = program.structure.cones, program.structure.A, (program.structure.n, program.structure.m)
     sums = _Entries.joined(_Entries(A.cols, A.rows, program.A), _Entries(np.full(m, n), np.arange(m), program.b))
     sums, unit = sums.equilibrated(np.arange(n + 1), block_of_rows(cones))
@@ -45,20 +45,20 @@ def infeasibility_candidates(program: ConeProgram, time_limit_s: float | None = 
 
 
 def unboundedness_candidates(program: ConeProgram, time_limit_s: float | None = None) -> Array:
-    """What may prove that the programs are unbounded, (B, n); not finite where nothing was found."""
+    """Candidates x (B, n) for certificates of unboundedness; NaN if none was found."""
     return _direction(program, None, time_limit_s)
 
 
 def reducing_candidate(program: ConeProgram, centre: Array, time_limit_s: float | None = None) -> Array:
-    """The shortest x (B, n) with Px = 0, q'x = 0, -Ax in K and a unit of -Ax along ``centre``, (m,), inside K*.
+    """The x (B, n) of minimum norm with Px = 0, q'x = 0, -Ax in K and centre'(-Ax) = 1, for a centre (m,) inside K*.
 
-    Entries that are small in units in which all columns are of one size are 0.
+    Entries that are small after equilibration (NOISE) are set to 0.
     """
     return _direction(program, centre, time_limit_s)
 
 
 def _direction(program: ConeProgram, centre: Array | None, time_limit_s: float | None) -> Array:
-    """The shortest x with Px = 0, -Ax in K, and q'x = -1; or q'x = 0 and centre'(-Ax) = 1 if there is a centre."""
+    """The x of minimum norm with Px = 0, -Ax in K, and q'x = -1; with a centre, q'x = 0 and centre'(-Ax) = 1."""
     (P, A, cones), n = (program.structure.P, program.structure.A, program.structure.cones), program.structure.n
     occurring, place = np.unique(P.rows, return_inverse=True)
     falling = len(occurring)
@@ -85,7 +85,7 @@ def _direction(program: ConeProgram, centre: Array | None, time_limit_s: float |
 
 
 class _Entries(NamedTuple):
-    """Entries of a matrix: their rows and columns, and their values (B, entries), or (entries,) for all elements."""
+    """Sparse matrices of one pattern: rows and columns of the entries, values (B, entries), or (entries,) for all."""
 
     rows: IndexArray
     cols: IndexArray
@@ -93,17 +93,17 @@ class _Entries(NamedTuple):
 
     @staticmethod
     def joined(*parts: _Entries) -> _Entries:
-        """Those of several parts, by columns."""
+        """The sum of several sparse matrices with disjoint patterns, entries sorted by columns."""
         rows, cols = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         order = np.lexsort((rows, cols))
         return _Entries(rows[order], cols[order], np.concatenate([part.values for part in parts], axis=1)[:, order])
 
     def equilibrated(self, row_blocks: IndexArray, col_blocks: IndexArray) -> tuple[_Entries, Array]:
-        """With rows and columns of about the same size (Ruiz 2001), and the units of the columns, (B, columns).
+        """Ruiz equilibration (Ruiz 2001): the scaled matrices, and the scales of the columns, (B, columns).
 
         Args:
-            row_blocks: numbers of the blocks that rows belong to; one of several rows has one unit.
-            col_blocks: likewise of columns.
+            row_blocks: block index of each row; the rows of a block have one scale.
+            col_blocks: block index of each column.
         """
         values, unit = self.values, np.ones((len(self.values), len(col_blocks)))
         blocks = row_blocks[self.rows], col_blocks[self.cols]
@@ -117,7 +117,7 @@ class _Entries(NamedTuple):
 
 
 def _shortest(entries: _Entries, cones: Cones, length: int, at: int, time_limit_s: float | None) -> Array:
-    """The shortest vectors v (B, length) with Ev + s = b, s in K, where b is -1 at one row and 0 elsewhere."""
+    """The vectors v (B, length) of minimum norm with Ev + s = b, s in K, where b is -1 in row ``at``, 0 elsewhere."""
     batch, diagonal = len(entries.values), np.arange(length)
     structure = Structure(
         Pattern((length, length), diagonal, diagonal), Pattern((cones.m, length), entries.rows, entries.cols), cones
@@ -134,10 +134,10 @@ def _shortest(entries: _Entries, cones: Cones, length: int, at: int, time_limit_
 
 
 def _dual_cone_rows(cones: Cones) -> _Entries:
-    """T with y in K* where Ty in K, for all blocks but the zero cone's: rows behind those, columns of y.
+    """The matrix T with y in K* if and only if Ty in K, for all blocks but the zero cone's.
 
     The dual of the exponential cone is {(u, v, w): (-v, -u, e w) in K}, that of the power cone
-    {(u, v, w): (u / alpha, v / (1 - alpha), w) in K}; the others are their own.
+    {(u, v, w): (u / alpha, v / (1 - alpha), w) in K}; the other cones are self-dual.
     """
     first, m = cones.zero, cones.m
     rows, cols, values = np.arange(m - first), np.arange(first, m), np.ones(m - first)
@@ -153,7 +153,7 @@ def _dual_cone_rows(cones: Cones) -> _Entries:
 
 
 def _largest(values: Array, places: IndexArray, count: int) -> Array:
-    """The largest size (B, count) of the values (B, entries) at each place, 0 where there is none."""
+    """The largest magnitude (B, count) of the values (B, entries) with each index, 0 if there is none."""
     largest = np.zeros((len(values), count))
     np.maximum.at(largest.T, places, np.abs(values).T)
     return largest

@@ -1,13 +1,12 @@
-"""Programs that are unbounded without a ray: minimise -log x falls for ever, though along no direction steadily.
+"""Proof of unboundedness without a ray (weak dual infeasibility), such as minimise -log x, by facial reduction.
 
-With d in the recession cone and q'd = 0,
+For a direction d with
 
-    Pd = 0,  -Ad in K,  q'd = 0:     every y of the dual has y'(-Ad) = q'd = 0,
+    Pd = 0,  -Ad in K,  q'd = 0     every dual feasible y has y'(-Ad) = q'd = 0,
 
-so it lies in the face F of K* that is orthogonal to -Ad (facial reduction; Borwein and Wolkowicz 1981). A ray of the
-program whose K is replaced by the larger F* then proves that the dual has no solution, F being all that is left of K*;
-if the dual still allows for one, the step is repeated. A program with a strictly feasible point and without a dual
-solution is unbounded.
+so y lies in the face F of K* orthogonal to -Ad (facial reduction; Borwein and Wolkowicz 1981). A ray of the program in
+which the larger cone F* replaces K then proves that the dual is infeasible; if there is none, the reduction is
+repeated. A strictly feasible program whose dual is infeasible is unbounded.
 """
 
 from __future__ import annotations
@@ -30,26 +29,27 @@ from convexlayer.solvers.search import reducing_candidate, unboundedness_candida
 __all__ = ["is_unbounded_without_ray"]
 
 STEPS = 3
-"""Reductions that are tried."""
+"""Maximum number of facial reduction steps."""
 
 PRESENT = 1e-6
-"""What is larger than this, relative to the terms that make it up, is in the direction's block."""
+"""Entries of -Ad (and eigenvalues) above this, relative to the terms of their sum, count as nonzero."""
 
 EXACT = 1e-9
-"""What is to be zero in a direction is, up to this, relative to its terms."""
+"""Largest residual of the equations of a direction d, relative to the terms, after the least-squares correction."""
 
 INSIDE = 1e-6
-"""A point is strictly feasible from this depth on, relative to the entries of b."""
+"""A point counts as strictly feasible if its distance to the boundary, relative to the entries of b, exceeds this."""
 
 STEEPEST = 300.0
-"""Beyond exp of this nothing is to be told from a point on the boundary of the exponential cone."""
+"""Largest abs(x / y) of a point of the exponential cone whose face is computed: exp(x / y) beyond is too large or too
+small to tell whether the point is on the boundary."""
 
 LARGEST = 2000
-"""Variables and rows up to which this is tried: its least squares are dense."""
+"""Variables plus rows up to which the proof is tried: its least-squares problem is dense."""
 
 
 def is_unbounded_without_ray(program: ConeProgram, time_limit_s: float | None = None) -> bool:
-    """Whether it is proved that the one program of a batch, which has no ray, is unbounded nevertheless."""
+    """Whether facial reduction proves that the only element of a batch, which has no ray, is unbounded."""
     if program.structure.n + program.structure.m > LARGEST:
         return False
     reduced = program
@@ -64,7 +64,7 @@ def is_unbounded_without_ray(program: ConeProgram, time_limit_s: float | None = 
 
 
 def _reduced(program: ConeProgram, time_limit_s: float | None) -> ConeProgram | None:
-    """The program with K replaced by F*; None where no direction was found that reduces it."""
+    """The program with K replaced by F*; None if no reducing direction was found."""
     structure, cones = program.structure, program.structure.cones
     if cones.m == cones.zero:
         return None
@@ -74,7 +74,7 @@ def _reduced(program: ConeProgram, time_limit_s: float | None) -> ConeProgram | 
     P, A = structure.P.csc(program.P[0]), structure.A.csc(program.A[0]).tocsr()
     terms = _largest_of_blocks(abs(A) @ np.abs(d), cones)
     pieces = _pieces(-(A @ d), terms, cones)
-    # What is to vanish along d vanishes to rounding, or it is no such direction.
+    # Correct d by least squares so that its equations hold to rounding; otherwise it is not a reducing direction.
     gone = sp.vstack([P, sp.csr_matrix(program.q), A[: cones.zero], *(piece.zeros @ A for piece in pieces)]).toarray()
     sizes = np.abs(gone) @ np.abs(d)
     gone, sizes = gone[sizes > 0], sizes[sizes > 0]
@@ -92,14 +92,14 @@ def _reduced(program: ConeProgram, time_limit_s: float | None) -> ConeProgram | 
 @final
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """What becomes of one block of K.
+    """The block of F* that replaces one block of K.
 
     Attributes:
-        kind: the cone of the rows that replace it: a field of ``Cones``.
-        size: its size there: of a second-order or positive semidefinite block, the exponent of a power block, else 1.
-        rows: these rows, of all of A's, sparse.
-        zeros: combinations of A's rows that vanish along the direction, by which the face is what it is.
-        kept: whether the block is as before.
+        kind: its cone, a field of ``Cones``.
+        size: size of a second-order or semidefinite block, exponent of a power block, else 1.
+        rows: its rows as combinations of the rows of A, sparse, (rows, m).
+        zeros: combinations of the rows of A that must vanish along the direction for this to be the face, (zeros, m).
+        kept: whether the block is unchanged.
     """
 
     kind: str
@@ -110,7 +110,7 @@ class _Piece:
 
 
 def _pieces(s: Array, terms: Array, cones: Cones) -> list[_Piece]:
-    """What becomes of each block but the zero cone's, where -Ad is s, of terms of these sizes."""
+    """The pieces of F* at s = -Ad for all blocks but the zero cone's; terms are the magnitudes of the terms of s."""
     present = np.where(np.abs(s) > PRESENT * terms, s, 0.0)
     start, pieces = cones.zero, list[_Piece]()
     for kind, size, length in _blocks(cones):
@@ -121,10 +121,10 @@ def _pieces(s: Array, terms: Array, cones: Cones) -> list[_Piece]:
 
 
 def _replacing(kind: str, size: float, rows: IndexArray, s: Array, m: int) -> list[_Piece]:
-    """F* of one block at s = -Ad."""
+    """The pieces of F* of one block at s = -Ad."""
 
     def combined(matrix: Array, at: IndexArray = rows) -> sp.csr_matrix:
-        """Combinations of the rows at these places."""
+        """A matrix that combines the rows with these indices, as a sparse matrix on all m rows."""
         height, width = matrix.shape
         places = np.tile(at, height), np.repeat(np.arange(height), width)
         return sp.csr_matrix((matrix.ravel(), places[::-1]), shape=(height, m))
@@ -151,13 +151,13 @@ def _replacing(kind: str, size: float, rows: IndexArray, s: Array, m: int) -> li
         other = rows[1:2] if s[0] > 0.0 else rows[:1]
         return [_Piece("nonnegative", 1, picked(other), picked(rows[s == 0.0]))]
     if kind == "exponential" and abs(s[0]) > s[1] * STEEPEST:
-        return [_Piece(kind, size, picked(rows), none, kept=True)]  # K is smaller than F*, which cannot be told here
+        return [_Piece(kind, size, picked(rows), none, kept=True)]  # F* cannot be computed here; K is contained in it
     normal = None if kind == "nonnegative" else _normal(kind, size, s)
     return [] if normal is None else [_Piece("nonnegative", 1, combined(normal[None]), none)]
 
 
 def _normal(kind: str, size: float, block: Array) -> Array | None:
-    """The one direction of K* that is orthogonal to a block on the curved boundary of K; None inside."""
+    """The extreme ray of K* orthogonal to a block on the curved boundary of K; None for an interior point."""
     if kind == "second_order":
         t, u = block[0], block[1:]
         return np.append(t, -u) if t - np.linalg.norm(u) <= PRESENT * t else None
@@ -171,7 +171,7 @@ def _normal(kind: str, size: float, block: Array) -> Array | None:
 
 
 def _with_cones(program: ConeProgram, A: sp.csr_matrix, pieces: list[_Piece]) -> ConeProgram:
-    """The program with these pieces in place of its blocks."""
+    """The program with these pieces in place of its cone blocks."""
     cones = program.structure.cones
     by_kind = {kind: [piece for piece in pieces if piece.kind == kind] for kind in cones.as_dict()}
     ordered = [piece for kind in cones.as_dict() for piece in by_kind[kind]]
@@ -193,7 +193,7 @@ def _with_cones(program: ConeProgram, A: sp.csr_matrix, pieces: list[_Piece]) ->
 
 
 def _is_strictly_feasible(program: ConeProgram, time_limit_s: float | None) -> bool:
-    """Whether Ax + s = b has a solution with s inside K: maximise t <= 1 where s - t e is in K, e inside K."""
+    """Slater's condition: whether Ax + s = b for an interior s of K; maximises t with s - t e in K, e interior."""
     structure, cones = program.structure, program.structure.cones
     A, b, centre = structure.A.csc(program.A[0]), program.b[0], _central(cones, dual=False)
     n, first = structure.n, cones.zero
@@ -225,13 +225,13 @@ def _is_strictly_feasible(program: ConeProgram, time_limit_s: float | None) -> b
 
 
 def _central(cones: Cones, *, dual: bool) -> Array:
-    """A point inside K* or K, 0 in the rows of the zero cone, (m,)."""
+    """An interior point of K* or K, 0 in the rows of the zero cone, (m,)."""
     parts = [np.zeros(cones.zero)]
     for kind, size, length in _blocks(cones):
         if kind == "psd":
             parts.append(_svec(np.eye(int(size))))
         elif kind == "exponential":
-            parts.append(np.array([-1.0, 1.0, 1.0]))  # inside both
+            parts.append(np.array([-1.0, 1.0, 1.0]))  # interior of both
         elif kind == "power":
             parts.append(np.array([size, 1.0 - size, 0.0]) if dual else np.array([1.0, 1.0, 0.0]))
         else:
@@ -249,7 +249,7 @@ def _blocks(cones: Cones) -> list[tuple[str, float, int]]:
 
 
 def _largest_of_blocks(rows: Array, cones: Cones) -> Array:
-    """The largest of each row's block, (m,)."""
+    """The maximum of each row's block, (m,)."""
     blocks = block_of_rows(cones)
     largest = np.zeros(int(blocks[-1]) + 1)
     np.maximum.at(largest, blocks, rows)

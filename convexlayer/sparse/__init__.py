@@ -1,4 +1,4 @@
-"""Products of batches with sparse matrices and patterns: compiled where that has been done, else by NumPy and SciPy."""
+"""Batched products with sparse matrices and patterns, by kernels if they are compiled, else by NumPy and SciPy."""
 
 from convexlayer.sparse.products import (
     BatchedMatrix,

@@ -1,4 +1,4 @@
-"""The loops behind ``layers/units``, compiled: the scales that bring the rows of a program near 1."""
+"""Kernel of ``layers.units``: Ruiz equilibration of programs by powers of two."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def equilibrate(
     first: int,
     last: int,
 ) -> None:
-    """The arrays of ``layers.units.Equilibration`` for elements first <= k < last; what they are stands there.
+    """Compute the arrays of ``layers.units.Equilibration``, which documents them, for elements first <= k < last.
 
-    ``blocks`` holds the first rows of the blocks of the curved cones, and m; the rows before are blocks of their own.
+    ``blocks`` contains the first rows of the blocks of the curved cones, and m; each earlier row is a block.
     """
     n, m = q.shape[1], b.shape[1]
     column, row = np.empty(n), np.empty(m)
@@ -91,7 +91,7 @@ def _row_norms(
     column: Floats,
     row: Floats,
 ) -> None:
-    """The largest magnitudes of each row of [D P D, D A'E; E A D, 0], those of a block being one."""
+    """Maximum norms of the rows of [D P D, D A'E; E A D, 0], their maximum in each block of a curved cone."""
     row[:] = 0.0
     for j in range(len(d)):
         highest = 0.0
@@ -127,7 +127,7 @@ def _is_finite(values: Floats) -> bool:
 
 @njit(nogil=True)
 def _expected(b: float, q: float, P: float, rounding: float) -> float:
-    """How large solutions are to be expected."""
+    """Expected magnitude of the solution: norm(b), or norm(q) / norm(P) if b is negligible, else 1."""
     of_curvature = q / P if P > 0.0 else 0.0
     if b > rounding * of_curvature:
         return b

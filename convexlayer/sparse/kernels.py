@@ -1,4 +1,4 @@
-"""The loops behind ``products``, compiled: element after element, so that everything touched fits in the cache."""
+"""Kernels of ``products``; they process one element after another, so that its data stay in the cache."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Integers = NDArray[np.int32]
 def times(
     start: Integers, column: Integers, value: Floats, constant: Floats, x: Floats, out: Floats, first: int, last: int
 ) -> None:
-    """out[e] = constant + M x[e] for first <= e < last, of M by rows (CSR)."""
+    """out[e] = constant + M x[e] for first <= e < last, with M by rows (CSR)."""
     for e in range(first, last):
         for i in range(len(start) - 1):
             total = constant[i]
@@ -60,26 +60,24 @@ def fill(
     first: int,
     last: int,
 ) -> None:
-    """The blocks of constant + M x[e] into rows e of P, q, r, A and b, for first <= e < last.
-
-    To normalise is to divide P, q and r by a power of two near the largest entry of P and q, which scale (B,) tells.
+    """Write the blocks of constant + M x[e] to rows e of P, q, r, A and b, for first <= e < last.
 
     Args:
-        ends: where the entries of M of each block end, (5,).
-        column: of each entry.
-        row: in its block, of each entry.
-        value: of each entry.
+        ends: index after the last entry of M of each block, (5,).
+        column: column of each entry.
+        row: row of each entry within its block.
+        value: value of each entry.
         constant: (rows of all blocks,).
         x: (B, columns).
-        normalise: see above.
-        P: out, (B, ...), as q, r, A and b.
-        q: see P.
-        r: see P.
-        A: see P.
-        b: see P.
-        scale: out, (B,).
-        first: first element.
-        last: behind the last element.
+        normalise: whether to divide P, q and r by a power of two near the largest entry of P and q.
+        P: out, (B, nnz(P)).
+        q: out, (B, n).
+        r: out, (B, 1).
+        A: out, (B, nnz(A)).
+        b: out, (B, m).
+        scale: out, the divisors, (B,).
+        first: index of the first element.
+        last: index after the last element.
     """
     for e in range(first, last):
         rest = _fill_block(0, ends[0], column, row, value, constant, x[e], P[e])
@@ -111,7 +109,7 @@ def _fill_block(
     x: Floats,
     out: Floats,
 ) -> Floats:
-    """One block, of which these are the entries; the constants of the blocks behind it."""
+    """Write one block, from the entries start ... stop - 1; returns the constants of the following blocks."""
     out[:] = constant[: len(out)]
     for p in range(start, stop):
         out[row[p]] += value[p] * x[column[p]]
@@ -142,22 +140,22 @@ def gather(
     first: int,
     last: int,
 ) -> None:
-    """out[e] = M'(P, q, r, A, b)[e] for first <= e < last; P, q and r are multiplied by inverse[e] first.
+    """out[e] = M'(inverse[e] P, inverse[e] q, inverse[e] r, A, b)[e] for first <= e < last: the adjoint of ``fill``.
 
     Args:
-        ends: where the entries of M of each block end, (5,).
-        column: of each entry.
-        row: in its block, of each entry.
-        value: of each entry.
+        ends: index after the last entry of M of each block, (5,).
+        column: column of each entry.
+        row: row of each entry within its block.
+        value: value of each entry.
         inverse: (B,).
-        P: (B, ...), as q, r, A and b.
-        q: see P.
-        r: see P.
-        A: see P.
-        b: see P.
-        out: (B, columns).
-        first: first element.
-        last: behind the last element.
+        P: (B, nnz(P)).
+        q: (B, n).
+        r: (B, 1).
+        A: (B, nnz(A)).
+        b: (B, m).
+        out: out, (B, columns).
+        first: index of the first element.
+        last: index after the last element.
     """
     for e in range(first, last):
         total = out[e]
@@ -215,7 +213,7 @@ def system_entries(
     first: int,
     last: int,
 ) -> None:
-    """The entries of ``EntriesOfSystem`` for first <= e < last; all others are zero."""
+    """Write the entries of ``EntriesOfSystem`` for first <= e < last, and zeros elsewhere."""
     for e in range(first, last):
         entries = out[e]
         entries[:] = 0.0
@@ -239,18 +237,18 @@ def rotate_entries(
     first: int,
     last: int,
 ) -> None:
-    """The blocks diag(root) Q' M of each element, for first <= e < last.
+    """Compute the blocks diag(root) Q' M of each element, for first <= e < last.
 
     Args:
-        place: where entry (i, c) of the product goes in out, (blocks, size, columns).
-        source: where entry (k, c) of M stands among the values, -1 where it is zero, of the same shape.
-        block: which block of Q and root each is, (blocks,).
+        place: position in out of entry (i, c) of each product, (blocks, size, columns).
+        source: index in values of entry (k, c) of each M, -1 for zeros, (blocks, size, columns).
+        block: index of each block in Q and root, (blocks,).
         values: (B, nnz).
         Q: (B, all blocks, size, size).
         root: (B, all blocks, size).
-        out: (B, nnz of the product's matrix).
-        first: first element.
-        last: behind the last element.
+        out: out, (B, entries).
+        first: index of the first element.
+        last: index after the last element.
     """
     blocks, size, columns = place.shape
     product = np.empty(size)
@@ -278,7 +276,7 @@ def outer_entries(
     first: int,
     last: int,
 ) -> None:
-    """out[e, p] = (u1 v1' + u2 v2')[rows[p], cols[p]] of element e, for first <= e < last."""
+    """out[e, p] = (u1 v1' + u2 v2')[rows[p], cols[p]] for element e, first <= e < last."""
     for e in range(first, last):
         for p in range(len(rows)):
             i, j = rows[p], cols[p]
@@ -286,7 +284,7 @@ def outer_entries(
 
 
 def warm_up() -> None:
-    """Compile whatever this part of the library calls from Python."""
+    """Compile this package's kernels by calling them."""
     one, index, short = np.ones((1, 1)), np.zeros(1, np.int64), np.zeros(1, np.int32)
     times(np.zeros(2, np.int32), short, np.ones(1), np.ones(1), one, one.copy(), 0, 1)
     blocks = tuple(one.copy() for _ in range(5))

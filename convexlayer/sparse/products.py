@@ -1,4 +1,4 @@
-"""Products of a batch with a sparse matrix that all elements share, and with one pattern whose values differ."""
+"""Products of batches with one shared sparse matrix, and with sparse matrices of one pattern."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
 
 ENTRY_S = 1e-9
-"""Seconds that one entry of one element takes, roughly; tells where threads pay."""
+"""Cost model for splitting a batch among threads: seconds per entry and element (rough measurement)."""
 
 
 @final
 class BatchedMatrix:
-    """One sparse matrix M (rows, columns), to multiply every row of a batch with."""
+    """A sparse matrix M (rows, columns) that multiplies every element of a batch."""
 
     def __init__(self, matrix: sp.csr_matrix) -> None:
-        """Keep the matrix by rows."""
+        """Store the matrix by rows."""
         self._matrix = matrix.tocsr()
         self._zero = np.zeros(matrix.shape[0])
 
@@ -49,7 +49,7 @@ class BatchedMatrix:
         return matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data.astype(np.float64)
 
     def times(self, x: Floats, constant: Floats | None = None) -> Floats:
-        """Constant + M x for every element: x (B, columns) -> (B, rows)."""
+        """constant + M x for every element, x (B, columns) -> (B, rows)."""
         if not kernel_cache.ready():
             product: Floats = (self._matrix @ x.T).T
             return product if constant is None else product + constant
@@ -62,18 +62,18 @@ class BatchedMatrix:
 
 @final
 class ProgramMatrix:
-    """A sparse matrix M (P, q, r, A and b stacked; columns), and its adjoint, for every element of a batch in one pass.
+    """A sparse matrix M, whose rows are stacked P, q, r, A and b, and its adjoint, each applied in one pass.
 
-    For where kernels are compiled.
+    Requires compiled kernels.
     """
 
     def __init__(self, matrix: sp.csr_matrix, constant: Floats, sizes: Sequence[int]) -> None:
-        """Arrange the entries.
+        """Store the entries.
 
         Args:
-            matrix: by rows.
+            matrix: M, by rows.
             constant: (rows,).
-            sizes: rows of the five blocks.
+            sizes: numbers of rows of the five blocks.
         """
         self._constant, self._sizes = constant, tuple(sizes)
         self._columns = matrix.shape[1]
@@ -82,7 +82,7 @@ class ProgramMatrix:
         self._entries: dict[bytes | None, tuple[Any, ...]] = {}
 
     def _entries_of(self, wanted: NDArray[np.bool_] | None) -> tuple[Any, ...]:
-        """Ends of the blocks, columns, rows in their blocks, and values, of the entries in some columns (None: all)."""
+        """Ends of the blocks, and columns, rows within blocks and values of the entries in some columns (None: all)."""
         key = None if wanted is None else wanted.tobytes()
         found = self._entries.get(key)
         if found is None:
@@ -97,7 +97,7 @@ class ProgramMatrix:
         return found
 
     def times(self, x: Floats, *, normalise: bool) -> tuple[Floats, ...]:
-        """P, q, r, A and b, each (B, size), of constant + M x; and the power of two (B,) that divides P, q and r."""
+        """P, q, r, A and b of constant + M x, each (B, size), and the powers of two (B,) that divide P, q and r."""
         batch = len(x)
         P, q, r, A, b = self._sizes
         out = empty(batch, P), empty(batch, q), np.empty((batch, r)), empty(batch, A), empty(batch, b), np.empty(batch)
@@ -107,7 +107,7 @@ class ProgramMatrix:
         return out
 
     def adjoint(self, blocks: tuple[Floats, ...], inverse: Floats, wanted: NDArray[np.bool_] | None = None) -> Floats:
-        """M'(P, q, r, A, b), (B, columns), with P, q and r multiplied by inverse (B,) first; zero where not wanted."""
+        """M'(inverse P, inverse q, inverse r, A, b), (B, columns), inverse (B,); zero in columns not wanted."""
         out = empty(len(inverse), self._columns)
         entries = self._entries_of(wanted)
         _run(
@@ -120,7 +120,7 @@ class ProgramMatrix:
 
 
 def scatter_product(into: Positions, of: Positions, values: Floats, x: Floats, size: int) -> Floats:
-    """Out (B, size) with out[into[p]] += values[p] x[of[p]] for every element: a product with a sparse matrix."""
+    """out[into[p]] += values[p] x[of[p]] for every element, (B, size): a product with sparse matrices."""
     if len(values) != len(x):
         values, x = (np.broadcast_to(v, (max(len(values), len(x)), v.shape[1])) for v in (values, x))
     out = np.zeros((len(values), size))
@@ -130,15 +130,15 @@ def scatter_product(into: Positions, of: Positions, values: Floats, x: Floats, s
 
 
 class EntriesOfSystem(NamedTuple):
-    """Where the entries of P and of diag(d) A, and those of diag(d) - I, stand in a symmetric matrix.
+    """Positions in a symmetric matrix of entries of P, of rows of diag(d) A, and of diag(d) - I.
 
     Attributes:
-        P_source: some entries of P ...
-        P_place: ... and their places.
-        A_source: entries of some rows of A ...
-        A_row: ... those rows ...
-        A_place: ... and their places.
-        diagonal: the places of d - 1.
+        P_source: indices of entries of P.
+        P_place: their positions.
+        A_source: indices of entries of A.
+        A_row: their rows, as indices into d.
+        A_place: their positions.
+        diagonal: positions of d - 1.
     """
 
     P_source: Positions
@@ -150,7 +150,7 @@ class EntriesOfSystem(NamedTuple):
 
 
 def entries_of_system(where: EntriesOfSystem, P: Floats, A: Floats, d: Floats, size: int) -> Floats:
-    """The values (B, size) of the matrices of values P (B, nnz) and A (B, nnz) and of d (B, rows)."""
+    """The values (B, size) of these matrices, from the values P (B, nnz), A (B, nnz) and d (B, rows)."""
     out = empty(len(P), size)
     if kernel_cache.ready():
         arguments = (*where, as_contiguous_float64(P), as_contiguous_float64(A), as_contiguous_float64(d), out)
@@ -166,16 +166,16 @@ def entries_of_system(where: EntriesOfSystem, P: Floats, A: Floats, d: Floats, s
 def rotate_entries(
     out: Floats, place: Positions, values: Floats, source: Positions, Q: Floats, root: Floats, block: Positions
 ) -> None:
-    """Blocks diag(root) Q' M of every element.
+    """Compute the blocks diag(root) Q' M of every element.
 
     Args:
-        out: (B, entries); those at ``place`` are written.
-        place: where entry (i, c) of each product goes, (blocks, size, columns).
+        out: out, (B, entries); only the entries at ``place`` are written.
+        place: position in out of entry (i, c) of each product, (blocks, size, columns).
         values: (B, nnz).
-        source: where entry (j, c) of each M stands among the values, -1 where it is zero, of the shape of ``place``.
+        source: index in values of entry (j, c) of each M, -1 for zeros, of the shape of ``place``.
         Q: (B, all blocks, size, size).
         root: (B, all blocks, size).
-        block: which of all blocks each is, (blocks,).
+        block: index of each block among all blocks, (blocks,).
     """
     if kernel_cache.ready():
         arguments = (place, source, block, *map(as_contiguous_float64, (values, Q, root)), out)
@@ -187,7 +187,7 @@ def rotate_entries(
 
 
 def entries_of_products(rows: Positions, cols: Positions, pairs: tuple[tuple[Floats, Floats], ...]) -> Floats:
-    """The entries (B, nnz) of u1 v1' + u2 v2' on a pattern, of u (B, rows) and v (B, columns)."""
+    """The entries (B, nnz) of u1 v1' + u2 v2' on a pattern, with u (B, rows) and v (B, columns)."""
     (u1, v1), (u2, v2) = pairs
     if kernel_cache.ready():
         out = empty(len(u1), len(rows))
@@ -203,19 +203,19 @@ def entries_of_products(rows: Positions, cols: Positions, pairs: tuple[tuple[Flo
 
 
 Patterns = tuple[Positions, Positions, Positions, Positions]
-"""Rows of P by columns and where its columns start, and the same of A."""
+"""Row indices and column starts of P, and those of A, both by columns (CSC)."""
 
 
 def scales(
     patterns: Patterns, blocks: Positions, free: int, constants: tuple[float, ...], data: tuple[Floats, ...]
 ) -> tuple[Floats, ...]:
-    """The arrays of ``certificate.Scales``; where kernels are compiled.
+    """The arrays of ``certificate.Scales``. Requires compiled kernels.
 
     Args:
         patterns: see ``Patterns``.
         blocks: first rows of the blocks of curved cones, and m.
-        free: rows of the zero cone.
-        constants: those of ``certificate``, in the order of its use.
+        free: number of rows of the zero cone.
+        constants: the constants of ``certificate``, in the order of the kernel.
         data: P, q, A, b, x, y, s.
     """
     (batch, n), m = data[1].shape, data[3].shape[1]
@@ -226,11 +226,11 @@ def scales(
 
 
 def complementary(patterns: Patterns, free: int, data: tuple[Floats, ...]) -> tuple[Floats, ...]:
-    """Y, s, Px + q + A'y, Ax + s - b and backward errors of complementary points; where kernels are compiled.
+    """y, s, Px + q + A'y, Ax + s - b and backward errors of complementary points. Requires compiled kernels.
 
     Args:
         patterns: see ``Patterns``.
-        free: rows of the zero cone.
+        free: number of rows of the zero cone.
         data: P, q, A, b, x, w, projections of the curved rows of w, c, and the sizes of dual and primal rows.
     """
     (batch, n), m = data[1].shape, data[3].shape[1]
@@ -243,14 +243,14 @@ def complementary(patterns: Patterns, free: int, data: tuple[Floats, ...]) -> tu
 def equilibrate(
     patterns: Patterns, blocks: Positions, passes: int, even: float, rounding: float, data: tuple[Floats, ...]
 ) -> tuple[Floats, ...]:
-    """The arrays of ``layers.units.Equilibration``; where kernels are compiled.
+    """The arrays of ``layers.units.Equilibration``. Requires compiled kernels.
 
     Args:
         patterns: see ``Patterns``.
         blocks: first rows of the blocks of curved cones, and m.
-        passes: over the data.
-        even: how unlike the rows of a program that is left alone may be.
-        rounding: share of q over P up to which b tells nothing.
+        passes: number of Ruiz passes.
+        even: largest ratio of row norms of a program that is not scaled.
+        rounding: norm(b) relative to norm(q) / norm(P) up to which b is negligible.
         data: P, q, A, b.
     """
     (batch, n), m = data[1].shape, data[3].shape[1]
@@ -261,14 +261,14 @@ def equilibrate(
 
 
 def residuals(patterns: Patterns, zero: int, orthant: int, data: tuple[Floats, ...], curved: Floats) -> Floats:
-    """Primal, dual, gap and natural residual, their largest, and the objective, (6, B); where kernels are compiled.
+    """Primal, dual, gap and natural residual, their maximum, and the objective, (6, B). Requires compiled kernels.
 
     Args:
         patterns: see ``Patterns``.
-        zero: rows of the zero cone.
-        orthant: end of the rows of the nonnegative cone.
+        zero: number of rows of the zero cone.
+        orthant: index after the last row of the nonnegative cone.
         data: P, q, r, A, b, x, y, s.
-        curved: projections of the other rows of y - s, (B, m - orthant).
+        curved: projections of the curved rows of y - s, (B, m - orthant).
     """
     batch = len(curved)
     out = np.empty((6, batch))
@@ -286,5 +286,5 @@ def _run(kernel: Callable[..., None], arguments: tuple[Any, ...], batch: int, en
 
 @cache
 def _kernels() -> Any:
-    """Imported when it is needed: numba takes half a second."""
+    """The kernel module, imported on demand because importing Numba takes half a second."""
     return import_module("convexlayer.sparse.kernels")

@@ -1,4 +1,4 @@
-"""The loops behind ``certificate`` and ``Residuals``, compiled: what every row of a program says of a point."""
+"""Kernels of ``certificate`` and ``Residuals``: residuals of a point and the scales that they are measured by."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def scales(
     first: int,
     last: int,
 ) -> None:
-    """The arrays of ``certificate.Scales`` for elements first <= e < last; what they are stands there.
+    """Compute the arrays of ``certificate.Scales``, which documents them, for elements first <= e < last.
 
-    ``blocks`` holds the first rows of the blocks of the curved cones, and m; the rows before are blocks of their own.
+    ``blocks`` contains the first rows of the blocks of the curved cones, and m; each earlier row is a block.
     """
     within, floor, lost, bound, noticed, exponent, eps, rounding = constants
     n, m, flat = q.shape[1], b.shape[1], blocks[0]
@@ -140,7 +140,7 @@ def _sums(
     dual: Floats,
     primal: Floats,
 ) -> None:
-    """|P||x| + |q| + |A|'|y| and |A||x| + |b| + |s|, of symmetric P."""
+    """dual <- |P||x| + |q| + |A|'|y| and primal <- |A||x| + |b| + |s|, for symmetric P."""
     for i in range(len(primal)):
         primal[i] = abs(b[i]) + abs(s[i])
     for j in range(len(dual)):
@@ -166,7 +166,7 @@ def _largest_of_blocks(v: Floats, blocks: NDArray[np.int64]) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def _at_least(v: Floats, blocks: NDArray[np.int64], share: float) -> None:
-    """Entries of each block, at least that share of its largest."""
+    """Raise the entries of each block to at least ``share`` times its largest."""
     for k in range(len(blocks) - 1):
         largest = 0.0
         for i in range(blocks[k], blocks[k + 1]):
@@ -177,7 +177,7 @@ def _at_least(v: Floats, blocks: NDArray[np.int64], share: float) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def _balance(S: float, Y: float, exponent: float) -> tuple[float, float]:
-    """C and the size of w, of the sizes of s and y."""
+    """c and the size of w, from the sizes of s and y: a power of two near sqrt(S / Y), and sqrt(S Y)."""
     if S > 0.0 and Y > 0.0:
         power = min(max(np.rint(0.5 * np.log2(S / Y)), -exponent), exponent)
         return 2.0**power, np.sqrt(S) * np.sqrt(Y)
@@ -210,9 +210,9 @@ def complementary(
     first: int,
     last: int,
 ) -> None:
-    """Y, s, Px + q + A'y, Ax + s - b and the backward error of ``certificate.ComplementaryPoint``, elements first <= e.
+    """y, s, Px + q + A'y, Ax + s - b and backward error of ``certificate.ComplementaryPoint``, first <= e < last.
 
-    ``curved`` (B, m - flat) holds the projections of w on the duals of the cones that are not half-lines.
+    ``curved`` (B, m - flat) contains the projections of w onto the duals of the curved cones.
     """
     n, m = q.shape[1], b.shape[1]
     flat = m - curved.shape[1]
@@ -240,7 +240,7 @@ def complementary(
 
 @njit(nogil=True, error_model="numpy")
 def _ratio(residual: float, size: float) -> float:
-    """|residual| / size, 0 / 0 being 0."""
+    """|residual| / size, with 0 / 0 = 0."""
     if residual == 0.0:
         return 0.0
     return abs(residual) / (size if size > 0.0 else 1e-300)
@@ -267,10 +267,10 @@ def residuals(
     first: int,
     last: int,
 ) -> None:
-    """Primal, dual, gap and natural residual, the largest of them, and the objective (see ``Residuals``).
+    """Primal, dual, gap and natural residual, their maximum, and the objective (see ``Residuals``).
 
-    Into columns of out (6, B), for elements first <= e < last. ``curved`` (B, m - orthant) holds the projections of
-    y - s on the duals of the cones that are not half-lines.
+    Written to the columns of out (6, B), for elements first <= e < last. ``curved`` (B, m - orthant) contains the
+    projections of y - s onto the duals of the curved cones.
     """
     n, m = q.shape[1], b.shape[1]
     Px, Aty, Ax = np.empty(n), np.empty(n), np.empty(m)
@@ -309,5 +309,5 @@ def residuals(
 
 @njit(nogil=True)
 def larger(largest: float, value: float) -> float:
-    """The larger of the two; NaN where one is."""
+    """The larger of two numbers; NaN if either is."""
     return largest if value <= largest or np.isnan(largest) else value

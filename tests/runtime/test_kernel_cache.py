@@ -283,7 +283,7 @@ def test_machine_code_for_the_highest_level_of_the_processor_is_used(on: Any, le
         on(level, name)
         kernel_cache.prepare(wait=True)
     on(level)
-    assert kernel_cache.status() == kernel_cache.Kernels("compiled", used, f"machine code for {used} is there")
+    assert kernel_cache.status() == kernel_cache.Kernels("compiled", used, f"the cache has machine code for {used}")
     assert [os.environ[variable] for variable in VARIABLES] == [used, ""]  # numba, imported later, looks for the same
 
 
@@ -352,7 +352,7 @@ def test_numba_that_was_imported_cannot_be_told_of_another_processor(
     assert started == [{}]
     on("x86-64-v2", "x86-64-v3")
     monkeypatch.setitem(sys.modules, "numba", types.ModuleType("numba"))
-    assert kernel_cache.status().reason == "numba was imported before, for x86-64-v3"
+    assert kernel_cache.status().reason == "Numba was already imported, with target x86-64-v3"
 
 
 def test_what_this_processor_can_do_is_known() -> None:

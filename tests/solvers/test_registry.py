@@ -41,7 +41,7 @@ def test_auto_says_why() -> None:
     solver, reason = solver_for("auto", QP)
     assert solver.name == ("daqp" if kernel_cache.ready() else "clarabel")
     assert "nonnegative, zero" in reason
-    assert solver_for("scs", QP)[1] == "asked for by name"
+    assert solver_for("scs", QP)[1] == "requested by name"
 
 
 @pytest.mark.parametrize("order", [LARGE_PSD - 1, LARGE_PSD, CLARABEL_PSD, FALLBACK_PSD, FALLBACK_PSD + 1])
@@ -115,7 +115,7 @@ def test_solvers_that_only_cvxpy_knows_refuse_what_they_cannot_do() -> None:
         ({"max_iter": 0}, "max_iter must be at least 1"),
         ({"time_limit_s": 0.0}, "time_limit_s must be positive"),
         ({"time_limit_s": float("nan")}, "time_limit_s must be positive"),
-        ({"max_iters": 3}, r"unknown option 'max_iters'; there are: tol, max_iter, "),
+        ({"max_iters": 3}, r"unknown option 'max_iters'; the options are: tol, max_iter, "),
     ],
 )
 def test_bad_portable_options(bad: dict[str, float], message: str) -> None:
