@@ -29,7 +29,7 @@ _COMPUTING = "/v1/problems"
 _SEND_BYTES = 2**18
 """Bytes sent at a time; uvicorn accepts more once the client has read most of them.
 
-Smaller messages cost more calls; larger ones lie in uvicorn's buffer, beside the reservation.
+Smaller messages cost more calls; larger ones occupy uvicorn's buffer, which is not part of the reservation.
 """
 
 
