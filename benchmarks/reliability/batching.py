@@ -101,9 +101,9 @@ def _over_http(seconds: float) -> tuple[_Rates, _Rates]:
     with Server(batching=False) as off, Server(batching=True) as on:
         paths = [server.register(dense_qp()) for server in (off, on)]
         for number in range(_ROUNDS + 1):  # the first is a warm-up
-            for rates, callers in ((many, _CLIENTS), (one, 1)):
+            for rates, clients in ((many, _CLIENTS), (one, 1)):
                 loads = [
-                    Load(server.address, f"{path}/solve", bodies, callers, seconds / _ROUNDS)
+                    Load(server.address, f"{path}/solve", bodies, clients, seconds / _ROUNDS)
                     for server, path in zip((off, on), paths, strict=True)
                 ]
                 found = [start(load).result().rate for load in loads]

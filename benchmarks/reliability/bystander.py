@@ -32,31 +32,31 @@ class Effect:
 
     Attributes:
         alone: requests without the attack.
-        beside: requests during the attack.
+        during: requests during the attack.
         new_s: seconds from registering a new problem to its first solution, during the attack; infinite on failure.
     """
 
     alone: Tally
-    beside: Tally
+    during: Tally
     new_s: float
 
-    def row(self, what: str, became: str, *, doubles: bool = True) -> Row:
+    def row(self, what: str, statistics: str, *, doubles: bool = True) -> Row:
         """Return the row of an attack.
 
         Args:
             what: description of the attack.
-            became: statistics of the attack.
+            statistics: statistics of the attack.
             doubles: whether the 95th percentile must at most double.
         """
-        before, after = (percentile(tally.every, 0.95) for tally in (self.alone, self.beside))
-        worst, count = percentile(self.beside.every, 0.99), len(self.beside.every)
+        before, after = (percentile(tally.every, 0.95) for tally in (self.alone, self.during))
+        worst, count = percentile(self.during.every, 0.99), len(self.during.every)
         targets = ["p95 at most doubles"] * doubles + [f"p99 <= {_WORST_S:g} s", "none fails"]
-        met = (after <= 2.0 * before or not doubles) and worst <= _WORST_S and not self.beside.failed
+        met = (after <= 2.0 * before or not doubles) and worst <= _WORST_S and not self.during.failed
         return Row(
             f"{what}: small solves of another key",
             f"{', '.join(targets)}; a new problem of its own within {_NEW_S:g} s",
             f"p95 {milliseconds(before)} -> {milliseconds(after)} ({after / before:.2f} x), p99 {milliseconds(worst)}, "
-            f"{self.beside.failed} of {count} failed; new in {self.new_s:.2f} s; {became}",
+            f"{self.during.failed} of {count} failed; new in {self.new_s:.2f} s; {statistics}",
             met and self.new_s <= _NEW_S,
         )
 
@@ -91,9 +91,9 @@ class Bystander:
 
     def _register_and_solve(self) -> float:
         start = time.monotonic()
-        with self._server.caller(self._key, timeout_s=_TIMEOUT_S) as caller:
-            answer = caller.post("/v1/problems", json.dumps(dense_qp(_NEW_SIZE)).encode())
+        with self._server.client(self._key, timeout_s=_TIMEOUT_S) as client:
+            answer = client.post("/v1/problems", json.dumps(dense_qp(_NEW_SIZE)).encode())
             if answer.status == 201:
                 path = f"/v1/problems/{json.loads(answer.body)['id']}/solve"
-                answer = caller.post(path, body(dense_values(0, _NEW_SIZE)))
+                answer = client.post(path, body(dense_values(0, _NEW_SIZE)))
         return time.monotonic() - start if answer.status == 200 else float("inf")

@@ -22,7 +22,7 @@ from benchmarks.reliability.table import Plan, Row
 
 __all__ = ["measure"]
 
-_CALLERS = 2
+_CLIENTS = 2
 _SIZE = 20
 _PAUSE_S = 0.05
 _CRASHES = "import os, signal\n\n\ndef solve(*data, **options):\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
@@ -60,8 +60,8 @@ def _crashes(plan: Plan) -> Row:
         with Server(keys=("attacker", "victim"), packages=folder) as server:
             attack = Attack(_crash, _Crashes(server.address, server.headers("attacker")))
             effect = Bystander(server, "victim").measure(attack, plan)
-    became = f"solves of the attacker {attack.outcome}"
-    row = effect.row("a crashing solver, for new problems", became, doubles=False)
+    statistics = f"solves of the attacker {attack.outcome}"
+    row = effect.row("a crashing solver, for new problems", statistics, doubles=False)
     return row.with_log(server.log)
 
 
@@ -70,17 +70,17 @@ def _crash(crashes: _Crashes, over: Callable[[], bool]) -> Tally:
     tally, sizes = Tally(), count(_SIZE)
 
     def repeat() -> None:
-        with HttpClient(crashes.address, crashes.headers) as caller:
+        with HttpClient(crashes.address, crashes.headers) as client:
             while True:
                 size = next(sizes)
-                answer = caller.post("/v1/problems", json.dumps(dense_qp(size)).encode())
+                answer = client.post("/v1/problems", json.dumps(dense_qp(size)).encode())
                 if answer.status == 201:
                     path = f"/v1/problems/{json.loads(answer.body)['id']}/solve"
-                    tally.add(caller.post(path, body(dense_values(0, size), options={"solver": "ecos"})))
+                    tally.add(client.post(path, body(dense_values(0, size), options={"solver": "ecos"})))
                 else:
                     time.sleep(_PAUSE_S)
 
-    for _ in range(_CALLERS):
+    for _ in range(_CLIENTS):
         threading.Thread(target=repeat, daemon=True).start()  # daemon threads end with the process
     while not over():
         time.sleep(_PAUSE_S)
@@ -93,13 +93,13 @@ def _deadlines() -> Row:
     hard = body(heavy_values(0, _HEAVY), options=HARD)
     with Server(keys=("attacker", "victim"), deadline_s=_DEADLINE_S, compile_limit_s=_COMPILE_S) as server:
         path = f"{server.register(document, 'attacker')}/solve"
-        with server.caller("attacker") as caller:
+        with server.client("attacker") as client:
             given = Tally()
             for _ in range(_TIMES):
-                given.add(caller.post(path, hard))
-        with server.caller("victim") as caller:
-            registered = caller.post("/v1/problems", json.dumps(document).encode())
-            solved = caller.post(path, body(heavy_values(1, _HEAVY)))
+                given.add(client.post(path, hard))
+        with server.client("victim") as client:
+            registered = client.post("/v1/problems", json.dumps(document).encode())
+            solved = client.post(path, body(heavy_values(1, _HEAVY)))
     return Row(
         f"a document of which {_TIMES} requests exceeded the deadline: use by another key",
         "registered and solved",

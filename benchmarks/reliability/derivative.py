@@ -19,15 +19,15 @@ def measure(plan: Plan) -> list[Row]:
     """Measure both alternately, each after a new solve."""
     rng = np.random.default_rng(0)
     handle, recompute = [], []
-    with Server() as server, server.caller() as caller:
+    with Server() as server, server.client() as client:
         path = server.register(portfolio(_ASSETS, _FACTORS))
         for _ in range(max(12, int(10 * plan.seconds))):
             values = {"mu": rng.uniform(0.0, 1.0, _ASSETS)}
             cotangents = {"w": rng.standard_normal(_ASSETS).tolist()}
-            state = json.loads(caller.post(f"{path}/solve", body(values, **{"return": ["state"]})).body)["state"]
+            state = json.loads(client.post(f"{path}/solve", body(values, **{"return": ["state"]})).body)["state"]
             times = [
-                caller.post(f"{path}/vjp", body({}, state=state, cotangents=cotangents)),
-                caller.post(f"{path}/vjp", body(values, cotangents=cotangents)),
+                client.post(f"{path}/vjp", body({}, state=state, cotangents=cotangents)),
+                client.post(f"{path}/vjp", body(values, cotangents=cotangents)),
             ]
             first, second = (np.array(json.loads(answer.body)["gradients"]["mu"]) for answer in times)
             assert np.allclose(first, second, atol=1e-6), "the result must not depend on the state"

@@ -69,13 +69,13 @@ def _cost(server: Server, path: str, values: np.ndarray, packed: _Encoding) -> R
     encodings = [packed, _json("base64", values), _json("list", values)]
     took: dict[str, list[float]] = {name: [] for name in ("library", *(encoding.name for encoding in encodings))}
     here = library(_DOCUMENT)
-    with server.caller() as caller:
+    with server.client() as client:
         for _ in range(_ROUNDS):
             start = time.perf_counter()
             _ = here.solve([values]).outputs
             took["library"].append(time.perf_counter() - start)
             for encoding in encodings:
-                took[encoding.name].append(_send(caller, path, encoding))
+                took[encoding.name].append(_send(client, path, encoding))
     medians = {name: percentile(seconds[1:], 0.5) for name, seconds in took.items()}
     over = {name: seconds - medians["library"] for name, seconds in medians.items()}
     return Row(
@@ -92,9 +92,9 @@ def _json(form: Encoding, values: np.ndarray) -> _Encoding:
     return _Encoding(form, json.dumps(body).encode(), _JSON)
 
 
-def _send(caller: HttpClient, path: str, encoding: _Encoding) -> float:
+def _send(client: HttpClient, path: str, encoding: _Encoding) -> float:
     """Return the seconds of the exchange."""
-    answer = caller.post(path, encoding.body, encoding.headers)
+    answer = client.post(path, encoding.body, encoding.headers)
     assert answer.status == 200, answer.body[:500]
     return answer.seconds
 
@@ -111,9 +111,9 @@ def _grown_bytes(server: Server, path: str, encoding: _Encoding) -> int:
     before = process.memory_info().rss
     watching = threading.Thread(target=watch)
     watching.start()
-    with server.caller() as caller:
+    with server.client() as client:
         for _ in range(_ROUNDS):
-            _send(caller, path, encoding)
+            _send(client, path, encoding)
     end.set()
     watching.join()
     return peak[0] - before
@@ -123,11 +123,11 @@ def _liveness(server: Server, path: str, values: np.ndarray, plan: Plan) -> Row:
     """Measure /healthz while bodies of 16 MiB are parsed, and then rejected because their problem does not exist."""
     body = _json("list", values).body
     absent = f"{path.rpartition('/v1/problems/')[0]}/v1/problems/p_absent/solve"
-    load = start(Load(server.address, absent, [body], callers=1, seconds=plan.seconds))
+    load = start(Load(server.address, absent, [body], clients=1, seconds=plan.seconds))
     took = []
-    with server.caller() as caller:
+    with server.client() as client:
         while not load.done():
-            answer = caller.get("/healthz")
+            answer = client.get("/healthz")
             assert answer.status == 200, answer.body
             took.append(answer.seconds)
             time.sleep(_PROBE_S)

@@ -42,7 +42,7 @@ def measure(plan: Plan) -> Iterator[Row]:
 def _jobs() -> Row:
     with Server(keys=_KEYS, job_bytes=_ROOM_BYTES) as server:
         small, large = server.register(dense_qp(), "victim"), server.register(_RESULTS, "attacker")
-        with server.caller("attacker") as attacker, server.caller("victim") as victim:
+        with server.client("attacker") as attacker, server.client("victim") as victim:
             job = _job(victim, small, body(dense_values(0)))
             promised_s = json.loads(victim.get(job).body)["expires_s"]
             others = [_job(attacker, large, _batch(seed)) for seed in range(_TIMES)]
@@ -59,7 +59,7 @@ def _jobs() -> Row:
 def _states() -> Row:
     with Server(keys=_KEYS, state_bytes=_ROOM_BYTES) as server:
         small, large = server.register(dense_qp(), "victim"), server.register(_STATES, "attacker")
-        with server.caller("attacker") as attacker, server.caller("victim") as victim:
+        with server.client("attacker") as attacker, server.client("victim") as victim:
             state = _solved(victim, small, body(dense_values(0), **{"return": ["state"]}))["state"]
             for seed in range(_TIMES):
                 assert _solved(attacker, large, _batch(seed, **{"return": ["state"]}))["state"] is not None
@@ -76,7 +76,7 @@ def _documents() -> Row:
     """Register documents of random numbers, which do not compress."""
     with Server(keys=_KEYS, max_store_bytes=_STORE_BYTES) as server:
         given = Tally()
-        with server.caller("attacker") as attacker, server.caller("victim") as victim:
+        with server.client("attacker") as attacker, server.client("victim") as victim:
             for number in range(_DOCUMENTS):
                 given.add(attacker.post("/v1/problems", _document(number)))
             answer = victim.post("/v1/problems", _document(_DOCUMENTS))
@@ -97,18 +97,18 @@ def _document(number: int) -> bytes:
     return json.dumps(line(4000 + number, minimize="sum_squares(x - t * c)")).encode()
 
 
-def _solved(caller: HttpClient, path: str, content: bytes) -> dict[str, Any]:
-    answer = caller.post(f"{path}/solve", content)
+def _solved(client: HttpClient, path: str, content: bytes) -> dict[str, Any]:
+    answer = client.post(f"{path}/solve", content)
     assert answer.status == 200, answer.body[:500]
     return dict(json.loads(answer.body))
 
 
-def _job(caller: HttpClient, path: str, content: bytes) -> str:
+def _job(client: HttpClient, path: str, content: bytes) -> str:
     """Run a job to its end, and return its path."""
-    answer = caller.post(f"{path}/solve", content, {"Prefer": "respond-async"})
+    answer = client.post(f"{path}/solve", content, {"Prefer": "respond-async"})
     assert answer.status == 202, answer.body[:500]
     job, end = f"/v1/jobs/{json.loads(answer.body)['id']}", time.monotonic() + _JOB_S
-    while _status(caller.get(job)) in ("waiting", "running") and time.monotonic() < end:
+    while _status(client.get(job)) in ("waiting", "running") and time.monotonic() < end:
         time.sleep(_POLL_S)
     return job
 

@@ -20,25 +20,25 @@ def measure(plan: Plan) -> list[Row]:
         paths = [f"{server.register(heavy_qp(size), key)}/solve" for size, key in zip(_SIZES, _KEYS, strict=True)]
         bodies = [[body(heavy_values(seed, size)) for seed in range(16)] for size in _SIZES]
 
-        def load(who: int, callers: int, seconds: float) -> Load:
+        def load(who: int, clients: int, seconds: float) -> Load:
             headers = server.headers(_KEYS[who])
-            return Load(server.address, paths[who], bodies[who], callers, seconds, headers=headers)
+            return Load(server.address, paths[who], bodies[who], clients, seconds, headers=headers)
 
         for who in range(len(_SIZES)):
             start(load(who, 4, 2.0)).result()
         alone = start(load(1, 1, plan.seconds)).result()
         flood = start(load(0, _FLOOD, plan.seconds + 1.0))
-        beside = start(load(1, 1, plan.seconds)).result()
+        during = start(load(1, 1, plan.seconds)).result()
         flooding = flood.result()
-    return [_row(alone, beside, flooding)]
+    return [_row(alone, during, flooding)]
 
 
-def _row(alone: Tally, beside: Tally, flood: Tally) -> Row:
-    before, after = (percentile(tally.good, 0.95) for tally in (alone, beside))
+def _row(alone: Tally, during: Tally, flood: Tally) -> Row:
+    before, after = (percentile(tally.good, 0.95) for tally in (alone, during))
     return Row(
         f"a flood of one key ({_FLOOD} clients)",
         "p95 of another key at most doubles",
-        f"{milliseconds(before)} -> {milliseconds(after)} ({after / before:.2f} x), {beside.failed} failed; the flood "
+        f"{milliseconds(before)} -> {milliseconds(after)} ({after / before:.2f} x), {during.failed} failed; the flood "
         f"gets {flood.rate:.0f}/s",
-        after <= 2.0 * before and beside.failed == 0,
+        after <= 2.0 * before and during.failed == 0,
     )

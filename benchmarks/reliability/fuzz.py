@@ -59,13 +59,13 @@ def measure(plan: Plan) -> list[Row]:
 
         with ThreadPoolExecutor(_SENDERS) as pool:
             list(pool.map(run, range(_SENDERS)))
-        with server.caller() as caller:
-            document = json.loads(caller.get("/openapi.json").body)
+        with server.client() as client:
+            document = json.loads(client.get("/openapi.json").body)
             examples = max(1, round(plan.cases * _SCHEMA_SHARE / _OPERATIONS))
         send_cases(document, examples, seed=0, send=senders[-1].send)
-        with server.caller() as caller:
-            solved = caller.post(f"{path}/solve", json.dumps({"parameters": VALUES}).encode())
-            health = json.loads(caller.get("/readyz").body)
+        with server.client() as client:
+            solved = client.post(f"{path}/solve", json.dumps({"parameters": VALUES}).encode())
+            health = json.loads(client.get("/readyz").body)
     statuses = sum((sender.statuses for sender in senders), Counter[int]())
     failures: list[str] = [failure for sender in senders for failure in sender.failures]
     first = failures[:3]

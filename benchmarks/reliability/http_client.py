@@ -36,7 +36,7 @@ class HttpClient:
 
     Args:
         address: address of the server.
-        headers: headers of every request, beside Content-Type.
+        headers: headers of every request, in addition to Content-Type.
         timeout_s: seconds to wait for the next byte.
     """
 

@@ -13,7 +13,7 @@ from typing import final
 
 from benchmarks.reliability.connection import Connection
 
-__all__ = ["Crowd", "CrowdStatistics", "maintain"]
+__all__ = ["ConnectionGroup", "ConnectionStatistics", "maintain"]
 
 _POLL_S = 0.05
 _REOPEN_S = 0.005
@@ -21,7 +21,7 @@ _REOPEN_S = 0.005
 
 
 @dataclass(frozen=True)
-class Crowd:
+class ConnectionGroup:
     """A group of such connections.
 
     Attributes:
@@ -31,8 +31,8 @@ class Crowd:
         then: data that each sends repeatedly.
         every_s: interval of repetition in seconds.
         sources: source addresses, used in turn.
-        most_bytes: bytes that all may send together.
-        deaf: whether they never read, with the smallest receive buffer.
+        max_bytes: bytes that all may send together.
+        never_reads: whether they never read, with the smallest receive buffer.
     """
 
     address: tuple[str, int]
@@ -41,14 +41,14 @@ class Crowd:
     then: bytes = b""
     every_s: float = float("inf")
     sources: Sequence[str] = ("127.0.0.2",)
-    most_bytes: int = 2**30
-    deaf: bool = False
+    max_bytes: int = 2**30
+    never_reads: bool = False
 
 
 @final
 @dataclass
-class CrowdStatistics:
-    """Statistics of a crowd.
+class ConnectionStatistics:
+    """Statistics of a group.
 
     Attributes:
         opened: opened connections.
@@ -65,10 +65,10 @@ class CrowdStatistics:
         return f"{self.opened} opened, {self.closed} closed by the server, {self.sent_bytes / 1e6:.0f} MB sent"
 
 
-def maintain(crowd: Crowd, over: Callable[[], bool]) -> CrowdStatistics:
-    """Maintain a crowd until ``over`` returns true."""
-    statistics, numbers = CrowdStatistics(), count()
-    sources = deque(crowd.sources[number % len(crowd.sources)] for number in range(crowd.connections))
+def maintain(group: ConnectionGroup, over: Callable[[], bool]) -> ConnectionStatistics:
+    """Maintain a group until ``over`` returns true."""
+    statistics, numbers = ConnectionStatistics(), count()
+    sources = deque(group.sources[number % len(group.sources)] for number in range(group.connections))
     alive: dict[Connection, str] = {}
     due: list[tuple[float, int, Connection]] = []  # next transmission
     with selectors.DefaultSelector() as selector:
@@ -76,28 +76,32 @@ def maintain(crowd: Crowd, over: Callable[[], bool]) -> CrowdStatistics:
         def open_one() -> None:
             source = sources.popleft()
             connection = Connection(
-                selector, crowd.address, source=source, buffer_bytes=1 if crowd.deaf else None, reads=not crowd.deaf
+                selector,
+                group.address,
+                source=source,
+                buffer_bytes=1 if group.never_reads else None,
+                reads=not group.never_reads,
             )
             alive[connection] = source
             statistics.opened += 1
-            transmit(connection, crowd.first)
+            transmit(connection, group.first)
 
         def transmit(connection: Connection, what: bytes) -> None:
             try:
-                if not connection.sending and statistics.sent_bytes + len(what) <= crowd.most_bytes:
+                if not connection.sending and statistics.sent_bytes + len(what) <= group.max_bytes:
                     statistics.sent_bytes += len(what)
                     connection.send(what)
             except OSError:
                 on_closed(connection)
             else:
-                heapq.heappush(due, (time.monotonic() + crowd.every_s, next(numbers), connection))
+                heapq.heappush(due, (time.monotonic() + group.every_s, next(numbers), connection))
 
         def on_closed(connection: Connection) -> None:
             statistics.closed += 1
             sources.append(alive.pop(connection))
             connection.close()
 
-        for _ in range(crowd.connections):
+        for _ in range(group.connections):
             open_one()
         again = 0.0
         while not over():
@@ -108,7 +112,7 @@ def maintain(crowd: Crowd, over: Callable[[], bool]) -> CrowdStatistics:
             while due and due[0][0] <= now:
                 _, _, connection = heapq.heappop(due)
                 if connection in alive:
-                    transmit(connection, crowd.then)
+                    transmit(connection, group.then)
             next_s = min(due[0][0] if due else now + _POLL_S, again if sources else now + _POLL_S) - now
             for key, events in selector.select(min(_POLL_S, max(0.0, next_s))):
                 try:

@@ -15,7 +15,7 @@ from benchmarks.reliability.table import Plan, Row
 __all__ = ["measure"]
 
 _SIZE = 400
-_CALLERS = 8
+_CLIENTS = 8
 _PAUSE_S = 2.0
 _WORKERS = 2
 
@@ -27,9 +27,9 @@ def measure(plan: Plan) -> list[Row]:
     back = []
     with Server(workers=_WORKERS) as server:
         path = f"{server.register(heavy_qp(_SIZE))}/solve"
-        start(Load(server.address, path, bodies, callers=_CALLERS, seconds=2.0)).result()
+        start(Load(server.address, path, bodies, clients=_CLIENTS, seconds=2.0)).result()
         descriptors = server.descriptors()
-        load = start(Load(server.address, path, bodies, _CALLERS, seconds=plan.count * (_PAUSE_S + 5.0)))
+        load = start(Load(server.address, path, bodies, _CLIENTS, seconds=plan.count * (_PAUSE_S + 5.0)))
         for _ in range(plan.count):
             time.sleep(_PAUSE_S)
             try:
@@ -48,6 +48,6 @@ def measure(plan: Plan) -> list[Row]:
             "only its in-flight requests fail, as 503; recovery in <= 5 s; nothing else fails",
             f"{counts.get(503, 0)} of {sum(counts.values())} requests were 503, {wrong} failed otherwise; recovery in "
             f"{max(back, default=0.0):.2f} s at most; {leaked:+d} descriptors",
-            wrong == 0 and tally.failed <= _CALLERS * plan.count and max(back, default=0.0) <= 5.0,
+            wrong == 0 and tally.failed <= _CLIENTS * plan.count and max(back, default=0.0) <= 5.0,
         )
     ]

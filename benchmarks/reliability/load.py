@@ -37,17 +37,17 @@ class Load:
         address: address of the server.
         path: path of the requests.
         bodies: bodies, used in turn.
-        callers: number of concurrent clients.
+        clients: number of concurrent clients.
         seconds: duration; then the load waits for outstanding responses.
         rate: requests per second of all clients together, delayed if a response is late; None for a closed load.
-        headers: headers of every request, beside Content-Type.
+        headers: headers of every request, in addition to Content-Type.
         timeout_s: seconds after which a client closes its connection without a response.
     """
 
     address: tuple[str, int]
     path: str
     bodies: Sequence[bytes]
-    callers: int
+    clients: int
     seconds: float
     rate: float | None = None
     headers: dict[str, str] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Tally:
 
 
 @final
-class _Caller:
+class _Client:
     """One client of a load; its connection is opened when needed."""
 
     def __init__(self, selector: selectors.BaseSelector, address: tuple[str, int], number: int) -> None:
@@ -169,31 +169,31 @@ def run(load: Load, over: Callable[[], bool] = lambda: False) -> Tally:
     tally, cpu_s, start = Tally(), time.process_time(), time.perf_counter()
     end, next_check_s = start + load.seconds, start
     requests = [request(load.address, load.path, body, load.headers) for body in load.bodies]
-    busy: dict[Connection, _Caller] = {}
+    busy: dict[Connection, _Client] = {}
     with selectors.DefaultSelector() as selector:
-        callers = [_Caller(selector, load.address, number) for number in range(load.callers)]
-        idle = [(_due(load, start, caller), caller.number, caller) for caller in callers]
+        clients = [_Client(selector, load.address, number) for number in range(load.clients)]
+        idle = [(_due(load, start, client), client.number, client) for client in clients]
         heapq.heapify(idle)
 
-        def finish(caller: _Caller, answer: Response) -> None:
+        def finish(client: _Client, answer: Response) -> None:
             tally.add(answer)
-            caller.number += load.callers
-            heapq.heappush(idle, (_due(load, start, caller), caller.number, caller))
+            client.number += load.clients
+            heapq.heappush(idle, (_due(load, start, client), client.number, client))
 
         while (idle or busy) and not over():
             while idle and (idle[0][0] <= (now := time.perf_counter()) or now >= end):
-                due, _, caller = heapq.heappop(idle)
+                due, _, client = heapq.heappop(idle)
                 if max(due, now) >= end:
                     continue
                 try:
-                    busy[caller.send(requests[caller.number % len(requests)])] = caller
+                    busy[client.send(requests[client.number % len(requests)])] = client
                 except OSError:
-                    finish(caller, caller.close())
+                    finish(client, client.close())
             now = time.perf_counter()
             wait_s = min(_POLL_S, max(0.0, idle[0][0] - now)) if idle else _POLL_S
             for key, _ in selector.select(wait_s):
                 if (waiting := busy.get(key.data)) is None:  # the server closes an idle connection
-                    next(caller for caller in callers if caller.connection is key.data).close()
+                    next(client for client in clients if client.connection is key.data).close()
                     continue
                 try:
                     answer = waiting.receive()
@@ -204,19 +204,19 @@ def run(load: Load, over: Callable[[], bool] = lambda: False) -> Tally:
                     finish(waiting, answer)
             if now >= next_check_s:
                 next_check_s = now + _POLL_S
-                for connection, caller in [item for item in busy.items() if item[1].since < now - load.timeout_s]:
+                for connection, client in [item for item in busy.items() if item[1].since < now - load.timeout_s]:
                     del busy[connection]
-                    finish(caller, caller.close())
-        for caller in callers:
-            caller.close()
+                    finish(client, client.close())
+        for client in clients:
+            client.close()
     tally.seconds = time.perf_counter() - start
     tally.cpu_s = time.process_time() - cpu_s
     return tally
 
 
-def _due(load: Load, start: float, caller: _Caller) -> float:
+def _due(load: Load, start: float, client: _Client) -> float:
     """Return the time of a client's next request."""
-    return start if load.rate is None else start + caller.number / load.rate
+    return start if load.rate is None else start + client.number / load.rate
 
 
 def request(address: tuple[str, int], path: str, body: bytes, headers: Mapping[str, str]) -> bytes:

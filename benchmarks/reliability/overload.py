@@ -10,7 +10,7 @@ from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 __all__ = ["measure"]
 
 _SIZE = 400  # 20 ms
-_CALLERS = 256  # outstanding requests of the open load at most
+_CLIENTS = 256  # outstanding requests of the open load at most
 
 
 def measure(plan: Plan) -> list[Row]:
@@ -18,9 +18,9 @@ def measure(plan: Plan) -> list[Row]:
     bodies = [body(heavy_values(seed, _SIZE)) for seed in range(16)]
     with Server(max_waiting=32, max_in_flight_per_key=64) as server:
         path = f"{server.register(heavy_qp(_SIZE))}/solve"
-        start(Load(server.address, path, bodies, callers=4, seconds=2.0)).result()
-        peak = start(Load(server.address, path, bodies, callers=32, seconds=plan.seconds)).result().rate
-        load = Load(server.address, path, bodies, callers=_CALLERS, seconds=plan.seconds, rate=2.0 * peak)
+        start(Load(server.address, path, bodies, clients=4, seconds=2.0)).result()
+        peak = start(Load(server.address, path, bodies, clients=32, seconds=plan.seconds)).result().rate
+        load = Load(server.address, path, bodies, clients=_CLIENTS, seconds=plan.seconds, rate=2.0 * peak)
         tally = start(load).result()
     refused = tally.took.get(429, [])
     others = sum(count for status, count in tally.counts().items() if status not in (200, 429))

@@ -38,8 +38,8 @@ def probed(
     tally = Tally()
 
     def send() -> None:
-        with server.caller(key, timeout_s=_TIMEOUT_S) as caller:
-            tally.add(ask(caller))
+        with server.client(key, timeout_s=_TIMEOUT_S) as client:
+            tally.add(ask(client))
 
     with _repeated(send, every_s):
         yield tally
@@ -83,10 +83,10 @@ class Memory:
                 total += process.memory_info().rss
         return total
 
-    def seconds_until(self, most_bytes: float, limit_s: float) -> float | None:
+    def seconds_until(self, max_bytes: float, limit_s: float) -> float | None:
         """Wait until the memory falls to a limit; return the seconds, or None after ``limit_s``."""
         start = time.monotonic()
-        while self.now_bytes() > most_bytes:
+        while self.now_bytes() > max_bytes:
             if time.monotonic() > start + limit_s:
                 return None
             time.sleep(_EVERY_S)

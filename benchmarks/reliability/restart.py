@@ -49,8 +49,8 @@ def measure(plan: Plan) -> list[Row]:
         before, start = list(solved), time.monotonic()
         with Server(store=path, port=port) as second:
             back_s = time.monotonic() - start
-            with second.caller() as caller:
-                listed = {problem["id"] for problem in json.loads(caller.get("/v1/problems").body)["problems"]}
+            with second.client() as client:
+                listed = {problem["id"] for problem in json.loads(client.get("/v1/problems").body)["problems"]}
             time.sleep(min(5.0, plan.seconds))
             end.set()
             for thread in threads:

@@ -121,7 +121,7 @@ class Server:
         """Return the headers with a key, by its name."""
         return {"Authorization": f"Bearer {self._tokens[key]}"}
 
-    def caller(self, key: str | None = None, timeout_s: float = 120.0) -> HttpClient:
+    def client(self, key: str | None = None, timeout_s: float = 120.0) -> HttpClient:
         """Return a client with a key."""
         return HttpClient(self.address, None if key is None else self.headers(key), timeout_s)
 
@@ -133,8 +133,8 @@ class Server:
 
     def register(self, document: Mapping[str, Any], key: str | None = None) -> str:
         """Register a problem, and return its path."""
-        with self.caller(key) as caller:
-            answer = caller.post("/v1/problems", json.dumps(document).encode())
+        with self.client(key) as client:
+            answer = client.post("/v1/problems", json.dumps(document).encode())
         assert answer.status in (200, 201), answer.body
         return f"/v1/problems/{json.loads(answer.body)['id']}"
 
@@ -149,9 +149,9 @@ class Server:
     def wait_for_workers(self) -> float:
         """Wait until all workers are ready; return the seconds that this took."""
         start = time.monotonic()
-        with self.caller() as caller:
+        with self.client() as client:
             while True:
-                answer = caller.get("/readyz")
+                answer = client.get("/readyz")
                 if answer.status and json.loads(answer.body).get("workers") == self._workers:
                     return time.monotonic() - start
                 if time.monotonic() - start > _START_S:

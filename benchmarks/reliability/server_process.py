@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.reliability.attack import Attack
 from benchmarks.reliability.http_client import HttpClient, Response
-from benchmarks.reliability.idle_connections import Crowd, maintain
+from benchmarks.reliability.idle_connections import ConnectionGroup, maintain
 from benchmarks.reliability.latency import library
 from benchmarks.reliability.load import Load, Tally, request, run
 from benchmarks.reliability.probes import Memory, probed
@@ -52,11 +52,13 @@ def _unread(plan: Plan) -> Row:
     asked = body({"t": np.random.default_rng(0).uniform(1.0, 2.0, _ROWS)})
     with Server(keys=_KEYS) as server:
         path = f"{server.register(_LARGE_RESULT, 'attacker')}/solve"
-        with server.caller("attacker") as caller:
-            answer = caller.post(path, asked)  # warm-up
-        crowd = Crowd(server.address, 64, request(server.address, path, asked, server.headers("attacker")), deaf=True)
+        with server.client("attacker") as client:
+            answer = client.post(path, asked)  # warm-up
+        group = ConnectionGroup(
+            server.address, 64, request(server.address, path, asked, server.headers("attacker")), never_reads=True
+        )
         what = f"64 unread responses of {len(answer.body) / 1e6:.0f} MB"
-        row = _held(server, crowd, what, plan)
+        row = _held(server, group, what, plan)
     return row.with_log(server.log)
 
 
@@ -66,19 +68,19 @@ def _stalled(plan: Plan) -> Row:
         path = f"{server.register(_LARGE_RESULT, 'attacker')}/solve"
         whole = request(server.address, path, b" " * _UPLOAD_BYTES, server.headers("attacker"))
         first = whole[: -_UPLOAD_BYTES // 3]
-        crowd = Crowd(server.address, 100, first, most_bytes=100 * len(first))
-        row = _held(server, crowd, "100 bodies of 15 MB that stall after 10 MB", plan)
+        group = ConnectionGroup(server.address, 100, first, max_bytes=100 * len(first))
+        row = _held(server, group, "100 bodies of 15 MB that stall after 10 MB", plan)
     return row.with_log(server.log)
 
 
-def _held(server: Server, crowd: Crowd, what: str, plan: Plan) -> Row:
-    """Measure memory during and after a crowd of connections, and small solves of another key."""
+def _held(server: Server, group: ConnectionGroup, what: str, plan: Plan) -> Row:
+    """Measure memory during and after a group of connections, and small solves of another key."""
     path, asked = f"{server.register(dense_qp(), 'victim')}/solve", body(dense_values(0))
     server.rest()
     memory = Memory(server)
-    with Attack(maintain, crowd) as attack, memory.watched():
+    with Attack(maintain, group) as attack, memory.watched():
         time.sleep(_RAMP_UP_S)
-        with probed(server, lambda caller: caller.post(path, asked), key="victim") as solves:
+        with probed(server, lambda client: client.post(path, asked), key="victim") as solves:
             time.sleep(plan.seconds)
     back_s = memory.seconds_until(_AFTER * memory.before_bytes, _AFTER_S)
     after = "not back" if back_s is None else f"back after {back_s:.1f} s"
@@ -112,7 +114,7 @@ def _bodies(plan: Plan) -> Row:
         asked = body(dense_batch(0, 500))
         load = Load(server.address, path, [wrong], 8, _MAX_DURATION_S, headers=server.headers("attacker"))
         server.register(dense_qp(), "victim")
-        solves, attack = _probed_beside(server, load, lambda caller: caller.post(path, asked), plan, key="victim")
+        solves, attack = _probed_beside(server, load, lambda client: client.post(path, asked), plan, key="victim")
     worst = max(solves.every)
     return Row(
         f"eight clients with JSON of {len(wrong) / 1e6:.0f} MB: requests of another key with {len(asked) / 1e3:.0f} kB",
@@ -129,7 +131,7 @@ def _document(plan: Plan) -> Row:
     with Server(keys=_KEYS) as server:
         own = server.headers("attacker")
         load = Load(server.address, "/v1/problems", documents, _REGISTERING, _MAX_DURATION_S, headers=own)
-        probes, attack = _probed_beside(server, load, lambda caller: caller.get("/healthz"), plan)
+        probes, attack = _probed_beside(server, load, lambda client: client.get("/healthz"), plan)
     worst = percentile(probes.every, 0.99)
     return Row(
         f"healthz while {_REGISTERING} clients register documents of {len(documents[0]) / 2**20:.0f} MiB",
@@ -167,9 +169,9 @@ def _listing() -> Row:
         with Server(store=path, keys=("many",), max_problems_per_key=_PROBLEMS) as server:
             server.register(dense_qp(), "many")
             _multiply(path)
-            with server.caller("many") as caller:
+            with server.client("many") as client:
                 while after is not None:
-                    pages.append(caller.get(f"/v1/problems?after={after}" if after else "/v1/problems"))
+                    pages.append(client.get(f"/v1/problems?after={after}" if after else "/v1/problems"))
                     listed = json.loads(pages[-1].body)
                     ids |= {problem["id"] for problem in listed["problems"]}
                     after = listed.get("next")

@@ -40,14 +40,14 @@ class _Work:
         what: description.
         document: its problem; None if it registers documents.
         bodies: bodies of its requests.
-        callers: number of concurrent clients.
+        clients: number of concurrent clients.
         timeout_s: seconds after which they disconnect.
     """
 
     what: str
     document: dict[str, object] | None
     bodies: Sequence[bytes]
-    callers: int
+    clients: int
     timeout_s: float = _MAX_DURATION_S
 
 
@@ -80,7 +80,7 @@ def _row(plan: Plan, work: _Work) -> Row:
             server.address,
             path,
             work.bodies,
-            work.callers,
+            work.clients,
             _MAX_DURATION_S,
             headers=server.headers("attacker"),
             timeout_s=work.timeout_s,

@@ -16,7 +16,7 @@ __all__ = ["measure"]
 
 _SAMPLE_S = 1.0
 _BODIES = 64
-_CALLERS = 16
+_CLIENTS = 16
 
 
 def measure(plan: Plan) -> list[Row]:
@@ -26,15 +26,15 @@ def measure(plan: Plan) -> list[Row]:
     resident, descriptors = [], []
     with Server(state_bytes=2**22) as server:
         path = f"{server.register(document)}/solve"
-        warm = start(Load(server.address, path, bodies, callers=_CALLERS, seconds=min(10.0, plan.seconds))).result()
-        load = Load(server.address, path, bodies, _CALLERS, seconds=plan.soak_s, rate=0.7 * warm.rate)
+        warm = start(Load(server.address, path, bodies, clients=_CLIENTS, seconds=min(10.0, plan.seconds))).result()
+        load = Load(server.address, path, bodies, _CLIENTS, seconds=plan.soak_s, rate=0.7 * warm.rate)
         running = start(load)
-        with server.caller() as caller:
+        with server.client() as client:
             while not running.done():
                 resident.append(server.resident_bytes())
                 descriptors.append(server.descriptors())
                 time.sleep(_SAMPLE_S)
-            health = json.loads(caller.get("/readyz").body)
+            health = json.loads(client.get("/readyz").body)
         tally = running.result()
     fifth = max(1, len(resident) // 5)
     before, after = float(np.median(resident[fifth : 2 * fifth])), float(np.median(resident[-fifth:]))

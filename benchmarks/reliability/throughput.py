@@ -14,7 +14,7 @@ from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 
 __all__ = ["measure"]
 
-_CALLERS = 64
+_CLIENTS = 64
 _BODIES = 256
 _ROUNDS = 4
 _GAIN, _SPREAD = 3.0, 3.0
@@ -56,7 +56,7 @@ def measure(plan: Plan) -> Iterator[Row]:
             for server, load, measured in zip(servers, loads, found, strict=True):
                 _add_round(server, load, measured)
     here, log = found[-1], servers[-1].log
-    what = f"{_CALLERS} clients, dense QP of 10, over HTTP"
+    what = f"{_CLIENTS} clients, dense QP of 10, over HTTP"
     even = percentile(here.took, 0.99) <= _SPREAD * percentile(here.took, 0.5)
     figure = f"{here}; {here.failed} failed"
     yield Row(what, f"p99 <= {_SPREAD:g} x p50, none fails", figure, even and not here.failed).with_log(log)
@@ -68,7 +68,7 @@ def measure(plan: Plan) -> Iterator[Row]:
 
 def _load(server: Server, seconds: float) -> Load:
     bodies = [body(dense_values(seed)) for seed in range(_BODIES)]
-    return Load(server.address, f"{server.register(dense_qp())}/solve", bodies, _CALLERS, seconds)
+    return Load(server.address, f"{server.register(dense_qp())}/solve", bodies, _CLIENTS, seconds)
 
 
 def _add_round(server: Server, load: Load, measured: _Measured) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.reliability.attack import Attack
-from benchmarks.reliability.idle_connections import Crowd, maintain
+from benchmarks.reliability.idle_connections import ConnectionGroup, maintain
 from benchmarks.reliability.load import Tally
 from benchmarks.reliability.probes import Memory, probed
 from benchmarks.reliability.problems import body, dense_qp, dense_values
@@ -34,13 +34,13 @@ class _Attack:
 
     Attributes:
         what: description.
-        crowd: the connections, without the server's address.
+        group: the connections, without the server's address.
         descriptors: file descriptors that the server may open.
         head_s: ``head_s`` of the server, if set; it then closes every connection.
     """
 
     what: str
-    crowd: Crowd
+    group: ConnectionGroup
     descriptors: int | None = None
     head_s: float | None = None
 
@@ -49,19 +49,21 @@ _NO_ADDRESS = ("127.0.0.1", 0)
 _ATTACKS = (
     _Attack(
         "four endless headers, 50 MB/s",
-        Crowd(_NO_ADDRESS, 4, _HEAD + b"X-Long: ", b"a" * 2**16, every_s=5e-3, most_bytes=10**9),
+        ConnectionGroup(_NO_ADDRESS, 4, _HEAD + b"X-Long: ", b"a" * 2**16, every_s=5e-3, max_bytes=10**9),
     ),
     _Attack(
         "four requests with endless short headers, 2.4 MB/s",
-        Crowd(_NO_ADDRESS, 4, _HEAD, b"a: b\r\n" * 1000, every_s=10e-3, most_bytes=30 * 10**6),
+        ConnectionGroup(_NO_ADDRESS, 4, _HEAD, b"a: b\r\n" * 1000, every_s=10e-3, max_bytes=30 * 10**6),
     ),
-    _Attack("1,500 silent connections, 2 s for the head of a request", Crowd(_NO_ADDRESS, 1500), head_s=2.0),
+    _Attack("1,500 silent connections, 2 s for the head of a request", ConnectionGroup(_NO_ADDRESS, 1500), head_s=2.0),
     _Attack(
-        "1,500 silent connections from 100 addresses, 256 descriptors", Crowd(_NO_ADDRESS, 1500, sources=_MANY), 256
+        "1,500 silent connections from 100 addresses, 256 descriptors",
+        ConnectionGroup(_NO_ADDRESS, 1500, sources=_MANY),
+        256,
     ),
     _Attack(
         "500 slow headers from 100 addresses, 256 descriptors",
-        Crowd(_NO_ADDRESS, 500, _HEAD, b"a: b\r\n", every_s=1.0, sources=_MANY),
+        ConnectionGroup(_NO_ADDRESS, 500, _HEAD, b"a: b\r\n", every_s=1.0, sources=_MANY),
         256,
     ),
 )
@@ -78,23 +80,23 @@ def _row(plan: Plan, attack: _Attack) -> Row:
         path = f"{server.register(dense_qp(), 'victim')}/solve"
         server.rest()
         quiet, _, _ = _probe(server, path, plan.seconds)
-        crowd = Attack(maintain, replace(attack.crowd, address=server.address))
-        with crowd:
+        group = Attack(maintain, replace(attack.group, address=server.address))
+        with group:
             time.sleep(_RAMP_UP_S)
-            beside, solves, grown_bytes = _probe(server, path, plan.seconds)
-    before, after = (percentile(tally.every, 0.99) for tally in (quiet, beside))
+            during, solves, grown_bytes = _probe(server, path, plan.seconds)
+    before, after = (percentile(tally.every, 0.99) for tally in (quiet, during))
     return Row(
         attack.what,
         f"healthz p99 <= {milliseconds(_P99_S)} and {_TIMES:g} x quiet, no probe lost; solves of another key succeed; "
         f"<= {_GROWTH_BYTES / 1e6:+.0f} MB{'; all connections closed' * (attack.head_s is not None)}",
-        f"p99 {milliseconds(before)} -> {milliseconds(after)}, {beside.failed} of {len(beside.every)} lost; "
+        f"p99 {milliseconds(before)} -> {milliseconds(after)}, {during.failed} of {len(during.every)} lost; "
         f"{solves.failed} of {len(solves.every)} solves failed, {milliseconds(max(solves.every))} at worst; "
-        f"{grown_bytes / 1e6:+.0f} MB; {crowd.outcome}",
+        f"{grown_bytes / 1e6:+.0f} MB; {group.outcome}",
         after <= min(_P99_S, _TIMES * before)
-        and not beside.failed
+        and not during.failed
         and not solves.failed
         and grown_bytes <= _GROWTH_BYTES
-        and (attack.head_s is None or crowd.outcome.closed >= attack.crowd.connections),
+        and (attack.head_s is None or group.outcome.closed >= attack.group.connections),
     ).with_log(server.log)
 
 
@@ -104,8 +106,8 @@ def _probe(server: Server, path: str, seconds: float) -> tuple[Tally, Tally, int
     memory = Memory(server)
     with ExitStack() as stack:
         stack.enter_context(memory.watched())
-        probes = stack.enter_context(probed(server, lambda caller: caller.get("/healthz")))
-        solving = probed(server, lambda caller: caller.post(path, asked), key="victim", every_s=_SOLVE_S)
+        probes = stack.enter_context(probed(server, lambda client: client.get("/healthz")))
+        solving = probed(server, lambda client: client.post(path, asked), key="victim", every_s=_SOLVE_S)
         solves = stack.enter_context(solving)
         time.sleep(seconds)
     return probes, solves, memory.peak_bytes - memory.before_bytes

@@ -1,4 +1,4 @@
-"""The frame of the reliability run: what it counts, and how it tells it."""
+"""Loads, idle connections, logs and tables of the reliability benchmark."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.reliability import load
 from benchmarks.reliability.__main__ import PARTS
 from benchmarks.reliability.attack import Attack
 from benchmarks.reliability.http_client import HttpClient
-from benchmarks.reliability.idle_connections import Crowd, maintain
+from benchmarks.reliability.idle_connections import ConnectionGroup, maintain
 from benchmarks.reliability.load import Load, run
 from benchmarks.reliability.server_log import Log
 from benchmarks.reliability.table import HEAD, Row, milliseconds, percentile
@@ -29,7 +29,7 @@ Address = tuple[str, int]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers "busy" with 429, "gone" by hanging up, "never" by nothing, and all else with 200; keeps what it got."""
+    """Responds to "busy" with 429, closes on "gone", never responds to "never", and responds 200 to all else."""
 
     protocol_version = "HTTP/1.1"
     bodies: ClassVar[list[bytes]] = []
@@ -64,7 +64,7 @@ def address() -> Iterator[Address]:
 
 @contextmanager
 def listening(serve: Callable[[socket.socket], None]) -> Iterator[Address]:
-    """A server that does this with every connection."""
+    """Run a server that calls ``serve`` with every connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -86,39 +86,39 @@ def clock(seconds: Callable[[], float]) -> SimpleNamespace:
     return SimpleNamespace(perf_counter=seconds, process_time=lambda: 0.0)
 
 
-def test_loads_count_what_came_back(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For two seconds, which are over when the server has seen both callers."""
+def test_loads_count_responses_by_status(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock reaches the end of the load once the server has seen both clients."""
     monkeypatch.setattr(load, "time", clock(lambda: 2.0 * (len(set(Handler.bodies)) == 2)))
-    tally = run(Load(address, "/", [b"good", b"busy"], callers=2, seconds=2.0))
+    tally = run(Load(address, "/", [b"good", b"busy"], clients=2, seconds=2.0))
     assert set(tally.counts()) == {200, 429}
-    assert tally.without_retry_after[429] == tally.counts()[429], "refused without saying until when"
+    assert tally.without_retry_after[429] == tally.counts()[429], "responses without Retry-After are counted"
     assert tally.failed == tally.counts()[429]
     assert tally.rate == len(tally.good) / 2.0
 
 
-def test_a_load_has_its_rate(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second, of a clock that goes on by a millisecond whenever it is looked at."""
+def test_an_open_load_sends_at_its_rate(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of a clock that advances by a millisecond per reading."""
     ticks = itertools.count()
     monkeypatch.setattr(load, "time", clock(lambda: next(ticks) * 1e-3))
     bodies = [b"%d" % number for number in range(100)]
-    tally = run(Load(address, "/", bodies, callers=4, seconds=0.5, rate=40.0))
+    tally = run(Load(address, "/", bodies, clients=4, seconds=0.5, rate=40.0))
     assert tally.counts() == {200: 20}
     assert sorted(Handler.bodies) == sorted(bodies[:20])
 
 
-def test_callers_give_up_and_come_again(address: Address) -> None:
-    asked = Load(address, "/", [b"never"], callers=2, seconds=60.0, timeout_s=0.0)
-    tally = run(asked, lambda: len(Handler.bodies) >= 4)
+def test_clients_reconnect_after_a_timeout(address: Address) -> None:
+    never_answered = Load(address, "/", [b"never"], clients=2, seconds=60.0, timeout_s=0.0)
+    tally = run(never_answered, lambda: len(Handler.bodies) >= 4)
     assert set(tally.counts()) == {0}
     assert tally.counts()[0] >= 2
 
 
-def test_a_load_ends_at_once_when_it_is_over(address: Address) -> None:
-    asked = Load(address, "/", [b"never"], callers=2, seconds=60.0)
-    assert run(asked, lambda: len(Handler.bodies) == 2).counts() == {}
+def test_a_load_can_be_stopped_early(address: Address) -> None:
+    never_answered = Load(address, "/", [b"never"], clients=2, seconds=60.0)
+    assert run(never_answered, lambda: len(Handler.bodies) == 2).counts() == {}
 
 
-def test_what_is_refused_before_it_is_read_ends_the_connection() -> None:
+def test_an_early_response_closes_the_connection() -> None:
     accepted = []
 
     def refuse(connection: socket.socket) -> None:
@@ -127,8 +127,8 @@ def test_what_is_refused_before_it_is_read_ends_the_connection() -> None:
         connection.sendall(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno")
 
     with listening(refuse) as address:
-        asked = Load(address, "/", [b" " * 2**26], callers=1, seconds=60.0)
-        tally = run(asked, lambda: len(accepted) == 3)
+        never_answered = Load(address, "/", [b" " * 2**26], clients=1, seconds=60.0)
+        tally = run(never_answered, lambda: len(accepted) == 3)
         for connection in accepted:
             connection.close()
     assert set(tally.counts()) == {413}
@@ -136,45 +136,45 @@ def test_what_is_refused_before_it_is_read_ends_the_connection() -> None:
 
 
 @pytest.mark.parametrize("body", [b"gone", b"good"])
-def test_connections_that_are_lost_are_told(address: Address, body: bytes) -> None:
-    with HttpClient(address) as caller:
-        assert caller.post("/", b"gone").status == 0
-        assert caller.post("/", b"good").status == 200
-    tally = run(Load(address, "/", [body], callers=1, seconds=60.0), lambda: Handler.bodies.count(body) > 2)
+def test_lost_connections_have_status_0(address: Address, body: bytes) -> None:
+    with HttpClient(address) as client:
+        assert client.post("/", b"gone").status == 0
+        assert client.post("/", b"good").status == 200
+    tally = run(Load(address, "/", [body], clients=1, seconds=60.0), lambda: Handler.bodies.count(body) > 2)
     assert set(tally.counts()) == {0 if body == b"gone" else 200}
 
 
-def test_crowds_open_again_what_is_closed() -> None:
-    said = []
+def test_closed_connections_are_reopened() -> None:
+    received = []
 
     def close(connection: socket.socket) -> None:
-        said.append(connection.recv(100))
+        received.append(connection.recv(100))
         connection.close()
 
     with listening(close) as address:
-        crowded = maintain(Crowd(address, 2, b"first"), lambda: len(said) >= 5)
-    assert said == [b"first"] * len(said)
-    assert crowded.opened >= 5
-    assert crowded.closed >= crowded.opened - 2
+        statistics = maintain(ConnectionGroup(address, 2, b"first"), lambda: len(received) >= 5)
+    assert received == [b"first"] * len(received)
+    assert statistics.opened >= 5
+    assert statistics.closed >= statistics.opened - 2
 
 
-def test_crowds_say_no_more_than_they_may() -> None:
+def test_groups_send_at_most_max_bytes() -> None:
     received = bytearray()
     rounds = itertools.count()
 
-    def hear(connection: socket.socket) -> None:
+    def receive(connection: socket.socket) -> None:
         while chunk := connection.recv(100):
             received.extend(chunk)
         connection.close()
 
-    with listening(hear) as address:
-        crowd = Crowd(address, 1, b"first", b"then", every_s=0.0, most_bytes=14)
-        assert maintain(crowd, lambda: len(received) >= 13 and next(rounds) == 100).sent_bytes == 13
+    with listening(receive) as address:
+        group = ConnectionGroup(address, 1, b"first", b"then", every_s=0.0, max_bytes=14)
+        assert maintain(group, lambda: len(received) >= 13 and next(rounds) == 100).sent_bytes == 13
     assert received == b"firstthenthen"
 
 
-def test_attacks_end_with_what_they_are_beside(address: Address) -> None:
-    with Attack(maintain, Crowd(address, 3)) as attack:
+def test_attacks_end_with_their_context(address: Address) -> None:
+    with Attack(maintain, ConnectionGroup(address, 3)) as attack:
         pass
     assert (attack.outcome.opened, attack.outcome.closed) == (3, 0)
 
@@ -182,7 +182,7 @@ def test_attacks_end_with_what_they_are_beside(address: Address) -> None:
 def test_errors_in_a_log_are_counted(tmp_path: Path) -> None:
     lines = [
         json.dumps({"level": "INFO", "logger": "convexlayer_server.access", "message": "GET /"}),
-        json.dumps({"level": "WARNING", "logger": "crew", "message": "a worker ended"}),
+        json.dumps({"level": "WARNING", "logger": "worker_pool", "message": "a worker ended"}),
         "Traceback (most recent call last):",
         json.dumps({"level": "ERROR", "logger": "uvicorn.error", "message": "it failed | badly"}),
     ]
@@ -190,13 +190,13 @@ def test_errors_in_a_log_are_counted(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     log = Log.of(path)
     assert log.errors == ("Traceback (most recent call last):", "ERROR uvicorn.error it failed | badly")
-    assert log.tail.splitlines() == ["WARNING crew a worker ended", *log.errors]
+    assert log.tail.splitlines() == ["WARNING worker_pool a worker ended", *log.errors]
 
     row = Row("what", "target", "figure", True)
     assert row.with_log(Log()).met
-    told = row.with_log(log)
-    assert not told.met
-    assert "2 error lines, the first: Traceback" in told.figure
+    with_errors = row.with_log(log)
+    assert not with_errors.met
+    assert "2 error lines, the first: Traceback" in with_errors.figure
     assert "|" not in str(log)
 
 

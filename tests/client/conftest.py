@@ -1,4 +1,4 @@
-"""Real servers in processes of their own: one for the whole session of tests, and more for those that end theirs."""
+"""Servers in separate processes: one shared by the test session, and further ones for tests that stop theirs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLIENT = ROOT / "clients" / "python" / "src"
 
 @contextmanager
 def serving(*options: str, port: int = 0, **settings: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server, its URL and its process; settings as their variables, in lower case and without the prefix."""
+    """Start a server and yield its URL and process; ``settings`` become variables with the prefix CONVEXLAYER_."""
     named = {f"CONVEXLAYER_{name.upper()}": value for name, value in settings.items()}
     environment = os.environ | named | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")])}
     command = [sys.executable, "-m", "convexlayer.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *options]
@@ -46,7 +46,7 @@ def client(url: str) -> Iterator[Client]:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """A port that is free now, for a server that is to be started twice at the same place."""
+    """Find a free port, for a server that is restarted at the same address."""
 
     def find() -> int:
         with socket.socket() as probe:

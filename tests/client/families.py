@@ -13,13 +13,13 @@ import torch
 
 @dataclass(frozen=True)
 class Family:
-    """A problem, and how its parameters are drawn.
+    """A problem with a distribution of its parameters.
 
     Attributes:
         problem: The problem.
         parameters: Its parameters.
         outputs: Variables and dual variables.
-        draw: From a generator to one value a parameter, each of its parameter's shape.
+        draw: Draws one value per parameter, of the shape of the parameter.
         gp: Whether it is a geometric program.
     """
 
@@ -30,13 +30,13 @@ class Family:
     gp: bool = False
 
     def tensors(self, seed: int, batched: tuple[bool, ...] | None = None, batch: int = 3) -> list[torch.Tensor]:
-        """Leaves that require gradients, with a batch axis where asked for."""
+        """Draw leaf tensors that require gradients; ``batched`` says which have a batch axis."""
         rng = np.random.default_rng(seed)
-        rows = [self.draw(rng) for _ in range(batch)]
-        wanted = batched or (False,) * len(self.parameters)
+        elements = [self.draw(rng) for _ in range(batch)]
+        has_axis = batched or (False,) * len(self.parameters)
         values = [
-            np.stack([row[i] for row in rows]) if stacked else np.asarray(rows[0][i])
-            for i, stacked in enumerate(wanted)
+            np.stack([element[i] for element in elements]) if stacked else np.asarray(elements[0][i])
+            for i, stacked in enumerate(has_axis)
         ]
         return [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in values]
 

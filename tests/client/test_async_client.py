@@ -1,4 +1,4 @@
-"""AsyncClient: the methods of Client, on the application itself."""
+"""AsyncClient has the methods of Client; tested on the application in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def with_app(work: Callable[[AsyncClient], Awaitable[T]], retry_s: float = 30.0, **settings: Any) -> T:
-    """What some work gives with the application in this process."""
+    """Run ``work`` with a client of the application in this process."""
 
     async def run() -> T:
         app = create_app(Settings(workers=0, **settings))
@@ -98,7 +98,7 @@ def test_a_job() -> None:
     with_app(work)
 
 
-def test_a_server_that_has_had_enough_says_when_to_come_again() -> None:
+def test_a_rate_limit_error_has_a_retry_after() -> None:
     async def work(client: AsyncClient) -> None:
         for _ in range(50):
             await client.problems()

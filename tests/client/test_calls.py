@@ -1,4 +1,4 @@
-"""What belongs to one call: options, headers, errors, its name in the log; and what a server says of itself."""
+"""Options, headers, errors and request ids of a call; capabilities, usage and jobs."""
 
 from __future__ import annotations
 
@@ -58,21 +58,21 @@ def by_async_client(work: Work, url: str, **keywords: Any) -> Any:
 
 @pytest.fixture(params=[by_client, by_async_client])
 def run(request: pytest.FixtureRequest) -> Any:
-    """Does something with a client of either kind."""
+    """Run a function with a client of either kind."""
     return request.param
 
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The URL of a server that takes connections and never answers."""
+    """URL of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def recording(seen: list[httpx.Request], answer: Any = None) -> httpx.MockTransport:
+def recording(seen: list[httpx.Request], body: Any = None) -> httpx.MockTransport:
     def respond(request: httpx.Request) -> httpx.Response:
         seen.append(request)
-        return httpx.Response(200, json=answer or {"status": "ok"}, headers={"X-Request-Id": "r-9"})
+        return httpx.Response(200, json=body or {"status": "ok"}, headers={"X-Request-Id": "r-9"})
 
     return httpx.MockTransport(respond)
 
@@ -80,7 +80,7 @@ def recording(seen: list[httpx.Request], answer: Any = None) -> httpx.MockTransp
 # --- options of one call ----------------------------------------------------------------------------------------------
 
 
-def test_a_call_may_have_its_own_time(silent: str, run: Any) -> None:
+def test_a_call_may_have_its_own_timeout(silent: str, run: Any) -> None:
     with pytest.raises(RequestTimeoutError, match=r"to GET /healthz within 0\.05 s.*timeout_s.*submit a job") as caught:
         run(lambda client: client.with_options(timeout_s=0.05).health(), silent)
     assert isinstance(caught.value, TimeoutError)
@@ -89,7 +89,7 @@ def test_a_call_may_have_its_own_time(silent: str, run: Any) -> None:
     assert caught.value.timeout_s == 0.05
 
 
-def test_no_connection_in_time_is_said_to_be_that(run: Any) -> None:
+def test_a_connect_timeout_is_reported_as_such(run: Any) -> None:
     def respond(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectTimeout("")
 
@@ -103,7 +103,7 @@ def test_no_connection_in_time_is_said_to_be_that(run: Any) -> None:
         )
 
 
-def test_a_call_may_be_sent_once_only(run: Any) -> None:
+def test_retries_can_be_disabled_for_a_call(run: Any) -> None:
     seen: list[httpx.Request] = []
 
     def respond(request: httpx.Request) -> httpx.Response:
@@ -119,7 +119,7 @@ def test_a_call_may_be_sent_once_only(run: Any) -> None:
     assert len(seen) == 1
 
 
-def test_headers_are_those_of_the_call_the_client_and_the_package(run: Any) -> None:
+def test_headers_of_the_call_override_those_of_the_client_and_the_package(run: Any) -> None:
     seen: list[httpx.Request] = []
     agent = f"convexlayer-client/{convexlayer_client.__version__} python/{platform.python_version()}"
 
@@ -136,12 +136,14 @@ def test_headers_are_those_of_the_call_the_client_and_the_package(run: Any) -> N
     assert plain["Authorization"] == "Bearer k"
     assert (both["X-One"], both["X-Two"], both["X-Three"]) == ("call", "2", "3")
     assert both.get_list("X-One") == ["call"]
-    assert both.get_list("Accept") == ["application/json"]  # what can be read is for the client to say
+    assert both.get_list("Accept") == [
+        "application/json"
+    ]  # set by the client alone: it must be able to read the response
     assert own.get_list("User-Agent") == ["mine"]
     assert own.get_list("Authorization") == ["Basic x"]
 
 
-def test_events_of_a_job_are_asked_for_with_the_same_headers() -> None:
+def test_requests_for_events_have_the_same_headers() -> None:
     seen: list[httpx.Request] = []
     status = {
         "id": "j",
@@ -166,7 +168,7 @@ def test_events_of_a_job_are_asked_for_with_the_same_headers() -> None:
     assert events["Accept"] == "text/event-stream"
 
 
-def test_options_leave_the_client_as_it_was_and_share_its_connections() -> None:
+def test_with_options_leaves_the_client_unchanged_and_shares_its_connections() -> None:
     seen: list[httpx.Request] = []
     client = Client("http://server", headers={"X-One": "client"}, transport=recording(seen))
     other = client.with_options(headers={"X-One": "other"}).with_options(timeout_s=3)
@@ -176,26 +178,26 @@ def test_options_leave_the_client_as_it_was_and_share_its_connections() -> None:
     assert [request.extensions["timeout"]["read"] for request in seen] == [600.0, 3]
     del client
     gc.collect()
-    other.health()  # whoever has the connections keeps them
+    other.health()  # the pool stays open while a client uses it
     with other.with_options():
         pass
     with pytest.raises(TransportError, match="closed"):
         other.health()
 
 
-def test_options_are_pickled_but_for_secrets() -> None:
+def test_options_are_pickled_without_secrets() -> None:
     client = Client("http://server", "hidden-key", timeout_s=3, headers={"Cookie": "hidden-cookie"})
     text = pickle.dumps(client.with_options(retry_s=7))
     assert b"hidden" not in text
-    core = pickle.loads(text)._connection.endpoint
-    assert (core.url, core.timeout.read, core.retries["stop"].max_delay) == ("http://server", 3, 7)
+    endpoint = pickle.loads(text)._connection.endpoint
+    assert (endpoint.url, endpoint.timeout.read, endpoint.retries["stop"].max_delay) == ("http://server", 3, 7)
 
 
 def test_a_layer_has_the_options_of_its_client(silent: str) -> None:
     family = quadratic()
-    hasty = Client(silent).with_options(timeout_s=0.05)
+    impatient = Client(silent).with_options(timeout_s=0.05)
     with pytest.raises(RequestTimeoutError):
-        RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=hasty)
+        RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=impatient)
 
 
 def test_a_layer_shows_its_progress(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,14 +209,14 @@ def test_a_layer_shows_its_progress(client: Client, capsys: pytest.CaptureFixtur
     assert "vjp: 100%" in shown
 
 
-# --- names in the log -------------------------------------------------------------------------------------------------
+# --- request ids ------------------------------------------------------------------------------------------------------
 
 
-def test_every_answer_has_its_name_in_the_log(client: Client) -> None:
+def test_every_result_has_its_request_id(client: Client) -> None:
     named = client.with_options(headers={"X-Request-Id": "mine-1"})
     problem = named.register(DOCUMENT)
     job = named.submit(wire.solve(problem.id, THETA))
-    answers = [
+    results = [
         problem,
         named.get(problem.id),
         named.solve(problem.id, THETA),
@@ -226,14 +228,14 @@ def test_every_answer_has_its_name_in_the_log(client: Client) -> None:
         named.status(job),
         named.result(job),
     ]
-    assert {answer.request_id for answer in answers} == {"mine-1"}
+    assert {result.request_id for result in results} == {"mine-1"}
     others = {client.solve(problem.id, THETA).request_id for _ in range(2)}
     assert len(others) == 2
     assert None not in others
     assert client.get(problem.id) == named.get(problem.id)
 
 
-def test_without_a_name_there_is_none() -> None:
+def test_the_request_id_is_optional() -> None:
     def respond(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json={"key": None, "days": []})
 
@@ -241,20 +243,20 @@ def test_without_a_name_there_is_none() -> None:
         assert client.usage().request_id is None
 
 
-# --- what the server says of itself -----------------------------------------------------------------------------------
+# --- capabilities, usage and listing ----------------------------------------------------------------------------------
 
 
 def test_capabilities_and_usage(url: str, run: Any) -> None:
-    told = run(lambda client: client.capabilities(), url)
-    assert isinstance(told, Capabilities)
-    assert told.versions["convexlayer"]
-    assert "clarabel" in [solver.name for solver in told.solvers]
-    assert all(isinstance(solver.cones, tuple) for solver in told.solvers)
-    assert "sum_squares" in told.functions
-    assert set(told.documents) == {"expression", "cone_program"}
-    assert not told.keys_required
-    assert told.workers == 1
-    assert told.limits["max_batch"] == 4096
+    capabilities = run(lambda client: client.capabilities(), url)
+    assert isinstance(capabilities, Capabilities)
+    assert capabilities.versions["convexlayer"]
+    assert "clarabel" in [solver.name for solver in capabilities.solvers]
+    assert all(isinstance(solver.cones, tuple) for solver in capabilities.solvers)
+    assert "sum_squares" in capabilities.functions
+    assert set(capabilities.documents) == {"expression", "cone_program"}
+    assert not capabilities.keys_required
+    assert capabilities.workers == 1
+    assert capabilities.limits["max_batch"] == 4096
     used = run(lambda client: client.usage(days=2), url)
     assert used.key is None
     assert all(isinstance(day, DayUsage) and day.requests >= 0 for day in used.days)
@@ -262,8 +264,8 @@ def test_capabilities_and_usage(url: str, run: Any) -> None:
         run(lambda client: client.usage(days=0), url)
 
 
-@pytest.mark.parametrize("cut", [1, 3, 7])
-def test_all_pages_of_problems_are_read(cut: int, run: Any) -> None:
+@pytest.mark.parametrize("page_size", [1, 3, 7])
+def test_all_pages_of_problems_are_read(page_size: int, run: Any) -> None:
     listed = [{"id": f"p/{i} &", "parameters": {}, "variables": {}, "duals": {}} for i in range(7)]
     seen: list[str] = []
 
@@ -272,16 +274,16 @@ def test_all_pages_of_problems_are_read(cut: int, run: Any) -> None:
         seen.append(request.url.query.decode())
         after = parse_qs(seen[-1]).get("after", [""])[0]
         rest = listed[[entry["id"] for entry in listed].index(after) + 1 :] if after else listed
-        following = rest[cut - 1]["id"] if len(rest) > cut else None
-        return httpx.Response(200, json={"problems": rest[:cut], "next": following})
+        following = rest[page_size - 1]["id"] if len(rest) > page_size else None
+        return httpx.Response(200, json={"problems": rest[:page_size], "next": following})
 
     found = run(lambda client: client.problems(), "http://server", transport=httpx.MockTransport(respond))
     assert [problem.id for problem in found] == [entry["id"] for entry in listed]
-    assert len(seen) == -(-7 // cut)
+    assert len(seen) == -(-7 // page_size)
     assert seen[0] == ""
 
 
-def test_a_page_that_leads_to_itself_is_no_page(run: Any) -> None:
+def test_a_repeated_page_is_a_protocol_error(run: Any) -> None:
     seen: list[httpx.Request] = []
     transport = recording(seen, {"problems": [], "next": "a"})
     with pytest.raises(ProtocolError, match="the page after 'a' repeats an earlier page"):
@@ -289,9 +291,9 @@ def test_a_page_that_leads_to_itself_is_no_page(run: Any) -> None:
     assert len(seen) == 2
 
 
-# --- jobs that were begun elsewhere -----------------------------------------------------------------------------------
+# --- jobs of other processes ------------------------------------------------------------------------------------------
 
-ELSEWHERE = """
+OTHER_PROCESS = """
 import pickle, sys
 from convexlayer_client import Client
 url, job_id, job = sys.argv[1], sys.argv[2], pickle.loads(bytes.fromhex(sys.argv[3]))
@@ -310,17 +312,17 @@ with Client(url) as client:
         (lambda problem: wire.jvp(problem, {"a": np.ones((2, 3))}, THETA), "JvpResult"),
     ],
 )
-def test_a_job_is_followed_from_another_process(call: Any, kind: str, client: Client, url: str) -> None:
+def test_a_job_can_be_awaited_in_another_process(call: Any, kind: str, client: Client, url: str) -> None:
     problem = client.register(DOCUMENT)
     job = client.submit(call(problem.id))
-    said = subprocess.run(
-        [sys.executable, "-P", "-c", ELSEWHERE, url, job.id, pickle.dumps(job).hex()],
+    lines = subprocess.run(
+        [sys.executable, "-P", "-c", OTHER_PROCESS, url, job.id, pickle.dumps(job).hex()],
         env={"PYTHONPATH": str(CLIENT)},
         check=True,
         capture_output=True,
         text=True,
     ).stdout.splitlines()
-    assert said == [f"{kind} ('optimal', 'optimal') {job.operation} {problem.id}"] * 2
+    assert lines == [f"{kind} ('optimal', 'optimal') {job.operation} {problem.id}"] * 2
 
 
 def test_a_job_by_its_id(url: str, client: Client, run: Any) -> None:
@@ -333,7 +335,7 @@ def test_a_job_by_its_id(url: str, client: Client, run: Any) -> None:
         run(lambda other: other.job("j_none"), url)
 
 
-# --- errors in other processes ----------------------------------------------------------------------------------------
+# --- pickled errors ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The calls of the client against a real server, and its errors against every status."""
+"""Calls of the client to a real server, and the errors of every status."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_solve_returns_arrays(client: Client) -> None:
     assert single.duals == {}
 
 
-def test_vjp_and_jvp_are_each_others_transpose(client: Client) -> None:
+def test_vjp_is_the_transpose_of_jvp(client: Client) -> None:
     problem = client.register(DOCUMENT)
     rng = np.random.default_rng(0)
     tangents = {"a": rng.standard_normal((2, 3)), "radius": rng.standard_normal()}
@@ -94,7 +94,7 @@ def test_vjp_and_jvp_are_each_others_transpose(client: Client) -> None:
     assert client.vjp(problem.id, cotangents, THETA, wrt=["radius"]).gradients.keys() == {"radius"}
 
 
-def test_infeasible_is_an_answer(client: Client) -> None:
+def test_an_infeasible_element_is_a_status_not_an_error(client: Client) -> None:
     problem = client.register(DOCUMENT)
     result = client.solve(problem.id, {"a": THETA["a"], "radius": np.array([0.1, 1.0])})
     assert result.status == ("infeasible", "optimal")
@@ -103,7 +103,7 @@ def test_infeasible_is_an_answer(client: Client) -> None:
     assert np.isnan(result.objective[0])
 
 
-def test_a_wrong_document_says_where(client: Client) -> None:
+def test_an_invalid_document_has_pointers(client: Client) -> None:
     with pytest.raises(InvalidError) as caught:
         client.register(DOCUMENT | {"subject_to": ["x >= 0", "x <= nothing"]})
     assert caught.value.errors[0].pointer == "/subject_to/1"
@@ -118,46 +118,46 @@ def test_health(client: Client) -> None:
 def test_the_readme_runs(url: str) -> None:
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     scope: dict[str, Any] = {}
-    for example in examples[:4]:  # the last one is of a problem of the reader's
+    for example in examples[:4]:  # the last one uses names that the README does not define
         exec(example.replace("http://127.0.0.1:8000", url), scope)
     assert scope["status"].done == 128
     np.testing.assert_allclose(scope["result"].variables["x"].sum(1), np.ones(128))
 
 
-def answering(respond: Callable[[httpx.Request], httpx.Response], **keywords: Any) -> Client:
+def mock_client(respond: Callable[[httpx.Request], httpx.Response], **keywords: Any) -> Client:
     return Client("http://server", transport=httpx.MockTransport(respond), retry_s=0, **keywords)
 
 
 @pytest.mark.parametrize(("status", "kind"), [*errors.API_ERRORS.items(), (418, ApiError), (502, ApiError)])
-def test_every_status_has_its_error(status: int, kind: type[ApiError]) -> None:
+def test_every_status_has_its_error_class(status: int, kind: type[ApiError]) -> None:
     document = {
         "type": "urn:convexlayer:problem:some",
         "title": "Some title",
         "status": status,
         "detail": "what happened",
-        "errors": [{"pointer": "/parameters/a", "detail": "too odd"}],
+        "errors": [{"pointer": "/parameters/a", "detail": "out of range"}],
         "request_id": "r-1",
     }
 
     def respond(request: httpx.Request) -> httpx.Response:
         return httpx.Response(status, json=document, headers={"Retry-After": "7"})
 
-    with answering(respond) as client, pytest.raises(ApiError) as caught:
+    with mock_client(respond) as client, pytest.raises(ApiError) as caught:
         client.problems()
     error = caught.value
     assert type(error) is kind
     assert isinstance(error, ClientError)
     assert (error.status, error.type, error.title) == (status, "urn:convexlayer:problem:some", "Some title")
     assert (error.request_id, error.retry_after_s) == ("r-1", 7.0)
-    assert [(place.pointer, place.detail) for place in error.errors] == [("/parameters/a", "too odd")]
-    for part in (str(status), "Some title", "what happened", "r-1", "/parameters/a", "too odd"):
+    assert [(place.pointer, place.detail) for place in error.errors] == [("/parameters/a", "out of range")]
+    for part in (str(status), "Some title", "what happened", "r-1", "/parameters/a", "out of range"):
         assert part in str(error)
 
 
-def test_an_error_that_is_no_problem_document_is_one_all_the_same() -> None:
+def test_an_error_response_without_problem_details_is_an_api_error() -> None:
     headers = {"X-Request-Id": "r-2", "Retry-After": "Sun, 22 Nov 2026 08:00:00 GMT"}
     with (
-        answering(lambda request: httpx.Response(503, text="<html>proxy</html>", headers=headers)) as client,
+        mock_client(lambda request: httpx.Response(503, text="<html>proxy</html>", headers=headers)) as client,
         pytest.raises(errors.UnavailableError, match="proxy") as caught,
     ):
         client.health()
@@ -166,15 +166,15 @@ def test_an_error_that_is_no_problem_document_is_one_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"problems": [{"id": 3}]}'])
-def test_an_answer_that_is_not_the_apis_is_a_protocol_error(content: bytes) -> None:
+def test_an_unexpected_response_is_a_protocol_error(content: bytes) -> None:
     with (
-        answering(lambda request: httpx.Response(200, content=content)) as client,
+        mock_client(lambda request: httpx.Response(200, content=content)) as client,
         pytest.raises(ProtocolError),
     ):
         client.problems()
 
 
-def test_no_answer_is_a_transport_error() -> None:
+def test_a_failed_connection_is_a_transport_error() -> None:
     with (
         Client("http://127.0.0.1:1", retry_s=0) as client,
         pytest.raises(TransportError, match=r"127\.0\.0\.1:1") as caught,
@@ -184,26 +184,26 @@ def test_no_answer_is_a_transport_error() -> None:
 
 
 def unreachable(request: httpx.Request) -> httpx.Response:
-    raise AssertionError("nothing may be sent")
+    raise AssertionError("unexpected request")
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"bytes"])
-def test_a_document_that_is_no_json_is_not_sent(value: Any) -> None:
-    with answering(unreachable) as client, pytest.raises(errors.EncodingError, match="is not plain JSON"):
+def test_a_document_that_is_not_json_is_not_sent(value: Any) -> None:
+    with mock_client(unreachable) as client, pytest.raises(errors.EncodingError, match="is not plain JSON"):
         client.register({"a": value})
 
 
 @pytest.mark.parametrize("value", ["abc", [[1.0], [2.0, 3.0]], {1, 2}])
-def test_a_value_that_is_no_array_is_not_sent(value: Any) -> None:
+def test_a_value_that_is_not_an_array_is_not_sent(value: Any) -> None:
     with (
-        answering(unreachable) as client,
+        mock_client(unreachable) as client,
         pytest.raises(errors.EncodingError, match="x: expected a number or"),
     ):
         client.solve("p", {"x": value})
 
 
 def test_a_closed_client_is_a_transport_error() -> None:
-    client = answering(unreachable)
+    client = mock_client(unreachable)
     client.close()
     with pytest.raises(TransportError, match="closed"):
         client.health()
@@ -216,7 +216,7 @@ def test_the_key_is_sent_as_a_bearer_token() -> None:
         seen.append(request)
         return httpx.Response(401, json={})
 
-    with answering(respond, api_key="secret") as client, pytest.raises(errors.UnauthenticatedError) as caught:
+    with mock_client(respond, api_key="secret") as client, pytest.raises(errors.UnauthenticatedError) as caught:
         client.solve("p/../x", {"a": [1.0, 2.0]}, options=Options(max_iter=5))
     assert seen[0].headers["Authorization"] == "Bearer secret"
     assert "secret" not in str(caught.value)
@@ -241,12 +241,12 @@ def test_key_and_url_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
             client.health()
     assert [request.headers["Authorization"] for request in seen] == ["Bearer of the environment", "Bearer given"]
     assert str(seen[0].url) == "http://elsewhere/below/healthz"
-    copied = pickle.loads(pickle.dumps(client))  # its key is the environment's, whatever the first one's was
+    copied = pickle.loads(pickle.dumps(client))  # the key is not pickled but read from the environment
     assert b"given" not in pickle.dumps(client)
     assert copied._connection.endpoint.url == client._connection.endpoint.url
 
 
-def test_bodies_are_binary_until_a_server_does_not_read_them() -> None:
+def test_a_415_response_switches_from_safetensors_to_json() -> None:
     seen: list[httpx.Request] = []
 
     def respond(request: httpx.Request) -> httpx.Response:
@@ -255,7 +255,7 @@ def test_bodies_are_binary_until_a_server_does_not_read_them() -> None:
             return httpx.Response(415, json={"status": 415})
         return httpx.Response(401, json={})
 
-    with answering(respond) as client:
+    with mock_client(respond) as client:
         for _ in range(2):
             with pytest.raises(errors.UnauthenticatedError):
                 client.solve("p", {"a": [1.0, 2.0]}, options=Options(max_iter=5))
@@ -271,7 +271,7 @@ def test_bodies_are_binary_until_a_server_does_not_read_them() -> None:
         np.testing.assert_array_equal(values, [1.0, 2.0])
 
 
-def test_both_forms_give_the_same(client: Client, url: str) -> None:
+def test_both_encodings_give_the_same_results(client: Client, url: str) -> None:
     problem = client.register(DOCUMENT)
     with Client(url) as plain:
         plain._connection.endpoint.known.form = "json"
@@ -289,7 +289,7 @@ def test_both_forms_give_the_same(client: Client, url: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3), (0, 4)])
-def test_binary_bodies_keep_every_bit(shape: tuple[int, ...]) -> None:
+def test_safetensors_round_trip_is_exact(shape: tuple[int, ...]) -> None:
     values = np.array(np.random.default_rng(0).standard_normal(shape), order="F")
     values.flat[:1] = np.nan
     body = bytearray(safetensors.write({"parameters": {"a/b": values, "n": 1}, "objective": values, "wrt": ["a/b"]}))
@@ -303,15 +303,15 @@ def test_binary_bodies_keep_every_bit(shape: tuple[int, ...]) -> None:
         assert array.size == 0 or np.shares_memory(array, np.frombuffer(body, np.uint8))
 
 
-@pytest.mark.parametrize("cut", [0, 4, 20, 200])
-def test_a_cut_off_binary_body_is_a_protocol_error(cut: int) -> None:
+@pytest.mark.parametrize("length", [0, 4, 20, 200])
+def test_a_truncated_safetensors_body_is_a_protocol_error(length: int) -> None:
     body = bytearray(safetensors.write({"variables": {"x": np.arange(30.0)}}))
     with pytest.raises(ProtocolError):
-        safetensors.read(body[:cut])
+        safetensors.read(body[:length])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3), (0, 4)])
-def test_arrays_keep_every_bit(shape: tuple[int, ...]) -> None:
+def test_json_round_trip_is_exact(shape: tuple[int, ...]) -> None:
     values = np.asfortranarray(np.random.default_rng(0).standard_normal(shape))
     values.flat[:1] = np.nan
     np.testing.assert_array_equal(decode(json.loads(json.dumps(encode(values)))), values)
@@ -324,6 +324,6 @@ def test_null_in_lists_is_nan() -> None:
 @pytest.mark.parametrize(
     "value", [{"b64": "AAAA"}, {"dtype": "<f8", "shape": [2], "b64": "AAAAAAAAAAA="}, ["x"], [[1], 2]]
 )
-def test_what_is_not_an_array_is_a_protocol_error(value: Any) -> None:
+def test_a_malformed_array_is_a_protocol_error(value: Any) -> None:
     with pytest.raises(ProtocolError):
         decode(value)

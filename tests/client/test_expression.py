@@ -1,4 +1,4 @@
-"""Every problem that is written as a document comes back from the server's compiler as the same problem."""
+"""Round trip from CVXPY to a problem document and back."""
 
 from __future__ import annotations
 
@@ -169,8 +169,8 @@ def draw(leaf: Any) -> Any:
     return value + value.T if leaf.attributes["symmetric"] else value
 
 
-def shape_of(problem: cp.Problem) -> Any:
-    """Curvature, sign and cones: what decides how CVXPY treats the problem."""
+def signature(problem: cp.Problem) -> Any:
+    """Sense, curvature, sign and shape of the objective."""
     objective = problem.objective.args[0]
     return (type(problem.objective), objective.curvature, objective.sign, objective.shape)
 
@@ -180,29 +180,38 @@ def test_the_rebuilt_problem_has_the_same_values(build: Callable[[], cp.Problem]
     problem = build()
     parameters = problem.parameters()
     document = to_document(problem, parameters, problem.variables(), gp=gp)
-    posed = rebuilt(document)
-    assert posed.gp is gp
-    assert shape_of(posed.problem) == shape_of(problem)
-    assert atoms_in(posed.problem.objective.args[0]) == atoms_in(problem.objective.args[0])
+    built = rebuilt(document)
+    assert built.gp is gp
+    assert signature(built.problem) == signature(problem)
+    assert atoms_in(built.problem.objective.args[0]) == atoms_in(problem.objective.args[0])
     for _ in range(3):
         for name, leaf in zip(document.parameters, parameters, strict=True):
-            leaf.value = posed.parameters[name].value = draw(leaf)
+            leaf.value = built.parameters[name].value = draw(leaf)
         for name, leaf in zip(document.outputs, problem.variables(), strict=True):
-            leaf.value = posed.variables[name].value = draw(leaf)
-        np.testing.assert_allclose(posed.problem.objective.value, problem.objective.value, rtol=1e-12, atol=1e-12)
-        for ours, theirs in zip(posed.problem.constraints, problem.constraints, strict=True):
+            leaf.value = built.variables[name].value = draw(leaf)
+        np.testing.assert_allclose(built.problem.objective.value, problem.objective.value, rtol=1e-12, atol=1e-12)
+        for ours, theirs in zip(built.problem.constraints, problem.constraints, strict=True):
             assert [dual.shape for dual in ours.dual_variables] == [dual.shape for dual in theirs.dual_variables]
             np.testing.assert_allclose(magnitude(ours), magnitude(theirs), rtol=1e-12, atol=1e-12)
 
 
 def atoms_in(expression: Any) -> Counter[type]:
-    """How often each class is used; constants, sums, signs, and what a selection is written as stand apart."""
-    apart = {cp.Constant, cp.AddExpression, NegExpression, special_index, MulExpression, cp.reshape, cp.real, cp.conj}
-    return Counter(kind for kind in classes_in(expression) if kind not in apart)
+    """Count the atoms of an expression, except those that the round trip may rewrite."""
+    rewritten = {
+        cp.Constant,
+        cp.AddExpression,
+        NegExpression,
+        special_index,
+        MulExpression,
+        cp.reshape,
+        cp.real,
+        cp.conj,
+    }
+    return Counter(kind for kind in classes_in(expression) if kind not in rewritten)
 
 
 def magnitude(constraint: Any) -> Any:
-    """What is constrained, whatever its sign: `x >= 0` is stored as `0 <= x`."""
+    """Absolute value of the constrained expression: CVXPY stores `x >= 0` as `0 <= x`."""
     expressions = [constraint.expr] if len(constraint.dual_variables) == 1 else constraint.args
     return np.abs(np.concatenate([np.ravel(expression.value) for expression in expressions]))
 
@@ -213,16 +222,16 @@ def classes_in(expression: Any) -> Iterator[type]:
         yield from classes_in(argument)
 
 
-def test_the_table_of_problems_meets_every_emitter() -> None:
-    met: set[type] = set()
+def test_the_table_covers_every_emitter() -> None:
+    covered: set[type] = set()
     for parameter_set in TABLE:
         problem = parameter_set.values[0]()
         for root in [problem.objective.args[0], *problem.constraints]:
-            met.update(classes_in(root))
-    assert (EXPRESSIONS.keys() | CONSTRAINTS.keys()) - met <= {cp.conv, cp.NonPos}  # CVXPY warns of these two
+            covered.update(classes_in(root))
+    assert (EXPRESSIONS.keys() | CONSTRAINTS.keys()) - covered <= {cp.conv, cp.NonPos}  # deprecated in CVXPY
 
 
-def test_names_are_the_users_where_they_can_be() -> None:
+def test_valid_unique_names_are_kept() -> None:
     odd = cp.Variable(name="not an identifier")
     twins = cp.Variable(name="w"), cp.Variable(name="w")
     reserved = cp.Variable(name="c0")
@@ -232,7 +241,7 @@ def test_names_are_the_users_where_they_can_be() -> None:
     assert to_document(problem, [], variables).outputs == ("x0", "x1", "x2", "x3", "x4", "speed")
 
 
-def test_equal_problems_give_equal_documents_whatever_cvxpy_calls_their_leaves() -> None:
+def test_documents_do_not_depend_on_generated_names() -> None:
     def document() -> Any:
         v, p = cp.Variable(3), cp.Parameter(3)
         problem = cp.Problem(cp.Minimize(cp.sum_squares(v - p)), [cp.norm1(v) <= 1])
@@ -253,9 +262,9 @@ def test_long_sums_are_split_below_the_servers_limit() -> None:
     problem = cp.Problem(cp.Minimize(sum(terms[1:], terms[0])))
     document = to_document(problem, [], [x])
     x.value = RNG.standard_normal(4)
-    posed = rebuilt(document)
-    posed.variables["x"].value = x.value
-    np.testing.assert_allclose(posed.problem.objective.value, problem.objective.value, rtol=1e-12)
+    built = rebuilt(document)
+    built.variables["x"].value = x.value
+    np.testing.assert_allclose(built.problem.objective.value, problem.objective.value, rtol=1e-12)
 
 
 def test_duals_are_named_by_the_position_of_their_constraint() -> None:
@@ -263,26 +272,26 @@ def test_duals_are_named_by_the_position_of_their_constraint() -> None:
     duals = [dual for constraint in constraints for dual in constraint.dual_variables]
     document = to_document(cp.Problem(cp.Minimize(t), constraints), [], [*duals, t])
     assert document.outputs == ("c0", "c1.0", "c1.1", "c2", "t")
-    posed = rebuilt(document)
-    assert [posed.duals[name].shape for name in document.outputs[:-1]] == [dual.shape for dual in duals]
+    built = rebuilt(document)
+    assert [built.duals[name].shape for name in document.outputs[:-1]] == [dual.shape for dual in duals]
 
 
 @pytest.mark.parametrize("flag", ["nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag"])
-def test_attributes_of_leaves_arrive(flag: str) -> None:
+def test_attributes_of_leaves_are_kept(flag: str) -> None:
     v, p = cp.Variable((2, 2), name="v", **{flag: True}), cp.Parameter((2, 2), name="p", **{flag: True})
-    posed = rebuilt(to_document(cp.Problem(cp.Minimize(cp.sum_squares(v - p))), [p], [v]))
-    assert posed.variables["v"].attributes[flag] is True
-    assert posed.parameters["p"].attributes[flag] is True
+    built = rebuilt(to_document(cp.Problem(cp.Minimize(cp.sum_squares(v - p))), [p], [v]))
+    assert built.variables["v"].attributes[flag] is True
+    assert built.parameters["p"].attributes[flag] is True
 
 
-def test_bounds_of_variables_become_constraints_behind_all_others() -> None:
+def test_bounds_of_variables_become_the_last_constraints() -> None:
     v = cp.Variable(2, bounds=[np.zeros(2), lam * np.ones(2)], name="v")
     document = to_document(cp.Problem(cp.Minimize(cp.sum(v)), [v[0] == 1]), [lam], [v])
     assert document.body["subject_to"] == ["v[0] == 1.0", "v >= k0", "v <= lam * k1"]
 
 
 @pytest.mark.parametrize("leaf", ["parameters", "variables"])
-def test_leaves_that_are_not_the_problems_are_refused(leaf: str) -> None:
+def test_leaves_must_match_the_problem(leaf: str) -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)))
     given: dict[str, Any] = {"parameters": [c], "variables": [x]} | {leaf: [] if leaf == "parameters" else [y]}
     with pytest.raises(ValueError, match=leaf):
@@ -298,7 +307,7 @@ def test_leaves_that_are_not_the_problems_are_refused(leaf: str) -> None:
     ],
     ids=["expression", "constraint", "attribute"],
 )
-def test_what_no_document_states_is_named_where_the_library_is_missing(
+def test_unsupported_expressions_are_named_without_the_library(
     build: Callable[[], cp.Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "convexlayer", None)

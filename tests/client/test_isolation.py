@@ -1,4 +1,4 @@
-"""The client where it is alone: without the library, and before torch and CVXPY are wanted."""
+"""The client without the library, and its imports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def remote_gradients(url: str) -> dict[str, list[list[float]]]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_gradients_without_the_library_are_the_local_layers(
+def test_gradients_without_the_library_equal_local_gradients(
     name: str, remote_gradients: dict[str, list[list[float]]]
 ) -> None:
     family = FAMILIES[name]()

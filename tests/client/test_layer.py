@@ -1,4 +1,4 @@
-"""RemoteConvexLayer against ConvexLayer: the same call, the same solutions, the same derivatives."""
+"""RemoteConvexLayer gives the solutions and derivatives of ConvexLayer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from convexlayer_client.layer import RemoteConvexLayer
 from tests.client.families import FAMILIES, Family, quadratic
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
-FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
+FORWARD_MODE = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated"
+)  # raised inside torch by the first jvp
 
 
 def remote(family: Family, client: Client, **keywords: Any) -> RemoteConvexLayer:
@@ -38,7 +40,7 @@ def local(family: Family, **keywords: Any) -> ConvexLayer:
 
 
 def gradients(layer: Any, tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs, and the gradients of a loss with a fixed random cotangent for each of them and the objective."""
+    """Compute outputs, and gradients for fixed random cotangents of the outputs and the objective."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     outputs, report = layer.solve(*leaves)
     everything = [*outputs, report.objective]
@@ -52,7 +54,7 @@ def gradients(layer: Any, tensors: list[torch.Tensor]) -> tuple[list[torch.Tenso
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("batching", ["single", "batched", "shared"])
-def test_solutions_and_gradients_are_the_local_layers(name: str, batching: str, client: Client) -> None:
+def test_solutions_and_gradients_equal_those_of_the_local_layer(name: str, batching: str, client: Client) -> None:
     family = FAMILIES[name]()
     count = len(family.parameters)
     flags = {"single": (False,) * count, "batched": (True,) * count, "shared": (*(False,) * (count - 1), True)}[
@@ -69,7 +71,7 @@ def test_solutions_and_gradients_are_the_local_layers(name: str, batching: str, 
 
 @FORWARD_MODE
 @pytest.mark.parametrize("name", FAMILIES)
-def test_tangents_are_the_local_layers(name: str, client: Client) -> None:
+def test_tangents_equal_those_of_the_local_layer(name: str, client: Client) -> None:
     family = FAMILIES[name]()
     tensors = [tensor.detach() for tensor in family.tensors(seed=4, batched=(True,) * len(family.parameters))]
     tangents = [tensor.detach() * 0.1 for tensor in family.tensors(seed=9, batched=(True,) * len(family.parameters))]
@@ -80,7 +82,7 @@ def test_tangents_are_the_local_layers(name: str, client: Client) -> None:
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
-def test_torch_func_takes_the_layer(client: Client) -> None:
+def test_torch_func_grad(client: Client) -> None:
     family = quadratic()
     tensors = [tensor.detach() for tensor in family.tensors(seed=5)]
 
@@ -91,7 +93,7 @@ def test_torch_func_takes_the_layer(client: Client) -> None:
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
-def test_second_derivatives_are_refused(client: Client) -> None:
+def test_second_derivatives_are_rejected(client: Client) -> None:
     leaf = A.clone().requires_grad_()
     (solution,) = remote(box(), client)(leaf, BUDGETS[:1])
     (gradient,) = torch.autograd.grad(solution.square().sum(), leaf, create_graph=True)
@@ -102,8 +104,8 @@ def test_second_derivatives_are_refused(client: Client) -> None:
 @FORWARD_MODE
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("nested", ["reverse", "forward", "mixed"])
-def test_nested_transforms_are_refused_whatever_the_loss(nested: str, power: int, client: Client) -> None:
-    """Of a linear loss the cotangent does not depend on the parameters, but the derivative does."""
+def test_nested_transforms_are_rejected(nested: str, power: int, client: Client) -> None:
+    """For a linear loss the cotangent does not depend on the parameters, but the derivative does."""
     layer, one = remote(box(), client), torch.ones_like(A)
 
     def loss(leaf: torch.Tensor) -> torch.Tensor:
@@ -121,7 +123,7 @@ def test_nested_transforms_are_refused_whatever_the_loss(nested: str, power: int
 
 
 @FORWARD_MODE
-def test_gradients_pass_gradcheck_both_ways(client: Client) -> None:
+def test_gradcheck_in_forward_and_reverse_mode(client: Client) -> None:
     family = quadratic()
     layer = remote(family, client)
     tensors = tuple(family.tensors(seed=6, batched=(False, True, False), batch=2))
@@ -129,7 +131,7 @@ def test_gradients_pass_gradcheck_both_ways(client: Client) -> None:
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.float32, torch.float64, torch.float32)])
-def test_dtypes_come_back(dtypes: tuple[torch.dtype, ...], client: Client) -> None:
+def test_dtypes_are_kept(dtypes: tuple[torch.dtype, ...], client: Client) -> None:
     family = quadratic()
     tensors = [tensor.detach().to(dtype) for tensor, dtype in zip(family.tensors(seed=2), dtypes, strict=True)]
     ours, our_gradients = gradients(remote(family, client), tensors)
@@ -152,7 +154,7 @@ A = torch.tensor([0.5, 0.7, -0.9], dtype=torch.float64)
 BUDGETS = torch.tensor([0.6, -1.0, 0.9], dtype=torch.float64)
 
 
-def test_failed_elements_raise_and_carry_the_others(client: Client) -> None:
+def test_the_error_of_failed_elements_has_the_other_solutions(client: Client) -> None:
     with pytest.raises(FailedElementsError, match=r"1 \(infeasible\)") as caught:
         remote(box(), client)(A, BUDGETS)
     assert caught.value.indices == (1,)
@@ -162,11 +164,11 @@ def test_failed_elements_raise_and_carry_the_others(client: Client) -> None:
     torch.testing.assert_close(solution[[0, 2]], local(box())(A, BUDGETS[[0, 2]])[0], **TOLERANCE)
 
 
-def test_failed_elements_change_no_gradient_but_their_own(client: Client) -> None:
+def test_failed_elements_do_not_change_other_gradients(client: Client) -> None:
     def grads(layer: Any, budgets: torch.Tensor) -> list[torch.Tensor]:
         leaves = [A.clone().requires_grad_(), budgets.clone().requires_grad_()]
         (solution,) = layer(*leaves)
-        return list(torch.autograd.grad((solution**2).sum(), leaves))  # NaN cotangents where it failed
+        return list(torch.autograd.grad((solution**2).sum(), leaves))  # NaN cotangents of the failed element
 
     shared, own = grads(remote(box(), client, on_failure="nan"), BUDGETS)
     good_shared, good_own = grads(local(box()), BUDGETS[[0, 2]])
@@ -183,7 +185,7 @@ def test_a_failed_single_solve_is_nan_with_zero_gradient(client: Client) -> None
     assert torch.equal(*torch.autograd.grad(solution.sum(), leaves[:1]), torch.zeros(3, dtype=torch.float64))
 
 
-def test_a_forgotten_problem_is_registered_again(client: Client) -> None:
+def test_a_deleted_problem_is_registered_again(client: Client) -> None:
     layer = remote(box(lower=-0.25), client)
     leaf = A.clone().requires_grad_()
     client.delete(layer.problem_id)
@@ -197,7 +199,7 @@ def test_a_forgotten_problem_is_registered_again(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "said"),
+    ("shapes", "message"),
     [
         ([(3,)], r"expected 2 tensors \(for a, budget\), got 1"),
         ([(4,), ()], r"parameter 'a': expected shape \[3\] or \['batch', 3\], got \[4\]"),
@@ -205,17 +207,17 @@ def test_a_forgotten_problem_is_registered_again(client: Client) -> None:
         ([(2, 3), (3,)], r"'a' has 2, 'budget' has 3"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(shapes: list[tuple[int, ...]], said: str, client: Client) -> None:
-    with pytest.raises(ShapeError, match=said):
+def test_shapes_are_checked(shapes: list[tuple[int, ...]], message: str, client: Client) -> None:
+    with pytest.raises(ShapeError, match=message):
         remote(box(), client)(*(torch.ones(shape, dtype=torch.float64) for shape in shapes))
 
 
-def test_integers_are_refused(client: Client) -> None:
+def test_integers_are_rejected(client: Client) -> None:
     with pytest.raises(TypeError, match=r"'a': expected a tensor of floating point, got torch.int64"):
         remote(box(), client)(torch.ones(3, dtype=torch.int64), BUDGETS)
 
 
-def test_values_that_are_not_finite_are_the_servers_error(client: Client) -> None:
+def test_parameters_that_are_not_finite_are_rejected_by_the_server(client: Client) -> None:
     with pytest.raises(InvalidError) as caught:
         remote(box(), client)(A * np.nan, BUDGETS[:1])
     assert caught.value.errors[0].pointer == "/parameters/a"
@@ -227,7 +229,7 @@ def test_degenerate_derivatives_are_reported(client: Client) -> None:
     layer = remote(box(), client)
     with pytest.warns(UserWarning, match="may not exist"):
         layer(kink, budget)[0].sum().backward()
-    with warnings.catch_warnings(action="error"):  # once a layer
+    with warnings.catch_warnings(action="error"):  # one warning per layer
         layer(kink, budget)[0].sum().backward()
     with pytest.raises(DerivativeError, match="may not exist"):
         remote(box(), client, on_degenerate="raise")(kink, budget)[0].sum().backward()
@@ -267,7 +269,7 @@ def test_arguments_are_checked(keywords: dict[str, Any], monkeypatch: pytest.Mon
         RemoteConvexLayer(family.problem, family.parameters, family.outputs, **keywords)
 
 
-def test_a_problem_outside_the_grammar_goes_as_a_cone_program(client: Client) -> None:
+def test_a_problem_outside_the_grammar_is_sent_as_a_cone_program(client: Client) -> None:
     S, C = cp.Variable((3, 3), PSD=True, name="S"), cp.Parameter((3, 3), symmetric=True, name="C")
     objective = cp.Maximize(cp.von_neumann_entr(S) + cp.trace(C @ S))
     family = Family(cp.Problem(objective, [cp.trace(S) == 1]), [C], [S], lambda rng: [np.diag(rng.standard_normal(3))])
@@ -291,7 +293,7 @@ def test_a_variable_may_be_returned_twice(client: Client) -> None:
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad, **TOLERANCE)
 
 
-def test_gradients_are_those_of_the_values_that_were_solved(client: Client) -> None:
+def test_gradients_ignore_in_place_changes_after_the_solve(client: Client) -> None:
     leaves = [A.clone().requires_grad_() for _ in range(2)]
     solutions = [remote(box(), client)(leaf, BUDGETS[0])[0] for leaf in leaves]
     with torch.no_grad():
@@ -321,19 +323,19 @@ def test_copies_share_the_connection(client: Client) -> None:
     assert layer.problem_id in repr(layer)
 
 
-def test_values_that_cannot_be_used_cost_their_row_alone(client: Client) -> None:
-    """As in the local layer: status, outputs, gradients, and what is said."""
+def test_invalid_elements_do_not_affect_others(client: Client) -> None:
+    """Status, outputs, gradients and messages equal those of the local layer."""
     family = box()
     budgets = torch.tensor([1.0, float("nan"), 0.5], dtype=torch.float64)
-    answers = []
+    results = []
     for layer in (remote(family, client, on_failure="nan"), local(family, on_failure="nan")):
         leaves = [A.clone().requires_grad_(), budgets.clone().requires_grad_()]
         (out,), report = layer.solve(*leaves)
-        answers.append((out, *torch.autograd.grad(out.nansum(), leaves)))
+        results.append((out, *torch.autograd.grad(out.nansum(), leaves)))
         assert list(map(str, report.status)) == ["optimal", "invalid", "optimal"]
         assert list(report.details) == [1]
         assert "is not finite: entry [1] is nan" in report.details[1]
-    for ours, theirs in zip(*answers, strict=True):
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True, **TOLERANCE)
     with pytest.raises(FailedElementsError, match=r"1 of 3 elements.*1 \(invalid\).*Element 1: .*not finite") as caught:
         remote(family, client)(A, budgets)

@@ -1,4 +1,4 @@
-"""Batches beyond the limits of a server: the same answers as from one that takes them whole, and what was sent."""
+"""Batches larger than the limits of a server are split; results equal those of one request."""
 
 from __future__ import annotations
 
@@ -46,36 +46,36 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 Respond = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
-class Wire(httpx.AsyncBaseTransport):
-    """The application in this process; what was sent to it and how it answered; and what a test puts in between.
+class RecordingTransport(httpx.AsyncBaseTransport):
+    """Transport to the application in this process, which records requests and may replace responses.
 
     Attributes:
-        app: The application, which a test may exchange for another.
+        app: The application; a test may replace it.
         seen: Method, last part of the path, and status of every request.
-        bodies: What was sent.
-        names: What requests were called.
-        most: Requests that were in work at a time.
-        between: Answers in place of the application.
+        bodies: Safetensors bodies of the requests.
+        request_ids: Request ids.
+        peak: Largest number of concurrent requests.
+        intercept: Responds in place of the application, if set.
     """
 
     def __init__(self, app: Any) -> None:
         self.app = app
         self.seen: list[tuple[str, int]] = []
         self.bodies: list[dict[str, Any]] = []
-        self.names: list[str | None] = []
-        self.most = self._now = 0
-        self.between: Callable[[httpx.Request, Respond], Awaitable[httpx.Response]] | None = None
+        self.request_ids: list[str | None] = []
+        self.peak = self._now = 0
+        self.intercept: Callable[[httpx.Request, Respond], Awaitable[httpx.Response]] | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self._now += 1
-        self.most = max(self.most, self._now)
+        self.peak = max(self.peak, self._now)
         try:
-            answer = self._application if self.between is None else self._in_between
+            answer = self._application if self.intercept is None else self._intercepted
             response = await answer(request)
         finally:
             self._now -= 1
         self.seen.append((request.url.path.rpartition("/")[2], response.status_code))
-        self.names.append(request.headers.get("X-Request-Id"))
+        self.request_ids.append(request.headers.get("X-Request-Id"))
         if request.headers.get("Content-Type") == safetensors.MEDIA_TYPE:
             self.bodies.append(safetensors.read(bytearray(request.content)))
         return response
@@ -83,38 +83,41 @@ class Wire(httpx.AsyncBaseTransport):
     async def _application(self, request: httpx.Request) -> httpx.Response:
         return await httpx.ASGITransport(self.app).handle_async_request(request)
 
-    async def _in_between(self, request: httpx.Request) -> httpx.Response:
-        assert self.between is not None
-        return await self.between(request, self._application)
+    async def _intercepted(self, request: httpx.Request) -> httpx.Response:
+        assert self.intercept is not None
+        return await self.intercept(request, self._application)
 
     def count(self, step: str, status: int = 200) -> int:
-        """How many requests of a kind were answered so."""
+        """Count the requests of an operation with a status."""
         return self.seen.count((step, status))
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Clear the records."""
         self.seen.clear()
         self.bodies.clear()
-        self.names.clear()
+        self.request_ids.clear()
 
 
-def limited(work: Callable[[AsyncClient, Problem, Wire], Awaitable[None]], **settings: Any) -> None:
-    """Some work with the application under these limits, which the client has not asked for yet."""
+def limited(work: Callable[[AsyncClient, Problem, RecordingTransport], Awaitable[None]], **settings: Any) -> None:
+    """Run ``work`` with these limits, which the client has not fetched yet."""
 
     async def run() -> None:
         app = create_app(Settings(workers=0, **settings))
-        wired = Wire(app)
-        async with app.router.lifespan_context(app), AsyncClient("http://server", transport=wired, retry_s=5) as client:
+        transport = RecordingTransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            AsyncClient("http://server", transport=transport, retry_s=5) as client,
+        ):
             problem = await client.register(DOCUMENT)
-            wired.forget()
-            await work(client, problem, wired)
+            transport.forget()
+            await work(client, problem, transport)
 
     asyncio.run(run())
 
 
 @pytest.fixture(scope="module")
-def whole(client: Client) -> tuple[SolveResult, VjpResult, JvpResult]:
-    """What a server says that takes the batch in one request."""
+def unsplit(client: Client) -> tuple[SolveResult, VjpResult, JvpResult]:
+    """Results of the batch in one request."""
     problem = client.register(DOCUMENT)
     return (
         client.solve(problem.id, THETA, duals=True),
@@ -124,7 +127,7 @@ def whole(client: Client) -> tuple[SolveResult, VjpResult, JvpResult]:
 
 
 def same(ours: Any, theirs: Any) -> None:
-    """Whether results are the same but for times, and what only one of them was asked for."""
+    """Assert that results are equal, except for times and fields that were requested of only one of them."""
     assert type(ours) is type(theirs)
     assert ours.status == theirs.status
     assert ours.details == theirs.details
@@ -134,9 +137,9 @@ def same(ours: Any, theirs: Any) -> None:
             np.testing.assert_allclose(getattr(ours, part)[name], value, **CLOSE)
     if hasattr(theirs, "objective"):
         np.testing.assert_allclose(ours.objective, theirs.objective, **CLOSE)
-    for account in {"residuals", "report"} & set(vars(theirs)):
-        for name, value in vars(getattr(theirs, account)).items():
-            assert np.shape(getattr(getattr(ours, account), name)) == np.shape(value)
+    for group in {"residuals", "report"} & set(vars(theirs)):
+        for name, value in vars(getattr(theirs, group)).items():
+            assert np.shape(getattr(getattr(ours, group), name)) == np.shape(value)
     if hasattr(theirs, "report"):
         assert ours.report.status == theirs.report.status
         np.testing.assert_allclose(ours.report.margin, theirs.report.margin, rtol=1e-5)
@@ -153,102 +156,106 @@ def same(ours: Any, theirs: Any) -> None:
         ({"max_batch_size": 300}, {3}),
     ],
 )
-def test_a_batch_beyond_a_limit_is_the_batch(limits: dict[str, int], parts: Container[int], whole: Any) -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_a_split_batch_gives_the_results_of_one_request(
+    limits: dict[str, int], parts: Container[int], unsplit: Any
+) -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         await client.capabilities()
         solved = await client.solve(problem.id, THETA, duals=True)
-        pulled = await client.vjp(problem.id, COTANGENTS, THETA)
-        pushed = await client.jvp(problem.id, TANGENTS, THETA, duals=True)
-        for ours, theirs in zip((solved, pulled, pushed), whole, strict=True):
+        backward = await client.vjp(problem.id, COTANGENTS, THETA)
+        forward = await client.jvp(problem.id, TANGENTS, THETA, duals=True)
+        for ours, theirs in zip((solved, backward, forward), unsplit, strict=True):
             same(ours, theirs)
-        assert {status for _, status in wired.seen} == {200}
+        assert {status for _, status in transport.seen} == {200}
         for step in ("solve", "vjp", "jvp"):
-            assert wired.count(step) in parts
-        assert wired.count("capabilities") == 1
-        assert wired.most == 2
+            assert transport.count(step) in parts
+        assert transport.count("capabilities") == 1
+        assert transport.peak == 2
 
     limited(work, **limits)
 
 
-def test_what_a_server_takes_is_sent_as_it_is() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_a_batch_within_the_limits_is_one_request() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         for _ in range(2):
             await client.solve(problem.id, THETA)
             await client.capabilities()
-        assert [step for step, _ in wired.seen] == ["solve", "capabilities"] * 2
+        assert [step for step, _ in transport.seen] == ["solve", "capabilities"] * 2
 
     limited(work)
 
 
-def test_limits_are_asked_for_once_and_again_when_they_have_changed(whole: Any) -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
-        same(await client.solve(problem.id, THETA, duals=True), whole[0])  # small, so the limits were not asked for
-        assert wired.seen == [("solve", 422), ("capabilities", 200), *[("solve", 200)] * 3]
-        wired.forget()
+def test_limits_are_fetched_once_and_again_after_they_changed(unsplit: Any) -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
+        same(await client.solve(problem.id, THETA, duals=True), unsplit[0])  # small, so limits were not fetched first
+        assert transport.seen == [("solve", 422), ("capabilities", 200), *[("solve", 200)] * 3]
+        transport.forget()
         solved = await client.solve(problem.id, THETA, duals=True, state=True)
-        same(solved, whole[0])
-        assert wired.seen == [("solve", 200)] * 3
+        same(solved, unsplit[0])
+        assert transport.seen == [("solve", 200)] * 3
 
         smaller = create_app(Settings(workers=0, max_batch=3))
         async with smaller.router.lifespan_context(smaller):
-            wired.app = smaller
+            transport.app = smaller
             await client.register(DOCUMENT)
-            wired.forget()
-            same(await client.vjp(problem.id, COTANGENTS, THETA), whole[1])
-            assert 1 <= wired.count("vjp", 422) <= 2  # the two that were sent
-            assert wired.count("capabilities") == 1
-            assert wired.count("vjp") == 7
-            wired.forget()
-            same(await client.vjp(problem.id, COTANGENTS, THETA, state=solved.state), whole[1])  # of too large parts
-            assert wired.seen == [("vjp", 200)] * 7
+            transport.forget()
+            same(await client.vjp(problem.id, COTANGENTS, THETA), unsplit[1])
+            assert 1 <= transport.count("vjp", 422) <= 2  # the two concurrent requests
+            assert transport.count("capabilities") == 1
+            assert transport.count("vjp") == 7
+            transport.forget()
+            same(
+                await client.vjp(problem.id, COTANGENTS, THETA, state=solved.state), unsplit[1]
+            )  # the parts of the state are too large
+            assert transport.seen == [("vjp", 200)] * 7
 
     limited(work, max_batch=8)
 
 
-def test_large_batches_ask_before_they_send() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_limits_are_fetched_before_a_large_batch_is_sent() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         many = {"a": np.tile(THETA["a"], (15, 1)), "radius": 1.0}
         assert (await client.solve(problem.id, many)).meta["batch"] == 300
-        assert wired.seen == [("capabilities", 200), *[("solve", 200)] * 3]
-        wired.forget()
+        assert transport.seen == [("capabilities", 200), *[("solve", 200)] * 3]
+        transport.forget()
         await client.with_options(retry_s=0).solve(problem.id, many)
-        assert wired.seen == [("solve", 200)] * 3
+        assert transport.seen == [("solve", 200)] * 3
 
     limited(work, max_batch=100)
 
 
-def test_shapes_are_asked_for_where_another_client_registered() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
-        other = AsyncClient("http://server", transport=wired)
+def test_shapes_are_fetched_if_another_client_registered() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
+        other = AsyncClient("http://server", transport=transport)
         assert (await other.solve(problem.id, THETA)).meta["batch"] == BATCH
-        assert wired.seen[:3] == [("solve", 422), ("capabilities", 200), (problem.id, 200)]
-        wired.forget()
+        assert transport.seen[:3] == [("solve", 422), ("capabilities", 200), (problem.id, 200)]
+        transport.forget()
         assert (await other.solve(problem.id, THETA)).meta["batch"] == BATCH
-        assert wired.seen == [("solve", 200)] * 3
+        assert transport.seen == [("solve", 200)] * 3
 
     limited(work, max_batch=8)
 
 
-def test_an_error_that_is_not_of_size_costs_no_more_than_a_look() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_errors_that_are_not_about_size_are_not_retried_in_parts() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         for parameters in ({"a": THETA["a"]}, THETA | {"b": 1.0}, {"a": THETA["a"], "radius": np.ones(BATCH - 1)}):
-            wired.forget()
+            transport.forget()
             with pytest.raises(InvalidError):
                 await client.solve(problem.id, parameters)
-            assert wired.count("solve", 422) == 1
-            assert len(wired.seen) <= 2
-        wired.forget()
+            assert transport.count("solve", 422) == 1
+            assert len(transport.seen) <= 2
+        transport.forget()
         with pytest.raises(InvalidError):
             await client.solve(problem.id, {"a": np.full(3, np.nan), "radius": np.ones(())})
         with pytest.raises(InvalidError):
             await client.solve(problem.id, THETA, solver="none-such")
-        assert len(wired.seen) == 3  # what is no batch is looked at for its three entries, what is no array is not
+        assert len(transport.seen) == 3  # three values could be a batch, so limits are fetched once
 
     limited(work)
 
 
-def test_elements_keep_their_places() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_elements_keep_their_order() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         radius = np.ones(BATCH)
         radius[3], radius[13] = np.nan, 0.1
         result = await client.solve(problem.id, {"a": THETA["a"], "radius": radius})
@@ -256,62 +263,62 @@ def test_elements_keep_their_places() -> None:
         assert result.status[3] == "invalid"
         assert list(result.details) == [3]
         radius[3], radius[16] = 1.0, np.nan
-        pulled = await client.vjp(problem.id, COTANGENTS, {"a": THETA["a"], "radius": radius})
-        assert list(pulled.details) == [16]
-        assert pulled.gradients["radius"].shape == (BATCH,)
-        assert pulled.gradients["radius"][16] == 0
+        backward = await client.vjp(problem.id, COTANGENTS, {"a": THETA["a"], "radius": radius})
+        assert list(backward.details) == [16]
+        assert backward.gradients["radius"].shape == (BATCH,)
+        assert backward.gradients["radius"][16] == 0
 
     limited(work, max_batch=8)
 
 
-def test_a_batch_has_one_name_in_the_servers_log() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_the_parts_of_a_batch_share_a_request_id() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         await client.capabilities()
-        wired.forget()
+        transport.forget()
         result = await client.solve(problem.id, THETA)
-        assert wired.names == [result.request_id] * 3
+        assert transport.request_ids == [result.request_id] * 3
         named = client.with_options(headers={"x-request-id": "night-7"})
         assert (await named.solve(problem.id, THETA)).request_id == "night-7"
-        assert wired.names[3:] == ["night-7"] * 3
+        assert transport.request_ids[3:] == ["night-7"] * 3
 
     limited(work, max_batch=8)
 
 
 @pytest.mark.parametrize("form", ["handle", "portable"])
-def test_derivatives_begin_with_the_states_of_parts(form: str, whole: Any) -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_derivatives_use_the_states_of_parts(form: str, unsplit: Any) -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         solved = await client.solve(problem.id, THETA, state=form == "handle", portable=form == "portable")
         state = solved.state if form == "handle" else solved.portable
         assert isinstance(state, SplitState)
         assert state.rows == (6, 7, 7)
         start = {"state": state} if form == "handle" else {"portable": state, "parameters": THETA}
-        wired.forget()
-        same(await client.vjp(problem.id, COTANGENTS, **start), whole[1])
-        same(await client.jvp(problem.id, TANGENTS, **start, duals=True), whole[2])
-        assert wired.seen == [("vjp", 200)] * 3 + [("jvp", 200)] * 3
-        assert all("state" in body for body in wired.bodies)
-        assert all(("parameters" in body) == (form == "portable") for body in wired.bodies)
+        transport.forget()
+        same(await client.vjp(problem.id, COTANGENTS, **start), unsplit[1])
+        same(await client.jvp(problem.id, TANGENTS, **start, duals=True), unsplit[2])
+        assert transport.seen == [("vjp", 200)] * 3 + [("jvp", 200)] * 3
+        assert all("state" in body for body in transport.bodies)
+        assert all(("parameters" in body) == (form == "portable") for body in transport.bodies)
 
     limited(work, max_batch=8)
 
 
-def test_states_that_are_gone_are_replaced_part_by_part(whole: Any) -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_parts_with_expired_states_are_sent_with_parameters(unsplit: Any) -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         solved = await client.solve(problem.id, THETA, state=True)
-        wired.forget()
+        transport.forget()
         with pytest.raises(GoneError, match=r"in the part of elements \d+ to \d+ of 20"):
             await client.vjp(problem.id, COTANGENTS, state=solved.state)
-        wired.forget()
-        same(await client.vjp(problem.id, COTANGENTS, THETA, state=solved.state), whole[1])
-        assert wired.count("vjp", 410) == 1
-        assert wired.count("vjp") == 3
-        assert sum("parameters" in body for body in wired.bodies) == 1
+        transport.forget()
+        same(await client.vjp(problem.id, COTANGENTS, THETA, state=solved.state), unsplit[1])
+        assert transport.count("vjp", 410) == 1
+        assert transport.count("vjp") == 3
+        assert sum("parameters" in body for body in transport.bodies) == 1
 
     limited(work, max_batch=8, state_bytes=17_000)
 
 
-def test_a_state_that_a_server_cannot_keep_is_none() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_a_state_that_exceeds_the_servers_memory_is_none() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         solved = await client.solve(problem.id, THETA, state=True, portable=True)
         assert solved.state is None
         assert isinstance(solved.portable, SplitState)
@@ -319,11 +326,11 @@ def test_a_state_that_a_server_cannot_keep_is_none() -> None:
     limited(work, max_batch=8, state_bytes=5_000)
 
 
-def test_states_of_another_batch_are_refused_before_anything_is_sent() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_states_of_another_batch_are_rejected_before_sending() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         solved = await client.solve(problem.id, THETA, state=True, portable=True)
         fewer = await client.solve(problem.id, {"a": THETA["a"][:9], "radius": 1.0}, portable=True)
-        wired.forget()
+        transport.forget()
         with pytest.raises(ShapeError, match="cotangent 'x' has 19 elements, but the state has 20"):
             await client.vjp(problem.id, {"x": np.ones((19, 3))}, state=solved.state)
         with pytest.raises(ShapeError, match="parameter 'a' has 9 elements, but the state has 20"):
@@ -334,48 +341,48 @@ def test_states_of_another_batch_are_refused_before_anything_is_sent() -> None:
             await client.vjp(problem.id, COTANGENTS, THETA, state=solved.state, portable=fewer.portable)
         with pytest.raises(ValueError, match="a job is one request"):
             await client.submit(wire.vjp(problem.id, COTANGENTS, state=solved.state))
-        assert wired.seen == []
+        assert transport.seen == []
 
     limited(work, max_batch=8)
 
 
-def test_one_element_stands_for_a_batch_of_directions() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_a_batch_of_directions_for_one_element_is_split() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         theta = {"a": THETA["a"][0], "radius": 1.0}
         solved = await client.solve(problem.id, theta, state=True, portable=True)
         await client.capabilities()
-        wired.forget()
+        transport.forget()
         plain = await client.vjp(problem.id, COTANGENTS, theta)
         for start in ({"state": solved.state}, {"portable": solved.portable, "parameters": theta}):
             result = await client.vjp(problem.id, COTANGENTS, **start)
             np.testing.assert_allclose(result.gradients["a"], plain.gradients["a"], **CLOSE)
             assert result.gradients["a"].shape == (3,)
-        assert wired.seen == [("vjp", 200)] * 9
+        assert transport.seen == [("vjp", 200)] * 9
         moved = await client.jvp(problem.id, {"a": TANGENTS["a"]}, state=solved.state)
         assert moved.tangents["x"].shape == (BATCH, 3)
 
     limited(work, max_batch=8)
 
 
-def test_a_state_that_cannot_be_cut_is_left(whole: Any) -> None:
-    """A handle of the whole batch, from a server that took more than this one does now."""
+def test_a_handle_of_the_whole_batch_is_dropped_when_split(unsplit: Any) -> None:
+    """The handle is from a server with larger limits; the parameters are sent instead."""
 
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         await client.capabilities()
-        wired.forget()
-        same(await client.vjp(problem.id, COTANGENTS, THETA, state="s_of_the_whole"), whole[1])
-        assert wired.seen == [("vjp", 200)] * 3
+        transport.forget()
+        same(await client.vjp(problem.id, COTANGENTS, THETA, state="s_of_the_whole"), unsplit[1])
+        assert transport.seen == [("vjp", 200)] * 3
 
     limited(work, max_batch=8)
 
 
-def test_derivatives_of_what_is_kept_fit_whatever_is_left_of_it() -> None:
-    """Parts of a solve are so large that its cotangents, its parameters and its state go into one request."""
+def test_parts_of_a_state_leave_room_for_parameters_and_cotangents() -> None:
+    """Parts of a solve are small enough that cotangents, parameters and state fit into one request."""
 
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         await client.capabilities()
         solved = await client.solve(problem.id, THETA, state=True, portable=True)
-        wired.forget()
+        transport.forget()
         cotangents = {"x": np.ones((BATCH, 3)), "c0": np.ones(BATCH), "c1": np.ones(BATCH), "objective": np.ones(BATCH)}
         await client.vjp(problem.id, cotangents, THETA, portable=solved.portable)
         await client.vjp(problem.id, cotangents, THETA, state=solved.state)
@@ -384,104 +391,104 @@ def test_derivatives_of_what_is_kept_fit_whatever_is_left_of_it() -> None:
         )
         parts = len(solved.state.rows)
         assert parts > 2
-        assert wired.count("vjp") == 3 * parts
-        assert wired.count("vjp", 410) == parts
-        assert len(wired.seen) == 4 * parts
+        assert transport.count("vjp") == 3 * parts
+        assert transport.count("vjp", 410) == parts
+        assert len(transport.seen) == 4 * parts
 
     limited(work, max_body_bytes=2_000)
 
 
-def test_a_failing_part_is_one_error_and_the_others_are_given_up() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_the_first_failed_part_is_raised_and_the_others_are_cancelled() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         cotangents = np.ones((BATCH, 3))
         cotangents[1] = np.inf
         await client.capabilities()
-        wired.forget()
-        given_up = 0
+        transport.forget()
+        cancelled = 0
 
-        async def only_the_first(request: httpx.Request, respond: Respond) -> httpx.Response:
-            nonlocal given_up
+        async def block_others(request: httpx.Request, respond: Respond) -> httpx.Response:
+            nonlocal cancelled
             if not np.isinf(safetensors.read(bytearray(request.content))["cotangents"]["x"]).any():
                 try:
                     await asyncio.Event().wait()
                 except asyncio.CancelledError:
-                    given_up += 1
+                    cancelled += 1
                     raise
             return await respond(request)
 
-        wired.between = only_the_first
+        transport.intercept = block_others
         with pytest.raises(
             InvalidError, match=r"in the part of elements 0 to 1 of 20: .*element 1 is not finite"
         ) as caught:
             await client.vjp(problem.id, {"x": cotangents}, THETA)
         assert caught.value.errors[0].pointer == "/cotangents/x"
-        assert wired.seen == [("vjp", 422)]
-        assert given_up == 1
+        assert transport.seen == [("vjp", 422)]
+        assert cancelled == 1
 
     limited(work, max_batch=2)
 
 
-def test_every_part_is_sent_again_on_its_own(whole: Any) -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_parts_are_retried_independently(unsplit: Any) -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         await client.capabilities()
         failures = iter([True, False, True, False, False, True])
 
-        async def shaky(request: httpx.Request, respond: Respond) -> httpx.Response:
+        async def fail_some(request: httpx.Request, respond: Respond) -> httpx.Response:
             if next(failures, False):
                 return httpx.Response(503, json={}, headers={"Retry-After": "0"})
             return await respond(request)
 
-        wired.between = shaky
-        wired.forget()
-        same(await client.solve(problem.id, THETA, duals=True), whole[0])
-        assert wired.count("solve", 503) == 3
-        assert wired.count("solve") == 5
-        wired.between = None
+        transport.intercept = fail_some
+        transport.forget()
+        same(await client.solve(problem.id, THETA, duals=True), unsplit[0])
+        assert transport.count("solve", 503) == 3
+        assert transport.count("solve") == 5
+        transport.intercept = None
 
     limited(work, max_batch=4)
 
 
-def test_one_element_that_is_too_large_is_the_servers_error() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_an_element_larger_than_the_limit_is_the_servers_error() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         for _ in range(2):
-            wired.forget()
+            transport.forget()
             with pytest.raises(TooLargeError, match=r"in the part of elements (0 to 0|1 to 1) of 20"):
                 await client.solve(problem.id, THETA)
-        assert 1 <= wired.count("solve", 413) <= 2
-        assert len(wired.seen) <= 3  # the limits are asked for once more
+        assert 1 <= transport.count("solve", 413) <= 2
+        assert len(transport.seen) <= 3  # limits are fetched again once
 
     limited(work, max_body_bytes=250)
 
 
-def test_batches_that_differ_are_said_to_differ_where_they_are_too_large_to_be_sent() -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_batch_sizes_are_checked_before_splitting() -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         await client.capabilities()
-        wired.forget()
+        transport.forget()
         with pytest.raises(ShapeError, match="parameter 'a' has 200, parameter 'radius' has 100"):
             await client.solve(problem.id, {"a": np.ones((200, 3)), "radius": np.ones(100)})
-        assert wired.seen == []
+        assert transport.seen == []
 
     limited(work, max_body_bytes=4_000)
 
 
-def test_the_form_without_binary_bodies_is_longer(whole: Any) -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+def test_parts_are_smaller_if_the_server_requires_json(unsplit: Any) -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         async def plain(request: httpx.Request, respond: Respond) -> httpx.Response:
             refused = request.headers.get("Content-Type") == safetensors.MEDIA_TYPE
             return httpx.Response(415, json={}) if refused else await respond(request)
 
-        wired.between = plain
+        transport.intercept = plain
         await client.capabilities()
-        same(await client.solve(problem.id, THETA, duals=True), whole[0])
-        wired.forget()
-        same(await client.vjp(problem.id, COTANGENTS, THETA), whole[1])
-        assert {status for _, status in wired.seen} == {200}
+        same(await client.solve(problem.id, THETA, duals=True), unsplit[0])
+        transport.forget()
+        same(await client.vjp(problem.id, COTANGENTS, THETA), unsplit[1])
+        assert {status for _, status in transport.seen} == {200}
 
     limited(work, max_body_bytes=1_100)
 
 
 def test_progress_counts_elements(capsys: pytest.CaptureFixture[str]) -> None:
-    async def work(client: AsyncClient, problem: Problem, wired: Wire) -> None:
+    async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
         await client.solve(problem.id, THETA, progress=True)
         await client.solve(problem.id, {"a": np.ones(3), "radius": 1.0}, progress=True)
 
@@ -493,8 +500,8 @@ def test_progress_counts_elements(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1/1" in shown
 
 
-def test_parts_are_within_limits_and_are_the_whole() -> None:
-    """Of any shapes: every body is at most as large as the limit, or of one element, and large ones are not wasted."""
+def test_parts_are_within_the_limits_and_cover_the_batch() -> None:
+    """For random shapes, every body is within the limit or has one element."""
     rng = np.random.default_rng(3)
     for trial in range(300):
         shapes = {name: tuple(rng.integers(1, 6, rng.integers(0, 3))) for name in "abc"}
@@ -520,22 +527,24 @@ def test_parts_are_within_limits_and_are_the_whole() -> None:
         )
         form: Any = "binary" if trial % 5 else "json"
         parts = BatchSplitter(call, problem, limits, form).parts()
-        assert [part.rows.start for part in parts[1:]] == [part.rows.stop for part in parts[:-1]]
-        assert (parts[0].rows.start, parts[-1].rows.stop) == (0, batch)
+        assert [part.batch_slice.start for part in parts[1:]] == [part.batch_slice.stop for part in parts[:-1]]
+        assert (parts[0].batch_slice.start, parts[-1].batch_slice.stop) == (0, batch)
         for part in parts:
             content = part.request(form).content
             assert content is not None
             assert len(content) <= part.size_bytes(form)
             if form == "binary":
                 assert len(content) == part.size_bytes(form)
-            assert len(part.rows) == 1 or (len(content) <= limits.body_bytes and len(part.rows) <= limits.batch)
+            assert len(part.batch_slice) == 1 or (
+                len(content) <= limits.body_bytes and len(part.batch_slice) <= limits.batch
+            )
         for name, value in values.items():
-            pieces = [part.body["parameters"][name] for part in parts]
-            joined = np.concatenate(pieces) if value.ndim > len(shapes[name]) else pieces[0]
+            slices = [part.body["parameters"][name] for part in parts]
+            joined = np.concatenate(slices) if value.ndim > len(shapes[name]) else slices[0]
             np.testing.assert_array_equal(joined, value)
 
 
-# --- the synchronous client, on a server of its own -------------------------------------------------------------------
+# --- the synchronous client, on a separate server ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -544,18 +553,18 @@ def small() -> Iterator[Client]:
         yield client
 
 
-def test_the_synchronous_client_cuts_too(small: Client, whole: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_synchronous_client_splits_batches(small: Client, unsplit: Any, capsys: pytest.CaptureFixture[str]) -> None:
     problem = small.register(DOCUMENT)
     solved = small.solve(problem.id, THETA, duals=True, state=True, portable=True, progress=True)
-    same(solved, whole[0])
+    same(solved, unsplit[0])
     assert f"{BATCH}/{BATCH}" in capsys.readouterr().err
-    same(small.vjp(problem.id, COTANGENTS, state=solved.state), whole[1])
-    same(small.vjp(problem.id, COTANGENTS, THETA, portable=solved.portable), whole[1])
-    same(small.jvp(problem.id, TANGENTS, THETA, duals=True), whole[2])
-    same(small.run(wire.jvp(problem.id, TANGENTS, THETA, state=solved.state, duals=True)), whole[2])
+    same(small.vjp(problem.id, COTANGENTS, state=solved.state), unsplit[1])
+    same(small.vjp(problem.id, COTANGENTS, THETA, portable=solved.portable), unsplit[1])
+    same(small.jvp(problem.id, TANGENTS, THETA, duals=True), unsplit[2])
+    same(small.run(wire.jvp(problem.id, TANGENTS, THETA, state=solved.state, duals=True)), unsplit[2])
 
 
-def test_the_synchronous_client_gives_up_beside_an_error(small: Client) -> None:
+def test_the_synchronous_client_raises_the_error_of_a_part(small: Client) -> None:
     problem = small.register(DOCUMENT)
     cotangents = np.ones((BATCH, 3))
     cotangents[1] = np.inf
@@ -563,14 +572,14 @@ def test_the_synchronous_client_gives_up_beside_an_error(small: Client) -> None:
         small.vjp(problem.id, {"x": cotangents}, THETA)
 
 
-def test_what_failed_is_not_waited_for_by_others() -> None:
-    """Sixty parts: one is refused for ever, the others would be sent again for minutes."""
+def test_an_error_cancels_the_retries_of_other_parts() -> None:
+    """Of sixty parts one fails; the others would be retried for minutes."""
     seen: list[str] = []
 
     def respond(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("capabilities"):
-            told = {"versions": {}, "keys_required": False, "workers": 1, "limits": {"max_batch": 10}}
-            return httpx.Response(200, json=told | dict.fromkeys(("solvers", "functions", "documents"), ()))
+            capabilities = {"versions": {}, "keys_required": False, "workers": 1, "limits": {"max_batch": 10}}
+            return httpx.Response(200, json=capabilities | dict.fromkeys(("solvers", "functions", "documents"), ()))
         if request.method == "GET":
             leaves = {"parameters": {"a": {"shape": []}}, "variables": {}, "duals": {}}
             return httpx.Response(200, json={"id": "p", **leaves, "sizes": {}})
@@ -591,7 +600,7 @@ def test_what_failed_is_not_waited_for_by_others() -> None:
     assert len(seen) <= 2
 
 
-def test_a_remote_layer_has_no_largest_batch(small: Client, client: Client) -> None:
+def test_a_remote_layer_splits_batches(small: Client, client: Client) -> None:
     family = quadratic()
     found = []
     for server in (small, client):
@@ -606,8 +615,8 @@ def test_a_remote_layer_has_no_largest_batch(small: Client, client: Client) -> N
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_more_bytes_and_more_elements_than_the_defaults_take(client: Client) -> None:
-    """24 MB of parameters, and 5,000 elements."""
+def test_a_batch_larger_than_the_default_limits(client: Client) -> None:
+    """24 MB of parameters and 5,000 elements."""
     document = {
         "kind": "expression",
         "parameters": {"c": {"shape": [600]}, "limit": {}},

@@ -1,4 +1,4 @@
-"""What becomes of a client's work when its server is started anew, forgets, or loses a worker."""
+"""Recovery of the client when its server restarts, loses its states, or loses a worker."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from tests.client.families import quadratic
 from tests.client.test_client import DOCUMENT, THETA, expected
 
 
-def states_asked_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, bool]]:
-    """Grows by what every vjp begins with: the handle and whether there is a portable state."""
-    asked: list[tuple[str | None, bool]] = []
+def record_states(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, bool]]:
+    """Record, for every vjp, the handle and whether there is a portable state."""
+    states: list[tuple[str | None, bool]] = []
     vjp = client.vjp
 
     def watched(*arguments: Any, **keywords: Any) -> Any:
-        asked.append((keywords["state"], keywords["portable"] is not None))
+        states.append((keywords["state"], keywords["portable"] is not None))
         return vjp(*arguments, **keywords)
 
     monkeypatch.setattr(client, "vjp", watched)
-    return asked
+    return states
 
 
 def gradient(layer: RemoteConvexLayer, between: Callable[[], None] = lambda: None) -> torch.Tensor:
-    """The gradient of a loss in the first parameter; something may happen between forward and backward."""
+    """Compute the gradient in the first parameter; ``between`` is called between forward and backward."""
     tensors = quadratic().tensors(seed=1, batched=(True, True, True))
     (solution, *_) = layer(*tensors)
     between()
@@ -46,14 +46,14 @@ def gradient(layer: RemoteConvexLayer, between: Callable[[], None] = lambda: Non
 
 
 @pytest.mark.parametrize("state", ["handle", "portable", "none"])
-def test_backward_begins_with_the_state(state: Any, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_uses_the_state(state: Any, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     family = quadratic()
-    asked = states_asked_for(client, monkeypatch)
+    states = record_states(client, monkeypatch)
     layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, state=state)
     exact = gradient(RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, state="none"))
-    asked.clear()
+    states.clear()
     torch.testing.assert_close(gradient(layer), exact, rtol=1e-9, atol=1e-9)
-    ((handle, portable),) = asked
+    ((handle, portable),) = states
     assert (handle is not None, portable) == {
         "handle": (True, False),
         "portable": (True, True),
@@ -61,7 +61,7 @@ def test_backward_begins_with_the_state(state: Any, client: Client, monkeypatch:
     }[state]
 
 
-def test_without_gradients_no_state_is_kept(client: Client) -> None:
+def test_no_state_is_requested_without_gradients(client: Client) -> None:
     family = quadratic()
     layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client)
     with torch.no_grad():
@@ -71,12 +71,12 @@ def test_without_gradients_no_state_is_kept(client: Client) -> None:
     assert report.result.state is not None
 
 
-@pytest.mark.parametrize(("state", "forgotten"), [("handle", True), ("portable", False)])
-def test_a_server_started_anew(state: Any, forgotten: bool, free_port: Callable[[], int], tmp_path: Path) -> None:
-    """It has no states, and with another store no problems either: gradients are what they would have been."""
+@pytest.mark.parametrize(("state", "new_store"), [("handle", True), ("portable", False)])
+def test_a_restarted_server(state: Any, new_store: bool, free_port: Callable[[], int], tmp_path: Path) -> None:
+    """Gradients are unchanged though states, and with a new store also problems, are lost."""
     port, family = free_port(), quadratic()
-    places = [str(tmp_path / "first.sqlite"), str(tmp_path / ("second.sqlite" if forgotten else "first.sqlite"))]
-    with serving("--workers", "0", port=port, store=places[0]) as (url, process):
+    stores = [str(tmp_path / "first.sqlite"), str(tmp_path / ("second.sqlite" if new_store else "first.sqlite"))]
+    with serving("--workers", "0", port=port, store=stores[0]) as (url, process):
         client = Client(url, retry_s=240)
         layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, state=state)
         exact = gradient(layer)
@@ -86,9 +86,9 @@ def test_a_server_started_anew(state: Any, forgotten: bool, free_port: Callable[
             def restart() -> None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                pool.submit(started.__enter__)  # meanwhile, the client tries again and again
+                pool.submit(started.__enter__)  # the client retries until the server listens
 
-            started = serving("--workers", "0", port=port, store=places[1])
+            started = serving("--workers", "0", port=port, store=stores[1])
             try:
                 torch.testing.assert_close(gradient(layer, restart), exact, rtol=1e-9, atol=1e-9)
             finally:
@@ -97,7 +97,7 @@ def test_a_server_started_anew(state: Any, forgotten: bool, free_port: Callable[
 
 
 def worker_of(process: subprocess.Popen[str]) -> psutil.Process:
-    """The worker that has computed most."""
+    """Return the worker process with the most CPU time."""
     return max(psutil.Process(process.pid).children(), key=lambda child: sum(child.cpu_times()[:2]))
 
 
@@ -109,22 +109,22 @@ def server() -> Any:
         yield client, process, problem.id
 
 
-def test_a_killed_worker_costs_nothing(server: Any) -> None:
+def test_a_killed_worker_fails_no_call(server: Any) -> None:
     client, process, problem = server
     solved = client.solve(problem, THETA, state=True)
     exact = client.vjp(problem, {"x": np.ones((2, 3))}, THETA)
-    with ThreadPoolExecutor(4) as pool:  # 503 for those in work, which are sent again
+    with ThreadPoolExecutor(4) as pool:  # requests on the killed worker get 503 and are retried
         calls = [pool.submit(client.solve, problem, THETA) for _ in range(40)]
         for call in calls[:4]:
             call.result()
         os.kill(worker_of(process).pid, signal.SIGKILL)
         for call in calls:
             np.testing.assert_allclose(call.result().variables["x"], [expected(a) for a in THETA["a"]], atol=1e-7)
-    kept = client.vjp(problem, {"x": np.ones((2, 3))}, state=solved.state)  # states are not the worker's
+    kept = client.vjp(problem, {"x": np.ones((2, 3))}, state=solved.state)  # states are not in the worker
     np.testing.assert_allclose(kept.gradients["a"], exact.gradients["a"], atol=1e-9)
 
 
-def test_a_job_is_followed_to_its_end(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_of_a_job_until_it_is_done(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     client, _, problem = server
     theta = {"a": np.random.default_rng(0).standard_normal((600, 3)), "radius": 1.0}
     job = client.submit(wire.solve(problem, theta, state=True))
@@ -142,7 +142,7 @@ def test_a_job_is_followed_to_its_end(server: Any, capsys: pytest.CaptureFixture
     assert job.id not in [status.id for status in client.jobs()]
 
 
-def test_an_unknown_state_is_gone(server: Any) -> None:
+def test_an_unknown_state_is_a_gone_error(server: Any) -> None:
     client, _, problem = server
     with pytest.raises(GoneError):
         client.vjp(problem, {"x": np.ones((2, 3))}, state="s_unknown")

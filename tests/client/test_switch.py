@@ -1,4 +1,4 @@
-"""CONVEXLAYER_URL turns a ConvexLayer into a remote one, in a program that knows nothing of it."""
+"""CONVEXLAYER_URL turns a ConvexLayer into a remote one without a change to the program."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.client.test_layer import BUDGETS, A, box
 
 
 @pytest.fixture
-def elsewhere(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def server_url(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("CONVEXLAYER_URL", url)
     return url
 
 
 def program(**keywords: object) -> tuple[ConvexLayer, list[torch.Tensor]]:
-    """What somebody wrote for a layer on this machine: the layer, and the gradients of a loss."""
+    """A program for a local layer: return the layer, its outputs and gradients."""
     family = quadratic()
     layer = ConvexLayer(family.problem, parameters=family.parameters, variables=family.outputs, **keywords)
     tensors = family.tensors(seed=2, batched=(True, False, True))
@@ -45,29 +45,29 @@ def program(**keywords: object) -> tuple[ConvexLayer, list[torch.Tensor]]:
     return layer, [*outputs, *(tensor.grad for tensor in tensors)]
 
 
-def test_the_answers_are_the_same(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    local, here = program()
+def test_results_are_the_same(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, local_values = program()
     monkeypatch.setenv("CONVEXLAYER_URL", url)
-    remote, there = program(options=Options(tol=1e-9), presolve=False, tune=True)
+    remote, remote_values = program(options=Options(tol=1e-9), presolve=False, tune=True)
     assert type(local) is ConvexLayer
     assert type(remote) is RemoteConvexLayer
-    for ours, theirs in zip(there, here, strict=True):
+    for ours, theirs in zip(remote_values, local_values, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
-def test_every_argument_of_a_layer_is_known() -> None:
+def test_the_signatures_are_the_same() -> None:
     local, remote = (inspect.signature(made).parameters for made in (ConvexLayer.__init__, remote_layer))
     assert [(p.name, p.default) for p in local.values()][1:] == [(p.name, p.default) for p in remote.values()][1:]
 
 
-def test_the_error_of_invalid_values_is_the_librarys_too(elsewhere: str) -> None:
+def test_invalid_elements_raise_the_error_of_the_library(server_url: str) -> None:
     family = box()
     layer = ConvexLayer(family.problem, family.parameters, family.outputs)
     with pytest.raises(InvalidElementsError, match=r"Element 1: .*'budget' is not finite"):
         layer(A, torch.tensor([0.6, float("inf"), 0.9], dtype=torch.float64))
 
 
-def test_the_errors_are_the_librarys(elsewhere: str) -> None:
+def test_errors_are_those_of_the_library(server_url: str) -> None:
     family = box()
     layer = ConvexLayer(family.problem, family.parameters, family.outputs)
     with pytest.raises(FailedElementsError) as caught:
@@ -85,7 +85,7 @@ def test_the_errors_are_the_librarys(elsewhere: str) -> None:
     "keywords",
     [{"derivative": "diffcp"}, {"on_failure": "keep"}, {"check_attributes": False}, {"options": {"polish": False}}],
 )
-def test_what_a_server_does_not_do_is_refused(keywords: dict[str, object], elsewhere: str) -> None:
+def test_unsupported_options_are_rejected(keywords: dict[str, object], server_url: str) -> None:
     family = box()
     with pytest.raises(UnsupportedError, match="unset CONVEXLAYER_URL"):
         ConvexLayer(family.problem, family.parameters, family.outputs, **keywords)
@@ -101,14 +101,14 @@ def test_local_layers_stay_local(url: str, monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(copied(A, BUDGETS[:1]), layer(A, BUDGETS[:1]))
 
 
-def test_remote_layers_travel(elsewhere: str) -> None:
+def test_remote_layers_can_be_pickled(server_url: str) -> None:
     family = box()
     layer = ConvexLayer(family.problem, family.parameters, family.outputs)
     copied = pickle.loads(pickle.dumps(layer))
     torch.testing.assert_close(copied(A, BUDGETS[:1]), layer(A, BUDGETS[:1]))
 
 
-def test_a_missing_client_is_named(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_client_names_the_package(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "convexlayer_client.layer", None)
     family = box()
     with pytest.raises(NotInstalledError, match="convexlayer-client"):

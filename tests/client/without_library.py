@@ -1,4 +1,4 @@
-"""Gradients of every family by the client, in a process where the library and the server cannot be imported.
+"""Compute gradients of every family by the client, without the library and the server.
 
 Run as `python without_library.py URL`; prints {family: [gradient, ...]} as JSON.
 """
@@ -11,15 +11,15 @@ from importlib.abc import MetaPathFinder
 from typing import Any
 
 
-class Absent(MetaPathFinder):
-    """Makes the library and the server as if they were not installed."""
+class Hidden(MetaPathFinder):
+    """Hides the library and the server from the import system."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         if fullname.partition(".")[0] in ("convexlayer", "convexlayer_server"):
             raise ModuleNotFoundError(f"{fullname} is hidden from this process", name=fullname)
 
 
-sys.meta_path.insert(0, Absent())
+sys.meta_path.insert(0, Hidden())
 
 from families import FAMILIES  # noqa: E402
 

@@ -69,7 +69,7 @@ def test_arrays_are_packed() -> None:
 
 
 @pytest.mark.parametrize("value", [["a"] * 65_535, [[1.0] * 7, "a"] * 7000, [[[1.0] * 7, list(range(8))]] * 3120])
-def test_too_many_values_beside_arrays_are_refused(value: list[Any]) -> None:
+def test_too_many_values_outside_arrays_are_refused(value: list[Any]) -> None:
     assert plain(pack([value])) == [value]
     with pytest.raises(MalformedError, match="more than 65536 values"):
         pack([value, value])

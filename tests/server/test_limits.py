@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from convexlayer_server import Settings
-from convexlayer_server.admission.keys import ANONYMOUS, Caller, new_key, new_token
+from convexlayer_server.admission.keys import ANONYMOUS, Principal, new_key, new_token
 from convexlayer_server.admission.limits import Limits
 from convexlayer_server.admission.usage import UsageLedger
 from convexlayer_server.errors import TooManyError
@@ -36,20 +36,20 @@ class Setup:
         self.ledger.load()
         self.limits = Limits(Settings(**settings), self.ledger, self.clock)  # type: ignore[arg-type]
 
-    def send(self, caller: Caller = ANONYMOUS, *, computing: bool = True) -> None:
-        with self.limits.admit(caller, computing=computing):
+    def send(self, principal: Principal = ANONYMOUS, *, computing: bool = True) -> None:
+        with self.limits.admit(principal, computing=computing):
             pass
 
-    def refused(self, caller: Caller = ANONYMOUS) -> float:
+    def refused(self, principal: Principal = ANONYMOUS) -> float:
         with pytest.raises(TooManyError) as caught:
-            self.send(caller)
+            self.send(principal)
         assert caught.value.retry_after_s is not None
         return caught.value.retry_after_s
 
 
-def key(**limits: float) -> Caller:
+def key(**limits: float) -> Principal:
     made = new_key("a", new_token(), **limits)  # type: ignore[arg-type]
-    return Caller(made.id, made)
+    return Principal(made.id, made)
 
 
 def test_concurrent_requests() -> None:
@@ -92,15 +92,15 @@ def test_seconds_a_day() -> None:
 
 def test_a_key_may_override_limits() -> None:
     setup = Setup(requests_per_minute=1, seconds_per_day=1)
-    caller = key(requests_per_minute=3, seconds_per_day=5)
+    principal = key(requests_per_minute=3, seconds_per_day=5)
     for _ in range(3):
-        setup.send(caller)
-    setup.refused(caller)
+        setup.send(principal)
+    setup.refused(principal)
     setup.clock.seconds += 60
-    setup.ledger.count(caller.id, seconds=4.0)
-    setup.send(caller)
-    setup.ledger.count(caller.id, seconds=2.0)
-    setup.refused(caller)
+    setup.ledger.count(principal.id, seconds=4.0)
+    setup.send(principal)
+    setup.ledger.count(principal.id, seconds=2.0)
+    setup.refused(principal)
 
 
 def test_usage_is_written_and_read() -> None:

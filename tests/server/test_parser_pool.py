@@ -251,7 +251,7 @@ def test_waiting_is_limited() -> None:
 
 
 def test_others_are_served_while_a_large_body_is_parsed() -> None:
-    """The process that parses it is stopped meanwhile."""
+    """The process that parses it is stopped first."""
     text = json.dumps({"parameters": {"a": np.random.default_rng(2).standard_normal((1000, 400)).tolist()}})
     app = create_app(Settings(workers=0))
 

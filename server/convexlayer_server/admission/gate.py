@@ -29,7 +29,7 @@ _COMPUTING = "/v1/problems"
 _SEND_BYTES = 2**18
 """Bytes sent at a time; uvicorn accepts more once the client has read most of them.
 
-Smaller messages cost more calls; larger ones lie in uvicorn's buffer, beside the reservation.
+Smaller messages cost more calls; larger ones occupy uvicorn's buffer, which is not part of the reservation.
 """
 
 
@@ -84,15 +84,15 @@ class Gate:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         control = self._control
         computing = scope["method"] == "POST" and path_of(scope).startswith(_COMPUTING)
-        caller = control.keyring.authenticate(Headers(scope=scope).get("authorization", ""))
-        scope["state"]["owner"] = current_context().key_id = caller.id
-        place = control.queue.admit(caller.id) if computing else nullcontext()
+        principal = control.keyring.authenticate(Headers(scope=scope).get("authorization", ""))
+        scope["state"]["owner"] = current_context().key_id = principal.id
+        place = control.queue.admit(principal.id) if computing else nullcontext()
         with (
             place,
-            control.limits.admit(caller, computing=computing),
-            control.memory.open_reservation(caller.id) as reservation,
+            control.limits.admit(principal, computing=computing),
+            control.memory.open_reservation(principal.id) as reservation,
         ):
-            control.ledger.count(caller.id, requests=1)
+            control.ledger.count(principal.id, requests=1)
             scope["state"]["reservation"] = reservation
             async with CancelOnDisconnect(receive, send) as connection:
                 await self._app(scope, connection.receive, _send_gradually(connection.send, reservation))

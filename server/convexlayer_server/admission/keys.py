@@ -16,7 +16,7 @@ from typing import final
 from ..errors import StoreError, UnauthenticatedError
 from ..store import Key
 
-__all__ = ["ANONYMOUS", "Caller", "Keyring", "new_key", "new_token"]
+__all__ = ["ANONYMOUS", "Keyring", "Principal", "new_key", "new_token"]
 
 _PREFIX = "cl_"
 
@@ -34,8 +34,8 @@ _MAX_NAME = 100
 
 
 @dataclass(frozen=True)
-class Caller:
-    """The sender of a request.
+class Principal:
+    """The authenticated client of a request.
 
     Attributes:
         id: ID of the key; empty if the service has no keys.
@@ -46,8 +46,8 @@ class Caller:
     key: Key | None = None
 
 
-ANONYMOUS = Caller()
-"""Every sender, if the service has no keys."""
+ANONYMOUS = Principal()
+"""The principal of every request if the service has no keys."""
 
 
 def new_token() -> str:
@@ -94,16 +94,16 @@ class Keyring:
 
     def __init__(self, keys: Iterable[Key] = ()) -> None:
         self.required = False
-        self._callers: list[tuple[bytes, Caller]] = []
+        self._principals: list[tuple[bytes, Principal]] = []
         self.replace(keys)
 
     def replace(self, keys: Iterable[Key]) -> None:
         """Replace all keys."""
         known = list(keys)
         self.required = self.required or bool(known)  # restoring an older store without keys does not open the service
-        self._callers = [(key.digest, Caller(key.id, key)) for key in known if key.revoked_s is None]
+        self._principals = [(key.digest, Principal(key.id, key)) for key in known if key.revoked_s is None]
 
-    def authenticate(self, authorization: str) -> Caller:
+    def authenticate(self, authorization: str) -> Principal:
         """Return the sender of a request with this Authorization header.
 
         The token is compared with every key, each in constant time, so the duration reveals nothing about any key.
@@ -117,7 +117,7 @@ class Keyring:
         if scheme.lower() != "bearer" or not token:
             raise UnauthenticatedError("this server requires a key; send Authorization: Bearer <key>")
         digest = _digest(token)
-        matching = [caller for known, caller in self._callers if hmac.compare_digest(known, digest)]
+        matching = [principal for known, principal in self._principals if hmac.compare_digest(known, digest)]
         if not matching:
             raise UnauthenticatedError("the key is unknown or revoked")
         return matching[0]

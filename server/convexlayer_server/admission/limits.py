@@ -9,7 +9,7 @@ from typing import final
 
 from ..errors import TooManyError
 from ..settings import Settings
-from .keys import Caller
+from .keys import Principal
 from .usage import UsageLedger
 
 __all__ = ["Limits"]
@@ -40,48 +40,48 @@ class Limits:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     @contextmanager
-    def admit(self, caller: Caller, *, computing: bool) -> Iterator[None]:
+    def admit(self, principal: Principal, *, computing: bool) -> Iterator[None]:
         """Serve a request within this context.
 
         Args:
-            caller: its sender.
+            principal: the authenticated client.
             computing: whether it uses the compute backend.
 
         Raises:
             TooManyError: the request exceeds a limit.
         """
         if computing:
-            self._check_day(caller)
-        in_flight = self._in_flight.get(caller.id, 0)
+            self._check_day(principal)
+        in_flight = self._in_flight.get(principal.id, 0)
         if in_flight >= self._settings.max_in_flight_per_key:
             raise TooManyError(f"{in_flight} requests of this key are running, the limit", retry_after_s=_RETRY_S)
-        self._take_token(caller)
-        self._in_flight[caller.id] = in_flight + 1
+        self._take_token(principal)
+        self._in_flight[principal.id] = in_flight + 1
         try:
             yield
         finally:
-            self._in_flight[caller.id] -= 1
-            if not self._in_flight[caller.id]:
-                del self._in_flight[caller.id]
+            self._in_flight[principal.id] -= 1
+            if not self._in_flight[principal.id]:
+                del self._in_flight[principal.id]
 
-    def _check_day(self, caller: Caller) -> None:
-        own = caller.key.seconds_per_day if caller.key else None
+    def _check_day(self, principal: Principal) -> None:
+        own = principal.key.seconds_per_day if principal.key else None
         limit = self._settings.seconds_per_day if own is None else own
-        if limit is not None and self._ledger.seconds_today(caller.id) >= limit:
+        if limit is not None and self._ledger.seconds_today(principal.id) >= limit:
             raise TooManyError(
                 f"this key has used its {limit:g} compute seconds of today; the next day begins at 00:00 UTC",
                 retry_after_s=self._ledger.seconds_left(),
             )
 
-    def _take_token(self, caller: Caller) -> None:
-        own = caller.key.requests_per_minute if caller.key else None
+    def _take_token(self, principal: Principal) -> None:
+        own = principal.key.requests_per_minute if principal.key else None
         limit = self._settings.requests_per_minute if own is None else own
         if limit is None:
             return
         now = self._clock()
-        level, updated = self._buckets.get(caller.id, (float(limit), now))
+        level, updated = self._buckets.get(principal.id, (float(limit), now))
         level = min(float(limit), level + (now - updated) * limit / _MINUTE_S)
         if level < 1:
             wait_s = (1 - level) * _MINUTE_S / limit
             raise TooManyError(f"this key may send {limit} requests a minute", retry_after_s=wait_s)
-        self._buckets[caller.id] = level - 1, now
+        self._buckets[principal.id] = level - 1, now

@@ -26,7 +26,7 @@ _FILL_IN = 10
 """Assumed entries of a sparse factor for each entry of its matrix; only the cache's account of bytes depends on it."""
 
 _VECTORS = 6
-"""Assumed arrays of the size of the KKT matrix's entries in a solved batch, beside the factor."""
+"""Assumed arrays of the size of the KKT matrix's entries in a solved batch, in addition to the factor."""
 
 _DOUBLE_BYTES = 8
 

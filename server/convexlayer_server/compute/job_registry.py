@@ -22,7 +22,7 @@ Respond = Callable[[ComputeResult], Awaitable[Any]]
 _LOG = logging.getLogger(__name__)
 
 _OVERHEAD_BYTES = 5000
-"""Bytes of a job beside the arrays of its result."""
+"""Overhead of a job in bytes, without the arrays of its result."""
 
 Status = Literal["waiting", "running", "done", "cancelled"]
 

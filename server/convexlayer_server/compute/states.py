@@ -19,10 +19,10 @@ from .protocol import ComputeOptions, ComputeResult, PortableState
 __all__ = ["SolvedState", "StateCache", "state_digest"]
 
 _OVERHEAD_BYTES = 5000
-"""Bytes of a state beside its arrays."""
+"""Overhead of a state in bytes, without its arrays."""
 
 _ELEMENT_BYTES = 200
-"""Bytes of each element of a state beside its arrays."""
+"""Overhead of each element of a state in bytes, without its arrays."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -72,7 +72,7 @@ class TaskQueue:
         return self._queue.flows()
 
     def in_order(self) -> Iterator[QueuedItem[Task]]:
-        """Iterate over the tasks in the order of service; the queue must not change meanwhile."""
+        """Iterate over the tasks in the order of service; the queue must not change during iteration."""
         return self._queue.heads()
 
     def add(self, task: Task) -> None:

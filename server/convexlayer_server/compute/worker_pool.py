@@ -253,8 +253,8 @@ class WorkerPool:
             self._start(self._least_used_device())
 
     def _missing(self) -> int:
-        wanted = self._count + 1 if self._count else 1
-        return wanted - len(self._starting) - sum(not worker.in_background for worker, _ in self._all)
+        target = self._count + 1 if self._count else 1
+        return target - len(self._starting) - sum(not worker.in_background for worker, _ in self._all)
 
     def _replace_one_without_kernels(self) -> None:
         """Terminate an idle worker that started without compiled kernels, once the kernels are compiled."""

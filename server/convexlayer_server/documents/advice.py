@@ -10,7 +10,7 @@ import cvxpy as cp
 
 from .atoms import ATOMS, CONSTRAINTS
 from .syntax import Binary, Call, Literal, Node, Position, Transpose
-from .values import similar
+from .values import suggestions
 
 __all__ = ["character_advice", "convexity_advice", "function_advice", "name_advice", "token_advice"]
 
@@ -87,7 +87,7 @@ def function_advice(name: str) -> str:
     folded = next((known for known in (*ATOMS, *CONSTRAINTS) if known == name.lower()), None)
     if folded is not None:
         return f"; write {folded}(...)"
-    near = similar(name, ATOMS)
+    near = suggestions(name, ATOMS)
     if not near.startswith("; did") and callable(getattr(cp, name, None)):
         return "; this function of CVXPY is not supported here"
     return near
@@ -195,8 +195,8 @@ def convexity_advice(node: Node) -> str:
 
 def _same(left: Node, right: Node) -> bool:
     """Whether two trees are equal, up to a transposition of the first."""
-    return _placeless(left.children[0] if isinstance(left, Transpose) else left) == _placeless(right)
+    return _without_positions(left.children[0] if isinstance(left, Transpose) else left) == _without_positions(right)
 
 
-def _placeless(node: Node) -> Node:
-    return replace(node, position=Position(0, 0), children=tuple(map(_placeless, node.children)))
+def _without_positions(node: Node) -> Node:
+    return replace(node, position=Position(0, 0), children=tuple(map(_without_positions, node.children)))

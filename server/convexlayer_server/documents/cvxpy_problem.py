@@ -69,7 +69,7 @@ def build_problem(document: ExpressionDocument, grammar: Grammar, settings: Sett
             constraint = Evaluator(scope, settings, where).constraint(tree)
             constraints.append(constraint.content)
             _check_convex(constraint.content, tree, where, gp=document.gp)
-            total = _added(total, constraint, where, settings)
+            total = _add_sizes(total, constraint, where, settings)
     duals = _duals(constraints)
     for name in duals.keys() & variables.keys():
         raise DocumentError.at(
@@ -177,7 +177,7 @@ def _check_convex(part: cp.Objective | cp.Constraint, tree: Node, where: str, *,
         raise DocumentError.at(where, message)
 
 
-def _added(total: Value, value: Value, where: str, settings: Settings) -> Value:
+def _add_sizes(total: Value, value: Value, where: str, settings: Settings) -> Value:
     """Add up nodes and coefficients of the document, and check their limits."""
     result = Value(None, total.nodes + value.nodes, 0, total.coefficients + value.coefficients)
     if result.nodes > settings.max_nodes:

@@ -16,7 +16,7 @@ from .advice import function_advice, name_advice
 from .atoms import ATOMS, CONSTRAINTS, Atom, product_coefficients
 from .options import exponents
 from .syntax import Binary, Call, Comparison, Index, Literal, Name, Negation, Node, Sequence, Sum, Transpose
-from .values import Value, combine, describe, is_number, plain, similar, to_array
+from .values import Value, combine, describe, is_number, plain, suggestions, to_array
 
 __all__ = ["Evaluator"]
 
@@ -70,7 +70,7 @@ class Evaluator:
             return self._call(node, CONSTRAINTS[node.name])
         expected = f"a constraint is a comparison with <=, >=, ==, << or >>, or one of {', '.join(CONSTRAINTS)}"
         if isinstance(node, Call) and node.name not in ATOMS:
-            expected += self._no_function(node.name)
+            expected += self._function_advice(node.name)
         raise self._error(node, expected)
 
     def _error(self, node: Node, message: str) -> DocumentError:
@@ -98,7 +98,7 @@ class Evaluator:
             case Binary():
                 return self._binary(node)
             case Call() if node.name not in CONSTRAINTS:
-                return self._call(node, self._look_up(node, node.name, ATOMS, "function", self._no_function))
+                return self._call(node, self._look_up(node, node.name, ATOMS, "function", self._function_advice))
         raise self._error(node, "expected an expression, got a constraint")
 
     def _to_expression(self, node: Node, value: Value) -> Value:
@@ -256,10 +256,10 @@ class Evaluator:
         self, node: Node, name: str, known: Mapping[str, _T], kind: str, advice: Callable[[str], str] = lambda _: ""
     ) -> _T:
         if name not in known:
-            raise self._error(node, f"unknown {kind} {name!r}{advice(name) or similar(name, known)}")
+            raise self._error(node, f"unknown {kind} {name!r}{advice(name) or suggestions(name, known)}")
         return known[name]
 
-    def _no_function(self, name: str) -> str:
+    def _function_advice(self, name: str) -> str:
         """Return advice on an unknown function."""
         declared = f"; {name} is declared: write {name}[0] for an entry, {name} * y for a product"
         return declared if name in self._scope else function_advice(name)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..encodings.arrays import Array
 
-__all__ = ["Value", "combine", "describe", "is_number", "plain", "similar", "to_array"]
+__all__ = ["Value", "combine", "describe", "is_number", "plain", "suggestions", "to_array"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def describe(content: Any) -> str:
             return f"{content!r}"
 
 
-def similar(name: str, known: Iterable[str]) -> str:
+def suggestions(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: similar names, or else all known ones."""
     names = sorted(known)
     close = difflib.get_close_matches(name[:64], names, n=3)

@@ -32,7 +32,7 @@ _MIN_PACKED = 8
 """Entries from which a list becomes an array: shorter lists return faster as they are."""
 
 _MAX_UNPACKED = 2**16
-"""Values beside arrays at most. That many take 20 ms (measured) to return from another process."""
+"""Limit of values outside arrays: that many take 20 ms (measured) to return from another process."""
 
 _ARRAY_COST = 10
 """Values that take as long to return from another process as one array."""
@@ -48,7 +48,7 @@ def parse_json_arrays(text: bytes | bytearray) -> Any:
     """Parse JSON, with lists of numbers as arrays; see ``pack``.
 
     Raises:
-        MalformedError: the text is not JSON, or holds too many values beside arrays.
+        MalformedError: the text is not JSON, or holds too many values outside arrays.
     """
     return pack(parse_json(text))
 
@@ -116,7 +116,7 @@ def pack(value: Any) -> Any:
     What is not a valid array (ragged lists, invalid base64) stays, so that ``decode`` reports its error.
 
     Raises:
-        MalformedError: the value holds too many values beside arrays.
+        MalformedError: the value holds too many values outside arrays.
     """
     try:
         return _pack(value, [_MAX_UNPACKED])
@@ -130,7 +130,7 @@ def _pack(value: Any, budget: list[int]) -> Any:
         budget[0] -= len(value) if array is None else _ARRAY_COST
         if budget[0] < 0:
             raise MalformedError(
-                f"the body holds more than {_MAX_UNPACKED} values beside arrays of numbers; each array counts as "
+                f"the body holds more than {_MAX_UNPACKED} values outside arrays of numbers; each array counts as "
                 f"{_ARRAY_COST} values, and ragged lists are not arrays"
             )
         if array is not None:

@@ -73,7 +73,7 @@ class CancelOnDisconnect:
         """Raise ClientDisconnectedError if a disconnect cancelled the body.
 
         Raise UnavailableError if something else cancelled it, such as a server that shuts down, before the response
-        started: the client can still be told.
+        started: the client can still receive it.
         """
         self._stop_watching()
         cancelled = kind is asyncio.CancelledError

@@ -64,7 +64,7 @@ class Refusals:
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
             "head-too-large",
             "The head of the request is too large",
-            f"beside the body, a request has at most {settings.max_head_bytes} bytes and {settings.max_headers} fields",
+            f"a request has at most {settings.max_head_bytes} bytes and {settings.max_headers} fields in its head",
         )
         self.head_timeout = Refusal(
             HTTPStatus.REQUEST_TIMEOUT,

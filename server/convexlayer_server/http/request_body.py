@@ -35,10 +35,7 @@ _SAFETENSORS_SCHEMA = {
 }
 
 _MAX_DURATION_S = 600.0
-"""Seconds in which all of a body must arrive.
-
-It occupies memory and a place among the concurrent requests meanwhile.
-"""
+"""Deadline in seconds for a whole body, which occupies memory and a place among the concurrent requests."""
 
 MAX_INLINE_BYTES = 2**17
 """Bytes of a JSON body that the event loop parses itself: this blocks it for at most 3 ms (measured)."""

@@ -71,7 +71,7 @@ class FairQueue(Generic[T]):
         self._length += 1
 
     def heads(self) -> Iterator[QueuedItem[T]]:
-        """Iterate over the first items of all lines in the order of service; the queue must not change meanwhile."""
+        """Iterate over the first items of all lines in the order of service; do not change the queue meanwhile."""
         for flow in sorted(self._flows, key=self._virtual_time.__getitem__):
             for line, items in self._flows[flow].items():
                 yield QueuedItem(flow, line, items[0])

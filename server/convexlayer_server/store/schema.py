@@ -23,7 +23,7 @@ _MIGRATIONS = (
         versions TEXT NOT NULL
     ) STRICT;
     CREATE TABLE registration (
-        key_id TEXT NOT NULL,       -- empty where the service asks nobody for a key
+        key_id TEXT NOT NULL,       -- empty if the service requires no keys
         problem_id TEXT NOT NULL REFERENCES problem (id),
         created_s REAL NOT NULL,
         PRIMARY KEY (key_id, problem_id)
@@ -62,7 +62,7 @@ _MIGRATIONS = (
     ) STRICT;
     CREATE TABLE registration (
         number INTEGER PRIMARY KEY AUTOINCREMENT,  -- in the order of registration
-        key_id TEXT NOT NULL,       -- empty where the service asks nobody for a key
+        key_id TEXT NOT NULL,       -- empty if the service requires no keys
         problem_id TEXT NOT NULL REFERENCES problem (id),
         created_s REAL NOT NULL,
         UNIQUE (key_id, problem_id)
@@ -79,7 +79,7 @@ _MIGRATIONS = (
         WHERE key_id = OLD.key_id; END;
     INSERT INTO problem SELECT id, bytes, versions, summary FROM former_problem;
     INSERT INTO document SELECT id, document FROM former_problem;
-    INSERT OR IGNORE INTO registration (key_id, problem_id, created_s)  -- what is nobody's is now the first key's
+    INSERT OR IGNORE INTO registration (key_id, problem_id, created_s)  -- keyless ones now belong to the first key
         SELECT CASE WHEN key_id = '' THEN coalesce(
             (SELECT id FROM key WHERE revoked_s IS NULL ORDER BY created_s, rowid LIMIT 1), '') ELSE key_id END,
         problem_id, created_s FROM former_registration ORDER BY created_s, rowid;

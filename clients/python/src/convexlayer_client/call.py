@@ -84,7 +84,7 @@ class Call(Generic[T]):
         request_id: ID in the server's log; None lets the server choose one.
         problem_id: ID of the problem, if it computes.
         operation: Operation that it computes; a batch that is too large is then sent in parts.
-        rows: The elements of the batch that it computes, if known.
+        batch_slice: The elements of the batch that it computes, if known.
         fallback: Call to send instead if the state that the body names has expired (410).
     """
 
@@ -98,7 +98,7 @@ class Call(Generic[T]):
     request_id: str | None = None
     problem_id: str = ""
     operation: Operation[T] | None = None
-    rows: BatchSlice | None = None
+    batch_slice: BatchSlice | None = None
     fallback: Call[T] | None = None
 
     @property
@@ -142,7 +142,7 @@ class Call(Generic[T]):
             ProtocolError: The response is not one of this API.
         """
         if reply.status >= 400:
-            raise _api_error(reply, self.rows)
+            raise _api_error(reply, self.batch_slice)
         payload = _decoded(reply) if reply.content else None
         try:
             result = self.read(payload)
@@ -190,7 +190,7 @@ def _decoded(reply: Reply) -> Any:
         raise ProtocolError(f"status {reply.status}, but the body is not JSON: {error}") from error
 
 
-def _api_error(reply: Reply, rows: BatchSlice | None) -> ApiError:
+def _api_error(reply: Reply, batch_slice: BatchSlice | None) -> ApiError:
     """Return the error of a response, from its problem details (those of a proxy may be missing)."""
     try:
         document = json.loads(reply.content)
@@ -199,8 +199,8 @@ def _api_error(reply: Reply, rows: BatchSlice | None) -> ApiError:
     if not isinstance(document, dict):
         document = {"detail": reply.content.decode("utf-8", "replace")[:200]}
     where = ""
-    if rows is not None and len(rows) < rows.batch:
-        where = f"in the part of elements {rows.start} to {rows.stop - 1} of {rows.batch}: "
+    if batch_slice is not None and len(batch_slice) < batch_slice.batch:
+        where = f"in the part of elements {batch_slice.start} to {batch_slice.stop - 1} of {batch_slice.batch}: "
     return API_ERRORS.get(reply.status, ApiError)(
         status=reply.status,
         type=document.get("type", "about:blank"),

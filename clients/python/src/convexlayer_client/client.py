@@ -324,7 +324,7 @@ class Client:
 
         Args:
             job: The job.
-            progress: Whether to show a progress bar meanwhile (needs tqdm).
+            progress: Whether to show a progress bar (needs tqdm).
 
         Raises:
             ApiError: The error of the request itself; NotFoundError if the job was cancelled.

@@ -68,9 +68,9 @@ def may_be_too_large(call: Call[Any], problem: Problem | None, limits: Limits | 
         limits: Limits of the server, if known.
     """
     limits = limits or _DEFAULT_LIMITS
-    rows = max_elements(call)
-    later_bytes = 0 if problem is None else 8 * rows * sum(_later(call, problem))
-    if rows > limits.batch or (problem is not None and rows * _entries(problem) > limits.batch_size):
+    elements = max_elements(call)
+    later_bytes = 0 if problem is None else 8 * elements * sum(_later(call, problem))
+    if elements > limits.batch or (problem is not None and elements * _entries(problem) > limits.batch_size):
         return True
     for level in call.alternatives:
         state = _state(level)
@@ -122,7 +122,7 @@ class BatchSplitter(Generic[T]):
         call, sizes = self._call, self._sizes()
         states = [state for state in map(_state, call.alternatives) if state is not None]
         if any(isinstance(state, SplitState) for state in states):
-            parts = self._parts(call, self._split_rows(states, sizes))
+            parts = self._parts(call, self._sizes_of_parts(states, sizes))
             if not self._has_parameters or all(map(self._fits, parts)):
                 return parts
             call = self._plain
@@ -130,7 +130,7 @@ class BatchSplitter(Generic[T]):
         if len(batches) > 1 and self._bytes(call) > self._limits.body_bytes:
             raise ShapeError(f"batch sizes must be equal: {', '.join(f'{what} has {n}' for what, n in sizes.items())}")
         if len(batches) != 1:
-            return [call if batches else replace(call, rows=BatchSlice(0, 1, 1))]
+            return [call if batches else replace(call, batch_slice=BatchSlice(0, 1, 1))]
         (batch,) = batches
         if self._batched_parameters and batch > self._max_elements(call):
             call = self._plain  # a state cannot be split, unless one element serves all
@@ -163,37 +163,37 @@ class BatchSplitter(Generic[T]):
         shape = self._shapes[group].get(name)
         return shape is not None and value.ndim == len(shape) + 1
 
-    def _split_rows(self, states: Sequence[Any], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    def _sizes_of_parts(self, states: Sequence[Any], sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the sizes of the parts of split states; check that all states agree, and fit the batch."""
         kinds = {state.rows if isinstance(state, SplitState) else None for state in states}
         if len(kinds) > 1:
             raise ShapeError("state and portable are not of the same solve: the sizes of their parts differ")
-        rows: tuple[int, ...] = states[0].rows
+        part_sizes: tuple[int, ...] = states[0].rows
         for what, size in sizes.items():
-            if size != sum(rows):
-                raise ShapeError(f"{what} has {size} elements, but the state has {sum(rows)}")
+            if size != sum(part_sizes):
+                raise ShapeError(f"{what} has {size} elements, but the state has {sum(part_sizes)}")
         if self._has_parameters and not self._batched_parameters:
-            raise ShapeError(f"no parameter has a batch axis, but the state has {sum(rows)} elements")
-        return rows
+            raise ShapeError(f"no parameter has a batch axis, but the state has {sum(part_sizes)} elements")
+        return part_sizes
 
-    def _parts(self, call: Call[T], rows: Sequence[int]) -> list[Call[T]]:
-        bounds = list(accumulate(rows, initial=0))
+    def _parts(self, call: Call[T], sizes: Sequence[int]) -> list[Call[T]]:
+        bounds = list(accumulate(sizes, initial=0))
         found = [self._part(call, BatchSlice(*ends, bounds[-1]), i) for i, ends in enumerate(pairwise(bounds))]
         name = uuid.uuid4().hex if len(found) > 1 else None  # all parts have the same ID in the server's log
         return [replace(part, request_id=name) for part in found]
 
-    def _part(self, call: Call[T], rows: BatchSlice, position: int = 0) -> Call[T]:
+    def _part(self, call: Call[T], batch_slice: BatchSlice, position: int = 0) -> Call[T]:
         """Return some elements of a call, with the state of the part at a position."""
         body = dict(call.body or {})
         for group, name, value in _arrays(call):
             if self._is_batched(group, name, value):
-                body[group] = {**body[group], name: value[rows.start : rows.stop]}
+                body[group] = {**body[group], name: value[batch_slice.start : batch_slice.stop]}
         state = _state(call)
         if isinstance(state, SplitState):
             own = state.parts[position]
             body["state"] = own.as_dict() if isinstance(own, PortableState) else own
-        fallback = None if call.fallback is None else self._part(call.fallback, rows, position)
-        return replace(call, body=body, fallback=fallback, rows=rows)
+        fallback = None if call.fallback is None else self._part(call.fallback, batch_slice, position)
+        return replace(call, body=body, fallback=fallback, batch_slice=batch_slice)
 
     def _bytes(self, call: Call[T]) -> int:
         """Return the bytes of the largest body among a call and its fallbacks."""
@@ -201,11 +201,11 @@ class BatchSplitter(Generic[T]):
 
     def _fits(self, part: Call[T]) -> bool:
         """Whether a part is within the limits, or cannot be split further."""
-        rows, limits = len(part.rows or ()), self._limits
+        elements, limits = len(part.batch_slice or ()), self._limits
         widest = max((value.size for level in part.alternatives for *_, value in _arrays(level)), default=0)
-        return rows <= 1 or (
-            rows <= limits.batch
-            and rows * _entries(self._problem) <= limits.batch_size
+        return elements <= 1 or (
+            elements <= limits.batch
+            and elements * _entries(self._problem) <= limits.batch_size
             and widest <= limits.array_size
             and self._bytes(part) <= limits.body_bytes
         )
@@ -239,7 +239,7 @@ def _state(call: Call[Any]) -> Any:
 
 
 def _later(call: Call[Any], problem: Problem) -> list[int]:
-    """Return the entries of each array that a later derivative sends for an element, beside the parameters."""
+    """Return the entries of each array that a later derivative sends for an element, without the parameters."""
     kept = _kept(call)
     if not kept:
         return []

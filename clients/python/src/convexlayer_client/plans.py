@@ -132,4 +132,4 @@ def _is_about_size(error: TooLargeError | InvalidError, call: Call[Any]) -> bool
 
 def _bounds(calls: Sequence[Call[Any]]) -> list[int]:
     """Return the first element of each call."""
-    return [0 if call.rows is None else call.rows.start for call in calls]
+    return [0 if call.batch_slice is None else call.batch_slice.start for call in calls]

@@ -51,9 +51,9 @@ class ProgressBar:
 
     def add(self, call: Call[Any]) -> None:
         """Show that another part is done."""
-        self._done += len(call.rows or ())
+        self._done += len(call.batch_slice or ())
         self._show(call)
 
     def _show(self, call: Call[Any]) -> None:
-        if call.operation is not None and call.rows is not None:
-            self.show(call.operation.name, self._done, call.rows.batch)
+        if call.operation is not None and call.batch_slice is not None:
+            self.show(call.operation.name, self._done, call.batch_slice.batch)
