@@ -1,4 +1,4 @@
-"""Optimal transport and least squares, ours and what a user would take instead: times, errors, bytes kept."""
+"""Optimal transport and least squares against alternatives: times, gradient errors, saved bytes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ __all__ = ["OURS", "SINKHORN_TOL", "UNROLLED", "by_differences", "compared", "gr
 OURS = "convexlayer"
 
 UNROLLED = "unrolled"
-"""How the names of contestants begin that autograd differentiates iteration by iteration."""
+"""Prefix of the names of contestants whose iterations autograd differentiates."""
 
 SINKHORN_TOL = 1e-8
-"""Relative error of the row sums to which all contestants solve."""
+"""Relative error of the row sums that all contestants reach."""
 
 DIRECTIONS = 3
-"""In which gradients are compared with differences."""
+"""Number of directions in which gradients are compared with finite differences."""
 
 STEP = 1e-6
-"""Of these differences."""
+"""Step of these differences, about the cube root of eps, which balances truncation and rounding."""
 
-Judge = Callable[[Tensors], float]
+SEEDS = 3
+"""Number of inputs drawn per case."""
+
+DESCENT_STEPS = 300
+"""Steps of gradient descent that bring the gradient of least squares to about 1e-8."""
+
+GradientError = Callable[[Tensors], float]
 """Gradients -> their relative error."""
 
 
@@ -40,22 +46,26 @@ def _first(call: Call, theta: Tensors) -> torch.Tensor:
 
 
 def compared(
-    name: str, draws: list[Tensors], calls: Mapping[str, Call], judged: Callable[[Tensors, Tensors], Judge], plan: Plan
+    name: str,
+    draws: list[Tensors],
+    calls: Mapping[str, Call],
+    error_of: Callable[[Tensors, Tensors], GradientError],
+    plan: Plan,
 ) -> dict[str, Any]:
-    """Medians of interleaved calls, errors of their gradients, and saved bytes.
+    """Measure median times of interleaved calls, errors of their gradients, and saved bytes.
 
     Args:
-        name: of the case.
+        name: name of the case.
         draws: inputs.
-        calls: the contestants.
-        judged: (inputs, cotangents) -> the judge of gradients.
-        plan: how long to measure.
+        calls: contestants by name.
+        error_of: (inputs, cotangents) -> error measure of gradients.
+        plan: duration of the measurement.
     """
     theta = draws[0]
-    generator = torch.Generator().manual_seed(100)  # not a seed of the draws: the loss would be special
+    generator = torch.Generator().manual_seed(100)  # not a seed of the draws, so that the loss is generic
     outputs = next(iter(calls.values()))(theta)
     cotangents = tuple(torch.randn(output.shape, generator=generator) for output in outputs)
-    error = judged(theta, cotangents)
+    error = error_of(theta, cotangents)
     entries = {}
     for label, call in calls.items():
         _, _, _, gradients = once(call, theta, cotangents)
@@ -67,14 +77,14 @@ def compared(
     return {"name": name, "contestants": entries}
 
 
-def by_autograd(exact: Call, theta: Tensors, cotangents: Tensors) -> Judge:
-    """Errors of gradients relative to those of a call that autograd differentiates."""
+def by_autograd(exact: Call, theta: Tensors, cotangents: Tensors) -> GradientError:
+    """Error of gradients relative to those of a call differentiated by autograd."""
     expected = _flat(torch.autograd.grad(exact(theta), theta, cotangents))
     return lambda gradients: float((_flat(gradients) - expected).norm() / expected.norm())
 
 
-def by_differences(call: Call, theta: Tensors, cotangents: Tensors) -> Judge:
-    """Errors of slopes along DIRECTIONS random ones, relative to central differences of a call that solves exactly."""
+def by_differences(call: Call, theta: Tensors, cotangents: Tensors) -> GradientError:
+    """Error of directional derivatives in random directions, relative to central differences of an exact call."""
     generator = torch.Generator().manual_seed(101)
     directions = [tuple(torch.randn(t.shape, generator=generator) for t in theta) for _ in range(DIRECTIONS)]
 
@@ -97,7 +107,7 @@ def _flat(tensors: Tensors) -> torch.Tensor:
 
 
 def _costs(n: int, seed: int) -> torch.Tensor:
-    """Squared distances of two clouds of n points in space, at most 1."""
+    """Squared distances between two clouds of n points in space, scaled to at most 1."""
     generator = torch.Generator().manual_seed(seed)
     x, y = (torch.randn(n, 3, generator=generator) for _ in range(2))
     costs = torch.cdist(x, y).square()
@@ -105,23 +115,23 @@ def _costs(n: int, seed: int) -> torch.Tensor:
 
 
 def _sinkhorn_log(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tensor:
-    """Sinkhorn's iterations in the log domain, for uniform sums."""
+    """Sinkhorn iterations in the log domain, for uniform marginals."""
     K = -gamma * M
     f = g = torch.zeros(len(M))
     for _ in range(iterations):
-        f, g = _iterated(K, g)
+        f, g = _sinkhorn_step(K, g)
     return torch.exp(K + f[:, None] + g)
 
 
-def _iterated(K: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One iteration."""
+def _sinkhorn_step(K: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One Sinkhorn iteration."""
     log_sum = -math.log(len(K))
     f = log_sum - torch.logsumexp(K + g, 1)
     return f, log_sum - torch.logsumexp(K + f[:, None], 0)
 
 
 def _sinkhorn(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tensor:
-    """Sinkhorn's iterations on K = exp(-gamma M), the cheapest to unroll, where nothing underflows."""
+    """Sinkhorn iterations on K = exp(-gamma M), the cheapest to unroll, if nothing underflows."""
     K = torch.exp(-gamma * M)
     b = torch.ones(len(M))
     for _ in range(iterations):
@@ -130,20 +140,20 @@ def _sinkhorn(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tensor:
     return a[:, None] * K * b
 
 
-def _needed(n: int, gamma: float) -> int:
-    """Sinkhorn iterations to SINKHORN_TOL in the row sums, relative."""
+def _iterations_needed(n: int, gamma: float) -> int:
+    """Number of Sinkhorn iterations to the relative error SINKHORN_TOL of the row sums."""
     with torch.no_grad():
         K = -gamma * _costs(n, 0)
-        f, g = _iterated(K, torch.zeros(n))
+        f, g = _sinkhorn_step(K, torch.zeros(n))
         count = 1
         while float((n * torch.exp(K + f[:, None] + g).sum(1) - 1.0).abs().max()) > SINKHORN_TOL:
-            f, g = _iterated(K, g)
+            f, g = _sinkhorn_step(K, g)
             count += 1
     return count
 
 
 def _pot(n: int, gamma: float, iterations: int) -> dict[str, Call]:
-    """POT's solvers, by name; none where it is not installed."""
+    """Solvers of POT by name; empty if it is not installed."""
     try:
         import ot
     except ModuleNotFoundError:
@@ -160,15 +170,15 @@ def _pot(n: int, gamma: float, iterations: int) -> dict[str, Call]:
 
 
 def transport(n: int, gamma: float, plan: Plan) -> dict[str, Any]:
-    """The plan between two clouds of n points with uniform sums."""
-    count = _needed(n, gamma)
+    """Measure the plan between two clouds of n points with uniform marginals."""
+    count = _iterations_needed(n, gamma)
     calls: dict[str, Call] = {
         OURS: lambda theta: (optimal_transport(theta[0], gamma=gamma, tol=SINKHORN_TOL),),
         f"{UNROLLED}, log domain": lambda theta: (_sinkhorn_log(theta[0], gamma, count),),
         f"{UNROLLED}, scaling": lambda theta: (_sinkhorn(theta[0], gamma, count),),
         **_pot(n, gamma, 10 * count),
     }
-    draws: list[Tensors] = [(_costs(n, seed),) for seed in range(3)]
+    draws: list[Tensors] = [(_costs(n, seed),) for seed in range(SEEDS)]
     name = f"transport, n = {n}, gamma = {gamma:g} ({count} Sinkhorn iterations)"
     return compared(
         name, draws, calls, partial(by_autograd, lambda theta: (_sinkhorn_log(theta[0], gamma, 3 * count),)), plan
@@ -176,7 +186,7 @@ def transport(n: int, gamma: float, plan: Plan) -> dict[str, Any]:
 
 
 def squares(n: int, plan: Plan) -> dict[str, Any]:
-    """Least squares with 2n rows and n columns."""
+    """Measure least squares with 2n rows and n columns."""
 
     def by_qr(theta: Tensors) -> Tensors:
         Q, R = torch.linalg.qr(theta[0])
@@ -187,10 +197,10 @@ def squares(n: int, plan: Plan) -> dict[str, Any]:
         return (torch.cholesky_solve((A.T @ b)[:, None], torch.linalg.cholesky(A.T @ A))[:, 0],)
 
     def by_descent(theta: Tensors) -> Tensors:
-        """As many steps as bring the gradient to about 1e-8 for normally distributed entries and 2n rows."""
+        """Gradient descent with the asymptotically optimal step for normally distributed entries."""
         A, b = theta
         x, step = torch.zeros(n), 1.0 / (3.0 * n)  # 2 / (largest + smallest eigenvalue of A'A)
-        for _ in range(300):
+        for _ in range(DESCENT_STEPS):
             x = x - step * (A.T @ (A @ x - b))
         return (x,)
 
@@ -202,7 +212,7 @@ def squares(n: int, plan: Plan) -> dict[str, Any]:
         f"{UNROLLED}, gradient descent": by_descent,
     }
     draws: list[Tensors] = []
-    for seed in range(3):
+    for seed in range(SEEDS):
         generator = torch.Generator().manual_seed(seed)
         shapes = ((2 * n, n), (2 * n,))
         draws.append(tuple(torch.randn(shape, generator=generator).requires_grad_() for shape in shapes))
@@ -210,7 +220,7 @@ def squares(n: int, plan: Plan) -> dict[str, Any]:
 
 
 def growth(n: int, *, quick: bool) -> dict[str, Any]:
-    """Bytes that the graph of one plan holds: unrolled against the iterations, ours against gamma."""
+    """Measure the bytes held by the graph of one plan: unrolled by iterations, ours by gamma."""
     M = _costs(n, 0)
     counts = (5, 10, 20) if quick else (5, 10, 20, 40, 80, 160)
     gammas = (1.0, 10.0, 50.0)
@@ -221,6 +231,6 @@ def growth(n: int, *, quick: bool) -> dict[str, Any]:
         "unrolled_iterations": counts,
         "unrolled_bytes": unrolled,
         "gammas": gammas,
-        "sinkhorn_iterations": [_needed(n, gamma) for gamma in gammas],
+        "sinkhorn_iterations": [_iterations_needed(n, gamma) for gamma in gammas],
         "bytes": ours,
     }

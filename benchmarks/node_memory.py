@@ -1,4 +1,4 @@
-"""Growth of resident memory in the backward pass of a node, each measurement in a process of its own.
+"""Growth of resident memory in the backward pass of a node, each measured in a separate process.
 
 python -m benchmarks.node_memory CASE N
 """
@@ -17,15 +17,15 @@ import torch
 from benchmarks.memory import PEAK_RESET, status
 from convexlayer.nodes import ArgminNode, ConjugateGradients, Dense, GivenBatch, NodeOptions
 
-__all__ = ["CASES", "FORMED", "grown"]
+__all__ = ["CASES", "FORMED", "measure_growth"]
 
 DENSE, GRADIENTS, FORMED = "dense", "conjugate gradients", "f_XY formed"
 
 CASES = (DENSE, GRADIENTS, FORMED)
 
 
-def grown(case: str, size: int) -> dict[str, Any]:
-    """One measurement in a process of its own."""
+def measure_growth(case: str, size: int) -> dict[str, Any]:
+    """Measure one case in a separate process."""
     command = [sys.executable, "-m", "benchmarks.node_memory", case, str(size)]
     root = Path(__file__).parents[1]
     process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=root, check=False)
@@ -35,10 +35,10 @@ def grown(case: str, size: int) -> dict[str, Any]:
     return {"case": case, "n": size, **found}
 
 
-def _grown(case: str, n: int) -> dict[str, Any]:
-    """Growth of resident memory in a backward pass of y = argmin |A y - b|^2 / 2n + |y|^2 / 2, (A, b) the parameters.
+def _measure_growth(case: str, n: int) -> dict[str, Any]:
+    """Measure the backward pass of y = argmin |A y - b|^2 / 2n + |y|^2 / 2 with the parameters (A, b).
 
-    f_XY has n (n^2 + n) numbers here. The solution is given, so that forward needs next to nothing.
+    f_XY has n (n^2 + n) entries. The solution is given, so the forward pass needs little memory.
     """
 
     def f(y: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ def _grown(case: str, n: int) -> dict[str, Any]:
     node = ArgminNode(f, (n,), [(n, n), (n,)], solver=GivenBatch(solution), options=options)
 
     def formed() -> torch.Tensor:
-        """Lemma 3.2 as it is written, with the matrix f_XY."""
+        """Lemma 3.2 with the matrix f_XY formed."""
         y = solution(A.detach(), b.detach())
         H = torch.func.hessian(f)(y, A.detach(), b.detach())
         B = torch.func.jacrev(torch.func.grad(f), argnums=1)(y, A.detach(), b.detach())
@@ -71,7 +71,7 @@ def _grown(case: str, n: int) -> dict[str, Any]:
 
 
 def _peak(work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """What some work gives, and the MiB by which the process had grown at most."""
+    """Run some work; returns its result and the peak growth of the process, MiB."""
     PEAK_RESET.write_text("5")
     before = status("VmRSS")
     result = work()
@@ -79,10 +79,10 @@ def _peak(work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
 
 
 def main() -> None:
-    """Print one measurement."""
+    """Print one measurement as JSON."""
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    print(json.dumps(_grown(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(_measure_growth(sys.argv[1], int(sys.argv[2]))))
 
 
 if __name__ == "__main__":

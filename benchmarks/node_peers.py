@@ -1,7 +1,7 @@
-"""What a call of a node costs at small sizes: ours, the deep declarative networks' library, and unrolling.
+"""Cost of a node call at small sizes: ours, the deep declarative networks library, and unrolling.
 
-The library is optional and no package: clone https://github.com/anucvml/ddn and put the clone on PYTHONPATH. Inputs are
-in its layout; ours are transposed to theirs within the time. Gradients are compared with finite differences first.
+The library is optional and not a package: clone https://github.com/anucvml/ddn and put the clone on PYTHONPATH. Inputs
+have its layout; our calls include the transposition. Gradients are compared with finite differences first.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from convexlayer.nodes import (
 __all__ = ["CASES", "LIBRARY", "importable", "small"]
 
 LIBRARY = "ddn"
-"""The peer's package, and its name in the tables."""
+"""Package of the peer, and its name in the tables."""
 
 SOLVED = 1e-5
-"""The gradient norm to which the library's own nodes solve."""
+"""Gradient norm to which the library's nodes solve."""
 
 Function = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A node of one output.
+    """A node with one output.
 
     Attributes:
-        shapes: of one element's inputs.
-        ours: (*inputs) -> output; several ways, by name.
-        peer: makes the same of the library, from its modules.
-        others: more ways to get solution and gradient, by name.
-        uniform: whether inputs are uniform on [0, 1] and not normally distributed.
+        shapes: shapes of one element's inputs.
+        ours: (*inputs) -> output, by name.
+        peer: builds the library's function from its modules.
+        others: further implementations by name.
+        uniform: whether inputs are uniform on [0, 1]; else normal.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -62,14 +62,14 @@ class Case:
     uniform: bool = False
 
     def draw(self, batch: int, seed: int) -> Tensors:
-        """Inputs of a batch."""
+        """Draw the inputs of a batch."""
         generator = torch.Generator().manual_seed(seed)
         make = torch.rand if self.uniform else torch.randn
         return tuple(make((batch, *shape), generator=generator).requires_grad_() for shape in self.shapes)
 
 
 def importable() -> bool:
-    """Whether the library is there."""
+    """Whether the library can be imported."""
     try:
         _module("node")
     except ModuleNotFoundError:
@@ -78,13 +78,13 @@ def importable() -> bool:
 
 
 def small(case: str, batch: int, plan: Plan) -> dict[str, Any]:
-    """One case at one batch size."""
+    """Measure one case at one batch size."""
     made = CASES[case]
     functions = {**made.ours, **({LIBRARY: made.peer(_module)} if importable() else {}), **made.others}
     calls = {name: partial(_call, function) for name, function in functions.items()}
     draws = [made.draw(batch, seed) for seed in range(3)]
-    judged = partial(by_differences, calls[OURS])
-    return {**compared(case, draws, calls, judged, plan), "batch": batch}
+    error_of = partial(by_differences, calls[OURS])
+    return {**compared(case, draws, calls, error_of, plan), "batch": batch}
 
 
 def _module(name: str) -> Any:
@@ -104,12 +104,12 @@ def _squares(X: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 def _peer_squares(module: Callable[[str], Any]) -> Function:
     function = module("leastsquares").WeightedLeastSquaresFcn
-    # Without the cached factor it asks for torch.solve, which torch no longer has.
+    # Without the cached factor it calls torch.solve, which torch has removed.
     return lambda X, t: function.apply(X, t, None, 1e-12, True, False)[0]
 
 
 def _conjugate_gradients(X: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """On the normal equations, as many iterations as unknowns."""
+    """Conjugate gradients on the normal equations, with one iteration per unknown."""
     G, g = X @ X.mT, X @ t.mT
     u = torch.zeros_like(g)
     p = r = g
@@ -151,7 +151,7 @@ def _peer_transport(module: Callable[[str], Any]) -> Function:
 
 
 def _scaled(M: torch.Tensor) -> torch.Tensor:
-    """As many Sinkhorn iterations as these costs need."""
+    """Sinkhorn iterations, as many as these costs need."""
     K = torch.exp(-M)
     v = torch.ones_like(M[:, :1]).mT
     for _ in range(10):
@@ -166,7 +166,7 @@ def _pool(x: torch.Tensor) -> torch.Tensor:
 
 def _peer_pool(module: Callable[[str], Any]) -> Function:
     pooling = module("robust_vec_pool")
-    # The layer passes one argument more, of which the backward says nothing: torch refuses that.
+    # The layer passes an extra argument without a gradient in its backward, which torch rejects.
     return lambda x: pooling.RobustVectorPool2dFcn.apply(x, pooling.PseudoHuber, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""The nodes' benchmark as Markdown and as a figure."""
+"""Report of the nodes' benchmark as Markdown and as a figure."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["draw", "markdown"]
 
 MIB = 2**20
 
-WITHOUT = "The deep declarative networks' library could not be imported: its rows are left out."
+WITHOUT = "The deep declarative networks library could not be imported: its rows are left out."
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The whole report."""
+    """Format the report as Markdown."""
     machine = results["machine"]
     sections = [
         "# Benchmark of the nodes",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads each, float64, commit "
         f"{machine['commit']}, load at the start {machine['load']:.1f}. Medians in milliseconds, all contestants "
-        f"interleaved; transport is solved to {SINKHORN_TOL:.0e} in the row sums by all.",
+        f"interleaved; all solve transport to a relative error of {SINKHORN_TOL:.0e} of the row sums.",
         *(part for case in results["times"] for part in (f"## {case['name']}", _times(case["contestants"]))),
         "## Small nodes",
         "Milliseconds forward and backward, and relative to ours; gradient errors against central differences."
@@ -39,8 +39,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "## Memory of a plan against the iterations",
         _iterations(results["iterations"]),
         "## Memory of a generic node's backward pass",
-        "MiB of growth of the process for y = argmin |A y - b|^2 / 2n + |y|^2 / 2 with the gradient in A (n by n): the "
-        "Hessian dense; products with it alone; and, for comparison, with f_XY, n^3 numbers, formed.",
+        "Growth of the process in MiB for y = argmin |A y - b|^2 / 2n + |y|^2 / 2 with the gradient in A (n by n): "
+        "with a dense Hessian; with products only; and, for comparison, with f_XY (n^3 entries) formed.",
         _memory(results["memory"]),
     ]
     return "\n\n".join(sections) + "\n"
@@ -66,7 +66,7 @@ def _times(entries: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _small(cases: Sequence[Mapping[str, Any]]) -> str:
-    """One row a contestant, one column a batch size."""
+    """Table with a row per contestant and a column per batch size."""
     batches = sorted({case["batch"] for case in cases})
     rows = []
     for name in dict.fromkeys(case["name"] for case in cases):
@@ -109,7 +109,7 @@ def _memory(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(results: Mapping[str, Any], figure: Figure) -> None:
-    """One panel a timed case, one for the memory of unrolling, one for that of generic nodes."""
+    """Draw a panel per timed case, one for the memory of unrolling, and one for that of generic nodes."""
     panels = figure.subplots(2, -(-(len(results["times"]) + 2) // 2), squeeze=False).ravel()
     for axes, case in zip(panels, results["times"], strict=False):
         _bars(axes, case)
@@ -140,6 +140,6 @@ def _bars(axes: Axes, case: Mapping[str, Any]) -> None:
     axes.set_yticks(list(places), list(entries))
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="ms", title=case["name"])
-    axes.xaxis.set_minor_formatter(NullFormatter())  # whose labels overlap
+    axes.xaxis.set_minor_formatter(NullFormatter())  # minor labels would overlap
     axes.title.set_fontsize("medium")
     axes.legend(fontsize="small")
