@@ -23,7 +23,7 @@ UNROLLED = "unrolled"
 """Prefix of the names of contestants whose iterations autograd differentiates."""
 
 SINKHORN_TOL = 1e-8
-"""Relative error of the row sums to which all contestants solve."""
+"""Relative error of the row sums that all contestants reach."""
 
 DIRECTIONS = 3
 """Number of random directions in which gradients are compared with finite differences."""
@@ -31,7 +31,13 @@ DIRECTIONS = 3
 STEP = 1e-6
 """Step of these finite differences."""
 
-Judge = Callable[[Tensors], float]
+SEEDS = 3
+"""Number of inputs drawn per case."""
+
+DESCENT_STEPS = 300
+"""Steps of gradient descent that bring the gradient of least squares to about 1e-8."""
+
+GradientError = Callable[[Tensors], float]
 """Gradients -> their relative error."""
 
 
@@ -40,9 +46,13 @@ def _first(call: Call, theta: Tensors) -> torch.Tensor:
 
 
 def compared(
-    name: str, draws: list[Tensors], calls: Mapping[str, Call], judged: Callable[[Tensors, Tensors], Judge], plan: Plan
+    name: str,
+    draws: list[Tensors],
+    calls: Mapping[str, Call],
+    error_of: Callable[[Tensors, Tensors], GradientError],
+    plan: Plan,
 ) -> dict[str, Any]:
-    """Medians of interleaved calls, errors of their gradients, and saved bytes.
+    """Measure median times of interleaved calls, errors of their gradients, and saved bytes.
 
     Args:
         name: name of the case.
@@ -57,7 +67,7 @@ def compared(
     )  # differs from the seeds of the draws, so that the loss is independent of them
     outputs = next(iter(calls.values()))(theta)
     cotangents = tuple(torch.randn(output.shape, generator=generator) for output in outputs)
-    error = judged(theta, cotangents)
+    error = error_of(theta, cotangents)
     entries = {}
     for label, call in calls.items():
         _, _, _, gradients = once(call, theta, cotangents)
@@ -69,8 +79,8 @@ def compared(
     return {"name": name, "contestants": entries}
 
 
-def by_autograd(exact: Call, theta: Tensors, cotangents: Tensors) -> Judge:
-    """Errors of gradients relative to those of a call that autograd differentiates."""
+def by_autograd(exact: Call, theta: Tensors, cotangents: Tensors) -> GradientError:
+    """Error of gradients relative to those of a call differentiated by autograd."""
     expected = _flat(torch.autograd.grad(exact(theta), theta, cotangents))
     return lambda gradients: float((_flat(gradients) - expected).norm() / expected.norm())
 
@@ -111,7 +121,7 @@ def _sinkhorn_log(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tenso
     K = -gamma * M
     f = g = torch.zeros(len(M))
     for _ in range(iterations):
-        f, g = _iterated(K, g)
+        f, g = _sinkhorn_step(K, g)
     return torch.exp(K + f[:, None] + g)
 
 
@@ -136,10 +146,10 @@ def _needed(n: int, gamma: float) -> int:
     """Number of Sinkhorn iterations to a relative error SINKHORN_TOL of the row sums."""
     with torch.no_grad():
         K = -gamma * _costs(n, 0)
-        f, g = _iterated(K, torch.zeros(n))
+        f, g = _sinkhorn_step(K, torch.zeros(n))
         count = 1
         while float((n * torch.exp(K + f[:, None] + g).sum(1) - 1.0).abs().max()) > SINKHORN_TOL:
-            f, g = _iterated(K, g)
+            f, g = _sinkhorn_step(K, g)
             count += 1
     return count
 
@@ -170,7 +180,7 @@ def transport(n: int, gamma: float, plan: Plan) -> dict[str, Any]:
         f"{UNROLLED}, scaling": lambda theta: (_sinkhorn(theta[0], gamma, count),),
         **_pot(n, gamma, 10 * count),
     }
-    draws: list[Tensors] = [(_costs(n, seed),) for seed in range(3)]
+    draws: list[Tensors] = [(_costs(n, seed),) for seed in range(SEEDS)]
     name = f"transport, n = {n}, gamma = {gamma:g} ({count} Sinkhorn iterations)"
     return compared(
         name, draws, calls, partial(by_autograd, lambda theta: (_sinkhorn_log(theta[0], gamma, 3 * count),)), plan
@@ -178,7 +188,7 @@ def transport(n: int, gamma: float, plan: Plan) -> dict[str, Any]:
 
 
 def squares(n: int, plan: Plan) -> dict[str, Any]:
-    """Least squares with 2n rows and n columns."""
+    """Measure least squares with 2n rows and n columns."""
 
     def by_qr(theta: Tensors) -> Tensors:
         Q, R = torch.linalg.qr(theta[0])
@@ -192,7 +202,7 @@ def squares(n: int, plan: Plan) -> dict[str, Any]:
         """Enough steps for a gradient of about 1e-8, with normally distributed entries and 2n rows."""
         A, b = theta
         x, step = torch.zeros(n), 1.0 / (3.0 * n)  # 2 / (largest + smallest eigenvalue of A'A)
-        for _ in range(300):
+        for _ in range(DESCENT_STEPS):
             x = x - step * (A.T @ (A @ x - b))
         return (x,)
 
@@ -204,7 +214,7 @@ def squares(n: int, plan: Plan) -> dict[str, Any]:
         f"{UNROLLED}, gradient descent": by_descent,
     }
     draws: list[Tensors] = []
-    for seed in range(3):
+    for seed in range(SEEDS):
         generator = torch.Generator().manual_seed(seed)
         shapes = ((2 * n, n), (2 * n,))
         draws.append(tuple(torch.randn(shape, generator=generator).requires_grad_() for shape in shapes))
@@ -223,6 +233,6 @@ def growth(n: int, *, quick: bool) -> dict[str, Any]:
         "unrolled_iterations": counts,
         "unrolled_bytes": unrolled,
         "gammas": gammas,
-        "sinkhorn_iterations": [_needed(n, gamma) for gamma in gammas],
+        "sinkhorn_iterations": [_iterations_needed(n, gamma) for gamma in gammas],
         "bytes": ours,
     }

@@ -17,7 +17,7 @@ import torch
 from benchmarks.memory import PEAK_RESET, status
 from convexlayer.nodes import ArgminNode, ConjugateGradients, Dense, GivenBatch, NodeOptions
 
-__all__ = ["CASES", "FORMED", "grown"]
+__all__ = ["CASES", "FORMED", "measure_growth"]
 
 DENSE, GRADIENTS, FORMED = "dense", "conjugate gradients", "f_XY formed"
 
@@ -35,8 +35,8 @@ def grown(case: str, size: int) -> dict[str, Any]:
     return {"case": case, "n": size, **found}
 
 
-def _grown(case: str, n: int) -> dict[str, Any]:
-    """Growth of resident memory in a backward pass of y = argmin |A y - b|^2 / 2n + |y|^2 / 2, (A, b) the parameters.
+def _measure_growth(case: str, n: int) -> dict[str, Any]:
+    """Measure the backward pass of y = argmin |A y - b|^2 / 2n + |y|^2 / 2 with the parameters (A, b).
 
     f_XY has n (n^2 + n) entries here. The solution is given, so that the forward pass needs almost no memory.
     """
@@ -79,10 +79,10 @@ def _peak(work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
 
 
 def main() -> None:
-    """Print one measurement."""
+    """Print one measurement as JSON."""
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    print(json.dumps(_grown(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(_measure_growth(sys.argv[1], int(sys.argv[2]))))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from convexlayer.nodes import (
 __all__ = ["CASES", "LIBRARY", "importable", "small"]
 
 LIBRARY = "ddn"
-"""The peer's package, and its name in the tables."""
+"""Package of the peer, and its name in the tables."""
 
 SOLVED = 1e-5
 """Gradient norm to which the example nodes of ddn solve."""
@@ -62,7 +62,7 @@ class Case:
     uniform: bool = False
 
     def draw(self, batch: int, seed: int) -> Tensors:
-        """Inputs of a batch."""
+        """Draw the inputs of a batch."""
         generator = torch.Generator().manual_seed(seed)
         make = torch.rand if self.uniform else torch.randn
         return tuple(make((batch, *shape), generator=generator).requires_grad_() for shape in self.shapes)
@@ -83,8 +83,8 @@ def small(case: str, batch: int, plan: Plan) -> dict[str, Any]:
     functions = {**made.ours, **({LIBRARY: made.peer(_module)} if importable() else {}), **made.others}
     calls = {name: partial(_call, function) for name, function in functions.items()}
     draws = [made.draw(batch, seed) for seed in range(3)]
-    judged = partial(by_differences, calls[OURS])
-    return {**compared(case, draws, calls, judged, plan), "batch": batch}
+    error_of = partial(by_differences, calls[OURS])
+    return {**compared(case, draws, calls, error_of, plan), "batch": batch}
 
 
 def _module(name: str) -> Any:

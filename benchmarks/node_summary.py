@@ -24,7 +24,7 @@ WITHOUT = "The library of deep declarative networks (ddn) could not be imported;
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The whole report."""
+    """Format the report as Markdown."""
     machine = results["machine"]
     sections = [
         "# Benchmark of the nodes",

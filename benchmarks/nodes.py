@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from benchmarks.node_cases import growth, squares, transport
-    from benchmarks.node_memory import CASES, FORMED, grown
+    from benchmarks.node_memory import CASES, FORMED, measure_growth
     from benchmarks.node_peers import CASES as SMALL
     from benchmarks.node_peers import small
     from benchmarks.results import machine

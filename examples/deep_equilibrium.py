@@ -1,12 +1,12 @@
-"""Train a deep-equilibrium network on digits: a layer that is the fixed point of a module with weights of its own.
+"""Train a deep-equilibrium network on digits: a layer defined as the fixed point of a module with weights.
 
     z*(x) = tanh(W z* + U x + b)
 
-The step is a torch.nn.Module, which the node takes in with its weights; their gradients come from the implicit function
-theorem at z*, so that nothing of the iterations is kept. The same network is trained once more with the iterations
-unrolled.
+The step is a torch.nn.Module, which becomes a submodule of the node; its weights get their gradients from the implicit
+function theorem at z*, without storing iterates. The same network is then trained with unrolled iterations for
+comparison.
 
-The data are scikit-learn's digits: 1797 images of 8 x 8 pixels, a quarter of them for the test. The last batch of an
+The data are scikit-learn's digits: 1797 images of 8 x 8 pixels, a quarter of them for testing. The last batch of an
 epoch is smaller than the others.
 
     python examples/deep_equilibrium.py [--epochs 5] [--no-progress]
@@ -28,10 +28,11 @@ from tqdm import tqdm
 from convexlayer.nodes import AbstractDerivative, FixedPointNode, Implicit, Unrolled
 
 HIDDEN, PIXELS, CLASSES, BATCH = 64, 64, 10, 64
+CONTRACTION = 0.9  # largest row sum of |W|, so that the step is a contraction
 
 
 class Cell(nn.Module):
-    """One step z -> tanh(W z + U x + b), a contraction in the maximum norm: rows of W are kept to a sum of 0.9."""
+    """One step z -> tanh(W z + U x + b), a contraction in the maximum norm: row sums of |W| are at most 0.9."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,9 +40,9 @@ class Cell(nn.Module):
         self.outer = nn.Linear(PIXELS, HIDDEN)
 
     def forward(self, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The next z of one image x."""
+        """Return the next z for one image x."""
         W = self.inner.weight
-        W = 0.9 * W / W.abs().sum(1, keepdim=True).clamp(min=0.9)
+        W = CONTRACTION * W / W.abs().sum(1, keepdim=True).clamp(min=CONTRACTION)
         return torch.tanh(z @ W.mT + self.outer(x))
 
 
@@ -54,19 +55,19 @@ class Network(nn.Module):
         self.head = nn.Linear(HIDDEN, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of a batch of images."""
+        """Return the logits of a batch of images."""
         logits: torch.Tensor = self.head(self.equilibrium(x))
         return logits
 
 
 @dataclass(frozen=True)
-class Course:
-    """How the training went.
+class TrainingResult:
+    """Result of a training run.
 
     Attributes:
         losses: mean training loss of each epoch.
-        accuracy: share of the test images that are recognised.
-        step_ms: median time of a step.
+        accuracy: share of test images that are classified correctly.
+        step_ms: median time of a step, milliseconds.
     """
 
     losses: list[float]
@@ -74,8 +75,8 @@ class Course:
     step_ms: float
 
 
-def train(derivative: AbstractDerivative, epochs: int, *, progress: bool) -> Course:
-    """Train from the same weights on the same batches, whatever the derivative."""
+def train(derivative: AbstractDerivative, epochs: int, *, progress: bool) -> TrainingResult:
+    """Train a network; initial weights and batches do not depend on the derivative."""
     torch.manual_seed(0)
     digits = load_digits()
     images = torch.tensor(digits.data / 16.0, dtype=torch.float32)
@@ -99,26 +100,29 @@ def train(derivative: AbstractDerivative, epochs: int, *, progress: bool) -> Cou
     with torch.no_grad():
         x, target = testing[:]
         accuracy = float((network(x).argmax(1) == target).double().mean())
-    return Course(losses, accuracy, 1e3 * sorted(times)[len(times) // 2])
+    return TrainingResult(losses, accuracy, 1e3 * sorted(times)[len(times) // 2])
 
 
 def main() -> None:
-    """Train both ways and compare."""
-    parser = argparse.ArgumentParser(description="A deep-equilibrium network on digits.")
+    """Train with both derivatives and compare."""
+    parser = argparse.ArgumentParser(description="Train a deep-equilibrium network on digits.")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     arguments = parser.parse_args()
-    ways = {"implicit": Implicit(tol=1e-5), "unrolled, 40 steps": Unrolled(40)}
-    courses = {
-        way: train(derivative, arguments.epochs, progress=not arguments.no_progress) for way, derivative in ways.items()
+    derivatives = {"implicit": Implicit(tol=1e-5), "unrolled, 40 steps": Unrolled(40)}
+    results = {
+        name: train(derivative, arguments.epochs, progress=not arguments.no_progress)
+        for name, derivative in derivatives.items()
     }
-    for way, course in courses.items():
-        falls = " ".join(f"{loss:.3f}" for loss in course.losses)
-        print(f"{way:20s} test accuracy {100 * course.accuracy:.1f} %, {course.step_ms:.1f} ms a step, losses {falls}")
-    implicit, unrolled = courses.values()
-    apart = max(abs(a - b) for a, b in zip(implicit.losses, unrolled.losses, strict=True))
-    falling = all(later < earlier for earlier, later in pairwise(implicit.losses))
-    print(f"training losses differ by {apart:.1e} at most{'' if falling else ', and do not fall'}")
+    for name, result in results.items():
+        losses = " ".join(f"{loss:.3f}" for loss in result.losses)
+        print(
+            f"{name:20s} test accuracy {100 * result.accuracy:.1f} %, {result.step_ms:.1f} ms a step, losses {losses}"
+        )
+    implicit, unrolled = results.values()
+    difference = max(abs(a - b) for a, b in zip(implicit.losses, unrolled.losses, strict=True))
+    decreasing = all(later < earlier for earlier, later in pairwise(implicit.losses))
+    print(f"training losses differ by at most {difference:.1e}{'' if decreasing else ', and do not decrease'}")
 
 
 if __name__ == "__main__":

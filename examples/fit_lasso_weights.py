@@ -1,14 +1,14 @@
-"""Learn the penalty of a lasso, one weight a feature, by gradient descent through its solution.
+"""Learn the penalty of a lasso, one weight per feature, by gradient descent through its solution.
 
     beta*(weights) = argmin over beta of  ||X beta - y||^2 / n + weights' |beta|        on the training part
     minimise over weights                 mean squared error of beta*(weights)          on the validation part
 
-One weight for all features is usually chosen by trying a grid. One weight a feature cannot be: 64 of them would need a
-grid of 64 dimensions. But the layer gives d beta* / d weights, so that Adam can go downhill from the grid's best.
+A single weight for all features is usually chosen on a grid. With one weight per feature the grid would have 64
+dimensions. The layer provides d beta* / d weights instead, and Adam descends from the best single weight.
 
 The data are scikit-learn's diabetes patients (442, ten measurements each), with all squares and products as features.
-The loop runs twice, unchanged: with the layer in this process, then with one whose solves and derivatives are computed
-by a server. Both must give the same curve.
+The same loop runs twice: with the layer in this process, and with a layer whose solves and derivatives are computed by
+a server. Both must give the same learning curve.
 
     python examples/fit_lasso_weights.py [--steps 100] [--output examples/output] [--no-progress]
 """
@@ -38,29 +38,30 @@ from convexlayer_client.layer import RemoteConvexLayer
 
 Layer = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 SERVER_START_S = 60.0
-SAME_CURVE = 1e-6  # two solves to tolerance 1e-8 may differ a little, and a hundred steps build on each other
+CURVE_TOL = 1e-6  # solves to tolerance 1e-8, whose differences accumulate over a hundred steps
+USED = 1e-6  # smallest coefficient that counts as nonzero
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the patients.
+    """A subset of the patients.
 
     Attributes:
-        X: features (patients, features), of mean 0 and variance 1 over the training part.
-        y: progression of the disease after one year (patients,), scaled in the same way.
+        X: features (patients, features), with mean 0 and variance 1 over the training part.
+        y: disease progression after one year (patients,), scaled in the same way.
     """
 
     X: torch.Tensor
     y: torch.Tensor
 
     def loss(self, beta: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of coefficients (..., features), as a share of the target's variance in training."""
+        """Mean squared error of coefficients (..., features), relative to the variance of the training targets."""
         return (beta @ self.X.T - self.y).square().mean(dim=-1)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The course of one run: losses before each step and after the last, and where it ended."""
+    """Result of one run: losses before each step and after the last, and the final weights and coefficients."""
 
     validation: tuple[float, ...]
     test: tuple[float, ...]
@@ -70,16 +71,16 @@ class Fit:
 
 
 def load_parts() -> tuple[Part, Part, Part]:
-    """Training (150 patients), validation (146) and test (146), the same in every run."""
+    """Load the training (150 patients), validation (146) and test parts (146), the same in every run."""
     data = load_diabetes()
     products = PolynomialFeatures(degree=2, include_bias=False)
     features, progression = products.fit_transform(data.data), data.target
-    # Sex takes two values, so that its square is a copy of it. With copies the solution would not be unique where their
-    # weights are equal, and have no derivative: the layer would say so.
+    # Sex takes two values, so its square is a copy of it. With copies of equal weight the solution would not be unique
+    # and have no derivative, as the layer would report.
     features = features[:, products.get_feature_names_out(data.feature_names) != "sex^2"]
     order = np.random.default_rng(0).permutation(len(progression))
     train, validation, test = order[:150], order[150:296], order[296:]
-    # Only the training part may set the scale: the other two stand for patients not seen yet.
+    # The scale comes from the training part only: the other parts stand for unseen patients.
     X = (features - features[train].mean(axis=0)) / features[train].std(axis=0)
     y = (progression - progression[train].mean()) / progression[train].std()
     parts = [Part(torch.as_tensor(X[rows]), torch.as_tensor(y[rows])) for rows in (train, validation, test)]
@@ -87,7 +88,7 @@ def load_parts() -> tuple[Part, Part, Part]:
 
 
 def lasso(train: Part) -> tuple[cp.Problem, cp.Parameter, cp.Variable]:
-    """The convex problem, its parameter and its variable; the training data are constants of it."""
+    """Build the convex problem; the training data are constants. Returns problem, parameter and variable."""
     patients, features = train.X.shape
     beta = cp.Variable(features, name="beta")
     weights = cp.Parameter(features, nonneg=True, name="weights")
@@ -96,7 +97,7 @@ def lasso(train: Part) -> tuple[cp.Problem, cp.Parameter, cp.Variable]:
 
 
 def best_single_weight(layer: Layer, validation: Part, features: int) -> torch.Tensor:
-    """What one would do without derivatives: the best of 25 common weights. The whole grid is one batch."""
+    """Select the best of 25 common weights, without derivatives; the grid is solved as one batch."""
     grid = torch.logspace(-3, 0, 25, dtype=torch.float64)
     with torch.no_grad():
         (betas,) = layer(grid[:, None].expand(-1, features))  # (25, features)
@@ -104,7 +105,7 @@ def best_single_weight(layer: Layer, validation: Part, features: int) -> torch.T
 
 
 def fit(layer: Layer, start: torch.Tensor, validation: Part, test: Part, *, steps: int, label: str, quiet: bool) -> Fit:
-    """Adam on the logarithms of the weights, which keeps them positive and makes steps relative."""
+    """Minimise the validation loss by Adam on the logarithms of the weights, which keeps the weights positive."""
     log_weights = start.log().requires_grad_()
     optimizer = torch.optim.Adam([log_weights], lr=0.05)
     losses: list[tuple[float, float]] = []
@@ -116,7 +117,7 @@ def fit(layer: Layer, start: torch.Tensor, validation: Part, test: Part, *, step
         loss = validation.loss(beta)
         losses.append((loss.item(), test.loss(beta).item()))
         progress.set_postfix(validation=f"{loss.item():.4f}")
-        if step < steps:  # the last pass only measures where the last step led
+        if step < steps:  # the last pass only evaluates the loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -127,7 +128,7 @@ def fit(layer: Layer, start: torch.Tensor, validation: Part, test: Part, *, step
 
 @contextmanager
 def running_server(log: Path) -> Iterator[str]:
-    """A server on a free port of this machine, stopped at the end whatever happens; gives its address."""
+    """Run a server on a free local port, and stop it on exit; yields its address."""
     command = [str(Path(sysconfig.get_path("scripts")) / "convexlayer"), "serve", "--port", "0"]
     with log.open("w") as sink:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT)
@@ -148,8 +149,8 @@ def running_server(log: Path) -> Iterator[str]:
 
 
 def report(label: str, result: Fit) -> None:
-    """Three lines: the losses before and after, what is left of the features, and the pace."""
-    chosen = int((result.beta.abs() > 1e-6).sum())
+    """Print the losses before and after, the number of features used, and the time per step."""
+    chosen = int((result.beta.abs() > USED).sum())
     print(
         f"{label}\n"
         f"  validation loss  {result.validation[0]:.4f} -> {result.validation[-1]:.4f}"
@@ -160,7 +161,7 @@ def report(label: str, result: Fit) -> None:
 
 
 def draw(local: Fit, remote: Fit, path: Path) -> None:
-    """The learning curves, and the weights that they lead to."""
+    """Draw the learning curves, and coefficients against weights."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     curves, penalties = figure.subplots(1, 2)
     curves.plot(local.validation, label="validation, layer in this process")
@@ -168,7 +169,7 @@ def draw(local: Fit, remote: Fit, path: Path) -> None:
     curves.plot(local.test, color="grey", label="test")
     curves.set(xlabel="step", ylabel="mean squared error / variance", title="Loss")
     curves.legend()
-    used = local.beta.abs() > 1e-6
+    used = local.beta.abs() > USED
     penalties.scatter(local.weights[used], local.beta[used], label="used")
     penalties.scatter(local.weights[~used], local.beta[~used], marker="x", color="grey", label="left out")
     penalties.set(xscale="log", xlabel="weight", ylabel="coefficient", title="Features after the last step")
@@ -202,11 +203,11 @@ def main() -> None:
     report("Layer in this process", local)
     report("Layer on a server", remote)
     difference = float(np.max(np.abs(np.subtract(local.validation, remote.validation))))
-    print(f"The two curves differ by {difference:.1e} at most.")
+    print(f"The two curves differ by at most {difference:.1e}.")
     draw(local, remote, arguments.output / "fit_lasso_weights.png")
     print(f"Figure: {arguments.output / 'fit_lasso_weights.png'}")
-    if difference > SAME_CURVE:
-        raise SystemExit(f"local and remote gradients disagree: the curves may differ by {SAME_CURVE:.0e} at most")
+    if difference > CURVE_TOL:
+        raise SystemExit(f"local and remote gradients disagree: the curves may differ by at most {CURVE_TOL:.0e}")
     if local.validation[-1] >= local.validation[0]:
         raise SystemExit("the validation loss did not fall")
 

@@ -1,4 +1,4 @@
-"""What a differentiable call costs: seconds both ways, multiplications, the bytes that its graph holds."""
+"""Cost of a differentiable call: seconds of both passes, multiplications, and bytes held by its graph."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["Cost", "Work", "costs", "saved_bytes", "work"]
 
-SHORT_S = 0.01
+MIN_DURATION_S = 0.01
+"""Shortest time of one measurement; shorter calls are repeated, so that the clock's resolution does not matter."""
 
 Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians over repetitions, and the memory, which is the same in each.
+    """Cost of a call and its gradient: median times over repetitions, and memory.
 
     Attributes:
         forward_s: seconds of the call.
         backward_s: seconds of the gradient.
-        saved_bytes: what the graph holds between the two, the inputs included.
+        saved_bytes: bytes that the graph holds between the two, inputs included.
     """
 
     forward_s: float
@@ -37,9 +38,9 @@ class Cost:
 
 
 def saved_bytes(function: Callable[[], torch.Tensor]) -> int:
-    """Bytes of the distinct storages that a call's graph holds: a number that no clock disturbs.
+    """Bytes of the distinct storages that the graph of a call holds; a deterministic number.
 
-    Read off the graph, because saved-tensor hooks are not allowed around torch.func.
+    Computed from the graph, because saved-tensor hooks are not allowed around torch.func.
     """
     waiting, seen = [function().grad_fn], set()
     sizes: dict[int, int] = {}
@@ -57,11 +58,11 @@ def saved_bytes(function: Callable[[], torch.Tensor]) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """What torch did in a call, and in a backward pass within it; no clock disturbs it.
+    """Work of torch in a call, including backward passes within it; deterministic.
 
     Attributes:
-        multiplications: in products of matrices and vectors.
-        largest_tensor: the most entries of a tensor that an operation gave.
+        multiplications: scalar multiplications in products of matrices and vectors.
+        largest_tensor: number of entries of the largest output of an operation.
     """
 
     multiplications: int
@@ -69,7 +70,7 @@ class Work:
 
 
 def work(function: Callable[[], object]) -> Work:
-    """Call it and count."""
+    """Call a function and count its work."""
     with _Counter() as counter:
         function()
     return Work(counter.multiplications, counter.largest_tensor)
@@ -77,7 +78,7 @@ def work(function: Callable[[], object]) -> Work:
 
 @final
 class _Counter(TorchDispatchMode):
-    """Counts below autograd and torch.func, where a batch of vectors is a matrix."""
+    """Count operations below autograd and torch.func, where a batch of vectors is a matrix."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -93,7 +94,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _saved(node: Any) -> Iterator[torch.Tensor]:
-    """Tensors that one node of the graph has saved."""
+    """Tensors saved by one node of the graph."""
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         yield from (tensor for tensor in node.saved_tensors if tensor is not None)
         return
@@ -109,10 +110,15 @@ def costs(
     repetitions: int,
     budget_s: float = 10.0,
 ) -> dict[Name, Cost]:
-    """Measure calls and their gradients, each in its inputs, in turn: what slows the machine slows all of them alike.
+    """Measure calls and their gradients in interleaved rounds, so that a slow machine affects all of them alike.
 
-    One round is to warm up; no other begins beyond the budget. The order is drawn anew in each, so that no call always
-    follows the same one, and short calls are repeated for ``SHORT_S``. Garbage is collected between rounds.
+    The first round is a warm-up; none starts after ``budget_s``. The order is random in each round, and short calls are
+    repeated for ``MIN_DURATION_S``. Garbage is collected between rounds.
+
+    Args:
+        calls: name -> call, and the inputs that it is differentiated in.
+        repetitions: number of rounds.
+        budget_s: time after which no round starts, seconds.
     """
     forward: dict[Name, list[float]] = {name: [] for name in calls}
     backward: dict[Name, list[float]] = {name: [] for name in calls}
@@ -125,7 +131,7 @@ def costs(
             gc.disable()
             for name in order.sample(list(calls), len(calls)):
                 function, inputs = calls[name]
-                until = time.perf_counter() + SHORT_S
+                until = time.perf_counter() + MIN_DURATION_S
                 while True:
                     start = time.perf_counter()
                     output = function()

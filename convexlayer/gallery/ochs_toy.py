@@ -1,9 +1,9 @@
-"""The toy problem of Ochs et al. (2016), section 7, and the six ways to its gradient that the paper compares.
+"""Toy problem of Ochs et al. (2016), section 7, and the six gradient methods that the paper compares.
 
     minimise over theta  1/2 (x*(theta) - g)^2,
     x*(theta) = argmin over x >= 0 of lam/2 (theta x - b)^2 + 1/2 x^2 = max(0, lam theta b / (1 + lam theta^2))
 
-The paper gives no values of lam, b and the theta* behind g; these are ours.
+The paper does not state lam, b and the theta* behind g; the values here are chosen to give figures of the same shape.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from convexlayer.nodes import (
 __all__ = ["METHODS", "STYLES", "energy", "gradient", "loss", "rate", "solution", "subdifferential"]
 
 LAM, B, THETA_STAR = 2.0, 2.0, 1.0
-MU = 0.01  # of the log barrier
+MU = 0.01  # weight of the log barrier
 START = 1.0
 STEP_SIZE = 0.4
-STEP_SIZE_AT_0 = 1.0  # of all but the barrier's, which allows no longer step there either
+STEP_SIZE_AT_0 = 1.0  # at theta = 0, except for the barrier, whose curvature is larger
 
 STYLES: dict[str, dict[str, Any]] = {
     "Smoothed-impl": {"color": "k"},
@@ -41,7 +41,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "Bregman-FB2": {"color": "C1", "linestyle": "--"},
     "Bregman-FB-impl": {"color": "C2", "linestyle": ":", "linewidth": 2.0},
 }
-"""Colours and lines of the figures: a variant is a thin dashed line on the broad one of what it approximates."""
+"""Line styles: a variant is a thin dashed line over the broad line of the method it approximates."""
 
 
 def _smooth_gradient(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
@@ -49,22 +49,22 @@ def _smooth_gradient(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
 
 
 def energy(x: torch.Tensor, theta: float) -> torch.Tensor:
-    """The lower objective, for x >= 0."""
+    """Lower objective, for x >= 0."""
     return LAM / 2 * (theta * x - B).square() + 0.5 * x.square()
 
 
 def solution(theta: torch.Tensor) -> torch.Tensor:
-    """The lower solution in closed form."""
+    """Lower solution in closed form."""
     return (LAM * theta * B / (1 + LAM * theta.square())).clamp(min=0.0)
 
 
 def loss(x: torch.Tensor) -> torch.Tensor:
-    """The upper objective."""
+    """Upper objective."""
     return 0.5 * (x - solution(torch.tensor(THETA_STAR, dtype=x.dtype))).square()
 
 
 def subdifferential(theta: float) -> tuple[float, float]:
-    """The interval of derivatives of the upper objective, one number where it is differentiable."""
+    """Subdifferential of the upper objective, as an interval; its ends are equal where it is differentiable."""
     g = float(solution(torch.tensor(THETA_STAR, dtype=torch.float64)))
     if theta == 0.0:
         slope = LAM * B * (0.0 - g)
@@ -75,9 +75,9 @@ def subdifferential(theta: float) -> tuple[float, float]:
 
 
 def rate(method: str, theta: float) -> float:
-    """What each back-iteration of an algorithm takes the error of the gradient to, theta > 0: |dA/dx| at the solution.
+    """Convergence factor of the gradient per back-iteration for theta > 0: |dA/dx| at the solution.
 
-    The map is x - alpha f'(x) for Proj.GD and x exp(-alpha f'(x)) for Bregman-FB, with f'' = 1 + lam theta^2.
+    A is x - alpha f'(x) for Proj.GD and x exp(-alpha f'(x)) for Bregman-FB, with f'' = 1 + lam theta^2.
     """
     curvature = 1 + LAM * theta**2
     at = float(solution(torch.tensor(theta, dtype=torch.float64))) if method.startswith("Bregman") else 1.0
@@ -122,11 +122,11 @@ METHODS = {
     "Bregman-FB2": (_bregman, _series),
     "Bregman-FB-impl": (_bregman, _implicit),
 }
-"""For each method its step, by step size, and its derivative, by numbers of forward and back iterations."""
+"""Method -> step by step size, and derivative by numbers of forward and back iterations."""
 
 
 def gradient(method: str, theta: float, *, forward: int, back: int) -> tuple[float, float]:
-    """The iterate, and the gradient of the upper objective that a method gives."""
+    """Compute the iterate and the gradient of the upper objective by a method."""
     step, derivative = METHODS[method]
     if derivative is _unrolled:
         back = min(back, forward)

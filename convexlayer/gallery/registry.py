@@ -1,8 +1,8 @@
-"""The entries of the gallery, by name.
+"""Registry of the gallery's entries.
 
-Every module in ``entries`` is one. It has a docstring whose first line is the entry's title, a constant ``SOURCE`` (the
-paper and the place in it), and a function ``run`` that returns a ``Result``; all arguments of ``run`` are keyword-only
-and have defaults, which make the figure; smaller sizes make it a quick test.
+Every module in ``entries`` is an entry. The first line of its docstring is the title, the constant ``SOURCE`` names the
+paper and the section, and the function ``run`` returns a ``Result``. Arguments of ``run`` are keyword-only; the
+defaults produce the figure, smaller sizes a quick test.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Entry:
     """An experiment that can be run.
 
     Attributes:
-        name: the name of its module.
-        title: one line on what it shows.
-        source: the paper and the place in it.
-        run: does it, with keyword arguments for its sizes.
+        name: name of its module.
+        title: one line that says what it shows.
+        source: paper and section.
+        run: runs it, with sizes as keyword arguments.
     """
 
     name: str
@@ -37,15 +37,15 @@ class Entry:
 
 
 def available() -> list[Entry]:
-    """All entries, by name."""
+    """List all entries, sorted by name."""
     return [_load(name) for name in _names()]
 
 
 def entry(name: str) -> Entry:
-    """The entry of this name.
+    """Get an entry by name.
 
     Raises:
-        ProblemError: there is none.
+        ProblemError: there is no entry of this name.
     """
     if name not in _names():
         raise ProblemError(f"no gallery entry {name!r}: there are {', '.join(_names())}")

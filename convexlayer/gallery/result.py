@@ -1,4 +1,4 @@
-"""What an entry of the gallery gives: numbers, claims compared, and how to draw them."""
+"""Result of a gallery entry: numbers, claims of the paper, and the figure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Claim", "Result"]
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper beside what was measured here.
+    """A claim of the paper, compared with a measurement.
 
     Attributes:
-        paper: the statement, with its place: ``figure 5: more back-iterations give more accurate gradients``.
-        ours: what came out, with figures.
-        holds: whether the two agree.
+        paper: the claim, with its place: ``figure 5: more back-iterations give more accurate gradients``.
+        ours: the measurement, with numbers.
+        holds: whether they agree.
     """
 
     paper: str
@@ -29,12 +29,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of an entry.
+    """Result of an entry.
 
     Attributes:
-        numbers: what was measured, by name: numbers, strings, booleans, tensors, arrays, lists and mappings of these.
-        claims: the paper's statements, each with its counterpart.
-        draw: draws the numbers on an empty figure, whose size and axes are its own to choose.
+        numbers: measurements by name: numbers, strings, booleans, tensors, arrays, lists and mappings of these.
+        claims: claims of the paper with the measurements.
+        draw: draws the numbers on an empty figure, whose size and axes it sets.
     """
 
     numbers: Mapping[str, Any]

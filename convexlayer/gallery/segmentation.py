@@ -1,10 +1,10 @@
-"""Multi-label segmentation with a global model behind a small network: Ochs et al. (2016), section 8.
+"""Multi-label segmentation with a variational model after a small network: Ochs et al. (2016), section 8.
 
     u(c) = argmin over u, u[:, pixel] in the simplex, of <c, u> + |W D u|_1,        eq. 22,
 
-by the ergodic primal-dual algorithm with entropies (examples 6 and 7), as a function of the costs c that the network
-gives. Scenes are generated: a sky with clouds, and on the ground below a wavy horizon a road, houses and trees. Colours
-do not tell the labels apart: clouds look like white walls, windows like sky, trees like grass, roads like grey walls.
+by the ergodic primal-dual algorithm with entropies (examples 6 and 7), as a function of the network's costs c. Scenes
+are generated: a sky with clouds, and below a wavy horizon a road, houses and trees. Colours do not determine the
+labels: clouds look like white walls, windows like sky, trees like grass, roads like grey walls.
 """
 
 from __future__ import annotations
@@ -33,8 +33,13 @@ __all__ = [
 
 LABELS = ("sky", "vertical", "horizontal")
 NOISE = 0.06
-SMOOTHNESS = 0.6  # of the boundary length, before contrast
+"""Standard deviation of the noise of a pixel, whose values are 0 to 1."""
+
+SMOOTHNESS = 0.6
+"""Weight of the boundary length where the image is constant."""
+
 CONTRAST = 20.0
+"""Decay of that weight with the squared difference of neighbouring pixels."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,14 @@ class Batch:
     labels: torch.Tensor
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Random parts of the batch, without end."""
+        """Yield random minibatches indefinitely."""
         while True:
             rows = torch.randint(len(self.images), (size,), generator=generator)
             yield Batch(self.images[rows], self.labels[rows])
 
 
 def scenes(count: int, size: int, generator: torch.Generator) -> Batch:
-    """Scenes with their true segmentation."""
+    """Generate scenes with their true segmentation."""
     painted = [_Scene(size, generator).paint() for _ in range(count)]
     images, labels = (torch.stack(part) for part in zip(*painted, strict=True))
     shade = 1.0 + 0.1 * torch.randn(count, 1, 1, 1, generator=generator)
@@ -60,7 +65,7 @@ def scenes(count: int, size: int, generator: torch.Generator) -> Batch:
 
 
 class _Scene:
-    """One scene, painted from the back to the front; places and sizes are in sides of the image, y downwards."""
+    """One scene, painted back to front; positions and sizes are relative to the image side, with y downwards."""
 
     def __init__(self, size: int, generator: torch.Generator) -> None:
         self._generator = generator
@@ -70,7 +75,7 @@ class _Scene:
         self._label = torch.zeros(size, size, dtype=torch.int64)
 
     def paint(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The image (3, size, size) without noise, and its labels (size, size)."""
+        """Return the image (3, size, size) without noise, and its labels (size, size)."""
         draw = self._draw
         top = torch.tensor([0.35, 0.55, 0.85])[:, None, None]
         self._image = top + self._y * torch.tensor([0.6, 0.45, 0.15])[:, None, None]
@@ -122,10 +127,10 @@ class _Scene:
 
 
 class Network(torch.nn.Module):
-    """Costs (batch, labels, size, size) of each label at each pixel; the size is a multiple of 4.
+    """Network for the costs (batch, labels, size, size) of each label at each pixel; the size is a multiple of 4.
 
-    As the paper's small network: four convolutions, the first two followed by max-pooling of stride two, a layer in
-    every place by itself, and an up-convolution by 4. So its labels are coarse.
+    As the small network of the paper: four convolutions, the first two followed by max-pooling of stride two, a 1 x 1
+    convolution, and a transposed convolution of stride 4. Its labels are therefore coarse.
     """
 
     def __init__(self, generator: torch.Generator, channels: int = 12) -> None:
@@ -148,17 +153,17 @@ class Network(torch.nn.Module):
                 parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """The costs."""
+        """Compute the costs."""
         costs: torch.Tensor = -self.scale * self.layers(images - 0.5)
         return costs
 
 
 class GlobalModel:
-    """The segmentation model, as a layer: costs and images -> u (batch, labels, size, size).
+    """Variational segmentation model as a layer: costs and images -> u (batch, labels, size, size).
 
     Args:
-        size: pixels a side.
-        iterations: of the primal-dual algorithm.
+        size: image side, pixels.
+        iterations: number of primal-dual iterations.
     """
 
     def __init__(self, size: int, iterations: int) -> None:
@@ -185,7 +190,7 @@ class GlobalModel:
         )
 
     def __call__(self, costs: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """The relaxed segmentation."""
+        """Compute the relaxed segmentation."""
         changes = torch.func.vmap(differences)(images).square().sum(2, keepdim=True)
         weights = SMOOTHNESS * torch.exp(-CONTRAST * changes)
         u, _ = self._algorithm.unpack(self._node(costs, weights))
@@ -193,17 +198,17 @@ class GlobalModel:
 
 
 def loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Softmax loss a pixel, eq. 24: log sum_k exp(u_k) - u_g at label g (where the paper prints -g)."""
+    """Softmax loss per pixel, eq. 24: log sum_k exp(u_k) - u_g at label g (the paper prints -g)."""
     return torch.nn.functional.cross_entropy(scores, labels)
 
 
 def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of the pixels whose largest score is that of their label."""
+    """Share of pixels whose largest score is that of their label."""
     return float((scores.argmax(1) == labels).double().mean())
 
 
 def intersection_over_union(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    """Pixels that have a label both in truth and by score, over those that have it in either; the mean over labels."""
+    """Mean over labels of the intersection over union of true and predicted pixels."""
     chosen = scores.argmax(1)
     shares = [((chosen == k) & (labels == k)).sum() / ((chosen == k) | (labels == k)).sum() for k in range(len(LABELS))]
     return float(torch.stack(shares).mean())
@@ -212,7 +217,7 @@ def intersection_over_union(scores: torch.Tensor, labels: torch.Tensor) -> float
 def train(
     network: Network, model: GlobalModel | None, data: Batch, *, steps: int, batch: int, rate: float, seed: int
 ) -> None:
-    """Adam on the softmax loss of the network alone, or of the global model behind it."""
+    """Train with Adam on the softmax loss of the network alone, or of the global model after it."""
     optimizer = torch.optim.Adam(network.parameters(), lr=rate)
     minibatches = data.minibatches(batch, torch.Generator().manual_seed(seed))
     for _, part in zip(range(steps), minibatches, strict=False):
@@ -222,7 +227,7 @@ def train(
 
 
 def scores(network: Network, model: GlobalModel | None, images: torch.Tensor) -> torch.Tensor:
-    """What the labels are chosen by: the network's negative costs, or the global model's u."""
+    """Scores of the labels: the negative costs of the network, or u of the global model."""
     costs = network(images)
     return -costs if model is None else model(costs, images)
 
@@ -235,7 +240,7 @@ def differences(u: torch.Tensor) -> torch.Tensor:
 
 
 def differences_adjoint(p: torch.Tensor) -> torch.Tensor:
-    """The adjoint of the differences, minus a divergence."""
+    """Adjoint of ``differences``: a negative divergence."""
     down, right = p[0, :, :-1], p[1, :, :, :-1]
     pad = torch.nn.functional.pad
     return pad(down, (0, 0, 1, 0)) - pad(down, (0, 0, 0, 1)) + pad(right, (1, 0)) - pad(right, (0, 1))

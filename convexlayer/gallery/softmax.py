@@ -1,4 +1,4 @@
-"""The most likely feature vector of a soft-max classifier, and its gradients in closed form.
+"""Most likely feature vector of a soft-max classifier, and its Jacobians in closed form.
 
     l_i(x) = exp(a_i'x + b_i) / sum_j exp(a_j'x + b_j)
     g_i(A, b) = argmax log l_i(x) over x in R^n, in a slice or in a ball
@@ -20,7 +20,7 @@ def log_likelihood(x: torch.Tensor, A: torch.Tensor, b: torch.Tensor, weights: t
 
 
 def negative(x: torch.Tensor, A: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """-log l_i(x), to be minimised."""
+    """-log l_i(x), the objective."""
     return -log_likelihood(x, A, b, weights)
 
 
@@ -43,7 +43,7 @@ def parameter_gradients(
     *,
     drop: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The Jacobians of g_i by eq. 31 and 32.
+    """Jacobians of g_i by eq. 31 and 32.
 
         dg / da_jk = -M ([i = j] e_k - l_j x_k (a_j - abar) - l_j e_k),    dg / db_j = l_j M (a_j - abar)
 
@@ -53,8 +53,8 @@ def parameter_gradients(
         b: (m,).
         weights: one at i, zero elsewhere.
         inverse: M (n, n): the inverse of the Hessian H, its restriction to the slice, or (H + phi_YY / t)^-1.
-        drop: leave out the terms with a_i - abar, as eq. 33, 34, 74, 75, 78 and 79 do; they vanish in R^n and on the
-            slice, but not in the ball.
+        drop: omit the terms with a_i - abar, as eq. 33, 34, 74, 75, 78 and 79 do; they vanish in R^n and on the slice,
+            but not in the ball.
 
     Returns:
         (n, m, n) for A and (n, m) for b.

@@ -1,6 +1,6 @@
-"""How the figures look: one type, colours for the colour-blind (Okabe and Ito 2008), legends beside the data.
+"""Style of the figures: one typeface, a colour-blind palette (Okabe and Ito 2008), legends beside the data.
 
-Colours of the cycle stand for things that differ in kind; shades of one scale, light for more, for a number that grows.
+The colour cycle distinguishes categories; shades of one colour map, lighter for larger, show an increasing number.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def rendered(draw: Callable[[Figure], None]) -> Iterator[Figure]:
-    """A figure drawn in the style of the gallery, which holds while it is saved: matplotlib looks colours up late."""
+    """Draw a figure in the gallery's style, which stays active until it is saved: matplotlib resolves colours late."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -57,14 +57,14 @@ def rendered(draw: Callable[[Figure], None]) -> Iterator[Figure]:
 def panels(
     figure: Figure, columns: int, rows: int = 1, *, width: float = 3.6, height: float = 3.0, **options: Any
 ) -> list[Axes]:
-    """The axes of a grid, row by row.
+    """Create a grid of axes, returned row by row.
 
     Args:
-        figure: what to put them on; its size becomes that of all panels.
-        columns: panels beside each other.
-        rows: panels below each other.
-        width: inches of a panel, its labels and legend included.
-        height: likewise.
+        figure: the figure, which is resized to the panels.
+        columns: number of columns.
+        rows: number of rows.
+        width: width of a panel with labels and legend, inches.
+        height: height of a panel, inches.
         options: further arguments of ``Figure.subplots``.
     """
     figure.set_size_inches(columns * width, rows * height)
@@ -72,19 +72,19 @@ def panels(
 
 
 def legend_below(axes: Axes, columns: int = 2, **options: Any) -> Legend:
-    """The legend of a panel below the label of its x axis, where it covers nothing."""
+    """Add a legend below the x label of a panel, where it covers no data."""
     return axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=4.2, ncols=columns, **options)
 
 
 def shades(count: int) -> list[tuple[float, float, float, float]]:
-    """Colours for a number that grows, dark to light."""
+    """Colours for an increasing number, dark to light."""
     from matplotlib import colormaps
 
     return [colormaps["viridis"](0.85 * place / max(count - 1, 1)) for place in range(count)]
 
 
 def image(axes: Axes) -> None:
-    """A panel that shows an image: no grid, no ticks."""
+    """Remove grid, ticks and spines from a panel that shows an image."""
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

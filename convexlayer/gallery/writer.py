@@ -1,4 +1,4 @@
-"""Runs an entry and writes its figure, its numbers, and the page that shows all that have been run."""
+"""Run an entry; write its figure, its numbers, and a page of all entries in the folder."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from convexlayer.gallery.style import rendered
 
 __all__ = ["write"]
 
-PAGE = "README.md"  # what code hosts show for a folder
+PAGE = "README.md"  # rendered by code hosts for a folder
 
 
 def write(entry: Entry, folder: Path, **sizes: Any) -> Result:
-    """Run an entry and write ``NAME.png``, ``NAME.json`` and, over all entries in the folder, the page ``README.md``.
+    """Run an entry; write ``NAME.png``, ``NAME.json``, and the page ``README.md`` of all entries in the folder.
 
     Args:
         entry: the entry.
-        folder: where to write; it is made if need be.
-        sizes: changes to the sizes that the entry has by default.
+        folder: output folder, created if missing.
+        sizes: arguments of the entry that replace its defaults.
 
     Returns:
-        What the entry returned.
+        The result of the entry.
 
     Raises:
         NotInstalledError: matplotlib, or a package that the entry takes its data from, is missing.
@@ -53,7 +53,7 @@ def write(entry: Entry, folder: Path, **sizes: Any) -> Result:
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's types; NaN and infinities, which JSON lacks, as strings."""
+    """Convert a value to JSON types; NaN and infinities, which JSON lacks, become strings."""
     match value:
         case torch.Tensor() | np.ndarray() | np.generic():
             return _plain(value.tolist())
@@ -71,7 +71,7 @@ def _page(folder: Path) -> str:
     lines = [
         "# Gallery",
         "",
-        "Written by `convexlayer gallery run`. Each entry's numbers are in the JSON beside it.",
+        "Written by `convexlayer gallery run`. The numbers of each entry are in its JSON file.",
         "",
     ]
     for document in documents:

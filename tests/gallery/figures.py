@@ -1,4 +1,4 @@
-"""What every figure of the gallery keeps to: labelled axes, legends beside the data, nothing over anything else."""
+"""Layout checks of the gallery's figures: labelled axes, legends beside the data, no overlaps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLACK = 1.0  # pixels
 
 
 def faults(result: Result) -> list[str]:
-    """What a reader of the result's figure would object to, one sentence each."""
+    """Describe the layout faults of a result's figure, one sentence each."""
     with rendered(result.draw) as figure:
         figure.draw_without_rendering()
         return [*_unlabelled(figure), *_overlaps(figure)]
@@ -34,7 +34,7 @@ def _unlabelled(figure: Figure) -> Iterator[str]:
 
 
 def _overlaps(figure: Figure) -> Iterator[str]:
-    """Legends, titles and labels that reach over one another, over axes or off the figure."""
+    """Find legends, titles and labels that overlap each other or axes, or leave the figure."""
     texts = dict(_texts(figure))
     boxes = {what: _shrunk(text.get_window_extent()) for what, text in texts.items()}
     parts = (figure, *figure.subfigs)

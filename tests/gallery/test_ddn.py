@@ -1,4 +1,4 @@
-"""The numbers of the deep declarative networks' entries, at small sizes."""
+"""Gallery entries on deep declarative networks: their numbers at small sizes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from convexlayer.gallery import Result, entry
-from convexlayer.gallery.collapse import collapse
 from convexlayer.gallery.entries.ddn_profiling import ITERATIONS
 from convexlayer.gallery.measure import saved_bytes
-from convexlayer.gallery.trios import TRIOS
+from convexlayer.gallery.neural_collapse import collapse_measures
+from convexlayer.gallery.node_variants import NODE_VARIANTS
 from convexlayer.nodes import nearest_simplex_etf
 from tests.gallery.figures import faults
 
@@ -36,13 +36,13 @@ def results() -> dict[str, Result]:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_claim_of_the_paper_is_met(results: dict[str, Result], name: str) -> None:
+def test_claims_of_the_paper_hold(results: dict[str, Result], name: str) -> None:
     for claim in results[name].claims:
         assert claim.holds or "running time" in claim.paper, claim  # times are for the figure
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_figure_can_be_read(results: dict[str, Result], name: str) -> None:
+def test_figures_have_no_layout_faults(results: dict[str, Result], name: str) -> None:
     assert not faults(results[name])
 
 
@@ -53,7 +53,7 @@ def test_babylonian_derivatives_converge_one_iteration_behind_the_values(results
     assert numbers["unrolled_saved_bytes"] == sorted(numbers["unrolled_saved_bytes"])
 
 
-def test_a_projector_keeps_its_gradient_where_eigenvalues_coincide(results: dict[str, Result]) -> None:
+def test_projector_gradient_at_coincident_eigenvalues(results: dict[str, Result]) -> None:
     numbers = results["ddn_eigen"].numbers
     assert numbers["projector_gradient_largest_error"]["ours"][0] < 1e-14
     assert numbers["projector_gradient_worst"]["ours"] < 1e-2
@@ -67,7 +67,7 @@ def test_least_squares_by_qr_does_not_square_the_condition_number(results: dict[
     assert errors[1e4]["normal equations"] > 0.1
 
 
-def test_unrolled_transport_approaches_the_gradient_by_hand(results: dict[str, Result]) -> None:
+def test_unrolled_transport_gradient_converges_to_the_closed_form(results: dict[str, Result]) -> None:
     numbers = results["ddn_transport"].numbers
     errors, memory = numbers["unrolled_gradient_error"], numbers["unrolled_saved_bytes"]
     assert errors[0] > 1e3 * errors[-1]
@@ -78,7 +78,7 @@ def test_unrolled_transport_approaches_the_gradient_by_hand(results: dict[str, R
     assert numbers["relative_distance_of_the_plan"] < 0.05
 
 
-def test_penalties_rank_by_how_they_bear_an_outlier(results: dict[str, Result]) -> None:
+def test_penalties_rank_by_influence_of_an_outlier(results: dict[str, Result]) -> None:
     far = results["ddn_pooling"].numbers["moved_by_the_farthest_outlier"]
     assert far["truncated quadratic"] <= far["Welsch"] < far["Huber"] < far["quadratic"]
     assert far["Welsch"] < far["pseudo-Huber"] < far["quadratic"]
@@ -88,7 +88,7 @@ def test_penalties_rank_by_how_they_bear_an_outlier(results: dict[str, Result]) 
     assert max(results["ddn_pooling"].numbers["largest_influence_error"].values()) < 1e-7
 
 
-def test_the_leader_of_the_linear_game(results: dict[str, Result]) -> None:
+def test_leader_of_the_linear_game(results: dict[str, Result]) -> None:
     numbers = results["ddn_stackelberg"].numbers
     assert numbers["leader"] == pytest.approx(5.0, abs=1e-8)
     assert numbers["follower"] == pytest.approx(1.5, abs=1e-8)
@@ -98,13 +98,13 @@ def test_the_leader_of_the_linear_game(results: dict[str, Result]) -> None:
     assert numbers["leader_profits"]["curved"] > numbers["cournot_profits"]["curved"]
 
 
-def test_wrong_matches_lose_their_weight(results: dict[str, Result]) -> None:
+def test_wrong_matches_get_low_weights(results: dict[str, Result]) -> None:
     numbers = results["ddn_pnp"].numbers
     assert numbers["mean_weight_of_outliers"] < 0.5 * numbers["mean_weight_of_inliers"]
     assert numbers["angle_deg"][-1] < 0.05 * numbers["angle_deg"][0]
 
 
-def test_the_unconstrained_features_become_a_simplex_frame(results: dict[str, Result]) -> None:
+def test_unconstrained_features_converge_to_a_simplex_frame(results: dict[str, Result]) -> None:
     course = results["ddn_procrustes"].numbers["courses"]["guided"]
     assert course["nc4"][0] > 0.1
     assert course["nc4"][-1] == 0.0
@@ -112,7 +112,7 @@ def test_the_unconstrained_features_become_a_simplex_frame(results: dict[str, Re
     assert course["nc2_angles"][-1] < 0.2 * course["nc2_angles"][0]
 
 
-def test_a_network_collapses_fastest_towards_the_nearest_frame_as_a_constant() -> None:
+def test_network_collapses_fastest_with_the_nearest_frame_as_a_constant() -> None:
     result = entry("ddn_neural_collapse").run(training=300, epochs=120, seeds=1)
     collapse, speed, derivative, agreement = result.claims
     assert collapse.holds, collapse
@@ -125,26 +125,26 @@ def test_a_network_collapses_fastest_towards_the_nearest_frame_as_a_constant() -
     assert not faults(result)
 
 
-def test_measures_of_collapse_vanish_at_a_frame_and_see_what_is_off() -> None:
-    """Features that are a simplex frame; then one class longer; then each spread; then a classifier that is turned."""
+def test_collapse_measures_vanish_at_a_frame_only() -> None:
+    """Measures of a simplex frame, and of features with one longer class mean, spread, and a rotated classifier."""
     labels = torch.arange(4).repeat(3)
     frame = nearest_simplex_etf(torch.eye(4, dtype=torch.float64))
     features = frame[:, labels]
-    assert max(collapse(features, labels, frame).values()) < 1e-14
+    assert max(collapse_measures(features, labels, frame).values()) < 1e-14
     longer = features * torch.where(labels == 0, 2.0, 1.0)
-    found = collapse(longer, labels, frame)
+    found = collapse_measures(longer, labels, frame)
     assert found["nc1"] < 1e-28
     assert found["nc2_norms"] > 0.1
     shift = torch.tensor([0.1, 0.0, -0.1], dtype=torch.float64).repeat_interleave(4)
     within = 4 * 0.02 / 3  # four coordinates, and means of norm 1
-    assert collapse(features + shift, labels, frame)["nc1"] == pytest.approx(within, abs=1e-12)
-    turned = collapse(features, labels, frame.roll(1, 1))
+    assert collapse_measures(features + shift, labels, frame)["nc1"] == pytest.approx(within, abs=1e-12)
+    turned = collapse_measures(features, labels, frame.roll(1, 1))
     assert turned["nc4"] == 1.0
     assert turned["nc3"] > 1.0
 
 
-def test_profiling_counts_errors_and_bytes() -> None:
-    """Its times are for the figure; what a clock does not disturb is asserted."""
+def test_profiling_reports_errors_and_bytes() -> None:
+    """Assert what does not depend on time."""
     result = entry("ddn_profiling").run(sizes=1, repetitions=1)
     same_derivative, memory, _ = result.claims
     assert same_derivative.holds, same_derivative
@@ -156,10 +156,10 @@ def test_profiling_counts_errors_and_bytes() -> None:
 
 
 @pytest.mark.parametrize(("name", "size", "ratio"), [("eigenvector", 256, 1.5), ("pnp", 8192, 114.0)])
-def test_what_unrolling_holds_over_implicit_differentiation(name: str, size: int, ratio: float) -> None:
-    """The least and the largest ratio of all nodes and sizes."""
-    trio = TRIOS[name]
-    inputs = tuple(tensor.requires_grad_() for tensor in trio.inputs(size))
-    node = trio.implicit(*inputs)
-    unrolled = saved_bytes(lambda: trio.unrolled(ITERATIONS[name], *inputs))
+def test_memory_of_unrolling_relative_to_implicit_differentiation(name: str, size: int, ratio: float) -> None:
+    """Smallest and largest ratio over all nodes and sizes."""
+    variants = NODE_VARIANTS[name]
+    inputs = tuple(tensor.requires_grad_() for tensor in variants.inputs(size))
+    node = variants.implicit(*inputs)
+    unrolled = saved_bytes(lambda: variants.unrolled(ITERATIONS[name], *inputs))
     assert unrolled / saved_bytes(lambda: node(*inputs)) == pytest.approx(ratio, rel=0.05)

@@ -1,4 +1,4 @@
-"""The numbers of Gould et al. 2016's entries, at small sizes."""
+"""Gallery entries on Gould et al. 2016: their numbers at small sizes."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def results() -> dict[str, Result]:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_claim_of_the_paper_is_met(results: dict[str, Result], name: str) -> None:
+def test_claims_of_the_paper_hold(results: dict[str, Result], name: str) -> None:
     for claim in results[name].claims:
         assert claim.holds, claim
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_figure_can_be_read(results: dict[str, Result], name: str) -> None:
+def test_figures_have_no_layout_faults(results: dict[str, Result], name: str) -> None:
     assert not faults(results[name])
 
 
-def test_the_scalar_mean_and_its_gradient_are_exact(results: dict[str, Result]) -> None:
+def test_scalar_mean_and_its_gradient_are_exact(results: dict[str, Result]) -> None:
     numbers = results["gould_scalar_mean"].numbers
     assert numbers["value_error"] < 1e-12
     assert numbers["gradient_error"] < 1e-12
     assert numbers["iterations"] <= 3
 
 
-def test_all_three_branches_are_followed_on_both_sides(results: dict[str, Result]) -> None:
+def test_three_branches_on_both_sides(results: dict[str, Result]) -> None:
     numbers = results["gould_three_points"].numbers
     assert numbers["kind"]["x > 0"] == {"y = 0": "maximum", "root with -": "minimum", "root with +": "minimum"}
     assert numbers["kind"]["x < 0"] == {"y = 0": "maximum", "root with -": "maximum", "root with +": "minimum"}
@@ -61,7 +61,7 @@ def test_monotone_maps_change_neither_solution_nor_gradient(results: dict[str, R
     assert numbers["cubed_second_derivatives"] == (0.0, 0.0)  # where h' = 0 the lemma does not hold
 
 
-def test_the_barrier_is_its_closed_form_and_goes_to_the_active_set(results: dict[str, Result]) -> None:
+def test_barrier_matches_its_closed_form_and_converges_to_the_active_set(results: dict[str, Result]) -> None:
     numbers = results["gould_positivity"].numbers
     assert max(numbers["exact"].values()) < 1e-11
     rows = numbers["barrier"]
@@ -84,7 +84,7 @@ def test_soft_max_gradients_agree_with_the_corrected_formulas_only(results: dict
     assert rows[1e4]["to_exact"] == pytest.approx(0.1 * rows[1e3]["to_exact"], rel=0.1)
 
 
-def test_the_bilevel_problem_is_solved_within_100_iterations(results: dict[str, Result]) -> None:
+def test_bilevel_problem_is_solved_within_100_iterations(results: dict[str, Result]) -> None:
     numbers = results["gould_bilevel"].numbers
     assert numbers["final"] <= 1e-9
     assert numbers["steps"] == 11
@@ -102,7 +102,7 @@ def test_rank_pooling_has_the_gradient_of_its_closed_form_and_learns_features(re
     assert abs(accuracy["mean, learnt features"] - 0.5) < 0.06
 
 
-def test_the_gradient_finds_hyper_parameters_in_fewer_solves_than_a_grid(results: dict[str, Result]) -> None:
+def test_gradient_needs_fewer_solves_than_a_grid(results: dict[str, Result]) -> None:
     numbers = results["gould_svm"].numbers
     assert numbers["gradient_error"] < 1e-8
     grid, two, many = numbers["ways"].values()

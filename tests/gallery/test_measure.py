@@ -1,4 +1,4 @@
-"""Costs are measured in turn, and the machine is left as it was."""
+"""Cost measurement: interleaved rounds, and an unchanged garbage collector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from convexlayer.gallery.measure import costs, saved_bytes
 
 
-def test_costs_are_of_the_calls_they_name() -> None:
+def test_costs_belong_to_their_calls() -> None:
     x = torch.ones(8, dtype=torch.float64, requires_grad=True)
     counts = {"square": 0, "cube": 0}
 
@@ -30,7 +30,7 @@ def test_costs_are_of_the_calls_they_name() -> None:
     assert all(each.forward_s > 0.0 and each.backward_s > 0.0 for each in measured.values())
 
 
-def test_garbage_is_collected_again_when_a_call_fails() -> None:
+def test_garbage_collection_is_restored_after_a_failure() -> None:
     def fails() -> torch.Tensor:
         raise RuntimeError("no")
 

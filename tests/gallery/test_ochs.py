@@ -1,4 +1,4 @@
-"""The numbers of the entries from Ochs et al. (2016), at small sizes."""
+"""Gallery entries on Ochs et al. (2016): their numbers at small sizes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_toy_gradients_converge_to_the_analytic_one(gradients: Result) -> None:
         assert final[60][method] < 1e-4 * final[20][method] < 1e-4 * final[5][method]
 
 
-def test_toy_iterations_and_where_they_differ_from_the_paper() -> None:
+def test_toy_iterations_compared_with_the_paper() -> None:
     result = ochs_toy_iterations.run(iterations=60, shown=26, thetas=(0.2, 0.4), differing=(10, 15))
     at_the_kink, order = (claim for claim in result.claims if not claim.holds)
     assert at_the_kink.paper.startswith("figure 4, theta = 0")
@@ -64,13 +64,13 @@ def test_back_iterations_converge_at_the_predicted_rate(theta: float) -> None:
     assert ochs_toy.rate("Bregman-FB2", theta) == pytest.approx(1 - 1.6 * theta)
 
 
-def test_segmentation_gains_from_the_global_model_and_from_inner_iterations() -> None:
+def test_segmentation_improves_with_the_global_model_and_inner_iterations() -> None:
     result = ochs_segmentation.run(size=32, training=8, testing=12, pretraining=150, steps=8, inner=(3, 30))
     agreed(result)
     assert result.numbers["table_1"]["CNN"]["test"]["accuracy"] > 0.8
 
 
-def test_scenes_have_all_labels_in_their_places() -> None:
+def test_scenes_have_plausible_labels() -> None:
     batch = scenes(8, 32, torch.Generator().manual_seed(0))
     assert batch.images.shape == (8, 3, 32, 32)
     assert ((batch.images >= 0) & (batch.images <= 1)).all()
@@ -90,7 +90,7 @@ def test_denoisers_learn_without_their_hessian() -> None:
         assert numbers["training_psnr"][way] == sorted(numbers["training_psnr"][way])
 
 
-def test_inertia_needs_fewer_evaluations_to_a_fine_level_and_more_to_a_coarse_one() -> None:
+def test_inertia_saves_evaluations_at_fine_levels_only() -> None:
     result = ochs_inertia.run(betas=(0.0, 0.4, 0.8), steps=300, side=4, short=150)
     agreed(result)
     needed = result.numbers["evaluations_to_level"]
@@ -101,7 +101,7 @@ def test_inertia_needs_fewer_evaluations_to_a_fine_level_and_more_to_a_coarse_on
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, at the first jvp
-def test_forward_and_reverse_mode_in_multiplications_bytes_and_gradients() -> None:
+def test_forward_and_reverse_mode_costs_and_gradients() -> None:
     result = ochs_modes.run(n=20, parameters=(1, 20), iterations=(10, 100), few=4, steps=20)
     agreed(result)
     numbers = result.numbers

@@ -1,4 +1,4 @@
-"""The numbers of the entries on the papers' open questions, at small sizes."""
+"""Gallery entries on the papers' open questions: their numbers at small sizes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_warm_starts_save_iterations() -> None:
         assert counts["predicted"] < counts["warm"] < counts["cold"]
 
 
-def test_iterations_are_counted_as_the_node_counts_them(problem: Ridge) -> None:
+def test_iterations_match_those_of_the_node(problem: Ridge) -> None:
     theta = torch.zeros(problem.n, dtype=torch.float64)
     _, report = problem.node(Implicit(tol=1e-4)).solve(theta)
     zero = torch.zeros_like(theta)
@@ -49,13 +49,13 @@ def test_approximate_inverse_hessians_descend() -> None:
         assert all(value > 0.2 for value in cosines.values())
 
 
-def test_inexact_solutions_descend_while_the_error_is_within_proportion() -> None:
+def test_inexact_solutions_descend_for_proportionate_errors() -> None:
     result = open_inexact_solutions.run(places=(0, 40), draws=8, levels=12)
     agreed(result)
     assert all(values[0] > 0.999 for values in result.numbers["worst_cosine"].values())
 
 
-def test_several_solutions_and_none() -> None:
+def test_nonunique_and_infeasible_lower_problems() -> None:
     result = open_degenerate_problems.run(iterations=(1, 3, 40), steps=25)
     agreed(result)
     assert result.numbers["infeasible_evaluations"]["stepping back"] > 0

@@ -1,4 +1,4 @@
-"""Every entry of the gallery is complete, and the command runs it."""
+"""Gallery entries are complete, and the command runs them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_file_is_an_entry() -> None:
 
 
 @pytest.mark.parametrize("found", available(), ids=lambda found: found.name)
-def test_an_entry_has_a_title_a_source_and_sizes_with_defaults(found: Entry) -> None:
+def test_entries_have_title_source_and_default_sizes(found: Entry) -> None:
     assert 0 < len(found.title) <= 120
     assert found.source
     for parameter in inspect.signature(found.run).parameters.values():
@@ -37,12 +37,12 @@ def test_an_entry_has_a_title_a_source_and_sizes_with_defaults(found: Entry) -> 
 
 
 @pytest.mark.parametrize("found", available(), ids=lambda found: found.name)
-def test_every_entry_has_a_test_of_its_numbers(found: Entry) -> None:
+def test_every_entry_is_tested(found: Entry) -> None:
     tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     assert re.search(rf"\b{found.name}\b", tests), f"tests/gallery never names {found.name}"
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+def test_unknown_name_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(ProblemError, match="there are"):
         entry("no_such_entry")
 
@@ -57,7 +57,7 @@ def parabola(*, points: int = 5) -> Result:
     return Result(numbers, [Claim("it is | convex", f"{points} points", holds=True)], draw)
 
 
-def test_writing_gives_a_figure_its_numbers_and_the_page(tmp_path: Path) -> None:
+def test_write_creates_figure_numbers_and_page(tmp_path: Path) -> None:
     write(Entry("parabola", "A parabola", "Folklore", parabola), tmp_path / "new", points=3)
     assert (tmp_path / "new" / "parabola.png").read_bytes().startswith(b"\x89PNG")
     document = json.loads((tmp_path / "new" / "parabola.json").read_text())
@@ -66,13 +66,13 @@ def test_writing_gives_a_figure_its_numbers_and_the_page(tmp_path: Path) -> None
     assert "| it is \\| convex | 3 points | yes |" in (tmp_path / "new" / "README.md").read_text()
 
 
-def test_the_command_lists_every_entry(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_lists_entries(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gallery", "list"]) == 0
     listed = capsys.readouterr().out
     assert all(found.name in listed and found.title in listed for found in available())
 
 
-def test_the_command_refuses_unknown_names_and_no_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_command_rejects_unknown_and_missing_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["gallery", "run", "no_such_entry", "--output", str(tmp_path)]) == 2
     assert main(["gallery", "run", "--output", str(tmp_path)]) == 2
     assert "--all" in capsys.readouterr().err

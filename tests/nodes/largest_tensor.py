@@ -1,4 +1,4 @@
-"""What is the largest tensor that a computation makes."""
+"""Measurement of the largest tensor that a computation creates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Largest(TorchDispatchMode):
-    """The number of entries of the largest tensor that an operation made."""
+    """Number of entries of the largest output of an operation."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Nodes among other modules: pickled, under autocast and torch.compile, in half precision, in training loops."""
+"""Nodes as torch modules: pickle, autocast, torch.compile, half precision and training loops."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_a_node_comes_back_from_a_pickle(name: str) -> None:
+def test_nodes_pickle(name: str) -> None:
     again = pickle.loads(pickle.dumps(NODES[name]))
     torch.testing.assert_close(again(X), NODES[name](X), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_autocast_works_in_single_precision(name: str) -> None:
+def test_autocast_runs_in_float32(name: str) -> None:
     weights = torch.eye(3, requires_grad=True)
     expected = NODES[name]((X @ weights).bfloat16().float())
     (gradient,) = torch.autograd.grad(expected.sum(), weights)
@@ -110,7 +110,7 @@ def test_autocast_works_in_single_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["argmin", "inequality", "root", "fixed point"])
-def test_a_compiled_network_has_a_break_around_the_node(name: str) -> None:
+def test_torch_compile_breaks_the_graph_around_a_node(name: str) -> None:
     node = NODES[name]
 
     def network(x: torch.Tensor) -> torch.Tensor:
@@ -126,12 +126,12 @@ def test_a_compiled_network_has_a_break_around_the_node(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["argmin", "root", "fixed point"])
-def test_half_precision_is_refused_with_the_remedy(name: str, dtype: torch.dtype) -> None:
+def test_half_precision_is_rejected_with_a_remedy(name: str, dtype: torch.dtype) -> None:
     with pytest.raises(ProblemError, match=r"convert it, as by .float\(\)"):
         NODES[name](X.to(dtype))
 
 
-def test_random_numbers_inside_a_function_are_refused() -> None:
+def test_functions_with_random_numbers_are_rejected() -> None:
     def noisy(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return 0.5 * y + x + 0.1 * torch.randn_like(y)
 
@@ -147,7 +147,7 @@ def test_random_numbers_inside_a_function_are_refused() -> None:
     torch.testing.assert_close(ArgminNode(lambda y, x: dropout(y - x).square().sum(), (3,), [(3,)])(X[0]), X[0])
 
 
-def test_equalities_that_depend_on_each_other_are_named() -> None:
+def test_dependent_equalities_are_named_in_the_error() -> None:
     def twice(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([y.sum() - 1.0, y.sum() - 2.0])
 
@@ -156,7 +156,7 @@ def test_equalities_that_depend_on_each_other_are_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["argmin", "root", "fixed point"])
-def test_a_warm_start_of_another_batch_is_left_out_with_a_warning(name: str) -> None:
+def test_warm_start_of_another_batch_size_is_ignored_with_a_warning(name: str) -> None:
     node = NODES[name]
     before = node(X).detach()
     with pytest.warns(UserWarning, match="one of 4 elements, the batch has 3"):
@@ -168,7 +168,7 @@ def test_a_warm_start_of_another_batch_is_left_out_with_a_warning(name: str) -> 
         node(X, warm_start=before[0])
 
 
-def test_robust_pooling_leaves_out_the_start_of_another_batch() -> None:
+def test_robust_pooling_ignores_a_start_of_another_batch_size() -> None:
     x = torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(0))
     before = robust_pool(x, PseudoHuber())
     with pytest.warns(UserWarning, match=r"one of \(4,\) elements, the batch has \(3,\)"):
@@ -177,8 +177,8 @@ def test_robust_pooling_leaves_out_the_start_of_another_batch() -> None:
     torch.testing.assert_close(robust_pool(x, PseudoHuber(), start=before[0]), before, rtol=1e-5, atol=1e-6)
 
 
-def test_forward_mode_carries_only_what_needs_a_gradient() -> None:
-    large = torch.zeros(2000, dtype=D)  # whose tangents would be a batch of 2000
+def test_forward_mode_propagates_only_differentiated_parameters() -> None:
+    large = torch.zeros(2000, dtype=D)  # its tangents would be a batch of 2000
     x = torch.ones(3, dtype=D, requires_grad=True)
     seen = []
 
@@ -193,8 +193,8 @@ def test_forward_mode_carries_only_what_needs_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_robust_pooling_trains_in_a_small_network_with_a_smaller_last_batch(warm: bool) -> None:
-    """Sets of points around a hidden centre, a third of them outliers; single precision; batches of 16, 16 and 8."""
+def test_robust_pooling_trains_with_a_smaller_last_batch(warm: bool) -> None:
+    """Points around a hidden centre, a third of them outliers, in float32 and batches of 16, 16 and 8."""
     generator = torch.Generator().manual_seed(0)
     centre = torch.randn(40, 1, 2, generator=generator)
     points = centre + 0.1 * torch.randn(40, 9, 2, generator=generator)
@@ -229,6 +229,6 @@ def test_robust_pooling_trains_in_a_small_network_with_a_smaller_last_batch(warm
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_what_a_node_needs_is_public() -> None:
+def test_public_names_suffice_to_define_nodes() -> None:
     assert issubclass(ArgminNode, AbstractNode)
     assert [tuple(shape) for shape in NODES["argmin"].shapes] == [(3,)]

@@ -1,4 +1,4 @@
-"""Objectives, variables and constraints in any units: no wrong point is optimal, no wrong gradient ok."""
+"""Invariance to units of objectives, variables and constraints: no wrong point is optimal, no wrong gradient ok."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ NODES: dict[str, AbstractNode] = {
 
 
 def draw(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Objectives in units of 1e-9 to 1e9, variables of 1e-6 to 1e6 each, constraints of 1e-4 to 1e4 each; A and b."""
+    """Objective units of 1e-9 to 1e9, variable units of 1e-6 to 1e6, constraint units of 1e-4 to 1e4; A and b."""
     generator = torch.Generator().manual_seed(seed)
 
     def power(reach: float, *shape: int) -> torch.Tensor:
@@ -89,7 +89,7 @@ def draw(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
 @pytest.mark.filterwarnings("ignore:the derivative of")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NODES)
-def test_points_and_gradients_are_those_of_the_problem_in_plain_units(name: str, dtype: torch.dtype) -> None:
+def test_solutions_and_gradients_are_equivariant_to_units(name: str, dtype: torch.dtype) -> None:
     node = NODES[name]
     unit, s, c, A, b = draw(len(name), dtype)
     A, b = A.requires_grad_(), b.requires_grad_()
@@ -99,7 +99,7 @@ def test_points_and_gradients_are_those_of_the_problem_in_plain_units(name: str,
     found = torch.autograd.grad((u * weight).sum(), (A, b))
     plain = torch.ones(DRAWS, dtype=D), torch.ones(DRAWS, N, dtype=D), torch.ones(DRAWS, 3, dtype=D)
     exact = tuple(t.detach().double().requires_grad_() for t in (A, b))
-    # From there, for a sphere may have several minima.
+    # Started at the solution in plain units, since a sphere may have several minima.
     v, plain_report = node.solve(*plain, *exact, warm_start=u.detach())
     expected = torch.autograd.grad((v.y * weight).sum(), exact)
     tight = dtype == torch.float64
@@ -141,7 +141,7 @@ def test_linear_equalities_in_any_units(form: LinearForm, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_fixed_points_in_any_units(dtype: torch.dtype) -> None:
-    """Gradient steps on the energy, each variable in its own unit; one of them goes to zero."""
+    """Gradient steps on the energy, with variables in different units, one of which converges to zero."""
 
     def step(y: torch.Tensor, s: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         u = y / s
@@ -162,7 +162,7 @@ def test_fixed_points_in_any_units(dtype: torch.dtype) -> None:
         torch.testing.assert_close(mine.double(), theirs, rtol=100 * tol, atol=100 * tol)
 
 
-def test_an_inequality_under_a_small_objective_is_active() -> None:
+def test_inequality_is_active_under_a_small_objective() -> None:
     x = torch.tensor([3.0, -7.0], dtype=D, requires_grad=True)
     node = InequalityNode(lambda y, x: 1e-9 * (y - x).square().sum(), lambda y, x: -y, (2,), [(2,)])
     y, report = node.solve(x)
@@ -175,14 +175,14 @@ def test_an_inequality_under_a_small_objective_is_active() -> None:
     assert report.derivative.trusted
 
 
-def test_a_small_objective_in_single_precision_is_minimised() -> None:
+def test_small_objective_is_minimised_in_float32() -> None:
     x = torch.tensor([3.0, -7.0])
     y = ArgminNode(lambda y, x: 1e-6 * (y - x).square().sum(), (2,), [(2,)])(x)
     torch.testing.assert_close(y, x)
 
 
-def test_a_block_that_dwarfs_another_hides_nothing() -> None:
-    """A block without a minimum beside one of 1e12 times its size; and one that a given solver has left unsolved."""
+def test_large_block_does_not_mask_errors_of_a_small_one() -> None:
+    """A block without a minimum beside one of 1e12 times its size, and one that a given solver leaves unsolved."""
 
     def blocks(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return 1e12 * (y[0] - x).square() + 1.0 / y[1]
@@ -206,7 +206,7 @@ def test_a_block_that_dwarfs_another_hides_nothing() -> None:
     [lambda y, x: x / y, lambda y, x: -x * torch.log(y), lambda y, x: x * torch.exp(-y), lambda y, x: x * y**3],
     ids=["1/y", "-log y", "exp(-y)", "y^3"],
 )
-def test_what_has_no_minimum_is_not_optimal(function: Function) -> None:
+def test_functions_without_minimum_are_not_optimal(function: Function) -> None:
     for first in (0.5, 1.0, 30.0):
         node = ArgminNode(function, (), [()], options=NodeOptions(start=torch.tensor(first, dtype=D)))
         with pytest.raises(FailedElementsError, match="iteration_limit"):
@@ -214,7 +214,7 @@ def test_what_has_no_minimum_is_not_optimal(function: Function) -> None:
 
 
 @pytest.mark.parametrize("steepness", [1e2, 1e5, 1e9])
-def test_a_long_curved_valley_is_followed_to_its_end(steepness: float) -> None:
+def test_long_curved_valley_is_followed_to_its_end(steepness: float) -> None:
     """Rosenbrock's function with minimum (x, x^2)."""
 
     def valley(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -227,7 +227,7 @@ def test_a_long_curved_valley_is_followed_to_its_end(steepness: float) -> None:
     torch.testing.assert_close(gradient, torch.tensor(3.0, dtype=D), rtol=1e-6, atol=0)
 
 
-def test_minima_where_the_curvature_vanishes_are_found_and_have_no_derivative() -> None:
+def test_minima_with_vanishing_curvature_are_found_without_derivative() -> None:
     x = torch.tensor(1.0, dtype=D, requires_grad=True)
     node = ArgminNode(lambda y, x: x * y**4, (), [()], options=NodeOptions(start=torch.tensor(1.0, dtype=D)))
     point, report = node.solve(x)

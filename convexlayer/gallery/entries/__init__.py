@@ -1,1 +1,1 @@
-"""One module an entry of the gallery; its file name is the entry's name."""
+"""Entries of the gallery, one per module; the name of the module is that of the entry."""

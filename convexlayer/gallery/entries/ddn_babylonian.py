@@ -22,7 +22,7 @@ MAGIC = 0x5F3759DF
 
 
 def babylonian(x: torch.Tensor, iterations: int) -> torch.Tensor:
-    """The T-th iterate y <- (y + x / y) / 2 from x / 2."""
+    """Iterate y <- (y + x / y) / 2 from x / 2."""
     y = 0.5 * x
     for _ in range(iterations):
         y = 0.5 * (y + x / y)
@@ -32,7 +32,7 @@ def babylonian(x: torch.Tensor, iterations: int) -> torch.Tensor:
 def fast_inverse_root(x: torch.Tensor) -> torch.Tensor:
     """1 / sqrt(x) in float32, from an integer operation on the bits and one Newton step."""
     bits = x.detach().numpy().view(np.int32)
-    y = torch.from_numpy((MAGIC - (bits >> 1)).astype(np.int32).view(np.float32))  # here autograd loses sight of x
+    y = torch.from_numpy((MAGIC - (bits >> 1)).astype(np.int32).view(np.float32))  # invisible to autograd
     return y * (1.5 - 0.5 * x * y * y)
 
 
@@ -42,7 +42,7 @@ def _slope(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def run(*, points: int = 200, iterations: int = 12) -> Result:
-    """Derivatives after each number of iterations, over x in [0.1, 100]."""
+    """Compare derivatives after each number of iterations, over x in [0.1, 100]."""
     x = torch.logspace(-1, 2, points, dtype=torch.float64).requires_grad_()
     root, exact = x.detach().sqrt(), 0.5 / x.detach().sqrt()
     values, unrolled, implicit, memory = [], [], [], []
@@ -53,7 +53,7 @@ def run(*, points: int = 200, iterations: int = 12) -> Result:
         implicit.append(float((0.5 / y.detach() / exact - 1).abs().max()))
         memory.append(saved_bytes(partial(babylonian, x, count)))
 
-    # The same through a node: the stationary point of y^3/3 - x y, found by the algorithm, differentiated implicitly.
+    # The same as a node: the stationary point of y^3/3 - x y, computed by the algorithm, differentiated implicitly.
     solver = GivenBatch(lambda x: babylonian(x, iterations))
     node = StationaryNode(lambda y, x: y**3 / 3 - x * y, (), [()], solver=solver)
     through_node = float((_slope(node(x), x) / exact - 1).abs().max())

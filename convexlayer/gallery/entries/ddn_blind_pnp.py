@@ -22,14 +22,14 @@ GAMMA = 10.0
 
 @dataclass(frozen=True)
 class _Views:
-    """Views of random scenes, each with a descriptor at every point; the image's points are in another order.
+    """Views of random scenes, with a descriptor at every point; image points are in another order.
 
     Attributes:
         X: points in space, (views, n, 3).
         x: points in the image, (views, n, 2).
         space: descriptors of the points in space, (views, n, k).
-        image: descriptors of the points in the image, (views, n, k): others, by an unknown linear map and noise.
-        order: the point in space that each point in the image shows, (views, n).
+        image: descriptors of the points in the image, (views, n, k), related by an unknown linear map and noise.
+        order: index of the point in space that each point in the image shows, (views, n).
         R: rotations, (views, 3, 3).
         t: translations, (views, 3).
     """
@@ -62,7 +62,7 @@ class _Views:
 
 
 def _correspondences(W: torch.Tensor, views: _Views) -> torch.Tensor:
-    """The transport plan (views, n, n) between image and space, from distances of descriptors."""
+    """Transport plan (views, n, n) between image and space, for distances of descriptors as costs."""
     costs = (views.image[:, :, None] - (views.space @ W)[:, None]).square().mean(-1)
     return optimal_transport(costs, gamma=GAMMA, tol=1e-9)
 
@@ -70,7 +70,7 @@ def _correspondences(W: torch.Tensor, views: _Views) -> torch.Tensor:
 def _pose(
     P: torch.Tensor, views: _Views, start: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pose from all pairs, each with its share of the plan as its weight."""
+    """Pose from all pairs, weighted by the plan."""
     count, n, _ = P.shape
     X = views.X[:, None].expand(count, n, n, 3).reshape(count, n * n, 3)
     x = views.x[:, :, None].expand(count, n, n, 2).reshape(count, n * n, 2)
@@ -78,9 +78,9 @@ def _pose(
 
 
 def run(*, views: int = 16, n: int = 10, k: int = 4, steps: int = 40, twist: float = 0.5) -> Result:
-    """Learn the linear map between the descriptors; the loss sees poses, never matches.
+    """Learn the linear map between the descriptors from poses, without known matches.
 
-    The map is as far as ``twist`` from the identity, where learning starts.
+    Learning starts from the identity, at a distance ``twist`` from the map.
     """
     training, test = _Views.draw(views, n, k, twist, seed=0), _Views.draw(views, n, k, twist, seed=1)
     W = torch.eye(k, dtype=torch.float64).requires_grad_()
@@ -101,7 +101,7 @@ def run(*, views: int = 16, n: int = 10, k: int = 4, steps: int = 40, twist: flo
     with torch.no_grad():
         before, unlearnt, unmatched = evaluate(test, (identity, ahead))
     for _ in range(steps):
-        loss, _, _ = evaluate(training, (training.R, training.t))  # the minimum that belongs to the true pose
+        loss, _, _ = evaluate(training, (training.R, training.t))  # started at the true pose, for its local minimum
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

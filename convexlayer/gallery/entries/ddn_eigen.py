@@ -2,8 +2,8 @@
 
     X = Y diag(lambda) Y',    dL/dX = Y (L * S) Y',  L_ij = 1 / (lambda_j - lambda_i), 0 where they coincide
 
-The projector on the space of two eigenvectors has a derivative however near their eigenvalues are. Through the single
-eigenvectors it is found up to rounding in them, which their gap magnifies: about eps / gap.
+The projector on the space of two eigenvectors is differentiable for any gap of their eigenvalues. Computed through the
+single eigenvectors, its gradient has an error of about eps / gap.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _projector_loss(X: torch.Tensor, C: torch.Tensor, *, by_torch: bool) -> torc
 
 
 def _projector_slope(X: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-    """The gradient by the formula for projectors, which knows no gap within the pair."""
+    """Gradient by the formula for projectors, which does not contain the gap within the pair."""
     values, Y = torch.linalg.eigh(X)
     inside, outside = Y[:, -2:], Y[:, :-2]
     weights = 1.0 / (values[-2:][None, :] - values[:-2][:, None])
@@ -41,7 +41,7 @@ def _projector_slope(X: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
 
 
 def _projector_error(X: torch.Tensor, C: torch.Tensor, *, by_torch: bool) -> float:
-    """Of the gradient, relative to the exact one; infinite where it is not finite."""
+    """Relative error of the gradient; infinite if it is not finite."""
     leaf = X.clone().requires_grad_()
     exact = _projector_slope(X, C)
     (gradient,) = torch.autograd.grad(_projector_loss(leaf, C, by_torch=by_torch), leaf)
@@ -50,9 +50,9 @@ def _projector_error(X: torch.Tensor, C: torch.Tensor, *, by_torch: bool) -> flo
 
 
 def run(*, m: int = 5, iterations: int = 400, draws: int = 25) -> Result:
-    """Rotate the leading eigenvector of X to a target, then close the gap of the two leading eigenvalues.
+    """Rotate the leading eigenvector of X to a target; then differentiate for decreasing gaps of the leading two.
 
-    At each gap ``draws`` matrices in random bases are differentiated.
+    Each gap has ``draws`` matrices in random bases.
     """
     generator = torch.Generator().manual_seed(0)
     X, C = (torch.randn(m, m, dtype=torch.float64, generator=generator) for _ in range(2))

@@ -26,7 +26,7 @@ SOURCE = "Gould 2026, slides: differentiable least squares, backward pass and ex
 
 
 def _printed_gradient(A: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The slides' two forms for dL/dA: that of the formula read as dL/dA, and that of the code."""
+    """The two forms of dL/dA on the slides: that of the formula and that of the code."""
     x = least_squares(A, b)
     w = torch.linalg.solve(A.T @ A, v)
     r = b - A @ x
@@ -39,14 +39,14 @@ def _by_normal_equations(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _single_errors(m: int, n: int, condition: float, draws: int) -> dict[str, float]:
-    """Median relative errors of dL/dA in float32 at a condition number, against the one by hand in float64."""
+    """Median relative errors of dL/dA in float32 at a condition number, against the closed form in float64."""
     errors: dict[str, list[float]] = {"QR, by hand": [], "normal equations": []}
     for seed in range(draws):
         generator = torch.Generator().manual_seed(seed)
         U, _, V = torch.linalg.svd(torch.randn(m, n, dtype=torch.float64, generator=generator), full_matrices=False)
         A = U * torch.logspace(0, -math.log10(condition), n, dtype=torch.float64) @ V
         b, v = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in (m, n))
-        A = A.float().double()  # so that both precisions are given the same matrix
+        A = A.float().double()  # the same matrix in both precisions
         exact = _gradient(least_squares, A, b.float().double(), v)
         for name, solve in zip(errors, (least_squares, _by_normal_equations), strict=True):
             found = _gradient(solve, A.float(), b.float(), v.float()).double()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from convexlayer.gallery.collapse import Course, class_means, collapse, draw_courses
+from convexlayer.gallery.neural_collapse import TrainingCurves, class_means, collapse_measures, draw_training_curves
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.nodes import nearest_simplex_etf
 
@@ -37,7 +37,7 @@ class _Digits:
 
 
 def _digits(training: int) -> tuple[_Digits, _Digits]:
-    """Scikit-learn's digits, so many to train with, and the rest to test."""
+    """Load scikit-learn's digits: ``training`` images for training, the others for testing."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -47,8 +47,8 @@ def _digits(training: int) -> tuple[_Digits, _Digits]:
     return train, test
 
 
-def _train(way: str, train: _Digits, test: _Digits, epochs: int, seed: int) -> tuple[Course, float]:
-    """Gradient descent on all images at once: the course, and the test accuracy in the end.
+def _train(way: str, train: _Digits, test: _Digits, epochs: int, seed: int) -> tuple[TrainingCurves, float]:
+    """Train by full-batch gradient descent; returns the training curves and the final test accuracy.
 
     Features are the normalised outputs of two hidden layers; the classifier has columns of norm 1 and no offset.
     """
@@ -75,7 +75,7 @@ def _train(way: str, train: _Digits, test: _Digits, epochs: int, seed: int) -> t
         return nearest if way == GUIDED else nearest.detach()
 
     optimizer = torch.optim.SGD([*layers, *[learnt] * (way == LEARNT)], lr=0.1, momentum=0.9, weight_decay=5e-4)
-    course: Course = defaultdict(list)
+    course: TrainingCurves = defaultdict(list)
     for _ in range(epochs):
         h = features(train.images)
         W = classifier(h)
@@ -83,7 +83,7 @@ def _train(way: str, train: _Digits, test: _Digits, epochs: int, seed: int) -> t
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        for key, value in {"loss": loss.item(), **collapse(h.detach(), train.labels, W.detach())}.items():
+        for key, value in {"loss": loss.item(), **collapse_measures(h.detach(), train.labels, W.detach())}.items():
             course[key].append(value)
     with torch.no_grad():
         chosen = (features(test.images).T @ classifier(features(train.images))).argmax(1)
@@ -91,9 +91,9 @@ def _train(way: str, train: _Digits, test: _Digits, epochs: int, seed: int) -> t
 
 
 def run(*, training: int = 500, epochs: int = 300, seeds: int = 5) -> Result:
-    """Train a small network on digits with each classifier; all figures are medians over the seeds."""
+    """Train a small network on digits with each classifier; numbers are medians over the seeds."""
     train, test = _digits(training)
-    courses: dict[str, Course] = {}
+    courses: dict[str, TrainingCurves] = {}
     accuracy: dict[str, float] = {}
     for way in (LEARNT, FIXED, GUIDED, CONSTANT):
         runs = [_train(way, train, test, epochs, seed) for seed in range(seeds)]
@@ -137,13 +137,13 @@ def run(*, training: int = 500, epochs: int = 300, seeds: int = 5) -> Result:
     ]
 
     def draw(figure: Figure) -> None:
-        draw_courses(figure, courses, "epoch")
+        draw_training_curves(figure, courses, "epoch")
 
     return Result(numbers, claims, draw)
 
 
 def _first_below(values: list[float], level: float) -> float:
-    """The number of epochs after which all values are below the level; infinite if the last is not."""
+    """Number of epochs after which all values are below the level; infinite if the last is not."""
     above = [number for number, value in enumerate(values, 1) if value >= level]
     if not above:
         return 0.0

@@ -1,4 +1,4 @@
-"""Weighted perspective-n-point: a pose loss finds out which points to distrust."""
+"""Weighted perspective-n-point: a pose loss learns low weights for wrong matches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from convexlayer.gallery.node_variants import NODE_VARIANTS
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.gallery.style import legend_below, panels
-from convexlayer.gallery.trios import TRIOS
 from convexlayer.nodes import perspective_n_point, rotation_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ SOURCE = "Gould 2026, slides: application to blind perspective-n-point, its pose
 
 
 def _scene(points: int, outliers: int, noise: float) -> tuple[torch.Tensor, ...]:
-    """Points in space and in the image, of which the first are wrong matches, and the pose."""
+    """Generate points in space and in the image, the first of which are wrong matches, and the pose."""
     generator = torch.Generator().manual_seed(1)
     X = torch.randn(points, 3, dtype=torch.float64, generator=generator)
     R = rotation_of(torch.tensor([0.4, -0.8, 0.3], dtype=torch.float64))
@@ -30,7 +30,7 @@ def _scene(points: int, outliers: int, noise: float) -> tuple[torch.Tensor, ...]
 
 
 def angle_deg(R: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
-    """The angle between two rotations, in degrees: from |R - S|_F = 2 sqrt(2) sin(angle / 2), exact when small."""
+    """Angle between two rotations, degrees, by |R - S|_F = 2 sqrt(2) sin(angle / 2), accurate for small angles."""
     half = torch.linalg.matrix_norm(R - S) / (2.0 * 2.0**0.5)
     return torch.rad2deg(2.0 * torch.asin(half.clamp(max=1.0)))
 
@@ -53,12 +53,12 @@ def run(*, points: int = 24, outliers: int = 4, noise: float = 0.002, steps: int
     exact_R, exact_t = perspective_n_point(*_scene(points, 0, 0.0)[:2])
     exact = max(float((exact_R - R).abs().max()), float((exact_t - t).abs().max()))
 
-    trio = TRIOS["pnp"]
-    inputs = tuple(tensor.requires_grad_() for tensor in trio.inputs(12))
-    pose = trio.by_hand(*inputs)
+    variants = NODE_VARIANTS["pnp"]
+    inputs = tuple(tensor.requires_grad_() for tensor in variants.inputs(12))
+    pose = variants.by_hand(*inputs)
     cotangent = torch.randn(pose.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ours = torch.autograd.grad(pose, inputs, cotangent)
-    theirs = torch.autograd.grad(trio.implicit(*inputs)(*inputs), inputs, cotangent)
+    theirs = torch.autograd.grad(variants.implicit(*inputs)(*inputs), inputs, cotangent)
     gradient_error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
     numbers: dict[str, Any] = {
         "error_without_noise": exact,

@@ -1,9 +1,9 @@
-"""Polynomial curve fitting as a node: how the fitted curve moves with each measurement.
+"""Polynomial curve fitting as a node: the sensitivity of the fit to each measurement.
 
 The objective |A a - y|^2, A the powers of the x_i, is strongly convex: there is an m > 0 such that for all u and v
 f(v) >= f(u) + f'(u)'(v - u) + m/2 |v - u|^2. So its minimum is unique and has a derivative in the data.
 
-Erratum: the slides print m (v - u)^2 <= f(v) - f(u) for that, which no function satisfies for u and v both ways round.
+Erratum: the slides print m (v - u)^2 <= f(v) - f(u), which no function satisfies with u and v exchanged as well.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Robust pooling: where five penalties put the pooled point, and how much an outlier moves it.
+"""Robust pooling: the pooled points of five penalties, and the influence of an outlier.
 
     u = argmin over u of sum phi(|u - x_i|)
 
-The influence is du / dx of the outlier. Huber's penalty and the truncated quadratic have kinks in it; the latter's
-pooled point jumps where the outlier is left out.
+The influence is du / dx of the outlier. It has kinks for Huber's penalty and the truncated quadratic; the pooled point
+of the latter jumps where the outlier is rejected.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ PENALTIES: dict[str, AbstractPenalty] = {
 
 
 STEP = 1e-5
-"""Of the finite differences."""
+"""Step of the finite differences."""
 
 
 def run(*, inliers: int = 20, positions: int = 80, reach: float = 10.0) -> Result:
-    """Pool points around 0 with one more, whose position runs from 0 to ``reach``."""
+    """Pool points around 0 together with an outlier at positions from 0 to ``reach``."""
     generator = torch.Generator().manual_seed(0)
     cloud = 0.3 * torch.randn(inliers, 1, dtype=torch.float64, generator=generator)
     cloud = cloud - cloud.mean()
@@ -113,6 +113,6 @@ def run(*, inliers: int = 20, positions: int = 80, reach: float = 10.0) -> Resul
 
 
 def _broken(series: torch.Tensor) -> torch.Tensor:
-    """The series with a gap where it jumps."""
+    """Insert a gap where the series jumps."""
     jumps = series.diff().abs() > 0.4 * (series.max() - series.min()).clamp(min=1e-9)
     return torch.where(torch.cat([jumps.new_zeros(1), jumps]), torch.nan, series)

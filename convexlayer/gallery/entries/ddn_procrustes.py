@@ -1,4 +1,4 @@
-"""Guiding neural collapse: a classifier that is always the simplex frame nearest to the class means."""
+"""Guided neural collapse: the classifier is the simplex frame nearest to the class means."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from convexlayer.gallery.collapse import Course, class_means, collapse, draw_courses
+from convexlayer.gallery.neural_collapse import TrainingCurves, class_means, collapse_measures, draw_training_curves
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.nodes import ArgminNode, NodeOptions, nearest_simplex_etf, orthogonal_procrustes, rotation_of
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 SOURCE = "Gould 2026, slides: neural collapse, equiangular tight frames, guiding neural collapse, results (UFM-10)"
 
 
-def _train(K: int, d: int, each: int, steps: int, *, guided: bool) -> Course:
-    """Gradient descent on the features H (d, K each) of the unconstrained features model, and on W unless guided."""
+def _train(K: int, d: int, each: int, steps: int, *, guided: bool) -> TrainingCurves:
+    """Gradient descent on the features H (d, K * each) of the unconstrained features model, and on W unless guided."""
     generator = torch.Generator().manual_seed(0)
     H = torch.randn(d, K * each, dtype=torch.float64, generator=generator).requires_grad_()
     W = torch.randn(d, K, dtype=torch.float64, generator=generator).requires_grad_()
     labels = torch.arange(K).repeat_interleave(each)
     optimiser = torch.optim.SGD([H] if guided else [H, W], lr=5.0, momentum=0.9)
-    course: Course = defaultdict(list)
+    course: TrainingCurves = defaultdict(list)
     for _ in range(steps):
         features = torch.nn.functional.normalize(H, dim=0)
         means = class_means(features, labels, K)
@@ -34,13 +34,16 @@ def _train(K: int, d: int, each: int, steps: int, *, guided: bool) -> Course:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        for key, value in {"loss": loss.item(), **collapse(features.detach(), labels, classifier.detach())}.items():
+        for key, value in {
+            "loss": loss.item(),
+            **collapse_measures(features.detach(), labels, classifier.detach()),
+        }.items():
             course[key].append(value)
     return course
 
 
 def _procrustes_errors() -> tuple[float, float]:
-    """Of a known rotation, and of its gradient against an implicit node on the rotation vector about the solution."""
+    """Errors of a known rotation, and of its gradient against an implicit node in the rotation vector."""
     generator = torch.Generator().manual_seed(0)
     B = torch.randn(3, 12, dtype=torch.float64, generator=generator)
     R = rotation_of(torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64))
@@ -96,6 +99,6 @@ def run(*, K: int = 10, d: int = 16, each: int = 10, steps: int = 150) -> Result
     ]
 
     def draw(figure: Figure) -> None:
-        draw_courses(figure, {f"{name} classifier": course for name, course in curves.items()}, "step")
+        draw_training_curves(figure, {f"{name} classifier": course for name, course in curves.items()}, "step")
 
     return Result(numbers, claims, draw)

@@ -1,7 +1,7 @@
-"""By hand, implicit or unrolled: seven nodes three ways, in gradient error, time and memory, over their sizes.
+"""Closed-form, implicit and unrolled derivatives of seven nodes: gradient error, time and memory by size.
 
-The implicit node is told objective and constraints alone and starts at the solution, so that its forward pass is
-that of the closed form and a check; the unrolled one makes the same number of iterations at every size.
+The implicit node is given by objective and constraints and starts at the solution, so its forward pass is that of the
+closed form plus a check; the unrolled one takes the same number of iterations at every size.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from convexlayer.gallery.measure import costs
+from convexlayer.gallery.node_variants import NODE_VARIANTS
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.gallery.style import panels
-from convexlayer.gallery.trios import TRIOS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ SIZE_NAMES = {
 }
 
 LARGEST_IMPLICIT = {"transport": 32, "procrustes": 16}
-"""The generic node factors matrices of all its unknowns, a thousand here; beyond it is not measured."""
+"""Largest size of the implicit node, whose dense matrices then have about a thousand unknowns."""
 
 ITERATIONS = {
     "least squares": 300,
@@ -58,20 +58,20 @@ ITERATIONS = {
     "procrustes": 40,
     "pnp": 8,
 }
-"""As many as bring the unrolled gradient to within 1e-6 of the exact one."""
+"""Numbers of iterations for which the unrolled gradient has a relative error below 1e-6."""
 
 
 def _measured(name: str, sizes: Sequence[int], repetitions: int, budget_s: float) -> dict[str, dict[int, _Row]]:
-    """Of one node: by way and size, cost and gradient error relative to the one by hand."""
+    """Measure one node: cost, and gradient error relative to the closed form, by variant and size."""
     calls: dict[tuple[str, int], tuple[Callable[[], torch.Tensor], Sequence[torch.Tensor]]] = {}
     errors: dict[tuple[str, int], float] = {}
-    trio = TRIOS[name]
+    variants = NODE_VARIANTS[name]
     for size in sizes:
-        inputs = tuple(tensor.requires_grad_() for tensor in trio.inputs(size))
-        ways: dict[str, Callable[[], torch.Tensor]] = {"by hand": partial(trio.by_hand, *inputs)}
+        inputs = tuple(tensor.requires_grad_() for tensor in variants.inputs(size))
+        ways: dict[str, Callable[[], torch.Tensor]] = {"by hand": partial(variants.by_hand, *inputs)}
         if size <= LARGEST_IMPLICIT.get(name, size):
-            ways["implicit"] = partial(trio.implicit(*inputs), *inputs)
-        ways["unrolled"] = partial(trio.unrolled, ITERATIONS[name], *inputs)
+            ways["implicit"] = partial(variants.implicit(*inputs), *inputs)
+        ways["unrolled"] = partial(variants.unrolled, ITERATIONS[name], *inputs)
         output = ways["by hand"]()
         cotangent = torch.randn(output.shape, dtype=output.dtype, generator=torch.Generator().manual_seed(0))
         exact = _flat_gradient(output, inputs, cotangent)
@@ -94,8 +94,8 @@ def _flat_gradient(output: torch.Tensor, inputs: Sequence[torch.Tensor], cotange
 
 
 def run(*, sizes: int = 7, repetitions: int = 15, budget_s: float = 8.0) -> Result:
-    """Measure every node at its first ``sizes`` sizes, in rounds that begin within ``budget_s`` seconds a node."""
-    measured = {name: _measured(name, SIZES[name][:sizes], repetitions, budget_s) for name in TRIOS}
+    """Measure every node at its first ``sizes`` sizes, in rounds that start within ``budget_s`` seconds per node."""
+    measured = {name: _measured(name, SIZES[name][:sizes], repetitions, budget_s) for name in NODE_VARIANTS}
 
     def over(way: str, other: str, what: str) -> dict[str, dict[int, float]]:
         return {
@@ -166,6 +166,6 @@ def run(*, sizes: int = 7, repetitions: int = 15, budget_s: float = 8.0) -> Resu
 
 
 def _extremes(ratios: dict[str, dict[int, float]]) -> tuple[tuple[float, str], tuple[float, str]]:
-    """The least and the largest, and where they are."""
+    """Smallest and largest ratio, with node and size."""
     found = [(ratio, f"{name}, {size}") for name, by in ratios.items() for size, ratio in by.items()]
     return min(found), max(found)

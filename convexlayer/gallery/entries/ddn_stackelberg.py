@@ -2,7 +2,7 @@
 
     follower: q2(q1) = argmax over q of q P(q1 + q) - C_2(q),    leader: maximise q1 P(q1 + q2(q1)) - C_1(q1)
 
-In Cournot's game both move at once: each quantity is the best response to the other.
+In Cournot's game both move simultaneously: each quantity is the best response to the other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def price(total: torch.Tensor) -> torch.Tensor:
 
 
 def curved_price(total: torch.Tensor) -> torch.Tensor:
-    """A price without a closed form for the follower."""
+    """A price for which the follower's response has no closed form."""
     return DEMAND * torch.exp(-0.1 * total)
 
 
@@ -40,7 +40,7 @@ def follower_profit(q: torch.Tensor, q1: torch.Tensor) -> torch.Tensor:
 
 
 def curved_follower_profit(q: torch.Tensor, q1: torch.Tensor) -> torch.Tensor:
-    """The same, where the price is curved and the cost quadratic."""
+    """Follower's profit with the curved price and a quadratic cost."""
     return q * curved_price(q1 + q) - COST_FOLLOWER * q - 0.1 * q**2
 
 
@@ -50,7 +50,7 @@ def leader_profit(q: torch.Tensor, q2: torch.Tensor) -> torch.Tensor:
 
 
 def curved_leader_profit(q: torch.Tensor, q2: torch.Tensor) -> torch.Tensor:
-    """The same, where the price is curved."""
+    """Leader's profit with the curved price."""
     return q * curved_price(q + q2) - COST_LEADER * q
 
 
@@ -171,7 +171,7 @@ def run(*, iterations: int = 50, grid: int = 401) -> Result:
 
 
 def _simultaneous(leader: ArgmaxNode, follower: ArgmaxNode, rounds: int = 30) -> tuple[float, float]:
-    """Cournot's point, by best responses in turn, which contract."""
+    """Cournot equilibrium by alternating best responses, which contract."""
     q2 = torch.tensor(1.0, dtype=torch.float64)
     for _ in range(rounds):
         q1 = leader(q2).detach()

@@ -1,4 +1,4 @@
-"""Learning a cost matrix through entropic optimal transport: one derivative, unrolled and by hand.
+"""Learning a cost matrix through entropic optimal transport: unrolled and closed-form derivative.
 
     P(M) = argmin over P of <M, P> + <P, log P> / gamma,    P 1 = 1/m, P'1 = 1/n for M of shape (m, n)
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from convexlayer.gallery.measure import Cost, costs, saved_bytes
+from convexlayer.gallery.node_variants import NODE_VARIANTS, SINKHORN_GAMMA
 from convexlayer.gallery.result import Claim, Result
 from convexlayer.gallery.style import image, legend_below, panels
-from convexlayer.gallery.trios import SINKHORN_GAMMA, TRIOS
 from convexlayer.nodes import Stop, TorchOptimizer, optimal_transport, solve_bilevel
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def run(
 ) -> Result:
     """Minimise |P(M) - P_target|^2 / 2 over M, where P_target is a blurred permutation of n points.
 
-    The gradient by hand is compared with that of each number of unrolled iterations, its cost over the ``sizes`` with
-    that of ``counts`` of them.
+    The closed-form gradient is compared with unrolled ones by number of iterations, and its cost over ``sizes`` with
+    that of ``counts`` unrolled iterations.
     """
     generator = torch.Generator().manual_seed(0)
     target_cost = torch.rand(n, n, dtype=torch.float64, generator=generator)
@@ -54,18 +54,18 @@ def run(
         progress=False,
     )
 
-    trio = TRIOS["transport"]
+    variants = NODE_VARIANTS["transport"]
     leaf = M.clone().requires_grad_()
     cotangent = torch.randn(n, n, dtype=torch.float64, generator=generator)
-    (by_hand,) = torch.autograd.grad(trio.by_hand(leaf), leaf, cotangent)
-    (implicit,) = torch.autograd.grad(trio.implicit(leaf)(leaf), leaf, cotangent)
+    (by_hand,) = torch.autograd.grad(variants.by_hand(leaf), leaf, cotangent)
+    (implicit,) = torch.autograd.grad(variants.implicit(leaf)(leaf), leaf, cotangent)
     errors, memory = [], []
     for count in unrolls:
-        (unrolled,) = torch.autograd.grad(trio.unrolled(count, leaf), leaf, cotangent)
+        (unrolled,) = torch.autograd.grad(variants.unrolled(count, leaf), leaf, cotangent)
         errors.append(float((unrolled - by_hand).norm() / by_hand.norm()))
-        memory.append(saved_bytes(partial(trio.unrolled, count, leaf)))
-    ours = saved_bytes(partial(trio.by_hand, leaf))
-    gamma = 100.0 * SINKHORN_GAMMA  # needs very many more Sinkhorn iterations
+        memory.append(saved_bytes(partial(variants.unrolled, count, leaf)))
+    ours = saved_bytes(partial(variants.by_hand, leaf))
+    gamma = 100.0 * SINKHORN_GAMMA  # needs many more Sinkhorn iterations
     harder = saved_bytes(lambda: optimal_transport(leaf, gamma=gamma))
     cost = _costs(sizes, counts, repetitions)
     plan = found.solution.detach()
@@ -147,11 +147,11 @@ def _total(cost: Cost) -> float:
 
 
 def _costs(sizes: tuple[int, ...], counts: tuple[int, ...], repetitions: int) -> dict[str, dict[int, Cost]]:
-    """By way and size."""
-    trio = TRIOS["transport"]
-    ways: dict[str, Callable[..., torch.Tensor]] = {"by hand": trio.by_hand}
-    ways |= {f"{count} iterations": partial(trio.unrolled, count) for count in counts}
-    leaves = {size: trio.inputs(size)[0].requires_grad_() for size in sizes}
+    """Measure costs by variant and size."""
+    variants = NODE_VARIANTS["transport"]
+    ways: dict[str, Callable[..., torch.Tensor]] = {"by hand": variants.by_hand}
+    ways |= {f"{count} iterations": partial(variants.unrolled, count) for count in counts}
+    leaves = {size: variants.inputs(size)[0].requires_grad_() for size in sizes}
     calls = {(way, n): (partial(call, leaf), (leaf,)) for way, call in ways.items() for n, leaf in leaves.items()}
     measured = costs(calls, repetitions=repetitions)
     return {way: {size: measured[way, size] for size in sizes} for way in ways}

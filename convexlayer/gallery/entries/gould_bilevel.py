@@ -20,9 +20,9 @@ SOURCE = "Gould et al. 2016, section 5, figure 6"
 def run(
     *, iterations: int = 100, fixed_iterations: int = 100, seed: int = 2, accuracy: float = 1e-9, step: float = 1.0
 ) -> Result:
-    """Solve eq. 81 for three classes in the unit disc; its optimal value is 0, for the targets can be reached.
+    """Solve eq. 81 for three classes in the unit disc; the targets are feasible, so the optimal value is 0.
 
-    By gradient descent with a line search, and with a fixed ``step`` as in eq. 82.
+    The optimisers are gradient descent with a line search, and with a fixed ``step`` as in eq. 82.
     """
     generator = torch.Generator().manual_seed(seed)
     A = torch.randn(3, 2, dtype=torch.float64, generator=generator)

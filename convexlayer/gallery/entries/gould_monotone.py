@@ -1,9 +1,9 @@
-"""The gradient of an argmin does not change when the objective goes through a monotone function.
+"""Invariance of the argmin and its gradient under monotone transformations of the objective.
 
     g(x) = argmin over y of h(f(x, y)),    g'(x) = -f_XY / f_YY,    for h monotone with h' nonzero
 
-Erratum: lemma 3.4 asks of h only that it be monotone, and its proof takes h' to be nonzero then. h(u) = u^3 is
-increasing, but h'(0) = 0: where f = 0 at its minimum both derivatives of h(f) vanish, and lemma 3.1 gives 0 / 0.
+Erratum: lemma 3.4 requires only that h is monotone, but its proof uses h' nonzero. h(u) = u^3 is increasing with
+h'(0) = 0: if f = 0 at its minimum, both derivatives of h(f) vanish, and lemma 3.1 gives 0 / 0.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DECREASING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "exp(-f)": lambda f: torch.exp(-f),
     "1 / f": torch.reciprocal,
 }
-"""For these a minimum becomes a maximum."""
+"""Maps under which a minimum becomes a maximum."""
 
 MAPS = {**INCREASING, **DECREASING}
 NAMES = {
@@ -45,11 +45,11 @@ NAMES = {
     "exp(-f)": "$e^{-f}$",
     "1 / f": "$1/f$",
 }
-"""For the figure."""
+"""Labels in the figure."""
 
 
 def objective(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A positive function without a closed form for its minimum."""
+    """A positive function whose minimum has no closed form."""
     return 1.0 + 0.5 * (y - torch.sin(x)).square() + 0.05 * (y - x).pow(4)
 
 
@@ -70,7 +70,7 @@ def cubed(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def run(*, points: int = 101) -> Result:
-    """Differentiate the stationary point of each composition, and compare with f's own gradient."""
+    """Differentiate the stationary point of each composition, and compare with that of f."""
     x = torch.linspace(-2.0, 2.0, points, dtype=torch.float64)
     values, gradients = {}, {}
     for name, change in MAPS.items():

@@ -1,10 +1,10 @@
-"""A positivity constraint and its log-barrier, for several t: functions and gradients.
+"""A positivity constraint and its log-barrier for several t: solutions and gradients.
 
     g(x) = argmin over y >= 0 of (x - y)^2 = max(0, x),    g_t(x) = argmin over y of t (x - y)^2 - log y
     g_t'(x) = 2 t / (2 t + 1 / g_t(x)^2)
 
-Errata: eq. 71 prints g in place of g_t, with which the gradient would be 0 for all x <= 0, whatever t. Eq. 72 leaves
-out the kink, where g_t'(0) = 1/2 for every t: the limit there is neither 0 nor the gradient of either side.
+Errata: eq. 71 prints g in place of g_t, which would give a gradient of 0 for all x <= 0 and any t. Eq. 72 omits the
+kink, where g_t'(0) = 1/2 for every t: the limit there is the gradient of neither side.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def negated(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def smoothed(x: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """g_t(x), the positive root of 2 t (y - x) = 1 / y, and its derivative: the exercise below eq. 71."""
+    """g_t(x), the positive root of 2 t (y - x) = 1 / y, and its derivative (exercise below eq. 71)."""
     root = torch.sqrt(x**2 + 2.0 / t)
     return 0.5 * (x + root), 0.5 * (1.0 + x / root)
 
 
 def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 1000.0)) -> Result:
-    """Solve and differentiate with the active set and with each barrier; x = 0, a kink, is not on the even grid.
+    """Solve and differentiate with the active set and with each barrier; the grid does not contain the kink x = 0.
 
-    At the kink and at x = 1/2 and -1/2 the barrier's gradient is followed over many more t.
+    At the kink and at x = 1/2 and -1/2 the gradient of the barrier is computed for many more t.
     """
     x = torch.linspace(-1.0, 1.0, points, dtype=torch.float64)
 
@@ -129,7 +129,7 @@ def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 100
 
 
 def _slope(node: InequalityNode, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Solutions and derivatives of a batch of scalars."""
+    """Solve a batch of scalar problems; returns solutions and derivatives."""
     theta = x.clone().requires_grad_()
     y = node(theta)
     (gradient,) = torch.autograd.grad(y.sum(), theta)

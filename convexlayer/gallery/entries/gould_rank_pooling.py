@@ -1,4 +1,4 @@
-"""Rank pooling: features of frames learnt through the regression of time on them."""
+"""Rank pooling: features of frames learnt through the regression of time on the features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCE = "Gould et al. 2016, section 1, and the work it names: Fernando and Goul
 
 C, EPSILON = 1.0, 0.1
 CHANNELS, FEATURES = 6, 8
-GROWTH = 1.2  # the logarithm of the signal's size goes from minus this to this, or back
+GROWTH = 1.2  # range of the logarithm of the signal's amplitude, from minus this to this or back
 
 Pool = Callable[[torch.Tensor], torch.Tensor]
 
@@ -43,7 +43,7 @@ def objective(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def pullback(u: torch.Tensor, v: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
-    """The cotangent of v in closed form, of one sequence.
+    """Cotangent of v in closed form, for one sequence.
 
     H = I + C sum v_t v_t' over the times with e_t != 0,    w = H^-1 (cotangent of u):    C (e_t w - (v_t'w) u)
     """
@@ -63,9 +63,9 @@ class _Sequences:
 
 
 def _sequences(count: int, frames: int, generator: torch.Generator) -> _Sequences:
-    """One channel is noise that grows in class 1 and fades in class 0, the others are trends; all are mixed.
+    """Generate sequences: one channel is noise that grows in class 1 and decays in class 0, the others are trends.
 
-    Frames of one class are those of the other in reverse order, and no linear feature sees which is which.
+    All channels are mixed. The classes differ in the order of frames only, which no linear feature detects.
     """
     labels = torch.arange(count) % 2
     time = torch.linspace(-1, 1, frames, dtype=torch.float64)
@@ -81,7 +81,7 @@ def _mixing() -> torch.Tensor:
 
 
 def _train(pool: Pool, data: dict[str, _Sequences], steps: int, *, learn: bool) -> dict[str, Any]:
-    """Adam on a logistic classifier of what ``pool`` makes of features relu(x W), and on W if it is to learn."""
+    """Train a logistic classifier of pooled features relu(x W) with Adam, and W if ``learn`` is set."""
     W = _normal(CHANNELS, FEATURES, generator=torch.Generator().manual_seed(1)) / CHANNELS**0.5
     W.requires_grad_(learn)
     a, b = torch.zeros(FEATURES, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -104,7 +104,7 @@ def _train(pool: Pool, data: dict[str, _Sequences], steps: int, *, learn: bool) 
 
 
 def _gradient_errors(node: ArgminNode, part: _Sequences) -> dict[str, float]:
-    """Of a random product with the node's Jacobian: against the closed form and against central differences."""
+    """Errors of a random vector-Jacobian product of the node: against the closed form and central differences."""
     generator = torch.Generator().manual_seed(2)
     W = _normal(CHANNELS, FEATURES, generator=generator) / CHANNELS**0.5
     features = torch.relu(part.frames[0] @ W).requires_grad_()
@@ -124,7 +124,7 @@ def _gradient_errors(node: ArgminNode, part: _Sequences) -> dict[str, float]:
 
 
 def run(*, frames: int = 20, training: int = 200, testing: int = 1000, steps: int = 150) -> Result:
-    """Check the gradient, and learn features for sequences of two classes that differ in the order of frames alone."""
+    """Check the gradient, and learn features for two classes of sequences that differ in the order of frames only."""
     node = ArgminNode(objective, (FEATURES,), [(-1, FEATURES)])
     generator = torch.Generator().manual_seed(0)
     data = {

@@ -1,4 +1,4 @@
-"""The most likely feature of a soft-max class, free, on a slice and in a ball, and how parameters move it."""
+"""Most likely feature of a soft-max class, free, on a slice and in a ball, and its sensitivity to the parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOURCE = "Gould et al. 2016, sections 3.3 and 4.4, figures 2, 4 and 5"
 def run(
     *, classes: int = 10, seed: int = 20, barriers: Sequence[float] = (10.0, 100.0, 1e3, 1e4), step: float = 0.2
 ) -> Result:
-    """Jacobians of all three nodes against eq. 33, 34, 74, 75 and the corrected 78 to 80, and a step along them."""
+    """Compare the Jacobians of all three nodes with eq. 33, 34, 74, 75 and the corrected 78 to 80, and take a step."""
     A, b, weights = classifier(classes, seed)
     shapes = [tuple(A.shape), tuple(b.shape), tuple(b.shape)]
     n = A.shape[1]
@@ -116,9 +116,9 @@ def run(
 
 
 def classifier(classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random A (classes, 2) and b, and the class whose a_i is nearest to the mean.
+    """Draw A (classes, 2) and b, and select the class whose a_i is nearest to the mean.
 
-    It is inside the hull of the others, so that the free solution exists.
+    That a_i is inside the convex hull of the others, so that the free solution exists.
     """
     generator = torch.Generator().manual_seed(seed)
     A = torch.randn(classes, 2, dtype=torch.float64, generator=generator)
@@ -151,7 +151,7 @@ def difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) 
 def barrier_errors(
     A: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, t: float, exact: tuple[torch.Tensor, torch.Tensor]
 ) -> dict[str, float]:
-    """The barrier node's Jacobian against the corrected formulas, the printed ones and the active set's."""
+    """Compare the Jacobian of the barrier node with the corrected and printed formulas and the active set."""
     shapes = [tuple(A.shape), tuple(b.shape), tuple(b.shape)]
     node = InequalityNode(negative, in_ball, (A.shape[1],), shapes, t=t)
     x = node(A, b, weights)
@@ -178,7 +178,7 @@ def after_step(
     jacobians: tuple[torch.Tensor, torch.Tensor],
     step: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The solution, A and b after theta - step dx_1 / dtheta, with the gradient scaled to length one."""
+    """Solution, A and b after a step theta - step dx_1 / dtheta with the normalised gradient."""
     first = [part[0] for part in jacobians]
     length = torch.sqrt(first[0].square().sum() + first[1].square().sum())
     A, b = A - step / length * first[0], b - step / length * first[1]
@@ -188,7 +188,7 @@ def after_step(
 def surface(
     axes: Axes, A: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, domain: str, when: str
 ) -> QuadContourSet:
-    """Draw l_i over the plane, and what the solution is confined to."""
+    """Draw l_i over the plane, and the feasible set."""
     grid = torch.linspace(-2.0, 2.0, 121, dtype=A.dtype)
     points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
     likelihood = torch.softmax(points @ A.mT + b, -1) @ weights

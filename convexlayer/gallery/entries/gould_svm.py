@@ -22,7 +22,7 @@ LOG_C, LOG_WIDTH = (-4.0, 8.0), (-3.0, 3.0)
 """The ranges of the grid, natural logarithms."""
 
 STARTS = tuple(product((-2.0, 2.0, 6.0), (-1.5, 0.0, 1.5)))
-"""Where learning two of them starts: log C and the logarithm of the inverse width."""
+"""Starts of learning two hyper-parameters: log C and the logarithm of the inverse width."""
 
 Solution = tuple[torch.Tensor, torch.Tensor]
 
@@ -36,7 +36,7 @@ class Part:
 
 
 def patients(training: int, validation: int) -> dict[str, Part]:
-    """Scikit-learn's breast cancer data in three parts; features in units of the training part's deviations."""
+    """Load scikit-learn's breast cancer data in three parts; features are standardised by the training part."""
     from sklearn.datasets import load_breast_cancer
 
     data = load_breast_cancer()
@@ -49,12 +49,13 @@ def patients(training: int, validation: int) -> dict[str, Part]:
 
 
 class SupportVectorMachine:
-    """The machine with squared hinge loss and a Gaussian kernel, by its dual, as a function of its hyper-parameters.
+    """Dual of a support vector machine with squared hinge loss and Gaussian kernel, with learnable hyper-parameters.
 
         minimise over a >= 0, y'a = 0    1/2 a' (K o yy' + I / 2C) a - 1'a
         K_ij = exp(-sum_k s_k^2 (x_ik - x_jk)^2 / 2n),    score(x) = sum_i a_i y_i K(x, x_i) + b
 
-    The offset b is the multiplier of y'a = 0. C and the inverse widths s, one or one a feature, come as logarithms.
+    The offset b is the multiplier of y'a = 0. C and the inverse widths s (one, or one per feature) are given as
+    logarithms.
     """
 
     def __init__(self, training: Part) -> None:
@@ -71,17 +72,17 @@ class SupportVectorMachine:
         )
 
     def solve(self, log_C: torch.Tensor, log_width: torch.Tensor) -> Solution:
-        """a (m,) and b (1,)."""
+        """Solve for a (m,) and b (1,)."""
         point, _ = self._node.solve(self._kernel(self._X, log_width), log_C)
         return point.y, point.lam
 
     def margins(self, solution: Solution, log_width: torch.Tensor, part: Part) -> torch.Tensor:
-        """y score(x), (count,); negative where the class is wrong."""
+        """Margins y score(x), (count,); negative where the class is wrong."""
         a, b = solution
         return part.y * (self._kernel(part.X, log_width) @ (a * self._y) + b)
 
     def loss(self, solution: Solution, log_width: torch.Tensor, part: Part) -> torch.Tensor:
-        """The mean of max(1 - margin, 0)^2."""
+        """Mean of max(1 - margin, 0)^2."""
         return torch.relu(1.0 - self.margins(solution, log_width, part)).square().mean()
 
     def _objective(self, a: torch.Tensor, K: torch.Tensor, log_C: torch.Tensor) -> torch.Tensor:
@@ -102,7 +103,7 @@ def run(
     steps: int = 8,
     starts: Sequence[tuple[float, float]] = STARTS,
 ) -> Result:
-    """Search a grid for C and one width; learn the same two, and then C and a width for each feature."""
+    """Search a grid for C and one width; learn these two by the gradient, and then C and one width per feature."""
     data = patients(training, validation)
     machine = SupportVectorMachine(data["training"])
     log_Cs = torch.linspace(*LOG_C, grid, dtype=torch.float64)
@@ -197,7 +198,7 @@ def run(
 
 
 def _grid(machine: SupportVectorMachine, part: Part, log_Cs: torch.Tensor, log_widths: torch.Tensor) -> torch.Tensor:
-    """The validation losses, (log_Cs, log_widths)."""
+    """Validation losses on the grid, (log_Cs, log_widths)."""
     with torch.no_grad():
         rows = [[machine.loss(machine.solve(c, w.reshape(1)), w, part) for w in log_widths] for c in log_Cs]
     return torch.tensor(rows, dtype=torch.float64)
@@ -206,7 +207,7 @@ def _grid(machine: SupportVectorMachine, part: Part, log_Cs: torch.Tensor, log_w
 def _learn(
     machine: SupportVectorMachine, part: Part, log_C: float, log_width: torch.Tensor, steps: int
 ) -> tuple[BilevelResult, list[tuple[float, float]]]:
-    """L-BFGS on the validation loss; and the iterates, (log C, first log width)."""
+    """Minimise the validation loss by L-BFGS; returns the result and the iterates (log C, first log width)."""
     visited = []
 
     def loss(solution: Solution, log_C: torch.Tensor, log_width: torch.Tensor) -> torch.Tensor:
@@ -246,7 +247,7 @@ def _scores(
 
 
 def _gradient_error(machine: SupportVectorMachine, part: Part) -> float:
-    """Of the gradient in log C and one log width, relative, by central differences."""
+    """Relative error of the gradient in log C and one log width against central differences."""
 
     def loss(theta: torch.Tensor) -> torch.Tensor:
         return machine.loss(machine.solve(theta[0], theta[1:]), theta[1:], part)

@@ -1,12 +1,12 @@
-"""A function with three stationary points: all three branches and their gradients, for x > 0 and x < 0.
+"""A function with three stationary points: all branches and their gradients, for x > 0 and x < 0.
 
     f(x, y) = x y^4 + 2 x^2 y^3 - 12 y^2
     g(x) in {0, (-3 x^2 - r) / (4 x), (-3 x^2 + r) / (4 x)},    r = sqrt(9 x^4 + 96 x)
 
-There are three where r is real: for x > 0, and for x below the fold at -(32 / 3)^(1/3), where two of them meet, f_YY =
-0 and g' is infinite. Between the fold and 0 there is y = 0 alone.
+All three exist where r is real: for x > 0, and for x below the fold at -(32 / 3)^(1/3), where two of them meet with
+f_YY = 0 and infinite g'. Between the fold and 0 there is y = 0 only.
 
-Erratum: the section's title speaks of three minima. y = 0 is a maximum, and so, for x < 0, is the outer one.
+Erratum: the title of the section has three minima. y = 0 is a maximum, and for x < 0 so is the outer point.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BRANCHES = {
     "root with -": lambda y, f, x: torch.where(x > 0, y, -y).argmin(),
     "root with +": lambda y, f, x: torch.where(x > 0, -y, torch.where(y.abs() < 1e-9, torch.inf, y)).argmin(),
 }
-"""Which of the stationary points found is meant: by eq. 24, whose roots are both positive for x < 0, + the smaller."""
+"""Selection among the stationary points, by eq. 24, whose roots are both positive for x < 0, with + the smaller."""
 
 KINDS = {"minimum": "o", "maximum": "^"}
 
@@ -43,7 +43,7 @@ def objective(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def starts(x: torch.Tensor) -> torch.Tensor:
-    """Points around all stationary ones: |y| is at most 1.5 |x| + sqrt(6 / |x|)."""
+    """Initial points around all stationary points, for which |y| is at most 1.5 |x| + sqrt(6 / |x|)."""
     reach = 1.5 * x.abs() + torch.sqrt(6.0 / x.abs())
     return 1.2 * reach * torch.linspace(-1.0, 1.0, 25, dtype=x.dtype)
 
@@ -64,7 +64,7 @@ def closed_gradient(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def run(*, points: int = 101) -> Result:
-    """Follow each branch over grids of x, compare it with eq. 23 and 24, and look at what kind of points they are."""
+    """Follow each branch over grids of x, compare it with eq. 23 and 24, and classify its points."""
     grids = {side: torch.linspace(*ends, points, dtype=torch.float64) for side, ends in SIDES.items()}
     curvature_of = torch.func.vmap(torch.func.grad(torch.func.grad(objective)))
     values: dict[str, dict[str, torch.Tensor]] = {}

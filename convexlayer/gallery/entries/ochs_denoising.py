@@ -1,4 +1,4 @@
-"""Denoising by regularisers learnt on patches: total variation, and filters of a Markov random field."""
+"""Denoising with regularisers learnt on patches: total variation, and filters of a Markov random field."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ Denoiser = Callable[..., torch.Tensor]
 
 @dataclass(frozen=True)
 class Patches:
-    """Grey patches (count, size, size) with values in 0 to 1, and the same with noise."""
+    """Grey patches (count, size, size) with values in 0 to 1, clean and noisy."""
 
     clean: torch.Tensor
     noisy: torch.Tensor
 
 
 def patches(size: int, training: int, testing: int) -> tuple[Patches, Patches]:
-    """Tiles of scikit-learn's two photographs, so many of each to learn from, and so many others to test."""
+    """Tiles of scikit-learn's two photographs: ``training`` and ``testing`` of each."""
     from sklearn.datasets import load_sample_images
 
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +85,7 @@ def random_field(u: torch.Tensor, x: torch.Tensor, log_weights: torch.Tensor, fi
 
 
 def cosines() -> torch.Tensor:
-    """The orthonormal cosine basis of square filters without the constant one, (FILTER^2 - 1, FILTER, FILTER)."""
+    """Orthonormal cosine basis of square filters without the constant, (FILTER^2 - 1, FILTER, FILTER)."""
     k = torch.arange(FILTER, dtype=torch.float64)
     rows = torch.cos(torch.pi / FILTER * torch.outer(k, k + 0.5))
     rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -93,7 +93,7 @@ def cosines() -> torch.Tensor:
 
 
 def denoiser(energy: Denoiser, theta: Tensors, data: Patches, tol: float = 1e-4, polish: int = 0) -> Denoiser:
-    """theta -> the minimum of an energy near the noisy patches, which are one element, by products with its Hessian."""
+    """Node theta -> minimum of an energy near the noisy patches, all one element, by Hessian-vector products."""
     options = NodeOptions(
         start=lambda x, *theta: x,
         linear=ConjugateGradients(tol=tol),
@@ -108,12 +108,12 @@ def denoiser(energy: Denoiser, theta: Tensors, data: Patches, tol: float = 1e-4,
 
 
 def psnr(u: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB, the mean over patches."""
+    """Peak signal-to-noise ratio, dB, mean over patches."""
     return -10.0 * torch.log10((u - clean).square().mean((-1, -2))).mean()
 
 
 def run(*, size: int = 64, training: int = 4, testing: int = 8, steps: int = 12) -> Result:
-    """Learn two numbers of total variation, the weights of a random field, and its weights and filters."""
+    """Learn two parameters of total variation, the weights of a random field, and its weights and filters."""
     train, test = patches(size, training, testing)
     k = FILTER**2 - 1
     log_weights = torch.full((k,), -2.0, dtype=torch.float64)
@@ -205,7 +205,7 @@ def run(*, size: int = 64, training: int = 4, testing: int = 8, steps: int = 12)
 
 
 def _learn(denoise: Denoiser, start: Tensors, data: Patches, steps: int) -> BilevelResult:
-    """Gradient descent on minus the mean PSNR of the patches; it steps back from where the lower solver gives up."""
+    """Minimise the negative mean PSNR by gradient descent, which steps back where the lower solver fails."""
     return solve_bilevel(
         lambda u, *_: -psnr(u, data.clean),
         denoise,
@@ -217,13 +217,13 @@ def _learn(denoise: Denoiser, start: Tensors, data: Patches, steps: int) -> Bile
 
 
 def _gradient(denoise: Denoiser, data: Patches, theta: Tensors) -> Tensors:
-    """Of the PSNR in the parameters."""
+    """Gradient of the PSNR in the parameters."""
     leaves = tuple(part.detach().clone().requires_grad_() for part in theta)
     return torch.autograd.grad(psnr(denoise(*leaves), data.clean), leaves)
 
 
 def _gradient_error(energy: Denoiser, theta: Tensors) -> float:
-    """Of the gradient along a random direction, relative, by central differences, on two small patches."""
+    """Relative error of a directional derivative against central differences, on two small patches."""
     data, _ = patches(12, 1, 1)
     denoise = denoiser(energy, theta, data, tol=1e-9, polish=3)
     generator = torch.Generator().manual_seed(1)

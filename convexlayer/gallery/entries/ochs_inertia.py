@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SOURCE = "Ochs, Ranftl, Brox and Pock 2016, section 3, eq. 4; Ochs, Chen, Brox and Pock 2014, section 5"
 
 LEVELS = (1e-1, 1e-2, 1e-3)
-"""What is left of the way from the start to the optimum."""
+"""Gaps to the optimum, relative to the gap at the start."""
 
 BOX = (-4.0, 4.0)
 COUPLING = 0.1
@@ -30,7 +30,7 @@ CURVATURE = 100.0
 def run(
     *, betas: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9), steps: int = 1500, side: int = 9, short: int = 400
 ) -> Result:
-    """Learn ridge weights in a box, and count the starts of a problem with several optima that end at the best one."""
+    """Learn ridge weights in a box, and count the starts from which a problem with several optima reaches the best."""
     problem = diabetes()
     start = torch.zeros(problem.n, dtype=torch.float64)
     courses: dict[float, History] = {}
@@ -104,14 +104,14 @@ def run(
 
 
 def _quasi_newton(problem: Ridge) -> list[float]:
-    """The least value of the same problem after each evaluation of SciPy's L-BFGS-B, which converges."""
+    """Best value of the same problem after each evaluation of SciPy's L-BFGS-B."""
     values: list[float] = []
 
     def objective(theta: Array) -> tuple[float, Array]:
         leaf = torch.tensor(theta, requires_grad=True)
         loss = problem.upper(problem.solution(leaf), leaf)
         loss.backward()
-        assert leaf.grad is not None  # as it has just been computed
+        assert leaf.grad is not None  # computed by the backward pass
         values.append(min([loss.item(), *values[-1:]]))
         return loss.item(), leaf.grad.numpy()
 
@@ -121,7 +121,7 @@ def _quasi_newton(problem: Ridge) -> list[float]:
 
 
 def _first(gaps: Sequence[float], evaluations: Sequence[int], level: float) -> float:
-    """The number of evaluations after which the gap is at most the level for the first time; infinite if never."""
+    """Number of evaluations until the gap first is at most the level; infinite if never."""
     return next((float(count) for gap, count in zip(gaps, evaluations, strict=True) if gap <= level), float("inf"))
 
 

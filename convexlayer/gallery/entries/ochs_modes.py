@@ -55,24 +55,24 @@ class _Regression:
         self._step = ForwardBackward(self._slope, step_size)
 
     def node(self, derivative: AbstractDerivative) -> FixedPointNode:
-        """The coefficients."""
+        """Node that computes the coefficients."""
         shape, parameters = (len(self._truth),), [(len(self.theta),)]
         return FixedPointNode(
             self._step, shape, parameters, derivative=derivative, on_failure="keep", on_degenerate="report"
         )
 
     def loss(self, x: torch.Tensor) -> torch.Tensor:
-        """Half the squared distance from the coefficients that made the data."""
+        """Half the squared distance from the true coefficients."""
         return 0.5 * (x - self._truth).square().sum()
 
     def gradient(self, derivative: AbstractDerivative) -> torch.Tensor:
-        """Of the loss, by a node."""
+        """Gradient of the loss through a node."""
         theta = self.theta.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(self.loss(self.node(derivative)(theta)), theta)
         return gradient
 
     def exact_loss(self, theta: torch.Tensor) -> torch.Tensor:
-        """The loss at the solution."""
+        """Loss at the exact solution."""
         gram = self._A.T @ self._A / len(self._b) + torch.diag(torch.exp(theta)[self._of])
         return self.loss(torch.linalg.solve(gram, self._A.T @ self._b / len(self._b)))
 
@@ -88,7 +88,7 @@ def run(
     few: int = 10,
     steps: int = 100,
 ) -> Result:
-    """Measure each mode by the number of parameters after ``steps`` iterations, and by the iterations with ``few``."""
+    """Measure each mode by parameters, with ``steps`` iterations, and by iterations, with ``few`` parameters."""
     by_parameters = {P: _measured(_Regression(n, P), steps) for P in parameters}
     by_iterations = {k: _measured(_Regression(n, few), k) for k in iterations}
     apart = max(rows[FORWARD]["to_unrolled"] for rows in (*by_parameters.values(), *by_iterations.values()))
@@ -154,13 +154,13 @@ def run(
 
 
 FLOOR = 1e-16
-"""What is drawn in place of a smaller number, for the scale is logarithmic."""
+"""Smallest number drawn on the logarithmic scale."""
 
 STYLES = {UNROLLED: "o-", FORWARD: "s--", SERIES: "^:", DENSE: "d-."}
 
 
 def _measured(problem: _Regression, steps: int) -> dict[str, dict[str, float]]:
-    """Of each mode: multiplications, in those of a step; bytes kept; errors of the gradient against others."""
+    """Measure each mode: multiplications relative to a step, saved bytes, and gradient errors against other modes."""
     ways: dict[str, AbstractDerivative] = {
         UNROLLED: Unrolled(steps),
         FORWARD: ForwardMode(steps),
@@ -183,7 +183,7 @@ def _measured(problem: _Regression, steps: int) -> dict[str, dict[str, float]]:
 
 
 def _exact_error(problem: _Regression) -> float:
-    """Of the exact gradient, relative, by central differences."""
+    """Relative error of the exact gradient against central differences."""
     theta, step = problem.theta.clone().requires_grad_(), 1e-5
     (gradient,) = torch.autograd.grad(problem.exact_loss(theta), theta)
     with torch.no_grad():

@@ -43,7 +43,7 @@ PAPER = {
     "FCN": {"test": {"accuracy": 92.40, "IoU": 82.65}, "training": {"accuracy": 97.54, "IoU": 92.21}},
     "FCN+Global": {"test": {"accuracy": 93.00, "IoU": 84.01}, "training": {"accuracy": 97.90, "IoU": 93.53}},
 }
-"""Its table 1, on the Stanford Background dataset, by a fully convolutional network."""
+"""Table 1 of the paper, for a fully convolutional network on the Stanford Background dataset, %."""
 
 EXAMPLES = 3
 LABEL_COLOURS = ("#56B4E9", "#D55E00", "#009E73")
@@ -58,9 +58,10 @@ def run(
     steps: int = 40,
     inner: tuple[int, ...] = (5, 10, 20, 50, 100),
 ) -> Result:
-    """Train a network alone; then go on alone, and through the global model with each number of inner iterations.
+    """Train a network alone; then continue alone, and through the global model with each number of inner iterations.
 
-    By Adam with one image a step and a rate of 1e-3, as the paper does. ``size``, pixels a side, is a multiple of 4.
+    The optimiser is Adam with one image per step and a rate of 1e-3, as in the paper. ``size``, the side in pixels, is
+    a multiple of 4.
     """
     generator = torch.Generator().manual_seed(0)
     parts = {"training": scenes(training, size, generator), "test": scenes(testing, size, generator)}

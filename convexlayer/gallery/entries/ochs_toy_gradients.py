@@ -1,4 +1,4 @@
-"""A non-smooth toy problem: six ways to the gradient, at a smooth point and at the kink."""
+"""A non-smooth toy problem: six gradient methods, at a smooth point and at the kink."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A non-smooth toy problem: energies of the iterations, and what each back-iteration adds to the gradient."""
+"""A non-smooth toy problem: energies of the iterates, and convergence of the gradient with back-iterations."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PAIRS = ("Proj.GD", "Bregman-FB")
 
 FEW = 15
 VISIBLE = 1e-4
-"""The paper's numbers: after so many forward iterations the variants differ by this order."""
+"""Forward iterations after which the variants differ by this order in the paper."""
 
 RATES_BY = (2, 5, 8)
-"""Back-iterations between which the rate is measured: the error there is far above rounding."""
+"""Back-iterations between which the rate is measured, where the error is far above rounding."""
 
 
 def run(
@@ -171,13 +171,13 @@ def run(
 
 
 def _gaps(method: str, theta: float, iterations: int, counts: tuple[int, ...]) -> list[float]:
-    """Distances of the gradients with these numbers of back-iterations from that with all."""
+    """Distances between the gradients with ``counts`` and with all back-iterations."""
     slopes = [toy.gradient(method, theta, forward=iterations, back=k)[1] for k in (*counts, iterations)]
     return [abs(slope - slopes[-1]) for slope in slopes[:-1]]
 
 
 def _draw_problem(objective: Axes, solutions: Axes) -> None:
-    """The loss with tangents, and the solution map."""
+    """Draw the loss with tangents, and the solution map."""
     thetas = torch.linspace(-1, 2, 301, dtype=torch.float64)
     objective.plot(thetas, toy.loss(toy.solution(thetas)), "k")
     for theta, colour in ((0.3, "C2"), (0.0, "C1")):

@@ -37,7 +37,7 @@ def run(*, iterations: tuple[int, ...] = (1, 2, 5, 10, 20, 50), steps: int = 40)
     jumps: dict[str | int, BilevelResult] = {"exact": _descend(_linear_program(), steps)}
     jumps |= {n: _descend(_unrolled(n), steps) for n in iterations}
     losses: dict[str, Loss] = {"x1 + x2": lambda x: x.sum(), "x1": lambda x: x[0]}
-    at_stake = {name: _flat(loss) for name, loss in losses.items()}
+    flat_reports = {name: _flat(loss) for name, loss in losses.items()}
     edges = {"stepping back": _narrow(_interval(), steps), "elastic": _narrow(_elastic_interval(), steps)}
     failures = {name: _failures(result) for name, result in edges.items()}
     numbers = {
@@ -45,12 +45,12 @@ def run(*, iterations: tuple[int, ...] = (1, 2, 5, 10, 20, 50), steps: int = 40)
         "unrolled_slope_at_1": slopes,
         "loss_after_descent": {str(name): result.value for name, result in jumps.items()},
         "losses": {str(name): result.history.value for name, result in jumps.items()},
-        "flat_solutions": at_stake,
+        "flat_solutions": flat_reports,
         "infeasible_evaluations": failures,
         "interval_loss": {name: result.history.value for name, result in edges.items()},
     }
     reached = [n for n in iterations if jumps[n].value < 1e-3]
-    told, untold = at_stake["x1"], at_stake["x1 + x2"]
+    dependent, invariant = flat_reports["x1"], flat_reports["x1 + x2"]
     back, elastic = edges["stepping back"], edges["elastic"]
     claims = [
         Claim(
@@ -59,7 +59,7 @@ def run(*, iterations: tuple[int, ...] = (1, 2, 5, 10, 20, 50), steps: int = 40)
             abs(exact) < 1e-6 and jumps["exact"].value > 0.99,
         ),
         Claim(
-            "section 4.2: an algorithm with a smooth step instead has a unique output and a derivative that leads on",
+            "section 4.2: an algorithm with a smooth step has a unique output and a nonzero derivative",
             f"descent through {', '.join(map(str, reached))} Bregman steps ends at a loss of at most "
             f"{max((jumps[n].value for n in reached), default=torch.inf):.0e}",
             iterations[0] in reached,
@@ -72,10 +72,10 @@ def run(*, iterations: tuple[int, ...] = (1, 2, 5, 10, 20, 50), steps: int = 40)
         ),
         Claim(
             "what about problems with multiple solutions?",
-            f"where the loss does not tell them apart, the derivative is right ({untold['slope']:.6f} for 1) and "
-            f"consistent; where it does, what is returned ({told['slope']:.2f}) is called {told['status']} and "
-            "inconsistent",
-            abs(untold["slope"] - 1) < 1e-6 and untold["consistent"] and not told["consistent"],
+            f"if the loss is equal at all solutions, the derivative is right ({invariant['slope']:.6f} for 1) and "
+            f"consistent; otherwise the returned direction ({dependent['slope']:.2f}) is reported as "
+            f"{dependent['status']} and inconsistent",
+            abs(invariant["slope"] - 1) < 1e-6 and invariant["consistent"] and not dependent["consistent"],
         ),
         Claim(
             "can problems become infeasible during learning?",
@@ -127,7 +127,7 @@ def _unrolled(iterations: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _slope(lower: Callable[[torch.Tensor], torch.Tensor]) -> float:
-    """Size of the derivative of the loss at theta = 1."""
+    """Magnitude of the derivative of the loss at theta = 1."""
     theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad((lower(theta) - 1).square().sum(), theta)
     return float(slope.abs())
@@ -147,7 +147,7 @@ def _flat(loss: Loss) -> dict[str, Any]:
     value = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     (solution,), report = layer.solve(value)
     (slope,) = torch.autograd.grad(loss(solution), value)
-    assert report.derivative is not None  # there has been a backward pass
+    assert report.derivative is not None  # set by the backward pass
     return {
         "slope": float(slope),
         "consistent": bool(report.derivative.consistent[0]),
@@ -156,14 +156,14 @@ def _flat(loss: Loss) -> dict[str, Any]:
 
 
 def _interval() -> ConvexLayer:
-    """The point next to theta_0 in the interval from theta_1 to theta_2: infeasible where they have changed places."""
+    """Point nearest to theta_0 in the interval [theta_1, theta_2]; infeasible if theta_1 > theta_2."""
     x, theta = cp.Variable(1), cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - theta[0])), [x >= theta[1], x <= theta[2]])
     return ConvexLayer(problem, [theta], [x], on_degenerate="report")
 
 
 def _elastic_interval() -> ConvexLayer:
-    """The same with both ends movable at a price."""
+    """The same with both ends relaxed at a penalty."""
     x, slack, theta = cp.Variable(1), cp.Variable(1, nonneg=True), cp.Parameter(3)
     objective = cp.Minimize(cp.sum_squares(x - theta[0]) + 10 * cp.sum(slack))
     problem = cp.Problem(objective, [x + slack >= theta[1], x - slack <= theta[2]])
@@ -171,7 +171,7 @@ def _elastic_interval() -> ConvexLayer:
 
 
 def _narrow(layer: ConvexLayer, steps: int) -> BilevelResult:
-    """Make the interval narrow and its point 0.3, by steps so long that its ends change places."""
+    """Narrow the interval and move its point to 0.3, with steps so long that it becomes empty."""
 
     def upper(solution: tuple[torch.Tensor, ...], theta: torch.Tensor) -> torch.Tensor:
         return (solution[0] - 0.3).square().sum() + (theta[2] - theta[1]).square()
@@ -182,5 +182,5 @@ def _narrow(layer: ConvexLayer, steps: int) -> BilevelResult:
 
 
 def _failures(result: BilevelResult) -> int:
-    """Trial steps to where the lower problem had no solution: without a line search there is no other reason."""
+    """Count trial steps whose lower problem had no solution, the only rejected ones without a line search."""
     return result.history.evaluations[-1] - result.history.steps - 1

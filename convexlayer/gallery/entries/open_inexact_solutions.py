@@ -1,4 +1,4 @@
-"""Open question: how wrong may a lower solution be before the direction stops leading down?"""
+"""Open question: how inaccurate may a lower solution be before the gradient is no descent direction?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOOD = 0.9
 
 
 def run(*, places: tuple[int, ...] = PLACES, draws: int = 20, levels: int = 22) -> Result:
-    """Disturb the lower solution at places along an outer descent, and stop gradient descent on it early."""
+    """Perturb the lower solution at several points of an outer descent, and stop its gradient descent early."""
     problem = diabetes()
     visited = path(problem, places[-1])
     errors = torch.logspace(-4, 1, levels, dtype=torch.float64)
@@ -97,14 +97,14 @@ def run(*, places: tuple[int, ...] = PLACES, draws: int = 20, levels: int = 22) 
 
 
 def _largest(errors: torch.Tensor, cosines: list[float], least: float) -> float:
-    """The largest error up to which all cosines exceed a number; 0 where none does."""
+    """Largest error up to which all cosines exceed ``least``; 0 if none does."""
     too_low = [value <= least for value in cosines]
     count = too_low.index(True) if True in too_low else len(too_low)
     return float(errors[count - 1]) if count else 0.0
 
 
 def _directions(problem: Ridge, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """What the implicit formula gives at points x (batch, n) that are no solutions, (batch, n)."""
+    """Implicit gradients (batch, n) at points x (batch, n) that are not solutions."""
     node = problem.node(Implicit(tol=torch.inf, max_iter=0))
     leaf = theta.expand(len(x), -1).clone().requires_grad_()
     taken = node(leaf, warm_start=x)
@@ -121,7 +121,7 @@ def _worst_cosine(problem: Ridge, theta: torch.Tensor, exact: torch.Tensor, erro
 
 
 def _early(problem: Ridge, theta: torch.Tensor, steps: int) -> dict[str, float]:
-    """Stop gradient descent from zero after a number of steps."""
+    """Stop gradient descent on the lower problem, from zero, after ``steps`` steps."""
     x, exact = torch.zeros(problem.n, dtype=torch.float64), problem.solution(theta)
     for _ in range(steps):
         x = x - problem.step_size * problem.lower_gradient(x, theta)

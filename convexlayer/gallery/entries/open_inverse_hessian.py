@@ -33,7 +33,7 @@ Lower = Callable[[torch.Tensor], torch.Tensor]
 def run(
     *, terms: tuple[int, ...] = (1, 3, 10, 30, 100), products: tuple[int, ...] = (1, 3, 10, 20), steps: int = 20
 ) -> Result:
-    """Compare directions at the start, on the way and late in an outer descent, and let each descend by itself."""
+    """Compare directions at the start, in the middle and late in an outer descent, and descend with each of them."""
     problem = diabetes()
     visited = path(problem, 50)
     places = {"start": visited[0], "after 10 steps": visited[10], "after 50 steps": visited[50]}
@@ -121,7 +121,7 @@ def _gradient(problem: Ridge, lower: Lower, theta: torch.Tensor) -> torch.Tensor
 
 
 def _by_gradient_descent(problem: Ridge, derivative: Implicit) -> Lower:
-    """The exact solution, with the derivative of a fixed point of gradient descent."""
+    """Exact solution, with the derivative of a fixed point of gradient descent."""
     node = problem.node(derivative)
     return lambda theta: node(theta, warm_start=problem.solution(theta.detach()))
 

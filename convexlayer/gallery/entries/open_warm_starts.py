@@ -21,7 +21,7 @@ STARTS = ("cold", "warm", "predicted")
 
 
 def run(*, steps: int = 20, tols: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)) -> Result:
-    """Solve along one path of weights from zero, from the last solution, and from its tangent's prediction."""
+    """Solve along a path of weights from zero, from the previous solution, and from its first-order prediction."""
     problem = diabetes()
     thetas = path(problem, steps)
     forward = {tol: _forward(problem, thetas, tol) for tol in tols}
@@ -88,7 +88,7 @@ def _at(problem: Ridge, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _adjoint(problem: Ridge, thetas: list[torch.Tensor], tol: float) -> dict[str, list[int]]:
-    """Iterations u+ = u - alpha (H u - v) for the adjoint of eq. 11, which is a Neumann series when u starts at 0."""
+    """Count iterations u+ = u - alpha (H u - v) for the adjoint of eq. 11, a Neumann series from u = 0."""
     counts: dict[str, list[int]] = {"cold": [], "warm": []}
     for before, theta in pairwise(thetas):
         last = torch.linalg.solve(problem.hessian(before), _cotangent(problem, before))

@@ -1,4 +1,4 @@
-"""The shapes of a node's parameters, and their batch axis."""
+"""Parameter shapes of a node and their batch axis."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ __all__ = [
     "Dims",
     "Shape",
     "Tensors",
-    "element",
-    "first_iterates",
-    "fold",
-    "repeated",
-    "take",
+    "element_parameters",
+    "flatten_warm_start",
+    "fold_vmap_axis",
+    "repeat_elements",
+    "take_elements",
     "without_autocast",
 ]
 
 Shape = tuple[int, ...]
-"""A shape; -1 stands for any size."""
+"""Shape of a tensor; -1 stands for any size."""
 
 Tensors = tuple[torch.Tensor, ...]
 
 Dims = tuple[int | None, ...]
-"""The batch axis of each tensor, as torch.func.vmap's in_dims: 0, or None where all elements share the tensor."""
+"""Batch axis of each tensor, as ``in_dims`` of torch.func.vmap: 0, or None for a tensor that all elements share."""
 
 
 @final
 @dataclass(frozen=True)
 class Batch:
-    """The parameters of one call of a node.
+    """Parameters of one call of a node.
 
     Attributes:
-        tensors: the parameters, as they came: shared ones are not expanded, so that their gradients are never held once
-            an element.
-        dims: their batch axes.
-        size: the number of elements; 1 where no parameter is batched.
-        single: whether no parameter is batched, so that the outputs have no batch axis either.
+        tensors: the parameters as given. Shared ones are not expanded, so that their gradients take no memory per
+            element.
+        dims: batch axis of each.
+        size: number of elements; 1 if no parameter is batched.
+        single: True if no parameter is batched; the outputs then have no batch axis.
     """
 
     tensors: Tensors
@@ -54,16 +54,16 @@ class Batch:
 
     @staticmethod
     def of(shapes: Sequence[Shape], tensors: Sequence[torch.Tensor]) -> Batch:
-        """Compare tensors with the shapes of one element.
+        """Check tensors against the shapes of one element.
 
         Raises:
-            ShapeError: a tensor has neither its parameter's shape nor that shape behind one batch axis, or two batch
-                axes differ, or one is empty.
+            ShapeError: a tensor has neither the shape of its parameter nor that shape behind one batch axis, or the
+                batch axes differ in length, or one is empty.
             ProblemError: a tensor is not floating-point, or dtypes or devices differ.
         """
         if len(tensors) != len(shapes):
             raise ShapeError(f"expected {len(shapes)} parameters, got {len(tensors)}")
-        tensors = [_out_of_autocast(tensor) for tensor in tensors]
+        tensors = [_promote_half_under_autocast(tensor) for tensor in tensors]
         dims: list[int | None] = []
         size: int | None = None
         for number, (shape, tensor) in enumerate(zip(shapes, tensors, strict=True)):
@@ -80,34 +80,42 @@ class Batch:
                     f"parameter {number} is {tensor.dtype} on {tensor.device}, parameter 0 {tensors[0].dtype} on "
                     f"{tensors[0].device}: convert them to one dtype and device"
                 )
-            batched = tensor.ndim == len(shape) + 1
-            own = tuple(tensor.shape[batched:])
+            is_batched = tensor.ndim == len(shape) + 1
+            own = tuple(tensor.shape[is_batched:])
             if len(own) != len(shape) or any(want not in (-1, got) for want, got in zip(shape, own, strict=True)):
                 raise ShapeError(
-                    f"parameter {number}: expected {_shown(shape)}, or that behind one batch axis, got "
+                    f"parameter {number}: expected {_format_shape(shape)}, or that behind one batch axis, got "
                     f"{tuple(tensor.shape)}"
                 )
-            if batched and not tensor.shape[0]:
+            if is_batched and not tensor.shape[0]:
                 raise ShapeError(f"parameter {number}: expected at least one element, got a batch of 0")
-            if batched and size not in (None, tensor.shape[0]):
+            if is_batched and size not in (None, tensor.shape[0]):
                 raise ShapeError(
                     f"parameter {number}: expected a batch of {size} as for the parameters before it, got "
                     f"{tensor.shape[0]}"
                 )
-            size = tensor.shape[0] if batched else size
-            dims.append(0 if batched else None)
+            size = tensor.shape[0] if is_batched else size
+            dims.append(0 if is_batched else None)
         return Batch(tuple(tensors), tuple(dims), 1 if size is None else size, size is None)
 
     def unbatched(self, output: torch.Tensor) -> torch.Tensor:
-        """An output (size, ...) as the caller expects it: without the batch axis where no parameter had one."""
+        """Drop the batch axis of an output (size, ...) if no parameter had one."""
         return output.squeeze(0) if self.single else output
 
 
-def first_iterates(given: torch.Tensor | None, variable: Shape, batch: Batch) -> torch.Tensor | None:
-    """A warm start as (batch, n), of one iterate for all elements or one each; None where it is for another batch.
+def flatten_warm_start(given: torch.Tensor | None, variable: Shape, batch: Batch) -> torch.Tensor | None:
+    """Flatten a warm start to (batch, n).
+
+    Args:
+        given: (*variable), or (batch, *variable); None for no warm start.
+        variable: shape of one iterate.
+        batch: parameters of the call.
+
+    Returns:
+        The iterates, or None (with a warning) if the batch size differs from that of the parameters.
 
     Raises:
-        ShapeError: it is not of the variable's shape.
+        ShapeError: the shape does not fit the variable.
     """
     if given is None:
         return None
@@ -127,47 +135,47 @@ def first_iterates(given: torch.Tensor | None, variable: Shape, batch: Batch) ->
 
 
 def without_autocast(like: torch.Tensor) -> torch.autocast:
-    """Linear algebra is done in the dtype that the parameters have."""
+    """Return a context without autocast: linear algebra runs in the dtype of the parameters."""
     return torch.autocast(like.device.type, enabled=False)
 
 
-def _out_of_autocast(tensor: torch.Tensor) -> torch.Tensor:
-    """Under autocast linear algebra is done in float32."""
+def _promote_half_under_autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """Cast float16 and bfloat16 to float32 under autocast, as torch.linalg does."""
     half = isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float16, torch.bfloat16)
     return tensor.float() if half and torch.is_autocast_enabled(tensor.device.type) else tensor
 
 
-def _shown(shape: Shape) -> str:
+def _format_shape(shape: Shape) -> str:
     sizes = ["any" if size == -1 else str(size) for size in shape]
     return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
 
 
-def element(dims: Dims, theta: Tensors, index: int) -> Tensors:
-    """The parameters of one element."""
+def element_parameters(dims: Dims, theta: Tensors, index: int) -> Tensors:
+    """Select the parameters of one element."""
     return tuple(t[index] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
 
 
-def take(dims: Dims, theta: Tensors, rows: torch.Tensor) -> Tensors:
-    """The parameters of these elements."""
+def take_elements(dims: Dims, theta: Tensors, rows: torch.Tensor) -> Tensors:
+    """Select the parameters of the elements ``rows``."""
     return tuple(t[rows] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
 
 
-def repeated(dims: Dims, theta: Tensors, times: int) -> Tensors:
-    """The parameters with every element so many times in a row."""
-    if times == 1:
+def repeat_elements(dims: Dims, theta: Tensors, count: int) -> Tensors:
+    """Repeat the parameters of every element ``count`` times in a row."""
+    if count == 1:
         return theta
-    return tuple(t.repeat_interleave(times, 0) if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
+    return tuple(t.repeat_interleave(count, 0) if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
 
 
-def fold(
+def fold_vmap_axis(
     lanes: int, in_dims: Sequence[int | None], dims: Dims, tensors: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], Dims, int]:
-    """Merge vmap's axis into the batch axis: what stands in the vmap rule of a node's autograd function.
+    """Merge the axis added by vmap into the batch axis, for the vmap rule of an autograd function.
 
     Args:
-        lanes: size of the axis that vmap adds.
-        in_dims: where each tensor has it; None where it has not.
-        dims: the batch axes, counted without vmap's.
+        lanes: size of the vmap axis.
+        in_dims: position of the vmap axis in each tensor; None where absent.
+        dims: batch axes, not counting the vmap axis.
         tensors: the tensors.
 
     Returns:

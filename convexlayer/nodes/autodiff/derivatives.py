@@ -1,8 +1,8 @@
-"""Derivatives of torch functions: of a batch by autograd alone, of one element by torch.func inside any transform.
+"""First derivatives of torch functions, for one element (torch.func) and for a batch (autograd).
 
-A batch of independent elements needs no transform but one vmap: the gradient of the sum over the batch holds the
-gradient of every element, and so for each row of a Jacobian. The forms for one element stay differentiable under vmap,
-jvp and vjp.
+The gradient of the sum over a batch of independent elements holds the gradient of every element, and likewise for each
+row of a Jacobian, so a batch needs one vmap of the function and no further transform. The functions of one element stay
+differentiable under vmap, jvp and vjp.
 """
 
 from __future__ import annotations
@@ -11,43 +11,43 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._C._functorch import TransformType  # torch has no public way to ask which transforms are active
+from torch._C._functorch import TransformType  # torch has no public query for the active transforms
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.autodiff.batch import Dims, Tensors
 
 __all__ = [
-    "FEW_ROWS",
-    "batched",
+    "MAX_LOOPED_ROWS",
+    "apply_batched",
     "gradient",
     "inside_transform",
     "jacobian",
-    "product",
+    "jacobian_vector_product",
+    "matvec",
     "refuse_nested_forward_mode",
-    "times",
-    "translated",
-    "transposed_product",
+    "vector_jacobian_product",
     "vjp",
+    "vmap_error",
 ]
 
 Function = Callable[..., Any]
 
-FEW_ROWS = 4
-"""Up to so many rows of a Jacobian, one backward pass for each costs less than one batched pass for all."""
+MAX_LOOPED_ROWS = 4
+"""Rows of a Jacobian up to which one backward pass per row was measured faster than one batched pass."""
 
-MANY_NUMBERS = 50_000
-"""A Jacobian of a whole batch with more numbers is computed row by row: vmap would copy the parameters for each row."""
+MAX_BATCHED_ENTRIES = 50_000
+"""Entries of a batched Jacobian above which it is computed row by row: vmap would copy the parameters for each row."""
 
-ROWS_AT_ONCE = 64
-"""How many rows of a Jacobian are computed together: more would only need more memory."""
+ROWS_PER_CHUNK = 64
+"""Rows of a Jacobian computed in one vmapped backward pass; bounds its memory."""
 
 
-def batched(function: Function, dims: Dims, *tensors: torch.Tensor) -> Any:
-    """What a function of one element gives for a batch; for a batch of one without the cost of vmap.
+def apply_batched(function: Function, dims: Dims, *tensors: torch.Tensor) -> Any:
+    """Apply a function of one element to a batch; a batch of one avoids the overhead of vmap.
 
     Args:
-        function: gives a tensor, or a tuple of tensors.
+        function: returns a tensor, or a tuple of tensors.
         dims: batch axes of the tensors, 0 or None; at least one is 0.
         tensors: the arguments.
     """
@@ -59,7 +59,7 @@ def batched(function: Function, dims: Dims, *tensors: torch.Tensor) -> Any:
 
 
 def gradient(value: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """The gradient of a scalar, itself differentiable; zero where it does not depend on ``at``."""
+    """Differentiable gradient of a scalar; zero if it does not depend on ``at``."""
     if not value.requires_grad:
         return torch.zeros_like(at)
     (found,) = torch.autograd.grad(value, at, create_graph=True, allow_unused=True, materialize_grads=True)
@@ -67,44 +67,46 @@ def gradient(value: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
 
 
 def jacobian(rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """The Jacobian (batch, r, n) of rows (batch, r) in ``at`` (batch, n), whose elements are independent; detached."""
+    """Jacobian (batch, r, n) of ``rows`` (batch, r) in ``at`` (batch, n), element by element; detached."""
     size, count = rows.shape
     if not rows.requires_grad:
         return at.new_zeros(size, count, at.shape[-1])
     keywords: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-    if count <= FEW_ROWS or (size > 1 and size * count * at.shape[-1] > MANY_NUMBERS):
+    if count <= MAX_LOOPED_ROWS or (size > 1 and size * count * at.shape[-1] > MAX_BATCHED_ENTRIES):
         with torch.enable_grad():
             sums = (rows.sum(0) if size > 1 else rows.squeeze(0)).unbind()
         return torch.stack([torch.autograd.grad(each, at, **keywords)[0] for each in sums], 1)
     eye = torch.eye(count, dtype=rows.dtype, device=rows.device).unsqueeze(1).expand(count, size, count)
     row = torch.func.vmap(lambda cotangent: torch.autograd.grad(rows, at, cotangent, **keywords)[0])
-    return torch.cat([row(part) for part in eye.split(ROWS_AT_ONCE)]).movedim(0, 1)
+    return torch.cat([row(part) for part in eye.split(ROWS_PER_CHUNK)]).movedim(0, 1)
 
 
-def times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """The product (..., m) of matrices (..., m, n) and vectors (..., n)."""
+def matvec(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """Multiply matrices (..., m, n) by vectors (..., n)."""
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def vjp(function: Function, *primals: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], Tensors]]:
-    """The value of a function and its pullback; torch.func.vjp, with the types of a function of one output."""
-    value, pull = torch.func.vjp(function, *primals)  # type: ignore[misc] # three come only if asked for
+    """torch.func.vjp with the types of a function of one output: its value and its pullback."""
+    value, pull = torch.func.vjp(function, *primals)  # type: ignore[misc] # three values only with has_aux
     return value, pull
 
 
-def transposed_product(function: Function, z: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
+def vector_jacobian_product(function: Function, z: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
     """J'u, with J the Jacobian of a function at z."""
     _, pull = vjp(function, z)
     (result,) = pull(cotangent)
     return result
 
 
-def product(function: Function, z: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
+def jacobian_vector_product(function: Function, z: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
     """J u for a function whose values have the shape of z: the transpose of the linear map u -> J'u.
 
-    Reverse mode alone: not every operation has a forward mode.
+    Uses reverse mode twice, since some operations have no forward mode.
     """
-    return transposed_product(lambda u: transposed_product(function, z, u), torch.zeros_like(tangent), tangent)
+    return vector_jacobian_product(
+        lambda u: vector_jacobian_product(function, z, u), torch.zeros_like(tangent), tangent
+    )
 
 
 def inside_transform() -> bool:
@@ -113,10 +115,10 @@ def inside_transform() -> bool:
 
 
 def refuse_nested_forward_mode() -> None:
-    """Called by the forward-mode rule of a custom function: it may not run inside another forward mode.
+    """Refuse to run the forward-mode rule of a custom function inside another forward mode.
 
     Raises:
-        DerivativeError: a forward-mode transform is active around the one whose rule is running.
+        DerivativeError: a second forward-mode transform is active.
     """
     # The transform whose rule is running is still on the stack.
     if sum(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters()) > 1:
@@ -126,13 +128,13 @@ def refuse_nested_forward_mode() -> None:
         )
 
 
-def translated(error: RuntimeError) -> ProblemError | None:
-    """What to say of an error that torch.func.vmap has raised inside a function of a node; None for any other."""
+def vmap_error(error: RuntimeError) -> ProblemError | None:
+    """Translate an error raised by torch.func.vmap inside a function of a node; None for any other error."""
     said = str(error)
     first = said.splitlines()[0] if said else ""
     if "randomness" in said or "random operation" in said:
         return ProblemError(
-            "a function of the node draws random numbers, so that it is another function at every call: draw them "
+            "a function of the node draws random numbers, so that it differs at every call: draw them "
             "outside and pass them as a parameter, and put modules with dropout in eval mode"
         )
     if "vmap" in said:

@@ -1,4 +1,4 @@
-"""Values whose first derivative is known, and no other."""
+"""Autograd functions with a first derivative only: a value with a known Jacobian, or with none."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from typing import Any, final
 import torch
 
 from convexlayer.errors import DerivativeError
-from convexlayer.nodes.autodiff.derivatives import times
+from convexlayer.nodes.autodiff.derivatives import matvec
 
-__all__ = ["attach", "once"]
+__all__ = ["attach_jacobian", "forbid_second_derivative"]
 
 
-def attach(value: torch.Tensor, jacobian: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    """The value as a function of theta with this Jacobian; differentiating twice raises a DerivativeError.
+def attach_jacobian(value: torch.Tensor, jacobian: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """Return the value as a function of theta with this Jacobian.
 
     Args:
         value: (batch, n).
         jacobian: (batch, n, p).
-        theta: (batch, p), or (p,) where the batch shares it.
+        theta: (batch, p), or (p,) if the batch shares it.
+
+    Raises:
+        DerivativeError: (when differentiated twice) only the first derivative is known.
     """
-    attached: torch.Tensor = _Attach.apply(value, jacobian, theta)  # type: ignore[no-untyped-call]
+    attached: torch.Tensor = _AttachJacobian.apply(value, jacobian, theta)  # type: ignore[no-untyped-call]
     return attached
 
 
 @final
-class _Attach(torch.autograd.Function):
+class _AttachJacobian(torch.autograd.Function):
     """(value, jacobian, theta) -> value."""
 
     generate_vmap_rule = True
@@ -50,24 +53,32 @@ class _Attach(torch.autograd.Function):
         return (
             cotangent,
             None,
-            once(total, (theta,), "ForwardMode gives first derivatives only: use Unrolled for higher ones"),
+            forbid_second_derivative(
+                total, (theta,), "ForwardMode gives first derivatives only: use Unrolled for higher ones"
+            ),
         )
 
     @staticmethod
     def jvp(ctx: Any, value: torch.Tensor | None, _: Any, theta: torch.Tensor | None) -> torch.Tensor:
         (jacobian, *_) = ctx.saved_tensors
-        moved = torch.zeros_like(jacobian[..., 0]) if theta is None else times(jacobian, theta)
+        moved = torch.zeros_like(jacobian[..., 0]) if theta is None else matvec(jacobian, theta)
         return moved if value is None else value + moved
 
 
-def once(value: torch.Tensor, sources: Sequence[torch.Tensor], message: str) -> torch.Tensor:
-    """The value, which depends on its sources in an unknown way: differentiating it raises a DerivativeError."""
-    marked: torch.Tensor = _Once.apply(message, value, *sources)  # type: ignore[no-untyped-call]
+def forbid_second_derivative(value: torch.Tensor, sources: Sequence[torch.Tensor], message: str) -> torch.Tensor:
+    """Return the value of a first derivative such that differentiating it again raises a DerivativeError.
+
+    Args:
+        value: the derivative.
+        sources: the tensors it depends on.
+        message: text of the error.
+    """
+    marked: torch.Tensor = _ForbidSecondDerivative.apply(message, value, *sources)  # type: ignore[no-untyped-call]
     return marked
 
 
 @final
-class _Once(torch.autograd.Function):
+class _ForbidSecondDerivative(torch.autograd.Function):
     """(message, value, *sources) -> value."""
 
     generate_vmap_rule = True

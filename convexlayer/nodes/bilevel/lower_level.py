@@ -1,4 +1,4 @@
-"""The lower level of a bilevel problem: anything that maps parameters to a solution, warm-started where it can be."""
+"""Lower levels of a bilevel problem: layers, nodes and functions that map parameters to a solution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from convexlayer.errors import ProblemError
 from convexlayer.layers import ConvexLayer, Report
 from convexlayer.nodes.autodiff.batch import Shape, Tensors
 from convexlayer.nodes.declarative.forward_solver import AbstractForwardSolver
-from convexlayer.nodes.declarative.initial_points import Start, starts_of
+from convexlayer.nodes.declarative.initial_points import Start, initial_points
 from convexlayer.nodes.declarative.node import AbstractNode
 from convexlayer.nodes.declarative.nonlinear_program import NonlinearProgram, Point
 from convexlayer.nodes.fixed_point.fixed_point_node import FixedPointNode
@@ -22,32 +22,32 @@ __all__ = ["AbstractLower", "LowerProgram", "lower_level", "lower_program"]
 
 
 class AbstractLower(ABC):
-    """Solves the lower problem."""
+    """Solver of the lower problem."""
 
     @abstractmethod
     def solve(self, theta: Tensors, warm: Any) -> tuple[Any, Any]:
-        """The solution, differentiable in theta, and what the next solve near by may start from.
+        """Solve; returns the solution, differentiable in theta, and the warm start of the next solve.
 
         Args:
             theta: the parameters.
-            warm: what an earlier solve gave, or None.
+            warm: warm start from an earlier solve, or None.
         """
 
 
 def lower_level(lower: ConvexLayer | Callable[..., Any], *, warm_start: bool) -> AbstractLower:
-    """The lower level that a layer, a node or any other function of theta is."""
+    """Wrap a layer, a node or any other function of theta, with warm starts if requested and supported."""
     match lower:
         case ConvexLayer() if warm_start:
-            return _Layer(lower)
+            return _ConvexLayerLevel(lower)
         case AbstractNode() if warm_start:
-            return _Node(lower)
+            return _NodeLevel(lower)
         case FixedPointNode() if warm_start and lower.forgets_start:
-            return _Node(lower)
-    return _Function(lower)
+            return _NodeLevel(lower)
+    return _FunctionLevel(lower)
 
 
 @final
-class _Layer(AbstractLower):
+class _ConvexLayerLevel(AbstractLower):
     def __init__(self, layer: ConvexLayer) -> None:
         self._layer = layer
 
@@ -56,7 +56,7 @@ class _Layer(AbstractLower):
 
 
 @final
-class _Node(AbstractLower):
+class _NodeLevel(AbstractLower):
     def __init__(self, node: AbstractNode | FixedPointNode) -> None:
         self._node = node
 
@@ -66,7 +66,7 @@ class _Node(AbstractLower):
 
 
 @final
-class _Function(AbstractLower):
+class _FunctionLevel(AbstractLower):
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
@@ -83,9 +83,9 @@ class LowerProgram:
         program: the functions, of y as a vector.
         variable: shape of y.
         shapes: shapes of the parameters.
-        start: where its solver starts.
-        solver: solves it.
-        minimises: whether its solutions are minima, not any stationary points.
+        start: initial point(s) of its solver.
+        solver: forward solver.
+        minimises: whether its solutions are minima; else any stationary point is one.
     """
 
     program: NonlinearProgram
@@ -96,19 +96,19 @@ class LowerProgram:
     minimises: bool
 
     def starts(self, theta: Tensors) -> torch.Tensor:
-        """The starts at these parameters, (k, n)."""
-        return starts_of(self.start, None, self.variable, (None,) * len(theta), theta).squeeze(0)
+        """Initial points at these parameters, (k, n)."""
+        return initial_points(self.start, None, self.variable, (None,) * len(theta), theta).squeeze(0)
 
     def solve(self, program: NonlinearProgram, start: torch.Tensor, theta: Tensors, *, p: int, m: int) -> Point:
-        """What the solver makes of a program with these parameters, from each start (k, n); a solution or not."""
+        """Run the solver on a program from each start (k, n); the results are not verified."""
         return self.solver.solve(program, start, (None,) * len(theta), theta, p=p, m=m, mu=0.0).point
 
 
 def lower_program(lower: object) -> LowerProgram:
-    """The functions of a node.
+    """Get the lower problem of a node.
 
     Raises:
-        ProblemError: it is no node that is given by functions, or one of a barrier's central path.
+        ProblemError: the lower level is not a node given by functions, or has a barrier parameter t.
     """
     if not isinstance(lower, AbstractNode):
         raise ProblemError(
@@ -117,7 +117,7 @@ def lower_program(lower: object) -> LowerProgram:
         )
     if lower.t is not None:
         raise ProblemError(
-            f"the KKT form is that of the lower problem itself, and this node follows the barrier's path with "
+            "the KKT form is that of the lower problem itself, but this node returns a point on the central path with "
             f"t = {lower.t}: leave t out"
         )
     options = lower.options

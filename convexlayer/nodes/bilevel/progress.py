@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["History", "Stop", "Stopped"]
 
+PROGRESS_STEPS = 5
+"""Consecutive steps without progress that stop the upper level."""
+
 
 class Stopped(str, Enum):
-    """Why the upper level came to its end."""
+    """Reason for which the upper level stopped."""
 
     STATIONARY = "stationary"
     TARGET = "target"
@@ -31,15 +34,15 @@ class Stopped(str, Enum):
 @final
 @dataclass(frozen=True)
 class Stop:
-    """When to stop; the first rule that holds.
+    """Stopping rules; the first that holds stops the upper level.
 
     Attributes:
-        max_iter: the most steps.
-        gradient_tol: the gradient (with a regulariser, the gradient mapping) is no longer than this: ``stationary``.
-        target: the objective is no larger than this: ``target``.
-        progress_tol: the objective fell by less than this share of itself in each of the last five steps:
-            ``no_progress``; off at 0.
-        patience: so many steps without a better validation value: ``overfitting``.
+        max_iter: largest number of steps: ``iteration_limit``.
+        gradient_tol: largest norm of the gradient (with a regulariser, of the gradient mapping): ``stationary``.
+        target: largest objective: ``target``.
+        progress_tol: smallest relative decrease of the objective; if each of the last five steps was below:
+            ``no_progress``. 0 disables the rule.
+        patience: largest number of steps without a better validation value: ``overfitting``.
     """
 
     max_iter: int = 100
@@ -49,14 +52,14 @@ class Stop:
     patience: int | None = None
 
     def reason(self, state: State, history: History) -> Stopped | None:
-        """The rule that holds, or None."""
+        """Return the first rule that holds, or None."""
         if state.stationarity <= self.gradient_tol:
             return Stopped.STATIONARY
         if state.value <= self.target:
             return Stopped.TARGET
-        recent = history.value[-6:]
+        recent = history.value[-(PROGRESS_STEPS + 1) :]
         stuck = all(a - b < self.progress_tol * abs(a) for a, b in pairwise(recent))
-        if self.progress_tol > 0 and len(recent) == 6 and stuck:
+        if self.progress_tol > 0 and len(recent) == PROGRESS_STEPS + 1 and stuck:
             return Stopped.NO_PROGRESS
         best = history.best_validation
         if self.patience is not None and best is not None and history.steps - best >= self.patience:
@@ -67,15 +70,15 @@ class Stop:
 @final
 @dataclass
 class History:
-    """The course of the upper level: one entry before the first step and one after each.
+    """Learning curves of the upper level: one entry before the first step and one after each.
 
-    With ``KKT`` there is one entry for each problem that was solved, from one start after another.
+    With ``KKT`` there is one entry per subproblem, for all starts in sequence.
 
     Attributes:
-        value: objective, with the regulariser if there is one.
-        stationarity: norm of the gradient or gradient mapping; with ``KKT`` of what no multipliers balance, relative.
+        value: objective, plus the regulariser if there is one.
+        stationarity: norm of the gradient or gradient mapping; with ``KKT`` the relative stationarity residual.
         step_size: step sizes; with ``KKT`` the relaxation t.
-        evaluations: how often the lower problem had been solved by then; with ``KKT`` the problems.
+        evaluations: number of lower solves so far; with ``KKT`` of subproblems.
         validation: values of the validation function; empty without one.
     """
 
@@ -87,16 +90,16 @@ class History:
 
     @property
     def steps(self) -> int:
-        """Steps taken."""
+        """Number of steps taken."""
         return len(self.value) - 1
 
     @property
     def best_validation(self) -> int | None:
-        """The step after which the validation value was lowest; None without a validation function."""
+        """Step after which the validation value was lowest; None without a validation function."""
         return min(range(len(self.validation)), key=self.validation.__getitem__) if self.validation else None
 
     def draw(self, figure: Figure) -> None:
-        """Draw the learning curves on a matplotlib figure: objective and validation, gradient, and step size."""
+        """Draw objective and validation, gradient norm, and step size on a matplotlib figure."""
         objective, gradient, step = figure.subplots(1, 3)
         objective.plot(self.value, label="objective")
         if self.validation:

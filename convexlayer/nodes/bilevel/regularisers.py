@@ -15,30 +15,30 @@ __all__ = ["AbstractRegulariser", "Box", "L1Norm"]
 
 
 class AbstractRegulariser(ABC):
-    """A convex function of the parameters, perhaps infinite somewhere, whose proximal map is known."""
+    """A convex, extended-valued function of the parameters with a known proximal map."""
 
     @abstractmethod
     def value(self, theta: Tensors) -> float:
-        """The function; infinite outside its domain."""
+        """Value, infinite outside the domain."""
 
     @abstractmethod
     def prox(self, theta: Tensors, step_size: float) -> Tensors:
-        """The minimiser of step_size * value(x) + 1/2 |x - theta|^2."""
+        """Proximal map: the minimiser of step_size * value(x) + 1/2 |x - theta|^2."""
 
 
 @final
 @dataclass(frozen=True)
 class L1Norm(AbstractRegulariser):
-    """weight * sum |theta|, which makes parameters zero.
+    """weight * sum |theta|, which promotes zero parameters.
 
     Attributes:
-        weight: nonnegative.
+        weight: weight, nonnegative.
     """
 
     weight: float
 
     def __post_init__(self) -> None:
-        """Check.
+        """Validate.
 
         Raises:
             ProblemError: the weight is negative.
@@ -47,7 +47,7 @@ class L1Norm(AbstractRegulariser):
             raise ProblemError(f"expected a nonnegative weight of the L1 norm, got {self.weight}")
 
     def value(self, theta: Tensors) -> float:
-        """The weighted norm."""
+        """Weighted norm."""
         return self.weight * sum(float(part.abs().sum()) for part in theta)
 
     def prox(self, theta: Tensors, step_size: float) -> Tensors:
@@ -69,7 +69,7 @@ class Box(AbstractRegulariser):
     upper: float = torch.inf
 
     def __post_init__(self) -> None:
-        """Check.
+        """Validate.
 
         Raises:
             ProblemError: the box is empty.
@@ -83,5 +83,5 @@ class Box(AbstractRegulariser):
         return 0.0 if inside else torch.inf
 
     def prox(self, theta: Tensors, step_size: float) -> Tensors:
-        """The nearest point of the box."""
+        """Projection onto the box."""
         return tuple(part.clamp(self.lower, self.upper) for part in theta)

@@ -1,4 +1,4 @@
-"""The upper level of a bilevel problem as a function of its parameters, and the terms in them alone."""
+"""Upper objective of a bilevel problem as a function of the parameters, with its gradient."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from convexlayer.errors import ProblemError, SolverError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.bilevel.lower_level import AbstractLower
 
-__all__ = ["Objective", "Point", "usable"]
+__all__ = ["Objective", "Point", "is_finite"]
 
 
 @final
 @dataclass(frozen=True)
 class Point:
-    """The upper objective at one place.
+    """The upper objective at one point.
 
     Attributes:
         theta: the parameters, detached.
         loss: the objective.
-        gradient: its gradient, one tensor a parameter.
-        solution: the lower solution there, detached where it is a tensor or a tuple of them.
-        warm: what the lower level may start from near by.
+        gradient: its gradient, one tensor per parameter.
+        solution: the lower solution, detached if it is a tensor or a tuple of them.
+        warm: warm start of the lower level at nearby parameters.
     """
 
     theta: Tensors
@@ -36,11 +36,11 @@ class Point:
 
     @property
     def gradient_norm(self) -> float:
-        """The Euclidean norm over all parameters."""
+        """Euclidean norm over all parameters."""
         return float(torch.stack([torch.linalg.vector_norm(part) for part in self.gradient]).norm())
 
     def along(self, step: Tensors) -> float:
-        """The directional derivative <gradient, step>."""
+        """Directional derivative <gradient, step>."""
         return sum(float((part * move).sum()) for part, move in zip(self.gradient, step, strict=True))
 
 
@@ -53,7 +53,7 @@ class Objective:
         lower: the lower level.
 
     Attributes:
-        evaluations: how often it has been evaluated.
+        evaluations: number of evaluations.
     """
 
     def __init__(self, upper: Callable[..., torch.Tensor], lower: AbstractLower) -> None:
@@ -64,8 +64,8 @@ class Objective:
         """Evaluate.
 
         Raises:
-            FailedElementsError: the lower problem has no solution there.
-            ProblemError: the objective is no scalar.
+            FailedElementsError: the lower problem has no solution.
+            ProblemError: the objective is not a scalar.
         """
         self.evaluations += 1
         leaves = tuple(part.detach().requires_grad_() for part in theta)
@@ -77,21 +77,21 @@ class Objective:
                 f"upper: expected a scalar, got a tensor of shape {tuple(loss.shape)}; take its sum or mean"
             )
         gradient = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-        # Copies, for torch's optimisers write to their parameters.
+        # Copies, because torch's optimisers write to their parameters.
         return Point(
             tuple(part.detach().clone() for part in theta), loss.item(), gradient, _detached(solution), next_warm
         )
 
     def attempt(self, theta: Sequence[torch.Tensor], warm: Any = None) -> Point | None:
-        """Evaluate; None where the lower problem has no solution, or the objective or its gradient is not finite."""
+        """Evaluate; None if the lower problem has no solution, or the objective or its gradient is not finite."""
         try:
             point = self(theta, warm)
         except SolverError:
             return None
-        return point if usable(point) else None
+        return point if is_finite(point) else None
 
 
-def usable(point: Point) -> bool:
+def is_finite(point: Point) -> bool:
     """Whether the objective and its gradient are finite."""
     return all(bool(torch.isfinite(part).all()) for part in (torch.tensor(point.loss), *point.gradient))
 

@@ -1,10 +1,12 @@
-"""The eigendecomposition of symmetric matrices, all of it or the largest eigenpairs.
+"""Eigendecomposition of symmetric matrices, in full or for the largest eigenpairs.
 
     X = Y diag(lambda) Y',    Y'Y = I          (the stationary points of u'X u on u'u = 1)
 
 Pullback, with S = Y'(cotangent of Y) and F_ij = 1 / (lambda_j - lambda_i), 0 on the diagonal:
 
-    X' = Y (diag(lambda') + F * (S - S') / 2) Y'          (Gould 2026, eigendecomposition, with the sign of its code)
+    X' = Y (diag(lambda') + F * (S - S') / 2) Y'
+
+Reference: Gould 2026, eigendecomposition; the sign is that of its code.
 """
 
 from __future__ import annotations
@@ -16,29 +18,40 @@ import torch
 
 from convexlayer.errors import DerivativeError, ProblemError, ShapeError
 from convexlayer.nodes.autodiff.batch import Tensors
-from convexlayer.nodes.closed_form.base import ClosedForm, elements, entry, least, product
+from convexlayer.nodes.closed_form.base import (
+    ClosedForm,
+    batch_matmul,
+    closed_form_function,
+    describe_elements,
+    minimum,
+)
 
 __all__ = ["eigen_decomposition"]
 
-CLOSE = 10.0
-"""Eigenvalues of size m matrices coincide up to this multiple of m eps times the largest."""
+COINCIDENT_FACTOR = 10.0
+"""Multiples of m eps times the largest eigenvalue of an m x m matrix within which eigenvalues coincide; rounding of
+eigh stays below one of them."""
+
+AMBIGUITY_EXPONENT = 0.5
+"""A loss distinguishes coincident eigenvalues if its cotangents differ by eps to this power. Rounding leaves about eps
+times the gap to the next eigenvalue."""
 
 
-@entry
+@closed_form_function
 def eigen_decomposition(
     X: torch.Tensor, k: int | None = None, *, on_degenerate: str = "warn"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues, ascending as those of torch.linalg.eigh, and eigenvectors of (X + X') / 2.
+    """Eigenvalues, ascending as in torch.linalg.eigh, and eigenvectors of (X + X') / 2.
 
-    The gradient is symmetric. An eigenvector is defined up to sign: here its entry of largest magnitude is positive.
+    The gradient is symmetric. The sign of an eigenvector is chosen so that its entry of largest magnitude is positive.
 
-    Where eigenvalues coincide, only functions that do not tell their eigenvectors apart have a derivative, and its
-    pullback is exact: a projector on their common space, or a sum of both eigenvalues. For any other the minimum-norm
-    choice is returned, F = 0 within the space, and ``on_degenerate`` says what becomes of it.
+    Where eigenvalues coincide, only functions that are invariant to the choice of basis of their eigenspace have a
+    derivative, for example its projector or the sum of its eigenvalues; their pullback is exact. For any other function
+    the pullback is the minimum-norm choice, F = 0 within the eigenspace, and ``on_degenerate`` applies.
 
     Args:
         X: (..., m, m).
-        k: how many of the largest eigenvalues to return; None for all.
+        k: number of largest eigenvalues to return; None for all.
         on_degenerate: ``warn``, or ``raise`` a DerivativeError.
 
     Returns:
@@ -75,19 +88,20 @@ class _Eigen(ClosedForm):
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         values, Y = solved
-        (inner,) = self._inner.apply(values, cotangents[0], product(Y.mT, cotangents[1]))
-        return (product(product(Y, inner), Y.mT),)
+        (inner,) = self._inner.apply(values, cotangents[0], batch_matmul(Y.mT, cotangents[1]))
+        return (batch_matmul(batch_matmul(Y, inner), Y.mT),)
 
 
 @final
 class _Inner(ClosedForm):
-    """diag(lambda') + F * (S - S') / 2, which says where a derivative does not exist.
+    """diag(lambda') + F * (S - S') / 2, with a warning or error where the derivative does not exist.
 
-    That is within a repeated eigenvalue, where S is not symmetric, or the cotangents of the eigenvalues differ.
+    It does not exist within the eigenspace of a repeated eigenvalue if S is not symmetric there, or if the cotangents
+    of the eigenvalues differ.
     """
 
     arguments: ClassVar = {"values": ("m",), "cotangent": ("m",), "S": ("m", "m")}
-    checked: ClassVar = False
+    check_finite: ClassVar = False
 
     def __init__(self, on_degenerate: str) -> None:
         self._on_degenerate = on_degenerate
@@ -98,28 +112,33 @@ class _Inner(ClosedForm):
         eps = torch.finfo(values.dtype).eps
         gaps = _gaps(values)
         gaps.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-        # They ascend, so neighbours are the closest; a bound of all in the batch will do to see that none coincide.
-        if least(gaps.diagonal(1, -2, -1)) > CLOSE * values.shape[-1] * eps * torch.linalg.vector_norm(values).item():
+        # Eigenvalues ascend, so neighbours are closest; one bound for the batch suffices to show that none coincide.
+        if (
+            minimum(gaps.diagonal(1, -2, -1))
+            > COINCIDENT_FACTOR * values.shape[-1] * eps * torch.linalg.vector_norm(values).item()
+        ):
             inner = 0.5 * skew / gaps
         else:
-            self._tell(values, cotangent, S, skew)
+            self._report_ambiguity(values, cotangent, S, skew)
             inner = 0.5 * skew * _reciprocal_gaps(values)
         inner.diagonal(dim1=-2, dim2=-1).copy_(cotangent)
         return (inner,)
 
-    def _tell(self, values: torch.Tensor, cotangent: torch.Tensor, S: torch.Tensor, skew: torch.Tensor) -> None:
-        """Say where the cotangents tell repeated eigenvalues apart."""
+    def _report_ambiguity(
+        self, values: torch.Tensor, cotangent: torch.Tensor, S: torch.Tensor, skew: torch.Tensor
+    ) -> None:
+        """Warn or raise where the cotangents distinguish coincident eigenvalues."""
         asked = torch.maximum(skew.abs(), (cotangent[..., None] - cotangent[..., None, :]).abs())
         scale = torch.maximum(S.abs().amax((-2, -1)), cotangent.abs().amax(-1))[..., None, None]
-        # Rounding within the space leaves about eps times the gap to the next eigenvalue; the square root is far above.
-        repeated = _gaps(values).abs() <= _closeness(values)[..., None]
+
+        repeated = _gaps(values).abs() <= _coincidence_tolerance(values)[..., None]
         repeated = repeated & ~torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
-        wrong = (repeated & (asked > torch.finfo(S.dtype).eps ** 0.5 * scale)).any(-1).any(-1)
+        wrong = (repeated & (asked > torch.finfo(S.dtype).eps ** AMBIGUITY_EXPONENT * scale)).any(-1).any(-1)
         if not bool(wrong.any()):
             return
         message = (
-            f"eigenvalues coincide{elements(wrong)}, and the loss tells their eigenvectors or eigenvalues apart: "
-            "it has no derivative there; use the projector Y Y' on their common space, or move X"
+            f"eigenvalues coincide{describe_elements(wrong)}, and the loss distinguishes their eigenvectors or "
+            "eigenvalues: it has no derivative there; use the projector Y Y' on their eigenspace, or change X"
         )
         if self._on_degenerate == "raise":
             raise DerivativeError(message)
@@ -139,15 +158,15 @@ def _gaps(values: torch.Tensor) -> torch.Tensor:
     return values.unsqueeze(-2) - values.unsqueeze(-1)
 
 
-def _closeness(values: torch.Tensor) -> torch.Tensor:
-    """The distance up to which eigenvalues coincide, (..., 1)."""
-    return CLOSE * values.shape[-1] * torch.finfo(values.dtype).eps * values.abs().amax(-1, keepdim=True)
+def _coincidence_tolerance(values: torch.Tensor) -> torch.Tensor:
+    """Distance within which eigenvalues coincide, (..., 1)."""
+    return COINCIDENT_FACTOR * values.shape[-1] * torch.finfo(values.dtype).eps * values.abs().amax(-1, keepdim=True)
 
 
 def _reciprocal_gaps(values: torch.Tensor) -> torch.Tensor:
     """F, (..., m, m), with 0 on the diagonal and where eigenvalues coincide."""
     gaps = _gaps(values)
-    close = gaps.abs() <= _closeness(values)[..., None]  # the diagonal too
+    close = gaps.abs() <= _coincidence_tolerance(values)[..., None]  # also the diagonal
     return gaps.masked_fill(close, torch.inf).reciprocal()
 
 

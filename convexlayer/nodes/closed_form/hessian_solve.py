@@ -1,4 +1,4 @@
-"""The linear system H z = v at a strict local minimum, as a map that knows its own derivative."""
+"""The linear system H z = v at a strict local minimum, as a closed form with its own pullback."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import torch
 
 from convexlayer.errors import DerivativeError
 from convexlayer.nodes.autodiff.batch import Tensors
-from convexlayer.nodes.closed_form.base import ClosedForm, elements
+from convexlayer.nodes.closed_form.base import ClosedForm, describe_elements
 
 __all__ = ["HessianSolve"]
+
+SINGULAR_FACTOR = 10.0
+"""H of size n is singular where a pivot, relative to the diagonal, is at most this multiple of n eps."""
 
 
 @final
@@ -20,31 +23,31 @@ class HessianSolve(ClosedForm):
     With y = H^-1 (cotangent of z):   H' = -(y z' + z y') / 2,   v' = y.
 
     Args:
-        node: the node's name, for the message.
-        advice: what to try where H is not positive definite.
+        node: name of the node, for the message.
+        advice: remedy if H is not positive definite, for the message.
     """
 
     arguments: ClassVar = {"H": ("n", "n"), "v": ("n",)}
-    checked: ClassVar = False
+    check_finite: ClassVar = False
 
     def __init__(self, node: str, advice: str) -> None:
         self._node, self._advice = node, advice
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
-        """z (..., n).
+        """Solve for z (..., n).
 
         Raises:
-            DerivativeError: H is singular or indefinite: the minimum is not isolated, or a kink of the objective.
+            DerivativeError: H is singular or indefinite: the minimum is not isolated, or at a kink of the objective.
         """
         H, v = inputs
         factor, info = torch.linalg.cholesky_ex(H)
         scale = H.diagonal(dim1=-2, dim2=-1)
         pivots = (factor.diagonal(dim1=-2, dim2=-1).square() / torch.where(scale > 0, scale, torch.inf)).amin(-1)
-        wrong = (info != 0) | (pivots <= 10.0 * H.shape[-1] * torch.finfo(H.dtype).eps)
+        wrong = (info != 0) | (pivots <= SINGULAR_FACTOR * H.shape[-1] * torch.finfo(H.dtype).eps)
         if bool(wrong.any()):
             raise DerivativeError(
-                f"{self._node}: the Hessian at the solution is not positive definite{elements(wrong)}, so the solution "
-                f"has no derivative; {self._advice}"
+                f"{self._node}: the Hessian at the solution is not positive definite{describe_elements(wrong)}, so the "
+                f"solution has no derivative; {self._advice}"
             )
         return (torch.cholesky_solve(v[..., None], factor)[..., 0],)
 

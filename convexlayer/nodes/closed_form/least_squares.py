@@ -1,12 +1,12 @@
-"""Least squares: with one QR factorisation for both passes, or of least norm by the singular value decomposition.
+"""Least squares by one QR factorisation for both passes, or of minimum norm by the singular value decomposition.
 
     x = argmin sum_i w_i (a_i'x - b_i)^2,    A'W A x = A'W b
 
 Pullback, with W^(1/2) A = Q R cached, r = b - A x and u = (A'WA)^-1 x' = R^-1 R^-T x':
 
-    A' = W (r u' - A u x'),    b' = W A u,    w' = r * A u          (Gould 2026, least squares; there W = I)
+    A' = W (r u' - A u x'),    b' = W A u,    w' = r * A u          (Gould 2026, least squares, for W = I)
 
-Where the columns are dependent, the solution of least norm is x = A^+ b, with the pseudo-inverse A^+ = V S^-1 U' of the
+Where columns are dependent, the minimum-norm solution is x = A^+ b, with the pseudo-inverse A^+ = V S^-1 U' of the
 singular values above a cutoff. Pullback at constant rank, with p = A^+' x', r = b - A x, y = A^+' x:
 
     A' = r (A^+ p)' - p x' + y (x' - A^+ A x')',    b' = p          (Golub and Pereyra 1973, (4.12))
@@ -21,43 +21,52 @@ import torch
 
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.autodiff.batch import Tensors
-from convexlayer.nodes.closed_form.base import ClosedForm, elements, entry, least, product, times
+from convexlayer.nodes.closed_form.base import (
+    ClosedForm,
+    batch_matmul,
+    batch_matvec,
+    closed_form_function,
+    describe_elements,
+    minimum,
+)
 
 __all__ = ["least_squares", "weighted_least_squares"]
 
+AMBIGUOUS_EXPONENT = 0.5
+"""The rank is ambiguous if a dropped singular value exceeds eps to this power of a kept one: half the digits of the
+derivative are then wrong."""
 
-@entry
+
+@closed_form_function
 def least_squares(
     A: torch.Tensor, b: torch.Tensor, *, rcond: float | None = None, on_degenerate: str = "warn"
 ) -> torch.Tensor:
-    """argmin |A x - b|^2, and with ``rcond`` the one of least norm, for dependent columns and for fewer rows than them.
+    """argmin |A x - b|^2; with ``rcond`` the minimum-norm solution, for dependent columns or fewer rows than columns.
 
-    The solution of least norm has a derivative where the rank does not change: it is that of A with the singular values
-    below the cutoff set to zero. If they are not, the derivative is wrong by about their ratio to the ones kept; where
-    that is more than the square root of the machine epsilon, the rank is ambiguous, and ``on_degenerate`` says what
-    becomes of it.
+    The minimum-norm solution has a derivative where the rank is constant: that of A with the singular values below the
+    cutoff set to zero. If they are not zero, the derivative is wrong by about their ratio to the ones kept; where that
+    exceeds the square root of the machine epsilon, the rank is ambiguous, and ``on_degenerate`` applies.
 
     Args:
         A: (..., m, n), without ``rcond`` of full column rank; leading axes broadcast with those of b.
         b: (..., m).
         rcond: singular values up to this multiple of the largest one count as zero, 0 <= rcond < 1, as in
-            numpy.linalg.lstsq, and those of rounding in any case; None to refuse dependent columns.
-        on_degenerate: ``warn``, or ``raise`` a DerivativeError, in backward where the rank is ambiguous.
+            numpy.linalg.lstsq, and those of the size of rounding in any case; None to reject dependent columns.
+        on_degenerate: ``warn``, or ``raise`` a DerivativeError, in backward passes at an ambiguous rank.
 
     Returns:
         x, (..., n).
 
     Raises:
-        ShapeError: shapes that do not fit.
-        ProblemError: columns that are dependent to working accuracy, so that x is not unique; an rcond that is no
-            ratio.
+        ShapeError: shapes do not fit.
+        ProblemError: columns are dependent to working accuracy, so that x is not unique; rcond is out of range.
     """
     if on_degenerate not in _PSEUDO_SOLVE:
         raise ProblemError(f"on_degenerate: expected one of {', '.join(_PSEUDO_SOLVE)}, got {on_degenerate!r}")
     return (_LEAST_SQUARES if rcond is None else _LeastNorm(rcond, on_degenerate))(A, b)[0]
 
 
-@entry
+@closed_form_function
 def weighted_least_squares(A: torch.Tensor, b: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """argmin sum_i w_i (a_i'x - b_i)^2.
 
@@ -70,8 +79,8 @@ def weighted_least_squares(A: torch.Tensor, b: torch.Tensor, w: torch.Tensor) ->
         x, (..., n).
 
     Raises:
-        ShapeError: shapes that do not fit.
-        ProblemError: a negative weight; or dependent columns.
+        ShapeError: shapes do not fit.
+        ProblemError: a weight is negative; or columns are dependent.
     """
     return _WEIGHTED(A, b, w)[0]
 
@@ -81,15 +90,15 @@ class _LeastSquares(ClosedForm):
     arguments: ClassVar = {"A": ("m", "n"), "b": ("m",)}
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
-        return _by_qr(*inputs)
+        return _qr_solve(*inputs)
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         A, b = inputs
         x, R = solved
         (u,) = _GRAM_SOLVE.apply(A, torch.ones_like(b), R, cotangents[0])
-        Au, Ax = product(A, torch.stack([u, x], -1)).unbind(-1)
-        # One product for the difference of two outer ones: it writes the largest array once.
-        dA = product(torch.stack([b - Ax, -Au], -1), torch.stack([u, x], -2)) if wanted[0] else A
+        Au, Ax = batch_matmul(A, torch.stack([u, x], -1)).unbind(-1)
+        # One product for the difference of two outer products writes the largest array once.
+        dA = batch_matmul(torch.stack([b - Ax, -Au], -1), torch.stack([u, x], -2)) if wanted[0] else A
         return dA, Au
 
 
@@ -99,33 +108,35 @@ class _Weighted(ClosedForm):
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         A, b, w = inputs
-        if least(w) < 0:
-            raise ProblemError(f"w: expected nonnegative weights, got {least(w):.3g}{elements((w < 0).any(-1))}")
+        if minimum(w) < 0:
+            raise ProblemError(
+                f"w: expected nonnegative weights, got {minimum(w):.3g}{describe_elements((w < 0).any(-1))}"
+            )
         root = w.sqrt()
-        return _by_qr(root[..., None] * A, root * b)
+        return _qr_solve(root[..., None] * A, root * b)
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         A, b, w = inputs
         x, R = solved
         (u,) = _GRAM_SOLVE.apply(A, w, R, cotangents[0])
-        Au, Ax = product(A, torch.stack([u, x], -1)).unbind(-1)
+        Au, Ax = batch_matmul(A, torch.stack([u, x], -1)).unbind(-1)
         r, db = b - Ax, w * Au
-        dA = product(torch.stack([w * r, -db], -1), torch.stack([u, x], -2)) if wanted[0] else A
+        dA = batch_matmul(torch.stack([w * r, -db], -1), torch.stack([u, x], -2)) if wanted[0] else A
         return dA, db, r * Au
 
 
-def _by_qr(A: torch.Tensor, b: torch.Tensor) -> Tensors:
-    """The solution (..., n) and R (..., n, n), whose part below the diagonal nobody may read."""
+def _qr_solve(A: torch.Tensor, b: torch.Tensor) -> Tensors:
+    """Solve by QR; returns x (..., n) and R (..., n, n), which is undefined below the diagonal."""
     m, n = A.shape[-2:]
-    # Householder form: Q'b costs O(mn), and Q itself, which only the textbook needs, O(mn^2).
+    # Householder form: Q'b costs O(mn), forming Q would cost O(mn^2).
     reflectors, scales = torch.geqrf(A)
     smallest, largest = torch.aminmax(reflectors.diagonal(dim1=-2, dim2=-1).abs(), dim=-1)
     cutoff = max(m, n) * torch.finfo(A.dtype).eps
-    if m < n or not least(smallest / largest) > cutoff:  # not: zeros alone give NaN
-        where = "" if m < n else elements(smallest <= cutoff * largest)
+    if m < n or not minimum(smallest / largest) > cutoff:  # true for NaN, from columns of zeros
+        where = "" if m < n else describe_elements(smallest <= cutoff * largest)
         raise ProblemError(
             f"A: expected full column rank, got dependent columns among its {m} rows of {n}{where}; pass rcond for "
-            "the solution of least norm, drop columns, or add rows sqrt(lambda) I to A and zeros to b"
+            "the minimum-norm solution, drop columns, or add rows sqrt(lambda) I to A and zeros to b"
         )
     rotated = torch.ormqr(reflectors, scales, b[..., None], transpose=True)
     R = reflectors[..., :n, :].clone()
@@ -134,13 +145,13 @@ def _by_qr(A: torch.Tensor, b: torch.Tensor) -> Tensors:
 
 @final
 class _GramSolve(ClosedForm):
-    """u = (A'WA)^-1 v with the factor of A'WA = R'R given, and its derivatives with that same factor.
+    """u = (A'WA)^-1 v by a given factor of A'WA = R'R, which its derivatives reuse.
 
     With z = (A'WA)^-1 u':   A' = -W A (u z' + z u'),   w' = -A u * A z,   v' = z.
     """
 
     arguments: ClassVar = {"A": ("m", "n"), "w": ("m",), "R": ("n", "n"), "v": ("n",)}
-    checked: ClassVar = False
+    check_finite: ClassVar = False
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         _, _, R, v = inputs
@@ -150,8 +161,8 @@ class _GramSolve(ClosedForm):
         A, w, R, _ = inputs
         (u,) = solved
         (z,) = _GRAM_SOLVE.apply(A, w, R, cotangents[0])
-        Au, Az = product(A, torch.stack([u, z], -1)).unbind(-1)
-        dA = -product(torch.stack([w * Au, w * Az], -1), torch.stack([z, u], -2)) if wanted[0] else A
+        Au, Az = batch_matmul(A, torch.stack([u, z], -1)).unbind(-1)
+        dA = -batch_matmul(torch.stack([w * Au, w * Az], -1), torch.stack([z, u], -2)) if wanted[0] else A
         return dA, -Au * Az, torch.zeros_like(R), z
 
 
@@ -170,7 +181,7 @@ class _LeastNorm(ClosedForm):
         cutoff = max(self._rcond, max(A.shape[-2:]) * torch.finfo(A.dtype).eps) * s[..., :1]
         kept = s > cutoff
         reciprocal = torch.where(kept, 1.0 / s, 0.0)
-        # The largest value that counts as zero, relative to the smallest that does not; next to A = 0 there is no rank.
+        # Ratio of the largest dropped to the smallest kept singular value; infinite near A = 0, which has no rank.
         dropped = torch.where(kept[..., 0], torch.where(kept, 0.0, s).amax(-1) * reciprocal.amax(-1), torch.inf)
         return _pseudo_product(U, reciprocal, Vh.mT, b), U, reciprocal, Vh.mT, dropped
 
@@ -182,24 +193,24 @@ class _LeastNorm(ClosedForm):
 
 @final
 class _PseudoSolve(ClosedForm):
-    """x = A^+ b with the factors of A^+ given, and its derivatives with those same factors."""
+    """x = A^+ b by given factors of A^+, which its derivatives reuse."""
 
     arguments: ClassVar = {
         "A": ("m", "n"), "b": ("m",), "U": ("m", "k"), "reciprocal": ("k",), "V": ("n", "k"), "dropped": ()
     }  # fmt: skip
-    checked: ClassVar = False
+    check_finite: ClassVar = False
 
     def __init__(self, on_degenerate: str) -> None:
         self._on_degenerate = on_degenerate
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         _, b, U, reciprocal, V, dropped = inputs
-        ambiguous = torch.finfo(b.dtype).eps ** 0.5
-        if least(-dropped) < -ambiguous:
+        ambiguous = torch.finfo(b.dtype).eps ** AMBIGUOUS_EXPONENT
+        if minimum(-dropped) < -ambiguous:
             message = (
-                f"the rank of A is ambiguous{elements(dropped > ambiguous)}: a singular value that counts as zero is "
-                f"{-least(-dropped):.1e} of one that does not, and the derivative is wrong by about as much; move "
-                "rcond into a gap of the singular values"
+                f"the rank of A is ambiguous{describe_elements(dropped > ambiguous)}: a singular value that counts as "
+                f"zero is {-minimum(-dropped):.1e} of one that does not, and the derivative is wrong by about as much; "
+                "move rcond into a gap of the singular values"
             )
             if self._on_degenerate == "raise":
                 raise DerivativeError(message)
@@ -213,21 +224,21 @@ class _PseudoSolve(ClosedForm):
 
 
 def _pseudo_product(U: torch.Tensor, reciprocal: torch.Tensor, V: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return times(V, reciprocal * times(U.mT, b))
+    return batch_matvec(V, reciprocal * batch_matvec(U.mT, b))
 
 
 def _constant_rank_pullback(
     solve: _PseudoSolve, A: torch.Tensor, b: torch.Tensor, x: torch.Tensor, factors: Tensors, v: torch.Tensor
 ) -> Tensors:
-    """The cotangents of A and b for that of x = A^+ b."""
+    """Cotangents of A and b for the cotangent v of x = A^+ b."""
     U, reciprocal, V, dropped = factors
-    turned = (V, reciprocal, U, dropped)
-    (p,) = solve.apply(A.mT, v, *turned)
-    (y,) = solve.apply(A.mT, x, *turned)
+    transposed_factors = (V, reciprocal, U, dropped)
+    (p,) = solve.apply(A.mT, v, *transposed_factors)
+    (y,) = solve.apply(A.mT, x, *transposed_factors)
     (q,) = solve.apply(A, p, *factors)
-    (inside,) = solve.apply(A, times(A, v), *factors)
-    left = torch.stack([b - times(A, x), -p, y], -1)
-    return product(left, torch.stack([q, x, v - inside], -2)), p
+    (row_space_part,) = solve.apply(A, batch_matvec(A, v), *factors)
+    left = torch.stack([b - batch_matvec(A, x), -p, y], -1)
+    return batch_matmul(left, torch.stack([q, x, v - row_space_part], -2)), p
 
 
 _LEAST_SQUARES = _LeastSquares()

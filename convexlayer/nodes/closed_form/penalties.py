@@ -1,7 +1,7 @@
-"""Robust penalties of a distance, written in its square s and a scale alpha.
+"""Robust penalties phi of a distance t, as functions of its square s = t^2 and a scale alpha.
 
-Each is phi(sqrt(s)) with phi(t) = t^2/2 near 0 and, but for the quadratic, slower growth beyond alpha. What pooling
-needs are its value, the weight w = 2 dphi/ds that a point gets, and the derivatives of w.
+phi(t) is about t^2/2 near 0 and, except for the quadratic, grows more slowly beyond alpha. Pooling uses its value, the
+weight w = 2 dphi/ds of a point, and the derivatives of w.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["AbstractPenalty", "Huber", "PseudoHuber", "Quadratic", "TruncatedQua
 
 
 class AbstractPenalty(ABC):
-    """A penalty; s and alpha are tensors of one shape.
+    """A penalty phi; s and alpha are tensors of one shape.
 
     Attributes:
-        convex: whether phi is, so that a minimum is the only one.
+        convex: whether phi is convex, so that a minimum is global.
     """
 
     convex: ClassVar[bool]
@@ -42,7 +42,7 @@ class AbstractPenalty(ABC):
 
 @final
 class Quadratic(AbstractPenalty):
-    """phi(t) = t^2/2, which gives the average."""
+    """phi(t) = t^2/2, which pools to the mean."""
 
     convex: ClassVar = True
 
@@ -70,7 +70,7 @@ class PseudoHuber(AbstractPenalty):
     convex: ClassVar = True
 
     def value(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-        """The penalty, in the form that does not cancel for small s."""
+        """The penalty, in a form without cancellation for small s."""
         return s / (1.0 + torch.sqrt(1.0 + s / alpha.square()))
 
     def weight(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -88,30 +88,32 @@ class PseudoHuber(AbstractPenalty):
 
 @final
 class Huber(AbstractPenalty):
-    """phi(t) = t^2/2 up to alpha, alpha (t - alpha/2) beyond: its second derivative jumps at alpha."""
+    """phi(t) = t^2/2 for t <= alpha, else alpha (t - alpha/2); the second derivative jumps at alpha."""
 
     convex: ClassVar = True
 
     def value(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
         """The penalty."""
-        return torch.where(s <= alpha.square(), 0.5 * s, alpha * (_far(s, alpha).sqrt() - 0.5 * alpha))
+        return torch.where(
+            s <= alpha.square(), 0.5 * s, alpha * (_at_least_alpha_squared(s, alpha).sqrt() - 0.5 * alpha)
+        )
 
     def weight(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
         """The weight min(1, alpha / sqrt(s))."""
-        return torch.where(s <= alpha.square(), 1.0, alpha * torch.rsqrt(_far(s, alpha)))
+        return torch.where(s <= alpha.square(), 1.0, alpha * torch.rsqrt(_at_least_alpha_squared(s, alpha)))
 
     def slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
         """The derivative in s: 0, or -alpha s^(-3/2) / 2."""
-        return torch.where(s <= alpha.square(), 0.0, -0.5 * alpha * _far(s, alpha) ** -1.5)
+        return torch.where(s <= alpha.square(), 0.0, -0.5 * alpha * _at_least_alpha_squared(s, alpha) ** -1.5)
 
     def scale_slope(self, s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
         """The derivative in alpha: 0, or s^(-1/2)."""
-        return torch.where(s <= alpha.square(), 0.0, torch.rsqrt(_far(s, alpha)))
+        return torch.where(s <= alpha.square(), 0.0, torch.rsqrt(_at_least_alpha_squared(s, alpha)))
 
 
 @final
 class Welsch(AbstractPenalty):
-    """phi(t) = alpha^2 (1 - exp(-t^2 / (2 alpha^2))): points far off have no weight; several minima."""
+    """phi(t) = alpha^2 (1 - exp(-t^2 / (2 alpha^2))): far points have no weight; there may be several minima."""
 
     convex: ClassVar = False
 
@@ -134,7 +136,7 @@ class Welsch(AbstractPenalty):
 
 @final
 class TruncatedQuadratic(AbstractPenalty):
-    """phi(t) = min(t, alpha)^2 / 2: the average of the points within alpha; several minima, and kinks between them."""
+    """phi(t) = min(t, alpha)^2 / 2: the mean of the points within alpha; several minima, with kinks between them."""
 
     convex: ClassVar = False
 
@@ -155,6 +157,6 @@ class TruncatedQuadratic(AbstractPenalty):
         return torch.zeros_like(s)
 
 
-def _far(s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Squares of distances beyond alpha as they are, alpha^2 for the others: no branch of a `where` may be infinite."""
+def _at_least_alpha_squared(s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """max(s, alpha^2), so that no branch of a torch.where is infinite."""
     return torch.where(s <= alpha.square(), alpha.square(), s)

@@ -2,9 +2,9 @@
 
     y = argmin |y - x|^2   subject to y in C
 
-Each pullback is that of the active face, and the radius has a gradient too. On the boundary between two faces (x on the
-sphere, for a ball) the pullback is that of one side. Spheres are not convex: inside, several points may be the nearest,
-and one of them is taken, as said below.
+The pullback is that of the active face, for the radius too. On the boundary between two faces (for a ball, x on the
+sphere) it is that of one side. Spheres are not convex: for x inside, several points may be nearest, of which each
+function takes the one stated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.autodiff.batch import Tensors
-from convexlayer.nodes.closed_form.base import ClosedForm, elements, entry, least
+from convexlayer.nodes.closed_form.base import ClosedForm, closed_form_function, describe_elements, minimum
 
 __all__ = [
     "project_l1_ball",
@@ -32,9 +32,9 @@ __all__ = [
 Radius = torch.Tensor | float
 
 
-@entry
+@closed_form_function
 def project_simplex(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
-    """The nearest point of {y >= 0, sum(y) = radius}: y = max(x - tau, 0).
+    """Project onto {y >= 0, sum(y) = radius}: y = max(x - tau, 0).
 
     Args:
         x: (..., n).
@@ -49,43 +49,43 @@ def project_simplex(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
     return _project(_SIMPLEX, x, radius)
 
 
-@entry
+@closed_form_function
 def project_l1_ball(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
-    """The nearest point of {sum |y_i| <= radius}; arguments as in ``project_simplex``."""
+    """Project onto {sum |y_i| <= radius}; arguments as in ``project_simplex``."""
     return _project(_L1_BALL, x, radius)
 
 
-@entry
+@closed_form_function
 def project_l1_sphere(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
-    """The nearest point of {sum |y_i| = radius}; a zero of x inside moves up. Arguments as in ``project_simplex``."""
+    """Project onto {sum |y_i| = radius}; zeros of an x inside become positive. Arguments as in ``project_simplex``."""
     return _project(_L1_SPHERE, x, radius)
 
 
-@entry
+@closed_form_function
 def project_l2_ball(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
-    """The nearest point of {|y| <= radius}; arguments as in ``project_simplex``."""
+    """Project onto {|y| <= radius}; arguments as in ``project_simplex``."""
     return _project(_L2_BALL, x, radius)
 
 
-@entry
+@closed_form_function
 def project_l2_sphere(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
-    """The nearest point of {|y| = radius}; arguments as in ``project_simplex``.
+    """Project onto {|y| = radius}; arguments as in ``project_simplex``.
 
     Raises:
-        ProblemError: x = 0, from which all points of the sphere are equally far; or the radius is not positive.
+        ProblemError: x = 0, which is equally far from all points of the sphere; or the radius is not positive.
     """
     return _project(_L2_SPHERE, x, radius)
 
 
-@entry
+@closed_form_function
 def project_linf_ball(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
-    """The nearest point of {max |y_i| <= radius}; arguments as in ``project_simplex``."""
+    """Project onto {max |y_i| <= radius}; arguments as in ``project_simplex``."""
     return _project(_LINF_BALL, x, radius)
 
 
-@entry
+@closed_form_function
 def project_linf_sphere(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
-    """The nearest point of {max |y_i| = radius}; inside, the first of the largest entries moves.
+    """Project onto {max |y_i| = radius}; for an x inside, the first of its largest entries moves.
 
     Arguments as in ``project_simplex``.
     """
@@ -93,39 +93,41 @@ def project_linf_sphere(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
 
 
 def _project(form: _Projection, x: torch.Tensor, radius: Radius) -> torch.Tensor:
-    return form(x, radius)[0] if isinstance(radius, torch.Tensor) else _AtNumber(form, radius)(x)[0]
+    return form(x, radius)[0] if isinstance(radius, torch.Tensor) else _AtConstantRadius(form, radius)(x)[0]
 
 
 class _Projection(ClosedForm):
-    """(x, radius) -> y, with what the pullback needs of the active face."""
+    """(x, radius) -> y, and intermediate results that identify the active face."""
 
     arguments: ClassVar = {"x": ("n",), "radius": ()}
 
     @abstractmethod
-    def find(self, x: torch.Tensor, radius: Radius) -> Tensors:
-        """What ``solve`` gives, for a radius (..., 1) or a number."""
+    def project(self, x: torch.Tensor, radius: Radius) -> Tensors:
+        """Compute the results of ``solve`` for a radius (..., 1) or a number."""
 
     @abstractmethod
-    def slide(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
-        """The cotangents (..., n) of x and (..., 1) of the radius."""
+    def face_pullback(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
+        """Pull v (..., n) back along the active face to cotangents (..., n) of x and (..., 1) of the radius."""
 
     @final
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         x, radius = inputs
-        if least(radius) <= 0:
-            raise ProblemError(f"radius: expected a positive one, got {least(radius):.3g}{elements(radius <= 0)}")
-        return self.find(x, radius[..., None])
+        if minimum(radius) <= 0:
+            raise ProblemError(
+                f"radius: expected a positive one, got {minimum(radius):.3g}{describe_elements(radius <= 0)}"
+            )
+        return self.project(x, radius[..., None])
 
     @final
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
         x, radius = inputs
-        dx, dradius = self.slide(x, radius[..., None], solved, cotangents[0])
+        dx, dradius = self.face_pullback(x, radius[..., None], solved, cotangents[0])
         return dx, dradius[..., 0]
 
 
 @final
-class _AtNumber(ClosedForm):
-    """A projection at a radius that is a number, which needs no gradient."""
+class _AtConstantRadius(ClosedForm):
+    """A projection with a constant radius."""
 
     arguments: ClassVar = {"x": ("n",)}
 
@@ -135,34 +137,34 @@ class _AtNumber(ClosedForm):
         self._form, self._radius = form, radius
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
-        return self._form.find(inputs[0], self._radius)
+        return self._form.project(inputs[0], self._radius)
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
-        return self._form.slide(inputs[0], self._radius, solved, cotangents[0])[:1]
+        return self._form.face_pullback(inputs[0], self._radius, solved, cotangents[0])[:1]
 
 
 def _with_signs(size: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Nonnegative sizes with the signs of x, + where x is zero of either sign."""
+    """Nonnegative sizes with the signs of x, + where x is +0 or -0."""
     return torch.copysign(size, x + 0.0)
 
 
 @final
-class _Threshold(_Projection):
-    """y = sign * max(sign x - tau, 0) with sum max(sign x - tau, 0) = radius; tau from one sort.
+class _SoftThreshold(_Projection):
+    """y = sign * max(sign x - tau, 0) with sum max(sign x - tau, 0) = radius, for the simplex and the l1 norm.
 
-    With the k largest entries as support, tau would be their mean less radius / k; it is the largest of these numbers.
-    On the support: dy = dx - sign dtau, dtau = (sum sign dx - dradius) / k.
+    For the k largest entries as support, tau is their mean less radius / k; the largest over k is the right one (Held,
+    Wolfe and Crowder 1974). On the support: dy = dx - sign dtau, dtau = (sum sign dx - dradius) / k.
     """
 
     def __init__(self, *, signed: bool, ball: bool) -> None:
         self._signed, self._ball = signed, ball
 
-    def find(self, x: torch.Tensor, radius: Radius) -> Tensors:
+    def project(self, x: torch.Tensor, radius: Radius) -> Tensors:
         size = x.abs() if self._signed else x
         ordered = size.sort(dim=-1, descending=True).values
         largest = ordered[..., :1]
         counts = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
-        # Against the largest entry, beside which a radius may be less than rounding.
+        # Relative to the largest entry, beside which the radius may be below rounding.
         tau = (((ordered - largest).cumsum(-1) - radius) / counts).amax(-1, keepdim=True)
         if not self._ball:
             y = torch.relu(size - largest - tau)
@@ -170,7 +172,7 @@ class _Threshold(_Projection):
         tau = torch.relu(largest + tau)
         return _with_signs(torch.relu(size - tau), x), tau.sign()
 
-    def slide(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
+    def face_pullback(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
         sign = solved[0].detach().sign()
         moving = sign.square()
         mean = (sign * v).sum(-1, keepdim=True) / moving.sum(-1, keepdim=True).clamp(min=1)
@@ -181,25 +183,25 @@ class _Threshold(_Projection):
 
 
 @final
-class _Euclidean(_Projection):
-    """y = radius x / |x|, for the ball where |x| > radius only."""
+class _L2(_Projection):
+    """y = radius x / |x|; for the ball only where |x| > radius."""
 
     def __init__(self, *, ball: bool) -> None:
         self._ball = ball
 
-    def find(self, x: torch.Tensor, radius: Radius) -> Tensors:
+    def project(self, x: torch.Tensor, radius: Radius) -> Tensors:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self._ball:
             larger = norm.clamp(min=radius)
             return radius / larger * x, (larger - radius).sign()
-        if least(norm) == 0:
+        if minimum(norm) == 0:
             raise ProblemError(
-                f"x: expected a nonzero vector, got 0{elements(norm[..., 0] == 0)}, equally far from every point of "
-                "the sphere"
+                f"x: expected a nonzero vector, got 0{describe_elements(norm[..., 0] == 0)}, equally far from every "
+                "point of the sphere"
             )
         return (radius / norm * x,)
 
-    def slide(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
+    def face_pullback(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self._ball:
             norm = norm.clamp(min=radius)
@@ -211,30 +213,30 @@ class _Euclidean(_Projection):
 
 
 @final
-class _Box(_Projection):
-    """y_i = clamp(x_i, -radius, radius); on the sphere, from inside, the largest entry goes to the radius alone."""
+class _LInf(_Projection):
+    """y_i = clamp(x_i, -radius, radius); for the sphere and x inside, only the largest entry moves, to the radius."""
 
     def __init__(self, *, ball: bool) -> None:
         self._ball = ball
 
-    def find(self, x: torch.Tensor, radius: Radius) -> Tensors:
-        if not self._ball:  # as from where the first of the largest entries is beyond the radius
+    def project(self, x: torch.Tensor, radius: Radius) -> Tensors:
+        if not self._ball:  # project from a point at which the first of the largest entries exceeds the radius
             size, index = x.abs().max(-1, keepdim=True)
             x = x.scatter(-1, index, _with_signs(size + 2.0 * radius, x.gather(-1, index)))
-        limit: Any = radius  # torch's types know two numbers and two tensors, not two of either
+        limit: Any = radius  # torch types clamp for two numbers or two tensors
         y = x.clamp(-limit, limit)
         return y, (x - y).sign()
 
-    def slide(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
+    def face_pullback(self, x: torch.Tensor, radius: Radius, solved: Tensors, v: torch.Tensor) -> Tensors:
         face = solved[1]
         across = face * v
         return torch.addcmul(v, face, across, value=-1), across.sum(-1, keepdim=True)
 
 
-_SIMPLEX = _Threshold(signed=False, ball=False)
-_L1_BALL = _Threshold(signed=True, ball=True)
-_L1_SPHERE = _Threshold(signed=True, ball=False)
-_L2_BALL = _Euclidean(ball=True)
-_L2_SPHERE = _Euclidean(ball=False)
-_LINF_BALL = _Box(ball=True)
-_LINF_SPHERE = _Box(ball=False)
+_SIMPLEX = _SoftThreshold(signed=False, ball=False)
+_L1_BALL = _SoftThreshold(signed=True, ball=True)
+_L1_SPHERE = _SoftThreshold(signed=True, ball=False)
+_L2_BALL = _L2(ball=True)
+_L2_SPHERE = _L2(ball=False)
+_LINF_BALL = _LInf(ball=True)
+_LINF_SPHERE = _LInf(ball=False)

@@ -1,4 +1,4 @@
-"""Robust pooling: the point with the least sum of penalised distances to given ones.
+"""Robust pooling: the point of least total penalised distance to given points.
 
     u = argmin sum_i phi(|u - x_i|; alpha)          (Gould 2026, average pooling example)
 
@@ -17,17 +17,31 @@ import torch
 
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.nodes.autodiff.batch import Tensors
-from convexlayer.nodes.closed_form.base import ClosedForm, elements, entry, least, like, times
+from convexlayer.nodes.closed_form.base import (
+    ClosedForm,
+    as_tensor_like,
+    batch_matvec,
+    closed_form_function,
+    describe_elements,
+    minimum,
+)
 from convexlayer.nodes.closed_form.hessian_solve import HessianSolve
 from convexlayer.nodes.closed_form.penalties import AbstractPenalty
 
 __all__ = ["robust_pool"]
 
-FLAT = 1e-2
-"""Share of the total weight below which a curvature counts as this."""
+MIN_CURVATURE_SHARE = 1e-2
+"""Smallest curvature of a Newton step where the Hessian is indefinite, as a share of the total weight; smaller shares
+allow longer steps."""
+
+VALUE_ROUNDOFF = 1e-14
+"""Relative difference of objectives in float64 that is rounding, so that Newton steps win near the solution."""
+
+STALL_FACTOR = 4.0
+"""Multiples of eps that rounding leaves of the gradient."""
 
 
-@entry
+@closed_form_function
 def robust_pool(
     x: torch.Tensor,
     penalty: AbstractPenalty,
@@ -39,30 +53,30 @@ def robust_pool(
 ) -> torch.Tensor:
     """Pool n points into one.
 
-    Forward are reweighted averages and Newton steps, whichever is lower. A penalty that is not convex has several
-    minima: the one returned is the lowest of those reached from the mean, the coordinates' medians, and the best of the
-    points, or, with ``start``, the one reached from there. The work is done in float64.
+    The forward pass takes the better of a reweighted average and a Newton step. A nonconvex penalty may have several
+    minima; the result is the lowest of those reached from the mean, the coordinatewise median and the best of the
+    points, or the one reached from ``start``. It runs in float64.
 
     Args:
         x: points, (..., n, d); scalar features as d = 1.
         penalty: Quadratic(), PseudoHuber(), Huber(), Welsch() or TruncatedQuadratic().
-        alpha: the penalty's scale, positive, a number or (...).
-        start: where to start, (d,) or (..., d); it is not differentiated. One of another batch size, as the last batch
-            of a DataLoader has it, is left out with a warning.
-        tol: norm of the objective's gradient, relative to the sum of the norms that it consists of (rounding apart).
-        max_iter: iterations at most.
+        alpha: scale of the penalty, positive, a number or (...).
+        start: initial point, (d,) or (..., d), not differentiated. One of another batch size, such as that of the last
+            batch of a DataLoader, is ignored with a warning.
+        tol: norm of the gradient, relative to the sum of the norms of its terms, up to rounding.
+        max_iter: largest number of iterations.
 
     Returns:
         u, (..., d).
 
     Raises:
-        ShapeError: shapes that do not fit.
+        ShapeError: shapes do not fit.
         ProblemError: there are no points, or alpha is not positive.
         SolverError: the tolerance was not reached.
-        DerivativeError: (in backward) the Hessian is singular, as where no point lies within alpha under Huber's
-            penalty in one dimension and a whole interval is optimal.
+        DerivativeError: (in backward) the Hessian is singular, for example if an interval is optimal because no point
+            lies within alpha of it under the Huber penalty in one dimension.
     """
-    form = _Pool(penalty, tol, max_iter)
+    form = _Pooling(penalty, tol, max_iter)
     if start is not None and start.ndim > 1 and start.shape[:-1] != x.shape[:-2]:
         warnings.warn(
             f"the start is one of {tuple(start.shape[:-1])} elements, the batch has {tuple(x.shape[:-2])}: starting "
@@ -72,22 +86,24 @@ def robust_pool(
         )
         start = None
     if start is None:
-        return form(x, like(alpha, x))[0]
-    return _PoolFrom(form)(x, like(alpha, x), start.detach())[0]
+        return form(x, as_tensor_like(alpha, x))[0]
+    return _PoolingFrom(form)(x, as_tensor_like(alpha, x), start.detach())[0]
 
 
 @final
-class _Pool(ClosedForm):
+class _Pooling(ClosedForm):
     arguments: ClassVar = {"x": ("n", "d"), "alpha": ()}
-    double: ClassVar = True
+    in_float64: ClassVar = True
 
     def __init__(self, penalty: AbstractPenalty, tol: float, max_iter: int) -> None:
         self._penalty, self._tol, self._max_iter = penalty, tol, max_iter
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         x, alpha = inputs
-        if least(alpha) <= 0:
-            raise ProblemError(f"alpha: expected a positive scale, got {least(alpha):.3g}{elements(alpha <= 0)}")
+        if minimum(alpha) <= 0:
+            raise ProblemError(
+                f"alpha: expected a positive scale, got {minimum(alpha):.3g}{describe_elements(alpha <= 0)}"
+            )
         starts = [x.mean(-2)]
         if not self._penalty.convex:
             distances = torch.cdist(x, x).square()
@@ -101,10 +117,10 @@ class _Pool(ClosedForm):
         return (found.gather(0, lowest)[0],)
 
     def descend(self, x: torch.Tensor, alpha: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        """The minima reached from several starts, (s, ..., d).
+        """Minimise from several starts (s, ..., d).
 
-        The penalties are concave in s, so the reweighted average never raises the objective (it minimises a quadratic
-        that touches it from above); where a Newton step is as good, it soon is better.
+        The penalties are concave in the squared distance, so a reweighted average never increases the objective: it
+        minimises a quadratic majorant. Near a minimum the Newton step is better.
         """
         shape = starts.shape
         x = x.expand(shape[:-1] + x.shape[-2:]).reshape(-1, *x.shape[-2:])
@@ -116,10 +132,10 @@ class _Pool(ClosedForm):
             gradient = (w[..., None] * d).sum(-2)
             size = torch.linalg.vector_norm(gradient, dim=-1)
             scale = (w * torch.linalg.vector_norm(d, dim=-1)).sum(-1)
-            rounding = 4.0 * torch.finfo(x.dtype).eps * w.sum(-1) * torch.linalg.vector_norm(u, dim=-1)
+            rounding = STALL_FACTOR * torch.finfo(x.dtype).eps * w.sum(-1) * torch.linalg.vector_norm(u, dim=-1)
             done = done | (size <= self._tol * scale + rounding)
             left = torch.argwhere(~done)[:, 0]
-            if 2 * len(left) <= len(done):  # the last few may need many more iterations than all others
+            if 2 * len(left) <= len(done):  # continue without the converged half
                 found[places] = u
                 if not len(left):
                     return found.reshape(shape)
@@ -127,16 +143,16 @@ class _Pool(ClosedForm):
                     part[left] for part in (places, x, alpha, u, w, H, gradient, done)
                 )
             average = u - gradient / w.sum(-1, keepdim=True)
-            newton = u - _newton(H, gradient, w.sum(-1))
+            newton = u - _newton_step(H, gradient, w.sum(-1))
             low = self._value(x, alpha, average)
-            better = self._value(x, alpha, newton) <= low + 1e-14 * low.abs()
+            better = self._value(x, alpha, newton) <= low + VALUE_ROUNDOFF * low.abs()
             step = torch.where(better[..., None], newton, average)
             u = torch.where(done[..., None], u, step)
         wrong = torch.zeros(len(found), dtype=torch.bool, device=u.device)
         wrong[places] = ~done
         raise SolverError(
             f"robust pooling: not converged after {self._max_iter} iterations"
-            f"{elements(wrong.reshape(shape[:-1]).any(0))}; raise max_iter or tol"
+            f"{describe_elements(wrong.reshape(shape[:-1]).any(0))}; raise max_iter or tol"
         )
 
     def _value(self, x: torch.Tensor, alpha: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -159,35 +175,35 @@ class _Pool(ClosedForm):
         s = d.square().sum(-1)
         scale = alpha[..., None].expand_as(s)
         (z,) = _HESSIAN_SOLVE.apply(H, cotangents[0])
-        along = times(d, z)
+        along = batch_matvec(d, z)
         bent = 2.0 * self._penalty.slope(s, scale) * along
         dalpha = -(self._penalty.scale_slope(s, scale) * along).sum(-1)
         return w[..., None] * z[..., None, :] + bent[..., None] * d, dalpha
 
 
-def _newton(H: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """|H|^-1 gradient, eigenvalues at least FLAT of the total weight where H is not positive definite.
+def _newton_step(H: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Newton step H^-1 gradient; where H is indefinite, with the magnitudes of its eigenvalues, bounded from below.
 
-    So it descends at a saddle too, where averages, which take H to be the weight, are slow.
+    It descends at saddle points too, where averaging, which takes H for the total weight, is slow.
     """
     factor, info = torch.linalg.cholesky_ex(H)
     step = torch.cholesky_solve(gradient[..., None], factor)[..., 0]
     bent = torch.argwhere(info)[:, 0]
     if len(bent):
         values, vectors = torch.linalg.eigh(H[bent])
-        curvature = torch.maximum(values.abs(), FLAT * weight[bent, None])
-        step[bent] = times(vectors, times(vectors.mT, gradient[bent]) / curvature)
+        curvature = torch.maximum(values.abs(), MIN_CURVATURE_SHARE * weight[bent, None])
+        step[bent] = batch_matvec(vectors, batch_matvec(vectors.mT, gradient[bent]) / curvature)
     return step
 
 
 @final
-class _PoolFrom(ClosedForm):
-    """Pooling from a start that the caller chose."""
+class _PoolingFrom(ClosedForm):
+    """Pooling from a given start."""
 
-    arguments: ClassVar = {**_Pool.arguments, "start": ("d",)}
-    double: ClassVar = True
+    arguments: ClassVar = {**_Pooling.arguments, "start": ("d",)}
+    in_float64: ClassVar = True
 
-    def __init__(self, form: _Pool) -> None:
+    def __init__(self, form: _Pooling) -> None:
         self._form = form
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:

@@ -1,4 +1,4 @@
-"""Unconstrained nodes: y(theta) = argmin, argmax or another stationary point of f(y, theta).
+"""Unconstrained nodes: y(theta) is a minimum, a maximum or any stationary point of f(y, theta).
 
 y' = -f_YY^-1 f_XY        (Gould et al. 2016, lemmas 3.1 to 3.3)
 """
@@ -14,7 +14,7 @@ import torch
 from convexlayer.nodes.autodiff.batch import Shape
 from convexlayer.nodes.declarative.forward_solver import AbstractForwardSolver
 from convexlayer.nodes.declarative.interior_point import InteriorPoint
-from convexlayer.nodes.declarative.node import AbstractNode, shaped
+from convexlayer.nodes.declarative.node import AbstractNode, flat_function
 from convexlayer.nodes.declarative.node_options import NodeOptions
 from convexlayer.nodes.declarative.nonlinear_program import Function, NonlinearProgram
 from convexlayer.nodes.declarative.stationary_newton import Stationary
@@ -24,7 +24,7 @@ __all__ = ["ArgmaxNode", "ArgminNode", "StationaryNode"]
 
 
 class _AbstractUnconstrainedNode(AbstractNode):
-    """What the three nodes have in common: their arguments."""
+    """Base class of the unconstrained nodes."""
 
     def __init__(
         self,
@@ -35,20 +35,20 @@ class _AbstractUnconstrainedNode(AbstractNode):
         solver: AbstractForwardSolver | None = None,
         options: NodeOptions | None = None,
     ) -> None:
-        program = NonlinearProgram(self._minimised(shaped(f, variable)))
-        super().__init__(program, variable, parameters, solver or self._own_solver(), options)
+        program = NonlinearProgram(self._objective(flat_function(f, variable)))
+        super().__init__(program, variable, parameters, solver or self._default_solver(), options)
 
     @staticmethod
     @abstractmethod
-    def _minimised(f: Function) -> Function:
-        """The objective of the lower problem."""
+    def _objective(f: Function) -> Function:
+        """Objective of the lower problem, which is minimised."""
 
     @staticmethod
     @abstractmethod
-    def _own_solver() -> AbstractForwardSolver:
-        """The solver where none is given."""
+    def _default_solver() -> AbstractForwardSolver:
+        """Forward solver used if none is given."""
 
-    def _why_singular(self, operator: Operator, element: int) -> str:
+    def _singular_message(self, operator: Operator, index: int) -> str:
         return "the Hessian f_YY is singular at the solution, which may not be isolated"
 
 
@@ -56,37 +56,37 @@ class _AbstractUnconstrainedNode(AbstractNode):
 class ArgminNode(_AbstractUnconstrainedNode):
     """y(theta), a local minimum of f(y, theta).
 
-    Points where the Hessian has a negative eigenvalue are left along it. Where it is singular, f is followed along some
-    of its null vectors: what does not fall there counts as a minimum, of the kind ``degenerate``. With a linear solver
-    by products alone no Hessian is formed, and the kind is ``unknown``.
+    The search leaves points whose Hessian has a negative eigenvalue along its eigenvector. Where the Hessian is
+    singular, f is searched along some null vectors; a point with no decrease there counts as a minimum of the kind
+    ``degenerate``. With an iterative linear solver no Hessian is formed, and the kind is ``unknown``.
 
     Args:
         f: objective of one element, f(y, *parameters) -> a scalar.
         variable: shape of y; () for a scalar.
         parameters: shapes of the parameters, -1 for any size.
-        solver: finds the minimum; Newton's method with a line search by default.
-        options: start, choice, linear solver, tolerances, and what to do about failures.
+        solver: forward solver; Newton's method with a line search by default.
+        options: start, choice, linear solver, tolerances, and failure policies.
     """
 
     @staticmethod
-    def _minimised(f: Function) -> Function:
+    def _objective(f: Function) -> Function:
         return f
 
     @staticmethod
-    def _own_solver() -> AbstractForwardSolver:
+    def _default_solver() -> AbstractForwardSolver:
         return InteriorPoint()
 
 
 @final
 class ArgmaxNode(_AbstractUnconstrainedNode):
-    """y(theta), a local maximum of f(y, theta). The arguments are those of ``ArgminNode``; ``choose`` is given -f."""
+    """y(theta), a local maximum of f(y, theta). Arguments as in ``ArgminNode``; ``options.choose`` receives -f."""
 
     @staticmethod
-    def _minimised(f: Function) -> Function:
+    def _objective(f: Function) -> Function:
         return _Negative(f)
 
     @staticmethod
-    def _own_solver() -> AbstractForwardSolver:
+    def _default_solver() -> AbstractForwardSolver:
         return InteriorPoint()
 
 
@@ -94,18 +94,18 @@ class ArgmaxNode(_AbstractUnconstrainedNode):
 class StationaryNode(_AbstractUnconstrainedNode):
     """y(theta), any stationary point of f(y, theta): minimum, maximum, saddle or inflection.
 
-    Several starts give several points, and ``options.choose`` says which is meant. The arguments are those of
-    ``ArgminNode``; the default solver is Newton's method on f_Y = 0. ``report.kind`` says what kind of point each is.
+    Several starts may give several points, among which ``options.choose`` selects; ``report.kind`` classifies them.
+    Arguments as in ``ArgminNode``; the default solver is Newton's method on f_Y = 0.
     """
 
     minimises: ClassVar[bool] = False
 
     @staticmethod
-    def _minimised(f: Function) -> Function:
+    def _objective(f: Function) -> Function:
         return f
 
     @staticmethod
-    def _own_solver() -> AbstractForwardSolver:
+    def _default_solver() -> AbstractForwardSolver:
         return Stationary()
 
 

@@ -6,8 +6,8 @@ With A = h_Y, C = h_X, and H = L_YY, B = L_XY of the Lagrangian L = f + lambda'h
 
     y' = H^-1 A'(A H^-1 A')^-1 (A H^-1 B - C) - H^-1 B
 
-for regular H (deep declarative networks, with A H^-1 B where the notes have A H^-2 B). The node solves the system with
-[H A'; A 0] instead, which also holds where H alone is singular.
+for regular H (Gould et al. 2022, section 4, with the sign of lambda changed; Gould's 2026 notes have A H^-2 B for
+A H^-1 B by a slip). The node solves the system with the KKT matrix [H A'; A 0], which may be regular where H is not.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from typing import final
 
 import torch
 
-from convexlayer.nodes.autodiff.batch import Shape, element
+from convexlayer.nodes.autodiff.batch import Shape, element_parameters
 from convexlayer.nodes.declarative.forward_solver import AbstractForwardSolver
 from convexlayer.nodes.declarative.interior_point import InteriorPoint
-from convexlayer.nodes.declarative.node import AbstractNode, shaped
+from convexlayer.nodes.declarative.node import AbstractNode, flat_function
 from convexlayer.nodes.declarative.node_options import NodeOptions
-from convexlayer.nodes.declarative.nonlinear_program import Function, NonlinearProgram, rank_of
+from convexlayer.nodes.declarative.nonlinear_program import Function, NonlinearProgram, numerical_rank
 from convexlayer.nodes.implicit.operator import Operator
 
-__all__ = ["EqualityNode", "why_singular"]
+__all__ = ["EqualityNode", "singular_kkt_message"]
 
 
 @final
 class EqualityNode(AbstractNode):
-    """y(theta), a local minimum of f on h = 0.
+    """y(theta), a local minimum of f subject to h = 0.
 
     Args:
         f: objective of one element, f(y, *parameters) -> a scalar.
         h: constraints of one element, h(y, *parameters) -> (p,).
         variable: shape of y.
         parameters: shapes of the parameters, -1 for any size.
-        solver: finds the minimum; Newton's method on the Lagrangian with a line search by default.
-        options: start, choice, linear solver, tolerances, and what to do about failures.
+        solver: forward solver; Newton's method on the Lagrangian with a line search by default.
+        options: start, choice, linear solver, tolerances, and failure policies.
     """
 
     def __init__(
@@ -52,27 +52,31 @@ class EqualityNode(AbstractNode):
         solver: AbstractForwardSolver | None = None,
         options: NodeOptions | None = None,
     ) -> None:
-        program = NonlinearProgram(shaped(f, variable), shaped(h, variable))
+        program = NonlinearProgram(flat_function(f, variable), flat_function(h, variable))
         super().__init__(program, variable, parameters, solver or InteriorPoint(), options)
 
-    def _why_singular(self, operator: Operator, element: int) -> str:
-        return why_singular(self._conditions, prod(self.variable), operator, element)
+    def _singular_message(self, operator: Operator, index: int) -> str:
+        return singular_kkt_message(self._conditions, prod(self.variable), operator, index)
 
 
-def why_singular(program: NonlinearProgram, n: int, operator: Operator, position: int) -> str:
-    """What to say of the singular KKT matrix of one element, whose unknowns begin with y (n,)."""
-    z = operator.z[position]
-    theta = element(operator.dims, operator.theta, position)
+def singular_kkt_message(program: NonlinearProgram, n: int, operator: Operator, index: int) -> str:
+    """Describe why the KKT matrix of one element is singular; its unknowns begin with y (n,)."""
+    z = operator.z[index]
+    theta = element_parameters(operator.dims, operator.theta, index)
     y = z[:n]
     rows = torch.func.jacrev(program.h)(y, *theta)
     p = len(rows)
     if len(z) > n + p:
         active = z[n + p :] > 0
         rows = torch.cat([rows, torch.func.jacrev(program.g)(y, *theta)[active]])
-    rank = rank_of(rows * torch.where(y != 0, y.abs(), 1.0)) if rows.numel() and bool(torch.isfinite(rows).all()) else 0
+    rank = (
+        numerical_rank(rows * torch.where(y != 0, y.abs(), 1.0))
+        if rows.numel() and bool(torch.isfinite(rows).all())
+        else 0
+    )
     if rank < len(rows):
         return (
             f"the gradients of the {len(rows)} active constraints are dependent (rank {rank}): the multipliers are not "
-            "unique, and a small change may leave no common solution. Drop the redundant ones"
+            "unique, and a small change may make the constraints inconsistent. Drop the redundant ones"
         )
     return "the Hessian of the Lagrangian is singular on the tangent space of the active constraints"

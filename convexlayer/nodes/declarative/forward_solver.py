@@ -1,4 +1,4 @@
-"""How a lower problem is solved: any function will do, for the derivative does not ask."""
+"""Interface of the forward solvers, and solvers that wrap a given function; the derivative is independent of both."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import ClassVar, final
 import torch
 
 from convexlayer.errors import SolverError
-from convexlayer.nodes.autodiff.batch import Dims, Tensors, element
+from convexlayer.nodes.autodiff.batch import Dims, Tensors, element_parameters
 from convexlayer.nodes.declarative.nonlinear_program import Iterate, NonlinearProgram
 
 __all__ = ["AbstractForwardSolver", "Given", "GivenBatch"]
 
 
 class AbstractForwardSolver(ABC):
-    """Solves a batch of lower problems; whether it did is found out afterwards, from the optimality conditions.
+    """Solver of a batch of nonlinear programs. The caller verifies its result by the KKT residual.
 
     Attributes:
-        restarts: whether it goes on from the start that it is given, so that asking again from where it ended, or from
-            beside a saddle point, makes sense.
+        restarts: whether the solver continues from its start, so that restarting it from its last point, or from beside
+            a saddle point, makes sense.
     """
 
     restarts: ClassVar[bool] = False
@@ -33,23 +33,23 @@ class AbstractForwardSolver(ABC):
         """Solve.
 
         Args:
-            program: the lower problem.
+            program: the program.
             start: (batch, n).
             dims: batch axes of theta.
             theta: the parameters.
             p: number of equalities.
             m: number of inequalities.
-            mu: 0, or the barrier parameter 1 / t of the smoothed problem that is to be solved.
+            mu: barrier parameter 1 / t of the log-barrier problem to solve; 0 for the program itself.
         """
 
 
 @final
 @dataclass(frozen=True)
 class Given(AbstractForwardSolver):
-    """A function of one element, (*parameters) -> y, called once an element.
+    """A given solution of one element, (*parameters) -> y, called once per element.
 
     Attributes:
-        function: any code; y may be a tensor or an array, with as many numbers as the variable.
+        function: any code; returns a tensor or an array with as many numbers as the variable.
     """
 
     function: Callable[..., object]
@@ -57,9 +57,11 @@ class Given(AbstractForwardSolver):
     def solve(
         self, program: NonlinearProgram, start: torch.Tensor, dims: Dims, theta: Tensors, *, p: int, m: int, mu: float
     ) -> Iterate:
-        """Call the function once an element, and estimate the multipliers."""
+        """Call the function once per element, and estimate the multipliers."""
         rows = [
-            torch.as_tensor(self.function(*element(dims, theta, i)), dtype=start.dtype, device=start.device).detach()
+            torch.as_tensor(
+                self.function(*element_parameters(dims, theta, i)), dtype=start.dtype, device=start.device
+            ).detach()
             for i in range(len(start))
         ]
         return _given(program, start, torch.stack([row.reshape(-1) for row in rows]), dims, theta, p, m)
@@ -68,10 +70,10 @@ class Given(AbstractForwardSolver):
 @final
 @dataclass(frozen=True)
 class GivenBatch(AbstractForwardSolver):
-    """A function of the whole batch, (*parameters) -> y (batch, ...); all parameters come with a batch axis.
+    """A given solution of the whole batch, (*parameters) -> y (batch, ...); all parameters have a batch axis.
 
     Attributes:
-        function: any code that gives a tensor or an array.
+        function: any code; returns a tensor or an array.
     """
 
     function: Callable[..., object]

@@ -1,4 +1,4 @@
-"""Where a search starts."""
+"""Initial points of the forward solvers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 from convexlayer.errors import ShapeError
 from convexlayer.nodes.autodiff.batch import Dims, Shape, Tensors
 
-__all__ = ["Start", "starts_of"]
+__all__ = ["Start", "initial_points"]
 
 Start = torch.Tensor | Callable[..., torch.Tensor] | None
-"""Where the solver starts: (*variable) or several, (k, *variable); or a function of the parameters of one element that
-gives either; or None for zeros."""
+"""Initial point(s): a tensor (*variable), or several (k, *variable); a function of the parameters of one element that
+returns either; or None for zeros."""
 
 
-def starts_of(own: Start, warm: torch.Tensor | None, variable: Shape, dims: Dims, theta: Tensors) -> torch.Tensor:
-    """The starts of every element, (batch, k, n).
+def initial_points(own: Start, warm: torch.Tensor | None, variable: Shape, dims: Dims, theta: Tensors) -> torch.Tensor:
+    """Initial points of every element, (batch, k, n).
 
     Args:
-        own: what the node has been told.
-        warm: an earlier solution, (batch, n), which goes first; or None.
-        variable: the shape of one.
+        own: the start in the options of the node.
+        warm: an earlier solution, (batch, n), which replaces it; or None.
+        variable: shape of y.
         dims: batch axes of theta.
         theta: the parameters.
 
     Raises:
-        ShapeError: a start is not of the variable's shape.
+        ShapeError: a start does not have the shape of the variable.
     """
     size = next((t.shape[0] for t, dim in zip(theta, dims, strict=True) if dim == 0), 1)
     n = prod(variable)

@@ -1,4 +1,4 @@
-"""Nodes with fixed linear equalities, in the two forms of Gould et al. 2016, section 4.1."""
+"""Nodes with constant linear equalities, in the two forms of Gould et al. 2016, section 4.1."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from convexlayer.nodes.declarative.equality import EqualityNode
 from convexlayer.nodes.declarative.forward_solver import AbstractForwardSolver
 from convexlayer.nodes.declarative.initial_points import Start
 from convexlayer.nodes.declarative.node_options import Choose, NodeOptions
-from convexlayer.nodes.declarative.nonlinear_program import Function, Point, rank_of
+from convexlayer.nodes.declarative.nonlinear_program import Function, Point, numerical_rank
 from convexlayer.nodes.implicit.node_report import NodeReport
 
 __all__ = ["LinearEqualityNode", "LinearForm"]
 
 
 class LinearForm(Enum):
-    """How a node with linear equalities is solved and differentiated.
+    """Form in which a node with linear equalities is solved and differentiated.
 
-    NULL_SPACE substitutes y = y0 + F z (lemma 4.1): n - m unknowns, and a Hessian F'f_YY F that is definite at a
-    minimum, so that conjugate gradients apply. KKT keeps y and the multipliers (lemma 4.2), which needs no basis F.
+    NULL_SPACE substitutes y = y0 + F z (lemma 4.1): n - m unknowns, and a reduced Hessian F'f_YY F that is definite at
+    a minimum, so that conjugate gradients apply. KKT keeps y and the multipliers (lemma 4.2) and needs no basis F.
     """
 
     NULL_SPACE = "null_space"
@@ -35,30 +35,29 @@ class LinearForm(Enum):
 
 @final
 class LinearEqualityNode(torch.nn.Module):
-    """y(theta), a local minimum of f(y, theta) on A y = b, with A and b given once for all calls.
+    """y(theta), a local minimum of f(y, theta) subject to A y = b, with A and b constant over all calls.
 
         y' = -F (F'f_YY F)^-1 F'f_XY                                       NULL_SPACE, lemma 4.1
         y' = (H^-1 A'(A H^-1 A')^-1 A H^-1 - H^-1) f_XY,    H = f_YY       KKT, lemma 4.2
 
-    Where A or b require grad they get their gradients, by the form KKT whichever is asked for, and may be trained.
-    Where they are other ones for every call, use ``EqualityNode`` with h = A y - b.
+    If A or b require grad they get gradients, by the KKT form whichever is requested, and can be trained. For A or b
+    that differ between calls use ``EqualityNode`` with h = A y - b.
 
     Args:
         f: objective of one element, f(y, *parameters) -> a scalar; y has shape (n,).
         A: (m, n), of full row rank.
         b: (m,).
         parameters: shapes of the parameters, -1 for any size.
-        form: which of the two.
-        solver: finds the minimum; with NULL_SPACE it gives z of y = y0 + F z.
-        options: start (a y, which need not be feasible), choice, linear solver, tolerances, and what to do about
-            failures.
+        form: null space or KKT.
+        solver: forward solver; in the NULL_SPACE form it solves for z in y = y0 + F z.
+        options: start (a y, which need not be feasible), choice, linear solver, tolerances, and failure policies.
 
     Attributes:
         A: as given.
         b: as given.
-        y0: the solution of A y = b of minimum norm, (n,), for the A and b that were given, with every variable in the
-            unit that makes its column of A one of norm 1.
-        F: a basis of the null space of A, (n, n - m), orthonormal in these units.
+        y0: minimum-norm solution of A y = b, (n,), for the given A and b, in units of the variables that normalise the
+            columns of A.
+        F: basis of the null space of A, (n, n - m), orthonormal in these units.
 
     Raises:
         ShapeError: A and b do not fit.
@@ -80,31 +79,33 @@ class LinearEqualityNode(torch.nn.Module):
         if A.ndim != 2 or b.shape != A.shape[:1]:
             raise ShapeError(f"expected A (m, n) and b (m,), got {tuple(A.shape)} and {tuple(b.shape)}")
         m, n = A.shape
-        fixed = A.detach()
-        size = torch.linalg.vector_norm(fixed, dim=0)
+        constant_A = A.detach()
+        size = torch.linalg.vector_norm(constant_A, dim=0)
         unit = 1.0 / torch.where(size > 0, size, 1.0)
-        rank = rank_of(fixed * unit)
+        rank = numerical_rank(constant_A * unit)
         if rank < m:
             raise ProblemError(f"the {m} rows of A are dependent (rank {rank}): drop the redundant ones")
         if m >= n:
-            raise ProblemError(f"{m} equalities leave nothing of {n} variables to choose: solve A y = b instead")
-        # Parameters become parameters of the node.
+            raise ProblemError(f"{m} equalities leave no degree of freedom of {n} variables: solve A y = b instead")
+        # Assigned as they are, so that torch.nn.Parameters become parameters of the node.
         self.A, self.b = A, b
         self._objective = f
         self._form = LinearForm.KKT if A.requires_grad or b.requires_grad else form
-        orthogonal, _ = torch.linalg.qr((fixed * unit).mT, mode="complete")
+        orthogonal, _ = torch.linalg.qr((constant_A * unit).mT, mode="complete")
         self.F = unit.unsqueeze(-1) * orthogonal[:, m:]
-        self._left = orthogonal[:, m:].mT / unit  # of F
-        self._right = unit.unsqueeze(-1) * torch.linalg.pinv(fixed * unit)  # of A
-        self.y0 = self._right @ b.detach()
+        self._F_left_inverse = orthogonal[:, m:].mT / unit
+        self._A_right_inverse = unit.unsqueeze(-1) * torch.linalg.pinv(constant_A * unit)
+        self.y0 = self._A_right_inverse @ b.detach()
         options = options or NodeOptions()
         self._node: ArgminNode | EqualityNode
         if self._form is LinearForm.KKT:
-            self._node = EqualityNode(f, _Plane(A, b), (n,), parameters, solver=solver, options=options)
+            self._node = EqualityNode(f, _LinearEqualities(A, b), (n,), parameters, solver=solver, options=options)
             return
-        choose = None if options.choose is None else _LiftedChoice(options.choose, self.y0, self.F)
-        options = replace(options, start=self._reduced_start(options.start), choose=choose)
-        self._node = ArgminNode(_Lifted(f, self.y0, self.F), (n - m,), parameters, solver=solver, options=options)
+        choose = None if options.choose is None else _ReducedChoice(options.choose, self.y0, self.F)
+        options = replace(options, start=self._reduce_start(options.start), choose=choose)
+        self._node = ArgminNode(
+            _ReducedObjective(f, self.y0, self.F), (n - m,), parameters, solver=solver, options=options
+        )
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def forward(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
@@ -113,26 +114,26 @@ class LinearEqualityNode(torch.nn.Module):
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def solve(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> tuple[Point, NodeReport]:
-        """y and the multipliers, all differentiable, and the report, which the backward pass completes."""
+        """Return y and the multipliers, all differentiable, and the report, which backward passes complete."""
         if self._form is LinearForm.KKT:
             return self._node.solve(*parameters, warm_start=warm_start)
-        start = None if warm_start is None else _reduce(warm_start, self.y0, self._left)
+        start = None if warm_start is None else _reduce(warm_start, self.y0, self._F_left_inverse)
         point, report = self._node.solve(*parameters, warm_start=start)
         batch = Batch.of(self._node.shapes, parameters)
         with without_autocast(point.y):
             y = _lift(point.y, self.y0, self.F)
-            # A'lam = -f_Y has one solution, because y is stationary along F.
-            slope = torch.func.grad(self._objective)
+            # A'lam = -f_Y has a unique solution, because y is stationary along F.
+            gradient = torch.func.grad(self._objective)
             if not batch.single:
-                slope = torch.func.vmap(slope, in_dims=(0, *batch.dims))
-            return Point(y, -slope(y, *batch.tensors) @ self._right.to(y), point.mu), report
+                gradient = torch.func.vmap(gradient, in_dims=(0, *batch.dims))
+            return Point(y, -gradient(y, *batch.tensors) @ self._A_right_inverse.to(y), point.mu), report
 
-    def _reduced_start(self, start: Start) -> Start:
+    def _reduce_start(self, start: Start) -> Start:
         if start is None:
             return None
         if isinstance(start, torch.Tensor):
-            return _reduce(start, self.y0, self._left)
-        return _ReducedStart(start, self.y0, self._left)
+            return _reduce(start, self.y0, self._F_left_inverse)
+        return _ReducedStart(start, self.y0, self._F_left_inverse)
 
 
 def _lift(z: torch.Tensor, y0: torch.Tensor, F: torch.Tensor) -> torch.Tensor:
@@ -141,13 +142,13 @@ def _lift(z: torch.Tensor, y0: torch.Tensor, F: torch.Tensor) -> torch.Tensor:
 
 
 def _reduce(y: torch.Tensor, y0: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """The z whose y is nearest, by the left inverse of F."""
+    """Least-squares z of y = y0 + F z, by the left inverse of F."""
     return (y - y0.to(y)) @ left.to(y).mT
 
 
 @final
 @dataclass(frozen=True)
-class _Plane:
+class _LinearEqualities:
     """A y - b."""
 
     A: torch.Tensor
@@ -159,7 +160,7 @@ class _Plane:
 
 @final
 @dataclass(frozen=True)
-class _Lifted:
+class _ReducedObjective:
     """f as a function of z."""
 
     function: Function
@@ -172,8 +173,8 @@ class _Lifted:
 
 @final
 @dataclass(frozen=True)
-class _LiftedChoice:
-    """The caller's choice among points y, given points z."""
+class _ReducedChoice:
+    """The function ``choose`` of the options, called with points z."""
 
     choose: Choose
     y0: torch.Tensor
@@ -186,7 +187,7 @@ class _LiftedChoice:
 @final
 @dataclass(frozen=True)
 class _ReducedStart:
-    """The caller's start y, as z."""
+    """The start function of the options, returning z."""
 
     start: Callable[..., torch.Tensor]
     y0: torch.Tensor

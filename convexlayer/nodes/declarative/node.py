@@ -1,4 +1,4 @@
-"""The contract of a node that is given by torch functions, and all that such nodes share."""
+"""Base class of nodes defined by a nonlinear program that is given by torch functions."""
 
 from __future__ import annotations
 
@@ -9,45 +9,46 @@ from typing import Any, ClassVar, final
 import torch
 
 from convexlayer.errors import FailedElementsError, ProblemError
-from convexlayer.nodes.autodiff.batch import Batch, Shape, first_iterates, without_autocast
+from convexlayer.nodes.autodiff.batch import Batch, Shape, flatten_warm_start, without_autocast
 from convexlayer.nodes.declarative.forward_solver import AbstractForwardSolver
 from convexlayer.nodes.declarative.node_options import NodeOptions
 from convexlayer.nodes.declarative.nonlinear_program import Function, NonlinearProgram, Point
-from convexlayer.nodes.declarative.solution_search import Search, Task
+from convexlayer.nodes.declarative.solution_search import SearchProblem, SolutionSearch
 from convexlayer.nodes.implicit.equation import Equation, solve_implicitly
-from convexlayer.nodes.implicit.node_report import NodeReport, OnDegenerate, OnFailure
+from convexlayer.nodes.implicit.node_report import DegeneracyPolicy, FailurePolicy, NodeReport
 from convexlayer.nodes.implicit.operator import Operator
 
-__all__ = ["AbstractNode", "shaped"]
+__all__ = ["AbstractNode", "flat_function"]
 
 
 class AbstractNode(torch.nn.Module, ABC):
-    """theta -> y, a stationary point of a lower problem, differentiable as often as its functions allow.
+    """theta -> y, a stationary point of a nonlinear program, differentiable as often as its functions allow.
 
         node = ArgminNode(f, variable=(3,), parameters=[(4, 3), (4,)])
         y = node(A, b)
 
-    Each parameter has its own shape or one leading batch axis; the two mix by broadcasting, and the gradient of a
-    shared parameter is the sum over the batch. The functions are torch functions of one element, f(y, *parameters),
-    which torch.func.vmap batches: no data-dependent branches. The work is done in the dtype, float32 or float64, and on
-    the device of the parameters. Works under torch.no_grad, autocast, torch.func (vmap, vjp, jvp, jacrev, jacfwd,
-    hessian), gradcheck and gradgradcheck; torch.compile breaks its graph around it; a node pickles if its functions do.
+    Each parameter has its own shape, or that shape behind one batch axis; both kinds mix by broadcasting, and the
+    gradient of a shared parameter is the sum over the batch. The functions are torch functions of one element,
+    f(y, *parameters), batched by torch.func.vmap: no data-dependent branches. All work is done in the dtype (float32 or
+    float64) and on the device of the parameters. Supports torch.no_grad, autocast, torch.func (vmap, vjp, jvp, jacrev,
+    jacfwd, hessian), gradcheck and gradgradcheck. torch.compile breaks its graph around a node. A node pickles if its
+    functions do.
 
-    Other tensors with requires_grad that a function uses, as the weights of a module, get their first derivatives too.
-    A function that is a torch.nn.Module becomes a submodule of the node.
+    Captured tensors with requires_grad, such as the weights of a module, get first derivatives. A function that is a
+    torch.nn.Module becomes a submodule of the node.
 
     Args:
-        program: the lower problem of one element.
+        program: the program of one element.
         variable: shape of y.
         parameters: shapes of the parameters, -1 for any size.
-        solver: solves the lower problem.
-        t: the node gives the point of the central path with barrier parameter 1 / t; None for the solution.
-        options: the rest; None for the defaults.
+        solver: forward solver.
+        options: start, tolerances and policies; None for the defaults.
+        t: inverse barrier parameter of the point on the central path that the node returns; None for the solution.
 
     Attributes:
         program: as given.
         variable: as given.
-        shapes: of the parameters.
+        shapes: shapes of the parameters.
         solver: as given.
         options: as given, or the defaults.
         t: as given.
@@ -71,9 +72,10 @@ class AbstractNode(torch.nn.Module, ABC):
             raise ProblemError(f"t must be positive, got {t}")
         self.program, self.variable, self.shapes = program, tuple(variable), [tuple(s) for s in parameters]
         self.solver, self.options, self.t = solver, options, t
-        self._conditions = program if t is None else program.smoothed(t)
-        self._on_failure, self._on_degenerate = OnFailure(options.on_failure), OnDegenerate(options.on_degenerate)
-        self._known: set[Any] = set()
+        self._conditions = program if t is None else program.barrier_problem(t)
+        self._on_failure = FailurePolicy(options.on_failure)
+        self._on_degenerate = DegeneracyPolicy(options.on_degenerate)
+        self._seen: set[Any] = set()
         for name, function in program.functions.items():
             while not isinstance(function, torch.nn.Module) and hasattr(function, "function"):
                 function = function.function
@@ -81,43 +83,48 @@ class AbstractNode(torch.nn.Module, ABC):
                 self.add_module(name, function)
 
     minimises: ClassVar[bool] = True
-    """Whether a solution must be a minimum, and not any stationary point."""
+    """Whether a solution must be a minimum; else any stationary point is one."""
 
     @abstractmethod
-    def _why_singular(self, operator: Operator, element: int) -> str:
-        """What to say of a singular K."""
+    def _singular_message(self, operator: Operator, index: int) -> str:
+        """Describe why K is singular for one element."""
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def forward(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
-        """y (*variable), or (batch, *variable) if any parameter has a batch axis.
+        """Return y (*variable), or (batch, *variable) if any parameter has a batch axis.
 
         Args:
             parameters: the parameters.
-            warm_start: an earlier y, from which the solver starts instead; one of another batch size, as the last batch
-                of a DataLoader has it, is left out with a warning.
+            warm_start: an earlier y that replaces the start. One of another batch size, such as that of the last batch
+                of a DataLoader, is ignored with a warning.
 
         Raises:
             ShapeError: shapes or batch sizes do not fit.
-            ProblemError: a function does not return what it should.
-            FailedElementsError: elements without a stationary point, under ``on_failure="raise"``.
+            ProblemError: a function returns a wrong type, shape or dtype, or cannot be batched.
+            FailedElementsError: elements have no solution, under ``on_failure="raise"``.
         """
         return self.solve(*parameters, warm_start=warm_start)[0].y
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def solve(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> tuple[Point, NodeReport]:
-        """y and the multipliers, all differentiable, and the report, which the backward pass completes."""
+        """Return y and the multipliers, all differentiable, and the report, which backward passes complete."""
         batch = Batch.of(self.shapes, parameters)
         with without_autocast(batch.tensors[0]):
             return self._solve(batch, warm_start)
 
     def _solve(self, batch: Batch, warm_start: torch.Tensor | None) -> tuple[Point, NodeReport]:
-        start = first_iterates(warm_start, self.variable, batch)
-        task = Task(self.program, self._conditions, self.solver, self.options, self.variable, self.t, self.minimises)
-        call = Search(task, batch, self._known)
-        equation = Equation(
-            call.residual, call.solve, self.options.linear, call.judge(self._on_degenerate, self._why_singular)
+        start = flatten_warm_start(warm_start, self.variable, batch)
+        problem = SearchProblem(
+            self.program, self._conditions, self.solver, self.options, self.variable, self.t, self.minimises
         )
-        call.keep = equation.keep
+        call = SolutionSearch(problem, batch, self._seen)
+        equation = Equation(
+            call.residual,
+            call.solve,
+            self.options.linear,
+            call.derivative_check(self._on_degenerate, self._singular_message),
+        )
+        call.on_factor = equation.cache_factor
         z, fine = solve_implicitly(equation, batch, start, call.captured)
         z = self._on_failure.masked(z, fine, call.report)
         n, p = call.n, call.p
@@ -126,19 +133,19 @@ class AbstractNode(torch.nn.Module, ABC):
             mu = torch.func.vmap(call.barrier_multipliers, in_dims=(0, *batch.dims))(z[:, :n], *batch.tensors)
         point = Point(batch.unbatched(y), batch.unbatched(lam), batch.unbatched(mu))
         if self._on_failure.choice == "raise" and not call.report.all_solved:
-            message = self._on_failure.message(call.report, call.tol) + call.dependence(batch)
+            message = self._on_failure.message(call.report, call.tol) + call.dependent_equalities_message(batch)
             raise FailedElementsError(message, indices=call.report.failed, outputs=point, report=call.report)
         return point, call.report
 
 
-def shaped(function: Function, variable: Shape) -> Function:
-    """A function of y (*variable) as one of the vector (n,)."""
-    return function if len(variable) == 1 else _Shaped(function, variable)
+def flat_function(function: Function, variable: Shape) -> Function:
+    """Wrap a function of y (*variable) as a function of the vector (n,)."""
+    return function if len(variable) == 1 else _FlatFunction(function, variable)
 
 
 @final
-class _Shaped:
-    """A function of y, called with the vector (n,)."""
+class _FlatFunction:
+    """A function of y (*variable), called with the vector (n,)."""
 
     def __init__(self, function: Function, variable: Shape) -> None:
         self.function, self._variable = function, variable

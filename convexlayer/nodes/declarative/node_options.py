@@ -1,4 +1,4 @@
-"""What all nodes that are given by functions can be told."""
+"""Options common to the nodes given by functions."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from convexlayer.nodes.implicit.operator import AbstractLinearSolver
 __all__ = ["Choose", "NodeOptions"]
 
 Choose = Callable[..., torch.Tensor]
-"""(y (k, *variable), f (k,), *theta) -> the index of the stationary point that is wanted, of one element."""
+"""(y (k, *variable), f (k,), *theta) of one element -> the index of the selected stationary point."""
+
+DEFAULT_TOL = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Default relative error of a solution by dtype; polishing usually ends at rounding, far below."""
 
 
 @final
 @dataclass(frozen=True)
 class NodeOptions:
-    """What all nodes that are given by functions can be told.
+    """Options common to the nodes given by functions.
 
     Attributes:
-        start: where the solver starts.
-        choose: which of the points found from several starts is the solution; by default the one with the smallest
-            objective. Starts from which no stationary point was found do not take part.
-        linear: solves the linear systems of the derivative, ``Dense()`` by default.
-        polish: at most so many steps of Newton's method after the solver.
-        tol: largest relative error of a component of y and the multipliers, as far as the Newton step tells it, at
-            which a point counts as a solution; None for 1e-6 in float64, 1e-3 in float32.
-        on_failure: what to do when an element has no solution: ``raise`` a FailedElementsError that carries the others,
-            return ``nan`` for it, or ``keep`` the last iterate. The gradients of such elements are zero.
-        on_degenerate: what to do when a derivative may not exist or is inaccurate: ``warn`` (once a node), ``report``
+        start: initial point(s) of the solver.
+        choose: selects among the stationary points found from several starts; by default the one with the smallest
+            objective. Starts that led to no stationary point are not offered.
+        linear: solver of the linear systems of the derivative, ``Dense()`` by default.
+        polish: largest number of Newton steps after the solver.
+        tol: largest relative error of a component of y and the multipliers, as estimated by the Newton step, of a
+            solution; None for 1e-6 in float64, 1e-3 in float32.
+        on_failure: policy for elements without a solution: ``raise`` a FailedElementsError that carries the others,
+            return ``nan`` for them, or ``keep`` the last iterate. Gradients of such elements are zero.
+        on_degenerate: policy for derivatives that may not exist or are inaccurate: ``warn`` (once a node), ``report``
             only, or ``raise`` a DerivativeError.
     """
 
@@ -46,6 +49,5 @@ class NodeOptions:
     on_degenerate: str = "warn"
 
     def tolerance(self, dtype: torch.dtype) -> float:
-        """``tol``, or what stands for it in this type."""
-        own = 1e-6 if dtype == torch.float64 else 1e-3
-        return own if self.tol is None else self.tol
+        """``tol``, or the default of the dtype."""
+        return DEFAULT_TOL[dtype] if self.tol is None else self.tol

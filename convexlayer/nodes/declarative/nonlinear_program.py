@@ -1,4 +1,4 @@
-"""The lower problem of a node, one element at a time, and its optimality conditions.
+"""Nonlinear programs of one element given by torch functions, their derivatives and their KKT residual.
 
     minimise over y    f(y, theta)
     subject to         h(y, theta) = 0        (p,)
@@ -6,7 +6,7 @@
 
     L = f + lambda'h + mu'g,    mu >= 0
 
-This is CVXPY's sign of the multipliers; deep declarative networks write f - lambda'h.
+The sign of the multipliers is that of CVXPY; deep declarative networks (Gould et al. 2022) write f - lambda'h.
 """
 
 from __future__ import annotations
@@ -19,13 +19,24 @@ import torch
 
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.autodiff.batch import Dims, Tensors
-from convexlayer.nodes.autodiff.derivatives import FEW_ROWS, batched, gradient, jacobian, times
+from convexlayer.nodes.autodiff.derivatives import MAX_LOOPED_ROWS, apply_batched, gradient, jacobian, matvec
 from convexlayer.nodes.implicit.operator import AbstractResidual
 
-__all__ = ["Iterate", "NonlinearProgram", "Optimality", "Point", "Quantities", "no_constraints", "pseudo_inverse"]
+__all__ = [
+    "Iterate",
+    "KKTResidual",
+    "NonlinearProgram",
+    "Point",
+    "ProgramDerivatives",
+    "no_constraints",
+    "pseudo_inverse",
+]
 
 Function = Callable[..., torch.Tensor]
 """(y, *theta) of one element -> a scalar, or a vector for constraints."""
+
+ACTIVE_EXPONENT = 0.5
+"""An inequality within eps to this power of zero, relative to its scale, counts as active; 1.5e-8 in float64."""
 
 
 @final
@@ -39,14 +50,14 @@ class Point:
 
     @property
     def z(self) -> torch.Tensor:
-        """(y, lam, mu) as one vector an element."""
+        """(y, lam, mu) concatenated, (batch, n + p + m)."""
         return torch.cat([self.y, self.lam, self.mu], dim=-1)
 
 
 @final
 @dataclass(frozen=True)
-class Quantities:
-    """First and second derivatives at one point; batched by vmap.
+class ProgramDerivatives:
+    """Values and derivatives of a program at one point, each with a leading batch axis.
 
     Attributes:
         f: value of the objective.
@@ -67,24 +78,24 @@ class Quantities:
     G: torch.Tensor
 
     def optimality(self, lam: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(L_Y, h) for the multipliers that L_YY was computed for, and its derivative [L_YY h_Y'; h_Y 0]."""
+        """(L_Y, h) for the multipliers of L_YY, and its Jacobian [L_YY h_Y'; h_Y 0]."""
         if not lam.shape[-1]:
             return self.slope, self.hessian
         corner = self.A.new_zeros(len(self.A), lam.shape[-1], lam.shape[-1])
         upper, lower = torch.cat([self.hessian, self.A.mT], -1), torch.cat([self.A, corner], -1)
-        return torch.cat([self.slope + times(self.A.mT, lam), self.h], -1), torch.cat([upper, lower], -2)
+        return torch.cat([self.slope + matvec(self.A.mT, lam), self.h], -1), torch.cat([upper, lower], -2)
 
 
 @final
 @dataclass(frozen=True)
 class Iterate:
-    """Where a solver ended.
+    """Last iterate of a forward solver.
 
     Attributes:
         point: the point.
-        iterations: its iterations, (batch,).
-        known: the value of (L_Y, h) there, (batch, n + p), and its derivative [L_YY h_Y'; h_Y 0], where there are no
-            inequalities and the solver has computed them.
+        iterations: iterations taken, (batch,).
+        known: (L_Y, h) at the point, (batch, n + p), and its Jacobian [L_YY h_Y'; h_Y 0], for programs without
+            inequalities whose solver has computed them; else None.
     """
 
     point: Point
@@ -94,8 +105,8 @@ class Iterate:
 
 @final
 @dataclass(frozen=True)
-class Recorded:
-    """Values of the functions at y (batch, n), of which autograd can take derivatives.
+class RecordedValues:
+    """Values of the functions at y (batch, n), recorded by autograd.
 
     Attributes:
         y: the points.
@@ -109,8 +120,8 @@ class Recorded:
     h: torch.Tensor
     g: torch.Tensor
 
-    def quantities(self, lam: torch.Tensor, mu: torch.Tensor) -> Quantities:
-        """First derivatives, and L_YY for these multipliers."""
+    def derivatives(self, lam: torch.Tensor, mu: torch.Tensor) -> ProgramDerivatives:
+        """Compute all first derivatives, and L_YY for these multipliers."""
         n, p, m = self.y.shape[-1], lam.shape[-1], mu.shape[-1]
         lam, mu = lam.detach(), mu.detach()
         with torch.enable_grad():
@@ -126,8 +137,8 @@ class Recorded:
         hessian, A, G = whole[:, :n], whole[:, n : n + p], whole[:, n + p :]
         slope = slope.detach()
         if p + m:
-            slope = slope - times(A.mT, lam) - times(G.mT, mu)
-        return Quantities(self.f.detach(), slope, hessian, self.h.detach(), A, self.g.detach(), G)
+            slope = slope - matvec(A.mT, lam) - matvec(G.mT, mu)
+        return ProgramDerivatives(self.f.detach(), slope, hessian, self.h.detach(), A, self.g.detach(), G)
 
 
 def no_constraints(y: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
@@ -138,7 +149,7 @@ def no_constraints(y: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
 @final
 @dataclass(frozen=True)
 class NonlinearProgram:
-    """A lower problem by its functions, which take y as a vector (n,).
+    """A program by its functions, which take y as a vector (n,).
 
     Attributes:
         f: objective.
@@ -152,24 +163,24 @@ class NonlinearProgram:
 
     @property
     def functions(self) -> dict[str, Function]:
-        """The functions that there are, by what they are called."""
+        """The functions that are given, by name."""
         named = {"objective": self.f, "equalities": self.h, "inequalities": self.g}
         return {name: function for name, function in named.items() if function is not no_constraints}
 
-    def checked(self, y: torch.Tensor, *theta: torch.Tensor) -> Tensors:
-        """f, h and g of one element, or an error.
+    def evaluate(self, y: torch.Tensor, *theta: torch.Tensor) -> Tensors:
+        """Evaluate and validate f, h and g of one element.
 
         Raises:
-            ProblemError: an objective that is not a scalar, or constraints that are not vectors.
+            ProblemError: the objective is not a scalar, constraints are not a vector, or a dtype differs.
         """
         found = {"equalities": y[:0], "inequalities": y[:0]}
         for name, function in self.functions.items():
             value, ndim = function(y, *theta), int(name != "objective")
             if not isinstance(value, torch.Tensor) or value.ndim != ndim:
-                came = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                received = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
                 what = "a scalar, shape ()" if ndim == 0 else "a vector, shape (k,)"
                 hint = "sum or squeeze it" if ndim == 0 else "stack the constraints"
-                raise ProblemError(f"expected the {name} of one element as {what}, got {came}: {hint}")
+                raise ProblemError(f"expected the {name} of one element as {what}, got {received}: {hint}")
             if value.dtype != y.dtype:
                 raise ProblemError(f"expected the {name} in the dtype of the parameters, {y.dtype}, got {value.dtype}")
             found[name] = value
@@ -182,9 +193,9 @@ class NonlinearProgram:
             value = value + lam @ self.h(y, *theta)
         return value + mu @ self.g(y, *theta) if mu.numel() else value
 
-    def smoothed(self, t: float) -> NonlinearProgram:
-        """The log-barrier problem f - (1 / t) sum log(-g), eq. 61 divided by t."""
-        return NonlinearProgram(_Barrier(self.f, self.g, t), self.h)
+    def barrier_problem(self, t: float) -> NonlinearProgram:
+        """The log-barrier problem f - (1 / t) sum log(-g): eq. 61 of Gould et al. 2016, divided by t."""
+        return NonlinearProgram(_BarrierObjective(self.f, self.g, t), self.h)
 
     def values(self, dims: Dims, y: torch.Tensor, theta: Tensors) -> Tensors:
         """f (batch,), h (batch, p) and g (batch, m)."""
@@ -194,76 +205,77 @@ class NonlinearProgram:
         def of(y: torch.Tensor, *theta: torch.Tensor) -> Tensors:
             return tuple(function(y, *theta) for function in functions.values())
 
-        found = dict(zip(functions, batched(of, (0, *dims), y, *theta), strict=True))
+        found = dict(zip(functions, apply_batched(of, (0, *dims), y, *theta), strict=True))
         return found["objective"], found.get("equalities", empty), found.get("inequalities", empty)
 
-    def recorded(self, dims: Dims, y: torch.Tensor, theta: Tensors) -> Recorded:
-        """The values at y (batch, n), recorded by autograd."""
+    def record(self, dims: Dims, y: torch.Tensor, theta: Tensors) -> RecordedValues:
+        """Evaluate at y (batch, n), recorded by autograd."""
         with torch.enable_grad():
             leaf = y.detach().requires_grad_()
-            return Recorded(leaf, *self.values(dims, leaf, theta))
+            return RecordedValues(leaf, *self.values(dims, leaf, theta))
 
-    def quantities(self, dims: Dims, point: Point, theta: Tensors) -> Quantities:
-        """Everything that a step of Newton's method needs, batched."""
-        return self.recorded(dims, point.y, theta).quantities(point.lam, point.mu)
+    def derivatives(self, dims: Dims, point: Point, theta: Tensors) -> ProgramDerivatives:
+        """Compute the values and derivatives that a Newton step needs, batched."""
+        return self.record(dims, point.y, theta).derivatives(point.lam, point.mu)
 
-    def stationary(self, recorded: Recorded, p: int) -> tuple[torch.Tensor, Quantities]:
-        """The least-squares multipliers (batch, p) of the equalities without the inequalities, and L_YY for them."""
+    def least_squares_multipliers(self, recorded: RecordedValues, p: int) -> tuple[torch.Tensor, ProgramDerivatives]:
+        """Least-squares multipliers (batch, p) of the equalities, inequalities ignored, and L_YY for them."""
         m = recorded.g.shape[-1]
         none = recorded.y.new_zeros(len(recorded.y), m)
         if not p:
             lam = none[:, :0]
-            return lam, recorded.quantities(lam, none)
-        if p > FEW_ROWS:
-            found = recorded.quantities(recorded.y.new_zeros(len(recorded.y), p), none)
-            lam = _least_squares(found.A, found.slope)
-            return lam, recorded.quantities(lam, none)
-        # The gradients of f and of few equalities are kept differentiable: one record serves both derivatives.
+            return lam, recorded.derivatives(lam, none)
+        if p > MAX_LOOPED_ROWS:
+            found = recorded.derivatives(recorded.y.new_zeros(len(recorded.y), p), none)
+            lam = _least_squares_multipliers(found.A, found.slope)
+            return lam, recorded.derivatives(lam, none)
+        # With few equalities the gradients of f and h are kept differentiable, so that one recording serves L_YY too.
         with torch.enable_grad():
             slope = gradient(recorded.f.sum(), recorded.y)
             A = torch.stack([gradient(each, recorded.y) for each in recorded.h.sum(0).unbind()], 1)
-            lam = _least_squares(A.detach(), slope.detach())
-            hessian = jacobian(slope + times(A.mT, lam), recorded.y)
+            lam = _least_squares_multipliers(A.detach(), slope.detach())
+            hessian = jacobian(slope + matvec(A.mT, lam), recorded.y)
         G = jacobian(recorded.g, recorded.y) if m else hessian[:, :0]
-        found = Quantities(
+        found = ProgramDerivatives(
             recorded.f.detach(), slope.detach(), hessian, recorded.h.detach(), A.detach(), recorded.g.detach(), G
         )
         return lam, found
 
     def multipliers(self, dims: Dims, y: torch.Tensor, theta: Tensors, *, p: int, m: int) -> Iterate:
-        """The least-squares multipliers at y: those of inactive inequalities are zero, those of active ones not below.
+        """Estimate the multipliers at y by least squares.
 
-        A row counts as active where g is above -sqrt(eps) times what g changes over the lengths of the variables.
+        An inequality is active if g >= -ACTIVE_TOL, relative to the change of g over the scales of the variables.
+        Multipliers of inactive inequalities are zero, those of active ones nonnegative.
         """
         count = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         if not p + m:
             empty = y.new_zeros(len(y), 0)
             return Iterate(Point(y, empty, empty), count)
         if not m:
-            lam, found = self.stationary(self.recorded(dims, y, theta), p)
+            lam, found = self.least_squares_multipliers(self.record(dims, y, theta), p)
             return Iterate(Point(y, lam, y.new_zeros(len(y), 0)), count, found.optimality(lam))
-        found = self.quantities(dims, Point(y, y.new_zeros(len(y), p), y.new_zeros(len(y), m)), theta)
-        far = times(found.G.abs(), lengths(y, found))
-        active = (found.g >= -(torch.finfo(y.dtype).eps ** 0.5) * far).to(y.dtype)
-        both = _least_squares(torch.cat([found.A, active.unsqueeze(-1) * found.G], dim=-2), found.slope)
+        found = self.derivatives(dims, Point(y, y.new_zeros(len(y), p), y.new_zeros(len(y), m)), theta)
+        far = matvec(found.G.abs(), variable_scales(y, found))
+        active = (found.g >= -(torch.finfo(y.dtype).eps ** ACTIVE_EXPONENT) * far).to(y.dtype)
+        both = _least_squares_multipliers(torch.cat([found.A, active.unsqueeze(-1) * found.G], dim=-2), found.slope)
         return Iterate(Point(y, both[:, :p], active * both[:, p:].clamp(min=0.0)), count)
 
 
-def _least_squares(rows: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """The multipliers of least norm with rows'multipliers nearest to -slope.
+def _least_squares_multipliers(rows: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """Minimum-norm multipliers lam that minimise |rows'lam + slope|.
 
-    Rows are brought to one length first: which of them are dependent must not depend on their units.
+    Rows are normalised first, so that which of them are dependent does not depend on their units.
     """
     size = torch.linalg.vector_norm(rows, dim=-1)
     size = torch.where(size > 0, size, 1.0)
     unit = rows / size.unsqueeze(-1)
     if rows.shape[-2] == 1:
         return -(unit.squeeze(-2) * slope).sum(-1, keepdim=True) / size
-    return -times(pseudo_inverse(unit.mT), slope) / size
+    return -matvec(pseudo_inverse(unit.mT), slope) / size
 
 
-def lengths(y: torch.Tensor, found: Quantities) -> torch.Tensor:
-    """How far each variable is from what matters, (batch, n): its value, or the Newton step of it alone."""
+def variable_scales(y: torch.Tensor, found: ProgramDerivatives) -> torch.Tensor:
+    """Scale of each variable, (batch, n): the larger of its magnitude and the Newton step in it alone."""
     curvature = found.hessian.diagonal(dim1=-2, dim2=-1).abs()
     step = torch.where(curvature > 0, found.slope.abs() / torch.where(curvature > 0, curvature, 1.0), 0.0)
     own = torch.maximum(y.abs(), step)
@@ -272,13 +284,13 @@ def lengths(y: torch.Tensor, found: Quantities) -> torch.Tensor:
 
 
 @final
-class Optimality(AbstractResidual):
-    """R (n + p + m,) of the optimality conditions in z = (y, lam, mu), whose Jacobian is symmetric.
+class KKTResidual(AbstractResidual):
+    """KKT residual R (n + p + m,) in z = (y, lam, mu), whose Jacobian is symmetric.
 
-        L_Y with a mu in the place of mu,    h,    a g - (1 - a) mu,    a = 1 where mu > 0 or g > 0, else 0
+        L_Y at multipliers a mu,    h,    a g - (1 - a) mu,    a = 1 where mu > 0 or g > 0, else 0
 
-    Rows with a = 1 are active. A point with mu = 0 at exactly the inactive inequalities says which they are, in any
-    units; where g = mu = 0 (weak activity) the solution map has a kink.
+    a selects the active inequalities: at a solution with strict complementarity, exactly those with mu > 0, whatever
+    the units. Where g = mu = 0 (weak activity) the solution map has a kink.
 
     Args:
         program: the lower problem.
@@ -293,7 +305,7 @@ class Optimality(AbstractResidual):
         self.multipliers = p + m
 
     def split(self, z: torch.Tensor) -> Tensors:
-        """y, lam and mu."""
+        """Split z into y, lam and mu."""
         return torch.split(z, [z.shape[-1] - self.p - self.m, self.p, self.m], dim=-1)
 
     def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
@@ -320,7 +332,7 @@ def _active(mu: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
 
 
 @final
-class _Barrier:
+class _BarrierObjective:
     """f - (1 / t) sum log(-g)."""
 
     def __init__(self, f: Function, g: Function, t: float) -> None:
@@ -330,12 +342,12 @@ class _Barrier:
         return self._f(y, *theta) - torch.log(-self._g(y, *theta)).sum() / self._t
 
 
-def rank_of(rows: torch.Tensor) -> int:
-    """The numerical rank of a matrix whose rows may be in any units."""
+def numerical_rank(rows: torch.Tensor) -> int:
+    """Numerical rank of a matrix whose rows may have any units."""
     size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return int(torch.linalg.matrix_rank(rows / torch.where(size > 0, size, 1.0)))
 
 
 def pseudo_inverse(matrix: torch.Tensor) -> torch.Tensor:
-    """Of a batch, some elements of which may not be finite: zero for their entries that are not."""
+    """Pseudo-inverse of each matrix of a batch; entries that are not finite count as zero."""
     return torch.linalg.pinv(matrix.nan_to_num(0.0, 0.0, 0.0))

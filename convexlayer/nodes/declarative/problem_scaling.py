@@ -1,4 +1,4 @@
-"""The units of a lower problem's own, in which 1 is a large step, a large slope and a large violation."""
+"""Scaling of a nonlinear program to units in which 1 is a large step, slope and violation."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import final
 import torch
 
 from convexlayer.nodes.autodiff.batch import Tensors
-from convexlayer.nodes.autodiff.derivatives import times
+from convexlayer.nodes.autodiff.derivatives import matvec
 from convexlayer.nodes.declarative.nonlinear_program import (
     Function,
     NonlinearProgram,
     Point,
-    Quantities,
+    ProgramDerivatives,
     no_constraints,
 )
 
-__all__ = ["Scales"]
+__all__ = ["ProblemScaling"]
 
 
 @final
 @dataclass(frozen=True)
-class Scales:
-    """The problem's own units, one an element.
+class ProblemScaling:
+    """Units of a program, per element.
 
     Attributes:
-        y: lengths of the variables, (batch, n).
+        y: units of the variables, (batch, n).
         f: unit of the objective, (batch,).
         h: units of the equalities, (batch, p).
         g: units of the inequalities, (batch, m).
@@ -38,15 +38,16 @@ class Scales:
     g: torch.Tensor
 
     @staticmethod
-    def at(point: Point, found: Quantities) -> Scales:
-        """Lengths D_j = sqrt(phi / w_j) for the curvatures w_j, and phi the largest decrease slope_j^2 / w_j.
+    def at(point: Point, found: ProgramDerivatives) -> ProblemScaling:
+        """Choose units at a point, as powers of two, so that scaling is exact.
 
-        All are rounded to powers of two, so that scaling costs no accuracy.
+        Variables get sqrt(phi / w_j) for the curvatures w_j, the objective the largest decrease phi = slope_j^2 / w_j
+        of a Newton step in one variable. Constraints get their change over the units of the variables.
         """
         slope, y = found.slope.abs(), point.y.abs()
         w = found.hessian.diagonal(dim1=-2, dim2=-1).abs() + torch.where(y > 0, slope / torch.where(y > 0, y, 1.0), 0.0)
         w = torch.where(torch.isfinite(w), w, 0.0)
-        # What has no curvature gets as much of it as lets its slope promise as large a decrease as the others do.
+        # A variable without curvature gets that at which its slope promises the largest decrease of the others.
         decrease = torch.where(w > 0, slope.square() / torch.where(w > 0, w, 1.0), 0.0).amax(-1, keepdim=True)
         most = w.amax(-1, keepdim=True)
         w = torch.where((w > 0) | (slope == 0) | (decrease == 0), w, slope.square() / decrease)
@@ -54,22 +55,22 @@ class Scales:
         phi = (slope.square() / w).amax(-1)
         phi = torch.where(phi > 0, phi, (y.square() * w).amax(-1))
         phi = _power_of_two(torch.where((phi > 0) & torch.isfinite(phi), phi, 1.0))
-        lengths = _power_of_two((phi.unsqueeze(-1) / w).sqrt())
+        variable_scales = _power_of_two((phi.unsqueeze(-1) / w).sqrt())
 
         def units(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            size = times(rows.abs(), lengths)
+            size = matvec(rows.abs(), variable_scales)
             size = torch.where((size > 0) & torch.isfinite(size), size, values.abs())
             return _power_of_two(torch.where((size > 0) & torch.isfinite(size), size, 1.0))
 
-        return Scales(lengths, phi, units(found.h, found.A), units(found.g, found.G))
+        return ProblemScaling(variable_scales, phi, units(found.h, found.A), units(found.g, found.G))
 
     @property
     def tensors(self) -> Tensors:
-        """What the scaled functions take before theta."""
+        """Leading arguments of the scaled functions, before theta."""
         return self.y, 1.0 / self.f, 1.0 / self.h, 1.0 / self.g
 
-    def scaled(self, program: NonlinearProgram) -> NonlinearProgram:
-        """The program in these units; its functions take (y, *tensors, *theta)."""
+    def scale_program(self, program: NonlinearProgram) -> NonlinearProgram:
+        """The scaled program, whose functions take (y, *tensors, *theta)."""
         named = {name: getattr(program, name) for name in ("f", "h", "g")}
         return NonlinearProgram(
             **{
@@ -78,10 +79,10 @@ class Scales:
             }
         )
 
-    def shrunk(self, found: Quantities) -> Quantities:
-        """What is known of the start, in these units."""
+    def scale_derivatives(self, found: ProgramDerivatives) -> ProgramDerivatives:
+        """Derivatives at a point, in these units."""
         y, f = self.y, self.f.unsqueeze(-1)
-        return Quantities(
+        return ProgramDerivatives(
             found.f / self.f,
             found.slope * y / f,
             y.unsqueeze(-1) * found.hessian * y.unsqueeze(-2) / f.unsqueeze(-1),
@@ -91,34 +92,34 @@ class Scales:
             found.G * y.unsqueeze(-2) / self.g.unsqueeze(-1),
         )
 
-    def grown(self, value: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The value of (L_Y, h) and its derivative in the units of the program."""
+    def unscale_optimality(self, value: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(L_Y, h) and its Jacobian, in the units of the program."""
         f = self.f.unsqueeze(-1)
         unknowns = torch.cat([self.y, f / self.h], -1)
         matrix = matrix * f.unsqueeze(-1) / unknowns.unsqueeze(-1) / unknowns.unsqueeze(-2)
         return value * f / unknowns, matrix
 
-    def inward(self, point: Point) -> Point:
+    def scale_point(self, point: Point) -> Point:
         """A point in these units."""
         f = self.f.unsqueeze(-1)
         return Point(point.y / self.y, point.lam * self.h / f, point.mu * self.g / f)
 
-    def outward(self, point: Point) -> Point:
-        """A point of these units in those of the program."""
+    def unscale_point(self, point: Point) -> Point:
+        """A point of the scaled program in the units of the program."""
         f = self.f.unsqueeze(-1)
         return Point(point.y * self.y, point.lam * f / self.h, point.mu * f / self.g)
 
 
 @final
 class _Scaled:
-    """A function of the scaled variables, in its own unit."""
+    """A function of the scaled variables, scaled by its own unit."""
 
     def __init__(self, function: Function, number: int) -> None:
         self._function, self._number = function, number
 
-    def __call__(self, y: torch.Tensor, lengths: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def __call__(self, y: torch.Tensor, variable_scales: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         factors, theta = rest[:3], rest[3:]
-        return factors[self._number] * self._function(lengths * y, *theta)
+        return factors[self._number] * self._function(variable_scales * y, *theta)
 
 
 def _power_of_two(value: torch.Tensor) -> torch.Tensor:

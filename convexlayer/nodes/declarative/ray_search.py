@@ -1,47 +1,62 @@
-"""Searches along rays over all lengths, for starts and points where derivatives do not say how far to go."""
+"""Searches along rays over a geometric grid of lengths, where derivatives give no step length."""
 
 from __future__ import annotations
 
 import torch
 
-from convexlayer.nodes.autodiff.batch import Dims, Tensors, repeated
-from convexlayer.nodes.autodiff.derivatives import times
-from convexlayer.nodes.declarative.nonlinear_program import NonlinearProgram, Point, Quantities, lengths, pseudo_inverse
+from convexlayer.nodes.autodiff.batch import Dims, Tensors, repeat_elements
+from convexlayer.nodes.autodiff.derivatives import matvec
+from convexlayer.nodes.declarative.nonlinear_program import (
+    NonlinearProgram,
+    Point,
+    ProgramDerivatives,
+    pseudo_inverse,
+    variable_scales,
+)
 
-__all__ = ["downhill", "steepest", "towards_feasibility"]
+__all__ = ["descend_along", "feasibility_start", "steepest_descent_start"]
 
-EXPONENTS = 24
-"""Lengths are 4^-24 to 4^24 times that of the direction."""
+LENGTH_RATIO, MAX_EXPONENT = 4.0, 24
+"""Lengths tried are 4^-24 to 4^24 times that of the direction: 29 decades, beyond the range of float64 rounding."""
 
-NOISE = 100.0
-"""Multiples of eps, relative to the objective, that a change of it must exceed to count."""
+ROUNDOFF_FACTOR = 100.0
+"""Multiples of eps, relative to the objective, that its change must exceed to count as one."""
+
+UNREACHED = 0.5
+"""Fraction of a violated equality that must remain at the linearised step for it to count as unreachable."""
+
+PENALTY_FACTOR = 2.0
+"""Weight of a constraint in the merit function, as a multiple of its multiplier; above 1 for an exact penalty."""
 
 
-def towards_feasibility(
-    program: NonlinearProgram, start: torch.Tensor, found: Quantities, dims: Dims, theta: Tensors
+def feasibility_start(
+    program: NonlinearProgram, start: torch.Tensor, found: ProgramDerivatives, dims: Dims, theta: Tensors
 ) -> torch.Tensor | None:
-    """The start, moved where the equalities cannot be reached from it by their gradients, as h = |y|^2 - 1 at y = 0.
+    """Move starts from which the linearised equalities cannot be reached, such as y = 0 for h = |y|^2 - 1.
 
-    Such an element goes along -f_Y, or along an irregular direction, to where the violations are least, each relative
-    to that at the start. None if there is no such element.
+    Such an element is moved along -f_Y, or along an irregular direction, to the smallest violation, each equality
+    relative to its violation at the start.
 
     Args:
-        program: the lower problem.
+        program: the program.
         start: (batch, n).
-        found: what is known there.
+        found: derivatives at the start.
         dims: batch axes of theta.
         theta: the parameters.
+
+    Returns:
+        The starts, or None if none has been moved.
     """
     size = torch.linalg.vector_norm(found.A, dim=-1)
     unit = torch.where(size > 0, size, 1.0)
     if found.h.shape[-1] == 1 and bool(((size > 0) | (found.h == 0)).all()):
         return None
     rows, target = found.A / unit.unsqueeze(-1), found.h / unit
-    reached = times(rows, times(pseudo_inverse(rows), target))
-    lost = ((target - reached).abs() > 0.5 * target.abs()).any(-1)
+    reached = matvec(rows, matvec(pseudo_inverse(rows), target))
+    lost = ((target - reached).abs() > UNREACHED * target.abs()).any(-1)
     if not bool(lost.any()):
         return None
-    far = lengths(start, found)
+    far = variable_scales(start, found)
     index = torch.arange(start.shape[-1], device=start.device)
     irregular = torch.cos(1.0 + index.to(start) ** 2).expand_as(start)
     slope = found.slope * far
@@ -56,47 +71,50 @@ def towards_feasibility(
     return torch.where(better.unsqueeze(-1), y[torch.arange(len(y), device=y.device), where], start)
 
 
-def steepest(
-    program: NonlinearProgram, point: Point, found: Quantities, dims: Dims, theta: Tensors
+def steepest_descent_start(
+    program: NonlinearProgram, point: Point, found: ProgramDerivatives, dims: Dims, theta: Tensors
 ) -> torch.Tensor | None:
-    """The start, moved down the slope where there is no curvature to tell how far to go; None if there is no such one.
+    """Move starts without any curvature along steepest descent to the first local minimum on the ray.
 
     Args:
-        program: the lower problem.
+        program: the program.
         point: the start; mu is 0.
-        found: what is known there.
+        found: derivatives at the start.
         dims: batch axes of theta.
         theta: the parameters.
+
+    Returns:
+        The starts, or None if all have curvature.
     """
-    slope = found.slope if not found.A.shape[1] else found.slope + times(found.A.mT, point.lam)
+    slope = found.slope if not found.A.shape[1] else found.slope + matvec(found.A.mT, point.lam)
     most = slope.abs().amax(-1, keepdim=True)
     straight = (found.hessian == 0).all(-1).all(-1) & (most > 0).squeeze(-1) & torch.isfinite(most).squeeze(-1)
     if not bool(straight.any()):
         return None
     direction = -slope / torch.where(most > 0, most, 1.0)
-    y, falls = downhill(program, point, direction, dims, theta)
+    y, falls = descend_along(program, point, direction, dims, theta)
     return torch.where((straight & falls).unsqueeze(-1), y, point.y)
 
 
-def downhill(
+def descend_along(
     program: NonlinearProgram, point: Point, direction: torch.Tensor, dims: Dims, theta: Tensors
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the objective first falls along +-direction, which stationary points leave open, and whether it does.
+    """Search along +-direction for a decrease of the objective that second derivatives do not show.
 
-    Every trial is bent back to the active constraints, whose violation is weighed by twice their multipliers; inactive
-    inequalities may not be violated.
+    Each trial point is corrected to the active constraints, whose remaining violation is penalised; inactive
+    inequalities must hold.
 
     Args:
-        program: the lower problem.
-        point: stationary; mu is 0 at inactive inequalities.
+        program: the program.
+        point: a stationary point; mu is 0 at inactive inequalities.
         direction: (batch, n), tangent to the active constraints.
         dims: batch axes of theta.
         theta: the parameters.
 
     Returns:
-        y (batch, n), at the first local minimum among the lengths tried, and (batch,).
+        y (batch, n), the first local minimum on the grid, and a mask of the elements whose objective falls, (batch,).
     """
-    found = program.quantities(dims, point, theta)
+    found = program.derivatives(dims, point, theta)
     weights = torch.cat([point.lam, point.mu], -1)
     active = torch.cat([torch.ones_like(point.lam, dtype=torch.bool), point.mu > 0], -1)
     jacobian = torch.cat([found.A, found.G], 1) * active.unsqueeze(-1)
@@ -104,15 +122,15 @@ def downhill(
     size = len(direction)
     y = torch.stack([_along(point.y, direction), _along(point.y, -direction)], 1).flatten(1, 2)
     _, h, g = _values(program, dims, y, theta)
-    y = y - times(inverse.unsqueeze(1), torch.cat([h, g], -1) * active.unsqueeze(1))
+    y = y - matvec(inverse.unsqueeze(1), torch.cat([h, g], -1) * active.unsqueeze(1))
     f, h, g = _values(program, dims, y, theta)
     rows = torch.cat([h, g], -1)
-    merit = f + (2.0 * weights.unsqueeze(1) * rows * active.unsqueeze(1)).abs().sum(-1)
+    merit = f + (PENALTY_FACTOR * weights.unsqueeze(1) * rows * active.unsqueeze(1)).abs().sum(-1)
     count = h.shape[-1]
     allowed = (active.unsqueeze(1) | (rows <= 0))[..., count:].all(-1)
     merit = torch.where(allowed & torch.isfinite(merit), merit, torch.inf).reshape(size, 2, -1)
     here = found.f.reshape(size, 1, 1)
-    noise = NOISE * torch.finfo(here.dtype).eps * torch.maximum(here.abs(), merit.abs()).nan_to_num(0.0, 0.0)
+    noise = ROUNDOFF_FACTOR * torch.finfo(here.dtype).eps * torch.maximum(here.abs(), merit.abs()).nan_to_num(0.0, 0.0)
     change = merit - here
     seen = change.abs() > noise
     first = seen.int().argmax(-1, keepdim=True)
@@ -127,13 +145,13 @@ def downhill(
 
 
 def _along(start: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """(batch, lengths, n)."""
-    powers = torch.arange(-EXPONENTS, EXPONENTS + 1, device=start.device).to(start)
-    return start.unsqueeze(1) + (4.0**powers).reshape(1, -1, 1) * direction.unsqueeze(1)
+    """Points on a ray at all lengths, (batch, lengths, n)."""
+    powers = torch.arange(-MAX_EXPONENT, MAX_EXPONENT + 1, device=start.device).to(start)
+    return start.unsqueeze(1) + (LENGTH_RATIO**powers).reshape(1, -1, 1) * direction.unsqueeze(1)
 
 
 def _values(program: NonlinearProgram, dims: Dims, y: torch.Tensor, theta: Tensors) -> Tensors:
     """f (batch, k), h (batch, k, p) and g (batch, k, m) at points (batch, k, n)."""
     size, k, _ = y.shape
-    many = repeated(dims, theta, k)
+    many = repeat_elements(dims, theta, k)
     return tuple(part.reshape(size, k, *part.shape[1:]) for part in program.values(dims, y.flatten(0, 1), many))

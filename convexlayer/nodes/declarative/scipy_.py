@@ -1,4 +1,4 @@
-"""SciPy's minimisers as forward solvers: one element after another, in float64 on the CPU."""
+"""SciPy's minimisers as forward solvers, one element after another, in float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from scipy.optimize import minimize
 
 from convexlayer.errors import SolverError
-from convexlayer.nodes.autodiff.batch import Dims, Tensors, element
-from convexlayer.nodes.autodiff.derivatives import product
+from convexlayer.nodes.autodiff.batch import Dims, Tensors, element_parameters
+from convexlayer.nodes.autodiff.derivatives import jacobian_vector_product
 from convexlayer.nodes.declarative.forward_solver import AbstractForwardSolver
 from convexlayer.nodes.declarative.nonlinear_program import Function, Iterate, NonlinearProgram
 
@@ -20,17 +20,18 @@ __all__ = ["ScipyMinimize"]
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
-WITH_HESSIAN = {"newton-cg", "trust-ncg", "trust-krylov", "trust-constr"}
+HESSIAN_METHODS = {"newton-cg", "trust-ncg", "trust-krylov", "trust-constr"}
+"""Methods of scipy.optimize.minimize that use Hessian-vector products."""
 
 
 @final
 @dataclass(frozen=True)
 class ScipyMinimize(AbstractForwardSolver):
-    """scipy.optimize.minimize with derivatives by torch: for large variables, where a dense Hessian is too much.
+    """scipy.optimize.minimize with derivatives by torch, for variables too large for a dense Hessian.
 
     Attributes:
-        method: one of SciPy's: ``L-BFGS-B`` or ``trust-ncg`` without constraints, ``SLSQP`` with them.
-        options: its options.
+        method: method of scipy.optimize.minimize: ``L-BFGS-B`` or ``trust-ncg`` without constraints, ``SLSQP`` with.
+        options: options of the method.
     """
 
     restarts: ClassVar[bool] = True
@@ -41,12 +42,12 @@ class ScipyMinimize(AbstractForwardSolver):
     def solve(
         self, program: NonlinearProgram, start: torch.Tensor, dims: Dims, theta: Tensors, *, p: int, m: int, mu: float
     ) -> Iterate:
-        """Solve; what SciPy says of success is not asked, for the optimality conditions tell."""
+        """Solve each element; SciPy's success flag is ignored, since the KKT residual decides."""
         if mu > 0 and m:
-            raise SolverError("SciPy's methods do not stay inside a barrier: use InteriorPoint where t is given")
+            raise SolverError("SciPy's methods do not support a barrier: use InteriorPoint where t is given")
         rows, counts = [], []
         for i in range(len(start)):
-            y, count = self._one(program, start[i], element(dims, theta, i), p, m)
+            y, count = self._one(program, start[i], element_parameters(dims, theta, i), p, m)
             rows.append(y)
             counts.append(count)
         y = torch.stack(rows)
@@ -77,12 +78,12 @@ class ScipyMinimize(AbstractForwardSolver):
                 "jac": lambda y: array(torch.func.jacrev(function)(tensor(y), *theta)),
             }
 
-        # SciPy wants inequalities at least 0.
+        # SciPy's inequalities are nonnegative where feasible.
         constraints = [constraint("eq", program.h)] if p else []
         constraints += [constraint("ineq", lambda y, *theta: -program.g(y, *theta))] if m else []
         hessian: dict[str, Any] = {}
-        if self.method.lower() in WITH_HESSIAN:
-            hessian["hessp"] = lambda y, w: array(product(slope, tensor(y), tensor(w)))
+        if self.method.lower() in HESSIAN_METHODS:
+            hessian["hessp"] = lambda y, w: array(jacobian_vector_product(slope, tensor(y), tensor(w)))
         result = minimize(
             objective,
             array(start),

@@ -1,4 +1,4 @@
-"""How a node finds its outputs: the solver, Newton steps, the check of what kind of point it is, and further tries."""
+"""Search for the solution of a node: forward solver, Newton polishing, second-order check, and restarts."""
 
 from __future__ import annotations
 
@@ -9,41 +9,59 @@ from typing import Any, final
 
 import torch
 
-from convexlayer.nodes.autodiff.batch import Batch, Dims, Shape, Tensors, element, repeated, take
-from convexlayer.nodes.autodiff.derivatives import inside_transform, times
+from convexlayer.nodes.autodiff.batch import (
+    Batch,
+    Dims,
+    Shape,
+    Tensors,
+    element_parameters,
+    repeat_elements,
+    take_elements,
+)
+from convexlayer.nodes.autodiff.captured_tensors import inspect_function
+from convexlayer.nodes.autodiff.derivatives import inside_transform, matvec
 from convexlayer.nodes.declarative.forward_solver import AbstractForwardSolver
-from convexlayer.nodes.declarative.initial_points import starts_of
+from convexlayer.nodes.declarative.initial_points import initial_points
 from convexlayer.nodes.declarative.node_options import NodeOptions
-from convexlayer.nodes.declarative.nonlinear_program import NonlinearProgram, Optimality, Point, lengths, rank_of
-from convexlayer.nodes.declarative.ray_search import downhill
-from convexlayer.nodes.implicit.equation import examined
-from convexlayer.nodes.implicit.error_estimate import Iterates, certified, irregular_weights, stepped
-from convexlayer.nodes.implicit.node_report import NodeReport, OnDegenerate, Recorder
+from convexlayer.nodes.declarative.nonlinear_program import (
+    KKTResidual,
+    NonlinearProgram,
+    Point,
+    numerical_rank,
+    variable_scales,
+)
+from convexlayer.nodes.declarative.ray_search import descend_along
+from convexlayer.nodes.implicit.derivative_check import DerivativeCheck
+from convexlayer.nodes.implicit.error_estimate import PolishedPoints, newton_update, polish, quasirandom_weights
+from convexlayer.nodes.implicit.node_report import DegeneracyPolicy, NodeReport
 from convexlayer.nodes.implicit.operator import Operator
-from convexlayer.nodes.implicit.stationary_kind import Kind, kind_of
+from convexlayer.nodes.implicit.stationary_kind import Kind, classify_stationary_points
 
-__all__ = ["Search", "Task"]
+__all__ = ["SearchProblem", "SolutionSearch"]
 
-RESTARTS = 4
-"""How often a search goes on from where it ended without a solution."""
+MAX_RESTARTS = 4
+"""Restarts of the solver from its last point; chosen so that the cases in tests/nodes/test_units.py are solved."""
 
-LEAPS = 20
-"""Newton steps without a line search, where one with it has not come to an end."""
+MAX_FULL_STEPS = 20
+"""Newton steps without line search, tried where the solver's line search has not converged."""
+
+FULL_STEP_TOL = 1e-8
+"""Relative Newton step at which these steps have converged."""
 
 
 @final
 @dataclass(frozen=True)
-class Task:
-    """What a node searches for.
+class SearchProblem:
+    """Problem and options of a search.
 
     Attributes:
         program: the lower problem.
-        conditions: the problem whose stationary points are its outputs: the program, or its barrier problem.
-        solver: solves it.
-        options: of the node.
+        conditions: the problem whose stationary points are sought: the program, or its log-barrier problem.
+        solver: forward solver.
+        options: options of the node.
         variable: shape of y.
-        t: of the barrier, or None.
-        minimises: whether an output must be a minimum, and not any stationary point.
+        t: inverse barrier parameter; None without barrier.
+        minimises: whether a solution must be a minimum; else any stationary point is one.
     """
 
     program: NonlinearProgram
@@ -56,124 +74,129 @@ class Task:
 
 
 @final
-class Search:
-    """One call of a node: what is solved, and the report that is filled meanwhile.
+class SolutionSearch:
+    """Forward pass of one call of a node.
 
     Args:
-        task: what is searched for.
+        problem: problem and options.
         batch: the parameters.
-        known: for what parameters the functions have been examined before.
+        seen: signatures of parameters for which the functions have been inspected before.
 
     Attributes:
         n: number of variables.
         p: number of equalities.
-        m: number of inequalities whose multipliers are unknowns too.
-        inequalities: number of all.
-        residual: of the optimality conditions.
-        captured: leaves with requires_grad that the functions use.
-        tol: distance of a solution.
+        m: number of inequalities whose multipliers are unknowns.
+        inequalities: number of all inequalities.
+        residual: the KKT residual.
+        captured: leaves with requires_grad that the functions capture.
+        tol: largest distance of a solution.
         report: filled by ``solve``.
-        keep: told of the factor of K at the solution.
+        on_factor: called with K at the solution and its factor, if the derivative can reuse them.
     """
 
-    def __init__(self, task: Task, batch: Batch, known: set[Any]) -> None:
+    def __init__(self, problem: SearchProblem, batch: Batch, seen: set[Any]) -> None:
         like = batch.tensors[0]
-        self._program, self._conditions, self._solver = task.program, task.conditions, task.solver
-        self._options, self._variable, self._t = task.options, task.variable, task.t
-        self._minimises = task.minimises
+        self._program, self._conditions, self._solver = problem.program, problem.conditions, problem.solver
+        self._options, self._variable, self._t = problem.options, problem.variable, problem.t
+        self._minimises = problem.minimises
         self.n = prod(self._variable)
         y = like.new_zeros(1, self.n)
-        (_, h, g), self.captured = examined(self._program.checked, (0, *batch.dims), y, *batch.tensors, known=known)
+        (_, h, g), self.captured = inspect_function(
+            self._program.evaluate, (0, *batch.dims), y, *batch.tensors, seen=seen
+        )
         self.p, self.inequalities = h.shape[-1], g.shape[-1]
         self.m = 0 if self._t is not None else self.inequalities
-        self.residual = Optimality(self._conditions, self.p, self.m)
+        self.residual = KKTResidual(self._conditions, self.p, self.m)
         self.tol = self._options.tolerance(like.dtype)
         self._linear = self._options.linear.accurate()
-        self.report, self._last, self._blind = NodeReport(), like.new_empty(0), False
-        self.keep: Callable[[Operator, object], None] = lambda operator, factor: None
+        self.report, self._last, self._uninformed_start = NodeReport(), like.new_empty(0), False
+        self.on_factor: Callable[[Operator, object], None] = lambda operator, factor: None
 
-    def judge(self, on_degenerate: OnDegenerate, why_singular: Callable[[Operator, int], str]) -> Recorder:
-        """Who is told of the derivative's linear solves."""
-        return Recorder(self.report, on_degenerate, self.tol, self._margin if self.m else None, why_singular)
+    def derivative_check(
+        self, on_degenerate: DegeneracyPolicy, singular_message: Callable[[Operator, int], str]
+    ) -> DerivativeCheck:
+        """Create the check of the derivative's linear solves."""
+        margin = self._activity_margin if self.m else None
+        return DerivativeCheck(self.report, on_degenerate, self.tol, margin, singular_message)
 
     def solve(self, start: torch.Tensor | None, dims: Dims, theta: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """z (batch, n + p + m), and what is solved; what was found about it is in the report."""
-        starts = starts_of(self._options.start, start, self._variable, dims, theta)
+        """Solve for z (batch, n + p + m); return it with a mask of the solved elements, and fill the report."""
+        starts = initial_points(self._options.start, start, self._variable, dims, theta)
         size, k, _ = starts.shape
-        many = repeated(dims, theta, k)
+        many = repeat_elements(dims, theta, k)
         first = starts.reshape(size * k, self.n)
-        found, iterations = self._searched(first, first, dims, many)
+        found, iterations = self._solve_and_polish(first, first, dims, many)
         good = found.distance <= self.tol
         kinds, _ = self._curvature(found)
         plain = (kinds == Kind.MINIMUM.code) | (kinds == Kind.UNKNOWN.code)
-        # At a start that knows nothing of the solution, and has a gradient of exactly zero, there may be a kink that
-        # autograd does not see.
-        self._blind = self._solver.restarts and start is None and not callable(self._options.start)
-        settled = good & ((plain & ~self._still(found, iterations)) | (not self._minimises))
+        # A default start with a gradient of exactly zero may lie on a kink that autograd does not see.
+        self._uninformed_start = self._solver.restarts and start is None and not callable(self._options.start)
+        settled = good & ((plain & ~self._unmoved_default_start(found, iterations)) | (not self._minimises))
         if not bool(settled.all()):
-            found, iterations, kinds, good = self._again(found, iterations, settled, first, dims, many)
+            found, iterations, kinds, good = self._restart(found, iterations, settled, first, dims, many)
         z, distance, flat = found.operator.z, found.distance, found.flat
         if k > 1:
-            rows = self._chosen(z.reshape(size, k, -1), good.reshape(size, k), dims, theta)
+            rows = self._select(z.reshape(size, k, -1), good.reshape(size, k), dims, theta)
             rows = rows + k * torch.arange(size, device=rows.device)
             z, distance, flat, iterations, kinds, good = (
                 each[rows] for each in (z, distance, flat, iterations, kinds, good)
             )
         elif self._linear is self._options.linear:
-            self.keep(found.operator, found.factor)
+            self.on_factor(found.operator, found.factor)
         self._last = z
-        self.report.fill(good, torch.isfinite(z).all(-1), distance, iterations, kinds, flat)
+        self.report.record(good, torch.isfinite(z).all(-1), distance, iterations, kinds, flat)
         return z, good
 
-    def _searched(
+    def _solve_and_polish(
         self, start: torch.Tensor, origin: torch.Tensor, dims: Dims, theta: Tensors
-    ) -> tuple[Iterates, torch.Tensor]:
-        """The solver's points after polishing, and its iterations; ``origin`` is where the first search began."""
+    ) -> tuple[PolishedPoints, torch.Tensor]:
+        """Run the solver and polish its points; ``origin`` is the start of the first search."""
         mu = 0.0 if self._t is None else 1.0 / self._t
         found = self._solver.solve(self._program, start, dims, theta, p=self.p, m=self.inequalities, mu=mu)
         point = found.point
         z = point.z if self._t is None else torch.cat([point.y, point.lam], -1)
         operator = Operator(self.residual, dims, z, theta, found.known)
-        return self._certified(operator, origin, self._options.polish), found.iterations
+        return self._polish(operator, origin, self._options.polish), found.iterations
 
-    def _certified(self, operator: Operator, origin: torch.Tensor, steps: int) -> Iterates:
-        """The points after so many Newton steps, those beyond a barrier infinitely far from a solution."""
-        points = certified(operator, self._linear, start=origin, steps=steps, tol=self.tol)
+    def _polish(self, operator: Operator, origin: torch.Tensor, steps: int) -> PolishedPoints:
+        """Polish points; those outside the barrier's domain get an infinite distance."""
+        points = polish(operator, self._linear, start=origin, steps=steps, tol=self.tol)
         if self._t is None or not self.inequalities:
             return points
-        # Beyond the barrier its gradient is zero somewhere too.
+        # Outside its domain the barrier may have stationary points too.
         _, _, g = self._program.values(operator.dims, points.operator.z[:, : self.n], operator.theta)
         return replace(points, distance=torch.where((g < 0).all(-1), points.distance, torch.inf))
 
-    def _still(self, found: Iterates, iterations: torch.Tensor) -> torch.Tensor:
-        """Where the search has not left a start that knows nothing of the solution, (batch,)."""
-        if not self._blind:
+    def _unmoved_default_start(self, found: PolishedPoints, iterations: torch.Tensor) -> torch.Tensor:
+        """Mask of elements that the solver has left at a default start, (batch,)."""
+        if not self._uninformed_start:
             return torch.zeros_like(iterations, dtype=torch.bool)
         return (iterations == 0) & (found.operator.value() == 0).all(-1)
 
-    def _curvature(self, found: Iterates) -> tuple[torch.Tensor, torch.Tensor]:
+    def _curvature(self, found: PolishedPoints) -> tuple[torch.Tensor, torch.Tensor]:
+        """Classify the points; return the kinds and directions of least curvature."""
         matrix = getattr(found.factor, "matrix", None)
         if matrix is None:
             unknown = torch.full(found.distance.shape, Kind.UNKNOWN.code, device=found.distance.device)
             return unknown, torch.zeros_like(found.operator.z[:, None, : self.n])
         jacobian = matrix[:, self.n :, : self.n]
-        kinds, direction = kind_of(matrix[:, : self.n, : self.n], jacobian)
+        kinds, direction = classify_stationary_points(matrix[:, : self.n, : self.n], jacobian)
         kinds = torch.where(found.flat, Kind.DEGENERATE.code, kinds)
         return kinds, found.factor.right[:, None, : self.n] * direction
 
-    def _again(
+    def _restart(
         self,
-        found: Iterates,
+        found: PolishedPoints,
         iterations: torch.Tensor,
         settled: torch.Tensor,
         origin: torch.Tensor,
         dims: Dims,
         theta: Tensors,
-    ) -> tuple[Iterates, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Go on where no solution was found, in units of the point reached, and from beside points that are no minima.
+    ) -> tuple[PolishedPoints, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Continue from points that are no solutions, rescaled there, and from beside points that are no minima.
 
         Returns:
-            The points, the iterations, their kinds, and which are solutions.
+            The points, the iterations, the kinds, and a mask of the solutions.
         """
         z, distance, counts = found.operator.z.clone(), found.distance.clone(), iterations.clone()
         flat = found.flat.clone()
@@ -181,31 +204,31 @@ class Search:
         good = settled.clone()
         rows = torch.nonzero(~settled).squeeze(-1)
         if len(rows) < len(z):
-            some = Operator(self.residual, dims, z[rows], take(dims, theta, rows))
-            found = self._certified(some, origin[rows], 0)
-        restarts = RESTARTS if self._solver.restarts else 0
+            some = Operator(self.residual, dims, z[rows], take_elements(dims, theta, rows))
+            found = self._polish(some, origin[rows], 0)
+        restarts = MAX_RESTARTS if self._solver.restarts else 0
         for number in range(restarts + 1):
-            here = take(dims, theta, rows)
+            here = take_elements(dims, theta, rows)
             if self._solver.restarts:
-                found = self._leapt(found, origin[rows], dims, here)
+                found = self._full_newton_steps(found, origin[rows], dims, here)
             near = found.distance <= self.tol
             kind, direction = self._curvature(found)
             kind = torch.where(near, kind, Kind.UNKNOWN.code)
             y, falls = found.operator.z[:, : self.n], torch.zeros_like(near)
-            still = self._still(found, counts[rows])
+            still = self._unmoved_default_start(found, counts[rows])
             known = near & ((kind != Kind.MINIMUM.code) | still) & (kind != Kind.UNKNOWN.code)
             if self._minimises and bool(known.any()):
                 still = still & (kind == Kind.MINIMUM.code)
-                away = torch.where(still.unsqueeze(-1), irregular_weights(y), y - origin[rows])
+                away = torch.where(still.unsqueeze(-1), quasirandom_weights(y), y - origin[rows])
                 direction = torch.where((found.flat | still)[:, None, None], away.unsqueeze(1), direction)
                 for each in direction.unbind(1):
-                    beside, lower = downhill(self._conditions, self._point(found), each, dims, here)
+                    beside, lower = descend_along(self._conditions, self._point(found), each, dims, here)
                     lower = lower & known & ~falls
                     y, falls = torch.where(lower.unsqueeze(-1), beside, y), falls | lower
                 saddle = Kind.SADDLE.code
                 kind = torch.where(falls & (kind != Kind.MAXIMUM.code), saddle, kind)
                 if self.m:
-                    # Weakly active inequalities bar the ways down.
+                    # Negative curvature that leads nowhere down is barred by weakly active inequalities.
                     kind = torch.where(known & ~falls & (kind == saddle), Kind.DEGENERATE.code, kind)
             fine = near & ~falls
             if self._minimises:
@@ -217,28 +240,30 @@ class Search:
                 break
             rows, start = rows[more], y[more]
             if number < restarts:
-                found, steps = self._searched(start, origin[rows], dims, take(dims, theta, rows))
+                found, steps = self._solve_and_polish(start, origin[rows], dims, take_elements(dims, theta, rows))
                 counts[rows] += steps
         operator = Operator(self.residual, dims, z, theta)
         factor = self._linear.init(operator, symmetric=True)
-        return Iterates(operator, factor, distance, flat), counts, kinds, good
+        return PolishedPoints(operator, factor, distance, flat), counts, kinds, good
 
-    def _leapt(self, found: Iterates, origin: torch.Tensor, dims: Dims, theta: Tensors) -> Iterates:
-        """Where points are no solutions, whole Newton steps from there if they lead to a minimum that is no higher.
+    def _full_newton_steps(
+        self, found: PolishedPoints, origin: torch.Tensor, dims: Dims, theta: Tensors
+    ) -> PolishedPoints:
+        """Take full Newton steps from points that are no solutions, where they lead to a minimum that is no higher.
 
-        In a long curved valley a line search on the objective takes a thousand short steps instead.
+        In a long curved valley a line search on the objective would take a thousand short steps.
         """
         near = found.distance <= self.tol
         if bool(near.all()) or not self._minimises:
             return found
         operator, linear = found.operator, self._linear
-        for _ in range(LEAPS):
+        for _ in range(MAX_FULL_STEPS):
             factor = linear.init(operator, symmetric=True)
             move = linear.solve(factor, -operator.value(), transposed=False).solution
-            operator = operator.at(torch.where(near.unsqueeze(-1), operator.z, stepped(operator.z, move)))
-            if bool((move.abs() <= 1e-8 * operator.z.abs()).all()):
+            operator = operator.at(torch.where(near.unsqueeze(-1), operator.z, newton_update(operator.z, move)))
+            if bool((move.abs() <= FULL_STEP_TOL * operator.z.abs()).all()):
                 break
-        there = self._certified(operator, origin, 1)
+        there = self._polish(operator, origin, 1)
         kind, _ = self._curvature(there)
         before, *_ = self._conditions.values(dims, found.operator.z[:, : self.n], theta)
         after, *_ = self._conditions.values(dims, there.operator.z[:, : self.n], theta)
@@ -248,19 +273,19 @@ class Search:
         if not bool(good.any()):
             return found
         both = torch.where(good.unsqueeze(-1), there.operator.z, found.operator.z)
-        return self._certified(operator.at(both), origin, 0)
+        return self._polish(operator.at(both), origin, 0)
 
-    def _point(self, found: Iterates) -> Point:
+    def _point(self, found: PolishedPoints) -> Point:
         return Point(*self.residual.split(found.operator.z))
 
-    def dependence(self, batch: Batch) -> str:
-        """What to say of dependent constraints at the end of the first element that has failed."""
+    def dependent_equalities_message(self, batch: Batch) -> str:
+        """Describe dependent equalities at the last point of the first failed element; empty if there are none."""
         if not self.p or inside_transform():
             return ""
         first = self.report.failed[0]
-        one = element(batch.dims, tuple(t.detach() for t in batch.tensors), first)
+        one = element_parameters(batch.dims, tuple(t.detach() for t in batch.tensors), first)
         rows = torch.func.jacrev(self._program.h)(self._last[first, : self.n], *one)
-        rank = rank_of(rows) if bool(torch.isfinite(rows).all()) else self.p
+        rank = numerical_rank(rows) if bool(torch.isfinite(rows).all()) else self.p
         if rank == self.p:
             return ""
         return (
@@ -269,35 +294,35 @@ class Search:
         )
 
     def barrier_multipliers(self, y: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
-        """mu = -1 / (t g) of one element, where the barrier stands for the inequalities."""
+        """Multipliers mu = -1 / (t g) of one element on the central path."""
         return -1.0 / ((self._t or 1.0) * self._program.g(y, *theta))
 
-    def _margin(self, operator: Operator) -> torch.Tensor:
-        """How far each element is from weak activity.
+    def _activity_margin(self, operator: Operator) -> torch.Tensor:
+        """Distance of each element from weak activity, (batch,).
 
-        An inequality is as far as the larger of -g, relative to what g changes over the lengths of the variables, and
-        mu, relative to the slopes of f that it holds up.
+        For each inequality, the larger of -g, relative to the change of g over the scales of the variables, and mu,
+        relative to the slope of f that it balances.
         """
         point = Point(*self.residual.split(operator.z))
-        found = self._program.quantities(operator.dims, point, operator.theta)
-        far, mu = lengths(point.y, found), point.mu
-        change = times(found.G.abs(), far)
-        work = times(found.hessian.abs(), far) + found.slope.abs()
+        found = self._program.derivatives(operator.dims, point, operator.theta)
+        far, mu = variable_scales(point.y, found), point.mu
+        change = matvec(found.G.abs(), far)
+        work = matvec(found.hessian.abs(), far) + found.slope.abs()
         each = found.G.abs() * far.unsqueeze(1)
-        held = times(each, far * work)
+        held = matvec(each, far * work)
         slack = found.g.abs() / torch.where(change > 0, change, 1.0)
         force = mu * each.square().sum(-1) / torch.where(held > 0, held, 1.0)
         return torch.maximum(slack, force).amin(-1)
 
-    def _chosen(self, z: torch.Tensor, good: torch.Tensor, dims: Dims, theta: Tensors) -> torch.Tensor:
-        """The index (batch,) of each element's solution among (batch, k, n) points."""
+    def _select(self, z: torch.Tensor, good: torch.Tensor, dims: Dims, theta: Tensors) -> torch.Tensor:
+        """Select each element's solution among (batch, k, n) points; returns the index (batch,)."""
         size, k, _ = z.shape
         y = z[:, :, : self.n]
         f = torch.stack([self._program.values(dims, y[:, j], theta)[0] for j in range(k)], 1)
         best = torch.where(good, f, torch.inf).argmin(1)
         if self._options.choose is None:
             return best
-        # A start that led nowhere stands for the best one, so that the choice is among stationary points only.
+        # Failed starts are replaced by the best one, so that only stationary points are offered.
         index = torch.where(good, torch.arange(k, device=z.device), best.unsqueeze(1))
         y = torch.take_along_dim(y, index.unsqueeze(-1), 1).reshape(size, k, *self._variable)
         f = torch.take_along_dim(f, index, 1)

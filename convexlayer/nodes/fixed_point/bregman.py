@@ -1,15 +1,16 @@
-"""Bregman distances: non-linear proximity that keeps iterates inside a set, so that no projection breaks smoothness.
+"""Bregman distances: nonlinear proximal terms that keep iterates inside a set without a projection.
 
 A function psi, strongly convex with modulus 1 and differentiable inside its domain X, generates
 
     D(x, c) = psi(x) - psi(c) - <grad psi(c), x - c>  >=  1/2 |x - c|^2.
 
-Where |grad psi| grows beyond all bounds towards the boundary, the proximal step of a linear function on X,
+If |grad psi| is unbounded towards the boundary, the proximal step of a linear function on X,
 
     argmin over x in X of <slope, x> + D(x, c),        grad psi(x) = grad psi(c) - slope,
 
-needs no projection and is a smooth function of c and slope, although the problem that it helps to solve is not smooth.
-Ochs, Ranftl, Brox and Pock (2016), section 6.
+needs no projection and is a smooth function of c and slope, even if the problem that it is a step for is not smooth.
+
+Reference: Ochs, Ranftl, Brox and Pock 2016, section 6; equations and examples are numbered as there.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ class AbstractBregman(ABC):
 
     @abstractmethod
     def gradient(self, x: torch.Tensor) -> torch.Tensor:
-        """The gradient of psi at x, of x's shape."""
+        """Gradient of psi at x, of x's shape."""
 
     @abstractmethod
     def mirror(self, y: torch.Tensor) -> torch.Tensor:
-        """The x in X that maximises <y, x> - psi(x), the inverse of ``gradient``."""
+        """Mirror map: the x in X that maximises <y, x> - psi(x), the inverse of ``gradient``."""
 
     @abstractmethod
     def move(self, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        """The proximal step of a linear function, mirror(gradient(x) - slope), in a form that holds at the boundary.
+        """Mirror-descent step mirror(gradient(x) - slope), in a form that is defined on the boundary of X too.
 
-        Points on the boundary stay there, whatever the slope.
+        Points on the boundary do not move.
         """
 
     def distance(self, x: torch.Tensor, center: torch.Tensor) -> torch.Tensor:
@@ -93,17 +94,17 @@ class BoxEntropy(AbstractBregman):
         self._middle, self._half = (lower + upper) / 2, (upper - lower) / 2
 
     def potential(self, x: torch.Tensor) -> torch.Tensor:
-        """Binary entropy, negative."""
+        """Negative binary entropy."""
         z = (x - self._middle) / self._half
         entropy = torch.special.entr(1 + z) + torch.special.entr(1 - z)
         return -0.5 * (self._half**2 * entropy).sum()
 
     def gradient(self, x: torch.Tensor) -> torch.Tensor:
-        """The gradient, h atanh(z)."""
+        """Gradient h atanh(z)."""
         return self._half * torch.atanh((x - self._middle) / self._half)
 
     def mirror(self, y: torch.Tensor) -> torch.Tensor:
-        """The point with z = tanh(y / h)."""
+        """Point with z = tanh(y / h)."""
         return self._middle + self._half * torch.tanh(y / self._half)
 
     def move(self, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
@@ -119,7 +120,7 @@ class OrthantEntropy(AbstractBregman):
     """psi = a sum x log x on x >= 0; examples 3 and 5.
 
     Args:
-        a: the modulus of strong convexity is 1 on 0 <= x <= a (the paper's interval [0, 1/a] is a slip).
+        a: scale; the modulus of strong convexity is 1 on 0 <= x <= a (the paper has [0, 1/a] by a slip).
 
     Raises:
         ProblemError: a is not positive.
@@ -131,15 +132,15 @@ class OrthantEntropy(AbstractBregman):
         self._a = a
 
     def potential(self, x: torch.Tensor) -> torch.Tensor:
-        """Entropy, negative."""
+        """Negative entropy."""
         return -self._a * torch.special.entr(x).sum()
 
     def gradient(self, x: torch.Tensor) -> torch.Tensor:
-        """The gradient, a (log x + 1)."""
+        """Gradient a (log x + 1)."""
         return self._a * (torch.log(x) + 1)
 
     def mirror(self, y: torch.Tensor) -> torch.Tensor:
-        """The point exp(y / a - 1)."""
+        """Point exp(y / a - 1)."""
         return torch.exp(y / self._a - 1)
 
     def move(self, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
@@ -152,18 +153,18 @@ class SimplexEntropy(AbstractBregman):
     """psi = sum x log x on the simplices x >= 0, sum of x over one axis = 1; example 6.
 
     Args:
-        dim: the axis that sums to one; the others number the simplices.
+        dim: axis that sums to one; the other axes index the simplices.
     """
 
     def __init__(self, dim: int = -1) -> None:
         self._dim = dim
 
     def potential(self, x: torch.Tensor) -> torch.Tensor:
-        """Entropy, negative."""
+        """Negative entropy."""
         return -torch.special.entr(x).sum()
 
     def gradient(self, x: torch.Tensor) -> torch.Tensor:
-        """The gradient, log x + 1."""
+        """Gradient log x + 1."""
         return torch.log(x) + 1
 
     def mirror(self, y: torch.Tensor) -> torch.Tensor:
@@ -171,8 +172,8 @@ class SimplexEntropy(AbstractBregman):
         return torch.softmax(y, self._dim)
 
     def move(self, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        """Example 6; only the coordinates that are not zero set the scale of the exponentials."""
+        """Example 6; exponentials are scaled by the largest among nonzero coordinates."""
         steepest = torch.where(x > 0, slope, torch.inf).detach().amin(self._dim, keepdim=True)
-        # A coordinate that is zero stays so; without the clamp its exponential could overflow, and 0 * inf is NaN.
+        # A zero coordinate stays zero; without the clamp its exponential could overflow, and 0 * inf is NaN.
         weighted = x * torch.exp((steepest - slope).clamp(max=0.0))
         return weighted / weighted.sum(self._dim, keepdim=True)

@@ -1,6 +1,6 @@
-"""How far an algorithm is iterated, and how what comes out is differentiated: implicitly, unrolled, or forward.
+"""Differentiation of fixed-point iterations: implicit, unrolled (reverse mode) or in forward mode.
 
-Ochs, Ranftl, Brox and Pock (2016), sections 4.2 to 4.4.
+Reference: Ochs, Ranftl, Brox and Pock 2016, sections 4.2 to 4.4.
 """
 
 from __future__ import annotations
@@ -15,39 +15,44 @@ from torch.autograd import forward_ad
 
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.autodiff.batch import Batch, Dims, Tensors
-from convexlayer.nodes.autodiff.derivatives import batched, inside_transform
-from convexlayer.nodes.autodiff.first_order import attach
+from convexlayer.nodes.autodiff.captured_tensors import inspect_function
+from convexlayer.nodes.autodiff.derivatives import apply_batched, inside_transform
+from convexlayer.nodes.autodiff.first_order import attach_jacobian
 from convexlayer.nodes.implicit.dense_lu import Dense
-from convexlayer.nodes.implicit.equation import Equation, examined, solve_implicitly
-from convexlayer.nodes.implicit.error_estimate import rounding
+from convexlayer.nodes.implicit.derivative_check import DerivativeCheck
+from convexlayer.nodes.implicit.equation import Equation, solve_implicitly
+from convexlayer.nodes.implicit.error_estimate import rounding_error
 from convexlayer.nodes.implicit.krylov import GMRES
-from convexlayer.nodes.implicit.node_report import NodeReport, OnDegenerate, Recorder
+from convexlayer.nodes.implicit.node_report import DegeneracyPolicy, NodeReport
 from convexlayer.nodes.implicit.operator import AbstractLinearSolver, AbstractResidual, Operator
 
-__all__ = ["FORGETTING", "AbstractDerivative", "ForwardMode", "Implicit", "Step", "Unrolled"]
+__all__ = ["PEAK_DECAY", "AbstractDerivative", "ForwardMode", "Implicit", "Step", "Unrolled"]
 
-FORGETTING = 0.9
-"""By this factor an earlier value of a component counts less with every step as a measure of its size."""
+PEAK_DECAY = 0.9
+"""Decay per step of the largest earlier magnitude of a component, which convergence is relative to."""
 
-FEW_UNKNOWNS = 32
-"""Up to so many a matrix is formed unless another linear solver is given."""
+MAX_DENSE_UNKNOWNS = 32
+"""Number of unknowns up to which ``Dense`` is the default linear solver, above which ``GMRES`` is."""
+
+TOL_FACTOR = 100.0
+"""Default tolerance of a fixed point, in multiples of eps of the dtype."""
 
 Step = Callable[..., torch.Tensor]
-"""(x, *theta) -> the next iterate, of x's shape; one element, in torch operations that vmap can batch."""
+"""(x, *theta) of one element -> the next iterate, of x's shape, in torch operations that vmap can batch."""
 
 
 class AbstractDerivative(ABC):
-    """How far to iterate, and how to differentiate what comes out.
+    """Number of iterations, and how their result is differentiated.
 
     Attributes:
-        forgets_start: whether what comes out does not depend on the start.
+        forgets_start: whether the result is independent of the start.
     """
 
     forgets_start: ClassVar[bool]
 
     @abstractmethod
     def run(
-        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate, *, keep: bool
+        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: DegeneracyPolicy, *, keep_unconverged: bool
     ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
         """Iterate from start (batch, n) with a step on vectors (n,).
 
@@ -55,32 +60,31 @@ class AbstractDerivative(ABC):
             step: one step.
             batch: the parameters.
             start: the first iterates.
-            on_degenerate: told of derivatives that may not exist.
-            keep: whether iterates that have not converged are differentiated too.
+            on_degenerate: policy for derivatives that may not exist.
+            keep_unconverged: whether to differentiate iterates that have not converged too.
 
         Returns:
-            x (batch, n), differentiable in theta; which elements are, (batch,); and the report.
+            x (batch, n), differentiable in theta; the mask of the differentiable elements, (batch,); and the report.
         """
 
 
 @final
 @dataclass(frozen=True)
 class Implicit(AbstractDerivative):
-    """Iterate to convergence, and differentiate the fixed-point equation there, eq. 11.
+    """Iterate to convergence, and differentiate the fixed-point equation x = A(x, theta), eq. 11.
 
         theta cotangent = A_theta' u,    (I - A_x)' u = x cotangent.
 
-    Nothing of the iterations is kept. Where the step is Lipschitz only, A_x is what autograd makes of it, and the
-    formula holds wherever the step is differentiable at the fixed point.
+    No iterate is stored. If the step is only Lipschitz, A_x is the derivative that autograd computes, and the formula
+    holds wherever the step is differentiable at the fixed point.
 
     Attributes:
-        linear: solves the linear system, which is not symmetric: ``Dense()``, which also tells where it is singular, or
-            by products alone ``GMRES()`` or ``Neumann(terms)``; None for ``Dense()`` up to 32 unknowns, ``GMRES()``
-            beyond.
-        tol: converged when |A(x) - x| <= tol |A(x)| in every component, or as small as rounding lets it be; unless
-            given, 100 times the precision of the dtype. For one that goes to zero its earlier values count too, 0.9
-            times less with every step.
-        max_iter: the most steps.
+        linear: solver of the unsymmetric linear system: ``Dense()``, which also detects singular systems, or the
+            iterative ``GMRES()`` and ``Neumann(terms)``; None for ``Dense()`` up to 32 unknowns, ``GMRES()`` above.
+        tol: converged when |A(x) - x| <= tol |A(x)| in every component, or at rounding; None for 100 eps of the dtype.
+            For components that converge to zero, earlier magnitudes count in the place of |A(x)|, decaying by 0.9 per
+            step.
+        max_iter: largest number of steps.
     """
 
     forgets_start: ClassVar[bool] = True
@@ -90,75 +94,75 @@ class Implicit(AbstractDerivative):
     max_iter: int = 10_000
 
     def run(
-        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate, *, keep: bool
+        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: DegeneracyPolicy, *, keep_unconverged: bool
     ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
         """Iterate and attach the implicit derivative."""
         report = NodeReport()
-        residual = _Change(step)
+        residual = _FixedPointResidual(step)
 
         def solver(given: torch.Tensor | None, dims: Dims, theta: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-            assert given is not None  # below
+            assert given is not None  # solve_implicitly passes the start
             x, solved = self._iterate(residual, given, dims, theta, report)
-            return x, torch.isfinite(report.distance) if keep else solved
+            return x, torch.isfinite(report.distance) if keep_unconverged else solved
 
-        _, captured = examined(step, (0, *batch.dims), start, *batch.tensors)
-        recorder = Recorder(report, on_degenerate, self._tolerance(start), None, _why_singular)
-        linear = self.linear or (Dense() if start.shape[-1] <= FEW_UNKNOWNS else GMRES())
+        _, captured = inspect_function(step, (0, *batch.dims), start, *batch.tensors)
+        recorder = DerivativeCheck(report, on_degenerate, self._tolerance(start), None, _singular_message)
+        linear = self.linear or (Dense() if start.shape[-1] <= MAX_DENSE_UNKNOWNS else GMRES())
         x, solved = solve_implicitly(Equation(residual, solver, linear, recorder), batch, start, captured)
         return x, solved, report
 
     def _tolerance(self, x: torch.Tensor) -> float:
-        return 100 * torch.finfo(x.dtype).eps if self.tol is None else self.tol
+        return TOL_FACTOR * torch.finfo(x.dtype).eps if self.tol is None else self.tol
 
     def _iterate(
-        self, residual: _Change, start: torch.Tensor, dims: Dims, theta: Tensors, report: NodeReport
+        self, residual: _FixedPointResidual, start: torch.Tensor, dims: Dims, theta: Tensors, report: NodeReport
     ) -> tuple[torch.Tensor, torch.Tensor]:
         tol = self._tolerance(start)
         size = max([start.shape[0], *(t.shape[0] for t, dim in zip(theta, dims, strict=True) if dim is not None)])
         x = start.expand(size, *start.shape[1:])
         peak = x.abs()
         iterations = torch.full((size,), self.max_iter, dtype=torch.int64, device=x.device)
-        solved = resting = torch.zeros(size, dtype=torch.bool, device=x.device)
-        look = 0  # no sooner is rounding looked at again
+        solved = finished = torch.zeros(size, dtype=torch.bool, device=x.device)
+        next_roundoff_check = 0  # first step of the next check against rounding
         for number in range(self.max_iter + 1):
-            moved = batched(residual.step, (0, *dims), x, *theta)
-            change, length = (moved - x).abs(), moved.abs()
-            peak = torch.maximum(FORGETTING * peak, length)
+            next_x = apply_batched(residual.step, (0, *dims), x, *theta)
+            change, length = (next_x - x).abs(), next_x.abs()
+            peak = torch.maximum(PEAK_DECAY * peak, length)
             small = change <= tol * peak  # false for NaN
-            good = small.all(-1) if tol < torch.inf else torch.isfinite(moved).all(-1)
-            if number >= look and not bool(good.all()):
+            good = small.all(-1) if tol < torch.inf else torch.isfinite(next_x).all(-1)
+            if number >= next_roundoff_check and not bool(good.all()):
                 near = change.amax(-1) <= tol * length.amax(-1)
                 if bool((near & ~good).any()):
-                    small = small | (change <= rounding(Operator(residual, dims, x, theta)))
-                    good, look = good | small.all(-1), 2 * number + 1
+                    small = small | (change <= rounding_error(Operator(residual, dims, x, theta)))
+                    good, next_roundoff_check = good | small.all(-1), 2 * number + 1
             ended = good | ~torch.isfinite(change).all(-1)
-            if number == self.max_iter or bool((ended | resting).all()):
-                iterations = torch.where(resting | ~ended, iterations, number)
-                solved = torch.where(resting, solved, good)
+            if number == self.max_iter or bool((ended | finished).all()):
+                iterations = torch.where(finished | ~ended, iterations, number)
+                solved = torch.where(finished, solved, good)
                 break
-            if bool((ended | resting).any()):
-                # An element that has converged rests, so that it does not depend on the company it keeps.
-                iterations = torch.where(resting | ~ended, iterations, number)
-                solved, resting = torch.where(resting, solved, good), resting | ended
-                x = torch.where(resting.unsqueeze(-1), x, moved)
+            if bool((ended | finished).any()):
+                # Converged elements stop, so that a result does not depend on the rest of the batch.
+                iterations = torch.where(finished | ~ended, iterations, number)
+                solved, finished = torch.where(finished, solved, good), finished | ended
+                x = torch.where(finished.unsqueeze(-1), x, next_x)
             else:
-                x = moved
-        report.fill(solved, torch.isfinite(change).all(-1), _change(x, moved), iterations)
+                x = next_x
+        report.record(solved, torch.isfinite(change).all(-1), _relative_change(x, next_x), iterations)
         return x, solved
 
 
 @final
 @dataclass(frozen=True)
 class Unrolled(AbstractDerivative):
-    """A fixed number of steps, differentiated one by one in reverse, eq. 9 and algorithm 1.
+    """A fixed number of steps, differentiated by reverse mode, eq. 9 and algorithm 1.
 
-    The derivative is that of the iterate, exactly. Each step that is differentiated keeps its intermediate results.
+    The derivative of the iterate is exact. Each differentiated step stores its intermediate results.
 
     Attributes:
-        iterations: the number of steps, at least one.
-        back_iterations: how many of them, from the last, are differentiated; all unless given. For the same truncation
-            with all derivatives taken at the last iterate see ``Implicit(Neumann(terms))``.
-        average: give the mean of start and iterates (the ergodic sequence, section 5.2) instead of the last iterate.
+        iterations: number of steps, at least one.
+        back_iterations: number of last steps that are differentiated; None for all. ``Implicit(Neumann(terms))`` is the
+            same truncation with all derivatives at the last iterate.
+        average: return the mean of start and iterates (the ergodic sequence, section 5.2) instead of the last iterate.
     """
 
     forgets_start: ClassVar[bool] = False
@@ -168,21 +172,21 @@ class Unrolled(AbstractDerivative):
     average: bool = False
 
     def __post_init__(self) -> None:
-        """Check.
+        """Validate.
 
         Raises:
             ProblemError: a number is out of range.
         """
-        _at_least_one(self.iterations)
+        _require_iteration(self.iterations)
         if self.back_iterations is not None and not 0 <= self.back_iterations <= self.iterations:
             raise ProblemError(
                 f"back_iterations: expected 0 to {self.iterations}, the iterations, got {self.back_iterations}"
             )
 
     def run(
-        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate, *, keep: bool
+        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: DegeneracyPolicy, *, keep_unconverged: bool
     ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
-        """Iterate under autograd, or whatever transform is at work."""
+        """Iterate under autograd, or under the active transform."""
         lockstep = torch.func.vmap(step, in_dims=(0, *batch.dims))
         constant = tuple(tensor.detach() for tensor in batch.tensors)
         back = self.iterations if self.back_iterations is None else self.back_iterations
@@ -193,20 +197,19 @@ class Unrolled(AbstractDerivative):
             x = lockstep(x, *(constant if number < self.iterations - back else batch.tensors))
             if self.average:
                 total = total + x
-        report = NodeReport.of_iterates(self.iterations, _change(before.detach(), x.detach()))
+        report = NodeReport.of_iterates(self.iterations, _relative_change(before.detach(), x.detach()))
         return total / (self.iterations + 1) if self.average else x, report.solved, report
 
 
 @final
 @dataclass(frozen=True)
 class ForwardMode(AbstractDerivative):
-    """A fixed number of steps, with dx/dtheta carried along, eq. 8.
+    """A fixed number of steps that propagate dx/dtheta, eq. 8; for few parameters.
 
-    Memory does not grow with the iterations, but with n times the number of parameters: for few parameters. It cannot
-    be differentiated twice.
+    Memory grows with n times the number of parameters, not with the iterations. It is differentiable once.
 
     Attributes:
-        iterations: the number of steps, at least one.
+        iterations: number of steps, at least one.
     """
 
     forgets_start: ClassVar[bool] = False
@@ -214,15 +217,15 @@ class ForwardMode(AbstractDerivative):
     iterations: int
 
     def __post_init__(self) -> None:
-        """Check.
+        """Validate.
 
         Raises:
             ProblemError: the number is out of range.
         """
-        _at_least_one(self.iterations)
+        _require_iteration(self.iterations)
 
     def run(
-        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: OnDegenerate, *, keep: bool
+        self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: DegeneracyPolicy, *, keep_unconverged: bool
     ) -> tuple[torch.Tensor, torch.Tensor, NodeReport]:
         """Iterate with tangents, and attach the Jacobians."""
 
@@ -230,15 +233,15 @@ class ForwardMode(AbstractDerivative):
             x = before = first
             for _ in range(self.iterations):
                 before, x = x, step(x, *theta)
-            return x, (x, _change(before, x))
+            return x, (x, _relative_change(before, x))
 
         constant = tuple(tensor.detach() for tensor in batch.tensors)
-        if examined(step, (0, *batch.dims), start, *constant)[1]:
+        if inspect_function(step, (0, *batch.dims), start, *constant)[1]:
             raise ProblemError(
-                "the step uses a tensor with requires_grad that is no parameter, which ForwardMode does not "
-                "differentiate: pass it as a parameter, or take Unrolled or Implicit"
+                "the step captures a tensor with requires_grad that is not a parameter, which ForwardMode does not "
+                "differentiate: pass it as a parameter, or use Unrolled or Implicit"
             )
-        moving = [i for i, tensor in enumerate(batch.tensors) if _differentiated(tensor)]
+        moving = [i for i, tensor in enumerate(batch.tensors) if _needs_tangent(tensor)]
         dims = (0, *batch.dims)
         try:
             if moving:
@@ -256,23 +259,23 @@ class ForwardMode(AbstractDerivative):
             ) from error
         for one, i in zip(jacobians, moving, strict=True):
             tensor, dim = batch.tensors[i], batch.dims[i]
-            x = attach(x, one.reshape(*x.shape, -1), tensor.reshape(*tensor.shape[: dim is not None], -1))
+            x = attach_jacobian(x, one.reshape(*x.shape, -1), tensor.reshape(*tensor.shape[: dim is not None], -1))
         report = NodeReport.of_iterates(self.iterations, change)
         return x, report.solved, report
 
 
-def _differentiated(tensor: torch.Tensor) -> bool:
+def _needs_tangent(tensor: torch.Tensor) -> bool:
     return tensor.requires_grad or inside_transform() or forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def _change(x: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """The largest |A(x) - x| along the last axis, relative to the largest |A(x)|."""
-    size = moved.abs().amax(-1)
-    return (moved - x).abs().amax(-1) / torch.where(size > 0, size, 1.0)
+def _relative_change(x: torch.Tensor, next_x: torch.Tensor) -> torch.Tensor:
+    """|A(x) - x| / |A(x)| in the maximum norm along the last axis."""
+    size = next_x.abs().amax(-1)
+    return (next_x - x).abs().amax(-1) / torch.where(size > 0, size, 1.0)
 
 
 @final
-class _Change(AbstractResidual):
+class _FixedPointResidual(AbstractResidual):
     """x - A(x, theta)."""
 
     def __init__(self, step: Step) -> None:
@@ -282,14 +285,14 @@ class _Change(AbstractResidual):
         return z - self.step(z, *theta)
 
 
-def _why_singular(operator: Operator, element: int) -> str:
+def _singular_message(operator: Operator, index: int) -> str:
     return (
         "I - dA/dx is singular at the fixed point, which is not isolated or lies on the boundary of a Bregman "
-        "distance's domain. A loss in what is unique still has a derivative, which GMRES() finds; Unrolled has one of "
-        "every iterate"
+        "distance's domain. A loss in the unique part still has a derivative, which GMRES() computes; Unrolled "
+        "differentiates any iterate"
     )
 
 
-def _at_least_one(iterations: int) -> None:
+def _require_iteration(iterations: int) -> None:
     if iterations < 1:
         raise ProblemError(f"iterations: expected at least one, got {iterations}")

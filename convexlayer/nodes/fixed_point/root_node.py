@@ -1,4 +1,4 @@
-"""A node for any equation: y(theta) with R(y, theta) = 0, differentiated by the implicit function theorem.
+"""RootNode: a root y(theta) of R(y, theta) = 0, differentiated by the implicit function theorem.
 
 y' = -R_Y^-1 R_X        (Dini's theorem; Gould 2026, implicit differentiation)
 """
@@ -13,15 +13,25 @@ from typing import Any, final
 import torch
 
 from convexlayer.errors import FailedElementsError, ProblemError
-from convexlayer.nodes.autodiff.batch import Batch, Dims, Shape, Tensors, first_iterates, repeated, without_autocast
-from convexlayer.nodes.declarative.initial_points import starts_of
-from convexlayer.nodes.declarative.node import shaped
+from convexlayer.nodes.autodiff.batch import (
+    Batch,
+    Dims,
+    Shape,
+    Tensors,
+    flatten_warm_start,
+    repeat_elements,
+    without_autocast,
+)
+from convexlayer.nodes.autodiff.captured_tensors import inspect_function
+from convexlayer.nodes.declarative.initial_points import initial_points
+from convexlayer.nodes.declarative.node import flat_function
 from convexlayer.nodes.declarative.node_options import NodeOptions
 from convexlayer.nodes.declarative.nonlinear_program import Function
-from convexlayer.nodes.implicit.equation import Equation, Found, examined, solve_implicitly
-from convexlayer.nodes.implicit.error_estimate import certified
-from convexlayer.nodes.implicit.newton import newton
-from convexlayer.nodes.implicit.node_report import NodeReport, OnDegenerate, OnFailure, Recorder
+from convexlayer.nodes.implicit.derivative_check import DerivativeCheck
+from convexlayer.nodes.implicit.equation import Equation, Solution, solve_implicitly
+from convexlayer.nodes.implicit.error_estimate import polish
+from convexlayer.nodes.implicit.newton import TOL_EXPONENT, newton
+from convexlayer.nodes.implicit.node_report import DegeneracyPolicy, FailurePolicy, NodeReport
 from convexlayer.nodes.implicit.operator import AbstractResidual, Operator
 
 __all__ = ["RootNode"]
@@ -29,21 +39,21 @@ __all__ = ["RootNode"]
 
 @final
 class RootNode(torch.nn.Module):
-    """theta -> y with R(y, theta) = 0, the root that Newton's method finds from the start.
+    """theta -> y with R(y, theta) = 0, the root to which Newton's method converges from the start.
 
         circle = RootNode(lambda y, x: x**2 + y**2 - 1, (), [()], options=NodeOptions(start=torch.tensor(1.0)))
         y = circle(torch.tensor(0.6))          # 0.8, with dy/dx = -x / y = -0.75
 
-    What is said of the functions, parameters and transforms of ``AbstractNode`` holds here too.
+    Requirements on functions and parameters, and supported transforms, are those of ``AbstractNode``.
 
     Args:
         residual: R of one element, R(y, *parameters) of y's shape.
         variable: shape of y; () for a scalar.
         parameters: shapes of the parameters, -1 for any size.
-        options: start, linear solver (of systems that need not be symmetric: ``Dense()``, ``GMRES()``), tolerances, and
-            what to do about failures. Of several starts the first that leads to a root counts, unless ``choose`` says
-            otherwise, which is given |R| in the place of f.
-        max_iter: iterations of Newton's method.
+        options: start, linear solver (for unsymmetric systems: ``Dense()``, ``GMRES()``), tolerances, and failure
+            policies. Of several starts the first that converges counts, unless ``choose`` selects another, which
+            receives |R| in the place of f.
+        max_iter: largest number of Newton iterations.
     """
 
     def __init__(
@@ -61,22 +71,24 @@ class RootNode(torch.nn.Module):
         options = options or NodeOptions()
         self.residual, self._variable, self.shapes = residual, tuple(variable), [tuple(s) for s in parameters]
         self._options, self._max_iter = options, max_iter
-        self._known: set[Any] = set()
-        self._on_failure, self._on_degenerate = OnFailure(options.on_failure), OnDegenerate(options.on_degenerate)
+        self._seen: set[Any] = set()
+        self._on_failure, self._on_degenerate = (
+            FailurePolicy(options.on_failure),
+            DegeneracyPolicy(options.on_degenerate),
+        )
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def forward(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
-        """y (*variable), or (batch, *variable) if any parameter has a batch axis.
+        """Return y (*variable), or (batch, *variable) if any parameter has a batch axis.
 
         Args:
             parameters: the parameters.
-            warm_start: an earlier y, from which the search starts instead; one of another batch size is left out with
-                a warning.
+            warm_start: an earlier y that replaces the start; one of another batch size is ignored with a warning.
 
         Raises:
             ShapeError: shapes or batch sizes do not fit.
-            ProblemError: the residual is not of y's shape, or cannot be batched.
-            FailedElementsError: elements without a root, under ``on_failure="raise"``.
+            ProblemError: the residual does not have y's shape, or cannot be batched.
+            FailedElementsError: elements have no root, under ``on_failure="raise"``.
         """
         return self.solve(*parameters, warm_start=warm_start)[0]
 
@@ -84,20 +96,20 @@ class RootNode(torch.nn.Module):
     def solve(
         self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, NodeReport]:
-        """y and the report, which the backward pass completes."""
+        """Return y and the report, which backward passes complete."""
         batch = Batch.of(self.shapes, parameters)
         with without_autocast(batch.tensors[0]):
             return self._solve(batch, warm_start)
 
     def _solve(self, batch: Batch, warm_start: torch.Tensor | None) -> tuple[torch.Tensor, NodeReport]:
-        residual, report = _Residual(shaped(self.residual, self._variable), prod(self._variable)), NodeReport()
+        residual, report = _Residual(flat_function(self.residual, self._variable), prod(self._variable)), NodeReport()
         like = batch.tensors[0]
         zero = like.new_zeros(1, prod(self._variable))
-        _, captured = examined(residual, (0, *batch.dims), zero, *batch.tensors, known=self._known)
+        _, captured = inspect_function(residual, (0, *batch.dims), zero, *batch.tensors, seen=self._seen)
         tol = self._options.tolerance(like.dtype)
-        recorder = Recorder(report, self._on_degenerate, tol, None, _why_singular)
+        recorder = DerivativeCheck(report, self._on_degenerate, tol, None, _singular_message)
         solver = partial(self._search, residual, report, tol)
-        start = first_iterates(warm_start, self._variable, batch)
+        start = flatten_warm_start(warm_start, self._variable, batch)
         equation = Equation(residual, solver, self._options.linear, recorder)
         y, fine = solve_implicitly(equation, batch, start, captured)
         y = self._on_failure.masked(y, fine, report)
@@ -115,15 +127,17 @@ class RootNode(torch.nn.Module):
         warm: torch.Tensor | None,
         dims: Dims,
         theta: Tensors,
-    ) -> Found:
-        """The roots (batch, n), and which are some."""
-        starts = starts_of(self._options.start, warm, self._variable, dims, theta)
+    ) -> Solution:
+        """Find roots (batch, n); returns them and the mask of those that converged."""
+        starts = initial_points(self._options.start, warm, self._variable, dims, theta)
         size, k, n = starts.shape
-        many = repeated(dims, theta, k)
+        theta_repeated = repeat_elements(dims, theta, k)
         flat, linear = starts.reshape(size * k, n), self._options.linear.accurate()
-        precision = torch.finfo(flat.dtype).eps ** (2 / 3)
-        operator, count = newton(Operator(residual, dims, flat, many), linear, tol=precision, max_iter=self._max_iter)
-        found = certified(operator, linear, start=flat, steps=self._options.polish, tol=tol)
+        precision = torch.finfo(flat.dtype).eps ** TOL_EXPONENT
+        operator, count = newton(
+            Operator(residual, dims, flat, theta_repeated), linear, tol=precision, max_iter=self._max_iter
+        )
+        found = polish(operator, linear, start=flat, steps=self._options.polish, tol=tol)
         good = (found.distance <= tol).reshape(size, k)
         rows = good.int().argmax(-1)
         if self._options.choose is not None and k > 1:
@@ -133,7 +147,7 @@ class RootNode(torch.nn.Module):
             rows = torch.func.vmap(self._options.choose, in_dims=(0, 0, *dims))(y, left, *theta).reshape(size)
         rows = rows + k * torch.arange(size, device=rows.device)
         z = found.operator.z[rows]
-        report.fill(
+        report.record(
             good.reshape(-1)[rows],
             torch.isfinite(z).all(-1),
             found.distance[rows],
@@ -145,7 +159,7 @@ class RootNode(torch.nn.Module):
 
 @final
 class _Residual(AbstractResidual):
-    """R of vectors (n,)."""
+    """R of flat vectors (n,)."""
 
     def __init__(self, function: Function, n: int) -> None:
         self._function, self._n = function, n
@@ -153,10 +167,14 @@ class _Residual(AbstractResidual):
     def __call__(self, z: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
         value = self._function(z, *theta)
         if not isinstance(value, torch.Tensor) or value.numel() != self._n or value.dtype != z.dtype:
-            came = f"{tuple(value.shape)} in {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ProblemError(f"expected the residual of one element as {self._n} numbers in {z.dtype}, got {came}")
+            received = (
+                f"{tuple(value.shape)} in {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+            )
+            raise ProblemError(
+                f"expected the residual of one element as {self._n} numbers in {z.dtype}, got {received}"
+            )
         return value.reshape(-1)
 
 
-def _why_singular(operator: Operator, element: int) -> str:
-    return "dR/dy is singular at the root: two of them meet there, or it is not isolated"
+def _singular_message(operator: Operator, index: int) -> str:
+    return "dR/dy is singular at the root: it is a multiple root, or not isolated"

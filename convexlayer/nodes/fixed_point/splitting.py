@@ -1,18 +1,18 @@
-"""Splitting algorithms whose step is a torch function of the iterate and the parameters, hence differentiable.
+"""Splitting algorithms as differentiable steps, torch functions of the iterate and the parameters.
 
     forward-backward    min f(x) + g(x)               prox step of g after a gradient step of f
     primal-dual         min f(u) + g(u) + h(K u)      alternating proximal steps of g and of the conjugate of h
 
-Each is a step for a ``FixedPointNode``, which differentiates it: unrolled in reverse (algorithms 1 to 3 of Ochs et al.
-2016; what autograd computes for these steps are their recursions, with the errors of the printed ones corrected) or
-forward, truncated, or through the fixed point: for images with ``Implicit(GMRES())``, by products alone.
+Each is a step for a ``FixedPointNode``, which differentiates it unrolled in reverse (algorithms 1 to 3 of Ochs et al.
+2016, whose printed recursions have errors that autograd does not), in forward mode, truncated, or at the fixed point;
+for images use ``Implicit(GMRES())``, which needs products only.
 
-A dual solution is often not unique. That of the total variation is not where a flat region holds a cycle of pixels, for
-flows around it change nothing; I - dA/dx is singular then. A loss in the primal solution, which is unique, still has a
-consistent system, and GMRES gives its derivative (``Dense`` does too, but says ``degenerate``); a loss in the flows has
-none, and the linear residual tells. Where a dual variable is at its bound without pushing (complementarity is not
-strict) the step has a kink, which is told as ``degenerate``. It is one of the solution only where no flow can take the
-variable off its bound.
+The dual solution is often not unique: for total variation, wherever a flat region contains a cycle of pixels, since
+circulations around it change nothing. I - dA/dx is then singular. A loss in the primal solution, which is unique, still
+gives a consistent system, and GMRES computes its derivative (``Dense`` does too, with the status ``degenerate``). A
+loss in the dual variables gives an inconsistent one, which the linear residual shows. Where a dual variable is at its
+bound without strict complementarity the step has a kink, with the status ``degenerate``; the solution has a kink only
+if no circulation can move the variable off its bound.
 """
 
 from __future__ import annotations
@@ -39,16 +39,15 @@ Prox = Callable[..., torch.Tensor]
 @final
 @dataclass(frozen=True)
 class ForwardBackward:
-    """Forward-backward splitting with a Bregman distance, eq. 12.
+    """Forward-backward splitting with a Bregman distance, eq. 12 of Ochs et al. 2016.
 
         x+ = prox_(alpha g)(grad psi(x) - alpha grad f(x; theta); theta)
 
     Attributes:
-        gradient: (x, *theta) -> the gradient of f; ``torch.func.grad(f)`` where f is given. A linear part of g belongs
-            here as well.
+        gradient: (x, *theta) -> gradient of f, such as ``torch.func.grad(f)``; includes a linear part of g.
         step_size: alpha, at most 1 over the Lipschitz constant of the gradient (below 2 for the Euclidean distance).
-        distance: the Bregman distance. Without ``prox``, g is the indicator of its domain.
-        prox: the proximal map of g, where it is more than that.
+        distance: Bregman distance. Without ``prox``, g is the indicator of its domain.
+        prox: proximal map of g, if g is more than that indicator.
     """
 
     gradient: Map
@@ -65,13 +64,13 @@ class ForwardBackward:
 def projected_gradient(gradient: Map, step_size: float, projection: Map) -> ForwardBackward:
     """Projected gradient descent, x+ = projection(x - alpha grad f(x; theta), *theta); eq. 19.
 
-    The projection need only be Lipschitz: where it has no derivative autograd takes an element of the generalised one,
-    and the chain rule then gives a weak derivative (section 4.4).
+    The projection need only be Lipschitz: where it has no derivative, autograd takes an element of the generalised
+    Jacobian, and the chain rule gives a weak derivative (section 4.4).
 
     Args:
-        gradient: (x, *theta) -> the gradient of f.
+        gradient: (x, *theta) -> gradient of f.
         step_size: alpha.
-        projection: (y, *theta) -> the nearest point of the set.
+        projection: (y, *theta) -> nearest point of the set.
     """
 
     def prox(y: torch.Tensor, _: float, *theta: torch.Tensor) -> torch.Tensor:
@@ -90,20 +89,20 @@ class PrimalDual:
         u+ = prox_(tau g)(grad psi_u(u) - tau (grad f(u) + K'p))
         p+ = prox_(sigma h*)(grad psi_p(p) + sigma K (2 u+ - u))
 
-    with (1 / tau - L_f) / sigma >= |K|^2. The iterate is one vector (u, p), which ``pack`` and ``unpack`` convert.
+    with (1 / tau - L_f) / sigma >= |K|^2. The iterate is one vector (u, p), converted by ``pack`` and ``unpack``.
 
     Attributes:
-        gradient: (u, *theta) -> the gradient of f, which a linear part of g belongs to as well.
+        gradient: (u, *theta) -> gradient of f; includes a linear part of g.
         product: (u, *theta) -> K u.
         adjoint: (p, *theta) -> K'p.
         tau: primal step size.
         sigma: dual step size.
         primal_shape: shape of u.
         dual_shape: shape of p.
-        primal: distance of u. Without ``prox``, g is the indicator of its domain.
-        dual: distance of p. Without ``dual_prox``, h* is the indicator of its domain.
-        prox: the proximal map of g.
-        dual_prox: the proximal map of h*.
+        primal: Bregman distance of u. Without ``prox``, g is the indicator of its domain.
+        dual: Bregman distance of p. Without ``dual_prox``, h* is the indicator of its domain.
+        prox: proximal map of g.
+        dual_prox: proximal map of h*.
     """
 
     gradient: Map
@@ -120,16 +119,16 @@ class PrimalDual:
 
     @property
     def shape(self) -> Shape:
-        """Shape of the iterate."""
+        """Shape of the packed iterate."""
         return (prod(self.primal_shape) + prod(self.dual_shape),)
 
     def pack(self, u: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-        """The iterate (..., n) of u (..., *primal_shape) and p (..., *dual_shape)."""
+        """Pack u (..., *primal_shape) and p (..., *dual_shape) into an iterate (..., n)."""
         leading = u.shape[: u.ndim - len(self.primal_shape)]
         return torch.cat([u.reshape(*leading, -1), p.reshape(*leading, -1)], -1)
 
     def unpack(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both parts of an iterate (..., n): u (..., *primal_shape) and p (..., *dual_shape)."""
+        """Unpack an iterate (..., n) into u (..., *primal_shape) and p (..., *dual_shape)."""
         size, leading = prod(self.primal_shape), x.shape[:-1]
         u, p = x[..., :size], x[..., size:]
         return u.reshape(*leading, *self.primal_shape), p.reshape(*leading, *self.dual_shape)
@@ -152,7 +151,7 @@ def _backward(
     step_size: float,
     theta: tuple[torch.Tensor, ...],
 ) -> torch.Tensor:
-    """The proximal step from x, pushed against the slope."""
+    """Take the proximal step from x for the linear term <slope, x>."""
     if prox is None:
         return distance.move(x, slope)
     return prox(distance.gradient(x) - slope, step_size, *theta)

@@ -1,4 +1,4 @@
-"""Approximate inverses of K = dR/dz: cheaper derivatives, whose error the linear residual in the report measures."""
+"""Approximate inverses of K = dR/dz: cheaper derivatives, whose error shows as the linear residual in the report."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ __all__ = ["Diagonal", "Neumann"]
 @final
 @dataclass(frozen=True)
 class Neumann(AbstractLinearSolver):
-    """K^-1 by the first terms of its series,  sum over j < terms of (I - K)^j.
+    """Truncated Neumann series  K^-1 ~ sum over j < terms of (I - K)^j.
 
-    For a fixed point x = A(x, theta), I - K = dA/dx: this is the reverse mode of the unrolled algorithm with so many
-    back-iterations and all derivatives taken at the solution, so that only the solution is kept (Ochs et al. 2016,
-    section 4.3). It converges where the spectral radius of dA/dx is below one.
+    For a fixed point x = A(x, theta), I - K = dA/dx: this is reverse mode through ``terms`` steps of the algorithm, all
+    at the solution, so that no iterate is stored (Ochs et al. 2016, section 4.3). It converges if the spectral radius
+    of dA/dx is below one.
 
     Attributes:
-        terms: the number of terms, at least one.
+        terms: number of terms, at least one.
     """
 
     terms: int
 
     def __post_init__(self) -> None:
-        """Check.
+        """Validate.
 
         Raises:
-            ProblemError: there is no term.
+            ProblemError: ``terms`` is below one.
         """
         if self.terms < 1:
             raise ProblemError(f"a Neumann series has at least one term, got {self.terms}")
 
     def accurate(self) -> AbstractLinearSolver:
-        """K itself."""
+        """``Dense()``, which inverts K exactly."""
         return Dense()
 
     def init(self, operator: Operator, *, symmetric: bool) -> Operator:
-        """Nothing to prepare."""
+        """Return the operator: there is nothing to prepare."""
         return operator
 
     def solve(self, state: Operator, rhs: torch.Tensor, *, transposed: bool) -> LinearSolve:
-        """One product with K for each term, the last of which measures the residual."""
+        """Sum the series by one product with K per term; the last product gives the residual."""
         product = state.transposed_product if transposed else state.product
         solution, term = rhs, rhs
         for _ in range(self.terms - 1):
@@ -58,14 +58,14 @@ class Neumann(AbstractLinearSolver):
 
 @final
 class Diagonal(AbstractLinearSolver):
-    """K^-1 by the inverse of K's diagonal, which takes n products with K but no n x n matrix."""
+    """Inverse of the diagonal of K, by n products with K and without an n x n matrix."""
 
     def accurate(self) -> AbstractLinearSolver:
-        """K itself."""
+        """``Dense()``, which inverts K exactly."""
         return Dense()
 
     def init(self, operator: Operator, *, symmetric: bool) -> tuple[Operator, torch.Tensor]:
-        """Read the diagonal off, column by column."""
+        """Compute the diagonal by products with unit vectors."""
         diagonal = torch.empty_like(operator.z)
         for index in range(diagonal.shape[-1]):
             unit = torch.zeros_like(diagonal)
@@ -74,7 +74,7 @@ class Diagonal(AbstractLinearSolver):
         return operator, diagonal
 
     def solve(self, state: tuple[Operator, torch.Tensor], rhs: torch.Tensor, *, transposed: bool) -> LinearSolve:
-        """Divide; coordinates whose diagonal is zero get zero."""
+        """Divide by the diagonal; components with a zero on the diagonal are 0."""
         operator, diagonal = state
         solution = torch.where(diagonal == 0, 0.0, rhs / torch.where(diagonal == 0, 1.0, diagonal))
         product = operator.transposed_product(solution) if transposed else operator.product(solution)

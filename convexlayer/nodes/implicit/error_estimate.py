@@ -1,7 +1,7 @@
-"""How far a point is from solving R(z, theta) = 0, in units that change with those of the problem.
+"""Componentwise error estimate of a root of R(z, theta) = 0, by the Newton step.
 
-The measure is the Newton step: |z - z*| is |K^-1 R| near a regular solution, and each component of it is compared with
-that component of z. Neither scaling R nor scaling a variable changes it, and no component hides behind a larger one.
+Near a regular root z* the error |z - z*| is about |K^-1 R|; each component is measured relative to that component of z.
+The estimate is invariant to scaling of R and of the variables, and a large component cannot hide a small one.
 """
 
 from __future__ import annotations
@@ -11,26 +11,48 @@ from typing import Any, final
 
 import torch
 
-from convexlayer.nodes.autodiff.derivatives import times
+from convexlayer.nodes.autodiff.derivatives import matvec
 from convexlayer.nodes.implicit.operator import AbstractLinearSolver, Operator
 
-__all__ = ["Iterates", "certified", "irregular_signs", "irregular_weights", "rounding", "stepped"]
+__all__ = ["PolishedPoints", "newton_update", "polish", "quasirandom_signs", "quasirandom_weights", "rounding_error"]
 
-ROUNDING = 16.0
-"""Multiples of eps that an evaluation of R is taken to lose."""
+ROUNDOFF_FACTOR = 16.0
+"""Multiples of eps that an evaluation of R may lose; a safety factor over the few that are typical."""
+
+CONVERGED_FACTOR = 10.0
+"""Multiples of eps of the error estimate below which no Newton step is taken."""
+
+LAST_STEP_FACTOR = 1e3
+"""Multiples of eps of the error estimate below which the last step needs no new estimate: K no longer changes."""
+
+ZERO_FACTOR = 4.0
+"""Multiples of eps |z| below which a component after a Newton step is rounded to zero."""
+
+SIGNIFICANT_FACTOR = 4.0
+"""Multiples of the step that rounding of R alone causes, above which a Newton step is an error of z."""
+
+UNREDUCED = 0.5
+"""Fraction of a row of R that must remain after the Newton step for the row to count as inconsistent."""
+
+FLAT_JACOBIAN_EXPONENT, FLAT_VALUE_EXPONENT = 1 / 2, 2 / 3
+"""A row has vanished if its products with K and its value have fallen to eps to these powers since the start."""
+
+GOLDEN_RATIO = 0.618033988749895
+"""Fractional part of the golden ratio, whose multiples are a low-discrepancy sequence."""
 
 
 @final
 @dataclass(frozen=True)
-class Iterates:
-    """Points with what is known of them.
+class PolishedPoints:
+    """Points after polishing, with their error estimates.
 
     Attributes:
         operator: K at the points.
-        factor: what the linear solver has prepared for it.
-        distance: the largest |K^-1 R|_j / |z_j| beyond rounding, (batch,): an estimate of the relative error of z.
-            Infinite where the Newton step does not solve its system.
-        flat: where K has vanished on the way from the start, (batch,): the error is relative to that way.
+        factor: state of the linear solver for it.
+        distance: largest |K^-1 R|_j / |z_j| beyond rounding, (batch,), an estimate of the relative error of z. Infinite
+            where the Newton step does not solve its system.
+        flat: mask of elements where K has vanished on the way from the start, (batch,); their error is relative to the
+            distance travelled.
     """
 
     operator: Operator
@@ -39,28 +61,27 @@ class Iterates:
     flat: torch.Tensor
 
 
-def certified(
+def polish(
     operator: Operator, linear: AbstractLinearSolver, *, start: torch.Tensor, steps: int, tol: float
-) -> Iterates:
-    """The points after at most so many steps of Newton's method, each taken where it brings a solution nearer.
+) -> PolishedPoints:
+    """Take at most ``steps`` Newton steps, each only where it lowers the error estimate.
 
     Args:
         operator: K at the points.
         linear: solves the systems with K.
-        start: where the search for the first unknowns began, (batch, k), k <= n.
-        steps: Newton steps at most.
-        tol: distance of a solution, from which on rounding is looked at more closely.
+        start: initial values of the first unknowns in the search, (batch, k), k <= n.
+        steps: largest number of Newton steps.
+        tol: relative error of a solution; above it the effect of rounding is estimated too.
     """
-    best, move = _judged(operator, linear, start, tol)
+    best, move = _estimate(operator, linear, start, tol)
     eps = torch.finfo(operator.z.dtype).eps
     for _ in range(steps):
-        most = float(best.distance.amax())  # NaN where there is one
-        if most <= 10.0 * eps:
+        largest = float(best.distance.amax())  # NaN if any is NaN
+        if largest <= CONVERGED_FACTOR * eps:
             break
-        if most <= 1e3 * eps:
-            # So near that K is the same at both ends of the step.
-            return replace(best, operator=best.operator.at(stepped(best.operator.z, move)))
-        trial, next_move = _judged(operator.at(stepped(best.operator.z, move)), linear, start, tol)
+        if largest <= LAST_STEP_FACTOR * eps:
+            return replace(best, operator=best.operator.at(newton_update(best.operator.z, move)))
+        trial, next_move = _estimate(operator.at(newton_update(best.operator.z, move)), linear, start, tol)
         good = trial.distance < best.distance  # false for NaN
         if not bool(good.any()):
             break
@@ -68,66 +89,67 @@ def certified(
             best, move = trial, next_move
             continue
         keep = good.unsqueeze(-1)
-        best, move = _judged(operator.at(torch.where(keep, trial.operator.z, best.operator.z)), linear, start, tol)
-        # An element whose step was not good would try it again in vain.
+        best, move = _estimate(operator.at(torch.where(keep, trial.operator.z, best.operator.z)), linear, start, tol)
+        # A step that was rejected is not tried again.
         move = torch.where(keep, move, 0.0)
     return best
 
 
-def stepped(z: torch.Tensor, move: torch.Tensor) -> torch.Tensor:
-    """The sum; components that are zero but for its rounding are zero."""
-    there = z + move
-    return torch.where(there.abs() <= 4.0 * torch.finfo(z.dtype).eps * z.abs(), 0.0, there)
+def newton_update(z: torch.Tensor, move: torch.Tensor) -> torch.Tensor:
+    """Add a Newton step; components that are zero up to its rounding become zero."""
+    updated = z + move
+    return torch.where(updated.abs() <= ZERO_FACTOR * torch.finfo(z.dtype).eps * z.abs(), 0.0, updated)
 
 
-def _judged(
+def _estimate(
     operator: Operator, linear: AbstractLinearSolver, start: torch.Tensor, tol: float
-) -> tuple[Iterates, torch.Tensor]:
-    """The points, and their Newton steps -K^-1 R."""
+) -> tuple[PolishedPoints, torch.Tensor]:
+    """Return the points with their error estimate, and their Newton steps -K^-1 R."""
     factor = linear.init(operator, symmetric=operator.residual.symmetric)
     z, value, eps = operator.z, operator.value(), torch.finfo(operator.z.dtype).eps
     move = linear.solve(factor, -value, transposed=False).solution
     n = z.shape[-1] - operator.residual.multipliers
     if linear.direct and n < z.shape[-1]:
-        # Inequalities that are not active stand alone with their multipliers; a pseudo-inverse leaves rounding there.
-        alone = (operator.dense()[:, n:, :n] == 0).all(-1)
-        move[:, n:] = torch.where(alone, value[:, n:], move[:, n:])
-    sign = irregular_signs(z)
-    size = _sizes(operator, linear, start)
-    # Rows of the Newton system that its least-squares solution leaves open: K is singular, and R not in its range.
-    left = (operator.product(move) + value).abs()
-    open_rows = (left > 0.5 * value.abs()) & (value.abs() > ROUNDING * eps * operator.product(z * sign).abs())
-    # Constraints must hold in the lengths of y: huge multipliers, of constraints without a common point, blur the rest.
-    # Where more of them meet than there are variables no step makes all hold to rounding.
-    own = torch.zeros_like(z)
-    own[:, :n] = size[:, :n] * sign[:, :n]
-    reach = tol * operator.product(own).abs() if n < z.shape[-1] else own
-    open_rows[:, n:] &= left[:, n:] > reach[:, n:]
-    distance = _largest(torch.where(open_rows.any(-1, keepdim=True), torch.inf, _relative(move, size)))
+        # Inactive inequalities are coupled to their own multipliers only; a pseudo-inverse leaves rounding there.
+        decoupled = (operator.dense()[:, n:, :n] == 0).all(-1)
+        move[:, n:] = torch.where(decoupled, value[:, n:], move[:, n:])
+    sign = quasirandom_signs(z)
+    size = _reference_sizes(operator, linear, start)
+    # Rows that the least-squares solution of the Newton system leaves open: K is singular, and R not in its range.
+    linear_residual = (operator.product(move) + value).abs()
+    threshold = ROUNDOFF_FACTOR * eps * operator.product(z * sign).abs()
+    open_rows = (linear_residual > UNREDUCED * value.abs()) & (value.abs() > threshold)
+    # Constraints are measured in the scale of y: huge multipliers, of inconsistent constraints, would mask the others.
+    # If more constraints meet than there are variables, no step satisfies all of them to rounding.
+    z_part = torch.zeros_like(z)
+    z_part[:, :n] = size[:, :n] * sign[:, :n]
+    allowed_violation = tol * operator.product(z_part).abs() if n < z.shape[-1] else z_part
+    open_rows[:, n:] &= linear_residual[:, n:] > allowed_violation[:, n:]
+    distance = _largest(torch.where(open_rows.any(-1, keepdim=True), torch.inf, _relative_size(move, size)))
     if bool((distance <= tol).all()):
-        return Iterates(operator, factor, distance, torch.zeros_like(distance, dtype=torch.bool)), move
-    noise = rounding(operator)
-    blurred = linear.solve(factor, noise * sign, transposed=False).solution.abs()
-    beyond = (move.abs() - 4.0 * blurred).clamp(min=0.0)
-    ratio = _relative(beyond, size)
+        return PolishedPoints(operator, factor, distance, torch.zeros_like(distance, dtype=torch.bool)), move
+    noise = rounding_error(operator)
+    roundoff_step = linear.solve(factor, noise * sign, transposed=False).solution.abs()
+    significant_step = (move.abs() - SIGNIFICANT_FACTOR * roundoff_step).clamp(min=0.0)
+    ratio = _relative_size(significant_step, size)
     k = start.shape[-1]
-    along = _relative(z[:, :k].abs() + move[:, :k].abs(), z[:, :k] - start)
-    flat = _flat(operator, start, value) & (along < ratio[:, :k])
+    along = _relative_size(z[:, :k].abs() + move[:, :k].abs(), z[:, :k] - start)
+    flat = _flat_components(operator, start, value) & (along < ratio[:, :k])
     ratio[:, :k] = torch.where(flat, along, ratio[:, :k])
-    violated = value.abs() > reach + noise
+    violated = value.abs() > allowed_violation + noise
     violated[:, :n] = False
-    lost = ((open_rows & (value.abs() > noise)) | violated | ~torch.isfinite(blurred)).any(-1, keepdim=True)
-    refined = _largest(torch.where(lost, torch.inf, ratio))
+    unresolved = ((open_rows & (value.abs() > noise)) | violated | ~torch.isfinite(roundoff_step)).any(-1, keepdim=True)
+    refined = _largest(torch.where(unresolved, torch.inf, ratio))
     close = distance <= tol
-    return Iterates(operator, factor, torch.where(close, distance, refined), flat.any(-1) & ~close), move
+    return PolishedPoints(operator, factor, torch.where(close, distance, refined), flat.any(-1) & ~close), move
 
 
-def _sizes(operator: Operator, linear: AbstractLinearSolver, start: torch.Tensor) -> torch.Tensor:
-    """What errors of the unknowns are relative to, (batch, n).
+def _reference_sizes(operator: Operator, linear: AbstractLinearSolver, start: torch.Tensor) -> torch.Tensor:
+    """Sizes that errors of the unknowns are relative to, (batch, n).
 
-    That is their values. A variable that constraints hold at zero is measured by how far all of them together hold it
-    from where its own curvature would take it. Steps of an iterative linear solver end at a tolerance of all components
-    together, so there the way from the start counts too.
+    These are the magnitudes of z. A variable that constraints hold at zero is measured by its distance from the point
+    where its own curvature would take it without them. An iterative linear solver has one tolerance for all components
+    together, so the distance from the start counts too.
     """
     size, k = operator.z.abs(), start.shape[-1]
     if not linear.direct:
@@ -138,9 +160,9 @@ def _sizes(operator: Operator, linear: AbstractLinearSolver, start: torch.Tensor
         return size
     matrix = operator.dense()
     pull = matrix[:, :n, n:]
-    force = times(pull, operator.z[:, n:]).abs()
-    # Huge multipliers that cancel leave no more than rounding.
-    force = force - ROUNDING * torch.finfo(size.dtype).eps * times(pull.abs(), size[:, n:])
+    force = matvec(pull, operator.z[:, n:]).abs()
+    # Huge multipliers that cancel leave only rounding.
+    force = force - ROUNDOFF_FACTOR * torch.finfo(size.dtype).eps * matvec(pull.abs(), size[:, n:])
     force = force.clamp(min=0.0)
     curvature = matrix[:, :n, :n].diagonal(dim1=-2, dim2=-1).abs()
     held = force / torch.where(curvature > 0, curvature, torch.inf)
@@ -148,49 +170,51 @@ def _sizes(operator: Operator, linear: AbstractLinearSolver, start: torch.Tensor
     return size
 
 
-def rounding(operator: Operator) -> torch.Tensor:
-    """What rounding of z and theta alone makes of R, (batch, n), up to chance."""
-    signed = tuple(t * irregular_signs(t.reshape(-1)).reshape(t.shape) for t in operator.theta)
-    of_z, of_theta = operator.product(operator.z * irregular_signs(operator.z)), operator.parameter_product(signed)
-    return ROUNDING * torch.finfo(operator.z.dtype).eps * (of_z.abs() + of_theta.abs())
+def rounding_error(operator: Operator) -> torch.Tensor:
+    """Estimate the effect of rounding of z and theta on R, (batch, n), by products with vectors of irregular signs."""
+    signed = tuple(t * quasirandom_signs(t.reshape(-1)).reshape(t.shape) for t in operator.theta)
+    of_z, of_theta = operator.product(operator.z * quasirandom_signs(operator.z)), operator.parameter_product(signed)
+    return ROUNDOFF_FACTOR * torch.finfo(operator.z.dtype).eps * (of_z.abs() + of_theta.abs())
 
 
-def _flat(operator: Operator, start: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Where a row of K has shrunk to nothing on the way from the start, and R with it, (batch, k).
+def _flat_components(operator: Operator, start: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Mask of rows of K that have vanished, together with R, between the start and the point, (batch, k).
 
-    Newton's method goes to such a point, as that of y^4 at 0, by a constant fraction of the way only; if the point is 0
-    there is no other length to compare with than the way itself.
+    Newton's method converges linearly to such a point, as to 0 for y^4; if the point is 0, the distance from the start
+    is the only length to measure the error by.
     """
     eps, k = torch.finfo(value.dtype).eps, start.shape[-1]
     z = operator.z
     first = operator.at(torch.cat([start, z[:, k:]], -1))
     way = torch.zeros_like(z)
-    way[:, :k] = (z[:, :k] - start) * irregular_signs(start)
-    here, there = operator.product(way).abs(), first.product(way).abs()
-    shrunk = (here <= eps**0.5 * there) & (value.abs() <= eps ** (2 / 3) * first.value().abs())
-    return shrunk[:, :k]
+    way[:, :k] = (z[:, :k] - start) * quasirandom_signs(start)
+    current, initial = operator.product(way).abs(), first.product(way).abs()
+    flat = (current <= eps**FLAT_JACOBIAN_EXPONENT * initial) & (
+        value.abs() <= eps**FLAT_VALUE_EXPONENT * first.value().abs()
+    )
+    return flat[:, :k]
 
 
-def _relative(step: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """|step| / |z|, 0 where the step is."""
+def _relative_size(step: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """|step| / |z|; 0 where the step is 0."""
     size = step.abs()
     return torch.where(size == 0, 0.0, size / z.abs())
 
 
 def _largest(ratio: torch.Tensor) -> torch.Tensor:
-    """The largest entry; NaN where there is one."""
+    """Largest entry along the last axis; NaN if any is NaN."""
     return ratio.amax(-1) if ratio.shape[-1] else ratio.sum(-1)
 
 
-def irregular_weights(like: torch.Tensor, number: int = 0) -> torch.Tensor:
-    """Irregular weights between 1/2 and 3/2 of both signs along the last axis; others for each number."""
+def quasirandom_weights(like: torch.Tensor, number: int = 0) -> torch.Tensor:
+    """Weights of magnitude 1/2 to 3/2 and irregular signs along the last axis; each ``number`` gives another set."""
     index = torch.arange(like.shape[-1], device=like.device).double()
-    sizes = 0.5 + torch.frac(0.618033988749895 * (index + 1.0 + 0.7 * number))
+    sizes = 0.5 + torch.frac(GOLDEN_RATIO * (index + 1.0 + 0.7 * number))
     signs = torch.where(torch.cos(1.0 + number + (3.0 + number) * index**2) >= 0, 1.0, -1.0)
     return (signs * sizes).to(like).expand_as(like)
 
 
-def irregular_signs(like: torch.Tensor) -> torch.Tensor:
-    """An irregular pattern of +1 and -1 along the last axis: sums with it do not cancel as plain ones may."""
+def quasirandom_signs(like: torch.Tensor) -> torch.Tensor:
+    """An irregular pattern of +1 and -1 along the last axis, so that weighted sums do not cancel systematically."""
     index = torch.arange(like.shape[-1], device=like.device)
     return torch.where(torch.cos(2.0 + index.double() ** 2) >= 0, 1.0, -1.0).to(like).expand_as(like)

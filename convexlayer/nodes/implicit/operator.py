@@ -1,4 +1,4 @@
-"""Linear systems of the implicit function theorem: K u = v with K = dR/dz, dense or by products with K alone."""
+"""Residual maps R(z, theta), the operator K = dR/dz, and the interface of solvers of K u = v."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, ClassVar, final
 import torch
 
 from convexlayer.nodes.autodiff.batch import Dims, Tensors
-from convexlayer.nodes.autodiff.derivatives import batched, jacobian, times
+from convexlayer.nodes.autodiff.derivatives import apply_batched, jacobian, matvec
 
 __all__ = ["AbstractLinearSolver", "AbstractResidual", "LinearSolve", "Operator", "relative_residual"]
 
 
 class AbstractResidual(ABC):
-    """R(z, theta), whose zero z is a node's output; z and R have shape (n,).
+    """Residual map R(z, theta) of one element; z and R have shape (n,).
 
     Attributes:
-        symmetric: whether K = dR/dz is, as the Hessian of a function is.
-        multipliers: how many of the last unknowns are multipliers of constraints: K = [H A'; A *].
+        symmetric: whether K = dR/dz is symmetric, as a Hessian is.
+        multipliers: number of trailing unknowns that are multipliers of constraints: K = [H A'; A *].
     """
 
     symmetric: ClassVar[bool] = False
@@ -30,21 +30,21 @@ class AbstractResidual(ABC):
         """R of one element, a function that torch.func can transform."""
 
     def batched(self, dims: Dims, z: torch.Tensor, theta: Tensors) -> torch.Tensor:
-        """R (batch, n) of plain tensors, recorded by autograd where grad mode is on."""
-        found: torch.Tensor = batched(self, (0, *dims), z, *theta)
+        """R (batch, n) of plain tensors; recorded by autograd if grad mode is on."""
+        found: torch.Tensor = apply_batched(self, (0, *dims), z, *theta)
         return found
 
 
 @final
 class Operator:
-    """K = dR/dz at one point of each element, known by its products.
+    """K = dR/dz at one point of each element, as a linear operator.
 
     Args:
         residual: R.
         dims: batch axes of theta.
         z: the points, (batch, n), a plain tensor.
         theta: the parameters, plain tensors.
-        known: R and K at the points, (batch, n) and (batch, n, n), where they have been computed already.
+        evaluated: R (batch, n) and K (batch, n, n) at the points, if computed already.
     """
 
     def __init__(
@@ -53,74 +53,74 @@ class Operator:
         dims: Dims,
         z: torch.Tensor,
         theta: Tensors,
-        known: tuple[torch.Tensor, torch.Tensor] | None = None,
+        evaluated: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        self.residual, self.dims, self.z, self.theta, self._known = residual, dims, z, theta, known
+        self.residual, self.dims, self.z, self.theta, self._evaluated = residual, dims, z, theta, evaluated
         self._recorded: tuple[torch.Tensor, Tensors, torch.Tensor] | None = None
-        self._transposed: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._linear_map: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def value(self) -> torch.Tensor:
         """R at the points, (batch, n)."""
-        return self._record()[2].detach() if self._known is None else self._known[0]
+        return self._recorded_residual()[2].detach() if self._evaluated is None else self._evaluated[0]
 
     def transposed_product(self, u: torch.Tensor) -> torch.Tensor:
         """K'u, (batch, n)."""
-        if self._known is not None:
-            return times(self._known[1].mT, u)
-        z, _, value = self._record()
-        return _pulled(value, (z,), u)[0]
+        if self._evaluated is not None:
+            return matvec(self._evaluated[1].mT, u)
+        z, _, value = self._recorded_residual()
+        return _vjp(value, (z,), u)[0]
 
     def product(self, u: torch.Tensor) -> torch.Tensor:
         """K u, (batch, n): the transpose of the linear map w -> K'w."""
         if self.residual.symmetric:
             return self.transposed_product(u)
-        if self._transposed is None:
-            z, _, value = self._record()
+        if self._linear_map is None:
+            z, _, value = self._recorded_residual()
             with torch.enable_grad():
                 w = torch.zeros_like(value, requires_grad=True)
-                self._transposed = w, _pulled(value, (z,), w, create_graph=True)[0]
-        w, transposed = self._transposed
-        return _pulled(transposed, (w,), u)[0]
+                self._linear_map = w, _vjp(value, (z,), w, create_graph=True)[0]
+        w, transposed = self._linear_map
+        return _vjp(transposed, (w,), u)[0]
 
     def parameter_product(self, tangents: Tensors) -> torch.Tensor:
-        """R_theta t, (batch, n)."""
-        _, theta, value = self._record()
+        """R_theta t, (batch, n), for tangents t of the parameters."""
+        _, theta, value = self._recorded_residual()
         with torch.enable_grad():
             w = torch.zeros_like(value, requires_grad=True)
-            pulled = _pulled(value, theta, w, create_graph=True)
-            along = sum(((each * t).sum() for each, t in zip(pulled, tangents, strict=True)), w.new_zeros(()))
-        return _pulled(along, (w,), None)[0]
+            gradients = _vjp(value, theta, w, create_graph=True)
+            along = sum(((each * t).sum() for each, t in zip(gradients, tangents, strict=True)), w.new_zeros(()))
+        return _vjp(along, (w,), None)[0]
 
-    def pull(self, u: torch.Tensor, wanted: tuple[bool, ...], captured: Tensors) -> tuple[Tensors, Tensors]:
-        """R_theta'u for the wanted parameters, and the same for tensors that the functions capture."""
-        _, theta, value = self._record()
+    def parameter_vjp(self, u: torch.Tensor, wanted: tuple[bool, ...], captured: Tensors) -> tuple[Tensors, Tensors]:
+        """R_theta'u for the wanted parameters, and the same for captured tensors."""
+        _, theta, value = self._recorded_residual()
         chosen = tuple(t for t, want in zip(theta, wanted, strict=True) if want)
-        found = _pulled(value, chosen + captured, u)
+        found = _vjp(value, chosen + captured, u)
         return found[: len(chosen)], found[len(chosen) :]
 
     def at(self, z: torch.Tensor) -> Operator:
-        """The operator at other points with the same parameters."""
+        """Return the operator at other points with the same parameters."""
         return Operator(self.residual, self.dims, z, self.theta)
 
-    def beside(self, shift: torch.Tensor, u: torch.Tensor) -> tuple[Tensors, Tensors]:
-        """K'u and R at z + shift, and at z - shift; one record for both where there is a batch."""
+    def at_both_sides(self, shift: torch.Tensor, u: torch.Tensor) -> tuple[Tensors, Tensors]:
+        """Return (K'u, R) at z + shift and (K'u, R) at z - shift, by one evaluation where there is a batch."""
         if len(self.z) == 1:
             above, below = self.at(self.z + shift), self.at(self.z - shift)
             return (above.transposed_product(u), above.value()), (below.transposed_product(u), below.value())
-        twice = tuple(torch.cat([t, t]) if dim == 0 else t for t, dim in zip(self.theta, self.dims, strict=True))
-        both = Operator(self.residual, self.dims, torch.cat([self.z + shift, self.z - shift]), twice)
+        theta_twice = tuple(torch.cat([t, t]) if dim == 0 else t for t, dim in zip(self.theta, self.dims, strict=True))
+        both = Operator(self.residual, self.dims, torch.cat([self.z + shift, self.z - shift]), theta_twice)
         products, values = both.transposed_product(torch.cat([u, u])).chunk(2), both.value().chunk(2)
         return (products[0], values[0]), (products[1], values[1])
 
     def dense(self) -> torch.Tensor:
         """K, (batch, n, n)."""
-        if self._known is None:
-            z, _, value = self._record()
-            self._known = value.detach(), jacobian(value, z)
-        return self._known[1]
+        if self._evaluated is None:
+            z, _, value = self._recorded_residual()
+            self._evaluated = value.detach(), jacobian(value, z)
+        return self._evaluated[1]
 
-    def _record(self) -> tuple[torch.Tensor, Tensors, torch.Tensor]:
-        """The points, the parameters and R as a function of them that autograd has recorded."""
+    def _recorded_residual(self) -> tuple[torch.Tensor, Tensors, torch.Tensor]:
+        """z, theta and R(z, theta) as recorded by autograd."""
         if self._recorded is None:
             with torch.enable_grad():
                 z = self.z.detach().requires_grad_()
@@ -129,7 +129,7 @@ class Operator:
         return self._recorded
 
 
-def _pulled(value: torch.Tensor, at: Tensors, u: torch.Tensor | None, *, create_graph: bool = False) -> Tensors:
+def _vjp(value: torch.Tensor, at: Tensors, u: torch.Tensor | None, *, create_graph: bool = False) -> Tensors:
     if not at or not value.requires_grad:
         return tuple(torch.zeros_like(t) for t in at)
     return torch.autograd.grad(
@@ -140,12 +140,12 @@ def _pulled(value: torch.Tensor, at: Tensors, u: torch.Tensor | None, *, create_
 @final
 @dataclass(frozen=True)
 class LinearSolve:
-    """The solution of one system for each element.
+    """Solution of one linear system per element.
 
     Attributes:
         solution: (batch, n).
-        residual: relative residual |K u - v| / |v|, (batch,); that of ``Dense`` is of the worst row.
-        condition: estimate of the condition number of K in the 1-norm, (batch,); NaN where the solver has none.
+        residual: relative residual, (batch,): |K u - v| / |v|, or that of the worst row for ``Dense``.
+        condition: estimate of the condition number of K in the 1-norm, (batch,); NaN for iterative solvers.
     """
 
     solution: torch.Tensor
@@ -154,28 +154,28 @@ class LinearSolve:
 
 
 class AbstractLinearSolver(ABC):
-    """How K u = v is solved: ``init`` does what does not need the right-hand side, ``solve`` the rest.
+    """Solver of K u = v: ``init`` prepares for an operator, ``solve`` takes right-hand sides.
 
     Attributes:
-        direct: whether another right-hand side costs next to nothing.
+        direct: whether a further right-hand side is cheap, as with a factorisation.
     """
 
     direct: ClassVar[bool] = False
 
     def accurate(self) -> AbstractLinearSolver:
-        """The solver that tells whether a point is a solution; another one where this only approximates."""
+        """Return the solver used to verify solutions: this one, or an exact one if this one only approximates K^-1."""
         return self
 
     @abstractmethod
     def init(self, operator: Operator, *, symmetric: bool) -> Any:
-        """Prepare for one operator."""
+        """Prepare for one operator, for example by a factorisation."""
 
     @abstractmethod
     def solve(self, state: Any, rhs: torch.Tensor, *, transposed: bool) -> LinearSolve:
-        """u with K u = rhs, or K'u = rhs; rhs is (batch, n)."""
+        """Solve K u = rhs, or K'u = rhs, for rhs (batch, n)."""
 
 
 def relative_residual(product: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
-    """|K u - v| / |v| of each element, 0 where v is 0."""
+    """|K u - v| / |v| per element; |K u| where v = 0."""
     size = torch.linalg.vector_norm(rhs, dim=-1)
     return torch.linalg.vector_norm(product - rhs, dim=-1) / torch.where(size > 0, size, 1.0)

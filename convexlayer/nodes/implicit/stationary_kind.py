@@ -1,4 +1,4 @@
-"""What kind of stationary point it is: the signs of the Hessian on the tangent space of the active constraints."""
+"""Second-order classification of stationary points, by the Hessian on the tangent space of the active constraints."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from enum import Enum
 
 import torch
 
-__all__ = ["Kind", "kind_of"]
+__all__ = ["Kind", "classify_stationary_points"]
 
-TRIES = 4
-"""Directions that are given where second derivatives do not decide."""
+NUM_DIRECTIONS = 4
+"""Directions returned for points that second derivatives do not show to be minima."""
 
-WEIGHT = 1e4
-"""Of J'J beside the Hessian, both scaled to entries of 1: positive definite then is so on the null space of J."""
+CONSTRAINT_WEIGHT = 1e4
+"""Weight of J'J added to the Hessian, both with entries of 1: if the sum is positive definite, so is the Hessian on the
+null space of J (Finsler's lemma). Larger weights lose digits of the Hessian."""
+
+CURVATURE_TOL_EXPONENT = 0.75
+"""Scaled curvatures below eps to this power count as zero: 2e-12 in float64."""
 
 
 class Kind(str, Enum):
-    """The kind of a stationary point, by the Hessian of the Lagrangian on the tangent space.
+    """Kind of a stationary point, by the Hessian of the Lagrangian on the tangent space.
 
-    ``MINIMUM`` and ``MAXIMUM`` are strict. A ``DEGENERATE`` Hessian has no negative eigenvalue there but zero ones:
-    second derivatives do not tell. ``UNKNOWN`` is what no matrix was formed for.
+    ``MINIMUM`` and ``MAXIMUM`` are strict. ``DEGENERATE``: the Hessian has zero eigenvalues and no negative one, so
+    second derivatives do not decide. ``UNKNOWN``: no Hessian was formed.
     """
 
     MINIMUM = "minimum"
@@ -33,35 +37,38 @@ class Kind(str, Enum):
 
     @property
     def code(self) -> int:
-        """Its position, by which tensors name it."""
+        """Integer code in tensors: the position in ``KINDS``."""
         return KINDS.index(self)
 
 
 KINDS = tuple(Kind)
 
 
-def kind_of(hessian: torch.Tensor, jacobian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The position in ``Kind`` (batch,), and tangent directions (batch, k, n) without curvature if it is no minimum.
+def classify_stationary_points(hessian: torch.Tensor, jacobian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classify stationary points, and find tangent directions along which the objective may decrease.
 
     Args:
         hessian: of the Lagrangian, (batch, n, n), in any units.
-        jacobian: of the constraints, (batch, r, n), with rows of zeros for those that are not active.
+        jacobian: of the constraints, (batch, r, n), with rows of zeros for inactive ones.
+
+    Returns:
+        The codes of the kinds, (batch,), and directions (batch, k, n) of least curvature; zero for minima.
     """
     size, n = hessian.shape[0], hessian.shape[-1]
-    scale = _unit(hessian.diagonal(dim1=-2, dim2=-1).abs(), hessian.abs().amax(-1))
+    scale = _unit_scale(hessian.diagonal(dim1=-2, dim2=-1).abs(), hessian.abs().amax(-1))
     scaled = scale.unsqueeze(-1) * hessian * scale.unsqueeze(-2)
     rows = jacobian * scale.unsqueeze(-2)
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     rows = rows / torch.where(length > 0, length, 1.0)
-    tol = torch.finfo(hessian.dtype).eps ** 0.75
+    tol = torch.finfo(hessian.dtype).eps ** CURVATURE_TOL_EXPONENT
     eye = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
     kind = torch.full((size,), Kind.MINIMUM.code, device=hessian.device)
-    directions = scale.new_zeros(size, TRIES, n)
-    whole = scaled + WEIGHT * rows.mT @ rows - tol * eye
-    doubtful = torch.linalg.cholesky_ex(whole)[1] != 0
-    if not bool(doubtful.any()):
+    directions = scale.new_zeros(size, NUM_DIRECTIONS, n)
+    whole = scaled + CONSTRAINT_WEIGHT * rows.mT @ rows - tol * eye
+    undecided = torch.linalg.cholesky_ex(whole)[1] != 0
+    if not bool(undecided.any()):
         return kind, directions
-    scaled, rows = scaled[doubtful], rows[doubtful]
+    scaled, rows = scaled[undecided], rows[undecided]
     usable = torch.isfinite(scaled).all(-1).all(-1) & torch.isfinite(rows).all(-1).all(-1)
     scaled, rows = torch.where(usable[:, None, None], scaled, eye), torch.where(usable[:, None, None], rows, 0.0)
     normal = torch.linalg.pinv(rows) @ rows
@@ -75,17 +82,17 @@ def kind_of(hessian: torch.Tensor, jacobian: torch.Tensor) -> tuple[torch.Tensor
     down = torch.where(largest < -tol, Kind.MAXIMUM.code, Kind.SADDLE.code)
     found = torch.where(least >= -tol, Kind.DEGENERATE.code, down)
     found = torch.where((least > tol) | ~any_tangent, Kind.MINIMUM.code, found)
-    kind[doubtful] = torch.where(usable, found, Kind.UNKNOWN.code)
-    # The one of least curvature, and, where several have none, irregular sums of them.
-    mixed = torch.cos(torch.outer(torch.arange(1.0, TRIES), 1.0 + torch.arange(float(n)) ** 2)).to(values)
+    kind[undecided] = torch.where(usable, found, Kind.UNKNOWN.code)
+    # The direction of least curvature and, if several have none, irregular combinations of them.
+    mixed = torch.cos(torch.outer(torch.arange(1.0, NUM_DIRECTIONS), 1.0 + torch.arange(float(n)) ** 2)).to(values)
     weights = torch.where((values <= tol).unsqueeze(1), mixed, 0.0)
     several = torch.cat([torch.nn.functional.one_hot(torch.zeros_like(found), n).to(values).unsqueeze(1), weights], 1)
-    chosen = scale[doubtful].unsqueeze(1) * (several @ vectors.mT)
-    directions[doubtful] = torch.where(usable[:, None, None], chosen, 0.0)
+    chosen = scale[undecided].unsqueeze(1) * (several @ vectors.mT)
+    directions[undecided] = torch.where(usable[:, None, None], chosen, 0.0)
     return kind, directions
 
 
-def _unit(size: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """1 / sqrt(size), or of the other where it is zero."""
+def _unit_scale(size: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """1 / sqrt(size), or 1 / sqrt(other) where the size is zero."""
     chosen = torch.where(size > 0, size, other)
     return torch.rsqrt(torch.where((chosen > 0) & torch.isfinite(chosen), chosen, 1.0))

@@ -1,4 +1,4 @@
-"""solve_bilevel: every optimiser finds the optimum, rules stop it, and it steps back from what cannot be solved."""
+"""solve_bilevel in the gradient form: convergence of every optimiser, stopping rules, and infeasible lower problems."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ OPTIMIZERS: dict[str, AbstractOptimizer] = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_every_optimizer_finds_the_parameters(optimizer: AbstractOptimizer) -> None:
+def test_every_optimizer_converges(optimizer: AbstractOptimizer) -> None:
     stop = Stop(max_iter=150, target=1e-9)
     result = solve_bilevel(misfit, projection(), START, optimizer=optimizer, stop=stop, progress=False)
     assert result.stopped in (Stopped.TARGET, Stopped.STATIONARY)
@@ -71,7 +71,7 @@ def test_every_optimizer_finds_the_parameters(optimizer: AbstractOptimizer) -> N
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_a_node_and_a_function_are_lower_levels_too(unrolled: bool) -> None:
+def test_nodes_and_functions_are_lower_levels(unrolled: bool) -> None:
     quartic = ArgminNode(lambda y, c: 0.5 * (y - c).square().sum() + 0.25 * y.pow(4).sum(), (3,), [(3,)])
     for lower in (node(unrolled=unrolled), quartic, lambda c: torch.softmax(c, 0)):
         result = solve_bilevel(misfit, lower, START, stop=Stop(target=1e-12), progress=False)
@@ -79,12 +79,12 @@ def test_a_node_and_a_function_are_lower_levels_too(unrolled: bool) -> None:
         assert result.value <= 1e-12
 
 
-def test_line_search_never_goes_up() -> None:
+def test_line_search_never_increases_the_objective() -> None:
     values = solve_bilevel(misfit, node(), [torch.tensor([3.0, 0, 0], dtype=D)], progress=False).history.value
     assert all(after < before for before, after in pairwise(values))
 
 
-def test_a_warm_start_does_not_change_the_course() -> None:
+def test_warm_starts_do_not_change_the_iterates() -> None:
     results = [solve_bilevel(misfit, node(), START, warm_start=warm, progress=False) for warm in (False, True)]
     cold, warm = (torch.tensor(result.history.value[:3], dtype=D) for result in results)
     torch.testing.assert_close(warm, cold, rtol=1e-8, atol=1e-12)
@@ -122,7 +122,7 @@ def box_with_an_edge() -> ConvexLayer:
     ],
     ids=["line search", "fixed step", "ipiano", "sgd"],
 )
-def test_it_steps_back_from_infeasible_lower_problems(optimizer: AbstractOptimizer) -> None:
+def test_steps_to_infeasible_lower_problems_are_shortened(optimizer: AbstractOptimizer) -> None:
     result = solve_bilevel(
         lambda solution, theta: (solution[0] - 0.9).square().sum(),
         box_with_an_edge(),
@@ -135,7 +135,7 @@ def test_it_steps_back_from_infeasible_lower_problems(optimizer: AbstractOptimiz
     assert float(result.theta[0]) <= 1.0
 
 
-def test_a_start_that_cannot_be_solved_is_an_error() -> None:
+def test_infeasible_start_raises() -> None:
     with pytest.raises(FailedElementsError):
         solve_bilevel(
             lambda solution, theta: solution[0].sum(),
@@ -160,7 +160,7 @@ def test_stopping_rules() -> None:
     assert run(Stop(progress_tol=0.01), slow) is Stopped.NO_PROGRESS
 
 
-def test_a_gradient_that_leads_up_is_found_out() -> None:
+def test_wrong_gradient_stops_with_no_descent() -> None:
     def reversed_misfit(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         value = misfit(x, c)
         return 2 * value.detach() - value
@@ -170,7 +170,7 @@ def test_a_gradient_that_leads_up_is_found_out() -> None:
     assert result.history.steps == 0
 
 
-def test_patience_stops_before_it_fits_too_well_and_gives_the_best_parameters() -> None:
+def test_patience_stops_and_returns_the_best_parameters() -> None:
     result = solve_bilevel(
         misfit,
         lambda c: torch.softmax(c, 0),
@@ -187,7 +187,7 @@ def test_patience_stops_before_it_fits_too_well_and_gives_the_best_parameters() 
     assert result.value == result.history.value[best]
 
 
-def test_the_history_can_be_drawn_and_progress_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_history_is_drawn_and_progress_shown(capsys: pytest.CaptureFixture[str]) -> None:
     result = solve_bilevel(misfit, node(), START, validation=misfit, stop=Stop(max_iter=3))
     assert "step" in capsys.readouterr().err
     figure = Figure()
@@ -195,7 +195,7 @@ def test_the_history_can_be_drawn_and_progress_shown(capsys: pytest.CaptureFixtu
     assert len(figure.axes) == 3
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(ProblemError, match="scalar"):
         solve_bilevel(lambda x, c: x, node(), START, progress=False)
     with pytest.raises(ProblemError, match="at least one"):

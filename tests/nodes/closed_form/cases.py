@@ -1,4 +1,4 @@
-"""Every closed form as a function of tensors, at inputs where it is twice differentiable."""
+"""Closed forms as functions of tensors, at inputs where they are twice differentiable."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Form:
-    """A closed form.
+    """A closed form under test.
 
     Attributes:
         function: tensors -> a tensor or several.
         inputs: makes the tensors of one element, float64.
-        tolerance: of float32 results against float64 ones, relative to their size.
+        tolerance: relative error of float32 results against float64.
     """
 
     function: Callable[..., torch.Tensor | Tensors]
@@ -75,7 +75,7 @@ def several(*makers: Callable[[torch.Generator], torch.Tensor]) -> Callable[[tor
 
 
 def scaled(factor: float) -> Callable[[torch.Generator], Tensors]:
-    """Points, and a radius of about one."""
+    """Points and a radius of about one."""
     return lambda generator: (factor * normal(5)(generator), positive()(generator))
 
 
@@ -95,7 +95,7 @@ def views(generator: torch.Generator) -> Tensors:
 
 
 def transported(M: torch.Tensor, r: torch.Tensor, c: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
-    """r and c as logarithms up to a constant, for a plan needs equal sums."""
+    """r and c from logarithms, scaled to equal sums."""
     return optimal_transport(M, r.softmax(-1), c.softmax(-1), gamma, tol=1e-13)
 
 

@@ -1,4 +1,4 @@
-"""Where a closed form is also a convex problem, it and ConvexLayer agree, solutions and gradients."""
+"""Closed forms that are convex problems agree with ConvexLayer in solutions and gradients."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_least_squares() -> None:
 
 
 def test_weighted_least_squares() -> None:
-    """The parameters of the layer are the rows times the weights' roots."""
+    """The layer's parameters are the rows scaled by the square roots of the weights."""
     A, b, x = cp.Parameter((7, 3)), cp.Parameter(7), cp.Variable(3)
     layer = solution(cp.Problem(cp.Minimize(cp.sum_squares(A @ x - b))), [A, b], x)
     tensors = (*draw((7, 3), (7,)), torch.rand(7, dtype=torch.float64).requires_grad_())

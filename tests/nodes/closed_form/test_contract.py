@@ -1,4 +1,4 @@
-"""What every closed form keeps: derivatives of first and second order, batches, transforms, both precisions."""
+"""Contract of every closed form: first and second derivatives, batches, transforms, float32 and float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_gradgradcheck(form: Form) -> None:
 
 
 @every
-def test_elements_of_a_batch_are_solved_alone(form: Form) -> None:
+def test_batch_equals_single_elements(form: Form) -> None:
     batched = form.tensors(3)
     outputs = form.outputs(*batched)
     cotangents = [torch.randn_like(output) for output in outputs]
@@ -40,7 +40,7 @@ def test_elements_of_a_batch_are_solved_alone(form: Form) -> None:
 
 
 @every
-def test_shared_inputs_get_the_sum_over_the_batch(form: Form) -> None:
+def test_shared_inputs_get_summed_gradients(form: Form) -> None:
     batched = form.tensors(3)
     shared = (batched[0], *(t[0].detach().requires_grad_() for t in batched[1:]))
     spread = (batched[0], *(t.detach().expand(3, *t.shape).clone().requires_grad_() for t in shared[1:]))
@@ -66,8 +66,8 @@ def test_vmap_of_the_function_and_of_its_jacobian(form: Form) -> None:
 
 
 @every
-def test_a_batch_of_cotangents_goes_through_one_graph(form: Form) -> None:
-    """The pullback under vmap, of a graph that was recorded outside of it."""
+def test_batched_cotangents(form: Form) -> None:
+    """The pullback under vmap, for a graph recorded outside of it."""
     single = form.tensors()
     output = form.outputs(*single)[-1]
     basis = torch.eye(output.numel(), dtype=output.dtype).reshape(-1, *output.shape)
@@ -78,7 +78,7 @@ def test_a_batch_of_cotangents_goes_through_one_graph(form: Form) -> None:
 
 
 @every
-def test_a_hessian_is_forward_over_reverse(form: Form) -> None:
+def test_hessian_is_forward_over_reverse(form: Form) -> None:
     single = tuple(t.detach() for t in form.tensors())
 
     def loss(first: torch.Tensor) -> torch.Tensor:
@@ -90,22 +90,22 @@ def test_a_hessian_is_forward_over_reverse(form: Form) -> None:
 
 
 @every
-def test_forward_mode_over_itself_is_refused(form: Form) -> None:
-    """torch loses the outer tangents of custom functions: no wrong number may come of it."""
+def test_nested_forward_mode_is_rejected(form: Form) -> None:
+    """torch loses the outer tangents of custom functions, so nested forward mode must raise."""
     single = tuple(t.detach() for t in form.tensors())
     with pytest.raises(DerivativeError, match="hessian"):
         torch.func.jacfwd(torch.func.jacfwd(lambda first: form.outputs(first, *single[1:])[0]))(single[0])
 
 
 @every
-def test_an_empty_batch_gives_one(form: Form) -> None:
+def test_empty_batch(form: Form) -> None:
     single = tuple(t.detach() for t in form.tensors())
     empty = form.outputs(*(t.expand(0, *t.shape) for t in single))
     assert [tuple(t.shape) for t in empty] == [(0, *t.shape) for t in form.outputs(*single)]
 
 
 @every
-def test_single_precision_comes_back(form: Form) -> None:
+def test_float32_inputs_give_float32_outputs(form: Form) -> None:
     doubles = form.tensors(2)
     singles = tuple(t.detach().float().requires_grad_() for t in doubles)
     expected, found = form.outputs(*doubles), form.outputs(*singles)
@@ -117,7 +117,7 @@ def test_single_precision_comes_back(form: Form) -> None:
 
 
 @every
-def test_wrong_inputs_are_refused_by_name(form: Form) -> None:
+def test_invalid_inputs_are_rejected_by_name(form: Form) -> None:
     tensors = tuple(t.detach() for t in form.tensors())
     with pytest.raises(ShapeError):
         form.outputs(tensors[0].sum(), *tensors[1:])

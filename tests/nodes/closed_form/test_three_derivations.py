@@ -1,11 +1,11 @@
-"""Each closed form is the implicit function theorem on its definition, and the limit of an unrolled iteration."""
+"""Closed forms equal the implicit derivative of their definition and the limit of an unrolled iteration."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from convexlayer.gallery.trios import TRIOS
+from convexlayer.gallery.node_variants import NODE_VARIANTS
 
 LONG = {
     "least squares": 600,
@@ -19,15 +19,15 @@ LONG = {
 SIZE = {"pnp": 8}
 
 
-@pytest.mark.parametrize("name", TRIOS)
-def test_by_hand_implicit_and_unrolled_agree(name: str) -> None:
-    trio = TRIOS[name]
-    inputs = tuple(t.requires_grad_() for t in trio.inputs(SIZE.get(name, 4)))
-    implicit = trio.implicit(*inputs)
+@pytest.mark.parametrize("name", NODE_VARIANTS)
+def test_closed_form_implicit_and_unrolled_derivatives_agree(name: str) -> None:
+    variants = NODE_VARIANTS[name]
+    inputs = tuple(t.requires_grad_() for t in variants.inputs(SIZE.get(name, 4)))
+    implicit = variants.implicit(*inputs)
     found = {
-        "by hand": trio.by_hand(*inputs),
+        "by hand": variants.by_hand(*inputs),
         "implicit": implicit(*inputs),
-        "unrolled": trio.unrolled(LONG[name], *inputs),
+        "unrolled": variants.unrolled(LONG[name], *inputs),
     }
     cotangent = torch.randn_like(found["by hand"])
     gradients = {way: torch.autograd.grad(output, inputs, cotangent) for way, output in found.items()}

@@ -1,4 +1,4 @@
-"""Closed forms where other code puts them: under autocast and compilation, in pickles, and at lower precision."""
+"""Closed forms under autocast, torch.compile and pickle, and with half-precision inputs."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ every = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
         (lambda x: robust_pool(x, Huber()), [(1, 5, 2)]),
     ],
 )
-def test_a_plain_call_records_one_function(
+def test_plain_call_records_one_autograd_function(
     function: Callable[..., torch.Tensor], shapes: list[tuple[int, ...]]
 ) -> None:
-    """At small sizes what a call records is most of its cost."""
+    """At small sizes recording dominates the cost of a call."""
     tensors = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
     node = function(*tensors).grad_fn
     assert node is not None
@@ -54,8 +54,8 @@ def test_a_plain_call_records_one_function(
 
 
 @every
-def test_under_autocast_the_work_is_single_precision(form: Form) -> None:
-    """Both passes give what they give in float32 outside, whatever else autocast would lower."""
+def test_autocast_runs_in_float32(form: Form) -> None:
+    """Both passes equal those in float32 without autocast."""
     singles = tuple(t.detach().float().requires_grad_() for t in form.tensors(2))
     expected = form.outputs(*singles)
     wanted = torch.autograd.grad([o.square().sum() for o in expected], singles)
@@ -66,11 +66,11 @@ def test_under_autocast_the_work_is_single_precision(form: Form) -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients, wanted, strict=True))
 
 
-def test_what_autocast_has_lowered_comes_back_single() -> None:
+def test_half_precision_inputs_under_autocast_give_float32() -> None:
     A, B = torch.randn(4, 5).requires_grad_(), torch.randn(5, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = A @ B
-        U = orthogonal_procrustes(A=features, B=torch.randn(4, 6))  # by name, in two precisions
+        U = orthogonal_procrustes(A=features, B=torch.randn(4, 6))  # keyword arguments of two dtypes
         total = least_squares(features, torch.ones(4), rcond=1e-3).sum() + U.sum()
     assert features.dtype == torch.bfloat16
     assert U.dtype == torch.float32
@@ -80,12 +80,12 @@ def test_what_autocast_has_lowered_comes_back_single() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_lower_precision_is_refused_elsewhere(dtype: torch.dtype) -> None:
+def test_half_precision_is_rejected_without_autocast(dtype: torch.dtype) -> None:
     with pytest.raises(ProblemError, match=f"expected a float32 or float64 tensor, got {dtype}; convert it first"):
         project_l2_ball(torch.ones(3, dtype=dtype))
 
 
-def test_what_is_no_tensor_is_refused_by_name() -> None:
+def test_non_tensors_are_rejected_by_name() -> None:
     with pytest.raises(ProblemError, match="b: expected a float32 or float64 tensor, got list; convert it first"):
         least_squares(torch.eye(2), [1.0, 2.0])  # type: ignore[arg-type]
 
@@ -99,7 +99,7 @@ def test_what_is_no_tensor_is_refused_by_name() -> None:
         (((3, 5, 2), (2, 5)), r"leading axes must broadcast, but A has \(3,\), b has \(2,\)"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
+def test_mismatched_shapes_are_rejected(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         least_squares(*(torch.ones(shape) for shape in shapes))
 
@@ -108,7 +108,7 @@ def forms(kind: type) -> list[type]:
     return [kind, *(deeper for other in kind.__subclasses__() for deeper in forms(other))]
 
 
-def test_closed_forms_are_pickled() -> None:
+def test_closed_form_functions_pickle() -> None:
     assert len(PUBLIC) == 15
     for function in PUBLIC:
         assert pickle.loads(pickle.dumps(function)) is function
@@ -117,7 +117,7 @@ def test_closed_forms_are_pickled() -> None:
     assert torch.equal(pool(x), robust_pool(x, Welsch(), 2.0))
 
 
-def test_the_objects_behind_them_are_pickled() -> None:
+def test_closed_form_objects_pickle() -> None:
     found = [value for kind in forms(ClosedForm) for value in vars(sys.modules[kind.__module__]).values()]
     several = [value for one in found for value in (one.values() if isinstance(one, dict) else [one])]
     objects = [value for value in several if isinstance(value, ClosedForm)]
@@ -138,7 +138,7 @@ def test_the_objects_behind_them_are_pickled() -> None:
         (lambda x: orthogonal_procrustes(x, simplex_etf(3), previous=torch.eye(3)), [(3, 3)]),
     ],
 )
-def test_compilation_leaves_them_as_they_are(
+def test_torch_compile_does_not_change_results(
     function: Callable[..., torch.Tensor], shapes: list[tuple[int, ...]]
 ) -> None:
     def around(*tensors: torch.Tensor) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_compilation_leaves_them_as_they_are(
         assert torch.equal(ours, theirs)
 
 
-def test_the_graph_breaks_once_on_each_call() -> None:
+def test_torch_compile_breaks_the_graph_once_per_call() -> None:
     torch.compiler.reset()
     graphs = []
 

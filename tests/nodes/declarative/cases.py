@@ -1,4 +1,4 @@
-"""Every kind of node that is given by functions, at parameters where it is twice differentiable."""
+"""Nodes given by functions, at parameters where they are twice differentiable."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sphere(y: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def bounds(y: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """A curved one that depends on the parameters, one that is active, and one that is not."""
+    """Inequalities: a curved one that depends on the parameters, an active one and an inactive one."""
     return torch.stack([y.square().sum() - 0.09 - 0.01 * A[0, 0] ** 2, y[0] + 0.1, -y[1] - 10.0])
 
 
@@ -53,11 +53,11 @@ def matrix_objective(y: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> torch
 
 @dataclass(frozen=True)
 class Case:
-    """A node and the shapes of its parameters."""
+    """A node under test, and the shapes of its parameters."""
 
     make: Callable[[], Node]
     shapes: tuple[tuple[int, ...], ...] = ((4, 3), (3,))
-    double_only: bool = False  # an iterative linear solver whose float32 accuracy is that of its own tolerance
+    double_only: bool = False  # an iterative linear solver, accurate in float32 only to its own tolerance
 
     def tensors(self, batch: int | None = None, dtype: torch.dtype = torch.float64) -> Tensors:
         generator = torch.Generator().manual_seed(3)

@@ -1,4 +1,4 @@
-"""Where a node is also a convex problem, it and ConvexLayer agree: solutions, multipliers and gradients to 1e-7."""
+"""Nodes that are convex problems agree with ConvexLayer in solutions, multipliers and gradients to 1e-7."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASS = 2
 
 
 def projection() -> tuple[InequalityNode, ConvexLayer, Tensors]:
-    """On the slice of the simplex 1'y = 1, 0 <= y <= 0.4."""
+    """Projection on the slice 1'y = 1, 0 <= y <= 0.4."""
     n = 6
     node = InequalityNode(
         lambda y, x: 0.5 * (y - x).square().sum(),
@@ -34,7 +34,7 @@ def projection() -> tuple[InequalityNode, ConvexLayer, Tensors]:
 
 
 def quadratic() -> tuple[EqualityNode, ConvexLayer, Tensors]:
-    """A least-squares problem with equalities, all data parameters."""
+    """Equality-constrained least squares, with all data as parameters."""
     n, m = 5, 2
     node = EqualityNode(
         lambda y, M, q, A, b: 0.5 * (M @ y).square().sum() + q @ y,
@@ -50,7 +50,7 @@ def quadratic() -> tuple[EqualityNode, ConvexLayer, Tensors]:
 
 
 def softmax() -> tuple[InequalityNode, ConvexLayer, Tensors]:
-    """The most likely feature of a class in the ball, eq. 76."""
+    """Most likely feature of a class in the ball, eq. 76."""
     m, n = 4, 2
     node = InequalityNode(
         lambda y, A, b: torch.logsumexp(A @ y + b, 0) - A[CLASS] @ y - b[CLASS],

@@ -1,4 +1,4 @@
-"""Tensors with requires_grad that a node's functions use beside its parameters: weights of modules, closures."""
+"""Gradients of tensors that a node's functions capture: weights of modules and closures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def values(*shape: int, seed: int = 0) -> torch.Tensor:
     return drawn.requires_grad_()
 
 
-def test_a_closure_has_the_gradient_that_a_parameter_has() -> None:
+def test_captured_tensor_gets_the_gradient_of_a_parameter() -> None:
     w, x = values(3, seed=1), values(5, 3, seed=2)
 
     def objective(y: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -43,18 +43,18 @@ def test_a_closure_has_the_gradient_that_a_parameter_has() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
-def test_tensors_that_stand_behind_a_captured_one_get_their_gradients() -> None:
+def test_sources_of_a_captured_tensor_get_gradients() -> None:
     v, x = values(3, seed=1), values(3, seed=2)
 
     def node(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        w = v.square() + 1.0  # no leaf
+        w = v.square() + 1.0  # not a leaf
         return ArgminNode(lambda y, x: (w * y.pow(4)).sum() + (y - x).square().sum(), (3,), [(3,)])(x) + w
 
     assert gradcheck(node, (v, x))
 
 
 @pytest.mark.parametrize("kind", ["equality", "inequality"])
-def test_constraints_may_capture_too(kind: str) -> None:
+def test_constraints_may_capture_tensors(kind: str) -> None:
     c, x = values(1, seed=4), values(2, 2, seed=5)
 
     def constraint(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_constraints_may_capture_too(kind: str) -> None:
 
 
 @pytest.mark.parametrize("form", LinearForm)
-def test_the_matrix_and_the_right_hand_side_of_linear_equalities_are_trained(form: LinearForm) -> None:
+def test_linear_equalities_train_A_and_b(form: LinearForm) -> None:
     A, b = torch.nn.Parameter(values(1, 3, seed=6)), torch.nn.Parameter(values(1, seed=7))
     node = LinearEqualityNode(lambda y, x: (y - x).pow(4).sum() + y.square().sum(), A, b, [(3,)], form=form)
     assert {id(p) for p in node.parameters()} >= {id(A), id(b)}
@@ -76,7 +76,7 @@ def test_the_matrix_and_the_right_hand_side_of_linear_equalities_are_trained(for
 
 
 class Layer(torch.nn.Module):
-    """A contraction with weights: the step of a deep-equilibrium network."""
+    """A contraction with weights, as a step of a deep-equilibrium network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Layer(torch.nn.Module):
         return torch.tanh(self.inner @ z + self.outer(x))
 
 
-def test_the_weights_of_a_module_get_the_gradients_that_the_unrolled_iteration_gives() -> None:
+def test_module_weights_get_the_gradients_of_the_unrolled_iteration() -> None:
     step, x = Layer(), values(6, 3)
     implicit = FixedPointNode(step, (4,), [(3,)])
     unrolled = FixedPointNode(step, (4,), [(3,)], derivative=Unrolled(200))
@@ -99,7 +99,7 @@ def test_the_weights_of_a_module_get_the_gradients_that_the_unrolled_iteration_g
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_a_module_as_objective_is_a_submodule_and_trains() -> None:
+def test_objective_module_is_a_submodule_and_trains() -> None:
     class Energy(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -120,7 +120,7 @@ def test_a_module_as_objective_is_a_submodule_and_trains() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_what_is_not_known_of_captured_tensors_is_refused() -> None:
+def test_unsupported_derivatives_of_captured_tensors_are_rejected() -> None:
     w, x = values(3, seed=1), values(3, seed=2)
     node = ArgminNode(lambda y, x: (w.exp() * y.pow(2)).sum() + (y - x).pow(4).sum(), (3,), [(3,)])
     (gradient,) = torch.autograd.grad(node(x).sum(), w, create_graph=True)

@@ -1,4 +1,4 @@
-"""The papers' formulas, in their corrected forms, written out with matrices: the nodes agree with them."""
+"""Nodes agree with the papers' formulas, corrected where necessary, evaluated with dense matrices."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_lemma_3_2(x: torch.Tensor) -> None:
     close(jacrev(node)(x), -torch.linalg.solve(H, B))
 
 
-def test_lemmas_4_1_and_4_2_are_the_same_derivative(x: torch.Tensor) -> None:
+def test_lemmas_4_1_and_4_2_give_the_same_derivative(x: torch.Tensor) -> None:
     A = torch.tensor([[1.0, 2.0, -1.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
     b = torch.tensor([0.5, -0.2], dtype=torch.float64)
     null_space = LinearEqualityNode(objective, A, b, [(3,)])
@@ -65,7 +65,7 @@ def test_lemmas_4_1_and_4_2_are_the_same_derivative(x: torch.Tensor) -> None:
     close(null_space.solve(x)[0].lam, kkt.solve(x)[0].lam)
 
 
-def test_the_notes_formula_with_its_erratum(x: torch.Tensor) -> None:
+def test_corrected_formula_of_the_notes(x: torch.Tensor) -> None:
     """Dy = H^-1 A'(A H^-1 A')^-1 (A H^-1 B - C) - H^-1 B, with lambda'A = D_Y f and L = f - lambda'h."""
     node = EqualityNode(objective, surface, (3,), [(3,)], options=NodeOptions(start=torch.tensor([0.5, 0.5, 0.5])))
     point = node.solve(x)[0]
@@ -86,8 +86,8 @@ def test_the_notes_formula_with_its_erratum(x: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("t", [5.0, 500.0])
-def test_equation_64_with_its_erratum(x: torch.Tensor, t: float) -> None:
-    """phi = sum log(-f_i) has phi_Y = sum f_iY / f_i; the paper's 62 and 63 are those of -phi."""
+def test_corrected_equation_64(x: torch.Tensor, t: float) -> None:
+    """phi = sum log(-f_i) has phi_Y = sum f_iY / f_i; eq. 62 and 63 of the paper are derivatives of -phi."""
     node = InequalityNode(objective, ball, (3,), [(3,)], t=t)
     y = node(x)
     g, G, C = ball(y, x), jacrev(ball)(y, x), jacrev(ball, argnums=1)(y, x)
@@ -103,7 +103,7 @@ def test_equation_64_with_its_erratum(x: torch.Tensor, t: float) -> None:
     assert torch.linalg.vector_norm(printed - expected) > 0.1 * torch.linalg.vector_norm(expected)
 
 
-def test_the_barrier_goes_to_the_active_set_as_one_over_t(x: torch.Tensor) -> None:
+def test_barrier_derivative_converges_to_the_active_set_as_one_over_t(x: torch.Tensor) -> None:
     exact = jacrev(InequalityNode(objective, ball, (3,), [(3,)]))(x)
     errors = [
         float((jacrev(InequalityNode(objective, ball, (3,), [(3,)], t=t))(x) - exact).abs().max()) for t in (1e4, 1e5)
@@ -111,7 +111,7 @@ def test_the_barrier_goes_to_the_active_set_as_one_over_t(x: torch.Tensor) -> No
     assert errors[1] == pytest.approx(0.1 * errors[0], rel=0.05)
 
 
-def test_multipliers_of_inequalities_have_the_sign_of_the_lagrangian(x: torch.Tensor) -> None:
+def test_inequality_multipliers_are_nonnegative(x: torch.Tensor) -> None:
     for t in (None, 1e8):
         point = InequalityNode(objective, ball, (3,), [(3,)], t=t).solve(x)[0]
         assert (point.mu >= 0).all()
@@ -119,7 +119,7 @@ def test_multipliers_of_inequalities_have_the_sign_of_the_lagrangian(x: torch.Te
         close(slope, torch.zeros_like(slope), 1e-9)
 
 
-def test_a_stationary_point_is_chosen_from_several_starts_with_any_parameter() -> None:
+def test_choose_selects_a_stationary_point_from_several_starts() -> None:
     def wave(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return torch.cos(y) + 0.01 * (y - x) ** 2
 

@@ -1,4 +1,4 @@
-"""Solving the lower problem: our interior-point method, SciPy's and given ones."""
+"""Forward solvers: the interior-point method, SciPy's methods and given solutions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def double(*numbers: float) -> torch.Tensor:
         GivenBatch(lambda x: torch.stack([x, x**2], -1)),
     ],
 )
-def test_any_solver_gives_the_same_solution_and_gradient(solver: AbstractForwardSolver) -> None:
+def test_all_solvers_give_the_same_solution_and_gradient(solver: AbstractForwardSolver) -> None:
     x = double(-0.5, 1.0, 2.0).requires_grad_()
     options = NodeOptions(start=double(-1.2, 1.0), linear=ConjugateGradients())
     y = ArgminNode(rosenbrock, (2,), [()], solver=solver, options=options)(x)
@@ -49,8 +49,8 @@ def test_any_solver_gives_the_same_solution_and_gradient(solver: AbstractForward
 
 
 @pytest.mark.parametrize("solver", [InteriorPoint(), ScipyMinimize("SLSQP", {"ftol": 1e-14})])
-def test_a_curved_problem_with_all_kinds_of_constraints(solver: AbstractForwardSolver) -> None:
-    """Hock and Schittkowski's problem 71, whose solution is known."""
+def test_nonlinear_problem_with_all_kinds_of_constraints(solver: AbstractForwardSolver) -> None:
+    """Problem 71 of Hock and Schittkowski, whose solution is known."""
 
     def f(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return x * y[0] * y[3] * (y[0] + y[1] + y[2]) + y[2]
@@ -74,7 +74,7 @@ def test_a_curved_problem_with_all_kinds_of_constraints(solver: AbstractForwardS
     torch.testing.assert_close(y, double(1.0, 4.74299963, 3.82114998, 1.37940829), rtol=0, atol=1e-7)
 
 
-def test_a_projection_on_a_sphere_from_far_away() -> None:
+def test_projection_on_a_sphere_from_a_distant_start() -> None:
     x = double(3.0, -4.0).requires_grad_()
     node = EqualityNode(
         lambda y, x: (y - x).square().sum(),
@@ -86,7 +86,7 @@ def test_a_projection_on_a_sphere_from_far_away() -> None:
     torch.testing.assert_close(node(x), x / 5.0, rtol=0, atol=1e-12)
 
 
-def test_the_vertex_of_a_linear_program_moves_with_its_constraints() -> None:
+def test_vertex_of_a_linear_program_moves_with_its_constraints() -> None:
     bounds = double(1.0, 2.0).requires_grad_()
     node = InequalityNode(
         lambda y, c: -y[0] - 2.0 * y[1], lambda y, c: torch.stack([y.sum() - c[1], y[1] - c[0], -y[0]]), (2,), [(2,)]
@@ -96,7 +96,7 @@ def test_the_vertex_of_a_linear_program_moves_with_its_constraints() -> None:
     torch.testing.assert_close(jacobian, torch.tensor([[-1.0, 1.0], [1.0, 0.0]], dtype=torch.float64))
 
 
-def test_a_saddle_is_found_by_newton_and_avoided_by_the_minimiser() -> None:
+def test_newton_finds_a_saddle_that_the_minimiser_avoids() -> None:
     def monkey(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return y[0] ** 2 - (y[1] - x) ** 2 + 0.25 * (y[1] - x) ** 4
 
@@ -107,7 +107,7 @@ def test_a_saddle_is_found_by_newton_and_avoided_by_the_minimiser() -> None:
     torch.testing.assert_close(minimum[0].abs(), double(0.0, 2.0**0.5), rtol=0, atol=1e-10)
 
 
-def test_a_start_can_depend_on_the_parameters_and_a_warm_start_replaces_it() -> None:
+def test_start_may_depend_on_parameters_and_warm_start_replaces_it() -> None:
     def wave(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return torch.cos(y - x)
 
@@ -118,7 +118,7 @@ def test_a_start_can_depend_on_the_parameters_and_a_warm_start_replaces_it() -> 
     torch.testing.assert_close(node(x, warm_start=x + 9.0), x + 3.0 * torch.pi)
 
 
-def test_a_slow_element_does_not_change_the_others() -> None:
+def test_slow_element_does_not_change_the_others() -> None:
     options = NodeOptions(start=double(-1.2, 1.0))
     node = ArgminNode(rosenbrock, (2,), [()], options=options)
     x = double(-1.0, 1.0, 7.0)

@@ -1,4 +1,4 @@
-"""Kinks, barriers, failed elements beside others, vertices where constraints meet, and starts without curvature."""
+"""Kinks, barriers, failed elements in a batch, vertices with many active constraints, and starts without curvature."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def double(*numbers: float) -> torch.Tensor:
     return torch.tensor(numbers if len(numbers) > 1 else numbers[0], dtype=D, requires_grad=True)
 
 
-def test_points_beyond_a_barrier_are_no_solutions() -> None:
-    """Its gradient vanishes there too: an empty set, and a start far outside."""
+def test_points_outside_the_barrier_domain_are_no_solutions() -> None:
+    """Stationary points of the barrier objective outside its domain, for an empty set and for a distant start."""
     empty = InequalityNode(lambda y, c: (y - c) ** 2, lambda y, c: torch.stack([1 - y, y + 1]), (), [()], t=10.0)
     with pytest.raises(FailedElementsError):
         empty(double(1.0))
@@ -57,12 +57,12 @@ def test_points_beyond_a_barrier_are_no_solutions() -> None:
     [(lambda y, b: -y.abs() + y**2 + 0 * b, 0.5), (lambda y, b: -torch.relu(y) + y**2 + 0 * b, 0.5)],
     ids=["abs", "relu"],
 )
-def test_a_start_at_a_kink_that_is_a_maximum_is_left(f: Function, minimum: float) -> None:
+def test_start_at_a_kink_that_is_a_maximum_is_left(f: Function, minimum: float) -> None:
     y = ArgminNode(f, (), [()])(double(1.0))
     assert abs(y.item()) == pytest.approx(minimum, abs=1e-12)
 
 
-def test_a_solution_at_a_kink_of_the_objective_is_told_although_curvature_does_not_jump() -> None:
+def test_kink_of_the_objective_is_reported_without_a_jump_of_curvature() -> None:
     b = double(0.0, 3.0)
     soft = ArgminNode(lambda y, b: y.abs().sum() + 0.5 * (y - b).square().sum(), (2,), [(2,)], options=QUIET)
     point, report = soft.solve(b)
@@ -83,7 +83,7 @@ NODES: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], flo
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_elements_without_finite_numbers_spoil_no_shared_gradient(name: str) -> None:
+def test_nonfinite_elements_do_not_affect_shared_gradients(name: str) -> None:
     node, expected = NODES[name]
     a, s = double(1.0, 4.0, -1.0), double(1.0)
     y = node(a, s)
@@ -105,14 +105,14 @@ def test_all_elements_may_fail() -> None:
     assert s.grad.item() == 0.0
 
 
-def test_an_element_with_constraints_that_are_not_finite_fails_alone() -> None:
+def test_element_with_nonfinite_constraints_fails_alone() -> None:
     node = EqualityNode(lambda y, a: y @ y, lambda y, a: (a * y.sum() - 1).reshape(1), (2,), [()], options=NAN)
     y = node(double(1.0, math.nan))
     torch.testing.assert_close(y[0].detach(), torch.tensor([0.5, 0.5], dtype=D))
     assert y[1].isnan().all()
 
 
-def test_what_a_function_captures_is_seen_under_transforms() -> None:
+def test_captured_tensors_are_detected_under_transforms() -> None:
     w, a = double(0.7), torch.randn(3, 2, dtype=D, generator=torch.Generator().manual_seed(0))
     node = ArgminNode(lambda y, a: (y - a * w).square().sum() + w * y.pow(4).sum(), (2,), [(2,)])
     (expected,) = torch.autograd.grad(node(a).sum(), w)
@@ -122,14 +122,14 @@ def test_what_a_function_captures_is_seen_under_transforms() -> None:
 
 @pytest.mark.parametrize("unit", [1e-10, 1.0, 1e14])
 @pytest.mark.parametrize("length", [1e-6, 1.0, 1e6])
-def test_without_curvature_at_the_start_a_step_is_as_long_as_it_takes(unit: float, length: float) -> None:
+def test_start_without_curvature_is_left_in_any_units(unit: float, length: float) -> None:
     a = double(1.0)
     y = ArgminNode(lambda y, a: unit * (a * y / length + 0.1 * (y / length) ** 4), (), [()])(a)
     assert y.item() / length == pytest.approx(-(2.5 ** (1.0 / 3.0)), rel=1e-12)
 
 
 @pytest.mark.parametrize("node", [EqualityNode, InequalityNode])
-def test_without_curvature_at_the_start_under_constraints(node: type[EqualityNode] | type[InequalityNode]) -> None:
+def test_start_without_curvature_under_constraints(node: type[EqualityNode] | type[InequalityNode]) -> None:
     y = node(lambda y, a: a * y.sum() + 0.1 * y.pow(4).sum(), lambda y, a: (y[0] - 2 * y[1]).reshape(1), (2,), [()])(
         double(1.0)
     )
@@ -140,7 +140,7 @@ def test_without_curvature_at_the_start_under_constraints(node: type[EqualityNod
 
 @pytest.mark.parametrize("power", [2, 4])
 @pytest.mark.parametrize("kind", [EqualityNode, InequalityNode])
-def test_a_linear_objective_on_a_ball_has_a_derivative(
+def test_linear_objective_on_a_ball_is_differentiable(
     kind: type[EqualityNode] | type[InequalityNode], power: int
 ) -> None:
     c = torch.randn(30, 3, dtype=D, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -157,7 +157,7 @@ def test_a_linear_objective_on_a_ball_has_a_derivative(
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_more_constraints_than_variables_may_meet_in_a_vertex() -> None:
+def test_vertex_with_more_active_constraints_than_variables() -> None:
     node = InequalityNode(
         lambda y, c: c @ y,
         lambda y, c: torch.cat([y - 1, -y - 1, (-y.sum() - 2).reshape(1)]),
@@ -180,15 +180,15 @@ def test_more_constraints_than_variables_may_meet_in_a_vertex() -> None:
         torch.testing.assert_close(once(c), twice(c), rtol=0, atol=1e-8)
 
 
-def test_a_corner_that_bars_negative_curvature_is_a_solution() -> None:
+def test_vertex_that_blocks_negative_curvature_is_a_solution() -> None:
     node = InequalityNode(lambda y, c: c * y[0] * y[1], lambda y, c: torch.cat([-y, y - 1]), (2,), [()], options=QUIET)
     point, report = node.solve(double(1.0))
     torch.testing.assert_close(point.y.detach(), torch.zeros(2, dtype=D), rtol=0, atol=1e-8)
     assert report.kind == (Kind.DEGENERATE,)
 
 
-def test_a_dual_support_vector_machine() -> None:
-    """A hundred bounds and one equality; half of the variables are zero."""
+def test_dual_support_vector_machine() -> None:
+    """A hundred bounds and one equality, with half of the variables at zero."""
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(100, 5, dtype=D, generator=generator)
     labels = (X[:, 0] + 0.3 * torch.randn(100, dtype=D, generator=generator)).sign()

@@ -1,4 +1,4 @@
-"""Functions that a node cannot use, solvers that did not converge, and derivatives that do not exist: all are told."""
+"""Invalid functions, parameters and options, unconverged solvers, and derivatives that do not exist."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def scalar(f: Function, **options: object) -> ArgminNode:
 
 
 def verdicts(node: torch.nn.Module, x: torch.Tensor) -> tuple[tuple[str, ...], str]:
-    """The derivative's status and what the one warning says."""
+    """Status of the derivative, and the text of the one warning."""
     point, report = node.solve(x)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -67,7 +67,7 @@ def verdicts(node: torch.nn.Module, x: torch.Tensor) -> tuple[tuple[str, ...], s
         (scalar(lambda y, x: parabola(y, x).float()), values(1.0), "dtype of the parameters, torch.float64"),
     ],
 )
-def test_functions_of_the_wrong_kind_are_refused(node: torch.nn.Module, x: torch.Tensor, message: str) -> None:
+def test_functions_with_invalid_outputs_are_rejected(node: torch.nn.Module, x: torch.Tensor, message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         node(x)
 
@@ -84,7 +84,7 @@ def test_functions_of_the_wrong_kind_are_refused(node: torch.nn.Module, x: torch
         ((torch.ones(3), [1.0, 2.0]), ProblemError, "got list"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(
+def test_invalid_parameters_are_rejected(
     tensors: tuple[torch.Tensor, ...], error: type[Exception], message: str
 ) -> None:
     node = ArgminNode(lambda y, a, b: squares(y, b) + y.sum() * a.sum(), (2,), [(-1,), (2,)])
@@ -92,7 +92,7 @@ def test_tensors_that_do_not_fit_are_refused(
         node(*tensors)
 
 
-def test_choices_and_constructions_are_checked() -> None:
+def test_constructor_arguments_are_validated() -> None:
     with pytest.raises(ProblemError, match="on_failure must be one of raise, nan, keep"):
         scalar(parabola, on_failure="ignore")
     with pytest.raises(ProblemError, match="on_degenerate must be one of"):
@@ -103,7 +103,7 @@ def test_choices_and_constructions_are_checked() -> None:
         InequalityNode(parabola, lambda y, x: -y.reshape(1), (), [()], t=-1.0)
     with pytest.raises(ProblemError, match=r"dependent \(rank 1\)"):
         LinearEqualityNode(squares, torch.ones(2, 3), torch.ones(2), [(3,)])
-    with pytest.raises(ProblemError, match="leave nothing"):
+    with pytest.raises(ProblemError, match="leave no degree of freedom"):
         LinearEqualityNode(squares, torch.eye(2), torch.ones(2), [(2,)])
     with pytest.raises(ShapeError, match=r"expected A \(m, n\) and b \(m,\)"):
         LinearEqualityNode(squares, torch.ones(1, 3), torch.ones(2), [(3,)])
@@ -125,7 +125,7 @@ def test_choices_and_constructions_are_checked() -> None:
         (InequalityNode(parabola, lambda y, x: torch.stack([y - 1, 2 - y]), (), [()]), "iteration_limit"),  # infeasible
     ],
 )
-def test_a_solver_that_did_not_converge_is_an_error_that_carries_the_rest(node: torch.nn.Module, status: str) -> None:
+def test_failed_elements_raise_an_error_with_the_other_outputs(node: torch.nn.Module, status: str) -> None:
     with pytest.raises(FailedElementsError, match=status) as caught:
         node(values(1.0, 2.0))
     assert caught.value.indices == (0, 1)
@@ -133,7 +133,7 @@ def test_a_solver_that_did_not_converge_is_an_error_that_carries_the_rest(node: 
     assert [str(word) for word in caught.value.report.status] == [status] * 2
 
 
-def test_infeasible_equalities_are_an_error() -> None:
+def test_infeasible_equalities_raise() -> None:
     node = EqualityNode(squares, lambda y, x: torch.stack([y.sum() - 1, y.sum() - 2]), (2,), [(2,)])
     with pytest.raises(FailedElementsError, match="feasible"):
         node(values(1.0, 2.0))
@@ -144,7 +144,7 @@ def half_wrong(choice: str) -> ArgminNode:
     return ArgminNode(parabola, (), [()], solver=solver, options=NodeOptions(polish=0, on_failure=choice))
 
 
-def test_failed_elements_are_kept_or_nan_with_zero_gradients_and_cost_the_others_nothing() -> None:
+def test_failed_elements_are_kept_or_nan_with_zero_gradients() -> None:
     for choice, expected in (("keep", 3.0), ("nan", torch.nan)):
         x = values(1.0, 2.0)
         y, report = half_wrong(choice).solve(x)
@@ -157,7 +157,7 @@ def test_failed_elements_are_kept_or_nan_with_zero_gradients_and_cost_the_others
         assert report.derivative.status == ("ok", "failed")
 
 
-def test_an_almost_solved_problem_is_polished() -> None:
+def test_approximate_solutions_are_polished() -> None:
     x = values(1.0, 2.0)
     y = ArgminNode(parabola, (), [()], solver=GivenBatch(lambda x: x + 0.01))(x)
     torch.testing.assert_close(y, x, rtol=0, atol=1e-14)
@@ -196,15 +196,13 @@ def test_an_almost_solved_problem_is_polished() -> None:
         ),
     ],
 )
-def test_a_derivative_that_does_not_exist_is_said_to(
-    node: torch.nn.Module, x: torch.Tensor, status: str, message: str
-) -> None:
+def test_missing_derivatives_are_reported(node: torch.nn.Module, x: torch.Tensor, status: str, message: str) -> None:
     words, warning = verdicts(node, x)
     assert words == (status,)
     assert re.search(message, warning), warning
 
 
-def test_of_a_batch_only_the_doubtful_element_is_named_and_warned_of_once() -> None:
+def test_only_doubtful_elements_are_named_and_warned_about_once() -> None:
     node = InequalityNode(parabola, lambda y, x: y.reshape(1) - 1, (), [()])
     words, warning = verdicts(node, values(0.0, 1.0, 2.0))
     assert words == ("ok", "degenerate", "ok")
@@ -212,7 +210,7 @@ def test_of_a_batch_only_the_doubtful_element_is_named_and_warned_of_once() -> N
     assert verdicts(node, values(1.0))[1] == ""
 
 
-def test_a_doubtful_derivative_can_be_an_error_or_silent() -> None:
+def test_on_degenerate_raises_or_stays_silent() -> None:
     def flat(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return (y[0] - x) ** 2
 
@@ -225,12 +223,12 @@ def test_a_doubtful_derivative_can_be_an_error_or_silent() -> None:
         else:
             y.sum().backward()
             assert x.grad is not None
-            assert x.grad.tolist() == [1.0]  # the direction of minimum norm
+            assert x.grad.tolist() == [1.0]  # the minimum-norm direction
 
 
-def test_solvers_refuse_what_they_do_not_know() -> None:
+def test_solvers_reject_unsupported_problems() -> None:
     bound = {"variable": (), "parameters": [()]}
-    with pytest.raises(SolverError, match="knows no inequalities"):
+    with pytest.raises(SolverError, match="does not support inequalities"):
         InequalityNode(parabola, lambda y, x: -y.reshape(1), solver=Stationary(), **bound)(values(1.0))
     with pytest.raises(SolverError, match="use InteriorPoint"):
         InequalityNode(parabola, lambda y, x: -y.reshape(1), solver=ScipyMinimize(), t=1.0, **bound)(values(1.0))
@@ -238,7 +236,7 @@ def test_solvers_refuse_what_they_do_not_know() -> None:
         ArgminNode(parabola, solver=GivenBatch(lambda x: torch.ones(2, 3)), **bound)(values(1.0))
 
 
-def test_indefinite_curvature_under_conjugate_gradients_is_reported() -> None:
+def test_conjugate_gradients_report_indefinite_systems() -> None:
     options = NodeOptions(linear=ConjugateGradients(), polish=0, start=torch.zeros(2))
     node = StationaryNode(lambda y, x: y[0] ** 2 - y[1] ** 2 + y @ x, (2,), [(2,)], options=options)
     words, warning = verdicts(node, values(1.0, 1.0))
@@ -246,7 +244,7 @@ def test_indefinite_curvature_under_conjugate_gradients_is_reported() -> None:
     assert "residual of the linear system" in warning
 
 
-def test_forward_mode_over_forward_mode_is_refused_where_torch_would_be_wrong() -> None:
+def test_nested_forward_mode_is_rejected() -> None:
     node = scalar(lambda y, x: y**4 / 4 + y**2 / 2 - torch.sin(x) * y)
     x = values(0.7)[0].detach()
     twice = torch.func.hessian(node)(x)

@@ -1,4 +1,4 @@
-"""The contract of nodes that are given by functions: each passes every test here."""
+"""Contract of every node given by functions: derivatives, batches, transforms, dtypes, warm starts."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def seeded() -> None:
 
 
 @cases
-def test_gradcheck_in_reverse_and_forward_mode(case: Case) -> None:
+def test_gradcheck_in_both_modes(case: Case) -> None:
     assert torch.autograd.gradcheck(case.make(), case.tensors(), check_forward_ad=True, fast_mode=True)
 
 
 @cases
-def test_both_gradchecks_of_a_batch_with_a_shared_parameter(case: Case) -> None:
+def test_gradcheck_and_gradgradcheck_of_a_batch(case: Case) -> None:
     shared, batched = case.tensors()[:-1], case.tensors(2)[-1:]
     assert torch.autograd.gradcheck(case.make(), (*shared, *batched), fast_mode=True)
     assert torch.autograd.gradgradcheck(case.make(), (*shared, *batched), fast_mode=True)
 
 
 @cases
-def test_a_batch_is_its_elements(case: Case) -> None:
+def test_batch_equals_single_elements(case: Case) -> None:
     node, tensors = case.make(), case.tensors(4)
     together = node(*tensors)
     weights = torch.randn_like(together)
@@ -47,7 +47,7 @@ def test_a_batch_is_its_elements(case: Case) -> None:
 
 
 @cases
-def test_vmap_is_the_batch(case: Case) -> None:
+def test_vmap_equals_the_batch(case: Case) -> None:
     node, tensors = case.make(), case.tensors(3)
     torch.testing.assert_close(torch.func.vmap(node)(*tensors), node(*tensors), rtol=0, atol=1e-12)
     one = case.tensors()
@@ -103,7 +103,7 @@ def test_float32_stays_float32_and_is_close(case: Case) -> None:
 
 
 @cases
-def test_a_warm_start_at_the_solution_takes_fewer_iterations(case: Case) -> None:
+def test_warm_start_at_the_solution_takes_fewer_iterations(case: Case) -> None:
     node, tensors = case.make(), case.tensors(3)
     cold, report = node.solve(*tensors)
     warm, again = node.solve(*tensors, warm_start=cold.y)
@@ -112,7 +112,7 @@ def test_a_warm_start_at_the_solution_takes_fewer_iterations(case: Case) -> None
 
 
 @cases
-def test_no_grad_copies_and_a_report_of_trust(case: Case) -> None:
+def test_no_grad_deepcopy_and_report(case: Case) -> None:
     node, tensors = case.make(), case.tensors(2)
     with torch.no_grad():
         assert not node(*tensors).requires_grad
@@ -126,7 +126,7 @@ def test_no_grad_copies_and_a_report_of_trust(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "equality" in name])
-def test_multipliers_are_outputs_with_derivatives(name: str) -> None:
+def test_multipliers_are_differentiable_outputs(name: str) -> None:
     node, tensors = CASES[name].make(), CASES[name].tensors()
 
     def multipliers(*parameters: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""RankSVM, the order of frames as inequalities: a node, the convex layer and finite differences agree.
+"""RankSVM, with the order of frames as inequalities: the node, the convex layer and finite differences agree.
 
 minimise over u, xi    1/2 |u|^2 + C sum xi_ij     subject to    (v_i - v_j)'u >= 1 - xi_ij,  xi >= 0,  all j < i
 """
@@ -36,13 +36,13 @@ def pooled(v: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
-    """Two sequences, each a trend in noise: pairs in order, on the margin and out of order all occur."""
+    """Two sequences, each a trend in noise, with pairs in order, on the margin and out of order."""
     generator = torch.Generator().manual_seed(1)
     trend = torch.arange(FRAMES, dtype=torch.float64).unsqueeze(-1) * torch.tensor([0.5, -0.3, 0.1]).double()
     return trend + torch.randn(2, FRAMES, D, dtype=torch.float64, generator=generator)
 
 
-def test_every_kind_of_pair_occurs(frames: torch.Tensor) -> None:
+def test_data_has_every_kind_of_pair(frames: torch.Tensor) -> None:
     point, _ = NODE.solve(frames)
     order = point.mu[:, :PAIRS]
     inside = (order > 1e-6) & (order < C - 1e-6)
@@ -64,5 +64,5 @@ def test_node_and_layer_agree(frames: torch.Tensor) -> None:
     torch.testing.assert_close(mine, layers, rtol=1e-7, atol=1e-7)
 
 
-def test_the_gradient_is_that_of_finite_differences(frames: torch.Tensor) -> None:
+def test_gradient_matches_finite_differences(frames: torch.Tensor) -> None:
     assert torch.autograd.gradcheck(pooled, frames.clone().requires_grad_(), fast_mode=True)

@@ -1,4 +1,4 @@
-"""What a stationary point is, how saddles and maxima are left, and starts where derivatives vanish."""
+"""Kinds of stationary points, descent from saddles and maxima, and starts with vanishing derivatives."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def quartic(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return x * y**4 + 2 * x**2 * y**3 - 12 * y**2
 
 
-def test_a_start_at_a_maximum_is_left() -> None:
+def test_start_at_a_maximum_is_left() -> None:
     point, report = ArgminNode(quartic, (), [()]).solve(double(1.0))
     minima = (double(-6.0, -6.0) + double(1.0, -1.0) * double(420.0).sqrt()) / 8.0
     assert float((point.y - minima).abs().min()) < 1e-14
@@ -54,7 +54,7 @@ def test_saddles_are_left_along_negative_curvature() -> None:
     assert report.kind == (Kind.SADDLE,) * 2
 
 
-def test_a_saddle_that_second_derivatives_do_not_show_is_left_too() -> None:
+def test_higher_order_saddle_is_left() -> None:
     y = ArgminNode(lambda y, x: y**6 - x * y**4, (), [()])(double(1.0))
     torch.testing.assert_close(y.abs(), double(2.0 / 3.0).sqrt(), rtol=1e-13, atol=0)
 
@@ -63,7 +63,7 @@ def circle(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (y.square().sum() - 1.0).reshape(1)
 
 
-def test_the_farthest_point_of_a_circle_is_no_minimum() -> None:
+def test_farthest_point_of_a_circle_is_not_a_minimum() -> None:
     x = torch.randn(50, 2, dtype=D, generator=torch.Generator().manual_seed(0))
     node = EqualityNode(lambda y, x: x @ y, circle, (2,), [(2,)], options=NodeOptions(start=lambda x: x / x.norm()))
     y, report = node.solve(x)
@@ -71,7 +71,7 @@ def test_the_farthest_point_of_a_circle_is_no_minimum() -> None:
     assert set(report.kind) == {Kind.MINIMUM}
 
 
-def test_a_saddle_on_active_inequalities_is_left() -> None:
+def test_saddle_on_active_inequalities_is_left() -> None:
     """-y0^2 on y1 >= x, -1 <= y0 <= 2: a start at y0 = 0 is stationary."""
 
     def f(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -86,13 +86,13 @@ def test_a_saddle_on_active_inequalities_is_left() -> None:
     assert report.kind == (Kind.MINIMUM,)
 
 
-def test_a_given_solution_that_is_no_minimum_is_refused_with_its_kind() -> None:
+def test_given_solution_that_is_not_a_minimum_fails_with_its_kind() -> None:
     node = ArgminNode(quartic, (), [()], solver=Given(lambda x: 0.0))
     with pytest.raises(FailedElementsError, match="a maximum and no minimum"):
         node(double(1.0))
 
 
-def test_a_start_without_curvature() -> None:
+def test_start_without_curvature() -> None:
     x = torch.tensor([[1.0, -8.0, 1e6], [1e-9, 3.0, -1e-3]], dtype=D, requires_grad=True)
     y = ArgminNode(lambda y, x: y.pow(4).sum() - x @ y, (3,), [(3,)])(x)
     torch.testing.assert_close(y, x.sign() * (x.abs() / 4.0) ** (1.0 / 3.0), rtol=1e-10, atol=0)
@@ -101,8 +101,8 @@ def test_a_start_without_curvature() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_default_start_is_no_obstacle_on_a_sphere(dtype: torch.dtype) -> None:
-    """Its constraint has no gradient at 0."""
+def test_default_start_on_a_sphere(dtype: torch.dtype) -> None:
+    """The constraint has zero gradient at the start 0."""
     x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=D).to(dtype).requires_grad_()
     unit = x / x.norm(dim=-1, keepdim=True)
     tol = 1e-12 if dtype == torch.float64 else 1e-5

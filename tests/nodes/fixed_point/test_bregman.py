@@ -1,4 +1,4 @@
-"""Bregman distances: their gradients, mirror maps and proximal steps are those of their potential."""
+"""Bregman distances: gradients, mirror maps and proximal steps match the potential."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def case(request: pytest.FixtureRequest) -> Case:
     return cases()[request.param]
 
 
-def test_the_gradient_is_that_of_the_potential(case: Case) -> None:
+def test_gradient_matches_the_potential(case: Case) -> None:
     gradient = torch.func.grad(case.distance.potential)(case.x)
     torch.testing.assert_close(case.distance.gradient(case.x), gradient, rtol=1e-12, atol=1e-12)
 
 
-def test_the_mirror_map_inverts_the_gradient(case: Case) -> None:
+def test_mirror_map_inverts_the_gradient(case: Case) -> None:
     torch.testing.assert_close(case.distance.mirror(case.distance.gradient(case.x)), case.x, rtol=1e-10, atol=1e-12)
 
 
-def test_a_move_is_the_mirror_image_of_a_step_and_minimises_the_proximal_objective(case: Case) -> None:
+def test_move_is_the_mirror_step_and_minimises_the_proximal_objective(case: Case) -> None:
     slope = torch.tensor([0.3, -0.2, 0.1, 0.5], dtype=D)
     moved = case.distance.move(case.x, slope)
     expected = case.distance.mirror(case.distance.gradient(case.x) - slope)
@@ -77,21 +77,21 @@ def test_a_move_is_the_mirror_image_of_a_step_and_minimises_the_proximal_objecti
 
 
 @pytest.mark.parametrize("name", ["euclidean", "box", "other box", "simplex"])
-def test_a_distance_bounds_half_the_squared_norm(name: str) -> None:
+def test_distance_is_at_least_half_the_squared_norm(name: str) -> None:
     case = cases()[name]
     assert (
         float(case.distance.distance(case.x, case.center)) >= 0.5 * float((case.x - case.center).square().sum()) - 1e-15
     )
 
 
-def test_the_orthant_entropy_is_strongly_convex_up_to_a_and_not_beyond() -> None:
+def test_orthant_entropy_is_strongly_convex_up_to_a_only() -> None:
     distance = OrthantEntropy(2.0)
     curvature = torch.func.vmap(torch.func.grad(torch.func.grad(distance.potential)))
     below, beyond = curvature(torch.tensor([1.999, 2.001], dtype=D))
     assert below > 1 > beyond
 
 
-def test_moves_are_twice_differentiable_batched_and_work_under_vmap(case: Case) -> None:
+def test_moves_are_twice_differentiable_and_vmappable(case: Case) -> None:
     slope = torch.tensor([0.3, -0.2, 0.1, 0.5], dtype=D, requires_grad=True)
     x = case.x.clone().requires_grad_()
     assert gradcheck(case.distance.move, (x, slope))
@@ -111,7 +111,7 @@ def test_moves_are_twice_differentiable_batched_and_work_under_vmap(case: Case) 
     ids=["box", "orthant", "simplex"],
 )
 @pytest.mark.parametrize("size", [1.0, 300.0, -300.0])
-def test_points_on_the_boundary_stay_with_finite_derivatives(
+def test_boundary_points_do_not_move_and_have_finite_derivatives(
     distance: AbstractBregman, x: list[float], size: float
 ) -> None:
     start = torch.tensor(x, dtype=D, requires_grad=True)
@@ -122,7 +122,7 @@ def test_points_on_the_boundary_stay_with_finite_derivatives(
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(moved.sum(), (start, slope)))
 
 
-def test_many_simplices_along_any_axis() -> None:
+def test_several_simplices_along_any_axis() -> None:
     x = torch.rand(3, 5, dtype=D)
     x = x / x.sum(0)
     moved = SimplexEntropy(dim=0).move(x, torch.randn(3, 5, dtype=D))
@@ -130,7 +130,7 @@ def test_many_simplices_along_any_axis() -> None:
     assert float(moved.min()) > 0
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_domains_are_rejected() -> None:
     A, b = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, -1.0]]), torch.ones(3)
     with pytest.raises(ProblemError, match="below the upper"):
         BoxEntropy(1.0, -1.0)

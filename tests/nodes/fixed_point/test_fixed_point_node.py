@@ -60,7 +60,7 @@ EXACT: dict[str, AbstractDerivative] = {
 
 
 @pytest.mark.parametrize("derivative", EXACT.values(), ids=EXACT)
-def test_derivatives_are_those_of_what_is_returned(derivative: AbstractDerivative) -> None:
+def test_derivatives_match_finite_differences_of_the_output(derivative: AbstractDerivative) -> None:
     node = simplex_node(derivative)
     assert gradcheck(node, theta(), check_forward_ad=not isinstance(derivative, ForwardMode))
     assert gradcheck(node, theta(batch=2))
@@ -73,7 +73,7 @@ def test_second_derivatives(derivative: AbstractDerivative) -> None:
     assert gradgradcheck(simplex_node(derivative), theta())
 
 
-def test_forward_mode_refuses_what_it_cannot_do() -> None:
+def test_forward_mode_rejects_unsupported_derivatives() -> None:
     node = simplex_node(ForwardMode(3))
     scale, c = theta()
     (gradient,) = torch.autograd.grad(node(scale, c)[0], c, create_graph=True)
@@ -90,7 +90,7 @@ def test_forward_mode_inside_the_forward_mode_of_torch_func() -> None:
 
 
 @pytest.mark.parametrize("derivative", EXACT.values(), ids=EXACT)
-def test_rows_vmap_and_jacobians_agree_with_single_calls(derivative: AbstractDerivative) -> None:
+def test_batches_vmap_and_jacobians_agree_with_single_calls(derivative: AbstractDerivative) -> None:
     node = simplex_node(derivative)
     scale, c = (tensor.detach() for tensor in theta(batch=3))
     single = torch.stack([node(scale, row) for row in c])
@@ -102,7 +102,7 @@ def test_rows_vmap_and_jacobians_agree_with_single_calls(derivative: AbstractDer
         torch.testing.assert_close(jacobian, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_a_shared_parameter_gets_the_sum_of_the_gradients() -> None:
+def test_shared_parameter_gets_summed_gradients() -> None:
     for derivative in EXACT.values():
         node = simplex_node(derivative)
         scale, c = theta(batch=3)
@@ -112,7 +112,7 @@ def test_a_shared_parameter_gets_the_sum_of_the_gradients() -> None:
 
 
 @pytest.mark.parametrize("derivative", EXACT.values(), ids=EXACT)
-def test_single_precision_in_single_precision_out(derivative: AbstractDerivative) -> None:
+def test_float32_inputs_give_float32_outputs(derivative: AbstractDerivative) -> None:
     scale, c = theta(dtype=torch.float32)
     x = simplex_node(derivative)(scale, c)
     (gradient,) = torch.autograd.grad(x[0], c)
@@ -134,7 +134,7 @@ def test_a_long_unroll_a_long_series_and_the_implicit_derivative_agree() -> None
         torch.testing.assert_close(other, gradients[0], rtol=1e-9, atol=1e-12)
 
 
-def test_a_truncated_unroll_is_a_truncated_series_once_the_iteration_has_converged() -> None:
+def test_truncated_unrolling_equals_a_truncated_series_after_convergence() -> None:
     scale, c = theta()
     for back in (1, 3, 10):
         truncated = torch.autograd.grad(simplex_node(Unrolled(120, back_iterations=back))(scale, c)[0], c)
@@ -146,18 +146,18 @@ def test_a_truncated_unroll_is_a_truncated_series_once_the_iteration_has_converg
         assert report.derivative.linear_residual[0] > 1e-4
 
 
-def test_no_back_iterations_mean_no_derivative() -> None:
+def test_zero_back_iterations_give_a_zero_derivative() -> None:
     scale, c = theta()
     assert not simplex_node(Unrolled(5, back_iterations=0))(scale, c).requires_grad
 
 
-def test_a_series_cut_short_warns() -> None:
+def test_truncated_series_warns() -> None:
     scale, c = theta()
     with pytest.warns(UserWarning, match="linear system"):
         simplex_node(Implicit(Neumann(2)))(scale, c).square().sum().backward()
 
 
-def test_it_agrees_with_the_convex_layer() -> None:
+def test_fixed_point_agrees_with_the_convex_layer() -> None:
     x, offset = cp.Variable(3), cp.Parameter(3)
     objective = cp.Minimize(0.65 * cp.quad_form(x, cp.psd_wrap(Q.numpy())) + offset @ x)
     layer = ConvexLayer(cp.Problem(objective, [x >= 0, cp.sum(x) == 1]), [offset], [x])
@@ -191,8 +191,8 @@ def test_weak_derivatives_are_exact_away_from_the_kinks_and_reported_at_them() -
         node(kinked).sum().backward()
 
 
-def test_a_fixed_point_on_the_boundary_of_the_domain_has_no_implicit_derivative() -> None:
-    # x = 0 is a fixed point for every theta, and a start there never leaves it: I - dA/dx is 0 where the slope is.
+def test_fixed_point_on_the_domain_boundary_has_no_implicit_derivative() -> None:
+    # x = 0 is a fixed point for every theta; a start there stays, and I - dA/dx is 0 where the slope is.
     node = FixedPointNode(ForwardBackward(lambda x, c: c * x, 0.5, OrthantEntropy()), (1,), [(1,)])
     c = torch.ones(1, dtype=D, requires_grad=True)
     with pytest.warns(UserWarning, match="boundary"):
@@ -200,11 +200,11 @@ def test_a_fixed_point_on_the_boundary_of_the_domain_has_no_implicit_derivative(
 
 
 def diverging(**options: str) -> FixedPointNode:
-    step = ForwardBackward(lambda x, c: c * x - 1, 1.0, Euclidean())  # x+ = (1 - c) x + 1, which needs 0 < c < 2
+    step = ForwardBackward(lambda x, c: c * x - 1, 1.0, Euclidean())  # x+ = (1 - c) x + 1 converges for 0 < c < 2
     return FixedPointNode(step, (1,), [(1,)], derivative=Implicit(max_iter=500), **options)
 
 
-def test_elements_that_do_not_converge_cost_nobody_else_anything() -> None:
+def test_unconverged_elements_do_not_affect_the_others() -> None:
     c = torch.tensor([[0.5], [3.0], [1.5]], dtype=D, requires_grad=True)
     with pytest.raises(FailedElementsError, match="max_iter") as raised:
         diverging()(c)
@@ -217,7 +217,7 @@ def test_elements_that_do_not_converge_cost_nobody_else_anything() -> None:
     assert torch.isfinite(x).all()
 
 
-def test_a_warm_start_saves_steps_and_changes_nothing() -> None:
+def test_warm_start_saves_steps_without_changing_the_result() -> None:
     node = simplex_node()
     scale, c = (tensor.detach() for tensor in theta())
     x, cold = node.solve(scale, c)
@@ -226,7 +226,7 @@ def test_a_warm_start_saves_steps_and_changes_nothing() -> None:
     assert int(warm.iterations[0]) < int(cold.iterations[0])
 
 
-def test_memory_grows_with_the_steps_that_are_differentiated_and_with_no_others() -> None:
+def test_memory_grows_with_the_differentiated_steps_only() -> None:
     def held(derivative: AbstractDerivative) -> int:
         node = simplex_node(derivative, on_failure="keep")
         return saved_bytes(lambda: node(*theta()))
@@ -237,7 +237,7 @@ def test_memory_grows_with_the_steps_that_are_differentiated_and_with_no_others(
     assert held(Unrolled(50)) > 5 * held(Unrolled(5))
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     scale, c = (tensor.detach() for tensor in theta())
     with pytest.raises(ShapeError, match="parameter 1"):
         simplex_node()(scale, c[:2])

@@ -1,4 +1,4 @@
-"""RootNode: Dini's circle, systems that are not symmetric, several roots, and none."""
+"""RootNode: Dini's circle, unsymmetric systems, several roots and no root."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def start(*numbers: float) -> NodeOptions:
     return NodeOptions(start=torch.tensor(numbers if len(numbers) > 1 else numbers[0], dtype=D))
 
 
-def test_the_branches_of_the_circle_have_the_slope_of_the_circle() -> None:
+def test_branches_of_the_circle_have_its_slope() -> None:
     x = torch.linspace(-0.9, 0.9, 7, dtype=D, requires_grad=True)
     for sign in (1.0, -1.0):
         y = RootNode(circle, (), [()], options=start(sign))(x)
@@ -31,7 +31,7 @@ def test_the_branches_of_the_circle_have_the_slope_of_the_circle() -> None:
         torch.testing.assert_close(slope, (-x / y).detach(), rtol=1e-13, atol=1e-15)
 
 
-def test_where_the_branches_meet_there_is_no_derivative_and_beyond_no_root() -> None:
+def test_no_derivative_where_branches_meet_and_no_root_beyond() -> None:
     node = RootNode(circle, (), [()], options=start(1.0))
     x = torch.tensor(1.0, dtype=D, requires_grad=True)
     y, report = node.solve(x)
@@ -44,7 +44,7 @@ def test_where_the_branches_meet_there_is_no_derivative_and_beyond_no_root() -> 
         node(torch.tensor(1.1, dtype=D))
 
 
-def test_several_starts_give_the_first_root_or_the_chosen_one() -> None:
+def test_several_starts_give_the_first_or_the_chosen_root() -> None:
     x = torch.tensor([0.6, -0.8], dtype=D)
     both = start(-1.0, 1.0)
     torch.testing.assert_close(RootNode(circle, (), [()], options=both)(x), -((1.0 - x**2).sqrt()))
@@ -53,12 +53,12 @@ def test_several_starts_give_the_first_root_or_the_chosen_one() -> None:
 
 
 def spiral(y: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of a matrix; its Jacobian is not symmetric."""
+    """R = y + sin(A y) - b, whose Jacobian is unsymmetric."""
     return y + torch.sin(A @ y) - b
 
 
 @pytest.mark.parametrize("options", [NodeOptions(), NodeOptions(linear=GMRES(tol=1e-13))], ids=["dense", "gmres"])
-def test_systems_that_are_not_symmetric_are_differentiated_twice(options: NodeOptions) -> None:
+def test_unsymmetric_systems_are_twice_differentiable(options: NodeOptions) -> None:
     generator = torch.Generator().manual_seed(0)
     A = (0.4 * torch.randn(3, 3, dtype=D, generator=generator)).requires_grad_()
     b = torch.randn(2, 3, 2, dtype=D, generator=generator).requires_grad_()
@@ -72,7 +72,7 @@ def test_systems_that_are_not_symmetric_are_differentiated_twice(options: NodeOp
     torch.testing.assert_close(per_element, torch.stack([whole[i, :, :, i] for i in range(2)]))
 
 
-def test_units_do_not_matter() -> None:
+def test_results_are_independent_of_units() -> None:
     """A root at 1e-7 beside one at 1e8, rows in units of 1e12 and 1e-12, single and double precision."""
     sizes, rows = torch.tensor([1e-7, 1e8], dtype=D), torch.tensor([1e12, 1e-12], dtype=D)
     for dtype, tol in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
@@ -94,7 +94,7 @@ def test_units_do_not_matter() -> None:
         torch.testing.assert_close(*(torch.autograd.grad(w.sum(), x)[0] for w in (u, v)), rtol=10 * tol, atol=0)
 
 
-def test_a_residual_of_another_shape_is_refused() -> None:
+def test_residual_of_another_shape_is_rejected() -> None:
     with pytest.raises(ProblemError, match=r"as 2 numbers in torch.float64, got \(3,\)"):
         RootNode(lambda y, x: torch.cat([y, x]), (2,), [(1,)])(torch.ones(1, dtype=D))
     with pytest.raises(ProblemError, match="at least one parameter"):

@@ -1,4 +1,4 @@
-"""What autograd makes of the splitting algorithms' steps is the paper's recursions, with their slips corrected."""
+"""Autograd of the splitting steps equals the paper's recursions, corrected where their printed form is wrong."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def gradient(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return A.T @ (A @ x - c)
 
 
-def test_algorithm_2_with_the_hessian_of_psi_where_the_paper_has_the_identity() -> None:
+def test_corrected_algorithm_2() -> None:
     alpha, n = 0.4, 9
     distance = SimplexEntropy()
     c = torch.tensor([0.3, -0.1, 0.2], dtype=D)
@@ -48,7 +48,7 @@ def test_algorithm_2_with_the_hessian_of_psi_where_the_paper_has_the_identity() 
     leaf = c.clone().requires_grad_()
     (found,) = torch.autograd.grad(node(leaf) @ xi, leaf)
     torch.testing.assert_close(found, reverse(True), rtol=1e-12, atol=1e-13)
-    assert (found - reverse(False)).norm() > 0.1 * found.norm()  # as printed
+    assert (found - reverse(False)).norm() > 0.1 * found.norm()  # the printed form
 
 
 def primal_dual() -> PrimalDual:
@@ -70,7 +70,7 @@ THETA = (torch.tensor([0.1, -0.3, 0.2], dtype=D), torch.tensor([0.4, 0.3, 0.2], 
 START = torch.cat([torch.full((3,), 1 / 3, dtype=D), torch.zeros(3, dtype=D)])
 
 
-def test_algorithm_3_with_a_loss_in_the_dual_and_the_ergodic_average() -> None:
+def test_corrected_algorithm_3_with_ergodic_average() -> None:
     n = 8
     algorithm = primal_dual()
     c, w = THETA
@@ -96,7 +96,7 @@ def test_algorithm_3_with_a_loss_in_the_dual_and_the_ergodic_average() -> None:
             bar = 2 * us[k + 1] - us[k]
             _, pull_dual = torch.func.vjp(dual_step, bar, ps[k], c, w)
             of_bar, of_p, of_c, of_w = pull_dual(p_bar)
-            u_bar = u_bar + 2 * of_bar  # the loss in p reaches the first z too
+            u_bar = u_bar + 2 * of_bar  # the loss in p depends on the first z too
             _, pull_primal = torch.func.vjp(primal_step, us[k], ps[k], c, w)
             of_u, of_p2, of_c2, of_w2 = pull_primal(u_bar)
             grads = [grads[0] + of_c + of_c2, grads[1] + of_w + of_w2]
@@ -115,9 +115,9 @@ def test_algorithm_3_with_a_loss_in_the_dual_and_the_ergodic_average() -> None:
         assert gradcheck(node, leaves)
 
 
-def test_the_primal_dual_algorithm_agrees_with_the_convex_layer() -> None:
+def test_primal_dual_agrees_with_the_convex_layer() -> None:
     u, c, w = cp.Variable(3), cp.Parameter(3), cp.Parameter(3, nonneg=True)
-    # The weights multiply |A u| from outside, as w (A u) would not be DPP twice over.
+    # The weights multiply |A u| from outside; w (A u) would not be DPP.
     objective = cp.Minimize(c @ u + 0.5 * cp.sum_squares(u) + w @ cp.abs(A.numpy() @ u))
     layer = ConvexLayer(cp.Problem(objective, [u >= 0, cp.sum(u) == 1]), [c, w], [u])
     algorithm = primal_dual()
@@ -134,8 +134,8 @@ def test_the_primal_dual_algorithm_agrees_with_the_convex_layer() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
 
 
-def test_proximal_maps_of_ones_own() -> None:
-    # min 1/2 |A x - c|^2 + lam |x|_1 by soft thresholding; and its dual norm's ball as a prox of h*.
+def test_custom_proximal_maps() -> None:
+    # min 1/2 |A x - c|^2 + lam |x|_1 by soft thresholding, and with the dual norm's ball as a prox of h*.
     def shrink(y: torch.Tensor, step_size: float, c: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
         return torch.sign(y) * (y.abs() - step_size * lam).clamp(min=0.0)
 
@@ -163,7 +163,7 @@ def test_proximal_maps_of_ones_own() -> None:
     )
 
 
-def test_packing_keeps_leading_axes() -> None:
+def test_pack_and_unpack_keep_leading_axes() -> None:
     algorithm = primal_dual()
     u, p = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
     packed = algorithm.pack(u, p)

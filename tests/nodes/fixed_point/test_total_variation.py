@@ -2,9 +2,9 @@
 
     min over u of 1/2 |u - c|^2 + sum of w |Du|,    u = c - D'p,    |p| <= w
 
-with one weight w a pixel for both of its forward differences. Where a flat region holds a cycle of the pixel grid, p is
-not unique and I - dA/dx singular: flows around the cycle move p and nothing else. u is unique all the same, and so are
-its derivatives, which come out of a consistent system.
+with one weight w per pixel for both of its forward differences. Where a flat region contains a cycle of the pixel grid,
+p is not unique and I - dA/dx is singular: circulations around the cycle change p only. u is unique, and its derivatives
+solve a consistent system.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def forward_backward(n: int, linear: AbstractLinearSolver) -> FixedPointNode:
 
 
 def image(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """u of either algorithm's iterate."""
+    """Extract u from the iterate of either algorithm."""
     return x[: c.numel()].reshape(c.shape) if x.ndim == 1 else c - adjoint(x)
 
 
 def scene(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A disc and a bar, and the same with noise."""
+    """A disc and a bar, clean and with noise."""
     x = torch.arange(n, dtype=D) / n
     clean = ((x[:, None] - 0.5) ** 2 + (x - 0.4) ** 2 < 0.08).to(D) + 0.5 * (x[:, None] > 0.7)
     return clean, clean + 0.2 * torch.randn(n, n, dtype=D, generator=torch.Generator().manual_seed(0))
@@ -89,16 +89,16 @@ def pixels(n: int, seed: int) -> torch.Tensor:
 
 
 def flat_cycles(u: torch.Tensor) -> int:
-    """How many blocks of 2 x 2 pixels are flat."""
+    """Count flat blocks of 2 x 2 pixels."""
     corners = torch.stack([u[:-1, :-1], u[:-1, 1:], u[1:, :-1], u[1:, 1:]])
     return int((corners.amax(0) - corners.amin(0) < 1e-10).sum())
 
 
 def check(node: FixedPointNode, n: int, *, scale: float) -> tuple[torch.Tensor, NodeReport, int]:
-    """The gradients of a misfit in the data, the weight map and its scale against central differences.
+    """Compare the gradients of a misfit in data, weight map and scale with central differences.
 
     Returns:
-        u, the report, and the entries of the largest tensor of the backward pass.
+        u, the report, and the number of entries of the largest tensor of the backward pass.
     """
     clean, noisy = scene(n)
     weight = torch.tensor(scale, dtype=D, requires_grad=True)
@@ -127,22 +127,22 @@ def check(node: FixedPointNode, n: int, *, scale: float) -> tuple[torch.Tensor, 
 
 
 @pytest.mark.parametrize("make", [primal_dual, forward_backward])
-def test_gradients_of_weight_weight_map_and_data(make: Callable[[int, AbstractLinearSolver], FixedPointNode]) -> None:
+def test_gradients_in_weight_weight_map_and_data(make: Callable[[int, AbstractLinearSolver], FixedPointNode]) -> None:
     u, report, _ = check(make(8, GMRES()), 8, scale=0.1)
     assert flat_cycles(u) > 0  # I - dA/dx is singular
     assert report.derivative is not None
     assert report.derivative.linear_residual[0] < 1e-10
 
 
-def test_the_size_of_images_without_a_matrix() -> None:
-    """The iterate has 12,288 numbers, and so the matrix would have 151 million; GMRES keeps at most 51 vectors."""
+def test_image_size_problem_forms_no_matrix() -> None:
+    """The iterate has 12,288 entries, so the matrix would have 151 million; GMRES stores at most 51 vectors."""
     n = 64
     u, _, largest = check(primal_dual(n, GMRES()), n, scale=0.06)
     assert flat_cycles(u) > 300
     assert largest <= 51 * 3 * n * n
 
 
-def test_gmres_agrees_with_the_solution_of_minimum_norm() -> None:
+def test_gmres_agrees_with_the_minimum_norm_solution() -> None:
     clean, c = scene(6)
     gradients = []
     for linear in (GMRES(), Dense()):
@@ -152,11 +152,11 @@ def test_gmres_agrees_with_the_solution_of_minimum_norm() -> None:
         gradients.append(torch.autograd.grad((image(x, c) - clean).square().sum(), w)[0])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-9)
     assert report.derivative is not None
-    assert report.derivative.status == ("degenerate",)  # the matrix tells that it is singular
+    assert report.derivative.status == ("degenerate",)  # Dense detects the singular matrix
 
 
-def test_a_loss_in_what_is_not_unique_is_told() -> None:
-    """The flow around a flat cycle has no derivative: its system is inconsistent, and the residual tells."""
+def test_loss_in_the_nonunique_dual_is_reported() -> None:
+    """The circulation of a flat cycle has no derivative: its system is inconsistent, as the residual shows."""
     node = forward_backward(2, GMRES())
     w = torch.ones(2, 2, dtype=D, requires_grad=True)
     p, report = node.solve(0.1 * pixels(2, 3), w)
@@ -169,8 +169,8 @@ def test_a_loss_in_what_is_not_unique_is_told() -> None:
     assert report.derivative.linear_residual[0] == pytest.approx(1.0)
 
 
-def test_a_kink_is_told() -> None:
-    """Pixels 1 and -1 merge at w = 1: u = (1 - w, w - 1) before, 0 after, and at w = 1 no derivative in w."""
+def test_kink_is_reported() -> None:
+    """Pixels 1 and -1 merge at w = 1: u = (1 - w, w - 1) for w < 1, 0 for w > 1, without derivative at w = 1."""
     node = forward_backward(2, GMRES())
     c, w = torch.tensor([[1.0, -1.0], [1.0, -1.0]], dtype=D), torch.ones(2, 2, dtype=D)
     for number, slope, told in ((0.9, -1.0, "ok"), (1.0, None, "degenerate"), (1.1, 0.0, "ok")):
@@ -183,8 +183,8 @@ def test_a_kink_is_told() -> None:
             assert float(gradient) == pytest.approx(slope, abs=1e-9)
 
 
-def test_a_flow_at_its_bound_in_a_flat_cycle_changes_no_derivative_of_the_image() -> None:
-    """p may lie where the clipping jumps although u has a derivative: it is right, and told as degenerate."""
+def test_circulation_at_its_bound_does_not_affect_the_derivative_of_the_image() -> None:
+    """p may be at a kink of the clipping where u has a derivative: it is right, with the status degenerate."""
     node = forward_backward(2, GMRES())
     c = 0.1 * pixels(2, 3)
     scale = torch.tensor(1.0, dtype=D, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The linear systems of the derivative: dense and by products, and what is never formed."""
+"""Linear solvers of the derivative, dense and iterative, and the sizes of the tensors they create."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def operator(K: torch.Tensor) -> Operator:
         (GMRES(), symmetric(definite=False)),
     ],
 )
-def test_every_solver_solves_what_it_is_for(solver: AbstractLinearSolver, K: torch.Tensor) -> None:
+def test_every_solver_solves_its_class_of_systems(solver: AbstractLinearSolver, K: torch.Tensor) -> None:
     rhs = vectors(1)
     rhs[0] = 0.0
     answer = solver.solve(solver.init(operator(K), symmetric=True), rhs, transposed=False)
     expected = torch.linalg.solve(K, rhs.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(answer.solution, expected, rtol=1e-8, atol=1e-8)
     assert float(answer.residual.max()) < 1e-9
-    if isinstance(solver, Dense):  # which measures every row by its own terms
+    if isinstance(solver, Dense):  # measures each row relative to its own terms
         return
     torch.testing.assert_close(
         answer.residual * torch.linalg.vector_norm(rhs, dim=-1),
@@ -100,7 +100,7 @@ def gmres(K: torch.Tensor, rhs: torch.Tensor, solver: GMRES | None = None, *, tr
     return (solver or GMRES()).solve(operator(K), rhs, transposed=transposed)
 
 
-def test_gmres_restarts_and_every_element_has_its_own_tolerance() -> None:
+def test_gmres_restarts_with_a_tolerance_per_element() -> None:
     K = torch.eye(N, dtype=torch.float64) + 0.2 * unsymmetric()
     rhs = torch.tensor([1e-20, 1.0, 1e20, 1e3], dtype=torch.float64).unsqueeze(-1) * vectors(3)
     answer = gmres(K, rhs, GMRES(restart=3))
@@ -109,14 +109,14 @@ def test_gmres_restarts_and_every_element_has_its_own_tolerance() -> None:
     size = torch.linalg.vector_norm(expected, dim=-1, keepdim=True)
     torch.testing.assert_close(answer.solution / size, expected / size, rtol=0, atol=1e-8)
     few = gmres(K, rhs, GMRES(max_iter=2))
-    assert float(few.residual.min()) > 1e-4  # a truncated solve, whose residual tells
+    assert float(few.residual.min()) > 1e-4  # the residual shows that the solve is truncated
     torch.testing.assert_close(
         few.residual, torch.linalg.vector_norm(times(K, few.solution) - rhs, dim=-1) / rhs.norm(dim=-1)
     )
 
 
 @pytest.mark.parametrize("solver", [GMRES(), GMRES(restart=3), GMRES(max_iter=5)])
-def test_what_gmres_gives_an_element_does_not_depend_on_its_company(solver: GMRES) -> None:
+def test_gmres_result_does_not_depend_on_the_rest_of_the_batch(solver: GMRES) -> None:
     K, rhs = torch.eye(N, dtype=torch.float64) + 0.2 * unsymmetric(), vectors(3)
     K[1], rhs[2], K[3] = torch.eye(N), 0.0, torch.nan
     together = gmres(K, rhs, solver)
@@ -125,7 +125,7 @@ def test_what_gmres_gives_an_element_does_not_depend_on_its_company(solver: GMRE
         single = solver.solve(alone, rhs[i : i + 1], transposed=False)
         torch.testing.assert_close(together.solution[i], single.solution[0], rtol=1e-13, atol=1e-15)
     torch.testing.assert_close(together.solution[1], rhs[1])
-    assert together.residual[3] == 1.0  # no product is finite: nothing is gained
+    assert together.residual[3] == 1.0  # no product is finite, so nothing is gained
 
 
 def test_gmres_minimises_the_residual_over_the_krylov_space() -> None:
@@ -140,16 +140,16 @@ def test_gmres_minimises_the_residual_over_the_krylov_space() -> None:
         torch.testing.assert_close(gmres(K, rhs, GMRES(max_iter=k), transposed=True).residual, left, rtol=1e-6, atol=0)
 
 
-def test_gmres_solves_singular_consistent_systems_unless_the_null_space_meets_the_range() -> None:
+def test_gmres_solves_consistent_systems_unless_null_space_and_range_intersect() -> None:
     K = unsymmetric()
     K[:, 2] = K[:, 0] - K[:, 1]  # dependent rows; of full rank on its range
     rhs = times(K, vectors(6))
     answer = gmres(K, rhs)
     assert float(answer.residual.max()) < 1e-10
-    away = gmres(K, vectors(7))  # inconsistent: no solution, but as small a residual as the Krylov space allows
+    away = gmres(K, vectors(7))  # inconsistent: the residual is the smallest in the Krylov space
     assert float(away.residual.min()) > 1e-3
     assert torch.isfinite(away.solution).all()
-    # [[0, 1], [0, 0]] u = (1, 0) has the solution (0, 1), which is in no Krylov space: (1, 0) is in the null space.
+    # [[0, 1], [0, 0]] u = (1, 0) has the solution (0, 1), outside all Krylov spaces: (1, 0) is in the null space.
     jordan = torch.zeros(B, N, N, dtype=torch.float64)
     jordan[:, 0, 1] = 1.0
     first = torch.nn.functional.one_hot(torch.zeros(B, dtype=torch.int64), N).double()
@@ -158,8 +158,8 @@ def test_gmres_solves_singular_consistent_systems_unless_the_null_space_meets_th
     torch.testing.assert_close(stuck.solution, torch.zeros(B, N, dtype=torch.float64))
 
 
-def test_restarts_that_stall_end() -> None:
-    """A cyclic shift: no Krylov space smaller than the whole lessens the residual of a unit vector."""
+def test_stalled_restarts_end() -> None:
+    """A cyclic shift: no Krylov space but the whole space reduces the residual of a unit vector."""
     products = 0
 
     class Shift(torch.autograd.Function):
@@ -171,7 +171,7 @@ def test_restarts_that_stall_end() -> None:
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            """Nothing to keep."""
+            """Return the operator."""
 
         @staticmethod
         def backward(ctx: Any, u: torch.Tensor) -> torch.Tensor:
@@ -192,13 +192,13 @@ def test_restarts_that_stall_end() -> None:
     assert float(whole.residual[0]) < 1e-14
 
 
-def test_gmres_needs_a_krylov_space() -> None:
+def test_gmres_rejects_an_empty_krylov_space() -> None:
     with pytest.raises(ProblemError, match="at least one dimension, got 0"):
         GMRES(restart=0)
 
 
-@pytest.mark.parametrize("n", [8, 60])  # by the inverse, and estimated
-def test_dense_solves_with_the_transpose_and_knows_the_condition(n: int) -> None:
+@pytest.mark.parametrize("n", [8, 60])  # condition by the inverse, and estimated
+def test_dense_solves_transposed_systems_and_estimates_the_condition(n: int) -> None:
     generator = torch.Generator().manual_seed(2)
     K, rhs = (torch.randn(B, n, k, dtype=torch.float64, generator=generator) for k in (n, 1))
     rows, columns = (10.0 ** (4.0 * torch.randn(n, dtype=torch.float64, generator=generator)) for _ in range(2))
@@ -208,13 +208,13 @@ def test_dense_solves_with_the_transpose_and_knows_the_condition(n: int) -> None
     answer = solver.solve(state, rhs.squeeze(-1), transposed=True)
     left = (K.mT @ answer.solution.unsqueeze(-1) - rhs).abs()
     assert float((left / (K.mT.abs() @ answer.solution.abs().unsqueeze(-1) + rhs.abs())).max()) < 1e-13
-    exact = torch.linalg.cond(state.matrix, 1)  # whatever the units of rows and columns
+    exact = torch.linalg.cond(state.matrix, 1)  # independent of the units of rows and columns
     assert float(exact.max()) < 1e7
     assert (answer.condition <= exact * (1 + 1e-9)).all()
     assert (answer.condition >= exact / 3).all()
 
 
-def test_a_singular_system_has_its_solution_of_minimum_norm_and_costs_the_others_nothing() -> None:
+def test_singular_system_gets_the_minimum_norm_solution_without_affecting_others() -> None:
     K, rhs, solver = symmetric(definite=False), vectors(5), Dense()
     K[1, 2], K[1, :, 2] = 0.0, 0.0
     answer = solver.solve(solver.init(operator(K), symmetric=True), rhs, transposed=False)
@@ -224,7 +224,7 @@ def test_a_singular_system_has_its_solution_of_minimum_norm_and_costs_the_others
     assert answer.residual[1] > 1e-3  # the right-hand side is not in the range
 
 
-def test_singular_consistent_systems_are_solved_by_minimal_residuals() -> None:
+def test_minres_solves_singular_consistent_systems() -> None:
     K, rhs = symmetric(definite=False), vectors(6)
     K[:, 2], K[:, :, 2], rhs[:, 2] = 0.0, 0.0, 0.0
     answer = MinimalResidual().solve(operator(K), rhs, transposed=False)
@@ -233,7 +233,7 @@ def test_singular_consistent_systems_are_solved_by_minimal_residuals() -> None:
 
 
 @pytest.mark.parametrize("solver", [ConjugateGradients(), MinimalResidual()])
-def test_symmetric_methods_refuse_other_systems(solver: AbstractLinearSolver) -> None:
+def test_symmetric_methods_reject_unsymmetric_systems(solver: AbstractLinearSolver) -> None:
     with pytest.raises(ProblemError, match=r"needs a symmetric system.*use GMRES\(\)"):
         solver.init(operator(symmetric(definite=True)), symmetric=False)
 

@@ -1,8 +1,8 @@
-"""Nodes three ways: by hand, by the implicit function theorem on their definition, and unrolled.
+"""Nodes differentiated in three ways: by hand, by the implicit function theorem, and unrolled.
 
-All three are the same function. By hand is the closed form; the implicit one is told objective and constraints alone,
-and starts at the closed form's solution, so that it differs in the backward pass; the unrolled one is an iteration that
-autograd records.
+All three are the same function. The first is the closed form. The implicit node is given by objective and constraints,
+and starts at the closed form's solution, so that only its backward pass differs. The unrolled one is an iteration
+recorded by autograd.
 """
 
 from __future__ import annotations
@@ -28,23 +28,26 @@ from convexlayer.nodes import (
     rotation_of,
 )
 
-__all__ = ["TRIOS", "Trio"]
+__all__ = ["NODE_VARIANTS", "NodeVariants"]
 
 Tensors = tuple[torch.Tensor, ...]
 Node = Callable[..., torch.Tensor]
 
 SINKHORN_GAMMA = 10.0
+"""Inverse temperature of the transport node."""
+
 POSE_NOISE = 0.01
+"""Standard deviation of the image points, focal lengths."""
 
 
 @dataclass(frozen=True)
-class Trio:
-    """One node three ways, for one element.
+class NodeVariants:
+    """Three variants of one node, for one element.
 
     Attributes:
-        inputs: size -> its tensors, float64.
-        by_hand: the closed form, tensors -> output.
-        implicit: tensors -> a node on their shapes; the start is the closed form's solution.
+        inputs: size -> input tensors, float64.
+        by_hand: closed form, tensors -> output.
+        implicit: tensors -> node for their shapes, which starts at the closed form's solution.
         unrolled: (iterations, tensors) -> output.
     """
 
@@ -73,7 +76,7 @@ def _squares_node(A: torch.Tensor, b: torch.Tensor) -> Node:
 
 
 def _squares_descent(iterations: int, A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Gradient descent with the step 2 / (largest + smallest eigenvalue of A'A)."""
+    """Gradient descent with the optimal step 2 / (largest + smallest eigenvalue of A'A)."""
     values = torch.linalg.svdvals(A.detach()).square()
     step = 2.0 / (values[0] + values[-1])
     x = A.new_zeros(A.shape[1])
@@ -86,7 +89,7 @@ def _squares_descent(iterations: int, A: torch.Tensor, b: torch.Tensor) -> torch
 
 
 def _gapped(n: int) -> Tensors:
-    """A symmetric matrix with eigenvalues 0 to 1/2, and 1: power iterations halve their error."""
+    """Symmetric matrix with eigenvalues 0 to 1/2, and 1, for which power iterations halve the error."""
     Q = torch.linalg.qr(_normal(n, n)).Q
     values = torch.linspace(0.0, 0.5, n, dtype=torch.float64)
     values[-1] = 1.0
@@ -108,7 +111,7 @@ def _eigen_node(X: torch.Tensor) -> Node:
 
 
 def _power_iterations(iterations: int, X: torch.Tensor) -> torch.Tensor:
-    """From the same sign as the closed form, whose largest entry is positive."""
+    """Power iterations, with the sign of the closed form, whose largest entry is positive."""
     u = torch.ones_like(X[0])
     symmetric = 0.5 * (X + X.T)
     for _ in range(iterations):
@@ -137,7 +140,7 @@ def _transport_node(M: torch.Tensor) -> Node:
 
 
 def _sinkhorn(iterations: int, M: torch.Tensor) -> torch.Tensor:
-    """Sinkhorn's iterations in the log domain."""
+    """Sinkhorn iterations in the log domain."""
     m, n = M.shape
     K = -SINKHORN_GAMMA * M
     log_r, log_c = -torch.log(M.new_tensor([m, n], dtype=M.dtype))
@@ -163,7 +166,7 @@ def _pooling_node(x: torch.Tensor) -> Node:
 
 
 def _reweighted(iterations: int, x: torch.Tensor) -> torch.Tensor:
-    """Reweighted averages."""
+    """Iteratively reweighted averages."""
     u = x.mean(0)
     for _ in range(iterations):
         w = torch.rsqrt(1.0 + (u - x).square().sum(-1))
@@ -189,7 +192,7 @@ def _simplex_node(x: torch.Tensor) -> Node:
 
 
 def _michelot(iterations: int, x: torch.Tensor) -> torch.Tensor:
-    """Michelot's algorithm: the multiplier tau of the sum by Newton steps, from where all entries are positive."""
+    """Michelot's algorithm: Newton steps for the multiplier tau of the sum, from a tau below all entries."""
     tau = x.detach().min() - 1.0 / len(x)
     for _ in range(iterations):
         above = torch.relu(x - tau)
@@ -214,7 +217,7 @@ def _procrustes_node(A: torch.Tensor, B: torch.Tensor) -> Node:
 
 
 def _newton_schulz(iterations: int, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """U <- U (3 I - U'U) / 2, which converges to the polar factor of A B' from one of norm 1."""
+    """Newton-Schulz iteration U <- U (3 I - U'U) / 2 for the polar factor of A B', from A B' scaled to norm 1."""
     U = A @ B.T
     U = U / torch.linalg.matrix_norm(U.detach(), 2)
     identity = torch.eye(len(U), dtype=U.dtype)
@@ -248,7 +251,7 @@ def _reprojection(
 
 
 def _pose_node(X: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> Node:
-    """The pose in six coordinates about the solution."""
+    """Node for the pose in six coordinates about the solution."""
     shapes = [tuple(t.shape) for t in (X, x, w)]
     node = ArgminNode(_reprojection, (6,), [*shapes, (3, 3), (3,)], options=NodeOptions(start=torch.zeros(6).double()))
 
@@ -261,7 +264,7 @@ def _pose_node(X: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> Node:
 
 
 def _gauss_newton(iterations: int, X: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Gauss-Newton steps from a pose nearby."""
+    """Gauss-Newton steps from a nearby pose."""
     with torch.no_grad():
         R, t = perspective_n_point(X, x, w)
         R = rotation_of(torch.full((3,), 0.02, dtype=X.dtype)) @ R
@@ -281,25 +284,25 @@ def _gauss_newton(iterations: int, X: torch.Tensor, x: torch.Tensor, w: torch.Te
     return _joined(R, t)
 
 
-TRIOS: dict[str, Trio] = {
-    "least squares": Trio(
+NODE_VARIANTS: dict[str, NodeVariants] = {
+    "least squares": NodeVariants(
         lambda n: (_normal(2 * n, n), _normal(2 * n, seed=1)), least_squares, _squares_node, _squares_descent
     ),
-    "eigenvector": Trio(_gapped, _top, _eigen_node, _power_iterations),
-    "transport": Trio(
+    "eigenvector": NodeVariants(_gapped, _top, _eigen_node, _power_iterations),
+    "transport": NodeVariants(
         lambda n: (torch.rand(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),),
         _plan,
         _transport_node,
         _sinkhorn,
     ),
-    "pooling": Trio(lambda n: (_normal(n, 3),), _pooled, _pooling_node, _reweighted),
-    "simplex": Trio(lambda n: (_normal(n),), project_simplex, _simplex_node, _michelot),
-    "procrustes": Trio(
+    "pooling": NodeVariants(lambda n: (_normal(n, 3),), _pooled, _pooling_node, _reweighted),
+    "simplex": NodeVariants(lambda n: (_normal(n),), project_simplex, _simplex_node, _michelot),
+    "procrustes": NodeVariants(
         lambda n: (_normal(n, 3 * n), _normal(n, 3 * n, seed=1)),
         orthogonal_procrustes,
         _procrustes_node,
         _newton_schulz,
     ),
-    "pnp": Trio(_views, _pose, _pose_node, _gauss_newton),
+    "pnp": NodeVariants(_views, _pose, _pose_node, _gauss_newton),
 }
-"""By name. Sizes: n unknowns or points; transport is n by n, Procrustes n by n."""
+"""Variants by name of the node. The size n is the number of unknowns or points; transport and Procrustes are n by n."""

@@ -1,4 +1,4 @@
-"""Neural collapse, measured: what becomes of features and classifier as training goes on.
+"""Measures of neural collapse: how features and classifier converge during training.
 
 With the centred class means m_k as columns of M (d, K) and the classifier's columns W (d, K):
 
@@ -7,7 +7,8 @@ With the centred class means m_k as columns of M (d, K) and the classifier's col
     NC3   |W / |W| - M / |M||                                                            self-duality
     NC4   share of the features whose class by W is not that of the nearest class mean   nearest class centre
 
-All tend to zero. Reference: Gould 2026, slides: neural collapse (after Papyan, Han and Donoho 2020).
+All tend to zero. References: Papyan, Han and Donoho, Prevalence of neural collapse during the terminal phase of deep
+learning training, 2020. Gould 2026, slides: neural collapse.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from convexlayer.gallery.style import panels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Course", "class_means", "collapse", "draw_courses"]
+__all__ = ["TrainingCurves", "class_means", "collapse_measures", "draw_training_curves"]
 
-Course = dict[str, list[float]]
-"""Cross-entropy and the measures, by name, one number a step."""
+TrainingCurves = dict[str, list[float]]
+"""Cross-entropy and the measures by name, with one number per step."""
 
 LABELS = {
     "loss": ("cross-entropy", "mean loss"),
@@ -35,17 +36,17 @@ LABELS = {
     "nc3": ("NC3: classifier against class means", "distance, both of norm 1"),
     "nc4": ("NC4: classifier against nearest mean", "share of features that differ"),
 }
-"""The title of each panel and what its y axis shows."""
+"""Title and y label of each panel."""
 
 
 def class_means(features: torch.Tensor, labels: torch.Tensor, K: int) -> torch.Tensor:
-    """The means (d, K) of the features (d, count) of each class."""
+    """Class means (d, K) of features (d, count)."""
     member = torch.nn.functional.one_hot(labels, K).to(features)
     return features @ member / member.sum(0)
 
 
-def collapse(features: torch.Tensor, labels: torch.Tensor, classifier: torch.Tensor) -> dict[str, float]:
-    """The measures, of features (d, count) with labels (count,) and a classifier (d, K) without offset."""
+def collapse_measures(features: torch.Tensor, labels: torch.Tensor, classifier: torch.Tensor) -> dict[str, float]:
+    """Compute the measures of features (d, count) with labels (count,) and a classifier (d, K) without offset."""
     K = classifier.shape[1]
     means = class_means(features, labels, K)
     centred = means - means.mean(1, keepdim=True)
@@ -63,8 +64,8 @@ def collapse(features: torch.Tensor, labels: torch.Tensor, classifier: torch.Ten
     }
 
 
-def draw_courses(figure: Figure, courses: Mapping[str, Course], step: str) -> None:
-    """A panel for the cross-entropy and for each measure, a line for each course."""
+def draw_training_curves(figure: Figure, courses: Mapping[str, TrainingCurves], step: str) -> None:
+    """Draw a panel for the cross-entropy and for each measure, with a line per training run."""
     places = panels(figure, 3, 2)
     for axes, (key, (title, quantity)) in zip(places, LABELS.items(), strict=True):
         for (name, course), style in zip(courses.items(), ("-", "--", ":", "-."), strict=False):
