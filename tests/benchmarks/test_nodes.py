@@ -1,4 +1,4 @@
-"""The nodes' benchmark, small: right gradients, memory that no iteration count moves, and what is written of it."""
+"""The nodes' benchmark at small sizes: gradients, memory independent of iterations, and the report."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ def results(_doubles: None) -> dict[str, Any]:
     }
 
 
-def test_all_contestants_have_one_gradient(results: dict[str, Any]) -> None:
+def test_all_contestants_have_the_same_gradient(results: dict[str, Any]) -> None:
     for case in results["times"]:
         for name, entry in case["contestants"].items():
             assert entry["gradient_error"] < (1e-8 if name == OURS else 1e-5), (case["name"], name)
 
 
 @pytest.mark.parametrize("case", SMALL)
-def test_small_nodes_have_the_gradient_of_differences(case: str) -> None:
+def test_gradients_of_small_nodes_match_finite_differences(case: str) -> None:
     for name, entry in small(case, 2, PLAN)["contestants"].items():
         assert entry["gradient_error"] < (1e-6 if name.startswith(OURS) else 1e-3), name
 
 
-def test_the_optional_library_is_told_of(results: dict[str, Any]) -> None:
+def test_the_report_mentions_a_missing_library(results: dict[str, Any]) -> None:
     assert all((LIBRARY in case["contestants"]) == importable() for case in results["small"])
     assert (WITHOUT in markdown(results)) != importable()
 
 
-def test_unrolling_keeps_much_more(results: dict[str, Any]) -> None:
+def test_unrolling_saves_many_more_bytes(results: dict[str, Any]) -> None:
     for case in results["times"]:
         entries = case["contestants"]
         unrolled = [entry["saved_bytes"] for name, entry in entries.items() if name.startswith(UNROLLED)]
         assert max(unrolled) > 3 * entries[OURS]["saved_bytes"], case["name"]
 
 
-def test_what_a_plan_keeps_does_not_depend_on_its_iterations(results: dict[str, Any]) -> None:
+def test_saved_bytes_of_a_plan_do_not_depend_on_its_iterations(results: dict[str, Any]) -> None:
     found = results["iterations"]
     assert len(set(found["sinkhorn_iterations"])) > 1
     assert len(set(found["bytes"])) == 1
     assert found["unrolled_bytes"][-1] > 3 * found["unrolled_bytes"][0]
 
 
-def test_the_node_whose_memory_is_measured_is_right(results: dict[str, Any]) -> None:
+def test_the_node_whose_memory_is_measured_is_correct(results: dict[str, Any]) -> None:
     assert all(entry["gradient_error"] < 1e-8 for entry in results["memory"])
 
 
-def test_the_report_shows_all_of_it(results: dict[str, Any]) -> None:
+def test_the_report_shows_all_results(results: dict[str, Any]) -> None:
     text = markdown(results)
     assert all(case["name"] in text for case in (*results["times"], *results["small"]))
     assert all(name in text for case in results["times"] for name in case["contestants"])

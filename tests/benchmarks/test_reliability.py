@@ -1,4 +1,4 @@
-"""The frame of the reliability run: what it counts, and how it tells it."""
+"""The machinery of the reliability benchmark: load generation, counting and reporting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Address = tuple[str, int]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers "busy" with 429, "gone" by hanging up, "never" by nothing, and all else with 200; keeps what it got."""
+    """Responds to "busy" with 429, to "gone" by closing, to "never" not at all, else with 200; records the bodies."""
 
     protocol_version = "HTTP/1.1"
     bodies: ClassVar[list[bytes]] = []
@@ -64,7 +64,7 @@ def address() -> Iterator[Address]:
 
 @contextmanager
 def listening(serve: Callable[[socket.socket], None]) -> Iterator[Address]:
-    """A server that does this with every connection."""
+    """A server that calls ``serve`` for every connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -86,8 +86,8 @@ def clock(seconds: Callable[[], float]) -> SimpleNamespace:
     return SimpleNamespace(perf_counter=seconds, process_time=lambda: 0.0)
 
 
-def test_loads_count_what_came_back(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For two seconds, which are over when the server has seen both callers."""
+def test_loads_count_responses(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two simulated seconds, which end when the server has received requests of both callers."""
     monkeypatch.setattr(load, "time", clock(lambda: 2.0 * (len(set(Handler.bodies)) == 2)))
     tally = run(Load(address, "/", [b"good", b"busy"], callers=2, seconds=2.0))
     assert set(tally.counts()) == {200, 429}
@@ -96,8 +96,8 @@ def test_loads_count_what_came_back(address: Address, monkeypatch: pytest.Monkey
     assert tally.rate == len(tally.good) / 2.0
 
 
-def test_a_load_has_its_rate(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second, of a clock that goes on by a millisecond whenever it is looked at."""
+def test_a_load_keeps_its_rate(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of a simulated clock that advances by a millisecond per reading."""
     ticks = itertools.count()
     monkeypatch.setattr(load, "time", clock(lambda: next(ticks) * 1e-3))
     bodies = [b"%d" % number for number in range(100)]
@@ -106,19 +106,19 @@ def test_a_load_has_its_rate(address: Address, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(Handler.bodies) == sorted(bodies[:20])
 
 
-def test_callers_give_up_and_come_again(address: Address) -> None:
+def test_callers_time_out_and_retry(address: Address) -> None:
     asked = Load(address, "/", [b"never"], callers=2, seconds=60.0, timeout_s=0.0)
     tally = run(asked, lambda: len(Handler.bodies) >= 4)
     assert set(tally.counts()) == {0}
     assert tally.counts()[0] >= 2
 
 
-def test_a_load_ends_at_once_when_it_is_over(address: Address) -> None:
+def test_a_load_stops_immediately(address: Address) -> None:
     asked = Load(address, "/", [b"never"], callers=2, seconds=60.0)
     assert run(asked, lambda: len(Handler.bodies) == 2).counts() == {}
 
 
-def test_what_is_refused_before_it_is_read_ends_the_connection() -> None:
+def test_a_response_before_the_body_is_read_closes_the_connection() -> None:
     accepted = []
 
     def refuse(connection: socket.socket) -> None:
@@ -136,7 +136,7 @@ def test_what_is_refused_before_it_is_read_ends_the_connection() -> None:
 
 
 @pytest.mark.parametrize("body", [b"gone", b"good"])
-def test_connections_that_are_lost_are_told(address: Address, body: bytes) -> None:
+def test_lost_connections_are_reported(address: Address, body: bytes) -> None:
     with Caller(address) as caller:
         assert caller.post("/", b"gone").status == 0
         assert caller.post("/", b"good").status == 200
@@ -144,7 +144,7 @@ def test_connections_that_are_lost_are_told(address: Address, body: bytes) -> No
     assert set(tally.counts()) == {0 if body == b"gone" else 200}
 
 
-def test_crowds_open_again_what_is_closed() -> None:
+def test_crowds_reopen_closed_connections() -> None:
     said = []
 
     def close(connection: socket.socket) -> None:
@@ -158,7 +158,7 @@ def test_crowds_open_again_what_is_closed() -> None:
     assert crowded.closed >= crowded.opened - 2
 
 
-def test_crowds_say_no_more_than_they_may() -> None:
+def test_crowds_limit_what_they_send() -> None:
     received = bytearray()
     rounds = itertools.count()
 
@@ -173,7 +173,7 @@ def test_crowds_say_no_more_than_they_may() -> None:
     assert received == b"firstthenthen"
 
 
-def test_attacks_end_with_what_they_are_beside(address: Address) -> None:
+def test_attacks_end_with_the_measurement(address: Address) -> None:
     with Attack(keep, Crowd(address, 3)) as attack:
         pass
     assert (attack.outcome.opened, attack.outcome.closed) == (3, 0)
@@ -207,5 +207,5 @@ def test_the_table() -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_part_can_be_measured(part: str) -> None:
+def test_every_part_has_a_measure_function(part: str) -> None:
     assert callable(importlib.import_module(f"benchmarks.reliability.{part}").measure)

@@ -1,4 +1,4 @@
-"""The step on the active set that ends the interior-point method: exact where the set is certain, else harmless."""
+"""Crossover after the interior-point method: exact if the active set is certain, otherwise without effect."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_projections_are_exact(batch: int, unit: float) -> None:
     assert np.all(solution.complementary(projection(points, unit=unit)).backward <= 1e-12)
 
 
-def test_a_weakly_active_row_leaves_the_interior_point() -> None:
+def test_a_weakly_active_row_keeps_the_interior_point_iterate() -> None:
     points = np.array([[1.0, 0.0, -1.0], [2.0, 1.0, 0.0], [3.0, -1.0, 1.0]])
     solution = solved(projection(points))
     assert solution.all_optimal
