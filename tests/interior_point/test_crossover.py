@@ -11,7 +11,7 @@ from convexlayer.solution import Solution
 
 
 def projection(points: Array, *, copies: int = 1, unit: float = 1.0) -> ConeProgram:
-    """Minimise |x - p|^2 / 2 over unit x >= 0, of p (B, n), every row so many times."""
+    """Minimise |x - p|^2 / 2 over unit x >= 0, for p (B, n), with every row repeated."""
     batch, n = points.shape
     index = np.arange(n)
     rows = np.arange(n * copies).reshape(copies, n).T.ravel()
