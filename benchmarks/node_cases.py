@@ -62,9 +62,8 @@ def compared(
         plan: duration of the measurement.
     """
     theta = draws[0]
-    generator = torch.Generator().manual_seed(
-        100
-    )  # differs from the seeds of the draws, so that the loss is independent of them
+    # The seed differs from those of the draws, so that the loss is independent of them.
+    generator = torch.Generator().manual_seed(100)
     outputs = next(iter(calls.values()))(theta)
     cotangents = tuple(torch.randn(output.shape, generator=generator) for output in outputs)
     error = error_of(theta, cotangents)

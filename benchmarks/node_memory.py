@@ -55,7 +55,7 @@ def _measure_growth(case: str, n: int) -> dict[str, Any]:
     node = ArgminNode(f, (n,), [(n, n), (n,)], solver=GivenBatch(solution), options=options)
 
     def formed() -> torch.Tensor:
-        """The gradient by the implicit function theorem with an explicit f_XY (Gould et al. 2021, Lemma 3.2)."""
+        """The gradient by the implicit function theorem with an explicit f_XY (Gould et al. 2016, Lemma 3.2)."""
         y = solution(A.detach(), b.detach())
         H = torch.func.hessian(f)(y, A.detach(), b.detach())
         B = torch.func.jacrev(torch.func.grad(f), argnums=1)(y, A.detach(), b.detach())

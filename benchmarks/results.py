@@ -115,9 +115,11 @@ class Results:
     def failures(self) -> list[str]:
         """A message for each failure."""
         everything = [*self.records, *(record for curve in self.scaling.values() for record in curve)]
-        said = [f"{r.contestant} on {r.problem}, batch {r.batch}: {r.note}" for r in everything if r.failed]
-        said += [f"{m['contestant']} on {m['problem']}, memory: {m['error']}" for m in self.memory if m.get("error")]
-        return list(dict.fromkeys(said))
+        messages = [f"{r.contestant} on {r.problem}, batch {r.batch}: {r.note}" for r in everything if r.failed]
+        messages += [
+            f"{m['contestant']} on {m['problem']}, memory: {m['error']}" for m in self.memory if m.get("error")
+        ]
+        return list(dict.fromkeys(messages))
 
 
 @dataclass(frozen=True)

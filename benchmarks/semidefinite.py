@@ -199,8 +199,8 @@ def row(name: str, order: int) -> str:
     _, *found = (called(layer, case, unit) for unit in (UNITS[0], *UNITS))  # the first one warms up
     seconds = (construction, found[0].forward, found[0].backward)
     error = max((each.error for each in found if each.ok), default=np.nan)
-    told = sum(not each.ok for each in found)
-    columns = (name, str(order), *(f"{each:.2g}" for each in seconds), f"{error:.0e}", f"{told} of {len(UNITS)}")
+    not_ok = sum(not each.ok for each in found)
+    columns = (name, str(order), *(f"{each:.2g}" for each in seconds), f"{error:.0e}", f"{not_ok} of {len(UNITS)}")
     return "| " + " | ".join(columns) + " |"
 
 

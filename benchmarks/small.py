@@ -89,9 +89,8 @@ def control(T: int = 20, states: int = 4, inputs: int = 2) -> Problem:
 
     def draw(rng: np.random.Generator) -> list[Any]:
         dynamics = np.eye(states) + 0.1 * rng.standard_normal((states, states))
-        dynamics /= max(
-            1.0, np.max(np.abs(np.linalg.eigvals(dynamics)))
-        )  # stable, so that every peer can solve all elements
+        # Make the dynamics stable, so that every peer can solve all elements.
+        dynamics /= max(1.0, np.max(np.abs(np.linalg.eigvals(dynamics))))
         return [dynamics, rng.standard_normal((states, inputs)), rng.standard_normal(states)]
 
     return Problem("control", problem, [A, B, start], [X, U], draw, _control_form(T, states, inputs))

@@ -139,8 +139,8 @@ def _overhead(results: Results) -> str:
                 f"{100 * entry['around']:.0f} %",
             ]
         )
-    said = "Milliseconds of Convexlayer's calls. Overhead: time outside `solve` and `derivative` of the report."
-    return f"{said}\n\n{grid(head, rows)}"
+    note = "Milliseconds of Convexlayer's calls. Overhead: time outside `solve` and `derivative` of the report."
+    return f"{note}\n\n{grid(head, rows)}"
 
 
 def _memory(results: Results) -> str:
@@ -170,7 +170,7 @@ def _curve(records: Sequence[Record]) -> str:
 
 
 def _references(results: Results) -> str:
-    said = (
+    note = (
         "Clarabel at tolerance 1e-12, polished and differentiated exactly. Residual: the largest of all elements. "
         "Differences: relative error of the gradient against central differences of the solutions, the median of a few "
         "elements."
@@ -185,7 +185,7 @@ def _references(results: Results) -> str:
         ]
         for entry in results.references
     ]
-    return f"{said}\n\n{grid(['problem', 'batch', 'residual', 'differences', 'elements without reference'], rows)}"
+    return f"{note}\n\n{grid(['problem', 'batch', 'residual', 'differences', 'elements without reference'], rows)}"
 
 
 def _ms(seconds: float | None) -> str:

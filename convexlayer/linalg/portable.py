@@ -97,9 +97,8 @@ class _PortableFactor(StoredFactor):
     @cached_property
     def _condition(self) -> Array:
         norm, _ = power_iteration(self._multiply, self._scale.shape)
-        return (
-            np.maximum(norm, 1.0) * self._inverse_iteration[0]
-        )  # the norm of an equilibrated nonzero E is about 1 or more
+        # The norm of an equilibrated nonzero E is about 1 or more.
+        return np.maximum(norm, 1.0) * self._inverse_iteration[0]
 
     @property
     def condition(self) -> Array:

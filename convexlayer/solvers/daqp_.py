@@ -53,7 +53,7 @@ SINGULAR = -1e-4
 """Weight of the proximal term (eps_prox) if daqp finds P singular (negative: only then). Smaller weights leave violated
 rows, larger ones exceed daqp's iteration limit for unbounded programs."""
 
-_Told = tuple[int, int, float]
+_Record = tuple[int, int, float]
 """Exit flag, iterations and seconds of an element."""
 
 EQUALITY = 5
@@ -122,19 +122,19 @@ class DaqpSolver(AbstractSolver):
         point = np.empty((batch, n)), np.empty((batch, m)), np.empty((batch, m))
         size = max(1, BLOCK_ENTRIES // (n * (n + m)))
 
-        def some(elements: range) -> list[_Told]:
+        def some(elements: range) -> list[_Record]:
             blocks = (range(i, min(i + size, elements.stop)) for i in elements[::size])
-            return [told for block in blocks for told in _solve_block(state, data, block, settings, point)]
+            return [record for block in blocks for record in _solve_block(state, data, block, settings, point)]
 
-        told = some(range(batch)) if n * n * (n + m) < INLINE_WORK else map_ranges(some, batch)
-        flags, iterations, seconds = zip(*told, strict=True)
+        records = some(range(batch)) if n * n * (n + m) < INLINE_WORK else map_ranges(some, batch)
+        flags, iterations, seconds = zip(*records, strict=True)
         status = tuple(STATUS.get(flag, Status.NUMERICAL_ERROR) for flag in flags)
         return Solution(*point, status, np.array(iterations, dtype=np.int64), np.array(seconds), dict(state.stats))
 
 
 def _solve_block(
     state: _State, data: tuple[Array, ...], block: range, settings: dict[str, Any], point: tuple[Array, ...]
-) -> list[_Told]:
+) -> list[_Record]:
     """Solve a block of elements, with data (P, q, A, b), and write their rows of point = (x, y, s).
 
     daqp's tolerances are absolute, and it ignores rows that are small in the metric of P. So the objective is scaled by

@@ -1,4 +1,4 @@
-"""The machinery around the measurements: one tiny run of ours, and what is written of recorded results."""
+"""The machinery of the benchmarks: one small run, and the reports of recorded results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _raises(setting: Setting) -> Call:
 
 
 def _wrong(setting: Setting) -> Call:
-    """Right outputs, gradients twice too large."""
+    """Correct outputs, gradients too large by a factor of 2."""
     right = OURS.build(setting)
 
     def call(theta: Tensors) -> Tensors:
@@ -52,7 +52,7 @@ MISSING = Contestant("missing", ("no_such_package",), _any, _raises)
 WRONG = Contestant("wrong", ("convexlayer",), _any, _wrong)
 
 
-def test_a_run_of_ours_from_the_command_line(tmp_path: Path) -> None:
+def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     options = "--no-peers --no-progress --quick --rounds 1 --budget 0.1 --problems simplex --batches 1 3"
     command = [sys.executable, "-m", "benchmarks", *options.split(), "--parts", "suite", "overhead"]
     command += ["--output", str(tmp_path)]
@@ -70,7 +70,7 @@ def test_a_run_of_ours_from_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "batch_3.png").stat().st_size > 1000
 
 
-def test_a_contestant_that_fails_or_is_missing_is_told_and_stops_nobody() -> None:
+def test_failing_and_missing_contestants_are_reported_and_do_not_stop_the_run() -> None:
     runner = Runner([OURS, BROKEN, MISSING, EMPTY], 1, PLAN, progress=False)
     records = {record.contestant: record for record in runner.case("simplex", lambda: make("simplex"), 2)}
     assert records[OURS.name].correct
@@ -92,7 +92,7 @@ def test_a_wrong_gradient_is_not_correct() -> None:
     assert not records["wrong"].correct
 
 
-def test_references_notice_a_wrong_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_references_detect_a_wrong_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make("simplex")
     theta, cotangents = problem.theta(2, seed=0), problem.cotangents(2)
     assert Reference(problem, theta, cotangents).check < 1e-5
@@ -101,7 +101,7 @@ def test_references_notice_a_wrong_derivative(monkeypatch: pytest.MonkeyPatch) -
     assert Reference(problem, theta, cotangents).check > 1e-3
 
 
-def test_a_failure_while_measuring_ends_that_call_alone() -> None:
+def test_a_failure_while_measuring_ends_only_that_call() -> None:
     problem = make("simplex")
     draws, cotangents = [problem.theta(1, seed=seed) for seed in range(2)], problem.cotangents(1)
     seen: list[int] = []
@@ -163,7 +163,7 @@ def test_summaries_count_correct_peers_only() -> None:
     assert summary.cvxpylayers == pytest.approx(90.0)
 
 
-def test_results_survive_their_file(tmp_path: Path) -> None:
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     results = _recorded()
     results.write(tmp_path / "results.json")
     again = Results.read(tmp_path / "results.json")
@@ -171,7 +171,7 @@ def test_results_survive_their_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["machine"]["commit"] == "abc"
 
 
-def test_the_table_tells_wrong_answers_and_failures() -> None:
+def test_the_table_marks_wrong_results_and_failures() -> None:
     text = markdown(_recorded())
     assert "| a | 1 | (0.1) | 8 | (90) | 0.01 |  | 8.00 |" in text
     assert "- qpth on c, batch 1: ValueError: bad | shape" in text

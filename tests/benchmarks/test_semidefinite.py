@@ -1,4 +1,4 @@
-"""The closed forms that large semidefinite matrices are held against are right, on small ones."""
+"""The closed forms of the semidefinite benchmark, checked at small orders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_closed_forms(name: str, unit: float) -> None:
     assert found.error < 1e-8
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--problems", "projection", "--orders", "3"])
     *_, row = capsys.readouterr().out.splitlines()
     assert row.startswith("| projection | 3 | ")

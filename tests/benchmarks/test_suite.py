@@ -1,4 +1,4 @@
-"""The problems of the suite: drawn by seed, the same as CVXPY problems, as QPs and as cone programs."""
+"""The problems of the suite: reproducible draws, and agreement of CVXPY problem, QP form and cone program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QPS = [name for name in SMALL if make(name).qp is not None]
 
 
 @pytest.mark.parametrize("name", [*SMALL, *LARGE])
-def test_draws_fit_the_parameters_and_follow_the_seed(name: str) -> None:
+def test_draws_have_the_parameters_shapes_and_depend_on_the_seed(name: str) -> None:
     problem = make(name)
     first, again, other = (problem.theta(2, seed=seed) for seed in (0, 0, 1))
     assert [tuple(t.shape) for t in first] == [(2, *p.shape) for p in problem.parameters]
@@ -29,7 +29,7 @@ def test_draws_fit_the_parameters_and_follow_the_seed(name: str) -> None:
 
 
 def _values_in_cvxpy(problem: Problem, seed: int) -> list[torch.Tensor]:
-    """Set one draw; its tensors."""
+    """Set the parameters to one draw; returns its tensors."""
     theta = [t.detach() for t in problem.theta(1, seed=seed)]
     for parameter, value in zip(problem.parameters, theta, strict=True):
         parameter.value = value[0].numpy()
@@ -37,7 +37,7 @@ def _values_in_cvxpy(problem: Problem, seed: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", QPS)
-def test_the_qp_has_the_solution_of_the_problem(name: str) -> None:
+def test_the_qp_form_has_the_solution_of_the_problem(name: str) -> None:
     problem = make(name)
     assert problem.qp is not None
     theta = _values_in_cvxpy(problem, 3)
@@ -52,7 +52,7 @@ def test_the_qp_has_the_solution_of_the_problem(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["control", "correlation", "entropy", "parametric_quad_form", "portfolio"])
-def test_the_cone_map_gives_cvxpys_data_and_variables(name: str) -> None:
+def test_the_cone_map_equals_cvxpys_canonicalisation(name: str) -> None:
     problem = make(name)
     cones = ConeMap(problem)
     data = cones.data(tuple(_values_in_cvxpy(problem, 4)))
@@ -72,7 +72,7 @@ def test_the_cone_map_gives_cvxpys_data_and_variables(name: str) -> None:
         np.testing.assert_allclose(output[0].numpy(), variable.value, atol=1e-12)
 
 
-def test_the_cone_map_is_differentiated_exactly() -> None:
+def test_the_cone_map_has_exact_derivatives() -> None:
     problem = make("parametric_factor")
     cones = ConeMap(problem)
     theta = problem.theta(1, seed=0)
@@ -96,6 +96,6 @@ def test_the_robotics_data_are_convex_and_attributed() -> None:
     for path in folder.glob("*.npz"):
         with np.load(path, allow_pickle=False) as file:
             assert len(file["q"]) == len(file["h"]) == 30
-            for key in ("P", "G"):  # the suite takes the first for all
+            for key in ("P", "G"):  # the suite uses the first matrix for all instances
                 assert np.array_equal(file[key], np.broadcast_to(file[key][0], file[key].shape))
             assert np.linalg.eigvalsh(file["P"][0]).min() > 0

@@ -1,4 +1,4 @@
-"""What the cones' tests share: the cones, and who is in them."""
+"""Fixtures of the cone tests: the cones and independent membership tests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Membership = Callable[[Array], NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class Case:
-    """A cone, its members and those of its dual, written on their own, and a direction in the interior of both.
+    """A cone, independent membership tests of it and its dual, and a direction in the interior of both.
 
     A point is within `distance` of the cone if it is a member after that step along the unit `interior`.
     """
@@ -49,7 +49,7 @@ class Case:
 
 
 def check_depth(margin: Callable[[Array], Array], w: Array, rays: Array) -> None:
-    """The margin (w inside, rays those of the boundary) is a lower bound of the distance, and the distance if small."""
+    """Check that the margin of interior w is a lower bound of the distance to the boundary rays, exact if small."""
     units = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
 
     def distances(x: Array) -> tuple[Array, Array]:
@@ -64,7 +64,7 @@ def check_depth(margin: Callable[[Array], Array], w: Array, rays: Array) -> None
 
 
 def matrices(x: Array, order: int) -> Array:
-    """The symmetric matrices of scaled lower triangles, filled entry by entry."""
+    """The symmetric matrices of scaled lower triangles, assembled entry by entry."""
     out = np.zeros((*x.shape[:-1], order, order))
     position = 0
     for col in range(order):
@@ -119,7 +119,7 @@ def _exponential_dual(y: Array) -> NDArray[np.bool_]:
 
 
 def power(alpha: Array) -> Case:
-    """The power cones of many exponents."""
+    """The power cones with these exponents."""
     exponents = np.stack((alpha, 1.0 - alpha), axis=-1)
 
     def member(x: Array, weights: Any) -> NDArray[np.bool_]:

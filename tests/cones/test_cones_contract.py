@@ -1,4 +1,4 @@
-"""What every cone must satisfy, on NumPy arrays and torch tensors."""
+"""Properties of all cones, for NumPy arrays and torch tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _points(cone: AbstractCone, seed: int = 0) -> Array:
 
 
 def _boundary_points(cone: AbstractCone) -> Array:
-    """Points on K*, on -K, with zeros and ties, the origin among them."""
+    """Points on the boundaries of K* and -K, with zeros and ties, including the origin."""
     rng = np.random.default_rng(3)
     w = rng.integers(-1, 2, size=(POINTS, cone.size)).astype(float)
     w[0] = 0.0
@@ -73,7 +73,7 @@ def test_eigenbasis_is_orthogonal_with_eigenvalues_in_unit_interval(case: Case, 
 @pytest.mark.parametrize("name", list(CASES))
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_extreme_scales(name: str, seed: int) -> None:
+def test_projection_at_extreme_scales(name: str, seed: int) -> None:
     case = CASES[name]
     rng = np.random.default_rng(seed)
     shape = (POINTS, case.cone.size)
@@ -106,7 +106,7 @@ def test_derivative_matches_fourth_order_differences(case: Case) -> None:
         far = cone.project_dual(w + 2 * e) - cone.project_dual(w - 2 * e)
         columns.append((8 * near - far) / (12 * step))
     basis = cone.derivative(w)
-    # Where a power cone's z is close to 0, the projection is smooth on the scale of z only.
+    # Near z = 0 the projection onto a power cone is smooth only on the scale of z.
     regular = (cone.margin(w) > 0.1) & (np.abs(w[:, -1]) > 0.1)
     assert np.count_nonzero(regular) > POINTS // 2
     np.testing.assert_allclose(np.stack(columns, axis=-1)[regular], dense(basis)[regular], atol=1e-8)
@@ -133,8 +133,8 @@ def test_margin_is_zero_on_the_boundary(case: Case) -> None:
         assert np.all((margin <= 1e-12) | np.isinf(margin))
 
 
-def test_derivative_does_not_jump_within_margin(case: Case) -> None:
-    """A region with D = 0 or D = I is kept in the open ball of the margin, and left outside of it in some direction."""
+def test_derivative_is_constant_within_the_margin_of_a_flat_region(case: Case) -> None:
+    """Where D = 0 or D = I, it is constant in the open ball of the margin, and changes in some direction outside."""
     cone = case.cone
     w = _points(cone)
     rng = np.random.default_rng(2)
@@ -171,7 +171,7 @@ def test_autograd_through_projection_gives_the_derivative(case: Case) -> None:
     np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-9)
 
 
-def test_arguments_are_not_changed(case: Case) -> None:
+def test_arguments_are_not_modified(case: Case) -> None:
     w = _points(case.cone)
     before = w.copy()
     case.cone.project_dual(w)
@@ -180,7 +180,7 @@ def test_arguments_are_not_changed(case: Case) -> None:
     np.testing.assert_array_equal(w, before)
 
 
-def test_nan_stays_in_its_own_block(case: Case) -> None:
+def test_nan_does_not_spread_to_other_blocks(case: Case) -> None:
     w = _points(case.cone)
     y = case.cone.project_dual(w)
     w[7] = np.nan
@@ -191,7 +191,7 @@ def test_nan_stays_in_its_own_block(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_an_element_stays_in_the_cone_where_it_may_grow(name: str) -> None:
+def test_an_element_stays_in_the_cone_when_growing_rows_increase(name: str) -> None:
     case = CASES[name]
     for w in (_points(case.cone), _boundary_points(case.cone)):
         s = case.cone.project_dual(w) - w

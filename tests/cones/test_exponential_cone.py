@@ -1,4 +1,4 @@
-"""The exponential cone against arithmetic in many digits, its face region and its margin."""
+"""The exponential cone against high-precision arithmetic, its face region and its margin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _many_digits() -> object:
 
 
 def _pair(rho: float, size_y: float, size_s: float) -> tuple[Array, list[mpmath.mpf]]:
-    """(w, y): y and s of the given norms on the rays of rho, and w = y - s, rounded."""
+    """(w, y) for y and s with these norms on the rays of rho, and w = y - s, rounded."""
     rho = mpmath.mpf(rho)
     y = [mpmath.mpf(-1), rho - 1, mpmath.exp(-rho)]
     s = [rho, mpmath.mpf(1), mpmath.exp(rho)]
@@ -33,7 +33,7 @@ def _pair(rho: float, size_y: float, size_s: float) -> tuple[Array, list[mpmath.
 
 
 def _exact(w: Array, rho: float) -> tuple[Array, float, float]:
-    """Projection, delta and 1 - delta of this very w, by a root in many digits that starts from rho."""
+    """Projection, delta and 1 - delta of w, by a root in high precision that starts from rho."""
     v1, v2, v3 = (-mpmath.mpf(float(e)) for e in w)
 
     def factors(rho: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
@@ -73,7 +73,7 @@ def test_eigenvalue_and_its_complement_have_full_relative_precision(rho: float) 
     np.testing.assert_allclose(basis.complement[2], complement, rtol=1e-12)
 
 
-def test_complement_far_below_rounding() -> None:
+def test_complement_far_below_machine_epsilon() -> None:
     w = np.array([-1e-3, 0.1, -1.0])
     _, delta, complement = _exact(w, 101.0)
     assert 0 < complement < 1e-30
@@ -129,8 +129,8 @@ def test_margin_of_interior_points_is_the_distance_to_the_boundary_if_small() ->
         check_depth(lambda x, sign=sign: CONE.margin(sign * x[None])[0], sign * np.array(w), rays)
 
 
-def test_the_ball_inside_both_cones() -> None:
-    """That which bounds the depth of points far from the boundary."""
+def test_the_ball_around_the_centre_is_in_both_cones() -> None:
+    """The ball that bounds the depth of points far from the boundary."""
     centre = np.array([[-1.0, 1.0, 1.0]]) / np.sqrt(3.0)
     for dual in (True, False):
         assert _exact_depth(np, centre, np.array([dual]))[0] >= 0.26

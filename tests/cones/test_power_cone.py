@@ -1,4 +1,4 @@
-"""The power cone against arithmetic in many digits, extreme exponents, and the limit z = 0."""
+"""The power cone against high-precision arithmetic, extreme exponents, and the limit z = 0."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _many_digits() -> object:
 
 
 def _pair(alpha: float, log_ratio: float, size_y: float, size_s: float) -> tuple[Array, list[mpmath.mpf]]:
-    """(w, y): y and s of the given norms on the rays where s1 / s2 = exp(log_ratio), and w = y - s, rounded."""
+    """(w, y) for y and s with these norms on the rays with s1 / s2 = exp(log_ratio), and w = y - s, rounded."""
     alpha, ratio = mpmath.mpf(alpha), mpmath.exp(log_ratio)
     s = [ratio, mpmath.mpf(1), -(ratio**alpha)]
     y = [alpha * -s[2] / s[0], (1 - alpha) * -s[2] / s[1], mpmath.mpf(1)]
@@ -33,7 +33,7 @@ def _pair(alpha: float, log_ratio: float, size_y: float, size_s: float) -> tuple
 
 
 def _exact(alpha: float, w: Array, y: list[mpmath.mpf]) -> tuple[float, float]:
-    """Delta and 1 - delta of this very w, by a root in many digits that starts from an approximate y."""
+    """delta and 1 - delta of w, by a root in high precision that starts from an approximate y."""
     alpha, z = mpmath.mpf(alpha), abs(mpmath.mpf(float(w[2])))
     v = [-mpmath.mpf(float(e)) for e in w[:2]]
 
@@ -127,8 +127,8 @@ def test_margin_of_interior_points_is_the_distance_to_the_boundary_if_small() ->
         check_depth(lambda x, sign=sign: Power([alpha]).margin(sign * x[None])[0], np.abs(np.array(w)), rays)
 
 
-def test_the_ball_inside_both_cones() -> None:
-    """That which bounds the depth of points far from the boundary, for every exponent."""
+def test_the_ball_around_the_centre_is_in_both_cones() -> None:
+    """The ball that bounds the depth of points far from the boundary, for every exponent."""
     alpha = np.concatenate([np.geomspace(1e-12, 0.5, 200), 1.0 - np.geomspace(1e-12, 0.5, 200)])
     centre = np.tile(np.sqrt([0.5, 0.5, 0.0]), (400, 1))
     for dual in (True, False):
@@ -142,6 +142,6 @@ def test_margin_of_curved_points_is_the_distance_to_the_regions() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.5, np.nan])
-def test_exponent_outside_unit_interval_is_refused(alpha: float) -> None:
+def test_exponent_outside_the_unit_interval_raises(alpha: float) -> None:
     with pytest.raises(ProblemError, match="strictly between 0 and 1"):
         Power([0.5, alpha])

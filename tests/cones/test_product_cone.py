@@ -1,4 +1,4 @@
-"""The product cone: each block as on its own."""
+"""The product cone: every block gives the same result as alone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_groups_cover_all_rows_in_order() -> None:
     assert CONES.m == 52
 
 
-def test_each_block_is_as_on_its_own(w: Array) -> None:
+def test_each_block_equals_the_block_alone(w: Array) -> None:
     product = ProductCone(CONES)
     v = np.random.default_rng(1).normal(size=w.shape)
     y, moved, margin = product.project_dual(w), product.derivative(w).apply(v), product.margin(w)
@@ -70,14 +70,14 @@ def test_each_block_is_as_on_its_own(w: Array) -> None:
     np.testing.assert_allclose(margin, least, atol=1e-13)
 
 
-def test_batch_row_equals_single(w: Array) -> None:
+def test_element_of_a_batch_equals_the_element_alone(w: Array) -> None:
     product = ProductCone(CONES)
     for i in range(BATCH):
         np.testing.assert_allclose(product.project_dual(w[i : i + 1])[0], product.project_dual(w)[i], atol=1e-14)
         np.testing.assert_allclose(product.margin(w[i : i + 1])[0], product.margin(w)[i], atol=1e-14)
 
 
-def test_margins_of_the_derivative_are_those_of_the_point(w: Array) -> None:
+def test_margins_of_derivative_and_point_agree(w: Array) -> None:
     product = ProductCone(CONES)
     margins = product.derivative(w).margins
     assert len(margins) == len(product.groups)
@@ -99,7 +99,7 @@ def test_large_second_order_blocks_have_no_eigenbasis(w: Array) -> None:
 
 
 def test_large_semidefinite_blocks_have_no_eigenbasis() -> None:
-    """And each is as on its own, on torch tensors too."""
+    """Each block gives the same result as alone, also for torch tensors."""
     cones = Cones(nonnegative=2, psd=(3, KRONECKER_FROM - 1, KRONECKER_FROM, KRONECKER_FROM, 40))
     product, rng = ProductCone(cones), np.random.default_rng(0)
     w, v = rng.normal(size=(2, cones.m)), rng.normal(size=(2, cones.m))
@@ -136,7 +136,7 @@ def test_empty_batch() -> None:
     assert product.margin(empty).shape == (0,)
 
 
-def test_free_duals_never_jump() -> None:
+def test_free_duals_have_an_infinite_margin() -> None:
     product, w = ProductCone(Cones(zero=2)), np.array([[-1.0, 0.0]])
     np.testing.assert_array_equal(product.project_dual(w), w)
     np.testing.assert_array_equal(product.derivative(w).apply(w), w)
@@ -144,7 +144,7 @@ def test_free_duals_never_jump() -> None:
 
 
 @pytest.mark.parametrize("shape", [(CONES.m,), (2, CONES.m + 1), (1, 2, CONES.m)])
-def test_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+def test_wrong_shape_raises(shape: tuple[int, ...]) -> None:
     product = ProductCone(CONES)
     for call in (product.project_dual, product.derivative, product.margin):
         with pytest.raises(ShapeError, match="expected w of shape"):

@@ -1,4 +1,4 @@
-"""Second-order and semidefinite cones against formulas of their own."""
+"""Second-order and semidefinite cones against textbook formulas."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_second_order_complement_near_one() -> None:
     np.testing.assert_allclose(basis.complement[2], 0.5 * (1.0 - (1.0 - gap)), rtol=1e-15)
 
 
-def test_second_order_of_size_one_is_the_half_line() -> None:
+def test_second_order_cone_of_size_one_is_the_half_line() -> None:
     cone, w = SecondOrder(1), np.array([[-2.0], [0.0], [3.0]])
     np.testing.assert_array_equal(cone.project_dual(w), [[0.0], [0.0], [3.0]])
     np.testing.assert_array_equal(cone.derivative(w).d, [[0.0], [0.0], [1.0]])
@@ -64,7 +64,7 @@ def test_second_order_of_size_one_is_the_half_line() -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5, 30])
 def test_semidefinite_derivative_is_the_divided_difference(order: int) -> None:
-    """D[H] = V (W * (V'HV)) V', with W_ij the divided difference of max(., 0)."""
+    """D[H] = V (W * (V'HV)) V', with W_ij the first divided difference of max(., 0) (Loewner)."""
     rng = np.random.default_rng(order)
     w, h = rng.normal(size=(2, 3, order * (order + 1) // 2))
     values, V = np.linalg.eigh(matrices(w, order))
@@ -109,8 +109,8 @@ def test_semidefinite_row_order_is_the_lower_triangle_by_columns() -> None:
 
 
 @pytest.mark.parametrize("order", [1, 2, 7, 30])
-def test_the_kronecker_form_is_the_eigenbasis_form(order: int) -> None:
-    """Of the semidefinite cone: the same projection, eigenvalues, margin and products, without Q."""
+def test_kronecker_basis_equals_eigenbasis(order: int) -> None:
+    """Same projection, eigenvalues, margin and products for the semidefinite cone, without forming Q."""
     cone, rng = PositiveSemidefinite(order), np.random.default_rng(order)
     w, v = rng.normal(size=(2, 3, cone.size)), rng.normal(size=(2, 3, cone.size))
     w[1, 2] = -cone.project_dual(w[1, 2]) - triangles(np.eye(order))  # D = 0
@@ -124,7 +124,7 @@ def test_the_kronecker_form_is_the_eigenbasis_form(order: int) -> None:
     np.testing.assert_allclose(np.sum(form.coordinates(v) ** 2, axis=-1), np.sum(v**2, axis=-1), rtol=1e-13)
 
 
-def test_the_coordinates_of_the_kronecker_form_are_those_of_its_eigenvalues() -> None:
+def test_coordinates_of_the_kronecker_basis_match_its_eigenvalues() -> None:
     cone, rng = PositiveSemidefinite(5), np.random.default_rng(0)
     form = cone.kronecker_at(rng.normal(size=cone.size)).derive()
     for entry in range(cone.size):
@@ -140,7 +140,7 @@ def test_symmetric_vectors_are_scaled_triangles() -> None:
     np.testing.assert_allclose(svec.vector(svec.matrix(v)), triangles(matrices(v, 5)), atol=1e-15)
 
 
-def test_a_large_block_that_is_not_finite_leaves_the_others_alone() -> None:
+def test_a_large_nonfinite_block_does_not_affect_the_others() -> None:
     cone, w = PositiveSemidefinite(30), np.random.default_rng(0).normal(size=(2, 465))
     w[0, 3] = np.inf
     point = cone.kronecker_at(w)

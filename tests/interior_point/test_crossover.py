@@ -1,4 +1,4 @@
-"""The step on the active set that ends the interior-point method: exact where the set is certain, else harmless."""
+"""Crossover after the interior-point method: exact if the active set is certain, otherwise without effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from convexlayer.solution import Solution
 
 
 def projection(points: Array, *, copies: int = 1, unit: float = 1.0) -> ConeProgram:
-    """Minimise |x - p|^2 / 2 over unit x >= 0, of p (B, n), every row so many times."""
+    """Minimise |x - p|^2 / 2 over unit x >= 0, for p (B, n), with every row repeated."""
     batch, n = points.shape
     index = np.arange(n)
     rows = np.arange(n * copies).reshape(copies, n).T.ravel()
@@ -37,7 +37,7 @@ def test_projections_are_exact(batch: int, unit: float) -> None:
     assert np.all(solution.complementary(projection(points, unit=unit)).backward <= 1e-12)
 
 
-def test_a_weakly_active_row_leaves_the_interior_point() -> None:
+def test_a_weakly_active_row_keeps_the_interior_point_iterate() -> None:
     points = np.array([[1.0, 0.0, -1.0], [2.0, 1.0, 0.0], [3.0, -1.0, 1.0]])
     solution = solved(projection(points))
     assert solution.all_optimal

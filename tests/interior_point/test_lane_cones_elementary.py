@@ -1,4 +1,4 @@
-"""Logarithm and exponential in lanes, against NumPy's."""
+"""Logarithm and exponential in lanes against NumPy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def samples(low: float, high: float) -> Any:
         (expm1, np.expm1, samples(1e-3, 1e1)),
     ],
 )
-def test_elementary_function(function: Any, reference: Any, x: Any) -> None:
+def test_elementary_function_matches_numpy(function: Any, reference: Any, x: Any) -> None:
     out = np.empty_like(x)
     apply(LANES, function, x, out)
     np.testing.assert_allclose(out, reference(x), rtol=4e-16)

@@ -1,4 +1,4 @@
-"""The exponential and the power cone in lanes, against their barriers in high precision."""
+"""Exponential and power cones in lanes against their barriers in high-precision arithmetic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def precise(point: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Kernels:
-    """One cone's kernels with the exponent filled in, and its dual barrier."""
+    """The kernels of one cone with the exponent bound, and its dual barrier."""
 
     name: str
     exponent: float | None = None
@@ -71,7 +71,7 @@ class Kernels:
         return mp.matrix([-(share * e + 1 - e) / y1, -(share * (1 - e) + e) / y2, 2 * y3 / (phi - y3**2)])
 
     def hessian(self, y: Any) -> Any:
-        """By differences of the gradient, in many digits."""
+        """The Hessian by finite differences of the gradient, in high precision."""
         H = mp.matrix(3)
         for j in range(3):
             h = abs(y[j]) * mp.mpf(10) ** (-DIGITS // 3)
@@ -81,7 +81,7 @@ class Kernels:
         return (H + H.T) / 2
 
     def shadow(self, s: Any, start: Any) -> Any:
-        """The y with -grad f*(y) = s, by Newton's method on s'y + f*(y) from nearby."""
+        """The y with -grad f*(y) = s, by Newton's method on s'y + f*(y) from a nearby start."""
         y = mp.matrix(start)
         for _ in range(6):
             y = y - mp.lu_solve(self.hessian(y), mp.matrix(s) + self.gradient(y))
@@ -98,7 +98,7 @@ class Kernels:
         return [first * e, second * (1 - e), float(np.sign(place[3])) * largest]
 
     def pairs(self, seed: int, mu: float, *, off_centre: float = 0.3) -> tuple[Any, Any, list[Any]]:
-        """Points s and y (3, 8), about mu apart from complementarity, and the lanes' shadows of s."""
+        """Points s and y (3, 8) with complementarity about mu, and the shadow iterates of s."""
         rng = np.random.default_rng(seed)
         s, y, shadows = np.empty((3, 8)), np.empty((3, 8)), []
         for lane in range(8):
@@ -127,7 +127,7 @@ def cone(request: pytest.FixtureRequest) -> Kernels:
 
 
 def unpacked(H: Any) -> Any:
-    """Symmetric matrices (V, 3, 3) of packed upper triangles (6, V)."""
+    """Symmetric matrices (V, 3, 3) from packed upper triangles (6, V)."""
     return H[[[0, 1, 3], [1, 2, 4], [3, 4, 5]]].transpose(2, 0, 1)
 
 
@@ -144,11 +144,11 @@ def doubles(matrix: Any) -> Any:
 
 
 def condition(s: Any, y: Any) -> Any:
-    """What rounding of s and y is magnified by in s'y."""
+    """Condition number of s'y: the factor by which rounding errors of s and y are amplified."""
     return np.linalg.norm(s, axis=0) * np.linalg.norm(y, axis=0) / np.sum(s * y, axis=0)
 
 
-def test_unit_point_is_its_own_shadow(cone: Kernels) -> None:
+def test_central_point_is_its_own_shadow(cone: Kernels) -> None:
     s, y = np.zeros((3, 2)), np.zeros((3, 2))
     cone.unit(s, y, 1)
     assert np.all(s[:, 0] == 0)
@@ -174,7 +174,7 @@ def test_dual_scaling_is_the_hessian_of_the_barrier(cone: Kernels, mu: float) ->
 
 
 @pytest.mark.parametrize("mu", [1.0, 1e-3])
-def test_scaling_takes_points_to_points_and_shadows_to_shadows(cone: Kernels, mu: float) -> None:
+def test_scaling_maps_y_to_s_and_the_shadow_of_s_to_the_shadow_of_y(cone: Kernels, mu: float) -> None:
     s, y, shadows = cone.pairs(2, mu)
     H, ok = scaling(cone, s, y)
     assert np.all(ok == 1.0)
@@ -184,7 +184,7 @@ def test_scaling_takes_points_to_points_and_shadows_to_shadows(cone: Kernels, mu
         shadow_y = cone.shadow(precise_s, shadows[lane])
         product = (precise_s.T * precise_y)[0]
         delta_s, delta_y = precise_s - product / 3 * shadow_s, precise_y - product / 3 * shadow_y
-        # Broyden, Fletcher, Goldfarb and Shanno's update of mu G, first for y, then for what the shadows add.
+        # BFGS update of mu G, first with (s, y), then with the shadow iterates.
         expected = product / 3 * G
         for left, right in ((precise_s, precise_y), (delta_s, delta_y)):
             image = expected * right
@@ -226,7 +226,7 @@ def test_scaling_on_the_central_path_is_the_hessian(cone: Kernels) -> None:
     np.testing.assert_allclose(H, expected, rtol=1e-7, atol=1e-7 * np.max(np.abs(expected)))
 
 
-def test_points_outside_are_reported(cone: Kernels) -> None:
+def test_points_outside_the_cone_are_reported(cone: Kernels) -> None:
     s, y, _ = cone.pairs(5, 1.0)
     s[:, 2] *= -1
     y[:, 5] = np.nan
@@ -241,7 +241,7 @@ def shifted(cone: Kernels, s: Any, y: Any, ds: Any, dy: Any, sigma_mu: Any, lane
 
 
 @pytest.mark.parametrize("mu", [1.0, 1e-3, 1e-8])
-def test_combined_shift(cone: Kernels, mu: float) -> None:
+def test_combined_shift_matches_the_third_derivative(cone: Kernels, mu: float) -> None:
     s, y, _ = cone.pairs(6, mu)
     rng = np.random.default_rng(7)
     ds, dy = 0.3 * s * rng.uniform(-1, 1, size=(3, 8)), 0.3 * y * rng.uniform(-1, 1, size=(3, 8))
@@ -258,7 +258,7 @@ def test_combined_shift(cone: Kernels, mu: float) -> None:
             assert abs(shift[i, lane] - expected[i]) < 1000 * EPS / mu * largest
 
 
-def test_steps_are_shortened_by_fifths_until_they_stay_inside(cone: Kernels) -> None:
+def test_line_search_backtracks_by_0_8_until_the_point_is_interior(cone: Kernels) -> None:
     rng = np.random.default_rng(8)
     taken = []
     for seed in range(4):
@@ -291,7 +291,7 @@ def test_a_step_below_the_floor_is_zero(cone: Kernels) -> None:
 
 
 @pytest.mark.parametrize("mu", [1.0, 1e-6, 1e-11])
-def test_barrier(cone: Kernels, mu: float) -> None:
+def test_barrier_value(cone: Kernels, mu: float) -> None:
     s, y, shadows = cone.pairs(10, mu)
     rng = np.random.default_rng(11)
     ds, dy = mu * s * rng.normal(size=(3, 8)), mu * y * rng.normal(size=(3, 8))
@@ -304,7 +304,7 @@ def test_barrier(cone: Kernels, mu: float) -> None:
         assert abs(barrier[lane] - expected) < 1000 * EPS / mu
 
 
-def test_barrier_is_infinite_outside(cone: Kernels) -> None:
+def test_barrier_is_infinite_outside_the_cone(cone: Kernels) -> None:
     s, y, _ = cone.pairs(12, 1.0)
     ds, dy = np.zeros((3, 8)), np.zeros((3, 8))
     ds[:, 1], dy[:, 3] = -2 * s[:, 1], -2 * y[:, 3]

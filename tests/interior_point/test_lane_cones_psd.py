@@ -1,4 +1,4 @@
-"""Small positive semidefinite blocks in lanes, against NumPy's dense linear algebra."""
+"""Small positive semidefinite blocks in lanes against NumPy's dense linear algebra."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def svec(X: Any) -> Any:
 
 
 def mat(x: Any, k: int) -> Any:
-    """The inverse, (rows, ...) -> (..., k, k)."""
+    """The inverse of ``svec``, (rows, ...) -> (..., k, k)."""
     cols, rows = np.triu_indices(k)
     X = np.empty((*x.shape[1:], k, k))
     X[..., rows, cols] = X[..., cols, rows] = np.moveaxis(x, 0, -1) / np.where(rows == cols, 1.0, np.sqrt(2.0))
@@ -40,7 +40,7 @@ def directions(rng: np.random.Generator, k: int) -> Any:
 
 
 class Block:
-    """One block of order k at rows 2 ... in all arrays, and the calls on it."""
+    """One block of order k, starting in row 2 of all arrays, and calls of its kernels."""
 
     def __init__(self, k: int, s: Any, y: Any, lanes: Any = WIDE) -> None:
         self.k, self.lanes, V = k, lanes, len(lanes)
@@ -88,7 +88,7 @@ class Block:
 
 
 @pytest.mark.parametrize("k", ORDERS)
-def test_unit_and_margin(k: int) -> None:
+def test_identity_and_margin(k: int) -> None:
     s, y = np.zeros((k * (k + 1) // 2 + 2, 8)), np.zeros((k * (k + 1) // 2 + 2, 8))
     psd.unit(k, s, y, 2, 3)
     np.testing.assert_array_equal(mat(s[2:], k)[3], np.eye(k))
@@ -108,7 +108,7 @@ def test_unit_and_margin(k: int) -> None:
 
 
 @pytest.mark.parametrize("k", ORDERS)
-def test_scaling_is_the_point_of_nesterov_and_todd(k: int) -> None:
+def test_scaling_is_the_nesterov_todd_scaling(k: int) -> None:
     rng = np.random.default_rng(k)
     S, Y = definite(rng, k, 1e-2), definite(rng, k, 1e-2)
     block = Block(k, svec(S), svec(Y))
@@ -138,7 +138,7 @@ def test_scaling_near_the_boundary(k: int, mu: float, size: float) -> None:
     H, ok = block.scale()
     assert np.all(ok == 1.0)
     image = np.einsum("vij,jv->iv", H, svec(Y))
-    # H is as large as size / mu, and what it is applied to is as large as 1.
+    # norm(H) is about size / mu, and the vector that it multiplies about 1.
     np.testing.assert_allclose(image, svec(S), rtol=0, atol=1e-13 * size / mu)
     np.testing.assert_allclose(block.multiply(svec(Y)), svec(S), rtol=0, atol=1e-13 * size / mu)
     lam = np.sort(block.factors[-k:].T, axis=1)
@@ -147,7 +147,7 @@ def test_scaling_near_the_boundary(k: int, mu: float, size: float) -> None:
 
 
 @pytest.mark.parametrize("k", ORDERS)
-def test_combined_shift(k: int) -> None:
+def test_combined_shift_solves_the_lyapunov_equation(k: int) -> None:
     rng = np.random.default_rng(k)
     S, Y = definite(rng, k, 0.1), definite(rng, k, 0.1)
     block = Block(k, svec(S), svec(Y))
@@ -155,7 +155,7 @@ def test_combined_shift(k: int) -> None:
     dS, dY, sigma_mu = directions(rng, k), directions(rng, k), rng.uniform(size=8)
     shift = mat(block.shift(svec(dS), svec(dY), sigma_mu), k)
     for lane in range(8):
-        # In the symmetric root V of W, where lambda = V Y V is a full matrix and Z solves an equation of Lyapunov.
+        # With the symmetric square root V of W, lambda = V Y V is a full matrix and Z solves a Lyapunov equation.
         left = np.linalg.cholesky(Y[lane])
         value, vector = np.linalg.eigh(left.T @ S[lane] @ left)
         point = np.linalg.inv(left.T) @ (vector * value**0.5) @ vector.T @ np.linalg.inv(left)
@@ -190,7 +190,7 @@ def test_step_reaches_the_boundary(k: int) -> None:
 
 
 @pytest.mark.parametrize("k", ORDERS)
-def test_barrier(k: int) -> None:
+def test_barrier_is_minus_log_det(k: int) -> None:
     rng = np.random.default_rng(k)
     S, Y = definite(rng, k), definite(rng, k, 1e-8)
     dS, dY, alpha = 0.1 * S, -0.5 * Y, np.linspace(0, 1, 8)
@@ -205,7 +205,7 @@ def test_barrier(k: int) -> None:
     np.testing.assert_allclose(barrier, 1 - determinants, rtol=1e-7)
 
 
-def test_blocks_that_are_not_definite_are_reported() -> None:
+def test_indefinite_blocks_are_reported() -> None:
     rng = np.random.default_rng(0)
     S, Y = definite(rng, 3), definite(rng, 3)
     S[1] -= 1.5 * np.eye(3)

@@ -1,4 +1,4 @@
-"""The batched engine as a whole: against Clarabel on random programs of every cone, with and without solutions."""
+"""The batched interior-point method against Clarabel on random programs of every cone, with and without solutions."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_agrees_with_clarabel(kind: str, spread: float) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_certificates_of_infeasible_and_unbounded_elements(kind: str) -> None:
-    """q falls along a direction that moves s further into the cones; b lies outside of the cones, and A is zero."""
+    """Unbounded: q decreases along a direction in the interior of the recession cone. Infeasible: A = 0, b not in K."""
     cones = KINDS[kind]
     rng = np.random.default_rng(5)
     base = random_program(rng, cones, quadratic=False)
@@ -128,7 +128,7 @@ def test_certificates_of_infeasible_and_unbounded_elements(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_answer_does_not_depend_on_its_neighbours(kind: str) -> None:
+def test_a_result_does_not_depend_on_its_neighbours(kind: str) -> None:
     program = next(draws(kind, 1))
     spoilt = program.select(np.arange(BATCH))
     spoilt.q[1], spoilt.b[2], spoilt.A[3] = np.nan, 1e300, -1e300
@@ -138,7 +138,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(kind: str) -> None:
         np.testing.assert_array_equal(part.y[i], whole.y[i])
 
 
-def test_more_elements_than_lanes_come_out_in_order() -> None:
+def test_more_elements_than_lanes_are_returned_in_order() -> None:
     program = next(draws("second_order", 1))
     many = program.select(np.arange(100) % BATCH)
     whole, once = solved(many), solved(program)

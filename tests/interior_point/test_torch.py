@@ -1,4 +1,4 @@
-"""The dense engine against Clarabel, on random batches of every kind; on the GPU too where there is one."""
+"""The dense torch interior-point method against Clarabel on random batches; also on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def solvable(
     decades: float = 0.0,
     weak: float = 0.0,
 ) -> ConeProgram:
-    """Programs with a solution, made backwards from it.
+    """Programs constructed from a known solution.
 
     Args:
-        rng: draws everything.
+        rng: random generator.
         n: number of variables.
         cones: blocks.
         batch: number of elements.
-        rank: of P; 0 for a linear objective, n unless given.
+        rank: rank of P; 0 for a linear objective, n by default.
         decades: variables, rows and objective are scaled by powers of ten up to this.
-        weak: share of the inactive nonnegative rows that have no slack either.
+        weak: fraction of the inactive nonnegative rows that are weakly active (no slack).
     """
     rank = n if rank is None else rank
     m = cones.m
@@ -130,7 +130,7 @@ def _times(M: Array, v: Array) -> Array:
 def drawn(rng: np.random.Generator, name: str, batch: int = BATCH) -> ConeProgram:
     n, cones, options = CASES[name]
     program = solvable(rng, n, cones, batch, **options)
-    return program.divided(program.objective_scale())  # as layers hand programs to solvers
+    return program.divided(program.objective_scale())  # as layers do
 
 
 def solve(program: ConeProgram, device: str, *, tol: float = 1e-8, max_iter: int | None = None) -> Solution:
@@ -160,7 +160,7 @@ def test_solves_what_clarabel_solves(name: str, device: str, rng: np.random.Gene
 
 
 @pytest.mark.parametrize("name", ["qp", "socp", "equalities"])
-def test_a_finer_tolerance_brings_x_to_clarabels(name: str, device: str, rng: np.random.Generator) -> None:
+def test_x_converges_to_clarabels_with_a_smaller_tolerance(name: str, device: str, rng: np.random.Generator) -> None:
     program = drawn(rng, name)
     found, reference = solve(program, device, tol=1e-11), clarabel(program, 1e-12)
     np.testing.assert_allclose(found.x, reference.x, atol=1e-4)  # Clarabel's own natural residual is 1e-5
@@ -168,7 +168,7 @@ def test_a_finer_tolerance_brings_x_to_clarabels(name: str, device: str, rng: np
 
 
 @pytest.mark.parametrize("cones", [Cones(zero=2, nonnegative=12), Cones(zero=1, nonnegative=6, second_order=(3, 5))])
-def test_infeasible_elements_come_with_a_proof(cones: Cones, device: str, rng: np.random.Generator) -> None:
+def test_infeasible_elements_have_a_certificate(cones: Cones, device: str, rng: np.random.Generator) -> None:
     program = infeasible(rng, 8, cones, BATCH)
     found = solve(program, device)
     assert found.status == (Status.INFEASIBLE,) * BATCH
@@ -179,7 +179,7 @@ def test_infeasible_elements_come_with_a_proof(cones: Cones, device: str, rng: n
 
 
 @pytest.mark.parametrize("cones", [Cones(zero=2, nonnegative=12), Cones(zero=1, nonnegative=6, second_order=(3, 5))])
-def test_unbounded_elements_come_with_a_ray(cones: Cones, device: str, rng: np.random.Generator) -> None:
+def test_unbounded_elements_have_a_ray(cones: Cones, device: str, rng: np.random.Generator) -> None:
     program = unbounded(rng, 15, cones, BATCH)
     found = solve(program, device)
     assert found.status == (Status.UNBOUNDED,) * BATCH
@@ -190,8 +190,8 @@ def test_unbounded_elements_come_with_a_ray(cones: Cones, device: str, rng: np.r
     assert np.all(np.isnan(found.y))
 
 
-def test_one_bad_element_costs_the_others_nothing(device: str, rng: np.random.Generator) -> None:
-    """A neighbour with values on the edge of overflow, of which nothing can be made."""
+def test_an_element_that_overflows_does_not_affect_the_others(device: str, rng: np.random.Generator) -> None:
+    """One element has values close to overflow."""
     program = drawn(rng, "qp", batch=4)
     alone = solve(program, device)
     b = program.b.copy()
@@ -203,8 +203,10 @@ def test_one_bad_element_costs_the_others_nothing(device: str, rng: np.random.Ge
     assert [beside.status[i] for i in others] == [Status.OPTIMAL] * 3
 
 
-def test_finished_elements_leave_and_keep_their_answers(device: str, rng: np.random.Generator) -> None:
-    """Most of the batch is easy and gone when the rest, which needs more iterations, is compacted."""
+def test_finished_elements_keep_their_results_when_the_batch_is_compacted(
+    device: str, rng: np.random.Generator
+) -> None:
+    """Most elements are easy and finish before the batch is compacted to the others."""
     hard = drawn(rng, "qp", batch=3)
     easy = replace(hard, q=0.0 * hard.q, b=np.ones_like(hard.b) * (np.arange(hard.b.shape[1]) >= 3))
     parts = {name: np.concatenate([getattr(p, name) for p in (easy, hard, easy)]) for name in ("P", "q", "r", "A", "b")}

@@ -1,4 +1,4 @@
-"""What the linear algebra's tests share."""
+"""Fixtures of the linear algebra tests."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def quasi_definite(rng: np.random.Generator, batch: int, *, n: int = N, m: int =
 
 
 def upper_triangle(K: Array) -> tuple[Pattern, Array]:
-    """The pattern of the upper triangles of K (B, N, N), diagonals stored even where they are zero, and the values."""
+    """Pattern and values of the upper triangles of K (B, N, N); zero diagonal entries are stored."""
     occurring = np.triu(np.any(K != 0.0, axis=0)) | np.eye(K.shape[1], dtype=bool)
     cols, rows = np.nonzero(occurring.T)
     return Pattern(occurring.shape, rows, cols), K[:, rows, cols]

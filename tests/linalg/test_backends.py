@@ -1,4 +1,4 @@
-"""What every backend must do, and which one is chosen."""
+"""Requirements of all backends, and the choice of the backend."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def test_solves_every_element(backend: AbstractBackend, rng: np.random.Generator
     K = quasi_definite(rng, 5) + 0.1 * np.diag(SIGNS)
     pattern, values = upper_triangle(K)
     factor = backend.factor(backend.init(pattern), values)
-    for _ in range(2):  # a factor serves many right-hand sides
+    for _ in range(2):  # a factor can solve for several right-hand sides
         z = rng.normal(size=(5, N + M))
         np.testing.assert_allclose(factor.solve(times(K, z)), z, atol=1e-10)
 
 
-def test_one_state_serves_many_values(backend: AbstractBackend, rng: np.random.Generator) -> None:
+def test_one_state_factorises_different_values(backend: AbstractBackend, rng: np.random.Generator) -> None:
     K = quasi_definite(rng, 3) + 0.1 * np.diag(SIGNS)
     pattern, values = upper_triangle(K)
     state, rhs = backend.init(pattern), rng.normal(size=(3, N + M))
@@ -37,7 +37,7 @@ def test_one_state_serves_many_values(backend: AbstractBackend, rng: np.random.G
     np.testing.assert_allclose(before.solve(rhs), 2.0 * after.solve(rhs), rtol=1e-12)
 
 
-def test_arguments_are_left_alone(backend: AbstractBackend, rng: np.random.Generator) -> None:
+def test_arguments_are_not_modified(backend: AbstractBackend, rng: np.random.Generator) -> None:
     pattern, values = upper_triangle(quasi_definite(rng, 2) + 0.1 * np.diag(SIGNS))
     rhs = rng.normal(size=(2, N + M))
     kept_values, kept_rhs = values.copy(), rhs.copy()
@@ -52,7 +52,7 @@ def test_empty_batch(backend: AbstractBackend) -> None:
     assert factor.solve(np.zeros((0, 3))).shape == (0, 3)
 
 
-def test_not_a_number_stays_in_its_element(backend: AbstractBackend, rng: np.random.Generator) -> None:
+def test_nan_does_not_spread_to_other_elements(backend: AbstractBackend, rng: np.random.Generator) -> None:
     K = quasi_definite(rng, 3) + 0.1 * np.diag(SIGNS)
     pattern, values = upper_triangle(K)
     values[1] = np.nan
@@ -62,7 +62,7 @@ def test_not_a_number_stays_in_its_element(backend: AbstractBackend, rng: np.ran
     assert np.all(np.isnan(solved[1]))
 
 
-def test_sparse_gets_past_a_zero_pivot() -> None:
+def test_sparse_backend_perturbs_a_zero_pivot() -> None:
     pattern = Pattern((2, 2), np.array([0, 0, 1]), np.array([0, 1, 1]))
     values = np.array([[1.0, 1.0, 1.0], [2.0, 1.0, -1.0]])  # the first is singular
     solved = SparseBackend().factor(pattern, values).solve(np.ones((2, 2)))
@@ -70,7 +70,7 @@ def test_sparse_gets_past_a_zero_pivot() -> None:
     np.testing.assert_allclose(solved[1], [2.0 / 3.0, -1.0 / 3.0], rtol=1e-12)
 
 
-def test_sparse_gives_up_one_element_only() -> None:
+def test_sparse_backend_fails_for_one_element_only() -> None:
     pattern = Pattern((2, 2), np.array([0, 0, 1]), np.array([0, 1, 1]))
     values = np.array([[0.0, 0.0, 0.0], [2.0, 1.0, -1.0]])
     solved = SparseBackend().factor(pattern, values).solve(np.ones((2, 2)))
@@ -78,7 +78,7 @@ def test_sparse_gives_up_one_element_only() -> None:
     np.testing.assert_allclose(solved[1], [2.0 / 3.0, -1.0 / 3.0], rtol=1e-12)
 
 
-def test_small_or_full_is_dense_large_and_sparse_is_sparse() -> None:
+def test_backend_is_dense_if_small_or_full_else_sparse() -> None:
     def full(size: int) -> Pattern:
         cols, rows = np.nonzero(np.tril(np.ones((size, size))))
         return Pattern((size, size), rows, cols)

@@ -1,4 +1,4 @@
-"""Elimination to the smaller system, on every device there is: when, and as accurate after refinement as LU."""
+"""Dense backend: when the Schur complement is used, and its accuracy after refinement, on every device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_trailing_diagonal_block_is_found(rng: np.random.Generator) -> None:
     assert trailing_diagonal(upper_triangle(np.eye(4)[None])[0]) == 4
 
 
-def test_elimination_solves_the_system(rng: np.random.Generator) -> None:
+def test_schur_complement_solves_the_system(rng: np.random.Generator) -> None:
     K = quasi_definite(rng, 5) + 0.1 * np.diag(SIGNS)
     pattern, values = upper_triangle(K)
     factor = SchurFactor(SchurPlaces(pattern, N, torch.device("cpu")), torch.from_numpy(values))
@@ -42,7 +42,7 @@ def test_elimination_solves_the_system(rng: np.random.Generator) -> None:
     assert not torch.any(factor.failed)
 
 
-def test_an_element_that_is_not_quasi_definite_goes_by_lu(backend: DenseBackend, rng: np.random.Generator) -> None:
+def test_elements_that_are_not_quasi_definite_use_lu(backend: DenseBackend, rng: np.random.Generator) -> None:
     K = quasi_definite(rng, 3) + 0.1 * np.diag(SIGNS)
     K[1, :N, :N] -= 3.0 * np.eye(N)
     K[1, N:, :N] *= 0.1
@@ -55,8 +55,8 @@ def test_an_element_that_is_not_quasi_definite_goes_by_lu(backend: DenseBackend,
 
 
 @pytest.mark.parametrize(("n", "m"), [(12, 2), (12, 12), (12, 40)])
-def test_any_shape(backend: DenseBackend, n: int, m: int, rng: np.random.Generator) -> None:
-    """Two rows beside twelve variables go by LU, many by elimination."""
+def test_shapes_with_and_without_elimination(backend: DenseBackend, n: int, m: int, rng: np.random.Generator) -> None:
+    """Two rows and twelve variables use LU, many rows the Schur complement."""
     K = quasi_definite(rng, 4, n=n, m=m) + 0.1 * np.diag(np.concatenate([np.ones(n), -np.ones(m)]))
     z = rng.normal(size=(4, n + m))
     np.testing.assert_allclose(solve(backend, K, times(K, z)), z, atol=1e-9)

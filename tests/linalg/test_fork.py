@@ -1,4 +1,4 @@
-"""A process that has factorised may fork, and the child may factorise too."""
+"""Factorisation in a child forked from a process that has factorised."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ if child:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
-def test_a_forked_child_factorises_too() -> None:
+def test_a_forked_child_can_factorise() -> None:
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     subprocess.run(command, check=True, timeout=600, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""MINRES: solutions, least-squares solutions, and what it tells of the matrix."""
+"""MINRES: solutions, least-squares solutions, and singular value estimates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def indefinite(rng: np.random.Generator, smallest: float = 0.05) -> Array:
 
 
 @pytest.mark.parametrize("tol", [1e-3, 1e-8, 1e-12])
-def test_solves_to_the_tolerance(rng: np.random.Generator, tol: float) -> None:
+def test_minres_reaches_the_tolerance(rng: np.random.Generator, tol: float) -> None:
     E, _ = with_eigenvalues(rng, indefinite(rng))
     rhs = rng.normal(size=SIZE)
     found = minres(lambda z: E @ z, rhs, tol=tol, limit=500)
@@ -34,14 +34,14 @@ def test_solves_to_the_tolerance(rng: np.random.Generator, tol: float) -> None:
     np.testing.assert_allclose(found.residual, left, atol=1e-13)
 
 
-def test_as_many_products_as_there_are_distinct_eigenvalues(rng: np.random.Generator) -> None:
+def test_number_of_products_equals_number_of_distinct_eigenvalues(rng: np.random.Generator) -> None:
     E, _ = with_eigenvalues(rng, rng.choice([-1.0, 0.5, 2.0], SIZE))
     found = minres(lambda z: E @ z, rng.normal(size=SIZE), tol=1e-12, limit=500)
     assert found.converged
     assert found.iterations == 3
 
 
-def test_of_a_singular_system_the_solution_of_minimum_norm(rng: np.random.Generator) -> None:
+def test_consistent_singular_system_gives_the_minimum_norm_solution(rng: np.random.Generator) -> None:
     eigenvalues = indefinite(rng)
     eigenvalues[:3] = 0.0
     E, Q = with_eigenvalues(rng, eigenvalues)
@@ -52,7 +52,7 @@ def test_of_a_singular_system_the_solution_of_minimum_norm(rng: np.random.Genera
     np.testing.assert_allclose(Q[:, :3].T @ found.z, 0.0, atol=1e-10)
 
 
-def test_of_an_inconsistent_system_a_least_squares_solution_and_a_null_direction(rng: np.random.Generator) -> None:
+def test_inconsistent_system_gives_a_least_squares_solution_and_a_null_direction(rng: np.random.Generator) -> None:
     eigenvalues = indefinite(rng)
     eigenvalues[:2] = 0.0
     E, Q = with_eigenvalues(rng, eigenvalues)
@@ -65,7 +65,7 @@ def test_of_an_inconsistent_system_a_least_squares_solution_and_a_null_direction
     assert np.linalg.norm(E @ remainder) <= 2.0 * LEAST_SQUARES * np.linalg.norm(remainder)
 
 
-def test_a_null_direction_itself(rng: np.random.Generator) -> None:
+def test_right_hand_side_in_the_null_space(rng: np.random.Generator) -> None:
     eigenvalues = indefinite(rng)
     eigenvalues[0] = 0.0
     E, Q = with_eigenvalues(rng, eigenvalues)
@@ -85,7 +85,7 @@ def test_extreme_singular_values(rng: np.random.Generator, smallest: float) -> N
     np.testing.assert_allclose(least, min(smallest, 0.05), rtol=0.1)
 
 
-def test_few_products(rng: np.random.Generator) -> None:
+def test_limit_on_the_number_of_products(rng: np.random.Generator) -> None:
     E, _ = with_eigenvalues(rng, indefinite(rng))
     for limit in (1, 2, 3):
         found = minres(lambda z: E @ z, rng.normal(size=SIZE), tol=1e-9, limit=limit)
@@ -95,7 +95,7 @@ def test_few_products(rng: np.random.Generator) -> None:
         assert 0.05 <= least <= largest <= 1.0 + 1e-12
 
 
-def test_zero_and_what_is_not_a_number() -> None:
+def test_zero_and_nan_right_hand_sides() -> None:
     nothing = minres(lambda z: z, np.zeros(3), tol=1e-9, limit=10)
     assert nothing.converged
     np.testing.assert_array_equal(nothing.z, 0.0)

@@ -1,4 +1,4 @@
-"""The compiled form of refined factors: what NumPy says, and each element for itself."""
+"""Refined factors by kernels: equal to those in NumPy, and elements are independent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from convexlayer.runtime.threads import WORKERS
 from .matrices import FACTORISERS, SIGNS, M, N, quasi_definite, refined, times, upper_triangle
 
 MANY = 2 * WORKERS + LANES + 3
-"""Elements that take several lane groups, the last of them not full."""
+"""Batch size with several lane groups, the last one not full."""
 
 
 def signs(n: int, m: int) -> Array:
@@ -29,7 +29,7 @@ def signs(n: int, m: int) -> Array:
 
 @pytest.mark.parametrize("batch", [1, 2, MANY])
 @pytest.mark.parametrize(("n", "m", "density"), [(40, 30, 0.05), (30, 25, 1.0), (1, 0, 1.0)])
-def test_equals_the_portable_form(rng: np.random.Generator, batch: int, n: int, m: int, density: float) -> None:
+def test_laned_equals_portable(rng: np.random.Generator, batch: int, n: int, m: int, density: float) -> None:
     K, rhs = quasi_definite(rng, batch, n=n, m=m, density=density), rng.normal(size=(batch, n + m))
     K += 0.1 * np.diag(signs(n, m))
     lanes, portable = (refined(K, FACTORISERS[name], signs(n, m)) for name in ("lanes", "dense"))
@@ -44,8 +44,8 @@ def test_equals_the_portable_form(rng: np.random.Generator, batch: int, n: int, 
 
 
 @pytest.mark.parametrize("batch", [1, MANY])
-def test_rows_of_all_sizes_are_solved_as_by_the_portable_form(rng: np.random.Generator, batch: int) -> None:
-    """Right-hand sides and unknowns from 1e-8 to 1, whose smallest rows have small residuals too."""
+def test_row_by_row_refinement_equals_portable(rng: np.random.Generator, batch: int) -> None:
+    """Right-hand sides and unknowns from 1e-8 to 1: residuals are small also in rows with small terms."""
     K = quasi_definite(rng, batch) + 0.1 * np.diag(SIGNS)
     rhs = times(K, rng.normal(size=(batch, N + M)) * 10.0 ** rng.uniform(-8.0, 0.0, (batch, N + M)))
     rhs[0, 0] = np.nan if batch > 1 else rhs[0, 0]
@@ -60,7 +60,7 @@ def test_rows_of_all_sizes_are_solved_as_by_the_portable_form(rng: np.random.Gen
     assert np.all(np.isnan(residual[~finite]))
 
 
-def test_null_directions_equal_the_portable_ones(rng: np.random.Generator) -> None:
+def test_null_directions_equal_portable(rng: np.random.Generator) -> None:
     K = quasi_definite(rng, MANY)
     K[:, -1, :], K[:, :, -1] = K[:, -2, :], K[:, :, -2]
     K[:, -2:, -2:] = 0.0
@@ -68,8 +68,8 @@ def test_null_directions_equal_the_portable_ones(rng: np.random.Generator) -> No
     np.testing.assert_allclose(lanes.null_direction, portable.null_direction, atol=1e-5)
 
 
-def test_an_answer_depends_on_no_neighbour(rng: np.random.Generator) -> None:
-    """To the last bit, whoever shares the vector register: the singular, the badly scaled and those that are NaN."""
+def test_a_result_does_not_depend_on_its_neighbours(rng: np.random.Generator) -> None:
+    """Bitwise, even if elements in other lanes are singular, badly scaled or NaN."""
     K, rhs = quasi_definite(rng, MANY), rng.normal(size=(MANY, N + M))
     pattern, values = upper_triangle(K)
     factoriser = LaneFactoriser(pattern, SIGNS)
@@ -87,7 +87,7 @@ def test_an_answer_depends_on_no_neighbour(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(among.condition[kept], alone.condition[kept])
 
 
-def test_matrices_that_are_not_numbers_are_not_solved(rng: np.random.Generator) -> None:
+def test_matrices_with_nan_have_nan_solutions(rng: np.random.Generator) -> None:
     pattern, values = upper_triangle(quasi_definite(rng, MANY))
     values[2, 5] = np.nan
     factor = LaneFactoriser(pattern, SIGNS).factor(values)
@@ -97,7 +97,7 @@ def test_matrices_that_are_not_numbers_are_not_solved(rng: np.random.Generator) 
     assert np.all(np.delete(residual, 2) <= 1e-13)
 
 
-def test_arguments_are_left_alone_and_may_be_of_any_layout(rng: np.random.Generator) -> None:
+def test_arguments_are_not_modified_and_may_have_any_memory_layout(rng: np.random.Generator) -> None:
     pattern, values = upper_triangle(quasi_definite(rng, MANY))
     rhs = rng.normal(size=(MANY, N + M))
     factoriser = LaneFactoriser(pattern, SIGNS)
@@ -114,19 +114,19 @@ def test_empty_batch(rng: np.random.Generator) -> None:
     assert factor.condition.shape == (0,)
 
 
-def test_fill_reducing_order_of_an_arrow(rng: np.random.Generator) -> None:
-    """A full first row and column: eliminated last, it hardly fills anything."""
+def test_fill_reducing_order_of_an_arrow_matrix(rng: np.random.Generator) -> None:
+    """A full first row and column is eliminated last, which causes almost no fill."""
     size = 50
     K = np.diag(rng.uniform(1.0, 2.0, size=size))[None]
     K[:, 0, 1:] = K[:, 1:, 0] = 0.1
     pattern, values = upper_triangle(K)
     symbolic = Symbolic.of(pattern, np.ones(size))
-    assert symbolic.fill < 3 * size  # runs store their zeros
+    assert symbolic.fill < 3 * size  # supernodes store explicit zeros
     z = rng.normal(size=(1, size))
     np.testing.assert_allclose(LaneFactoriser(pattern, np.ones(size)).factor(values).refine(times(K, z))[0], z)
 
 
-def test_compiled_where_that_is_ready_and_no_backend_is_asked_for(
+def test_kernels_are_used_if_compiled_and_no_backend_is_given(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pattern, _ = upper_triangle(quasi_definite(rng, 1))
@@ -138,10 +138,10 @@ def test_compiled_where_that_is_ready_and_no_backend_is_asked_for(
 
 
 def test_dense_blocks_are_ordered_last_without_being_factorised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An arrow and a dense block that meets it: the arrow is ordered on its own, and hardly anything more fills."""
+    """An arrow matrix coupled to a dense block: the arrow is ordered separately, with almost no additional fill."""
     arrow, block = 12, 40
     occurring = np.eye(arrow + block, dtype=bool)
-    occurring[0, :arrow] = True  # whoever eliminates the first unknown first fills everything
+    occurring[0, :arrow] = True  # eliminating the first unknown first would fill the whole matrix
     occurring[arrow:, arrow:] = True
     occurring[5, arrow:] = True
     cols, rows = np.nonzero(np.triu(occurring | occurring.T).T)

@@ -1,4 +1,4 @@
-"""Systems of which only products are known, held against those that are stored."""
+"""Matrix-free systems against stored ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 @final
 class Stored(AbstractMatrix):
-    """A matrix that is there."""
+    """A stored matrix as an ``AbstractMatrix``."""
 
     def __init__(self, E: Array) -> None:
         self.E = E
@@ -71,7 +71,7 @@ def unscaled(E: Array) -> Array:
 
 
 def with_a_null_direction(rng: np.random.Generator) -> tuple[Array, Array]:
-    """The last two rows are equal, and columns too; and the direction, largest entry 1."""
+    """A matrix whose last two rows (and columns) are equal, and its null direction, largest entry 1."""
     E = quasi_definite(rng, 1)[0]
     E[-1, :N] = E[-2, :N]
     E[:N, -1] = E[:N, -2]
@@ -113,8 +113,8 @@ def test_least_squares_solutions_of_minimum_norm(make: Make, rng: np.random.Gene
         assert (residual[0] <= ACCEPTED) is np.bool_(consistent)
 
 
-def test_null_spaces_are_found_once(make: Make, rng: np.random.Generator) -> None:
-    """Of two dimensions: the last three rows are equal."""
+def test_null_spaces_are_computed_once(make: Make, rng: np.random.Generator) -> None:
+    """The last three rows are equal, so the null space has dimension two."""
     E = quasi_definite(rng, 1)[0]
     E[-3:-1, :N] = E[-1, :N]
     E[:N, -3:-1] = E[:N, [-1]]
@@ -127,8 +127,8 @@ def test_null_spaces_are_found_once(make: Make, rng: np.random.Generator) -> Non
     assert factor.null_spaces(np.array([0]))[0] is space
 
 
-def test_some_members_stand_for_a_large_null_space(make: Make, rng: np.random.Generator) -> None:
-    """Of 80 dimensions, which are more than are found, and of 20, which are not."""
+def test_random_members_represent_a_large_null_space(make: Make, rng: np.random.Generator) -> None:
+    """Null spaces of dimension 80, above the limit, and 20, below it."""
     for dimension, members in ((MOST + 16, FEW), (20, 20)):
         size = dimension + SIZE
         Q = np.linalg.qr(rng.normal(size=(size, size)))[0]
@@ -145,12 +145,12 @@ def test_some_members_stand_for_a_large_null_space(make: Make, rng: np.random.Ge
         assert space.basis.shape == (members, size)
         np.testing.assert_allclose(space.basis @ space.basis.T, np.eye(members), atol=1e-12)
         np.testing.assert_allclose(E @ space.basis.T, 0.0, atol=1e-11)
-        seen = np.abs(space.basis @ Q[:, :dimension])  # no direction is hidden from random members
+        seen = np.abs(space.basis @ Q[:, :dimension])  # random members have components along every null direction
         assert np.all(seen.max(axis=0) > 1e-3)
 
 
-def test_what_does_not_arrive_is_not_certain(rng: np.random.Generator) -> None:
-    """MINRES with too few products: K passes for singular, and nobody says that its null space is empty."""
+def test_null_space_is_not_certain_if_minres_does_not_converge(rng: np.random.Generator) -> None:
+    """MINRES with too few products: K counts as singular, and its null space is not claimed to be empty."""
     factor = MatrixFreeFactor([of(quasi_definite(rng, 1)[0], lambda E: krylov(E, limit=4))], SIZE)
     assert factor.condition[0] >= SINGULAR
     (space,) = factor.null_spaces(np.array([0]))
@@ -158,8 +158,8 @@ def test_what_does_not_arrive_is_not_certain(rng: np.random.Generator) -> None:
     assert len(space.basis) == 0
 
 
-def test_what_arrives_late_is_not_certain(rng: np.random.Generator) -> None:
-    """The probe arrives, at a low accuracy; the solves that would show the null space do not."""
+def test_null_space_is_not_certain_if_the_solves_do_not_converge(rng: np.random.Generator) -> None:
+    """The probe converges at its low accuracy, but the solves that would determine the null space do not."""
     E, _ = with_a_null_direction(rng)
     inverse = krylov(E)
     count = iter(range(100))
@@ -180,10 +180,10 @@ def test_what_arrives_late_is_not_certain(rng: np.random.Generator) -> None:
     assert factor.condition[0] >= SINGULAR
     (space,) = factor.null_spaces(np.array([0]))
     assert not space.certain
-    assert next(count) <= 2 * FEW  # no direction is tried for long
+    assert next(count) <= 2 * FEW  # few solves are wasted
 
 
-def test_the_next_inverse_is_asked_where_one_does_not_arrive(rng: np.random.Generator) -> None:
+def test_the_next_inverse_is_used_if_one_does_not_converge(rng: np.random.Generator) -> None:
     E = quasi_definite(rng, 1)[0]
     asked: list[str] = []
 
@@ -202,13 +202,13 @@ def test_the_next_inverse_is_asked_where_one_does_not_arrive(rng: np.random.Gene
     assert residual <= 1e-13
     np.testing.assert_allclose(unscaled(E) @ solved, rhs, atol=1e-10)
     element.refine(rhs, 12)
-    assert asked == ["short", "long"]  # once for all
+    assert asked == ["short", "long"]  # the switch is permanent
     assert of(E, short, long).probed[0] < SINGULAR
     condition, _ = of(E, short).probed
-    assert condition >= SINGULAR  # nobody can say that it is regular
+    assert condition >= SINGULAR  # without an estimate K counts as singular
 
 
-def test_elements_and_right_hand_sides_that_are_not_finite(make: Make, rng: np.random.Generator) -> None:
+def test_nonfinite_elements_and_right_hand_sides(make: Make, rng: np.random.Generator) -> None:
     E = quasi_definite(rng, 1)[0]
     factor = MatrixFreeFactor([of(E, make), None, of(E, make)], SIZE)
     rhs = rng.normal(size=(3, SIZE))
@@ -221,7 +221,7 @@ def test_elements_and_right_hand_sides_that_are_not_finite(make: Make, rng: np.r
     assert np.all(np.isnan(factor.null_direction[1]))
 
 
-def test_zero_and_an_empty_batch(make: Make, rng: np.random.Generator) -> None:
+def test_zero_right_hand_side_and_empty_batch(make: Make, rng: np.random.Generator) -> None:
     solved, residual = MatrixFreeFactor([of(quasi_definite(rng, 1)[0], make)], SIZE).refine(np.zeros((1, SIZE)))
     np.testing.assert_array_equal(solved, 0.0)
     np.testing.assert_array_equal(residual, 0.0)

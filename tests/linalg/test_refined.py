@@ -1,4 +1,4 @@
-"""Refined solves: accurate on badly scaled and ill-conditioned systems, honest about singular ones."""
+"""Refined solves: accuracy for badly scaled and ill-conditioned systems, detection of singular ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def regular(rng: np.random.Generator, batch: int) -> Array:
 
 
 def with_duplicate_rows(rng: np.random.Generator, batch: int) -> Array:
-    """The last two of the negative rows are equal (and columns too), so their difference is in the null space."""
+    """The last two rows (and columns) are equal, so that their difference spans the null space."""
     K = quasi_definite(rng, batch)
     K[:, -1, :N] = K[:, -2, :N]
     K[:, :N, -1] = K[:, :N, -2]
@@ -87,7 +87,7 @@ def test_condition_is_within_a_factor_of_ten(make: Make, rng: np.random.Generato
         assert truth / 10.0 <= estimate <= truth * 10.0
 
 
-def test_singular_systems_are_noticed(make: Make, rng: np.random.Generator) -> None:
+def test_singular_systems_are_detected(make: Make, rng: np.random.Generator) -> None:
     K = np.concatenate([with_duplicate_rows(rng, 2), regular(rng, 1)])
     factor = refined(K, make)
     np.testing.assert_array_equal(factor.condition >= SINGULAR, [True, True, False])
@@ -116,7 +116,7 @@ def test_minimum_norm(make: Make, rng: np.random.Generator, span: float) -> None
     K = with_duplicate_rows(rng, 4)
     null = null_direction(K)
     scale = np.geomspace(1.0, span, N + M)
-    scale[-2:] = scale[-1]  # the duplicates stay duplicates
+    scale[-2:] = scale[-1]  # duplicate rows remain duplicates
     K = K * scale * scale[:, None]
     z = rng.normal(size=(4, N + M)) / scale
     least = z - np.sum(z * null, axis=1, keepdims=True) * null
@@ -131,8 +131,8 @@ def test_minimum_norm(make: Make, rng: np.random.Generator, span: float) -> None
 
 
 @pytest.mark.parametrize("slow", [1e-6, 2e-8, 1e-9])
-def test_null_directions_beside_slow_ones(make: Make, rng: np.random.Generator, slow: float) -> None:
-    """A direction that E nearly shrinks to nothing does not hide the one that it does."""
+def test_null_direction_beside_slow_directions(make: Make, rng: np.random.Generator, slow: float) -> None:
+    """A slow direction does not hide the null direction."""
     Q = np.linalg.qr(rng.normal(size=(15, 15)))[0]
     null = np.zeros(15)
     null[:2] = [1.0, -1.0]
@@ -141,7 +141,7 @@ def test_null_directions_beside_slow_ones(make: Make, rng: np.random.Generator, 
     spectrum = np.ones(15)
     spectrum[:2] = [0.0, slow]
     K = (Q * spectrum) @ Q.T
-    K[:, 1] = K[:, 0]  # equal, not but for rounding
+    K[:, 1] = K[:, 0]  # exactly equal
     K[1] = K[0]
     (space,) = refined(K[None], make, np.ones(15)).null_spaces(np.array([0]))
     assert space.whole
@@ -149,10 +149,10 @@ def test_null_directions_beside_slow_ones(make: Make, rng: np.random.Generator, 
     np.testing.assert_allclose(np.abs(space.basis[0] @ null), np.sqrt(2.0), atol=1e-6)
 
 
-def test_large_null_spaces_are_projected_along_by_the_iteration(
+def test_large_null_spaces_are_projected_out_by_iteration(
     make: Make, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a basis would cost too much: of unit scales the answer is that of minimum norm."""
+    """If a basis would be too expensive; with unit scales the result is the minimum-norm solution."""
     monkeypatch.setattr(null_space, "WORK", 0.0)
     n, m = 8, 12
     A = rng.normal(size=(6, n))
@@ -180,7 +180,7 @@ def test_zero_right_hand_side(make: Make, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_right_hand_side_that_is_not_finite(make: Make, rng: np.random.Generator, value: float) -> None:
+def test_nonfinite_right_hand_side(make: Make, rng: np.random.Generator, value: float) -> None:
     K, z = regular(rng, 3), rng.normal(size=(3, N + M))
     rhs = times(K, z)
     rhs[1, 0] = value
@@ -191,14 +191,14 @@ def test_a_right_hand_side_that_is_not_finite(make: Make, rng: np.random.Generat
 
 
 @pytest.mark.parametrize("magnitude", [1e-200, 1e200])
-def test_scale_of_the_right_hand_side_does_not_matter(make: Make, rng: np.random.Generator, magnitude: float) -> None:
+def test_solution_scales_with_the_right_hand_side(make: Make, rng: np.random.Generator, magnitude: float) -> None:
     K, z = regular(rng, 2), rng.normal(size=(2, N + M))
     solved, residual = refined(K, make).refine(magnitude * times(K, z))
     assert np.all(residual <= 1e-14)
     np.testing.assert_allclose(solved / magnitude, z, atol=1e-12)
 
 
-def test_batch_row_equals_single(make: Make, rng: np.random.Generator) -> None:
+def test_element_of_a_batch_equals_the_element_alone(make: Make, rng: np.random.Generator) -> None:
     K, rhs = quasi_definite(rng, 3), rng.normal(size=(3, N + M))
     together = refined(K, make)
     for i in range(3):
@@ -207,8 +207,8 @@ def test_batch_row_equals_single(make: Make, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(alone.condition[0], together.condition[i], rtol=1e-9)
 
 
-def test_singular_beyond_rounding_and_sparse(make: Make, rng: np.random.Generator) -> None:
-    """Many dependent rows, whose pivots after elimination are as small as the regularisation allows."""
+def test_sparse_matrix_with_many_dependent_rows(make: Make, rng: np.random.Generator) -> None:
+    """Many dependent rows, whose pivots are as small as the regularisation."""
     n, m = 60, 40
     for _ in range(10):
         K = quasi_definite(rng, 1, n=n, m=m, density=0.08)
@@ -221,7 +221,7 @@ def test_singular_beyond_rounding_and_sparse(make: Make, rng: np.random.Generato
 
 
 @pytest.mark.parametrize("make", [FACTORISERS["dense"], FACTORISERS["lanes"]], ids=["dense", "lanes"])
-def test_no_rows(make: Make) -> None:
+def test_matrix_without_rows(make: Make) -> None:
     factor = refined(np.zeros((2, 0, 0)), make, np.zeros(0))
     solved, residual = factor.refine(np.zeros((2, 0)))
     assert solved.shape == factor.null_direction.shape == (2, 0)

@@ -1,4 +1,4 @@
-"""Memory that large arrays leave: used again, never while anybody can still see it, and not without limit."""
+"""Buffer pool: memory of large arrays is reused, never while it is referenced, and within a limit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from convexlayer.runtime.buffers import KEPT_BYTES, LARGE_BYTES, as_contiguous_f
 
 LARGE = LARGE_BYTES // 8
 ODD = LARGE + 12_347
-"""A size that nothing else in the process asks for."""
+"""A size that nothing else in the process allocates."""
 
 
 def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def test_memory_is_used_again_for_the_same_size() -> None:
+def test_memory_is_reused_for_the_same_size() -> None:
     first = empty(1, ODD)
     where = address(first)
     del first
@@ -33,7 +33,7 @@ def test_memory_is_used_again_for_the_same_size() -> None:
 
 
 @pytest.mark.parametrize("view", [lambda a: a[3:], lambda a: a.T, lambda a: a.ravel()[::2], torch.from_numpy])
-def test_a_view_keeps_the_memory(view: object) -> None:
+def test_memory_is_not_reused_while_a_view_exists(view: object) -> None:
     array = empty(7, ODD)
     array[:] = 1.0
     seen = view(array)  # type: ignore[operator]
@@ -53,12 +53,12 @@ def test_shapes_and_flags() -> None:
         assert array.flags.writeable
 
 
-def test_small_arrays_are_numpys() -> None:
+def test_small_arrays_are_allocated_by_numpy() -> None:
     assert empty(LARGE - 1).base is None
     assert empty(LARGE).base is not None
 
 
-def test_no_more_is_kept_than_the_limit() -> None:
+def test_unused_memory_is_limited() -> None:
     kept = buffers._BlockPool()
     blocks = [np.empty(KEPT_BYTES // 32) for _ in range(6)]
     alive = [weakref.ref(block) for block in blocks]
@@ -113,11 +113,11 @@ assert ended == 0
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
 def test_a_forked_child_does_not_wait_for_a_lock_of_its_parent() -> None:
-    """A thread holds the lock at the fork; the child drops an array of the parent, and takes one of its own."""
+    """A thread holds the lock at the fork; the child frees an array of the parent and allocates one."""
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=600)
 
 
-def test_contiguous_copies_only_what_it_must() -> None:
+def test_as_contiguous_float64_copies_only_if_needed() -> None:
     array = np.ones((4, 3))
     assert as_contiguous_float64(array) is array
     for other in (array.T, array[:, :2], array.astype(np.float32), np.broadcast_to(array, (2, 4, 3))):

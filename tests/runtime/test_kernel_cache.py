@@ -1,4 +1,4 @@
-"""Compiled kernels: when they are used, who compiles them, and that nobody waits."""
+"""Kernel cache: when compiled kernels are used, and which process compiles them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ print(json.dumps({"ready": kernel_cache.ready(), "started": len(started), "answe
 
 
 def run_layer(**environment: str) -> dict[str, Any]:
-    """A layer's answers and gradients in a process of its own."""
+    """Solutions and gradients of a layer, computed in a separate process."""
     command = [sys.executable, "-W", "ignore", "-c", LAYER]
     run = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, timeout=600)
     result: dict[str, Any] = json.loads(run.stdout)
@@ -62,7 +62,7 @@ def run_layer(**environment: str) -> dict[str, Any]:
 
 
 class FakePart(types.ModuleType):
-    """A part whose compilation is counted."""
+    """A part that counts its compilations."""
 
     compilations = 0
 
@@ -75,7 +75,7 @@ class FakePart(types.ModuleType):
 
 @pytest.fixture
 def part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakePart]:
-    """In a package of one part, with an empty cache, and nothing decided yet."""
+    """A package with one part and an empty cache, before the process has decided."""
     package = tmp_path / "package"
     (package / "linalg").mkdir(parents=True)
     (package / "linalg" / "kernels.py").write_text("first")
@@ -95,7 +95,7 @@ def part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakePart]:
 
 
 def new_process() -> None:
-    """Forget what a process remembers."""
+    """Reset the state of a process."""
     kernel_cache._decision.clear()
     for remembered in (kernel_cache._place, kernel_cache._name, kernel_cache._prefix):
         remembered.cache_clear()
@@ -107,7 +107,7 @@ def no_process(*_: object, **__: object) -> None:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
-    """What the compilations that were begun in other processes ask numba for."""
+    """Numba's target variables of the background compilations that were started."""
     begun: list[dict[str, str]] = []
 
     class Process:
@@ -121,7 +121,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     return begun
 
 
-def test_the_first_call_of_all_does_not_wait_and_later_processes_give_the_same_answers(tmp_path: Path) -> None:
+def test_the_first_process_does_not_wait_and_later_ones_give_the_same_results(tmp_path: Path) -> None:
     first = run_layer(NUMBA_CACHE_DIR=str(tmp_path), CONVEXLAYER_COMPILE="background")
     assert not first["ready"]
     assert not first["kernels"]
@@ -136,7 +136,7 @@ def test_the_first_call_of_all_does_not_wait_and_later_processes_give_the_same_a
     assert not any(later["misses"].values()), later["misses"]
 
 
-def test_what_is_compiled_is_ready_for_every_later_process(part: FakePart) -> None:
+def test_compiled_kernels_are_ready_in_later_processes(part: FakePart) -> None:
     kernel_cache.prepare(wait=True)
     assert kernel_cache.ready()
     new_process()
@@ -146,22 +146,22 @@ def test_what_is_compiled_is_ready_for_every_later_process(part: FakePart) -> No
     assert part.compilations == 1
 
 
-def test_a_process_stays_with_what_it_began_with(part: FakePart, started: list[dict[str, str]]) -> None:
+def test_a_process_does_not_change_its_path(part: FakePart, started: list[dict[str, str]]) -> None:
     assert not kernel_cache.ready()
-    kernel_cache.compile_in_background()  # as another process does meanwhile
+    kernel_cache.compile_in_background()  # as another process would
     assert not kernel_cache.ready()
     assert len(started) == 1
     new_process()
     assert kernel_cache.ready()
 
 
-def test_preparing_makes_this_process_ready(part: FakePart, started: list[dict[str, str]]) -> None:
+def test_prepare_makes_this_process_ready(part: FakePart, started: list[dict[str, str]]) -> None:
     assert not kernel_cache.ready()
     kernel_cache.prepare(wait=True)
     assert kernel_cache.ready()
 
 
-def test_one_process_compiles_at_a_time(part: FakePart, started: list[dict[str, str]]) -> None:
+def test_only_one_process_compiles_at_a_time(part: FakePart, started: list[dict[str, str]]) -> None:
     base, _ = kernel_cache._place()
     assert base is not None
     with kernel_cache._locked(base, wait=False) as mine:
@@ -175,7 +175,7 @@ def test_one_process_compiles_at_a_time(part: FakePart, started: list[dict[str, 
     assert len(started) == 1
 
 
-def test_machine_code_of_other_sources_is_not_used_and_removed(part: FakePart, started: list[dict[str, str]]) -> None:
+def test_machine_code_of_other_sources_is_removed(part: FakePart, started: list[dict[str, str]]) -> None:
     kernel_cache.prepare(wait=True)
     old = kernel_cache.folder("linalg")
     (kernel_cache.PACKAGE / "linalg" / "kernels.py").write_text("second")
@@ -204,7 +204,7 @@ def test_a_part_depends_on_those_before_it(part: FakePart, monkeypatch: pytest.M
     assert kernel_cache._name("linalg", target) != names[0]
 
 
-def test_nothing_can_be_written(
+def test_no_writable_cache_folder(
     part: FakePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
@@ -215,11 +215,11 @@ def test_nothing_can_be_written(
     assert len(caplog.records) == 1
     assert "NUMBA_CACHE_DIR" in caplog.text
     kernel_cache.prepare(wait=True)
-    assert kernel_cache.ready()  # this process has compiled them in memory
+    assert kernel_cache.ready()  # compiled in memory by this process
     assert part.compilations == 1
 
 
-def test_never(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_never(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel_cache.prepare(wait=True)
     new_process()
     monkeypatch.setenv(kernel_cache.SETTING, "never")
@@ -227,41 +227,39 @@ def test_never(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel_cache.status().reason == "CONVEXLAYER_COMPILE is never"
 
 
-def test_wait(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_wait(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernel_cache.SETTING, "wait")
     assert kernel_cache.ready()
     assert part.compilations == 1
 
 
-def test_a_setting_that_does_not_exist(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_raises(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernel_cache.SETTING, "sometimes")
     with pytest.raises(ValueError, match="one of background, wait, never, got 'sometimes'"):
         kernel_cache.ready()
 
 
-def test_a_frozen_program_starts_no_interpreter(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_program_does_not_compile_in_the_background(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     assert not kernel_cache.ready()
     assert "interpreter" in kernel_cache.status().reason
 
 
-def test_a_server_learns_when_workers_that_start_afresh_are_faster(
-    part: FakePart, started: list[dict[str, str]]
-) -> None:
+def test_a_server_detects_that_the_cache_is_complete(part: FakePart, started: list[dict[str, str]]) -> None:
     assert kernel_cache.status().path == "portable"
     assert "in the background" in kernel_cache.status().reason
     assert not kernel_cache.is_complete()
-    kernel_cache.compile_in_background()  # as another process does meanwhile
+    kernel_cache.compile_in_background()  # as another process would
     assert kernel_cache.is_complete()
     assert kernel_cache.status().path == "portable"
-    kernel_cache.reset()  # as a worker forked from this process does
+    kernel_cache.reset()  # as a forked worker does
     assert kernel_cache.status().path == "compiled"
     assert len(started) == 1
 
 
 @pytest.fixture
 def on(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A new process on a processor of this level, before numba is imported, whose environment asks for a target."""
+    """A new process on a processor of this level, before Numba is imported, with a target in its environment."""
 
     def begin(level: str, name: str | None = None, features: str = "") -> None:
         new_process()
@@ -284,10 +282,10 @@ def test_machine_code_for_the_highest_level_of_the_processor_is_used(on: Any, le
         kernel_cache.prepare(wait=True)
     on(level)
     assert kernel_cache.status() == kernel_cache.Kernels("compiled", used, f"the cache has machine code for {used}")
-    assert [os.environ[variable] for variable in VARIABLES] == [used, ""]  # numba, imported later, looks for the same
+    assert [os.environ[variable] for variable in VARIABLES] == [used, ""]  # Numba, imported later, has the same target
 
 
-def test_kernels_are_imported_after_numba_was_told_of_their_processor(
+def test_kernels_are_imported_after_numbas_target_is_set(
     on: Any, part: FakePart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     on("x86-64-v3", "x86-64-v2")
@@ -301,7 +299,7 @@ def test_kernels_are_imported_after_numba_was_told_of_their_processor(
     assert kernel_cache.status().path == "compiled"
 
 
-def test_machine_code_for_this_very_processor_goes_before_that_for_a_level(on: Any) -> None:
+def test_machine_code_for_this_processor_is_preferred_to_a_level(on: Any) -> None:
     for name in (None, "x86-64-v3"):
         on("x86-64-v3", name)
         kernel_cache.prepare(wait=True)
@@ -310,7 +308,7 @@ def test_machine_code_for_this_very_processor_goes_before_that_for_a_level(on: A
     assert not os.environ.keys() & set(VARIABLES)
 
 
-def test_a_processor_that_lacks_instructions_takes_the_level_below(on: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_processor_that_lacks_instructions_uses_the_level_below(on: Any, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("x86-64-v2", "x86-64-v3"):
         on("x86-64-v3", name)
         kernel_cache.prepare(wait=True)
@@ -323,10 +321,10 @@ def test_a_processor_that_lacks_instructions_takes_the_level_below(on: Any, capl
 
 
 @pytest.mark.parametrize("asked", [("x86-64-v3", ""), ("x86-64-v2", "+fma"), ("generic", "+avx2,-fma"), None])
-def test_machine_code_that_the_processor_could_not_run_is_never_used(
+def test_machine_code_with_unsupported_instructions_is_never_used(
     on: Any, part: FakePart, started: list[dict[str, str]], asked: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither where it is there nor where the environment asks for it: this processor's own is made instead."""
+    """Neither from the cache nor by the environment; code for this processor is compiled instead."""
     on("x86-64-v3", *(asked or ("x86-64-v3", "")))
     kernel_cache.prepare(wait=True)
     on("x86-64-v2", *(asked or ()))
@@ -334,29 +332,29 @@ def test_machine_code_that_the_processor_could_not_run_is_never_used(
     assert started == [{}]
     assert "is not used: this processor, one of x86-64-v2, lacks" in caplog.text
     on("x86-64-v2")
-    kernel_cache.compile_in_background()  # what was started
+    kernel_cache.compile_in_background()  # the background compilation
     assert part.compilations == 2
     on("x86-64-v2", *(asked or ()))
     assert kernel_cache.status().processor == "one of x86-64-v2"
     assert not os.environ.keys() & set(VARIABLES)
 
 
-def test_numba_that_was_imported_cannot_be_told_of_another_processor(
+def test_the_target_of_an_imported_numba_cannot_change(
     on: Any, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, str]]
 ) -> None:
     on("x86-64-v3", "x86-64-v3")
     kernel_cache.prepare(wait=True)
     on("x86-64-v3")
     monkeypatch.setitem(sys.modules, "numba", types.ModuleType("numba"))
-    assert kernel_cache.status().path == "portable"  # its own is made, as where there is no code for a level
+    assert kernel_cache.status().path == "portable"  # code for this processor is compiled
     assert started == [{}]
     on("x86-64-v2", "x86-64-v3")
     monkeypatch.setitem(sys.modules, "numba", types.ModuleType("numba"))
     assert kernel_cache.status().reason == "Numba was already imported, with target x86-64-v3"
 
 
-def test_what_this_processor_can_do_is_known() -> None:
-    """As the kernel says it, where it does."""
+def test_features_of_this_processor() -> None:
+    """Feature detection against /proc/cpuinfo, if it exists."""
     try:
         words = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -365,13 +363,13 @@ def test_what_this_processor_can_do_is_known() -> None:
         assert (ours in cpu_target.features()) == (theirs in words)
 
 
-def test_command(part: FakePart, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compile_command(part: FakePart, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compile"]) == 0
     assert str(kernel_cache.folder("linalg")) in capsys.readouterr().out
     assert part.compilations == 1
 
 
-def test_command_where_nothing_can_be_kept(
+def test_compile_command_without_a_writable_cache_folder(
     part: FakePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""Work shared among threads: every part once, wherever it is asked for."""
+"""Thread pool: every part of the work is done once, also in nested calls and after a fork."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from convexlayer.runtime import threads
 
 LONG = 1.0
-"""Seconds a piece, so that every worker is worth it."""
+"""Seconds per item, long enough for all workers to be used."""
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -21,13 +21,13 @@ def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 100])
-def test_every_piece_is_done_once(workers: int, count: int) -> None:
+def test_every_item_is_processed_once(workers: int, count: int) -> None:
     done: list[int] = []
     threads.parallel_for(lambda first, last: done.extend(range(first, last)), count, seconds_per_item=LONG)
     assert sorted(done) == list(range(count))
 
 
-def test_parts_are_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_is_split_only_if_it_is_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "WORKERS", 4)
     parts: list[tuple[int, int]] = []
     threads.parallel_for(
@@ -39,7 +39,7 @@ def test_parts_are_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(parts) == [(0, 2), (2, 4), (4, 6), (6, 8)]
 
 
-def test_exceptions_are_raised_here(workers: int) -> None:
+def test_exceptions_propagate_to_the_caller(workers: int) -> None:
     def fail(first: int, last: int) -> None:
         if last == 10:
             raise ArithmeticError("the last part")
@@ -48,7 +48,7 @@ def test_exceptions_are_raised_here(workers: int) -> None:
         threads.parallel_for(fail, 10, seconds_per_item=LONG)
 
 
-def test_sharing_inside_of_shared_work_does_not_wait_for_itself(workers: int) -> None:
+def test_nested_calls_do_not_deadlock(workers: int) -> None:
     done: list[int] = []
 
     def outer(first: int, last: int) -> None:
@@ -66,7 +66,7 @@ def test_sharing_inside_of_shared_work_does_not_wait_for_itself(workers: int) ->
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_has_threads_of_its_own() -> None:
+def test_a_forked_child_has_its_own_threads() -> None:
     threads.parallel_for(lambda first, last: None, 10, seconds_per_item=LONG)
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""Programs at the edge of what a solver takes. ``python -m tests.solvers.degenerate NAME`` has it answer all."""
+"""Degenerate programs for solvers. ``python -m tests.solvers.degenerate NAME`` solves all of them with one solver."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONES = {
 
 
 def programs(cones: Cones, *, quadratic: bool) -> Iterator[tuple[str, ConeProgram]]:
-    """Programs of these cones by what is degenerate about them, and all of those of one variable as a batch."""
+    """Programs over these cones by the name of their degeneracy, and a batch of all those with one variable."""
     for name, data in _data(cones, 4, quadratic=quadratic).items():
         yield name, program_of(cones, **{part: value[None] for part, value in data.items()})
     each = _data(cones, 1, quadratic=quadratic).values()
@@ -33,7 +33,7 @@ def programs(cones: Cones, *, quadratic: bool) -> Iterator[tuple[str, ConeProgra
 
 
 def _data(cones: Cones, n: int, *, quadratic: bool) -> dict[str, dict[str, Array]]:
-    """What is not said to be degenerate is random and has a solution."""
+    """Random data with a solution, to be made degenerate."""
     rng = np.random.default_rng(n)
     x, w = rng.standard_normal(n), rng.standard_normal(cones.m)
     y = product_cone(cones).project_dual(w[None])[0]
@@ -56,7 +56,7 @@ def _data(cones: Cones, n: int, *, quadratic: bool) -> dict[str, dict[str, Array
 
 
 def main(name: str) -> None:
-    """Write a line before each program, and one with the number of elements at the end."""
+    """Print a line before each program, and the number of elements at the end."""
     (info,) = (info for info in available() if info.name == name)
     elements = 0
     for kind, cones in CONES.items():

@@ -1,4 +1,4 @@
-"""Cone programs with known solutions, made backwards: the solution first, then data for which it is optimal."""
+"""Cone programs with known solutions: draw the solution, then construct data for which it is optimal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from convexlayer.solution import Solution
 from convexlayer.status import Status
 
 N = 12
-"""Variables of every program here."""
+"""Number of variables of these programs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +44,13 @@ KINDS = {
 
 
 def product_of(kinds: frozenset[str]) -> Cones:
-    """A product with a block of each of these kinds of cone."""
+    """A product cone with one block of each of these kinds."""
     blocks = Cones(zero=2, nonnegative=3, second_order=(3,), psd=(3,), exponential=1, power=(0.4,))
     return Cones(**{kind: getattr(blocks, kind) for kind in kinds})
 
 
 def dense_structure(n: int, cones: Cones, *, quadratic: bool) -> Structure:
-    """All entries of A stored, and those of P if there is one."""
+    """A structure with dense A, and dense P if quadratic."""
     everything, nothing = (np.divmod(np.arange(n * height), max(height, 1)) for height in (n, 0))
     cols, lines = everything if quadratic else nothing
     A_cols, A_rows = np.divmod(np.arange(n * cones.m), max(cones.m, 1))
@@ -58,7 +58,7 @@ def dense_structure(n: int, cones: Cones, *, quadratic: bool) -> Structure:
 
 
 def known(cones: Cones, *, quadratic: bool, batch: int = 2, seed: int = 0) -> Known:
-    """Random programs over a product of cones, strictly complementary; without a quadratic term a vertex is optimal.
+    """Random strictly complementary programs over a product cone; without a quadratic term the solution is a vertex.
 
     w is drawn, y and s are its projections, x and A are drawn, b = Ax + s and q = -(Px + A'y).
     """
@@ -80,7 +80,7 @@ def known(cones: Cones, *, quadratic: bool, batch: int = 2, seed: int = 0) -> Kn
 
 
 def rows(cones: Cones, A: Sequence[Sequence[float]], b: Sequence[float], q: Sequence[float]) -> ConeProgram:
-    """One program without a quadratic term, written out."""
+    """One program without a quadratic term, from its data."""
     matrix = np.array(A, dtype=float)
     structure = dense_structure(matrix.shape[1], cones, quadratic=False)
     values = matrix.ravel(order="F")[None]
@@ -98,6 +98,6 @@ UNBOUNDED = rows(Cones(nonnegative=4), [[-1, 0], [0, -1], [0, 1], [-1, -1]], [0,
 
 
 def stack(*programs: ConeProgram) -> ConeProgram:
-    """Programs of equal structure as a batch."""
+    """Concatenate programs of equal structure to a batch."""
     parts = {name: np.concatenate([getattr(p, name) for p in programs]) for name in ("P", "q", "r", "A", "b")}
     return replace(programs[0], **parts)

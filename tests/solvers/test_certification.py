@@ -1,4 +1,4 @@
-"""A solver's word alone is not enough: every solution is judged by our own residuals."""
+"""Certification: the status of every solution is checked by its residuals."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from convexlayer.solvers.registry import solver_for
 from tests.solvers.programs import KINDS, known
 
 
-def liar(monkeypatch: pytest.MonkeyPatch, spoil: float, word: Status = Status.OPTIMAL) -> None:
-    """Clarabel, which says `word` of every element of a batch and moves x of element 1; of one alone it is honest."""
+def wrong_clarabel(monkeypatch: pytest.MonkeyPatch, spoil: float, word: Status = Status.OPTIMAL) -> None:
+    """Make Clarabel report ``word`` for all elements of a batch and change x of element 1; single ones are correct."""
     honest = ClarabelSolver.solve
 
     def solve(
         self: ClarabelSolver, state: object, program: ConeProgram, options: Options, warm_start: object = None
     ) -> Solution:
         answer = honest(self, state, program, options)
-        if program.batch == 1:  # a search for what proves that there is no solution
+        if program.batch == 1:  # a search for a certificate
             return answer
         x = answer.x.copy()
         x[1] += spoil
@@ -42,9 +42,9 @@ def projection() -> SolutionMap:
 THETA = np.array([[0.3, 1.0, -0.2], [0.5, 0.1, 0.9], [2.0, 0.0, 1.0]])
 
 
-def test_a_lie_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_solution_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = projection().solve([THETA])
-    liar(monkeypatch, spoil=0.1)
+    wrong_clarabel(monkeypatch, spoil=0.1)
     solved = projection().solve([THETA])
     assert solved.report.status == (Status.OPTIMAL, Status.NUMERICAL_ERROR, Status.OPTIMAL)
     assert solved.report.residuals.worst[1] > 1e-2
@@ -52,41 +52,41 @@ def test_a_lie_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(solved.outputs[0][[0, 2]], honest.outputs[0][[0, 2]])
 
 
-def test_a_small_lie_is_inaccurate(monkeypatch: pytest.MonkeyPatch) -> None:
-    liar(monkeypatch, spoil=1e-6)
+def test_a_slightly_wrong_solution_is_inaccurate(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_clarabel(monkeypatch, spoil=1e-6)
     solved = projection().solve([THETA])
     assert solved.report.status == (Status.OPTIMAL, Status.OPTIMAL_INACCURATE, Status.OPTIMAL)
 
 
-def test_a_good_point_is_not_lost_to_a_pessimist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stopped at a limit, or in trouble, may be good all the same."""
+def test_an_accurate_point_is_optimal_whatever_the_solver_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point may be accurate even if the solver stopped at a limit or with numerical problems."""
     for word in (Status.ITERATION_LIMIT, Status.TIME_LIMIT, Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE):
         with monkeypatch.context() as patch:
-            liar(patch, spoil=0.0, word=word)
+            wrong_clarabel(patch, spoil=0.0, word=word)
             assert projection().solve([THETA]).report.status == (Status.OPTIMAL,) * 3
 
 
-def test_a_bad_point_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    liar(monkeypatch, spoil=0.1, word=Status.TIME_LIMIT)
+def test_an_inaccurate_point_keeps_the_reported_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_clarabel(monkeypatch, spoil=0.1, word=Status.TIME_LIMIT)
     assert projection().solve([THETA]).report.status[1] is Status.TIME_LIMIT
 
 
-def test_a_lie_fails_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_solution_makes_the_layer_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     from convexlayer import ConvexLayer
 
     x, c = cp.Variable(3), cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [cp.sum(x) == 1, x >= 0])
     layer = ConvexLayer(problem, [c], [x], options={"polish": False}, solver="clarabel")
-    liar(monkeypatch, spoil=0.1)
+    wrong_clarabel(monkeypatch, spoil=0.1)
     with pytest.raises(FailedElementsError, match=r"1 of 3.*1 \(numerical_error\)") as caught:
         layer(torch.tensor(THETA))
     assert caught.value.indices == (1,)
 
 
 @pytest.mark.parametrize("kind", ["socp", "sdp", "exponential", "power"])
-def test_the_natural_residual_sees_what_the_other_three_do_not(kind: str) -> None:
-    """On curved cones a point may satisfy the first three to 1e-8 and be 1e-6 off."""
+def test_natural_residual_detects_errors_that_the_other_residuals_miss(kind: str) -> None:
+    """On curved cones a point may have primal, dual and gap residuals of 1e-8 and an error of 1e-6."""
     case = known(KINDS[kind], quadratic=True)
     solver, _ = solver_for("clarabel", case.program.structure)
     residuals = solver.solve(solver.init(case.program.structure), case.program, Options()).residuals(case.program)

@@ -1,4 +1,4 @@
-"""The independent parts of a program: which there are, and that they are solved to their own accuracy."""
+"""Connected components of a program: detection, and accuracy of each component."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EVERY = Cones(zero=1, nonnegative=2, second_order=(3, 4), psd=(2, 3), exponentia
 
 
 def structure(of_block: list[int], P: Pattern | None = None) -> Structure:
-    """Every row of a block has one entry, in the block's column."""
+    """A structure in which every row of a block has one entry, in the block's column."""
     blocks, n = block_of_rows(EVERY), max(of_block) + 1
     cols = np.array(of_block)[blocks]
     order = np.lexsort((np.arange(EVERY.m), cols))
@@ -22,7 +22,7 @@ def structure(of_block: list[int], P: Pattern | None = None) -> Structure:
     return Structure(P or diagonal, Pattern((EVERY.m, n), np.arange(EVERY.m)[order], cols[order]), EVERY)
 
 
-def test_every_block_alone_is_a_part_with_its_own_cone() -> None:
+def test_separate_blocks_are_components_with_their_cones() -> None:
     parts = components(structure(list(range(11))))
     assert len(parts) == 11
     assert all(part.structure.cones.m == part.structure.m == len(part.rows) for part in parts)
@@ -39,20 +39,20 @@ def test_every_block_alone_is_a_part_with_its_own_cone() -> None:
     assert [part.structure.cones.power for part in parts if part.structure.cones.power] == [(0.3,), (0.6,)]
 
 
-def test_parts_keep_the_order_of_their_cones() -> None:
+def test_components_keep_the_order_of_cones() -> None:
     even, odd = components(structure([i % 2 for i in range(11)]))
     assert even.structure.cones == Cones(1, 1, (4,), (3,), 1, (0.6,))
     assert odd.structure.cones == Cones(0, 1, (3,), (2,), 1, (0.3,))
     assert sorted([*even.rows, *odd.rows]) == list(range(EVERY.m))
 
 
-def test_what_is_connected_is_no_part() -> None:
+def test_connected_programs_have_no_components() -> None:
     n = 11
     rows, cols = np.nonzero(np.ones((n, n)))
     assert components(structure(list(range(n)), Pattern((n, n), cols, rows))) == []
 
 
-def test_a_part_that_is_worth_little_is_solved_to_its_own_accuracy() -> None:
+def test_a_component_with_a_small_objective_is_solved_accurately() -> None:
     x, a, p = cp.Variable(5), cp.Parameter(5, nonneg=True), cp.Parameter(5)
     problem = cp.Problem(cp.Minimize(a @ cp.exp(x) - p @ x))
     weights = 10.0 ** np.random.default_rng(0).uniform(-4.0, 4.0, size=(2, 60, 5))

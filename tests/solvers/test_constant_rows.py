@@ -1,4 +1,4 @@
-"""Rows that are zero at some parameters: what they mean to solvers behind CVXPY, some of which do not survive them."""
+"""Rows of A that are zero at some parameters, which some solvers behind CVXPY cannot handle."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def solve(name: str, program: ConeProgram) -> Solution:
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 @pytest.mark.parametrize("zero", ["equality", "cones", "everything"])
-def test_what_holds_is_left_out(name: str, kind: str, zero: str) -> None:
-    """The solution is that without the rows, which have no multiplier; ECOS would end this process."""
+def test_satisfied_constant_rows_are_removed(name: str, kind: str, zero: str) -> None:
+    """The solution is that without these rows, whose multipliers are 0; ECOS would abort this process."""
     given = data(kind)
     rows = {"equality": slice(0, 1), "cones": slice(1, None), "everything": slice(None)}[zero]
     given["A"][0, rows] = 0.0
@@ -74,7 +74,7 @@ def test_what_holds_is_left_out(name: str, kind: str, zero: str) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 @pytest.mark.parametrize("row", ["equality", "cones"])
-def test_what_does_not_hold_is_infeasible_with_a_ray(name: str, kind: str, row: str) -> None:
+def test_violated_constant_rows_are_infeasible_with_a_certificate(name: str, kind: str, row: str) -> None:
     given = data(kind)
     rows = slice(0, 1) if row == "equality" else slice(1, None)
     given["A"][0, rows] = 0.0
@@ -89,8 +89,8 @@ def test_what_does_not_hold_is_infeasible_with_a_ray(name: str, kind: str, row: 
 
 @pytest.mark.parametrize("name", BEHIND_CVXPY)
 @pytest.mark.parametrize(("q", "word"), [(0.0, Status.OPTIMAL), (1.0, Status.UNBOUNDED)])
-def test_nothing_at_all(name: str, q: float, word: Status) -> None:
-    """No row and no curvature is left: x = 0, or the objective falls along -q."""
+def test_programs_without_remaining_rows_and_curvature(name: str, q: float, word: Status) -> None:
+    """Without rows and curvature the solution is x = 0, or the program is unbounded along -q."""
     given = data("linear") | {"P": np.zeros((1, 3, 3)), "A": np.zeros((1, 4, 3)), "q": np.full((1, 3), q)}
     given["b"][0, 0] = 0.0
     program = program_of(CONES["linear"], **given)
@@ -99,7 +99,7 @@ def test_nothing_at_all(name: str, q: float, word: Status) -> None:
     assert found.certified(program, 1e-8)[0].status == (word,)
 
 
-def test_rounding_holds() -> None:
+def test_violations_at_rounding_level_are_accepted() -> None:
     given: dict[str, Any] = data("linear")
     given["A"][0, :2] = 0.0
     given["b"][0, :2] = 1e-16, -1e-16
@@ -109,10 +109,10 @@ def test_rounding_holds() -> None:
     assert rest.cones == Cones(nonnegative=2)
 
 
-def test_blocks_go_as_a_whole() -> None:
+def test_blocks_are_removed_only_as_a_whole() -> None:
     cones = Cones(zero=2, nonnegative=2, second_order=(2, 3), psd=(2, 1), exponential=2, power=(0.3, 0.6))
     A = np.zeros((1, cones.m, 3))
-    kept = [1, 2, 6, 12, 16, 23]  # a row each of an equality, an inequality, and the second block of the others
+    kept = [1, 2, 6, 12, 16, 23]  # rows of an equality, an inequality, and of the second block of each other cone
     A[0, kept, 0] = 1.0
     b = np.ones((1, cones.m))
     b[0, 0] = 0.0

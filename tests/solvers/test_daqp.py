@@ -1,4 +1,4 @@
-"""What the adapter of daqp adds to it: bounds, normalisation, and doubt where daqp calls a program infeasible."""
+"""The daqp adapter: bounds, scaling, and the check of reported infeasibility."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def solve(program: ConeProgram, options: Options | None = None) -> Solution:
 
 
 def stored(matrices: Array) -> tuple[Pattern, Array]:
-    """The pattern of what is not zero in all of (B, rows, columns), and the values."""
+    """Common pattern of the nonzeros of matrices (B, rows, columns), and the values."""
     cols, rows = np.nonzero(np.any(matrices != 0, axis=0).T)
     return Pattern((matrices.shape[1], matrices.shape[2]), rows, cols), matrices[:, rows, cols]
 
 
 def posed(P: Array, q: Array, A: Array, b: Array, zero: int) -> ConeProgram:
-    """Programs with dense data (B, ...), of which only what is not zero is stored."""
+    """Programs from dense data (B, ...), of which only nonzeros are stored."""
     (P_pattern, P_values), (A_pattern, A_values) = stored(P), stored(A)
     structure = Structure(P_pattern, A_pattern, Cones(zero=zero, nonnegative=A.shape[1] - zero))
     return ConeProgram(structure, P_values, q, np.zeros(len(q)), A_values, b)
 
 
 def boxed(coefficients: Array, limits: Array, wish: float) -> ConeProgram:
-    """Minimise (x - wish)^2 / 2 over rows that bound the one variable; every coefficient is stored."""
+    """Minimise (x - wish)^2 / 2 subject to rows coefficients * x <= limits; every coefficient is stored."""
     m = len(coefficients)
     structure = dense_structure(1, Cones(nonnegative=m), quadratic=True)
     structure = Structure(Pattern((1, 1), np.zeros(1, np.int64), np.zeros(1, np.int64)), structure.A, structure.cones)
@@ -62,18 +62,18 @@ def test_rows_with_one_entry_are_bounds(wish: float, x: float, y: list[float]) -
     np.testing.assert_array_equal(found.s[found.y > 0], 0.0)
 
 
-def test_bounds_that_bind_together_share_the_multiplier() -> None:
+def test_coinciding_active_bounds_share_the_multiplier() -> None:
     found = solve(boxed(np.array([2.0, 1.0, -1.0]), np.array([4.0, 2.0, 5.0]), wish=5.0))
     np.testing.assert_allclose(found.y, [[0.75, 1.5, 0.0]], atol=1e-14)
 
 
 @pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_stored_zeros_are_no_bounds(zero: float) -> None:
+def test_explicit_zeros_are_not_bounds(zero: float) -> None:
     assert solve(boxed(np.array([zero, 1.0]), np.array([0.0, 2.0]), wish=1.0)).x.tolist() == [[1.0]]
     assert solve(boxed(np.array([zero, 1.0]), np.array([-1.0, 2.0]), wish=1.0)).status == (Status.INFEASIBLE,)
 
 
-def test_a_fixed_variable() -> None:
+def test_fixed_variable() -> None:
     found = solve(boxed(np.array([1.0, -1.0]), np.array([2.0, -2.0]), wish=5.0))
     np.testing.assert_allclose(found.x, [[2.0]])
     np.testing.assert_allclose(found.y[:, 0] - found.y[:, 1], [3.0])
@@ -81,7 +81,7 @@ def test_a_fixed_variable() -> None:
 
 
 def test_sparse_data_with_bounds_on_some_variables() -> None:
-    """Bounded variables come first for daqp, those that are not bounded last; nobody may notice."""
+    """The adapter reorders the variables, bounded ones first, without an effect on the result."""
     rng = np.random.default_rng(0)
     batch, n = 20, 12
     root = rng.standard_normal((batch, n, n)) * (rng.random((n, n)) < 0.3)
@@ -97,15 +97,15 @@ def test_sparse_data_with_bounds_on_some_variables() -> None:
     found = solve(program)
     assert found.status == (Status.OPTIMAL,) * batch
     assert found.residuals(program).worst.max() < 1e-12
-    assert 2 * batch < np.sum(found.y[:, 2:] > 0)  # bounds do bind
+    assert 2 * batch < np.sum(found.y[:, 2:] > 0)  # many bounds are active
     clarabel = ClarabelSolver()
     reference = clarabel.solve(clarabel.init(program.structure), program, Options(tol=1e-10))
     np.testing.assert_allclose(found.x, reference.x, atol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "objective"), [(1e-8, 1.0), (1e-13, 1.0), (1e8, 1.0), (1.0, 1e13), (1.0, 1e-9)])
-def test_units_do_not_matter(rows: float, objective: float) -> None:
-    """daqp itself ignores rows of 1e-8, and all rows under an objective of 1e13."""
+def test_results_do_not_depend_on_scaling(rows: float, objective: float) -> None:
+    """Without scaling daqp would ignore rows of 1e-8, and all rows with an objective of 1e13."""
     case = known(Cones(zero=3, nonnegative=9), quadratic=True, batch=8)
     program = case.program
     scaled = replace(program, P=objective * program.P, q=objective * program.q, A=rows * program.A, b=rows * program.b)
@@ -128,7 +128,7 @@ def dense_qps(n: int, batch: int, *, rank: int | None = None) -> ConeProgram:
     return posed(P, rng.standard_normal((batch, n)) - np.einsum("bij,bi->bj", A, y), A, b, zero)
 
 
-def test_the_answer_is_exact() -> None:
+def test_solutions_are_accurate_to_machine_precision() -> None:
     program = dense_qps(50, 16)
     found = solve(program)
     assert found.status == (Status.OPTIMAL,) * 16
@@ -142,8 +142,8 @@ def test_singular_quadratic_terms() -> None:
     assert found.residuals(program).worst.max() < 1e-8
 
 
-def test_an_element_without_a_solution_has_no_point() -> None:
-    """daqp returns memory that it did not write."""
+def test_elements_without_a_solution_are_nan() -> None:
+    """daqp returns uninitialised memory for such elements."""
     program = dense_qps(10, 3)
     A, b = program.structure.A.dense(program.A), program.b.copy()
     A[1, 3], b[1, 3] = -A[1, 2], -b[1, 2] - 1.0
@@ -154,8 +154,8 @@ def test_an_element_without_a_solution_has_no_point() -> None:
         np.testing.assert_array_equal(point[[0, 2]], others[[0, 2]])
 
 
-def test_redundant_equalities_are_not_contradictions() -> None:
-    """They are, to daqp, by the rounding of a large b."""
+def test_redundant_equalities_are_not_infeasible() -> None:
+    """daqp calls them inconsistent because of the rounding of a large b."""
     rng = np.random.default_rng(0)
     batch, n = 32, 12
     E = rng.standard_normal((batch, 6, n))
@@ -170,7 +170,7 @@ def test_redundant_equalities_are_not_contradictions() -> None:
 
 
 def crowded() -> ConeProgram:
-    """Ten inequalities that meet in one point of the plane, the only feasible one, and ill-conditioned P."""
+    """Ten inequalities in the plane whose only feasible point is their intersection, and an ill-conditioned P."""
     rng = np.random.default_rng(0)
     batch = 64
     flat = np.array([[1.0, -0.77], [-0.77, 0.5929 + 1e-7]])
@@ -179,7 +179,7 @@ def crowded() -> ConeProgram:
     return posed(np.tile(flat, (batch, 1, 1)), 50.0 * rng.standard_normal((batch, 2)), A, b, zero=0)
 
 
-def test_a_claim_of_infeasibility_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reported_infeasibility_is_checked_by_a_regularised_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     program = crowded()
     found = solve(program)
     assert found.status == (Status.OPTIMAL,) * 64
@@ -188,7 +188,7 @@ def test_a_claim_of_infeasibility_is_doubted(monkeypatch: pytest.MonkeyPatch) ->
     assert Status.INFEASIBLE in solve(program).status
 
 
-def test_blocks_and_threads_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_blocks_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     program = dense_qps(20, 30)
     whole = solve(program)
     monkeypatch.setattr(daqp_, "INLINE_WORK", 0)
@@ -200,15 +200,15 @@ def test_blocks_and_threads_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None
     assert parts.seconds.shape == (30,)
 
 
-def test_the_layout_of_the_data_does_not_matter() -> None:
-    """daqp reads every array as if it were contiguous."""
+def test_results_do_not_depend_on_the_memory_layout() -> None:
+    """daqp assumes contiguous arrays."""
     program = dense_qps(10, 4)
     columns = {name: np.asfortranarray(getattr(program, name)) for name in ("P", "q", "A", "b")}
     np.testing.assert_array_equal(solve(replace(program, **columns)).x, solve(program).x)
 
 
 @pytest.mark.parametrize("raw", [{"iter_limit": "many"}, {"primal_tol": None}, {"iter_limit": 2**40}])
-def test_bad_values_of_raw_options(raw: dict[str, object]) -> None:
+def test_invalid_values_of_raw_options_raise(raw: dict[str, object]) -> None:
     with pytest.raises(SolverError, match="daqp"):
         solve(dense_qps(10, 2), Options(solver_options={"daqp": raw}))
 
@@ -219,7 +219,7 @@ def test_raw_options_override_the_portable_ones() -> None:
     assert found.iterations.tolist() == [2, 2]
 
 
-def test_without_compiled_kernels_it_is_slow_but_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_without_compiled_kernels_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     programs = (dense_qps(10, 4), boxed(np.array([2.0, 1.0, -1.0]), np.array([4.0, 2.0, 5.0]), wish=5.0))
     compiled = [solve(program) for program in programs]
     monkeypatch.setattr(daqp_.compiled, "ready", lambda: False)

@@ -1,4 +1,4 @@
-"""Data at the edge of what solvers take: each answers, and none ends the process or goes on for ever."""
+"""Degenerate data: every solver returns a result, without aborting the process and in finite time."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ QP = Cones(zero=1, nonnegative=1)
 
 
 @pytest.mark.parametrize("info", [info for info in available() if info.installed], ids=lambda info: info.name)
-def test_every_element_is_answered(info: Any) -> None:
-    """In a process of its own, whose death is a failure; the last line that it wrote names the program."""
+def test_every_element_has_a_result(info: Any) -> None:
+    """Run in a separate process, so that a crash is a failure; its last line of output names the program."""
     expected = sum(
         program.batch
         for cones in degenerate.CONES.values()
@@ -31,7 +31,7 @@ def test_every_element_is_answered(info: Any) -> None:
         for _, program in degenerate.programs(cones, quadratic=info.quadratic)
     )
     command = [sys.executable, "-W", "ignore", "-m", "tests.solvers.degenerate", info.name]
-    environment = os.environ | {"MALLOC_PERTURB_": "165"}  # what was freed, or never written, is not zero
+    environment = os.environ | {"MALLOC_PERTURB_": "165"}  # fill freed and uninitialised memory with nonzeros
     run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     *_, last = run.stdout.splitlines()
     assert (last, run.returncode) == (f"{expected} elements", 0), (last, run.stderr[-2000:])
@@ -44,8 +44,8 @@ def test_every_element_is_answered(info: Any) -> None:
         *[(part, value) for part in "PqAb" for value in (np.nan, np.inf, -np.inf)],
     ],
 )
-def test_highs_is_not_run_on_what_it_does_not_load(part: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CVXPY runs it all the same, which ends the process where P has an empty column."""
+def test_highs_is_not_run_on_data_that_it_rejects(part: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVXPY would run it anyway, which aborts the process if P has an empty column."""
     highspy = pytest.importorskip("highspy")
     monkeypatch.setattr(highspy, "Highs", lambda: pytest.fail("HiGHS was run"))
     whole = {"P": np.diag([0.0, 1.0])[None], "q": np.ones((1, 2)), "A": np.ones((1, 2, 2)), "b": np.ones((1, 2))}
@@ -56,7 +56,7 @@ def test_highs_is_not_run_on_what_it_does_not_load(part: str, value: float, monk
     assert found.stats["messages"][0].startswith("highs: it takes")
 
 
-def test_highs_takes_a_huge_bound_for_none() -> None:
+def test_highs_treats_a_huge_bound_as_infinite() -> None:
     """Minimise 1/2 |x|^2 + x1 + x2 over x1 + x2 = 1 and x1 + x2 <= 1e21."""
     program = program_of(QP, np.eye(2)[None], np.ones((1, 2)), np.ones((1, 2, 2)), np.array([[1.0, 1e21]]))
     solver, _ = solver_for("highs", program.structure)
@@ -66,8 +66,8 @@ def test_highs_takes_a_huge_bound_for_none() -> None:
 
 
 @pytest.mark.parametrize(("options", "iterations"), [({}, 10_400), ({"max_iter": 50}, 50)])
-def test_highs_does_not_go_round_in_circles_for_ever(options: dict[str, int], iterations: int) -> None:
-    """Its active sets do, on: minimise x2^2 - 4 x2 over -1 <= x1 <= 1/2."""
+def test_highs_does_not_cycle_forever(options: dict[str, int], iterations: int) -> None:
+    """Its active-set method cycles on: minimise x2^2 - 4 x2 subject to -1 <= x1 <= 1/2."""
     program = program_of(
         Cones(nonnegative=2),
         np.diag([0.0, 2.0])[None],

@@ -1,4 +1,4 @@
-"""An element on which a solver raises an exception costs no other; settings that it refuses for any program do."""
+"""An exception of a solver for one element does not affect the others; settings rejected for every program raise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def solve(name: str, program: ConeProgram, **options: Any) -> Solution:
 
 
 def spoilt(change: str) -> tuple[ConeProgram, ConeProgram]:
-    """Three QPs, and the same with the second one spoilt."""
+    """Three QPs, and the same with the second one made invalid."""
     program = known(KINDS["qp"], quadratic=True, batch=3).program
     P, q, A, b = (getattr(program, name).copy() for name in ("P", "q", "A", "b"))
     if change == "indefinite":
@@ -41,7 +41,7 @@ def spoilt(change: str) -> tuple[ConeProgram, ConeProgram]:
 @pytest.mark.parametrize("name", INSTALLED)
 @pytest.mark.parametrize("change", ["indefinite", "overflow", "not a number", "huge"])
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered", "ignore:divide by zero")
-def test_the_others_are_what_they_are_alone(name: str, change: str) -> None:
+def test_other_elements_are_not_affected(name: str, change: str) -> None:
     program, wrong = spoilt(change)
     alone, found = solve(name, program), solve(name, wrong)
     for i in (0, 2):
@@ -51,7 +51,7 @@ def test_the_others_are_what_they_are_alone(name: str, change: str) -> None:
 
 
 @pytest.mark.parametrize("name", NEEDS_CONVEXITY)
-def test_what_the_solver_said_is_kept(name: str) -> None:
+def test_the_solvers_message_is_kept(name: str) -> None:
     _, wrong = spoilt("indefinite")
     found = solve(name, wrong)
     assert found.status == (Status.OPTIMAL, Status.NUMERICAL_ERROR, Status.OPTIMAL)
@@ -71,7 +71,7 @@ def test_what_the_solver_said_is_kept(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("change", ["none", "indefinite"])
-def test_settings_that_nobody_could_use_are_errors(name: str, raw: dict[str, Any], change: str) -> None:
+def test_invalid_settings_raise(name: str, raw: dict[str, Any], change: str) -> None:
     _, program = spoilt(change)
     with pytest.raises(SolverError, match=rf"(?i){name}"):
         solve(name, stack(program.select([1]), program), solver_options={name: raw})

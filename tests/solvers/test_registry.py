@@ -1,4 +1,4 @@
-"""Solvers by name: what is there, what is refused, and why."""
+"""Solver registry: available solvers, rejected names and options, and reasons."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_native_solvers_support_everything() -> None:
         assert info(name).installed
 
 
-def test_auto_says_why() -> None:
+def test_auto_gives_a_reason() -> None:
     solver, reason = solver_for("auto", QP)
     assert solver.name == ("daqp" if kernel_cache.ready() else "clarabel")
     assert "nonnegative, zero" in reason
@@ -45,8 +45,8 @@ def test_auto_says_why() -> None:
 
 
 @pytest.mark.parametrize("order", [LARGE_PSD - 1, LARGE_PSD, CLARABEL_PSD, FALLBACK_PSD, FALLBACK_PSD + 1])
-def test_auto_leaves_large_semidefinite_blocks_to_a_first_order_method(order: int) -> None:
-    """And asks Clarabel again where that is affordable; whoever names a solver is not given a fallback."""
+def test_auto_chooses_scs_for_large_semidefinite_blocks(order: int) -> None:
+    """Clarabel is the fallback if it is affordable; a solver requested by name has no fallback."""
     structure = dense_structure(1, Cones(psd=(3, order)), quadratic=True)
     large = order >= LARGE_PSD
     chosen = choose("auto", structure)
@@ -59,15 +59,15 @@ def test_auto_leaves_large_semidefinite_blocks_to_a_first_order_method(order: in
     assert choose("scs", structure).fallback is None
 
 
-def test_auto_knows_programs_without_rows() -> None:
+def test_auto_supports_programs_without_rows() -> None:
     assert "no constraints" in solver_for("auto", dense_structure(2, Cones(), quadratic=True))[1]
 
 
-def test_names_may_be_written_as_in_cvxpy() -> None:
+def test_names_are_case_insensitive() -> None:
     assert solver_for(cp.SCS, QP)[0] is solver_for("scs", QP)[0]
 
 
-def test_unknown_names_list_the_known_ones() -> None:
+def test_error_for_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(SolverError, match=r"no solver 'simplex'.*auto.*clarabel.*ecos.*scs"):
         solver_for("simplex", QP)
 
@@ -85,7 +85,7 @@ def test_missing_packages_of_native_solvers_are_named(monkeypatch: pytest.Monkey
         solver_for("scs", QP)
 
 
-def test_solvers_that_only_cvxpy_knows_work() -> None:
+def test_other_cvxpy_solvers_work() -> None:
     if "SCIPY" not in cp.installed_solvers():
         pytest.skip("CVXPY has no SciPy here")
     case = known(KINDS["lp"], quadratic=False)
@@ -96,7 +96,7 @@ def test_solvers_that_only_cvxpy_knows_work() -> None:
     np.testing.assert_allclose(found.y, case.y, atol=1e-6)
 
 
-def test_solvers_that_only_cvxpy_knows_refuse_what_they_cannot_do() -> None:
+def test_other_cvxpy_solvers_reject_unsupported_programs() -> None:
     if "SCIPY" not in cp.installed_solvers():
         pytest.skip("CVXPY has no SciPy here")
     case = known(KINDS["sdp"], quadratic=True)
@@ -118,7 +118,7 @@ def test_solvers_that_only_cvxpy_knows_refuse_what_they_cannot_do() -> None:
         ({"max_iters": 3}, r"unknown option 'max_iters'; the options are: tol, max_iter, "),
     ],
 )
-def test_bad_portable_options(bad: dict[str, float], message: str) -> None:
+def test_invalid_portable_options_raise(bad: dict[str, float], message: str) -> None:
     with pytest.raises(SolverError, match=message):
         Options.of(bad, Options())
 
@@ -141,7 +141,7 @@ def test_options_are_changes_to_the_defaults_or_complete() -> None:
         ("scs", {"max_iters": "many"}),
     ],
 )
-def test_bad_values_of_raw_options(name: str, raw: dict[str, object]) -> None:
+def test_invalid_values_of_raw_options_raise(name: str, raw: dict[str, object]) -> None:
     case = known(KINDS["qp"], quadratic=True, batch=5)
     solver, _ = solver_for(name, case.program.structure)
     with pytest.raises(SolverError, match=rf"(?i){name}"):

@@ -1,4 +1,4 @@
-"""What every adapter must do, on programs with known solutions; one table of solvers, from the registry."""
+"""Requirements of all solver adapters, on programs with known solutions, for all registered solvers."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from tests.solvers.programs import (
 
 SOLVERS = {info.name: info for info in available()}
 
-# What a solver cannot do at all, as opposed to what its adapter gets wrong.
+# Known limitations of the solvers themselves.
 TOO_SLOW = {("osqp", "lp")}  # a first-order method: 200 000 iterations do not reach 1e-8 on a vertex
-NO_CERTIFICATES = {"qoco"}  # it does not detect infeasible and unbounded problems; it even calls the latter solved
-SILENT_AT_LIMITS = {"cvxopt"}  # CVXPY gives up its last iterate
+NO_CERTIFICATES = {"qoco"}  # does not detect infeasible and unbounded problems, and reports the latter as solved
+SILENT_AT_LIMITS = {"cvxopt"}  # CVXPY discards its last iterate
 WITHOUT_CLOCK = {
     "batched",
     "cvxopt",
@@ -45,12 +45,12 @@ WITHOUT_CLOCK = {
     "mosek",
     "piqp",
     "qoco",
-}  # no time limit, or none by CVXPY's plain options
+}  # no time limit, or none in CVXPY's options
 
 WHOLE_BATCHES = {"batched"}  # one call for several elements
-ROUNDED_BY_PLACE = {"dense"}  # LAPACK behind torch rounds by where a matrix lies in memory
+ROUNDED_BY_PLACE = {"dense"}  # rounding of torch's LAPACK depends on memory alignment
 
-# Where each adapter's work ends up: the function of the solver's own package that solves.
+# The function of each solver's package that solves.
 ENTRANCES = {
     "clarabel": "clarabel:DefaultSolver",
     "scs": "scs:SCS",
@@ -76,13 +76,13 @@ CURVED = {
 
 
 def cones_of(name: str, kind: str) -> Cones:
-    """The cones of a kind of problem; the product has a block of every cone that the solver supports."""
+    """The cones of a kind of problem; "product" has a block of every cone that the solver supports."""
     return product_of(SOLVERS[name].cones) if kind == "product" else KINDS[kind]
 
 
 @pytest.fixture
 def get() -> Callable[[str, ConeProgram], tuple[AbstractSolver, Any]]:
-    """A solver by name, with its state for a program; skips where it is not installed."""
+    """A solver by name, and its state for a program; skips the test if it is not installed."""
 
     def prepared(name: str, program: ConeProgram) -> tuple[AbstractSolver, Any]:
         if not SOLVERS[name].installed:
@@ -108,7 +108,7 @@ def problem(name: str, kind: str, *, batch: int = 2) -> Known:
     ],
 )
 def test_finds_the_known_solution(name: str, kind: str, get: Any) -> None:
-    """x, y and s within the solver's own accuracy, and after the polish within that of double precision."""
+    """x, y and s are accurate to the solver's tolerance, and after polishing to double precision."""
     case = problem(name, kind)
     solver, state = get(name, case.program)
     found = solver.solve(state, case.program, Options())
@@ -125,8 +125,8 @@ def test_finds_the_known_solution(name: str, kind: str, get: Any) -> None:
 
 
 @everywhere
-def test_the_solver_itself_ran(name: str, get: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its package was entered once an element, and the statistics name it."""
+def test_the_solvers_package_is_called(name: str, get: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's solve function is called once per element, and the statistics name the solver."""
     case = problem(name, "qp", batch=3)
     solver, state = get(name, case.program)
     module, _, attribute = ENTRANCES[name].partition(":")
@@ -175,7 +175,7 @@ def test_infeasible_and_unbounded_elements(name: str, get: Any) -> None:
     ],
 )
 def test_infeasible_cones(name: str, kind: str, get: Any) -> None:
-    """An entry that must not be negative (z of an exponential cone, the first of the others) shall equal -1."""
+    """An entry that is nonnegative in K (z of an exponential cone, the first of the others) is constrained to -1."""
     entry = 2 if kind == "exponential" else 0
     program = rows(CURVED[kind], [np.eye(3)[entry].tolist(), *(-np.eye(3)).tolist()], [-1, 0, 0, 0], [0, 0, 0])
     solver, state = get(name, program)
@@ -183,8 +183,8 @@ def test_infeasible_cones(name: str, kind: str, get: Any) -> None:
 
 
 @everywhere
-def test_a_batch_equals_its_singles(name: str, get: Any) -> None:
-    """Bit for bit, where that is the solver's to keep: no element's answer depends on its neighbours."""
+def test_a_batch_equals_its_elements_alone(name: str, get: Any) -> None:
+    """Bitwise, except for solvers whose rounding depends on memory: elements do not depend on their neighbours."""
     case = problem(name, "product", batch=5)
     solver, state = get(name, case.program)
     whole = solver.solve(state, case.program, Options())
@@ -199,7 +199,7 @@ def test_a_batch_equals_its_singles(name: str, get: Any) -> None:
 
 
 @everywhere
-def test_a_state_serves_several_threads(name: str, get: Any) -> None:
+def test_a_state_is_thread_safe(name: str, get: Any) -> None:
     case = problem(name, "product", batch=3)
     solver, state = get(name, case.program)
     alone = solver.solve(state, case.program, Options())
@@ -211,11 +211,11 @@ def test_a_state_serves_several_threads(name: str, get: Any) -> None:
 
 
 @everywhere
-def test_data_is_left_alone(name: str, get: Any) -> None:
+def test_data_are_not_modified(name: str, get: Any) -> None:
     case = problem(name, "product")
     solver, state = get(name, case.program)
     for part in (case.program.P, case.program.q, case.program.A, case.program.b):
-        part.flags.writeable = False  # whoever writes raises
+        part.flags.writeable = False  # writing raises
     before = case.program.select(np.arange(2))
     solver.solve(state, case.program, Options())
     np.testing.assert_array_equal(before.A, case.program.A)
@@ -232,8 +232,8 @@ def test_iteration_limit(name: str, get: Any) -> None:
 
 
 @everywhere
-def test_time_limit_or_a_refusal(name: str, get: Any) -> None:
-    """A limit that a solver cannot keep is refused, not ignored."""
+def test_time_limit_or_an_error(name: str, get: Any) -> None:
+    """A time limit that a solver does not support raises and is not ignored."""
     case = problem(name, "qp")
     solver, state = get(name, case.program)
     options = Options(time_limit_s=1e-9)
@@ -245,12 +245,12 @@ def test_time_limit_or_a_refusal(name: str, get: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["clarabel", "scs", "osqp", "highs"])
-def test_a_time_limit_is_that_of_all_elements(name: str, get: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those for which nothing is left are not begun, and each that is begun has what is left."""
+def test_a_time_limit_applies_to_the_whole_batch(name: str, get: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elements are not started after the limit; each started element gets the remaining time."""
     case = problem(name, "qp" if name != "highs" else "lp")
     solver, state = get(name, case.program)
     alone = solver.solve(state, case.program, Options())
-    now = iter(np.arange(0.0, 1e4))  # every look at the clock takes a second
+    now = iter(np.arange(0.0, 1e4))  # every reading of the clock advances it by a second
     monkeypatch.setattr("convexlayer.solvers.options.time", SimpleNamespace(perf_counter=lambda: float(next(now))))
     repeated = case.program.select(np.zeros(12, dtype=np.int64))
     found = solver.solve(state, repeated, Options(time_limit_s=9.5))
@@ -261,8 +261,8 @@ def test_a_time_limit_is_that_of_all_elements(name: str, get: Any, monkeypatch: 
 
 
 @everywhere
-def test_tolerance_means_the_same(name: str, get: Any) -> None:
-    """A finer one is at least as accurate; none refuses what another takes."""
+def test_tolerance_has_the_same_meaning(name: str, get: Any) -> None:
+    """A smaller tolerance is at least as accurate; all solvers accept the same values."""
     case = problem(name, "qp")
     solver, state = get(name, case.program)
     loose, fine = (
@@ -273,7 +273,7 @@ def test_tolerance_means_the_same(name: str, get: Any) -> None:
 
 
 @everywhere
-def test_unknown_raw_options_are_errors(name: str, get: Any) -> None:
+def test_unknown_raw_options_raise(name: str, get: Any) -> None:
     case = problem(name, "qp")
     solver, state = get(name, case.program)
     with pytest.raises(SolverError, match="no_such_option"):
@@ -281,7 +281,7 @@ def test_unknown_raw_options_are_errors(name: str, get: Any) -> None:
 
 
 @everywhere
-def test_raw_options_of_other_solvers_are_left_to_them(name: str, get: Any) -> None:
+def test_raw_options_of_other_solvers_are_ignored(name: str, get: Any) -> None:
     case = problem(name, "qp")
     solver, state = get(name, case.program)
     other = "scs" if name != "scs" else "clarabel"
@@ -291,7 +291,7 @@ def test_raw_options_of_other_solvers_are_left_to_them(name: str, get: Any) -> N
 @pytest.mark.parametrize(
     ("name", "kind"), [(name, kind) for name, info in SOLVERS.items() for kind in sorted(ALL_CONES - info.cones)]
 )
-def test_unsupported_cones_are_refused(name: str, kind: str) -> None:
+def test_unsupported_cones_raise(name: str, kind: str) -> None:
     if not SOLVERS[name].installed:
         pytest.skip(f"{name} is not installed")
     structure = dense_structure(2, product_of(frozenset({kind})), quadratic=False)
@@ -300,15 +300,15 @@ def test_unsupported_cones_are_refused(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_generic_adapter_knows_every_cone(kind: str) -> None:
-    """Clarabel reached through CVXPY finds what the native adapter finds; MOSEK and its like come this way."""
+def test_the_cvxpy_adapter_supports_every_cone(kind: str) -> None:
+    """Clarabel through CVXPY gives the result of the native adapter; solvers such as MOSEK use this path."""
     cones = KINDS[kind]
     case = known(cones, quadratic=kind != "lp")
     generic: Solution = CvxpySolver("clarabel").solve(None, case.program, Options())
     native, _ = solver_for("clarabel", case.program.structure)
     expected = native.solve(native.init(case.program.structure), case.program, Options())
     assert generic.stats["ran"] == ("CLARABEL",) * 2
-    system = ReducedSystem(case.program.structure)  # polished, for one may have stopped a step before the other
+    system = ReducedSystem(case.program.structure)  # polish, because iteration counts may differ
     ours, theirs = (polish(system, case.program, solution) for solution in (generic, expected))
     np.testing.assert_allclose(ours.x, theirs.x, atol=1e-8)
     np.testing.assert_allclose(ours.y, theirs.y, atol=1e-8)

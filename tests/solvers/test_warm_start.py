@@ -1,4 +1,4 @@
-"""SCS starts from a given solution; what is no solution is not used."""
+"""Warm starts of SCS, only from actual solutions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def solve(case: Known, warm_start: Solution | None) -> Solution:
     return solver.solve(solver.init(case.program.structure), case.program, Options(), warm_start)
 
 
-def test_a_solution_saves_iterations(case: Known) -> None:
+def test_a_warm_start_saves_iterations(case: Known) -> None:
     cold, warm = solve(case, None), solve(case, case.solution())
     assert warm.status == (Status.OPTIMAL,) * 3
     assert np.all(warm.iterations < cold.iterations)
     np.testing.assert_allclose(warm.x, case.x, atol=1e-6)
 
 
-def test_points_that_are_not_finite_are_left_out(case: Known) -> None:
+def test_nonfinite_points_are_ignored(case: Known) -> None:
     start = case.solution()
     start.y[1, 0] = np.nan
     cold, warm = solve(case, None), solve(case, start)
@@ -38,7 +38,7 @@ def test_points_that_are_not_finite_are_left_out(case: Known) -> None:
     assert warm.iterations[0] < cold.iterations[0]
 
 
-def test_certificates_are_not_points(case: Known) -> None:
+def test_certificates_are_not_used_as_warm_starts(case: Known) -> None:
     start = replace(case.solution(), status=(Status.OPTIMAL, Status.INFEASIBLE, Status.UNBOUNDED))
     cold, warm = solve(case, None), solve(case, start)
     np.testing.assert_array_equal(warm.x[1:], cold.x[1:])

@@ -1,4 +1,4 @@
-"""Programs that are unbounded along no ray, and such as only look like it."""
+"""Programs that are unbounded without a ray, and similar ones that are not."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ def program(problem: cp.Problem) -> ConeProgram:
 
 
 @pytest.mark.parametrize("name", UNBOUNDED)
-def test_it_falls_for_ever_along_no_ray(name: str) -> None:
+def test_unbounded_without_a_ray(name: str) -> None:
     posed = program(UNBOUNDED[name]())
     assert unboundedness_ray(posed, unboundedness_candidates(posed)[0]) is None
     assert is_unbounded_without_ray(posed)
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-def test_what_has_a_lower_bound_has_one(name: str) -> None:
+def test_bounded_problems_are_not_called_unbounded(name: str) -> None:
     assert not is_unbounded_without_ray(program(BOUNDED[name]()))
 
 
-def test_what_is_infeasible_is_not_unbounded() -> None:
+def test_infeasible_problems_are_not_called_unbounded() -> None:
     assert not is_unbounded_without_ray(program(cp.Problem(cp.Minimize(-cp.log(x)), [x >= 1, z[0] >= 1, z[0] <= 0])))
 
 
-def test_without_a_strictly_feasible_point_nothing_is_said() -> None:
-    """Strong duality needs one: here z0 = 0 is forced, and the cone of z has no interior left."""
+def test_no_conclusion_without_a_strictly_feasible_point() -> None:
+    """Without one strong duality may fail: here z0 = 0 is implied, so that no interior point exists."""
     posed = program(cp.Problem(cp.Minimize(-cp.log(x)), [x >= 1, cp.norm(z[1:]) <= z[0], z[0] <= 0]))
     assert not is_unbounded_without_ray(posed)
 

@@ -86,8 +86,8 @@ class Verdict:
 
     def stopped(self, lost: Tensor) -> Verdict:
         """Stop the running elements in ``lost``: SOLVED if an iterate was accepted, else STALLED."""
-        word = torch.where(self.score <= 1.0, Outcome.SOLVED, Outcome.STALLED)
-        outcome = torch.where(self.running & lost, word, self.outcome)
+        final = torch.where(self.score <= 1.0, Outcome.SOLVED, Outcome.STALLED)
+        outcome = torch.where(self.running & lost, final, self.outcome)
         return Verdict(outcome, *self.parts()[1:])
 
 
@@ -145,13 +145,13 @@ class TerminationTest:
         infeasible = ray_wins & (by < 0.0) & (Aty <= -CERTAIN * by)
         unbounded = ray_wins & ~infeasible & (qx < 0.0) & (torch.maximum(Px, left) <= -CERTAIN * qx)
         outcome = before.outcome
-        for said, word in (
+        for mask, state in (
             (stalled, Outcome.STALLED),
             (solved, Outcome.SOLVED),
             (infeasible, Outcome.INFEASIBLE),
             (unbounded, Outcome.UNBOUNDED),
         ):
-            outcome = torch.where(said, word, outcome)
+            outcome = torch.where(mask, state, outcome)
 
         def kept(old: Tensor, new: Tensor, length: Tensor, ray: Tensor, other: Tensor) -> Tensor:
             """The best iterate, or the ray of a certificate; NaN where the certificate does not define this part."""
