@@ -33,7 +33,7 @@ POST = LINE.replace(b"GET /healthz", b"POST /v1/problems") + b"Transfer-Encoding
 CHUNKED = POST + b"Content-Type: application/json\r\n\r\n"
 
 
-def is_well(server: Running) -> bool:
+def is_healthy(server: Running) -> bool:
     return server.ask("GET", "/healthz").status == 200
 
 
@@ -61,7 +61,7 @@ def test_large_heads(sent: bytes) -> None:
             assert response.headers["connection"] == "close"
             assert wire.over
         assert server.refused("head-too-large") == 1
-        assert is_well(server)
+        assert is_healthy(server)
 
 
 def test_heads_within_the_limits() -> None:
@@ -116,7 +116,7 @@ def test_running_requests_have_no_head_timeout() -> None:
 def test_idle_connections_are_closed_to_make_room() -> None:
     with running(max_connections=4) as server, ExitStack() as stack:
         silent = [stack.enter_context(server.wire()) for _ in range(4)]
-        assert is_well(server)
+        assert is_healthy(server)
         responses = [wire.response() for wire in silent]
         assert {(response.status, response.slug) for response in responses} == {(408, "gives-way")}
         assert server.refused("gives-way") == 4
@@ -138,7 +138,7 @@ def test_busy_connections_are_not_closed_to_make_room() -> None:
         assert backend.cancelled == 0
         wires[0].reset()
         eventually(lambda: backend.cancelled == 1)
-        assert is_well(server)
+        assert is_healthy(server)
         wires[1].reset()
 
 
@@ -153,7 +153,7 @@ def test_connections_of_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert third.response().slug == "too-many-of-address"
             assert first.send(LINE + b"\r\n").response().status == 200
         eventually(lambda: server.measured("convexlayer_connections") == 0)
-        assert is_well(server)
+        assert is_healthy(server)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_pipelined_requests() -> None:
         with server.wire() as wire:
             wire.send((LINE + b"\r\n") * 10)
             assert [wire.response().status for _ in range(10)] == [200] * 10
-        assert is_well(server)
+        assert is_healthy(server)
 
 
 def test_malformed_requests() -> None:

@@ -27,7 +27,7 @@ BINARY = "application/vnd.convexlayer+safetensors"
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_grace_period(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disconnect, "_GRACE_S", 0.0)
 
 

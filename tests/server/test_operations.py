@@ -211,7 +211,7 @@ def test_failed_elements_do_not_affect_others(client: AppClient, encoding: str) 
     assert client.post(f"{path}/vjp", body).status_code == 422
 
 
-def spoilt(values: dict[str, Array], name: str, value: float) -> dict[str, Array]:
+def with_invalid_element(values: dict[str, Array], name: str, value: float) -> dict[str, Array]:
     """The same values, but the second element of the batch is invalid."""
     whole = (
         np.repeat(values[name][None], BATCH, axis=0) if values[name].ndim < 2 and name != "b" else values[name].copy()
@@ -231,7 +231,7 @@ def spoilt(values: dict[str, Array], name: str, value: float) -> dict[str, Array
 def test_invalid_values_fail_their_element_alone(
     client: AppClient, path: str, name: str, value: float, said: str
 ) -> None:
-    values = spoilt(theta(), name, value)
+    values = with_invalid_element(theta(), name, value)
     body = {"parameters": sent(values, "base64"), "return": ["variables", "state"], "encoding": "base64"}
     answer = answered(client, f"{path}/solve", body)
     assert answer["status"] == ["optimal", "invalid", "optimal", "optimal", "optimal"]
@@ -260,7 +260,7 @@ def test_invalid_values_fail_their_element_alone(
 
 
 def test_a_portable_state_with_an_invalid_element(client: AppClient, path: str) -> None:
-    values = sent(spoilt(theta(), "lam", -1.0))
+    values = sent(with_invalid_element(theta(), "lam", -1.0))
     state = answered(client, f"{path}/solve", {"parameters": values, "return": ["portable"]})["portable"]
     assert state["status"][1] == "invalid"
     body = {"parameters": values, "cotangents": {"x": [1, 0, 0]}, "wrt": ["lam"]}

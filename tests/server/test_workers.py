@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
 
 @final
-class Workshop:
+class PoolHarness:
     """A backend with one worker process and a standby, and its event loop."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Workshop:
     def pool(self) -> list[WorkerHandle]:
         return [worker for worker, _ in self.backend._scheduler.pool._all]
 
-    def run(self, work: Callable[[Workshop], Awaitable[Any]]) -> Any:
+    def run(self, work: Callable[[PoolHarness], Awaitable[Any]]) -> Any:
         async def with_both_workers() -> Any:
             while sum(worker.idle for worker in self.pool) < 2:
                 await asyncio.sleep(0.01)
@@ -63,10 +63,10 @@ class Workshop:
 
 
 @pytest.fixture(scope="module")
-def workshop() -> Iterator[Workshop]:
-    workshop = Workshop()
-    yield workshop
-    workshop.close()
+def harness() -> Iterator[PoolHarness]:
+    harness = PoolHarness()
+    yield harness
+    harness.close()
 
 
 def kill(worker: WorkerHandle, number: int = signal.SIGKILL) -> None:
@@ -75,31 +75,31 @@ def kill(worker: WorkerHandle, number: int = signal.SIGKILL) -> None:
     os.kill(worker.pid, signal.SIGCONT)
 
 
-def test_a_killed_worker_fails_only_its_request(workshop: Workshop) -> None:
-    async def work(workshop: Workshop) -> None:
-        replaced = workshop.backend.health().replaced
-        solved = await workshop.backend.run(request("s", keep=True), DOCUMENT)
-        lost = await workshop.send_to_stopped_worker()
-        waiting = asyncio.create_task(workshop.backend.run(request("waits", problem_id="q"), DOCUMENT))
+def test_a_killed_worker_fails_only_its_request(harness: PoolHarness) -> None:
+    async def work(harness: PoolHarness) -> None:
+        replaced = harness.backend.health().replaced
+        solved = await harness.backend.run(request("s", keep=True), DOCUMENT)
+        lost = await harness.send_to_stopped_worker()
+        waiting = asyncio.create_task(harness.backend.run(request("waits", problem_id="q"), DOCUMENT))
         await asyncio.sleep(0)
-        kill(workshop.pool[0])
+        kill(harness.pool[0])
         with pytest.raises(UnavailableError, match="ended; send it again") as error:
             await lost
         assert error.value.retry_after_s == 1.0
         np.testing.assert_allclose((await waiting).arrays["x"], SOLUTION, atol=1e-8)
-        assert workshop.backend.health().replaced == replaced + 1
+        assert harness.backend.health().replaced == replaced + 1
         # the factorisation is lost with the worker, the solutions are not
-        gradients = await workshop.backend.run(gradient_request(parameters={}, state=solved.state), DOCUMENT)
+        gradients = await harness.backend.run(gradient_request(parameters={}, state=solved.state), DOCUMENT)
         np.testing.assert_allclose(gradients.arrays["c"], [1.0, 0.0], atol=1e-8)
 
-    workshop.run(work)
+    harness.run(work)
 
 
-def test_merged_requests_are_computed_again(workshop: Workshop) -> None:
-    async def work(workshop: Workshop) -> None:
-        first, second = workshop.pool[:2]
-        lost = await workshop.send_to_stopped_worker()
-        merged = [asyncio.create_task(workshop.backend.run(request(f"m{i}"), DOCUMENT)) for i in range(3)]
+def test_merged_requests_are_computed_again(harness: PoolHarness) -> None:
+    async def work(harness: PoolHarness) -> None:
+        first, second = harness.pool[:2]
+        lost = await harness.send_to_stopped_worker()
+        merged = [asyncio.create_task(harness.backend.run(request(f"m{i}"), DOCUMENT)) for i in range(3)]
         await asyncio.sleep(0)
         assert second.pid is not None
         os.kill(second.pid, signal.SIGSTOP)
@@ -113,82 +113,82 @@ def test_merged_requests_are_computed_again(workshop: Workshop) -> None:
         with pytest.raises(UnavailableError):
             await lost
 
-    workshop.run(work)
+    harness.run(work)
 
 
-def test_limits_of_time_and_memory(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def late(workshop: Workshop) -> None:
-        task = await workshop.send_to_stopped_worker()
-        workshop.pool[0].deadline = time.monotonic()
+def test_limits_of_time_and_memory(harness: PoolHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def overdue(harness: PoolHarness) -> None:
+        task = await harness.send_to_stopped_worker()
+        harness.pool[0].deadline = time.monotonic()
         with pytest.raises(DeadlineError):
             await task
 
-    workshop.run(late)
+    harness.run(overdue)
 
-    async def fat(workshop: Workshop) -> None:
-        task = await workshop.send_to_stopped_worker(problem_id="fat")
-        worker, resident = workshop.pool[0], WorkerHandle.resident_bytes
+    async def too_large(harness: PoolHarness) -> None:
+        task = await harness.send_to_stopped_worker(problem_id="large")
+        worker, resident = harness.pool[0], WorkerHandle.resident_bytes
         with monkeypatch.context() as patch:
             patch.setattr(WorkerHandle, "resident_bytes", lambda each: 2**50 if each is worker else resident(each))
             with pytest.raises(InvalidError, match=r"more memory than a worker may use.*send fewer elements"):
                 await task
 
-    assert all(worker.resident_bytes() > 2**20 for worker in workshop.pool)
-    workshop.run(fat)
-    workshop.run(fat)  # twice, but this does not count as a strike
+    assert all(worker.resident_bytes() > 2**20 for worker in harness.pool)
+    harness.run(too_large)
+    harness.run(too_large)  # twice, but this does not count as a strike
 
-    async def lean(workshop: Workshop) -> None:
-        assert (await workshop.backend.run(request(problem_id="fat"), DOCUMENT)).status == ("optimal", "optimal")
+    async def within_limit(harness: PoolHarness) -> None:
+        assert (await harness.backend.run(request(problem_id="large"), DOCUMENT)).status == ("optimal", "optimal")
 
-    workshop.run(lean)
+    harness.run(within_limit)
 
 
-def test_a_worker_with_cancelled_work_is_replaced(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_with_cancelled_work_is_replaced(harness: PoolHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "_CANCELLED_S", 0.0)
 
-    async def leave(workshop: Workshop) -> None:
-        task = await workshop.send_to_stopped_worker(problem_id="left")
-        stopped = workshop.pool[0].pid
+    async def leave(harness: PoolHarness) -> None:
+        task = await harness.send_to_stopped_worker(problem_id="left")
+        stopped = harness.pool[0].pid
         task.cancel()
-        while stopped in [worker.pid for worker in workshop.pool]:
+        while stopped in [worker.pid for worker in harness.pool]:
             await asyncio.sleep(0.01)
-        await workshop.backend.run(request(problem_id="left"), DOCUMENT)
+        await harness.backend.run(request(problem_id="left"), DOCUMENT)
 
-    workshop.run(leave)
-    workshop.run(leave)  # twice, but this does not count as a strike
+    harness.run(leave)
+    harness.run(leave)  # twice, but this does not count as a strike
 
 
-def test_canonicalising_has_a_time_limit(workshop: Workshop) -> None:
-    async def work(workshop: Workshop) -> None:
-        worker = workshop.pool[0]
+def test_canonicalising_has_a_time_limit(harness: PoolHarness) -> None:
+    async def work(harness: PoolHarness) -> None:
+        worker = harness.pool[0]
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGSTOP)
-        task = asyncio.create_task(workshop.backend.register("slow", DOCUMENT))
+        task = asyncio.create_task(harness.backend.register("slow", DOCUMENT))
         while worker.work is None:
             await asyncio.sleep(0)
         worker.deadline = time.monotonic()
         with pytest.raises(DocumentError, match="canonicalising the problem took more than 60 s"):
             await task
 
-    workshop.run(work)
+    harness.run(work)
 
 
-def test_a_problem_that_ends_two_workers_is_quarantined(workshop: Workshop) -> None:
-    async def crash(workshop: Workshop) -> None:
-        task = await workshop.send_to_stopped_worker(problem_id="crash")
-        kill(workshop.pool[0], signal.SIGSEGV)
+def test_a_problem_that_ends_two_workers_is_quarantined(harness: PoolHarness) -> None:
+    async def crash(harness: PoolHarness) -> None:
+        task = await harness.send_to_stopped_worker(problem_id="crash")
+        kill(harness.pool[0], signal.SIGSEGV)
         with pytest.raises(UnavailableError, match="ended; send it again"):
             await task
 
-    workshop.run(crash)
-    workshop.run(crash)
+    harness.run(crash)
+    harness.run(crash)
 
-    async def refused(workshop: Workshop) -> None:
+    async def refused(harness: PoolHarness) -> None:
         with pytest.raises(
             UnavailableError, match="ended 2 workers that computed for this key, and is unavailable to it"
         ) as error:
-            await workshop.backend.run(request(problem_id="crash"), DOCUMENT)
+            await harness.backend.run(request(problem_id="crash"), DOCUMENT)
         assert 0 < (error.value.retry_after_s or 0) <= 3600
-        await workshop.backend.run(request(), DOCUMENT)
+        await harness.backend.run(request(), DOCUMENT)
 
-    workshop.run(refused)
+    harness.run(refused)
