@@ -91,5 +91,5 @@ def _given(
     program: NonlinearProgram, start: torch.Tensor, y: torch.Tensor, dims: Dims, theta: Tensors, p: int, m: int
 ) -> Iterate:
     if y.shape != start.shape:
-        raise SolverError(f"expected {start.shape[-1]} numbers an element from the given solver, got {tuple(y.shape)}")
+        raise SolverError(f"expected {start.shape[-1]} numbers per element from the given solver, got {tuple(y.shape)}")
     return program.multipliers(dims, y, theta, p=p, m=m)

@@ -117,25 +117,25 @@ class AbstractNode(torch.nn.Module, ABC):
         problem = SearchProblem(
             self.program, self._conditions, self.solver, self.options, self.variable, self.t, self.minimises
         )
-        call = SolutionSearch(problem, batch, self._seen)
+        search = SolutionSearch(problem, batch, self._seen)
         equation = Equation(
-            call.residual,
-            call.solve,
+            search.residual,
+            search.solve,
             self.options.linear,
-            call.derivative_check(self._on_degenerate, self._singular_message),
+            search.derivative_check(self._on_degenerate, self._singular_message),
         )
-        call.on_factor = equation.cache_factor
-        z, fine = solve_implicitly(equation, batch, start, call.captured)
-        z = self._on_failure.masked(z, fine, call.report)
-        n, p = call.n, call.p
+        search.on_factor = equation.cache_factor
+        z, solved = solve_implicitly(equation, batch, start, search.captured)
+        z = self._on_failure.masked(z, solved, search.report)
+        n, p = search.n, search.p
         y, lam, mu = z[:, :n].reshape(-1, *self.variable), z[:, n : n + p], z[:, n + p :]
-        if self.t is not None and call.inequalities:
-            mu = torch.func.vmap(call.barrier_multipliers, in_dims=(0, *batch.dims))(z[:, :n], *batch.tensors)
+        if self.t is not None and search.inequalities:
+            mu = torch.func.vmap(search.barrier_multipliers, in_dims=(0, *batch.dims))(z[:, :n], *batch.tensors)
         point = Point(batch.unbatched(y), batch.unbatched(lam), batch.unbatched(mu))
-        if self._on_failure.choice == "raise" and not call.report.all_solved:
-            message = self._on_failure.message(call.report, call.tol) + call.dependent_equalities_message(batch)
-            raise FailedElementsError(message, indices=call.report.failed, outputs=point, report=call.report)
-        return point, call.report
+        if self._on_failure.choice == "raise" and not search.report.all_solved:
+            message = self._on_failure.message(search.report, search.tol) + search.dependent_equalities_message(batch)
+            raise FailedElementsError(message, indices=search.report.failed, outputs=point, report=search.report)
+        return point, search.report
 
 
 def flat_function(function: Function, variable: Shape) -> Function:

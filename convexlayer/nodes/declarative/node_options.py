@@ -36,7 +36,7 @@ class NodeOptions:
             solution; None for 1e-6 in float64, 1e-3 in float32.
         on_failure: policy for elements without a solution: ``raise`` a FailedElementsError that carries the others,
             return ``nan`` for them, or ``keep`` the last iterate. Gradients of such elements are zero.
-        on_degenerate: policy for derivatives that may not exist or are inaccurate: ``warn`` (once a node), ``report``
+        on_degenerate: policy for derivatives that may not exist or are inaccurate: ``warn`` (once per node), ``report``
             only, or ``raise`` a DerivativeError.
     """
 

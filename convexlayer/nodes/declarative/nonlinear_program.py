@@ -221,14 +221,14 @@ class NonlinearProgram:
     def least_squares_multipliers(self, recorded: RecordedValues, p: int) -> tuple[torch.Tensor, ProgramDerivatives]:
         """Least-squares multipliers (batch, p) of the equalities, inequalities ignored, and L_YY for them."""
         m = recorded.g.shape[-1]
-        none = recorded.y.new_zeros(len(recorded.y), m)
+        no_multipliers = recorded.y.new_zeros(len(recorded.y), m)
         if not p:
-            lam = none[:, :0]
-            return lam, recorded.derivatives(lam, none)
+            lam = no_multipliers[:, :0]
+            return lam, recorded.derivatives(lam, no_multipliers)
         if p > MAX_LOOPED_ROWS:
-            found = recorded.derivatives(recorded.y.new_zeros(len(recorded.y), p), none)
+            found = recorded.derivatives(recorded.y.new_zeros(len(recorded.y), p), no_multipliers)
             lam = _least_squares_multipliers(found.A, found.slope)
-            return lam, recorded.derivatives(lam, none)
+            return lam, recorded.derivatives(lam, no_multipliers)
         # With few equalities the gradients of f and h are kept differentiable, so that one recording serves L_YY too.
         with torch.enable_grad():
             slope = gradient(recorded.f.sum(), recorded.y)
@@ -255,10 +255,12 @@ class NonlinearProgram:
             lam, found = self.least_squares_multipliers(self.record(dims, y, theta), p)
             return Iterate(Point(y, lam, y.new_zeros(len(y), 0)), count, found.optimality(lam))
         found = self.derivatives(dims, Point(y, y.new_zeros(len(y), p), y.new_zeros(len(y), m)), theta)
-        far = matvec(found.G.abs(), variable_scales(y, found))
-        active = (found.g >= -(torch.finfo(y.dtype).eps ** ACTIVE_EXPONENT) * far).to(y.dtype)
-        both = _least_squares_multipliers(torch.cat([found.A, active.unsqueeze(-1) * found.G], dim=-2), found.slope)
-        return Iterate(Point(y, both[:, :p], active * both[:, p:].clamp(min=0.0)), count)
+        change = matvec(found.G.abs(), variable_scales(y, found))
+        active = (found.g >= -(torch.finfo(y.dtype).eps ** ACTIVE_EXPONENT) * change).to(y.dtype)
+        multipliers = _least_squares_multipliers(
+            torch.cat([found.A, active.unsqueeze(-1) * found.G], dim=-2), found.slope
+        )
+        return Iterate(Point(y, multipliers[:, :p], active * multipliers[:, p:].clamp(min=0.0)), count)
 
 
 def _least_squares_multipliers(rows: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
@@ -278,9 +280,9 @@ def variable_scales(y: torch.Tensor, found: ProgramDerivatives) -> torch.Tensor:
     """Scale of each variable, (batch, n): the larger of its magnitude and the Newton step in it alone."""
     curvature = found.hessian.diagonal(dim1=-2, dim2=-1).abs()
     step = torch.where(curvature > 0, found.slope.abs() / torch.where(curvature > 0, curvature, 1.0), 0.0)
-    own = torch.maximum(y.abs(), step)
-    most = own.amax(-1, keepdim=True)
-    return torch.where(own > 0, own, torch.where(most > 0, most, 1.0))
+    scale = torch.maximum(y.abs(), step)
+    largest = scale.amax(-1, keepdim=True)
+    return torch.where(scale > 0, scale, torch.where(largest > 0, largest, 1.0))
 
 
 @final

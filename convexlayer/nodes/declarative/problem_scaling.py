@@ -49,9 +49,9 @@ class ProblemScaling:
         w = torch.where(torch.isfinite(w), w, 0.0)
         # A variable without curvature gets that at which its slope promises the largest decrease of the others.
         decrease = torch.where(w > 0, slope.square() / torch.where(w > 0, w, 1.0), 0.0).amax(-1, keepdim=True)
-        most = w.amax(-1, keepdim=True)
+        largest = w.amax(-1, keepdim=True)
         w = torch.where((w > 0) | (slope == 0) | (decrease == 0), w, slope.square() / decrease)
-        w = torch.where(w > 0, w, torch.where(most > 0, most, 1.0))
+        w = torch.where(w > 0, w, torch.where(largest > 0, largest, 1.0))
         phi = (slope.square() / w).amax(-1)
         phi = torch.where(phi > 0, phi, (y.square() * w).amax(-1))
         phi = _power_of_two(torch.where((phi > 0) & torch.isfinite(phi), phi, 1.0))

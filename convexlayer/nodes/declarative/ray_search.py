@@ -53,21 +53,21 @@ def feasibility_start(
         return None
     rows, target = found.A / unit.unsqueeze(-1), found.h / unit
     reached = matvec(rows, matvec(pseudo_inverse(rows), target))
-    lost = ((target - reached).abs() > UNREACHED * target.abs()).any(-1)
-    if not bool(lost.any()):
+    unreachable = ((target - reached).abs() > UNREACHED * target.abs()).any(-1)
+    if not bool(unreachable.any()):
         return None
-    far = variable_scales(start, found)
+    scales = variable_scales(start, found)
     index = torch.arange(start.shape[-1], device=start.device)
     irregular = torch.cos(1.0 + index.to(start) ** 2).expand_as(start)
-    slope = found.slope * far
-    most = slope.abs().amax(-1, keepdim=True)
-    downward = torch.where(most > 0, -slope / torch.where(most > 0, most, 1.0), irregular)
-    y = torch.stack([_along(start, far * downward), _along(start, far * irregular)], 1).flatten(1, 2)
+    slope = found.slope * scales
+    largest = slope.abs().amax(-1, keepdim=True)
+    downward = torch.where(largest > 0, -slope / torch.where(largest > 0, largest, 1.0), irregular)
+    y = torch.stack([_along(start, scales * downward), _along(start, scales * irregular)], 1).flatten(1, 2)
     _, h, _ = _values(program, dims, y, theta)
     first = found.h.abs().unsqueeze(1)
     violation = (h.abs() / torch.where(first > 0, first, 1.0)).sum(-1).nan_to_num(torch.inf, torch.inf)
     least, where = violation.min(1)
-    better = lost & (least < (found.h != 0).sum(-1))
+    better = unreachable & (least < (found.h != 0).sum(-1))
     return torch.where(better.unsqueeze(-1), y[torch.arange(len(y), device=y.device), where], start)
 
 
@@ -87,13 +87,13 @@ def steepest_descent_start(
         The starts, or None if all have curvature.
     """
     slope = found.slope if not found.A.shape[1] else found.slope + matvec(found.A.mT, point.lam)
-    most = slope.abs().amax(-1, keepdim=True)
-    straight = (found.hessian == 0).all(-1).all(-1) & (most > 0).squeeze(-1) & torch.isfinite(most).squeeze(-1)
+    largest = slope.abs().amax(-1, keepdim=True)
+    straight = (found.hessian == 0).all(-1).all(-1) & (largest > 0).squeeze(-1) & torch.isfinite(largest).squeeze(-1)
     if not bool(straight.any()):
         return None
-    direction = -slope / torch.where(most > 0, most, 1.0)
-    y, falls = descend_along(program, point, direction, dims, theta)
-    return torch.where((straight & falls).unsqueeze(-1), y, point.y)
+    direction = -slope / torch.where(largest > 0, largest, 1.0)
+    y, descends = descend_along(program, point, direction, dims, theta)
+    return torch.where((straight & descends).unsqueeze(-1), y, point.y)
 
 
 def descend_along(
@@ -132,13 +132,13 @@ def descend_along(
     here = found.f.reshape(size, 1, 1)
     noise = ROUNDOFF_FACTOR * torch.finfo(here.dtype).eps * torch.maximum(here.abs(), merit.abs()).nan_to_num(0.0, 0.0)
     change = merit - here
-    seen = change.abs() > noise
-    first = seen.int().argmax(-1, keepdim=True)
-    falls = (torch.take_along_dim(change, first, -1) < 0) & torch.take_along_dim(seen, first, -1)
-    rising = torch.cat([change[..., 1:] >= change[..., :-1], torch.ones_like(seen[..., :1])], -1)
+    significant = change.abs() > noise
+    first = significant.int().argmax(-1, keepdim=True)
+    descends = (torch.take_along_dim(change, first, -1) < 0) & torch.take_along_dim(significant, first, -1)
+    rising = torch.cat([change[..., 1:] >= change[..., :-1], torch.ones_like(significant[..., :1])], -1)
     beyond = torch.arange(change.shape[-1], device=change.device) >= first
     bottom = (rising & beyond).int().argmax(-1, keepdim=True)
-    value = torch.where(falls, torch.take_along_dim(change, bottom, -1), torch.inf).squeeze(-1)
+    value = torch.where(descends, torch.take_along_dim(change, bottom, -1), torch.inf).squeeze(-1)
     best, side = value.min(-1)
     index = side * change.shape[-1] + torch.take_along_dim(bottom.squeeze(-1), side.unsqueeze(-1), -1).squeeze(-1)
     return y[torch.arange(size, device=y.device), index], best < torch.inf
@@ -153,5 +153,7 @@ def _along(start: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
 def _values(program: NonlinearProgram, dims: Dims, y: torch.Tensor, theta: Tensors) -> Tensors:
     """f (batch, k), h (batch, k, p) and g (batch, k, m) at points (batch, k, n)."""
     size, k, _ = y.shape
-    many = repeat_elements(dims, theta, k)
-    return tuple(part.reshape(size, k, *part.shape[1:]) for part in program.values(dims, y.flatten(0, 1), many))
+    theta_repeated = repeat_elements(dims, theta, k)
+    return tuple(
+        part.reshape(size, k, *part.shape[1:]) for part in program.values(dims, y.flatten(0, 1), theta_repeated)
+    )

@@ -123,9 +123,9 @@ class SolutionSearch:
         """Solve for z (batch, n + p + m); return it with a mask of the solved elements, and fill the report."""
         starts = initial_points(self._options.start, start, self._variable, dims, theta)
         size, k, _ = starts.shape
-        many = repeat_elements(dims, theta, k)
+        theta_repeated = repeat_elements(dims, theta, k)
         first = starts.reshape(size * k, self.n)
-        found, iterations = self._solve_and_polish(first, first, dims, many)
+        found, iterations = self._solve_and_polish(first, first, dims, theta_repeated)
         good = found.distance <= self.tol
         kinds, _ = self._curvature(found)
         plain = (kinds == Kind.MINIMUM.code) | (kinds == Kind.UNKNOWN.code)
@@ -133,7 +133,7 @@ class SolutionSearch:
         self._uninformed_start = self._solver.restarts and start is None and not callable(self._options.start)
         settled = good & ((plain & ~self._unmoved_default_start(found, iterations)) | (not self._minimises))
         if not bool(settled.all()):
-            found, iterations, kinds, good = self._restart(found, iterations, settled, first, dims, many)
+            found, iterations, kinds, good = self._restart(found, iterations, settled, first, dims, theta_repeated)
         z, distance, flat = found.operator.z, found.distance, found.flat
         if k > 1:
             rows = self._select(z.reshape(size, k, -1), good.reshape(size, k), dims, theta)
@@ -208,37 +208,37 @@ class SolutionSearch:
             found = self._polish(some, origin[rows], 0)
         restarts = MAX_RESTARTS if self._solver.restarts else 0
         for number in range(restarts + 1):
-            here = take_elements(dims, theta, rows)
+            row_theta = take_elements(dims, theta, rows)
             if self._solver.restarts:
-                found = self._full_newton_steps(found, origin[rows], dims, here)
+                found = self._full_newton_steps(found, origin[rows], dims, row_theta)
             near = found.distance <= self.tol
             kind, direction = self._curvature(found)
             kind = torch.where(near, kind, Kind.UNKNOWN.code)
-            y, falls = found.operator.z[:, : self.n], torch.zeros_like(near)
-            still = self._unmoved_default_start(found, counts[rows])
-            known = near & ((kind != Kind.MINIMUM.code) | still) & (kind != Kind.UNKNOWN.code)
-            if self._minimises and bool(known.any()):
-                still = still & (kind == Kind.MINIMUM.code)
-                away = torch.where(still.unsqueeze(-1), quasirandom_weights(y), y - origin[rows])
-                direction = torch.where((found.flat | still)[:, None, None], away.unsqueeze(1), direction)
+            y, descends = found.operator.z[:, : self.n], torch.zeros_like(near)
+            unmoved = self._unmoved_default_start(found, counts[rows])
+            suspect = near & ((kind != Kind.MINIMUM.code) | unmoved) & (kind != Kind.UNKNOWN.code)
+            if self._minimises and bool(suspect.any()):
+                unmoved = unmoved & (kind == Kind.MINIMUM.code)
+                away = torch.where(unmoved.unsqueeze(-1), quasirandom_weights(y), y - origin[rows])
+                direction = torch.where((found.flat | unmoved)[:, None, None], away.unsqueeze(1), direction)
                 for each in direction.unbind(1):
-                    beside, lower = descend_along(self._conditions, self._point(found), each, dims, here)
-                    lower = lower & known & ~falls
-                    y, falls = torch.where(lower.unsqueeze(-1), beside, y), falls | lower
+                    beside, lower = descend_along(self._conditions, self._point(found), each, dims, row_theta)
+                    lower = lower & suspect & ~descends
+                    y, descends = torch.where(lower.unsqueeze(-1), beside, y), descends | lower
                 saddle = Kind.SADDLE.code
-                kind = torch.where(falls & (kind != Kind.MAXIMUM.code), saddle, kind)
+                kind = torch.where(descends & (kind != Kind.MAXIMUM.code), saddle, kind)
                 if self.m:
                     # Negative curvature that leads nowhere down is barred by weakly active inequalities.
-                    kind = torch.where(known & ~falls & (kind == saddle), Kind.DEGENERATE.code, kind)
-            fine = near & ~falls
+                    kind = torch.where(suspect & ~descends & (kind == saddle), Kind.DEGENERATE.code, kind)
+            accepted = near & ~descends
             if self._minimises:
-                fine = fine & (kind != Kind.SADDLE.code) & (kind != Kind.MAXIMUM.code)
-            z[rows], distance[rows], kinds[rows], good[rows] = found.operator.z, found.distance, kind, fine
+                accepted = accepted & (kind != Kind.SADDLE.code) & (kind != Kind.MAXIMUM.code)
+            z[rows], distance[rows], kinds[rows], good[rows] = found.operator.z, found.distance, kind, accepted
             flat[rows] = found.flat
-            more = torch.nonzero(~fine & torch.isfinite(y).all(-1)).squeeze(-1)
-            if not len(more):
+            remaining = torch.nonzero(~accepted & torch.isfinite(y).all(-1)).squeeze(-1)
+            if not len(remaining):
                 break
-            rows, start = rows[more], y[more]
+            rows, start = rows[remaining], y[remaining]
             if number < restarts:
                 found, steps = self._solve_and_polish(start, origin[rows], dims, take_elements(dims, theta, rows))
                 counts[rows] += steps
@@ -263,16 +263,16 @@ class SolutionSearch:
             operator = operator.at(torch.where(near.unsqueeze(-1), operator.z, newton_update(operator.z, move)))
             if bool((move.abs() <= FULL_STEP_TOL * operator.z.abs()).all()):
                 break
-        there = self._polish(operator, origin, 1)
-        kind, _ = self._curvature(there)
+        trial = self._polish(operator, origin, 1)
+        kind, _ = self._curvature(trial)
         before, *_ = self._conditions.values(dims, found.operator.z[:, : self.n], theta)
-        after, *_ = self._conditions.values(dims, there.operator.z[:, : self.n], theta)
+        after, *_ = self._conditions.values(dims, trial.operator.z[:, : self.n], theta)
         lower = (after <= before) | (self.p + self.m > 0)
         low = (kind == Kind.MINIMUM.code) | (kind == Kind.DEGENERATE.code)
-        good = ~near & (there.distance <= self.tol) & low & lower
+        good = ~near & (trial.distance <= self.tol) & low & lower
         if not bool(good.any()):
             return found
-        both = torch.where(good.unsqueeze(-1), there.operator.z, found.operator.z)
+        both = torch.where(good.unsqueeze(-1), trial.operator.z, found.operator.z)
         return self._polish(operator.at(both), origin, 0)
 
     def _point(self, found: PolishedPoints) -> Point:
@@ -283,8 +283,8 @@ class SolutionSearch:
         if not self.p or inside_transform():
             return ""
         first = self.report.failed[0]
-        one = element_parameters(batch.dims, tuple(t.detach() for t in batch.tensors), first)
-        rows = torch.func.jacrev(self._program.h)(self._last[first, : self.n], *one)
+        parameters = element_parameters(batch.dims, tuple(t.detach() for t in batch.tensors), first)
+        rows = torch.func.jacrev(self._program.h)(self._last[first, : self.n], *parameters)
         rank = numerical_rank(rows) if bool(torch.isfinite(rows).all()) else self.p
         if rank == self.p:
             return ""
@@ -305,14 +305,14 @@ class SolutionSearch:
         """
         point = Point(*self.residual.split(operator.z))
         found = self._program.derivatives(operator.dims, point, operator.theta)
-        far, mu = variable_scales(point.y, found), point.mu
-        change = matvec(found.G.abs(), far)
-        work = matvec(found.hessian.abs(), far) + found.slope.abs()
-        each = found.G.abs() * far.unsqueeze(1)
-        held = matvec(each, far * work)
+        scales, mu = variable_scales(point.y, found), point.mu
+        change = matvec(found.G.abs(), scales)
+        slope_scale = matvec(found.hessian.abs(), scales) + found.slope.abs()
+        each = found.G.abs() * scales.unsqueeze(1)
+        balanced = matvec(each, scales * slope_scale)
         slack = found.g.abs() / torch.where(change > 0, change, 1.0)
-        force = mu * each.square().sum(-1) / torch.where(held > 0, held, 1.0)
-        return torch.maximum(slack, force).amin(-1)
+        multiplier_size = mu * each.square().sum(-1) / torch.where(balanced > 0, balanced, 1.0)
+        return torch.maximum(slack, multiplier_size).amin(-1)
 
     def _select(self, z: torch.Tensor, good: torch.Tensor, dims: Dims, theta: Tensors) -> torch.Tensor:
         """Select each element's solution among (batch, k, n) points; returns the index (batch,)."""

@@ -48,7 +48,7 @@ class FixedPointNode(torch.nn.Module):
             fill their outputs with ``nan``, or ``keep`` the last finite iterate. Gradients of elements without a
             solution are zero, except under ``keep``.
         on_degenerate: policy for implicit derivatives that may not exist or are inaccurate, such as that of a truncated
-            series: ``warn`` (once a node), ``report`` only, or ``raise`` a DerivativeError.
+            series: ``warn`` (once per node), ``report`` only, or ``raise`` a DerivativeError.
 
     Raises:
         ProblemError: a policy is unknown.

@@ -50,7 +50,7 @@ class ConjugateGradients(AbstractLinearSolver):
     max_iter: int | None = None
 
     def accurate(self) -> AbstractLinearSolver:
-        """Return the solver without limits of its own."""
+        """Return the solver with default tolerance and iteration limit."""
         return ConjugateGradients()
 
     def init(self, operator: Operator, *, symmetric: bool) -> Operator:
@@ -97,7 +97,7 @@ class MinimalResidual(AbstractLinearSolver):
     max_iter: int | None = None
 
     def accurate(self) -> AbstractLinearSolver:
-        """Return the solver without limits of its own."""
+        """Return the solver with default tolerance and iteration limit."""
         return MinimalResidual()
 
     def init(self, operator: Operator, *, symmetric: bool) -> Operator:
@@ -169,7 +169,7 @@ class GMRES(AbstractLinearSolver):
             raise ProblemError(f"restart: expected a Krylov space of at least one dimension, got {self.restart}")
 
     def accurate(self) -> AbstractLinearSolver:
-        """Return the solver without limits of its own."""
+        """Return the solver with default tolerance and iteration limit."""
         return GMRES(restart=self.restart)
 
     def init(self, operator: Operator, *, symmetric: bool) -> Operator:

@@ -154,7 +154,7 @@ class FailurePolicy:
 
 @final
 class DegeneracyPolicy:
-    """Policy for doubtful derivatives: ``warn`` (once a node), ``report`` or ``raise``."""
+    """Policy for doubtful derivatives: ``warn`` (once per node), ``report`` or ``raise``."""
 
     def __init__(self, choice: str) -> None:
         if choice not in ON_DEGENERATE:
@@ -185,5 +185,5 @@ class DegeneracyPolicy:
             first_time, self._warned = not self._warned, True
         if first_time:
             warnings.warn(
-                message + " (warned once a node; on_degenerate='report' is silent)", UserWarning, stacklevel=2
+                message + " (warned once per node; on_degenerate='report' is silent)", UserWarning, stacklevel=2
             )
