@@ -1,4 +1,4 @@
-"""Optimal transport and least squares against their usual alternatives: times, gradient errors, saved bytes."""
+"""Optimal transport and least squares against alternatives: times, gradient errors, saved bytes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SINKHORN_TOL = 1e-8
 """Relative error of the row sums that all contestants reach."""
 
 DIRECTIONS = 3
-"""Number of random directions in which gradients are compared with finite differences."""
+"""Number of directions in which gradients are compared with finite differences."""
 
 STEP = 1e-6
-"""Step of these finite differences."""
+"""Step of these differences, about the cube root of eps, which balances truncation and rounding."""
 
 SEEDS = 3
 """Number of inputs drawn per case."""
@@ -58,12 +58,11 @@ def compared(
         name: name of the case.
         draws: inputs.
         calls: contestants by name.
-        judged: (inputs, cotangents) -> function that computes the error of gradients.
+        error_of: (inputs, cotangents) -> error measure of gradients.
         plan: duration of the measurement.
     """
     theta = draws[0]
-    # The seed differs from those of the draws, so that the loss is independent of them.
-    generator = torch.Generator().manual_seed(100)
+    generator = torch.Generator().manual_seed(100)  # not a seed of the draws, so that the loss is generic
     outputs = next(iter(calls.values()))(theta)
     cotangents = tuple(torch.randn(output.shape, generator=generator) for output in outputs)
     error = error_of(theta, cotangents)
@@ -84,8 +83,8 @@ def by_autograd(exact: Call, theta: Tensors, cotangents: Tensors) -> GradientErr
     return lambda gradients: float((_flat(gradients) - expected).norm() / expected.norm())
 
 
-def by_differences(call: Call, theta: Tensors, cotangents: Tensors) -> Judge:
-    """Errors of directional derivatives along random directions, relative to central differences of an exact call."""
+def by_differences(call: Call, theta: Tensors, cotangents: Tensors) -> GradientError:
+    """Error of directional derivatives in random directions, relative to central differences of an exact call."""
     generator = torch.Generator().manual_seed(101)
     directions = [tuple(torch.randn(t.shape, generator=generator) for t in theta) for _ in range(DIRECTIONS)]
 
@@ -124,15 +123,15 @@ def _sinkhorn_log(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tenso
     return torch.exp(K + f[:, None] + g)
 
 
-def _iterated(K: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One Sinkhorn iteration in the log domain."""
+def _sinkhorn_step(K: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One Sinkhorn iteration."""
     log_sum = -math.log(len(K))
     f = log_sum - torch.logsumexp(K + g, 1)
     return f, log_sum - torch.logsumexp(K + f[:, None], 0)
 
 
 def _sinkhorn(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tensor:
-    """Sinkhorn iterations on K = exp(-gamma M): the cheapest to unroll, if nothing underflows."""
+    """Sinkhorn iterations on K = exp(-gamma M), the cheapest to unroll, if nothing underflows."""
     K = torch.exp(-gamma * M)
     b = torch.ones(len(M))
     for _ in range(iterations):
@@ -141,8 +140,8 @@ def _sinkhorn(M: torch.Tensor, gamma: float, iterations: int) -> torch.Tensor:
     return a[:, None] * K * b
 
 
-def _needed(n: int, gamma: float) -> int:
-    """Number of Sinkhorn iterations to a relative error SINKHORN_TOL of the row sums."""
+def _iterations_needed(n: int, gamma: float) -> int:
+    """Number of Sinkhorn iterations to the relative error SINKHORN_TOL of the row sums."""
     with torch.no_grad():
         K = -gamma * _costs(n, 0)
         f, g = _sinkhorn_step(K, torch.zeros(n))
@@ -154,7 +153,7 @@ def _needed(n: int, gamma: float) -> int:
 
 
 def _pot(n: int, gamma: float, iterations: int) -> dict[str, Call]:
-    """POT's solvers by name; empty if POT is not installed."""
+    """Solvers of POT by name; empty if it is not installed."""
     try:
         import ot
     except ModuleNotFoundError:
@@ -171,8 +170,8 @@ def _pot(n: int, gamma: float, iterations: int) -> dict[str, Call]:
 
 
 def transport(n: int, gamma: float, plan: Plan) -> dict[str, Any]:
-    """The transport plan between two clouds of n points with uniform marginals."""
-    count = _needed(n, gamma)
+    """Measure the plan between two clouds of n points with uniform marginals."""
+    count = _iterations_needed(n, gamma)
     calls: dict[str, Call] = {
         OURS: lambda theta: (optimal_transport(theta[0], gamma=gamma, tol=SINKHORN_TOL),),
         f"{UNROLLED}, log domain": lambda theta: (_sinkhorn_log(theta[0], gamma, count),),
@@ -198,7 +197,7 @@ def squares(n: int, plan: Plan) -> dict[str, Any]:
         return (torch.cholesky_solve((A.T @ b)[:, None], torch.linalg.cholesky(A.T @ A))[:, 0],)
 
     def by_descent(theta: Tensors) -> Tensors:
-        """Enough steps for a gradient of about 1e-8, with normally distributed entries and 2n rows."""
+        """Gradient descent with the asymptotically optimal step for normally distributed entries."""
         A, b = theta
         x, step = torch.zeros(n), 1.0 / (3.0 * n)  # 2 / (largest + smallest eigenvalue of A'A)
         for _ in range(DESCENT_STEPS):
@@ -221,7 +220,7 @@ def squares(n: int, plan: Plan) -> dict[str, Any]:
 
 
 def growth(n: int, *, quick: bool) -> dict[str, Any]:
-    """Bytes saved by the graph of one plan: unrolled against the number of iterations, ours against gamma."""
+    """Measure the bytes held by the graph of one plan: unrolled by iterations, ours by gamma."""
     M = _costs(n, 0)
     counts = (5, 10, 20) if quick else (5, 10, 20, 40, 80, 160)
     gammas = (1.0, 10.0, 50.0)

@@ -1,4 +1,4 @@
-"""Growth of resident memory in the backward pass of a node, each measurement in a separate process.
+"""Growth of resident memory in the backward pass of a node, each measured in a separate process.
 
 python -m benchmarks.node_memory CASE N
 """
@@ -24,8 +24,8 @@ DENSE, GRADIENTS, FORMED = "dense", "conjugate gradients", "f_XY formed"
 CASES = (DENSE, GRADIENTS, FORMED)
 
 
-def grown(case: str, size: int) -> dict[str, Any]:
-    """Run one measurement in a separate process."""
+def measure_growth(case: str, size: int) -> dict[str, Any]:
+    """Measure one case in a separate process."""
     command = [sys.executable, "-m", "benchmarks.node_memory", case, str(size)]
     root = Path(__file__).parents[1]
     process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=root, check=False)
@@ -38,7 +38,7 @@ def grown(case: str, size: int) -> dict[str, Any]:
 def _measure_growth(case: str, n: int) -> dict[str, Any]:
     """Measure the backward pass of y = argmin |A y - b|^2 / 2n + |y|^2 / 2 with the parameters (A, b).
 
-    f_XY has n (n^2 + n) entries here. The solution is given, so that the forward pass needs almost no memory.
+    f_XY has n (n^2 + n) entries. The solution is given, so the forward pass needs little memory.
     """
 
     def f(y: torch.Tensor, A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ def _measure_growth(case: str, n: int) -> dict[str, Any]:
     node = ArgminNode(f, (n,), [(n, n), (n,)], solver=GivenBatch(solution), options=options)
 
     def formed() -> torch.Tensor:
-        """The gradient by the implicit function theorem with an explicit f_XY (Gould et al. 2016, Lemma 3.2)."""
+        """Lemma 3.2 with the matrix f_XY formed."""
         y = solution(A.detach(), b.detach())
         H = torch.func.hessian(f)(y, A.detach(), b.detach())
         B = torch.func.jacrev(torch.func.grad(f), argnums=1)(y, A.detach(), b.detach())
@@ -71,7 +71,7 @@ def _measure_growth(case: str, n: int) -> dict[str, Any]:
 
 
 def _peak(work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """The result of a function, and the peak growth of resident memory during the call, in MiB."""
+    """Run some work; returns its result and the peak growth of the process, MiB."""
     PEAK_RESET.write_text("5")
     before = status("VmRSS")
     result = work()

@@ -1,7 +1,7 @@
-"""Cost of a node call at small sizes: Convexlayer, the library of deep declarative networks (ddn), and unrolling.
+"""Cost of a node call at small sizes: ours, the deep declarative networks library, and unrolling.
 
-ddn is optional and not a package: clone https://github.com/anucvml/ddn and put the clone on PYTHONPATH. Inputs have the
-layout of ddn; the time of Convexlayer includes transposing them. Gradients are checked by finite differences first.
+The library is optional and not a package: clone https://github.com/anucvml/ddn and put the clone on PYTHONPATH. Inputs
+have its layout; our calls include the transposition. Gradients are compared with finite differences first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LIBRARY = "ddn"
 """Package of the peer, and its name in the tables."""
 
 SOLVED = 1e-5
-"""Gradient norm to which the example nodes of ddn solve."""
+"""Gradient norm to which the library's nodes solve."""
 
 Function = Callable[..., torch.Tensor]
 
@@ -48,11 +48,11 @@ class Case:
     """A node with one output.
 
     Attributes:
-        shapes: shapes of the inputs of one element.
-        ours: Convexlayer's functions (*inputs) -> output, by name.
-        peer: import function of ddn's modules -> ddn's function.
-        others: other functions that compute the same, by name.
-        uniform: whether inputs are uniform on [0, 1] instead of normally distributed.
+        shapes: shapes of one element's inputs.
+        ours: (*inputs) -> output, by name.
+        peer: builds the library's function from its modules.
+        others: further implementations by name.
+        uniform: whether inputs are uniform on [0, 1]; else normal.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -69,7 +69,7 @@ class Case:
 
 
 def importable() -> bool:
-    """Whether ddn can be imported."""
+    """Whether the library can be imported."""
     try:
         _module("node")
     except ModuleNotFoundError:
@@ -104,12 +104,12 @@ def _squares(X: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 def _peer_squares(module: Callable[[str], Any]) -> Function:
     function = module("leastsquares").WeightedLeastSquaresFcn
-    # Use the cached factor: without it ddn calls torch.solve, which torch has removed.
+    # Without the cached factor it calls torch.solve, which torch has removed.
     return lambda X, t: function.apply(X, t, None, 1e-12, True, False)[0]
 
 
 def _conjugate_gradients(X: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Conjugate gradients on the normal equations, with as many iterations as unknowns."""
+    """Conjugate gradients on the normal equations, with one iteration per unknown."""
     G, g = X @ X.mT, X @ t.mT
     u = torch.zeros_like(g)
     p = r = g
@@ -151,7 +151,7 @@ def _peer_transport(module: Callable[[str], Any]) -> Function:
 
 
 def _scaled(M: torch.Tensor) -> torch.Tensor:
-    """Ten Sinkhorn iterations, enough for these costs."""
+    """Sinkhorn iterations, as many as these costs need."""
     K = torch.exp(-M)
     v = torch.ones_like(M[:, :1]).mT
     for _ in range(10):
@@ -166,7 +166,7 @@ def _pool(x: torch.Tensor) -> torch.Tensor:
 
 def _peer_pool(module: Callable[[str], Any]) -> Function:
     pooling = module("robust_vec_pool")
-    # ddn's layer passes an additional argument for which its backward returns no gradient, which torch rejects.
+    # The layer passes an extra argument without a gradient in its backward, which torch rejects.
     return lambda x: pooling.RobustVectorPool2dFcn.apply(x, pooling.PseudoHuber, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Report of the nodes' benchmark, as Markdown and as a figure."""
+"""Report of the nodes' benchmark as Markdown and as a figure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["draw", "markdown"]
 
 MIB = 2**20
 
-WITHOUT = "The library of deep declarative networks (ddn) could not be imported; its rows are omitted."
+WITHOUT = "The deep declarative networks library could not be imported: its rows are left out."
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -30,7 +30,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "# Benchmark of the nodes",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads each, float64, commit "
         f"{machine['commit']}, load at the start {machine['load']:.1f}. Medians in milliseconds, all contestants "
-        f"interleaved; all contestants solve transport to an error of {SINKHORN_TOL:.0e} in the row sums.",
+        f"interleaved; all solve transport to a relative error of {SINKHORN_TOL:.0e} of the row sums.",
         *(part for case in results["times"] for part in (f"## {case['name']}", _times(case["contestants"]))),
         "## Small nodes",
         "Milliseconds forward and backward, and relative to ours; gradient errors against central differences."
@@ -39,8 +39,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "## Memory of a plan against the iterations",
         _iterations(results["iterations"]),
         "## Memory of a generic node's backward pass",
-        "Growth of resident memory in MiB for y = argmin |A y - b|^2 / 2n + |y|^2 / 2 with the gradient in A (n by n): "
-        "with a dense Hessian; with Hessian-vector products; and, for comparison, with explicit f_XY (n^3 entries).",
+        "Growth of the process in MiB for y = argmin |A y - b|^2 / 2n + |y|^2 / 2 with the gradient in A (n by n): "
+        "with a dense Hessian; with products only; and, for comparison, with f_XY (n^3 entries) formed.",
         _memory(results["memory"]),
     ]
     return "\n\n".join(sections) + "\n"
@@ -61,12 +61,12 @@ def _times(entries: Mapping[str, Mapping[str, float]]) -> str:
         for name, entry in entries.items()
     ]
     return grid(
-        ["", "forward", "backward", "both / ours", "backward / ours", "gradient error", "saved for backward, MiB"], rows
+        ["", "forward", "backward", "both / ours", "backward / ours", "gradient error", "kept for backward, MiB"], rows
     )
 
 
 def _small(cases: Sequence[Mapping[str, Any]]) -> str:
-    """One row per contestant, one column per batch size."""
+    """Table with a row per contestant and a column per batch size."""
     batches = sorted({case["batch"] for case in cases})
     rows = []
     for name in dict.fromkeys(case["name"] for case in cases):
@@ -94,7 +94,7 @@ def _iterations(growth: Mapping[str, Any]) -> str:
             )
         ),
     ]
-    return grid(["", "gamma", "Sinkhorn iterations needed", "saved for backward, MiB"], rows)
+    return grid(["", "gamma", "iterations (that Sinkhorn needs)", "kept for backward, MiB"], rows)
 
 
 def _pairs(growth: Mapping[str, Any], first: str, second: str) -> Sequence[tuple[Any, Any]]:
@@ -109,7 +109,7 @@ def _memory(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(results: Mapping[str, Any], figure: Figure) -> None:
-    """One panel per timed case, one for the memory of unrolling, one for that of generic nodes."""
+    """Draw a panel per timed case, one for the memory of unrolling, and one for that of generic nodes."""
     panels = figure.subplots(2, -(-(len(results["times"]) + 2) // 2), squeeze=False).ravel()
     for axes, case in zip(panels, results["times"], strict=False):
         _bars(axes, case)
@@ -120,12 +120,12 @@ def draw(results: Mapping[str, Any], figure: Figure) -> None:
     )
     for gamma, size in _pairs(growth, "gammas", "bytes"):
         iterations.axhline(size / MIB, color="#d62728", label=f"{OURS}, gamma = {gamma:g}")
-    iterations.set(xlabel="unrolled iterations", ylabel="MiB saved for backward", title=f"transport, n = {growth['n']}")
+    iterations.set(xlabel="unrolled iterations", ylabel="MiB kept for backward", title=f"transport, n = {growth['n']}")
     iterations.legend(fontsize="small")
     for case in CASES:
         group = [entry for entry in results["memory"] if entry["case"] == case]
         memory.loglog([entry["n"] for entry in group], [entry["mebibytes"] for entry in group], "o-", label=case)
-    memory.set(xlabel="n", ylabel="memory growth in backward, MiB", title="generic node, n unknowns, n^2 parameters")
+    memory.set(xlabel="n", ylabel="MiB grown in backward", title="generic node, n unknowns, n^2 parameters")
     memory.legend(fontsize="small")
     for axes in panels[len(results["times"]) + 2 :]:
         axes.set_axis_off()

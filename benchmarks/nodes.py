@@ -1,9 +1,9 @@
-"""Benchmark of the nodes against their usual alternatives: time and memory.
+"""Benchmark of the nodes against alternatives, in time and memory.
 
-python -m benchmarks.nodes                all cases, as ``make bench-nodes``
+python -m benchmarks.nodes                everything, as ``make bench-nodes``
 python -m benchmarks.nodes --quick        small sizes, few repetitions
 
-Small nodes are also compared with the library of deep declarative networks if it can be imported: clone
+Small nodes are also compared with the deep declarative networks library if it can be imported: clone
 https://github.com/anucvml/ddn and put the clone on PYTHONPATH.
 """
 
@@ -20,9 +20,9 @@ THREAD_VARIABLES = ("OMP", "OPENBLAS", "MKL", "NUMBA")
 
 
 def main() -> int:
-    """Run the benchmark, write ``nodes.json``, ``nodes.md`` and ``nodes.png``, and print the report."""
+    """Run the benchmark; write ``nodes.json``, ``nodes.md`` and ``nodes.png``, and print the report."""
     arguments = _parser().parse_args()
-    for variable in THREAD_VARIABLES:  # before other imports: libraries create their thread pools at import
+    for variable in THREAD_VARIABLES:  # before other imports, which create thread pools
         os.environ[f"{variable}_NUM_THREADS"] = str(arguments.threads)
     from matplotlib.figure import Figure
 
@@ -41,9 +41,9 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.nodes", description="Benchmark of the nodes.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nodes", description="Benchmark nodes and alternatives.")
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions")
-    parser.add_argument("--rounds", type=int, default=15, help="maximum number of repetitions")
+    parser.add_argument("--rounds", type=int, default=15, help="largest number of repetitions")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of each contestant")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", metavar="FOLDER")
     return parser
@@ -72,8 +72,8 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         "times": [*(transport(n, gamma, plan) for n, gamma in plans), *(squares(n, plan) for n in columns)],
         "small": [small(case, batch, plan) for case in SMALL for batch in batches],
         "iterations": growth(plans[0][0], quick=quick),
-        # f_XY has n^3 entries: 512 MB at n = 400.
-        "memory": [grown(case, n) for case in CASES for n in sizes if case != FORMED or n <= 400],
+        # f_XY has n^3 numbers: 512 MB at n = 400.
+        "memory": [measure_growth(case, n) for case in CASES for n in sizes if case != FORMED or n <= 400],
     }
 
 
