@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import logging
 import os
 import subprocess
 import sys
+import tokenize
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,6 +193,38 @@ def test_machine_code_of_other_sources_is_removed(part: FakePart, started: list[
     assert part.compilations == 2
 
 
+def test_docstrings_and_comments_do_not_invalidate_the_cache(part: FakePart) -> None:
+    target, path = cpu_target.Target(), kernel_cache.PACKAGE / "linalg" / "kernels.py"
+    path.write_text('def f():\n    """One."""\n    return 1  # one\n')
+    new_process()
+    name = kernel_cache._name("linalg", target)
+    path.write_text('def f():\n    """Returns 1,\n\n    always."""\n\n    return 1\n')
+    new_process()
+    assert kernel_cache._name("linalg", target) == name
+    path.write_text('def f():\n    """One."""\n    return 2  # one\n')
+    new_process()
+    assert kernel_cache._name("linalg", target) != name
+
+
+@pytest.mark.parametrize("part", list(kernel_cache.PARTS))
+def test_what_does_not_count_is_documentation(part: str) -> None:
+    """Triple quotes enclose docstrings alone, and no string contains a hash: the hash of the sources relies on both."""
+    for path in (kernel_cache.PACKAGE / part).rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        documentation = {
+            node.value.lineno
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        }
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.STRING and token.string.startswith(('"""', "'''")):
+                assert token.start[0] in documentation, f"{path}:{token.start[0]}"
+                assert token.string.startswith('"""')
+            elif token.type == tokenize.STRING:
+                assert "#" not in token.string, f"{path}:{token.start[0]}"
+
+
 def test_a_part_depends_on_those_before_it(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kernel_cache.PARTS, "interior_point", part.__name__)
     target = cpu_target.Target()
@@ -198,7 +233,7 @@ def test_a_part_depends_on_those_before_it(part: FakePart, monkeypatch: pytest.M
     (kernel_cache.PACKAGE / "interior_point" / "loop.py").write_text("more")
     new_process()
     assert kernel_cache._name("linalg", target) == names[0]
-    assert kernel_cache._name("engine", target) != names[1]
+    assert kernel_cache._name("interior_point", target) != names[1]
     (kernel_cache.PACKAGE / "linalg" / "lanes.py").write_text("more")
     new_process()
     assert kernel_cache._name("linalg", target) != names[0]
