@@ -29,12 +29,12 @@ class Features:
 
     Attributes:
         sizes: number of entries of each parameter.
-        kept: for each parameter the ascending flat positions of its structural nonzeros; None if all entries are kept.
+        nonzeros: for each parameter the ascending flat positions of its structural nonzeros; None for all entries.
         log: positions in the concatenated vector whose logarithms are appended to it.
     """
 
     sizes: tuple[int, ...]
-    kept: tuple[IndexArray | None, ...]
+    nonzeros: tuple[IndexArray | None, ...]
     log: IndexArray
 
     @staticmethod
@@ -57,15 +57,18 @@ class Features:
         """Position of each feature in the feature vector that would keep every parameter entry, (size,)."""
         starts = np.cumsum([0, *self.sizes]).tolist()
         taken = [
-            start + (np.arange(size) if kept is None else kept)
-            for start, size, kept in zip(starts[:-1], self.sizes, self.kept, strict=True)
+            start + (np.arange(size) if nonzeros is None else nonzeros)
+            for start, size, nonzeros in zip(starts[:-1], self.sizes, self.nonzeros, strict=True)
         ]
         entries = np.concatenate([*taken, np.zeros(0, dtype=np.int64)])
         return np.concatenate([entries, starts[-1] + np.arange(len(self.log))])
 
     @cached_property
     def _counts(self) -> tuple[int, ...]:
-        return tuple(size if kept is None else len(kept) for size, kept in zip(self.sizes, self.kept, strict=True))
+        return tuple(
+            size if nonzeros is None else len(nonzeros)
+            for size, nonzeros in zip(self.sizes, self.nonzeros, strict=True)
+        )
 
     @cached_property
     def _slices(self) -> tuple[slice, ...]:
@@ -73,7 +76,7 @@ class Features:
         ends = np.cumsum([0, *self._counts]).tolist()
         return tuple(slice(start, stop) for start, stop in pairwise(ends))
 
-    def of(self, wrt: Sequence[bool]) -> BoolArray:
+    def mask_of(self, wrt: Sequence[bool]) -> BoolArray:
         """Mask (size,) of the features that belong to the parameters selected by ``wrt``."""
         wanted = np.repeat(np.asarray(wrt, dtype=bool), self._counts)
         return np.concatenate([wanted, wanted[self.log]]) if len(self.log) else wanted
@@ -81,7 +84,8 @@ class Features:
     def apply(self, theta: Sequence[Array], batch: int) -> Array:
         """Compute the feature vectors (batch, size) from arrays with or without a leading batch axis."""
         parts = [
-            _flat(value, size, kept, batch) for value, size, kept in zip(theta, self.sizes, self.kept, strict=True)
+            _flat(value, size, nonzeros, batch)
+            for value, size, nonzeros in zip(theta, self.sizes, self.nonzeros, strict=True)
         ]
         flat = np.concatenate(parts, axis=1, out=empty(batch, self.entries)) if parts else np.zeros((batch, 0))
         return np.concatenate([flat, np.log(flat[:, self.log])], axis=1) if len(self.log) else flat
@@ -90,8 +94,8 @@ class Features:
         """Push forward one tangent per parameter (None is zero) to feature tangents (batch, size)."""
         batch = features.shape[0]
         parts = [
-            np.zeros((batch, count)) if value is None else _flat(value, size, kept, batch)
-            for value, size, kept, count in zip(tangents, self.sizes, self.kept, self._counts, strict=True)
+            np.zeros((batch, count)) if value is None else _flat(value, size, nonzeros, batch)
+            for value, size, nonzeros, count in zip(tangents, self.sizes, self.nonzeros, self._counts, strict=True)
         ]
         flat = np.concatenate(parts, axis=1) if parts else np.zeros((batch, 0))
         return np.concatenate([flat, flat[:, self.log] / features[:, self.log]], axis=1) if len(self.log) else flat
@@ -103,23 +107,23 @@ class Features:
             flat = flat.copy()
             flat[:, self.log] += cotangent[:, self.entries :] / features[:, self.log]
         return [
-            flat[:, where] if kept is None else _spread(flat[:, where], size, kept)
-            for where, size, kept in zip(self._slices, self.sizes, self.kept, strict=True)
+            flat[:, where] if nonzeros is None else _spread(flat[:, where], size, nonzeros)
+            for where, size, nonzeros in zip(self._slices, self.sizes, self.nonzeros, strict=True)
         ]
 
 
-def _flat(value: Array, size: int, kept: IndexArray | None, batch: int) -> Array:
+def _flat(value: Array, size: int, nonzeros: IndexArray | None, batch: int) -> Array:
     """Flatten an array with or without a batch axis to (batch, kept entries)."""
     rows = value.reshape(value.size // size if size else batch, size)
-    if kept is not None:
-        rows = rows[:, kept]
+    if nonzeros is not None:
+        rows = rows[:, nonzeros]
     return rows if len(rows) == batch else np.broadcast_to(rows, (batch, rows.shape[1]))
 
 
-def _spread(rows: Array, size: int, kept: IndexArray) -> Array:
+def _spread(rows: Array, size: int, nonzeros: IndexArray) -> Array:
     """Scatter kept entries into (batch, size), the adjoint of selecting them; other entries are zero."""
     spread = np.zeros((len(rows), size))
-    spread[:, kept] = rows
+    spread[:, nonzeros] = rows
     return spread
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from convexlayer.canon.affine_map import AffineMap
-from convexlayer.canon.rounded import Rounded, exact, product, total
+from convexlayer.canon.tracked_matrix import TrackedMatrix, add, multiply, tracked
 from convexlayer.program import IndexArray, Pattern
 
 __all__ = ["AffineMatrix", "affine_map", "affine_vector"]
@@ -37,10 +37,10 @@ class AffineMatrix:
         slopes: coefficients of each such entry in the features, (varying, features).
     """
 
-    constant: Rounded
+    constant: TrackedMatrix
     rows: IndexArray
     cols: IndexArray
-    slopes: Rounded
+    slopes: TrackedMatrix
 
     @staticmethod
     def of(pattern: Pattern, entries: sp.csr_matrix) -> AffineMatrix:
@@ -50,7 +50,7 @@ class AffineMatrix:
         constant = sp.coo_matrix((entries[:, [-1]].toarray()[:, 0], (pattern.rows, pattern.cols)), shape=pattern.shape)
         constant.eliminate_zeros()
         return AffineMatrix(
-            exact(constant.tocsr()), pattern.rows[varying], pattern.cols[varying], exact(slopes[varying])
+            tracked(constant.tocsr()), pattern.rows[varying], pattern.cols[varying], tracked(slopes[varying])
         )
 
     @property
@@ -73,7 +73,7 @@ class AffineMatrix:
         """The transpose."""
         return AffineMatrix(self.constant.transposed, self.cols, self.rows, self.slopes)
 
-    def times(self, right: Rounded) -> AffineMatrix:
+    def times(self, right: TrackedMatrix) -> AffineMatrix:
         """The product ``self @ right`` with a constant matrix."""
         factor = right.values
         counts = np.diff(factor.indptr)[self.cols]
@@ -83,23 +83,23 @@ class AffineMatrix:
         width = max(factor.shape[1], 1)
         keys, target = np.unique(self.rows[source] * width + factor.indices[place], return_inverse=True)
         shape = (len(keys), len(self.cols))
-        spread = Rounded(
-            *(sp.csr_matrix((part.data[place], (target, source)), shape=shape) for part in (factor, right.sizes))
+        spread = TrackedMatrix(
+            *(sp.csr_matrix((part.data[place], (target, source)), shape=shape) for part in (factor, right.magnitudes))
         )
-        slopes = product(spread, self.slopes)
+        slopes = multiply(spread, self.slopes)
         kept = np.flatnonzero(np.diff(slopes.values.indptr))
-        return AffineMatrix(product(self.constant, right), keys[kept] // width, keys[kept] % width, slopes.of(kept))
+        return AffineMatrix(multiply(self.constant, right), keys[kept] // width, keys[kept] % width, slopes.of(kept))
 
-    def at(self, vector: Rounded) -> Rounded:
+    def matvec(self, vector: TrackedMatrix) -> TrackedMatrix:
         """The product with an affine vector [slopes, constant], constant in every entry whose matrix column varies."""
-        constants = (part[:, [-1]].toarray()[self.cols, 0] for part in (vector.values, vector.sizes))
+        constants = (part[:, [-1]].toarray()[self.cols, 0] for part in (vector.values, vector.magnitudes))
         shape = (self.shape[0], len(self.rows))
         place = (self.rows, np.arange(len(self.rows)))
-        sums = Rounded(*(sp.csr_matrix((part, place), shape=shape) for part in constants))
-        slopes = product(sums, self.slopes)
+        sums = TrackedMatrix(*(sp.csr_matrix((part, place), shape=shape) for part in constants))
+        slopes = multiply(sums, self.slopes)
         nothing = sp.csr_matrix((self.shape[0], 1))
-        widened = Rounded(*(sp.hstack([part, nothing], "csr") for part in (slopes.values, slopes.sizes)))
-        return total(product(self.constant, vector), widened)
+        widened = TrackedMatrix(*(sp.hstack([part, nothing], "csr") for part in (slopes.values, slopes.magnitudes)))
+        return add(multiply(self.constant, vector), widened)
 
     def entries(self) -> tuple[Pattern, sp.csr_matrix]:
         """The sparsity pattern, and the [slopes, constant] of each of its entries."""

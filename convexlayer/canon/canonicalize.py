@@ -15,10 +15,10 @@ from convexlayer.canon.solution_check import Solve, check_solution
 from convexlayer.canon.translate import parametric_program
 from convexlayer.errors import ProblemError
 
-__all__ = ["parametrised"]
+__all__ = ["canonicalise_problem"]
 
 
-def parametrised(
+def canonicalise_problem(
     problem: cp.Problem,
     parameters: Sequence[cp.Parameter],
     variables: Sequence[cp.Variable],

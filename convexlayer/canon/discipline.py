@@ -12,7 +12,7 @@ from cvxpy.utilities import scopes
 
 from convexlayer.errors import NotDPPError, ProblemError, UnsupportedError
 
-__all__ = ["check_problem", "check_release", "explained"]
+__all__ = ["check_problem", "check_release", "explain_failure"]
 
 FIRST_RELEASE, END_OF_RELEASES = (1, 9, 3), (1, 10)
 """Supported CVXPY releases: this package reads CVXPY internals, tested from the first release to below the second."""
@@ -61,7 +61,7 @@ def check_problem(problem: cp.Problem, *, gp: bool) -> None:
         if not problem.is_dgp():
             raise ProblemError(
                 "the problem is not a disciplined geometric program; leave out gp=True or see problem.is_dgp()"
-                f"{_offenders(problem, _is_dgp)}"
+                f"{_violations(problem, _is_dgp)}"
             )
         if not problem.is_dpp("dgp"):
             raise _not_dpp(problem, _is_dgp)
@@ -71,13 +71,13 @@ def check_problem(problem: cp.Problem, *, gp: bool) -> None:
             raise UnsupportedError(
                 "the problem is quasiconvex (DQCP): it is solved by bisection, which has no derivative here"
             )
-        hint = "; it is a geometric program: pass gp=True" if problem.is_dgp() else _offenders(problem, _is_dcp)
+        hint = "; it is a geometric program: pass gp=True" if problem.is_dgp() else _violations(problem, _is_dcp)
         raise ProblemError(f"the problem is not convex by CVXPY's rules (DCP){hint}")
     if not problem.is_dpp(quad_form_dpp="qp"):
         raise _not_dpp(problem, _is_dcp)
 
 
-def explained(error: Exception, problem: cp.Problem, *, needs_values: bool) -> ProblemError:
+def explain_failure(error: Exception, problem: cp.Problem, *, needs_values: bool) -> ProblemError:
     """Translate an exception of CVXPY's canonicalisation.
 
     Args:
@@ -103,11 +103,11 @@ def explained(error: Exception, problem: cp.Problem, *, needs_values: bool) -> P
 
 def _not_dpp(problem: cp.Problem, holds: Callable[[Any], bool]) -> NotDPPError:
     with scopes.dpp_scope():
-        offenders = _offenders(problem, holds)
+        violations = _violations(problem, holds)
     return NotDPPError(
-        f"the problem is not DPP: its data are not affine in the parameters{offenders}. Products of two parameters, or "
-        "of a parameter and a nonlinear function of another, must be replaced by a new parameter (compute the product "
-        "outside); see https://www.cvxpy.org/tutorial/dpp"
+        f"the problem is not DPP: its data are not affine in the parameters{violations}. Products of two parameters, "
+        "or of a parameter and a nonlinear function of another, must be replaced by a new parameter (compute the "
+        "product outside); see https://www.cvxpy.org/tutorial/dpp"
     )
 
 
@@ -119,7 +119,7 @@ def _is_dgp(expression: Any) -> bool:
     return bool(expression.is_dgp())
 
 
-def _offenders(problem: cp.Problem, holds: Callable[[Any], bool]) -> str:
+def _violations(problem: cp.Problem, holds: Callable[[Any], bool]) -> str:
     """The smallest subexpressions that violate a rule, formatted as the end of a sentence."""
     found: dict[str, None] = {}
     with scopes.quad_form_dpp_scope():
@@ -129,7 +129,7 @@ def _offenders(problem: cp.Problem, holds: Callable[[Any], bool]) -> str:
     for variable in problem.variables():
         for bound in variable.bounds or ():
             if isinstance(bound, cp.Expression) and not holds(bound):
-                smallest = list(_smallest(bound, holds)) or [bound]
+                smallest = list(_minimal_violations(bound, holds)) or [bound]
                 found |= dict.fromkeys(f"{_name(part)} (in the bounds of {variable.name()})" for part in smallest)
     named = list(found)
     more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
@@ -140,7 +140,7 @@ def _named(root: Any, place: str, holds: Callable[[Any], bool]) -> list[str]:
     """The subexpressions of an objective or a constraint that violate a rule, formatted for a message."""
     if holds(root):
         return []
-    parts = [f"{_name(part)}{_remedy(part, holds)} (in {place})" for part in _smallest(root, holds)]
+    parts = [f"{_name(part)}{_remedy(part, holds)} (in {place})" for part in _minimal_violations(root, holds)]
     return parts or [f"{place} as a whole"]
 
 
@@ -149,7 +149,7 @@ def _remedy(part: Any, holds: Callable[[Any], bool]) -> str:
     return ", to be declared pos=True" if leaf and holds is _is_dgp else ""
 
 
-def _smallest(root: Any, holds: Callable[[Any], bool]) -> Iterator[Any]:
+def _minimal_violations(root: Any, holds: Callable[[Any], bool]) -> Iterator[Any]:
     """Subexpressions below the root that violate a rule although all their arguments satisfy it."""
     seen: set[int] = set()
     left = [root]

@@ -23,41 +23,41 @@ import numpy as np
 import scipy.sparse as sp
 
 from convexlayer.canon.affine_matrix import AffineMatrix
-from convexlayer.canon.rounded import CANCELLED, Rounded
+from convexlayer.canon.tracked_matrix import CANCELLED, TrackedMatrix
 from convexlayer.program import Array, Cones, IndexArray
 
-__all__ = ["Number", "Pivot", "pivots"]
+__all__ = ["Number", "Pivot", "select_pivots"]
 
 Number = tuple[float, float]
 """A value, and the sum of the absolute values of the terms summed into it."""
 
-STABLE = 0.1
+PIVOT_THRESHOLD = 0.1
 """Pivot threshold: smallest pivot relative to the largest entry of its row (Duff, Erisman and Reid recommend 0.1)."""
 
-STABLE_ALONE = 1e-3
+SINGLETON_PIVOT_THRESHOLD = 1e-3
 """Pivot threshold of a column singleton. No row is updated then, so a smaller pivot is stable; P is multiplied by the
 square of its inverse."""
 
-ACCURATE = 1e-3
+CANCELLATION_THRESHOLD = 1e-3
 """Smallest pivot relative to the sum of its terms' absolute values; trades eliminations for accuracy after
 cancellation."""
 
 EQUILIBRATIONS = 5
 """Number of Ruiz passes that estimate the units of the variables; only orders of magnitude matter."""
 
-SHORT = 4
+FREE_ROW_LENGTH = 4
 """Number of entries that a cone row may always have; beyond, fill may not exceed the longest initial cone row."""
 
-SPREAD = 2
+MAX_COPIES = 2
 """Maximum number of variables to which parameter-dependent coefficients are copied; limits fill of the affine map."""
 
-FEATURES = 8
-"""Number of features up to which right-hand sides and linear costs may be copied to more than SPREAD variables."""
+MAX_COPIED_FEATURES = 8
+"""Number of features up to which right-hand sides and linear costs may be copied to more than MAX_COPIES variables."""
 
-TRIED = 3
+MAX_PIVOT_CANDIDATES = 3
 """Maximum number of pivot columns tried per row, in ascending order of their number of coefficients."""
 
-LARGEST_GROUP = 10**8
+MAX_GROUP_WORK = 10**8
 """Maximum sum of squared support sizes of a group; larger groups are skipped to bound the time of presolve."""
 
 
@@ -78,7 +78,7 @@ class Pivot:
     multipliers: dict[int, Number]
 
 
-def pivots(P: AffineMatrix, A: AffineMatrix, q: Rounded, b: Rounded, cones: Cones) -> list[Pivot]:
+def select_pivots(P: AffineMatrix, A: AffineMatrix, q: TrackedMatrix, b: TrackedMatrix, cones: Cones) -> list[Pivot]:
     """Select the pivots, in the order of their elimination.
 
     Args:
@@ -89,7 +89,7 @@ def pivots(P: AffineMatrix, A: AffineMatrix, q: Rounded, b: Rounded, cones: Cone
         cones: cones of the program.
     """
     work = _Elimination(P, A, q.values, b.values, cones)
-    while work.singly() or work.together():
+    while work.eliminate_rows() or work.eliminate_groups():
         pass
     return work.chosen
 
@@ -142,7 +142,7 @@ class _Elimination:
         self._sets = {"row": A.support, "col": A.support.T.tocsr(), "P": P.support}
         self._read: dict[str, dict[int, set[int]]] = {"row": {}, "col": {}, "P": {}}
         lengths = np.diff(self._sets["row"].indptr)
-        self._longest = max(SHORT, int(lengths[cones.zero :].max(initial=0)))
+        self._longest = max(FREE_ROW_LENGTH, int(lengths[cones.zero :].max(initial=0)))
         self._values: dict[int, dict[int, Number]] = {}
         self._multipliers: dict[int, dict[int, Number]] = defaultdict(dict)
         varying_rows = np.zeros(m, dtype=bool)
@@ -157,7 +157,7 @@ class _Elimination:
         self._features_of_b: list[int] = np.diff(b[:, :-1].tocsr().indptr).tolist()
         self._features_of_q: list[int] = np.diff(q[:, :-1].tocsr().indptr).tolist()
 
-    def singly(self) -> bool:
+    def eliminate_rows(self) -> bool:
         """Eliminate single rows whose elimination does not grow the program; return whether any was eliminated."""
         before = len(self.chosen)
         for i in list(self._candidates):
@@ -170,14 +170,14 @@ class _Elimination:
                 self._eliminate(i, j)
         return len(self.chosen) > before
 
-    def together(self) -> bool:
+    def eliminate_groups(self) -> bool:
         """Eliminate groups of rows with a column singleton each; return whether any row was eliminated.
 
         The groups are first the rows with equal support (singletons excluded), then the rows of connected supports.
         """
-        alone = {i: j for i in self._candidates for j in self._alone(i)}
+        singletons = {i: j for i in self._candidates for j in self._singleton(i)}
         same: dict[frozenset[int], list[tuple[int, int]]] = defaultdict(list)
-        for i, j in alone.items():
+        for i, j in singletons.items():
             same[frozenset(self._row(i) - {j})].append((i, j))
         before = len(self.chosen)
         for group in [*same.values(), *_linked(same)]:
@@ -207,31 +207,33 @@ class _Elimination:
     def _value(self, i: int) -> dict[int, Number]:
         """Coefficients of a candidate row by column."""
         if i not in self._values:
-            values, sizes = self._constant.values, self._constant.sizes
+            values, magnitudes = self._constant.values, self._constant.magnitudes
             part = slice(values.indptr[i], values.indptr[i + 1])
-            numbers = zip(values.data[part].tolist(), sizes.data[part].tolist(), strict=True)
+            numbers = zip(values.data[part].tolist(), magnitudes.data[part].tolist(), strict=True)
             self._values[i] = dict(zip(values.indices[part].tolist(), numbers, strict=True))
         return self._values[i]
 
     def _admissible(self, i: int) -> list[int]:
-        """Columns that row i may be solved for, sparsest first, at most TRIED."""
+        """Columns that row i may be solved for, sparsest first, at most MAX_PIVOT_CANDIDATES."""
         value, units = self._value(i), self._units
         largest = max((abs(v) * units[j] for j, (v, _) in value.items()), default=0.0)
         spread = len(value) - 1
         found: list[int] = []
         for j in sorted(value, key=self._count.__getitem__):
             size = abs(value[j][0]) * units[j]
-            accurate = abs(value[j][0]) >= ACCURATE * value[j][1]
-            stable = size >= STABLE * largest or (size >= STABLE_ALONE * largest and len(self._col(j)) == 1)
-            meets = self._varying[j] and (self._features_of_b[i] or spread > SPREAD)
-            copies = spread > SPREAD and self._features_of_b[i] + self._features_of_q[j] > FEATURES
+            accurate = abs(value[j][0]) >= CANCELLATION_THRESHOLD * value[j][1]
+            stable = size >= PIVOT_THRESHOLD * largest or (
+                size >= SINGLETON_PIVOT_THRESHOLD * largest and len(self._col(j)) == 1
+            )
+            meets = self._varying[j] and (self._features_of_b[i] or spread > MAX_COPIES)
+            copies = spread > MAX_COPIES and self._features_of_b[i] + self._features_of_q[j] > MAX_COPIED_FEATURES
             if accurate and stable and not (meets or copies):
                 found.append(j)
-                if len(found) == TRIED:
+                if len(found) == MAX_PIVOT_CANDIDATES:
                     break
         return found
 
-    def _alone(self, i: int) -> Iterable[int]:
+    def _singleton(self, i: int) -> Iterable[int]:
         """The first admissible column of row i that is a column singleton, or nothing."""
         return [j for j in self._admissible(i) if len(self._col(j)) == 1][:1]
 
@@ -267,7 +269,7 @@ class _Elimination:
             squares = [len(support) ** 2 for support in supports]
             there = [sum(len(self._neighbours(k)) for k in support) for support in supports]
             least = max(square - count for square, count in zip(squares, there, strict=True))
-            if least + fill > removed or sum(squares) > LARGEST_GROUP:
+            if least + fill > removed or sum(squares) > MAX_GROUP_WORK:
                 return 1
         joined: dict[int, set[int]] = defaultdict(set)
         for support in supports:

@@ -18,10 +18,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from convexlayer.canon.detached import assign, detached
-from convexlayer.canon.discipline import check_problem, check_release, explained
+from convexlayer.canon.discipline import check_problem, check_release, explain_failure
 from convexlayer.canon.parameters import random_value, specification
-from convexlayer.canon.quadratic import name_arguments
-from convexlayer.canon.repairs import repaired
+from convexlayer.canon.quadratic import lift_arguments
+from convexlayer.canon.workarounds import with_workarounds
 from convexlayer.errors import ProblemError, UnsupportedError
 from convexlayer.program import Array
 
@@ -86,7 +86,7 @@ class CanonicalForm:
     """CVXPY's canonical form of a detached problem.
 
     Attributes:
-        problem: the detached problem, after repairs.
+        problem: the detached problem, with workarounds.
         param_prog: CVXPY's parametric cone program.
         chain: CVXPY's chain of reductions.
         inverse_data: the data with which the chain is inverted.
@@ -119,7 +119,7 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
     except MemoryError as error:
         raise ProblemError(f"the problem is too large for CVXPY's canonicalisation on this machine: {error}") from error
     except Exception as error:
-        raise explained(error, problem, needs_values=_has_form_with_values(problem, gp=gp)) from error
+        raise explain_failure(error, problem, needs_values=_has_form_with_values(problem, gp=gp)) from error
     if any(isinstance(reduction, EvalParams) for reduction in chain.reductions):
         raise UnsupportedError("CVXPY canonicalises the problem as if it were not DPP, although is_dpp() is true")
     if not isinstance(data, dict) or not isinstance(data.get(PARAM_PROB), ParamConeProg):
@@ -133,7 +133,7 @@ def canonical_form(problem: cp.Problem, *, gp: bool) -> CanonicalForm:
 
 def _prepared(problem: cp.Problem) -> cp.Problem:
     """Rewrite a detached problem so that CVXPY canonicalises it correctly."""
-    return name_arguments(repaired(problem))
+    return lift_arguments(with_workarounds(problem))
 
 
 def _canonicalised(problem: cp.Problem, *, gp: bool, ignore_dpp: bool) -> tuple[Any, Any, Any]:

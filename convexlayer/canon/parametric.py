@@ -51,15 +51,15 @@ class PresolveRecord:
 
     Attributes:
         source: the program before presolve.
-        solved_for: number of variables eliminated, each with one equality row.
+        eliminated_variables: number of variables eliminated, each with one equality row.
         bound_variables: number of epigraph variables eliminated with one upper bound each.
-        needless_rows: number of redundant rows dropped: always satisfied, or duplicates.
+        redundant_rows: number of redundant rows dropped: always satisfied, or duplicates.
     """
 
     source: ParametricProgram
-    solved_for: int
+    eliminated_variables: int
     bound_variables: int
-    needless_rows: int
+    redundant_rows: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class ParametricProgram:
         )
 
     @cached_property
-    def _compiled(self) -> ProgramMatrix:
+    def _kernel_matrix(self) -> ProgramMatrix:
         sizes = [part.stop - part.start for part in self.parts]
         return ProgramMatrix(self.data.matrix, self.data.constant, sizes)
 
@@ -132,7 +132,7 @@ class ParametricProgram:
             program = self.instantiate(features)
             scale = program.objective_scale()
             return program.divided(scale), scale
-        P, q, r, A, b, scale = self._compiled.times(features, normalise=True)
+        P, q, r, A, b, scale = self._kernel_matrix.times(features, normalise=True)
         if self.products is not None:
             r += (self.products.apply(features) / scale)[:, None]
         return self._program((P, q, r, A, b)), scale
@@ -158,7 +158,7 @@ class ParametricProgram:
         inverse = np.ones(len(features)) if scale is None else 1.0 / scale
         parts = (cotangent.P, cotangent.q, cotangent.r[:, None], cotangent.A, cotangent.b)
         if kernel_cache.ready():
-            total = self._compiled.adjoint(parts, inverse, wanted)
+            total = self._kernel_matrix.adjoint(parts, inverse, wanted)
         else:
             weights = [inverse[:, None]] * 3 + [np.ones((1, 1))] * 2
             weighted = zip(self._maps, parts, weights, strict=True)

@@ -24,11 +24,11 @@ import scipy.sparse as sp
 
 from convexlayer.canon.affine_map import AffineMap, AffineProduct
 from convexlayer.canon.affine_matrix import AffineMatrix, affine_map, affine_vector
-from convexlayer.canon.elimination import Number, Pivot, pivots
+from convexlayer.canon.elimination import Number, Pivot, select_pivots
 from convexlayer.canon.parametric import ParametricProgram, PresolveRecord
 from convexlayer.canon.recovery import DirectTerm, Recovery
-from convexlayer.canon.rounded import Rounded, difference, exact, product, total
 from convexlayer.canon.rows import drop_bound_variables, drop_redundant_rows
+from convexlayer.canon.tracked_matrix import TrackedMatrix, add, multiply, subtract, tracked
 from convexlayer.program import Cones, IndexArray, Pattern, Structure
 from convexlayer.solution import BoolArray
 
@@ -43,23 +43,23 @@ def presolved(program: ParametricProgram) -> ParametricProgram:
     m, n = given.A.shape
     recovery = program.recovery
     distinct = given.then(C=drop_redundant_rows(given.A, given.b, given.cones, _shown_rows(recovery, given, given)))
-    chosen = pivots(distinct.P, distinct.A, distinct.q, distinct.b, distinct.cones)
-    solved = distinct.solved_for(chosen)
-    shown = product(exact(recovery.matrix[:, :n]), solved.T).values.getnnz(axis=0) > 0
+    chosen = select_pivots(distinct.P, distinct.A, distinct.q, distinct.b, distinct.cones)
+    solved = distinct.eliminate(chosen)
+    shown = multiply(tracked(recovery.matrix[:, :n]), solved.T).values.getnnz(axis=0) > 0
     C, columns = drop_bound_variables(solved.A, ~(shown | solved.costly), solved.cones)
-    bounded = solved.then(C=C, T=exact(_columns_of_identity(solved.A.shape[1], columns)))
+    bounded = solved.then(C=C, T=tracked(_columns_of_identity(solved.A.shape[1], columns)))
     again = drop_redundant_rows(bounded.A, bounded.b, bounded.cones, _shown_rows(recovery, given, bounded))
     last = bounded.then(C=again)
     if last.A.shape == (m, n):
         return program
-    offset = product(last.B, given.b).values
+    offset = multiply(last.B, given.b).values
     r, products = _constant(given, affine_vector(program.data, program.parts[2]), offset)
     structure, data = last.stacked(r)
     record = PresolveRecord(
         source=program,
-        solved_for=len(chosen),
+        eliminated_variables=len(chosen),
         bound_variables=solved.A.shape[1] - len(columns),
-        needless_rows=m - distinct.A.shape[0] + bounded.A.shape[0] - last.A.shape[0],
+        redundant_rows=m - distinct.A.shape[0] + bounded.A.shape[0] - last.A.shape[0],
     )
     return replace(
         program,
@@ -79,12 +79,12 @@ class _Stage:
     """
 
     P: AffineMatrix
-    q: Rounded
+    q: TrackedMatrix
     A: AffineMatrix
-    b: Rounded
+    b: TrackedMatrix
     cones: Cones
-    T: Rounded
-    B: Rounded
+    T: TrackedMatrix
+    B: TrackedMatrix
     C: sp.csr_matrix
 
     @staticmethod
@@ -95,12 +95,12 @@ class _Stage:
         n, m = structure.n, structure.m
         return _Stage(
             P=AffineMatrix.of(structure.P, P),
-            q=exact(q),
+            q=tracked(q),
             A=AffineMatrix.of(structure.A, A),
-            b=exact(b),
+            b=tracked(b),
             cones=structure.cones,
-            T=exact(sp.identity(n, format="csr")),
-            B=exact(sp.csr_matrix((n, m))),
+            T=tracked(sp.identity(n, format="csr")),
+            B=tracked(sp.csr_matrix((n, m))),
             C=sp.identity(m, format="csr"),
         )
 
@@ -109,31 +109,31 @@ class _Stage:
         """Mask (n,) of the variables on which the objective depends."""
         return (np.diff(self.q.values.indptr) > 0) | (np.diff(self.P.support.indptr) > 0)
 
-    def then(self, *, C: sp.csr_matrix, T: Rounded | None = None, B: Rounded | None = None) -> _Stage:
+    def then(self, *, C: sp.csr_matrix, T: TrackedMatrix | None = None, B: TrackedMatrix | None = None) -> _Stage:
         """Apply a further reduction (T, B, C) to this stage; at most one reduction of a sequence may have a B."""
         m, n = self.A.shape
-        T = exact(sp.identity(n, format="csr")) if T is None else T
+        T = tracked(sp.identity(n, format="csr")) if T is None else T
         if C.shape[0] == m and T.values.shape[1] == n:
             return self
-        B = exact(sp.csr_matrix((n, m))) if B is None else B
-        rows = exact(C)
-        offset = product(B, self.b)
+        B = tracked(sp.csr_matrix((n, m))) if B is None else B
+        rows = tracked(C)
+        offset = multiply(B, self.b)
         # The last old row that enters each new row decides the cone of the new row.
         last = np.maximum.reduceat(C.indices, C.indptr[:-1]) if C.shape[0] else C.indices
         zero = int(np.sum(last < self.cones.zero))
         nonnegative = int(np.sum(last < self.cones.zero + self.cones.nonnegative)) - zero
         return _Stage(
             P=self.P.times(T).transposed.times(T),
-            q=product(T.transposed, total(self.q, self.P.at(offset))),
+            q=multiply(T.transposed, add(self.q, self.P.matvec(offset))),
             A=self.A.times(T).transposed.times(rows.transposed).transposed,
-            b=product(rows, difference(self.b, self.A.at(offset))),
+            b=multiply(rows, subtract(self.b, self.A.matvec(offset))),
             cones=replace(self.cones, zero=zero, nonnegative=nonnegative),
-            T=product(self.T, T),
-            B=total(self.B, product(product(self.T, B), exact(self.C))),
+            T=multiply(self.T, T),
+            B=add(self.B, multiply(multiply(self.T, B), tracked(self.C))),
             C=C @ self.C,
         )
 
-    def solved_for(self, chosen: list[Pivot]) -> _Stage:
+    def eliminate(self, chosen: list[Pivot]) -> _Stage:
         """Solve the rows of the pivots for their columns and substitute.
 
         The pivots factor these rows of A as E = L U: L holds the multipliers, U the rows after elimination. With the
@@ -148,12 +148,14 @@ class _Stage:
         L = _gathered([pivot.multipliers for pivot in chosen], len(chosen))
         U = _gathered([pivot.values for pivot in chosen], n)
         inverse_diagonal = _scaling([1.0 / pivot.values[pivot.column][0] for pivot in chosen])
-        U_V, U_Z = (product(inverse_diagonal, product(U, exact(_columns_of_identity(n, part)))) for part in (V, Z))
-        nilpotent = difference(U_V, exact(sp.identity(len(chosen), format="csr")))
-        right = product(inverse_diagonal, _unit_inverse(L, exact(sp.identity(len(chosen), format="csr"))))
-        into_V = exact(_columns_of_identity(n, V))
-        T = difference(exact(_columns_of_identity(n, Z)), product(into_V, _unit_inverse(nilpotent, U_Z)))
-        B = product(product(into_V, _unit_inverse(nilpotent, right)), exact(_columns_of_identity(m, rows).T.tocsr()))
+        U_V, U_Z = (multiply(inverse_diagonal, multiply(U, tracked(_columns_of_identity(n, part)))) for part in (V, Z))
+        nilpotent = subtract(U_V, tracked(sp.identity(len(chosen), format="csr")))
+        right = multiply(inverse_diagonal, _unit_inverse(L, tracked(sp.identity(len(chosen), format="csr"))))
+        into_V = tracked(_columns_of_identity(n, V))
+        T = subtract(tracked(_columns_of_identity(n, Z)), multiply(into_V, _unit_inverse(nilpotent, U_Z)))
+        B = multiply(
+            multiply(into_V, _unit_inverse(nilpotent, right)), tracked(_columns_of_identity(m, rows).T.tocsr())
+        )
         return self.then(C=_columns_of_identity(m, others).T.tocsr(), T=T, B=B)
 
     def stacked(self, r: sp.csr_matrix) -> tuple[Structure, AffineMap]:
@@ -170,26 +172,26 @@ def _columns_of_identity(size: int, columns: IndexArray) -> sp.csr_matrix:
     return sp.csr_matrix((ones, (columns, np.arange(len(columns)))), shape=(size, len(columns)))
 
 
-def _gathered(rows: list[dict[int, Number]], width: int) -> Rounded:
+def _gathered(rows: list[dict[int, Number]], width: int) -> TrackedMatrix:
     """Build a matrix from rows given as {column: number}."""
     indices = np.array([j for row in rows for j in row], dtype=np.int64)
     indptr = np.cumsum([0, *map(len, rows)])
     parts = (np.array([number[k] for row in rows for number in row.values()], dtype=float) for k in (0, 1))
-    values, sizes = (sp.csr_matrix((part, indices, indptr), shape=(len(rows), width)) for part in parts)
+    values, magnitudes = (sp.csr_matrix((part, indices, indptr), shape=(len(rows), width)) for part in parts)
     values.sort_indices()
-    sizes.sort_indices()
-    return Rounded(values, sizes)
+    magnitudes.sort_indices()
+    return TrackedMatrix(values, magnitudes)
 
 
-def _scaling(diagonal: list[float]) -> Rounded:
-    return exact(sp.diags(diagonal, format="csr"))
+def _scaling(diagonal: list[float]) -> TrackedMatrix:
+    return tracked(sp.diags(diagonal, format="csr"))
 
 
-def _unit_inverse(nilpotent: Rounded, right: Rounded) -> Rounded:
+def _unit_inverse(nilpotent: TrackedMatrix, right: TrackedMatrix) -> TrackedMatrix:
     """Compute (I + N)^-1 R for nilpotent N by X <- R - N X, exact after k steps if N^k = 0."""
     solution = right
     while True:
-        improved = difference(right, product(nilpotent, solution))
+        improved = subtract(right, multiply(nilpotent, solution))
         if (improved.values != solution.values).nnz == 0:
             return improved
         solution = improved
@@ -207,7 +209,7 @@ def _symmetric(pattern: Pattern, entries: sp.csr_matrix) -> tuple[Pattern, sp.cs
 
 def _constant(given: _Stage, r: sp.csr_matrix, offset: sp.csr_matrix) -> tuple[sp.csr_matrix, AffineProduct | None]:
     """r + offset'(q + P offset / 2), split into its affine part and the products of two feature-dependent factors."""
-    slope = (given.q.values + 0.5 * given.P.at(exact(offset)).values).tocsr()
+    slope = (given.q.values + 0.5 * given.P.matvec(tracked(offset)).values).tocsr()
     left, right = (np.diff(vector[:, :-1].tocsr().indptr) > 0 for vector in (offset, slope))
     both = np.flatnonzero(left & right)
     at_constant = np.where(left, 0.0, offset[:, [-1]].toarray()[:, 0])
@@ -219,9 +221,9 @@ def _constant(given: _Stage, r: sp.csr_matrix, offset: sp.csr_matrix) -> tuple[s
 
 def _shown_rows(recovery: Recovery, given: _Stage, stage: _Stage) -> BoolArray:
     """Mask of the rows of a stage on whose duals some output depends, directly or through recovered duals."""
-    R_y, Ct = exact(recovery.matrix[:, recovery.n :].tocsr()), exact(stage.C.T.tocsr())
-    W = product(R_y, stage.B.transposed)
-    through = difference(product(R_y, Ct), product(W, product(given.A.constant.transposed, Ct)))
+    R_y, Ct = tracked(recovery.matrix[:, recovery.n :].tocsr()), tracked(stage.C.T.tocsr())
+    W = multiply(R_y, stage.B.transposed)
+    through = subtract(multiply(R_y, Ct), multiply(W, multiply(given.A.constant.transposed, Ct)))
     varying = given.A.rows[np.diff(W.values.tocsc().indptr)[given.A.cols] > 0]
     shown: BoolArray = (through.values.getnnz(axis=0) > 0) | (Ct.values[varying].getnnz(axis=0) > 0)
     return shown
@@ -236,11 +238,11 @@ def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: sp.csr_ma
     T, C, n = last.T.values, last.C, recovery.n
     P_0, A_0 = given.P.constant.values, given.A.constant.values
     R_x, R_y = recovery.matrix[:, :n].tocsr(), recovery.matrix[:, n:].tocsr()
-    W = product(exact(R_y), last.B.transposed).values
+    W = multiply(tracked(R_y), last.B.transposed).values
     Ct = C.T.tocsr()
     of_z = R_x @ T - W @ (P_0 @ T)
     of_v = R_y @ Ct - W @ (A_0.T @ Ct)
-    affine = (R_x @ offset - W @ (given.q.values + given.P.at(exact(offset)).values)).tocsr()
+    affine = (R_x @ offset - W @ (given.q.values + given.P.matvec(tracked(offset)).values)).tocsr()
     asked = np.diff(W.tocsc().indptr) > 0
     P, A = np.flatnonzero(asked[given.P.rows]), np.flatnonzero(asked[given.A.cols])
     factor = sp.vstack([given.P.slopes.values[P], given.A.slopes.values[A]], "csr")

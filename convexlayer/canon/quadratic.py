@@ -11,10 +11,10 @@ import cvxpy as cp
 
 from convexlayer.canon.detached import expressions
 
-__all__ = ["name_arguments"]
+__all__ = ["lift_arguments"]
 
 
-def name_arguments(problem: cp.Problem) -> cp.Problem:
+def lift_arguments(problem: cp.Problem) -> cp.Problem:
     """Replace parametrised or nonaffine arguments of quadratic forms in the objective by new variables.
 
     The variable is an upper bound of a convex argument and a lower bound of a concave one; by CVXPY's composition rules

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from convexlayer.canon.affine_matrix import AffineMatrix
-from convexlayer.canon.rounded import Rounded, exact
+from convexlayer.canon.tracked_matrix import TrackedMatrix, tracked
 from convexlayer.cones import product_cone
 from convexlayer.program import Cones, IndexArray
 from convexlayer.solution import BoolArray
@@ -20,7 +20,7 @@ from convexlayer.solution import BoolArray
 __all__ = ["drop_bound_variables", "drop_redundant_rows"]
 
 
-def drop_redundant_rows(A: AffineMatrix, b: Rounded, cones: Cones, shown: BoolArray) -> sp.csr_matrix:
+def drop_redundant_rows(A: AffineMatrix, b: TrackedMatrix, cones: Cones, shown: BoolArray) -> sp.csr_matrix:
     """Compute the matrix C that drops rows 0 + s = b satisfied for all parameters, and merges identical rows.
 
     Only the sum of the duals of identical rows is unique. C averages the rows, so that all get the same dual, as in the
@@ -95,8 +95,8 @@ def drop_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> tupl
         if not len(gone):
             return combination, columns
         kept = np.delete(np.arange(A.shape[1]), gone)
-        A = A.transposed.times(exact(step.T.tocsr())).transposed
-        A = A.times(exact(sp.identity(A.shape[1], format="csr")[:, kept]))
+        A = A.transposed.times(tracked(step.T.tocsr())).transposed
+        A = A.times(tracked(sp.identity(A.shape[1], format="csr")[:, kept]))
         combination, columns, free = step @ combination, columns[kept], free[kept]
         growing, stop = growing[kept_rows], int(np.sum(kept_rows < stop))
 

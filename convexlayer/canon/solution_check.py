@@ -53,23 +53,23 @@ come in pairs with c and -c."""
 SPREAD = 4.0
 """Standard deviation of the entries of c; large enough that constraints of order 1 become active."""
 
-INNER = 1e-4
+AUXILIARY_WEIGHT = 1e-4
 """Weight of norm(t)^2 / 2 for the program's other variables t, added only if no draw is solved without it; trades a
 bounded problem for a perturbation of the solution."""
 
 ACCURACY = 1e-8
 """Tolerance of the solver."""
 
-DOUBTED = 1e-4
+SUSPECT_RESIDUAL = 1e-4
 """Relative residual above which a condition is suspected to fail; well above ACCURACY."""
 
-AMPLIFIED = 1e3
+MAX_AMPLIFICATION = 1e3
 """Ratio to the residuals of the cone program above which a residual cannot be due to the solver's accuracy."""
 
-NOISE, STEADY = 1e-6, 0.1
-"""A suspected condition fails if its residual changes by at most the factor STEADY under perturbations of size NOISE,
-relative to the largest entry of the solution; a larger change means that the function is too steep for the solver's
-accuracy."""
+PERTURBATION, MAX_CHANGE = 1e-6, 0.1
+"""A suspected condition fails if its residual changes by at most the factor MAX_CHANGE under perturbations of size
+PERTURBATION, relative to the largest entry of the solution; a larger change means that the function is too steep for
+the solver's accuracy."""
 
 
 def check_solution(
@@ -93,10 +93,10 @@ def check_solution(
     except UnsupportedError:
         logger.debug("solution check skipped: not every variable can be recovered", exc_info=True)
         return
-    for inner in (0.0, INNER):
+    for auxiliary_weight in (0.0, AUXILIARY_WEIGHT):
         solved = 0
         for draw in range(DRAWS):
-            point = check.point(draw, inner)
+            point = check.point(draw, auxiliary_weight)
             if point is None:
                 continue
             wrong = check.mismatch(point, np.random.default_rng(draw))
@@ -146,7 +146,7 @@ class _Point:
         reported: the objective value of the program.
         largest: the largest magnitude in the solution, at least 1.
         errors: suboptimality and primal residual that the solver left, see ``_errors``.
-        tight: whether complementary slackness is checked; the INNER term invalidates it.
+        tight: whether complementary slackness is checked; the AUXILIARY_WEIGHT term invalidates it.
     """
 
     variables: dict[int, Array]
@@ -186,14 +186,14 @@ class _Check:
         shown = [*copy.variables(), *duals]
         return _Check(copy, parameters, program, solve, recovery_of(form, shown, program.structure), shown)
 
-    def point(self, draw: int, inner: float) -> _Point | None:
+    def point(self, draw: int, auxiliary_weight: float) -> _Point | None:
         """Solve at one draw; None if the program is not solved."""
         rng = np.random.default_rng(draw // 2)
         values = self._parameter_values(draw, rng)
         features = self.program.features.apply([value[None] for value in values], 1)
         program = self.program.instantiate(features)
         center = (-1) ** draw * SPREAD * rng.standard_normal(program.structure.n)
-        posed = self._with_proximal_term(program, center, inner)
+        posed = self._with_proximal_term(program, center, auxiliary_weight)
         solution = self.solve(posed, ACCURACY)
         if not solution.all_solved:
             logger.debug("draw %d of the parameters: %s", draw, solution.status[0])
@@ -205,28 +205,28 @@ class _Check:
             reported=float(self.program.objective.value(program.objective(solution.x))[0]),
             largest=float(np.max(np.abs(solution.x), initial=1.0)),
             errors=_errors(posed, solution),
-            tight=inner == 0.0,
+            tight=auxiliary_weight == 0.0,
         )
 
     def mismatch(self, point: _Point, rng: np.random.Generator) -> Residual | None:
         """The largest residual that the solver's accuracy does not explain, or None."""
-        doubted = [
+        suspects = [
             residual
             for residual in self._residuals(point, point.variables)
-            if residual.size > DOUBTED
-            and residual.absolute > AMPLIFIED * (point.errors[0] if residual.of_objective else point.errors[1])
+            if residual.size > SUSPECT_RESIDUAL
+            and residual.absolute > MAX_AMPLIFICATION * (point.errors[0] if residual.of_objective else point.errors[1])
         ]
-        if not doubted:
+        if not suspects:
             return None
         nearby: list[dict[int, float]] = []
         for sign in (-1.0, 1.0):
-            step = sign * NOISE * point.largest
+            step = sign * PERTURBATION * point.largest
             moved = {key: value + step * rng.uniform(0.5, 1.0, value.shape) for key, value in point.variables.items()}
             nearby.append({residual.condition: residual.size for residual in self._residuals(point, moved)})
         steady = [
             residual
-            for residual in doubted
-            if all(abs(sizes.get(residual.condition, np.inf) - residual.size) <= STEADY * residual.size
+            for residual in suspects
+            if all(abs(sizes.get(residual.condition, np.inf) - residual.size) <= MAX_CHANGE * residual.size
                    for sizes in nearby)
         ]  # fmt: skip
         return max(steady, key=lambda residual: residual.size, default=None)
@@ -243,14 +243,14 @@ class _Check:
         signed = {"nonpos", "neg", "PSD", "NSD"}
         return [value if spec.attributes & signed else np.abs(value) for spec, value in zip(specs, values, strict=True)]
 
-    def _with_proximal_term(self, program: ConeProgram, center: Array, inner: float) -> ConeProgram:
-        """Add norm(x - c)^2 / 2 + inner norm(t)^2 / 2, up to a constant, to the objective.
+    def _with_proximal_term(self, program: ConeProgram, center: Array, auxiliary_weight: float) -> ConeProgram:
+        """Add norm(x - c)^2 / 2 + auxiliary_weight norm(t)^2 / 2, up to a constant, to the objective.
 
         Here x are the entries of the user's variables, and t the other variables of the program.
         """
         n, P = program.structure.n, program.structure.P
         used = self.recovery.matrix.indices
-        weight = np.full(n, inner)
+        weight = np.full(n, auxiliary_weight)
         weight[used[used < n]] = 1.0
         total = (P.csc(program.P[0]) + sp.diags(weight, format="csc")).tocoo()
         order = np.lexsort((total.row, total.col))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import cvxpy as cp
 
-from convexlayer.canon import ParametricProgram, parametrised
+from convexlayer.canon import ParametricProgram, canonicalise_problem
 from convexlayer.program import ConeProgram
 from convexlayer.solution import Solution
 from convexlayer.solvers import Options
@@ -46,7 +46,7 @@ def canonicalize(
         UnsupportedError: the problem has a part that Convexlayer does not support.
     """
     check = _solved if self_check else None
-    return parametrised(problem, parameters, variables, gp=gp, presolve=presolve, check=check)
+    return canonicalise_problem(problem, parameters, variables, gp=gp, presolve=presolve, check=check)
 
 
 def _solved(program: ConeProgram, accuracy: float) -> Solution:

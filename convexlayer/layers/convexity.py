@@ -27,7 +27,7 @@ def is_promise(program: ParametricProgram) -> bool:
     block = program.data.matrix[program.parts[0]].tocsc()
     used = np.diff(block.indptr) > 0
     for i, spec in enumerate(program.parameters):
-        own = program.features.of([j == i for j in range(len(program.parameters))])
+        own = program.features.mask_of([j == i for j in range(len(program.parameters))])
         if not spec.attributes & DECLARED and np.any(used[own]):
             return True
     return False

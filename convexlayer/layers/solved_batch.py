@@ -110,7 +110,7 @@ class SolvedBatch:
         program = self._parametric
         scale, features = self._solved_rows(self._scale), self._solved_rows(self._features)
         wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
-        columns = None if all(wanted) else program.features.of(wanted)
+        columns = None if all(wanted) else program.features.mask_of(wanted)
         moved: list[Array] = []
         reports: list[DerivativeReport] = []
         if some and any(c is not None for c in cotangents):

@@ -296,7 +296,12 @@ def test_a_dense_quadratic_program_keeps_its_original_size() -> None:
     assert program.recovery.direct is None
     record = program.presolve
     assert record is not None
-    assert (record.source, record.solved_for, record.bound_variables, record.needless_rows) == (given, 50, 0, 0)
+    assert (record.source, record.eliminated_variables, record.bound_variables, record.redundant_rows) == (
+        given,
+        50,
+        0,
+        0,
+    )
 
 
 def lasso() -> Posed:
@@ -399,7 +404,7 @@ def test_identical_rows_are_merged() -> None:
     program = presolved(given)
     assert program.structure.m == 3
     assert program.presolve is not None
-    assert program.presolve.needless_rows == 1
+    assert program.presolve.redundant_rows == 1
     ours, theirs = (SolutionMap(part, options={"tol": 1e-10}).solve([THETA]) for part in (program, given))
     assert relative(ours.outputs[0], theirs.outputs[0]) < AGREE
 

@@ -12,8 +12,8 @@ from convexlayer.canon.affine_map import AffineMap, Features
 from convexlayer.canon.affine_matrix import AffineMatrix
 from convexlayer.canon.parametric import Objective
 from convexlayer.canon.recovery import Recovery
-from convexlayer.canon.rounded import difference, exact, product
 from convexlayer.canon.rows import drop_redundant_rows
+from convexlayer.canon.tracked_matrix import multiply, subtract, tracked
 from convexlayer.program import Cones, Pattern, Structure
 from tests.canon.problems import CASES
 
@@ -68,7 +68,7 @@ def test_solutions_do_not_depend_on_units(decades: int, seed: int) -> None:
     given = equality_program(of_x[:, None] * P * of_x, of_rows[:, None] * A * of_x, of_rows * b)
     program = presolved(given)
     assert program.presolve is not None
-    assert program.presolve.solved_for > 0
+    assert program.presolve.eliminated_variables > 0
     there, dual = solved(program, of_x * theta)
     np.testing.assert_allclose(of_x * there, x, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(of_rows * dual, y, rtol=1e-8, atol=1e-9)
@@ -111,14 +111,14 @@ def presolved_without_duals(A: Array, b: Array) -> ParametricProgram:
 
 def test_cancellation_is_judged_by_all_accumulated_terms() -> None:
     """1e8 + 1 - 1e8 is 1 with an error of 1e-8, so after subtracting 1 the remainder counts as zero."""
-    large = exact(sp.csr_matrix([[1e8 + 0.1]]))
-    left = difference(large, exact(sp.csr_matrix([[1e8]])))
+    large = tracked(sp.csr_matrix([[1e8 + 0.1]]))
+    left = subtract(large, tracked(sp.csr_matrix([[1e8]])))
     assert left.values.nnz == 1
-    assert left.sizes[0, 0] > 2e8
-    assert difference(left, exact(sp.csr_matrix([[0.1]]))).values.nnz == 0
-    tiny = exact(sp.csr_matrix([[1e-200, 0.0], [0.0, 1e200]]))
+    assert left.magnitudes[0, 0] > 2e8
+    assert subtract(left, tracked(sp.csr_matrix([[0.1]]))).values.nnz == 0
+    tiny = tracked(sp.csr_matrix([[1e-200, 0.0], [0.0, 1e200]]))
     np.testing.assert_array_equal(
-        product(tiny, exact(sp.identity(2, format="csr"))).values.toarray(), tiny.values.toarray()
+        multiply(tiny, tracked(sp.identity(2, format="csr"))).values.toarray(), tiny.values.toarray()
     )
 
 
@@ -126,9 +126,9 @@ def test_rows_are_compared_if_columns_times_features_exceed_32_bits() -> None:
     """Two identical rows x_1 <= theta_k are merged."""
     n, features = 3_000, 800_000
     A = AffineMatrix.of(Pattern((2, n), np.array([0, 1]), np.array([0, 0])), sp.csr_matrix(np.ones((2, 1))))
-    A = AffineMatrix(A.constant, A.rows, A.cols, exact(sp.csr_matrix((0, features))))
+    A = AffineMatrix(A.constant, A.rows, A.cols, tracked(sp.csr_matrix((0, features))))
     b = sp.csr_matrix((np.ones(2), ([0, 1], [features - 1, features - 1])), shape=(2, features + 1))
-    assert drop_redundant_rows(A, exact(b), Cones(nonnegative=2), np.zeros(2, dtype=bool)).shape == (1, 2)
+    assert drop_redundant_rows(A, tracked(b), Cones(nonnegative=2), np.zeros(2, dtype=bool)).shape == (1, 2)
 
 
 def test_structural_zeros_are_not_features() -> None:

@@ -92,7 +92,7 @@ def test_the_error_describes_the_violated_condition(
 
 def test_errors_of_cvxpy_are_detected_without_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms along an axis of three-dimensional arrays, and axis permutations by other backends."""
-    monkeypatch.setattr(frontend, "repaired", lambda problem: problem)
+    monkeypatch.setattr(frontend, "with_workarounds", lambda problem: problem)
     X, P = cp.Variable((2, 2, 2)), cp.Parameter((2, 2, 2))
     problem = cp.Problem(cp.Minimize(cp.sum(cp.norm(X, 2, axis=1)) + cp.sum_squares(X - P)))
     with pytest.raises(ProblemError, match="the objective is reported as"):

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from convexlayer.program import IndexArray
 
-__all__ = ["CANCELLED", "Rounded", "difference", "exact", "product", "total"]
+__all__ = ["CANCELLED", "TrackedMatrix", "add", "multiply", "subtract", "tracked"]
 
 CANCELLED = 64 * float(np.finfo(float).eps)
 """An entry at most this large relative to the sum of its terms' absolute values counts as zero. The factor 64 allows
@@ -22,46 +22,46 @@ for the rounding errors of sums of several terms."""
 
 
 @dataclass(frozen=True, eq=False)
-class Rounded:
+class TrackedMatrix:
     """A sparse matrix and the sums of the absolute values of the terms in its entries.
 
     Attributes:
         values: (rows, columns), in CSR.
-        sizes: the sums, at least abs(values), with the same sparsity pattern.
+        magnitudes: the sums, at least abs(values), with the same sparsity pattern.
     """
 
     values: sp.csr_matrix
-    sizes: sp.csr_matrix
+    magnitudes: sp.csr_matrix
 
     @property
-    def transposed(self) -> Rounded:
+    def transposed(self) -> TrackedMatrix:
         """The transpose."""
-        return Rounded(self.values.T.tocsr(), self.sizes.T.tocsr())
+        return TrackedMatrix(self.values.T.tocsr(), self.magnitudes.T.tocsr())
 
-    def of(self, rows: IndexArray) -> Rounded:
+    def of(self, rows: IndexArray) -> TrackedMatrix:
         """Select rows."""
-        return Rounded(self.values[rows], self.sizes[rows])
+        return TrackedMatrix(self.values[rows], self.magnitudes[rows])
 
 
-def exact(matrix: sp.csr_matrix) -> Rounded:
+def tracked(matrix: sp.csr_matrix) -> TrackedMatrix:
     """Wrap a matrix of exact data, without rounding errors."""
     matrix.sum_duplicates()
-    return Rounded(matrix, abs(matrix))
+    return TrackedMatrix(matrix, abs(matrix))
 
 
-def product(left: Rounded, right: Rounded) -> Rounded:
+def multiply(left: TrackedMatrix, right: TrackedMatrix) -> TrackedMatrix:
     """Compute left @ right without entries that cancel."""
-    return _kept(left.values @ right.values, left.sizes @ right.sizes)
+    return _kept(left.values @ right.values, left.magnitudes @ right.magnitudes)
 
 
-def total(left: Rounded, right: Rounded) -> Rounded:
+def add(left: TrackedMatrix, right: TrackedMatrix) -> TrackedMatrix:
     """Compute left + right without entries that cancel."""
-    return _kept(_added(left.values, right.values), _added(left.sizes, right.sizes))
+    return _kept(_added(left.values, right.values), _added(left.magnitudes, right.magnitudes))
 
 
-def difference(left: Rounded, right: Rounded) -> Rounded:
+def subtract(left: TrackedMatrix, right: TrackedMatrix) -> TrackedMatrix:
     """Compute left - right without entries that cancel."""
-    return _kept(_added(left.values, -right.values), _added(left.sizes, right.sizes))
+    return _kept(_added(left.values, -right.values), _added(left.magnitudes, right.magnitudes))
 
 
 def _added(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
@@ -71,20 +71,20 @@ def _added(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
     return sp.coo_matrix((np.concatenate([left.data, right.data]), place), shape=left.shape).tocsr()
 
 
-def _kept(values: sp.csr_matrix, sizes: sp.csr_matrix) -> Rounded:
+def _kept(values: sp.csr_matrix, magnitudes: sp.csr_matrix) -> TrackedMatrix:
     """Drop entries that cancelled, and give both matrices the same sparsity pattern."""
-    if values.nnz < sizes.nnz:  # SciPy's products drop exact zeros and keep the order of the other entries
-        kept = np.isin(_keys(sizes), _keys(values), assume_unique=True)
-        indptr = np.concatenate([[0], np.cumsum(kept)])[sizes.indptr]
-        sizes = sp.csr_matrix((sizes.data[kept], sizes.indices[kept], indptr), shape=sizes.shape)
-    kept = np.abs(values.data) > CANCELLED * sizes.data
+    if values.nnz < magnitudes.nnz:  # SciPy's products drop exact zeros and keep the order of the other entries
+        kept = np.isin(_keys(magnitudes), _keys(values), assume_unique=True)
+        indptr = np.concatenate([[0], np.cumsum(kept)])[magnitudes.indptr]
+        magnitudes = sp.csr_matrix((magnitudes.data[kept], magnitudes.indices[kept], indptr), shape=magnitudes.shape)
+    kept = np.abs(values.data) > CANCELLED * magnitudes.data
     if not kept.all():
         indptr = np.concatenate([[0], np.cumsum(kept)])[values.indptr]
-        values, sizes = (
+        values, magnitudes = (
             sp.csr_matrix((part.data[kept], values.indices[kept], indptr), shape=values.shape)
-            for part in (values, sizes)
+            for part in (values, magnitudes)
         )
-    return Rounded(values, sizes)
+    return TrackedMatrix(values, magnitudes)
 
 
 def _keys(matrix: sp.csr_matrix) -> IndexArray:

@@ -20,10 +20,10 @@ from cvxpy.transforms.partial_optimize import PartialProblem
 
 from convexlayer.canon.detached import expressions
 
-__all__ = ["repaired"]
+__all__ = ["with_workarounds"]
 
 
-def repaired(problem: cp.Problem) -> cp.Problem:
+def with_workarounds(problem: cp.Problem) -> cp.Problem:
     """Replace all expressions that need a workaround.
 
     Args:
@@ -36,7 +36,7 @@ def repaired(problem: cp.Problem) -> cp.Problem:
             if isinstance(node, cp.Problem):
                 continue
             if isinstance(node, cp.perspective):
-                _tell_apart(node)
+                _make_unique(node)
             for part in node.args:
                 if id(part) not in known:
                     inner, instead = _instead(part)
@@ -74,6 +74,6 @@ def _norm(node: cp.Expression) -> cp.Expression:
     return cp.reshape(norms, node.shape, order="F")
 
 
-def _tell_apart(node: cp.Expression) -> None:
+def _make_unique(node: cp.Expression) -> None:
     """Make the data of an expression unique, so that CVXPY does not identify it with another one."""
     node.__dict__["get_data"] = lambda: [object()]
