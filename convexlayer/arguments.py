@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from convexlayer.errors import ProblemError
 
-__all__ = ["INTEGER", "REAL", "as_array", "check_kind", "check_truth", "described"]
+__all__ = ["INTEGER", "REAL", "as_array", "check_bool", "check_kind", "describe"]
 
 INTEGER = (int, np.integer)
 REAL = (*INTEGER, float, np.floating)
@@ -32,10 +32,10 @@ def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expecte
         ProblemError: the value has another type.
     """
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds in (INTEGER, REAL)):
-        raise ProblemError(f"{name} must be {expected}, got {described(value)}")
+        raise ProblemError(f"{name} must be {expected}, got {describe(value)}")
 
 
-def check_truth(name: str, value: object) -> None:
+def check_bool(name: str, value: object) -> None:
     """Check that an argument is a boolean; see ``check_kind``."""
     check_kind(name, value, (bool, np.bool_), "True or False")
 
@@ -52,11 +52,11 @@ def as_array(name: str, value: object) -> NDArray[np.float64]:
             raise TypeError(f"it holds values of type {array.dtype}")
         return array.astype(np.float64, copy=False)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors that require gradients
-        received = f"{described(value)}: {error}"
+        received = f"{describe(value)}: {error}"
         raise ProblemError(f"{name}: expected an array of real numbers, got {received}") from error
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
     """Describe a value in a message: its repr if short, and its type."""
     if value is None:
         return "None"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer, Options, ProblemError, ShapeError, SolutionMap, SolverError, canonicalize
-from convexlayer.arguments import as_array, described
+from convexlayer.arguments import as_array, describe
 
 x, c = cp.Variable(3, name="x"), cp.Parameter(3, name="c")
 PROBLEM = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0])
@@ -188,9 +188,9 @@ def test_cotangents_and_tangents_of_a_solved_batch() -> None:
 
 
 def test_descriptions() -> None:
-    assert described(None) == "None"
-    assert described(3) == "3 (int)"
-    assert described(np.ones(100)) == "a value of type ndarray"
+    assert describe(None) == "None"
+    assert describe(3) == "3 (int)"
+    assert describe(np.ones(100)) == "a value of type ndarray"
     assert as_array("a", [1, 2]).dtype == np.float64
     values = np.ones(3)
     assert as_array("a", values) is values

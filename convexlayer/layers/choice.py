@@ -17,10 +17,10 @@ from convexlayer.solvers.registry import solver_for
 
 __all__ = ["Fallback", "ResolvedSolver", "checked_device", "choose", "fastest"]
 
-RUNS = 3
+TIMED_RUNS = 3
 """Number of timed runs of each candidate, after one untimed run that fills caches; the best time counts."""
 
-HOPELESS = 3.0
+DROP_FACTOR = 3.0
 """A candidate slower than the fastest by more than this factor is not timed again, to bound the tuning time."""
 
 
@@ -94,9 +94,9 @@ def fastest(candidates: Sequence[ResolvedSolver], attempt: Callable[[ResolvedSol
     """
     solved = [attempt(candidate) for candidate in candidates]
     best = [float("inf")] * len(candidates)
-    for _ in range(RUNS):
+    for _ in range(TIMED_RUNS):
         for i, candidate in enumerate(candidates):
-            if best[i] == float("inf") or best[i] <= HOPELESS * min(best):
+            if best[i] == float("inf") or best[i] <= DROP_FACTOR * min(best):
                 start = time.perf_counter()
                 attempt(candidate)
                 best[i] = min(best[i], time.perf_counter() - start)

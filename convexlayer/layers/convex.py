@@ -11,7 +11,7 @@ from typing import Any, final
 import cvxpy as cp
 import torch
 
-from convexlayer.arguments import check_kind, check_truth, described
+from convexlayer.arguments import check_bool, check_kind, describe
 from convexlayer.canon import ParametricProgram
 from convexlayer.errors import DerivativeError, FailedElementsError, InvalidElementsError, ProblemError
 from convexlayer.layers.canonicalize import canonicalize
@@ -107,7 +107,7 @@ class ConvexLayer(torch.nn.Module):
         _check_sequence("parameters", parameters, cp.Parameter, "cvxpy.Parameter")
         _check_sequence("variables", variables, cp.Variable, "cvxpy.Variable (or dual variables)")
         for name, value in (("gp", gp), ("presolve", presolve), ("self_check", self_check)):
-            check_truth(name, value)
+            check_bool(name, value)
         _check_choice("on_failure", on_failure, ON_FAILURE)
         program = canonicalize(problem, parameters, variables, gp=gp, presolve=presolve, self_check=self_check)
         self._map = SolutionMap(
@@ -120,7 +120,7 @@ class ConvexLayer(torch.nn.Module):
             check_attributes=check_attributes,
         )
         self._on_failure = on_failure
-        self._judge = _Judge(on_degenerate)
+        self._degenerate_policy = _DegeneratePolicy(on_degenerate)
 
     @property
     def program(self) -> ParametricProgram:
@@ -166,7 +166,7 @@ class ConvexLayer(torch.nn.Module):
                 tensor is not finite or violates its parameter's attributes.
         """
         outputs, _, report = self._solve(tensors, options, warm_start)
-        self._judge.of_solutions(report)
+        self._degenerate_policy.of_solutions(report)
         return outputs
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
@@ -206,7 +206,7 @@ class ConvexLayer(torch.nn.Module):
             Options.of(options, self._map.options),
             warm_start,
             keep=self._on_failure == "keep",
-            judge=self._judge,
+            on_derivative=self._degenerate_policy,
         )
         *outputs, objective = solve(call, tensors)
         if not batched:
@@ -237,18 +237,18 @@ def _failure_message(report: Report, *, batched: bool) -> str:
 
 def _check_sequence(name: str, values: object, kind: type, expected: str) -> None:
     if isinstance(values, kind) or not isinstance(values, Iterable):
-        raise ProblemError(f"{name} must be a list of {expected}, got {described(values)}")
+        raise ProblemError(f"{name} must be a list of {expected}, got {describe(values)}")
     for i, value in enumerate(values):
         check_kind(f"{name}[{i}]", value, kind, f"a {expected}")
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ProblemError(f"{name} must be one of {', '.join(known)}, got {described(value)}")
+        raise ProblemError(f"{name} must be one of {', '.join(known)}, got {describe(value)}")
 
 
 @final
-class _Judge:
+class _DegeneratePolicy:
     """Handling of untrusted derivatives and inaccurate solutions by ``on_degenerate``; warns once of each."""
 
     def __init__(self, on_degenerate: str) -> None:
@@ -257,8 +257,8 @@ class _Judge:
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
-    def __reduce__(self) -> tuple[Callable[[str], _Judge], tuple[str]]:
-        return _Judge, (self._on_degenerate,)
+    def __reduce__(self) -> tuple[Callable[[str], _DegeneratePolicy], tuple[str]]:
+        return _DegeneratePolicy, (self._on_degenerate,)
 
     def of_solutions(self, report: Report) -> None:
         """Warn of inaccurate solutions, after a call that returns no report."""

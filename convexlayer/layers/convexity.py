@@ -7,7 +7,7 @@ import numpy as np
 from convexlayer.canon import ParametricProgram
 from convexlayer.program import Array, ConeProgram
 
-__all__ = ["is_promise", "not_convex"]
+__all__ = ["convexity_is_unproven", "nonconvex_elements"]
 
 DECLARED = frozenset({"PSD", "NSD", "nonneg", "nonpos", "pos", "neg"})
 """Parameter attributes from which CVXPY proves that P is positive semidefinite; values are checked against them."""
@@ -22,7 +22,7 @@ AT_ONCE = 2**20
 """Number of dense entries of P per chunk of the batch (8 MiB)."""
 
 
-def is_promise(program: ParametricProgram) -> bool:
+def convexity_is_unproven(program: ParametricProgram) -> bool:
     """Whether P depends on a parameter declared neither definite nor of one sign, so that convexity is unproven."""
     block = program.data.matrix[program.parts[0]].tocsc()
     used = np.diff(block.indptr) > 0
@@ -33,7 +33,7 @@ def is_promise(program: ParametricProgram) -> bool:
     return False
 
 
-def not_convex(program: ConeProgram) -> dict[int, str]:
+def nonconvex_elements(program: ConeProgram) -> dict[int, str]:
     """Error messages, by position, of the elements whose P is finite but not positive semidefinite."""
     n, P = program.structure.n, program.structure.P
     found: dict[int, str] = {}
@@ -47,13 +47,13 @@ def not_convex(program: ConeProgram) -> dict[int, str]:
             np.linalg.cholesky(dense + (ROUNDING * largest + np.finfo(float).tiny)[:, None, None] * np.eye(n))
         except np.linalg.LinAlgError:
             for i, matrix in enumerate(dense):
-                message = _said(matrix) if np.isfinite(matrix).all() else None
+                message = _message(matrix) if np.isfinite(matrix).all() else None
                 if message is not None:
                     found[start + i] = message
     return found
 
 
-def _said(P: Array) -> str | None:
+def _message(P: Array) -> str | None:
     """The error message for a symmetric matrix with a negative eigenvalue, or None."""
     eigenvalues = np.linalg.eigvalsh(P)
     size = np.abs(eigenvalues).max()

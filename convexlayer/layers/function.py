@@ -16,10 +16,10 @@ import torch
 
 from convexlayer.diff import DerivativeReport
 from convexlayer.errors import DerivativeError
-from convexlayer.layers.mapped import Tensors, flattened, is_transformed, is_wrapped, unwrapped
 from convexlayer.layers.report import Report
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.solved_batch import SolvedBatch
+from convexlayer.layers.vmap_rules import Tensors, flattened, is_transformed, is_wrapped, unwrapped
 from convexlayer.program import Array, IndexArray
 from convexlayer.runtime.buffers import empty
 from convexlayer.solvers import Options
@@ -52,20 +52,20 @@ class Call:
         options: the options of this call.
         warm_start: the report to start from, or None.
         keep: whether rows without a solution keep the solver's last iterate instead of NaN.
-        judge: callback that receives the report after every derivative; it may warn or raise.
+        on_derivative: callback that receives the report after every derivative; it may warn or raise.
         kind: dtype and device of the parameters, set by the forward pass.
         solved: the solved batch, set by the forward pass.
     """
 
     def __init__(
-        self, solution_map: SolutionMap, options: Options, warm_start: Report | None, *, keep: bool, judge: Any
+        self, solution_map: SolutionMap, options: Options, warm_start: Report | None, *, keep: bool, on_derivative: Any
     ) -> None:
         """Prepare a call."""
         self.solution_map = solution_map
         self.options = options
         self.warm_start = warm_start
         self.keep = keep
-        self.judge = judge
+        self.on_derivative = on_derivative
         self.kind = PLAIN
         self.solved: SolvedBatch | None = None
 
@@ -181,8 +181,8 @@ class _Vjp(_Derivative):
             gradients = solved.vjp(rows[:-1], objective=rows[-1], wrt=wrt)
             return tuple(gradient for gradient in gradients if gradient is not None)
 
-        gradients = _by_rounds(element, solved, arrays, one_round)
-        call.judge(solved.report)
+        gradients = _in_rounds(element, solved, arrays, one_round)
+        call.on_derivative(solved.report)
         return tuple(_tensor(gradient, call.kind, own=True) for gradient in gradients)
 
     @staticmethod
@@ -203,8 +203,8 @@ class _Jvp(_Derivative):
             outputs, objective = solved.jvp(rows)
             return (*outputs, objective)
 
-        outputs = _by_rounds(element, solved, arrays, one_round)
-        call.judge(solved.report)
+        outputs = _in_rounds(element, solved, arrays, one_round)
+        call.on_derivative(solved.report)
         return tuple(_tensor(output, call.kind) for output in outputs)
 
     @staticmethod
@@ -248,7 +248,7 @@ for _function in (_Solve, _Vjp, _Jvp):
     setattr(_function.forward, "__signature__", _Positional())  # noqa: B010 (unknown to mypy)
 
 
-def _by_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | None], function: Any) -> Any:
+def _in_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | None], function: Any) -> Any:
     """Apply a function of whole batches to rows of the given elements, in rounds with at most one row per element.
 
     The report of the derivative is the worst of all rounds.

@@ -11,19 +11,19 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from convexlayer.arguments import check_kind, check_truth
+from convexlayer.arguments import check_bool, check_kind
 from convexlayer.canon import ParametricProgram
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff import ReducedFactor, ReducedSystem, derivative_mode, polished
 from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.layers.choice import ResolvedSolver, checked_device, choose, fastest
-from convexlayer.layers.convexity import is_promise
-from convexlayer.layers.parts import Parts
-from convexlayer.layers.posing import Posed, among, posed, usable_part
+from convexlayer.layers.component_solver import ComponentSolver
+from convexlayer.layers.convexity import convexity_is_unproven
+from convexlayer.layers.final_status import unproved_claims, unsettled, with_certificates
+from convexlayer.layers.instantiation import Instances, instantiate, scatter_to_batch, valid_part
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
-from convexlayer.layers.units import Equilibration, in_own_units
-from convexlayer.layers.verdicts import unproved, unsettled, with_verdicts
+from convexlayer.layers.units import Equilibration, differentiate_equilibrated
 from convexlayer.program import Array, ConeProgram, IndexArray
 from convexlayer.solution import Residuals, Solution
 from convexlayer.solvers import Clock, Options
@@ -85,8 +85,8 @@ class SolutionMap:
         check_kind("solver", solver, str, "a name such as 'auto' or 'clarabel'")
         check_kind("device", device, str, "a name such as 'cpu' or 'cuda'")
         check_kind("derivative", derivative, str, "a name such as 'exact'")
-        check_truth("tune", tune)
-        check_truth("check_attributes", check_attributes)
+        check_bool("tune", tune)
+        check_bool("check_attributes", check_attributes)
         self.program = program
         self.options = Options.of(options, Options())
         self._arguments = {
@@ -97,7 +97,7 @@ class SolutionMap:
             "check_attributes": check_attributes,
         }
         self._check_attributes = check_attributes
-        self._convexity_is_promised = is_promise(program)
+        self._convexity_is_unproven = convexity_is_unproven(program)
         self._automatic = solver.lower() == "auto"
         if tune and not self._automatic:
             raise SolverError(f"tune=True chooses the fastest solver, but solver={solver!r} names one: leave one out")
@@ -146,31 +146,31 @@ class SolutionMap:
             ProblemError: an argument has the wrong type.
             SolverError: the solver does not know an option.
         """
-        chosen = self._placed(Options.of(options, self.options))
+        chosen = self._with_device(Options.of(options, self.options))
         clock = Clock(chosen.time_limit_s)
-        given = self._posed(theta)
+        given = self._instantiate(theta)
         features, program, scale = given.features, given.program, given.scale
 
         units = Equilibration.of(program)
-        own = program if units is None else units.program(program)
+        own = program if units is None else units.scale_program(program)
 
         instantiated = time.perf_counter()
-        part, usable = usable_part(own, given.invalid)
+        part, valid = valid_part(own, given.invalid)
         by = self._solver_for(part, chosen)
-        start, cold = self._start(warm_start, by, given, usable, units)
+        start, cold = self._start(warm_start, by, given, valid, units)
         limited = clock.applied(chosen)
-        solution = by.solver.solve(by.state, part, limited, start) if part.batch else _nothing(part)
+        solution = by.solver.solve(by.state, part, limited, start) if part.batch else _empty_solution(part)
         solved, raw = time.perf_counter(), solution
         solution, residuals, factor, point = self._certified(part, solution, chosen, clock)
         solution, residuals, again = self._solved_again(by, part, raw, solution, residuals, chosen, clock)
-        solution, details = with_verdicts(part, solution, raw, clock.applied(chosen))
-        solution, residuals = among(solution, residuals, usable, program.batch)
-        if usable is not None:
-            again = tuple(usable[list(again)].tolist())
-            details = given.invalid | {int(usable[i]): message for i, message in details.items()}
+        solution, details = with_certificates(part, solution, raw, clock.applied(chosen))
+        solution, residuals = scatter_to_batch(solution, residuals, valid, program.batch)
+        if valid is not None:
+            again = tuple(valid[list(again)].tolist())
+            details = given.invalid | {int(valid[i]): message for i, message in details.items()}
         polished = time.perf_counter()
 
-        held, solution = solution, solution if units is None else units.solution(solution)
+        held, solution = solution, solution if units is None else units.unscale_solution(solution)
         objective = self._objective(residuals, solution, scale if units is None else scale * units.c)
         report = Report(
             status=solution.status,
@@ -187,7 +187,9 @@ class SolutionMap:
         )
         same = not again and bool(np.all(solution.solved))  # else factor and point belong to other solutions
         factor, found = (factor, point) if same else (None, None)
-        differentiate = partial(in_own_units, self._mode, self._system, units, own, held, factor=factor, point=found)
+        differentiate = partial(
+            differentiate_equilibrated, self._mode, self._system, units, own, held, factor=factor, point=found
+        )
         return SolvedBatch(
             self.program,
             differentiate,
@@ -216,11 +218,11 @@ class SolutionMap:
                 these parameters.
         """
         check_kind("solution", solution, Solution, "a Solution, such as a report's ``solution``")
-        given = self._posed(theta)
+        given = self._instantiate(theta)
         features, program, scale = given.features, given.program, given.scale
-        scaled = self._fitting(solution, program.batch, "solution").divided(scale)
+        scaled = self._checked_size(solution, program.batch, "solution").divided(scale)
         units = Equilibration.of(program)
-        own, held = (program, scaled) if units is None else (units.program(program), units.start(scaled))
+        own, held = (program, scaled) if units is None else (units.scale_program(program), units.scale_solution(scaled))
         certified, residuals = held.certified(own, Options.of(options, self.options).tol)
         for i in sorted(given.invalid):
             if scaled.status[i].solved:
@@ -244,21 +246,21 @@ class SolutionMap:
             solution=solution,
             details=given.invalid,
         )
-        differentiate = partial(in_own_units, self._mode, self._system, units, own, held)
+        differentiate = partial(differentiate_equilibrated, self._mode, self._system, units, own, held)
         return SolvedBatch(
             self.program, differentiate, features, program, scaled, scale, objective, report, batched=given.batched
         )
 
-    def _posed(self, theta: Sequence[Array]) -> Posed:
+    def _instantiate(self, theta: Sequence[Array]) -> Instances:
         checked = self._check_attributes
-        return posed(self.program, theta, attributes=checked, curvature=checked and self._convexity_is_promised)
+        return instantiate(self.program, theta, attributes=checked, curvature=checked and self._convexity_is_unproven)
 
     def _start(
         self,
         warm_start: Report | None,
         by: ResolvedSolver,
-        given: Posed,
-        usable: IndexArray | None,
+        given: Instances,
+        valid: IndexArray | None,
         units: Equilibration | None,
     ) -> tuple[Solution | None, str | None]:
         """The starting point of each element, or the reason why the given warm start is not used."""
@@ -266,21 +268,21 @@ class SolutionMap:
             return None, None
         check_kind("warm_start", warm_start, Report, "the Report of an earlier call, or None")
         solution, batch = warm_start.solution, given.program.batch
-        self._fitting(solution, len(solution.x), "warm_start")
+        self._checked_size(solution, len(solution.x), "warm_start")
         if not by.solver.starts_warm:
             return None, f"solver {by.solver.name!r} cannot start from a given point"
         if len(solution.x) != batch:
             return None, f"the warm start has {len(solution.x)} elements, this batch {batch}"
         start = solution.divided(given.scale)
-        start = start if units is None else units.start(start)
-        return (start if usable is None else start.select(usable)), None
+        start = start if units is None else units.scale_solution(start)
+        return (start if valid is None else start.select(valid)), None
 
     def _objective(self, residuals: Residuals, solution: Solution, scale: Array) -> Array:
         """Objective values of the problem (B,); NaN without a solution."""
         reached = self.program.objective.value(residuals.objective * scale)
         return reached if solution.all_optimal else np.where(solution.solved, reached, np.nan)
 
-    def _fitting(self, solution: Solution, batch: int, name: str) -> Solution:
+    def _checked_size(self, solution: Solution, batch: int, name: str) -> Solution:
         """Check the size of a solution that was passed as the argument ``name``."""
         expected = (batch, self.program.structure.n), (batch, self.program.structure.m)
         if (solution.x.shape, solution.y.shape) != expected:
@@ -313,12 +315,16 @@ class SolutionMap:
         """Solve unsettled elements again, by components and then by the fallback; also return their positions."""
         fallback = by.fallback
         stalled = options.max_iter is None  # reaching the default iteration limit counts as stalled
-        index = unproved(solution, raw) if by.solver.fallback_for_claims else unsettled(solution, raw, stalled=stalled)
+        index = (
+            unproved_claims(solution, raw)
+            if by.solver.fallback_for_claims
+            else unsettled(solution, raw, stalled=stalled)
+        )
         if not len(index) or clock.over:
             return solution, residuals, ()
         attempts: list[Callable[[ConeProgram], Solution]] = []
-        if self._parts.several and options.time_limit_s is None:
-            attempts.append(lambda part: self._parts.solve(part, options))
+        if self._component_solver.several and options.time_limit_s is None:
+            attempts.append(lambda part: self._component_solver.solve(part, options))
         if fallback is not None and (fallback.solver.supports_time_limit or options.time_limit_s is None):
             attempts.append(lambda part: fallback.solver.solve(fallback.state, part, clock.applied(options)))
         left = index
@@ -336,9 +342,9 @@ class SolutionMap:
         return solution, residuals, tuple(index.tolist()) if attempts else ()
 
     @cached_property
-    def _parts(self) -> Parts:
+    def _component_solver(self) -> ComponentSolver:
         """The independent components of the program, for elements that are not settled as a whole."""
-        return Parts("auto" if self._automatic else self._chosen.solver.name, self.program.structure)
+        return ComponentSolver("auto" if self._automatic else self._chosen.solver.name, self.program.structure)
 
     def _solver_for(self, program: ConeProgram, options: Options) -> ResolvedSolver:
         """The solver of a batch; with ``tune``, the first batch is used to choose it."""
@@ -353,7 +359,7 @@ class SolutionMap:
             return ResolvedSolver(chosen.fallback.solver, chosen.fallback.state, fallback=None, reason=reason)
         return chosen
 
-    def _placed(self, options: Options) -> Options:
+    def _with_device(self, options: Options) -> Options:
         """Set the device of the dense torch solver, unless the options name another."""
         if self._device == "cpu":
             return options
@@ -376,7 +382,7 @@ class SolutionMap:
         return fastest(contenders, attempt)
 
 
-def _nothing(program: ConeProgram) -> Solution:
+def _empty_solution(program: ConeProgram) -> Solution:
     """The solution of an empty batch."""
     n, m, empty = program.structure.n, program.structure.m, np.zeros(0)
     return Solution(np.zeros((0, n)), np.zeros((0, m)), np.zeros((0, m)), (), empty.astype(np.int64), empty, {})

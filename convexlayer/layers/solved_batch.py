@@ -72,7 +72,7 @@ class SolvedBatch:
     @cached_property
     def outputs(self) -> tuple[Array, ...]:
         """The outputs, each (B, *shape); NaN for elements without a solution."""
-        if self._everywhere:
+        if self._all_solved:
             return self.iterates
         solved = self._solution.solved
         return tuple(np.where(_column(solved, value), value, np.nan) for value in self.iterates)
@@ -103,10 +103,10 @@ class SolvedBatch:
         start = time.perf_counter()
         if wrt is not None and len(wrt) != len(self._parametric.parameters):
             raise ShapeError(f"expected {len(self._parametric.parameters)} entries in wrt, got {len(wrt)}")
-        cotangents = self._given("cotangents", cotangents, self._parametric.outputs)
+        cotangents = self._checked("cotangents", cotangents, self._parametric.outputs)
         if objective is not None:
-            (objective,) = self._given("cotangents", [objective], [_OBJECTIVE])
-        some = self.batch > 0 and (self._everywhere or len(self._solved_index) > 0)
+            (objective,) = self._checked("cotangents", [objective], [_OBJECTIVE])
+        some = self.batch > 0 and (self._all_solved or len(self._solved_index) > 0)
         program = self._parametric
         scale, features = self._solved_rows(self._scale), self._solved_rows(self._features)
         wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
@@ -115,7 +115,7 @@ class SolvedBatch:
         reports: list[DerivativeReport] = []
         if some and any(c is not None for c in cotangents):
             chosen = [None if c is None else self._solved_rows(c) for c in cotangents]
-            direct, dx, dy = program.recovery.pull(self._here, self._values, chosen)
+            direct, dx, dy = program.recovery.pull(self._point, self._values, chosen)
             gradient, derivative = self._differentiator.vjp(
                 SolutionCotangent(dx, dy * scale[:, None]),
                 on=program.varying,
@@ -133,7 +133,7 @@ class SolvedBatch:
         total = reduce(np.add, moved) if moved else np.zeros_like(features)
         pulled = program.split(program.features.pull(features, total))
         self.report.seconds["derivative"] = time.perf_counter() - start
-        return tuple(self._among_all(value) if want else None for value, want in zip(pulled, wanted, strict=True))
+        return tuple(self._scatter(value) if want else None for value, want in zip(pulled, wanted, strict=True))
 
     def jvp(
         self, tangents: Sequence[Array | None], *, of: Sequence[bool] | None = None
@@ -155,31 +155,31 @@ class SolvedBatch:
         start = time.perf_counter()
         index = self._solved_index
         program, recovery = self._parametric, self._parametric.recovery
-        values = self._given("tangents", tangents, program.parameters, shared=True)
+        values = self._checked("tangents", tangents, program.parameters, shared=True)
         features, push = self._solved_rows(self._features), program.features.push(self._features, values)[index]
         data = program.push(features, push)
         part, solution = self._solved_part
         scale = self._solved_rows(self._scale)
         if len(index):
-            looked_at = recovery.of([True] * len(program.outputs) if of is None else of)
+            observed = recovery.of([True] * len(program.outputs) if of is None else of)
             moved, derivative = self._differentiator.jvp(
                 data.divided(scale),
-                seen=lambda moved: recovery.push_linear(features, moved.x, moved.y * scale[:, None])[:, looked_at],
+                seen=lambda moved: recovery.push_linear(features, moved.x, moved.y * scale[:, None])[:, observed],
             )
             self._record([derivative])
             dx, dy = moved.x, moved.y * scale[:, None]
         else:
             dx, dy = solution.x, solution.y
-        outputs = recovery.push(self._here, self._values, (push, dx, dy))
+        outputs = recovery.push(self._point, self._values, (push, dx, dy))
         unit = _envelope(part.structure, solution.divided(1.0 / scale), np.ones(len(index)))
         objective = self._slope * _inner(data, unit)
         self.report.seconds["derivative"] = time.perf_counter() - start
         return (
-            tuple(self._among_all(value, fill=np.nan) for value in outputs),
-            self._among_all(objective, fill=np.nan),
+            tuple(self._scatter(value, fill=np.nan) for value in outputs),
+            self._scatter(objective, fill=np.nan),
         )
 
-    def _given(
+    def _checked(
         self,
         what: str,
         values: Sequence[Array | None],
@@ -203,7 +203,7 @@ class SolvedBatch:
         return arrays
 
     @property
-    def _everywhere(self) -> bool:
+    def _all_solved(self) -> bool:
         """Whether every element has a solution."""
         return self._solution.all_solved
 
@@ -213,11 +213,11 @@ class SolvedBatch:
 
     def _solved_rows(self, value: Array) -> Array:
         """Select the rows of the solved elements; returns the array itself if all are solved."""
-        return value if self._everywhere else value[self._solved_index]
+        return value if self._all_solved else value[self._solved_index]
 
-    def _among_all(self, value: Array, fill: float = 0.0) -> Array:
+    def _scatter(self, value: Array, fill: float = 0.0) -> Array:
         """Scatter rows of the solved elements, with ``fill`` for the others; the array itself if all are solved."""
-        if self._everywhere:
+        if self._all_solved:
             return value
         out = np.full((self.batch, *value.shape[1:]), fill)
         out[self._solved_index] = value
@@ -225,12 +225,12 @@ class SolvedBatch:
 
     @cached_property
     def _solved_part(self) -> tuple[ConeProgram, Solution]:
-        if self._everywhere:
+        if self._all_solved:
             return self._program, self._solution
         return self._program.select(self._solved_index), self._solution.select(self._solved_index)
 
     @cached_property
-    def _here(self) -> tuple[Array, Array, Array]:
+    def _point(self) -> tuple[Array, Array, Array]:
         """Features, x and y of the solved elements; y is not divided by the objective scale."""
         whole = (self._features, self.report.solution.x, self.report.solution.y)
         features, x, y = map(self._solved_rows, whole)
@@ -243,9 +243,9 @@ class SolvedBatch:
 
     @cached_property
     def _differentiator(self) -> AbstractDifferentiator:
-        features, x, y = self._here
+        features, x, y = self._point
         change = OutputChange(self._parametric, features, x, y, self._values, self._solved_rows(self._scale))
-        return self._differentiate(None if self._everywhere else self._solved_index, relative=change)
+        return self._differentiate(None if self._all_solved else self._solved_index, relative=change)
 
     @cached_property
     def _slope(self) -> Array:
@@ -278,7 +278,7 @@ class SolvedBatch:
 
     def _spread(self, report: DerivativeReport) -> DerivativeReport:
         """Scatter the report of the solved elements into the whole batch."""
-        if self._everywhere:
+        if self._all_solved:
             return report
         index, batch = self._solved_index, self.batch
         status = np.full(batch, "failed", dtype=object)
@@ -286,9 +286,9 @@ class SolvedBatch:
         consistent = np.zeros(batch, dtype=bool)
         consistent[index] = report.consistent
         return DerivativeReport(
-            linear_residual=self._among_all(report.linear_residual, fill=np.nan),
-            margin=self._among_all(report.margin, fill=np.nan),
-            condition=self._among_all(report.condition, fill=np.nan),
+            linear_residual=self._scatter(report.linear_residual, fill=np.nan),
+            margin=self._scatter(report.margin, fill=np.nan),
+            condition=self._scatter(report.condition, fill=np.nan),
             consistent=consistent,
             status=tuple(status.tolist()),
         )

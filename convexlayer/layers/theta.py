@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from convexlayer.arguments import as_array, described
+from convexlayer.arguments import as_array, describe
 from convexlayer.canon import ParameterSpec
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.program import Array, is_finite, max_norm
 
-__all__ = ["as_values", "batch_size", "stood_in", "unusable"]
+__all__ = ["as_values", "batch_size", "invalid_values", "with_substitutes"]
 
 TOLERANCE = 1e-6
 """Asymmetry or negative eigenvalue, relative to the element's largest entry, that counts as rounding. It admits values
@@ -58,13 +58,13 @@ def as_values(specs: Sequence[ParameterSpec], theta: Iterable[object]) -> list[A
         ProblemError: they are not one array of real numbers per parameter.
     """
     if not isinstance(theta, Iterable):
-        raise ProblemError(f"expected a list or tuple of one array per parameter, got {described(theta)}")
+        raise ProblemError(f"expected a list or tuple of one array per parameter, got {describe(theta)}")
     given = list(theta)
     names = [spec.name for spec in specs] if len(given) == len(specs) else [str(i) for i in range(len(given))]
     return [as_array(f"parameter {name!r}", value) for name, value in zip(names, given, strict=True)]
 
 
-def unusable(spec: ParameterSpec, value: Array, *, attributes: bool) -> dict[int, str]:
+def invalid_values(spec: ParameterSpec, value: Array, *, attributes: bool) -> dict[int, str]:
     """Find the invalid values of one parameter; returns error messages by position of the element.
 
     Args:
@@ -94,17 +94,17 @@ def unusable(spec: ParameterSpec, value: Array, *, attributes: bool) -> dict[int
     return wrong
 
 
-def stood_in(specs: Sequence[ParameterSpec], values: Sequence[Array], invalid: Iterable[int]) -> list[Array]:
+def with_substitutes(specs: Sequence[ParameterSpec], values: Sequence[Array], invalid: Iterable[int]) -> list[Array]:
     """Replace the values of invalid elements by ones; results computed from them are not used."""
-    index, stand_ins = list(invalid), []
+    index, substitutes = list(invalid), []
     for spec, value in zip(specs, values, strict=True):
         if value.shape == spec.shape:  # shared by all elements: if it is not finite, all elements are invalid
-            stand_ins.append(value if is_finite(value) else np.ones_like(value))
+            substitutes.append(value if is_finite(value) else np.ones_like(value))
         else:
             whole = value.copy()
             whole[index] = 1.0
-            stand_ins.append(whole)
-    return stand_ins
+            substitutes.append(whole)
+    return substitutes
 
 
 def _not_finite(spec: ParameterSpec, value: Array, elements: Array) -> dict[int, str]:

@@ -35,7 +35,7 @@ from convexlayer.runtime import kernel_cache
 from convexlayer.solution import Solution
 from convexlayer.sparse import equilibrate
 
-__all__ = ["Equilibration", "in_own_units"]
+__all__ = ["Equilibration", "differentiate_equilibrated"]
 
 PASSES = 12
 """Number of Ruiz passes; each one about halves the orders of magnitude between row norms."""
@@ -131,7 +131,7 @@ class Equilibration:
         """Ratio of s to the s of the equilibrated program, (B, m)."""
         return self.sigma[:, None] / self.e
 
-    def program(self, program: ConeProgram) -> ConeProgram:
+    def scale_program(self, program: ConeProgram) -> ConeProgram:
         """Equilibrate a program or a program tangent; the same map takes cotangents back to the original units."""
         P, A, c = program.structure.P, program.structure.A, self.c[:, None]
         x = self.x_scale
@@ -144,11 +144,11 @@ class Equilibration:
             b=program.b / self.s_scale,
         )
 
-    def solution(self, found: Solution) -> Solution:
+    def unscale_solution(self, found: Solution) -> Solution:
         """Convert a solution, or a ray, of the equilibrated program to the original units."""
         return replace(found, x=found.x * self.x_scale, y=found.y * self.y_scale, s=found.s * self.s_scale)
 
-    def start(self, given: Solution) -> Solution:
+    def scale_solution(self, given: Solution) -> Solution:
         """Convert a solution of the original program to the units of the equilibrated one."""
         return replace(given, x=given.x / self.x_scale, y=given.y / self.y_scale, s=given.s / self.s_scale)
 
@@ -165,7 +165,7 @@ def _power_of_two(v: Array) -> Array:
 
 
 @final
-class OwnUnits(AbstractDifferentiator):
+class EquilibratedDifferentiator(AbstractDifferentiator):
     """Derivative in the original units, computed with the derivative of the equilibrated programs."""
 
     def __init__(self, units: Equilibration, inner: AbstractDifferentiator) -> None:
@@ -183,14 +183,16 @@ class OwnUnits(AbstractDifferentiator):
         units = self._units
         x, y, s = units.x_scale, units.y_scale, units.s_scale
         inner = SolutionCotangent(cotangent.x * x, cotangent.y * y, None if cotangent.s is None else cotangent.s * s)
-        data, report = self._inner.vjp(inner, on=on, seen=lambda data: seen(units.program(data)))
-        return units.program(data), report
+        data, report = self._inner.vjp(inner, on=on, seen=lambda data: seen(units.scale_program(data)))
+        return units.scale_program(data), report
 
     def jvp(
         self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
         """See ``AbstractDifferentiator``."""
-        moved, report = self._inner.jvp(self._units.program(tangent), seen=lambda moved: seen(self._outside(moved)))
+        moved, report = self._inner.jvp(
+            self._units.scale_program(tangent), seen=lambda moved: seen(self._outside(moved))
+        )
         return self._outside(moved), report
 
     def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
@@ -207,7 +209,7 @@ def _outside(units: Equilibration, relative: RelativeChange) -> RelativeChange:
 
     def inner(dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
         def outside(tangent: ConeProgram) -> tuple[Array, Array]:
-            x, y = respond(units.program(tangent))
+            x, y = respond(units.scale_program(tangent))
             return x * units.x_scale, y * units.y_scale
 
         return relative(dx * units.x_scale, dy * units.y_scale, outside)
@@ -215,7 +217,7 @@ def _outside(units: Equilibration, relative: RelativeChange) -> RelativeChange:
     return inner
 
 
-def in_own_units(
+def differentiate_equilibrated(
     mode: DerivativeMode,
     system: ReducedSystem,
     units: Equilibration | None,
@@ -246,4 +248,4 @@ def in_own_units(
         point = None if point is None else point.select(index)
     measure = relative if units is None or relative is None else _outside(units, relative)
     inner = mode(system, program, solution, factor=factor, point=point, relative=measure)
-    return inner if units is None else OwnUnits(units, inner)
+    return inner if units is None else EquilibratedDifferentiator(units, inner)

@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
-from convexlayer.arguments import INTEGER, REAL, check_kind, check_truth
+from convexlayer.arguments import INTEGER, REAL, check_bool, check_kind
 from convexlayer.errors import SolverError
 
 __all__ = ["Clock", "Options"]
@@ -51,7 +51,7 @@ class Options:
             check_kind("max_iter", self.max_iter, INTEGER, "an integer, or None")
         if self.time_limit_s is not None:
             check_kind("time_limit_s", self.time_limit_s, REAL, "a number of seconds, or None")
-        check_truth("polish", self.polish)
+        check_bool("polish", self.polish)
         raw = "a mapping from solver names to mappings of options"
         check_kind("solver_options", self.solver_options, Mapping, raw)
         for solver, options in self.solver_options.items():

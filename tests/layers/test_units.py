@@ -55,7 +55,7 @@ def test_badly_scaled_programs_are_equilibrated(exponent: float) -> None:
     given = in_units(program(), *random_units(exponent))
     units = Equilibration.of(given)
     assert units is not None
-    own = units.program(given)
+    own = units.scale_program(given)
     A = own.structure.A
     column = np.maximum(own.structure.P.by_col(np.maximum, own.P, 0.0), A.by_col(np.maximum, own.A, 0.0))
     assert np.all((column > 0.05) & (column < 20.0))

@@ -222,7 +222,7 @@ def test_raw_options_override_the_portable_ones() -> None:
 def test_results_without_compiled_kernels_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     programs = (dense_qps(10, 4), boxed(np.array([2.0, 1.0, -1.0]), np.array([4.0, 2.0, 5.0]), wish=5.0))
     compiled = [solve(program) for program in programs]
-    monkeypatch.setattr(daqp_.compiled, "ready", lambda: False)
+    monkeypatch.setattr(daqp_.kernel_cache, "ready", lambda: False)
     for program, before in zip(programs, compiled, strict=True):
         found = solve(program)
         for name in ("x", "y", "s"):

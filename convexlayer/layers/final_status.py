@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from convexlayer.layers.convexity import not_convex
+from convexlayer.layers.convexity import nonconvex_elements
 from convexlayer.program import ConeProgram, IndexArray
 from convexlayer.rays import BoolArray, has_ray, infeasibility_ray, unboundedness_ray
 from convexlayer.solution import Solution
@@ -20,12 +20,12 @@ from convexlayer.solvers.search import infeasibility_candidates, unboundedness_c
 from convexlayer.solvers.weak import is_unbounded_without_ray
 from convexlayer.status import Status
 
-__all__ = ["unproved", "unsettled", "with_verdicts"]
+__all__ = ["unproved_claims", "unsettled", "with_certificates"]
 
 CLAIMS = (Status.INFEASIBLE, Status.UNBOUNDED)
 
 
-def unproved(solution: Solution, raw: Solution) -> IndexArray:
+def unproved_claims(solution: Solution, raw: Solution) -> IndexArray:
     """Positions of the elements that the solver called infeasible or unbounded without a valid ray.
 
     Args:
@@ -50,10 +50,10 @@ def unsettled(solution: Solution, raw: Solution, *, stalled: bool = False) -> In
     doubtful = _among(solution, Status.NUMERICAL_ERROR, Status.OPTIMAL_INACCURATE)
     if stalled:
         doubtful |= _among(solution, Status.ITERATION_LIMIT)
-    return np.union1d(_positions(doubtful), unproved(solution, raw))
+    return np.union1d(_positions(doubtful), unproved_claims(solution, raw))
 
 
-def with_verdicts(
+def with_certificates(
     program: ConeProgram, solution: Solution, raw: Solution, options: Options
 ) -> tuple[Solution, dict[int, str]]:
     """Search for rays of elements with a numerical error or an unproved claim, and set their final status.
@@ -70,7 +70,7 @@ def with_verdicts(
     if solution.all_solved:
         return solution, {}
     index = _positions(_among(solution, Status.NUMERICAL_ERROR, *CLAIMS) & ~_proved(solution))
-    faults = {i: message for i in index.tolist() if (message := _fault(program.select([i]))) is not None}
+    faults = {i: message for i in index.tolist() if (message := _invalid_reason(program.select([i]))) is not None}
     index = np.setdiff1d(index, list(faults))
     status, x, y, messages = list(solution.status), solution.x.copy(), solution.y.copy(), raw.stats.get("messages", {})
     details: dict[int, str] = dict(faults)
@@ -114,9 +114,9 @@ def _positions(mask: BoolArray) -> IndexArray:
     return np.flatnonzero(mask).astype(np.int64)
 
 
-def _fault(program: ConeProgram) -> str | None:
+def _invalid_reason(program: ConeProgram) -> str | None:
     """The reason why a single program is invalid (nonfinite data, nonconvex objective), or None."""
     for name, values in (("P", program.P), ("q", program.q), ("A", program.A), ("b", program.b)):
         if not np.isfinite(values).all():
             return f"{name} of its cone program is not finite: the parameters' values are too large"
-    return not_convex(program).get(0)
+    return nonconvex_elements(program).get(0)

@@ -10,19 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from convexlayer.canon import ParametricProgram
-from convexlayer.layers.convexity import not_convex
-from convexlayer.layers.theta import as_values, batch_size, stood_in, unusable
+from convexlayer.layers.convexity import nonconvex_elements
+from convexlayer.layers.theta import as_values, batch_size, invalid_values, with_substitutes
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 from convexlayer.solution import Residuals, Solution
 from convexlayer.status import Status
 
-__all__ = ["Posed", "among", "posed", "usable_part"]
+__all__ = ["Instances", "instantiate", "scatter_to_batch", "valid_part"]
 
 ROUNDING = 1e-9
 """Violation of an inequality between parameters alone that counts as rounding, relative to the largest entry of b."""
 
 
-class Posed(NamedTuple):
+class Instances(NamedTuple):
     """A batch of programs to solve.
 
     Attributes:
@@ -42,7 +42,7 @@ class Posed(NamedTuple):
     invalid: dict[int, str]
 
 
-def posed(program: ParametricProgram, theta: Sequence[Array], *, attributes: bool, curvature: bool) -> Posed:
+def instantiate(program: ParametricProgram, theta: Sequence[Array], *, attributes: bool, curvature: bool) -> Instances:
     """Compute the programs at parameter values.
 
     Args:
@@ -60,23 +60,23 @@ def posed(program: ParametricProgram, theta: Sequence[Array], *, attributes: boo
     size = batch_size(specs, [value.shape for value in values])
     batch, invalid = 1 if size is None else size, dict[int, str]()
     for spec, value in zip(specs, values, strict=True):
-        wrong = unusable(spec, value, attributes=attributes)
+        wrong = invalid_values(spec, value, attributes=attributes)
         if wrong and value.shape == spec.shape:
             wrong = dict.fromkeys(range(batch), wrong[0])
         invalid = wrong | invalid
     if invalid:
-        values = stood_in(specs, values, invalid)
+        values = with_substitutes(specs, values, invalid)
     start = time.perf_counter()
     features = program.features.apply(values, batch)
     cone_program, scale = program.normalised(features)
     if len(cone_program.structure.constant_inequalities):
-        cone_program = _with_room(cone_program)
+        cone_program = _with_slack(cone_program)
     if curvature:
-        invalid = not_convex(cone_program) | invalid
-    return Posed(features, cone_program, scale, size is not None, time.perf_counter() - start, invalid)
+        invalid = nonconvex_elements(cone_program) | invalid
+    return Instances(features, cone_program, scale, size is not None, time.perf_counter() - start, invalid)
 
 
-def _with_room(program: ConeProgram) -> ConeProgram:
+def _with_slack(program: ConeProgram) -> ConeProgram:
     """Give satisfied inequalities between parameters alone a large slack.
 
     The solution does not depend on their slack; a small slack would make them look active.
@@ -87,28 +87,28 @@ def _with_room(program: ConeProgram) -> ConeProgram:
     return replace(program, b=b)
 
 
-def usable_part(program: ConeProgram, invalid: Mapping[int, str]) -> tuple[ConeProgram, IndexArray | None]:
+def valid_part(program: ConeProgram, invalid: Mapping[int, str]) -> tuple[ConeProgram, IndexArray | None]:
     """Select the valid elements; return their programs and positions (None if all elements are valid)."""
     if not invalid:
         return program, None
-    usable = np.setdiff1d(np.arange(program.batch), np.fromiter(invalid, np.int64))
-    return program.select(usable), usable
+    valid = np.setdiff1d(np.arange(program.batch), np.fromiter(invalid, np.int64))
+    return program.select(valid), valid
 
 
-def among(
-    solution: Solution, residuals: Residuals, usable: IndexArray | None, batch: int
+def scatter_to_batch(
+    solution: Solution, residuals: Residuals, valid: IndexArray | None, batch: int
 ) -> tuple[Solution, Residuals]:
     """Scatter solutions and residuals of the valid elements into the whole batch; other elements are ``invalid``."""
-    if usable is None:
+    if valid is None:
         return solution, residuals
 
     def whole(rows: Array, fill: float = np.nan) -> Array:
         out = np.full((batch, *rows.shape[1:]), fill)
-        out[usable] = rows
+        out[valid] = rows
         return out
 
     status = [Status.INVALID] * batch
-    for i, word in zip(usable.tolist(), solution.status, strict=True):
+    for i, word in zip(valid.tolist(), solution.status, strict=True):
         status[i] = word
     placed = Solution(
         x=whole(solution.x),

@@ -15,11 +15,11 @@ from convexlayer.solvers.components import Component, components
 from convexlayer.solvers.registry import solver_for
 from convexlayer.status import Status
 
-__all__ = ["Parts"]
+__all__ = ["ComponentSolver"]
 
 
 @final
-class Parts:
+class ComponentSolver:
     """The independent components of a structure and their solvers."""
 
     def __init__(self, solver: str, structure: Structure) -> None:

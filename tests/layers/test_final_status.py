@@ -212,7 +212,7 @@ def test_clarabels_fallback_needs_compiled_kernels_and_a_small_program(monkeypat
     monkeypatch.setattr("convexlayer.solvers.auto.LARGE", 3)
     assert choose("clarabel", structure).fallback is None
     monkeypatch.undo()
-    monkeypatch.setattr("convexlayer.solvers.auto.compiled.ready", lambda: False)
+    monkeypatch.setattr("convexlayer.solvers.auto.kernel_cache.ready", lambda: False)
     assert choose("clarabel", structure).fallback is None
 
 
