@@ -38,25 +38,25 @@ rounding errors of a zero solution from counting as terms."""
 EPS = 2.0 * float(np.finfo(float).eps)
 """Relative rounding error of a sum (by its terms) and of a projection (by its block)."""
 
-OF_ZERO = 1e-7
+ZERO_REFERENCE = 1e-7
 """Reference size for changes of a zero entry of x, relative to the size at which it would dominate a row."""
 
 ROUNDING = 1e-14
 """Entries of x below this size, relative to the size at which they would dominate a row, count as zero."""
 
-WITHIN = 1e-5
+BLOCK_FLOOR = 1e-5
 """Lower bound of the size of a row of a curved cone, relative to the largest row of its block: projections round
 relative to the whole block."""
 
-LOST = 1e-12
+LOST_IN_BLOCK = 1e-12
 """Entries of b below this size, relative to their block, vanish in its rounding errors; such a row keeps its own
 size."""
 
-BOUND = 8.0
+SLACK_FACTOR = 8.0
 """Factor on the size S of s. If x_j >= 0 is active and x_j is not yet zero, x_j itself is the only term in the size of
 its row, so s must exceed that size to count as large."""
 
-NOTICED = 1e-2
+BALANCE_THRESHOLD = 1e-2
 """If s and y of a curved block both exceed this fraction of S and Y, c is computed from the norms of s and y instead
 of S and Y."""
 
@@ -95,14 +95,14 @@ class Scales:
 def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Array) -> Scales:
     """Compute the scales at points x (B, n), y (B, m) and s (B, m)."""
     if kernel_cache.ready():
-        constants = (WITHIN, FLOOR, LOST, BOUND, NOTICED, EXPONENT, EPS, ROUNDING)
+        constants = (BLOCK_FLOOR, FLOOR, LOST_IN_BLOCK, SLACK_FACTOR, BALANCE_THRESHOLD, EXPONENT, EPS, ROUNDING)
         data = (program.P, program.q, program.A, program.b, x, y, s)
         return Scales(*scales(program.structure.by_columns, cone.blocks, cone.free, constants, data))
     P, A = program.structure.P, program.structure.A
     abs_P, abs_A, abs_q, abs_b = map(np.abs, (program.P, program.A, program.q, program.b))
     abs_x, abs_y, abs_s = map(np.abs, (x, y, s))
     curved = slice(cone.flat, None)
-    abs_y[:, curved] = np.maximum(abs_y, WITHIN * cone.largest_of_blocks(abs_y))[:, curved]
+    abs_y[:, curved] = np.maximum(abs_y, BLOCK_FLOOR * cone.largest_of_blocks(abs_y))[:, curved]
 
     def sums(x: Array, y: Array) -> tuple[Array, Array]:
         dual = P.matvec(abs_P, x) + abs_q + A.rmatvec(abs_A, y)
@@ -124,12 +124,12 @@ def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Ar
         matters = np.where((abs_A > 0) & (columns[:, A.cols] > 0), columns[:, A.cols] / abs_A, np.inf)
         Y = A.by_row(np.minimum, matters, np.inf)
     S = cone.largest_of_blocks(primal)
-    hidden = (abs_b > 0) & (abs_b < LOST * S)
-    primal[:, curved] = np.where(hidden, primal, np.maximum(primal, WITHIN * S))[:, curved]
+    hidden = (abs_b > 0) & (abs_b < LOST_IN_BLOCK * S)
+    primal[:, curved] = np.where(hidden, primal, np.maximum(primal, BLOCK_FLOOR * S))[:, curved]
     Y = cone.largest_of_blocks(np.where(np.isfinite(Y), Y, 0.0))
-    S = S * BOUND
+    S = S * SLACK_FACTOR
     s_norm, y_norm = cone.largest_of_blocks(np.abs(s)), cone.largest_of_blocks(np.abs(y))
-    both = (s_norm > NOTICED * S) & (y_norm > NOTICED * Y)
+    both = (s_norm > BALANCE_THRESHOLD * S) & (y_norm > BALANCE_THRESHOLD * Y)
     both[:, : cone.flat] = False
     S, Y = np.where(both, s_norm, S), np.where(both, y_norm, Y)
     known = (S > 0) & (Y > 0)
@@ -217,7 +217,7 @@ class ComplementaryPoint:
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.cones.derivative.relative_margin(size)
 
-    def beside(self, weak: BoolArray, side: Array, share: Array) -> ProductDerivative:
+    def one_sided_derivative(self, weak: BoolArray, side: Array, share: Array) -> ProductDerivative:
         """The one-sided derivative D near its jumps in the weak rows.
 
         Args:
@@ -273,7 +273,7 @@ class ComplementaryPoint:
             merged(self.backward, other.backward),
         )
 
-    def wrong(self, program: ConeProgram, bound: float) -> tuple[BoolArray, BoolArray]:
+    def inaccurate(self, program: ConeProgram, bound: float) -> tuple[BoolArray, BoolArray]:
         """Masks of the variables (B, n) and blocks (B, m) coupled to a row whose backward error exceeds ``bound``."""
         A, cone = program.structure.A, self.cones.cone
         stored = program.A != 0.0
@@ -288,11 +288,12 @@ class ComplementaryPoint:
     def relative_change(self, dx: Array, dw: Array) -> Array:
         """Largest relative change (B,) of an entry of x, or of an entry of w relative to its block.
 
-        Entries of x that are rounding errors count as 0; their changes are divided by OF_ZERO ``scales.variable``.
+        Entries of x that are rounding errors count as 0; their changes are divided by ZERO_REFERENCE times
+        ``scales.variable``.
         """
         x, variable = np.abs(self.x), self.scales.variable
         with np.errstate(divide="ignore", invalid="ignore"):
-            of_x = np.abs(dx) / np.where(x > ROUNDING * variable, x, OF_ZERO * variable)
+            of_x = np.abs(dx) / np.where(x > ROUNDING * variable, x, ZERO_REFERENCE * variable)
         return np.maximum(max_norm(np.where(dx == 0.0, 0.0, of_x)), max_norm(dw / self.scales.size))
 
     def derivative_change(self, dw: Array) -> Array:
@@ -308,7 +309,7 @@ class ComplementaryPoint:
 
 def held_at_zero(program: ConeProgram, s: Array) -> BoolArray:
     """Mask (B, n) of the variables held at 0 by an active row a x_j + s_i = b_i with s_i = b_i = 0."""
-    rows, columns, starts = program.structure.rows_of_one
+    rows, columns, starts = program.structure.singleton_rows
     held = np.zeros_like(program.q, dtype=bool)
     if len(rows):
         active = (s[:, rows] == 0.0) & (program.b[:, rows] == 0.0)

@@ -101,13 +101,13 @@ def _run_server_command(options: argparse.Namespace, command: str, *arguments: o
         from convexlayer_server import commands
         from convexlayer_server.errors import ServerError
     except ImportError as error:
-        return _refuse(f"the server needs more packages ({error}): pip install 'convexlayer[server]'")
+        return _fail(f"the server needs more packages ({error}): pip install 'convexlayer[server]'")
     names = ("settings", "store", "workers", "device")
     try:
         settings = commands.load_settings({name: getattr(options, name, None) for name in names})
         getattr(commands, command)(settings, *arguments, **keywords)
     except ServerError as error:
-        return _refuse(str(error))
+        return _fail(str(error))
     return 0
 
 
@@ -165,7 +165,7 @@ def _compile(options: argparse.Namespace) -> int:
     kernel_cache.prepare(wait=True)
     places = [kernel_cache.folder(part) for part in kernel_cache.PARTS]
     if None in places:
-        return _refuse("no writable folder for the kernel cache: set NUMBA_CACHE_DIR to a writable folder")
+        return _fail("no writable folder for the kernel cache: set NUMBA_CACHE_DIR to a writable folder")
     sys.stdout.write(f"ready after {time.monotonic() - started:.1f} s, in {', '.join(map(str, places))}\n")
     return 0
 
@@ -187,14 +187,14 @@ def _gallery_run(options: argparse.Namespace) -> int:
     from convexlayer.gallery import available, entry, write
 
     if options.all == bool(options.names):
-        return _refuse("name the entries to run, or pass --all; `convexlayer gallery list` lists them")
+        return _fail("name the entries to run, or pass --all; `convexlayer gallery list` lists them")
     try:
         chosen = available() if options.all else [entry(name) for name in options.names]
         for each in (progress := tqdm(chosen, unit="entry", disable=options.no_progress)):
             progress.set_postfix_str(each.name)
             write(each, options.output)
     except ConvexLayerError as error:
-        return _refuse(str(error))
+        return _fail(str(error))
     sys.stdout.write(f"{len(chosen)} entries in {options.output}\n")
     return 0
 
@@ -206,7 +206,7 @@ def _port(text: str) -> int:
     return port
 
 
-def _refuse(message: str) -> int:
+def _fail(message: str) -> int:
     sys.stderr.write(f"convexlayer: {message}\n")
     return 2
 

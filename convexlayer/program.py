@@ -40,7 +40,7 @@ Array = NDArray[np.float64]
 IndexArray = NDArray[np.int64]
 
 
-FEW = 4096
+SINGLE_THREAD_LENGTH = 4096
 """Length of a dot product up to which BLAS libraries use one thread."""
 
 
@@ -56,7 +56,7 @@ def is_finite(values: Array) -> bool:
     For short arrays a finite sum of squares proves it in a third of the time (it may overflow for huge entries). Long
     dot products would start BLAS threads, which then spin for a while.
     """
-    if values.size <= FEW and math.isfinite(np.vdot(values, values)):
+    if values.size <= SINGLE_THREAD_LENGTH and math.isfinite(np.vdot(values, values)):
         return True
     return bool(np.isfinite(values).all())
 
@@ -167,13 +167,13 @@ class Pattern:
         return Pattern(self.shape, self.rows[:0], self.cols[:0])
 
     @cached_property
-    def alone(self) -> NDArray[np.bool_]:
+    def row_singletons(self) -> NDArray[np.bool_]:
         """Mask (nnz,) of the entries that are the only one in their row."""
         alone: NDArray[np.bool_] = np.bincount(self.rows, minlength=self.shape[0])[self.rows] == 1
         return alone
 
     @cached_property
-    def swapped(self) -> IndexArray:
+    def transposed_positions(self) -> IndexArray:
         """Position of entry (j, i) for each entry (i, j) of a symmetric pattern, (nnz,)."""
         return np.lexsort((self.cols, self.rows))
 
@@ -244,9 +244,9 @@ class Structure:
         return np.setdiff1d(rows, self.A.rows)
 
     @cached_property
-    def rows_of_one(self) -> tuple[IndexArray, IndexArray, IndexArray]:
+    def singleton_rows(self) -> tuple[IndexArray, IndexArray, IndexArray]:
         """Rows with one entry in A, ordered by column; the columns of these entries, and the start of each column."""
-        rows, columns = self.A.rows[self.A.alone], self.A.cols[self.A.alone]
+        rows, columns = self.A.rows[self.A.row_singletons], self.A.cols[self.A.row_singletons]
         return rows, *np.unique(columns, return_index=True)
 
     @property
@@ -294,7 +294,7 @@ class ConeProgram:
         largest = np.maximum(max_norm(self.P), max_norm(self.q))
         return np.exp2(np.rint(np.log2(np.where(largest > 0, largest, 1.0))))
 
-    def divided(self, scale: Array) -> ConeProgram:
+    def with_objective_divided(self, scale: Array) -> ConeProgram:
         """Divide P, q and r by scale (B,); the solution is then (x, y / scale, s)."""
         column = scale[:, None]
         return ConeProgram(self.structure, self.P / column, self.q / column, self.r / scale, self.A, self.b)

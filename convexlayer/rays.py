@@ -9,8 +9,8 @@ entry by entry, not by a norm:
 
     remainder = max_j abs(e)_j / (abs(A)' abs(y))_j,    margin = -b'y / abs(b)' abs(y),
 
-and a ray is a certificate if its remainder is at most ``PROOF`` times its margin. Unbounded rays are measured likewise:
-Px by rows, -Ax by rows and blocks of K, q'x by its own terms.
+and a ray is a certificate if its remainder is at most ``CERTIFICATE_TOL`` times its margin. Unbounded rays are measured
+likewise: Px by rows, -Ax by rows and blocks of K, q'x by its own terms.
 
 A ray that fails is refined before it is rejected: a least-squares step, relative to the size of each block, removes
 the remainder, and the ray is projected onto its cone. Small entries are also tried at zero, because an entry that is
@@ -32,38 +32,38 @@ from scipy.sparse.linalg import lsmr
 from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, max_norm
 
-__all__ = ["BoolArray", "block_of_rows", "has_ray", "infeasibility_ray", "refuted", "unboundedness_ray"]
+__all__ = ["BoolArray", "block_of_rows", "has_ray", "infeasibility_ray", "refuted_claims", "unboundedness_ray"]
 
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
-PROOF = 1e-7
+CERTIFICATE_TOL = 1e-7
 """Largest remainder of a certificate relative to its margin. Measured: rays of infeasible programs have 1e-12 to 1e-6
 as returned by solvers and 1e-15 after refinement; false rays of feasible programs have 1e-3 and more."""
 
 LEAST_MARGIN = 1e-10
 """Smallest margin of a certificate; smaller ones are rounding errors of linearly dependent rows."""
 
-CUTS = (0.0, 1e-6, 1e-3)
+ZEROING_WEIGHTS = (0.0, 1e-6, 1e-3)
 """Weights, relative to the largest, up to which blocks of a ray are set to zero, one value per attempt."""
 
-ROUNDS = 3
+REFINEMENT_ROUNDS = 3
 """Maximum number of refinement rounds (least squares and projection) per attempt."""
 
-DENSE = 250_000
+MAX_DENSE_ENTRIES = 250_000
 """Number of matrix entries up to which least squares use a dense factorisation; beyond, LSMR."""
 
 
 def infeasibility_ray(program: ConeProgram, y: Array) -> Array | None:
     """Compute a certificate of infeasibility near y (m,) for a batch of one program; None if there is none."""
-    return _mended(_Infeasible(program), y)
+    return _refined(_Infeasible(program), y)
 
 
 def unboundedness_ray(program: ConeProgram, x: Array) -> Array | None:
     """Compute a certificate of dual infeasibility near x (n,) for a batch of one program; None if there is none."""
-    return _mended(_Unbounded(program), x)
+    return _refined(_Unbounded(program), x)
 
 
-def refuted(program: ConeProgram, x: Array, y: Array, infeasible: BoolArray, unbounded: BoolArray) -> BoolArray:
+def refuted_claims(program: ConeProgram, x: Array, y: Array, infeasible: BoolArray, unbounded: BoolArray) -> BoolArray:
     """Mask (B,) of the elements whose claimed ray is not a certificate, even after refinement.
 
     Args:
@@ -80,7 +80,7 @@ def refuted(program: ConeProgram, x: Array, y: Array, infeasible: BoolArray, unb
             continue
         proved = kind(program.select(index)).proves(rays[index])
         for i in index[~proved].tolist():
-            wrong[i] = _mended(kind(program.select([i])), rays[i]) is None
+            wrong[i] = _refined(kind(program.select([i])), rays[i]) is None
     return wrong
 
 
@@ -110,11 +110,11 @@ class _Claim(ABC):
     blocks: IndexArray
 
     @abstractmethod
-    def inside(self, rays: Array) -> Array:
+    def project(self, rays: Array) -> Array:
         """Project rays (B, entries) onto their cone."""
 
     @abstractmethod
-    def left(self, rays: Array) -> tuple[Array, Array]:
+    def residual(self, rays: Array) -> tuple[Array, Array]:
         """Residuals (B, rows) of the equations, and the sums of the magnitudes of their terms."""
 
     @abstractmethod
@@ -131,12 +131,14 @@ class _Claim(ABC):
 
     def proves(self, rays: Array) -> BoolArray:
         """Mask (B,) of the rays (B, entries) that are certificates."""
-        rays = self.inside(rays)
-        left, terms = self.left(rays)
-        remainder = np.max(np.divide(np.abs(left), terms, out=np.zeros_like(left), where=terms > 0), axis=1, initial=0)
+        rays = self.project(rays)
+        residual, terms = self.residual(rays)
+        remainder = np.max(
+            np.divide(np.abs(residual), terms, out=np.zeros_like(residual), where=terms > 0), axis=1, initial=0
+        )
         value, size = self.value(rays)
         margin = np.divide(-value, size, out=np.zeros_like(value), where=size > 0)
-        proved: BoolArray = (margin > LEAST_MARGIN) & (remainder <= PROOF * margin)
+        proved: BoolArray = (margin > LEAST_MARGIN) & (remainder <= CERTIFICATE_TOL * margin)
         return proved
 
 
@@ -148,10 +150,10 @@ class _Infeasible(_Claim):
         self.program = program
         self.blocks = block_of_rows(program.structure.cones)
 
-    def inside(self, rays: Array) -> Array:
+    def project(self, rays: Array) -> Array:
         return product_cone(self.program.structure.cones).project_dual(rays)
 
-    def left(self, rays: Array) -> tuple[Array, Array]:
+    def residual(self, rays: Array) -> tuple[Array, Array]:
         A, values = self.program.structure.A, self.program.A
         return A.rmatvec(values, rays), A.rmatvec(np.abs(values), np.abs(rays))
 
@@ -175,10 +177,10 @@ class _Unbounded(_Claim):
         self.blocks = np.arange(program.structure.n)
         self._rows = block_of_rows(program.structure.cones)
 
-    def inside(self, rays: Array) -> Array:
+    def project(self, rays: Array) -> Array:
         return rays
 
-    def left(self, rays: Array) -> tuple[Array, Array]:
+    def residual(self, rays: Array) -> tuple[Array, Array]:
         program, (P, A) = self.program, (self.program.structure.P, self.program.structure.A)
         Ax = A.matvec(program.A, rays)
         outside = product_cone(program.structure.cones).project_dual(Ax)  # Ax + Pi_K(-Ax), by Moreau
@@ -187,8 +189,8 @@ class _Unbounded(_Claim):
             largest = np.zeros((len(rays), self._rows[-1] + 1))
             np.maximum.at(largest.T, self._rows, terms.T)
             terms = largest[:, self._rows]
-        left = np.concatenate([P.matvec(program.P, rays), outside], axis=1)
-        return left, np.concatenate([P.matvec(np.abs(program.P), np.abs(rays)), terms], axis=1)
+        residual = np.concatenate([P.matvec(program.P, rays), outside], axis=1)
+        return residual, np.concatenate([P.matvec(np.abs(program.P), np.abs(rays)), terms], axis=1)
 
     def value(self, rays: Array) -> tuple[Array, Array]:
         terms = self.program.q * rays
@@ -203,19 +205,19 @@ class _Unbounded(_Claim):
         return self.program.q[0]
 
 
-def _mended(claim: _Claim, ray: Array) -> Array | None:
+def _refined(claim: _Claim, ray: Array) -> Array | None:
     """Refine a ray of a batch of one program to a certificate; None if that fails."""
     if not has_ray(ray[None])[0]:
         return None
     matrix, slope = claim.matrix(), claim.slope()
-    ray = claim.inside(ray[None])[0] / max_norm(ray[None])
+    ray = claim.project(ray[None])[0] / max_norm(ray[None])
     weights = _weights(claim, matrix, slope, ray)
-    for cut in CUTS:
+    for cut in ZEROING_WEIGHTS:
         here = np.where(weights > cut, ray, 0.0)
-        for _ in range(ROUNDS):
+        for _ in range(REFINEMENT_ROUNDS):
             if claim.proves(here[None])[0]:
                 return here
-            here = claim.inside((here + _step(claim, matrix, slope, here))[None])[0]
+            here = claim.project((here + _step(claim, matrix, slope, here))[None])[0]
             if not has_ray(here[None])[0]:
                 break
     return None
@@ -232,17 +234,17 @@ def _weights(claim: _Claim, matrix: sp.csr_matrix, slope: Array, ray: Array) -> 
 
 def _step(claim: _Claim, matrix: sp.csr_matrix, slope: Array, ray: Array) -> Array:
     """Least-squares step of minimum norm, relative to the block sizes, to zero residuals at an unchanged value."""
-    (left,), (terms,) = claim.left(ray[None])
+    (residual,), (terms,) = claim.residual(ray[None])
     size = np.zeros(claim.blocks[-1] + 1)
     np.maximum.at(size, claim.blocks, np.abs(ray))
     size = size[claim.blocks]
     # Satisfied rows are left out: they may change within their cones.
-    rows = np.flatnonzero((left != 0.0) & (terms > 0.0))
+    rows = np.flatnonzero((residual != 0.0) & (terms > 0.0))
     value_size = float(np.abs(slope) @ np.abs(ray)) or 1.0
     weighted = sp.diags(1.0 / terms[rows]) @ matrix[rows] @ sp.diags(size)
     system = sp.vstack([weighted, sp.csr_matrix(slope * size / value_size)], format="csr")
-    target = np.append(-left[rows] / terms[rows], 0.0)
-    if system.shape[0] * system.shape[1] <= DENSE:
+    target = np.append(-residual[rows] / terms[rows], 0.0)
+    if system.shape[0] * system.shape[1] <= MAX_DENSE_ENTRIES:
         found = scipy.linalg.lstsq(system.toarray(), target, cond=1e-13, lapack_driver="gelsy", check_finite=False)[0]
     else:
         found = lsmr(system, target, atol=1e-15, btol=1e-15, conlim=0.0, maxiter=2 * sum(system.shape))[0]

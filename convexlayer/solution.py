@@ -11,14 +11,14 @@ import numpy as np
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, IndexArray, is_finite, max_norm
-from convexlayer.rays import BoolArray, refuted
+from convexlayer.rays import BoolArray, refuted_claims
 from convexlayer.runtime import kernel_cache
 from convexlayer.sparse import residuals
 from convexlayer.status import Status
 
 __all__ = ["BoolArray", "Residuals", "Solution"]
 
-FINEST = 1e-12
+MIN_TOL = 1e-12
 """Lower bound of the tolerance in certification by backward errors, close to what double precision allows."""
 
 
@@ -92,7 +92,7 @@ class Solution:
             return np.ones(len(self.status), dtype=bool)
         return np.array([status.solved for status in self.status], dtype=bool)
 
-    def divided(self, scale: Array) -> Solution:
+    def with_objective_divided(self, scale: Array) -> Solution:
         """Divide y by scale (B,): the solution of the program with its objective divided by scale."""
         y = self.y / scale[:, None]
         return Solution(self.x, y, self.s, self.status, self.iterations, self.seconds, self.stats)
@@ -175,7 +175,7 @@ class Solution:
         residuals = residuals or self.residuals(program)
         norms = np.maximum(np.maximum(residuals.primal, residuals.dual), residuals.gap)
         if row_by_row:
-            certain = residuals.backward <= 10.0 * max(tol, FINEST)
+            certain = residuals.backward <= 10.0 * max(tol, MIN_TOL)
         else:
             certain = (norms <= 10.0 * tol) & (residuals.natural <= np.sqrt(tol))
         if self.all_optimal and np.all(certain):
@@ -185,7 +185,7 @@ class Solution:
             np.array([word is claim for word in self.status], dtype=bool)
             for claim in (Status.INFEASIBLE, Status.UNBOUNDED)
         )
-        unproved = refuted(program, self.x, self.y, infeasible, unbounded)
+        unproved = refuted_claims(program, self.x, self.y, infeasible, unbounded)
         status = tuple(
             Status.NUMERICAL_ERROR if wrong else _certified(word, *verdict)
             for word, wrong, *verdict in zip(

@@ -75,7 +75,7 @@ def _in_units(
     e = (10.0 ** rng.uniform(-spread, spread, blocks[-1] + 1))[blocks]
     d = 10.0 ** rng.uniform(-spread, spread, q.shape[1])
     program = program_of(cones, d[:, None] * P * d, q * d, e[:, None] * A * d, b * e)
-    return program.divided(program.objective_scale())
+    return program.with_objective_divided(program.objective_scale())
 
 
 def _in_cone(rng: np.random.Generator, cones: Cones) -> Array:

@@ -95,8 +95,8 @@ def test_explicit_zeros_are_kept() -> None:
 
 def test_swapped_finds_the_transposed_entry(rng: np.random.Generator) -> None:
     part = symmetric(rng, 7)
-    np.testing.assert_array_equal(part.rows[part.swapped], part.cols)
-    np.testing.assert_array_equal(part.cols[part.swapped], part.rows)
+    np.testing.assert_array_equal(part.rows[part.transposed_positions], part.cols)
+    np.testing.assert_array_equal(part.cols[part.transposed_positions], part.rows)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def program(rng: np.random.Generator) -> ConeProgram:
     values = rng.normal(size=(5, P.nnz))
     return ConeProgram(
         Structure(P, A, Cones(nonnegative=3)),
-        P=values + values[:, P.swapped],
+        P=values + values[:, P.transposed_positions],
         q=rng.normal(size=(5, 4)),
         r=rng.normal(size=5),
         A=rng.normal(size=(5, A.nnz)),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convexlayer.program import Array, ConeProgram, Cones
-from convexlayer.rays import block_of_rows, has_ray, infeasibility_ray, refuted, unboundedness_ray
+from convexlayer.rays import block_of_rows, has_ray, infeasibility_ray, refuted_claims, unboundedness_ray
 from convexlayer.solution import Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.registry import solver_for
@@ -35,7 +35,7 @@ def refuted_claim(program: ConeProgram, *, x: Array | None = None, y: Array | No
     none = np.full((1, program.structure.n), np.nan), np.full((1, program.structure.m), np.nan)
     x, y = none[0] if x is None else np.array([x]), none[1] if y is None else np.array([y])
     infeasible_claim = given if np.isfinite(y).all() else ~given
-    return bool(refuted(program, x, y, infeasible_claim, ~infeasible_claim)[0])
+    return bool(refuted_claims(program, x, y, infeasible_claim, ~infeasible_claim)[0])
 
 
 def solve(name: str, program: ConeProgram) -> Solution:
@@ -53,7 +53,7 @@ def test_true_claims_of_infeasibility_stand(name: str, kind: str, spread: float)
     program = infeasible(np.random.default_rng(0), KINDS[kind], spread=spread)
     solution = solve(name, program)
     claims = np.array([word is Status.INFEASIBLE for word in solution.status])
-    lost = refuted(program, solution.x, solution.y, claims, ~claims & False)
+    lost = refuted_claims(program, solution.x, solution.y, claims, ~claims & False)
     # a few rays on the boundary of power cones cannot be refined; the search finds them
     assert np.count_nonzero(lost) <= (1 if kind == "power" else 0)
     assert np.count_nonzero(claims) >= 7
@@ -66,7 +66,7 @@ def test_true_claims_of_unboundedness_stand(name: str, kind: str, spread: float)
     program = unbounded(np.random.default_rng(0), KINDS[kind], n=20 if kind == "product" else 8, spread=spread)
     solution = solve(name, program)
     claims = np.array([word is Status.UNBOUNDED for word in solution.status])
-    lost = refuted(program, solution.x, solution.y, ~claims & False, claims)
+    lost = refuted_claims(program, solution.x, solution.y, ~claims & False, claims)
     assert np.count_nonzero(lost) <= (3 if kind in ("psd", "power") else 0)
 
 
@@ -150,7 +150,7 @@ def test_a_violated_zero_row_is_a_certificate() -> None:
 def test_a_missing_ray_is_not_refuted() -> None:
     program = linear([[-1.0], [1.0]], [-1.0, 0.0])
     for y in ([np.nan, np.nan], [0.0, 0.0], [np.inf, 1.0]):
-        assert not refuted(program, np.zeros((1, 1)), np.array([y]), np.array([True]), np.array([False]))[0]
+        assert not refuted_claims(program, np.zeros((1, 1)), np.array([y]), np.array([True]), np.array([False]))[0]
         assert infeasibility_ray(program, np.array(y)) is None
     assert has_ray(np.array([[0.0, 0.0], [np.nan, 1.0], [0.0, 1.0]])).tolist() == [False, False, True]
 
@@ -159,7 +159,7 @@ def test_large_rays_are_refined_without_dense_matrices(monkeypatch: pytest.Monke
     rng = np.random.default_rng(3)
     program = infeasible(rng, KINDS["linear"])
     near = infeasibility_candidates(program) * (1.0 + 1e-5 * rng.standard_normal((8, program.structure.m)))
-    monkeypatch.setattr("convexlayer.rays.DENSE", 0)
+    monkeypatch.setattr("convexlayer.rays.MAX_DENSE_ENTRIES", 0)
     assert all(infeasibility_ray(program.select([i]), near[i]) is not None for i in range(8))
 
 

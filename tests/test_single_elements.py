@@ -15,7 +15,7 @@ import pytest
 
 from convexlayer import SolutionMap
 from convexlayer.cones import product_cone
-from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionCotangent, polish
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, polish
 from convexlayer.interior_point.lanes.solve import LanesInteriorPoint
 from convexlayer.linalg.refined import StoredFactor
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
@@ -100,12 +100,12 @@ def projected(program: ConeProgram, solution: Solution) -> Numbers:
 
 
 def polished(program: ConeProgram, solution: Solution) -> Numbers:
-    found = polish(ReducedSystem(program.structure), program, solution)
+    found = polish(KKTSystem(program.structure), program, solution)
     return {"x": found.x, "y": found.y, "s": found.s}
 
 
 def factorised(program: ConeProgram, solution: Solution) -> Numbers:
-    system = ReducedSystem(program.structure)
+    system = KKTSystem(program.structure)
     point = solution.complementary(program)
     factor = system.refined(program, point.derivative, point.scales.c)
     assert isinstance(factor, StoredFactor)
@@ -122,7 +122,7 @@ def factorised(program: ConeProgram, solution: Solution) -> Numbers:
 
 
 def differentiated(program: ConeProgram, solution: Solution) -> Numbers:
-    derivative = ExactDifferentiator(ReducedSystem(program.structure), program, solution)
+    derivative = ExactDifferentiator(KKTSystem(program.structure), program, solution)
     pulled, vjp_report = derivative.vjp(SolutionCotangent(solution.x, solution.y, solution.s))
     moved, jvp_report = derivative.jvp(program)
     numbers = {"dP": pulled.P, "dq": pulled.q, "dA": pulled.A, "db": pulled.b, **vars(moved)}

@@ -131,7 +131,7 @@ class ParametricProgram:
         if not kernel_cache.ready():
             program = self.instantiate(features)
             scale = program.objective_scale()
-            return program.divided(scale), scale
+            return program.with_objective_divided(scale), scale
         P, q, r, A, b, scale = self._kernel_matrix.times(features, normalise=True)
         if self.products is not None:
             r += (self.products.apply(features) / scale)[:, None]
@@ -290,8 +290,8 @@ def _check_convex(program: ParametricProgram) -> None:
     """
     P = program.structure.P
     rows, constant = program.data.matrix[: P.nnz], program.data.constant[: P.nnz]
-    difference = abs(rows - rows[P.swapped])
-    if np.any(constant != constant[P.swapped]) or (difference.nnz and difference.max() > 0):
+    difference = abs(rows - rows[P.transposed_positions])
+    if np.any(constant != constant[P.transposed_positions]) or (difference.nnz and difference.max() > 0):
         raise ProblemError("/data: P must be symmetric for all parameters: equal maps to entries (i, j) and (j, i)")
     if P.nnz and not rows.nnz and not _positive_semidefinite(P.csc(constant)):
         raise ProblemError("/data/constant: P must be positive semidefinite, got a matrix with a negative eigenvalue")

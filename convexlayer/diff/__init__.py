@@ -1,10 +1,10 @@
 """Derivatives of the solution map of a cone program."""
 
 from convexlayer.diff.base import AbstractDifferentiator, SolutionCotangent, SolutionTangent
-from convexlayer.diff.kkt import ExactDifferentiator, RelativeChange
+from convexlayer.diff.exact import ExactDifferentiator, RelativeChange
+from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
 from convexlayer.diff.modes import DerivativeMode, derivative_mode
 from convexlayer.diff.polish import Polished, polish, polished
-from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
 from convexlayer.diff.report import DerivativeReport
 
 __all__ = [
@@ -12,9 +12,9 @@ __all__ = [
     "DerivativeMode",
     "DerivativeReport",
     "ExactDifferentiator",
+    "KKTFactor",
+    "KKTSystem",
     "Polished",
-    "ReducedFactor",
-    "ReducedSystem",
     "RelativeChange",
     "SolutionCotangent",
     "SolutionTangent",

@@ -55,8 +55,8 @@ class AbstractDifferentiator(ABC):
 
     CVXPY's epigraph variables are often not unique although the variables of the problem are. Then the KKT matrix is
     singular, or w is at a jump of the projection's derivative D, although the requested derivative is well defined.
-    Therefore vjp and jvp take ``seen``, the linear map from their result to what the caller uses of it, (B, ...): the
-    report ignores ambiguity that ``seen`` maps to zero.
+    Therefore vjp and jvp take ``observe``, the linear map from their result to what the caller uses of it, (B, ...);
+    the report ignores ambiguity that ``observe`` maps to zero.
     """
 
     @abstractmethod
@@ -65,26 +65,26 @@ class AbstractDifferentiator(ABC):
         cotangent: SolutionCotangent,
         *,
         on: Structure | None = None,
-        seen: Callable[[ConeProgram], Array] = whole_data,
+        observe: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
         """Pull back a solution cotangent to a program cotangent, with an accuracy report.
 
         Args:
             cotangent: the cotangent of the solution.
-            on: the structure on whose patterns the cotangents of P and A are computed, also for ``seen``; default that
-                of the program.
-            seen: linear map of the result to what the caller uses of it.
+            on: the structure on whose patterns the cotangents of P and A are computed, also for ``observe``; default
+                that of the program.
+            observe: linear map of the result to what the caller uses of it.
         """
 
     @abstractmethod
     def jvp(
-        self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
+        self, tangent: ConeProgram, *, observe: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
         """Push forward a program tangent to a solution tangent, with an accuracy report."""
 
     @abstractmethod
-    def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
-        """Accuracy report of the objective's derivative, which exists if ``seen`` maps the null space of K to zero."""
+    def objective_report(self, *, observe: Callable[[SolutionTangent], Array]) -> DerivativeReport:
+        """Accuracy report of the objective's derivative; it exists if ``observe`` maps the null space of K to zero."""
 
 
 def data_cotangent(structure: Structure, x: Array, y: Array, l: Array, v: Array) -> ConeProgram:  # noqa: E741 (the design's name)

@@ -22,8 +22,8 @@ from convexlayer.diff.base import (
     whole_data,
     whole_point,
 )
-from convexlayer.diff.kkt import RelativeChange
-from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
+from convexlayer.diff.exact import RelativeChange
+from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
 from convexlayer.diff.report import DerivativeReport
 from convexlayer.errors import DerivativeError
 from convexlayer.program import Array, ConeProgram, Structure
@@ -31,7 +31,7 @@ from convexlayer.solution import Solution
 
 __all__ = ["DiffcpDifferentiator"]
 
-SEEN = 1e-9
+WARM_START_EPS = 1e-9
 """Tolerance of diffcp's solver, loose enough that it accepts our solution as its starting point without a step."""
 
 
@@ -41,11 +41,11 @@ class DiffcpDifferentiator(AbstractDifferentiator):
 
     def __init__(
         self,
-        system: ReducedSystem,
+        system: KKTSystem,
         program: ConeProgram,
         solution: Solution,
         *,
-        factor: ReducedFactor | None = None,
+        factor: KKTFactor | None = None,
         point: ComplementaryPoint | None = None,
         relative: RelativeChange | None = None,
     ) -> None:
@@ -73,7 +73,7 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         cotangent: SolutionCotangent,
         *,
         on: Structure | None = None,
-        seen: Callable[[ConeProgram], Array] = whole_data,
+        observe: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
         """Compute the program cotangent by diffcp's adjoint derivative."""
         program = self._program
@@ -97,7 +97,7 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         return gradients, self._report()
 
     def jvp(
-        self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
+        self, tangent: ConeProgram, *, observe: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
         """Compute the solution tangent by diffcp's derivative; dP acts like the change dP x of q."""
         program = self._program
@@ -118,7 +118,7 @@ class DiffcpDifferentiator(AbstractDifferentiator):
             x[i], y[i], s[i] = dx[: program.structure.n], dy[kept], ds[kept]
         return SolutionTangent(x, y, s), self._report()
 
-    def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
+    def objective_report(self, *, observe: Callable[[SolutionTangent], Array]) -> DerivativeReport:
         """Report the accuracy of the solution only."""
         return self._report()
 
@@ -128,7 +128,7 @@ class DiffcpDifferentiator(AbstractDifferentiator):
             A, b, c, cones, point = _lift(self._program, self._solution, i)
             try:
                 *_, derivative, adjoint = self._diffcp.solve_and_derivative(
-                    A, b, c, cones, warm_start=point, mode="dense", solve_method="SCS", eps=SEEN, max_iters=20
+                    A, b, c, cones, warm_start=point, mode="dense", solve_method="SCS", eps=WARM_START_EPS, max_iters=20
                 )
             except self._diffcp.SolverError as error:
                 raise DerivativeError(
@@ -141,7 +141,7 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         """Build the report from the margin and backward error; diffcp does not report on its linear systems."""
         unknown = np.zeros(self._program.batch)
         certain = np.zeros(len(unknown), dtype=bool)
-        return DerivativeReport.judge(unknown, self._point.margin, unknown, certain, self._point.backward)
+        return DerivativeReport.from_measures(unknown, self._point.margin, unknown, certain, self._point.backward)
 
 
 def _size(*vectors: Array) -> float:

@@ -34,20 +34,20 @@ from convexlayer.runtime.threads import map_ranges
 
 __all__ = ["MatrixFreeSystem"]
 
-FIRST = 400
+ELIMINATE_FIRST_COST = 400
 """Cost, in products with K, up to which the elimination is tried before MINRES. Above it, MINRES is tried first, with
 as many iterations as the elimination costs, so that both together take at most twice the time of the better one."""
 
-LIMIT = 5000
+MAX_MINRES_ITERATIONS = 5000
 """Maximum number of MINRES iterations."""
 
-LARGEST_REST, LARGEST_STORED = 3000, 3 * 10**7
+MAX_SCHUR_ORDER, LARGEST_STORED = 3000, 3 * 10**7
 """Maximum order of an elimination's Schur complement, and of the numbers that it stores (240 MB)."""
 
 EFFICIENCY = 0.4
 """Time of a multiply-add in the dense matrices of an elimination relative to one in a product with K; measured."""
 
-SAME = 1e-9
+EQUAL_TOL = 1e-9
 """Relative difference up to which coefficients of P count as equal."""
 
 
@@ -60,7 +60,7 @@ class _Cost(NamedTuple):
 
     @property
     def bearable(self) -> bool:
-        return self.rest <= LARGEST_REST and self.stored <= LARGEST_STORED
+        return self.rest <= MAX_SCHUR_ORDER and self.stored <= LARGEST_STORED
 
 
 @final
@@ -117,7 +117,7 @@ class MatrixFreeSystem:
         idle = self._idle(K)
         variables, cost = self._cheapest(K, A, len(idle))
         of_entries = self._scale_of_entries(scale, A, variables)
-        first = cost.bearable and cost.products <= FIRST
+        first = cost.bearable and cost.products <= ELIMINATE_FIRST_COST
         scale = of_entries if first else scale
         system = self._scaled(scale, K, A, bases)
 
@@ -127,7 +127,7 @@ class MatrixFreeSystem:
             ratio = of_entries / scale
             return FactoredInverse(system.multiply, lambda rhs: ratio * elimination.apply(ratio * rhs), len(scale))
 
-        limit = int(min(LIMIT, cost.products)) if cost.bearable else LIMIT
+        limit = int(min(MAX_MINRES_ITERATIONS, cost.products)) if cost.bearable else MAX_MINRES_ITERATIONS
 
         def iterate() -> AbstractInverse:
             return KrylovInverse(system.multiply, len(scale), limit)
@@ -156,7 +156,7 @@ class MatrixFreeSystem:
         """The cheapest choice of variables to eliminate with each group, and its cost."""
         diagonal = K[self._diagonal]
         fitting = [
-            variable if variable is not None and group.alike(variable, diagonal, A) else None
+            variable if variable is not None and group.has_constant_curvature(variable, diagonal, A) else None
             for group, variable in zip(self._groups, self._variables, strict=True)
         ]
         without: list[EntryVariables | None] = [None] * len(fitting)
@@ -262,7 +262,7 @@ class _Symbolic:
         others = np.setdiff1d(np.arange(self.entries), entry)
         return EntryVariables(entry, self.cols[source], source, others) if len(others) < len(entry) else None
 
-    def alike(self, variable: EntryVariables, diagonal: Array, A: Array) -> bool:
+    def has_constant_curvature(self, variable: EntryVariables, diagonal: Array, A: Array) -> bool:
         """Whether the coefficients can be scaled to +-1 such that P's diagonal is constant on each block."""
         coefficient = A[self.source[variable.source]]
         if not np.all(coefficient):
@@ -271,7 +271,7 @@ class _Symbolic:
         block = variable.entry // self.shape[1]
         starts = np.flatnonzero(np.diff(block, prepend=-1))
         most, least = (ufunc.reduceat(curvature, starts) for ufunc in (np.maximum, np.minimum))
-        return bool(np.all(most - least <= SAME * most))
+        return bool(np.all(most - least <= EQUAL_TOL * most))
 
 
 @final

@@ -7,8 +7,8 @@ from typing import Protocol
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff.base import AbstractDifferentiator
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
-from convexlayer.diff.kkt import ExactDifferentiator, RelativeChange
-from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
+from convexlayer.diff.exact import ExactDifferentiator, RelativeChange
+from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
 from convexlayer.errors import DerivativeError
 from convexlayer.program import ConeProgram
 from convexlayer.solution import Solution
@@ -21,11 +21,11 @@ class DerivativeMode(Protocol):
 
     def __call__(
         self,
-        system: ReducedSystem,
+        system: KKTSystem,
         program: ConeProgram,
         solution: Solution,
         *,
-        factor: ReducedFactor | None = None,
+        factor: KKTFactor | None = None,
         point: ComplementaryPoint | None = None,
         relative: RelativeChange | None = None,
     ) -> AbstractDifferentiator:

@@ -10,20 +10,20 @@ from typing import NamedTuple, final
 import numpy as np
 
 from convexlayer.certificate import ComplementaryPoint, held_at_zero, scales_at
-from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
+from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 from convexlayer.solution import Solution
 from convexlayer.status import Status
 
 __all__ = ["Polished", "polish", "polished"]
 
-NEEDED = 1e-12
+POLISH_TOL = 1e-12
 """Backward error up to which complementary points are not polished: close to the limit of double precision."""
 
 CONVERGED = 1e-9
 """Relative change at which Newton's method stops: by quadratic convergence the next step would change its square."""
 
-SETTLED = 1e-13
+POLYHEDRAL_TOL = 1e-13
 """Backward error at which Newton's method stops on polyhedral cones once the active set, and so the system, stays the
 same."""
 
@@ -34,11 +34,11 @@ the shortest one before."""
 UNTOUCHED = (Status.INFEASIBLE, Status.UNBOUNDED, Status.ITERATION_LIMIT, Status.TIME_LIMIT)
 """Statuses of elements that are not polished: no solution is near, or the caller's limit stopped the solver."""
 
-ALL_FROM = 0.5
+FACTOR_ALL_FRACTION = 0.5
 """Fraction of elements that need polish from which the first step factorises all elements, for use by the
 derivative."""
 
-ASTRAY = 10.0
+MAX_GROWTH = 10.0
 """Growth of norm(x) over the solver's x at which a step is rejected: then no solution is near."""
 
 CANCELLED, NOTHING = 1e-11, 1e-30
@@ -60,28 +60,28 @@ class Polished(NamedTuple):
         solution: the best points.
         point: the complementary points there.
         factor: a factor of the whole batch, if one was computed; the derivative can use it if the active set has not
-            changed since (see ``ReducedFactor.serves``).
+            changed since (see ``KKTFactor.is_factor_of``).
     """
 
     solution: Solution
     point: ComplementaryPoint
-    factor: ReducedFactor | None
+    factor: KKTFactor | None
 
 
 def polish(
-    system: ReducedSystem, program: ConeProgram, solution: Solution, *, needed: float = NEEDED, steps: int = 16
+    system: KKTSystem, program: ConeProgram, solution: Solution, *, needed: float = POLISH_TOL, steps: int = 16
 ) -> Solution:
     """Polish solutions; see ``polished``."""
     return polished(system, program, solution, needed=needed, steps=steps).solution
 
 
 def polished(
-    system: ReducedSystem,
+    system: KKTSystem,
     program: ConeProgram,
     solution: Solution,
     *,
     point: ComplementaryPoint | None = None,
-    needed: float = NEEDED,
+    needed: float = POLISH_TOL,
     steps: int = 16,
     deadline: float = np.inf,
 ) -> Polished:
@@ -110,22 +110,24 @@ def polished(
     taken, factor = (first <= needed) & ~untouched, None
     active = np.flatnonzero(need)
     if len(active):
-        if len(active) >= ALL_FROM * program.batch and np.all(np.isfinite(first)):
+        if len(active) >= FACTOR_ALL_FRACTION * program.batch and np.all(np.isfinite(first)):
             active = np.arange(program.batch)
         part = program if len(active) == program.batch else program.select(active)
-        run = _Run(system, part, solution.x[active], solution.y[active], solution.s[active], steps, deadline)
+        newton = _NewtonIteration(
+            system, part, solution.x[active], solution.y[active], solution.s[active], steps, deadline
+        )
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # diverging steps are discarded
-            run.go(point if part is program else point.select(active))
+            newton.iterate(point if part is program else point.select(active))
             for trust in TRUST:
-                stuck = np.flatnonzero(need[active] & ~(run.backward <= NEAR))
+                stuck = np.flatnonzero(need[active] & ~(newton.backward <= NEAR))
                 if not len(stuck):
                     break
-                run.go(run.again(stuck, trust), stuck)
-        improved = np.flatnonzero(need[active] & (run.backward <= NEAR))
+                newton.iterate(newton.restart(stuck, trust), stuck)
+        improved = np.flatnonzero(need[active] & (newton.backward <= NEAR))
         taken[active[improved]] = True
-        for index, better in run.best(improved):
+        for index, better in newton.best(improved):
             point = point.with_elements(active[index], better)
-        factor = run.factor if part is program else None
+        factor = newton.factor if part is program else None
     if np.all(taken):
         return Polished(replace(solution, x=point.x, y=point.y, s=point.s), point, factor)
     mine = taken[:, None]
@@ -137,7 +139,7 @@ def polished(
 
 
 @final
-class _Run:
+class _NewtonIteration:
     """Newton's method from given points, with a record of all visited complementary points.
 
     Attributes:
@@ -146,14 +148,14 @@ class _Run:
     """
 
     def __init__(
-        self, system: ReducedSystem, program: ConeProgram, x: Array, y: Array, s: Array, steps: int, deadline: float
+        self, system: KKTSystem, program: ConeProgram, x: Array, y: Array, s: Array, steps: int, deadline: float
     ) -> None:
         self._system, self._program, self._start = system, program, (x, y, s)
         self._steps, self._deadline, self._polyhedral = steps, deadline, not system.rows
         self._found: list[tuple[IndexArray, ComplementaryPoint]] = []
         self._best, self._last = np.zeros(len(x), dtype=np.int64), np.zeros(len(x), dtype=np.int64)
         self.backward = np.full(len(x), np.inf)
-        self.factor: ReducedFactor | None = None
+        self.factor: KKTFactor | None = None
 
     def best(self, index: IndexArray) -> Iterator[tuple[IndexArray, ComplementaryPoint]]:
         """Iterate over the best points of these elements, in groups with their positions."""
@@ -165,7 +167,7 @@ class _Run:
             mine = index[which[index] == number]
             yield mine, point.select(np.searchsorted(active, mine))
 
-    def again(self, index: IndexArray, trust: float) -> ComplementaryPoint:
+    def restart(self, index: IndexArray, trust: float) -> ComplementaryPoint:
         """The starting point of a further attempt for elements that have not converged.
 
         Variables and blocks with accurate rows keep their values of the last attempt; the others restart from the
@@ -176,12 +178,12 @@ class _Run:
         for mine, point in self._points(self._last, index):
             for whole, part in zip(last, (point.x, point.y, point.s), strict=True):
                 whole[np.searchsorted(index, mine)] = part
-        wrong_x, wrong_rows = ComplementaryPoint.near(program, *last).wrong(program, NEAR)
+        wrong_x, wrong_rows = ComplementaryPoint.near(program, *last).inaccurate(program, NEAR)
         wrong = wrong_x, wrong_rows, wrong_rows
         again = (np.where(*each) for each in zip(wrong, start, last, strict=True))
         return ComplementaryPoint.near(program, *again, trust=np.where(wrong_rows, trust, 1.0))
 
-    def go(self, here: ComplementaryPoint, index: IndexArray | None = None) -> None:
+    def iterate(self, here: ComplementaryPoint, index: IndexArray | None = None) -> None:
         """Iterate from these points of the elements at ``index`` (default all), each until it converges or stalls."""
         active = np.arange(len(self.backward)) if index is None else index
         part = self._program if index is None else self._program.select(index)
@@ -199,7 +201,7 @@ class _Run:
             converged = (change <= CONVERGED) & (there.backward <= NEAR)
             if self._polyhedral:
                 settled = np.all(there.derivative.flat == here.derivative.flat, axis=1)
-                converged |= settled & (there.backward <= SETTLED)
+                converged |= settled & (there.backward <= POLYHEDRAL_TOL)
             here, going = there, ~converged & (patience > 0) & np.isfinite(there.backward)
             if not np.any(going):
                 break
@@ -209,15 +211,15 @@ class _Run:
                 here = here.select(np.flatnonzero(going))
 
     def _keep(self, active: IndexArray, point: ComplementaryPoint) -> None:
-        astray = max_norm(point.x) > ASTRAY * np.maximum(max_norm(self._start[0][active]), 1.0)
-        better = ((point.backward < self.backward[active]) | (point.backward <= NEEDED)) & ~astray
+        astray = max_norm(point.x) > MAX_GROWTH * np.maximum(max_norm(self._start[0][active]), 1.0)
+        better = ((point.backward < self.backward[active]) | (point.backward <= POLISH_TOL)) & ~astray
         kept = active[better]
         self._last[active] = self._best[kept] = len(self._found)
         self._found.append((active, point))
         self.backward[kept] = point.backward[better]
 
 
-def _step(program: ConeProgram, here: ComplementaryPoint, factor: ReducedFactor) -> tuple[ComplementaryPoint, Array]:
+def _step(program: ConeProgram, here: ComplementaryPoint, factor: KKTFactor) -> tuple[ComplementaryPoint, Array]:
     """One semismooth Newton step on the residuals (dual, primal) in (x, w): the new point, and its change, (B,)."""
     A = program.structure.A
     dx, dy = factor.newton(-here.dual, -here.primal)

@@ -71,14 +71,14 @@ class DerivativeReport:
         )
 
     @staticmethod
-    def certain(error: Array) -> Array:
+    def certain_margin(error: Array) -> Array:
         """Margins (B,) above which the active set is certain, given the relative errors of w, (B,)."""
         bound: Array = np.maximum(DEGENERATE_MARGIN, 10.0 * error)
         return bound
 
     @staticmethod
     def all_ok(residual: Array, margin: Array, error: Array) -> bool:
-        """Whether ``judge`` reports ok for all elements, if no system is singular: decided from the batch extrema.
+        """Whether ``from_measures`` reports ok for all elements if no system is singular, from the batch extrema.
 
         False where a number is NaN, and for an empty batch.
         """
@@ -95,7 +95,7 @@ class DerivativeReport:
         return DerivativeReport(residual, margin, condition, np.ones(batch, dtype=bool), ("ok",) * batch)
 
     @staticmethod
-    def judge(
+    def from_measures(
         residual: Array,
         margin: Array,
         condition: Array,
@@ -105,9 +105,9 @@ class DerivativeReport:
     ) -> DerivativeReport:
         """Build the report from residuals, margins, conditions, singularity, and errors of the solutions, each (B,).
 
-        Margins above ``certain`` count as safe; its default is ``DerivativeReport.certain(error)``.
+        Margins above ``certain`` count as safe; its default is ``DerivativeReport.certain_margin(error)``.
         """
-        certain = DerivativeReport.certain(error) if certain is None else certain
+        certain = DerivativeReport.certain_margin(error) if certain is None else certain
         finite = np.isfinite(residual) & np.isfinite(condition)
         degenerate = singular | ~(margin > certain)
         failed = ~finite | np.isnan(margin) | (~singular & (residual > FAILED))

@@ -49,7 +49,7 @@ class ComponentSolver:
         for component, solver, state in self._each:
             part = component.program(program)
             scale = part.objective_scale()
-            found = solver.solve(state, part.divided(scale), options).divided(1.0 / scale)
+            found = solver.solve(state, part.with_objective_divided(scale), options).with_objective_divided(1.0 / scale)
             component.place(found, x, y, s)
             pairs = zip(status, found.status, strict=True)
             status = [old if new is Status.OPTIMAL else new for old, new in pairs]

@@ -120,7 +120,7 @@ class ConvexLayer(torch.nn.Module):
             check_attributes=check_attributes,
         )
         self._on_failure = on_failure
-        self._degenerate_policy = _DegeneratePolicy(on_degenerate)
+        self._degeneracy_policy = _DegeneracyPolicy(on_degenerate)
 
     @property
     def program(self) -> ParametricProgram:
@@ -166,7 +166,7 @@ class ConvexLayer(torch.nn.Module):
                 tensor is not finite or violates its parameter's attributes.
         """
         outputs, _, report = self._solve(tensors, options, warm_start)
-        self._degenerate_policy.of_solutions(report)
+        self._degeneracy_policy.of_solutions(report)
         return outputs
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
@@ -206,7 +206,7 @@ class ConvexLayer(torch.nn.Module):
             Options.of(options, self._map.options),
             warm_start,
             keep=self._on_failure == "keep",
-            on_derivative=self._degenerate_policy,
+            on_derivative=self._degeneracy_policy,
         )
         *outputs, objective = solve(call, tensors)
         if not batched:
@@ -248,7 +248,7 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 @final
-class _DegeneratePolicy:
+class _DegeneracyPolicy:
     """Handling of untrusted derivatives and inaccurate solutions by ``on_degenerate``; warns once of each."""
 
     def __init__(self, on_degenerate: str) -> None:
@@ -257,8 +257,8 @@ class _DegeneratePolicy:
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
-    def __reduce__(self) -> tuple[Callable[[str], _DegeneratePolicy], tuple[str]]:
-        return _DegeneratePolicy, (self._on_degenerate,)
+    def __reduce__(self) -> tuple[Callable[[str], _DegeneracyPolicy], tuple[str]]:
+        return _DegeneracyPolicy, (self._on_degenerate,)
 
     def of_solutions(self, report: Report) -> None:
         """Warn of inaccurate solutions, after a call that returns no report."""

@@ -72,7 +72,7 @@ class OutputChange:
             return self._answer
         program, features = self._program, self._features
         push = features * np.random.default_rng(0).choice((-1.0, 1.0), features.shape[1])
-        dx, dy = respond(program.push(features, push).divided(self._scale))
+        dx, dy = respond(program.push(features, push).with_objective_divided(self._scale))
         self._answer = np.abs(self._moved(dx, dy) + program.recovery.push_direct(self._point, push))
         return self._answer
 

@@ -14,7 +14,7 @@ import numpy as np
 from convexlayer.arguments import check_bool, check_kind
 from convexlayer.canon import ParametricProgram
 from convexlayer.certificate import ComplementaryPoint
-from convexlayer.diff import ReducedFactor, ReducedSystem, derivative_mode, polished
+from convexlayer.diff import KKTFactor, KKTSystem, derivative_mode, polished
 from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.layers.choice import ResolvedSolver, checked_device, choose, fastest
 from convexlayer.layers.component_solver import ComponentSolver
@@ -38,7 +38,7 @@ class _Certified(NamedTuple):
 
     solution: Solution
     residuals: Residuals
-    factor: ReducedFactor | None
+    factor: KKTFactor | None
     point: ComplementaryPoint
 
 
@@ -106,7 +106,7 @@ class SolutionMap:
         self._tune = tune
         self._tuned: ResolvedSolver | None = None
         self._tuning = threading.Lock()
-        self._system = ReducedSystem(program.structure, device=self._device)
+        self._system = KKTSystem(program.structure, device=self._device)
         self._mode = derivative_mode(derivative)
 
     def __reduce__(self) -> tuple[Callable[..., SolutionMap], tuple[Any, ...]]:
@@ -180,7 +180,7 @@ class SolutionMap:
             seconds={"canonical": given.seconds, "solve": solved - instantiated, "polish": polished - solved},
             solver=by.solver.name,
             reason=by.reason,
-            solution=solution.divided(1.0 / scale),
+            solution=solution.with_objective_divided(1.0 / scale),
             solved_again=again,
             details=details,
             cold_start=cold,
@@ -220,7 +220,7 @@ class SolutionMap:
         check_kind("solution", solution, Solution, "a Solution, such as a report's ``solution``")
         given = self._instantiate(theta)
         features, program, scale = given.features, given.program, given.scale
-        scaled = self._checked_size(solution, program.batch, "solution").divided(scale)
+        scaled = self._checked_size(solution, program.batch, "solution").with_objective_divided(scale)
         units = Equilibration.of(program)
         own, held = (program, scaled) if units is None else (units.scale_program(program), units.scale_solution(scaled))
         certified, residuals = held.certified(own, Options.of(options, self.options).tol)
@@ -273,7 +273,7 @@ class SolutionMap:
             return None, f"solver {by.solver.name!r} cannot start from a given point"
         if len(solution.x) != batch:
             return None, f"the warm start has {len(solution.x)} elements, this batch {batch}"
-        start = solution.divided(given.scale)
+        start = solution.with_objective_divided(given.scale)
         start = start if units is None else units.scale_solution(start)
         return (start if valid is None else start.select(valid)), None
 

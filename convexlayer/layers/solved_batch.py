@@ -119,14 +119,14 @@ class SolvedBatch:
             gradient, derivative = self._differentiator.vjp(
                 SolutionCotangent(dx, dy * scale[:, None]),
                 on=program.varying,
-                seen=lambda data: program.pullback(features, data, scale=scale, wanted=columns),
+                observe=lambda data: program.pullback(features, data, scale=scale, wanted=columns),
             )
             moved.append(program.pullback(features, gradient, scale=scale, wanted=columns))
             moved += [] if direct is None else [direct]
             reports.append(derivative)
         if some and objective is not None:
             weight = self._slope * self._solved_rows(objective)
-            envelope = _envelope(program.varying, self._solved_part[1].divided(1.0 / scale), weight)
+            envelope = _envelope(program.varying, self._solved_part[1].with_objective_divided(1.0 / scale), weight)
             moved.append(program.pullback(features, envelope, wanted=columns))
             reports.append(self._objective_report(columns))
         self._record(reports)
@@ -163,15 +163,15 @@ class SolvedBatch:
         if len(index):
             observed = recovery.of([True] * len(program.outputs) if of is None else of)
             moved, derivative = self._differentiator.jvp(
-                data.divided(scale),
-                seen=lambda moved: recovery.push_linear(features, moved.x, moved.y * scale[:, None])[:, observed],
+                data.with_objective_divided(scale),
+                observe=lambda moved: recovery.push_linear(features, moved.x, moved.y * scale[:, None])[:, observed],
             )
             self._record([derivative])
             dx, dy = moved.x, moved.y * scale[:, None]
         else:
             dx, dy = solution.x, solution.y
         outputs = recovery.push(self._point, self._values, (push, dx, dy))
-        unit = _envelope(part.structure, solution.divided(1.0 / scale), np.ones(len(index)))
+        unit = _envelope(part.structure, solution.with_objective_divided(1.0 / scale), np.ones(len(index)))
         objective = self._slope * _inner(data, unit)
         self.report.seconds["derivative"] = time.perf_counter() - start
         return (
@@ -258,7 +258,7 @@ class SolvedBatch:
         part, solution = self._solved_part
         P, A, x, y = part.structure.P, part.structure.A, solution.x, solution.y
 
-        def seen(moved: SolutionTangent) -> Array:
+        def observe(moved: SolutionTangent) -> Array:
             data = ConeProgram(
                 part.structure,
                 P=0.5 * (moved.x[:, P.rows] * x[:, P.cols] + x[:, P.rows] * moved.x[:, P.cols]),
@@ -270,7 +270,7 @@ class SolvedBatch:
             features = self._solved_rows(self._features)
             return self._parametric.pullback(features, data, wanted=columns)
 
-        return self._differentiator.objective_report(seen=seen)
+        return self._differentiator.objective_report(observe=observe)
 
     def _record(self, reports: list[DerivativeReport]) -> None:
         if reports:

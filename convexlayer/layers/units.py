@@ -23,8 +23,8 @@ from convexlayer.diff import (
     AbstractDifferentiator,
     DerivativeMode,
     DerivativeReport,
-    ReducedFactor,
-    ReducedSystem,
+    KKTFactor,
+    KKTSystem,
     RelativeChange,
     SolutionCotangent,
     SolutionTangent,
@@ -177,27 +177,27 @@ class EquilibratedDifferentiator(AbstractDifferentiator):
         cotangent: SolutionCotangent,
         *,
         on: Structure | None = None,
-        seen: Callable[[ConeProgram], Array] = whole_data,
+        observe: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
         """See ``AbstractDifferentiator``."""
         units = self._units
         x, y, s = units.x_scale, units.y_scale, units.s_scale
         inner = SolutionCotangent(cotangent.x * x, cotangent.y * y, None if cotangent.s is None else cotangent.s * s)
-        data, report = self._inner.vjp(inner, on=on, seen=lambda data: seen(units.scale_program(data)))
+        data, report = self._inner.vjp(inner, on=on, observe=lambda data: observe(units.scale_program(data)))
         return units.scale_program(data), report
 
     def jvp(
-        self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
+        self, tangent: ConeProgram, *, observe: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
         """See ``AbstractDifferentiator``."""
         moved, report = self._inner.jvp(
-            self._units.scale_program(tangent), seen=lambda moved: seen(self._outside(moved))
+            self._units.scale_program(tangent), observe=lambda moved: observe(self._outside(moved))
         )
         return self._outside(moved), report
 
-    def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
+    def objective_report(self, *, observe: Callable[[SolutionTangent], Array]) -> DerivativeReport:
         """See ``AbstractDifferentiator``."""
-        return self._inner.objective_report(seen=lambda moved: seen(self._outside(moved)))
+        return self._inner.objective_report(observe=lambda moved: observe(self._outside(moved)))
 
     def _outside(self, moved: SolutionTangent) -> SolutionTangent:
         units = self._units
@@ -219,13 +219,13 @@ def _outside(units: Equilibration, relative: RelativeChange) -> RelativeChange:
 
 def differentiate_equilibrated(
     mode: DerivativeMode,
-    system: ReducedSystem,
+    system: KKTSystem,
     units: Equilibration | None,
     program: ConeProgram,
     solution: Solution,
     index: IndexArray | None,
     *,
-    factor: ReducedFactor | None = None,
+    factor: KKTFactor | None = None,
     point: ComplementaryPoint | None = None,
     relative: RelativeChange | None = None,
 ) -> AbstractDifferentiator:

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.scales.programs import derivative as dense_derivative
 from convexlayer.cones import product_cone
-from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent
 from convexlayer.linalg import AbstractBackend
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
 from convexlayer.solution import Solution
@@ -183,7 +183,7 @@ def data_tangents(rng: np.random.Generator, structure: Structure, count: int) ->
     """Draw tangents: ``count`` in each of P, q, A and b alone (if not empty), and ``count`` in all of them."""
     sizes = (structure.P.nnz, structure.n, structure.A.nnz, structure.m)
     P, q, A, b = _alone_and_together(rng, sizes, count)
-    return ConeProgram(structure, P + P[:, structure.P.swapped], q, np.zeros(len(q)), A, b)
+    return ConeProgram(structure, P + P[:, structure.P.transposed_positions], q, np.zeros(len(q)), A, b)
 
 
 def ones(drawn: Draw, x: float = 1.0, y: float = 1.0, s: float = 1.0) -> SolutionTangent:
@@ -194,7 +194,7 @@ def ones(drawn: Draw, x: float = 1.0, y: float = 1.0, s: float = 1.0) -> Solutio
 
 def at(drawn: Draw, backend: AbstractBackend | None = None) -> ExactDifferentiator:
     """The exact derivative at a draw."""
-    return ExactDifferentiator(ReducedSystem(drawn.program.structure, backend), drawn.program, drawn.solution)
+    return ExactDifferentiator(KKTSystem(drawn.program.structure, backend), drawn.program, drawn.solution)
 
 
 def point_cotangents(rng: np.random.Generator, structure: Structure, count: int) -> SolutionTangent:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent
 from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
@@ -99,11 +99,11 @@ def test_invisible_dependent_rows(backend: AbstractBackend) -> None:
     """With q as parameter and x as output, the derivative does not depend on the choice of multipliers."""
     drawn = duplicated_rows(np.random.default_rng(0))
     differentiator = at(drawn, backend)
-    gradient, backward = differentiator.vjp(ones(drawn, y=0.0, s=0.0), seen=lambda data: data.q)
+    gradient, backward = differentiator.vjp(ones(drawn, y=0.0, s=0.0), observe=lambda data: data.q)
     single = without_row(drawn, 1)
     np.testing.assert_allclose(gradient.q, at(single).vjp(ones(single, y=0.0, s=0.0))[0].q, atol=1e-9)
     assert backward.status == ("ok",)
-    moved, forward = differentiator.jvp(only_q(drawn, np.ones(6)), seen=lambda moved: moved.x)
+    moved, forward = differentiator.jvp(only_q(drawn, np.ones(6)), observe=lambda moved: moved.x)
     np.testing.assert_allclose(moved.x, at(single).jvp(only_q(single, np.ones(6)))[0].x, atol=1e-9)
     assert forward.status == ("ok",)
 
@@ -124,11 +124,11 @@ def test_an_invisible_free_variable(backend: AbstractBackend) -> None:
     cotangent = ones(drawn, s=0.0)
     cotangent.x[0, 3] = 0.0
     gradient, backward = at(drawn, backend).vjp(
-        cotangent, seen=lambda data: np.concatenate([data.b, data.q[:, :3]], axis=1)
+        cotangent, observe=lambda data: np.concatenate([data.b, data.q[:, :3]], axis=1)
     )
     moved, forward = at(drawn, backend).jvp(
         tangent_of_b(drawn, [1.0, 0.0, 0.5, 0.0, 0.0]),
-        seen=lambda moved: np.concatenate([moved.x[:, :3], moved.y], axis=1),
+        observe=lambda moved: np.concatenate([moved.x[:, :3], moved.y], axis=1),
     )
     assert backward.status == forward.status == ("ok",)
     fixed = without_variable(drawn, 3)
@@ -201,7 +201,7 @@ def test_the_optimal_value_is_smooth_at_weakly_active_constraints(name: str) -> 
     """The gradient consists of x and y, so jumps of D do not matter."""
     cones, w = WEAK[name]
     drawn = assemble(np.eye(9), np.random.default_rng(0).normal(size=(cones.m, 9)), np.ones(9), w, cones)
-    report = at(drawn).objective_report(seen=lambda moved: np.concatenate([moved.x, moved.y], axis=1))
+    report = at(drawn).objective_report(observe=lambda moved: np.concatenate([moved.x, moved.y], axis=1))
     assert report.status == ("ok",)
 
 
@@ -217,13 +217,13 @@ def test_a_vertex_does_not_depend_on_the_linear_cost(backend: AbstractBackend, *
     """dx / dq = 0 for every choice of active rows; rounding errors do not count as a difference."""
     drawn = flat_vertex(np.random.default_rng(0), quadratic=quadratic)
     differentiator = at(drawn, backend)
-    gradient, report = differentiator.vjp(ones(drawn, y=0.0, s=0.0), seen=lambda data: data.q)
+    gradient, report = differentiator.vjp(ones(drawn, y=0.0, s=0.0), observe=lambda data: data.q)
     np.testing.assert_allclose(gradient.q, 0.0, atol=1e-13)
     assert report.status == ("ok",)
-    _, moved = differentiator.vjp(ones(drawn, y=0.0, s=0.0), seen=lambda data: data.b)
+    _, moved = differentiator.vjp(ones(drawn, y=0.0, s=0.0), observe=lambda data: data.b)
     assert moved.status == ("degenerate",)
-    assert differentiator.objective_report(seen=lambda moved: moved.x).status == ("ok",)
-    assert differentiator.objective_report(seen=lambda moved: moved.y).status == ("degenerate",)
+    assert differentiator.objective_report(observe=lambda moved: moved.x).status == ("ok",)
+    assert differentiator.objective_report(observe=lambda moved: moved.y).status == ("degenerate",)
 
 
 def test_an_optimal_value_at_a_nonunique_vertex(backend: AbstractBackend) -> None:
@@ -231,7 +231,7 @@ def test_an_optimal_value_at_a_nonunique_vertex(backend: AbstractBackend) -> Non
     A = np.concatenate([np.ones((1, 2)), -np.eye(2)])
     drawn = assemble(np.zeros((2, 2)), A, np.array([1.0, 0.0]), np.array([-1.0, -1.0, 0.0]), Cones(1, 2))
     differentiator = at(drawn, backend)
-    assert differentiator.objective_report(seen=lambda moved: moved.x).status == ("degenerate",)
+    assert differentiator.objective_report(observe=lambda moved: moved.x).status == ("degenerate",)
 
 
 def test_unbounded_multipliers_do_not_enter_the_size_of_outputs() -> None:
@@ -245,7 +245,7 @@ def test_unbounded_multipliers_do_not_enter_the_size_of_outputs() -> None:
 
     for size in (0.0, 1e9):
         apart = replace(solution, y=solution.y + size * np.array([1.0, -1.0, 0.0, 0.0]))
-        system = ReducedSystem(program.structure)
+        system = KKTSystem(program.structure)
         differentiator = ExactDifferentiator(system, program, apart, relative=relative)
         differentiator.vjp(ones(drawn, y=0.0, s=0.0))
     assert len(asked) >= 2

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convexlayer.diff import ReducedSystem, SolutionTangent, derivative_mode
+from convexlayer.diff import KKTSystem, SolutionTangent, derivative_mode
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
 from convexlayer.errors import DerivativeError
 
@@ -35,7 +35,7 @@ KNOWN = {name: replace(cones, power=()) for name, cones in CONES.items() if name
 
 
 def diffcp_at(drawn: Draw) -> DiffcpDifferentiator:
-    return DiffcpDifferentiator(ReducedSystem(drawn.program.structure), drawn.program, drawn.solution)
+    return DiffcpDifferentiator(KKTSystem(drawn.program.structure), drawn.program, drawn.solution)
 
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent, polish
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent, polish
 from convexlayer.program import Array, ConeProgram
 from convexlayer.solvers import Options
 from convexlayer.solvers.clarabel_ import ClarabelSolver
@@ -60,7 +60,7 @@ def test_jvp_agrees_with_differences_of_a_solver(quadratic: bool, check: Check) 
     rng = np.random.default_rng(1)
     drawn = draw(rng, CONES["product"], quadratic=quadratic)
     assert drawn is not None
-    solver, system = ClarabelSolver(), ReducedSystem(drawn.program.structure)
+    solver, system = ClarabelSolver(), KKTSystem(drawn.program.structure)
     state = solver.init(drawn.program.structure)
 
     def solve(program: ConeProgram) -> tuple[Array, Array, Array]:
@@ -84,7 +84,7 @@ def test_jvp_agrees_with_differences_of_a_solver(quadratic: bool, check: Check) 
 
 def exact(drawn: Draw, tangent: ConeProgram, cotangent: SolutionTangent) -> tuple[SolutionTangent, ConeProgram]:
     """The jvp of the tangents and the vjp of the cotangents; asserts that all are trusted."""
-    system = ReducedSystem(drawn.program.structure)
+    system = KKTSystem(drawn.program.structure)
     copies = [drawn.repeat(len(flat)) for flat in (tangent.q, cotangent.x)]
     forward, backward = (ExactDifferentiator(system, copy.program, copy.solution) for copy in copies)
     moved, forward_report = forward.jvp(tangent)

@@ -11,7 +11,7 @@ import pytest
 
 from convexlayer.cones import KroneckerBasis, symmetric_vectors
 from convexlayer.cones.product import KRONECKER_FROM
-from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent, matrix_free, polish
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent, matrix_free, polish
 from convexlayer.linalg import MatrixFree
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
 from convexlayer.solution import product_cone
@@ -86,11 +86,11 @@ DRAWS: dict[str, Callable[[np.random.Generator], Draw]] = {
 @pytest.fixture(params=["elimination", "krylov", "krylov, then elimination"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Force one method of solution, regardless of its cost."""
-    monkeypatch.setattr(matrix_free, "FIRST", np.inf if request.param == "elimination" else -1.0)
+    monkeypatch.setattr(matrix_free, "ELIMINATE_FIRST_COST", np.inf if request.param == "elimination" else -1.0)
     if request.param == "krylov":
-        monkeypatch.setattr(matrix_free, "LARGEST_REST", -1)
+        monkeypatch.setattr(matrix_free, "MAX_SCHUR_ORDER", -1)
     if request.param == "krylov, then elimination":
-        monkeypatch.setattr(matrix_free, "LIMIT", 3)
+        monkeypatch.setattr(matrix_free, "MAX_MINRES_ITERATIONS", 3)
     return str(request.param)
 
 
@@ -112,7 +112,7 @@ def test_derivatives_match_the_newton_matrix(name: str, way: str) -> None:
     structure = drawn.program.structure
     tangent, cotangent = data_tangents(rng, structure, 1), point_cotangents(rng, structure, 1)
     forward, backward = (drawn.repeat(len(part)) for part in (tangent.q, cotangent.x))
-    system = ReducedSystem(structure)
+    system = KKTSystem(structure)
     moved, report = ExactDifferentiator(system, forward.program, forward.solution).jvp(tangent)
     assert report.trusted
     assert np.all(report.condition < 1e6)
@@ -156,7 +156,7 @@ def test_elements_of_a_batch_equal_single_elements() -> None:
         status=singles[0].solution.status * 3,
     )
     together = Draw(program, whole)
-    system = ReducedSystem(structure)
+    system = KKTSystem(structure)
     gradient, report = ExactDifferentiator(system, program, whole).vjp(ones(together))
     assert report.trusted
     for i, single in enumerate(singles):
@@ -192,16 +192,16 @@ def test_nonunique_solutions_are_reported(way: str) -> None:
 
 def test_unconverged_minres_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without elimination and with too few iterations, no report of vjp, jvp or objective is ok."""
-    monkeypatch.setattr(matrix_free, "FIRST", -1.0)
-    monkeypatch.setattr(matrix_free, "LARGEST_REST", -1)
-    monkeypatch.setattr(matrix_free, "LIMIT", 5)
+    monkeypatch.setattr(matrix_free, "ELIMINATE_FIRST_COST", -1.0)
+    monkeypatch.setattr(matrix_free, "MAX_SCHUR_ORDER", -1)
+    monkeypatch.setattr(matrix_free, "MAX_MINRES_ITERATIONS", 5)
     rng = np.random.default_rng(0)
     drawn = few_variables(rng)
     assert at(drawn).vjp(ones(drawn))[1].status == ("degenerate",)
     tangent = data_tangents(rng, drawn.program.structure, 1)
     statuses = at(drawn.repeat(len(tangent.q))).jvp(tangent)[1].status
     assert set(statuses) == {"degenerate"}
-    assert at(drawn).objective_report(seen=lambda tangent: tangent.x).status == ("degenerate",)
+    assert at(drawn).objective_report(observe=lambda tangent: tangent.x).status == ("degenerate",)
 
 
 def test_polish_from_1e5_to_rounding(way: str) -> None:
@@ -212,7 +212,7 @@ def test_polish_from_1e5_to_rounding(way: str) -> None:
         **{part: getattr(drawn.solution, part) + 1e-5 * noise.normal(size=getattr(drawn.solution, part).shape)
            for part in "xys"},
     )  # fmt: skip
-    better = polish(ReducedSystem(drawn.program.structure), drawn.program, start)
+    better = polish(KKTSystem(drawn.program.structure), drawn.program, start)
     assert start.residuals(drawn.program).worst[0] > 1e-7
     assert better.residuals(drawn.program).worst[0] < 1e-11
 
@@ -227,7 +227,7 @@ def test_a_block_of_order_100_needs_no_dense_matrix() -> None:
     w = rng.normal(size=size)
     drawn = _sparse_entries(entry, size, w, rng)
     tracemalloc.start()
-    system = ReducedSystem(drawn.program.structure)
+    system = KKTSystem(drawn.program.structure)
     differentiator = ExactDifferentiator(system, drawn.program, drawn.solution)
     _, report = differentiator.vjp(ones(drawn))
     _, peak = tracemalloc.get_traced_memory()

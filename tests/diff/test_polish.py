@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convexlayer.diff import ReducedSystem, polish, polished
+from convexlayer.diff import KKTSystem, polish, polished
 from convexlayer.program import Array
 from convexlayer.solution import Solution
 from convexlayer.solvers import Options
@@ -41,7 +41,7 @@ def test_polish_reaches_rounding_from_1e5(name: str, quadratic: bool) -> None:
     for seed in range(5):
         drawn = regular(name, quadratic=quadratic, seed=seed)
         start = disturbed(drawn, 1e-5, seed)
-        polished = polish(ReducedSystem(drawn.program.structure), drawn.program, start)
+        polished = polish(KKTSystem(drawn.program.structure), drawn.program, start)
         assert worst(drawn, start)[0] > 1e-6
         assert worst(drawn, polished)[0] < 1e-11
         np.testing.assert_allclose(polished.x, drawn.solution.x, atol=1e-8)
@@ -52,7 +52,7 @@ def test_polish_reaches_rounding_from_1e5(name: str, quadratic: bool) -> None:
 def test_polish_after_a_first_order_solver(name: str, quadratic: bool) -> None:
     drawn, solver = regular(name, quadratic=quadratic, seed=2), ScsSolver()
     solution = solver.solve(solver.init(drawn.program.structure), drawn.program, Options(tol=1e-5))
-    polished = polish(ReducedSystem(drawn.program.structure), drawn.program, solution)
+    polished = polish(KKTSystem(drawn.program.structure), drawn.program, solution)
     assert worst(drawn, polished)[0] < 1e-11
 
 
@@ -61,7 +61,7 @@ def test_polish_after_a_first_order_solver(name: str, quadratic: bool) -> None:
 def test_polish_never_returns_a_worse_point(seed: int, exponent: int, name: str) -> None:
     drawn = regular(name, quadratic=True, seed=1)
     garbage = disturbed(drawn, 10.0**exponent, seed)
-    polished = polish(ReducedSystem(drawn.program.structure), drawn.program, garbage)
+    polished = polish(KKTSystem(drawn.program.structure), drawn.program, garbage)
     assert worst(drawn, polished)[0] <= worst(drawn, garbage)[0]
 
 
@@ -69,7 +69,7 @@ def test_elements_are_polished_independently() -> None:
     drawn = regular("product", quadratic=True).repeat(4)
     noise = np.array([[1e-4], [0.0], [1e-6], [1e-5]])
     start = replace(drawn.solution, x=drawn.solution.x + noise, y=drawn.solution.y + noise)
-    system = ReducedSystem(drawn.program.structure)
+    system = KKTSystem(drawn.program.structure)
     together = polish(system, drawn.program, start)
     assert np.all(worst(drawn, together) < 1e-11)
     np.testing.assert_array_equal(together.x[1], start.x[1])
@@ -83,7 +83,7 @@ def test_elements_are_polished_independently() -> None:
 def test_certificates_and_points_at_a_limit_are_not_changed(status: Status) -> None:
     drawn = regular("nonnegative", quadratic=True).repeat(2)
     start = replace(disturbed(drawn, 1e-3), status=(Status.OPTIMAL, status))
-    polished = polish(ReducedSystem(drawn.program.structure), drawn.program, start)
+    polished = polish(KKTSystem(drawn.program.structure), drawn.program, start)
     np.testing.assert_array_equal(flat(polished)[1], flat(start)[1])
     assert worst(drawn, polished)[0] < 1e-11
     assert polished.status == start.status
@@ -93,7 +93,7 @@ def test_certificates_and_points_at_a_limit_are_not_changed(status: Status) -> N
 def test_no_step_starts_after_the_deadline(deadline: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake clock advances by one second per reading, so the deadline is the number of steps."""
     drawn = regular("psd", quadratic=True)
-    start, system = disturbed(drawn, 1e-5), ReducedSystem(drawn.program.structure)
+    start, system = disturbed(drawn, 1e-5), KKTSystem(drawn.program.structure)
     expected = polished(system, drawn.program, start, steps=steps).solution if steps else start
     now = iter(range(100))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
@@ -106,7 +106,7 @@ def test_nonfinite_points_are_not_changed() -> None:
     drawn = regular("product", quadratic=True).repeat(2)
     start = disturbed(drawn, 1e-5)
     start.x[0], start.y[0], start.s[0] = np.nan, np.nan, np.nan
-    polished = polish(ReducedSystem(drawn.program.structure), drawn.program, start)
+    polished = polish(KKTSystem(drawn.program.structure), drawn.program, start)
     assert np.all(np.isnan(flat(polished)[0]))
     assert worst(drawn, polished)[1] < 1e-11
 
@@ -115,14 +115,14 @@ def test_the_argument_is_not_modified() -> None:
     drawn = stack([regular("second_order", quadratic=True)])
     start = disturbed(drawn, 1e-4)
     kept = flat(start).copy()
-    polished = polish(ReducedSystem(drawn.program.structure), drawn.program, start)
+    polished = polish(KKTSystem(drawn.program.structure), drawn.program, start)
     np.testing.assert_array_equal(flat(start), kept)
     assert np.any(flat(polished) != kept)
 
 
 def test_empty_batch() -> None:
     drawn = regular("product", quadratic=True).repeat(0)
-    polished = polish(ReducedSystem(drawn.program.structure), drawn.program, drawn.solution)
+    polished = polish(KKTSystem(drawn.program.structure), drawn.program, drawn.solution)
     assert polished.x.shape == drawn.solution.x.shape
 
 

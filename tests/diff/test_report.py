@@ -8,7 +8,7 @@ import pytest
 from convexlayer.diff import DerivativeReport
 
 
-def judged(
+def measured(
     *,
     residual: float = 1e-14,
     margin: float = 1.0,
@@ -17,7 +17,7 @@ def judged(
     error: float = 1e-14,
 ) -> str:
     numbers = (np.array([value]) for value in (residual, margin, condition))
-    report = DerivativeReport.judge(*numbers, np.array([singular]), np.array([error]))
+    report = DerivativeReport.from_measures(*numbers, np.array([singular]), np.array([error]))
     assert report.trusted == (report.status == ("ok",))
     assert report.consistent[0] == (residual <= 1e-8)
     return report.status[0]
@@ -43,31 +43,31 @@ def judged(
     ],
 )
 def test_status(expected: str, numbers: dict[str, float]) -> None:
-    assert judged(**numbers) == expected
+    assert measured(**numbers) == expected
 
 
 def test_one_status_per_element() -> None:
     ones = np.ones(3)
-    report = DerivativeReport.judge(
+    report = DerivativeReport.from_measures(
         np.array([0.0, 1e-7, 0.0]), np.array([1.0, 1.0, 0.0]), ones, np.zeros(3, dtype=bool), 0.0 * ones
     )
     assert report.status == ("ok", "inaccurate", "degenerate")
     assert not report.trusted
 
 
-def test_all_ok_agrees_with_judge() -> None:
-    """If ``all_ok`` holds, ``judge`` reports ok for all elements; NaN is never ok."""
+def test_all_ok_agrees_with_from_measures() -> None:
+    """If ``all_ok`` holds, ``from_measures`` reports ok for all elements; NaN is never ok."""
     rng = np.random.default_rng(0)
     certain = 0
     for _ in range(500):
         residual, margin, condition = (10.0 ** rng.uniform(*range_, 3) for range_ in ((-16, -6), (-8, 2), (0, 8)))
         error = 10.0 ** rng.uniform(-14, -6, 3)
-        judged = DerivativeReport.judge(residual, margin, condition, np.zeros(3, bool), error)
+        measured = DerivativeReport.from_measures(residual, margin, condition, np.zeros(3, bool), error)
         if DerivativeReport.all_ok(residual, margin, error):
             certain += 1
             report = DerivativeReport.ok(residual, margin, condition)
-            assert report.status == judged.status == ("ok",) * 3
-            np.testing.assert_array_equal(report.consistent, judged.consistent)
+            assert report.status == measured.status == ("ok",) * 3
+            np.testing.assert_array_equal(report.consistent, measured.consistent)
         for numbers in (residual, margin, error):
             kept, numbers[1] = numbers[1], np.nan
             assert not DerivativeReport.all_ok(residual, margin, error)

@@ -7,7 +7,7 @@ import pytest
 
 from convexlayer.cones import SecondOrder
 from convexlayer.cones.product import RANK_TWO_FROM
-from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent
 from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
@@ -56,7 +56,7 @@ def worst_error(drawn: Draw, backend: AbstractBackend) -> float:
     rng, program = np.random.default_rng(1), drawn.program
     structure, n = program.structure, program.structure.n
     tangent, cotangent = data_tangents(rng, structure, 1), point_cotangents(rng, structure, 1)
-    system = ReducedSystem(structure, backend)
+    system = KKTSystem(structure, backend)
     x, y = (np.repeat(v, len(tangent.q), axis=0) for v in (drawn.solution.x, drawn.solution.y))
     r1 = structure.P.matvec(tangent.P, x) + tangent.q + structure.A.rmatvec(tangent.A, y)
     r2 = structure.A.matvec(tangent.A, x) - tangent.b
@@ -105,7 +105,7 @@ def test_a_large_block_matches_finite_differences() -> None:
     drawn = assemble(
         np.eye(size - 1), -A, rng.normal(size=size - 1), point(rng, size, 0.2), Cones(second_order=(size,))
     )
-    system = ReducedSystem(drawn.program.structure)
+    system = KKTSystem(drawn.program.structure)
     assert system.pattern.shape == (2 * size + 1, 2 * size + 1)
     assert system.pattern.nnz < 10 * size
     tangent = data_tangents(rng, drawn.program.structure, 1).select(slice(-1, None))  # of P, q, A and b
@@ -134,7 +134,7 @@ def test_elements_in_different_regions_share_one_pattern(backend: AbstractBacken
     rng, size = np.random.default_rng(0), RANK_TWO_FROM + 2
     draws = [at_ratios(np.random.default_rng(3), (size,), [ratio]) for ratio in REGIONS.values()]
     together = stack(draws)
-    system = ReducedSystem(together.program.structure, backend)
+    system = KKTSystem(together.program.structure, backend)
     cotangent = point_cotangents(rng, system.structure, 1)
     alone = SolutionTangent(*(part[-1:] for part in (cotangent.x, cotangent.y, cotangent.s)))
     whole = SolutionTangent(*(np.repeat(part, 3, axis=0) for part in (alone.x, alone.y, alone.s)))

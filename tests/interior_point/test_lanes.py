@@ -48,7 +48,7 @@ def random_program(rng: np.random.Generator, cones: Cones, *, quadratic: bool, s
     e = np.ones(m)
     e[: cones.zero + cones.nonnegative] = 10.0 ** rng.uniform(-spread, spread, cones.zero + cones.nonnegative)
     program = ConeProgram(structure, P * d[P_rows] * d[P_cols], q * d, np.zeros(BATCH), A * e[rows] * d[cols], b * e)
-    return program.divided(program.objective_scale())
+    return program.with_objective_divided(program.objective_scale())
 
 
 def solved(program: ConeProgram) -> Solution:

@@ -130,7 +130,7 @@ def _times(M: Array, v: Array) -> Array:
 def drawn(rng: np.random.Generator, name: str, batch: int = BATCH) -> ConeProgram:
     n, cones, options = CASES[name]
     program = solvable(rng, n, cones, batch, **options)
-    return program.divided(program.objective_scale())  # as layers do
+    return program.with_objective_divided(program.objective_scale())  # as layers do
 
 
 def solve(program: ConeProgram, device: str, *, tol: float = 1e-8, max_iter: int | None = None) -> Solution:

@@ -241,9 +241,9 @@ def test_convexity_is_checked_only_if_it_is_unproven() -> None:
     promised = SolutionMap(canonicalize(problem, parameters, [y], self_check=False))
     declared = SolutionMap(canonicalize(PROBLEM, [c, w, P], [x], self_check=False))
     weighted = family("lasso").program()
-    assert promised._convexity_is_promised
-    assert not declared._convexity_is_promised
-    assert not SolutionMap(weighted)._convexity_is_promised
+    assert promised._convexity_is_unproven
+    assert not declared._convexity_is_unproven
+    assert not SolutionMap(weighted)._convexity_is_unproven
 
 
 @pytest.mark.parametrize("solver", ["auto", "clarabel", "scs", "ecos", "highs"])

@@ -241,7 +241,7 @@ def test_points_at_a_limit_are_not_changed(
     def no_factor(*arguments: Any) -> None:
         raise AssertionError("polished")
 
-    monkeypatch.setattr("convexlayer.diff.reduced.ReducedSystem.factor", no_factor)
+    monkeypatch.setattr("convexlayer.diff.kkt_system.KKTSystem.factor", no_factor)
     points = torch.tensor(np.stack([symmetric(60, seed) for seed in range(3)]))
     (value,), report = layer_with_limits(**options).solve(points)
     assert report.status == (status,) * 3

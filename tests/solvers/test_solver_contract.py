@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convexlayer import Options, SolverError, Status
-from convexlayer.diff import ReducedSystem, polish
+from convexlayer.diff import KKTSystem, polish
 from convexlayer.program import ConeProgram, Cones
 from convexlayer.solution import Solution
 from convexlayer.solvers import AbstractSolver
@@ -115,9 +115,7 @@ def test_finds_the_known_solution(name: str, kind: str, get: Any) -> None:
     assert all(status.solved for status in found.status)
     for ours, theirs in ((found.x, case.x), (found.y, case.y), (found.s, case.s)):
         np.testing.assert_allclose(ours, theirs, atol=2e-3)
-    polished, residuals = polish(ReducedSystem(case.program.structure), case.program, found).certified(
-        case.program, 1e-9
-    )
+    polished, residuals = polish(KKTSystem(case.program.structure), case.program, found).certified(case.program, 1e-9)
     assert polished.status == (Status.OPTIMAL,) * 2
     assert residuals.worst.max() <= 1e-8
     for ours, theirs in ((polished.x, case.x), (polished.y, case.y), (polished.s, case.s)):
@@ -308,7 +306,7 @@ def test_the_cvxpy_adapter_supports_every_cone(kind: str) -> None:
     native, _ = solver_for("clarabel", case.program.structure)
     expected = native.solve(native.init(case.program.structure), case.program, Options())
     assert generic.stats["ran"] == ("CLARABEL",) * 2
-    system = ReducedSystem(case.program.structure)  # polish, because iteration counts may differ
+    system = KKTSystem(case.program.structure)  # polish, because iteration counts may differ
     ours, theirs = (polish(system, case.program, solution) for solution in (generic, expected))
     np.testing.assert_allclose(ours.x, theirs.x, atol=1e-8)
     np.testing.assert_allclose(ours.y, theirs.y, atol=1e-8)

@@ -156,7 +156,7 @@ class InteriorPointPlan:
             A_start=A.indptr.astype(np.int32),
             A_row=A.rows.astype(np.int32),
             A_place=A_place,
-            A_single=A.alone,
+            A_single=A.row_singletons,
             diagonal=diagonal,
             zero=cones.zero,
             orthant=cones.zero + cones.nonnegative,

@@ -147,8 +147,8 @@ class FailurePolicy:
         return (
             f"{len(failed)} of {len(status)} elements have no solution within {tol:.1e}: {listed}"
             f"{' ...' if len(failed) > MAX_LISTED else ''}. The function may be unbounded, not twice differentiable, "
-            "or have no feasible point; else give another start, a solver, or more iterations. The others are in this "
-            "error's outputs; on_failure='nan' returns them instead"
+            "or have no feasible point; else give another start, a solver, or more iterations. The outputs of "
+            "the others are in this error's outputs; on_failure='nan' returns them instead"
         )
 
 

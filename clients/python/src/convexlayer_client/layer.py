@@ -215,8 +215,8 @@ def _failure_message(report: RemoteReport) -> str:
     more = f" and {len(report.failed) - _MAX_LISTED} more" if len(report.failed) > _MAX_LISTED else ""
     known = "".join(f". Element {i}: {report.details[i]}" for i in sorted(report.details)[:_MAX_DETAILS])
     return (
-        f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The others are in "
-        f"this error's outputs; on_failure='nan' returns them instead{known}"
+        f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The outputs of the "
+        f"others are in this error's outputs; on_failure='nan' returns them instead{known}"
     )
 
 
@@ -240,7 +240,7 @@ class _AccuracyReporter:
             self._warn(
                 "solutions",
                 f"the solutions of {len(inaccurate)} of {len(report.status)} elements are inaccurate: "
-                f"{_first(inaccurate)}. The report of layer.solve(...) has their status and residuals",
+                f"{_first(inaccurate)}. See status and residuals in the report of layer.solve(...)",
             )
 
     def __call__(self, report: RemoteReport) -> None:
@@ -254,7 +254,8 @@ class _AccuracyReporter:
             return
         message = (
             f"the derivative of {len(inaccurate_)} of {len(report.status)} elements may not exist or is inaccurate: "
-            f"{_first(inaccurate_)}. The result is a least-squares direction; report.derivative has accuracy estimates"
+            f"{_first(inaccurate_)}. The returned derivative is a least-squares direction; see report.derivative "
+            "for its accuracy"
         )
         if self._on_degenerate == "raise":
             raise self._error(message)
@@ -266,7 +267,7 @@ class _AccuracyReporter:
             self._warned.add(about)
         if first:
             warnings.warn(
-                message + " (warned once per layer; on_degenerate='report' disables this)", UserWarning, stacklevel=2
+                message + " (shown once per layer; on_degenerate='report' turns it off)", UserWarning, stacklevel=2
             )
 
 

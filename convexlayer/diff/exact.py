@@ -1,4 +1,4 @@
-"""The exact derivative by implicit differentiation: one symmetric KKT system (see ``reduced``), factorised once."""
+"""The exact derivative by implicit differentiation: one symmetric KKT system (see ``kkt_system``), factorised once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from convexlayer.diff.base import (
     whole_data,
     whole_point,
 )
-from convexlayer.diff.degenerate import Seen, is_seen, sees_null_space, sees_null_space_of
-from convexlayer.diff.reduced import ReducedFactor, ReducedSystem
+from convexlayer.diff.degenerate import Observation, is_observed, observes_null_space, observes_null_space_of
+from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
 from convexlayer.diff.report import ACCURATE_SOLUTION, DerivativeReport
 from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
 from convexlayer.solution import BoolArray, Solution
@@ -29,7 +29,7 @@ RelativeChange = Callable[[Array, Array, Callable[[ConeProgram], tuple[Array, Ar
 """Measure of relative change, see ``relative`` of ``ExactDifferentiator``."""
 
 
-BESIDE = 10.0
+ONE_SIDED_DISTANCE = 10.0
 """Distance from a jump of D at which its one-sided values are evaluated, in units of the certain margin."""
 
 
@@ -39,11 +39,11 @@ class ExactDifferentiator(AbstractDifferentiator):
 
     def __init__(
         self,
-        system: ReducedSystem,
+        system: KKTSystem,
         program: ConeProgram,
         solution: Solution,
         *,
-        factor: ReducedFactor | None = None,
+        factor: KKTFactor | None = None,
         point: ComplementaryPoint | None = None,
         relative: RelativeChange | None = None,
     ) -> None:
@@ -67,14 +67,14 @@ class ExactDifferentiator(AbstractDifferentiator):
         self._relative = relative or (lambda dx, dy, _: here.relative_change(dx, 0.0 * dy))
 
     @cached_property
-    def _factor(self) -> ReducedFactor:
+    def _factor(self) -> KKTFactor:
         near = self._near
-        if near is not None and near.serves(self._program, self._point.derivative):
+        if near is not None and near.is_factor_of(self._program, self._point.derivative):
             return near
         return self._system.factor(self._program, self._point)
 
     @cached_property
-    def _off(self) -> tuple[Array, Array]:
+    def _error_estimate(self) -> tuple[Array, Array]:
         """Estimated error of w, (B, m), and relative error of the solutions, (B,).
 
         The estimate is a Newton step whose right-hand side includes the rounding errors of the residuals.
@@ -108,9 +108,9 @@ class ExactDifferentiator(AbstractDifferentiator):
         return np.maximum(self._relative(dx, dy, self._respond), max_norm(dw / point.scales.size))
 
     @cached_property
-    def _certain(self) -> Array:
+    def _certain_margin(self) -> Array:
         """Margins (B,) above which the side of all jumps of D, and so the active set, is certain."""
-        return DerivativeReport.certain(max_norm(self._off[0] / self._point.scales.size))
+        return DerivativeReport.certain_margin(max_norm(self._error_estimate[0] / self._point.scales.size))
 
     @cached_property
     def _error(self) -> Array:
@@ -118,15 +118,15 @@ class ExactDifferentiator(AbstractDifferentiator):
 
         Blocks at jumps of D are excluded; their margin decides.
         """
-        dw, error = self._off
-        if not np.all(self._point.margin > self._certain):
+        dw, error = self._error_estimate
+        if not np.all(self._point.margin > self._certain_margin):
             dw = np.where(self._weak, 0.0, dw)
         return np.maximum(error, self._point.derivative_change(dw))
 
     @cached_property
     def _weak(self) -> BoolArray:
         """Mask (B, m) of the rows of weakly active blocks, which may be on either side of a jump of D."""
-        weak = self._point.derivative.weak(self._point.scales.size, self._certain)
+        weak = self._point.derivative.weak(self._point.scales.size, self._certain_margin)
         return np.asarray(weak, dtype=bool)
 
     def vjp(
@@ -134,14 +134,14 @@ class ExactDifferentiator(AbstractDifferentiator):
         cotangent: SolutionCotangent,
         *,
         on: Structure | None = None,
-        seen: Callable[[ConeProgram], Array] = whole_data,
+        observe: Callable[[ConeProgram], Array] = whole_data,
     ) -> tuple[ConeProgram, DerivativeReport]:
         """Solve K [l; u] = [dx - A'ds; L'dy], set v = ds + L u, and compute the gradients by ``data_cotangent``."""
         program, x, y = self._program, self._point.x, self._point.y
         structure = on or program.structure
 
         def outside(l: Array, v: Array) -> Array:  # noqa: E741 (the design's name)
-            return seen(data_cotangent(structure, x, y, l, v))
+            return observe(data_cotangent(structure, x, y, l, v))
 
         ds, top = cotangent.s, cotangent.x
         if ds is not None:
@@ -150,13 +150,13 @@ class ExactDifferentiator(AbstractDifferentiator):
         return data_cotangent(structure, x, y, l, v if ds is None else v + ds), report
 
     def jvp(
-        self, tangent: ConeProgram, *, seen: Callable[[SolutionTangent], Array] = whole_point
+        self, tangent: ConeProgram, *, observe: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
         """Solve K [dx; u] = -[r1; L'r2] with r1 = dP x + dq + dA'y and r2 = dA x - db; dy = L u, ds = -(A dx + r2)."""
         r1, r2 = self._right_hand_side(tangent)
 
         def outside(dx: Array, dy: Array) -> Array:
-            return seen(self._tangent(dx, dy, 0.0))
+            return observe(self._tangent(dx, dy, 0.0))
 
         dx, dy, report = self._solve(-r1, -r2, outside)
         return self._tangent(dx, dy, r2), report
@@ -181,8 +181,8 @@ class ExactDifferentiator(AbstractDifferentiator):
         dx, dy, *_ = factor.solve(-r1, -r2, lambda index: np.ones(len(index), dtype=bool))
         return dx, dy
 
-    def objective_report(self, *, seen: Callable[[SolutionTangent], Array]) -> DerivativeReport:
-        """Report whether the objective's derivative is unique: whether ``seen`` maps the null space of K to zero.
+    def objective_report(self, *, observe: Callable[[SolutionTangent], Array]) -> DerivativeReport:
+        """Report whether the objective's derivative is unique: whether ``observe`` maps the null space of K to zero.
 
         A null direction of K moves (x, y) along the solution set. Where multipliers are unique, the optimal value is
         differentiable even if constraints are weakly active, so the margin is ignored.
@@ -190,38 +190,39 @@ class ExactDifferentiator(AbstractDifferentiator):
         factor, batch, weak = self._factor, self._program.batch, self._weak
 
         def outside(dx: Array, dy: Array) -> Array:
-            return seen(self._tangent(dx, dy, 0.0))
+            return observe(self._tangent(dx, dy, 0.0))
 
-        singular = sees_null_space_of(factor, outside, place=np.arange(batch), batch=batch)
+        singular = observes_null_space_of(factor, outside, place=np.arange(batch), batch=batch)
         ones = np.ones(weak.shape[1])
         for side in (ones, -ones):  # more active rows leave more freedom in y, fewer leave more in x
             index = np.flatnonzero(np.any(weak, axis=1) & ~singular)
             if len(index):
-                beside = self._factor_beside(index, weak[index], side)
-                singular[index] = sees_null_space_of(beside, outside, place=index, batch=batch)
+                one_sided = self._one_sided_factor(index, weak[index], side)
+                singular[index] = observes_null_space_of(one_sided, outside, place=index, batch=batch)
         nothing, far = np.zeros(batch), np.full(batch, np.inf)
-        return DerivativeReport.judge(nothing, far, factor.condition, singular, self._off[1])
+        return DerivativeReport.from_measures(nothing, far, factor.condition, singular, self._error_estimate[1])
 
     def _tangent(self, dx: Array, dy: Array, r2: Array | float) -> SolutionTangent:
         return SolutionTangent(dx, dy, -(self._program.structure.A.matvec(self._program.A, dx) + r2))
 
-    def _solve(self, top: Array, bottom: Array, outside: Seen) -> tuple[Array, Array, DerivativeReport]:
-        """Solve for (l, v) by ``ReducedFactor.solve``, with the report."""
+    def _solve(self, top: Array, bottom: Array, outside: Observation) -> tuple[Array, Array, DerivativeReport]:
+        """Solve for (l, v) by ``KKTFactor.solve``, with the report."""
         factor, batch = self._factor, self._program.batch
 
         def visible(index: IndexArray) -> BoolArray:
-            return sees_null_space(factor, index, outside, place=index, batch=batch)
+            return observes_null_space(factor, index, outside, place=index, batch=batch)
 
         l, v, residual, singular = factor.solve(top, bottom, visible)  # noqa: E741
         margin, error = self._point.margin, self._error
         if factor.regular and DerivativeReport.all_ok(residual, margin, error):
             return l, v, DerivativeReport.ok(residual, margin, factor.condition)
-        if not np.all(margin > self._certain):
+        if not np.all(margin > self._certain_margin):
             margin = self._effective_margin((l, v), (top, bottom), outside, ~singular)
-        return l, v, DerivativeReport.judge(residual, margin, factor.condition, singular, error, self._certain)
+        certain = self._certain_margin
+        return l, v, DerivativeReport.from_measures(residual, margin, factor.condition, singular, error, certain)
 
     def _effective_margin(
-        self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Seen, unique: BoolArray
+        self, answer: tuple[Array, Array], rhs: tuple[Array, Array], outside: Observation, unique: BoolArray
     ) -> Array:
         """The margin without weakly active blocks that do not change the requested derivative.
 
@@ -235,25 +236,25 @@ class ExactDifferentiator(AbstractDifferentiator):
         some = np.sign(blocks(np.random.default_rng(0).normal(size=(1, weak.shape[1])))[0])
         for side in (ones, -ones, some, -some):
             if len(index):
-                index = index[self._same_beside(index, weak[index], side, answer, rhs, outside)]
+                index = index[self._same_one_sided(index, weak[index], side, answer, rhs, outside)]
         if len(index):
             margin[index] = point.margin_without(weak)[index]
         return margin
 
-    def _same_beside(
+    def _same_one_sided(
         self,
         index: IndexArray,
         weak: BoolArray,
         side: Array,
         answer: tuple[Array, Array],
         rhs: tuple[Array, Array],
-        outside: Seen,
+        outside: Observation,
     ) -> BoolArray:
         """Whether these elements have the same and a unique derivative, as far as ``outside`` shows, on ``side``."""
-        factor, batch = self._factor_beside(index, weak, side), self._program.batch
+        factor, batch = self._one_sided_factor(index, weak, side), self._program.batch
 
         def visible(some: IndexArray) -> BoolArray:
-            return sees_null_space(factor, some, outside, place=index[some], batch=batch)
+            return observes_null_space(factor, some, outside, place=index[some], batch=batch)
 
         top, bottom = (part[index] for part in rhs)
         *other, singular = factor.solve_unique(top, bottom, visible)
@@ -261,13 +262,13 @@ class ExactDifferentiator(AbstractDifferentiator):
         noise = factor.rounding((other[0], other[1]), top, bottom)
         moved = (there - mine for there, mine in zip(other, here, strict=True))
         dl, dv = (np.where(np.abs(d) <= size, 0.0, d) for d, size in zip(moved, noise, strict=True))
-        return ~singular & ~is_seen((dl, dv), here, outside, place=index, batch=batch)
+        return ~singular & ~is_observed((dl, dv), here, outside, place=index, batch=batch)
 
-    def _factor_beside(self, index: IndexArray, weak: BoolArray, side: Array) -> ReducedFactor:
+    def _one_sided_factor(self, index: IndexArray, weak: BoolArray, side: Array) -> KKTFactor:
         """Factorise K of these elements with the one-sided D on ``side`` in the weak rows."""
         point = self._point.select(index)
-        derivative = point.beside(weak, side, BESIDE * self._certain[index])
-        return ReducedFactor(self._system, self._program.select(index), derivative, point.scales.c)
+        derivative = point.one_sided_derivative(weak, side, ONE_SIDED_DISTANCE * self._certain_margin[index])
+        return KKTFactor(self._system, self._program.select(index), derivative, point.scales.c)
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convexlayer.cones import product_cone
-from convexlayer.diff import ExactDifferentiator, ReducedSystem, SolutionTangent, polished
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent, polished
 from convexlayer.linalg import AbstractBackend, AbstractFactor, BackendState
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
@@ -63,7 +63,7 @@ def test_dense_and_sparse_agree(name: str, quadratic: bool) -> None:
         tangent, cotangent = data_tangents(rng, structure, 1), point_cotangents(rng, structure, 1)
         results = []
         for backend in (DenseBackend(), SparseBackend()):
-            system = ReducedSystem(structure, backend)
+            system = KKTSystem(structure, backend)
             copies = [drawn.repeat(len(rows)) for rows in (tangent.q, cotangent.x)]
             forward, backward = (ExactDifferentiator(system, copy.program, copy.solution) for copy in copies)
             moved, pulled = forward.jvp(tangent), backward.vjp(cotangent)
@@ -79,7 +79,7 @@ def test_rows_of_a_batch_equal_single_elements() -> None:
     rng, cones, n = np.random.default_rng(3), CONES["product"], 60
     P, A = np.eye(n), rng.normal(size=(cones.m, n))
     draws = [assemble(P, A, rng.normal(size=n), strict_point(rng, cones)[0], cones) for _ in range(5)]
-    together, system = stack(draws), ReducedSystem(draws[0].program.structure)
+    together, system = stack(draws), KKTSystem(draws[0].program.structure)
     tangent, cotangent = data_tangents(rng, system.structure, 1), point_cotangents(rng, system.structure, 2)
     cotangent = SolutionTangent(*(part[:5] for part in (cotangent.x, cotangent.y, cotangent.s)))
     batch = ExactDifferentiator(system, together.program, together.solution)
@@ -112,7 +112,7 @@ def test_all_derivatives_share_one_factorisation() -> None:
 def test_the_derivative_reuses_the_factor_of_polish(name: str, more: int) -> None:
     """Polyhedral cones with an unchanged active set need no factorisation; curved cones need their own."""
     drawn, backend = regular(name).repeat(2), CountingBackend()
-    system = ReducedSystem(drawn.program.structure, backend)
+    system = KKTSystem(drawn.program.structure, backend)
     start = replace(drawn.solution, x=drawn.solution.x + np.array([[1e-6], [0.0]]))
     made = polished(system, drawn.program, start)
     before = backend.factorisations
@@ -127,7 +127,7 @@ def test_the_derivative_reuses_the_factor_of_polish(name: str, more: int) -> Non
 
 def test_a_factor_of_another_active_set_or_program_is_not_used() -> None:
     drawn, backend = regular("nonnegative"), CountingBackend()
-    system = ReducedSystem(drawn.program.structure, backend)
+    system = KKTSystem(drawn.program.structure, backend)
     turned = replace(drawn.solution, y=drawn.solution.s, s=drawn.solution.y).complementary(drawn.program)
     other = system.factor(drawn.program, turned)
     ExactDifferentiator(system, drawn.program, drawn.solution, factor=other).vjp(ones(drawn))
@@ -140,7 +140,7 @@ def test_a_factor_of_another_active_set_or_program_is_not_used() -> None:
 
 @pytest.mark.parametrize("name", ["second_order", "product"])
 def test_cotangents_on_part_of_the_patterns(name: str) -> None:
-    """Cotangents on part of the patterns equal those on the full ones; ``seen`` gets the same structure."""
+    """Cotangents on part of the patterns equal those on the full ones; ``observe`` gets the same structure."""
     drawn = regular(name)
     structure = drawn.program.structure
     P, A = structure.P, structure.A
@@ -163,7 +163,7 @@ def test_cotangents_on_part_of_the_patterns(name: str) -> None:
 def test_inaccurate_solutions_have_inaccurate_derivatives(noise: float, status: str) -> None:
     drawn = regular("product")
     moved = replace(drawn.solution, x=drawn.solution.x * (1.0 + noise))
-    system = ReducedSystem(drawn.program.structure)
+    system = KKTSystem(drawn.program.structure)
     assert ExactDifferentiator(system, drawn.program, moved).vjp(ones(drawn))[1].status == (status,)
 
 
@@ -182,7 +182,7 @@ def test_the_gradient_of_P_is_symmetric() -> None:
     drawn = regular("second_order")
     gradient, _ = at(drawn).vjp(ones(drawn))
     assert np.any(gradient.P)
-    np.testing.assert_array_equal(gradient.P, gradient.P[:, drawn.program.structure.P.swapped])
+    np.testing.assert_array_equal(gradient.P, gradient.P[:, drawn.program.structure.P.transposed_positions])
 
 
 def test_zero_tangents_and_cotangents_give_zero() -> None:

@@ -38,7 +38,7 @@ from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structu
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
-__all__ = ["ReducedFactor", "ReducedSystem"]
+__all__ = ["KKTFactor", "KKTSystem"]
 
 NOISE = 1e-12
 """Entries of a solution below this factor times the magnitude of the terms in their rows are rounding errors."""
@@ -48,7 +48,7 @@ LEFTOVER = 1e-8
 
 
 @final
-class ReducedSystem:
+class KKTSystem:
     """Symbolic analysis of K, computed once per layer: its pattern, and the source of each value."""
 
     def __init__(self, structure: Structure, backend: AbstractBackend | None = None, *, device: str = "cpu") -> None:
@@ -92,16 +92,16 @@ class ReducedSystem:
         bases = [basis for basis in derivative.curved if isinstance(basis, KroneckerBasis)]
         return self._linear.factor(K, balanced, bases)
 
-    def factor(self, program: ConeProgram, point: ComplementaryPoint) -> ReducedFactor:
+    def factor(self, program: ConeProgram, point: ComplementaryPoint) -> KKTFactor:
         """Assemble K for every element and factorise it."""
-        return ReducedFactor(self, program, point.derivative, point.scales.c)
+        return KKTFactor(self, program, point.derivative, point.scales.c)
 
 
 @final
-class ReducedFactor:
+class KKTFactor:
     """The factorised K of a batch, for all vjps, jvps, and the Newton steps of ``polish``."""
 
-    def __init__(self, system: ReducedSystem, program: ConeProgram, derivative: ProductDerivative, c: Array) -> None:
+    def __init__(self, system: KKTSystem, program: ConeProgram, derivative: ProductDerivative, c: Array) -> None:
         """Assemble and factorise K of these programs; ``derivative`` is D at w = c y - s / c."""
         self._system = system
         self._program = program
@@ -182,11 +182,11 @@ class ReducedFactor:
         bases[size <= LEFTOVER * np.max(size, axis=2, keepdims=True, initial=0.0)] = 0.0
         return bases
 
-    def certain(self, index: IndexArray) -> BoolArray:
+    def null_space_is_reliable(self, index: IndexArray) -> BoolArray:
         """Whether ``null_space`` represents the null space of each of these elements reliably, (len(index),)."""
         return np.array([space.certain for space in self._refined.null_directions(index)], dtype=bool)
 
-    def serves(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
+    def is_factor_of(self, program: ConeProgram, derivative: ProductDerivative) -> bool:
         """Whether this is also the factor of these programs at ``derivative``.
 
         True if all cones are polyhedral and the active set is the same; in curved cones D changes with w.
