@@ -16,9 +16,9 @@ PROCESSOR_TESTS := tests/test_single_elements.py tests/interior_point tests/lina
 	tests/solvers/test_solver_contract.py::test_a_batch_equals_its_elements_alone
 # They meet every package that runs with the library, the server and the client.
 LOWEST_TESTS := tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py tests/canon/test_document.py \
-	tests/canon/test_quadratic.py tests/canon/test_repairs.py tests/canon/test_traps.py \
+	tests/canon/test_quadratic.py tests/canon/test_workarounds.py tests/canon/test_traps.py \
 	tests/cones/test_exponential_cone.py tests/linalg tests/interior_point/test_lanes.py tests/solvers/test_solver_contract.py \
-	tests/diff/test_kkt.py tests/diff/test_diffcp.py tests/layers/test_closed_forms.py tests/gallery/test_registry.py \
+	tests/diff/test_exact.py tests/diff/test_diffcp.py tests/layers/test_closed_forms.py tests/gallery/test_registry.py \
 	tests/server/test_routes.py tests/server/test_operations.py tests/server/test_safetensors.py tests/server/test_gate.py \
 	tests/server/test_cli.py tests/client/test_client.py tests/test_packaging.py
 
