@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from convexlayer.interior_point.lanes.elementary import log
-from convexlayer.interior_point.lanes.small_matrices import cholesky, least_eigenvalue, orthogonalise, outer, sandwich
+from convexlayer.interior_point.lanes.small_matrices import cholesky, congruence, least_eigenvalue, orthogonalise, outer
 from convexlayer.linalg.simd import load, minimum, splat, sqrt, store, where
 
 __all__ = [
@@ -27,11 +27,11 @@ __all__ = [
     "add_unit",
     "combined_shift",
     "factor_rows",
+    "identity",
     "margin",
     "multiply",
     "scratch_rows",
     "shorten_step",
-    "unit",
     "update_scaling",
 ]
 
@@ -49,7 +49,7 @@ def scratch_rows(order: int) -> int:
 
 
 @njit(nogil=True, error_model="numpy")
-def unit(order: int, s: Any, y: Any, r0: int, v: int) -> None:
+def identity(order: int, s: Any, y: Any, r0: int, v: int) -> None:
     """Set lane v's block of s and y to the identity."""
     row = r0
     for j in range(order):
@@ -178,8 +178,8 @@ def multiply(lanes: Any, r0: int, f0: int, order: int, factors: Any, v: Any, out
     R = factors[f0 : f0 + k2]
     X, T, Z = scratch[:k2], scratch[k2 : 2 * k2], scratch[2 * k2 : 3 * k2]
     _unpack(lanes, r0, order, v, v, splat(lanes, 0.0), X)
-    sandwich(lanes, order, R, order, 1, X, T, Z)
-    sandwich(lanes, order, R, 1, order, Z, T, X)
+    congruence(lanes, order, R, order, 1, X, T, Z)
+    congruence(lanes, order, R, 1, order, Z, T, X)
     _pack(lanes, r0, order, X, out)
 
 
@@ -189,9 +189,9 @@ def _scaled(lanes: Any, r0: int, f0: int, order: int, factors: Any, ds: Any, dy:
     k2 = order * order
     R, inverse, zero = factors[f0 : f0 + k2], factors[f0 + k2 : f0 + 2 * k2], splat(lanes, 0.0)
     _unpack(lanes, r0, order, ds, ds, zero, T[:k2])
-    sandwich(lanes, order, inverse, 1, order, T[:k2], T[k2:], S)
+    congruence(lanes, order, inverse, 1, order, T[:k2], T[k2:], S)
     _unpack(lanes, r0, order, dy, dy, zero, T[:k2])
-    sandwich(lanes, order, R, order, 1, T[:k2], T[k2:], Y)
+    congruence(lanes, order, R, order, 1, T[:k2], T[k2:], Y)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -218,7 +218,7 @@ def combined_shift(
             entry = total / (at_j + load(lanes, lam, i))
             store(T, i + j * order, entry)
             store(T, j + i * order, entry)
-    sandwich(lanes, order, factors[f0 : f0 + k2], 1, order, T[:k2], T[k2:], S)
+    congruence(lanes, order, factors[f0 : f0 + k2], 1, order, T[:k2], T[k2:], S)
     _pack(lanes, r0, order, S, shift)
 
 

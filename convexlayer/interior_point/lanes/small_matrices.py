@@ -13,17 +13,17 @@ from numba import njit
 
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, splat, sqrt, store, where
 
-__all__ = ["cholesky", "least_eigenvalue", "orthogonalise", "outer", "sandwich"]
+__all__ = ["cholesky", "congruence", "least_eigenvalue", "orthogonalise", "outer"]
 
 # Two columns count as orthogonal if their cosine is below this, a few rounding errors.
 _ORTHOGONAL = 1e-15
 # A sweep in which every cosine is below this is the last: Jacobi converges quadratically.
 _LAST_SWEEP = 1e-9
 # Maximum number of Jacobi sweeps.
-_MOST_SWEEPS = 20
+_MAX_SWEEPS = 20
 
 # Maximum number of Laguerre steps; convergence is cubic for a simple root, linear with factor 0.3 for a double one.
-_MOST_STEPS = 40
+_MAX_STEPS = 40
 # Laguerre's method ends at a step below this, relative to the norm of the matrix. It converges from below, so that the
 # step to the boundary of the cone is never overestimated.
 _LAST_STEP = 1e-9
@@ -48,7 +48,7 @@ def cholesky(lanes: Any, order: int, X: Any) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
-def sandwich(lanes: Any, order: int, A: Any, down: int, right: int, X: Any, T: Any, out: Any) -> None:
+def congruence(lanes: Any, order: int, A: Any, down: int, right: int, X: Any, T: Any, out: Any) -> None:
     """Out <- A X A' with symmetric X and A's entry (i, j) in row ``i down + j right``; T is scratch."""
     for j in range(order):
         for i in range(order):
@@ -85,7 +85,7 @@ def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
     (Demmel and Veselic 1992).
     """
     moving = splat(lanes, 1.0) > 0.0
-    for _ in range(_MOST_SWEEPS):
+    for _ in range(_MAX_SWEEPS):
         far = splat(lanes, 0.0) > 0.0
         for j in range(order - 1):
             for i in range(j + 1, order):
@@ -137,7 +137,7 @@ def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) ->
     x = least - 0.01 * size + taint
     moving = size > 0.0
     n = float(order)
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         # The sums of 1 / (eigenvalue - x) and of its square, the derivatives of -log det(X - x I), from the pivots of
         # X - x I. A pivot is negative if rounding has moved x past the smallest eigenvalue.
         first, second = zero, zero

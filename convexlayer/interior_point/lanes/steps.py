@@ -24,7 +24,6 @@ __all__ = [
     "BY",
     "B_NORM",
     "KAPPA",
-    "MEASURES",
     "MOVE",
     "OBJECTIVE",
     "PRODUCT",
@@ -32,9 +31,10 @@ __all__ = [
     "QX",
     "Q_NORM",
     "RAY_SIZE",
+    "RESIDUAL_ROWS",
     "SCALARS",
     "SIGMA",
-    "STEP",
+    "STEP_FRACTION",
     "TARGET",
     "TAU",
     "WORST",
@@ -43,14 +43,14 @@ __all__ = [
     "Products",
     "add_constant",
     "advance",
-    "centre",
-    "longest_step",
-    "measure",
+    "centring",
     "new_point",
-    "prepare",
+    "residuals",
+    "step_scalars",
+    "tau_kappa_step",
 ]  # fmt: skip
 
-STEP = 0.99
+STEP_FRACTION = 0.99
 """Fraction of the step to the boundary that is taken (Clarabel's max_step_fraction)."""
 
 
@@ -102,8 +102,8 @@ SCALARS = 12
 """Number of rows of the array of scalars per lane, indexed by TAU ... MOVE."""
 
 WORST, PRODUCT, QX, BY, ATY_SIZE, PX_SIZE, RAY_SIZE = range(7)
-MEASURES = 7
-"""Number of rows of the array filled by ``measure``, indexed by WORST ... RAY_SIZE."""
+RESIDUAL_ROWS = 7
+"""Number of rows of the array filled by ``residuals``, indexed by WORST ... RAY_SIZE."""
 
 
 @njit(nogil=True, error_model="numpy")
@@ -113,7 +113,7 @@ def new_point(n: int, m: int, V: int) -> Point:
 
 
 @njit(nogil=True, error_model="numpy")
-def prepare(
+def step_scalars(
     lanes: Any,
     layout: Layout,
     degree: int,
@@ -179,7 +179,7 @@ def add_constant(lanes: Any, data: Data, affine: Products, constant: Array, lane
 
 
 @njit(nogil=True, error_model="numpy")
-def longest_step(lanes: Any, lane: Array, longest: float) -> None:
+def tau_kappa_step(lanes: Any, lane: Array, longest: float) -> None:
     """Set alpha to the longest step, at most ``longest``, that keeps tau and kappa nonnegative."""
     alpha = splat(lanes, longest)
     for value, change in ((TAU, D_TAU), (KAPPA, D_KAPPA)):
@@ -189,7 +189,7 @@ def longest_step(lanes: Any, lane: Array, longest: float) -> None:
 
 
 @njit(nogil=True, error_model="numpy")
-def centre(lanes: Any, lane: Array) -> None:
+def centring(lanes: Any, lane: Array) -> None:
     """Set sigma = (1 - alpha)^3 from the affine step, the target sigma mu, and the right-hand side for kappa."""
     left = 1.0 - load(lanes, lane, ALPHA)
     sigma = left * left * left
@@ -201,7 +201,7 @@ def centre(lanes: Any, lane: Array) -> None:
 
 
 @njit(nogil=True, error_model="numpy")
-def measure(lanes: Any, layout: Layout, data: Data, point: Point, affine: Products, lane: Array, out: Array) -> None:
+def residuals(lanes: Any, layout: Layout, data: Data, point: Point, affine: Products, lane: Array, out: Array) -> None:
     """Compute the quantities of the termination test at a point, in rows WORST ... RAY_SIZE of ``out``.
 
     The largest of the primal, dual and gap residuals; the natural residual of the nonnegative rows; q'x and b'y (scaled
@@ -258,9 +258,9 @@ def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> An
 
 @njit(nogil=True, error_model="numpy")
 def advance(lanes: Any, lane: Array, step: Array, ds: Array, point: Point) -> None:
-    """(x, y, s, tau, kappa) += STEP alpha (dx, dy, ds, d tau, d kappa), in lanes where MOVE and alpha are positive."""
+    """(x, y, s, tau, kappa) += STEP_FRACTION alpha (dx, dy, ds, d tau, d kappa), where MOVE and alpha are positive."""
     n = len(point.x)
-    alpha = STEP * load(lanes, lane, ALPHA)
+    alpha = STEP_FRACTION * load(lanes, lane, ALPHA)
     moves = (load(lanes, lane, MOVE) > 0.0) & (alpha > 0.0)
     store(lane, ALPHA, alpha)
     for j in range(n):
