@@ -8,7 +8,7 @@ from numba import njit
 
 from convexlayer.interior_point.lanes.plan import Layout
 from convexlayer.linalg.lanes import LanePlan, column_products, multiply, solve_in_place
-from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, store, where
+from convexlayer.linalg.simd import absolute, any_lane, broadcast, load, maximum, store, where
 from convexlayer.program import Array
 
 __all__ = ["REGULARISATION", "products", "refine_further", "solve_refined", "times_P"]
@@ -75,7 +75,7 @@ def solve_refined(
     z, remainder, correction = work[0], work[1], work[2]
     order = plan.permutation
     size = len(order)
-    norm = splat(lanes, 0.0)
+    norm = broadcast(lanes, 0.0)
     for i in range(size):
         value = load(lanes, rhs, order[i])
         store(z, i, value)
@@ -140,7 +140,7 @@ def refine_further(
 def _residual(lanes: Any, plan: LanePlan, values: Array, rhs: Array, z: Array, out: Array) -> Any:
     """Out <- rhs - K z, for K without regularisation and in the permuted order of z; returns its maximum norm."""
     multiply(lanes, plan, values, z, out)
-    order, signs, size = plan.permutation, plan.signs, splat(lanes, 0.0)
+    order, signs, size = plan.permutation, plan.signs, broadcast(lanes, 0.0)
     for i in range(len(order)):
         regular = load(lanes, out, i) - REGULARISATION * float(signs[i]) * load(lanes, z, i)
         value = load(lanes, rhs, order[i]) - regular

@@ -13,7 +13,7 @@ from numba import njit
 from convexlayer.interior_point.lanes import exponential, power, psd, second_order
 from convexlayer.interior_point.lanes.kkt import REGULARISATION
 from convexlayer.interior_point.lanes.plan import Layout
-from convexlayer.linalg.simd import load, minimum, splat, store, where
+from convexlayer.linalg.simd import broadcast, load, minimum, store, where
 from convexlayer.program import Array
 
 __all__ = [
@@ -157,7 +157,7 @@ def write_H(lanes: Any, layout: Layout, n: int, scaling: Scaling, values: Array)
 def times_H(lanes: Any, layout: Layout, scaling: Scaling, x: Array, out: Array) -> None:
     """Out <- H x, (m, V)."""
     for i in range(layout.zero):
-        store(out, i, splat(lanes, 0.0))
+        store(out, i, broadcast(lanes, 0.0))
     for i in range(layout.zero, layout.orthant):
         store(out, i, load(lanes, scaling.diagonal, i) * load(lanes, x, i))
     for block in range(len(layout.second_start)):
@@ -231,7 +231,7 @@ def shorten_step(
         psd.shorten_step(lanes, start, f0, order, scaling.factors, ds, dy, alpha, scaling.work)
         f0 += psd.factor_rows(order)
     if len(layout.exponential_start) + len(layout.power_start):
-        store(alpha, 0, minimum(load(lanes, alpha, 0), splat(lanes, 1.0)))
+        store(alpha, 0, minimum(load(lanes, alpha, 0), broadcast(lanes, 1.0)))
     for start in layout.exponential_start:
         exponential.shorten_step(lanes, start, s, y, ds, dy, alpha, MIN_STEP)
     for block in range(len(layout.power_start)):

@@ -15,7 +15,7 @@ from numba import njit
 
 from convexlayer.interior_point.lanes.kkt import times_P
 from convexlayer.interior_point.lanes.plan import Layout
-from convexlayer.linalg.simd import absolute, load, maximum, minimum, splat, store, where
+from convexlayer.linalg.simd import absolute, broadcast, load, maximum, minimum, store, where
 from convexlayer.program import Array
 
 __all__ = [
@@ -133,8 +133,8 @@ def step_scalars(
     n, m = len(point.x), len(point.s)
     tau, kappa = load(lanes, lane, TAU), load(lanes, lane, KAPPA)
     inverse = 1.0 / tau
-    sy, curvature, left, distance = tau * kappa, splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
-    xPx, qx, by = splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
+    sy, curvature, left, distance = tau * kappa, broadcast(lanes, 0.0), broadcast(lanes, 0.0), broadcast(lanes, 0.0)
+    xPx, qx, by = broadcast(lanes, 0.0), broadcast(lanes, 0.0), broadcast(lanes, 0.0)
     for j in range(n):
         x_j = load(lanes, point.x, j)
         store(affine.difference, j, load(lanes, constant, j) - x_j * inverse)
@@ -155,7 +155,7 @@ def step_scalars(
     store(lane, MU, sy * (1.0 / (degree + 1.0)))
     store(lane, R_TAU, kappa + qx + by + xPx * inverse)
     store(lane, DENOMINATOR, kappa * inverse + distance + maximum(left, curvature))
-    store(lane, SIGMA, splat(lanes, 0.0))
+    store(lane, SIGMA, broadcast(lanes, 0.0))
     store(lane, CORRECTION, tau * kappa)
 
 
@@ -181,7 +181,7 @@ def add_constant(lanes: Any, data: Data, affine: Products, constant: Array, lane
 @njit(nogil=True, error_model="numpy")
 def tau_kappa_step(lanes: Any, lane: Array, longest: float) -> None:
     """Set alpha to the longest step, at most ``longest``, that keeps tau and kappa nonnegative."""
-    alpha = splat(lanes, longest)
+    alpha = broadcast(lanes, longest)
     for value, change in ((TAU, D_TAU), (KAPPA, D_KAPPA)):
         u, du = load(lanes, lane, value), load(lanes, lane, change)
         alpha = where(du < 0.0, minimum(-u / du, alpha), alpha)
@@ -207,7 +207,7 @@ def residuals(lanes: Any, layout: Layout, data: Data, point: Point, affine: Prod
     The largest of the primal, dual and gap residuals; the natural residual of the nonnegative rows; q'x and b'y (scaled
     units); the largest entries of A'y, Px and Ax + s. All but q'x and b'y are unscaled.
     """
-    zero, one = splat(lanes, 0.0), splat(lanes, 1.0)
+    zero, one = broadcast(lanes, 0.0), broadcast(lanes, 1.0)
     inverse, c = 1.0 / load(lanes, lane, TAU), 1.0 / load(lanes, data.scalars, OBJECTIVE)
     tau = load(lanes, lane, TAU)
     xPx, qx, by, r_x, r_y, Px, Aty, Ax, s, ray = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
@@ -249,7 +249,7 @@ def residuals(lanes: Any, layout: Layout, data: Data, point: Point, affine: Prod
 @njit(nogil=True, error_model="numpy")
 def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> Any:
     """The largest min(s, y) of a nonnegative row, unscaled and multiplied by tau."""
-    c, worst = 1.0 / load(lanes, data.scalars, OBJECTIVE), splat(lanes, 0.0)
+    c, worst = 1.0 / load(lanes, data.scalars, OBJECTIVE), broadcast(lanes, 0.0)
     for i in range(layout.zero, layout.orthant):
         e = load(lanes, data.e, i)
         worst = maximum(minimum(load(lanes, point.s, i) / e, load(lanes, point.y, i) * e * c), worst)
