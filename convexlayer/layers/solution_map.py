@@ -267,7 +267,7 @@ class SolutionMap:
         check_kind("warm_start", warm_start, Report, "the Report of an earlier call, or None")
         solution, batch = warm_start.solution, given.program.batch
         self._fitting(solution, len(solution.x), "warm_start")
-        if not by.solver.starts_warm:
+        if not by.solver.supports_warm_start:
             return None, f"solver {by.solver.name!r} cannot start from a given point"
         if len(solution.x) != batch:
             return None, f"the warm start has {len(solution.x)} elements, this batch {batch}"
@@ -313,8 +313,10 @@ class SolutionMap:
         """Solve unsettled elements again, by components and then by the fallback; also return their positions."""
         fallback = by.fallback
         stalled = options.max_iter is None  # reaching the default iteration limit counts as stalled
-        index = unproved(solution, raw) if by.solver.fallback_for_claims else unsettled(solution, raw, stalled=stalled)
-        if not len(index) or clock.over:
+        index = (
+            unproved(solution, raw) if by.solver.fallback_for_unproved else unsettled(solution, raw, stalled=stalled)
+        )
+        if not len(index) or clock.expired:
             return solution, residuals, ()
         attempts: list[Callable[[ConeProgram], Solution]] = []
         if self._parts.several and options.time_limit_s is None:
