@@ -51,9 +51,9 @@ class _SparseFactor(AbstractFactor):
 def _factorise(pattern: Pattern, values: Array) -> qdldl.Solver | None:
     """The factorisation of one element, or None if all DIAGONAL_SHIFTS leave a zero pivot."""
     signs = np.where(pattern.rows == pattern.cols, np.sign(values), 0.0)
-    for bump in DIAGONAL_SHIFTS:
+    for shift in DIAGONAL_SHIFTS:
         try:
-            return qdldl.Solver(pattern.csc(values + bump * signs), upper=True)
+            return qdldl.Solver(pattern.csc(values + shift * signs), upper=True)
         except RuntimeError:
             continue
     return None

@@ -148,9 +148,9 @@ def _solve_block(
     answers = []
     try:
         for *element, largest in zip(dense.P, dense.q, dense.A, dense.upper, dense.lower, dense.largest, strict=True):
-            chosen, finest = settings, MIN_TOL * float(largest)
-            if settings["primal_tol"] < finest:
-                chosen = settings | {"primal_tol": finest}
+            chosen, min_tol = settings, MIN_TOL * float(largest)
+            if settings["primal_tol"] < min_tol:
+                chosen = settings | {"primal_tol": min_tol}
             answer = daqp.solve(*element, sense, **chosen)
             if answer[2] in RECHECKED_FLAGS:
                 answer = daqp.solve(*element, sense, **chosen | {"eps_prox": RECHECK_EPS_PROX})
