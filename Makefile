@@ -80,7 +80,7 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps qpth libdqp
 	touch $@
 
-scales: $(STAMP)  ## Measure what is right and what is told in all units: tables (an hour)
+scales: $(STAMP)  ## Measure errors and reported statuses in all units: tables (an hour)
 	$(BIN)/python -m benchmarks.scales
 
 serve: $(STAMP)  ## Serve on http://127.0.0.1:8000

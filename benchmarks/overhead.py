@@ -24,7 +24,7 @@ def overhead(problem: Problem, batch: int, plan: Plan) -> dict[str, Any]:
     Returns:
         ``parts``: times in the report; ``forward_s``, ``total_s``: wall time of the calls; ``solver_s``: time reported
         by the solver, summed over the elements; ``forward_over_solver``: forward_s / solver_s, meaningful for a single
-        element only; ``around``: fraction of the total time outside CORE.
+        element only; ``overhead``: fraction of the total time outside CORE.
     """
     solve = layer(problem)
     draws = [problem.theta(batch, seed=seed) for seed in range(4)]
@@ -51,5 +51,5 @@ def overhead(problem: Problem, batch: int, plan: Plan) -> dict[str, Any]:
         "parts": {key: value for key, value in middle.items() if key not in outside},
         **{key: middle[key] for key in outside},
         "forward_over_solver": middle["forward_s"] / middle["solver_s"] if middle["solver_s"] else None,
-        "around": 1.0 - sum(middle.get(part, 0.0) for part in CORE) / middle["total_s"],
+        "overhead": 1.0 - sum(middle.get(part, 0.0) for part in CORE) / middle["total_s"],
     }

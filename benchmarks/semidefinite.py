@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from convexlayer import ConvexLayer, Status
 
-__all__ = ["PROBLEMS", "UNITS", "Case", "Found", "called", "main"]
+__all__ = ["PROBLEMS", "UNITS", "Case", "Found", "main", "measure_call"]
 
 Array = NDArray[np.float64]
 
@@ -172,7 +172,7 @@ class Found(NamedTuple):
     error: float
 
 
-def called(layer: ConvexLayer, case: Case, unit: float) -> Found:
+def measure_call(layer: ConvexLayer, case: Case, unit: float) -> Found:
     """Solve and differentiate with the parameters multiplied by ``unit``."""
     G = np.random.default_rng(1).normal(size=case.variable.shape)
     G = 0.5 * (G + G.T) if case.variable.is_symmetric() else G
@@ -196,7 +196,7 @@ def row(name: str, order: int) -> str:
     start = time.perf_counter()
     layer = ConvexLayer(case.problem, case.parameters, [case.variable], on_failure="keep", on_degenerate="report")
     construction = time.perf_counter() - start
-    _, *found = (called(layer, case, unit) for unit in (UNITS[0], *UNITS))  # the first one warms up
+    _, *found = (measure_call(layer, case, unit) for unit in (UNITS[0], *UNITS))  # the first one warms up
     seconds = (construction, found[0].forward, found[0].backward)
     error = max((each.error for each in found if each.ok), default=np.nan)
     not_ok = sum(not each.ok for each in found)

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             results.write(arguments.output / "results.json")
     (arguments.output / "table.md").write_text(markdown(results), encoding="utf-8")
     draw(results, arguments.output)
-    return _tell(results, arguments)
+    return _report(results, arguments)
 
 
 def _steps(
@@ -67,7 +67,7 @@ def _steps(
         sizes = [1] if name in LARGE else arguments.batches
         results.records += runner.batches(name, (SMALL | LARGE)[name], sizes)
 
-    def around(name: str) -> None:
+    def overhead_of(name: str) -> None:
         results.overhead.append(overhead(make(name), 1 if name in LARGE else OVERHEAD_BATCH, runner.plan))
 
     def memory(case: tuple[str, int, str]) -> None:
@@ -80,7 +80,7 @@ def _steps(
     work: dict[str, tuple[Callable[[Any], None], Sequence[Any]]] = {
         "suite": (suite, small),
         "large": (suite, large),
-        "overhead": (around, [*small, *large]),
+        "overhead": (overhead_of, [*small, *large]),
         "memory": (memory, _memory_cases(arguments, small, large)),
         "scaling": (scaling, [None]),
     }
@@ -124,7 +124,7 @@ def _memory_cases(arguments: argparse.Namespace, small: list[str], large: list[s
     ]
 
 
-def _tell(results: Results, arguments: argparse.Namespace) -> int:
+def _report(results: Results, arguments: argparse.Namespace) -> int:
     print(markdown(results))
     print(f"written to {arguments.output}", file=sys.stderr)
     doubtful = [

@@ -136,7 +136,7 @@ def _overhead(results: Results) -> str:
                 _ms(entry["total_s"]),
                 _ms(entry["solver_s"]),
                 f"{ratio:.2f}" if ratio and entry["batch"] == 1 else "",
-                f"{100 * entry['around']:.0f} %",
+                f"{100 * entry['overhead']:.0f} %",
             ]
         )
     note = "Milliseconds of Convexlayer's calls. Overhead: time outside `solve` and `derivative` of the report."

@@ -97,7 +97,7 @@ def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Ar
     if kernel_cache.ready():
         constants = (BLOCK_FLOOR, FLOOR, LOST_IN_BLOCK, SLACK_FACTOR, BALANCE_THRESHOLD, EXPONENT, EPS, ROUNDING)
         data = (program.P, program.q, program.A, program.b, x, y, s)
-        return Scales(*scales(program.structure.by_columns, cone.blocks, cone.free, constants, data))
+        return Scales(*scales(program.structure.by_columns, cone.blocks, cone.zero, constants, data))
     P, A = program.structure.P, program.structure.A
     abs_P, abs_A, abs_q, abs_b = map(np.abs, (program.P, program.A, program.q, program.b))
     abs_x, abs_y, abs_s = map(np.abs, (x, y, s))
@@ -135,7 +135,7 @@ def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Ar
     known = (S > 0) & (Y > 0)
     exponent = 0.5 * np.log2(np.where(known, S, 1.0) / np.where(known, Y, 1.0))
     c = np.exp2(np.clip(np.rint(exponent), -EXPONENT, EXPONENT))
-    c[:, : cone.free] = 1.0
+    c[:, : cone.zero] = 1.0
     size = np.where(known, np.sqrt(S) * np.sqrt(Y), np.maximum(S, Y))
     size[size == 0.0] = np.inf
     w_norm = cone.largest_of_blocks(np.abs(c * y) + np.abs(s) / c)
@@ -186,7 +186,7 @@ class ComplementaryPoint:
         cone = product_cone(program.structure.cones)
         scales = scales_at(program, cone, x, y, s)
         if trust is not None:
-            scales.c[:, cone.free :] *= trust[:, cone.free :]
+            scales.c[:, cone.zero :] *= trust[:, cone.zero :]
         w = scales.w(y, s)
         return ComplementaryPoint.at(program, x, scales, cone.at(np.where(np.isfinite(w), w, 0.0)))
 
@@ -195,7 +195,7 @@ class ComplementaryPoint:
         """Compute the complementary point at x and at the w of ``cones``, with backward errors by ``scales``."""
         if kernel_cache.ready():
             data = (program.P, program.q, program.A, program.b, x, cones.w, cones.curved_projection, scales.c)
-            found = complementary(program.structure.by_columns, cones.cone.free, (*data, scales.dual, scales.primal))
+            found = complementary(program.structure.by_columns, cones.cone.zero, (*data, scales.dual, scales.primal))
             y, s, *rest = found
             return ComplementaryPoint(x, y, s, scales, cones, *rest)
         P, A = program.structure.P, program.structure.A

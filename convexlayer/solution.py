@@ -143,7 +143,7 @@ class Solution:
             projection = cone.at(w if is_finite(w) else np.where(np.isfinite(w), w, 0.0)).projection
         if kernel_cache.ready():
             data = (program.P, program.q, program.r, program.A, program.b, x, y, s)
-            found = residuals(program.structure.by_columns, cone.free, cone.flat, data, projection[:, cone.flat :])
+            found = residuals(program.structure.by_columns, cone.zero, cone.flat, data, projection[:, cone.flat :])
             return Residuals(found[0], found[1], found[2], found[3], point.backward, found[4], found[5])
         Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
         xPx, qx, by = np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)

@@ -11,8 +11,8 @@ from convexlayer.program import Array, ConeProgram, Cones
 from convexlayer.rays import block_of_rows, has_ray, infeasibility_ray, refuted_claims, unboundedness_ray
 from convexlayer.solution import Solution
 from convexlayer.solvers import Options
+from convexlayer.solvers.certificate_search import infeasibility_candidates, unboundedness_candidates
 from convexlayer.solvers.registry import solver_for
-from convexlayer.solvers.search import infeasibility_candidates, unboundedness_candidates
 from convexlayer.status import Status
 from tests.rays import KINDS, infeasible, program_of, solvable, unbounded
 

@@ -18,13 +18,13 @@ Parts, each with a module of problems and one that runs them:
   unique, scaled in the same way, with a known derivative or none.
 - ``public``: quadratic programs with the difficulties of public collections: degenerate, dependent, ill-scaled, large.
 
-A draw is *told* if its status is optimal and every derivative of it is reported ok: one vjp per output, one of a random
-combination of all outputs, one jvp (and in ``units`` and ``degenerate`` one vjp of the optimal value). It is *right* if
-every output and every derivative has a relative error of at most 1e-6, entry by entry, in its own units (see
+A draw is *reported ok* if its status is optimal and every derivative of it is reported ok: one vjp per output, one of a
+random combination of all outputs, one jvp (and in ``units`` and ``degenerate`` one vjp of the optimal value). It is
+*right* if every output and every derivative has a relative error of at most 1e-6, entry by entry, in its own units (see
 ``judge.py``). It is a *silent* error if its status is optimal, a derivative is reported ok, and that derivative or an
-output is wrong: there must be none. Cells of the tables are right and told / **silent** / right, not told / wrong, not
-told. The JSON file also counts silent errors in outputs alone (``silent_outputs``), and draws with status optimal and
-wrong outputs, whatever was reported of their derivatives (``wrong_optimal``).
+output is wrong: there must be none. Cells of the tables are right and reported ok / **silent** / right, not ok /
+wrong, not ok. The JSON file also counts silent errors in outputs alone (``silent_outputs``), and draws with status
+optimal and wrong outputs, whatever was reported of their derivatives (``wrong_optimal``).
 
 A draw depends only on the seed, the family, the range and its position, not on the number of draws; it is solved in a
 batch with others of its family and range. To reproduce one:

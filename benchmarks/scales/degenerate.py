@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.scales.asked import AbstractQuery, Forward, Reverse, Value, answer
 from benchmarks.scales.degenerate_families import FAMILIES, Degenerate
 from benchmarks.scales.plan import Plan
 from benchmarks.scales.programs import (
@@ -21,6 +20,7 @@ from benchmarks.scales.programs import (
     stacked,
     value_gradient,
 )
+from benchmarks.scales.queries import AbstractQuery, Forward, Reverse, Value, answer
 from benchmarks.scales.table import Count, table
 from benchmarks.scales.units import units
 from convexlayer.errors import SolverError

@@ -9,14 +9,14 @@ import numpy as np
 
 from convexlayer.program import Array, Cones
 
-__all__ = ["FAMILIES", "Asked", "Degenerate", "Made"]
+__all__ = ["FAMILIES", "Degenerate", "DerivativeQuery", "Made"]
 
 Made = tuple[Array, Array, Array, Array]
 """P (n, n), A (m, n), x (n,) and w = y - s (m,) of one program."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class DerivativeQuery:
     """Queries of derivatives of outputs.
 
     Attributes:
@@ -48,18 +48,22 @@ class Degenerate:
     name: str
     cones: Cones
     make: Callable[[np.random.Generator], Made]
-    asked: tuple[Asked, ...]
+    asked: tuple[DerivativeQuery, ...]
     value: str
     visible: tuple[int, ...] | None = None
     duals: bool = False
     ambiguous: tuple[int, ...] = ()
 
 
-ONE, NONE = True, False
-ROWS_DEPEND = (Asked("q", None, ONE), Asked("q", (0, 1), ONE), Asked("b", None, NONE))
+EXISTS, NONEXISTENT = True, False
+ROWS_DEPEND = (
+    DerivativeQuery("q", None, EXISTS),
+    DerivativeQuery("q", (0, 1), EXISTS),
+    DerivativeQuery("b", None, NONEXISTENT),
+)
 """x is a smooth function of the objective but not of the right-hand sides: changes make the rows inconsistent."""
 
-WEAK = (Asked("q", None, NONE), Asked("b", None, NONE))
+WEAK = (DerivativeQuery("q", None, NONEXISTENT), DerivativeQuery("b", None, NONEXISTENT))
 """The solution has only one-sided derivatives."""
 
 
@@ -80,7 +84,7 @@ def _rows(
     cones: Cones,
     signs: Sequence[float],
     dependent: Callable[[Array], None],
-    asked: tuple[Asked, ...] = ROWS_DEPEND,
+    asked: tuple[DerivativeQuery, ...] = ROWS_DEPEND,
     *,
     value: str = "q",
     n: int = 5,
@@ -284,40 +288,53 @@ FAMILIES: list[Degenerate] = [
     _rows("a vertex with more rows, linear", Cones(nonnegative=6), (1, 1, 1, 1, 1, -1), _nothing, n=3, linear=True),
     _rows(
         "two equal equations, multipliers seen", Cones(zero=3, nonnegative=1), (1, -1, 1, 1), _copy(0, 1),
-        (Asked("q", (0, 1, 7, 8), ONE), Asked("q", (5,), NONE), Asked("b", None, NONE)), duals=True, ambiguous=(5, 6),
+        (
+            DerivativeQuery("q", (0, 1, 7, 8), EXISTS),
+            DerivativeQuery("q", (5,), NONEXISTENT),
+            DerivativeQuery("b", None, NONEXISTENT),
+        ),
+        duals=True, ambiguous=(5, 6),
     ),
     _rows("a weak row", Cones(nonnegative=4), (1, -1, 0, 1), _nothing, WEAK, value="qb"),
     _rows("a weak row beside equations", Cones(zero=2, nonnegative=3), (1, -1, 0, 1, -1), _nothing, WEAK, value="qb"),
     Degenerate(
         "relu at 0", Cones(nonnegative=3), _relu,
-        (Asked("q", (0, 2), ONE), Asked("b", (0, 2), ONE), Asked("q", (1,), NONE), Asked("b", (1,), NONE)), "qb",
+        (
+            DerivativeQuery("q", (0, 2), EXISTS),
+            DerivativeQuery("b", (0, 2), EXISTS),
+            DerivativeQuery("q", (1,), NONEXISTENT),
+            DerivativeQuery("b", (1,), NONEXISTENT),
+        ),
+        "qb",
     ),
     Degenerate(
         "max, one entry at the level", Cones(nonnegative=4), _projection(_below_t, (1, 1, 0, -1), epigraph=True),
-        (Asked("q", (3,), ONE), Asked("q", (0, 2), NONE)), "qb", (0, 1, 2, 3),
+        (DerivativeQuery("q", (3,), EXISTS), DerivativeQuery("q", (0, 2), NONEXISTENT)), "qb", (0, 1, 2, 3),
     ),
     Degenerate(
         "max, ties below no level", Cones(nonnegative=4), _projection(_below_t, (1, 1, 1, -1), epigraph=True),
-        (Asked("q", (0, 1, 2, 3), ONE), Asked("b", None, ONE)), "qb", (0, 1, 2, 3),
+        (DerivativeQuery("q", (0, 1, 2, 3), EXISTS), DerivativeQuery("b", None, EXISTS)), "qb", (0, 1, 2, 3),
     ),
     Degenerate(
         "sorting, a tie", Cones(nonnegative=4), _projection(_ascending, (-1, 0, 1, -1), epigraph=False),
-        (Asked("q", (0, 4), ONE), Asked("q", (1, 2, 3), NONE)), "qb",
+        (DerivativeQuery("q", (0, 4), EXISTS), DerivativeQuery("q", (1, 2, 3), NONEXISTENT)), "qb",
     ),
     Degenerate(
         "a tie on the simplex", Cones(zero=1, nonnegative=4), _simplex,
-        (Asked("q", (0, 1), NONE), Asked("b", (0, 1), NONE)), "b", ambiguous=(0, 1),
+        (DerivativeQuery("q", (0, 1), NONEXISTENT), DerivativeQuery("b", (0, 1), NONEXISTENT)), "b", ambiguous=(0, 1),
     ),
     Degenerate(
         "a tie for the second place", Cones(zero=1, nonnegative=10), _largest,
-        (Asked("q", (1, 2), NONE), Asked("b", (1, 2), NONE)), "b", ambiguous=(1, 2),
+        (DerivativeQuery("q", (1, 2), NONEXISTENT), DerivativeQuery("b", (1, 2), NONEXISTENT)), "b", ambiguous=(1, 2),
     ),
     Degenerate(
         "not unique, seen", Cones(nonnegative=2), _flat(False),
-        (Asked("q", (0,), NONE), Asked("b", (0,), NONE)), "b", (0, 1), ambiguous=(0, 1),
+        (DerivativeQuery("q", (0,), NONEXISTENT), DerivativeQuery("b", (0,), NONEXISTENT)), "b", (0, 1),
+        ambiguous=(0, 1),
     ),
     Degenerate(
-        "not unique, hidden", Cones(zero=1, nonnegative=1), _flat(True), (Asked("b", (0, 1), ONE),), "b", (0, 1)
+        "not unique, hidden", Cones(zero=1, nonnegative=1), _flat(True),
+        (DerivativeQuery("b", (0, 1), EXISTS),), "b", (0, 1),
     ),
     Degenerate(
         "two equal equations, curved blocks", Cones(zero=2, second_order=(3,), exponential=1), _beside_curved,

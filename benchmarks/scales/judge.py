@@ -20,7 +20,17 @@ from convexlayer.program import Array
 from convexlayer.solution import BoolArray
 from convexlayer.status import Status
 
-__all__ = ["TOLERANCE", "Outcome", "Said", "Truth", "judge", "outcome_of", "refused", "words_of", "worst"]
+__all__ = [
+    "TOLERANCE",
+    "Outcome",
+    "QueryResult",
+    "Truth",
+    "derivative_status",
+    "judge",
+    "outcome_of",
+    "raised",
+    "worst",
+]
 
 TOLERANCE = 1e-6
 """Largest relative error of a right entry."""
@@ -49,9 +59,9 @@ class Outcome:
 
     Attributes:
         status: status of the solve, or the type of the exception if the call raised one.
-        told: status optimal, and the report of every derivative is ok exactly if it exists.
+        reported_ok: status optimal, and the report of every derivative is ok exactly if it exists.
         right: outputs and derivatives are right, whatever was reported.
-        silent: status optimal, a derivative reported ok, and it or an output is wrong.
+        silent_error: status optimal, a derivative reported ok, and it or an output is wrong.
         silent_outputs: silent errors in which every derivative that is reported ok is right.
         wrong_optimal: status optimal, and an output is wrong, whatever was reported of derivatives.
         x_error: largest error of an output, relative to its size; NaN without a solution.
@@ -62,9 +72,9 @@ class Outcome:
     """
 
     status: tuple[str, ...]
-    told: BoolArray
+    reported_ok: BoolArray
     right: BoolArray
-    silent: BoolArray
+    silent_error: BoolArray
     silent_outputs: BoolArray
     wrong_optimal: BoolArray
     x_error: Array
@@ -99,22 +109,22 @@ def judge(
     try:
         solved = solution_map.solve(theta)
         outputs = np.concatenate([value.reshape(batch, -1) for value in solved.outputs], axis=1)
-        rng, said = np.random.default_rng([seed, 1]), list[Said]()
+        rng, results = np.random.default_rng([seed, 1]), list[QueryResult]()
         for position in queries:
             weight = np.zeros_like(truth.x)
             weight[:, position] = 1.0
-            said.append(_reverse(solved, weight, truth))
+            results.append(_reverse(solved, weight, truth))
         weight = np.zeros_like(truth.x)
         weight[:, list(queries)] = rng.normal(size=(batch, len(queries))) / truth.x_size[:, list(queries)]
-        said.append(_reverse(solved, weight, truth))
-        said.append(_forward(solved, [value * rng.normal(size=value.shape) for value in theta], truth, queries))
+        results.append(_reverse(solved, weight, truth))
+        results.append(_forward(solved, [value * rng.normal(size=value.shape) for value in theta], truth, queries))
     except Exception as error:  # count any exception of a solver, by its type
-        return refused(truth.x, len(queries) + 2, type(error).__name__)
-    return outcome_of(solved, outputs, truth.x, worst((outputs - truth.x) / truth.x_size), said)
+        return raised(truth.x, len(queries) + 2, type(error).__name__)
+    return outcome_of(solved, outputs, truth.x, worst((outputs - truth.x) / truth.x_size), results)
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class QueryResult:
     """Result of one derivative query.
 
     Attributes:
@@ -128,36 +138,38 @@ class Said:
     exists: bool = True
 
 
-def outcome_of(solved: SolvedBatch, outputs: Array, expected: Array, x_error: Array, said: Sequence[Said]) -> Outcome:
+def outcome_of(
+    solved: SolvedBatch, outputs: Array, expected: Array, x_error: Array, results: Sequence[QueryResult]
+) -> Outcome:
     """The outcome of a batch, from outputs, expected outputs, errors of the outputs, and results of the queries."""
     optimal = np.array([status is Status.OPTIMAL for status in solved.report.status])
-    ok = np.array([[word == "ok" for word in one.words] for one in said])
-    exists = np.array([one.exists for one in said])[:, None]
-    errors = np.array([one.error for one in said])
+    ok = np.array([[word == "ok" for word in one.words] for one in results])
+    exists = np.array([one.exists for one in results])[:, None]
+    errors = np.array([one.error for one in results])
     x_wrong, J_wrong = ~(x_error <= TOLERANCE), np.where(exists, ~(errors <= TOLERANCE), ok)
     J_silent = optimal & np.any(ok & J_wrong, axis=0)
     return Outcome(
         status=tuple(map(str, solved.report.status)),
-        told=optimal & np.all(ok == exists, axis=0),
+        reported_ok=optimal & np.all(ok == exists, axis=0),
         right=~x_wrong & ~np.any(J_wrong & exists, axis=0),
-        silent=J_silent | (optimal & x_wrong & np.any(ok, axis=0)),
+        silent_error=J_silent | (optimal & x_wrong & np.any(ok, axis=0)),
         silent_outputs=optimal & x_wrong & np.any(ok, axis=0) & ~J_silent,
         wrong_optimal=optimal & x_wrong,
         x_error=x_error,
         J_error=np.max(np.where(exists, errors, 0.0), axis=0),
-        words=tuple(zip(*(one.words for one in said), strict=True)),
+        words=tuple(zip(*(one.words for one in results), strict=True)),
         outputs=outputs,
         expected=expected,
     )
 
 
-def words_of(solved: SolvedBatch) -> tuple[str, ...]:
+def derivative_status(solved: SolvedBatch) -> tuple[str, ...]:
     """Reported status of the last derivative; "failed" if there is no report."""
     report = solved.report.derivative
     return ("failed",) * solved.batch if report is None else report.status
 
 
-def refused(expected: Array, queries: int, word: str) -> Outcome:
+def raised(expected: Array, queries: int, word: str) -> Outcome:
     """The outcome of a batch whose call raised an exception of type ``word``."""
     batch = len(expected)
     no, infinite = np.zeros(batch, dtype=bool), np.full(batch, np.inf)
@@ -176,7 +188,7 @@ def worst(errors: Array) -> Array:
     return largest
 
 
-def _reverse(solved: SolvedBatch, weight: Array, truth: Truth) -> Said:
+def _reverse(solved: SolvedBatch, weight: Array, truth: Truth) -> QueryResult:
     """Query the gradient of weight'x by a vjp."""
     sizes = [value.shape for value in solved.outputs]
     ends = np.cumsum([int(np.prod(shape[1:], dtype=int)) for shape in sizes])[:-1]
@@ -185,10 +197,10 @@ def _reverse(solved: SolvedBatch, weight: Array, truth: Truth) -> Said:
     gradient = np.concatenate([g.reshape(len(weight), -1) for g in pulled], axis=1)
     expected = np.einsum("bi,bij->bj", weight, truth.J)
     size = np.einsum("bi,bij->bj", np.abs(weight), truth.J_size)
-    return Said(worst((gradient - expected) / np.where(size > 0, size, 1.0)), words_of(solved))
+    return QueryResult(worst((gradient - expected) / np.where(size > 0, size, 1.0)), derivative_status(solved))
 
 
-def _forward(solved: SolvedBatch, tangents: Sequence[Array], truth: Truth, queries: Sequence[int]) -> Said:
+def _forward(solved: SolvedBatch, tangents: Sequence[Array], truth: Truth, queries: Sequence[int]) -> QueryResult:
     """Query the tangent of x by a jvp."""
     batch = solved.batch
     symmetric = [0.5 * (t + np.swapaxes(t, -1, -2)) if _is_matrix(t) else t for t in tangents]
@@ -196,7 +208,7 @@ def _forward(solved: SolvedBatch, tangents: Sequence[Array], truth: Truth, queri
     flat = np.concatenate([t.reshape(batch, -1) for t in symmetric], axis=1)
     expected = np.einsum("bij,bj->bi", truth.J, flat)
     size = np.einsum("bij,bj->bi", truth.J_size, np.abs(flat))
-    return Said(worst(((moved - expected) / size)[:, list(queries)]), words_of(solved))
+    return QueryResult(worst(((moved - expected) / size)[:, list(queries)]), derivative_status(solved))
 
 
 def _is_matrix(tangent: Array) -> bool:

@@ -107,11 +107,11 @@ def _counted(
         part |= {"truth": truth_word, "error": error, "vjp_s": min(spent), "cost": min(spent) / min(solve_s)}
         if not known:
             continue
-        count.right_told += int(optimal and right and ok == exists)
+        count.right_reported_ok += int(optimal and right and ok == exists)
         count.silent += int(optimal and ok and not (exists and right))
         false_alarm = not (optimal and ok) and exists
-        count.right_untold += int(false_alarm and right)
-        count.wrong_untold += int((false_alarm and not right) or (not exists and not optimal))
+        count.right_not_ok += int(false_alarm and right)
+        count.wrong_not_ok += int((false_alarm and not right) or (not exists and not optimal))
 
 
 def parametric(qp: QP) -> ParametricProgram:
@@ -177,7 +177,7 @@ def table(counts: Sequence[Count]) -> str:
     summary = (
         f"{solved} of {len(counts)} solved, {len(optimal) - solved} wrongly reported optimal; "
         f"{sum(c.silent for c in counts)} wrong or nonexistent derivatives reported ok, "
-        f"{sum(c.right_untold for c in counts)} false alarms, {sum(c.wrong_untold for c in counts)} reported errors; "
+        f"{sum(c.right_not_ok for c in counts)} false alarms, {sum(c.wrong_not_ok for c in counts)} reported errors; "
         f"a derivative that is not ok costs up to {max((part['cost'] for part in not_ok), default=0.0):.1f} solves, "
         f"with median {np.median([part['cost'] for part in not_ok] or [0.0]):.1f}."
     )

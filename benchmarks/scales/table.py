@@ -14,7 +14,7 @@ from benchmarks.table import grid
 __all__ = ["Count", "merged", "table"]
 
 
-COUNTED = ("right_told", "silent", "right_untold", "wrong_untold", "silent_outputs", "wrong_optimal")
+COUNTED = ("right_reported_ok", "silent", "right_not_ok", "wrong_not_ok", "silent_outputs", "wrong_optimal")
 """Attributes of ``Count`` that are summed."""
 
 
@@ -27,17 +27,17 @@ class Count:
         family: name of the family.
         k: units or parameters lie in 10^-k..10^k.
         solver: name of the solver.
-        right_told: number of draws that are told and not silent errors.
+        right_reported_ok: number of draws that are reported ok and not silent errors.
         silent: number of silent errors.
         silent_outputs: number of silent errors whose derivatives reported ok are right.
         wrong_optimal: number of draws with status optimal and wrong outputs.
-        right_untold: number of right draws not reported optimal and ok.
-        wrong_untold: number of wrong draws not reported optimal and ok.
+        right_not_ok: number of right draws not reported optimal and ok.
+        wrong_not_ok: number of wrong draws not reported optimal and ok.
         silent_draws: positions of the silent errors among the draws of this cell.
         examples: descriptions of some silent errors.
         statuses: number of draws by status of the solve.
-        x_error: largest relative error of an output among told draws.
-        J_error: largest relative error of a derivative among told draws.
+        x_error: largest relative error of an output among draws reported ok.
+        J_error: largest relative error of a derivative among draws reported ok.
         details: additional results of a part.
     """
 
@@ -45,10 +45,10 @@ class Count:
     family: str
     k: float
     solver: str
-    right_told: int = 0
+    right_reported_ok: int = 0
     silent: int = 0
-    right_untold: int = 0
-    wrong_untold: int = 0
+    right_not_ok: int = 0
+    wrong_not_ok: int = 0
     silent_outputs: int = 0
     wrong_optimal: int = 0
     silent_draws: list[int] = field(default_factory=list)
@@ -61,31 +61,31 @@ class Count:
     @property
     def draws(self) -> int:
         """Total number of draws."""
-        return self.right_told + self.silent + self.right_untold + self.wrong_untold
+        return self.right_reported_ok + self.silent + self.right_not_ok + self.wrong_not_ok
 
     @property
-    def untold(self) -> float:
+    def not_ok_fraction(self) -> float:
         """Fraction of the draws that were not reported optimal and ok."""
-        return (self.right_untold + self.wrong_untold) / max(self.draws, 1)
+        return (self.right_not_ok + self.wrong_not_ok) / max(self.draws, 1)
 
     def add(self, outcome: Outcome, *, show: int = 0) -> Count:
         """Add the outcomes of a batch; silent errors are described in ``examples`` until it has ``show`` entries."""
         first = self.draws
-        untold = ~outcome.told & ~outcome.silent
-        self.right_told += int(np.sum(outcome.told & ~outcome.silent))
-        self.silent += int(np.sum(outcome.silent))
-        self.right_untold += int(np.sum(untold & outcome.right))
-        self.wrong_untold += int(np.sum(untold & ~outcome.right))
+        not_ok = ~outcome.reported_ok & ~outcome.silent_error
+        self.right_reported_ok += int(np.sum(outcome.reported_ok & ~outcome.silent_error))
+        self.silent += int(np.sum(outcome.silent_error))
+        self.right_not_ok += int(np.sum(not_ok & outcome.right))
+        self.wrong_not_ok += int(np.sum(not_ok & ~outcome.right))
         self.silent_outputs += int(np.sum(outcome.silent_outputs))
         self.wrong_optimal += int(np.sum(outcome.wrong_optimal))
-        for i in np.flatnonzero(outcome.silent)[: max(show - len(self.examples), 0)].tolist():
+        for i in np.flatnonzero(outcome.silent_error)[: max(show - len(self.examples), 0)].tolist():
             self.examples.append(f"draw {first + i}: {outcome.example(i)}")
-        self.silent_draws += (first + np.flatnonzero(outcome.silent)).tolist()
+        self.silent_draws += (first + np.flatnonzero(outcome.silent_error)).tolist()
         for word in outcome.status:
             self.statuses[word] = self.statuses.get(word, 0) + 1
         for name in ("x_error", "J_error"):
-            told = getattr(outcome, name)[outcome.told]
-            setattr(self, name, max(getattr(self, name), float(np.max(told, initial=0.0))))
+            errors = getattr(outcome, name)[outcome.reported_ok]
+            setattr(self, name, max(getattr(self, name), float(np.max(errors, initial=0.0))))
         return self
 
     def as_json(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def merged(counts: Iterable[Count], key: Sequence[str]) -> list[Count]:
 
 
 def table(counts: Sequence[Count]) -> str:
-    """One row per family and solver, one column per range: right told / silent / right not told / wrong not told."""
+    """One row per family and solver, one column per range: right reported ok / silent / right not ok / wrong not ok."""
     ranges = sorted({count.k for count in counts})
     rows = []
     for family, solver in dict.fromkeys((count.family, count.solver) for count in counts):
@@ -121,7 +121,11 @@ def table(counts: Sequence[Count]) -> str:
     for solver in dict.fromkeys(count.solver for count in counts):
         total = {count.k: count for count in merged([c for c in counts if c.solver == solver], ("k",))}
         rows.append(["**all**", solver, *(_cell(total.get(k)) for k in ranges)])
-    head = ["right, told / **silent** / right, not told / wrong, not told", "solver", *(f"10^±{k:g}" for k in ranges)]
+    head = [
+        "right, reported ok / **silent** / right, not ok / wrong, not ok",
+        "solver",
+        *(f"10^±{k:g}" for k in ranges),
+    ]
     return grid(head, rows)
 
 
@@ -129,4 +133,4 @@ def _cell(count: Count | None) -> str:
     if count is None:
         return ""
     silent = f"**{count.silent}**" if count.silent else "0"
-    return f"{count.right_told} / {silent} / {count.right_untold} / {count.wrong_untold}"
+    return f"{count.right_reported_ok} / {silent} / {count.right_not_ok} / {count.wrong_not_ok}"

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.scales.asked import AbstractQuery, Forward, Reverse, Value, answer
 from benchmarks.scales.plan import Plan
 from benchmarks.scales.programs import (
     DATA,
@@ -22,13 +21,14 @@ from benchmarks.scales.programs import (
     stacked,
     value_gradient,
 )
+from benchmarks.scales.queries import AbstractQuery, Forward, Reverse, Value, answer
 from benchmarks.scales.table import Count, table
 from convexlayer.cones import product_cone
 from convexlayer.errors import SolverError
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.program import Array, Cones
 
-__all__ = ["APART", "FAMILIES", "RANGES", "draw", "measure", "queries", "table", "units"]
+__all__ = ["FAMILIES", "RANGES", "SCALED_WITHIN_BLOCKS", "draw", "measure", "queries", "table", "units"]
 
 RANGES = (0.0, 1.0, 2.0, 4.0, 6.0)
 """Default values of k; units lie in 10^-k..10^k."""
@@ -49,7 +49,7 @@ FAMILIES = {
 }
 """Cones of the families by name: single kinds first, then products."""
 
-APART = {
+SCALED_WITHIN_BLOCKS = {
     "semidefinite, rows apart": Cones(psd=(3, 2)),
     "power, rows apart": Cones(power=(0.3, 0.5, 0.8)),
 }
@@ -65,7 +65,7 @@ MARGIN = 0.1
 
 def measure(plan: Plan) -> Iterator[Count]:
     """One count per family, range and solver that supports the family."""
-    chosen = {name: cones for name, cones in (FAMILIES | APART).items() if plan.wants(name)}
+    chosen = {name: cones for name, cones in (FAMILIES | SCALED_WITHIN_BLOCKS).items() if plan.wants(name)}
     ranges = plan.ranges or RANGES
     draws = math.ceil(plan.draws / max(len(chosen) * len(ranges), 1))
     for name, cones in chosen.items():
@@ -84,7 +84,7 @@ def measure(plan: Plan) -> Iterator[Count]:
 def _counted(
     count: Count, solution_map: SolutionMap, programs: Programs, asked: Sequence[AbstractQuery], plan: Plan
 ) -> Count:
-    scales = units(programs, count.k, seed=plan.seed, apart=count.family in APART)
+    scales = units(programs, count.k, seed=plan.seed, apart=count.family in SCALED_WITHIN_BLOCKS)
     for start in range(0, programs.batch, plan.batch):
         index = slice(start, start + plan.batch)
         part, here = programs.select(index), [query.select(index) for query in asked]
@@ -100,7 +100,7 @@ def units(programs: Programs, k: float, *, seed: int, apart: bool = False) -> Un
         programs: the unscaled programs.
         k: see above.
         seed: seed of the units; those of an element do not depend on the other elements.
-        apart: whether to scale the rows of semidefinite and power blocks differently (see ``APART``).
+        apart: whether to scale the rows of semidefinite and power blocks differently (see ``SCALED_WITHIN_BLOCKS``).
     """
     rng = np.random.default_rng([seed, round(10 * k), 7])
     (batch, n), cones = programs.x.shape, programs.cones

@@ -88,7 +88,7 @@ def drop_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> tupl
         The matrix C, and the remaining columns of A.
     """
     combination = sp.identity(A.shape[0], format="csr")
-    columns, growing = np.arange(A.shape[1]), product_cone(cones).growing
+    columns, growing = np.arange(A.shape[1]), product_cone(cones).recession_rows
     stop = cones.zero + cones.nonnegative
     while True:
         step, gone, kept_rows = _bound_variables(A, free, cones.zero, stop, growing)

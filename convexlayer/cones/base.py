@@ -84,7 +84,7 @@ class RankTwo:
         return namespace(self.delta).sqrt(self.delta)
 
     @cached_property
-    def lead(self) -> Array:
+    def scaled_q1(self) -> Array:
         """sqrt(1 - delta) q1, (..., size)."""
         return namespace(self.q1).sqrt(self.complement) * self.q1
 
@@ -130,7 +130,7 @@ class AbstractCone(ABC):
 
     @property
     @abstractmethod
-    def growing(self) -> NDArray[np.bool_]:
+    def recession_rows(self) -> NDArray[np.bool_]:
         """Mask (size,) of the unit vectors that are in K: increasing such a row of an element of K stays in K."""
 
     @abstractmethod

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
 from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
-from convexlayer.cones.roots import BEYOND, increasing_root
+from convexlayer.cones.roots import UNDEFINED_VALUE, increasing_root
 from convexlayer.runtime.buffers import as_contiguous_float64
 
 __all__ = ["Exponential"]
@@ -63,7 +63,7 @@ class Exponential(AbstractCone):
         return np.array(_CENTRE)
 
     @property
-    def growing(self) -> NDArray[np.bool_]:
+    def recession_rows(self) -> NDArray[np.bool_]:
         """Only z may grow."""
         return np.array([False, False, True])
 
@@ -201,7 +201,7 @@ def _log_t(xp: Any, r: Array, z: Array, kappa: Array) -> Array:
         right = z + other * decay
         valid = right > 0
         right = xp.where(valid, right, 1.0)
-        value = xp.where(valid, log_t + base + t - xp.log(N * right), BEYOND)
+        value = xp.where(valid, log_t + base + t - xp.log(N * right), UNDEFINED_VALUE)
         return value, 1.0 + t * (1.0 - dN / N + decay * ((r + other * dN) / N + other) / right)
 
     start = z + kappa * xp.exp(-base)

@@ -30,7 +30,7 @@ CURVED, DUAL, POLAR, FACE = 0, 1, 2, 3
 
 # See ``exponential`` and ``roots``.
 _FACE = 1e-100
-_BEYOND = 1e300
+_UNDEFINED_VALUE = 1e300
 _MAX_ITERATIONS = 100
 
 
@@ -97,7 +97,7 @@ def _log_t(r: float, z: float, kappa: float) -> float:
         N, dN = c + slope * t + t * t, slope + 2.0 * t
         other, decay = (c - r * t) / N, kappa * np.exp(-(base + t))
         right = z + other * decay
-        value = x + base + t - np.log(N * right) if right > 0.0 else _BEYOND
+        value = x + base + t - np.log(N * right) if right > 0.0 else _UNDEFINED_VALUE
         right = right if right > 0.0 else 1.0
         newton = x - value / (1.0 + t * (1.0 - dN / N + decay * ((r + other * dN) / N + other) / right))
         if value < 0.0:

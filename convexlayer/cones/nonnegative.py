@@ -24,7 +24,7 @@ class Nonnegative(AbstractCone):
         return np.ones(1)
 
     @property
-    def growing(self) -> NDArray[np.bool_]:
+    def recession_rows(self) -> NDArray[np.bool_]:
         """Every row may grow."""
         return np.array([True])
 

@@ -75,7 +75,7 @@ class Power(AbstractCone):
         return np.array(_CENTRE)
 
     @property
-    def growing(self) -> NDArray[np.bool_]:
+    def recession_rows(self) -> NDArray[np.bool_]:
         """Only x and y may grow."""
         return np.array([True, True, False])
 

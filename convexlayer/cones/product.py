@@ -43,7 +43,7 @@ Piece: TypeAlias = Eigenbasis | RankTwo | KroneckerBasis
 """The derivative of a group of blocks."""
 
 
-LEAST = 1e-8
+EIGENVALUE_FLOOR = 1e-8
 """Lower bound of eigenvalues of a derivative in relative comparisons; smaller ones have no noticeable effect."""
 
 
@@ -130,7 +130,7 @@ class ProductDerivative:
         """Diagonal of D in the rows of the zero and nonnegative cones, which come first, (B, rows)."""
         w, cone = self._points.w, self._points.cone
         d = namespace(w).ones_like(w[:, : cone.flat])
-        d[:, cone.free :] = w[:, cone.free : cone.flat] > 0.0
+        d[:, cone.zero :] = w[:, cone.zero : cone.flat] > 0.0
         return d
 
     @cached_property
@@ -154,16 +154,16 @@ class ProductDerivative:
         w, cone = self._points.w, self._points.cone
         xp = namespace(w)
         margins = [_least(piece) for piece in self.curved]
-        if cone.flat > cone.free:
-            margins.append(xp.min(xp.abs(w[:, cone.free : cone.flat]), axis=-1))
+        if cone.flat > cone.zero:
+            margins.append(xp.min(xp.abs(w[:, cone.zero : cone.flat]), axis=-1))
         return reduce(xp.minimum, margins) if margins else xp.full_like(xp.sum(w, axis=-1), xp.inf)
 
-    def weak(self, size: Array, bound: Array) -> Array:
+    def weakly_active(self, size: Array, bound: Array) -> Array:
         """Mask (B, m) of rows of weakly active blocks: margin at most bound (B,) times the block's size (B, m)."""
         w, cone = self._points.w, self._points.cone
         xp = namespace(w)
         near = xp.abs(w[:, : cone.flat]) <= bound[:, None] * size[:, : cone.flat]
-        near[:, : cone.free] = False
+        near[:, : cone.zero] = False
         parts = [near]
         for group, piece in zip(self.groups[cone.flat_groups :], self.curved, strict=True):
             blocks = piece.margin() <= bound[:, None] * group.split(size)[..., 0]
@@ -173,7 +173,7 @@ class ProductDerivative:
     def relative_change(self, other: ProductDerivative) -> Array:
         """The largest relative difference (B,) between the eigenvalues d and 1 - d of curved cones and ``other``'s.
 
-        Differences are relative to this derivative's eigenvalues, bounded below by LEAST.
+        Differences are relative to this derivative's eigenvalues, bounded below by EIGENVALUE_FLOOR.
         """
         w = self._points.w
         xp = namespace(w)
@@ -181,7 +181,7 @@ class ProductDerivative:
         for mine, theirs in zip(self.curved, other.curved, strict=True):
             pairs = zip(_eigenvalues(mine), _eigenvalues(theirs), strict=True)
             for here, there in pairs:
-                ratio = xp.abs(there - here) / xp.maximum(here, xp.asarray(LEAST, dtype=here.dtype))
+                ratio = xp.abs(there - here) / xp.maximum(here, xp.asarray(EIGENVALUE_FLOOR, dtype=here.dtype))
                 largest = xp.maximum(largest, xp.max(xp.max(ratio, axis=-1), axis=-1))
         return largest
 
@@ -192,12 +192,12 @@ class ProductDerivative:
         """
         w, cone = self._points.w, self._points.cone
         xp = namespace(w)
-        flat = slice(cone.free, cone.flat)
+        flat = slice(cone.zero, cone.flat)
         margins = [xp.where(size[:, flat] == 0.0, xp.inf, xp.abs(w[:, flat]) / size[:, flat])]
         for group, piece in zip(self.groups[cone.flat_groups :], self.curved, strict=True):
             sizes = group.split(size)[..., 0]
             margins.append(xp.where(sizes == 0.0, xp.inf, piece.margin() / sizes))
-        return xp.min(xp.concat(margins, axis=-1), axis=-1) if cone.m > cone.free else xp.full(len(w), xp.inf)
+        return xp.min(xp.concat(margins, axis=-1), axis=-1) if cone.m > cone.zero else xp.full(len(w), xp.inf)
 
     def apply(self, v: Array) -> Array:
         """D v, (B, m) -> (B, m)."""
@@ -244,7 +244,7 @@ class ProductCone:
     Attributes:
         m: number of rows.
         groups: groups of its blocks; those of the zero and nonnegative cones come first.
-        free: number of rows of the zero cone.
+        zero: number of rows of the zero cone.
         flat: number of rows of the zero and nonnegative cones.
         flat_groups: number of groups of the zero and nonnegative cones.
         blocks: first rows of the blocks of the curved cones, followed by m, (blocks + 1,).
@@ -254,7 +254,7 @@ class ProductCone:
         """Group the blocks whose sizes ``cones`` lists."""
         self.m = cones.m
         self.groups = tuple(_groups(cones))
-        self.free, self.flat = cones.zero, cones.zero + cones.nonnegative
+        self.zero, self.flat = cones.zero, cones.zero + cones.nonnegative
         self.flat_groups = (cones.zero > 0) + (cones.nonnegative > 0)
         curved = self.groups[self.flat_groups :]
         self.blocks = np.array(
@@ -293,10 +293,10 @@ class ProductCone:
         return np.concatenate([np.zeros(0), *(np.tile(group.cone.centre, group.blocks) for group in self.groups)])
 
     @cached_property
-    def growing(self) -> NDArray[np.bool_]:
+    def recession_rows(self) -> NDArray[np.bool_]:
         """Mask (m,) of the unit vectors that are in K: increasing such a row of an element of K stays in K."""
         nothing = np.zeros(0, dtype=bool)
-        return np.concatenate([nothing, *(np.tile(group.cone.growing, group.blocks) for group in self.groups)])
+        return np.concatenate([nothing, *(np.tile(group.cone.recession_rows, group.blocks) for group in self.groups)])
 
     def largest_of_blocks(self, v: Array) -> Array:
         """Each row of v (B, m) replaced by the maximum of its block; every row of a flat cone is a block."""

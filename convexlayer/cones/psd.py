@@ -40,7 +40,7 @@ class PositiveSemidefinite(AbstractCone):
         return np.where(svec.rows == svec.cols, self.order**-0.5, 0.0)
 
     @property
-    def growing(self) -> NDArray[np.bool_]:
+    def recession_rows(self) -> NDArray[np.bool_]:
         """Only the diagonal may grow."""
         return self._svec.rows == self._svec.cols
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from convexlayer.cones.base import Array
 
-__all__ = ["BEYOND", "increasing_root"]
+__all__ = ["UNDEFINED_VALUE", "increasing_root"]
 
 # Function value to return for undefined points right of the root. Finite, because automatic differentiation through
 # Newton steps that bisection replaced would otherwise give NaN.
-BEYOND = 1e300
+UNDEFINED_VALUE = 1e300
 
 # Enough for bisection alone to reach rounding.
 _MAX_ITERATIONS = 100
@@ -28,8 +28,8 @@ def increasing_root(
 
     Args:
         xp: the array namespace.
-        function: x -> (value, slope), elementwise, with slope > 0; the value is BEYOND where undefined, which must be
-            right of the root.
+        function: x -> (value, slope), elementwise, with slope > 0; the value is UNDEFINED_VALUE where undefined,
+            which must be right of the root.
         x: starting points.
         low: lower ends of the brackets.
         high: upper ends of the brackets.

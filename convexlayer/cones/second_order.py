@@ -33,7 +33,7 @@ class SecondOrder(AbstractCone):
         return np.eye(1, self.size)[0]
 
     @property
-    def growing(self) -> NDArray[np.bool_]:
+    def recession_rows(self) -> NDArray[np.bool_]:
         """Only t may grow."""
         return np.arange(self.size) == 0
 

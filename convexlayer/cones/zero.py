@@ -24,7 +24,7 @@ class Zero(AbstractCone):
         return np.zeros(1)
 
     @property
-    def growing(self) -> NDArray[np.bool_]:
+    def recession_rows(self) -> NDArray[np.bool_]:
         """No row may grow."""
         return np.array([False])
 

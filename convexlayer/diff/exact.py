@@ -126,7 +126,7 @@ class ExactDifferentiator(AbstractDifferentiator):
     @cached_property
     def _weak(self) -> BoolArray:
         """Mask (B, m) of the rows of weakly active blocks, which may be on either side of a jump of D."""
-        weak = self._point.derivative.weak(self._point.scales.size, self._certain_margin)
+        weak = self._point.derivative.weakly_active(self._point.scales.size, self._certain_margin)
         return np.asarray(weak, dtype=bool)
 
     def vjp(

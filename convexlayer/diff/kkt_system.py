@@ -27,7 +27,7 @@ from convexlayer.diff.matrix_free import MatrixFreeSystem
 from convexlayer.diff.report import ACCURATE
 from convexlayer.diff.rows import FlatRows, Section, rows_of
 from convexlayer.linalg import (
-    ACCEPTED,
+    RESIDUAL_TOL,
     SINGULAR,
     AbstractBackend,
     AbstractFactoriser,
@@ -246,12 +246,14 @@ class KKTFactor:
         if np.any(singular):
             index = np.flatnonzero(singular & np.isfinite(self.condition))
             spaces = self._refined.null_directions(index)
-            unsolved = np.array([len(space.basis) > 0 for space in spaces], dtype=bool) & (residual[index] > ACCEPTED)
+            unsolved = np.array([len(space.basis) > 0 for space in spaces], dtype=bool) & (
+                residual[index] > RESIDUAL_TOL
+            )
             if np.any(unsolved):  # unless the residual is rounding errors of the right-hand side
-                unsolved &= self._refined.residual(z, rhs)[index] > ACCEPTED
+                unsolved &= self._refined.residual(z, rhs)[index] > RESIDUAL_TOL
             singular = np.zeros_like(singular)
             singular[index] = visible(index) | unsolved
-        rough = residual > ACCEPTED
+        rough = residual > RESIDUAL_TOL
         doubtful = singular | rough if everywhere else ~singular & rough
         if np.any(doubtful):
             self._least_squares(z, residual, rhs, singular, doubtful)
@@ -267,7 +269,7 @@ class KKTFactor:
         if len(again):
             least, least_residual = self._refined.minimum_norm(rhs, again)
             inconsistent = singular[again] & (residual[again] > ACCURATE)
-            chosen = inconsistent | (least_residual <= np.maximum(residual[again], ACCEPTED))
+            chosen = inconsistent | (least_residual <= np.maximum(residual[again], RESIDUAL_TOL))
             z[again[chosen]], residual[again[chosen]] = least[chosen], least_residual[chosen]
 
     def _rhs(self, top: Array, bottom: Array) -> Array:

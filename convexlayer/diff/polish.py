@@ -228,7 +228,7 @@ def _step(program: ConeProgram, here: ComplementaryPoint, factor: KKTFactor) -> 
     dw = c * dy - ds / c
     change = here.relative_change(dx, dw)
     x, w = here.x + dx, old + dw
-    flat = slice(here.cones.cone.free, here.cones.cone.flat)
+    flat = slice(here.cones.cone.zero, here.cones.cone.flat)
     w[:, flat][np.abs(w[:, flat]) <= CANCELLED * np.abs(old[:, flat])] = 0.0
     finite = np.isfinite(w)
     if not np.all(finite):

@@ -182,7 +182,7 @@ class _RankTwoRows(AbstractRows):
         ]
 
     def write(self, A: Array, piece: RankTwo, K: Array, places: Sequence[IndexArray]) -> None:
-        values, a, lead = np.take(A, self._source, axis=1), piece.root, piece.lead
+        values, a, lead = np.take(A, self._source, axis=1), piece.root, piece.scaled_q1
         along = np.take(self._flat(lead), self._local, axis=1) * values
         curved = piece.q2[..., 0] > 0
         parts = (
@@ -198,12 +198,12 @@ class _RankTwoRows(AbstractRows):
             K[:, place] = part
 
     def spread(self, z: Array, piece: RankTwo) -> Array:
-        return self._flat(piece.root * self._blocks(z[:, self.own]) + piece.lead * z[:, self._xi, None])
+        return self._flat(piece.root * self._blocks(z[:, self.own]) + piece.scaled_q1 * z[:, self._xi, None])
 
     def gather(self, v: Array, piece: RankTwo, rhs: Array) -> None:
         blocks = self._blocks(v[:, self.rows])
         rhs[:, self.own] = self._flat(piece.root * blocks)
-        rhs[:, self._xi] = np.sum(piece.lead * blocks, axis=-1)
+        rhs[:, self._xi] = np.sum(piece.scaled_q1 * blocks, axis=-1)
         rhs[:, self._nu] = 0.0
 
 

@@ -1,8 +1,8 @@
 """Final status of elements that no solver settled: certificates of infeasibility or unboundedness, invalid data.
 
 A claim of infeasibility or unboundedness needs a ray as its certificate (``rays``). If the solver returned no valid
-ray, the fallback solver is used, and then a search for rays (``solvers/search.py``). This costs time only for elements
-without a solution.
+ray, the fallback solver is used, and then a search for rays (``solvers/certificate_search.py``). This costs time
+only for elements without a solution.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from convexlayer.program import ConeProgram, IndexArray
 from convexlayer.rays import BoolArray, has_ray, infeasibility_ray, unboundedness_ray
 from convexlayer.solution import Solution
 from convexlayer.solvers import Options
-from convexlayer.solvers.search import infeasibility_candidates, unboundedness_candidates
-from convexlayer.solvers.weak import is_unbounded_without_ray
+from convexlayer.solvers.certificate_search import infeasibility_candidates, unboundedness_candidates
+from convexlayer.solvers.facial_reduction import is_unbounded_without_ray
 from convexlayer.status import Status
 
 __all__ = ["unproved_claims", "unsettled", "with_certificates"]

@@ -269,7 +269,7 @@ class SolutionMap:
         check_kind("warm_start", warm_start, Report, "the Report of an earlier call, or None")
         solution, batch = warm_start.solution, given.program.batch
         self._checked_size(solution, len(solution.x), "warm_start")
-        if not by.solver.starts_warm:
+        if not by.solver.supports_warm_start:
             return None, f"solver {by.solver.name!r} cannot start from a given point"
         if len(solution.x) != batch:
             return None, f"the warm start has {len(solution.x)} elements, this batch {batch}"
@@ -317,10 +317,10 @@ class SolutionMap:
         stalled = options.max_iter is None  # reaching the default iteration limit counts as stalled
         index = (
             unproved_claims(solution, raw)
-            if by.solver.fallback_for_claims
+            if by.solver.fallback_for_unproved
             else unsettled(solution, raw, stalled=stalled)
         )
-        if not len(index) or clock.over:
+        if not len(index) or clock.expired:
             return solution, residuals, ()
         attempts: list[Callable[[ConeProgram], Solution]] = []
         if self._component_solver.several and options.time_limit_s is None:

@@ -11,8 +11,8 @@ from convexlayer.linalg.matrix_free import (
     MatrixFreeFactor,
 )
 from convexlayer.linalg.refined import (
-    ACCEPTED,
     EPS,
+    RESIDUAL_TOL,
     SINGULAR,
     AbstractFactoriser,
     RefinedFactor,
@@ -20,8 +20,8 @@ from convexlayer.linalg.refined import (
 )
 
 __all__ = [
-    "ACCEPTED",
     "EPS",
+    "RESIDUAL_TOL",
     "SINGULAR",
     "AbstractBackend",
     "AbstractFactor",

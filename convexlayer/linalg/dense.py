@@ -15,7 +15,7 @@ from convexlayer.linalg.base import AbstractBackend, AbstractFactor
 from convexlayer.linalg.schur import SchurFactor, SchurPlaces, trailing_diagonal
 from convexlayer.program import Array, IndexArray, Pattern
 
-__all__ = ["DenseBackend", "survive_forks"]
+__all__ = ["DenseBackend", "set_single_thread_after_fork"]
 
 ELIMINATE_FROM = 0.5
 """Smallest ratio of eliminated to remaining rows at which the diagonal block is eliminated. Measured for a batch of 128
@@ -58,7 +58,7 @@ class DenseBackend(AbstractBackend):
 
     def factor(self, state: _State, values: Array) -> AbstractFactor:
         """Scatter the upper triangles (B, nnz) into matrices on the device and factorise them."""
-        survive_forks()
+        set_single_thread_after_fork()
         moved = _tensor(values, self.device)
         if state.schur is None:
             return _DenseFactor(self._full(state, moved))
@@ -77,7 +77,7 @@ class DenseBackend(AbstractBackend):
 
 
 @cache
-def survive_forks() -> None:
+def set_single_thread_after_fork() -> None:
     """Make torch single-threaded in forked children, where it would wait forever for the parent's threads."""
     if sys.platform != "win32":
         os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

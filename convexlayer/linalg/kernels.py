@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from convexlayer.linalg.lanes import Indices, LanePlan, factorise, magnitudes, multiply, solve_in_place, unpacked
+from convexlayer.linalg.lanes import Indices, LanePlan, factorise, magnitudes, multiply, solve_in_place, unpack
 from convexlayer.linalg.refined import (
     EPS,
-    NOTHING,
+    MIN_REDUCTION,
     POWER_STEPS,
-    PROGRESS,
-    REFINED,
+    REFINEMENT_TOL,
     ROW_ACCEPTED,
     ROW_STEPS,
     RUIZ_PASSES,
+    TERMS_FLOOR,
     TINY,
 )
-from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, sqrt, store, where
+from convexlayer.linalg.simd import absolute, any_lane, broadcast, load, maximum, sqrt, store, where
 from convexlayer.program import Array
 from convexlayer.runtime.cached_kernel import cached_kernel
 
@@ -51,7 +51,7 @@ def factor(
         condition: out, condition estimates, (B,).
     """
     V = len(lanes)
-    plan, source = unpacked(packed)
+    plan, source = unpack(packed)
     N, entries, batch = len(plan.signs), len(source), len(values)
     y, D, work = np.zeros((N, V)), np.empty((N, V)), np.empty((N, V))
     for group in range(first, last):
@@ -111,7 +111,7 @@ def refine(
         residual: out, relative residuals, (B,).
     """
     V = len(lanes)
-    plan, source = unpacked(packed)
+    plan, source = unpack(packed)
     N, entries = len(plan.signs), len(source)
     target, best = np.empty((N, V)), np.empty((N, V))
     x, step, product = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
@@ -149,7 +149,7 @@ def refine_row_by_row(
         residual: out, largest row-wise relative residual of each element, (B,).
     """
     V = len(lanes)
-    plan, source = unpacked(packed)
+    plan, source = unpack(packed)
     N, entries = len(plan.signs), len(source)
     target, best, answer, remainder = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
     x, step, product = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
@@ -216,14 +216,14 @@ def _refine(
     product: Array,
 ) -> Any:
     """Best <- solutions of E x = target; returns their relative residuals. x, step and product are scratch, (N, V)."""
-    N, size = len(target), splat(lanes, 0.0)
+    N, size = len(target), broadcast(lanes, 0.0)
     for k in range(N):
         t = load(lanes, target, k)
         store(step, k, t)
-        store(x, k, splat(lanes, 0.0))
-        store(best, k, splat(lanes, 0.0))
+        store(x, k, broadcast(lanes, 0.0))
+        store(best, k, broadcast(lanes, 0.0))
         size = maximum(absolute(t), size)
-    least = where(size > 0.0, splat(lanes, 1.0), 0.0)
+    least = where(size > 0.0, broadcast(lanes, 1.0), 0.0)
     going = size > 0.0
     size = maximum(size, TINY)
     for _ in range(steps):
@@ -233,7 +233,7 @@ def _refine(
         multiply(lanes, plan, E, x, product)
         error = _remainder(lanes, target, product, step) / size
         better = going & (error < least)
-        going = going & (error < PROGRESS * least) & (error > REFINED)
+        going = going & (error < MIN_REDUCTION * least) & (error > REFINEMENT_TOL)
         least = where(better, error, least)
         if any_lane(better):
             for k in range(N):
@@ -250,13 +250,13 @@ def _row_residual(
     """Remainder <- target - E x; returns its largest entry relative to the terms of its row (see ``refined``)."""
     multiply(lanes, plan, E, x, product)
     magnitudes(lanes, plan, E, x, terms)
-    size = splat(lanes, 0.0)
+    size = broadcast(lanes, 0.0)
     for k in range(len(x)):
         total = load(lanes, terms, k) + absolute(load(lanes, target, k))
         store(terms, k, total)
         size = maximum(total, size)
-    error, poison = splat(lanes, 0.0), splat(lanes, 0.0)
-    floor = maximum(NOTHING * size, TINY)
+    error, poison = broadcast(lanes, 0.0), broadcast(lanes, 0.0)
+    floor = maximum(TERMS_FLOOR * size, TINY)
     for k in range(len(x)):
         r = load(lanes, target, k) - load(lanes, product, k)
         store(remainder, k, r)
@@ -293,13 +293,13 @@ def _equilibrate(lanes: Any, plan: LanePlan, E: Array, scale: Array, peak: Array
 def _fill(lanes: Any, plan: LanePlan, start: Array, out: Array) -> None:
     """Out <- start, permuted, in every lane."""
     for k in range(len(out)):
-        store(out, k, splat(lanes, start[plan.permutation[k]]))
+        store(out, k, broadcast(lanes, start[plan.permutation[k]]))
 
 
 @njit
 def _norm(lanes: Any, z: Array) -> Any:
     """Euclidean norms."""
-    total = splat(lanes, 0.0)
+    total = broadcast(lanes, 0.0)
     for k in range(len(z)):
         total = total + load(lanes, z, k) * load(lanes, z, k)
     return sqrt(total)
@@ -318,7 +318,7 @@ def _normalise(lanes: Any, z: Array, out: Array) -> Any:
 @njit
 def _is_finite(lanes: Any, z: Array) -> Any:
     """Mask of the lanes without infinities and NaN."""
-    poison = splat(lanes, 0.0)
+    poison = broadcast(lanes, 0.0)
     for k in range(len(z)):
         poison = poison + 0.0 * load(lanes, z, k)
     return poison >= 0.0
@@ -327,7 +327,7 @@ def _is_finite(lanes: Any, z: Array) -> Any:
 @njit
 def _remainder(lanes: Any, target: Array, product: Array, out: Array) -> Any:
     """Out <- target - product; returns its maximum norm, NaN if an entry is NaN."""
-    size, poison = splat(lanes, 0.0), splat(lanes, 0.0)
+    size, poison = broadcast(lanes, 0.0), broadcast(lanes, 0.0)
     for k in range(len(target)):
         r = load(lanes, target, k) - load(lanes, product, k)
         store(out, k, r)

@@ -9,7 +9,14 @@ from typing import final
 import numpy as np
 
 from convexlayer.linalg import kernels, null_kernels
-from convexlayer.linalg.refined import REFINEMENTS, TINY, AbstractFactoriser, RefinedFactor, StoredFactor, power_start
+from convexlayer.linalg.refined import (
+    MAX_REFINEMENTS,
+    TINY,
+    AbstractFactoriser,
+    RefinedFactor,
+    StoredFactor,
+    power_start,
+)
 from convexlayer.linalg.symbolic import Symbolic
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
 from convexlayer.runtime.buffers import as_contiguous_float64, empty
@@ -76,11 +83,11 @@ class _LaneFactor(StoredFactor):
         direction = self.scale * self._unpermuted(2)
         return direction / np.maximum(max_norm(direction), TINY)[:, None]
 
-    def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
+    def refine(self, rhs: Array, *, steps: int = MAX_REFINEMENTS) -> tuple[Array, Array]:
         return self._solved(kernels.refine, rhs, steps)
 
     def refine_row_by_row(self, rhs: Array) -> tuple[Array, Array]:
-        return self._solved(kernels.refine_row_by_row, rhs, REFINEMENTS)
+        return self._solved(kernels.refine_row_by_row, rhs, MAX_REFINEMENTS)
 
     def _solved(self, kernel: Callable[..., None], rhs: Array, steps: int) -> tuple[Array, Array]:
         rhs = as_contiguous_float64(rhs)
@@ -92,16 +99,16 @@ class _LaneFactor(StoredFactor):
         parallel_for(solve, self._groups, seconds_per_item=REFINE_S * self._entries)
         return z, residual
 
-    def remains(self, x: Array) -> tuple[Array, Array]:
+    def null_iteration(self, x: Array) -> tuple[Array, Array]:
         x = as_contiguous_float64(x)
         left, image = np.empty_like(x), np.empty_like(x)
         of_each = len(self._lanes) == 1
-        kernel = null_kernels.remains_of_each if of_each else null_kernels.remains
+        kernel = null_kernels.null_iteration_single if of_each else null_kernels.null_iteration
         state = self._state.reshape(len(self._state), -1) if of_each else self._state
         groups = len(x) * -(-x.shape[1] // LANES) if of_each else self._groups
 
         def iterate(first: int, last: int) -> None:
-            kernel(LANES * (0.0,), self._packed, x, first, last, REFINEMENTS, state, left, image)
+            kernel(LANES * (0.0,), self._packed, x, first, last, MAX_REFINEMENTS, state, left, image)
 
         parallel_for(iterate, groups, seconds_per_item=REFINE_S * self._entries * (1 if of_each else x.shape[1]))
         return left, image
@@ -134,4 +141,4 @@ def warm_up() -> None:
         factor = factoriser.factor(np.ones((batch, 2)))
         factor.refine(np.ones((batch, 2)))
         factor.refine_row_by_row(np.ones((batch, 2)))
-        factor.remains(np.ones((batch, 1, 2)))
+        factor.null_iteration(np.ones((batch, 1, 2)))

@@ -18,7 +18,7 @@ import numpy as np
 from numba import int64, njit
 from numpy.typing import NDArray
 
-from convexlayer.linalg.simd import absolute, load, splat, spread, store, where
+from convexlayer.linalg.simd import absolute, broadcast, broadcast_load, load, store, where
 from convexlayer.program import Array
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "magnitudes",
     "multiply",
     "solve_in_place",
-    "unpacked",
+    "unpack",
 ]
 
 Indices = NDArray[np.int32]
@@ -96,7 +96,7 @@ def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_i
         y: scratch, (N, V), zero on entry and on return.
     """
     start, row, Lp, Li = plan.column_start, plan.row, plan.factor_start, plan.factor_row
-    zero = splat(lanes, 0.0)
+    zero = broadcast(lanes, 0.0)
     for k in range(len(Lp) - 1):
         last = start[k + 1] - 1
         for p in range(start[k], last):
@@ -151,14 +151,14 @@ def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Ar
             store(x, j + 3, x3)
             _eliminate_run(lanes, x, L, Li, p0, p1, p2, p3, Lp[j + 4] - p3, x0, x1, x2, x3)
     for i in range(len(D_inverse)):
-        store(x, i, load(lanes, x, i) * spread(lanes, D_inverse, i))
+        store(x, i, load(lanes, x, i) * broadcast_load(lanes, D_inverse, i))
     for chunk in range(chunks - 1, -1, -1):
         j = plan.chunk_column[chunk]
         p0, p1 = int64(Lp[j]), int64(Lp[j + 1])
         if plan.chunk_length[chunk] == 1:
             total = load(lanes, x, j)
             for p in range(p0, p1):
-                total = total - spread(lanes, L, p) * load(lanes, x, Li[p])
+                total = total - broadcast_load(lanes, L, p) * load(lanes, x, Li[p])
             store(x, j, total)
         else:
             p2, p3 = int64(Lp[j + 2]), int64(Lp[j + 3])
@@ -166,13 +166,18 @@ def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Ar
             x2, x3 = load(lanes, x, j + 2), load(lanes, x, j + 3)
             for c in range(Lp[j + 4] - p3):
                 known = load(lanes, x, Li[p3 + c])
-                x0 = x0 - spread(lanes, L, p0 + 3 + c) * known
-                x1 = x1 - spread(lanes, L, p1 + 2 + c) * known
-                x2 = x2 - spread(lanes, L, p2 + 1 + c) * known
-                x3 = x3 - spread(lanes, L, p3 + c) * known
-            x2 = x2 - spread(lanes, L, p2) * x3
-            x1 = x1 - spread(lanes, L, p1) * x2 - spread(lanes, L, p1 + 1) * x3
-            x0 = x0 - spread(lanes, L, p0) * x1 - spread(lanes, L, p0 + 1) * x2 - spread(lanes, L, p0 + 2) * x3
+                x0 = x0 - broadcast_load(lanes, L, p0 + 3 + c) * known
+                x1 = x1 - broadcast_load(lanes, L, p1 + 2 + c) * known
+                x2 = x2 - broadcast_load(lanes, L, p2 + 1 + c) * known
+                x3 = x3 - broadcast_load(lanes, L, p3 + c) * known
+            x2 = x2 - broadcast_load(lanes, L, p2) * x3
+            x1 = x1 - broadcast_load(lanes, L, p1) * x2 - broadcast_load(lanes, L, p1 + 1) * x3
+            x0 = (
+                x0
+                - broadcast_load(lanes, L, p0) * x1
+                - broadcast_load(lanes, L, p0 + 1) * x2
+                - broadcast_load(lanes, L, p0 + 2) * x3
+            )
             store(x, j, x0)
             store(x, j + 1, x1)
             store(x, j + 2, x2)
@@ -180,7 +185,7 @@ def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Ar
 
 
 @njit
-def unpacked(packed: Indices) -> tuple[LanePlan, Indices]:
+def unpack(packed: Indices) -> tuple[LanePlan, Indices]:
     """The plan, and for each of its values the entry of the pattern, from ``Symbolic.packed``."""
     plan = LanePlan(
         _part(packed, 0), _part(packed, 1), _part(packed, 2), _part(packed, 3), _part(packed, 4), _part(packed, 5),
@@ -200,7 +205,7 @@ def multiply(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) ->
     start, row = plan.column_start, plan.row
     for j in range(len(start) - 1):
         last = start[j + 1] - 1
-        store(out, j, spread(lanes, values, last) * load(lanes, x, j))
+        store(out, j, broadcast_load(lanes, values, last) * load(lanes, x, j))
         column_products(lanes, values, row, start[j], last, x, j, out, x, out)
 
 
@@ -210,9 +215,9 @@ def magnitudes(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) 
     start, row = plan.column_start, plan.row
     for j in range(len(start) - 1):
         last, factor = start[j + 1] - 1, absolute(load(lanes, x, j))
-        total = absolute(spread(lanes, values, last)) * factor
+        total = absolute(broadcast_load(lanes, values, last)) * factor
         for p in range(start[j], last):
-            i, value = row[p], absolute(spread(lanes, values, p))
+            i, value = row[p], absolute(broadcast_load(lanes, values, p))
             total = total + value * absolute(load(lanes, x, i))
             store(out, i, load(lanes, out, i) + value * factor)
         store(out, j, total)
@@ -223,9 +228,9 @@ def column_products(
     lanes: Any, M: Array, row: Indices, first: int, last: int, x: Array, j: int, out: Array, z: Array, out_t: Array
 ) -> None:
     """One column of M x and of M'z: out[row[p]] += M[p] x[j] and out_t[j] += M[p] z[row[p]], for first <= p < last."""
-    factor, total = load(lanes, x, j), splat(lanes, 0.0)
+    factor, total = load(lanes, x, j), broadcast(lanes, 0.0)
     for p in range(first, last):
-        i, value = row[p], spread(lanes, M, p)
+        i, value = row[p], broadcast_load(lanes, M, p)
         total = total + value * load(lanes, z, i)
         store(out, i, load(lanes, out, i) + value * factor)
     store(out_t, j, load(lanes, out_t, j) + total)
@@ -234,13 +239,13 @@ def column_products(
 @njit(nogil=True)
 def _inside_run(lanes: Any, y: Array, L: Array, j: int, p0: int, p1: int, p2: int, y0: Any) -> tuple[Any, Any, Any]:
     """Rows j + 1 ... j + 3 of y after elimination by the earlier columns of the run."""
-    y1 = load(lanes, y, j + 1) - spread(lanes, L, p0) * y0
-    y2 = load(lanes, y, j + 2) - spread(lanes, L, p0 + 1) * y0 - spread(lanes, L, p1) * y1
+    y1 = load(lanes, y, j + 1) - broadcast_load(lanes, L, p0) * y0
+    y2 = load(lanes, y, j + 2) - broadcast_load(lanes, L, p0 + 1) * y0 - broadcast_load(lanes, L, p1) * y1
     y3 = (
         load(lanes, y, j + 3)
-        - spread(lanes, L, p0 + 2) * y0
-        - spread(lanes, L, p1 + 1) * y1
-        - spread(lanes, L, p2) * y2
+        - broadcast_load(lanes, L, p0 + 2) * y0
+        - broadcast_load(lanes, L, p1 + 1) * y1
+        - broadcast_load(lanes, L, p2) * y2
     )
     return y1, y2, y3
 
@@ -250,7 +255,7 @@ def _eliminate_one(lanes: Any, y: Array, L: Array, Li: Indices, first: int, coun
     """y[row] -= L[row, j] y0 for the first ``count`` rows of a column."""
     for p in range(first, first + count):
         i = Li[p]
-        store(y, i, load(lanes, y, i) - spread(lanes, L, p) * y0)
+        store(y, i, load(lanes, y, i) - broadcast_load(lanes, L, p) * y0)
 
 
 @njit(nogil=True)
@@ -261,6 +266,6 @@ def _eliminate_run(
     """y[row] -= sum over the four columns of a run of L[row, j] y_j, for rows below the run; L starts at p0 ... p3."""
     for c in range(count):
         i = Li[p3 + c]
-        left = spread(lanes, L, p0 + 3 + c) * y0 + spread(lanes, L, p1 + 2 + c) * y1
-        right = spread(lanes, L, p2 + 1 + c) * y2 + spread(lanes, L, p3 + c) * y3
+        left = broadcast_load(lanes, L, p0 + 3 + c) * y0 + broadcast_load(lanes, L, p1 + 2 + c) * y1
+        right = broadcast_load(lanes, L, p2 + 1 + c) * y2 + broadcast_load(lanes, L, p3 + c) * y3
         store(y, i, load(lanes, y, i) - left - right)

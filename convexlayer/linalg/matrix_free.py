@@ -17,9 +17,9 @@ import numpy as np
 from convexlayer.linalg.krylov import minres
 from convexlayer.linalg.refined import (
     EPS,
-    PROGRESS,
-    REFINED,
-    REFINEMENTS,
+    MAX_REFINEMENTS,
+    MIN_REDUCTION,
+    REFINEMENT_TOL,
     TINY,
     RefinedFactor,
     power_iteration,
@@ -38,20 +38,20 @@ __all__ = [
     "MatrixFreeFactor",
 ]
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 Multiply = Callable[[Array], Array]
 """v -> E v, (N,)."""
 
-CYCLE, REACHED = 1e-12, 1e-11
+MINRES_TOL, KRYLOV_TOL = 1e-12, 1e-11
 """Relative residuals of a Krylov solve: the tolerance passed to MINRES (2-norm), and the one at which refinement ends
 (maximum norm)."""
 
-MOST = 64
+MAX_NULL_DIMENSION = 64
 """Largest dimension of a null space that is computed completely, at one solve per dimension; of larger ones only some
 random members are computed."""
 
-PROBE = 1e-7
+PROBE_TOL = 1e-7
 """Relative residual of the MINRES solve with a random right-hand side that estimates the condition. The component of
 such a right-hand side along each null direction is about N^-1/2 of its norm, far above this."""
 
@@ -95,7 +95,7 @@ class AbstractInverse(ABC):
 class FactoredInverse(AbstractInverse):
     """The inverse of the regularised E, from a factorisation."""
 
-    target = REFINED
+    target = REFINEMENT_TOL
 
     def __init__(self, multiply: Multiply, apply: Multiply, size: int) -> None:
         """Store the operators.
@@ -123,7 +123,7 @@ class FactoredInverse(AbstractInverse):
 class KrylovInverse(AbstractInverse):
     """An approximate inverse by MINRES."""
 
-    target = REACHED
+    target = KRYLOV_TOL
 
     def __init__(self, multiply: Multiply, size: int, limit: int) -> None:
         """Store the operator.
@@ -136,15 +136,15 @@ class KrylovInverse(AbstractInverse):
         self._multiply, self._size, self._limit = multiply, size, limit
 
     def solve(self, rhs: Array, size: float) -> tuple[Array, bool]:
-        """Solve to a residual of CYCLE times the norm of the original right-hand side."""
-        tol = CYCLE * size / max(float(np.linalg.norm(rhs)), TINY)
+        """Solve to a residual of MINRES_TOL times the norm of the original right-hand side."""
+        tol = MINRES_TOL * size / max(float(np.linalg.norm(rhs)), TINY)
         found = minres(self._multiply, rhs, tol=min(tol, 0.1), limit=self._limit)
         return found.z, found.converged
 
     def probe(self) -> tuple[float, Array] | None:
         """Solve for a random right-hand side: a singular E leaves a null residual, else the solution is nearly null."""
         rhs = power_start(self._size)
-        found = minres(self._multiply, rhs, tol=PROBE, limit=self._limit)
+        found = minres(self._multiply, rhs, tol=PROBE_TOL, limit=self._limit)
         if not found.converged:
             return None
         largest, smallest = found.extreme_singular_values()
@@ -209,7 +209,7 @@ class MatrixFree:
             z = z + step
             remainder = target - self.matrix.multiply(z)
             residual = float(np.max(np.abs(remainder))) / size
-            progress = residual < PROGRESS * least
+            progress = residual < MIN_REDUCTION * least
             if residual < least:
                 best, least = z, residual
             if least <= self._inverse.target:
@@ -221,8 +221,8 @@ class MatrixFree:
             z, remainder = best, target - self.matrix.multiply(best)
         return best, least
 
-    def remains(self, x: Array) -> tuple[Array, Array]:
-        """As ``RefinedFactor.remains``, for vectors (count, N)."""
+    def null_iteration(self, x: Array) -> tuple[Array, Array]:
+        """As ``RefinedFactor.null_iteration``, for vectors (count, N)."""
         left = [self._remains(vector) for vector in x]
         if not left:
             return x, x
@@ -233,12 +233,12 @@ class MatrixFree:
         norm = float(np.linalg.norm(x))
         product = self.matrix.multiply(x)
         least = float(np.max(np.abs(product)))
-        for _ in range(REFINEMENTS if self._says_how_singular else 0):
+        for _ in range(MAX_REFINEMENTS if self._says_how_singular else 0):
             step, good = self._inverse.solve(product, norm)
             step = x - step
             other = self.matrix.multiply(step)
             size = float(np.max(np.abs(other)))
-            progress = size < PROGRESS * least
+            progress = size < MIN_REDUCTION * least
             if size < least:
                 x, product, least = step, other, size
             if least <= self._inverse.target * norm or not (progress if good else self._next_inverse()):
@@ -268,7 +268,7 @@ class MatrixFreeFactor(RefinedFactor):
 
     def __init__(self, elements: Sequence[MatrixFree | None], size: int) -> None:
         """Store the elements, of order N = size."""
-        super().__init__(size, most=MOST)
+        super().__init__(size, most=MAX_NULL_DIMENSION)
         self._elements = elements
 
     @cached_property
@@ -292,7 +292,7 @@ class MatrixFreeFactor(RefinedFactor):
         direction = self.scale * self._rows([direction for _, direction in self._probed])
         return direction / np.maximum(np.max(np.abs(direction), axis=1, initial=0.0), TINY)[:, None]
 
-    def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
+    def refine(self, rhs: Array, *, steps: int = MAX_REFINEMENTS) -> tuple[Array, Array]:
         """Solve element by element, on the thread pool."""
         nothing = np.full(self._size, np.nan), np.nan
         found = self._each(lambda i, element: nothing if element is None else element.refine(rhs[i], steps))
@@ -312,9 +312,9 @@ class MatrixFreeFactor(RefinedFactor):
         """Solve with row-wise small residuals, from ``refine``, ``product`` and ``terms``."""
         return refined_row_by_row(self, rhs)
 
-    def remains(self, x: Array) -> tuple[Array, Array]:
+    def null_iteration(self, x: Array) -> tuple[Array, Array]:
         """Iterate element by element, on the thread pool."""
-        found = self._each(lambda i, element: (x[i], x[i]) if element is None else element.remains(x[i]))
+        found = self._each(lambda i, element: (x[i], x[i]) if element is None else element.null_iteration(x[i]))
         left, image = (np.stack([pair[k] for pair in found]) if found else x for k in (0, 1))
         return left, image
 
@@ -322,7 +322,7 @@ class MatrixFreeFactor(RefinedFactor):
         """The factor of the elements at these positions, which share the results computed so far."""
         return MatrixFreeFactor([self._elements[i] for i in index.tolist()], self._size)
 
-    def _each(self, function: Callable[[int, MatrixFree | None], Found]) -> list[Found]:
+    def _each(self, function: Callable[[int, MatrixFree | None], Result]) -> list[Result]:
         return map_ranges(lambda part: [function(i, self._elements[i]) for i in part], len(self._elements))
 
     def _rows(self, rows: Sequence[Array]) -> Array:

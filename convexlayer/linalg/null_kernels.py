@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from convexlayer.linalg.lanes import Indices, LanePlan, multiply, solve_in_place, unpacked
-from convexlayer.linalg.refined import PROGRESS
-from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, store, where
+from convexlayer.linalg.lanes import Indices, LanePlan, multiply, solve_in_place, unpack
+from convexlayer.linalg.refined import MIN_REDUCTION
+from convexlayer.linalg.simd import absolute, any_lane, broadcast, load, maximum, store, where
 from convexlayer.program import Array
 from convexlayer.runtime.cached_kernel import cached_kernel
 
-__all__ = ["remains", "remains_of_each"]
+__all__ = ["null_iteration", "null_iteration_single"]
 
 
 @cached_kernel
-def remains(
+def null_iteration(
     lanes: Any, packed: Indices, x: Array, first: int, last: int, steps: int, state: Array, left: Array, image: Array
 ) -> None:
     """Iterate x <- x - F^-1 E x until norm(E x) no longer decreases, with one element per lane.
@@ -34,7 +34,7 @@ def remains(
         image: out, E times the final x, (B, count, N).
     """
     V = len(lanes)
-    plan, source = unpacked(packed)
+    plan, source = unpack(packed)
     N, entries, batch = len(plan.signs), len(source), len(x)
     z, product, work, other = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
     for group in range(first, last):
@@ -44,7 +44,7 @@ def remains(
             for k in range(N):
                 for v in range(V):
                     z[k, v] = x[min(group * V + v, batch - 1), j, plan.permutation[k]]
-            _leave(lanes, plan, E, L, D_inverse, steps, z, product, work, other)
+            _iterate(lanes, plan, E, L, D_inverse, steps, z, product, work, other)
             for v in range(min(V, batch - group * V)):
                 for k in range(N):
                     left[group * V + v, j, plan.permutation[k]] = z[k, v]
@@ -52,15 +52,15 @@ def remains(
 
 
 @cached_kernel
-def remains_of_each(
+def null_iteration_single(
     lanes: Any, packed: Indices, x: Array, first: int, last: int, steps: int, state: Array, left: Array, image: Array
 ) -> None:
-    """As ``remains``, with one vector of the same element per lane.
+    """As ``null_iteration``, with one vector of the same element per lane.
 
     first and last index groups of V vectors, numbered element by element; state is (B, rows).
     """
     V = len(lanes)
-    plan, source = unpacked(packed)
+    plan, source = unpack(packed)
     N, entries, count = len(plan.signs), len(source), x.shape[1]
     z, product, work, other = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
     groups = -(-count // V)
@@ -71,7 +71,7 @@ def remains_of_each(
         for v in range(V):
             for k in range(N):
                 z[k, v] = x[element, min(begin + v, count - 1), plan.permutation[k]]
-        _leave(lanes, plan, E, L, D_inverse, steps, z, product, work, other)
+        _iterate(lanes, plan, E, L, D_inverse, steps, z, product, work, other)
         for v in range(min(V, count - begin)):
             for k in range(N):
                 left[element, begin + v, plan.permutation[k]] = z[k, v]
@@ -79,13 +79,13 @@ def remains_of_each(
 
 
 @njit
-def _leave(
+def _iterate(
     lanes: Any, plan: LanePlan, E: Array, L: Array, D_inverse: Array, steps: int, x: Array, product: Array,
     step: Array, other: Array
 ) -> None:  # fmt: skip
     """Iterate x <- x - F^-1 E x in place, and product <- E x; step and other are scratch, all (N, V)."""
     multiply(lanes, plan, E, x, product)
-    least, going = _largest(lanes, product), splat(lanes, 1.0) > 0.0
+    least, going = _largest(lanes, product), broadcast(lanes, 1.0) > 0.0
     for _ in range(steps):
         step[:] = product
         solve_in_place(lanes, plan, L, D_inverse, step)
@@ -97,7 +97,7 @@ def _leave(
         for k in range(len(x)):
             store(x, k, where(better, load(lanes, step, k), load(lanes, x, k)))
             store(product, k, where(better, load(lanes, other, k), load(lanes, product, k)))
-        going = going & (size < PROGRESS * least)
+        going = going & (size < MIN_REDUCTION * least)
         least = where(better, size, least)
         if not any_lane(going):
             break
@@ -106,7 +106,7 @@ def _leave(
 @njit
 def _largest(lanes: Any, z: Array) -> Any:
     """Maximum norm of each lane."""
-    size = splat(lanes, 0.0)
+    size = broadcast(lanes, 0.0)
     for k in range(len(z)):
         size = maximum(absolute(load(lanes, z, k)), size)
     return size

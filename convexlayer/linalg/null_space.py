@@ -21,12 +21,12 @@ import numpy as np
 from convexlayer.program import Array, IndexArray
 from convexlayer.rays import BoolArray
 
-__all__ = ["IteratedFactor", "NullSpace", "NullSpaces", "alike", "find_null_spaces"]
+__all__ = ["IteratedFactor", "NullSpace", "NullSpaces", "find_null_spaces", "group_by_dimension"]
 
-NULL = 1e-11
+NULL_TOL = 1e-11
 """Largest norm(E x) / norm(x) of a null vector; norm(E) is about 1."""
 
-SLOW = 1e-4
+SLOW_TOL = 1e-4
 """Largest norm(E x) / norm(x) of a slow direction, along which refinement converges slowly."""
 
 INDEPENDENT = 1e-6
@@ -36,10 +36,10 @@ or, if all are short, to the standard deviation of the initial random entries.""
 CONSISTENT = 1e-10
 """Largest component of a right-hand side outside the range, relative to its norm, that counts as rounding."""
 
-FEW = 4
+INITIAL_VECTORS = 4
 """Initial number of random vectors; enough for null spaces of dimension below 4."""
 
-WORK = 1e8
+MAX_BASIS_FLOPS = 1e8
 """Multiply-adds up to which a complete basis is computed, some hundredths of a second; larger null spaces are handled
 by iterating."""
 
@@ -51,7 +51,7 @@ class IteratedFactor(Protocol):
     def scale(self) -> Array:
         """The diagonals of S, (elements, N)."""
 
-    def remains(self, x: Array) -> tuple[Array, Array]:
+    def null_iteration(self, x: Array) -> tuple[Array, Array]:
         """The limits of the iteration from x (B, count, N), and E times them."""
 
     def null_part(self, z: Array) -> Array:
@@ -77,8 +77,8 @@ class NullSpace:
         images: E times the slow directions, (s, N), mutually orthogonal.
         certain: whether null and slow directions were separated, so that a quantity orthogonal to all of them is
             orthogonal to directions that are missing too.
-        whole: whether no further directions will be computed; otherwise more may exist that were not requested or
-            would cost more than WORK.
+        complete: whether no further directions will be computed; otherwise more may exist that were not requested or
+            would cost more than MAX_BASIS_FLOPS.
     """
 
     vectors: Array
@@ -88,7 +88,7 @@ class NullSpace:
     slow: Array
     images: Array
     certain: bool
-    whole: bool = True
+    complete: bool = True
 
     def along_slow(self, remainder: Array) -> Array:
         """The combination z of slow directions that minimises norm(remainder - E z), (N,)."""
@@ -100,16 +100,16 @@ class NullSpaces(ABC):
     """Projections with respect to the null spaces of several K."""
 
     @abstractmethod
-    def in_range(self, rhs: Array) -> Array:
+    def project_to_range(self, rhs: Array) -> Array:
         """S times the projection of rhs (elements, N) onto the range of K; rounding outside the range is removed."""
 
     @abstractmethod
-    def shortest(self, z: Array) -> Array:
+    def minimum_norm(self, z: Array) -> Array:
         """The vectors z (elements, N) plus a null vector of E that minimise norm(S z)."""
 
 
 @final
-class _Held(NullSpaces):
+class _BasisProjections(NullSpaces):
     """Null spaces of equal dimension, represented by their bases."""
 
     def __init__(self, spaces: Sequence[NullSpace], scale: Array) -> None:
@@ -119,7 +119,7 @@ class _Held(NullSpaces):
             np.stack(parts) for parts in zip(*((s.vectors, s.gram, s.basis, s.change) for s in spaces), strict=True)
         )
 
-    def in_range(self, rhs: Array) -> Array:
+    def project_to_range(self, rhs: Array) -> Array:
         target = self._scale * rhs
         outside = self._null_part(target)
         far = np.linalg.norm(outside, axis=1) > CONSISTENT * np.linalg.norm(target, axis=1)
@@ -129,7 +129,7 @@ class _Held(NullSpaces):
             outside = self._null_part(target)
         return target - outside
 
-    def shortest(self, z: Array) -> Array:
+    def minimum_norm(self, z: Array) -> Array:
         along = _inner(self._basis, self._scale * z)
         combination = np.linalg.solve(self._change.swapaxes(1, 2), along[..., None])[..., 0]
         return z - _combine(self._vectors, combination)
@@ -141,22 +141,22 @@ class _Held(NullSpaces):
 
 
 @final
-class _Iterated(NullSpaces):
+class _IteratedProjections(NullSpaces):
     """Null spaces without a basis, handled by iteration; norms are those of the unknowns of E."""
 
     def __init__(self, factor: IteratedFactor, scale: Array) -> None:
         """All elements of a factor; scale is S, (elements, N)."""
         self._factor, self._scale = factor, scale
 
-    def in_range(self, rhs: Array) -> Array:
+    def project_to_range(self, rhs: Array) -> Array:
         target = self._scale * rhs
         return target - self._factor.null_part(target)
 
-    def shortest(self, z: Array) -> Array:
+    def minimum_norm(self, z: Array) -> Array:
         return z - self._factor.null_part(z)
 
 
-def alike(
+def group_by_dimension(
     spaces: Sequence[NullSpace], scale: Array, select: Callable[[IndexArray], IteratedFactor]
 ) -> Iterator[tuple[IndexArray, NullSpaces]]:
     """Group null spaces of equal dimension; yields the positions and the null spaces of each group.
@@ -166,15 +166,21 @@ def alike(
         scale: S, (elements, N).
         select: positions -> the factor of those elements.
     """
-    for r, index in _equal(np.array([len(s.basis) if s.whole else -1 for s in spaces], dtype=np.int64)):
+    for r, index in _equal(np.array([len(s.basis) if s.complete else -1 for s in spaces], dtype=np.int64)):
         if r >= 0:
-            yield index, _Held([spaces[i] for i in index.tolist()], scale[index])
+            yield index, _BasisProjections([spaces[i] for i in index.tolist()], scale[index])
         else:
-            yield index, _Iterated(select(index), scale[index])
+            yield index, _IteratedProjections(select(index), scale[index])
 
 
 def find_null_spaces(
-    factor: IteratedFactor, batch: int, size: int, *, count: int = FEW, most: int | None = None, whole: bool = True
+    factor: IteratedFactor,
+    batch: int,
+    size: int,
+    *,
+    count: int = INITIAL_VECTORS,
+    most: int | None = None,
+    complete: bool = True,
 ) -> list[NullSpace]:
     """Compute the null spaces of the B matrices (N, N) of a factor.
 
@@ -184,21 +190,21 @@ def find_null_spaces(
         size: N.
         count: initial number of random vectors.
         most: maximum number of random vectors; larger null spaces are represented by random members.
-        whole: without ``most``, whether to use more random vectors than the initial ones if needed.
+        complete: without ``most``, whether to use more random vectors than the initial ones if needed.
     """
     count = min(count, size)
     random = np.random.default_rng(0).standard_normal((count, size))
-    left, image = factor.remains(np.broadcast_to(random, (batch, count, size)))
+    left, image = factor.null_iteration(np.broadcast_to(random, (batch, count, size)))
     squares, turn = np.linalg.eigh(left @ left.swapaxes(1, 2))
     length = np.sqrt(np.maximum(squares, 0.0))
     kept = length > INDEPENDENT * np.maximum(length.max(axis=1, initial=0.0, keepdims=True), 1.0)
-    arrived = np.linalg.norm(image, axis=(1, 2)) <= SLOW * np.maximum(np.linalg.norm(left, axis=(1, 2)), 1.0)
+    arrived = np.linalg.norm(image, axis=(1, 2)) <= SLOW_TOL * np.maximum(np.linalg.norm(left, axis=(1, 2)), 1.0)
     dimension = np.where(arrived, np.count_nonzero(kept, axis=1), 0)
     # The expected squared norm of the projection of a standard normal vector is the dimension of the null space.
     expected = np.sum(left**2, axis=(1, 2)) / max(count, 1)
     enough = np.maximum(2 * count, expected + 3.0 * np.sqrt(expected) + 8.0).astype(np.int64)
     larger = (dimension == count) & (count < size)
-    wanted = (enough**2 * size <= WORK) & whole if most is None else enough <= most
+    wanted = (enough**2 * size <= MAX_BASIS_FLOPS) & complete if most is None else enough <= most
     more = np.where(larger & wanted, enough, 0)
     found: dict[int, NullSpace] = {}
     for needed, index in _equal(more):
@@ -210,14 +216,14 @@ def find_null_spaces(
         if r >= 0:
             combine = (turn[index, :, count - r :] / length[index, None, count - r :]).swapaxes(1, 2)
             some = larger[index] | ~arrived[index]
-            spanned = _spanned(factor.select(index), combine @ left[index], some=some)
+            spanned = _null_spaces_in_span(factor.select(index), combine @ left[index], some=some)
             held = ~larger[index] | (most is not None)
-            spaces = (replace(space, whole=bool(all_of_it)) for space, all_of_it in zip(spanned, held, strict=True))
+            spaces = (replace(space, complete=bool(all_of_it)) for space, all_of_it in zip(spanned, held, strict=True))
             found.update(zip(index, spaces, strict=True))
     return [found[i] for i in range(batch)]
 
 
-def _spanned(factor: IteratedFactor, vectors: Array, *, some: BoolArray) -> list[NullSpace]:
+def _null_spaces_in_span(factor: IteratedFactor, vectors: Array, *, some: BoolArray) -> list[NullSpace]:
     """The null spaces within the spans of vectors (elements, r, N).
 
     Args:
@@ -228,15 +234,15 @@ def _spanned(factor: IteratedFactor, vectors: Array, *, some: BoolArray) -> list
     scale, r = factor.scale, vectors.shape[1]
     none = np.zeros((0, vectors.shape[2]))
     if r:
-        vectors, images = factor.remains(vectors / np.max(np.abs(vectors), axis=2, keepdims=True))
+        vectors, images = factor.null_iteration(vectors / np.max(np.abs(vectors), axis=2, keepdims=True))
     else:
         images = vectors
     length, shrunk = np.linalg.norm(vectors, axis=2), np.linalg.norm(images, axis=2)
-    if np.all(shrunk <= NULL * length):
+    if np.all(shrunk <= NULL_TOL * length):
         return _null_spaces(vectors, scale, none, none, certain=bool(r) | ~some)
     # Once separated from the slow directions, null vectors lose their remaining non-null components by iterating again.
-    apart = np.stack([_by_what_is_left(*pair)[0] for pair in zip(vectors, images, strict=True)])
-    vectors, images = factor.remains(apart)
+    apart = np.stack([_orthogonal_images(*pair)[0] for pair in zip(vectors, images, strict=True)])
+    vectors, images = factor.null_iteration(apart)
     found = []
     for row, (null, image) in enumerate(zip(vectors, images, strict=True)):
         null, slow, slow_images = _separated(null, image)
@@ -252,12 +258,12 @@ def _separated(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
         vectors: linearly independent.
         images: E times the vectors.
     """
-    turned, shrunk, directions = _by_what_is_left(vectors, images)
-    slow = (shrunk > NULL) & (shrunk < SLOW)
-    return turned[shrunk <= NULL], turned[slow], shrunk[slow, None] * directions[slow]
+    turned, shrunk, directions = _orthogonal_images(vectors, images)
+    slow = (shrunk > NULL_TOL) & (shrunk < SLOW_TOL)
+    return turned[shrunk <= NULL_TOL], turned[slow], shrunk[slow, None] * directions[slow]
 
 
-def _by_what_is_left(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
+def _orthogonal_images(vectors: Array, images: Array) -> tuple[Array, Array, Array]:
     """An orthonormal basis of the span (r, N) with orthogonal images, their norms, and their unit directions."""
     orthonormal, change = np.linalg.qr(vectors.T)
     turn, shrunk, directions = np.linalg.svd(np.linalg.solve(change.T, images), full_matrices=False)

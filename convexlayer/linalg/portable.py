@@ -10,9 +10,9 @@ import numpy as np
 from convexlayer.linalg.base import AbstractBackend, AbstractFactor
 from convexlayer.linalg.refined import (
     EPS,
-    PROGRESS,
-    REFINED,
-    REFINEMENTS,
+    MAX_REFINEMENTS,
+    MIN_REDUCTION,
+    REFINEMENT_TOL,
     TINY,
     AbstractFactoriser,
     RefinedFactor,
@@ -65,22 +65,22 @@ class _PortableFactor(StoredFactor):
     def scale(self) -> Array:
         return self._scale
 
-    def remains(self, x: Array) -> tuple[Array, Array]:
+    def null_iteration(self, x: Array) -> tuple[Array, Array]:
         left = [self._remains(vectors) for vectors in x.swapaxes(0, 1)]
         whole, image = (np.stack(part, axis=1) for part in zip(*left, strict=True))
         return whole, image
 
     def _remains(self, x: Array) -> tuple[Array, Array]:
-        """As ``remains``, for one vector per element, (B, N)."""
+        """As ``null_iteration``, for one vector per element, (B, N)."""
         product = self._multiply(x)
         least, going = max_norm(product), np.ones(len(x), dtype=bool)
-        for _ in range(REFINEMENTS):
+        for _ in range(MAX_REFINEMENTS):
             step = x - self._factor.solve(product)
             other = self._multiply(step)
             size = max_norm(other)
             better = going & (size < least)
             x, product = np.where(better[:, None], step, x), np.where(better[:, None], other, product)
-            going = going & (size < PROGRESS * least)
+            going = going & (size < MIN_REDUCTION * least)
             least = np.where(better, size, least)
             if not np.any(going):
                 break
@@ -109,7 +109,7 @@ class _PortableFactor(StoredFactor):
         direction = self._scale * self._inverse_iteration[1]
         return direction / np.maximum(max_norm(direction), TINY)[:, None]
 
-    def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
+    def refine(self, rhs: Array, *, steps: int = MAX_REFINEMENTS) -> tuple[Array, Array]:
         finite = np.all(np.isfinite(rhs), axis=1)
         target = np.where(finite[:, None], self._scale * rhs, 0.0)
         size = max_norm(target)
@@ -121,7 +121,7 @@ class _PortableFactor(StoredFactor):
             remainder = target - self._multiply(z)
             residual = max_norm(remainder) / np.maximum(size, TINY)
             better = going & (residual < least)
-            going = going & (residual < PROGRESS * least) & (residual > REFINED)
+            going = going & (residual < MIN_REDUCTION * least) & (residual > REFINEMENT_TOL)
             best = np.where(better[:, None], z, best)
             least = np.where(better, residual, least)
             if not np.any(going):

@@ -18,11 +18,11 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.linalg.null_space import NullSpace, alike, find_null_spaces
+from convexlayer.linalg.null_space import NullSpace, find_null_spaces, group_by_dimension
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
 
 __all__ = [
-    "ACCEPTED",
+    "RESIDUAL_TOL",
     "SINGULAR",
     "AbstractFactoriser",
     "RefinedFactor",
@@ -38,13 +38,13 @@ EPS = 1e-7
 """Static regularisation of E. If E is singular, pivots reach 1 / EPS, and their rounding, about 1e-16 / EPS, must stay
 well below EPS; larger values slow refinement down."""
 
-ACCEPTED = 1e-10
+RESIDUAL_TOL = 1e-10
 """Relative residual up to which a refined solution is accepted without further checks."""
 
-REFINED = 1e-14
+REFINEMENT_TOL = 1e-14
 """Relative residual at which refinement stops: some tens of rounding errors."""
 
-PROGRESS = 0.5
+MIN_REDUCTION = 0.5
 """Refinement of an element stops when a step reduces the residual by less than a factor of 2."""
 
 SINGULAR = 0.5 / EPS
@@ -56,13 +56,13 @@ RUIZ_PASSES = 4
 POWER_STEPS = 3
 """Power iterations of a norm estimate: enough for its order of magnitude."""
 
-REFINEMENTS = 12
+MAX_REFINEMENTS = 12
 """Maximum number of refinement steps."""
 
 ROW_ACCEPTED, ROW_STEPS = 1e-11, 2
 """Row-wise refinement: residual of a row relative to its terms at which it ends, and maximum number of rounds."""
 
-NOTHING = 1e-18
+TERMS_FLOOR = 1e-18
 """Lower bound of the terms of a row, relative to the largest row: smaller terms are rounding residues of zeros."""
 
 SWEEPS = 3
@@ -100,7 +100,7 @@ class RefinedFactor(ABC):
         """A random null direction of K, (B, N), largest entry 1; meaningful if ``condition`` exceeds SINGULAR."""
 
     @abstractmethod
-    def refine(self, rhs: Array, *, steps: int = REFINEMENTS) -> tuple[Array, Array]:
+    def refine(self, rhs: Array, *, steps: int = MAX_REFINEMENTS) -> tuple[Array, Array]:
         """Solve K z = rhs by iterative refinement.
 
         Each element is refined until it makes no progress, independently of the others.
@@ -126,7 +126,7 @@ class RefinedFactor(ABC):
         """Row-wise sums of the magnitudes of the terms of E x, (B, N), or bounds of what is rounded in computing it."""
 
     @abstractmethod
-    def remains(self, x: Array) -> tuple[Array, Array]:
+    def null_iteration(self, x: Array) -> tuple[Array, Array]:
         """The limits of x <- x - F^-1 E x from x (B, count, N), and E times them (see ``null_space``)."""
 
     @abstractmethod
@@ -142,61 +142,62 @@ class RefinedFactor(ABC):
         """The projections of z (B, N) onto the null spaces of E.
 
         F^-1 is not accurate enough to separate a null space from its orthogonal complement in one step. The limit
-        ``remains`` is a null vector, but depends slightly on the component of z in the range. E times a refined
+        ``null_iteration`` is a null vector, but depends slightly on the component of z in the range. E times a refined
         solution of E x = z is in the range, but depends slightly on the component in the null space. Alternating
         the two converges.
         """
         scale = self.scale
         found, going = np.zeros_like(z), max_norm(z) > 0.0
-        for _ in range(REFINEMENTS):
+        for _ in range(MAX_REFINEMENTS):
             if not np.any(going):
                 break
             rest = z - found
             in_range = self.product(self.refine(rest / scale)[0] / scale)
-            part = self.remains((rest - in_range)[:, None])[0][:, 0]
+            part = self.null_iteration((rest - in_range)[:, None])[0][:, 0]
             found[going] += part[going]
-            going &= max_norm(part) > ACCEPTED * max_norm(z)
+            going &= max_norm(part) > RESIDUAL_TOL * max_norm(z)
         return found
 
     def null_spaces(self, index: IndexArray) -> list[NullSpace]:
         """The null spaces of K of these elements, whose ``condition`` must be finite; computed once."""
-        return self._found(index, self._null_spaces, whole=True)
+        return self._found(index, self._null_spaces, complete=True)
 
     def null_directions(self, index: IndexArray) -> list[NullSpace]:
         """As ``null_spaces``, but only a few directions of large null spaces if those are certain; much faster."""
-        few = self._found(index, self._null_directions, whole=False)
+        few = self._found(index, self._null_directions, complete=False)
         unsure: IndexArray = np.array(
-            [i for i, space in zip(index.tolist(), few, strict=True) if not (space.certain or space.whole)],
+            [i for i, space in zip(index.tolist(), few, strict=True) if not (space.certain or space.complete)],
             dtype=np.int64,
         )
         if len(unsure):
             self._null_directions.update(zip(unsure.tolist(), self.null_spaces(unsure), strict=True))
         return [self._null_directions[i] for i in index.tolist()]
 
-    def _found(self, index: IndexArray, known: dict[int, NullSpace], *, whole: bool) -> list[NullSpace]:
+    def _found(self, index: IndexArray, known: dict[int, NullSpace], *, complete: bool) -> list[NullSpace]:
         missing: IndexArray = np.array([i for i in index.tolist() if i not in known], dtype=np.int64)
         if len(missing):
-            found = find_null_spaces(self.select(missing), len(missing), self._size, most=self._most, whole=whole)
+            found = find_null_spaces(self.select(missing), len(missing), self._size, most=self._most, complete=complete)
             for i, space in zip(missing.tolist(), found, strict=True):
                 known[i] = space
-                if space.whole:
+                if space.complete:
                     self._null_spaces[i] = self._null_directions[i] = space
         return [known[i] for i in index.tolist()]
 
     def minimum_norm(self, rhs: Array, index: IndexArray) -> tuple[Array, Array]:
         """Least-squares solutions of minimum norm for these elements, and their residuals.
 
-        Norms are those of the unknowns of K, or of E if the null space is too large to compute (``NullSpace.whole``).
+        Norms are those of the unknowns of K, or of E if the null space is too large to compute
+        (``NullSpace.complete``).
 
         Returns:
             argmin norm(z) over the minimisers of norm(K z - rhs), (len(index), N); the residuals, (len(index),).
         """
         part, spaces = self.select(index), self.null_spaces(index)
         scale = part.scale
-        groups = list(alike(spaces, scale, part.select))
+        groups = list(group_by_dimension(spaces, scale, part.select))
         target = np.empty_like(scale)
         for members, space in groups:
-            target[members] = space.in_range(rhs[index[members]])
+            target[members] = space.project_to_range(rhs[index[members]])
         z = part.refine(target / scale)[0] / scale
         slow = [row for row, space in enumerate(spaces) if len(space.slow)]
         for _ in range(SWEEPS if slow else 0):
@@ -206,7 +207,7 @@ class RefinedFactor(ABC):
             remainder = target - part.product(z)
             z += part.refine(remainder / scale)[0] / scale
         for members, space in groups:
-            z[members] = space.shortest(z[members])
+            z[members] = space.minimum_norm(z[members])
         z *= scale
         return z, part.residual(z, rhs[index])
 
@@ -271,7 +272,7 @@ def _row_residual(factor: RefinedFactor, z: Array, rhs: Array) -> tuple[Array, A
     x, target = z / scale, scale * rhs
     remainder = target - factor.product(x)
     terms = factor.terms(x) + np.abs(target)
-    floor = NOTHING * max_norm(terms)[:, None]
+    floor = TERMS_FLOOR * max_norm(terms)[:, None]
     return remainder / scale, max_norm(remainder / np.maximum(terms, np.maximum(floor, TINY)))
 
 

@@ -27,13 +27,13 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 __all__ = [
     "absolute",
     "any_lane",
+    "broadcast",
+    "broadcast_load",
     "load",
     "maximum",
     "minimum",
     "pow2",
-    "splat",
     "split",
-    "spread",
     "sqrt",
     "store",
     "where",
@@ -174,7 +174,7 @@ def load(_: Any, lanes: Any, array: Any, row: Any) -> Any:
 
 
 @_intrinsic
-def spread(_: Any, lanes: Any, array: Any, row: Any) -> Any:
+def broadcast_load(_: Any, lanes: Any, array: Any, row: Any) -> Any:
     """Load row ``row`` of an array (rows, V), or broadcast entry ``row`` of an array (rows,) to all lanes."""
     count = lanes.count
 
@@ -202,7 +202,7 @@ def store(_: Any, array: Any, row: Any, x: Any) -> Any:
 
 
 @_intrinsic
-def splat(_: Any, lanes: Any, value: Any) -> Any:
+def broadcast(_: Any, lanes: Any, value: Any) -> Any:
     """Broadcast a float to a vector."""
     count = lanes.count
 

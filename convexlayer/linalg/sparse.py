@@ -13,7 +13,7 @@ from convexlayer.program import Array, Pattern
 __all__ = ["SparseBackend"]
 
 
-BUMPS = (0.0, 1e-6, 1e-4)
+DIAGONAL_SHIFTS = (0.0, 1e-6, 1e-4)
 """Values added to the magnitude of every diagonal entry, in turn, until no pivot is zero. Larger values give a less
 accurate factor and more refinement steps."""
 
@@ -23,7 +23,7 @@ class SparseBackend(AbstractBackend):
     """LDL' of sparse quasi-definite matrices.
 
     QDLDL stores its symbolic analysis in the solver object together with the values, so a factor has one object per
-    element. If rounding produces a zero pivot in a nearly singular matrix, the diagonal is increased (BUMPS).
+    element. If rounding produces a zero pivot in a nearly singular matrix, the diagonal is increased (DIAGONAL_SHIFTS).
     """
 
     def init(self, pattern: Pattern) -> Pattern:
@@ -49,11 +49,11 @@ class _SparseFactor(AbstractFactor):
 
 
 def _factorise(pattern: Pattern, values: Array) -> qdldl.Solver | None:
-    """The factorisation of one element, or None if all BUMPS leave a zero pivot."""
+    """The factorisation of one element, or None if all DIAGONAL_SHIFTS leave a zero pivot."""
     signs = np.where(pattern.rows == pattern.cols, np.sign(values), 0.0)
-    for bump in BUMPS:
+    for shift in DIAGONAL_SHIFTS:
         try:
-            return qdldl.Solver(pattern.csc(values + bump * signs), upper=True)
+            return qdldl.Solver(pattern.csc(values + shift * signs), upper=True)
         except RuntimeError:
             continue
     return None

@@ -65,7 +65,7 @@ class Symbolic:
         upper = upper.linked(heads)
         counts, factor_start, factor_row, *rows_of_L = _factored(upper)
         chunk_column, chunk_length = np.unique(heads, return_counts=True)
-        supernode_start, supernode_column, supernode_length, supernode_end = _runs_of_rows(*rows_of_L, heads)
+        supernode_start, supernode_column, supernode_length, supernode_end = _supernodes_of_rows(*rows_of_L, heads)
         plan = LanePlan(
             upper.start, upper.row, factor_start, factor_row,
             supernode_start, supernode_column, supernode_length, supernode_end,
@@ -204,7 +204,7 @@ def _supernode_heads(factor_start: Indices, factor_row: Indices) -> Indices:
 
 
 @cached_kernel
-def _runs_of_rows(
+def _supernodes_of_rows(
     row_start: Indices, row_column: Indices, row_position: Indices, heads: Indices
 ) -> tuple[Indices, Indices, Indices, Indices]:
     """Group the columns of each row of L in runs: starts of the rows' runs, first columns, lengths, last positions.

@@ -22,7 +22,7 @@ __all__ = ["as_contiguous_float64", "empty"]
 LARGE_BYTES = 2**18
 """Arrays below this size (256 KiB) are allocated by NumPy: the C library reuses such blocks itself."""
 
-KEPT_BYTES = 2**26
+MAX_UNUSED_BYTES = 2**26
 """Maximum memory of unused blocks, 64 MiB over all sizes; the least recently used sizes are released first."""
 
 
@@ -52,7 +52,7 @@ class _BlockPool:
             self._blocks.setdefault(block.size, []).append(block)
             self._blocks.move_to_end(block.size)
             self._bytes += block.nbytes
-            while self._bytes > KEPT_BYTES:
+            while self._bytes > MAX_UNUSED_BYTES:
                 size = next(iter(self._blocks))
                 if self._blocks[size]:
                     self._bytes -= self._blocks[size].pop().nbytes
@@ -67,7 +67,7 @@ def _block_pool(process: int) -> _BlockPool:
 
 
 @final
-class _Loan:
+class _PooledBlock:
     """A block in use: the base object of its array and of every view of it, so that it outlives them."""
 
     def __init__(self, size: int) -> None:
@@ -86,7 +86,7 @@ def empty(*shape: int) -> NDArray[np.float64]:
     size = math.prod(shape)
     if 8 * size < LARGE_BYTES:
         return np.empty(shape)
-    array: NDArray[np.float64] = np.asarray(_Loan(size)).reshape(shape)
+    array: NDArray[np.float64] = np.asarray(_PooledBlock(size)).reshape(shape)
     return array
 
 

@@ -35,7 +35,7 @@ class Target:
     features: str | None = None
 
     @staticmethod
-    def asked() -> Target:
+    def from_environment() -> Target:
         """The target set by the environment variables."""
         return Target(*map(os.environ.get, VARIABLES))
 
@@ -51,7 +51,7 @@ class Target:
         return {name: value for name, value in given if value is not None}
 
     @property
-    def lacking(self) -> list[str]:
+    def missing_features(self) -> list[str]:
         """Features that code for this target may use and this processor lacks, as far as name and features tell."""
         wanted = {word[1:] for word in (self.features or "").split(",") if word.startswith("+")}
         wanted |= LEVELS.get(self.name or "", frozenset())

@@ -183,9 +183,9 @@ def _decide(setting: str) -> Kernels:
         return _portable("NUMBA_DISABLE_JIT is set")
     _warn_of_others()
     _, target = _place()
-    if target != Target.asked():
+    if target != Target.from_environment():
         if "numba" in sys.modules:
-            return _portable(f"Numba was already imported, with target {Target.asked()}")
+            return _portable(f"Numba was already imported, with target {Target.from_environment()}")
         for name in VARIABLES:
             os.environ.pop(name, None)
         os.environ.update(target.environment)
@@ -203,14 +203,14 @@ def _portable(reason: str) -> Kernels:
 
 def _warn_of_others() -> None:
     """Log cached code that this processor cannot run."""
-    asked = Target.asked()
-    for other in dict.fromkeys([asked, *(Target(level, "") for level in LEVELS)]):
-        if other.lacking and (other == asked or any(_has_all(base, other) for base in _bases())):
+    requested = Target.from_environment()
+    for other in dict.fromkeys([requested, *(Target(level, "") for level in LEVELS)]):
+        if other.missing_features and (other == requested or any(_has_all(base, other) for base in _bases())):
             logger.warning(
                 "machine code for %s is not used: this processor, %s, lacks %s",
                 other,
                 Target(),
-                ", ".join(other.lacking),
+                ", ".join(other.missing_features),
             )
 
 
@@ -294,10 +294,10 @@ def _place() -> tuple[Path | None, Target]:
 
 def _targets() -> list[Target]:
     """Targets whose code this process can run, the best first; the first is what it would compile for."""
-    asked = Target() if Target.asked().lacking else Target.asked()
-    if asked.fixed or "numba" in sys.modules:  # its target is fixed
-        return [asked]
-    return [asked, *levels()]
+    requested = Target() if Target.from_environment().missing_features else Target.from_environment()
+    if requested.fixed or "numba" in sys.modules:  # its target is fixed
+        return [requested]
+    return [requested, *levels()]
 
 
 def _bases() -> list[Path]:

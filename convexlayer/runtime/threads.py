@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 WORKERS = os.cpu_count() or 1
 """Number of threads of the pool."""
 
-RANGES_A_WORKER = 4
+RANGES_PER_WORKER = 4
 """Ranges per worker of ``map_ranges``: longer ranges have less overhead, shorter ones balance the load better."""
 
-WORTH_A_THREAD_S = 5e-5
+MIN_WORK_PER_THREAD_S = 5e-5
 """Smallest work per thread, in seconds: about the time that it takes to start work on another thread."""
 
 
@@ -35,7 +35,7 @@ def map_ranges(function: Callable[[range], list[Result]], count: int) -> list[Re
     Raises:
         Exception: any exception of the function.
     """
-    size = max(1, -(-count // (RANGES_A_WORKER * WORKERS)))
+    size = max(1, -(-count // (RANGES_PER_WORKER * WORKERS)))
     parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
     if len(parts) == 1:
         return function(parts[0])
@@ -51,9 +51,9 @@ def parallel_for(function: Callable[[int, int], None], count: int, *, seconds_pe
     Args:
         function: processes the items first ... last - 1; its exceptions propagate.
         count: number of items.
-        seconds_per_item: rough time per item; every part takes at least WORTH_A_THREAD_S by this estimate.
+        seconds_per_item: rough time per item; every part takes at least MIN_WORK_PER_THREAD_S by this estimate.
     """
-    parts = max(1, min(WORKERS, count, int(count * seconds_per_item / WORTH_A_THREAD_S)))
+    parts = max(1, min(WORKERS, count, int(count * seconds_per_item / MIN_WORK_PER_THREAD_S)))
     if parts == 1:
         function(0, count)
         return

@@ -19,7 +19,7 @@ __all__ = [
     "SolverState",
     "batch_solution",
     "failed_element",
-    "not_begun",
+    "not_started",
     "smallest_program",
     "upper_triangles",
 ]
@@ -37,10 +37,10 @@ class AbstractSolver(ABC):
         cones: supported kinds of cones (names of fields of ``Cones``).
         quadratic: whether quadratic objectives are supported.
         fallback: name of the solver for elements that this one leaves unsettled, or None.
-        fallback_for_claims: whether the fallback is used only for elements that this solver reports as infeasible or
+        fallback_for_unproved: whether the fallback is used only for elements that this solver reports as infeasible or
             unbounded without a certificate.
         supports_time_limit: whether time limits are supported.
-        starts_warm: whether warm starts are supported.
+        supports_warm_start: whether warm starts are supported.
     """
 
     name: str
@@ -48,9 +48,9 @@ class AbstractSolver(ABC):
     cones: frozenset[str]
     quadratic: bool
     fallback: str | None = None
-    fallback_for_claims: bool = False
+    fallback_for_unproved: bool = False
     supports_time_limit: bool = True
-    starts_warm: bool = False
+    supports_warm_start: bool = False
 
     @abstractmethod
     def installed(self) -> bool:
@@ -80,7 +80,7 @@ class AbstractSolver(ABC):
             SolverError: an unknown option, or an option value that the solver rejects for every program.
         """
 
-    def refusal(self, structure: Structure) -> str | None:
+    def unsupported_reason(self, structure: Structure) -> str | None:
         """Why the solver does not support programs of this structure, or None if it does."""
         missing = structure.cones.kinds - self.cones
         if missing:
@@ -116,7 +116,7 @@ def smallest_program() -> ConeProgram:
     return ConeProgram(Structure(none, one, Cones(nonnegative=1)), np.zeros((1, 0)), row, np.zeros(1), -row, -row)
 
 
-def not_begun(structure: Structure) -> ElementResult:
+def not_started(structure: Structure) -> ElementResult:
     """The result of an element that was not started before the time limit."""
     x, y = np.full(structure.n, np.nan), np.full(structure.m, np.nan)
     return ElementResult(x=x, y=y, s=y, status=Status.TIME_LIMIT, iterations=0, seconds=0.0)

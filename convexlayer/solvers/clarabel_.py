@@ -17,7 +17,7 @@ from convexlayer.solvers.base import (
     ElementResult,
     batch_solution,
     failed_element,
-    not_begun,
+    not_started,
     smallest_program,
     upper_triangles,
 )
@@ -65,7 +65,7 @@ class ClarabelSolver(AbstractSolver):
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
     fallback = "batched"
-    fallback_for_claims = True
+    fallback_for_unproved = True
 
     def installed(self) -> bool:
         """Whether Clarabel is installed."""
@@ -103,11 +103,11 @@ class ClarabelSolver(AbstractSolver):
             P_matrix, A_matrix = state.P_pattern.csc(P[elements[0]]), state.A_pattern.csc(A[elements[0]])
             results = []
             for i in elements:
-                if clock.over:
-                    results.append(not_begun(program.structure))
+                if clock.expired:
+                    results.append(not_started(program.structure))
                     continue
                 P_matrix.data, A_matrix.data = P[i], A[i]
-                left = settings if clock.left_s is None else _settings(clock.applied(options))
+                left = settings if clock.remaining_s is None else _settings(clock.applied(options))
                 try:
                     solver = clarabel.DefaultSolver(P_matrix, program.q[i], A_matrix, b[i], state.cones, left)
                     answer = solver.solve()

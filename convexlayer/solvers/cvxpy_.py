@@ -20,11 +20,11 @@ from convexlayer.solvers.base import (
     SolverState,
     batch_solution,
     failed_element,
-    not_begun,
+    not_started,
     smallest_program,
 )
-from convexlayer.solvers.constant_rows import Rest
 from convexlayer.solvers.options import Clock, Options
+from convexlayer.solvers.presolve_constant_rows import Presolved
 from convexlayer.status import Status
 
 __all__ = ["CvxpySolver"]
@@ -46,50 +46,52 @@ SOCP = LP | {"second_order"}
 
 
 @dataclass(frozen=True)
-class _Known:
+class _SolverSpec:
     """Capabilities of a solver behind CVXPY, and its names of the portable options.
 
     Attributes:
         package: distribution to install.
         cones: supported kinds of cones.
         tol: its names of the tolerance.
-        finest: smallest tolerance that it accepts, or reaches on every processor.
+        min_tol: smallest tolerance that it accepts, or reaches on every processor.
         max_iter: its names of the iteration limit.
         time_limit_s: its name of the time limit in seconds.
         fixed: options that are always set.
         raw: its raw options; None if it rejects unknown options itself.
-        endless: its name of the iteration limit of a method that may cycle forever.
-        refusal: checks that CVXPY does not make: why it cannot solve these data with these arguments, or "".
+        cycling_limit: its name of the iteration limit of a method that may cycle forever.
+        unsupported_reason: checks that CVXPY does not make: why it cannot solve these data with these arguments, or "".
     """
 
     package: str
     cones: frozenset[str]
     tol: tuple[str, ...] = ()
-    finest: float = 0.0
+    min_tol: float = 0.0
     max_iter: tuple[str, ...] = ()
     time_limit_s: str | None = None
     fixed: tuple[tuple[str, Any], ...] = ()
     raw: frozenset[str] | None = None
-    endless: str | None = None
-    refusal: Callable[[Rest, Mapping[str, Any]], str] = lambda rest, arguments: ""
+    cycling_limit: str | None = None
+    unsupported_reason: Callable[[Presolved, Mapping[str, Any]], str] = lambda presolved, arguments: ""
 
 
-def _not_for_highs(rest: Rest, arguments: Mapping[str, Any]) -> str:
+def _highs_unsupported(presolved: Presolved, arguments: Mapping[str, Any]) -> str:
     """CVXPY runs HiGHS even if HiGHS rejected the data, which may abort the process, or never end with NaN costs."""
     infinite, cost = arguments.get("infinite_bound", 1e20), arguments.get("infinite_cost", 1e20)
-    coefficient, zero = arguments.get("large_matrix_value", 1e15), rest.cones.zero
-    if not np.all(np.abs(np.concatenate([rest.P.data, rest.A.data])) <= coefficient):
+    coefficient, zero = arguments.get("large_matrix_value", 1e15), presolved.cones.zero
+    if not np.all(np.abs(np.concatenate([presolved.P.data, presolved.A.data])) <= coefficient):
         return f"coefficients of P and A must not exceed {coefficient:g}"
-    if not (np.all(np.abs(rest.q) < cost) and np.all(rest.b > -infinite) and np.all(rest.b[:zero] < infinite)):
+    if not (
+        np.all(np.abs(presolved.q) < cost) and np.all(presolved.b > -infinite) and np.all(presolved.b[:zero] < infinite)
+    ):
         return f"it treats q beyond {cost:g} and b beyond {infinite:g} as infinite"
-    if np.any(rest.P.diagonal() < 0.0):
+    if np.any(presolved.P.diagonal() < 0.0):
         return "the objective is not convex: P has a negative diagonal entry"
     return ""
 
 
-KNOWN = {
-    "ecos": _Known("ecos", SOCP | {"exponential"}, ("abstol", "reltol", "feastol"), max_iter=("max_iters",)),
-    "osqp": _Known(
+SOLVER_SPECS = {
+    "ecos": _SolverSpec("ecos", SOCP | {"exponential"}, ("abstol", "reltol", "feastol"), max_iter=("max_iters",)),
+    "osqp": _SolverSpec(
         "osqp",
         LP,
         ("eps_abs", "eps_rel"),
@@ -105,28 +107,28 @@ KNOWN = {
             }
         ),
     ),
-    "highs": _Known(
+    "highs": _SolverSpec(
         "highspy",
         LP,
         ("primal_feasibility_tolerance", "dual_feasibility_tolerance"),
-        finest=1e-10,  # the smallest value that HiGHS accepts
+        min_tol=1e-10,  # the smallest value that HiGHS accepts
         max_iter=("simplex_iteration_limit", "ipm_iteration_limit", "qp_iteration_limit"),
         time_limit_s="time_limit",
-        endless="qp_iteration_limit",
-        refusal=_not_for_highs,
+        cycling_limit="qp_iteration_limit",
+        unsupported_reason=_highs_unsupported,
     ),
-    "cvxopt": _Known(
+    "cvxopt": _SolverSpec(
         "cvxopt",
         SOCP | {"psd"},
         ("abstol", "reltol", "feastol"),
-        finest=1e-7,  # with smaller ones it breaks down on some processors; polishing then reaches the tolerance
+        min_tol=1e-7,  # with smaller ones it breaks down on some processors; polishing then reaches the tolerance
         max_iter=("max_iters",),
         raw=frozenset({"abstol", "feastol", "kktsolver", "max_iters", "refinement", "reltol"}),
     ),
-    "piqp": _Known(
+    "piqp": _SolverSpec(
         "piqp", LP, ("eps_abs", "eps_rel", "eps_duality_gap_abs", "eps_duality_gap_rel"), max_iter=("max_iter",)
     ),
-    "qoco": _Known(
+    "qoco": _SolverSpec(
         "qoco",
         SOCP,
         ("abstol", "reltol"),
@@ -138,19 +140,19 @@ KNOWN = {
             }
         ),
     ),
-    "mosek": _Known("Mosek", SOCP | {"psd", "exponential", "power"}),
-    "gurobi": _Known(
+    "mosek": _SolverSpec("Mosek", SOCP | {"psd", "exponential", "power"}),
+    "gurobi": _SolverSpec(
         "gurobipy",
         SOCP,
         ("BarConvTol", "FeasibilityTol", "OptimalityTol"),
-        finest=1e-9,  # the smallest value that Gurobi accepts
+        min_tol=1e-9,  # the smallest value that Gurobi accepts
         max_iter=("BarIterLimit", "IterationLimit"),
         time_limit_s="TimeLimit",
     ),
 }
 """Known solvers. CVXPY reformulates quadratic objectives as second-order cones for solvers that do not support them."""
 
-ENOUGH, ENOUGH_EACH = 10_000, 100
+CYCLING_LIMIT, CYCLING_LIMIT_PER_ROW = 10_000, 100
 """Iteration limit of active-set methods that may cycle: a constant, plus a number per variable and row. Far more than
 such a method needs if it converges."""
 
@@ -165,11 +167,11 @@ class CvxpySolver(AbstractSolver):
     quadratic = True
 
     def __init__(self, name: str) -> None:
-        """Look up the solver; one that is not in KNOWN is tried for every cone, with its default tolerances."""
-        self._known = KNOWN.get(name, _Known(name, frozenset(Cones.__dataclass_fields__)))
+        """Look up the solver; one that is not in SOLVER_SPECS is tried for every cone, with its default tolerances."""
+        self._spec = SOLVER_SPECS.get(name, _SolverSpec(name, frozenset(Cones.__dataclass_fields__)))
         self.name = name
-        self.package = self._known.package
-        self.cones = self._known.cones
+        self.package = self._spec.package
+        self.cones = self._spec.cones
 
     def installed(self) -> bool:
         """Whether CVXPY lists the solver as installed."""
@@ -191,25 +193,25 @@ class CvxpySolver(AbstractSolver):
 
     def _within(self, clock: Clock, program: ConeProgram, i: int, options: Options) -> tuple[ElementResult, str]:
         """``_element`` within the remaining time."""
-        if clock.over:
-            return not_begun(program.structure), self.name
+        if clock.expired:
+            return not_started(program.structure), self.name
         left = clock.applied(options)
         return self._element(program, i, self._arguments(left, program.structure), left.time_limit_s)
 
     def _arguments(self, options: Options, structure: Structure) -> dict[str, Any]:
-        known = self._known
-        arguments: dict[str, Any] = dict.fromkeys(known.tol, max(options.tol, known.finest)) | dict(known.fixed)
-        if known.endless is not None:
-            arguments[known.endless] = ENOUGH + ENOUGH_EACH * (structure.n + structure.m)
+        spec = self._spec
+        arguments: dict[str, Any] = dict.fromkeys(spec.tol, max(options.tol, spec.min_tol)) | dict(spec.fixed)
+        if spec.cycling_limit is not None:
+            arguments[spec.cycling_limit] = CYCLING_LIMIT + CYCLING_LIMIT_PER_ROW * (structure.n + structure.m)
         if options.max_iter is not None:
-            if not known.max_iter:
+            if not spec.max_iter:
                 raise SolverError(self._no_option("max_iter"))
-            arguments |= dict.fromkeys(known.max_iter, options.max_iter)
+            arguments |= dict.fromkeys(spec.max_iter, options.max_iter)
         if options.time_limit_s is not None:
-            if known.time_limit_s is None:
+            if spec.time_limit_s is None:
                 raise SolverError(self._no_option("time_limit_s"))
-            arguments[known.time_limit_s] = options.time_limit_s
-        allowed = options.solver_options.get(self.name, ()) if known.raw is None else known.raw
+            arguments[spec.time_limit_s] = options.time_limit_s
+        allowed = options.solver_options.get(self.name, ()) if spec.raw is None else spec.raw
         return arguments | options.raw(self.name, allowed)
 
     def _no_option(self, name: str) -> str:
@@ -219,14 +221,14 @@ class CvxpySolver(AbstractSolver):
         self, program: ConeProgram, i: int, arguments: dict[str, Any], limit: float | None
     ) -> tuple[ElementResult, str]:
         """The result of element i, and the name of the solver that CVXPY ran."""
-        rest = Rest.of(program, i)
-        if rest.answer is not None:
-            return rest.answer, self.name.upper()
+        presolved = Presolved.of(program, i)
+        if presolved.result is not None:
+            return presolved.result, self.name.upper()
         try:
-            refusal = self._known.refusal(rest, arguments)
-            if refusal:
-                return failed_element(program.structure, f"{self.name}: {refusal}"), self.name.upper()
-            result, ran = self._run(_Posed(rest), arguments)
+            reason = self._spec.unsupported_reason(presolved, arguments)
+            if reason:
+                return failed_element(program.structure, f"{self.name}: {reason}"), self.name.upper()
+            result, ran = self._run(_CvxpyProblem(presolved), arguments)
         except SolverError:
             raise
         except Exception as error:  # such as a P that is not positive semidefinite
@@ -235,38 +237,38 @@ class CvxpySolver(AbstractSolver):
             return failed_element(program.structure, f"{self.name}: {error}"), self.name.upper()
         if result.status is Status.ITERATION_LIMIT and limit is not None and result.seconds >= limit:
             result = replace(result, status=Status.TIME_LIMIT)
-        return rest.completed(result), ran
+        return presolved.postsolve(result), ran
 
-    def _run(self, posed: _Posed, arguments: dict[str, Any]) -> tuple[ElementResult, str]:
+    def _run(self, element: _CvxpyProblem, arguments: dict[str, Any]) -> tuple[ElementResult, str]:
         """The result of a CVXPY problem, and the name of the solver that CVXPY ran."""
         try:
-            data, chain, inverse_data = posed.problem.get_problem_data(self.name.upper(), solver_opts=arguments)
+            data, chain, inverse_data = element.problem.get_problem_data(self.name.upper(), solver_opts=arguments)
         except cp.SolverError as error:
             raise SolverError(f"solver {self.name!r} cannot take this problem: {error}") from error
         ran = str(chain.solver.name())
         try:
             answer = chain.solver.solve_via_data(data, False, False, dict(arguments), {})
         except (cp.SolverError, ArithmeticError) as error:
-            return replace(posed.result(Status.NUMERICAL_ERROR, {}), message=f"{self.name}: {error}"), ran
+            return replace(element.result(Status.NUMERICAL_ERROR, {}), message=f"{self.name}: {error}"), ran
         solution = chain.invert(answer, inverse_data)
         if solution.status in STATUS:
-            posed.problem.unpack(solution)
-        return posed.result(STATUS.get(solution.status, Status.NUMERICAL_ERROR), solution.attr), ran
+            element.problem.unpack(solution)
+        return element.result(STATUS.get(solution.status, Status.NUMERICAL_ERROR), solution.attr), ran
 
     def _check_accepted(self, arguments: dict[str, Any]) -> None:
         """Raise a SolverError if the solver rejects these arguments for every program."""
         try:
-            self._run(_Posed(Rest.of(smallest_program(), 0)), arguments)
+            self._run(_CvxpyProblem(Presolved.of(smallest_program(), 0)), arguments)
         except Exception as error:
             raise SolverError(f"solver {self.name!r} rejected the arguments {arguments}: {error}") from error
 
 
-class _Posed:
+class _CvxpyProblem:
     """One element as a CVXPY problem, and the conversion of its solution to the standard form."""
 
-    def __init__(self, rest: Rest) -> None:
-        cones = rest.cones
-        self.q, self.b, self.A = rest.q, rest.b, rest.A
+    def __init__(self, presolved: Presolved) -> None:
+        cones = presolved.cones
+        self.q, self.b, self.A = presolved.q, presolved.b, presolved.A
         self.x = cp.Variable(len(self.q))
         self.constraints: list[cp.Constraint] = []
         self._duals: list[Callable[[], Array]] = []
@@ -293,8 +295,8 @@ class _Posed:
             slack = self._slack(start, 3 * len(cones.power))
             self._add(cp.PowCone3D(slack[0::3], slack[1::3], slack[2::3], np.array(cones.power)), _interleaved_duals)
         objective = self.q @ self.x
-        if rest.P.nnz:
-            objective = objective + 0.5 * cp.quad_form(self.x, cp.psd_wrap(rest.P))
+        if presolved.P.nnz:
+            objective = objective + 0.5 * cp.quad_form(self.x, cp.psd_wrap(presolved.P))
         self.problem = cp.Problem(cp.Minimize(objective), self.constraints)
 
     def _slack(self, start: int, size: int) -> cp.Expression:

@@ -19,7 +19,7 @@ from convexlayer.runtime.buffers import as_contiguous_float64
 from convexlayer.runtime.threads import map_ranges
 from convexlayer.solution import Solution
 from convexlayer.solvers.base import AbstractSolver
-from convexlayer.solvers.dense_form import Dense, Places
+from convexlayer.solvers.dense_form import Dense, DenseLayout
 from convexlayer.solvers.options import Options
 from convexlayer.status import Status
 
@@ -42,14 +42,14 @@ SETTINGS = (
     *("eps_prox", "eta_prox", "sing_tol", "refactor_tol", "time_limit", "eq_reduction"),
 )
 
-DOUBTFUL = (-1, -2, -6)
+RECHECKED_FLAGS = (-1, -2, -6)
 """Exit flags after which the solve is repeated with a proximal term: infeasible, cycling, inconsistent equalities. In
 the metric of an ill-conditioned P, rows that intersect in one point can look inconsistent."""
 
-REGULARISED = 1e-2
+RECHECK_EPS_PROX = 1e-2
 """Weight of the proximal term (eps_prox) of such a repeated solve; P is scaled to a largest diagonal entry of 1."""
 
-SINGULAR = -1e-4
+EPS_PROX = -1e-4
 """Weight of the proximal term (eps_prox) if daqp finds P singular (negative: only then). Smaller weights leave violated
 rows, larger ones exceed daqp's iteration limit for unbounded programs."""
 
@@ -59,7 +59,7 @@ _Record = tuple[int, int, float]
 EQUALITY = 5
 """daqp's ``sense`` of an equality: a row that is active and immutable."""
 
-FINEST = 1e-11
+MIN_TOL = 1e-11
 """Smallest tolerance passed to daqp, also relative to the equalities' b: redundant equalities differ by rounding."""
 
 BLOCK_ENTRIES = 2**17
@@ -75,12 +75,12 @@ class _State:
     """A structure in daqp's format: bounds of the first variables, then general rows.
 
     Attributes:
-        places: index arrays of the conversion to the dense form.
+        layout: index arrays of the conversion to the dense form.
         sense: daqp's sense of the bounds and of the general rows.
         stats: solver name and version, for every solution.
     """
 
-    places: Places
+    layout: DenseLayout
     sense: NDArray[np.intc]
     stats: dict[str, Any]
 
@@ -107,10 +107,10 @@ class DaqpSolver(AbstractSolver):
 
     def init(self, structure: Structure) -> _State:
         """Divide the rows into bounds and general rows."""
-        places = Places.of(structure)
-        bounded, inequalities = len(places.bound_starts) - 1, len(places.rows) - places.zero
-        sense = np.repeat([0, EQUALITY, 0], [bounded, places.zero, inequalities]).astype(np.intc)
-        return _State(places, sense, {"solver": self.name, "version": version("daqp")})
+        layout = DenseLayout.of(structure)
+        bounded, inequalities = len(layout.bound_starts) - 1, len(layout.rows) - layout.zero
+        sense = np.repeat([0, EQUALITY, 0], [bounded, layout.zero, inequalities]).astype(np.intc)
+        return _State(layout, sense, {"solver": self.name, "version": version("daqp")})
 
     def solve(
         self, state: _State, program: ConeProgram, options: Options, warm_start: Solution | None = None
@@ -142,18 +142,18 @@ def _solve_block(
     """
     import daqp
 
-    places, sense, first = state.places, state.sense, block.start
-    dense = Dense.empty(places, len(block))
-    _kernel("to_dense")(places, *data, first, dense)
+    layout, sense, first = state.layout, state.sense, block.start
+    dense = Dense.empty(layout, len(block))
+    _kernel("to_dense")(layout, *data, first, dense)
     answers = []
     try:
         for *element, largest in zip(dense.P, dense.q, dense.A, dense.upper, dense.lower, dense.largest, strict=True):
-            chosen, finest = settings, FINEST * float(largest)
-            if settings["primal_tol"] < finest:
-                chosen = settings | {"primal_tol": finest}
+            chosen, min_tol = settings, MIN_TOL * float(largest)
+            if settings["primal_tol"] < min_tol:
+                chosen = settings | {"primal_tol": min_tol}
             answer = daqp.solve(*element, sense, **chosen)
-            if answer[2] in DOUBTFUL:
-                answer = daqp.solve(*element, sense, **chosen | {"eps_prox": REGULARISED})
+            if answer[2] in RECHECKED_FLAGS:
+                answer = daqp.solve(*element, sense, **chosen | {"eps_prox": RECHECK_EPS_PROX})
             answers.append(answer)
     except (TypeError, ValueError, OverflowError) as error:
         raise SolverError(f"daqp rejected its settings: {error}") from error
@@ -161,7 +161,7 @@ def _solve_block(
     found = np.array([answer[0] for answer in answers])
     multipliers = np.array([answer[3]["lam"] for answer in answers])
     solved = np.array([answer[2] == OPTIMAL for answer in answers])
-    _kernel("from_dense")(places, dense, data[2], data[3], found, multipliers, solved, first, *point)
+    _kernel("from_dense")(layout, dense, data[2], data[3], found, multipliers, solved, first, *point)
     return [(flag, info["iterations"], info["setup_time"] + info["solve_time"]) for _, _, flag, info in answers]
 
 
@@ -181,9 +181,9 @@ def _settings(options: Options) -> dict[str, Any]:
     if options.time_limit_s is not None:
         raise SolverError("solver 'daqp' has no time_limit_s here: omit it, or set daqp's time_limit in solver_options")
     settings: dict[str, Any] = {
-        "primal_tol": max(0.1 * options.tol, FINEST),
-        "eta_prox": max(0.1 * options.tol, FINEST),
-        "eps_prox": SINGULAR,
+        "primal_tol": max(0.1 * options.tol, MIN_TOL),
+        "eta_prox": max(0.1 * options.tol, MIN_TOL),
+        "eps_prox": EPS_PROX,
     }
     if options.max_iter is not None:
         settings["iter_limit"] = options.max_iter

@@ -8,10 +8,10 @@ import numpy as np
 
 from convexlayer.program import Array, IndexArray, Structure
 
-__all__ = ["Dense", "Places"]
+__all__ = ["Dense", "DenseLayout"]
 
 
-class Places(NamedTuple):
+class DenseLayout(NamedTuple):
     """Index arrays of the conversion of a structure from the standard form to the dense form and back.
 
     Bounded variables come first. The dense form has one bound per bounded variable, followed by the general rows.
@@ -41,7 +41,7 @@ class Places(NamedTuple):
     zero: int
 
     @staticmethod
-    def of(structure: Structure) -> Places:
+    def of(structure: Structure) -> DenseLayout:
         """Divide the rows into bounds (inequalities with one stored entry) and general rows."""
         P, A, n, zero = structure.P, structure.A, structure.n, structure.cones.zero
         single = np.bincount(A.rows, minlength=structure.m) == 1
@@ -50,7 +50,7 @@ class Places(NamedTuple):
         bounded, starts = np.unique(A.cols[entries], return_index=True)
         variables = np.concatenate([bounded, np.setdiff1d(np.arange(n), bounded)])
         column, row = np.argsort(variables), np.cumsum(~single) - 1
-        return Places(
+        return DenseLayout(
             variables=variables,
             rows=np.flatnonzero(~single),
             P_place=column[P.rows] * n + column[P.cols],
@@ -90,8 +90,8 @@ class Dense(NamedTuple):
     largest: Array
 
     @staticmethod
-    def empty(places: Places, elements: int) -> Dense:
+    def empty(layout: DenseLayout, elements: int) -> Dense:
         """Allocate uninitialised arrays."""
-        n, rows, bounded = len(places.variables), len(places.rows), len(places.bound_starts) - 1
+        n, rows, bounded = len(layout.variables), len(layout.rows), len(layout.bound_starts) - 1
         shapes = ((n, n), (n,), (rows, n), (bounded + rows,), (bounded + rows,), (), (rows,), ())
         return Dense(*(np.empty((elements, *shape)) for shape in shapes))

@@ -15,7 +15,7 @@ from convexlayer.errors import SolverError
 
 __all__ = ["Clock", "Options"]
 
-SHORTEST_S = 1e-6
+MIN_TIME_LIMIT_S = 1e-6
 """Time limit passed to a solver when none is left, as some solvers take 0 for no limit."""
 
 
@@ -116,16 +116,16 @@ class Clock:
         self.deadline = float("inf") if limit_s is None else time.perf_counter() + limit_s
 
     @property
-    def left_s(self) -> float | None:
+    def remaining_s(self) -> float | None:
         """Remaining seconds, negative after the deadline; None without a limit."""
         return None if self.deadline == float("inf") else self.deadline - time.perf_counter()
 
     @property
-    def over(self) -> bool:
+    def expired(self) -> bool:
         """Whether the deadline has passed."""
         return time.perf_counter() >= self.deadline
 
     def applied(self, options: Options) -> Options:
         """The options with the remaining time as their time limit."""
-        left = self.left_s
-        return options if left is None else dataclasses.replace(options, time_limit_s=max(left, SHORTEST_S))
+        left = self.remaining_s
+        return options if left is None else dataclasses.replace(options, time_limit_s=max(left, MIN_TIME_LIMIT_S))

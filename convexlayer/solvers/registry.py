@@ -19,7 +19,7 @@ from convexlayer.errors import NotInstalledError, SolverError
 from convexlayer.program import Structure
 from convexlayer.solvers.auto import choose_solver
 from convexlayer.solvers.base import AbstractSolver
-from convexlayer.solvers.cvxpy_ import KNOWN, CvxpySolver
+from convexlayer.solvers.cvxpy_ import SOLVER_SPECS, CvxpySolver
 
 __all__ = ["SolverInfo", "available", "solver_for"]
 
@@ -53,7 +53,7 @@ def _native() -> Mapping[str, AbstractSolver]:
 def available() -> list[SolverInfo]:
     """All known solvers, native ones first, installed or not."""
     native = list(_native().values())
-    others = [CvxpySolver(name) for name in sorted(KNOWN) if name not in _native()]
+    others = [CvxpySolver(name) for name in sorted(SOLVER_SPECS) if name not in _native()]
     return [
         SolverInfo(solver.name, solver.package, solver.cones, solver.quadratic, solver.installed(), solver in native)
         for solver in [*native, *others]
@@ -77,13 +77,13 @@ def solver_for(name: str, structure: Structure, device: str = "cpu") -> tuple[Ab
         name, reason = choose_solver(structure, device)
     solver = _native().get(name) or CvxpySolver(name)
     if not solver.installed():
-        if name not in KNOWN and name not in _native():
-            names = ", ".join(sorted({*_native(), *KNOWN}))
+        if name not in SOLVER_SPECS and name not in _native():
+            names = ", ".join(sorted({*_native(), *SOLVER_SPECS}))
             raise SolverError(f"no solver {name!r}: use auto, {names}, or a solver that is installed in CVXPY")
         raise NotInstalledError(
             f"solver {name!r} is not installed: pip install {solver.package}, or convexlayer[solvers]"
         )
-    refusal = solver.refusal(structure)
-    if refusal:
-        raise SolverError(f"solver {name!r} cannot take this problem: {refusal}; use solver='auto'")
+    unsupported = solver.unsupported_reason(structure)
+    if unsupported:
+        raise SolverError(f"solver {name!r} cannot take this problem: {unsupported}; use solver='auto'")
     return solver, reason

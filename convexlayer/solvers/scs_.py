@@ -17,7 +17,7 @@ from convexlayer.solvers.base import (
     ElementResult,
     batch_solution,
     failed_element,
-    not_begun,
+    not_started,
     smallest_program,
 )
 from convexlayer.solvers.options import Clock, Options
@@ -69,7 +69,7 @@ class ScsSolver(AbstractSolver):
     package = "scs"
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     quadratic = True
-    starts_warm = True
+    supports_warm_start = True
 
     def installed(self) -> bool:
         """Whether SCS is installed."""
@@ -97,9 +97,9 @@ class ScsSolver(AbstractSolver):
         b = program.b if m else np.ones((program.batch, 1))
 
         def one(i: int) -> ElementResult:
-            if clock.over:
-                return not_begun(program.structure)
-            left = settings if clock.left_s is None else _settings(clock.applied(options))
+            if clock.expired:
+                return not_started(program.structure)
+            left = settings if clock.remaining_s is None else _settings(clock.applied(options))
             data = {"A": state.A_pattern.csc(program.A[i]), "b": b[i], "c": program.q[i]}
             if state.P_pattern.nnz:
                 data["P"] = state.P_pattern.csc(program.P[i, state.P_upper])

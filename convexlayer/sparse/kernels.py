@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from convexlayer.runtime.cached_kernel import cached_kernel
 from convexlayer.sparse.equilibration_kernels import equilibrate
-from convexlayer.sparse.row_kernels import complementary, larger, residuals, scales
+from convexlayer.sparse.row_kernels import complementary, nan_max, residuals, scales
 
 __all__ = [
     "accumulate",
+    "apply_adjoint",
+    "apply_program_map",
     "complementary",
     "equilibrate",
-    "fill",
-    "gather",
     "outer_entries",
     "residuals",
     "rotate_entries",
@@ -43,7 +43,7 @@ def times(
 
 
 @cached_kernel
-def fill(
+def apply_program_map(
     ends: Integers,
     column: Integers,
     row: Integers,
@@ -87,7 +87,7 @@ def fill(
         _fill_block(ends[3], ends[4], column, row, value, rest, x[e], b[e])
         largest = 0.0
         if normalise:
-            largest = larger(_largest(P[e]), _largest(q[e]))
+            largest = nan_max(_largest(P[e]), _largest(q[e]))
         if largest == 0.0:
             scale[e] = 1.0
             continue
@@ -120,12 +120,12 @@ def _fill_block(
 def _largest(values: Floats) -> float:
     largest = 0.0
     for number in values:
-        largest = larger(largest, abs(number))
+        largest = nan_max(largest, abs(number))
     return largest
 
 
 @cached_kernel
-def gather(
+def apply_adjoint(
     ends: Integers,
     column: Integers,
     row: Integers,
@@ -140,7 +140,7 @@ def gather(
     first: int,
     last: int,
 ) -> None:
-    """out[e] = M'(inverse[e] P, inverse[e] q, inverse[e] r, A, b)[e] for first <= e < last: the adjoint of ``fill``.
+    """Adjoint of ``apply_program_map``: out[e] = M'(inverse P, inverse q, inverse r, A, b)[e] for first <= e < last.
 
     Args:
         ends: index after the last entry of M of each block, (5,).
@@ -288,8 +288,8 @@ def warm_up() -> None:
     one, index, short = np.ones((1, 1)), np.zeros(1, np.int64), np.zeros(1, np.int32)
     times(np.zeros(2, np.int32), short, np.ones(1), np.ones(1), one, one.copy(), 0, 1)
     blocks = tuple(one.copy() for _ in range(5))
-    fill(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(5), one, True, *blocks, np.ones(1), 0, 1)
-    gather(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(1), *blocks, one.copy(), 0, 1)
+    apply_program_map(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(5), one, True, *blocks, np.ones(1), 0, 1)
+    apply_adjoint(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(1), *blocks, one.copy(), 0, 1)
     accumulate(index, index, one, one, one.copy(), 0, 1)
     system_entries(*(index,) * 6, one, one, one, one.copy(), 0, 1)
     cube = np.zeros((1, 1, 1), np.int64)

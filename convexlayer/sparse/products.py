@@ -103,7 +103,7 @@ class ProgramMatrix:
         out = empty(batch, P), empty(batch, q), np.empty((batch, r)), empty(batch, A), empty(batch, b), np.empty(batch)
         entries = self._entries_of(None)
         arguments = (*entries, self._constant, as_contiguous_float64(x), normalise, *out)
-        _run(_kernels().fill, arguments, batch, len(entries[1]) + len(self._constant))
+        _run(_kernels().apply_program_map, arguments, batch, len(entries[1]) + len(self._constant))
         return out
 
     def adjoint(self, blocks: tuple[Floats, ...], inverse: Floats, wanted: NDArray[np.bool_] | None = None) -> Floats:
@@ -111,7 +111,7 @@ class ProgramMatrix:
         out = empty(len(inverse), self._columns)
         entries = self._entries_of(wanted)
         _run(
-            _kernels().gather,
+            _kernels().apply_adjoint,
             (*entries, inverse, *map(as_contiguous_float64, blocks), out),
             len(out),
             len(entries[1]) + self._columns,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from convexlayer.runtime.cached_kernel import cached_kernel
 
-__all__ = ["complementary", "larger", "residuals", "scales"]
+__all__ = ["complementary", "nan_max", "residuals", "scales"]
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ def scales(
             abs_x[j] = abs(x[e, j])
         for i in range(m):
             abs_y[i] = abs(y[e, i])
-        _at_least(abs_y, blocks, within)
+        _raise_to_fraction(abs_y, blocks, within)
         _sums(P_rows, P_starts, A_rows, A_starts, P[e], q[e], A[e], b[e], s[e], abs_x, abs_y, dual[e], primal[e])
         S[:] = primal[e]
         _largest_of_blocks(S, blocks)
@@ -165,14 +165,14 @@ def _largest_of_blocks(v: Floats, blocks: NDArray[np.int64]) -> None:
 
 
 @njit(nogil=True, error_model="numpy")
-def _at_least(v: Floats, blocks: NDArray[np.int64], share: float) -> None:
-    """Raise the entries of each block to at least ``share`` times its largest."""
+def _raise_to_fraction(v: Floats, blocks: NDArray[np.int64], fraction: float) -> None:
+    """Raise the entries of each block to at least ``fraction`` times its largest."""
     for k in range(len(blocks) - 1):
         largest = 0.0
         for i in range(blocks[k], blocks[k + 1]):
             largest = max(largest, v[i])
         for i in range(blocks[k], blocks[k + 1]):
-            v[i] = max(v[i], share * largest)
+            v[i] = max(v[i], fraction * largest)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -232,9 +232,9 @@ def complementary(
                 total += A[e, p] * y[e, A_rows[p]]
                 primal[e, A_rows[p]] += A[e, p] * x[e, j]
             dual[e, j] = total
-            worst = larger(worst, _ratio(total, dual_size[e, j]))
+            worst = nan_max(worst, _ratio(total, dual_size[e, j]))
         for i in range(m):
-            worst = larger(worst, _ratio(primal[e, i], primal_size[e, i]))
+            worst = nan_max(worst, _ratio(primal[e, i], primal_size[e, i]))
         backward[e] = np.inf if np.isnan(worst) else worst
 
 
@@ -286,28 +286,28 @@ def residuals(
             Aty[j] = total
         dual, dual_size, xPx, qx = 0.0, 1.0, 0.0, 0.0
         for j in range(n):
-            dual = larger(dual, abs(Px[j] + q[e, j] + Aty[j]))
+            dual = nan_max(dual, abs(Px[j] + q[e, j] + Aty[j]))
             dual_size = max(dual_size, max(abs(Px[j]), max(abs(q[e, j]), abs(Aty[j]))))
             xPx += x[e, j] * Px[j]
             qx += x[e, j] * q[e, j]
         primal, primal_size, by, natural, size = 0.0, 1.0, 0.0, 0.0, 1.0
         for i in range(m):
-            primal = larger(primal, abs(Ax[i] + s[e, i] - b[e, i]))
+            primal = nan_max(primal, abs(Ax[i] + s[e, i] - b[e, i]))
             primal_size = max(primal_size, max(abs(Ax[i]), max(abs(s[e, i]), abs(b[e, i]))))
             by += b[e, i] * y[e, i]
             size = max(size, max(abs(y[e, i]), abs(s[e, i])))
             w = y[e, i] - s[e, i]
             projected = curved[e, i - orthant] if i >= orthant else (w if i < zero or w > 0.0 else 0.0)
-            natural = larger(natural, abs(y[e, i] - projected))
+            natural = nan_max(natural, abs(y[e, i] - projected))
         gap = abs(xPx + qx + by) / max(1.0, max(abs(xPx), max(abs(qx), abs(by))))
         primal, dual, natural = primal / primal_size, dual / dual_size, natural / size
-        worst = larger(larger(primal, dual), larger(gap, natural))
+        worst = nan_max(nan_max(primal, dual), nan_max(gap, natural))
         out[0, e], out[1, e], out[2, e], out[3, e] = primal, dual, gap, natural
         out[4, e] = np.inf if np.isnan(worst) else worst
         out[5, e] = 0.5 * xPx + qx + r[e]
 
 
 @njit(nogil=True)
-def larger(largest: float, value: float) -> float:
+def nan_max(largest: float, value: float) -> float:
     """The larger of two numbers; NaN if either is."""
     return largest if value <= largest or np.isnan(largest) else value

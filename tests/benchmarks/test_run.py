@@ -65,7 +65,7 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     assert all(record.residual is not None and record.residual < 1e-7 for record in ours)
     assert all(entry["check"] < 1e-4 for entry in results.references)
     assert results.machine["commit"]
-    assert 0.0 < results.overhead[0]["around"] < 1.0
+    assert 0.0 < results.overhead[0]["overhead"] < 1.0
     assert (tmp_path / "table.md").read_text(encoding="utf-8") in process.stdout
     assert (tmp_path / "batch_3.png").stat().st_size > 1000
 
@@ -150,7 +150,9 @@ def _recorded() -> Results:
         records=records,
         scaling={BATCH: [record("d", OURS.name, 1e-3, batch=b) for b in (1, 8)]},
         memory=[{"problem": "a", "batch": 1, "contestant": OURS.name, "mebibytes": 12.5}],
-        overhead=[{"problem": "a", "batch": 1, "solver": "s", "forward_over_solver": 2.0, "around": 0.75, **overhead}],
+        overhead=[
+            {"problem": "a", "batch": 1, "solver": "s", "forward_over_solver": 2.0, "overhead": 0.75, **overhead}
+        ],
         references=[{"problem": "a", "batch": 1, "residual": 1e-15, "check": 1e-9, "unknown": 0}],
     )
 

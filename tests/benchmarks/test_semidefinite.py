@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.semidefinite import PROBLEMS, called, main
+from benchmarks.semidefinite import PROBLEMS, main, measure_call
 from convexlayer import ConvexLayer
 
 
@@ -12,7 +12,7 @@ from convexlayer import ConvexLayer
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_closed_forms(name: str, unit: float) -> None:
     case = PROBLEMS[name][0](6)
-    found = called(ConvexLayer(case.problem, case.parameters, [case.variable]), case, unit)
+    found = measure_call(ConvexLayer(case.problem, case.parameters, [case.variable]), case, unit)
     assert found.ok
     assert found.error < 1e-8
 

@@ -195,6 +195,6 @@ def test_an_element_stays_in_the_cone_when_growing_rows_increase(name: str) -> N
     case = CASES[name]
     for w in (_points(case.cone), _boundary_points(case.cone)):
         s = case.cone.project_dual(w) - w
-        more = np.abs(np.random.default_rng(4).normal(size=w.shape)) * case.cone.growing
-        assert case.cone.growing.shape == (case.cone.size,)
+        more = np.abs(np.random.default_rng(4).normal(size=w.shape)) * case.cone.recession_rows
+        assert case.cone.recession_rows.shape == (case.cone.size,)
         assert np.all(case.near_primal(s + more, 1e-12 * np.linalg.norm(w, axis=-1) + TINY))

@@ -35,9 +35,9 @@ class Kernels:
 
     def unit(self, s: Any, y: Any, lane: int) -> None:
         if self.exponent is None:
-            exponential.unit(s, y, 0, lane)
+            exponential.central_point(s, y, 0, lane)
         else:
-            power.unit(self.exponent, s, y, 0, lane)
+            power.central_point(self.exponent, s, y, 0, lane)
 
     def barrier(self, y1: Any, y2: Any, y3: Any) -> Any:
         if self.exponent is None:

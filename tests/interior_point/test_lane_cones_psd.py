@@ -90,7 +90,7 @@ class Block:
 @pytest.mark.parametrize("k", ORDERS)
 def test_identity_and_margin(k: int) -> None:
     s, y = np.zeros((k * (k + 1) // 2 + 2, 8)), np.zeros((k * (k + 1) // 2 + 2, 8))
-    psd.unit(k, s, y, 2, 3)
+    psd.identity(k, s, y, 2, 3)
     np.testing.assert_array_equal(mat(s[2:], k)[3], np.eye(k))
     np.testing.assert_array_equal(s, y)
     assert np.all(s[:, [0, 1, 2, 4, 5, 6, 7]] == 0)

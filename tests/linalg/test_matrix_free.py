@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from convexlayer.linalg import (
-    ACCEPTED,
     EPS,
+    RESIDUAL_TOL,
     SINGULAR,
     AbstractInverse,
     AbstractMatrix,
@@ -19,8 +19,8 @@ from convexlayer.linalg import (
     MatrixFree,
     MatrixFreeFactor,
 )
-from convexlayer.linalg.matrix_free import MOST
-from convexlayer.linalg.null_space import FEW
+from convexlayer.linalg.matrix_free import MAX_NULL_DIMENSION
+from convexlayer.linalg.null_space import INITIAL_VECTORS
 from convexlayer.program import Array
 
 from .matrices import SIGNS, M, N, quasi_definite
@@ -87,7 +87,7 @@ def test_regular_systems(make: Make, rng: np.random.Generator) -> None:
     z = rng.normal(size=(3, SIZE))
     rhs = np.stack([unscaled(each) @ v for each, v in zip(E, z, strict=True)])
     solved, residual = factor.refine(rhs)
-    assert np.all(residual <= ACCEPTED)
+    assert np.all(residual <= RESIDUAL_TOL)
     np.testing.assert_allclose(solved, z, atol=1e-9)
     true = np.linalg.cond(E)
     assert np.all((factor.condition <= 1.1 * true) & (factor.condition >= 0.02 * true))
@@ -110,7 +110,7 @@ def test_least_squares_solutions_of_minimum_norm(make: Make, rng: np.random.Gene
         solved, residual = factor.minimum_norm(np.stack([rhs, rhs]), np.array([1]))
         expected = np.linalg.pinv(unscaled(E), rcond=1e-12) @ rhs
         np.testing.assert_allclose(solved[0], expected, atol=1e-8 * np.max(np.abs(expected)))
-        assert (residual[0] <= ACCEPTED) is np.bool_(consistent)
+        assert (residual[0] <= RESIDUAL_TOL) is np.bool_(consistent)
 
 
 def test_null_spaces_are_computed_once(make: Make, rng: np.random.Generator) -> None:
@@ -129,7 +129,7 @@ def test_null_spaces_are_computed_once(make: Make, rng: np.random.Generator) -> 
 
 def test_random_members_represent_a_large_null_space(make: Make, rng: np.random.Generator) -> None:
     """Null spaces of dimension 80, above the limit, and 20, below it."""
-    for dimension, members in ((MOST + 16, FEW), (20, 20)):
+    for dimension, members in ((MAX_NULL_DIMENSION + 16, INITIAL_VECTORS), (20, 20)):
         size = dimension + SIZE
         Q = np.linalg.qr(rng.normal(size=(size, size)))[0]
         E = Q[:, dimension:] @ quasi_definite(rng, 1)[0] @ Q[:, dimension:].T
@@ -180,7 +180,7 @@ def test_null_space_is_not_certain_if_the_solves_do_not_converge(rng: np.random.
     assert factor.condition[0] >= SINGULAR
     (space,) = factor.null_spaces(np.array([0]))
     assert not space.certain
-    assert next(count) <= 2 * FEW  # few solves are wasted
+    assert next(count) <= 2 * INITIAL_VECTORS  # few solves are wasted
 
 
 def test_the_next_inverse_is_used_if_one_does_not_converge(rng: np.random.Generator) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from convexlayer.linalg import ACCEPTED, SINGULAR, AbstractFactoriser, null_space
+from convexlayer.linalg import RESIDUAL_TOL, SINGULAR, AbstractFactoriser, null_space
 from convexlayer.program import Array, Pattern
 
 from .matrices import FACTORISERS, M, N, quasi_definite, refined, times
@@ -107,7 +107,7 @@ def test_consistent_singular_systems_are_solved(make: Make, rng: np.random.Gener
     K = with_duplicate_rows(rng, 4)
     rhs = times(K, rng.normal(size=(4, N + M)))
     solved, residual = refined(K, make).refine(rhs)
-    assert np.all(residual <= ACCEPTED)
+    assert np.all(residual <= RESIDUAL_TOL)
     np.testing.assert_allclose(times(K, solved), rhs, atol=1e-9)
 
 
@@ -123,7 +123,7 @@ def test_minimum_norm(make: Make, rng: np.random.Generator, span: float) -> None
     index = np.array([3, 1])
     rhs = times(K, z)
     solved, residual = refined(K, make).minimum_norm(rhs, index)
-    assert np.all(residual <= ACCEPTED)
+    assert np.all(residual <= RESIDUAL_TOL)
     np.testing.assert_allclose(solved * scale, least[index] * scale, atol=1e-9)
     inconsistent, distance = refined(K, make).minimum_norm(rhs + 3.0 * null * np.max(np.abs(rhs)), index)
     assert np.all(distance > 1e-3)
@@ -144,7 +144,7 @@ def test_null_direction_beside_slow_directions(make: Make, rng: np.random.Genera
     K[:, 1] = K[:, 0]  # exactly equal
     K[1] = K[0]
     (space,) = refined(K[None], make, np.ones(15)).null_spaces(np.array([0]))
-    assert space.whole
+    assert space.complete
     assert space.basis.shape == (1, 15)
     np.testing.assert_allclose(np.abs(space.basis[0] @ null), np.sqrt(2.0), atol=1e-6)
 
@@ -153,18 +153,18 @@ def test_large_null_spaces_are_projected_out_by_iteration(
     make: Make, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a basis would be too expensive; with unit scales the result is the minimum-norm solution."""
-    monkeypatch.setattr(null_space, "WORK", 0.0)
+    monkeypatch.setattr(null_space, "MAX_BASIS_FLOPS", 0.0)
     n, m = 8, 12
     A = rng.normal(size=(6, n))
     A = np.concatenate([A, A])  # six dependent rows
     K = np.block([[np.eye(n), A.T], [A, np.zeros((m, m))]])[None]
     factor = refined(K, make, np.concatenate([np.ones(n), -np.ones(m)]))
     (some,) = factor.null_directions(np.array([0]))
-    assert not some.whole
+    assert not some.complete
     np.testing.assert_allclose(some.basis @ K[0], 0.0, atol=1e-9)
     z = rng.normal(size=(1, n + m))
     solved, residual = factor.minimum_norm(times(K, z), np.array([0]))
-    assert np.all(residual <= ACCEPTED)
+    assert np.all(residual <= RESIDUAL_TOL)
     scale = factor.equilibrated(np.array([0]))[0]
     expected = np.linalg.pinv(K[0] * scale * scale[0][:, None]) @ (scale[0] * times(K, z)[0])
     np.testing.assert_allclose(solved[0], scale[0] * expected, atol=1e-7)

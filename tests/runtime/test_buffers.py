@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from convexlayer.runtime import buffers
-from convexlayer.runtime.buffers import KEPT_BYTES, LARGE_BYTES, as_contiguous_float64, empty
+from convexlayer.runtime.buffers import LARGE_BYTES, MAX_UNUSED_BYTES, as_contiguous_float64, empty
 
 LARGE = LARGE_BYTES // 8
 ODD = LARGE + 12_347
@@ -60,13 +60,13 @@ def test_small_arrays_are_allocated_by_numpy() -> None:
 
 def test_unused_memory_is_limited() -> None:
     kept = buffers._BlockPool()
-    blocks = [np.empty(KEPT_BYTES // 32) for _ in range(6)]
+    blocks = [np.empty(MAX_UNUSED_BYTES // 32) for _ in range(6)]
     alive = [weakref.ref(block) for block in blocks]
     while blocks:
         kept.give(blocks.pop(0))
     gc.collect()
     assert sum(ref() is not None for ref in alive) == 4
-    kept.give(np.empty(2 * KEPT_BYTES // 8))
+    kept.give(np.empty(2 * MAX_UNUSED_BYTES // 8))
     gc.collect()
     assert not any(ref() is not None for ref in alive)
 

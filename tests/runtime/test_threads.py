@@ -31,7 +31,7 @@ def test_work_is_split_only_if_it_is_worth_a_thread(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(threads, "WORKERS", 4)
     parts: list[tuple[int, int]] = []
     threads.parallel_for(
-        lambda first, last: parts.append((first, last)), 8, seconds_per_item=threads.WORTH_A_THREAD_S / 10.0
+        lambda first, last: parts.append((first, last)), 8, seconds_per_item=threads.MIN_WORK_PER_THREAD_S / 10.0
     )
     assert parts == [(0, 8)]
     parts.clear()

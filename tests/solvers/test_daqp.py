@@ -184,7 +184,7 @@ def test_reported_infeasibility_is_checked_by_a_regularised_solve(monkeypatch: p
     found = solve(program)
     assert found.status == (Status.OPTIMAL,) * 64
     assert found.residuals(program).worst.max() < 1e-8
-    monkeypatch.setattr(daqp_, "DOUBTFUL", ())
+    monkeypatch.setattr(daqp_, "RECHECKED_FLAGS", ())
     assert Status.INFEASIBLE in solve(program).status
 
 

@@ -20,33 +20,33 @@ from convexlayer.interior_point.lanes.plan import Layout
 from convexlayer.interior_point.lanes.steps import Data, Point
 from convexlayer.program import Array
 
-__all__ = ["REFINEMENTS", "ahead", "arrived", "set_active"]
+__all__ = ["CROSSOVER_REFINEMENTS", "accept_crossover", "crossover_rhs", "write_active_set"]
 
-INFINITE = 1e25
+INACTIVE_H = 1e25
 """H of an inactive row, in scaled units: large enough that the step leaves its multiplier at 0 to rounding, small
 enough that the factorisation does not overflow."""
 
-RIGHT = 1e-12
+ROW_RESIDUAL_TOL = 1e-12
 """Largest accepted residual of a row, relative to the sum of the magnitudes of its terms, about 10^4 rounding
 errors. Smaller values reject correct active sets of badly conditioned systems, larger ones accept wrong sets."""
 
-CANCELLED = 1e-11
+ZERO_RATIO = 1e-11
 """Largest ratio |new x| / |old x| at which a variable is set to exactly 0, if an active bound fixes it at 0."""
 
-REFINEMENTS = 2
+CROSSOVER_REFINEMENTS = 2
 """Additional steps of iterative refinement, which make small entries accurate relative to their own size."""
 
 
 @njit(nogil=True)
-def set_active(layout: Layout, n: int, start: Point, values: Array, v: int) -> None:
+def write_active_set(layout: Layout, n: int, start: Point, values: Array, v: int) -> None:
     """Write the -H of the active set of ``start`` into the KKT values of lane v."""
     for i in range(layout.zero, layout.orthant):
         active = start.y[i, v] > start.s[i, v]
-        values[layout.diagonal[n + i], v] = -REGULARISATION if active else -INFINITE
+        values[layout.diagonal[n + i], v] = -REGULARISATION if active else -INACTIVE_H
 
 
 @njit(nogil=True)
-def ahead(layout: Layout, data: Data, start: Point, tau: float, rhs: Array, v: int) -> None:
+def crossover_rhs(layout: Layout, data: Data, start: Point, tau: float, rhs: Array, v: int) -> None:
     """Move lane v of ``start`` onto its active set and write the right-hand side of the crossover step into rhs (N, V).
 
     Afterwards s is 0 in active rows and 1, as a marker, in inactive rows.
@@ -67,14 +67,14 @@ def ahead(layout: Layout, data: Data, start: Point, tau: float, rhs: Array, v: i
 
 
 @njit(nogil=True)
-def arrived(layout: Layout, data: Data, start: Point, step: Array, v: int) -> bool:
+def accept_crossover(layout: Layout, data: Data, start: Point, step: Array, v: int) -> bool:
     """Whether lane v's crossover step (N, V) is accepted; if so, ``start`` is overwritten with the solution."""
     x, s, y = start.x, start.s, start.y
     n, m = len(x), len(s)
     new_x, new_y = np.empty(n), np.empty(m)
     for j in range(n):
         new_x[j] = x[j, v] + step[j, v]
-        if abs(new_x[j]) <= CANCELLED * abs(x[j, v]):
+        if abs(new_x[j]) <= ZERO_RATIO * abs(x[j, v]):
             for p in range(layout.A_start[j], layout.A_start[j + 1]):
                 i = layout.A_row[p]
                 if layout.A_single[p] and s[i, v] == 0.0 and data.b[i, v] == 0.0:
@@ -85,13 +85,13 @@ def arrived(layout: Layout, data: Data, start: Point, step: Array, v: int) -> bo
             return False
     dual, primal, dual_terms, primal_terms = _residuals(layout, data, new_x, new_y, v)
     for j in range(n):
-        if not abs(dual[j]) <= RIGHT * dual_terms[j]:
+        if not abs(dual[j]) <= ROW_RESIDUAL_TOL * dual_terms[j]:
             return False
     for i in range(m):
         if s[i, v] == 0.0:
-            if not abs(primal[i]) <= RIGHT * primal_terms[i]:
+            if not abs(primal[i]) <= ROW_RESIDUAL_TOL * primal_terms[i]:
                 return False
-        elif not primal[i] < -RIGHT * primal_terms[i]:
+        elif not primal[i] < -ROW_RESIDUAL_TOL * primal_terms[i]:
             return False
     for j in range(n):
         x[j, v] = new_x[j]

@@ -33,19 +33,27 @@ from convexlayer.interior_point.lanes.nonsymmetric import (
 )
 from convexlayer.linalg.simd import absolute, any_lane, load, store, where
 
-__all__ = ["add_barrier", "combined_shift", "inside", "inside_dual", "shorten_step", "unit", "update_scaling"]
+__all__ = [
+    "add_barrier",
+    "central_point",
+    "combined_shift",
+    "is_interior",
+    "is_interior_dual",
+    "shorten_step",
+    "update_scaling",
+]
 
 # The central point s = y = -grad f(s) = -grad f*(y), as in ECOS and Clarabel.
 _UNIT = (-1.051383945322714, 0.556409619469370, 1.258967884768947)
 
 # Maximum number of iterations for delta; two are usually enough.
-_MOST_STEPS = 6
+_MAX_STEPS = 6
 # Relative step at which the iteration ends: it has order four, so the next error is about the fourth power, 1e-16.
 _LAST_STEP = 1e-4
 
 
 @njit(nogil=True, error_model="numpy")
-def unit(s: Any, y: Any, r0: int, v: int) -> None:
+def central_point(s: Any, y: Any, r0: int, v: int) -> None:
     """Set s and y of lane v to the central point, s = y = -grad f(s) = -grad f*(y)."""
     for i in range(3):
         s[r0 + i, v] = _UNIT[i]
@@ -67,13 +75,13 @@ def _psi(y: Any) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
-def inside(s: Any, _: float) -> Any:
+def is_interior(s: Any, _: float) -> Any:
     """Mask of the lanes whose point is in the interior of K."""
     return (s[1] > 0.0) & (s[2] > 0.0) & (_gap(s) > 0.0)
 
 
 @njit(nogil=True, error_model="numpy")
-def inside_dual(y: Any, _: float) -> Any:
+def is_interior_dual(y: Any, _: float) -> Any:
     """Mask of the lanes whose point is in the interior of K*."""
     psi, _slope = _psi(y)
     return (y[0] < 0.0) & (y[2] > 0.0) & (psi > 0.0)
@@ -88,7 +96,7 @@ def _delta(gap: Any) -> Any:
     """
     delta = gap - log1p(gap * (4.0 + gap) / (8.0 + gap))
     moving = gap > 0.0
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         residual = (gap - delta) - log1p(delta)
         omega = 1.0 + delta
         ratio = residual / (1.0 + omega)
@@ -177,7 +185,7 @@ def combined_shift(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, sigma_
     store_point(shift, r0, plus(plus(s_, centring, gradient), -0.5, third))
 
 
-_shorten, _shorten_dual = backtracking(inside), backtracking(inside_dual)
+_shorten, _shorten_dual = backtracking(is_interior), backtracking(is_interior_dual)
 
 
 @njit(nogil=True, error_model="numpy")

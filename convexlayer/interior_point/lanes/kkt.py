@@ -8,7 +8,7 @@ from numba import njit
 
 from convexlayer.interior_point.lanes.plan import Layout
 from convexlayer.linalg.lanes import LanePlan, column_products, multiply, solve_in_place
-from convexlayer.linalg.simd import absolute, any_lane, load, maximum, splat, store, where
+from convexlayer.linalg.simd import absolute, any_lane, broadcast, load, maximum, store, where
 from convexlayer.program import Array
 
 __all__ = ["REGULARISATION", "products", "refine_further", "solve_refined", "times_P"]
@@ -17,14 +17,14 @@ REGULARISATION = 1e-7
 """Static regularisation: added to the diagonal of the equilibrated K with the sign of each pivot. Refinement removes
 its effect from the solution. Larger values make the factorisation more stable but the refinement slower."""
 
-ENOUGH = 1e-13
+REFINEMENT_RELTOL = 1e-13
 """Refinement stops at this residual relative to the right-hand side (Clarabel's iterative_refinement_reltol)."""
 
-ONE_STEP = 1e-7
-"""Relative residual below which a single refinement step is taken to reach ENOUGH, without computing the residual
-again: a step reduces it by about the regularisation."""
+SINGLE_STEP_RELTOL = 1e-7
+"""Relative residual below which a single refinement step is taken to reach REFINEMENT_RELTOL, without computing the
+residual again: a step reduces it by about the regularisation."""
 
-MAX_STEPS = 6
+MAX_REFINEMENT_STEPS = 6
 """Maximum number of refinement steps of a solve (Clarabel: 10)."""
 
 
@@ -75,15 +75,15 @@ def solve_refined(
     z, remainder, correction = work[0], work[1], work[2]
     order = plan.permutation
     size = len(order)
-    norm = splat(lanes, 0.0)
+    norm = broadcast(lanes, 0.0)
     for i in range(size):
         value = load(lanes, rhs, order[i])
         store(z, i, value)
         norm = maximum(absolute(value), norm)
     solve_in_place(lanes, plan, L, D_inverse, z)
     before, going = norm, norm >= 0.0
-    for step in range(MAX_STEPS):
-        left = _remainder(lanes, plan, values, rhs, z, remainder)
+    for step in range(MAX_REFINEMENT_STEPS):
+        left = _residual(lanes, plan, values, rhs, z, remainder)
         if step > 0:
             # Undo a step that hardly reduces the residual: if K is singular, such a step only adds a multiple of a
             # null vector, and all solves of an iteration must share the multiple that the regularisation selects.
@@ -93,7 +93,7 @@ def solve_refined(
                     back = load(lanes, z, i) - load(lanes, correction, i)
                     store(z, i, where(worse, back, load(lanes, z, i)))
             going = going & (left < 0.2 * before)
-        going = going & (left > ENOUGH * norm)
+        going = going & (left > REFINEMENT_RELTOL * norm)
         if not any_lane(going):
             break
         before = left
@@ -102,7 +102,7 @@ def solve_refined(
             change = where(going, load(lanes, remainder, i), 0.0)
             store(correction, i, change)
             store(z, i, load(lanes, z, i) + change)
-        going = going & (left > ONE_STEP * norm)
+        going = going & (left > SINGLE_STEP_RELTOL * norm)
         if not any_lane(going):
             break
     for i in range(size):
@@ -127,7 +127,7 @@ def refine_further(
     for i in range(len(order)):
         store(z, i, load(lanes, out, order[i]))
     for _ in range(steps):
-        _remainder(lanes, plan, values, rhs, z, remainder)
+        _residual(lanes, plan, values, rhs, z, remainder)
         solve_in_place(lanes, plan, L, D_inverse, remainder)
         for i in range(len(order)):
             store(z, i, load(lanes, z, i) + load(lanes, remainder, i))
@@ -137,10 +137,10 @@ def refine_further(
 
 
 @njit(nogil=True, error_model="numpy")
-def _remainder(lanes: Any, plan: LanePlan, values: Array, rhs: Array, z: Array, out: Array) -> Any:
+def _residual(lanes: Any, plan: LanePlan, values: Array, rhs: Array, z: Array, out: Array) -> Any:
     """Out <- rhs - K z, for K without regularisation and in the permuted order of z; returns its maximum norm."""
     multiply(lanes, plan, values, z, out)
-    order, signs, size = plan.permutation, plan.signs, splat(lanes, 0.0)
+    order, signs, size = plan.permutation, plan.signs, broadcast(lanes, 0.0)
     for i in range(len(order)):
         regular = load(lanes, out, i) - REGULARISATION * float(signs[i]) * load(lanes, z, i)
         value = load(lanes, rhs, order[i]) - regular

@@ -17,16 +17,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from convexlayer.interior_point.lanes.crossover import REFINEMENTS, ahead, arrived, set_active
+from convexlayer.interior_point.lanes.crossover import (
+    CROSSOVER_REFINEMENTS,
+    accept_crossover,
+    crossover_rhs,
+    write_active_set,
+)
 from convexlayer.interior_point.lanes.equilibration import equilibrate
 from convexlayer.interior_point.lanes.kkt import REGULARISATION, products, refine_further, solve_refined
 from convexlayer.interior_point.lanes.plan import Layout
 from convexlayer.interior_point.lanes.product_cone import (
-    SMALLEST_STEP,
+    MIN_STEP,
     combined_shift,
-    enter_cone,
     new_scaling,
     set_unit,
+    shift_to_interior,
     shorten_step,
     times_H,
     update_scaling,
@@ -38,7 +43,6 @@ from convexlayer.interior_point.lanes.steps import (
     B_NORM,
     BY,
     KAPPA,
-    MEASURES,
     MOVE,
     OBJECTIVE,
     PRODUCT,
@@ -46,9 +50,10 @@ from convexlayer.interior_point.lanes.steps import (
     Q_NORM,
     QX,
     RAY_SIZE,
+    RESIDUAL_ROWS,
     SCALARS,
     SIGMA,
-    STEP,
+    STEP_FRACTION,
     TARGET,
     TAU,
     WORST,
@@ -57,11 +62,11 @@ from convexlayer.interior_point.lanes.steps import (
     Products,
     add_constant,
     advance,
-    centre,
-    longest_step,
-    measure,
+    centring,
     new_point,
-    prepare,
+    residuals,
+    step_scalars,
+    tau_kappa_step,
 )
 from convexlayer.linalg.lanes import LanePlan, factorise
 from convexlayer.linalg.simd import load, store
@@ -72,11 +77,11 @@ __all__ = ["INFEASIBLE", "ITERATION_LIMIT", "OPTIMAL", "STALLED", "UNBOUNDED", "
 
 OPTIMAL, INFEASIBLE, UNBOUNDED, STALLED, ITERATION_LIMIT = 0, 1, 2, 3, 4
 
-IDLE, FRESH, RUNNING, CROSSING = 0, 1, 2, 3
+IDLE, LOADED, RUNNING, CROSSING = 0, 1, 2, 3
 """States of a lane: no element, element loaded but without a starting point, iterating, in the crossover step (see
 ``crossover``)."""
 
-FAR = 1e4
+MAX_START_NORM = 1e4
 """Largest entry, in scaled units, of a least-squares starting point; above it (K is nearly singular) the method starts
 from the central point."""
 
@@ -84,10 +89,10 @@ BEST_ITERATE_FACTOR = 1e3
 """The best iterate is stored, and returned, only if its residual is below this many times ``Limits.accepted``;
 otherwise the last iterate is returned. This saves a copy in each of the first iterations."""
 
-RAY = 1e-8
+CERTIFICATE_TOL = 1e-8
 """Relative residual tolerance of an infeasibility certificate (Clarabel's tol_infeas_rel)."""
 
-COLLAPSED = 1e-2
+TAU_KAPPA_RATIO = 1e-2
 """Certificates are tested only while tau is below this many times kappa."""
 
 
@@ -126,10 +131,10 @@ def _load(layout: Layout, data: Data, values: Array, P: Array, q: Array, A: Arra
         values[layout.diagonal[i], v] = REGULARISATION if i < n else -REGULARISATION
     for p in range(len(upper)):
         data.P[p, v] = upper[p]
-        values[layout.P_place[p], v] += upper[p]
+        values[layout.P_position[p], v] += upper[p]
     for p in range(len(A)):
         data.A[p, v] = A[p]
-        values[layout.A_place[p], v] = A[p]
+        values[layout.A_position[p], v] = A[p]
     for j in range(n):
         data.q[j, v], data.d[j, v] = q[j], d[j]
     for i in range(m):
@@ -153,7 +158,7 @@ def solve_range(
     x_out: Array,
     y_out: Array,
     s_out: Array,
-    word: IndexArray,
+    status_code: IndexArray,
     iterations: IndexArray,
 ) -> None:
     """Solve the elements first ... last - 1 of a batch in V lanes.
@@ -174,7 +179,7 @@ def solve_range(
         x_out: out, (B, n); a ray for unbounded elements.
         y_out: out, (B, m); a ray for infeasible elements.
         s_out: out, (B, m).
-        word: out, (B,), status code of each element, OPTIMAL ... ITERATION_LIMIT.
+        status_code: out, (B,), status code of each element, OPTIMAL ... ITERATION_LIMIT.
         iterations: out, (B,), iterations of each element.
     """
     V, n, m, N = len(lanes), q.shape[1], b.shape[1], len(plan.permutation)
@@ -190,14 +195,14 @@ def solve_range(
     rhs, constant, step = np.zeros((N, V)), np.zeros((N, V)), np.zeros((N, V))
     ds, shift, Hy = np.zeros((m, V)), np.zeros((m, V)), np.zeros((m, V))
     scaling = new_scaling(lanes, layout, m)
-    lane, measures = np.ones((SCALARS, V)), np.zeros((MEASURES, V))
+    lane, measures = np.ones((SCALARS, V)), np.zeros((RESIDUAL_ROWS, V))
     element, state, count = np.full(V, -1), np.full(V, IDLE), np.zeros(V, np.int64)
     least, least_tau, crossing = np.full(V, np.inf), np.ones(V), np.zeros((1, V))
     polyhedral = layout.orthant == m
     following = first
     while True:
         products(lanes, layout, data.P, data.A, x, y, affine.Px, affine.Aty, affine.Ax)
-        measure(lanes, layout, data, point, affine, lane, measures)
+        residuals(lanes, layout, data, point, affine, lane, measures)
         anyone, running, anyone_crosses = False, False, False
         for v in range(V):
             if state[v] == RUNNING:
@@ -207,9 +212,9 @@ def solve_range(
                     least[v], least_tau[v] = worst, lane[TAU, v]
                     if worst < BEST_ITERATE_FACTOR * limits.accepted:
                         _copy_lane(point, best, v)
-                said = _judged(limits, lane, measures, v, least[v], improved, count[v])
+                said = _termination_status(limits, lane, measures, v, least[v], improved, count[v])
                 if said >= 0:
-                    word[e], iterations[e], state[v] = said, count[v], IDLE
+                    status_code[e], iterations[e], state[v] = said, count[v], IDLE
                     if said == INFEASIBLE:
                         _write_ray(y, data.e, -measures[BY, v], y_out[e], v)
                     elif said == UNBOUNDED:
@@ -224,7 +229,7 @@ def solve_range(
                 e = following
                 following += 1
                 _load(layout, data, values, P[e], q[e], A[e], b[e], v)
-                element[v], state[v], count[v], least[v] = e, FRESH, 0, np.inf
+                element[v], state[v], count[v], least[v] = e, LOADED, 0, np.inf
                 set_unit(layout, s, y, v)
                 x[:, v] = 0.0
                 lane[TAU, v], lane[KAPPA, v], lane[ALPHA, v] = 1.0, 1.0, 1.0
@@ -243,7 +248,7 @@ def solve_range(
         write_H(lanes, layout, n, scaling, values)
         for v in range(V):
             if state[v] == CROSSING:
-                set_active(layout, n, best, values, v)
+                write_active_set(layout, n, best, values, v)
         factorise(lanes, plan, values, L, D, D_inverse, row_work)
         for j in range(n):
             store(rhs, j, -load(lanes, data.q, j))
@@ -251,19 +256,19 @@ def solve_range(
             store(rhs, n + i, load(lanes, data.b, i))
         for v in range(V):
             if state[v] == CROSSING:
-                ahead(layout, data, best, least_tau[v], rhs, v)
+                crossover_rhs(layout, data, best, least_tau[v], rhs, v)
         solve_refined(lanes, plan, values, L, D_inverse, rhs, constant, work)
         if anyone_crosses:
-            refine_further(lanes, plan, values, L, D_inverse, rhs, constant, work, crossing, REFINEMENTS)
+            refine_further(lanes, plan, values, L, D_inverse, rhs, constant, work, crossing, CROSSOVER_REFINEMENTS)
             for v in range(V):
                 if state[v] == CROSSING:
-                    if arrived(layout, data, best, constant, v):
+                    if accept_crossover(layout, data, best, constant, v):
                         e = element[v]
                         _write(data, best, 1.0, x_out[e], y_out[e], s_out[e], v)
                     state[v] = IDLE
         if running:
             times_H(lanes, layout, scaling, constant[n : n + m], Hy)
-            prepare(lanes, layout, degree, data, point, affine, constant, Hy, lane)
+            step_scalars(lanes, layout, degree, data, point, affine, constant, Hy, lane)
             for i in range(layout.zero, m):
                 store(shift, i, load(lanes, s, i))
             dy = step[n : n + m]
@@ -281,10 +286,10 @@ def solve_range(
                 times_H(lanes, layout, scaling, dy, Hy)
                 for i in range(layout.zero, m):
                     store(ds, i, -(load(lanes, Hy, i) + load(lanes, shift, i)))
-                longest_step(lanes, lane, 1.0 if stage == 0 else 1.0 / STEP)
+                tau_kappa_step(lanes, lane, 1.0 if stage == 0 else 1.0 / STEP_FRACTION)
                 shorten_step(lanes, layout, scaling, s, y, ds, dy, lane[ALPHA])
                 if stage == 0:
-                    centre(lanes, lane)
+                    centring(lanes, lane)
                     combined_shift(lanes, layout, scaling, s, y, ds, dy, lane[TARGET], shift)
             for v in range(V):
                 lane[ALPHA, v] *= scaling.ok[v]
@@ -292,25 +297,31 @@ def solve_range(
                 count[v] += state[v] == RUNNING
             advance(lanes, lane, step, ds, point)
         for v in range(V):
-            if state[v] == FRESH:
+            if state[v] == LOADED:
                 _start(layout, constant, point, v)
                 lane[ALPHA, v], state[v] = 1.0, RUNNING
 
 
 @njit(nogil=True, error_model="numpy")
-def _judged(limits: Limits, lane: Array, measures: Array, v: int, least: float, improved: bool, count: int) -> int:
+def _termination_status(
+    limits: Limits, lane: Array, measures: Array, v: int, least: float, improved: bool, count: int
+) -> int:
     """Termination test of lane v: OPTIMAL, INFEASIBLE, UNBOUNDED, STALLED or ITERATION_LIMIT, or -1 to continue."""
     tau, kappa, worst, qx, by = lane[TAU, v], lane[KAPPA, v], measures[WORST, v], measures[QX, v], measures[BY, v]
     acceptable = least <= limits.accepted
     reached = worst <= limits.target and measures[PRODUCT, v] <= limits.target
     if reached or (acceptable and not improved):
         return OPTIMAL
-    if tau < COLLAPSED * kappa and by < 0.0 and measures[ATY_SIZE, v] <= -RAY * by:
+    if tau < TAU_KAPPA_RATIO * kappa and by < 0.0 and measures[ATY_SIZE, v] <= -CERTIFICATE_TOL * by:
         return INFEASIBLE
-    if tau < COLLAPSED * kappa and qx < 0.0 and max(measures[PX_SIZE, v], measures[RAY_SIZE, v]) <= -RAY * qx:
+    if (
+        tau < TAU_KAPPA_RATIO * kappa
+        and qx < 0.0
+        and max(measures[PX_SIZE, v], measures[RAY_SIZE, v]) <= -CERTIFICATE_TOL * qx
+    ):
         return UNBOUNDED
     said = -1
-    if lane[ALPHA, v] < SMALLEST_STEP or not np.isfinite(worst):
+    if lane[ALPHA, v] < MIN_STEP or not np.isfinite(worst):
         said = STALLED
     elif count >= limits.max_iter:
         said = ITERATION_LIMIT
@@ -324,15 +335,15 @@ def _start(layout: Layout, constant: Array, point: Point, v: int) -> None:
     n, largest = len(x), 0.0
     for i in range(n + len(s)):
         largest = max(largest, abs(constant[i, v]))
-    near = largest < FAR
+    near = largest < MAX_START_NORM
     for j in range(n):
         x[j, v] = constant[j, v] if near else 0.0
     if near:
         for i in range(len(s)):
             y[i, v] = constant[n + i, v]
             s[i, v] = -constant[n + i, v] if i >= layout.zero else 0.0
-        enter_cone(layout, s, v)
-        enter_cone(layout, y, v)
+        shift_to_interior(layout, s, v)
+        shift_to_interior(layout, y, v)
 
 
 @njit(nogil=True, error_model="numpy")

@@ -30,7 +30,7 @@ BACKTRACK = 0.8
 """Backtracking factor of the line search (Clarabel's linesearch_backtrack_step)."""
 
 # Maximum number of backtracking steps; 0.8^100 = 2e-10 is below every floor in use.
-_MOST_BACKTRACKS = 100
+_MAX_BACKTRACKS = 100
 
 # The rank-three scaling is used where delta_s'delta_y / s'y, which is 0 on the central path, exceeds this: the square
 # root of the machine epsilon.
@@ -124,20 +124,20 @@ def store_scaling(
     return (sy > 0.0) & (total >= 0.0)
 
 
-def backtracking(inside: Callable[[Any, float], Any]) -> Any:
+def backtracking(is_interior: Callable[[Any, float], Any]) -> Any:
     """Build the backtracking line search of a cone as a kernel.
 
     One kernel per cone, because Numba cannot cache a kernel that takes another kernel as an argument.
 
     Args:
-        inside: (point, exponent) -> mask.
+        is_interior: (point, exponent) -> mask.
     """
 
     @njit(nogil=True, error_model="numpy")
     def shorten(lanes: Any, exponent: float, r0: int, x: Any, dx: Any, alpha: Any, floor: float) -> Any:
         """The first of alpha, 0.8 alpha, 0.64 alpha ... with x + alpha dx in the interior; 0 if below the floor."""
-        for _ in range(_MOST_BACKTRACKS):
-            outside = ~inside(along(lanes, x, dx, alpha, r0), exponent)
+        for _ in range(_MAX_BACKTRACKS):
+            outside = ~is_interior(along(lanes, x, dx, alpha, r0), exponent)
             if not any_lane(outside & (alpha > 0.0)):
                 break
             alpha = where(outside, BACKTRACK * alpha, alpha)

@@ -38,31 +38,31 @@ class Layout(NamedTuple):
     Attributes:
         P_start, P_row: upper triangle of P by columns: column starts and row indices.
         P_source: index of each of its entries among the values of P.
-        P_place: position of each of its entries in K.
-        A_start, A_row, A_place: A by columns: column starts, row indices and positions in K.
+        P_position: position of each of its entries in K.
+        A_start, A_row, A_position: A by columns: column starts, row indices and positions in K.
         A_single: whether an entry is the only one of its row.
         diagonal: positions of the diagonal of K, (N,).
         zero: number of rows of the zero cone.
         orthant: index after the last row of the nonnegative cone.
         second_start, second_size: first row and number of rows of each second-order block.
         second_packed: start of its packed triangle, or -1 if it is expanded.
-        second_place: start of its entries of v, followed by those of u, in ``expanded_place``, or -1.
+        second_position: start of its entries of v, followed by those of u, in ``expanded_position``, or -1.
         second_extra: index of the first of its two additional unknowns, or -1.
-        expanded_place: positions in K of the entries of all expanded blocks.
+        expanded_position: positions in K of the entries of all expanded blocks.
         psd_start, psd_order, psd_packed: first row, order and start of the packed triangle of each semidefinite block.
         exponential_start, exponential_packed: first row and start of the packed triangle of each exponential block.
         power_start, power_packed, power_alpha: the same for each power block, and its exponent.
-        packed_place: positions in K of the entries of all packed triangles.
+        packed_position: positions in K of the entries of all packed triangles.
         packed_diagonal: 1 for a packed entry on the diagonal, else 0.
     """
 
     P_start: Indices
     P_row: Indices
     P_source: Indices
-    P_place: Indices
+    P_position: Indices
     A_start: Indices
     A_row: Indices
-    A_place: Indices
+    A_position: Indices
     A_single: BoolArray
     diagonal: Indices
     zero: int
@@ -70,9 +70,9 @@ class Layout(NamedTuple):
     second_start: Indices
     second_size: Indices
     second_packed: Indices
-    second_place: Indices
+    second_position: Indices
     second_extra: Indices
-    expanded_place: Indices
+    expanded_position: Indices
     psd_start: Indices
     psd_order: Indices
     psd_packed: Indices
@@ -81,7 +81,7 @@ class Layout(NamedTuple):
     power_start: Indices
     power_packed: Indices
     power_alpha: Array
-    packed_place: Indices
+    packed_position: Indices
     packed_diagonal: Array
 
 
@@ -134,8 +134,8 @@ class InteriorPointPlan:
             np.concatenate([np.ones(n), -np.ones(m), extra_signs]),
             np.concatenate([np.zeros(0, np.int64), *large]),
         )
-        P_place, diagonal, A_place, *rest = np.split(symbolic.place[where].astype(np.int32), ends[:-1])
-        packed_place = _joined(rest[: len(packed)])
+        P_position, diagonal, A_position, *rest = np.split(symbolic.place[where].astype(np.int32), ends[:-1])
+        packed_position = _joined(rest[: len(packed)])
         on_diagonal = [_triangle_diagonal(block.size) for block in packed]
         starts = {id(block): start for block, start in zip(packed, _offsets([b.triangle for b in packed]), strict=True)}
         places = {id(b): start for b, start in zip(expanded, _offsets([2 * b.size for b in expanded]), strict=True)}
@@ -152,10 +152,10 @@ class InteriorPointPlan:
             P_start=np.searchsorted(P.cols[upper], np.arange(n + 1)).astype(np.int32),
             P_row=P.rows[upper].astype(np.int32),
             P_source=upper.astype(np.int32),
-            P_place=P_place,
+            P_position=P_position,
             A_start=A.indptr.astype(np.int32),
             A_row=A.rows.astype(np.int32),
-            A_place=A_place,
+            A_position=A_position,
             A_single=A.row_singletons,
             diagonal=diagonal,
             zero=cones.zero,
@@ -163,9 +163,9 @@ class InteriorPointPlan:
             second_start=start("second_order"),
             second_size=_indices([block.size for block in kinds["second_order"]]),
             second_packed=column("second_order", starts),
-            second_place=column("second_order", places),
+            second_position=column("second_order", places),
             second_extra=column("second_order", extras),
-            expanded_place=_joined(rest[len(packed) :]),
+            expanded_position=_joined(rest[len(packed) :]),
             psd_start=start("psd"),
             psd_order=_indices(cones.psd),
             psd_packed=column("psd", starts),
@@ -174,7 +174,7 @@ class InteriorPointPlan:
             power_start=start("power"),
             power_packed=column("power", starts),
             power_alpha=np.array(cones.power, dtype=np.float64),
-            packed_place=packed_place,
+            packed_position=packed_position,
             packed_diagonal=np.concatenate([np.zeros(0), *on_diagonal]),
         )
         degree = cones.nonnegative + len(cones.second_order) + sum(cones.psd) + 3 * (

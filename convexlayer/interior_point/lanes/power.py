@@ -37,22 +37,30 @@ from convexlayer.interior_point.lanes.nonsymmetric import (
 )
 from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, sqrt, store, where
 
-__all__ = ["add_barrier", "combined_shift", "inside", "inside_dual", "shorten_step", "unit", "update_scaling"]
+__all__ = [
+    "add_barrier",
+    "central_point",
+    "combined_shift",
+    "is_interior",
+    "is_interior_dual",
+    "shorten_step",
+    "update_scaling",
+]
 
 # Lower bound of abs(x3) relative to x1 + x2, so that log abs(x3) exists; its square vanishes next to theirs.
 _TINY = 1e-60
 
 # Upper bound of the logarithmic excess, so that its exponential is finite (the limit for doubles is 709).
-_MOST_EXCESS = 600.0
+_MAX_EXCESS = 600.0
 
 # Maximum number of Newton steps for the shadow iterate of s.
-_MOST_STEPS = 20
+_MAX_STEPS = 20
 # Relative step at which Newton's method ends: it converges quadratically, so the next error is about 1e-16.
 _LAST_STEP = 1e-8
 
 
 @njit(nogil=True, error_model="numpy")
-def unit(exponent: float, s: Any, y: Any, r0: int, v: int) -> None:
+def central_point(exponent: float, s: Any, y: Any, r0: int, v: int) -> None:
     """Set s and y of lane v to the central point, s = y = -grad f(s) = -grad f*(y)."""
     for x in (s, y):
         x[r0, v] = math.sqrt(1.0 + exponent)
@@ -70,17 +78,17 @@ def _size(x: Any) -> Any:
 def _excess(x: Any, size: Any, exponent: float, scale1: float, scale2: float) -> Any:
     """2 log((x1 / scale1)^e (x2 / scale2)^(1 - e) / size), positive in the interior."""
     value = exponent * log(x[0] / (scale1 * size)) + (1.0 - exponent) * log(x[1] / (scale2 * size))
-    return minimum(2.0 * value, _MOST_EXCESS)
+    return minimum(2.0 * value, _MAX_EXCESS)
 
 
 @njit(nogil=True, error_model="numpy")
-def inside(s: Any, exponent: float) -> Any:
+def is_interior(s: Any, exponent: float) -> Any:
     """Mask of the lanes whose point is in the interior of K."""
     return (s[0] > 0.0) & (s[1] > 0.0) & (_excess(s, _size(s), exponent, 1.0, 1.0) > 0.0)
 
 
 @njit(nogil=True, error_model="numpy")
-def inside_dual(y: Any, exponent: float) -> Any:
+def is_interior_dual(y: Any, exponent: float) -> Any:
     """Mask of the lanes whose point is in the interior of K*."""
     return (y[0] > 0.0) & (y[1] > 0.0) & (_excess(y, _size(y), exponent, exponent, 1.0 - exponent) > 0.0)
 
@@ -110,7 +118,7 @@ def _shadow(s: Any, exponent: float) -> Any:
     e = expm1(target)
     x = (e * ((5.0 + e) / (sqrt(1.0 + e) * sqrt(4.0 + e) + 2.0)) + e) * (2.0 / 9.0)
     moving = target > 0.0
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         left = 2.0 * exponent * log1p(c1 * x) + 2.0 * (1.0 - exponent) * log1p(c2 * x) - log1p(x)
         slope = (1.0 + exponent) / (1.0 + c1 * x) + (2.0 - exponent) / (1.0 + c2 * x) - 1.0 / (1.0 + x)
         step = (target - left) / slope
@@ -129,7 +137,7 @@ def _shadow(s: Any, exponent: float) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
-def _solved(r: Any, y: Any, tau: Any, psi: Any, exponent: float) -> Any:
+def _solve_hessian(r: Any, y: Any, tau: Any, psi: Any, exponent: float) -> Any:
     """Solve G u = r: returns u, r'u and u3 - K A(u), with u1 and u2 relative to y1 and y2."""
     p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
     spread = 1.0 / (1.0 + 2.0 * tau)
@@ -182,7 +190,7 @@ def update_scaling(
     shadow_s = (-gradient[0], -gradient[1], -gradient[2])
     shadow_y, _ = _shadow(s_, exponent)
     axis = cross(y_, shadow_y)
-    _, left, _ = _solved(axis, y_, tau, psi, exponent)
+    _, left, _ = _solve_hessian(axis, y_, tau, psi, exponent)
     inv1, inv2, inv_psi = 1.0 / y_[0], 1.0 / y_[1], 1.0 / psi
     coupling = -2.0 * (1.0 + tau) * y_[2] * inv_psi
     G = (
@@ -209,7 +217,7 @@ def combined_shift(
     s_, y_, ds_, dy_ = at(lanes, s, r0), at(lanes, y, r0), at(lanes, ds, r0), at(lanes, dy, r0)
     p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
     tau, psi = _tau_psi(y_, exponent)
-    (u1, u2, u3), _, rest = _solved(ds_, y_, tau, psi, exponent)
+    (u1, u2, u3), _, rest = _solve_hessian(ds_, y_, tau, psi, exponent)
     inv1, inv2, inv_psi = 1.0 / y_[0], 1.0 / y_[1], 1.0 / psi
     v1, v2, v3 = dy_[0] * inv1, dy_[1] * inv2, dy_[2]
     share = 1.0 + tau
@@ -246,7 +254,7 @@ def combined_shift(
     store_point(shift, r0, plus(centred, -0.5, third))
 
 
-_shorten, _shorten_dual = backtracking(inside), backtracking(inside_dual)
+_shorten, _shorten_dual = backtracking(is_interior), backtracking(is_interior_dual)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -272,5 +280,5 @@ def add_barrier(
     _, psi = _tau_psi(y_, exponent)
     value = log_psi - log(psi) - 3.0
     value = value + (1.0 - exponent) * log(shadow[0] / y_[0]) + exponent * log(shadow[1] / y_[1])
-    interior = inside(s_, exponent) & inside_dual(y_, exponent)
+    interior = is_interior(s_, exponent) & is_interior_dual(y_, exponent)
     store(barrier, 0, load(lanes, barrier, 0) + where(interior, value, math.inf))

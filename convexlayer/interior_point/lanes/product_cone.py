@@ -13,16 +13,16 @@ from numba import njit
 from convexlayer.interior_point.lanes import exponential, power, psd, second_order
 from convexlayer.interior_point.lanes.kkt import REGULARISATION
 from convexlayer.interior_point.lanes.plan import Layout
-from convexlayer.linalg.simd import load, minimum, splat, store, where
+from convexlayer.linalg.simd import broadcast, load, minimum, store, where
 from convexlayer.program import Array
 
 __all__ = [
-    "SMALLEST_STEP",
+    "MIN_STEP",
     "Scaling",
     "combined_shift",
-    "enter_cone",
     "new_scaling",
     "set_unit",
+    "shift_to_interior",
     "shorten_step",
     "times_H",
     "update_scaling",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-SMALLEST_STEP = 1e-5
+MIN_STEP = 1e-5
 """Step length below which an element counts as stalled. (Clarabel's min_terminate_step_length is 1e-4.)"""
 
 
@@ -67,7 +67,7 @@ def new_scaling(lanes: Any, layout: Layout, m: int) -> Scaling:
     for order in layout.psd_order:
         work = max(work, psd.scratch_rows(order))
         factors += psd.factor_rows(order)
-    blocks, entries = len(layout.second_start), len(layout.packed_place)
+    blocks, entries = len(layout.second_start), len(layout.packed_position)
     return Scaling(
         np.ones((m, V)), np.zeros((m, V)), np.ones((blocks, V)), np.zeros((entries, V)), np.zeros((factors, V)),
         np.zeros((work, V)), np.zeros(V), np.ones(V),
@@ -83,15 +83,15 @@ def set_unit(layout: Layout, s: Array, y: Array, v: int) -> None:
     for start in layout.second_start:
         s[start, v], y[start, v] = 1.0, 1.0
     for block in range(len(layout.psd_start)):
-        psd.unit(layout.psd_order[block], s, y, layout.psd_start[block], v)
+        psd.identity(layout.psd_order[block], s, y, layout.psd_start[block], v)
     for start in layout.exponential_start:
-        exponential.unit(s, y, start, v)
+        exponential.central_point(s, y, start, v)
     for block in range(len(layout.power_start)):
-        power.unit(layout.power_alpha[block], s, y, layout.power_start[block], v)
+        power.central_point(layout.power_alpha[block], s, y, layout.power_start[block], v)
 
 
 @njit(nogil=True, error_model="numpy")
-def enter_cone(layout: Layout, u: Array, v: int) -> None:
+def shift_to_interior(layout: Layout, u: Array, v: int) -> None:
     """Move lane v's u along the identity of the (symmetric) cones to margin 1, unless it is in the interior already."""
     margin = np.inf
     for i in range(layout.zero, layout.orthant):
@@ -140,15 +140,16 @@ def write_H(lanes: Any, layout: Layout, n: int, scaling: Scaling, values: Array)
     """Write -H minus the static regularisation into the values of K."""
     for i in range(layout.zero, layout.orthant):
         store(values, layout.diagonal[n + i], -1.0 * load(lanes, scaling.diagonal, i) - REGULARISATION)
-    for k in range(len(layout.packed_place)):
+    for k in range(len(layout.packed_position)):
         regularisation = REGULARISATION * layout.packed_diagonal[k]
-        store(values, layout.packed_place[k], -1.0 * load(lanes, scaling.packed, k) - regularisation)
+        store(values, layout.packed_position[k], -1.0 * load(lanes, scaling.packed, k) - regularisation)
     for block in range(len(layout.second_start)):
         if layout.second_packed[block] < 0:
             start, size = layout.second_start[block], layout.second_size[block]
             second_order.expand(
                 lanes, scaling.w, scaling.eta2, block, start, size, layout.diagonal, n + start,
-                layout.second_extra[block], layout.expanded_place, layout.second_place[block], values, REGULARISATION,
+                layout.second_extra[block], layout.expanded_position, layout.second_position[block], values,
+                REGULARISATION,
             )  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def write_H(lanes: Any, layout: Layout, n: int, scaling: Scaling, values: Array)
 def times_H(lanes: Any, layout: Layout, scaling: Scaling, x: Array, out: Array) -> None:
     """Out <- H x, (m, V)."""
     for i in range(layout.zero):
-        store(out, i, splat(lanes, 0.0))
+        store(out, i, broadcast(lanes, 0.0))
     for i in range(layout.zero, layout.orthant):
         store(out, i, load(lanes, scaling.diagonal, i) * load(lanes, x, i))
     for block in range(len(layout.second_start)):
@@ -230,9 +231,9 @@ def shorten_step(
         psd.shorten_step(lanes, start, f0, order, scaling.factors, ds, dy, alpha, scaling.work)
         f0 += psd.factor_rows(order)
     if len(layout.exponential_start) + len(layout.power_start):
-        store(alpha, 0, minimum(load(lanes, alpha, 0), splat(lanes, 1.0)))
+        store(alpha, 0, minimum(load(lanes, alpha, 0), broadcast(lanes, 1.0)))
     for start in layout.exponential_start:
-        exponential.shorten_step(lanes, start, s, y, ds, dy, alpha, SMALLEST_STEP)
+        exponential.shorten_step(lanes, start, s, y, ds, dy, alpha, MIN_STEP)
     for block in range(len(layout.power_start)):
         start, exponent = layout.power_start[block], layout.power_alpha[block]
-        power.shorten_step(lanes, start, exponent, s, y, ds, dy, alpha, SMALLEST_STEP)
+        power.shorten_step(lanes, start, exponent, s, y, ds, dy, alpha, MIN_STEP)

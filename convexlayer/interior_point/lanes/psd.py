@@ -19,19 +19,19 @@ import numpy as np
 from numba import njit
 
 from convexlayer.interior_point.lanes.elementary import log
-from convexlayer.interior_point.lanes.small_matrices import cholesky, least_eigenvalue, orthogonalise, outer, sandwich
-from convexlayer.linalg.simd import load, minimum, splat, sqrt, store, where
+from convexlayer.interior_point.lanes.small_matrices import cholesky, congruence, least_eigenvalue, orthogonalise, outer
+from convexlayer.linalg.simd import broadcast, load, minimum, sqrt, store, where
 
 __all__ = [
     "add_barrier",
     "add_unit",
     "combined_shift",
     "factor_rows",
+    "identity",
     "margin",
     "multiply",
     "scratch_rows",
     "shorten_step",
-    "unit",
     "update_scaling",
 ]
 
@@ -49,7 +49,7 @@ def scratch_rows(order: int) -> int:
 
 
 @njit(nogil=True, error_model="numpy")
-def unit(order: int, s: Any, y: Any, r0: int, v: int) -> None:
+def identity(order: int, s: Any, y: Any, r0: int, v: int) -> None:
     """Set lane v's block of s and y to the identity."""
     row = r0
     for j in range(order):
@@ -73,7 +73,7 @@ def margin(x: Any, r0: int, order: int, v: int) -> float:
     k2, single = order * order, (0.0,)
     block, scratch, least = np.empty((order * (order + 1) // 2, 1)), np.empty((scratch_rows(order), 1)), np.empty(1)
     block[:, 0] = x[r0 : r0 + len(block), v]
-    _unpack(single, 0, order, block, block, splat(single, 0.0), scratch[:k2])
+    _unpack(single, 0, order, block, block, broadcast(single, 0.0), scratch[:k2])
     store(least, 0, least_eigenvalue(single, order, scratch[:k2], scratch[k2 : 2 * k2], scratch[2 * k2 :]))
     return least[0]
 
@@ -123,7 +123,7 @@ def update_scaling(
     k2 = order * order
     R, inverse, lam = factors[f0 : f0 + k2], factors[f0 + k2 : f0 + 2 * k2], factors[f0 + 2 * k2 : f0 + 2 * k2 + order]
     M, N = scratch[:k2], scratch[k2 : 2 * k2]
-    zero = splat(lanes, 0.0)
+    zero = broadcast(lanes, 0.0)
     _unpack(lanes, r0, order, s, s, zero, R)
     _unpack(lanes, r0, order, y, y, zero, M)
     definite = cholesky(lanes, order, R) & cholesky(lanes, order, M)
@@ -177,9 +177,9 @@ def multiply(lanes: Any, r0: int, f0: int, order: int, factors: Any, v: Any, out
     k2 = order * order
     R = factors[f0 : f0 + k2]
     X, T, Z = scratch[:k2], scratch[k2 : 2 * k2], scratch[2 * k2 : 3 * k2]
-    _unpack(lanes, r0, order, v, v, splat(lanes, 0.0), X)
-    sandwich(lanes, order, R, order, 1, X, T, Z)
-    sandwich(lanes, order, R, 1, order, Z, T, X)
+    _unpack(lanes, r0, order, v, v, broadcast(lanes, 0.0), X)
+    congruence(lanes, order, R, order, 1, X, T, Z)
+    congruence(lanes, order, R, 1, order, Z, T, X)
     _pack(lanes, r0, order, X, out)
 
 
@@ -187,11 +187,11 @@ def multiply(lanes: Any, r0: int, f0: int, order: int, factors: Any, v: Any, out
 def _scaled(lanes: Any, r0: int, f0: int, order: int, factors: Any, ds: Any, dy: Any, T: Any, S: Any, Y: Any) -> None:
     """S <- R^-1 mat(ds) R^-T, Y <- R' mat(dy) R; T is scratch for two matrices."""
     k2 = order * order
-    R, inverse, zero = factors[f0 : f0 + k2], factors[f0 + k2 : f0 + 2 * k2], splat(lanes, 0.0)
+    R, inverse, zero = factors[f0 : f0 + k2], factors[f0 + k2 : f0 + 2 * k2], broadcast(lanes, 0.0)
     _unpack(lanes, r0, order, ds, ds, zero, T[:k2])
-    sandwich(lanes, order, inverse, 1, order, T[:k2], T[k2:], S)
+    congruence(lanes, order, inverse, 1, order, T[:k2], T[k2:], S)
     _unpack(lanes, r0, order, dy, dy, zero, T[:k2])
-    sandwich(lanes, order, R, order, 1, T[:k2], T[k2:], Y)
+    congruence(lanes, order, R, order, 1, T[:k2], T[k2:], Y)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -209,7 +209,7 @@ def combined_shift(
     for j in range(order):
         at_j = load(lanes, lam, j)
         for i in range(j, order):
-            total = splat(lanes, 0.0)
+            total = broadcast(lanes, 0.0)
             if i == j:
                 total = 2.0 * (at_j * at_j - load(lanes, sigma_mu, 0))
             for p in range(order):
@@ -218,7 +218,7 @@ def combined_shift(
             entry = total / (at_j + load(lanes, lam, i))
             store(T, i + j * order, entry)
             store(T, j + i * order, entry)
-    sandwich(lanes, order, factors[f0 : f0 + k2], 1, order, T[:k2], T[k2:], S)
+    congruence(lanes, order, factors[f0 : f0 + k2], 1, order, T[:k2], T[k2:], S)
     _pack(lanes, r0, order, S, shift)
 
 
@@ -253,7 +253,7 @@ def add_barrier(
 ) -> None:
     """Barrier (V,) -= log det(S + alpha dS) + log det(Y + alpha dY); infinity if either is not positive definite."""
     X, length = scratch[: order * order], load(lanes, alpha, 0)
-    value = splat(lanes, 0.0)
+    value = broadcast(lanes, 0.0)
     for x, dx in ((s, ds), (y, dy)):
         _unpack(lanes, r0, order, x, dx, length, X)
         definite = cholesky(lanes, order, X)

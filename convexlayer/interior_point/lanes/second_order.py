@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from convexlayer.linalg.lanes import Indices
-from convexlayer.linalg.simd import load, maximum, minimum, splat, sqrt, store, where
+from convexlayer.linalg.simd import broadcast, load, maximum, minimum, sqrt, store, where
 from convexlayer.program import Array
 
 __all__ = ["expand", "margin", "pack", "product", "scale", "shift", "shorten_step"]
@@ -37,7 +37,7 @@ def margin(u: Array, start: int, size: int, v: int) -> float:
 @njit(nogil=True, error_model="numpy")
 def _dot(lanes: Any, x: Array, y: Array, start: int, size: int) -> Any:
     """x1'y1 of a block."""
-    total = splat(lanes, 0.0)
+    total = broadcast(lanes, 0.0)
     for i in range(start + 1, start + size):
         total = total + load(lanes, x, i) * load(lanes, y, i)
     return total
@@ -58,7 +58,7 @@ def scale(lanes: Any, s: Array, y: Array, start: int, size: int, w: Array, eta2:
     y_size = sqrt(_det(y0, _dot(lanes, y, y, start, size)))
     dot = s0 * y0 + _dot(lanes, s, y, start, size)
     norm = 0.5 / sqrt(0.5 * (1.0 + dot / (s_size * y_size)))
-    s_factor, y_factor, tail = norm / s_size, norm / y_size, splat(lanes, 0.0)
+    s_factor, y_factor, tail = norm / s_size, norm / y_size, broadcast(lanes, 0.0)
     for i in range(start + 1, start + size):
         wi = s_factor * load(lanes, s, i) - y_factor * load(lanes, y, i)
         store(w, i, wi)
@@ -97,7 +97,7 @@ def expand(
     u1 = -2.0 * eta2_ * w0 / u0
     v1 = -1.0 * eta2_ * sqrt(2.0 * (2.0 + inverse) / (2.0 * wsq - inverse))
     store(values, diagonal[row], -0.5 * eta2_ * inverse - shift)
-    store(values, place[first], splat(lanes, 0.0))
+    store(values, place[first], broadcast(lanes, 0.0))
     store(values, place[first + size], -1.0 * eta2_ * u0)
     for i in range(1, size):
         wi = load(lanes, w, start + i)
@@ -133,7 +133,7 @@ def shift(
     inverse, part = 1.0 / eta, 1.0 / (1.0 + w0)
     lambda0, left0, right0 = eta * (w0 * y0 + wy), inverse * (w0 * ds0 - wds), eta * (w0 * dy0 + wdy)
     a, b, c = y0 + wy * part, wds * part - ds0, dy0 + wdy * part
-    inner, tail, cross = splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
+    inner, tail, cross = broadcast(lanes, 0.0), broadcast(lanes, 0.0), broadcast(lanes, 0.0)
     for i in range(1, size):
         wi = load(lanes, w, start + i)
         lambda_i = eta * (load(lanes, y, start + i) + a * wi)
@@ -146,7 +146,7 @@ def shift(
         store(work, i, lambda_i)
         store(work, size + i, mixed)
     head = (lambda0 * (left0 * right0 + inner - target) - cross) / _det(lambda0, tail)
-    along, over = splat(lanes, 0.0), 1.0 / lambda0
+    along, over = broadcast(lanes, 0.0), 1.0 / lambda0
     for i in range(1, size):
         lambda_i = load(lanes, work, i)
         value = (load(lanes, work, size + i) - head * lambda_i) * over + lambda_i

@@ -11,19 +11,19 @@ from typing import Any
 
 from numba import njit
 
-from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, splat, sqrt, store, where
+from convexlayer.linalg.simd import absolute, any_lane, broadcast, load, maximum, minimum, sqrt, store, where
 
-__all__ = ["cholesky", "least_eigenvalue", "orthogonalise", "outer", "sandwich"]
+__all__ = ["cholesky", "congruence", "least_eigenvalue", "orthogonalise", "outer"]
 
 # Two columns count as orthogonal if their cosine is below this, a few rounding errors.
 _ORTHOGONAL = 1e-15
 # A sweep in which every cosine is below this is the last: Jacobi converges quadratically.
 _LAST_SWEEP = 1e-9
 # Maximum number of Jacobi sweeps.
-_MOST_SWEEPS = 20
+_MAX_SWEEPS = 20
 
 # Maximum number of Laguerre steps; convergence is cubic for a simple root, linear with factor 0.3 for a double one.
-_MOST_STEPS = 40
+_MAX_STEPS = 40
 # Laguerre's method ends at a step below this, relative to the norm of the matrix. It converges from below, so that the
 # step to the boundary of the cone is never overestimated.
 _LAST_STEP = 1e-9
@@ -32,7 +32,7 @@ _LAST_STEP = 1e-9
 @njit(nogil=True, error_model="numpy")
 def cholesky(lanes: Any, order: int, X: Any) -> Any:
     """Overwrite the lower triangle of X by its Cholesky factor; returns the mask of lanes with X positive definite."""
-    definite = splat(lanes, 1.0) > 0.0
+    definite = broadcast(lanes, 1.0) > 0.0
     for j in range(order):
         for i in range(j, order):
             total = load(lanes, X, i + j * order)
@@ -48,17 +48,17 @@ def cholesky(lanes: Any, order: int, X: Any) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
-def sandwich(lanes: Any, order: int, A: Any, down: int, right: int, X: Any, T: Any, out: Any) -> None:
+def congruence(lanes: Any, order: int, A: Any, down: int, right: int, X: Any, T: Any, out: Any) -> None:
     """Out <- A X A' with symmetric X and A's entry (i, j) in row ``i down + j right``; T is scratch."""
     for j in range(order):
         for i in range(order):
-            total = splat(lanes, 0.0)
+            total = broadcast(lanes, 0.0)
             for p in range(order):
                 total = total + load(lanes, X, i + p * order) * load(lanes, A, j * down + p * right)
             store(T, i + j * order, total)
     for j in range(order):
         for i in range(j, order):
-            total = splat(lanes, 0.0)
+            total = broadcast(lanes, 0.0)
             for p in range(order):
                 total = total + load(lanes, A, i * down + p * right) * load(lanes, T, p + j * order)
             store(out, i + j * order, total)
@@ -70,7 +70,7 @@ def outer(lanes: Any, order: int, R: Any, W: Any) -> None:
     """W <- R R'."""
     for j in range(order):
         for i in range(j, order):
-            total = splat(lanes, 0.0)
+            total = broadcast(lanes, 0.0)
             for p in range(order):
                 total = total + load(lanes, R, i + p * order) * load(lanes, R, j + p * order)
             store(W, i + j * order, total)
@@ -84,12 +84,12 @@ def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
     The norms of the columns of M are then its singular values, with full relative precision even of the small ones
     (Demmel and Veselic 1992).
     """
-    moving = splat(lanes, 1.0) > 0.0
-    for _ in range(_MOST_SWEEPS):
-        far = splat(lanes, 0.0) > 0.0
+    moving = broadcast(lanes, 1.0) > 0.0
+    for _ in range(_MAX_SWEEPS):
+        far = broadcast(lanes, 0.0) > 0.0
         for j in range(order - 1):
             for i in range(j + 1, order):
-                left, right, between = splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
+                left, right, between = broadcast(lanes, 0.0), broadcast(lanes, 0.0), broadcast(lanes, 0.0)
                 for p in range(order):
                     x, y = load(lanes, M, p + j * order), load(lanes, M, p + i * order)
                     left, right, between = left + x * x, right + y * y, between + x * y
@@ -122,8 +122,8 @@ def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) ->
     Laguerre's method on the Householder tridiagonal form. X, work (k rows) and squares (k rows) are overwritten.
     """
     _tridiagonalise(lanes, order, X, work, squares)
-    zero = splat(lanes, 0.0)
-    least, size, before, taint = splat(lanes, math.inf), zero, zero, zero
+    zero = broadcast(lanes, 0.0)
+    least, size, before, taint = broadcast(lanes, math.inf), zero, zero, zero
     for i in range(order):
         after = zero
         if i < order - 1:
@@ -137,7 +137,7 @@ def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) ->
     x = least - 0.01 * size + taint
     moving = size > 0.0
     n = float(order)
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         # The sums of 1 / (eigenvalue - x) and of its square, the derivatives of -log det(X - x I), from the pivots of
         # X - x I. A pivot is negative if rounding has moved x past the smallest eigenvalue.
         first, second = zero, zero
@@ -166,7 +166,7 @@ def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) ->
 @njit(nogil=True, error_model="numpy")
 def _tridiagonalise(lanes: Any, order: int, X: Any, work: Any, squares: Any) -> None:
     """Householder tridiagonalisation: the diagonal stays in X, ``squares`` gets the squared off-diagonal entries."""
-    zero = splat(lanes, 0.0)
+    zero = broadcast(lanes, 0.0)
     for j in range(order - 1):
         norm = zero
         for i in range(j + 1, order):

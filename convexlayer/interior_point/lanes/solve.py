@@ -20,7 +20,7 @@ __all__ = ["LanesInteriorPoint", "warm_up"]
 LANES = 8
 """Elements solved together: the doubles of one AVX-512 register. They take about as long as three single elements."""
 
-WORDS = (
+STATUSES = (
     Status.OPTIMAL,
     Status.INFEASIBLE,
     Status.UNBOUNDED,
@@ -29,7 +29,7 @@ WORDS = (
 )
 """Status by the status code of the loop."""
 
-UNLIMITED = (*WORDS[:4], Status.NUMERICAL_ERROR)
+STATUSES_WITHOUT_LIMIT = (*STATUSES[:4], Status.NUMERICAL_ERROR)
 """The same if the caller did not set max_iter: reaching the default limit counts as stalled."""
 
 TARGET_OVER_TOL = 0.3
@@ -66,7 +66,7 @@ class LanesInteriorPoint:
         """
         plan, batch = self._plan, program.batch
         x, y, s = (np.full((batch, size), np.nan) for size in (self._structure.n, self._structure.m, self._structure.m))
-        word, iterations = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
+        status_code, iterations = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         limits = Limits(TARGET_OVER_TOL * tol, tol, max_iter or MAX_ITER)
         lanes = (0.0,) * (LANES if batch > 2 * WORKERS else 1)
         data = tuple(map(as_contiguous_float64, (program.P, program.q, program.A, program.b)))
@@ -75,13 +75,13 @@ class LanesInteriorPoint:
         def some(first: int, last: int) -> None:
             solve_range(
                 lanes, plan.layout, plan.factor, limits, plan.symmetric, plan.degree, *data, first, last,
-                x, y, s, word, iterations,
+                x, y, s, status_code, iterations,
             )  # fmt: skip
 
         parallel_for(some, batch, seconds_per_item=ITERATIONS * (FLOP_S * plan.flops + ENTRY_S * plan.fill))
         seconds = np.full(batch, (time.perf_counter() - start) / max(batch, 1))
-        words = WORDS if max_iter is not None else UNLIMITED
-        status = tuple(map(words.__getitem__, word.tolist()))
+        statuses = STATUSES if max_iter is not None else STATUSES_WITHOUT_LIMIT
+        status = tuple(map(statuses.__getitem__, status_code.tolist()))
         return Solution(x, y, s, status, iterations, seconds, {"solver": "batched"})
 
 

@@ -15,7 +15,7 @@ from numba import njit
 
 from convexlayer.interior_point.lanes.kkt import times_P
 from convexlayer.interior_point.lanes.plan import Layout
-from convexlayer.linalg.simd import absolute, load, maximum, minimum, splat, store, where
+from convexlayer.linalg.simd import absolute, broadcast, load, maximum, minimum, store, where
 from convexlayer.program import Array
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "BY",
     "B_NORM",
     "KAPPA",
-    "MEASURES",
     "MOVE",
     "OBJECTIVE",
     "PRODUCT",
@@ -32,9 +31,10 @@ __all__ = [
     "QX",
     "Q_NORM",
     "RAY_SIZE",
+    "RESIDUAL_ROWS",
     "SCALARS",
     "SIGMA",
-    "STEP",
+    "STEP_FRACTION",
     "TARGET",
     "TAU",
     "WORST",
@@ -43,14 +43,14 @@ __all__ = [
     "Products",
     "add_constant",
     "advance",
-    "centre",
-    "longest_step",
-    "measure",
+    "centring",
     "new_point",
-    "prepare",
+    "residuals",
+    "step_scalars",
+    "tau_kappa_step",
 ]  # fmt: skip
 
-STEP = 0.99
+STEP_FRACTION = 0.99
 """Fraction of the step to the boundary that is taken (Clarabel's max_step_fraction)."""
 
 
@@ -102,8 +102,8 @@ SCALARS = 12
 """Number of rows of the array of scalars per lane, indexed by TAU ... MOVE."""
 
 WORST, PRODUCT, QX, BY, ATY_SIZE, PX_SIZE, RAY_SIZE = range(7)
-MEASURES = 7
-"""Number of rows of the array filled by ``measure``, indexed by WORST ... RAY_SIZE."""
+RESIDUAL_ROWS = 7
+"""Number of rows of the array filled by ``residuals``, indexed by WORST ... RAY_SIZE."""
 
 
 @njit(nogil=True, error_model="numpy")
@@ -113,7 +113,7 @@ def new_point(n: int, m: int, V: int) -> Point:
 
 
 @njit(nogil=True, error_model="numpy")
-def prepare(
+def step_scalars(
     lanes: Any,
     layout: Layout,
     degree: int,
@@ -133,8 +133,8 @@ def prepare(
     n, m = len(point.x), len(point.s)
     tau, kappa = load(lanes, lane, TAU), load(lanes, lane, KAPPA)
     inverse = 1.0 / tau
-    sy, curvature, left, distance = tau * kappa, splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
-    xPx, qx, by = splat(lanes, 0.0), splat(lanes, 0.0), splat(lanes, 0.0)
+    sy, curvature, left, distance = tau * kappa, broadcast(lanes, 0.0), broadcast(lanes, 0.0), broadcast(lanes, 0.0)
+    xPx, qx, by = broadcast(lanes, 0.0), broadcast(lanes, 0.0), broadcast(lanes, 0.0)
     for j in range(n):
         x_j = load(lanes, point.x, j)
         store(affine.difference, j, load(lanes, constant, j) - x_j * inverse)
@@ -155,7 +155,7 @@ def prepare(
     store(lane, MU, sy * (1.0 / (degree + 1.0)))
     store(lane, R_TAU, kappa + qx + by + xPx * inverse)
     store(lane, DENOMINATOR, kappa * inverse + distance + maximum(left, curvature))
-    store(lane, SIGMA, splat(lanes, 0.0))
+    store(lane, SIGMA, broadcast(lanes, 0.0))
     store(lane, CORRECTION, tau * kappa)
 
 
@@ -179,9 +179,9 @@ def add_constant(lanes: Any, data: Data, affine: Products, constant: Array, lane
 
 
 @njit(nogil=True, error_model="numpy")
-def longest_step(lanes: Any, lane: Array, longest: float) -> None:
+def tau_kappa_step(lanes: Any, lane: Array, longest: float) -> None:
     """Set alpha to the longest step, at most ``longest``, that keeps tau and kappa nonnegative."""
-    alpha = splat(lanes, longest)
+    alpha = broadcast(lanes, longest)
     for value, change in ((TAU, D_TAU), (KAPPA, D_KAPPA)):
         u, du = load(lanes, lane, value), load(lanes, lane, change)
         alpha = where(du < 0.0, minimum(-u / du, alpha), alpha)
@@ -189,7 +189,7 @@ def longest_step(lanes: Any, lane: Array, longest: float) -> None:
 
 
 @njit(nogil=True, error_model="numpy")
-def centre(lanes: Any, lane: Array) -> None:
+def centring(lanes: Any, lane: Array) -> None:
     """Set sigma = (1 - alpha)^3 from the affine step, the target sigma mu, and the right-hand side for kappa."""
     left = 1.0 - load(lanes, lane, ALPHA)
     sigma = left * left * left
@@ -201,13 +201,13 @@ def centre(lanes: Any, lane: Array) -> None:
 
 
 @njit(nogil=True, error_model="numpy")
-def measure(lanes: Any, layout: Layout, data: Data, point: Point, affine: Products, lane: Array, out: Array) -> None:
+def residuals(lanes: Any, layout: Layout, data: Data, point: Point, affine: Products, lane: Array, out: Array) -> None:
     """Compute the quantities of the termination test at a point, in rows WORST ... RAY_SIZE of ``out``.
 
     The largest of the primal, dual and gap residuals; the natural residual of the nonnegative rows; q'x and b'y (scaled
     units); the largest entries of A'y, Px and Ax + s. All but q'x and b'y are unscaled.
     """
-    zero, one = splat(lanes, 0.0), splat(lanes, 1.0)
+    zero, one = broadcast(lanes, 0.0), broadcast(lanes, 1.0)
     inverse, c = 1.0 / load(lanes, lane, TAU), 1.0 / load(lanes, data.scalars, OBJECTIVE)
     tau = load(lanes, lane, TAU)
     xPx, qx, by, r_x, r_y, Px, Aty, Ax, s, ray = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
@@ -249,7 +249,7 @@ def measure(lanes: Any, layout: Layout, data: Data, point: Point, affine: Produc
 @njit(nogil=True, error_model="numpy")
 def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> Any:
     """The largest min(s, y) of a nonnegative row, unscaled and multiplied by tau."""
-    c, worst = 1.0 / load(lanes, data.scalars, OBJECTIVE), splat(lanes, 0.0)
+    c, worst = 1.0 / load(lanes, data.scalars, OBJECTIVE), broadcast(lanes, 0.0)
     for i in range(layout.zero, layout.orthant):
         e = load(lanes, data.e, i)
         worst = maximum(minimum(load(lanes, point.s, i) / e, load(lanes, point.y, i) * e * c), worst)
@@ -258,9 +258,9 @@ def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> An
 
 @njit(nogil=True, error_model="numpy")
 def advance(lanes: Any, lane: Array, step: Array, ds: Array, point: Point) -> None:
-    """(x, y, s, tau, kappa) += STEP alpha (dx, dy, ds, d tau, d kappa), in lanes where MOVE and alpha are positive."""
+    """(x, y, s, tau, kappa) += STEP_FRACTION alpha (dx, dy, ds, d tau, d kappa), where MOVE and alpha are positive."""
     n = len(point.x)
-    alpha = STEP * load(lanes, lane, ALPHA)
+    alpha = STEP_FRACTION * load(lanes, lane, ALPHA)
     moves = (load(lanes, lane, MOVE) > 0.0) & (alpha > 0.0)
     store(lane, ALPHA, alpha)
     for j in range(n):

@@ -53,7 +53,7 @@ class AbstractPart(ABC):
         """The scaling at s and z, both in the interior of the cone."""
 
     @abstractmethod
-    def least(self, u: Tensor) -> Tensor:
+    def min_eigenvalue(self, u: Tensor) -> Tensor:
         """The smallest eigenvalue of all blocks, (B, 1, 1)."""
 
     @abstractmethod
@@ -65,7 +65,7 @@ class AbstractPart(ABC):
         """The Jordan product."""
 
     @abstractmethod
-    def quotient(self, lam: Tensor, v: Tensor) -> Tensor:
+    def jordan_divide(self, lam: Tensor, v: Tensor) -> Tensor:
         """The u with product(lam, u) = v."""
 
     @abstractmethod
@@ -77,7 +77,7 @@ class AbstractPart(ABC):
         """The projection onto the cone."""
 
     @abstractmethod
-    def shared(self, size: Tensor) -> Tensor:
+    def block_max(self, size: Tensor) -> Tensor:
         """Row norms made constant on each block, as their maximum, so that scaling by them maps the cone to itself."""
 
 
@@ -102,7 +102,7 @@ class _Nonnegative(AbstractPart):
     def scaling(self, s: Tensor, z: Tensor) -> AbstractScaling:
         return _NonnegativeScaling(s, z)
 
-    def least(self, u: Tensor) -> Tensor:
+    def min_eigenvalue(self, u: Tensor) -> Tensor:
         return u.amin(1, keepdim=True)
 
     def unit(self, like: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class _Nonnegative(AbstractPart):
     def product(self, u: Tensor, v: Tensor) -> Tensor:
         return u * v
 
-    def quotient(self, lam: Tensor, v: Tensor) -> Tensor:
+    def jordan_divide(self, lam: Tensor, v: Tensor) -> Tensor:
         return v / lam
 
     def inverse_step(self, lam: Tensor, direction: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class _Nonnegative(AbstractPart):
     def project(self, w: Tensor) -> Tensor:
         return w.clamp(min=0.0)
 
-    def shared(self, size: Tensor) -> Tensor:
+    def block_max(self, size: Tensor) -> Tensor:
         return size
 
 
@@ -175,7 +175,7 @@ class _SecondOrder(AbstractPart):
     def scaling(self, s: Tensor, z: Tensor) -> AbstractScaling:
         return _SecondOrderScaling(self, s, z)
 
-    def least(self, u: Tensor) -> Tensor:
+    def min_eigenvalue(self, u: Tensor) -> Tensor:
         blocks = self.split(u)
         return (blocks[:, :, :1] - _tail_norm(blocks)).amin((1, 2), keepdim=True).squeeze(3)
 
@@ -189,7 +189,7 @@ class _SecondOrder(AbstractPart):
         top = (u * v).sum(2, keepdim=True)
         return self.join(torch.cat((top, u[:, :, :1] * v[:, :, 1:] + v[:, :, :1] * u[:, :, 1:]), 2))
 
-    def quotient(self, lam: Tensor, v: Tensor) -> Tensor:
+    def jordan_divide(self, lam: Tensor, v: Tensor) -> Tensor:
         lam, v = self.split(lam), self.split(v)
         first, rest = lam[:, :, :1], lam[:, :, 1:]
         top = (first * v[:, :, :1] - (rest * v[:, :, 1:]).sum(2, keepdim=True)) / _determinant(lam)
@@ -213,7 +213,7 @@ class _SecondOrder(AbstractPart):
         curved = torch.cat((top, blocks[:, :, 1:] * (top / torch.where(norm > 0.0, norm, 1.0))), 2)
         return self.join(torch.where(head >= norm, blocks, curved))
 
-    def shared(self, size: Tensor) -> Tensor:
+    def block_max(self, size: Tensor) -> Tensor:
         blocks = self.split(size)
         return self.join(blocks.amax(2, keepdim=True).expand_as(blocks))
 
@@ -287,9 +287,9 @@ class ConeRows:
         parts = tuple(part.scaling(u, v) for part, u, v in self._pairs(s, z))
         return Scaling(parts, self._sizes, _cat(s, [part.lam for part in parts]))
 
-    def least(self, u: Tensor) -> Tensor:
+    def min_eigenvalue(self, u: Tensor) -> Tensor:
         """The smallest eigenvalue of u, (B, 1, 1); inf without rows."""
-        return _largest(u, [-part.least(v) for part, v in self._singles(u)]).neg()
+        return _largest(u, [-part.min_eigenvalue(v) for part, v in self._singles(u)]).neg()
 
     def unit(self, like: Tensor) -> Tensor:
         """The identity element, (1, rows, 1)."""
@@ -299,9 +299,9 @@ class ConeRows:
         """The Jordan product of u and v."""
         return _cat(u, [part.product(a, b) for part, a, b in self._pairs(u, v)])
 
-    def quotient(self, lam: Tensor, v: Tensor) -> Tensor:
+    def jordan_divide(self, lam: Tensor, v: Tensor) -> Tensor:
         """The u whose product with lam is v."""
-        return _cat(v, [part.quotient(a, b) for part, a, b in self._pairs(lam, v)])
+        return _cat(v, [part.jordan_divide(a, b) for part, a, b in self._pairs(lam, v)])
 
     def inverse_step(self, lam: Tensor, direction: Tensor) -> Tensor:
         """1 / alpha for the largest step from lam that stays in the cone, (B, 1, 1); <= 0 if unbounded."""
@@ -311,9 +311,9 @@ class ConeRows:
         """The projection onto the cone."""
         return _cat(w, [part.project(u) for part, u in self._singles(w)])
 
-    def shared(self, size: Tensor) -> Tensor:
+    def block_max(self, size: Tensor) -> Tensor:
         """The maximum of ``size`` over each second-order block, in all of its rows."""
-        return _cat(size, [part.shared(u) for part, u in self._singles(size)])
+        return _cat(size, [part.block_max(u) for part, u in self._singles(size)])
 
     def _singles(self, u: Tensor) -> Iterator[tuple[AbstractPart, Tensor]]:
         return zip(self._parts, u.split(self._sizes, 1), strict=True) if self._parts else iter(())

@@ -66,7 +66,7 @@ def equilibrate(program: DenseProgram, cone: ConeRows, p: int) -> Equilibrated:
     for _ in range(PASSES):
         size = torch.maximum(_largest(P, 1), _largest(A, 1)).mT
         height = _largest(A, 2)
-        height = torch.cat((height[:, :p], cone.shared(height[:, p:])), 1)
+        height = torch.cat((height[:, :p], cone.block_max(height[:, p:])), 1)
         D, R = _step(columns, size), _step(rows, height)
         columns, rows = D * columns, R * rows
         P, A = D * P * D.mT, R * A * D.mT

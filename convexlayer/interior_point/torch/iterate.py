@@ -14,11 +14,11 @@ from convexlayer.interior_point.torch.kkt import KktData, KktFactor
 
 __all__ = ["Iterate", "Residual", "residual", "start", "step"]
 
-MODEST = 1e-4
+START_REGULARISATION = 1e-4
 """Regularisation of the KKT matrix for the starting point: bounds the components that the data leave undetermined to
 some thousands."""
 
-BACK_OFF = 0.99
+STEP_FRACTION = 0.99
 """Fraction of the step to the boundary that is taken (Clarabel's max_step_fraction)."""
 
 
@@ -45,7 +45,7 @@ class Iterate:
         """The elements at these positions."""
         return Iterate(self.x[index], self.y[index], self.s[index], self.tau[index], self.kappa[index])
 
-    def moved(self, direction: Iterate, alpha: Tensor, moving: Tensor) -> Iterate:
+    def advance(self, direction: Iterate, alpha: Tensor, moving: Tensor) -> Iterate:
         """The iterate plus alpha times the direction, for elements where ``moving`` (B, 1, 1) holds."""
         return Iterate(
             torch.where(moving, self.x + alpha * direction.x, self.x),
@@ -111,7 +111,7 @@ def start(program: DenseProgram, cone: ConeRows, *, quadratic: bool) -> Iterate:
     With a quadratic term a single system gives both, s = -y. Without it, s and y are the feasible ones of least norm,
     from two right-hand sides (Clarabel).
     """
-    data = KktData(program.P, program.A, program.A.shape[1] - cone.rows, MODEST)
+    data = KktData(program.P, program.A, program.A.shape[1] - cone.rows, START_REGULARISATION)
     unit = cone.unit(program.q).expand(program.q.shape[0], -1, -1)
     factor = KktFactor(data, cone.scaling(unit, unit))
     nothing = torch.zeros_like(program.q), torch.zeros_like(program.b)
@@ -122,13 +122,13 @@ def start(program: DenseProgram, cone: ConeRows, *, quadratic: bool) -> Iterate:
         both = torch.cat((nothing[0], -program.q), 2), torch.cat((program.b, nothing[1]), 2)
         x, y = factor.solve(*both, refinements=0)
         x, s, y = x[:, :, :1], -y[:, data.p :, :1], y[:, :, 1:]
-    inside = [v + (1.0 - cone.least(v)).clamp(min=0.0) * unit for v in (s, y[:, data.p :])]
+    inside = [v + (1.0 - cone.min_eigenvalue(v)).clamp(min=0.0) * unit for v in (s, y[:, data.p :])]
     one = torch.ones_like(program.q[:, :1])
     return Iterate(x, torch.cat((y[:, : data.p], inside[1]), 1), inside[0], one, one)
 
 
 def step(
-    data: KktData, program: DenseProgram, cone: ConeRows, at: Iterate, missing: Residual
+    data: KktData, program: DenseProgram, cone: ConeRows, at: Iterate, residuals: Residual
 ) -> tuple[Iterate, Tensor]:
     """The predictor-corrector direction at an iterate, and the step length along it, (B, 1, 1), at most 1."""
     p = data.p
@@ -141,7 +141,7 @@ def step(
         return torch.cat((-rest[:, :p], constant - rest[:, p:]), 1)
 
     # One solve for two right-hand sides: the constant one (-q, b) and the affine direction.
-    both = torch.cat((-program.q, missing.dual), 2), torch.cat((program.b, shifted(at.s, missing.primal)), 2)
+    both = torch.cat((-program.q, residuals.dual), 2), torch.cat((program.b, shifted(at.s, residuals.primal)), 2)
     x, y = factor.solve(*both)
     x_tau, y_tau = x[:, :, :1], y[:, :, :1]
     ray = at.x / at.tau
@@ -172,18 +172,18 @@ def step(
         inverse = torch.maximum(cone.inverse_step(lam, scaled_s), cone.inverse_step(lam, scaled_y))
         return torch.maximum(inverse, torch.maximum(-direction.tau / at.tau, -direction.kappa / at.kappa))
 
-    affine, scaled_s, scaled_y = complete(x[:, :, 1:], y[:, :, 1:], missing.gap, at.tau * at.kappa, lam)
+    affine, scaled_s, scaled_y = complete(x[:, :, 1:], y[:, :, 1:], residuals.gap, at.tau * at.kappa, lam)
     alpha = 1.0 / inverse_length(affine, scaled_s, scaled_y).clamp(min=1.0)
     sigma = (1.0 - alpha) ** 3
 
-    centre = sigma * missing.mu
+    centre = sigma * residuals.mu
     target = cone.product(lam, lam) + cone.product(scaled_s, scaled_y) - centre * cone.unit(lam)
-    target = cone.quotient(lam, target)
+    target = cone.jordan_divide(lam, target)
     rest = 1.0 - sigma
-    x, y = factor.solve(rest * missing.dual, shifted(scaling.multiply(target), rest * missing.primal))
+    x, y = factor.solve(rest * residuals.dual, shifted(scaling.multiply(target), rest * residuals.primal))
     comp = at.tau * at.kappa + affine.tau * affine.kappa - centre
-    direction, scaled_s, scaled_y = complete(x, y, rest * missing.gap, comp, target)
-    alpha = 1.0 / (inverse_length(direction, scaled_s, scaled_y) / BACK_OFF).clamp(min=1.0)
+    direction, scaled_s, scaled_y = complete(x, y, rest * residuals.gap, comp, target)
+    alpha = 1.0 / (inverse_length(direction, scaled_s, scaled_y) / STEP_FRACTION).clamp(min=1.0)
     return direction, alpha
 
 

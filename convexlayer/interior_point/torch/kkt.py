@@ -20,12 +20,12 @@ from convexlayer.interior_point.torch.cones import Scaling
 
 __all__ = ["KktData", "KktFactor"]
 
-STATIC = 1e-10
+STATIC_REG = 1e-10
 """Static regularisation of the equilibrated P, whose entries are about 1. It acts as a proximal term at the iterate: it
 slows convergence slightly and does not change the limit. Refinement keeps it, because without it the system may be
 inconsistent."""
 
-RELATIVE = 1e-14
+DIAGONAL_REG = 1e-14
 """Relative increase of the diagonal entries before a Cholesky factorisation, 45 times the machine epsilon: covers the
 rounding errors of a semidefinite matrix of moderate order."""
 
@@ -41,7 +41,7 @@ class KktData:
         regularisation: added to the diagonal of the equilibrated P.
     """
 
-    def __init__(self, P: Tensor, A: Tensor, p: int, regularisation: float = STATIC) -> None:
+    def __init__(self, P: Tensor, A: Tensor, p: int, regularisation: float = STATIC_REG) -> None:
         self.P, self.A, self.p, self.regularisation = P, A, p, regularisation
         self.E, self.G = A[:, :p], A[:, p:]
         self.base = torch.baddbmm(P, self.E.mT, self.E) if p else P.clone()
@@ -102,7 +102,7 @@ class KktFactor:
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
-    matrix.diagonal(dim1=1, dim2=2).mul_(1.0 + RELATIVE)
+    matrix.diagonal(dim1=1, dim2=2).mul_(1.0 + DIAGONAL_REG)
     factor, failed = torch.linalg.cholesky_ex(matrix)
     factor[:, 0, 0] = torch.where(failed == 0, factor[:, 0, 0], torch.nan)  # makes every solution NaN
     return factor

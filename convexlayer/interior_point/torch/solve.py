@@ -26,7 +26,7 @@ from convexlayer.interior_point.torch.equilibration import DenseProgram, equilib
 from convexlayer.interior_point.torch.iterate import residual, start, step
 from convexlayer.interior_point.torch.kkt import KktData
 from convexlayer.interior_point.torch.termination import Outcome, TerminationTest, Verdict
-from convexlayer.linalg.dense import survive_forks
+from convexlayer.linalg.dense import set_single_thread_after_fork
 from convexlayer.program import ConeProgram, Structure
 from convexlayer.solution import Solution
 from convexlayer.status import Status
@@ -36,7 +36,7 @@ __all__ = ["TorchInteriorPoint"]
 MAX_ITER = 100
 """Default maximum number of iterations; most programs take 8 to 20."""
 
-STALLED = 1e-7
+MIN_STEP = 1e-7
 """Step length at or below which an element counts as stalled."""
 
 CHECK_EVERY = {"cpu": 1}
@@ -88,7 +88,7 @@ class TorchInteriorPoint:
             Solutions. Infeasible elements have a ray y with b'y = -1, unbounded ones a ray x with q'x = -1. Elements
             on which the method stalls above tol have status NUMERICAL_ERROR and the best iterate.
         """
-        survive_forks()
+        set_single_thread_after_fork()
         begin = time.perf_counter()
         deadline = np.inf if time_limit_s is None else begin + time_limit_s
         with torch.no_grad():
@@ -117,8 +117,8 @@ class TorchInteriorPoint:
         finished = verdict = Verdict.none(at.x, at.y)
         present = torch.arange(len(at.x), device=self.device)
         for iteration in range(max_iter + 1):
-            missing = residual(scaled.program, cone, at)
-            verdict = test.check(at, missing, verdict)
+            residuals = residual(scaled.program, cone, at)
+            verdict = test.check(at, residuals, verdict)
             if iteration % self._check_every == 0 or iteration == max_iter:
                 running = verdict.running.nonzero().flatten()
                 if len(running) == 0 or iteration == max_iter or time.perf_counter() > deadline:
@@ -127,10 +127,10 @@ class TorchInteriorPoint:
                     finished = finished.store(present, verdict)
                     present, verdict, at = present[running], verdict.select(running), at.select(running)
                     scaled, test, data = scaled.select(running), test.select(running), data.select(running)
-                    missing = residual(scaled.program, cone, at)
-            direction, alpha = step(data, scaled.program, cone, at, missing)
-            verdict = verdict.stopped(~(alpha.flatten() > STALLED))
-            at = at.moved(direction, alpha, verdict.running[:, None, None])
+                    residuals = residual(scaled.program, cone, at)
+            direction, alpha = step(data, scaled.program, cone, at, residuals)
+            verdict = verdict.stop(~(alpha.flatten() > MIN_STEP))
+            at = at.advance(direction, alpha, verdict.running[:, None, None])
         return finished.store(present, verdict)
 
     def _index(self, index: np.ndarray) -> Tensor:

@@ -15,16 +15,16 @@ from convexlayer.interior_point.torch.iterate import Iterate, Residual
 
 __all__ = ["Outcome", "TerminationTest", "Verdict"]
 
-CERTAIN = 1e-8
-"""Residual tolerance of a certificate, relative to b'y = -1 or q'x = -1: no x (or y) of norm below 1 / CERTAIN can
-satisfy the constraints. Clarabel's test multiplies its tolerance by norm(y), which proves less: it sometimes accepted
-rays of badly scaled programs that have a solution."""
+CERTIFICATE_TOL = 1e-8
+"""Residual tolerance of a certificate, relative to b'y = -1 or q'x = -1: no x (or y) of norm below
+1 / CERTIFICATE_TOL can satisfy the constraints. Clarabel's test multiplies its tolerance by norm(y), which proves less:
+it sometimes accepted rays of badly scaled programs that have a solution."""
 
-WORTHWHILE = 0.1
+PROGRESS_FACTOR = 0.1
 """After the first accepted iterate, iterations towards a natural residual of tol continue only while each reduces it to
 this fraction. On curved cones it falls only as the square root of mu, and a few Newton steps afterwards do better."""
 
-FUTILE = 1e-5
+STALL_COMPLEMENTARITY = 1e-5
 """An element whose s'y is below this fraction of tol without being accepted counts as stalled: its other residuals no
 longer decrease."""
 
@@ -84,7 +84,7 @@ class Verdict:
         """Mask of the elements that are not finished, (B,)."""
         return self.outcome == Outcome.RUNNING
 
-    def stopped(self, lost: Tensor) -> Verdict:
+    def stop(self, lost: Tensor) -> Verdict:
         """Stop the running elements in ``lost``: SOLVED if an iterate was accepted, else STALLED."""
         final = torch.where(self.score <= 1.0, Outcome.SOLVED, Outcome.STALLED)
         outcome = torch.where(self.running & lost, final, self.outcome)
@@ -110,7 +110,7 @@ class TerminationTest:
         """The test for the elements at these positions."""
         return TerminationTest(self._tol, self._scaled.select(index), self._cone)
 
-    def check(self, at: Iterate, missing: Residual, before: Verdict) -> Verdict:
+    def check(self, at: Iterate, residuals: Residual, before: Verdict) -> Verdict:
         """Update the verdict ``before`` with the next iterate."""
         scaled, p = self._scaled, self._p
         program, cost, tau = scaled.program, scaled.cost, at.tau
@@ -118,12 +118,12 @@ class TerminationTest:
         x, y, s = scaled.columns * at.x, scaled.rows * at.y / cost, s / scaled.rows
 
         # Maximum norms in the units of the data, not yet divided by tau.
-        across = torch.cat((missing.Px, tau * program.q, missing.Aty, missing.dual), 2)
+        across = torch.cat((residuals.Px, tau * program.q, residuals.Aty, residuals.dual), 2)
         Px, q, Aty, dual = _largest(across / (cost * scaled.columns)).unbind(1)
-        along = torch.cat((missing.Ax, tau * program.b, missing.primal), 2)
+        along = torch.cat((residuals.Ax, tau * program.b, residuals.primal), 2)
         Ax, b, primal = _largest(along / scaled.rows).unbind(1)
         tau, cost = tau.flatten(), cost.flatten()
-        xtPx, qx, by = (term.flatten() / cost for term in (missing.xtPx, missing.qx, missing.by))
+        xtPx, qx, by = (term.flatten() / cost for term in (residuals.xtPx, residuals.qx, residuals.by))
         s_size, y_size, unnatural = _largest(torch.cat((s, y, self._natural(y, s)), 2)).unbind(1)
 
         value = _most(tau, xtPx / tau, qx.abs(), by.abs())
@@ -136,14 +136,14 @@ class TerminationTest:
         running = before.running
         better = running & (score < before.score)
         best = torch.minimum(score, before.score)
-        futile = missing.mu.flatten() / (cost * tau) <= FUTILE * self._tol * value
-        slow = (before.score <= 1.0) & ~(score <= WORTHWHILE * before.score)
+        futile = residuals.mu.flatten() / (cost * tau) <= STALL_COMPLEMENTARITY * self._tol * value
+        slow = (before.score <= 1.0) & ~(score <= PROGRESS_FACTOR * before.score)
         solved = running & ((accepted & (natural <= self._tol)) | slow)
         ray_wins = running & ~solved & (at.kappa.flatten() > tau)
         stalled = running & ~accepted & ~ray_wins & futile
-        left = _largest((missing.Ax[:, :, :1] + scaled.rows * s) / scaled.rows).flatten()
-        infeasible = ray_wins & (by < 0.0) & (Aty <= -CERTAIN * by)
-        unbounded = ray_wins & ~infeasible & (qx < 0.0) & (torch.maximum(Px, left) <= -CERTAIN * qx)
+        left = _largest((residuals.Ax[:, :, :1] + scaled.rows * s) / scaled.rows).flatten()
+        infeasible = ray_wins & (by < 0.0) & (Aty <= -CERTIFICATE_TOL * by)
+        unbounded = ray_wins & ~infeasible & (qx < 0.0) & (torch.maximum(Px, left) <= -CERTIFICATE_TOL * qx)
         outcome = before.outcome
         for mask, state in (
             (stalled, Outcome.STALLED),

@@ -18,7 +18,7 @@ from convexlayer.rays import block_of_rows
 from convexlayer.solvers.base import ElementResult
 from convexlayer.status import Status
 
-__all__ = ["Rest"]
+__all__ = ["Presolved"]
 
 ROUNDING = 1e-9
 """Largest violation of a constant constraint that counts as rounding, relative to max(1, norm(b)) (maximum norm)."""
@@ -26,7 +26,7 @@ ROUNDING = 1e-9
 
 @final
 @dataclass(frozen=True, eq=False)
-class Rest:
+class Presolved:
     """One element without the blocks of rows that are zero in A.
 
     Attributes:
@@ -37,7 +37,7 @@ class Rest:
         cones: cones of the remaining rows.
         rows: indices of the remaining rows.
         constant: b of the whole program, (m,).
-        answer: result of the element if presolve determines it, else None.
+        result: result of the element if presolve determines it, else None.
     """
 
     P: sp.csc_matrix
@@ -47,10 +47,10 @@ class Rest:
     cones: Cones
     rows: IndexArray
     constant: Array
-    answer: ElementResult | None
+    result: ElementResult | None
 
     @staticmethod
-    def of(program: ConeProgram, i: int) -> Rest:
+    def of(program: ConeProgram, i: int) -> Presolved:
         """Presolve element i."""
         structure, q, b = program.structure, program.q[i], program.b[i]
         P, A = structure.P.csc(program.P[i]), structure.A.csc(program.A[i]).tocsr()
@@ -59,22 +59,22 @@ class Rest:
         filled[blocks[np.unique(structure.A.rows[program.A[i] != 0.0])]] = True
         kept = filled[blocks]
         rows = np.flatnonzero(kept)
-        rest = Rest(P, q, A[rows], b[rows], structure.cones.of_blocks(filled), rows, b, None)
+        presolved = Presolved(P, q, A[rows], b[rows], structure.cones.of_blocks(filled), rows, b, None)
         # A constant block requires b in K. Its violation is norm(Pi_{K*}(-b)), and the projection is a certificate.
         outside = product_cone(structure.cones).project_dual(np.where(kept, 0.0, -b)[None])[0]
         if np.abs(outside).max(initial=0.0) > ROUNDING * max(1.0, np.abs(b).max(initial=0.0)):
-            return replace(rest, answer=rest._answer(Status.INFEASIBLE, np.full(len(q), np.nan), outside))
+            return replace(presolved, result=presolved._result(Status.INFEASIBLE, np.full(len(q), np.nan), outside))
         if not len(rows) and not np.any(program.P[i]):
             x = -q / max(float(q @ q), np.finfo(float).tiny)
             word = Status.UNBOUNDED if np.any(q) else Status.OPTIMAL
-            return replace(rest, answer=rest._answer(word, x, np.zeros(len(b))))
-        return rest
+            return replace(presolved, result=presolved._result(word, x, np.zeros(len(b))))
+        return presolved
 
-    def completed(self, result: ElementResult) -> ElementResult:
+    def postsolve(self, result: ElementResult) -> ElementResult:
         """Postsolve: the result of the whole element, with multiplier 0 in the removed rows."""
         y, s = np.zeros(len(self.constant)), self.constant.copy()
         y[self.rows], s[self.rows] = result.y, result.s
         return replace(result, y=y, s=s)
 
-    def _answer(self, word: Status, x: Array, y: Array) -> ElementResult:
+    def _result(self, word: Status, x: Array, y: Array) -> ElementResult:
         return ElementResult(x, y, self.constant, word, 0, 0.0)

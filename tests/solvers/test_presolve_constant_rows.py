@@ -10,7 +10,7 @@ import pytest
 from convexlayer import Options, Status
 from convexlayer.program import Array, ConeProgram, Cones
 from convexlayer.solution import Solution
-from convexlayer.solvers.constant_rows import Rest
+from convexlayer.solvers.presolve_constant_rows import Presolved
 from convexlayer.solvers.registry import available, solver_for
 from tests.rays import program_of
 
@@ -103,10 +103,10 @@ def test_violations_at_rounding_level_are_accepted() -> None:
     given: dict[str, Any] = data("linear")
     given["A"][0, :2] = 0.0
     given["b"][0, :2] = 1e-16, -1e-16
-    rest = Rest.of(program_of(CONES["linear"], **given), 0)
-    assert rest.answer is None
-    assert rest.rows.tolist() == [2, 3]
-    assert rest.cones == Cones(nonnegative=2)
+    presolved = Presolved.of(program_of(CONES["linear"], **given), 0)
+    assert presolved.result is None
+    assert presolved.rows.tolist() == [2, 3]
+    assert presolved.cones == Cones(nonnegative=2)
 
 
 def test_blocks_are_removed_only_as_a_whole() -> None:
@@ -117,6 +117,6 @@ def test_blocks_are_removed_only_as_a_whole() -> None:
     b = np.ones((1, cones.m))
     b[0, 0] = 0.0
     program = program_of(cones, np.zeros((1, 3, 3)), np.zeros((1, 3)), A, b)
-    rest = Rest.of(program, 0)
-    assert rest.cones == Cones(zero=1, nonnegative=1, second_order=(3,), psd=(1,), exponential=1, power=(0.6,))
-    assert rest.A.shape[0] == rest.cones.m == len(rest.rows)
+    presolved = Presolved.of(program, 0)
+    assert presolved.cones == Cones(zero=1, nonnegative=1, second_order=(3,), psd=(1,), exponential=1, power=(0.6,))
+    assert presolved.A.shape[0] == presolved.cones.m == len(presolved.rows)

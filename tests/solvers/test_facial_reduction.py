@@ -11,8 +11,8 @@ import pytest
 from convexlayer import canonicalize
 from convexlayer.program import ConeProgram
 from convexlayer.rays import unboundedness_ray
-from convexlayer.solvers.search import unboundedness_candidates
-from convexlayer.solvers.weak import is_unbounded_without_ray
+from convexlayer.solvers.certificate_search import unboundedness_candidates
+from convexlayer.solvers.facial_reduction import is_unbounded_without_ray
 from tests.rays import KINDS, solvable
 
 x, z, X = cp.Variable(name="x"), cp.Variable(3, name="z"), cp.Variable((2, 2), PSD=True, name="X")

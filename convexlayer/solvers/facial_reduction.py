@@ -22,25 +22,25 @@ import scipy.sparse as sp
 from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
 from convexlayer.rays import block_of_rows, unboundedness_ray
+from convexlayer.solvers.certificate_search import reducing_candidate, unboundedness_candidates
 from convexlayer.solvers.options import Options
 from convexlayer.solvers.registry import solver_for
-from convexlayer.solvers.search import reducing_candidate, unboundedness_candidates
 
 __all__ = ["is_unbounded_without_ray"]
 
-STEPS = 3
+MAX_REDUCTIONS = 3
 """Maximum number of facial reduction steps."""
 
-PRESENT = 1e-6
+NONZERO_TOL = 1e-6
 """Entries of -Ad (and eigenvalues) above this, relative to the terms of their sum, count as nonzero."""
 
-EXACT = 1e-9
+DIRECTION_TOL = 1e-9
 """Largest residual of the equations of a direction d, relative to the terms, after the least-squares correction."""
 
-INSIDE = 1e-6
+SLATER_TOL = 1e-6
 """A point counts as strictly feasible if its distance to the boundary, relative to the entries of b, exceeds this."""
 
-STEEPEST = 300.0
+MAX_EXPONENT = 300.0
 """Largest abs(x / y) of a point of the exponential cone whose face is computed: exp(x / y) beyond is too large or too
 small to tell whether the point is on the boundary."""
 
@@ -53,7 +53,7 @@ def is_unbounded_without_ray(program: ConeProgram, time_limit_s: float | None = 
     if program.structure.n + program.structure.m > LARGEST:
         return False
     reduced = program
-    for _ in range(STEPS):
+    for _ in range(MAX_REDUCTIONS):
         found = _reduced(reduced, time_limit_s)
         if found is None:
             return False
@@ -81,10 +81,10 @@ def _reduced(program: ConeProgram, time_limit_s: float | None) -> ConeProgram | 
     d = d - np.abs(d) * scipy.linalg.lstsq(gone * np.abs(d) / sizes[:, None], gone @ d / sizes)[0]
     s = -(A @ d)
     outside = product_cone(cones).project_dual(-s[None])[0]
-    if np.any(np.abs(gone @ d) > EXACT * sizes) or np.any(np.abs(outside) > EXACT * terms):
+    if np.any(np.abs(gone @ d) > DIRECTION_TOL * sizes) or np.any(np.abs(outside) > DIRECTION_TOL * terms):
         return None
     pieces = _pieces(s, terms, cones)
-    if all(piece.kept for piece in pieces):
+    if all(piece.unchanged for piece in pieces):
         return None
     return _with_cones(program, A, pieces)
 
@@ -99,19 +99,19 @@ class _Piece:
         size: size of a second-order or semidefinite block, exponent of a power block, else 1.
         rows: its rows as combinations of the rows of A, sparse, (rows, m).
         zeros: combinations of the rows of A that must vanish along the direction for this to be the face, (zeros, m).
-        kept: whether the block is unchanged.
+        unchanged: whether the block is unchanged.
     """
 
     kind: str
     size: float
     rows: sp.csr_matrix
     zeros: sp.csr_matrix
-    kept: bool = False
+    unchanged: bool = False
 
 
 def _pieces(s: Array, terms: Array, cones: Cones) -> list[_Piece]:
     """The pieces of F* at s = -Ad for all blocks but the zero cone's; terms are the magnitudes of the terms of s."""
-    present = np.where(np.abs(s) > PRESENT * terms, s, 0.0)
+    present = np.where(np.abs(s) > NONZERO_TOL * terms, s, 0.0)
     start, pieces = cones.zero, list[_Piece]()
     for kind, size, length in _blocks(cones):
         rows = np.arange(start, start + length)
@@ -134,10 +134,10 @@ def _replacing(kind: str, size: float, rows: IndexArray, s: Array, m: int) -> li
 
     none = picked(rows[:0])
     if not s.any():
-        return [_Piece(kind, size, picked(rows), picked(rows), kept=True)]
+        return [_Piece(kind, size, picked(rows), picked(rows), unchanged=True)]
     if kind == "psd":
         eigenvalues, vectors = np.linalg.eigh(_matrix(s))
-        null = vectors[:, eigenvalues <= PRESENT * eigenvalues[-1]]
+        null = vectors[:, eigenvalues <= NONZERO_TOL * eigenvalues[-1]]
         if not null.shape[1]:
             return []
         onto = combined(np.stack([_svec(null.T @ _matrix(row) @ null) for row in np.eye(len(s))], axis=1))
@@ -150,8 +150,9 @@ def _replacing(kind: str, size: float, rows: IndexArray, s: Array, m: int) -> li
         # (x, 0, 0) leaves v >= 0 of K*, and (0, y, 0) leaves u >= 0.
         other = rows[1:2] if s[0] > 0.0 else rows[:1]
         return [_Piece("nonnegative", 1, picked(other), picked(rows[s == 0.0]))]
-    if kind == "exponential" and abs(s[0]) > s[1] * STEEPEST:
-        return [_Piece(kind, size, picked(rows), none, kept=True)]  # F* cannot be computed here; K is contained in it
+    if kind == "exponential" and abs(s[0]) > s[1] * MAX_EXPONENT:
+        # F* cannot be computed here; K is contained in it.
+        return [_Piece(kind, size, picked(rows), none, unchanged=True)]
     normal = None if kind == "nonnegative" else _normal(kind, size, s)
     return [] if normal is None else [_Piece("nonnegative", 1, combined(normal[None]), none)]
 
@@ -160,14 +161,14 @@ def _normal(kind: str, size: float, block: Array) -> Array | None:
     """The extreme ray of K* orthogonal to a block on the curved boundary of K; None for an interior point."""
     if kind == "second_order":
         t, u = block[0], block[1:]
-        return np.append(t, -u) if t - np.linalg.norm(u) <= PRESENT * t else None
+        return np.append(t, -u) if t - np.linalg.norm(u) <= NONZERO_TOL * t else None
     x, y, z = block
     if kind == "exponential":
         ratio = x / y
-        return np.array([-1.0, ratio - 1.0, math.exp(-ratio)]) if z - y * math.exp(ratio) <= PRESENT * z else None
+        return np.array([-1.0, ratio - 1.0, math.exp(-ratio)]) if z - y * math.exp(ratio) <= NONZERO_TOL * z else None
     product = x**size * y ** (1.0 - size)
     gradient = np.array([size * product / x, (1.0 - size) * product / y, -math.copysign(1.0, z)])
-    return gradient if product - abs(z) <= PRESENT * product else None
+    return gradient if product - abs(z) <= NONZERO_TOL * product else None
 
 
 def _with_cones(program: ConeProgram, A: sp.csr_matrix, pieces: list[_Piece]) -> ConeProgram:
@@ -215,7 +216,7 @@ def _is_strictly_feasible(program: ConeProgram, time_limit_s: float | None) -> b
     solver = solver_for("clarabel", posed)[0]
     found = solver.solve(solver.init(posed), least, Options(time_limit_s=time_limit_s))
     x, t = found.x[0, :-1], found.x[0, -1]
-    if not np.isfinite(found.x).all() or t <= INSIDE * scale:
+    if not np.isfinite(found.x).all() or t <= SLATER_TOL * scale:
         return False
     s = b - A @ x
     terms = np.abs(b) + abs(A) @ np.abs(x)

@@ -41,7 +41,7 @@ def infeasibility_candidates(program: ConeProgram, time_limit_s: float | None = 
     sums, unit = sums.equilibrated(np.arange(n + 1), block_of_rows(cones))
     dual = _dual_cone_rows(cones)
     inside = _Entries(n + 1 + dual.rows, dual.cols, np.broadcast_to(-dual.values, (program.batch, len(dual.rows))))
-    return _shortest(_Entries.joined(sums, inside), replace(cones, zero=n + 1), m, n, time_limit_s) * unit
+    return _minimum_norm(_Entries.joined(sums, inside), replace(cones, zero=n + 1), m, n, time_limit_s) * unit
 
 
 def unboundedness_candidates(program: ConeProgram, time_limit_s: float | None = None) -> Array:
@@ -78,7 +78,7 @@ def _direction(program: ConeProgram, centre: Array | None, time_limit_s: float |
         sums = _Entries(sums.rows + cone_rows, sums.cols, sums.values)
         sums = _Entries.joined(sums, _Entries(np.full(n, first), np.arange(n), weight))
         first, at = first + 1, first
-    found = _shortest(sums, replace(cones, zero=first + cones.zero), n, at, time_limit_s)
+    found = _minimum_norm(sums, replace(cones, zero=first + cones.zero), n, at, time_limit_s)
     if centre is not None:
         found = np.where(np.abs(found) > NOISE * np.abs(found).max(axis=1, keepdims=True, initial=0.0), found, 0.0)
     return found * unit
@@ -116,7 +116,7 @@ class _Entries(NamedTuple):
         return _Entries(self.rows, self.cols, values), unit
 
 
-def _shortest(entries: _Entries, cones: Cones, length: int, at: int, time_limit_s: float | None) -> Array:
+def _minimum_norm(entries: _Entries, cones: Cones, length: int, at: int, time_limit_s: float | None) -> Array:
     """The vectors v (B, length) of minimum norm with Ev + s = b, s in K, where b is -1 in row ``at``, 0 elsewhere."""
     batch, diagonal = len(entries.values), np.arange(length)
     structure = Structure(
