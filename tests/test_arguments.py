@@ -94,7 +94,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"time_limit_s": "1"}, "time_limit_s must be a number of seconds, or None, got '1'"),
     ({"polish": 1}, "polish must be True or False, got 1"),
     ({"polish": None}, "polish must be True or False, got None"),
-    ({"solver_options": "clarabel"}, "solver_options must be a mapping of solvers' names"),
+    ({"solver_options": "clarabel"}, "solver_options must be a mapping from solver names"),
     ({"solver_options": {"clarabel": None}}, r"solver_options\['clarabel'\] must be a mapping of the solver's options"),
 ]
 

@@ -53,7 +53,7 @@ def test_highs_is_not_run_on_data_that_it_rejects(part: str, value: float, monke
     solver, _ = solver_for("highs", program.structure)
     found = solver.solve(None, program, Options())
     assert found.status == (Status.NUMERICAL_ERROR,)
-    assert found.stats["messages"][0].startswith("highs: it takes")
+    assert found.stats["messages"][0].startswith("highs: ")
 
 
 def test_highs_treats_a_huge_bound_as_infinite() -> None:

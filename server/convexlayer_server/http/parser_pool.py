@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
-from ..errors import TooManyError, UnavailableError
+from ..errors import MalformedError, TooManyError, UnavailableError
 from ..settings import Settings
 from ..shared.channel import receive, send
 from ..shared.fair_queue import FairQueue
@@ -58,14 +59,17 @@ class _Parser:
         """Return what a function returns for a body, or raise what it raises.
 
         Raises:
-            UnavailableError: the process ended, or took too long; it is replaced.
+            MalformedError: the process was aborted by a failed allocation; it is replaced.
+            UnavailableError: the process ended otherwise, or took too long; it is replaced.
         """
         try:
             connection = self._start()
             send(connection, (function, pickle.PickleBuffer(body)))
             result, error = receive(connection)
         except (OSError, EOFError) as failure:  # TimeoutError is an OSError
-            self._stop()
+            exit_code = self._stop()
+            if exit_code == -signal.SIGABRT:  # Rust aborts where it cannot allocate; Python raises
+                raise MalformedError(parser_process.TOO_LARGE) from failure
             _LOG.warning("a body of %d bytes could not be parsed: %r", len(body), failure)
             detail = "the process that parsed the body ended or took too long, and is replaced; try again"
             raise UnavailableError(detail, retry_after_s=_RETRY_S) from failure
@@ -89,7 +93,8 @@ class _Parser:
                 self._connection, self._process = _start_process()
             return self._connection
 
-    def _stop(self) -> None:
+    def _stop(self) -> int | None:
+        """Kill the process; return its exit code, that of its own end if it had ended."""
         with self._lock:
             connection, self._connection = self._connection, None
             process, self._process = self._process, None
@@ -98,6 +103,7 @@ class _Parser:
             process.wait()
         if connection is not None:
             connection.close()
+        return None if process is None else process.returncode
 
 
 def _start_process() -> tuple[socket.socket, subprocess.Popen[bytes]]:

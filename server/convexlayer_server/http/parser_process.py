@@ -15,7 +15,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-_TOO_LARGE = "parsing the body takes more memory than this server allows"
+TOO_LARGE = "parsing the body takes more memory than this server allows"
 
 _NICENESS = 5
 """Niceness of this process: below the process that answers requests, and like the workers."""
@@ -55,11 +55,11 @@ def _call(function: Any, body: Any) -> tuple[Any, Exception | None]:
     except RequestError as error:
         return None, error.with_traceback(None)
     except MemoryError:
-        return None, MalformedError(_TOO_LARGE)
+        return None, MalformedError(TOO_LARGE)
     except Exception as error:  # a bug, for the log of the parent
         return None, RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
     except BaseException:  # a panic of pydantic-core, which could not allocate memory
-        return None, MalformedError(_TOO_LARGE)
+        return None, MalformedError(TOO_LARGE)
 
 
 def _limit_resources(max_memory_bytes: int) -> None:
