@@ -14,17 +14,7 @@ from convexlayer.solution import Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.clarabel_ import ClarabelSolver
 from convexlayer.status import Status
-
-BATCH = 8
-
-KINDS = {
-    "linear": Cones(zero=3, nonnegative=25),
-    "second_order": Cones(zero=2, nonnegative=10, second_order=(1, 3, 4, 9)),
-    "psd": Cones(zero=2, nonnegative=5, psd=(1, 2, 5)),
-    "exponential": Cones(zero=2, nonnegative=5, exponential=4),
-    "power": Cones(nonnegative=5, power=(0.2, 0.5, 0.9)),
-    "product": Cones(zero=2, nonnegative=6, second_order=(5,), psd=(3,), exponential=2, power=(0.3,)),
-}
+from tests.rays import BATCH, KINDS
 
 
 def random_program(rng: np.random.Generator, cones: Cones, *, quadratic: bool, spread: float = 0.0) -> ConeProgram:
