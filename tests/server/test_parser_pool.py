@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -52,6 +53,19 @@ async def started(parsers: ParserPool) -> tuple[Any, Any]:
     await asyncio.gather(parsers.parse("", parse_json_arrays, MODERATE), parsers.parse("", parse_json_arrays, LARGE))
     moderate, large = processes(parsers)
     return moderate, large
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a body is about to be sent to a process, which is no longer replaced before."""
+    event, send = threading.Event(), parser_pool.send
+
+    def tell_and_send(*arguments: Any) -> None:
+        event.set()
+        send(*arguments)
+
+    monkeypatch.setattr(parser_pool, "send", tell_and_send)
+    return event
 
 
 def parsing(parsers: ParserPool, owner: str, body: bytes, done: list[str] | None = None) -> asyncio.Task[Any]:
@@ -179,7 +193,7 @@ def test_cancelled_bodies_leave_the_queue() -> None:
     run(work)
 
 
-def test_a_process_that_ends_is_replaced() -> None:
+def test_a_process_that_ends_is_replaced(sent: threading.Event) -> None:
     async def work(parsers: ParserPool) -> None:
         before = await started(parsers)
         for process in before:  # while idle
@@ -188,8 +202,9 @@ def test_a_process_that_ends_is_replaced() -> None:
         moderate, large = await started(parsers)
         assert moderate is not before[0]
         large.send_signal(signal.SIGSTOP)
+        sent.clear()
         lost, waits = parsing(parsers, "a", LARGE), parsing(parsers, "b", LARGE)
-        await asyncio.sleep(0)
+        await asyncio.to_thread(sent.wait)
         large.kill()
         with pytest.raises(UnavailableError) as failed:
             await lost
@@ -213,12 +228,13 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     run(work)
 
 
-def test_an_abort_counts_as_too_large() -> None:
+def test_an_abort_counts_as_too_large(sent: threading.Event) -> None:
     async def work(parsers: ParserPool) -> None:
         _, large = await started(parsers)
         large.send_signal(signal.SIGSTOP)
+        sent.clear()
         task = parsing(parsers, "", LARGE)
-        await asyncio.sleep(0)
+        await asyncio.to_thread(sent.wait)
         large.send_signal(signal.SIGABRT)
         large.send_signal(signal.SIGCONT)
         with pytest.raises(MalformedError, match="more memory than this server allows"):
