@@ -172,11 +172,12 @@ def test_arguments_of_a_solution_map() -> None:
 
 def test_cotangents_and_tangents_of_a_solved_batch() -> None:
     solved = solution_map().solve([np.ones((2, 3))])
-    assert solved.vjp([np.ones((2, 3))], objective=np.ones(2))[0].shape == (2, 3)
+    (gradient,), _ = solved.vjp([np.ones((2, 3)), np.ones(2)])
+    assert gradient.shape == (2, 3)
     for attempt, expected in (
-        (lambda: solved.vjp([]), r"expected 1 cotangents \(for x\), got 0"),
+        (lambda: solved.vjp([]), r"expected 2 cotangents \(for x, objective\), got 0"),
         (lambda: solved.vjp([np.ones(3)]), r"cotangents of 'x': expected shape \(2, 3\), got \(3,\)"),
-        (lambda: solved.vjp([None], objective=np.ones(3)), r"cotangents of 'objective': expected shape \(2,\), got"),
+        (lambda: solved.vjp([None, np.ones(3)]), r"cotangents of 'objective': expected shape \(2,\), got"),
         (lambda: solved.vjp([None], wrt=[True, False]), "expected 1 entries in wrt, got 2"),
         (lambda: solved.jvp([np.ones((2, 4))]), r"tangents of 'c': expected shape \(2, 3\), got \(2, 4\)"),
         (lambda: solved.jvp([None, None]), r"expected 1 tangents \(for c\), got 2"),

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from convexlayer import canonicalize
+from convexlayer.program import ProgramCotangent
 from convexlayer.runtime import kernel_cache
 from convexlayer.sparse import EntriesOfSystem, ProgramMatrix, entries_of_system, rotate_entries
 from tests.layers.families import family
@@ -110,12 +111,14 @@ def test_compiled_and_portable_programs_and_adjoints_agree(name: str, monkeypatc
     case = family(name)
     program = canonicalize(case.problem, case.parameters, case.outputs, gp=case.gp)
     features = program.features.apply(case.values(3), 3)
+    sizes = program.structure.n, program.structure.m
+    cotangent = ProgramCotangent(*(RNG.standard_normal((3, size)) for size in 2 * sizes), RNG.standard_normal(3))
     found = []
     for ready in (True, False):
         monkeypatch.setattr(kernel_cache, "ready", lambda ready=ready: ready)
         made, scale = program.normalised(features)
         wanted = np.arange(features.shape[1]) % 2 == 0
-        pulled = [program.pullback(features, made, scale=scale, wanted=mask) for mask in (None, wanted)]
+        pulled = [program.pullback(features, cotangent, wanted=mask) for mask in (None, wanted)]
         found.append([made.P, made.q, made.r, made.A, made.b, scale, *pulled])
     for mine, other in zip(*found, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-12)

@@ -125,7 +125,9 @@ def differentiated(program: ConeProgram, solution: Solution) -> Numbers:
     derivative = ExactDifferentiator(KKTSystem(program.structure), program, solution)
     pulled, vjp_report = derivative.vjp(SolutionCotangent(solution.x, solution.y, solution.s))
     moved, jvp_report = derivative.jvp(program)
-    numbers = {"dP": pulled.P, "dq": pulled.q, "dA": pulled.A, "db": pulled.b, **vars(moved)}
+    structure = program.structure
+    dP, dA = pulled.P(structure.P), pulled.A(structure.A)
+    numbers = {"dP": dP, "dq": pulled.q, "dA": dA, "db": pulled.b, **vars(moved)}
     for way, report in (("vjp", vjp_report), ("jvp", jvp_report)):
         numbers |= {f"{way} {what}": value for what, value in vars(report).items() if what != "status"}
         numbers[f"{way} status"] = words(report.status)
@@ -176,8 +178,8 @@ def test_results_of_a_layer_do_not_depend_on_the_batch(name: str, solver: str) -
     def through(index: Array) -> Numbers:
         values = [value[index] for value in theta]
         solved = solution_map.solve(values)
-        gradients = solved.vjp(solved.outputs, objective=solved.objective)
-        tangents, slope = solved.jvp(values)
+        gradients, _ = solved.vjp([*solved.outputs, solved.objective])
+        (*tangents, slope), _ = solved.jvp(values)
         numbers = {"objective": solved.objective, "objective's tangent": slope}
         parts = {"output": solved.outputs, "gradient": gradients, "tangent": tangents}
         numbers |= {f"{what} {i}": value for what, all_of_them in parts.items() for i, value in enumerate(all_of_them)}

@@ -49,11 +49,10 @@ def test_directional_derivatives_match_finite_differences(case: Case) -> None:
     rng = np.random.default_rng(0)
     directions = [_direction(p, v, rng) for p, v in zip(case.parameters, case.values, strict=True)]
     solved = solution_map.solve(case.values)
-    tangents, objective = solved.jvp(directions)
+    (*tangents, objective), _ = solved.jvp(directions)
     weights = [rng.normal(size=output.shape) for output in solved.outputs]
-    gradients = solved.vjp(weights)
-    assert solved.report.derivative is not None
-    if solved.report.derivative.status != ("ok",):
+    gradients, report = solved.vjp(weights)
+    if report.status != ("ok",):
         pytest.skip("the derivative does not exist here, as reported")
 
     def shifted(h: float) -> tuple[list[np.ndarray], np.ndarray]:
@@ -83,6 +82,6 @@ def _direction(parameter: cp.Parameter, value: np.ndarray, rng: np.random.Genera
 def test_the_gradient_of_a_symmetric_parameter_is_symmetric() -> None:
     case = CASES["semidefinite"]()
     solved = SolutionMap(canonicalize(case.problem, case.parameters, case.variables)).solve(case.values)
-    (gradient,) = solved.vjp([np.random.default_rng(0).normal(size=output.shape) for output in solved.outputs])
+    (gradient,), _ = solved.vjp([np.random.default_rng(0).normal(size=output.shape) for output in solved.outputs])
     assert gradient is not None
     np.testing.assert_allclose(gradient[0], gradient[0].T, atol=1e-14)

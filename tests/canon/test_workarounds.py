@@ -89,7 +89,7 @@ def test_norms_along_an_axis_shrink_blocks() -> None:
     size = np.linalg.norm(value, axis=1, keepdims=True)
     np.testing.assert_allclose(solved.outputs[0][0], value * np.maximum(0.0, 1 - 0.5 / size), atol=1e-8)
     direction = value / size
-    (gradient,) = solved.vjp([direction[None]])
+    (gradient,), _ = solved.vjp([direction[None]])
     np.testing.assert_allclose(gradient[0], direction, atol=1e-7)
 
 
@@ -115,7 +115,7 @@ def test_perspectives(function: Callable[[cp.Expression], cp.Expression], meant:
         solved.objective, scale * meant(at / scale) + (scale - [1.3, 2.0]) ** 2 + (at - 1) ** 2, rtol=1e-7
     )
     ahead, behind = (solution_map.solve([np.array([1.3, 2.0]) + h]).outputs for h in (1e-5, -1e-5))
-    (gradient,) = solved.vjp([np.ones(2), -2.0 * np.ones(2)])
+    (gradient,), _ = solved.vjp([np.ones(2), -2.0 * np.ones(2)])
     difference = (ahead[0] - behind[0]) / 2e-5 - 2.0 * (ahead[1] - behind[1]) / 2e-5
     np.testing.assert_allclose(gradient, difference, rtol=1e-4, atol=1e-5)
 

@@ -14,8 +14,9 @@ import numpy as np
 from benchmarks.scales.programs import derivative as dense_derivative
 from convexlayer.cones import product_cone
 from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent
+from convexlayer.diff.base import whole_program
 from convexlayer.linalg import AbstractBackend
-from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.program import Array, ConeProgram, Cones, Pattern, ProgramCotangent, Structure
 from convexlayer.solution import Solution
 from convexlayer.status import Status
 
@@ -170,8 +171,13 @@ def solve_near(program: ConeProgram, x: Array, w: Array, *, steps: int = 12) -> 
 
 
 def flat_data(program: ConeProgram) -> Array:
-    """(P, q, A, b) of program tangents or cotangents, one row per element."""
+    """(P, q, A, b) of program tangents, one row per element."""
     return np.concatenate([program.P, program.q, program.A, program.b], axis=1)
+
+
+def flat_cotangent(cotangent: ProgramCotangent, structure: Structure) -> Array:
+    """(P, q, A, b) of program cotangents on the patterns of a structure, one row per element."""
+    return whole_program(structure)(cotangent)
 
 
 def flat_point(tangent: SolutionTangent) -> Array:

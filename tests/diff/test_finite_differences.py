@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent, polish
-from convexlayer.program import Array, ConeProgram
+from convexlayer.program import Array, ConeProgram, ProgramCotangent
 from convexlayer.solvers import Options
 from convexlayer.solvers.clarabel_ import ClarabelSolver
 
@@ -17,6 +17,7 @@ from .programs import (
     data_tangents,
     differences,
     draw,
+    flat_cotangent,
     flat_data,
     flat_point,
     point_cotangents,
@@ -82,7 +83,7 @@ def test_jvp_agrees_with_differences_of_a_solver(quadratic: bool, check: Check) 
     assert check.errors["vjp"] <= DIFFERENCES
 
 
-def exact(drawn: Draw, tangent: ConeProgram, cotangent: SolutionTangent) -> tuple[SolutionTangent, ConeProgram]:
+def exact(drawn: Draw, tangent: ConeProgram, cotangent: SolutionTangent) -> tuple[SolutionTangent, ProgramCotangent]:
     """The jvp of the tangents and the vjp of the cotangents; asserts that all are trusted."""
     system = KKTSystem(drawn.program.structure)
     copies = [drawn.repeat(len(flat)) for flat in (tangent.q, cotangent.x)]
@@ -101,12 +102,12 @@ def jvp_error(moved: SolutionTangent, expected: SolutionTangent) -> float:
     return max(float(np.max(norm(part - known) / np.maximum(norm(known), whole))) for part, known in parts)
 
 
-def vjp_error(pulled: ConeProgram, tangent: ConeProgram, cotangent: SolutionTangent, moved: Array) -> float:
+def vjp_error(pulled: ProgramCotangent, tangent: ConeProgram, cotangent: SolutionTangent, moved: Array) -> float:
     """The worst difference of <J'v, u> and <v, J u>, relative to norm(v) and the part of J u where v is nonzero."""
     v = flat_point(cotangent)
     seen = np.sqrt((v != 0) @ (moved**2).T)
     scale = norm(v)[:, None] * np.maximum(seen, FLOOR * norm(moved))
-    return float(np.max(np.abs(flat_data(pulled) @ flat_data(tangent).T - v @ moved.T) / scale))
+    return float(np.max(np.abs(flat_cotangent(pulled, tangent.structure) @ flat_data(tangent).T - v @ moved.T) / scale))
 
 
 def norm(rows: Array) -> Array:
