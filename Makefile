@@ -35,7 +35,7 @@ venv: $(STAMP)  ## Make the environment: both distributions, editable, with ever
 $(STAMP): pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) \
-		--editable '.[all]' --editable './clients/python[torch,cvxpy]'
+		--editable '.[all]' --editable './clients/python[cvxpy]'
 	$(BIN)/convexlayer compile
 	touch $@
 

@@ -107,11 +107,11 @@ class ConvexLayer(torch.nn.Module):
         _check_sequence("variables", variables, cp.Variable, "cvxpy.Variable (or dual variables)")
         for name, value in (("gp", gp), ("presolve", presolve), ("self_check", self_check)):
             check_bool(name, value)
-        _check_choice("on_failure", on_failure, ON_FAILURE)
+        self._set_policies(on_failure, on_degenerate)
         url = server_url()
         if url is None:
             program = canonicalize(problem, parameters, variables, gp=gp, presolve=presolve, self_check=self_check)
-            self._map: AbstractSolutionMap = SolutionMap(
+            solution_map: AbstractSolutionMap = SolutionMap(
                 program,
                 solver=solver,
                 tune=tune,
@@ -121,7 +121,7 @@ class ConvexLayer(torch.nn.Module):
                 check_attributes=check_attributes,
             )
         else:
-            self._map = remote_solution_map(
+            solution_map = remote_solution_map(
                 url,
                 problem,
                 parameters,
@@ -132,7 +132,7 @@ class ConvexLayer(torch.nn.Module):
                 derivative=derivative,
                 check_attributes=check_attributes,
             )
-        self._set_policies(on_failure, on_degenerate)
+        self._set_solution_map(solution_map)
 
     @classmethod
     def from_solution_map(
@@ -151,19 +151,22 @@ class ConvexLayer(torch.nn.Module):
         """
         layer = cls.__new__(cls)
         torch.nn.Module.__init__(layer)
-        layer._map = solution_map
         layer._set_policies(on_failure, on_degenerate)
+        layer._set_solution_map(solution_map)
         return layer
 
     def _set_policies(self, on_failure: str, on_degenerate: str) -> None:
         _check_choice("on_failure", on_failure, ON_FAILURE)
-        if on_failure == "keep" and not self._map.has_iterates:
-            raise UnsupportedError(
-                f"on_failure='keep' needs the solver's last iterates, which {self._map.summary} does not return: use "
-                "'raise' or 'nan'"
-            )
         self._on_failure = on_failure
         self._degeneracy_policy = _DegeneracyPolicy(on_degenerate)
+
+    def _set_solution_map(self, solution_map: AbstractSolutionMap) -> None:
+        if self._on_failure == "keep" and not solution_map.has_iterates:
+            raise UnsupportedError(
+                f"on_failure='keep' needs the solver's last iterates, which {solution_map.summary} does not return: "
+                "use 'raise' or 'nan'"
+            )
+        self._map = solution_map
 
     @property
     def program(self) -> ParametricProgram:

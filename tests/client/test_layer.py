@@ -1,10 +1,11 @@
-"""RemoteConvexLayer gives the solutions and derivatives of ConvexLayer."""
+"""A ConvexLayer over a RemoteSolutionMap gives the solutions and derivatives of a local one."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -12,27 +13,24 @@ import numpy as np
 import pytest
 import torch
 
-from convexlayer import ConvexLayer
-from convexlayer_client import (
-    Client,
+from convexlayer import (
+    ConvexLayer,
     DerivativeError,
     FailedElementsError,
-    InvalidError,
-    NotFoundError,
-    Options,
+    InvalidElementsError,
+    ProblemError,
     ShapeError,
+    UnsupportedError,
 )
-from convexlayer_client.layer import RemoteConvexLayer
+from convexlayer_client import Client, InvalidError, NotFoundError, Options, RemoteSolutionMap
+from convexlayer_client import ShapeError as ClientShapeError
 from tests.client.families import FAMILIES, Family, quadratic
+from tests.client.layers import remote
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 FORWARD_MODE = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated"
 )  # raised inside torch by the first jvp
-
-
-def remote(family: Family, client: Client, **keywords: Any) -> RemoteConvexLayer:
-    return RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, gp=family.gp, **keywords)
 
 
 def local(family: Family, **keywords: Any) -> ConvexLayer:
@@ -188,32 +186,36 @@ def test_a_failed_single_solve_is_nan_with_zero_gradient(client: Client) -> None
 def test_a_deleted_problem_is_registered_again(client: Client) -> None:
     layer = remote(box(lower=-0.25), client)
     leaf = A.clone().requires_grad_()
-    client.delete(layer.problem_id)
+    problem_id = layer.solution_map.problem_id
+    client.delete(problem_id)
     with pytest.raises(NotFoundError):
-        client.get(layer.problem_id)
+        client.get(problem_id)
     (solution,) = layer(leaf, BUDGETS[:1])
-    client.delete(layer.problem_id)
+    client.delete(problem_id)
     solution.sum().backward()
     assert leaf.grad is not None
-    assert client.get(layer.problem_id).id == layer.problem_id
+    assert client.get(problem_id).id == problem_id
 
 
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ([(3,)], r"expected 2 tensors \(for a, budget\), got 1"),
-        ([(4,), ()], r"parameter 'a': expected shape \[3\] or \['batch', 3\], got \[4\]"),
+        ([(3,)], r"expected 2 values \(for a, budget\), got 1"),
+        ([(4,), ()], r"parameter 'a': expected shape [\[(]3"),
         ([(2, 2, 3), ()], r"parameter 'a'"),
-        ([(2, 3), (3,)], r"'a' has 2, 'budget' has 3"),
+        ([(2, 3), (3,)], r"batch size"),
     ],
 )
 def test_shapes_are_checked(shapes: list[tuple[int, ...]], message: str, client: Client) -> None:
+    layer = remote(box(), client)
     with pytest.raises(ShapeError, match=message):
-        remote(box(), client)(*(torch.ones(shape, dtype=torch.float64) for shape in shapes))
+        layer(*(torch.ones(shape, dtype=torch.float64) for shape in shapes))
+    with pytest.raises(ClientShapeError, match=message):
+        layer.solution_map.solve([np.ones(shape) for shape in shapes])
 
 
 def test_integers_are_rejected(client: Client) -> None:
-    with pytest.raises(TypeError, match=r"'a': expected a tensor of floating point, got torch.int64"):
+    with pytest.raises(ProblemError, match=r"expected floating-point tensors, got torch.int64"):
         remote(box(), client)(torch.ones(3, dtype=torch.int64), BUDGETS)
 
 
@@ -255,8 +257,6 @@ def test_options_and_solver_reach_the_server(client: Client) -> None:
     "keywords",
     [
         {},
-        {"url": "http://127.0.0.1:1", "client": None, "on_failure": "keep"},
-        {"url": "http://x", "on_degenerate": "?"},
         {"url": "http://x", "state": "?"},
         {"url": "http://x", "client": Client("http://x")},
         {"api_key": "k", "client": Client("http://x")},
@@ -265,8 +265,19 @@ def test_options_and_solver_reach_the_server(client: Client) -> None:
 def test_arguments_are_checked(keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONVEXLAYER_URL", raising=False)
     family = box()
-    with pytest.raises(ValueError, match=r"the URL of a server|url or client|on_failure|on_degenerate|state must be"):
-        RemoteConvexLayer(family.problem, family.parameters, family.outputs, **keywords)
+    with pytest.raises(ValueError, match=r"the URL of a server|url or client|state must be"):
+        RemoteSolutionMap(family.problem, family.parameters, family.outputs, **keywords)
+
+
+def test_policies_are_checked(client: Client) -> None:
+    with pytest.raises(ProblemError, match="on_failure must be one of"):
+        remote(box(), client, on_failure="?")
+    with pytest.raises(ProblemError, match="on_degenerate must be one of"):
+        remote(box(), client, on_degenerate="?")
+    with pytest.raises(UnsupportedError, match=r"needs the solver's last iterates, which problem p_.* on http"):
+        remote(box(), client, on_failure="keep")
+    with pytest.raises(UnsupportedError, match="no canonicalised problem in this process"):
+        _ = remote(box(), client).program
 
 
 def test_a_problem_outside_the_grammar_is_sent_as_a_cone_program(client: Client) -> None:
@@ -274,7 +285,7 @@ def test_a_problem_outside_the_grammar_is_sent_as_a_cone_program(client: Client)
     objective = cp.Maximize(cp.von_neumann_entr(S) + cp.trace(C @ S))
     family = Family(cp.Problem(objective, [cp.trace(S) == 1]), [C], [S], lambda rng: [np.diag(rng.standard_normal(3))])
     layer = remote(family, client)
-    assert client.get(layer.problem_id).details["kind"] == "cone_program"
+    assert client.get(layer.solution_map.problem_id).details["kind"] == "cone_program"
     tensors = family.tensors(seed=8, batched=(True,))
     for left, right in zip(gradients(layer, tensors), gradients(local(family), tensors), strict=True):
         for ours, theirs in zip(left, right, strict=True):
@@ -284,23 +295,13 @@ def test_a_problem_outside_the_grammar_is_sent_as_a_cone_program(client: Client)
 def test_a_variable_may_be_returned_twice(client: Client) -> None:
     family = box()
     (x,) = family.outputs
-    layer = RemoteConvexLayer(family.problem, family.parameters, [x, x], client=client)
+    layer = remote(replace(family, outputs=[x, x]), client)
     leaves = [A.clone().requires_grad_() for _ in range(2)]
     (once,) = remote(family, client)(leaves[0], BUDGETS[0])
     first, second = layer(leaves[1], BUDGETS[0])
     once.square().sum().backward()
     (first * second).sum().backward()
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad, **TOLERANCE)
-
-
-def test_gradients_ignore_in_place_changes_after_the_solve(client: Client) -> None:
-    leaves = [A.clone().requires_grad_() for _ in range(2)]
-    solutions = [remote(box(), client)(leaf, BUDGETS[0])[0] for leaf in leaves]
-    with torch.no_grad():
-        leaves[1].neg_()
-    for solution in solutions:
-        solution.square().sum().backward()
-    assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
 def test_threads_may_share_a_layer(client: Client) -> None:
@@ -320,7 +321,7 @@ def test_threads_may_share_a_layer(client: Client) -> None:
 def test_copies_share_the_connection(client: Client) -> None:
     layer = remote(box(), client)
     torch.testing.assert_close(copy.deepcopy(layer)(A, BUDGETS[:1]), layer(A, BUDGETS[:1]))
-    assert layer.problem_id in repr(layer)
+    assert layer.solution_map.problem_id in repr(layer)
 
 
 def test_invalid_elements_do_not_affect_others(client: Client) -> None:
@@ -337,9 +338,57 @@ def test_invalid_elements_do_not_affect_others(client: Client) -> None:
         assert "is not finite: entry [1] is nan" in report.details[1]
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True, **TOLERANCE)
-    with pytest.raises(FailedElementsError, match=r"1 of 3 elements.*1 \(invalid\).*Element 1: .*not finite") as caught:
+    with pytest.raises(
+        InvalidElementsError, match=r"1 of 3 elements.*1 \(invalid\).*Element 1: .*not finite"
+    ) as caught:
         remote(family, client)(A, budgets)
     assert caught.value.indices == (1,)
     assert caught.value.outputs[0][[0, 2]].isfinite().all()
     with pytest.raises(InvalidError, match="not finite"):
         remote(family, client)(A, budgets[1])
+
+
+@FORWARD_MODE
+@pytest.mark.parametrize("batched", [(True, True, True), (False, True, False)], ids=["batched", "shared"])
+def test_vmap_and_jacobians_equal_those_of_the_local_layer(batched: tuple[bool, ...], client: Client) -> None:
+    """A server sums gradients of parameters without a batch axis; transforms need them for each element."""
+    family = quadratic()
+    tensors = [tensor.detach() for tensor in family.tensors(seed=7, batched=batched, batch=2)]
+    dims = tuple(0 if stacked else None for stacked in batched)
+
+    def jacobians(layer: Any) -> list[torch.Tensor]:
+        mapped = torch.func.vmap(lambda *theta: layer(*theta)[0], in_dims=dims)(*tensors)
+        backward = torch.func.jacrev(lambda *theta: layer(*theta)[0], argnums=(0, 1, 2))(*tensors)
+        forward = torch.func.jacfwd(lambda b: layer(*tensors[:2], b)[0])(tensors[2])
+        each = torch.func.vmap(
+            torch.func.grad(lambda *theta: layer(*theta)[0].square().sum(), argnums=(0, 1)), in_dims=dims
+        )(*tensors)
+        return [mapped, *backward, forward, *each]
+
+    for ours, theirs in zip(jacobians(remote(family, client)), jacobians(local(family)), strict=True):
+        torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+def test_the_solution_map_equals_the_local_one(client: Client) -> None:
+    """The same protocol in NumPy: outputs, gradients and tangents, of chosen parameters and outputs."""
+    family, rng = quadratic(), np.random.default_rng(0)
+    theta = [tensor.detach().numpy() for tensor in family.tensors(seed=4, batched=(False, True, True))]
+    ours, theirs = (layer.solution_map.solve(theta) for layer in (remote(family, client), local(family)))
+    assert ours.batch == theirs.batch == 3
+    for left, right in zip((*ours.outputs, ours.objective), (*theirs.outputs, theirs.objective), strict=True):
+        np.testing.assert_allclose(left, right, **TOLERANCE)
+    cotangents = [*(rng.standard_normal(value.shape) for value in ours.outputs), rng.standard_normal(3)]
+    for keywords in ({}, {"per_element": False}, {"wrt": [True, False, True]}):
+        (found, report), (expected, _) = (each.vjp(cotangents, **keywords) for each in (ours, theirs))
+        assert report.status == ("ok",) * 3
+        for left, right in zip(found, expected, strict=True):
+            assert (left is None) == (right is None)
+            if left is not None:
+                np.testing.assert_allclose(left, right, **TOLERANCE)
+    tangents = [rng.standard_normal((5, 5)), None, rng.standard_normal((3, 3))]
+    for of in (None, [True, False, True], [False, True, False, False]):
+        (found, _), (expected, _) = (each.jvp(tangents, of=of) for each in (ours, theirs))
+        for left, right in zip(found, expected, strict=True):
+            assert (left is None) == (right is None)
+            if left is not None:
+                np.testing.assert_allclose(left, right, **TOLERANCE)

@@ -29,11 +29,11 @@ from convexlayer_client import (
     safetensors,
     wire,
 )
-from convexlayer_client.layer import RemoteConvexLayer
 from convexlayer_client.parts import BatchSplitter, Limits
 from convexlayer_server import Settings, create_app
 from tests.client.conftest import serving
 from tests.client.families import quadratic
+from tests.client.layers import remote
 from tests.client.test_client import DOCUMENT
 
 BATCH = 20
@@ -605,7 +605,7 @@ def test_a_remote_layer_splits_batches(small: Client, client: Client) -> None:
     found = []
     for server in (small, client):
         for state in ("handle", "portable", "none"):
-            layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=server, state=state)
+            layer = remote(family, server, state=state)
             tensors = family.tensors(seed=3, batched=(False, True, True), batch=BATCH)
             outputs, report = layer.solve(*tensors)
             (sum(output.square().sum() for output in outputs) + report.objective.sum()).backward()

@@ -15,10 +15,11 @@ import psutil
 import pytest
 import torch
 
+from convexlayer import ConvexLayer
 from convexlayer_client import Client, GoneError, JobStatus, wire
-from convexlayer_client.layer import RemoteConvexLayer
 from tests.client.conftest import serving
 from tests.client.families import quadratic
+from tests.client.layers import remote
 from tests.client.test_client import DOCUMENT, THETA, expected
 
 
@@ -35,7 +36,7 @@ def record_states(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[tuple
     return states
 
 
-def gradient(layer: RemoteConvexLayer, between: Callable[[], None] = lambda: None) -> torch.Tensor:
+def gradient(layer: ConvexLayer, between: Callable[[], None] = lambda: None) -> torch.Tensor:
     """Compute the gradient in the first parameter; ``between`` is called between forward and backward."""
     tensors = quadratic().tensors(seed=1, batched=(True, True, True))
     (solution, *_) = layer(*tensors)
@@ -49,8 +50,8 @@ def gradient(layer: RemoteConvexLayer, between: Callable[[], None] = lambda: Non
 def test_backward_uses_the_state(state: Any, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     family = quadratic()
     states = record_states(client, monkeypatch)
-    layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, state=state)
-    exact = gradient(RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, state="none"))
+    layer = remote(family, client, state=state)
+    exact = gradient(remote(family, client, state="none"))
     states.clear()
     torch.testing.assert_close(gradient(layer), exact, rtol=1e-9, atol=1e-9)
     ((handle, portable),) = states
@@ -63,7 +64,7 @@ def test_backward_uses_the_state(state: Any, client: Client, monkeypatch: pytest
 
 def test_no_state_is_requested_without_gradients(client: Client) -> None:
     family = quadratic()
-    layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client)
+    layer = remote(family, client)
     with torch.no_grad():
         _, report = layer.solve(*family.tensors(seed=1))
     assert report.result.state is None
@@ -78,7 +79,7 @@ def test_a_restarted_server(state: Any, new_store: bool, free_port: Callable[[],
     stores = [str(tmp_path / "first.sqlite"), str(tmp_path / ("second.sqlite" if new_store else "first.sqlite"))]
     with serving("--workers", "0", port=port, store=stores[0]) as (url, process):
         client = Client(url, retry_s=240)
-        layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, state=state)
+        layer = remote(family, client, state=state)
         exact = gradient(layer)
 
         with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""Compute gradients of every family by the client, without the library and the server.
+"""Compute gradients of every family by the client's solution map, without the library and the server.
 
 Run as `python without_library.py URL`; prints {family: [gradient, ...]} as JSON.
 """
@@ -23,17 +23,18 @@ sys.meta_path.insert(0, Hidden())
 
 from families import FAMILIES  # noqa: E402
 
-from convexlayer_client.layer import RemoteConvexLayer  # noqa: E402 - after the finder
+from convexlayer_client import RemoteSolutionMap  # noqa: E402 - after the finder
 
 
 def main(url: str) -> None:
     result = {}
     for name, build in FAMILIES.items():
         family = build()
-        layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, url=url, gp=family.gp)
+        solution_map = RemoteSolutionMap(family.problem, family.parameters, family.outputs, url=url, gp=family.gp)
         tensors = family.tensors(seed=11, batched=(True,) * len(family.parameters))
-        sum((output**2).sum() for output in layer(*tensors)).backward()
-        result[name] = [tensor.grad.tolist() for tensor in tensors]
+        solved = solution_map.solve([tensor.detach().numpy() for tensor in tensors])
+        gradients, _ = solved.vjp([2.0 * output for output in solved.outputs])
+        result[name] = [gradient.tolist() for gradient in gradients]
     json.dump(result, sys.stdout)
 
 

@@ -1,9 +1,11 @@
 """Client of a Convexlayer server.
 
 ``Client`` and ``AsyncClient`` send requests; ``convexlayer_client.wire`` has the calls of the API as values, for jobs.
-Two modules need more packages, and must be imported by name: ``convexlayer_client.expression`` (to_document; CVXPY) and
-``convexlayer_client.layer`` (RemoteConvexLayer; CVXPY and torch).
+``RemoteSolutionMap`` is a CVXPY problem as a function with derivatives; it and ``convexlayer_client.expression``
+(to_document) need CVXPY.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from convexlayer_client.account import Capabilities, DayUsage, Solver, Usage
 from convexlayer_client.async_client import AsyncClient
@@ -13,9 +15,7 @@ from convexlayer_client.errors import (
     ClientError,
     ConflictError,
     DeadlineError,
-    DerivativeError,
     EncodingError,
-    FailedElementsError,
     FieldError,
     ForbiddenError,
     GoneError,
@@ -49,6 +49,9 @@ from convexlayer_client.results import (
 )
 from convexlayer_client.version import __version__
 
+if TYPE_CHECKING:
+    from convexlayer_client.solution_map import RemoteSolutionMap
+
 __all__ = [
     "ApiError",
     "AsyncClient",
@@ -58,10 +61,8 @@ __all__ = [
     "ConflictError",
     "DayUsage",
     "DeadlineError",
-    "DerivativeError",
     "DerivativeReport",
     "EncodingError",
-    "FailedElementsError",
     "FieldError",
     "ForbiddenError",
     "GoneError",
@@ -77,6 +78,7 @@ __all__ = [
     "PortableState",
     "Problem",
     "ProtocolError",
+    "RemoteSolutionMap",
     "RequestTimeoutError",
     "Residuals",
     "ShapeError",
@@ -93,3 +95,12 @@ __all__ = [
     "VjpResult",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``RemoteSolutionMap`` on first access, because importing CVXPY takes a second."""
+    if name != "RemoteSolutionMap":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from convexlayer_client.solution_map import RemoteSolutionMap
+
+    return RemoteSolutionMap
