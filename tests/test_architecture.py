@@ -78,9 +78,8 @@ ALLOWED_SERVER_PARTS: dict[str, set[str]] = {
     "__init__": {"settings", "app"},
 }
 
-# These put the parts together, so they may import any of them: the public names, the command line, and what makes a
-# layer remote.
-COMPOSITION_ROOTS = {"convexlayer/__init__.py", "convexlayer/cli.py", "convexlayer/layers/remote.py"}
+# These put the parts together, so they may import any of them: the public names, and the command line.
+COMPOSITION_ROOTS = {"convexlayer/__init__.py", "convexlayer/cli.py"}
 
 MAY_IMPORT_TORCH = (
     "convexlayer/layers/",

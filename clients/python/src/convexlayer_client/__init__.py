@@ -1,11 +1,9 @@
 """Client of a Convexlayer server.
 
 ``Client`` and ``AsyncClient`` send requests; ``convexlayer_client.wire`` has the calls of the API as values, for jobs.
-``RemoteSolutionMap`` is a CVXPY problem as a function with derivatives; it and ``convexlayer_client.expression``
-(to_document) need CVXPY.
+``RemoteSolutionMap`` is a CVXPY problem as a function with derivatives; it needs CVXPY, and so does
+``convexlayer_client.expression`` (to_document), which must be imported by name.
 """
-
-from typing import TYPE_CHECKING, Any
 
 from convexlayer_client.account import Capabilities, DayUsage, Solver, Usage
 from convexlayer_client.async_client import AsyncClient
@@ -47,10 +45,8 @@ from convexlayer_client.results import (
     SplitState,
     VjpResult,
 )
+from convexlayer_client.solution_map import RemoteSolutionMap
 from convexlayer_client.version import __version__
-
-if TYPE_CHECKING:
-    from convexlayer_client.solution_map import RemoteSolutionMap
 
 __all__ = [
     "ApiError",
@@ -95,12 +91,3 @@ __all__ = [
     "VjpResult",
     "__version__",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import ``RemoteSolutionMap`` on first access, because importing CVXPY takes a second."""
-    if name != "RemoteSolutionMap":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from convexlayer_client.solution_map import RemoteSolutionMap
-
-    return RemoteSolutionMap

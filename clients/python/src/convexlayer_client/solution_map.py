@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar, final, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, final, get_args
 
-import cvxpy as cp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from convexlayer_client.arrays import Array
 from convexlayer_client.client import Client
 from convexlayer_client.errors import NotFoundError, ShapeError
-from convexlayer_client.expression import ProblemDocument, to_document
 from convexlayer_client.results import DerivativeReport, Options, Residuals, SolveResult
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+    from convexlayer_client.expression import ProblemDocument
 
 __all__ = ["ArraySpec", "RemoteReport", "RemoteSolutionMap", "RemoteSolvedBatch", "StateForm"]
 
@@ -173,6 +176,8 @@ class RemoteSolutionMap:
             raise ValueError(f"state must be one of {', '.join(get_args(StateForm))}, got {state!r}")
         if client is not None and (url is not None or api_key is not None):
             raise ValueError("expected either url or client; a client has its own api_key, too")
+        from convexlayer_client.expression import to_document  # late, because CVXPY is optional and takes a second
+
         self._options, self._state = Options.of(options, Options()), state
         document, used = to_document(problem, parameters, variables, gp=gp), client or Client(url, api_key)
         registered = used.register(document.body)
