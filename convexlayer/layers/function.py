@@ -83,7 +83,8 @@ class Call:
         self.on_derivative = on_derivative
         self.kind = PLAIN
         self.solved: AbstractSolvedBatch | None = None
-        self._filled: Callable[[], Any] = lambda: None
+        self._derivative: tuple[AbstractDerivativeReport, float] | None = None  # the last one, and its wall time
+        self._report: Callable[[], Any] = lambda: None
 
     def result(self) -> AbstractSolvedBatch:
         """The solved batch, after the forward pass."""
@@ -99,16 +100,21 @@ class Call:
         """
         report = copy.copy(self.result().report)
         report.objective = objective
-        self._filled = weakref.ref(report)
+        self._report = weakref.ref(report)
+        self._fill()  # in forward mode the derivative comes before
         return report
 
     def differentiated(self, derivative: AbstractDerivativeReport, since: float) -> None:
         """Fill the caller's report after a derivative that began at time ``since``, and call ``on_derivative``."""
-        report = self._filled()
-        if report is not None:
-            report.derivative = derivative
-            report.seconds["derivative"] = time.perf_counter() - since
+        self._derivative = derivative, time.perf_counter() - since
+        self._fill()
         self.on_derivative(self.result().report, derivative)
+
+    def _fill(self) -> None:
+        report = self._report()
+        if report is not None and self._derivative is not None:
+            report.derivative, seconds = self._derivative
+            report.seconds = {**report.seconds, "derivative": seconds}
 
 
 class _Solve(torch.autograd.Function):

@@ -42,6 +42,8 @@ class AbstractReport(Protocol):
 
     objective: Any
     derivative: Any
+    seconds: dict[str, float]
+    """Wall time by phase."""
 
     @property
     def status(self) -> Sequence[str]:
@@ -54,10 +56,6 @@ class AbstractReport(Protocol):
     @property
     def details(self) -> Mapping[int, str]:
         """Messages about single elements, by position."""
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Wall time by phase."""
 
 
 class AbstractSolvedBatch(Protocol):

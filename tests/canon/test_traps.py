@@ -62,7 +62,7 @@ def test_the_objective_of_a_maximisation_keeps_its_sign_and_offset() -> None:
     case = CASES["objective_in_parameters_alone"]()
     solved = SolutionMap(canonicalize(case.problem, case.parameters, case.variables)).solve(case.values)
     np.testing.assert_allclose(solved.objective, [3.0])
-    (gradient,), _ = solved.vjp([None, np.ones(1)])
+    (gradient, *_), _ = solved.vjp([None, np.ones(1)])
     np.testing.assert_allclose(gradient, [2.0])
 
 
