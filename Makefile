@@ -8,6 +8,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 DOCS_STAMP := $(VENV)/.installed-docs
 CONSTRAINTS ?= constraints.txt
 TESTS ?=
+JOBS ?= auto
 SOAK ?= 1800
 SOURCES := convexlayer server clients/python tests examples benchmarks docs
 
@@ -50,8 +51,8 @@ lint: $(STAMP)  ## Check style and formatting
 typecheck: $(STAMP)  ## Check types, strictly
 	$(BIN)/mypy
 
-test: $(STAMP)  ## Run the tests (TESTS=... only these)
-	$(BIN)/python -m pytest $(TESTS)
+test: $(STAMP)  ## Run the tests (TESTS=... only these; JOBS=n in n processes, by default one per core)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) $(TESTS)
 
 test-processors: $(STAMP)  ## Run the tests that could differ as on older processors: x86-64-v2, x86-64-v3
 	bash .ci/test-processors $(BIN)/python $(PROCESSOR_TESTS)

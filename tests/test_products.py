@@ -73,7 +73,11 @@ def test_the_adjoint_of_program_data(batch: int) -> None:
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_entries_of_a_system(form: str, batch: int) -> None:
-    P, A, d = RNG.standard_normal((batch, 4)), RNG.standard_normal((batch, 12)), RNG.integers(0, 2, (batch, 2)) * 1.0
+    P, A, d = (
+        RNG.standard_normal((batch, 4)),
+        RNG.standard_normal((batch, 12)),
+        RNG.integers(0, 2, (batch, 2)).astype(float),
+    )
     where = EntriesOfSystem(
         P_source=np.array([3, 0]),
         P_place=np.array([8, 2]),

@@ -24,7 +24,7 @@ def equality_program(P: Array, A: Array, b: Array) -> ParametricProgram:
     """minimize x'Px / 2 + theta'x subject to A x = b, with x and the duals as outputs."""
     m, n = A.shape
     P_pattern, A_pattern = (Pattern(M.shape, *np.nonzero(M.T)[::-1]) for M in (P, A))
-    values = [P[P_pattern.rows, P_pattern.cols], np.zeros(n), [0.0], A[A_pattern.rows, A_pattern.cols], b]
+    values = [P[P_pattern.rows, P_pattern.cols], np.zeros(n), np.zeros(1), A[A_pattern.rows, A_pattern.cols], b]
     constant = np.concatenate(values)
     slopes = sp.lil_matrix((len(constant), n))
     slopes[range(P_pattern.nnz, P_pattern.nnz + n), range(n)] = 1.0

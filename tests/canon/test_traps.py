@@ -12,6 +12,7 @@ from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 
 from convexlayer import NotDPPError, ProblemError, SolutionMap, UnsupportedError, canonicalize
 from convexlayer.canon import frontend, self_check
+from convexlayer.canon.frontend import instance_of_constants
 from tests.canon.problems import CASES
 
 x = cp.Variable(3, name="x")
@@ -163,10 +164,9 @@ def test_the_users_problem_is_neither_used_nor_changed() -> None:
 
 def test_the_self_check_detects_a_wrong_map(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= a])
-    genuine = self_check.instance_of_constants
 
     def doubled(*args: Any, **kwargs: Any) -> frontend.Instance:
-        right = genuine(*args, **kwargs)
+        right = instance_of_constants(*args, **kwargs)
         assert right is not None
         return right._replace(b=right.b + 1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -16,7 +17,7 @@ Array = np.ndarray
 rng = np.random.default_rng(5)
 
 
-def norms(value: Array, **keywords: object) -> Array:
+def norms(value: Array, **keywords: Any) -> Array:
     return np.linalg.norm(value, axis=1, **keywords)
 
 
@@ -28,7 +29,7 @@ CASES: dict[str, tuple[Callable[[cp.Expression], cp.Expression], Callable[[Array
     "norm that keeps its axis": (lambda X: cp.norm(X, 2, axis=1, keepdims=True), norms, (2, 2, 2)),
     "norm of a vector that keeps its axis": (
         lambda X: cp.pnorm(X, 2, axis=0, keepdims=True),
-        lambda X: np.linalg.norm(X, keepdims=True),
+        lambda X: np.linalg.norm(X, axis=0, keepdims=True),
         (4,),
     ),
     "standard deviation": (lambda X: cp.std(X, axis=1), lambda X: np.std(X, axis=1), (2, 2, 2)),

@@ -18,7 +18,7 @@ from cvxpy.atoms.affine.unary_operators import NegExpression
 from convexlayer_client.emitters import CONSTRAINTS, EXPRESSIONS
 from convexlayer_client.errors import UnsupportedExpressionError
 from convexlayer_client.expression import ProblemDocument, to_document
-from convexlayer_server.documents import problem_documents
+from convexlayer_server.documents import ExpressionDocument
 from convexlayer_server.documents.cvxpy_problem import CvxpyProblem, build_problem
 from convexlayer_server.documents.grammar import Grammar
 from convexlayer_server.settings import Settings
@@ -157,7 +157,7 @@ TABLE = list(problems())
 
 def rebuilt(document: ProblemDocument) -> CvxpyProblem:
     wire_form = json.loads(json.dumps(document.body, allow_nan=False))
-    return build_problem(problem_documents.validate_python(wire_form), GRAMMAR, SETTINGS)
+    return build_problem(ExpressionDocument.model_validate(wire_form), GRAMMAR, SETTINGS)
 
 
 def draw(leaf: Any) -> Any:

@@ -25,7 +25,7 @@ from convexlayer_client import (
 from convexlayer_client.layer import RemoteConvexLayer
 from tests.client.families import FAMILIES, Family, quadratic
 
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+TOLERANCE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 FORWARD_MODE = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated"
 )  # raised inside torch by the first jvp
@@ -78,7 +78,7 @@ def test_tangents_equal_those_of_the_local_layer(name: str, client: Client) -> N
     results = [
         torch.func.jvp(layer, tuple(tensors), tuple(tangents)) for layer in (remote(family, client), local(family))
     ]
-    for ours, theirs in zip(*((*outputs, *moved) for outputs, moved in results), strict=True):
+    for ours, theirs in zip(*((*result[0], *result[1]) for result in results), strict=True):
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
@@ -182,7 +182,8 @@ def test_a_failed_single_solve_is_nan_with_zero_gradient(client: Client) -> None
     (solution,) = remote(box(), client, on_failure="nan")(*leaves)
     assert solution.shape == (3,)
     assert solution.isnan().all()
-    assert torch.equal(*torch.autograd.grad(solution.sum(), leaves[:1]), torch.zeros(3, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(solution.sum(), leaves[:1])
+    assert torch.equal(gradient, torch.zeros(3, dtype=torch.float64))
 
 
 def test_a_deleted_problem_is_registered_again(client: Client) -> None:

@@ -38,10 +38,14 @@ from tests.client.test_client import DOCUMENT
 
 BATCH = 20
 RNG = np.random.default_rng(7)
-THETA = {"a": RNG.standard_normal((BATCH, 3)), "radius": 1.0}
-COTANGENTS = {"x": RNG.standard_normal((BATCH, 3)), "c1": RNG.standard_normal(BATCH), "objective": np.array(0.5)}
-TANGENTS = {"a": RNG.standard_normal((BATCH, 3)), "radius": 0.5}
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+THETA: dict[str, Any] = {"a": RNG.standard_normal((BATCH, 3)), "radius": 1.0}
+COTANGENTS: dict[str, Any] = {
+    "x": RNG.standard_normal((BATCH, 3)),
+    "c1": RNG.standard_normal(BATCH),
+    "objective": np.array(0.5),
+}
+TANGENTS: dict[str, Any] = {"a": RNG.standard_normal((BATCH, 3)), "radius": 0.5}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 Respond = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
@@ -214,7 +218,7 @@ def test_limits_are_fetched_once_and_again_after_they_changed(unsplit: Any) -> N
 
 def test_limits_are_fetched_before_a_large_batch_is_sent() -> None:
     async def work(client: AsyncClient, problem: Problem, transport: RecordingTransport) -> None:
-        many = {"a": np.tile(THETA["a"], (15, 1)), "radius": 1.0}
+        many: dict[str, Any] = {"a": np.tile(THETA["a"], (15, 1)), "radius": 1.0}
         assert (await client.solve(problem.id, many)).meta["batch"] == 300
         assert transport.seen == [("capabilities", 200), *[("solve", 200)] * 3]
         transport.forget()
@@ -385,6 +389,7 @@ def test_parts_of_a_state_leave_room_for_parameters_and_cotangents() -> None:
         transport.forget()
         cotangents = {"x": np.ones((BATCH, 3)), "c0": np.ones(BATCH), "c1": np.ones(BATCH), "objective": np.ones(BATCH)}
         await client.vjp(problem.id, cotangents, THETA, portable=solved.portable)
+        assert isinstance(solved.state, SplitState)
         await client.vjp(problem.id, cotangents, THETA, state=solved.state)
         await client.vjp(
             problem.id, cotangents, THETA, state=SplitState(solved.state.rows, ("s_gone",) * len(solved.state.rows))
@@ -581,7 +586,7 @@ def test_an_error_cancels_the_retries_of_other_parts() -> None:
             capabilities = {"versions": {}, "keys_required": False, "workers": 1, "limits": {"max_batch": 10}}
             return httpx.Response(200, json=capabilities | dict.fromkeys(("solvers", "functions", "documents"), ()))
         if request.method == "GET":
-            leaves = {"parameters": {"a": {"shape": []}}, "variables": {}, "duals": {}}
+            leaves: dict[str, Any] = {"parameters": {"a": {"shape": []}}, "variables": {}, "duals": {}}
             return httpx.Response(200, json={"id": "p", **leaves, "sizes": {}})
         seen.append(request.headers["X-Request-Id"])
         first = safetensors.read(bytearray(request.content))["parameters"]["a"][0]

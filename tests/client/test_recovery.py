@@ -126,7 +126,7 @@ def test_a_killed_worker_fails_no_call(server: Any) -> None:
 
 def test_events_of_a_job_until_it_is_done(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     client, _, problem = server
-    theta = {"a": np.random.default_rng(0).standard_normal((600, 3)), "radius": 1.0}
+    theta: dict[str, Any] = {"a": np.random.default_rng(0).standard_normal((600, 3)), "radius": 1.0}
     job = client.submit(wire.solve(problem, theta, state=True))
     seen: list[JobStatus] = list(client.events(job))
     assert seen[-1].status == "done"

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def server_url(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return url
 
 
-def program(**keywords: object) -> tuple[ConvexLayer, list[torch.Tensor]]:
+def program(**keywords: Any) -> tuple[ConvexLayer, list[torch.Tensor]]:
     """A program for a local layer: return the layer, its outputs and gradients."""
     family = quadratic()
     layer = ConvexLayer(family.problem, parameters=family.parameters, variables=family.outputs, **keywords)
@@ -50,7 +51,7 @@ def test_results_are_the_same(url: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CONVEXLAYER_URL", url)
     remote, remote_values = program(options=Options(tol=1e-9), presolve=False, tune=True)
     assert type(local) is ConvexLayer
-    assert type(remote) is RemoteConvexLayer
+    assert isinstance(remote, RemoteConvexLayer)
     for ours, theirs in zip(remote_values, local_values, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
@@ -85,7 +86,7 @@ def test_errors_are_those_of_the_library(server_url: str) -> None:
     "keywords",
     [{"derivative": "diffcp"}, {"on_failure": "keep"}, {"check_attributes": False}, {"options": {"polish": False}}],
 )
-def test_unsupported_options_are_rejected(keywords: dict[str, object], server_url: str) -> None:
+def test_unsupported_options_are_rejected(keywords: dict[str, Any], server_url: str) -> None:
     family = box()
     with pytest.raises(UnsupportedError, match="unset CONVEXLAYER_URL"):
         ConvexLayer(family.problem, family.parameters, family.outputs, **keywords)

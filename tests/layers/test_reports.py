@@ -248,9 +248,10 @@ def test_inaccurate_solutions_warn_once_a_layer(monkeypatch: pytest.MonkeyPatch)
     inaccurate(monkeypatch)
     x, c = cp.Variable(), cp.Parameter()
     problem = cp.Problem(cp.Minimize((x - c) ** 2), [x >= 0])
+    settings: list[dict[str, Any]] = [{}, {}, {"on_degenerate": "report"}]
     made = [
         ConvexLayer(problem, [c], [x], solver="clarabel", options={"polish": False}, self_check=False, **keywords)
-        for keywords in ({}, {}, {"on_degenerate": "report"})
+        for keywords in settings
     ]
     theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
     with pytest.warns(

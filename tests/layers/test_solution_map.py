@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from convexlayer import SolutionMap, Status
 from convexlayer.program import Array
 from tests.layers.families import NAMES, Family, family
 
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
+EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def drawn(shapes: list[tuple[int, ...]], seed: int = 0) -> list[Array]:

@@ -86,7 +86,7 @@ def part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakePart]:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(kernel_cache, "PACKAGE", package)
     monkeypatch.setattr(kernel_cache, "PARTS", {"linalg": module.__name__})
-    monkeypatch.setattr(kernel_cache.subprocess, "Popen", no_process)
+    monkeypatch.setattr(subprocess, "Popen", no_process)
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
     for name in (kernel_cache.SETTING, *VARIABLES):
         monkeypatch.delenv(name, raising=False)
@@ -120,7 +120,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         def wait(self) -> None:
             pass
 
-    monkeypatch.setattr(kernel_cache.subprocess, "Popen", Process)
+    monkeypatch.setattr(subprocess, "Popen", Process)
     return begun
 
 

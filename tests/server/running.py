@@ -241,7 +241,7 @@ class Running:
         """Connect."""
         return Wire(self.port)
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> WireResponse:
+    def ask(self, method: str, path: str, body: Any = None, **headers: Any) -> WireResponse:
         """Send a request on a new connection, and return its response."""
         with self.wire() as wire:
             return wire.request(method, path, None if body is None else json.dumps(body).encode(), **headers).response()

@@ -377,7 +377,7 @@ def test_handles_belong_to_an_owner_and_a_problem_and_expire() -> None:
         result = await backend.run(gradient_request(parameters={}, state=solved.state, owner="a"), DOCUMENT)
         np.testing.assert_allclose(result.arrays["c"], GRADIENT, atol=1e-8)
         for wrong in ({"owner": "b"}, {"owner": "a", "problem_id": "q"}, {"owner": "a", "state": "s_other"}):
-            fields = {"parameters": {}, "state": solved.state} | wrong
+            fields: dict[str, Any] = {"parameters": {}, "state": solved.state} | wrong
             with pytest.raises(GoneError):
                 await backend.run(gradient_request(**fields), DOCUMENT)
 

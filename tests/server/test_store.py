@@ -7,7 +7,7 @@ import sqlite3
 import stat
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -270,8 +270,8 @@ def first_version(path: Path, *, keys: bool) -> None:
         for number, (owner, name) in enumerate(owned):
             connection.execute("INSERT INTO registration VALUES (?, ?, ?)", (owner, name, float(number)))
         for number, revoked_s in ((1, 5.0), (2, None), (3, None)) if keys else ():
-            row = (f"k_{number}", "name", bytes([number]), float(number), revoked_s, None, None)
-            connection.execute("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            key = (f"k_{number}", "name", bytes([number]), float(number), revoked_s, None, None)
+            connection.execute("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?)", key)
         connection.execute("PRAGMA user_version = 1")
         connection.commit()
 
@@ -313,7 +313,12 @@ def test_newer_stores_are_refused(path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("no database" * 100)
-    for call in (lambda: Store(Settings(), file), lambda: backup(file, tmp_path / "b"), lambda: restore(file, "s")):
+    calls: list[Callable[[], object]] = [
+        lambda: Store(Settings(), file),
+        lambda: backup(file, tmp_path / "b"),
+        lambda: restore(file, "s"),
+    ]
+    for call in calls:
         with pytest.raises(StoreError, match=r"notes\.txt"):
             call()
     with pytest.raises(StoreError, match="cannot open"):

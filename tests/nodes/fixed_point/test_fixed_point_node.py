@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cvxpy as cp
 import pytest
 import torch
@@ -199,7 +201,7 @@ def test_fixed_point_on_the_domain_boundary_has_no_implicit_derivative() -> None
         node(c).sum().backward()
 
 
-def diverging(**options: str) -> FixedPointNode:
+def diverging(**options: Any) -> FixedPointNode:
     step = ForwardBackward(lambda x, c: c * x - 1, 1.0, Euclidean())  # x+ = (1 - c) x + 1 converges for 0 < c < 2
     return FixedPointNode(step, (1,), [(1,)], derivative=Implicit(max_iter=500), **options)
 
