@@ -24,7 +24,7 @@ from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
 from convexlayer.runtime import kernel_cache
 from convexlayer.solution import Solution
 from convexlayer.status import Status
-from tests.layers.families import NAMES, family
+from tests.families import SMOOTH, family
 
 pytestmark = pytest.mark.skipif(
     os.environ.get(kernel_cache.SETTING) == "never",
@@ -170,7 +170,7 @@ def test_results_of_each_cone_do_not_depend_on_the_batch(
 
 
 @pytest.mark.parametrize("solver", ["auto", "batched"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_results_of_a_layer_do_not_depend_on_the_batch(name: str, solver: str) -> None:
     """Solutions, gradients and tangents of the layer."""
     solution_map, theta = SolutionMap(family(name).program(), solver=solver), family(name).values(DIFFERENT)

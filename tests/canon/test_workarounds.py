@@ -14,7 +14,6 @@ from cvxpy.transforms.suppfunc import SuppFunc
 from convexlayer import SolutionMap, canonicalize
 
 Array = np.ndarray
-rng = np.random.default_rng(5)
 
 
 def norms(value: Array, **keywords: Any) -> Array:
@@ -67,7 +66,7 @@ CASES: dict[str, tuple[Callable[[cp.Expression], cp.Expression], Callable[[Array
 def test_the_solution_minimises_the_written_objective(name: str) -> None:
     written, meant, shape = CASES[name]
     X, P = cp.Variable(shape), cp.Parameter(shape)
-    value = rng.standard_normal(shape)
+    value = np.random.default_rng(5).standard_normal(shape)
     problem = cp.Problem(cp.Minimize(cp.sum(written(X)) + cp.sum_squares(X - P)))
     solved = SolutionMap(canonicalize(problem, [P], [X]), options={"tol": 1e-10}).solve([value])
 
@@ -84,7 +83,7 @@ def test_the_solution_minimises_the_written_objective(name: str) -> None:
 def test_norms_along_an_axis_shrink_blocks() -> None:
     """The proximal operator of a sum of norms, and its derivative along the blocks."""
     X, P = cp.Variable((2, 3, 2)), cp.Parameter((2, 3, 2))
-    value = rng.standard_normal((2, 3, 2)) + 2.0
+    value = np.random.default_rng(5).standard_normal((2, 3, 2)) + 2.0
     problem = cp.Problem(cp.Minimize(cp.sum(cp.norm(X, 2, axis=1)) + cp.sum_squares(X - P)))
     solved = SolutionMap(canonicalize(problem, [P], [X])).solve([value])
     size = np.linalg.norm(value, axis=1, keepdims=True)

@@ -25,8 +25,7 @@ from convexlayer_server.settings import Settings
 
 SETTINGS = Settings()
 GRAMMAR = Grammar(SETTINGS)
-RNG = np.random.default_rng(7)
-Z = RNG.standard_normal((3, 4))
+Z = np.random.default_rng(7).standard_normal((3, 4))
 SPD = Z @ Z.T + np.eye(3)
 
 x = cp.Variable(4, name="x")
@@ -161,7 +160,7 @@ def rebuilt(document: ProblemDocument) -> CvxpyProblem:
 
 
 def draw(leaf: Any) -> Any:
-    value = RNG.standard_normal(leaf.shape)
+    value = np.random.default_rng(leaf.size).standard_normal(leaf.shape)
     if leaf.attributes["pos"] or leaf.attributes["nonneg"]:
         return np.abs(value) + 0.1
     if leaf.attributes["PSD"]:
@@ -261,7 +260,7 @@ def test_long_sums_are_split_below_the_servers_limit() -> None:
     terms = [cp.square(x[i % 4] - i) for i in range(900)]
     problem = cp.Problem(cp.Minimize(sum(terms[1:], terms[0])))
     document = to_document(problem, [], [x])
-    x.value = RNG.standard_normal(4)
+    x.value = np.random.default_rng(0).standard_normal(4)
     built = rebuilt(document)
     built.variables["x"].value = x.value
     np.testing.assert_allclose(built.problem.objective.value, problem.objective.value, rtol=1e-12)

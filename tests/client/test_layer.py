@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,23 +24,26 @@ from convexlayer_client import (
     ShapeError,
 )
 from convexlayer_client.layer import RemoteConvexLayer
-from tests.client.families import FAMILIES, Family, quadratic
+from tests.families import Family, family
 
 TOLERANCE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
+NAMES = ("least_norm", "portfolio", "nearest_correlation", "entropy_maximisation", "geometric_program")
+"""Families on which the remote layer is compared with the local one."""
+
 FORWARD_MODE = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated"
 )  # raised inside torch by the first jvp
 
 
-def remote(family: Family, client: Client, **keywords: Any) -> RemoteConvexLayer:
-    return RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, gp=family.gp, **keywords)
+def remote(case: Family, client: Client, **keywords: Any) -> RemoteConvexLayer:
+    return RemoteConvexLayer(case.problem, case.parameters, case.outputs, client=client, gp=case.gp, **keywords)
 
 
-def local(family: Family, **keywords: Any) -> ConvexLayer:
-    return ConvexLayer(family.problem, family.parameters, family.outputs, gp=family.gp, **keywords)
+def local(case: Family, **keywords: Any) -> ConvexLayer:
+    return ConvexLayer(case.problem, case.parameters, case.outputs, gp=case.gp, **keywords)
 
 
-def gradients(layer: Any, tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def gradients(layer: Any, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Compute outputs, and gradients for fixed random cotangents of the outputs and the objective."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     outputs, report = layer.solve(*leaves)
@@ -52,17 +56,17 @@ def gradients(layer: Any, tensors: list[torch.Tensor]) -> tuple[list[torch.Tenso
     return everything, list(torch.autograd.grad(loss, leaves))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batching", ["single", "batched", "shared"])
 def test_solutions_and_gradients_equal_those_of_the_local_layer(name: str, batching: str, client: Client) -> None:
-    family = FAMILIES[name]()
-    count = len(family.parameters)
+    case = family(name)
+    count = len(case.parameters)
     flags = {"single": (False,) * count, "batched": (True,) * count, "shared": (*(False,) * (count - 1), True)}[
         batching
     ]
-    tensors = family.tensors(seed=3, batched=flags)
-    theirs, their_gradients = gradients(local(family), tensors)
-    ours, our_gradients = gradients(remote(family, client), tensors)
+    tensors = case.tensors(3, seed=3, batched=flags)
+    theirs, their_gradients = gradients(local(case), tensors)
+    ours, our_gradients = gradients(remote(case, client), tensors)
     for left, right in zip(ours + our_gradients, theirs + their_gradients, strict=True):
         assert left.shape == right.shape
         torch.testing.assert_close(left, right, **TOLERANCE)
@@ -70,26 +74,24 @@ def test_solutions_and_gradients_equal_those_of_the_local_layer(name: str, batch
 
 
 @FORWARD_MODE
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_tangents_equal_those_of_the_local_layer(name: str, client: Client) -> None:
-    family = FAMILIES[name]()
-    tensors = [tensor.detach() for tensor in family.tensors(seed=4, batched=(True,) * len(family.parameters))]
-    tangents = [tensor.detach() * 0.1 for tensor in family.tensors(seed=9, batched=(True,) * len(family.parameters))]
-    results = [
-        torch.func.jvp(layer, tuple(tensors), tuple(tangents)) for layer in (remote(family, client), local(family))
-    ]
+    case = family(name)
+    tensors = [tensor.detach() for tensor in case.tensors(3, seed=4)]
+    tangents = [tensor.detach() * 0.1 for tensor in case.tensors(3, seed=9)]
+    results = [torch.func.jvp(layer, tuple(tensors), tuple(tangents)) for layer in (remote(case, client), local(case))]
     for ours, theirs in zip(*((*result[0], *result[1]) for result in results), strict=True):
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
 def test_torch_func_grad(client: Client) -> None:
-    family = quadratic()
-    tensors = [tensor.detach() for tensor in family.tensors(seed=5)]
+    case = family("least_norm")
+    tensors = [tensor.detach() for tensor in case.tensors(seed=5)]
 
     def loss(layer: Any) -> Any:
         return torch.func.grad(lambda *theta: layer(*theta)[0].square().sum(), argnums=(0, 1, 2))(*tensors)
 
-    for ours, theirs in zip(loss(remote(family, client)), loss(local(family)), strict=True):
+    for ours, theirs in zip(loss(remote(case, client)), loss(local(case)), strict=True):
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
@@ -124,18 +126,18 @@ def test_nested_transforms_are_rejected(nested: str, power: int, client: Client)
 
 @FORWARD_MODE
 def test_gradcheck_in_forward_and_reverse_mode(client: Client) -> None:
-    family = quadratic()
-    layer = remote(family, client)
-    tensors = tuple(family.tensors(seed=6, batched=(False, True, False), batch=2))
+    case = family("least_norm")
+    layer = remote(case, client)
+    tensors = case.tensors(2, seed=6, batched=(False, True, False))
     assert torch.autograd.gradcheck(layer, tensors, atol=1e-5, rtol=1e-4, check_forward_ad=True)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.float32, torch.float64, torch.float32)])
 def test_dtypes_are_kept(dtypes: tuple[torch.dtype, ...], client: Client) -> None:
-    family = quadratic()
-    tensors = [tensor.detach().to(dtype) for tensor, dtype in zip(family.tensors(seed=2), dtypes, strict=True)]
-    ours, our_gradients = gradients(remote(family, client), tensors)
-    theirs, their_gradients = gradients(local(family), tensors)
+    case = family("least_norm")
+    tensors = [tensor.detach().to(dtype) for tensor, dtype in zip(case.tensors(seed=2), dtypes, strict=True)]
+    ours, our_gradients = gradients(remote(case, client), tensors)
+    theirs, their_gradients = gradients(local(case), tensors)
     assert [output.dtype for output in ours] == [output.dtype for output in theirs]
     assert [gradient.dtype for gradient in our_gradients] == list(dtypes)
     for left, right in zip(ours + our_gradients, theirs + their_gradients, strict=True):
@@ -241,13 +243,13 @@ def test_degenerate_derivatives_are_reported(client: Client) -> None:
 
 
 def test_options_and_solver_reach_the_server(client: Client) -> None:
-    family = quadratic()
-    tensors = family.tensors(seed=1)
-    _, report = remote(family, client, solver="scs", options=Options(tol=1e-4)).solve(*tensors, options={"tol": 1e-6})
+    case = family("least_norm")
+    tensors = case.tensors(seed=1)
+    _, report = remote(case, client, solver="scs", options=Options(tol=1e-4)).solve(*tensors, options={"tol": 1e-6})
     assert report.result.meta["solver"] == "scs"
     with pytest.raises(InvalidError):
-        remote(family, client, solver="no such solver")(*tensors)
-    layer = remote(family, client, solver="clarabel", on_failure="nan", options=Options(max_iter=2))
+        remote(case, client, solver="no such solver")(*tensors)
+    layer = remote(case, client, solver="clarabel", on_failure="nan", options=Options(max_iter=2))
     iterations = [layer.solve(*tensors, options=changes)[1].result.iterations for changes in (None, {"max_iter": 1})]
     assert iterations == [2, 1]
 
@@ -265,29 +267,29 @@ def test_options_and_solver_reach_the_server(client: Client) -> None:
 )
 def test_arguments_are_checked(keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONVEXLAYER_URL", raising=False)
-    family = box()
+    case = box()
     with pytest.raises(ValueError, match=r"the URL of a server|url or client|on_failure|on_degenerate|state must be"):
-        RemoteConvexLayer(family.problem, family.parameters, family.outputs, **keywords)
+        RemoteConvexLayer(case.problem, case.parameters, case.outputs, **keywords)
 
 
 def test_a_problem_outside_the_grammar_is_sent_as_a_cone_program(client: Client) -> None:
     S, C = cp.Variable((3, 3), PSD=True, name="S"), cp.Parameter((3, 3), symmetric=True, name="C")
     objective = cp.Maximize(cp.von_neumann_entr(S) + cp.trace(C @ S))
-    family = Family(cp.Problem(objective, [cp.trace(S) == 1]), [C], [S], lambda rng: [np.diag(rng.standard_normal(3))])
-    layer = remote(family, client)
+    case = Family(cp.Problem(objective, [cp.trace(S) == 1]), [C], [S], lambda rng: [np.diag(rng.standard_normal(3))])
+    layer = remote(case, client)
     assert client.get(layer.problem_id).details["kind"] == "cone_program"
-    tensors = family.tensors(seed=8, batched=(True,))
-    for left, right in zip(gradients(layer, tensors), gradients(local(family), tensors), strict=True):
+    tensors = case.tensors(3, seed=8)
+    for left, right in zip(gradients(layer, tensors), gradients(local(case), tensors), strict=True):
         for ours, theirs in zip(left, right, strict=True):
             torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
 def test_a_variable_may_be_returned_twice(client: Client) -> None:
-    family = box()
-    (x,) = family.outputs
-    layer = RemoteConvexLayer(family.problem, family.parameters, [x, x], client=client)
+    case = box()
+    (x,) = case.outputs
+    layer = RemoteConvexLayer(case.problem, case.parameters, [x, x], client=client)
     leaves = [A.clone().requires_grad_() for _ in range(2)]
-    (once,) = remote(family, client)(leaves[0], BUDGETS[0])
+    (once,) = remote(case, client)(leaves[0], BUDGETS[0])
     first, second = layer(leaves[1], BUDGETS[0])
     once.square().sum().backward()
     (first * second).sum().backward()
@@ -326,10 +328,10 @@ def test_copies_share_the_connection(client: Client) -> None:
 
 def test_invalid_elements_do_not_affect_others(client: Client) -> None:
     """Status, outputs, gradients and messages equal those of the local layer."""
-    family = box()
+    case = box()
     budgets = torch.tensor([1.0, float("nan"), 0.5], dtype=torch.float64)
     results = []
-    for layer in (remote(family, client, on_failure="nan"), local(family, on_failure="nan")):
+    for layer in (remote(case, client, on_failure="nan"), local(case, on_failure="nan")):
         leaves = [A.clone().requires_grad_(), budgets.clone().requires_grad_()]
         (out,), report = layer.solve(*leaves)
         results.append((out, *torch.autograd.grad(out.nansum(), leaves)))
@@ -339,8 +341,8 @@ def test_invalid_elements_do_not_affect_others(client: Client) -> None:
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True, **TOLERANCE)
     with pytest.raises(FailedElementsError, match=r"1 of 3 elements.*1 \(invalid\).*Element 1: .*not finite") as caught:
-        remote(family, client)(A, budgets)
+        remote(case, client)(A, budgets)
     assert caught.value.indices == (1,)
     assert caught.value.outputs[0][[0, 2]].isfinite().all()
     with pytest.raises(InvalidError, match="not finite"):
-        remote(family, client)(A, budgets[1])
+        remote(case, client)(A, budgets[1])

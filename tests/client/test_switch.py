@@ -23,8 +23,8 @@ from convexlayer.errors import (
 from convexlayer.layers.remote import remote_layer
 from convexlayer.solvers import Options
 from convexlayer_client.layer import RemoteConvexLayer
-from tests.client.families import quadratic
 from tests.client.test_layer import BUDGETS, A, box
+from tests.families import family
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def server_url(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def program(**keywords: Any) -> tuple[ConvexLayer, list[torch.Tensor]]:
     """A program for a local layer: return the layer, its outputs and gradients."""
-    family = quadratic()
-    layer = ConvexLayer(family.problem, parameters=family.parameters, variables=family.outputs, **keywords)
-    tensors = family.tensors(seed=2, batched=(True, False, True))
+    case = family("least_norm")
+    layer = ConvexLayer(case.problem, parameters=case.parameters, variables=case.outputs, **keywords)
+    tensors = case.tensors(3, seed=2, batched=(True, False, True))
     outputs, report = layer.solve(*tensors, warm_start=None)
     assert report.status == ("optimal",) * 3
     assert max(report.residuals.primal) < 1e-8
@@ -62,22 +62,22 @@ def test_the_signatures_are_the_same() -> None:
 
 
 def test_invalid_elements_raise_the_error_of_the_library(server_url: str) -> None:
-    family = box()
-    layer = ConvexLayer(family.problem, family.parameters, family.outputs)
+    case = box()
+    layer = ConvexLayer(case.problem, case.parameters, case.outputs)
     with pytest.raises(InvalidElementsError, match=r"Element 1: .*'budget' is not finite"):
         layer(A, torch.tensor([0.6, float("inf"), 0.9], dtype=torch.float64))
 
 
 def test_errors_are_those_of_the_library(server_url: str) -> None:
-    family = box()
-    layer = ConvexLayer(family.problem, family.parameters, family.outputs)
+    case = box()
+    layer = ConvexLayer(case.problem, case.parameters, case.outputs)
     with pytest.raises(FailedElementsError) as caught:
         layer(A, BUDGETS)
     assert caught.value.indices == (1,)
     with pytest.raises(ShapeError):
         layer(A[:2], BUDGETS)
     kink = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    strict = ConvexLayer(family.problem, family.parameters, family.outputs, on_degenerate="raise")
+    strict = ConvexLayer(case.problem, case.parameters, case.outputs, on_degenerate="raise")
     with pytest.raises(DerivativeError):
         strict(kink, torch.tensor(1.0, dtype=torch.float64))[0].sum().backward()
 
@@ -87,14 +87,14 @@ def test_errors_are_those_of_the_library(server_url: str) -> None:
     [{"derivative": "diffcp"}, {"on_failure": "keep"}, {"check_attributes": False}, {"options": {"polish": False}}],
 )
 def test_unsupported_options_are_rejected(keywords: dict[str, Any], server_url: str) -> None:
-    family = box()
+    case = box()
     with pytest.raises(UnsupportedError, match="unset CONVEXLAYER_URL"):
-        ConvexLayer(family.problem, family.parameters, family.outputs, **keywords)
+        ConvexLayer(case.problem, case.parameters, case.outputs, **keywords)
 
 
 def test_local_layers_stay_local(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    family = box()
-    layer = ConvexLayer(family.problem, family.parameters, family.outputs)
+    case = box()
+    layer = ConvexLayer(case.problem, case.parameters, case.outputs)
     text = pickle.dumps(layer)
     monkeypatch.setenv("CONVEXLAYER_URL", url)
     for copied in (copy.deepcopy(layer), pickle.loads(text)):
@@ -103,14 +103,14 @@ def test_local_layers_stay_local(url: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_remote_layers_can_be_pickled(server_url: str) -> None:
-    family = box()
-    layer = ConvexLayer(family.problem, family.parameters, family.outputs)
+    case = box()
+    layer = ConvexLayer(case.problem, case.parameters, case.outputs)
     copied = pickle.loads(pickle.dumps(layer))
     torch.testing.assert_close(copied(A, BUDGETS[:1]), layer(A, BUDGETS[:1]))
 
 
 def test_the_error_of_a_missing_client_names_the_package(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "convexlayer_client.layer", None)
-    family = box()
+    case = box()
     with pytest.raises(NotInstalledError, match="convexlayer-client"):
-        ConvexLayer(family.problem, family.parameters, family.outputs)
+        ConvexLayer(case.problem, case.parameters, case.outputs)

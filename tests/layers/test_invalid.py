@@ -20,7 +20,7 @@ from convexlayer import (
     Status,
     canonicalize,
 )
-from tests.layers.families import family
+from tests.families import family
 
 D = torch.float64
 BATCH = 6

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer, ShapeError, SolutionMap, Status
-from tests.layers.families import family
+from tests.families import family
 from tests.layers.running import run, same
 
 

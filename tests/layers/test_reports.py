@@ -14,12 +14,12 @@ import torch
 
 from convexlayer import ConvexLayer, DerivativeError, Status
 from convexlayer.solvers.clarabel_ import ClarabelSolver
-from tests.layers.families import NAMES, family
+from tests.families import SMOOTH, family
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_report(name: str) -> None:
     case = family(name)
     tensors = case.tensors(3)
@@ -55,7 +55,7 @@ def test_forward_mode_fills_the_derivative_report() -> None:
         assert report.derivative.status == ("ok", "ok")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "geometric_program"])
+@pytest.mark.parametrize("name", [name for name in SMOOTH if name != "geometric_program"])
 def test_objective_matches_cvxpys_evaluation(name: str) -> None:
     """The objective value at the solution, evaluated by CVXPY."""
     case = family(name)
@@ -67,7 +67,7 @@ def test_objective_matches_cvxpys_evaluation(name: str) -> None:
     np.testing.assert_allclose(report.objective.item(), value, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_objective_is_differentiable(name: str) -> None:
     """The envelope theorem against central differences along a random direction."""
     case = family(name)

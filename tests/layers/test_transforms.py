@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convexlayer import DerivativeError, ShapeError
-from tests.layers.families import Family, family
+from tests.families import Family, family
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 

@@ -12,7 +12,7 @@ import pytest
 from convexlayer import SolutionMap, SolverError
 from convexlayer.layers import choice
 from convexlayer.layers.choice import ResolvedSolver, choose, fastest
-from tests.layers.families import family
+from tests.families import family
 
 
 def test_the_first_call_chooses_the_solver_for_all_later_calls() -> None:

@@ -65,14 +65,14 @@ EXACT: dict[str, AbstractDerivative] = {
 def test_derivatives_match_finite_differences_of_the_output(derivative: AbstractDerivative) -> None:
     node = simplex_node(derivative)
     assert gradcheck(node, theta(), check_forward_ad=not isinstance(derivative, ForwardMode))
-    assert gradcheck(node, theta(batch=2))
+    assert gradcheck(node, theta(batch=2), fast_mode=True)
 
 
 @pytest.mark.parametrize(
     "derivative", [Implicit(), Implicit(GMRES()), Unrolled(6)], ids=["implicit", "by products", "unrolled"]
 )
 def test_second_derivatives(derivative: AbstractDerivative) -> None:
-    assert gradgradcheck(simplex_node(derivative), theta())
+    assert gradgradcheck(simplex_node(derivative), theta(), fast_mode=True)
 
 
 def test_forward_mode_rejects_unsupported_derivatives() -> None:
