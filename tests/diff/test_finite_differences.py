@@ -22,6 +22,9 @@ from .programs import (
 )
 
 DRAWS = 20
+COMPARED = 10
+"""Number of draws whose derivatives are compared."""
+
 REJECTED = 0.05
 DIFFERENCES = 1e-7
 TRANSPOSE = 1e-9
@@ -32,13 +35,11 @@ FLOOR = 1e-2
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
 @pytest.mark.parametrize("name", CONES)
 def test_jvp_and_vjp_agree_with_differences(name: str, quadratic: bool) -> None:
-    rejected = 0
-    for seed in range(DRAWS):
-        rng = np.random.default_rng(seed)
-        drawn = draw(rng, CONES[name], quadratic=quadratic)
-        if drawn is None:
-            rejected += 1
-            continue
+    generators = [np.random.default_rng(seed) for seed in range(DRAWS)]
+    found = [(rng, draw(rng, CONES[name], quadratic=quadratic)) for rng in generators]
+    regular = [(rng, drawn) for rng, drawn in found if drawn is not None]
+    assert len(regular) >= (1.0 - REJECTED) * DRAWS
+    for rng, drawn in regular[:COMPARED]:
         structure = drawn.program.structure
         tangent, cotangent = data_tangents(rng, structure, 2), point_cotangents(rng, structure, 2)
         expected = differences(drawn, tangent)
@@ -46,7 +47,6 @@ def test_jvp_and_vjp_agree_with_differences(name: str, quadratic: bool) -> None:
         assert jvp_error(moved, expected) <= DIFFERENCES
         assert vjp_error(pulled, tangent, cotangent, flat_point(expected)) <= DIFFERENCES
         assert vjp_error(pulled, tangent, cotangent, flat_point(moved)) <= TRANSPOSE
-    assert rejected <= REJECTED * DRAWS
 
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
