@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tomllib
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
 import convexlayer
@@ -116,7 +116,7 @@ def test_the_image_declares_its_version() -> None:
 
 def test_the_lowest_tested_versions_are_the_declared_ones() -> None:
     """The higher bound if the distributions differ; without torch, whose oldest builds include CUDA."""
-    declared: dict[str, Version] = {}
+    declared: dict[NormalizedName, Version] = {}
     for folder in (ROOT, CLIENT):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
         extras = {
@@ -127,7 +127,7 @@ def test_the_lowest_tested_versions_are_the_declared_ones() -> None:
             (bound,) = (Version(each.version) for each in requirement.specifier if each.operator == ">=")
             name = canonicalize_name(requirement.name)
             declared[name] = max(bound, declared.get(name, bound))
-    del declared["torch"]
+    del declared[canonicalize_name("torch")]
     lines = (line.split("==") for line in (ROOT / "lowest.txt").read_text().splitlines() if not line.startswith("#"))
     pinned = {canonicalize_name(name): Version(version) for name, version in lines}
     assert {name: pinned[name] for name in declared} == declared

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -151,8 +153,8 @@ def test_derivative_is_constant_within_the_margin_of_a_flat_region(case: Case) -
 
 def test_torch_equals_numpy(case: Case) -> None:
     for w in (_points(case.cone), _boundary_points(case.cone)):
-        tensor = torch.from_numpy(w)
-        y, basis, margin = (f(tensor) for f in (case.cone.project_dual, case.cone.derivative, case.cone.margin))
+        tensor: Any = torch.from_numpy(w)
+        y, basis, margin = case.cone.project_dual(tensor), case.cone.derivative(tensor), case.cone.margin(tensor)
         assert y.dtype == basis.d.dtype == basis.complement.dtype == margin.dtype == torch.float64
         np.testing.assert_allclose(y.numpy(), case.cone.project_dual(w), atol=1e-13)
         np.testing.assert_allclose(margin.numpy(), case.cone.margin(w), atol=1e-13)

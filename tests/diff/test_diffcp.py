@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convexlayer.diff import KKTSystem, SolutionTangent, derivative_mode
+from convexlayer.diff import KKTSystem, SolutionCotangent, derivative_mode
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
 from convexlayer.errors import DerivativeError
 
@@ -54,7 +54,7 @@ def test_diffcp_matches_the_exact_derivative(name: str, quadratic: bool) -> None
             found = flat_point(reference.jvp(one)[0])
             np.testing.assert_allclose(found, expected, atol=TOLERANCE * np.max(np.abs(expected)))
         for i in range(len(kinds.x)):
-            one_kind = SolutionTangent(*(part[i : i + 1] for part in (kinds.x, kinds.y, kinds.s)))
+            one_kind = SolutionCotangent(*(part[i : i + 1] for part in (kinds.x, kinds.y, kinds.s)))
             expected = flat_cotangent(exact.vjp(one_kind)[0], drawn.program.structure)
             gradient, report = reference.vjp(one_kind)
             scale = max(np.max(np.abs(expected)), 1e-3)

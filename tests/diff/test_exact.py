@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convexlayer.cones import product_cone
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent, polished
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, polished
 from convexlayer.linalg import AbstractBackend, AbstractFactor, BackendState
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
@@ -82,14 +82,14 @@ def test_rows_of_a_batch_equal_single_elements() -> None:
     draws = [assemble(P, A, rng.normal(size=n), strict_point(rng, cones)[0], cones) for _ in range(5)]
     together, system = stack(draws), KKTSystem(draws[0].program.structure)
     tangent, cotangent = data_tangents(rng, system.structure, 1), point_cotangents(rng, system.structure, 2)
-    cotangent = SolutionTangent(*(part[:5] for part in (cotangent.x, cotangent.y, cotangent.s)))
+    cotangent = SolutionCotangent(*(part[:5] for part in (cotangent.x, cotangent.y, cotangent.s)))
     batch = ExactDifferentiator(system, together.program, together.solution)
     (moved, forward), (pulled, backward) = batch.jvp(tangent), batch.vjp(cotangent)
     assert forward.trusted
     assert backward.trusted
     for i, single in enumerate(draws):
         alone = ExactDifferentiator(system, single.program, single.solution)
-        one = SolutionTangent(*(part[i : i + 1] for part in (cotangent.x, cotangent.y, cotangent.s)))
+        one = SolutionCotangent(*(part[i : i + 1] for part in (cotangent.x, cotangent.y, cotangent.s)))
         expected = flat_point(alone.jvp(tangent.select(slice(i, i + 1)))[0])[0]
         np.testing.assert_allclose(flat_point(moved)[i], expected, atol=1e-11 * np.max(np.abs(expected)))
         gradient, report = alone.vjp(one)
@@ -194,8 +194,8 @@ def test_linear_in_the_cotangent() -> None:
     drawn, rng = regular("product"), np.random.default_rng(1)
     differentiator = at(drawn)
     kinds = point_cotangents(rng, drawn.program.structure, 1)
-    parts = [SolutionTangent(kinds.x[i : i + 1], kinds.y[i : i + 1], kinds.s[i : i + 1]) for i in range(3)]
-    whole = SolutionTangent(parts[0].x, parts[1].y, parts[2].s)
+    parts = [SolutionCotangent(kinds.x[i : i + 1], kinds.y[i : i + 1], kinds.s[i : i + 1]) for i in range(3)]
+    whole = SolutionCotangent(parts[0].x, parts[1].y, parts[2].s)
     structure = drawn.program.structure
     gradients = [flat_cotangent(differentiator.vjp(part)[0], structure) for part in parts]
     expected = flat_cotangent(differentiator.vjp(whole)[0], structure)

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from convexlayer.cones import KroneckerBasis, symmetric_vectors
+from convexlayer.cones import KroneckerBasis, product_cone, symmetric_vectors
 from convexlayer.cones.product import KRONECKER_FROM
 from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent, matrix_free, polish
 from convexlayer.linalg import MatrixFree
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
-from convexlayer.solution import product_cone
 
 from .programs import (
     Draw,
@@ -153,7 +153,7 @@ def test_elements_of_a_batch_equal_single_elements() -> None:
     )
     whole = replace(
         singles[0].solution,
-        **{part: np.concatenate([getattr(s.solution, part) for s in singles]) for part in "xys"},
+        **{part: np.concatenate([getattr(s.solution, part) for s in singles]) for part in "xys"},  # type: ignore[arg-type]
         status=singles[0].solution.status * 3,
     )
     together = Draw(program, whole)
@@ -240,7 +240,7 @@ def test_a_block_of_order_100_needs_no_dense_matrix() -> None:
     assert peak < 0.5 * 8 * size**2  # bytes of one dense matrix
 
 
-def _sparse_entries(entry: Array, size: int, w: Array, rng: np.random.Generator) -> Draw:
+def _sparse_entries(entry: NDArray[np.int64], size: int, w: Array, rng: np.random.Generator) -> Draw:
     """Minimise |x - c|^2 / 2 over unit-diagonal semidefinite matrices with entries x."""
     n, cones = len(entry), Cones(psd=(int(np.sqrt(2 * size)),))
     columns = np.arange(n)

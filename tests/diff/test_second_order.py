@@ -7,7 +7,7 @@ import pytest
 
 from convexlayer.cones import SecondOrder
 from convexlayer.cones.product import RANK_TWO_FROM
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent
 from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
@@ -137,8 +137,8 @@ def test_elements_in_different_regions_share_one_pattern(backend: AbstractBacken
     together = stack(draws)
     system = KKTSystem(together.program.structure, backend)
     cotangent = point_cotangents(rng, system.structure, 1)
-    alone = SolutionTangent(*(part[-1:] for part in (cotangent.x, cotangent.y, cotangent.s)))
-    whole = SolutionTangent(*(np.repeat(part, 3, axis=0) for part in (alone.x, alone.y, alone.s)))
+    alone = SolutionCotangent(*(part[-1:] for part in (cotangent.x, cotangent.y, cotangent.s)))
+    whole = SolutionCotangent(*(np.repeat(part, 3, axis=0) for part in (alone.x, alone.y, alone.s)))
     batch, _ = ExactDifferentiator(system, together.program, together.solution).vjp(whole)
     for i, drawn in enumerate(draws):
         single, report = ExactDifferentiator(system, drawn.program, drawn.solution).vjp(alone)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from convexlayer import SolutionMap, SolverError
-from tests.layers.families import family
+from tests.families import family
 
 DEVICES = ["cpu:0", *(["cuda"] if torch.cuda.is_available() else [])]
 """cpu:0 selects the dense methods on the CPU."""

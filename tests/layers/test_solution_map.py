@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import torch
 
 from convexlayer import SolutionMap, Status
 from convexlayer.program import Array
-from tests.layers.families import NAMES, Family, family
+from tests.families import SMOOTH, Family, family
 
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
+EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def drawn(shapes: list[tuple[int, ...]], seed: int = 0) -> list[Array]:
@@ -24,7 +25,7 @@ def symmetrised(case: Family, values: list[Array]) -> list[Array]:
     return [0.5 * (v + v.swapaxes(-1, -2)) if i in case.symmetric else v for i, v in enumerate(values)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_vjp_and_jvp_are_transposes(name: str) -> None:
     """<v, J u> = <J'v, u> for every element, including the objective value."""
     case = family(name)

@@ -8,7 +8,7 @@ import pytest
 from convexlayer import SolutionMap
 from convexlayer.program import Array
 from convexlayer.solvers.registry import available
-from tests.layers.families import NAMES, family
+from tests.families import SMOOTH, family
 
 FIRST_ORDER_ON_VERTICES = {("osqp", name) for name in ("linear_program", "lasso")}
 
@@ -25,7 +25,7 @@ def answers(name: str, solver: str) -> list[Array]:
     return [*solved.outputs, solved.objective, *(g for g in gradients if g is not None)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_solvers_agree(name: str) -> None:
     structure = family(name).program().structure
     solvers = [

@@ -118,18 +118,19 @@ def test_compiled_and_portable_scales_are_equal(monkeypatch: pytest.MonkeyPatch)
 def test_scaling_of_tangents_and_cotangents_are_adjoint(exponent: float) -> None:
     """<scale(dp), g> = <dp, scale'(g)> for programs, and the same for solutions."""
     rng, given = np.random.default_rng(4), in_units(program(), *random_units(exponent))
-    scaling, _ = Scaling.of(given, 2.0 ** np.arange(BATCH))
+    scaling, _ = Scaling.of(given, np.exp2(np.arange(BATCH)))
     sizes = (N, CONES.m, N, CONES.m)
-    cotangent = ProgramCotangent(*(rng.normal(size=(BATCH, size)) for size in sizes), rng.normal(size=BATCH))
+    x, y, l, v = (rng.normal(size=(BATCH, size)) for size in sizes)  # noqa: E741 (the name in the mathematics)
+    cotangent = ProgramCotangent(x, y, l, v, rng.normal(size=BATCH))
     left = cotangent.inner(scaling.scale_program(given))
     np.testing.assert_allclose(left, scaling.pull_program(cotangent).inner(given), rtol=1e-12)
     moved = SolutionTangent(*(rng.normal(size=(BATCH, size)) for size in sizes[:2] + sizes[3:]))
     pulled = SolutionCotangent(*(rng.normal(size=(BATCH, size)) for size in sizes[:2] + sizes[3:]))
-    products = [
-        sum(np.sum(getattr(a, name) * getattr(b, name), axis=1) for name in "xys")
+    left, right = (
+        np.sum(np.concatenate([getattr(a, name) * getattr(b, name) for name in "xys"], axis=1), axis=1)
         for a, b in ((scaling.unscale_tangent(moved), pulled), (moved, scaling.pull_solution(pulled)))
-    ]
-    np.testing.assert_allclose(*products, rtol=1e-12)
+    )
+    np.testing.assert_allclose(left, right, rtol=1e-10)
 
 
 def test_large_right_hand_sides_are_equilibrated() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -99,5 +100,6 @@ UNBOUNDED = rows(Cones(nonnegative=4), [[-1, 0], [0, -1], [0, 1], [-1, -1]], [0,
 
 def stack(*programs: ConeProgram) -> ConeProgram:
     """Concatenate programs of equal structure to a batch."""
-    parts = {name: np.concatenate([getattr(p, name) for p in programs]) for name in ("P", "q", "r", "A", "b")}
+    names = ("P", "q", "r", "A", "b")
+    parts: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in programs]) for name in names}
     return replace(programs[0], **parts)
