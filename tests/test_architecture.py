@@ -42,6 +42,7 @@ ALLOWED_PARTS = {
     "layers": {*CORE, "linalg", "canon", "solvers", "diff"},
     "nodes": {*CORE, "linalg", "canon", "solvers", "diff", "layers"},
     "gallery": {*CORE, "layers", "nodes"},
+    "testing": {*CORE, "lazy", "canon", "solvers", "diff", "layers"},
 }
 
 # The subpackages of ``convexlayer.nodes``, and those each may import; only the package itself imports them all.
@@ -89,6 +90,7 @@ MAY_IMPORT_TORCH = (
     "convexlayer/linalg/dense",
     "convexlayer/linalg/schur.py",
     "convexlayer/interior_point/torch/",
+    "convexlayer/testing/",
 )
 MAY_IMPORT_CVXPY = (
     "convexlayer/canon/",
@@ -276,6 +278,7 @@ def init_files_hold_imports_only(module: Module) -> Iterator[str]:
     """Lazy imports are allowed: under TYPE_CHECKING for type checkers, and by ``attach`` at run time."""
     if Path(module.path).name != "__init__.py":
         return
+    package = ".".join((ROOT / module.path).parent.relative_to(PACKAGES[module.package].parent).parts)
     for position, node in enumerate(module.tree.body):
         match node:
             case ast.Expr(value=ast.Constant(value=str())) if position == 0:
@@ -289,7 +292,7 @@ def init_files_hold_imports_only(module: Module) -> Iterator[str]:
             ) if all(isinstance(each, ast.ImportFrom) for each in checked):
                 late = {(home, name) for home, given in ast.literal_eval(names).items() for name in given}
                 shown = {
-                    (str(each.module).removeprefix(f"{module.package}."), alias.name)
+                    (str(each.module).removeprefix(f"{package}."), alias.name)
                     for each in checked
                     if isinstance(each, ast.ImportFrom)
                     for alias in each.names
