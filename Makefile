@@ -8,8 +8,10 @@ BENCH_STAMP := $(VENV)/.installed-bench
 DOCS_STAMP := $(VENV)/.installed-docs
 CONSTRAINTS ?= constraints.txt
 TESTS ?=
+VERSION ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' convexlayer/__init__.py)
+CHECK ?= bash .ci/run
 SOAK ?= 1800
-SOURCES := convexlayer server clients/python tests examples benchmarks docs
+SOURCES := convexlayer server clients/python tests examples benchmarks docs .ci
 
 # What compiled kernels compute, and what could differ from processor to processor.
 PROCESSOR_TESTS := tests/test_single_elements.py tests/interior_point tests/linalg tests/cones tests/diff/test_polish.py \
@@ -24,7 +26,7 @@ LOWEST_TESTS := tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv format lint typecheck test test-processors test-lowest demo gallery bench \
-	bench-nodes reliability scales serve docs build check-wheels clean
+	bench-nodes reliability scales serve docs build check-wheels image release clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -100,6 +102,12 @@ build: $(STAMP)  ## Build the wheels of both distributions into dist/
 
 check-wheels: build  ## Install both wheels in a clean environment and use them
 	PYTHON='$(PYTHON)' bash .ci/check-wheels dist
+
+image:  ## Build the image of the service, labelled with the version
+	docker build --file docker/Dockerfile --build-arg VERSION='$(VERSION)' --tag 'convexlayer:$(VERSION)' .
+
+release: $(STAMP)  ## Check, set version and date, build, commit and tag; pushes nothing (VERSION=1.2.3)
+	$(BIN)/python .ci/release.py '$(VERSION)' --check '$(CHECK)'
 
 clean:  ## Remove what the tools leave, the environment included
 	rm -rf .venv .venv-lowest build dist site examples/output benchmarks/output \
