@@ -33,6 +33,7 @@ ALLOWED_PARTS = {
     "layers": {*CORE, "linalg", "canon", "solvers", "diff"},
     "nodes": {*CORE, "linalg", "canon", "solvers", "diff", "layers"},
     "gallery": {*CORE, "layers", "nodes"},
+    "testing": {*CORE, "lazy", "canon", "solvers", "diff", "layers"},
 }
 
 # The subpackages of ``convexlayer.nodes``, and those each may import; only the package itself imports them all.
@@ -79,6 +80,7 @@ MAY_IMPORT_TORCH = (
     "convexlayer/linalg/dense",
     "convexlayer/linalg/schur.py",
     "convexlayer/interior_point/torch/",
+    "convexlayer/testing/",
 )
 MAY_IMPORT_CVXPY = (
     "convexlayer/canon/",

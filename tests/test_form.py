@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sources import SERVER, Module, modules, sources_of_tests
+from tests.sources import PACKAGES, ROOT, SERVER, Module, modules, sources_of_tests
 from tests.test_architecture import COMPOSITION_ROOTS
 
 MAX_LINES = 400
@@ -18,6 +18,7 @@ def init_files_hold_imports_only(module: Module) -> Iterator[str]:
     """Lazy imports are allowed: under TYPE_CHECKING for type checkers, and by ``attach`` at run time."""
     if Path(module.path).name != "__init__.py":
         return
+    package = ".".join((ROOT / module.path).parent.relative_to(PACKAGES[module.package].parent).parts)
     for position, node in enumerate(module.tree.body):
         match node:
             case ast.Expr(value=ast.Constant(value=str())) if position == 0:
@@ -31,7 +32,7 @@ def init_files_hold_imports_only(module: Module) -> Iterator[str]:
             ) if all(isinstance(each, ast.ImportFrom) for each in checked):
                 late = {(home, name) for home, given in ast.literal_eval(names).items() for name in given}
                 shown = {
-                    (str(each.module).removeprefix(f"{module.package}."), alias.name)
+                    (str(each.module).removeprefix(f"{package}."), alias.name)
                     for each in checked
                     if isinstance(each, ast.ImportFrom)
                     for alias in each.names

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.message import Message
 from email.parser import Parser
@@ -110,8 +112,24 @@ def test_torch_is_pinned_for_every_install() -> None:
     assert all("--constraint" in line and any(pin in line for pin in pins) for line in installs), installs
 
 
-def test_the_image_declares_its_version() -> None:
-    assert f"ARG VERSION={convexlayer.__version__}" in (ROOT / "docker" / "Dockerfile").read_text().splitlines()
+def test_both_distributions_have_the_version_of_the_one_literal(library: Wheel, client: Wheel) -> None:
+    assert library.metadata["Version"] == client.metadata["Version"] == convexlayer.__version__
+    sources = [*(ROOT / "convexlayer").rglob("*.py"), *(ROOT / "server").rglob("*.py"), *CLIENT.rglob("*.py")]
+    others = [ROOT / "pyproject.toml", CLIENT / "pyproject.toml", *(ROOT / "docker").iterdir()]
+    literal = re.compile(rf"""(?<![\d.]){re.escape(convexlayer.__version__)}["']""")
+    named = [path for path in (*sources, *others) if literal.search(path.read_text(encoding="utf-8", errors="ignore"))]
+    assert named == [ROOT / "convexlayer" / "__init__.py"]
+
+
+def test_the_client_builds_from_its_source_distribution_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(CLIENT)]
+    subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    wheel = Wheel(tmp_path / archive.name.removesuffix(".tar.gz"), tmp_path / "wheel")
+    assert wheel.metadata["Version"] == convexlayer.__version__
+    assert wheel.packages == {"convexlayer_client"}
 
 
 def test_the_lowest_tested_versions_are_the_declared_ones() -> None:

@@ -172,6 +172,7 @@ class CvxpySolver(AbstractSolver):
         self.name = name
         self.package = self._spec.package
         self.cones = self._spec.cones
+        self.supports_time_limit = self._spec.time_limit_s is not None
 
     def installed(self) -> bool:
         """Whether CVXPY lists the solver as installed."""

@@ -10,7 +10,7 @@ from convexlayer.cones import Exponential
 from convexlayer.cones.exponential import _exact_depth
 from convexlayer.program import Array
 
-from .conftest import check_depth
+from .membership import check_depth
 
 CONE = Exponential()
 RHOS = (-700.0, -250.0, -40.0, -5.0, -1.0, -1e-9, 0.0, 0.3, 0.5, 1.0, 2.0, 8.0, 45.0, 300.0, 700.0)

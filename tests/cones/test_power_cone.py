@@ -11,7 +11,7 @@ from convexlayer.cones.power import _exact_depth
 from convexlayer.errors import ProblemError
 from convexlayer.program import Array
 
-from .conftest import check_depth, power
+from .membership import check_depth, power
 
 ALPHAS = (0.001, 0.02, 0.3, 0.5, 0.77, 0.99, 0.999)
 

@@ -8,7 +8,7 @@ import pytest
 from convexlayer.cones import Eigenbasis, PositiveSemidefinite, SecondOrder, symmetric_vectors
 from convexlayer.program import Array
 
-from .conftest import matrices, triangles
+from .membership import matrices, triangles
 
 
 def _dense(basis: Eigenbasis) -> Array:

@@ -14,7 +14,7 @@ import pytest
 import convexlayer
 import convexlayer_client
 import convexlayer_server
-from convexlayer import nodes
+from convexlayer import nodes, testing
 from tests.docs.pages import ROOT, pages
 
 
@@ -55,7 +55,7 @@ def test_paths_in_code_exist(page: str) -> None:
         assert path.startswith(made) or (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("package", [convexlayer, nodes, convexlayer_server, convexlayer_client])
+@pytest.mark.parametrize("package", [convexlayer, nodes, testing, convexlayer_server, convexlayer_client])
 def test_the_reference_lists_every_public_name(package: ModuleType) -> None:
     reference = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
     listed = set(re.findall(rf"^::: {package.__name__}\.(\w+)$", reference, re.MULTILINE))

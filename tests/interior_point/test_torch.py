@@ -15,7 +15,7 @@ from convexlayer.interior_point.torch.solve import TorchInteriorPoint
 from convexlayer.program import Array, ConeProgram, Cones
 from convexlayer.solution import Solution
 from convexlayer.solvers.registry import solver_for
-from tests.solvers.programs import dense_structure
+from convexlayer.testing.programs import dense_structure
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

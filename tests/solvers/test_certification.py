@@ -14,7 +14,7 @@ from convexlayer.program import ConeProgram
 from convexlayer.solution import Solution
 from convexlayer.solvers.clarabel_ import ClarabelSolver
 from convexlayer.solvers.registry import solver_for
-from tests.solvers.programs import KINDS, known
+from convexlayer.testing.programs import KINDS, known
 
 
 def wrong_clarabel(monkeypatch: pytest.MonkeyPatch, spoil: float, word: Status = Status.OPTIMAL) -> None:

@@ -15,7 +15,7 @@ from convexlayer.solution import Solution
 from convexlayer.solvers import daqp_
 from convexlayer.solvers.clarabel_ import ClarabelSolver
 from convexlayer.solvers.daqp_ import DaqpSolver
-from tests.solvers.programs import dense_structure, known
+from convexlayer.testing.programs import dense_structure, known
 
 pytest.importorskip("daqp")
 

@@ -12,7 +12,7 @@ from convexlayer import Options, SolverError, Status
 from convexlayer.program import ConeProgram
 from convexlayer.solution import Solution
 from convexlayer.solvers.registry import available, solver_for
-from tests.solvers.programs import KINDS, known, stack
+from convexlayer.testing.programs import KINDS, known, stack
 
 INSTALLED = [info.name for info in available() if info.installed]
 NEEDS_CONVEXITY = ["scs", "ecos", "cvxopt"]

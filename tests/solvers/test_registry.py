@@ -12,7 +12,7 @@ from convexlayer.program import Cones
 from convexlayer.runtime import kernel_cache
 from convexlayer.solvers.auto import CLARABEL_PSD, FALLBACK_PSD, LARGE_PSD, candidates
 from convexlayer.solvers.registry import SolverInfo, available, solver_for
-from tests.solvers.programs import KINDS, dense_structure, known
+from convexlayer.testing.programs import KINDS, dense_structure, known
 
 QP = dense_structure(3, KINDS["qp"], quadratic=True)
 

@@ -10,7 +10,7 @@ import pytest
 from convexlayer import Options, Status
 from convexlayer.solution import Solution
 from convexlayer.solvers.registry import solver_for
-from tests.solvers.programs import KINDS, Known, known
+from convexlayer.testing.programs import KINDS, Known, known
 
 
 @pytest.fixture(params=["qp", "sdp", "exponential", "power"])

@@ -1,5 +1,10 @@
-"""The version of this package; the build reads it from here."""
+"""The version of this package, which is that of the library: both are built from the one literal of the repository."""
+
+from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["__version__"]
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("convexlayer-client")
+except PackageNotFoundError:  # the sources are on the path, but not installed
+    __version__ = "0+unknown"

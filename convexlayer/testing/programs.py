@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from convexlayer.cones import product_cone
-from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.cones import Nonnegative, Zero, product_cone
+from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
 from convexlayer.solution import Solution
 from convexlayer.status import Status
+
+__all__ = [
+    "FEASIBLE",
+    "INFEASIBLE",
+    "KINDS",
+    "UNBOUNDED",
+    "Known",
+    "dense_structure",
+    "known",
+    "product_of",
+    "rows",
+    "stack",
+]
 
 N = 12
 """Number of variables of these programs."""
@@ -19,7 +31,14 @@ N = 12
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A batch of programs and their solutions (B, n), (B, m), (B, m), unique where the objective is quadratic."""
+    """A batch of programs and their unique solutions.
+
+    Attributes:
+        program: the programs.
+        x: primal variables, (B, n).
+        y: dual variables, (B, m).
+        s: slacks, (B, m).
+    """
 
     program: ConeProgram
     x: Array
@@ -59,17 +78,17 @@ def dense_structure(n: int, cones: Cones, *, quadratic: bool) -> Structure:
 
 
 def known(cones: Cones, *, quadratic: bool, batch: int = 2, seed: int = 0) -> Known:
-    """Random strictly complementary programs over a product cone; without a quadratic term the solution is a vertex.
+    """Random strictly complementary programs over a product cone, in ``N`` variables.
 
-    w is drawn, y and s are its projections, x and A are drawn, b = Ax + s and q = -(Px + A'y).
+    w is drawn, y and s are its projections, x and A are drawn, b = Ax + s and q = -(Px + A'y). The solution is unique
+    where the objective is quadratic. Without a quadratic term it is if there are enough nonnegative rows: then as many
+    of them are active as determine x and y (with flat cones alone, the solution is a vertex).
     """
     rng = np.random.default_rng(seed)
     structure = dense_structure(N, cones, quadratic=quadratic)
-    w = np.sign(rng.standard_normal((batch, cones.m))) * rng.uniform(0.5, 2.0, (batch, cones.m))
+    w = _dual_minus_slack(rng, (batch, cones.m))
     if not quadratic:
-        active = N - cones.zero
-        w[:, cones.zero : cones.zero + cones.nonnegative] = rng.uniform(0.5, 2.0, (batch, cones.nonnegative))
-        w[:, cones.zero + active : cones.zero + cones.nonnegative] *= -1.0
+        _activate(rng, cones, w)
     y = product_cone(cones).project_dual(w)
     s = y - w
     x, A = rng.standard_normal((batch, N)), rng.standard_normal((batch, N * cones.m))
@@ -78,6 +97,36 @@ def known(cones: Cones, *, quadratic: bool, batch: int = 2, seed: int = 0) -> Kn
     b = structure.A.matvec(A, x) + s
     q = -(structure.P.matvec(P, x) + structure.A.rmatvec(A, y))
     return Known(ConeProgram(structure, P, q, np.zeros(batch), A, b), x, y, s)
+
+
+def _dual_minus_slack(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Draw w with entries that are not small."""
+    signs = np.sign(rng.standard_normal(shape))
+    return np.asarray(signs * rng.uniform(0.5, 2.0, shape))
+
+
+def _activate(rng: np.random.Generator, cones: Cones, w: Array) -> None:
+    """Choose the signs of the nonnegative rows of w (B, m), such that linear programs have unique solutions.
+
+    With E1 and E0 the eigenspaces of D for the eigenvalues 1 and 0, x is unique if n <= m - dim E0, and y if
+    dim E1 <= n, for generic A. A row with w > 0 adds a dimension to E1. Curved blocks are drawn again while they alone
+    exceed n.
+    """
+    first, last = cones.zero, cones.zero + cones.nonnegative
+    w[:, first:last] = rng.uniform(0.5, 2.0, (len(w), cones.nonnegative))
+    while (crowded := _unit_eigenvalues(cones, w) > N - cones.zero).any():
+        w[crowded, last:] = _dual_minus_slack(rng, (int(np.count_nonzero(crowded)), cones.m - last))
+    for row, taken in zip(w, _unit_eigenvalues(cones, w), strict=True):
+        row[N - taken : last] *= -1.0
+
+
+def _unit_eigenvalues(cones: Cones, w: Array) -> IndexArray:
+    """Number of eigenvalues 1 of D in the curved blocks of each element, (B,)."""
+    counts = np.zeros(len(w), dtype=np.int64)
+    for group in product_cone(cones).groups:
+        if not isinstance(group.cone, Zero | Nonnegative):
+            counts += np.count_nonzero(group.cone.derivative(group.split(w)).complement < 1e-9, axis=(1, 2))
+    return counts
 
 
 def rows(cones: Cones, A: Sequence[Sequence[float]], b: Sequence[float], q: Sequence[float]) -> ConeProgram:
@@ -100,6 +149,5 @@ UNBOUNDED = rows(Cones(nonnegative=4), [[-1, 0], [0, -1], [0, 1], [-1, -1]], [0,
 
 def stack(*programs: ConeProgram) -> ConeProgram:
     """Concatenate programs of equal structure to a batch."""
-    names = ("P", "q", "r", "A", "b")
-    parts: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in programs]) for name in names}
-    return replace(programs[0], **parts)
+    P, q, r, A, b = (np.concatenate([getattr(p, part) for p in programs]) for part in ("P", "q", "r", "A", "b"))
+    return ConeProgram(programs[0].structure, P, q, r, A, b)
