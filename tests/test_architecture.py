@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,8 @@ PACKAGES = {
     "convexlayer_server": ROOT / SERVER,
     "convexlayer_client": ROOT / CLIENT,
 }
+SCRIPTS = {"benchmarks": ROOT / "benchmarks", "examples": ROOT / "examples"}
+"""Programs that import the packages; only the rules on the form of modules and functions hold for them."""
 
 # The parts of the library, each with the parts that it may import besides itself.
 BASE = {"errors", "arguments", "program", "runtime", "sparse", "status"}
@@ -122,6 +124,10 @@ ADAPTED_PACKAGES = {
 }  # fmt: skip
 
 MAX_LINES = 400
+MAX_FUNCTION_LINES = 80  # of the body, without the docstring
+MAX_ARGUMENTS = 20
+LONG_FUNCTIONS = {"convexlayer/interior_point/lanes/loop.py": {"solve_range"}}
+MANY_ARGUMENTS = {"convexlayer/sparse/row_kernels.py": {"scales", "complementary"}}
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,8 @@ class Module:
 
     @property
     def package(self) -> str:
-        return next(name for name, folder in PACKAGES.items() if (ROOT / self.path).is_relative_to(folder))
+        roots = PACKAGES | SCRIPTS
+        return next(name for name, folder in roots.items() if (ROOT / self.path).is_relative_to(folder))
 
     @property
     def part(self) -> str:
@@ -179,7 +186,18 @@ def _imports(node: ast.AST, package: tuple[str, ...], *, lazy: bool) -> Iterator
 
 @cache
 def modules() -> tuple[Module, ...]:
-    paths = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
+    """Modules of the packages."""
+    return _modules_in(PACKAGES.values())
+
+
+@cache
+def scripts() -> tuple[Module, ...]:
+    """Modules of the programs."""
+    return _modules_in(SCRIPTS.values())
+
+
+def _modules_in(folders: Iterable[Path]) -> tuple[Module, ...]:
+    paths = sorted(path for folder in folders for path in folder.rglob("*.py"))
     return tuple(Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths)
 
 
@@ -310,6 +328,28 @@ def modules_are_short(module: Module) -> Iterator[str]:
         yield f"{lines} lines; the maximum is {MAX_LINES}"
 
 
+def functions_are_short(module: Module) -> Iterator[str]:
+    """Limit the lines from the first statement after the docstring to the last, nested functions included."""
+    for function in _functions(module.tree):
+        _docstring, *rest = function.body
+        first = rest[0] if rest and ast.get_docstring(function) is not None else function.body[0]
+        lines = (function.end_lineno or first.lineno) - first.lineno + 1
+        if lines > MAX_FUNCTION_LINES and function.name not in LONG_FUNCTIONS.get(module.path, ()):
+            yield f"line {function.lineno}: {function.name} has {lines} lines; the maximum is {MAX_FUNCTION_LINES}"
+
+
+def functions_have_few_arguments(module: Module) -> Iterator[str]:
+    for function in _functions(module.tree):
+        given = function.args
+        count = len([*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))])
+        if count > MAX_ARGUMENTS and function.name not in MANY_ARGUMENTS.get(module.path, ()):
+            yield f"line {function.lineno}: {function.name} has {count} arguments; the maximum is {MAX_ARGUMENTS}"
+
+
+def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
 def libraries_do_not_print(module: Module) -> Iterator[str]:
     if module.path in COMPOSITION_ROOTS:
         return
@@ -339,7 +379,16 @@ RULES: list[Callable[[Module], Iterator[str]]] = [
     init_files_hold_imports_only,
     modules_are_documented,
     modules_are_short,
+    functions_are_short,
+    functions_have_few_arguments,
     libraries_do_not_print,
+    no_todo_comments,
+]
+RULES_OF_FORM = [
+    modules_are_documented,
+    modules_are_short,
+    functions_are_short,
+    functions_have_few_arguments,
     no_todo_comments,
 ]
 
@@ -347,6 +396,12 @@ RULES: list[Callable[[Module], Iterator[str]]] = [
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
     violations = [f"{module.path}: {violation}" for module in modules() for violation in rule(module)]
+    assert not violations, "\n".join(violations)
+
+
+@pytest.mark.parametrize("rule", RULES_OF_FORM, ids=lambda rule: rule.__name__)
+def test_rule_of_form_holds_in_benchmarks_and_examples(rule: Callable[[Module], Iterator[str]]) -> None:
+    violations = [f"{module.path}: {violation}" for module in scripts() for violation in rule(module)]
     assert not violations, "\n".join(violations)
 
 
@@ -382,6 +437,8 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         ),
         (modules_are_documented, "convexlayer/a.py", "import numpy"),
         (modules_are_short, "convexlayer/a.py", "\n" * (MAX_LINES + 1)),
+        (functions_are_short, "benchmarks/a.py", "def f():\n    x = 1" + "\n" * MAX_FUNCTION_LINES + "    return x"),
+        (functions_have_few_arguments, "examples/a.py", f"def f(a, *, {', '.join(f'x{i}' for i in range(20))}): ..."),
         (libraries_do_not_print, f"{SERVER}/a.py", "def f():\n    print()"),
         (no_todo_comments, "convexlayer/a.py", "# TODO: more"),
     ],
@@ -393,7 +450,8 @@ def test_rule_can_fail(rule: Callable[[Module], Iterator[str]], path: str, sourc
 def test_every_package_is_read_and_every_exception_exists() -> None:
     assert {module.package for module in modules()} == set(PACKAGES)
     paths = {module.path for module in modules()}
-    assert paths >= {*COMPOSITION_ROOTS, *MAY_IMPORT_CVXPY_INTERNALS}
+    assert paths >= {*COMPOSITION_ROOTS, *MAY_IMPORT_CVXPY_INTERNALS, *LONG_FUNCTIONS, *MANY_ARGUMENTS}
+    assert {module.package for module in scripts()} == set(SCRIPTS)
 
 
 def test_server_parts_are_in_order() -> None:
