@@ -32,7 +32,11 @@ __all__ = ["run"]
 PARTS = ("suite", "large", "overhead", "memory", "scaling")
 
 MEMORY_BATCH = 128
+"""Batch size of the measurement of memory."""
+
 OVERHEAD_BATCH = 128
+"""Batch size of the measurement of the layer's overhead."""
+
 REFERENCE_CHECK = 1e-4
 """Largest relative error of a reference against finite differences; above it the run fails."""
 

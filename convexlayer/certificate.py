@@ -60,6 +60,10 @@ BALANCE_THRESHOLD = 1e-2
 """If s and y of a curved block both exceed this fraction of S and Y, c is computed from the norms of s and y instead
 of S and Y."""
 
+TINY = 1e-300
+"""Takes the place of a size that is 0, so that any residual there has a huge backward error; ``sparse.row_kernels`` has
+the same number."""
+
 EXPONENT = 200.0
 """Bound of abs(log2(c)), which keeps products with c within the range of double precision."""
 
@@ -320,6 +324,6 @@ def held_at_zero(program: ConeProgram, s: Array) -> BoolArray:
 def _largest_ratio(residual: Array, size: Array) -> Array:
     """Largest |residual| / size of each element, with 0 / 0 = 0; infinite if a residual is NaN."""
     magnitude = np.abs(residual)
-    ratio = np.where(magnitude > 0, magnitude / np.where(size > 0, size, 1e-300), 0.0)
+    ratio = np.where(magnitude > 0, magnitude / np.where(size > 0, size, TINY), 0.0)
     largest: Array = np.max(np.where(np.isnan(magnitude), np.inf, ratio), axis=1, initial=0.0)
     return largest

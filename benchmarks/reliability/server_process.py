@@ -27,17 +27,32 @@ __all__ = ["measure"]
 
 _KEYS = ("attacker", "victim")
 _RAMP_UP_S = 2.0
+"""Seconds until a load has started."""
+
 _MAX_DURATION_S = 120.0
+"""Limit of a load in seconds; it is stopped earlier."""
+
 _PEAK_BYTES, _AFTER, _AFTER_S = 1.3e9, 1.3, 30.0
+"""Requirements: largest memory, and its multiple of the initial one to which it returns within these seconds."""
+
 _P99_S, _WAIT_S = 50e-3, 1.0
+"""Requirement for p99 of a probe, and for the longest wait of another key, in seconds."""
 
 _ROWS, _SIZE = 256, 4096
+"""Elements of a request, and entries of each solution."""
+
 _LARGE_RESULT = line(_SIZE, minimize="sum(x)", subject_to=["x == t * c"])
 """A problem with small requests, whose solutions for a batch are 20 MB of JSON."""
 
 _UPLOAD_BYTES = 15 * 10**6
+"""Bytes of an upload that stalls."""
+
 _ROOT, _NUMBERS, _DOCUMENTS, _REGISTERING = 640, 600_000, 8, 4
+"""Sizes of the large documents: rows of a square constant and numbers of a list; documents, and clients that
+register them."""
+
 _PROBLEMS, _PAGE_BYTES = 5_000, 200_000
+"""Registered problems of a key, and the requirement for the bytes of a page of their list."""
 
 
 def measure(plan: Plan) -> Iterator[Row]:

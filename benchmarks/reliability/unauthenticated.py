@@ -20,8 +20,13 @@ from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 __all__ = ["measure"]
 
 _RAMP_UP_S = 1.0
+"""Seconds until an attack has started."""
+
 _SOLVE_S = 0.2
+"""Seconds between solves of the other key."""
+
 _P99_S, _TIMES, _GROWTH_BYTES = 50e-3, 3.0, 100e6
+"""Requirements: p99 of a probe in seconds, its multiple of that without attack, and growth of the memory."""
 
 _HEAD = b"GET / HTTP/1.1\r\nHost: server\r\n"
 _MANY = tuple(f"127.0.1.{number}" for number in range(1, 101))

@@ -32,6 +32,7 @@ from convexlayer.solvers.registry import available
 __all__ = ["FAMILIES", "RANGES", "derivatives", "drawn", "measure", "queries", "seen", "table", "unique"]
 
 RANGES = (0.0, 2.0, 4.0, 6.0)
+"""Default values of k; units lie in 10^-k..10^k."""
 
 LIMITS = {"highs": {"time_limit_s": 5.0}}
 """Options of solvers that may not terminate: the active-set method of HiGHS cycles on a few of these programs."""

@@ -32,7 +32,8 @@ Number = tuple[float, float]
 """A value, and the sum of the absolute values of the terms summed into it."""
 
 PIVOT_THRESHOLD = 0.1
-"""Pivot threshold: smallest pivot relative to the largest entry of its row (Duff, Erisman and Reid recommend 0.1)."""
+"""Pivot threshold: smallest pivot relative to the largest entry of its row, so that entries grow by at most a factor of
+1 + 1 / 0.1 a step; the usual value in sparse LU (Duff, Erisman and Reid, Direct Methods for Sparse Matrices)."""
 
 SINGLETON_PIVOT_THRESHOLD = 1e-3
 """Pivot threshold of a column singleton. No row is updated then, so a smaller pivot is stable; P is multiplied by the
@@ -43,19 +44,24 @@ CANCELLATION_THRESHOLD = 1e-3
 cancellation."""
 
 EQUILIBRATIONS = 5
-"""Number of Ruiz passes that estimate the units of the variables; only orders of magnitude matter."""
+"""Number of Ruiz passes that estimate the units of the variables. Each halves the orders of magnitude that are left, and
+only those matter."""
 
 FREE_ROW_LENGTH = 4
-"""Number of entries that a cone row may always have; beyond, fill may not exceed the longest initial cone row."""
+"""Number of entries that a cone row may always have; beyond, fill may not exceed the longest initial cone row. Trades
+eliminations for the sparsity of A, which a test of presolve asserts for sparse programs."""
 
 MAX_COPIES = 2
-"""Maximum number of variables to which parameter-dependent coefficients are copied; limits fill of the affine map."""
+"""Maximum number of variables to which parameter-dependent coefficients are copied. Trades eliminations for the size of
+the affine map."""
 
 MAX_COPIED_FEATURES = 8
-"""Number of features up to which right-hand sides and linear costs may be copied to more than MAX_COPIES variables."""
+"""Number of features up to which right-hand sides and linear costs may be copied to more than MAX_COPIES variables; the
+same trade."""
 
 MAX_PIVOT_CANDIDATES = 3
-"""Maximum number of pivot columns tried per row, in ascending order of their number of coefficients."""
+"""Maximum number of pivot columns tried per row, in ascending order of their number of coefficients; trades eliminations
+for the time of presolve."""
 
 MAX_GROUP_WORK = 10**8
 """Maximum sum of squared support sizes of a group; larger groups are skipped to bound the time of presolve."""
@@ -100,7 +106,7 @@ def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
     Ruiz, A scaling algorithm to equilibrate both rows and columns norms in matrices, 2001.
     """
     A, P = A.tocoo(), P.tocoo()
-    of_A, of_P = np.abs(A.data), np.abs(P.data) / np.abs(P.data).max(initial=1e-300)
+    of_A, of_P = np.abs(A.data), np.abs(P.data) / (np.abs(P.data).max(initial=0.0) or 1.0)
     cols, rows = np.ones(A.shape[1]), np.ones(A.shape[0])
     by_row, by_col, by_curved = (_groups(index) for index in (A.row, A.col, P.row))
     for _ in range(EQUILIBRATIONS):

@@ -74,10 +74,15 @@ class _SolverSpec:
     unsupported_reason: Callable[[Presolved, Mapping[str, Any]], str] = lambda presolved, arguments: ""
 
 
+HIGHS_INFINITE, HIGHS_LARGE_COEFFICIENT = 1e20, 1e15
+"""Defaults of HiGHS: from the first on costs and bounds count as infinite, beyond the second it rejects coefficients
+(its options ``infinite_cost``, ``infinite_bound`` and ``large_matrix_value``)."""
+
+
 def _highs_unsupported(presolved: Presolved, arguments: Mapping[str, Any]) -> str:
     """CVXPY runs HiGHS even if HiGHS rejected the data, which may abort the process, or never end with NaN costs."""
-    infinite, cost = arguments.get("infinite_bound", 1e20), arguments.get("infinite_cost", 1e20)
-    coefficient, zero = arguments.get("large_matrix_value", 1e15), presolved.cones.zero
+    infinite, cost = (arguments.get(f"infinite_{what}", HIGHS_INFINITE) for what in ("bound", "cost"))
+    coefficient, zero = arguments.get("large_matrix_value", HIGHS_LARGE_COEFFICIENT), presolved.cones.zero
     if not np.all(np.abs(np.concatenate([presolved.P.data, presolved.A.data])) <= coefficient):
         return f"coefficients of P and A must not exceed {coefficient:g}"
     if not (

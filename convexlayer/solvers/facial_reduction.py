@@ -40,6 +40,9 @@ DIRECTION_TOL = 1e-9
 SLATER_TOL = 1e-6
 """A point counts as strictly feasible if its distance to the boundary, relative to the entries of b, exceeds this."""
 
+EQUALITY_TOL = 1e-7
+"""Largest violation of an equality, relative to its terms, at a strictly feasible point; ten times Clarabel's tolerance."""
+
 MAX_EXPONENT = 300.0
 """Largest abs(x / y) of a point of the exponential cone whose face is computed: exp(x / y) beyond is too large or too
 small to tell whether the point is on the boundary."""
@@ -222,7 +225,7 @@ def _is_strictly_feasible(program: ConeProgram, time_limit_s: float | None) -> b
     terms = np.abs(b) + abs(A) @ np.abs(x)
     inner = s - np.where(np.arange(cones.m) < first, 0.0, 0.5 * t * centre)
     outside = product_cone(cones).project_dual(-inner[None])[0]
-    return bool(np.all(np.abs(s[:first]) <= 1e-7 * terms[:first]) and not np.any(np.abs(outside[first:]) > 0.0))
+    return bool(np.all(np.abs(s[:first]) <= EQUALITY_TOL * terms[:first]) and not np.any(np.abs(outside[first:]) > 0.0))
 
 
 def _central(cones: Cones, *, dual: bool) -> Array:
