@@ -252,7 +252,9 @@ def _step(claim: _Claim, matrix: sp.csr_matrix, slope: Array, ray: Array) -> Arr
     system = sp.vstack([weighted, sp.csr_matrix(slope * size / value_size)], format="csr")
     target = np.append(-residual[rows] / terms[rows], 0.0)
     if system.shape[0] * system.shape[1] <= MAX_DENSE_ENTRIES:
-        found = scipy.linalg.lstsq(system.toarray(), target, cond=RANK_TOL, lapack_driver="gelsy", check_finite=False)[0]
+        found = scipy.linalg.lstsq(system.toarray(), target, cond=RANK_TOL, lapack_driver="gelsy", check_finite=False)[
+            0
+        ]
     else:
         found = lsmr(system, target, atol=LSMR_TOL, btol=LSMR_TOL, conlim=0.0, maxiter=2 * sum(system.shape))[0]
     return np.asarray(size * found)

@@ -44,8 +44,8 @@ CANCELLATION_THRESHOLD = 1e-3
 cancellation."""
 
 EQUILIBRATIONS = 5
-"""Number of Ruiz passes that estimate the units of the variables. Each halves the orders of magnitude that are left, and
-only those matter."""
+"""Number of Ruiz passes that estimate the units of the variables. Each halves the orders of magnitude that are left,
+and only those matter."""
 
 FREE_ROW_LENGTH = 4
 """Number of entries that a cone row may always have; beyond, fill may not exceed the longest initial cone row. Trades
@@ -60,8 +60,8 @@ MAX_COPIED_FEATURES = 8
 same trade."""
 
 MAX_PIVOT_CANDIDATES = 3
-"""Maximum number of pivot columns tried per row, in ascending order of their number of coefficients; trades eliminations
-for the time of presolve."""
+"""Maximum number of pivot columns tried per row, in ascending order of their number of coefficients; trades
+eliminations for the time of presolve."""
 
 MAX_GROUP_WORK = 10**8
 """Maximum sum of squared support sizes of a group; larger groups are skipped to bound the time of presolve."""

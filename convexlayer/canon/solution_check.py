@@ -51,8 +51,7 @@ DRAWS, SOLVED = 8, 2
 come in pairs with c and -c. More would find rarer errors and lengthen the construction of every layer."""
 
 SPREAD = 4.0
-"""Standard deviation of the entries of c; large enough that constraints of order 1 become active, and small enough that
-functions such as exp do not overflow."""
+"""Standard deviation of the entries of c; large enough that constraints of order 1 become active."""
 
 AUXILIARY_WEIGHT = 1e-4
 """Weight of norm(t)^2 / 2 for the program's other variables t, added only if no draw is solved without it; trades a
@@ -66,8 +65,9 @@ SUSPECT_RESIDUAL = 1e-4
 sqrt makes of a solver's error at 0."""
 
 MAX_AMPLIFICATION = 1e3
-"""Ratio to the residuals of the cone program above which a residual cannot be due to the solver's accuracy. Smaller values
-reject problems that are canonicalised correctly, larger ones accept errors of CVXPY; the tests have cases of both."""
+"""Ratio to the residuals of the cone program above which a residual cannot be due to the solver's accuracy. Smaller
+values reject problems that are canonicalised correctly, larger ones accept errors of CVXPY; the tests have cases of
+both."""
 
 PERTURBATION, MAX_CHANGE = 1e-6, 0.1
 """A suspected condition fails if its residual changes by at most the factor MAX_CHANGE under perturbations of size

@@ -41,7 +41,8 @@ SLATER_TOL = 1e-6
 """A point counts as strictly feasible if its distance to the boundary, relative to the entries of b, exceeds this."""
 
 EQUALITY_TOL = 1e-7
-"""Largest violation of an equality, relative to its terms, at a strictly feasible point; ten times Clarabel's tolerance."""
+"""Largest violation of an equality, relative to its terms, at a strictly feasible point; ten times Clarabel's
+tolerance."""
 
 MAX_EXPONENT = 300.0
 """Largest abs(x / y) of a point of the exponential cone whose face is computed: exp(x / y) beyond is too large or too

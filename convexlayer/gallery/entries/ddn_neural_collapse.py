@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 SOURCE = "Gould 2026, slides: neural collapse, guiding neural collapse"
 
 K, HIDDEN, FEATURES = 10, 64, 16
+"""Classes, units of both hidden layers, and features."""
+
 TEMPERATURE = 10.0
+"""Factor of the logits: features and class vectors have unit length, so logits lie in [-10, 10]."""
 
 LEARNT, FIXED, GUIDED, CONSTANT = "learnt", "fixed frame", "nearest frame", "nearest frame, as a constant"
 

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 SOURCE = "Gould et al. 2016, section 3.2, figure 1"
 
 FOLD = -((32.0 / 3.0) ** (1.0 / 3.0))
+"""Largest x < 0 with three stationary points; see above."""
+
 SIDES = {"x > 0": (0.25, 5.0), "x < 0": (-5.0, FOLD - 0.1)}
+"""Ranges of x."""
 
 BRANCHES = {
     "y = 0": lambda y, *_: y.abs().argmin(),

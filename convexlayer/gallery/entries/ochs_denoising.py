@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 SOURCE = "Ochs, Ranftl, Brox and Pock 2016, section 2 (learning a model of image statistics)"
 
 NOISE = 0.1
+"""Standard deviation of the noise; grey values are in 0 to 1."""
+
 FILTER, SCALE = 3, 20.0
+"""Side of the filters in pixels, and the unit of their coefficients, which are then of size 1."""
+
 TV, FIELD, WEIGHTS = "total variation", "random field", "random field, weights only"
 
 Tensors = tuple[torch.Tensor, ...]

@@ -23,8 +23,13 @@ LEVELS = (1e-1, 1e-2, 1e-3)
 """Gaps to the optimum, relative to the gap at the start."""
 
 BOX = (-4.0, 4.0)
+"""Bounds of the logarithms of the ridge weights."""
+
 COUPLING = 0.1
+"""Coupling c of the two variables of the problem with several optima."""
+
 CURVATURE = 100.0
+"""Factor 100 in its loss, whose minima it separates."""
 
 
 def run(

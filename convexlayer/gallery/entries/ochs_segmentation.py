@@ -46,6 +46,8 @@ PAPER = {
 """Table 1 of the paper, for a fully convolutional network on the Stanford Background dataset, %."""
 
 EXAMPLES = 3
+"""Test images in the figure."""
+
 LABEL_COLOURS = ("#56B4E9", "#D55E00", "#009E73")
 
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 SOURCE = "Ochs, Ranftl, Brox and Pock 2016, section 7, figures 5 and 6"
 
 FORWARD = (1, 2, 3, 5, 8, 12, 18, 25, 50, 100, 200)
+"""Numbers of forward iterations."""
+
 BACK = (5, 10, 20, 50, 100, 200)
+"""Numbers of back-iterations."""
 
 
 def run(*, forward: tuple[int, ...] = FORWARD, back: tuple[int, ...] = BACK) -> Result:

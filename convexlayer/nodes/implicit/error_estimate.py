@@ -38,8 +38,8 @@ FLAT_JACOBIAN_EXPONENT, FLAT_VALUE_EXPONENT = 1 / 2, 2 / 3
 """A row has vanished if its products with K and its value have fallen to eps to these powers since the start."""
 
 GOLDEN_RATIO, OFFSET = 0.618033988749895, 0.7
-"""Fractional part of the golden ratio, whose multiples are a low-discrepancy sequence, and the shift (any number that is
-no multiple of it) between the sets of weights."""
+"""Fractional part of the golden ratio, whose multiples are a low-discrepancy sequence, and the shift (any number that
+is no multiple of it) between the sets of weights."""
 
 
 @final
