@@ -107,12 +107,12 @@ def _row(plan: Plan, attack: _Attack) -> Row:
 
 def _probe(server: Server, path: str, seconds: float) -> tuple[Tally, Tally, int]:
     """Return the tallies of probes and of another key's solves, each on a new connection, and the growth of memory."""
-    asked = body(dense_values(0))
+    request_body = body(dense_values(0))
     memory = Memory(server)
     with ExitStack() as stack:
         stack.enter_context(memory.watched())
         probes = stack.enter_context(probed(server, lambda client: client.get("/healthz")))
-        solving = probed(server, lambda client: client.post(path, asked), key="victim", every_s=_SOLVE_S)
+        solving = probed(server, lambda client: client.post(path, request_body), key="victim", every_s=_SOLVE_S)
         solves = stack.enter_context(solving)
         time.sleep(seconds)
     return probes, solves, memory.peak_bytes - memory.before_bytes

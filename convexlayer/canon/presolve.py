@@ -243,8 +243,8 @@ def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: sp.csr_ma
     of_z = R_x @ T - W @ (P_0 @ T)
     of_v = R_y @ Ct - W @ (A_0.T @ Ct)
     affine = (R_x @ offset - W @ (given.q.values + given.P.matvec(tracked(offset)).values)).tocsr()
-    asked = np.diff(W.tocsc().indptr) > 0
-    P, A = np.flatnonzero(asked[given.P.rows]), np.flatnonzero(asked[given.A.cols])
+    used = np.diff(W.tocsc().indptr) > 0
+    P, A = np.flatnonzero(used[given.P.rows]), np.flatnonzero(used[given.A.cols])
     factor = sp.vstack([given.P.slopes.values[P], given.A.slopes.values[A]], "csr")
     point = sp.block_diag([T[given.P.cols[P]], Ct[given.A.rows[A]]], "csr")
     weight = -W.tocsc()[:, np.concatenate([given.P.rows[P], given.A.cols[A]])].tocsr()

@@ -52,13 +52,13 @@ def collapse_measures(features: torch.Tensor, labels: torch.Tensor, classifier: 
     centred = means - means.mean(1, keepdim=True)
     sizes = torch.linalg.vector_norm(centred, dim=0)
     cosines = (centred / sizes).T @ (centred / sizes)
-    apart = cosines[~torch.eye(K, dtype=torch.bool)]
+    between_classes = cosines[~torch.eye(K, dtype=torch.bool)]
     chosen = (features.T @ classifier).argmax(1)
     nearest = torch.cdist(features.T, means.T).argmin(1)
     return {
         "nc1": float((features - means[:, labels]).square().sum(0).mean() / sizes.square().mean()),
         "nc2_norms": float(sizes.std(correction=0) / sizes.mean()),
-        "nc2_angles": float((apart + 1.0 / (K - 1)).abs().mean()),
+        "nc2_angles": float((between_classes + 1.0 / (K - 1)).abs().mean()),
         "nc3": float((classifier / classifier.norm() - centred / centred.norm()).norm()),
         "nc4": float((chosen != nearest).double().mean()),
     }

@@ -93,8 +93,8 @@ class SupportVectorMachine:
 
     def _kernel(self, X: torch.Tensor, log_width: torch.Tensor) -> torch.Tensor:
         scale = torch.exp(log_width)
-        apart = (scale * X).unsqueeze(1) - (scale * self._X).unsqueeze(0)
-        return torch.exp(-0.5 * apart.square().mean(-1))
+        difference = (scale * X).unsqueeze(1) - (scale * self._X).unsqueeze(0)
+        return torch.exp(-0.5 * difference.square().mean(-1))
 
 
 def run(

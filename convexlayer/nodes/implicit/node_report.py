@@ -26,7 +26,7 @@ MAX_LISTED = 8
 
 @final
 class NodeReport:
-    """Report of one call; tensors have one entry per element (under vmap, of all lanes in sequence).
+    """Report of one call; tensors have one entry per element (under vmap, one batch after another).
 
     Attributes:
         distance: estimated relative error of the solution: the largest |K^-1 R|_j / |z_j| (for a fixed point,
