@@ -97,7 +97,7 @@ def select_pivots(P: AffineMatrix, A: AffineMatrix, q: TrackedMatrix, b: Tracked
     work = _Elimination(P, A, q.values, b.values, cones)
     while work.eliminate_rows() or work.eliminate_groups():
         pass
-    return work.chosen
+    return work.pivots
 
 
 def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
@@ -140,7 +140,7 @@ class _Elimination:
     """State of the elimination: sparsity patterns, and values of candidate rows, each read on first use."""
 
     def __init__(self, P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones) -> None:
-        self.chosen: list[Pivot] = []
+        self.pivots: list[Pivot] = []
         n, m = A.shape[1], A.shape[0]
         self._zero, self._left = cones.zero, n
         self._constant = A.constant
@@ -165,7 +165,7 @@ class _Elimination:
 
     def eliminate_rows(self) -> bool:
         """Eliminate single rows whose elimination does not grow the program; return whether any was eliminated."""
-        before = len(self.chosen)
+        before = len(self.pivots)
         for i in list(self._candidates):
             if self._left == 1:
                 break
@@ -174,7 +174,7 @@ class _Elimination:
             growth, _, j = min(growths, default=(1, 0.0, 0))
             if growth <= 0:
                 self._eliminate(i, j)
-        return len(self.chosen) > before
+        return len(self.pivots) > before
 
     def eliminate_groups(self) -> bool:
         """Eliminate groups of rows with a column singleton each; return whether any row was eliminated.
@@ -185,13 +185,13 @@ class _Elimination:
         same: dict[frozenset[int], list[tuple[int, int]]] = defaultdict(list)
         for i, j in singletons.items():
             same[frozenset(self._row(i) - {j})].append((i, j))
-        before = len(self.chosen)
+        before = len(self.pivots)
         for group in [*same.values(), *_linked(same)]:
             remaining = [(i, j) for i, j in group if i in self._candidates]
             if 1 < len(remaining) < self._left and self._growth(remaining) <= 0:
                 for i, j in remaining:
                     self._eliminate(i, j)
-        return len(self.chosen) > before
+        return len(self.pivots) > before
 
     def _row(self, i: int) -> set[int]:
         return self._set("row", i)
@@ -321,14 +321,14 @@ class _Elimination:
             self._varying[k] |= self._varying[j]
         del self._candidates[i], self._values[i]
         self._left -= 1
-        self.chosen.append(Pivot(i, j, value, self._multipliers.pop(i, {})))
+        self.pivots.append(Pivot(i, j, value, self._multipliers.pop(i, {})))
 
     def _subtract(self, r: int, i: int, pivot_row: dict[int, Number], j: int) -> None:
         """Subtract the multiple of row i from row r that eliminates column j, and drop entries that cancel."""
         row, pivot = self._value(r), pivot_row[j][0]
         removed, of_removed = row.pop(j)
         ratio, of_ratio = removed / pivot, of_removed / abs(pivot)
-        self._multipliers[r][len(self.chosen)] = ratio, of_ratio
+        self._multipliers[r][len(self.pivots)] = ratio, of_ratio
         for k, (v, of_v) in pivot_row.items():
             if k == j:
                 continue

@@ -21,7 +21,6 @@ __all__ = [
     "flatten_warm_start",
     "fold_vmap_axis",
     "repeat_elements",
-    "take_elements",
     "without_autocast",
 ]
 
@@ -150,14 +149,9 @@ def _format_shape(shape: Shape) -> str:
     return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
 
 
-def element_parameters(dims: Dims, theta: Tensors, index: int) -> Tensors:
-    """Select the parameters of one element."""
+def element_parameters(dims: Dims, theta: Tensors, index: int | torch.Tensor) -> Tensors:
+    """Select the parameters of one element, without their batch axis, or of several."""
     return tuple(t[index] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
-
-
-def take_elements(dims: Dims, theta: Tensors, rows: torch.Tensor) -> Tensors:
-    """Select the parameters of the elements ``rows``."""
-    return tuple(t[rows] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
 
 
 def repeat_elements(dims: Dims, theta: Tensors, count: int) -> Tensors:

@@ -16,7 +16,6 @@ from convexlayer.nodes.autodiff.batch import (
     Tensors,
     element_parameters,
     repeat_elements,
-    take_elements,
 )
 from convexlayer.nodes.autodiff.captured_tensors import inspect_function
 from convexlayer.nodes.autodiff.derivatives import inside_transform, matvec
@@ -204,11 +203,11 @@ class SolutionSearch:
         good = settled.clone()
         rows = torch.nonzero(~settled).squeeze(-1)
         if len(rows) < len(z):
-            some = Operator(self.residual, dims, z[rows], take_elements(dims, theta, rows))
+            some = Operator(self.residual, dims, z[rows], element_parameters(dims, theta, rows))
             found = self._polish(some, origin[rows], 0)
         restarts = MAX_RESTARTS if self._solver.restarts else 0
         for number in range(restarts + 1):
-            row_theta = take_elements(dims, theta, rows)
+            row_theta = element_parameters(dims, theta, rows)
             if self._solver.restarts:
                 found = self._full_newton_steps(found, origin[rows], dims, row_theta)
             near = found.distance <= self.tol
@@ -240,7 +239,7 @@ class SolutionSearch:
                 break
             rows, start = rows[remaining], y[remaining]
             if number < restarts:
-                found, steps = self._solve_and_polish(start, origin[rows], dims, take_elements(dims, theta, rows))
+                found, steps = self._solve_and_polish(start, origin[rows], dims, element_parameters(dims, theta, rows))
                 counts[rows] += steps
         operator = Operator(self.residual, dims, z, theta)
         factor = self._linear.init(operator, symmetric=True)

@@ -21,7 +21,7 @@ from typing import Any, final
 
 import torch
 
-from convexlayer.nodes.autodiff.batch import Batch, Dims, Tensors, fold_vmap_axis, take_elements, without_autocast
+from convexlayer.nodes.autodiff.batch import Batch, Dims, Tensors, element_parameters, fold_vmap_axis, without_autocast
 from convexlayer.nodes.autodiff.derivatives import (
     inside_transform,
     jacobian_vector_product,
@@ -310,7 +310,7 @@ def _mask_unsolved(
     if not inside_transform() and bool(solved.all()):
         return z, theta, cotangent
     index = torch.where(solved, torch.arange(solved.shape[0], device=solved.device), solved.int().argmax())
-    return z[index], take_elements(dims, theta, index), torch.where(solved.unsqueeze(-1), cotangent, 0.0)
+    return z[index], element_parameters(dims, theta, index), torch.where(solved.unsqueeze(-1), cotangent, 0.0)
 
 
 def _parameter_vjp(

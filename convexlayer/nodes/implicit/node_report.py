@@ -15,7 +15,7 @@ from convexlayer.nodes.implicit.derivative_verdict import DerivativeVerdict
 from convexlayer.nodes.implicit.stationary_kind import KINDS, Kind
 from convexlayer.status import Status
 
-__all__ = ["DegeneracyPolicy", "FailurePolicy", "NodeReport"]
+__all__ = ["MAX_LISTED", "DegeneracyPolicy", "FailurePolicy", "NodeReport"]
 
 ON_FAILURE = ("raise", "nan", "keep")
 ON_DEGENERATE = ("warn", "report", "raise")
