@@ -13,8 +13,8 @@ from convexlayer.solvers.base import AbstractSolver
 __all__ = ["candidates", "choose_solver", "fallback_of"]
 
 LARGE = 4000
-"""Variables plus rows above which a program is solved by Clarabel instead of the batched solver. Trades the speed of lanes
-for the factorisation of large sparse systems; a round number, not tuned."""
+"""Variables plus rows above which a program is solved by Clarabel instead of the batched solver. Trades the speed of
+lanes for the factorisation of large sparse systems; a round number, not tuned."""
 
 LARGE_PSD = 24
 """Order of a semidefinite block from which SCS is chosen: the KKT systems of an interior-point method, dense in the
