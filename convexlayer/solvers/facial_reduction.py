@@ -79,13 +79,15 @@ def _reduced(program: ConeProgram, time_limit_s: float | None) -> ConeProgram | 
     terms = _largest_of_blocks(abs(A) @ np.abs(d), cones)
     pieces = _pieces(-(A @ d), terms, cones)
     # Correct d by least squares so that its equations hold to rounding; otherwise it is not a reducing direction.
-    gone = sp.vstack([P, sp.csr_matrix(program.q), A[: cones.zero], *(piece.zeros @ A for piece in pieces)]).toarray()
-    sizes = np.abs(gone) @ np.abs(d)
-    gone, sizes = gone[sizes > 0], sizes[sizes > 0]
-    d = d - np.abs(d) * scipy.linalg.lstsq(gone * np.abs(d) / sizes[:, None], gone @ d / sizes)[0]
+    equations = sp.vstack(
+        [P, sp.csr_matrix(program.q), A[: cones.zero], *(piece.zeros @ A for piece in pieces)]
+    ).toarray()
+    sizes = np.abs(equations) @ np.abs(d)
+    equations, sizes = equations[sizes > 0], sizes[sizes > 0]
+    d = d - np.abs(d) * scipy.linalg.lstsq(equations * np.abs(d) / sizes[:, None], equations @ d / sizes)[0]
     s = -(A @ d)
     outside = product_cone(cones).project_dual(-s[None])[0]
-    if np.any(np.abs(gone @ d) > DIRECTION_TOL * sizes) or np.any(np.abs(outside) > DIRECTION_TOL * terms):
+    if np.any(np.abs(equations @ d) > DIRECTION_TOL * sizes) or np.any(np.abs(outside) > DIRECTION_TOL * terms):
         return None
     pieces = _pieces(s, terms, cones)
     if all(piece.unchanged for piece in pieces):

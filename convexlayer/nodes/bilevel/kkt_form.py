@@ -88,7 +88,7 @@ class KKT:
     several together, until no such exchange lowers F. The result is stationary if it is on each of these branches, of
     at most 64. The search starts from the starts of the lower problem (``NodeOptions.start``). The result is the
     best point whose y passes as a lower minimum: by second-order conditions, and compared with the lower solver's
-    results from the starts and from beside y. For a ``StationaryNode`` any stationary point passes.
+    results from the starts and from near y. For a ``StationaryNode`` any stationary point passes.
     ``NodeOptions.choose`` is not used.
 
     All parameters of the node are learned: put constants into its functions. Matrices of all unknowns are dense, so the

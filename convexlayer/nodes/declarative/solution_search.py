@@ -192,7 +192,7 @@ class SolutionSearch:
         dims: Dims,
         theta: Tensors,
     ) -> tuple[PolishedPoints, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Continue from points that are no solutions, rescaled there, and from beside points that are no minima.
+        """Continue from points that are no solutions, rescaled there, and from near points that are not minima.
 
         Returns:
             The points, the iterations, the kinds, and a mask of the solutions.
@@ -221,9 +221,9 @@ class SolutionSearch:
                 away = torch.where(unmoved.unsqueeze(-1), quasirandom_weights(y), y - origin[rows])
                 direction = torch.where((found.flat | unmoved)[:, None, None], away.unsqueeze(1), direction)
                 for each in direction.unbind(1):
-                    beside, lower = descend_along(self._conditions, self._point(found), each, dims, row_theta)
+                    nearby, lower = descend_along(self._conditions, self._point(found), each, dims, row_theta)
                     lower = lower & suspect & ~descends
-                    y, descends = torch.where(lower.unsqueeze(-1), beside, y), descends | lower
+                    y, descends = torch.where(lower.unsqueeze(-1), nearby, y), descends | lower
                 saddle = Kind.SADDLE.code
                 kind = torch.where(descends & (kind != Kind.MAXIMUM.code), saddle, kind)
                 if self.m:
