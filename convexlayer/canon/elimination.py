@@ -43,7 +43,7 @@ CANCELLATION_THRESHOLD = 1e-3
 """Smallest pivot relative to the sum of its terms' absolute values; trades eliminations for accuracy after
 cancellation."""
 
-EQUILIBRATIONS = 5
+RUIZ_PASSES = 5
 """Number of Ruiz passes that estimate the units of the variables. Each halves the orders of magnitude that are left,
 and only those matter."""
 
@@ -109,7 +109,7 @@ def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
     of_A, of_P = np.abs(A.data), np.abs(P.data) / (np.abs(P.data).max(initial=0.0) or 1.0)
     cols, rows = np.ones(A.shape[1]), np.ones(A.shape[0])
     by_row, by_col, by_curved = (_groups(index) for index in (A.row, A.col, P.row))
-    for _ in range(EQUILIBRATIONS):
+    for _ in range(RUIZ_PASSES):
         scaled = rows[A.row] * of_A * cols[A.col]
         curved = cols[P.row] * of_P * cols[P.col]
         largest_of_rows, largest_of_cols = np.zeros(len(rows)), np.zeros(len(cols))

@@ -33,20 +33,20 @@ def drop_redundant_rows(A: AffineMatrix, b: TrackedMatrix, cones: Cones, shown: 
         cones: cones of the program; only zero and nonnegative rows are reduced.
         shown: mask (m,) of the rows on whose duals some output depends.
     """
-    plain = cones.zero + cones.nonnegative
+    linear = cones.zero + cones.nonnegative
     right = b.values
     everything = _as_vectors(A, right)
     indptr, indices, data = everything.indptr, everything.indices, everything.data
     constant = right[:, [-1]].toarray()[:, 0]
     fixed = (np.diff(A.support.indptr) == 0) & (np.diff(right[:, :-1].tocsr().indptr) == 0)
     row = np.arange(A.shape[0])
-    inactive = (constant > 0.0) & (cones.zero <= row) & (row < plain)
-    empty = fixed & (inactive | ((constant == 0.0) & (row < plain) & ~shown))
+    inactive = (constant > 0.0) & (cones.zero <= row) & (row < linear)
+    empty = fixed & (inactive | ((constant == 0.0) & (row < linear) & ~shown))
     classes: dict[tuple[bool, bytes, bytes], list[int]] = defaultdict(list)
-    for i in np.flatnonzero(~empty[:plain]).tolist():
+    for i in np.flatnonzero(~empty[:linear]).tolist():
         part = slice(indptr[i], indptr[i + 1])
         classes[i < cones.zero, indices[part].tobytes(), data[part].tobytes()].append(i)
-    groups = [[i] for i in range(plain, A.shape[0])]
+    groups = [[i] for i in range(linear, A.shape[0])]
     for group in classes.values():
         groups += [[i] for i in group] if np.any(shown[group]) else [group]
     groups.sort()

@@ -42,6 +42,7 @@ SETTINGS = (
     *("primal_tol", "dual_tol", "zero_tol", "pivot_tol", "progress_tol", "cycle_tol", "iter_limit", "fval_bound"),
     *("eps_prox", "eta_prox", "sing_tol", "refactor_tol", "time_limit", "eq_reduction"),
 )
+"""Raw options: daqp's settings."""
 
 RECHECKED_FLAGS = (-1, -2, -6)
 """Exit flags after which the solve is repeated with a proximal term: infeasible, cycling, inconsistent equalities. In

@@ -127,10 +127,10 @@ class SolutionSearch:
         found, iterations = self._solve_and_polish(first, first, dims, theta_repeated)
         good = found.distance <= self.tol
         kinds, _ = self._curvature(found)
-        plain = (kinds == Kind.MINIMUM.code) | (kinds == Kind.UNKNOWN.code)
+        minimum = (kinds == Kind.MINIMUM.code) | (kinds == Kind.UNKNOWN.code)
         # A default start with a gradient of exactly zero may lie on a kink that autograd does not see.
         self._uninformed_start = self._solver.restarts and start is None and not callable(self._options.start)
-        settled = good & ((plain & ~self._unmoved_default_start(found, iterations)) | (not self._minimises))
+        settled = good & ((minimum & ~self._unmoved_default_start(found, iterations)) | (not self._minimises))
         if not bool(settled.all()):
             found, iterations, kinds, good = self._restart(found, iterations, settled, first, dims, theta_repeated)
         z, distance, flat = found.operator.z, found.distance, found.flat
@@ -192,7 +192,7 @@ class SolutionSearch:
         dims: Dims,
         theta: Tensors,
     ) -> tuple[PolishedPoints, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Continue from points that are no solutions, rescaled there, and from near points that are not minima.
+        """Continue from points that are not solutions, rescaled there, and from near those that are not minima.
 
         Returns:
             The points, the iterations, the kinds, and a mask of the solutions.
@@ -248,7 +248,7 @@ class SolutionSearch:
     def _full_newton_steps(
         self, found: PolishedPoints, origin: torch.Tensor, dims: Dims, theta: Tensors
     ) -> PolishedPoints:
-        """Take full Newton steps from points that are no solutions, where they lead to a minimum that is no higher.
+        """Take full Newton steps from points that are not solutions, where they lead to a minimum that is no higher.
 
         In a long curved valley a line search on the objective would take a thousand short steps.
         """
