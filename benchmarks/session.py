@@ -19,6 +19,7 @@ from benchmarks.contestants import EMPTY, OURS, PEERS
 from benchmarks.curves import curves
 from benchmarks.memory import grown
 from benchmarks.overhead import overhead
+from benchmarks.parts import PARTS
 from benchmarks.plots import draw
 from benchmarks.results import Results, machine
 from benchmarks.runner import Runner
@@ -28,8 +29,6 @@ from benchmarks.timing import Plan
 from convexlayer.runtime import kernel_cache
 
 __all__ = ["run"]
-
-PARTS = ("suite", "large", "overhead", "memory", "scaling")
 
 MEMORY_BATCH = 128
 """Batch size of the measurement of memory."""

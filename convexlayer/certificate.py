@@ -54,11 +54,13 @@ size."""
 
 SLACK_FACTOR = 8.0
 """Factor on the size S of s. If x_j >= 0 is active and x_j is not yet zero, x_j itself is the only term in the size of
-its row, so s must exceed that size to count as large."""
+its row, so s must exceed that size to count as large. Measured by ``benchmarks.scales`` (separable, parameters in
+10^-4..10^4, Clarabel): of 240 draws 198, 200 and 181 are right and reported ok for the factors 1, 8 and 64."""
 
 BALANCE_THRESHOLD = 1e-2
 """If s and y of a curved block both exceed this fraction of S and Y, c is computed from the norms of s and y instead
-of S and Y."""
+of S and Y: both digits are then kept. In the same measurement 200 draws are right and reported ok for fractions of 1e-6
+and 1e-2, and 196 if c is never computed so."""
 
 TINY = 1e-300
 """Takes the place of a size that is 0, so that any residual there has a huge backward error; ``sparse.row_kernels`` has
