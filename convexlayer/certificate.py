@@ -59,8 +59,8 @@ its row, so s must exceed that size to count as large. Measured by ``benchmarks.
 
 BALANCE_THRESHOLD = 1e-2
 """If s and y of a curved block both exceed this fraction of S and Y, c is computed from the norms of s and y instead
-of S and Y: both digits are then kept. In the same measurement 200 draws are right and reported ok for fractions of 1e-6
-and 1e-2, and 196 if c is never computed so."""
+of S and Y, which keeps the digits of both. In the same measurement 200 draws are right and reported ok for fractions of
+1e-6 and 1e-2, and 196 if c is never computed so."""
 
 TINY = 1e-300
 """Takes the place of a size that is 0, so that any residual there has a huge backward error; ``sparse.row_kernels`` has

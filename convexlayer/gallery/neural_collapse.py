@@ -64,11 +64,11 @@ def collapse_measures(features: torch.Tensor, labels: torch.Tensor, classifier: 
     }
 
 
-def draw_training_curves(figure: Figure, courses: Mapping[str, TrainingCurves], step: str) -> None:
+def draw_training_curves(figure: Figure, curves: Mapping[str, TrainingCurves], step: str) -> None:
     """Draw a panel for the cross-entropy and for each measure, with a line per training run."""
     places = panels(figure, 3, 2)
     for axes, (key, (title, quantity)) in zip(places, LABELS.items(), strict=True):
-        for (name, course), style in zip(courses.items(), ("-", "--", ":", "-."), strict=False):
-            axes.plot(course[key], style, label=name)
+        for (name, curve), style in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
+            axes.plot(curve[key], style, label=name)
         axes.set(xlabel=step, ylabel=quantity, title=title, yscale="linear" if key == "nc4" else "log")
-    figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(courses))
+    figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves))

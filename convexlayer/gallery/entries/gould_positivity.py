@@ -59,8 +59,8 @@ def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 100
     }
     many = torch.logspace(0, 6, 13, dtype=torch.float64)
     places = torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64)
-    course = torch.stack([_slope(InequalityNode(objective, negated, (), [()], t=float(t)), places)[1] for t in many])
-    kink = float((course[:, 1] - 0.5).abs().max())
+    by_t = torch.stack([_slope(InequalityNode(objective, negated, (), [()], t=float(t)), places)[1] for t in many])
+    kink = float((by_t[:, 1] - 0.5).abs().max())
     last = barrier[barriers[-1]]
     worst = max(max(row["value_error"], row["gradient_error"], row["eq_71_error"]) for row in barrier.values())
     distances = [row["distance_inside"] for row in barrier.values()]
@@ -71,7 +71,7 @@ def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 100
         "y": y,
         "gradient": gradient,
         "t": many,
-        "gradient_by_t": {"inside": course[:, 0], "kink": course[:, 1], "outside": course[:, 2]},
+        "gradient_by_t": {"inside": by_t[:, 0], "kink": by_t[:, 1], "outside": by_t[:, 2]},
         "largest_distance_from_one_half_at_the_kink": kink,
     }
     claims = [
@@ -110,7 +110,7 @@ def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 100
         function.set(xlabel="$x$", ylabel="$g_t(x)$", title="solution")
         slopes.set(xlabel="$x$", ylabel="$g_t'(x)$", title="gradient")
         for column, (marker, name) in enumerate((("o", "$x = 1/2$"), ("s", "$x = 0$, the kink"), ("^", "$x = -1/2$"))):
-            limit.plot(many, course[:, column], marker=marker, label=name)
+            limit.plot(many, by_t[:, column], marker=marker, label=name)
         limit.set(xscale="log", xlabel="$t$", ylabel="$g_t'(x)$", title="gradient as $t$ grows")
         for axes in (function, slopes):
             legend_below(axes, 3)

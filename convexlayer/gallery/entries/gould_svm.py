@@ -167,17 +167,17 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        surface, course, scores = panels(figure, 3, width=4.0, height=3.6)
+        surface, curve, scores = panels(figure, 3, width=4.0, height=3.6)
         levels = surface.contourf(log_widths, log_Cs, losses.clamp(max=1.0).log10(), levels=20)
         figure.colorbar(levels, ax=surface, label=r"$\log_{10}$ of the validation loss, at most 1")
         _draw_paths(surface, [path for _, path in learnt], best)
         for result, _ in learnt:
-            course.semilogy(result.history.evaluations, result.history.value, "C0o-", markersize=3)
-        course.lines[0].set_label("gradient, 2 parameters")
-        course.semilogy(each.history.evaluations, each.history.value, "C1s--", label=f"gradient, {n + 1} parameters")
-        course.axhline(searched["validation_loss"], color="k", linestyle=":", label=f"grid, after {grid**2}")
-        course.set(xlabel="lower solves", ylabel="validation loss", title="learning curves")
-        legend_below(course)
+            curve.semilogy(result.history.evaluations, result.history.value, "C0o-", markersize=3)
+        curve.lines[0].set_label("gradient, 2 parameters")
+        curve.semilogy(each.history.evaluations, each.history.value, "C1s--", label=f"gradient, {n + 1} parameters")
+        curve.axhline(searched["validation_loss"], color="k", linestyle=":", label=f"grid, after {grid**2}")
+        curve.set(xlabel="lower solves", ylabel="validation loss", title="learning curves")
+        legend_below(curve)
         _draw_scores(scores, dict(zip(("2, grid", "2, gradient", f"{n + 1}, gradient"), ways.values(), strict=True)))
 
     return Result(numbers, claims, draw)

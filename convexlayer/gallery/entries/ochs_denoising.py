@@ -181,11 +181,11 @@ def run(*, size: int = 64, training: int = 4, testing: int = 8, steps: int = 12)
         for axes, (name, u) in zip(places, images.items(), strict=False):
             quality = "" if name == "clean" else f", {float(psnr(u[shown], test.clean[shown])):.1f} dB"
             _draw_patch(axes, u[shown], name + quality)
-        course, bars, *kernels = places[4:]
+        curve, bars, *kernels = places[4:]
         for (way, values), style in zip(learning.items(), ("o-", "s--", "^:"), strict=True):
-            course.plot(results[way].history.evaluations, values, style, label=way)
-        course.set(xlabel="lower solves", ylabel="PSNR in training, dB")
-        legend_below(course, 1)
+            curve.plot(results[way].history.evaluations, values, style, label=way)
+        curve.set(xlabel="lower solves", ylabel="PSNR in training, dB")
+        legend_below(curve, 1)
         at = torch.arange(len(tasks)).numpy()
         for shift, (label, scores) in zip((-0.2, 0.2), (("before", before), ("learnt", after)), strict=True):
             drawn = bars.bar(at + shift, list(scores.values()), 0.4, label=label)
