@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from convexlayer.linalg import AbstractBackend, AbstractFactoriser, RefinedFactor
-from convexlayer.linalg.dense import DenseBackend
-from convexlayer.linalg.laned import LaneFactoriser
-from convexlayer.linalg.portable import PortableFactoriser
-from convexlayer.linalg.sparse import SparseBackend
+from convexlayer.linalg.dense.batched import DenseBackend
+from convexlayer.linalg.ldl.laned import LaneFactoriser
+from convexlayer.linalg.ldl.portable import PortableFactoriser
+from convexlayer.linalg.ldl.qdldl_ import SparseBackend
 from convexlayer.program import Array, Pattern
 
 N, M = 12, 9
