@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,8 @@ from convexlayer.canon.parameters import ATTRIBUTES, ParameterSpec
 from convexlayer.canon.recovery import OutputSpec, Recovery
 from convexlayer.errors import ProblemError
 from convexlayer.program import Array, ConeProgram, Structure
-from convexlayer.runtime import kernel_cache
 from convexlayer.solution import BoolArray
-from convexlayer.sparse import ProgramMatrix
+from convexlayer.sparse import ProgramBlocks, ProgramMatrix
 
 __all__ = ["Objective", "ParametricProgram", "PresolveRecord"]
 
@@ -113,7 +112,7 @@ class ParametricProgram:
         )
 
     @cached_property
-    def _kernel_matrix(self) -> ProgramMatrix:
+    def _program_matrix(self) -> ProgramMatrix:
         sizes = [part.stop - part.start for part in self.parts]
         return ProgramMatrix(self.data.matrix, self.data.constant, sizes)
 
@@ -128,13 +127,9 @@ class ParametricProgram:
         Returns:
             The programs, with objectives divided by the scales, and the scales (B,): ``objective_scale`` of each.
         """
-        if not kernel_cache.ready():
-            program = self.instantiate(features)
-            scale = program.objective_scale()
-            return program.with_objective_divided(scale), scale
-        P, q, r, A, b, scale = self._kernel_matrix.times(features, normalise=True)
+        (P, q, r, A, b), scale = self._program_matrix.times(features, normalise=True)
         if self.products is not None:
-            r += (self.products.apply(features) / scale)[:, None]
+            r = r + (self.products.apply(features) / scale)[:, None]
         return self._program((P, q, r, A, b)), scale
 
     def push(self, features: Array, tangent: Array) -> ConeProgram:
@@ -156,16 +151,8 @@ class ParametricProgram:
             wanted: mask of the features whose cotangents are computed; the others are zero.
         """
         inverse = np.ones(len(features)) if scale is None else 1.0 / scale
-        parts = (cotangent.P, cotangent.q, cotangent.r[:, None], cotangent.A, cotangent.b)
-        if kernel_cache.ready():
-            total = self._kernel_matrix.adjoint(parts, inverse, wanted)
-        else:
-            weights = [inverse[:, None]] * 3 + [np.ones((1, 1))] * 2
-            weighted = zip(self._maps, parts, weights, strict=True)
-            pulled = [part.pull(value * weight) for part, value, weight in weighted if part.matrix.nnz]
-            total = reduce(np.add, pulled) if pulled else np.zeros_like(features)
-            if wanted is not None:
-                total = np.where(wanted, total, 0.0)
+        blocks = ProgramBlocks(cotangent.P, cotangent.q, cotangent.r[:, None], cotangent.A, cotangent.b)
+        total = self._program_matrix.adjoint(blocks, inverse, wanted)
         if self.products is not None and cotangent.r.any():
             total = total + self.products.pull(features, inverse * cotangent.r)
         return total
