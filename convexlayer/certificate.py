@@ -26,48 +26,13 @@ import numpy as np
 from convexlayer.cones import ProductCone, ProductDerivative, ProductPoint, product_cone
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 from convexlayer.rays import BoolArray
-from convexlayer.runtime import kernel_cache
-from convexlayer.sparse import complementary, scales
+from convexlayer.sparse import Denominators, Point, complementary_residuals, row_scales
+from convexlayer.sparse.row_scales import ROUNDING
 
 __all__ = ["ComplementaryPoint", "Scales", "held_at_zero", "scales_at"]
 
-FLOOR = 1e-6
-"""Lower bound of a variable's size in backward errors, relative to the size at which it would dominate a row. It keeps
-rounding errors of a zero solution from counting as terms."""
-
-EPS = 2.0 * float(np.finfo(float).eps)
-"""Relative rounding error of a sum (by its terms) and of a projection (by its block)."""
-
 ZERO_REFERENCE = 1e-7
 """Reference size for changes of a zero entry of x, relative to the size at which it would dominate a row."""
-
-ROUNDING = 1e-14
-"""Entries of x below this size, relative to the size at which they would dominate a row, count as zero."""
-
-BLOCK_FLOOR = 1e-5
-"""Lower bound of the size of a row of a curved cone, relative to the largest row of its block: projections round
-relative to the whole block."""
-
-LOST_IN_BLOCK = 1e-12
-"""Entries of b below this size, relative to their block, vanish in its rounding errors; such a row keeps its own
-size."""
-
-SLACK_FACTOR = 8.0
-"""Factor on the size S of s. If x_j >= 0 is active and x_j is not yet zero, x_j itself is the only term in the size of
-its row, so s must exceed that size to count as large. Measured by ``benchmarks.scales`` (separable, parameters in
-10^-4..10^4, Clarabel): of 240 draws 198, 200 and 181 are right and reported ok for the factors 1, 8 and 64."""
-
-BALANCE_THRESHOLD = 1e-2
-"""If s and y of a curved block both exceed this fraction of S and Y, c is computed from the norms of s and y instead
-of S and Y, which keeps the digits of both. In the same measurement 200 draws are right and reported ok for fractions of
-1e-6 and 1e-2, and 196 if c is never computed so."""
-
-TINY = 1e-300
-"""Takes the place of a size that is 0, so that any residual there has a huge backward error; ``sparse.row_kernels`` has
-the same number."""
-
-EXPONENT = 200.0
-"""Bound of abs(log2(c)), which keeps products with c within the range of double precision."""
 
 
 @final
@@ -100,57 +65,8 @@ class Scales:
 
 def scales_at(program: ConeProgram, cone: ProductCone, x: Array, y: Array, s: Array) -> Scales:
     """Compute the scales at points x (B, n), y (B, m) and s (B, m)."""
-    if kernel_cache.ready():
-        constants = (BLOCK_FLOOR, FLOOR, LOST_IN_BLOCK, SLACK_FACTOR, BALANCE_THRESHOLD, EXPONENT, EPS, ROUNDING)
-        data = (program.P, program.q, program.A, program.b, x, y, s)
-        return Scales(*scales(program.structure.by_columns, cone.blocks, cone.zero, constants, data))
-    P, A = program.structure.P, program.structure.A
-    abs_P, abs_A, abs_q, abs_b = map(np.abs, (program.P, program.A, program.q, program.b))
-    abs_x, abs_y, abs_s = map(np.abs, (x, y, s))
-    curved = slice(cone.flat, None)
-    abs_y[:, curved] = np.maximum(abs_y, BLOCK_FLOOR * cone.largest_of_blocks(abs_y))[:, curved]
-
-    def sums(x: Array, y: Array) -> tuple[Array, Array]:
-        dual = P.matvec(abs_P, x) + abs_q + A.rmatvec(abs_A, y)
-        return dual, A.matvec(abs_A, x) + abs_b + abs_s
-
-    dual, primal = sums(abs_x, abs_y)
-    primal = cone.largest_of_blocks(primal)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        of_rows = np.where(abs_A > 0, primal[:, A.rows] / abs_A, 0.0)
-        of_cols = np.where(abs_A > 0, dual[:, A.cols] / abs_A, 0.0)
-        diagonal = P.rows == P.cols
-        curvature = np.zeros_like(x)
-        curvature[:, P.rows[diagonal]] = abs_P[:, diagonal]
-        of_curvature = np.where(curvature > 0, dual / curvature, 0.0)
-        variable = np.maximum(of_curvature, A.by_col(np.maximum, of_rows, 0.0))
-        multiplier = cone.largest_of_blocks(A.by_row(np.maximum, of_cols, 0.0))
-        dual, primal = sums(np.maximum(abs_x, FLOOR * variable), np.maximum(abs_y, FLOOR * multiplier))
-        columns = np.maximum(dual, ROUNDING * max_norm(dual)[:, None])
-        matters = np.where((abs_A > 0) & (columns[:, A.cols] > 0), columns[:, A.cols] / abs_A, np.inf)
-        Y = A.by_row(np.minimum, matters, np.inf)
-    S = cone.largest_of_blocks(primal)
-    hidden = (abs_b > 0) & (abs_b < LOST_IN_BLOCK * S)
-    primal[:, curved] = np.where(hidden, primal, np.maximum(primal, BLOCK_FLOOR * S))[:, curved]
-    Y = cone.largest_of_blocks(np.where(np.isfinite(Y), Y, 0.0))
-    S = S * SLACK_FACTOR
-    s_norm, y_norm = cone.largest_of_blocks(np.abs(s)), cone.largest_of_blocks(np.abs(y))
-    both = (s_norm > BALANCE_THRESHOLD * S) & (y_norm > BALANCE_THRESHOLD * Y)
-    both[:, : cone.flat] = False
-    S, Y = np.where(both, s_norm, S), np.where(both, y_norm, Y)
-    known = (S > 0) & (Y > 0)
-    exponent = 0.5 * np.log2(np.where(known, S, 1.0) / np.where(known, Y, 1.0))
-    c = np.exp2(np.clip(np.rint(exponent), -EXPONENT, EXPONENT))
-    c[:, : cone.zero] = 1.0
-    size = np.where(known, np.sqrt(S) * np.sqrt(Y), np.maximum(S, Y))
-    size[size == 0.0] = np.inf
-    w_norm = cone.largest_of_blocks(np.abs(c * y) + np.abs(s) / c)
-    w_norm[:, : cone.flat] = 0.0
-    noise = (
-        EPS * (P.matvec(abs_P, np.abs(x)) + abs_q + A.rmatvec(abs_A, np.abs(y) + w_norm / c)),
-        EPS * (A.matvec(abs_A, np.abs(x)) + abs_b + np.abs(s) + w_norm * c),
-    )
-    return Scales(variable, dual, primal, c, size, *noise)
+    structure = program.structure
+    return Scales(*row_scales((structure.P, structure.A), cone.blocks, cone.zero, program.values, Point(x, y, s)))
 
 
 @final
@@ -199,18 +115,12 @@ class ComplementaryPoint:
     @staticmethod
     def at(program: ConeProgram, x: Array, scales: Scales, cones: ProductPoint) -> ComplementaryPoint:
         """Compute the complementary point at x and at the w of ``cones``, with backward errors by ``scales``."""
-        if kernel_cache.ready():
-            data = (program.P, program.q, program.A, program.b, x, cones.w, cones.curved_projection, scales.c)
-            found = complementary(program.structure.by_columns, cones.cone.zero, (*data, scales.dual, scales.primal))
-            y, s, *rest = found
-            return ComplementaryPoint(x, y, s, scales, cones, *rest)
-        P, A = program.structure.P, program.structure.A
-        projection = cones.projection
-        y, s = projection / scales.c, (projection - cones.w) * scales.c
-        dual = P.matvec(program.P, x) + program.q + A.rmatvec(program.A, y)
-        primal = A.matvec(program.A, x) + s - program.b
-        backward = np.maximum(_largest_ratio(dual, scales.dual), _largest_ratio(primal, scales.primal))
-        return ComplementaryPoint(x, y, s, scales, cones, dual, primal, backward)
+        structure, cone = program.structure, cones.cone
+        y, s, *residuals = complementary_residuals(
+            (structure.P, structure.A), cone.zero, program.values, x, cones.w, cones.curved_projection,
+            Denominators(scales.c, scales.dual, scales.primal),
+        )  # fmt: skip
+        return ComplementaryPoint(x, y, s, scales, cones, *residuals)
 
     @cached_property
     def margin(self) -> Array:
@@ -321,11 +231,3 @@ def held_at_zero(program: ConeProgram, s: Array) -> BoolArray:
         active = (s[:, rows] == 0.0) & (program.b[:, rows] == 0.0)
         held[:, columns] = np.logical_or.reduceat(active, starts, axis=1)
     return held
-
-
-def _largest_ratio(residual: Array, size: Array) -> Array:
-    """Largest |residual| / size of each element, with 0 / 0 = 0; infinite if a residual is NaN."""
-    magnitude = np.abs(residual)
-    ratio = np.where(magnitude > 0, magnitude / np.where(size > 0, size, TINY), 0.0)
-    largest: Array = np.max(np.where(np.isnan(magnitude), np.inf, ratio), axis=1, initial=0.0)
-    return largest

@@ -21,18 +21,15 @@ A batch adds a leading axis to all values; its elements share the sparsity patte
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from convexlayer.runtime import kernel_cache
-from convexlayer.sparse import entries_of_products, scatter_product
+from convexlayer.sparse import Pattern, Values, entries_of_products, is_finite, max_norm, power_of_two
 
 __all__ = [
     "Array",
@@ -48,27 +45,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 IndexArray = NDArray[np.int64]
-
-
-SINGLE_THREAD_LENGTH = 4096
-"""Length of a dot product up to which BLAS libraries use one thread."""
-
-
-def max_norm(rows: Array) -> Array:
-    """Maximum norm of each element's row, (B, entries) -> (B,); 0 for rows without entries."""
-    norms: Array = np.max(np.abs(rows), axis=1, initial=0.0)
-    return norms
-
-
-def is_finite(values: Array) -> bool:
-    """Whether all entries are finite.
-
-    For short arrays a finite sum of squares proves it in a third of the time (it may overflow for huge entries). Long
-    dot products would start BLAS threads, which then spin for a while.
-    """
-    if values.size <= SINGLE_THREAD_LENGTH and math.isfinite(np.vdot(values, values)):
-        return True
-    return bool(np.isfinite(values).all())
 
 
 @dataclass(frozen=True)
@@ -130,122 +106,12 @@ class Cones:
 
 
 @dataclass(frozen=True, eq=False)
-class Pattern:
-    """The sparsity pattern of a matrix in CSC order: column by column, rows ascending within a column.
-
-    Attributes:
-        shape: (rows, columns).
-        rows: row index of each stored entry, (nnz,).
-        cols: column index of each stored entry, (nnz,), ascending.
-    """
-
-    shape: tuple[int, int]
-    rows: IndexArray
-    cols: IndexArray
-
-    def __post_init__(self) -> None:
-        # The layout for which kernels are compiled; another one, such as that of ``np.nonzero``, would recompile them.
-        for name in ("rows", "cols"):
-            object.__setattr__(self, name, np.require(getattr(self, name), np.int64, ["C", "W"]))
-
-    @property
-    def nnz(self) -> int:
-        """Number of stored entries; explicit zeros count."""
-        return len(self.rows)
-
-    @cached_property
-    def indptr(self) -> IndexArray:
-        """Column pointers of the CSC form, (columns + 1,)."""
-        return np.searchsorted(self.cols, np.arange(self.shape[1] + 1)).astype(np.int64)
-
-    @cached_property
-    def _by_row(self) -> tuple[IndexArray, IndexArray, IndexArray]:
-        """Permutation to row order, the nonempty rows, and the start of each of them."""
-        order = np.argsort(self.rows, kind="stable")
-        occurring, starts = np.unique(self.rows[order], return_index=True)
-        return order, occurring, starts
-
-    @cached_property
-    def _by_col(self) -> tuple[IndexArray, IndexArray]:
-        """The nonempty columns, and the start of each of them."""
-        occurring, starts = np.unique(self.cols, return_index=True)
-        return occurring, starts
-
-    @property
-    def empty(self) -> Pattern:
-        """The pattern of the zero matrix of this shape."""
-        return Pattern(self.shape, self.rows[:0], self.cols[:0])
-
-    @cached_property
-    def row_singletons(self) -> NDArray[np.bool_]:
-        """Mask (nnz,) of the entries that are the only one in their row."""
-        alone: NDArray[np.bool_] = np.bincount(self.rows, minlength=self.shape[0])[self.rows] == 1
-        return alone
-
-    @cached_property
-    def transposed_positions(self) -> IndexArray:
-        """Position of entry (j, i) for each entry (i, j) of a symmetric pattern, (nnz,)."""
-        return np.lexsort((self.cols, self.rows))
-
-    def matvec(self, values: Array, x: Array) -> Array:
-        """Compute M x for a batch: values (B, nnz), x (B, columns) -> (B, rows)."""
-        if kernel_cache.ready():
-            return scatter_product(self.rows, self.cols, values, x, self.shape[0])
-        out = np.zeros((values.shape[0], self.shape[0]))
-        if self.nnz:
-            order, occurring, starts = self._by_row
-            out[:, occurring] = np.add.reduceat(values[:, order] * x[:, self.cols[order]], starts, axis=1)
-        return out
-
-    def rmatvec(self, values: Array, y: Array) -> Array:
-        """Compute M'y for a batch: values (B, nnz), y (B, rows) -> (B, columns)."""
-        if kernel_cache.ready():
-            return scatter_product(self.cols, self.rows, values, y, self.shape[1])
-        out = np.zeros((values.shape[0], self.shape[1]))
-        if self.nnz:
-            occurring, starts = self._by_col
-            out[:, occurring] = np.add.reduceat(values * y[:, self.rows], starts, axis=1)
-        return out
-
-    def by_row(self, reduce: np.ufunc, values: Array, empty: float) -> Array:
-        """Reduce values (B, nnz) along each row, (B, rows); empty rows get the value ``empty``."""
-        out = np.full((values.shape[0], self.shape[0]), empty)
-        if self.nnz:
-            order, occurring, starts = self._by_row
-            out[:, occurring] = reduce.reduceat(values[:, order], starts, axis=1)
-        return out
-
-    def by_col(self, reduce: np.ufunc, values: Array, empty: float) -> Array:
-        """Reduce values (B, nnz) along each column, (B, columns); empty columns get the value ``empty``."""
-        out = np.full((values.shape[0], self.shape[1]), empty)
-        if self.nnz:
-            occurring, starts = self._by_col
-            out[:, occurring] = reduce.reduceat(values, starts, axis=1)
-        return out
-
-    def dense(self, values: Array) -> Array:
-        """Build dense matrices (B, rows, columns) from values (B, nnz)."""
-        out = np.zeros((values.shape[0], *self.shape))
-        out[:, self.rows, self.cols] = values
-        return out
-
-    def csc(self, values: Array) -> sp.csc_matrix:
-        """Build the sparse matrix of one element from values (nnz,); explicit zeros are kept."""
-        return sp.csc_matrix((values, self.rows, self.indptr), shape=self.shape)
-
-
-@dataclass(frozen=True, eq=False)
 class Structure:
     """Sparsity patterns and cones shared by all elements of a batch; symbolic work uses these only, once per layer."""
 
     P: Pattern
     A: Pattern
     cones: Cones
-
-    @cached_property
-    def by_columns(self) -> tuple[IndexArray, IndexArray, IndexArray, IndexArray]:
-        """CSC row indices and column pointers of P, and those of A."""
-        return self.P.rows, self.P.indptr, self.A.rows, self.A.indptr
 
     @cached_property
     def constant_inequalities(self) -> IndexArray:
@@ -295,14 +161,18 @@ class ConeProgram:
         """Number of elements."""
         return self.q.shape[0]
 
+    @property
+    def values(self) -> Values:
+        """P, q, A and b."""
+        return Values(self.P, self.q, self.A, self.b)
+
     def select(self, index: Any) -> ConeProgram:
         """Select elements by a slice, index array or mask."""
         return ConeProgram(self.structure, self.P[index], self.q[index], self.r[index], self.A[index], self.b[index])
 
     def objective_scale(self) -> Array:
         """Largest coefficient of each objective rounded to a power of two, (B,); 1 for a zero objective."""
-        largest = np.maximum(max_norm(self.P), max_norm(self.q))
-        return np.exp2(np.rint(np.log2(np.where(largest > 0, largest, 1.0))))
+        return power_of_two(np.maximum(max_norm(self.P), max_norm(self.q)))
 
     def with_objective_divided(self, scale: Array) -> ConeProgram:
         """Divide P, q and r by scale (B,); the solution is then (x, y / scale, s)."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.cones import product_cone
-from convexlayer.program import Array, ConeProgram, IndexArray, is_finite, max_norm
+from convexlayer.program import Array, ConeProgram, IndexArray, is_finite
 from convexlayer.rays import BoolArray, refuted_claims
-from convexlayer.runtime import kernel_cache
-from convexlayer.sparse import residuals
+from convexlayer.sparse import Point, relative_residuals
 from convexlayer.status import Status
 
 __all__ = ["BoolArray", "Residuals", "Solution"]
@@ -133,7 +132,6 @@ class Solution:
             point: ``self.complementary(program)``, if already computed.
         """
         point = point or self.complementary(program)
-        P, A = program.structure.P, program.structure.A
         x, y, s = self.x, self.y, self.s
         cone = product_cone(program.structure.cones)
         if y is point.y and s is point.s:  # complementary: the projections of y - s
@@ -141,22 +139,11 @@ class Solution:
         else:
             w = y - s
             projection = cone.at(w if is_finite(w) else np.where(np.isfinite(w), w, 0.0)).projection
-        if kernel_cache.ready():
-            data = (program.P, program.q, program.r, program.A, program.b, x, y, s)
-            found = residuals(program.structure.by_columns, cone.zero, cone.flat, data, projection[:, cone.flat :])
-            return Residuals(found[0], found[1], found[2], found[3], point.backward, found[4], found[5])
-        Px, Ax, Aty = P.matvec(program.P, x), A.matvec(program.A, x), A.rmatvec(program.A, y)
-        xPx, qx, by = np.vecdot(x, Px), np.vecdot(program.q, x), np.vecdot(program.b, y)
-        each = (
-            max_norm(Ax + s - program.b) / _scale(Ax, s, program.b),
-            max_norm(Px + program.q + Aty) / _scale(Px, program.q, Aty),
-            np.abs(xPx + qx + by) / np.max(np.abs([np.ones_like(qx), xPx, qx, by]), axis=0),
-            max_norm(y - projection) / _scale(y, s),
-        )
-        largest = reduce(np.maximum, each)
-        worst = np.where(largest >= 0.0, largest, np.inf)
-        objective = 0.5 * xPx + qx + program.r
-        return Residuals(each[0], each[1], each[2], each[3], point.backward, worst, objective)
+        primal, dual, gap, natural, worst, objective = relative_residuals(
+            (program.structure.P, program.structure.A), cone.zero, program.values, program.r, Point(x, y, s),
+            projection[:, cone.flat :],
+        )  # fmt: skip
+        return Residuals(primal, dual, gap, natural, point.backward, worst, objective)
 
     def certified(
         self, program: ConeProgram, tol: float, residuals: Residuals | None = None, *, row_by_row: bool = False
@@ -203,7 +190,3 @@ def _certified(word: Status, certain: bool, usable: bool) -> Status:
     if usable:
         return Status.OPTIMAL_INACCURATE
     return Status.NUMERICAL_ERROR if word.solved else word
-
-
-def _scale(*vectors: Array) -> Array:
-    return np.max(np.stack([np.ones(vectors[0].shape[0]), *map(max_norm, vectors)]), axis=0)

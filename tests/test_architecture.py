@@ -77,8 +77,8 @@ MAY_IMPORT_TORCH = (
     "convexlayer/layers/",
     "convexlayer/nodes/",
     "convexlayer/gallery/",
-    "convexlayer/linalg/dense",
-    "convexlayer/linalg/schur.py",
+    "convexlayer/linalg/dense/",
+    "convexlayer/linalg/equilibration/tensors.py",
     "convexlayer/interior_point/torch/",
     "convexlayer/testing/",
     "convexlayer/runtime/graph_breaks.py",
@@ -105,9 +105,13 @@ MAY_IMPORT_NUMBA = (
     "convexlayer/runtime/cached_kernel.py",
     "convexlayer/linalg/",
     "convexlayer/runtime/cpu_target.py",
+    "convexlayer/runtime/simd.py",
     "convexlayer/solvers/kernels.py",
     "convexlayer/sparse/",
 )  # lazy imports only
+
+# The parts that have a compiled and a portable form of something, and so may ask which one this process uses.
+CHOOSE_FORMS = {"cones", "linalg", "runtime", "solvers", "sparse"}
 
 # Packages that solve or differentiate: each is imported only in its adapter, such as solvers/osqp_.py for osqp.
 ADAPTED_PACKAGES = {
@@ -198,6 +202,15 @@ def kernels_stay_in_their_parts(module: Module) -> Iterator[str]:
             yield f"line {found.line}: {found.name} belongs to {', '.join(MAY_IMPORT_NUMBA)}"
 
 
+def forms_are_chosen_beside_them(module: Module) -> Iterator[str]:
+    if module.package != "convexlayer" or module.part in CHOOSE_FORMS:
+        return
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="kernel_cache"), attr="ready"):
+                yield f"line {node.lineno}: {', '.join(sorted(CHOOSE_FORMS))} choose between both forms"
+
+
 def adapted_packages_stay_in_their_adapters(module: Module) -> Iterator[str]:
     for found in module.imports:
         if found.package in ADAPTED_PACKAGES and Path(module.path).name != f"{found.package}_.py":
@@ -214,6 +227,7 @@ RULES: list[Callable[[Module], Iterator[str]]] = [
     cvxpy_stays_in_canon,
     cvxpy_internals_stay_in_the_frontend,
     kernels_stay_in_their_parts,
+    forms_are_chosen_beside_them,
     adapted_packages_stay_in_their_adapters,
 ]
 
@@ -242,11 +256,12 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (the_library_knows_neither_server_nor_client, "convexlayer/layers/a.py", "import convexlayer_client"),
         (client_and_server_share_the_wire_format_only, f"{CLIENT}/a.py", "import convexlayer"),
         (client_and_server_share_the_wire_format_only, f"{SERVER}/a.py", "import convexlayer_client"),
-        (torch_stays_in_layers_and_the_dense_backend, "convexlayer/linalg/sparse.py", "from torch import linalg"),
+        (torch_stays_in_layers_and_the_dense_backend, "convexlayer/linalg/ldl/a.py", "from torch import linalg"),
         (cvxpy_stays_in_canon, "convexlayer/diff/a.py", "import cvxpy as cp"),
         (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "from cvxpy import reductions"),
         (cvxpy_internals_stay_in_the_frontend, "convexlayer/canon/a.py", "import cvxpy as cp\ncp.settings.OPTIMAL"),
         (kernels_stay_in_their_parts, "convexlayer/runtime/kernel_cache.py", "def f():\n    import numba"),
+        (forms_are_chosen_beside_them, "convexlayer/layers/a.py", "def f():\n    return kernel_cache.ready()"),
         (adapted_packages_stay_in_their_adapters, "convexlayer/solvers/a.py", "importlib.import_module('osqp')"),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from convexlayer import canonicalize
 from convexlayer.program import ProgramCotangent
 from convexlayer.runtime import kernel_cache
-from convexlayer.sparse import EntriesOfSystem, ProgramMatrix, entries_of_system, rotate_entries
+from convexlayer.sparse import EntriesOfSystem, ProgramBlocks, ProgramMatrix, entries_of_system, rotate_entries
 from tests.families import family
 
 BATCHES = (1, 3, 40)
@@ -43,7 +43,7 @@ def test_program_data(batch: int, normalise: bool) -> None:
     kernel_cache.prepare(wait=True)
     matrix, constant, sizes = program_matrix()
     x = RNG.standard_normal((batch, 6)) * 10.0 ** RNG.uniform(-6, 6, (batch, 1))
-    *blocks, scale = ProgramMatrix(matrix, constant, sizes).times(x, normalise=normalise)
+    blocks, scale = ProgramMatrix(matrix, constant, sizes).times(x, normalise=normalise)
     expected = np.split(x @ matrix.toarray().T + constant, np.cumsum(sizes)[:-1], axis=1)
     if normalise:
         largest = np.maximum(np.abs(expected[0]).max(axis=1), np.abs(expected[1]).max(axis=1))
@@ -69,13 +69,12 @@ def test_the_adjoint_of_program_data(batch: int) -> None:
     kernel_cache.prepare(wait=True)
     matrix, constant, sizes = program_matrix()
     made = ProgramMatrix(matrix, constant, sizes)
-    blocks = tuple(RNG.standard_normal((batch, size)) for size in sizes)
-    inverse = RNG.uniform(0.5, 2.0, batch)
-    weighted = np.concatenate([b * inverse[:, None] for b in blocks[:3]] + list(blocks[3:]), axis=1)
-    expected = weighted @ matrix.toarray()
-    np.testing.assert_allclose(made.adjoint(blocks, inverse), expected, atol=1e-13)
+    blocks = ProgramBlocks(*(RNG.standard_normal((batch, size)) for size in sizes))
+    stacked = np.concatenate(blocks, axis=1)
+    expected = stacked @ matrix.toarray()
+    np.testing.assert_allclose(made.adjoint(blocks), expected, atol=1e-13)
     wanted = np.array([True, False, False, True, True, False])
-    np.testing.assert_allclose(made.adjoint(blocks, inverse, wanted), expected * wanted, atol=1e-13)
+    np.testing.assert_allclose(made.adjoint(blocks, wanted), expected * wanted, atol=1e-13)
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,8 @@ from convexlayer.canon.parameters import ATTRIBUTES, ParameterSpec
 from convexlayer.canon.recovery import OutputSpec, Recovery
 from convexlayer.errors import ProblemError
 from convexlayer.program import Array, ConeProgram, ProgramCotangent, Structure
-from convexlayer.runtime import kernel_cache
 from convexlayer.solution import BoolArray
-from convexlayer.sparse import ProgramMatrix
+from convexlayer.sparse import ProgramBlocks, ProgramMatrix
 
 __all__ = ["Objective", "ParametricProgram", "PresolveRecord"]
 
@@ -120,7 +119,7 @@ class ParametricProgram:
         )
 
     @cached_property
-    def _kernel_matrix(self) -> ProgramMatrix:
+    def _program_matrix(self) -> ProgramMatrix:
         sizes = [part.stop - part.start for part in self.parts]
         return ProgramMatrix(self.data.matrix, self.data.constant, sizes)
 
@@ -135,13 +134,9 @@ class ParametricProgram:
         Returns:
             The programs, with objectives divided by the scales, and the scales (B,): ``objective_scale`` of each.
         """
-        if not kernel_cache.ready():
-            program = self.instantiate(features)
-            scale = program.objective_scale()
-            return program.with_objective_divided(scale), scale
-        P, q, r, A, b, scale = self._kernel_matrix.times(features, normalise=True)
+        (P, q, r, A, b), scale = self._program_matrix.times(features, normalise=True)
         if self.products is not None:
-            r += (self.products.apply(features) / scale)[:, None]
+            r = r + (self.products.apply(features) / scale)[:, None]
         return self._program((P, q, r, A, b)), scale
 
     def push(self, features: Array, tangent: Array) -> ConeProgram:
@@ -161,15 +156,8 @@ class ParametricProgram:
         """
         r = np.zeros(len(features)) if cotangent.r is None else cotangent.r
         P, A = cotangent.P(self._varying.P), cotangent.A(self._varying.A)
-        parts = (P, cotangent.q, r[:, None], A, cotangent.b)
-        if kernel_cache.ready():
-            total = self._kernel_matrix.adjoint(parts, np.ones(len(features)), wanted)
-        else:
-            each = zip(self._maps, parts, strict=True)
-            pulled = [part.pull(value) for part, value in each if part.matrix.nnz]
-            total = reduce(np.add, pulled) if pulled else np.zeros_like(features)
-            if wanted is not None:
-                total = np.where(wanted, total, 0.0)
+        blocks = ProgramBlocks(P, cotangent.q, r[:, None], A, cotangent.b)
+        total = self._program_matrix.adjoint(blocks, wanted)
         if self.products is not None and cotangent.r is not None:
             total = total + self.products.pull(features, r)
         return total

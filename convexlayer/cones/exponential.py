@@ -29,10 +29,17 @@ from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import UNDEFINED_VALUE, increasing_root
 from convexlayer.runtime.buffers import as_contiguous_float64
 
-__all__ = ["Exponential"]
+__all__ = ["BRACKET", "FACE_RATIO", "MIN_RATIO", "Exponential"]
 
-# Positive max(v1, v2) below this, relative to the largest entry, counts as the face region, so that r^2 is finite.
-_FACE = 1e-100
+FACE_RATIO = 1e-100
+"""Positive max(v1, v2) below this, relative to the largest entry, counts as the face region, so that r^2 is finite."""
+
+MIN_RATIO = 1.0 / 600.0
+"""Lower bound of r in exp(1 / r), so that it is finite (the limit for doubles is 1 / 709)."""
+
+BRACKET = 6.0
+"""Distance of the lower end of the bracket of log t below the initial guess. A larger one is safer, and costs a step
+where Newton's method leaves the bracket."""
 
 # A unit vector in the interior of K and K*, and the radius of a ball around it that both contain.
 _CENTRE = (-math.sqrt(1.0 / 3.0), math.sqrt(1.0 / 3.0), math.sqrt(1.0 / 3.0))
@@ -158,13 +165,13 @@ def _locate(xp: Any, w: Array) -> _Region:
     v1, v2, v3 = -w[..., 0], -w[..., 1], -w[..., 2]
     mirrored = v2 > v1
     p = xp.maximum(v1, v2)
-    face = p <= _FACE * xp.max(xp.abs(w), axis=-1)
+    face = p <= FACE_RATIO * xp.max(xp.abs(w), axis=-1)
     p = xp.where(face, 1.0, p)
     r = xp.where(face, 0.0, xp.minimum(v1, v2) / p)
     z = xp.where(face, 0.0, xp.where(mirrored, -math.e * v3, v3) / p)
     kappa = xp.where(mirrored, math.e**2, xp.ones_like(p))
     lead_zero = z + kappa * xp.exp(r - 1.0) <= 0
-    bounded = xp.maximum(r, 1.0 / 600.0)
+    bounded = xp.maximum(r, MIN_RATIO)
     other_zero = (r > 0) & (z >= bounded * xp.exp(1.0 / bounded)) & ~lead_zero
     flat = lead_zero | other_zero
     r, z = xp.where(flat, 0.0, r), xp.where(flat, 0.0, z)
@@ -210,7 +217,7 @@ def _log_t(xp: Any, r: Array, z: Array, kappa: Array) -> Array:
     bound = 2.0 * (xp.log(start) - base + 2.0 * xp.log(1.0 + base) + 1.0)
     high = xp.log(xp.maximum(bound, 1.0))
     high = xp.where(r > 0, xp.minimum(high, xp.log(c / xp.where(r > 0, r, 1.0))), high)
-    low = guess - 6.0
+    low = guess - BRACKET
     return increasing_root(xp, function, xp.minimum(guess, 0.5 * (low + high)), low, high)
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from convexlayer.cones.exponential import BRACKET, FACE_RATIO, MIN_RATIO
+from convexlayer.cones.roots import MAX_ITERATIONS, STEP_ABSTOL, STEP_RELTOL, UNDEFINED_VALUE
 from convexlayer.runtime.cached_kernel import cached_kernel
 
 __all__ = [
@@ -28,11 +30,6 @@ Codes = NDArray[np.int8]
 CURVED, DUAL, POLAR, FACE = 0, 1, 2, 3
 """Region of a point: outside the others, in K*, in -K, or in the face region of the exponential cone."""
 
-# See ``exponential`` and ``roots``.
-_FACE = 1e-100
-_UNDEFINED_VALUE = 1e300
-_MAX_ITERATIONS = 100
-
 
 @cached_kernel
 def exponential_point(w: Floats, code: Codes, region: Floats, y: Floats, first: int, last: int) -> None:
@@ -41,7 +38,7 @@ def exponential_point(w: Floats, code: Codes, region: Floats, y: Floats, first: 
         v1, v2, v3 = -w[k, 0], -w[k, 1], -w[k, 2]
         mirrored = v2 > v1
         p, other = (v2, v1) if mirrored else (v1, v2)
-        face = p <= _FACE * max(abs(v1), max(abs(v2), abs(v3)))
+        face = p <= FACE_RATIO * max(abs(v1), max(abs(v2), abs(v3)))
         r, z = 0.0, 0.0
         if face:
             p = 1.0
@@ -50,7 +47,7 @@ def exponential_point(w: Floats, code: Codes, region: Floats, y: Floats, first: 
             z = (-math.e * v3 if mirrored else v3) / p
         kappa = math.e * math.e if mirrored else 1.0
         lead_zero = z + kappa * np.exp(r - 1.0) <= 0.0
-        bounded = max(r, 1.0 / 600.0)
+        bounded = max(r, MIN_RATIO)
         other_zero = r > 0.0 and z >= bounded * np.exp(1.0 / bounded) and not lead_zero
         if lead_zero or other_zero:
             r, z = 0.0, 0.0
@@ -90,21 +87,21 @@ def _log_t(r: float, z: float, kappa: float) -> float:
     high = np.log(max(bound, 1.0))
     if r > 0.0:
         high = min(high, np.log(c / r))
-    low = guess - 6.0
+    low = guess - BRACKET
     x = min(guess, 0.5 * (low + high))
-    for _ in range(_MAX_ITERATIONS):
+    for _ in range(MAX_ITERATIONS):
         t = np.exp(x)
         N, dN = c + slope * t + t * t, slope + 2.0 * t
         other, decay = (c - r * t) / N, kappa * np.exp(-(base + t))
         right = z + other * decay
-        value = x + base + t - np.log(N * right) if right > 0.0 else _UNDEFINED_VALUE
+        value = x + base + t - np.log(N * right) if right > 0.0 else UNDEFINED_VALUE
         right = right if right > 0.0 else 1.0
         newton = x - value / (1.0 + t * (1.0 - dN / N + decay * ((r + other * dN) / N + other) / right))
         if value < 0.0:
             low = x
         elif value > 0.0:
             high = x
-        if not abs(newton - x) > 1e-8 + 1e-13 * abs(x):
+        if not abs(newton - x) > STEP_ABSTOL + STEP_RELTOL * abs(x):
             return newton
         x = 0.5 * (low + high) if newton <= low or newton >= high else newton
     return x

@@ -7,14 +7,18 @@ from typing import Any
 
 from convexlayer.cones.base import Array
 
-__all__ = ["UNDEFINED_VALUE", "increasing_root"]
+__all__ = ["MAX_ITERATIONS", "STEP_ABSTOL", "STEP_RELTOL", "UNDEFINED_VALUE", "increasing_root"]
 
-# Function value to return for undefined points right of the root. Finite, because automatic differentiation through
-# Newton steps that bisection replaced would otherwise give NaN.
 UNDEFINED_VALUE = 1e300
+"""Function value to return for undefined points right of the root. Finite, because automatic differentiation through
+Newton steps that bisection replaced would otherwise give NaN."""
 
-# Enough for bisection alone to reach rounding.
-_MAX_ITERATIONS = 100
+MAX_ITERATIONS = 100
+"""Maximum number of steps: enough for bisection alone to reach rounding."""
+
+STEP_ABSTOL, STEP_RELTOL = 1e-8, 1e-13
+"""A root x has converged if a Newton step is at most STEP_ABSTOL + STEP_RELTOL abs(x). The error left is about the
+square of the step, so the first is near the square root of the machine epsilon; the second allows for rounding."""
 
 
 def increasing_root(
@@ -38,11 +42,11 @@ def increasing_root(
         The roots, of the shape of x; NaN where the function is NaN.
     """
     moving = xp.ones_like(x, dtype=xp.bool)
-    for _ in range(_MAX_ITERATIONS):
+    for _ in range(MAX_ITERATIONS):
         value, slope = function(x)
         newton = x - value / slope
         low, high = xp.where(value < 0, x, low), xp.where(value > 0, x, high)
-        far = xp.abs(newton - x) > 1e-8 + 1e-13 * xp.abs(x)
+        far = xp.abs(newton - x) > STEP_ABSTOL + STEP_RELTOL * xp.abs(x)
         outside = far & ((newton <= low) | (newton >= high))
         x = xp.where(moving, xp.where(outside, 0.5 * (low + high), newton), x)
         moving = moving & far

@@ -23,7 +23,7 @@ from typing import final
 import numpy as np
 
 from convexlayer.certificate import ComplementaryPoint
-from convexlayer.cones import ProductCone, product_cone
+from convexlayer.cones import product_cone
 from convexlayer.diff import (
     AbstractDifferentiator,
     DerivativeMode,
@@ -35,22 +35,11 @@ from convexlayer.diff import (
     SolutionTangent,
 )
 from convexlayer.diff.base import whole_point, whole_program
-from convexlayer.program import Array, ConeProgram, IndexArray, ProgramCotangent, max_norm
-from convexlayer.runtime import kernel_cache
+from convexlayer.linalg import program_scales
+from convexlayer.program import Array, ConeProgram, IndexArray, ProgramCotangent
 from convexlayer.solution import Solution
-from convexlayer.sparse import equilibrate
 
 __all__ = ["Scaling", "differentiate_scaled"]
-
-PASSES = 12
-"""Number of Ruiz passes; each one about halves the orders of magnitude between row norms."""
-
-OWN_SCALING_RATIO = 1e3
-"""Programs are not equilibrated if the largest entries of the rows of [P A'; A 0] differ by at most this factor, and
-the expected size of the solution differs from 1 by at most this factor: the solver's own scaling suffices."""
-
-ROUNDING = 1e-13
-"""A right-hand side b at most this factor times norm(q) / norm(P) counts as rounding errors of zeros."""
 
 
 @final
@@ -78,14 +67,9 @@ class Scaling:
             program: the programs, with normalised objectives.
             divisor: what their objectives were divided by, (B,); it becomes part of ``c``.
         """
-        cone = product_cone(program.structure.cones)
-        if kernel_cache.ready():
-            data = (program.P, program.q, program.A, program.b)
-            d, e, sigma, c = equilibrate(
-                program.structure.by_columns, cone.blocks, PASSES, OWN_SCALING_RATIO, ROUNDING, data
-            )
-        else:
-            d, e, sigma, c = _equilibrate(program, cone)
+        structure = program.structure
+        blocks = product_cone(structure.cones).blocks
+        d, e, sigma, c = program_scales((structure.P, structure.A), blocks, program.values)
         if all(np.all(factor == 1.0) for factor in (d, e, sigma, c)):
             return Scaling(divisor), program
         return Scaling(c * divisor, d, e, sigma), Scaling(c, d, e, sigma).scale_program(program)
@@ -147,50 +131,6 @@ class Scaling:
         c = cotangent
         r = None if c.r is None else c.r / self.c
         return ProgramCotangent(c.x * self.x, c.y * self.y, c.l * self.x / self.c[:, None], c.v / self.s, r)
-
-
-def _equilibrate(program: ConeProgram, cone: ProductCone) -> tuple[Array, Array, Array, Array]:
-    """Portable form of ``sparse.equilibrate``: d, e, sigma, c."""
-    P, A = program.structure.P, program.structure.A
-    abs_P, abs_A = np.abs(program.P), np.abs(program.A)
-
-    def norms(d: Array, e: Array) -> tuple[Array, Array]:
-        scaled_P = abs_P * d[:, P.rows] * d[:, P.cols]
-        scaled_A = abs_A * e[:, A.rows] * d[:, A.cols]
-        column = np.maximum(P.by_col(np.maximum, scaled_P, 0.0), A.by_col(np.maximum, scaled_A, 0.0))
-        return column, cone.largest_of_blocks(A.by_row(np.maximum, scaled_A, 0.0))
-
-    d, e = np.ones((program.batch, program.structure.n)), np.ones((program.batch, program.structure.m))
-    column, row = norms(d, e)
-    sigma = _expected(max_norm(program.b), max_norm(program.q), max_norm(program.P))
-    both = np.concatenate([column, row], axis=1)
-    least, largest = np.min(np.where(both > 0, both, np.inf), axis=1, initial=np.inf), max_norm(both)
-    alike = (largest <= OWN_SCALING_RATIO * least) & (sigma <= OWN_SCALING_RATIO) & (sigma >= 1.0 / OWN_SCALING_RATIO)
-    finite = np.isfinite(largest + max_norm(program.q) + max_norm(program.b))
-    needed = finite & ~alike
-    for _ in range(PASSES):
-        d /= np.sqrt(np.where(column > 0, column, 1.0))
-        e /= np.sqrt(np.where(row > 0, row, 1.0))
-        column, row = norms(d, e)
-    d, e = _power_of_two(d), _power_of_two(e)
-    d[~needed], e[~needed] = 1.0, 1.0
-    size = max_norm(abs_P * d[:, P.rows] * d[:, P.cols])
-    q_size = max_norm(d * program.q)
-    sigma = np.where(needed, _power_of_two(_expected(max_norm(e * program.b), q_size, size)), 1.0)
-    largest = sigma * np.maximum(sigma * size, q_size)
-    c = np.where(needed, _power_of_two(np.where(largest > 0, largest, 1.0)), 1.0)
-    return d, e, sigma, c
-
-
-def _expected(b: Array, q: Array, P: Array) -> Array:
-    """Expected size of the solution, (B,): b unless it is rounding, else q / P if P is nonzero, else 1."""
-    of_curvature = np.where(P > 0, q / np.where(P > 0, P, 1.0), 0.0)
-    return np.where(b > ROUNDING * of_curvature, b, np.where(of_curvature > 0, of_curvature, 1.0))
-
-
-def _power_of_two(v: Array) -> Array:
-    rounded: Array = np.exp2(np.rint(np.log2(v)))
-    return rounded
 
 
 @final

@@ -2,6 +2,7 @@
 
 from convexlayer.linalg.base import AbstractBackend, AbstractFactor, BackendState
 from convexlayer.linalg.choice import choose_factoriser
+from convexlayer.linalg.equilibration import equilibration, program_scales
 from convexlayer.linalg.matrix_free import (
     AbstractInverse,
     AbstractMatrix,
@@ -16,7 +17,6 @@ from convexlayer.linalg.refined import (
     SINGULAR,
     AbstractFactoriser,
     RefinedFactor,
-    equilibration,
 )
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "RefinedFactor",
     "choose_factoriser",
     "equilibration",
+    "program_scales",
 ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from convexlayer.linalg.base import AbstractBackend
-from convexlayer.linalg.dense import DenseBackend
-from convexlayer.linalg.portable import PortableFactoriser
+from convexlayer.linalg.dense.batched import DenseBackend
+from convexlayer.linalg.ldl.portable import PortableFactoriser
+from convexlayer.linalg.ldl.qdldl_ import SparseBackend
 from convexlayer.linalg.refined import AbstractFactoriser
-from convexlayer.linalg.sparse import SparseBackend
 from convexlayer.program import Array, Pattern
 from convexlayer.runtime import kernel_cache
 
@@ -36,7 +36,7 @@ def choose_factoriser(
     if backend is None and device != "cpu" and pattern.shape[0] <= DENSE_LIMIT:
         backend = DenseBackend(device)
     if backend is None and kernel_cache.ready():
-        from convexlayer.linalg.laned import LaneFactoriser
+        from convexlayer.linalg.ldl.laned import LaneFactoriser
 
         return LaneFactoriser(pattern, signs)
     return PortableFactoriser(pattern, signs, backend or choose_backend(pattern))

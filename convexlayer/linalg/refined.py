@@ -28,7 +28,6 @@ __all__ = [
     "RefinedFactor",
     "StoredFactor",
     "equilibrated_product",
-    "equilibration",
     "power_iteration",
     "power_start",
     "refined_row_by_row",
@@ -49,9 +48,6 @@ MIN_REDUCTION = 0.5
 
 SINGULAR = 0.5 / EPS
 """Condition estimate from which E is treated as singular; the regularisation bounds the estimate by norm(E) / EPS."""
-
-RUIZ_PASSES = 4
-"""Passes of Ruiz equilibration; more passes change the scales little."""
 
 POWER_STEPS = 3
 """Power iterations of a norm estimate: enough for its order of magnitude."""
@@ -295,21 +291,3 @@ def power_iteration(apply: Callable[[Array], Array], shape: tuple[int, ...]) -> 
         z = apply(z / np.maximum(norm, TINY))
         norm = np.linalg.norm(z, axis=1, keepdims=True)
     return norm[:, 0], z / np.maximum(norm, TINY)
-
-
-def equilibration(pattern: Pattern, values: Array) -> Array:
-    """Scales (B, N) that bring the maximum norm of every row of the symmetric matrix near 1 (Ruiz 2001)."""
-    size = pattern.shape[0]
-    scale = np.ones((values.shape[0], size))
-    if size == 0:
-        return scale
-    rows = np.concatenate([pattern.rows, pattern.cols])
-    order = np.argsort(rows, kind="stable")
-    starts = np.searchsorted(rows[order], np.arange(size))
-    source = order % pattern.nnz
-    magnitude = np.abs(values)
-    for _ in range(RUIZ_PASSES):
-        scaled = magnitude * scale[:, pattern.rows] * scale[:, pattern.cols]
-        largest = np.maximum.reduceat(scaled[:, source], starts, axis=1)
-        scale /= np.sqrt(np.where(largest > 0, largest, 1.0))
-    return scale

@@ -7,10 +7,10 @@ one uses the portable NumPy path. The environment variable CONVEXLAYER_COMPILE c
 going on, ``never`` uses the portable path.
 
 Each part of the library with kernels has a cache folder, named by a hash of what determines its machine code: the
-sources of the part and of those that it builds on (without docstrings and comments), the flags of ``cached_kernel``,
-the versions of Numba and llvmlite, Python, and the target processor. A file ``complete`` in it marks a finished
-compilation. Folders are looked up in NUMBA_CACHE_DIR if it is set, else in the package's __pycache__, then in the
-user's cache directory. The lookup does not import Numba, which takes half a second.
+sources of the part and of those that it builds on (without docstrings and comments), those of ``cached_kernel`` and
+``simd``, the versions of Numba and llvmlite, Python, and the target processor. A file ``complete`` in it marks a
+finished compilation. Folders are looked up in NUMBA_CACHE_DIR if it is set, else in the package's __pycache__, then in
+the user's cache directory. The lookup does not import Numba, which takes half a second.
 
 A process uses code compiled for its own processor, else for the highest x86-64 level that its processor supports, and
 never code that needs instructions its processor lacks. NUMBA_CPU_NAME and NUMBA_CPU_FEATURES together select one
@@ -55,13 +55,13 @@ __all__ = [
 ]
 
 PACKAGE = Path(__file__).parents[1]
-DECORATOR = Path(__file__).with_name("cached_kernel.py")
-"""Source file of the decorator, whose compiler flags determine the machine code."""
+SHARED_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cached_kernel.py", "simd.py"))
+"""Source files that all parts share: the decorator, with the compiler's flags, and the vectors of the lanes."""
 
 _NOT_CODE = re.compile(rb'"""[\s\S]*?"""|#[^\n]*')
 
 PARTS = {
-    "linalg": "convexlayer.linalg.laned",
+    "linalg": "convexlayer.linalg.ldl.laned",
     "interior_point": "convexlayer.interior_point.lanes.solve",
     "sparse": "convexlayer.sparse.kernels",
     "cones": "convexlayer.cones.kernels",
@@ -351,7 +351,9 @@ else:
 @cache
 def _name(part: str, target: Target) -> str:
     """Name of the cache folder of a part."""
-    digest = hashlib.sha256(_code(DECORATOR))
+    digest = hashlib.sha256()
+    for path in SHARED_SOURCES:
+        digest.update(_code(path))
     for folder in [*takewhile(lambda other: other != part, PARTS), part]:
         for path in sorted((PACKAGE / folder).rglob("*.py")):
             code = _code(path)

@@ -1,29 +1,36 @@
-"""Batched products with sparse matrices and patterns, by kernels if they are compiled, else by NumPy and SciPy."""
+"""Computations on batches of one sparsity pattern, each by kernels if they are compiled, else in NumPy and SciPy."""
 
+from convexlayer.sparse.pattern import Pattern
 from convexlayer.sparse.products import (
     BatchedMatrix,
     EntriesOfSystem,
     ProgramMatrix,
-    complementary,
     entries_of_products,
     entries_of_system,
-    equilibrate,
-    residuals,
+    power_of_two,
     rotate_entries,
-    scales,
-    scatter_product,
 )
+from convexlayer.sparse.row_scales import complementary_residuals, relative_residuals, row_scales
+from convexlayer.sparse.rows import is_finite, largest_of_blocks, max_norm
+from convexlayer.sparse.structures import Denominators, Point, ProgramBlocks, Values
 
 __all__ = [
     "BatchedMatrix",
+    "Denominators",
     "EntriesOfSystem",
+    "Pattern",
+    "Point",
+    "ProgramBlocks",
     "ProgramMatrix",
-    "complementary",
+    "Values",
+    "complementary_residuals",
     "entries_of_products",
     "entries_of_system",
-    "equilibrate",
-    "residuals",
+    "is_finite",
+    "largest_of_blocks",
+    "max_norm",
+    "power_of_two",
+    "relative_residuals",
     "rotate_entries",
-    "scales",
-    "scatter_product",
+    "row_scales",
 ]

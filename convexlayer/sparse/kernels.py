@@ -1,32 +1,30 @@
-"""Kernels of ``products``; they process one element after another, so that its data stay in the cache."""
+"""Kernels of ``products`` and ``pattern``: one element after another, so that its data stay in the cache."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from convexlayer.runtime.cached_kernel import cached_kernel
-from convexlayer.sparse.equilibration_kernels import equilibrate
-from convexlayer.sparse.row_kernels import complementary, nan_max, residuals, scales
+from convexlayer.sparse.products import EntriesOfSystem
+from convexlayer.sparse.row_kernels import complementary_residuals, nan_max, relative_residuals, row_scales
+from convexlayer.sparse.structures import Entries, Floats, Integers, Positions, ProgramBlocks
 
 __all__ = [
     "accumulate",
     "apply_adjoint",
     "apply_program_map",
-    "complementary",
-    "equilibrate",
+    "complementary_residuals",
     "outer_entries",
-    "residuals",
+    "relative_residuals",
     "rotate_entries",
-    "scales",
+    "row_scales",
     "system_entries",
     "times",
     "warm_up",
 ]
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int32]
 
 
 @cached_kernel
@@ -44,18 +42,11 @@ def times(
 
 @cached_kernel
 def apply_program_map(
-    ends: Integers,
-    column: Integers,
-    row: Integers,
-    value: Floats,
+    entry_fields: tuple[Any, ...],
     constant: Floats,
     x: Floats,
     normalise: bool,
-    P: Floats,
-    q: Floats,
-    r: Floats,
-    A: Floats,
-    b: Floats,
+    block_fields: tuple[Floats, ...],
     scale: Floats,
     first: int,
     last: int,
@@ -63,28 +54,23 @@ def apply_program_map(
     """Write the blocks of constant + M x[e] to rows e of P, q, r, A and b, for first <= e < last.
 
     Args:
-        ends: index after the last entry of M of each block, (5,).
-        column: column of each entry.
-        row: row of each entry within its block.
-        value: value of each entry.
+        entry_fields: the fields of ``Entries``.
         constant: (rows of all blocks,).
         x: (B, columns).
         normalise: whether to divide P, q and r by a power of two near the largest entry of P and q.
-        P: out, (B, nnz(P)).
-        q: out, (B, n).
-        r: out, (B, 1).
-        A: out, (B, nnz(A)).
-        b: out, (B, m).
+        block_fields: out, the fields of ``ProgramBlocks``.
         scale: out, the divisors, (B,).
         first: index of the first element.
         last: index after the last element.
     """
+    entries, blocks = Entries(*entry_fields), ProgramBlocks(*block_fields)
+    P, q, r = blocks.P, blocks.q, blocks.r
     for e in range(first, last):
-        rest = _fill_block(0, ends[0], column, row, value, constant, x[e], P[e])
-        rest = _fill_block(ends[0], ends[1], column, row, value, rest, x[e], q[e])
-        rest = _fill_block(ends[1], ends[2], column, row, value, rest, x[e], r[e])
-        rest = _fill_block(ends[2], ends[3], column, row, value, rest, x[e], A[e])
-        _fill_block(ends[3], ends[4], column, row, value, rest, x[e], b[e])
+        rest = _fill_block(entries, 0, constant, x[e], P[e])
+        rest = _fill_block(entries, 1, rest, x[e], q[e])
+        rest = _fill_block(entries, 2, rest, x[e], r[e])
+        rest = _fill_block(entries, 3, rest, x[e], blocks.A[e])
+        _fill_block(entries, 4, rest, x[e], blocks.b[e])
         largest = 0.0
         if normalise:
             largest = nan_max(_largest(P[e]), _largest(q[e]))
@@ -99,20 +85,11 @@ def apply_program_map(
 
 
 @njit(nogil=True)
-def _fill_block(
-    start: int,
-    stop: int,
-    column: Integers,
-    row: Integers,
-    value: Floats,
-    constant: Floats,
-    x: Floats,
-    out: Floats,
-) -> Floats:
-    """Write one block, from the entries start ... stop - 1; returns the constants of the following blocks."""
+def _fill_block(entries: Entries, block: int, constant: Floats, x: Floats, out: Floats) -> Floats:
+    """Write one block; returns the constants of the following blocks."""
     out[:] = constant[: len(out)]
-    for p in range(start, stop):
-        out[row[p]] += value[p] * x[column[p]]
+    for p in range(entries.ends[block - 1] if block else 0, entries.ends[block]):
+        out[entries.row[p]] += entries.value[p] * x[entries.column[p]]
     return constant[len(out) :]
 
 
@@ -126,66 +103,42 @@ def _largest(values: Floats) -> float:
 
 @cached_kernel
 def apply_adjoint(
-    ends: Integers,
-    column: Integers,
-    row: Integers,
-    value: Floats,
-    inverse: Floats,
-    P: Floats,
-    q: Floats,
-    r: Floats,
-    A: Floats,
-    b: Floats,
+    entry_fields: tuple[Any, ...],
+    block_fields: tuple[Floats, ...],
     out: Floats,
     first: int,
     last: int,
 ) -> None:
-    """Adjoint of ``apply_program_map``: out[e] = M'(inverse P, inverse q, inverse r, A, b)[e] for first <= e < last.
+    """Adjoint of ``apply_program_map``: out[e] = M'(P, q, r, A, b)[e] for first <= e < last.
 
     Args:
-        ends: index after the last entry of M of each block, (5,).
-        column: column of each entry.
-        row: row of each entry within its block.
-        value: value of each entry.
-        inverse: (B,).
-        P: (B, nnz(P)).
-        q: (B, n).
-        r: (B, 1).
-        A: (B, nnz(A)).
-        b: (B, m).
+        entry_fields: the fields of ``Entries``.
+        block_fields: the fields of ``ProgramBlocks``.
         out: out, (B, columns).
         first: index of the first element.
         last: index after the last element.
     """
+    entries, blocks = Entries(*entry_fields), ProgramBlocks(*block_fields)
     for e in range(first, last):
         total = out[e]
         total[:] = 0.0
-        _gather_block(0, ends[0], column, row, value, inverse[e], P[e], total)
-        _gather_block(ends[0], ends[1], column, row, value, inverse[e], q[e], total)
-        _gather_block(ends[1], ends[2], column, row, value, inverse[e], r[e], total)
-        _gather_block(ends[2], ends[3], column, row, value, 1.0, A[e], total)
-        _gather_block(ends[3], ends[4], column, row, value, 1.0, b[e], total)
+        _gather_block(entries, 0, blocks.P[e], total)
+        _gather_block(entries, 1, blocks.q[e], total)
+        _gather_block(entries, 2, blocks.r[e], total)
+        _gather_block(entries, 3, blocks.A[e], total)
+        _gather_block(entries, 4, blocks.b[e], total)
 
 
 @njit(nogil=True)
-def _gather_block(
-    start: int,
-    stop: int,
-    column: Integers,
-    row: Integers,
-    value: Floats,
-    weight: float,
-    block: Floats,
-    total: Floats,
-) -> None:
-    for p in range(start, stop):
-        total[column[p]] += weight * value[p] * block[row[p]]
+def _gather_block(entries: Entries, block: int, values: Floats, total: Floats) -> None:
+    for p in range(entries.ends[block - 1] if block else 0, entries.ends[block]):
+        total[entries.column[p]] += entries.value[p] * values[entries.row[p]]
 
 
 @cached_kernel
 def accumulate(
-    into: NDArray[np.int64],
-    of: NDArray[np.int64],
+    into: Positions,
+    of: Positions,
     values: Floats,
     x: Floats,
     out: Floats,
@@ -200,36 +153,26 @@ def accumulate(
 
 @cached_kernel
 def system_entries(
-    P_source: NDArray[np.int64],
-    P_place: NDArray[np.int64],
-    A_source: NDArray[np.int64],
-    A_row: NDArray[np.int64],
-    A_place: NDArray[np.int64],
-    diagonal: NDArray[np.int64],
-    P: Floats,
-    A: Floats,
-    d: Floats,
-    out: Floats,
-    first: int,
-    last: int,
+    position_fields: tuple[Positions, ...], P: Floats, A: Floats, d: Floats, out: Floats, first: int, last: int
 ) -> None:
     """Write the entries of ``EntriesOfSystem`` for first <= e < last, and zeros elsewhere."""
+    positions = EntriesOfSystem(*position_fields)
     for e in range(first, last):
         entries = out[e]
         entries[:] = 0.0
-        for p in range(len(P_place)):
-            entries[P_place[p]] = P[e, P_source[p]]
-        for p in range(len(A_place)):
-            entries[A_place[p]] = A[e, A_source[p]] * d[e, A_row[p]]
-        for i in range(len(diagonal)):
-            entries[diagonal[i]] = d[e, i] - 1.0
+        for p in range(len(positions.P_place)):
+            entries[positions.P_place[p]] = P[e, positions.P_source[p]]
+        for p in range(len(positions.A_place)):
+            entries[positions.A_place[p]] = A[e, positions.A_source[p]] * d[e, positions.A_row[p]]
+        for i in range(len(positions.diagonal)):
+            entries[positions.diagonal[i]] = d[e, i] - 1.0
 
 
 @cached_kernel
 def rotate_entries(
-    place: NDArray[np.int64],
-    source: NDArray[np.int64],
-    block: NDArray[np.int64],
+    place: Positions,
+    source: Positions,
+    block: Positions,
     values: Floats,
     Q: Floats,
     root: Floats,
@@ -266,8 +209,8 @@ def rotate_entries(
 
 @cached_kernel
 def outer_entries(
-    rows: NDArray[np.int64],
-    cols: NDArray[np.int64],
+    rows: Positions,
+    cols: Positions,
     u1: Floats,
     v1: Floats,
     u2: Floats,
@@ -287,19 +230,17 @@ def warm_up() -> None:
     """Compile this package's kernels by calling them."""
     one, index, short = np.ones((1, 1)), np.zeros(1, np.int64), np.zeros(1, np.int32)
     times(np.zeros(2, np.int32), short, np.ones(1), np.ones(1), one, one.copy(), 0, 1)
+    entries = (np.zeros(5, np.int32), short, short, np.ones(1))
     blocks = tuple(one.copy() for _ in range(5))
-    apply_program_map(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(5), one, True, *blocks, np.ones(1), 0, 1)
-    apply_adjoint(np.zeros(5, np.int32), short, short, np.ones(1), np.ones(1), *blocks, one.copy(), 0, 1)
+    apply_program_map(entries, np.ones(5), one, True, blocks, np.ones(1), 0, 1)
+    apply_adjoint(entries, blocks, one.copy(), 0, 1)
     accumulate(index, index, one, one, one.copy(), 0, 1)
-    system_entries(*(index,) * 6, one, one, one, one.copy(), 0, 1)
+    system_entries((index,) * 6, one, one, one, one.copy(), 0, 1)
     cube = np.zeros((1, 1, 1), np.int64)
     rotate_entries(cube, cube, index, one, np.ones((1, 1, 1, 1)), np.ones((1, 1, 1)), one.copy(), 0, 1)
     outer_entries(index, index, one, one, one, one, one.copy(), 0, 1)
-    P, q, A, b = (one,) * 4
-    patterns, end, curved = (index, np.array([0, 1])) * 2, np.ones(1, np.int64), one[:, 1:].copy()
-    arrays = tuple(one.copy() for _ in range(7))
-    scales(*patterns, end, 0, (1.0,) * 8, P, q, A, b, one, one, one, *arrays, 0, 1)
-    equilibrate(*patterns, end, 1, 1.0, 0.0, P, q, A, b, one.copy(), one.copy(), np.empty(1), np.empty(1), 0, 1)
+    patterns, values, end, curved = (index, np.array([0, 1])) * 2, (one,) * 4, np.ones(1, np.int64), one[:, 1:].copy()
+    row_scales(patterns, end, 0, values, (one,) * 3, tuple(one.copy() for _ in range(7)), 0, 1)
     outputs = (*(one.copy() for _ in range(4)), np.empty(1))
-    complementary(*patterns, 0, P, q, A, b, one, one, curved, one, one, one, *outputs, 0, 1)
-    residuals(*patterns, 0, 1, P, q, one[0], A, b, one, one, one, curved, np.empty((6, 1)), 0, 1)
+    complementary_residuals(patterns, 0, values, (one, one, curved), (one,) * 3, outputs, 0, 1)
+    relative_residuals(patterns, 0, values, one[0], (one,) * 3, curved, np.empty((6, 1)), 0, 1)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, cached_property
-from importlib import import_module
-from typing import Any, NamedTuple, final
+from collections.abc import Sequence
+from functools import cached_property, reduce
+from typing import NamedTuple, final
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,7 +12,9 @@ from numpy.typing import NDArray
 
 from convexlayer.runtime import kernel_cache
 from convexlayer.runtime.buffers import as_contiguous_float64, empty
-from convexlayer.runtime.threads import parallel_for
+from convexlayer.sparse.dispatch import kernels, run
+from convexlayer.sparse.rows import max_norm
+from convexlayer.sparse.structures import Entries, Floats, Positions, ProgramBlocks
 
 __all__ = [
     "BatchedMatrix",
@@ -21,17 +22,9 @@ __all__ = [
     "ProgramMatrix",
     "entries_of_products",
     "entries_of_system",
-    "equilibrate",
-    "residuals",
+    "power_of_two",
     "rotate_entries",
-    "scatter_product",
 ]
-
-Floats = NDArray[np.float64]
-Positions = NDArray[np.int64]
-
-ENTRY_S = 1e-9
-"""Cost model for splitting a batch among threads: seconds per entry and element (rough measurement)."""
 
 
 @final
@@ -56,77 +49,97 @@ class BatchedMatrix:
         x = as_contiguous_float64(x)
         out = empty(len(x), len(self._zero))
         arguments = (*self._arrays, self._zero if constant is None else constant, x, out)
-        _run(_kernels().times, arguments, len(x), self._matrix.nnz + len(self._zero))
+        run(kernels().times, arguments, len(x), self._matrix.nnz + len(self._zero))
         return out
 
 
 @final
 class ProgramMatrix:
-    """A sparse matrix M, whose rows are stacked P, q, r, A and b, and its adjoint, each applied in one pass.
-
-    Requires compiled kernels.
-    """
+    """A sparse matrix M, whose rows are stacked P, q, r, A and b, and its adjoint; kernels apply each in one pass."""
 
     def __init__(self, matrix: sp.csr_matrix, constant: Floats, sizes: Sequence[int]) -> None:
-        """Store the entries.
+        """Store the matrix.
 
         Args:
             matrix: M, by rows.
             constant: (rows,).
             sizes: numbers of rows of the five blocks.
         """
-        self._constant, self._sizes = constant, tuple(sizes)
-        self._columns = matrix.shape[1]
-        coordinates = matrix.tocoo()
-        self._coordinates = coordinates.row, coordinates.col, coordinates.data.astype(float)
-        self._entries: dict[bytes | None, tuple[Any, ...]] = {}
+        self._matrix, self._constant, self._sizes = matrix, constant, tuple(sizes)
+        self._ends = np.cumsum(self._sizes)
+        self._entries: dict[bytes | None, Entries] = {}
 
-    def _entries_of(self, wanted: NDArray[np.bool_] | None) -> tuple[Any, ...]:
-        """Ends of the blocks, and columns, rows within blocks and values of the entries in some columns (None: all)."""
+    def times(self, x: Floats, *, normalise: bool) -> tuple[ProgramBlocks, Floats]:
+        """P, q, r, A and b of constant + M x, each (B, size), and the powers of two (B,) that divide P, q and r.
+
+        They are near the largest entry of P and q, and 1 for a zero objective or without ``normalise``.
+        """
+        if not kernel_cache.ready():
+            return self._portable_times(x, normalise=normalise)
+        batch = len(x)
+        P, q, r, A, b = self._sizes
+        out = ProgramBlocks(empty(batch, P), empty(batch, q), np.empty((batch, r)), empty(batch, A), empty(batch, b))
+        scale = np.empty(batch)
+        entries = self._entries_of(None)
+        arguments = (tuple(entries), self._constant, as_contiguous_float64(x), normalise, tuple(out), scale)
+        run(kernels().apply_program_map, arguments, batch, len(entries.column) + len(self._constant))
+        return out, scale
+
+    def _portable_times(self, x: Floats, *, normalise: bool) -> tuple[ProgramBlocks, Floats]:
+        image = (self._matrix @ x.T).T + self._constant
+        P, q, r, A, b = np.split(image, self._ends[:-1], axis=1)
+        if not normalise:
+            return ProgramBlocks(P, q, r, A, b), np.ones(len(x))
+        scale = power_of_two(np.maximum(max_norm(P), max_norm(q)))
+        column = scale[:, None]
+        return ProgramBlocks(P / column, q / column, r / column, A, b), scale
+
+    def adjoint(self, blocks: ProgramBlocks, wanted: NDArray[np.bool_] | None = None) -> Floats:
+        """M'(P, q, r, A, b), (B, columns); zero in columns not wanted."""
+        if not kernel_cache.ready():
+            return self._portable_adjoint(blocks, wanted)
+        out = empty(len(blocks.q), self._matrix.shape[1])
+        entries = self._entries_of(wanted)
+        arguments = (tuple(entries), tuple(map(as_contiguous_float64, blocks)), out)
+        run(kernels().apply_adjoint, arguments, len(out), len(entries.column) + out.shape[1])
+        return out
+
+    def _portable_adjoint(self, blocks: ProgramBlocks, wanted: NDArray[np.bool_] | None) -> Floats:
+        each = zip(self._transposed, blocks, strict=True)
+        pulled = [(transposed @ block.T).T for transposed, block in each if transposed.nnz]
+        total = reduce(np.add, pulled) if pulled else np.zeros((len(blocks.q), self._matrix.shape[1]))
+        return total if wanted is None else np.where(wanted, total, 0.0)
+
+    @cached_property
+    def _transposed(self) -> list[sp.csr_matrix]:
+        """The transpose of each block."""
+        starts = [0, *self._ends[:-1]]
+        return [self._matrix[start:end].T.tocsr() for start, end in zip(starts, self._ends, strict=True)]
+
+    @cached_property
+    def _coordinates(self) -> tuple[Positions, Positions, Floats]:
+        coordinates = self._matrix.tocoo()
+        return coordinates.row, coordinates.col, coordinates.data.astype(float)
+
+    def _entries_of(self, wanted: NDArray[np.bool_] | None) -> Entries:
+        """The entries in some columns (None: all)."""
         key = None if wanted is None else wanted.tobytes()
         found = self._entries.get(key)
         if found is None:
             rows, columns, values = self._coordinates
             chosen = np.arange(len(columns)) if wanted is None else np.flatnonzero(wanted[columns])
             chosen = chosen[np.argsort(rows[chosen], kind="stable")]
-            stops = np.cumsum(self._sizes)
-            ends = np.searchsorted(rows[chosen], stops)
-            local = rows[chosen] - np.repeat(stops - self._sizes, np.diff(ends, prepend=0))
-            integers = (part.astype(np.int32) for part in (ends, columns[chosen], local))
-            found = self._entries[key] = (*integers, values[chosen])
+            ends = np.searchsorted(rows[chosen], self._ends)
+            local = rows[chosen] - np.repeat(self._ends - self._sizes, np.diff(ends, prepend=0))
+            index = [part.astype(np.int32) for part in (ends, columns[chosen], local)]
+            found = self._entries[key] = Entries(index[0], index[1], index[2], values[chosen])
         return found
 
-    def times(self, x: Floats, *, normalise: bool) -> tuple[Floats, ...]:
-        """P, q, r, A and b of constant + M x, each (B, size), and the powers of two (B,) that divide P, q and r."""
-        batch = len(x)
-        P, q, r, A, b = self._sizes
-        out = empty(batch, P), empty(batch, q), np.empty((batch, r)), empty(batch, A), empty(batch, b), np.empty(batch)
-        entries = self._entries_of(None)
-        arguments = (*entries, self._constant, as_contiguous_float64(x), normalise, *out)
-        _run(_kernels().apply_program_map, arguments, batch, len(entries[1]) + len(self._constant))
-        return out
 
-    def adjoint(self, blocks: tuple[Floats, ...], inverse: Floats, wanted: NDArray[np.bool_] | None = None) -> Floats:
-        """M'(inverse P, inverse q, inverse r, A, b), (B, columns), inverse (B,); zero in columns not wanted."""
-        out = empty(len(inverse), self._columns)
-        entries = self._entries_of(wanted)
-        _run(
-            _kernels().apply_adjoint,
-            (*entries, inverse, *map(as_contiguous_float64, blocks), out),
-            len(out),
-            len(entries[1]) + self._columns,
-        )
-        return out
-
-
-def scatter_product(into: Positions, of: Positions, values: Floats, x: Floats, size: int) -> Floats:
-    """out[into[p]] += values[p] x[of[p]] for every element, (B, size): a product with sparse matrices."""
-    if len(values) != len(x):
-        values, x = (np.broadcast_to(v, (max(len(values), len(x)), v.shape[1])) for v in (values, x))
-    out = np.zeros((len(values), size))
-    arguments = (into, of, as_contiguous_float64(values), as_contiguous_float64(x), out)
-    _run(_kernels().accumulate, arguments, len(out), len(into))
-    return out
+def power_of_two(size: Floats) -> Floats:
+    """The nearest powers of two, in the logarithm; 1 for 0."""
+    rounded: Floats = np.exp2(np.rint(np.log2(np.where(size > 0, size, 1.0))))
+    return rounded
 
 
 class EntriesOfSystem(NamedTuple):
@@ -153,8 +166,8 @@ def entries_of_system(where: EntriesOfSystem, P: Floats, A: Floats, d: Floats, s
     """The values (B, size) of these matrices, from the values P (B, nnz), A (B, nnz) and d (B, rows)."""
     out = empty(len(P), size)
     if kernel_cache.ready():
-        arguments = (*where, as_contiguous_float64(P), as_contiguous_float64(A), as_contiguous_float64(d), out)
-        _run(_kernels().system_entries, arguments, len(out), size)
+        arguments = (tuple(where), *map(as_contiguous_float64, (P, A, d)), out)
+        run(kernels().system_entries, arguments, len(out), size)
         return out
     out.fill(0.0)
     out[:, where.P_place] = np.take(P, where.P_source, axis=1)
@@ -179,7 +192,7 @@ def rotate_entries(
     """
     if kernel_cache.ready():
         arguments = (place, source, block, *map(as_contiguous_float64, (values, Q, root)), out)
-        _run(_kernels().rotate_entries, arguments, len(out), place.size * place.shape[1])
+        run(kernels().rotate_entries, arguments, len(out), place.size * place.shape[1])
         return
     M = np.where(source >= 0, values[:, source], 0.0)
     L = Q[:, block] * root[:, block, None, :]
@@ -192,7 +205,7 @@ def entries_of_products(rows: Positions, cols: Positions, pairs: tuple[tuple[Flo
     if kernel_cache.ready():
         out = empty(len(u1), len(rows))
         arguments = (rows, cols, *map(as_contiguous_float64, (u1, v1, u2, v2)), out)
-        _run(_kernels().outer_entries, arguments, len(out), len(rows))
+        run(kernels().outer_entries, arguments, len(out), len(rows))
         return out
     out = np.take(u1, rows, axis=1)
     out *= np.take(v1, cols, axis=1)
@@ -200,91 +213,3 @@ def entries_of_products(rows: Positions, cols: Positions, pairs: tuple[tuple[Flo
     other *= np.take(v2, cols, axis=1)
     out += other
     return out
-
-
-Patterns = tuple[Positions, Positions, Positions, Positions]
-"""Row indices and column starts of P, and those of A, both by columns (CSC)."""
-
-
-def scales(
-    patterns: Patterns, blocks: Positions, free: int, constants: tuple[float, ...], data: tuple[Floats, ...]
-) -> tuple[Floats, ...]:
-    """The arrays of ``certificate.Scales``. Requires compiled kernels.
-
-    Args:
-        patterns: see ``Patterns``.
-        blocks: first rows of the blocks of curved cones, and m.
-        free: number of rows of the zero cone.
-        constants: the constants of ``certificate``, in the order of the kernel.
-        data: P, q, A, b, x, y, s.
-    """
-    (batch, n), m = data[1].shape, data[3].shape[1]
-    out = tuple(empty(batch, size) for size in (n, n, m, m, m, n, m))
-    arguments = (*patterns, blocks, free, constants, *map(as_contiguous_float64, data), *out)
-    _run(_kernels().scales, arguments, batch, 3 * (len(patterns[0]) + 2 * len(patterns[2])))
-    return out
-
-
-def complementary(patterns: Patterns, free: int, data: tuple[Floats, ...]) -> tuple[Floats, ...]:
-    """y, s, Px + q + A'y, Ax + s - b and backward errors of complementary points. Requires compiled kernels.
-
-    Args:
-        patterns: see ``Patterns``.
-        free: number of rows of the zero cone.
-        data: P, q, A, b, x, w, projections of the curved rows of w, c, and the sizes of dual and primal rows.
-    """
-    (batch, n), m = data[1].shape, data[3].shape[1]
-    out = empty(batch, m), empty(batch, m), empty(batch, n), empty(batch, m), np.empty(batch)
-    arguments = (*patterns, free, *map(as_contiguous_float64, data), *out)
-    _run(_kernels().complementary, arguments, batch, len(patterns[0]) + 2 * len(patterns[2]))
-    return out
-
-
-def equilibrate(
-    patterns: Patterns, blocks: Positions, passes: int, even: float, rounding: float, data: tuple[Floats, ...]
-) -> tuple[Floats, ...]:
-    """The arrays of ``layers.units.Equilibration``. Requires compiled kernels.
-
-    Args:
-        patterns: see ``Patterns``.
-        blocks: first rows of the blocks of curved cones, and m.
-        passes: number of Ruiz passes.
-        even: largest ratio of row norms of a program that is not scaled.
-        rounding: norm(b) relative to norm(q) / norm(P) up to which b is negligible.
-        data: P, q, A, b.
-    """
-    (batch, n), m = data[1].shape, data[3].shape[1]
-    out = empty(batch, n), empty(batch, m), np.empty(batch), np.empty(batch)
-    arguments = (*patterns, blocks, passes, even, rounding, *map(as_contiguous_float64, data), *out)
-    _run(_kernels().equilibrate, arguments, batch, 3 * (len(patterns[0]) + len(patterns[2])))
-    return out
-
-
-def residuals(patterns: Patterns, zero: int, orthant: int, data: tuple[Floats, ...], curved: Floats) -> Floats:
-    """Primal, dual, gap and natural residual, their maximum, and the objective, (6, B). Requires compiled kernels.
-
-    Args:
-        patterns: see ``Patterns``.
-        zero: number of rows of the zero cone.
-        orthant: index after the last row of the nonnegative cone.
-        data: P, q, r, A, b, x, y, s.
-        curved: projections of the curved rows of y - s, (B, m - orthant).
-    """
-    batch = len(curved)
-    out = np.empty((6, batch))
-    arguments = (*patterns, zero, orthant, *map(as_contiguous_float64, data), as_contiguous_float64(curved), out)
-    _run(_kernels().residuals, arguments, batch, len(patterns[0]) + 2 * len(patterns[2]))
-    return out
-
-
-def _run(kernel: Callable[..., None], arguments: tuple[Any, ...], batch: int, entries: int) -> None:
-    if batch == 1:
-        kernel(*arguments, 0, 1)
-    else:
-        parallel_for(lambda first, last: kernel(*arguments, first, last), batch, seconds_per_item=ENTRY_S * entries)
-
-
-@cache
-def _kernels() -> Any:
-    """The kernel module, imported on demand because importing Numba takes half a second."""
-    return import_module("convexlayer.sparse.kernels")

@@ -10,8 +10,8 @@ import pytest
 
 from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent
 from convexlayer.linalg import AbstractBackend
-from convexlayer.linalg.dense import DenseBackend
-from convexlayer.linalg.sparse import SparseBackend
+from convexlayer.linalg.dense.batched import DenseBackend
+from convexlayer.linalg.ldl.qdldl_ import SparseBackend
 from convexlayer.program import Array, ConeProgram, Cones
 
 from .programs import CONES, Draw, assemble, at, draw, ones, stack, strict_point

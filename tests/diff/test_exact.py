@@ -11,8 +11,8 @@ import pytest
 from convexlayer.cones import product_cone
 from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, polished
 from convexlayer.linalg import AbstractBackend, AbstractFactor, BackendState
-from convexlayer.linalg.dense import DenseBackend
-from convexlayer.linalg.sparse import SparseBackend
+from convexlayer.linalg.dense.batched import DenseBackend
+from convexlayer.linalg.ldl.qdldl_ import SparseBackend
 from convexlayer.program import Array, Cones, Pattern, ProgramCotangent
 
 from .programs import (

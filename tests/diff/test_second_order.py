@@ -9,8 +9,8 @@ from convexlayer.cones import SecondOrder
 from convexlayer.cones.product import RANK_TWO_FROM
 from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent
 from convexlayer.linalg import AbstractBackend
-from convexlayer.linalg.dense import DenseBackend
-from convexlayer.linalg.sparse import SparseBackend
+from convexlayer.linalg.dense.batched import DenseBackend
+from convexlayer.linalg.ldl.qdldl_ import SparseBackend
 from convexlayer.program import Array, Cones
 
 from .programs import (

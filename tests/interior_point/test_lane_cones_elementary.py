@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from convexlayer.interior_point.lanes.elementary import expm1, log, log1p
-from convexlayer.linalg.simd import load, store
+from convexlayer.interior_point.lanes.cones.elementary import expm1, log, log1p
+from convexlayer.runtime.simd import load, store
 
 LANES = (0.0,) * 8
 

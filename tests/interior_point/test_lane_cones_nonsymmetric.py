@@ -9,7 +9,9 @@ import mpmath as mp
 import numpy as np
 import pytest
 
-from convexlayer.interior_point.lanes import exponential, power
+from convexlayer.interior_point.lanes.cones import exponential, power
+from convexlayer.interior_point.lanes.cones.nonsymmetric import MIN_STEP
+from convexlayer.interior_point.lanes.layout import Block, Point, Scaling
 
 DIGITS = 90
 EPS = np.finfo(np.float64).eps
@@ -27,17 +29,10 @@ class Kernels:
     name: str
     exponent: float | None = None
 
-    def call(self, function: str, lanes: Any, rows: tuple[int, ...], *rest: Any) -> None:
-        if self.exponent is None:
-            getattr(exponential, function)(lanes, *rows, *rest)
-        else:
-            getattr(power, function)(lanes, *rows, self.exponent, *rest)
-
-    def unit(self, s: Any, y: Any, lane: int) -> None:
-        if self.exponent is None:
-            exponential.central_point(s, y, 0, lane)
-        else:
-            power.central_point(self.exponent, s, y, 0, lane)
+    def call(self, function: str, where: Any, *rest: Any, packed: int = 0) -> None:
+        exponent = self.exponent or 0.0
+        block = Block(0, 3, 0, 0, packed, -1, -1, exponent)
+        getattr(exponential if self.exponent is None else power, function)(where, block, *rest)
 
     def barrier(self, y1: Any, y2: Any, y3: Any) -> Any:
         if self.exponent is None:
@@ -131,12 +126,19 @@ def unpacked(H: Any) -> Any:
     return H[[[0, 1, 3], [1, 2, 4], [3, 4, 5]]].transpose(2, 0, 1)
 
 
-def scaling(cone: Kernels, s: Any, y: Any, dual_mu: Any = None, lanes: Any = WIDE) -> tuple[Any, Any]:
-    V = len(lanes)
-    H, ok = np.full((8, V), 7.0), np.ones(V)
-    cone.call("update_scaling", lanes, (0, 1), s, y, np.zeros(V) if dual_mu is None else dual_mu, H, ok)
-    assert np.all(H[[0, 7]] == 7.0)
-    return unpacked(H[1:7]), ok
+def point(s: Any, y: Any) -> Point:
+    return Point(np.zeros((1, s.shape[1])), s, y)
+
+
+def new_scaling(V: int) -> Scaling:
+    return Scaling(np.full((8, V), 7.0), np.zeros((0, V)), np.zeros((0, V)), np.ones(V))
+
+
+def scaling(cone: Kernels, s: Any, y: Any, lanes: Any = WIDE) -> tuple[Any, Any]:
+    found = new_scaling(len(lanes))
+    cone.call("update_scaling", lanes, point(s, y), found, packed=1)
+    assert np.all(found.packed[[0, 7]] == 7.0)
+    return unpacked(found.packed[1:7]), found.ok
 
 
 def doubles(matrix: Any) -> Any:
@@ -150,27 +152,15 @@ def condition(s: Any, y: Any) -> Any:
 
 def test_central_point_is_its_own_shadow(cone: Kernels) -> None:
     s, y = np.zeros((3, 2)), np.zeros((3, 2))
-    cone.unit(s, y, 1)
+    cone.call("set_central_point", 1, point(s, y))
     assert np.all(s[:, 0] == 0)
     assert np.array_equal(s, y)
-    point = tuple(precise(y[:, 1]))
-    gradient = [mp.diff(cone.barrier, point, tuple(int(i == j) for j in range(3))) for i in range(3)]
+    centre = tuple(precise(y[:, 1]))
+    gradient = [mp.diff(cone.barrier, centre, tuple(int(i == j) for j in range(3))) for i in range(3)]
     np.testing.assert_allclose(
-        [float(entry) for entry in cone.gradient(point)], [float(g) for g in gradient], atol=1e-14
+        [float(entry) for entry in cone.gradient(centre)], [float(g) for g in gradient], atol=1e-14
     )
     np.testing.assert_allclose(s[:, 1], [-float(entry) for entry in gradient], atol=1e-14)
-
-
-@pytest.mark.parametrize("mu", [1.0, 1e-4, 1e-8, 1e-12])
-def test_dual_scaling_is_the_hessian_of_the_barrier(cone: Kernels, mu: float) -> None:
-    s, y, _ = cone.pairs(1, mu)
-    dual_mu = mu * np.linspace(1, 2, 8)
-    H, ok = scaling(cone, s, y, dual_mu)
-    assert np.all(ok == 1.0)
-    for lane in range(8):
-        expected = dual_mu[lane] * doubles(cone.hessian(precise(y[:, lane])))
-        tolerance = 50 * EPS / min(1.0, mu)
-        np.testing.assert_allclose(H[lane], expected, rtol=0, atol=tolerance * np.max(np.abs(expected)))
 
 
 @pytest.mark.parametrize("mu", [1.0, 1e-3])
@@ -221,9 +211,10 @@ def test_scaling_on_the_central_path_is_the_hessian(cone: Kernels) -> None:
     s, y, _ = cone.pairs(4, 1.0, off_centre=0.0)
     H, ok = scaling(cone, s, y)
     assert np.all(ok == 1.0)
-    mu = np.sum(s * y, axis=0) / 3
-    expected, _ = scaling(cone, s, y, mu)
-    np.testing.assert_allclose(H, expected, rtol=1e-7, atol=1e-7 * np.max(np.abs(expected)))
+    for lane in range(8):
+        mu = s[:, lane] @ y[:, lane] / 3
+        expected = mu * doubles(cone.hessian(precise(y[:, lane])))
+        np.testing.assert_allclose(H[lane], expected, rtol=1e-7, atol=1e-7 * np.max(np.abs(expected)))
 
 
 def test_points_outside_the_cone_are_reported(cone: Kernels) -> None:
@@ -236,7 +227,7 @@ def test_points_outside_the_cone_are_reported(cone: Kernels) -> None:
 
 def shifted(cone: Kernels, s: Any, y: Any, ds: Any, dy: Any, sigma_mu: Any, lanes: Any = WIDE) -> Any:
     shift = np.zeros_like(s)
-    cone.call("combined_shift", lanes, (0,), s, y, ds, dy, sigma_mu, shift)
+    cone.call("combined_shift", lanes, new_scaling(len(lanes)), point(s, y), point(ds, dy), sigma_mu, shift)
     return shift
 
 
@@ -248,14 +239,20 @@ def test_combined_shift_matches_the_third_derivative(cone: Kernels, mu: float) -
     sigma_mu = mu * np.linspace(0, 1, 8)
     shift = shifted(cone, s, y, ds, dy, sigma_mu)
     for lane in range(8):
-        point, direction = mp.matrix(precise(y[:, lane])), mp.matrix(precise(dy[:, lane]))
-        u = mp.lu_solve(cone.hessian(point), mp.matrix(precise(ds[:, lane])))
+        at, direction = mp.matrix(precise(y[:, lane])), mp.matrix(precise(dy[:, lane]))
+        u = mp.lu_solve(cone.hessian(at), mp.matrix(precise(ds[:, lane])))
         h = mp.mpf(10) ** -20 * min(1.0, mu)
-        third = (cone.hessian(point + h * direction) - cone.hessian(point - h * direction)) * u / (2 * h)
-        expected = mp.matrix(precise(s[:, lane])) + mp.mpf(sigma_mu[lane]) * cone.gradient(point) - third / 2
+        third = (cone.hessian(at + h * direction) - cone.hessian(at - h * direction)) * u / (2 * h)
+        expected = mp.matrix(precise(s[:, lane])) + mp.mpf(sigma_mu[lane]) * cone.gradient(at) - third / 2
         largest = max(abs(entry) for entry in expected)
         for i in range(3):
             assert abs(shift[i, lane] - expected[i]) < 1000 * EPS / mu * largest
+
+
+def shortened(cone: Kernels, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, lanes: Any = WIDE) -> Any:
+    alpha = alpha.copy()
+    cone.call("shorten_step", lanes, new_scaling(len(lanes)), point(s, y), point(ds, dy), alpha)
+    return alpha
 
 
 def test_line_search_backtracks_by_0_8_until_the_point_is_interior(cone: Kernels) -> None:
@@ -266,8 +263,7 @@ def test_line_search_backtracks_by_0_8_until_the_point_is_interior(cone: Kernels
         ds, dy = rng.normal(size=(3, 8)), rng.normal(size=(3, 8))
         ds, dy = ds * np.linalg.norm(s, axis=0), dy * np.linalg.norm(y, axis=0)
         start = np.linspace(0.3, 1.0, 8)
-        alpha = start.copy()
-        cone.call("shorten_step", WIDE, (0,), s, y, ds, dy, alpha, 1e-6)
+        alpha = shortened(cone, s, y, ds, dy, start)
         for lane in range(8):
             steps = [start[lane] * 0.8**k for k in range(60)]
             expected = next(
@@ -278,39 +274,21 @@ def test_line_search_backtracks_by_0_8_until_the_point_is_interior(cone: Kernels
             )
             np.testing.assert_allclose(alpha[lane], expected, rtol=1e-12)
             taken.append(expected)
-    assert min(taken) < 0.2 < 0.5 < max(taken)
+    assert MIN_STEP < min(taken) < 0.2 < 0.5 < max(taken)
 
 
 def test_a_step_below_the_floor_is_zero(cone: Kernels) -> None:
     s, y, _ = cone.pairs(9, 1.0)
-    alpha = np.ones(8)
     ds = np.zeros((3, 8))
-    ds[:, :4] = -1e3 * s[:, :4]
-    cone.call("shorten_step", WIDE, (0,), s, y, ds, np.zeros((3, 8)), alpha, 1e-2)
+    ds[:, :4] = -10.0 / MIN_STEP * s[:, :4]
+    alpha = shortened(cone, s, y, ds, np.zeros((3, 8)), np.ones(8))
     assert np.array_equal(alpha, [0, 0, 0, 0, 1, 1, 1, 1])
 
 
-@pytest.mark.parametrize("mu", [1.0, 1e-6, 1e-11])
-def test_barrier_value(cone: Kernels, mu: float) -> None:
-    s, y, shadows = cone.pairs(10, mu)
-    rng = np.random.default_rng(11)
-    ds, dy = mu * s * rng.normal(size=(3, 8)), mu * y * rng.normal(size=(3, 8))
-    alpha, barrier = np.linspace(0, 0.01, 8), np.arange(8.0)
-    cone.call("add_barrier", WIDE, (0,), s, y, ds, dy, alpha, barrier)
-    for lane in range(8):
-        point_s, point_y = s[:, lane] + alpha[lane] * ds[:, lane], precise(y[:, lane] + alpha[lane] * dy[:, lane])
-        shadow = cone.shadow(precise(point_s), shadows[lane])
-        expected = lane - 3 - cone.barrier(*shadow) + cone.barrier(*point_y)
-        assert abs(barrier[lane] - expected) < 1000 * EPS / mu
-
-
-def test_barrier_is_infinite_outside_the_cone(cone: Kernels) -> None:
-    s, y, _ = cone.pairs(12, 1.0)
-    ds, dy = np.zeros((3, 8)), np.zeros((3, 8))
-    ds[:, 1], dy[:, 3] = -2 * s[:, 1], -2 * y[:, 3]
-    barrier = np.zeros(8)
-    cone.call("add_barrier", WIDE, (0,), s, y, ds, dy, np.ones(8), barrier)
-    assert np.array_equal(np.isinf(barrier), np.isin(np.arange(8), [1, 3]))
+def test_a_step_is_at_most_one(cone: Kernels) -> None:
+    s, y, _ = cone.pairs(9, 1.0)
+    still, start = np.zeros((3, 8)), np.linspace(0.9, 1.1, 8)
+    assert np.array_equal(shortened(cone, s, y, still, still, start), np.minimum(start, 1))
 
 
 @pytest.mark.parametrize("cone", CONES[:2], ids=lambda cone: cone.name)
@@ -322,13 +300,11 @@ def test_a_lane_does_not_depend_on_its_neighbours(cone: Kernels, garbage: float)
     sigma_mu = rng.uniform(size=8)
 
     def results(lanes: Any, chosen: Any) -> tuple[Any, ...]:
-        s_, y_, ds_, dy_, sigma_mu_ = (np.ascontiguousarray(rows[..., chosen]) for rows in (s, y, ds, dy, sigma_mu))
-        alpha, barrier = np.ones(len(lanes)), np.zeros(len(lanes))
-        H, ok = scaling(cone, s_, y_, lanes=lanes)
-        shift = shifted(cone, s_, y_, ds_, dy_, sigma_mu_, lanes)
-        cone.call("shorten_step", lanes, (0,), s_, y_, ds_, dy_, alpha, 1e-4)
-        cone.call("add_barrier", lanes, (0,), s_, y_, ds_, dy_, 0.5 * alpha, barrier)
-        return H.transpose(1, 2, 0), ok, shift, alpha, barrier
+        own_s, own_y, own_ds, own_dy = (np.ascontiguousarray(rows[:, chosen]) for rows in (s, y, ds, dy))
+        H, ok = scaling(cone, own_s, own_y, lanes)
+        shift = shifted(cone, own_s, own_y, own_ds, own_dy, np.ascontiguousarray(sigma_mu[chosen]), lanes)
+        alpha = shortened(cone, own_s, own_y, own_ds, own_dy, np.ones(len(lanes)), lanes)
+        return H.transpose(1, 2, 0), ok, shift, alpha
 
     clean = results(WIDE, slice(None))
     spoilt = [1, 4, 7]

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convexlayer.interior_point.lanes import psd
+from convexlayer.interior_point.lanes import layout
+from convexlayer.interior_point.lanes.cones import psd
+from convexlayer.interior_point.lanes.layout import Point, Scaling
+from convexlayer.program import Cones
 
 WIDE, SINGLE = (0.0,) * 8, (0.0,)
 ORDERS = [1, 2, 3, 5, 8, 12]
@@ -39,58 +42,60 @@ def directions(rng: np.random.Generator, k: int) -> Any:
     return X + X.transpose(0, 2, 1)
 
 
+def block_of(k: int, factor: int = 0, packed: int = 0) -> layout.Block:
+    return layout.Block(2, k * (k + 1) // 2, k, factor, packed, -1, -1, 0.0)
+
+
 class Block:
-    """One block of order k, starting in row 2 of all arrays, and calls of its kernels."""
+    """One block of order k, starting in row 2 of all points, and calls of its kernels."""
 
     def __init__(self, k: int, s: Any, y: Any, lanes: Any = WIDE) -> None:
         self.k, self.lanes, V = k, lanes, len(lanes)
+        self.block = block_of(k, factor=1, packed=1)
         self.rows = k * (k + 1) // 2
-        self.s, self.y = self.placed(s), self.placed(y)
-        self.factors = np.full((psd.factor_rows(k) + 1, V), np.nan)
-        self.scratch = np.full((psd.scratch_rows(k), V), np.nan)
+        self.point = self.placed(s, y)
+        (shape,) = psd.shapes(Cones(psd=(k,)))
+        self.scaling = Scaling(
+            packed=np.full((self.rows * (self.rows + 1) // 2 + 2, V), 7.0),
+            factors=np.full((shape.factor_rows + 1, V), np.nan),
+            work=np.full((shape.scratch_rows, V), np.nan),
+            ok=np.ones(V),
+        )
 
-    def placed(self, x: Any) -> Any:
-        return np.vstack((np.zeros((2, x.shape[1])), x))
+    def placed(self, s: Any, y: Any) -> Point:
+        zeros = np.zeros((2, s.shape[1]))
+        return Point(np.zeros((1, s.shape[1])), np.vstack((zeros, s)), np.vstack((zeros, y)))
 
     def scale(self) -> tuple[Any, Any]:
         """(H as full matrices (V, rows, rows), ok)."""
-        size, ok = self.rows * (self.rows + 1) // 2, np.ones(len(self.lanes))
-        packed = np.full((size + 2, len(self.lanes)), 7.0)
-        psd.update_scaling(self.lanes, 2, 1, 1, self.k, self.s, self.y, packed, self.factors, self.scratch, ok)
+        psd.update_scaling(self.lanes, self.block, self.point, self.scaling)
+        packed = self.scaling.packed
         assert np.all(packed[[0, -1]] == 7.0)
         H = np.empty((len(self.lanes), self.rows, self.rows))
         cols, rows = np.tril_indices(self.rows)
         H[:, rows, cols] = H[:, cols, rows] = packed[1:-1].T
-        return H, ok
+        return H, self.scaling.ok
 
     def multiply(self, v: Any) -> Any:
-        out = np.zeros_like(self.s)
-        psd.multiply(self.lanes, 2, 1, self.k, self.factors, self.placed(v), out, self.scratch)
+        out = np.zeros_like(self.point.s)
+        psd.multiply(self.lanes, self.block, self.scaling, self.placed(v, v).s, out)
         return out[2:]
 
     def shift(self, ds: Any, dy: Any, sigma_mu: Any) -> Any:
-        out = np.zeros_like(self.s)
-        ds, dy = self.placed(ds), self.placed(dy)
-        psd.combined_shift(self.lanes, 2, 1, self.k, self.factors, ds, dy, sigma_mu, out, self.scratch)
+        out, direction = np.zeros_like(self.point.s), self.placed(ds, dy)
+        psd.combined_shift(self.lanes, self.block, self.scaling, self.point, direction, sigma_mu, out)
         return out[2:]
 
     def step(self, ds: Any, dy: Any) -> Any:
         alpha = np.ones(len(self.lanes))
-        ds, dy = self.placed(ds), self.placed(dy)
-        psd.shorten_step(self.lanes, 2, 1, self.k, self.factors, ds, dy, alpha, self.scratch)
+        psd.shorten_step(self.lanes, self.block, self.scaling, self.point, self.placed(ds, dy), alpha)
         return alpha
-
-    def barrier(self, ds: Any, dy: Any, alpha: Any) -> Any:
-        out = np.ones(len(self.lanes))
-        ds, dy = self.placed(ds), self.placed(dy)
-        psd.add_barrier(self.lanes, 2, self.k, self.s, self.y, ds, dy, alpha, out, self.scratch)
-        return out
 
 
 @pytest.mark.parametrize("k", ORDERS)
 def test_identity_and_margin(k: int) -> None:
     s, y = np.zeros((k * (k + 1) // 2 + 2, 8)), np.zeros((k * (k + 1) // 2 + 2, 8))
-    psd.identity(k, s, y, 2, 3)
+    psd.set_central_point(3, block_of(k), Point(s, s, y))
     np.testing.assert_array_equal(mat(s[2:], k)[3], np.eye(k))
     np.testing.assert_array_equal(s, y)
     assert np.all(s[:, [0, 1, 2, 4, 5, 6, 7]] == 0)
@@ -101,8 +106,8 @@ def test_identity_and_margin(k: int) -> None:
     s[2:] = svec(X)
     for lane in range(8):
         least, size = np.linalg.eigvalsh(X[lane])[0], np.linalg.norm(X[lane])
-        assert -2e-9 * size <= psd.margin(s, 2, k, lane) - least <= 1e-14 * size
-    psd.add_unit(s, 2, k, 0.75, 4)
+        assert -2e-9 * size <= psd.margin(lane, block_of(k), s) - least <= 1e-14 * size
+    psd.add_identity(4, block_of(k), 0.75, s)
     np.testing.assert_allclose(mat(s[2:], k)[4], X[4] + 0.75 * np.eye(k), atol=1e-15)
     np.testing.assert_allclose(mat(s[2:], k)[5], X[5], atol=1e-15)
 
@@ -141,7 +146,7 @@ def test_scaling_near_the_boundary(k: int, mu: float, size: float) -> None:
     # norm(H) is about size / mu, and the vector that it multiplies about 1.
     np.testing.assert_allclose(image, svec(S), rtol=0, atol=1e-13 * size / mu)
     np.testing.assert_allclose(block.multiply(svec(Y)), svec(S), rtol=0, atol=1e-13 * size / mu)
-    lam = np.sort(block.factors[-k:].T, axis=1)
+    lam = np.sort(block.scaling.factors[-k:].T, axis=1)
     exact = np.sort(np.sqrt(np.linalg.eigvalsh(S) * np.linalg.eigvalsh(Y)[:, ::-1]), axis=1)
     np.testing.assert_allclose(lam, exact, rtol=1e-3 if mu < 1e-9 else 1e-7)
 
@@ -189,22 +194,6 @@ def test_step_reaches_the_boundary(k: int) -> None:
         assert outside < 0 or alpha[lane] == 1
 
 
-@pytest.mark.parametrize("k", ORDERS)
-def test_barrier_is_minus_log_det(k: int) -> None:
-    rng = np.random.default_rng(k)
-    S, Y = definite(rng, k), definite(rng, k, 1e-8)
-    dS, dY, alpha = 0.1 * S, -0.5 * Y, np.linspace(0, 1, 8)
-    dS[2] = -3 * S[2]
-    dY[5] = -3 * Y[5]
-    alpha[[2, 5]] = 0.5
-    barrier = Block(k, svec(S), svec(Y)).barrier(svec(dS), svec(dY), alpha)
-    determinants = (
-        np.linalg.slogdet(S + alpha[:, None, None] * dS)[1] + np.linalg.slogdet(Y + alpha[:, None, None] * dY)[1]
-    )
-    determinants[[2, 5]] = -np.inf
-    np.testing.assert_allclose(barrier, 1 - determinants, rtol=1e-7)
-
-
 def test_indefinite_blocks_are_reported() -> None:
     rng = np.random.default_rng(0)
     S, Y = definite(rng, 3), definite(rng, 3)
@@ -223,19 +212,12 @@ def test_a_lane_does_not_depend_on_its_neighbours(garbage: float) -> None:
     ds, dy, sigma_mu = svec(directions(rng, k)), svec(directions(rng, k)), rng.uniform(size=8)
 
     def results(lanes: Any, chosen: Any) -> list[Any]:
-        own_s, own_y, *steps = (np.ascontiguousarray(rows[:, chosen]) for rows in (s, y, ds, dy))
+        own_s, own_y, own_ds, own_dy = (np.ascontiguousarray(rows[:, chosen]) for rows in (s, y, ds, dy))
         block = Block(k, own_s, own_y, lanes)
         H, ok = block.scale()
-        alpha = block.step(*steps)
-        shift = block.shift(steps[0], steps[1], np.ascontiguousarray(sigma_mu[chosen]))
-        return [
-            H.transpose(1, 2, 0),
-            ok,
-            alpha,
-            shift,
-            block.multiply(steps[0]),
-            block.barrier(steps[0], steps[1], 0.5 * alpha),
-        ]
+        alpha = block.step(own_ds, own_dy)
+        shift = block.shift(own_ds, own_dy, np.ascontiguousarray(sigma_mu[chosen]))
+        return [H.transpose(1, 2, 0), ok, alpha, shift, block.multiply(own_ds)]
 
     clean = results(WIDE, slice(None))
     for rows in (s, y, ds, dy):

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from convexlayer.linalg import AbstractBackend, AbstractFactoriser
-from convexlayer.linalg.dense import DenseBackend
-from convexlayer.linalg.laned import LaneFactoriser
-from convexlayer.linalg.portable import PortableFactoriser
+from convexlayer.linalg.dense.batched import DenseBackend
+from convexlayer.linalg.ldl.laned import LaneFactoriser
+from convexlayer.linalg.ldl.portable import PortableFactoriser
+from convexlayer.linalg.ldl.qdldl_ import SparseBackend
 from convexlayer.linalg.refined import StoredFactor
-from convexlayer.linalg.sparse import SparseBackend
 from convexlayer.program import Array, Pattern
 
 N, M = 12, 9

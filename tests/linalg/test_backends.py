@@ -7,8 +7,8 @@ import pytest
 
 from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.choice import choose_backend
-from convexlayer.linalg.dense import DenseBackend
-from convexlayer.linalg.sparse import SparseBackend
+from convexlayer.linalg.dense.batched import DenseBackend
+from convexlayer.linalg.ldl.qdldl_ import SparseBackend
 from convexlayer.program import Pattern
 
 from .matrices import BACKENDS, SIGNS, M, N, quasi_definite, times, upper_triangle

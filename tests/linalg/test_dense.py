@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from convexlayer.linalg.dense import DenseBackend
-from convexlayer.linalg.schur import SchurFactor, SchurPlaces, trailing_diagonal
+from convexlayer.linalg.dense.batched import DenseBackend
+from convexlayer.linalg.dense.schur import SchurFactor, SchurPlaces, trailing_diagonal
 from convexlayer.program import Array
 
 from .matrices import SIGNS, M, N, quasi_definite, times, upper_triangle

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import os
 import numpy as np
-from convexlayer.linalg.dense import DenseBackend
+from convexlayer.linalg.dense.batched import DenseBackend
 from convexlayer.program import Pattern
 
 size = 40

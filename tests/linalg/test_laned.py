@@ -9,11 +9,11 @@ import pytest
 from scipy.sparse.linalg import splu
 
 from convexlayer.linalg import choose_factoriser
-from convexlayer.linalg import symbolic as symbolic_work
-from convexlayer.linalg.dense import DenseBackend
-from convexlayer.linalg.laned import LANES, LaneFactoriser
-from convexlayer.linalg.portable import PortableFactoriser
-from convexlayer.linalg.symbolic import Symbolic, minimum_degree
+from convexlayer.linalg.dense.batched import DenseBackend
+from convexlayer.linalg.ldl import symbolic as symbolic_work
+from convexlayer.linalg.ldl.laned import LANES, LaneFactoriser
+from convexlayer.linalg.ldl.portable import PortableFactoriser
+from convexlayer.linalg.ldl.symbolic import Symbolic, minimum_degree
 from convexlayer.program import Array, Pattern
 from convexlayer.runtime import kernel_cache
 from convexlayer.runtime.threads import WORKERS

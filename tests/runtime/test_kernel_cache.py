@@ -51,7 +51,7 @@ for name, module in list(sys.modules.items()):
             if hasattr(kernel, "nopython_signatures") and kernel.stats.cache_path:
                 hits[key], misses[key] = len(kernel.stats.cache_hits), len(kernel.stats.cache_misses)
 print(json.dumps({"ready": kernel_cache.ready(), "started": len(started), "answers": answers, "hits": hits,
-                  "misses": misses, "kernels": "convexlayer.linalg.kernels" in sys.modules}))
+                  "misses": misses, "kernels": "convexlayer.linalg.ldl.kernels" in sys.modules}))
 """
 
 
@@ -176,6 +176,19 @@ def test_a_part_depends_on_those_before_it(part: FakePart, monkeypatch: pytest.M
     (kernel_cache.PACKAGE / "linalg" / "lanes.py").write_text("more")
     new_process()
     assert kernel_cache._name("linalg", target) != names[0]
+
+
+def test_every_part_depends_on_the_shared_sources(
+    part: FakePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, shared = cpu_target.Target(), tmp_path / "shared.py"
+    shared.write_text("first")
+    monkeypatch.setattr(kernel_cache, "SHARED_SOURCES", (*kernel_cache.SHARED_SOURCES, shared))
+    new_process()
+    name = kernel_cache._name("linalg", target)
+    shared.write_text("second")
+    new_process()
+    assert kernel_cache._name("linalg", target) != name
 
 
 def test_no_writable_cache_folder(

@@ -16,8 +16,7 @@ import numpy as np
 from numba import njit
 
 from convexlayer.interior_point.lanes.kkt import REGULARISATION
-from convexlayer.interior_point.lanes.plan import Layout
-from convexlayer.interior_point.lanes.steps import Data, Point
+from convexlayer.interior_point.lanes.layout import Data, Layout, Point
 from convexlayer.program import Array
 
 __all__ = ["CROSSOVER_REFINEMENTS", "accept_crossover", "crossover_rhs", "write_active_set"]
@@ -38,15 +37,15 @@ CROSSOVER_REFINEMENTS = 2
 
 
 @njit(nogil=True)
-def write_active_set(layout: Layout, n: int, start: Point, values: Array, v: int) -> None:
+def write_active_set(v: int, layout: Layout, start: Point, values: Array) -> None:
     """Write the -H of the active set of ``start`` into the KKT values of lane v."""
     for i in range(layout.zero, layout.orthant):
         active = start.y[i, v] > start.s[i, v]
-        values[layout.diagonal[n + i], v] = -REGULARISATION if active else -INACTIVE_H
+        values[layout.diagonal[layout.n + i], v] = -REGULARISATION if active else -INACTIVE_H
 
 
 @njit(nogil=True)
-def crossover_rhs(layout: Layout, data: Data, start: Point, tau: float, rhs: Array, v: int) -> None:
+def crossover_rhs(v: int, layout: Layout, data: Data, start: Point, tau: float, rhs: Array) -> None:
     """Move lane v of ``start`` onto its active set and write the right-hand side of the crossover step into rhs (N, V).
 
     Afterwards s is 0 in active rows and 1, as a marker, in inactive rows.
@@ -59,7 +58,7 @@ def crossover_rhs(layout: Layout, data: Data, start: Point, tau: float, rhs: Arr
         active = i < layout.zero or y[i, v] > s[i, v]
         y[i, v] = y[i, v] / tau if active else 0.0
         s[i, v] = 0.0 if active else 1.0
-    dual, primal, _, _ = _residuals(layout, data, x[:, v], y[:, v], v)
+    dual, primal, _, _ = _residuals(v, layout, data, x[:, v], y[:, v])
     for j in range(n):
         rhs[j, v] = -dual[j]
     for i in range(m):
@@ -67,7 +66,7 @@ def crossover_rhs(layout: Layout, data: Data, start: Point, tau: float, rhs: Arr
 
 
 @njit(nogil=True)
-def accept_crossover(layout: Layout, data: Data, start: Point, step: Array, v: int) -> bool:
+def accept_crossover(v: int, layout: Layout, data: Data, start: Point, step: Array) -> bool:
     """Whether lane v's crossover step (N, V) is accepted; if so, ``start`` is overwritten with the solution."""
     x, s, y = start.x, start.s, start.y
     n, m = len(x), len(s)
@@ -83,7 +82,7 @@ def accept_crossover(layout: Layout, data: Data, start: Point, step: Array, v: i
         new_y[i] = y[i, v] + step[n + i, v] if s[i, v] == 0.0 else 0.0
         if i >= layout.zero and s[i, v] == 0.0 and not new_y[i] > 0.0:
             return False
-    dual, primal, dual_terms, primal_terms = _residuals(layout, data, new_x, new_y, v)
+    dual, primal, dual_terms, primal_terms = _residuals(v, layout, data, new_x, new_y)
     for j in range(n):
         if not abs(dual[j]) <= ROW_RESIDUAL_TOL * dual_terms[j]:
             return False
@@ -102,7 +101,7 @@ def accept_crossover(layout: Layout, data: Data, start: Point, step: Array, v: i
 
 
 @njit(nogil=True)
-def _residuals(layout: Layout, data: Data, x: Array, y: Array, v: int) -> tuple[Array, Array, Array, Array]:
+def _residuals(v: int, layout: Layout, data: Data, x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
     """P x + q + A'y and A x - b of lane v's program, and for each row the sum of the magnitudes of its terms."""
     n, m = len(x), len(y)
     dual, primal, dual_terms, primal_terms = np.empty(n), np.empty(m), np.empty(n), np.empty(m)

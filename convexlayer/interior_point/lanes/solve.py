@@ -7,8 +7,10 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.interior_point.lanes.loop import Limits, solve_range
+from convexlayer.interior_point.lanes.elements import Programs, Solutions
+from convexlayer.interior_point.lanes.loop import solve_range
 from convexlayer.interior_point.lanes.plan import InteriorPointPlan
+from convexlayer.interior_point.lanes.termination import Limits
 from convexlayer.program import ConeProgram, Cones, Pattern, Structure
 from convexlayer.runtime.buffers import as_contiguous_float64
 from convexlayer.runtime.threads import WORKERS, parallel_for
@@ -65,24 +67,22 @@ class LanesInteriorPoint:
             Solutions; infeasible elements have a ray y with b'y = -1, unbounded ones a ray x with q'x = -1.
         """
         plan, batch = self._plan, program.batch
-        x, y, s = (np.full((batch, size), np.nan) for size in (self._structure.n, self._structure.m, self._structure.m))
-        status_code, iterations = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
-        limits = Limits(TARGET_OVER_TOL * tol, tol, max_iter or MAX_ITER)
+        n, m = self._structure.n, self._structure.m
+        found = Solutions(*(np.full((batch, size), np.nan) for size in (n, m, m)), *np.zeros((2, batch), np.int64))
         lanes = (0.0,) * (LANES if batch > 2 * WORKERS else 1)
-        data = tuple(map(as_contiguous_float64, (program.P, program.q, program.A, program.b)))
+        limits = Limits(TARGET_OVER_TOL * tol, tol, max_iter or MAX_ITER)
+        data = Programs(*map(as_contiguous_float64, (program.P, program.q, program.A, program.b)))
+        shared = (lanes, tuple(plan.layout), plan.packed, tuple(limits), tuple(data), tuple(found))
         start = time.perf_counter()
 
         def some(first: int, last: int) -> None:
-            solve_range(
-                lanes, plan.layout, plan.factor, limits, plan.symmetric, plan.degree, *data, first, last,
-                x, y, s, status_code, iterations,
-            )  # fmt: skip
+            solve_range(*shared, first, last)
 
         parallel_for(some, batch, seconds_per_item=ITERATIONS * (FLOP_S * plan.flops + ENTRY_S * plan.fill))
         seconds = np.full(batch, (time.perf_counter() - start) / max(batch, 1))
         statuses = STATUSES if max_iter is not None else STATUSES_WITHOUT_LIMIT
-        status = tuple(map(statuses.__getitem__, status_code.tolist()))
-        return Solution(x, y, s, status, iterations, seconds, {"solver": "batched"})
+        status = tuple(map(statuses.__getitem__, found.status_code.tolist()))
+        return Solution(found.x, found.y, found.s, status, found.iterations, seconds, {"solver": "batched"})
 
 
 def warm_up() -> None:

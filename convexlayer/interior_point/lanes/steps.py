@@ -8,15 +8,15 @@ with r_x = Px + A'y + q tau, r_y = Ax + s - b tau, and r_tau = kappa + q'x + b'y
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from convexlayer.interior_point.lanes.kkt import times_P
-from convexlayer.interior_point.lanes.plan import Layout
-from convexlayer.linalg.simd import absolute, broadcast, load, maximum, minimum, store, where
+from convexlayer.interior_point.lanes.layout import Data, Layout, Point, Products
 from convexlayer.program import Array
+from convexlayer.runtime.simd import absolute, broadcast, load, maximum, minimum, store, where
 
 __all__ = [
     "ALPHA",
@@ -34,17 +34,13 @@ __all__ = [
     "RESIDUAL_ROWS",
     "SCALARS",
     "SIGMA",
+    "SIGMA_MU",
     "STEP_FRACTION",
-    "TARGET",
     "TAU",
     "WORST",
-    "Data",
-    "Point",
-    "Products",
     "add_constant",
     "advance",
     "centring",
-    "new_point",
     "residuals",
     "step_scalars",
     "tau_kappa_step",
@@ -54,50 +50,10 @@ STEP_FRACTION = 0.99
 """Fraction of the step to the boundary that is taken (Clarabel's max_step_fraction)."""
 
 
-class Data(NamedTuple):
-    """Equilibrated data of the elements in the lanes, and their scales.
+OBJECTIVE, Q_NORM, B_NORM = range(3)
+"""Rows of ``Data.scalars``."""
 
-    Attributes:
-        P: values of the upper triangle, (nnz, V).
-        A: values, (nnz, V).
-        q: (n, V).
-        b: (m, V).
-        d: scales of the variables, (n, V).
-        e: scales of the rows, (m, V).
-        scalars: rows OBJECTIVE (scale of the objective), Q_NORM and B_NORM (maximum norms before scaling), (3, V).
-    """
-
-    P: Array
-    A: Array
-    q: Array
-    b: Array
-    d: Array
-    e: Array
-    scalars: Array
-
-
-OBJECTIVE, Q_NORM, B_NORM = 0, 1, 2
-
-
-class Point(NamedTuple):
-    """Iterates of the lanes, x (n, V), s (m, V) and y (m, V)."""
-
-    x: Array
-    s: Array
-    y: Array
-
-
-class Products(NamedTuple):
-    """Products with the data at a point; difference = x2 - x / tau for the constant solution x2, and P difference."""
-
-    Px: Array
-    Aty: Array
-    Ax: Array
-    difference: Array
-    P_difference: Array
-
-
-TAU, KAPPA, MU, ALPHA, SIGMA, TARGET, D_TAU, D_KAPPA, CORRECTION, DENOMINATOR, R_TAU, MOVE = range(12)
+TAU, KAPPA, MU, ALPHA, SIGMA, SIGMA_MU, D_TAU, D_KAPPA, CORRECTION, DENOMINATOR, R_TAU, MOVE = range(12)
 SCALARS = 12
 """Number of rows of the array of scalars per lane, indexed by TAU ... MOVE."""
 
@@ -107,22 +63,15 @@ RESIDUAL_ROWS = 7
 
 
 @njit(nogil=True, error_model="numpy")
-def new_point(n: int, m: int, V: int) -> Point:
-    """The origin, in V lanes."""
-    return Point(np.zeros((n, V)), np.zeros((m, V)), np.zeros((m, V)))
-
-
-@njit(nogil=True, error_model="numpy")
 def step_scalars(
     lanes: Any,
     layout: Layout,
-    degree: int,
     data: Data,
     point: Point,
-    affine: Products,
+    products: Products,
     constant: Array,
     Hy: Array,
-    lane: Array,
+    scalars: Array,
 ) -> None:
     """Compute what the predictor and the corrector share: mu, the residual in tau, and the denominator of d tau.
 
@@ -131,20 +80,20 @@ def step_scalars(
     of the regularisation if K is singular.
     """
     n, m = len(point.x), len(point.s)
-    tau, kappa = load(lanes, lane, TAU), load(lanes, lane, KAPPA)
+    tau, kappa = load(lanes, scalars, TAU), load(lanes, scalars, KAPPA)
     inverse = 1.0 / tau
     sy, curvature, left, distance = tau * kappa, broadcast(lanes, 0.0), broadcast(lanes, 0.0), broadcast(lanes, 0.0)
     xPx, qx, by = broadcast(lanes, 0.0), broadcast(lanes, 0.0), broadcast(lanes, 0.0)
     for j in range(n):
         x_j = load(lanes, point.x, j)
-        store(affine.difference, j, load(lanes, constant, j) - x_j * inverse)
-        xPx = xPx + x_j * load(lanes, affine.Px, j)
+        store(products.difference, j, load(lanes, constant, j) - x_j * inverse)
+        xPx = xPx + x_j * load(lanes, products.Px, j)
         qx = qx + x_j * load(lanes, data.q, j)
-    times_P(lanes, layout, data.P, affine.difference, affine.P_difference)
+    times_P(lanes, layout, data.P, products.difference, products.P_difference)
     for j in range(n):
-        P_difference = load(lanes, affine.P_difference, j)
-        distance = distance + load(lanes, affine.difference, j) * P_difference
-        P_x2 = P_difference + load(lanes, affine.Px, j) * inverse
+        P_difference = load(lanes, products.P_difference, j)
+        distance = distance + load(lanes, products.difference, j) * P_difference
+        P_x2 = P_difference + load(lanes, products.Px, j) * inverse
         left = left - load(lanes, constant, j) * (load(lanes, data.q, j) + P_x2)
     for i in range(m):
         y2 = load(lanes, constant, n + i)
@@ -152,69 +101,71 @@ def step_scalars(
         left = left - y2 * load(lanes, data.b, i)
         sy = sy + load(lanes, point.s, i) * load(lanes, point.y, i)
         by = by + load(lanes, point.y, i) * load(lanes, data.b, i)
-    store(lane, MU, sy * (1.0 / (degree + 1.0)))
-    store(lane, R_TAU, kappa + qx + by + xPx * inverse)
-    store(lane, DENOMINATOR, kappa * inverse + distance + maximum(left, curvature))
-    store(lane, SIGMA, broadcast(lanes, 0.0))
-    store(lane, CORRECTION, tau * kappa)
+    store(scalars, MU, sy * (1.0 / (layout.degree + 1.0)))
+    store(scalars, R_TAU, kappa + qx + by + xPx * inverse)
+    store(scalars, DENOMINATOR, kappa * inverse + distance + maximum(left, curvature))
+    store(scalars, SIGMA, broadcast(lanes, 0.0))
+    store(scalars, CORRECTION, tau * kappa)
 
 
 @njit(nogil=True, error_model="numpy")
-def add_constant(lanes: Any, data: Data, affine: Products, constant: Array, lane: Array, step: Array) -> None:
+def add_constant(lanes: Any, data: Data, products: Products, constant: Array, scalars: Array, step: Array) -> None:
     """Compute d tau and d kappa from (x1, y1) in ``step``, and overwrite step with (x1, y1) + d tau (x2, y2)."""
     n, m = len(data.q), len(data.b)
-    tau, kappa, correction = load(lanes, lane, TAU), load(lanes, lane, KAPPA), load(lanes, lane, CORRECTION)
+    tau, kappa, correction = load(lanes, scalars, TAU), load(lanes, scalars, KAPPA), load(lanes, scalars, CORRECTION)
     inverse = 1.0 / tau
-    total = (1.0 - load(lanes, lane, SIGMA)) * load(lanes, lane, R_TAU) - correction * inverse
+    total = (1.0 - load(lanes, scalars, SIGMA)) * load(lanes, scalars, R_TAU) - correction * inverse
     for j in range(n):
-        slope = load(lanes, data.q, j) + 2.0 * inverse * load(lanes, affine.Px, j)
+        slope = load(lanes, data.q, j) + 2.0 * inverse * load(lanes, products.Px, j)
         total = total + slope * load(lanes, step, j)
     for i in range(m):
         total = total + load(lanes, data.b, i) * load(lanes, step, n + i)
-    d_tau = total / load(lanes, lane, DENOMINATOR)
-    store(lane, D_TAU, d_tau)
-    store(lane, D_KAPPA, -(correction + kappa * d_tau) * inverse)
+    d_tau = total / load(lanes, scalars, DENOMINATOR)
+    store(scalars, D_TAU, d_tau)
+    store(scalars, D_KAPPA, -(correction + kappa * d_tau) * inverse)
     for i in range(n + m):
         store(step, i, load(lanes, step, i) + d_tau * load(lanes, constant, i))
 
 
 @njit(nogil=True, error_model="numpy")
-def tau_kappa_step(lanes: Any, lane: Array, longest: float) -> None:
+def tau_kappa_step(lanes: Any, scalars: Array, longest: float) -> None:
     """Set alpha to the longest step, at most ``longest``, that keeps tau and kappa nonnegative."""
     alpha = broadcast(lanes, longest)
     for value, change in ((TAU, D_TAU), (KAPPA, D_KAPPA)):
-        u, du = load(lanes, lane, value), load(lanes, lane, change)
+        u, du = load(lanes, scalars, value), load(lanes, scalars, change)
         alpha = where(du < 0.0, minimum(-u / du, alpha), alpha)
-    store(lane, ALPHA, alpha)
+    store(scalars, ALPHA, alpha)
 
 
 @njit(nogil=True, error_model="numpy")
-def centring(lanes: Any, lane: Array) -> None:
-    """Set sigma = (1 - alpha)^3 from the affine step, the target sigma mu, and the right-hand side for kappa."""
-    left = 1.0 - load(lanes, lane, ALPHA)
+def centring(lanes: Any, scalars: Array) -> None:
+    """Set sigma = (1 - alpha)^3 from the affine step, sigma mu, and the right-hand side for kappa."""
+    left = 1.0 - load(lanes, scalars, ALPHA)
     sigma = left * left * left
-    target = sigma * load(lanes, lane, MU)
-    product = load(lanes, lane, D_TAU) * load(lanes, lane, D_KAPPA)
-    store(lane, SIGMA, sigma)
-    store(lane, TARGET, target)
-    store(lane, CORRECTION, load(lanes, lane, TAU) * load(lanes, lane, KAPPA) + product - target)
+    sigma_mu = sigma * load(lanes, scalars, MU)
+    product = load(lanes, scalars, D_TAU) * load(lanes, scalars, D_KAPPA)
+    store(scalars, SIGMA, sigma)
+    store(scalars, SIGMA_MU, sigma_mu)
+    store(scalars, CORRECTION, load(lanes, scalars, TAU) * load(lanes, scalars, KAPPA) + product - sigma_mu)
 
 
 @njit(nogil=True, error_model="numpy")
-def residuals(lanes: Any, layout: Layout, data: Data, point: Point, affine: Products, lane: Array, out: Array) -> None:
+def residuals(
+    lanes: Any, layout: Layout, data: Data, point: Point, products: Products, scalars: Array, out: Array
+) -> None:
     """Compute the quantities of the termination test at a point, in rows WORST ... RAY_SIZE of ``out``.
 
     The largest of the primal, dual and gap residuals; the natural residual of the nonnegative rows; q'x and b'y (scaled
     units); the largest entries of A'y, Px and Ax + s. All but q'x and b'y are unscaled.
     """
     zero, one = broadcast(lanes, 0.0), broadcast(lanes, 1.0)
-    inverse, c = 1.0 / load(lanes, lane, TAU), 1.0 / load(lanes, data.scalars, OBJECTIVE)
-    tau = load(lanes, lane, TAU)
+    inverse, c = 1.0 / load(lanes, scalars, TAU), 1.0 / load(lanes, data.scalars, OBJECTIVE)
+    tau = load(lanes, scalars, TAU)
     xPx, qx, by, r_x, r_y, Px, Aty, Ax, s, ray = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
     for j in range(len(point.x)):
         back = 1.0 / load(lanes, data.d, j)
         x_j, q_j, P_j, A_j = (
-            load(lanes, point.x, j), load(lanes, data.q, j), load(lanes, affine.Px, j), load(lanes, affine.Aty, j),
+            load(lanes, point.x, j), load(lanes, data.q, j), load(lanes, products.Px, j), load(lanes, products.Aty, j),
         )  # fmt: skip
         xPx = xPx + x_j * P_j
         qx = qx + x_j * q_j
@@ -223,7 +174,7 @@ def residuals(lanes: Any, layout: Layout, data: Data, point: Point, affine: Prod
         Aty = maximum(absolute(A_j) * back, Aty)
     for i in range(len(point.s)):
         back = 1.0 / load(lanes, data.e, i)
-        b_i, s_i, A_i = load(lanes, data.b, i), load(lanes, point.s, i), load(lanes, affine.Ax, i)
+        b_i, s_i, A_i = load(lanes, data.b, i), load(lanes, point.s, i), load(lanes, products.Ax, i)
         by = by + load(lanes, point.y, i) * b_i
         r_y = maximum(absolute(A_i + s_i - b_i * tau) * back, r_y)
         ray = maximum(absolute(A_i + s_i) * back, ray)
@@ -257,19 +208,18 @@ def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> An
 
 
 @njit(nogil=True, error_model="numpy")
-def advance(lanes: Any, lane: Array, step: Array, ds: Array, point: Point) -> None:
+def advance(lanes: Any, scalars: Array, step: Point, point: Point) -> None:
     """(x, y, s, tau, kappa) += STEP_FRACTION alpha (dx, dy, ds, d tau, d kappa), where MOVE and alpha are positive."""
-    n = len(point.x)
-    alpha = STEP_FRACTION * load(lanes, lane, ALPHA)
-    moves = (load(lanes, lane, MOVE) > 0.0) & (alpha > 0.0)
-    store(lane, ALPHA, alpha)
-    for j in range(n):
+    alpha = STEP_FRACTION * load(lanes, scalars, ALPHA)
+    moves = (load(lanes, scalars, MOVE) > 0.0) & (alpha > 0.0)
+    store(scalars, ALPHA, alpha)
+    for j in range(len(point.x)):
         x_j = load(lanes, point.x, j)
-        store(point.x, j, where(moves, x_j + alpha * load(lanes, step, j), x_j))
+        store(point.x, j, where(moves, x_j + alpha * load(lanes, step.x, j), x_j))
     for i in range(len(point.s)):
         y_i, s_i = load(lanes, point.y, i), load(lanes, point.s, i)
-        store(point.y, i, where(moves, y_i + alpha * load(lanes, step, n + i), y_i))
-        store(point.s, i, where(moves, s_i + alpha * load(lanes, ds, i), s_i))
+        store(point.y, i, where(moves, y_i + alpha * load(lanes, step.y, i), y_i))
+        store(point.s, i, where(moves, s_i + alpha * load(lanes, step.s, i), s_i))
     for value, change in ((TAU, D_TAU), (KAPPA, D_KAPPA)):
-        u = load(lanes, lane, value)
-        store(lane, value, where(moves, u + alpha * load(lanes, lane, change), u))
+        u = load(lanes, scalars, value)
+        store(scalars, value, where(moves, u + alpha * load(lanes, scalars, change), u))

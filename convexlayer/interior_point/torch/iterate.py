@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from convexlayer.interior_point.torch.cones import ConeRows
-from convexlayer.interior_point.torch.equilibration import DenseProgram
 from convexlayer.interior_point.torch.kkt import KktData, KktFactor
+from convexlayer.linalg.equilibration.tensors import DenseProgram
 
 __all__ = ["Iterate", "Residual", "residual", "start", "step"]
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from convexlayer.interior_point.torch.cones import ConeRows
-from convexlayer.interior_point.torch.equilibration import DenseProgram, equilibrate
 from convexlayer.interior_point.torch.iterate import residual, start, step
 from convexlayer.interior_point.torch.kkt import KktData
 from convexlayer.interior_point.torch.termination import Outcome, TerminationTest, Verdict
-from convexlayer.linalg.dense import set_single_thread_after_fork
+from convexlayer.linalg.dense.batched import set_single_thread_after_fork
+from convexlayer.linalg.equilibration.tensors import DenseProgram, equilibrate
 from convexlayer.program import ConeProgram, Structure
 from convexlayer.solution import Solution
 from convexlayer.status import Status
@@ -110,7 +110,7 @@ class TorchInteriorPoint:
     def _run(self, program: DenseProgram, tol: float, max_iter: int, deadline: float) -> Verdict:
         """Iterate until every element is finished."""
         cone = self.cone
-        scaled = equilibrate(program, cone, self.p)
+        scaled = equilibrate(program, self._block_max)
         data = KktData(scaled.program.P, scaled.program.A, self.p)
         test = TerminationTest(tol, scaled, cone)
         at = start(scaled.program, cone, quadratic=self.structure.P.nnz > 0)
@@ -132,6 +132,10 @@ class TorchInteriorPoint:
             verdict = verdict.stop(~(alpha.flatten() > MIN_STEP))
             at = at.advance(direction, alpha, verdict.running[:, None, None])
         return finished.store(present, verdict)
+
+    def _block_max(self, rows: Tensor) -> Tensor:
+        """Rows (B, p + rows, 1), each replaced by the largest of its block."""
+        return torch.cat((rows[:, : self.p], self.cone.block_max(rows[:, self.p :])), 1)
 
     def _index(self, index: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64)).to(self.device)

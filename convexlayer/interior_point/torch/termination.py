@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from convexlayer.interior_point.torch.cones import ConeRows
-from convexlayer.interior_point.torch.equilibration import Equilibrated
 from convexlayer.interior_point.torch.iterate import Iterate, Residual
+from convexlayer.linalg.equilibration.tensors import Equilibrated
 
 __all__ = ["Outcome", "TerminationTest", "Verdict"]
 

@@ -8,7 +8,9 @@ from typing import final
 
 import numpy as np
 
-from convexlayer.linalg import kernels, null_kernels
+from convexlayer.linalg.equilibration import program_kernels
+from convexlayer.linalg.ldl import kernels, null_kernels
+from convexlayer.linalg.ldl.symbolic import Symbolic
 from convexlayer.linalg.refined import (
     MAX_REFINEMENTS,
     TINY,
@@ -17,7 +19,6 @@ from convexlayer.linalg.refined import (
     StoredFactor,
     power_start,
 )
-from convexlayer.linalg.symbolic import Symbolic
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
 from convexlayer.runtime.buffers import as_contiguous_float64, empty
 from convexlayer.runtime.threads import WORKERS, parallel_for
@@ -142,3 +143,6 @@ def warm_up() -> None:
         factor.refine(np.ones((batch, 2)))
         factor.refine_row_by_row(np.ones((batch, 2)))
         factor.null_iteration(np.ones((batch, 1, 2)))
+    values, vector = np.ones((1, 2)), np.ones(1)
+    patterns, blocks = (diagonal.rows, diagonal.indptr) * 2, np.full(1, 2)
+    program_kernels.program_scales(patterns, blocks, (values,) * 4, (values, values, vector, vector), 0, 1)

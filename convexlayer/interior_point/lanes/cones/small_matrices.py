@@ -11,22 +11,29 @@ from typing import Any
 
 from numba import njit
 
-from convexlayer.linalg.simd import absolute, any_lane, broadcast, load, maximum, minimum, sqrt, store, where
+from convexlayer.runtime.simd import absolute, any_lane, broadcast, load, maximum, minimum, sqrt, store, where
 
 __all__ = ["cholesky", "congruence", "least_eigenvalue", "orthogonalise", "outer"]
 
-# Two columns count as orthogonal if their cosine is below this, a few rounding errors.
-_ORTHOGONAL = 1e-15
-# A sweep in which every cosine is below this is the last: Jacobi converges quadratically.
-_LAST_SWEEP = 1e-9
-# Maximum number of Jacobi sweeps.
-_MAX_SWEEPS = 20
+ORTHOGONAL = 1e-15
+"""Two columns count as orthogonal if their cosine is below this, a few rounding errors."""
 
-# Maximum number of Laguerre steps; convergence is cubic for a simple root, linear with factor 0.3 for a double one.
-_MAX_STEPS = 40
-# Laguerre's method ends at a step below this, relative to the norm of the matrix. It converges from below, so that the
-# step to the boundary of the cone is never overestimated.
-_LAST_STEP = 1e-9
+LAST_SWEEP = 1e-9
+"""A sweep in which every cosine is below this is the last: Jacobi converges quadratically."""
+
+MAX_SWEEPS = 20
+"""Maximum number of Jacobi sweeps."""
+
+MAX_STEPS = 40
+"""Maximum number of Laguerre steps; convergence is cubic for a simple root, linear with factor 0.3 for a double one."""
+
+LAST_STEP = 1e-9
+"""Laguerre's method ends at a step below this, relative to the norm of the matrix. It converges from below, so that the
+step to the boundary of the cone is never overestimated."""
+
+BELOW_GERSHGORIN = 0.01
+"""Distance, relative to the norm of the matrix, of the first point of Laguerre's method below Gershgorin's bound: at an
+eigenvalue a pivot would be 0. A larger distance costs steps."""
 
 
 @njit(nogil=True, error_model="numpy")
@@ -85,7 +92,7 @@ def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
     (Demmel and Veselic 1992).
     """
     moving = broadcast(lanes, 1.0) > 0.0
-    for _ in range(_MAX_SWEEPS):
+    for _ in range(MAX_SWEEPS):
         far = broadcast(lanes, 0.0) > 0.0
         for j in range(order - 1):
             for i in range(j + 1, order):
@@ -94,10 +101,10 @@ def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
                     x, y = load(lanes, M, p + j * order), load(lanes, M, p + i * order)
                     left, right, between = left + x * x, right + y * y, between + x * y
                 size = sqrt(left * right)
-                turn = moving & (absolute(between) > _ORTHOGONAL * size)
+                turn = moving & (absolute(between) > ORTHOGONAL * size)
                 if not any_lane(turn):
                     continue
-                far = far | (absolute(between) > _LAST_SWEEP * size)
+                far = far | (absolute(between) > LAST_SWEEP * size)
                 half = 0.5 * (right - left) / between
                 tangent = 1.0 / (absolute(half) + sqrt(1.0 + half * half))
                 tangent = where(turn, where(half < 0.0, -tangent, tangent), 0.0)
@@ -117,7 +124,7 @@ def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) -> Any:
-    """The smallest eigenvalue of symmetric X, from below, to _LAST_STEP times its norm; NaN if X is not finite.
+    """The smallest eigenvalue of symmetric X, from below, to LAST_STEP times its norm; NaN if X is not finite.
 
     Laguerre's method on the Householder tridiagonal form. X, work (k rows) and squares (k rows) are overwritten.
     """
@@ -133,11 +140,10 @@ def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) ->
         size = maximum(absolute(diagonal) + before + after, size)
         before = after
         taint = taint + 0.0 * (diagonal + after)
-    # Start slightly below Gershgorin's bound: at an eigenvalue a pivot would be zero.
-    x = least - 0.01 * size + taint
+    x = least - BELOW_GERSHGORIN * size + taint
     moving = size > 0.0
     n = float(order)
-    for _ in range(_MAX_STEPS):
+    for _ in range(MAX_STEPS):
         # The sums of 1 / (eigenvalue - x) and of its square, the derivatives of -log det(X - x I), from the pivots of
         # X - x I. A pivot is negative if rounding has moved x past the smallest eigenvalue.
         first, second = zero, zero
@@ -157,7 +163,7 @@ def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) ->
         step = n / (first + sqrt(maximum(spread, 0.0)))
         step = where(moving, maximum(step, 0.0), 0.0)
         x = x + step
-        moving = moving & (step > _LAST_STEP * size)
+        moving = moving & (step > LAST_STEP * size)
         if not any_lane(moving):
             break
     return x

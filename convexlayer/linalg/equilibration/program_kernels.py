@@ -1,67 +1,52 @@
-"""Kernel of ``layers.units``: Ruiz equilibration of programs by powers of two."""
+"""Kernel of ``programs``: Ruiz equilibration of programs by powers of two."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from convexlayer.linalg.equilibration.ruiz import NEGLIGIBLE_B, OWN_SCALING_RATIO, PROGRAM_PASSES
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.sparse.structures import Floats, Patterns, Positions
 
-__all__ = ["equilibrate"]
-
-Floats = NDArray[np.float64]
+__all__ = ["program_scales"]
 
 
 @cached_kernel
-def equilibrate(
-    P_rows: NDArray[np.int64],
-    P_starts: NDArray[np.int64],
-    A_rows: NDArray[np.int64],
-    A_starts: NDArray[np.int64],
-    blocks: NDArray[np.int64],
-    passes: int,
-    even: float,
-    rounding: float,
-    P: Floats,
-    q: Floats,
-    A: Floats,
-    b: Floats,
-    d: Floats,
-    e: Floats,
-    sigma: Floats,
-    c: Floats,
+def program_scales(
+    pattern_fields: tuple[Positions, ...],
+    blocks: Positions,
+    value_fields: tuple[Floats, ...],
+    out: tuple[Floats, Floats, Floats, Floats],
     first: int,
     last: int,
 ) -> None:
-    """Compute the arrays of ``layers.units.Equilibration``, which documents them, for elements first <= k < last.
-
-    ``blocks`` contains the first rows of the blocks of the curved cones, and m; each earlier row is a block.
-    """
+    """Compute d, e, sigma and c of ``programs.program_scales`` for the elements first <= k < last."""
+    patterns, (P, q, A, b), (d, e, sigma, c) = Patterns(*pattern_fields), value_fields, out
     n, m = q.shape[1], b.shape[1]
     column, row = np.empty(n), np.empty(m)
     for k in range(first, last):
         d[k], e[k], sigma[k], c[k] = 1.0, 1.0, 1.0, 1.0
         if not (_is_finite(P[k]) and _is_finite(q[k]) and _is_finite(A[k]) and _is_finite(b[k])):
             continue
-        expected = _expected(_largest(b[k]), _largest(q[k]), _largest(P[k]), rounding)
-        _row_norms(P_rows, P_starts, A_rows, A_starts, blocks, P[k], A[k], d[k], e[k], column, row)
+        expected = _expected(_largest(b[k]), _largest(q[k]), _largest(P[k]))
+        _row_norms(patterns, blocks, P[k], A[k], d[k], e[k], column, row)
         least, largest = np.inf, 0.0
         for norms in (column, row):
             for norm in norms:
                 largest = max(largest, norm)
                 if norm > 0.0:
                     least = min(least, norm)
-        if largest <= even * least and 1.0 / even <= expected <= even:
+        if largest <= OWN_SCALING_RATIO * least and 1.0 / OWN_SCALING_RATIO <= expected <= OWN_SCALING_RATIO:
             continue
-        for _ in range(passes):
+        for _ in range(PROGRAM_PASSES):
             for j in range(n):
                 if column[j] > 0.0:
                     d[k, j] /= np.sqrt(column[j])
             for i in range(m):
                 if row[i] > 0.0:
                     e[k, i] /= np.sqrt(row[i])
-            _row_norms(P_rows, P_starts, A_rows, A_starts, blocks, P[k], A[k], d[k], e[k], column, row)
+            _row_norms(patterns, blocks, P[k], A[k], d[k], e[k], column, row)
         P_size, q_size, b_size = 0.0, 0.0, 0.0
         for j in range(n):
             d[k, j] = _power_of_two(d[k, j])
@@ -70,20 +55,17 @@ def equilibrate(
             b_size = max(b_size, abs(e[k, i] * b[k, i]))
         for j in range(n):
             q_size = max(q_size, abs(d[k, j] * q[k, j]))
-            for p in range(P_starts[j], P_starts[j + 1]):
-                P_size = max(P_size, abs(P[k, p] * d[k, P_rows[p]] * d[k, j]))
-        sigma[k] = _power_of_two(_expected(b_size, q_size, P_size, rounding))
+            for p in range(patterns.P_starts[j], patterns.P_starts[j + 1]):
+                P_size = max(P_size, abs(P[k, p] * d[k, patterns.P_rows[p]] * d[k, j]))
+        sigma[k] = _power_of_two(_expected(b_size, q_size, P_size))
         objective = sigma[k] * max(sigma[k] * P_size, q_size)
         c[k] = _power_of_two(objective) if objective > 0.0 else 1.0
 
 
 @njit(nogil=True, error_model="numpy")
 def _row_norms(
-    P_rows: NDArray[np.int64],
-    P_starts: NDArray[np.int64],
-    A_rows: NDArray[np.int64],
-    A_starts: NDArray[np.int64],
-    blocks: NDArray[np.int64],
+    patterns: Patterns,
+    blocks: Positions,
     P: Floats,
     A: Floats,
     d: Floats,
@@ -95,10 +77,10 @@ def _row_norms(
     row[:] = 0.0
     for j in range(len(d)):
         highest = 0.0
-        for p in range(P_starts[j], P_starts[j + 1]):
-            highest = max(highest, abs(P[p]) * d[P_rows[p]] * d[j])
-        for p in range(A_starts[j], A_starts[j + 1]):
-            i = A_rows[p]
+        for p in range(patterns.P_starts[j], patterns.P_starts[j + 1]):
+            highest = max(highest, abs(P[p]) * d[patterns.P_rows[p]] * d[j])
+        for p in range(patterns.A_starts[j], patterns.A_starts[j + 1]):
+            i = patterns.A_rows[p]
             value = abs(A[p]) * e[i] * d[j]
             highest, row[i] = max(highest, value), max(row[i], value)
         column[j] = highest
@@ -126,10 +108,10 @@ def _is_finite(values: Floats) -> bool:
 
 
 @njit(nogil=True)
-def _expected(b: float, q: float, P: float, rounding: float) -> float:
+def _expected(b: float, q: float, P: float) -> float:
     """Expected magnitude of the solution: norm(b), or norm(q) / norm(P) if b is negligible, else 1."""
     of_curvature = q / P if P > 0.0 else 0.0
-    if b > rounding * of_curvature:
+    if b > NEGLIGIBLE_B * of_curvature:
         return b
     return of_curvature if of_curvature > 0.0 else 1.0
 

@@ -10,12 +10,22 @@ If the batch does not fill the last group, its remaining lanes repeat the last e
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from convexlayer.linalg.lanes import Indices, LanePlan, factorise, magnitudes, multiply, solve_in_place, unpack
+from convexlayer.linalg.equilibration.symmetric_lanes import equilibrate
+from convexlayer.linalg.ldl.lanes import (
+    Indices,
+    LaneMatrix,
+    LanePlan,
+    factorise,
+    magnitudes,
+    multiply,
+    solve_in_place,
+    unpack,
+)
 from convexlayer.linalg.refined import (
     EPS,
     MIN_REDUCTION,
@@ -23,15 +33,50 @@ from convexlayer.linalg.refined import (
     REFINEMENT_TOL,
     ROW_ACCEPTED,
     ROW_STEPS,
-    RUIZ_PASSES,
     TERMS_FLOOR,
     TINY,
 )
-from convexlayer.linalg.simd import absolute, any_lane, broadcast, load, maximum, sqrt, store, where
 from convexlayer.program import Array
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.simd import absolute, any_lane, broadcast, load, maximum, sqrt, store, where
 
 __all__ = ["factor", "refine", "refine_row_by_row"]
+
+
+class Group(NamedTuple):
+    """The state of one lane group.
+
+    Attributes:
+        matrix: E and the factor of E + EPS diag(signs).
+        scale: S, (N, V).
+        direction: null direction of E, (N, V).
+    """
+
+    matrix: LaneMatrix
+    scale: Array
+    direction: Array
+
+
+class Work(NamedTuple):
+    """Vectors of a refinement, (N, V) each."""
+
+    x: Array
+    step: Array
+    product: Array
+
+
+@njit
+def group_at(plan: LanePlan, state: Array) -> Group:
+    """The parts of a group's state (rows, V)."""
+    N = len(plan.signs)
+    end = 3 * N + len(plan.row)
+    matrix = LaneMatrix(plan, state[3 * N : end], state[end:], state[N : 2 * N])
+    return Group(matrix, state[:N], state[2 * N : 3 * N])
+
+
+@njit
+def _new_work(N: int, V: int) -> Work:
+    return Work(np.empty((N, V)), np.empty((N, V)), np.empty((N, V)))
 
 
 @cached_kernel
@@ -53,36 +98,37 @@ def factor(
     V = len(lanes)
     plan, source = unpack(packed)
     N, entries, batch = len(plan.signs), len(source), len(values)
-    y, D, work = np.zeros((N, V)), np.empty((N, V)), np.empty((N, V))
-    for group in range(first, last):
-        scale, D_inverse, direction = state[group, :N], state[group, N : 2 * N], state[group, 2 * N : 3 * N]
-        E, L = state[group, 3 * N : 3 * N + entries], state[group, 3 * N + entries :]
+    y, work = np.zeros((N, V)), np.empty((N, V))
+    for number in range(first, last):
+        group = group_at(plan, state[number])
+        matrix, direction = group.matrix, group.direction
+        E = matrix.values
         for p in range(entries):
             for v in range(V):
-                E[p, v] = values[min(group * V + v, batch - 1), source[p]] if source[p] >= 0 else 0.0
-        _equilibrate(lanes, plan, E, scale, work)
+                E[p, v] = values[min(number * V + v, batch - 1), source[p]] if source[p] >= 0 else 0.0
+        equilibrate(lanes, plan, E, group.scale, work)
         for k in range(N):
             diagonal = plan.column_start[k + 1] - 1
             exact = load(lanes, E, diagonal)
             store(work, k, exact)
             store(E, diagonal, exact + EPS * plan.signs[k])
-        factorise(lanes, plan, E, L, D, D_inverse, y)
+        factorise(lanes, matrix, y)
         for k in range(N):
             store(E, plan.column_start[k + 1] - 1, load(lanes, work, k))
 
         _fill(lanes, plan, start, direction)
         for _ in range(POWER_STEPS):
             _normalise(lanes, direction, direction)
-            multiply(lanes, plan, E, direction, work)
+            multiply(lanes, matrix, direction, work)
             direction[:] = work
         norm = maximum(1.0, _norm(lanes, direction))  # that of a nonzero E is about 1 at least
         _fill(lanes, plan, start, direction)
         for _ in range(POWER_STEPS):
             _normalise(lanes, direction, direction)
-            solve_in_place(lanes, plan, L, D_inverse, direction)
+            solve_in_place(lanes, matrix, direction)
         store(work, 0, norm * _normalise(lanes, direction, direction))
-        for v in range(min(V, batch - group * V)):
-            condition[group * V + v] = work[0, v]
+        for v in range(min(V, batch - number * V)):
+            condition[number * V + v] = work[0, v]
 
 
 @cached_kernel
@@ -110,17 +156,14 @@ def refine(
         z: out, solutions, (B, N).
         residual: out, relative residuals, (B,).
     """
-    V = len(lanes)
-    plan, source = unpack(packed)
-    N, entries = len(plan.signs), len(source)
-    target, best = np.empty((N, V)), np.empty((N, V))
-    x, step, product = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
-    for group in range(first, last):
-        scale, D_inverse = state[group, :N], state[group, N : 2 * N]
-        E, L = state[group, 3 * N : 3 * N + entries], state[group, 3 * N + entries :]
-        finite = _load_target(lanes, plan, rhs, group, scale, target)
-        least = _refine(lanes, plan, E, L, D_inverse, steps, target, best, x, step, product)
-        _write_solution(lanes, plan, group, scale, finite, best, least, z, residual)
+    plan, _ = unpack(packed)
+    N, V = len(plan.signs), len(lanes)
+    target, best, work = np.empty((N, V)), np.empty((N, V)), _new_work(N, V)
+    for number in range(first, last):
+        group = group_at(plan, state[number])
+        finite = _load_target(lanes, plan, rhs, number, group.scale, target)
+        least = _refine(lanes, group.matrix, steps, target, best, work)
+        _write_solution(lanes, group, number, finite, best, least, z, residual)
 
 
 @cached_kernel
@@ -135,7 +178,7 @@ def refine_row_by_row(
     z: Array,
     residual: Array,
 ) -> None:
-    """As ``refine``, then refine the remainder while a row's residual exceeds ROW_ACCEPTED times the row's terms.
+    """As ``refine``, then refine the residual while a row's residual exceeds ROW_ACCEPTED times the row's terms.
 
     Args:
         lanes: a tuple of V floats, whose length sets the number of lanes.
@@ -148,37 +191,36 @@ def refine_row_by_row(
         z: out, solutions, (B, N).
         residual: out, largest row-wise relative residual of each element, (B,).
     """
-    V = len(lanes)
-    plan, source = unpack(packed)
-    N, entries = len(plan.signs), len(source)
-    target, best, answer, remainder = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
-    x, step, product = np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
-    for group in range(first, last):
-        scale, D_inverse = state[group, :N], state[group, N : 2 * N]
-        E, L = state[group, 3 * N : 3 * N + entries], state[group, 3 * N + entries :]
-        finite = _load_target(lanes, plan, rhs, group, scale, target)
-        _refine(lanes, plan, E, L, D_inverse, steps, target, answer, x, step, product)
-        error = _row_residual(lanes, plan, E, target, answer, product, remainder, step)
+    plan, _ = unpack(packed)
+    N, V = len(plan.signs), len(lanes)
+    target, best, answer, rest = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
+    work = _new_work(N, V)
+    for number in range(first, last):
+        group = group_at(plan, state[number])
+        matrix = group.matrix
+        finite = _load_target(lanes, plan, rhs, number, group.scale, target)
+        _refine(lanes, matrix, steps, target, answer, work)
+        error = _row_residual(lanes, matrix, target, answer, rest, work)
         for _ in range(ROW_STEPS):
             rough = error > ROW_ACCEPTED
             if not any_lane(rough):
                 break
             for k in range(N):
-                store(remainder, k, where(rough, load(lanes, remainder, k), 0.0))
-            _refine(lanes, plan, E, L, D_inverse, steps, remainder, best, x, step, product)
+                store(rest, k, where(rough, load(lanes, rest, k), 0.0))
+            _refine(lanes, matrix, steps, rest, best, work)
             for k in range(N):
                 store(answer, k, load(lanes, answer, k) + where(rough, load(lanes, best, k), 0.0))
-            error = _row_residual(lanes, plan, E, target, answer, product, remainder, step)
-        _write_solution(lanes, plan, group, scale, finite, answer, error, z, residual)
+            error = _row_residual(lanes, matrix, target, answer, rest, work)
+        _write_solution(lanes, group, number, finite, answer, error, z, residual)
 
 
 @njit
-def _load_target(lanes: Any, plan: LanePlan, rhs: Array, group: int, scale: Array, target: Array) -> Any:
+def _load_target(lanes: Any, plan: LanePlan, rhs: Array, number: int, scale: Array, target: Array) -> Any:
     """Target <- S rhs, 0 in lanes where rhs is not finite; returns the mask of the finite lanes."""
     V, last = len(lanes), len(rhs) - 1
     for k in range(len(target)):
         for v in range(V):
-            target[k, v] = rhs[min(group * V + v, last), plan.permutation[k]]
+            target[k, v] = rhs[min(number * V + v, last), plan.permutation[k]]
     finite = _is_finite(lanes, target)
     for k in range(len(target)):
         store(target, k, where(finite, load(lanes, target, k) * load(lanes, scale, k), 0.0))
@@ -187,35 +229,24 @@ def _load_target(lanes: Any, plan: LanePlan, rhs: Array, group: int, scale: Arra
 
 @njit
 def _write_solution(
-    lanes: Any, plan: LanePlan, group: int, scale: Array, finite: Any, x: Array, error: Any, z: Array, residual: Array
+    lanes: Any, group: Group, number: int, finite: Any, x: Array, error: Any, z: Array, residual: Array
 ) -> None:
     """Write z <- S x and the residuals, NaN in lanes whose right-hand side is not finite; overwrites x."""
-    V, N, batch = len(lanes), len(x), len(z)
+    V, N, batch, permutation = len(lanes), len(x), len(z), group.matrix.plan.permutation
     for k in range(N):
-        store(x, k, where(finite, load(lanes, scale, k) * load(lanes, x, k), math.nan))
-    for v in range(min(V, batch - group * V)):
+        store(x, k, where(finite, load(lanes, group.scale, k) * load(lanes, x, k), math.nan))
+    for v in range(min(V, batch - number * V)):
         for k in range(N):
-            z[group * V + v, plan.permutation[k]] = x[k, v]
+            z[number * V + v, permutation[k]] = x[k, v]
     store(x, 0, where(finite, error, math.nan))
-    for v in range(min(V, batch - group * V)):
-        residual[group * V + v] = x[0, v]
+    for v in range(min(V, batch - number * V)):
+        residual[number * V + v] = x[0, v]
 
 
 @njit(error_model="numpy")
-def _refine(
-    lanes: Any,
-    plan: LanePlan,
-    E: Array,
-    L: Array,
-    D_inverse: Array,
-    steps: int,
-    target: Array,
-    best: Array,
-    x: Array,
-    step: Array,
-    product: Array,
-) -> Any:
-    """Best <- solutions of E x = target; returns their relative residuals. x, step and product are scratch, (N, V)."""
+def _refine(lanes: Any, matrix: LaneMatrix, steps: int, target: Array, best: Array, work: Work) -> Any:
+    """Best <- solutions of E x = target; returns their relative residuals."""
+    x, step, product = work.x, work.step, work.product
     N, size = len(target), broadcast(lanes, 0.0)
     for k in range(N):
         t = load(lanes, target, k)
@@ -227,11 +258,11 @@ def _refine(
     going = size > 0.0
     size = maximum(size, TINY)
     for _ in range(steps):
-        solve_in_place(lanes, plan, L, D_inverse, step)
+        solve_in_place(lanes, matrix, step)
         for k in range(N):
             store(x, k, load(lanes, x, k) + load(lanes, step, k))
-        multiply(lanes, plan, E, x, product)
-        error = _remainder(lanes, target, product, step) / size
+        multiply(lanes, matrix, x, product)
+        error = _residual(lanes, target, product, step) / size
         better = going & (error < least)
         going = going & (error < MIN_REDUCTION * least) & (error > REFINEMENT_TOL)
         least = where(better, error, least)
@@ -244,12 +275,11 @@ def _refine(
 
 
 @njit(error_model="numpy")
-def _row_residual(
-    lanes: Any, plan: LanePlan, E: Array, target: Array, x: Array, product: Array, remainder: Array, terms: Array
-) -> Any:
-    """Remainder <- target - E x; returns its largest entry relative to the terms of its row (see ``refined``)."""
-    multiply(lanes, plan, E, x, product)
-    magnitudes(lanes, plan, E, x, terms)
+def _row_residual(lanes: Any, matrix: LaneMatrix, target: Array, x: Array, out: Array, work: Work) -> Any:
+    """Out <- target - E x; returns its largest entry relative to the terms of its row (see ``refined``)."""
+    product, terms = work.product, work.step
+    multiply(lanes, matrix, x, product)
+    magnitudes(lanes, matrix, x, terms)
     size = broadcast(lanes, 0.0)
     for k in range(len(x)):
         total = load(lanes, terms, k) + absolute(load(lanes, target, k))
@@ -259,34 +289,10 @@ def _row_residual(
     floor = maximum(TERMS_FLOOR * size, TINY)
     for k in range(len(x)):
         r = load(lanes, target, k) - load(lanes, product, k)
-        store(remainder, k, r)
+        store(out, k, r)
         error = maximum(absolute(r) / maximum(load(lanes, terms, k), floor), error)
         poison = poison + 0.0 * r
     return error + poison
-
-
-@njit(error_model="numpy")
-def _equilibrate(lanes: Any, plan: LanePlan, E: Array, scale: Array, peak: Array) -> None:
-    """Symmetric Ruiz equilibration (Ruiz 2001): scale E so that the maximum norm of every row is near 1."""
-    start, row = plan.column_start, plan.row
-    scale[:] = 1.0
-    for _ in range(RUIZ_PASSES):
-        peak[:] = 0.0
-        for j in range(len(scale)):
-            factor, highest = load(lanes, scale, j), load(lanes, peak, j)
-            for p in range(start[j], start[j + 1]):
-                i = row[p]
-                size = absolute(load(lanes, E, p)) * load(lanes, scale, i) * factor
-                highest = maximum(size, highest)
-                store(peak, i, maximum(size, load(lanes, peak, i)))
-            store(peak, j, highest)
-        for k in range(len(scale)):
-            highest = load(lanes, peak, k)
-            store(scale, k, load(lanes, scale, k) / sqrt(where(highest > 0.0, highest, 1.0)))
-    for j in range(len(scale)):
-        factor = load(lanes, scale, j)
-        for p in range(start[j], start[j + 1]):
-            store(E, p, load(lanes, E, p) * (load(lanes, scale, row[p]) * factor))
 
 
 @njit
@@ -325,7 +331,7 @@ def _is_finite(lanes: Any, z: Array) -> Any:
 
 
 @njit
-def _remainder(lanes: Any, target: Array, product: Array, out: Array) -> Any:
+def _residual(lanes: Any, target: Array, product: Array, out: Array) -> Any:
     """Out <- target - product; returns its maximum norm, NaN if an entry is NaN."""
     size, poison = broadcast(lanes, 0.0), broadcast(lanes, 0.0)
     for k in range(len(target)):

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
-from convexlayer.linalg.lanes import SUPERNODE_WIDTH, Indices, LanePlan
+from convexlayer.linalg.ldl.lanes import SUPERNODE_WIDTH, Indices, LanePlan
 from convexlayer.program import Array, IndexArray, Pattern
 from convexlayer.runtime.cached_kernel import cached_kernel
 

@@ -25,9 +25,9 @@ from typing import Any
 
 from numba import njit
 
-from convexlayer.interior_point.lanes.elementary import expm1, log, log1p
-from convexlayer.interior_point.lanes.nonsymmetric import (
-    along,
+from convexlayer.interior_point.lanes.cones.block import Shape, multiply_packed, write_packed
+from convexlayer.interior_point.lanes.cones.elementary import expm1, log, log1p
+from convexlayer.interior_point.lanes.cones.nonsymmetric import (
     at,
     backtracking,
     cross,
@@ -35,50 +35,60 @@ from convexlayer.interior_point.lanes.nonsymmetric import (
     store_point,
     store_scaling,
 )
-from convexlayer.linalg.simd import absolute, any_lane, load, maximum, minimum, sqrt, store, where
+from convexlayer.interior_point.lanes.layout import Block, Point, Scaling
+from convexlayer.program import Array, Cones
+from convexlayer.runtime.simd import absolute, any_lane, load, maximum, minimum, sqrt, where
 
 __all__ = [
-    "add_barrier",
-    "central_point",
     "combined_shift",
     "is_interior",
     "is_interior_dual",
+    "multiply",
+    "set_central_point",
+    "shapes",
     "shorten_step",
     "update_scaling",
+    "write_scaling",
 ]
 
-# Lower bound of abs(x3) relative to x1 + x2, so that log abs(x3) exists; its square vanishes next to theirs.
-_TINY = 1e-60
+THIRD_FLOOR = 1e-60
+"""Lower bound of abs(x3) relative to x1 + x2, so that log abs(x3) exists; its square vanishes next to theirs."""
 
-# Upper bound of the logarithmic excess, so that its exponential is finite (the limit for doubles is 709).
-_MAX_EXCESS = 600.0
+MAX_EXCESS = 600.0
+"""Upper bound of the logarithmic excess, so that its exponential is finite (the limit for doubles is 709)."""
 
-# Maximum number of Newton steps for the shadow iterate of s.
-_MAX_STEPS = 20
-# Relative step at which Newton's method ends: it converges quadratically, so the next error is about 1e-16.
-_LAST_STEP = 1e-8
+MAX_STEPS = 20
+"""Maximum number of Newton steps for the shadow iterate of s."""
+
+LAST_STEP = 1e-8
+"""Relative step at which Newton's method ends: it converges quadratically, so the next error is about 1e-16."""
+
+
+def shapes(cones: Cones) -> list[Shape]:
+    """Every block."""
+    return [Shape(3, degree=3, exponent=exponent) for exponent in cones.power]
 
 
 @njit(nogil=True, error_model="numpy")
-def central_point(exponent: float, s: Any, y: Any, r0: int, v: int) -> None:
+def set_central_point(v: int, block: Block, point: Point) -> None:
     """Set s and y of lane v to the central point, s = y = -grad f(s) = -grad f*(y)."""
-    for x in (s, y):
-        x[r0, v] = math.sqrt(1.0 + exponent)
-        x[r0 + 1, v] = math.sqrt(2.0 - exponent)
-        x[r0 + 2, v] = 0.0
+    for x in (point.s, point.y):
+        x[block.start, v] = math.sqrt(1.0 + block.exponent)
+        x[block.start + 1, v] = math.sqrt(2.0 - block.exponent)
+        x[block.start + 2, v] = 0.0
 
 
 @njit(nogil=True, error_model="numpy")
 def _size(x: Any) -> Any:
     """abs(x3), bounded below by a tiny multiple of x1 + x2."""
-    return maximum(absolute(x[2]), _TINY * (x[0] + x[1]))
+    return maximum(absolute(x[2]), THIRD_FLOOR * (x[0] + x[1]))
 
 
 @njit(nogil=True, error_model="numpy")
 def _excess(x: Any, size: Any, exponent: float, scale1: float, scale2: float) -> Any:
     """2 log((x1 / scale1)^e (x2 / scale2)^(1 - e) / size), positive in the interior."""
     value = exponent * log(x[0] / (scale1 * size)) + (1.0 - exponent) * log(x[1] / (scale2 * size))
-    return minimum(2.0 * value, _MAX_EXCESS)
+    return minimum(2.0 * value, MAX_EXCESS)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -103,7 +113,7 @@ def _tau_psi(y: Any, exponent: float) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def _shadow(s: Any, exponent: float) -> Any:
-    """The shadow iterate y = -grad f(s), which satisfies -grad f*(y) = s, and log psi(y).
+    """The shadow iterate y = -grad f(s), which satisfies -grad f*(y) = s.
 
     The three equations reduce, with x = 1 / tau, c1 = (1 + e) / (2 e) and c2 = (2 - e) / (2 - 2 e), to
 
@@ -118,22 +128,21 @@ def _shadow(s: Any, exponent: float) -> Any:
     e = expm1(target)
     x = (e * ((5.0 + e) / (sqrt(1.0 + e) * sqrt(4.0 + e) + 2.0)) + e) * (2.0 / 9.0)
     moving = target > 0.0
-    for _ in range(_MAX_STEPS):
+    for _ in range(MAX_STEPS):
         left = 2.0 * exponent * log1p(c1 * x) + 2.0 * (1.0 - exponent) * log1p(c2 * x) - log1p(x)
         slope = (1.0 + exponent) / (1.0 + c1 * x) + (2.0 - exponent) / (1.0 + c2 * x) - 1.0 / (1.0 + x)
         step = (target - left) / slope
         x = where(moving, x + step, x)
-        moving = moving & (absolute(step) > _LAST_STEP * x)
+        moving = moving & (absolute(step) > LAST_STEP * x)
         if not any_lane(moving):
             break
     tau = 1.0 / x
     inverse = 1.0 / size
-    y = (
+    return (
         (1.0 + exponent + 2.0 * exponent * tau) / s[0],
         (2.0 - exponent + 2.0 * (1.0 - exponent) * tau) / s[1],
         -2.0 * tau * inverse * (s[2] * inverse),
     )
-    return y, log(4.0 * tau) - 2.0 * log(size)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -167,28 +176,15 @@ def _gradient(y: Any, tau: Any, psi: Any, exponent: float) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
-def update_scaling(
-    lanes: Any, r0: int, h0: int, exponent: float, s: Any, y: Any, dual_mu: Any, H: Any, ok: Any
-) -> None:
-    """Compute H of a block from s and y; set ok (V,) to 0.0 in lanes where H is not finite or s'y is not positive.
-
-    Args:
-        lanes: a tuple of V floats.
-        r0: first row of the block.
-        h0: first row of the block in H.
-        exponent: in (0, 1).
-        s: (m, V).
-        y: (m, V).
-        dual_mu: (V,); where positive, H is dual_mu times the Hessian of f*.
-        H: out, packed upper triangles by columns, (entries, V).
-        ok: in and out, (V,) of 1.0 and 0.0.
-    """
-    s_, y_ = at(lanes, s, r0), at(lanes, y, r0)
+def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> None:
+    """Compute H of a block; set ``scaling.ok`` to 0 in lanes where H is not finite or s'y is not positive."""
+    exponent = block.exponent
+    s_, y_ = at(lanes, block, point.s), at(lanes, block, point.y)
     p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
     tau, psi = _tau_psi(y_, exponent)
     gradient = _gradient(y_, tau, psi, exponent)
     shadow_s = (-gradient[0], -gradient[1], -gradient[2])
-    shadow_y, _ = _shadow(s_, exponent)
+    shadow_y = _shadow(s_, exponent)
     axis = cross(y_, shadow_y)
     _, left, _ = _solve_hessian(axis, y_, tau, psi, exponent)
     inv1, inv2, inv_psi = 1.0 / y_[0], 1.0 / y_[1], 1.0 / psi
@@ -201,20 +197,21 @@ def update_scaling(
         coupling * q * inv2,
         (4.0 * tau + 2.0) * inv_psi,
     )
-    good = store_scaling(h0, H, s_, y_, shadow_s, shadow_y, left, axis, G, load(lanes, dual_mu, 0))
-    store(ok, 0, where(good, load(lanes, ok, 0), 0.0))
+    store_scaling(lanes, block, scaling, s_, y_, shadow_s, shadow_y, left, axis, G)
 
 
 @njit(nogil=True, error_model="numpy")
 def combined_shift(
-    lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, sigma_mu: Any, shift: Any
+    lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, sigma_mu: Array, shift: Array
 ) -> None:
-    """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy], (m, V), for the affine direction ds, dy.
+    """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy] for the affine direction ds, dy.
 
     The last term is the third-order correction: differentiate s + mu grad f*(y) = 0 twice along the affine direction.
     D^3 f* is the third derivative of -log psi, by the chain rule, plus those of the other two logarithms.
     """
-    s_, y_, ds_, dy_ = at(lanes, s, r0), at(lanes, y, r0), at(lanes, ds, r0), at(lanes, dy, r0)
+    exponent = block.exponent
+    s_, y_ = at(lanes, block, point.s), at(lanes, block, point.y)
+    ds_, dy_ = at(lanes, block, direction.s), at(lanes, block, direction.y)
     p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
     tau, psi = _tau_psi(y_, exponent)
     (u1, u2, u3), _, rest = _solve_hessian(ds_, y_, tau, psi, exponent)
@@ -251,34 +248,7 @@ def combined_shift(
     )
     third = (third1 * inv1, third2 * inv2, -2.0 * inv_psi * (y_[2] * weight + v3 * psi_u + u3 * psi_v))
     centred = plus(s_, load(lanes, sigma_mu, 0), _gradient(y_, tau, psi, exponent))
-    store_point(shift, r0, plus(centred, -0.5, third))
+    store_point(block, shift, plus(centred, -0.5, third))
 
 
-_shorten, _shorten_dual = backtracking(is_interior), backtracking(is_interior_dual)
-
-
-@njit(nogil=True, error_model="numpy")
-def shorten_step(
-    lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, floor: float
-) -> None:
-    """Reduce alpha (V,), at most 1, until s + alpha ds and y + alpha dy are interior; 0 if it falls below floor."""
-    length = _shorten(lanes, exponent, r0, s, ds, load(lanes, alpha, 0), floor)
-    store(alpha, 0, _shorten_dual(lanes, exponent, r0, y, dy, length, floor))
-
-
-@njit(nogil=True, error_model="numpy")
-def add_barrier(
-    lanes: Any, r0: int, exponent: float, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, barrier: Any
-) -> None:
-    """Barrier (V,) += f(s + alpha ds) + f*(y + alpha dy); infinity outside the interiors of K and K*.
-
-    f(s) = -3 - f*(-grad f(s))
-    """
-    length = load(lanes, alpha, 0)
-    s_, y_ = along(lanes, s, ds, length, r0), along(lanes, y, dy, length, r0)
-    shadow, log_psi = _shadow(s_, exponent)
-    _, psi = _tau_psi(y_, exponent)
-    value = log_psi - log(psi) - 3.0
-    value = value + (1.0 - exponent) * log(shadow[0] / y_[0]) + exponent * log(shadow[1] / y_[1])
-    interior = is_interior(s_, exponent) & is_interior_dual(y_, exponent)
-    store(barrier, 0, load(lanes, barrier, 0) + where(interior, value, math.inf))
+multiply, write_scaling, shorten_step = multiply_packed, write_packed, backtracking(is_interior, is_interior_dual)

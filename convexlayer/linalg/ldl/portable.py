@@ -8,6 +8,7 @@ from typing import final
 import numpy as np
 
 from convexlayer.linalg.base import AbstractBackend, AbstractFactor
+from convexlayer.linalg.equilibration.symmetric import equilibration
 from convexlayer.linalg.refined import (
     EPS,
     MAX_REFINEMENTS,
@@ -18,7 +19,6 @@ from convexlayer.linalg.refined import (
     RefinedFactor,
     StoredFactor,
     equilibrated_product,
-    equilibration,
     power_iteration,
     refined_row_by_row,
 )

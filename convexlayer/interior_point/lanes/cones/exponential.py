@@ -16,14 +16,13 @@ Sources: Dahl and Andersen, A primal-dual interior-point algorithm for nonsymmet
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from numba import njit
 
-from convexlayer.interior_point.lanes.elementary import log, log1p
-from convexlayer.interior_point.lanes.nonsymmetric import (
-    along,
+from convexlayer.interior_point.lanes.cones.block import Shape, multiply_packed, write_packed
+from convexlayer.interior_point.lanes.cones.elementary import log, log1p
+from convexlayer.interior_point.lanes.cones.nonsymmetric import (
     at,
     backtracking,
     cross,
@@ -31,33 +30,43 @@ from convexlayer.interior_point.lanes.nonsymmetric import (
     store_point,
     store_scaling,
 )
-from convexlayer.linalg.simd import absolute, any_lane, load, store, where
+from convexlayer.interior_point.lanes.layout import Block, Point, Scaling
+from convexlayer.program import Array, Cones
+from convexlayer.runtime.simd import absolute, any_lane, load, where
 
 __all__ = [
-    "add_barrier",
-    "central_point",
     "combined_shift",
     "is_interior",
     "is_interior_dual",
+    "multiply",
+    "set_central_point",
+    "shapes",
     "shorten_step",
     "update_scaling",
+    "write_scaling",
 ]
 
-# The central point s = y = -grad f(s) = -grad f*(y), as in ECOS and Clarabel.
-_UNIT = (-1.051383945322714, 0.556409619469370, 1.258967884768947)
+CENTRAL_POINT = (-1.051383945322714, 0.556409619469370, 1.258967884768947)
+"""The point s = y = -grad f(s) = -grad f*(y), as in ECOS and Clarabel."""
 
-# Maximum number of iterations for delta; two are usually enough.
-_MAX_STEPS = 6
-# Relative step at which the iteration ends: it has order four, so the next error is about the fourth power, 1e-16.
-_LAST_STEP = 1e-4
+MAX_STEPS = 6
+"""Maximum number of iterations for delta; two are usually enough."""
+
+LAST_STEP = 1e-4
+"""Relative step at which the iteration ends: it has order four, so the next error is about its fourth power, 1e-16."""
+
+
+def shapes(cones: Cones) -> list[Shape]:
+    """Every block."""
+    return [Shape(3, degree=3)] * cones.exponential
 
 
 @njit(nogil=True, error_model="numpy")
-def central_point(s: Any, y: Any, r0: int, v: int) -> None:
-    """Set s and y of lane v to the central point, s = y = -grad f(s) = -grad f*(y)."""
+def set_central_point(v: int, block: Block, point: Point) -> None:
+    """Set s and y of lane v to CENTRAL_POINT."""
     for i in range(3):
-        s[r0 + i, v] = _UNIT[i]
-        y[r0 + i, v] = _UNIT[i]
+        point.s[block.start + i, v] = CENTRAL_POINT[i]
+        point.y[block.start + i, v] = CENTRAL_POINT[i]
 
 
 @njit(nogil=True, error_model="numpy")
@@ -75,13 +84,13 @@ def _psi(y: Any) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
-def is_interior(s: Any, _: float) -> Any:
+def is_interior(s: Any, exponent: float) -> Any:
     """Mask of the lanes whose point is in the interior of K."""
     return (s[1] > 0.0) & (s[2] > 0.0) & (_gap(s) > 0.0)
 
 
 @njit(nogil=True, error_model="numpy")
-def is_interior_dual(y: Any, _: float) -> Any:
+def is_interior_dual(y: Any, exponent: float) -> Any:
     """Mask of the lanes whose point is in the interior of K*."""
     psi, _slope = _psi(y)
     return (y[0] < 0.0) & (y[2] > 0.0) & (psi > 0.0)
@@ -96,34 +105,23 @@ def _delta(gap: Any) -> Any:
     """
     delta = gap - log1p(gap * (4.0 + gap) / (8.0 + gap))
     moving = gap > 0.0
-    for _ in range(_MAX_STEPS):
+    for _ in range(MAX_STEPS):
         residual = (gap - delta) - log1p(delta)
         omega = 1.0 + delta
         ratio = residual / (1.0 + omega)
         t = (1.0 + omega) * (1.0 + omega + (2.0 / 3.0) * residual)
         step = omega * ratio * (t - 0.5 * residual) / (t - residual)
         delta = where(moving, delta + step, delta)
-        moving = moving & (absolute(step) > _LAST_STEP * delta)
+        moving = moving & (absolute(step) > LAST_STEP * delta)
         if not any_lane(moving):
             break
     return delta
 
 
 @njit(nogil=True, error_model="numpy")
-def update_scaling(lanes: Any, r0: int, h0: int, s: Any, y: Any, dual_mu: Any, H: Any, ok: Any) -> None:
-    """Compute H of a block from s and y; set ok (V,) to 0.0 in lanes where H is not finite or s'y is not positive.
-
-    Args:
-        lanes: a tuple of V floats.
-        r0: first row of the block.
-        h0: first row of the block in H.
-        s: (m, V).
-        y: (m, V).
-        dual_mu: (V,); where positive, H is dual_mu times the Hessian of f*.
-        H: out, packed upper triangles by columns, (entries, V).
-        ok: in and out, (V,) of 1.0 and 0.0.
-    """
-    s_, y_ = at(lanes, s, r0), at(lanes, y, r0)
+def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> None:
+    """Compute H of a block; set ``scaling.ok`` to 0 in lanes where H is not finite or s'y is not positive."""
+    s_, y_ = at(lanes, block, point.s), at(lanes, block, point.y)
     a, w = -y_[0], y_[2]
     psi, slope = _psi(y_)
     kappa = a / psi
@@ -146,8 +144,7 @@ def update_scaling(lanes: Any, r0: int, h0: int, s: Any, y: Any, dual_mu: Any, H
         a * square * inv_w,
         (1.0 + kappa + kappa * kappa) * inv_w * inv_w,
     )
-    good = store_scaling(h0, H, s_, y_, shadow_s, shadow_y, left, axis, G, load(lanes, dual_mu, 0))
-    store(ok, 0, where(good, load(lanes, ok, 0), 0.0))
+    store_scaling(lanes, block, scaling, s_, y_, shadow_s, shadow_y, left, axis, G)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -157,13 +154,16 @@ def _eliminated(r: Any, a: Any, slope: Any, w: Any) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
-def combined_shift(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, sigma_mu: Any, shift: Any) -> None:
-    """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy], (m, V), for the affine direction ds, dy.
+def combined_shift(
+    lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, sigma_mu: Array, shift: Array
+) -> None:
+    """Shift <- s + sigma mu grad f*(y) - 1/2 D^3 f*(y)[G^-1 ds, dy] for the affine direction ds, dy.
 
     The last term is the third-order correction: differentiate s + mu grad f*(y) = 0 twice along the affine direction
     (Dahl and Andersen 2021). In the code, u_a, u_w, v_a and v_w are changes relative to a and w.
     """
-    s_, y_, ds_, dy_ = at(lanes, s, r0), at(lanes, y, r0), at(lanes, ds, r0), at(lanes, dy, r0)
+    s_, y_ = at(lanes, block, point.s), at(lanes, block, point.y)
+    ds_, dy_ = at(lanes, block, direction.s), at(lanes, block, direction.y)
     centring = load(lanes, sigma_mu, 0)
     a, w = -y_[0], y_[2]
     psi, slope = _psi(y_)
@@ -182,30 +182,7 @@ def combined_shift(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, sigma_
         (a * (along_g + along_c) - kappa * (u_a * v_w + u_w * v_a + 2.0 * u_w * v_w) - 2.0 * u_w * v_w) * inv_w,
     )
     gradient = (slope * inv_psi + inv_a, -inv_psi, -(1.0 + kappa) * inv_w)
-    store_point(shift, r0, plus(plus(s_, centring, gradient), -0.5, third))
+    store_point(block, shift, plus(plus(s_, centring, gradient), -0.5, third))
 
 
-_shorten, _shorten_dual = backtracking(is_interior), backtracking(is_interior_dual)
-
-
-@njit(nogil=True, error_model="numpy")
-def shorten_step(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, floor: float) -> None:
-    """Reduce alpha (V,), at most 1, until s + alpha ds and y + alpha dy are interior; 0 if it falls below floor."""
-    length = _shorten(lanes, 0.0, r0, s, ds, load(lanes, alpha, 0), floor)
-    store(alpha, 0, _shorten_dual(lanes, 0.0, r0, y, dy, length, floor))
-
-
-@njit(nogil=True, error_model="numpy")
-def add_barrier(lanes: Any, r0: int, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, barrier: Any) -> None:
-    """Barrier (V,) += f(s + alpha ds) + f*(y + alpha dy); infinity outside the interiors of K and K*.
-
-    f(s) = -2 log y - log z - 2 log delta + log(1 + delta) - 3
-    """
-    length = load(lanes, alpha, 0)
-    s_, y_ = along(lanes, s, ds, length, r0), along(lanes, y, dy, length, r0)
-    gap = _gap(s_)
-    psi, _slope = _psi(y_)
-    interior = (s_[1] > 0.0) & (s_[2] > 0.0) & (gap > 0.0) & (y_[0] < 0.0) & (y_[2] > 0.0) & (psi > 0.0)
-    delta = _delta(gap)
-    value = -3.0 - log(s_[1] * delta * psi) - log(s_[1] * delta * s_[2] / (1.0 + delta)) - log(-y_[0] * y_[2])
-    store(barrier, 0, load(lanes, barrier, 0) + where(interior, value, math.inf))
+multiply, write_scaling, shorten_step = multiply_packed, write_packed, backtracking(is_interior, is_interior_dual)

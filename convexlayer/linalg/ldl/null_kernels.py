@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from convexlayer.linalg.lanes import Indices, LanePlan, multiply, solve_in_place, unpack
+from convexlayer.linalg.ldl.kernels import group_at
+from convexlayer.linalg.ldl.lanes import Indices, LaneMatrix, multiply, solve_in_place, unpack
 from convexlayer.linalg.refined import MIN_REDUCTION
-from convexlayer.linalg.simd import absolute, any_lane, broadcast, load, maximum, store, where
 from convexlayer.program import Array
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.simd import absolute, any_lane, broadcast, load, maximum, store, where
 
 __all__ = ["null_iteration", "null_iteration_single"]
 
@@ -33,22 +34,20 @@ def null_iteration(
         left: out, the final x, (B, count, N).
         image: out, E times the final x, (B, count, N).
     """
-    V = len(lanes)
-    plan, source = unpack(packed)
-    N, entries, batch = len(plan.signs), len(source), len(x)
+    plan, _ = unpack(packed)
+    N, V, batch = len(plan.signs), len(lanes), len(x)
     z, product, work, other = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
-    for group in range(first, last):
-        D_inverse = state[group, N : 2 * N]
-        E, L = state[group, 3 * N : 3 * N + entries], state[group, 3 * N + entries :]
+    for number in range(first, last):
+        matrix = group_at(plan, state[number]).matrix
         for j in range(x.shape[1]):
             for k in range(N):
                 for v in range(V):
-                    z[k, v] = x[min(group * V + v, batch - 1), j, plan.permutation[k]]
-            _iterate(lanes, plan, E, L, D_inverse, steps, z, product, work, other)
-            for v in range(min(V, batch - group * V)):
+                    z[k, v] = x[min(number * V + v, batch - 1), j, plan.permutation[k]]
+            _iterate(lanes, matrix, steps, z, product, work, other)
+            for v in range(min(V, batch - number * V)):
                 for k in range(N):
-                    left[group * V + v, j, plan.permutation[k]] = z[k, v]
-                    image[group * V + v, j, plan.permutation[k]] = product[k, v]
+                    left[number * V + v, j, plan.permutation[k]] = z[k, v]
+                    image[number * V + v, j, plan.permutation[k]] = product[k, v]
 
 
 @cached_kernel
@@ -59,19 +58,17 @@ def null_iteration_single(
 
     first and last index groups of V vectors, numbered element by element; state is (B, rows).
     """
-    V = len(lanes)
-    plan, source = unpack(packed)
-    N, entries, count = len(plan.signs), len(source), x.shape[1]
+    plan, _ = unpack(packed)
+    N, V, count = len(plan.signs), len(lanes), x.shape[1]
     z, product, work, other = np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V))
     groups = -(-count // V)
     for number in range(first, last):
         element, begin = number // groups, number % groups * V
-        D_inverse = state[element, N : 2 * N]
-        E, L = state[element, 3 * N : 3 * N + entries], state[element, 3 * N + entries :]
+        matrix = group_at(plan, state[element]).matrix
         for v in range(V):
             for k in range(N):
                 z[k, v] = x[element, min(begin + v, count - 1), plan.permutation[k]]
-        _iterate(lanes, plan, E, L, D_inverse, steps, z, product, work, other)
+        _iterate(lanes, matrix, steps, z, product, work, other)
         for v in range(min(V, count - begin)):
             for k in range(N):
                 left[element, begin + v, plan.permutation[k]] = z[k, v]
@@ -79,19 +76,16 @@ def null_iteration_single(
 
 
 @njit
-def _iterate(
-    lanes: Any, plan: LanePlan, E: Array, L: Array, D_inverse: Array, steps: int, x: Array, product: Array,
-    step: Array, other: Array
-) -> None:  # fmt: skip
+def _iterate(lanes: Any, matrix: LaneMatrix, steps: int, x: Array, product: Array, step: Array, other: Array) -> None:
     """Iterate x <- x - F^-1 E x in place, and product <- E x; step and other are scratch, all (N, V)."""
-    multiply(lanes, plan, E, x, product)
+    multiply(lanes, matrix, x, product)
     least, going = _largest(lanes, product), broadcast(lanes, 1.0) > 0.0
     for _ in range(steps):
         step[:] = product
-        solve_in_place(lanes, plan, L, D_inverse, step)
+        solve_in_place(lanes, matrix, step)
         for k in range(len(x)):
             store(step, k, load(lanes, x, k) - load(lanes, step, k))
-        multiply(lanes, plan, E, step, other)
+        multiply(lanes, matrix, step, other)
         size = _largest(lanes, other)
         better = going & (size < least)
         for k in range(len(x)):

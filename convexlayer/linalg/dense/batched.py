@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from convexlayer.linalg.base import AbstractBackend, AbstractFactor
-from convexlayer.linalg.schur import SchurFactor, SchurPlaces, trailing_diagonal
+from convexlayer.linalg.dense.schur import SchurFactor, SchurPlaces, trailing_diagonal
 from convexlayer.program import Array, IndexArray, Pattern
 
 __all__ = ["DenseBackend", "set_single_thread_after_fork"]

@@ -1,23 +1,17 @@
-"""Ruiz equilibration of a batch of dense cone programs (Ruiz 2001)."""
+"""Ruiz equilibration of a batch of dense cone programs on torch (see ``ruiz``)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from convexlayer.interior_point.torch.cones import ConeRows
+from convexlayer.linalg.equilibration.ruiz import MAX_SCALE, MIN_SCALE, TENSOR_PASSES
 
 __all__ = ["DenseProgram", "Equilibrated", "equilibrate"]
-
-PASSES = 8
-"""Ruiz passes; afterwards the row and column norms are within a few per cent of 1."""
-
-SMALLEST, LARGEST = 1e-4, 1e4
-"""Bounds of every scale (Clarabel's equilibrate_min_scaling, equilibrate_max_scaling): beyond them, rows of rounding
-noise would be scaled up to the size of data."""
 
 
 @final
@@ -59,28 +53,32 @@ class Equilibrated:
         )
 
 
-def equilibrate(program: DenseProgram, cone: ConeRows, p: int) -> Equilibrated:
-    """Scale every row and column of [P A'; A 0] to a maximum norm near 1, then scale the objective."""
+def equilibrate(program: DenseProgram, block_max: Callable[[Tensor], Tensor]) -> Equilibrated:
+    """Scale every row and column of [P A'; A 0] to a maximum norm near 1, then scale the objective.
+
+    Args:
+        program: the programs.
+        block_max: replaces each entry of (B, p + rows, 1) by the largest of those that must have one scale.
+    """
     P, A = program.P, program.A
     columns, rows = torch.ones_like(program.q), torch.ones_like(program.b)
-    for _ in range(PASSES):
+    for _ in range(TENSOR_PASSES):
         size = torch.maximum(_largest(P, 1), _largest(A, 1)).mT
-        height = _largest(A, 2)
-        height = torch.cat((height[:, :p], cone.block_max(height[:, p:])), 1)
+        height = block_max(_largest(A, 2))
         D, R = _step(columns, size), _step(rows, height)
         columns, rows = D * columns, R * rows
         P, A = D * P * D.mT, R * A * D.mT
     q = columns * program.q
     mean, largest = _largest(P, 1).mean(2, keepdim=True), _largest(q, 1)
     objective = torch.maximum(mean, largest)
-    cost = (1.0 / torch.where(objective > 0.0, objective, 1.0)).clamp(SMALLEST, LARGEST)
+    cost = (1.0 / torch.where(objective > 0.0, objective, 1.0)).clamp(MIN_SCALE, MAX_SCALE)
     return Equilibrated(DenseProgram(cost * P, cost * q, A, rows * program.b), columns, rows, cost)
 
 
 def _step(scale: Tensor, size: Tensor) -> Tensor:
     """Scaling factors of one pass, (B, k, 1), from the norms ``size``; empty rows keep their scale."""
     step = torch.where(size > 0.0, size, 1.0).rsqrt()
-    return (scale * step).clamp(SMALLEST, LARGEST) / scale
+    return (scale * step).clamp(MIN_SCALE, MAX_SCALE) / scale
 
 
 def _largest(matrix: Tensor, dim: int) -> Tensor:

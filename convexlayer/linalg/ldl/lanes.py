@@ -18,12 +18,13 @@ import numpy as np
 from numba import int64, njit
 from numpy.typing import NDArray
 
-from convexlayer.linalg.simd import absolute, broadcast, broadcast_load, load, store, where
 from convexlayer.program import Array
+from convexlayer.runtime.simd import absolute, broadcast, broadcast_load, load, store, where
 
 __all__ = [
     "SUPERNODE_WIDTH",
     "Indices",
+    "LaneMatrix",
     "LanePlan",
     "column_products",
     "factorise",
@@ -79,22 +80,37 @@ class LanePlan(NamedTuple):
     permutation: Indices
 
 
+class LaneMatrix(NamedTuple):
+    """V symmetric matrices of one plan, in the permuted order, and their factors L D L'.
+
+    The values and factors may also be those of one matrix for all lanes, without the last axis.
+
+    Attributes:
+        plan: the symbolic factorisation.
+        values: upper triangles, (nnz, V).
+        L: entries of the unit lower triangular L, (nnz(L), V).
+        D_inverse: inverse pivots, (N, V).
+    """
+
+    plan: LanePlan
+    values: Array
+    L: Array
+    D_inverse: Array
+
+
 @njit(nogil=True, error_model="numpy")
-def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_inverse: Array, y: Array) -> None:
-    """Factorise V matrices as L D L', L unit lower triangular.
+def factorise(lanes: Any, matrix: LaneMatrix, y: Array) -> None:
+    """Compute the factors L and D^-1 of V matrices from their values.
 
     Dynamic regularisation: a pivot of the wrong sign or below DYNAMIC_REG_EPS is replaced by DYNAMIC_REG_DELTA with the
     expected sign; iterative refinement corrects its effect.
 
     Args:
         lanes: a tuple of V floats, whose length sets the number of lanes.
-        plan: the symbolic factorisation.
-        values: upper triangles, (nnz, V).
-        L: out, entries of L, (nnz(L), V).
-        D: out, pivots, (N, V).
-        D_inverse: out, inverse pivots, (N, V).
+        matrix: the matrices; L and D^-1 are overwritten.
         y: scratch, (N, V), zero on entry and on return.
     """
+    plan, values, L, D_inverse = matrix.plan, matrix.values, matrix.L, matrix.D_inverse
     start, row, Lp, Li = plan.column_start, plan.row, plan.factor_start, plan.factor_row
     zero = broadcast(lanes, 0.0)
     for k in range(len(Lp) - 1):
@@ -116,7 +132,7 @@ def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_i
                 p0, p1, p2, p3 = int64(Lp[j]), int64(Lp[j + 1]), int64(Lp[j + 2]), int64(Lp[j + 3])
                 count = end - p3
                 y1, y2, y3 = _inside_run(lanes, y, L, j, p0, p1, p2, y0)
-                _eliminate_run(lanes, y, L, Li, p0, p1, p2, p3, count, y0, y1, y2, y3)
+                _eliminate_run(lanes, y, L, Li, (p0, p1, p2, p3), count, (y0, y1, y2, y3))
                 l0, l1 = y0 * load(lanes, D_inverse, j), y1 * load(lanes, D_inverse, j + 1)
                 l2, l3 = y2 * load(lanes, D_inverse, j + 2), y3 * load(lanes, D_inverse, j + 3)
                 d = d - l0 * y0 - l1 * y1 - l2 * y2 - l3 * y3
@@ -128,13 +144,13 @@ def factorise(lanes: Any, plan: LanePlan, values: Array, L: Array, D: Array, D_i
                     store(y, j + q, zero)
         sign = float(plan.signs[k])
         pivot = where(d * sign > DYNAMIC_REG_EPS, d, sign * DYNAMIC_REG_DELTA)
-        store(D, k, pivot)
         store(D_inverse, k, 1.0 / pivot)
 
 
 @njit(nogil=True, error_model="numpy")
-def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Array) -> None:
-    """x <- (L D L')^-1 x, (N, V), permuted; L (nnz(L),) and D^-1 (N,) without a lane axis are those of all lanes."""
+def solve_in_place(lanes: Any, matrix: LaneMatrix, x: Array) -> None:
+    """x <- (L D L')^-1 x, (N, V), permuted."""
+    plan, L, D_inverse = matrix.plan, matrix.L, matrix.D_inverse
     Lp, Li = plan.factor_start, plan.factor_row
     chunks = len(plan.chunk_column)
     for chunk in range(chunks):
@@ -149,7 +165,7 @@ def solve_in_place(lanes: Any, plan: LanePlan, L: Array, D_inverse: Array, x: Ar
             store(x, j + 1, x1)
             store(x, j + 2, x2)
             store(x, j + 3, x3)
-            _eliminate_run(lanes, x, L, Li, p0, p1, p2, p3, Lp[j + 4] - p3, x0, x1, x2, x3)
+            _eliminate_run(lanes, x, L, Li, (p0, p1, p2, p3), Lp[j + 4] - p3, (x0, x1, x2, x3))
     for i in range(len(D_inverse)):
         store(x, i, load(lanes, x, i) * broadcast_load(lanes, D_inverse, i))
     for chunk in range(chunks - 1, -1, -1):
@@ -200,9 +216,9 @@ def _part(packed: Indices, i: int) -> Indices:
 
 
 @njit(nogil=True, error_model="numpy")
-def multiply(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) -> None:
-    """Out <- M x, (N, V), permuted, for symmetric M with upper triangle values (nnz, V), or (nnz,) for all lanes."""
-    start, row = plan.column_start, plan.row
+def multiply(lanes: Any, matrix: LaneMatrix, x: Array, out: Array) -> None:
+    """Out <- M x, (N, V), permuted."""
+    values, start, row = matrix.values, matrix.plan.column_start, matrix.plan.row
     for j in range(len(start) - 1):
         last = start[j + 1] - 1
         store(out, j, broadcast_load(lanes, values, last) * load(lanes, x, j))
@@ -210,9 +226,9 @@ def multiply(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) ->
 
 
 @njit(nogil=True, error_model="numpy")
-def magnitudes(lanes: Any, plan: LanePlan, values: Array, x: Array, out: Array) -> None:
-    """Out <- |M||x|, with M and x as in ``multiply``."""
-    start, row = plan.column_start, plan.row
+def magnitudes(lanes: Any, matrix: LaneMatrix, x: Array, out: Array) -> None:
+    """Out <- |M||x|, (N, V), permuted."""
+    values, start, row = matrix.values, matrix.plan.column_start, matrix.plan.row
     for j in range(len(start) - 1):
         last, factor = start[j + 1] - 1, absolute(load(lanes, x, j))
         total = absolute(broadcast_load(lanes, values, last)) * factor
@@ -260,10 +276,20 @@ def _eliminate_one(lanes: Any, y: Array, L: Array, Li: Indices, first: int, coun
 
 @njit(nogil=True)
 def _eliminate_run(
-    lanes: Any, y: Array, L: Array, Li: Indices, p0: int, p1: int, p2: int, p3: int, count: int,
-    y0: Any, y1: Any, y2: Any, y3: Any
-) -> None:  # fmt: skip
-    """y[row] -= sum over the four columns of a run of L[row, j] y_j, for rows below the run; L starts at p0 ... p3."""
+    lanes: Any, y: Array, L: Array, Li: Indices, starts: tuple[int, int, int, int], count: int, heads: Any
+) -> None:
+    """y[row] -= sum over the four columns of a run of L[row, j] y_j, for ``count`` rows below the run.
+
+    Args:
+        lanes: a tuple of V floats.
+        y: (N, V), in and out.
+        L: entries of L.
+        Li: their rows.
+        starts: start of each column in L.
+        count: number of rows below the run.
+        heads: y_j of the four columns.
+    """
+    (p0, p1, p2, p3), (y0, y1, y2, y3) = starts, heads
     for c in range(count):
         i = Li[p3 + c]
         left = broadcast_load(lanes, L, p0 + 3 + c) * y0 + broadcast_load(lanes, L, p1 + 2 + c) * y1

@@ -6,17 +6,18 @@ from typing import Any
 
 from numba import njit
 
-from convexlayer.linalg.simd import pow2, split, where
+from convexlayer.runtime.simd import pow2, split, where
 
 __all__ = ["expm1", "log", "log1p"]
 
-# ln 2 = high + low (fdlibm): high ends in zero bits, so that its products with exponents are exact.
-_LN2_HIGH = 6.93147180369123816490e-01
-_LN2_LOW = 1.90821492927058770002e-10
-_INVERSE_LN2 = 1.4426950408889634
+LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+"""Their sum is ln 2 (fdlibm); the first ends in zero bits, so that its products with exponents are exact."""
 
-# Adding and subtracting 1.5 2^52 rounds to the nearest integer.
-_ROUNDING = 6755399441055744.0
+INVERSE_LN2 = 1.4426950408889634
+"""1 / ln 2."""
+
+ROUNDING_SHIFT = 6755399441055744.0
+"""1.5 2^52: adding and subtracting it rounds to the nearest integer."""
 
 
 @njit(nogil=True, error_model="numpy")
@@ -39,7 +40,7 @@ def log(x: Any) -> Any:
     """Natural logarithm of normal numbers x > 0; unspecified for other x."""
     mantissa, exponent = split(x)
     f = mantissa - 1.0
-    return exponent * _LN2_HIGH + (f + (_log_near_one(f) + exponent * _LN2_LOW))
+    return exponent * LN2_HIGH + (f + (_log_near_one(f) + exponent * LN2_LOW))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -50,7 +51,7 @@ def log1p(x: Any) -> Any:
     small = exponent < 0.5
     f = where(small, x, mantissa - 1.0)
     lost = where(small, 0.0, (x - (total - 1.0)) / total)
-    return exponent * _LN2_HIGH + (f + (_log_near_one(f) + (lost + exponent * _LN2_LOW)))
+    return exponent * LN2_HIGH + (f + (_log_near_one(f) + (lost + exponent * LN2_LOW)))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -59,8 +60,8 @@ def expm1(x: Any) -> Any:
 
     With x = k ln 2 + r, abs(r) <= ln(2) / 2: 2^k (exp(r) - 1) + (2^k - 1), with exp(r) - 1 from its Taylor series.
     """
-    exponent = (x * _INVERSE_LN2 + _ROUNDING) - _ROUNDING
-    r = (x - exponent * _LN2_HIGH) - exponent * _LN2_LOW
+    exponent = (x * INVERSE_LN2 + ROUNDING_SHIFT) - ROUNDING_SHIFT
+    r = (x - exponent * LN2_HIGH) - exponent * LN2_LOW
     tail = 1.0 + r * (1 / 10) * (1.0 + r * (1 / 11) * (1.0 + r * (1 / 12) * (1.0 + r * (1 / 13))))
     tail = 1.0 + r * (1 / 6) * (1.0 + r * (1 / 7) * (1.0 + r * (1 / 8) * (1.0 + r * (1 / 9) * tail)))
     tail = 1.0 + r * (1 / 3) * (1.0 + r * (1 / 4) * (1.0 + r * (1 / 5) * tail))

@@ -1,0 +1,1 @@
+"""Batched dense factorisations on torch."""
