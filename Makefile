@@ -28,7 +28,7 @@ FAST_TESTS := tests/test_architecture.py tests/test_form.py tests/test_lazy.py t
 	tests/test_products.py tests/test_solution.py tests/runtime/test_threads.py tests/runtime/test_kernel_targets.py \
 	tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py tests/canon/test_traps.py \
 	tests/canon/test_presolve_rows.py tests/cones tests/linalg/test_laned.py tests/linalg/test_refined.py \
-	tests/interior_point/test_lane_cones_psd.py tests/interior_point/test_crossover.py tests/solvers/test_registry.py \
+	tests/interior_point/test_lanes.py tests/interior_point/test_crossover.py tests/solvers/test_registry.py \
 	tests/solvers/test_certification.py tests/solvers/test_components.py tests/diff/test_exact.py tests/diff/test_report.py \
 	tests/diff/test_second_order.py tests/layers/test_closed_forms.py tests/layers/test_layer_call.py \
 	tests/layers/test_failures.py tests/nodes/closed_form tests/nodes/declarative/test_formulas.py \
