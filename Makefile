@@ -25,6 +25,21 @@ VERSION_TESTS := tests/canon/test_against_cvxpy.py tests/canon/test_discipline.p
 	tests/server/test_routes.py tests/server/test_operations.py tests/server/test_safetensors.py tests/server/test_gate.py \
 	tests/server/test_cli.py tests/client/test_client.py tests/test_packaging.py
 
+# A minute's part: the cheaper tests of every package.
+FAST_TESTS := tests/test_architecture.py tests/test_form.py tests/test_lazy.py tests/test_arguments.py tests/test_program.py \
+	tests/test_products.py tests/test_solution.py tests/runtime/test_threads.py tests/runtime/test_kernel_targets.py \
+	tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py tests/canon/test_traps.py \
+	tests/canon/test_presolve_rows.py tests/cones tests/linalg/test_laned.py tests/linalg/test_refined.py \
+	tests/interior_point/test_lanes.py tests/interior_point/test_crossover.py tests/solvers/test_registry.py \
+	tests/solvers/test_certification.py tests/solvers/test_components.py tests/diff/test_exact.py tests/diff/test_report.py \
+	tests/diff/test_second_order.py tests/layers/test_closed_forms.py tests/layers/test_layer_call.py \
+	tests/layers/test_failures.py tests/nodes/closed_form tests/nodes/declarative/test_formulas.py \
+	tests/nodes/fixed_point/test_bregman.py tests/nodes/implicit tests/nodes/bilevel/test_gradient_form.py \
+	tests/gallery/test_registry.py tests/server/test_routes.py tests/server/test_operations.py tests/server/test_scheduler.py \
+	tests/server/test_gate.py tests/server/test_admission.py tests/server/test_grammar.py tests/server/test_safetensors.py \
+	tests/server/store tests/client/test_client.py tests/client/test_retries.py tests/client/test_expression.py \
+	tests/docs/test_site.py tests/benchmarks/test_suite.py
+
 .DEFAULT_GOAL := help
 .PHONY: help venv format lint typecheck test test-fast coverage test-processors test-lowest test-newest demo gallery bench \
 	bench-nodes reliability scales serve docs build check-wheels image release clean
@@ -55,6 +70,9 @@ typecheck: $(STAMP)  ## Check types, strictly
 
 test: $(STAMP)  ## Run the tests (TESTS=... only these; JOBS=n in n processes, by default one per core)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) $(TESTS)
+
+test-fast: $(STAMP)  ## Run a part of the tests that meets every package, in about a minute
+	$(BIN)/python -m pytest --numprocesses $(JOBS) $(FAST_TESTS)
 
 coverage: $(STAMP)  ## Run the tests and list the lines and branches that none of them runs
 	$(BIN)/python -m coverage erase

@@ -191,7 +191,7 @@ def test_the_search_finds_no_ray_of_solvable_programs(kind: str, spread: float, 
 
 def test_powells_problem_is_barely_feasible() -> None:
     """x_{k+1} - x_k >= (-1)^k k - 1/2, x_1 - x_n >= n - 1/2: the sum of all rows is 0 >= 0 (Powell 1990)."""
-    for n in (10, 100, 1000):
+    for n in (10, 100, 400):
         k = np.arange(1, n)
         A = np.eye(n, k=0) - np.eye(n, k=1)
         A[-1, 0] = -1.0

@@ -44,7 +44,7 @@ CONES = {
 DIFFERENT = 11
 """Number of different elements."""
 
-MANY = 1000
+MANY = 400
 """Number of elements that fill all lanes of all threads."""
 
 Numbers = dict[str, NDArray[Any]]

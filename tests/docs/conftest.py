@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 
@@ -17,6 +19,9 @@ def server_url() -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
-            yield next(found[1] for line in server.stdout if (found := re.search(r"listening on (http://\S+)", line)))
+            url = next(found[1] for line in server.stdout if (found := re.search(r"listening on (http://\S+)", line)))
+            while httpx.get(f"{url}/readyz", timeout=600).status_code != 200:
+                time.sleep(0.1)
+            yield url
         finally:
             server.terminate()
