@@ -8,6 +8,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 DOCS_STAMP := $(VENV)/.installed-docs
 CONSTRAINTS ?= constraints.txt
 TESTS ?=
+JOBS ?= auto
 VERSION ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' convexlayer/__init__.py)
 CHECK ?= bash .ci/run
 SOAK ?= 1800
@@ -17,7 +18,7 @@ SOURCES := convexlayer server clients/python tests examples benchmarks docs .ci
 PROCESSOR_TESTS := tests/test_single_elements.py tests/interior_point tests/linalg tests/cones tests/diff/test_polish.py \
 	tests/solvers/test_solver_contract.py -k "not test_solver_contract or test_a_batch_equals_its_elements_alone"
 # They meet every package that runs with the library, the server and the client.
-LOWEST_TESTS := tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py tests/canon/test_document.py \
+VERSION_TESTS := tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py tests/canon/test_document.py \
 	tests/canon/test_quadratic.py tests/canon/test_workarounds.py tests/canon/test_traps.py \
 	tests/cones/test_exponential_cone.py tests/linalg tests/interior_point/test_lanes.py tests/solvers/test_solver_contract.py \
 	tests/diff/test_exact.py tests/diff/test_diffcp.py tests/layers/test_closed_forms.py tests/gallery/test_registry.py \
@@ -25,7 +26,7 @@ LOWEST_TESTS := tests/canon/test_against_cvxpy.py tests/canon/test_discipline.py
 	tests/server/test_cli.py tests/client/test_client.py tests/test_packaging.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint typecheck test test-processors test-lowest demo gallery bench \
+.PHONY: help venv format lint typecheck test test-fast coverage test-processors test-lowest test-newest demo gallery bench \
 	bench-nodes reliability scales serve docs build check-wheels image release clean
 
 help:  ## List the targets
@@ -37,7 +38,7 @@ venv: $(STAMP)  ## Make the environment: both distributions, editable, with ever
 $(STAMP): pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) \
-		--editable '.[all]' --editable './clients/python[torch,cvxpy]'
+		--editable '.[all]' --editable './clients/python[cvxpy]'
 	$(BIN)/convexlayer compile
 	touch $@
 
@@ -52,14 +53,28 @@ lint: $(STAMP)  ## Check style and formatting
 typecheck: $(STAMP)  ## Check types, strictly
 	$(BIN)/mypy
 
-test: $(STAMP)  ## Run the tests (TESTS=... only these)
-	$(BIN)/python -m pytest $(TESTS)
+test: $(STAMP)  ## Run the tests (TESTS=... only these; JOBS=n in n processes, by default one per core)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) $(TESTS)
+
+coverage: $(STAMP)  ## Run the tests and list the lines and branches that none of them runs
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest --numprocesses $(JOBS) $(TESTS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 test-processors: $(STAMP)  ## Run the tests that could differ as on older processors: x86-64-v2, x86-64-v3
 	bash .ci/test-processors $(BIN)/python $(PROCESSOR_TESTS)
 
 test-lowest:  ## Run some of the tests with the lowest versions that pyproject.toml declares (in .venv-lowest)
-	$(MAKE) VENV='$(VENV)-lowest' CONSTRAINTS=lowest.txt TESTS='$(LOWEST_TESTS)' test
+	$(MAKE) VENV='$(VENV)-lowest' CONSTRAINTS=lowest.txt TESTS='$(VERSION_TESTS)' test
+
+test-newest: build/newest.txt  ## Run some of the tests with the newest versions that pyproject.toml allows (in .venv-newest)
+	$(MAKE) VENV='$(VENV)-newest' CONSTRAINTS=build/newest.txt TESTS='$(VERSION_TESTS)' test
+
+# torch alone is pinned: a resolver that is free to choose fetches its builds for CUDA.
+build/newest.txt: constraints.txt
+	mkdir -p build
+	grep '^torch==' $< >$@
 
 demo: $(STAMP)  ## Fit lasso weights through the layer, then through a server (examples/output)
 	$(BIN)/python examples/fit_lasso_weights.py
@@ -110,6 +125,6 @@ release: $(STAMP)  ## Check, set version and date, build, commit and tag; pushes
 	$(BIN)/python .ci/release.py '$(VERSION)' --check '$(CHECK)'
 
 clean:  ## Remove what the tools leave, the environment included
-	rm -rf .venv .venv-lowest build dist site examples/output benchmarks/output \
-		.coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-newest build dist site examples/output benchmarks/output \
+		.coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,9 +33,19 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from convexlayer.runtime import kernel_cache
-from convexlayer.sparse import scatter_product
+from convexlayer.sparse import entries_of_products, scatter_product
 
-__all__ = ["Array", "ConeProgram", "Cones", "IndexArray", "Pattern", "Structure", "is_finite", "max_norm"]
+__all__ = [
+    "Array",
+    "ConeProgram",
+    "Cones",
+    "IndexArray",
+    "Pattern",
+    "ProgramCotangent",
+    "Structure",
+    "is_finite",
+    "max_norm",
+]
 
 Array = NDArray[np.float64]
 IndexArray = NDArray[np.int64]
@@ -276,7 +286,7 @@ class Structure:
 
 @dataclass(frozen=True, eq=False)
 class ConeProgram:
-    """A batch of B cone programs with one structure, or a tangent or cotangent of such a batch.
+    """A batch of B cone programs with one structure, or a tangent of such a batch.
 
     Attributes:
         structure: patterns of P and A, and the cones.
@@ -313,7 +323,70 @@ class ConeProgram:
         column = scale[:, None]
         return ConeProgram(self.structure, self.P / column, self.q / column, self.r / scale, self.A, self.b)
 
+    def residuals_at(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Px + q + A'y, (B, n), and Ax - b, (B, m); of a program tangent, the tangents of these at a fixed (x, y)."""
+        P, A = self.structure.P, self.structure.A
+        return P.matvec(self.P, x) + self.q + A.rmatvec(self.A, y), A.matvec(self.A, x) - self.b
+
     def objective(self, x: Array) -> Array:
         """Compute the objective values 1/2 x'Px + q'x + r, (B,)."""
         quadratic = np.sum(x * self.structure.P.matvec(self.P, x), axis=1)
         return 0.5 * quadratic + np.sum(self.q * x, axis=1) + self.r
+
+
+@dataclass(frozen=True, eq=False)
+class ProgramCotangent:
+    """A cotangent of a batch of B programs, by the vectors that its matrices are products of.
+
+        grad_q = -l,   grad_b = v,   grad_A = -(y l' + v x'),   grad_P = -(l x' + x l') / 2
+
+    Derivatives of solutions have this form with the solution (x, y), and so do those of the optimal value
+    (``of_value``). The entries of P and A are computed when they are asked for, on the pattern that is needed.
+
+    Attributes:
+        x: (B, n).
+        y: (B, m).
+        l: (B, n).
+        v: (B, m).
+        r: grad_r, (B,); None is zero.
+    """
+
+    x: Array
+    y: Array
+    l: Array  # noqa: E741 (the name in the mathematics)
+    v: Array
+    r: Array | None = None
+
+    @staticmethod
+    def of_value(x: Array, y: Array, weight: Array) -> ProgramCotangent:
+        """weight (B,) times the derivative of the optimal value: xx'/2 for P, x for q, 1 for r, yx' for A, -y for b.
+
+        By the envelope theorem this is the partial derivative of the Lagrangian at the solution (x, y).
+        """
+        w = weight[:, None]
+        return ProgramCotangent(0.5 * x, 0.5 * y, -w * x, -w * y, weight)
+
+    @property
+    def q(self) -> Array:
+        """grad_q, (B, n)."""
+        return -self.l
+
+    @property
+    def b(self) -> Array:
+        """grad_b, (B, m)."""
+        return self.v
+
+    def P(self, pattern: Pattern) -> Array:
+        """Entries (B, nnz) of grad_P on a pattern."""
+        half = -0.5 * self.l
+        return entries_of_products(pattern.rows, pattern.cols, ((half, self.x), (self.x, half)))
+
+    def A(self, pattern: Pattern) -> Array:
+        """Entries (B, nnz) of grad_A on a pattern."""
+        return entries_of_products(pattern.rows, pattern.cols, ((self.y, -self.l), (-self.v, self.x)))
+
+    def inner(self, tangent: ConeProgram) -> Array:
+        """Inner products (B,) with a program tangent."""
+        r1, r2 = tangent.residuals_at(self.x, self.y)
+        product = -np.sum(self.l * r1, axis=1) - np.sum(self.v * r2, axis=1)
+        return product if self.r is None else product + self.r * tangent.r

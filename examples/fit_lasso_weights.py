@@ -34,7 +34,7 @@ from sklearn.preprocessing import PolynomialFeatures
 from tqdm import tqdm
 
 from convexlayer import ConvexLayer
-from convexlayer_client.layer import RemoteConvexLayer
+from convexlayer_client import RemoteSolutionMap
 
 Layer = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 SERVER_START_S = 60.0
@@ -197,7 +197,7 @@ def main() -> None:
 
     local = run(layer, "local")
     with running_server(arguments.output / "server.log") as url:
-        remote = run(RemoteConvexLayer(problem, [weights], [beta], url=url), "remote")
+        remote = run(ConvexLayer.from_solution_map(RemoteSolutionMap(problem, [weights], [beta], url=url)), "remote")
 
     print(f"\nStart: the best single weight, {start[0].item():.4f}, for all {weights.size} features.")
     report("Layer in this process", local)

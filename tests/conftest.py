@@ -1,4 +1,4 @@
-"""Configuration of all tests: compiled kernels, fixed seeds, no network beyond the loopback interface."""
+"""Configuration of all tests: compiled kernels, few threads, fixed seeds, no network beyond the loopback interface."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import socket
 from typing import Any
 
 import hypothesis
-import numpy as np
 import pytest
-import torch
 
-from convexlayer.runtime import kernel_cache
+from convexlayer.runtime import kernel_cache, threads
+
+THREADS = 2
+"""Threads of the library's pool, on every machine: enough to share work, few enough for parallel test processes."""
+
+# One thread in BLAS and torch, also in processes that tests start; both read this when they are imported, by a test.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+threads.WORKERS = THREADS  # before other modules import it
 
 # No deadline, because tests never assert on wall time; the same examples in every run, and no example database.
 hypothesis.settings.register_profile("convexlayer", deadline=None, derandomize=True, database=None)
@@ -35,6 +41,9 @@ def _temporary_store(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - third-party code may draw from the global generator
     torch.manual_seed(0)

@@ -114,7 +114,8 @@ def test_options(options: dict[str, Any], expected: str) -> None:
 
 
 def test_options_may_be_numpy_scalars() -> None:
-    options = Options(tol=np.float32(1e-4), max_iter=np.int64(7), time_limit_s=np.float64(2.0))
+    numbers: dict[str, Any] = {"tol": np.float32(1e-4), "max_iter": np.int64(7), "time_limit_s": np.float64(2.0)}
+    options = Options(**numbers)
     assert [type(value) for value in (options.tol, options.max_iter, options.time_limit_s)] == [float, int, float]
     for solver in ("clarabel", "scs", "osqp"):
         assert layer(solver=solver, on_failure="nan").solve(ONE, options=options)[1].solver == solver
@@ -129,11 +130,11 @@ def test_out_of_range_and_unknown_options_are_solver_errors() -> None:
 
 
 @pytest.mark.parametrize("value", [True, 1, "report", np.ones(3), (1, 2)])
-def test_warm_starts(value: object) -> None:
+def test_warm_starts(value: Any) -> None:
     made = layer(solver="scs")
-    for attempt in (lambda: made(ONE, warm_start=value), lambda: made.solve(ONE, warm_start=value)):
+    for call in (made, made.solve):
         with pytest.raises(ProblemError, match=r"^warm_start must be the Report of an earlier call, or None, got "):
-            attempt()
+            call(ONE, warm_start=value)
     with pytest.raises(ProblemError, match=r"^warm_start must be"):
         made.solution_map.solve([np.ones(3)], warm_start=value)
 
@@ -172,19 +173,22 @@ def test_arguments_of_a_solution_map() -> None:
 
 def test_cotangents_and_tangents_of_a_solved_batch() -> None:
     solved = solution_map().solve([np.ones((2, 3))])
-    assert solved.vjp([np.ones((2, 3))], objective=np.ones(2))[0].shape == (2, 3)
-    for attempt, expected in (
-        (lambda: solved.vjp([]), r"expected 1 cotangents \(for x\), got 0"),
+    (gradient,), _ = solved.vjp([np.ones((2, 3)), np.ones(2)])
+    assert gradient is not None
+    assert gradient.shape == (2, 3)
+    attempts: list[tuple[Callable[[], object], str]] = [
+        (lambda: solved.vjp([]), r"expected 2 cotangents \(for x, objective\), got 0"),
         (lambda: solved.vjp([np.ones(3)]), r"cotangents of 'x': expected shape \(2, 3\), got \(3,\)"),
-        (lambda: solved.vjp([None], objective=np.ones(3)), r"cotangents of 'objective': expected shape \(2,\), got"),
+        (lambda: solved.vjp([None, np.ones(3)]), r"cotangents of 'objective': expected shape \(2,\), got"),
         (lambda: solved.vjp([None], wrt=[True, False]), "expected 1 entries in wrt, got 2"),
         (lambda: solved.jvp([np.ones((2, 4))]), r"tangents of 'c': expected shape \(2, 3\), got \(2, 4\)"),
         (lambda: solved.jvp([None, None]), r"expected 1 tangents \(for c\), got 2"),
-    ):
+    ]
+    for attempt, expected in attempts:
         with pytest.raises(ShapeError, match=expected):
             attempt()
     with pytest.raises(ProblemError, match="cotangents of 'x': expected an array of real numbers"):
-        solved.vjp(["ones"])
+        solved.vjp(["ones"])  # type: ignore[list-item]
 
 
 def test_descriptions() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tomllib
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
 import convexlayer
@@ -134,7 +134,7 @@ def test_the_client_builds_from_its_source_distribution_alone(tmp_path: Path) ->
 
 def test_the_lowest_tested_versions_are_the_declared_ones() -> None:
     """The higher bound if the distributions differ; without torch, whose oldest builds include CUDA."""
-    declared: dict[str, Version] = {}
+    declared: dict[NormalizedName, Version] = {}
     for folder in (ROOT, CLIENT):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
         extras = {
@@ -145,7 +145,7 @@ def test_the_lowest_tested_versions_are_the_declared_ones() -> None:
             (bound,) = (Version(each.version) for each in requirement.specifier if each.operator == ">=")
             name = canonicalize_name(requirement.name)
             declared[name] = max(bound, declared.get(name, bound))
-    del declared["torch"]
+    del declared[canonicalize_name("torch")]
     lines = (line.split("==") for line in (ROOT / "lowest.txt").read_text().splitlines() if not line.startswith("#"))
     pinned = {canonicalize_name(name): Version(version) for name, version in lines}
     assert {name: pinned[name] for name in declared} == declared

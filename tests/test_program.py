@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure, is_finite
 
@@ -59,7 +60,7 @@ def test_equal_cones_are_equal_keys() -> None:
     [np.array([[0, 9], [1, 9]])[:, 0], np.array([0, 1], dtype=np.int32), np.broadcast_to(np.array([0, 1]), (1, 2))[0]],
     ids=["strided", "int32", "read-only"],
 )
-def test_patterns_have_the_array_layout_of_kernels(index: Array) -> None:
+def test_patterns_have_the_array_layout_of_kernels(index: NDArray[np.int64]) -> None:
     part = Pattern((2, 2), index, index)
     for kept in (part.rows, part.cols, part.empty.rows):
         assert kept.dtype == np.int64

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convexlayer.program import Array, ConeProgram, Cones
+from convexlayer.program import ConeProgram, Cones
 from convexlayer.rays import block_of_rows, has_ray, infeasibility_ray, refuted_claims, unboundedness_ray
 from convexlayer.solution import Solution
 from convexlayer.solvers import Options
@@ -29,13 +29,13 @@ def linear(A: list[list[float]], b: list[float], q: list[float] | None = None, *
     return program_of(cones, np.zeros((1, n, n)), objective[None], matrix[None], np.array([b], dtype=float))
 
 
-def refuted_claim(program: ConeProgram, *, x: Array | None = None, y: Array | None = None) -> bool:
+def refuted_claim(program: ConeProgram, *, x: list[float] | None = None, y: list[float] | None = None) -> bool:
     """Whether a claim with this ray is refuted: infeasibility for y, unboundedness for x."""
     given = np.array([True])
-    none = np.full((1, program.structure.n), np.nan), np.full((1, program.structure.m), np.nan)
-    x, y = none[0] if x is None else np.array([x]), none[1] if y is None else np.array([y])
-    infeasible_claim = given if np.isfinite(y).all() else ~given
-    return bool(refuted_claims(program, x, y, infeasible_claim, ~infeasible_claim)[0])
+    point = np.full((1, program.structure.n), np.nan) if x is None else np.array([x])
+    dual = np.full((1, program.structure.m), np.nan) if y is None else np.array([y])
+    infeasible_claim = given if y is not None else ~given
+    return bool(refuted_claims(program, point, dual, infeasible_claim, ~infeasible_claim)[0])
 
 
 def solve(name: str, program: ConeProgram) -> Solution:
@@ -199,7 +199,7 @@ def test_powells_problem_is_barely_feasible() -> None:
         program = linear(A.tolist(), b.tolist(), [0.0] * n)
         rng = np.random.default_rng(n)
         for noise in (0.0, 1e-9, 1e-7, 1e-4):
-            assert refuted_claim(program, y=1.0 + noise * rng.standard_normal(n))
+            assert refuted_claim(program, y=(1.0 + noise * rng.standard_normal(n)).tolist())
         candidate = infeasibility_candidates(program)[0]
         assert infeasibility_ray(program, candidate) is None
 

@@ -25,7 +25,6 @@ __all__ = [
     "Outcome",
     "QueryResult",
     "Truth",
-    "derivative_status",
     "judge",
     "outcome_of",
     "raised",
@@ -163,12 +162,6 @@ def outcome_of(
     )
 
 
-def derivative_status(solved: SolvedBatch) -> tuple[str, ...]:
-    """Reported status of the last derivative; "failed" if there is no report."""
-    report = solved.report.derivative
-    return ("failed",) * solved.batch if report is None else report.status
-
-
 def raised(expected: Array, queries: int, word: str) -> Outcome:
     """The outcome of a batch whose call raised an exception of type ``word``."""
     batch = len(expected)
@@ -193,22 +186,23 @@ def _reverse(solved: SolvedBatch, weight: Array, truth: Truth) -> QueryResult:
     sizes = [value.shape for value in solved.outputs]
     ends = np.cumsum([int(np.prod(shape[1:], dtype=int)) for shape in sizes])[:-1]
     parts = [part.reshape(shape) for part, shape in zip(np.split(weight, ends, axis=1), sizes, strict=True)]
-    pulled = [g for g in solved.vjp(parts) if g is not None]
-    gradient = np.concatenate([g.reshape(len(weight), -1) for g in pulled], axis=1)
+    pulled, report = solved.vjp(parts)
+    gradient = np.concatenate([g.reshape(len(weight), -1) for g in pulled if g is not None], axis=1)
     expected = np.einsum("bi,bij->bj", weight, truth.J)
     size = np.einsum("bi,bij->bj", np.abs(weight), truth.J_size)
-    return QueryResult(worst((gradient - expected) / np.where(size > 0, size, 1.0)), derivative_status(solved))
+    return QueryResult(worst((gradient - expected) / np.where(size > 0, size, 1.0)), report.status)
 
 
 def _forward(solved: SolvedBatch, tangents: Sequence[Array], truth: Truth, queries: Sequence[int]) -> QueryResult:
     """Query the tangent of x by a jvp."""
     batch = solved.batch
     symmetric = [0.5 * (t + np.swapaxes(t, -1, -2)) if _is_matrix(t) else t for t in tangents]
-    moved = np.concatenate([value.reshape(batch, -1) for value in solved.jvp(symmetric)[0]], axis=1)
+    (*tangents_out, _), report = solved.jvp(symmetric)
+    moved = np.concatenate([value.reshape(batch, -1) for value in tangents_out if value is not None], axis=1)
     flat = np.concatenate([t.reshape(batch, -1) for t in symmetric], axis=1)
     expected = np.einsum("bij,bj->bi", truth.J, flat)
     size = np.einsum("bij,bj->bi", truth.J_size, np.abs(flat))
-    return QueryResult(worst(((moved - expected) / size)[:, list(queries)]), derivative_status(solved))
+    return QueryResult(worst(((moved - expected) / size)[:, list(queries)]), report.status)
 
 
 def _is_matrix(tangent: Array) -> bool:

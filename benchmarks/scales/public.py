@@ -78,11 +78,10 @@ def _counted(
         status, x, objective = solved.report.status[0], solved.outputs[0][0], float(solved.objective[0])
         for wrt, spent in vjp_s.items():
             start = time.perf_counter()
-            pulled = solved.vjp([weight[None]], wrt=[wrt == "q", wrt == "b"])
+            pulled, report = solved.vjp([weight[None]], wrt=[wrt == "q", wrt == "b"])
             spent.append(time.perf_counter() - start)
             gradient = pulled[0 if wrt == "q" else 1]
-            word = "failed" if solved.report.derivative is None else solved.report.derivative.status[0]
-            count.details[wrt] = {"word": word, "gradient": gradient}
+            count.details[wrt] = {"word": report.status[0], "gradient": gradient}
     count.statuses = {str(status): 2}
     size = np.max(np.abs(reference.x / reference.d))
     x_error = float(np.max(np.abs((x - reference.x) / reference.d)) / size)

@@ -9,7 +9,7 @@ from typing import final
 
 import numpy as np
 
-from benchmarks.scales.judge import Outcome, QueryResult, derivative_status, outcome_of, raised
+from benchmarks.scales.judge import Outcome, QueryResult, outcome_of, raised
 from benchmarks.scales.programs import DATA, Programs, Units
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.solved_batch import SolvedBatch
@@ -73,10 +73,10 @@ class Reverse(AbstractQuery):
     def ask(self, solved: SolvedBatch, frame: Frame) -> QueryResult:
         """Compute the gradient by a vjp, and its error."""
         parts = np.split(self.weight * frame.outputs, frame.ends, axis=1)
-        pulled = solved.vjp(parts, wrt=[name in self.wrt for name in DATA])
+        pulled, report = solved.vjp(parts, wrt=[name in self.wrt for name in DATA])
         found = [g * unit for g, unit in zip(pulled, frame.data, strict=True) if g is not None]
         error = _error(np.concatenate(found, axis=1), self.gradient) if self.exists else np.zeros(solved.batch)
-        return QueryResult(error, derivative_status(solved), self.exists)
+        return QueryResult(error, report.status, self.exists)
 
     def select(self, index: slice) -> Reverse:
         """The query for some elements."""
@@ -100,12 +100,12 @@ class Value(AbstractQuery):
 
     def ask(self, solved: SolvedBatch, frame: Frame) -> QueryResult:
         """Compute the gradient by a vjp of the objective, and its error."""
-        pulled = solved.vjp(
-            [None] * len(solved.outputs), objective=1.0 / frame.objective, wrt=[name in self.wrt for name in DATA]
+        pulled, report = solved.vjp(
+            [*[None] * len(solved.outputs), 1.0 / frame.objective], wrt=[name in self.wrt for name in DATA]
         )
         found = [g * unit for g, unit in zip(pulled, frame.data, strict=True) if g is not None]
         error = _error(np.concatenate(found, axis=1), self.gradient) if self.exists else np.zeros(solved.batch)
-        return QueryResult(error, derivative_status(solved), self.exists)
+        return QueryResult(error, report.status, self.exists)
 
     def select(self, index: slice) -> Value:
         """The query for some elements."""
@@ -130,9 +130,10 @@ class Forward(AbstractQuery):
     def ask(self, solved: SolvedBatch, frame: Frame) -> QueryResult:
         """Compute the tangent by a jvp, and its error."""
         inward = [None if t is None else t * unit for t, unit in zip(self.tangents, frame.data, strict=True)]
-        found = np.concatenate(solved.jvp(inward)[0], axis=1) * frame.outputs
+        (*moved, _), report = solved.jvp(inward)
+        found = np.concatenate([part for part in moved if part is not None], axis=1) * frame.outputs
         error = _error(found, self.moved) if self.exists else np.zeros(solved.batch)
-        return QueryResult(error, derivative_status(solved), self.exists)
+        return QueryResult(error, report.status, self.exists)
 
     def select(self, index: slice) -> Forward:
         """The query for some elements."""

@@ -16,7 +16,7 @@ from convexlayer.canon.document import Reader, write_matrix, write_pattern
 from convexlayer.canon.parameters import ATTRIBUTES, ParameterSpec
 from convexlayer.canon.recovery import OutputSpec, Recovery
 from convexlayer.errors import ProblemError
-from convexlayer.program import Array, ConeProgram, Structure
+from convexlayer.program import Array, ConeProgram, ProgramCotangent, Structure
 from convexlayer.runtime import kernel_cache
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import ProgramMatrix
@@ -39,10 +39,10 @@ class Objective:
         signed = -program_value if self.maximize else program_value
         return np.exp(signed) if self.log else signed
 
-    def slope(self, program_value: Array) -> Array:
-        """Derivative d value / d program_value, (B,)."""
+    def slope(self, value: Array) -> Array:
+        """Derivative (B,) of the problem's objective value by the program's, at values (B,) of the problem's."""
         sign = -1.0 if self.maximize else 1.0
-        return sign * self.value(program_value) if self.log else np.full_like(program_value, sign)
+        return sign * value if self.log else np.full_like(value, sign)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class ParametricProgram:
         return P, q, r, A, b
 
     @cached_property
-    def varying(self) -> Structure:
+    def _varying(self) -> Structure:
         """The structure, with an empty pattern for P or A if that matrix does not depend on the parameters."""
         shape, (P, _, _, A, _) = self.structure, self._maps
         return Structure(
@@ -144,30 +144,27 @@ class ParametricProgram:
             return program
         return replace(program, r=program.r + self.products.push(features, tangent))
 
-    def pullback(
-        self, features: Array, cotangent: ConeProgram, *, scale: Array | None = None, wanted: BoolArray | None = None
-    ) -> Array:
+    def pullback(self, features: Array, cotangent: ProgramCotangent, *, wanted: BoolArray | None = None) -> Array:
         """Pull back a program cotangent to a cotangent (B, features.size) of the feature vectors.
 
         Args:
             features: the feature vectors.
-            cotangent: the program cotangent, with entries at least on the patterns of ``varying``.
-            scale: the scales (B,) of ``normalised`` if the cotangent is with respect to normalised programs.
+            cotangent: the program cotangent.
             wanted: mask of the features whose cotangents are computed; the others are zero.
         """
-        inverse = np.ones(len(features)) if scale is None else 1.0 / scale
-        parts = (cotangent.P, cotangent.q, cotangent.r[:, None], cotangent.A, cotangent.b)
+        r = np.zeros(len(features)) if cotangent.r is None else cotangent.r
+        P, A = cotangent.P(self._varying.P), cotangent.A(self._varying.A)
+        parts = (P, cotangent.q, r[:, None], A, cotangent.b)
         if kernel_cache.ready():
-            total = self._kernel_matrix.adjoint(parts, inverse, wanted)
+            total = self._kernel_matrix.adjoint(parts, np.ones(len(features)), wanted)
         else:
-            weights = [inverse[:, None]] * 3 + [np.ones((1, 1))] * 2
-            weighted = zip(self._maps, parts, weights, strict=True)
-            pulled = [part.pull(value * weight) for part, value, weight in weighted if part.matrix.nnz]
+            each = zip(self._maps, parts, strict=True)
+            pulled = [part.pull(value) for part, value in each if part.matrix.nnz]
             total = reduce(np.add, pulled) if pulled else np.zeros_like(features)
             if wanted is not None:
                 total = np.where(wanted, total, 0.0)
-        if self.products is not None and cotangent.r.any():
-            total = total + self.products.pull(features, inverse * cotangent.r)
+        if self.products is not None and cotangent.r is not None:
+            total = total + self.products.pull(features, r)
         return total
 
     def split(self, flat: Sequence[Array]) -> tuple[Array, ...]:

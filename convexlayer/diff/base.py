@@ -9,16 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from convexlayer.diff.report import DerivativeReport
-from convexlayer.program import Array, ConeProgram, Structure
-from convexlayer.sparse import entries_of_products
+from convexlayer.program import Array, ConeProgram, ProgramCotangent, Structure
 
 __all__ = [
     "AbstractDifferentiator",
     "SolutionCotangent",
     "SolutionTangent",
-    "data_cotangent",
-    "whole_data",
     "whole_point",
+    "whole_program",
 ]
 
 
@@ -40,9 +38,11 @@ class SolutionCotangent:
     s: Array | None = None
 
 
-def whole_data(data: ConeProgram) -> Array:
-    """Concatenate all entries of a program cotangent, (B, ...)."""
-    return np.concatenate([data.P, data.q, data.A, data.b], axis=1)
+def whole_program(structure: Structure) -> Callable[[ProgramCotangent], Array]:
+    """The map from a program cotangent to all its entries on the patterns of a structure, (B, ...)."""
+    return lambda cotangent: np.concatenate(
+        [cotangent.P(structure.P), cotangent.q, cotangent.A(structure.A), cotangent.b], axis=1
+    )
 
 
 def whole_point(tangent: SolutionTangent) -> Array:
@@ -64,16 +64,14 @@ class AbstractDifferentiator(ABC):
         self,
         cotangent: SolutionCotangent,
         *,
-        on: Structure | None = None,
-        observe: Callable[[ConeProgram], Array] = whole_data,
-    ) -> tuple[ConeProgram, DerivativeReport]:
+        observe: Callable[[ProgramCotangent], Array] | None = None,
+    ) -> tuple[ProgramCotangent, DerivativeReport]:
         """Pull back a solution cotangent to a program cotangent, with an accuracy report.
 
         Args:
             cotangent: the cotangent of the solution.
-            on: the structure on whose patterns the cotangents of P and A are computed, also for ``observe``; default
-                that of the program.
-            observe: linear map of the result to what the caller uses of it.
+            observe: linear map of the result to what the caller uses of it; default all entries on the program's own
+                patterns (``whole_program``).
         """
 
     @abstractmethod
@@ -85,16 +83,3 @@ class AbstractDifferentiator(ABC):
     @abstractmethod
     def objective_report(self, *, observe: Callable[[SolutionTangent], Array]) -> DerivativeReport:
         """Accuracy report of the objective's derivative; it exists if ``observe`` maps the null space of K to zero."""
-
-
-def data_cotangent(structure: Structure, x: Array, y: Array, l: Array, v: Array) -> ConeProgram:  # noqa: E741 (the design's name)
-    """grad_q = -l, grad_b = v, grad_A = -(y l' + v x'), grad_P = -(l x' + x l') / 2, on the patterns of a structure."""
-    q = -l
-    return ConeProgram(
-        structure,
-        P=entries_of_products(structure.P.rows, structure.P.cols, ((0.5 * q, x), (x, 0.5 * q))),
-        q=q,
-        r=np.zeros(len(q)),
-        A=entries_of_products(structure.A.rows, structure.A.cols, ((y, q), (-v, x))),
-        b=v,
-    )

@@ -1,8 +1,8 @@
 """The derivative of diffcp (Agrawal et al. 2019), the reference implementation for tests of the exact derivative.
 
 diffcp supports neither quadratic objectives in its exact modes nor power cones. A quadratic objective is lifted to one
-second-order cone: with P = F'F, minimise t + q'x subject to (t + 1, t - 1, sqrt(2) F x) in the cone. The derivative
-with respect to P follows from that with respect to q (grad_P = (grad_q x' + x grad_q') / 2). Programs with power cones
+second-order cone: with P = F'F, minimise t + q'x subject to (t + 1, t - 1, sqrt(2) F x) in the cone. The derivatives
+with respect to P and A follow from those with respect to q and b (``ProgramCotangent``). Programs with power cones
 raise a DerivativeError.
 """
 
@@ -19,14 +19,13 @@ from convexlayer.diff.base import (
     AbstractDifferentiator,
     SolutionCotangent,
     SolutionTangent,
-    whole_data,
     whole_point,
 )
 from convexlayer.diff.exact import RelativeChange
 from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
 from convexlayer.diff.report import DerivativeReport
 from convexlayer.errors import DerivativeError
-from convexlayer.program import Array, ConeProgram, Structure
+from convexlayer.program import Array, ConeProgram, ProgramCotangent, Structure
 from convexlayer.solution import Solution
 
 __all__ = ["DiffcpDifferentiator"]
@@ -72,29 +71,22 @@ class DiffcpDifferentiator(AbstractDifferentiator):
         self,
         cotangent: SolutionCotangent,
         *,
-        on: Structure | None = None,
-        observe: Callable[[ConeProgram], Array] = whole_data,
-    ) -> tuple[ConeProgram, DerivativeReport]:
+        observe: Callable[[ProgramCotangent], Array] | None = None,
+    ) -> tuple[ProgramCotangent, DerivativeReport]:
         """Compute the program cotangent by diffcp's adjoint derivative."""
         program = self._program
-        structure = on or program.structure
-        P, A = structure.P, structure.A
         before, extra = _lifted_rows(program.structure)
-        sizes = ((P.nnz,), (structure.n,), (), (A.nnz,), (structure.m,))
-        gradients = ConeProgram(structure, *(np.zeros((program.batch, *size)) for size in sizes))
+        x, y = self._solution.x, self._solution.y
+        gradient = ProgramCotangent(x, y, np.zeros_like(x), np.zeros_like(y))
         at_s = np.zeros_like(cotangent.y) if cotangent.s is None else cotangent.s
         for i in range(program.batch):
             dy, ds = (np.insert(v[i], before, np.zeros(extra)) if extra else v[i] for v in (cotangent.y, at_s))
             dx = np.append(cotangent.x[i], np.zeros(1 if extra else 0))
             size = _size(dx, dy, ds)
-            dA, db, dc = (size * part for part in self._at(i)[1](dx / size, dy / size, ds / size))
-            kept = np.delete(np.arange(len(db)), slice(before, before + extra))
-            x, gradient_q = self._solution.x[i], dc[: program.structure.n]
-            gradients.q[i] = gradient_q
-            gradients.b[i] = db[kept]
-            gradients.A[i] = np.asarray(sp.csr_matrix(dA)[kept[A.rows], A.cols]).ravel()
-            gradients.P[i] = 0.5 * (gradient_q[P.rows] * x[P.cols] + x[P.rows] * gradient_q[P.cols])
-        return gradients, self._report()
+            _, db, dc = (size * part for part in self._at(i)[1](dx / size, dy / size, ds / size))
+            gradient.l[i] = -dc[: program.structure.n]
+            gradient.v[i] = np.delete(db, slice(before, before + extra))
+        return gradient, self._report()
 
     def jvp(
         self, tangent: ConeProgram, *, observe: Callable[[SolutionTangent], Array] = whole_point

@@ -13,14 +13,13 @@ from convexlayer.diff.base import (
     AbstractDifferentiator,
     SolutionCotangent,
     SolutionTangent,
-    data_cotangent,
-    whole_data,
     whole_point,
+    whole_program,
 )
 from convexlayer.diff.degenerate import Observation, is_observed, observes_null_space, observes_null_space_of
 from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
 from convexlayer.diff.report import ACCURATE_SOLUTION, DerivativeReport
-from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
+from convexlayer.program import Array, ConeProgram, IndexArray, ProgramCotangent, max_norm
 from convexlayer.solution import BoolArray, Solution
 
 __all__ = ["ExactDifferentiator"]
@@ -133,27 +132,26 @@ class ExactDifferentiator(AbstractDifferentiator):
         self,
         cotangent: SolutionCotangent,
         *,
-        on: Structure | None = None,
-        observe: Callable[[ConeProgram], Array] = whole_data,
-    ) -> tuple[ConeProgram, DerivativeReport]:
-        """Solve K [l; u] = [dx - A'ds; L'dy], set v = ds + L u, and compute the gradients by ``data_cotangent``."""
+        observe: Callable[[ProgramCotangent], Array] | None = None,
+    ) -> tuple[ProgramCotangent, DerivativeReport]:
+        """Solve K [l; u] = [dx - A'ds; L'dy] and set v = ds + L u; the gradient is ``ProgramCotangent(x, y, l, v)``."""
         program, x, y = self._program, self._point.x, self._point.y
-        structure = on or program.structure
+        used = observe or whole_program(program.structure)
 
-        def outside(l: Array, v: Array) -> Array:  # noqa: E741 (the design's name)
-            return observe(data_cotangent(structure, x, y, l, v))
+        def outside(l: Array, v: Array) -> Array:  # noqa: E741 (the name in the mathematics)
+            return used(ProgramCotangent(x, y, l, v))
 
         ds, top = cotangent.s, cotangent.x
         if ds is not None:
             top = top - program.structure.A.rmatvec(program.A, ds)
         l, v, report = self._solve(top, cotangent.y, outside)  # noqa: E741
-        return data_cotangent(structure, x, y, l, v if ds is None else v + ds), report
+        return ProgramCotangent(x, y, l, v if ds is None else v + ds), report
 
     def jvp(
         self, tangent: ConeProgram, *, observe: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
         """Solve K [dx; u] = -[r1; L'r2] with r1 = dP x + dq + dA'y and r2 = dA x - db; dy = L u, ds = -(A dx + r2)."""
-        r1, r2 = self._right_hand_side(tangent)
+        r1, r2 = tangent.residuals_at(self._point.x, self._point.y)
 
         def outside(dx: Array, dy: Array) -> Array:
             return observe(self._tangent(dx, dy, 0.0))
@@ -161,19 +159,13 @@ class ExactDifferentiator(AbstractDifferentiator):
         dx, dy, report = self._solve(-r1, -r2, outside)
         return self._tangent(dx, dy, r2), report
 
-    def _right_hand_side(self, tangent: ConeProgram) -> tuple[Array, Array]:
-        """The residual tangents (r1, r2) of ``jvp``."""
-        P, A = tangent.structure.P, tangent.structure.A
-        x, y = self._point.x, self._point.y
-        return P.matvec(tangent.P, x) + tangent.q + A.rmatvec(tangent.A, y), A.matvec(tangent.A, x) - tangent.b
-
     def _respond(self, tangent: ConeProgram) -> tuple[Array, Array]:
         """(dx, dy) of ``jvp`` to the accuracy of a Newton step, as a measure of the size of outputs.
 
         If K is singular, (dx, dy) has minimum norm and dA'y is left out of r1: multipliers may be unbounded then, and
         dA'y would not reflect the size of outputs.
         """
-        factor, (r1, r2) = self._factor, self._right_hand_side(tangent)
+        factor, (r1, r2) = self._factor, tangent.residuals_at(self._point.x, self._point.y)
         if factor.regular:
             return factor.newton(-r1, -r2)
         by_multipliers = tangent.structure.A.rmatvec(tangent.A, self._point.y)

@@ -5,21 +5,28 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, final
 
 import cvxpy as cp
 import torch
+from torch.autograd.forward_ad import unpack_dual
 
 from convexlayer.arguments import check_bool, check_kind, describe
 from convexlayer.canon import ParametricProgram
-from convexlayer.errors import DerivativeError, FailedElementsError, InvalidElementsError, ProblemError
+from convexlayer.errors import (
+    DerivativeError,
+    FailedElementsError,
+    InvalidElementsError,
+    ProblemError,
+    UnsupportedError,
+)
 from convexlayer.layers.canonicalize import canonicalize
 from convexlayer.layers.function import Call, solve
-from convexlayer.layers.remote import remote_layer, server_url
-from convexlayer.layers.report import Report
+from convexlayer.layers.protocol import AbstractDerivativeReport, AbstractReport, AbstractSolutionMap
+from convexlayer.layers.remote import remote_solution_map, server_url
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.theta import batch_size
+from convexlayer.layers.vmap_rules import is_transformed
 from convexlayer.solvers import Options
 from convexlayer.status import Status
 
@@ -43,17 +50,9 @@ class ConvexLayer(torch.nn.Module):
     jvp, vjp, jacrev, jacfwd) and torch.autograd.gradcheck; torch.compile breaks its graph at the layer. Thread-safe,
     picklable, deep-copyable.
 
-    If the environment variable ``CONVEXLAYER_URL`` is set to the URL of a server, the constructor returns a
-    ``RemoteConvexLayer`` of the client package instead, which is called in the same way and solves on the server
-    (``layers/remote.py``).
+    The layer is a shell over a solution map (``layers/protocol.py``), which does the work in NumPy. If the environment
+    variable ``CONVEXLAYER_URL`` names a server, this is the client's remote map; ``from_solution_map`` takes any.
     """
-
-    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
-        """Create a local layer, or a remote one if the environment names a server."""
-        url = server_url()
-        if url is None or not (arguments or keywords):  # copy and pickle create a local layer without arguments
-            return super().__new__(cls)
-        return remote_layer(url, *arguments, **keywords)
 
     def __init__(
         self,
@@ -108,46 +107,94 @@ class ConvexLayer(torch.nn.Module):
         _check_sequence("variables", variables, cp.Variable, "cvxpy.Variable (or dual variables)")
         for name, value in (("gp", gp), ("presolve", presolve), ("self_check", self_check)):
             check_bool(name, value)
+        self._set_policies(on_failure, on_degenerate)
+        url = server_url()
+        if url is None:
+            program = canonicalize(problem, parameters, variables, gp=gp, presolve=presolve, self_check=self_check)
+            solution_map: AbstractSolutionMap = SolutionMap(
+                program,
+                solver=solver,
+                tune=tune,
+                device=device,
+                derivative=derivative,
+                options=options,
+                check_attributes=check_attributes,
+            )
+        else:
+            solution_map = remote_solution_map(
+                url,
+                problem,
+                parameters,
+                variables,
+                solver=solver,
+                gp=gp,
+                options=options,
+                derivative=derivative,
+                check_attributes=check_attributes,
+            )
+        self._set_solution_map(solution_map)
+
+    @classmethod
+    def from_solution_map(
+        cls, solution_map: AbstractSolutionMap, *, on_failure: str = "raise", on_degenerate: str = "warn"
+    ) -> ConvexLayer:
+        """Create the layer of a solution map, such as ``SolutionMap`` or ``convexlayer_client.RemoteSolutionMap``.
+
+        Args:
+            solution_map: the solution map.
+            on_failure: as for the constructor.
+            on_degenerate: as for the constructor.
+
+        Raises:
+            ProblemError: an argument has an unknown value.
+            UnsupportedError: ``on_failure="keep"``, but the solution map has no last iterates.
+        """
+        layer = cls.__new__(cls)
+        torch.nn.Module.__init__(layer)
+        layer._set_policies(on_failure, on_degenerate)
+        layer._set_solution_map(solution_map)
+        return layer
+
+    def _set_policies(self, on_failure: str, on_degenerate: str) -> None:
         _check_choice("on_failure", on_failure, ON_FAILURE)
-        program = canonicalize(problem, parameters, variables, gp=gp, presolve=presolve, self_check=self_check)
-        self._map = SolutionMap(
-            program,
-            solver=solver,
-            tune=tune,
-            device=device,
-            derivative=derivative,
-            options=options,
-            check_attributes=check_attributes,
-        )
         self._on_failure = on_failure
         self._degeneracy_policy = _DegeneracyPolicy(on_degenerate)
 
+    def _set_solution_map(self, solution_map: AbstractSolutionMap) -> None:
+        if self._on_failure == "keep" and not solution_map.has_iterates:
+            raise UnsupportedError(
+                f"on_failure='keep' needs the solver's last iterates, which {solution_map.summary} does not return: "
+                "use 'raise' or 'nan'"
+            )
+        self._map = solution_map
+
     @property
     def program(self) -> ParametricProgram:
-        """The canonicalised problem."""
+        """The canonicalised problem.
+
+        Raises:
+            UnsupportedError: the layer's solution map is not a ``SolutionMap``.
+        """
+        if not isinstance(self._map, SolutionMap):
+            raise UnsupportedError(f"there is no canonicalised problem in this process: {self._map.summary} has it")
         return self._map.program
 
     @property
-    def solution_map(self) -> SolutionMap:
+    def solution_map(self) -> AbstractSolutionMap:
         """The same map with a NumPy interface."""
         return self._map
 
     def extra_repr(self) -> str:
-        """Parameters, outputs, sizes and solver, for torch's repr."""
-        structure = self.program.structure
-        names = ", ".join(spec.name for spec in self.program.parameters)
-        outputs = ", ".join(spec.name for spec in self.program.outputs)
-        record = self.program.presolve
-        given = structure if record is None else record.source.structure
-        presolve = "" if record is None else f" (n={given.n}, m={given.m} before presolve)"
-        return f"({names}) -> ({outputs}), n={structure.n}, m={structure.m}{presolve}, solver={self._map.solver}"
+        """Parameters, outputs, and the summary of the solution map, for torch's repr."""
+        names, outputs = (", ".join(spec.name for spec in specs) for specs in (self._map.parameters, self._map.outputs))
+        return f"({names}) -> ({outputs}), {self._map.summary}"
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def forward(
         self,
         *tensors: torch.Tensor,
         options: Options | Mapping[str, Any] | None = None,
-        warm_start: Report | None = None,
+        warm_start: Any = None,
     ) -> tuple[torch.Tensor, ...]:
         """Solve the problem at parameter values.
 
@@ -165,7 +212,7 @@ class ConvexLayer(torch.nn.Module):
             FailedElementsError: elements have no solution, with ``on_failure="raise"``; an InvalidElementsError if a
                 tensor is not finite or violates its parameter's attributes.
         """
-        outputs, _, report = self._solve(tensors, options, warm_start)
+        outputs, report = self._solve(tensors, options, warm_start)
         self._degeneracy_policy.of_solutions(report)
         return outputs
 
@@ -174,20 +221,19 @@ class ConvexLayer(torch.nn.Module):
         self,
         *tensors: torch.Tensor,
         options: Options | Mapping[str, Any] | None = None,
-        warm_start: Report | None = None,
-    ) -> tuple[tuple[torch.Tensor, ...], Report]:
-        """Solve, and also return the report.
+        warm_start: Any = None,
+    ) -> tuple[tuple[torch.Tensor, ...], Any]:
+        """Solve, and also return the report: a ``Report``, or that of the layer's solution map.
 
         The objective values in the report are a differentiable tensor; a backward pass fills ``report.derivative``.
         """
-        outputs, objective, report = self._solve(tensors, options, warm_start)
-        return outputs, replace(report, objective=objective)  # a copy, because the autograd graph holds ``report``
+        return self._solve(tensors, options, warm_start)
 
     def _solve(
-        self, tensors: tuple[torch.Tensor, ...], options: Any, warm_start: Report | None
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, Report]:
-        """Outputs, objective values, and the report that the autograd graph holds."""
-        specs = self.program.parameters
+        self, tensors: tuple[torch.Tensor, ...], options: Any, warm_start: Any
+    ) -> tuple[tuple[torch.Tensor, ...], Any]:
+        """The outputs, and the caller's report."""
+        specs = self._map.parameters
         for tensor in tensors:
             if not isinstance(tensor, torch.Tensor):
                 raise ProblemError(f"expected torch tensors, got {type(tensor).__name__}: wrap it with torch.as_tensor")
@@ -203,28 +249,35 @@ class ConvexLayer(torch.nn.Module):
         batched = batch_size(specs, [tuple(tensor.shape) for tensor in tensors]) is not None
         call = Call(
             self._map,
-            Options.of(options, self._map.options),
+            options,
             warm_start,
-            keep=self._on_failure == "keep",
+            keep_iterates=self._on_failure == "keep",
+            differentiable=_is_differentiated(tensors),
             on_derivative=self._degeneracy_policy,
         )
         *outputs, objective = solve(call, tensors)
         if not batched:
             outputs, objective = [output.squeeze(0) for output in outputs], objective.squeeze(0)
-        report = call.result().report
+        report = call.report(objective)
         if report.failed and self._on_failure == "raise":
             invalid = Status.INVALID in report.status
             raise (InvalidElementsError if invalid else FailedElementsError)(
                 _failure_message(report, batched=batched),
                 indices=report.failed,
                 outputs=tuple(outputs),
-                report=replace(report, objective=objective),
+                report=report,
             )
-        return tuple(outputs), objective, report
+        return tuple(outputs), report
 
 
-def _failure_message(report: Report, *, batched: bool) -> str:
-    if not batched and report.status[0] is Status.INVALID:
+def _is_differentiated(tensors: tuple[torch.Tensor, ...]) -> bool:
+    """Whether a derivative with respect to one of the tensors can follow, in reverse or forward mode."""
+    reverse = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return reverse or is_transformed(tensors) or any(unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def _failure_message(report: AbstractReport, *, batched: bool) -> str:
+    if not batched and report.status[0] == Status.INVALID:
         return report.details[0]
     named = ", ".join(f"{i} ({report.status[i]})" for i in report.failed[:8])
     more = f" and {len(report.failed) - 8} more" if len(report.failed) > 8 else ""
@@ -260,27 +313,22 @@ class _DegeneracyPolicy:
     def __reduce__(self) -> tuple[Callable[[str], _DegeneracyPolicy], tuple[str]]:
         return _DegeneracyPolicy, (self._on_degenerate,)
 
-    def of_solutions(self, report: Report) -> None:
+    def of_solutions(self, report: AbstractReport) -> None:
         """Warn of inaccurate solutions, after a call that returns no report."""
-        if self._on_degenerate == "report" or report.solution.all_optimal:
+        if self._on_degenerate == "report" or Status.OPTIMAL_INACCURATE not in report.status:
             return
-        inaccurate = [str(i) for i, word in enumerate(report.status) if word is Status.OPTIMAL_INACCURATE]
-        if inaccurate:
-            self._warn(
-                "solutions",
-                f"the solutions of {len(inaccurate)} of {len(report.status)} elements are inaccurate: "
-                f"{_first(inaccurate)}. See status and residuals in the report of layer.solve(...)",
-            )
+        inaccurate = [str(i) for i, word in enumerate(report.status) if word == Status.OPTIMAL_INACCURATE]
+        self._warn(
+            "solutions",
+            f"the solutions of {len(inaccurate)} of {len(report.status)} elements are inaccurate: "
+            f"{_first(inaccurate)}. See status and residuals in the report of layer.solve(...)",
+        )
 
-    def __call__(self, report: Report) -> None:
-        derivative = report.derivative
-        if self._on_degenerate == "report" or derivative is None or derivative.trusted:
+    def __call__(self, report: AbstractReport, derivative: AbstractDerivativeReport) -> None:
+        if self._on_degenerate == "report" or derivative.status.count("ok") == len(derivative.status):
             return
-        doubtful = [
-            f"{i} ({word})"
-            for i, (word, status) in enumerate(zip(derivative.status, report.status, strict=True))
-            if word != "ok" and status.solved
-        ]
+        failed = set(report.failed)
+        doubtful = [f"{i} ({word})" for i, word in enumerate(derivative.status) if word != "ok" and i not in failed]
         if not doubtful:
             return
         message = (

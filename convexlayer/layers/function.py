@@ -1,4 +1,4 @@
-"""Autograd functions of a SolutionMap: forward, vjp and jvp, each with a vmap rule.
+"""Autograd functions of a solution map: forward, vjp and jvp, each with a vmap rule.
 
 All outputs have a leading batch axis. The additional output ``element`` holds the index of each row in the solved
 batch. Under vmap, ``element`` is batched if and only if the forward pass was; from this the vmap rule of the derivative
@@ -7,22 +7,27 @@ knows whether a new axis of cotangents belongs to new elements, or holds several
 
 from __future__ import annotations
 
+import copy
 import inspect
+import time
+import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from convexlayer.diff import DerivativeReport
 from convexlayer.errors import DerivativeError
-from convexlayer.layers.report import Report
-from convexlayer.layers.solution_map import SolutionMap
-from convexlayer.layers.solved_batch import SolvedBatch
+from convexlayer.layers.protocol import (
+    AbstractDerivativeReport,
+    AbstractReport,
+    AbstractSolutionMap,
+    AbstractSolvedBatch,
+)
 from convexlayer.layers.vmap_rules import Tensors, flattened, is_transformed, is_wrapped, unwrapped
 from convexlayer.program import Array, IndexArray
 from convexlayer.runtime.buffers import empty
-from convexlayer.solvers import Options
 
 __all__ = ["Call", "solve"]
 
@@ -51,29 +56,65 @@ class Call:
         solution_map: the solution map.
         options: the options of this call.
         warm_start: the report to start from, or None.
-        keep: whether rows without a solution keep the solver's last iterate instead of NaN.
-        on_derivative: callback that receives the report after every derivative; it may warn or raise.
+        keep_iterates: whether rows without a solution keep the solver's last iterate instead of NaN.
+        differentiable: whether a derivative is expected.
+        on_derivative: called with the report of the solve and that of the derivative after every derivative; it may
+            warn or raise.
         kind: dtype and device of the parameters, set by the forward pass.
         solved: the solved batch, set by the forward pass.
     """
 
     def __init__(
-        self, solution_map: SolutionMap, options: Options, warm_start: Report | None, *, keep: bool, on_derivative: Any
+        self,
+        solution_map: AbstractSolutionMap,
+        options: Any,
+        warm_start: Any,
+        *,
+        keep_iterates: bool,
+        differentiable: bool,
+        on_derivative: Callable[[AbstractReport, AbstractDerivativeReport], None],
     ) -> None:
         """Prepare a call."""
         self.solution_map = solution_map
         self.options = options
         self.warm_start = warm_start
-        self.keep = keep
+        self.keep_iterates = keep_iterates
+        self.differentiable = differentiable
         self.on_derivative = on_derivative
         self.kind = PLAIN
-        self.solved: SolvedBatch | None = None
+        self.solved: AbstractSolvedBatch | None = None
+        self._derivative: tuple[AbstractDerivativeReport, float] | None = None  # the last one, and its wall time
+        self._report: Callable[[], Any] = lambda: None
 
-    def result(self) -> SolvedBatch:
+    def result(self) -> AbstractSolvedBatch:
         """The solved batch, after the forward pass."""
         if self.solved is None:
             raise DerivativeError("the layer has not been solved yet")
         return self.solved
+
+    def report(self, objective: torch.Tensor) -> Any:
+        """The report for the caller, with objective values as a tensor; derivatives fill it while the caller keeps it.
+
+        The autograd graph holds this call, and the report, by ``objective``, the graph. So the call refers to it
+        weakly.
+        """
+        report = copy.copy(self.result().report)
+        report.objective = objective
+        self._report = weakref.ref(report)
+        self._fill()  # in forward mode the derivative comes before
+        return report
+
+    def differentiated(self, derivative: AbstractDerivativeReport, since: float) -> None:
+        """Fill the caller's report after a derivative that began at time ``since``, and call ``on_derivative``."""
+        self._derivative = derivative, time.perf_counter() - since
+        self._fill()
+        self.on_derivative(self.result().report, derivative)
+
+    def _fill(self) -> None:
+        report = self._report()
+        if report is not None and self._derivative is not None:
+            report.derivative, seconds = self._derivative
+            report.seconds = {**report.seconds, "derivative": seconds}
 
 
 class _Solve(torch.autograd.Function):
@@ -81,9 +122,14 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, *theta: torch.Tensor) -> Tensors:
-        solved = call.solution_map.solve([_array(t) for t in theta], options=call.options, warm_start=call.warm_start)
+        solved = call.solution_map.solve(
+            [_array(t) for t in theta],
+            options=call.options,
+            warm_start=call.warm_start,
+            differentiable=call.differentiable,
+        )
         call.solved = solved
-        values = solved.iterates if call.keep else solved.outputs
+        values = solved.iterates if call.keep_iterates else solved.outputs
         call.kind = kind = _kind(theta)
         element = torch.arange(solved.batch, device=kind.device)
         return (*(_tensor(value, kind) for value in values), _tensor(solved.objective, kind), element)
@@ -92,9 +138,7 @@ class _Solve(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         call, *theta = inputs
         ctx.call, ctx.solved = call, call.result()
-        ctx.batched = [
-            t.ndim > len(spec.shape) for t, spec in zip(theta, call.solution_map.program.parameters, strict=True)
-        ]
+        ctx.batched = [t.ndim > len(spec.shape) for t, spec in zip(theta, call.solution_map.parameters, strict=True)]
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[-1], *theta)
@@ -106,14 +150,17 @@ class _Solve(torch.autograd.Function):
         wrt = tuple(ctx.needs_input_grad[1:])
         if not any(wrt) or all(c is None for c in cotangents[:-1]):
             return (None,) * (1 + len(wrt))
-        arguments = (ctx.call, ctx.solved, wrt, element, *cotangents[:-1], *theta)
-        gradients = _derived(_Vjp, arguments, slice(3, 3 + len(cotangents)))
-        rows = iter(gradients)
-        summed = [
-            None if not want else (next(rows) if batched else next(rows).sum(0))
-            for want, batched in zip(wrt, ctx.batched, strict=True)
-        ]
-        return (None, *summed)
+        rows = (element, *cotangents[:-1])
+        per_element = is_wrapped(rows) or is_transformed((*rows, *theta))  # else the solution map sums
+        arguments = (ctx.call, ctx.solved, wrt, per_element, *rows, *theta)
+        gradients = iter(_derived(_Vjp, arguments, slice(4, 4 + len(rows))))
+        return (
+            None,
+            *(
+                None if not want else next(gradients) if batched or not per_element else next(gradients).sum(0)
+                for want, batched in zip(wrt, ctx.batched, strict=True)
+            ),
+        )
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -127,7 +174,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *theta: torch.Tensor) -> tuple[Tensors, tuple[int, ...]]:
-        specs = call.solution_map.program.parameters
+        specs = call.solution_map.parameters
         fronted = [t if dim is None else t.movedim(dim, 0) for t, dim in zip(theta, in_dims[1:], strict=True)]
         inner = [
             t.ndim - (dim is not None) > len(s.shape) for t, dim, s in zip(fronted, in_dims[1:], specs, strict=True)
@@ -171,23 +218,33 @@ class _Derivative(torch.autograd.Function):
 
 
 class _Vjp(_Derivative):
-    """(call, solved, wrt, element, *cotangents, *theta) -> gradients (rows, *shape) of the parameters in wrt."""
+    """(call, solved, wrt, per_element, element, *cotangents, *theta) -> gradients of the parameters in wrt.
+
+    With ``per_element`` they have one row per row of ``element``; else gradients of parameters without a batch axis are
+    summed, and the rows are the whole batch.
+    """
 
     @staticmethod
-    def forward(call: Call, solved: SolvedBatch, wrt: tuple[bool, ...], element: torch.Tensor, *rest: Any) -> Tensors:
-        arrays = [None if c is None else _array(c) for c in rest[: -len(wrt)]]
-
-        def one_round(rows: list[Array | None]) -> tuple[Array, ...]:
-            gradients = solved.vjp(rows[:-1], objective=rows[-1], wrt=wrt)
-            return tuple(gradient for gradient in gradients if gradient is not None)
-
-        gradients = _in_rounds(element, solved, arrays, one_round)
-        call.on_derivative(solved.report)
+    def forward(
+        call: Call,
+        solved: AbstractSolvedBatch,
+        wrt: tuple[bool, ...],
+        per_element: bool,
+        element: torch.Tensor,
+        *rest: Any,
+    ) -> Tensors:
+        start = time.perf_counter()
+        cotangents = [None if c is None else _array(c) for c in rest[: -len(wrt)]]
+        if per_element:
+            gradients, report = _in_rounds(element, solved.batch, cotangents, partial(solved.vjp, wrt=wrt))
+        else:
+            gradients, report = _wanted(solved.vjp(cotangents, wrt=wrt, per_element=False))
+        call.differentiated(report, start)
         return tuple(_tensor(gradient, call.kind, own=True) for gradient in gradients)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
-        rows = slice(3, len(inputs) - len(inputs[2]))
+        rows = slice(4, len(inputs) - len(inputs[2]))
         outputs = flattened(partial(_apply, _Vjp), info.batch_size, in_dims, inputs, rows)
         return outputs, (0,) * len(outputs)
 
@@ -196,15 +253,11 @@ class _Jvp(_Derivative):
     """(call, solved, element, *tangents, *theta) -> tangents (rows, *shape) of the outputs and of the objective."""
 
     @staticmethod
-    def forward(call: Call, solved: SolvedBatch, element: torch.Tensor, *rest: Any) -> Tensors:
-        arrays = [None if t is None else _array(t) for t in rest[: len(rest) // 2]]
-
-        def one_round(rows: list[Array | None]) -> tuple[Array, ...]:
-            outputs, objective = solved.jvp(rows)
-            return (*outputs, objective)
-
-        outputs = _in_rounds(element, solved, arrays, one_round)
-        call.on_derivative(solved.report)
+    def forward(call: Call, solved: AbstractSolvedBatch, element: torch.Tensor, *rest: Any) -> Tensors:
+        start = time.perf_counter()
+        tangents = [None if t is None else _array(t) for t in rest[: len(rest) // 2]]
+        outputs, report = _in_rounds(element, solved.batch, tangents, solved.jvp)
+        call.differentiated(report, start)
         return tuple(_tensor(output, call.kind) for output in outputs)
 
     @staticmethod
@@ -248,23 +301,29 @@ for _function in (_Solve, _Vjp, _Jvp):
     setattr(_function.forward, "__signature__", _Positional())  # noqa: B010 (unknown to mypy)
 
 
-def _in_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | None], function: Any) -> Any:
-    """Apply a function of whole batches to rows of the given elements, in rounds with at most one row per element.
+Derivative = Callable[[list[Array | None]], tuple[tuple[Array | None, ...], Any]]
+"""A derivative of a whole batch: from rows (B, ...) to results (B, ...), with a report."""
 
-    The report of the derivative is the worst of all rounds.
+
+def _in_rounds(
+    elements: torch.Tensor, batch: int, rows: list[Array | None], derivative: Derivative
+) -> tuple[tuple[Array, ...], Any]:
+    """Apply a derivative to rows of the given elements, in rounds with at most one row per element.
+
+    Returns:
+        The results that are not None, one row per row of ``elements``, and the worst report of all rounds.
     """
-    batch, record = solved.batch, solved.report.record
     if len(elements) == batch == 1:
-        return function(rows)
+        return _wanted(derivative(rows))
     element: IndexArray = elements.detach().cpu().numpy().astype(np.int64)
     if len(element) == batch and np.array_equal(element, np.arange(batch)):
-        return function(rows)
-    worst: DerivativeReport | None = None
+        return _wanted(derivative(rows))
     order = np.argsort(element, kind="stable")
     ranked = element[order]
     turn = np.empty(len(element), dtype=np.int64)
     turn[order] = np.arange(len(element)) - np.searchsorted(ranked, ranked)
     results: tuple[Array, ...] = ()
+    worst: Any = None
     for number in range(int(turn.max(initial=0)) + 1):  # at least one round, to learn the shapes
         chosen = np.flatnonzero(turn == number)
         placed: list[Array | None] = []
@@ -272,17 +331,21 @@ def _in_rounds(elements: torch.Tensor, solved: SolvedBatch, rows: list[Array | N
             if value is None:
                 placed.append(None)
             else:
-                whole = np.zeros((batch, *value.shape[1:]))
-                whole[element[chosen]] = value[chosen]
-                placed.append(whole)
-        answers = function(placed)
-        if record.report is not None:
-            worst = record.report if worst is None else worst.worse(record.report)
+                spread = np.zeros((batch, *value.shape[1:]))
+                spread[element[chosen]] = value[chosen]
+                placed.append(spread)
+        answers, report = _wanted(derivative(placed))
+        worst = report if worst is None else worst.worse(report)
         results = results or tuple(np.zeros((len(element), *answer.shape[1:])) for answer in answers)
         for result, answer in zip(results, answers, strict=True):
             result[chosen] = answer[element[chosen]]
-    record.report = worst
-    return results
+    return results, worst
+
+
+def _wanted(results: tuple[tuple[Array | None, ...], Any]) -> tuple[tuple[Array, ...], Any]:
+    """The results of a derivative that were asked for, and its report."""
+    values, report = results
+    return tuple(value for value in values if value is not None), report
 
 
 def _kind(theta: Any) -> _Kind:

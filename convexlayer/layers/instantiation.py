@@ -27,17 +27,17 @@ class Instances(NamedTuple):
 
     Attributes:
         features: feature vectors; those of invalid elements are computed from substitute values.
-        program: the programs, with objectives divided by ``scale``.
-        scale: objective scales, (B,).
-        batched: whether any parameter value has a batch axis.
+        program: the programs, with objectives divided by ``divisor``.
+        divisor: largest coefficient of each objective, a power of two, (B,).
+        batched: mask of the parameters whose values have a batch axis.
         seconds: wall time of the computation.
         invalid: error messages of the invalid elements, by position.
     """
 
     features: Array
     program: ConeProgram
-    scale: Array
-    batched: bool
+    divisor: Array
+    batched: tuple[bool, ...]
     seconds: float
     invalid: dict[int, str]
 
@@ -68,12 +68,13 @@ def instantiate(program: ParametricProgram, theta: Sequence[Array], *, attribute
         values = with_substitutes(specs, values, invalid)
     start = time.perf_counter()
     features = program.features.apply(values, batch)
-    cone_program, scale = program.normalised(features)
+    cone_program, divisor = program.normalised(features)
     if len(cone_program.structure.constant_inequalities):
         cone_program = _with_slack(cone_program)
     if curvature:
         invalid = nonconvex_elements(cone_program) | invalid
-    return Instances(features, cone_program, scale, size is not None, time.perf_counter() - start, invalid)
+    batched = tuple(value.ndim > len(spec.shape) for spec, value in zip(specs, values, strict=True))
+    return Instances(features, cone_program, divisor, batched, time.perf_counter() - start, invalid)
 
 
 def _with_slack(program: ConeProgram) -> ConeProgram:

@@ -33,10 +33,9 @@ class OutputChange:
         x: Array,
         y: Array,
         values: Sequence[Array],
-        scale: Array,
     ) -> None:
-        """Store features (B, features), x (B, n), y (B, m), outputs and the objective scales (B,) of the programs."""
-        self._program, self._features, self._scale = program, features, scale
+        """Store features (B, features), x (B, n), y (B, m) and outputs."""
+        self._program, self._features = program, features
         self._point = np.concatenate([x, y], axis=1)
         self._values = np.concatenate([value.reshape(len(value), -1) for value in values], axis=1)
         self._answer: Array | None = None
@@ -72,10 +71,10 @@ class OutputChange:
             return self._answer
         program, features = self._program, self._features
         push = features * np.random.default_rng(0).choice((-1.0, 1.0), features.shape[1])
-        dx, dy = respond(program.push(features, push).with_objective_divided(self._scale))
+        dx, dy = respond(program.push(features, push))
         self._answer = np.abs(self._moved(dx, dy) + program.recovery.push_direct(self._point, push))
         return self._answer
 
     def _moved(self, dx: Array, dy: Array) -> Array:
         """Push forward tangents of x and y to all outputs, (B, entries)."""
-        return self._program.recovery.push_linear(self._features, dx, dy * self._scale[:, None])
+        return self._program.recovery.push_linear(self._features, dx, dy)

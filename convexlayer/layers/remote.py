@@ -1,7 +1,7 @@
-"""Remote layers: with ``CONVEXLAYER_URL`` in the environment, ``ConvexLayer`` solves on that server.
+"""Solution maps of servers: with ``CONVEXLAYER_URL`` in the environment, a ``ConvexLayer`` solves there.
 
-Programs need no change to switch between local and remote layers. The client package is imported only if the variable
-is set.
+Programs need no change to switch between local and remote layers. The map comes from the package that registers the
+entry point ``server`` in the group ``convexlayer.solution_maps``, which is the client; this package does not import it.
 """
 
 from __future__ import annotations
@@ -9,28 +9,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import entry_points
+from typing import Any
 
 import cvxpy as cp
 
-from convexlayer.errors import (
-    DerivativeError,
-    FailedElementsError,
-    InvalidElementsError,
-    NotInstalledError,
-    ShapeError,
-    UnsupportedError,
-)
+from convexlayer.errors import NotInstalledError, UnsupportedError
+from convexlayer.layers.protocol import AbstractSolutionMap
 from convexlayer.solvers import Options
 
-if TYPE_CHECKING:
-    from convexlayer_client.layer import RemoteConvexLayer
-
-__all__ = ["URL_VARIABLE", "remote_layer", "server_url"]
+__all__ = ["ENTRY_POINTS", "URL_VARIABLE", "remote_solution_map", "server_url"]
 
 URL_VARIABLE = "CONVEXLAYER_URL"
 
+ENTRY_POINTS = "convexlayer.solution_maps"
+"""The group of entry points whose member ``server`` is a class with the arguments of ``RemoteSolutionMap``."""
+
 _TRAVELS = ("tol", "max_iter", "time_limit_s")
+"""The options that a server takes."""
 
 
 def server_url() -> str | None:
@@ -38,80 +34,45 @@ def server_url() -> str | None:
     return os.environ.get(URL_VARIABLE) or None
 
 
-def remote_layer(
+def remote_solution_map(
     url: str,
     problem: cp.Problem,
     parameters: Sequence[cp.Parameter],
     variables: Sequence[cp.Variable],
     *,
-    solver: str = "auto",
-    tune: bool = False,
-    device: str = "cpu",
-    gp: bool = False,
-    derivative: str = "exact",
-    on_failure: str = "raise",
-    on_degenerate: str = "warn",
-    options: Options | Mapping[str, Any] | None = None,
-    check_attributes: bool = True,
-    presolve: bool = True,
-    self_check: bool = True,
-) -> RemoteConvexLayer:
-    """Create a layer that solves on a server and raises the errors of this package.
-
-    Args:
-        url: URL of the server.
-        problem: as for ``ConvexLayer``, like the other arguments.
-        parameters: in the order of the tensors.
-        variables: the outputs.
-        solver: a name that the server knows, or ``auto``.
-        tune: ignored; the server decides.
-        device: ignored; the server decides.
-        gp: whether the problem is a geometric program.
-        derivative: must be ``exact``.
-        on_failure: ``raise`` or ``nan``.
-        on_degenerate: ``warn``, ``report`` or ``raise``.
-        options: ``tol``, ``max_iter`` and ``time_limit_s``.
-        check_attributes: must be true; a server always checks attributes.
-        presolve: ignored; the server decides.
-        self_check: ignored; the server decides.
+    solver: str,
+    gp: bool,
+    options: Options | Mapping[str, Any] | None,
+    derivative: str,
+    check_attributes: bool,
+) -> AbstractSolutionMap:
+    """Create the solution map of a problem on a server, for arguments of ``ConvexLayer``; a server decides the rest.
 
     Raises:
         UnsupportedError: an argument is supported by local layers only.
         NotInstalledError: the client is not installed.
         convexlayer_client.ClientError: the server cannot be reached, or rejects the problem.
     """
-    local = {
-        f"derivative={derivative!r}": derivative != "exact",
-        f"on_failure={on_failure!r}": on_failure == "keep",
-        f"check_attributes={check_attributes}": not check_attributes,
-    }
     given = options if isinstance(options, Options) else Options.of(options, Options())
     default = asdict(Options())
     changed = {name: value for name, value in asdict(given).items() if value != default[name]}
-    local |= {f"options {name}={value!r}": name not in _TRAVELS for name, value in changed.items()}
+    local = {f"options {name}={value!r}": name not in _TRAVELS for name, value in changed.items()} | {
+        f"derivative={derivative!r}": derivative != "exact",
+        f"check_attributes={check_attributes}": not check_attributes,
+    }
     refused = [name for name, is_local in local.items() if is_local]
     if refused:
         raise UnsupportedError(
             f"a server does not support {refused[0]}; unset {URL_VARIABLE}, which is {url!r}, to use a local layer"
         )
     try:
-        from convexlayer_client.layer import LayerErrors, RemoteConvexLayer
-    except ImportError as error:
+        (entry,) = entry_points(group=ENTRY_POINTS, name="server")
+        made: AbstractSolutionMap = entry.load()(
+            problem, parameters, variables, url=url, solver=solver, gp=gp, options=changed
+        )
+    except (ImportError, ValueError) as error:
         raise NotInstalledError(
-            f"{URL_VARIABLE} is set, but the client is missing ({error}): "
-            "pip install 'convexlayer-client[cvxpy,torch]', or unset it"
+            f"{URL_VARIABLE} is set, but the client is missing ({error}): pip install 'convexlayer-client[cvxpy]', or "
+            "unset it"
         ) from error
-    return RemoteConvexLayer(
-        problem,
-        parameters,
-        variables,
-        url=url,
-        gp=gp,
-        on_failure=on_failure,
-        on_degenerate=on_degenerate,
-        solver=solver,
-        options=changed,
-        errors=LayerErrors(
-            shape=ShapeError, failed=FailedElementsError, invalid=InvalidElementsError, derivative=DerivativeError
-        ),
-    )
+    return made

@@ -12,17 +12,10 @@ from convexlayer.program import Array, IndexArray
 from convexlayer.solution import Residuals, Solution
 from convexlayer.status import Status
 
-__all__ = ["DerivativeRecord", "Report"]
+__all__ = ["Report"]
 
 
 @dataclass(eq=False)
-class DerivativeRecord:
-    """Mutable holder of the derivative report, written by the backward pass and shared by all copies of a report."""
-
-    report: DerivativeReport | None = None
-
-
-@dataclass(frozen=True, eq=False)
 class Report:
     """The report of one call; every array has one entry per element of the batch.
 
@@ -34,7 +27,7 @@ class Report:
             without the batch axis if no input had one.
         iterations: iterations of the solver.
         seconds: wall time by phase: ``canonical`` (program data), ``solve``, ``polish`` (and certification), and after
-            a backward pass ``derivative``.
+            a derivative of a torch layer ``derivative``.
         solver: the solver that ran.
         reason: why it was chosen.
         solution: the solution of the cone program, which can warm-start a later call.
@@ -44,6 +37,8 @@ class Report:
         details: messages by position of the element: the invalid parameter values of ``invalid`` elements, the cause
             of other failures.
         cold_start: why the given warm start was not used; None if it was used, or none was given.
+        derivative: accuracy report of the last derivative, filled by the backward or forward-mode pass of a torch
+            layer; None before. (``SolvedBatch.vjp`` and ``jvp`` return theirs.)
     """
 
     status: tuple[Status, ...]
@@ -57,12 +52,7 @@ class Report:
     solved_again: tuple[int, ...] = ()
     details: Mapping[int, str] = field(default_factory=dict)
     cold_start: str | None = None
-    record: DerivativeRecord = field(default_factory=DerivativeRecord, repr=False)
-
-    @property
-    def derivative(self) -> DerivativeReport | None:
-        """Accuracy report of the last vjp or jvp at these solutions; None before the first."""
-        return self.record.report
+    derivative: DerivativeReport | None = None
 
     @property
     def failed(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from convexlayer.arguments import check_bool, check_kind
-from convexlayer.canon import ParametricProgram
+from convexlayer.canon import OutputSpec, ParameterSpec, ParametricProgram
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff import KKTFactor, KKTSystem, derivative_mode, polished
 from convexlayer.errors import ProblemError, ShapeError, SolverError
@@ -23,7 +23,7 @@ from convexlayer.layers.final_status import unproved_claims, unsettled, with_cer
 from convexlayer.layers.instantiation import Instances, instantiate, scatter_to_batch, valid_part
 from convexlayer.layers.report import Report
 from convexlayer.layers.solved_batch import SolvedBatch
-from convexlayer.layers.units import Equilibration, differentiate_equilibrated
+from convexlayer.layers.units import Scaling, differentiate_scaled
 from convexlayer.program import Array, ConeProgram, IndexArray
 from convexlayer.solution import Residuals, Solution
 from convexlayer.solvers import Clock, Options
@@ -44,7 +44,7 @@ class _Certified(NamedTuple):
 
 @final
 class SolutionMap:
-    """The solution map of a parametric program.
+    """The solution map of a parametric program, computed in this process (``AbstractSolutionMap``).
 
         theta --affine map--> cone program --solver--> solution --recovery--> outputs
 
@@ -113,6 +113,26 @@ class SolutionMap:
         tuned = None if self._tuned is None else (self._tuned.solver.name, self._tuned.reason)
         return _rebuild, (self.program, self.options, self._arguments, tuned)
 
+    has_iterates = True
+
+    @property
+    def parameters(self) -> tuple[ParameterSpec, ...]:
+        """The parameters, in order."""
+        return self.program.parameters
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """The outputs, in order."""
+        return self.program.outputs
+
+    @property
+    def summary(self) -> str:
+        """Sizes and solver, in a few words."""
+        structure, record = self.program.structure, self.program.presolve
+        given = structure if record is None else record.source.structure
+        presolve = "" if record is None else f" (n={given.n}, m={given.m} before presolve)"
+        return f"n={structure.n}, m={structure.m}{presolve}, solver={self.solver}"
+
     @property
     def solver(self) -> str:
         """Name of the chosen solver."""
@@ -129,6 +149,7 @@ class SolutionMap:
         *,
         options: Options | Mapping[str, Any] | None = None,
         warm_start: Report | None = None,
+        differentiable: bool = True,
     ) -> SolvedBatch:
         """Solve for a batch of parameters.
 
@@ -140,6 +161,8 @@ class SolutionMap:
             options: complete options, or changes to the defaults.
             warm_start: the report of an earlier call of this map. If the solver supports no warm start or the batch
                 size differs, it is not used, and the report's ``cold_start`` gives the reason.
+            differentiable: whether derivatives will be asked for, so that the factors that the polish computed are
+                kept; without it derivatives factorise again.
 
         Raises:
             ShapeError: shapes or batch sizes do not match, or the warm start is that of another problem.
@@ -149,29 +172,23 @@ class SolutionMap:
         chosen = self._with_device(Options.of(options, self.options))
         clock = Clock(chosen.time_limit_s)
         given = self._instantiate(theta)
-        features, program, scale = given.features, given.program, given.scale
-
-        units = Equilibration.of(program)
-        own = program if units is None else units.scale_program(program)
-
+        scaling, own = Scaling.of(given.program, given.divisor)
         instantiated = time.perf_counter()
         part, valid = valid_part(own, given.invalid)
         by = self._solver_for(part, chosen)
-        start, cold = self._start(warm_start, by, given, valid, units)
+        start, cold = self._start(warm_start, by, own.batch, valid, scaling)
         limited = clock.applied(chosen)
         solution = by.solver.solve(by.state, part, limited, start) if part.batch else _empty_solution(part)
         solved, raw = time.perf_counter(), solution
         solution, residuals, factor, point = self._certified(part, solution, chosen, clock)
         solution, residuals, again = self._solved_again(by, part, raw, solution, residuals, chosen, clock)
         solution, details = with_certificates(part, solution, raw, clock.applied(chosen))
-        solution, residuals = scatter_to_batch(solution, residuals, valid, program.batch)
+        solution, residuals = scatter_to_batch(solution, residuals, valid, own.batch)
         if valid is not None:
             again = tuple(valid[list(again)].tolist())
             details = given.invalid | {int(valid[i]): message for i, message in details.items()}
         polished = time.perf_counter()
-
-        held, solution = solution, solution if units is None else units.unscale_solution(solution)
-        objective = self._objective(residuals, solution, scale if units is None else scale * units.c)
+        objective = self._objective(residuals, solution, scaling)
         report = Report(
             status=solution.status,
             residuals=residuals,
@@ -180,27 +197,17 @@ class SolutionMap:
             seconds={"canonical": given.seconds, "solve": solved - instantiated, "polish": polished - solved},
             solver=by.solver.name,
             reason=by.reason,
-            solution=solution.with_objective_divided(1.0 / scale),
+            solution=scaling.unscale_solution(solution),
             solved_again=again,
             details=details,
             cold_start=cold,
         )
         same = not again and bool(np.all(solution.solved))  # else factor and point belong to other solutions
-        factor, found = (factor, point) if same else (None, None)
+        factor, found = (factor, point) if same and differentiable else (None, None)
         differentiate = partial(
-            differentiate_equilibrated, self._mode, self._system, units, own, held, factor=factor, point=found
+            differentiate_scaled, self._mode, self._system, scaling, own, solution, factor=factor, point=found
         )
-        return SolvedBatch(
-            self.program,
-            differentiate,
-            features,
-            program,
-            solution,
-            scale,
-            objective,
-            report,
-            batched=given.batched,
-        )
+        return SolvedBatch(self.program, differentiate, given.features, objective, report, batched=given.batched)
 
     def at(
         self, theta: Sequence[Array], solution: Solution, *, options: Options | Mapping[str, Any] | None = None
@@ -219,37 +226,33 @@ class SolutionMap:
         """
         check_kind("solution", solution, Solution, "a Solution, such as a report's ``solution``")
         given = self._instantiate(theta)
-        features, program, scale = given.features, given.program, given.scale
-        scaled = self._checked_size(solution, program.batch, "solution").with_objective_divided(scale)
-        units = Equilibration.of(program)
-        own, held = (program, scaled) if units is None else (units.scale_program(program), units.scale_solution(scaled))
+        scaling, own = Scaling.of(given.program, given.divisor)
+        held = scaling.scale_solution(self._checked_size(solution, own.batch, "solution"))
         certified, residuals = held.certified(own, Options.of(options, self.options).tol)
         for i in sorted(given.invalid):
-            if scaled.status[i].solved:
-                raise ProblemError(f"element {i} has status {scaled.status[i]}, but {given.invalid[i]}")
-        wrong = np.flatnonzero(scaled.solved & ~certified.solved)
+            if solution.status[i].solved:
+                raise ProblemError(f"element {i} has status {solution.status[i]}, but {given.invalid[i]}")
+        wrong = np.flatnonzero(solution.solved & ~certified.solved)
         if len(wrong):
             worst = residuals.worst[wrong[0]]
             raise ProblemError(
-                f"element {wrong[0]} has status {scaled.status[wrong[0]]}, but its largest residual is {worst:.1e}: "
+                f"element {wrong[0]} has status {solution.status[wrong[0]]}, but its largest residual is {worst:.1e}: "
                 "solve it again"
             )
-        objective = self._objective(residuals, scaled, scale if units is None else scale * units.c)
+        objective = self._objective(residuals, solution, scaling)
         report = Report(
-            status=scaled.status,
+            status=solution.status,
             residuals=residuals,
             objective=objective,
-            iterations=scaled.iterations,
+            iterations=solution.iterations,
             seconds={"canonical": given.seconds},
-            solver=str(scaled.stats.get("solver", "")),
+            solver=str(solution.stats.get("solver", "")),
             reason="solved before",
             solution=solution,
             details=given.invalid,
         )
-        differentiate = partial(differentiate_equilibrated, self._mode, self._system, units, own, held)
-        return SolvedBatch(
-            self.program, differentiate, features, program, scaled, scale, objective, report, batched=given.batched
-        )
+        differentiate = partial(differentiate_scaled, self._mode, self._system, scaling, own, held)
+        return SolvedBatch(self.program, differentiate, given.features, objective, report, batched=given.batched)
 
     def _instantiate(self, theta: Sequence[Array]) -> Instances:
         checked = self._check_attributes
@@ -259,27 +262,26 @@ class SolutionMap:
         self,
         warm_start: Report | None,
         by: ResolvedSolver,
-        given: Instances,
+        batch: int,
         valid: IndexArray | None,
-        units: Equilibration | None,
+        scaling: Scaling,
     ) -> tuple[Solution | None, str | None]:
         """The starting point of each element, or the reason why the given warm start is not used."""
         if warm_start is None:
             return None, None
         check_kind("warm_start", warm_start, Report, "the Report of an earlier call, or None")
-        solution, batch = warm_start.solution, given.program.batch
+        solution = warm_start.solution
         self._checked_size(solution, len(solution.x), "warm_start")
         if not by.solver.supports_warm_start:
             return None, f"solver {by.solver.name!r} cannot start from a given point"
         if len(solution.x) != batch:
             return None, f"the warm start has {len(solution.x)} elements, this batch {batch}"
-        start = solution.with_objective_divided(given.scale)
-        start = start if units is None else units.scale_solution(start)
+        start = scaling.scale_solution(solution)
         return (start if valid is None else start.select(valid)), None
 
-    def _objective(self, residuals: Residuals, solution: Solution, scale: Array) -> Array:
-        """Objective values of the problem (B,); NaN without a solution."""
-        reached = self.program.objective.value(residuals.objective * scale)
+    def _objective(self, residuals: Residuals, solution: Solution, scaling: Scaling) -> Array:
+        """Objective values of the problem (B,) from those of the scaled programs; NaN without a solution."""
+        reached = self.program.objective.value(residuals.objective * scaling.c)
         return reached if solution.all_optimal else np.where(solution.solved, reached, np.nan)
 
     def _checked_size(self, solution: Solution, batch: int, name: str) -> Solution:

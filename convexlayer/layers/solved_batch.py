@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, reduce
 from typing import Any, final
@@ -15,59 +14,62 @@ from convexlayer.diff import AbstractDifferentiator, DerivativeReport, SolutionC
 from convexlayer.errors import ShapeError
 from convexlayer.layers.outputs import OutputChange
 from convexlayer.layers.report import Report
-from convexlayer.program import Array, ConeProgram, IndexArray, Structure
+from convexlayer.program import Array, IndexArray, ProgramCotangent
 from convexlayer.solution import BoolArray, Solution
 
 __all__ = ["SolvedBatch"]
 
 
-_OBJECTIVE = OutputSpec("objective", ())
-
-
 @final
 class SolvedBatch:
-    """A batch of solutions, with vjp and jvp of the solution map at them.
+    """A batch of solutions, with vjp and jvp of the solution map at them (``AbstractSolvedBatch``).
 
     Attributes:
+        report: the report of the solve.
         objective: objective values of the problem, (B,); NaN without a solution.
-        report: the report of the solve; ``vjp`` and ``jvp`` fill its ``derivative``.
-        batched: whether any parameter value had a batch axis.
+        batched: mask of the parameters whose values had a batch axis.
     """
 
     def __init__(
         self,
-        parametric: ParametricProgram,
+        program: ParametricProgram,
         differentiate: Callable[..., AbstractDifferentiator],
         features: Array,
-        program: ConeProgram,
-        solution: Solution,
-        scale: Array,
         objective: Array,
         report: Report,
         *,
-        batched: bool,
+        batched: Sequence[bool],
     ) -> None:
-        """Store the results of ``SolutionMap.solve``; objectives of program and solution are divided by ``scale``."""
-        self.objective = objective
+        """Store the results of ``SolutionMap.solve``.
+
+        Args:
+            program: the parametric program.
+            differentiate: creates the derivative at the elements at given positions (None for all).
+            features: feature vectors, (B, features).
+            objective: see the attributes.
+            report: see the attributes.
+            batched: see the attributes.
+        """
         self.report = report
-        self.batched = batched
-        self._parametric = parametric
+        self.objective = objective
+        self.batched = tuple(batched)
+        self._program = program
         self._differentiate = differentiate
         self._features = features
-        self._program = program
-        self._solution = solution
-        self._scale = scale
+
+    @property
+    def _solution(self) -> Solution:
+        return self.report.solution
 
     @property
     def batch(self) -> int:
         """Number of elements."""
-        return self._program.batch
+        return len(self._features)
 
     @cached_property
     def iterates(self) -> tuple[Array, ...]:
         """The outputs, each (B, *shape); the solver's last iterate for elements without a solution."""
-        solution = self.report.solution  # its duals are not divided by the objective scale
-        return self._parametric.recovery.apply(self._features, solution.x, solution.y)
+        return self._program.recovery.apply(self._features, self._solution.x, self._solution.y)
 
     @cached_property
     def outputs(self) -> tuple[Array, ...]:
@@ -78,106 +80,96 @@ class SolvedBatch:
         return tuple(np.where(_column(solved, value), value, np.nan) for value in self.iterates)
 
     def vjp(
-        self,
-        cotangents: Sequence[Array | None],
-        *,
-        objective: Array | None = None,
-        wrt: Sequence[bool] | None = None,
-    ) -> tuple[Array | None, ...]:
-        """Compute gradients of a loss with respect to the parameters, element by element.
+        self, cotangents: Sequence[Array | None], *, wrt: Sequence[bool] | None = None, per_element: bool = True
+    ) -> tuple[tuple[Array | None, ...], DerivativeReport]:
+        """Compute gradients of a loss with respect to the parameters.
 
         Args:
-            cotangents: d loss / d output, each (B, *shape); None is zero. Rows of elements without a solution are
-                ignored.
-            objective: d loss / d objective value, (B,). By the envelope theorem the derivative of the objective value
-                is the partial derivative of the Lagrangian.
+            cotangents: d loss / d output, each (B, *shape), and last d loss / d objective value, (B,), which may be
+                left out; None is zero. Rows of elements without a solution are ignored. By the envelope theorem the
+                derivative of the objective value is the partial derivative of the Lagrangian.
             wrt: mask of the parameters; default all.
+            per_element: whether gradients of parameters without a batch axis have one too, or are summed over the
+                elements.
 
         Returns:
-            One array (B, *shape) per parameter, zero for elements without a solution; None for parameters not in
-            ``wrt``.
+            One array (B, *shape) per parameter, zero for elements without a solution, or of the parameter's shape if
+            summed; None for parameters not in ``wrt``. And the accuracy report.
 
         Raises:
             ShapeError: the wrong number of cotangents or entries of ``wrt``, or a cotangent of the wrong shape.
         """
-        start = time.perf_counter()
-        if wrt is not None and len(wrt) != len(self._parametric.parameters):
-            raise ShapeError(f"expected {len(self._parametric.parameters)} entries in wrt, got {len(wrt)}")
-        cotangents = self._checked("cotangents", cotangents, self._parametric.outputs)
-        if objective is not None:
-            (objective,) = self._checked("cotangents", [objective], [_OBJECTIVE])
-        some = self.batch > 0 and (self._all_solved or len(self._solved_index) > 0)
-        program = self._parametric
-        scale, features = self._solved_rows(self._scale), self._solved_rows(self._features)
-        wanted = [True] * len(program.parameters) if wrt is None else list(wrt)
+        program, features = self._program, self._solved_rows(self._features)
+        wanted = _mask("wrt", wrt, len(program.parameters))
+        *at_outputs, at_objective = self._checked(
+            "cotangents", _with_last(cotangents, None, self._results), self._results
+        )
         columns = None if all(wanted) else program.features.mask_of(wanted)
         moved: list[Array] = []
         reports: list[DerivativeReport] = []
-        if some and any(c is not None for c in cotangents):
-            chosen = [None if c is None else self._solved_rows(c) for c in cotangents]
+        some = self._any_solved
+        if some and any(c is not None for c in at_outputs):
+            chosen = [None if c is None else self._solved_rows(c) for c in at_outputs]
             direct, dx, dy = program.recovery.pull(self._point, self._values, chosen)
-            gradient, derivative = self._differentiator.vjp(
-                SolutionCotangent(dx, dy * scale[:, None]),
-                on=program.varying,
-                observe=lambda data: program.pullback(features, data, scale=scale, wanted=columns),
+            gradient, report = self._differentiator.vjp(
+                SolutionCotangent(dx, dy), observe=lambda data: program.pullback(features, data, wanted=columns)
             )
-            moved.append(program.pullback(features, gradient, scale=scale, wanted=columns))
+            moved.append(program.pullback(features, gradient, wanted=columns))
             moved += [] if direct is None else [direct]
-            reports.append(derivative)
-        if some and objective is not None:
-            weight = self._slope * self._solved_rows(objective)
-            envelope = _envelope(program.varying, self._solved_part[1].with_objective_divided(1.0 / scale), weight)
-            moved.append(program.pullback(features, envelope, wanted=columns))
+            reports.append(report)
+        if some and at_objective is not None:
+            weight = self._slope * self._solved_rows(at_objective)
+            moved.append(program.pullback(features, self._value_cotangent(weight), wanted=columns))
             reports.append(self._objective_report(columns))
-        self._record(reports)
         total = reduce(np.add, moved) if moved else np.zeros_like(features)
         pulled = program.split(program.features.pull(features, total))
-        self.report.seconds["derivative"] = time.perf_counter() - start
-        return tuple(self._scatter(value) if want else None for value, want in zip(pulled, wanted, strict=True))
+        gradients = tuple(
+            None if not want else self._scatter(value) if batched or per_element else np.asarray(value.sum(axis=0))
+            for value, want, batched in zip(pulled, wanted, self.batched, strict=True)
+        )
+        return gradients, self._report(reports)
 
     def jvp(
         self, tangents: Sequence[Array | None], *, of: Sequence[bool] | None = None
-    ) -> tuple[tuple[Array, ...], Array]:
+    ) -> tuple[tuple[Array | None, ...], DerivativeReport]:
         """Compute tangents of the outputs and of the objective value, element by element.
 
         Args:
             tangents: one per parameter, (B, *shape), or of the parameter's shape for all elements; None is zero.
-            of: mask of the outputs that the caller will use, default all; the report ignores whether the others are
-                unique.
+            of: mask of the outputs and, last, of the objective value, which may be left out; default all. The report
+                ignores whether other outputs are unique.
 
         Returns:
-            One array (B, *shape) per output, and (B,) for the objective value; NaN for elements without a solution.
-            The report covers the outputs only; that of ``vjp`` covers the objective value too.
+            One array (B, *shape) per output, and (B,) for the objective value, NaN for elements without a solution;
+            None for those not in ``of``. And the accuracy report, which covers the outputs only; that of ``vjp`` covers
+            the objective value too.
 
         Raises:
-            ShapeError: the wrong number of tangents, or a tangent of the wrong shape.
+            ShapeError: the wrong number of tangents or entries of ``of``, or a tangent of the wrong shape.
         """
-        start = time.perf_counter()
-        index = self._solved_index
-        program, recovery = self._parametric, self._parametric.recovery
+        program, recovery = self._program, self._program.recovery
+        wanted = _mask("of", None if of is None else _with_last(of, True, self._results), len(self._results))
         values = self._checked("tangents", tangents, program.parameters, shared=True)
-        features, push = self._solved_rows(self._features), program.features.push(self._features, values)[index]
+        features = self._solved_rows(self._features)
+        push = self._solved_rows(program.features.push(self._features, values))
         data = program.push(features, push)
-        part, solution = self._solved_part
-        scale = self._solved_rows(self._scale)
-        if len(index):
-            observed = recovery.of([True] * len(program.outputs) if of is None else of)
-            moved, derivative = self._differentiator.jvp(
-                data.with_objective_divided(scale),
-                observe=lambda moved: recovery.push_linear(features, moved.x, moved.y * scale[:, None])[:, observed],
+        reports: list[DerivativeReport] = []
+        dx, dy = self._solved_part.x, self._solved_part.y  # of an empty batch
+        if self._any_solved:
+            observed = recovery.of(wanted[:-1])
+            moved, report = self._differentiator.jvp(
+                data, observe=lambda moved: recovery.push_linear(features, moved.x, moved.y)[:, observed]
             )
-            self._record([derivative])
-            dx, dy = moved.x, moved.y * scale[:, None]
-        else:
-            dx, dy = solution.x, solution.y
-        outputs = recovery.push(self._point, self._values, (push, dx, dy))
-        unit = _envelope(part.structure, solution.with_objective_divided(1.0 / scale), np.ones(len(index)))
-        objective = self._slope * _inner(data, unit)
-        self.report.seconds["derivative"] = time.perf_counter() - start
-        return (
-            tuple(self._scatter(value, fill=np.nan) for value in outputs),
-            self._scatter(objective, fill=np.nan),
+            dx, dy = moved.x, moved.y
+            reports.append(report)
+        pushed = (
+            *recovery.push(self._point, self._values, (push, dx, dy)),
+            self._slope * self._value_cotangent(np.ones(len(features))).inner(data),
         )
+        results = tuple(
+            self._scatter(value, fill=np.nan) if want else None for value, want in zip(pushed, wanted, strict=True)
+        )
+        return results, self._report(reports)
 
     def _checked(
         self,
@@ -223,18 +215,24 @@ class SolvedBatch:
         out[self._solved_index] = value
         return out
 
-    @cached_property
-    def _solved_part(self) -> tuple[ConeProgram, Solution]:
-        if self._all_solved:
-            return self._program, self._solution
-        return self._program.select(self._solved_index), self._solution.select(self._solved_index)
+    @property
+    def _any_solved(self) -> bool:
+        """Whether some element has a solution."""
+        return self.batch > 0 and (self._all_solved or len(self._solved_index) > 0)
+
+    @property
+    def _results(self) -> tuple[OutputSpec, ...]:
+        """The outputs, and the objective value."""
+        return (*self._program.outputs, OutputSpec("objective", ()))
 
     @cached_property
+    def _solved_part(self) -> Solution:
+        return self._solution if self._all_solved else self._solution.select(self._solved_index)
+
+    @property
     def _point(self) -> tuple[Array, Array, Array]:
-        """Features, x and y of the solved elements; y is not divided by the objective scale."""
-        whole = (self._features, self.report.solution.x, self.report.solution.y)
-        features, x, y = map(self._solved_rows, whole)
-        return features, x, y
+        """Features, x and y of the solved elements."""
+        return self._solved_rows(self._features), self._solved_part.x, self._solved_part.y
 
     @property
     def _values(self) -> list[Array]:
@@ -243,41 +241,33 @@ class SolvedBatch:
 
     @cached_property
     def _differentiator(self) -> AbstractDifferentiator:
-        features, x, y = self._point
-        change = OutputChange(self._parametric, features, x, y, self._values, self._solved_rows(self._scale))
+        change = OutputChange(self._program, *self._point, self._values)
         return self._differentiate(None if self._all_solved else self._solved_index, relative=change)
 
-    @cached_property
+    @property
     def _slope(self) -> Array:
         """Derivative of the problem's objective value by the program's, for the solved elements."""
-        part, solution = self._solved_part
-        return self._parametric.objective.slope(part.objective(solution.x) * self._solved_rows(self._scale))
+        return self._program.objective.slope(self._solved_rows(self.objective))
+
+    def _value_cotangent(self, weight: Array) -> ProgramCotangent:
+        """weight (B,) times the derivative of the program's optimal value, for the solved elements."""
+        return ProgramCotangent.of_value(self._solved_part.x, self._solved_part.y, weight)
 
     def _objective_report(self, columns: BoolArray | None) -> DerivativeReport:
         """Accuracy report of the objective's derivative with respect to the features in ``columns``."""
-        part, solution = self._solved_part
-        P, A, x, y = part.structure.P, part.structure.A, solution.x, solution.y
+        features, x, y = self._point
 
         def observe(moved: SolutionTangent) -> Array:
-            data = ConeProgram(
-                part.structure,
-                P=0.5 * (moved.x[:, P.rows] * x[:, P.cols] + x[:, P.rows] * moved.x[:, P.cols]),
-                q=moved.x,
-                r=np.zeros(part.batch),
-                A=moved.y[:, A.rows] * x[:, A.cols] + y[:, A.rows] * moved.x[:, A.cols],
-                b=-moved.y,
-            )
-            features = self._solved_rows(self._features)
-            return self._parametric.pullback(features, data, wanted=columns)
+            """How the derivative of the optimal value changes when the solution moves."""
+            return self._program.pullback(features, ProgramCotangent(x, y, -moved.x, -moved.y), wanted=columns)
 
         return self._differentiator.objective_report(observe=observe)
 
-    def _record(self, reports: list[DerivativeReport]) -> None:
-        if reports:
-            self.report.record.report = self._spread(reduce(DerivativeReport.worse, reports))
-
-    def _spread(self, report: DerivativeReport) -> DerivativeReport:
-        """Scatter the report of the solved elements into the whole batch."""
+    def _report(self, reports: list[DerivativeReport]) -> DerivativeReport:
+        """Combine the reports of the solved elements, and scatter them into the whole batch."""
+        count = self.batch if self._all_solved else len(self._solved_index)
+        nothing = DerivativeReport.ok(np.zeros(count), np.full(count, np.inf), np.ones(count))
+        report = reduce(DerivativeReport.worse, reports) if reports else nothing
         if self._all_solved:
             return report
         index, batch = self._solved_index, self.batch
@@ -294,25 +284,17 @@ class SolvedBatch:
         )
 
 
+def _with_last(given: Sequence[Any], last: Any, results: Sequence[OutputSpec]) -> Sequence[Any]:
+    """Append the entry of the objective value if it was left out."""
+    return [*given, last] if len(given) == len(results) - 1 else given
+
+
+def _mask(name: str, given: Sequence[bool] | None, size: int) -> list[bool]:
+    """The mask ``given``, checked; all by default."""
+    if given is not None and len(given) != size:
+        raise ShapeError(f"expected {size} entries in {name}, got {len(given)}")
+    return [True] * size if given is None else list(given)
+
+
 def _column(mask: Any, value: Array) -> Any:
     return mask.reshape(-1, *[1] * (value.ndim - 1))
-
-
-def _inner(left: ConeProgram, right: ConeProgram) -> Array:
-    """Inner products (B,) of program tangents and cotangents."""
-    pairs = ((left.P, right.P), (left.q, right.q), (left.A, right.A), (left.b, right.b))
-    return left.r * right.r + sum((np.sum(a * b, axis=1) for a, b in pairs), np.zeros(left.batch))
-
-
-def _envelope(structure: Structure, solution: Solution, weight: Array) -> ConeProgram:
-    """weight * d optimal value / d data by the envelope theorem: xx'/2 for P, x for q, 1 for r, yx' for A, -y for b."""
-    P, A, x, y = structure.P, structure.A, solution.x, solution.y
-    w = weight[:, None]
-    return ConeProgram(
-        structure,
-        P=0.5 * w * x[:, P.rows] * x[:, P.cols],
-        q=w * x,
-        r=weight,
-        A=w * y[:, A.rows] * x[:, A.cols],
-        b=-w * y,
-    )

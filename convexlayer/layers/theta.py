@@ -9,6 +9,7 @@ import numpy as np
 from convexlayer.arguments import as_array, describe
 from convexlayer.canon import ParameterSpec
 from convexlayer.errors import ProblemError, ShapeError
+from convexlayer.layers.protocol import ArraySpec
 from convexlayer.program import Array, is_finite, max_norm
 
 __all__ = ["as_values", "batch_size", "invalid_values", "with_substitutes"]
@@ -23,7 +24,7 @@ SIGN_TOLERANCE = 1e-12
 SIGNS = ("nonneg", "pos", "nonpos", "neg")
 
 
-def batch_size(specs: Sequence[ParameterSpec], shapes: Sequence[tuple[int, ...]]) -> int | None:
+def batch_size(specs: Sequence[ArraySpec], shapes: Sequence[tuple[int, ...]]) -> int | None:
     """Determine the common batch size of values with these shapes; None if no value has a batch axis.
 
     Raises:

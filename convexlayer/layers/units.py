@@ -1,18 +1,23 @@
-"""Equilibration of programs, so that solutions and derivatives do not depend on the units of the problem.
+"""Scaling of programs, so that solutions and derivatives do not depend on the units of the problem.
 
-With positive diagonal D and E, E constant on the block of a curved cone, and sigma > 0, the substitution x = sigma D z
-gives the equilibrated program
+With positive diagonal D and E, E constant on the block of a curved cone, sigma > 0 and c > 0, the substitution
+x = sigma D z gives the scaled program
 
-    minimize  1/2 z'(sigma^2 D P D)z + (sigma D q)'z   subject to   (E A D) z + E s / sigma = E b / sigma,
+    minimize  1/2 z'(sigma^2 D P D / c)z + (sigma D q / c)'z   subject to   (E A D) z + E s / sigma = E b / sigma.
 
-whose objective is then divided by its largest coefficient c. D and E bring the largest entry of every row of
-[P A'; A 0] near 1 (Ruiz 2001), sigma that of the right-hand side. All factors are powers of two, so scaling is exact.
+c is first the largest coefficient of the objective. Programs whose rows differ by orders of magnitude are equilibrated
+too: D and E bring the largest entry of every row of [P A'; A 0] near 1 (Ruiz 2001), sigma that of the right-hand side,
+and c becomes the largest coefficient of the equilibrated objective. All factors are powers of two, so scaling is exact.
+
+Outside of this module, programs, solutions and derivatives are in the units of the problem; solvers and derivatives
+work in those of the scaled program.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -29,13 +34,13 @@ from convexlayer.diff import (
     SolutionCotangent,
     SolutionTangent,
 )
-from convexlayer.diff.base import whole_data, whole_point
-from convexlayer.program import Array, ConeProgram, IndexArray, Structure, max_norm
+from convexlayer.diff.base import whole_point, whole_program
+from convexlayer.program import Array, ConeProgram, IndexArray, ProgramCotangent, max_norm
 from convexlayer.runtime import kernel_cache
 from convexlayer.solution import Solution
 from convexlayer.sparse import equilibrate
 
-__all__ = ["Equilibration", "differentiate_equilibrated"]
+__all__ = ["Scaling", "differentiate_scaled"]
 
 PASSES = 12
 """Number of Ruiz passes; each one about halves the orders of magnitude between row norms."""
@@ -50,107 +55,131 @@ ROUNDING = 1e-13
 
 @final
 @dataclass(frozen=True, eq=False)
-class Equilibration:
-    """The scale factors of a batch; 1 for elements that need no equilibration.
+class Scaling:
+    """The scale factors of a batch.
 
     Attributes:
-        d: diagonal of D, (B, n).
+        c: divisor of the objective, (B,).
+        d: diagonal of D, (B, n); None, like e and sigma, if no element is equilibrated (all of them are 1).
         e: diagonal of E, (B, m).
         sigma: scale of the solution, (B,).
-        c: divisor of the objective, (B,).
     """
 
-    d: Array
-    e: Array
-    sigma: Array
     c: Array
+    d: Array | None = None
+    e: Array | None = None
+    sigma: Array | None = None
 
     @staticmethod
-    def of(program: ConeProgram) -> Equilibration | None:
-        """Compute the scale factors of a batch; None if no element needs equilibration."""
+    def of(program: ConeProgram, divisor: Array) -> tuple[Scaling, ConeProgram]:
+        """Compute the scale factors of a batch, and the scaled programs.
+
+        Args:
+            program: the programs, with normalised objectives.
+            divisor: what their objectives were divided by, (B,); it becomes part of ``c``.
+        """
         cone = product_cone(program.structure.cones)
         if kernel_cache.ready():
             data = (program.P, program.q, program.A, program.b)
-            units = Equilibration(
-                *equilibrate(program.structure.by_columns, cone.blocks, PASSES, OWN_SCALING_RATIO, ROUNDING, data)
+            d, e, sigma, c = equilibrate(
+                program.structure.by_columns, cone.blocks, PASSES, OWN_SCALING_RATIO, ROUNDING, data
             )
         else:
-            units = Equilibration._portable(program, cone)
-        return None if all(np.all(part == 1.0) for part in (units.d, units.e, units.sigma, units.c)) else units
+            d, e, sigma, c = _equilibrate(program, cone)
+        if all(np.all(factor == 1.0) for factor in (d, e, sigma, c)):
+            return Scaling(divisor), program
+        return Scaling(c * divisor, d, e, sigma), Scaling(c, d, e, sigma).scale_program(program)
 
-    @staticmethod
-    def _portable(program: ConeProgram, cone: ProductCone) -> Equilibration:
-        P, A = program.structure.P, program.structure.A
-        abs_P, abs_A = np.abs(program.P), np.abs(program.A)
-
-        def norms(d: Array, e: Array) -> tuple[Array, Array]:
-            scaled_P = abs_P * d[:, P.rows] * d[:, P.cols]
-            scaled_A = abs_A * e[:, A.rows] * d[:, A.cols]
-            column = np.maximum(P.by_col(np.maximum, scaled_P, 0.0), A.by_col(np.maximum, scaled_A, 0.0))
-            return column, cone.largest_of_blocks(A.by_row(np.maximum, scaled_A, 0.0))
-
-        d, e = np.ones((program.batch, program.structure.n)), np.ones((program.batch, program.structure.m))
-        column, row = norms(d, e)
-        sigma = _expected(max_norm(program.b), max_norm(program.q), max_norm(program.P))
-        both = np.concatenate([column, row], axis=1)
-        least, largest = np.min(np.where(both > 0, both, np.inf), axis=1, initial=np.inf), max_norm(both)
-        alike = (
-            (largest <= OWN_SCALING_RATIO * least) & (sigma <= OWN_SCALING_RATIO) & (sigma >= 1.0 / OWN_SCALING_RATIO)
-        )
-        finite = np.isfinite(largest + max_norm(program.q) + max_norm(program.b))
-        needed = finite & ~alike
-        for _ in range(PASSES):
-            d /= np.sqrt(np.where(column > 0, column, 1.0))
-            e /= np.sqrt(np.where(row > 0, row, 1.0))
-            column, row = norms(d, e)
-        d, e = _power_of_two(d), _power_of_two(e)
-        d[~needed], e[~needed] = 1.0, 1.0
-        size = max_norm(abs_P * d[:, P.rows] * d[:, P.cols])
-        q_size = max_norm(d * program.q)
-        sigma = np.where(needed, _power_of_two(_expected(max_norm(e * program.b), q_size, size)), 1.0)
-        largest = sigma * np.maximum(sigma * size, q_size)
-        c = np.where(needed, _power_of_two(np.where(largest > 0, largest, 1.0)), 1.0)
-        return Equilibration(d, e, sigma, c)
-
-    def select(self, index: IndexArray) -> Equilibration:
+    def select(self, index: IndexArray) -> Scaling:
         """Select the scale factors of the elements at ``index``."""
-        return Equilibration(self.d[index], self.e[index], self.sigma[index], self.c[index])
+        if self.d is None or self.e is None or self.sigma is None:
+            return Scaling(self.c[index])
+        return Scaling(self.c[index], self.d[index], self.e[index], self.sigma[index])
 
-    @property
-    def x_scale(self) -> Array:
-        """Ratio of x to the x of the equilibrated program, (B, n)."""
-        return self.d * self.sigma[:, None]
+    @cached_property
+    def x(self) -> Array | float:
+        """Ratio of x to the x of the scaled program, (B, n)."""
+        return 1.0 if self.d is None or self.sigma is None else self.d * self.sigma[:, None]
 
-    @property
-    def y_scale(self) -> Array:
-        """Ratio of y to the y of the equilibrated program, (B, m)."""
-        return self.e * (self.c / self.sigma)[:, None]
+    @cached_property
+    def y(self) -> Array:
+        """Ratio of y to the y of the scaled program, (B, m) or (B, 1)."""
+        return self.c[:, None] if self.e is None or self.sigma is None else self.e * (self.c / self.sigma)[:, None]
 
-    @property
-    def s_scale(self) -> Array:
-        """Ratio of s to the s of the equilibrated program, (B, m)."""
-        return self.sigma[:, None] / self.e
+    @cached_property
+    def s(self) -> Array | float:
+        """Ratio of s to the s of the scaled program, (B, m)."""
+        return 1.0 if self.e is None or self.sigma is None else self.sigma[:, None] / self.e
 
     def scale_program(self, program: ConeProgram) -> ConeProgram:
-        """Equilibrate a program or a program tangent; the same map takes cotangents back to the original units."""
-        P, A, c = program.structure.P, program.structure.A, self.c[:, None]
-        x = self.x_scale
+        """Convert a program, or a program tangent, to scaled units."""
+        if self.d is None or self.e is None:
+            return program.with_objective_divided(self.c)
+        P, A, c, x = program.structure.P, program.structure.A, self.c[:, None], np.asarray(self.x)
         return ConeProgram(
             program.structure,
             P=program.P * x[:, P.rows] * x[:, P.cols] / c,
             q=program.q * x / c,
             r=program.r / self.c,
             A=program.A * self.e[:, A.rows] * self.d[:, A.cols],
-            b=program.b / self.s_scale,
+            b=program.b / self.s,
         )
 
-    def unscale_solution(self, found: Solution) -> Solution:
-        """Convert a solution, or a ray, of the equilibrated program to the original units."""
-        return replace(found, x=found.x * self.x_scale, y=found.y * self.y_scale, s=found.s * self.s_scale)
-
     def scale_solution(self, given: Solution) -> Solution:
-        """Convert a solution of the original program to the units of the equilibrated one."""
-        return replace(given, x=given.x / self.x_scale, y=given.y / self.y_scale, s=given.s / self.s_scale)
+        """Convert a solution to scaled units."""
+        return replace(given, x=given.x / self.x, y=given.y / self.y, s=given.s / self.s)
+
+    def unscale_solution(self, found: Solution) -> Solution:
+        """Convert a solution, or a ray, of the scaled program to the original units."""
+        return replace(found, x=found.x * self.x, y=found.y * self.y, s=found.s * self.s)
+
+    def unscale_tangent(self, moved: SolutionTangent) -> SolutionTangent:
+        """Convert a tangent of the scaled program's solution to the original units."""
+        return SolutionTangent(moved.x * self.x, moved.y * self.y, moved.s * self.s)
+
+    def pull_solution(self, cotangent: SolutionCotangent) -> SolutionCotangent:
+        """Pull a cotangent of the solution back to the scaled solution: the adjoint of ``unscale_tangent``."""
+        s = None if cotangent.s is None else cotangent.s * self.s
+        return SolutionCotangent(cotangent.x * self.x, cotangent.y * self.y, s)
+
+    def pull_program(self, cotangent: ProgramCotangent) -> ProgramCotangent:
+        """Pull a cotangent of the scaled program back to the program: the adjoint of ``scale_program``."""
+        c = cotangent
+        r = None if c.r is None else c.r / self.c
+        return ProgramCotangent(c.x * self.x, c.y * self.y, c.l * self.x / self.c[:, None], c.v / self.s, r)
+
+
+def _equilibrate(program: ConeProgram, cone: ProductCone) -> tuple[Array, Array, Array, Array]:
+    """Portable form of ``sparse.equilibrate``: d, e, sigma, c."""
+    P, A = program.structure.P, program.structure.A
+    abs_P, abs_A = np.abs(program.P), np.abs(program.A)
+
+    def norms(d: Array, e: Array) -> tuple[Array, Array]:
+        scaled_P = abs_P * d[:, P.rows] * d[:, P.cols]
+        scaled_A = abs_A * e[:, A.rows] * d[:, A.cols]
+        column = np.maximum(P.by_col(np.maximum, scaled_P, 0.0), A.by_col(np.maximum, scaled_A, 0.0))
+        return column, cone.largest_of_blocks(A.by_row(np.maximum, scaled_A, 0.0))
+
+    d, e = np.ones((program.batch, program.structure.n)), np.ones((program.batch, program.structure.m))
+    column, row = norms(d, e)
+    sigma = _expected(max_norm(program.b), max_norm(program.q), max_norm(program.P))
+    both = np.concatenate([column, row], axis=1)
+    least, largest = np.min(np.where(both > 0, both, np.inf), axis=1, initial=np.inf), max_norm(both)
+    alike = (largest <= OWN_SCALING_RATIO * least) & (sigma <= OWN_SCALING_RATIO) & (sigma >= 1.0 / OWN_SCALING_RATIO)
+    finite = np.isfinite(largest + max_norm(program.q) + max_norm(program.b))
+    needed = finite & ~alike
+    for _ in range(PASSES):
+        d /= np.sqrt(np.where(column > 0, column, 1.0))
+        e /= np.sqrt(np.where(row > 0, row, 1.0))
+        column, row = norms(d, e)
+    d, e = _power_of_two(d), _power_of_two(e)
+    d[~needed], e[~needed] = 1.0, 1.0
+    size = max_norm(abs_P * d[:, P.rows] * d[:, P.cols])
+    q_size = max_norm(d * program.q)
+    sigma = np.where(needed, _power_of_two(_expected(max_norm(e * program.b), q_size, size)), 1.0)
+    largest = sigma * np.maximum(sigma * size, q_size)
+    c = np.where(needed, _power_of_two(np.where(largest > 0, largest, 1.0)), 1.0)
+    return d, e, sigma, c
 
 
 def _expected(b: Array, q: Array, P: Array) -> Array:
@@ -165,77 +194,70 @@ def _power_of_two(v: Array) -> Array:
 
 
 @final
-class EquilibratedDifferentiator(AbstractDifferentiator):
-    """Derivative in the original units, computed with the derivative of the equilibrated programs."""
+class _ScaledDifferentiator(AbstractDifferentiator):
+    """Derivative in the original units, computed with the derivative of the scaled programs."""
 
-    def __init__(self, units: Equilibration, inner: AbstractDifferentiator) -> None:
-        """Wrap the derivative of the equilibrated programs."""
-        self._units, self._inner = units, inner
+    def __init__(self, scaling: Scaling, program: ConeProgram, inner: AbstractDifferentiator) -> None:
+        """Wrap the derivative at scaled programs."""
+        self._scaling, self._structure, self._inner = scaling, program.structure, inner
 
     def vjp(
-        self,
-        cotangent: SolutionCotangent,
-        *,
-        on: Structure | None = None,
-        observe: Callable[[ConeProgram], Array] = whole_data,
-    ) -> tuple[ConeProgram, DerivativeReport]:
+        self, cotangent: SolutionCotangent, *, observe: Callable[[ProgramCotangent], Array] | None = None
+    ) -> tuple[ProgramCotangent, DerivativeReport]:
         """See ``AbstractDifferentiator``."""
-        units = self._units
-        x, y, s = units.x_scale, units.y_scale, units.s_scale
-        inner = SolutionCotangent(cotangent.x * x, cotangent.y * y, None if cotangent.s is None else cotangent.s * s)
-        data, report = self._inner.vjp(inner, on=on, observe=lambda data: observe(units.scale_program(data)))
-        return units.scale_program(data), report
+        scaling, used = self._scaling, observe or whole_program(self._structure)
+        gradient, report = self._inner.vjp(
+            scaling.pull_solution(cotangent), observe=lambda inner: used(scaling.pull_program(inner))
+        )
+        return scaling.pull_program(gradient), report
 
     def jvp(
         self, tangent: ConeProgram, *, observe: Callable[[SolutionTangent], Array] = whole_point
     ) -> tuple[SolutionTangent, DerivativeReport]:
         """See ``AbstractDifferentiator``."""
+        scaling = self._scaling
         moved, report = self._inner.jvp(
-            self._units.scale_program(tangent), observe=lambda moved: observe(self._outside(moved))
+            scaling.scale_program(tangent), observe=lambda inner: observe(scaling.unscale_tangent(inner))
         )
-        return self._outside(moved), report
+        return scaling.unscale_tangent(moved), report
 
     def objective_report(self, *, observe: Callable[[SolutionTangent], Array]) -> DerivativeReport:
         """See ``AbstractDifferentiator``."""
-        return self._inner.objective_report(observe=lambda moved: observe(self._outside(moved)))
-
-    def _outside(self, moved: SolutionTangent) -> SolutionTangent:
-        units = self._units
-        return SolutionTangent(moved.x * units.x_scale, moved.y * units.y_scale, moved.s * units.s_scale)
+        return self._inner.objective_report(observe=lambda inner: observe(self._scaling.unscale_tangent(inner)))
 
 
-def _outside(units: Equilibration, relative: RelativeChange) -> RelativeChange:
-    """Convert a measure of relative change in the original units to one in the units of the equilibrated programs."""
+def _scaled_measure(scaling: Scaling, relative: RelativeChange) -> RelativeChange:
+    """Convert a measure of relative change in the original units to one in those of the scaled programs."""
 
-    def inner(dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
-        def outside(tangent: ConeProgram) -> tuple[Array, Array]:
-            x, y = respond(units.scale_program(tangent))
-            return x * units.x_scale, y * units.y_scale
+    def measure(dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
+        def respond_unscaled(tangent: ConeProgram) -> tuple[Array, Array]:
+            x, y = respond(scaling.scale_program(tangent))
+            return x * scaling.x, y * scaling.y
 
-        return relative(dx * units.x_scale, dy * units.y_scale, outside)
+        return relative(dx * scaling.x, dy * scaling.y, respond_unscaled)
 
-    return inner
+    return measure
 
 
-def differentiate_equilibrated(
+def differentiate_scaled(
     mode: DerivativeMode,
     system: KKTSystem,
-    units: Equilibration | None,
+    scaling: Scaling,
     program: ConeProgram,
     solution: Solution,
     index: IndexArray | None,
     *,
     factor: KKTFactor | None = None,
     point: ComplementaryPoint | None = None,
-    relative: RelativeChange | None = None,
+    relative: RelativeChange,
 ) -> AbstractDifferentiator:
-    """Differentiate at equilibrated programs and solutions; the derivative takes and returns the original units.
+    """Differentiate at scaled programs and solutions; the derivative takes and returns the original units.
 
     Args:
         mode: the derivative mode.
         system: the KKT system of the programs' structure.
-        units: the scale factors; None if the programs are not equilibrated.
-        program: the equilibrated programs.
+        scaling: the scale factors.
+        program: the scaled programs.
         solution: their solutions, in the same units.
         index: the elements to differentiate at; None for all.
         factor: see ``ExactDifferentiator``; for all elements, like ``point``.
@@ -243,9 +265,7 @@ def differentiate_equilibrated(
         relative: see ``ExactDifferentiator``; for changes in the original units.
     """
     if index is not None:
-        units = None if units is None else units.select(index)
-        program, solution, factor = program.select(index), solution.select(index), None
+        scaling, program, solution, factor = scaling.select(index), program.select(index), solution.select(index), None
         point = None if point is None else point.select(index)
-    measure = relative if units is None or relative is None else _outside(units, relative)
-    inner = mode(system, program, solution, factor=factor, point=point, relative=measure)
-    return inner if units is None else EquilibratedDifferentiator(units, inner)
+    inner = mode(system, program, solution, factor=factor, point=point, relative=_scaled_measure(scaling, relative))
+    return _ScaledDifferentiator(scaling, program, inner)

@@ -18,7 +18,7 @@ from benchmarks.timing import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.cholesky is deprecated", "ignore:Using torch.cholesky")
 
-PLAN = Plan(rounds=1, budget_s=0.1, turn_s=0.0)
+PLAN = Plan(rounds=1, budget_s=0.0, turn_s=0.0)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -94,6 +94,6 @@ def test_stacks_of_structured_matrices_are_supported(attribute: str) -> None:
     }[attribute]
     solved = SolutionMap(canonicalize(cp.Problem(cp.Minimize(cp.sum_squares(X - S))), [S], [X])).solve([value])
     np.testing.assert_allclose(solved.outputs[0][0], value, atol=1e-9)
-    (gradient,) = solved.vjp([half[None]])
+    (gradient,), _ = solved.vjp([half[None]])
     expected = half * np.eye(3) if attribute == "diag" else 0.5 * (half + transposed)
     np.testing.assert_allclose(gradient[0], expected, atol=1e-9)

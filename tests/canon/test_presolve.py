@@ -10,17 +10,12 @@ from dataclasses import dataclass
 import cvxpy as cp
 import numpy as np
 import pytest
-import scipy.sparse as sp
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from convexlayer import ConvexLayer, ParametricProgram, SolutionMap, SolvedBatch, Status, canonicalize
-from convexlayer.canon import OutputSpec, ParameterSpec, presolved
-from convexlayer.canon.affine_map import AffineMap, Features
-from convexlayer.canon.parametric import Objective
-from convexlayer.canon.recovery import Recovery
-from convexlayer.program import Cones, Pattern, Structure
-from tests.canon.problems import CASES, duals
+from convexlayer import ConvexLayer, ParametricProgram, SolutionMap, Status, canonicalize
+from convexlayer.canon import presolved
+from tests.families import CANONICAL, duals, family
 
 Array = np.ndarray
 Draw = Callable[[np.random.Generator], Array]
@@ -76,7 +71,7 @@ class Builder:
 
     def posed(self, objective: cp.Expression, constraints: list[cp.Constraint]) -> Posed:
         problem = cp.Problem(cp.Minimize(objective), constraints)
-        return Posed(problem, self.parameters, self.draws, [*problem.variables(), *duals(problem)])
+        return Posed(problem, self.parameters, self.draws, [*problem.variables(), *duals(*problem.constraints)])
 
 
 def sparse_rows(builder: Builder, rows: int, cols: int) -> Array:
@@ -151,15 +146,11 @@ def conic_problem(seed: int) -> Posed:
     return b.posed(objective, constraints)
 
 
-FAMILIES = {"mixed": random_problem, "linear": linear_problem, "conic": conic_problem}
+POSERS = {"mixed": random_problem, "linear": linear_problem, "conic": conic_problem}
 
 
 def relative(ours: Array, theirs: Array) -> float:
     return float(np.max(np.abs(ours - theirs), initial=0.0) / max(1.0, float(np.max(np.abs(theirs), initial=0.0))))
-
-
-def trusted(solved: SolvedBatch) -> bool:
-    return solved.report.derivative is not None and solved.report.derivative.trusted
 
 
 def assert_same(posed: Posed, values: list[Array], seed: int = 0) -> bool:
@@ -177,17 +168,16 @@ def assert_same(posed: Posed, values: list[Array], seed: int = 0) -> bool:
         t + np.swapaxes(t, -1, -2) if parameter.attributes["PSD"] else t
         for t, parameter in zip(tangents, posed.parameters, strict=True)
     ]
-    expected = theirs.vjp(cotangents, objective=at_objective)
-    if not trusted(theirs):
+    expected, report = theirs.vjp([*cotangents, at_objective])
+    if not report.trusted:
         return False
-    found = ours.vjp(cotangents, objective=at_objective)
-    assert trusted(ours)
+    found, report = ours.vjp([*cotangents, at_objective])
+    assert report.trusted
     assert relative(ours.objective, theirs.objective) < AGREE
     for left, right in zip([*ours.outputs, *found], [*theirs.outputs, *expected], strict=True):
         assert relative(left, right) < AGREE
-    moved, rate = ours.jvp(tangents)
-    moved_there, rate_there = theirs.jvp(tangents)
-    for left, right in zip([*moved, rate], [*moved_there, rate_there], strict=True):
+    (*moved, rate), _ = ours.jvp(tangents)
+    for left, right in zip([*moved, rate], theirs.jvp(tangents)[0], strict=True):
         assert relative(left, right) < AGREE
     inner = sum(np.sum((v * u).reshape(len(v), -1), axis=1) for v, u in zip(cotangents, moved, strict=True))
     pulled = sum(np.sum((g * t).reshape(len(t), -1), axis=1) for g, t in zip(found, tangents, strict=True))
@@ -195,29 +185,30 @@ def assert_same(posed: Posed, values: list[Array], seed: int = 0) -> bool:
     return True
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@pytest.mark.parametrize("kind", POSERS)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10**6))
-def test_results_agree_with_and_without_presolve(family: str, seed: int) -> None:
-    posed = FAMILIES[family](seed)
+def test_results_agree_with_and_without_presolve(kind: str, seed: int) -> None:
+    posed = POSERS[kind](seed)
     assume(assert_same(posed, posed.values(3, seed)))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CANONICAL)
 def test_results_agree_on_the_table_of_problems(name: str) -> None:
-    case = CASES[name]()
-    given = canonicalize(case.problem, case.parameters, case.variables, gp=case.gp, presolve=False, self_check=False)
+    case = family(name)
+    given = case.program(presolve=False)
     theirs, ours = (
-        SolutionMap(program, options={"tol": 1e-10}).solve(case.values) for program in (given, presolved(given))
+        SolutionMap(program, options={"tol": 1e-10}).solve(case.values()) for program in (given, presolved(given))
     )
     rng = np.random.default_rng(0)
     cotangents = [rng.standard_normal(value.shape) for value in theirs.outputs]
     for left, right in zip(ours.outputs, theirs.outputs, strict=True):
         assert relative(left, right) < AGREE
     assert relative(ours.objective, theirs.objective) < AGREE
-    for left, right in zip(ours.vjp(cotangents), theirs.vjp(cotangents), strict=True):
+    (found, report), (expected, report_there) = ours.vjp(cotangents), theirs.vjp(cotangents)
+    for left, right in zip(found, expected, strict=True):
         assert relative(left, right) < AGREE
-    assert trusted(ours) or not trusted(theirs)
+    assert report.trusted or not report_there.trusted
 
 
 def recovered_duals() -> Posed:
@@ -231,7 +222,7 @@ def recovered_duals() -> Posed:
     constraints = [t == 0.004 * sparse_rows(b, 2, 4) @ x + 0.3, G @ t <= h, cp.sum(x) <= 1e3]
     objective = cp.quad_form(t, P) + q @ t + cp.quad_form(x, np.eye(4) + 0.1) - b.parameter(4, scale=30.0) @ x
     problem = cp.Problem(cp.Minimize(objective), constraints)
-    return Posed(problem, b.parameters, b.draws, [x, t, *duals(problem)])
+    return Posed(problem, b.parameters, b.draws, [x, t, *duals(*problem.constraints)])
 
 
 def test_gradients_through_recovered_duals_match_finite_differences() -> None:
@@ -254,7 +245,7 @@ def test_gradients_through_recovered_duals_match_finite_differences() -> None:
         outputs = solution_map.solve(at).outputs
         return np.array([sum(float(np.sum(w * o[i])) for w, o in zip(weights, outputs, strict=True)) for i in range(2)])
 
-    gradients = solved.vjp([np.stack([w, w]) for w in weights])
+    gradients, _ = solved.vjp([np.stack([w, w]) for w in weights])
     for position, gradient in enumerate(gradients):
         direction = rng.standard_normal(values[position].shape)
         if posed.parameters[position].attributes["PSD"]:
@@ -277,7 +268,7 @@ def test_gradients_without_the_direct_term_are_wrong() -> None:
     at = (program.features.apply(values, 1), solved.report.solution.x, solved.report.solution.y)
     moved, _, _ = program.recovery.pull(at, solved.outputs, cotangents)
     assert moved is not None
-    assert np.linalg.norm(moved) > 0.1 * np.linalg.norm(np.concatenate([g.ravel() for g in solved.vjp(cotangents)]))
+    assert np.linalg.norm(moved) > 0.1 * np.linalg.norm(np.concatenate([g.ravel() for g in solved.vjp(cotangents)[0]]))
 
 
 def dense_quadratic_program(n: int, m: int, p: int) -> Posed:
@@ -350,98 +341,6 @@ def test_an_irreducible_program_is_returned_unchanged() -> None:
     assert presolved(reduced) is reduced
 
 
-def projection(A: Array, b: Array, cones: Cones, *, slope: float = 0.0, shown: bool = False) -> ParametricProgram:
-    """minimize x'x / 2 - theta'x, A x + s = b, slope theta_1 added to the last b; duals are outputs if ``shown``."""
-    m, n = A.shape
-    pattern = Pattern((m, n), *np.nonzero(A.T)[::-1])
-    constant = np.concatenate([np.ones(n), np.zeros(n), [0.0], A[pattern.rows, pattern.cols], b])
-    slopes = sp.lil_matrix((len(constant), n))
-    slopes[range(n, 2 * n), range(n)] = -1.0
-    slopes[-1, 0] = slope
-    outputs = [OutputSpec("x", (n,)), *([OutputSpec("y", (m,))] if shown else [])]
-    kept = n + m if shown else n
-    return ParametricProgram(
-        parameters=(ParameterSpec("theta", (n,)),),
-        structure=Structure(Pattern((n, n), np.arange(n), np.arange(n)), pattern, cones),
-        features=Features((n,), (None,), np.zeros(0, dtype=np.int64)),
-        data=AffineMap(slopes.tocsr(), constant),
-        recovery=Recovery(tuple(outputs), sp.identity(n + m, format="csr")[:kept], n),
-        objective=Objective(),
-    )
-
-
-THETA = np.array([[2.0, 1.0], [0.3, -0.4]])
-
-
-@pytest.mark.parametrize(
-    ("cones", "right", "slope", "dropped"),
-    [
-        (Cones(zero=1), 0.0, 0.0, 1),
-        (Cones(zero=1), 1.0, 0.0, 0),
-        (Cones(zero=1), 0.0, 1.0, 0),
-        (Cones(nonnegative=1), 0.0, 0.0, 1),
-        (Cones(nonnegative=1), 1.0, 0.0, 1),
-        (Cones(nonnegative=1), -1.0, 0.0, 0),
-        (Cones(nonnegative=1), 1.0, 1.0, 0),
-        (Cones(second_order=(1,)), 1.0, 0.0, 0),
-    ],
-)
-def test_empty_rows_that_always_hold_are_dropped(cones: Cones, right: float, slope: float, dropped: int) -> None:
-    program = presolved(projection(np.zeros((1, 2)), np.array([right]), cones, slope=slope))
-    assert program.structure.m == 1 - dropped
-
-
-def test_an_empty_row_that_parameters_violate_is_infeasible() -> None:
-    program = presolved(projection(np.zeros((1, 2)), np.array([0.0]), Cones(nonnegative=1), slope=1.0))
-    statuses = SolutionMap(program).solve([np.array([[1.0, 1.0], [-1.0, 1.0]])]).report.status
-    assert statuses[0].solved
-    assert not statuses[1].solved
-
-
-def test_identical_rows_are_merged() -> None:
-    A, b = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), np.array([1.0, 1.0, 0.5, 0.5])
-    given = projection(A, b, Cones(nonnegative=4))
-    program = presolved(given)
-    assert program.structure.m == 3
-    assert program.presolve is not None
-    assert program.presolve.redundant_rows == 1
-    ours, theirs = (SolutionMap(part, options={"tol": 1e-10}).solve([THETA]) for part in (program, given))
-    assert relative(ours.outputs[0], theirs.outputs[0]) < AGREE
-
-
-def test_identical_rows_are_kept_if_their_duals_are_outputs() -> None:
-    given = projection(np.ones((2, 2)), np.array([1.0, 1.0]), Cones(nonnegative=2), shown=True)
-    assert presolved(given) is given
-
-
-def test_dependent_equalities_with_dual_outputs_stay_degenerate() -> None:
-    """After the first is solved for x_1 the second is redundant, but its dual is free and enters that of the first."""
-    A, b = np.array([[1.0, 2.0], [2.0, 4.0]]), np.array([1.0, 2.0])
-    given = projection(A, b, Cones(zero=2), shown=True)
-    program = presolved(given)
-    assert program.structure.n == 1
-    for part in (given, program):
-        solved = SolutionMap(part).solve([THETA])
-        solved.vjp([None, np.array([[1.0, -1.0], [1.0, -1.0]])])
-        assert not trusted(solved)
-    assert presolved(projection(A, b, Cones(zero=2))).structure.m == 0
-
-
-def test_infeasible_and_unbounded_elements_are_detected() -> None:
-    x, t, c, bound = cp.Variable(2), cp.Variable(2), cp.Parameter(2), cp.Parameter(2)
-    constraints = [t == np.array([[1.0, 2.0], [0.0, 1.0]]) @ x, cp.abs(t) <= bound, x[0] >= 0]
-    problem = cp.Problem(cp.Minimize(c @ x), constraints)
-    unbounded = cp.Problem(cp.Minimize(c @ x), [t == 2.0 * x, t[0] >= 0, x[1] == 1.0])
-    program = canonicalize(problem, [c, bound], [x, t])
-    assert program.presolve is not None
-    values = [np.ones((2, 2)), np.array([[1.0, 1.0], [-1.0, 1.0]])]
-    assert SolutionMap(program).solve(values).report.status == (Status.OPTIMAL, Status.INFEASIBLE)
-    program = canonicalize(unbounded, [c], [x])
-    assert program.presolve is not None
-    values = [np.array([[1.0, 1.0], [-1.0, 1.0]])]
-    assert SolutionMap(program).solve(values).report.status == (Status.OPTIMAL, Status.UNBOUNDED)
-
-
 def test_the_document_holds_the_program_before_presolve() -> None:
     given, program = dense_quadratic_program(4, 3, 1).programs()
     assert program.to_document() == given.to_document()
@@ -459,11 +358,3 @@ def test_the_layer_reports_reductions_and_can_skip_presolve() -> None:
     whole = ConvexLayer(posed.problem, posed.parameters, posed.outputs, presolve=False)
     assert whole.program.presolve is None
     assert "before presolve" not in repr(whole)
-
-
-def test_small_pivots_are_rejected() -> None:
-    """x_1 = 1 - 1e6 x_2 is not a stable pivot for x_1, so the row is solved for x_2."""
-    program = projection(np.array([[1e-6, 1.0]]), np.array([1.0]), Cones(zero=1))
-    reduced = presolved(program)
-    assert reduced.structure.n == 1
-    assert abs(reduced.recovery.matrix).max() <= 1.0

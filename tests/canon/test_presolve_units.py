@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from convexlayer import ParametricProgram, canonicalize
+from convexlayer import ParametricProgram
 from convexlayer.canon import OutputSpec, ParameterSpec, presolved
 from convexlayer.canon.affine_map import AffineMap, Features
 from convexlayer.canon.affine_matrix import AffineMatrix
@@ -15,7 +15,7 @@ from convexlayer.canon.recovery import Recovery
 from convexlayer.canon.rows import drop_redundant_rows
 from convexlayer.canon.tracked_matrix import multiply, subtract, tracked
 from convexlayer.program import Cones, Pattern, Structure
-from tests.canon.problems import CASES
+from tests.families import family
 
 Array = np.ndarray
 
@@ -24,7 +24,7 @@ def equality_program(P: Array, A: Array, b: Array) -> ParametricProgram:
     """minimize x'Px / 2 + theta'x subject to A x = b, with x and the duals as outputs."""
     m, n = A.shape
     P_pattern, A_pattern = (Pattern(M.shape, *np.nonzero(M.T)[::-1]) for M in (P, A))
-    values = [P[P_pattern.rows, P_pattern.cols], np.zeros(n), [0.0], A[A_pattern.rows, A_pattern.cols], b]
+    values = [P[P_pattern.rows, P_pattern.cols], np.zeros(n), np.zeros(1), A[A_pattern.rows, A_pattern.cols], b]
     constant = np.concatenate(values)
     slopes = sp.lil_matrix((len(constant), n))
     slopes[range(P_pattern.nnz, P_pattern.nnz + n), range(n)] = 1.0
@@ -132,10 +132,10 @@ def test_rows_are_compared_if_columns_times_features_exceed_32_bits() -> None:
 
 
 def test_structural_zeros_are_not_features() -> None:
-    case = CASES["attribute_parameters"]()
-    program = canonicalize(case.problem, case.parameters, case.variables)
+    case = family("attribute_parameters")
+    program = case.program(self_check=True)
     assert program.features.size == 9 + 3 + 3 + 3  # symmetric, diagonal, nonnegative, sparse
-    features = program.features.apply([value[None] for value in case.values], 1)
+    features = program.features.apply([value[None] for value in case.values()], 1)
     pulled = program.split(program.features.pull(features, np.ones_like(features)))
     np.testing.assert_array_equal(pulled[1][0], np.eye(3))
-    np.testing.assert_array_equal(pulled[3][0], case.values[3] != 0)
+    np.testing.assert_array_equal(pulled[3][0], case.values()[3] != 0)

@@ -122,7 +122,7 @@ def test_quadratic_forms_match_sums_of_squares(name: str, presolve: bool) -> Non
         assert all(status.solved for status in solved.report.status)
         weights = [np.ones_like(output) * (1 + np.arange(output.shape[1])).reshape(-1, *[1] * (output.ndim - 2))
                    for output in solved.outputs]  # fmt: skip
-        gradients = solved.vjp(weights, objective=np.ones(2))
+        gradients, _ = solved.vjp([*weights, np.ones(2)])
         results.append([solved.objective, *solved.outputs, *gradients])
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
@@ -139,7 +139,7 @@ def test_minimising_only_a_tracking_cost_returns_its_reference() -> None:
     x, r = cp.Variable(3), cp.Parameter(3)
     solved = SolutionMap(canonicalize(cp.Problem(cp.Minimize(form(M @ x - r))), [r], [x])).solve([np.ones(3)])
     np.testing.assert_allclose(solved.outputs[0][0], np.linalg.solve(M, np.ones(3)), atol=1e-9)
-    (gradient,) = solved.vjp([np.array([[1.0, 2.0, 3.0]])])
+    (gradient,), _ = solved.vjp([np.array([[1.0, 2.0, 3.0]])])
     np.testing.assert_allclose(gradient[0], np.linalg.solve(M.T, [1.0, 2.0, 3.0]), atol=1e-9)
 
 
@@ -153,7 +153,7 @@ def test_matrix_and_argument_may_both_be_parametrised() -> None:
     inverse = np.linalg.inv(Q)
     np.testing.assert_allclose(solved.outputs[0][0], at[1] - inverse @ at[2] / 2, atol=1e-8)
     weight = np.array([1.0, -2.0, 0.5])
-    gradients = solved.vjp([weight[None]])
+    gradients, _ = solved.vjp([weight[None]])
     expected = np.outer(inverse @ weight, inverse @ at[2]) / 2
     np.testing.assert_allclose(gradients[0][0], 0.5 * (expected + expected.T), atol=1e-7)
     np.testing.assert_allclose(gradients[1][0], weight, atol=1e-8)
@@ -197,6 +197,6 @@ def test_a_matrix_declared_definite_may_be_asymmetric(wrap: bool) -> None:
     inverse = np.linalg.inv(Q)
     np.testing.assert_allclose(solved.outputs[0][0], -inverse @ right / 2, atol=1e-8)
     weight = np.array([1.0, -2.0, 0.5])
-    gradients = solved.vjp([weight[None]])
+    gradients, _ = solved.vjp([weight[None]])
     expected = np.outer(inverse @ weight, inverse @ right) / 2
     np.testing.assert_allclose(gradients[0][0], 0.5 * (expected + expected.T), atol=1e-7)

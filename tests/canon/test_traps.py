@@ -12,7 +12,8 @@ from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 
 from convexlayer import NotDPPError, ProblemError, SolutionMap, UnsupportedError, canonicalize
 from convexlayer.canon import frontend, self_check
-from tests.canon.problems import CASES
+from convexlayer.canon.frontend import instance_of_constants
+from tests.families import family
 
 x = cp.Variable(3, name="x")
 b = cp.Parameter(3, name="b")
@@ -52,17 +53,17 @@ def test_a_quad_form_parameter_without_psd_is_rejected() -> None:
 
 
 def test_a_parameter_of_a_geometric_program_may_have_two_features() -> None:
-    case = CASES["geometric_program"]()
-    program = canonicalize(case.problem, case.parameters, case.variables, gp=True)
+    case = family("geometric_exponent")
+    program = case.program(self_check=True)
     assert program.features.size == 3 + 3
     assert 0 in program.features.log
 
 
 def test_the_objective_of_a_maximisation_keeps_its_sign_and_offset() -> None:
-    case = CASES["objective_in_parameters_alone"]()
-    solved = SolutionMap(canonicalize(case.problem, case.parameters, case.variables)).solve(case.values)
+    case = family("objective_in_parameters_alone")
+    solved = SolutionMap(case.program(self_check=True)).solve(case.values())
     np.testing.assert_allclose(solved.objective, [3.0])
-    gradient = solved.vjp([None], objective=np.ones(1))[0]
+    (gradient, *_), _ = solved.vjp([None, np.ones(1)])
     np.testing.assert_allclose(gradient, [2.0])
 
 
@@ -127,9 +128,9 @@ def test_problems_without_a_derivative_are_rejected(name: str) -> None:
 
 
 def test_a_geometric_program_without_gp_gets_a_hint() -> None:
-    case = CASES["geometric_program"]()
+    case = family("geometric_exponent")
     with pytest.raises(ProblemError, match="pass gp=True"):
-        canonicalize(case.problem, case.parameters, case.variables)
+        canonicalize(case.problem, case.parameters, case.outputs)
 
 
 def test_arguments_that_do_not_belong_to_the_problem_are_named() -> None:
@@ -163,10 +164,9 @@ def test_the_users_problem_is_neither_used_nor_changed() -> None:
 
 def test_the_self_check_detects_a_wrong_map(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= a])
-    genuine = self_check.instance_of_constants
 
     def doubled(*args: Any, **kwargs: Any) -> frontend.Instance:
-        right = genuine(*args, **kwargs)
+        right = instance_of_constants(*args, **kwargs)
         assert right is not None
         return right._replace(b=right.b + 1.0)
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from convexlayer_client import Client
+from convexlayer_client import Client, JvpResult, SolveResult, VjpResult
+from tests.client.example import DOCUMENT
+from tests.client.splitting import COTANGENTS, TANGENTS, THETA
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients" / "python" / "src"
@@ -54,3 +56,14 @@ def free_port() -> Callable[[], int]:
             return int(probe.getsockname()[1])
 
     return find
+
+
+@pytest.fixture(scope="session")
+def unsplit(client: Client) -> tuple[SolveResult, VjpResult, JvpResult]:
+    """Results of the batch of ``splitting`` in one request."""
+    problem = client.register(DOCUMENT)
+    return (
+        client.solve(problem.id, THETA, duals=True),
+        client.vjp(problem.id, COTANGENTS, THETA),
+        client.jvp(problem.id, TANGENTS, THETA, duals=True),
+    )

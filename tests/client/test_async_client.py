@@ -21,7 +21,7 @@ from convexlayer_client import (
     wire,
 )
 from convexlayer_server import Settings, create_app
-from tests.client.test_client import DOCUMENT, THETA, expected
+from tests.client.example import DOCUMENT, THETA, expected
 
 T = TypeVar("T")
 

@@ -24,7 +24,6 @@ from convexlayer_client import (
     Client,
     ClientError,
     DayUsage,
-    FailedElementsError,
     FieldError,
     InvalidError,
     NotFoundError,
@@ -35,10 +34,10 @@ from convexlayer_client import (
     UnavailableError,
     wire,
 )
-from convexlayer_client.layer import RemoteConvexLayer
 from tests.client.conftest import CLIENT
-from tests.client.families import quadratic
-from tests.client.test_client import DOCUMENT, THETA
+from tests.client.example import DOCUMENT, THETA
+from tests.client.layers import remote
+from tests.families import family
 
 Work = Callable[[Any], Any]
 
@@ -194,16 +193,16 @@ def test_options_are_pickled_without_secrets() -> None:
 
 
 def test_a_layer_has_the_options_of_its_client(silent: str) -> None:
-    family = quadratic()
+    case = family("least_norm")
     impatient = Client(silent).with_options(timeout_s=0.05)
     with pytest.raises(RequestTimeoutError):
-        RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=impatient)
+        remote(case, impatient)
 
 
 def test_a_layer_shows_its_progress(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    family = quadratic()
-    layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, progress=True)
-    layer(*family.tensors(seed=1, batched=(True, True, True)))[0].sum().backward()
+    case = family("least_norm")
+    layer = remote(case, client, progress=True)
+    layer(*case.tensors(3, seed=1))[0].sum().backward()
     shown = capsys.readouterr().err
     assert "solve: 100%" in shown
     assert "vjp: 100%" in shown
@@ -343,7 +342,6 @@ def test_a_job_by_its_id(url: str, client: Client, run: Any) -> None:
     [
         InvalidError(status=422, type="t", title="T", detail="d", errors=[FieldError("/a", "b")], request_id="r"),
         RequestTimeoutError("too late", timeout_s=3.0),
-        FailedElementsError("some", indices=(1, 2), outputs=(), report=None),
         TransportError("gone"),
     ],
 )

@@ -20,29 +20,15 @@ from convexlayer_client import (
     NotFoundError,
     Options,
     ProtocolError,
-    SolveResult,
     TransportError,
     errors,
     safetensors,
 )
 from convexlayer_client.arrays import decode, encode
 from tests.client.conftest import CLIENT
+from tests.client.example import DOCUMENT, THETA, expected
 
 README = CLIENT.parent / "README.md"
-DOCUMENT = {
-    "kind": "expression",
-    "parameters": {"a": {"shape": [3]}, "radius": {"pos": True}},
-    "variables": {"x": {"shape": [3]}},
-    "minimize": "sum_squares(x - a)",
-    "subject_to": ["norm(x) <= radius", "x[0] == 0.5"],
-}
-THETA = {"a": np.array([[3.0, 4.0, 0.0], [0.0, 0.1, 0.2]]), "radius": 1.0}
-
-
-def expected(a: np.ndarray) -> np.ndarray:
-    """Projection to the disc of radius sqrt(1 - 0.25) in the last two coordinates."""
-    tail, limit = a[1:], np.sqrt(0.75)
-    return np.concatenate([[0.5], tail * min(1.0, limit / np.linalg.norm(tail))])
 
 
 def test_a_problem_is_registered_once_listed_and_deleted(client: Client) -> None:
@@ -79,7 +65,7 @@ def test_solve_returns_arrays(client: Client) -> None:
 def test_vjp_is_the_transpose_of_jvp(client: Client) -> None:
     problem = client.register(DOCUMENT)
     rng = np.random.default_rng(0)
-    tangents = {"a": rng.standard_normal((2, 3)), "radius": rng.standard_normal()}
+    tangents: dict[str, Any] = {"a": rng.standard_normal((2, 3)), "radius": rng.standard_normal()}
     cotangents = {"x": rng.standard_normal((2, 3)), "c1": rng.standard_normal(2), "objective": rng.standard_normal(2)}
     forward = client.jvp(problem.id, tangents, THETA, duals=True)
     backward = client.vjp(problem.id, cotangents, THETA)
@@ -275,15 +261,11 @@ def test_both_encodings_give_the_same_results(client: Client, url: str) -> None:
     problem = client.register(DOCUMENT)
     with Client(url) as plain:
         plain._connection.endpoint.known.form = "json"
-        for ours, theirs in zip(
-            (client.solve(problem.id, THETA, duals=True), client.vjp(problem.id, {"x": np.ones((2, 3))}, THETA)),
-            (plain.solve(problem.id, THETA, duals=True), plain.vjp(problem.id, {"x": np.ones((2, 3))}, THETA)),
-            strict=True,
-        ):
-            assert ours.status == theirs.status
-            left, right = (
-                result.variables if isinstance(result, SolveResult) else result.gradients for result in (ours, theirs)
-            )
+        solutions = [each.solve(problem.id, THETA, duals=True) for each in (client, plain)]
+        pulled = [each.vjp(problem.id, {"x": np.ones((2, 3))}, THETA) for each in (client, plain)]
+        assert solutions[0].status == solutions[1].status
+        assert pulled[0].status == pulled[1].status
+        for left, right in ([found.variables for found in solutions], [found.gradients for found in pulled]):
             for name in right:
                 np.testing.assert_allclose(left[name], right[name], rtol=1e-12, atol=1e-12)
 

@@ -18,15 +18,14 @@ from cvxpy.atoms.affine.unary_operators import NegExpression
 from convexlayer_client.emitters import CONSTRAINTS, EXPRESSIONS
 from convexlayer_client.errors import UnsupportedExpressionError
 from convexlayer_client.expression import ProblemDocument, to_document
-from convexlayer_server.documents import problem_documents
+from convexlayer_server.documents import ExpressionDocument
 from convexlayer_server.documents.cvxpy_problem import CvxpyProblem, build_problem
 from convexlayer_server.documents.grammar import Grammar
 from convexlayer_server.settings import Settings
 
 SETTINGS = Settings()
 GRAMMAR = Grammar(SETTINGS)
-RNG = np.random.default_rng(7)
-Z = RNG.standard_normal((3, 4))
+Z = np.random.default_rng(7).standard_normal((3, 4))
 SPD = Z @ Z.T + np.eye(3)
 
 x = cp.Variable(4, name="x")
@@ -157,11 +156,11 @@ TABLE = list(problems())
 
 def rebuilt(document: ProblemDocument) -> CvxpyProblem:
     wire_form = json.loads(json.dumps(document.body, allow_nan=False))
-    return build_problem(problem_documents.validate_python(wire_form), GRAMMAR, SETTINGS)
+    return build_problem(ExpressionDocument.model_validate(wire_form), GRAMMAR, SETTINGS)
 
 
 def draw(leaf: Any) -> Any:
-    value = RNG.standard_normal(leaf.shape)
+    value = np.random.default_rng(leaf.size).standard_normal(leaf.shape)
     if leaf.attributes["pos"] or leaf.attributes["nonneg"]:
         return np.abs(value) + 0.1
     if leaf.attributes["PSD"]:
@@ -261,7 +260,7 @@ def test_long_sums_are_split_below_the_servers_limit() -> None:
     terms = [cp.square(x[i % 4] - i) for i in range(900)]
     problem = cp.Problem(cp.Minimize(sum(terms[1:], terms[0])))
     document = to_document(problem, [], [x])
-    x.value = RNG.standard_normal(4)
+    x.value = np.random.default_rng(0).standard_normal(4)
     built = rebuilt(document)
     built.variables["x"].value = x.value
     np.testing.assert_allclose(built.problem.objective.value, problem.objective.value, rtol=1e-12)

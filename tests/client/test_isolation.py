@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer
-from tests.client.conftest import CLIENT
-from tests.client.families import FAMILIES
+from tests.client.conftest import CLIENT, ROOT
+from tests.client.test_layer import NAMES
+from tests.families import family
 
 HERE = Path(__file__).parent
 
@@ -22,7 +23,7 @@ def run(*arguments: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, *arguments],
-        env=environment | {"PYTHONPATH": str(CLIENT)},
+        env=environment | {"PYTHONPATH": os.pathsep.join([str(CLIENT), str(ROOT)])},
         cwd=HERE,
         check=True,
         capture_output=True,
@@ -33,16 +34,16 @@ def run(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def remote_gradients(url: str) -> dict[str, list[list[float]]]:
-    return json.loads(run("without_library.py", url))
+    return json.loads(run("without_library.py", url, *NAMES))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_without_the_library_equal_local_gradients(
     name: str, remote_gradients: dict[str, list[list[float]]]
 ) -> None:
-    family = FAMILIES[name]()
-    tensors = family.tensors(seed=11, batched=(True,) * len(family.parameters))
-    layer = ConvexLayer(family.problem, family.parameters, family.outputs, gp=family.gp)
+    case = family(name)
+    tensors = case.tensors(3, seed=11)
+    layer = ConvexLayer(case.problem, case.parameters, case.outputs, gp=case.gp)
     sum((output**2).sum() for output in layer(*tensors)).backward()
     for ours, tensor in zip(remote_gradients[name], tensors, strict=True):
         torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), tensor.grad, rtol=1e-9, atol=1e-9)

@@ -1,10 +1,12 @@
-"""RemoteConvexLayer gives the solutions and derivatives of ConvexLayer."""
+"""A ConvexLayer over a RemoteSolutionMap gives the solutions and derivatives of a local one."""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -12,34 +14,39 @@ import numpy as np
 import pytest
 import torch
 
-from convexlayer import ConvexLayer
-from convexlayer_client import (
-    Client,
+from convexlayer import (
+    ConvexLayer,
     DerivativeError,
     FailedElementsError,
-    InvalidError,
-    NotFoundError,
-    Options,
+    InvalidElementsError,
+    ProblemError,
     ShapeError,
+    UnsupportedError,
 )
-from convexlayer_client.layer import RemoteConvexLayer
-from tests.client.families import FAMILIES, Family, quadratic
+from convexlayer_client import Client, InvalidError, NotFoundError, Options, RemoteSolutionMap
+from convexlayer_client import ShapeError as ClientShapeError
+from tests.client.layers import remote
+from tests.families import Family, family
 
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+TOLERANCE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
+NAMES = ("least_norm", "portfolio", "nearest_correlation", "entropy_maximisation", "geometric_program")
+"""Families on which the remote layer is compared with the local one."""
+
 FORWARD_MODE = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated"
 )  # raised inside torch by the first jvp
 
 
-def remote(family: Family, client: Client, **keywords: Any) -> RemoteConvexLayer:
-    return RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, gp=family.gp, **keywords)
+def local(case: Family, **keywords: Any) -> ConvexLayer:
+    return ConvexLayer(case.problem, case.parameters, case.outputs, gp=case.gp, **keywords)
 
 
-def local(family: Family, **keywords: Any) -> ConvexLayer:
-    return ConvexLayer(family.problem, family.parameters, family.outputs, gp=family.gp, **keywords)
+def solution_map_of(layer: ConvexLayer) -> RemoteSolutionMap:
+    assert isinstance(layer.solution_map, RemoteSolutionMap)
+    return layer.solution_map
 
 
-def gradients(layer: Any, tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def gradients(layer: Any, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Compute outputs, and gradients for fixed random cotangents of the outputs and the objective."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     outputs, report = layer.solve(*leaves)
@@ -52,17 +59,17 @@ def gradients(layer: Any, tensors: list[torch.Tensor]) -> tuple[list[torch.Tenso
     return everything, list(torch.autograd.grad(loss, leaves))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batching", ["single", "batched", "shared"])
 def test_solutions_and_gradients_equal_those_of_the_local_layer(name: str, batching: str, client: Client) -> None:
-    family = FAMILIES[name]()
-    count = len(family.parameters)
+    case = family(name)
+    count = len(case.parameters)
     flags = {"single": (False,) * count, "batched": (True,) * count, "shared": (*(False,) * (count - 1), True)}[
         batching
     ]
-    tensors = family.tensors(seed=3, batched=flags)
-    theirs, their_gradients = gradients(local(family), tensors)
-    ours, our_gradients = gradients(remote(family, client), tensors)
+    tensors = case.tensors(3, seed=3, batched=flags)
+    theirs, their_gradients = gradients(local(case), tensors)
+    ours, our_gradients = gradients(remote(case, client), tensors)
     for left, right in zip(ours + our_gradients, theirs + their_gradients, strict=True):
         assert left.shape == right.shape
         torch.testing.assert_close(left, right, **TOLERANCE)
@@ -70,26 +77,24 @@ def test_solutions_and_gradients_equal_those_of_the_local_layer(name: str, batch
 
 
 @FORWARD_MODE
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_tangents_equal_those_of_the_local_layer(name: str, client: Client) -> None:
-    family = FAMILIES[name]()
-    tensors = [tensor.detach() for tensor in family.tensors(seed=4, batched=(True,) * len(family.parameters))]
-    tangents = [tensor.detach() * 0.1 for tensor in family.tensors(seed=9, batched=(True,) * len(family.parameters))]
-    results = [
-        torch.func.jvp(layer, tuple(tensors), tuple(tangents)) for layer in (remote(family, client), local(family))
-    ]
-    for ours, theirs in zip(*((*outputs, *moved) for outputs, moved in results), strict=True):
+    case = family(name)
+    tensors = [tensor.detach() for tensor in case.tensors(3, seed=4)]
+    tangents = [tensor.detach() * 0.1 for tensor in case.tensors(3, seed=9)]
+    results = [torch.func.jvp(layer, tuple(tensors), tuple(tangents)) for layer in (remote(case, client), local(case))]
+    for ours, theirs in zip(*((*result[0], *result[1]) for result in results), strict=True):
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
 def test_torch_func_grad(client: Client) -> None:
-    family = quadratic()
-    tensors = [tensor.detach() for tensor in family.tensors(seed=5)]
+    case = family("least_norm")
+    tensors = [tensor.detach() for tensor in case.tensors(seed=5)]
 
     def loss(layer: Any) -> Any:
         return torch.func.grad(lambda *theta: layer(*theta)[0].square().sum(), argnums=(0, 1, 2))(*tensors)
 
-    for ours, theirs in zip(loss(remote(family, client)), loss(local(family)), strict=True):
+    for ours, theirs in zip(loss(remote(case, client)), loss(local(case)), strict=True):
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
@@ -124,18 +129,18 @@ def test_nested_transforms_are_rejected(nested: str, power: int, client: Client)
 
 @FORWARD_MODE
 def test_gradcheck_in_forward_and_reverse_mode(client: Client) -> None:
-    family = quadratic()
-    layer = remote(family, client)
-    tensors = tuple(family.tensors(seed=6, batched=(False, True, False), batch=2))
+    case = family("least_norm")
+    layer = remote(case, client)
+    tensors = case.tensors(2, seed=6, batched=(False, True, False))
     assert torch.autograd.gradcheck(layer, tensors, atol=1e-5, rtol=1e-4, check_forward_ad=True)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.float32, torch.float64, torch.float32)])
 def test_dtypes_are_kept(dtypes: tuple[torch.dtype, ...], client: Client) -> None:
-    family = quadratic()
-    tensors = [tensor.detach().to(dtype) for tensor, dtype in zip(family.tensors(seed=2), dtypes, strict=True)]
-    ours, our_gradients = gradients(remote(family, client), tensors)
-    theirs, their_gradients = gradients(local(family), tensors)
+    case = family("least_norm")
+    tensors = [tensor.detach().to(dtype) for tensor, dtype in zip(case.tensors(seed=2), dtypes, strict=True)]
+    ours, our_gradients = gradients(remote(case, client), tensors)
+    theirs, their_gradients = gradients(local(case), tensors)
     assert [output.dtype for output in ours] == [output.dtype for output in theirs]
     assert [gradient.dtype for gradient in our_gradients] == list(dtypes)
     for left, right in zip(ours + our_gradients, theirs + their_gradients, strict=True):
@@ -182,38 +187,43 @@ def test_a_failed_single_solve_is_nan_with_zero_gradient(client: Client) -> None
     (solution,) = remote(box(), client, on_failure="nan")(*leaves)
     assert solution.shape == (3,)
     assert solution.isnan().all()
-    assert torch.equal(*torch.autograd.grad(solution.sum(), leaves[:1]), torch.zeros(3, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(solution.sum(), leaves[:1])
+    assert torch.equal(gradient, torch.zeros(3, dtype=torch.float64))
 
 
 def test_a_deleted_problem_is_registered_again(client: Client) -> None:
     layer = remote(box(lower=-0.25), client)
     leaf = A.clone().requires_grad_()
-    client.delete(layer.problem_id)
+    problem_id = solution_map_of(layer).problem_id
+    client.delete(problem_id)
     with pytest.raises(NotFoundError):
-        client.get(layer.problem_id)
+        client.get(problem_id)
     (solution,) = layer(leaf, BUDGETS[:1])
-    client.delete(layer.problem_id)
+    client.delete(problem_id)
     solution.sum().backward()
     assert leaf.grad is not None
-    assert client.get(layer.problem_id).id == layer.problem_id
+    assert client.get(problem_id).id == problem_id
 
 
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ([(3,)], r"expected 2 tensors \(for a, budget\), got 1"),
-        ([(4,), ()], r"parameter 'a': expected shape \[3\] or \['batch', 3\], got \[4\]"),
+        ([(3,)], r"expected 2 values \(for a, budget\), got 1"),
+        ([(4,), ()], r"parameter 'a': expected shape [\[(]3"),
         ([(2, 2, 3), ()], r"parameter 'a'"),
-        ([(2, 3), (3,)], r"'a' has 2, 'budget' has 3"),
+        ([(2, 3), (3,)], r"batch size"),
     ],
 )
 def test_shapes_are_checked(shapes: list[tuple[int, ...]], message: str, client: Client) -> None:
+    layer = remote(box(), client)
     with pytest.raises(ShapeError, match=message):
-        remote(box(), client)(*(torch.ones(shape, dtype=torch.float64) for shape in shapes))
+        layer(*(torch.ones(shape, dtype=torch.float64) for shape in shapes))
+    with pytest.raises(ClientShapeError, match=message):
+        layer.solution_map.solve([np.ones(shape) for shape in shapes])
 
 
 def test_integers_are_rejected(client: Client) -> None:
-    with pytest.raises(TypeError, match=r"'a': expected a tensor of floating point, got torch.int64"):
+    with pytest.raises(ProblemError, match=r"expected floating-point tensors, got torch.int64"):
         remote(box(), client)(torch.ones(3, dtype=torch.int64), BUDGETS)
 
 
@@ -240,13 +250,13 @@ def test_degenerate_derivatives_are_reported(client: Client) -> None:
 
 
 def test_options_and_solver_reach_the_server(client: Client) -> None:
-    family = quadratic()
-    tensors = family.tensors(seed=1)
-    _, report = remote(family, client, solver="scs", options=Options(tol=1e-4)).solve(*tensors, options={"tol": 1e-6})
+    case = family("least_norm")
+    tensors = case.tensors(seed=1)
+    _, report = remote(case, client, solver="scs", options=Options(tol=1e-4)).solve(*tensors, options={"tol": 1e-6})
     assert report.result.meta["solver"] == "scs"
     with pytest.raises(InvalidError):
-        remote(family, client, solver="no such solver")(*tensors)
-    layer = remote(family, client, solver="clarabel", on_failure="nan", options=Options(max_iter=2))
+        remote(case, client, solver="no such solver")(*tensors)
+    layer = remote(case, client, solver="clarabel", on_failure="nan", options=Options(max_iter=2))
     iterations = [layer.solve(*tensors, options=changes)[1].result.iterations for changes in (None, {"max_iter": 1})]
     assert iterations == [2, 1]
 
@@ -255,8 +265,6 @@ def test_options_and_solver_reach_the_server(client: Client) -> None:
     "keywords",
     [
         {},
-        {"url": "http://127.0.0.1:1", "client": None, "on_failure": "keep"},
-        {"url": "http://x", "on_degenerate": "?"},
         {"url": "http://x", "state": "?"},
         {"url": "http://x", "client": Client("http://x")},
         {"api_key": "k", "client": Client("http://x")},
@@ -264,43 +272,44 @@ def test_options_and_solver_reach_the_server(client: Client) -> None:
 )
 def test_arguments_are_checked(keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONVEXLAYER_URL", raising=False)
-    family = box()
-    with pytest.raises(ValueError, match=r"the URL of a server|url or client|on_failure|on_degenerate|state must be"):
-        RemoteConvexLayer(family.problem, family.parameters, family.outputs, **keywords)
+    case = box()
+    with pytest.raises(ValueError, match=r"the URL of a server|url or client|state must be"):
+        RemoteSolutionMap(case.problem, case.parameters, case.outputs, **keywords)
+
+
+def test_policies_are_checked(client: Client) -> None:
+    with pytest.raises(ProblemError, match="on_failure must be one of"):
+        remote(box(), client, on_failure="?")
+    with pytest.raises(ProblemError, match="on_degenerate must be one of"):
+        remote(box(), client, on_degenerate="?")
+    with pytest.raises(UnsupportedError, match=r"needs the solver's last iterates, which problem p_.* on http"):
+        remote(box(), client, on_failure="keep")
+    with pytest.raises(UnsupportedError, match="no canonicalised problem in this process"):
+        _ = remote(box(), client).program
 
 
 def test_a_problem_outside_the_grammar_is_sent_as_a_cone_program(client: Client) -> None:
     S, C = cp.Variable((3, 3), PSD=True, name="S"), cp.Parameter((3, 3), symmetric=True, name="C")
     objective = cp.Maximize(cp.von_neumann_entr(S) + cp.trace(C @ S))
-    family = Family(cp.Problem(objective, [cp.trace(S) == 1]), [C], [S], lambda rng: [np.diag(rng.standard_normal(3))])
-    layer = remote(family, client)
-    assert client.get(layer.problem_id).details["kind"] == "cone_program"
-    tensors = family.tensors(seed=8, batched=(True,))
-    for left, right in zip(gradients(layer, tensors), gradients(local(family), tensors), strict=True):
+    case = Family(cp.Problem(objective, [cp.trace(S) == 1]), [C], [S], lambda rng: [np.diag(rng.standard_normal(3))])
+    layer = remote(case, client)
+    assert client.get(solution_map_of(layer).problem_id).details["kind"] == "cone_program"
+    tensors = case.tensors(3, seed=8)
+    for left, right in zip(gradients(layer, tensors), gradients(local(case), tensors), strict=True):
         for ours, theirs in zip(left, right, strict=True):
             torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
 def test_a_variable_may_be_returned_twice(client: Client) -> None:
-    family = box()
-    (x,) = family.outputs
-    layer = RemoteConvexLayer(family.problem, family.parameters, [x, x], client=client)
+    case = box()
+    (x,) = case.outputs
+    layer = remote(replace(case, outputs=[x, x]), client)
     leaves = [A.clone().requires_grad_() for _ in range(2)]
-    (once,) = remote(family, client)(leaves[0], BUDGETS[0])
+    (once,) = remote(case, client)(leaves[0], BUDGETS[0])
     first, second = layer(leaves[1], BUDGETS[0])
     once.square().sum().backward()
     (first * second).sum().backward()
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad, **TOLERANCE)
-
-
-def test_gradients_ignore_in_place_changes_after_the_solve(client: Client) -> None:
-    leaves = [A.clone().requires_grad_() for _ in range(2)]
-    solutions = [remote(box(), client)(leaf, BUDGETS[0])[0] for leaf in leaves]
-    with torch.no_grad():
-        leaves[1].neg_()
-    for solution in solutions:
-        solution.square().sum().backward()
-    assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
 def test_threads_may_share_a_layer(client: Client) -> None:
@@ -320,15 +329,15 @@ def test_threads_may_share_a_layer(client: Client) -> None:
 def test_copies_share_the_connection(client: Client) -> None:
     layer = remote(box(), client)
     torch.testing.assert_close(copy.deepcopy(layer)(A, BUDGETS[:1]), layer(A, BUDGETS[:1]))
-    assert layer.problem_id in repr(layer)
+    assert solution_map_of(layer).problem_id in repr(layer)
 
 
 def test_invalid_elements_do_not_affect_others(client: Client) -> None:
     """Status, outputs, gradients and messages equal those of the local layer."""
-    family = box()
+    case = box()
     budgets = torch.tensor([1.0, float("nan"), 0.5], dtype=torch.float64)
     results = []
-    for layer in (remote(family, client, on_failure="nan"), local(family, on_failure="nan")):
+    for layer in (remote(case, client, on_failure="nan"), local(case, on_failure="nan")):
         leaves = [A.clone().requires_grad_(), budgets.clone().requires_grad_()]
         (out,), report = layer.solve(*leaves)
         results.append((out, *torch.autograd.grad(out.nansum(), leaves)))
@@ -337,9 +346,57 @@ def test_invalid_elements_do_not_affect_others(client: Client) -> None:
         assert "is not finite: entry [1] is nan" in report.details[1]
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True, **TOLERANCE)
-    with pytest.raises(FailedElementsError, match=r"1 of 3 elements.*1 \(invalid\).*Element 1: .*not finite") as caught:
-        remote(family, client)(A, budgets)
+    with pytest.raises(InvalidElementsError, match=r"1 of 3.*1 \(invalid\).*Element 1: .*not finite") as caught:
+        remote(case, client)(A, budgets)
     assert caught.value.indices == (1,)
     assert caught.value.outputs[0][[0, 2]].isfinite().all()
     with pytest.raises(InvalidError, match="not finite"):
-        remote(family, client)(A, budgets[1])
+        remote(case, client)(A, budgets[1])
+
+
+@FORWARD_MODE
+@pytest.mark.parametrize("batched", [(True, True, True), (False, True, False)], ids=["batched", "shared"])
+def test_vmap_and_jacobians_equal_those_of_the_local_layer(batched: tuple[bool, ...], client: Client) -> None:
+    """A server sums gradients of parameters without a batch axis; transforms need them for each element."""
+    case = family("least_norm")
+    tensors = [tensor.detach() for tensor in case.tensors(2, seed=7, batched=batched)]
+    dims = tuple(0 if stacked else None for stacked in batched)
+
+    def jacobians(layer: Any) -> list[torch.Tensor]:
+        mapped = torch.func.vmap(lambda *theta: layer(*theta)[0], in_dims=dims)(*tensors)
+        backward = torch.func.jacrev(lambda *theta: layer(*theta)[0], argnums=(0, 1, 2))(*tensors)
+        forward = torch.func.jacfwd(lambda b: layer(*tensors[:2], b)[0])(tensors[2])
+        each = torch.func.vmap(
+            torch.func.grad(lambda *theta: layer(*theta)[0].square().sum(), argnums=(0, 1)), in_dims=dims
+        )(*tensors)
+        return [mapped, *backward, forward, *each]
+
+    for ours, theirs in zip(jacobians(remote(case, client)), jacobians(local(case)), strict=True):
+        torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+def assert_same(ours: Sequence[Any], theirs: Sequence[Any]) -> None:
+    """Compare arrays, of which some may be None."""
+    for left, right in zip(ours, theirs, strict=True):
+        assert (left is None) == (right is None)
+        if left is not None:
+            np.testing.assert_allclose(left, right, **TOLERANCE)
+
+
+def test_the_solution_map_equals_the_local_one(client: Client) -> None:
+    """The same protocol in NumPy: outputs, gradients and tangents, of chosen parameters and outputs."""
+    case, rng = family("least_norm"), np.random.default_rng(0)
+    theta = [tensor.detach().numpy() for tensor in case.tensors(3, seed=4, batched=(False, True, True))]
+    ours, theirs = (layer.solution_map.solve(theta) for layer in (remote(case, client), local(case)))
+    assert ours.batch == theirs.batch == 3
+    assert_same((*ours.outputs, ours.objective), (*theirs.outputs, theirs.objective))
+    cotangents = [*(rng.standard_normal(value.shape) for value in ours.outputs), rng.standard_normal(3)]
+    vjps: tuple[dict[str, Any], ...] = ({}, {"per_element": False}, {"wrt": [True, False, True]})
+    for keywords in vjps:
+        (found, report), (expected, _) = (each.vjp(cotangents, **keywords) for each in (ours, theirs))
+        assert report.status == ("ok",) * 3
+        assert_same(found, expected)
+    tangents = [rng.standard_normal(spec.shape) for spec in local(case).program.parameters]
+    for of in (None, [True] + [False] * (len(ours.outputs) - 1), [False] + [True] * (len(ours.outputs) - 1) + [False]):
+        (found, _), (expected, _) = (each.jvp([tangents[0], None, tangents[2]], of=of) for each in (ours, theirs))
+        assert_same(found, expected)

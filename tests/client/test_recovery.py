@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ import psutil
 import pytest
 import torch
 
+from convexlayer import ConvexLayer
 from convexlayer_client import Client, GoneError, JobStatus, wire
-from convexlayer_client.layer import RemoteConvexLayer
+from convexlayer_server import Settings
+from convexlayer_server.store import Store
 from tests.client.conftest import serving
-from tests.client.families import quadratic
-from tests.client.test_client import DOCUMENT, THETA, expected
+from tests.client.example import DOCUMENT, THETA, expected
+from tests.client.layers import remote
+from tests.families import family
+from tests.server.running import running
 
 
 def record_states(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, bool]]:
@@ -35,9 +40,9 @@ def record_states(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[tuple
     return states
 
 
-def gradient(layer: RemoteConvexLayer, between: Callable[[], None] = lambda: None) -> torch.Tensor:
+def gradient(layer: ConvexLayer, between: Callable[[], None] = lambda: None) -> torch.Tensor:
     """Compute the gradient in the first parameter; ``between`` is called between forward and backward."""
-    tensors = quadratic().tensors(seed=1, batched=(True, True, True))
+    tensors = family("least_norm").tensors(3, seed=1)
     (solution, *_) = layer(*tensors)
     between()
     solution.square().sum().backward()
@@ -47,10 +52,10 @@ def gradient(layer: RemoteConvexLayer, between: Callable[[], None] = lambda: Non
 
 @pytest.mark.parametrize("state", ["handle", "portable", "none"])
 def test_backward_uses_the_state(state: Any, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    family = quadratic()
+    case = family("least_norm")
     states = record_states(client, monkeypatch)
-    layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, state=state)
-    exact = gradient(RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, state="none"))
+    layer = remote(case, client, state=state)
+    exact = gradient(remote(case, client, state="none"))
     states.clear()
     torch.testing.assert_close(gradient(layer), exact, rtol=1e-9, atol=1e-9)
     ((handle, portable),) = states
@@ -62,38 +67,31 @@ def test_backward_uses_the_state(state: Any, client: Client, monkeypatch: pytest
 
 
 def test_no_state_is_requested_without_gradients(client: Client) -> None:
-    family = quadratic()
-    layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client)
+    case = family("least_norm")
+    layer = remote(case, client)
     with torch.no_grad():
-        _, report = layer.solve(*family.tensors(seed=1))
+        _, report = layer.solve(*case.tensors(seed=1))
     assert report.result.state is None
-    _, report = layer.solve(*family.tensors(seed=1))
+    _, report = layer.solve(*case.tensors(seed=1))
     assert report.result.state is not None
 
 
 @pytest.mark.parametrize(("state", "new_store"), [("handle", True), ("portable", False)])
 def test_a_restarted_server(state: Any, new_store: bool, free_port: Callable[[], int], tmp_path: Path) -> None:
     """Gradients are unchanged though states, and with a new store also problems, are lost."""
-    port, family = free_port(), quadratic()
-    stores = [str(tmp_path / "first.sqlite"), str(tmp_path / ("second.sqlite" if new_store else "first.sqlite"))]
-    with serving("--workers", "0", port=port, store=stores[0]) as (url, process):
-        client = Client(url, retry_s=240)
-        layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, client=client, state=state)
+    port, case, settings = free_port(), family("least_norm"), Settings()
+    files = [tmp_path / "first.sqlite", tmp_path / ("second.sqlite" if new_store else "first.sqlite")]
+    with ExitStack() as servers, ThreadPoolExecutor(1) as pool:
+        first = servers.enter_context(running(store=Store(settings, files[0]), port=port))
+        client = servers.enter_context(Client(first.url, retry_s=240))
+        layer = remote(case, client, state=state)
         exact = gradient(layer)
 
-        with ThreadPoolExecutor(1) as pool:
+        def restart() -> None:
+            first.close()  # the client retries until the next server listens
+            pool.submit(lambda: servers.enter_context(running(store=Store(settings, files[1]), port=port)))
 
-            def restart() -> None:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                pool.submit(started.__enter__)  # the client retries until the server listens
-
-            started = serving("--workers", "0", port=port, store=stores[1])
-            try:
-                torch.testing.assert_close(gradient(layer, restart), exact, rtol=1e-9, atol=1e-9)
-            finally:
-                pool.shutdown()
-                started.__exit__(None, None, None)
+        torch.testing.assert_close(gradient(layer, restart), exact, rtol=1e-9, atol=1e-9)
 
 
 def worker_of(process: subprocess.Popen[str]) -> psutil.Process:
@@ -126,7 +124,7 @@ def test_a_killed_worker_fails_no_call(server: Any) -> None:
 
 def test_events_of_a_job_until_it_is_done(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     client, _, problem = server
-    theta = {"a": np.random.default_rng(0).standard_normal((600, 3)), "radius": 1.0}
+    theta: dict[str, Any] = {"a": np.random.default_rng(0).standard_normal((600, 3)), "radius": 1.0}
     job = client.submit(wire.solve(problem, theta, state=True))
     seen: list[JobStatus] = list(client.events(job))
     assert seen[-1].status == "done"

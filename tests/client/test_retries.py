@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 import pytest
-import tenacity.nap
 
 from convexlayer_client import (
     AsyncClient,
@@ -36,7 +36,7 @@ class Script:
         self.outcomes = list(outcomes)
         self.requests: list[httpx.Request] = []
         self.waits_s: list[float] = []
-        monkeypatch.setattr(tenacity.nap.time, "sleep", self.waits_s.append)
+        monkeypatch.setattr(time, "sleep", self.waits_s.append)
 
         async def sleep(seconds: float) -> None:
             self.waits_s.append(seconds)
@@ -147,7 +147,7 @@ def test_an_expired_state_without_parameters_is_an_error(sent: Any, monkeypatch:
 def test_retries_end_after_the_retry_time(sent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script([response(503, "20")], monkeypatch)
     clock = iter(range(0, 10_000, 20))
-    monkeypatch.setattr(tenacity.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with pytest.raises(UnavailableError):
         sent(script, lambda client: client.health())
     assert len(script.requests) < 5

@@ -1,6 +1,6 @@
-"""Compute gradients of every family by the client, without the library and the server.
+"""Compute gradients of problem families by the client's solution map, without the library and the server.
 
-Run as `python without_library.py URL`; prints {family: [gradient, ...]} as JSON.
+Run as `python without_library.py URL NAME ...`; prints {family: [gradient, ...]} as JSON.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ class Hidden(MetaPathFinder):
 
 sys.meta_path.insert(0, Hidden())
 
-from families import FAMILIES  # noqa: E402
+from convexlayer_client import RemoteSolutionMap  # noqa: E402 - after the finder
+from tests.families import family  # noqa: E402
 
-from convexlayer_client.layer import RemoteConvexLayer  # noqa: E402 - after the finder
 
-
-def main(url: str) -> None:
+def main(url: str, *names: str) -> None:
     result = {}
-    for name, build in FAMILIES.items():
-        family = build()
-        layer = RemoteConvexLayer(family.problem, family.parameters, family.outputs, url=url, gp=family.gp)
-        tensors = family.tensors(seed=11, batched=(True,) * len(family.parameters))
-        sum((output**2).sum() for output in layer(*tensors)).backward()
-        result[name] = [tensor.grad.tolist() for tensor in tensors]
+    for name in names:
+        case = family(name)
+        solution_map = RemoteSolutionMap(case.problem, case.parameters, case.outputs, url=url, gp=case.gp)
+        solved = solution_map.solve(case.values(3, seed=11))
+        gradients, _ = solved.vjp([2.0 * output for output in solved.outputs])
+        result[name] = [gradient.tolist() for gradient in gradients if gradient is not None]
     json.dump(result, sys.stdout)
 
 
-main(sys.argv[1])
+main(*sys.argv[1:])

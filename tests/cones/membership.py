@@ -60,14 +60,16 @@ class NonnegativeContract(ConeContract):
     def in_primal(self, s: Array) -> Mask:
         return np.asarray(np.all(s >= 0, axis=-1))
 
-    in_dual = in_primal
+    def in_dual(self, y: Array) -> Mask:
+        return self.in_primal(y)
 
 
 class SecondOrderContract(ConeContract):
     def in_primal(self, s: Array) -> Mask:
         return np.asarray(np.linalg.norm(s[..., 1:], axis=-1) <= s[..., 0])
 
-    in_dual = in_primal
+    def in_dual(self, y: Array) -> Mask:
+        return self.in_primal(y)
 
 
 class SemidefiniteContract(ConeContract):
@@ -75,7 +77,8 @@ class SemidefiniteContract(ConeContract):
         order = int(np.sqrt(2 * s.shape[-1]))
         return np.asarray(np.linalg.eigvalsh(matrices(s, order))[..., 0] >= 0)
 
-    in_dual = in_primal
+    def in_dual(self, y: Array) -> Mask:
+        return self.in_primal(y)
 
 
 class ExponentialContract(ConeContract):

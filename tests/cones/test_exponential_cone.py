@@ -60,7 +60,8 @@ def test_projection_of_constructed_points(rho: float) -> None:
         for size_s in (1e-12, 1.0, 1e6):
             w, y = _pair(rho, size_y, size_s)
             expected = np.array([float(e) for e in y])
-            np.testing.assert_allclose(CONE.project_dual(w), expected, atol=1e-15 * np.linalg.norm(w), rtol=1e-15)
+            atol = 1e-15 * float(np.linalg.norm(w))
+            np.testing.assert_allclose(CONE.project_dual(w), expected, atol=atol, rtol=1e-15)
 
 
 @pytest.mark.parametrize("rho", [-30.0, -12.0, -3.0, -0.5, 0.0, 0.4, 0.6, 1.0, 2.5, 10.0, 30.0])
@@ -126,7 +127,11 @@ def test_margin_of_interior_points_is_the_distance_to_the_boundary_if_small() ->
     rays_s = np.concatenate((np.stack((rho, np.ones_like(rho), np.exp(rho)), axis=-1), face_s))
     for w, rays in (((-1.0, 0.5, 2.0), rays_y), ((-0.2, 3.0, 0.4), rays_y), ((1.0, -0.5, -2.0), rays_s)):
         sign = 1.0 if rays is rays_y else -1.0
-        check_depth(lambda x, sign=sign: CONE.margin(sign * x[None])[0], sign * np.array(w), rays)
+
+        def margin(x: Array, sign: float = sign) -> Array:
+            return np.asarray(CONE.margin(sign * x[None])[0])
+
+        check_depth(margin, sign * np.array(w), rays)
 
 
 def test_the_ball_around_the_centre_is_in_both_cones() -> None:

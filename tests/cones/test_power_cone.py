@@ -62,7 +62,8 @@ def test_projection_of_constructed_points(alpha: float, log_ratio: float) -> Non
         for size_s in (1e-12, 1.0, 1e6):
             w, y = _pair(alpha, log_ratio, size_y, size_s)
             expected = np.array([[float(e) for e in y]])
-            np.testing.assert_allclose(cone.project_dual(w[None]), expected, atol=1e-14 * np.linalg.norm(w), rtol=0)
+            atol = 1e-14 * float(np.linalg.norm(w))
+            np.testing.assert_allclose(cone.project_dual(w[None]), expected, atol=atol, rtol=0)
             flipped = w * [1.0, 1.0, -1.0]
             np.testing.assert_array_equal(
                 cone.project_dual(flipped[None]), cone.project_dual(w[None]) * [1.0, 1.0, -1.0]
@@ -124,7 +125,11 @@ def test_margin_of_interior_points_is_the_distance_to_the_boundary_if_small() ->
     rays_y = rays_s * [alpha, 1 - alpha, 1.0]
     for w, rays in (((1.0, 2.0, 0.1), rays_y), ((-1.0, -2.0, 0.7), rays_s), ((-5.0, -0.1, 0.01), rays_s)):
         sign = 1.0 if rays is rays_y else -1.0
-        check_depth(lambda x, sign=sign: Power([alpha]).margin(sign * x[None])[0], np.abs(np.array(w)), rays)
+
+        def margin(x: Array, sign: float = sign) -> Array:
+            return np.asarray(Power([alpha]).margin(sign * x[None])[0])
+
+        check_depth(margin, np.abs(np.array(w)), rays)
 
 
 def test_the_ball_around_the_centre_is_in_both_cones() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -110,14 +112,14 @@ def test_large_semidefinite_blocks_have_no_eigenbasis() -> None:
     for group in product.groups[1:]:
         expected = group.cone.derivative(group.split(w)).apply(group.split(v)).reshape(2, -1)
         np.testing.assert_allclose(derivative.apply(v)[:, group.rows], expected, atol=1e-12)
-    tensors = torch.from_numpy(w), torch.from_numpy(v)
+    tensors: Any = torch.from_numpy(w), torch.from_numpy(v)
     np.testing.assert_allclose(product.derivative(tensors[0]).apply(tensors[1]), derivative.apply(v), atol=1e-12)
     np.testing.assert_allclose(product.margin(tensors[0]), product.margin(w), atol=1e-13)
 
 
 def test_torch_equals_numpy(w: Array) -> None:
     product = ProductCone(CONES)
-    tensor = torch.from_numpy(w)
+    tensor: Any = torch.from_numpy(w)
     np.testing.assert_allclose(product.project_dual(tensor), product.project_dual(w), atol=1e-14)
     np.testing.assert_allclose(product.margin(tensor), product.margin(w), atol=1e-13)
     np.testing.assert_allclose(product.derivative(tensor).apply(tensor), product.derivative(w).apply(w), atol=1e-13)

@@ -13,9 +13,10 @@ import numpy as np
 
 from benchmarks.scales.programs import derivative as dense_derivative
 from convexlayer.cones import product_cone
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, SolutionTangent
+from convexlayer.diff.base import whole_program
 from convexlayer.linalg import AbstractBackend
-from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.program import Array, ConeProgram, Cones, Pattern, ProgramCotangent, Structure
 from convexlayer.solution import Solution
 from convexlayer.status import Status
 
@@ -170,11 +171,16 @@ def solve_near(program: ConeProgram, x: Array, w: Array, *, steps: int = 12) -> 
 
 
 def flat_data(program: ConeProgram) -> Array:
-    """(P, q, A, b) of program tangents or cotangents, one row per element."""
+    """(P, q, A, b) of program tangents, one row per element."""
     return np.concatenate([program.P, program.q, program.A, program.b], axis=1)
 
 
-def flat_point(tangent: SolutionTangent) -> Array:
+def flat_cotangent(cotangent: ProgramCotangent, structure: Structure) -> Array:
+    """(P, q, A, b) of program cotangents on the patterns of a structure, one row per element."""
+    return whole_program(structure)(cotangent)
+
+
+def flat_point(tangent: SolutionTangent | SolutionCotangent) -> Array:
     """(x, y, s) of solution tangents or cotangents, one row per element."""
     return np.concatenate([tangent.x, tangent.y, tangent.s], axis=1)
 
@@ -186,10 +192,10 @@ def data_tangents(rng: np.random.Generator, structure: Structure, count: int) ->
     return ConeProgram(structure, P + P[:, structure.P.transposed_positions], q, np.zeros(len(q)), A, b)
 
 
-def ones(drawn: Draw, x: float = 1.0, y: float = 1.0, s: float = 1.0) -> SolutionTangent:
+def ones(drawn: Draw, x: float = 1.0, y: float = 1.0, s: float = 1.0) -> SolutionCotangent:
     """Cotangent of a weighted sum of sum(x), sum(y) and sum(s)."""
     points = ((x, drawn.solution.x), (y, drawn.solution.y), (s, drawn.solution.s))
-    return SolutionTangent(*(np.full_like(value, weight) for weight, value in points))
+    return SolutionCotangent(*(np.full_like(value, weight) for weight, value in points))
 
 
 def at(drawn: Draw, backend: AbstractBackend | None = None) -> ExactDifferentiator:
@@ -197,9 +203,9 @@ def at(drawn: Draw, backend: AbstractBackend | None = None) -> ExactDifferentiat
     return ExactDifferentiator(KKTSystem(drawn.program.structure, backend), drawn.program, drawn.solution)
 
 
-def point_cotangents(rng: np.random.Generator, structure: Structure, count: int) -> SolutionTangent:
+def point_cotangents(rng: np.random.Generator, structure: Structure, count: int) -> SolutionCotangent:
     """Draw cotangents: ``count`` on each of x, y and s alone, and ``count`` on all of them."""
-    return SolutionTangent(*_alone_and_together(rng, (structure.n, structure.m, structure.m), count))
+    return SolutionCotangent(*_alone_and_together(rng, (structure.n, structure.m, structure.m), count))
 
 
 def _alone_and_together(rng: np.random.Generator, sizes: tuple[int, ...], count: int) -> list[Array]:

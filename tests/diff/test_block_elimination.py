@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from convexlayer.cones import KroneckerBasis, PositiveSemidefinite
 from convexlayer.diff.block_elimination import BlockElimination, CoupledBlocks, EntryVariables
 from convexlayer.linalg import EPS
 from convexlayer.program import Array
+
+Indices = NDArray[np.int64]
 
 ORDER = 4
 SIZE = ORDER * (ORDER + 1) // 2
@@ -58,7 +61,7 @@ def case(rng: np.random.Generator, matrices: list[Array], *, curvature: Array, o
     return Case(n, stored, groups, signs)
 
 
-def check(made: Case, variables: list[EntryVariables | None], idle: Array | None = None) -> None:
+def check(made: Case, variables: list[EntryVariables | None], idle: Indices | None = None) -> None:
     """Compare by residuals, because entries of the inverse may be as large as 1 / EPS."""
     E = made.dense()
     np.testing.assert_allclose(E, E.T, atol=1e-14)
@@ -78,14 +81,14 @@ def check(made: Case, variables: list[EntryVariables | None], idle: Array | None
         np.testing.assert_allclose(solved, np.linalg.solve(regularised, rhs), atol=1e-6)
 
 
-def injection(entries: Array, n: int, sign: Array, rows: int = SIZE) -> Array:
+def injection(entries: Indices, n: int, sign: Array, rows: int = SIZE) -> Array:
     """Build A whose first columns are entry variables with these signs."""
     A = np.zeros((rows, n))
     A[entries, np.arange(len(entries))] = sign
     return A
 
 
-def entry_variables(A: Array, entries: Array) -> EntryVariables:
+def entry_variables(A: Array, entries: Indices) -> EntryVariables:
     """The entry variables in the first columns of A."""
     stored = sp.csr_matrix(A)
     rows = np.repeat(np.arange(len(A)), np.diff(stored.indptr))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent
 from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
@@ -132,7 +132,7 @@ def test_an_invisible_free_variable(backend: AbstractBackend) -> None:
     )
     assert backward.status == forward.status == ("ok",)
     fixed = without_variable(drawn, 3)
-    cut = SolutionTangent(cotangent.x[:, :3], cotangent.y, cotangent.s)
+    cut = SolutionCotangent(cotangent.x[:, :3], cotangent.y, cotangent.s)
     np.testing.assert_allclose(gradient.b, at(fixed).vjp(cut)[0].b, atol=1e-9)
     np.testing.assert_allclose(
         moved.x[:, :3], at(fixed).jvp(tangent_of_b(fixed, [1.0, 0.0, 0.5, 0, 0]))[0].x, atol=1e-9

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convexlayer.diff import KKTSystem, SolutionTangent, derivative_mode
+from convexlayer.diff import KKTSystem, SolutionCotangent, derivative_mode
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
 from convexlayer.errors import DerivativeError
 
@@ -18,7 +18,7 @@ from .programs import (
     at,
     data_tangents,
     draw,
-    flat_data,
+    flat_cotangent,
     flat_point,
     ones,
     point_cotangents,
@@ -54,11 +54,12 @@ def test_diffcp_matches_the_exact_derivative(name: str, quadratic: bool) -> None
             found = flat_point(reference.jvp(one)[0])
             np.testing.assert_allclose(found, expected, atol=TOLERANCE * np.max(np.abs(expected)))
         for i in range(len(kinds.x)):
-            one_kind = SolutionTangent(*(part[i : i + 1] for part in (kinds.x, kinds.y, kinds.s)))
-            expected = flat_data(exact.vjp(one_kind)[0])
+            one_kind = SolutionCotangent(*(part[i : i + 1] for part in (kinds.x, kinds.y, kinds.s)))
+            expected = flat_cotangent(exact.vjp(one_kind)[0], drawn.program.structure)
             gradient, report = reference.vjp(one_kind)
             scale = max(np.max(np.abs(expected)), 1e-3)
-            np.testing.assert_allclose(flat_data(gradient), expected, atol=TOLERANCE * scale)
+            found = flat_cotangent(gradient, drawn.program.structure)
+            np.testing.assert_allclose(found, expected, atol=TOLERANCE * scale)
             assert report.status == ("ok",)
 
 
@@ -66,10 +67,11 @@ def test_small_cotangents_and_tangents_are_not_lost() -> None:
     drawn = draw(np.random.default_rng(0), KNOWN["second_order"], quadratic=True)
     assert drawn is not None
     tiny, one = diffcp_at(drawn).vjp(ones(drawn, 1e-12, 1e-12, 1e-12))[0], diffcp_at(drawn).vjp(ones(drawn))[0]
-    np.testing.assert_allclose(1e12 * flat_data(tiny), flat_data(one), rtol=1e-6)
-    assert np.max(np.abs(flat_data(one))) > 1e-3
-    step = replace(one, **{name: 1e-12 * getattr(one, name) for name in ("P", "q", "A", "b")})
-    tiny_step, whole = (flat_point(diffcp_at(drawn).jvp(data)[0]) for data in (step, one))
+    flat = flat_cotangent(one, drawn.program.structure)
+    np.testing.assert_allclose(1e12 * flat_cotangent(tiny, drawn.program.structure), flat, rtol=1e-6)
+    assert np.max(np.abs(flat)) > 1e-3
+    step = replace(drawn.program, **{name: 1e-12 * getattr(drawn.program, name) for name in ("P", "q", "A", "b")})
+    tiny_step, whole = (flat_point(diffcp_at(drawn).jvp(data)[0]) for data in (step, drawn.program))
     np.testing.assert_allclose(1e12 * tiny_step, whole, atol=1e-6 * np.max(np.abs(whole)))
 
 
@@ -86,8 +88,10 @@ def test_the_program_is_not_modified() -> None:
     gradient, _ = diffcp_at(drawn).vjp(ones(drawn))
     np.testing.assert_array_equal(program.A, kept)
     expected, _ = at(drawn).vjp(ones(drawn))
-    np.testing.assert_allclose(flat_data(gradient), flat_data(expected), atol=1e-8)
-    assert gradient.A[0, 1] != 0.0
+    structure = drawn.program.structure
+    found, known = (flat_cotangent(data, structure) for data in (gradient, expected))
+    np.testing.assert_allclose(found, known, atol=1e-8)
+    assert gradient.A(structure.A)[0, 1] != 0.0
 
 
 def test_power_cones_are_rejected() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from convexlayer.cones import product_cone
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent, polished
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, polished
 from convexlayer.linalg import AbstractBackend, AbstractFactor, BackendState
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
-from convexlayer.program import Array, Cones, Pattern
+from convexlayer.program import Array, Cones, Pattern, ProgramCotangent
 
 from .programs import (
     CONES,
@@ -23,6 +23,7 @@ from .programs import (
     data_tangents,
     differences,
     draw,
+    flat_cotangent,
     flat_data,
     flat_point,
     ones,
@@ -69,7 +70,7 @@ def test_dense_and_sparse_agree(name: str, quadratic: bool) -> None:
             moved, pulled = forward.jvp(tangent), backward.vjp(cotangent)
             assert moved[1].trusted
             assert pulled[1].trusted
-            results.append((flat_point(moved[0]), flat_data(pulled[0])))
+            results.append((flat_point(moved[0]), flat_cotangent(pulled[0], drawn.program.structure)))
         for dense, sparse in zip(*results, strict=True):
             np.testing.assert_allclose(dense, sparse, atol=1e-9 * np.max(np.abs(dense)))
 
@@ -81,19 +82,20 @@ def test_rows_of_a_batch_equal_single_elements() -> None:
     draws = [assemble(P, A, rng.normal(size=n), strict_point(rng, cones)[0], cones) for _ in range(5)]
     together, system = stack(draws), KKTSystem(draws[0].program.structure)
     tangent, cotangent = data_tangents(rng, system.structure, 1), point_cotangents(rng, system.structure, 2)
-    cotangent = SolutionTangent(*(part[:5] for part in (cotangent.x, cotangent.y, cotangent.s)))
+    cotangent = SolutionCotangent(*(part[:5] for part in (cotangent.x, cotangent.y, cotangent.s)))
     batch = ExactDifferentiator(system, together.program, together.solution)
     (moved, forward), (pulled, backward) = batch.jvp(tangent), batch.vjp(cotangent)
     assert forward.trusted
     assert backward.trusted
     for i, single in enumerate(draws):
         alone = ExactDifferentiator(system, single.program, single.solution)
-        one = SolutionTangent(*(part[i : i + 1] for part in (cotangent.x, cotangent.y, cotangent.s)))
+        one = SolutionCotangent(*(part[i : i + 1] for part in (cotangent.x, cotangent.y, cotangent.s)))
         expected = flat_point(alone.jvp(tangent.select(slice(i, i + 1)))[0])[0]
         np.testing.assert_allclose(flat_point(moved)[i], expected, atol=1e-11 * np.max(np.abs(expected)))
         gradient, report = alone.vjp(one)
-        expected = flat_data(gradient)[0]
-        np.testing.assert_allclose(flat_data(pulled)[i], expected, atol=1e-11 * np.max(np.abs(expected)))
+        expected = flat_cotangent(gradient, system.structure)[0]
+        found = flat_cotangent(pulled, system.structure)[i]
+        np.testing.assert_allclose(found, expected, atol=1e-11 * np.max(np.abs(expected)))
         np.testing.assert_allclose(report.margin[0], backward.margin[i], rtol=1e-12)
 
 
@@ -121,8 +123,9 @@ def test_the_derivative_reuses_the_factor_of_polish(name: str, more: int) -> Non
     gradient, report = derivative.vjp(ones(drawn))
     assert report.trusted
     assert backend.factorisations == before + more
-    expected = flat_data(at(drawn).vjp(ones(drawn))[0])
-    np.testing.assert_allclose(flat_data(gradient), expected, atol=1e-9 * np.max(np.abs(expected)))
+    structure = drawn.program.structure
+    expected = flat_cotangent(at(drawn).vjp(ones(drawn))[0], structure)
+    np.testing.assert_allclose(flat_cotangent(gradient, structure), expected, atol=1e-9 * np.max(np.abs(expected)))
 
 
 def test_a_factor_of_another_active_set_or_program_is_not_used() -> None:
@@ -140,23 +143,43 @@ def test_a_factor_of_another_active_set_or_program_is_not_used() -> None:
 
 @pytest.mark.parametrize("name", ["second_order", "product"])
 def test_cotangents_on_part_of_the_patterns(name: str) -> None:
-    """Cotangents on part of the patterns equal those on the full ones; ``observe`` gets the same structure."""
+    """Entries on part of the patterns are those on the full ones."""
     drawn = regular(name)
     structure = drawn.program.structure
-    P, A = structure.P, structure.A
-    some_P, some_A = np.arange(P.nnz) % 3 == 0, np.arange(A.nnz) % 2 == 0
-    on = replace(
-        structure,
-        P=Pattern(P.shape, P.rows[some_P], P.cols[some_P]),
-        A=Pattern(A.shape, A.rows[some_A], A.cols[some_A]),
+    gradient, _ = at(drawn).vjp(ones(drawn))
+    for pattern, entries in ((structure.P, gradient.P), (structure.A, gradient.A)):
+        some = np.arange(pattern.nnz) % 3 == 0
+        part = Pattern(pattern.shape, pattern.rows[some], pattern.cols[some])
+        np.testing.assert_array_equal(entries(part), entries(pattern)[:, some])
+
+
+@pytest.mark.parametrize("name", ["second_order", "product"])
+def test_inner_products_of_cotangents_and_tangents(name: str) -> None:
+    drawn, rng = regular(name), np.random.default_rng(2)
+    structure = drawn.program.structure
+    tangent = data_tangents(rng, structure, 1)
+    cotangent = ProgramCotangent(*(rng.normal(size=(len(tangent.q), size)) for size in 2 * (structure.n, structure.m)))
+    expected = np.sum(flat_cotangent(cotangent, structure) * flat_data(tangent), axis=1)
+    np.testing.assert_allclose(cotangent.inner(tangent), expected, atol=1e-12 * np.max(np.abs(expected)))
+    r = rng.normal(size=(2, len(expected)))
+    with_r = replace(cotangent, r=r[0]).inner(replace(tangent, r=r[1]))
+    np.testing.assert_allclose(with_r, cotangent.inner(tangent) + r[0] * r[1], rtol=1e-12)
+
+
+def test_the_cotangent_of_the_optimal_value_is_that_of_the_lagrangian() -> None:
+    drawn, rng = regular("product"), np.random.default_rng(3)
+    x, y, weight = drawn.solution.x, drawn.solution.y, np.array([0.7])
+    tangent = data_tangents(rng, drawn.program.structure, 1)
+    several = drawn.repeat(len(tangent.q)).solution
+    cotangent = ProgramCotangent.of_value(several.x, several.y, np.repeat(weight, len(tangent.q)))
+    P, A = drawn.program.structure.P, drawn.program.structure.A
+    lagrangian = (
+        0.5 * np.sum(x * P.matvec(tangent.P, several.x), axis=1)
+        + tangent.q @ x[0]
+        + tangent.r
+        + np.sum(y * (A.matvec(tangent.A, several.x) - tangent.b), axis=1)
     )
-    part, report = at(drawn).vjp(ones(drawn), on=on)
-    whole, expected = at(drawn).vjp(ones(drawn))
-    assert part.structure is on
-    np.testing.assert_array_equal(part.P, whole.P[:, some_P])
-    np.testing.assert_array_equal(part.A, whole.A[:, some_A])
-    np.testing.assert_array_equal(np.hstack([part.q, part.b]), np.hstack([whole.q, whole.b]))
-    assert report.status == expected.status
+    np.testing.assert_allclose(cotangent.inner(tangent), weight * lagrangian, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("noise", "status"), [(0.0, "ok"), (1e-10, "ok"), (1e-5, "inaccurate")])
@@ -171,25 +194,30 @@ def test_linear_in_the_cotangent() -> None:
     drawn, rng = regular("product"), np.random.default_rng(1)
     differentiator = at(drawn)
     kinds = point_cotangents(rng, drawn.program.structure, 1)
-    parts = [SolutionTangent(kinds.x[i : i + 1], kinds.y[i : i + 1], kinds.s[i : i + 1]) for i in range(3)]
-    whole = SolutionTangent(parts[0].x, parts[1].y, parts[2].s)
-    gradients = [flat_data(differentiator.vjp(part)[0]) for part in parts]
-    expected = flat_data(differentiator.vjp(whole)[0])
+    parts = [SolutionCotangent(kinds.x[i : i + 1], kinds.y[i : i + 1], kinds.s[i : i + 1]) for i in range(3)]
+    whole = SolutionCotangent(parts[0].x, parts[1].y, parts[2].s)
+    structure = drawn.program.structure
+    gradients = [flat_cotangent(differentiator.vjp(part)[0], structure) for part in parts]
+    expected = flat_cotangent(differentiator.vjp(whole)[0], structure)
     np.testing.assert_allclose(np.sum(gradients, axis=0), expected, atol=1e-11 * np.max(np.abs(expected)))
 
 
 def test_the_gradient_of_P_is_symmetric() -> None:
     drawn = regular("second_order")
     gradient, _ = at(drawn).vjp(ones(drawn))
-    assert np.any(gradient.P)
-    np.testing.assert_array_equal(gradient.P, gradient.P[:, drawn.program.structure.P.transposed_positions])
+    pattern = drawn.program.structure.P
+    P = gradient.P(pattern)
+    assert np.any(P)
+    np.testing.assert_array_equal(P, P[:, pattern.transposed_positions])
 
 
 def test_zero_tangents_and_cotangents_give_zero() -> None:
     drawn = regular("product")
     gradient, backward = at(drawn).vjp(ones(drawn, 0.0, 0.0, 0.0))
-    moved, forward = at(drawn).jvp(gradient)
-    np.testing.assert_array_equal(flat_data(gradient), 0.0)
+    program = drawn.program
+    zero = replace(program, **{name: 0.0 * getattr(program, name) for name in ("P", "q", "A", "b")})
+    moved, forward = at(drawn).jvp(zero)
+    np.testing.assert_array_equal(flat_cotangent(gradient, drawn.program.structure), 0.0)
     np.testing.assert_array_equal(flat_point(moved), 0.0)
     assert backward.trusted
     assert forward.trusted
@@ -262,7 +290,7 @@ def test_all_constraints_inactive() -> None:
 def test_empty_batch() -> None:
     empty = regular("product").repeat(0)
     gradient, report = at(empty).vjp(ones(empty))
-    assert gradient.A.shape == (0, empty.program.structure.A.nnz)
+    assert gradient.A(empty.program.structure.A).shape == (0, empty.program.structure.A.nnz)
     assert report.status == ()
 
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent, polish
-from convexlayer.program import Array, ConeProgram
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, SolutionTangent, polish
+from convexlayer.program import Array, ConeProgram, ProgramCotangent
 from convexlayer.solvers import Options
 from convexlayer.solvers.clarabel_ import ClarabelSolver
 
-from .conftest import Check
 from .programs import (
     CONES,
     Draw,
     data_tangents,
     differences,
     draw,
+    flat_cotangent,
     flat_data,
     flat_point,
     point_cotangents,
 )
 
 DRAWS = 20
+COMPARED = 10
+"""Number of draws whose derivatives are compared."""
+
 REJECTED = 0.05
 DIFFERENCES = 1e-7
 TRANSPOSE = 1e-9
@@ -32,31 +35,23 @@ FLOOR = 1e-2
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
 @pytest.mark.parametrize("name", CONES)
-def test_jvp_and_vjp_agree_with_differences(name: str, quadratic: bool, check: Check) -> None:
-    for seed in range(DRAWS):
-        rng = np.random.default_rng(seed)
-        drawn = draw(rng, CONES[name], quadratic=quadratic)
-        check.draws += 1
-        if drawn is None:
-            check.rejected += 1
-            continue
+def test_jvp_and_vjp_agree_with_differences(name: str, quadratic: bool) -> None:
+    generators = [np.random.default_rng(seed) for seed in range(DRAWS)]
+    found = [(rng, draw(rng, CONES[name], quadratic=quadratic)) for rng in generators]
+    regular = [(rng, drawn) for rng, drawn in found if drawn is not None]
+    assert len(regular) >= (1.0 - REJECTED) * DRAWS
+    for rng, drawn in regular[:COMPARED]:
         structure = drawn.program.structure
         tangent, cotangent = data_tangents(rng, structure, 2), point_cotangents(rng, structure, 2)
         expected = differences(drawn, tangent)
         moved, pulled = exact(drawn, tangent, cotangent)
-        check.record(
-            jvp=jvp_error(moved, expected),
-            vjp=vjp_error(pulled, tangent, cotangent, flat_point(expected)),
-            transpose=vjp_error(pulled, tangent, cotangent, flat_point(moved)),
-        )
-    assert check.rejected <= REJECTED * check.draws
-    assert check.errors["jvp"] <= DIFFERENCES
-    assert check.errors["vjp"] <= DIFFERENCES
-    assert check.errors["transpose"] <= TRANSPOSE
+        assert jvp_error(moved, expected) <= DIFFERENCES
+        assert vjp_error(pulled, tangent, cotangent, flat_point(expected)) <= DIFFERENCES
+        assert vjp_error(pulled, tangent, cotangent, flat_point(moved)) <= TRANSPOSE
 
 
 @pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear"])
-def test_jvp_agrees_with_differences_of_a_solver(quadratic: bool, check: Check) -> None:
+def test_jvp_agrees_with_differences_of_a_solver(quadratic: bool) -> None:
     rng = np.random.default_rng(1)
     drawn = draw(rng, CONES["product"], quadratic=quadratic)
     assert drawn is not None
@@ -76,13 +71,11 @@ def test_jvp_agrees_with_differences_of_a_solver(quadratic: bool, check: Check) 
     )
     expected = differences(drawn, tangent, solve)
     moved, pulled = exact(drawn, tangent, cotangent)
-    check.draws += 1
-    check.record(jvp=jvp_error(moved, expected), vjp=vjp_error(pulled, tangent, cotangent, flat_point(expected)))
-    assert check.errors["jvp"] <= DIFFERENCES
-    assert check.errors["vjp"] <= DIFFERENCES
+    assert jvp_error(moved, expected) <= DIFFERENCES
+    assert vjp_error(pulled, tangent, cotangent, flat_point(expected)) <= DIFFERENCES
 
 
-def exact(drawn: Draw, tangent: ConeProgram, cotangent: SolutionTangent) -> tuple[SolutionTangent, ConeProgram]:
+def exact(drawn: Draw, tangent: ConeProgram, cotangent: SolutionCotangent) -> tuple[SolutionTangent, ProgramCotangent]:
     """The jvp of the tangents and the vjp of the cotangents; asserts that all are trusted."""
     system = KKTSystem(drawn.program.structure)
     copies = [drawn.repeat(len(flat)) for flat in (tangent.q, cotangent.x)]
@@ -101,12 +94,12 @@ def jvp_error(moved: SolutionTangent, expected: SolutionTangent) -> float:
     return max(float(np.max(norm(part - known) / np.maximum(norm(known), whole))) for part, known in parts)
 
 
-def vjp_error(pulled: ConeProgram, tangent: ConeProgram, cotangent: SolutionTangent, moved: Array) -> float:
+def vjp_error(pulled: ProgramCotangent, tangent: ConeProgram, cotangent: SolutionCotangent, moved: Array) -> float:
     """The worst difference of <J'v, u> and <v, J u>, relative to norm(v) and the part of J u where v is nonzero."""
     v = flat_point(cotangent)
     seen = np.sqrt((v != 0) @ (moved**2).T)
     scale = norm(v)[:, None] * np.maximum(seen, FLOOR * norm(moved))
-    return float(np.max(np.abs(flat_data(pulled) @ flat_data(tangent).T - v @ moved.T) / scale))
+    return float(np.max(np.abs(flat_cotangent(pulled, tangent.structure) @ flat_data(tangent).T - v @ moved.T) / scale))
 
 
 def norm(rows: Array) -> Array:

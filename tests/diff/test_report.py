@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,8 +18,7 @@ def measured(
     singular: bool = False,
     error: float = 1e-14,
 ) -> str:
-    numbers = (np.array([value]) for value in (residual, margin, condition))
-    report = DerivativeReport.from_measures(*numbers, np.array([singular]), np.array([error]))
+    report = DerivativeReport.from_measures(*map(np.atleast_1d, (residual, margin, condition, singular, error)))
     assert report.trusted == (report.status == ("ok",))
     assert report.consistent[0] == (residual <= 1e-8)
     return report.status[0]
@@ -42,7 +43,7 @@ def measured(
         ("failed", {"condition": np.nan, "singular": True}),
     ],
 )
-def test_status(expected: str, numbers: dict[str, float]) -> None:
+def test_status(expected: str, numbers: dict[str, Any]) -> None:
     assert measured(**numbers) == expected
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from convexlayer.cones import SecondOrder
 from convexlayer.cones.product import RANK_TWO_FROM
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent
+from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent
 from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.sparse import SparseBackend
@@ -19,6 +19,7 @@ from .programs import (
     data_tangents,
     dense_derivative,
     differences,
+    flat_cotangent,
     flat_data,
     flat_point,
     newton_matrix,
@@ -71,7 +72,7 @@ def worst_error(drawn: Draw, backend: AbstractBackend) -> float:
     error = np.max(np.abs(flat_point(moved) - expected)) / np.max(np.abs(expected))
     pulled, report = backward.vjp(cotangent)
     assert report.linear_residual.max() <= 1e-10
-    inner, known = flat_data(pulled) @ flat_data(tangent).T, flat_point(cotangent) @ expected.T
+    inner, known = flat_cotangent(pulled, structure) @ flat_data(tangent).T, flat_point(cotangent) @ expected.T
     return float(max(error, np.max(np.abs(inner - known)) / np.max(np.abs(known))))
 
 
@@ -117,7 +118,7 @@ def test_a_large_block_matches_finite_differences() -> None:
     cotangent = point_cotangents(rng, drawn.program.structure, 1)
     copy = drawn.repeat(len(cotangent.x))
     pulled, _ = ExactDifferentiator(system, copy.program, copy.solution).vjp(cotangent)
-    inner = flat_data(pulled) @ flat_data(tangent).T
+    inner = flat_cotangent(pulled, drawn.program.structure) @ flat_data(tangent).T
     np.testing.assert_allclose(inner, flat_point(cotangent) @ flat_point(moved).T, atol=1e-10 * np.max(np.abs(inner)))
 
 
@@ -136,13 +137,14 @@ def test_elements_in_different_regions_share_one_pattern(backend: AbstractBacken
     together = stack(draws)
     system = KKTSystem(together.program.structure, backend)
     cotangent = point_cotangents(rng, system.structure, 1)
-    alone = SolutionTangent(*(part[-1:] for part in (cotangent.x, cotangent.y, cotangent.s)))
-    whole = SolutionTangent(*(np.repeat(part, 3, axis=0) for part in (alone.x, alone.y, alone.s)))
+    alone = SolutionCotangent(*(part[-1:] for part in (cotangent.x, cotangent.y, cotangent.s)))
+    whole = SolutionCotangent(*(np.repeat(part, 3, axis=0) for part in (alone.x, alone.y, alone.s)))
     batch, _ = ExactDifferentiator(system, together.program, together.solution).vjp(whole)
     for i, drawn in enumerate(draws):
         single, report = ExactDifferentiator(system, drawn.program, drawn.solution).vjp(alone)
         assert report.trusted
-        np.testing.assert_allclose(flat_data(batch)[i], flat_data(single)[0], atol=1e-11)
+        left, right = (flat_cotangent(data, drawn.program.structure) for data in (batch, single))
+        np.testing.assert_allclose(left[i], right[0], atol=1e-11)
 
 
 @pytest.mark.parametrize("ratio", [2.0, 1.0, 1.0 - 1e-8, 0.3, 0.0, -0.3, -1.0 + 1e-8, -1.0, -2.0])

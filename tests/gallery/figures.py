@@ -56,7 +56,7 @@ def _overlaps(figure: Figure) -> Iterator[str]:
 def _texts(figure: Figure) -> Iterator[tuple[str, Text]]:
     for place, axes in enumerate(figure.axes):
         for what, text in (
-            ("title", axes.title if axes.title.get_text() else axes._left_title),
+            ("title", axes.title if axes.title.get_text() else axes._left_title),  # type: ignore[attr-defined]
             ("x label", axes.xaxis.label),
             ("y label", axes.yaxis.label),
         ):

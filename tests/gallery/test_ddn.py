@@ -17,7 +17,7 @@ from convexlayer.nodes import nearest_simplex_etf
 from tests.gallery.figures import faults
 
 SIZES: dict[str, dict[str, Any]] = {
-    "ddn_babylonian": {"points": 50},
+    "ddn_babylonian": {"points": 20},
     "ddn_blind_pnp": {"views": 8, "n": 8, "steps": 25, "twist": 0.4},
     "ddn_eigen": {"draws": 8},
     "ddn_least_squares": {},

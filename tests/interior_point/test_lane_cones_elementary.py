@@ -14,7 +14,7 @@ from convexlayer.linalg.simd import load, store
 LANES = (0.0,) * 8
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def apply(lanes: Any, function: Any, x: Any, out: Any) -> None:
     for row in range(len(x)):
         store(out, row, function(load(lanes, x, row)))

@@ -322,12 +322,12 @@ def test_a_lane_does_not_depend_on_its_neighbours(cone: Kernels, garbage: float)
     sigma_mu = rng.uniform(size=8)
 
     def results(lanes: Any, chosen: Any) -> tuple[Any, ...]:
-        points = [np.ascontiguousarray(rows[:, chosen]) for rows in (s, y, ds, dy)]
+        s_, y_, ds_, dy_, sigma_mu_ = (np.ascontiguousarray(rows[..., chosen]) for rows in (s, y, ds, dy, sigma_mu))
         alpha, barrier = np.ones(len(lanes)), np.zeros(len(lanes))
-        H, ok = scaling(cone, *points[:2], lanes=lanes)
-        shift = shifted(cone, *points, np.ascontiguousarray(sigma_mu[chosen]), lanes)
-        cone.call("shorten_step", lanes, (0,), *points, alpha, 1e-4)
-        cone.call("add_barrier", lanes, (0,), *points, 0.5 * alpha, barrier)
+        H, ok = scaling(cone, s_, y_, lanes=lanes)
+        shift = shifted(cone, s_, y_, ds_, dy_, sigma_mu_, lanes)
+        cone.call("shorten_step", lanes, (0,), s_, y_, ds_, dy_, alpha, 1e-4)
+        cone.call("add_barrier", lanes, (0,), s_, y_, ds_, dy_, 0.5 * alpha, barrier)
         return H.transpose(1, 2, 0), ok, shift, alpha, barrier
 
     clean = results(WIDE, slice(None))

@@ -223,18 +223,18 @@ def test_a_lane_does_not_depend_on_its_neighbours(garbage: float) -> None:
     ds, dy, sigma_mu = svec(directions(rng, k)), svec(directions(rng, k)), rng.uniform(size=8)
 
     def results(lanes: Any, chosen: Any) -> list[Any]:
-        points = [np.ascontiguousarray(rows[:, chosen]) for rows in (s, y, ds, dy)]
-        block = Block(k, *points[:2], lanes)
+        own_s, own_y, *steps = (np.ascontiguousarray(rows[:, chosen]) for rows in (s, y, ds, dy))
+        block = Block(k, own_s, own_y, lanes)
         H, ok = block.scale()
-        alpha = block.step(*points[2:])
-        shift = block.shift(*points[2:], np.ascontiguousarray(sigma_mu[chosen]))
+        alpha = block.step(*steps)
+        shift = block.shift(steps[0], steps[1], np.ascontiguousarray(sigma_mu[chosen]))
         return [
             H.transpose(1, 2, 0),
             ok,
             alpha,
             shift,
-            block.multiply(points[2]),
-            block.barrier(*points[2:], 0.5 * alpha),
+            block.multiply(steps[0]),
+            block.barrier(steps[0], steps[1], 0.5 * alpha),
         ]
 
     clean = results(WIDE, slice(None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from convexlayer.testing.programs import dense_structure
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
-CASES = {
+CASES: dict[str, tuple[int, Cones, dict[str, Any]]] = {
     "equalities": (8, Cones(zero=3), {}),
     "nothing": (5, Cones(), {}),
     "qp": (12, Cones(zero=3, nonnegative=15), {}),
@@ -209,7 +210,8 @@ def test_finished_elements_keep_their_results_when_the_batch_is_compacted(
     """Most elements are easy and finish before the batch is compacted to the others."""
     hard = drawn(rng, "qp", batch=3)
     easy = replace(hard, q=0.0 * hard.q, b=np.ones_like(hard.b) * (np.arange(hard.b.shape[1]) >= 3))
-    parts = {name: np.concatenate([getattr(p, name) for p in (easy, hard, easy)]) for name in ("P", "q", "r", "A", "b")}
+    names = ("P", "q", "r", "A", "b")
+    parts: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in (easy, hard, easy)]) for name in names}
     found = solve(replace(hard, **parts), device)
     assert found.status == (Status.OPTIMAL,) * 9
     np.testing.assert_allclose(found.x[[0, 1, 2, 6, 7, 8]], 0.0, atol=1e-5)

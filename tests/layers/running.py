@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from convexlayer import ConvexLayer
 
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
+EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def run(layer: ConvexLayer, *tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer, DerivativeError
-from tests.layers.families import Family, family
+from tests.families import Family, family
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from convexlayer import ConvexLayer
 
-TIGHT = {"rtol": 1e-8, "atol": 1e-8}
+TIGHT: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
 Tensors = tuple[torch.Tensor, ...]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.layers.families import NAMES, family
+from tests.families import SMOOTH, family
 
 ACCURATE = {"tol": 1e-11}  # finite differences divide the solver's error by their step
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_gradcheck(name: str) -> None:
     case = family(name)
     layer = case.layer(options=ACCURATE, on_degenerate="raise")
@@ -31,7 +31,7 @@ def test_gradcheck(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_gradcheck_of_a_batch_with_shared_parameters(name: str) -> None:
     case = family(name)
     layer = case.layer(options=ACCURATE, on_degenerate="raise")

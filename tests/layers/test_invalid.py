@@ -20,7 +20,7 @@ from convexlayer import (
     Status,
     canonicalize,
 )
-from tests.layers.families import family
+from tests.families import family
 
 D = torch.float64
 BATCH = 6
@@ -80,7 +80,7 @@ def test_the_other_elements_are_solved_as_if_alone(wrong: str, on_failure: str, 
     for ours, theirs in zip(outputs, expected, strict=True):
         assert ours[list(BAD)].isnan().all()
         torch.testing.assert_close(ours[list(GOOD)], theirs, rtol=1e-8, atol=1e-8)
-    loss = sum(torch.where(o.isnan(), 0.0, o**3).sum() for o in outputs)
+    loss = torch.stack([torch.where(o.isnan(), 0.0, o**3).sum() for o in outputs]).sum()
     for ours, theirs in zip(torch.autograd.grad(loss, tensors), gradients, strict=True):
         assert not ours[list(BAD)].any()
         torch.testing.assert_close(ours[list(GOOD)], theirs, rtol=1e-6, atol=1e-6)
@@ -152,7 +152,7 @@ def test_several_faults_and_failures_together() -> None:
 def test_tangents_and_vmap() -> None:
     tensors = tuple(t.detach() for t in values("nan"))
     made = layer(on_failure="nan")
-    outputs, moved = torch.func.jvp(made, tensors, tuple(torch.ones_like(t) for t in tensors))
+    outputs, moved, *_ = torch.func.jvp(made, tensors, tuple(torch.ones_like(t) for t in tensors))
     for tangent in moved:
         assert tangent[list(BAD)].isnan().all()
         assert tangent[list(GOOD)].isfinite().all()
@@ -182,7 +182,7 @@ def test_a_solution_map_returns_statuses() -> None:
     again = made.at(theta, solved.report.solution)
     assert again.report.status == solved.report.status
     assert list(again.report.details) == list(BAD)
-    for ours, theirs in zip(again.vjp([np.ones((BATCH, 3))]), solved.vjp([np.ones((BATCH, 3))]), strict=True):
+    for ours, theirs in zip(*(batch.vjp([np.ones((BATCH, 3))])[0] for batch in (again, solved)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
     fine = made.solve([t.detach().numpy() for t in values()]).report.solution
     with pytest.raises(ProblemError, match="element 1 has status optimal, but parameter 'w' is declared nonneg"):

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from convexlayer import ConvexLayer, Status
+from convexlayer import ConvexLayer, SolutionMap, Status
+from convexlayer.diff import polished
 from convexlayer.layers import solution_map
 from convexlayer.program import Array
+from convexlayer.solution import Solution
 
-CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def symmetric(order: int, seed: int = 0) -> Array:
@@ -30,7 +32,7 @@ def slope(function: Callable[[Array], Array], point: Array, direction: Array, st
 
 
 def check(
-    layer: ConvexLayer, function: Callable[[Array], Array], point: Array, direction: Array, **tolerance: float
+    layer: ConvexLayer, function: Callable[[Array], Array], point: Array, direction: Array, **tolerance: Any
 ) -> None:
     """Check the value and the directional derivative of a random linear functional of the first output."""
     tolerance = CLOSE | tolerance
@@ -118,7 +120,7 @@ def test_log_det() -> None:
     S, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), symmetric=True)
     layer = ConvexLayer(cp.Problem(cp.Maximize(cp.log_det(X) - cp.trace(S @ X))), [S], [X])
     point = 2.0 * np.eye(order) + 0.1 * symmetric(order)
-    check(layer, np.linalg.inv, point, symmetric(order, 1))
+    check(layer, lambda S: np.asarray(np.linalg.inv(S), dtype=float), point, symmetric(order, 1))
 
 
 def test_maximum_cut() -> None:
@@ -143,7 +145,7 @@ def test_solutions_and_gradients_in_other_units(unit: float) -> None:
     order, weight = 24, 4.0
     C, X = cp.Parameter((order, order), symmetric=True), cp.Variable((order, order), PSD=True)
     layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(X - C))), [C], [X])
-    size = {"atol": 1e-6 * unit}
+    size: dict[str, Any] = {"atol": 1e-6 * unit}
     check(layer, positive_part, unit * symmetric(order), unit * symmetric(order, 1), **size)
     bounds = cp.Parameter(order)
     cut = ConvexLayer(cp.Problem(cp.Minimize(cp.trace(C @ X)), [cp.diag(X) == bounds]), [C, bounds], [X])
@@ -252,15 +254,17 @@ def test_points_at_a_limit_are_not_changed(
 def test_the_time_limit_covers_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Solver, polish and fallback get the remaining time."""
     deadlines, limits = [], []
-    inner = solution_map.polished
 
     def spy(*arguments: Any, deadline: float, **more: Any) -> Any:
         deadlines.append(deadline)
-        return inner(*arguments, deadline=deadline, **more)
+        return polished(*arguments, deadline=deadline, **more)
 
     monkeypatch.setattr(solution_map, "polished", spy)
     layer = layer_with_limits(time_limit_s=1000.0)
-    fallback = layer.solution_map._chosen.fallback
+    assert isinstance(layer.solution_map, SolutionMap)
+    chosen = layer.solution_map._chosen
+    fallback = chosen.fallback
+    assert fallback is not None
     assert fallback.solver.name == "clarabel"
 
     def unsolved(solver: Any, say: Status) -> Callable[..., Any]:
@@ -269,11 +273,11 @@ def test_the_time_limit_covers_the_whole_call(monkeypatch: pytest.MonkeyPatch) -
             n, m = program.structure.n, program.structure.m
             nothing = np.full((program.batch, n), np.nan), *(np.full((program.batch, m), np.nan),) * 2
             count = np.zeros(program.batch)
-            return solution_map.Solution(*nothing, (say,) * program.batch, count.astype(int), count, {})
+            return Solution(*nothing, (say,) * program.batch, count.astype(int), count, {})
 
         return solve
 
-    for solver in (layer.solution_map._chosen.solver, fallback.solver):
+    for solver in (chosen.solver, fallback.solver):
         monkeypatch.setattr(solver, "solve", unsolved(solver, Status.NUMERICAL_ERROR))
     _, report = layer.solve(torch.tensor(symmetric(60)))
     assert report.status == (Status.NUMERICAL_ERROR,)

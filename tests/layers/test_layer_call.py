@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer, DerivativeError, ProblemError, ShapeError, SolverError
-from tests.layers.families import NAMES, Family, family
+from tests.families import SMOOTH, Family, family
 from tests.layers.running import EXACT, run, same
 
 # --- batches and broadcasting -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_rows_of_a_batch_equal_single_solves(name: str) -> None:
     case = family(name)
     layer, tensors = case.layer(), case.tensors(3)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer, ShapeError, SolutionMap, Status
-from tests.layers.families import family
+from tests.families import family
 from tests.layers.running import run, same
 
 
@@ -50,6 +50,8 @@ def test_copies(copied: Callable[[ConvexLayer], ConvexLayer], used: bool) -> Non
         run(layer, *tensors)
     twin = copied(layer)
     assert repr(twin) == repr(layer)
+    assert isinstance(twin.solution_map, SolutionMap)
+    assert isinstance(layer.solution_map, SolutionMap)
     assert twin.solution_map.options == layer.solution_map.options
     for a, b in zip(run(layer, *tensors), run(twin, *tensors), strict=True):
         same(a, b)
@@ -58,11 +60,12 @@ def test_copies(copied: Callable[[ConvexLayer], ConvexLayer], used: bool) -> Non
 def test_a_layer_in_a_module() -> None:
     """The layer has no torch parameters, and can be moved and converted with its parent module."""
     case = family("simplex_projection")
-    model = torch.nn.Sequential(torch.nn.Linear(3, 5), case.layer()).float()
+    linear = torch.nn.Linear(3, 5)
+    model = torch.nn.Sequential(linear, case.layer()).float()
     assert len(list(model.parameters())) == 2
     assert list(model.state_dict()) == ["0.weight", "0.bias"]
     model(torch.ones(4, 3))[0].square().sum().backward()
-    assert model[0].weight.grad.isfinite().all()
+    assert linear.weight.grad.isfinite().all()
     assert "n=5, m=6 (n=10, m=11 before presolve), solver=" in repr(model)
 
 

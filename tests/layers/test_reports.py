@@ -14,12 +14,12 @@ import torch
 
 from convexlayer import ConvexLayer, DerivativeError, Status
 from convexlayer.solvers.clarabel_ import ClarabelSolver
-from tests.layers.families import NAMES, family
+from tests.families import SMOOTH, family
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, at the first jvp
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_report(name: str) -> None:
     case = family(name)
     tensors = case.tensors(3)
@@ -55,7 +55,7 @@ def test_forward_mode_fills_the_derivative_report() -> None:
         assert report.derivative.status == ("ok", "ok")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "geometric_program"])
+@pytest.mark.parametrize("name", [name for name in SMOOTH if name != "geometric_program"])
 def test_objective_matches_cvxpys_evaluation(name: str) -> None:
     """The objective value at the solution, evaluated by CVXPY."""
     case = family(name)
@@ -67,7 +67,7 @@ def test_objective_matches_cvxpys_evaluation(name: str) -> None:
     np.testing.assert_allclose(report.objective.item(), value, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_objective_is_differentiable(name: str) -> None:
     """The envelope theorem against central differences along a random direction."""
     case = family(name)
@@ -248,9 +248,10 @@ def test_inaccurate_solutions_warn_once_a_layer(monkeypatch: pytest.MonkeyPatch)
     inaccurate(monkeypatch)
     x, c = cp.Variable(), cp.Parameter()
     problem = cp.Problem(cp.Minimize((x - c) ** 2), [x >= 0])
+    settings: list[dict[str, Any]] = [{}, {}, {"on_degenerate": "report"}]
     made = [
         ConvexLayer(problem, [c], [x], solver="clarabel", options={"polish": False}, self_check=False, **keywords)
-        for keywords in ({}, {}, {"on_degenerate": "report"})
+        for keywords in settings
     ]
     theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
     with pytest.warns(

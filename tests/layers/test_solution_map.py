@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import torch
 
 from convexlayer import SolutionMap, Status
 from convexlayer.program import Array
-from tests.layers.families import NAMES, Family, family
+from tests.families import SMOOTH, Family, family
 
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
+EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def drawn(shapes: list[tuple[int, ...]], seed: int = 0) -> list[Array]:
@@ -24,7 +25,7 @@ def symmetrised(case: Family, values: list[Array]) -> list[Array]:
     return [0.5 * (v + v.swapaxes(-1, -2)) if i in case.symmetric else v for i, v in enumerate(values)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_vjp_and_jvp_are_transposes(name: str) -> None:
     """<v, J u> = <J'v, u> for every element, including the objective value."""
     case = family(name)
@@ -32,8 +33,8 @@ def test_vjp_and_jvp_are_transposes(name: str) -> None:
     u = symmetrised(case, drawn([(3, *spec.shape) for spec in case.program().parameters]))
     v = drawn([value.shape for value in solved.outputs], seed=1)
     at_objective = drawn([(3,)], seed=2)[0]
-    moved, rate = solved.jvp(u)
-    pulled = solved.vjp(v, objective=at_objective)
+    (*moved, rate), _ = solved.jvp(u)
+    pulled, _ = solved.vjp([*v, at_objective])
     left = sum(np.sum((a * b).reshape(3, -1), axis=1) for a, b in zip(v, moved, strict=True)) + at_objective * rate
     right = sum(np.sum((g * d).reshape(3, -1), axis=1) for g, d in zip(pulled, u, strict=True) if g is not None)
     np.testing.assert_allclose(left, right, **EXACT)
@@ -48,7 +49,7 @@ def test_the_layer_equals_the_solution_map() -> None:
     for ours, theirs in zip(outputs, solved.outputs, strict=True):
         np.testing.assert_array_equal(ours.detach(), theirs)
     gradients = torch.autograd.grad(sum(o.sum() for o in outputs), tensors)
-    for ours, theirs in zip(gradients, solved.vjp([np.ones_like(o) for o in solved.outputs]), strict=True):
+    for ours, theirs in zip(gradients, solved.vjp([np.ones_like(o) for o in solved.outputs])[0], strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -57,36 +58,43 @@ def test_missing_cotangents_and_tangents_are_zero() -> None:
     solved = SolutionMap(case.program()).solve(case.values(2))
     x, first, second = solved.outputs
     v = drawn([x.shape])[0]
-    for some, all_of_them in zip(
-        solved.vjp([v, None, None]), solved.vjp([v, np.zeros_like(first), np.zeros_like(second)]), strict=True
-    ):
-        np.testing.assert_array_equal(some, all_of_them)
-    assert not any(np.any(g) for g in solved.vjp([None, None, None]))
-    tangents, rate = solved.jvp([None] * 5)
+    some, _ = solved.vjp([v, None, None])
+    everything, _ = solved.vjp([v, np.zeros_like(first), np.zeros_like(second), np.zeros(2)])
+    for ours, theirs in zip(some, everything, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    gradients, report = solved.vjp([None, None, None])
+    assert not any(np.any(g) for g in gradients)
+    assert report.trusted
+    tangents, report = solved.jvp([None] * 5)
     assert not any(np.any(t) for t in tangents)
-    assert not np.any(rate)
+    assert report.trusted
 
 
 def test_wrt_selects_parameters() -> None:
     case = family("quadratic")
     solved = SolutionMap(case.program()).solve(case.values(2))
     v = [np.ones_like(value) for value in solved.outputs]
-    everything, some = solved.vjp(v), solved.vjp(v, wrt=[False, True, False, False, True])
+    everything, some = solved.vjp(v)[0], solved.vjp(v, wrt=[False, True, False, False, True])[0]
     assert [g is None for g in some] == [True, False, True, True, False]
     np.testing.assert_array_equal(some[1], everything[1])
     np.testing.assert_array_equal(some[4], everything[4])
 
 
 def test_shared_values_and_tangents() -> None:
-    """Gradients have one row per element even for a shared parameter; the caller sums them."""
+    """Gradients of a shared parameter have one row per element, or are summed."""
     case = family("quadratic")
     batched, shared = case.values(3), case.values(1)
     values = [batched[0], *(value[0] for value in shared[1:])]
     solved = SolutionMap(case.program()).solve(values)
-    assert solved.batched
+    assert solved.batched == (True, False, False, False, False)
     assert solved.batch == 3
-    gradients = solved.vjp([np.ones_like(value) for value in solved.outputs])
-    assert [g.shape for g in gradients if g is not None] == [(3, *spec.shape) for spec in case.program().parameters]
+    cotangents = [np.ones_like(value) for value in solved.outputs]
+    gradients, _ = solved.vjp(cotangents)
+    assert [g.shape for g in gradients] == [(3, *spec.shape) for spec in case.program().parameters]
+    summed, _ = solved.vjp(cotangents, per_element=False)
+    np.testing.assert_array_equal(summed[0], gradients[0])
+    for total, rows in zip(summed[1:], gradients[1:], strict=True):
+        np.testing.assert_array_equal(total, rows.sum(axis=0))
     direction = np.ones(values[2].shape)
     once, repeated = (solved.jvp([None, None, d, None, None])[0] for d in (direction, np.stack([direction] * 3)))
     for left, right in zip(once, repeated, strict=True):
@@ -96,7 +104,7 @@ def test_shared_values_and_tangents() -> None:
 def test_without_a_batch() -> None:
     case = family("quadratic")
     solved = SolutionMap(case.program()).solve([value[0] for value in case.values(1)])
-    assert not solved.batched
+    assert not any(solved.batched)
     assert [value.shape[0] for value in solved.outputs] == [1, 1, 1]
 
 

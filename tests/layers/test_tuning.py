@@ -12,12 +12,13 @@ import pytest
 from convexlayer import SolutionMap, SolverError
 from convexlayer.layers import choice
 from convexlayer.layers.choice import ResolvedSolver, choose, fastest
-from tests.layers.families import family
+from tests.families import family
 
 
 def test_the_first_call_chooses_the_solver_for_all_later_calls() -> None:
     case = family("quadratic")
     tuned, plain = case.layer(tune=True), case.layer()
+    assert isinstance(tuned.solution_map, SolutionMap)
     assert not tuned.solution_map.reason.startswith("tuned")
     _, report = tuned.solve(*case.prepared(case.tensors(5)))
     assert report.reason.startswith("tuned: ")

@@ -1,12 +1,13 @@
-"""Equilibration of programs, with compiled kernels and in NumPy."""
+"""Scaling of programs, with compiled kernels and in NumPy."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from convexlayer.layers.units import OWN_SCALING_RATIO, Equilibration
-from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.diff import SolutionCotangent, SolutionTangent
+from convexlayer.layers.units import OWN_SCALING_RATIO, Scaling
+from convexlayer.program import Array, ConeProgram, Cones, Pattern, ProgramCotangent, Structure
 from convexlayer.runtime import kernel_cache
 
 CONES = Cones(zero=1, nonnegative=3, second_order=(3,))
@@ -45,21 +46,34 @@ def random_units(exponent: float) -> tuple[Array, Array]:
     return d, e
 
 
+def scaling_of(given: ConeProgram) -> Scaling:
+    return Scaling.of(given, np.ones(given.batch))[0]
+
+
+def factors(scaling: Scaling) -> tuple[Array, Array, Array, Array]:
+    """d, e, sigma and c of programs of which some are equilibrated."""
+    assert scaling.d is not None
+    assert scaling.e is not None
+    assert scaling.sigma is not None
+    return scaling.d, scaling.e, scaling.sigma, scaling.c
+
+
 def test_well_scaled_programs_are_not_equilibrated() -> None:
-    assert Equilibration.of(program()) is None
-    assert Equilibration.of(in_units(program(), *random_units(0.5))) is None
+    for given in (program(), in_units(program(), *random_units(0.5))):
+        scaling, own = Scaling.of(given, np.full(BATCH, 4.0))
+        assert own is given
+        assert scaling.d is None
+        np.testing.assert_array_equal(scaling.c, 4.0)
 
 
 @pytest.mark.parametrize("exponent", [3.0, 8.0])
 def test_badly_scaled_programs_are_equilibrated(exponent: float) -> None:
     given = in_units(program(), *random_units(exponent))
-    units = Equilibration.of(given)
-    assert units is not None
-    own = units.scale_program(given)
+    scaling, own = Scaling.of(given, np.ones(BATCH))
     A = own.structure.A
     column = np.maximum(own.structure.P.by_col(np.maximum, own.P, 0.0), A.by_col(np.maximum, own.A, 0.0))
     assert np.all((column > 0.05) & (column < 20.0))
-    for scales in (units.d, units.e, units.sigma, units.c):
+    for scales in factors(scaling):
         np.testing.assert_array_equal(np.exp2(np.rint(np.log2(scales))), scales)
 
 
@@ -68,18 +82,15 @@ def test_badly_scaled_rows_are_equilibrated() -> None:
     diagonal, row = Pattern((2, 2), np.arange(2), np.arange(2)), Pattern((1, 2), np.zeros(1, int), np.zeros(1, int))
     ones, zero = np.ones((1, 2)), np.zeros((1, 1))
     structure = Structure(diagonal, row, Cones(nonnegative=1))
-    units = Equilibration.of(ConeProgram(structure, ones, -ones, np.zeros(1), np.full((1, 1), -1e-8), zero))
-    assert units is not None
-    assert np.all(units.d == 1.0)
-    np.testing.assert_allclose(units.e, [[1e8]], rtol=0.5)
+    d, e, *_ = factors(scaling_of(ConeProgram(structure, ones, -ones, np.zeros(1), np.full((1, 1), -1e-8), zero)))
+    assert np.all(d == 1.0)
+    np.testing.assert_allclose(e, [[1e8]], rtol=0.5)
 
 
 def test_well_scaled_elements_of_a_batch_are_not_equilibrated() -> None:
     d, e = random_units(8.0)
     d[1], e[1] = 1.0, 1.0
-    units = Equilibration.of(in_units(program(), d, e))
-    assert units is not None
-    for scales in (units.d, units.e, units.sigma, units.c):
+    for scales in factors(scaling_of(in_units(program(), d, e))):
         assert np.all(scales[1] == 1.0)
         assert np.any(scales[0] != 1.0)
 
@@ -90,26 +101,39 @@ def test_nonfinite_elements_are_not_equilibrated() -> None:
         for value in (np.nan, np.inf):
             broken = in_units(given, np.ones((BATCH, N)), np.ones((BATCH, CONES.m)))
             getattr(broken, name)[2, 0] = value
-            units = Equilibration.of(broken)
-            assert units is not None
-            assert np.all(units.d[2] == 1.0)
-            assert np.any(units.d[3] != 1.0)
+            d, *_ = factors(scaling_of(broken))
+            assert np.all(d[2] == 1.0)
+            assert np.any(d[3] != 1.0)
 
 
 def test_compiled_and_portable_scales_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     given = in_units(program(), *random_units(7.0))
-    found = Equilibration.of(given)
+    found = factors(scaling_of(given))
     monkeypatch.setattr(kernel_cache, "ready", lambda: False)
-    portable = Equilibration.of(given)
-    assert found is not None
-    assert portable is not None
-    for name in ("d", "e", "sigma", "c"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(portable, name))
+    for compiled, portable in zip(found, factors(scaling_of(given)), strict=True):
+        np.testing.assert_array_equal(compiled, portable)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 7.0])
+def test_scaling_of_tangents_and_cotangents_are_adjoint(exponent: float) -> None:
+    """<scale(dp), g> = <dp, scale'(g)> for programs, and the same for solutions."""
+    rng, given = np.random.default_rng(4), in_units(program(), *random_units(exponent))
+    scaling, _ = Scaling.of(given, np.exp2(np.arange(BATCH)))
+    sizes = (N, CONES.m, N, CONES.m)
+    x, y, l, v = (rng.normal(size=(BATCH, size)) for size in sizes)  # noqa: E741 (the name in the mathematics)
+    cotangent = ProgramCotangent(x, y, l, v, rng.normal(size=BATCH))
+    left = cotangent.inner(scaling.scale_program(given))
+    np.testing.assert_allclose(left, scaling.pull_program(cotangent).inner(given), rtol=1e-12)
+    moved = SolutionTangent(*(rng.normal(size=(BATCH, size)) for size in sizes[:2] + sizes[3:]))
+    pulled = SolutionCotangent(*(rng.normal(size=(BATCH, size)) for size in sizes[:2] + sizes[3:]))
+    left, right = (
+        np.sum(np.concatenate([getattr(a, name) * getattr(b, name) for name in "xys"], axis=1), axis=1)
+        for a, b in ((scaling.unscale_tangent(moved), pulled), (moved, scaling.pull_solution(pulled)))
+    )
+    np.testing.assert_allclose(left, right, rtol=1e-10)
 
 
 def test_large_right_hand_sides_are_equilibrated() -> None:
     given = program()
     large = ConeProgram(given.structure, given.P, given.q, given.r, given.A, 10.0 * OWN_SCALING_RATIO * given.b)
-    units = Equilibration.of(large)
-    assert units is not None
-    assert np.all(units.sigma > 1e3)
+    assert np.all(factors(scaling_of(large))[2] > 1e3)

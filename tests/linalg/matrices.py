@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from convexlayer.linalg import AbstractBackend, AbstractFactoriser, RefinedFactor
+from convexlayer.linalg import AbstractBackend, AbstractFactoriser
 from convexlayer.linalg.dense import DenseBackend
 from convexlayer.linalg.laned import LaneFactoriser
 from convexlayer.linalg.portable import PortableFactoriser
+from convexlayer.linalg.refined import StoredFactor
 from convexlayer.linalg.sparse import SparseBackend
 from convexlayer.program import Array, Pattern
 
@@ -46,10 +47,12 @@ def upper_triangle(K: Array) -> tuple[Pattern, Array]:
     return Pattern(occurring.shape, rows, cols), K[:, rows, cols]
 
 
-def refined(K: Array, make: Callable[[Pattern, Array], AbstractFactoriser], signs: Array = SIGNS) -> RefinedFactor:
+def refined(K: Array, make: Callable[[Pattern, Array], AbstractFactoriser], signs: Array = SIGNS) -> StoredFactor:
     """The refined factors of K (B, N, N)."""
     pattern, values = upper_triangle(K)
-    return make(pattern, signs).factor(values)
+    factor = make(pattern, signs).factor(values)
+    assert isinstance(factor, StoredFactor)
+    return factor
 
 
 def times(K: Array, z: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -35,6 +36,10 @@ def factored(E: Array) -> AbstractInverse:
     return FactoredInverse(lambda z: E @ z, lambda z: inverse @ z, SIZE)
 
 
+def given(inverse: AbstractInverse) -> AbstractInverse:
+    return inverse
+
+
 def krylov(E: Array, limit: int = 500) -> AbstractInverse:
     return KrylovInverse(lambda z: E @ z, SIZE, limit)
 
@@ -61,7 +66,7 @@ class Stored(AbstractMatrix):
 
 def of(E: Array, *inverses: Make) -> MatrixFree:
     scale = np.geomspace(0.5, 2.0, SIZE)
-    return MatrixFree(scale, Stored(E), [lambda made=made: made(E) for made in inverses])
+    return MatrixFree(scale, Stored(E), [partial(made, E) for made in inverses])
 
 
 def unscaled(E: Array) -> Array:
@@ -138,7 +143,7 @@ def test_random_members_represent_a_large_null_space(make: Make, rng: np.random.
         made = (
             KrylovInverse(product, size, 500) if make is krylov else FactoredInverse(product, inverse.__matmul__, size)
         )
-        factor = MatrixFreeFactor([MatrixFree(np.ones(size), Stored(E), [lambda made=made: made])], size)
+        factor = MatrixFreeFactor([MatrixFree(np.ones(size), Stored(E), [partial(given, made)])], size)
         assert factor.condition[0] >= SINGULAR
         (space,) = factor.null_spaces(np.array([0]))
         assert space.certain

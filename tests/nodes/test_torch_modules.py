@@ -231,4 +231,6 @@ def test_robust_pooling_trains_with_a_smaller_last_batch(warm: bool) -> None:
 
 def test_public_names_suffice_to_define_nodes() -> None:
     assert issubclass(ArgminNode, AbstractNode)
-    assert [tuple(shape) for shape in NODES["argmin"].shapes] == [(3,)]
+    node = NODES["argmin"]
+    assert isinstance(node, AbstractNode)
+    assert [tuple(shape) for shape in node.shapes] == [(3,)]

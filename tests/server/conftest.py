@@ -68,6 +68,18 @@ class AppClient:
         self._runner.close()
 
 
+def problem_details(response: Any, status: int, slug: str) -> dict[str, Any]:
+    """Check the form of problem details, and return them."""
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert set(body) == {"type", "title", "status", "detail", "errors", "request_id"}
+    assert body["type"] == f"urn:convexlayer:problem:{slug}"
+    assert body["status"] == status
+    assert body["request_id"] == response.headers["X-Request-Id"]
+    return body
+
+
 @pytest.fixture(scope="module")
 def client() -> Iterator[AppClient]:
     client = AppClient(create_app(Settings(workers=0)))

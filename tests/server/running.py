@@ -225,11 +225,17 @@ class Running:
         port: its port.
     """
 
-    def __init__(self, settings: Settings, backend: ComputeBackend | None = None, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        backend: ComputeBackend | None = None,
+        store: Store | None = None,
+        port: int = 0,
+    ) -> None:
         app = create_app(settings, backend=backend, store=store)
         self.service: Service = app.state.service
         config = configuration(app, settings, self.service.metrics)
-        config.port = 0
+        config.port = port
         self.connections: ConnectionManager = config.http.__self__  # type: ignore[union-attr]
         self._server = Server(config, self.service.compute.close)
         self._thread = threading.Thread(target=self._server.run)
@@ -237,11 +243,16 @@ class Running:
         eventually(lambda: self._server.started)
         self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
 
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
     def wire(self) -> Wire:
         """Connect."""
         return Wire(self.port)
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> WireResponse:
+    def ask(self, method: str, path: str, body: Any = None, **headers: Any) -> WireResponse:
         """Send a request on a new connection, and return its response."""
         with self.wire() as wire:
             return wire.request(method, path, None if body is None else json.dumps(body).encode(), **headers).response()
@@ -266,13 +277,15 @@ class Running:
 
 
 @contextmanager
-def running(backend: ComputeBackend | None = None, store: Store | None = None, **settings: Any) -> Iterator[Running]:
-    """A running server, which must not log errors."""
+def running(
+    backend: ComputeBackend | None = None, store: Store | None = None, port: int = 0, **settings: Any
+) -> Iterator[Running]:
+    """A running server, by default on a free port, which must not log errors."""
     errors: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger().addHandler(handler)
-    server = Running(Settings(**{"workers": 0, "drain_s": 0.1} | settings), backend, store)
+    server = Running(Settings(**{"workers": 0, "drain_s": 0.1} | settings), backend, store, port)
     try:
         yield server
     finally:

@@ -206,7 +206,7 @@ def test_a_timeout_of_the_backend_is_not_one_of_the_queue() -> None:
         async def late(*_: Any) -> ComputeResult:
             raise TimeoutError("mine")
 
-        setup.backend.run = late  # type: ignore[method-assign]
+        setup.backend.run = late  # type: ignore[method-assign, assignment]
         await setup.send("a1")
         with pytest.raises(TimeoutError, match="mine"):
             await setup.tasks["a1"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from convexlayer_server.documents import identify, problem_documents
+from convexlayer_server.documents import ExpressionDocument, identify
 from convexlayer_server.documents.advice import character_advice, token_advice
 from convexlayer_server.documents.cvxpy_problem import build_problem
 from convexlayer_server.documents.grammar import Grammar
@@ -26,7 +26,7 @@ DOCUMENT: dict[str, Any] = {
 
 def refusal(**parts: Any) -> str:
     with pytest.raises(DocumentError) as error:
-        build_problem(problem_documents.validate_python(DOCUMENT | parts), GRAMMAR, SETTINGS)
+        build_problem(ExpressionDocument.model_validate(DOCUMENT | parts), GRAMMAR, SETTINGS)
     return error.value.detail
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -114,7 +115,7 @@ def test_an_invisible_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(("trusted", "client"), [("", "127.0.0.1"), ("127.0.0.1", "203.0.113.9")])
 def test_forwarded_headers_of_trusted_proxies(tmp_path: Path, trusted: str, client: str) -> None:
     with open(tmp_path / "log", "w") as log:
-        environment = {"CONVEXLAYER_TRUSTED_PROXIES": trusted, "CONVEXLAYER_ROOT_PATH": "/lab"}
+        environment: dict[str, Any] = {"CONVEXLAYER_TRUSTED_PROXIES": trusted, "CONVEXLAYER_ROOT_PATH": "/lab"}
         with Server(log=log.fileno(), **environment) as server:
             headers = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
             assert httpx.get(f"{server.url}/lab/v1/problems", headers=headers, timeout=600).status_code == 200
@@ -126,7 +127,12 @@ def test_forwarded_headers_of_trusted_proxies(tmp_path: Path, trusted: str, clie
 def test_a_public_address_with_a_first_key(tmp_path: Path) -> None:
     store, token = str(tmp_path / "store.sqlite"), secrets.token_hex(32)
     (tmp_path / "key").write_text(f"{token}\n")
-    for environment in ({"CONVEXLAYER_FIRST_KEY_FILE": str(tmp_path / "key")}, {"CONVEXLAYER_FIRST_KEY": token}, {}):
+    given: list[dict[str, Any]] = [
+        {"CONVEXLAYER_FIRST_KEY_FILE": str(tmp_path / "key")},
+        {"CONVEXLAYER_FIRST_KEY": token},
+        {},
+    ]
+    for environment in given:
         with Server("--host", "0.0.0.0", "--store", store, **environment) as server:
             assert server.status("/healthz") == 200
             assert server.status("/v1/problems") == 401

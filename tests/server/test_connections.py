@@ -89,13 +89,13 @@ def test_heads_that_do_not_arrive(sent: bytes) -> None:
 
 
 def test_the_head_of_a_later_request_does_not_arrive() -> None:
-    with running(head_s=0.1) as server, server.wire() as wire:
+    with running(head_s=1.0) as server, server.wire() as wire:
         assert wire.send(LINE + b"\r\n").response().status == 200
         assert wire.send(LINE).response().status == 408
 
 
 def test_the_rest_of_an_answered_request_does_not_arrive() -> None:
-    with running(head_s=0.1) as server, server.wire() as wire:
+    with running(head_s=1.0) as server, server.wire() as wire:
         assert wire.request("POST", "/v1/nothing", b"{", length=1000).response().status == 404
         assert wire.over
         assert server.refused("head-timeout") == 1
@@ -103,7 +103,7 @@ def test_the_rest_of_an_answered_request_does_not_arrive() -> None:
 
 def test_running_requests_have_no_head_timeout() -> None:
     backend = WaitingBackend()
-    with running(backend, head_s=0.1, send_s=0.1) as server, server.wire() as wire:
+    with running(backend, head_s=0.5, send_s=0.5) as server, server.wire() as wire:
         wire.request("POST", f"{server.register(DOCUMENT)}/solve", SOLVE)
         for _ in range(2):  # to let time pass
             with server.wire() as silent:

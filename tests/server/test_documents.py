@@ -8,7 +8,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from convexlayer_server.documents import identify, problem_documents
+from convexlayer_server.documents import ExpressionDocument, identify
 from convexlayer_server.documents.cvxpy_problem import CvxpyProblem, build_problem
 from convexlayer_server.documents.grammar import Grammar
 from convexlayer_server.encodings.arrays import encode
@@ -24,7 +24,7 @@ GRAMMAR = Grammar(SETTINGS)
 def built(document: dict[str, Any], settings: Settings = SETTINGS) -> CvxpyProblem:
     """Build the CVXPY problem of a document, as the server does."""
     text = identify(json.dumps(document).encode(), settings).text
-    return build_problem(problem_documents.validate_python(json.loads(text)), GRAMMAR, settings)
+    return build_problem(ExpressionDocument.model_validate(json.loads(text)), GRAMMAR, settings)
 
 
 def identity(document: dict[str, Any]) -> str:

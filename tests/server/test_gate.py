@@ -22,7 +22,7 @@ from convexlayer_server.store import Store
 
 from .conftest import DOCUMENT, VALUES, AppClient
 
-IN_PROCESS = {"workers": 0}
+IN_PROCESS: dict[str, Any] = {"workers": 0}
 
 
 class ClientWithKeys:

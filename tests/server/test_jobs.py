@@ -157,7 +157,7 @@ def test_cancelling_a_job_cancels_its_request() -> None:
         while job.status != "running":
             await anext(changes)
         await registry.cancel(job)
-        assert job.status == "cancelled"
+        assert str(job.status) == "cancelled"  # mypy still knows it as running
         with pytest.raises(Exception, match="was cancelled"):
             await job.response()
         assert [None async for _ in changes] == [None]

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import hmac
 from hmac import compare_digest
 from pathlib import Path
 
 import pytest
 
 from convexlayer_server import Settings
-from convexlayer_server.admission import keys
 from convexlayer_server.admission.keys import ANONYMOUS, Keyring, new_key, new_token
 from convexlayer_server.errors import StoreError, UnauthenticatedError
 from convexlayer_server.store import Store
@@ -55,7 +55,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
         compared.append(one)
         return compare_digest(one, other)
 
-    monkeypatch.setattr(keys.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     keyring.authenticate(f"Bearer {tokens[0]}")
     assert len(compared) == 5
 

@@ -20,6 +20,7 @@ from convexlayer_server.encodings.json_arrays import parse_json_arrays
 from convexlayer_server.errors import MalformedError, TooManyError, UnavailableError
 from convexlayer_server.http import parser_pool as parser_pool
 from convexlayer_server.http.parser_pool import ParserPool
+from convexlayer_server.shared.channel import send
 
 MODERATE = json.dumps({"a": list(range(1000))}).encode()
 LARGE = MODERATE + b" " * 2**20
@@ -58,7 +59,7 @@ async def started(parsers: ParserPool) -> tuple[Any, Any]:
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Set when a body is about to be sent to a process, which is no longer replaced before."""
-    event, send = threading.Event(), parser_pool.send
+    event = threading.Event()
 
     def tell_and_send(*arguments: Any) -> None:
         event.set()

@@ -167,7 +167,7 @@ def arrays(values: dict[str, Any]) -> dict[str, np.ndarray]:
 def test_binary_responses_equal_json_responses(client: AppClient, path: str) -> None:
     values = VALUES | {"lam": [0.1, 0.5, 2.0]}
     cotangents, tangents = {"x": np.eye(3), "objective": [1.0, 2.0, 3.0]}, {"b": np.ones((3, 4))}
-    calls = {
+    calls: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "solve": ({"return": ["variables", "duals"]}, {}),
         "vjp": ({"wrt": ["b", "lam"]}, {"cotangents": cotangents}),
         "jvp": ({}, {"tangents": tangents}),
@@ -234,10 +234,10 @@ def test_invalid_bodies_are_problem_details(client: AppClient, path: str) -> Non
         assert response.headers["Content-Type"] == "application/problem+json"
         assert [error["pointer"] for error in response.json()["errors"]] == ([where] if status == 422 else [])
     for _ in range(300):
-        content = bytearray(good)
+        changed = bytearray(good)
         for _ in range(rng.randint(1, 3)):
-            content[rng.randrange(len(content))] = rng.randrange(256)
-        assert sent(client, f"{path}/solve", bytes(content)).status_code in (200, 400, 422)
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+        assert sent(client, f"{path}/solve", bytes(changed)).status_code in (200, 400, 422)
 
 
 def test_registration_accepts_json_only(client: AppClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_mergeable_requests_are_computed_together() -> None:
 
 
 def test_merging_is_limited_and_can_be_disabled() -> None:
-    async def started(**settings: object) -> int:
+    async def started(**settings: Any) -> int:
         setup = await Setup(**settings).open()
         await setup.send("a")
         await setup.send("a1", "a2", "a3", problem="p")

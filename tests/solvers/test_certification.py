@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -21,7 +22,7 @@ def wrong_clarabel(monkeypatch: pytest.MonkeyPatch, spoil: float, word: Status =
     honest = ClarabelSolver.solve
 
     def solve(
-        self: ClarabelSolver, state: object, program: ConeProgram, options: Options, warm_start: object = None
+        self: ClarabelSolver, state: Any, program: ConeProgram, options: Options, warm_start: object = None
     ) -> Solution:
         answer = honest(self, state, program, options)
         if program.batch == 1:  # a search for a certificate

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from convexlayer import Options, SolverError, Status
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.runtime import kernel_cache
 from convexlayer.solution import Solution
 from convexlayer.solvers import daqp_
 from convexlayer.solvers.clarabel_ import ClarabelSolver
@@ -203,7 +205,7 @@ def test_results_do_not_depend_on_blocks_and_threads(monkeypatch: pytest.MonkeyP
 def test_results_do_not_depend_on_the_memory_layout() -> None:
     """daqp assumes contiguous arrays."""
     program = dense_qps(10, 4)
-    columns = {name: np.asfortranarray(getattr(program, name)) for name in ("P", "q", "A", "b")}
+    columns: dict[str, Any] = {name: np.asfortranarray(getattr(program, name)) for name in ("P", "q", "A", "b")}
     np.testing.assert_array_equal(solve(replace(program, **columns)).x, solve(program).x)
 
 
@@ -222,7 +224,7 @@ def test_raw_options_override_the_portable_ones() -> None:
 def test_results_without_compiled_kernels_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     programs = (dense_qps(10, 4), boxed(np.array([2.0, 1.0, -1.0]), np.array([4.0, 2.0, 5.0]), wish=5.0))
     compiled = [solve(program) for program in programs]
-    monkeypatch.setattr(daqp_.kernel_cache, "ready", lambda: False)
+    monkeypatch.setattr(kernel_cache, "ready", lambda: False)
     for program, before in zip(programs, compiled, strict=True):
         found = solve(program)
         for name in ("x", "y", "s"):

@@ -67,7 +67,7 @@ def test_highs_treats_a_huge_bound_as_infinite() -> None:
 
 
 @pytest.mark.parametrize(("options", "iterations"), [({}, 10_400), ({"max_iter": 50}, 50)])
-def test_highs_does_not_cycle_forever(options: dict[str, int], iterations: int) -> None:
+def test_highs_does_not_cycle_forever(options: dict[str, Any], iterations: int) -> None:
     """Its active-set method cycles on: minimise x2^2 - 4 x2 subject to -1 <= x1 <= 1/2."""
     program = program_of(
         Cones(nonnegative=2),

@@ -6,6 +6,7 @@ so that a slow element does not delay the others: its request is computed again 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, final
 
 import numpy as np
 
+from convexlayer.diff import DerivativeReport
 from convexlayer.errors import DerivativeError as LibraryDerivativeError
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.layers import SolvedBatch
@@ -92,7 +94,11 @@ class ProblemSolver:
                 solved = self._resume(request, request.state, operands)
             elif solved is None:
                 solved, stopped = self._solve(request, operands, merged=merged)
-            arrays, objective = self._differentiate(request, solved, operands.directions)
+            start = time.perf_counter()
+            arrays, objective, derivative = self._outputs(request, solved, operands.directions)
+            seconds = dict(solved.report.seconds)
+            if derivative is not None:
+                seconds["derivative"] = time.perf_counter() - start
         except ProblemError as error:
             raise InvalidError.at("/parameters", str(error)) from error
         except SolverError as error:
@@ -108,10 +114,10 @@ class ProblemSolver:
             objective=objective,
             iterations=tuple(report.iterations.tolist()),
             residuals={name: getattr(residuals, name) for name in ("primal", "dual", "gap", "natural")},
-            report=None if request.operation == "solve" else _derivative_report(solved),
+            report=None if derivative is None else _as_columns(derivative),
             solver=report.solver,
             reason=report.reason,
-            seconds=dict(report.seconds),
+            seconds=seconds,
             portable=_portable_state(report.solution, status) if request.keep or request.portable else None,
             details=report.details,
         )
@@ -142,28 +148,28 @@ class ProblemSolver:
         solution_map = self._problem.solution_map(request.options.solver, self._device)
         return solution_map.at(operands.theta, solution, options=tol)
 
-    def _differentiate(
+    def _outputs(
         self, request: ComputeRequest, solved: SolvedBatch, directions: Mapping[str, Array]
-    ) -> tuple[dict[str, Array], Array | None]:
-        """Return the outputs, tangents or gradients by name, and the objective values or their tangents."""
+    ) -> tuple[dict[str, Array], Array | None, DerivativeReport | None]:
+        """Return arrays by name, objective values or their tangents, and the derivative's report."""
         names, specs = self._problem.names, self._problem.program.parameters
         requested = [request.outputs is None or name in request.outputs for name in names]
         if request.operation == "solve":
-            return dict(compress(zip(names, solved.outputs, strict=True), requested)), solved.objective
+            return dict(compress(zip(names, solved.outputs, strict=True), requested)), solved.objective, None
         if request.operation == "jvp":
-            tangents, objective = solved.jvp([directions.get(spec.name) for spec in specs], of=requested)
-            return dict(compress(zip(names, tangents, strict=True), requested)), objective
+            (*tangents, objective), report = solved.jvp([directions.get(spec.name) for spec in specs], of=requested)
+            named = zip(names, tangents, strict=True)
+            return {name: tangent for name, tangent in named if tangent is not None}, objective, report
         _check_cotangents(directions, solved)
-        gradients = solved.vjp(
-            [directions.get(name) for name in names],
-            objective=directions.get("objective"),
-            wrt=[spec.name in request.wrt for spec in specs],
+        gradients, report = solved.vjp(
+            [directions.get(name) for name in (*names, "objective")], wrt=[spec.name in request.wrt for spec in specs]
         )
-        return {
+        summed = {
             spec.name: gradient if request.parameters[spec.name].ndim > len(spec.shape) else gradient.sum(axis=0)
             for spec, gradient in zip(specs, gradients, strict=True)
             if gradient is not None
-        }, None
+        }
+        return summed, None, report
 
 
 def _operands(problem: CanonicalProblem, request: ComputeRequest) -> _Operands:
@@ -211,19 +217,8 @@ def _check_cotangents(cotangents: Mapping[str, Array], solved: SolvedBatch) -> N
             raise InvalidError.at(where, f"element {wrong[0]} is not finite, though it has a solution")
 
 
-def _derivative_report(solved: SolvedBatch) -> dict[str, list[Any]]:
-    """Return the report of the derivative; that of the objective alone needs no linear system and has only a status."""
-    report = solved.report.derivative
-    if report is None:
-        status = ["ok" if status.solved else "failed" for status in solved.report.status]
-        missing: list[Any] = [None] * solved.batch
-        return {
-            "status": status,
-            "linear_residual": missing,
-            "margin": missing,
-            "condition": missing,
-            "consistent": missing,
-        }
+def _as_columns(report: DerivativeReport) -> dict[str, list[Any]]:
+    """Return the report of a derivative as plain lists, one entry per element."""
     return {
         "status": list(report.status),
         "linear_residual": report.linear_residual.tolist(),

@@ -6,6 +6,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_mismatched_shapes_are_rejected(shapes: tuple[tuple[int, ...], ...], mes
         least_squares(*(torch.ones(shape) for shape in shapes))
 
 
-def forms(kind: type) -> list[type]:
+def forms(kind: type[Any]) -> list[type[Any]]:
     return [kind, *(deeper for other in kind.__subclasses__() for deeper in forms(other))]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from convexlayer.nodes import (
+    AbstractNode,
     ArgmaxNode,
     ArgminNode,
     ConjugateGradients,
@@ -21,7 +22,7 @@ from convexlayer.nodes import (
 )
 
 Tensors = tuple[torch.Tensor, ...]
-Node = torch.nn.Module
+Node = AbstractNode | LinearEqualityNode
 SHAPES = [(4, 3), (3,)]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer
-from convexlayer.nodes import EqualityNode, InequalityNode, NodeOptions
+from convexlayer.nodes import AbstractNode, EqualityNode, InequalityNode, NodeOptions
 
 Tensors = tuple[torch.Tensor, ...]
 OPTIONS = {"tol": 1e-12}
@@ -67,7 +67,7 @@ def softmax() -> tuple[InequalityNode, ConvexLayer, Tensors]:
 
 
 @pytest.mark.parametrize("problem", [projection, quadratic, softmax])
-def test_node_and_layer_agree(problem: Callable[[], tuple[torch.nn.Module, ConvexLayer, Tensors]]) -> None:
+def test_node_and_layer_agree(problem: Callable[[], tuple[AbstractNode, ConvexLayer, Tensors]]) -> None:
     torch.manual_seed(4)
     node, layer, tensors = problem()
     theta = tuple(t.double().requires_grad_() for t in tensors)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from convexlayer import DerivativeError, FailedElementsError, ProblemError, ShapeError, SolverError
 from convexlayer.nodes import (
+    AbstractNode,
     ArgminNode,
     ConjugateGradients,
     EqualityNode,
@@ -43,11 +45,15 @@ def squares(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (y - x).square().sum()
 
 
+def not_a_tensor(y: torch.Tensor, x: torch.Tensor) -> Any:
+    return 3.0
+
+
 def scalar(f: Function, **options: object) -> ArgminNode:
     return ArgminNode(f, (), [()], options=NodeOptions(**options))  # type: ignore[arg-type]
 
 
-def verdicts(node: torch.nn.Module, x: torch.Tensor) -> tuple[tuple[str, ...], str]:
+def verdicts(node: AbstractNode, x: torch.Tensor) -> tuple[tuple[str, ...], str]:
     """Status of the derivative, and the text of the one warning."""
     point, report = node.solve(x)
     with warnings.catch_warnings(record=True) as caught:
@@ -60,7 +66,7 @@ def verdicts(node: torch.nn.Module, x: torch.Tensor) -> tuple[tuple[str, ...], s
     ("node", "x", "message"),
     [
         (ArgminNode(lambda y, x: (y - x) ** 2, (2,), [(2,)]), values(1.0, 2.0), r"a scalar, shape \(\), got \(2,\)"),
-        (scalar(lambda y, x: 3.0), values(1.0), "got float"),
+        (scalar(not_a_tensor), values(1.0), "got float"),
         (EqualityNode(parabola, lambda y, x: y - x, (), [()]), values(1.0), r"equalities .* as a vector.* got \(\)"),
         (InequalityNode(parabola, lambda y, x: y - x, (), [()]), values(1.0), "inequalities"),
         (scalar(lambda y, x: parabola(y, x) if y > 0 else y * y), values(1.0), "cannot be batched by torch.func.vmap"),
@@ -196,7 +202,7 @@ def test_approximate_solutions_are_polished() -> None:
         ),
     ],
 )
-def test_missing_derivatives_are_reported(node: torch.nn.Module, x: torch.Tensor, status: str, message: str) -> None:
+def test_missing_derivatives_are_reported(node: AbstractNode, x: torch.Tensor, status: str, message: str) -> None:
     words, warning = verdicts(node, x)
     assert words == (status,)
     assert re.search(message, warning), warning
@@ -227,7 +233,7 @@ def test_on_degenerate_raises_or_stays_silent() -> None:
 
 
 def test_solvers_reject_unsupported_problems() -> None:
-    bound = {"variable": (), "parameters": [()]}
+    bound: dict[str, Any] = {"variable": (), "parameters": [()]}
     with pytest.raises(SolverError, match="does not support inequalities"):
         InequalityNode(parabola, lambda y, x: -y.reshape(1), solver=Stationary(), **bound)(values(1.0))
     with pytest.raises(SolverError, match="use InteriorPoint"):

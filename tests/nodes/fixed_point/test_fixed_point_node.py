@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cvxpy as cp
 import pytest
 import torch
@@ -63,14 +65,14 @@ EXACT: dict[str, AbstractDerivative] = {
 def test_derivatives_match_finite_differences_of_the_output(derivative: AbstractDerivative) -> None:
     node = simplex_node(derivative)
     assert gradcheck(node, theta(), check_forward_ad=not isinstance(derivative, ForwardMode))
-    assert gradcheck(node, theta(batch=2))
+    assert gradcheck(node, theta(batch=2), fast_mode=True)
 
 
 @pytest.mark.parametrize(
     "derivative", [Implicit(), Implicit(GMRES()), Unrolled(6)], ids=["implicit", "by products", "unrolled"]
 )
 def test_second_derivatives(derivative: AbstractDerivative) -> None:
-    assert gradgradcheck(simplex_node(derivative), theta())
+    assert gradgradcheck(simplex_node(derivative), theta(), fast_mode=True)
 
 
 def test_forward_mode_rejects_unsupported_derivatives() -> None:
@@ -199,7 +201,7 @@ def test_fixed_point_on_the_domain_boundary_has_no_implicit_derivative() -> None
         node(c).sum().backward()
 
 
-def diverging(**options: str) -> FixedPointNode:
+def diverging(**options: Any) -> FixedPointNode:
     step = ForwardBackward(lambda x, c: c * x - 1, 1.0, Euclidean())  # x+ = (1 - c) x + 1 converges for 0 < c < 2
     return FixedPointNode(step, (1,), [(1,)], derivative=Implicit(max_iter=500), **options)
 

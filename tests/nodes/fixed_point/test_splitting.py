@@ -94,10 +94,10 @@ def test_corrected_algorithm_3_with_ergodic_average() -> None:
         grads = [torch.zeros(3, dtype=D), torch.zeros(3, dtype=D)]
         for k in reversed(range(n)):
             bar = 2 * us[k + 1] - us[k]
-            _, pull_dual = torch.func.vjp(dual_step, bar, ps[k], c, w)
+            pull_dual = torch.func.vjp(dual_step, bar, ps[k], c, w)[1]
             of_bar, of_p, of_c, of_w = pull_dual(p_bar)
             u_bar = u_bar + 2 * of_bar  # the loss in p depends on the first z too
-            _, pull_primal = torch.func.vjp(primal_step, us[k], ps[k], c, w)
+            pull_primal = torch.func.vjp(primal_step, us[k], ps[k], c, w)[1]
             of_u, of_p2, of_c2, of_w2 = pull_primal(u_bar)
             grads = [grads[0] + of_c + of_c2, grads[1] + of_w + of_w2]
             u_bar, p_bar = of_u - of_bar, of_p + of_p2

@@ -1,8 +1,8 @@
 """Client of a Convexlayer server.
 
 ``Client`` and ``AsyncClient`` send requests; ``convexlayer_client.wire`` has the calls of the API as values, for jobs.
-Two modules need more packages, and must be imported by name: ``convexlayer_client.expression`` (to_document; CVXPY) and
-``convexlayer_client.layer`` (RemoteConvexLayer; CVXPY and torch).
+``RemoteSolutionMap`` is a CVXPY problem as a function with derivatives; it needs CVXPY, and so does
+``convexlayer_client.expression`` (to_document), which must be imported by name.
 """
 
 from convexlayer_client.account import Capabilities, DayUsage, Solver, Usage
@@ -13,9 +13,7 @@ from convexlayer_client.errors import (
     ClientError,
     ConflictError,
     DeadlineError,
-    DerivativeError,
     EncodingError,
-    FailedElementsError,
     FieldError,
     ForbiddenError,
     GoneError,
@@ -47,6 +45,7 @@ from convexlayer_client.results import (
     SplitState,
     VjpResult,
 )
+from convexlayer_client.solution_map import RemoteSolutionMap
 from convexlayer_client.version import __version__
 
 __all__ = [
@@ -58,10 +57,8 @@ __all__ = [
     "ConflictError",
     "DayUsage",
     "DeadlineError",
-    "DerivativeError",
     "DerivativeReport",
     "EncodingError",
-    "FailedElementsError",
     "FieldError",
     "ForbiddenError",
     "GoneError",
@@ -77,6 +74,7 @@ __all__ = [
     "PortableState",
     "Problem",
     "ProtocolError",
+    "RemoteSolutionMap",
     "RequestTimeoutError",
     "Residuals",
     "ShapeError",

@@ -62,6 +62,11 @@ class AsyncClient:
     ) -> None:
         self._connection = AsyncConnection(Endpoint(url, api_key, timeout_s, retry_s, headers), transport)
 
+    @property
+    def url(self) -> str:
+        """URL of the server."""
+        return self._connection.endpoint.url
+
     def with_options(
         self,
         *,

@@ -70,6 +70,11 @@ class Client:
     ) -> None:
         self._connection = Connection(Endpoint(url, api_key, timeout_s, retry_s, headers), transport)
 
+    @property
+    def url(self) -> str:
+        """URL of the server."""
+        return self._connection.endpoint.url
+
     def with_options(
         self,
         *,

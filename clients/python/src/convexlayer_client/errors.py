@@ -20,9 +20,7 @@ ClientError
 │   └── DeadlineError              504  computing took too long
 ├── EncodingError                  an argument is not JSON, or not an array; raised before sending
 ├── UnsupportedExpressionError     a CVXPY problem cannot be expressed as a document
-├── ShapeError                     shapes or batch sizes do not match; raised before sending
-├── DerivativeError                a derivative may not exist or is inaccurate, and ``on_degenerate`` is ``raise``
-└── FailedElementsError            elements of a batch have no solution
+└── ShapeError                     shapes or batch sizes do not match; raised before sending
 
 An infeasible or unbounded problem is not an error of the service: the result has a status.
 """
@@ -40,9 +38,7 @@ __all__ = [
     "ClientError",
     "ConflictError",
     "DeadlineError",
-    "DerivativeError",
     "EncodingError",
-    "FailedElementsError",
     "FieldError",
     "ForbiddenError",
     "GoneError",
@@ -245,26 +241,4 @@ class UnsupportedExpressionError(ClientError):
 
 @final
 class ShapeError(ClientError):
-    """A tensor has another shape than its parameter, or batch sizes differ."""
-
-
-@final
-class DerivativeError(ClientError):
-    """A derivative may not exist or is inaccurate, and ``on_degenerate`` is ``raise``."""
-
-
-@final
-class FailedElementsError(ClientError):
-    """Elements of a batch have no solution.
-
-    Attributes:
-        indices: Positions of the failed elements.
-        outputs: The outputs, NaN for failed elements; the others can be used and differentiated.
-        report: The report of the call, with a status for each element.
-    """
-
-    def __init__(self, message: str, *, indices: tuple[int, ...], outputs: Any, report: Any) -> None:
-        super().__init__(message)
-        self.indices = indices
-        self.outputs = outputs
-        self.report = report
+    """An array has another shape than its parameter, or batch sizes differ."""

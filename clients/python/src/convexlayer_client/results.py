@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, final
 
+import numpy as np
+
 from convexlayer_client.arrays import Array
 
 __all__ = [
@@ -123,6 +125,16 @@ class DerivativeReport:
     linear_residual: Array
     margin: Array
     condition: Array
+
+    def worse(self, other: DerivativeReport) -> DerivativeReport:
+        """Combine two reports at the same solutions: the worse of each entry."""
+        rank = ("ok", "inaccurate", "degenerate", "failed").index
+        return DerivativeReport(
+            tuple(max(pair, key=rank) for pair in zip(self.status, other.status, strict=True)),
+            np.maximum(self.linear_residual, other.linear_residual),
+            np.minimum(self.margin, other.margin),
+            np.maximum(self.condition, other.condition),
+        )
 
 
 @final

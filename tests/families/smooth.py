@@ -1,68 +1,13 @@
-"""A table of small problem families, drawn at points at which their solution maps are smooth."""
+"""Families over all cones, drawn at points at which their solution maps are smooth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import cvxpy as cp
 import numpy as np
-import torch
 
-from convexlayer import ConvexLayer, ParametricProgram, canonicalize
-from convexlayer.program import Array
-
-Draw = Callable[[np.random.Generator], list[Any]]
-Tensors = tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Family:
-    """A problem, its outputs, and random draws of its parameters.
-
-    Attributes:
-        problem: the problem.
-        parameters: its parameters.
-        outputs: variables and dual variables.
-        draw: draws one value per parameter, before symmetrisation.
-        symmetric: positions of the parameters that are symmetrised after the draw.
-        gp: whether it is a geometric program.
-    """
-
-    problem: cp.Problem
-    parameters: list[cp.Parameter]
-    outputs: list[cp.Variable]
-    draw: Draw
-    symmetric: Sequence[int] = field(default_factory=tuple)
-    gp: bool = False
-
-    def layer(self, **keywords: Any) -> ConvexLayer:
-        """Build the layer without the self-check, which is tested separately."""
-        return ConvexLayer(self.problem, self.parameters, self.outputs, gp=self.gp, self_check=False, **keywords)
-
-    def program(self) -> ParametricProgram:
-        return canonicalize(self.problem, self.parameters, self.outputs, gp=self.gp, self_check=False)
-
-    def tensors(self, batch: int | None = None, *, seed: int = 0) -> Tensors:
-        """Draw leaf tensors that require gradients, all with or all without a batch axis."""
-        rng = np.random.default_rng(seed)
-        rows = [self.draw(rng) for _ in range(batch or 1)]
-        values = [np.array(row, dtype=float) if batch else np.array(row[0]) for row in zip(*rows, strict=True)]
-        return tuple(torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in values)
-
-    def prepared(self, tensors: Sequence[torch.Tensor]) -> Tensors:
-        """The layer's arguments: the tensors, symmetrised if their parameter is symmetric."""
-        return tuple(0.5 * (t + t.mT) if i in self.symmetric else t for i, t in enumerate(tensors))
-
-    def values(self, batch: int, *, seed: int = 0) -> list[Array]:
-        """The layer's arguments as arrays."""
-        return [tensor.detach().numpy() for tensor in self.prepared(self.tensors(batch, seed=seed))]
-
-
-def _duals(*constraints: cp.Constraint) -> list[cp.Variable]:
-    return [dual for constraint in constraints for dual in constraint.dual_variables]
+from .family import Family, duals
 
 
 def least_squares() -> Family:
@@ -75,7 +20,7 @@ def simplex_projection() -> Family:
     x, c = cp.Variable(5), cp.Parameter(5)
     constraints = [cp.sum(x) == 1, x >= 0]
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), constraints)
-    return Family(problem, [c], [x, *_duals(*constraints)], lambda rng: [rng.standard_normal(5)])
+    return Family(problem, [c], [x, *duals(*constraints)], lambda rng: [rng.standard_normal(5)])
 
 
 def quadratic() -> Family:
@@ -89,7 +34,7 @@ def quadratic() -> Family:
         rows = rng.standard_normal((3, 4))
         return [*(rng.standard_normal(shape) for shape in (4, (1, 4), 1)), rows, rng.uniform(0.1, 0.5, 3)]
 
-    return Family(problem, [q, A, b, G, h], [x, *_duals(*constraints)], draw)
+    return Family(problem, [q, A, b, G, h], [x, *duals(*constraints)], draw)
 
 
 def parametric_quad_form() -> Family:
@@ -101,7 +46,7 @@ def parametric_quad_form() -> Family:
         root = rng.standard_normal((3, 3))
         return [root @ root.T + np.eye(3), rng.standard_normal(3)]
 
-    return Family(problem, [P, q], [x, *_duals(*constraints)], draw, symmetric=(0,))
+    return Family(problem, [P, q], [x, *duals(*constraints)], draw, symmetric=(0,))
 
 
 def portfolio() -> Family:
@@ -113,7 +58,7 @@ def portfolio() -> Family:
     def draw(rng: np.random.Generator) -> list[Any]:
         return [np.arange(4.0) + 0.3 * rng.standard_normal(4), 2.0 + 0.2 * rng.random()]
 
-    return Family(problem, [mu, sigma], [x, *_duals(*constraints)], draw)
+    return Family(problem, [mu, sigma], [x, *duals(*constraints)], draw)
 
 
 def logistic_regression() -> Family:
@@ -132,7 +77,7 @@ def entropy_maximisation() -> Family:
     def draw(rng: np.random.Generator) -> list[Any]:
         return [np.arange(4.0) + 0.1 * rng.standard_normal(4), 1.2 + 0.5 * rng.random()]
 
-    return Family(problem, [a, mean], [x, *_duals(*constraints)], draw)
+    return Family(problem, [a, mean], [x, *duals(*constraints)], draw)
 
 
 def nearest_correlation() -> Family:
@@ -143,7 +88,7 @@ def nearest_correlation() -> Family:
     def draw(rng: np.random.Generator) -> list[Any]:
         return [np.eye(3) - 0.8 * (1 - np.eye(3)) + 0.2 * rng.standard_normal((3, 3))]
 
-    return Family(problem, [C], [X, *_duals(*constraints)], draw, symmetric=(0,))
+    return Family(problem, [C], [X, *duals(*constraints)], draw, symmetric=(0,))
 
 
 def sdp_relaxation() -> Family:
@@ -156,7 +101,7 @@ def sdp_relaxation() -> Family:
         weights = weights + weights.T
         return [np.diag(weights.sum(0)) - weights]
 
-    return Family(problem, [L], [X, *_duals(*constraints)], draw, symmetric=(0,))
+    return Family(problem, [L], [X, *duals(*constraints)], draw, symmetric=(0,))
 
 
 def geometric_program() -> Family:
@@ -184,7 +129,13 @@ def power_utility() -> Family:
     def draw(rng: np.random.Generator) -> list[Any]:
         return [1 + rng.random(3), 1 + rng.random(3), 3 + rng.random()]
 
-    return Family(cp.Problem(cp.Maximize(utility), [spent]), [weight, price, budget], [x, *_duals(spent)], draw)
+    return Family(
+        cp.Problem(cp.Maximize(utility), [spent]),
+        [weight, price, budget],
+        [x, *duals(spent)],
+        draw,
+        cones=frozenset({"power"}),
+    )
 
 
 def control() -> Family:
@@ -202,7 +153,7 @@ def control() -> Family:
             np.array([1.0, 0.7]) + 0.1 * rng.standard_normal(2),
         ]
 
-    return Family(problem, [A, B, start], [x, u, *_duals(dynamics)], draw)
+    return Family(problem, [A, B, start], [x, u, *duals(dynamics)], draw)
 
 
 def lasso() -> Family:
@@ -224,30 +175,17 @@ def linear_program() -> Family:
     def draw(rng: np.random.Generator) -> list[Any]:
         return [np.array([1.0, 2.0, 3.5]) + 0.2 * rng.standard_normal(3), np.array([2.0, 0.5]) + 0.1 * rng.random(2)]
 
-    return Family(problem, [c, b], [x, *_duals(*constraints)], draw)
+    return Family(problem, [c, b], [x, *duals(*constraints)], draw)
 
 
-BUILDERS = (
-    least_squares,
-    simplex_projection,
-    quadratic,
-    parametric_quad_form,
-    portfolio,
-    logistic_regression,
-    entropy_maximisation,
-    nearest_correlation,
-    sdp_relaxation,
-    geometric_program,
-    power_utility,
-    control,
-    lasso,
-    linear_program,
-)
+def least_norm() -> Family:
+    x = cp.Variable(5, name="x")
+    L, q, b = cp.Parameter((5, 5), name="L"), cp.Parameter(5, name="q"), cp.Parameter(3, name="b")
+    G = np.random.default_rng(1).standard_normal((3, 5))
+    constraints = [G @ x <= b, cp.sum(x) == 1]
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(L @ x) + q @ x), constraints)
 
-NAMES = tuple(builder.__name__ for builder in BUILDERS)
+    def draw(rng: np.random.Generator) -> list[Any]:
+        return [rng.standard_normal((5, 5)) + 3 * np.eye(5), rng.standard_normal(5), rng.random(3)]
 
-
-@cache
-def family(name: str) -> Family:
-    """Look up a family by name; it is built once."""
-    return next(builder for builder in BUILDERS if builder.__name__ == name)()
+    return Family(problem, [L, q, b], [x, *duals(*constraints)], draw)

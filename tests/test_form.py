@@ -1,0 +1,107 @@
+"""Rules of form, checked on the sources: documented and short modules, no prints, no unfinished work."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sources import PACKAGES, ROOT, SERVER, Module, modules, sources_of_tests
+from tests.test_architecture import COMPOSITION_ROOTS
+
+MAX_LINES = 400
+
+
+def init_files_hold_imports_only(module: Module) -> Iterator[str]:
+    """Lazy imports are allowed: under TYPE_CHECKING for type checkers, and by ``attach`` at run time."""
+    if Path(module.path).name != "__init__.py":
+        return
+    package = ".".join((ROOT / module.path).parent.relative_to(PACKAGES[module.package].parent).parts)
+    for position, node in enumerate(module.tree.body):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())) if position == 0:
+                pass
+            case ast.Import() | ast.ImportFrom() | ast.Assign(targets=[ast.Name(id="__all__" | "__version__")]):
+                pass
+            case ast.If(
+                test=ast.Name(id="TYPE_CHECKING"),
+                body=[*checked],
+                orelse=[ast.Assign(value=ast.Call(func=ast.Name(id="attach"), args=[_, names]))],
+            ) if all(isinstance(each, ast.ImportFrom) for each in checked):
+                late = {(home, name) for home, given in ast.literal_eval(names).items() for name in given}
+                shown = {
+                    (str(each.module).removeprefix(f"{package}."), alias.name)
+                    for each in checked
+                    if isinstance(each, ast.ImportFrom)
+                    for alias in each.names
+                }
+                yield from (f"line {node.lineno}: {name} differs from the lazy imports" for name in late ^ shown)
+            case _:
+                yield f"line {node.lineno}: only a docstring, imports, __all__ and __version__ are allowed"
+
+
+def modules_are_documented(module: Module) -> Iterator[str]:
+    if not ast.get_docstring(module.tree):
+        yield "the module has no docstring"
+
+
+def modules_are_short(module: Module) -> Iterator[str]:
+    lines = module.source.count("\n")
+    if lines > MAX_LINES:
+        yield f"{lines} lines; the maximum is {MAX_LINES}"
+
+
+def libraries_do_not_print(module: Module) -> Iterator[str]:
+    if module.path in COMPOSITION_ROOTS:
+        return
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Name(id="print")):
+                yield f"line {node.lineno}: log instead of printing"
+
+
+def no_todo_comments(module: Module) -> Iterator[str]:
+    for number, line in enumerate(module.source.splitlines(), start=1):
+        if any(word in line for word in ("TODO", "FIXME", "XXX")):
+            yield f"line {number}: unfinished work: {line.strip()}"
+
+
+RULES: list[Callable[[Module], Iterator[str]]] = [
+    init_files_hold_imports_only,
+    modules_are_documented,
+    modules_are_short,
+    libraries_do_not_print,
+    no_todo_comments,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
+    violations = [f"{module.path}: {violation}" for module in modules() for violation in rule(module)]
+    assert not violations, "\n".join(violations)
+
+
+def test_modules_of_tests_are_short() -> None:
+    found = [f"{module.path}: {violation}" for module in sources_of_tests() for violation in modules_are_short(module)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "source"),
+    [
+        (init_files_hold_imports_only, "convexlayer/canon/__init__.py", '"""Text."""\nlimit = 3'),
+        (
+            init_files_hold_imports_only,
+            "convexlayer/__init__.py",
+            "if TYPE_CHECKING:\n    from convexlayer.a import b\nelse:\n    f, g = attach(__name__, {'a': ['c']})",
+        ),
+        (modules_are_documented, "convexlayer/a.py", "import numpy"),
+        (modules_are_short, "convexlayer/a.py", "\n" * (MAX_LINES + 1)),
+        (libraries_do_not_print, f"{SERVER}/a.py", "def f():\n    print()"),
+        (no_todo_comments, "convexlayer/a.py", "# TODO: more"),
+    ],
+)
+def test_rule_can_fail(rule: Callable[[Module], Iterator[str]], path: str, source: str) -> None:
+    assert list(rule(Module(path, source)))
