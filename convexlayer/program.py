@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
+from itertools import compress, takewhile
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from convexlayer.runtime import kernel_cache
 from convexlayer.sparse import entries_of_products, scatter_product
 
 __all__ = [
+    "ROWS_OF_BLOCK",
     "Array",
     "ConeProgram",
     "Cones",
@@ -83,6 +84,12 @@ ROWS_OF_BLOCK: dict[str, Callable[[Any], int]] = {
 """The cones in row order, with the number of rows of a block, from its entry in ``Cones``."""
 
 
+def _row_count(kind: str, size: int | list[Any]) -> int:
+    """Number of rows of all blocks of one cone."""
+    of_block = ROWS_OF_BLOCK[kind]
+    return of_block(1) * size if isinstance(size, int) else sum(map(of_block, size))
+
+
 @dataclass(frozen=True)
 class Cones:
     """Sizes of the blocks of K, in row order: a number of blocks, or a tuple with an entry for each.
@@ -106,19 +113,22 @@ class Cones:
     @property
     def block_rows(self) -> IndexArray:
         """Number of rows of each block, in row order; each row of the zero and nonnegative cones is a block."""
-        rows = [np.zeros(0, dtype=np.int64)]
-        for kind, size in self.as_dict().items():
-            of_block = ROWS_OF_BLOCK[kind]
-            rows.append(np.full(size, of_block(1)) if isinstance(size, int) else np.array([of_block(k) for k in size]))
+        rows = [
+            np.full(size, ROWS_OF_BLOCK[kind](1)) if isinstance(size, int) else [ROWS_OF_BLOCK[kind](k) for k in size]
+            for kind, size in self.as_dict().items()
+        ]
         return np.concatenate(rows).astype(np.int64)
+
+    def rows_of(self, kind: str) -> slice:
+        """The rows of the blocks of one cone."""
+        counts = {each: _row_count(each, size) for each, size in self.as_dict().items()}
+        start = sum(counts[each] for each in takewhile(lambda each: each != kind, counts))
+        return slice(start, start + counts[kind])
 
     @cached_property
     def m(self) -> int:
         """Number of rows."""
-        return sum(
-            ROWS_OF_BLOCK[kind](1) * size if isinstance(size, int) else sum(map(ROWS_OF_BLOCK[kind], size))
-            for kind, size in self.as_dict().items()
-        )
+        return sum(_row_count(kind, size) for kind, size in self.as_dict().items())
 
     def as_dict(self) -> dict[str, Any]:
         """The sizes as plain JSON values, in row order."""
@@ -129,13 +139,10 @@ class Cones:
         """Select blocks by a mask in row order, in which each row of the zero and nonnegative cones is a block."""
         sizes = self.as_dict()
         counts = [len(size) if isinstance(size, list) else size for size in sizes.values()]
-        masks = np.split(kept, np.cumsum(counts)[:-1])
-        return Cones(
-            **{
-                kind: tuple(compress(size, mask)) if isinstance(size, list) else int(np.count_nonzero(mask))
-                for (kind, size), mask in zip(sizes.items(), masks, strict=True)
-            }
-        )
+        for kind, mask in zip(sizes, np.split(kept, np.cumsum(counts)[:-1]), strict=True):
+            whole = sizes[kind]
+            sizes[kind] = tuple(compress(whole, mask)) if isinstance(whole, list) else int(np.count_nonzero(mask))
+        return Cones(**sizes)
 
     @cached_property
     def kinds(self) -> frozenset[str]:
