@@ -11,7 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-PARTS = ("suite", "large", "overhead", "memory", "scaling")
+from benchmarks.parts import PARTS
+
 THREAD_VARIABLES = ("OMP", "OPENBLAS", "MKL", "NUMBA", "RAYON", "VECLIB")
 
 

@@ -85,6 +85,7 @@ def _any(problem: Problem) -> None:
 
 CVXPYLAYERS, MOREAU = ("cvxpylayers.torch", "diffcp"), ("moreau", "moreau.torch")
 SCS = {"eps_abs": ACCURACY, "eps_rel": ACCURACY, "max_iters": 100_000}
+"""Settings of SCS: the accuracy of every peer, and its default limit of iterations."""
 
 CONIC_PEERS = (
     Contestant("cvxpylayers", CVXPYLAYERS, _any, _cvxpylayers(SCS)),

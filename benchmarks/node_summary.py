@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["draw", "markdown"]
 
 MIB = 2**20
+"""Bytes of a mebibyte."""
 
 WITHOUT = "The deep declarative networks library could not be imported: its rows are left out."
 

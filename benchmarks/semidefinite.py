@@ -25,6 +25,7 @@ __all__ = ["PROBLEMS", "UNITS", "Case", "Found", "main", "measure_call"]
 Array = NDArray[np.float64]
 
 UNITS = (1.0, 1e-4, 1e-2, 1e2, 1e4)
+"""Factors of the problem data; the solution and its gradient follow."""
 
 
 @final

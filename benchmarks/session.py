@@ -19,6 +19,7 @@ from benchmarks.contestants import EMPTY, OURS, PEERS
 from benchmarks.curves import curves
 from benchmarks.memory import grown
 from benchmarks.overhead import overhead
+from benchmarks.parts import PARTS
 from benchmarks.plots import draw
 from benchmarks.results import Results, machine
 from benchmarks.runner import Runner
@@ -29,10 +30,12 @@ from convexlayer.runtime import kernel_cache
 
 __all__ = ["run"]
 
-PARTS = ("suite", "large", "overhead", "memory", "scaling")
-
 MEMORY_BATCH = 128
+"""Batch size of the measurement of memory."""
+
 OVERHEAD_BATCH = 128
+"""Batch size of the measurement of the layer's overhead."""
+
 REFERENCE_CHECK = 1e-4
 """Largest relative error of a reference against finite differences; above it the run fails."""
 

@@ -8,7 +8,7 @@ from benchmarks.results import CORRECT, OURS, Record, Results, Summary, fastest_
 
 __all__ = ["grid", "markdown"]
 
-PARTS = {"total_s": "both ways", "forward_s": "forward", "backward_s": "backward"}
+TIMES = {"total_s": "both ways", "forward_s": "forward", "backward_s": "backward"}
 
 
 def markdown(results: Results) -> str:
@@ -46,7 +46,7 @@ def _failed(results: Results) -> list[str]:
 
 def _speed(results: Results) -> list[str]:
     """Summaries, one row per part and batch size."""
-    rows = [[PARTS[part], *_summary(summary)] for part in PARTS for summary in summaries(results.records, part=part)]
+    rows = [[TIMES[part], *_summary(summary)] for part in TIMES for summary in summaries(results.records, part=part)]
     if not rows:
         return []
     head = ["time", "batch", "problems", "geometric mean", "least", "where", "cvxpylayers' default / ours, mean"]

@@ -54,11 +54,17 @@ size."""
 
 SLACK_FACTOR = 8.0
 """Factor on the size S of s. If x_j >= 0 is active and x_j is not yet zero, x_j itself is the only term in the size of
-its row, so s must exceed that size to count as large."""
+its row, so s must exceed that size to count as large. Measured by ``benchmarks.scales`` (separable, parameters in
+10^-4..10^4, Clarabel): of 240 draws 198, 200 and 181 are right and reported ok for the factors 1, 8 and 64."""
 
 BALANCE_THRESHOLD = 1e-2
 """If s and y of a curved block both exceed this fraction of S and Y, c is computed from the norms of s and y instead
-of S and Y."""
+of S and Y, which keeps the digits of both. In the same measurement 200 draws are right and reported ok for fractions of
+1e-6 and 1e-2, and 196 if c is never computed so."""
+
+TINY = 1e-300
+"""Takes the place of a size that is 0, so that any residual there has a huge backward error; ``sparse.row_kernels`` has
+the same number."""
 
 EXPONENT = 200.0
 """Bound of abs(log2(c)), which keeps products with c within the range of double precision."""
@@ -320,6 +326,6 @@ def held_at_zero(program: ConeProgram, s: Array) -> BoolArray:
 def _largest_ratio(residual: Array, size: Array) -> Array:
     """Largest |residual| / size of each element, with 0 / 0 = 0; infinite if a residual is NaN."""
     magnitude = np.abs(residual)
-    ratio = np.where(magnitude > 0, magnitude / np.where(size > 0, size, 1e-300), 0.0)
+    ratio = np.where(magnitude > 0, magnitude / np.where(size > 0, size, TINY), 0.0)
     largest: Array = np.max(np.where(np.isnan(magnitude), np.inf, ratio), axis=1, initial=0.0)
     return largest

@@ -49,6 +49,13 @@ ZEROING_WEIGHTS = (0.0, 1e-6, 1e-3)
 REFINEMENT_ROUNDS = 3
 """Maximum number of refinement rounds (least squares and projection) per attempt."""
 
+RANK_TOL = 1e-13
+"""Singular values below this share of the largest count as 0 in dense least squares: the rows are scaled to terms of
+size 1, so that rounding leaves about 1e-16 of dependent rows."""
+
+LSMR_TOL = 1e-15
+"""Tolerance of LSMR for the residual and for its gradient: near rounding, as remainders are compared at 1e-15."""
+
 MAX_DENSE_ENTRIES = 250_000
 """Number of matrix entries up to which least squares use a dense factorisation; beyond, LSMR."""
 
@@ -244,7 +251,9 @@ def _step(claim: _Claim, matrix: sp.csr_matrix, slope: Array, ray: Array) -> Arr
     system = sp.vstack([weighted, sp.csr_matrix(slope * size / value_size)], format="csr")
     target = np.append(-residual[rows] / terms[rows], 0.0)
     if system.shape[0] * system.shape[1] <= MAX_DENSE_ENTRIES:
-        found = scipy.linalg.lstsq(system.toarray(), target, cond=1e-13, lapack_driver="gelsy", check_finite=False)[0]
+        found = scipy.linalg.lstsq(system.toarray(), target, cond=RANK_TOL, lapack_driver="gelsy", check_finite=False)[
+            0
+        ]
     else:
-        found = lsmr(system, target, atol=1e-15, btol=1e-15, conlim=0.0, maxiter=2 * sum(system.shape))[0]
+        found = lsmr(system, target, atol=LSMR_TOL, btol=LSMR_TOL, conlim=0.0, maxiter=2 * sum(system.shape))[0]
     return np.asarray(size * found)

@@ -28,7 +28,10 @@ from tqdm import tqdm
 from convexlayer.nodes import AbstractDerivative, FixedPointNode, Implicit, Unrolled
 
 HIDDEN, PIXELS, CLASSES, BATCH = 64, 64, 10, 64
-CONTRACTION = 0.9  # largest row sum of |W|, so that the step is a contraction
+"""Hidden units, pixels of a digit, classes, and images of a step."""
+
+CONTRACTION = 0.9
+"""Largest row sum of |W|, so that the step is a contraction."""
 
 
 class Cell(nn.Module):

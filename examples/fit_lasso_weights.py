@@ -38,8 +38,13 @@ from convexlayer_client import RemoteSolutionMap
 
 Layer = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 SERVER_START_S = 60.0
-CURVE_TOL = 1e-6  # solves to tolerance 1e-8, whose differences accumulate over a hundred steps
-USED = 1e-6  # smallest coefficient that counts as nonzero
+"""Seconds that the server may take to start."""
+
+CURVE_TOL = 1e-6
+"""Largest difference of the two learning curves: solves to 1e-8 differ by that, over a hundred steps."""
+
+USED = 1e-6
+"""Smallest coefficient that counts as nonzero."""
 
 
 @dataclass(frozen=True)

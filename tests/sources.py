@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,10 @@ PACKAGES = {
     "convexlayer_server": ROOT / SERVER,
     "convexlayer_client": ROOT / CLIENT,
 }
+
+
+SCRIPTS = {"benchmarks": ROOT / "benchmarks", "examples": ROOT / "examples", "tests": ROOT / "tests"}
+"""Programs that import the packages; only the rules on the form of modules and functions hold for them."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Module:
 
     @property
     def package(self) -> str:
-        return next(name for name, folder in PACKAGES.items() if (ROOT / self.path).is_relative_to(folder))
+        roots = PACKAGES | SCRIPTS
+        return next(name for name, folder in roots.items() if (ROOT / self.path).is_relative_to(folder))
 
     @property
     def part(self) -> str:
@@ -79,11 +84,16 @@ def _imports(node: ast.AST, package: tuple[str, ...], *, lazy: bool) -> Iterator
 
 @cache
 def modules() -> tuple[Module, ...]:
-    paths = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
-    return tuple(Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths)
+    """Modules of the packages."""
+    return _modules_in(PACKAGES.values())
 
 
 @cache
-def sources_of_tests() -> tuple[Module, ...]:
-    paths = sorted((ROOT / "tests").rglob("*.py"))
+def scripts() -> tuple[Module, ...]:
+    """Modules of benchmarks, examples and tests."""
+    return _modules_in(SCRIPTS.values())
+
+
+def _modules_in(folders: Iterable[Path]) -> tuple[Module, ...]:
+    paths = sorted(path for folder in folders for path in folder.rglob("*.py"))
     return tuple(Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths)

@@ -1,4 +1,4 @@
-"""Rules of form, checked on the sources: documented and short modules, no prints, no unfinished work."""
+"""Rules of form, checked on the sources: documented and short modules, short functions, no unfinished work."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.sources import PACKAGES, ROOT, SERVER, Module, modules, sources_of_tests
+from tests.sources import PACKAGES, ROOT, SCRIPTS, SERVER, Module, modules, scripts
 from tests.test_architecture import COMPOSITION_ROOTS
 
 MAX_LINES = 400
+MAX_FUNCTION_LINES = 80  # of the body, without the docstring
+MAX_ARGUMENTS = 20
+LONG_FUNCTIONS = {"convexlayer/interior_point/lanes/loop.py": {"solve_range"}}
+MANY_ARGUMENTS = {"convexlayer/sparse/row_kernels.py": {"scales", "complementary"}}
 
 
 def init_files_hold_imports_only(module: Module) -> Iterator[str]:
@@ -53,6 +57,28 @@ def modules_are_short(module: Module) -> Iterator[str]:
         yield f"{lines} lines; the maximum is {MAX_LINES}"
 
 
+def functions_are_short(module: Module) -> Iterator[str]:
+    """Limit the lines from the first statement after the docstring to the last, nested functions included."""
+    for function in _functions(module.tree):
+        _docstring, *rest = function.body
+        first = rest[0] if rest and ast.get_docstring(function) is not None else function.body[0]
+        lines = (function.end_lineno or first.lineno) - first.lineno + 1
+        if lines > MAX_FUNCTION_LINES and function.name not in LONG_FUNCTIONS.get(module.path, ()):
+            yield f"line {function.lineno}: {function.name} has {lines} lines; the maximum is {MAX_FUNCTION_LINES}"
+
+
+def functions_have_few_arguments(module: Module) -> Iterator[str]:
+    for function in _functions(module.tree):
+        given = function.args
+        count = len([*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))])
+        if count > MAX_ARGUMENTS and function.name not in MANY_ARGUMENTS.get(module.path, ()):
+            yield f"line {function.lineno}: {function.name} has {count} arguments; the maximum is {MAX_ARGUMENTS}"
+
+
+def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
 def libraries_do_not_print(module: Module) -> Iterator[str]:
     if module.path in COMPOSITION_ROOTS:
         return
@@ -72,9 +98,12 @@ RULES: list[Callable[[Module], Iterator[str]]] = [
     init_files_hold_imports_only,
     modules_are_documented,
     modules_are_short,
+    functions_are_short,
+    functions_have_few_arguments,
     libraries_do_not_print,
     no_todo_comments,
 ]
+RULES_OF_SCRIPTS = [modules_are_short, functions_are_short, functions_have_few_arguments]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -83,9 +112,15 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
     assert not violations, "\n".join(violations)
 
 
-def test_modules_of_tests_are_short() -> None:
-    found = [f"{module.path}: {violation}" for module in sources_of_tests() for violation in modules_are_short(module)]
-    assert not found, "\n".join(found)
+@pytest.mark.parametrize("rule", RULES_OF_SCRIPTS, ids=lambda rule: rule.__name__)
+def test_rule_holds_in_benchmarks_examples_and_tests(rule: Callable[[Module], Iterator[str]]) -> None:
+    violations = [f"{module.path}: {violation}" for module in scripts() for violation in rule(module)]
+    assert not violations, "\n".join(violations)
+
+
+def test_every_exception_exists() -> None:
+    assert {module.package for module in scripts()} == set(SCRIPTS)
+    assert {module.path for module in modules()} >= {*LONG_FUNCTIONS, *MANY_ARGUMENTS}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +134,8 @@ def test_modules_of_tests_are_short() -> None:
         ),
         (modules_are_documented, "convexlayer/a.py", "import numpy"),
         (modules_are_short, "convexlayer/a.py", "\n" * (MAX_LINES + 1)),
+        (functions_are_short, "benchmarks/a.py", "def f():\n    x = 1" + "\n" * MAX_FUNCTION_LINES + "    return x"),
+        (functions_have_few_arguments, "examples/a.py", f"def f(a, *, {', '.join(f'x{i}' for i in range(20))}): ..."),
         (libraries_do_not_print, f"{SERVER}/a.py", "def f():\n    print()"),
         (no_todo_comments, "convexlayer/a.py", "# TODO: more"),
     ],

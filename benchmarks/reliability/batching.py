@@ -21,7 +21,10 @@ from convexlayer_server.compute.protocol import ComputeRequest
 __all__ = ["measure"]
 
 _CLIENTS = 64
+"""Concurrent clients, the number of the requirement."""
+
 _ROUNDS = 3
+"""Rounds in which the variants alternate, so that a slow machine affects both."""
 
 
 @dataclass(frozen=True)

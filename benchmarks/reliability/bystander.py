@@ -16,13 +16,22 @@ from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 __all__ = ["Bystander", "Effect"]
 
 _SIZE, _NEW_SIZE = 10, 11
+"""Variables of the problem that is solved throughout, and of the one that is registered during the attack."""
+
 _BODIES = 64
+"""Number of different requests, which the client sends in turn."""
+
 _WARM_S = 2.0
+"""Seconds of solves before the measurement: the first ones compile the problem."""
+
 _RAMP_UP_S = 2.0
 """Seconds until an attack has started."""
 
 _TIMEOUT_S = 20.0
+"""Seconds after which a request of the other key counts as failed."""
+
 _WORST_S, _NEW_S = 1.0, 5.0
+"""Requirements in seconds: p99 of a solve, and a new problem from registration to its first solution."""
 
 
 @final

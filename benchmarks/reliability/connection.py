@@ -9,6 +9,7 @@ from typing import final
 __all__ = ["Connection"]
 
 _CHUNK_BYTES = 2**16
+"""Bytes read at a time."""
 
 
 @final

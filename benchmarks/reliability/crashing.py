@@ -23,13 +23,22 @@ from benchmarks.reliability.table import Plan, Row
 __all__ = ["measure"]
 
 _CLIENTS = 2
+"""Clients that crash workers."""
+
 _SIZE = 20
+"""Variables of the first problem that crashes; each one has one more, so that none is in quarantine."""
+
 _PAUSE_S = 0.05
+"""Seconds between attempts of a key that the server refuses."""
+
 _CRASHES = "import os, signal\n\n\ndef solve(*data, **options):\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
 """A fake ECOS package whose solver crashes."""
 
 _HEAVY = 400
+"""Variables of the problem of which a hard solve exceeds the deadline (a minute at the tightest tolerance)."""
+
 _DEADLINE_S, _COMPILE_S, _TIMES = 2.0, 10.0, 3
+"""Settings of the server in seconds, short to save time, and the requests that exceed the deadline."""
 
 
 @final

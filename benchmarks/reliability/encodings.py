@@ -22,8 +22,14 @@ from convexlayer_server.encodings.arrays import Encoding, encode
 __all__ = ["measure"]
 
 _BATCH, _SIZE = 256, 4096
+"""Elements, and parameters of each: 8 MB."""
+
 _ROUNDS = 7
+"""Rounds in which the encodings alternate; medians are reported."""
+
 _PAYLOAD_BYTES = 8 * _BATCH * _SIZE
+"""Bytes of the parameters."""
+
 _DOCUMENT: dict[str, Any] = {
     "kind": "expression",
     "parameters": {"a": {"shape": [_SIZE]}},
@@ -36,6 +42,7 @@ _DOCUMENT: dict[str, Any] = {
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 _BINARY = {"Content-Type": safetensors.MEDIA_TYPE, "Accept": safetensors.MEDIA_TYPE}
 _PROBE_S = 0.005
+"""Seconds between probes."""
 
 
 @dataclass(frozen=True)

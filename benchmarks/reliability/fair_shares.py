@@ -19,10 +19,19 @@ __all__ = ["measure"]
 
 _KEYS = ("attacker", "victim")
 _ROOM_BYTES = 8 * 2**20
+"""Bytes that the server keeps of jobs, or of states: less than the attacker produces."""
+
 _BATCH, _TIMES = 128, 16
+"""Elements of a request of the attacker, and its requests: together more than _ROOM_BYTES."""
+
 _STORE_BYTES, _DOCUMENTS = 2**20, 40
+"""Bytes of the store, and documents of the attacker, which exceed them."""
+
 _JOB_S = 30.0
+"""Seconds that a job may take."""
+
 _POLL_S = 0.05
+"""Seconds between looks at a job."""
 
 
 _RESULTS = line(1024, minimize="sum(x)", subject_to=["x == t * c"])

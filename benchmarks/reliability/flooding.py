@@ -10,8 +10,11 @@ from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 __all__ = ["measure"]
 
 _KEYS = ("flood", "other")
-_SIZES = (400, 401)  # 20 ms; of two sizes, so that the requests of the two keys cannot be merged
+_SIZES = (400, 401)
+"""Variables of the problems of both keys, 20 ms a solve; they differ, so that requests of the keys cannot be merged."""
+
 _FLOOD = 64
+"""Clients of the flood."""
 
 
 def measure(plan: Plan) -> list[Row]:

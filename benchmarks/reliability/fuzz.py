@@ -17,11 +17,16 @@ from benchmarks.reliability.table import Plan, Row
 __all__ = ["measure"]
 
 _SENDERS = 4
+"""Concurrent senders of cases."""
+
 _SCHEMA_SHARE = 0.2
+"""Share of the cases that schemathesis generates from the OpenAPI document."""
+
 _OPERATIONS = 16
 """Operations of the OpenAPI document times kinds of requests (measured)."""
 
 _TIMEOUT_S = 120.0
+"""Seconds after which a request without a response counts as a failure."""
 
 
 @final

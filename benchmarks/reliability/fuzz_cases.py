@@ -82,7 +82,10 @@ LEAVES = [
 ]  # fmt: skip
 SIMPLE_LEAVES = ["x", "x", "x[0]", "2", "[1, 2, 3]"]  # whose expressions are valid more often
 _BINARY_FRACTION = 0.2
+"""Share of the requests that are in binary form."""
+
 _BROKEN_FRACTION = 0.1
+"""Share of the bodies that cannot be parsed."""
 
 SUFFIXES = ["[0]", "[:, 0]", ".T", " ** 2", " ** 0.3", "[1:]"]
 OPTIONS = ["0", "1", "2", "-1", "0.5", "True", "None", "[1, 2]", "'F'", "'inf'", "10000000"]

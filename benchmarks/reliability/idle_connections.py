@@ -16,6 +16,8 @@ from benchmarks.reliability.connection import Connection
 __all__ = ["ConnectionGroup", "ConnectionStatistics", "maintain"]
 
 _POLL_S = 0.05
+"""Longest wait in seconds for an event, after which the end of the attack is checked."""
+
 _REOPEN_S = 0.005
 """Interval in seconds at which connections that the server closed are reopened."""
 

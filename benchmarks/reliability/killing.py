@@ -15,9 +15,16 @@ from benchmarks.reliability.table import Plan, Row
 __all__ = ["measure"]
 
 _SIZE = 400
+"""Variables of the problem, 20 ms a solve."""
+
 _CLIENTS = 8
+"""Concurrent clients."""
+
 _PAUSE_S = 2.0
+"""Seconds between kills."""
+
 _WORKERS = 2
+"""Workers of the server."""
 
 
 def measure(plan: Plan) -> list[Row]:

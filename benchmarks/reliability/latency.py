@@ -20,7 +20,10 @@ from convexlayer_server.documents.grammar import Grammar
 __all__ = ["library", "measure"]
 
 _WARM = 50
+"""Requests before the measurement."""
+
 _PROBE_S = 0.02
+"""Seconds between probes."""
 
 
 def library(document: dict[str, object]) -> convexlayer.SolutionMap:

@@ -23,6 +23,8 @@ from benchmarks.reliability.http_client import Response
 __all__ = ["Load", "Tally", "request", "run", "start"]
 
 _POLL_S = 0.1
+"""Longest wait in seconds for an event, after which timeouts and the end of the load are checked."""
+
 _HEAD = re.compile(rb"HTTP/1\.1 (\d{3}).*?\r\n\r\n", re.DOTALL)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _RETRY_AFTER = re.compile(rb"\r\nretry-after: *([^\r]*)", re.IGNORECASE)

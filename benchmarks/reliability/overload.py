@@ -9,8 +9,11 @@ from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 
 __all__ = ["measure"]
 
-_SIZE = 400  # 20 ms
-_CLIENTS = 256  # outstanding requests of the open load at most
+_SIZE = 400
+"""Variables of the problem, 20 ms a solve."""
+
+_CLIENTS = 256
+"""Largest number of outstanding requests of the open load."""
 
 
 def measure(plan: Plan) -> list[Row]:

@@ -17,7 +17,10 @@ from benchmarks.reliability.server import Server
 __all__ = ["Memory", "probed"]
 
 _TIMEOUT_S = 10.0
+"""Seconds after which a probe counts as failed."""
+
 _EVERY_S = 0.02
+"""Seconds between probes, and between samples of the memory."""
 
 
 @contextmanager

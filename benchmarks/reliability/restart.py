@@ -16,7 +16,10 @@ from convexlayer_client import Client
 __all__ = ["measure"]
 
 _PROBLEMS = 20
+"""Problems that are registered before the server is killed."""
+
 _CLIENTS = 4
+"""Clients that solve while the server restarts."""
 
 
 def measure(plan: Plan) -> list[Row]:

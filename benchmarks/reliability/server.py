@@ -25,7 +25,11 @@ from convexlayer_server.store import Store
 __all__ = ["Server", "cpu_s"]
 
 _START_S = 120.0
+"""Seconds that a server may take to get ready, and then to get idle."""
+
 _READY_S = 0.02
+"""Seconds between checks of a server that starts."""
+
 _IDLE_CHECK_S, _IDLE_LOAD = 0.5, 0.1
 """Interval in seconds, and CPU load, at which the processes count as idle."""
 

@@ -14,7 +14,10 @@ _ERRORS = {"ERROR", "CRITICAL"}
 _ACCESS = "convexlayer_server.access"
 _CRASH_PREFIXES = ("Traceback", "Exception ignored", "Fatal Python error")
 _TAIL = 12
+"""Last lines of the log that a failure shows."""
+
 _LINE = 300
+"""Characters of a line that are shown."""
 
 
 @dataclass(frozen=True)

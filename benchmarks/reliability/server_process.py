@@ -27,17 +27,32 @@ __all__ = ["measure"]
 
 _KEYS = ("attacker", "victim")
 _RAMP_UP_S = 2.0
+"""Seconds until a load has started."""
+
 _MAX_DURATION_S = 120.0
+"""Limit of a load in seconds; it is stopped earlier."""
+
 _PEAK_BYTES, _AFTER, _AFTER_S = 1.3e9, 1.3, 30.0
+"""Requirements: largest memory, and its multiple of the initial one to which it returns within these seconds."""
+
 _P99_S, _WAIT_S = 50e-3, 1.0
+"""Requirement for p99 of a probe, and for the longest wait of another key, in seconds."""
 
 _ROWS, _SIZE = 256, 4096
+"""Elements of a request, and entries of each solution."""
+
 _LARGE_RESULT = line(_SIZE, minimize="sum(x)", subject_to=["x == t * c"])
 """A problem with small requests, whose solutions for a batch are 20 MB of JSON."""
 
 _UPLOAD_BYTES = 15 * 10**6
+"""Bytes of an upload that stalls."""
+
 _ROOT, _NUMBERS, _DOCUMENTS, _REGISTERING = 640, 600_000, 8, 4
+"""Sizes of the large documents: rows of a square constant and numbers of a list; documents, and clients that
+register them."""
+
 _PROBLEMS, _PAGE_BYTES = 5_000, 200_000
+"""Registered problems of a key, and the requirement for the bytes of a page of their list."""
 
 
 def measure(plan: Plan) -> Iterator[Row]:
@@ -49,13 +64,16 @@ def measure(plan: Plan) -> Iterator[Row]:
 
 def _unread(plan: Plan) -> Row:
     """Clients that request large responses and never read."""
-    asked = body({"t": np.random.default_rng(0).uniform(1.0, 2.0, _ROWS)})
+    request_body = body({"t": np.random.default_rng(0).uniform(1.0, 2.0, _ROWS)})
     with Server(keys=_KEYS) as server:
         path = f"{server.register(_LARGE_RESULT, 'attacker')}/solve"
         with server.client("attacker") as client:
-            answer = client.post(path, asked)  # warm-up
+            answer = client.post(path, request_body)  # warm-up
         group = ConnectionGroup(
-            server.address, 64, request(server.address, path, asked, server.headers("attacker")), never_reads=True
+            server.address,
+            64,
+            request(server.address, path, request_body, server.headers("attacker")),
+            never_reads=True,
         )
         what = f"64 unread responses of {len(answer.body) / 1e6:.0f} MB"
         row = _held(server, group, what, plan)
@@ -75,12 +93,12 @@ def _stalled(plan: Plan) -> Row:
 
 def _held(server: Server, group: ConnectionGroup, what: str, plan: Plan) -> Row:
     """Measure memory during and after a group of connections, and small solves of another key."""
-    path, asked = f"{server.register(dense_qp(), 'victim')}/solve", body(dense_values(0))
+    path, request_body = f"{server.register(dense_qp(), 'victim')}/solve", body(dense_values(0))
     server.rest()
     memory = Memory(server)
     with Attack(maintain, group) as attack, memory.watched():
         time.sleep(_RAMP_UP_S)
-        with probed(server, lambda client: client.post(path, asked), key="victim") as solves:
+        with probed(server, lambda client: client.post(path, request_body), key="victim") as solves:
             time.sleep(plan.seconds)
     back_s = memory.seconds_until(_AFTER * memory.before_bytes, _AFTER_S)
     after = "not back" if back_s is None else f"back after {back_s:.1f} s"
@@ -111,13 +129,16 @@ def _bodies(plan: Plan) -> Row:
     wrong = body({"q": np.random.default_rng(0).standard_normal((180, _SIZE))})
     with Server(keys=_KEYS) as server:
         path = f"{server.register(dense_qp(), 'attacker')}/solve"
-        asked = body(dense_batch(0, 500))
+        request_body = body(dense_batch(0, 500))
         load = Load(server.address, path, [wrong], 8, _MAX_DURATION_S, headers=server.headers("attacker"))
         server.register(dense_qp(), "victim")
-        solves, attack = _probed_beside(server, load, lambda client: client.post(path, asked), plan, key="victim")
+        solves, attack = _probed_beside(
+            server, load, lambda client: client.post(path, request_body), plan, key="victim"
+        )
     worst = max(solves.every)
     return Row(
-        f"eight clients with JSON of {len(wrong) / 1e6:.0f} MB: requests of another key with {len(asked) / 1e3:.0f} kB",
+        f"eight clients with JSON of {len(wrong) / 1e6:.0f} MB: requests of another key with "
+        f"{len(request_body) / 1e3:.0f} kB",
         f"<= {_WAIT_S:g} s, none fails",
         f"{milliseconds(percentile(solves.every, 0.5))}, {milliseconds(worst)} at worst, {solves.failed} of "
         f"{len(solves.every)} failed; the attacker {attack.outcome}",

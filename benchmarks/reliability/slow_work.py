@@ -28,8 +28,13 @@ from benchmarks.reliability.table import Plan, Row
 __all__ = ["measure"]
 
 _MAX_DURATION_S = 120.0
+"""Limit of a load in seconds; it is stopped earlier."""
+
 _TIMEOUT_S = 0.6
-_HEAVY = 400  # 20 ms; a minute at the tightest tolerance
+"""Seconds after which clients abort."""
+
+_HEAVY = 400
+"""Variables of the heavy problem: 20 ms a solve, a minute at the tightest tolerance."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,13 @@ from benchmarks.reliability.table import Plan, Row
 __all__ = ["measure"]
 
 _SAMPLE_S = 1.0
+"""Seconds between samples of memory and file descriptors."""
+
 _BODIES = 64
+"""Number of different requests."""
+
 _CLIENTS = 16
+"""Largest number of outstanding requests."""
 
 
 def measure(plan: Plan) -> list[Row]:

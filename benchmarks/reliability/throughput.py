@@ -15,9 +15,16 @@ from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 __all__ = ["measure"]
 
 _CLIENTS = 64
+"""Concurrent clients, the number of the requirement."""
+
 _BODIES = 256
+"""Number of different requests."""
+
 _ROUNDS = 4
+"""Rounds in which the servers alternate, so that a slow machine affects both."""
+
 _GAIN, _SPREAD = 3.0, 3.0
+"""Requirements: throughput as a multiple of the other server's, and p99 as a multiple of p50."""
 
 
 @final

@@ -20,8 +20,13 @@ from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
 __all__ = ["measure"]
 
 _RAMP_UP_S = 1.0
+"""Seconds until an attack has started."""
+
 _SOLVE_S = 0.2
+"""Seconds between solves of the other key."""
+
 _P99_S, _TIMES, _GROWTH_BYTES = 50e-3, 3.0, 100e6
+"""Requirements: p99 of a probe in seconds, its multiple of that without attack, and growth of the memory."""
 
 _HEAD = b"GET / HTTP/1.1\r\nHost: server\r\n"
 _MANY = tuple(f"127.0.1.{number}" for number in range(1, 101))
@@ -102,12 +107,12 @@ def _row(plan: Plan, attack: _Attack) -> Row:
 
 def _probe(server: Server, path: str, seconds: float) -> tuple[Tally, Tally, int]:
     """Return the tallies of probes and of another key's solves, each on a new connection, and the growth of memory."""
-    asked = body(dense_values(0))
+    request_body = body(dense_values(0))
     memory = Memory(server)
     with ExitStack() as stack:
         stack.enter_context(memory.watched())
         probes = stack.enter_context(probed(server, lambda client: client.get("/healthz")))
-        solving = probed(server, lambda client: client.post(path, asked), key="victim", every_s=_SOLVE_S)
+        solving = probed(server, lambda client: client.post(path, request_body), key="victim", every_s=_SOLVE_S)
         solves = stack.enter_context(solving)
         time.sleep(seconds)
     return probes, solves, memory.peak_bytes - memory.before_bytes

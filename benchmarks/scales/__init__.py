@@ -21,7 +21,7 @@ Parts, each with a module of problems and one that runs them:
 A draw is *reported ok* if its status is optimal and every derivative of it is reported ok: one vjp per output, one of a
 random combination of all outputs, one jvp (and in ``units`` and ``degenerate`` one vjp of the optimal value). It is
 *right* if every output and every derivative has a relative error of at most 1e-6, entry by entry, in its own units (see
-``judge.py``). It is a *silent* error if its status is optimal, a derivative is reported ok, and that derivative or an
+``outcome.py``). It is a *silent* error if its status is optimal, a derivative is reported ok, and that derivative or an
 output is wrong: there must be none. Cells of the tables are right and reported ok / **silent** / right, not ok /
 wrong, not ok. The JSON file also counts silent errors in outputs alone (``silent_outputs``), and draws with status
 optimal and wrong outputs, whatever was reported of their derivatives (``wrong_optimal``).
@@ -35,10 +35,10 @@ batch with others of its family and range. To reproduce one:
 
     from benchmarks.scales import degenerate, programs, units         # raw programs, scaled by units
     family = next(f for f in degenerate.FAMILIES if f.name == "relu at 0")
-    drawn = degenerate.drawn(family, 10, seed=0)                      # x, y, w, A ... in their own units
+    drawn = degenerate.draw(family, 10, seed=0)                      # x, y, w, A ... in their own units
     scales = units.units(drawn, 4.0, seed=0)
     theta = [v * u for v, u in zip(drawn.theta(), drawn.units_of(scales))]
-    SolutionMap(programs.parametric(drawn, degenerate.seen(family, drawn), duals=False)).solve(theta)
+    SolutionMap(programs.parametric(drawn, degenerate.visible_outputs(family, drawn), duals=False)).solve(theta)
 
 ``tests/scales`` runs a few draws of each, asserts the requirements, and prints the same tables.
 """

@@ -29,9 +29,10 @@ from convexlayer.program import Array
 from convexlayer.solution import BoolArray
 from convexlayer.solvers.registry import available
 
-__all__ = ["FAMILIES", "RANGES", "derivatives", "drawn", "measure", "queries", "seen", "table", "unique"]
+__all__ = ["FAMILIES", "RANGES", "derivatives", "draw", "measure", "queries", "table", "unique", "visible_outputs"]
 
 RANGES = (0.0, 2.0, 4.0, 6.0)
+"""Default values of k; units lie in 10^-k..10^k."""
 
 LIMITS = {"highs": {"time_limit_s": 5.0}}
 """Options of solvers that may not terminate: the active-set method of HiGHS cycles on a few of these programs."""
@@ -43,6 +44,10 @@ SINGULAR = 1e-7
 """Relative tolerance for zero singular values and null-space components; exact zeros are at rounding error."""
 
 
+SAME = 1e-5
+"""Largest difference of gradients that agree, whose sampled points are NEAR each other; entries are near 1."""
+
+
 def measure(plan: Plan) -> Iterator[Count]:
     """One count per family, range and solver; by default for all installed solvers that support the family."""
     chosen = [family for family in FAMILIES if plan.wants(family.name)]
@@ -50,9 +55,9 @@ def measure(plan: Plan) -> Iterator[Count]:
     draws = math.ceil(plan.draws / max(len(chosen) * len(ranges), 1))
     solvers = plan.solvers or ("auto", *(info.name for info in available() if info.installed))
     for family in chosen:
-        programs = drawn(family, draws, seed=plan.seed)
-        compiled = parametric(programs, seen(family, programs), duals=family.duals)
-        asked = queries(family, programs, seed=plan.seed)
+        programs = draw(family, draws, seed=plan.seed)
+        compiled = parametric(programs, visible_outputs(family, programs), duals=family.duals)
+        all_queries = queries(family, programs, seed=plan.seed)
         for solver in solvers:
             try:
                 options = {**LIMITS.get(solver, {}), **plan.options}
@@ -60,7 +65,9 @@ def measure(plan: Plan) -> Iterator[Count]:
             except SolverError:
                 continue
             for k in ranges:
-                yield _counted(Count("degenerate", family.name, k, solver), solution_map, family, programs, asked, plan)
+                yield _counted(
+                    Count("degenerate", family.name, k, solver), solution_map, family, programs, all_queries, plan
+                )
 
 
 def _counted(
@@ -68,7 +75,7 @@ def _counted(
     solution_map: SolutionMap,
     family: Degenerate,
     programs: Programs,
-    asked: Sequence[AbstractQuery],
+    all_queries: Sequence[AbstractQuery],
     plan: Plan,
 ) -> Count:
     scales = units(programs, count.k, seed=plan.seed)
@@ -78,8 +85,8 @@ def _counted(
             solution_map,
             programs.select(index),
             scales.select(index),
-            [query.select(index) for query in asked],
-            visible=seen(family, programs),
+            [query.select(index) for query in all_queries],
+            visible=visible_outputs(family, programs),
             duals=family.duals,
             ambiguous=family.ambiguous,
         )
@@ -87,12 +94,12 @@ def _counted(
     return count
 
 
-def seen(family: Degenerate, programs: Programs) -> tuple[int, ...]:
+def visible_outputs(family: Degenerate, programs: Programs) -> tuple[int, ...]:
     """Indices of the variables that are outputs."""
     return family.visible or tuple(range(programs.x.shape[1]))
 
 
-def drawn(family: Degenerate, batch: int, *, seed: int) -> Programs:
+def draw(family: Degenerate, batch: int, *, seed: int) -> Programs:
     """Draw programs of a family."""
     rng = np.random.default_rng([seed, *family.name.encode()])
     made = [tuple(part[None] for part in family.make(rng)) for _ in range(batch)]
@@ -102,20 +109,20 @@ def drawn(family: Degenerate, batch: int, *, seed: int) -> Programs:
 def queries(family: Degenerate, programs: Programs, *, seed: int) -> list[AbstractQuery]:
     """The queries of the family, with the true derivatives where they exist."""
     rng = np.random.default_rng([seed, 3, *family.name.encode()])
-    size = len(seen(family, programs)) + (programs.w.shape[1] if family.duals else 0)
+    size = len(visible_outputs(family, programs)) + (programs.w.shape[1] if family.duals else 0)
     units_of_x = np.broadcast_to(np.eye(size)[:, None], (size, programs.batch, size))
     found = list[AbstractQuery]()
-    for asked in family.asked:
-        at = DATA.index(asked.wrt)
-        weights = [rng.normal(size=(programs.batch, size))] if asked.of is None else [units_of_x[i] for i in asked.of]
+    for query in family.derivatives:
+        at = DATA.index(query.wrt)
+        weights = [rng.normal(size=(programs.batch, size))] if query.of is None else [units_of_x[i] for i in query.of]
         for weight in weights:
-            gradient = derivatives(family, programs, weight, asked.wrt)[0]
-            found.append(Reverse((asked.wrt,), weight, gradient, asked.exists))
-        if asked.of is None:
+            gradient = derivatives(family, programs, weight, query.wrt)[0]
+            found.append(Reverse((query.wrt,), weight, gradient, query.exists))
+        if query.of is None:
             tangent = rng.normal(size=programs.theta()[at].shape)
-            rows = [derivatives(family, programs, weight, asked.wrt)[0] for weight in units_of_x]
+            rows = [derivatives(family, programs, weight, query.wrt)[0] for weight in units_of_x]
             moved = np.stack([np.sum(row * tangent, axis=1) for row in rows], axis=1)
-            found.append(Forward([tangent if i == at else None for i in range(len(DATA))], moved, asked.exists))
+            found.append(Forward([tangent if i == at else None for i in range(len(DATA))], moved, query.exists))
     values = dict(zip(DATA, value_gradient(programs), strict=True))
     return [*found, *(Value((wrt,), values[wrt], wrt in family.value) for wrt in ("q", "b"))]
 
@@ -129,7 +136,7 @@ def derivatives(
     N, and the gradients agree.
     """
     rng, (batch, n) = np.random.default_rng(seed), programs.x.shape
-    visible = list(seen(family, programs))
+    visible = list(visible_outputs(family, programs))
     exists, gradients = np.ones(batch, dtype=bool), list[Array]()
     for _ in range(samples):
         D = derivative(programs.cones, programs.w + NEAR * rng.normal(size=programs.w.shape))
@@ -147,7 +154,7 @@ def derivatives(
             left = pull(programs, U[:, :, column])[DATA.index(wrt)]
             exists &= ~zero[:, column] | (np.max(np.abs(left), axis=1, initial=0.0) < SINGULAR)
     spread = np.max(np.ptp(np.array(gradients), axis=0), axis=1, initial=0.0)
-    return gradients[0], exists & (spread < 1e-5)
+    return gradients[0], exists & (spread < SAME)
 
 
 def unique(programs: Programs) -> tuple[BoolArray, BoolArray]:

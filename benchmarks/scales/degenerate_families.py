@@ -38,7 +38,7 @@ class Degenerate:
         name: name in tables; also seeds the draws.
         cones: cones of every program.
         make: draws one program, with numbers near 1.
-        asked: queries of derivatives of its outputs.
+        derivatives: queries of derivatives of its outputs.
         value: parameters in which the optimal value is differentiable: q if x is unique, b if y is.
         visible: variables that are outputs, all by default.
         duals: whether multipliers are outputs too.
@@ -48,7 +48,7 @@ class Degenerate:
     name: str
     cones: Cones
     make: Callable[[np.random.Generator], Made]
-    asked: tuple[DerivativeQuery, ...]
+    derivatives: tuple[DerivativeQuery, ...]
     value: str
     visible: tuple[int, ...] | None = None
     duals: bool = False
@@ -84,7 +84,7 @@ def _rows(
     cones: Cones,
     signs: Sequence[float],
     dependent: Callable[[Array], None],
-    asked: tuple[DerivativeQuery, ...] = ROWS_DEPEND,
+    derivatives: tuple[DerivativeQuery, ...] = ROWS_DEPEND,
     *,
     value: str = "q",
     n: int = 5,
@@ -100,7 +100,7 @@ def _rows(
         P = np.zeros((n, n)) if linear else _convex(rng, n)
         return P, A, rng.normal(size=n), _size(rng, *signs)
 
-    return Degenerate(name, cones, make, asked, value, duals=duals, ambiguous=ambiguous)
+    return Degenerate(name, cones, make, derivatives, value, duals=duals, ambiguous=ambiguous)
 
 
 def _copy(source: int, target: int, factor: float = 1.0) -> Callable[[Array], None]:

@@ -12,7 +12,7 @@ import cvxpy as cp
 import numpy as np
 import torch
 
-from benchmarks.scales.judge import Truth
+from benchmarks.scales.outcome import Truth
 from convexlayer import ParametricProgram, canonicalize
 from convexlayer.program import Array
 
@@ -62,7 +62,7 @@ class Family:
         return sum(variable.size for variable in self.variables)
 
     @property
-    def asked(self) -> list[int]:
+    def differentiated(self) -> list[int]:
         """Positions of the outputs to differentiate."""
         return list(range(self.outputs)) if self.queries is None else list(self.queries)
 
@@ -123,5 +123,5 @@ def sum_of(families: Sequence[Family]) -> Family:
         solution,
         size,
         any(family.coupled for family in families),
-        [start + q for family, start in zip(families, starts, strict=False) for q in family.asked],
+        [start + q for family, start in zip(families, starts, strict=False) for q in family.differentiated],
     )

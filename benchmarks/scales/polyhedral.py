@@ -18,7 +18,7 @@ def _signs(rng: np.random.Generator, n: int) -> Array:
     return rng.choice([-1.0, 1.0], size=n)
 
 
-def _apart(rng: np.random.Generator, n: int) -> Array:
+def _kink_ratios(rng: np.random.Generator, n: int) -> Array:
     """Random ratios to the position of a kink, at least a tenth away from it."""
     ratio: Array = rng.choice([1.0, -1.0], size=n) * rng.uniform(0.1, 2.0, size=n)
     return np.exp(ratio)
@@ -125,7 +125,7 @@ def norm_1() -> Family:
 
     def draw(rng: np.random.Generator, k: float) -> list[Array]:
         weight = log_uniform(rng, k, n)
-        return [weight, weight[:, None] * _apart(rng, 2 * n).reshape(n, 2) * _signs(rng, 2 * n).reshape(n, 2)]
+        return [weight, weight[:, None] * _kink_ratios(rng, 2 * n).reshape(n, 2) * _signs(rng, 2 * n).reshape(n, 2)]
 
     def solution(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         return (torch.sign(p) * torch.relu(p.abs() - a[:, None])).reshape(-1)
@@ -141,7 +141,7 @@ def norm_2() -> Family:
 
     def draw(rng: np.random.Generator, k: float) -> list[Array]:
         weight, angle = log_uniform(rng, k, n), rng.uniform(0.0, 2.0 * np.pi, size=n)
-        return [weight, (weight * _apart(rng, n))[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)]
+        return [weight, (weight * _kink_ratios(rng, n))[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)]
 
     def solution(a: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         return (p * torch.relu(1.0 - a / _norms(p))[:, None]).reshape(-1)
@@ -205,7 +205,7 @@ def ball() -> Family:
 
     def draw(rng: np.random.Generator, k: float) -> list[Array]:
         radius, angle = log_uniform(rng, k, n), rng.uniform(0.0, 2.0 * np.pi, size=n)
-        return [radius, (radius * _apart(rng, n))[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)]
+        return [radius, (radius * _kink_ratios(rng, n))[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)]
 
     def solution(r: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         length = _norms(p)

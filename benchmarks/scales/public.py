@@ -81,7 +81,7 @@ def _counted(
             pulled, report = solved.vjp([weight[None]], wrt=[wrt == "q", wrt == "b"])
             spent.append(time.perf_counter() - start)
             gradient = pulled[0 if wrt == "q" else 1]
-            count.details[wrt] = {"word": report.status[0], "gradient": gradient}
+            count.details[wrt] = {"reported": report.status[0], "gradient": gradient}
     count.statuses = {str(status): 2}
     size = np.max(np.abs(reference.x / reference.d))
     x_error = float(np.max(np.abs((x - reference.x) / reference.d)) / size)
@@ -101,7 +101,7 @@ def _counted(
                 move = reference.own(dq, db)
                 error = max(error, abs(float(gradient[0] @ move) - truth.value) / truth.scale)
         right = not exists or (error <= RIGHT and x_error <= RIGHT)
-        ok, optimal = part["word"] == "ok", status is Status.OPTIMAL
+        ok, optimal = part["reported"] == "ok", status is Status.OPTIMAL
         truth_word = "unknown" if not known else "exists" if exists else "none"
         part |= {"truth": truth_word, "error": error, "vjp_s": min(spent), "cost": min(spent) / min(solve_s)}
         if not known:
@@ -165,14 +165,14 @@ def table(counts: Sequence[Count]) -> str:
             part = d[wrt]
             cells += [
                 part["truth"],
-                part["word"],
+                part["reported"],
                 f"{part['error']:.0e}",
                 f"{part['cost']:.1f}",
             ]
         rows.append(cells)
     optimal = [count for count in counts if count.details["status"] == "optimal"]
     solved = sum(count.details["objective_error"] <= SOLVED for count in optimal)
-    not_ok = [c.details[wrt] for c in counts for wrt in ("q", "b") if c.details[wrt]["word"] != "ok"]
+    not_ok = [c.details[wrt] for c in counts for wrt in ("q", "b") if c.details[wrt]["reported"] != "ok"]
     summary = (
         f"{solved} of {len(counts)} solved, {len(optimal) - solved} wrongly reported optimal; "
         f"{sum(c.silent for c in counts)} wrong or nonexistent derivatives reported ok, "

@@ -23,6 +23,18 @@ ONE_SIDED = 1e-3
 PROXIMAL = 1e-9
 """Regularisation of the polishing system; its iterations remove the effect."""
 
+ROUNDING = 1e-13
+"""Tolerance of Clarabel, of the polished point and of signs: rounding in equilibrated units."""
+
+LAST_STEP = 1e-14
+"""Newton step after which refinement of a polished point ends."""
+
+MIN_SCALE = 1e-3
+"""Smallest scale of errors of a derivative, relative to that of x: a derivative that is 0 has no scale of its own."""
+
+MAX_ACTIVE_SETS, MAX_REFINEMENTS, RUIZ_PASSES = 6, 15, 15
+"""Limits of changes of the active set, and of steps for each; passes of equilibration."""
+
 EXACT = 1e-10
 """Largest violation of a sign or row, in equilibrated units, at which an active set is accepted as correct."""
 
@@ -60,7 +72,7 @@ class Reference:
         self.d, self.e = _equilibration(qp.P, self._rows)
         self._pose(b)
         x, _, _ = self._solved(self._q, self._b)
-        size = np.exp2(np.rint(np.log2(max(float(np.max(np.abs(x))), 1e-300))))
+        size = np.exp2(np.rint(np.log2(float(np.max(np.abs(x))) or 1.0)))
         self.d, self.e = self.d * size, self.e / size
         self._pose(b)
         self._x, self._y, self.error = self._solved(self._q, self._b)
@@ -71,7 +83,7 @@ class Reference:
         """Scale the program, with the largest coefficient of the objective near 1."""
         D, E, qp = sp.diags(self.d), sp.diags(self.e), self._program
         P, q = D @ qp.P @ D, self.d * qp.q
-        self.c = 1.0 / max(float(_largest(abs(P), 0).max()), float(np.max(np.abs(q))), 1e-300)
+        self.c = 1.0 / (max(float(_largest(abs(P), 0).max()), float(np.max(np.abs(q)))) or 1.0)
         self._P, self._q = (self.c * P).tocsc(), self.c * q
         self._A, self._b = (E @ self._rows @ D).tocsc(), self.e * b
 
@@ -82,7 +94,11 @@ class Reference:
 
     def _along(self, weight: Array, dq: Array | None, db: Array | None, step: float) -> Directional:
         """One-sided differences from both sides, with a step and a quarter of it."""
-        own, values, scale = weight * self.d, list[float](), 1e-3 * float(np.abs(weight * self.d) @ np.abs(self._x))
+        own, values, scale = (
+            weight * self.d,
+            list[float](),
+            MIN_SCALE * float(np.abs(weight * self.d) @ np.abs(self._x)),
+        )
         for reach in (step, 0.25 * step):
             there, back = self._moved(dq, db, reach), self._moved(dq, db, -reach)
             if there is None or back is None:
@@ -109,7 +125,7 @@ class Reference:
         settings = clarabel.DefaultSettings()
         settings.verbose = False
         settings.max_threads = 1
-        settings.tol_feas = settings.tol_gap_abs = settings.tol_gap_rel = 1e-13
+        settings.tol_feas = settings.tol_gap_abs = settings.tol_gap_rel = ROUNDING
         rows = len(b) - self._equations
         cones = [clarabel.ZeroConeT(self._equations), clarabel.NonnegativeConeT(rows)]
         found = clarabel.DefaultSolver(sp.triu(self._P).tocsc(), q, self._A, b, cones, settings).solve()
@@ -124,7 +140,7 @@ class Reference:
     def _polished(self, q: Array, b: Array, x: Array, y: Array, active: Array) -> tuple[Array, Array, float]:
         """Newton's method on the active set, updated by the signs; returns the best point (x, y) and its error."""
         best = x, y, self._violation(q, b, x, y)
-        for _ in range(6):
+        for _ in range(MAX_ACTIVE_SETS):
             rows = np.flatnonzero(active)
             A, n = self._A[rows], len(q)
             K = sp.bmat(
@@ -132,19 +148,19 @@ class Reference:
             )
             factor = splu(K, permc_spec="MMD_AT_PLUS_A")
             z, held = x.copy(), y[rows].copy()
-            for _ in range(15):
+            for _ in range(MAX_REFINEMENTS):
                 step = factor.solve(np.concatenate([-(self._P @ z + q + A.T @ held), b[rows] - A @ z]))
                 z, held = z + step[:n], held + step[n:]
-                if np.max(np.abs(step)) < 1e-14:
+                if np.max(np.abs(step)) < LAST_STEP:
                     break
             full = np.zeros(len(b))
             full[rows] = held
             error = self._violation(q, b, z, full)
             if error < best[2]:
                 best = z, full, error
-            if error <= 1e-13:
+            if error <= ROUNDING:
                 break
-            changed = np.where(active, full > -1e-13, b - self._A @ z < -1e-13)
+            changed = np.where(active, full > -ROUNDING, b - self._A @ z < -ROUNDING)
             changed[: self._equations] = True
             if np.array_equal(changed, active):
                 break
@@ -161,7 +177,7 @@ class Reference:
 def _equilibration(P: sp.csc_matrix, A: sp.csc_matrix) -> tuple[Array, Array]:
     """Powers of two that bring the norms of rows and columns of [[P, A'], [A, 0]] near 1."""
     d, e = np.ones(A.shape[1]), np.ones(A.shape[0])
-    for _ in range(15):
+    for _ in range(RUIZ_PASSES):
         scaled_P, scaled_A = sp.diags(d) @ abs(P) @ sp.diags(d), sp.diags(e) @ abs(A) @ sp.diags(d)
         columns, lines = np.maximum(_largest(scaled_P, 0), _largest(scaled_A, 0)), _largest(scaled_A, 1)
         d, e = d / np.sqrt(np.where(columns > 0, columns, 1.0)), e / np.sqrt(np.where(lines > 0, lines, 1.0))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks.scales.family import Family, sum_of
-from benchmarks.scales.judge import Truth, judge
+from benchmarks.scales.outcome import Truth, assess
 from benchmarks.scales.plan import Plan
 from benchmarks.scales.polyhedral import NORMS
 from benchmarks.scales.smooth import SMOOTH
@@ -64,7 +64,7 @@ def _counted(family: Family, solution_map: SolutionMap, count: Count, plan: Plan
     theta = family.theta(draws, count.k, seed=plan.seed)
     for start in range(0, draws, plan.batch):
         part = [value[start : start + plan.batch] for value in theta]
-        outcome = judge(solution_map, part, family.truth(part), queries=family.asked, seed=plan.seed + start)
+        outcome = assess(solution_map, part, family.truth(part), queries=family.differentiated, seed=plan.seed + start)
         count.add(outcome, show=plan.show)
     return count
 

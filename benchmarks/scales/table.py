@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scales.judge import Outcome
+from benchmarks.scales.outcome import Outcome
 from benchmarks.table import grid
 
 __all__ = ["Count", "merged", "table"]
@@ -20,7 +20,7 @@ COUNTED = ("right_reported_ok", "silent", "right_not_ok", "wrong_not_ok", "silen
 
 @dataclass
 class Count:
-    """Outcomes of the draws of one cell (see ``judge.Outcome``).
+    """Outcomes of the draws of one cell (see ``outcome.Outcome``).
 
     Attributes:
         part: name of the part.
@@ -81,8 +81,8 @@ class Count:
         for i in np.flatnonzero(outcome.silent_error)[: max(show - len(self.examples), 0)].tolist():
             self.examples.append(f"draw {first + i}: {outcome.example(i)}")
         self.silent_draws += (first + np.flatnonzero(outcome.silent_error)).tolist()
-        for word in outcome.status:
-            self.statuses[word] = self.statuses.get(word, 0) + 1
+        for status in outcome.status:
+            self.statuses[status] = self.statuses.get(status, 0) + 1
         for name in ("x_error", "J_error"):
             errors = getattr(outcome, name)[outcome.reported_ok]
             setattr(self, name, max(getattr(self, name), float(np.max(errors, initial=0.0))))
@@ -104,8 +104,8 @@ def merged(counts: Iterable[Count], key: Sequence[str]) -> list[Count]:
         group = groups[name]
         for attribute in COUNTED:
             setattr(group, attribute, getattr(group, attribute) + getattr(count, attribute))
-        for word, number in count.statuses.items():
-            group.statuses[word] = group.statuses.get(word, 0) + number
+        for status, number in count.statuses.items():
+            group.statuses[status] = group.statuses.get(status, 0) + number
         group.k = max(group.k, count.k)
         group.x_error, group.J_error = max(group.x_error, count.x_error), max(group.J_error, count.J_error)
     return list(groups.values())

@@ -50,8 +50,8 @@ FAMILIES = {
 """Cones of the families by name: single kinds first, then products."""
 
 SCALED_WITHIN_BLOCKS = {
-    "semidefinite, rows apart": Cones(psd=(3, 2)),
-    "power, rows apart": Cones(power=(0.3, 0.5, 0.8)),
+    "semidefinite, rows scaled": Cones(psd=(3, 2)),
+    "power, rows scaled": Cones(power=(0.3, 0.5, 0.8)),
 }
 """Families whose rows within a block are scaled differently, by automorphisms of the cone: d_i d_j for a matrix,
 (a, b, a^p b^(1 - p)) for a power cone."""
@@ -71,49 +71,50 @@ def measure(plan: Plan) -> Iterator[Count]:
     for name, cones in chosen.items():
         programs = draw(cones, draws, seed=plan.seed)
         compiled = parametric(programs, range(programs.x.shape[1]), duals=True)
-        asked = queries(programs)
+        all_queries = queries(programs)
         for solver in plan.solvers or SOLVERS:
             try:
                 solution_map = SolutionMap(compiled, solver=solver, options=plan.options)
             except SolverError:
                 continue
             for k in ranges:
-                yield _counted(Count("units", name, k, solver), solution_map, programs, asked, plan)
+                yield _counted(Count("units", name, k, solver), solution_map, programs, all_queries, plan)
 
 
 def _counted(
-    count: Count, solution_map: SolutionMap, programs: Programs, asked: Sequence[AbstractQuery], plan: Plan
+    count: Count, solution_map: SolutionMap, programs: Programs, all_queries: Sequence[AbstractQuery], plan: Plan
 ) -> Count:
-    scales = units(programs, count.k, seed=plan.seed, apart=count.family in SCALED_WITHIN_BLOCKS)
+    scales = units(programs, count.k, seed=plan.seed, within_blocks=count.family in SCALED_WITHIN_BLOCKS)
     for start in range(0, programs.batch, plan.batch):
         index = slice(start, start + plan.batch)
-        part, here = programs.select(index), [query.select(index) for query in asked]
+        part, here = programs.select(index), [query.select(index) for query in all_queries]
         outcome = answer(solution_map, part, scales.select(index), here, visible=range(part.x.shape[1]), duals=True)
         count.add(outcome, show=plan.show)
     return count
 
 
-def units(programs: Programs, k: float, *, seed: int, apart: bool = False) -> Units:
+def units(programs: Programs, k: float, *, seed: int, within_blocks: bool = False) -> Units:
     """Random units in 10^-k..10^k of every variable, row of a linear cone, curved block, and the objective.
 
     Args:
         programs: the unscaled programs.
         k: see above.
         seed: seed of the units; those of an element do not depend on the other elements.
-        apart: whether to scale the rows of semidefinite and power blocks differently (see ``SCALED_WITHIN_BLOCKS``).
+        within_blocks: whether to scale the rows within semidefinite and power blocks differently (see
+            ``SCALED_WITHIN_BLOCKS``).
     """
     rng = np.random.default_rng([seed, round(10 * k), 7])
     (batch, n), cones = programs.x.shape, programs.cones
     heights = block_heights(cones)
     drawn = 10.0 ** rng.uniform(-k, k, size=(batch, n + len(heights) + 1))
     rows = np.repeat(drawn[:, n:-1], heights, axis=1)
-    if apart:
+    if within_blocks:
         more = np.random.default_rng([seed, round(10 * k), 8])
-        rows = 10.0 ** np.concatenate([_apart(cones, more.uniform(-k, k, size=2 * cones.m)) for _ in range(batch)])
+        rows = 10.0 ** np.concatenate([_row_orders(cones, more.uniform(-k, k, size=2 * cones.m)) for _ in range(batch)])
     return Units(drawn[:, :n], rows, drawn[:, -1])
 
 
-def _apart(cones: Cones, orders: Array) -> Array:
+def _row_orders(cones: Cones, orders: Array) -> Array:
     """Orders of magnitude (1, m) of the rows' units, computed from random ``orders``, of which some are unused."""
     parts, orders = [orders[: cones.zero + cones.nonnegative]], orders[cones.zero + cones.nonnegative :]
     for size in cones.second_order:
@@ -167,15 +168,15 @@ def queries(programs: Programs) -> list[AbstractQuery]:
     n, m = programs.x.shape[1], programs.w.shape[1]
     D = derivative(programs.cones, programs.w)
     N = np.swapaxes(newton(programs, D), 1, 2)
-    asked, rows = list[AbstractQuery](), list[Array]()
+    found, rows = list[AbstractQuery](), list[Array]()
     for position in range(n + m):
         weight = np.zeros((programs.batch, n + m))
         weight[:, position] = 1.0
         on_w = np.einsum("bij,bj->bi", D, weight[:, n:])  # dy = D dw, and D is symmetric
         v = np.linalg.solve(N, np.concatenate([weight[:, :n], on_w], axis=1)[..., None])[..., 0]
         rows.append(np.concatenate(pull(programs, v), axis=1))
-        asked.append(Reverse(DATA, weight, rows[-1]))
+        found.append(Reverse(DATA, weight, rows[-1]))
     rng = np.random.default_rng(programs.batch)
     tangents = [rng.normal(size=value.shape) for value in programs.theta()]
     moved = np.einsum("ibj,bj->bi", np.array(rows), np.concatenate(tangents, axis=1))
-    return [*asked, Value(DATA, np.concatenate(value_gradient(programs), axis=1)), Forward(list(tangents), moved)]
+    return [*found, Value(DATA, np.concatenate(value_gradient(programs), axis=1)), Forward(list(tangents), moved)]

@@ -10,6 +10,7 @@ from typing import Any
 import cvxpy as cp
 from cvxpy.utilities import scopes
 
+from convexlayer.canon.naming import shortened
 from convexlayer.errors import NotDPPError, ProblemError, UnsupportedError
 
 __all__ = ["check_problem", "check_release", "explain_failure"]
@@ -175,6 +176,5 @@ def _canonicalised(trace: TracebackType | None) -> Any:
     return expression
 
 
-def _name(expression: Any) -> str:
-    name = str(expression)
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
+def _name(expression: object) -> str:
+    return shortened(expression, LONGEST_NAME)

@@ -32,7 +32,8 @@ Number = tuple[float, float]
 """A value, and the sum of the absolute values of the terms summed into it."""
 
 PIVOT_THRESHOLD = 0.1
-"""Pivot threshold: smallest pivot relative to the largest entry of its row (Duff, Erisman and Reid recommend 0.1)."""
+"""Pivot threshold: smallest pivot relative to the largest entry of its row, so that entries grow by at most a factor of
+1 + 1 / 0.1 a step; the usual value in sparse LU (Duff, Erisman and Reid, Direct Methods for Sparse Matrices)."""
 
 SINGLETON_PIVOT_THRESHOLD = 1e-3
 """Pivot threshold of a column singleton. No row is updated then, so a smaller pivot is stable; P is multiplied by the
@@ -42,20 +43,25 @@ CANCELLATION_THRESHOLD = 1e-3
 """Smallest pivot relative to the sum of its terms' absolute values; trades eliminations for accuracy after
 cancellation."""
 
-EQUILIBRATIONS = 5
-"""Number of Ruiz passes that estimate the units of the variables; only orders of magnitude matter."""
+RUIZ_PASSES = 5
+"""Number of Ruiz passes that estimate the units of the variables. Each halves the orders of magnitude that are left,
+and only those matter."""
 
 FREE_ROW_LENGTH = 4
-"""Number of entries that a cone row may always have; beyond, fill may not exceed the longest initial cone row."""
+"""Number of entries that a cone row may always have; beyond, fill may not exceed the longest initial cone row. Trades
+eliminations for the sparsity of A, which a test of presolve asserts for sparse programs."""
 
 MAX_COPIES = 2
-"""Maximum number of variables to which parameter-dependent coefficients are copied; limits fill of the affine map."""
+"""Maximum number of variables to which parameter-dependent coefficients are copied. Trades eliminations for the size of
+the affine map."""
 
 MAX_COPIED_FEATURES = 8
-"""Number of features up to which right-hand sides and linear costs may be copied to more than MAX_COPIES variables."""
+"""Number of features up to which right-hand sides and linear costs may be copied to more than MAX_COPIES variables; the
+same trade."""
 
 MAX_PIVOT_CANDIDATES = 3
-"""Maximum number of pivot columns tried per row, in ascending order of their number of coefficients."""
+"""Maximum number of pivot columns tried per row, in ascending order of their number of coefficients; trades
+eliminations for the time of presolve."""
 
 MAX_GROUP_WORK = 10**8
 """Maximum sum of squared support sizes of a group; larger groups are skipped to bound the time of presolve."""
@@ -91,7 +97,7 @@ def select_pivots(P: AffineMatrix, A: AffineMatrix, q: TrackedMatrix, b: Tracked
     work = _Elimination(P, A, q.values, b.values, cones)
     while work.eliminate_rows() or work.eliminate_groups():
         pass
-    return work.chosen
+    return work.pivots
 
 
 def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
@@ -100,10 +106,10 @@ def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
     Ruiz, A scaling algorithm to equilibrate both rows and columns norms in matrices, 2001.
     """
     A, P = A.tocoo(), P.tocoo()
-    of_A, of_P = np.abs(A.data), np.abs(P.data) / np.abs(P.data).max(initial=1e-300)
+    of_A, of_P = np.abs(A.data), np.abs(P.data) / (np.abs(P.data).max(initial=0.0) or 1.0)
     cols, rows = np.ones(A.shape[1]), np.ones(A.shape[0])
     by_row, by_col, by_curved = (_groups(index) for index in (A.row, A.col, P.row))
-    for _ in range(EQUILIBRATIONS):
+    for _ in range(RUIZ_PASSES):
         scaled = rows[A.row] * of_A * cols[A.col]
         curved = cols[P.row] * of_P * cols[P.col]
         largest_of_rows, largest_of_cols = np.zeros(len(rows)), np.zeros(len(cols))
@@ -134,7 +140,7 @@ class _Elimination:
     """State of the elimination: sparsity patterns, and values of candidate rows, each read on first use."""
 
     def __init__(self, P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones) -> None:
-        self.chosen: list[Pivot] = []
+        self.pivots: list[Pivot] = []
         n, m = A.shape[1], A.shape[0]
         self._zero, self._left = cones.zero, n
         self._constant = A.constant
@@ -159,7 +165,7 @@ class _Elimination:
 
     def eliminate_rows(self) -> bool:
         """Eliminate single rows whose elimination does not grow the program; return whether any was eliminated."""
-        before = len(self.chosen)
+        before = len(self.pivots)
         for i in list(self._candidates):
             if self._left == 1:
                 break
@@ -168,7 +174,7 @@ class _Elimination:
             growth, _, j = min(growths, default=(1, 0.0, 0))
             if growth <= 0:
                 self._eliminate(i, j)
-        return len(self.chosen) > before
+        return len(self.pivots) > before
 
     def eliminate_groups(self) -> bool:
         """Eliminate groups of rows with a column singleton each; return whether any row was eliminated.
@@ -179,13 +185,13 @@ class _Elimination:
         same: dict[frozenset[int], list[tuple[int, int]]] = defaultdict(list)
         for i, j in singletons.items():
             same[frozenset(self._row(i) - {j})].append((i, j))
-        before = len(self.chosen)
+        before = len(self.pivots)
         for group in [*same.values(), *_linked(same)]:
             remaining = [(i, j) for i, j in group if i in self._candidates]
             if 1 < len(remaining) < self._left and self._growth(remaining) <= 0:
                 for i, j in remaining:
                     self._eliminate(i, j)
-        return len(self.chosen) > before
+        return len(self.pivots) > before
 
     def _row(self, i: int) -> set[int]:
         return self._set("row", i)
@@ -315,14 +321,14 @@ class _Elimination:
             self._varying[k] |= self._varying[j]
         del self._candidates[i], self._values[i]
         self._left -= 1
-        self.chosen.append(Pivot(i, j, value, self._multipliers.pop(i, {})))
+        self.pivots.append(Pivot(i, j, value, self._multipliers.pop(i, {})))
 
     def _subtract(self, r: int, i: int, pivot_row: dict[int, Number], j: int) -> None:
         """Subtract the multiple of row i from row r that eliminates column j, and drop entries that cancel."""
         row, pivot = self._value(r), pivot_row[j][0]
         removed, of_removed = row.pop(j)
         ratio, of_ratio = removed / pivot, of_removed / abs(pivot)
-        self._multipliers[r][len(self.chosen)] = ratio, of_ratio
+        self._multipliers[r][len(self.pivots)] = ratio, of_ratio
         for k, (v, of_v) in pivot_row.items():
             if k == j:
                 continue

@@ -17,6 +17,7 @@ from cvxpy.constraints import PSD, SOC, Equality, ExpCone, Inequality, NonNeg, N
 from cvxpy.transforms.partial_optimize import PartialProblem
 
 from convexlayer.canon.detached import assign, expressions
+from convexlayer.canon.naming import shortened
 from convexlayer.program import Array
 
 __all__ = ["Residual", "residuals"]
@@ -212,5 +213,4 @@ def _largest(values: Array) -> float:
 
 
 def _name(constraint: cp.Constraint) -> str:
-    name = str(constraint)
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
+    return shortened(constraint, LONGEST_NAME)

@@ -24,7 +24,14 @@ from convexlayer.sparse import ProgramMatrix
 __all__ = ["Objective", "ParametricProgram", "PresolveRecord"]
 
 VERSION = 1
+"""Version of the document form; ``from_document`` refuses others."""
+
 DOCUMENT_FIELDS = ["version", "n", "parameters", "log", "cones", "P", "A", "data", "outputs", "recovery", "objective"]
+"""Fields of a document, all of them required."""
+
+PSD_TOL = 1e-9
+"""Largest negative eigenvalue of P that counts as rounding, relative to its 1-norm: trades products F'F whose
+rounding makes an eigenvalue negative, which pass, for objectives that are concave by less."""
 
 
 @dataclass(frozen=True)
@@ -295,12 +302,11 @@ def _check_convex(program: ParametricProgram) -> None:
 
 
 def _positive_semidefinite(matrix: sp.csc_matrix) -> bool:
-    """Whether a sparse symmetric matrix has no eigenvalue below -1e-9 times its 1-norm.
+    """Whether a sparse symmetric matrix has no eigenvalue below -PSD_TOL times its 1-norm.
 
-    The matrix, shifted by 1e-9 times its 1-norm to tolerate rounding errors, must have only positive pivots in a
-    symmetric LU factorisation.
+    The matrix, shifted by that much, must have only positive pivots in a symmetric LU factorisation.
     """
-    shift = 1e-9 * max(float(abs(matrix).sum(axis=0).max()), 1e-300)
+    shift = PSD_TOL * (float(abs(matrix).sum(axis=0).max()) or 1.0)
     shifted = (matrix + shift * sp.identity(matrix.shape[0], format="csc")).tocsc()
     try:
         factor = splu(shifted, diag_pivot_thresh=0.0, permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})

@@ -43,8 +43,8 @@ def presolved(program: ParametricProgram) -> ParametricProgram:
     m, n = given.A.shape
     recovery = program.recovery
     distinct = given.then(C=drop_redundant_rows(given.A, given.b, given.cones, _shown_rows(recovery, given, given)))
-    chosen = select_pivots(distinct.P, distinct.A, distinct.q, distinct.b, distinct.cones)
-    solved = distinct.eliminate(chosen)
+    pivots = select_pivots(distinct.P, distinct.A, distinct.q, distinct.b, distinct.cones)
+    solved = distinct.eliminate(pivots)
     shown = multiply(tracked(recovery.matrix[:, :n]), solved.T).values.getnnz(axis=0) > 0
     C, columns = drop_bound_variables(solved.A, ~(shown | solved.costly), solved.cones)
     bounded = solved.then(C=C, T=tracked(_columns_of_identity(solved.A.shape[1], columns)))
@@ -57,7 +57,7 @@ def presolved(program: ParametricProgram) -> ParametricProgram:
     structure, data = last.stacked(r)
     record = PresolveRecord(
         source=program,
-        eliminated_variables=len(chosen),
+        eliminated_variables=len(pivots),
         bound_variables=solved.A.shape[1] - len(columns),
         redundant_rows=m - distinct.A.shape[0] + bounded.A.shape[0] - last.A.shape[0],
     )
@@ -133,24 +133,24 @@ class _Stage:
             C=C @ self.C,
         )
 
-    def eliminate(self, chosen: list[Pivot]) -> _Stage:
+    def eliminate(self, pivots: list[Pivot]) -> _Stage:
         """Solve the rows of the pivots for their columns and substitute.
 
         The pivots factor these rows of A as E = L U: L holds the multipliers, U the rows after elimination. With the
         eliminated columns V and the others Z, x_V = U_V^-1 (L^-1 b_E - U_Z z).
         """
-        if not chosen:
+        if not pivots:
             return self
         m, n = self.A.shape
-        rows, V = (np.array([getattr(pivot, part) for pivot in chosen], dtype=np.int64) for part in ("row", "column"))
+        rows, V = (np.array([getattr(pivot, part) for pivot in pivots], dtype=np.int64) for part in ("row", "column"))
         Z = np.delete(np.arange(n), V)
         others = np.delete(np.arange(m), rows)
-        L = _gathered([pivot.multipliers for pivot in chosen], len(chosen))
-        U = _gathered([pivot.values for pivot in chosen], n)
-        inverse_diagonal = _scaling([1.0 / pivot.values[pivot.column][0] for pivot in chosen])
+        L = _gathered([pivot.multipliers for pivot in pivots], len(pivots))
+        U = _gathered([pivot.values for pivot in pivots], n)
+        inverse_diagonal = _scaling([1.0 / pivot.values[pivot.column][0] for pivot in pivots])
         U_V, U_Z = (multiply(inverse_diagonal, multiply(U, tracked(_columns_of_identity(n, part)))) for part in (V, Z))
-        nilpotent = subtract(U_V, tracked(sp.identity(len(chosen), format="csr")))
-        right = multiply(inverse_diagonal, _unit_inverse(L, tracked(sp.identity(len(chosen), format="csr"))))
+        nilpotent = subtract(U_V, tracked(sp.identity(len(pivots), format="csr")))
+        right = multiply(inverse_diagonal, _unit_inverse(L, tracked(sp.identity(len(pivots), format="csr"))))
         into_V = tracked(_columns_of_identity(n, V))
         T = subtract(tracked(_columns_of_identity(n, Z)), multiply(into_V, _unit_inverse(nilpotent, U_Z)))
         B = multiply(
@@ -243,8 +243,8 @@ def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: sp.csr_ma
     of_z = R_x @ T - W @ (P_0 @ T)
     of_v = R_y @ Ct - W @ (A_0.T @ Ct)
     affine = (R_x @ offset - W @ (given.q.values + given.P.matvec(tracked(offset)).values)).tocsr()
-    asked = np.diff(W.tocsc().indptr) > 0
-    P, A = np.flatnonzero(asked[given.P.rows]), np.flatnonzero(asked[given.A.cols])
+    used = np.diff(W.tocsc().indptr) > 0
+    P, A = np.flatnonzero(used[given.P.rows]), np.flatnonzero(used[given.A.cols])
     factor = sp.vstack([given.P.slopes.values[P], given.A.slopes.values[A]], "csr")
     point = sp.block_diag([T[given.P.cols[P]], Ct[given.A.rows[A]]], "csr")
     weight = -W.tocsc()[:, np.concatenate([given.P.rows[P], given.A.cols[A]])].tocsr()

@@ -33,20 +33,20 @@ def drop_redundant_rows(A: AffineMatrix, b: TrackedMatrix, cones: Cones, shown: 
         cones: cones of the program; only zero and nonnegative rows are reduced.
         shown: mask (m,) of the rows on whose duals some output depends.
     """
-    plain = cones.zero + cones.nonnegative
+    linear = cones.zero + cones.nonnegative
     right = b.values
     everything = _as_vectors(A, right)
     indptr, indices, data = everything.indptr, everything.indices, everything.data
     constant = right[:, [-1]].toarray()[:, 0]
     fixed = (np.diff(A.support.indptr) == 0) & (np.diff(right[:, :-1].tocsr().indptr) == 0)
     row = np.arange(A.shape[0])
-    inactive = (constant > 0.0) & (cones.zero <= row) & (row < plain)
-    empty = fixed & (inactive | ((constant == 0.0) & (row < plain) & ~shown))
+    inactive = (constant > 0.0) & (cones.zero <= row) & (row < linear)
+    empty = fixed & (inactive | ((constant == 0.0) & (row < linear) & ~shown))
     classes: dict[tuple[bool, bytes, bytes], list[int]] = defaultdict(list)
-    for i in np.flatnonzero(~empty[:plain]).tolist():
+    for i in np.flatnonzero(~empty[:linear]).tolist():
         part = slice(indptr[i], indptr[i + 1])
         classes[i < cones.zero, indices[part].tobytes(), data[part].tobytes()].append(i)
-    groups = [[i] for i in range(plain, A.shape[0])]
+    groups = [[i] for i in range(linear, A.shape[0])]
     for group in classes.values():
         groups += [[i] for i in group] if np.any(shown[group]) else [group]
     groups.sort()
@@ -91,10 +91,10 @@ def drop_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> tupl
     columns, growing = np.arange(A.shape[1]), product_cone(cones).recession_rows
     stop = cones.zero + cones.nonnegative
     while True:
-        step, gone, kept_rows = _bound_variables(A, free, cones.zero, stop, growing)
-        if not len(gone):
+        step, bound_columns, kept_rows = _bound_variables(A, free, cones.zero, stop, growing)
+        if not len(bound_columns):
             return combination, columns
-        kept = np.delete(np.arange(A.shape[1]), gone)
+        kept = np.delete(np.arange(A.shape[1]), bound_columns)
         A = A.transposed.times(tracked(step.T.tocsr())).transposed
         A = A.times(tracked(sp.identity(A.shape[1], format="csr")[:, kept]))
         combination, columns, free = step @ combination, columns[kept], free[kept]
@@ -115,7 +115,7 @@ def _bound_variables(
     candidate[np.repeat(np.arange(A.shape[1]), np.diff(by_col.indptr))[~growing[by_col.indices]]] = False
     candidate &= np.diff(by_col.indptr) > 1
     taken = np.zeros(A.shape[0], dtype=bool)
-    gone: list[int] = []
+    bound_columns: list[int] = []
     dropped: list[int] = []
     additions: list[tuple[int, int, float]] = []
     for t in np.flatnonzero(candidate).tolist():
@@ -135,13 +135,13 @@ def _bound_variables(
         if growth > len(support):
             continue
         taken[rows] = True
-        gone.append(t)
+        bound_columns.append(t)
         dropped.append(u)
         additions += [(int(rows[k]), u, -float(values[k] / values[bound])) for k in others.tolist()]
     step, kept = sp.identity(A.shape[0], format="lil"), np.delete(np.arange(A.shape[0]), dropped)
     for r, u, weight in additions:
         step[r, u] = weight
-    return step.tocsr()[kept], np.array(gone, dtype=np.int64), kept
+    return step.tocsr()[kept], np.array(bound_columns, dtype=np.int64), kept
 
 
 def _columns(support: sp.csr_matrix, row: int) -> IndexArray:

@@ -48,7 +48,7 @@ LARGEST_PSD = 12
 
 DRAWS, SOLVED = 8, 2
 """Maximum number of draws of the parameters and c, and the number of solved draws after which the check ends. Draws
-come in pairs with c and -c."""
+come in pairs with c and -c. More would find rarer errors and lengthen the construction of every layer."""
 
 SPREAD = 4.0
 """Standard deviation of the entries of c; large enough that constraints of order 1 become active."""
@@ -58,13 +58,16 @@ AUXILIARY_WEIGHT = 1e-4
 bounded problem for a perturbation of the solution."""
 
 ACCURACY = 1e-8
-"""Tolerance of the solver."""
+"""Tolerance of the solver, the default of the library."""
 
 SUSPECT_RESIDUAL = 1e-4
-"""Relative residual above which a condition is suspected to fail; well above ACCURACY."""
+"""Relative residual above which a condition is suspected to fail: the square root of ACCURACY, which a function such as
+sqrt makes of a solver's error at 0."""
 
 MAX_AMPLIFICATION = 1e3
-"""Ratio to the residuals of the cone program above which a residual cannot be due to the solver's accuracy."""
+"""Ratio to the residuals of the cone program above which a residual cannot be due to the solver's accuracy. Smaller
+values reject problems that are canonicalised correctly, larger ones accept errors of CVXPY; the tests have cases of
+both."""
 
 PERTURBATION, MAX_CHANGE = 1e-6, 0.1
 """A suspected condition fails if its residual changes by at most the factor MAX_CHANGE under perturbations of size

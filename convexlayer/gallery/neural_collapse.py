@@ -52,23 +52,23 @@ def collapse_measures(features: torch.Tensor, labels: torch.Tensor, classifier: 
     centred = means - means.mean(1, keepdim=True)
     sizes = torch.linalg.vector_norm(centred, dim=0)
     cosines = (centred / sizes).T @ (centred / sizes)
-    apart = cosines[~torch.eye(K, dtype=torch.bool)]
+    between_classes = cosines[~torch.eye(K, dtype=torch.bool)]
     chosen = (features.T @ classifier).argmax(1)
     nearest = torch.cdist(features.T, means.T).argmin(1)
     return {
         "nc1": float((features - means[:, labels]).square().sum(0).mean() / sizes.square().mean()),
         "nc2_norms": float(sizes.std(correction=0) / sizes.mean()),
-        "nc2_angles": float((apart + 1.0 / (K - 1)).abs().mean()),
+        "nc2_angles": float((between_classes + 1.0 / (K - 1)).abs().mean()),
         "nc3": float((classifier / classifier.norm() - centred / centred.norm()).norm()),
         "nc4": float((chosen != nearest).double().mean()),
     }
 
 
-def draw_training_curves(figure: Figure, courses: Mapping[str, TrainingCurves], step: str) -> None:
+def draw_training_curves(figure: Figure, curves: Mapping[str, TrainingCurves], step: str) -> None:
     """Draw a panel for the cross-entropy and for each measure, with a line per training run."""
     places = panels(figure, 3, 2)
     for axes, (key, (title, quantity)) in zip(places, LABELS.items(), strict=True):
-        for (name, course), style in zip(courses.items(), ("-", "--", ":", "-."), strict=False):
-            axes.plot(course[key], style, label=name)
+        for (name, curve), style in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
+            axes.plot(curve[key], style, label=name)
         axes.set(xlabel=step, ylabel=quantity, title=title, yscale="linear" if key == "nc4" else "log")
-    figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(courses))
+    figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves))

@@ -28,10 +28,19 @@ from convexlayer.nodes import (
 __all__ = ["METHODS", "STYLES", "energy", "gradient", "loss", "rate", "solution", "subdifferential"]
 
 LAM, B, THETA_STAR = 2.0, 2.0, 1.0
-MU = 0.01  # weight of the log barrier
+"""lam, b and theta*; see above."""
+
+MU = 0.01
+"""Weight of the log barrier of the smoothed method."""
+
 START = 1.0
+"""First iterate of every method."""
+
 STEP_SIZE = 0.4
-STEP_SIZE_AT_0 = 1.0  # at theta = 0, except for the barrier, whose curvature is larger
+"""Step size of all methods, below 1 / L = 1 / (1 + lam theta^2) for theta up to 0.86."""
+
+STEP_SIZE_AT_0 = 1.0
+"""Step size 1 / L at theta = 0, with which a projected step is exact; not of the barrier, whose curvature is larger."""
 
 STYLES: dict[str, dict[str, Any]] = {
     "Smoothed-impl": {"color": "k"},

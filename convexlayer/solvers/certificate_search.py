@@ -24,8 +24,8 @@ from convexlayer.solvers.registry import solver_for
 
 __all__ = ["infeasibility_candidates", "reducing_candidate", "unboundedness_candidates"]
 
-ROUNDS = 10
-"""Passes of Ruiz equilibration."""
+RUIZ_PASSES = 10
+"""Passes of Ruiz equilibration; each halves the orders of magnitude that are left."""
 
 NOISE = 1e-6
 """Entries below this, relative to the largest one, are solver error and set to 0."""
@@ -108,7 +108,7 @@ class _Entries(NamedTuple):
         values, unit = self.values, np.ones((len(self.values), len(col_blocks)))
         blocks = row_blocks[self.rows], col_blocks[self.cols]
         counts = [int(numbers[-1]) + 1 if len(numbers) else 0 for numbers in (row_blocks, col_blocks)]
-        for _ in range(ROUNDS):
+        for _ in range(RUIZ_PASSES):
             sizes = [_largest(values, places, count) for places, count in zip(blocks, counts, strict=True)]
             row, col = (1.0 / np.sqrt(np.where(size > 0, size, 1.0)) for size in sizes)
             values = values * row[:, blocks[0]] * col[:, blocks[1]]

@@ -11,6 +11,7 @@ from typing import Any, final
 import cvxpy as cp
 import numpy as np
 
+from convexlayer.cones import symmetric_vectors
 from convexlayer.errors import SolverError
 from convexlayer.program import Array, ConeProgram, Cones, Structure
 from convexlayer.solution import Solution
@@ -43,6 +44,7 @@ STATUS = {
 
 LP = frozenset({"zero", "nonnegative"})
 SOCP = LP | {"second_order"}
+"""Cones of linear and of second-order cone programs."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,15 @@ class _SolverSpec:
     unsupported_reason: Callable[[Presolved, Mapping[str, Any]], str] = lambda presolved, arguments: ""
 
 
+HIGHS_INFINITE, HIGHS_LARGE_COEFFICIENT = 1e20, 1e15
+"""Defaults of HiGHS: from the first on costs and bounds count as infinite, beyond the second it rejects coefficients
+(its options ``infinite_cost``, ``infinite_bound`` and ``large_matrix_value``)."""
+
+
 def _highs_unsupported(presolved: Presolved, arguments: Mapping[str, Any]) -> str:
     """CVXPY runs HiGHS even if HiGHS rejected the data, which may abort the process, or never end with NaN costs."""
-    infinite, cost = arguments.get("infinite_bound", 1e20), arguments.get("infinite_cost", 1e20)
-    coefficient, zero = arguments.get("large_matrix_value", 1e15), presolved.cones.zero
+    infinite, cost = (arguments.get(f"infinite_{what}", HIGHS_INFINITE) for what in ("bound", "cost"))
+    coefficient, zero = arguments.get("large_matrix_value", HIGHS_LARGE_COEFFICIENT), presolved.cones.zero
     if not np.all(np.abs(np.concatenate([presolved.P.data, presolved.A.data])) <= coefficient):
         return f"coefficients of P and A must not exceed {coefficient:g}"
     if not (
@@ -286,7 +293,7 @@ class _CvxpyProblem:
             start += size
         for side in cones.psd:
             size = side * (side + 1) // 2
-            self._add(cp.PSD(_matrix(self._slack(start, size), side)), lambda c: _svec(c.dual_value))
+            self._add(cp.PSD(_matrix(self._slack(start, size), side)), _vector_dual)
             start += size
         if cones.exponential:
             slack = self._slack(start, 3 * cones.exponential)
@@ -333,17 +340,12 @@ def _interleaved_duals(constraint: cp.Constraint) -> Array:
     return np.stack([np.ravel(dual.value) for dual in constraint.dual_variables], axis=1).ravel()
 
 
-def _matrix(svec: cp.Expression, side: int) -> cp.Expression:
+def _matrix(v: cp.Expression, side: int) -> cp.Expression:
     """The symmetric matrix of a scaled lower triangle."""
-    cols, rows = np.triu_indices(side)
-    spread = np.zeros((side * side, len(rows)))
-    scale = np.where(rows == cols, 1.0, 1.0 / np.sqrt(2.0))
-    spread[rows + side * cols, np.arange(len(rows))] = scale
-    spread[cols + side * rows, np.arange(len(rows))] = scale
-    return cp.reshape(spread @ svec, (side, side), order="F")
+    svec = symmetric_vectors(side)
+    spread = svec.matrix(np.eye(svec.size)).reshape(svec.size, side * side).T
+    return cp.reshape(spread @ v, (side, side), order="F")
 
 
-def _svec(matrix: Array) -> Array:
-    """The scaled lower triangle of a symmetric matrix."""
-    cols, rows = np.triu_indices(matrix.shape[0])
-    return np.asarray(matrix[rows, cols]) * np.where(rows == cols, 1.0, np.sqrt(2.0))
+def _vector_dual(constraint: cp.PSD) -> Array:
+    return symmetric_vectors(constraint.shape[0]).vector(np.asarray(constraint.dual_value))

@@ -26,6 +26,7 @@ from convexlayer.status import Status
 __all__ = ["DaqpSolver"]
 
 OPTIMAL = 1
+"""daqp's exit flag of a solved problem."""
 
 STATUS = {
     OPTIMAL: Status.OPTIMAL,
@@ -41,6 +42,7 @@ SETTINGS = (
     *("primal_tol", "dual_tol", "zero_tol", "pivot_tol", "progress_tol", "cycle_tol", "iter_limit", "fval_bound"),
     *("eps_prox", "eta_prox", "sing_tol", "refactor_tol", "time_limit", "eq_reduction"),
 )
+"""Raw options: daqp's settings."""
 
 RECHECKED_FLAGS = (-1, -2, -6)
 """Exit flags after which the solve is repeated with a proximal term: infeasible, cycling, inconsistent equalities. In
@@ -58,6 +60,10 @@ _Record = tuple[int, int, float]
 
 EQUALITY = 5
 """daqp's ``sense`` of an equality: a row that is active and immutable."""
+
+TOL_SHARE = 0.1
+"""Share of the tolerance passed to daqp, for violations and for proximal steps; the rest is left to the certification,
+whose residuals are relative to other sizes than daqp's."""
 
 MIN_TOL = 1e-11
 """Smallest tolerance passed to daqp, also relative to the equalities' b: redundant equalities differ by rounding."""
@@ -181,8 +187,8 @@ def _settings(options: Options) -> dict[str, Any]:
     if options.time_limit_s is not None:
         raise SolverError("solver 'daqp' has no time_limit_s here: omit it, or set daqp's time_limit in solver_options")
     settings: dict[str, Any] = {
-        "primal_tol": max(0.1 * options.tol, MIN_TOL),
-        "eta_prox": max(0.1 * options.tol, MIN_TOL),
+        "primal_tol": max(TOL_SHARE * options.tol, MIN_TOL),
+        "eta_prox": max(TOL_SHARE * options.tol, MIN_TOL),
         "eps_prox": EPS_PROX,
     }
     if options.max_iter is not None:

@@ -20,9 +20,9 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
-from convexlayer.cones import product_cone
+from convexlayer.cones import product_cone, symmetric_vectors
 from convexlayer.program import ROWS_OF_BLOCK, Array, ConeProgram, Cones, IndexArray, Pattern, Structure
-from convexlayer.rays import block_of_rows, unboundedness_ray
+from convexlayer.rays import unboundedness_ray
 from convexlayer.solvers.certificate_search import reducing_candidate, unboundedness_candidates
 from convexlayer.solvers.options import Options
 from convexlayer.solvers.registry import solver_for
@@ -40,6 +40,10 @@ DIRECTION_TOL = 1e-9
 
 SLATER_TOL = 1e-6
 """A point counts as strictly feasible if its distance to the boundary, relative to the entries of b, exceeds this."""
+
+EQUALITY_TOL = 1e-7
+"""Largest violation of an equality, relative to its terms, at a strictly feasible point; ten times Clarabel's
+tolerance."""
 
 FACES = ("nonnegative", "second_order", "psd", "exponential", "power")
 """Cones whose faces are known here; blocks of others stay as they are."""
@@ -76,16 +80,18 @@ def _reduced(program: ConeProgram, time_limit_s: float | None) -> ConeProgram | 
     if not np.isfinite(d).all() or not d.any():
         return None
     P, A = structure.P.csc(program.P[0]), structure.A.csc(program.A[0]).tocsr()
-    terms = _largest_of_blocks(abs(A) @ np.abs(d), cones)
+    terms = product_cone(cones).largest_of_blocks((abs(A) @ np.abs(d))[None])[0]
     pieces = _pieces(-(A @ d), terms, cones)
     # Correct d by least squares so that its equations hold to rounding; otherwise it is not a reducing direction.
-    gone = sp.vstack([P, sp.csr_matrix(program.q), A[: cones.zero], *(piece.zeros @ A for piece in pieces)]).toarray()
-    sizes = np.abs(gone) @ np.abs(d)
-    gone, sizes = gone[sizes > 0], sizes[sizes > 0]
-    d = d - np.abs(d) * scipy.linalg.lstsq(gone * np.abs(d) / sizes[:, None], gone @ d / sizes)[0]
+    equations = sp.vstack(
+        [P, sp.csr_matrix(program.q), A[: cones.zero], *(piece.zeros @ A for piece in pieces)]
+    ).toarray()
+    sizes = np.abs(equations) @ np.abs(d)
+    equations, sizes = equations[sizes > 0], sizes[sizes > 0]
+    d = d - np.abs(d) * scipy.linalg.lstsq(equations * np.abs(d) / sizes[:, None], equations @ d / sizes)[0]
     s = -(A @ d)
     outside = product_cone(cones).project_dual(-s[None])[0]
-    if np.any(np.abs(gone @ d) > DIRECTION_TOL * sizes) or np.any(np.abs(outside) > DIRECTION_TOL * terms):
+    if np.any(np.abs(equations @ d) > DIRECTION_TOL * sizes) or np.any(np.abs(outside) > DIRECTION_TOL * terms):
         return None
     pieces = _pieces(s, terms, cones)
     if all(piece.unchanged for piece in pieces):
@@ -140,11 +146,13 @@ def _replacing(kind: str, size: float, rows: IndexArray, s: Array, m: int) -> li
     if not s.any():
         return [_Piece(kind, size, picked(rows), picked(rows), unchanged=True)]
     if kind == "psd":
-        eigenvalues, vectors = np.linalg.eigh(_matrix(s))
+        svec = symmetric_vectors(int(size))
+        eigenvalues, vectors = np.linalg.eigh(svec.matrix(s))
         null = vectors[:, eigenvalues <= NONZERO_TOL * eigenvalues[-1]]
         if not null.shape[1]:
             return []
-        onto = combined(np.stack([_svec(null.T @ _matrix(row) @ null) for row in np.eye(len(s))], axis=1))
+        smaller = symmetric_vectors(null.shape[1])
+        onto = combined(smaller.vector(null.T @ svec.matrix(np.eye(len(s))) @ null).T)
         return [_Piece("psd", null.shape[1], onto, onto)]
     if kind == "exponential" and s[1] <= 0.0:
         # (x, 0, z) with x <= 0 <= z leaves u = 0, v >= 0 and w >= 0 of K*, and w = 0 where z > 0.
@@ -223,7 +231,7 @@ def _is_strictly_feasible(program: ConeProgram, time_limit_s: float | None) -> b
     terms = np.abs(b) + abs(A) @ np.abs(x)
     inner = s - np.where(np.arange(cones.m) < first, 0.0, 0.5 * t * centre)
     outside = product_cone(cones).project_dual(-inner[None])[0]
-    return bool(np.all(np.abs(s[:first]) <= 1e-7 * terms[:first]) and not np.any(np.abs(outside[first:]) > 0.0))
+    return bool(np.all(np.abs(s[:first]) <= EQUALITY_TOL * terms[:first]) and not np.any(np.abs(outside[first:]) > 0.0))
 
 
 def _central(cones: Cones, *, dual: bool) -> Array:
@@ -231,7 +239,7 @@ def _central(cones: Cones, *, dual: bool) -> Array:
     parts = [np.zeros(cones.zero)]
     for kind, size, length in _blocks(cones):
         if kind == "psd":
-            parts.append(_svec(np.eye(int(size))))
+            parts.append(symmetric_vectors(int(size)).vector(np.eye(int(size))))
         elif kind == "exponential":
             parts.append(np.array([-1.0, 1.0, 1.0]))  # interior of both
         elif kind == "power":
@@ -246,28 +254,3 @@ def _blocks(cones: Cones) -> Iterator[tuple[str, float, int]]:
     for kind, sizes in replace(cones, zero=0).as_dict().items():
         for size in [1] * sizes if isinstance(sizes, int) else sizes:
             yield kind, size, ROWS_OF_BLOCK[kind](size)
-
-
-def _largest_of_blocks(rows: Array, cones: Cones) -> Array:
-    """The maximum of each row's block, (m,)."""
-    blocks = block_of_rows(cones)
-    largest = np.zeros(int(blocks[-1]) + 1)
-    np.maximum.at(largest, blocks, rows)
-    spread: Array = largest[blocks]
-    return spread
-
-
-def _matrix(svec: Array) -> Array:
-    """The symmetric matrix of a scaled lower triangle."""
-    side = (math.isqrt(8 * len(svec) + 1) - 1) // 2
-    cols, rows = np.triu_indices(side)
-    matrix = np.zeros((side, side))
-    matrix[rows, cols] = matrix[cols, rows] = svec * np.where(rows == cols, 1.0, 1.0 / math.sqrt(2.0))
-    return matrix
-
-
-def _svec(matrix: Array) -> Array:
-    """The scaled lower triangle of a symmetric matrix."""
-    cols, rows = np.triu_indices(len(matrix))
-    triangle: Array = matrix[rows, cols] * np.where(rows == cols, 1.0, math.sqrt(2.0))
-    return triangle

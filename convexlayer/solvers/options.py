@@ -15,6 +15,9 @@ from convexlayer.errors import SolverError
 
 __all__ = ["Clock", "Options"]
 
+MIN_TOL = 1e-15
+"""Smallest tolerance that a solver is given: below it, double precision has no digits left."""
+
 MIN_TIME_LIMIT_S = 1e-6
 """Time limit passed to a solver when none is left, as some solvers take 0 for no limit."""
 
@@ -60,8 +63,8 @@ class Options:
             value = getattr(self, name)
             if isinstance(value, np.generic):  # some solvers reject NumPy scalars
                 object.__setattr__(self, name, value.item())
-        if not 1e-15 <= self.tol <= 1.0:
-            raise SolverError(f"tol must lie between 1e-15 and 1, got {self.tol!r}")
+        if not MIN_TOL <= self.tol <= 1.0:
+            raise SolverError(f"tol must lie between {MIN_TOL:g} and 1, got {self.tol!r}")
         if self.max_iter is not None and self.max_iter < 1:
             raise SolverError(f"max_iter must be at least 1, got {self.max_iter!r}")
         if self.time_limit_s is not None and not self.time_limit_s > 0:

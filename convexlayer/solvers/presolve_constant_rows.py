@@ -66,8 +66,8 @@ class Presolved:
             return replace(presolved, result=presolved._result(Status.INFEASIBLE, np.full(len(q), np.nan), outside))
         if not len(rows) and not np.any(program.P[i]):
             x = -q / max(float(q @ q), np.finfo(float).tiny)
-            word = Status.UNBOUNDED if np.any(q) else Status.OPTIMAL
-            return replace(presolved, result=presolved._result(word, x, np.zeros(len(b))))
+            status = Status.UNBOUNDED if np.any(q) else Status.OPTIMAL
+            return replace(presolved, result=presolved._result(status, x, np.zeros(len(b))))
         return presolved
 
     def postsolve(self, result: ElementResult) -> ElementResult:
@@ -76,5 +76,5 @@ class Presolved:
         y[self.rows], s[self.rows] = result.y, result.s
         return replace(result, y=y, s=s)
 
-    def _result(self, word: Status, x: Array, y: Array) -> ElementResult:
-        return ElementResult(x, y, self.constant, word, 0, 0.0)
+    def _result(self, status: Status, x: Array, y: Array) -> ElementResult:
+        return ElementResult(x, y, self.constant, status, 0, 0.0)

@@ -71,7 +71,7 @@ class Settings(BaseModel):
         max_batch: elements of a batch.
         max_array_size: entries of one decoded array, including the batch axis.
         max_batch_size: entries of all program data, solutions and outputs of a batch together.
-        solvers: comma-separated solvers that a request may choose, ``auto`` apart; empty for all installed ones.
+        solvers: comma-separated solvers that a request may choose, besides ``auto``; empty for all installed ones.
         max_iter: iteration limit that a request may set.
         max_time_limit_s: time limit in seconds that a request may set.
         readers: processes that parse large bodies, started when needed; one of them parses bodies up to 1 MiB alone.

@@ -105,11 +105,11 @@ def test_wrong_matches_get_low_weights(results: dict[str, Result]) -> None:
 
 
 def test_unconstrained_features_converge_to_a_simplex_frame(results: dict[str, Result]) -> None:
-    course = results["ddn_procrustes"].numbers["courses"]["guided"]
-    assert course["nc4"][0] > 0.1
-    assert course["nc4"][-1] == 0.0
-    assert course["nc2_norms"][-1] < 0.02 < course["nc2_norms"][0]
-    assert course["nc2_angles"][-1] < 0.2 * course["nc2_angles"][0]
+    curve = results["ddn_procrustes"].numbers["curves"]["guided"]
+    assert curve["nc4"][0] > 0.1
+    assert curve["nc4"][-1] == 0.0
+    assert curve["nc2_norms"][-1] < 0.02 < curve["nc2_norms"][0]
+    assert curve["nc2_angles"][-1] < 0.2 * curve["nc2_angles"][0]
 
 
 def test_network_collapses_fastest_with_the_nearest_frame_as_a_constant() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.scales.degenerate import FAMILIES, derivatives, drawn, measure, queries, unique
+from benchmarks.scales.degenerate import FAMILIES, derivatives, draw, measure, queries, unique
 from benchmarks.scales.degenerate_families import Degenerate
 from benchmarks.scales.plan import Plan
 from benchmarks.scales.queries import Reverse
@@ -21,7 +21,7 @@ RANGES = {"auto": (0.0, 4.0), "daqp": (2.0,)}
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_the_reference_derivative_exists_or_not_as_stated(family: Degenerate) -> None:
     """Check by all derivatives of the projection near w."""
-    programs = drawn(family, 5, seed=1)
+    programs = draw(family, 5, seed=1)
     for query in queries(family, programs, seed=1):
         if isinstance(query, Reverse):
             _, exists = derivatives(family, programs, query.weight, query.wrt[0], samples=12)
@@ -30,7 +30,7 @@ def test_the_reference_derivative_exists_or_not_as_stated(family: Degenerate) ->
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_the_optimal_value_is_differentiable_at_unique_solutions(family: Degenerate) -> None:
-    for wrt, found in zip(("q", "b"), unique(drawn(family, 5, seed=1)), strict=True):
+    for wrt, found in zip(("q", "b"), unique(draw(family, 5, seed=1)), strict=True):
         assert np.all(found == (wrt in family.value)), wrt
 
 

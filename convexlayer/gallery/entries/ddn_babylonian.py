@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SOURCE = "Gould 2026, slides: toy example Babylonian algorithm; separate forward and backward operations"
 
 MAGIC = 0x5F3759DF
+"""Constant of the fast inverse square root (Quake III): the bits of 1 / sqrt(x) are about this less half of those of
+x."""
 
 
 def babylonian(x: torch.Tensor, iterations: int) -> torch.Tensor:

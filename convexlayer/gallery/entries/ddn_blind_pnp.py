@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SOURCE = "Gould 2026, slides: blind perspective-n-point network architecture and results"
 
 GAMMA = 10.0
+"""Inverse entropic regularisation of the matching: larger values match more sharply and converge more slowly."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 SOURCE = "Gould 2026, slides: neural collapse, guiding neural collapse"
 
 K, HIDDEN, FEATURES = 10, 64, 16
+"""Classes, units of both hidden layers, and features."""
+
 TEMPERATURE = 10.0
+"""Factor of the logits: features and class vectors have unit length, so logits lie in [-10, 10]."""
 
 LEARNT, FIXED, GUIDED, CONSTANT = "learnt", "fixed frame", "nearest frame", "nearest frame, as a constant"
 
@@ -75,7 +78,7 @@ def _train(way: str, train: _Digits, test: _Digits, epochs: int, seed: int) -> t
         return nearest if way == GUIDED else nearest.detach()
 
     optimizer = torch.optim.SGD([*layers, *[learnt] * (way == LEARNT)], lr=0.1, momentum=0.9, weight_decay=5e-4)
-    course: TrainingCurves = defaultdict(list)
+    curve: TrainingCurves = defaultdict(list)
     for _ in range(epochs):
         h = features(train.images)
         W = classifier(h)
@@ -84,29 +87,29 @@ def _train(way: str, train: _Digits, test: _Digits, epochs: int, seed: int) -> t
         loss.backward()
         optimizer.step()
         for key, value in {"loss": loss.item(), **collapse_measures(h.detach(), train.labels, W.detach())}.items():
-            course[key].append(value)
+            curve[key].append(value)
     with torch.no_grad():
         chosen = (features(test.images).T @ classifier(features(train.images))).argmax(1)
-    return course, float((chosen == test.labels).double().mean())
+    return curve, float((chosen == test.labels).double().mean())
 
 
 def run(*, training: int = 500, epochs: int = 300, seeds: int = 5) -> Result:
     """Train a small network on digits with each classifier; numbers are medians over the seeds."""
     train, test = _digits(training)
-    courses: dict[str, TrainingCurves] = {}
+    curves: dict[str, TrainingCurves] = {}
     accuracy: dict[str, float] = {}
     for way in (LEARNT, FIXED, GUIDED, CONSTANT):
         runs = [_train(way, train, test, epochs, seed) for seed in range(seeds)]
-        courses[way] = {
-            key: [median(values) for values in zip(*(course[key] for course, _ in runs), strict=True)]
+        curves[way] = {
+            key: [median(values) for values in zip(*(curve[key] for curve, _ in runs), strict=True)]
             for key in runs[0][0]
         }
         accuracy[way] = median(score for _, score in runs)
-    last = {way: {key: values[-1] for key, values in course.items()} for way, course in courses.items()}
-    agreed = {way: _first_below(course["nc4"], 0.01) for way, course in courses.items()}
-    numbers = {"courses": courses, "last": last, "test_accuracy": accuracy, "nc4_below_1_percent_after": agreed}
+    last = {way: {key: values[-1] for key, values in curve.items()} for way, curve in curves.items()}
+    agreed = {way: _first_below(curve["nc4"], 0.01) for way, curve in curves.items()}
+    numbers = {"curves": curves, "last": last, "test_accuracy": accuracy, "nc4_below_1_percent_after": agreed}
     early = epochs // 10
-    begun = {key: courses[LEARNT][key][early - 1] for key in SHORT}
+    begun = {key: curves[LEARNT][key][early - 1] for key in SHORT}
     claims = [
         Claim(
             "NC1 to NC4: features, their means and the classifier collapse as training goes on",
@@ -137,7 +140,7 @@ def run(*, training: int = 500, epochs: int = 300, seeds: int = 5) -> Result:
     ]
 
     def draw(figure: Figure) -> None:
-        draw_training_curves(figure, courses, "epoch")
+        draw_training_curves(figure, curves, "epoch")
 
     return Result(numbers, claims, draw)
 

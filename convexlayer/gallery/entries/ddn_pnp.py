@@ -35,6 +35,17 @@ def angle_deg(R: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
     return torch.rad2deg(2.0 * torch.asin(half.clamp(max=1.0)))
 
 
+def _gradient_error() -> float:
+    """Relative difference of the gradients by hand and by the generic node, at 12 points."""
+    variants = NODE_VARIANTS["pnp"]
+    inputs = tuple(tensor.requires_grad_() for tensor in variants.inputs(12))
+    pose = variants.by_hand(*inputs)
+    cotangent = torch.randn(pose.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours = torch.autograd.grad(pose, inputs, cotangent)
+    theirs = torch.autograd.grad(variants.implicit(*inputs)(*inputs), inputs, cotangent)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+
+
 def run(*, points: int = 24, outliers: int = 4, noise: float = 0.002, steps: int = 120) -> Result:
     """Learn the logarithms of the weights of one view from its known pose."""
     X, x, R, t = _scene(points, outliers, noise)
@@ -52,14 +63,7 @@ def run(*, points: int = 24, outliers: int = 4, noise: float = 0.002, steps: int
     weights = points * logits.detach().softmax(0)
     exact_R, exact_t = perspective_n_point(*_scene(points, 0, 0.0)[:2])
     exact = max(float((exact_R - R).abs().max()), float((exact_t - t).abs().max()))
-
-    variants = NODE_VARIANTS["pnp"]
-    inputs = tuple(tensor.requires_grad_() for tensor in variants.inputs(12))
-    pose = variants.by_hand(*inputs)
-    cotangent = torch.randn(pose.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ours = torch.autograd.grad(pose, inputs, cotangent)
-    theirs = torch.autograd.grad(variants.implicit(*inputs)(*inputs), inputs, cotangent)
-    gradient_error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+    gradient_error = _gradient_error()
     numbers: dict[str, Any] = {
         "error_without_noise": exact,
         "gradient_error_to_implicit": gradient_error,

@@ -24,7 +24,7 @@ def _train(K: int, d: int, each: int, steps: int, *, guided: bool) -> TrainingCu
     W = torch.randn(d, K, dtype=torch.float64, generator=generator).requires_grad_()
     labels = torch.arange(K).repeat_interleave(each)
     optimiser = torch.optim.SGD([H] if guided else [H, W], lr=5.0, momentum=0.9)
-    course: TrainingCurves = defaultdict(list)
+    curve: TrainingCurves = defaultdict(list)
     for _ in range(steps):
         features = torch.nn.functional.normalize(H, dim=0)
         means = class_means(features, labels, K)
@@ -38,8 +38,8 @@ def _train(K: int, d: int, each: int, steps: int, *, guided: bool) -> TrainingCu
             "loss": loss.item(),
             **collapse_measures(features.detach(), labels, classifier.detach()),
         }.items():
-            course[key].append(value)
-    return course
+            curve[key].append(value)
+    return curve
 
 
 def _procrustes_errors() -> tuple[float, float]:
@@ -66,11 +66,11 @@ def run(*, K: int = 10, d: int = 16, each: int = 10, steps: int = 150) -> Result
     rotation_error, gradient_error = _procrustes_errors()
     curves = {name: _train(K, d, each, steps, guided=guided) for name, guided in (("learnt", False), ("guided", True))}
     quarter = steps // 4
-    early = {name: {key: values[quarter] for key, values in course.items()} for name, course in curves.items()}
+    early = {name: {key: values[quarter] for key, values in curve.items()} for name, curve in curves.items()}
     numbers: dict[str, Any] = {
         "rotation_error": rotation_error,
         "rotation_gradient_error_to_implicit": gradient_error,
-        "courses": curves,
+        "curves": curves,
         "after_a_quarter": early,
     }
     last = {key: values[-1] for key, values in curves["guided"].items()}
@@ -99,6 +99,6 @@ def run(*, K: int = 10, d: int = 16, each: int = 10, steps: int = 150) -> Result
     ]
 
     def draw(figure: Figure) -> None:
-        draw_training_curves(figure, {f"{name} classifier": course for name, course in curves.items()}, "step")
+        draw_training_curves(figure, {f"{name} classifier": curve for name, curve in curves.items()}, "step")
 
     return Result(numbers, claims, draw)

@@ -21,6 +21,7 @@ from convexlayer.gallery.style import image, legend_below, panels
 from convexlayer.nodes import Stop, TorchOptimizer, optimal_transport, solve_bilevel
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SOURCE = "Gould 2026, slides: optimal transport, its gradient, experiment and results"
@@ -41,9 +42,7 @@ def run(
     that of ``counts`` unrolled iterations.
     """
     generator = torch.Generator().manual_seed(0)
-    target_cost = torch.rand(n, n, dtype=torch.float64, generator=generator)
-    target_cost[torch.arange(n), torch.randperm(n, generator=generator)] -= 0.5
-    target = optimal_transport(target_cost, gamma=SINKHORN_GAMMA)
+    target = _target(n, generator)
     M = torch.rand(n, n, dtype=torch.float64, generator=generator)
     found = solve_bilevel(
         lambda P, M: 0.5 * n * n * (P - target).square().sum(),
@@ -53,20 +52,7 @@ def run(
         stop=Stop(max_iter=iterations, target=1e-12),
         progress=False,
     )
-
-    variants = NODE_VARIANTS["transport"]
-    leaf = M.clone().requires_grad_()
     cotangent = torch.randn(n, n, dtype=torch.float64, generator=generator)
-    (by_hand,) = torch.autograd.grad(variants.by_hand(leaf), leaf, cotangent)
-    (implicit,) = torch.autograd.grad(variants.implicit(leaf)(leaf), leaf, cotangent)
-    errors, memory = [], []
-    for count in unrolls:
-        (unrolled,) = torch.autograd.grad(variants.unrolled(count, leaf), leaf, cotangent)
-        errors.append(float((unrolled - by_hand).norm() / by_hand.norm()))
-        memory.append(saved_bytes(partial(variants.unrolled, count, leaf)))
-    ours = saved_bytes(partial(variants.by_hand, leaf))
-    gamma = 100.0 * SINKHORN_GAMMA  # needs many more Sinkhorn iterations
-    harder = saved_bytes(lambda: optimal_transport(leaf, gamma=gamma))
     cost = _costs(sizes, counts, repetitions)
     plan = found.solution.detach()
     distance = float((plan - target).norm() / target.norm())
@@ -78,13 +64,11 @@ def run(
         "loss": found.history.value,
         "final_loss": found.value,
         "steps": found.history.steps,
-        "implicit_error": float((implicit - by_hand).norm() / by_hand.norm()),
         "unrolled_iterations": list(unrolls),
-        "unrolled_gradient_error": errors,
-        "unrolled_saved_bytes": memory,
-        "saved_bytes": ours,
-        "saved_bytes_at_100_gamma": harder,
+        **_gradients(M, cotangent, unrolls),
     }
+    errors, memory = numbers["unrolled_gradient_error"], numbers["unrolled_saved_bytes"]
+    ours, harder = numbers["saved_bytes"], numbers["saved_bytes_at_100_gamma"]
     last = {way: _total(by[sizes[-1]]) for way, by in cost.items()}
     growth = (memory[-1] - memory[0]) / (unrolls[-1] - unrolls[0]) / (8 * n * n)
     claims = [
@@ -118,7 +102,7 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        wanted, learnt, loss, error, seconds, size = panels(figure, 3, 2, width=3.8, height=3.2)
+        wanted, learnt, loss, error, seconds, kibibytes = panels(figure, 3, 2, width=3.8, height=3.2)
         top = n * float(target.max())
         for axes, matrix, title in ((wanted, target, "target plan"), (learnt, plan, "learnt plan")):
             shown = axes.imshow(n * matrix.numpy(), vmin=0.0, vmax=top)
@@ -129,21 +113,57 @@ def run(
         loss.set(xlabel="step", ylabel=r"$\frac{1}{2} n^2 |P(M) - P_{target}|^2$", title="learning curve")
         error.loglog(unrolls, errors, "o-")
         error.set(xlabel="unrolled iterations", ylabel="relative error", title=f"gradient unrolled, $n = {n}$")
-        for (way, by), style in zip(cost.items(), ("o-", "s--", "^:"), strict=False):
-            seconds.loglog(sizes, [1e3 * _total(each) for each in by.values()], style, label=way)
-            size.loglog(sizes, [each.saved_bytes / 1024 for each in by.values()], style, label=way)
-        seconds.set(xlabel="$n$", ylabel="forward and backward, ms", title="running time")
-        size.set(xlabel="$n$", ylabel="saved for backward, KiB", title="memory")
-        for axes in (seconds, size):
-            axes.set_xticks(sizes, [str(each) for each in sizes])
-            axes.set_xticks([], minor=True)
-            legend_below(axes)
+        _draw_costs(seconds, kibibytes, cost)
 
     return Result(numbers, claims, draw)
 
 
+def _target(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw a blurred permutation: the plan of random costs of which one in each row and column is lower."""
+    costs = torch.rand(n, n, dtype=torch.float64, generator=generator)
+    costs[torch.arange(n), torch.randperm(n, generator=generator)] -= 0.5
+    return optimal_transport(costs, gamma=SINKHORN_GAMMA)
+
+
+def _gradients(M: torch.Tensor, cotangent: torch.Tensor, unrolls: tuple[int, ...]) -> dict[str, Any]:
+    """Errors of the gradients relative to the closed form, and bytes saved for them."""
+    variants = NODE_VARIANTS["transport"]
+    leaf = M.clone().requires_grad_()
+
+    def gradient(plan: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(plan, leaf, cotangent)[0]
+
+    by_hand = gradient(variants.by_hand(leaf))
+    gradients = {"implicit": gradient(variants.implicit(leaf)(leaf))}
+    gradients |= {str(count): gradient(variants.unrolled(count, leaf)) for count in unrolls}
+    errors = {name: float((found - by_hand).norm() / by_hand.norm()) for name, found in gradients.items()}
+    gamma = 100.0 * SINKHORN_GAMMA  # needs many more Sinkhorn iterations
+    return {
+        "implicit_error": errors["implicit"],
+        "unrolled_gradient_error": [errors[str(count)] for count in unrolls],
+        "unrolled_saved_bytes": [saved_bytes(partial(variants.unrolled, count, leaf)) for count in unrolls],
+        "saved_bytes": saved_bytes(partial(variants.by_hand, leaf)),
+        "saved_bytes_at_100_gamma": saved_bytes(lambda: optimal_transport(leaf, gamma=gamma)),
+    }
+
+
 def _total(cost: Cost) -> float:
+    """Seconds of both passes."""
     return cost.forward_s + cost.backward_s
+
+
+def _draw_costs(seconds: Axes, kibibytes: Axes, cost: dict[str, dict[int, Cost]]) -> None:
+    """Draw time and memory against the size, for each variant."""
+    for (way, by), style in zip(cost.items(), ("o-", "s--", "^:"), strict=False):
+        seconds.loglog(list(by), [1e3 * _total(each) for each in by.values()], style, label=way)
+        kibibytes.loglog(list(by), [each.saved_bytes / 1024 for each in by.values()], style, label=way)
+    seconds.set(xlabel="$n$", ylabel="forward and backward, ms", title="running time")
+    kibibytes.set(xlabel="$n$", ylabel="saved for backward, KiB", title="memory")
+    sizes = list(next(iter(cost.values())))
+    for axes in (seconds, kibibytes):
+        axes.set_xticks(sizes, [str(each) for each in sizes])
+        axes.set_xticks([], minor=True)
+        legend_below(axes)
 
 
 def _costs(sizes: tuple[int, ...], counts: tuple[int, ...], repetitions: int) -> dict[str, dict[int, Cost]]:

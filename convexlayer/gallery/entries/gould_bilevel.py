@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,8 @@ from convexlayer.gallery.style import legend_below
 from convexlayer.nodes import GradientDescent, InequalityNode, Stop, solve_bilevel
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.contour import QuadContourSet
     from matplotlib.figure import Figure
 
 SOURCE = "Gould et al. 2016, section 5, figure 6"
@@ -85,22 +88,8 @@ def run(
     def draw(figure: Figure) -> None:
         figure.set_size_inches(12.5, 6.0)
         places = figure.subplot_mosaic("abcg;defg", width_ratios=[1, 1, 1, 1.5])
-        grid = torch.linspace(-1.5, 1.5, 101, dtype=torch.float64)
-        points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
-        circle = torch.linspace(0.0, 2.0 * torch.pi, 100)
-        levels = torch.linspace(0.0, 1.0, 21).tolist()
         for names, when, theta, x in (("abc", "initial", (A, b), start), ("def", "final", result.theta, end)):
-            likelihood = torch.softmax(points @ theta[0].detach().mT + theta[1].detach(), -1)
-            for i in range(3):
-                axes = places[names[i]]
-                shown = axes.contourf(grid, grid, likelihood[..., i], levels=levels)
-                axes.plot(torch.cos(circle), torch.sin(circle), "w--", linewidth=1, label="unit circle")
-                axes.plot(*targets[i], "wo", fillstyle="none", markersize=12, markeredgewidth=1.6, label="target")
-                axes.plot(*x[i], "X", color="C1", markersize=8, markeredgecolor="w", label="most likely in the disc")
-                axes.grid(visible=False)
-                axes.set(title=f"class {i + 1}, {when}", aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
-                axes.set(xlabel="$x_1$", ylabel="$x_2$")
-                axes.label_outer()
+            shown = _draw_classes([places[name] for name in names], when, theta, x, targets)
         figure.colorbar(shown, ax=[places[name] for name in "cf"], label="likelihood", ticks=[0, 0.5, 1], shrink=0.6)
         legend = legend_below(places["e"], 3, frameon=True, facecolor="0.45", edgecolor="none", labelcolor="w")
         legend.set_in_layout(False)  # wider than its panel, with room on both sides
@@ -111,3 +100,23 @@ def run(
         legend_below(places["g"], 1)
 
     return Result(numbers, claims, draw)
+
+
+def _draw_classes(
+    places: Sequence[Axes], when: str, theta: Sequence[torch.Tensor], x: torch.Tensor, targets: torch.Tensor
+) -> QuadContourSet:
+    """Draw the likelihood of each class with parameters (A, b), its target and its most likely feature."""
+    grid = torch.linspace(-1.5, 1.5, 101, dtype=torch.float64)
+    points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
+    circle = torch.linspace(0.0, 2.0 * torch.pi, 100)
+    likelihood = torch.softmax(points @ theta[0].detach().mT + theta[1].detach(), -1)
+    for i, axes in enumerate(places):
+        shown = axes.contourf(grid, grid, likelihood[..., i], levels=torch.linspace(0.0, 1.0, 21).tolist())
+        axes.plot(torch.cos(circle), torch.sin(circle), "w--", linewidth=1, label="unit circle")
+        axes.plot(*targets[i], "wo", fillstyle="none", markersize=12, markeredgewidth=1.6, label="target")
+        axes.plot(*x[i], "X", color="C1", markersize=8, markeredgecolor="w", label="most likely in the disc")
+        axes.grid(visible=False)
+        axes.set(title=f"class {i + 1}, {when}", aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+        axes.set(xlabel="$x_1$", ylabel="$x_2$")
+        axes.label_outer()
+    return shown

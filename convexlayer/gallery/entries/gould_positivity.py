@@ -53,23 +53,14 @@ def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 100
         "gradient_error": float((gradient - (x > 0).double()).abs().max()),
     }
     found = {t: _slope(InequalityNode(objective, negated, (), [()], t=t), x) for t in barriers}
-    barrier = {}
-    for t, (value, slope) in found.items():
-        expected, expected_slope = smoothed(x, t)
-        corrected = 2.0 * t / (2.0 * t + 1.0 / value**2)  # eq. 71 with g_t(x)
-        inside, outside = x >= 0.5, x <= -0.5
-        barrier[t] = {
-            "value_error": float((value - expected).abs().max()),
-            "gradient_error": float((slope - expected_slope).abs().max()),
-            "eq_71_error": float((slope - corrected).abs().max()),
-            "distance_inside": float((slope[inside] - 1.0).abs().max()),
-            "distance_outside": float(slope[outside].abs().max()),
-            "distance_of_values": float((value - y).abs().max()),
-        }
+    barrier = {
+        t: {**_barrier_errors(x, t, value, slope), "distance_of_values": float((value - y).abs().max())}
+        for t, (value, slope) in found.items()
+    }
     many = torch.logspace(0, 6, 13, dtype=torch.float64)
     places = torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64)
-    course = torch.stack([_slope(InequalityNode(objective, negated, (), [()], t=float(t)), places)[1] for t in many])
-    kink = float((course[:, 1] - 0.5).abs().max())
+    by_t = torch.stack([_slope(InequalityNode(objective, negated, (), [()], t=float(t)), places)[1] for t in many])
+    kink = float((by_t[:, 1] - 0.5).abs().max())
     last = barrier[barriers[-1]]
     worst = max(max(row["value_error"], row["gradient_error"], row["eq_71_error"]) for row in barrier.values())
     distances = [row["distance_inside"] for row in barrier.values()]
@@ -80,7 +71,7 @@ def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 100
         "y": y,
         "gradient": gradient,
         "t": many,
-        "gradient_by_t": {"inside": course[:, 0], "kink": course[:, 1], "outside": course[:, 2]},
+        "gradient_by_t": {"inside": by_t[:, 0], "kink": by_t[:, 1], "outside": by_t[:, 2]},
         "largest_distance_from_one_half_at_the_kink": kink,
     }
     claims = [
@@ -119,7 +110,7 @@ def run(*, points: int = 200, barriers: Sequence[float] = (1.0, 10.0, 100.0, 100
         function.set(xlabel="$x$", ylabel="$g_t(x)$", title="solution")
         slopes.set(xlabel="$x$", ylabel="$g_t'(x)$", title="gradient")
         for column, (marker, name) in enumerate((("o", "$x = 1/2$"), ("s", "$x = 0$, the kink"), ("^", "$x = -1/2$"))):
-            limit.plot(many, course[:, column], marker=marker, label=name)
+            limit.plot(many, by_t[:, column], marker=marker, label=name)
         limit.set(xscale="log", xlabel="$t$", ylabel="$g_t'(x)$", title="gradient as $t$ grows")
         for axes in (function, slopes):
             legend_below(axes, 3)
@@ -134,3 +125,16 @@ def _slope(node: InequalityNode, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
     y = node(theta)
     (gradient,) = torch.autograd.grad(y.sum(), theta)
     return y.detach(), gradient
+
+
+def _barrier_errors(x: torch.Tensor, t: float, value: torch.Tensor, slope: torch.Tensor) -> dict[str, float]:
+    """Differences of g_t and g_t' from the closed form and eq. 71, and of g_t' from its limits for |x| >= 1/2."""
+    expected, expected_slope = smoothed(x, t)
+    corrected = 2.0 * t / (2.0 * t + 1.0 / value**2)  # eq. 71 with g_t(x)
+    return {
+        "value_error": float((value - expected).abs().max()),
+        "gradient_error": float((slope - expected_slope).abs().max()),
+        "eq_71_error": float((slope - corrected).abs().max()),
+        "distance_inside": float((slope[x >= 0.5] - 1.0).abs().max()),
+        "distance_outside": float(slope[x <= -0.5].abs().max()),
+    }

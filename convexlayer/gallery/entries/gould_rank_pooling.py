@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 SOURCE = "Gould et al. 2016, section 1, and the work it names: Fernando and Gould 2016 (rank pooling in networks)"
 
 C, EPSILON = 1.0, 0.1
+"""Weight and width of the insensitive loss of support vector regression."""
+
 CHANNELS, FEATURES = 6, 8
-GROWTH = 1.2  # range of the logarithm of the signal's amplitude, from minus this to this or back
+"""Numbers a frame, and learnt features of them."""
+
+GROWTH = 1.2
+"""Range of the logarithm of the signal's amplitude, from minus this to this or back."""
 
 Pool = Callable[[torch.Tensor], torch.Tensor]
 

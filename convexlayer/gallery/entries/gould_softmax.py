@@ -36,18 +36,9 @@ def run(
     }
     solutions = {name: node(A, b, weights) for name, node in nodes.items()}
     jacobians = {name: jacobian(node, A, b, weights) for name, node in nodes.items()}
-    hessians = {name: hessian(x, A, b, weights) for name, x in solutions.items()}
-    ones = torch.ones(n, 1, dtype=A.dtype)
-    inverse = torch.linalg.inv(hessians["slice"])
-    inverses = {
-        "free": torch.linalg.inv(hessians["free"]),
-        "slice": inverse - inverse @ ones @ ones.mT @ inverse / (ones.mT @ inverse @ ones),
-    }
     errors = {
-        name: difference(
-            jacobians[name], parameter_gradients(solutions[name], A, b, weights, inverses[name], drop=True)
-        )
-        for name in inverses
+        name: formula_error(jacobians[name], solutions[name], A, b, weights, constrained=name == "slice")
+        for name in ("free", "slice")
     }
     barrier = {t: barrier_errors(A, b, weights, t, jacobians["ball"]) for t in barriers}
     closed = max(row["corrected"] for row in barrier.values())
@@ -140,6 +131,23 @@ def hessian(x: torch.Tensor, A: torch.Tensor, b: torch.Tensor, weights: torch.Te
     likelihood = torch.softmax(A @ x + b, 0)
     mean = likelihood @ A
     return torch.outer(mean, mean) - A.mT @ (likelihood.unsqueeze(-1) * A)
+
+
+def formula_error(
+    found: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    A: torch.Tensor,
+    b: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    constrained: bool,
+) -> float:
+    """Relative difference of the Jacobians at x from eq. 33 and 34 or, constrained to the slice, eq. 74 and 75."""
+    inverse = torch.linalg.inv(hessian(x, A, b, weights))
+    if constrained:
+        ones = torch.ones(len(x), 1, dtype=A.dtype)
+        inverse = inverse - inverse @ ones @ ones.mT @ inverse / (ones.mT @ inverse @ ones)
+    return difference(found, parameter_gradients(x, A, b, weights, inverse, drop=True))
 
 
 def difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from convexlayer.gallery.style import legend_below, panels
 from convexlayer.nodes import BilevelResult, InequalityNode, NodeOptions, Stop, TorchOptimizer, solve_bilevel
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SOURCE = "Gould et al. 2016, section 1, and the work it names: Klatzer and Pock 2015 (continuous hyper-parameters)"
@@ -25,6 +26,7 @@ STARTS = tuple(product((-2.0, 2.0, 6.0), (-1.5, 0.0, 1.5)))
 """Starts of learning two hyper-parameters: log C and the logarithm of the inverse width."""
 
 Solution = tuple[torch.Tensor, torch.Tensor]
+Path = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class SupportVectorMachine:
 
     def _kernel(self, X: torch.Tensor, log_width: torch.Tensor) -> torch.Tensor:
         scale = torch.exp(log_width)
-        apart = (scale * X).unsqueeze(1) - (scale * self._X).unsqueeze(0)
-        return torch.exp(-0.5 * apart.square().mean(-1))
+        difference = (scale * X).unsqueeze(1) - (scale * self._X).unsqueeze(0)
+        return torch.exp(-0.5 * difference.square().mean(-1))
 
 
 def run(
@@ -109,8 +111,8 @@ def run(
     log_Cs = torch.linspace(*LOG_C, grid, dtype=torch.float64)
     log_widths = torch.linspace(*LOG_WIDTH, grid, dtype=torch.float64)
     losses = _grid(machine, data["validation"], log_Cs, log_widths)
-    best = divmod(int(losses.argmin()), grid)
-    chosen = (log_Cs[best[0]], log_widths[best[1]].reshape(1))
+    row, column = divmod(int(losses.argmin()), grid)
+    best = (float(log_Cs[row]), float(log_widths[column]))
     learnt = [_learn(machine, data["validation"], c, torch.tensor([w], dtype=torch.float64), steps) for c, w in starts]
     n = data["training"].X.shape[1]
     each, _ = _learn(machine, data["validation"], 0.0, torch.zeros(n, dtype=torch.float64), steps)
@@ -120,7 +122,7 @@ def run(
     ways: dict[str, Any] = {
         f"grid of {grid} x {grid}": {
             "lower_solves": grid**2,
-            **_scores(machine, data, machine.solve(*chosen), chosen[1]),
+            **_scores(machine, data, machine.solve(log_Cs[row], log_widths[[column]]), log_widths[[column]]),
         },
         "gradient, 2 parameters": _found(machine, data, typical),
         f"gradient, {n + 1} parameters": _found(machine, data, each),
@@ -165,36 +167,44 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        surface, course, scores = panels(figure, 3, width=4.0, height=3.6)
+        surface, curve, scores = panels(figure, 3, width=4.0, height=3.6)
         levels = surface.contourf(log_widths, log_Cs, losses.clamp(max=1.0).log10(), levels=20)
         figure.colorbar(levels, ax=surface, label=r"$\log_{10}$ of the validation loss, at most 1")
-        for _, path in learnt:
-            surface.plot([w for _, w in path], [c for c, _ in path], "w.-", linewidth=1)
-        surface.lines[0].set_label("gradient")
-        surface.plot(float(chosen[1]), float(chosen[0]), "C1P", markersize=9, markeredgecolor="w")
-        surface.lines[-1].set_label("best of the grid")
-        surface.set(xlabel="log inverse width", ylabel=r"$\log C$", title="$C$ and one width")
-        surface.set(xlim=LOG_WIDTH, ylim=LOG_C)
-        surface.grid(visible=False)
+        _draw_paths(surface, [path for _, path in learnt], best)
         for result, _ in learnt:
-            course.semilogy(result.history.evaluations, result.history.value, "C0o-", markersize=3)
-        course.lines[0].set_label("gradient, 2 parameters")
-        course.semilogy(each.history.evaluations, each.history.value, "C1s--", label=f"gradient, {n + 1} parameters")
-        course.axhline(searched["validation_loss"], color="k", linestyle=":", label=f"grid, after {grid**2}")
-        course.set(xlabel="lower solves", ylabel="validation loss", title="learning curves")
-        places = torch.arange(len(ways))
-        for shift, part, colour in ((-0.2, "validation", "C2"), (0.2, "test", "C3")):
-            heights = [100 * way[f"{part}_error"] for way in ways.values()]
-            bars = scores.bar(places + shift, heights, 0.4, color=colour, label=part)
-            scores.bar_label(bars, fmt="%.1f", fontsize=9)
-        scores.set_xticks(places, ["2, grid", "2, gradient", f"{n + 1}, gradient"])
-        scores.grid(visible=False, axis="x")
-        scores.set(xlabel="hyper-parameters, how found", ylabel="error, %", title="classification")
-        legend_below(surface, frameon=True, facecolor="0.45", edgecolor="none", labelcolor="w")
-        legend_below(course)
-        legend_below(scores)
+            curve.semilogy(result.history.evaluations, result.history.value, "C0o-", markersize=3)
+        curve.lines[0].set_label("gradient, 2 parameters")
+        curve.semilogy(each.history.evaluations, each.history.value, "C1s--", label=f"gradient, {n + 1} parameters")
+        curve.axhline(searched["validation_loss"], color="k", linestyle=":", label=f"grid, after {grid**2}")
+        curve.set(xlabel="lower solves", ylabel="validation loss", title="learning curves")
+        legend_below(curve)
+        _draw_scores(scores, dict(zip(("2, grid", "2, gradient", f"{n + 1}, gradient"), ways.values(), strict=True)))
 
     return Result(numbers, claims, draw)
+
+
+def _draw_paths(axes: Axes, paths: Sequence[Path], best: tuple[float, float]) -> None:
+    """Draw the iterates of learning, and the best point of the grid, (log C, log width) each."""
+    for path in paths:
+        axes.plot([w for _, w in path], [c for c, _ in path], "w.-", linewidth=1)
+    axes.lines[0].set_label("gradient")
+    axes.plot(best[1], best[0], "C1P", markersize=9, markeredgecolor="w", label="best of the grid")
+    axes.set(xlabel="log inverse width", ylabel=r"$\log C$", title="$C$ and one width", xlim=LOG_WIDTH, ylim=LOG_C)
+    axes.grid(visible=False)
+    legend_below(axes, frameon=True, facecolor="0.45", edgecolor="none", labelcolor="w")
+
+
+def _draw_scores(axes: Axes, ways: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw validation and test errors of each way as bars."""
+    places = torch.arange(len(ways))
+    for shift, part, colour in ((-0.2, "validation", "C2"), (0.2, "test", "C3")):
+        heights = [100 * way[f"{part}_error"] for way in ways.values()]
+        bars = axes.bar(places + shift, heights, 0.4, color=colour, label=part)
+        axes.bar_label(bars, fmt="%.1f", fontsize=9)
+    axes.set_xticks(places, list(ways))
+    axes.grid(visible=False, axis="x")
+    axes.set(xlabel="hyper-parameters, how found", ylabel="error, %", title="classification")
+    legend_below(axes)
 
 
 def _grid(machine: SupportVectorMachine, part: Part, log_Cs: torch.Tensor, log_widths: torch.Tensor) -> torch.Tensor:
@@ -206,9 +216,9 @@ def _grid(machine: SupportVectorMachine, part: Part, log_Cs: torch.Tensor, log_w
 
 def _learn(
     machine: SupportVectorMachine, part: Part, log_C: float, log_width: torch.Tensor, steps: int
-) -> tuple[BilevelResult, list[tuple[float, float]]]:
+) -> tuple[BilevelResult, Path]:
     """Minimise the validation loss by L-BFGS; returns the result and the iterates (log C, first log width)."""
-    visited = []
+    visited: Path = []
 
     def loss(solution: Solution, log_C: torch.Tensor, log_width: torch.Tensor) -> torch.Tensor:
         return machine.loss(solution, log_width, part)

@@ -25,12 +25,17 @@ from convexlayer.nodes import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SOURCE = "Ochs, Ranftl, Brox and Pock 2016, section 2 (learning a model of image statistics)"
 
 NOISE = 0.1
+"""Standard deviation of the noise; grey values are in 0 to 1."""
+
 FILTER, SCALE = 3, 20.0
+"""Side of the filters in pixels, and the unit of their coefficients, which are then of size 1."""
+
 TV, FIELD, WEIGHTS = "total variation", "random field", "random field, weights only"
 
 Tensors = tuple[torch.Tensor, ...]
@@ -173,16 +178,14 @@ def run(*, size: int = 64, training: int = 4, testing: int = 8, steps: int = 12)
         places = panels(figure, 4, 2, width=3.2)
         shown = int(test.clean.std((-1, -2)).argmax())
         images = {"clean": test.clean, "noisy": test.noisy, TV: denoised[TV], FIELD: denoised[FIELD]}
-        for axes, (name, patches) in zip(places, images.items(), strict=False):
-            image(axes)
-            axes.imshow(patches[shown].numpy(), cmap="gray", vmin=0, vmax=1)
-            quality = "" if name == "clean" else f", {float(psnr(patches[shown], test.clean[shown])):.1f} dB"
-            axes.set(title=name + quality)
-        course, bars, *kernels = places[4:]
+        for axes, (name, u) in zip(places, images.items(), strict=False):
+            quality = "" if name == "clean" else f", {float(psnr(u[shown], test.clean[shown])):.1f} dB"
+            _draw_patch(axes, u[shown], name + quality)
+        curve, bars, *kernels = places[4:]
         for (way, values), style in zip(learning.items(), ("o-", "s--", "^:"), strict=True):
-            course.plot(results[way].history.evaluations, values, style, label=way)
-        course.set(xlabel="lower solves", ylabel="PSNR in training, dB")
-        legend_below(course, 1)
+            curve.plot(results[way].history.evaluations, values, style, label=way)
+        curve.set(xlabel="lower solves", ylabel="PSNR in training, dB")
+        legend_below(curve, 1)
         at = torch.arange(len(tasks)).numpy()
         for shift, (label, scores) in zip((-0.2, 0.2), (("before", before), ("learnt", after)), strict=True):
             drawn = bars.bar(at + shift, list(scores.values()), 0.4, label=label)
@@ -191,17 +194,27 @@ def run(*, size: int = 64, training: int = 4, testing: int = 8, steps: int = 12)
         bars.set_xticks(at, [way.replace(" ", "\n") for way in tasks])
         bars.set(xlabel="regulariser", ylabel="PSNR in test, dB", ylim=(noisy - 2, max(after.values()) + 2))
         bars.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-        for axes, coefficients, title in zip(
-            kernels, (filters, results[FIELD].theta[1]), ("filters, before", "filters, learnt"), strict=True
-        ):
-            padded = pad(torch.einsum("kb,bij->kij", coefficients, cosines()), (0, 1, 0, 1), value=torch.nan)
-            tiled = padded.reshape(2, -1, FILTER + 1, FILTER + 1).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
-            largest_entry = float(tiled.nan_to_num().abs().max())
-            image(axes)
-            axes.imshow(tiled[:-1, :-1].detach().numpy(), cmap="PuOr", vmin=-largest_entry, vmax=largest_entry)
-            axes.set(title=f"{title} (-{largest_entry:.1f} to {largest_entry:.1f})")
+        _draw_filters(kernels[0], filters, "filters, before")
+        _draw_filters(kernels[1], results[FIELD].theta[1], "filters, learnt")
 
     return Result(numbers, claims, draw)
+
+
+def _draw_patch(axes: Axes, patch: torch.Tensor, title: str) -> None:
+    """Draw one patch in grey."""
+    image(axes)
+    axes.imshow(patch.numpy(), cmap="gray", vmin=0, vmax=1)
+    axes.set(title=title)
+
+
+def _draw_filters(axes: Axes, coefficients: torch.Tensor, title: str) -> None:
+    """Draw filters, given in the cosine basis, as images in two rows."""
+    padded = pad(torch.einsum("kb,bij->kij", coefficients, cosines()), (0, 1, 0, 1), value=torch.nan)
+    tiled = padded.reshape(2, -1, FILTER + 1, FILTER + 1).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
+    largest = float(tiled.nan_to_num().abs().max())
+    image(axes)
+    axes.imshow(tiled[:-1, :-1].detach().numpy(), cmap="PuOr", vmin=-largest, vmax=largest)
+    axes.set(title=f"{title} (-{largest:.1f} to {largest:.1f})")
 
 
 def _learn(denoise: Denoiser, start: Tensors, data: Patches, steps: int) -> BilevelResult:

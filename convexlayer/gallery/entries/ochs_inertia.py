@@ -23,8 +23,13 @@ LEVELS = (1e-1, 1e-2, 1e-3)
 """Gaps to the optimum, relative to the gap at the start."""
 
 BOX = (-4.0, 4.0)
+"""Bounds of the logarithms of the ridge weights."""
+
 COUPLING = 0.1
+"""Coupling c of the two variables of the problem with several optima."""
+
 CURVATURE = 100.0
+"""Factor 100 in its loss, whose minima it separates."""
 
 
 def run(
@@ -33,18 +38,18 @@ def run(
     """Learn ridge weights in a box, and count the starts from which a problem with several optima reaches the best."""
     problem = diabetes()
     start = torch.zeros(problem.n, dtype=torch.float64)
-    courses: dict[float, History] = {}
+    curves: dict[float, History] = {}
     for beta in betas:
         optimizer = IPiano(beta=beta, lipschitz=1e-3, regulariser=Box(*BOX))
-        courses[beta] = solve_bilevel(
+        curves[beta] = solve_bilevel(
             problem.upper, problem.solution, [start], optimizer=optimizer, stop=Stop(max_iter=steps), progress=False
         ).history
     quasi_newton = _quasi_newton(problem)
-    first, best = courses[0.0].value[0], quasi_newton[-1]
-    gaps = {beta: [(value - best) / (first - best) for value in course.value] for beta, course in courses.items()}
+    first, best = curves[0.0].value[0], quasi_newton[-1]
+    gaps = {beta: [(value - best) / (first - best) for value in curve.value] for beta, curve in curves.items()}
     needed = {
-        beta: {level: _first(gaps[beta], course.evaluations, level) for level in LEVELS}
-        for beta, course in courses.items()
+        beta: {level: _first(gaps[beta], curve.evaluations, level) for level in LEVELS}
+        for beta, curve in curves.items()
     }
     peer = [(value - best) / (first - best) for value in quasi_newton]
     counted = range(1, len(peer) + 1)
@@ -84,11 +89,11 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        course, levels, optima = panels(figure, 3, height=3.6)
+        curve, levels, optima = panels(figure, 3, height=3.6)
         for beta, colour in zip(betas, shades(len(betas)), strict=True):
-            course.loglog(courses[beta].evaluations, gaps[beta], color=colour, label=rf"$\beta = {beta:g}$")
-        course.loglog(counted[:-1], peer[:-1], "k-.", label="L-BFGS-B")
-        course.set(xlabel="lower solves", ylabel="gap, relative to the first", title="learning curves", ylim=(1e-6, 2))
+            curve.loglog(curves[beta].evaluations, gaps[beta], color=colour, label=rf"$\beta = {beta:g}$")
+        curve.loglog(counted[:-1], peer[:-1], "k-.", label="L-BFGS-B")
+        curve.set(xlabel="lower solves", ylabel="gap, relative to the first", title="learning curves", ylim=(1e-6, 2))
         for level, style in zip(LEVELS, ("o-", "s--", "^:"), strict=True):
             levels.semilogy(betas, [needed[beta][level] for beta in betas], style, label=f"to {level:g}")
         levels.set(xlabel=r"$\beta$", ylabel="lower solves", title="lower solves to a relative gap", ylim=(1, None))
@@ -97,7 +102,7 @@ def run(
         optima.grid(visible=False, axis="x")
         optima.set(xlabel=r"$\beta$", ylabel="share of the starts, %", ylim=(0, 100))
         optima.set_title("starts that end at the best optimum")
-        legend_below(course, 3, columnspacing=1.0, handlelength=1.6)
+        legend_below(curve, 3, columnspacing=1.0, handlelength=1.6)
         legend_below(levels, 3)
 
     return Result(numbers, claims, draw)

@@ -91,7 +91,7 @@ def run(
     """Measure each mode by parameters, with ``steps`` iterations, and by iterations, with ``few`` parameters."""
     by_parameters = {P: _measured(_Regression(n, P), steps) for P in parameters}
     by_iterations = {k: _measured(_Regression(n, few), k) for k in iterations}
-    apart = max(rows[FORWARD]["to_unrolled"] for rows in (*by_parameters.values(), *by_iterations.values()))
+    difference = max(rows[FORWARD]["to_unrolled"] for rows in (*by_parameters.values(), *by_iterations.values()))
     exact_error = _exact_error(_Regression(n, few))
     least, most = by_parameters[parameters[0]], by_parameters[parameters[-1]]
     short, long = by_iterations[iterations[0]], by_iterations[iterations[-1]]
@@ -101,14 +101,14 @@ def run(
         "by_parameters": by_parameters,
         "by_iterations": by_iterations,
         "saved_bytes_an_iteration": growth,
-        "forward_to_unrolled": apart,
+        "forward_to_unrolled": difference,
         "exact_gradient_error": exact_error,
     }
     claims = [
         Claim(
             "section 4.2: mathematically forward and backward mode result in the same solution",
-            f"gradients differ by {apart:.0e} at most, relative",
-            apart < 1e-12,
+            f"gradients differ by {difference:.0e} at most, relative",
+            difference < 1e-12,
         ),
         Claim(
             "section 4.2: the reverse mode is more efficient for many parameters",

@@ -32,7 +32,7 @@ from convexlayer.gallery.style import image, legend_below
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 SOURCE = "Ochs, Ranftl, Brox and Pock 2016, section 8, figures 7 and 8 and table 1"
 
@@ -46,6 +46,8 @@ PAPER = {
 """Table 1 of the paper, for a fully convolutional network on the Stanford Background dataset, %."""
 
 EXAMPLES = 3
+"""Test images in the figure."""
+
 LABEL_COLOURS = ("#56B4E9", "#D55E00", "#009E73")
 
 
@@ -111,21 +113,10 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        from matplotlib.colors import ListedColormap
-        from matplotlib.patches import Patch
-
         figure.set_size_inches(13.5, 6.4)
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.0, 1.05])[0]
-        through = [found[name] for name in models if name != "CNN"]
         loss_axes, accurate, slow, rows = left.subplots(2, 2).flat
-        loss_axes.plot(inner, [each["training"]["loss"] for each in through], "o-", label="training")
-        loss_axes.plot(inner, [each["test"]["loss"] for each in through], "s--", label="test")
-        loss_axes.set(ylabel="softmax loss a pixel", title="CNN+Global: loss")
-        for (part, style), colour in zip({"training": "o-", "test": "s--"}.items(), ("C0", "C1"), strict=True):
-            series = [100 * each[part]["accuracy"] for each in through]
-            accurate.plot(inner, series, style, color=colour, label=f"Global, {part}")
-            accurate.axhline(100 * found["CNN"][part]["accuracy"], color=colour, linestyle=":", label=f"CNN, {part}")
-        accurate.set(ylabel="pixel accuracy, %", title="accuracy")
+        _draw_scores(loss_axes, accurate, inner, found)
         slow.plot(inner, [seconds[name] for name in models if name != "CNN"], "o-")
         slow.set(ylabel="seconds an outer iteration", ylim=(0, None), title="CNN+Global: time")
         for axes in (loss_axes, accurate, slow):
@@ -134,19 +125,39 @@ def run(
             legend_below(axes, 2, columnspacing=1.0, handlelength=1.6)
         _draw_table(rows, table)
         shown = parts["test"].images[:EXAMPLES]
-        maps = {name: scores(networks[name], models[name], shown).detach().argmax(1) for name in ("CNN", best)}
-        columns = [shown.movedim(1, -1), *maps.values(), parts["test"].labels[:EXAMPLES]]
-        for row, places in enumerate(right.subplots(EXAMPLES, len(columns))):
-            for axes, title, column in zip(
-                places, ("image", "CNN", "CNN+Global", "ground truth"), columns, strict=True
-            ):
-                axes.imshow(column[row].numpy(), cmap=ListedColormap(LABEL_COLOURS), vmin=0, vmax=len(LABELS) - 1)
-                axes.set_title(title if row == 0 else None)
-                image(axes)
-        handles = [Patch(color=colour, label=label) for colour, label in zip(LABEL_COLOURS, LABELS, strict=True)]
-        right.legend(handles=handles, loc="outside lower center", ncols=len(LABELS))
+        alone, through = (scores(networks[way], models[way], shown).detach().argmax(1) for way in ("CNN", best))
+        truth = parts["test"].labels[:EXAMPLES]
+        _draw_maps(right, {"image": shown.movedim(1, -1), "CNN": alone, "CNN+Global": through, "ground truth": truth})
 
     return Result(numbers, claims, draw)
+
+
+def _draw_scores(
+    loss_axes: Axes, accurate: Axes, inner: tuple[int, ...], found: dict[str, dict[str, dict[str, float]]]
+) -> None:
+    """Draw loss and accuracy by the number of inner iterations, and the accuracy of the network alone."""
+    through = [by_part for name, by_part in found.items() if name != "CNN"]
+    for part, style, colour in (("training", "o-", "C0"), ("test", "s--", "C1")):
+        loss_axes.plot(inner, [each[part]["loss"] for each in through], style, color=colour, label=part)
+        series = [100 * each[part]["accuracy"] for each in through]
+        accurate.plot(inner, series, style, color=colour, label=f"Global, {part}")
+        accurate.axhline(100 * found["CNN"][part]["accuracy"], color=colour, linestyle=":", label=f"CNN, {part}")
+    loss_axes.set(ylabel="softmax loss a pixel", title="CNN+Global: loss")
+    accurate.set(ylabel="pixel accuracy, %", title="accuracy")
+
+
+def _draw_maps(figure: SubFigure, columns: dict[str, torch.Tensor]) -> None:
+    """Draw images (EXAMPLES, height, width, 3) and label maps (EXAMPLES, height, width) in columns with titles."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    for row, places in enumerate(figure.subplots(EXAMPLES, len(columns))):
+        for axes, (title, column) in zip(places, columns.items(), strict=True):
+            axes.imshow(column[row].numpy(), cmap=ListedColormap(LABEL_COLOURS), vmin=0, vmax=len(LABELS) - 1)
+            axes.set_title(title if row == 0 else None)
+            image(axes)
+    handles = [Patch(color=colour, label=label) for colour, label in zip(LABEL_COLOURS, LABELS, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(LABELS))
 
 
 def _draw_table(axes: Axes, table: dict[str, dict[str, dict[str, float]]]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
 SOURCE = "Ochs, Ranftl, Brox and Pock 2016, section 7, figures 5 and 6"
 
 FORWARD = (1, 2, 3, 5, 8, 12, 18, 25, 50, 100, 200)
+"""Numbers of forward iterations."""
+
 BACK = (5, 10, 20, 50, 100, 200)
+"""Numbers of back-iterations."""
 
 
 def run(*, forward: tuple[int, ...] = FORWARD, back: tuple[int, ...] = BACK) -> Result:
@@ -93,19 +98,23 @@ def run(*, forward: tuple[int, ...] = FORWARD, back: tuple[int, ...] = BACK) -> 
         ),
     ]
 
-    def draw(figure: Figure) -> None:
-        places = panels(figure, len(back), 2, width=2.3, height=3.2, sharey="row", sharex=True)
-        floor = torch.finfo(torch.float64).eps
-        for top, bottom, k in zip(places[: len(back)], places[len(back) :], back, strict=True):
-            bottom.axhspan(lower, upper, color="C2", alpha=0.15, label="subdifferential")
-            for method in toy.METHODS:
-                series = [max(error, floor) for error in errors[k][method]]
-                top.plot(forward, series, label=method, **toy.STYLES[method])
-                bottom.plot(forward, gradients[0.0][k][method], label=method, **toy.STYLES[method])
-            top.set(xscale="log", yscale="log", title=f"{k} back-iterations")
-            bottom.set(xscale="log", xlabel="forward iterations")
-        places[0].set_ylabel(r"error of the gradient, $\theta = 0.3$")
-        places[len(back)].set_ylabel(r"gradient, $\theta = 0$")
-        figure.legend(*places[-1].get_legend_handles_labels(), loc="outside lower center", ncols=min(7, 1 + len(back)))
+    return Result(numbers, claims, partial(_draw, numbers))
 
-    return Result(numbers, claims, draw)
+
+def _draw(numbers: Mapping[str, Any], figure: Figure) -> None:
+    """Draw errors at theta = 0.3 above gradients at 0, a column for each number of back-iterations."""
+    forward, errors, gradients = numbers["forward_iterations"], numbers["error_at_0.3"], numbers["gradient_at_0"]
+    columns = len(errors)
+    places = panels(figure, columns, 2, width=2.3, height=3.2, sharey="row", sharex=True)
+    floor = torch.finfo(torch.float64).eps
+    for top, bottom, k in zip(places[:columns], places[columns:], errors, strict=True):
+        bottom.axhspan(*numbers["subdifferential_at_0"], color="C2", alpha=0.15, label="subdifferential")
+        for method in toy.METHODS:
+            series = [max(error, floor) for error in errors[k][method]]
+            top.plot(forward, series, label=method, **toy.STYLES[method])
+            bottom.plot(forward, gradients[k][method], label=method, **toy.STYLES[method])
+        top.set(xscale="log", yscale="log", title=f"{k} back-iterations")
+        bottom.set(xscale="log", xlabel="forward iterations")
+    places[0].set_ylabel(r"error of the gradient, $\theta = 0.3$")
+    places[columns].set_ylabel(r"gradient, $\theta = 0$")
+    figure.legend(*places[-1].get_legend_handles_labels(), loc="outside lower center", ncols=min(7, 1 + columns))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +21,9 @@ SOURCE = "Ochs, Ranftl, Brox and Pock 2016, section 7, figures 2 to 4"
 ITERATED = ("Smoothed-impl", "Proj.GD", "Bregman-FB")
 ACCUMULATED = ("Proj.GD", "Proj.GD2", "Bregman-FB", "Bregman-FB2")
 PAIRS = ("Proj.GD", "Bregman-FB")
+
+CASES = {"0.3": 0.3, "0": 0.0}
+"""The paper's values of theta: a smooth point, and the kink."""
 
 FEW = 15
 VISIBLE = 1e-4
@@ -38,53 +42,26 @@ def run(
 ) -> Result:
     """Iterate at theta = 0.3 and theta = 0, truncate the back-iterations, and measure their rate at several theta."""
     truncated = range(1, shown, 4)
-    cases = {"0.3": 0.3, "0": 0.0}
-    energies: dict[str, dict[str, list[float]]] = {}
-    gaps: dict[str, dict[str, list[float]]] = {}
-    for case, theta in cases.items():
-        best = float(toy.energy(toy.solution(torch.tensor(theta, dtype=torch.float64)), theta))
-        energies[case] = {}
-        for method in ITERATED:
-            points = [toy.gradient(method, theta, forward=n, back=1)[0] for n in range(1, shown)]
-            energies[case][method] = [
-                float(toy.energy(torch.tensor(x, dtype=torch.float64), theta)) - best for x in points
-            ]
-        gaps[case] = {method: _gaps(method, theta, iterations, tuple(truncated)) for method in ACCUMULATED}
-    rates = {
-        method: {
-            theta: [
-                (late / early) ** (1 / (b - a))
-                for (a, early), (b, late) in pairwise(
-                    zip(RATES_BY, _gaps(method, theta, iterations, RATES_BY), strict=True)
-                )
-            ]
-            for theta in thetas
-        }
-        for method in ACCUMULATED
+    energies = {
+        case: {method: _energy_gaps(method, theta, shown) for method in ITERATED} for case, theta in CASES.items()
     }
-    off = max(
-        abs(rate / toy.rate(method, theta) - 1)
-        for method, by in rates.items()
-        for theta, pair in by.items()
-        for rate in pair
-    )
+    gaps = {
+        case: {method: _gradient_gaps(method, theta, iterations, tuple(truncated)) for method in ACCUMULATED}
+        for case, theta in CASES.items()
+    }
+    rates = {method: {theta: _rates(method, theta, iterations) for theta in thetas} for method in ACCUMULATED}
+    off = _deviation(rates)
     stalled = gaps["0"]["Bregman-FB"]
     slowest = (stalled[-1] / stalled[-2]) ** 0.25
-    apart = {
-        pair: {
-            n: abs(toy.gradient(pair, 0.3, forward=n, back=n)[1] - toy.gradient(f"{pair}2", 0.3, forward=n, back=n)[1])
-            for n in (*differing, iterations)
-        }
-        for pair in PAIRS
-    }
-    largest = {n: max(values[n] for values in apart.values()) for n in (*differing, iterations)}
+    differences = {method: {n: _difference(method, n) for n in (*differing, iterations)} for method in PAIRS}
+    largest = {n: max(values[n] for values in differences.values()) for n in (*differing, iterations)}
     visible = max(n for n in differing if largest[n] > VISIBLE)
     first_step = energies["0"]["Proj.GD"][0]
     numbers = {
         "back_iterations": list(truncated),
         "energy_gap": energies,
         "gradient_gap": gaps,
-        "difference_of_the_variants": apart,
+        "difference_of_the_variants": differences,
         "rate_of_the_back_iterations": rates,
         "largest_relative_distance_from_the_predicted_rate": off,
         "rate_at_the_kink": slowest,
@@ -122,58 +99,98 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        exact = {"0.3": "", "0": " (Proj.GD: exact)"}
         places = panels(figure, 4, 2, width=3.2, height=3.5)
         _draw_problem(places[0], places[4])
-        floor = torch.finfo(torch.float64).eps
-        for column, case in enumerate(cases, start=1):
-            for method in ITERATED:
-                if energies[case][method][0] > 0.0:
-                    series = [max(e, floor) for e in energies[case][method]]
-                    places[column].plot(range(1, shown), series, label=method, **toy.STYLES[method])
-            for method in ACCUMULATED:
-                series = [max(gap, floor) for gap in gaps[case][method]]
-                if max(gaps[case][method]) > 0.0:
-                    places[4 + column].plot(truncated, series, label=method, **toy.STYLES[method])
+        for column, case in enumerate(CASES, start=1):
+            exact = " (Proj.GD: exact)" if case == "0" else ""
+            _draw_gaps(places[column], range(1, shown), energies[case])
             places[column].set(
-                yscale="log",
-                ylim=(1e-16, 10),
                 xlabel="forward iterations",
                 ylabel="energy above the least",
-                title=rf"energy, $\theta = {case}$" + exact[case],
+                title=rf"energy, $\theta = {case}$" + exact,
             )
+            _draw_gaps(places[4 + column], truncated, gaps[case])
             places[4 + column].set(
-                yscale="log",
-                ylim=(1e-16, 10),
                 xlabel=f"back-iterations (of {iterations} forward)",
                 ylabel="distance from the limit",
-                title=rf"gradient, $\theta = {case}$" + exact[case],
+                title=rf"gradient, $\theta = {case}$" + exact,
             )
-        grid = torch.linspace(0.05, 0.45, 41).tolist()
-        for method in PAIRS:
-            style = {key: value for key, value in toy.STYLES[method].items() if key == "color"}
-            places[3].plot(grid, [toy.rate(method, theta) for theta in grid], label=f"{method}, $|dA/dx|$", **style)
-            for mark, name in (("o", method), ("x", f"{method}2")):
-                series = [by[-1] for by in rates[name].values()]
-                places[3].plot(thetas, series, mark, markersize=7, fillstyle="none", label=name, **style)
-            places[7].plot(
-                differing, [apart[method][n] for n in differing], "o-", label=f"{method}, {method}2", **style
-            )
-        places[3].set(xlabel=r"$\theta$", ylabel="factor a back-iteration", title="rate", ylim=(0, 1))
-        places[7].axhline(VISIBLE, color="k", linestyle=":", label=f"the paper, at about {FEW}")
-        places[7].axvline(FEW, color="k", linestyle=":")
-        places[7].set(yscale="log", xlabel="forward iterations", ylabel="difference of the gradients")
-        places[7].set_title(r"variants, $\theta = 0.3$")
+        _draw_rates(places[3], rates)
+        _draw_differences(places[7], {method: {n: differences[method][n] for n in differing} for method in PAIRS})
         for axes in (*places[1:4], *places[5:]):
             legend_below(axes, 1 if axes is places[7] else 2, columnspacing=1.0, handlelength=1.6)
 
     return Result(numbers, claims, draw)
 
 
-def _gaps(method: str, theta: float, iterations: int, counts: tuple[int, ...]) -> list[float]:
+def _energy_gaps(method: str, theta: float, iterations: int) -> list[float]:
+    """Energies of the iterates before ``iterations``, above the least."""
+    least = float(toy.energy(toy.solution(torch.tensor(theta, dtype=torch.float64)), theta))
+    points = [toy.gradient(method, theta, forward=n, back=1)[0] for n in range(1, iterations)]
+    return [float(toy.energy(torch.tensor(x, dtype=torch.float64), theta)) - least for x in points]
+
+
+def _rates(method: str, theta: float, iterations: int) -> list[float]:
+    """Factors by which a back-iteration reduces the distance from the limit, between the numbers RATES_BY."""
+    gaps = zip(RATES_BY, _gradient_gaps(method, theta, iterations, RATES_BY), strict=True)
+    return [(late / early) ** (1 / (b - a)) for (a, early), (b, late) in pairwise(gaps)]
+
+
+def _deviation(rates: dict[str, dict[float, list[float]]]) -> float:
+    """Largest relative distance of measured factors from those that |dA/dx| at the solution predicts."""
+    return max(
+        abs(rate / toy.rate(method, theta) - 1)
+        for method, by in rates.items()
+        for theta, pair in by.items()
+        for rate in pair
+    )
+
+
+def _difference(method: str, iterations: int) -> float:
+    """Difference of the gradients by a method and by its variant at theta = 0.3, with all back-iterations."""
+    first, second = (toy.gradient(name, 0.3, forward=iterations, back=iterations)[1] for name in (method, f"{method}2"))
+    return abs(first - second)
+
+
+def _gradient_gaps(method: str, theta: float, iterations: int, counts: tuple[int, ...]) -> list[float]:
     """Distances between the gradients with ``counts`` and with all back-iterations."""
     slopes = [toy.gradient(method, theta, forward=iterations, back=k)[1] for k in (*counts, iterations)]
     return [abs(slope - slopes[-1]) for slope in slopes[:-1]]
+
+
+def _draw_gaps(axes: Axes, counts: Sequence[int], by_method: dict[str, list[float]]) -> None:
+    """Draw distances that decrease to zero, but for methods that are exact at once."""
+    floor = torch.finfo(torch.float64).eps
+    for method, gaps in by_method.items():
+        if gaps[0] > 0.0:
+            axes.plot(counts, [max(gap, floor) for gap in gaps], label=method, **toy.STYLES[method])
+    axes.set(yscale="log", ylim=(1e-16, 10))
+
+
+def _colour(method: str) -> dict[str, Any]:
+    """Colour of a method, without its marker and line style."""
+    return {"color": toy.STYLES[method]["color"]}
+
+
+def _draw_rates(axes: Axes, rates: dict[str, dict[float, list[float]]]) -> None:
+    """Draw measured and predicted factors of a back-iteration against theta."""
+    grid = torch.linspace(0.05, 0.45, 41).tolist()
+    for method in PAIRS:
+        axes.plot(grid, [toy.rate(method, theta) for theta in grid], label=f"{method}, $|dA/dx|$", **_colour(method))
+        for mark, name in (("o", method), ("x", f"{method}2")):
+            last = [by[-1] for by in rates[name].values()]
+            axes.plot(list(rates[name]), last, mark, markersize=7, fillstyle="none", label=name, **_colour(method))
+    axes.set(xlabel=r"$\theta$", ylabel="factor a back-iteration", title="rate", ylim=(0, 1))
+
+
+def _draw_differences(axes: Axes, differences: dict[str, dict[int, float]]) -> None:
+    """Draw the differences of the variants against the number of iterations, and the paper's."""
+    for method, by_count in differences.items():
+        axes.plot(list(by_count), list(by_count.values()), "o-", label=f"{method}, {method}2", **_colour(method))
+    axes.axhline(VISIBLE, color="k", linestyle=":", label=f"the paper, at about {FEW}")
+    axes.axvline(FEW, color="k", linestyle=":")
+    axes.set(yscale="log", xlabel="forward iterations", ylabel="difference of the gradients")
+    axes.set_title(r"variants, $\theta = 0.3$")
 
 
 def _draw_problem(objective: Axes, solutions: Axes) -> None:

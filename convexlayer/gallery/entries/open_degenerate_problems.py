@@ -87,15 +87,15 @@ def run(*, iterations: tuple[int, ...] = (1, 2, 5, 10, 20, 50), steps: int = 40)
     ]
 
     def draw(figure: Figure) -> None:
-        maps, slope_axes, courses, intervals = panels(figure, 4, width=3.2, height=3.8)
+        maps, slope_axes, curves, intervals = panels(figure, 4, width=3.2, height=3.8)
         stuck = {name: ", stuck" if result.value > 0.99 else "" for name, result in jumps.items()}
         thetas = torch.linspace(-3, 3, 121, dtype=torch.float64)
         maps.plot([-3, 0, 0, 3], [1, 1, 0, 0], "k--", label="solution", zorder=3)
         for colour, n in zip(shades(len(iterations)), iterations, strict=True):
             label = f"{n} step" if n == 1 else f"{n} steps"
             maps.plot(thetas, _unrolled(n)(thetas[:, None]).flatten(), color=colour, label=label)
-            courses.plot(jumps[n].history.value, "o-", markersize=3, color=colour, label=label + stuck[n])
-        courses.plot(jumps["exact"].history.value, "kx", label="linear program" + stuck["exact"])
+            curves.plot(jumps[n].history.value, "o-", markersize=3, color=colour, label=label + stuck[n])
+        curves.plot(jumps["exact"].history.value, "kx", label="linear program" + stuck["exact"])
         maps.set(xlabel=r"$\theta$", ylabel=r"$x(\theta)$", title=r"$\min\ \theta x$ over $0 \leq x \leq 1$")
         slope_axes.loglog(iterations, list(slopes.values()), "o-", label="unrolled")
         slope_axes.axhline(
@@ -104,11 +104,11 @@ def run(*, iterations: tuple[int, ...] = (1, 2, 5, 10, 20, 50), steps: int = 40)
         slope_axes.set(xlabel="Bregman steps", ylabel=r"$|d\,loss / d\theta|$", title=r"slope at $\theta = 1$")
         slope_axes.set_xticks(iterations, [str(n) for n in iterations])
         slope_axes.set_xticks([], minor=True)
-        courses.set(xlabel="outer step", ylabel="loss $(x - 1)^2$", title=r"descent from $\theta = 1$")
+        curves.set(xlabel="outer step", ylabel="loss $(x - 1)^2$", title=r"descent from $\theta = 1$")
         for (name, result), style in zip(edges.items(), ("-", "--"), strict=True):
             intervals.semilogy(result.history.value, style, label=f"{name}, {failures[name]} infeasible trials")
         intervals.set(xlabel="outer step", ylabel="loss", title="an interval that is to shrink")
-        for axes, columns in ((maps, 2), (slope_axes, 1), (courses, 2), (intervals, 1)):
+        for axes, columns in ((maps, 2), (slope_axes, 1), (curves, 2), (intervals, 1)):
             legend_below(axes, columns)
 
     return Result(numbers, claims, draw)

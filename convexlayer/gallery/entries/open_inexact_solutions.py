@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 SOURCE = "Gould et al. 2016, section 6, third question; Gould 2026, slides: suboptimal forward passes"
 
 PLACES = (0, 5, 15, 50, 100)
+"""Steps of learning after which errors are measured."""
+
 GOOD = 0.9
+"""Cosine between the gradient and its approximation from which the latter counts as good."""
 
 
 def run(*, places: tuple[int, ...] = PLACES, draws: int = 20, levels: int = 22) -> Result:

@@ -92,7 +92,7 @@ def run(
     ]
 
     def draw(figure: Figure) -> None:
-        by_terms, by_products, course = panels(figure, 3, height=3.7)
+        by_terms, by_products, curve = panels(figure, 3, height=3.7)
         for axes, counts, way, label in (
             (by_terms, terms, "series, {} terms", "terms of the series"),
             (by_products, products, "conjugate gradients, {}", "products with the Hessian"),
@@ -107,9 +107,9 @@ def run(
         by_terms.set_title("truncated Neumann series")
         by_products.set_title("conjugate gradients, stopped early")
         for way, style in zip(("exact", "diagonal", one, most, few), ("k-", "--", "-.", ":", "-"), strict=True):
-            course.plot(descents[way], style, label=way.replace(" 1 terms", " 1 term"))
-        course.set(xlabel="outer step", ylabel="upper objective", title="descent with a line search")
-        legend_below(course, columnspacing=1.0)
+            curve.plot(descents[way], style, label=way.replace(" 1 terms", " 1 term"))
+        curve.set(xlabel="outer step", ylabel="upper objective", title="descent with a line search")
+        legend_below(curve, columnspacing=1.0)
 
     return Result(numbers, claims, draw)
 

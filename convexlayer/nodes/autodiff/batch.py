@@ -21,7 +21,6 @@ __all__ = [
     "flatten_warm_start",
     "fold_vmap_axis",
     "repeat_elements",
-    "take_elements",
     "without_autocast",
 ]
 
@@ -150,14 +149,9 @@ def _format_shape(shape: Shape) -> str:
     return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
 
 
-def element_parameters(dims: Dims, theta: Tensors, index: int) -> Tensors:
-    """Select the parameters of one element."""
+def element_parameters(dims: Dims, theta: Tensors, index: int | torch.Tensor) -> Tensors:
+    """Select the parameters of one element, without their batch axis, or of several."""
     return tuple(t[index] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
-
-
-def take_elements(dims: Dims, theta: Tensors, rows: torch.Tensor) -> Tensors:
-    """Select the parameters of the elements ``rows``."""
-    return tuple(t[rows] if dim == 0 else t for t, dim in zip(theta, dims, strict=True))
 
 
 def repeat_elements(dims: Dims, theta: Tensors, count: int) -> Tensors:
@@ -168,19 +162,19 @@ def repeat_elements(dims: Dims, theta: Tensors, count: int) -> Tensors:
 
 
 def fold_vmap_axis(
-    lanes: int, in_dims: Sequence[int | None], dims: Dims, tensors: Sequence[torch.Tensor]
+    vmap_size: int, in_dims: Sequence[int | None], dims: Dims, tensors: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], Dims, int]:
     """Merge the axis added by vmap into the batch axis, for the vmap rule of an autograd function.
 
     Args:
-        lanes: size of the vmap axis.
+        vmap_size: size of the vmap axis.
         in_dims: position of the vmap axis in each tensor; None where absent.
         dims: batch axes, not counting the vmap axis.
         tensors: the tensors.
 
     Returns:
-        The tensors, their batch axes, and the batch size of one lane. A tensor with neither axis stays shared; any
-        other has (lanes * size, ...).
+        The tensors, their batch axes, and the batch size without the vmap axis. A tensor with neither axis stays
+        shared; any other has (vmap_size * size, ...).
     """
     fronted = [t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims, strict=True)]
     sizes = [t.shape[int(dim is not None)] for t, dim, own in zip(fronted, in_dims, dims, strict=True) if own == 0]
@@ -193,6 +187,6 @@ def fold_vmap_axis(
         wide = tensor.unsqueeze(0) if dim is None else tensor
         wide = wide.unsqueeze(1) if own is None else wide
         shape = wide.shape[2:]
-        folded.append(wide.expand(lanes, size, *shape).reshape(lanes * size, *shape))
+        folded.append(wide.expand(vmap_size, size, *shape).reshape(vmap_size * size, *shape))
     new = tuple(None if dim is None and own is None else 0 for dim, own in zip(in_dims, dims, strict=True))
     return folded, new, size

@@ -5,16 +5,20 @@ The unknowns are x = (theta, y, lam, mu); torch computes all derivatives. Comple
     relaxed    g <= 0,  mu >= 0,  -mu_i g_i <= t                    (Scholtes)
     branch     g_i = 0,  mu_i >= 0  or  g_i <= 0,  mu_i = 0         one of the two for each pair
 
-A point that is a local solution of every branch that contains it is a local solution of the program.
+A point that is a local solution of every branch that contains it is a local solution of the program. Where k pairs are
+*biactive*, g_i = mu_i = 0, there are 2^k of them. If the gradients of all active constraints are linearly independent,
+the branches that differ from one of them in a single pair decide; otherwise pairs may have to change together.
 
-Reference: Scholtes, Convergence properties of a regularization scheme for mathematical programs with complementarity
-constraints, 2001.
+References: Scholtes, Convergence properties of a regularization scheme for mathematical programs with complementarity
+constraints, 2001. Scheel and Scholtes, Mathematical programs with complementarity constraints: stationarity,
+optimality, and sensitivity, 2000.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, islice
 from typing import final
 
 import torch
@@ -27,10 +31,17 @@ from convexlayer.nodes.implicit.dense_lu import Dense
 from convexlayer.nodes.implicit.error_estimate import polish
 from convexlayer.nodes.implicit.operator import Operator
 
-__all__ = ["ZERO_TOL", "Complementarity", "SubproblemSolution"]
+__all__ = ["STATIONARITY_TOL", "ZERO_TOL", "Complementarity", "SubproblemSolution"]
 
 ZERO_TOL = 1e-6
 """Relative size below which a number counts as zero; the solvers reach about 1e-9."""
+
+STATIONARITY_TOL = 1e-6
+"""Largest residual of the upper gradient, relative to 1 + its norm, at a stationary point; SLSQP reaches about 1e-9."""
+
+MAX_BRANCHES = 64
+"""Branches through a point that are examined, those with the fewest changes first: all, where at most six pairs are
+biactive. Each costs a small least-squares problem, and a solve where the point is not stationary."""
 
 MIN_DECREASE = 1e-9
 """Smallest decrease of F, relative to 1 + |F|, that counts as one."""
@@ -51,7 +62,7 @@ class SubproblemSolution:
         x: the unknowns.
         violation: largest violation of a constraint, relative to 1 + |(theta, y)|; NaN if one is not finite.
         stationarity: residual min |F_x + h_x'a + g_x'b| over all a, and b >= 0 of active rows, relative to 1 + |F_x|,
-            with F divided by 1 + |F|.
+            with F divided by 1 + |F|; after an exchange of branches, the largest of those through x.
     """
 
     x: torch.Tensor
@@ -122,32 +133,46 @@ class Complementarity:
         )
 
     def solve_by_branch_exchange(self, x: torch.Tensor, eps: float) -> SubproblemSolution:
-        """Solve branches from x, until no exchange of one biactive pair (g_i = mu_i = 0) lowers F."""
+        """Solve branches from x, until no branch through the point lowers F."""
         theta, y, _lam, mu = self.split(x)
-        scale = eps or 1.0  # multipliers of constraints that eps activates are of its size
-        active = (mu / scale > -self._lower.g(y, *theta)).to(x.dtype)
+        active = (mu / self._multiplier_size(eps) > -self._lower.g(y, *theta)).to(x.dtype)
         found = self._solve_branch(x, active, eps)
         tried = {tuple(active.tolist())}
         while True:
-            for other in self._neighbouring_branches(found.x, active, scale):
-                if tuple(other.tolist()) in tried:
+            residuals = [found.stationarity]
+            for exchanged, other in self._other_branches(found.x, active, eps):
+                here = self._assess(self._branch_program, found.x, other, eps)
+                if here.violation <= self._tol:
+                    residuals.append(here.stationarity)
+                stationary = here.stationarity <= STATIONARITY_TOL
+                if tuple(other.tolist()) in tried or (exchanged > 1 and stationary):
                     continue
                 tried.add(tuple(other.tolist()))
-                moved, here = self._solve_branch(found.x, other, eps), self.value(found.x)
-                lower = self.value(moved.x) < here - MIN_DECREASE * (1 + here.abs())
+                moved, value = self._solve_branch(found.x, other, eps), self.value(found.x)
+                lower = self.value(moved.x) < value - MIN_DECREASE * (1 + value.abs())
                 if moved.violation <= self._tol and lower:
                     found, active = moved, other
                     break
             else:
-                return found
+                largest = torch.tensor(residuals, dtype=x.dtype).amax()  # NaN if any is NaN
+                return replace(found, stationarity=float(largest))
 
-    def _neighbouring_branches(self, x: torch.Tensor, active: torch.Tensor, scale: float) -> list[torch.Tensor]:
-        """Active sets that differ in one biactive pair."""
+    def _other_branches(self, x: torch.Tensor, active: torch.Tensor, eps: float) -> Iterator[tuple[int, torch.Tensor]]:
+        """Other active sets at x, and the numbers of biactive pairs in which they differ, in ascending order."""
         theta, y, _lam, mu = self.split(x)
         size = self.size(x)
-        both = (mu.abs() <= ZERO_TOL * scale * size) & (self._lower.g(y, *theta).abs() <= ZERO_TOL * size)
-        flips = torch.diag(both.to(x.dtype))[both]
-        return list((active - flips).abs())
+        zero = mu.abs() <= ZERO_TOL * self._multiplier_size(eps) * size
+        biactive = torch.nonzero(zero & (self._lower.g(y, *theta).abs() <= ZERO_TOL * size)).flatten().tolist()
+        sets = (pairs for count in range(1, len(biactive) + 1) for pairs in combinations(biactive, count))
+        for pairs in islice(sets, MAX_BRANCHES - 1):
+            other = active.clone()
+            other[list(pairs)] = 1 - active[list(pairs)]
+            yield len(pairs), other
+
+    @staticmethod
+    def _multiplier_size(eps: float) -> float:
+        """Size of the multipliers: those of constraints that the term -eps F activates are of the size of eps."""
+        return eps or 1.0
 
     # Functions of x and the subproblem's parameters: t or the active set, eps, and the scale of F.
 
@@ -231,9 +256,9 @@ class Complementarity:
     def _assess(
         self, program: NonlinearProgram, x: torch.Tensor, pairs: torch.Tensor, eps: float
     ) -> SubproblemSolution:
-        violation = self._violation(program, x, pairs, eps)
+        """Violation and stationarity of x for a subproblem."""
         return SubproblemSolution(
-            x, violation, self._stationarity(program, x, self._subproblem_parameters(x, pairs, eps))
+            x, self._violation(program, x, pairs, eps), self._stationarity(program, x, pairs, eps)
         )
 
     def _violation(self, program: NonlinearProgram, x: torch.Tensor, pairs: torch.Tensor, eps: float) -> float:
@@ -241,11 +266,15 @@ class Complementarity:
         rows = torch.cat([program.h(x, *numbers).abs(), program.g(x, *numbers).clamp(min=0.0), x.new_zeros(1)])
         return float(rows.amax() / self.size(x))
 
-    def _stationarity(self, program: NonlinearProgram, x: torch.Tensor, numbers: Tensors) -> float:
+    def _stationarity(self, program: NonlinearProgram, x: torch.Tensor, pairs: torch.Tensor, eps: float) -> float:
+        numbers = self._subproblem_parameters(x, pairs, eps)
         slope = torch.func.grad(program.f)(x, *numbers)
         equalities = torch.func.jacrev(program.h)(x, *numbers)
-        near = program.g(x, *numbers) > -ZERO_TOL * self.size(x)
-        rows = torch.cat([equalities, torch.func.jacrev(program.g)(x, *numbers)[near]])
+        g, inequalities = program.g(x, *numbers), torch.func.jacrev(program.g)(x, *numbers)
+        # A bound on a multiplier alone is in its units; a row that depends on theta or y is not.
+        of_point = (inequalities[:, : self._sizes[0] + self._sizes[1]] != 0.0).any(-1)
+        units = torch.where(of_point, 1.0, self._multiplier_size(eps))
+        rows = torch.cat([equalities, inequalities[g > -ZERO_TOL * units * self.size(x)]])
         if not torch.isfinite(rows).all() or not torch.isfinite(slope).all():
             return torch.nan
         least = torch.where(torch.arange(len(rows)) < len(equalities), -torch.inf, 0.0)

@@ -84,10 +84,11 @@ class KKT:
     """Method for ``solve_bilevel`` that minimises over parameters, lower variables and multipliers together.
 
     Complementarity is relaxed to -mu_i g_i <= t for decreasing t (Scholtes). Then, for each pair, one of mu_i = 0 and
-    g_i = 0 is imposed, which removes the error of t; where both are zero, the other is tried too, until no such
-    exchange lowers F. The search starts from the starts of the lower problem (``NodeOptions.start``). The result is the
+    g_i = 0 is imposed, which removes the error of t; where both are zero, the other is tried too, for one pair and for
+    several together, until no such exchange lowers F. The result is stationary if it is on each of these branches, of
+    at most 64. The search starts from the starts of the lower problem (``NodeOptions.start``). The result is the
     best point whose y passes as a lower minimum: by second-order conditions, and compared with the lower solver's
-    results from the starts and from beside y. For a ``StationaryNode`` any stationary point passes.
+    results from the starts and from near y. For a ``StationaryNode`` any stationary point passes.
     ``NodeOptions.choose`` is not used.
 
     All parameters of the node are learned: put constants into its functions. Matrices of all unknowns are dense, so the

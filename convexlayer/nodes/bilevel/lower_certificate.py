@@ -30,7 +30,7 @@ class Certificate:
         residual: largest violation of a constraint of the KKT form, relative to 1 + |(theta, y)|.
         curvature: smallest eigenvalue of L_YY on the null space of h_Y and of the rows of g_Y with a multiplier:
             positive at a strict minimum, infinite at a vertex, 0 where y may be one of many.
-        gap: f(y) less the smallest f that the lower solver finds at theta from the node's starts and from beside y;
+        gap: f(y) less the smallest f that the lower solver finds at theta from the node's starts and from near y;
             -infinity if it finds no feasible point.
     """
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.layers import ConvexLayer
 from convexlayer.nodes.autodiff.batch import Tensors
+from convexlayer.nodes.bilevel.complementarity import STATIONARITY_TOL
 from convexlayer.nodes.bilevel.kkt_form import KKT, KKTPoint
 from convexlayer.nodes.bilevel.lower_certificate import Certificate
 from convexlayer.nodes.bilevel.lower_level import lower_level, lower_program
@@ -24,9 +25,6 @@ from convexlayer.nodes.bilevel.progress import History, Stop, Stopped
 from convexlayer.nodes.bilevel.upper_level import Objective, is_finite
 
 __all__ = ["BilevelResult", "solve_bilevel"]
-
-STATIONARITY_TOL = 1e-6
-"""Largest residual of the upper gradient, relative to 1 + its norm, at a stationary point of the KKT form."""
 
 
 @final

@@ -128,16 +128,16 @@ class _Inner(ClosedForm):
         self, values: torch.Tensor, cotangent: torch.Tensor, S: torch.Tensor, skew: torch.Tensor
     ) -> None:
         """Warn or raise where the cotangents distinguish coincident eigenvalues."""
-        asked = torch.maximum(skew.abs(), (cotangent[..., None] - cotangent[..., None, :]).abs())
+        weight = torch.maximum(skew.abs(), (cotangent[..., None] - cotangent[..., None, :]).abs())
         scale = torch.maximum(S.abs().amax((-2, -1)), cotangent.abs().amax(-1))[..., None, None]
 
         repeated = _gaps(values).abs() <= _coincidence_tolerance(values)[..., None]
         repeated = repeated & ~torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
-        wrong = (repeated & (asked > torch.finfo(S.dtype).eps ** AMBIGUITY_EXPONENT * scale)).any(-1).any(-1)
-        if not bool(wrong.any()):
+        ambiguous = (repeated & (weight > torch.finfo(S.dtype).eps ** AMBIGUITY_EXPONENT * scale)).any(-1).any(-1)
+        if not bool(ambiguous.any()):
             return
         message = (
-            f"eigenvalues coincide{describe_elements(wrong)}, and the loss distinguishes their eigenvectors or "
+            f"eigenvalues coincide{describe_elements(ambiguous)}, and the loss distinguishes their eigenvectors or "
             "eigenvalues: it has no derivative there; use the projector Y Y' on their eigenspace, or change X"
         )
         if self._on_degenerate == "raise":

@@ -20,7 +20,7 @@ class AbstractForwardSolver(ABC):
     """Solver of a batch of nonlinear programs. The caller verifies its result by the KKT residual.
 
     Attributes:
-        restarts: whether the solver continues from its start, so that restarting it from its last point, or from beside
+        restarts: whether the solver continues from its start, so that restarting it from its last point, or from near
             a saddle point, makes sense.
     """
 

@@ -22,7 +22,7 @@ from typing import ClassVar, final
 
 import torch
 
-from convexlayer.nodes.autodiff.batch import Dims, Tensors, take_elements
+from convexlayer.nodes.autodiff.batch import Dims, Tensors, element_parameters
 from convexlayer.nodes.declarative.forward_solver import AbstractForwardSolver
 from convexlayer.nodes.declarative.interior_point_step import InteriorPointState, interior_point_step
 from convexlayer.nodes.declarative.nonlinear_program import (
@@ -116,7 +116,7 @@ class _ScaledSolve:
                 rows, state = rows[keep], state.rows(keep)
                 if not len(rows):
                     return
-                here = take_elements(self._dims, self._theta, rows)
+                here = element_parameters(self._dims, self._theta, rows)
                 found = ProgramDerivatives(**{name: value[keep] for name, value in vars(found).items()})
             self.count[rows] += 1
             state = state.with_reduced_barrier(found)

@@ -244,7 +244,7 @@ class NonlinearProgram:
     def multipliers(self, dims: Dims, y: torch.Tensor, theta: Tensors, *, p: int, m: int) -> Iterate:
         """Estimate the multipliers at y by least squares.
 
-        An inequality is active if g >= -ACTIVE_TOL, relative to the change of g over the scales of the variables.
+        An inequality is active if g >= -eps^ACTIVE_EXPONENT, relative to the change of g over the variables' scales.
         Multipliers of inactive inequalities are zero, those of active ones nonnegative.
         """
         count = torch.zeros(len(y), dtype=torch.int64, device=y.device)

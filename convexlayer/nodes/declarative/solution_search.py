@@ -16,7 +16,6 @@ from convexlayer.nodes.autodiff.batch import (
     Tensors,
     element_parameters,
     repeat_elements,
-    take_elements,
 )
 from convexlayer.nodes.autodiff.captured_tensors import inspect_function
 from convexlayer.nodes.autodiff.derivatives import inside_transform, matvec
@@ -128,10 +127,10 @@ class SolutionSearch:
         found, iterations = self._solve_and_polish(first, first, dims, theta_repeated)
         good = found.distance <= self.tol
         kinds, _ = self._curvature(found)
-        plain = (kinds == Kind.MINIMUM.code) | (kinds == Kind.UNKNOWN.code)
+        minimum = (kinds == Kind.MINIMUM.code) | (kinds == Kind.UNKNOWN.code)
         # A default start with a gradient of exactly zero may lie on a kink that autograd does not see.
         self._uninformed_start = self._solver.restarts and start is None and not callable(self._options.start)
-        settled = good & ((plain & ~self._unmoved_default_start(found, iterations)) | (not self._minimises))
+        settled = good & ((minimum & ~self._unmoved_default_start(found, iterations)) | (not self._minimises))
         if not bool(settled.all()):
             found, iterations, kinds, good = self._restart(found, iterations, settled, first, dims, theta_repeated)
         z, distance, flat = found.operator.z, found.distance, found.flat
@@ -193,7 +192,7 @@ class SolutionSearch:
         dims: Dims,
         theta: Tensors,
     ) -> tuple[PolishedPoints, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Continue from points that are no solutions, rescaled there, and from beside points that are no minima.
+        """Continue from points that are not solutions, rescaled there, and from near those that are not minima.
 
         Returns:
             The points, the iterations, the kinds, and a mask of the solutions.
@@ -204,11 +203,11 @@ class SolutionSearch:
         good = settled.clone()
         rows = torch.nonzero(~settled).squeeze(-1)
         if len(rows) < len(z):
-            some = Operator(self.residual, dims, z[rows], take_elements(dims, theta, rows))
+            some = Operator(self.residual, dims, z[rows], element_parameters(dims, theta, rows))
             found = self._polish(some, origin[rows], 0)
         restarts = MAX_RESTARTS if self._solver.restarts else 0
         for number in range(restarts + 1):
-            row_theta = take_elements(dims, theta, rows)
+            row_theta = element_parameters(dims, theta, rows)
             if self._solver.restarts:
                 found = self._full_newton_steps(found, origin[rows], dims, row_theta)
             near = found.distance <= self.tol
@@ -222,9 +221,9 @@ class SolutionSearch:
                 away = torch.where(unmoved.unsqueeze(-1), quasirandom_weights(y), y - origin[rows])
                 direction = torch.where((found.flat | unmoved)[:, None, None], away.unsqueeze(1), direction)
                 for each in direction.unbind(1):
-                    beside, lower = descend_along(self._conditions, self._point(found), each, dims, row_theta)
+                    nearby, lower = descend_along(self._conditions, self._point(found), each, dims, row_theta)
                     lower = lower & suspect & ~descends
-                    y, descends = torch.where(lower.unsqueeze(-1), beside, y), descends | lower
+                    y, descends = torch.where(lower.unsqueeze(-1), nearby, y), descends | lower
                 saddle = Kind.SADDLE.code
                 kind = torch.where(descends & (kind != Kind.MAXIMUM.code), saddle, kind)
                 if self.m:
@@ -240,7 +239,7 @@ class SolutionSearch:
                 break
             rows, start = rows[remaining], y[remaining]
             if number < restarts:
-                found, steps = self._solve_and_polish(start, origin[rows], dims, take_elements(dims, theta, rows))
+                found, steps = self._solve_and_polish(start, origin[rows], dims, element_parameters(dims, theta, rows))
                 counts[rows] += steps
         operator = Operator(self.residual, dims, z, theta)
         factor = self._linear.init(operator, symmetric=True)
@@ -249,7 +248,7 @@ class SolutionSearch:
     def _full_newton_steps(
         self, found: PolishedPoints, origin: torch.Tensor, dims: Dims, theta: Tensors
     ) -> PolishedPoints:
-        """Take full Newton steps from points that are no solutions, where they lead to a minimum that is no higher.
+        """Take full Newton steps from points that are not solutions, where they lead to a minimum that is no higher.
 
         In a long curved valley a line search on the objective would take a thousand short steps.
         """

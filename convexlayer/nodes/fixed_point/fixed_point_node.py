@@ -18,12 +18,9 @@ from convexlayer.errors import FailedElementsError, ShapeError
 from convexlayer.nodes.autodiff.batch import Batch, Shape, flatten_warm_start, without_autocast
 from convexlayer.nodes.autodiff.derivatives import vmap_error
 from convexlayer.nodes.fixed_point.differentiation import AbstractDerivative, Implicit, Step
-from convexlayer.nodes.implicit.node_report import DegeneracyPolicy, FailurePolicy, NodeReport
+from convexlayer.nodes.implicit.node_report import MAX_LISTED, DegeneracyPolicy, FailurePolicy, NodeReport
 
 __all__ = ["FixedPointNode"]
-
-MAX_LISTED = 8
-"""Failed elements that an error message lists."""
 
 
 @final

@@ -21,7 +21,7 @@ from typing import Any, final
 
 import torch
 
-from convexlayer.nodes.autodiff.batch import Batch, Dims, Tensors, fold_vmap_axis, take_elements, without_autocast
+from convexlayer.nodes.autodiff.batch import Batch, Dims, Tensors, element_parameters, fold_vmap_axis, without_autocast
 from convexlayer.nodes.autodiff.derivatives import (
     inside_transform,
     jacobian_vector_product,
@@ -255,7 +255,7 @@ class _ImplicitFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], equation: Any, dims: Dims, *rest: Any) -> tuple[Solution, Any]:
-        lanes, count = info.batch_size, len(dims)
+        vmap_size, count = info.batch_size, len(dims)
         start, *tensors = rest
         start_dim, *tensor_dims = in_dims[2:]
         theta, captured, theta_dims = tensors[:count], tensors[count:], tensor_dims[:count]
@@ -264,13 +264,13 @@ class _ImplicitFunction(torch.autograd.Function):
             sides = theta[0].movedim(theta_dims[0], 0)
             found = [_apply(equation, dims, None, side, *theta[1:], *captured) for side in sides]
             return (torch.stack([z for z, _ in found]), torch.stack([solved for _, solved in found])), (0, 0)
-        folded, new_dims, size = fold_vmap_axis(lanes, theta_dims, dims, theta)
+        folded, new_dims, size = fold_vmap_axis(vmap_size, theta_dims, dims, theta)
         if start is not None:
-            (start,), _, _ = fold_vmap_axis(lanes, [start_dim], (0,), [start])
+            (start,), _, _ = fold_vmap_axis(vmap_size, [start_dim], (0,), [start])
         together = _apply(equation, new_dims, start, *folded, *captured)
         wide = [
-            (part if len(part) == lanes * size else part.expand(lanes * size, *part.shape[1:])).reshape(
-                lanes, size, *part.shape[1:]
+            (part if len(part) == vmap_size * size else part.expand(vmap_size * size, *part.shape[1:])).reshape(
+                vmap_size, size, *part.shape[1:]
             )
             for part in together
         ]
@@ -310,7 +310,7 @@ def _mask_unsolved(
     if not inside_transform() and bool(solved.all()):
         return z, theta, cotangent
     index = torch.where(solved, torch.arange(solved.shape[0], device=solved.device), solved.int().argmax())
-    return z[index], take_elements(dims, theta, index), torch.where(solved.unsqueeze(-1), cotangent, 0.0)
+    return z[index], element_parameters(dims, theta, index), torch.where(solved.unsqueeze(-1), cotangent, 0.0)
 
 
 def _parameter_vjp(

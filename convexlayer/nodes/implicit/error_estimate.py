@@ -37,8 +37,9 @@ UNREDUCED = 0.5
 FLAT_JACOBIAN_EXPONENT, FLAT_VALUE_EXPONENT = 1 / 2, 2 / 3
 """A row has vanished if its products with K and its value have fallen to eps to these powers since the start."""
 
-GOLDEN_RATIO = 0.618033988749895
-"""Fractional part of the golden ratio, whose multiples are a low-discrepancy sequence."""
+GOLDEN_RATIO, OFFSET = 0.618033988749895, 0.7
+"""Fractional part of the golden ratio, whose multiples are a low-discrepancy sequence, and the shift (any number that
+is no multiple of it) between the sets of weights."""
 
 
 @final
@@ -209,7 +210,7 @@ def _largest(ratio: torch.Tensor) -> torch.Tensor:
 def quasirandom_weights(like: torch.Tensor, number: int = 0) -> torch.Tensor:
     """Weights of magnitude 1/2 to 3/2 and irregular signs along the last axis; each ``number`` gives another set."""
     index = torch.arange(like.shape[-1], device=like.device).double()
-    sizes = 0.5 + torch.frac(GOLDEN_RATIO * (index + 1.0 + 0.7 * number))
+    sizes = 0.5 + torch.frac(GOLDEN_RATIO * (index + 1.0 + OFFSET * number))
     signs = torch.where(torch.cos(1.0 + number + (3.0 + number) * index**2) >= 0, 1.0, -1.0)
     return (signs * sizes).to(like).expand_as(like)
 

@@ -15,7 +15,7 @@ from convexlayer.nodes.implicit.derivative_verdict import DerivativeVerdict
 from convexlayer.nodes.implicit.stationary_kind import KINDS, Kind
 from convexlayer.status import Status
 
-__all__ = ["DegeneracyPolicy", "FailurePolicy", "NodeReport"]
+__all__ = ["MAX_LISTED", "DegeneracyPolicy", "FailurePolicy", "NodeReport"]
 
 ON_FAILURE = ("raise", "nan", "keep")
 ON_DEGENERATE = ("warn", "report", "raise")
@@ -26,7 +26,7 @@ MAX_LISTED = 8
 
 @final
 class NodeReport:
-    """Report of one call; tensors have one entry per element (under vmap, of all lanes in sequence).
+    """Report of one call; tensors have one entry per element (under vmap, one batch after another).
 
     Attributes:
         distance: estimated relative error of the solution: the largest |K^-1 R|_j / |z_j| (for a fixed point,

@@ -15,6 +15,7 @@ from .usage import UsageLedger
 __all__ = ["Limits"]
 
 _MINUTE_S = 60.0
+"""Seconds of a minute, the unit of rate limits."""
 
 _RETRY_S = 1.0
 """Retry-After in seconds of a key with too many concurrent requests."""

@@ -19,6 +19,8 @@ __all__ = ["MemoryBudget", "Reservation", "release_free_memory"]
 Part = Literal["body", "arrays", "result", "response"]
 
 _MIB = 2**20
+"""Bytes of a mebibyte."""
+
 _RETRY_S = 1.0
 """Retry-After in seconds of a request that exceeds the budget."""
 

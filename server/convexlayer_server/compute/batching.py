@@ -36,6 +36,7 @@ Every chunk carries them to a worker. Smaller chunks share the workers better; t
 """
 
 _EMPTY_STATE = PortableState(digest="", x=np.zeros((0, 0)), y=np.zeros((0, 0)), s=np.zeros((0, 0)), status=())
+"""The state of no elements."""
 
 
 @final

@@ -95,7 +95,10 @@ _MAX_DENOMINATOR = 4096
 """Largest ``max_denom``: CVXPY's approximation of a power has about its logarithm of second-order cones."""
 
 _APPROXIMATION: Mapping[str, Option] = {"max_denom": integer(1, _MAX_DENOMINATOR), "approx": boolean}
+"""Options of atoms that CVXPY may approximate by second-order cones."""
+
 _COUNT = integer(0, 10**6)
+"""A number of entries, such as the k of ``sum_largest``; the sizes of documents are limited further below."""
 
 _ELEMENTWISE = {
     "abs": Atom(cp.abs),

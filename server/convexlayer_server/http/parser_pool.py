@@ -78,7 +78,7 @@ class _Parser:
         return result
 
     def close(self) -> None:
-        """Kill the process, whatever it is doing, for good."""
+        """Kill the process; it is not started again."""
         with self._lock:
             self._closed = True
         self._stop()
@@ -94,7 +94,7 @@ class _Parser:
             return self._connection
 
     def _stop(self) -> int | None:
-        """Kill the process; return its exit code, that of its own end if it had ended."""
+        """Kill the process, if it still runs; return its exit code."""
         with self._lock:
             connection, self._connection = self._connection, None
             process, self._process = self._process, None
@@ -189,7 +189,7 @@ class ParserPool:
             queue.remove(owner, job)
 
     async def close(self) -> None:
-        """Kill the processes, whatever they parse, and fail what waits."""
+        """Kill the processes; bodies that wait or are being parsed fail."""
         self._closed = True
         for queue in (self._moderate, self._large):
             while len(queue):

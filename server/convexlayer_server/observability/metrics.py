@@ -12,7 +12,10 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+"""Upper bounds of the histograms of durations, from a small solve to a long job."""
+
 _ELEMENTS_BUCKETS = tuple(2**power for power in range(0, 14, 2))
+"""Upper bounds of the histogram of batch sizes."""
 
 
 @final

@@ -17,6 +17,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1", tags=["account"])
 
 _MAX_DAYS = 366
+"""Days of usage that a request may ask for."""
 
 
 @router.get("/capabilities")

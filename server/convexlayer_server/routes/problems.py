@@ -25,6 +25,7 @@ router = APIRouter(prefix="/v1/problems", tags=["problems"])
 _CURSOR_PREFIX = "problem "
 
 _MAX_PAGE = 1000
+"""Problems of a page at most."""
 
 
 async def _document(request: Request) -> IdentifiedDocument:

@@ -25,7 +25,7 @@ __all__ = [
     "Outcome",
     "QueryResult",
     "Truth",
-    "judge",
+    "assess",
     "outcome_of",
     "raised",
     "worst",
@@ -65,7 +65,7 @@ class Outcome:
         wrong_optimal: status optimal, and an output is wrong, whatever was reported of derivatives.
         x_error: largest error of an output, relative to its size; NaN without a solution.
         J_error: largest error of a derivative, relative to its size.
-        words: reported status of each derivative, (B, queries).
+        reported: reported status of each derivative, (B, queries).
         outputs: outputs, (B, N).
         expected: true outputs, (B, N).
     """
@@ -78,20 +78,20 @@ class Outcome:
     wrong_optimal: BoolArray
     x_error: Array
     J_error: Array
-    words: tuple[tuple[str, ...], ...]
+    reported: tuple[tuple[str, ...], ...]
     outputs: Array
     expected: Array
 
     def example(self, element: int) -> str:
         """Describe one element."""
         return (
-            f"{self.status[element]}, {' '.join(self.words[element])}; x {_written(self.outputs[element])}, expected "
-            f"{_written(self.expected[element])}; errors of x {self.x_error[element]:.1e}, of derivatives "
+            f"{self.status[element]}, {' '.join(self.reported[element])}; x {_written(self.outputs[element])}, "
+            f"expected {_written(self.expected[element])}; errors of x {self.x_error[element]:.1e}, of derivatives "
             f"{self.J_error[element]:.1e}"
         )
 
 
-def judge(
+def assess(
     solution_map: SolutionMap, theta: Sequence[Array], truth: Truth, *, queries: Sequence[int], seed: int = 0
 ) -> Outcome:
     """Solve, differentiate, and compare.
@@ -128,12 +128,12 @@ class QueryResult:
 
     Attributes:
         error: relative error, (B,).
-        words: reported status, (B,).
+        reported: reported status, (B,).
         exists: whether the derivative exists; if not, only the status ok is wrong.
     """
 
     error: Array
-    words: tuple[str, ...]
+    reported: tuple[str, ...]
     exists: bool = True
 
 
@@ -142,7 +142,7 @@ def outcome_of(
 ) -> Outcome:
     """The outcome of a batch, from outputs, expected outputs, errors of the outputs, and results of the queries."""
     optimal = np.array([status is Status.OPTIMAL for status in solved.report.status])
-    ok = np.array([[word == "ok" for word in one.words] for one in results])
+    ok = np.array([[status == "ok" for status in one.reported] for one in results])
     exists = np.array([one.exists for one in results])[:, None]
     errors = np.array([one.error for one in results])
     x_wrong, J_wrong = ~(x_error <= TOLERANCE), np.where(exists, ~(errors <= TOLERANCE), ok)
@@ -156,19 +156,19 @@ def outcome_of(
         wrong_optimal=optimal & x_wrong,
         x_error=x_error,
         J_error=np.max(np.where(exists, errors, 0.0), axis=0),
-        words=tuple(zip(*(one.words for one in results), strict=True)),
+        reported=tuple(zip(*(one.reported for one in results), strict=True)),
         outputs=outputs,
         expected=expected,
     )
 
 
-def raised(expected: Array, queries: int, word: str) -> Outcome:
-    """The outcome of a batch whose call raised an exception of type ``word``."""
+def raised(expected: Array, queries: int, error: str) -> Outcome:
+    """The outcome of a batch whose call raised an exception of type ``error``."""
     batch = len(expected)
     no, infinite = np.zeros(batch, dtype=bool), np.full(batch, np.inf)
     failed = (("failed",) * queries,) * batch
     nothing = np.full_like(expected, np.nan)
-    return Outcome((word,) * batch, no, no, no, no, no, infinite, infinite, failed, nothing, expected)
+    return Outcome((error,) * batch, no, no, no, no, no, infinite, infinite, failed, nothing, expected)
 
 
 def _written(value: Array) -> str:
