@@ -81,6 +81,7 @@ MAY_IMPORT_TORCH = (
     "convexlayer/linalg/schur.py",
     "convexlayer/interior_point/torch/",
     "convexlayer/testing/",
+    "convexlayer/runtime/graph_breaks.py",
 )
 MAY_IMPORT_CVXPY = (
     "convexlayer/canon/",

@@ -64,3 +64,10 @@ def test_unknown_names_raise() -> None:
         convexlayer.ConvexLayr  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError, match="ConvexLayr"):
         from convexlayer import ConvexLayr  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_layers_and_nodes_do_not_import_the_compiler() -> None:
+    """torch._dynamo takes about as long as torch itself; it is imported with the first use of torch.compile."""
+    script = "import sys; from convexlayer import ConvexLayer, nodes; print('torch._dynamo' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "False"

@@ -27,6 +27,7 @@ from convexlayer.layers.remote import remote_solution_map, server_url
 from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.theta import batch_size
 from convexlayer.layers.vmap_rules import is_transformed
+from convexlayer.runtime.graph_breaks import outside_graphs
 from convexlayer.solvers import Options
 from convexlayer.status import Status
 
@@ -189,7 +190,7 @@ class ConvexLayer(torch.nn.Module):
         names, outputs = (", ".join(spec.name for spec in specs) for specs in (self._map.parameters, self._map.outputs))
         return f"({names}) -> ({outputs}), {self._map.summary}"
 
-    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @outside_graphs
     def forward(
         self,
         *tensors: torch.Tensor,
@@ -216,7 +217,7 @@ class ConvexLayer(torch.nn.Module):
         self._degeneracy_policy.of_solutions(report)
         return outputs
 
-    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @outside_graphs
     def solve(
         self,
         *tensors: torch.Tensor,

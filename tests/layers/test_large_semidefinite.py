@@ -155,9 +155,10 @@ def test_solutions_and_gradients_in_other_units(unit: float) -> None:
         (value,), report = cut.solve(theta, torch.full((order,), bound, dtype=torch.float64))
         (value * torch.tensor(symmetric(order, 1))).sum().backward()
         assert report.derivative.trusted
+        assert theta.grad is not None
         found.append((value.detach().numpy() / bound, theta.grad.numpy() * objective / bound))
-    for value, gradient in found[1:]:
-        np.testing.assert_allclose(value, found[0][0], atol=1e-9)
+    for solution, gradient in found[1:]:
+        np.testing.assert_allclose(solution, found[0][0], atol=1e-9)
         np.testing.assert_allclose(gradient, found[0][1], atol=1e-9 * np.max(np.abs(found[0][1])))
     D, Y = cp.Parameter((15, 15)), cp.Variable((15, 15))
     problem = cp.Problem(cp.Minimize(weight * unit * cp.normNuc(Y) + 0.5 * cp.sum_squares(Y - D)))

@@ -34,7 +34,7 @@ def test_report(name: str) -> None:
     assert np.all(report.iterations > 0) or name == "least_squares"  # solved as one linear system
     assert set(report.seconds) == {"canonical", "solve", "polish"}
     assert report.derivative is None
-    sum(o.sum() for o in outputs).backward()
+    torch.stack([o.sum() for o in outputs]).sum().backward()
     assert report.derivative is not None
     assert report.derivative.trusted
     assert report.derivative.status == ("ok",) * 3

@@ -26,6 +26,7 @@ from torch.autograd import forward_ad
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.autodiff.derivatives import refuse_nested_forward_mode
+from convexlayer.runtime.graph_breaks import outside_graphs
 
 __all__ = [
     "ClosedForm",
@@ -186,8 +187,7 @@ def closed_form_function(function: Callable[P, R]) -> Callable[P, R]:
                 break
         return function(*args, **kwargs)
 
-    disabled: Callable[P, R] = torch.compiler.disable(call)
-    return disabled
+    return outside_graphs(call)
 
 
 def _half_to_float32(value: Any) -> Any:

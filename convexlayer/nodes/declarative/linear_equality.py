@@ -18,6 +18,7 @@ from convexlayer.nodes.declarative.initial_points import Start
 from convexlayer.nodes.declarative.node_options import Choose, NodeOptions
 from convexlayer.nodes.declarative.nonlinear_program import Function, Point, numerical_rank
 from convexlayer.nodes.implicit.node_report import NodeReport
+from convexlayer.runtime.graph_breaks import outside_graphs
 
 __all__ = ["LinearEqualityNode", "LinearForm"]
 
@@ -107,12 +108,12 @@ class LinearEqualityNode(torch.nn.Module):
             _ReducedObjective(f, self.y0, self.F), (n - m,), parameters, solver=solver, options=options
         )
 
-    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @outside_graphs
     def forward(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
         """y (n,), or (batch, n) if any parameter has a batch axis; see ``AbstractNode.forward``."""
         return self.solve(*parameters, warm_start=warm_start)[0].y
 
-    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @outside_graphs
     def solve(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> tuple[Point, NodeReport]:
         """Return y and the multipliers, all differentiable, and the report, which backward passes complete."""
         if self._form is LinearForm.KKT:

@@ -17,6 +17,7 @@ from convexlayer.nodes.declarative.solution_search import SearchProblem, Solutio
 from convexlayer.nodes.implicit.equation import Equation, solve_implicitly
 from convexlayer.nodes.implicit.node_report import DegeneracyPolicy, FailurePolicy, NodeReport
 from convexlayer.nodes.implicit.operator import Operator
+from convexlayer.runtime.graph_breaks import outside_graphs
 
 __all__ = ["AbstractNode", "flat_function"]
 
@@ -89,7 +90,7 @@ class AbstractNode(torch.nn.Module, ABC):
     def _singular_message(self, operator: Operator, index: int) -> str:
         """Describe why K is singular for one element."""
 
-    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @outside_graphs
     def forward(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
         """Return y (*variable), or (batch, *variable) if any parameter has a batch axis.
 
@@ -105,7 +106,7 @@ class AbstractNode(torch.nn.Module, ABC):
         """
         return self.solve(*parameters, warm_start=warm_start)[0].y
 
-    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @outside_graphs
     def solve(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> tuple[Point, NodeReport]:
         """Return y and the multipliers, all differentiable, and the report, which backward passes complete."""
         batch = Batch.of(self.shapes, parameters)

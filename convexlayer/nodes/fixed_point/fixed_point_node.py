@@ -19,6 +19,7 @@ from convexlayer.nodes.autodiff.batch import Batch, Shape, flatten_warm_start, w
 from convexlayer.nodes.autodiff.derivatives import vmap_error
 from convexlayer.nodes.fixed_point.differentiation import AbstractDerivative, Implicit, Step
 from convexlayer.nodes.implicit.node_report import MAX_LISTED, DegeneracyPolicy, FailurePolicy, NodeReport
+from convexlayer.runtime.graph_breaks import outside_graphs
 
 __all__ = ["FixedPointNode"]
 
@@ -77,12 +78,12 @@ class FixedPointNode(torch.nn.Module):
         """Whether the output is independent of the start, so that a warm start only saves steps."""
         return self._derivative.forgets_start
 
-    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @outside_graphs
     def forward(self, *theta: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
         """Return the fixed point or iterate; see ``solve``."""
         return self.solve(*theta, warm_start=warm_start)[0]
 
-    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @outside_graphs
     def solve(self, *theta: torch.Tensor, warm_start: torch.Tensor | None = None) -> tuple[torch.Tensor, NodeReport]:
         """Iterate.
 

@@ -33,6 +33,7 @@ from convexlayer.nodes.implicit.error_estimate import polish
 from convexlayer.nodes.implicit.newton import TOL_EXPONENT, newton
 from convexlayer.nodes.implicit.node_report import DegeneracyPolicy, FailurePolicy, NodeReport
 from convexlayer.nodes.implicit.operator import AbstractResidual, Operator
+from convexlayer.runtime.graph_breaks import outside_graphs
 
 __all__ = ["RootNode"]
 
@@ -77,7 +78,7 @@ class RootNode(torch.nn.Module):
             DegeneracyPolicy(options.on_degenerate),
         )
 
-    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @outside_graphs
     def forward(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
         """Return y (*variable), or (batch, *variable) if any parameter has a batch axis.
 
@@ -92,7 +93,7 @@ class RootNode(torch.nn.Module):
         """
         return self.solve(*parameters, warm_start=warm_start)[0]
 
-    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
+    @outside_graphs
     def solve(
         self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, NodeReport]:
