@@ -21,9 +21,10 @@ A batch adds a leading axis to all values; its elements share the sparsity patte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
+from itertools import compress, takewhile
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 from convexlayer.sparse import Pattern, Values, entries_of_products, is_finite, max_norm, power_of_two
 
 __all__ = [
+    "ROWS_OF_BLOCK",
     "Array",
     "ConeProgram",
     "Cones",
@@ -47,9 +49,26 @@ Array = NDArray[np.float64]
 IndexArray = NDArray[np.int64]
 
 
+ROWS_OF_BLOCK: dict[str, Callable[[Any], int]] = {
+    "zero": lambda _: 1,
+    "nonnegative": lambda _: 1,
+    "second_order": lambda size: size,
+    "psd": lambda order: order * (order + 1) // 2,
+    "exponential": lambda _: 3,
+    "power": lambda _: 3,
+}
+"""The cones in row order, with the number of rows of a block, from its entry in ``Cones``."""
+
+
+def _row_count(kind: str, size: int | list[Any]) -> int:
+    """Number of rows of all blocks of one cone."""
+    of_block = ROWS_OF_BLOCK[kind]
+    return of_block(1) * size if isinstance(size, int) else sum(map(of_block, size))
+
+
 @dataclass(frozen=True)
 class Cones:
-    """Sizes of the blocks of K, in row order.
+    """Sizes of the blocks of K, in row order: a number of blocks, or a tuple with an entry for each.
 
     Attributes:
         zero: number of rows of the zero cone (equalities, with free duals).
@@ -67,37 +86,39 @@ class Cones:
     exponential: int = 0
     power: tuple[float, ...] = ()
 
+    @property
+    def block_rows(self) -> IndexArray:
+        """Number of rows of each block, in row order; each row of the zero and nonnegative cones is a block."""
+        rows = [
+            np.full(size, ROWS_OF_BLOCK[kind](1)) if isinstance(size, int) else [ROWS_OF_BLOCK[kind](k) for k in size]
+            for kind, size in self.as_dict().items()
+        ]
+        return np.concatenate(rows).astype(np.int64)
+
+    def rows_of(self, kind: str) -> slice:
+        """The rows of the blocks of one cone."""
+        counts = {each: _row_count(each, size) for each, size in self.as_dict().items()}
+        start = sum(counts[each] for each in takewhile(lambda each: each != kind, counts))
+        return slice(start, start + counts[kind])
+
     @cached_property
     def m(self) -> int:
         """Number of rows."""
-        triangles = sum(k * (k + 1) // 2 for k in self.psd)
-        return (
-            self.zero + self.nonnegative + sum(self.second_order) + triangles + 3 * (self.exponential + len(self.power))
-        )
+        return sum(_row_count(kind, size) for kind, size in self.as_dict().items())
 
     def as_dict(self) -> dict[str, Any]:
-        """The sizes as plain JSON values."""
-        return {
-            "zero": self.zero,
-            "nonnegative": self.nonnegative,
-            "second_order": list(self.second_order),
-            "psd": list(self.psd),
-            "exponential": self.exponential,
-            "power": list(self.power),
-        }
+        """The sizes as plain JSON values, in row order."""
+        sizes = {kind: getattr(self, kind) for kind in ROWS_OF_BLOCK}
+        return {kind: list(size) if isinstance(size, tuple) else size for kind, size in sizes.items()}
 
     def of_blocks(self, kept: NDArray[np.bool_]) -> Cones:
         """Select blocks by a mask in row order, in which each row of the zero and nonnegative cones is a block."""
-        counts = [size if isinstance(size, int) else len(size) for size in self.as_dict().values()]
-        zero, nonnegative, second_order, psd, exponential, power = np.split(kept, np.cumsum(counts)[:-1])
-        return Cones(
-            zero=int(np.count_nonzero(zero)),
-            nonnegative=int(np.count_nonzero(nonnegative)),
-            second_order=tuple(compress(self.second_order, second_order)),
-            psd=tuple(compress(self.psd, psd)),
-            exponential=int(np.count_nonzero(exponential)),
-            power=tuple(compress(self.power, power)),
-        )
+        sizes = self.as_dict()
+        counts = [len(size) if isinstance(size, list) else size for size in sizes.values()]
+        for kind, mask in zip(sizes, np.split(kept, np.cumsum(counts)[:-1]), strict=True):
+            whole = sizes[kind]
+            sizes[kind] = tuple(compress(whole, mask)) if isinstance(whole, list) else int(np.count_nonzero(mask))
+        return Cones(**sizes)
 
     @cached_property
     def kinds(self) -> frozenset[str]:

@@ -100,9 +100,8 @@ def has_ray(rays: Array) -> BoolArray:
 @lru_cache(maxsize=256)
 def block_of_rows(cones: Cones) -> IndexArray:
     """Block index of each row, (m,); each row of the zero and nonnegative cones is a block."""
-    sizes = [1] * (cones.zero + cones.nonnegative) + list(cones.second_order)
-    sizes += [k * (k + 1) // 2 for k in cones.psd] + [3] * (cones.exponential + len(cones.power))
-    return np.repeat(np.arange(len(sizes)), sizes)
+    rows = cones.block_rows
+    return np.repeat(np.arange(len(rows)), rows)
 
 
 class _Claim(ABC):

@@ -95,7 +95,7 @@ def test_diffcp_is_not_a_dependency(library: Wheel) -> None:
 
 def test_the_client_needs_neither_library_nor_server(client: Wheel) -> None:
     assert client.requires() == {"httpx", "httpx-sse", "numpy", "tenacity"}
-    assert client.extras == {"torch", "cvxpy", "progress"}
+    assert client.extras == {"cvxpy", "progress"}
 
 
 def test_torch_is_pinned_for_every_install() -> None:

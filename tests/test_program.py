@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure, is_finite
+from convexlayer.cones import product_cone
+from convexlayer.program import ROWS_OF_BLOCK, Array, ConeProgram, Cones, Pattern, Structure, is_finite
 
 
 def pattern(rng: np.random.Generator, shape: tuple[int, int], density: float) -> Pattern:
@@ -48,6 +49,25 @@ def reference(pattern: Pattern, values: Array) -> Array:
 def test_rows_and_kinds(cones: Cones, rows: int, kinds: set[str]) -> None:
     assert cones.m == rows
     assert cones.kinds == kinds
+
+
+def test_rows_and_blocks_of_each_cone() -> None:
+    assert tuple(ROWS_OF_BLOCK) == tuple(Cones.__dataclass_fields__)
+    cones = Cones(zero=2, nonnegative=1, second_order=(3, 1), psd=(2,), exponential=1, power=(0.5, 0.2))
+    assert cones.block_rows.tolist() == [1, 1, 1, 3, 1, 3, 3, 3, 3]
+    rows = [range(cones.m)[cones.rows_of(kind)] for kind in ROWS_OF_BLOCK]
+    assert [len(each) for each in rows] == [2, 1, 4, 3, 3, 6]
+    assert [row for each in rows for row in each] == list(range(cones.m))
+    assert [cones.rows_of(kind) for kind in ("second_order", "psd")] == [slice(3, 7), slice(7, 10)]
+    groups = product_cone(cones).groups
+    assert [group.size for group in groups for _ in range(group.blocks)] == cones.block_rows.tolist()
+    assert Cones().block_rows.tolist() == []
+
+
+def test_blocks_are_selected_by_a_mask() -> None:
+    cones = Cones(zero=2, nonnegative=1, second_order=(3, 1), psd=(2,), exponential=1, power=(0.5, 0.2))
+    kept = np.array([True, False, True, False, True, False, True, True, False])
+    assert cones.of_blocks(kept) == Cones(zero=1, nonnegative=1, second_order=(1,), exponential=1, power=(0.5,))
 
 
 def test_equal_cones_are_equal_keys() -> None:

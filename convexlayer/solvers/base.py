@@ -147,7 +147,7 @@ def upper_triangles(cones: Cones) -> IndexArray:
 
     ``b[permutation]`` is in that order; ``v[argsort(permutation)]`` is in the original one.
     """
-    start = cones.zero + cones.nonnegative + sum(cones.second_order)
+    start = cones.rows_of("psd").start
     order = np.arange(cones.m)
     for side in cones.psd:
         triangle = np.zeros((side, side), dtype=np.int64)

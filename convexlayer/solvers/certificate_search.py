@@ -141,13 +141,12 @@ def _dual_cone_rows(cones: Cones) -> _Entries:
     """
     first, m = cones.zero, cones.m
     rows, cols, values = np.arange(m - first), np.arange(first, m), np.ones(m - first)
-    power = m - 3 * len(cones.power)
-    exponential = power - 3 * cones.exponential
-    for start in range(exponential, power, 3):
+    exponential, power = cones.rows_of("exponential"), cones.rows_of("power")
+    for start in range(exponential.start, exponential.stop, 3):
         here = slice(start - first, start - first + 3)
         cols[here] = start + 1, start, start + 2
         values[here] = -1.0, -1.0, math.e
-    for start, alpha in zip(range(power, m, 3), cones.power, strict=True):
+    for start, alpha in zip(range(power.start, power.stop, 3), cones.power, strict=True):
         values[start - first : start - first + 3] = 1.0 / alpha, 1.0 / (1.0 - alpha), 1.0
     return _Entries(rows, cols, values)
 

@@ -12,15 +12,16 @@ repeated. A strictly feasible program whose dual is infeasible is unbounded.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
 from convexlayer.cones import product_cone, symmetric_vectors
-from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
+from convexlayer.program import ROWS_OF_BLOCK, Array, ConeProgram, Cones, IndexArray, Pattern, Structure
 from convexlayer.rays import unboundedness_ray
 from convexlayer.solvers.certificate_search import reducing_candidate, unboundedness_candidates
 from convexlayer.solvers.options import Options
@@ -43,6 +44,9 @@ SLATER_TOL = 1e-6
 EQUALITY_TOL = 1e-7
 """Largest violation of an equality, relative to its terms, at a strictly feasible point; ten times Clarabel's
 tolerance."""
+
+FACES = ("nonnegative", "second_order", "psd", "exponential", "power")
+"""Cones whose faces are known here; blocks of others stay as they are."""
 
 MAX_EXPONENT = 300.0
 """Largest abs(x / y) of a point of the exponential cone whose face is computed: exp(x / y) beyond is too large or too
@@ -158,7 +162,7 @@ def _replacing(kind: str, size: float, rows: IndexArray, s: Array, m: int) -> li
         # (x, 0, 0) leaves v >= 0 of K*, and (0, y, 0) leaves u >= 0.
         other = rows[1:2] if s[0] > 0.0 else rows[:1]
         return [_Piece("nonnegative", 1, picked(other), picked(rows[s == 0.0]))]
-    if kind == "exponential" and abs(s[0]) > s[1] * MAX_EXPONENT:
+    if kind not in FACES or (kind == "exponential" and abs(s[0]) > s[1] * MAX_EXPONENT):
         # F* cannot be computed here; K is contained in it.
         return [_Piece(kind, size, picked(rows), none, unchanged=True)]
     normal = None if kind == "nonnegative" else _normal(kind, size, s)
@@ -188,14 +192,11 @@ def _with_cones(program: ConeProgram, A: sp.csr_matrix, pieces: list[_Piece]) ->
     reduced = (rows @ A).tocsc()
     reduced.sort_indices()
     columns = np.repeat(np.arange(A.shape[1]), np.diff(reduced.indptr))
-    smaller = Cones(
-        zero=cones.zero,
-        nonnegative=len(by_kind["nonnegative"]),
-        second_order=tuple(int(piece.size) for piece in by_kind["second_order"]),
-        psd=tuple(int(piece.size) for piece in by_kind["psd"]),
-        exponential=len(by_kind["exponential"]),
-        power=tuple(piece.size for piece in by_kind["power"]),
-    )
+    sizes: dict[str, Any] = {
+        kind: len(by_kind[kind]) if isinstance(given, int) else tuple(piece.size for piece in by_kind[kind])
+        for kind, given in cones.as_dict().items()
+    }
+    smaller = Cones(**sizes | {"zero": cones.zero})
     pattern = Pattern(reduced.shape, reduced.indices.astype(np.int64), columns)
     structure = Structure(program.structure.P, pattern, smaller)
     return replace(program, structure=structure, A=reduced.data[None], b=(rows @ program.b[0])[None])
@@ -248,10 +249,8 @@ def _central(cones: Cones, *, dual: bool) -> Array:
     return np.concatenate(parts)
 
 
-def _blocks(cones: Cones) -> list[tuple[str, float, int]]:
+def _blocks(cones: Cones) -> Iterator[tuple[str, float, int]]:
     """Kind, size and number of rows of each block but those of the zero cone."""
-    blocks: list[tuple[str, float, int]] = [("nonnegative", 1, 1)] * cones.nonnegative
-    blocks += [("second_order", size, size) for size in cones.second_order]
-    blocks += [("psd", side, side * (side + 1) // 2) for side in cones.psd]
-    blocks += [("exponential", 1, 3)] * cones.exponential
-    return blocks + [("power", alpha, 3) for alpha in cones.power]
+    for kind, sizes in replace(cones, zero=0).as_dict().items():
+        for size in [1] * sizes if isinstance(sizes, int) else sizes:
+            yield kind, size, ROWS_OF_BLOCK[kind](size)

@@ -53,7 +53,8 @@ def assert_gradients(
         tensors: its arguments, float64; those that require a gradient are checked.
         parameters: the CVXPY parameter of each tensor, or None. Directions then keep attributes (symmetric, PSD, signs,
             patterns), and an additional leading axis of a tensor is the batch axis: all outputs have it too, and their
-            elements are compared each on its own scale. A ``ConvexLayer`` knows its parameters.
+            elements are compared each on its own scale. A ``ConvexLayer`` knows its parameters, but not the attributes
+            of those on a server.
         modes: the modes to check, of ``reverse`` and ``forward``.
         directions: number of random directions of each tensor, and of random cotangents.
         rtol: tolerance relative to the largest derivative of the output (of the element) along directions of the
@@ -99,7 +100,8 @@ def _arguments(
     if parameters is not None:
         specs = [None if each is None else specification(each) for each in parameters]
     elif isinstance(function, ConvexLayer):
-        specs = list(function.program.parameters)
+        known = function.solution_map.parameters
+        specs = [each if isinstance(each, ParameterSpec) else ParameterSpec(each.name, each.shape) for each in known]
     if len(specs) != len(tensors):
         raise ProblemError(f"expected one tensor per parameter, got {len(tensors)} and {len(specs)}")
     found = []

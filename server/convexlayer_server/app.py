@@ -9,6 +9,7 @@ from typing import Any, final
 
 from fastapi import FastAPI
 
+from . import routes
 from .admission.admission_queue import AdmissionQueue
 from .admission.gate import AdmissionControl, Gate
 from .admission.keys import Keyring
@@ -26,7 +27,6 @@ from .maintenance import Maintenance
 from .observability.metrics import Metrics
 from .observability.tracing import export_traces
 from .problem_registry import ProblemRegistry
-from .routes import account, health, jobs, operations, problems
 from .service import Service
 from .settings import Settings
 from .store import Store
@@ -100,10 +100,10 @@ def create_app(
         responses=errors,
     )
     app.state.service = service
-    for module in (operations, health, account, problems, jobs):
-        app.include_router(module.router)
+    for name in routes.__all__:
+        app.include_router(getattr(routes, name).router)
     problem_details.install(app)
-    app.add_middleware(operations.DirectDispatch)
+    app.add_middleware(routes.operations.DirectDispatch)
     app.add_middleware(BodyLimit, limit_bytes=settings.max_body_bytes)
     control = AdmissionControl(
         keyring=service.keyring,

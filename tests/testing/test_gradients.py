@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import cvxpy as cp
 import pytest
@@ -62,6 +63,30 @@ def test_layers_with_batches_and_shared_parameters_pass(name: str) -> None:
     batched, shared = case.prepared(case.tensors(3)), case.prepared(case.tensors())
     tensors = [each.detach().requires_grad_() for each in (batched[0], *shared[1:])]
     assert_gradients(layer, *tensors)
+
+
+def test_a_solution_map_elsewhere_knows_the_shapes_of_its_parameters() -> None:
+    """Of which the first has the batch axis; attributes are given as CVXPY's parameters."""
+    x, c, weight = cp.Variable(3), cp.Parameter(3, name="c"), cp.Parameter(nonneg=True, name="weight")
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c) + weight * cp.norm1(x)))
+
+    class Elsewhere:
+        """A solution map as on a server."""
+
+        def __init__(self) -> None:
+            self._map = ConvexLayer(problem, [c, weight], [x]).solution_map
+            self.parameters = [SimpleNamespace(name=each.name, shape=each.shape) for each in self._map.parameters]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._map, name)
+
+    layer = ConvexLayer.from_solution_map(cast("Any", Elsewhere()))
+    one = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    assert_gradients(layer, point(2, 3), one)
+    assert_gradients(layer, point(2, 3), one, parameters=[c, weight])
+    kink = torch.tensor([[1.0, 2.0, 3.0], [0.5, 4.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    with pytest.raises(AssertionError, match="element 1 along parameter"):
+        assert_gradients(layer, kink, one, modes=[])
 
 
 def test_nodes_pass() -> None:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
+import numpy as np
+
 from convexlayer.canon import ParametricProgram, presolved
 from convexlayer.errors import ConvexLayerError, SolverError
 from convexlayer.layers import SolutionMap, canonicalize
@@ -134,8 +136,7 @@ class CanonicalProblem:
 
 def _block_entries(cones: Cones) -> int:
     """Entries of the Jacobian blocks of the projections: a square matrix for each block of a non-polyhedral cone."""
-    triangles = (k * (k + 1) // 2 for k in cones.psd)
-    return sum(size * size for size in (*cones.second_order, *triangles)) + 9 * (cones.exponential + len(cones.power))
+    return int(np.square(cones.block_rows[cones.zero + cones.nonnegative :]).sum())
 
 
 def _structure_size(structure: Structure) -> int:
