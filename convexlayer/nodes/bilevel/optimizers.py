@@ -12,7 +12,7 @@ import torch
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.bilevel.regularisers import AbstractRegulariser
-from convexlayer.nodes.bilevel.upper_level import Objective, Point, is_finite
+from convexlayer.nodes.bilevel.upper_level import Objective, UpperPoint, is_finite
 
 __all__ = ["AbstractOptimizer", "GradientDescent", "IPiano", "State", "TorchOptimizer"]
 
@@ -42,7 +42,7 @@ class State:
         memory: further state of the optimiser.
     """
 
-    point: Point
+    point: UpperPoint
     value: float
     stationarity: float
     step_size: float
@@ -53,7 +53,7 @@ class AbstractOptimizer(ABC):
     """Descent method that takes one accepted step at a time."""
 
     @abstractmethod
-    def start(self, objective: Objective, point: Point) -> State:
+    def start(self, objective: Objective, point: UpperPoint) -> State:
         """Return the state before the first step."""
 
     @abstractmethod
@@ -90,7 +90,7 @@ class GradientDescent(AbstractOptimizer):
         if not 0 < self.decrease < 1:
             raise ProblemError(f"decrease: expected a number between 0 and 1, got {self.decrease}")
 
-    def start(self, objective: Objective, point: Point) -> State:
+    def start(self, objective: Objective, point: UpperPoint) -> State:
         """Return the state at the point."""
         return State(point, point.loss, point.gradient_norm, self.step_size)
 
@@ -137,7 +137,7 @@ class IPiano(AbstractOptimizer):
         if not 0 <= self.beta < 1:
             raise ProblemError(f"beta: expected a number from 0 to below 1, got {self.beta}")
 
-    def start(self, objective: Objective, point: Point) -> State:
+    def start(self, objective: Objective, point: UpperPoint) -> State:
         """Return the state at the point, without inertia."""
         step_size = self._step_size(self.lipschitz)
         return State(point, self._value(point), self._stationarity(point, step_size), step_size, point.theta)
@@ -170,10 +170,10 @@ class IPiano(AbstractOptimizer):
     def _prox(self, theta: Tensors, step_size: float) -> Tensors:
         return theta if self.regulariser is None else self.regulariser.prox(theta, step_size)
 
-    def _value(self, point: Point) -> float:
+    def _value(self, point: UpperPoint) -> float:
         return point.loss + (0.0 if self.regulariser is None else self.regulariser.value(point.theta))
 
-    def _stationarity(self, point: Point, step_size: float) -> float:
+    def _stationarity(self, point: UpperPoint, step_size: float) -> float:
         """Norm of the gradient mapping (theta - prox(theta - alpha grad L)) / alpha."""
         if self.regulariser is None:
             return point.gradient_norm
@@ -196,7 +196,7 @@ class TorchOptimizer(AbstractOptimizer):
 
     make: Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer]
 
-    def start(self, objective: Objective, point: Point) -> State:
+    def start(self, objective: Objective, point: UpperPoint) -> State:
         """Return the state at the point, with a new optimiser."""
         parameters = tuple(part.clone().requires_grad_() for part in point.theta)
         return State(point, point.loss, point.gradient_norm, torch.nan, (parameters, self.make(list(parameters))))
@@ -216,7 +216,7 @@ class TorchOptimizer(AbstractOptimizer):
 
         optimizer.step(closure)
         target = tuple(part.detach().clone() for part in parameters)
-        moved: Point | None = known if is_finite(known) and _all_equal(known.theta, target) else None
+        moved: UpperPoint | None = known if is_finite(known) and _all_equal(known.theta, target) else None
         moved = objective.attempt(target, point.warm) if moved is None else moved
         fraction = 1.0
         while moved is None and fraction > MIN_STEP_FRACTION:
@@ -240,7 +240,7 @@ def _all_equal(left: Tensors, right: Tensors) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-def _barzilai_borwein(before: Point, after: Point, fallback: float) -> float:
+def _barzilai_borwein(before: UpperPoint, after: UpperPoint, fallback: float) -> float:
     """Barzilai-Borwein step <d, d> / <d, g> for changes d of theta, g of the gradient; twice the last if negative."""
     change = _axpy(-1.0, before.theta, after.theta)
     gradient_change = _axpy(-1.0, before.gradient, after.gradient)

@@ -12,12 +12,12 @@ from convexlayer.errors import ProblemError, SolverError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.bilevel.lower_level import AbstractLower
 
-__all__ = ["Objective", "Point", "is_finite"]
+__all__ = ["Objective", "UpperPoint", "is_finite"]
 
 
 @final
 @dataclass(frozen=True)
-class Point:
+class UpperPoint:
     """The upper objective at one point.
 
     Attributes:
@@ -60,7 +60,7 @@ class Objective:
         self._upper, self._lower = upper, lower
         self.evaluations = 0
 
-    def __call__(self, theta: Sequence[torch.Tensor], warm: Any = None) -> Point:
+    def __call__(self, theta: Sequence[torch.Tensor], warm: Any = None) -> UpperPoint:
         """Evaluate.
 
         Raises:
@@ -78,11 +78,11 @@ class Objective:
             )
         gradient = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         # Copies, because torch's optimisers write to their parameters.
-        return Point(
+        return UpperPoint(
             tuple(part.detach().clone() for part in theta), loss.item(), gradient, _detached(solution), next_warm
         )
 
-    def attempt(self, theta: Sequence[torch.Tensor], warm: Any = None) -> Point | None:
+    def attempt(self, theta: Sequence[torch.Tensor], warm: Any = None) -> UpperPoint | None:
         """Evaluate; None if the lower problem has no solution, or the objective or its gradient is not finite."""
         try:
             point = self(theta, warm)
@@ -91,7 +91,7 @@ class Objective:
         return point if is_finite(point) else None
 
 
-def is_finite(point: Point) -> bool:
+def is_finite(point: UpperPoint) -> bool:
     """Whether the objective and its gradient are finite."""
     return all(bool(torch.isfinite(part).all()) for part in (torch.tensor(point.loss), *point.gradient))
 

@@ -29,6 +29,7 @@ _VECTORS = 6
 """Assumed arrays of the size of the KKT matrix's entries in a solved batch, in addition to the factor."""
 
 _DOUBLE_BYTES = 8
+"""Bytes of a number in double precision."""
 
 
 @final

@@ -41,11 +41,10 @@ _CANCELLED_S = 2.0
 Replacing it costs more than waiting.
 """
 
-_FIRST_RESTART_S = 1.0
-_MAX_RESTART_S = 30.0
-"""Pause in seconds before a worker that failed to start is started again.
+_FIRST_RESTART_S, _MAX_RESTART_S = 1.0, 30.0
+"""Pauses in seconds before a worker that failed to start is started again.
 
-The first one, which doubles, and the longest.
+The first one, which doubles each time, and the longest.
 """
 
 _CLOSE_POLL_S = 0.005

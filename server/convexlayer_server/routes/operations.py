@@ -58,6 +58,7 @@ More would delay other requests, fewer would pay for a thread too often.
 """
 
 _DOUBLE_BYTES = 8
+"""Bytes of a number in double precision."""
 
 _MAX_NAME = 80
 """Characters of a name that a message quotes."""
