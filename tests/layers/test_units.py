@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convexlayer.layers.units import OWN_SCALING_RATIO, Equilibration
+from convexlayer.layers.units import Equilibration
+from convexlayer.linalg.equilibration.ruiz import OWN_SCALING_RATIO
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
 from convexlayer.runtime import kernel_cache
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from convexlayer.linalg import choose_factoriser
-from convexlayer.linalg import symbolic as symbolic_work
 from convexlayer.linalg.dense.batched import DenseBackend
+from convexlayer.linalg.ldl import symbolic as symbolic_work
 from convexlayer.linalg.ldl.laned import LANES, LaneFactoriser
 from convexlayer.linalg.ldl.portable import PortableFactoriser
 from convexlayer.linalg.ldl.symbolic import Symbolic, minimum_degree
