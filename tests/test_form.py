@@ -15,7 +15,6 @@ MAX_LINES = 400
 MAX_FUNCTION_LINES = 80  # of the body, without the docstring
 MAX_ARGUMENTS = 20
 LONG_FUNCTIONS = {"convexlayer/interior_point/lanes/loop.py": {"solve_range"}}
-MANY_ARGUMENTS = {"convexlayer/sparse/row_kernels.py": {"scales", "complementary"}}
 
 
 def init_files_hold_imports_only(module: Module) -> Iterator[str]:
@@ -71,7 +70,7 @@ def functions_have_few_arguments(module: Module) -> Iterator[str]:
     for function in _functions(module.tree):
         given = function.args
         count = len([*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))])
-        if count > MAX_ARGUMENTS and function.name not in MANY_ARGUMENTS.get(module.path, ()):
+        if count > MAX_ARGUMENTS:
             yield f"line {function.lineno}: {function.name} has {count} arguments; the maximum is {MAX_ARGUMENTS}"
 
 
@@ -120,7 +119,7 @@ def test_rule_holds_in_benchmarks_examples_and_tests(rule: Callable[[Module], It
 
 def test_every_exception_exists() -> None:
     assert {module.package for module in scripts()} == set(SCRIPTS)
-    assert {module.path for module in modules()} >= {*LONG_FUNCTIONS, *MANY_ARGUMENTS}
+    assert {module.path for module in modules()} >= {*LONG_FUNCTIONS}
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from convexlayer.layers.convexity import convexity_is_unproven
 from convexlayer.layers.final_status import unproved_claims, unsettled, with_certificates
 from convexlayer.layers.instantiation import Instances, instantiate, scatter_to_batch, valid_part
 from convexlayer.layers.report import Report
+from convexlayer.layers.scaling import Scaling, differentiate_scaled
 from convexlayer.layers.solved_batch import SolvedBatch
-from convexlayer.layers.units import Scaling, differentiate_scaled
 from convexlayer.program import Array, ConeProgram, IndexArray
 from convexlayer.solution import Residuals, Solution
 from convexlayer.solvers import Clock, Options

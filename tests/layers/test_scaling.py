@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convexlayer.diff import SolutionCotangent, SolutionTangent
-from convexlayer.layers.units import Scaling
+from convexlayer.layers.scaling import Scaling
 from convexlayer.linalg.equilibration.ruiz import OWN_SCALING_RATIO
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, ProgramCotangent, Structure
 from convexlayer.runtime import kernel_cache
