@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,11 +56,11 @@ class Module:
         """The part of its package that the module belongs to: its file or folder below the package."""
         return (ROOT / self.path).relative_to(PACKAGES[self.package]).parts[0].removesuffix(".py")
 
-    @property
+    @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.source, self.path)
 
-    @property
+    @cached_property
     def imports(self) -> list[Import]:
         folder = (ROOT / self.path).parent.relative_to(PACKAGES[self.package].parent)
         return list(_imports(self.tree, folder.parts, lazy=False))
