@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNELS := $(VENV)/.compiled
 BENCH_STAMP := $(VENV)/.installed-bench
 DOCS_STAMP := $(VENV)/.installed-docs
 CONSTRAINTS ?= constraints.txt
@@ -47,13 +48,16 @@ FAST_TESTS := tests/test_architecture.py tests/test_form.py tests/test_lazy.py t
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-venv: $(STAMP)  ## Make the environment: both distributions, editable, with every extra but bench and docs
+venv: $(KERNELS)  ## Make the environment: both distributions, editable, with every extra but bench and docs
 
 # constraints.txt pins what every install resolves to, so that no solver's dependency brings another torch.
 $(STAMP): pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) \
 		--editable '.[all]' --editable './clients/python[cvxpy]'
+	touch $@
+
+$(KERNELS): $(STAMP)
 	$(BIN)/convexlayer compile
 	touch $@
 
@@ -68,19 +72,19 @@ lint: $(STAMP)  ## Check style and formatting
 typecheck: $(STAMP)  ## Check types, strictly
 	$(BIN)/mypy
 
-test: $(STAMP)  ## Run the tests (TESTS=... only these; JOBS=n in n processes, by default one per core)
+test: $(KERNELS)  ## Run the tests (TESTS=... only these; JOBS=n in n processes, by default one per core)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) $(TESTS)
 
-test-fast: $(STAMP)  ## Run a part of the tests that meets every package, in about a minute
+test-fast: $(KERNELS)  ## Run a part of the tests that meets every package, in about a minute
 	$(BIN)/python -m pytest --numprocesses $(JOBS) $(FAST_TESTS)
 
-coverage: $(STAMP)  ## Run the tests and list the lines and branches that none of them runs
+coverage: $(KERNELS)  ## Run the tests and list the lines and branches that none of them runs
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest --numprocesses $(JOBS) $(TESTS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-test-processors: $(STAMP)  ## Run the tests that could differ as on older processors: x86-64-v2, x86-64-v3
+test-processors: $(KERNELS)  ## Run the tests that could differ as on older processors: x86-64-v2, x86-64-v3
 	bash .ci/test-processors $(BIN)/python $(PROCESSOR_TESTS)
 
 test-lowest:  ## Run some of the tests with the lowest versions that pyproject.toml declares (in .venv-lowest)
@@ -94,10 +98,10 @@ build/newest.txt: constraints.txt
 	mkdir -p build
 	grep '^torch==' $< >$@
 
-demo: $(STAMP)  ## Fit lasso weights through the layer, then through a server (examples/output)
+demo: $(KERNELS)  ## Fit lasso weights through the layer, then through a server (examples/output)
 	$(BIN)/python examples/fit_lasso_weights.py
 
-gallery: $(STAMP)  ## Run the experiments of the papers: figures, numbers, claims beside ours (examples/output/gallery)
+gallery: $(KERNELS)  ## Run the experiments of the papers: figures, numbers, claims beside ours (examples/output/gallery)
 	$(BIN)/convexlayer gallery run --all --output examples/output/gallery
 
 bench: $(BENCH_STAMP)  ## Measure against the peers: times, accuracy, memory, scaling (benchmarks/output)
@@ -106,19 +110,19 @@ bench: $(BENCH_STAMP)  ## Measure against the peers: times, accuracy, memory, sc
 bench-nodes: $(BENCH_STAMP)  ## Measure the nodes against lstsq, unrolling, POT and ddn if importable (benchmarks/output/nodes.*)
 	$(BIN)/python -m benchmarks.nodes
 
-reliability: $(STAMP)  ## Measure how the service bears load and misfortune: a table (an hour; SOAK=60 for a short soak)
+reliability: $(KERNELS)  ## Measure how the service bears load and misfortune: a table (an hour; SOAK=60 for a short soak)
 	$(BIN)/python -m benchmarks.reliability --soak $(SOAK)
 
 # qpth asks for a NumPy below 2 and libdqp for commercial solvers; both run with what is here.
-$(BENCH_STAMP): $(STAMP)
+$(BENCH_STAMP): $(KERNELS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps qpth libdqp
 	touch $@
 
-scales: $(STAMP)  ## Measure errors and reported statuses in all units: tables (an hour)
+scales: $(KERNELS)  ## Measure errors and reported statuses in all units: tables (an hour)
 	$(BIN)/python -m benchmarks.scales
 
-serve: $(STAMP)  ## Serve on http://127.0.0.1:8000
+serve: $(KERNELS)  ## Serve on http://127.0.0.1:8000
 	$(BIN)/convexlayer serve
 
 docs: $(DOCS_STAMP)  ## Build the documentation site into site/, warnings are errors
