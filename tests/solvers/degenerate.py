@@ -1,4 +1,4 @@
-"""Degenerate programs for solvers. ``python -m tests.solvers.degenerate NAME`` solves all of them with one solver."""
+"""Degenerate programs for solvers. ``python -m tests.solvers.degenerate NAME...`` solves them with each solver."""
 
 from __future__ import annotations
 
@@ -62,12 +62,14 @@ def main(name: str) -> None:
     for kind, cones in CONES.items():
         if cones.kinds <= info.cones:
             for what, program in programs(cones, quadratic=info.quadratic):
-                sys.stdout.write(f"{kind}: {what}\n")
+                sys.stdout.write(f"{name}, {kind}: {what}\n")
                 sys.stdout.flush()
                 solver, _ = solver_for(name, program.structure)
                 elements += len(solver.solve(solver.init(program.structure), program, Options()).status)
-    sys.stdout.write(f"{elements} elements\n")
+    sys.stdout.write(f"{elements} elements of {name}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for argument in sys.argv[1:]:
+        main(argument)

@@ -19,22 +19,35 @@ from tests.solvers import degenerate
 
 ROOT = Path(__file__).parents[2]
 QP = Cones(zero=1, nonnegative=1)
+INSTALLED = [info.name for info in available() if info.installed]
 
 
-@pytest.mark.parametrize("info", [info for info in available() if info.installed], ids=lambda info: info.name)
-def test_every_element_has_a_result(info: Any) -> None:
-    """Run in a separate process, so that a crash is a failure; its last line of output names the program."""
+@pytest.fixture(scope="module")
+def elements() -> tuple[dict[str, int], str]:
+    """The number of elements with a result of each solver, and where the process ended.
+
+    It is a separate process, so that a crash is a failure.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "tests.solvers.degenerate", *INSTALLED]
+    environment = os.environ | {"MALLOC_PERTURB_": "165"}  # fill freed and uninitialised memory with nonzeros
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    lines = run.stdout.splitlines()
+    counts = [line.split(" elements of ") for line in lines if " elements of " in line]
+    found = {name: int(count) for count, name in counts}
+    return found, f"status {run.returncode} after {lines[-1]!r}: {run.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_every_element_has_a_result(name: str, elements: tuple[dict[str, int], str]) -> None:
+    (info,) = (info for info in available() if info.name == name)
     expected = sum(
         program.batch
         for cones in degenerate.CONES.values()
         if cones.kinds <= info.cones
         for _, program in degenerate.programs(cones, quadratic=info.quadratic)
     )
-    command = [sys.executable, "-W", "ignore", "-m", "tests.solvers.degenerate", info.name]
-    environment = os.environ | {"MALLOC_PERTURB_": "165"}  # fill freed and uninitialised memory with nonzeros
-    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200)
-    *_, last = run.stdout.splitlines()
-    assert (last, run.returncode) == (f"{expected} elements", 0), (last, run.stderr[-2000:])
+    found, end = elements
+    assert found.get(name) == expected, end
 
 
 @pytest.mark.parametrize(
