@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from convexlayer.errors import ProblemError
 
-__all__ = ["INTEGER", "REAL", "as_array", "check_bool", "check_kind", "describe"]
+__all__ = ["INTEGER", "MAX_LISTED", "REAL", "as_array", "check_bool", "check_kind", "describe"]
 
 INTEGER = (int, np.integer)
 REAL = (*INTEGER, float, np.floating)
@@ -17,6 +17,9 @@ REAL = (*INTEGER, float, np.floating)
 
 SHORT = 40
 """Maximum length of a value that a message repeats, in characters."""
+
+MAX_LISTED = 8
+"""Number of elements of a batch that a message lists."""
 
 
 def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -97,3 +97,13 @@ def scripts() -> tuple[Module, ...]:
 def _modules_in(folders: Iterable[Path]) -> tuple[Module, ...]:
     paths = sorted(path for folder in folders for path in folder.rglob("*.py"))
     return tuple(Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths)
+
+
+Rule = Callable[[Module], Iterator[str]]
+"""Yields what is wrong with a module."""
+
+
+def assert_holds(rule: Rule, among: Iterable[Module]) -> None:
+    """Fail with every violation of a rule."""
+    violations = [f"{module.path}: {violation}" for module in among for violation in rule(module)]
+    assert not violations, "\n".join(violations)

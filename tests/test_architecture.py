@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.sources import CLIENT, PACKAGES, SERVER, Module, modules
+from tests.sources import CLIENT, PACKAGES, SERVER, Module, Rule, assert_holds, modules
 
 # The parts of the library, each with the parts that it may import besides itself.
 BASE = {"errors", "arguments", "program", "runtime", "sparse", "status"}
@@ -217,7 +217,7 @@ def adapted_packages_stay_in_their_adapters(module: Module) -> Iterator[str]:
             yield f"line {found.line}: {found.package} belongs to a module named {found.package}_.py"
 
 
-RULES: list[Callable[[Module], Iterator[str]]] = [
+RULES: list[Rule] = [
     parts_import_one_way,
     node_packages_import_one_way,
     server_parts_import_one_way,
@@ -233,9 +233,8 @@ RULES: list[Callable[[Module], Iterator[str]]] = [
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
-    violations = [f"{module.path}: {violation}" for module in modules() for violation in rule(module)]
-    assert not violations, "\n".join(violations)
+def test_rule_holds(rule: Rule) -> None:
+    assert_holds(rule, modules())
 
 
 @pytest.mark.parametrize(
@@ -265,7 +264,7 @@ def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
         (adapted_packages_stay_in_their_adapters, "convexlayer/solvers/a.py", "importlib.import_module('osqp')"),
     ],
 )  # fmt: skip
-def test_rule_can_fail(rule: Callable[[Module], Iterator[str]], path: str, source: str) -> None:
+def test_rule_can_fail(rule: Rule, path: str, source: str) -> None:
     assert list(rule(Module(path, source)))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.sources import PACKAGES, ROOT, SCRIPTS, SERVER, Module, modules, scripts
+from tests.sources import PACKAGES, ROOT, SCRIPTS, SERVER, Module, Rule, assert_holds, modules, scripts
 from tests.test_architecture import COMPOSITION_ROOTS
 
 MAX_LINES = 400
@@ -93,7 +93,7 @@ def no_todo_comments(module: Module) -> Iterator[str]:
             yield f"line {number}: unfinished work: {line.strip()}"
 
 
-RULES: list[Callable[[Module], Iterator[str]]] = [
+RULES: list[Rule] = [
     init_files_hold_imports_only,
     modules_are_documented,
     modules_are_short,
@@ -106,15 +106,13 @@ RULES_OF_SCRIPTS = [modules_are_short, functions_are_short, functions_have_few_a
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_rule_holds(rule: Callable[[Module], Iterator[str]]) -> None:
-    violations = [f"{module.path}: {violation}" for module in modules() for violation in rule(module)]
-    assert not violations, "\n".join(violations)
+def test_rule_holds(rule: Rule) -> None:
+    assert_holds(rule, modules())
 
 
 @pytest.mark.parametrize("rule", RULES_OF_SCRIPTS, ids=lambda rule: rule.__name__)
-def test_rule_holds_in_benchmarks_examples_and_tests(rule: Callable[[Module], Iterator[str]]) -> None:
-    violations = [f"{module.path}: {violation}" for module in scripts() for violation in rule(module)]
-    assert not violations, "\n".join(violations)
+def test_rule_holds_in_benchmarks_examples_and_tests(rule: Rule) -> None:
+    assert_holds(rule, scripts())
 
 
 def test_every_exception_exists() -> None:
@@ -139,5 +137,5 @@ def test_every_exception_exists() -> None:
         (no_todo_comments, "convexlayer/a.py", "# TODO: more"),
     ],
 )
-def test_rule_can_fail(rule: Callable[[Module], Iterator[str]], path: str, source: str) -> None:
+def test_rule_can_fail(rule: Rule, path: str, source: str) -> None:
     assert list(rule(Module(path, source)))

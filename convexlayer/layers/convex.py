@@ -11,7 +11,7 @@ import cvxpy as cp
 import torch
 from torch.autograd.forward_ad import unpack_dual
 
-from convexlayer.arguments import check_bool, check_kind, describe
+from convexlayer.arguments import MAX_LISTED, check_bool, check_kind, describe
 from convexlayer.canon import ParametricProgram
 from convexlayer.errors import (
     DerivativeError,
@@ -35,6 +35,9 @@ __all__ = ["ConvexLayer"]
 
 ON_FAILURE = ("raise", "nan", "keep")
 ON_DEGENERATE = ("warn", "report", "raise")
+
+MAX_DETAILS = 3
+"""Number of elements whose details the message of an error quotes."""
 
 
 @final
@@ -280,9 +283,9 @@ def _is_differentiated(tensors: tuple[torch.Tensor, ...]) -> bool:
 def _failure_message(report: AbstractReport, *, batched: bool) -> str:
     if not batched and report.status[0] == Status.INVALID:
         return report.details[0]
-    named = ", ".join(f"{i} ({report.status[i]})" for i in report.failed[:8])
-    more = f" and {len(report.failed) - 8} more" if len(report.failed) > 8 else ""
-    known = "".join(f". Element {i}: {report.details[i]}" for i in sorted(report.details)[:3])
+    named = ", ".join(f"{i} ({report.status[i]})" for i in report.failed[:MAX_LISTED])
+    more = f" and {len(report.failed) - MAX_LISTED} more" if len(report.failed) > MAX_LISTED else ""
+    known = "".join(f". Element {i}: {report.details[i]}" for i in sorted(report.details)[:MAX_DETAILS])
     return (
         f"{len(report.failed)} of {len(report.status)} elements have no solution: {named}{more}. The outputs of the "
         f"others are in this error's outputs; on_failure='nan' returns them instead{known}"
@@ -351,4 +354,4 @@ class _DegeneracyPolicy:
 
 
 def _first(named: list[str]) -> str:
-    return f"{', '.join(named[:8])}{' ...' if len(named) > 8 else ''}"
+    return f"{', '.join(named[:MAX_LISTED])}{' ...' if len(named) > MAX_LISTED else ''}"

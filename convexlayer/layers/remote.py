@@ -67,12 +67,11 @@ def remote_solution_map(
         )
     try:
         (entry,) = entry_points(group=ENTRY_POINTS, name="server")
-        made: AbstractSolutionMap = entry.load()(
-            problem, parameters, variables, url=url, solver=solver, gp=gp, options=changed
-        )
-    except (ImportError, ValueError) as error:
+        create = entry.load()
+    except (ImportError, ValueError) as error:  # no such entry point, or one whose module is gone
         raise NotInstalledError(
             f"{URL_VARIABLE} is set, but the client is missing ({error}): pip install 'convexlayer-client[cvxpy]', or "
             "unset it"
         ) from error
+    made: AbstractSolutionMap = create(problem, parameters, variables, url=url, solver=solver, gp=gp, options=changed)
     return made

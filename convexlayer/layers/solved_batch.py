@@ -220,7 +220,7 @@ class SolvedBatch:
         """Whether some element has a solution."""
         return self.batch > 0 and (self._all_solved or len(self._solved_index) > 0)
 
-    @property
+    @cached_property
     def _results(self) -> tuple[OutputSpec, ...]:
         """The outputs, and the objective value."""
         return (*self._program.outputs, OutputSpec("objective", ()))
@@ -265,9 +265,10 @@ class SolvedBatch:
 
     def _report(self, reports: list[DerivativeReport]) -> DerivativeReport:
         """Combine the reports of the solved elements, and scatter them into the whole batch."""
-        count = self.batch if self._all_solved else len(self._solved_index)
-        nothing = DerivativeReport.ok(np.zeros(count), np.full(count, np.inf), np.ones(count))
-        report = reduce(DerivativeReport.worse, reports) if reports else nothing
+        if not reports:
+            count = len(self._solved_index)
+            reports = [DerivativeReport.ok(np.zeros(count), np.full(count, np.inf), np.ones(count))]
+        report = reduce(DerivativeReport.worse, reports)
         if self._all_solved:
             return report
         index, batch = self._solved_index, self.batch

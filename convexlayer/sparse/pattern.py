@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from convexlayer.runtime import kernel_cache
 from convexlayer.runtime.buffers import as_contiguous_float64
 from convexlayer.sparse.dispatch import kernels, run
-from convexlayer.sparse.structures import Floats, Positions
+from convexlayer.sparse.structures import Floats, Patterns, Positions
 
-__all__ = ["Pattern"]
+__all__ = ["Pattern", "pattern_fields"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,3 +129,8 @@ def _scatter_product(into: Positions, of: Positions, values: Floats, x: Floats, 
     out = np.zeros((len(values), size))
     run(kernels().accumulate, (into, of, *map(as_contiguous_float64, (values, x)), out), len(out), len(into))
     return out
+
+
+def pattern_fields(P: Pattern, A: Pattern) -> tuple[Positions, ...]:
+    """The fields of ``Patterns``, as kernels take them."""
+    return tuple(Patterns(P.rows, P.indptr, A.rows, A.indptr))

@@ -25,20 +25,15 @@ from convexlayer import (
 )
 from convexlayer_client import Client, InvalidError, NotFoundError, Options, RemoteSolutionMap
 from convexlayer_client import ShapeError as ClientShapeError
-from tests.client.layers import remote
+from tests.client.layers import TOLERANCE, local, remote
 from tests.families import Family, family
 
-TOLERANCE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 NAMES = ("least_norm", "portfolio", "nearest_correlation", "entropy_maximisation", "geometric_program")
 """Families on which the remote layer is compared with the local one."""
 
 FORWARD_MODE = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated"
 )  # raised inside torch by the first jvp
-
-
-def local(case: Family, **keywords: Any) -> ConvexLayer:
-    return ConvexLayer(case.problem, case.parameters, case.outputs, gp=case.gp, **keywords)
 
 
 def solution_map_of(layer: ConvexLayer) -> RemoteSolutionMap:

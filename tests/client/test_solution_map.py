@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
-from convexlayer_client import Client
-from tests.client.layers import remote
-from tests.client.test_layer import TOLERANCE, local
+from convexlayer_client import Client, ShapeError
+from tests.client.layers import TOLERANCE, local, remote
 from tests.families import family
 
 
@@ -38,3 +38,21 @@ def test_the_solution_map_equals_the_local_one(client: Client) -> None:
     for of in (None, [True] + [False] * (len(ours.outputs) - 1), [False] + [True] * (len(ours.outputs) - 1) + [False]):
         (found, _), (expected, _) = (each.jvp([tangents[0], None, tangents[2]], of=of) for each in (ours, theirs))
         assert_same(found, expected)
+
+
+def test_wrong_numbers_of_entries_are_named(client: Client) -> None:
+    case = family("least_norm")
+    solved = remote(case, client).solution_map.solve(case.values(2))
+    names = ", ".join(f"{parameter.name()}" for parameter in case.parameters)
+    attempts: list[tuple[Callable[[], object], str]] = [
+        (lambda: solved.vjp([None]), r"expected \d+ cotangents \(for .*objective\), got 1"),
+        (
+            lambda: solved.vjp([None] * len(solved.outputs), wrt=[True]),
+            rf"expected 3 entries in wrt \(for {names}\), got 1",
+        ),
+        (lambda: solved.jvp([None]), rf"expected 3 tangents \(for {names}\), got 1"),
+        (lambda: solved.jvp([None] * 3, of=[True]), r"expected \d+ entries in of \(for .*objective\), got 1"),
+    ]
+    for attempt, message in attempts:
+        with pytest.raises(ShapeError, match=message):
+            attempt()

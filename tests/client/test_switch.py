@@ -107,3 +107,15 @@ def test_the_error_of_a_missing_client_names_the_package(server_url: str, monkey
     case = box()
     with pytest.raises(NotInstalledError, match="convexlayer-client"):
         ConvexLayer(case.problem, case.parameters, case.outputs)
+
+
+def test_an_error_of_the_client_is_not_taken_for_a_missing_one(
+    server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("of the client")
+
+    monkeypatch.setattr(RemoteSolutionMap, "__init__", refuse)
+    case = box()
+    with pytest.raises(ValueError, match=r"^of the client$"):
+        ConvexLayer(case.problem, case.parameters, case.outputs)

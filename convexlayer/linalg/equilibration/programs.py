@@ -14,7 +14,7 @@ from convexlayer.runtime import kernel_cache
 from convexlayer.runtime.buffers import as_contiguous_float64, empty
 from convexlayer.sparse import Values, largest_of_blocks, power_of_two
 from convexlayer.sparse.dispatch import run
-from convexlayer.sparse.structures import Patterns
+from convexlayer.sparse.pattern import pattern_fields
 
 __all__ = ["program_scales"]
 
@@ -36,8 +36,7 @@ def program_scales(
         return _portable(patterns, blocks, values)
     (P, A), (batch, n), m = patterns, values.q.shape, values.b.shape[1]
     out = empty(batch, n), empty(batch, m), np.empty(batch), np.empty(batch)
-    fields = tuple(Patterns(P.rows, P.indptr, A.rows, A.indptr))
-    arguments = (fields, blocks, tuple(map(as_contiguous_float64, values)), out)
+    arguments = (pattern_fields(P, A), blocks, tuple(map(as_contiguous_float64, values)), out)
     run(_kernels().program_scales, arguments, batch, 3 * (P.nnz + A.nnz))
     return out
 

@@ -14,11 +14,12 @@ from typing import final
 
 import torch
 
+from convexlayer.arguments import MAX_LISTED
 from convexlayer.errors import FailedElementsError, ShapeError
 from convexlayer.nodes.autodiff.batch import Batch, Shape, flatten_warm_start, without_autocast
 from convexlayer.nodes.autodiff.derivatives import vmap_error
 from convexlayer.nodes.fixed_point.differentiation import AbstractDerivative, Implicit, Step
-from convexlayer.nodes.implicit.node_report import MAX_LISTED, DegeneracyPolicy, FailurePolicy, NodeReport
+from convexlayer.nodes.implicit.node_report import DegeneracyPolicy, FailurePolicy, NodeReport
 from convexlayer.runtime.graph_breaks import outside_graphs
 
 __all__ = ["FixedPointNode"]

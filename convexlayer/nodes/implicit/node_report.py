@@ -9,19 +9,17 @@ from typing import final
 
 import torch
 
+from convexlayer.arguments import MAX_LISTED
 from convexlayer.diff import DerivativeReport
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.implicit.derivative_verdict import DerivativeVerdict
 from convexlayer.nodes.implicit.stationary_kind import KINDS, Kind
 from convexlayer.status import Status
 
-__all__ = ["MAX_LISTED", "DegeneracyPolicy", "FailurePolicy", "NodeReport"]
+__all__ = ["DegeneracyPolicy", "FailurePolicy", "NodeReport"]
 
 ON_FAILURE = ("raise", "nan", "keep")
 ON_DEGENERATE = ("warn", "report", "raise")
-
-MAX_LISTED = 8
-"""Failed elements that an error message lists."""
 
 
 @final

@@ -6,118 +6,26 @@ It follows the protocol of the library's solution maps, ``convexlayer.layers.pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, final, get_args
+from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from convexlayer_client.arrays import Array
 from convexlayer_client.client import Client
-from convexlayer_client.errors import NotFoundError, ShapeError
-from convexlayer_client.results import DerivativeReport, Options, Residuals, SolveResult
+from convexlayer_client.errors import ShapeError
+from convexlayer_client.results import Options
+from convexlayer_client.solved_batch import ArraySpec, RemoteProblem, RemoteReport, RemoteSolvedBatch, one_each
 
 if TYPE_CHECKING:
     import cvxpy as cp
 
-    from convexlayer_client.expression import ProblemDocument
-
-__all__ = ["ArraySpec", "RemoteReport", "RemoteSolutionMap", "RemoteSolvedBatch", "StateForm"]
+__all__ = ["RemoteSolutionMap", "StateForm"]
 
 StateForm = Literal["handle", "portable", "none"]
 """Where the state of a solve is kept for its derivatives: on the server, also in the client, or nowhere."""
-
-SOLVED = ("optimal", "optimal_inaccurate")
-
-T = TypeVar("T")
-
-
-class ArraySpec(NamedTuple):
-    """Name and shape of a parameter or an output."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@final
-@dataclass(eq=False)
-class RemoteReport:
-    """The report of one solve.
-
-    Attributes:
-        result: Result of the server: statuses, residuals, iterations, solver and durations.
-        objective: Objective values, NaN without a solution; from a torch layer a differentiable tensor, without the
-            batch axis if no input had one.
-        seconds: Wall time of each step, on the server; after a derivative of a torch layer ``derivative``, with the
-            network.
-        derivative: Report of the last derivative of a torch layer at these solutions; None before the first.
-    """
-
-    result: SolveResult
-    objective: Any
-    seconds: dict[str, float]
-    derivative: DerivativeReport | None = None
-
-    @property
-    def status(self) -> tuple[str, ...]:
-        """Status of each element."""
-        return self.result.status
-
-    @property
-    def details(self) -> Mapping[int, str]:
-        """Messages about single elements, by position."""
-        return self.result.details
-
-    @property
-    def residuals(self) -> Residuals:
-        """Residuals of each element."""
-        return self.result.residuals
-
-    @property
-    def iterations(self) -> Array:
-        """Iterations of the solver."""
-        return self.result.iterations
-
-    @property
-    def solver(self) -> str:
-        """The solver that ran."""
-        return str(self.result.meta["solver"])
-
-    @property
-    def reason(self) -> str:
-        """Why it was chosen."""
-        return str(self.result.meta["reason"])
-
-    @property
-    def failed(self) -> tuple[int, ...]:
-        """Positions of the elements without a solution."""
-        return tuple(i for i, status in enumerate(self.status) if status not in SOLVED)
-
-
-@final
-@dataclass(frozen=True)
-class _RemoteProblem:
-    """A problem on a server, with what every request about it has in common."""
-
-    client: Client
-    document: ProblemDocument
-    id: str
-    parameters: tuple[ArraySpec, ...]
-    outputs: tuple[ArraySpec, ...]
-    duals: bool
-    solver: str
-    progress: bool
-
-    def run(self, request: Callable[..., T]) -> T:
-        """Send a request; if the server no longer has the problem, register it and send the request again."""
-        common = {"solver": self.solver, "progress": self.progress}
-        try:
-            return request(self.id, **common)
-        except NotFoundError:
-            self.client.register(self.document.body)
-        return request(self.id, **common)
 
 
 @final
@@ -182,7 +90,7 @@ class RemoteSolutionMap:
         document, used = to_document(problem, parameters, variables, gp=gp), client or Client(url, api_key)
         registered = used.register(document.body)
         shapes = {**registered.parameters, **registered.variables, **registered.duals}
-        self._problem = _RemoteProblem(
+        self._problem = RemoteProblem(
             used,
             document,
             registered.id,
@@ -252,12 +160,9 @@ class RemoteSolutionMap:
 
     def _checked(self, theta: Sequence[ArrayLike]) -> dict[str, Array]:
         """Copy the values, by name, and check their shapes."""
-        if len(theta) != len(self.parameters):
-            names = ", ".join(spec.name for spec in self.parameters)
-            raise ShapeError(f"expected {len(self.parameters)} values (for {names}), got {len(theta)}")
         values: dict[str, Array] = {}
         sizes: dict[str, int] = {}
-        for (name, shape), given in zip(self.parameters, theta, strict=True):
+        for (name, shape), given in zip(self.parameters, one_each("values", theta, self.parameters), strict=True):
             value = np.array(given, dtype=np.float64)
             if value.shape != shape:
                 if value.shape[1:] != shape or value.ndim != len(shape) + 1:
@@ -269,126 +174,3 @@ class RemoteSolutionMap:
             listed = ", ".join(f"{name!r} has {size}" for name, size in sizes.items())
             raise ShapeError(f"batch sizes must be equal: {listed}")
         return values
-
-
-@final
-class RemoteSolvedBatch:
-    """A batch of B solutions on a server, with the derivatives of the solution map at them.
-
-    Attributes:
-        report: The report.
-        objective: Objective values, (B,); NaN without a solution.
-        outputs: The outputs, each (B, *shape); NaN for elements without a solution.
-    """
-
-    def __init__(
-        self, problem: _RemoteProblem, values: dict[str, Array], options: Options, result: SolveResult
-    ) -> None:
-        self._problem, self._values, self._options, self._result = problem, values, options, result
-        self._batched = {spec.name: values[spec.name].ndim > len(spec.shape) for spec in problem.parameters}
-        self.objective = result.objective
-        self.report = RemoteReport(result, result.objective, dict(result.meta["seconds"]))
-        found = {**result.variables, **result.duals}
-        self.outputs = tuple(self._with_axis(found[spec.name]) for spec in problem.outputs)
-
-    @property
-    def batch(self) -> int:
-        """Number of elements."""
-        return len(self._result.status)
-
-    @property
-    def iterates(self) -> tuple[Array, ...]:
-        """The outputs: a server does not return the last iterates of elements without a solution."""
-        return self.outputs
-
-    def vjp(
-        self, cotangents: Sequence[Array | None], *, wrt: Sequence[bool] | None = None, per_element: bool = True
-    ) -> tuple[tuple[Array | None, ...], DerivativeReport]:
-        """Return gradients of a loss with respect to the parameters.
-
-        Args:
-            cotangents: d loss / d output, each (B, *shape), and last d loss / d objective value, (B,), which may be
-                left out; None is zero.
-            wrt: Mask of the parameters; all by default.
-            per_element: Whether gradients of parameters without a batch axis have one too, or are summed over the
-                elements. A server sums them, so that it solves again for them if there are several elements.
-
-        Returns:
-            An array (B, *shape) for each parameter, or of the parameter's shape if summed; None for parameters not in
-            ``wrt``. And the accuracy report.
-        """
-        problem, parameters, outputs = self._problem, self._problem.parameters, self._problem.outputs
-        mask = [True] * len(parameters) if wrt is None else list(wrt)
-        requested = [spec.name for spec, want in zip(parameters, mask, strict=True) if want]
-        names = [*(spec.name for spec in outputs), "objective"]
-        given: dict[str, Array] = {}
-        for name, cotangent in zip(names, cotangents, strict=len(cotangents) != len(outputs)):
-            if cotangent is not None:  # a variable may be returned twice
-                given[name] = given[name] + cotangent if name in given else cotangent
-        summed = [name for name in requested if not self._batched[name]]
-        again = per_element and bool(summed) and self.batch > 1
-        result = problem.run(
-            partial(
-                problem.client.vjp,
-                cotangents=self._as_sent(given),
-                parameters=self._spread(summed) if again else self._values,
-                wrt=requested,
-                options=self._options,
-                state=None if again else self._result.state,
-                portable=None if again else self._result.portable,
-            )
-        )
-        found: dict[str, Array] = dict(result.gradients)
-        if per_element and not again:
-            found |= {name: found[name][None] for name in summed}
-        return tuple(
-            found[spec.name] if want else None for spec, want in zip(parameters, mask, strict=True)
-        ), result.report
-
-    def jvp(
-        self, tangents: Sequence[Array | None], *, of: Sequence[bool] | None = None
-    ) -> tuple[tuple[Array | None, ...], DerivativeReport]:
-        """Return the tangents of the outputs and of the objective value.
-
-        Args:
-            tangents: One for each parameter, (B, *shape), or of the parameter's shape for all elements; None is zero.
-            of: Mask of the outputs and, last, of the objective value, which may be left out; all by default.
-
-        Returns:
-            An array (B, *shape) for each output, and (B,) for the objective value; None for those not in ``of``. And
-            the accuracy report.
-        """
-        problem, parameters, outputs = self._problem, self._problem.parameters, self._problem.outputs
-        mask = [*([True] * len(outputs) if of is None else of), True][: len(outputs) + 1]
-        named = {spec.name: tangent for spec, tangent in zip(parameters, tangents, strict=True) if tangent is not None}
-        sent = {
-            spec.name: named[spec.name] if named[spec.name].shape == spec.shape else self._as_sent(named)[spec.name]
-            for spec in parameters
-            if spec.name in named
-        }
-        result = problem.run(
-            partial(
-                problem.client.jvp,
-                tangents=sent,
-                parameters=self._values,
-                options=self._options,
-                duals=problem.duals,
-                state=self._result.state,
-                portable=self._result.portable,
-            )
-        )
-        moved = (*(self._with_axis(result.tangents[spec.name]) for spec in outputs), result.objective)
-        return tuple(value if want else None for value, want in zip(moved, mask, strict=True)), result.report
-
-    def _spread(self, names: Sequence[str]) -> dict[str, Array]:
-        """Return the values, with a batch axis for these parameters."""
-        wide = {name: np.broadcast_to(self._values[name], (self.batch, *self._values[name].shape)) for name in names}
-        return self._values | wide
-
-    def _as_sent(self, rows: Mapping[str, Array]) -> dict[str, Array]:
-        """Remove the batch axis if no parameter has one."""
-        return dict(rows) if self._result.meta["batched"] else {name: value[0] for name, value in rows.items()}
-
-    def _with_axis(self, value: Array) -> Array:
-        """Add the batch axis to an output if no parameter has one."""
-        return value if self._result.meta["batched"] else value[None]
