@@ -27,12 +27,9 @@ from convexlayer.cones import ProductCone, ProductDerivative, ProductPoint, prod
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
 from convexlayer.rays import BoolArray
 from convexlayer.sparse import Denominators, Point, complementary_residuals, row_scales
-from convexlayer.sparse.row_scales import ROUNDING
+from convexlayer.sparse.row_scales import ROUNDING, ZERO_REFERENCE
 
 __all__ = ["ComplementaryPoint", "Scales", "held_at_zero", "scales_at"]
-
-ZERO_REFERENCE = 1e-7
-"""Reference size for changes of a zero entry of x, relative to the size at which it would dominate a row."""
 
 
 @final

@@ -46,6 +46,12 @@ class Residuals:
     worst: Array
     objective: Array
 
+    @staticmethod
+    def of(rows: Array, backward: Array) -> Residuals:
+        """The residuals from the rows of ``sparse.relative_residuals``, (6, B), and backward errors."""
+        primal, dual, gap, natural, worst, objective = rows
+        return Residuals(primal, dual, gap, natural, backward, worst, objective)
+
     @cached_property
     def largest(self) -> float:
         """The largest ``worst`` of all elements; 0 for an empty batch."""
@@ -139,11 +145,11 @@ class Solution:
         else:
             w = y - s
             projection = cone.at(w if is_finite(w) else np.where(np.isfinite(w), w, 0.0)).projection
-        primal, dual, gap, natural, worst, objective = relative_residuals(
+        rows = relative_residuals(
             (program.structure.P, program.structure.A), cone.zero, program.values, program.r, Point(x, y, s),
             projection[:, cone.flat :],
         )  # fmt: skip
-        return Residuals(primal, dual, gap, natural, point.backward, worst, objective)
+        return Residuals.of(rows, point.backward)
 
     def certified(
         self, program: ConeProgram, tol: float, residuals: Residuals | None = None, *, row_by_row: bool = False

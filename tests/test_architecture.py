@@ -100,7 +100,7 @@ MAY_IMPORT_CVXPY_INTERNALS = (  # copy, check, canonicalise and translate CVXPY 
 CVXPY_INTERNALS = {"cvxcore", "interface", "lin_ops", "reductions", "settings", "utilities"}
 
 MAY_IMPORT_NUMBA = (
-    "convexlayer/cones/kernels.py",
+    "convexlayer/cones/kernels/",
     "convexlayer/interior_point/",
     "convexlayer/runtime/cached_kernel.py",
     "convexlayer/linalg/",

@@ -11,14 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeAlias, TypeVar, final
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, final
 
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-__all__ = ["AbstractCone", "Array", "ConePoint", "Eigenbasis", "RankTwo", "namespace"]
+__all__ = ["AbstractCone", "Array", "BlockKind", "ConePoint", "Eigenbasis", "RankTwo", "namespace"]
 
 # A NumPy array or a torch tensor, float64: no static type covers both.
 Array: TypeAlias = Any
@@ -111,6 +111,24 @@ class ConePoint(Generic[Derivative]):
     derive: Callable[[], Derivative]
 
 
+class BlockKind(NamedTuple):
+    """What the kernels must know of a block.
+
+    Attributes:
+        cone: name of the cone in the table of ``kernels``.
+        size: number of rows.
+        order: side length of a semidefinite block, else 0.
+        rank_two: whether its derivative is a rank-two form.
+        exponent: exponent of a power cone, else 0.
+    """
+
+    cone: str
+    size: int
+    order: int = 0
+    rank_two: bool = False
+    exponent: float = 0.0
+
+
 class AbstractCone(ABC):
     """Blocks of one cone K and one size; leading axes are batch and block.
 
@@ -132,6 +150,15 @@ class AbstractCone(ABC):
     @abstractmethod
     def recession_rows(self) -> NDArray[np.bool_]:
         """Mask (size,) of the unit vectors that are in K: increasing such a row of an element of K stays in K."""
+
+    def kinds(self, blocks: int, *, rank_two: bool) -> tuple[BlockKind, ...]:
+        """What the kernels must know of ``blocks`` consecutive blocks, for cones that have kernels.
+
+        Args:
+            blocks: number of blocks.
+            rank_two: whether their derivative is a rank-two form.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no kernels")
 
     @abstractmethod
     def at(self, w: Array) -> ConePoint[Eigenbasis]:

@@ -23,11 +23,10 @@ import numpy as np
 from array_api_compat import device
 from numpy.typing import NDArray
 
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
-from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
+from convexlayer.cones.base import AbstractCone, Array, BlockKind, ConePoint, Eigenbasis, namespace
+from convexlayer.cones.compiled import compiled_eigenbasis, is_compiled
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import UNDEFINED_VALUE, increasing_root
-from convexlayer.runtime.buffers import as_contiguous_float64
 
 __all__ = ["BRACKET", "FACE_RATIO", "MIN_RATIO", "Exponential"]
 
@@ -41,9 +40,8 @@ BRACKET = 6.0
 """Distance of the lower end of the bracket of log t below the initial guess. A larger one is safer, and costs a step
 where Newton's method leaves the bracket."""
 
-# A unit vector in the interior of K and K*, and the radius of a ball around it that both contain.
-_CENTRE = (-math.sqrt(1.0 / 3.0), math.sqrt(1.0 / 3.0), math.sqrt(1.0 / 3.0))
-_RADIUS = 0.26
+CENTRE, RADIUS = (-math.sqrt(1.0 / 3.0), math.sqrt(1.0 / 3.0), math.sqrt(1.0 / 3.0)), 0.26
+"""A unit vector in the interior of K and K*, and the radius of a ball around it that both contain."""
 
 
 class _Region(NamedTuple):
@@ -67,20 +65,28 @@ class Exponential(AbstractCone):
     @property
     def centre(self) -> NDArray[np.float64]:
         """A direction in the interior of K and K*."""
-        return np.array(_CENTRE)
+        return np.array(CENTRE)
 
     @property
     def recession_rows(self) -> NDArray[np.bool_]:
         """Only z may grow."""
         return np.array([False, False, True])
 
+    def kinds(self, blocks: int, *, rank_two: bool) -> tuple[BlockKind, ...]:
+        """Equal blocks."""
+        return (BlockKind("exponential", 3),) * blocks
+
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """Pi_{K*}(w), (..., 3), and its derivative."""
         if is_compiled(w):
-            return _compiled_point(w)
+            return compiled_eigenbasis(self.kinds(1, rank_two=False), w, self._distance)
         xp = namespace(w)
         region = _locate(xp, w)
         return ConePoint(_projection(xp, w, region), lambda: self._eigenbasis(xp, w, region))
+
+    def _distance(self, w: Array) -> Array:
+        xp = namespace(w)
+        return self._margin(xp, w, _locate(xp, w))
 
     def _eigenbasis(self, xp: Any, w: Array, region: _Region) -> Eigenbasis:
         """Q = (y / norm y, s / norm s, their cross product), d = (1, 0, delta) in the curved region.
@@ -128,28 +134,6 @@ def _with_depths(xp: Any, margin: Array, w: Array, dual: Array, interior: Array)
     if xp.any(interior):
         margin[interior] = _depth(xp, w[interior], dual[interior])
     return margin
-
-
-def _compiled_point(w: Array) -> ConePoint[Eigenbasis]:
-    """The projection and the derivative by the compiled kernels."""
-    kernels = compiled_kernels()
-    flat = as_contiguous_float64(w).reshape(-1, 3)
-    code, region, y = np.empty(len(flat), np.int8), np.empty((len(flat), 4)), np.empty(flat.shape)
-    in_ranges(kernels.exponential_point, (flat, code, region, y), entries=len(flat))
-
-    def derive() -> Eigenbasis:
-        Q, d, complement = np.empty((*flat.shape, 3)), np.empty(flat.shape), np.empty(flat.shape)
-        margin = np.empty(len(flat))
-        in_ranges(kernels.exponential_derivative, (flat, code, region, y, Q, d, complement, margin), entries=len(flat))
-        dual = code == kernels.DUAL
-
-        def margins() -> Array:
-            whole = _with_depths(np, margin, flat, dual, dual | (code == kernels.POLAR))
-            return whole.reshape(w.shape[:-1])
-
-        return Eigenbasis(Q.reshape(*w.shape, 3), d.reshape(w.shape), complement.reshape(w.shape), margins)
-
-    return ConePoint(y.reshape(w.shape), derive)
 
 
 def _projection(xp: Any, w: Array, region: _Region) -> Array:
@@ -236,7 +220,7 @@ def _depth(xp: Any, w: Array, dual: Array) -> Array:
         scale, top = xp.where(positive, scale, 1.0), xp.where(positive, top, 1.0)
         return positive & (head <= scale * (xp.log(top) - xp.log(scale)))
 
-    bound = depth_bound(x, inside, _CENTRE, _RADIUS)
+    bound = depth_bound(x, inside, CENTRE, RADIUS)
     near = bound == 0
     if xp.any(near):
         bound[near] = _exact_depth(xp, x[near], dual[near])

@@ -18,21 +18,28 @@ import numpy as np
 from array_api_compat import device
 from numpy.typing import NDArray
 
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
+from convexlayer.cones.base import AbstractCone, Array, BlockKind, ConePoint, Eigenbasis, namespace
+from convexlayer.cones.compiled import compiled_eigenbasis, is_compiled
 from convexlayer.cones.rays import boundary_distance, cross_product, depth_bound
 from convexlayer.cones.roots import increasing_root
 from convexlayer.errors import ProblemError
 
 __all__ = ["Power"]
 
-# Lower bound of arguments of logarithms and of divisors.
-_TINY = 1e-300
+TINY = 1e-300
+"""Lower bound of arguments of logarithms and of divisors."""
 
-# A unit vector in the interior of K and K*, and the radius of a ball around it that both contain.
-_CENTRE = (math.sqrt(0.5), math.sqrt(0.5), 0.0)
-_RADIUS = 0.49
-# Finite substitute for log 0 if v3 = 0; D is then its limit as v3 goes to 0.
-_LOG_ZERO = -1e6
+CENTRE, RADIUS = (math.sqrt(0.5), math.sqrt(0.5), 0.0), 0.49
+"""A unit vector in the interior of K and K*, and the radius of a ball around it that both contain."""
+
+LOG_ZERO = -1e6
+"""Finite substitute for log 0 if v3 = 0; D is then its limit as v3 goes to 0."""
+
+BRACKET_START, BRACKET_SLOPE = 100.0, 4.0
+"""The root x is in the bracket +-(BRACKET_START - BRACKET_SLOPE log abs(v3)) / min(alpha, 1 - alpha)."""
+
+MAX_LOG_RATIO = 700.0
+"""Bound of log((1 - delta) / delta), so that its exponential is finite (the limit for doubles is 709)."""
 
 
 class _Region(NamedTuple):
@@ -72,18 +79,28 @@ class Power(AbstractCone):
     @property
     def centre(self) -> NDArray[np.float64]:
         """A direction in the interior of K and K*."""
-        return np.array(_CENTRE)
+        return np.array(CENTRE)
 
     @property
     def recession_rows(self) -> NDArray[np.bool_]:
         """Only x and y may grow."""
         return np.array([True, True, False])
 
+    def kinds(self, blocks: int, *, rank_two: bool) -> tuple[BlockKind, ...]:
+        """One block per exponent."""
+        return tuple(BlockKind("power", 3, exponent=exponent) for exponent in self.alpha.tolist())
+
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """Pi_{K*}(w), (..., blocks, 3), and its derivative."""
+        if is_compiled(w):
+            return compiled_eigenbasis(self.kinds(len(self.alpha), rank_two=False), w, self._distance)
         xp = namespace(w)
         region = self._locate(xp, w)
         return ConePoint(_assemble(xp, w, region), lambda: self._eigenbasis(xp, w, region))
+
+    def _distance(self, w: Array) -> Array:
+        xp = namespace(w)
+        return self._margin(xp, w, self._locate(xp, w))
 
     def _eigenbasis(self, xp: Any, w: Array, region: _Region) -> Eigenbasis:
         """Q = (y / norm y, s / norm s, their cross product), d = (1, 0, delta) in the curved region.
@@ -97,7 +114,9 @@ class Power(AbstractCone):
         s = s / xp.linalg.vector_norm(s, axis=-1, keepdims=True)
         exponents = xp.asarray(self._exponents, device=device(w))
         log_ratio = 2.0 * (xp.sum(region.log_s[..., :2], axis=-1) + log_y - log_s) - xp.sum(xp.log(exponents), axis=-1)
-        log_ratio = xp.clip(log_ratio - 3.0 * region.log_y[..., 2] - region.log_s[..., 2], -700.0, 700.0)
+        log_ratio = xp.clip(
+            log_ratio - 3.0 * region.log_y[..., 2] - region.log_s[..., 2], -MAX_LOG_RATIO, MAX_LOG_RATIO
+        )
         zero, one = xp.zeros_like(log_ratio), xp.ones_like(log_ratio)
         d = xp.stack((one, zero, 1.0 / (1.0 + xp.exp(log_ratio))), axis=-1)
         complement = xp.stack((zero, one, 1.0 / (1.0 + xp.exp(-log_ratio))), axis=-1)
@@ -129,8 +148,8 @@ class Power(AbstractCone):
         safe_scale = xp.where(scale > 0, scale, 1.0)
         v = -w[..., :2] / safe_scale[..., None]
         z = xp.abs(w[..., 2]) / safe_scale
-        log_z = xp.where(z > 0, xp.log(xp.maximum(z, _TINY)), _LOG_ZERO)
-        log_v = xp.log(xp.maximum(xp.abs(v), _TINY))
+        log_z = xp.where(z > 0, xp.log(xp.maximum(z, TINY)), LOG_ZERO)
+        log_v = xp.log(xp.maximum(xp.abs(v), TINY))
         primal_value = xp.sum(exponents * log_v, axis=-1)
         dual_value = xp.sum(exponents * (log_v - xp.log(exponents)), axis=-1)
         flat_z = z == 0
@@ -154,7 +173,7 @@ def _curved(xp: Any, exponents: Array, v: Array, z: Array, log_z: Array) -> tupl
         log_r = log_z + xp.minimum(x, 0.0) - softplus
         log_g = log_z - xp.maximum(x, 0.0) - softplus
         log_product = log_exponents + (log_r + log_g)[..., None]
-        large = 0.5 * (magnitude + xp.sqrt(square + 4.0 * xp.exp(log_product) + _TINY))
+        large = 0.5 * (magnitude + xp.sqrt(square + 4.0 * xp.exp(log_product) + TINY))
         return log_r, log_g, log_product, xp.maximum(xp.log(large), 0.5 * log_product)
 
     def function(x: Array) -> tuple[Array, Array]:
@@ -164,9 +183,9 @@ def _curved(xp: Any, exponents: Array, v: Array, z: Array, log_z: Array) -> tupl
         share = xp.sum(exponents * xp.where(positive, ratio, 1.0) / (1.0 + ratio), axis=-1)
         coshare = xp.sum(exponents * xp.where(positive, 1.0, ratio) / (1.0 + ratio), axis=-1)
         slope = xp.exp(log_g - log_z) * coshare + xp.exp(log_r - log_z) * share
-        return log_r - xp.sum(exponents * log_s, axis=-1), slope + _TINY
+        return log_r - xp.sum(exponents * log_s, axis=-1), slope + TINY
 
-    high = (100.0 - 4.0 * log_z) / xp.min(exponents, axis=-1)
+    high = (BRACKET_START - BRACKET_SLOPE * log_z) / xp.min(exponents, axis=-1)
     x = increasing_root(xp, function, xp.zeros_like(z), -high, high)
     log_r, log_g, log_product, log_large = parts(x)
     log_small = log_product - log_large
@@ -174,7 +193,7 @@ def _curved(xp: Any, exponents: Array, v: Array, z: Array, log_z: Array) -> tupl
     log_s12 = xp.where(positive, log_large, log_small)
     decay = xp.exp(-xp.abs(x))
     product = exponents * (z * z * decay / (1.0 + decay) ** 2)[..., None]
-    large = 0.5 * (magnitude + xp.sqrt(square + 4.0 * product + _TINY))
+    large = 0.5 * (magnitude + xp.sqrt(square + 4.0 * product + TINY))
     y12 = xp.where(positive, product / large, large)
     log_y = xp.concat((log_y12, log_g[..., None]), axis=-1)
     log_s = xp.concat((log_s12, log_r[..., None]), axis=-1)
@@ -209,9 +228,9 @@ def _depth(xp: Any, w: Array, dual: Array, exponents: Array) -> Array:
         positive = xp.all(x[..., :2] > 0, axis=-1)
         head = xp.log(xp.where(positive[..., None], x[..., :2], 1.0))
         value = xp.sum(exponents[:, None] * head, axis=-1) - offset[:, None]
-        return positive & (value >= xp.log(xp.maximum(xp.abs(x[..., 2]), _TINY)))
+        return positive & (value >= xp.log(xp.maximum(xp.abs(x[..., 2]), TINY)))
 
-    bound = depth_bound(x, inside, _CENTRE, _RADIUS)
+    bound = depth_bound(x, inside, CENTRE, RADIUS)
     near = bound == 0
     if xp.any(near):
         bound[near] = _exact_depth(xp, x[near], dual[near], exponents[near])

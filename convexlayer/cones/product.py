@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convexlayer.cones.base import AbstractCone, ConePoint, Eigenbasis, RankTwo, namespace
+from convexlayer.cones.compiled import BlockTable, block_table
 from convexlayer.cones.exponential import Exponential
 from convexlayer.cones.kronecker import KroneckerBasis
 from convexlayer.cones.nonnegative import Nonnegative
@@ -286,6 +287,13 @@ class ProductCone:
             ShapeError: w is not of shape (B, m).
         """
         return self.at(w).derivative.margin
+
+    @cached_property
+    def table(self) -> BlockTable:
+        """The arguments of the kernels for the blocks of curved cones whose derivative is stored."""
+        groups = [group for group in self.groups[self.flat_groups :] if not group.kronecker]
+        kinds = [kind for group in groups for kind in group.cone.kinds(group.blocks, rank_two=group.rank_two)]
+        return block_table(tuple(kinds), self.flat)
 
     @cached_property
     def centre(self) -> Array:

@@ -10,10 +10,9 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, namespace
-from convexlayer.cones.calls import compiled_kernels, in_ranges, is_compiled
+from convexlayer.cones.base import AbstractCone, Array, BlockKind, ConePoint, Eigenbasis, namespace
+from convexlayer.cones.compiled import compiled_eigenbasis, is_compiled
 from convexlayer.cones.kronecker import KroneckerBasis, like, symmetric_vectors
-from convexlayer.runtime.buffers import as_contiguous_float64, empty
 
 __all__ = ["PositiveSemidefinite"]
 
@@ -44,10 +43,14 @@ class PositiveSemidefinite(AbstractCone):
         """Only the diagonal may grow."""
         return self._svec.rows == self._svec.cols
 
+    def kinds(self, blocks: int, *, rank_two: bool) -> tuple[BlockKind, ...]:
+        """Equal blocks."""
+        return (BlockKind("psd", self.size, self.order),) * blocks
+
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """svec(V diag(max(l, 0)) V'), and its derivative."""
         if is_compiled(w):
-            return self._compiled_point(w)
+            return compiled_eigenbasis(self.kinds(1, rank_two=False), w, self._distance)
         values, vectors = self._eigh(w)
         return ConePoint(self._projection(values, vectors), lambda: self._eigenbasis(w, values, vectors))
 
@@ -61,24 +64,8 @@ class PositiveSemidefinite(AbstractCone):
 
         return ConePoint(self._projection(values, vectors), derive)
 
-    def _compiled_point(self, w: Array) -> ConePoint[Eigenbasis]:
-        """As ``at``, by kernels."""
-        kernels, k = compiled_kernels(), self.order
-        flat = as_contiguous_float64(w).reshape(-1, self.size)
-        values, vectors = np.empty((len(flat), k)), np.empty((len(flat), k, k))
-        y = np.empty(flat.shape)
-        seconds = 3e-6 + 3e-8 * k**3
-        in_ranges(kernels.psd_point, (flat, k, values, vectors, y), entries=len(flat), seconds=seconds)
-
-        def derive() -> Eigenbasis:
-            Q = empty(*flat.shape, self.size)
-            d, complement = np.empty(flat.shape), np.empty(flat.shape)
-            arguments = (values, vectors, Q, d, complement)
-            in_ranges(kernels.psd_derivative, arguments, entries=len(flat), seconds=2e-9 * self.size**2)
-            basis, eigenvalues, rest = Q.reshape(*w.shape, self.size), d.reshape(w.shape), complement.reshape(w.shape)
-            return Eigenbasis(basis, eigenvalues, rest, lambda: _least(np, values).reshape(w.shape[:-1]))
-
-        return ConePoint(y.reshape(w.shape), derive)
+    def _distance(self, w: Array) -> Array:
+        return _least(namespace(w), self._eigh(w)[0])
 
     def _projection(self, values: Array, vectors: Array) -> Array:
         """svec(V diag(max(l, 0)) V')."""

@@ -26,8 +26,8 @@ _GRID = np.concatenate((-_FAR[::-1], np.linspace(-40.0, 40.0, 81), _FAR))
 # Each round divides the two intervals around the minimum in 16, that is shortens them by a factor of 8.
 _FRACTIONS = np.linspace(0.0, 1.0, 17)
 _ROUNDS = 8
-# Values of lambda / norm(x) that ``depth_bound`` tries.
-_DEPTH_FRACTIONS = 0.5 ** np.arange(9)
+DEPTH_STEPS = 9
+"""Number of values of lambda / norm(x) that ``depth_bound`` tries: 1, 1/2, 1/4, ..."""
 
 
 def boundary_distance(x: Array, products: Callable[[Array], Array]) -> Array:
@@ -70,7 +70,9 @@ def depth_bound(x: Array, inside: Callable[[Array], Array], centre: tuple[float,
         (points,).
     """
     xp = namespace(x)
-    shares, c = (xp.asarray(constant, device=device(x)) for constant in (_DEPTH_FRACTIONS, np.array(centre)))
+    shares, c = (
+        xp.asarray(constant, device=device(x)) for constant in (0.5 ** np.arange(DEPTH_STEPS), np.array(centre))
+    )
     steps = xp.linalg.vector_norm(x, axis=-1)[:, None] * shares
     found = inside(x[:, None, :] - steps[..., None] * c)
     return radius * xp.max(xp.where(found, steps, 0.0), axis=-1)

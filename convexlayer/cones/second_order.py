@@ -9,7 +9,8 @@ import numpy as np
 from array_api_compat import device
 from numpy.typing import NDArray
 
-from convexlayer.cones.base import AbstractCone, Array, ConePoint, Eigenbasis, RankTwo, namespace
+from convexlayer.cones.base import AbstractCone, Array, BlockKind, ConePoint, Eigenbasis, RankTwo, namespace
+from convexlayer.cones.compiled import compiled_eigenbasis, compiled_rank_two, is_compiled
 
 __all__ = ["SecondOrder"]
 
@@ -37,12 +38,18 @@ class SecondOrder(AbstractCone):
         """Only t may grow."""
         return np.arange(self.size) == 0
 
+    def kinds(self, blocks: int, *, rank_two: bool) -> tuple[BlockKind, ...]:
+        """Equal blocks."""
+        return (BlockKind("second_order", self.size, rank_two=rank_two),) * blocks
+
     def at(self, w: Array) -> ConePoint[Eigenbasis]:
         """The projection and the eigenbasis of its derivative.
 
         The projection is w if t >= norm(u), 0 if t <= -norm(u), else (t + norm(u)) / 2 (1, h) with
         Q = ((1, h) / sqrt 2, (1, -h) / sqrt 2, any basis of the complement), d = (1, 0, (1 + t / norm(u)) / 2).
         """
+        if is_compiled(w):
+            return compiled_eigenbasis(self.kinds(1, rank_two=False), w, self._distance)
         parts = _parts(namespace(w), w)
         return ConePoint(_projection(w, *parts), lambda: self._eigenbasis(w, *parts))
 
@@ -51,8 +58,15 @@ class SecondOrder(AbstractCone):
 
         If u = 0, then h = 0, and D is I or 0.
         """
+        if is_compiled(w):
+            return compiled_rank_two(self.kinds(1, rank_two=True), w, self._distance)
         parts = _parts(namespace(w), w)
         return ConePoint(_projection(w, *parts), lambda: self._rank_two(*parts))
+
+    def _distance(self, w: Array) -> Array:
+        xp = namespace(w)
+        t, _, norm, _ = _parts(xp, w)
+        return self._margin(xp, t, norm)
 
     def _eigenbasis(self, w: Array, t: Array, u: Array, norm: Array, unit_scale: Array) -> Eigenbasis:
         xp = namespace(w)

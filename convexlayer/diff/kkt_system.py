@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from convexlayer.certificate import ComplementaryPoint
 from convexlayer.cones import KroneckerBasis, ProductDerivative, product_cone
 from convexlayer.diff.matrix_free import MatrixFreeSystem
 from convexlayer.diff.report import ACCURATE
-from convexlayer.diff.rows import FlatRows, Section, rows_of
+from convexlayer.diff.rows import FlatRows, Section, SystemColumns, rows_of
 from convexlayer.linalg import (
     RESIDUAL_TOL,
     SINGULAR,
@@ -38,10 +38,16 @@ from convexlayer.program import Array, ConeProgram, IndexArray, Pattern, Structu
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, entries_of_system
 
+if TYPE_CHECKING:
+    from convexlayer.diff.lanes.calls import LaneSystem
+
 __all__ = ["KKTFactor", "KKTSystem"]
 
 NOISE = 1e-12
 """Entries of a solution below this factor times the magnitude of the terms in their rows are rounding errors."""
+
+NEWTON_REFINEMENTS = 3
+"""Solves with the factor in a Newton step: a step need not be more accurate than its length."""
 
 LEFTOVER = 1e-8
 """Entries of a null vector up to this fraction of the largest entry are rounding errors."""
@@ -80,6 +86,19 @@ class KKTSystem:
             if large
             else choose_factoriser(self.pattern, self._signs, backend, device)
         )
+
+    @cached_property
+    def lanes(self) -> LaneSystem | None:
+        """Polish and derivative by kernels; None where the systems are not factorised by kernels."""
+        symbolic = self._linear.symbolic if isinstance(self._linear, AbstractFactoriser) else None
+        if symbolic is None:
+            return None
+        from convexlayer.diff.lanes.calls import LaneSystem
+
+        columns = SystemColumns.joined(
+            [rows.columns(places) for rows, places in zip(self.rows, self._places, strict=True)]
+        )
+        return LaneSystem(self.structure, self.cone, self._sparse, columns, symbolic)
 
     def refined(self, program: ConeProgram, derivative: ProductDerivative, c: Array) -> RefinedFactor:
         """Assemble and factorise K (B, N, N), with rows of curved cones divided by c (B, m)."""
@@ -196,7 +215,7 @@ class KKTFactor:
 
     def newton(self, top: Array, bottom: Array) -> tuple[Array, Array]:
         """Solve for (l, v) to the accuracy that a Newton step needs."""
-        return self._split(self._refined.refine(self._rhs(top, bottom), steps=3)[0])
+        return self._split(self._refined.refine(self._rhs(top, bottom), steps=NEWTON_REFINEMENTS)[0])
 
     def newton_row_by_row(self, top: Array, bottom: Array) -> tuple[Array, Array]:
         """Solve for (l, v) with residuals small relative to each row, orthogonal to the null space of K."""

@@ -12,7 +12,8 @@ import numpy as np
 from convexlayer.certificate import ComplementaryPoint, held_at_zero, scales_at
 from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
 from convexlayer.program import Array, ConeProgram, IndexArray, max_norm
-from convexlayer.solution import Solution
+from convexlayer.solution import BoolArray, Residuals, Solution
+from convexlayer.sparse import Point
 from convexlayer.status import Status
 
 __all__ = ["Polished", "polish", "polished"]
@@ -61,11 +62,13 @@ class Polished(NamedTuple):
         point: the complementary points there.
         factor: a factor of the whole batch, if one was computed; the derivative can use it if the active set has not
             changed since (see ``KKTFactor.is_factor_of``).
+        residuals: the residuals of the solutions, if they were computed.
     """
 
     solution: Solution
     point: ComplementaryPoint
-    factor: KKTFactor | None
+    factor: KKTFactor | None = None
+    residuals: Residuals | None = None
 
 
 def polish(
@@ -80,14 +83,13 @@ def polished(
     program: ConeProgram,
     solution: Solution,
     *,
-    point: ComplementaryPoint | None = None,
     needed: float = POLISH_TOL,
     steps: int = 16,
     deadline: float = np.inf,
 ) -> Polished:
     """Polish solutions by a semismooth Newton method on the residual map in (x, w), w = c y - s / c.
 
-    Elements whose complementary ``point`` has a backward error of at most ``needed`` take that point. For the others,
+    Elements whose complementary point has a backward error of at most ``needed`` take that point. For the others,
     each step solves the KKT system of the derivative at the current point, moves to w + c dy - ds / c, and projects to
     get y and s. Each element takes its point of smallest backward error, so none gets worse. Elements with a status in
     UNTOUCHED are not changed.
@@ -96,18 +98,40 @@ def polished(
         system: the symbolic KKT system.
         program: the programs.
         solution: the solutions.
-        point: the complementary points near the solutions, if already computed.
         needed: backward error up to which no step is made.
         steps: maximum number of Newton steps per attempt.
-        deadline: no step starts after this time of ``time.perf_counter``.
+        deadline: no step starts after this time of ``time.perf_counter``; kernels look at it once per lane group.
     """
-    point = point or solution.complementary(program)
-    first = point.backward
-    untouched = np.zeros(len(first), dtype=bool)
+    eligible = np.ones(len(solution.status), dtype=bool)
     if not solution.all_optimal:
-        untouched[:] = [status in UNTOUCHED for status in solution.status]
-    need = np.isfinite(first) & (first > needed) & ~untouched
-    taken, factor = (first <= needed) & ~untouched, None
+        eligible[:] = [status not in UNTOUCHED for status in solution.status]
+    if system.lanes is None:
+        return _portable(system, program, solution, eligible, needed, steps, deadline)
+    given = Point(solution.x, solution.y, solution.s)
+    found = system.lanes.polish(program, given, eligible, needed=needed, steps=steps, deadline=deadline)
+    better = replace(solution, x=found.point.x, y=found.point.y, s=found.point.s)
+    stuck, point = found.stuck, found.complementary
+    if not len(stuck):
+        return Polished(better, point, residuals=Residuals.of(found.residuals, point.backward))
+    part, start = program.select(stuck), solution.select(stuck)
+    again = _portable(system, part, start, eligible[stuck], needed, steps, deadline)
+    return Polished(better.with_elements(stuck, again.solution), point.with_elements(stuck, again.point))
+
+
+def _portable(
+    system: KKTSystem,
+    program: ConeProgram,
+    solution: Solution,
+    eligible: BoolArray,
+    needed: float,
+    steps: int,
+    deadline: float,
+) -> Polished:
+    """``polished`` in NumPy, with further attempts where the first one fails."""
+    point = solution.complementary(program)
+    first = point.backward
+    need = np.isfinite(first) & (first > needed) & eligible
+    taken, factor = (first <= needed) & eligible, None
     active = np.flatnonzero(need)
     if len(active):
         if len(active) >= FACTOR_ALL_FRACTION * program.batch and np.all(np.isfinite(first)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -15,10 +15,52 @@ from convexlayer.cones import Eigenbasis, Group, KroneckerBasis, RankTwo
 from convexlayer.program import Array, IndexArray, Structure
 from convexlayer.sparse import rotate_entries
 
-__all__ = ["AbstractRows", "FlatRows", "Section", "entries_of", "rows_of"]
+__all__ = ["BLOCK_FIELDS", "AbstractRows", "FlatRows", "Section", "SystemColumns", "entries_of", "rows_of"]
 
 Section = tuple[IndexArray, IndexArray]
 """Row and column indices of entries in the upper triangle of K, two arrays of equal shape."""
+
+
+BLOCK_FIELDS = 7
+"""Number of integers of a block in ``SystemColumns.blocks``."""
+
+
+class SystemColumns(NamedTuple):
+    """Index arrays of curved cones for the kernels.
+
+    Attributes:
+        blocks: for each block, (blocks, BLOCK_FIELDS): with an eigenbasis the number of columns of A with entries in
+            it, the start of its part of ``place`` and ``source``, and -1 for the rest; of a rank-two form -1, its first
+            entry in ``entries``, the end of its entries, the unknowns xi and nu, and the positions of their diagonal
+            entries.
+        diagonal: position in K of the diagonal entry of each row.
+        place: positions in K of the entries of L'A with an eigenbasis, of each block (size, columns).
+        source: indices in A of the entries of the same columns of A, -1 for zeros, of each block (size, columns).
+        entries: the entries of A of rank-two forms by columns: index in A, row, position in K, and position in K of the
+            entry of its column in the row of xi, (entries, 4).
+        extra: positions in K of the entries of each row in the columns of xi and nu, (rows, 2); -1 without.
+    """
+
+    blocks: IndexArray
+    diagonal: IndexArray
+    place: IndexArray
+    source: IndexArray
+    entries: IndexArray
+    extra: IndexArray
+
+    @staticmethod
+    def joined(groups: Sequence[SystemColumns]) -> SystemColumns:
+        """Concatenate the index arrays of consecutive groups."""
+        none = np.zeros(0, np.int64)
+        parts = [SystemColumns(none.reshape(0, BLOCK_FIELDS), none, none, none, none.reshape(0, 4), none.reshape(0, 2))]
+        places, entries = 0, 0
+        for group in groups:
+            shift = np.where(group.blocks[:, 0] < 0, entries, places)[:, None]
+            blocks = group.blocks.copy()
+            blocks[:, 1:3] += np.where(blocks[:, 1:3] >= 0, shift, 0)
+            parts.append(group._replace(blocks=blocks))
+            places, entries = places + len(group.place), entries + len(group.entries)
+        return SystemColumns(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 class AbstractRows(ABC):
@@ -49,6 +91,14 @@ class AbstractRows(ABC):
             piece: derivative D of the group's projection.
             K: values of K, (B, nnz), modified in place.
             places: positions in K of the entries of each section.
+        """
+
+    @abstractmethod
+    def columns(self, places: Sequence[IndexArray]) -> SystemColumns:
+        """The index arrays of this group for the kernels, from the positions in K of the entries of each section.
+
+        Raises:
+            TypeError: the kernels have no form of these rows.
         """
 
     @abstractmethod
@@ -135,6 +185,23 @@ class _BasisRows(AbstractRows):
         for place, (members, source) in zip(places[1:], self._members, strict=True):
             rotate_entries(K, place, A, source, _basis(piece), piece.root, members)
 
+    def columns(self, places: Sequence[IndexArray]) -> SystemColumns:
+        blocks = np.full((self._shape[0], BLOCK_FIELDS), -1)
+        start = 0
+        for members, source in self._members:
+            size = source[0].size
+            blocks[members, 0], blocks[members, 1] = source.shape[2], start + size * np.arange(len(members))
+            start += source.size
+        none, rows = np.zeros(0, np.int64), self.rows.stop - self.rows.start
+        return SystemColumns(
+            blocks,
+            places[0],
+            np.concatenate([none, *(place.ravel() for place in places[1:])]),
+            np.concatenate([none, *(source.ravel() for _, source in self._members)]),
+            none.reshape(0, 4),
+            np.full((rows, 2), -1),
+        )
+
     def spread(self, z: Array, piece: Any) -> Array:
         return self._flat((_basis(piece) @ (piece.root * self._blocks(z[:, self.own]))[..., None])[..., 0])
 
@@ -197,6 +264,18 @@ class _RankTwoRows(AbstractRows):
         for place, part in zip(places, parts, strict=True):
             K[:, place] = part
 
+    def columns(self, places: Sequence[IndexArray]) -> SystemColumns:
+        count = self._shape[0]
+        block = np.zeros(len(self._source), np.int64) if count == 1 else self._block
+        of_xi = places[1][np.searchsorted(self._starts, np.arange(len(self._source)), side="right") - 1]
+        entries = np.stack([self._source, self._local + self.rows.start, places[0], of_xi], axis=1)
+        ends = np.searchsorted(block, np.arange(count + 1))
+        unknowns = (np.arange(where.start, where.stop) for where in (self._xi, self._nu))
+        fields = (np.full(count, -1), ends[:-1], ends[1:], *unknowns, places[5], places[6])
+        none = np.zeros(0, np.int64)
+        extra = np.stack([places[3].ravel(), places[4].ravel()], axis=1)
+        return SystemColumns(np.stack(fields, axis=1), places[2].ravel(), none, none, entries, extra)
+
     def spread(self, z: Array, piece: RankTwo) -> Array:
         return self._flat(piece.root * self._blocks(z[:, self.own]) + piece.scaled_q1 * z[:, self._xi, None])
 
@@ -217,6 +296,9 @@ class _KroneckerRows(AbstractRows):
 
     def write(self, A: Array, piece: KroneckerBasis, K: Array, places: Sequence[IndexArray]) -> None:
         K[:, places[0]] = self._flat(-piece.complement)
+
+    def columns(self, places: Sequence[IndexArray]) -> SystemColumns:
+        raise TypeError("products with large semidefinite blocks are matrix-free")
 
     def spread(self, z: Array, piece: KroneckerBasis) -> Array:
         return self._flat(piece.combine(piece.root * self._blocks(z[:, self.own])))

@@ -296,11 +296,11 @@ class SolutionMap:
 
     def _certified(self, program: ConeProgram, solution: Solution, options: Options, clock: Clock) -> _Certified:
         """Polish solutions if the options ask for it, and set each status by the residuals."""
-        point, factor = solution.complementary(program), None
         if options.polish:
-            deadline = clock.deadline
-            solution, point, factor = polished(self._system, program, solution, point=point, deadline=deadline)
-        measured = solution.residuals(program, point)
+            solution, point, factor, measured = polished(self._system, program, solution, deadline=clock.deadline)
+        else:
+            point, factor, measured = solution.complementary(program), None, None
+        measured = measured or solution.residuals(program, point)
         certified, residuals = solution.certified(program, options.tol, measured, row_by_row=options.polish)
         return _Certified(certified, residuals, factor, point)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -238,7 +238,13 @@ class StoredFactor(RefinedFactor):
 
 
 class AbstractFactoriser(ABC):
-    """Factorises batches of matrices of one pattern; the constructor does the symbolic factorisation."""
+    """Factorises batches of matrices of one pattern; the constructor does the symbolic factorisation.
+
+    Attributes:
+        symbolic: the ``ldl.symbolic.Symbolic`` of the kernels; None if another library factorises.
+    """
+
+    symbolic: Any = None
 
     @abstractmethod
     def factor(self, values: Array) -> RefinedFactor:

@@ -66,6 +66,7 @@ PARTS = {
     "sparse": "convexlayer.sparse.kernels",
     "cones": "convexlayer.cones.kernels",
     "solvers": "convexlayer.solvers.kernels",
+    "diff": "convexlayer.diff.lanes.calls",
 }
 """Parts of the library with kernels, each built on those before it; the ``warm_up`` of the module compiles a part."""
 

@@ -9,7 +9,8 @@ from numba import njit
 
 from convexlayer.runtime.cached_kernel import cached_kernel
 from convexlayer.sparse.products import EntriesOfSystem
-from convexlayer.sparse.row_kernels import complementary_residuals, nan_max, relative_residuals, row_scales
+from convexlayer.sparse.residual_kernels import complementary_residuals, nan_max, relative_residuals
+from convexlayer.sparse.row_kernels import row_scales
 from convexlayer.sparse.structures import Entries, Floats, Integers, Positions, ProgramBlocks
 
 __all__ = [

@@ -1,6 +1,11 @@
-"""Kernels of ``row_scales``: residuals of a point and the scales that they are measured by."""
+"""Kernels of ``row_scales``: the scales that residuals are measured by.
+
+The functions of one element take structures whose arrays have no batch axis; the kernels of ``diff`` call them too.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -9,7 +14,6 @@ from convexlayer.runtime.cached_kernel import cached_kernel
 from convexlayer.sparse.row_scales import (
     BALANCE_THRESHOLD,
     BLOCK_FLOOR,
-    DENOMINATOR_FLOOR,
     EPS,
     EXPONENT,
     FLOOR,
@@ -17,9 +21,53 @@ from convexlayer.sparse.row_scales import (
     ROUNDING,
     SLACK_FACTOR,
 )
-from convexlayer.sparse.structures import Denominators, Floats, Patterns, Point, Positions, RowScales, Values
+from convexlayer.sparse.structures import Floats, Patterns, Point, Positions, RowScales, Values
 
-__all__ = ["complementary_residuals", "nan_max", "relative_residuals", "row_scales"]
+__all__ = [
+    "RowWork",
+    "element_of",
+    "new_row_work",
+    "point_of",
+    "row_scales",
+    "scales_of",
+    "scales_of_element",
+]
+
+
+class RowWork(NamedTuple):
+    """Scratch of one element: abs_x (n,), and abs_y, Y and S (m,)."""
+
+    abs_x: Floats
+    abs_y: Floats
+    Y: Floats
+    S: Floats
+
+
+@njit(nogil=True)
+def new_row_work(n: int, m: int) -> RowWork:
+    """Allocate the scratch."""
+    return RowWork(np.empty(n), np.empty(m), np.empty(m), np.empty(m))
+
+
+@njit(nogil=True)
+def element_of(values: Values, e: int) -> Values:
+    """The values of element e."""
+    return Values(values.P[e], values.q[e], values.A[e], values.b[e])
+
+
+@njit(nogil=True)
+def point_of(point: Point, e: int) -> Point:
+    """The point of element e."""
+    return Point(point.x[e], point.y[e], point.s[e])
+
+
+@njit(nogil=True)
+def scales_of(scales: RowScales, e: int) -> RowScales:
+    """The scales of element e."""
+    return RowScales(
+        scales.variable[e], scales.dual[e], scales.primal[e], scales.c[e], scales.size[e], scales.dual_rounding[e],
+        scales.primal_rounding[e],
+    )  # fmt: skip
 
 
 @cached_kernel
@@ -36,53 +84,52 @@ def row_scales(
     """Compute the scales of the elements first <= e < last (see ``row_scales.row_scales``)."""
     patterns, values, point = Patterns(*pattern_fields), Values(*value_fields), Point(*point_fields)
     scales = RowScales(*scale_fields)
-    n, m = values.q.shape[1], values.b.shape[1]
-    abs_x, abs_y, Y, S = np.empty(n), np.empty(m), np.empty(m), np.empty(m)
+    work = new_row_work(values.q.shape[1], values.b.shape[1])
     for e in range(first, last):
-        for j in range(n):
-            abs_x[j] = abs(point.x[e, j])
-        for i in range(m):
-            abs_y[i] = abs(point.y[e, i])
-        _raise_to_fraction(abs_y, blocks, BLOCK_FLOOR)
-        _term_sums(patterns, values, e, point.s[e], abs_x, abs_y, scales)
-        S[:] = scales.primal[e]
-        _largest_of_blocks(S, blocks)
-        _raise_to_sizes(patterns, values, e, blocks, S, Y, abs_x, abs_y, scales)
-        _term_sums(patterns, values, e, point.s[e], abs_x, abs_y, scales)
-        S[:] = scales.primal[e]
-        _largest_of_blocks(S, blocks)
-        _multiplier_sizes(patterns, values, e, scales.dual[e], Y)
-        _largest_of_blocks(Y, blocks)
-        _balance_rows(values, e, blocks, free, point, S, Y, scales)
-        _rounding_errors(patterns, values, e, blocks[0], point, Y, scales)
+        scales_of_element(patterns, element_of(values, e), blocks, free, point_of(point, e), scales_of(scales, e), work)
 
 
 @njit(nogil=True, error_model="numpy")
-def _raise_to_sizes(
-    patterns: Patterns,
-    values: Values,
-    e: int,
-    blocks: Positions,
-    S: Floats,
-    Y: Floats,
-    abs_x: Floats,
-    abs_y: Floats,
-    scales: RowScales,
+def scales_of_element(
+    patterns: Patterns, values: Values, blocks: Positions, free: int, point: Point, scales: RowScales, work: RowWork
 ) -> None:
+    """Compute the scales of one element; ``scales`` is out."""
+    abs_x, abs_y, Y, S = work.abs_x, work.abs_y, work.Y, work.S
+    for j in range(len(abs_x)):
+        abs_x[j] = abs(point.x[j])
+    for i in range(len(abs_y)):
+        abs_y[i] = abs(point.y[i])
+    _raise_to_fraction(abs_y, blocks, BLOCK_FLOOR)
+    _term_sums(patterns, values, point.s, abs_x, abs_y, scales)
+    S[:] = scales.primal
+    _largest_of_blocks(S, blocks)
+    _raise_to_sizes(patterns, values, blocks, work, scales)
+    _term_sums(patterns, values, point.s, abs_x, abs_y, scales)
+    S[:] = scales.primal
+    _largest_of_blocks(S, blocks)
+    _multiplier_sizes(patterns, values, scales.dual, Y)
+    _largest_of_blocks(Y, blocks)
+    _balance_rows(values, blocks, free, point, S, Y, scales)
+    _rounding_errors(patterns, values, blocks[0], point, Y, scales)
+
+
+@njit(nogil=True, error_model="numpy")
+def _raise_to_sizes(patterns: Patterns, values: Values, blocks: Positions, work: RowWork, scales: RowScales) -> None:
     """Compute ``scales.variable``, and raise abs_x and abs_y to FLOOR times the sizes at which they dominate a row."""
+    abs_x, abs_y, Y, S = work.abs_x, work.abs_y, work.Y, work.S
     Y[:] = 0.0
-    dual = scales.dual[e]
+    dual = scales.dual
     for j in range(len(abs_x)):
         highest = 0.0
         for p in range(patterns.P_starts[j], patterns.P_starts[j + 1]):
-            if patterns.P_rows[p] == j and values.P[e, p] != 0.0:
-                highest = dual[j] / abs(values.P[e, p])
+            if patterns.P_rows[p] == j and values.P[p] != 0.0:
+                highest = dual[j] / abs(values.P[p])
         for p in range(patterns.A_starts[j], patterns.A_starts[j + 1]):
-            i, value = patterns.A_rows[p], abs(values.A[e, p])
+            i, value = patterns.A_rows[p], abs(values.A[p])
             if value > 0.0:
                 highest = max(highest, S[i] / value)
                 Y[i] = max(Y[i], dual[j] / value)
-        scales.variable[e, j] = highest
+        scales.variable[j] = highest
         abs_x[j] = max(abs_x[j], FLOOR * highest)
     _largest_of_blocks(Y, blocks)
     for i in range(len(abs_y)):
@@ -90,7 +137,7 @@ def _raise_to_sizes(
 
 
 @njit(nogil=True, error_model="numpy")
-def _multiplier_sizes(patterns: Patterns, values: Values, e: int, dual: Floats, Y: Floats) -> None:
+def _multiplier_sizes(patterns: Patterns, values: Values, dual: Floats, Y: Floats) -> None:
     """Y <- the size at which each multiplier matters in one of its rows of the dual residual."""
     Y[:] = np.inf
     highest = 0.0
@@ -99,7 +146,7 @@ def _multiplier_sizes(patterns: Patterns, values: Values, e: int, dual: Floats, 
     for j in range(len(dual)):
         column = max(dual[j], ROUNDING * highest)
         for p in range(patterns.A_starts[j], patterns.A_starts[j + 1]):
-            value = abs(values.A[e, p])
+            value = abs(values.A[p])
             if value > 0.0 and column > 0.0:
                 Y[patterns.A_rows[p]] = min(Y[patterns.A_rows[p]], column / value)
     for i in range(len(Y)):
@@ -109,11 +156,11 @@ def _multiplier_sizes(patterns: Patterns, values: Values, e: int, dual: Floats, 
 
 @njit(nogil=True, error_model="numpy")
 def _balance_rows(
-    values: Values, e: int, blocks: Positions, free: int, point: Point, S: Floats, Y: Floats, scales: RowScales
+    values: Values, blocks: Positions, free: int, point: Point, S: Floats, Y: Floats, scales: RowScales
 ) -> None:
     """Compute c and the size of w; Y and ``scales.primal_rounding`` <- the norm of w, divided and multiplied by c."""
-    c, size, primal, rounding = scales.c[e], scales.size[e], scales.primal[e], scales.primal_rounding[e]
-    s, y, b = point.s[e], point.y[e], values.b[e]
+    c, size, primal, rounding = scales.c, scales.size, scales.primal, scales.primal_rounding
+    s, y, b = point.s, point.y, values.b
     for i in range(blocks[0]):
         c[i], size[i] = _balance(SLACK_FACTOR * S[i], Y[i])
         rounding[i] = 0.0
@@ -138,38 +185,34 @@ def _balance_rows(
 
 
 @njit(nogil=True, error_model="numpy")
-def _rounding_errors(
-    patterns: Patterns, values: Values, e: int, flat: int, point: Point, Y: Floats, scales: RowScales
-) -> None:
+def _rounding_errors(patterns: Patterns, values: Values, flat: int, point: Point, Y: Floats, scales: RowScales) -> None:
     """Compute the bounds of rounding errors of both residuals; Y is the norm of w / c in the rows after ``flat``."""
-    x, y, s, primal = point.x[e], point.y[e], point.s[e], scales.primal_rounding[e]
+    x, y, s, primal = point.x, point.y, point.s, scales.primal_rounding
     for j in range(len(x)):
-        total = abs(values.q[e, j])
+        total = abs(values.q[j])
         for p in range(patterns.P_starts[j], patterns.P_starts[j + 1]):
-            total += abs(values.P[e, p] * x[patterns.P_rows[p]])
+            total += abs(values.P[p] * x[patterns.P_rows[p]])
         for p in range(patterns.A_starts[j], patterns.A_starts[j + 1]):
-            i, value = patterns.A_rows[p], abs(values.A[e, p])
+            i, value = patterns.A_rows[p], abs(values.A[p])
             total += value * (abs(y[i]) + (Y[i] if i >= flat else 0.0))
             primal[i] += value * abs(x[j])
-        scales.dual_rounding[e, j] = EPS * total
+        scales.dual_rounding[j] = EPS * total
     for i in range(len(y)):
-        primal[i] = EPS * (primal[i] + abs(values.b[e, i]) + abs(s[i]))
+        primal[i] = EPS * (primal[i] + abs(values.b[i]) + abs(s[i]))
 
 
 @njit(nogil=True, error_model="numpy")
-def _term_sums(
-    patterns: Patterns, values: Values, e: int, s: Floats, abs_x: Floats, abs_y: Floats, scales: RowScales
-) -> None:
+def _term_sums(patterns: Patterns, values: Values, s: Floats, abs_x: Floats, abs_y: Floats, scales: RowScales) -> None:
     """dual <- |P||x| + |q| + |A|'|y| and primal <- |A||x| + |b| + |s|, for symmetric P."""
-    dual, primal = scales.dual[e], scales.primal[e]
+    dual, primal = scales.dual, scales.primal
     for i in range(len(primal)):
-        primal[i] = abs(values.b[e, i]) + abs(s[i])
+        primal[i] = abs(values.b[i]) + abs(s[i])
     for j in range(len(dual)):
-        total, x_j = abs(values.q[e, j]), abs_x[j]
+        total, x_j = abs(values.q[j]), abs_x[j]
         for p in range(patterns.P_starts[j], patterns.P_starts[j + 1]):
-            total += abs(values.P[e, p]) * abs_x[patterns.P_rows[p]]
+            total += abs(values.P[p]) * abs_x[patterns.P_rows[p]]
         for p in range(patterns.A_starts[j], patterns.A_starts[j + 1]):
-            i, value = patterns.A_rows[p], abs(values.A[e, p])
+            i, value = patterns.A_rows[p], abs(values.A[p])
             total += value * abs_y[i]
             primal[i] += value * x_j
         dual[j] = total
@@ -204,106 +247,3 @@ def _balance(S: float, Y: float) -> tuple[float, float]:
         return 2.0**power, np.sqrt(S) * np.sqrt(Y)
     largest = max(S, Y)
     return 1.0, (largest if largest > 0.0 else np.inf)
-
-
-@cached_kernel
-def complementary_residuals(
-    pattern_fields: tuple[Positions, ...],
-    free: int,
-    value_fields: tuple[Floats, ...],
-    point: tuple[Floats, Floats, Floats],
-    denominator_fields: tuple[Floats, ...],
-    out: tuple[Floats, Floats, Floats, Floats, Floats],
-    first: int,
-    last: int,
-) -> None:
-    """``row_scales.complementary_residuals`` for the elements first <= e < last; ``point`` is x, w and curved."""
-    patterns, values = Patterns(*pattern_fields), Values(*value_fields)
-    (x, w, curved), denominators, (y, s, dual, primal, backward) = point, Denominators(*denominator_fields), out
-    n, m, c = values.q.shape[1], values.b.shape[1], denominators.c
-    flat = m - curved.shape[1]
-    for e in range(first, last):
-        for i in range(m):
-            projected = w[e, i] if i < free or w[e, i] > 0.0 else 0.0
-            if i >= flat:
-                projected = curved[e, i - flat]
-            y[e, i], s[e, i] = projected / c[e, i], (projected - w[e, i]) * c[e, i]
-            primal[e, i] = s[e, i] - values.b[e, i]
-        worst = 0.0
-        for j in range(n):
-            total = values.q[e, j]
-            for p in range(patterns.P_starts[j], patterns.P_starts[j + 1]):
-                total += values.P[e, p] * x[e, patterns.P_rows[p]]
-            for p in range(patterns.A_starts[j], patterns.A_starts[j + 1]):
-                total += values.A[e, p] * y[e, patterns.A_rows[p]]
-                primal[e, patterns.A_rows[p]] += values.A[e, p] * x[e, j]
-            dual[e, j] = total
-            worst = nan_max(worst, _ratio(total, denominators.dual[e, j]))
-        for i in range(m):
-            worst = nan_max(worst, _ratio(primal[e, i], denominators.primal[e, i]))
-        backward[e] = np.inf if np.isnan(worst) else worst
-
-
-@njit(nogil=True, error_model="numpy")
-def _ratio(residual: float, size: float) -> float:
-    """|residual| / size, with 0 / 0 = 0."""
-    if residual == 0.0:
-        return 0.0
-    return abs(residual) / (size if size > 0.0 else DENOMINATOR_FLOOR)
-
-
-@cached_kernel
-def relative_residuals(
-    pattern_fields: tuple[Positions, ...],
-    free: int,
-    value_fields: tuple[Floats, ...],
-    r: Floats,
-    point_fields: tuple[Floats, ...],
-    curved: Floats,
-    out: Floats,
-    first: int,
-    last: int,
-) -> None:
-    """``row_scales.relative_residuals`` for the elements first <= e < last, in the columns of out (6, B)."""
-    patterns, values, point = Patterns(*pattern_fields), Values(*value_fields), Point(*point_fields)
-    n, m = values.q.shape[1], values.b.shape[1]
-    flat = m - curved.shape[1]
-    Px, Aty, Ax = np.empty(n), np.empty(n), np.empty(m)
-    for e in range(first, last):
-        x, y, s, q, b = point.x[e], point.y[e], point.s[e], values.q[e], values.b[e]
-        Px[:], Ax[:] = 0.0, 0.0
-        for j in range(n):
-            for p in range(patterns.P_starts[j], patterns.P_starts[j + 1]):
-                Px[patterns.P_rows[p]] += values.P[e, p] * x[j]
-            total = 0.0
-            for p in range(patterns.A_starts[j], patterns.A_starts[j + 1]):
-                Ax[patterns.A_rows[p]] += values.A[e, p] * x[j]
-                total += values.A[e, p] * y[patterns.A_rows[p]]
-            Aty[j] = total
-        dual, dual_size, xPx, qx = 0.0, 1.0, 0.0, 0.0
-        for j in range(n):
-            dual = nan_max(dual, abs(Px[j] + q[j] + Aty[j]))
-            dual_size = max(dual_size, max(abs(Px[j]), max(abs(q[j]), abs(Aty[j]))))
-            xPx += x[j] * Px[j]
-            qx += x[j] * q[j]
-        primal, primal_size, by, natural, size = 0.0, 1.0, 0.0, 0.0, 1.0
-        for i in range(m):
-            primal = nan_max(primal, abs(Ax[i] + s[i] - b[i]))
-            primal_size = max(primal_size, max(abs(Ax[i]), max(abs(s[i]), abs(b[i]))))
-            by += b[i] * y[i]
-            size = max(size, max(abs(y[i]), abs(s[i])))
-            w = y[i] - s[i]
-            projected = curved[e, i - flat] if i >= flat else (w if i < free or w > 0.0 else 0.0)
-            natural = nan_max(natural, abs(y[i] - projected))
-        gap = abs(xPx + qx + by) / max(1.0, max(abs(xPx), max(abs(qx), abs(by))))
-        primal, dual, natural = primal / primal_size, dual / dual_size, natural / size
-        worst = nan_max(nan_max(primal, dual), nan_max(gap, natural))
-        out[0, e], out[1, e], out[2, e], out[3, e] = primal, dual, gap, natural
-        out[4, e] = np.inf if np.isnan(worst) else worst
-        out[5, e] = 0.5 * xPx + qx + r[e]
-
-
-@njit(nogil=True)
-def nan_max(largest: float, value: float) -> float:
-    """The larger of two numbers; NaN if either is."""
-    return largest if value <= largest or np.isnan(largest) else value

@@ -29,6 +29,9 @@ EPS = 2.0 * float(np.finfo(float).eps)
 ROUNDING = 1e-14
 """Entries of x below this size, relative to the size at which they would dominate a row, count as zero."""
 
+ZERO_REFERENCE = 1e-7
+"""Reference size for changes of a zero entry of x, relative to the size at which it would dominate a row."""
+
 BLOCK_FLOOR = 1e-5
 """Lower bound of the size of a row of a curved cone, relative to the largest row of its block: projections round
 relative to the whole block."""

@@ -1,4 +1,4 @@
-"""The arguments that the kernels share.
+"""The arguments that the kernels share, arrays of a batch or, without the batch axis, of one element.
 
 A kernel takes the fields of a structure as a plain tuple, which is some microseconds faster to pass from Python than a
 named one, and makes the structure of them.

@@ -1,4 +1,4 @@
-"""Kernels of the null-space iteration (see ``null_space``), in lanes, with the factors computed by ``kernels``."""
+"""Kernels of the null-space iteration (see ``null_space``), in lanes, with the factors of ``group``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from convexlayer.linalg.ldl.kernels import group_at
+from convexlayer.linalg.ldl.group import group_at
 from convexlayer.linalg.ldl.lanes import Indices, LaneMatrix, multiply, solve_in_place, unpack
 from convexlayer.linalg.refined import MIN_REDUCTION
 from convexlayer.program import Array
