@@ -199,11 +199,13 @@ def _violation(constraint: cp.Constraint, arguments: list[Array]) -> float:
         case PowCone3D():
             x, y, z = arguments
             alpha = np.asarray(constraint.alpha.value)
-            return float(np.max(np.abs(z) - np.maximum(x, 0.0) ** alpha * np.maximum(y, 0.0) ** (1 - alpha), initial=0))
+            powers = np.maximum(x, 0.0) ** alpha * np.maximum(y, 0.0) ** (1 - alpha)
+            parts = [(np.abs(z) - powers).ravel(), -x.ravel(), -y.ravel()]
+            return float(np.max(np.concatenate(parts), initial=0.0))
         case PowConeND():
             W, z = arguments
             powers = np.prod(np.maximum(W, 0.0) ** np.asarray(constraint.alpha.value), axis=constraint.axis)
-            return float(np.max(np.abs(z).ravel() - powers.ravel(), initial=0.0))
+            return float(np.max(np.concatenate([np.abs(z).ravel() - powers.ravel(), -W.ravel()]), initial=0.0))
         case _:
             raise NotImplementedError(type(constraint).__name__)
 

@@ -37,6 +37,7 @@ __all__ = [
     "describe_elements",
     "minimum",
     "require_same_type",
+    "require_tensor",
 ]
 
 P = ParamSpec("P")
@@ -272,6 +273,17 @@ class _AllModes(torch.autograd.Function):
         return results, (0,) * len(results)
 
 
+def require_tensor(name: str, value: object) -> None:
+    """Check that an argument is a float32 or float64 tensor, before its shape is read.
+
+    Raises:
+        ProblemError: it is not.
+    """
+    if not isinstance(value, torch.Tensor) or value.dtype not in PRECISIONS:
+        kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ProblemError(f"{name}: expected a float32 or float64 tensor, got {kind}; convert it first")
+
+
 def require_same_type(tensors: Mapping[str, torch.Tensor]) -> None:
     """Check that tensors have one dtype, float32 or float64, and one device.
 
@@ -280,9 +292,7 @@ def require_same_type(tensors: Mapping[str, torch.Tensor]) -> None:
     """
     reference, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in PRECISIONS:
-            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise ProblemError(f"{name}: expected a float32 or float64 tensor, got {kind}; convert it first")
+        require_tensor(name, tensor)
         if not _same_type(tensor, first):
             raise ProblemError(
                 f"{name}: expected {first.dtype} on {first.device}, as {reference}, got {tensor.dtype} on "

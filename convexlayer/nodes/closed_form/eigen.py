@@ -16,6 +16,7 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import INTEGER, check_kind
 from convexlayer.errors import DerivativeError, ProblemError, ShapeError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import (
@@ -24,6 +25,7 @@ from convexlayer.nodes.closed_form.base import (
     closed_form_function,
     describe_elements,
     minimum,
+    require_tensor,
 )
 
 __all__ = ["eigen_decomposition"]
@@ -63,11 +65,14 @@ def eigen_decomposition(
     """
     if on_degenerate not in _FORMS:
         raise ProblemError(f"on_degenerate: expected one of {', '.join(_FORMS)}, got {on_degenerate!r}")
+    require_tensor("X", X)
     if X.ndim < 2 or X.shape[-2] != X.shape[-1]:
         raise ShapeError(f"X: expected shape (..., m, m), got {tuple(X.shape)}")
     m = X.shape[-1]
-    if k is not None and not 1 <= k <= m:
-        raise ProblemError(f"k: expected 1 to {m}, the size of X, got {k}")
+    if k is not None:
+        check_kind("k", k, INTEGER, "an integer, or None")
+        if not 1 <= k <= m:
+            raise ProblemError(f"k: expected 1 to {m}, the size of X, got {k}")
     values, vectors = _FORMS[on_degenerate](X)
     return (values, vectors) if k is None else (values[..., m - k :], vectors[..., m - k :])
 

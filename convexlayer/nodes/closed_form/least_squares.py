@@ -19,6 +19,7 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import REAL, check_kind
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import (
@@ -171,6 +172,7 @@ class _LeastNorm(ClosedForm):
     arguments: ClassVar = {"A": ("m", "n"), "b": ("m",)}
 
     def __init__(self, rcond: float, on_degenerate: str) -> None:
+        check_kind("rcond", rcond, REAL, "a number, or None")
         if not 0.0 <= rcond < 1.0:
             raise ProblemError(f"rcond: expected a ratio of singular values, 0 to 1, got {rcond:.3g}")
         self._rcond, self._pseudo_solve = rcond, _PSEUDO_SOLVE[on_degenerate]

@@ -18,15 +18,25 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import check_integer, check_number
 from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.nodes.autodiff.batch import Tensors
-from convexlayer.nodes.closed_form.base import ClosedForm, batch_matvec, closed_form_function, describe_elements
+from convexlayer.nodes.closed_form.base import (
+    ClosedForm,
+    batch_matvec,
+    closed_form_function,
+    describe_elements,
+    require_tensor,
+)
 from convexlayer.nodes.closed_form.hessian_solve import HessianSolve
 
 __all__ = ["perspective_n_point", "rotation_of"]
 
 MIN_LINEAR_POINTS = 6
 """Points of the linear start: each gives two of the eleven equations for a projection matrix up to scale."""
+
+ROTATION_EXPONENT = 0.5
+"""A start is a rotation if the entries of R'R - I are below eps of its dtype to this power: half the digits."""
 
 INITIAL_DAMPING, MIN_DAMPING, MAX_DAMPING = 1e-3, 1e-16, 1e8
 """Levenberg-Marquardt damping relative to the Hessian: first value, and limits; usual choices."""
@@ -72,11 +82,22 @@ def perspective_n_point(
         DerivativeError: (in backward) the points do not determine the pose: fewer than three have positive weight, or
             all are collinear.
     """
+    require_tensor("X", X)
+    require_tensor("x", x)
+    check_number("tol", tol, least=0)
+    check_integer("max_iter", max_iter, least=0)
     if X.ndim < 2 or X.shape[-1] != 3 or x.ndim < 2 or x.shape[-1] != 2:
         raise ShapeError(f"expected X (..., n, 3) and x (..., n, 2), got {tuple(X.shape)} and {tuple(x.shape)}")
     weights = X.new_ones(X.shape[-2:-1]) if w is None else w
     form = _Pose(tol, max_iter)
-    R, t = form(X, x, weights) if start is None else _PoseFrom(form)(X, x, weights, *(part.detach() for part in start))
+    if start is None:
+        R, t = form(X, x, weights)
+        return R, t
+    rotation, translation = start
+    require_tensor("start", rotation)
+    require_tensor("start", translation)
+    from_start = _PoseFrom(form, torch.finfo(rotation.dtype).eps ** ROTATION_EXPONENT)
+    R, t = from_start(X, x, weights, rotation.detach(), translation.detach())
     return R, t
 
 
@@ -180,10 +201,18 @@ class _PoseFrom(ClosedForm):
     outputs: ClassVar = 2
     in_float64: ClassVar = True
 
-    def __init__(self, form: _Pose) -> None:
-        self._form = form
+    def __init__(self, form: _Pose, tol: float) -> None:
+        self._form, self._tol = form, tol
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
+        R = inputs[3]
+        error = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((-2, -1))
+        wrong = (error > self._tol) | (torch.linalg.det(R) < 0)
+        if bool(wrong.any()):
+            raise ProblemError(
+                f"start: expected a rotation{describe_elements(wrong)}, R'R = I and det(R) = 1, got R'R - I up to "
+                f"{float(error.max()):.1e} and det(R) from {float(torch.linalg.det(R).min()):.3g}"
+            )
         return self._form.refine(*inputs)
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:

@@ -15,6 +15,7 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import INTEGER, check_kind
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import (
@@ -24,6 +25,7 @@ from convexlayer.nodes.closed_form.base import (
     closed_form_function,
     describe_elements,
     minimum,
+    require_tensor,
 )
 
 __all__ = ["nearest_simplex_etf", "orthogonal_procrustes", "simplex_etf"]
@@ -59,6 +61,8 @@ def orthogonal_procrustes(
 
     Reference: Gould 2026, guiding neural collapse.
     """
+    require_tensor("A", A)
+    require_tensor("B", B)
     if A.ndim < 2 or B.ndim < 2 or A.shape[-2] < B.shape[-2]:
         raise ShapeError(
             f"expected A (..., d, n) and B (..., e, n) with e <= d, got {tuple(A.shape)} and {tuple(B.shape)}"
@@ -76,6 +80,7 @@ def simplex_etf(K: int, *, dtype: torch.dtype | None = None, device: torch.devic
     Raises:
         ProblemError: K < 2.
     """
+    check_kind("K", K, INTEGER, "an integer")
     if K < 2:
         raise ProblemError(f"K: expected at least 2 vectors, got {K}")
     return math.sqrt(K / (K - 1)) * (torch.eye(K, dtype=dtype, device=device) - 1.0 / K)
@@ -105,6 +110,7 @@ def nearest_simplex_etf(means: torch.Tensor, *, scale: torch.Tensor | float = 1.
 
     Reference: Gould 2026, guiding neural collapse.
     """
+    require_tensor("means", means)
     if means.ndim < 2 or not 2 <= means.shape[-1] <= means.shape[-2] + 1:
         raise ShapeError(f"means: expected shape (..., d, K) with 2 <= K <= d + 1, got {tuple(means.shape)}")
     return _FRAME(means, as_tensor_like(scale, means))[0]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, final
 
 import torch
 
+from convexlayer.arguments import REAL, check_kind
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import ClosedForm, closed_form_function, describe_elements, minimum
@@ -132,6 +133,7 @@ class _AtConstantRadius(ClosedForm):
     arguments: ClassVar = {"x": ("n",)}
 
     def __init__(self, form: _Projection, radius: float) -> None:
+        check_kind("radius", radius, REAL, "a tensor or a number")
         if not 0.0 < radius < math.inf:
             raise ProblemError(f"radius: expected a positive, finite one, got {radius:.3g}")
         self._form, self._radius = form, radius

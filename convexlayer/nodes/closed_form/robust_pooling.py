@@ -15,6 +15,7 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import check_integer, check_kind, check_number
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import (
@@ -24,6 +25,7 @@ from convexlayer.nodes.closed_form.base import (
     closed_form_function,
     describe_elements,
     minimum,
+    require_tensor,
 )
 from convexlayer.nodes.closed_form.hessian_solve import HessianSolve
 from convexlayer.nodes.closed_form.penalties import AbstractPenalty
@@ -76,11 +78,17 @@ def robust_pool(
         DerivativeError: (in backward) the Hessian is singular, for example if an interval is optimal because no point
             lies within alpha of it under the Huber penalty in one dimension.
     """
+    require_tensor("x", x)
+    check_kind("penalty", penalty, AbstractPenalty, "a penalty such as Huber()")
+    check_number("tol", tol, least=0)
+    check_integer("max_iter", max_iter, least=0)
     form = _Pooling(penalty, tol, max_iter)
+    if start is not None:
+        require_tensor("start", start)
     if start is not None and start.ndim > 1 and start.shape[:-1] != x.shape[:-2]:
         warnings.warn(
-            f"the start is one of {tuple(start.shape[:-1])} elements, the batch has {tuple(x.shape[:-2])}: starting "
-            "without it",
+            f"the start has the batch shape {tuple(start.shape[:-1])}, the points have {tuple(x.shape[:-2])}: "
+            "the start is ignored",
             UserWarning,
             stacklevel=2,
         )

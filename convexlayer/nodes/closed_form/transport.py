@@ -20,6 +20,7 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import check_integer, check_number
 from convexlayer.errors import DerivativeError, ProblemError, ShapeError, SolverError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import (
@@ -30,6 +31,7 @@ from convexlayer.nodes.closed_form.base import (
     closed_form_function,
     describe_elements,
     minimum,
+    require_tensor,
 )
 
 __all__ = ["optimal_transport"]
@@ -112,6 +114,11 @@ def optimal_transport(
         DerivativeError: (in backward) the plan is so nearly a matching that its derivatives in r and c cannot be
             computed; that in M can.
     """
+    require_tensor("M", M)
+    if r is not None:
+        require_tensor("r", r)
+    check_number("tol", tol, least=0)
+    check_integer("max_iter", max_iter, least=0)
     if M.ndim < 2:
         raise ShapeError(f"M: expected shape (..., m, n), got {tuple(M.shape)}")
     m, n = M.shape[-2:]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.optimize import linprog
 
-from convexlayer.errors import ProblemError, SolverError
+from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.nodes.autodiff.batch import Batch, Dims, Tensors
 from convexlayer.nodes.fixed_point.bregman import AbstractBregman
 from convexlayer.nodes.implicit.dense_lu import Dense
@@ -49,10 +49,13 @@ class PolyhedronEntropy(AbstractBregman):
         b: offsets of the faces, (m,).
 
     Raises:
+        ShapeError: shapes do not fit.
         ProblemError: the polyhedron has no interior or is unbounded.
     """
 
     def __init__(self, A: torch.Tensor, b: torch.Tensor) -> None:
+        if A.ndim != 2 or b.shape != A.shape[:1]:
+            raise ShapeError(f"expected A (m, n) and b (m,), got {tuple(A.shape)} and {tuple(b.shape)}")
         self._A, self._b = A, b
         self._center = _chebyshev_center(A, b)
 

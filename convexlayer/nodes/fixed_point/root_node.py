@@ -12,6 +12,7 @@ from typing import Any, final
 
 import torch
 
+from convexlayer.arguments import check_integer
 from convexlayer.errors import FailedElementsError, ProblemError
 from convexlayer.nodes.autodiff.batch import (
     Batch,
@@ -55,6 +56,9 @@ class RootNode(torch.nn.Module):
             policies. Of several starts the first that converges counts, unless ``choose`` selects another, which
             receives |R| in the place of f.
         max_iter: largest number of Newton iterations.
+
+    Raises:
+        ProblemError: there are no parameters, a policy is unknown, or ``max_iter`` is negative.
     """
 
     def __init__(
@@ -69,14 +73,13 @@ class RootNode(torch.nn.Module):
         super().__init__()
         if not parameters:
             raise ProblemError("expected at least one parameter shape: a node is a function of its parameters")
+        check_integer("max_iter", max_iter, least=0)
         options = options or NodeOptions()
         self.residual, self._variable, self.shapes = residual, tuple(variable), [tuple(s) for s in parameters]
         self._options, self._max_iter = options, max_iter
         self._seen: set[Any] = set()
-        self._on_failure, self._on_degenerate = (
-            FailurePolicy(options.on_failure),
-            DegeneracyPolicy(options.on_degenerate),
-        )
+        self._on_failure = FailurePolicy(options.on_failure)
+        self._on_degenerate = DegeneracyPolicy(options.on_degenerate)
 
     @outside_graphs
     def forward(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
