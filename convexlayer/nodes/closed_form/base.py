@@ -1,10 +1,12 @@
 """Base class of nodes with a hand-written solution and pullback.
 
-    y = solve(x),    x' = pullback(x, y, y')
+    y = solve(x),    x_bar = pullback(x, y, y_bar)
+
+In the formulas of this package x_bar is the cotangent of x, the derivative of a loss in x, and A' the transpose of A.
 
 A subclass defines both for inputs with equal leading axes. This module adds reverse and forward mode, derivatives of
 any order (at most one in forward mode), vmap, broadcasting and validation. The forward tangent is the transpose of the
-pullback, which is linear in y'.
+pullback, which is linear in y_bar.
 
 At small sizes the time of a call is that of autograd's recording. A call therefore records nothing if no derivatives
 are requested (as in a backward pass that is not itself differentiated), a function with reverse mode alone if no
@@ -23,6 +25,7 @@ import torch
 from torch._C import _are_functorch_transforms_active  # torch has no public query
 from torch.autograd import forward_ad
 
+from convexlayer.arguments import MAX_LISTED
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.autodiff.derivatives import refuse_nested_forward_mode
@@ -45,9 +48,6 @@ R = TypeVar("R")
 
 PRECISIONS = (torch.float32, torch.float64)
 """Dtypes of closed forms: torch has factorisations in no other."""
-
-MAX_LISTED = 5
-"""Elements that an error message lists."""
 
 
 class ClosedForm(ABC):

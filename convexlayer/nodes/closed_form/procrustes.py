@@ -3,9 +3,9 @@
     U = argmin |A - U B|_F^2 + delta/2 |U - U_0|_F^2   subject to U'U = I
 
 |U B|_F and |U|_F are constant, so U is the polar factor of N = A B' + delta/2 U_0 = U H, with H = U'N symmetric.
-Pullback of the polar factor for the cotangent G of U:
+Pullback of the polar factor, with G = U_bar:
 
-    N' = U X + (I - U U') G H^-1,    H X + X H = U'G - G'U          (the second term vanishes for square U)
+    N_bar = U X + (I - U U') G H^-1,    H X + X H = U'G - G'U          (the second term vanishes for square U)
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def orthogonal_procrustes(
         ShapeError: shapes do not fit.
         ProblemError: U is not unique, because A B' + proximal/2 previous is rank-deficient; or a weight is negative.
 
-    Reference: Gould 2026, guiding neural collapse.
+    Reference: Gould, slides on differentiable optimisation, 2026, guiding neural collapse.
     """
     require_tensor("A", A)
     require_tensor("B", B)
@@ -108,7 +108,7 @@ def nearest_simplex_etf(means: torch.Tensor, *, scale: torch.Tensor | float = 1.
         ProblemError: the frame is not unique, because the centred means span fewer than K - 1 dimensions; or the scale
             is not positive.
 
-    Reference: Gould 2026, guiding neural collapse.
+    Reference: Gould, slides on differentiable optimisation, 2026, guiding neural collapse.
     """
     require_tensor("means", means)
     if means.ndim < 2 or not 2 <= means.shape[-1] <= means.shape[-2] + 1:
@@ -219,6 +219,7 @@ def _polar(N: torch.Tensor, *, rotation: bool = False) -> Tensors:
 
 
 def _polar_pullback(N: torch.Tensor, solved: Tensors, G: torch.Tensor) -> torch.Tensor:
+    """Cotangent (..., d, e) of N for the cotangent G of its polar factor; ``solved`` are the results of ``_polar``."""
     U, V, sizes = solved
     H = batch_matmul(U.mT, N)
     inner = batch_matmul(U.mT, G)
@@ -232,7 +233,7 @@ def _polar_pullback(N: torch.Tensor, solved: Tensors, G: torch.Tensor) -> torch.
 class _Lyapunov(ClosedForm):
     """Skew-symmetric solution X of H X + X H = C for skew-symmetric C; H = V diag(s) V' is given with its factors.
 
-    Pullback, with Y the solution for the cotangent of X:   C' = Y,   H' = -(Y X' + X'Y).
+    Pullback, with Y the solution for C = X_bar:   C_bar = Y,   H_bar = -(Y X' + X'Y).
     """
 
     arguments: ClassVar = {"H": ("e", "e"), "V": ("e", "e"), "s": ("e",), "C": ("e", "e")}

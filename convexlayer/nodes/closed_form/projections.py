@@ -35,7 +35,7 @@ Radius = torch.Tensor | float
 
 @closed_form_function
 def project_simplex(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
-    """Project onto {y >= 0, sum(y) = radius}: y = max(x - tau, 0).
+    """Project onto {y >= 0, sum(y) = radius}: y = max(x - tau, 0), with the tau for which the sum is the radius.
 
     Args:
         x: (..., n).
@@ -45,6 +45,7 @@ def project_simplex(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
         y, (..., n).
 
     Raises:
+        ShapeError: shapes do not fit.
         ProblemError: the radius is not positive.
     """
     return _project(_SIMPLEX, x, radius)

@@ -1,6 +1,6 @@
 """Differentiation of fixed-point iterations: implicit, unrolled (reverse mode) or in forward mode.
 
-Reference: Ochs, Ranftl, Brox and Pock 2016, sections 4.2 to 4.4.
+Reference: Ochs, Ranftl, Brox and Pock 2016, sections 4.2 to 4.4; equations are numbered as there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_DENSE_UNKNOWNS = 32
 """Number of unknowns up to which ``Dense`` is the default linear solver, above which ``GMRES`` is."""
 
 TOL_FACTOR = 100.0
-"""Default tolerance of a fixed point, in multiples of eps of the dtype."""
+"""Default tolerance of a fixed point, in multiples of eps of the dtype; trades steps for accuracy."""
 
 Step = Callable[..., torch.Tensor]
 """(x, *theta) of one element -> the next iterate, of x's shape, in torch operations that vmap can batch."""
@@ -74,7 +74,7 @@ class AbstractDerivative(ABC):
 class Implicit(AbstractDerivative):
     """Iterate to convergence, and differentiate the fixed-point equation x = A(x, theta), eq. 11.
 
-        theta cotangent = A_theta' u,    (I - A_x)' u = x cotangent.
+        theta_bar = A_theta' u,    (I - A_x)' u = x_bar          (bars: cotangents)
 
     No iterate is stored. If the step is only Lipschitz, A_x is the derivative that autograd computes, and the formula
     holds wherever the step is differentiable at the fixed point.

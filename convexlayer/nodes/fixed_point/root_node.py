@@ -1,6 +1,6 @@
 """RootNode: a root y(theta) of R(y, theta) = 0, differentiated by the implicit function theorem.
 
-y' = -R_Y^-1 R_X        (Dini's theorem; Gould 2026, implicit differentiation)
+dy/dtheta = -R_y^-1 R_theta        (Dini's theorem; Gould, slides on differentiable optimisation, 2026)
 """
 
 from __future__ import annotations
