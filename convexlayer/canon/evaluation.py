@@ -27,9 +27,6 @@ logger = logging.getLogger(__name__)
 WRONGLY_EVALUATED = (quantum_rel_entr,)
 """Atoms that CVXPY 1.9.3 canonicalises correctly but evaluates wrongly."""
 
-LONGEST_NAME = 160
-"""Maximum length of a constraint in a message, in characters."""
-
 
 @dataclass(frozen=True)
 class Residual:
@@ -148,7 +145,7 @@ def _of_objective(expression: cp.Expression, reported: float, value: _Values) ->
 def _of_constraint(constraint: cp.Constraint, value: _Values) -> Answer:
     arguments = [value(argument) for argument in constraint.args]
     violation = _violation(constraint, arguments)
-    text = f"the constraint {_name(constraint)} is violated by {violation:.3g}"
+    text = f"the constraint {shortened(constraint)} is violated by {violation:.3g}"
     return text, violation, max((_largest(argument) for argument in arguments), default=0.0), False
 
 
@@ -169,7 +166,9 @@ def _of_multipliers(constraint: cp.Constraint, values: Mapping[int, Array], valu
         for (slack, magnitude), dual in zip(pairs, duals, strict=True)
     ]
     total, size = abs(sum(product for product, _ in products)), sum(size for _, size in products)
-    text = f"the constraint {_name(constraint)} is not tight though it has multipliers (their product is {total:.3g})"
+    text = (
+        f"the constraint {shortened(constraint)} is not tight though it has multipliers (their product is {total:.3g})"
+    )
     return text, total, size, True
 
 
@@ -212,7 +211,3 @@ def _violation(constraint: cp.Constraint, arguments: list[Array]) -> float:
 
 def _largest(values: Array) -> float:
     return float(np.max(np.abs(values), initial=0.0))
-
-
-def _name(constraint: cp.Constraint) -> str:
-    return shortened(constraint, LONGEST_NAME)
