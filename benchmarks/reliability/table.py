@@ -62,7 +62,7 @@ class Row:
 
 def quantile(samples: Sequence[float], share: float) -> float:
     """Return the quantile of samples below which a share of them lies; NaN without samples."""
-    return float(np.quantile(samples, 100.0 * share)) if len(samples) else float("nan")
+    return float(np.quantile(samples, share)) if len(samples) else float("nan")
 
 
 def milliseconds(seconds: float) -> str:
