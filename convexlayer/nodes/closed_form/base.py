@@ -4,6 +4,8 @@
 
 In the formulas of this package x_bar is the cotangent of x, the derivative of a loss in x, and A' the transpose of A.
 
+The solution may take iterations; the pullback takes none, which is what these nodes have in common.
+
 A subclass defines both for inputs with equal leading axes. This module adds reverse and forward mode, derivatives of
 any order (at most one in forward mode), vmap, broadcasting and validation. The forward tangent is the transpose of the
 pullback, which is linear in y_bar.

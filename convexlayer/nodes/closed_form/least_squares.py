@@ -69,7 +69,7 @@ def least_squares(
     """
     if on_degenerate not in _PSEUDO_SOLVE:
         raise ProblemError(f"on_degenerate: expected one of {', '.join(_PSEUDO_SOLVE)}, got {on_degenerate!r}")
-    return (_LEAST_SQUARES if rcond is None else _LeastNorm(rcond, on_degenerate))(A, b)[0]
+    return (_LEAST_SQUARES if rcond is None else _MinimumNorm(rcond, on_degenerate))(A, b)[0]
 
 
 @closed_form_function
@@ -173,7 +173,9 @@ class _GramSolve(ClosedForm):
 
 
 @final
-class _LeastNorm(ClosedForm):
+class _MinimumNorm(ClosedForm):
+    """x = A^+ b, with the pseudo-inverse of the singular values above a cutoff."""
+
     arguments: ClassVar = {"A": ("m", "n"), "b": ("m",)}
 
     def __init__(self, rcond: float, on_degenerate: str) -> None:

@@ -97,7 +97,7 @@ def perspective_n_point(
     rotation, translation = start
     require_tensor("start", rotation)
     require_tensor("start", translation)
-    from_start = _PoseFrom(form, torch.finfo(rotation.dtype).eps ** ROTATION_EXPONENT)
+    from_start = _PoseFromStart(form, torch.finfo(rotation.dtype).eps ** ROTATION_EXPONENT)
     R, t = from_start(X, x, weights, rotation.detach(), translation.detach())
     return R, t
 
@@ -195,7 +195,7 @@ class _Pose(ClosedForm):
 
 
 @final
-class _PoseFrom(ClosedForm):
+class _PoseFromStart(ClosedForm):
     """The pose from a given start."""
 
     arguments: ClassVar = {**_Pose.arguments, "R": ("3", "3"), "t": ("3",)}

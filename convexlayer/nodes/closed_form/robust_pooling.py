@@ -99,7 +99,7 @@ def robust_pool(
         start = None
     if start is None:
         return form(x, as_tensor_like(alpha, x))[0]
-    return _PoolingFrom(form)(x, as_tensor_like(alpha, x), start.detach())[0]
+    return _PoolingFromStart(form)(x, as_tensor_like(alpha, x), start.detach())[0]
 
 
 @final
@@ -210,7 +210,7 @@ def _newton_step(H: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) 
 
 
 @final
-class _PoolingFrom(ClosedForm):
+class _PoolingFromStart(ClosedForm):
     """Pooling from a given start."""
 
     arguments: ClassVar = {**_Pooling.arguments, "start": ("d",)}

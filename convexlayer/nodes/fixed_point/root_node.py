@@ -53,7 +53,7 @@ class RootNode(torch.nn.Module):
         variable: shape of y; () for a scalar.
         parameters: shapes of the parameters, -1 for any size.
         options: start, linear solver (for unsymmetric systems: ``Dense()``, ``GMRES()``), tolerances, and failure
-            policies. Of several starts the first that converges counts, unless ``choose`` selects another, which
+            policies. Of several starts the first that converges is taken, unless ``choose`` selects another, which
             receives |R| in the place of f.
         max_iter: largest number of Newton iterations.
 
@@ -115,8 +115,8 @@ class RootNode(torch.nn.Module):
         solver = partial(self._search, residual, report, tol)
         start = flatten_warm_start(warm_start, self._variable, batch)
         equation = Equation(residual, solver, self._options.linear, recorder)
-        y, fine = solve_implicitly(equation, batch, start, captured)
-        y = self._on_failure.masked(y, fine, report)
+        y, solved = solve_implicitly(equation, batch, start, captured)
+        y = self._on_failure.masked(y, solved, report)
         output = batch.unbatched(y.reshape(-1, *self._variable))
         if self._on_failure.choice == "raise" and not report.all_solved:
             message = self._on_failure.message(report, tol)
@@ -142,23 +142,23 @@ class RootNode(torch.nn.Module):
             Operator(residual, dims, flat, theta_repeated), linear, tol=precision, max_iter=self._max_iter
         )
         found = polish(operator, linear, start=flat, steps=self._options.polish, tol=tol)
-        good = (found.distance <= tol).reshape(size, k)
-        rows = good.int().argmax(-1)
+        converged = (found.distance <= tol).reshape(size, k)
+        rows = converged.int().argmax(-1)
         if self._options.choose is not None and k > 1:
             y = found.operator.z.reshape(size, k, *self._variable)
             left = torch.linalg.vector_norm(found.operator.value(), dim=-1).reshape(size, k)
-            left = torch.where(good, left, torch.inf)
+            left = torch.where(converged, left, torch.inf)
             rows = torch.func.vmap(self._options.choose, in_dims=(0, 0, *dims))(y, left, *theta).reshape(size)
         rows = rows + k * torch.arange(size, device=rows.device)
         z = found.operator.z[rows]
         report.record(
-            good.reshape(-1)[rows],
+            converged.reshape(-1)[rows],
             torch.isfinite(z).all(-1),
             found.distance[rows],
             count[rows],
             flat=found.flat[rows],
         )
-        return z, good.reshape(-1)[rows]
+        return z, converged.reshape(-1)[rows]
 
 
 @final
