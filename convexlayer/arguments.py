@@ -1,4 +1,4 @@
-"""Checks of argument types, with messages that name the expected and the received value."""
+"""Checks of the types and ranges of arguments, with messages that name the expected and the received value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from numpy.typing import NDArray
 
 from convexlayer.errors import ProblemError
 
-__all__ = ["INTEGER", "MAX_LISTED", "REAL", "as_array", "check_bool", "check_kind", "describe"]
+__all__ = [
+    "INTEGER",
+    "MAX_LISTED",
+    "REAL",
+    "as_array",
+    "check_bool",
+    "check_integer",
+    "check_kind",
+    "check_number",
+    "describe",
+]
 
 INTEGER = (int, np.integer)
 REAL = (*INTEGER, float, np.floating)
@@ -41,6 +51,22 @@ def check_kind(name: str, value: object, kinds: type | tuple[type, ...], expecte
 def check_bool(name: str, value: object) -> None:
     """Check that an argument is a boolean; see ``check_kind``."""
     check_kind(name, value, (bool, np.bool_), "True or False")
+
+
+def check_integer(name: str, value: object, *, least: int) -> None:
+    """Check that an argument is an integer of at least ``least``; see ``check_kind``."""
+    expected = f"an integer of at least {least}"
+    check_kind(name, value, INTEGER, expected)
+    if value < least:  # type: ignore[operator]  # check_kind has shown that it is an integer
+        raise ProblemError(f"{name} must be {expected}, got {describe(value)}")
+
+
+def check_number(name: str, value: object, *, least: float) -> None:
+    """Check that an argument is a number of at least ``least``, infinity allowed; see ``check_kind``."""
+    expected = f"a number of at least {least:g}"
+    check_kind(name, value, REAL, expected)
+    if not value >= least:  # type: ignore[operator]  # check_kind has shown that it is a number, or NaN
+        raise ProblemError(f"{name} must be {expected}, got {describe(value)}")
 
 
 def as_array(name: str, value: object) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """The command line of ``make reliability``.
 
 python -m benchmarks.reliability                                       all rows, with a soak test of half an hour
-python -m benchmarks.reliability --seconds 5 --soak 60 --count 5       a quick check
+python -m benchmarks.reliability --seconds 5 --soak 60 --kills 5       a quick check
 python -m benchmarks.reliability --rows killing overload               some rows
 python -m benchmarks.reliability --rows throughput --against ../old    compared with another checkout
 
@@ -57,12 +57,12 @@ def main() -> int:
     parser.add_argument(
         "--soak", type=float, default=1800.0, metavar="SECONDS", help="duration of the soak test (default %(default)s)"
     )
-    parser.add_argument("--count", type=int, default=20, help="number of workers to kill (default %(default)s)")
+    parser.add_argument("--kills", type=int, default=20, help="number of workers to kill (default %(default)s)")
     parser.add_argument("--cases", type=int, default=50_000, help="number of fuzz cases (default %(default)s)")
     parser.add_argument("--against", metavar="PATH", help="another checkout, to compare the throughput with")
     parser.add_argument("--no-progress", action="store_true")
     arguments = parser.parse_args()
-    plan = Plan(arguments.seconds, arguments.soak, arguments.count, arguments.cases, arguments.against)
+    plan = Plan(arguments.seconds, arguments.soak, arguments.kills, arguments.cases, arguments.against)
     start, rows = time.monotonic(), list[Row]()
     print(HEAD)
     with tqdm(arguments.rows, disable=arguments.no_progress) as parts:

@@ -10,7 +10,10 @@ from multiprocessing.synchronize import Event
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
-__all__ = ["Attack"]
+__all__ = ["RAMP_UP_S", "Attack"]
+
+RAMP_UP_S = 2.0
+"""Seconds from the start of an attack until its effect is measured."""
 
 _MAX_DURATION_S = 300.0
 """Seconds after which an attack ends by itself, in case the measuring process died."""

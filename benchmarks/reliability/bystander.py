@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 from typing import Any, final
 
-from benchmarks.reliability.attack import Attack
+from benchmarks.reliability.attack import RAMP_UP_S, Attack
 from benchmarks.reliability.load import Load, Tally, start
 from benchmarks.reliability.problems import body, dense_qp, dense_values
 from benchmarks.reliability.server import Server
-from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
+from benchmarks.reliability.table import Plan, Row, milliseconds, quantile
 
 __all__ = ["Bystander", "Effect"]
 
@@ -23,9 +23,6 @@ _BODIES = 64
 
 _WARM_S = 2.0
 """Seconds of solves before the measurement: the first ones compile the problem."""
-
-_RAMP_UP_S = 2.0
-"""Seconds until an attack has started."""
 
 _TIMEOUT_S = 20.0
 """Seconds after which a request of the other key counts as failed."""
@@ -57,8 +54,8 @@ class Effect:
             statistics: statistics of the attack.
             doubles: whether the 95th percentile must at most double.
         """
-        before, after = (percentile(tally.every, 0.95) for tally in (self.alone, self.during))
-        worst, count = percentile(self.during.every, 0.99), len(self.during.every)
+        before, after = (quantile(tally.every, 0.95) for tally in (self.alone, self.during))
+        worst, count = quantile(self.during.every, 0.99), len(self.during.every)
         targets = ["p95 at most doubles"] * doubles + [f"p99 <= {_WORST_S:g} s", "none fails"]
         met = (after <= 2.0 * before or not doubles) and worst <= _WORST_S and not self.during.failed
         return Row(
@@ -84,14 +81,14 @@ class Bystander:
         self._path = f"{server.register(dense_qp(_SIZE), key)}/solve"
         self._bodies = [body(dense_values(seed, _SIZE)) for seed in range(_BODIES)]
         self._solve(_WARM_S)
-        server.rest()
+        server.wait_until_idle()
 
     def measure(self, attack: Attack[Any], plan: Plan) -> Effect:
         """Solve alone, and then during an attack."""
-        alone = self._solve(plan.seconds)
+        alone = self._solve(plan.load_s)
         with attack:
-            time.sleep(_RAMP_UP_S)
-            return Effect(alone, self._solve(plan.seconds), self._register_and_solve())
+            time.sleep(RAMP_UP_S)
+            return Effect(alone, self._solve(plan.load_s), self._register_and_solve())
 
     def _solve(self, seconds: float) -> Tally:
         headers = self._server.headers(self._key)

@@ -34,9 +34,6 @@ _PAUSE_S = 0.05
 _CRASHES = "import os, signal\n\n\ndef solve(*data, **options):\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
 """A fake ECOS package whose solver crashes."""
 
-_HEAVY = 400
-"""Variables of the problem of which a hard solve exceeds the deadline (a minute at the tightest tolerance)."""
-
 _DEADLINE_S, _COMPILE_S, _TIMES = 2.0, 10.0, 3
 """Settings of the server in seconds, short to save time, and the requests that exceed the deadline."""
 
@@ -98,8 +95,8 @@ def _crash(crashes: _Crashes, over: Callable[[], bool]) -> Tally:
 
 def _deadlines() -> Row:
     """The values determine the duration of a solve; those of the other key are easy."""
-    document = heavy_qp(_HEAVY)
-    hard = body(heavy_values(0, _HEAVY), options=HARD)
+    document = heavy_qp()
+    hard = body(heavy_values(0), options=HARD)
     with Server(keys=("attacker", "victim"), deadline_s=_DEADLINE_S, compile_limit_s=_COMPILE_S) as server:
         path = f"{server.register(document, 'attacker')}/solve"
         with server.client("attacker") as client:
@@ -108,7 +105,7 @@ def _deadlines() -> Row:
                 given.add(client.post(path, hard))
         with server.client("victim") as client:
             registered = client.post("/v1/problems", json.dumps(document).encode())
-            solved = client.post(path, body(heavy_values(1, _HEAVY)))
+            solved = client.post(path, body(heavy_values(1)))
     return Row(
         f"a document of which {_TIMES} requests exceeded the deadline: use by another key",
         "registered and solved",

@@ -1,4 +1,4 @@
-"""Fuzzing: 50,000 nearly valid or invalid requests."""
+"""Fuzzing: many requests, nearly valid or invalid, of our own and of schemathesis."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ _SCHEMA_SHARE = 0.2
 
 _OPERATIONS = 16
 """Operations of the OpenAPI document times kinds of requests (measured)."""
+
+_SENT_SHARE = 0.95
+"""Requirement: share of the cases that are sent; schemathesis generates fewer for some operations."""
 
 _TIMEOUT_S = 120.0
 """Seconds after which a request without a response counts as a failure."""
@@ -81,6 +84,6 @@ def measure(plan: Plan) -> list[Row]:
             f"{sum(statuses.values())} cases, {len(failures)} failures, statuses "
             f"{', '.join(f'{status}: {count}' for status, count in sorted(statuses.items()))}; afterwards "
             f"{health['workers']} workers, a solve has status {solved.status}{''.join(f'; {text}' for text in first)}",
-            not failures and solved.status == 200 and sum(statuses.values()) >= 0.95 * plan.cases,
+            not failures and solved.status == 200 and sum(statuses.values()) >= _SENT_SHARE * plan.cases,
         )
     ]

@@ -40,11 +40,15 @@ DOCUMENT: dict[str, Any] = {
     "minimize": "sum_squares(r) + lam * norm1(x)",
     "subject_to": ["x >= -1", "sum(x) == 1"],
 }
+"""A valid problem, from which cases are made by changes."""
+
 VALUES: dict[str, Any] = {
     "A": [[1.0, 0.2, 0.0], [0.0, 2.0, 0.1], [0.3, 0.0, 1.5], [0.5, 0.5, 0.5]],
     "b": [1.0, 2.0, 0.5, -1.0],
     "lam": 0.1,
 }
+"""Valid parameters of DOCUMENT."""
+
 CONES: dict[str, Any] = {
     "kind": "expression",
     "parameters": {"C": {"shape": [2, 2], "symmetric": True}, "a": {"pos": True}},
@@ -53,6 +57,8 @@ CONES: dict[str, Any] = {
     "maximize": "a * log_det(X) - t",
     "subject_to": ["trace(k @ X) <= 3", "soc(t, y)", "exp_cone(y[0], 1, t)", "X << 2 * [[1, 0], [0, 1]]", "y == a"],
 }
+"""A valid problem with several cones, attributes and constants."""
+
 PROGRAM: dict[str, Any] = {
     "version": 1,
     "n": 1,
@@ -66,8 +72,14 @@ PROGRAM: dict[str, Any] = {
     "recovery": {"rows": [0], "cols": [0], "values": [1.0]},
     "objective": {"maximize": False, "log": False},
 }
-DIRECTIONS: dict[str, Any] = {"x": [1.0, 0.0, -1.0], "c1": 1.0, "objective": 1.0}
+"""A valid cone program document: minimise x^2 / 2 + c x over x >= 0."""
+
+COTANGENTS: dict[str, Any] = {"x": [1.0, 0.0, -1.0], "c1": 1.0, "objective": 1.0}
+"""Valid cotangents of DOCUMENT."""
+
 PACKED = {"dtype": "<f8", "shape": [4], "b64": "AAAAAAAA8D8AAAAAAAAAQAAAAAAAAAhAAAAAAAAAEEA="}
+"""The array [1, 2, 3, 4] in base64."""
+
 JUNK: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3.5, 1e308, -1e308, 1e-308, 10**25, 10**400, float("nan"), float("inf"),
     "", "x", "A", "0", "NaN", "c0", "objective", "\ud800", "\u0000", "é" * 50, "x" * 3_000,
@@ -76,11 +88,17 @@ JUNK: list[Any] = [
     [], {}, [[]], [1], [1, 2], [[1, 2], [3]], [None], ["1"], {"": 1}, {"a/b~c": 1},
     PACKED, PACKED | {"shape": [10**9] * 3}, PACKED | {"dtype": "O"}, PACKED | {"b64": "=" * 43},
 ]  # fmt: skip
+"""Values that replace those of a valid request."""
+
 LEAVES = [
     "x", "A", "b", "lam", "r", "X", "1", "2", "-1", "0", "0.5", "1e300", "x[0]", "[1, 2, 3]", "[[1, 2], [3, 4]]",
     "'fro'", "None", "True", "x[0:2]", "x[[0, 1]]", "A.T", "x[9]", "unknown",
 ]  # fmt: skip
-SIMPLE_LEAVES = ["x", "x", "x[0]", "2", "[1, 2, 3]"]  # whose expressions are valid more often
+"""Smallest parts of generated expressions."""
+
+SIMPLE_LEAVES = ["x", "x", "x[0]", "2", "[1, 2, 3]"]
+"""Leaves whose expressions are valid more often."""
+
 _BINARY_FRACTION = 0.2
 """Share of the requests that are in binary form."""
 
@@ -88,7 +106,10 @@ _BROKEN_FRACTION = 0.1
 """Share of the bodies that cannot be parsed."""
 
 SUFFIXES = ["[0]", "[:, 0]", ".T", " ** 2", " ** 0.3", "[1:]"]
+"""What may follow a generated expression."""
+
 OPTIONS = ["0", "1", "2", "-1", "0.5", "True", "None", "[1, 2]", "'F'", "'inf'", "10000000"]
+"""Values of the options of atoms."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +238,7 @@ class Generator:
             ("/v1/problems", generated),
             (solve, {"parameters": VALUES, "return": ["variables", "duals"], "options": {}}),
             (solve, {"parameters": batched, "encoding": "base64", "options": {"tol": 1e-6}}),
-            (vjp, {"parameters": batched, "cotangents": DIRECTIONS, "wrt": ["b", "lam"]}),
+            (vjp, {"parameters": batched, "cotangents": COTANGENTS, "wrt": ["b", "lam"]}),
             (jvp, {"parameters": batched, "tangents": {"lam": 1.0, "A": VALUES["A"]}}),
         ]
 

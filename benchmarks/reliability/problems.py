@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 
+import convexlayer
+from convexlayer_server import Settings
+from convexlayer_server.compute.canonical import canonicalise_document
+from convexlayer_server.documents import identify
+from convexlayer_server.documents.grammar import Grammar
 from convexlayer_server.encodings.arrays import Array
 
 __all__ = [
@@ -15,6 +20,7 @@ __all__ = [
     "dense_batch",
     "dense_qp",
     "dense_values",
+    "heavy_bodies",
     "heavy_qp",
     "heavy_values",
     "least_squares",
@@ -22,13 +28,20 @@ __all__ = [
     "many_cones",
     "nearest_correlation",
     "portfolio",
+    "solution_map",
     "values_of",
 ]
 
 Values = dict[str, Array]
 
 HARD = {"solver": "scs", "tol": 1e-15, "max_iter": 1_000_000}
-"""Options with which one element of ``heavy_qp(400)`` takes a minute: SCS never reaches the tolerance."""
+"""Options with which one element of ``heavy_qp()`` takes a minute: SCS never reaches the tolerance."""
+
+_HEAVY_SIZE = 400
+"""Variables of ``heavy_qp``, so that a solve takes 20 ms."""
+
+_HEAVY_BODIES = 16
+"""Different requests of ``heavy_qp``, which clients send in turn."""
 
 
 def dense_qp(size: int = 10) -> dict[str, Any]:
@@ -68,7 +81,7 @@ def least_squares() -> dict[str, Any]:
     }
 
 
-def heavy_qp(size: int) -> dict[str, Any]:
+def heavy_qp(size: int = _HEAVY_SIZE) -> dict[str, Any]:
     """A slow sparse problem: total variation of a signal of length ``size``, within bounds."""
     return {
         "kind": "expression",
@@ -79,9 +92,14 @@ def heavy_qp(size: int) -> dict[str, Any]:
     }
 
 
-def heavy_values(seed: int, size: int) -> Values:
-    """Return parameters of the problem above."""
+def heavy_values(seed: int, size: int = _HEAVY_SIZE) -> Values:
+    """Return parameters of the problem above: a random walk."""
     return {"b": np.cumsum(np.random.default_rng(seed).standard_normal(size)) / 5.0}
+
+
+def heavy_bodies(size: int = _HEAVY_SIZE, **others: Any) -> list[bytes]:
+    """Return different request bodies of the problem above."""
+    return [body(heavy_values(seed, size), **others) for seed in range(_HEAVY_BODIES)]
 
 
 def portfolio(size: int, factors: int) -> dict[str, Any]:
@@ -132,6 +150,13 @@ def line(size: int, **others: Any) -> dict[str, Any]:
         "constants": {"c": np.random.default_rng(size).standard_normal(size).tolist()},
         **others,
     }
+
+
+def solution_map(document: dict[str, Any]) -> convexlayer.SolutionMap:
+    """Return the solution map of a document in this process: the library without the service."""
+    settings = Settings()
+    read = identify(json.dumps(document).encode(), settings)
+    return canonicalise_document(read.id, read.text, Grammar(settings), settings).solution_map("auto")
 
 
 def values_of(document: dict[str, Any], seed: int) -> Values:

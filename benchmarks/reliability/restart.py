@@ -47,14 +47,14 @@ def measure(plan: Plan) -> list[Row]:
             threads = [threading.Thread(target=call, args=(number,)) for number in range(_CLIENTS)]
             for thread in threads:
                 thread.start()
-            time.sleep(min(5.0, plan.seconds))
+            time.sleep(min(5.0, plan.load_s))
             first.kill()
         before, start = list(solved), time.monotonic()
         with Server(store=path, port=port) as second:
             back_s = time.monotonic() - start
             with second.client() as client:
                 listed = {problem["id"] for problem in json.loads(client.get("/v1/problems").body)["problems"]}
-            time.sleep(min(5.0, plan.seconds))
+            time.sleep(min(5.0, plan.load_s))
             end.set()
             for thread in threads:
                 thread.join()

@@ -162,7 +162,7 @@ class Server:
                     raise TimeoutError(f"the server is not ready: {answer.body!r}")
                 time.sleep(_READY_S)
 
-    def rest(self) -> None:
+    def wait_until_idle(self) -> None:
         """Wait until the processes are idle, for instance until the standby has started."""
         end = time.monotonic() + _START_S
         before, after = -float("inf"), cpu_s(self._processes())

@@ -13,22 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reliability.attack import Attack
+from benchmarks.reliability.attack import RAMP_UP_S, Attack
 from benchmarks.reliability.http_client import HttpClient, Response
 from benchmarks.reliability.idle_connections import ConnectionGroup, maintain
-from benchmarks.reliability.latency import library
 from benchmarks.reliability.load import Load, Tally, request, run
 from benchmarks.reliability.probes import Memory, probed
-from benchmarks.reliability.problems import body, dense_batch, dense_qp, dense_values, line
+from benchmarks.reliability.problems import body, dense_batch, dense_qp, dense_values, line, solution_map
 from benchmarks.reliability.server import Server
-from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
+from benchmarks.reliability.table import Plan, Row, milliseconds, quantile
 
 __all__ = ["measure"]
 
 _KEYS = ("attacker", "victim")
-_RAMP_UP_S = 2.0
-"""Seconds until a load has started."""
-
 _MAX_DURATION_S = 120.0
 """Limit of a load in seconds; it is stopped earlier."""
 
@@ -94,12 +90,12 @@ def _stalled(plan: Plan) -> Row:
 def _held(server: Server, group: ConnectionGroup, what: str, plan: Plan) -> Row:
     """Measure memory during and after a group of connections, and small solves of another key."""
     path, request_body = f"{server.register(dense_qp(), 'victim')}/solve", body(dense_values(0))
-    server.rest()
+    server.wait_until_idle()
     memory = Memory(server)
     with Attack(maintain, group) as attack, memory.watched():
-        time.sleep(_RAMP_UP_S)
+        time.sleep(RAMP_UP_S)
         with probed(server, lambda client: client.post(path, request_body), key="victim") as solves:
-            time.sleep(plan.seconds)
+            time.sleep(plan.load_s)
     back_s = memory.seconds_until(_AFTER * memory.before_bytes, _AFTER_S)
     after = "not back" if back_s is None else f"back after {back_s:.1f} s"
     return Row(
@@ -107,7 +103,7 @@ def _held(server: Server, group: ConnectionGroup, what: str, plan: Plan) -> Row:
         f"<= {_PEAK_BYTES / 1e6:.0f} MB, back to {_AFTER:g} x in {_AFTER_S:g} s; solves of another key succeed",
         f"{memory.before_bytes / 1e6:.0f} -> {memory.peak_bytes / 1e6:.0f} MB, then {memory.now_bytes() / 1e6:.0f} MB, "
         f"{after}; {solves.failed} of {len(solves.every)} solves failed, p99 "
-        f"{milliseconds(percentile(solves.every, 0.99))}; {attack.outcome}",
+        f"{milliseconds(quantile(solves.every, 0.99))}; {attack.outcome}",
         memory.peak_bytes <= _PEAK_BYTES and back_s is not None and not solves.failed,
     )
 
@@ -116,11 +112,11 @@ def _probed_beside(
     server: Server, load: Load, ask: Callable[[HttpClient], Response], plan: Plan, key: str | None = None
 ) -> tuple[Tally, Attack[Tally]]:
     """Return the tally of probes during a load, and the load."""
-    server.rest()
+    server.wait_until_idle()
     with Attack(run, load) as attack:
-        time.sleep(_RAMP_UP_S)
+        time.sleep(RAMP_UP_S)
         with probed(server, ask, key=key) as tally:
-            time.sleep(plan.seconds)
+            time.sleep(plan.load_s)
     return tally, attack
 
 
@@ -140,7 +136,7 @@ def _bodies(plan: Plan) -> Row:
         f"eight clients with JSON of {len(wrong) / 1e6:.0f} MB: requests of another key with "
         f"{len(request_body) / 1e3:.0f} kB",
         f"<= {_WAIT_S:g} s, none fails",
-        f"{milliseconds(percentile(solves.every, 0.5))}, {milliseconds(worst)} at worst, {solves.failed} of "
+        f"{milliseconds(quantile(solves.every, 0.5))}, {milliseconds(worst)} at worst, {solves.failed} of "
         f"{len(solves.every)} failed; the attacker {attack.outcome}",
         worst <= _WAIT_S and not solves.failed,
     ).with_log(server.log)
@@ -153,7 +149,7 @@ def _document(plan: Plan) -> Row:
         own = server.headers("attacker")
         load = Load(server.address, "/v1/problems", documents, _REGISTERING, _MAX_DURATION_S, headers=own)
         probes, attack = _probed_beside(server, load, lambda client: client.get("/healthz"), plan)
-    worst = percentile(probes.every, 0.99)
+    worst = quantile(probes.every, 0.99)
     return Row(
         f"healthz while {_REGISTERING} clients register documents of {len(documents[0]) / 2**20:.0f} MiB",
         f"p99 <= {milliseconds(_P99_S)}, none fails",
@@ -172,7 +168,7 @@ def _documents() -> Iterator[bytes]:
         "variables": {"x": {"shape": [_ROOT]}},
     }
     dense = {"A": rng.standard_normal((_ROOT, _ROOT)).tolist()}
-    program = library(
+    program = solution_map(
         {**kept, "constants": dense, "minimize": "sum_squares(x)", "subject_to": ["A @ x <= t"]}
     ).program.to_document()
     numbers = rng.standard_normal(_NUMBERS).tolist()

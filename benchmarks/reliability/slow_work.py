@@ -17,8 +17,8 @@ from benchmarks.reliability.problems import (
     body,
     dense_batch,
     dense_qp,
+    heavy_bodies,
     heavy_qp,
-    heavy_values,
     many_cones,
     nearest_correlation,
 )
@@ -32,9 +32,6 @@ _MAX_DURATION_S = 120.0
 
 _TIMEOUT_S = 0.6
 """Seconds after which clients abort."""
-
-_HEAVY = 400
-"""Variables of the heavy problem: 20 ms a solve, a minute at the tightest tolerance."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +60,17 @@ def measure(plan: Plan) -> Iterator[Row]:
 
 def _works() -> list[_Work]:
     storm = f"16 clients that abort solves of a minute after {_TIMEOUT_S:g} s"
-    flood = [body(heavy_values(seed, _HEAVY)) for seed in range(16)]
+    flood = heavy_bodies()
     batches = [body(dense_batch(seed, 3000, 12), options={"solver": "osqp"}) for seed in range(4)]  # 4 ms each
     exact = [body(_symmetric(seed, 64, 30), options={"tol": 1e-15}) for seed in range(2)]
-    hard = [body(heavy_values(seed, _HEAVY), options=HARD) for seed in range(16)]
+    hard = heavy_bodies(options=HARD)
     documents = [json.dumps(many_cones(300, seed)).encode() for seed in range(1, 500)]
     return [
-        _Work("a flood of 64 clients, 20 ms each", heavy_qp(_HEAVY), flood, 64),
+        _Work("a flood of 64 clients, 20 ms each", heavy_qp(), flood, 64),
         _Work("four batches of 3,000 small problems", dense_qp(12), batches, 4),
         _Work("two batches of 64 semidefinite programs, tol 1e-15", nearest_correlation(30), exact, 2),
-        _Work("four solves of a minute each, by SCS", heavy_qp(_HEAVY), hard, 4),
-        _Work(storm, heavy_qp(_HEAVY), hard, 16, _TIMEOUT_S),
+        _Work("four solves of a minute each, by SCS", heavy_qp(), hard, 4),
+        _Work(storm, heavy_qp(), hard, 16, _TIMEOUT_S),
         _Work("four clients that register new problems, seconds each", None, documents, 4),
     ]
 

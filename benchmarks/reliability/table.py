@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.reliability.server_log import Log
 
-__all__ = ["HEAD", "Plan", "Row", "milliseconds", "percentile"]
+__all__ = ["HEAD", "Plan", "Row", "milliseconds", "quantile"]
 
 HEAD = "| what | target | measured | met |\n|---|---|---|---|"
 """Header of the table."""
@@ -20,16 +20,16 @@ class Plan:
     """Durations and counts of the measurements.
 
     Attributes:
-        seconds: duration of each load.
-        soak_s: duration of the soak test.
-        count: number of repetitions, such as kills.
+        load_s: duration of each load in seconds.
+        soak_s: duration of the soak test in seconds.
+        kills: number of workers to kill.
         cases: number of fuzz cases.
         against: another checkout to compare the throughput with.
     """
 
-    seconds: float
+    load_s: float
     soak_s: float
-    count: int
+    kills: int
     cases: int
     against: str | None = None
 
@@ -40,29 +40,29 @@ class Row:
 
     Attributes:
         what: what is measured.
-        target: the target, as text.
-        figure: the measurement, as text.
+        target: the target, as text. Targets are this project's own requirements.
+        measured: the measurement, as text.
         met: whether the measurement meets the target.
         tail: end of the server's log, shown if it does not.
     """
 
     what: str
     target: str
-    figure: str
+    measured: str
     met: bool
     tail: str = ""
 
     def __str__(self) -> str:
-        return f"| {self.what} | {self.target} | {self.figure} | {'yes' if self.met else '**no**'} |"
+        return f"| {self.what} | {self.target} | {self.measured} | {'yes' if self.met else '**no**'} |"
 
     def with_log(self, log: Log) -> Row:
         """Add a server's log to the row, which must not contain errors."""
-        return replace(self, figure=f"{self.figure}; {log}", met=self.met and not log.errors, tail=log.tail)
+        return replace(self, measured=f"{self.measured}; {log}", met=self.met and not log.errors, tail=log.tail)
 
 
-def percentile(samples: Sequence[float], share: float) -> float:
-    """Return a quantile of samples; NaN without samples."""
-    return float(np.percentile(samples, 100.0 * share)) if len(samples) else float("nan")
+def quantile(samples: Sequence[float], share: float) -> float:
+    """Return the quantile of samples below which a share of them lies; NaN without samples."""
+    return float(np.quantile(samples, share)) if len(samples) else float("nan")
 
 
 def milliseconds(seconds: float) -> str:

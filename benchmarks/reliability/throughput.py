@@ -10,7 +10,7 @@ from typing import final
 from benchmarks.reliability.load import Load, start
 from benchmarks.reliability.problems import body, dense_qp, dense_values
 from benchmarks.reliability.server import Server, cpu_s
-from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
+from benchmarks.reliability.table import Plan, Row, milliseconds, quantile
 
 __all__ = ["measure"]
 
@@ -45,9 +45,9 @@ class _Measured:
     cpu_s: dict[str, float]
 
     def __str__(self) -> str:
-        middle, worst = (milliseconds(percentile(self.took, share)) for share in (0.5, 0.99))
+        middle, worst = (milliseconds(quantile(self.took, share)) for share in (0.5, 0.99))
         each = ", ".join(f"{who} {milliseconds(seconds / len(self.took))}" for who, seconds in self.cpu_s.items())
-        return f"{percentile(self.rates, 0.5):.0f}/s, p50 {middle}, p99 {worst}; CPU time of each: {each}"
+        return f"{quantile(self.rates, 0.5):.0f}/s, p50 {middle}, p99 {worst}; CPU time of each: {each}"
 
 
 def measure(plan: Plan) -> Iterator[Row]:
@@ -55,7 +55,7 @@ def measure(plan: Plan) -> Iterator[Row]:
     sources = [None] if plan.against is None else [plan.against, None]
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(source=source)) for source in sources]
-        loads = [_load(server, plan.seconds / _ROUNDS) for server in servers]
+        loads = [_load(server, plan.load_s / _ROUNDS) for server in servers]
         found = [_Measured([], [], 0, {}) for _ in servers]
         for load in loads:
             start(load).result()  # warm-up
@@ -64,13 +64,13 @@ def measure(plan: Plan) -> Iterator[Row]:
                 _add_round(server, load, measured)
     here, log = found[-1], servers[-1].log
     what = f"{_CLIENTS} clients, dense QP of 10, over HTTP"
-    even = percentile(here.took, 0.99) <= _SPREAD * percentile(here.took, 0.5)
-    figure = f"{here}; {here.failed} failed"
-    yield Row(what, f"p99 <= {_SPREAD:g} x p50, none fails", figure, even and not here.failed).with_log(log)
+    even = quantile(here.took, 0.99) <= _SPREAD * quantile(here.took, 0.5)
+    text = f"{here}; {here.failed} failed"
+    yield Row(what, f"p99 <= {_SPREAD:g} x p50, none fails", text, even and not here.failed).with_log(log)
     if plan.against is not None:
-        before, after = (percentile(measured.rates, 0.5) for measured in found)
-        figure = f"{after / before:.2f} x; there {found[0]}"
-        yield Row(f"{what}, against {plan.against}", f">= {_GAIN:g} x", figure, after >= _GAIN * before)
+        before, after = (quantile(measured.rates, 0.5) for measured in found)
+        text = f"{after / before:.2f} x; there {found[0]}"
+        yield Row(f"{what}, against {plan.against}", f">= {_GAIN:g} x", text, after >= _GAIN * before)
 
 
 def _load(server: Server, seconds: float) -> Load:

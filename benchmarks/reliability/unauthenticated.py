@@ -9,18 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.reliability.attack import Attack
+from benchmarks.reliability.attack import RAMP_UP_S, Attack
 from benchmarks.reliability.idle_connections import ConnectionGroup, maintain
 from benchmarks.reliability.load import Tally
 from benchmarks.reliability.probes import Memory, probed
 from benchmarks.reliability.problems import body, dense_qp, dense_values
 from benchmarks.reliability.server import Server
-from benchmarks.reliability.table import Plan, Row, milliseconds, percentile
+from benchmarks.reliability.table import Plan, Row, milliseconds, quantile
 
 __all__ = ["measure"]
-
-_RAMP_UP_S = 1.0
-"""Seconds until an attack has started."""
 
 _SOLVE_S = 0.2
 """Seconds between solves of the other key."""
@@ -83,13 +80,13 @@ def _row(plan: Plan, attack: _Attack) -> Row:
     settings: dict[str, Any] = {} if attack.head_s is None else {"head_s": attack.head_s}
     with Server(keys=("victim",), descriptors=attack.descriptors, **settings) as server:
         path = f"{server.register(dense_qp(), 'victim')}/solve"
-        server.rest()
-        quiet, _, _ = _probe(server, path, plan.seconds)
+        server.wait_until_idle()
+        quiet, _, _ = _probe(server, path, plan.load_s)
         group = Attack(maintain, replace(attack.group, address=server.address))
         with group:
-            time.sleep(_RAMP_UP_S)
-            during, solves, grown_bytes = _probe(server, path, plan.seconds)
-    before, after = (percentile(tally.every, 0.99) for tally in (quiet, during))
+            time.sleep(RAMP_UP_S)
+            during, solves, grown_bytes = _probe(server, path, plan.load_s)
+    before, after = (quantile(tally.every, 0.99) for tally in (quiet, during))
     return Row(
         attack.what,
         f"healthz p99 <= {milliseconds(_P99_S)} and {_TIMES:g} x quiet, no probe lost; solves of another key succeed; "

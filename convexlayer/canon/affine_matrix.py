@@ -1,4 +1,7 @@
-"""Sparse matrices and vectors that are affine in the features, and their products with constant matrices."""
+"""Sparse matrices and vectors that are affine in the features, and their products with constant matrices.
+
+A vector v(f) = S f + c of the features f is stored as the sparse matrix [S, c], called [slopes, constant] below.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,11 @@ class AffineMatrix:
         return AffineMatrix(self.constant.transposed, self.cols, self.rows, self.slopes)
 
     def times(self, right: TrackedMatrix) -> AffineMatrix:
-        """The product ``self @ right`` with a constant matrix."""
+        """The product ``self @ right`` with a constant matrix.
+
+        Each varying entry (i, k) adds right_kj times its slopes to entry (i, j): the sparse matrix ``spread`` holds
+        these factors right_kj, one row per entry (i, j) and one column per entry (i, k).
+        """
         factor = right.values
         counts = np.diff(factor.indptr)[self.cols]
         source = np.repeat(np.arange(len(self.cols)), counts)
@@ -88,7 +95,9 @@ class AffineMatrix:
         )
         slopes = multiply(spread, self.slopes)
         kept = np.flatnonzero(np.diff(slopes.values.indptr))
-        return AffineMatrix(multiply(self.constant, right), keys[kept] // width, keys[kept] % width, slopes.of(kept))
+        return AffineMatrix(
+            multiply(self.constant, right), keys[kept] // width, keys[kept] % width, slopes.of_rows(kept)
+        )
 
     def matvec(self, vector: TrackedMatrix) -> TrackedMatrix:
         """The product with an affine vector [slopes, constant], constant in every entry whose matrix column varies."""

@@ -8,9 +8,9 @@ import cvxpy as cp
 
 from convexlayer.canon.detached import detached
 from convexlayer.canon.frontend import canonical_form
+from convexlayer.canon.instance_check import check_instances
 from convexlayer.canon.parametric import ParametricProgram
 from convexlayer.canon.presolve import presolved
-from convexlayer.canon.self_check import check_instances
 from convexlayer.canon.solution_check import Solve, check_solution
 from convexlayer.canon.translate import parametric_program
 from convexlayer.errors import ProblemError
@@ -27,15 +27,16 @@ def canonicalise_problem(
     presolve: bool,
     check: Solve | None,
 ) -> ParametricProgram:
-    """Canonicalise a CVXPY problem to a parametric cone program.
+    """Canonicalise a CVXPY problem to a parametric cone program, whose data are affine in functions of the parameters.
 
     Args:
-        problem: the problem.
+        problem: the problem, which is not changed.
         parameters: all parameters of the problem, in the order of the layer's arguments.
         variables: the variables and dual variables to return.
         gp: whether the problem is a geometric program.
         presolve: whether to reduce the program.
-        check: the solver of the self-check; None skips the self-check.
+        check: the solver of the self-check, which compares the program with CVXPY's (``instance_check.py``) and the
+            problem with a solution of the program (``solution_check.py``); None skips both.
 
     Raises:
         ProblemError: the arguments do not fit the problem, the problem is not convex, or the self-check failed.

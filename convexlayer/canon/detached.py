@@ -1,4 +1,4 @@
-"""Copies of CVXPY problems that share no mutable state with the original."""
+"""Detached copies of CVXPY problems, the nodes of their expression trees, and values of their leaves."""
 
 from __future__ import annotations
 

@@ -18,11 +18,8 @@ __all__ = ["check_problem", "check_release", "explain_failure"]
 FIRST_RELEASE, END_OF_RELEASES = (1, 9, 3), (1, 10)
 """Supported CVXPY releases: this package reads CVXPY internals, tested from the first release to below the second."""
 
-NAMED = 4
+MAX_NAMED = 4
 """Maximum number of subexpressions named in a message; more make it unreadable."""
-
-LONGEST_NAME = 200
-"""Maximum length of a subexpression in a message, in characters."""
 
 
 def check_release() -> None:
@@ -92,7 +89,7 @@ def explain_failure(error: Exception, problem: cp.Problem, *, needs_values: bool
     """
     at = _canonicalised(error.__traceback__)
     needs_values = needs_values and at is not None
-    where = "the problem" if at is None else _name(at)
+    where = "the problem" if at is None else shortened(at)
     message = f"CVXPY {cp.__version__} could not canonicalise {where} ({type(error).__name__}: {error})"
     if needs_values:
         return NotDPPError(
@@ -126,22 +123,22 @@ def _violations(problem: cp.Problem, holds: Callable[[Any], bool]) -> str:
     with scopes.quad_form_dpp_scope():
         found |= dict.fromkeys(_named(problem.objective, "the objective", holds))
     for constraint in problem.constraints:
-        found |= dict.fromkeys(_named(constraint, f"the constraint {_name(constraint)}", holds))
+        found |= dict.fromkeys(_named(constraint, f"the constraint {shortened(constraint)}", holds))
     for variable in problem.variables():
         for bound in variable.bounds or ():
             if isinstance(bound, cp.Expression) and not holds(bound):
                 smallest = list(_minimal_violations(bound, holds)) or [bound]
-                found |= dict.fromkeys(f"{_name(part)} (in the bounds of {variable.name()})" for part in smallest)
+                found |= dict.fromkeys(f"{shortened(part)} (in the bounds of {variable.name()})" for part in smallest)
     named = list(found)
-    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
-    return f": {', '.join(named[:NAMED])}{more}" if named else ""
+    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+    return f": {', '.join(named[:MAX_NAMED])}{more}" if named else ""
 
 
 def _named(root: Any, place: str, holds: Callable[[Any], bool]) -> list[str]:
     """The subexpressions of an objective or a constraint that violate a rule, formatted for a message."""
     if holds(root):
         return []
-    parts = [f"{_name(part)}{_remedy(part, holds)} (in {place})" for part in _minimal_violations(root, holds)]
+    parts = [f"{shortened(part)}{_remedy(part, holds)} (in {place})" for part in _minimal_violations(root, holds)]
     return parts or [f"{place} as a whole"]
 
 
@@ -174,7 +171,3 @@ def _canonicalised(trace: TracebackType | None) -> Any:
             expression = trace.tb_frame.f_locals.get("expr", expression)
         trace = trace.tb_next
     return expression
-
-
-def _name(expression: object) -> str:
-    return shortened(expression, LONGEST_NAME)

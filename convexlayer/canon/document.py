@@ -1,10 +1,12 @@
 """Reading and writing of program documents: plain JSON values, all validated on reading.
 
+A document is a parametric cone program in the standard form of ``program.py``, before presolve:
+
 {"version": 1, "n": 3,
  "parameters": [{"name", "shape", "attributes": [...], "sparsity": [...] or null}, ...],
  "log": [positions of the parameter entries whose logarithm is also a feature],
- "cones": {"zero", "nonnegative", "second_order": [...], "psd": [...], "exponential", "power": [...]},
- "P": {"rows", "cols"}, "A": {"rows", "cols"},                      patterns, column by column
+ "cones": {"zero", "nonnegative", "second_order": [...], "psd": [...], "exponential", "power": [exponents]},
+ "P": {"rows", "cols"}, "A": {"rows", "cols"},                      patterns, column by column; both triangles of P
  "data": {"constant": [...], "rows", "cols", "values"},             features -> (P, q, r, A, b)
  "outputs": [{"name", "shape", "log"}, ...],
  "recovery": {"rows", "cols", "values"},                            (x, y) -> outputs
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from convexlayer.canon.naming import shortened
 from convexlayer.errors import ProblemError
 from convexlayer.program import Array, Cones, IndexArray, Pattern
 
@@ -26,6 +29,9 @@ __all__ = ["Reader", "write_matrix", "write_pattern"]
 
 LARGEST = 2**31 - 1
 """Largest size and index in a document: the largest 32-bit index."""
+
+MAX_AXES = 8
+"""Maximum number of axes of a parameter or output, more than problems have."""
 
 
 class Reader:
@@ -55,7 +61,7 @@ class Reader:
 
     def fail(self, field: str, expected: str) -> ProblemError:
         """Build the error for an invalid field."""
-        return ProblemError(f"{self._path}/{field}: expected {expected}, got {_short(self._value[field])}")
+        return ProblemError(f"{self._path}/{field}: expected {expected}, got {shortened(repr(self._value[field]))}")
 
     def items(self, field: str) -> list[Any]:
         """Read a list of any values."""
@@ -97,13 +103,13 @@ class Reader:
         return tuple(values)
 
     def shape(self, field: str) -> tuple[int, ...]:
-        """Read the shape of an array of at most LARGEST entries."""
+        """Read the shape of an array of at most MAX_AXES axes and LARGEST entries."""
         shape = self.sizes(field)
         entries = 1
         for length in shape:
             entries *= length
-        if entries > LARGEST or len(shape) > 8:
-            raise self.fail(field, f"a shape of at most 8 axes and {LARGEST} entries")
+        if entries > LARGEST or len(shape) > MAX_AXES:
+            raise self.fail(field, f"a shape of at most {MAX_AXES} axes and {LARGEST} entries")
         return shape
 
     def indices(self, field: str, below: int) -> IndexArray:
@@ -173,8 +179,3 @@ def write_matrix(matrix: sp.csr_matrix) -> dict[str, Any]:
     """Write a sparse matrix as plain lists."""
     entries = matrix.tocoo()
     return {"rows": entries.row.tolist(), "cols": entries.col.tolist(), "values": entries.data.tolist()}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

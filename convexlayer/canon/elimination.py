@@ -26,9 +26,9 @@ from convexlayer.canon.affine_matrix import AffineMatrix
 from convexlayer.canon.tracked_matrix import CANCELLED, TrackedMatrix
 from convexlayer.program import Array, Cones, IndexArray
 
-__all__ = ["Number", "Pivot", "select_pivots"]
+__all__ = ["Pivot", "TrackedNumber", "select_pivots"]
 
-Number = tuple[float, float]
+TrackedNumber = tuple[float, float]
 """A value, and the sum of the absolute values of the terms summed into it."""
 
 PIVOT_THRESHOLD = 0.1
@@ -80,8 +80,8 @@ class Pivot:
 
     row: int
     column: int
-    values: dict[int, Number]
-    multipliers: dict[int, Number]
+    values: dict[int, TrackedNumber]
+    multipliers: dict[int, TrackedNumber]
 
 
 def select_pivots(P: AffineMatrix, A: AffineMatrix, q: TrackedMatrix, b: TrackedMatrix, cones: Cones) -> list[Pivot]:
@@ -108,14 +108,14 @@ def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
     A, P = A.tocoo(), P.tocoo()
     of_A, of_P = np.abs(A.data), np.abs(P.data) / (np.abs(P.data).max(initial=0.0) or 1.0)
     cols, rows = np.ones(A.shape[1]), np.ones(A.shape[0])
-    by_row, by_col, by_curved = (_groups(index) for index in (A.row, A.col, P.row))
+    by_row, by_col, by_col_of_P = (_groups(index) for index in (A.row, A.col, P.row))
     for _ in range(RUIZ_PASSES):
         scaled = rows[A.row] * of_A * cols[A.col]
-        curved = cols[P.row] * of_P * cols[P.col]
+        scaled_P = cols[P.row] * of_P * cols[P.col]
         largest_of_rows, largest_of_cols = np.zeros(len(rows)), np.zeros(len(cols))
-        _raise(largest_of_rows, scaled, by_row)
-        _raise(largest_of_cols, scaled, by_col)
-        _raise(largest_of_cols, curved, by_curved)
+        _update_maxima(largest_of_rows, scaled, by_row)
+        _update_maxima(largest_of_cols, scaled, by_col)
+        _update_maxima(largest_of_cols, scaled_P, by_col_of_P)
         rows /= np.sqrt(np.where(largest_of_rows > 0, largest_of_rows, 1.0))
         cols /= np.sqrt(np.where(largest_of_cols > 0, largest_of_cols, 1.0))
     return cols
@@ -128,7 +128,7 @@ def _groups(index: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]:
     return order, starts, groups
 
 
-def _raise(largest: Array, values: Array, groups: tuple[IndexArray, IndexArray, IndexArray]) -> None:
+def _update_maxima(largest: Array, values: Array, groups: tuple[IndexArray, IndexArray, IndexArray]) -> None:
     """Set each group's entry of ``largest`` to the maximum of itself and the group's values, in place."""
     order, starts, places = groups
     if len(places):
@@ -137,7 +137,20 @@ def _raise(largest: Array, values: Array, groups: tuple[IndexArray, IndexArray, 
 
 @final
 class _Elimination:
-    """State of the elimination: sparsity patterns, and values of candidate rows, each read on first use."""
+    """State of the elimination: sparsity patterns, and values of candidate rows, each read on first use.
+
+    Attributes:
+        pivots: the pivots so far.
+        _zero, _left: number of equality rows, and of variables that are left.
+        _sets, _read: sparsity patterns of the rows and columns of A and of the rows of P, and those read so far.
+        _values, _multipliers: coefficients of the candidate rows read so far, and their multipliers (see ``Pivot``).
+        _candidates: rows that may be solved, short ones first: a dictionary, for its order.
+        _count: number of entries in each column of A and P.
+        _cliques: supports that already fill a block of P.
+        _longest: number of entries up to which a cone row may fill.
+        _varying: whether a column of A or P depends on the parameters.
+        _features_of_b, _features_of_q: number of features in each entry of b and q, an upper bound after eliminations.
+    """
 
     def __init__(self, P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones) -> None:
         self.pivots: list[Pivot] = []
@@ -149,8 +162,8 @@ class _Elimination:
         self._read: dict[str, dict[int, set[int]]] = {"row": {}, "col": {}, "P": {}}
         lengths = np.diff(self._sets["row"].indptr)
         self._longest = max(FREE_ROW_LENGTH, int(lengths[cones.zero :].max(initial=0)))
-        self._values: dict[int, dict[int, Number]] = {}
-        self._multipliers: dict[int, dict[int, Number]] = defaultdict(dict)
+        self._values: dict[int, dict[int, TrackedNumber]] = {}
+        self._multipliers: dict[int, dict[int, TrackedNumber]] = defaultdict(dict)
         varying_rows = np.zeros(m, dtype=bool)
         varying_rows[A.rows] = True
         candidates = np.flatnonzero(~varying_rows[: cones.zero] & (lengths[: cones.zero] > 0))
@@ -186,7 +199,7 @@ class _Elimination:
         for i, j in singletons.items():
             same[frozenset(self._row(i) - {j})].append((i, j))
         before = len(self.pivots)
-        for group in [*same.values(), *_linked(same)]:
+        for group in [*same.values(), *_connected_groups(same)]:
             remaining = [(i, j) for i, j in group if i in self._candidates]
             if 1 < len(remaining) < self._left and self._growth(remaining) <= 0:
                 for i, j in remaining:
@@ -210,7 +223,7 @@ class _Elimination:
             read[index] = set(matrix.indices[matrix.indptr[index] : matrix.indptr[index + 1]].tolist())
         return read[index]
 
-    def _value(self, i: int) -> dict[int, Number]:
+    def _value(self, i: int) -> dict[int, TrackedNumber]:
         """Coefficients of a candidate row by column."""
         if i not in self._values:
             values, magnitudes = self._constant.values, self._constant.magnitudes
@@ -223,7 +236,7 @@ class _Elimination:
         """Columns that row i may be solved for, sparsest first, at most MAX_PIVOT_CANDIDATES."""
         value, units = self._value(i), self._units
         largest = max((abs(v) * units[j] for j, (v, _) in value.items()), default=0.0)
-        spread = len(value) - 1
+        targets = len(value) - 1  # variables to which the substitution of x_j copies coefficients
         found: list[int] = []
         for j in sorted(value, key=self._count.__getitem__):
             size = abs(value[j][0]) * units[j]
@@ -231,9 +244,9 @@ class _Elimination:
             stable = size >= PIVOT_THRESHOLD * largest or (
                 size >= SINGLETON_PIVOT_THRESHOLD * largest and len(self._col(j)) == 1
             )
-            meets = self._varying[j] and (self._features_of_b[i] or spread > MAX_COPIES)
-            copies = spread > MAX_COPIES and self._features_of_b[i] + self._features_of_q[j] > MAX_COPIED_FEATURES
-            if accurate and stable and not (meets or copies):
+            bilinear = self._varying[j] and (self._features_of_b[i] or targets > MAX_COPIES)
+            copies = targets > MAX_COPIES and self._features_of_b[i] + self._features_of_q[j] > MAX_COPIED_FEATURES
+            if accurate and stable and not (bilinear or copies):
                 found.append(j)
                 if len(found) == MAX_PIVOT_CANDIDATES:
                     break
@@ -323,7 +336,7 @@ class _Elimination:
         self._left -= 1
         self.pivots.append(Pivot(i, j, value, self._multipliers.pop(i, {})))
 
-    def _subtract(self, r: int, i: int, pivot_row: dict[int, Number], j: int) -> None:
+    def _subtract(self, r: int, i: int, pivot_row: dict[int, TrackedNumber], j: int) -> None:
         """Subtract the multiple of row i from row r that eliminates column j, and drop entries that cancel."""
         row, pivot = self._value(r), pivot_row[j][0]
         removed, of_removed = row.pop(j)
@@ -342,7 +355,7 @@ class _Elimination:
                 self._col(k).discard(r)
 
 
-def _linked(same: dict[frozenset[int], list[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:
+def _connected_groups(same: dict[frozenset[int], list[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:
     """Merge groups whose supports are connected; components of a single group are skipped."""
     supports = list(same)
     if len(supports) < 2:

@@ -27,9 +27,6 @@ logger = logging.getLogger(__name__)
 WRONGLY_EVALUATED = (quantum_rel_entr,)
 """Atoms that CVXPY 1.9.3 canonicalises correctly but evaluates wrongly."""
 
-LONGEST_NAME = 160
-"""Maximum length of a constraint in a message, in characters."""
-
 
 @dataclass(frozen=True)
 class Residual:
@@ -148,7 +145,7 @@ def _of_objective(expression: cp.Expression, reported: float, value: _Values) ->
 def _of_constraint(constraint: cp.Constraint, value: _Values) -> Answer:
     arguments = [value(argument) for argument in constraint.args]
     violation = _violation(constraint, arguments)
-    text = f"the constraint {_name(constraint)} is violated by {violation:.3g}"
+    text = f"the constraint {shortened(constraint)} is violated by {violation:.3g}"
     return text, violation, max((_largest(argument) for argument in arguments), default=0.0), False
 
 
@@ -169,7 +166,9 @@ def _of_multipliers(constraint: cp.Constraint, values: Mapping[int, Array], valu
         for (slack, magnitude), dual in zip(pairs, duals, strict=True)
     ]
     total, size = abs(sum(product for product, _ in products)), sum(size for _, size in products)
-    text = f"the constraint {_name(constraint)} is not tight though it has multipliers (their product is {total:.3g})"
+    text = (
+        f"the constraint {shortened(constraint)} is not tight though it has multipliers (their product is {total:.3g})"
+    )
     return text, total, size, True
 
 
@@ -199,18 +198,16 @@ def _violation(constraint: cp.Constraint, arguments: list[Array]) -> float:
         case PowCone3D():
             x, y, z = arguments
             alpha = np.asarray(constraint.alpha.value)
-            return float(np.max(np.abs(z) - np.maximum(x, 0.0) ** alpha * np.maximum(y, 0.0) ** (1 - alpha), initial=0))
+            powers = np.maximum(x, 0.0) ** alpha * np.maximum(y, 0.0) ** (1 - alpha)
+            parts = [(np.abs(z) - powers).ravel(), -x.ravel(), -y.ravel()]
+            return float(np.max(np.concatenate(parts), initial=0.0))
         case PowConeND():
             W, z = arguments
             powers = np.prod(np.maximum(W, 0.0) ** np.asarray(constraint.alpha.value), axis=constraint.axis)
-            return float(np.max(np.abs(z).ravel() - powers.ravel(), initial=0.0))
+            return float(np.max(np.concatenate([np.abs(z).ravel() - powers.ravel(), -W.ravel()]), initial=0.0))
         case _:
             raise NotImplementedError(type(constraint).__name__)
 
 
 def _largest(values: Array) -> float:
     return float(np.max(np.abs(values), initial=0.0))
-
-
-def _name(constraint: cp.Constraint) -> str:
-    return shortened(constraint, LONGEST_NAME)

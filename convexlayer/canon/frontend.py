@@ -47,7 +47,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-
 BACKEND = "COO"
 """CVXPY's canonicalisation backend: the fastest with parameters, and correct for permuted axes (CVXPY 1.9.3)."""
 
@@ -139,7 +138,7 @@ def _prepared(problem: cp.Problem) -> cp.Problem:
 def _canonicalised(problem: cp.Problem, *, gp: bool, ignore_dpp: bool) -> tuple[Any, Any, Any]:
     """Canonicalise with CVXPY; return the data, the chain of reductions, and their inverse data."""
     solver = _StandardForm()
-    with _own_warnings_off():
+    with _without_cvxpy_warnings():
         chain = problem._construct_chain(solver=solver, gp=gp, ignore_dpp=ignore_dpp, canon_backend=BACKEND)
         # Atoms that canonicalise an inner problem, such as perspective, look the solver up by this attribute, which
         # may hold the solver object.
@@ -156,8 +155,8 @@ def _has_form_with_values(problem: cp.Problem, *, gp: bool) -> bool:
 
 
 @contextmanager
-def _own_warnings_off() -> Iterator[None]:
-    """Suppress CVXPY's warnings about its own reading of sparse values and its change of backend."""
+def _without_cvxpy_warnings() -> Iterator[None]:
+    """Suppress warnings that CVXPY causes itself, by reading sparse values and changing its backend."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Reading from a sparse CVXPY expression", category=RuntimeWarning)
         warnings.filterwarnings("ignore", message=".*backend", category=UserWarning)
@@ -197,7 +196,7 @@ class Instance(NamedTuple):
 def instance(form: CanonicalForm, values: Mapping[int, Array]) -> Instance:
     """Instantiate a canonical form with CVXPY, at parameter values by id."""
     assign(form.problem, values)
-    with _own_warnings_off():
+    with _without_cvxpy_warnings():
         for reduction in form.chain.reductions:
             reduction.update_parameters(form.problem)
         return _instantiated(form.param_prog)

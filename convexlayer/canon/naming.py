@@ -1,11 +1,14 @@
-"""Names of expressions and constraints in messages."""
+"""Texts of expressions, constraints and values in messages."""
 
 from __future__ import annotations
 
 __all__ = ["shortened"]
 
+LONGEST_TEXT = 200
+"""Maximum length of a text that a message repeats, in characters; trades detail for legibility."""
 
-def shortened(named: object, longest: int) -> str:
-    """The text of an expression or constraint, cut to ``longest`` characters."""
-    text = str(named)
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+def shortened(value: object) -> str:
+    """The text of a value, cut to LONGEST_TEXT characters."""
+    text = str(value)
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 3]}..."

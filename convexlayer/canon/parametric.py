@@ -29,8 +29,8 @@ DOCUMENT_FIELDS = ["version", "n", "parameters", "log", "cones", "P", "A", "data
 """Fields of a document, all of them required."""
 
 PSD_TOL = 1e-9
-"""Largest negative eigenvalue of P that counts as rounding, relative to its 1-norm: trades products F'F whose
-rounding makes an eigenvalue negative, which pass, for objectives that are concave by less."""
+"""A P whose negative eigenvalues are below this multiple of its 1-norm in magnitude counts as positive semidefinite:
+rounding of a product F'F leaves such eigenvalues. Objectives that are concave by less pass too."""
 
 
 @dataclass(frozen=True)

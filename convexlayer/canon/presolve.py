@@ -24,7 +24,7 @@ import scipy.sparse as sp
 
 from convexlayer.canon.affine_map import AffineMap, AffineProduct
 from convexlayer.canon.affine_matrix import AffineMatrix, affine_map, affine_vector
-from convexlayer.canon.elimination import Number, Pivot, select_pivots
+from convexlayer.canon.elimination import Pivot, TrackedNumber, select_pivots
 from convexlayer.canon.parametric import ParametricProgram, PresolveRecord
 from convexlayer.canon.recovery import DirectTerm, Recovery
 from convexlayer.canon.rows import drop_bound_variables, drop_redundant_rows
@@ -42,13 +42,13 @@ def presolved(program: ParametricProgram) -> ParametricProgram:
     given = _Stage.of(program)
     m, n = given.A.shape
     recovery = program.recovery
-    distinct = given.then(C=drop_redundant_rows(given.A, given.b, given.cones, _shown_rows(recovery, given, given)))
+    distinct = given.then(C=drop_redundant_rows(given.A, given.b, given.cones, _observed_rows(recovery, given, given)))
     pivots = select_pivots(distinct.P, distinct.A, distinct.q, distinct.b, distinct.cones)
     solved = distinct.eliminate(pivots)
-    shown = multiply(tracked(recovery.matrix[:, :n]), solved.T).values.getnnz(axis=0) > 0
-    C, columns = drop_bound_variables(solved.A, ~(shown | solved.costly), solved.cones)
+    observed = multiply(tracked(recovery.matrix[:, :n]), solved.T).values.getnnz(axis=0) > 0
+    C, columns = drop_bound_variables(solved.A, ~(observed | solved.in_objective), solved.cones)
     bounded = solved.then(C=C, T=tracked(_columns_of_identity(solved.A.shape[1], columns)))
-    again = drop_redundant_rows(bounded.A, bounded.b, bounded.cones, _shown_rows(recovery, given, bounded))
+    again = drop_redundant_rows(bounded.A, bounded.b, bounded.cones, _observed_rows(recovery, given, bounded))
     last = bounded.then(C=again)
     if last.A.shape == (m, n):
         return program
@@ -105,7 +105,7 @@ class _Stage:
         )
 
     @property
-    def costly(self) -> BoolArray:
+    def in_objective(self) -> BoolArray:
         """Mask (n,) of the variables on which the objective depends."""
         return (np.diff(self.q.values.indptr) > 0) | (np.diff(self.P.support.indptr) > 0)
 
@@ -172,7 +172,7 @@ def _columns_of_identity(size: int, columns: IndexArray) -> sp.csr_matrix:
     return sp.csr_matrix((ones, (columns, np.arange(len(columns)))), shape=(size, len(columns)))
 
 
-def _gathered(rows: list[dict[int, Number]], width: int) -> TrackedMatrix:
+def _gathered(rows: list[dict[int, TrackedNumber]], width: int) -> TrackedMatrix:
     """Build a matrix from rows given as {column: number}."""
     indices = np.array([j for row in rows for j in row], dtype=np.int64)
     indptr = np.cumsum([0, *map(len, rows)])
@@ -219,14 +219,14 @@ def _constant(given: _Stage, r: sp.csr_matrix, offset: sp.csr_matrix) -> tuple[s
     return affine.tocsr(), products
 
 
-def _shown_rows(recovery: Recovery, given: _Stage, stage: _Stage) -> BoolArray:
+def _observed_rows(recovery: Recovery, given: _Stage, stage: _Stage) -> BoolArray:
     """Mask of the rows of a stage on whose duals some output depends, directly or through recovered duals."""
     R_y, Ct = tracked(recovery.matrix[:, recovery.n :].tocsr()), tracked(stage.C.T.tocsr())
     W = multiply(R_y, stage.B.transposed)
     through = subtract(multiply(R_y, Ct), multiply(W, multiply(given.A.constant.transposed, Ct)))
     varying = given.A.rows[np.diff(W.values.tocsc().indptr)[given.A.cols] > 0]
-    shown: BoolArray = (through.values.getnnz(axis=0) > 0) | (Ct.values[varying].getnnz(axis=0) > 0)
-    return shown
+    observed: BoolArray = (through.values.getnnz(axis=0) > 0) | (Ct.values[varying].getnnz(axis=0) > 0)
+    return observed
 
 
 def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: sp.csr_matrix) -> Recovery:

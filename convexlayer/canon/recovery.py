@@ -125,7 +125,7 @@ class Recovery:
         ends = np.cumsum([0, *(spec.size for spec in self.outputs)]).tolist()
         return tuple(slice(start, stop) for start, stop in pairwise(ends))
 
-    def of(self, outputs: Sequence[bool]) -> IndexArray:
+    def entries_of(self, outputs: Sequence[bool]) -> IndexArray:
         """Positions of the entries of the selected outputs among the entries of all outputs."""
         return np.flatnonzero(np.repeat(np.asarray(outputs, dtype=bool), [spec.size for spec in self.outputs]))
 

@@ -20,7 +20,7 @@ from convexlayer.solution import BoolArray
 __all__ = ["drop_bound_variables", "drop_redundant_rows"]
 
 
-def drop_redundant_rows(A: AffineMatrix, b: TrackedMatrix, cones: Cones, shown: BoolArray) -> sp.csr_matrix:
+def drop_redundant_rows(A: AffineMatrix, b: TrackedMatrix, cones: Cones, observed: BoolArray) -> sp.csr_matrix:
     """Compute the matrix C that drops rows 0 + s = b satisfied for all parameters, and merges identical rows.
 
     Only the sum of the duals of identical rows is unique. C averages the rows, so that all get the same dual, as in the
@@ -31,7 +31,7 @@ def drop_redundant_rows(A: AffineMatrix, b: TrackedMatrix, cones: Cones, shown: 
         A: constraint matrix.
         b: [slopes, constant] of the right-hand side.
         cones: cones of the program; only zero and nonnegative rows are reduced.
-        shown: mask (m,) of the rows on whose duals some output depends.
+        observed: mask (m,) of the rows on whose duals some output depends.
     """
     linear = cones.zero + cones.nonnegative
     right = b.values
@@ -41,14 +41,14 @@ def drop_redundant_rows(A: AffineMatrix, b: TrackedMatrix, cones: Cones, shown: 
     fixed = (np.diff(A.support.indptr) == 0) & (np.diff(right[:, :-1].tocsr().indptr) == 0)
     row = np.arange(A.shape[0])
     inactive = (constant > 0.0) & (cones.zero <= row) & (row < linear)
-    empty = fixed & (inactive | ((constant == 0.0) & (row < linear) & ~shown))
+    empty = fixed & (inactive | ((constant == 0.0) & (row < linear) & ~observed))
     classes: dict[tuple[bool, bytes, bytes], list[int]] = defaultdict(list)
     for i in np.flatnonzero(~empty[:linear]).tolist():
         part = slice(indptr[i], indptr[i + 1])
         classes[i < cones.zero, indices[part].tobytes(), data[part].tobytes()].append(i)
     groups = [[i] for i in range(linear, A.shape[0])]
     for group in classes.values():
-        groups += [[i] for i in group] if np.any(shown[group]) else [group]
+        groups += [[i] for i in group] if np.any(observed[group]) else [group]
     groups.sort()
     new = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     old = np.array([i for group in groups for i in group], dtype=np.int64)

@@ -1,6 +1,6 @@
 """Solution check at construction: evaluates the user's problem at a solution of its cone program.
 
-A comparison with CVXPY's canonical form (``self_check.py``) cannot detect errors of CVXPY's canonicalisation. At a
+A comparison with CVXPY's canonical form (``instance_check.py``) cannot detect errors of CVXPY's canonicalisation. At a
 solution of the cone program, the user's problem must have the objective value of the program, satisfy its constraints,
 and satisfy complementary slackness. The first condition detects a loose epigraph, the second a weakened constraint, the
 third a tightened one.
@@ -169,7 +169,7 @@ class _Check:
     program: ParametricProgram
     solve: Solve
     recovery: Recovery
-    shown: Sequence[cp.Variable]
+    recovered: Sequence[cp.Variable]
 
     @staticmethod
     def of(
@@ -186,8 +186,8 @@ class _Check:
         """
         copy = detached(problem)
         duals = [dual for constraint in copy.constraints for dual in constraint.dual_variables]
-        shown = [*copy.variables(), *duals]
-        return _Check(copy, parameters, program, solve, recovery_of(form, shown, program.structure), shown)
+        recovered = [*copy.variables(), *duals]
+        return _Check(copy, parameters, program, solve, recovery_of(form, recovered, program.structure), recovered)
 
     def point(self, draw: int, auxiliary_weight: float) -> _Point | None:
         """Solve at one draw; None if the program is not solved."""
@@ -195,15 +195,15 @@ class _Check:
         values = self._parameter_values(draw, rng)
         features = self.program.features.apply([value[None] for value in values], 1)
         program = self.program.instantiate(features)
-        center = (-1) ** draw * SPREAD * rng.standard_normal(program.structure.n)
-        posed = self._with_proximal_term(program, center, auxiliary_weight)
+        centre = (-1) ** draw * SPREAD * rng.standard_normal(program.structure.n)
+        posed = self._with_proximal_term(program, centre, auxiliary_weight)
         solution = self.solve(posed, ACCURACY)
         if not solution.all_solved:
             logger.debug("draw %d of the parameters: %s", draw, solution.status[0])
             return None
         outputs = self.recovery.apply(features, solution.x, solution.y)
         return _Point(
-            variables={leaf.id: output[0] for leaf, output in zip(self.shown, outputs, strict=True)},
+            variables={leaf.id: output[0] for leaf, output in zip(self.recovered, outputs, strict=True)},
             parameters={parameter.id: value for parameter, value in zip(self.parameters, values, strict=True)},
             reported=float(self.program.objective.value(program.objective(solution.x))[0]),
             largest=float(np.max(np.abs(solution.x), initial=1.0)),
@@ -246,7 +246,7 @@ class _Check:
         signed = {"nonpos", "neg", "PSD", "NSD"}
         return [value if spec.attributes & signed else np.abs(value) for spec, value in zip(specs, values, strict=True)]
 
-    def _with_proximal_term(self, program: ConeProgram, center: Array, auxiliary_weight: float) -> ConeProgram:
+    def _with_proximal_term(self, program: ConeProgram, centre: Array, auxiliary_weight: float) -> ConeProgram:
         """Add norm(x - c)^2 / 2 + auxiliary_weight norm(t)^2 / 2, up to a constant, to the objective.
 
         Here x are the entries of the user's variables, and t the other variables of the program.
@@ -260,5 +260,5 @@ class _Check:
         rows, cols = (index[order].astype(np.int64) for index in (total.row, total.col))
         structure = Structure(Pattern((n, n), rows, cols), program.structure.A, program.structure.cones)
         return replace(
-            program, structure=structure, P=total.data[order][None], q=program.q - np.where(weight == 1.0, center, 0.0)
+            program, structure=structure, P=total.data[order][None], q=program.q - np.where(weight == 1.0, centre, 0.0)
         )

@@ -38,7 +38,7 @@ class TrackedMatrix:
         """The transpose."""
         return TrackedMatrix(self.values.T.tocsr(), self.magnitudes.T.tocsr())
 
-    def of(self, rows: IndexArray) -> TrackedMatrix:
+    def of_rows(self, rows: IndexArray) -> TrackedMatrix:
         """Select rows."""
         return TrackedMatrix(self.values[rows], self.magnitudes[rows])
 

@@ -156,7 +156,7 @@ class SolvedBatch:
         reports: list[DerivativeReport] = []
         dx, dy = self._solved_part.x, self._solved_part.y  # of an empty batch
         if self._any_solved:
-            observed = recovery.of(wanted[:-1])
+            observed = recovery.entries_of(wanted[:-1])
             moved, report = self._differentiator.jvp(
                 data, observe=lambda moved: recovery.push_linear(features, moved.x, moved.y)[:, observed]
             )

@@ -23,7 +23,7 @@ from benchmarks.reliability.http_client import HttpClient
 from benchmarks.reliability.idle_connections import ConnectionGroup, maintain
 from benchmarks.reliability.load import Load, run
 from benchmarks.reliability.server_log import Log
-from benchmarks.reliability.table import HEAD, Row, milliseconds, percentile
+from benchmarks.reliability.table import HEAD, Row, milliseconds, quantile
 
 Address = tuple[str, int]
 
@@ -196,12 +196,12 @@ def test_errors_in_a_log_are_counted(tmp_path: Path) -> None:
     assert row.with_log(Log()).met
     with_errors = row.with_log(log)
     assert not with_errors.met
-    assert "2 error lines, the first: Traceback" in with_errors.figure
+    assert "2 error lines, the first: Traceback" in with_errors.measured
     assert "|" not in str(log)
 
 
 def test_the_table() -> None:
-    row = Row("what", "<= 1 ms", f"p99 {milliseconds(percentile([1e-3, 2e-3, 3e-3], 0.5))}", False)
+    row = Row("what", "<= 1 ms", f"p99 {milliseconds(quantile([1e-3, 2e-3, 3e-3], 0.5))}", False)
     assert str(row) == "| what | <= 1 ms | p99 2 ms | **no** |"
     assert HEAD.splitlines()[0].count("|") == str(row).count("|")
 

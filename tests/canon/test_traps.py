@@ -11,7 +11,7 @@ import pytest
 from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 
 from convexlayer import NotDPPError, ProblemError, SolutionMap, UnsupportedError, canonicalize
-from convexlayer.canon import frontend, self_check
+from convexlayer.canon import frontend, instance_check
 from convexlayer.canon.frontend import instance_of_constants
 from tests.families import family
 
@@ -170,7 +170,7 @@ def test_the_self_check_detects_a_wrong_map(monkeypatch: pytest.MonkeyPatch) -> 
         assert right is not None
         return right._replace(b=right.b + 1.0)
 
-    monkeypatch.setattr(self_check, "instance_of_constants", doubled)
+    monkeypatch.setattr(instance_check, "instance_of_constants", doubled)
     with pytest.raises(ProblemError, match="self-check failed: b "):
         canonicalize(problem, [a, b], [x])
     canonicalize(problem, [a, b], [x], self_check=False)

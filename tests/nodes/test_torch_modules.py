@@ -171,7 +171,7 @@ def test_warm_start_of_another_batch_size_is_ignored_with_a_warning(name: str) -
 def test_robust_pooling_ignores_a_start_of_another_batch_size() -> None:
     x = torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(0))
     before = robust_pool(x, PseudoHuber())
-    with pytest.warns(UserWarning, match=r"one of \(4,\) elements, the batch has \(3,\)"):
+    with pytest.warns(UserWarning, match=r"batch shape \(4,\), the points have \(3,\)"):
         u = robust_pool(x[:3], PseudoHuber(), start=before)
     torch.testing.assert_close(u, before[:3])
     torch.testing.assert_close(robust_pool(x, PseudoHuber(), start=before[0]), before, rtol=1e-5, atol=1e-6)

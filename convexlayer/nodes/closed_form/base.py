@@ -1,10 +1,14 @@
 """Base class of nodes with a hand-written solution and pullback.
 
-    y = solve(x),    x' = pullback(x, y, y')
+    y = solve(x),    x_bar = pullback(x, y, y_bar)
+
+In the formulas of this package x_bar is the cotangent of x, the derivative of a loss in x, and A' the transpose of A.
+
+The solution may take iterations; the pullback takes none, which is what these nodes have in common.
 
 A subclass defines both for inputs with equal leading axes. This module adds reverse and forward mode, derivatives of
 any order (at most one in forward mode), vmap, broadcasting and validation. The forward tangent is the transpose of the
-pullback, which is linear in y'.
+pullback, which is linear in y_bar.
 
 At small sizes the time of a call is that of autograd's recording. A call therefore records nothing if no derivatives
 are requested (as in a backward pass that is not itself differentiated), a function with reverse mode alone if no
@@ -23,6 +27,7 @@ import torch
 from torch._C import _are_functorch_transforms_active  # torch has no public query
 from torch.autograd import forward_ad
 
+from convexlayer.arguments import MAX_LISTED
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.autodiff.derivatives import refuse_nested_forward_mode
@@ -37,6 +42,7 @@ __all__ = [
     "describe_elements",
     "minimum",
     "require_same_type",
+    "require_tensor",
 ]
 
 P = ParamSpec("P")
@@ -44,9 +50,6 @@ R = TypeVar("R")
 
 PRECISIONS = (torch.float32, torch.float64)
 """Dtypes of closed forms: torch has factorisations in no other."""
-
-MAX_LISTED = 5
-"""Elements that an error message lists."""
 
 
 class ClosedForm(ABC):
@@ -272,6 +275,17 @@ class _AllModes(torch.autograd.Function):
         return results, (0,) * len(results)
 
 
+def require_tensor(name: str, value: object) -> None:
+    """Check that an argument is a float32 or float64 tensor, before its shape is read.
+
+    Raises:
+        ProblemError: it is not.
+    """
+    if not isinstance(value, torch.Tensor) or value.dtype not in PRECISIONS:
+        kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ProblemError(f"{name}: expected a float32 or float64 tensor, got {kind}; convert it first")
+
+
 def require_same_type(tensors: Mapping[str, torch.Tensor]) -> None:
     """Check that tensors have one dtype, float32 or float64, and one device.
 
@@ -280,9 +294,7 @@ def require_same_type(tensors: Mapping[str, torch.Tensor]) -> None:
     """
     reference, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in PRECISIONS:
-            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise ProblemError(f"{name}: expected a float32 or float64 tensor, got {kind}; convert it first")
+        require_tensor(name, tensor)
         if not _same_type(tensor, first):
             raise ProblemError(
                 f"{name}: expected {first.dtype} on {first.device}, as {reference}, got {tensor.dtype} on "

@@ -2,11 +2,11 @@
 
     X = Y diag(lambda) Y',    Y'Y = I          (the stationary points of u'X u on u'u = 1)
 
-Pullback, with S = Y'(cotangent of Y) and F_ij = 1 / (lambda_j - lambda_i), 0 on the diagonal:
+Pullback, with S = Y'Y_bar and F_ij = 1 / (lambda_j - lambda_i), 0 on the diagonal:
 
-    X' = Y (diag(lambda') + F * (S - S') / 2) Y'
+    X_bar = Y (diag(lambda_bar) + F * (S - S') / 2) Y'
 
-Reference: Gould 2026, eigendecomposition; the sign is that of its code.
+Reference: Gould, slides on differentiable optimisation, 2026, eigendecomposition; the sign of F is that of its code.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import INTEGER, check_kind
 from convexlayer.errors import DerivativeError, ProblemError, ShapeError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import (
@@ -24,6 +25,7 @@ from convexlayer.nodes.closed_form.base import (
     closed_form_function,
     describe_elements,
     minimum,
+    require_tensor,
 )
 
 __all__ = ["eigen_decomposition"]
@@ -59,15 +61,19 @@ def eigen_decomposition(
 
     Raises:
         ShapeError: X is not square.
-        ProblemError: k is not in 1, ..., m.
+        ProblemError: k is not in 1, ..., m, or ``on_degenerate`` is unknown.
+        DerivativeError: (in backward) the loss distinguishes coincident eigenvalues, under ``raise``.
     """
     if on_degenerate not in _FORMS:
         raise ProblemError(f"on_degenerate: expected one of {', '.join(_FORMS)}, got {on_degenerate!r}")
+    require_tensor("X", X)
     if X.ndim < 2 or X.shape[-2] != X.shape[-1]:
         raise ShapeError(f"X: expected shape (..., m, m), got {tuple(X.shape)}")
     m = X.shape[-1]
-    if k is not None and not 1 <= k <= m:
-        raise ProblemError(f"k: expected 1 to {m}, the size of X, got {k}")
+    if k is not None:
+        check_kind("k", k, INTEGER, "an integer, or None")
+        if not 1 <= k <= m:
+            raise ProblemError(f"k: expected 1 to {m}, the size of X, got {k}")
     values, vectors = _FORMS[on_degenerate](X)
     return (values, vectors) if k is None else (values[..., m - k :], vectors[..., m - k :])
 
@@ -94,7 +100,7 @@ class _Eigen(ClosedForm):
 
 @final
 class _Inner(ClosedForm):
-    """diag(lambda') + F * (S - S') / 2, with a warning or error where the derivative does not exist.
+    """diag(lambda_bar) + F * (S - S') / 2, with a warning or error where the derivative does not exist.
 
     It does not exist within the eigenspace of a repeated eigenvalue if S is not symmetric there, or if the cotangents
     of the eigenvalues differ.

@@ -20,7 +20,7 @@ SINGULAR_FACTOR = 10.0
 class HessianSolve(ClosedForm):
     """z = H^-1 v for a positive definite H, by Cholesky.
 
-    With y = H^-1 (cotangent of z):   H' = -(y z' + z y') / 2,   v' = y.
+    Pullback, with y = H^-1 z_bar:   H_bar = -(y z' + z y') / 2,   v_bar = y.
 
     Args:
         node: name of the node, for the message.

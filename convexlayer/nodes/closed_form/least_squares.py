@@ -2,14 +2,17 @@
 
     x = argmin sum_i w_i (a_i'x - b_i)^2,    A'W A x = A'W b
 
-Pullback, with W^(1/2) A = Q R cached, r = b - A x and u = (A'WA)^-1 x' = R^-1 R^-T x':
+Pullback, with W^(1/2) A = Q R cached, r = b - A x and u = (A'WA)^-1 x_bar = R^-1 R^-T x_bar:
 
-    A' = W (r u' - A u x'),    b' = W A u,    w' = r * A u          (Gould 2026, least squares, for W = I)
+    A_bar = W (r u' - A u x'),    b_bar = W A u,    w_bar = r * A u
 
 Where columns are dependent, the minimum-norm solution is x = A^+ b, with the pseudo-inverse A^+ = V S^-1 U' of the
-singular values above a cutoff. Pullback at constant rank, with p = A^+' x', r = b - A x, y = A^+' x:
+singular values above a cutoff. Pullback at constant rank, with p = A^+' x_bar, r = b - A x, y = A^+' x:
 
-    A' = r (A^+ p)' - p x' + y (x' - A^+ A x')',    b' = p          (Golub and Pereyra 1973, (4.12))
+    A_bar = r (A^+ p)' - p x' + y (x_bar - A^+ A x_bar)',    b_bar = p
+
+References: Gould, slides on differentiable optimisation, 2026, least squares, for W = I. Golub and Pereyra, The
+differentiation of pseudo-inverses and nonlinear least squares problems whose variables separate, 1973, (4.12).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import REAL, check_kind
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import (
@@ -32,7 +36,7 @@ from convexlayer.nodes.closed_form.base import (
 
 __all__ = ["least_squares", "weighted_least_squares"]
 
-AMBIGUOUS_EXPONENT = 0.5
+AMBIGUITY_EXPONENT = 0.5
 """The rank is ambiguous if a dropped singular value exceeds eps to this power of a kept one: half the digits of the
 derivative are then wrong."""
 
@@ -59,11 +63,13 @@ def least_squares(
 
     Raises:
         ShapeError: shapes do not fit.
-        ProblemError: columns are dependent to working accuracy, so that x is not unique; rcond is out of range.
+        ProblemError: columns are dependent to working accuracy, so that x is not unique; ``rcond`` is out of range, or
+            ``on_degenerate`` unknown.
+        DerivativeError: (in backward) the rank is ambiguous, under ``raise``.
     """
     if on_degenerate not in _PSEUDO_SOLVE:
         raise ProblemError(f"on_degenerate: expected one of {', '.join(_PSEUDO_SOLVE)}, got {on_degenerate!r}")
-    return (_LEAST_SQUARES if rcond is None else _LeastNorm(rcond, on_degenerate))(A, b)[0]
+    return (_LEAST_SQUARES if rcond is None else _MinimumNorm(rcond, on_degenerate))(A, b)[0]
 
 
 @closed_form_function
@@ -147,7 +153,7 @@ def _qr_solve(A: torch.Tensor, b: torch.Tensor) -> Tensors:
 class _GramSolve(ClosedForm):
     """u = (A'WA)^-1 v by a given factor of A'WA = R'R, which its derivatives reuse.
 
-    With z = (A'WA)^-1 u':   A' = -W A (u z' + z u'),   w' = -A u * A z,   v' = z.
+    Pullback, with z = (A'WA)^-1 u_bar:   A_bar = -W A (u z' + z u'),   w_bar = -A u * A z,   v_bar = z.
     """
 
     arguments: ClassVar = {"A": ("m", "n"), "w": ("m",), "R": ("n", "n"), "v": ("n",)}
@@ -167,10 +173,13 @@ class _GramSolve(ClosedForm):
 
 
 @final
-class _LeastNorm(ClosedForm):
+class _MinimumNorm(ClosedForm):
+    """x = A^+ b, with the pseudo-inverse of the singular values above a cutoff."""
+
     arguments: ClassVar = {"A": ("m", "n"), "b": ("m",)}
 
     def __init__(self, rcond: float, on_degenerate: str) -> None:
+        check_kind("rcond", rcond, REAL, "a number, or None")
         if not 0.0 <= rcond < 1.0:
             raise ProblemError(f"rcond: expected a ratio of singular values, 0 to 1, got {rcond:.3g}")
         self._rcond, self._pseudo_solve = rcond, _PSEUDO_SOLVE[on_degenerate]
@@ -205,7 +214,7 @@ class _PseudoSolve(ClosedForm):
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
         _, b, U, reciprocal, V, dropped = inputs
-        ambiguous = torch.finfo(b.dtype).eps ** AMBIGUOUS_EXPONENT
+        ambiguous = torch.finfo(b.dtype).eps ** AMBIGUITY_EXPONENT
         if minimum(-dropped) < -ambiguous:
             message = (
                 f"the rank of A is ambiguous{describe_elements(dropped > ambiguous)}: a singular value that counts as "

@@ -1,7 +1,9 @@
 """Robust penalties phi of a distance t, as functions of its square s = t^2 and a scale alpha.
 
 phi(t) is about t^2/2 near 0 and, except for the quadratic, grows more slowly beyond alpha. Pooling uses its value, the
-weight w = 2 dphi/ds of a point, and the derivatives of w.
+weight w = 2 dphi/ds of a point, and the derivatives of w. t and alpha have the unit of the points, phi its square.
+
+Reference: Gould, Hartley and Campbell, Deep declarative networks, 2022, robust pooling, which compares these penalties.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
     R, t = argmin sum_i w_i |pi(R X_i + t) - x_i|^2   subject to R a rotation,       pi(Y) = (Y_1, Y_2) / Y_3
 
-Perturb the pose to exp([omega]) R, t + tau with delta = (omega, tau) in six coordinates. With q = R X, Y = q + t,
-r = pi(Y) - x, the objective f has, in the direction delta,
+Perturb the pose to exp([omega]) R, t + tau with delta = (omega, tau) in six coordinates. Let q = R X, Y = q + t,
+r = pi(Y) - x. The first and second derivatives of Y, of pi(Y) and of the objective f in the direction delta are
 
-    d = omega x q + tau,   e = D pi d = (d_12 - pi d_3) / Y_3,   D^2 pi [d, d] = -2 e d_3 / Y_3
-    Y'' = omega x (omega x q)
-    f' = 2 sum w r'e,      f'' = 2 sum w (|e|^2 + r'(D^2 pi [d, d] + D pi Y''))
+    DY = omega x q + tau,   D^2 Y = omega x (omega x q)
+    e = D pi DY = ((DY_1, DY_2) - pi DY_3) / Y_3,   D^2 pi [DY, DY] = -2 e DY_3 / Y_3
+    Df = 2 sum_i w_i r'e,   D^2 f = 2 sum_i w_i (|e|^2 + r'(D^2 pi [DY, DY] + D pi D^2 Y))
 
-Pullback: z = H^-1 (cotangent in the six coordinates), then the gradients of -f'(z) in X, x and w, without f_XY.
+Pullback: with the Hessian H of f in delta and z = H^-1 delta_bar, the cotangents of X, x and w are the gradients of
+-Df in the direction z; the matrix of mixed second derivatives is not formed.
 """
 
 from __future__ import annotations
@@ -18,15 +19,25 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import check_integer, check_number
 from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.nodes.autodiff.batch import Tensors
-from convexlayer.nodes.closed_form.base import ClosedForm, batch_matvec, closed_form_function, describe_elements
+from convexlayer.nodes.closed_form.base import (
+    ClosedForm,
+    batch_matvec,
+    closed_form_function,
+    describe_elements,
+    require_tensor,
+)
 from convexlayer.nodes.closed_form.hessian_solve import HessianSolve
 
 __all__ = ["perspective_n_point", "rotation_of"]
 
 MIN_LINEAR_POINTS = 6
 """Points of the linear start: each gives two of the eleven equations for a projection matrix up to scale."""
+
+ROTATION_EXPONENT = 0.5
+"""A start is a rotation if the entries of R'R - I are below eps of its dtype to this power: half the digits."""
 
 INITIAL_DAMPING, MIN_DAMPING, MAX_DAMPING = 1e-3, 1e-16, 1e8
 """Levenberg-Marquardt damping relative to the Hessian: first value, and limits; usual choices."""
@@ -57,9 +68,9 @@ def perspective_n_point(
         X: points in space, (..., n, 3); leading axes broadcast.
         x: normalised image points, (..., n, 2): pixels with the inverse of the camera matrix applied.
         w: weights, (..., n), nonnegative; 1 each by default.
-        start: initial rotation (..., 3, 3) and translation (..., 3), constants. Without a start at least six points not
-            in one plane are required.
-        tol: norm of the gradient, relative to that of unit residuals at all points.
+        start: initial rotation (..., 3, 3) and translation (..., 3), not differentiated. Without a start at least six
+            points not in one plane are required.
+        tol: largest entry of the gradient in the six coordinates, relative to its bound for residuals of norm one.
         max_iter: largest number of iterations.
 
     Returns:
@@ -67,16 +78,27 @@ def perspective_n_point(
 
     Raises:
         ShapeError: shapes do not fit.
-        ProblemError: a weight is negative, or there are too few points for a linear start.
+        ProblemError: a weight is negative, there are too few points for a linear start, or the start is no rotation.
         SolverError: the tolerance was not reached.
         DerivativeError: (in backward) the points do not determine the pose: fewer than three have positive weight, or
             all are collinear.
     """
+    require_tensor("X", X)
+    require_tensor("x", x)
+    check_number("tol", tol, least=0)
+    check_integer("max_iter", max_iter, least=0)
     if X.ndim < 2 or X.shape[-1] != 3 or x.ndim < 2 or x.shape[-1] != 2:
         raise ShapeError(f"expected X (..., n, 3) and x (..., n, 2), got {tuple(X.shape)} and {tuple(x.shape)}")
     weights = X.new_ones(X.shape[-2:-1]) if w is None else w
     form = _Pose(tol, max_iter)
-    R, t = form(X, x, weights) if start is None else _PoseFrom(form)(X, x, weights, *(part.detach() for part in start))
+    if start is None:
+        R, t = form(X, x, weights)
+        return R, t
+    rotation, translation = start
+    require_tensor("start", rotation)
+    require_tensor("start", translation)
+    from_start = _PoseFromStart(form, torch.finfo(rotation.dtype).eps ** ROTATION_EXPONENT)
+    R, t = from_start(X, x, weights, rotation.detach(), translation.detach())
     return R, t
 
 
@@ -163,7 +185,7 @@ class _Pose(ClosedForm):
         d = torch.linalg.cross(omega.expand_as(q), q) + tau
         e = (d[..., :2] - projected * d[..., 2:]) / depth
         re = (r * e).sum(-1, keepdim=True)
-        # f'(z) = 2 sum w r'e depends on Y through r and e, and on q through d.
+        # Df in the direction z, 2 sum w r'e, depends on Y through r and e, and on q through DY (here d).
         back_r, back_e = _pi_transposed(r, projected, depth), _pi_transposed(e, projected, depth)
         in_depth = torch.nn.functional.pad(-re / depth, (2, 0))
         in_Y = back_e - d[..., 2:] / depth * back_r + in_depth
@@ -173,17 +195,25 @@ class _Pose(ClosedForm):
 
 
 @final
-class _PoseFrom(ClosedForm):
+class _PoseFromStart(ClosedForm):
     """The pose from a given start."""
 
     arguments: ClassVar = {**_Pose.arguments, "R": ("3", "3"), "t": ("3",)}
     outputs: ClassVar = 2
     in_float64: ClassVar = True
 
-    def __init__(self, form: _Pose) -> None:
-        self._form = form
+    def __init__(self, form: _Pose, tol: float) -> None:
+        self._form, self._tol = form, tol
 
     def solve(self, *inputs: torch.Tensor) -> Tensors:
+        R = inputs[3]
+        error = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((-2, -1))
+        wrong = (error > self._tol) | (torch.linalg.det(R) < 0)
+        if bool(wrong.any()):
+            raise ProblemError(
+                f"start: expected a rotation{describe_elements(wrong)}, R'R = I and det(R) = 1, got R'R - I up to "
+                f"{float(error.max()):.1e} and det(R) from {float(torch.linalg.det(R).min()):.3g}"
+            )
         return self._form.refine(*inputs)
 
     def pullback(self, inputs: Tensors, solved: Tensors, cotangents: Tensors, wanted: tuple[bool, ...]) -> Tensors:
@@ -209,17 +239,17 @@ def _pi_transposed(v: torch.Tensor, projected: torch.Tensor, depth: torch.Tensor
 def _second_order_model(
     X: torch.Tensor, x: torch.Tensor, w: torch.Tensor, R: torch.Tensor, t: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradient (..., 6), Hessian (..., 6, 6), and norm of the gradient for unit residuals (...)."""
+    """Gradient (..., 6), Hessian (..., 6, 6), and bound of the gradient for residuals of norm one (...)."""
     q = X @ R.mT
     Y = q + t[..., None, :]
     depth, projected = Y[..., 2:], Y[..., :2] / Y[..., 2:]
     r = projected - x
     identity = torch.eye(3, dtype=X.dtype, device=X.device).expand(*q.shape[:-1], 3, 3)
-    D = torch.cat([-_cross(q), identity], -1)  # (..., n, 3, 6): d for each of the six directions
+    D = torch.cat([-_cross(q), identity], -1)  # (..., n, 3, 6): DY for each of the six directions
     J = (D[..., :2, :] - projected[..., :, None] * D[..., 2:, :]) / depth[..., None]
     wJ = w[..., None, None] * J
     gradient = 2.0 * batch_matvec(wJ.mT, r).sum(-2)
-    # r'D^2 pi[d_a, d_b] = -(d_a3 r'e_b + d_b3 r'e_a) / Y_3, and b'Y'' with b = (D pi)'r, over the rotations
+    # r'D^2 pi [D_a, D_b] = -(D_a3 r'e_b + D_b3 r'e_a) / Y_3, and b'D^2 Y with b = (D pi)'r, over the rotations
     rJ = batch_matvec(wJ.mT, r)
     mixed = (D[..., 2, :] / depth)[..., :, None] * rJ[..., None, :]
     b = w[..., None] * _pi_transposed(r, projected, depth)

@@ -3,9 +3,9 @@
     U = argmin |A - U B|_F^2 + delta/2 |U - U_0|_F^2   subject to U'U = I
 
 |U B|_F and |U|_F are constant, so U is the polar factor of N = A B' + delta/2 U_0 = U H, with H = U'N symmetric.
-Pullback of the polar factor for the cotangent G of U:
+Pullback of the polar factor, with G = U_bar:
 
-    N' = U X + (I - U U') G H^-1,    H X + X H = U'G - G'U          (the second term vanishes for square U)
+    N_bar = U X + (I - U U') G H^-1,    H X + X H = U'G - G'U          (the second term vanishes for square U)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import INTEGER, check_kind
 from convexlayer.errors import ProblemError, ShapeError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import (
@@ -24,6 +25,7 @@ from convexlayer.nodes.closed_form.base import (
     closed_form_function,
     describe_elements,
     minimum,
+    require_tensor,
 )
 
 __all__ = ["nearest_simplex_etf", "orthogonal_procrustes", "simplex_etf"]
@@ -57,8 +59,10 @@ def orthogonal_procrustes(
         ShapeError: shapes do not fit.
         ProblemError: U is not unique, because A B' + proximal/2 previous is rank-deficient; or a weight is negative.
 
-    Reference: Gould 2026, guiding neural collapse.
+    Reference: Gould, slides on differentiable optimisation, 2026, guiding neural collapse.
     """
+    require_tensor("A", A)
+    require_tensor("B", B)
     if A.ndim < 2 or B.ndim < 2 or A.shape[-2] < B.shape[-2]:
         raise ShapeError(
             f"expected A (..., d, n) and B (..., e, n) with e <= d, got {tuple(A.shape)} and {tuple(B.shape)}"
@@ -76,6 +80,7 @@ def simplex_etf(K: int, *, dtype: torch.dtype | None = None, device: torch.devic
     Raises:
         ProblemError: K < 2.
     """
+    check_kind("K", K, INTEGER, "an integer")
     if K < 2:
         raise ProblemError(f"K: expected at least 2 vectors, got {K}")
     return math.sqrt(K / (K - 1)) * (torch.eye(K, dtype=dtype, device=device) - 1.0 / K)
@@ -103,8 +108,9 @@ def nearest_simplex_etf(means: torch.Tensor, *, scale: torch.Tensor | float = 1.
         ProblemError: the frame is not unique, because the centred means span fewer than K - 1 dimensions; or the scale
             is not positive.
 
-    Reference: Gould 2026, guiding neural collapse.
+    Reference: Gould, slides on differentiable optimisation, 2026, guiding neural collapse.
     """
+    require_tensor("means", means)
     if means.ndim < 2 or not 2 <= means.shape[-1] <= means.shape[-2] + 1:
         raise ShapeError(f"means: expected shape (..., d, K) with 2 <= K <= d + 1, got {tuple(means.shape)}")
     return _FRAME(means, as_tensor_like(scale, means))[0]
@@ -213,6 +219,7 @@ def _polar(N: torch.Tensor, *, rotation: bool = False) -> Tensors:
 
 
 def _polar_pullback(N: torch.Tensor, solved: Tensors, G: torch.Tensor) -> torch.Tensor:
+    """Cotangent (..., d, e) of N for the cotangent G of its polar factor; ``solved`` are the results of ``_polar``."""
     U, V, sizes = solved
     H = batch_matmul(U.mT, N)
     inner = batch_matmul(U.mT, G)
@@ -226,7 +233,7 @@ def _polar_pullback(N: torch.Tensor, solved: Tensors, G: torch.Tensor) -> torch.
 class _Lyapunov(ClosedForm):
     """Skew-symmetric solution X of H X + X H = C for skew-symmetric C; H = V diag(s) V' is given with its factors.
 
-    Pullback, with Y the solution for the cotangent of X:   C' = Y,   H' = -(Y X' + X'Y).
+    Pullback, with Y the solution for C = X_bar:   C_bar = Y,   H_bar = -(Y X' + X'Y).
     """
 
     arguments: ClassVar = {"H": ("e", "e"), "V": ("e", "e"), "s": ("e",), "C": ("e", "e")}

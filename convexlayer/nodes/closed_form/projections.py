@@ -15,6 +15,7 @@ from typing import Any, ClassVar, final
 
 import torch
 
+from convexlayer.arguments import REAL, check_kind
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import ClosedForm, closed_form_function, describe_elements, minimum
@@ -34,7 +35,7 @@ Radius = torch.Tensor | float
 
 @closed_form_function
 def project_simplex(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
-    """Project onto {y >= 0, sum(y) = radius}: y = max(x - tau, 0).
+    """Project onto {y >= 0, sum(y) = radius}: y = max(x - tau, 0), with the tau for which the sum is the radius.
 
     Args:
         x: (..., n).
@@ -44,6 +45,7 @@ def project_simplex(x: torch.Tensor, radius: Radius = 1.0) -> torch.Tensor:
         y, (..., n).
 
     Raises:
+        ShapeError: shapes do not fit.
         ProblemError: the radius is not positive.
     """
     return _project(_SIMPLEX, x, radius)
@@ -132,6 +134,7 @@ class _AtConstantRadius(ClosedForm):
     arguments: ClassVar = {"x": ("n",)}
 
     def __init__(self, form: _Projection, radius: float) -> None:
+        check_kind("radius", radius, REAL, "a tensor or a number")
         if not 0.0 < radius < math.inf:
             raise ProblemError(f"radius: expected a positive, finite one, got {radius:.3g}")
         self._form, self._radius = form, radius

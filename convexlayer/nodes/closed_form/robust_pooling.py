@@ -1,11 +1,14 @@
 """Robust pooling: the point of least total penalised distance to given points.
 
-    u = argmin sum_i phi(|u - x_i|; alpha)          (Gould 2026, average pooling example)
+    u = argmin sum_i phi(|u - x_i|; alpha)
 
-Pullback, with d_i = u - x_i, s_i = |d_i|^2, w_i the weights of the penalty and w_i' their slopes in s:
+Pullback, with d_i = u - x_i, s_i = |d_i|^2, the weights w_i of the penalty and their slopes m_i = dw_i/ds:
 
-    H = sum_i w_i I + 2 w_i' d_i d_i',   z = H^-1 u'
-    x_i' = w_i z + 2 w_i' d_i (d_i'z),   alpha' = -z'sum_i dw_i/dalpha d_i
+    H = sum_i w_i I + 2 m_i d_i d_i',   z = H^-1 u_bar
+    x_bar_i = w_i z + 2 m_i d_i (d_i'z),   alpha_bar = -z'sum_i dw_i/dalpha d_i
+
+References: Gould, slides on differentiable optimisation, 2026, average pooling. Gould, Hartley and Campbell, Deep
+declarative networks, 2022.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import check_integer, check_kind, check_number
 from convexlayer.errors import ProblemError, SolverError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import (
@@ -24,6 +28,7 @@ from convexlayer.nodes.closed_form.base import (
     closed_form_function,
     describe_elements,
     minimum,
+    require_tensor,
 )
 from convexlayer.nodes.closed_form.hessian_solve import HessianSolve
 from convexlayer.nodes.closed_form.penalties import AbstractPenalty
@@ -31,14 +36,15 @@ from convexlayer.nodes.closed_form.penalties import AbstractPenalty
 __all__ = ["robust_pool"]
 
 MIN_CURVATURE_SHARE = 1e-2
-"""Smallest curvature of a Newton step where the Hessian is indefinite, as a share of the total weight; smaller shares
-allow longer steps."""
+"""Smallest curvature that a Newton step assumes where the Hessian is indefinite, as a share of the total weight;
+smaller shares allow longer steps."""
 
 VALUE_ROUNDOFF = 1e-14
-"""Relative difference of objectives in float64 that is rounding, so that Newton steps win near the solution."""
+"""Relative difference of objectives in float64 that is rounding: near the solution, where the objectives of both
+steps are equal up to that, the Newton step is taken."""
 
 STALL_FACTOR = 4.0
-"""Multiples of eps that rounding leaves of the gradient."""
+"""The gradient is zero up to rounding at this multiple of eps times the total weight times |u|."""
 
 
 @closed_form_function
@@ -61,7 +67,7 @@ def robust_pool(
         x: points, (..., n, d); scalar features as d = 1.
         penalty: Quadratic(), PseudoHuber(), Huber(), Welsch() or TruncatedQuadratic().
         alpha: scale of the penalty, positive, a number or (...).
-        start: initial point, (d,) or (..., d), not differentiated. One of another batch size, such as that of the last
+        start: initial point, (d,) or (..., d), not differentiated. One of another batch shape, such as that of the last
             batch of a DataLoader, is ignored with a warning.
         tol: norm of the gradient, relative to the sum of the norms of its terms, up to rounding.
         max_iter: largest number of iterations.
@@ -70,24 +76,30 @@ def robust_pool(
         u, (..., d).
 
     Raises:
-        ShapeError: shapes do not fit.
-        ProblemError: there are no points, or alpha is not positive.
+        ShapeError: shapes do not fit, or there are no points.
+        ProblemError: alpha is not positive, or an argument has a wrong type or range.
         SolverError: the tolerance was not reached.
         DerivativeError: (in backward) the Hessian is singular, for example if an interval is optimal because no point
             lies within alpha of it under the Huber penalty in one dimension.
     """
+    require_tensor("x", x)
+    check_kind("penalty", penalty, AbstractPenalty, "a penalty such as Huber()")
+    check_number("tol", tol, least=0)
+    check_integer("max_iter", max_iter, least=0)
     form = _Pooling(penalty, tol, max_iter)
+    if start is not None:
+        require_tensor("start", start)
     if start is not None and start.ndim > 1 and start.shape[:-1] != x.shape[:-2]:
         warnings.warn(
-            f"the start is one of {tuple(start.shape[:-1])} elements, the batch has {tuple(x.shape[:-2])}: starting "
-            "without it",
+            f"the start has the batch shape {tuple(start.shape[:-1])}, the points have {tuple(x.shape[:-2])}: "
+            "the start is ignored",
             UserWarning,
             stacklevel=2,
         )
         start = None
     if start is None:
         return form(x, as_tensor_like(alpha, x))[0]
-    return _PoolingFrom(form)(x, as_tensor_like(alpha, x), start.detach())[0]
+    return _PoolingFromStart(form)(x, as_tensor_like(alpha, x), start.detach())[0]
 
 
 @final
@@ -156,11 +168,12 @@ class _Pooling(ClosedForm):
         )
 
     def _value(self, x: torch.Tensor, alpha: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """Objective (...)."""
         s = (u[..., None, :] - x).square().sum(-1)
         return self._penalty.value(s, alpha[..., None].expand_as(s)).sum(-1)
 
     def _model(self, x: torch.Tensor, alpha: torch.Tensor, u: torch.Tensor) -> Tensors:
-        """Differences (..., n, d), weights (..., n) and the Hessian (..., d, d)."""
+        """Differences u - x_i (..., n, d), weights (..., n) and the Hessian (..., d, d)."""
         d = u[..., None, :] - x
         s = d.square().sum(-1)
         scale = alpha[..., None].expand_as(s)
@@ -176,9 +189,9 @@ class _Pooling(ClosedForm):
         scale = alpha[..., None].expand_as(s)
         (z,) = _HESSIAN_SOLVE.apply(H, cotangents[0])
         along = batch_matvec(d, z)
-        bent = 2.0 * self._penalty.slope(s, scale) * along
+        radial = 2.0 * self._penalty.slope(s, scale) * along
         dalpha = -(self._penalty.scale_slope(s, scale) * along).sum(-1)
-        return w[..., None] * z[..., None, :] + bent[..., None] * d, dalpha
+        return w[..., None] * z[..., None, :] + radial[..., None] * d, dalpha
 
 
 def _newton_step(H: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -188,16 +201,16 @@ def _newton_step(H: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) 
     """
     factor, info = torch.linalg.cholesky_ex(H)
     step = torch.cholesky_solve(gradient[..., None], factor)[..., 0]
-    bent = torch.argwhere(info)[:, 0]
-    if len(bent):
-        values, vectors = torch.linalg.eigh(H[bent])
-        curvature = torch.maximum(values.abs(), MIN_CURVATURE_SHARE * weight[bent, None])
-        step[bent] = batch_matvec(vectors, batch_matvec(vectors.mT, gradient[bent]) / curvature)
+    indefinite = torch.argwhere(info)[:, 0]
+    if len(indefinite):
+        values, vectors = torch.linalg.eigh(H[indefinite])
+        curvature = torch.maximum(values.abs(), MIN_CURVATURE_SHARE * weight[indefinite, None])
+        step[indefinite] = batch_matvec(vectors, batch_matvec(vectors.mT, gradient[indefinite]) / curvature)
     return step
 
 
 @final
-class _PoolingFrom(ClosedForm):
+class _PoolingFromStart(ClosedForm):
     """Pooling from a given start."""
 
     arguments: ClassVar = {**_Pooling.arguments, "start": ("d",)}

@@ -2,15 +2,16 @@
 
     P = argmin <M, P> + 1/gamma <P, log P>   subject to P 1 = r, P'1 = c,       P_ij = exp(f_i + g_j - gamma M_ij)
 
-With S = [diag(P1) P; P' diag(P'1)], singular along (1, -1) alone, V the cotangent of P and T = P * V:
+Pullback, with S = [diag(P1) P; P' diag(P'1)], singular along (1, -1) alone, V = P_bar and T = P * V:
 
-    S (p, q) = (T 1, T'1),   M' = gamma P * (p_i + q_j - V),   r' = p,   c' = q,   gamma' = <M, P * (p_i + q_j - V)>
+    S (p, q) = (T 1, T'1),   G_ij = P_ij (p_i + q_j - V_ij)
+    M_bar = gamma G,   r_bar = p,   c_bar = q,   gamma_bar = <M, G>
 
-A plan exists only for r and c of equal sums, which determines r' and c' up to a multiple of (1, -1); the minimum-norm
-ones are returned, with sum(p) = sum(q).
+A plan exists only for r and c of equal sums, which determines r_bar and c_bar up to a multiple of (1, -1); the
+minimum-norm ones are returned, with sum(p) = sum(q).
 
-References: Cuturi, Sinkhorn distances, 2013. Gould 2026, optimal transport gradient; its Lambda is the inverse of S
-without the first row.
+References: Cuturi, Sinkhorn distances, 2013. Gould, slides on differentiable optimisation, 2026, optimal transport
+gradient; its Lambda is the inverse of S without the first row.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import ClassVar, final
 
 import torch
 
+from convexlayer.arguments import check_integer, check_number
 from convexlayer.errors import DerivativeError, ProblemError, ShapeError, SolverError
 from convexlayer.nodes.autodiff.batch import Tensors
 from convexlayer.nodes.closed_form.base import (
@@ -30,6 +32,7 @@ from convexlayer.nodes.closed_form.base import (
     closed_form_function,
     describe_elements,
     minimum,
+    require_tensor,
 )
 
 __all__ = ["optimal_transport"]
@@ -107,11 +110,17 @@ def optimal_transport(
 
     Raises:
         ShapeError: shapes do not fit.
-        ProblemError: r, c or gamma are not positive, or sum(r) and sum(c) differ.
+        ProblemError: r, c or gamma are not positive, sum(r) and sum(c) differ, or an argument has a wrong type or
+            range.
         SolverError: the tolerance was not reached.
         DerivativeError: (in backward) the plan is so nearly a matching that its derivatives in r and c cannot be
             computed; that in M can.
     """
+    require_tensor("M", M)
+    if r is not None:
+        require_tensor("r", r)
+    check_number("tol", tol, least=0)
+    check_integer("max_iter", max_iter, least=0)
     if M.ndim < 2:
         raise ShapeError(f"M: expected shape (..., m, n), got {tuple(M.shape)}")
     m, n = M.shape[-2:]
@@ -183,8 +192,13 @@ class _DualPotentials:
     def __init__(self, M: torch.Tensor, r: torch.Tensor, c: torch.Tensor) -> None:
         self._M, self._r, self._c = M, r, c
         self._log_r, self._log_c = r.log(), c.log()
-        self._gamma: torch.Tensor | None = None
-        self._f = self._g = self._K = self._damping = self.error = self.plan = M  # before ``solve``
+        self._gamma: torch.Tensor | None = None  # none before the first ``solve``, which sets the others
+        self._f: torch.Tensor
+        self._g: torch.Tensor
+        self._K: torch.Tensor
+        self._damping: torch.Tensor
+        self.error: torch.Tensor
+        self.plan: torch.Tensor
 
     def within(self, tol: float) -> bool:
         """Whether the sums of all plans are within the tolerance."""
@@ -277,12 +291,13 @@ class _DualPotentials:
 class _MarginalSolve(ClosedForm):
     """Minimum-norm solution (p, q) of S(P) (p, q) = (a, b).
 
-    S is symmetric, so the pullback solves the same system: with the solution (y, z) for the cotangents of (p, q),
-    a' = y,   b' = z,   P' = -(y_i + z_j) * (p_i + q_j).
+    S is symmetric, so the pullback solves the same system: with the solution (y, z) for (p_bar, q_bar),
+    a_bar = y,   b_bar = z,   P_bar_ij = -(y_i + z_j) (p_i + q_j).
 
     A plan close to a matching falls into parts that exchange less mass than rounding, and S has null vectors: 1 on the
-    rows and -1 on the columns of a part. They cancel in p_i + q_j wherever P is not negligible, so M' does not depend
-    on them, and a pseudo-inverse suffices for it. The effect of moving mass between parts, r' and c', is lost.
+    rows and -1 on the columns of a part. They cancel in p_i + q_j wherever P is not negligible, so M_bar does not
+    depend on them, and a pseudo-inverse suffices for it. The effect of moving mass between parts, r_bar and c_bar, is
+    lost.
 
     Args:
         marginals_differentiated: raise an error for such plans, because r' or c' is needed.
@@ -327,6 +342,7 @@ class _MarginalSolve(ClosedForm):
 
 
 def _factor_inverse(factor: torch.Tensor) -> Inverse:
+    """Inverse of L L' for the Cholesky factor L."""
     return lambda v: torch.cholesky_solve(v.unsqueeze(-1), factor).squeeze(-1)
 
 

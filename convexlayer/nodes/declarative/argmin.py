@@ -1,6 +1,6 @@
 """Unconstrained nodes: y(theta) is a minimum, a maximum or any stationary point of f(y, theta).
 
-y' = -f_YY^-1 f_XY        (Gould et al. 2016, lemmas 3.1 to 3.3)
+dy/dtheta = -f_YY^-1 f_XY        (Gould et al. 2016, lemmas 3.1 to 3.3)
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 With A = h_Y, C = h_X, and H = L_YY, B = L_XY of the Lagrangian L = f + lambda'h,
 
-    y' = H^-1 A'(A H^-1 A')^-1 (A H^-1 B - C) - H^-1 B
+    dy/dtheta = H^-1 A'(A H^-1 A')^-1 (A H^-1 B - C) - H^-1 B
 
 for regular H (Gould et al. 2022, section 4, with the sign of lambda changed; Gould's 2026 notes have A H^-2 B for
 A H^-1 B by a slip). The node solves the system with the KKT matrix [H A'; A 0], which may be regular where H is not.

@@ -38,8 +38,8 @@ class LinearForm(Enum):
 class LinearEqualityNode(torch.nn.Module):
     """y(theta), a local minimum of f(y, theta) subject to A y = b, with A and b constant over all calls.
 
-        y' = -F (F'f_YY F)^-1 F'f_XY                                       NULL_SPACE, lemma 4.1
-        y' = (H^-1 A'(A H^-1 A')^-1 A H^-1 - H^-1) f_XY,    H = f_YY       KKT, lemma 4.2
+        dy/dtheta = -F (F'f_YY F)^-1 F'f_XY                                       NULL_SPACE, lemma 4.1
+        dy/dtheta = (H^-1 A'(A H^-1 A')^-1 A H^-1 - H^-1) f_XY,    H = f_YY       KKT, lemma 4.2
 
     If A or b require grad they get gradients, by the KKT form whichever is requested, and can be trained. For A or b
     that differ between calls use ``EqualityNode`` with h = A y - b.

@@ -84,13 +84,13 @@ class BoxEntropy(AbstractBregman):
         upper: upper bounds.
 
     Raises:
-        ProblemError: a lower bound is not below its upper bound.
+        ProblemError: a lower bound is not below its upper bound, or a bound is infinite.
     """
 
     def __init__(self, lower: float | torch.Tensor = -1.0, upper: float | torch.Tensor = 1.0) -> None:
-        below = torch.as_tensor(lower) < torch.as_tensor(upper)
-        if not bool(below.all()):
-            raise ProblemError(f"expected lower bounds below the upper ones, got {lower} and {upper}")
+        width = torch.as_tensor(upper, dtype=torch.float64) - torch.as_tensor(lower, dtype=torch.float64)
+        if not bool(((width > 0) & torch.isfinite(width)).all()):
+            raise ProblemError(f"expected finite lower bounds below the upper ones, got {lower} and {upper}")
         self._middle, self._half = (lower + upper) / 2, (upper - lower) / 2
 
     def potential(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Differentiation of fixed-point iterations: implicit, unrolled (reverse mode) or in forward mode.
 
-Reference: Ochs, Ranftl, Brox and Pock 2016, sections 4.2 to 4.4.
+Reference: Ochs, Ranftl, Brox and Pock 2016, sections 4.2 to 4.4; equations are numbered as there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import ClassVar, final
 import torch
 from torch.autograd import forward_ad
 
+from convexlayer.arguments import INTEGER, check_integer, check_kind, check_number
 from convexlayer.errors import DerivativeError, ProblemError
 from convexlayer.nodes.autodiff.batch import Batch, Dims, Tensors
 from convexlayer.nodes.autodiff.captured_tensors import inspect_function
@@ -35,7 +36,7 @@ MAX_DENSE_UNKNOWNS = 32
 """Number of unknowns up to which ``Dense`` is the default linear solver, above which ``GMRES`` is."""
 
 TOL_FACTOR = 100.0
-"""Default tolerance of a fixed point, in multiples of eps of the dtype."""
+"""Default tolerance of a fixed point, in multiples of eps of the dtype; trades steps for accuracy."""
 
 Step = Callable[..., torch.Tensor]
 """(x, *theta) of one element -> the next iterate, of x's shape, in torch operations that vmap can batch."""
@@ -73,7 +74,7 @@ class AbstractDerivative(ABC):
 class Implicit(AbstractDerivative):
     """Iterate to convergence, and differentiate the fixed-point equation x = A(x, theta), eq. 11.
 
-        theta cotangent = A_theta' u,    (I - A_x)' u = x cotangent.
+        theta_bar = A_theta' u,    (I - A_x)' u = x_bar          (bars: cotangents)
 
     No iterate is stored. If the step is only Lipschitz, A_x is the derivative that autograd computes, and the formula
     holds wherever the step is differentiable at the fixed point.
@@ -92,6 +93,16 @@ class Implicit(AbstractDerivative):
     linear: AbstractLinearSolver | None = None
     tol: float | None = None
     max_iter: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Validate.
+
+        Raises:
+            ProblemError: the tolerance or the number of steps is negative or not a number.
+        """
+        if self.tol is not None:
+            check_number("tol", self.tol, least=0)
+        check_integer("max_iter", self.max_iter, least=0)
 
     def run(
         self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: DegeneracyPolicy, *, keep_unconverged: bool
@@ -177,11 +188,13 @@ class Unrolled(AbstractDerivative):
         Raises:
             ProblemError: a number is out of range.
         """
-        _require_iteration(self.iterations)
-        if self.back_iterations is not None and not 0 <= self.back_iterations <= self.iterations:
-            raise ProblemError(
-                f"back_iterations: expected 0 to {self.iterations}, the iterations, got {self.back_iterations}"
-            )
+        check_integer("iterations", self.iterations, least=1)
+        if self.back_iterations is not None:
+            check_kind("back_iterations", self.back_iterations, INTEGER, "an integer, or None")
+            if not 0 <= self.back_iterations <= self.iterations:
+                raise ProblemError(
+                    f"back_iterations: expected 0 to {self.iterations}, the iterations, got {self.back_iterations}"
+                )
 
     def run(
         self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: DegeneracyPolicy, *, keep_unconverged: bool
@@ -222,7 +235,7 @@ class ForwardMode(AbstractDerivative):
         Raises:
             ProblemError: the number is out of range.
         """
-        _require_iteration(self.iterations)
+        check_integer("iterations", self.iterations, least=1)
 
     def run(
         self, step: Step, batch: Batch, start: torch.Tensor, on_degenerate: DegeneracyPolicy, *, keep_unconverged: bool
@@ -291,8 +304,3 @@ def _singular_message(operator: Operator, index: int) -> str:
         "distance's domain. A loss in the unique part still has a derivative, which GMRES() computes; Unrolled "
         "differentiates any iterate"
     )
-
-
-def _require_iteration(iterations: int) -> None:
-    if iterations < 1:
-        raise ProblemError(f"iterations: expected at least one, got {iterations}")

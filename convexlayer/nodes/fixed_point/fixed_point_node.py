@@ -123,7 +123,8 @@ class FixedPointNode(torch.nn.Module):
             failed = report.failed
             listed = ", ".join(f"{i} ({report.status[i]})" for i in failed[:MAX_LISTED])
             raise FailedElementsError(
-                f"{len(failed)} of {len(report.status)} elements did not converge: {listed}; residuals up to "
+                f"{len(failed)} of {len(report.status)} elements did not converge: {listed}"
+                f"{' ...' if len(failed) > MAX_LISTED else ''}; residuals up to "
                 f"{report.distance.max().item():.1e}. Use smaller steps, more of them (max_iter), or a larger tol; "
                 "on_failure='keep' returns the last iterate",
                 indices=failed,

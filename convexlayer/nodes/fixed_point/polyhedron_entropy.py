@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.optimize import linprog
 
-from convexlayer.errors import ProblemError, SolverError
+from convexlayer.errors import ProblemError, ShapeError, SolverError
 from convexlayer.nodes.autodiff.batch import Batch, Dims, Tensors
 from convexlayer.nodes.fixed_point.bregman import AbstractBregman
 from convexlayer.nodes.implicit.dense_lu import Dense
@@ -49,12 +49,15 @@ class PolyhedronEntropy(AbstractBregman):
         b: offsets of the faces, (m,).
 
     Raises:
+        ShapeError: shapes do not fit.
         ProblemError: the polyhedron has no interior or is unbounded.
     """
 
     def __init__(self, A: torch.Tensor, b: torch.Tensor) -> None:
+        if A.ndim != 2 or b.shape != A.shape[:1]:
+            raise ShapeError(f"expected A (m, n) and b (m,), got {tuple(A.shape)} and {tuple(b.shape)}")
         self._A, self._b = A, b
-        self._center = _chebyshev_center(A, b)
+        self._centre = _chebyshev_centre(A, b)
 
     def potential(self, x: torch.Tensor) -> torch.Tensor:
         """Negative entropy of the slacks."""
@@ -66,7 +69,7 @@ class PolyhedronEntropy(AbstractBregman):
 
     def mirror(self, y: torch.Tensor) -> torch.Tensor:
         """Solve by Newton's method from the Chebyshev centre."""
-        return self._solve(y, self._center)
+        return self._solve(y, self._centre)
 
     def move(self, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
         """Solve by Newton's method from x."""
@@ -140,7 +143,7 @@ def _no_check(operator: Operator, answer: LinearSolve, inverse: object) -> None:
     """Skip the check of linear solves: the Hessian of the entropy is positive definite inside the polyhedron."""
 
 
-def _chebyshev_center(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _chebyshev_centre(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Centre of the largest ball in the polyhedron, by a linear program."""
     normals, offsets = A.detach().cpu().double().numpy(), b.detach().cpu().double().numpy()
     norms = np.linalg.norm(normals, axis=1, keepdims=True)

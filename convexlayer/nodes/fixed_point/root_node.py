@@ -1,6 +1,6 @@
 """RootNode: a root y(theta) of R(y, theta) = 0, differentiated by the implicit function theorem.
 
-y' = -R_Y^-1 R_X        (Dini's theorem; Gould 2026, implicit differentiation)
+dy/dtheta = -R_y^-1 R_theta        (Dini's theorem; Gould, slides on differentiable optimisation, 2026)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, final
 
 import torch
 
+from convexlayer.arguments import check_integer
 from convexlayer.errors import FailedElementsError, ProblemError
 from convexlayer.nodes.autodiff.batch import (
     Batch,
@@ -52,9 +53,12 @@ class RootNode(torch.nn.Module):
         variable: shape of y; () for a scalar.
         parameters: shapes of the parameters, -1 for any size.
         options: start, linear solver (for unsymmetric systems: ``Dense()``, ``GMRES()``), tolerances, and failure
-            policies. Of several starts the first that converges counts, unless ``choose`` selects another, which
+            policies. Of several starts the first that converges is taken, unless ``choose`` selects another, which
             receives |R| in the place of f.
         max_iter: largest number of Newton iterations.
+
+    Raises:
+        ProblemError: there are no parameters, a policy is unknown, or ``max_iter`` is negative.
     """
 
     def __init__(
@@ -69,14 +73,13 @@ class RootNode(torch.nn.Module):
         super().__init__()
         if not parameters:
             raise ProblemError("expected at least one parameter shape: a node is a function of its parameters")
+        check_integer("max_iter", max_iter, least=0)
         options = options or NodeOptions()
         self.residual, self._variable, self.shapes = residual, tuple(variable), [tuple(s) for s in parameters]
         self._options, self._max_iter = options, max_iter
         self._seen: set[Any] = set()
-        self._on_failure, self._on_degenerate = (
-            FailurePolicy(options.on_failure),
-            DegeneracyPolicy(options.on_degenerate),
-        )
+        self._on_failure = FailurePolicy(options.on_failure)
+        self._on_degenerate = DegeneracyPolicy(options.on_degenerate)
 
     @outside_graphs
     def forward(self, *parameters: torch.Tensor, warm_start: torch.Tensor | None = None) -> torch.Tensor:
@@ -112,8 +115,8 @@ class RootNode(torch.nn.Module):
         solver = partial(self._search, residual, report, tol)
         start = flatten_warm_start(warm_start, self._variable, batch)
         equation = Equation(residual, solver, self._options.linear, recorder)
-        y, fine = solve_implicitly(equation, batch, start, captured)
-        y = self._on_failure.masked(y, fine, report)
+        y, solved = solve_implicitly(equation, batch, start, captured)
+        y = self._on_failure.masked(y, solved, report)
         output = batch.unbatched(y.reshape(-1, *self._variable))
         if self._on_failure.choice == "raise" and not report.all_solved:
             message = self._on_failure.message(report, tol)
@@ -139,23 +142,23 @@ class RootNode(torch.nn.Module):
             Operator(residual, dims, flat, theta_repeated), linear, tol=precision, max_iter=self._max_iter
         )
         found = polish(operator, linear, start=flat, steps=self._options.polish, tol=tol)
-        good = (found.distance <= tol).reshape(size, k)
-        rows = good.int().argmax(-1)
+        converged = (found.distance <= tol).reshape(size, k)
+        rows = converged.int().argmax(-1)
         if self._options.choose is not None and k > 1:
             y = found.operator.z.reshape(size, k, *self._variable)
             left = torch.linalg.vector_norm(found.operator.value(), dim=-1).reshape(size, k)
-            left = torch.where(good, left, torch.inf)
+            left = torch.where(converged, left, torch.inf)
             rows = torch.func.vmap(self._options.choose, in_dims=(0, 0, *dims))(y, left, *theta).reshape(size)
         rows = rows + k * torch.arange(size, device=rows.device)
         z = found.operator.z[rows]
         report.record(
-            good.reshape(-1)[rows],
+            converged.reshape(-1)[rows],
             torch.isfinite(z).all(-1),
             found.distance[rows],
             count[rows],
             flat=found.flat[rows],
         )
-        return z, good.reshape(-1)[rows]
+        return z, converged.reshape(-1)[rows]
 
 
 @final

@@ -24,6 +24,7 @@ from typing import final
 
 import torch
 
+from convexlayer.errors import ProblemError
 from convexlayer.nodes.autodiff.batch import Shape
 from convexlayer.nodes.fixed_point.bregman import AbstractBregman, Euclidean
 
@@ -54,6 +55,14 @@ class ForwardBackward:
     step_size: float
     distance: AbstractBregman = field(default_factory=Euclidean)
     prox: Prox | None = None
+
+    def __post_init__(self) -> None:
+        """Validate.
+
+        Raises:
+            ProblemError: the step size is not positive.
+        """
+        _require_positive("step_size", self.step_size)
 
     def __call__(self, x: torch.Tensor, *theta: torch.Tensor) -> torch.Tensor:
         """One step."""
@@ -117,6 +126,15 @@ class PrimalDual:
     prox: Prox | None = None
     dual_prox: Prox | None = None
 
+    def __post_init__(self) -> None:
+        """Validate.
+
+        Raises:
+            ProblemError: a step size is not positive.
+        """
+        _require_positive("tau", self.tau)
+        _require_positive("sigma", self.sigma)
+
     @property
     def shape(self) -> Shape:
         """Shape of the packed iterate."""
@@ -155,3 +173,8 @@ def _backward(
     if prox is None:
         return distance.move(x, slope)
     return prox(distance.gradient(x) - slope, step_size, *theta)
+
+
+def _require_positive(name: str, step_size: float) -> None:
+    if not step_size > 0:
+        raise ProblemError(f"{name} must be positive, got {step_size}")

@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 
-from convexlayer.errors import ProblemError
+from convexlayer.arguments import check_integer
 from convexlayer.nodes.implicit.dense_lu import Dense
 from convexlayer.nodes.implicit.operator import AbstractLinearSolver, LinearSolve, Operator, relative_residual
 
@@ -35,8 +35,7 @@ class Neumann(AbstractLinearSolver):
         Raises:
             ProblemError: ``terms`` is below one.
         """
-        if self.terms < 1:
-            raise ProblemError(f"a Neumann series has at least one term, got {self.terms}")
+        check_integer("terms", self.terms, least=1)
 
     def accurate(self) -> AbstractLinearSolver:
         """``Dense()``, which inverts K exactly."""

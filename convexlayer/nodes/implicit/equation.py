@@ -2,9 +2,10 @@
 
 Where K = dR/dz is regular, the solution z(theta) has the tangent and the pullback
 
-    dz = -K^-1 R_theta dtheta,        theta cotangent = -R_theta' u  with  K'u = (z cotangent).
+    dz = -K^-1 R_theta dtheta,        theta_bar = -R_theta' u  with  K'u = z_bar          (bars: cotangents)
 
-Only products with R_theta are taken: neither dz/dtheta nor, for R = f_Y, the matrix f_XY is formed. The linear system
+Only products with R_theta are taken: neither dz/dtheta nor, for the gradient R of an objective, the matrix of its mixed
+second derivatives is formed. The linear system
 K'u - v = 0 is an equation for u in (v, z, theta) and is differentiated by the same rule, so the derivative is
 differentiable as often as R allows.
 

@@ -11,6 +11,7 @@ from typing import final
 
 import torch
 
+from convexlayer.arguments import check_integer, check_number
 from convexlayer.errors import ProblemError
 from convexlayer.nodes.autodiff.derivatives import matvec
 from convexlayer.nodes.implicit.operator import AbstractLinearSolver, LinearSolve, Operator, relative_residual
@@ -48,6 +49,14 @@ class ConjugateGradients(AbstractLinearSolver):
 
     tol: float | None = None
     max_iter: int | None = None
+
+    def __post_init__(self) -> None:
+        """Validate.
+
+        Raises:
+            ProblemError: ``tol`` or ``max_iter`` is negative.
+        """
+        _check_limits(self.tol, self.max_iter)
 
     def accurate(self) -> AbstractLinearSolver:
         """Return the solver with default tolerance and iteration limit."""
@@ -95,6 +104,14 @@ class MinimalResidual(AbstractLinearSolver):
 
     tol: float | None = None
     max_iter: int | None = None
+
+    def __post_init__(self) -> None:
+        """Validate.
+
+        Raises:
+            ProblemError: ``tol`` or ``max_iter`` is negative.
+        """
+        _check_limits(self.tol, self.max_iter)
 
     def accurate(self) -> AbstractLinearSolver:
         """Return the solver with default tolerance and iteration limit."""
@@ -163,10 +180,10 @@ class GMRES(AbstractLinearSolver):
         """Validate.
 
         Raises:
-            ProblemError: ``restart`` is below one.
+            ProblemError: ``restart`` is below one, or ``tol`` or ``max_iter`` is negative.
         """
-        if self.restart < 1:
-            raise ProblemError(f"restart: expected a Krylov space of at least one dimension, got {self.restart}")
+        check_integer("restart", self.restart, least=1)
+        _check_limits(self.tol, self.max_iter)
 
     def accurate(self) -> AbstractLinearSolver:
         """Return the solver with default tolerance and iteration limit."""
@@ -251,6 +268,13 @@ def _cycle(
     square = torch.where(keep.unsqueeze(-1) & keep.unsqueeze(-2), R, torch.eye(m, dtype=r.dtype, device=r.device))
     side = torch.where(keep, size.unsqueeze(-1) * Q[:, :m, 0], 0.0).unsqueeze(-1)
     return matvec(V[:, :m].mT, torch.linalg.solve_triangular(square, side, upper=True).squeeze(-1)), steps
+
+
+def _check_limits(tol: float | None, max_iter: int | None) -> None:
+    if tol is not None:
+        check_number("tol", tol, least=0)
+    if max_iter is not None:
+        check_integer("max_iter", max_iter, least=0)
 
 
 def _require_symmetric(operator: Operator, symmetric: bool, name: str) -> Operator:

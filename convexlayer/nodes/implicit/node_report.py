@@ -91,7 +91,11 @@ class NodeReport:
 
     @property
     def status(self) -> tuple[Status, ...]:
-        """``optimal``, ``iteration_limit``, or ``numerical_error`` if the solution is not finite, per element."""
+        """One status per element.
+
+        ``optimal``, ``iteration_limit``, or ``numerical_error`` if the solution is not finite; ``optimal_inaccurate``
+        for every element after a fixed number of iterations, whose relative change is in ``distance``.
+        """
         return tuple(_STATUSES[code] for code in self._codes.tolist())
 
     @property

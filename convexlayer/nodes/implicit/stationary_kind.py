@@ -74,10 +74,12 @@ def classify_stationary_points(hessian: torch.Tensor, jacobian: torch.Tensor) ->
     normal = torch.linalg.pinv(rows) @ rows
     tangent = eye - normal
     reduced = tangent @ scaled @ tangent
+    # Normal directions get eigenvalues outside the spectrum, so that the extreme eigenvalues are those of tangents.
     beyond = 2.0 * (1.0 + scaled.abs().sum(-1).amax(-1))[:, None, None] * normal
     values, vectors = torch.linalg.eigh(reduced + beyond)
     least = values[:, 0]
     largest = torch.linalg.eigvalsh(reduced - beyond)[:, -1]
+    # The trace of a projector is its rank, up to rounding.
     any_tangent = tangent.diagonal(dim1=-2, dim2=-1).sum(-1) > 0.5
     down = torch.where(largest < -tol, Kind.MAXIMUM.code, Kind.SADDLE.code)
     found = torch.where(least >= -tol, Kind.DEGENERATE.code, down)

@@ -56,6 +56,21 @@ def test_few_points_require_a_start() -> None:
     torch.testing.assert_close(starts[0][0], R, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("start", [1.1 * torch.eye(3), torch.diag(torch.tensor([1.0, 1.0, -1.0]))])
+def test_a_start_must_be_a_rotation(start: torch.Tensor) -> None:
+    """Steps turn the start, so a start that is stretched or reflected would stay so."""
+    X, x = views(8, torch.eye(3, dtype=torch.float64), double(0.0, 0.0, 6.0))
+    with pytest.raises(ProblemError, match="start: expected a rotation"):
+        perspective_n_point(X, x, start=(start.double(), double(0.0, 0.0, 6.0)))
+
+
+def test_a_start_in_float32_may_be_rounded() -> None:
+    X, x = (t.float() for t in views(8, torch.eye(3, dtype=torch.float64), double(0.0, 0.0, 6.0)))
+    near = rotation_of(torch.tensor([0.05, -0.05, 0.02]))
+    R, _ = perspective_n_point(X, x, start=(near @ near, torch.tensor([0.1, 0.0, 6.0])))
+    torch.testing.assert_close(R, torch.eye(3), rtol=0, atol=1e-4)
+
+
 def test_too_few_points_have_no_derivative() -> None:
     R, t = rotation_of(normal(3)), double(0.0, 0.0, 6.0)
     X, x = views(2, R, t)

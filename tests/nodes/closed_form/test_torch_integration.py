@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +19,10 @@ from convexlayer.nodes import (
     Welsch,
     eigen_decomposition,
     least_squares,
+    nearest_simplex_etf,
     optimal_transport,
     orthogonal_procrustes,
+    perspective_n_point,
     project_l2_ball,
     robust_pool,
     simplex_etf,
@@ -28,6 +31,8 @@ from convexlayer.nodes.closed_form import ClosedForm
 from tests.nodes.closed_form.cases import FORMS, Form
 
 PUBLIC = [getattr(nodes, name) for name in nodes.__all__ if hasattr(getattr(nodes, name), "__wrapped__")]
+
+POINTS = torch.ones(3, 2)
 
 every = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 
@@ -86,9 +91,48 @@ def test_half_precision_is_rejected_without_autocast(dtype: torch.dtype) -> None
         project_l2_ball(torch.ones(3, dtype=dtype))
 
 
-def test_non_tensors_are_rejected_by_name() -> None:
-    with pytest.raises(ProblemError, match="b: expected a float32 or float64 tensor, got list; convert it first"):
-        least_squares(torch.eye(2), [1.0, 2.0])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("b", lambda values: least_squares(torch.eye(2), values)),
+        ("x", project_l2_ball),
+        ("X", eigen_decomposition),
+        ("M", optimal_transport),
+        ("A", lambda values: orthogonal_procrustes(values, torch.eye(2))),
+        ("B", lambda values: orthogonal_procrustes(torch.eye(2), values)),
+        ("means", nearest_simplex_etf),
+        ("X", lambda values: perspective_n_point(values, torch.ones(6, 2))),
+        ("x", lambda values: perspective_n_point(torch.ones(6, 3), values)),
+        ("x", lambda values: robust_pool(values, Huber())),
+        ("start", lambda values: robust_pool(torch.ones(3, 2), Huber(), start=values)),
+    ],
+)
+def test_non_tensors_are_rejected_by_name(name: str, function: Callable[[Any], Any]) -> None:
+    with pytest.raises(ProblemError, match=f"^{name}: expected a float32 or float64 tensor, got list; convert it"):
+        function([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (eigen_decomposition, {"X": torch.eye(3), "k": 1.5}, "k must be an integer, or None, got 1.5 (float)"),
+        (eigen_decomposition, {"X": torch.eye(3), "k": 4}, "k: expected 1 to 3, the size of X, got 4"),
+        (simplex_etf, {"K": 2.5}, "K must be an integer, got 2.5 (float)"),
+        (robust_pool, {"x": POINTS, "penalty": "huber"}, "penalty must be a penalty such as Huber(), got 'huber'"),
+        (robust_pool, {"x": POINTS, "penalty": Huber}, "penalty must be a penalty such as Huber()"),
+        (robust_pool, {"x": POINTS, "penalty": Huber(), "tol": -1.0}, "tol must be a number of at least 0, got -1.0"),
+        (optimal_transport, {"M": POINTS, "tol": float("nan")}, "tol must be a number of at least 0, got nan"),
+        (optimal_transport, {"M": POINTS, "max_iter": 1.5}, "max_iter must be an integer of at least 0, got 1.5"),
+        (perspective_n_point, {"X": torch.ones(6, 3), "x": torch.ones(6, 2), "max_iter": -1}, "max_iter must be an"),
+        (least_squares, {"A": torch.eye(2), "b": torch.ones(2), "rcond": "small"}, "rcond must be a number, or None"),
+        (project_l2_ball, {"x": torch.ones(2), "radius": "one"}, "radius must be a tensor or a number, got 'one'"),
+    ],
+)
+def test_invalid_options_are_rejected_by_name(
+    function: Callable[..., Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ProblemError, match=re.escape(message)):
+        function(**options)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from convexlayer import ProblemError
+from convexlayer import ProblemError, ShapeError
 from convexlayer.nodes import (
     AbstractBregman,
     BoxEntropy,
@@ -134,8 +134,14 @@ def test_invalid_domains_are_rejected() -> None:
     A, b = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, -1.0]]), torch.ones(3)
     with pytest.raises(ProblemError, match="below the upper"):
         BoxEntropy(1.0, -1.0)
+    for lower, upper in ((0.0, float("inf")), (float("-inf"), torch.ones(2))):
+        with pytest.raises(ProblemError, match="expected finite lower bounds below the upper"):
+            BoxEntropy(lower, upper)
     with pytest.raises(ProblemError, match="positive"):
         OrthantEntropy(0.0)
+    for normals, offsets in ((torch.ones(3), torch.ones(3)), (A, torch.ones(2))):
+        with pytest.raises(ShapeError, match=r"expected A \(m, n\) and b \(m,\)"):
+            PolyhedronEntropy(normals, offsets)
     with pytest.raises(ProblemError, match="ray"):
         PolyhedronEntropy(A, b)
     with pytest.raises(ProblemError, match="interior"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import cvxpy as cp
@@ -21,6 +22,7 @@ from convexlayer.nodes import (
     Implicit,
     Neumann,
     OrthantEntropy,
+    PrimalDual,
     SimplexEntropy,
     Unrolled,
     projected_gradient,
@@ -251,11 +253,22 @@ def test_invalid_arguments_are_rejected() -> None:
         FixedPointNode(lambda x, v: v, (3,), [(2,)])(c[:2])
     with pytest.raises(ProblemError, match="on_failure"):
         simplex_node(on_failure="ignore")
-    for wrong in (
-        lambda: Unrolled(0),
-        lambda: ForwardMode(0),
-        lambda: Unrolled(2, back_iterations=3),
-        lambda: Neumann(0),
-    ):
-        with pytest.raises(ProblemError):
-            wrong()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Unrolled(0), "iterations must be an integer of at least 1, got 0"),
+        (lambda: Unrolled(2.5), "iterations must be an integer of at least 1, got 2.5"),  # type: ignore[arg-type]
+        (lambda: Unrolled(2, back_iterations=3), "back_iterations: expected 0 to 2, the iterations, got 3"),
+        (lambda: ForwardMode(0), "iterations must be an integer of at least 1, got 0"),
+        (lambda: Implicit(max_iter=-1), "max_iter must be an integer of at least 0, got -1"),
+        (lambda: Implicit(tol=-1.0), "tol must be a number of at least 0, got -1.0"),
+        (lambda: Implicit(tol=float("nan")), "tol must be a number of at least 0, got nan"),
+        (lambda: ForwardBackward(GRADIENT, 0.0), "step_size must be positive, got 0.0"),
+        (lambda: PrimalDual(GRADIENT, GRADIENT, GRADIENT, 0.1, -1.0, (3,), (3,)), "sigma must be positive, got -1.0"),
+    ],
+)
+def test_invalid_numbers_are_rejected(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ProblemError, match=message):
+        make()

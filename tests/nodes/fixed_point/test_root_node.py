@@ -99,5 +99,7 @@ def test_residual_of_another_shape_is_rejected() -> None:
         RootNode(lambda y, x: torch.cat([y, x]), (2,), [(1,)])(torch.ones(1, dtype=D))
     with pytest.raises(ProblemError, match="at least one parameter"):
         RootNode(circle, (), [])
+    with pytest.raises(ProblemError, match="max_iter must be an integer of at least 0, got -1"):
+        RootNode(circle, (), [()], max_iter=-1)
     with pytest.raises(ProblemError, match="draws random numbers"):
         RootNode(lambda y, x: y - x + torch.rand(1, dtype=D), (1,), [(1,)])(torch.ones(1, dtype=D))

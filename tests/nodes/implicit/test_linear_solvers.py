@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from convexlayer.nodes import (
     GivenBatch,
     LinearSolve,
     MinimalResidual,
+    Neumann,
     NodeOptions,
     Operator,
 )
@@ -192,9 +194,19 @@ def test_stalled_restarts_end() -> None:
     assert float(whole.residual[0]) < 1e-14
 
 
-def test_gmres_rejects_an_empty_krylov_space() -> None:
-    with pytest.raises(ProblemError, match="at least one dimension, got 0"):
-        GMRES(restart=0)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GMRES(restart=0), "restart must be an integer of at least 1, got 0"),
+        (lambda: GMRES(tol=-1.0), "tol must be a number of at least 0, got -1.0"),
+        (lambda: MinimalResidual(tol=float("nan")), "tol must be a number of at least 0, got nan"),
+        (lambda: ConjugateGradients(max_iter=2.5), "max_iter must be an integer of at least 0, got 2.5"),  # type: ignore[arg-type]
+        (lambda: Neumann(0), "terms must be an integer of at least 1, got 0"),
+    ],
+)
+def test_invalid_numbers_are_rejected(make: Callable[[], AbstractLinearSolver], message: str) -> None:
+    with pytest.raises(ProblemError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("n", [8, 60])  # condition by the inverse, and estimated

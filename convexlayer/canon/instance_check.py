@@ -1,4 +1,4 @@
-"""Self-check at construction: compares the canonicalised program with CVXPY's at random parameter values."""
+"""Instance check at construction: compares the canonicalised program with CVXPY's at random parameter values."""
 
 from __future__ import annotations
 
