@@ -11,7 +11,7 @@ from convexlayer import Options
 from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, Cones
 from convexlayer.solvers.registry import available, solver_for
-from tests.rays import program_of
+from convexlayer.testing.programs import dense_program
 
 CONES = {
     "none": Cones(),
@@ -27,9 +27,9 @@ CONES = {
 def programs(cones: Cones, *, quadratic: bool) -> Iterator[tuple[str, ConeProgram]]:
     """Programs over these cones by the name of their degeneracy, and a batch of all those with one variable."""
     for name, data in _data(cones, 4, quadratic=quadratic).items():
-        yield name, program_of(cones, **{part: value[None] for part, value in data.items()})
+        yield name, dense_program(cones, **{part: value[None] for part, value in data.items()})
     each = _data(cones, 1, quadratic=quadratic).values()
-    yield "a batch of all", program_of(cones, **{part: np.stack([data[part] for data in each]) for part in "PqAb"})
+    yield "a batch of all", dense_program(cones, **{part: np.stack([data[part] for data in each]) for part in "PqAb"})
 
 
 def _data(cones: Cones, n: int, *, quadratic: bool) -> dict[str, dict[str, Array]]:
