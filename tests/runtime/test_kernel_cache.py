@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import json
 import logging
@@ -76,6 +77,25 @@ def test_the_first_process_does_not_wait_and_later_ones_give_the_same_results(tm
         np.testing.assert_allclose(ours, theirs, atol=1e-8)
     assert later["hits"]
     assert not any(later["misses"].values()), later["misses"]
+
+
+@pytest.mark.parametrize(("part", "module"), kernel_cache.PARTS.items())
+def test_warming_up_calls_every_kernel_of_a_part(part: str, module: str) -> None:
+    """It takes all machine code from the cache, which compiling in the same way has filled."""
+    if not kernel_cache.ready():
+        pytest.skip("this process uses no kernels")
+    importlib.import_module(module).warm_up()
+    kernels = {
+        f"{name}.{key}": kernel
+        for name, loaded in sys.modules.items()
+        if name.startswith(f"convexlayer.{part}.")
+        for key, kernel in vars(loaded).items()
+        if hasattr(kernel, "nopython_signatures") and kernel.stats.cache_path
+    }
+    assert kernels
+    for name, kernel in kernels.items():
+        assert kernel.stats.cache_hits, name
+        assert not kernel.stats.cache_misses, name
 
 
 def test_compiled_kernels_are_ready_in_later_processes(part: FakePart) -> None:
