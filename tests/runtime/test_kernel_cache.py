@@ -234,6 +234,14 @@ def test_setting_never(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel_cache.status().reason == "CONVEXLAYER_COMPILE is never"
 
 
+def test_without_numbas_compiler_no_kernels_are_used(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_cache.prepare(wait=True)
+    new_process()
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert not kernel_cache.ready()
+    assert kernel_cache.status().reason == "NUMBA_DISABLE_JIT is set"
+
+
 def test_setting_wait(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernel_cache.SETTING, "wait")
     assert kernel_cache.ready()

@@ -26,7 +26,7 @@ CONES = {
 
 
 def programs(info: SolverInfo) -> Iterator[tuple[str, ConeProgram]]:
-    """What a solver supports of the programs, by cones and degeneracy: each alone, and batches of all with few variables.
+    """What a solver supports of the programs, by cones and degeneracy: each alone, and batches of all.
 
     The dense solver, whose every call costs hundreds of torch's, has batches only.
     """
