@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tokenize
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,37 @@ def test_only_one_process_compiles_at_a_time(part: FakePart, started: list[dict[
     assert part.compilations == 0
     kernel_cache.prepare(wait=False)
     assert len(started) == 1
+
+
+def test_a_process_waits_for_another_that_compiles(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, _ = kernel_cache._place()
+    assert base is not None
+    other = ExitStack()
+    other.enter_context(kernel_cache._locked(base, wait=False))
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        assert part.compilations == 0
+        other.close()
+
+    monkeypatch.setattr(kernel_cache.time, "sleep", sleep)
+    kernel_cache.prepare(wait=True)
+    assert len(waited) == 1
+    assert part.compilations == 1
+
+
+def test_only_incomplete_parts_are_compiled(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_cache.prepare(wait=True)
+    later = FakePart("another_part_with_kernels")
+    monkeypatch.setattr(later, "warm_up", lambda: kernel_cache.folder("cones").mkdir())
+    monkeypatch.setitem(sys.modules, later.__name__, later)
+    monkeypatch.setitem(kernel_cache.PARTS, "cones", later.__name__)
+    new_process()
+    assert not kernel_cache.is_complete()
+    kernel_cache.prepare(wait=True)
+    assert kernel_cache.is_complete()
+    assert part.compilations == 1
 
 
 def test_machine_code_of_other_sources_is_removed(part: FakePart, started: list[dict[str, str]]) -> None:
