@@ -150,7 +150,7 @@ def test_a_process_waits_for_another_that_compiles(part: FakePart, monkeypatch: 
         assert part.compilations == 0
         other.close()
 
-    monkeypatch.setattr(kernel_cache.time, "sleep", sleep)
+    monkeypatch.setattr("convexlayer.runtime.kernel_cache.time.sleep", sleep)
     kernel_cache.prepare(wait=True)
     assert len(waited) == 1
     assert part.compilations == 1
