@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import warnings
@@ -45,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_default_dtype(torch.float64)  # a peer creates gradients in the default dtype
     kernel_cache.prepare(wait=True)  # measure with compiled kernels, also in the processes of the memory part
     warnings.simplefilter("ignore")  # peers warn on every call; wrong results show in the errors
+    gc.freeze()  # garbage is collected between rounds; what importing has made is none
     runner = Runner(_contestants(arguments), arguments.threads, _plan(arguments), not arguments.no_progress)
     settings = {key: str(value) if key == "output" else value for key, value in vars(arguments).items()}
     results = Results({**machine(arguments.threads), "load": os.getloadavg()[0]}, settings)

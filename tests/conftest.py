@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import random
@@ -31,6 +32,13 @@ def _compiled_kernels() -> None:
     """Compile the kernels before the first test; CONVEXLAYER_COMPILE=never runs the tests without kernels."""
     if os.environ.get(kernel_cache.SETTING) != "never":
         kernel_cache.prepare(wait=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frozen_modules() -> None:
+    """Exempt what importing has made, millions of objects, from garbage collection, which benchmarks ask for often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from convexlayer.cones import product_cone
-from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.program import Array, ConeProgram, Cones
 from convexlayer.rays import block_of_rows
+from convexlayer.testing.programs import dense_program
 
 BATCH = 8
 
@@ -54,27 +55,13 @@ def solvable(
     return _in_units(rng, cones, _quadratic(rng, n, 3), -np.einsum("bij,bi->bj", A, y), A, b, spread)
 
 
-def structure_of(cones: Cones, n: int) -> Structure:
-    """A structure with dense patterns."""
-    cols, rows = np.divmod(np.arange(n * cones.m), max(cones.m, 1))
-    P_cols, P_rows = np.divmod(np.arange(n * n), n)
-    return Structure(Pattern((n, n), P_rows, P_cols), Pattern((cones.m, n), rows, cols), cones)
-
-
-def program_of(cones: Cones, P: Array, q: Array, A: Array, b: Array) -> ConeProgram:
-    """Build programs from dense data (B, ...)."""
-    structure = structure_of(cones, q.shape[1])
-    rows, cols = structure.A.rows, structure.A.cols
-    return ConeProgram(structure, P[:, structure.P.rows, structure.P.cols], q, np.zeros(len(q)), A[:, rows, cols], b)
-
-
 def _in_units(
     rng: np.random.Generator, cones: Cones, P: Array, q: Array, A: Array, b: Array, spread: float
 ) -> ConeProgram:
     blocks = block_of_rows(cones)
     e = (10.0 ** rng.uniform(-spread, spread, blocks[-1] + 1))[blocks]
     d = 10.0 ** rng.uniform(-spread, spread, q.shape[1])
-    program = program_of(cones, d[:, None] * P * d, q * d, e[:, None] * A * d, b * e)
+    program = dense_program(cones, d[:, None] * P * d, q * d, e[:, None] * A * d, b * e)
     return program.with_objective_divided(program.objective_scale())
 
 

@@ -14,7 +14,8 @@ from convexlayer.solvers import Options
 from convexlayer.solvers.certificate_search import infeasibility_candidates, unboundedness_candidates
 from convexlayer.solvers.registry import solver_for
 from convexlayer.status import Status
-from tests.rays import KINDS, infeasible, program_of, solvable, unbounded
+from convexlayer.testing.programs import dense_program
+from tests.rays import KINDS, infeasible, solvable, unbounded
 
 EVERYWHERE = pytest.mark.parametrize("kind", KINDS)
 SPREADS = pytest.mark.parametrize("spread", [0.0, 3.0], ids=["even", "badly_scaled"])
@@ -26,7 +27,7 @@ def linear(A: list[list[float]], b: list[float], q: list[float] | None = None, *
     n = matrix.shape[1]
     cones = Cones(zero=zero, nonnegative=len(matrix) - zero)
     objective = np.zeros(n) if q is None else np.array(q, dtype=float)
-    return program_of(cones, np.zeros((1, n, n)), objective[None], matrix[None], np.array([b], dtype=float))
+    return dense_program(cones, np.zeros((1, n, n)), objective[None], matrix[None], np.array([b], dtype=float))
 
 
 def refuted_claim(program: ConeProgram, *, x: list[float] | None = None, y: list[float] | None = None) -> bool:
@@ -126,7 +127,7 @@ def test_unbounded_rays() -> None:
 def test_a_small_curvature_is_not_called_unbounded() -> None:
     """Minimise curvature x^2 / 2 - x: the solution is 1 / curvature."""
     for curvature in (1e-2, 1e-9):
-        bounded = program_of(
+        bounded = dense_program(
             Cones(nonnegative=1),
             np.diag([curvature, 1.0])[None],
             np.array([[-1.0, 0.0]]),

@@ -11,12 +11,13 @@ from convexlayer.cones import ProductCone, product_cone
 from convexlayer.program import ConeProgram, Cones, Pattern, Structure
 from convexlayer.solution import Solution
 from convexlayer.status import Status
+from convexlayer.testing.programs import Known, solution_at
 
-from .diff.programs import CONES, Draw, assemble, draw, solution_at
+from .diff.programs import CONES, assemble, draw
 
 
 @pytest.fixture(params=["quadratic", "linear"])
-def drawn(request: pytest.FixtureRequest) -> Draw:
+def drawn(request: pytest.FixtureRequest) -> Known:
     found = draw(np.random.default_rng(0), CONES["product"], quadratic=request.param == "quadratic")
     assert found is not None
     return found
@@ -28,11 +29,11 @@ def half_line(x: float, y: float, s: float) -> tuple[ConeProgram, Solution]:
     return program, solution_at(np.array([[x]]), np.array([[y]]), np.array([[s]]))
 
 
-def test_exact_solutions_have_zero_residuals(drawn: Draw) -> None:
+def test_exact_solutions_have_zero_residuals(drawn: Known) -> None:
     assert drawn.solution.residuals(drawn.program).worst[0] <= 1e-14
 
 
-def test_residuals_match_their_formulas(drawn: Draw) -> None:
+def test_residuals_match_their_formulas(drawn: Known) -> None:
     rng, structure = np.random.default_rng(1), drawn.program.structure
     x, y, s = (rng.normal(size=v.shape) for v in (drawn.solution.x, drawn.solution.y, drawn.solution.s))
     found = solution_at(x, y, s).residuals(drawn.program)
@@ -70,7 +71,7 @@ def test_residuals_of_a_half_line(point: tuple[float, float, float], residuals: 
     np.testing.assert_allclose(measured, residuals, atol=1e-15)
 
 
-def test_nonfinite_points_have_infinite_residuals(drawn: Draw) -> None:
+def test_nonfinite_points_have_infinite_residuals(drawn: Known) -> None:
     copies = drawn.repeat(2)
     copies.solution.x[1], copies.solution.y[1], copies.solution.s[1] = np.nan, np.nan, np.nan
     worst = copies.solution.residuals(copies.program).worst
@@ -126,7 +127,7 @@ def test_solved_statuses() -> None:
     assert [str(status) for status in (Status.OPTIMAL, Status.TIME_LIMIT)] == ["optimal", "time_limit"]
 
 
-def test_select_and_solved(drawn: Draw) -> None:
+def test_select_and_solved(drawn: Known) -> None:
     words = (Status.OPTIMAL, Status.INFEASIBLE, Status.OPTIMAL_INACCURATE)
     solution = replace(drawn.repeat(3).solution, status=words, iterations=np.array([1, 2, 3]))
     np.testing.assert_array_equal(solution.solved, [True, False, True])

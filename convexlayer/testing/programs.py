@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from convexlayer.cones import Nonnegative, Zero, product_cone
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
@@ -18,10 +19,12 @@ __all__ = [
     "KINDS",
     "UNBOUNDED",
     "Known",
+    "constructed",
+    "dense_program",
     "dense_structure",
     "known",
     "product_of",
-    "rows",
+    "solution_at",
     "stack",
 ]
 
@@ -29,27 +32,28 @@ N = 12
 """Number of variables of these programs."""
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A batch of programs and their unique solutions.
+    """A batch of programs and their solutions.
 
     Attributes:
         program: the programs.
-        x: primal variables, (B, n).
-        y: dual variables, (B, m).
-        s: slacks, (B, m).
+        solution: their solutions, as a solver would return them.
     """
 
     program: ConeProgram
-    x: Array
-    y: Array
-    s: Array
+    solution: Solution
 
-    def solution(self) -> Solution:
-        """The solution as a solver would return it."""
-        batch = len(self.x)
-        nothing = np.zeros(batch)
-        return Solution(self.x, self.y, self.s, (Status.OPTIMAL,) * batch, nothing.astype(np.int64), nothing, {})
+    @property
+    def w(self) -> Array:
+        """The vector w = y - s, (B, m)."""
+        return self.solution.y - self.solution.s
+
+    def repeat(self, count: int) -> Known:
+        """A batch of ``count`` copies of the first element."""
+        index = np.zeros(count, dtype=np.int64)
+        return Known(self.program.select(index), self.solution.select(index))
 
 
 KINDS = {
@@ -77,26 +81,49 @@ def dense_structure(n: int, cones: Cones, *, quadratic: bool) -> Structure:
     return Structure(Pattern((n, n), lines, cols), Pattern((cones.m, n), A_rows, A_cols), cones)
 
 
-def known(cones: Cones, *, quadratic: bool, batch: int = 2, seed: int = 0) -> Known:
-    """Random strictly complementary programs over a product cone, in ``N`` variables.
+def dense_program(cones: Cones, P: ArrayLike | None, q: ArrayLike, A: ArrayLike, b: ArrayLike) -> ConeProgram:
+    """Programs from dense data: P (B, n, n), or None without a quadratic term, q (B, n), A (B, m, n) and b (B, m)."""
+    q, A = np.asarray(q, dtype=float), np.asarray(A, dtype=float)
+    batch, n = q.shape
+    structure = dense_structure(n, cones, quadratic=P is not None)
+    P = np.zeros((batch, n, n)) if P is None else np.asarray(P, dtype=float)
+    P_values, A_values = P[:, structure.P.rows, structure.P.cols], A[:, structure.A.rows, structure.A.cols]
+    return ConeProgram(structure, P_values, q, np.zeros(batch), A_values, np.asarray(b, dtype=float))
 
-    w is drawn, y and s are its projections, x and A are drawn, b = Ax + s and q = -(Px + A'y). The solution is unique
-    where the objective is quadratic. Without a quadratic term it is if there are enough nonnegative rows: then as many
-    of them are active as determine x and y (with flat cones alone, the solution is a vertex).
+
+def constructed(structure: Structure, P: Array, A: Array, x: Array, w: Array) -> Known:
+    """The programs with the values P and A of the entries whose solutions are at x (B, n) and w = y - s (B, m).
+
+    y = Pi_{K*}(w) and s = y - w are complementary; q = -(Px + A'y) and b = Ax + s make (x, y, s) a solution.
+    """
+    y = product_cone(structure.cones).project_dual(w)
+    s = y - w
+    q = -(structure.P.matvec(P, x) + structure.A.rmatvec(A, y))
+    program = ConeProgram(structure, P, q, np.zeros(len(x)), A, structure.A.matvec(A, x) + s)
+    return Known(program, solution_at(x, y, s))
+
+
+def solution_at(x: Array, y: Array, s: Array) -> Solution:
+    """Points (B, n), (B, m) and (B, m) with the status optimal, as a solver would return them."""
+    batch = len(x)
+    return Solution(x, y, s, (Status.OPTIMAL,) * batch, np.zeros(batch, dtype=np.int64), np.zeros(batch), {})
+
+
+def known(cones: Cones, *, quadratic: bool, batch: int = 2, seed: int = 0) -> Known:
+    """Random strictly complementary programs over a product cone, in ``N`` variables, made by ``constructed``.
+
+    The solution is unique where the objective is quadratic. Without a quadratic term it is if there are enough
+    nonnegative rows: then as many of them are active as determine x and y (with flat cones alone, the solution is a
+    vertex).
     """
     rng = np.random.default_rng(seed)
-    structure = dense_structure(N, cones, quadratic=quadratic)
     w = _dual_minus_slack(rng, (batch, cones.m))
     if not quadratic:
         _activate(rng, cones, w)
-    y = product_cone(cones).project_dual(w)
-    s = y - w
     x, A = rng.standard_normal((batch, N)), rng.standard_normal((batch, N * cones.m))
     root = rng.standard_normal((batch, N, N))
     P = (root @ root.swapaxes(1, 2) / N + np.eye(N)).reshape(batch, N * N) if quadratic else np.zeros((batch, 0))
-    b = structure.A.matvec(A, x) + s
-    q = -(structure.P.matvec(P, x) + structure.A.rmatvec(A, y))
-    return Known(ConeProgram(structure, P, q, np.zeros(batch), A, b), x, y, s)
+    return constructed(dense_structure(N, cones, quadratic=quadratic), P, A, x, w)
 
 
 def _dual_minus_slack(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -129,21 +156,13 @@ def _unit_eigenvalues(cones: Cones, w: Array) -> IndexArray:
     return counts
 
 
-def rows(cones: Cones, A: Sequence[Sequence[float]], b: Sequence[float], q: Sequence[float]) -> ConeProgram:
-    """One program without a quadratic term, from its data."""
-    matrix = np.array(A, dtype=float)
-    structure = dense_structure(matrix.shape[1], cones, quadratic=False)
-    values = matrix.ravel(order="F")[None]
-    return ConeProgram(structure, np.zeros((1, 0)), np.array([q], float), np.zeros(1), values, np.array([b], float))
-
-
-FEASIBLE = rows(Cones(nonnegative=4), [[-1, 0], [0, -1], [0, 1], [-1, -1]], [1, 0, 2, 1], [1, 1])
+FEASIBLE = dense_program(Cones(nonnegative=4), None, [[1, 1]], [[[-1, 0], [0, -1], [0, 1], [-1, -1]]], [[1, 0, 2, 1]])
 """Minimise x1 + x2 over x1 >= -1, 0 <= x2 <= 2 and x1 + x2 >= -1."""
 
-INFEASIBLE = rows(Cones(nonnegative=4), [[-1, 0], [1, 0], [0, 1], [0, -1]], [-1, -1, 1, 0], [1, 1])
+INFEASIBLE = dense_program(Cones(nonnegative=4), None, [[1, 1]], [[[-1, 0], [1, 0], [0, 1], [0, -1]]], [[-1, -1, 1, 0]])
 """x1 >= 1 and x1 <= -1."""
 
-UNBOUNDED = rows(Cones(nonnegative=4), [[-1, 0], [0, -1], [0, 1], [-1, -1]], [0, 0, 1, 0], [-1, 1])
+UNBOUNDED = dense_program(Cones(nonnegative=4), None, [[-1, 1]], [[[-1, 0], [0, -1], [0, 1], [-1, -1]]], [[0, 0, 1, 0]])
 """Minimise x2 - x1 over x1 >= 0 and 0 <= x2 <= 1."""
 
 

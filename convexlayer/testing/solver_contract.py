@@ -24,10 +24,10 @@ from convexlayer.testing.programs import (
     KINDS,
     UNBOUNDED,
     Known,
+    dense_program,
     dense_structure,
     known,
     product_of,
-    rows,
     stack,
 )
 
@@ -141,7 +141,7 @@ class SolverContract:
             skip("without constraints a linear objective has no minimum")
         case = known(Cones(), quadratic=True)
         found = self._solve(case.program)
-        expect_close(found.x, case.x, "x of a program without rows", atol=1e-4)
+        expect_close(found.x, case.solution.x, "x of a program without rows", atol=1e-4)
         expect_equal((found.y.shape, found.s.shape), ((2, 0), (2, 0)), "shapes of y and s without rows")
 
     def test_tolerance_has_the_same_meaning(self) -> None:
@@ -155,8 +155,8 @@ class SolverContract:
         """A start at the solution gives the solution; where warm starts are not supported, the same bits."""
         case = self._case("qp")
         state = self._init(case.program)
-        cold, warm = (self.solver.solve(state, case.program, Options(), start) for start in (None, case.solution()))
-        expect_close(warm.x, case.x, "x after a warm start", atol=ACCURACY)
+        cold, warm = (self.solver.solve(state, case.program, Options(), start) for start in (None, case.solution))
+        expect_close(warm.x, case.solution.x, "x after a warm start", atol=ACCURACY)
         if not self.solver.supports_warm_start and self.bitwise_batches:
             expect_close(warm.x, cold.x, "x after a warm start that is ignored")
 
@@ -342,14 +342,14 @@ class SolverContract:
         found = self._solve(case.program)
         expect(all(status.solved for status in found.status), f"statuses of {kind!r}: {found.status}")
         for part in ("x", "y", "s"):
-            expect_close(getattr(found, part), getattr(case, part), f"{part} of {kind!r}", atol=ACCURACY)
+            expect_close(getattr(found, part), getattr(case.solution, part), f"{part} of {kind!r}", atol=ACCURACY)
         better = polish(KKTSystem(case.program.structure), case.program, found)
         polished, residuals = better.certified(case.program, 1e-9)
         expect_equal(polished.status, (Status.OPTIMAL,) * 2, f"certified statuses of {kind!r} after polishing")
         expect(residuals.largest <= 1e-8, f"largest residual of {kind!r} after polishing: {residuals.largest:.1e}")
         for part in ("x", "y", "s"):
             what = f"{part} of {kind!r} after polishing"
-            expect_close(getattr(polished, part), getattr(case, part), what, atol=POLISHED_ACCURACY)
+            expect_close(getattr(polished, part), getattr(case.solution, part), what, atol=POLISHED_ACCURACY)
 
     def _detects_an_empty_cone(self, kind: str) -> None:
         """An entry that is nonnegative in K (z of an exponential cone, else the first) is constrained to -1."""
@@ -357,7 +357,7 @@ class SolverContract:
             skip(f"{self.solver.name} does not support {kind}, or does not detect infeasibility")
         entry = 2 if kind == "exponential" else 0
         A = [np.eye(3)[entry].tolist(), *(-np.eye(3)).tolist()]
-        found = self._solve(rows(CURVED[kind], A, [-1, 0, 0, 0], [0, 0, 0]))
+        found = self._solve(dense_program(CURVED[kind], None, [[0, 0, 0]], [A], [[-1, 0, 0, 0]]))
         expect_equal(found.status, (Status.INFEASIBLE,), f"status of an infeasible program with the cone {kind}")
 
 

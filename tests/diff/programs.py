@@ -1,13 +1,12 @@
-"""Random nondegenerate cone programs with exact solutions, built without a solver, and perturbed solutions.
+"""Random nondegenerate programs over dense matrices, directions in their data and solutions, and finite differences.
 
-Draw w, x, A and P; then y = Pi_{K*}(w) and s = y - w are complementary, and q = -(Px + A'y), b = Ax + s make (x, y, s)
-the solution. The number of variables is chosen such that K is nonsingular for almost every draw.
+The number of variables is chosen such that K is nonsingular for almost every draw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,8 +16,7 @@ from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, 
 from convexlayer.diff.base import whole_program
 from convexlayer.linalg import AbstractBackend
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, ProgramCotangent, Structure
-from convexlayer.solution import Solution
-from convexlayer.status import Status
+from convexlayer.testing.programs import Known, constructed, solution_at, stack
 
 CONES = {
     "zero": Cones(zero=3),
@@ -44,25 +42,7 @@ Solve = Callable[[ConeProgram], tuple[Array, Array, Array]]
 """Maps programs to solutions (x, y, s)."""
 
 
-@dataclass(frozen=True)
-class Draw:
-    """A batch of one nondegenerate program, and its solution."""
-
-    program: ConeProgram
-    solution: Solution
-
-    @property
-    def w(self) -> Array:
-        """The vector w = y - s, (1, m)."""
-        return self.solution.y - self.solution.s
-
-    def repeat(self, count: int) -> Draw:
-        """Build a batch of copies."""
-        index = np.zeros(count, dtype=np.int64)
-        return Draw(self.program.select(index), self.solution.select(index))
-
-
-def draw(rng: np.random.Generator, cones: Cones, *, quadratic: bool) -> Draw | None:
+def draw(rng: np.random.Generator, cones: Cones, *, quadratic: bool) -> Known | None:
     """Draw a program over these cones with a strictly complementary solution; None if the draw is degenerate.
 
     Without a quadratic objective, the number of variables is what the active constraints and their curvature determine.
@@ -85,27 +65,11 @@ def draw(rng: np.random.Generator, cones: Cones, *, quadratic: bool) -> Draw | N
     return drawn if regular else None
 
 
-def assemble(P: Array, A: Array, x: Array, w: Array, cones: Cones) -> Draw:
-    """Build the program with dense P (n, n) and A (m, n) whose solution is at x and w."""
-    y = product_cone(cones).project_dual(w[None])[0]
-    s = y - w
+def assemble(P: Array, A: Array, x: Array, w: Array, cones: Cones) -> Known:
+    """Build the program with dense P (n, n) and A (m, n) whose solution is at x and w; entries are the nonzeros."""
     structure = Structure(pattern(P), pattern(A), cones)
-    q, b = -(P @ x + A.T @ y), A @ x + s
-    program = ConeProgram(
-        structure, P[structure.P.rows, structure.P.cols][None], q[None], np.zeros(1),
-        A[structure.A.rows, structure.A.cols][None], b[None],
-    )  # fmt: skip
-    return Draw(program, solution_at(x[None], y[None], s[None]))
-
-
-def stack(draws: list[Draw]) -> Draw:
-    """Stack draws of equal structure to one batch."""
-    first, programs, solutions = draws[0], [d.program for d in draws], [d.solution for d in draws]
-    program = ConeProgram(
-        first.program.structure,
-        *(np.concatenate([getattr(p, name) for p in programs]) for name in ("P", "q", "r", "A", "b")),
-    )
-    return Draw(program, solution_at(*(np.concatenate([getattr(s, name) for s in solutions]) for name in "xys")))
+    P_values, A_values = P[structure.P.rows, structure.P.cols], A[structure.A.rows, structure.A.cols]
+    return constructed(structure, P_values[None], A_values[None], x[None], w[None])
 
 
 def pattern(M: Array) -> Pattern:
@@ -114,10 +78,10 @@ def pattern(M: Array) -> Pattern:
     return Pattern(M.shape, rows, cols)
 
 
-def solution_at(x: Array, y: Array, s: Array) -> Solution:
-    """A batch of points with status optimal."""
-    batch = len(x)
-    return Solution(x, y, s, (Status.OPTIMAL,) * batch, np.ones(batch, dtype=np.int64), np.zeros(batch), {})
+def batch_of(draws: list[Known]) -> Known:
+    """Stack draws of equal structure to one batch."""
+    points = (np.concatenate([getattr(drawn.solution, name) for drawn in draws]) for name in "xys")
+    return Known(stack(*(drawn.program for drawn in draws)), solution_at(*points))
 
 
 def strict_point(rng: np.random.Generator, cones: Cones, candidates: int = 60) -> Array:
@@ -192,13 +156,13 @@ def data_tangents(rng: np.random.Generator, structure: Structure, count: int) ->
     return ConeProgram(structure, P + P[:, structure.P.transposed_positions], q, np.zeros(len(q)), A, b)
 
 
-def ones(drawn: Draw, x: float = 1.0, y: float = 1.0, s: float = 1.0) -> SolutionCotangent:
+def ones(drawn: Known, x: float = 1.0, y: float = 1.0, s: float = 1.0) -> SolutionCotangent:
     """Cotangent of a weighted sum of sum(x), sum(y) and sum(s)."""
     points = ((x, drawn.solution.x), (y, drawn.solution.y), (s, drawn.solution.s))
     return SolutionCotangent(*(np.full_like(value, weight) for weight, value in points))
 
 
-def at(drawn: Draw, backend: AbstractBackend | None = None) -> ExactDifferentiator:
+def at(drawn: Known, backend: AbstractBackend | None = None) -> ExactDifferentiator:
     """The exact derivative at a draw."""
     return ExactDifferentiator(KKTSystem(drawn.program.structure, backend), drawn.program, drawn.solution)
 
@@ -228,7 +192,9 @@ def move(program: ConeProgram, tangent: ConeProgram, step: Array) -> ConeProgram
     )
 
 
-def differences(drawn: Draw, tangent: ConeProgram, solve: Solve | None = None, reach: float = REACH) -> SolutionTangent:
+def differences(
+    drawn: Known, tangent: ConeProgram, solve: Solve | None = None, reach: float = REACH
+) -> SolutionTangent:
     """Derivatives of (x, y, s) along tangents (B, ...): central differences, Richardson-extrapolated to fourth order.
 
     The larger step of each direction moves (x, w) by about ``reach``. Perturbed programs are solved by ``solve``,

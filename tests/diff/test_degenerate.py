@@ -13,8 +13,9 @@ from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense.batched import DenseBackend
 from convexlayer.linalg.ldl.qdldl_ import SparseBackend
 from convexlayer.program import Array, ConeProgram, Cones
+from convexlayer.testing.programs import Known
 
-from .programs import CONES, Draw, assemble, at, draw, ones, stack, strict_point
+from .programs import CONES, assemble, at, batch_of, draw, ones, strict_point
 
 BACKENDS = {"dense": DenseBackend(), "sparse": SparseBackend()}
 WEAK = {
@@ -32,14 +33,14 @@ def backend(request: pytest.FixtureRequest) -> AbstractBackend:
     return BACKENDS[request.param]
 
 
-def duplicated_rows(rng: np.random.Generator) -> Draw:
+def duplicated_rows(rng: np.random.Generator) -> Known:
     """Two equal equality rows: the difference of the multipliers is free, x is unique."""
     A = rng.normal(size=(4, 6))
     A[1] = A[0]
     return assemble(np.eye(6), A, rng.normal(size=6), np.array([1.0, 2.0, -1.5, 1.0]), Cones(zero=3, nonnegative=1))
 
 
-def free_variable(rng: np.random.Generator) -> Draw:
+def free_variable(rng: np.random.Generator) -> Known:
     """The last variable has no cost and only inactive rows: like an epigraph variable, it is not unique."""
     A, P = rng.normal(size=(5, 4)), np.diag([1.0, 2.0, 3.0, 0.0])
     A[:3, 3] = 0.0
@@ -72,7 +73,7 @@ def test_a_degenerate_element_does_not_affect_the_others() -> None:
     A = rng.normal(size=(3, 4))
     draws = [assemble(np.eye(4), A, np.ones(4), w, cones) for w in np.array([[1.0, -1.0, 0.5], [1.0, -1.0, 0.0]])]
     for order in ([0, 1], [1, 0]):
-        batch = stack([draws[i] for i in order])
+        batch = batch_of([draws[i] for i in order])
         gradient, report = at(batch).vjp(ones(batch))
         place = order.index(0)
         assert report.status[place] == "ok"
@@ -205,7 +206,7 @@ def test_the_optimal_value_is_smooth_at_weakly_active_constraints(name: str) -> 
     assert report.status == ("ok",)
 
 
-def flat_vertex(rng: np.random.Generator, *, quadratic: bool) -> Draw:
+def flat_vertex(rng: np.random.Generator, *, quadratic: bool) -> Known:
     """Five active rows in three variables, two of them with multiplier 0 as returned by a vertex solver."""
     P = np.eye(3) if quadratic else np.zeros((3, 3))
     w = np.array([1.2, 0.0, 0.4, 0.0, 0.8, -0.7])
@@ -252,12 +253,12 @@ def test_unbounded_multipliers_do_not_enter_the_size_of_outputs() -> None:
     assert np.max(np.abs(asked)) <= 100.0
 
 
-def dense(drawn: Draw) -> tuple[Array, Array]:
+def dense(drawn: Known) -> tuple[Array, Array]:
     structure = drawn.program.structure
     return structure.A.dense(drawn.program.A)[0], structure.P.dense(drawn.program.P)[0]
 
 
-def without_row(drawn: Draw, row: int) -> Draw:
+def without_row(drawn: Known, row: int) -> Known:
     """Remove a row and add its multiplier to that of row 0, its duplicate."""
     A, P = dense(drawn)
     w = drawn.w[0].copy()
@@ -267,18 +268,18 @@ def without_row(drawn: Draw, row: int) -> Draw:
     return assemble(P, np.delete(A, row, axis=0), drawn.solution.x[0], np.delete(w, row), fewer)
 
 
-def without_variable(drawn: Draw, column: int) -> Draw:
+def without_variable(drawn: Known, column: int) -> Known:
     A, P = dense(drawn)
     P = np.delete(np.delete(P, column, axis=0), column, axis=1)
     x = np.delete(drawn.solution.x[0], column)
     return assemble(P, np.delete(A, column, axis=1), x, drawn.w[0], drawn.program.structure.cones)
 
 
-def only_q(drawn: Draw, dq: Array) -> ConeProgram:
+def only_q(drawn: Known, dq: Array) -> ConeProgram:
     return tangent_of_b(drawn, np.zeros(drawn.program.structure.m), dq)
 
 
-def tangent_of_b(drawn: Draw, db: list[float] | Array, dq: Array | None = None) -> ConeProgram:
+def tangent_of_b(drawn: Known, db: list[float] | Array, dq: Array | None = None) -> ConeProgram:
     program = drawn.program
     q = np.zeros_like(program.q) if dq is None else dq[None]
     return ConeProgram(

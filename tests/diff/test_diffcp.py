@@ -10,10 +10,10 @@ import pytest
 from convexlayer.diff import KKTSystem, SolutionCotangent, derivative_mode
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
 from convexlayer.errors import DerivativeError
+from convexlayer.testing.programs import Known
 
 from .programs import (
     CONES,
-    Draw,
     assemble,
     at,
     data_tangents,
@@ -34,7 +34,7 @@ cones."""
 KNOWN = {name: replace(cones, power=()) for name, cones in CONES.items() if name != "power"}
 
 
-def diffcp_at(drawn: Draw) -> DiffcpDifferentiator:
+def diffcp_at(drawn: Known) -> DiffcpDifferentiator:
     return DiffcpDifferentiator(KKTSystem(drawn.program.structure), drawn.program, drawn.solution)
 
 
@@ -84,7 +84,7 @@ def test_the_program_is_not_modified() -> None:
     A = full.program.A.copy()
     A[0, 1] = A[0, -1] = 0.0
     program = replace(full.program, A=A, q=-structure.A.rmatvec(A, y), b=structure.A.matvec(A, x) + s)
-    drawn, kept = Draw(program, full.solution), A.copy()
+    drawn, kept = Known(program, full.solution), A.copy()
     gradient, _ = diffcp_at(drawn).vjp(ones(drawn))
     np.testing.assert_array_equal(program.A, kept)
     expected, _ = at(drawn).vjp(ones(drawn))
@@ -107,7 +107,7 @@ def test_a_point_that_diffcp_does_not_accept() -> None:
     drawn = assemble(np.zeros((2, 2)), rng.normal(size=(cones.m, 2)), np.zeros(2), strict_point(rng, cones)[0], cones)
     infeasible = replace(drawn.program, A=np.zeros_like(drawn.program.A), b=-np.ones_like(drawn.program.b))
     with pytest.raises(DerivativeError, match="element 0"):
-        diffcp_at(Draw(infeasible, drawn.solution)).vjp(ones(drawn))
+        diffcp_at(Known(infeasible, drawn.solution)).vjp(ones(drawn))
 
 
 def test_modes_by_name() -> None:

@@ -14,12 +14,13 @@ from convexlayer.linalg import AbstractBackend, AbstractFactor, BackendState
 from convexlayer.linalg.dense.batched import DenseBackend
 from convexlayer.linalg.ldl.qdldl_ import SparseBackend
 from convexlayer.program import Array, Cones, Pattern, ProgramCotangent
+from convexlayer.testing.programs import Known
 
 from .programs import (
     CONES,
-    Draw,
     assemble,
     at,
+    batch_of,
     data_tangents,
     differences,
     draw,
@@ -28,7 +29,6 @@ from .programs import (
     flat_point,
     ones,
     point_cotangents,
-    stack,
     strict_point,
 )
 
@@ -49,7 +49,7 @@ class CountingBackend(AbstractBackend):
         return DenseBackend().factor(state, values)
 
 
-def regular(name: str, *, quadratic: bool = True, seed: int = 0) -> Draw:
+def regular(name: str, *, quadratic: bool = True, seed: int = 0) -> Known:
     drawn = draw(np.random.default_rng(seed), CONES[name], quadratic=quadratic)
     assert drawn is not None
     return drawn
@@ -80,7 +80,7 @@ def test_rows_of_a_batch_equal_single_elements() -> None:
     rng, cones, n = np.random.default_rng(3), CONES["product"], 60
     P, A = np.eye(n), rng.normal(size=(cones.m, n))
     draws = [assemble(P, A, rng.normal(size=n), strict_point(rng, cones)[0], cones) for _ in range(5)]
-    together, system = stack(draws), KKTSystem(draws[0].program.structure)
+    together, system = batch_of(draws), KKTSystem(draws[0].program.structure)
     tangent, cotangent = data_tangents(rng, system.structure, 1), point_cotangents(rng, system.structure, 2)
     cotangent = SolutionCotangent(*(part[:5] for part in (cotangent.x, cotangent.y, cotangent.s)))
     batch = ExactDifferentiator(system, together.program, together.solution)
@@ -302,7 +302,7 @@ def test_explicit_zeros_of_A_have_gradients() -> None:
     structure = assemble(np.eye(n), A, x, w, cones).program.structure
     drawn = assemble(np.eye(n), holes, x, w, cones)
     program = replace(drawn.program, structure=structure, A=holes[structure.A.rows, structure.A.cols][None])
-    drawn = Draw(program, drawn.solution)
+    drawn = Known(program, drawn.solution)
     tangent = data_tangents(rng, structure, 1).select(slice(2, 3))  # of A alone
     moved, _ = at(drawn).jvp(tangent)
     np.testing.assert_allclose(flat_point(moved), flat_point(differences(drawn, tangent)), atol=1e-8)

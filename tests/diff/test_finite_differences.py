@@ -9,18 +9,9 @@ from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, 
 from convexlayer.program import Array, ConeProgram, ProgramCotangent
 from convexlayer.solvers import Options
 from convexlayer.solvers.clarabel_ import ClarabelSolver
+from convexlayer.testing.programs import Known
 
-from .programs import (
-    CONES,
-    Draw,
-    data_tangents,
-    differences,
-    draw,
-    flat_cotangent,
-    flat_data,
-    flat_point,
-    point_cotangents,
-)
+from .programs import CONES, data_tangents, differences, draw, flat_cotangent, flat_data, flat_point, point_cotangents
 
 DRAWS = 20
 COMPARED = 10
@@ -75,7 +66,7 @@ def test_jvp_agrees_with_differences_of_a_solver(quadratic: bool) -> None:
     assert vjp_error(pulled, tangent, cotangent, flat_point(expected)) <= DIFFERENCES
 
 
-def exact(drawn: Draw, tangent: ConeProgram, cotangent: SolutionCotangent) -> tuple[SolutionTangent, ProgramCotangent]:
+def exact(drawn: Known, tangent: ConeProgram, cotangent: SolutionCotangent) -> tuple[SolutionTangent, ProgramCotangent]:
     """The jvp of the tangents and the vjp of the cotangents; asserts that all are trusted."""
     system = KKTSystem(drawn.program.structure)
     copies = [drawn.repeat(len(flat)) for flat in (tangent.q, cotangent.x)]

@@ -15,9 +15,9 @@ from convexlayer.cones.product import KRONECKER_FROM
 from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent, matrix_free, polish
 from convexlayer.linalg import MatrixFree
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
+from convexlayer.testing.programs import Known, constructed
 
 from .programs import (
-    Draw,
     assemble,
     at,
     data_tangents,
@@ -28,7 +28,6 @@ from .programs import (
     newton_matrix,
     ones,
     point_cotangents,
-    solution_at,
     strict_point,
 )
 
@@ -36,7 +35,7 @@ ORDER = KRONECKER_FROM
 SIZE = ORDER * (ORDER + 1) // 2
 
 
-def few_variables(rng: np.random.Generator) -> Draw:
+def few_variables(rng: np.random.Generator) -> Known:
     """Linear matrix inequalities in 50 variables, with multipliers of rank 3, and other cones."""
     cones, n = Cones(zero=2, nonnegative=6, second_order=(3, 9), psd=(3, ORDER, ORDER), exponential=2), 50
     F = rng.normal(size=(n, n))
@@ -55,7 +54,7 @@ def point_of_rank(rng: np.random.Generator, rank: int) -> Array:
     return np.asarray(symmetric_vectors(ORDER).vector((V * eigenvalues) @ V.T))
 
 
-def entries(rng: np.random.Generator) -> Draw:
+def entries(rng: np.random.Generator) -> Known:
     """Off-diagonal entries of the matrix are variables, with several scales; a few other rows."""
     cones = Cones(zero=3, nonnegative=4, psd=(ORDER,))
     diagonal = np.cumsum([0, *range(ORDER, 1, -1)])
@@ -70,14 +69,14 @@ def entries(rng: np.random.Generator) -> Draw:
     return assemble(P, A, rng.normal(size=n), strict_point(rng, cones)[0], cones)
 
 
-def weighted_entries(rng: np.random.Generator) -> Draw:
+def weighted_entries(rng: np.random.Generator) -> Known:
     """Entry variables with different curvatures, so that only the whole block can be eliminated."""
     cones = Cones(psd=(ORDER,))
     A = -np.eye(SIZE)
     return assemble(np.diag(rng.uniform(0.1, 1.0, SIZE)), A, rng.normal(size=SIZE), strict_point(rng, cones)[0], cones)
 
 
-DRAWS: dict[str, Callable[[np.random.Generator], Draw]] = {
+DRAWS: dict[str, Callable[[np.random.Generator], Known]] = {
     "few variables": few_variables,
     "entries": entries,
     "weighted entries": weighted_entries,
@@ -95,7 +94,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def newton_jvp(drawn: Draw, tangent: ConeProgram) -> SolutionTangent:
+def newton_jvp(drawn: Known, tangent: ConeProgram) -> SolutionTangent:
     """The jvp by the dense derivative of the optimality conditions in (x, w)."""
     structure, solution = drawn.program.structure, drawn.solution
     r1 = structure.P.matvec(tangent.P, solution.x) + tangent.q + structure.A.rmatvec(tangent.A, solution.y)
@@ -144,7 +143,7 @@ def test_elements_of_a_batch_equal_single_elements() -> None:
     A = replace(first.A, rows=rows, cols=cols)
     structure = replace(first, A=A)
     singles = [
-        Draw(replace(d.program, structure=structure, A=v[rows, cols][None]), d.solution)
+        Known(replace(d.program, structure=structure, A=v[rows, cols][None]), d.solution)
         for d, v in zip(draws, values, strict=True)
     ]
     program = ConeProgram(
@@ -156,7 +155,7 @@ def test_elements_of_a_batch_equal_single_elements() -> None:
         **{part: np.concatenate([getattr(s.solution, part) for s in singles]) for part in "xys"},  # type: ignore[arg-type]
         status=singles[0].solution.status * 3,
     )
-    together = Draw(program, whole)
+    together = Known(program, whole)
     system = KKTSystem(structure)
     gradient, report = ExactDifferentiator(system, program, whole).vjp(ones(together))
     assert report.trusted
@@ -240,16 +239,12 @@ def test_a_block_of_order_100_needs_no_dense_matrix() -> None:
     assert peak < 0.5 * 8 * size**2  # bytes of one dense matrix
 
 
-def _sparse_entries(entry: NDArray[np.int64], size: int, w: Array, rng: np.random.Generator) -> Draw:
+def _sparse_entries(entry: NDArray[np.int64], size: int, w: Array, rng: np.random.Generator) -> Known:
     """Minimise |x - c|^2 / 2 over unit-diagonal semidefinite matrices with entries x."""
     n, cones = len(entry), Cones(psd=(int(np.sqrt(2 * size)),))
     columns = np.arange(n)
     structure = Structure(Pattern((n, n), columns, columns), Pattern((size, n), entry, columns), cones)
-    y = product_cone(cones).project_dual(w[None])
-    s, x = y - w, rng.normal(size=(1, n))
-    P, A = np.ones((1, n)), -np.ones((1, n))
-    q, b = -(x + structure.A.rmatvec(A, y)), structure.A.matvec(A, x) + s
-    return Draw(ConeProgram(structure, P, q, np.zeros(1), A, b), solution_at(x, y, s))
+    return constructed(structure, np.ones((1, n)), -np.ones((1, n)), rng.normal(size=(1, n)), w[None])
 
 
 def test_factorisations_are_lazy(monkeypatch: pytest.MonkeyPatch) -> None:

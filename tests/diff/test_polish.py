@@ -15,23 +15,24 @@ from convexlayer.solution import Solution
 from convexlayer.solvers import Options
 from convexlayer.solvers.scs_ import ScsSolver
 from convexlayer.status import Status
+from convexlayer.testing.programs import Known
 
-from .programs import CONES, Draw, draw, stack
+from .programs import CONES, batch_of, draw
 
 
-def regular(name: str, *, quadratic: bool, seed: int = 0) -> Draw:
+def regular(name: str, *, quadratic: bool, seed: int = 0) -> Known:
     drawn = draw(np.random.default_rng(seed), CONES[name], quadratic=quadratic)
     assert drawn is not None
     return drawn
 
 
-def disturbed(drawn: Draw, noise: float, seed: int = 0) -> Solution:
+def disturbed(drawn: Known, noise: float, seed: int = 0) -> Solution:
     rng = np.random.default_rng(seed)
     points = {name: getattr(drawn.solution, name) for name in "xys"}
     return replace(drawn.solution, **{name: v + noise * rng.normal(size=v.shape) for name, v in points.items()})
 
 
-def worst(drawn: Draw, solution: Solution) -> Array:
+def worst(drawn: Known, solution: Solution) -> Array:
     return solution.residuals(drawn.program).worst
 
 
@@ -113,7 +114,7 @@ def test_nonfinite_points_are_not_changed() -> None:
 
 
 def test_the_argument_is_not_modified() -> None:
-    drawn = stack([regular("second_order", quadratic=True)])
+    drawn = batch_of([regular("second_order", quadratic=True)])
     start = disturbed(drawn, 1e-4)
     kept = flat(start).copy()
     polished = polish(KKTSystem(drawn.program.structure), drawn.program, start)

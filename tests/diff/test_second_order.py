@@ -12,10 +12,11 @@ from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense.batched import DenseBackend
 from convexlayer.linalg.ldl.qdldl_ import SparseBackend
 from convexlayer.program import Array, Cones
+from convexlayer.testing.programs import Known
 
 from .programs import (
-    Draw,
     assemble,
+    batch_of,
     data_tangents,
     dense_derivative,
     differences,
@@ -24,7 +25,6 @@ from .programs import (
     flat_point,
     newton_matrix,
     point_cotangents,
-    stack,
 )
 
 BACKENDS = {"dense": DenseBackend(), "sparse": SparseBackend()}
@@ -44,7 +44,7 @@ def point(rng: np.random.Generator, size: int, ratio: float) -> Array:
     return np.append(ratio * np.linalg.norm(u), u)
 
 
-def at_ratios(rng: np.random.Generator, sizes: tuple[int, ...], ratios: list[float], n: int | None = None) -> Draw:
+def at_ratios(rng: np.random.Generator, sizes: tuple[int, ...], ratios: list[float], n: int | None = None) -> Known:
     """A strongly convex program with an equality and second-order cones, at blocks with these ratios."""
     w = np.concatenate([[1.0], *(point(rng, size, ratio) for size, ratio in zip(sizes, ratios, strict=True))])
     n = n or len(w) + 2
@@ -52,7 +52,7 @@ def at_ratios(rng: np.random.Generator, sizes: tuple[int, ...], ratios: list[flo
     return assemble(F @ F.T / n + 0.3 * np.eye(n), A, rng.normal(size=n), w, Cones(zero=1, second_order=sizes))
 
 
-def worst_error(drawn: Draw, backend: AbstractBackend) -> float:
+def worst_error(drawn: Known, backend: AbstractBackend) -> float:
     """The worst relative error of jvp and vjp, against the dense optimality conditions in (x, w) with dense D."""
     rng, program = np.random.default_rng(1), drawn.program
     structure, n = program.structure, program.structure.n
@@ -134,7 +134,7 @@ def test_a_row_of_A_without_entries_and_a_block_without_any(backend: AbstractBac
 def test_elements_in_different_regions_share_one_pattern(backend: AbstractBackend) -> None:
     rng, size = np.random.default_rng(0), RANK_TWO_FROM + 2
     draws = [at_ratios(np.random.default_rng(3), (size,), [ratio]) for ratio in REGIONS.values()]
-    together = stack(draws)
+    together = batch_of(draws)
     system = KKTSystem(together.program.structure, backend)
     cotangent = point_cotangents(rng, system.structure, 1)
     alone = SolutionCotangent(*(part[-1:] for part in (cotangent.x, cotangent.y, cotangent.s)))

@@ -25,7 +25,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "ddn_polynomial_fit": {},
     "ddn_pooling": {"positions": 40},
     "ddn_procrustes": {"K": 5, "d": 8, "each": 5, "steps": 100},
-    "ddn_stackelberg": {"grid": 101},
+    "ddn_stackelberg": {"grid": 41},
     "ddn_transport": {"n": 8, "iterations": 200, "sizes": (8, 16), "repetitions": 1},
 }
 
@@ -155,9 +155,9 @@ def test_profiling_reports_errors_and_bytes() -> None:
     assert max(result.numbers["gradient_error"].values()) < 1e-8
 
 
-@pytest.mark.parametrize(("name", "size", "ratio"), [("eigenvector", 256, 1.5), ("pnp", 8192, 114.0)])
+@pytest.mark.parametrize(("name", "size", "ratio"), [("eigenvector", 256, 1.5), ("pnp", 512, 114.0)])
 def test_memory_of_unrolling_relative_to_implicit_differentiation(name: str, size: int, ratio: float) -> None:
-    """Smallest and largest ratio over all nodes and sizes."""
+    """Smallest and largest ratio over all nodes; the largest is that of many points."""
     variants = NODE_VARIANTS[name]
     inputs = tuple(tensor.requires_grad_() for tensor in variants.inputs(size))
     node = variants.implicit(*inputs)

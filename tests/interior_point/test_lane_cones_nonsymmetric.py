@@ -15,7 +15,7 @@ from convexlayer.interior_point.lanes.layout import Block, Point, Scaling
 
 DIGITS = 90
 EPS = np.finfo(np.float64).eps
-WIDE, SINGLE = (0.0,) * 8, (0.0,)
+LANES = (0.0,) * 8
 
 
 def precise(point: Any) -> list[Any]:
@@ -130,13 +130,13 @@ def point(s: Any, y: Any) -> Point:
     return Point(np.zeros((1, s.shape[1])), s, y)
 
 
-def new_scaling(V: int) -> Scaling:
-    return Scaling(np.full((8, V), 7.0), np.zeros((0, V)), np.zeros((0, V)), np.ones(V))
+def new_scaling() -> Scaling:
+    return Scaling(np.full((8, 8), 7.0), np.zeros((0, 8)), np.zeros((0, 8)), np.ones(8))
 
 
-def scaling(cone: Kernels, s: Any, y: Any, lanes: Any = WIDE) -> tuple[Any, Any]:
-    found = new_scaling(len(lanes))
-    cone.call("update_scaling", lanes, point(s, y), found, packed=1)
+def scaling(cone: Kernels, s: Any, y: Any) -> tuple[Any, Any]:
+    found = new_scaling()
+    cone.call("update_scaling", LANES, point(s, y), found, packed=1)
     assert np.all(found.packed[[0, 7]] == 7.0)
     return unpacked(found.packed[1:7]), found.ok
 
@@ -225,9 +225,9 @@ def test_points_outside_the_cone_are_reported(cone: Kernels) -> None:
     assert np.array_equal(ok == 0.0, np.isin(np.arange(8), [2, 5]))
 
 
-def shifted(cone: Kernels, s: Any, y: Any, ds: Any, dy: Any, sigma_mu: Any, lanes: Any = WIDE) -> Any:
+def shifted(cone: Kernels, s: Any, y: Any, ds: Any, dy: Any, sigma_mu: Any) -> Any:
     shift = np.zeros_like(s)
-    cone.call("combined_shift", lanes, new_scaling(len(lanes)), point(s, y), point(ds, dy), sigma_mu, shift)
+    cone.call("combined_shift", LANES, new_scaling(), point(s, y), point(ds, dy), sigma_mu, shift)
     return shift
 
 
@@ -249,9 +249,9 @@ def test_combined_shift_matches_the_third_derivative(cone: Kernels, mu: float) -
             assert abs(shift[i, lane] - expected[i]) < 1000 * EPS / mu * largest
 
 
-def shortened(cone: Kernels, s: Any, y: Any, ds: Any, dy: Any, alpha: Any, lanes: Any = WIDE) -> Any:
+def shortened(cone: Kernels, s: Any, y: Any, ds: Any, dy: Any, alpha: Any) -> Any:
     alpha = alpha.copy()
-    cone.call("shorten_step", lanes, new_scaling(len(lanes)), point(s, y), point(ds, dy), alpha)
+    cone.call("shorten_step", LANES, new_scaling(), point(s, y), point(ds, dy), alpha)
     return alpha
 
 
@@ -299,22 +299,17 @@ def test_a_lane_does_not_depend_on_its_neighbours(cone: Kernels, garbage: float)
     ds, dy = s * rng.uniform(-2, 2, size=(3, 8)), y * rng.uniform(-2, 2, size=(3, 8))
     sigma_mu = rng.uniform(size=8)
 
-    def results(lanes: Any, chosen: Any) -> tuple[Any, ...]:
-        own_s, own_y, own_ds, own_dy = (np.ascontiguousarray(rows[:, chosen]) for rows in (s, y, ds, dy))
-        H, ok = scaling(cone, own_s, own_y, lanes)
-        shift = shifted(cone, own_s, own_y, own_ds, own_dy, np.ascontiguousarray(sigma_mu[chosen]), lanes)
-        alpha = shortened(cone, own_s, own_y, own_ds, own_dy, np.ones(len(lanes)), lanes)
+    def results() -> tuple[Any, ...]:
+        H, ok = scaling(cone, s, y)
+        shift, alpha = shifted(cone, s, y, ds, dy, sigma_mu), shortened(cone, s, y, ds, dy, np.ones(8))
         return H.transpose(1, 2, 0), ok, shift, alpha
 
-    clean = results(WIDE, slice(None))
+    clean = results()
     spoilt = [1, 4, 7]
     for rows in (s, y, ds, dy):
         rows[:, spoilt] = garbage
     others = np.setdiff1d(np.arange(8), spoilt)
     with np.errstate(all="raise"):
-        dirty = results(WIDE, slice(None))
+        dirty = results()
     for before, after in zip(clean, dirty, strict=True):
         assert np.array_equal(before[..., others], after[..., others])
-    for lane in others[:2]:
-        for wide, single in zip(clean, results(SINGLE, [lane]), strict=True):
-            np.testing.assert_allclose(wide[..., [lane]], single, rtol=1e-9)

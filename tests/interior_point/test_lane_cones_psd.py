@@ -12,7 +12,7 @@ from convexlayer.interior_point.lanes.cones import psd
 from convexlayer.interior_point.lanes.layout import Point, Scaling
 from convexlayer.program import Cones
 
-WIDE, SINGLE = (0.0,) * 8, (0.0,)
+LANES = (0.0,) * 8
 ORDERS = [1, 2, 3, 5, 8, 12]
 
 
@@ -49,17 +49,17 @@ def block_of(k: int, factor: int = 0, packed: int = 0) -> layout.Block:
 class Block:
     """One block of order k, starting in row 2 of all points, and calls of its kernels."""
 
-    def __init__(self, k: int, s: Any, y: Any, lanes: Any = WIDE) -> None:
-        self.k, self.lanes, V = k, lanes, len(lanes)
+    def __init__(self, k: int, s: Any, y: Any) -> None:
+        self.k = k
         self.block = block_of(k, factor=1, packed=1)
         self.rows = k * (k + 1) // 2
         self.point = self.placed(s, y)
         (shape,) = psd.shapes(Cones(psd=(k,)))
         self.scaling = Scaling(
-            packed=np.full((self.rows * (self.rows + 1) // 2 + 2, V), 7.0),
-            factors=np.full((shape.factor_rows + 1, V), np.nan),
-            work=np.full((shape.scratch_rows, V), np.nan),
-            ok=np.ones(V),
+            packed=np.full((self.rows * (self.rows + 1) // 2 + 2, 8), 7.0),
+            factors=np.full((shape.factor_rows + 1, 8), np.nan),
+            work=np.full((shape.scratch_rows, 8), np.nan),
+            ok=np.ones(8),
         )
 
     def placed(self, s: Any, y: Any) -> Point:
@@ -68,27 +68,27 @@ class Block:
 
     def scale(self) -> tuple[Any, Any]:
         """(H as full matrices (V, rows, rows), ok)."""
-        psd.update_scaling(self.lanes, self.block, self.point, self.scaling)
+        psd.update_scaling(LANES, self.block, self.point, self.scaling)
         packed = self.scaling.packed
         assert np.all(packed[[0, -1]] == 7.0)
-        H = np.empty((len(self.lanes), self.rows, self.rows))
+        H = np.empty((8, self.rows, self.rows))
         cols, rows = np.tril_indices(self.rows)
         H[:, rows, cols] = H[:, cols, rows] = packed[1:-1].T
         return H, self.scaling.ok
 
     def multiply(self, v: Any) -> Any:
         out = np.zeros_like(self.point.s)
-        psd.multiply(self.lanes, self.block, self.scaling, self.placed(v, v).s, out)
+        psd.multiply(LANES, self.block, self.scaling, self.placed(v, v).s, out)
         return out[2:]
 
     def shift(self, ds: Any, dy: Any, sigma_mu: Any) -> Any:
         out, direction = np.zeros_like(self.point.s), self.placed(ds, dy)
-        psd.combined_shift(self.lanes, self.block, self.scaling, self.point, direction, sigma_mu, out)
+        psd.combined_shift(LANES, self.block, self.scaling, self.point, direction, sigma_mu, out)
         return out[2:]
 
     def step(self, ds: Any, dy: Any) -> Any:
-        alpha = np.ones(len(self.lanes))
-        psd.shorten_step(self.lanes, self.block, self.scaling, self.point, self.placed(ds, dy), alpha)
+        alpha = np.ones(8)
+        psd.shorten_step(LANES, self.block, self.scaling, self.point, self.placed(ds, dy), alpha)
         return alpha
 
 
@@ -211,19 +211,16 @@ def test_a_lane_does_not_depend_on_its_neighbours(garbage: float) -> None:
     s, y = svec(definite(rng, k, 1e-3)), svec(definite(rng, k, 1e-3))
     ds, dy, sigma_mu = svec(directions(rng, k)), svec(directions(rng, k)), rng.uniform(size=8)
 
-    def results(lanes: Any, chosen: Any) -> list[Any]:
-        own_s, own_y, own_ds, own_dy = (np.ascontiguousarray(rows[:, chosen]) for rows in (s, y, ds, dy))
-        block = Block(k, own_s, own_y, lanes)
+    def results() -> list[Any]:
+        block = Block(k, s, y)
         H, ok = block.scale()
-        alpha = block.step(own_ds, own_dy)
-        shift = block.shift(own_ds, own_dy, np.ascontiguousarray(sigma_mu[chosen]))
-        return [H.transpose(1, 2, 0), ok, alpha, shift, block.multiply(own_ds)]
+        alpha = block.step(ds, dy)
+        shift = block.shift(ds, dy, sigma_mu)
+        return [H.transpose(1, 2, 0), ok, alpha, shift, block.multiply(ds)]
 
-    clean = results(WIDE, slice(None))
+    clean = results()
     for rows in (s, y, ds, dy):
         rows[:, [0, 3, 5]] = garbage
     others = np.array([1, 2, 4, 6, 7])
-    for before, after in zip(clean, results(WIDE, slice(None)), strict=True):
+    for before, after in zip(clean, results(), strict=True):
         np.testing.assert_array_equal(before[..., others], after[..., others])
-    for wide, single in zip(clean, results(SINGLE, [2]), strict=True):
-        np.testing.assert_allclose(wide[..., [2]], single, rtol=1e-11, atol=1e-13)

@@ -15,7 +15,7 @@ from convexlayer.interior_point.torch.solve import TorchInteriorPoint
 from convexlayer.program import Array, ConeProgram, Cones
 from convexlayer.solution import Solution
 from convexlayer.solvers.registry import solver_for
-from convexlayer.testing.programs import dense_structure
+from convexlayer.testing.programs import dense_program
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -83,9 +83,7 @@ def solvable(
     x, s, y = x / D, E * s, c * y / E
     A, P = E[:, :, None] * A * D[:, None], c[:, :, None] * D[:, :, None] * P * D[:, None]
     q = -(_times(P, x) + _times(A.swapaxes(1, 2), y))
-    structure = dense_structure(n, cones, quadratic=rank > 0)
-    P_values, A_values = P[:, structure.P.rows, structure.P.cols], A[:, structure.A.rows, structure.A.cols]
-    return ConeProgram(structure, P_values, q, np.zeros(batch), A_values, _times(A, x) + s)
+    return dense_program(cones, P if rank else None, q, A, _times(A, x) + s)
 
 
 def infeasible(rng: np.random.Generator, n: int, cones: Cones, batch: int) -> ConeProgram:

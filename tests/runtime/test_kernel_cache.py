@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 import tokenize
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,25 @@ def test_the_first_process_does_not_wait_and_later_ones_give_the_same_results(tm
     assert not any(later["misses"].values()), later["misses"]
 
 
+@pytest.mark.parametrize(("part", "module"), kernel_cache.PARTS.items())
+def test_warming_up_calls_every_kernel_of_a_part(part: str, module: str) -> None:
+    """It takes all machine code from the cache, which compiling in the same way has filled."""
+    if not kernel_cache.ready():
+        pytest.skip("this process uses no kernels")
+    importlib.import_module(module).warm_up()
+    kernels = {
+        f"{name}.{key}": kernel
+        for name, loaded in sys.modules.items()
+        if name.startswith(f"convexlayer.{part}.")
+        for key, kernel in vars(loaded).items()
+        if hasattr(kernel, "nopython_signatures") and kernel.stats.cache_path
+    }
+    assert kernels
+    for name, kernel in kernels.items():
+        assert kernel.stats.cache_hits, name
+        assert not kernel.stats.cache_misses, name
+
+
 def test_compiled_kernels_are_ready_in_later_processes(part: FakePart) -> None:
     kernel_cache.prepare(wait=True)
     assert kernel_cache.ready()
@@ -115,6 +136,37 @@ def test_only_one_process_compiles_at_a_time(part: FakePart, started: list[dict[
     assert part.compilations == 0
     kernel_cache.prepare(wait=False)
     assert len(started) == 1
+
+
+def test_a_process_waits_for_another_that_compiles(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, _ = kernel_cache._place()
+    assert base is not None
+    other = ExitStack()
+    other.enter_context(kernel_cache._locked(base, wait=False))
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        assert part.compilations == 0
+        other.close()
+
+    monkeypatch.setattr("convexlayer.runtime.kernel_cache.time.sleep", sleep)
+    kernel_cache.prepare(wait=True)
+    assert len(waited) == 1
+    assert part.compilations == 1
+
+
+def test_only_incomplete_parts_are_compiled(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_cache.prepare(wait=True)
+    later = FakePart("another_part_with_kernels")
+    monkeypatch.setattr(later, "warm_up", lambda: kernel_cache.folder("cones").mkdir())
+    monkeypatch.setitem(sys.modules, later.__name__, later)
+    monkeypatch.setitem(kernel_cache.PARTS, "cones", later.__name__)
+    new_process()
+    assert not kernel_cache.is_complete()
+    kernel_cache.prepare(wait=True)
+    assert kernel_cache.is_complete()
+    assert part.compilations == 1
 
 
 def test_machine_code_of_other_sources_is_removed(part: FakePart, started: list[dict[str, str]]) -> None:
@@ -212,6 +264,14 @@ def test_setting_never(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernel_cache.SETTING, "never")
     assert not kernel_cache.ready()
     assert kernel_cache.status().reason == "CONVEXLAYER_COMPILE is never"
+
+
+def test_without_numbas_compiler_no_kernels_are_used(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_cache.prepare(wait=True)
+    new_process()
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert not kernel_cache.ready()
+    assert kernel_cache.status().reason == "NUMBA_DISABLE_JIT is set"
 
 
 def test_setting_wait(part: FakePart, monkeypatch: pytest.MonkeyPatch) -> None:

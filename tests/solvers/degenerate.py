@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
 from convexlayer import Options
 from convexlayer.cones import product_cone
 from convexlayer.program import Array, ConeProgram, Cones
-from convexlayer.solvers.registry import available, solver_for
-from tests.rays import program_of
+from convexlayer.solvers.registry import SolverInfo, available, solver_for
+from convexlayer.testing.programs import dense_program
 
 CONES = {
     "none": Cones(),
@@ -24,14 +25,23 @@ CONES = {
 }
 
 
-def programs(cones: Cones, *, quadratic: bool) -> Iterator[tuple[str, ConeProgram]]:
-    """Programs over these cones by the name of their degeneracy, and a batch of all those with one variable."""
-    for name, data in _data(cones, 4, quadratic=quadratic).items():
-        yield name, program_of(cones, **{part: value[None] for part, value in data.items()})
-    each = _data(cones, 1, quadratic=quadratic).values()
-    yield "a batch of all", program_of(cones, **{part: np.stack([data[part] for data in each]) for part in "PqAb"})
+def programs(info: SolverInfo) -> Iterator[tuple[str, ConeProgram]]:
+    """What a solver supports of the programs, by cones and degeneracy: each alone, and batches of all.
+
+    The dense solver, whose every call costs hundreds of torch's, has batches only.
+    """
+    for kind, cones in CONES.items():
+        if cones.kinds <= info.cones:
+            each = _data(cones, 4, quadratic=info.quadratic)
+            if info.name != "dense":
+                for name, data in each.items():
+                    yield f"{kind}: {name}", dense_program(cones, **{part: value[None] for part, value in data.items()})
+                each = _data(cones, 1, quadratic=info.quadratic)
+            whole = {part: np.stack([data[part] for data in each.values()]) for part in "PqAb"}
+            yield f"{kind}: a batch of all", dense_program(cones, **whole)
 
 
+@cache
 def _data(cones: Cones, n: int, *, quadratic: bool) -> dict[str, dict[str, Array]]:
     """Random data with a solution, to be made degenerate."""
     rng = np.random.default_rng(n)
@@ -59,13 +69,11 @@ def main(name: str) -> None:
     """Print a line before each program, and the number of elements at the end."""
     (info,) = (info for info in available() if info.name == name)
     elements = 0
-    for kind, cones in CONES.items():
-        if cones.kinds <= info.cones:
-            for what, program in programs(cones, quadratic=info.quadratic):
-                sys.stdout.write(f"{name}, {kind}: {what}\n")
-                sys.stdout.flush()
-                solver, _ = solver_for(name, program.structure)
-                elements += len(solver.solve(solver.init(program.structure), program, Options()).status)
+    for what, program in programs(info):
+        sys.stdout.write(f"{name}, {what}\n")
+        sys.stdout.flush()
+        solver, _ = solver_for(name, program.structure)
+        elements += len(solver.solve(solver.init(program.structure), program, Options()).status)
     sys.stdout.write(f"{elements} elements of {name}\n")
     sys.stdout.flush()
 

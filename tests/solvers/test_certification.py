@@ -94,4 +94,4 @@ def test_natural_residual_detects_errors_that_the_other_residuals_miss(kind: str
     others = np.max([residuals.primal, residuals.dual, residuals.gap], axis=0)
     assert np.all(others < 1e-7)
     assert np.any(residuals.natural > 10 * others)
-    np.testing.assert_allclose(case.solution().residuals(case.program).worst, 0.0, atol=1e-12)
+    np.testing.assert_allclose(case.solution.residuals(case.program).worst, 0.0, atol=1e-12)

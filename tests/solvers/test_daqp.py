@@ -112,9 +112,9 @@ def test_results_do_not_depend_on_scaling(rows: float, objective: float) -> None
     program = case.program
     scaled = replace(program, P=objective * program.P, q=objective * program.q, A=rows * program.A, b=rows * program.b)
     found = solve(scaled)
-    np.testing.assert_allclose(found.x, case.x, atol=1e-10)
-    np.testing.assert_allclose(found.y * rows / objective, case.y, atol=1e-10)
-    np.testing.assert_allclose(found.s / rows, case.s, atol=1e-10)
+    np.testing.assert_allclose(found.x, case.solution.x, atol=1e-10)
+    np.testing.assert_allclose(found.y * rows / objective, case.solution.y, atol=1e-10)
+    np.testing.assert_allclose(found.s / rows, case.solution.s, atol=1e-10)
 
 
 def dense_qps(n: int, batch: int, *, rank: int | None = None) -> ConeProgram:

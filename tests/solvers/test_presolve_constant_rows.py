@@ -12,7 +12,7 @@ from convexlayer.program import Array, ConeProgram, Cones
 from convexlayer.solution import Solution
 from convexlayer.solvers.presolve_constant_rows import Presolved
 from convexlayer.solvers.registry import available, solver_for
-from tests.rays import program_of
+from convexlayer.testing.programs import dense_program
 
 CONES = {
     "linear": Cones(zero=1, nonnegative=3),
@@ -60,7 +60,7 @@ def test_satisfied_constant_rows_are_removed(name: str, kind: str, zero: str) ->
     given["A"][0, rows] = 0.0
     if zero != "cones":
         given["b"][0, 0] = 0.0
-    found = solve(name, program_of(CONES[kind], **given))
+    found = solve(name, dense_program(CONES[kind], **given))
     assert found.status == (Status.OPTIMAL,)
     np.testing.assert_array_equal(found.y[0, rows], 0.0)
     np.testing.assert_array_equal(found.s[0, rows], given["b"][0, rows])
@@ -80,7 +80,7 @@ def test_violated_constant_rows_are_infeasible_with_a_certificate(name: str, kin
     given["A"][0, rows] = 0.0
     if row == "cones":
         given["b"][0, rows] *= -1.0
-    program = program_of(CONES[kind], **given)
+    program = dense_program(CONES[kind], **given)
     found = solve(name, program)
     assert found.status == (Status.INFEASIBLE,)
     assert found.certified(program, 1e-8)[0].status == (Status.INFEASIBLE,)
@@ -93,7 +93,7 @@ def test_programs_without_remaining_rows_and_curvature(name: str, q: float, word
     """Without rows and curvature the solution is x = 0, or the program is unbounded along -q."""
     given = data("linear") | {"P": np.zeros((1, 3, 3)), "A": np.zeros((1, 4, 3)), "q": np.full((1, 3), q)}
     given["b"][0, 0] = 0.0
-    program = program_of(CONES["linear"], **given)
+    program = dense_program(CONES["linear"], **given)
     found = solve(name, program)
     assert found.status == (word,)
     assert found.certified(program, 1e-8)[0].status == (word,)
@@ -103,7 +103,7 @@ def test_violations_at_rounding_level_are_accepted() -> None:
     given: dict[str, Any] = data("linear")
     given["A"][0, :2] = 0.0
     given["b"][0, :2] = 1e-16, -1e-16
-    presolved = Presolved.of(program_of(CONES["linear"], **given), 0)
+    presolved = Presolved.of(dense_program(CONES["linear"], **given), 0)
     assert presolved.result is None
     assert presolved.rows.tolist() == [2, 3]
     assert presolved.cones == Cones(nonnegative=2)
@@ -116,7 +116,7 @@ def test_blocks_are_removed_only_as_a_whole() -> None:
     A[0, kept, 0] = 1.0
     b = np.ones((1, cones.m))
     b[0, 0] = 0.0
-    program = program_of(cones, np.zeros((1, 3, 3)), np.zeros((1, 3)), A, b)
+    program = dense_program(cones, np.zeros((1, 3, 3)), np.zeros((1, 3)), A, b)
     presolved = Presolved.of(program, 0)
     assert presolved.cones == Cones(zero=1, nonnegative=1, second_order=(3,), psd=(1,), exponential=1, power=(0.6,))
     assert presolved.A.shape[0] == presolved.cones.m == len(presolved.rows)

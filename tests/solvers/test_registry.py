@@ -92,8 +92,8 @@ def test_other_cvxpy_solvers_work() -> None:
     solver, _ = solver_for("scipy", case.program.structure)
     found = solver.solve(solver.init(case.program.structure), case.program, Options())
     assert found.stats["ran"] == ("SCIPY", "SCIPY")
-    np.testing.assert_allclose(found.x, case.x, atol=1e-6)
-    np.testing.assert_allclose(found.y, case.y, atol=1e-6)
+    np.testing.assert_allclose(found.x, case.solution.x, atol=1e-6)
+    np.testing.assert_allclose(found.y, case.solution.y, atol=1e-6)
 
 
 def test_other_cvxpy_solvers_reject_unsupported_programs() -> None:

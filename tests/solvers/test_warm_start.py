@@ -24,14 +24,14 @@ def solve(case: Known, warm_start: Solution | None) -> Solution:
 
 
 def test_a_warm_start_saves_iterations(case: Known) -> None:
-    cold, warm = solve(case, None), solve(case, case.solution())
+    cold, warm = solve(case, None), solve(case, case.solution)
     assert warm.status == (Status.OPTIMAL,) * 3
     assert np.all(warm.iterations < cold.iterations)
-    np.testing.assert_allclose(warm.x, case.x, atol=1e-6)
+    np.testing.assert_allclose(warm.x, case.solution.x, atol=1e-6)
 
 
 def test_nonfinite_points_are_ignored(case: Known) -> None:
-    start = case.solution()
+    start = case.solution
     start.y[1, 0] = np.nan
     cold, warm = solve(case, None), solve(case, start)
     np.testing.assert_array_equal(warm.x[1], cold.x[1])
@@ -39,6 +39,6 @@ def test_nonfinite_points_are_ignored(case: Known) -> None:
 
 
 def test_certificates_are_not_used_as_warm_starts(case: Known) -> None:
-    start = replace(case.solution(), status=(Status.OPTIMAL, Status.INFEASIBLE, Status.UNBOUNDED))
+    start = replace(case.solution, status=(Status.OPTIMAL, Status.INFEASIBLE, Status.UNBOUNDED))
     cold, warm = solve(case, None), solve(case, start)
     np.testing.assert_array_equal(warm.x[1:], cold.x[1:])
