@@ -1,13 +1,9 @@
-"""Servers in separate processes: one shared by the test session, and further ones for tests that stop theirs."""
+"""A server on a thread of this process, which already has the imports of one; shared by the tests of a module."""
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,32 +11,19 @@ import pytest
 from convexlayer_client import Client, JvpResult, SolveResult, VjpResult
 from tests.client.example import DOCUMENT
 from tests.client.splitting import COTANGENTS, TANGENTS, THETA
+from tests.server.running import running
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients" / "python" / "src"
 
 
-@contextmanager
-def serving(*options: str, port: int = 0, **settings: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Start a server and yield its URL and process; ``settings`` become variables with the prefix CONVEXLAYER_."""
-    named = {f"CONVEXLAYER_{name.upper()}": value for name, value in settings.items()}
-    environment = os.environ | named | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")])}
-    command = [sys.executable, "-m", "convexlayer.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *options]
-    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield next(line.split()[-1] for line in process.stdout if line.startswith("listening on")), process
-        finally:
-            process.terminate()
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: other modules replace the clock and sleep, which the server would feel
 def url() -> Iterator[str]:
-    with serving("--workers", "0") as (address, _):
-        yield address
+    with running() as server:
+        yield server.url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(url: str) -> Iterator[Client]:
     with Client(url) as client:
         yield client
@@ -58,7 +41,7 @@ def free_port() -> Callable[[], int]:
     return find
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def unsplit(client: Client) -> tuple[SolveResult, VjpResult, JvpResult]:
     """Results of the batch of ``splitting`` in one request."""
     problem = client.register(DOCUMENT)

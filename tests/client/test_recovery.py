@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from convexlayer import ConvexLayer
 from convexlayer_client import Client, GoneError, JobStatus, wire
 from convexlayer_server import Settings
+from convexlayer_server.compute.local_backend import LocalBackend
 from convexlayer_server.store import Store
-from tests.client.conftest import serving
 from tests.client.example import DOCUMENT, THETA, expected
 from tests.client.layers import remote
 from tests.families import family
@@ -94,30 +92,29 @@ def test_a_restarted_server(state: Any, new_store: bool, free_port: Callable[[],
         torch.testing.assert_close(gradient(layer, restart), exact, rtol=1e-9, atol=1e-9)
 
 
-def worker_of(process: subprocess.Popen[str]) -> psutil.Process:
-    """Return the worker process with the most CPU time."""
-    return max(psutil.Process(process.pid).children(), key=lambda child: sum(child.cpu_times()[:2]))
-
-
 @pytest.fixture(scope="module")
 def server() -> Any:
-    with serving("--workers", "1", state_s="600") as (url, process), Client(url, retry_s=120) as client:
+    """A client, the backend of its server, which has one worker process, and a problem."""
+    backend = LocalBackend(Settings(workers=1, state_s=600))
+    with running(backend, state_s=600) as server, Client(server.url, retry_s=120) as client:
         problem = client.register(DOCUMENT)
         client.solve(problem.id, THETA)
-        yield client, process, problem.id
+        yield client, backend, problem.id
 
 
 def test_a_killed_worker_fails_no_call(server: Any) -> None:
-    client, process, problem = server
+    client, backend, problem = server
     solved = client.solve(problem, THETA, state=True)
     exact = client.vjp(problem, {"x": np.ones((2, 3))}, THETA)
     with ThreadPoolExecutor(4) as pool:  # requests on the killed worker get 503 and are retried
         calls = [pool.submit(client.solve, problem, THETA) for _ in range(40)]
         for call in calls[:4]:
             call.result()
-        os.kill(worker_of(process).pid, signal.SIGKILL)
+        worker = backend._scheduler.pool.foreground[0]
+        os.kill(worker.pid, signal.SIGKILL)
         for call in calls:
             np.testing.assert_allclose(call.result().variables["x"], [expected(a) for a in THETA["a"]], atol=1e-7)
+    assert backend.health().replaced == 1
     kept = client.vjp(problem, {"x": np.ones((2, 3))}, state=solved.state)  # states are not in the worker
     np.testing.assert_allclose(kept.gradients["a"], exact.gradients["a"], atol=1e-9)
 

@@ -5,21 +5,24 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import httpx
 import pytest
 
 from convexlayer.cli import main
 from convexlayer.solvers.registry import available
-from convexlayer_server import Settings
+from convexlayer_server import Settings, commands
 from convexlayer_server.store import Store, StoredProblem
+
+from .running import Wire, running
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,38 +47,49 @@ def test_invalid_usage(arguments: list[str], capsys: pytest.CaptureFixture[str])
     assert "usage: convexlayer" in capsys.readouterr().err
 
 
-class Server:
-    """``convexlayer serve`` in another process."""
+@final
+class Served:
+    """``convexlayer serve`` in another process, on a public address, with a first key, without compiled kernels.
 
-    def __init__(
-        self,
-        *arguments: str,
-        log: int = subprocess.DEVNULL,
-        preexec_fn: Callable[[], None] | None = None,
-        **environment: str,
-    ) -> None:
-        paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")])}
-        command = [sys.executable, "-m", "convexlayer.cli", "serve", "--port", "0", "--workers", "0", *arguments]
-        self._process = subprocess.Popen(
-            command,
-            env=os.environ | paths | environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            preexec_fn=preexec_fn,
-        )
+    Attributes:
+        url: its address.
+        token: the token of its first key.
+        log: the file with what it logs.
+    """
 
-    def __enter__(self) -> Server:
+    def __init__(self, folder: Path) -> None:
+        self.token, self.log = secrets.token_hex(32), folder / "log"
+        (folder / "key").write_text(f"{self.token}\n")
+        command = [sys.executable, "-m", "convexlayer.cli", "serve", "--host", "0.0.0.0", "--port", "0"]
+        environment = {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "server")]),
+            "CONVEXLAYER_FIRST_KEY_FILE": str(folder / "key"),
+            "CONVEXLAYER_COMPILE": "never",
+        }
+        with open(self.log, "w") as log:
+            self._process = subprocess.Popen(
+                [*command, "--workers", "1", "--store", str(folder / "store.sqlite")],
+                env=os.environ | environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                preexec_fn=None if sys.platform == "win32" else allow_few_file_descriptors,
+            )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line.startswith("listening on http://"), line
+        assert line.startswith("listening on http://0.0.0.0:"), line
         self.url = line.split()[-1].replace("0.0.0.0", "127.0.0.1")
-        return self
 
     def status(self, path: str, token: str = "none") -> int:
+        """Status of the response to a request with a token."""
         return httpx.get(self.url + path, headers={"Authorization": f"Bearer {token}"}, timeout=600).status_code
 
-    def __exit__(self, *exception: object) -> None:
+    def logged(self) -> list[dict[str, Any]]:
+        """The records that it has logged."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def close(self) -> None:
+        """Interrupt it, as the keyboard does."""
         self._process.send_signal(signal.SIGINT)
         try:
             assert self._process.wait(timeout=600) in (0, -signal.SIGINT)
@@ -84,27 +98,44 @@ class Server:
             self._process.communicate()
 
 
-def test_serve() -> None:
-    with Server() as server:
-        assert server.url.startswith("http://127.0.0.1:")
-        while server.status("/readyz") != 200:
-            time.sleep(0.1)
+def allow_few_file_descriptors() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (160, 256))
 
 
-def test_workers_without_compiled_kernels_warn(tmp_path: Path) -> None:
-    with (
-        open(tmp_path / "log", "w") as log,
-        Server("--workers", "1", log=log.fileno(), CONVEXLAYER_COMPILE="never") as server,
-    ):
-        while server.status("/readyz") != 200:
-            time.sleep(0.1)
-        shown = httpx.get(f"{server.url}/readyz").json()
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(tmp_path_factory.mktemp("served"))
+    while served.status("/readyz") != 200:
+        time.sleep(0.1)
+    yield served
+    served.close()
+
+
+def test_serve(served: Served) -> None:
+    assert served.status("/healthz") == 200
+    assert served.status("/v1/problems") == 401
+    assert served.status("/v1/problems", served.token) == 200
+    (line,) = [line for line in served.logged() if line.get("route") == "/v1/problems" and line["status"] == 200]
+    assert line["client"] == "127.0.0.1"
+
+
+def test_workers_without_compiled_kernels_warn(served: Served) -> None:
+    shown = httpx.get(f"{served.url}/readyz", timeout=600).json()
     assert (shown["kernels"], shown["kernels_reason"]) == ("portable", "CONVEXLAYER_COMPILE is never")
-    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
-    said = [line for line in lines if "portable kernels" in line["message"]]
+    said = [line for line in served.logged() if "portable kernels" in line["message"]]
     assert said
     assert {line["level"] for line in said} == {"WARNING"}
     assert all("CONVEXLAYER_COMPILE is never" in line["message"] for line in said)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+def test_few_file_descriptors(served: Served) -> None:
+    with ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(Wire(int(served.url.rpartition(":")[2])))
+        assert [served.status("/healthz") for _ in range(20)] == [200] * 20
 
 
 def test_an_invisible_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,31 +143,25 @@ def test_an_invisible_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert re.search(r"(no GPU is|GPUs are) visible", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(("trusted", "client"), [("", "127.0.0.1"), ("127.0.0.1", "203.0.113.9")])
-def test_forwarded_headers_of_trusted_proxies(tmp_path: Path, trusted: str, client: str) -> None:
-    with open(tmp_path / "log", "w") as log:
-        environment: dict[str, Any] = {"CONVEXLAYER_TRUSTED_PROXIES": trusted, "CONVEXLAYER_ROOT_PATH": "/lab"}
-        with Server(log=log.fileno(), **environment) as server:
-            headers = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
-            assert httpx.get(f"{server.url}/lab/v1/problems", headers=headers, timeout=600).status_code == 200
-    text = (tmp_path / "log").read_text()
-    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    assert [line["client"] for line in lines if line.get("route") == "/v1/problems"] == [client]
-
-
-def test_a_public_address_with_a_first_key(tmp_path: Path) -> None:
+def test_a_public_address_with_a_first_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, token = str(tmp_path / "store.sqlite"), secrets.token_hex(32)
     (tmp_path / "key").write_text(f"{token}\n")
-    given: list[dict[str, Any]] = [
-        {"CONVEXLAYER_FIRST_KEY_FILE": str(tmp_path / "key")},
-        {"CONVEXLAYER_FIRST_KEY": token},
-        {},
-    ]
+    statuses: list[list[int]] = []
+
+    def serve_on(listener: socket.socket, host: str, settings: Settings, opened: Store) -> None:
+        with running(store=opened) as server:
+            authorised = server.ask("GET", "/v1/problems", Authorization=f"Bearer {token}")
+            statuses.append([server.ask("GET", path).status for path in ("/healthz", "/v1/problems")])
+            statuses[-1].append(authorised.status)
+
+    monkeypatch.setattr(commands, "_serve_on", serve_on)  # on a thread of this process
+    given = [{"CONVEXLAYER_FIRST_KEY_FILE": str(tmp_path / "key")}, {"CONVEXLAYER_FIRST_KEY": token}, {}]
     for environment in given:
-        with Server("--host", "0.0.0.0", "--store", store, **environment) as server:
-            assert server.status("/healthz") == 200
-            assert server.status("/v1/problems") == 401
-            assert server.status("/v1/problems", token) == 200
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert main(["serve", "--host", "0.0.0.0", "--port", "0", "--store", store]) == 0
+    assert statuses == [[200, 401, 200]] * 3
 
 
 def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

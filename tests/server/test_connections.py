@@ -7,7 +7,6 @@ import ipaddress
 import json
 import logging
 import os
-import sys
 from contextlib import ExitStack
 
 import pytest
@@ -18,8 +17,7 @@ from convexlayer_server.observability import logs
 from convexlayer_server.observability.metrics import Metrics
 from convexlayer_server.settings import Settings
 
-from .running import LargeBackend, Running, WaitingBackend, Wire, eventually, running
-from .test_cli import Server
+from .running import LargeBackend, Running, WaitingBackend, eventually, running
 
 DOCUMENT = {
     "kind": "expression",
@@ -264,18 +262,13 @@ def test_exhausted_file_descriptors_are_logged(
     assert "no file descriptor is free" in caplog.records[-1].message
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
-def test_few_file_descriptors() -> None:
-    import resource
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (160, 256))
-
-    with Server(preexec_fn=limit) as server, ExitStack() as stack:
-        address = server.url.removeprefix("http://127.0.0.1:")
-        for _ in range(300):
-            stack.enter_context(Wire(int(address)))
-        assert [server.status("/healthz") for _ in range(20)] == [200] * 20
+@pytest.mark.parametrize(("trusted", "client"), [("", "127.0.0.1"), ("127.0.0.1", "203.0.113.9")])
+def test_forwarded_headers_of_trusted_proxies(trusted: str, client: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), running(trusted_proxies=trusted, root_path="/lab") as server:
+        forwarded = {"X_Forwarded_For": "203.0.113.9", "X_Forwarded_Proto": "https"}
+        assert server.ask("GET", "/lab/v1/problems", **forwarded).status == 200
+    lines = [vars(record) for record in caplog.records]
+    assert [line["client"] for line in lines if line.get("route") == "/v1/problems"] == [client]
 
 
 def test_repeated_warnings_are_dropped() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import signal
 import sys
 import threading
@@ -20,7 +22,7 @@ from convexlayer_server.encodings.json_arrays import parse_json_arrays
 from convexlayer_server.errors import MalformedError, TooManyError, UnavailableError
 from convexlayer_server.http import parser_pool as parser_pool
 from convexlayer_server.http.parser_pool import ParserPool
-from convexlayer_server.shared.channel import send
+from convexlayer_server.shared.channel import receive, send
 
 MODERATE = json.dumps({"a": list(range(1000))}).encode()
 LARGE = MODERATE + b" " * 2**20
@@ -93,6 +95,29 @@ def test_bodies_are_parsed_and_errors_returned() -> None:
             await parsers.parse("", chr, MODERATE)
 
     run(work)
+
+
+def test_a_process_ends_when_its_connection_closes() -> None:
+    """So it does not survive a server that is killed."""
+    connection, process = parser_pool._start_process()
+    with connection:
+        send(connection, (parse_json_arrays, MODERATE))
+        values, error = receive(connection)
+        assert error is None
+        np.testing.assert_array_equal(values["a"], np.arange(1000))
+        for function, body, kind, said in (
+            (parse_json_arrays, b"{", MalformedError, "at byte"),
+            (bytes, 2**50, MalformedError, "more memory than this server allows"),
+            (chr, b"1", RuntimeError, "TypeError: .*\nTraceback"),
+            (sys.exit, 3, MalformedError, "more memory than this server allows"),  # as a panic of Rust
+        ):
+            send(connection, (function, body))
+            result, error = receive(connection)
+            assert result is None
+            assert type(error) is kind
+            assert re.search(said, str(error))
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == 5
+    assert process.wait() == 0
 
 
 def test_processes_start_when_needed_and_end_with_the_pool() -> None:

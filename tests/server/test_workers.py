@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import multiprocessing
 import os
 import signal
+import socket
+import struct
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, final
@@ -13,10 +18,12 @@ from typing import Any, final
 import numpy as np
 import pytest
 
-from convexlayer_server.compute import worker_pool
+from convexlayer.runtime import kernel_cache
+from convexlayer_server.compute import forkserver, worker, worker_pool
 from convexlayer_server.compute.local_backend import LocalBackend
 from convexlayer_server.compute.protocol import ComputeResult
 from convexlayer_server.compute.worker_handle import WorkerHandle
+from convexlayer_server.compute.worker_messages import WorkItem
 from convexlayer_server.errors import DeadlineError, DocumentError, InvalidError, UnavailableError
 from convexlayer_server.settings import Settings
 
@@ -192,3 +199,147 @@ def test_a_problem_that_ends_two_workers_is_quarantined(harness: PoolHarness) ->
         await harness.backend.run(request(), DOCUMENT)
 
     harness.run(refused)
+
+
+def test_a_worker_exits_when_its_connection_closes(harness: PoolHarness) -> None:
+    async def work(harness: PoolHarness) -> None:
+        await harness.backend.run(request(), DOCUMENT)
+        first = harness.pool[0]
+        first._connection.shutdown(socket.SHUT_RDWR)
+        while first in harness.pool:
+            await asyncio.sleep(0.01)
+        assert first._process.exitcode == 0
+        assert first.resident_bytes() == 0
+
+    harness.run(work)
+
+
+def test_a_worker_exits_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it computes, it does not notice that its connection closed."""
+    ended, statuses = threading.Event(), list[int]()
+
+    class Parent:
+        join = ended.wait
+
+    monkeypatch.setattr(multiprocessing, "parent_process", Parent)
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    waiting = threading.Thread(target=worker._exit_with_parent)
+    waiting.start()
+    assert statuses == []
+    ended.set()
+    waiting.join()
+    assert statuses == [0]
+
+
+def test_the_standby_moves_to_the_background(harness: PoolHarness) -> None:
+    async def work(harness: PoolHarness) -> None:
+        pool, (first, standby) = harness.backend._scheduler.pool, harness.pool
+        assert pool.move_standby_to_background() is standby
+        assert (pool.foreground, pool.background) == ([first], [standby])
+        assert [os.getpriority(os.PRIO_PROCESS, each.pid) for each in (first, standby)] == [5, 19]
+        while len(pool.all_workers) < 3:
+            await asyncio.sleep(0.01)
+        assert pool.move_standby_to_background() is None  # there is one background worker at most
+
+    harness.run(work)
+
+    async def back_to_one_standby(harness: PoolHarness) -> None:
+        pool, replaced = harness.backend._scheduler.pool, harness.backend.health().replaced
+        (first, idle, standby) = harness.pool
+        pool.move_to_background(first)  # which ends the idle one, and the standby takes its place
+        assert (pool.foreground, pool.background) == ([standby], [first, idle])
+        while idle in harness.pool:
+            await asyncio.sleep(0.01)
+        assert (pool.foreground, pool.background) == ([standby], [first])
+        assert idle.exit_reason() == "requested"
+        assert harness.backend.health().replaced == replaced
+        first.terminate("requested")
+        while first in harness.pool:
+            await asyncio.sleep(0.01)
+
+    harness.run(back_to_one_standby)
+
+
+@final
+class FailingStarts:
+    """The context of worker processes, of which the first ones do not start, or end before they are ready."""
+
+    def __init__(self, failures: int, *, by_signal: bool) -> None:
+        self.attempts = 0
+        self._failures, self._by_signal = failures, by_signal
+        self._context = forkserver.context()
+
+    def Process(self, **arguments: Any) -> Any:
+        process = self._context.Process(**arguments)
+
+        def fail() -> None:
+            if not self._by_signal:
+                raise OSError("no process may be started")
+            del process.start  # this function, which cannot be pickled
+            process.start()
+            process.kill()
+
+        self.attempts += 1
+        if self.attempts <= self._failures:
+            process.start = fail
+        return process
+
+
+@pytest.mark.parametrize("by_signal", [False, True])
+def test_workers_that_do_not_start_are_started_again(
+    by_signal: bool, harness: PoolHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses_s: list[float] = []
+    pool, starts = harness.backend._scheduler.pool, FailingStarts(3, by_signal=by_signal)
+    start = pool._start
+
+    def record_and_start(device: str) -> None:
+        pauses_s.append(pool._restart_s)
+        start(device)
+
+    async def work(harness: PoolHarness) -> None:
+        monkeypatch.setattr(forkserver, "context", lambda: starts)
+        monkeypatch.setattr(pool, "_start", record_and_start)
+        monkeypatch.setattr(worker_pool, "_FIRST_RESTART_S", 0.01)
+        monkeypatch.setattr(worker_pool, "_MAX_RESTART_S", 0.02)
+        kill(harness.pool[1])
+        while starts.attempts < 4:
+            await asyncio.sleep(0.01)
+
+    harness.run(work)
+    harness.run(lambda harness: harness.backend.run(request(), DOCUMENT))
+    assert pauses_s == [0.0, 0.01, 0.02, 0.02]
+    assert pool._restart_s == 0.0  # since one is ready
+    assert ("a worker could not be started" in caplog.text) is not by_signal
+
+
+def test_workers_without_kernels_are_replaced_when_these_are_compiled(
+    harness: PoolHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(harness: PoolHarness) -> None:
+        before, replaced = list(harness.pool), harness.backend.health().replaced
+        for each in before:
+            each.without_kernels = True
+        await asyncio.sleep(0)
+        monkeypatch.setattr(kernel_cache, "is_complete", lambda: True)
+        while set(before) & set(harness.pool):
+            await asyncio.sleep(0.01)
+        assert harness.backend.health().replaced == replaced
+
+    harness.run(work)
+
+
+def test_a_message_that_cannot_be_read_ends_a_worker(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = socket.socketpair()
+    handle, exits = WorkerHandle(ours, None), list[str]()
+    with theirs:
+        theirs.sendall(struct.pack("<QI", 3, 0) + b"abc")
+        handle.receive_until_exit(lambda message: None, lambda: exits.append(handle.exit_reason()))
+        assert theirs.recv(1) == b""
+    assert exits == ["crash"]
+    assert "cannot be read" in caplog.text
+    handle.terminate("requested")
+    with caplog.at_level(logging.DEBUG):
+        handle.start(WorkItem(problem_id="p", document=None, request=request()), limit_s=1.0, size_bytes=0)
+    assert "ended before it received its work" in caplog.text
+    assert (handle.exit_reason(), handle.pid, handle.resident_bytes()) == ("crash", None, 0)

@@ -69,7 +69,10 @@ class WorkerHandle:
         self.last_needed = time.monotonic()
         self._connection = connection
         self._process = process
-        self._psutil_process = None if process is None else psutil.Process(process.pid)
+        self._psutil_process: psutil.Process | None = None
+        if process is not None:
+            with suppress(psutil.NoSuchProcess):  # it has ended already, which the receiving thread notices
+                self._psutil_process = psutil.Process(process.pid)
 
     @property
     def ready(self) -> bool:
