@@ -95,7 +95,7 @@ class Job:
                 f"job {self.id} is {self.status}; its /events report when it is done", retry_after_s=1.0
             )
         if isinstance(self._outcome, Exception):
-            raise self._outcome
+            raise self._outcome.with_traceback(None)  # else each call would add its frames to the same error
         return await self._respond(self._outcome)
 
     def set_progress(self, done: int, total: int) -> None:

@@ -143,7 +143,8 @@ class ComputeResult:
         report: of the derivative: status, linear_residual, margin, condition and consistent; None for a solve.
         solver: name of the solver that ran.
         reason: why the library chose it.
-        seconds: wall time of each step, summed over the chunks of a divided batch.
+        seconds: wall time of each step, summed over the chunks of a divided batch; the admission queue adds the time
+            spent in it, ``queue``.
         state: the handle, if requested; None if the state is too large to keep.
         portable: the state as arrays, if requested.
         details: messages about single elements, by position.

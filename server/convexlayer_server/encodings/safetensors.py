@@ -189,8 +189,10 @@ def _tensor(name: str, entry: Any) -> _Tensor:
         raise MalformedError(f"{where}: the supported dtypes are {', '.join(_DTYPES)}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise MalformedError(f"{where}: shape and the two data_offsets must be non-negative integers")
+    if len(shape) > _MAX_DIMENSIONS:  # before the product, which would take seconds for thousands of lengths
+        raise MalformedError(f"{where}: it has {len(shape)} dimensions; the limit is {_MAX_DIMENSIONS}")
     size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
-    if len(shape) > _MAX_DIMENSIONS or offsets[1] - offsets[0] != size:
+    if offsets[1] - offsets[0] != size:
         raise MalformedError(f"{where}: its shape does not fit the bytes from {offsets[0]} to {offsets[1]}")
     return _Tensor(offsets[0], offsets[1], name, _DTYPES[dtype], tuple(shape))
 
