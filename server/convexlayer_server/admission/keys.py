@@ -62,8 +62,8 @@ def new_key(
     """Return the key of a token.
 
     Raises:
-        StoreError: the name is empty, too long or not printable; a limit is not positive; or the token is too short to be
-            secret, too long, or not printable ASCII without spaces.
+        StoreError: the name is empty, too long or not printable; a limit is not positive; or the token is too short to
+            be secret, too long, or not printable ASCII without spaces.
     """
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         raise StoreError(
