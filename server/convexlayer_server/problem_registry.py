@@ -14,7 +14,7 @@ import convexlayer
 
 from .admission.admission_queue import AdmissionQueue
 from .documents import IdentifiedDocument
-from .errors import NotFoundError
+from .errors import MAX_QUOTED, NotFoundError
 from .settings import Settings
 from .shared.caches import LRUCache
 from .store import Store, StoredProblem
@@ -76,7 +76,9 @@ class ProblemRegistry:
         deletions = self._deletions
         problem = await run_in_threadpool(self._store.get, owner, problem_id)
         if problem is None:
-            raise NotFoundError(f"no problem {problem_id[:80]!r} is registered; POST its document to /v1/problems")
+            raise NotFoundError(
+                f"no problem {problem_id[:MAX_QUOTED]!r} is registered; POST its document to /v1/problems"
+            )
         if problem.versions != str(dict(versions())):
             renewed, _ = await self.add(owner, IdentifiedDocument(problem_id, problem.document))
             problem = replace(renewed, size_bytes=problem.size_bytes)
@@ -98,7 +100,7 @@ class ProblemRegistry:
         self._deletions += 1
         self._recent.drop((owner, problem_id))
         if not found:
-            raise NotFoundError(f"no problem {problem_id[:80]!r} is registered")
+            raise NotFoundError(f"no problem {problem_id[:MAX_QUOTED]!r} is registered")
 
     def clear_cache(self) -> None:
         """Clear the cache, so that every problem is read from the store again."""

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, TypeVar, final
 
 from ..compute.protocol import ComputeBackend, ComputeHealth, ComputeRequest, ComputeResult, OnProgress, OnStart
-from ..errors import TooManyError
+from ..errors import RETRY_S, TooManyError
 from ..observability.metrics import Metrics
 from ..observability.tracing import RequestContext, current_context
 from ..settings import Settings
@@ -26,9 +26,6 @@ from .usage import UsageLedger
 __all__ = ["AdmissionQueue"]
 
 _T = TypeVar("_T")
-
-_MIN_RETRY_S = 1.0
-"""Retry-After in seconds at least, however short the backlog."""
 
 
 @final
@@ -174,5 +171,5 @@ class AdmissionQueue:
     def _too_many(self) -> TooManyError:
         return TooManyError(
             f"{self.waiting} requests wait to be computed; try again later",
-            retry_after_s=max(_MIN_RETRY_S, self._backend.health().backlog_s),
+            retry_after_s=max(RETRY_S, self._backend.health().backlog_s),
         )

@@ -37,7 +37,7 @@ class Executor:
     """Executes work items; not thread-safe.
 
     Args:
-        settings: ``compiled_problems``, ``max_compiled_size``, ``state_bytes``, and the limits on documents.
+        settings: ``cached_problems``, ``max_cached_size``, ``state_bytes``, and the limits on documents.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -46,7 +46,7 @@ class Executor:
         self._device = device
         self._grammar = Grammar(settings)
         self._problems: LRUCache[str, tuple[CanonicalProblem, ProblemSolver]] = LRUCache(
-            settings.max_compiled_size, settings.compiled_problems, keep_last=True
+            settings.max_cached_size, settings.cached_problems, keep_last=True
         )
         self._batches: LRUCache[str, SolvedBatch] = LRUCache(settings.state_bytes)
 

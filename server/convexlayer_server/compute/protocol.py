@@ -208,7 +208,7 @@ class ComputeHealth:
 
     Attributes:
         ready: whether it accepts requests.
-        compiled: number of problems that its workers hold canonicalised.
+        cached_problems: number of problems that its workers hold canonicalised.
         running: requests that are queued or being computed.
         workers: workers that can compute now.
         replaced: workers that ended unexpectedly and were replaced, since the start.
@@ -218,7 +218,7 @@ class ComputeHealth:
     """
 
     ready: bool
-    compiled: int
+    cached_problems: int
     running: int
     workers: int = 1
     replaced: int = 0

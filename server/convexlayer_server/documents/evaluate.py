@@ -34,9 +34,14 @@ _NUMBERS: Mapping[str, Callable[[float, float], float]] = {
 }
 
 _ELEMENTWISE_COUNTERPARTS: Mapping[str, str] = {"max": "maximum", "min": "minimum"}
+"""Elementwise functions that are often meant where a reduction is given several expressions."""
 
 _MAX_APPROXIMATED = 64
 """Entries of an operand whose powers CVXPY approximates by fractions; the search takes cubic time or more."""
+
+_MAX_MESSAGE = 300
+"""Characters of an error message of CVXPY that a message quotes."""
+
 _T = TypeVar("_T")
 
 
@@ -199,8 +204,10 @@ class Evaluator:
             and node.name in _ELEMENTWISE_COUNTERPARTS
             and isinstance(self._evaluate(rest[0]).content, cp.Expression)
         ):
-            largest = _ELEMENTWISE_COUNTERPARTS[node.name]
-            raise self._error(node, f"{node.name} reduces one expression; for several expressions write {largest}(...)")
+            elementwise = _ELEMENTWISE_COUNTERPARTS[node.name]
+            raise self._error(
+                node, f"{node.name} reduces one expression; for several expressions write {elementwise}(...)"
+            )
         given = dict(zip(atom.options, rest, strict=False))
         for name in named:
             self._look_up(node, name, atom.options, f"option of {node.name}")
@@ -300,7 +307,7 @@ def _label(node: Node) -> str:
 
 def _first_line(error: Exception) -> str:
     text = str(error.args[0] if error.args else error).strip()
-    return text.split("\n")[0][:300] if text else f"CVXPY rejects the arguments ({type(error).__name__})"
+    return text.split("\n")[0][:_MAX_MESSAGE] if text else f"CVXPY rejects the arguments ({type(error).__name__})"
 
 
 def _size(content: Any) -> int:

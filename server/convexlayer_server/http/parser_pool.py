@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
-from ..errors import MalformedError, TooManyError, UnavailableError
+from ..errors import RETRY_S, MalformedError, TooManyError, UnavailableError, shutting_down
 from ..settings import Settings
 from ..shared.channel import receive, send
 from ..shared.fair_queue import FairQueue
@@ -38,9 +38,6 @@ _MAX_MEMORY_BYTES = 2 * 2**30
 
 _TIME_LIMIT_S = 30.0
 """Seconds that parsing one body may take, before its process is killed."""
-
-_RETRY_S = 1.0
-"""Retry-After in seconds of a body that could not be parsed now."""
 
 _T = TypeVar("_T")
 
@@ -72,7 +69,7 @@ class _Parser:
                 raise MalformedError(parser_process.TOO_LARGE) from failure
             _LOG.warning("a body of %d bytes could not be parsed: %r", len(body), failure)
             detail = "the process that parsed the body ended or took too long, and is replaced; try again"
-            raise UnavailableError(detail, retry_after_s=_RETRY_S) from failure
+            raise UnavailableError(detail, retry_after_s=RETRY_S) from failure
         if error is not None:
             raise error
         return result
@@ -123,10 +120,6 @@ def _start_process() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     return ours, process
 
 
-def _shutting_down() -> UnavailableError:
-    return UnavailableError("the server is shutting down", retry_after_s=_RETRY_S)
-
-
 @dataclass(eq=False)
 class _Job:
     """A body that waits, or is being parsed."""
@@ -142,15 +135,15 @@ class ParserPool:
     """Processes that parse bodies, started when they are needed; for use on the event loop.
 
     Args:
-        settings: ``readers``, ``max_waiting`` and ``max_wait_s``.
+        settings: ``parsers``, ``max_waiting`` and ``max_wait_s``.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._moderate: FairQueue[_Job] = FairQueue()
         self._large: FairQueue[_Job] = FairQueue()
-        self._parsers = tuple(_Parser() for _ in range(settings.readers))
-        self._threads = ThreadPoolExecutor(settings.readers, thread_name_prefix="parser")
+        self._parsers = tuple(_Parser() for _ in range(settings.parsers))
+        self._threads = ThreadPoolExecutor(settings.parsers, thread_name_prefix="parser")
         self._parsing: dict[_Parser, asyncio.Future[Any]] = {}
         self._closed = False
 
@@ -173,7 +166,7 @@ class ParserPool:
             Exception: what the function raises.
         """
         if self._closed:
-            raise _shutting_down()
+            raise shutting_down()
         loop = asyncio.get_running_loop()
         queue = self._moderate if len(body) <= _MODERATE_BYTES else self._large
         self._make_room(queue, owner)
@@ -195,7 +188,7 @@ class ParserPool:
             while len(queue):
                 job = queue.pop(0.0)
                 if not job.future.done():
-                    job.future.set_exception(_shutting_down())
+                    job.future.set_exception(shutting_down())
         for parser in self._parsers:
             parser.close()
         await asyncio.gather(*self._parsing.values(), return_exceptions=True)
@@ -216,7 +209,7 @@ class ParserPool:
             job.future.set_exception(self._too_many(queue))
 
     def _too_many(self, queue: FairQueue[_Job]) -> TooManyError:
-        return TooManyError(f"{len(queue)} bodies wait to be parsed; try again later", retry_after_s=_RETRY_S)
+        return TooManyError(f"{len(queue)} bodies wait to be parsed; try again later", retry_after_s=RETRY_S)
 
     def _dispatch(self) -> None:
         """Start the idle parsers: the first one on moderate bodies alone, the others preferably on large ones."""

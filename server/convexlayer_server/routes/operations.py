@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..compute.protocol import ComputeOptions, ComputeRequest, ComputeResult, OnProgress, Operation
 from ..encodings.arrays import Array, Encoding
-from ..errors import InvalidError, SolverChoiceError, pointer
+from ..errors import MAX_QUOTED, InvalidError, SolverChoiceError, pointer
 from ..http import problem_details
 from ..http.request_arrays import RequestArrays, known_names
 from ..http.request_body import MAX_INLINE_BYTES, openapi_body
@@ -62,9 +62,6 @@ More would delay other requests, fewer would pay for a thread too often.
 
 _DOUBLE_BYTES = 8
 """Bytes of a number in double precision."""
-
-_MAX_NAME = 80
-"""Characters of a name that a message quotes."""
 
 _PARTS = ("parameters", "variables", "duals")
 _MEASURES = ("linear_residual", "margin", "condition")
@@ -132,7 +129,7 @@ async def vjp(http: Request) -> Response:
     known = problem.summary["parameters"]
     for position, name in enumerate(body.wrt or ()):
         if name not in known:
-            detail = f"unknown parameter {name[:_MAX_NAME]!r}{known_names(known)}"
+            detail = f"unknown parameter {name[:MAX_QUOTED]!r}{known_names(known)}"
             raise InvalidError.at(pointer("wrt", position), detail)
     problem_id, wrt = problem.id, tuple(known) if body.wrt is None else tuple(body.wrt)
     request = await _compute_request(

@@ -165,10 +165,10 @@ class BatchSplitter(Generic[T]):
 
     def _sizes_of_parts(self, states: Sequence[Any], sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the sizes of the parts of split states; check that all states agree, and fit the batch."""
-        kinds = {state.rows if isinstance(state, SplitState) else None for state in states}
+        kinds = {state.sizes if isinstance(state, SplitState) else None for state in states}
         if len(kinds) > 1:
             raise ShapeError("state and portable are not of the same solve: the sizes of their parts differ")
-        part_sizes: tuple[int, ...] = states[0].rows
+        part_sizes: tuple[int, ...] = states[0].sizes
         for what, size in sizes.items():
             if size != sum(part_sizes):
                 raise ShapeError(f"{what} has {size} elements, but the state has {sum(part_sizes)}")
