@@ -21,8 +21,13 @@ from .errors import SettingsError
 __all__ = ["Settings", "default_store"]
 
 _LOG = logging.getLogger(__name__)
+
 _PREFIX = "CONVEXLAYER_"
+"""Beginning of the environment variables of settings."""
+
 _FILE = f"{_PREFIX}SETTINGS"
+"""Environment variable with the path of the settings file."""
+
 _OTHERS = {_FILE, *(_PREFIX + name for name in ("API_KEY", "COMPILE", "FIRST_KEY", "FIRST_KEY_FILE", "URL"))}
 """Variables of the command line, the library and the client, which are not settings."""
 
@@ -83,7 +88,7 @@ class Settings(BaseModel):
             for as many as there are workers, which is the maximum.
         deadline_s: seconds that one element, and what is computed with it, may take; a worker that takes longer is
             replaced.
-        canonicalise_limit_s: seconds that canonicalising a problem may take.
+        canonicalise_limit_s: seconds that canonicalising a problem may take; a worker that takes longer is replaced.
         worker_memory_bytes: resident memory of one worker; a worker that uses more is replaced.
         quarantine_s: seconds for which a problem, or a solver, is refused to a key for which it ended two workers.
         batching: whether to merge queued requests for the same problem.

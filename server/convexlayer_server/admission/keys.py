@@ -20,6 +20,7 @@ from ..store import Key
 __all__ = ["ANONYMOUS", "Keyring", "Principal", "new_key", "new_token"]
 
 _PREFIX = "cl_"
+"""Beginning of the tokens made here, by which scanners for leaked secrets can find them."""
 
 _TOKEN_BYTES = 32
 """Random bytes of a token: 256 bits cannot be guessed."""

@@ -28,6 +28,9 @@ Form = Literal["binary", "json"]
 
 _JSON = "application/json"
 
+_MAX_QUOTED = 200
+"""Characters of a body without problem details that an error quotes."""
+
 
 @final
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ def _api_error(reply: Reply, batch_slice: BatchSlice | None) -> ApiError:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        document = {"detail": reply.content.decode("utf-8", "replace")[:200]}
+        document = {"detail": reply.content.decode("utf-8", "replace")[:_MAX_QUOTED]}
     errors = document.get("errors")
     where = ""
     if batch_slice is not None and len(batch_slice) < batch_slice.batch:
