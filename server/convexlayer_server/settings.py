@@ -94,7 +94,8 @@ class Settings(BaseModel):
         batching: whether to merge queued requests for the same problem.
         merged_elements: elements of a merged batch.
         state_bytes: bytes of all states kept for handles, and again of the factorisations that each worker caches. A
-            key that stays within an equal share of them loses none to other keys.
+            key that stays within an equal share of them loses none to other keys. The newest state of each key stays
+            even if that exceeds the total.
         state_s: seconds for which a state is kept after its last use.
         max_jobs_per_key: jobs of one key, including those whose results are kept.
         job_bytes: bytes of all results of jobs, shared among keys as those of states are.

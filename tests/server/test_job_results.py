@@ -60,3 +60,11 @@ def test_a_finished_job_keeps_no_document_and_tells_its_time_in_the_queue(operat
         assert result["meta"]["seconds"]["queue"] > 0.0
     finally:
         client.close()
+
+
+@pytest.mark.parametrize("headers", [["wait=10, respond-async"], ["wait=10", "Respond-Async"]])
+def test_preferences_may_stand_in_several_headers(client: AppClient, path: str, headers: list[str]) -> None:
+    response = client.request(
+        "POST", f"{path}/solve", json={"parameters": VALUES}, headers=[("Prefer", header) for header in headers]
+    )
+    assert response.status_code == 202

@@ -262,7 +262,7 @@ async def _respond(
         return service.compute.run(request, problem.document, on_progress)
 
     reservation = reservation_of(http)
-    if not prefers_async(http.headers.get("prefer", "")):
+    if not prefers_async(http.headers.getlist("prefer")):
         result = await run()
         reservation.set("body", 0)
         reservation.set("arrays", 0)
