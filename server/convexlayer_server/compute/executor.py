@@ -57,7 +57,7 @@ class Executor:
             problem, solver, evicted = self._problem(work)
         except Exception as error:
             elapsed = time.perf_counter() - start
-            return WorkResult(error=_portable(error), canonicalised=False, canonicalise_s=elapsed)
+            return WorkResult(error=_picklable(error), canonicalised=False, canonicalise_s=elapsed)
         summary = None if work.document is None and work.request is not None else problem.summary
         canonicalised = time.perf_counter()
         partial = WorkResult(summary=summary, evicted_problems=tuple(evicted), canonicalise_s=canonicalised - start)
@@ -67,7 +67,7 @@ class Executor:
             result, batch, stopped = solver.compute(work.request, self._cached(work.request), merged=work.merged)
             cached, evicted_batches = self._cache(problem, work.request, batch)
         except Exception as error:
-            return replace(partial, error=_portable(error), compute_s=time.perf_counter() - canonicalised)
+            return replace(partial, error=_picklable(error), compute_s=time.perf_counter() - canonicalised)
         return replace(
             partial,
             result=result,
@@ -111,7 +111,7 @@ def _size_bytes(problem: CanonicalProblem, batch: SolvedBatch) -> int:
     return _DOUBLE_BYTES * batch.batch * (_VECTORS * entries + factor)
 
 
-def _portable(error: Exception) -> Exception:
+def _picklable(error: Exception) -> Exception:
     """Return an error that can be pickled; the traceback of an unexpected one is logged here."""
     if isinstance(error, RequestError):
         return error

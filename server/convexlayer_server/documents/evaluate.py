@@ -160,20 +160,21 @@ class Evaluator:
     def _call(self, node: Call, atom: Atom) -> Value:
         positional = node.children[: len(node.children) - len(node.keywords)]
         named = dict(zip(node.keywords, node.children[len(positional) :], strict=True))
+        rest: Items[Node] = ()
+        widths: list[int] | None = None
         if atom.blocks:
-            operands, rest, shape = self._blocks(node, positional)
+            operands, widths = self._blocks(node, positional)
         else:
             operands, rest = _split(positional, atom)
-            shape = None
         if len(operands) < atom.least:
             raise self._error(node, f"{node.name} takes at least {atom.least} expressions, got {len(operands)}")
         options = self._options(node, atom, rest, named)
         keywords = {name: option.content for name, option in options.items()}
 
         def function(*contents: cp.Expression) -> Any:
-            if shape is not None:
+            if widths is not None:
                 remaining = iter(contents)
-                return atom.function([[next(remaining) for _ in range(width)] for width in shape], **keywords)
+                return atom.function([[next(remaining) for _ in range(width)] for width in widths], **keywords)
             return atom.function(list(contents), **keywords) if atom.listed else atom.function(*contents, **keywords)
 
         values = [self.expression(operand) for operand in operands]
@@ -188,12 +189,12 @@ class Evaluator:
             estimate = _search_cost
         return self._apply(node, function, values, list(options.values()), estimate=estimate)
 
-    def _blocks(self, node: Call, positional: Items[Node]) -> tuple[Items[Node], Items[Node], list[int]]:
-        """Return the blocks of a block matrix by rows, no options, and the number of blocks in each row."""
+    def _blocks(self, node: Call, positional: Items[Node]) -> tuple[Items[Node], list[int]]:
+        """Return the blocks of a block matrix by rows, and the number of blocks in each row."""
         rows = positional[0].children if len(positional) == 1 and isinstance(positional[0], Sequence) else ()
         if not rows or not all(isinstance(row, Sequence) and row.children for row in rows):
             raise self._error(node, f"{node.name} takes one list of rows, each a list of expressions")
-        return [block for row in rows for block in row.children], (), [len(row.children) for row in rows]
+        return [block for row in rows for block in row.children], [len(row.children) for row in rows]
 
     def _options(self, node: Call, atom: Atom, rest: Items[Node], named: Mapping[str, Node]) -> dict[str, Value]:
         if len(rest) > len(atom.options):
