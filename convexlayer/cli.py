@@ -16,6 +16,12 @@ from convexlayer import __version__
 
 __all__ = ["main"]
 
+_FAILED = 2
+"""Exit status of a command that failed, as argparse uses it for invalid arguments."""
+
+_MAX_PORT = 2**16 - 1
+"""The highest TCP port."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -200,15 +206,20 @@ def _gallery_run(options: argparse.Namespace) -> int:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 2**16:
-        raise argparse.ArgumentTypeError(f"expected a port from 0 to {2**16 - 1}, got {port}")
-    return port
+    """Parse a TCP port.
+
+    Raises:
+        ArgumentTypeError: the text is not one; argparse adds the name of the option.
+    """
+    if not text.isdecimal() or int(text) > _MAX_PORT:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to {_MAX_PORT}, got {text!r}")
+    return int(text)
 
 
 def _fail(message: str) -> int:
+    """Write a message to standard error; return the exit status of a command that failed."""
     sys.stderr.write(f"convexlayer: {message}\n")
-    return 2
+    return _FAILED
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def _deadlines() -> Row:
     """The values determine the duration of a solve; those of the other key are easy."""
     document = heavy_qp()
     hard = body(heavy_values(0), options=HARD)
-    with Server(keys=("attacker", "victim"), deadline_s=_DEADLINE_S, compile_limit_s=_COMPILE_S) as server:
+    with Server(keys=("attacker", "victim"), deadline_s=_DEADLINE_S, canonicalise_limit_s=_COMPILE_S) as server:
         path = f"{server.register(document, 'attacker')}/solve"
         with server.client("attacker") as client:
             given = Tally()

@@ -27,7 +27,7 @@ LIMITS: dict[str, Any] = {
     "max_canonical_size": 10_000,
     "max_batch": 8,
     "max_batch_size": 100_000,
-    "compiled_problems": 8,
+    "cached_problems": 8,
     "max_problems_per_key": 100_000,
 }
 """Limits that keep most requests small, so that many can be sent."""

@@ -50,5 +50,6 @@ def canonicalize(
 
 
 def _solved(program: ConeProgram, accuracy: float) -> Solution:
+    """Solve a program by the reference solver with this tolerance."""
     solver, _ = solver_for(REFERENCE, program.structure)
     return solver.solve(solver.init(program.structure), program, Options(tol=accuracy))

@@ -34,7 +34,10 @@ from convexlayer.status import Status
 __all__ = ["ConvexLayer"]
 
 ON_FAILURE = ("raise", "nan", "keep")
+"""Choices of the argument ``on_failure``."""
+
 ON_DEGENERATE = ("warn", "report", "raise")
+"""Choices of the argument ``on_degenerate``."""
 
 MAX_DETAILS = 3
 """Number of elements whose details the message of an error quotes."""
@@ -54,8 +57,8 @@ class ConvexLayer(torch.nn.Module):
     jvp, vjp, jacrev, jacfwd) and torch.autograd.gradcheck; torch.compile breaks its graph at the layer. Thread-safe,
     picklable, deep-copyable.
 
-    The layer is a shell over a solution map (``layers/protocol.py``), which does the work in NumPy. If the environment
-    variable ``CONVEXLAYER_URL`` names a server, this is the client's remote map; ``from_solution_map`` takes any.
+    The layer adds torch to a solution map (``layers/protocol.py``), which computes in NumPy. If the environment
+    variable ``CONVEXLAYER_URL`` names a server, that is the client's remote map; ``from_solution_map`` takes any.
     """
 
     def __init__(
@@ -236,7 +239,7 @@ class ConvexLayer(torch.nn.Module):
     def _solve(
         self, tensors: tuple[torch.Tensor, ...], options: Any, warm_start: Any
     ) -> tuple[tuple[torch.Tensor, ...], Any]:
-        """The outputs, and the caller's report."""
+        """Check the tensors and solve; return the outputs and the caller's report. Raises as ``forward`` does."""
         specs = self._map.parameters
         for tensor in tensors:
             if not isinstance(tensor, torch.Tensor):

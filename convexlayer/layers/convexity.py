@@ -15,11 +15,11 @@ DECLARED = frozenset({"PSD", "NSD", "nonneg", "nonpos", "pos", "neg"})
 ROUNDING = 1e-9
 """Negative eigenvalues up to this factor times the largest entry of P count as rounding errors of zero."""
 
-LARGEST = 1000
-"""Largest order of P that is checked; beyond, the dense Cholesky factorisation costs too much."""
+MAX_ORDER = 1000
+"""Largest order of P that is checked; of a larger one, the dense Cholesky factorisation costs too much."""
 
-AT_ONCE = 2**20
-"""Number of dense entries of P per chunk of the batch (8 MiB)."""
+MAX_DENSE_ENTRIES = 2**20
+"""Entries of the dense matrices P that are checked at a time: 8 MiB."""
 
 
 def convexity_is_unproven(program: ParametricProgram) -> bool:
@@ -34,12 +34,15 @@ def convexity_is_unproven(program: ParametricProgram) -> bool:
 
 
 def nonconvex_elements(program: ConeProgram) -> dict[int, str]:
-    """Error messages, by position, of the elements whose P is finite but not positive semidefinite."""
+    """Return error messages, by position, of the elements whose P is finite but not positive semidefinite.
+
+    Nothing is checked if P is larger than ``MAX_ORDER``.
+    """
     n, P = program.structure.n, program.structure.P
     found: dict[int, str] = {}
-    if not P.nnz or n > LARGEST:
+    if not P.nnz or n > MAX_ORDER:
         return found
-    many = max(1, AT_ONCE // (n * n))
+    many = max(1, MAX_DENSE_ENTRIES // (n * n))
     for start in range(0, program.batch, many):
         dense = P.dense(program.P[start : start + many])
         largest = np.abs(dense).max(axis=(1, 2))
@@ -54,7 +57,7 @@ def nonconvex_elements(program: ConeProgram) -> dict[int, str]:
 
 
 def _message(P: Array) -> str | None:
-    """The error message for a symmetric matrix with a negative eigenvalue, or None."""
+    """Return the error message for a symmetric matrix with a negative eigenvalue; None if it has none."""
     eigenvalues = np.linalg.eigvalsh(P)
     size = np.abs(eigenvalues).max()
     if eigenvalues[0] >= -ROUNDING * size:

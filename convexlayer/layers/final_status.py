@@ -23,6 +23,7 @@ from convexlayer.status import Status
 __all__ = ["unproved_claims", "unsettled", "with_certificates"]
 
 CLAIMS = (Status.INFEASIBLE, Status.UNBOUNDED)
+"""Statuses that a solver may claim, and that need a ray as their certificate."""
 
 
 def unproved_claims(solution: Solution, raw: Solution) -> IndexArray:

@@ -21,16 +21,17 @@ from convexlayer.solvers import Options
 __all__ = ["ENTRY_POINTS", "URL_VARIABLE", "remote_solution_map", "server_url"]
 
 URL_VARIABLE = "CONVEXLAYER_URL"
+"""Environment variable with the URL of the server on which layers solve."""
 
 ENTRY_POINTS = "convexlayer.solution_maps"
 """The group of entry points whose member ``server`` is a class with the arguments of ``RemoteSolutionMap``."""
 
-_TRAVELS = ("tol", "max_iter", "time_limit_s")
-"""The options that a server takes."""
+_REMOTE_OPTIONS = ("tol", "max_iter", "time_limit_s")
+"""The options that a request to a server can have; the others need a local layer."""
 
 
 def server_url() -> str | None:
-    """URL of the server on which layers solve; None for local layers."""
+    """Return the URL of the server on which layers solve; None for local layers."""
     return os.environ.get(URL_VARIABLE) or None
 
 
@@ -56,7 +57,7 @@ def remote_solution_map(
     given = options if isinstance(options, Options) else Options.of(options, Options())
     default = asdict(Options())
     changed = {name: value for name, value in asdict(given).items() if value != default[name]}
-    local = {f"options {name}={value!r}": name not in _TRAVELS for name, value in changed.items()} | {
+    local = {f"options {name}={value!r}": name not in _REMOTE_OPTIONS for name, value in changed.items()} | {
         f"derivative={derivative!r}": derivative != "exact",
         f"check_attributes={check_attributes}": not check_attributes,
     }

@@ -22,6 +22,7 @@ SIGN_TOLERANCE = 1e-12
 """Entry of the wrong sign, relative to the element's largest entry, that counts as rounding (of float64)."""
 
 SIGNS = ("nonneg", "pos", "nonpos", "neg")
+"""Attributes that restrict the signs of the entries."""
 
 
 def batch_size(specs: Sequence[ArraySpec], shapes: Sequence[tuple[int, ...]]) -> int | None:

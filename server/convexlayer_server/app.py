@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, final
 
 from fastapi import FastAPI
@@ -74,17 +74,17 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        maintenance = Maintenance(service)
-        await maintenance.start()
-        await service.compute.open()
-        maintaining = asyncio.create_task(maintenance.run())
-        yield
-        await service.jobs.close()
-        await service.compute.close()
-        await service.parsers.close()
-        maintaining.cancel()
-        await maintenance.stop()
-        service.store.close()
+        async with AsyncExitStack() as closing:  # in reverse order, whatever fails
+            closing.callback(service.store.close)
+            maintenance = Maintenance(service)
+            await maintenance.start()
+            closing.push_async_callback(maintenance.stop)
+            await service.compute.open()
+            closing.callback(asyncio.create_task(maintenance.run()).cancel)
+            closing.push_async_callback(service.parsers.close)
+            closing.push_async_callback(service.compute.close)
+            closing.push_async_callback(service.jobs.close)
+            yield
 
     errors: dict[int | str, dict[str, Any]] = {
         "4XX": {"model": ProblemDetails, "description": "The request cannot be served"},

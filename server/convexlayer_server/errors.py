@@ -32,6 +32,8 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 __all__ = [
+    "MAX_QUOTED",
+    "RETRY_S",
     "ClientDisconnectedError",
     "ConflictError",
     "DeadlineError",
@@ -52,16 +54,20 @@ __all__ = [
     "UnavailableError",
     "abbreviate",
     "pointer",
+    "shutting_down",
 ]
 
-_MAX_QUOTED = 80
-"""Characters of a value that a message quotes."""
+RETRY_S = 1.0
+"""Retry-After in seconds of a request that was refused for a reason that may end at any moment."""
+
+MAX_QUOTED = 80
+"""Characters of a client's value that a message quotes at most."""
 
 
 def abbreviate(value: Any) -> str:
-    """Return a value as text, shortened to ``_MAX_QUOTED`` characters."""
+    """Return a value as text, shortened to ``MAX_QUOTED`` characters."""
     text = str(value)
-    return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 3]}..."
+    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 3]}..."
 
 
 def pointer(*path: str | int) -> str:
@@ -69,7 +75,7 @@ def pointer(*path: str | int) -> str:
 
     Long keys are cut, since messages quote pointers.
     """
-    return "".join("/" + str(step)[:_MAX_QUOTED].replace("~", "~0").replace("/", "~1") for step in path)
+    return "".join("/" + str(step)[:MAX_QUOTED].replace("~", "~0").replace("/", "~1") for step in path)
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class RequestError(ServerError):
 
 
 class MalformedError(RequestError):
-    """The body does not have the form of its media type, or holds too many values."""
+    """The body cannot be parsed as its media type, or holds too many values."""
 
     status = 400
     slug = "malformed"
@@ -180,7 +186,7 @@ class ClientDisconnectedError(RequestError):
     """The client disconnected before the response; nothing is sent."""
 
     status = 499
-    slug = "caller-left"
+    slug = "client-disconnected"
     title = "Client disconnected"
 
 
@@ -198,6 +204,11 @@ class UnavailableError(RequestError):
     status = 503
     slug = "unavailable"
     title = "Unavailable"
+
+
+def shutting_down() -> UnavailableError:
+    """Return the error of requests that a server that shuts down does not serve."""
+    return UnavailableError("the server is shutting down", retry_after_s=RETRY_S)
 
 
 class DeadlineError(RequestError):

@@ -59,9 +59,9 @@ class Maintenance:
     async def _reload_keys(self) -> None:
         version = await run_in_threadpool(self._service.store.version)
         if version != self._version:
-            self._version = version
             self._service.registry.clear_cache()
             self._service.keyring.replace(await run_in_threadpool(self._service.store.all_keys))
+            self._version = version  # at last: what could not be read is read again
 
     async def _write_usage(self) -> None:
         taken = self._service.ledger.take_unwritten()

@@ -14,7 +14,7 @@ import convexlayer
 
 from .admission.admission_queue import AdmissionQueue
 from .documents import IdentifiedDocument
-from .errors import NotFoundError
+from .errors import MAX_QUOTED, NotFoundError
 from .settings import Settings
 from .shared.caches import LRUCache
 from .store import Store, StoredProblem
@@ -42,6 +42,7 @@ class ProblemRegistry:
         self._store = store
         self._compute = compute
         self._recent: LRUCache[tuple[str, str], StoredProblem] = LRUCache(settings.recent_bytes, keep_last=True)
+        self._deletions = 0
 
     async def add(self, owner: str, document: IdentifiedDocument) -> tuple[StoredProblem, bool]:
         """Canonicalise and register a problem; return it, and whether it is new to the key.
@@ -72,13 +73,17 @@ class ProblemRegistry:
         recent = self._recent.get((owner, problem_id))
         if recent is not None:
             return recent
+        deletions = self._deletions
         problem = await run_in_threadpool(self._store.get, owner, problem_id)
         if problem is None:
-            raise NotFoundError(f"no problem {problem_id[:80]!r} is registered; POST its document to /v1/problems")
+            raise NotFoundError(
+                f"no problem {problem_id[:MAX_QUOTED]!r} is registered; POST its document to /v1/problems"
+            )
         if problem.versions != str(dict(versions())):
             renewed, _ = await self.add(owner, IdentifiedDocument(problem_id, problem.document))
             problem = replace(renewed, size_bytes=problem.size_bytes)
-        self._recent.put((owner, problem_id), problem, problem.size_bytes)
+        if deletions == self._deletions:  # else it may have been deleted since it was read
+            self._recent.put((owner, problem_id), problem, problem.size_bytes)
         return problem
 
     async def page(self, owner: str, after: int, limit: int) -> tuple[list[str], int | None]:
@@ -92,10 +97,12 @@ class ProblemRegistry:
             NotFoundError: there is none.
         """
         found = await run_in_threadpool(self._store.delete, owner, problem_id)
+        self._deletions += 1
         self._recent.drop((owner, problem_id))
         if not found:
-            raise NotFoundError(f"no problem {problem_id[:80]!r} is registered")
+            raise NotFoundError(f"no problem {problem_id[:MAX_QUOTED]!r} is registered")
 
     def clear_cache(self) -> None:
         """Clear the cache, so that every problem is read from the store again."""
+        self._deletions += 1
         self._recent.clear()

@@ -21,8 +21,13 @@ from .errors import SettingsError
 __all__ = ["Settings", "default_store"]
 
 _LOG = logging.getLogger(__name__)
+
 _PREFIX = "CONVEXLAYER_"
+"""Beginning of the environment variables of settings."""
+
 _FILE = f"{_PREFIX}SETTINGS"
+"""Environment variable with the path of the settings file."""
+
 _OTHERS = {_FILE, *(_PREFIX + name for name in ("API_KEY", "COMPILE", "FIRST_KEY", "FIRST_KEY_FILE", "URL"))}
 """Variables of the command line, the library and the client, which are not settings."""
 
@@ -74,7 +79,7 @@ class Settings(BaseModel):
         solvers: comma-separated solvers that a request may choose, besides ``auto``; empty for all installed ones.
         max_iter: iteration limit that a request may set.
         max_time_limit_s: time limit in seconds that a request may set.
-        readers: processes that parse large bodies, started when needed; one of them parses bodies up to 1 MiB alone.
+        parsers: processes that parse large bodies, started when needed; one of them parses bodies up to 1 MiB alone.
         workers: processes that compute; by default one for each GPU, and at least two. 0 is a thread of this process,
             which can neither be killed nor limited in memory: for tests and notebooks.
         device: device of the workers: ``cpu``; ``cuda`` for all GPUs that CUDA_VISIBLE_DEVICES or Slurm makes visible,
@@ -83,20 +88,21 @@ class Settings(BaseModel):
             for as many as there are workers, which is the maximum.
         deadline_s: seconds that one element, and what is computed with it, may take; a worker that takes longer is
             replaced.
-        compile_limit_s: seconds that canonicalising a problem may take.
+        canonicalise_limit_s: seconds that canonicalising a problem may take; a worker that takes longer is replaced.
         worker_memory_bytes: resident memory of one worker; a worker that uses more is replaced.
         quarantine_s: seconds for which a problem, or a solver, is refused to a key for which it ended two workers.
         batching: whether to merge queued requests for the same problem.
-        merged_rows: elements of a merged batch.
+        merged_elements: elements of a merged batch.
         state_bytes: bytes of all states kept for handles, and again of the factorisations that each worker caches. A
-            key that stays within an equal share of them loses none to other keys.
+            key that stays within an equal share of them loses none to other keys. The newest state of each key stays
+            even if that exceeds the total.
         state_s: seconds for which a state is kept after its last use.
         max_jobs_per_key: jobs of one key, including those whose results are kept.
         job_bytes: bytes of all results of jobs, shared among keys as those of states are.
         job_s: seconds for which the result of a job is kept.
         drain_s: seconds for running requests to finish at shutdown.
-        compiled_problems: canonicalised problems that each worker caches.
-        max_compiled_size: their total size, each measured as for ``max_canonical_size`` plus the coefficients of the
+        cached_problems: canonicalised problems that each worker caches.
+        max_cached_size: their total size, each measured as for ``max_canonical_size`` plus the coefficients of the
             map from its parameters; the most recently used one always stays.
         store: file of the SQLite database that the command line opens.
         max_store_bytes: bytes of all stored documents, compressed. Half of it is divided equally among the keys; the
@@ -146,24 +152,24 @@ class Settings(BaseModel):
     solvers: Annotated[str, Field(pattern=r"^([A-Za-z0-9_]+(, *[A-Za-z0-9_]+)*)?$")] = ""
     max_iter: PositiveInt = 1_000_000
     max_time_limit_s: _PositiveFloat = 600.0
-    readers: Annotated[int, Field(ge=2, le=64)] = 2
+    parsers: Annotated[int, Field(ge=2, le=64)] = 2
     workers: NonNegativeInt | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+(,[0-9]+)*)?)$")] = "auto"
     background_workers: NonNegativeInt | None = None
     deadline_s: _PositiveFloat = 120.0
-    compile_limit_s: _PositiveFloat = 60.0
+    canonicalise_limit_s: _PositiveFloat = 60.0
     worker_memory_bytes: PositiveInt = 4 * 2**30
     quarantine_s: _PositiveFloat = 3600.0
     batching: bool = True
-    merged_rows: PositiveInt = 256
+    merged_elements: PositiveInt = 256
     state_bytes: PositiveInt = 512 * 2**20
     state_s: _PositiveFloat = 900.0
     max_jobs_per_key: PositiveInt = 64
     job_bytes: PositiveInt = 512 * 2**20
     job_s: _PositiveFloat = 3600.0
     drain_s: _PositiveFloat = 20.0
-    compiled_problems: PositiveInt = 64
-    max_compiled_size: PositiveInt = 60_000_000
+    cached_problems: PositiveInt = 64
+    max_cached_size: PositiveInt = 60_000_000
     store: str = Field(default_factory=default_store)
     max_store_bytes: PositiveInt = 2 * 2**30
     recent_bytes: PositiveInt = 256 * 2**20

@@ -151,6 +151,16 @@ def test_an_error_response_without_problem_details_is_an_api_error() -> None:
     assert caught.value.retry_after_s is None
 
 
+@pytest.mark.parametrize("details", [{"detail": [{"loc": ["body"]}]}, {"detail": None}, {"errors": 3}, {"title": {}}])
+def test_an_error_response_of_another_server_is_an_api_error(details: dict[str, Any]) -> None:
+    with (
+        mock_client(lambda request: httpx.Response(422, json=details)) as client,
+        pytest.raises(errors.InvalidError) as caught,
+    ):
+        client.health()
+    assert isinstance(caught.value.detail, str)
+
+
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"problems": [{"id": 3}]}'])
 def test_an_unexpected_response_is_a_protocol_error(content: bytes) -> None:
     with (

@@ -33,7 +33,7 @@ def test_derivatives_use_the_states_of_parts(form: str, unsplit: Any) -> None:
         solved = await client.solve(problem.id, THETA, state=form == "handle", portable=form == "portable")
         state = solved.state if form == "handle" else solved.portable
         assert isinstance(state, SplitState)
-        assert state.rows == (6, 7, 7)
+        assert state.sizes == (6, 7, 7)
         start = {"state": state} if form == "handle" else {"portable": state, "parameters": THETA}
         transport.forget()
         same(await client.vjp(problem.id, COTANGENTS, **start), unsplit[1])
@@ -131,9 +131,9 @@ def test_parts_of_a_state_leave_room_for_parameters_and_cotangents() -> None:
         assert isinstance(solved.state, SplitState)
         await client.vjp(problem.id, cotangents, THETA, state=solved.state)
         await client.vjp(
-            problem.id, cotangents, THETA, state=SplitState(solved.state.rows, ("s_gone",) * len(solved.state.rows))
+            problem.id, cotangents, THETA, state=SplitState(solved.state.sizes, ("s_gone",) * len(solved.state.sizes))
         )
-        parts = len(solved.state.rows)
+        parts = len(solved.state.sizes)
         assert parts > 2
         assert transport.count("vjp") == 3 * parts
         assert transport.count("vjp", 410) == parts

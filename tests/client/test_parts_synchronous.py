@@ -113,7 +113,7 @@ def test_a_batch_larger_than_the_default_limits(client: Client) -> None:
     c = np.random.default_rng(0).standard_normal((5_000, 600))
     solved = client.solve(problem.id, {"c": c, "limit": 1.0}, state=True)
     assert isinstance(solved.state, SplitState)
-    assert len(solved.status) == sum(solved.state.rows) == 5_000
+    assert len(solved.status) == sum(solved.state.sizes) == 5_000
     np.testing.assert_allclose(solved.variables["x"], np.minimum(c.sum(1), 1.0), atol=1e-6)
     gradients = client.vjp(problem.id, {"x": np.ones(5_000)}, state=solved.state).gradients
     free = c.sum(1) < 1.0

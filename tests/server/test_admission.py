@@ -75,7 +75,7 @@ class ManualBackend:
         return True
 
     def health(self) -> ComputeHealth:
-        return ComputeHealth(ready=True, compiled=0, running=0, workers=1)
+        return ComputeHealth(ready=True, cached_problems=0, running=0, workers=1)
 
     async def close(self) -> None: ...
 

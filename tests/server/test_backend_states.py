@@ -126,7 +126,7 @@ def test_evicted_problems_are_canonicalised_again() -> None:
     async def work(backend: LocalBackend) -> None:
         for name in ("p", "q", "p", "s"):
             assert (await backend.register(name, DOCUMENT))["id"] == name
-        assert backend.health().compiled == 2
+        assert backend.health().cached_problems == 2
         result = await backend.run(request(problem_id="q"), DOCUMENT)
         np.testing.assert_allclose(result.arrays["x"], SOLUTION, atol=1e-8)
         names = [f"p{number % 3}" for number in range(12)]
@@ -134,7 +134,7 @@ def test_evicted_problems_are_canonicalised_again() -> None:
         for result in await asyncio.gather(*(backend.run(each, DOCUMENT) for each in requests)):
             np.testing.assert_allclose(result.arrays["x"], SOLUTION, atol=1e-8)
 
-    with_backend(work, compiled_problems=2)
+    with_backend(work, cached_problems=2)
 
 
 def test_problems_with_evicted_summaries_are_canonicalised_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +155,8 @@ def test_problems_are_evicted_by_size() -> None:
             await backend.register(name, DOCUMENT)
         result = await backend.run(request(), DOCUMENT)
         assert result.status == ("optimal", "optimal")
-        return backend.health().compiled
+        return backend.health().cached_problems
 
     size = 1 + 1 + 1 + 1 + 2  # n, m, P, A, and the map from c
-    assert with_backend(work, max_compiled_size=2 * size + 1) == 2
-    assert with_backend(work, max_compiled_size=1) == 1
+    assert with_backend(work, max_cached_size=2 * size + 1) == 2
+    assert with_backend(work, max_cached_size=1) == 1

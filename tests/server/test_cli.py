@@ -47,6 +47,13 @@ def test_invalid_usage(arguments: list[str], capsys: pytest.CaptureFixture[str])
     assert "usage: convexlayer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["x", "-1", "65536", "8000.0"])
+def test_invalid_ports_are_explained(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", f"--port={port}"])
+    assert f"argument --port: expected a port from 0 to 65535, got {port!r}" in capsys.readouterr().err
+
+
 @final
 class Served:
     """``convexlayer serve`` in another process, on a public address, with a first key, without compiled kernels.

@@ -116,8 +116,8 @@ def test_idle_connections_are_closed_to_make_room() -> None:
         silent = [stack.enter_context(server.wire()) for _ in range(4)]
         assert is_healthy(server)
         responses = [wire.response() for wire in silent]
-        assert {(response.status, response.slug) for response in responses} == {(408, "gives-way")}
-        assert server.refused("gives-way") == 4
+        assert {(response.status, response.slug) for response in responses} == {(408, "idle-connection")}
+        assert server.refused("idle-connection") == 4
 
 
 def test_busy_connections_are_not_closed_to_make_room() -> None:
@@ -148,7 +148,7 @@ def test_connections_of_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
             assert first.send(LINE + b"\r\n").response().status == 200
             assert second.send(LINE + b"\r\n").response().status == 200
             with server.wire() as third:
-                assert third.response().slug == "too-many-of-address"
+                assert third.response().slug == "too-many-connections-per-address"
             assert first.send(LINE + b"\r\n").response().status == 200
         eventually(lambda: server.measured("convexlayer_connections") == 0)
         assert is_healthy(server)

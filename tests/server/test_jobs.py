@@ -165,7 +165,7 @@ def test_cancelling_a_job_cancels_its_request() -> None:
             await job.task
         assert registry.all("") == []
 
-    with_backend(work, merged_rows=64)
+    with_backend(work, merged_elements=64)
 
 
 def test_a_job_outlives_its_connection() -> None:

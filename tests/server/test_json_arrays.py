@@ -79,6 +79,7 @@ def test_too_many_values_outside_arrays_are_refused(value: list[Any]) -> None:
     ("text", "message"),
     [
         (b'{"a": }', "at byte 6"),
+        ('{"\u00e4": }'.encode(), "at byte 7"),
         (b"[" * 100_000, "nested too deep"),
         (b"\xff\xfe{}", "at byte 0"),
         (b"9" * 5000, "digits"),

@@ -92,3 +92,11 @@ def test_restoring_a_store_without_keys_does_not_open_the_service() -> None:
     keyring.replace([])
     with pytest.raises(UnauthenticatedError):
         keyring.authenticate("")
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf")])
+def test_limits_of_keys_are_positive(limit: float) -> None:
+    with pytest.raises(StoreError, match="requests per minute of a key must be a positive number"):
+        new_key("a", new_token(), requests_per_minute=limit)  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="seconds per day of a key must be a positive number"):
+        new_key("a", new_token(), seconds_per_day=limit)

@@ -206,7 +206,7 @@ def test_waiting_requests_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_merging_is_limited_and_can_be_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
-    for settings, sizes in (({"merged_rows": 4}, [2, 4, 2]), ({"batching": False}, [2, 2, 2, 2])):
+    for settings, sizes in (({"merged_elements": 4}, [2, 4, 2]), ({"batching": False}, [2, 2, 2, 2])):
         with monkeypatch.context() as patch:
             gate = Gate(patch)
 

@@ -204,10 +204,10 @@ def test_cone_program_documents(client: AppClient, reference: convexlayer.Soluti
 
 
 def test_evicted_problems_are_canonicalised_again() -> None:
-    client = AppClient(create_app(Settings(workers=0, compiled_problems=1)))
+    client = AppClient(create_app(Settings(workers=0, cached_problems=1)))
     try:
         first, second = client.register(FEASIBILITY), client.register(DOCUMENT)
-        assert client.get("/readyz").json()["compiled"] == 1
+        assert client.get("/readyz").json()["cached_problems"] == 1
         values = {"lower": 0.0, "upper": 0.5, "slope": 1.0}
         answer = answered(client, f"{first}/solve", {"parameters": values})
         assert answer["variables"]["x"] == pytest.approx(0.5)
@@ -217,7 +217,7 @@ def test_evicted_problems_are_canonicalised_again() -> None:
 
 
 def test_concurrent_requests_survive_eviction_and_equal_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    app = create_app(Settings(workers=0, compiled_problems=1))
+    app = create_app(Settings(workers=0, cached_problems=1))
     client = AppClient(app)
     seen: list[str] = []
     run = app.state.service.compute.run

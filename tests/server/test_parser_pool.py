@@ -122,7 +122,7 @@ def test_a_process_ends_when_its_connection_closes() -> None:
 
 def test_processes_start_when_needed_and_end_with_the_pool() -> None:
     async def run() -> None:
-        async with opened(readers=3) as parsers:
+        async with opened(parsers=3) as parsers:
             assert processes(parsers) == [None] * 3
             for _ in range(3):
                 await parsers.parse("", parse_json_arrays, MODERATE)

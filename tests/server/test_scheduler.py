@@ -55,7 +55,7 @@ def test_merging_is_limited_and_can_be_disabled() -> None:
         return len(setup.in_foreground)
 
     assert run(started()) == 3
-    assert run(started(merged_rows=2)) == 2
+    assert run(started(merged_elements=2)) == 2
     assert run(started(batching=False)) == 1
 
 

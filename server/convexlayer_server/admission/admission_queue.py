@@ -12,10 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar, final
 
 from ..compute.protocol import ComputeBackend, ComputeHealth, ComputeRequest, ComputeResult, OnProgress, OnStart
-from ..errors import TooManyError
+from ..errors import RETRY_S, TooManyError
 from ..observability.metrics import Metrics
 from ..observability.tracing import RequestContext, current_context
 from ..settings import Settings
@@ -25,9 +26,6 @@ from .usage import UsageLedger
 __all__ = ["AdmissionQueue"]
 
 _T = TypeVar("_T")
-
-_MIN_RETRY_S = 1.0
-"""Retry-After in seconds at least, however short the backlog."""
 
 
 @final
@@ -87,7 +85,7 @@ class AdmissionQueue:
         context.batch = len(result.status)
         self._ledger.count(request.owner, elements=context.batch)
         self._metrics.elements.labels(request.operation).observe(context.batch)
-        return result
+        return replace(result, seconds={**result.seconds, "queue": context.queue_s or 0.0})
 
     @contextmanager
     def admit(self, owner: str) -> Iterator[None]:
@@ -136,13 +134,14 @@ class AdmissionQueue:
             limited: whether ``max_wait_s`` applies.
         """
         context, arrived = current_context(), time.monotonic()
+        context.queue_s = context.solve_s = None  # the same request may have waited before, to register its problem
         self._arriving.pop(context, None)
         self._make_room(owner)
         place = asyncio.timeout(self._settings.max_wait_s if limited else None)
         self._waiting.push(owner, place)
 
         def on_start() -> None:
-            if self._waiting.remove(owner, place):
+            if self._waiting.remove(owner, place) and not place.expired():
                 place.reschedule(None)
                 context.queue_s = time.monotonic() - arrived
                 self._metrics.queue.labels(operation).observe(context.queue_s)
@@ -166,10 +165,11 @@ class AdmissionQueue:
             evicted = self._waiting.evict_for(owner)
             if evicted is None:
                 raise self._too_many()
-            evicted.reschedule(asyncio.get_running_loop().time())
+            if not evicted.expired():  # else its request is about to leave the queue anyway
+                evicted.reschedule(asyncio.get_running_loop().time())
 
     def _too_many(self) -> TooManyError:
         return TooManyError(
             f"{self.waiting} requests wait to be computed; try again later",
-            retry_after_s=max(_MIN_RETRY_S, self._backend.health().backlog_s),
+            retry_after_s=max(RETRY_S, self._backend.health().backlog_s),
         )

@@ -24,7 +24,10 @@ from .usage import UsageLedger
 __all__ = ["AdmissionControl", "Gate"]
 
 _GUARDED = ("/v1/", "/metrics")
+"""Beginnings of the paths that need a key, if the server has any."""
+
 _COMPUTING = "/v1/problems"
+"""Beginning of the paths whose POST requests use the compute backend."""
 
 _SEND_BYTES = 2**18
 """Bytes sent at a time; uvicorn accepts more once the client has read most of them.

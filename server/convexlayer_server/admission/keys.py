@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import time
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from ..store import Key
 __all__ = ["ANONYMOUS", "Keyring", "Principal", "new_key", "new_token"]
 
 _PREFIX = "cl_"
+"""Beginning of the tokens made here, by which scanners for leaked secrets can find them."""
 
 _TOKEN_BYTES = 32
 """Random bytes of a token: 256 bits cannot be guessed."""
@@ -61,14 +63,17 @@ def new_key(
     """Return the key of a token.
 
     Raises:
-        StoreError: the name is empty, too long or not printable; or the token is too short to be secret, too long, or
-            not printable ASCII without spaces.
+        StoreError: the name is empty, too long or not printable; a limit is not positive; or the token is too short to
+            be secret, too long, or not printable ASCII without spaces.
     """
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
         raise StoreError(
             f"the name of a key has 1 to {_MAX_NAME} printable characters, got {name[:_MAX_NAME]!r}; name its owner, "
             "such as 'group A'"
         )
+    for what, limit in (("requests per minute", requests_per_minute), ("seconds per day", seconds_per_day)):
+        if limit is not None and not 0 < limit < math.inf:
+            raise StoreError(f"the {what} of a key must be a positive number, got {limit}; revoke a key to refuse it")
     if not _MIN_TOKEN <= len(token) <= _MAX_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise StoreError(
             f"a token has {_MIN_TOKEN} to {_MAX_TOKEN} printable ASCII characters without spaces, got {len(token)} "

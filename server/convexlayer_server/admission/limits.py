@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import final
 
-from ..errors import TooManyError
+from ..errors import RETRY_S, TooManyError
 from ..settings import Settings
 from .keys import Principal
 from .usage import UsageLedger
@@ -16,9 +16,6 @@ __all__ = ["Limits"]
 
 _MINUTE_S = 60.0
 """Seconds of a minute, the unit of rate limits."""
-
-_RETRY_S = 1.0
-"""Retry-After in seconds of a key with too many concurrent requests."""
 
 
 @final
@@ -55,7 +52,7 @@ class Limits:
             self._check_day(principal)
         in_flight = self._in_flight.get(principal.id, 0)
         if in_flight >= self._settings.max_in_flight_per_key:
-            raise TooManyError(f"{in_flight} requests of this key are running, the limit", retry_after_s=_RETRY_S)
+            raise TooManyError(f"{in_flight} requests of this key are running, the limit", retry_after_s=RETRY_S)
         self._take_token(principal)
         self._in_flight[principal.id] = in_flight + 1
         try:

@@ -11,7 +11,7 @@ import ctypes
 import sys
 from typing import Literal, Self, final
 
-from ..errors import TooManyError
+from ..errors import RETRY_S, TooManyError
 from ..settings import Settings
 
 __all__ = ["MemoryBudget", "Reservation", "release_free_memory"]
@@ -20,9 +20,6 @@ Part = Literal["body", "arrays", "result", "response"]
 
 _MIB = 2**20
 """Bytes of a mebibyte."""
-
-_RETRY_S = 1.0
-"""Retry-After in seconds of a request that exceeds the budget."""
 
 _MIN_RELEASE_BYTES = 64 * _MIB
 """Freed bytes from which releasing memory to the system is worth its 0.1 s (measured) of a thread."""
@@ -69,7 +66,7 @@ class MemoryBudget:
             raise TooManyError(
                 f"the server holds {held / _MIB:.1f} MiB for requests of this key, and {self.total / _MIB:.1f} MiB for "
                 f"all keys; {more / _MIB:.1f} MiB more exceed its budget; send less at a time, and read the responses",
-                retry_after_s=_RETRY_S,
+                retry_after_s=RETRY_S,
             )
 
     def add(self, owner: str, more: int) -> None:

@@ -78,7 +78,7 @@ class CanonicalProblem:
     Attributes:
         program: the parametric program.
         names: names of its outputs, in order.
-        size: approximate number of entries, in the units of ``max_compiled_size``.
+        size: approximate number of entries, in the units of ``max_cached_size``.
         summary: shapes, cones, sizes, curvature and the solver's name, as plain JSON.
     """
 

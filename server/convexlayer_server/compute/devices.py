@@ -17,9 +17,14 @@ from ..settings import Settings
 __all__ = ["devices_of", "worker_count"]
 
 _DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
+"""Where NVIDIA's driver for Linux has a folder for each GPU."""
+
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ALLOCATED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+"""Variables in which Slurm lists the GPUs of a step or a job."""
+
 _UUID_PREFIXES = ("GPU-", "MIG-")
+"""Beginnings of the UUIDs of whole GPUs, and of parts of one (Multi-Instance GPU)."""
 
 _MIN_WORKERS = 2
 """Default number of workers at least: one can still serve other owners while the other computes for one."""

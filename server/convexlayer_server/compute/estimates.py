@@ -73,5 +73,5 @@ def _update(means: OrderedDict[_Key, float], key: _Key, value: float, count: int
     old = (1 - _SMOOTHING) ** max(1, count)
     means[key] = old * means.get(key, value) + (1 - old) * value
     means.move_to_end(key)
-    if len(means) > _MAX_KEYS:
+    while len(means) > _MAX_KEYS:
         means.popitem(last=False)

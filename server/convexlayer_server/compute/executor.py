@@ -37,7 +37,7 @@ class Executor:
     """Executes work items; not thread-safe.
 
     Args:
-        settings: ``compiled_problems``, ``max_compiled_size``, ``state_bytes``, and the limits on documents.
+        settings: ``cached_problems``, ``max_cached_size``, ``state_bytes``, and the limits on documents.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -46,7 +46,7 @@ class Executor:
         self._device = device
         self._grammar = Grammar(settings)
         self._problems: LRUCache[str, tuple[CanonicalProblem, ProblemSolver]] = LRUCache(
-            settings.max_compiled_size, settings.compiled_problems, keep_last=True
+            settings.max_cached_size, settings.cached_problems, keep_last=True
         )
         self._batches: LRUCache[str, SolvedBatch] = LRUCache(settings.state_bytes)
 
@@ -57,7 +57,7 @@ class Executor:
             problem, solver, evicted = self._problem(work)
         except Exception as error:
             elapsed = time.perf_counter() - start
-            return WorkResult(error=_portable(error), canonicalised=False, canonicalise_s=elapsed)
+            return WorkResult(error=_picklable(error), canonicalised=False, canonicalise_s=elapsed)
         summary = None if work.document is None and work.request is not None else problem.summary
         canonicalised = time.perf_counter()
         partial = WorkResult(summary=summary, evicted_problems=tuple(evicted), canonicalise_s=canonicalised - start)
@@ -67,7 +67,7 @@ class Executor:
             result, batch, stopped = solver.compute(work.request, self._cached(work.request), merged=work.merged)
             cached, evicted_batches = self._cache(problem, work.request, batch)
         except Exception as error:
-            return replace(partial, error=_portable(error), compute_s=time.perf_counter() - canonicalised)
+            return replace(partial, error=_picklable(error), compute_s=time.perf_counter() - canonicalised)
         return replace(
             partial,
             result=result,
@@ -111,7 +111,7 @@ def _size_bytes(problem: CanonicalProblem, batch: SolvedBatch) -> int:
     return _DOUBLE_BYTES * batch.batch * (_VECTORS * entries + factor)
 
 
-def _portable(error: Exception) -> Exception:
+def _picklable(error: Exception) -> Exception:
     """Return an error that can be pickled; the traceback of an unexpected one is logged here."""
     if isinstance(error, RequestError):
         return error

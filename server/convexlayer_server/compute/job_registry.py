@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal, Protocol, final
 
-from ..errors import ConflictError, GoneError, NotFoundError, RequestError, TooManyError
+from ..errors import MAX_QUOTED, RETRY_S, ConflictError, GoneError, NotFoundError, RequestError, TooManyError
 from ..settings import Settings
 from ..shared.caches import FairShareCache
 from .protocol import ComputeRequest, ComputeResult, OnProgress
@@ -92,10 +92,10 @@ class Job:
             raise GoneError(f"job {self.id} was cancelled")
         if self._outcome is None:
             raise ConflictError(
-                f"job {self.id} is {self.status}; its /events report when it is done", retry_after_s=1.0
+                f"job {self.id} is {self.status}; its /events report when it is done", retry_after_s=RETRY_S
             )
         if isinstance(self._outcome, Exception):
-            raise self._outcome
+            raise self._outcome.with_traceback(None)  # else each call would add its frames to the same error
         return await self._respond(self._outcome)
 
     def set_progress(self, done: int, total: int) -> None:
@@ -166,7 +166,9 @@ class JobRegistry:
         if len(own) >= self._settings.max_jobs_per_key:
             oldest = next((job for job in own if job.ended is not None), None)
             if oldest is None:
-                raise TooManyError(f"{len(own)} jobs of this key are running, which is the limit", retry_after_s=1.0)
+                raise TooManyError(
+                    f"{len(own)} jobs of this key are running, which is the limit", retry_after_s=RETRY_S
+                )
             self._done.drop(oldest.id)
         job = Job(request, respond)
         self._running[job.id] = job
@@ -181,7 +183,9 @@ class JobRegistry:
         """
         job = self._running.get(job_id) or self._done.get(job_id, owner)
         if job is None or job.owner != owner:
-            raise NotFoundError(f"there is no job {job_id[:80]!r}; results expire after {self._settings.job_s:g} s")
+            raise NotFoundError(
+                f"there is no job {job_id[:MAX_QUOTED]!r}; results expire after {self._settings.job_s:g} s"
+            )
         return job
 
     def all(self, owner: str) -> list[Job]:

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from convexlayer.status import Status
 
-from ..errors import InvalidError, UnavailableError
+from ..errors import InvalidError, shutting_down
 from ..settings import Settings
 from .batching import BatchedRequest
 from .protocol import (
@@ -128,7 +128,7 @@ class LocalBackend:
         pool = self._scheduler.pool
         return ComputeHealth(
             ready=self._open and bool(pool.foreground),
-            compiled=len(self._scheduler.problems),
+            cached_problems=len(self._scheduler.problems),
             running=self._scheduler.unfinished,
             workers=len(pool.foreground),
             replaced=pool.replaced,
@@ -147,7 +147,7 @@ class LocalBackend:
 
     def _check_open(self) -> None:
         if not self._open:
-            raise UnavailableError("the server is shutting down", retry_after_s=1.0)
+            raise shutting_down()
 
     async def _canonicalise(self, problem_id: str, document: bytes, owner: str, on_start: OnStart) -> Mapping[str, Any]:
         future = asyncio.get_running_loop().create_future()

@@ -143,7 +143,8 @@ class ComputeResult:
         report: of the derivative: status, linear_residual, margin, condition and consistent; None for a solve.
         solver: name of the solver that ran.
         reason: why the library chose it.
-        seconds: wall time of each step, summed over the chunks of a divided batch.
+        seconds: wall time of each step, summed over the chunks of a divided batch; the admission queue adds the time
+            spent in it, ``queue``.
         state: the handle, if requested; None if the state is too large to keep.
         portable: the state as arrays, if requested.
         details: messages about single elements, by position.
@@ -207,7 +208,7 @@ class ComputeHealth:
 
     Attributes:
         ready: whether it accepts requests.
-        compiled: number of problems that its workers hold canonicalised.
+        cached_problems: number of problems that its workers hold canonicalised.
         running: requests that are queued or being computed.
         workers: workers that can compute now.
         replaced: workers that ended unexpectedly and were replaced, since the start.
@@ -217,7 +218,7 @@ class ComputeHealth:
     """
 
     ready: bool
-    compiled: int
+    cached_problems: int
     running: int
     workers: int = 1
     replaced: int = 0

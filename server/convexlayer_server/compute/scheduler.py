@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, final
 
 from convexlayer.status import Status
 
-from ..errors import RequestError, UnavailableError
+from ..errors import RequestError, shutting_down
 from ..settings import Settings
 from ..shared.caches import LRUCache
 from ..shared.fair_queue import QueuedItem
@@ -31,7 +31,7 @@ from .protocol import ComputeResult, RecordUsage
 from .quarantine import Quarantine
 from .task import Chunk, Task
 from .task_queue import TaskQueue
-from .worker_failures import RETRY_S, failure
+from .worker_failures import failure
 from .worker_handle import WorkerHandle
 from .worker_messages import ExitReason, WorkItem, WorkResult
 from .worker_pool import WorkerPool
@@ -88,7 +88,7 @@ class Scheduler:
     """Assigns tasks to the workers of a pool; for use on the event loop.
 
     Args:
-        settings: ``workers``, ``background_workers``, ``batching``, ``merged_rows`` and the limits of workers.
+        settings: ``workers``, ``background_workers``, ``batching``, ``merged_elements`` and the limits of workers.
         record_usage: called with the seconds that a worker computed for an owner.
 
     Attributes:
@@ -155,7 +155,7 @@ class Scheduler:
     def fail_pending(self) -> None:
         """Fail all unfinished tasks."""
         for task in list(self._tasks):
-            self._fail(task, UnavailableError("the server is shutting down", retry_after_s=RETRY_S))
+            self._fail(task, shutting_down())
         if self._timer is not None:
             self._timer.cancel()
 
@@ -289,7 +289,7 @@ class Scheduler:
         holders = [worker for worker in foreground if task.problem_id in worker.problems or _computes(worker, task)]
         if holders and not any(worker in idle for worker in holders):
             record = self._records.get(task.problem_id)
-            patience_s = self._settings.compile_limit_s if record is None else record.canonicalise_s
+            patience_s = self._settings.canonicalise_limit_s if record is None else record.canonicalise_s
             if time.monotonic() < task.since + patience_s:
                 self._next_dispatch = min(self._next_dispatch, task.since + patience_s)
                 return None
@@ -362,7 +362,8 @@ class Scheduler:
         problem_id, document = first.task.problem_id, first.task.document
         unknown = problem_id not in worker.problems
         work = WorkItem(problem_id=problem_id, document=document if unknown else None, request=request, merged=merged)
-        limit_s = (self._settings.deadline_s if request else 0.0) + (self._settings.compile_limit_s if unknown else 0.0)
+        limit_s = self._settings.deadline_s if request else 0.0
+        limit_s += self._settings.canonicalise_limit_s if unknown else 0.0
         self._assignments[worker] = _Assignment(charged, time.monotonic())
         size_bytes = sum(chunk.size_bytes * (chunk.size if merged else 1) for chunk in chunks)
         worker.start(work, limit_s=limit_s, size_bytes=size_bytes)

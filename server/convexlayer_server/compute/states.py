@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 
 from ..encodings.arrays import Array
-from ..errors import GoneError
+from ..errors import MAX_QUOTED, GoneError
 from ..settings import Settings
 from ..shared.caches import FairShareCache
 from .protocol import ComputeOptions, ComputeResult, PortableState
@@ -85,8 +85,9 @@ class StateCache:
         state = self._states.get(handle, owner, renew=True)
         if state is None or state.problem_id != problem_id:
             raise GoneError(
-                f"the server does not hold the state {handle[:40]!r} (states expire {self._settings.state_s:g} s after "
-                "their last use, or earlier if memory runs short); send the parameters instead"
+                f"the server does not hold the state {handle[:MAX_QUOTED]!r} (states expire "
+                f"{self._settings.state_s:g} s after their last use, or earlier if memory runs short); send the "
+                "parameters instead"
             )
         return state
 

@@ -54,7 +54,7 @@ class TaskQueue:
     """Tasks that wait for workers.
 
     Args:
-        settings: ``batching`` and ``merged_rows``.
+        settings: ``batching`` and ``merged_elements``.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -132,7 +132,7 @@ class TaskQueue:
             size_bytes += task.size_bytes * task.elements
             seconds += self._estimates.remaining_s(task)
             slow = seconds > (SLOW_S if len(taken) + 1 < _MIN_MERGED else _MAX_MERGED_S)
-            large = elements > self._settings.merged_rows or size_bytes > _MAX_MERGED_BYTES
+            large = elements > self._settings.merged_elements or size_bytes > _MAX_MERGED_BYTES
             if task.batched is not None and (large or slow):
                 break
             if task.is_whole and self._can_merge(task, cached):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from ..errors import DeadlineError, DocumentError, InvalidError, RequestError, UnavailableError
+from ..errors import RETRY_S, DeadlineError, DocumentError, InvalidError, RequestError, UnavailableError, shutting_down
 from ..settings import Settings
 from .worker_messages import ExitReason
 
-__all__ = ["RETRY_S", "failure"]
-
-RETRY_S = 1.0
-"""Retry-After in seconds of requests that failed with their worker; replacing a worker takes less."""
+__all__ = ["failure"]
 
 
 def failure(reason: ExitReason, settings: Settings, *, canonicalising: bool) -> RequestError:
@@ -20,7 +17,7 @@ def failure(reason: ExitReason, settings: Settings, *, canonicalising: bool) -> 
         settings: the limits of workers.
         canonicalising: whether it was canonicalising a document, rather than computing.
     """
-    limit_s = settings.compile_limit_s if canonicalising else settings.deadline_s
+    limit_s = settings.canonicalise_limit_s if canonicalising else settings.deadline_s
     memory = f"more memory than a worker may use ({settings.worker_memory_bytes} bytes)"
     if reason == "deadline" and canonicalising:
         return DocumentError(f"canonicalising the problem took more than {limit_s:g} s")
@@ -31,5 +28,5 @@ def failure(reason: ExitReason, settings: Settings, *, canonicalising: bool) -> 
     if reason == "memory":
         return InvalidError.at("/parameters", f"the request took {memory}; send fewer elements at a time")
     if reason == "requested":
-        return UnavailableError("the server is shutting down", retry_after_s=RETRY_S)
+        return shutting_down()
     return UnavailableError("the worker that computed the request ended; send it again", retry_after_s=RETRY_S)

@@ -19,6 +19,8 @@ import time
 from contextlib import suppress
 from typing import Protocol, final
 
+import psutil
+
 from convexlayer.runtime import kernel_cache
 
 from ..settings import Settings
@@ -177,7 +179,7 @@ class WorkerPool:
         if self._count:
             try:
                 worker = await asyncio.to_thread(self._start_process, device)
-            except OSError:
+            except (OSError, EOFError, psutil.Error):  # EOFError: the fork server ended; psutil's: the worker did
                 _LOG.exception("a worker could not be started")
                 self._restart(device)
                 return
@@ -209,10 +211,10 @@ class WorkerPool:
         try:
             with theirs:
                 process.start()
-        except OSError:
+            return WorkerHandle(ours, process)
+        except BaseException:
             ours.close()
             raise
-        return WorkerHandle(ours, process)
 
     def _on_message(self, worker: WorkerHandle, message: WorkResult | WorkerReady) -> None:
         if isinstance(message, WorkerReady):

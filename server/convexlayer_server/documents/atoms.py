@@ -97,6 +97,12 @@ _MAX_DENOMINATOR = 4096
 _APPROXIMATION: Mapping[str, Option] = {"max_denom": integer(1, _MAX_DENOMINATOR), "approx": boolean}
 """Options of atoms that CVXPY may approximate by second-order cones."""
 
+_OFFSET = integer(-(10**4), 10**4)
+"""A diagonal above (positive) or below the main one; an offset makes the matrix larger by as many rows."""
+
+_DIFFERENCES = integer(0, 16)
+"""How many times to take differences; each time nests the expression deeper."""
+
 _COUNT = integer(0, 10**6)
 """A number of entries, such as the k of ``sum_largest``; the sizes of documents are limited further below."""
 
@@ -179,8 +185,8 @@ _ARRAY_VALUED = {
     "cummax": Atom(cp.cummax, options={"axis": axis}),
     "cumprod": Atom(cp.cumprod, options={"axis": axis}),
     "cumsum": Atom(cp.cumsum, options={"axis": axis}),
-    "diag": Atom(cp.diag, options={"k": integer(-(10**4), 10**4)}),
-    "diff": Atom(cp.diff, options={"k": integer(0, 16), "axis": axis}),
+    "diag": Atom(cp.diag, options={"k": _OFFSET}),
+    "diff": Atom(cp.diff, options={"k": _DIFFERENCES, "axis": axis}),
     "eye_minus_inv": Atom(cp.eye_minus_inv, coefficients=_cubic),
     "gmatmul": Atom(cp.gmatmul, 2, 2, coefficients=product_coefficients),
     "hstack": Atom(cp.hstack, 1, None, listed=True),

@@ -23,6 +23,9 @@ from .values import Value
 
 __all__ = ["CvxpyProblem", "build_problem"]
 
+_MAX_CYCLE = 10
+"""Names of a cycle of shared subexpressions that a message lists."""
+
 
 @dataclass(frozen=True)
 class CvxpyProblem:
@@ -145,7 +148,7 @@ def _in_order(texts: Mapping[str, str], grammar: Grammar) -> list[tuple[str, Nod
     try:
         return [(name, trees[name]) for name in graphlib.TopologicalSorter(uses).static_order()]
     except graphlib.CycleError as error:
-        cycle = " -> ".join(error.args[1][:10])
+        cycle = " -> ".join(error.args[1][:_MAX_CYCLE])
         raise DocumentError.at("/let", f"the expressions form a cycle: {cycle}") from error
 
 

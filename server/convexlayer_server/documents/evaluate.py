@@ -34,9 +34,14 @@ _NUMBERS: Mapping[str, Callable[[float, float], float]] = {
 }
 
 _ELEMENTWISE_COUNTERPARTS: Mapping[str, str] = {"max": "maximum", "min": "minimum"}
+"""Elementwise functions that are often meant where a reduction is given several expressions."""
 
 _MAX_APPROXIMATED = 64
 """Entries of an operand whose powers CVXPY approximates by fractions; the search takes cubic time or more."""
+
+_MAX_MESSAGE = 300
+"""Characters of an error message of CVXPY that a message quotes."""
+
 _T = TypeVar("_T")
 
 
@@ -155,20 +160,21 @@ class Evaluator:
     def _call(self, node: Call, atom: Atom) -> Value:
         positional = node.children[: len(node.children) - len(node.keywords)]
         named = dict(zip(node.keywords, node.children[len(positional) :], strict=True))
+        rest: Items[Node] = ()
+        widths: list[int] | None = None
         if atom.blocks:
-            operands, rest, shape = self._blocks(node, positional)
+            operands, widths = self._blocks(node, positional)
         else:
             operands, rest = _split(positional, atom)
-            shape = None
         if len(operands) < atom.least:
             raise self._error(node, f"{node.name} takes at least {atom.least} expressions, got {len(operands)}")
         options = self._options(node, atom, rest, named)
         keywords = {name: option.content for name, option in options.items()}
 
         def function(*contents: cp.Expression) -> Any:
-            if shape is not None:
+            if widths is not None:
                 remaining = iter(contents)
-                return atom.function([[next(remaining) for _ in range(width)] for width in shape], **keywords)
+                return atom.function([[next(remaining) for _ in range(width)] for width in widths], **keywords)
             return atom.function(list(contents), **keywords) if atom.listed else atom.function(*contents, **keywords)
 
         values = [self.expression(operand) for operand in operands]
@@ -183,12 +189,12 @@ class Evaluator:
             estimate = _search_cost
         return self._apply(node, function, values, list(options.values()), estimate=estimate)
 
-    def _blocks(self, node: Call, positional: Items[Node]) -> tuple[Items[Node], Items[Node], list[int]]:
-        """Return the blocks of a block matrix by rows, no options, and the number of blocks in each row."""
+    def _blocks(self, node: Call, positional: Items[Node]) -> tuple[Items[Node], list[int]]:
+        """Return the blocks of a block matrix by rows, and the number of blocks in each row."""
         rows = positional[0].children if len(positional) == 1 and isinstance(positional[0], Sequence) else ()
         if not rows or not all(isinstance(row, Sequence) and row.children for row in rows):
             raise self._error(node, f"{node.name} takes one list of rows, each a list of expressions")
-        return [block for row in rows for block in row.children], (), [len(row.children) for row in rows]
+        return [block for row in rows for block in row.children], [len(row.children) for row in rows]
 
     def _options(self, node: Call, atom: Atom, rest: Items[Node], named: Mapping[str, Node]) -> dict[str, Value]:
         if len(rest) > len(atom.options):
@@ -199,8 +205,10 @@ class Evaluator:
             and node.name in _ELEMENTWISE_COUNTERPARTS
             and isinstance(self._evaluate(rest[0]).content, cp.Expression)
         ):
-            largest = _ELEMENTWISE_COUNTERPARTS[node.name]
-            raise self._error(node, f"{node.name} reduces one expression; for several expressions write {largest}(...)")
+            elementwise = _ELEMENTWISE_COUNTERPARTS[node.name]
+            raise self._error(
+                node, f"{node.name} reduces one expression; for several expressions write {elementwise}(...)"
+            )
         given = dict(zip(atom.options, rest, strict=False))
         for name in named:
             self._look_up(node, name, atom.options, f"option of {node.name}")
@@ -300,7 +308,7 @@ def _label(node: Node) -> str:
 
 def _first_line(error: Exception) -> str:
     text = str(error.args[0] if error.args else error).strip()
-    return text.split("\n")[0][:300] if text else f"CVXPY rejects the arguments ({type(error).__name__})"
+    return text.split("\n")[0][:_MAX_MESSAGE] if text else f"CVXPY rejects the arguments ({type(error).__name__})"
 
 
 def _size(content: Any) -> int:

@@ -71,7 +71,6 @@ def normalise(document: ExpressionDocument | ConeProgramDocument, settings: Sett
             raise DocumentError.at(
                 "/constants", f"the constants have more than {settings.max_leaf_size} entries together"
             )
-        constants[name] = encode(
-            array + 0.0, "base64"
-        )  # adding zero turns -0.0 into 0.0, so that equal constants have equal bytes
+        array = array + 0.0  # turns -0.0 into 0.0, so that equal constants have equal bytes
+        constants[name] = encode(array, "base64")
     return plain | {"constants": constants} if constants else plain

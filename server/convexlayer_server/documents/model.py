@@ -8,18 +8,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..encodings.validation import LOCATION, limit_members, reject_unknown
+from ..errors import MAX_QUOTED
 
-__all__ = ["ConeProgramDocument", "ExpressionDocument", "Leaf", "problem_documents"]
+__all__ = ["MAX_LENGTH", "ConeProgramDocument", "ExpressionDocument", "Leaf", "problem_documents"]
+
+MAX_LENGTH = 10**9
+"""Length of an axis at most, so that products of lengths stay small; the limits of the settings are lower."""
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
-Length = Annotated[int, Field(ge=1, le=10**9, strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-Few = BeforeValidator(limit_members)
+"""A name of at most 64 characters."""
+
+Length = Annotated[int, Field(ge=1, le=MAX_LENGTH, strict=True)]
+"""The length of an axis."""
+
+LimitedMembers = BeforeValidator(limit_members)
+"""Refuses a dictionary with too many members before pydantic validates each of them."""
+
 Text = Annotated[str, Field(min_length=1)]
+"""The text of an expression or a constraint, in the notation of ``grammar``."""
 
 _KINDS = ("expression", "cone_program")
 
@@ -39,14 +49,14 @@ class Leaf(_Object):
     """A parameter or a variable: its shape (by default a scalar) and attributes."""
 
     shape: Annotated[list[Length], Field(fail_fast=True)] = []
-    nonneg: Flag = False
-    nonpos: Flag = False
-    pos: Flag = False
-    neg: Flag = False
-    symmetric: Flag = False
-    PSD: Flag = False
-    NSD: Flag = False
-    diag: Flag = False
+    nonneg: StrictBool = False
+    nonpos: StrictBool = False
+    pos: StrictBool = False
+    neg: StrictBool = False
+    symmetric: StrictBool = False
+    PSD: StrictBool = False
+    NSD: StrictBool = False
+    diag: StrictBool = False
 
     @property
     def attributes(self) -> list[str]:
@@ -62,14 +72,14 @@ class ExpressionDocument(_Object):
     """
 
     kind: Literal["expression"]
-    parameters: Annotated[dict[Identifier, Leaf], Few] = {}
-    variables: Annotated[dict[Identifier, Leaf], Few] = {}
-    constants: Annotated[dict[Identifier, Any], Few] = {}
-    let: Annotated[dict[Identifier, Text], Few] = {}
+    parameters: Annotated[dict[Identifier, Leaf], LimitedMembers] = {}
+    variables: Annotated[dict[Identifier, Leaf], LimitedMembers] = {}
+    constants: Annotated[dict[Identifier, Any], LimitedMembers] = {}
+    let: Annotated[dict[Identifier, Text], LimitedMembers] = {}
     minimize: Text | None = None
     maximize: Text | None = None
     subject_to: Annotated[list[Text], Field(fail_fast=True)] = []
-    gp: Flag = False
+    gp: StrictBool = False
 
 
 class ConeProgramDocument(_Object):
@@ -89,7 +99,7 @@ def _check_kind(given: Any) -> Any:
     likely = "cone_program" if "program" in given else "expression"
     context = {
         LOCATION: ("kind",),
-        "found": f"got {ascii(kind)[:40]}" if "kind" in given else "is missing",
+        "found": f"got {ascii(kind)[:MAX_QUOTED]}" if "kind" in given else "is missing",
         "kind": likely,
     }
     raise PydanticCustomError(

@@ -12,6 +12,8 @@ from typing import Any
 
 import cvxpy as cp
 
+from .model import MAX_LENGTH
+
 __all__ = [
     "Option",
     "axes",
@@ -34,12 +36,12 @@ Option = Callable[[Any], Any]
 _MAX_EXPONENT = 1024
 """Absolute value of an exponent at most: larger ones overflow doubles for any base of 2 or more."""
 
-_MAX_LENGTH = 10**9
-"""Length of an axis at most; the limits of the settings are lower."""
+_MAX_DIMENSIONS = 32
+"""Dimensions of an array at most, NumPy's limit before version 2; the limit of the settings is lower."""
 
 
 def number(value: Any) -> int | float:
-    """A finite number."""
+    """A number; those of the grammar are finite."""
     if type(value) not in (int, float):
         raise ValueError("expected a number")
     return value
@@ -58,7 +60,7 @@ def integer(low: int, high: int) -> Option:
 
 def integers(value: Any) -> list[int]:
     """A list of small integers."""
-    if not isinstance(value, list) or not all(type(item) is int and abs(item) <= _MAX_LENGTH for item in value):
+    if not isinstance(value, list) or not all(type(item) is int and abs(item) <= MAX_LENGTH for item in value):
         raise ValueError("expected a list of integers")
     return value
 
@@ -72,7 +74,7 @@ def boolean(value: Any) -> bool:
 
 def axis(value: Any) -> int | None:
     """An axis, or None."""
-    return None if value is None else integer(-32, 31)(value)
+    return None if value is None else integer(-_MAX_DIMENSIONS, _MAX_DIMENSIONS - 1)(value)
 
 
 def axes(value: Any) -> int | tuple[int, ...] | None:
@@ -84,7 +86,7 @@ def shape(value: Any) -> tuple[int, ...]:
     """A length, or a list of lengths; -1 is the remaining length."""
     lengths = value if isinstance(value, list) else [value]
     known = [length for length in integers(lengths) if length != -1]
-    if any(length < 1 for length in known) or math.prod(known) > _MAX_LENGTH:
+    if any(length < 1 for length in known) or math.prod(known) > MAX_LENGTH:
         raise ValueError("expected a list of positive lengths")
     return tuple(lengths)
 

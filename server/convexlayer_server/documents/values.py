@@ -16,8 +16,15 @@ import cvxpy as cp
 import numpy as np
 
 from ..encodings.arrays import Array
+from ..errors import MAX_QUOTED
 
 __all__ = ["Value", "combine", "describe", "is_number", "plain", "suggestions", "to_array"]
+
+_MAX_SIMILAR = 3
+"""Similar names that a message suggests."""
+
+_MAX_LISTED = 30
+"""Names that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def describe(content: Any) -> str:
         case list():
             return "a list; equally long lists of numbers form an array, only functions such as hstack take others"
         case str():
-            return f"the string {content[:40]!r}"
+            return f"the string {content[:MAX_QUOTED]!r}"
         case _:
             return f"{content!r}"
 
@@ -85,7 +92,8 @@ def describe(content: Any) -> str:
 def suggestions(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: similar names, or else all known ones."""
     names = sorted(known)
-    close = difflib.get_close_matches(name[:64], names, n=3)
+    close = difflib.get_close_matches(name[:MAX_QUOTED], names, n=_MAX_SIMILAR)
     if close:
         return f"; did you mean {' or '.join(close)}?"
-    return f"; known are {', '.join(names[:30])}{', ...' if len(names) > 30 else ''}" if names else ""
+    more = ", ..." if len(names) > _MAX_LISTED else ""
+    return f"; known are {', '.join(names[:_MAX_LISTED])}{more}" if names else ""

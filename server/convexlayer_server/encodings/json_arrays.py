@@ -67,7 +67,8 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
-        raise MalformedError(f"invalid JSON at byte {error.pos}: {error.msg}") from error
+        position = len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
+        raise MalformedError(f"invalid JSON at byte {position}: {error.msg}") from error
     except RecursionError as error:
         raise MalformedError("the body is nested too deep") from error
     except ValueError as error:  # another text encoding, or an integer of thousands of digits

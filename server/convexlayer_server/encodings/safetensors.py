@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MalformedError
+from ..errors import MAX_QUOTED, MalformedError
 from .json_arrays import MAX_ARRAYS, pack, parse_json
 
 __all__ = ["MEDIA_TYPE", "Header", "assemble", "parse_header", "read", "split_header", "write"]
@@ -35,9 +35,6 @@ _MAX_HEADER_BYTES = 2**20
 
 _MAX_DIMENSIONS = 32
 """Dimensions of an array at most, NumPy's limit before version 2."""
-
-_MAX_NAME = 80
-"""Characters of a name that a message quotes."""
 
 _DTYPES = {"F64": "<f8", "F32": "<f4"}
 _METADATA = "__metadata__"
@@ -172,7 +169,7 @@ def _tensors(entries: Mapping[str, Any], size: int) -> list[_Tensor]:
     end = 0
     for tensor in tensors:
         if tensor.begin != end:
-            name = tensor.name[:_MAX_NAME]
+            name = tensor.name[:MAX_QUOTED]
             raise MalformedError(f"array {name!r} begins at byte {tensor.begin}; the one before ends at {end}")
         end = tensor.end
     if end != size:
@@ -181,7 +178,7 @@ def _tensors(entries: Mapping[str, Any], size: int) -> list[_Tensor]:
 
 
 def _tensor(name: str, entry: Any) -> _Tensor:
-    where = f"array {name[:_MAX_NAME]!r}"
+    where = f"array {name[:MAX_QUOTED]!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise MalformedError(f"{where}: expected the fields dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -189,8 +186,10 @@ def _tensor(name: str, entry: Any) -> _Tensor:
         raise MalformedError(f"{where}: the supported dtypes are {', '.join(_DTYPES)}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise MalformedError(f"{where}: shape and the two data_offsets must be non-negative integers")
+    if len(shape) > _MAX_DIMENSIONS:  # before the product, which would take seconds for thousands of lengths
+        raise MalformedError(f"{where}: it has {len(shape)} dimensions; the limit is {_MAX_DIMENSIONS}")
     size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
-    if len(shape) > _MAX_DIMENSIONS or offsets[1] - offsets[0] != size:
+    if offsets[1] - offsets[0] != size:
         raise MalformedError(f"{where}: its shape does not fit the bytes from {offsets[0]} to {offsets[1]}")
     return _Tensor(offsets[0], offsets[1], name, _DTYPES[dtype], tuple(shape))
 
@@ -204,5 +203,5 @@ def _insert(tree: dict[str, Any], name: str, array: NDArray[Any]) -> None:
     parent = tree.setdefault(part, {}) if nested else tree
     key = leaf if nested else part
     if not isinstance(parent, dict) or key in parent:
-        raise MalformedError(f"array {name[:_MAX_NAME]!r} has the name of another value")
+        raise MalformedError(f"array {name[:MAX_QUOTED]!r} has the name of another value")
     parent[key] = array

@@ -140,7 +140,7 @@ class ConnectionManager:
         """Add a connection; return why it must be refused, if it must."""
         self._open.add(connection)
         if not self._addresses.add(connection.address):
-            return self.refusals.too_many_of_address
+            return self.refusals.too_many_per_address
         if len(self._open) > self._limit and not self._make_room(connection):
             return self.refusals.too_many
         return None

@@ -8,7 +8,7 @@ from typing import Self, final
 
 from starlette.types import Message, Receive, Send
 
-from ..errors import ClientDisconnectedError, UnavailableError
+from ..errors import ClientDisconnectedError, shutting_down
 
 __all__ = ["CancelOnDisconnect"]
 
@@ -83,7 +83,7 @@ class CancelOnDisconnect:
         if cancelled and not cancelled_again:
             if self._disconnected:
                 raise ClientDisconnectedError("the client disconnected before the response was ready") from error
-            raise UnavailableError("the server is shutting down", retry_after_s=1.0) from error
+            raise shutting_down() from error
 
     def _start_watching(self) -> None:
         self._stop_watching()

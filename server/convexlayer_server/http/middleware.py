@@ -18,10 +18,18 @@ from ..observability.tracing import RequestContext, set_context
 __all__ = ["BodyLimit", "RequestObserver"]
 
 _LOG = logging.getLogger("convexlayer_server.access")
+
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
+"""Methods that are labels of metrics; all others are OTHER, so that clients cannot create labels."""
+
 _WITHOUT_BODY = {"DELETE", "GET", "HEAD"}
+"""Methods whose requests have no body here."""
+
 _PROBES = {"/healthz", "/readyz", "/metrics"}
+"""Routes that monitoring requests every few seconds, which are logged at the level DEBUG."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""IDs of clients that are safe to write to logs and headers."""
 
 
 class RequestObserver:

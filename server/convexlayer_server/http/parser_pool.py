@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
-from ..errors import MalformedError, TooManyError, UnavailableError
+from ..errors import RETRY_S, MalformedError, TooManyError, UnavailableError, shutting_down
 from ..settings import Settings
 from ..shared.channel import receive, send
 from ..shared.fair_queue import FairQueue
@@ -38,9 +38,6 @@ _MAX_MEMORY_BYTES = 2 * 2**30
 
 _TIME_LIMIT_S = 30.0
 """Seconds that parsing one body may take, before its process is killed."""
-
-_RETRY_S = 1.0
-"""Retry-After in seconds of a body that could not be parsed now."""
 
 _T = TypeVar("_T")
 
@@ -72,7 +69,7 @@ class _Parser:
                 raise MalformedError(parser_process.TOO_LARGE) from failure
             _LOG.warning("a body of %d bytes could not be parsed: %r", len(body), failure)
             detail = "the process that parsed the body ended or took too long, and is replaced; try again"
-            raise UnavailableError(detail, retry_after_s=_RETRY_S) from failure
+            raise UnavailableError(detail, retry_after_s=RETRY_S) from failure
         if error is not None:
             raise error
         return result
@@ -123,13 +120,16 @@ def _start_process() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     return ours, process
 
 
-def _shutting_down() -> UnavailableError:
-    return UnavailableError("the server is shutting down", retry_after_s=_RETRY_S)
-
-
 @dataclass(eq=False)
-class _Job:
-    """A body that waits, or is being parsed."""
+class _Item:
+    """A body that waits, or is being parsed.
+
+    Attributes:
+        owner: ID of the key that sent it.
+        function: parses it.
+        body: the body.
+        future: resolves to what the function returns.
+    """
 
     owner: str
     function: Callable[..., Any]
@@ -142,15 +142,15 @@ class ParserPool:
     """Processes that parse bodies, started when they are needed; for use on the event loop.
 
     Args:
-        settings: ``readers``, ``max_waiting`` and ``max_wait_s``.
+        settings: ``parsers``, ``max_waiting`` and ``max_wait_s``.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._moderate: FairQueue[_Job] = FairQueue()
-        self._large: FairQueue[_Job] = FairQueue()
-        self._parsers = tuple(_Parser() for _ in range(settings.readers))
-        self._threads = ThreadPoolExecutor(settings.readers, thread_name_prefix="parser")
+        self._moderate: FairQueue[_Item] = FairQueue()
+        self._large: FairQueue[_Item] = FairQueue()
+        self._parsers = tuple(_Parser() for _ in range(settings.parsers))
+        self._threads = ThreadPoolExecutor(settings.parsers, thread_name_prefix="parser")
         self._parsing: dict[_Parser, asyncio.Future[Any]] = {}
         self._closed = False
 
@@ -173,35 +173,35 @@ class ParserPool:
             Exception: what the function raises.
         """
         if self._closed:
-            raise _shutting_down()
+            raise shutting_down()
         loop = asyncio.get_running_loop()
         queue = self._moderate if len(body) <= _MODERATE_BYTES else self._large
         self._make_room(queue, owner)
-        job = _Job(owner, function, body, loop.create_future())
-        queue.push(owner, job)
+        item = _Item(owner, function, body, loop.create_future())
+        queue.push(owner, item)
         self._dispatch()
-        timer = loop.call_later(self._settings.max_wait_s, self._time_out, queue, job)
+        timer = loop.call_later(self._settings.max_wait_s, self._time_out, queue, item)
         try:
-            result: _T = await job.future
+            result: _T = await item.future
             return result
         finally:
             timer.cancel()
-            queue.remove(owner, job)
+            queue.remove(owner, item)
 
     async def close(self) -> None:
         """Kill the processes; bodies that wait or are being parsed fail."""
         self._closed = True
         for queue in (self._moderate, self._large):
             while len(queue):
-                job = queue.pop(0.0)
-                if not job.future.done():
-                    job.future.set_exception(_shutting_down())
+                item = queue.pop(0.0)
+                if not item.future.done():
+                    item.future.set_exception(shutting_down())
         for parser in self._parsers:
             parser.close()
         await asyncio.gather(*self._parsing.values(), return_exceptions=True)
         self._threads.shutdown()
 
-    def _make_room(self, queue: FairQueue[_Job], owner: str) -> None:
+    def _make_room(self, queue: FairQueue[_Item], owner: str) -> None:
         """If a queue is full, evict the last body of the owner with the most."""
         if len(queue) < self._settings.max_waiting:
             return
@@ -211,12 +211,12 @@ class ParserPool:
         if not evicted.future.done():
             evicted.future.set_exception(self._too_many(queue))
 
-    def _time_out(self, queue: FairQueue[_Job], job: _Job) -> None:
-        if queue.remove(job.owner, job) and not job.future.done():
-            job.future.set_exception(self._too_many(queue))
+    def _time_out(self, queue: FairQueue[_Item], item: _Item) -> None:
+        if queue.remove(item.owner, item) and not item.future.done():
+            item.future.set_exception(self._too_many(queue))
 
-    def _too_many(self, queue: FairQueue[_Job]) -> TooManyError:
-        return TooManyError(f"{len(queue)} bodies wait to be parsed; try again later", retry_after_s=_RETRY_S)
+    def _too_many(self, queue: FairQueue[_Item]) -> TooManyError:
+        return TooManyError(f"{len(queue)} bodies wait to be parsed; try again later", retry_after_s=RETRY_S)
 
     def _dispatch(self) -> None:
         """Start the idle parsers: the first one on moderate bodies alone, the others preferably on large ones."""
@@ -224,24 +224,24 @@ class ParserPool:
             queues = (self._moderate,) if parser is self._parsers[0] else (self._large, self._moderate)
             queue = next((queue for queue in queues if len(queue)), None)
             if queue is not None and parser not in self._parsing and not self._closed:
-                job = queue.pop(0.0)
-                queue.charge(job.owner, len(job.body))
-                self._start(parser, job)
+                item = queue.pop(0.0)
+                queue.charge(item.owner, len(item.body))
+                self._start(parser, item)
 
-    def _start(self, parser: _Parser, job: _Job) -> None:
+    def _start(self, parser: _Parser, item: _Item) -> None:
         """Start parsing a body. It runs to its end even if cancelled: starting another process would take longer."""
         loop = asyncio.get_running_loop()
-        parsing = loop.run_in_executor(self._threads, parser.call, job.function, job.body)
+        parsing = loop.run_in_executor(self._threads, parser.call, item.function, item.body)
         self._parsing[parser] = parsing
-        parsing.add_done_callback(lambda done: self._on_done(parser, job, done))
+        parsing.add_done_callback(lambda done: self._on_done(parser, item, done))
 
-    def _on_done(self, parser: _Parser, job: _Job, done: asyncio.Future[Any]) -> None:
+    def _on_done(self, parser: _Parser, item: _Item, done: asyncio.Future[Any]) -> None:
         del self._parsing[parser]
         error = done.exception()
-        if job.future.done():
+        if item.future.done():
             pass  # it was cancelled
         elif error is not None:
-            job.future.set_exception(error)
+            item.future.set_exception(error)
         else:
-            job.future.set_result(done.result())
+            item.future.set_result(done.result())
         self._dispatch()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from typing import final
 
+from ..errors import RETRY_S
 from ..settings import Settings
 from . import problem_details
 
 __all__ = ["Refusal", "Refusals"]
-
-_RETRY_S = 1
-"""Retry-After in seconds when there are too many connections; one may close at any time."""
 
 
 @final
@@ -38,7 +37,7 @@ class Refusal:
             f"Content-Length: {len(body)}",
             "Connection: close",
         ]
-        lines += [f"Retry-After: {_RETRY_S}"] if status is HTTPStatus.SERVICE_UNAVAILABLE else []
+        lines += [f"Retry-After: {math.ceil(RETRY_S)}"] if status is HTTPStatus.SERVICE_UNAVAILABLE else []
         self.response = "\r\n".join([*lines, "", ""]).encode("ascii") + body
 
 
@@ -52,7 +51,7 @@ class Refusals:
         head_timeout: the head, or the rest of a request that was answered early, did not arrive in time.
         idle: the connection was idle while others needed its place.
         too_many: there are too many connections.
-        too_many_of_address: there are too many connections from one address.
+        too_many_per_address: there are too many connections from one address.
         too_many_pipelined: there are too many pipelined requests.
     """
 
@@ -74,7 +73,7 @@ class Refusals:
         )
         self.idle = Refusal(
             HTTPStatus.REQUEST_TIMEOUT,
-            "gives-way",
+            "idle-connection",
             "Idle connection closed",
             "the connection was idle while the server had no room for others; send the request on a new connection",
         )
@@ -84,9 +83,9 @@ class Refusals:
             "Too many connections",
             "the server has reached its limit of connections; try again",
         )
-        self.too_many_of_address = Refusal(
+        self.too_many_per_address = Refusal(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            "too-many-of-address",
+            "too-many-connections-per-address",
             "Too many connections",
             f"one address may open {settings.max_connections_per_address} connections; close some, or reuse them",
         )

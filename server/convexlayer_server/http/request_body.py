@@ -17,7 +17,7 @@ from ..documents import IdentifiedDocument, identify
 from ..encodings import safetensors
 from ..encodings.json_arrays import parse_json, parse_json_arrays
 from ..encodings.validation import validate
-from ..errors import ClientDisconnectedError
+from ..errors import MAX_QUOTED, ClientDisconnectedError
 from ..observability.tracing import current_context
 from ..settings import Settings
 from .parser_pool import ParserPool
@@ -152,7 +152,7 @@ def _check_media_type(request: Request, expected: Sequence[str]) -> str:
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in expected:
-        raise HTTPException(415, f"expected {' or '.join(expected)}, got {media_type[:80]!r}")
+        raise HTTPException(415, f"expected {' or '.join(expected)}, got {media_type[:MAX_QUOTED]!r}")
     return media_type
 
 

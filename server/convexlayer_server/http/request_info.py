@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from starlette.types import Scope
 
 __all__ = ["path_of", "prefers_async"]
@@ -14,6 +16,7 @@ def path_of(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
-def prefers_async(prefer: str) -> bool:
-    """Whether a ``Prefer`` header asks for ``respond-async`` (RFC 7240)."""
-    return any(preference.partition(";")[0].strip().lower() == "respond-async" for preference in prefer.split(","))
+def prefers_async(headers: Iterable[str]) -> bool:
+    """Whether a request with these ``Prefer`` headers asks for ``respond-async`` (RFC 7240)."""
+    preferences = ",".join(headers).split(",")
+    return any(preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences)

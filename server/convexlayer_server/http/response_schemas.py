@@ -30,12 +30,20 @@ __all__ = [
 ]
 
 Arrays = dict[str, Any]
+"""Arrays by name, in the requested encoding."""
+
 Numbers = list[float | None]
+"""One number for each element; null stands for NaN and infinity."""
+
 JobStatus = Literal["waiting", "running", "done", "cancelled"]
 
 
 class Meta(BaseModel):
-    """How the request was computed."""
+    """How the request was computed.
+
+    ``reason`` tells why ``solver`` was chosen. ``batch`` is the number of elements, ``batched`` whether any array had a
+    batch axis. ``seconds`` is the wall time of each step, and ``queue`` the time before them.
+    """
 
     problem_id: str
     solver: str
@@ -47,7 +55,11 @@ class Meta(BaseModel):
 
 
 class Residuals(BaseModel):
-    """Residuals of the optimality conditions of each solution, as the server computes them."""
+    """Residuals of the optimality conditions of each solution, as the server computes them.
+
+    ``primal`` and ``dual`` are those of feasibility, ``gap`` is the duality gap, and ``natural`` that of the
+    complementarity of slack and dual variable. All are relative, and of the equilibrated program.
+    """
 
     primal: Numbers
     dual: Numbers
@@ -56,7 +68,13 @@ class Residuals(BaseModel):
 
 
 class DerivativeReport(BaseModel):
-    """How accurate each derivative is."""
+    """How accurate each derivative is.
+
+    ``status`` is ok, inaccurate, degenerate (the derivative may not exist) or failed. ``linear_residual`` is the
+    relative residual of the linear system and ``condition`` an estimate of its condition number. ``margin`` is the
+    distance to the nearest point where the derivative jumps; ``consistent`` tells whether the linear system has a
+    solution.
+    """
 
     status: list[str]
     linear_residual: Numbers

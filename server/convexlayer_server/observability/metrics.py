@@ -31,9 +31,9 @@ class Metrics:
         connections: open connections.
         held: bytes held for requests.
         waiting: requests in the queue.
-        unread: large bodies that wait for a parser.
+        waiting_bodies: large bodies that wait for a parser.
         running: requests in the compute backend.
-        compiled: problems that workers hold canonicalised.
+        cached_problems: problems that workers hold canonicalised.
         workers: workers that can compute.
         replaced: workers that ended unexpectedly.
         portable: 1 if a worker runs the portable kernels, else 0.
@@ -61,9 +61,9 @@ class Metrics:
         self.connections = gauge("connections", "Open connections")
         self.held = gauge("held_bytes", "Bytes held for requests")
         self.waiting = gauge("waiting_requests", "Requests in the queue")
-        self.unread = gauge("waiting_bodies", "Large bodies that wait for a parser")
+        self.waiting_bodies = gauge("waiting_bodies", "Large bodies that wait for a parser")
         self.running = gauge("running_requests", "Requests in the compute backend")
-        self.compiled = gauge("compiled_problems", "Problems that workers hold canonicalised")
+        self.cached_problems = gauge("cached_problems", "Problems that workers hold canonicalised")
         self.workers = gauge("workers", "Workers that can compute")
         self.replaced = gauge("workers_replaced", "Workers replaced since the start")
         self.portable = gauge("kernels_portable", "Whether a worker runs the portable kernels")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["RequestContext", "current_context", "export_traces", "set_context"]
 
 _UNTRACED_PATHS = "healthz,readyz,metrics"
+"""Comma-separated patterns, in the form of OpenTelemetry, of URLs that get no span: probes would hide all others."""
 
 
 @dataclass(eq=False)

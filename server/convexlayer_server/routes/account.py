@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 
-from ..errors import UnavailableError
+from ..errors import RETRY_S, UnavailableError
 from ..http.response_schemas import Capabilities, DayUsage, SolverCapability, UsageResponse
 from ..problem_registry import versions
 from .dependencies import Owner, ServiceDependency
@@ -26,7 +26,7 @@ async def capabilities(service: ServiceDependency) -> Capabilities:
     settings, health = service.settings, service.compute.health()
     found = health.capabilities
     if found is None:
-        raise UnavailableError("no worker is ready yet", retry_after_s=1.0)
+        raise UnavailableError("no worker is ready yet", retry_after_s=RETRY_S)
     limits = settings.model_dump(include={name for name in type(settings).model_fields if name.startswith("max_")})
     return Capabilities(
         versions=dict(versions()),

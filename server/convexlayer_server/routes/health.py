@@ -45,7 +45,7 @@ them</td></tr> <tr><td><code>GET /v1/jobs/{id}/result</code></td><td>its respons
 
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
-def page() -> HTMLResponse:
+async def page() -> HTMLResponse:
     """The index page."""
     return HTMLResponse(_PAGE)
 
@@ -66,7 +66,7 @@ async def readyz(service: ServiceDependency, response: Response) -> dict[str, An
     response.status_code = 200 if health.ready else 503
     return {
         "status": "ready" if health.ready else "not ready",
-        "compiled": health.compiled,
+        "cached_problems": health.cached_problems,
         "running": health.running,
         "workers": health.workers,
         "kernels": None if kernels is None else kernels.path,
@@ -80,9 +80,9 @@ async def metrics(service: ServiceDependency) -> Response:
     health, gauges = service.compute.health(), service.metrics
     gauges.held.set(service.memory.total)
     gauges.waiting.set(service.compute.waiting)
-    gauges.unread.set(service.parsers.waiting)
+    gauges.waiting_bodies.set(service.parsers.waiting)
     gauges.running.set(health.running)
-    gauges.compiled.set(health.compiled)
+    gauges.cached_problems.set(health.cached_problems)
     gauges.workers.set(health.workers)
     gauges.replaced.set(health.replaced)
     gauges.portable.set(health.capabilities is not None and health.capabilities.kernels.path == "portable")

@@ -2,13 +2,16 @@
 
 A request is cancelled when its client disconnects. With ``Prefer: respond-async`` (RFC 7240) it runs as a job: once its
 arrays are decoded, the response is 202 with the job in ``Location``, and the job outlives the connection.
+
+Each endpoint defines ``to_tree``, which makes the response of a result. A job keeps this function with its result, so
+the function refers to names alone: neither to the request with its arrays, nor to the problem with its document.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar, final
 
 import numpy as np
@@ -21,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..compute.protocol import ComputeOptions, ComputeRequest, ComputeResult, OnProgress, Operation
 from ..encodings.arrays import Array, Encoding
-from ..errors import InvalidError, SolverChoiceError, pointer
+from ..errors import MAX_QUOTED, InvalidError, SolverChoiceError, pointer
 from ..http import problem_details
 from ..http.request_arrays import RequestArrays, known_names
 from ..http.request_body import MAX_INLINE_BYTES, openapi_body
@@ -60,9 +63,6 @@ More would delay other requests, fewer would pay for a thread too often.
 _DOUBLE_BYTES = 8
 """Bytes of a number in double precision."""
 
-_MAX_NAME = 80
-"""Characters of a name that a message quotes."""
-
 _PARTS = ("parameters", "variables", "duals")
 _MEASURES = ("linear_residual", "margin", "condition")
 
@@ -91,23 +91,22 @@ async def solve(http: Request) -> Response:
     An element of a batch with invalid values has the status ``invalid``; without a batch, invalid values are an error.
     """
     service, owner, body, problem = await _receive(http, _solve_bodies)
-    parts = [part for part in body.parts if part in ("variables", "duals")]
+    problem_id, keep = problem.id, "state" in body.parts
+    names = {part: tuple(problem.summary[part]) for part in body.parts if part in ("variables", "duals")}
     request = await _compute_request(
         http,
         service,
         problem,
         body,
         "solve",
-        outputs=_outputs(problem, parts),
+        outputs=_outputs(problem, names),
         owner=owner,
-        keep="state" in body.parts,
+        keep=keep,
         portable="portable" in body.parts,
     )
 
-    keep = request.keep  # not the request, whose arrays need not live as long as the result of a job
-
     def to_tree(result: ComputeResult) -> dict[str, Any]:
-        tree: dict[str, Any] = {part: _outputs_of(result, problem.summary[part]) for part in parts}
+        tree: dict[str, Any] = {part: _outputs_of(result, outputs) for part, outputs in names.items()}
         if keep:
             tree["state"] = result.state
         if result.portable is not None:
@@ -117,7 +116,7 @@ async def solve(http: Request) -> Response:
             "objective": result.objective,
             "iterations": list(result.iterations),
             "residuals": dict(result.residuals),
-            "meta": _meta(problem, result),
+            "meta": _meta(problem_id, result),
         }
 
     return await _respond(http, service, problem, request, to_tree, body.encoding)
@@ -130,15 +129,15 @@ async def vjp(http: Request) -> Response:
     known = problem.summary["parameters"]
     for position, name in enumerate(body.wrt or ()):
         if name not in known:
-            detail = f"unknown parameter {name[:_MAX_NAME]!r}{known_names(known)}"
+            detail = f"unknown parameter {name[:MAX_QUOTED]!r}{known_names(known)}"
             raise InvalidError.at(pointer("wrt", position), detail)
-    wrt = tuple(known) if body.wrt is None else tuple(body.wrt)
+    problem_id, wrt = problem.id, tuple(known) if body.wrt is None else tuple(body.wrt)
     request = await _compute_request(
         http, service, problem, body, "vjp", body.cotangents, state=body.state, owner=owner, wrt=wrt
     )
 
     def to_tree(result: ComputeResult) -> dict[str, Any]:
-        return {"gradients": dict(result.arrays), **_status(result), **_report(problem, result)}
+        return {"gradients": dict(result.arrays), **_status(result), **_report(problem_id, result)}
 
     return await _respond(http, service, problem, request, to_tree, body.encoding)
 
@@ -147,14 +146,14 @@ async def vjp(http: Request) -> Response:
 async def jvp(http: Request) -> Response:
     """Tangents of outputs, from tangents of parameters."""
     service, owner, body, problem = await _receive(http, _jvp_bodies)
-    outputs = _outputs(problem, body.parts)
+    problem_id, outputs = problem.id, _outputs(problem, body.parts)
     request = await _compute_request(
         http, service, problem, body, "jvp", body.tangents, state=body.state, owner=owner, outputs=outputs
     )
 
     def to_tree(result: ComputeResult) -> dict[str, Any]:
         tangents = _outputs_of(result, outputs)
-        return {"tangents": tangents, "objective": result.objective, **_status(result), **_report(problem, result)}
+        return {"tangents": tangents, "objective": result.objective, **_status(result), **_report(problem_id, result)}
 
     return await _respond(http, service, problem, request, to_tree, body.encoding)
 
@@ -263,7 +262,7 @@ async def _respond(
         return service.compute.run(request, problem.document, on_progress)
 
     reservation = reservation_of(http)
-    if not prefers_async(http.headers.get("prefer", "")):
+    if not prefers_async(http.headers.getlist("prefer")):
         result = await run()
         reservation.set("body", 0)
         reservation.set("arrays", 0)
@@ -286,7 +285,7 @@ def _expected_bytes(problem: StoredProblem, request: ComputeRequest, batch: int)
     return _DOUBLE_BYTES * batch * each
 
 
-def _outputs(problem: StoredProblem, parts: Sequence[str]) -> tuple[str, ...]:
+def _outputs(problem: StoredProblem, parts: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the outputs in some parts of the response."""
     return tuple(name for part in dict.fromkeys(parts) for name in problem.summary[part])
 
@@ -313,21 +312,21 @@ def _status(result: ComputeResult) -> dict[str, Any]:
     return {"status": list(result.status), "details": details}
 
 
-def _report(problem: StoredProblem, result: ComputeResult) -> dict[str, Any]:
+def _report(problem_id: str, result: ComputeResult) -> dict[str, Any]:
     """Return the report of a derivative, with its numbers as arrays, and the metadata."""
     report = dict(result.report or {})
     measures = {name: np.array(report[name], dtype=np.float64) for name in _MEASURES if name in report}
-    return {"report": report | measures, "meta": _meta(problem, result)}
+    return {"report": report | measures, "meta": _meta(problem_id, result)}
 
 
-def _meta(problem: StoredProblem, result: ComputeResult) -> dict[str, Any]:
+def _meta(problem_id: str, result: ComputeResult) -> dict[str, Any]:
     meta = Meta(
-        problem_id=problem.id,
+        problem_id=problem_id,
         solver=result.solver,
         reason=result.reason,
         batch=len(result.status),
         batched=result.batched,
-        seconds={**result.seconds, "queue": current_context().queue_s or 0.0},
+        seconds=dict(result.seconds),
         versions=dict(versions()),
     )
     return dict(meta)

@@ -23,6 +23,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1/problems", tags=["problems"])
 
 _CURSOR_PREFIX = "problem "
+"""Beginning of a decoded cursor. The encoding keeps clients from relying on the number after it."""
 
 _MAX_PAGE = 1000
 """Problems of a page at most."""

@@ -38,6 +38,7 @@ class FairShareCache(Generic[T]):
         self._max_bytes = max_bytes
         self._lifetime_s = lifetime_s
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
+        self._by_owner: dict[str, OrderedDict[str, _Entry[T]]] = {}  # the same entries, in the same order
         self._bytes_by_owner: Counter[str] = Counter()
 
     @property
@@ -48,15 +49,15 @@ class FairShareCache(Generic[T]):
     def put(self, key: str, owner: str, value: T, size_bytes: int) -> None:
         """Store a value; the only value of an owner stays, whatever its size."""
         self.drop(key)
-        self._entries[key] = _Entry(owner, value, size_bytes, time.monotonic() + self._lifetime_s)
+        entry = _Entry(owner, value, size_bytes, time.monotonic() + self._lifetime_s)
+        self._entries[key] = self._by_owner.setdefault(owner, OrderedDict())[key] = entry
         self._bytes_by_owner[owner] += size_bytes
         self._drop_expired()
         while self.size_bytes > self._max_bytes:
-            largest = max(self._bytes_by_owner, key=self._bytes_by_owner.__getitem__)
-            oldest, *others = (name for name, entry in self._entries.items() if entry.owner == largest)
-            if not others:
+            largest = self._by_owner[max(self._bytes_by_owner, key=self._bytes_by_owner.__getitem__)]
+            if len(largest) == 1:
                 return
-            self.drop(oldest)
+            self.drop(next(iter(largest)))
 
     def get(self, key: str, owner: str, *, renew: bool = False) -> T | None:
         """Return the value of a key and owner, or None; with ``renew``, restart its lifetime."""
@@ -67,6 +68,7 @@ class FairShareCache(Generic[T]):
         if renew:
             entry.expires = time.monotonic() + self._lifetime_s
             self._entries.move_to_end(key)
+            self._by_owner[owner].move_to_end(key)
         return entry.value
 
     def left_s(self, key: str) -> float:
@@ -79,13 +81,14 @@ class FairShareCache(Generic[T]):
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes_by_owner[entry.owner] -= entry.size_bytes
-            if not self._bytes_by_owner[entry.owner]:
-                del self._bytes_by_owner[entry.owner]
+            del self._by_owner[entry.owner][key]
+            if not self._by_owner[entry.owner]:
+                del self._by_owner[entry.owner], self._bytes_by_owner[entry.owner]
 
     def all(self, owner: str) -> list[T]:
         """Return the values of an owner, least recently stored or renewed first."""
         self._drop_expired()
-        return [entry.value for entry in self._entries.values() if entry.owner == owner]
+        return [entry.value for entry in self._by_owner.get(owner, {}).values()]
 
     def _drop_expired(self) -> None:
         """Drop expired values; all lifetimes are equal, so they are the first ones."""

@@ -19,14 +19,18 @@ def backup(store: str | Path, target: str | Path) -> None:
     """Write a consistent copy of a store to a new file, which only its owner can read.
 
     Raises:
-        StoreError: there is no store, or the file exists.
+        StoreError: there is no store, the file exists, or it cannot be written; then no part of it is left.
     """
     _check(store)
     try:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror}; name a file that does not exist") from error
-    _copy(store, target)
+    try:
+        _copy(store, target)
+    except StoreError:
+        Path(target).unlink()
+        raise
 
 
 def restore(source: str | Path, store: str | Path) -> None:

@@ -28,6 +28,9 @@ Form = Literal["binary", "json"]
 
 _JSON = "application/json"
 
+_MAX_QUOTED = 200
+"""Characters of a body without problem details that an error quotes."""
+
 
 @final
 @dataclass(frozen=True)
@@ -191,24 +194,25 @@ def _decoded(reply: Reply) -> Any:
 
 
 def _api_error(reply: Reply, batch_slice: BatchSlice | None) -> ApiError:
-    """Return the error of a response, from its problem details (those of a proxy may be missing)."""
+    """Return the error of a response, from its problem details; a proxy may send none, or members of other types."""
     try:
         document = json.loads(reply.content)
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        document = {"detail": reply.content.decode("utf-8", "replace")[:200]}
+        document = {"detail": reply.content.decode("utf-8", "replace")[:_MAX_QUOTED]}
+    errors = document.get("errors")
     where = ""
     if batch_slice is not None and len(batch_slice) < batch_slice.batch:
         where = f"in the part of elements {batch_slice.start} to {batch_slice.stop - 1} of {batch_slice.batch}: "
     return API_ERRORS.get(reply.status, ApiError)(
         status=reply.status,
-        type=document.get("type", "about:blank"),
-        title=document.get("title", "The server responded with an error"),
-        detail=where + document.get("detail", ""),
+        type=str(document.get("type", "about:blank")),
+        title=str(document.get("title", "The server responded with an error")),
+        detail=f"{where}{document.get('detail', '')}",
         errors=[
-            FieldError(error.get("pointer", ""), error.get("detail", ""))
-            for error in document.get("errors") or ()
+            FieldError(str(error.get("pointer", "")), str(error.get("detail", "")))
+            for error in (errors if isinstance(errors, list) else ())
             if isinstance(error, dict)
         ],
         request_id=document.get("request_id") or reply.request_id,
@@ -218,4 +222,4 @@ def _api_error(reply: Reply, batch_slice: BatchSlice | None) -> ApiError:
 
 def _seconds(text: str | None) -> float | None:
     """Parse Retry-After in seconds; this API does not use its other form, a date."""
-    return float(text) if text is not None and text.strip().isdigit() else None
+    return float(text) if text is not None and text.strip().isdecimal() else None

@@ -199,12 +199,12 @@ class AsyncConnection:
     async def _send_concurrently(self, calls: Sequence[Call[Any]], bar: ProgressBar) -> list[Any]:
         """Send calls concurrently, and return their results; if one fails, cancel the others."""
         bar.begin(calls)
-        gate = asyncio.Semaphore(_MAX_CONCURRENT)
+        slots = asyncio.Semaphore(_MAX_CONCURRENT)
 
         async def send(call: Call[Any]) -> Any:
-            await gate.acquire()
+            await slots.acquire()
             result: Any = await AsyncRetrying(**self.endpoint.retries)(self._send_once, call)
-            gate.release()  # not after a failure, so that no other call starts
+            slots.release()  # not after a failure, so that no other call starts
             bar.add(call)
             return result
 

@@ -5,12 +5,12 @@ ClientError
 │   └── RequestTimeoutError        no response in time; also a TimeoutError
 ├── ProtocolError                  the response is not one of this API
 ├── ApiError                       the server responded with an error; a class for each status
-│   ├── MalformedError             400  the body is not JSON
+│   ├── MalformedError             400  the body cannot be parsed
 │   ├── UnauthenticatedError       401  no key, or an unknown one
-│   ├── ForbiddenError             403  a quota is exceeded
+│   ├── ForbiddenError             403  the key stores as much as it may
 │   ├── NotFoundError              404  no such problem or job
 │   ├── ConflictError              409  the job is not in the required state
-│   ├── GoneError                  410  the state or result has expired
+│   ├── GoneError                  410  the state or the job's result has expired
 │   ├── TooLargeError              413  the body exceeds a limit
 │   ├── MediaTypeError             415  the media type is not supported
 │   ├── InvalidError               422  a field of the request is invalid; see ``errors``
@@ -146,7 +146,7 @@ class ApiError(ClientError):
 
 @final
 class MalformedError(ApiError):
-    """400: the body is not JSON."""
+    """400: the body cannot be parsed as its media type."""
 
 
 @final
@@ -156,12 +156,12 @@ class UnauthenticatedError(ApiError):
 
 @final
 class ForbiddenError(ApiError):
-    """403: a quota is exceeded."""
+    """403: the key, or all keys together, store as much as they may."""
 
 
 @final
 class NotFoundError(ApiError):
-    """404: there is no such problem; register it first."""
+    """404: the key has no such problem or job; a problem must be registered first."""
 
 
 @final
@@ -171,12 +171,12 @@ class ConflictError(ApiError):
 
 @final
 class GoneError(ApiError):
-    """410: the state has expired; send the parameters instead."""
+    """410: the state has expired, so send the parameters instead; or the job was cancelled."""
 
 
 @final
 class TooLargeError(ApiError):
-    """413: the body, or what it decodes to, exceeds a limit of the server."""
+    """413: the body exceeds a limit of the server."""
 
 
 @final
@@ -231,7 +231,7 @@ API_ERRORS = MappingProxyType[int, type[ApiError]](
 
 @final
 class EncodingError(ClientError):
-    """A document is not plain JSON, or a value is not an array of numbers."""
+    """A document is not plain JSON, or a value is not an array of numbers; raised before sending."""
 
 
 @final
@@ -241,4 +241,4 @@ class UnsupportedExpressionError(ClientError):
 
 @final
 class ShapeError(ClientError):
-    """An array has another shape than its parameter, or batch sizes differ."""
+    """An array has another shape than its parameter, or batch sizes differ; raised before sending."""

@@ -44,7 +44,7 @@ class Operation(Generic[T]):
     join: Callable[[Sequence[T], Problem], T]
 
 
-def _solve(results: Sequence[SolveResult], problem: Problem) -> SolveResult:
+def _join_solves(results: Sequence[SolveResult], problem: Problem) -> SolveResult:
     return replace(
         _joined(results),
         variables=_concatenate([each.variables for each in results]),
@@ -57,7 +57,7 @@ def _solve(results: Sequence[SolveResult], problem: Problem) -> SolveResult:
     )
 
 
-def _vjp(results: Sequence[VjpResult], problem: Problem) -> VjpResult:
+def _join_vjps(results: Sequence[VjpResult], problem: Problem) -> VjpResult:
     """Join gradients; those of parameters without a batch axis are summed over the parts."""
     summed = {name for name, value in results[0].gradients.items() if value.ndim == len(problem.parameters[name])}
     gradients = {
@@ -69,7 +69,7 @@ def _vjp(results: Sequence[VjpResult], problem: Problem) -> VjpResult:
     return replace(_joined(results), gradients=gradients, report=_report([each.report for each in results]))
 
 
-def _jvp(results: Sequence[JvpResult], problem: Problem) -> JvpResult:
+def _join_jvps(results: Sequence[JvpResult], problem: Problem) -> JvpResult:
     return replace(
         _joined(results),
         tangents=_concatenate([each.tangents for each in results]),
@@ -116,9 +116,9 @@ def _report(reports: Sequence[DerivativeReport]) -> DerivativeReport:
     return DerivativeReport(tuple(chain.from_iterable(each.status for each in reports)), **numbers)
 
 
-SOLVE = Operation("solve", readers.solve_result, _solve)
-VJP = Operation("vjp", readers.vjp_result, _vjp)
-JVP = Operation("jvp", readers.jvp_result, _jvp)
+SOLVE = Operation("solve", readers.solve_result, _join_solves)
+VJP = Operation("vjp", readers.vjp_result, _join_vjps)
+JVP = Operation("jvp", readers.jvp_result, _join_jvps)
 
 OPERATIONS: Mapping[str, Operation[Any]] = MappingProxyType({each.name: each for each in (SOLVE, VJP, JVP)})
 """Operations by name."""

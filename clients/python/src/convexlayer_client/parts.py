@@ -26,6 +26,7 @@ _STATUS_BYTES = 64
 """Bytes of the status of an element in a portable state, at most."""
 
 _GROUPS = ("parameters", "tangents", "cotangents")
+"""Fields of a body whose arrays may have a batch axis."""
 
 
 @final
@@ -69,7 +70,7 @@ def may_be_too_large(call: Call[Any], problem: Problem | None, limits: Limits | 
     """
     limits = limits or _DEFAULT_LIMITS
     elements = max_elements(call)
-    later_bytes = 0 if problem is None else 8 * elements * sum(_later(call, problem))
+    later_bytes = 0 if problem is None else 8 * elements * sum(_entries_of_derivative(call, problem))
     if elements > limits.batch or (problem is not None and elements * _entries(problem) > limits.batch_size):
         return True
     for level in call.alternatives:
@@ -165,10 +166,10 @@ class BatchSplitter(Generic[T]):
 
     def _sizes_of_parts(self, states: Sequence[Any], sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the sizes of the parts of split states; check that all states agree, and fit the batch."""
-        kinds = {state.rows if isinstance(state, SplitState) else None for state in states}
+        kinds = {state.sizes if isinstance(state, SplitState) else None for state in states}
         if len(kinds) > 1:
             raise ShapeError("state and portable are not of the same solve: the sizes of their parts differ")
-        part_sizes: tuple[int, ...] = states[0].rows
+        part_sizes: tuple[int, ...] = states[0].sizes
         for what, size in sizes.items():
             if size != sum(part_sizes):
                 raise ShapeError(f"{what} has {size} elements, but the state has {sum(part_sizes)}")
@@ -218,11 +219,11 @@ class BatchSplitter(Generic[T]):
         for level in call.alternatives:
             arrays = list(_arrays(level))
             entries = [math.prod(place[2].shape[1:]) for place in arrays if self._is_batched(*place)]
-            entries += _later(level, self._problem)
+            entries += _entries_of_derivative(level, self._problem)
             around_bytes = self._part(level, BatchSlice(0, 0, 1)).size_bytes("binary") + _OVERHEAD_BYTES * (
                 1 + len(arrays)
             )
-            each_bytes = 8 * sum(entries) + _STATUS_BYTES * bool(_kept(level))
+            each_bytes = 8 * sum(entries) + _STATUS_BYTES * bool(_kept_forms(level))
             found += [limits.array_size // max(1, *entries), (room_bytes - around_bytes) // max(1, each_bytes)]
         return int(max(1, min(found)))
 
@@ -238,9 +239,9 @@ def _state(call: Call[Any]) -> Any:
     return (call.body or {}).get("state")
 
 
-def _later(call: Call[Any], problem: Problem) -> list[int]:
-    """Return the entries of each array that a later derivative sends for an element, without the parameters."""
-    kept = _kept(call)
+def _entries_of_derivative(call: Call[Any], problem: Problem) -> list[int]:
+    """Return the entries for an element of each array, but parameters, that a derivative from the kept state sends."""
+    kept = _kept_forms(call)
     if not kept:
         return []
     outputs = [1, *map(math.prod, (*problem.variables.values(), *problem.duals.values()))]
@@ -248,7 +249,7 @@ def _later(call: Call[Any], problem: Problem) -> list[int]:
     return directions + [_sizes(problem).get(name, 0) for name in ("n", "m", "m") if "portable" in kept]
 
 
-def _kept(call: Call[Any]) -> set[str]:
+def _kept_forms(call: Call[Any]) -> set[str]:
     """Return the forms in which a solve keeps its state."""
     return {"state", "portable"}.intersection((call.body or {}).get("return", ()))
 

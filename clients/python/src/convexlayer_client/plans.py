@@ -23,7 +23,9 @@ Plan = Generator[Sequence[Call[Any]], Sequence[Any], T]
 
 _MAX_PROBLEMS = 256
 """Problems whose shapes are remembered; an evicted one costs a request."""
+
 _ARRAYS = ("/parameters", "/tangents", "/cotangents", "/state")
+"""JSON pointers of the arrays of a body, of which the server may say that they are too large."""
 
 
 @final
@@ -91,13 +93,13 @@ def result_of(call: Call[T], known: ServerInfo, *, measured: bool = False) -> Pl
     splitter = None
     if measured or may_be_too_large(call, problem, limits):
         splitter = yield from _splitter(call, known)
-    news = known.limits is not limits
+    limits_are_new = known.limits is not limits
     form = known.form
     calls = splitter.parts() if splitter else [call]
     try:
         results = yield calls
     except (TooLargeError, InvalidError) as error:
-        if not _is_about_size(error, call) or (news and form == known.form):
+        if not _is_about_size(error, call) or (limits_are_new and form == known.form):
             raise
         known.limits = None
         try:

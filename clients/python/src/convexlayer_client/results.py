@@ -167,11 +167,11 @@ class SplitState(Generic[T_co]):
     """The state of a batch that was solved in parts.
 
     Attributes:
-        rows: Number of elements of each part.
+        sizes: Number of elements of each part.
         parts: State of each part, a handle or portable.
     """
 
-    rows: tuple[int, ...]
+    sizes: tuple[int, ...]
     parts: tuple[T_co, ...]
 
 

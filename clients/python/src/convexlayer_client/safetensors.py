@@ -22,6 +22,9 @@ __all__ = ["MEDIA_TYPE", "read", "size_bytes", "write"]
 
 MEDIA_TYPE = "application/vnd.convexlayer+safetensors"
 
+_LENGTH_BYTES = 8
+"""Bytes of the header's length, by the format."""
+
 _METADATA = "__metadata__"
 _DTYPES = {"F64": "<f8", "F32": "<f4"}
 
@@ -62,8 +65,8 @@ def _start(tree: Mapping[str, Any]) -> tuple[bytes, list[Array]]:
         begin, end = end, end + array.nbytes
         header[name] = {"dtype": "F64", "shape": list(array.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # aligns the arrays
-    return len(text).to_bytes(8, "little") + text, [array for array in arrays.values() if array.size]
+    text += b" " * (-len(text) % _LENGTH_BYTES)  # aligns the arrays to doubles
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text, [array for array in arrays.values() if array.size]
 
 
 def read(body: bytearray) -> dict[str, Any]:
@@ -73,8 +76,8 @@ def read(body: bytearray) -> dict[str, Any]:
         ProtocolError: The body does not have this form.
     """
     try:
-        start = 8 + int.from_bytes(body[:8], "little")
-        header = json.loads(body[8:start])
+        start = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "little")
+        header = json.loads(body[_LENGTH_BYTES:start])
         tree: dict[str, Any] = json.loads(header.pop(_METADATA)["body"])
         for name, entry in header.items():
             begin, end = entry["data_offsets"]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ArraySpec", "RemoteProblem", "RemoteReport", "RemoteSolvedBatch", "one_each"]
 
 SOLVED = ("optimal", "optimal_inaccurate")
+"""The statuses of elements with a solution."""
 
 T = TypeVar("T")
 
@@ -89,7 +90,18 @@ class RemoteReport:
 @final
 @dataclass(frozen=True)
 class RemoteProblem:
-    """A problem on a server, with what every request about it has in common."""
+    """A problem on a server, with what every request about it has in common.
+
+    Attributes:
+        client: The client.
+        document: The document, to register the problem again.
+        id: ID on the server.
+        parameters: Names and shapes of the parameters.
+        outputs: Names and shapes of the outputs.
+        duals: Whether an output is a dual variable.
+        solver: Name of a solver, or "auto".
+        progress: Whether every request shows a progress bar.
+    """
 
     client: Client
     document: ProblemDocument

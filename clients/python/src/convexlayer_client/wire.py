@@ -174,7 +174,7 @@ def jobs() -> Call[tuple[JobStatus, ...]]:
 
 
 def job(job_id: str) -> Call[Job[Any]]:
-    """GET /v1/jobs/{id}: a job that was best elsewhere."""
+    """GET /v1/jobs/{id}: a job that was started elsewhere."""
     return Call("GET", _path(_JOBS, job_id), readers.job)
 
 
