@@ -70,7 +70,9 @@ def test_the_cone_map_equals_cvxpys_canonicalisation(name: str) -> None:
         np.testing.assert_allclose(np.triu(dense["P"].toarray()), np.triu(expected["P"].toarray()), atol=1e-12)
     solution = chain.solver.solve_via_data(expected, warm_start=False, verbose=False, solver_opts={})
     problem.problem.unpack_results(solution, chain, inverse)
-    for variable, output in zip(problem.variables, cones.outputs(torch.tensor(solution.x)[None]), strict=True):
+    for variable, output in zip(
+        problem.variables, cones.outputs(torch.tensor(solution.x, dtype=torch.float64)[None]), strict=True
+    ):
         np.testing.assert_allclose(output[0].numpy(), variable.value, atol=1e-12)
 
 
