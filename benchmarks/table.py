@@ -67,7 +67,8 @@ def _cases(results: Results) -> list[str]:
 
 def _summaries(records: list[Record]) -> list[str]:
     """Ratios of the fastest correct peer to ours over the problems of one batch size, and over those held out."""
-    chosen = {"all": records, "held out": [r for r in records if r.problem in HELD_OUT]}
+    held_out = [r for r in records if r.problem in HELD_OUT]
+    chosen = {"all": records, **({"held out": held_out} if len(held_out) < len(records) else {})}
     rows = [
         [
             TIMES[part],
