@@ -3,7 +3,8 @@
     theta -> values of P, q, A, b of  minimize 1/2 x'Px + q'x  subject to  Ax + s = b, s in K
 
 The program is the one that CVXPY passes to Clarabel (PSD blocks are upper triangles), in CSR order, without presolve
-and without Convexlayer. The map is one SciPy matrix, which is much faster on a CPU than a sparse torch matrix.
+and without Convexlayer; that of a geometric program is in the logarithms of parameters and variables. The map is one
+SciPy matrix, which is much faster on a CPU than a sparse torch matrix.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class ConeMap:
         for parameter, value in zip(problem.parameters, problem.draw(np.random.default_rng(0)), strict=True):
             parameter.value = value
         with scopes.quad_form_dpp_scope():
-            data, chain, _ = problem.problem.get_problem_data(cp.CLARABEL)
+            data, chain, _ = problem.problem.get_problem_data(cp.CLARABEL, gp=problem.gp)
         program = data["param_prob"]
-        self.n, self.dims = int(program.x.size), data["dims"]
+        self.n, self.dims, self._gp = int(program.x.size), data["dims"], problem.gp
         constraints = program.reduced_A
         constraints.cache()
         rows, columns, shape = _entries(constraints.problem_data_index)
@@ -75,6 +76,7 @@ class ConeMap:
     def data(self, theta: Tensors) -> ConeData:
         """The program values of a batch; differentiable by autograd."""
         batch = theta[0].shape[0]
+        theta = tuple(t.log() for t in theta) if self._gp else theta
         flat = [t.movedim(tuple(range(1, t.ndim)), tuple(range(t.ndim - 1, 0, -1))).reshape(batch, -1) for t in theta]
         features = torch.cat([*flat, torch.ones(batch, 1, dtype=torch.float64)], dim=1)
         apply: Any = _SparseMap.apply  # untyped in torch
@@ -84,7 +86,8 @@ class ConeMap:
 
     def outputs(self, x: torch.Tensor) -> Tensors:
         """The variables of the problem, from the program's x (B, n)."""
-        return tuple(recovery(x) for recovery in self._variables)
+        values = tuple(recovery(x) for recovery in self._variables)
+        return tuple(value.exp() for value in values) if self._gp else values
 
 
 class _SparseMap(torch.autograd.Function):

@@ -22,6 +22,7 @@ def _cvxpylayers(arguments: dict[str, Any]) -> Any:
             setting.problem.problem,
             parameters=setting.problem.parameters,
             variables=setting.problem.variables,
+            gp=setting.problem.gp,
             solver_args=options,
         )
 

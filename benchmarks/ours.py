@@ -15,7 +15,7 @@ __all__ = ["EMPTY", "OURS", "layer"]
 
 def layer(problem: Problem, **keywords: Any) -> ConvexLayer:
     """The layer of a problem, by the public constructor, with default arguments except tol and on_degenerate."""
-    arguments: dict[str, Any] = {"options": {"tol": ACCURACY}, "on_degenerate": "report", **keywords}
+    arguments: dict[str, Any] = {"options": {"tol": ACCURACY}, "on_degenerate": "report", "gp": problem.gp, **keywords}
     return ConvexLayer(problem.problem, problem.parameters, problem.variables, **arguments)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.results import CORRECT, OURS, Record, Results, fastest_correct
+from benchmarks.suite import marked
 
 __all__ = ["draw"]
 
@@ -67,7 +68,7 @@ def _batch(records: Sequence[Record], batch: int) -> Figure:
     ratios.set(yscale="log", ylabel="fastest correct\npeer / ours")
     errors.axhline(CORRECT, color="black", linewidth=0.8)
     errors.set(yscale="log", ylabel="gradient error")
-    errors.set_xticks(range(len(problems)), problems, rotation=30, ha="right")
+    errors.set_xticks(range(len(problems)), list(map(marked, problems)), rotation=30, ha="right")
     for axes in (times, ratios, errors):
         axes.grid(axis="y", alpha=0.3)
     return figure

@@ -75,6 +75,7 @@ class Problem:
         draw: random generator -> one value per parameter.
         qp: its QP form, if it is a QP small enough for dense matrices.
         unsupported: contestants that do not support it, with the reason.
+        gp: whether it is a geometric program.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Problem:
     draw: Draw
     qp: QPForm | None = None
     unsupported: tuple[tuple[str, str], ...] = ()
+    gp: bool = False
 
     def theta(self, batch: int, *, seed: int) -> Tensors:
         """A random batch of parameters, each (batch, *shape), leaf tensors that require gradients."""

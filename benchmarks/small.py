@@ -17,21 +17,24 @@ __all__ = [
     "dense_qp",
     "entropy",
     "logistic",
+    "no_equalities",
     "parametric_factor",
     "parametric_quad_form",
     "portfolio",
     "robotics",
     "simplex",
+    "whole",
 ]
 
 DATA = Path(__file__).parent / "data" / "mpc"
 
 
-def _whole(x: torch.Tensor) -> Tensors:
+def whole(x: torch.Tensor) -> Tensors:
+    """The outputs of a problem whose QP form has the same variable."""
     return (x,)
 
 
-def _none(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def no_equalities(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A and b without equalities, in n variables."""
     return torch.zeros(0, n, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
 
@@ -48,7 +51,7 @@ def simplex(n: int = 50) -> Problem:
     x, y = cp.Variable(n), cp.Parameter(n)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - y)), [x >= 0, cp.sum(x) == 1])
     rows, P = _simplex_rows(n), 2 * torch.eye(n, dtype=torch.float64)
-    form = QPForm(lambda y: QP(P, -2 * y, **rows), _whole, fixed_matrices=True)
+    form = QPForm(lambda y: QP(P, -2 * y, **rows), whole, fixed_matrices=True)
     return Problem("simplex", problem, [y], [x], lambda rng: [rng.standard_normal(n)], form)
 
 
@@ -64,7 +67,7 @@ def dense_qp(n: int = 50, m: int = 50, p: int = 10) -> Problem:
         return [rng.standard_normal(n), G, G @ inside + rng.random(m), A, A @ inside]
 
     P = torch.from_numpy(L.T @ L)
-    return Problem(f"dense_qp_{n}", problem, [q, G, h, A, b], [x], draw, QPForm(lambda *theta: QP(P, *theta), _whole))
+    return Problem(f"dense_qp_{n}", problem, [q, G, h, A, b], [x], draw, QPForm(lambda *theta: QP(P, *theta), whole))
 
 
 def portfolio(n: int = 30, k: int = 5) -> Problem:
@@ -169,8 +172,8 @@ def robotics(name: str) -> Problem:
         element = rng.integers(len(qs))
         return [qs[element], hs[element]]
 
-    fixed, rows, (A, b) = torch.from_numpy(P), torch.from_numpy(G), _none(n)
-    form = QPForm(lambda q, h: QP(fixed, q, rows, h, A, b), _whole, fixed_matrices=True)
+    fixed, rows, (A, b) = torch.from_numpy(P), torch.from_numpy(G), no_equalities(n)
+    form = QPForm(lambda q, h: QP(fixed, q, rows, h, A, b), whole, fixed_matrices=True)
     return Problem(name, problem, [q, h], [x], draw, form)
 
 
@@ -183,7 +186,7 @@ def parametric_factor(n: int = 20) -> Problem:
     def draw(rng: np.random.Generator) -> list[Any]:
         return [rng.standard_normal((n, n)) / np.sqrt(n) + np.eye(n), rng.standard_normal(n)]
 
-    form = QPForm(lambda L, q: QP(2 * L.mT @ L, q, **rows), _whole)
+    form = QPForm(lambda L, q: QP(2 * L.mT @ L, q, **rows), whole)
     return Problem("parametric_factor", problem, [L, q], [x], draw, form)
 
 
@@ -197,7 +200,7 @@ def parametric_quad_form(n: int = 20) -> Problem:
         L = rng.standard_normal((n, n)) / np.sqrt(n) + np.eye(n)
         return [L.T @ L, rng.standard_normal(n)]
 
-    form = QPForm(lambda P, q: QP(2 * P, q, **rows), _whole)
+    form = QPForm(lambda P, q: QP(2 * P, q, **rows), whole)
     reason = "diffcp does not support quadratic objectives, so that P would appear in a constraint"
     refusals = tuple((name, reason) for name in ("cvxpylayers", "cvxpylayers-clarabel"))
     return Problem("parametric_quad_form", problem, [P, q], [x], draw, form, refusals)

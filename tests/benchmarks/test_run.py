@@ -184,6 +184,16 @@ def test_the_table_marks_wrong_results_and_failures() -> None:
         assert number in text
 
 
+def test_held_out_problems_are_marked_and_summarised_apart() -> None:
+    results = _recorded()
+    for record in results.records:
+        record.problem = record.problem.replace("b", "transport_10")
+    text = markdown(results)
+    assert "| transport_10 * | 1 |" in text
+    assert "| both ways | all | 2 | 4.00 | 2.00 | transport_10, proxsuite |" in text
+    assert "| both ways | held out | 1 | 2.00 | 2.00 | transport_10, proxsuite |" in text
+
+
 def test_the_figures_are_drawn(tmp_path: Path) -> None:
     written = draw(_recorded(), tmp_path)
     assert [path.name for path in written] == ["batch_1.png", "scaling.png"]

@@ -24,7 +24,7 @@ def test_draws_have_the_parameters_shapes_and_depend_on_the_seed(name: str) -> N
     assert all(t.requires_grad and t.dtype == torch.float64 for t in first)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    assert problem.problem.is_dpp(quad_form_dpp="qp")
+    assert problem.problem.is_dpp("dgp" if problem.gp else "dcp", quad_form_dpp="qp")
     assert set(problem.problem.parameters()) == set(problem.parameters)
 
 
@@ -51,13 +51,15 @@ def test_the_qp_form_has_the_solution_of_the_problem(name: str) -> None:
         np.testing.assert_allclose(output[0].numpy(), variable.value, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", ["control", "correlation", "entropy", "parametric_quad_form", "portfolio"])
+@pytest.mark.parametrize(
+    "name", ["control", "correlation", "entropy", "gate_sizing_6", "parametric_quad_form", "portfolio"]
+)
 def test_the_cone_map_equals_cvxpys_canonicalisation(name: str) -> None:
     problem = make(name)
     cones = ConeMap(problem)
     data = cones.data(tuple(_values_in_cvxpy(problem, 4)))
     with cp.utilities.scopes.quad_form_dpp_scope():
-        expected, chain, inverse = problem.problem.get_problem_data(cp.CLARABEL, solver_opts={})
+        expected, chain, inverse = problem.problem.get_problem_data(cp.CLARABEL, gp=problem.gp, solver_opts={})
     dense = {"A": cones.A.copy(), "P": cones.P.copy()}
     for key, values in (("A", data.A), ("P", data.P)):
         dense[key].data[:] = values[0].numpy()
@@ -68,7 +70,9 @@ def test_the_cone_map_equals_cvxpys_canonicalisation(name: str) -> None:
         np.testing.assert_allclose(np.triu(dense["P"].toarray()), np.triu(expected["P"].toarray()), atol=1e-12)
     solution = chain.solver.solve_via_data(expected, warm_start=False, verbose=False, solver_opts={})
     problem.problem.unpack_results(solution, chain, inverse)
-    for variable, output in zip(problem.variables, cones.outputs(torch.tensor(solution.x)[None]), strict=True):
+    for variable, output in zip(
+        problem.variables, cones.outputs(torch.tensor(solution.x, dtype=torch.float64)[None]), strict=True
+    ):
         np.testing.assert_allclose(output[0].numpy(), variable.value, atol=1e-12)
 
 
