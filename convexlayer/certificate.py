@@ -80,6 +80,7 @@ class ComplementaryPoint:
         dual: dual residual Px + q + A'y, (B, n).
         primal: primal residual Ax + s - b, (B, m).
         backward: largest componentwise backward error, (B,); infinite if a residual is NaN.
+        packed: the same numbers in the kernels' order (``diff.lanes.points``), if kernels computed them.
     """
 
     x: Array
@@ -90,6 +91,7 @@ class ComplementaryPoint:
     dual: Array
     primal: Array
     backward: Array
+    packed: Array | None = None
 
     @staticmethod
     def near(program: ConeProgram, x: Array, y: Array, s: Array, *, trust: Array | None = None) -> ComplementaryPoint:

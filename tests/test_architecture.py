@@ -101,6 +101,7 @@ CVXPY_INTERNALS = {"cvxcore", "interface", "lin_ops", "reductions", "settings", 
 
 MAY_IMPORT_NUMBA = (
     "convexlayer/cones/kernels/",
+    "convexlayer/diff/lanes/",
     "convexlayer/interior_point/",
     "convexlayer/runtime/cached_kernel.py",
     "convexlayer/linalg/",
@@ -111,7 +112,7 @@ MAY_IMPORT_NUMBA = (
 )  # lazy imports only
 
 # The parts that have a compiled and a portable form of something, and so may ask which one this process uses.
-CHOOSE_FORMS = {"cones", "linalg", "runtime", "solvers", "sparse"}
+CHOOSE_FORMS = {"cones", "diff", "linalg", "runtime", "solvers", "sparse"}
 
 # Packages that solve or differentiate: each is imported only in its adapter, such as solvers/osqp_.py for osqp.
 ADAPTED_PACKAGES = {

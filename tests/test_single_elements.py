@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from convexlayer import SolutionMap
 from convexlayer.cones import product_cone
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, polish
+from convexlayer.diff import KKTSystem, SolutionCotangent, exact_differentiator, polish
 from convexlayer.interior_point.lanes.solve import LanesInteriorPoint
 from convexlayer.linalg.refined import StoredFactor
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
@@ -124,7 +124,7 @@ def factorised(program: ConeProgram, solution: Solution) -> Numbers:
 
 
 def differentiated(program: ConeProgram, solution: Solution) -> Numbers:
-    derivative = ExactDifferentiator(KKTSystem(program.structure), program, solution)
+    derivative = exact_differentiator(KKTSystem(program.structure), program, solution)
     pulled, vjp_report = derivative.vjp(SolutionCotangent(solution.x, solution.y, solution.s))
     moved, jvp_report = derivative.jvp(program)
     structure = program.structure

@@ -3,6 +3,7 @@
 from convexlayer.diff.base import AbstractDifferentiator, SolutionCotangent, SolutionTangent
 from convexlayer.diff.exact import ExactDifferentiator, RelativeChange
 from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
+from convexlayer.diff.lane_differentiator import exact_differentiator
 from convexlayer.diff.modes import DerivativeMode, derivative_mode
 from convexlayer.diff.polish import Polished, polish, polished
 from convexlayer.diff.report import DerivativeReport
@@ -19,6 +20,7 @@ __all__ = [
     "SolutionCotangent",
     "SolutionTangent",
     "derivative_mode",
+    "exact_differentiator",
     "polish",
     "polished",
 ]

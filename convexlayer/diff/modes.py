@@ -7,8 +7,9 @@ from typing import Protocol
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff.base import AbstractDifferentiator
 from convexlayer.diff.diffcp_ import DiffcpDifferentiator
-from convexlayer.diff.exact import ExactDifferentiator, RelativeChange
+from convexlayer.diff.exact import RelativeChange
 from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
+from convexlayer.diff.lane_differentiator import exact_differentiator
 from convexlayer.errors import DerivativeError
 from convexlayer.program import ConeProgram
 from convexlayer.solution import Solution
@@ -32,7 +33,7 @@ class DerivativeMode(Protocol):
         """Create the derivative; the arguments are those of ``ExactDifferentiator``."""
 
 
-MODES: dict[str, DerivativeMode] = {"exact": ExactDifferentiator, "diffcp": DiffcpDifferentiator}
+MODES: dict[str, DerivativeMode] = {"exact": exact_differentiator, "diffcp": DiffcpDifferentiator}
 
 
 def derivative_mode(name: str) -> DerivativeMode:

@@ -266,7 +266,7 @@ class _RankTwoRows(AbstractRows):
 
     def columns(self, places: Sequence[IndexArray]) -> SystemColumns:
         count = self._shape[0]
-        block = np.zeros(len(self._source), np.int64) if count == 1 else self._block
+        block = self._local // self._shape[1]
         of_xi = places[1][np.searchsorted(self._starts, np.arange(len(self._source)), side="right") - 1]
         entries = np.stack([self._source, self._local + self.rows.start, places[0], of_xi], axis=1)
         ends = np.searchsorted(block, np.arange(count + 1))

@@ -38,7 +38,6 @@ class OutputChange:
         self._program, self._features = program, features
         self._point = np.concatenate([x, y], axis=1)
         self._values = np.concatenate([value.reshape(len(value), -1) for value in values], axis=1)
-        self._answer: Array | None = None
 
     def __call__(self, dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
         """Compute the largest relative change of an output, (B,).
@@ -66,14 +65,11 @@ class OutputChange:
             return max_norm(np.where(change > 0.0, change / size, 0.0))
 
     def _response(self, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
-        """Magnitude of the outputs' response to a change of each parameter by +- itself, (B, entries); cached."""
-        if self._answer is not None:
-            return self._answer
+        """Magnitude of the outputs' response to a change of each parameter by +- itself, (B, entries)."""
         program, features = self._program, self._features
         push = features * np.random.default_rng(0).choice((-1.0, 1.0), features.shape[1])
         dx, dy = respond(program.push(features, push))
-        self._answer = np.abs(self._moved(dx, dy) + program.recovery.push_direct(self._point, push))
-        return self._answer
+        return np.abs(self._moved(dx, dy) + program.recovery.push_direct(self._point, push))
 
     def _moved(self, dx: Array, dy: Array) -> Array:
         """Push forward tangents of x and y to all outputs, (B, entries)."""

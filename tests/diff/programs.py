@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.scales.programs import derivative as dense_derivative
 from convexlayer.cones import product_cone
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, SolutionTangent
+from convexlayer.diff import AbstractDifferentiator, KKTSystem, SolutionCotangent, SolutionTangent, exact_differentiator
 from convexlayer.diff.base import whole_program
 from convexlayer.linalg import AbstractBackend
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, ProgramCotangent, Structure
@@ -162,9 +162,9 @@ def ones(drawn: Known, x: float = 1.0, y: float = 1.0, s: float = 1.0) -> Soluti
     return SolutionCotangent(*(np.full_like(value, weight) for weight, value in points))
 
 
-def at(drawn: Known, backend: AbstractBackend | None = None) -> ExactDifferentiator:
+def at(drawn: Known, backend: AbstractBackend | None = None) -> AbstractDifferentiator:
     """The exact derivative at a draw."""
-    return ExactDifferentiator(KKTSystem(drawn.program.structure, backend), drawn.program, drawn.solution)
+    return exact_differentiator(KKTSystem(drawn.program.structure, backend), drawn.program, drawn.solution)
 
 
 def point_cotangents(rng: np.random.Generator, structure: Structure, count: int) -> SolutionCotangent:

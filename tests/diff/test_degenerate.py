@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent
+from convexlayer.diff import KKTSystem, SolutionCotangent, exact_differentiator
 from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense.batched import DenseBackend
 from convexlayer.linalg.ldl.qdldl_ import SparseBackend
@@ -247,7 +247,7 @@ def test_unbounded_multipliers_do_not_enter_the_size_of_outputs() -> None:
     for size in (0.0, 1e9):
         apart = replace(solution, y=solution.y + size * np.array([1.0, -1.0, 0.0, 0.0]))
         system = KKTSystem(program.structure)
-        differentiator = ExactDifferentiator(system, program, apart, relative=relative)
+        differentiator = exact_differentiator(system, program, apart, relative=relative)
         differentiator.vjp(ones(drawn, y=0.0, s=0.0))
     assert len(asked) >= 2
     assert np.max(np.abs(asked)) <= 100.0

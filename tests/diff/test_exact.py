@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convexlayer.cones import product_cone
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, polished
+from convexlayer.diff import KKTSystem, SolutionCotangent, exact_differentiator, polished
 from convexlayer.linalg import AbstractBackend, AbstractFactor, BackendState
 from convexlayer.linalg.dense.batched import DenseBackend
 from convexlayer.linalg.ldl.qdldl_ import SparseBackend
@@ -31,6 +31,8 @@ from .programs import (
     point_cotangents,
     strict_point,
 )
+
+pytestmark = pytest.mark.usefixtures("form")
 
 
 @final
@@ -66,7 +68,7 @@ def test_dense_and_sparse_agree(name: str, quadratic: bool) -> None:
         for backend in (DenseBackend(), SparseBackend()):
             system = KKTSystem(structure, backend)
             copies = [drawn.repeat(len(rows)) for rows in (tangent.q, cotangent.x)]
-            forward, backward = (ExactDifferentiator(system, copy.program, copy.solution) for copy in copies)
+            forward, backward = (exact_differentiator(system, copy.program, copy.solution) for copy in copies)
             moved, pulled = forward.jvp(tangent), backward.vjp(cotangent)
             assert moved[1].trusted
             assert pulled[1].trusted
@@ -83,12 +85,12 @@ def test_rows_of_a_batch_equal_single_elements() -> None:
     together, system = batch_of(draws), KKTSystem(draws[0].program.structure)
     tangent, cotangent = data_tangents(rng, system.structure, 1), point_cotangents(rng, system.structure, 2)
     cotangent = SolutionCotangent(*(part[:5] for part in (cotangent.x, cotangent.y, cotangent.s)))
-    batch = ExactDifferentiator(system, together.program, together.solution)
+    batch = exact_differentiator(system, together.program, together.solution)
     (moved, forward), (pulled, backward) = batch.jvp(tangent), batch.vjp(cotangent)
     assert forward.trusted
     assert backward.trusted
     for i, single in enumerate(draws):
-        alone = ExactDifferentiator(system, single.program, single.solution)
+        alone = exact_differentiator(system, single.program, single.solution)
         one = SolutionCotangent(*(part[i : i + 1] for part in (cotangent.x, cotangent.y, cotangent.s)))
         expected = flat_point(alone.jvp(tangent.select(slice(i, i + 1)))[0])[0]
         np.testing.assert_allclose(flat_point(moved)[i], expected, atol=1e-11 * np.max(np.abs(expected)))
@@ -119,7 +121,7 @@ def test_the_derivative_reuses_the_factor_of_polish(name: str, more: int) -> Non
     made = polished(system, drawn.program, start)
     before = backend.factorisations
     assert before >= 1
-    derivative = ExactDifferentiator(system, drawn.program, made.solution, factor=made.factor)
+    derivative = exact_differentiator(system, drawn.program, made.solution, factor=made.factor)
     gradient, report = derivative.vjp(ones(drawn))
     assert report.trusted
     assert backend.factorisations == before + more
@@ -133,11 +135,11 @@ def test_a_factor_of_another_active_set_or_program_is_not_used() -> None:
     system = KKTSystem(drawn.program.structure, backend)
     turned = replace(drawn.solution, y=drawn.solution.s, s=drawn.solution.y).complementary(drawn.program)
     other = system.factor(drawn.program, turned)
-    ExactDifferentiator(system, drawn.program, drawn.solution, factor=other).vjp(ones(drawn))
+    exact_differentiator(system, drawn.program, drawn.solution, factor=other).vjp(ones(drawn))
     assert backend.factorisations == 2
     copy = replace(drawn.program, A=2.0 * drawn.program.A)
     other = system.factor(copy, drawn.solution.complementary(drawn.program))
-    ExactDifferentiator(system, drawn.program, drawn.solution, factor=other).vjp(ones(drawn))
+    exact_differentiator(system, drawn.program, drawn.solution, factor=other).vjp(ones(drawn))
     assert backend.factorisations == 4
 
 
@@ -187,7 +189,7 @@ def test_inaccurate_solutions_have_inaccurate_derivatives(noise: float, status: 
     drawn = regular("product")
     moved = replace(drawn.solution, x=drawn.solution.x * (1.0 + noise))
     system = KKTSystem(drawn.program.structure)
-    assert ExactDifferentiator(system, drawn.program, moved).vjp(ones(drawn))[1].status == (status,)
+    assert exact_differentiator(system, drawn.program, moved).vjp(ones(drawn))[1].status == (status,)
 
 
 def test_linear_in_the_cotangent() -> None:

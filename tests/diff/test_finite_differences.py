@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent, SolutionTangent, polish
+from convexlayer.diff import KKTSystem, SolutionCotangent, SolutionTangent, exact_differentiator, polish
 from convexlayer.program import Array, ConeProgram, ProgramCotangent
 from convexlayer.solvers import Options
 from convexlayer.solvers.clarabel_ import ClarabelSolver
 from convexlayer.testing.programs import Known
 
 from .programs import CONES, data_tangents, differences, draw, flat_cotangent, flat_data, flat_point, point_cotangents
+
+pytestmark = pytest.mark.usefixtures("form")
 
 DRAWS = 20
 COMPARED = 10
@@ -70,7 +72,7 @@ def exact(drawn: Known, tangent: ConeProgram, cotangent: SolutionCotangent) -> t
     """The jvp of the tangents and the vjp of the cotangents; asserts that all are trusted."""
     system = KKTSystem(drawn.program.structure)
     copies = [drawn.repeat(len(flat)) for flat in (tangent.q, cotangent.x)]
-    forward, backward = (ExactDifferentiator(system, copy.program, copy.solution) for copy in copies)
+    forward, backward = (exact_differentiator(system, copy.program, copy.solution) for copy in copies)
     moved, forward_report = forward.jvp(tangent)
     pulled, backward_report = backward.vjp(cotangent)
     assert forward_report.trusted, forward_report

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convexlayer.cones import KroneckerBasis, product_cone, symmetric_vectors
 from convexlayer.cones.product import KRONECKER_FROM
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionTangent, matrix_free, polish
+from convexlayer.diff import KKTSystem, SolutionTangent, exact_differentiator, matrix_free, polish
 from convexlayer.linalg import MatrixFree
 from convexlayer.program import Array, ConeProgram, Cones, Pattern, Structure
 from convexlayer.testing.programs import Known, constructed
@@ -113,12 +113,12 @@ def test_derivatives_match_the_newton_matrix(name: str, way: str) -> None:
     tangent, cotangent = data_tangents(rng, structure, 1), point_cotangents(rng, structure, 1)
     forward, backward = (drawn.repeat(len(part)) for part in (tangent.q, cotangent.x))
     system = KKTSystem(structure)
-    moved, report = ExactDifferentiator(system, forward.program, forward.solution).jvp(tangent)
+    moved, report = exact_differentiator(system, forward.program, forward.solution).jvp(tangent)
     assert report.trusted
     assert np.all(report.condition < 1e6)
     expected = flat_point(newton_jvp(drawn, tangent))
     np.testing.assert_allclose(flat_point(moved), expected, atol=1e-9 * np.max(np.abs(expected)))
-    pulled, report = ExactDifferentiator(system, backward.program, backward.solution).vjp(cotangent)
+    pulled, report = exact_differentiator(system, backward.program, backward.solution).vjp(cotangent)
     assert report.trusted
     left = flat_point(cotangent) @ expected.T
     right = flat_cotangent(pulled, structure) @ flat_data(tangent).T
@@ -157,15 +157,15 @@ def test_elements_of_a_batch_equal_single_elements() -> None:
     )
     together = Known(program, whole)
     system = KKTSystem(structure)
-    gradient, report = ExactDifferentiator(system, program, whole).vjp(ones(together))
+    gradient, report = exact_differentiator(system, program, whole).vjp(ones(together))
     assert report.trusted
     for i, single in enumerate(singles):
-        alone, _ = ExactDifferentiator(system, single.program, single.solution).vjp(ones(single))
+        alone, _ = exact_differentiator(system, single.program, single.solution).vjp(ones(single))
         expected = flat_cotangent(alone, program.structure)[0]
         found = flat_cotangent(gradient, program.structure)[i]
         np.testing.assert_allclose(found, expected, atol=1e-10 * np.max(np.abs(expected)))
     program.P[1, 0] = np.nan
-    gradient, report = ExactDifferentiator(system, program, whole).vjp(ones(together))
+    gradient, report = exact_differentiator(system, program, whole).vjp(ones(together))
     assert report.status == ("ok", "failed", "ok")
     assert np.all(np.isfinite(flat_cotangent(gradient, program.structure)[[0, 2]]))
 
@@ -229,7 +229,7 @@ def test_a_block_of_order_100_needs_no_dense_matrix() -> None:
     drawn = _sparse_entries(entry, size, w, rng)
     tracemalloc.start()
     system = KKTSystem(drawn.program.structure)
-    differentiator = ExactDifferentiator(system, drawn.program, drawn.solution)
+    differentiator = exact_differentiator(system, drawn.program, drawn.solution)
     _, report = differentiator.vjp(ones(drawn))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -19,6 +19,8 @@ from convexlayer.testing.programs import Known
 
 from .programs import CONES, batch_of, draw
 
+pytestmark = pytest.mark.usefixtures("form")
+
 
 def regular(name: str, *, quadratic: bool, seed: int = 0) -> Known:
     drawn = draw(np.random.default_rng(seed), CONES[name], quadratic=quadratic)
@@ -92,11 +94,14 @@ def test_certificates_and_points_at_a_limit_are_not_changed(status: Status) -> N
 
 
 @pytest.mark.parametrize(("deadline", "steps"), [(0.0, 0), (1.0, 1), (2.0, 2)])
-def test_no_step_starts_after_the_deadline(deadline: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fake clock advances by one second per reading, so the deadline is the number of steps."""
+def test_no_step_starts_after_the_deadline(
+    deadline: float, steps: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake clock advances by one second per reading, so the deadline is the number of steps, or of lane groups."""
     drawn = regular("psd", quadratic=True)
     start, system = disturbed(drawn, 1e-5), KKTSystem(drawn.program.structure)
-    expected = polished(system, drawn.program, start, steps=steps).solution if steps else start
+    expected = polished(system, drawn.program, start, steps=16 if form == "lanes" else steps).solution
+    expected = expected if steps else start
     now = iter(range(100))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
     found = polished(system, drawn.program, start, deadline=deadline).solution

@@ -7,7 +7,7 @@ import pytest
 
 from convexlayer.cones import SecondOrder
 from convexlayer.cones.product import RANK_TWO_FROM
-from convexlayer.diff import ExactDifferentiator, KKTSystem, SolutionCotangent
+from convexlayer.diff import KKTSystem, SolutionCotangent, exact_differentiator
 from convexlayer.linalg import AbstractBackend
 from convexlayer.linalg.dense.batched import DenseBackend
 from convexlayer.linalg.ldl.qdldl_ import SparseBackend
@@ -26,6 +26,8 @@ from .programs import (
     newton_matrix,
     point_cotangents,
 )
+
+pytestmark = pytest.mark.usefixtures("form")
 
 BACKENDS = {"dense": DenseBackend(), "sparse": SparseBackend()}
 SIZES = (2, 3, RANK_TWO_FROM - 1, RANK_TWO_FROM, 9, 10, 20, 50)
@@ -66,7 +68,7 @@ def worst_error(drawn: Known, backend: AbstractBackend) -> float:
     dx, dw = moved_w[:, :n], moved_w[:, n:]
     expected = np.concatenate([dx, dw @ D, dw @ D - dw], axis=1)
     copies = [drawn.repeat(len(rows)) for rows in (tangent.q, cotangent.x)]
-    forward, backward = (ExactDifferentiator(system, copy.program, copy.solution) for copy in copies)
+    forward, backward = (exact_differentiator(system, copy.program, copy.solution) for copy in copies)
     moved, report = forward.jvp(tangent)
     assert report.linear_residual.max() <= 1e-10
     error = np.max(np.abs(flat_point(moved) - expected)) / np.max(np.abs(expected))
@@ -112,12 +114,12 @@ def test_a_large_block_matches_finite_differences() -> None:
     tangent = data_tangents(rng, drawn.program.structure, 1).select(slice(-1, None))  # of P, q, A and b
     expected = differences(drawn, tangent)
     copy = drawn.repeat(tangent.batch)
-    moved, report = ExactDifferentiator(system, copy.program, copy.solution).jvp(tangent)
+    moved, report = exact_differentiator(system, copy.program, copy.solution).jvp(tangent)
     assert report.trusted
     np.testing.assert_allclose(flat_point(moved), flat_point(expected), atol=1e-7)
     cotangent = point_cotangents(rng, drawn.program.structure, 1)
     copy = drawn.repeat(len(cotangent.x))
-    pulled, _ = ExactDifferentiator(system, copy.program, copy.solution).vjp(cotangent)
+    pulled, _ = exact_differentiator(system, copy.program, copy.solution).vjp(cotangent)
     inner = flat_cotangent(pulled, drawn.program.structure) @ flat_data(tangent).T
     np.testing.assert_allclose(inner, flat_point(cotangent) @ flat_point(moved).T, atol=1e-10 * np.max(np.abs(inner)))
 
@@ -139,9 +141,9 @@ def test_elements_in_different_regions_share_one_pattern(backend: AbstractBacken
     cotangent = point_cotangents(rng, system.structure, 1)
     alone = SolutionCotangent(*(part[-1:] for part in (cotangent.x, cotangent.y, cotangent.s)))
     whole = SolutionCotangent(*(np.repeat(part, 3, axis=0) for part in (alone.x, alone.y, alone.s)))
-    batch, _ = ExactDifferentiator(system, together.program, together.solution).vjp(whole)
+    batch, _ = exact_differentiator(system, together.program, together.solution).vjp(whole)
     for i, drawn in enumerate(draws):
-        single, report = ExactDifferentiator(system, drawn.program, drawn.solution).vjp(alone)
+        single, report = exact_differentiator(system, drawn.program, drawn.solution).vjp(alone)
         assert report.trusted
         left, right = (flat_cotangent(data, drawn.program.structure) for data in (batch, single))
         np.testing.assert_allclose(left[i], right[0], atol=1e-11)

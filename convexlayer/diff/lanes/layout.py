@@ -18,7 +18,27 @@ from convexlayer.program import Array, IndexArray, Structure
 from convexlayer.sparse import EntriesOfSystem
 from convexlayer.sparse.structures import Patterns
 
-__all__ = ["BlockColumns", "Sizes", "SystemLayout", "pack_layout", "unpack_layout"]
+__all__ = [
+    "BLOCK_INTEGERS",
+    "DIAGONAL",
+    "ENTRIES",
+    "EXTRA",
+    "FIRST_POSITION",
+    "PLACE",
+    "SINGLE_COLUMN",
+    "SINGLE_ROW",
+    "SOURCE",
+    "STARTS",
+    "BlockColumns",
+    "Layout",
+    "Sizes",
+    "blocks_of",
+    "columns_of",
+    "pack_layout",
+    "part",
+    "patterns_of",
+    "sizes_of",
+]
 
 Integers = NDArray[np.int64]
 
@@ -59,38 +79,19 @@ class Sizes(NamedTuple):
     basis: int
 
 
-class SystemLayout(NamedTuple):
-    """Where the entries and unknowns of K are (see ``kkt_system`` and ``rows``).
+class Layout(NamedTuple):
+    """Where the entries and unknowns of K are (see ``kkt_system`` and ``rows``), packed by ``pack_layout``.
+
+    Kernels pass this pair on, and each function takes views of the parts that it needs: compiling a call with thirty
+    arrays takes a second.
 
     Attributes:
-        sizes: the sizes.
-        patterns: the patterns of P and A.
-        positions: the entries of flat rows.
-        starts: first rows of the blocks of curved cones, and m (``ProductCone.blocks``).
-        blocks: the blocks of curved cones.
-        columns: the fields of ``BlockColumns`` of each block, (blocks, fields).
-        diagonal: see ``rows.SystemColumns``, as the next four.
-        place: integers.
-        source: integers.
-        entries: (entries, 4).
-        extra: (rows, 2).
-        single_row: rows with one entry in A.
-        single_column: the column of each of them.
+        packed: the start of each part and the end of the last one, then the parts.
+        exponents: exponents of the blocks of curved cones, (blocks,).
     """
 
-    sizes: Sizes
-    patterns: Patterns
-    positions: EntriesOfSystem
-    starts: Integers
-    blocks: Blocks
-    columns: Integers
-    diagonal: Integers
-    place: Integers
-    source: Integers
-    entries: Integers
-    extra: Integers
-    single_row: Integers
-    single_column: Integers
+    packed: Integers
+    exponents: Array
 
 
 def pack_layout(
@@ -100,10 +101,16 @@ def pack_layout(
     starts: IndexArray,
     blocks: Sequence[Array],
     columns: SystemColumns,
-) -> tuple[Integers, Array]:
-    """Pack the integers of a ``SystemLayout``; returns them, and the exponents of its blocks.
+) -> Layout:
+    """Pack the index arrays of a structure.
 
-    The array begins with the start of each part and the end of the last one.
+    Args:
+        structure: structure of the programs.
+        sizes: its sizes.
+        positions: where the entries of flat rows are in K.
+        starts: first rows of the blocks of curved cones, and m (``ProductCone.blocks``).
+        blocks: the fields of ``cones.kernels.block.Blocks``.
+        columns: where the entries of curved rows are.
     """
     first, integers, exponents = blocks
     P, A = structure.P, structure.A
@@ -113,31 +120,43 @@ def pack_layout(
         columns.extra.ravel(), A.rows[A.row_singletons], A.cols[A.row_singletons],
     ]  # fmt: skip
     offsets = np.cumsum([len(parts) + 1, *map(len, parts)])
-    return np.concatenate([offsets, *parts]).astype(np.int64), exponents
+    return Layout(np.concatenate([offsets, *parts]).astype(np.int64), exponents)
+
+
+FIRST_PATTERN, FIRST_POSITION, STARTS, FIRST_BLOCK, BLOCK_INTEGERS, COLUMNS = 1, 5, 11, 12, 13, 14
+DIAGONAL, PLACE, SOURCE, ENTRIES, EXTRA, SINGLE_ROW, SINGLE_COLUMN = range(15, 22)
+"""Numbers of the parts; the sizes are part 0."""
 
 
 @njit(nogil=True)
-def _part(packed: Integers, i: int) -> Integers:
-    return packed[packed[i] : packed[i + 1]]
+def part(layout: Layout, i: int) -> Integers:
+    """Part i."""
+    return layout.packed[layout.packed[i] : layout.packed[i + 1]]
 
 
 @njit(nogil=True)
-def unpack_layout(packed: Integers, exponents: Array) -> SystemLayout:
-    """The layout from the result of ``pack_layout``."""
-    s = _part(packed, 0)
-    first = _part(packed, 12)
-    count = len(exponents)
-    return SystemLayout(
-        Sizes(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]),
-        Patterns(_part(packed, 1), _part(packed, 2), _part(packed, 3), _part(packed, 4)),
-        EntriesOfSystem(
-            _part(packed, 5), _part(packed, 6), _part(packed, 7), _part(packed, 8), _part(packed, 9), _part(packed, 10)
-        ),
-        _part(packed, 11),
-        Blocks(first, _part(packed, 13).reshape(count, 6), exponents),
-        _part(packed, 14).reshape(count, BLOCK_FIELDS),
-        _part(packed, 15), _part(packed, 16), _part(packed, 17),
-        _part(packed, 18).reshape(len(_part(packed, 18)) // 4, 4),
-        _part(packed, 19).reshape(len(_part(packed, 19)) // 2, 2),
-        _part(packed, 20), _part(packed, 21),
-    )  # fmt: skip
+def sizes_of(layout: Layout) -> Sizes:
+    """The sizes."""
+    s = part(layout, 0)
+    return Sizes(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7])
+
+
+@njit(nogil=True)
+def patterns_of(layout: Layout) -> Patterns:
+    """The patterns of P and A."""
+    k = FIRST_PATTERN
+    return Patterns(part(layout, k), part(layout, k + 1), part(layout, k + 2), part(layout, k + 3))
+
+
+@njit(nogil=True)
+def blocks_of(layout: Layout) -> Blocks:
+    """The blocks of curved cones."""
+    integers = part(layout, BLOCK_INTEGERS)
+    return Blocks(part(layout, FIRST_BLOCK), integers.reshape(len(integers) // 6, 6), layout.exponents)
+
+
+@njit(nogil=True)
+def columns_of(layout: Layout, k: int) -> BlockColumns:
+    """Block k's part of the index arrays."""
+    row = part(layout, COLUMNS)[k * BLOCK_FIELDS : (k + 1) * BLOCK_FIELDS]
+    return BlockColumns(row[0], row[1], row[2], row[3], row[4], row[5], row[6])

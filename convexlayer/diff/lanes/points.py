@@ -1,118 +1,152 @@
-"""Complementary points of the elements in the lanes (see ``certificate.ComplementaryPoint``), one after another."""
+"""Complementary points (see ``certificate.ComplementaryPoint``), one array per point.
+
+A point is an array of parts: those of the variables (n entries each), those of the rows (m entries each), and what the
+kernels of the cones save. The results of a batch end before PROJECTION.
+"""
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from convexlayer.cones.kernels.table import project
-from convexlayer.diff.lanes.layout import SystemLayout
+from convexlayer.diff.lanes.layout import STARTS, Layout, Sizes, blocks_of, part, patterns_of, sizes_of
 from convexlayer.program import Array
 from convexlayer.sparse.residual_kernels import complementary_of_element, nan_max
-from convexlayer.sparse.row_kernels import RowWork, scales_of, scales_of_element
+from convexlayer.sparse.row_kernels import RowWork, scales_of_element
 from convexlayer.sparse.row_scales import ROUNDING, ZERO_REFERENCE
 from convexlayer.sparse.structures import Denominators, Point, RowScales, Values
 
-__all__ = ["Points", "change_of", "complete_point", "copy_point", "new_points", "point_near", "points_from"]
+__all__ = [
+    "DUAL",
+    "DUAL_ROUNDING",
+    "DUAL_SIZE",
+    "OF_ROWS",
+    "OF_VARIABLES",
+    "PRIMAL",
+    "PRIMAL_ROUNDING",
+    "PRIMAL_SIZE",
+    "PROJECTION",
+    "SIZE",
+    "VARIABLE",
+    "C",
+    "S",
+    "W",
+    "X",
+    "Y",
+    "change_of",
+    "complete_point",
+    "copy_to",
+    "of_rows",
+    "of_variables",
+    "point_near",
+    "point_size",
+    "project_point",
+    "saved_of",
+    "scales_at",
+    "write_scales",
+]
 
+OF_VARIABLES = X, DUAL, VARIABLE, DUAL_SIZE, DUAL_ROUNDING = range(5)
+"""Parts of n entries: x, the dual residual, and scales."""
 
-class Points(NamedTuple):
-    """Complementary points, by index.
+OF_ROWS = W, Y, S, PRIMAL, PRIMAL_SIZE, C, SIZE, PRIMAL_ROUNDING = range(8)
+"""Parts of m entries: w, y, s, the primal residual, and scales."""
 
-    Attributes:
-        x: (points, n).
-        y: (points, m).
-        s: (points, m).
-        w: c y - s / c, (points, m).
-        dual: dual residuals, (points, n).
-        primal: primal residuals, (points, m).
-        scales: row-wise scales.
-        projection: the projection of w onto K*, (points, m).
-        saved: what the kernels of the cones save, (points, entries).
-    """
-
-    x: Array
-    y: Array
-    s: Array
-    w: Array
-    dual: Array
-    primal: Array
-    scales: RowScales
-    projection: Array
-    saved: Array
+PROJECTION = 8
+"""The part of the projection of w onto K*."""
 
 
 @njit(nogil=True)
-def new_points(layout: SystemLayout, points: int) -> Points:
-    """Allocate points."""
-    n, m = layout.sizes.n, layout.sizes.m
-    return points_from(
-        (
-            np.empty((points, n)), np.empty((points, m)), np.empty((points, m)), np.empty((points, m)),
-            np.empty((points, n)), np.empty((points, m)),
-        ),
-        (
-            np.empty((points, n)), np.empty((points, n)), np.empty((points, m)), np.empty((points, m)),
-            np.empty((points, m)), np.empty((points, n)), np.empty((points, m)),
-        ),
-        np.zeros((points, m)), np.empty((points, layout.sizes.saved)),
+def copy_to(out: Array, given: Array) -> None:
+    """Out <- the first entries of a vector; a slice assignment takes Numba half a second to compile."""
+    for i in range(len(out)):
+        out[i] = given[i]
+
+
+@njit(nogil=True)
+def point_size(sizes: Sizes) -> int:
+    """Number of entries of a point."""
+    return 5 * sizes.n + 9 * sizes.m + sizes.saved
+
+
+@njit(nogil=True)
+def of_variables(point: Array, sizes: Sizes, k: int) -> Array:
+    """Part k of the variables."""
+    return point[k * sizes.n : (k + 1) * sizes.n]
+
+
+@njit(nogil=True)
+def of_rows(point: Array, sizes: Sizes, k: int) -> Array:
+    """Part k of the rows."""
+    return point[5 * sizes.n + k * sizes.m : 5 * sizes.n + (k + 1) * sizes.m]
+
+
+@njit(nogil=True)
+def saved_of(point: Array, sizes: Sizes) -> Array:
+    """What the kernels of the cones save."""
+    return point[5 * sizes.n + 9 * sizes.m :]
+
+
+@njit(nogil=True)
+def scales_at(point: Array, sizes: Sizes) -> RowScales:
+    """The scales."""
+    return RowScales(
+        of_variables(point, sizes, VARIABLE), of_variables(point, sizes, DUAL_SIZE), of_rows(point, sizes, PRIMAL_SIZE),
+        of_rows(point, sizes, C), of_rows(point, sizes, SIZE), of_variables(point, sizes, DUAL_ROUNDING),
+        of_rows(point, sizes, PRIMAL_ROUNDING),
     )  # fmt: skip
 
 
-@njit(nogil=True)
-def points_from(fields: tuple[Any, ...], scale_fields: tuple[Any, ...], projection: Array, saved: Array) -> Points:
-    """Points from x, y, s, w, dual and primal, and the fields of their scales."""
-    x, y, s, w, dual, primal = fields
-    variable, dual_size, primal_size, c, size, dual_rounding, primal_rounding = scale_fields
-    scales = RowScales(variable, dual_size, primal_size, c, size, dual_rounding, primal_rounding)
-    return Points(x, y, s, w, dual, primal, scales, projection, saved)
-
-
-@njit(nogil=True)
-def point_of(points: Points, k: int) -> Point:
-    """x, y and s of point k."""
-    return Point(points.x[k], points.y[k], points.s[k])
+@njit(nogil=True, error_model="numpy")
+def write_scales(layout: Layout, values: Values, given: Point, point: Array, work: RowWork) -> None:
+    """Compute the scales at a given point."""
+    sizes = sizes_of(layout)
+    starts = part(layout, STARTS)
+    scales_of_element(patterns_of(layout), values, starts, sizes.zero, given, scales_at(point, sizes), work)
 
 
 @njit(nogil=True, error_model="numpy")
-def point_near(layout: SystemLayout, values: Values, given: Point, points: Points, k: int, work: RowWork) -> float:
-    """Point k <- the complementary point nearest to a given point; returns its backward error."""
-    scales, w = scales_of(points.scales, k), points.w[k]
-    scales_of_element(layout.patterns, values, layout.starts, layout.sizes.zero, given, scales, work)
-    for i in range(len(w)):
-        value = scales.c[i] * given.y[i] - given.s[i] / scales.c[i]
+def project_point(layout: Layout, point: Array) -> None:
+    """Compute the projection of w in the rows of curved cones."""
+    sizes = sizes_of(layout)
+    w, projection = of_rows(point, sizes, W), of_rows(point, sizes, PROJECTION)
+    project(blocks_of(layout), w, projection, saved_of(point, sizes))
+
+
+@njit(nogil=True, error_model="numpy")
+def point_near(layout: Layout, values: Values, given: Point, point: Array, work: RowWork) -> float:
+    """Compute the complementary point nearest to a given point; returns its backward error."""
+    sizes = sizes_of(layout)
+    write_scales(layout, values, given, point, work)
+    w, c, x = of_rows(point, sizes, W), of_rows(point, sizes, C), of_variables(point, sizes, X)
+    for i in range(sizes.m):
+        value = c[i] * given.y[i] - given.s[i] / c[i]
         w[i] = value if np.isfinite(value) else 0.0
-    points.x[k] = given.x
-    project(layout.blocks, w, points.projection[k], points.saved[k])
-    return complete_point(layout, values, points, k)
+    copy_to(x, given.x)
+    project_point(layout, point)
+    return complete_point(layout, values, point)
 
 
 @njit(nogil=True, error_model="numpy")
-def complete_point(layout: SystemLayout, values: Values, points: Points, k: int) -> float:
-    """Compute y, s and the residuals of point k from x, w, its projection and scales; returns the backward error."""
-    scales = scales_of(points.scales, k)
+def complete_point(layout: Layout, values: Values, point: Array) -> float:
+    """Compute y, s and the residuals from x, w, its projection and the scales; returns the backward error."""
+    sizes = sizes_of(layout)
+    denominators = Denominators(
+        of_rows(point, sizes, C), of_variables(point, sizes, DUAL_SIZE), of_rows(point, sizes, PRIMAL_SIZE)
+    )
     return complementary_of_element(
-        layout.patterns, values, layout.sizes.zero, points.w[k], points.projection[k][layout.sizes.flat :],
-        Denominators(scales.c, scales.dual, scales.primal), point_of(points, k), points.dual[k], points.primal[k],
+        patterns_of(layout), values, sizes.zero, of_rows(point, sizes, W),
+        of_rows(point, sizes, PROJECTION)[sizes.flat :], denominators,
+        Point(of_variables(point, sizes, X), of_rows(point, sizes, Y), of_rows(point, sizes, S)),
+        of_variables(point, sizes, DUAL), of_rows(point, sizes, PRIMAL),
     )  # fmt: skip
 
 
-@njit(nogil=True)
-def copy_point(points: Points, k: int, out: Points, e: int) -> None:
-    """Point e of ``out`` <- point k, without the projection and what the cones saved."""
-    out.x[e], out.y[e], out.s[e], out.w[e] = points.x[k], points.y[k], points.s[k], points.w[k]
-    out.dual[e], out.primal[e] = points.dual[k], points.primal[k]
-    mine, theirs = scales_of(points.scales, k), scales_of(out.scales, e)
-    theirs.variable[:], theirs.dual[:], theirs.primal[:] = mine.variable, mine.dual, mine.primal
-    theirs.c[:], theirs.size[:] = mine.c, mine.size
-    theirs.dual_rounding[:], theirs.primal_rounding[:] = mine.dual_rounding, mine.primal_rounding
-
-
 @njit(nogil=True, error_model="numpy")
-def change_of(x: Array, variable: Array, size: Array, dx: Array, dw: Array) -> float:
+def change_of(sizes: Sizes, point: Array, dx: Array, dw: Array) -> float:
     """``ComplementaryPoint.relative_change`` of one element."""
+    x, variable, size = of_variables(point, sizes, X), of_variables(point, sizes, VARIABLE), of_rows(point, sizes, SIZE)
     largest = 0.0
     for j in range(len(x)):
         if dx[j] != 0.0:

@@ -10,24 +10,33 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from convexlayer.cones.kernels.block import BlocksDerivative
 from convexlayer.cones.kernels.table import project
 from convexlayer.diff.kkt_system import NEWTON_REFINEMENTS
-from convexlayer.diff.lanes.layout import SystemLayout, unpack_layout
+from convexlayer.diff.lanes.layout import SINGLE_COLUMN, SINGLE_ROW, Layout, blocks_of, part, patterns_of, sizes_of
 from convexlayer.diff.lanes.points import (
-    Points,
+    DUAL,
+    PRIMAL,
+    PROJECTION,
+    VARIABLE,
+    C,
+    S,
+    W,
+    X,
+    Y,
     change_of,
     complete_point,
-    copy_point,
-    new_points,
+    copy_to,
+    of_rows,
+    of_variables,
     point_near,
-    points_from,
+    point_size,
+    project_point,
+    saved_of,
+    write_scales,
 )
 from convexlayer.diff.lanes.system import (
-    Derivative,
-    derivative_of,
     derive_element,
-    new_derivative,
+    new_derivatives,
     solution_of,
     times_A,
     write_rhs,
@@ -39,12 +48,12 @@ from convexlayer.diff.polish import (
     MAX_GROWTH,
     NEAR,
     NOTHING,
-    PATIENCE,
     POLISH_TOL,
     POLYHEDRAL_TOL,
     PROGRESS,
     REBALANCED,
 )
+from convexlayer.diff.polish import PATIENCE as PATIENCE_STEPS
 from convexlayer.linalg.ldl.group import (
     factor_group,
     group_at,
@@ -57,7 +66,7 @@ from convexlayer.linalg.ldl.lanes import Indices, unpack
 from convexlayer.program import Array, IndexArray
 from convexlayer.runtime.cached_kernel import cached_kernel
 from convexlayer.sparse.residual_kernels import nan_max, residuals_of_element
-from convexlayer.sparse.row_kernels import RowWork, element_of, new_row_work, scales_of, scales_of_element
+from convexlayer.sparse.row_kernels import RowWork, element_of, new_row_work
 from convexlayer.sparse.structures import Point, Values
 
 __all__ = ["KEPT", "STUCK", "TAKEN", "polish_range"]
@@ -66,32 +75,16 @@ TAKEN, KEPT, STUCK = 0, 1, 2
 """Outcome of an element: it has the complementary point; the solver's point, not to be polished; the solver's point,
 because no attempt has converged yet."""
 
+ELEMENT, HERE, BEST, PATIENCE, STEPS = range(5)
+"""What the loop counts for each lane, (V, 5): its element, or IDLE; the present and the best of its three points; the
+remaining steps without progress, and all remaining steps."""
+
+BACKWARD, LIMIT, SHORTEST = range(3)
+"""What the loop measures for each lane, (V, 3): the backward error of the best point, the norm of x at which a step is
+rejected, and the smallest change of a step so far."""
+
 IDLE = -1
 """In place of the element of a lane."""
-
-
-class Lanes(NamedTuple):
-    """What the loop knows of each lane, (V,).
-
-    Attributes:
-        element: its element, or IDLE.
-        here: index of its present point.
-        best: index of its best point.
-        backward: backward error of the best point.
-        limit: norm of x at which a step is rejected.
-        shortest: smallest change of a step so far.
-        patience: remaining steps without progress.
-        steps: remaining steps.
-    """
-
-    element: IndexArray
-    here: IndexArray
-    best: IndexArray
-    backward: Array
-    limit: Array
-    shortest: Array
-    patience: IndexArray
-    steps: IndexArray
 
 
 class Scratch(NamedTuple):
@@ -102,14 +95,16 @@ class Scratch(NamedTuple):
         dx: (n,).
         dy: (m,).
         dw: (m,).
-        products: (n,) and (m,).
+        Px: (n,).
+        Ax: (m,).
     """
 
     rows: RowWork
     dx: Array
     dy: Array
     dw: Array
-    products: tuple[Array, Array]
+    Px: Array
+    Ax: Array
 
 
 @cached_kernel
@@ -122,9 +117,9 @@ def polish_range(
     given_fields: tuple[Array, ...],
     eligible: Any,
     limits: tuple[float, int],
-    point_fields: tuple[Any, ...],
-    scale_fields: tuple[Any, ...],
-    measures: tuple[Array, Array, IndexArray],
+    out: Array,
+    residuals: Array,
+    outcome: IndexArray,
     first: int,
     last: int,
 ) -> None:
@@ -132,7 +127,7 @@ def polish_range(
 
     Args:
         lanes: a tuple of V floats, whose length sets the number of lanes.
-        layout_fields: the result of ``pack_layout``.
+        layout_fields: the fields of ``Layout``.
         packed: the symbolic factorisation of K (see ``Symbolic.packed``).
         value_fields: the fields of ``Values``.
         r: constants of the objectives, (B,).
@@ -140,44 +135,47 @@ def polish_range(
         eligible: whether an element may be polished, (B,).
         limits: the backward error up to which no step is made, and the maximum number of steps; with 0, points with a
             backward error up to NEAR are taken as they are.
-        point_fields: out, x, y, s, w, dual and primal of the complementary points.
-        scale_fields: out, the fields of ``RowScales`` at them.
-        measures: out, backward errors (B,), the rows of ``relative_residuals`` (6, B), and outcomes (B,).
+        out: out, the complementary points without projections, (B, entries).
+        residuals: out, the rows of ``relative_residuals``, and backward errors, (B, 7).
+        outcome: out, (B,).
         first: index of the first element.
         last: index after the last element.
     """
-    layout = unpack_layout(layout_fields[0], layout_fields[1])
-    values, given, (needed, steps) = Values(*value_fields), Point(*given_fields), limits
-    plan, source = unpack(packed)
-    V, N, n, m = len(lanes), layout.sizes.unknowns, layout.sizes.n, layout.sizes.m
-    nothing = np.empty((0, 0))
-    out = points_from(point_fields, scale_fields, nothing, nothing)
-    points, D = new_points(layout, 3 * V), new_derivative(layout, V)
-    K, rhs, z, error = np.zeros((V, layout.sizes.entries)), np.zeros((V, N)), np.zeros((V, N)), np.empty(V)
+    layout, values, given = Layout(*layout_fields), Values(*value_fields), Point(*given_fields)
+    sizes, (plan, source), (needed, steps) = sizes_of(layout), unpack(packed), limits
+    V, N, n, m = len(lanes), sizes.unknowns, sizes.n, sizes.m
+    points, D = np.zeros((3 * V, point_size(sizes))), new_derivatives(layout, V)
+    K, rhs, z, error = np.zeros((V, sizes.entries)), np.zeros((V, N)), np.zeros((V, N)), np.empty(V)
     group = group_at(plan, np.zeros((3 * N + len(plan.row) + len(plan.factor_row), V)))
     y, peak, target, best, work = np.zeros((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), new_work(N, V)
-    scratch = Scratch(new_row_work(n, m), np.empty(n), np.empty(m), np.empty(m), (np.empty(n), np.empty(m)))
-    state = Lanes(
-        np.full(V, IDLE), np.zeros(V, np.int64), np.zeros(V, np.int64), np.empty(V), np.empty(V), np.empty(V),
-        np.zeros(V, np.int64), np.zeros(V, np.int64),
-    )  # fmt: skip
+    scratch = Scratch(new_row_work(n, m), np.empty(n), np.empty(m), np.empty(m), np.empty(n), np.empty(m))
+    counts, measures = np.full((V, 5), IDLE), np.zeros((V, 3))
     following = first
     while True:
         running = False
         for v in range(V):
-            while state.element[v] == IDLE and following < last:
-                _begin(
-                    layout, values, r, given, eligible[following], needed, steps, points, v, following, state, out,
-                    measures, scratch,
-                )  # fmt: skip
+            while counts[v, ELEMENT] == IDLE and following < last:
+                e = following
+                element, start = element_of(values, e), Point(given.x[e], given.y[e], given.s[e])
+                backward = point_near(layout, element, start, points[3 * v], scratch.rows)
+                copy_to(out[e], points[3 * v])
+                residuals[e, 6] = backward
+                if eligible[e] and np.isfinite(backward) and backward > needed and steps > 0:
+                    _begin(v, e, start.x, backward, steps, counts, measures)
+                else:
+                    taken = eligible[e] and backward <= (needed if steps > 0 else NEAR)
+                    outcome[e] = TAKEN if taken else KEPT
+                    _measure(layout, element, r[e], start, points[3 * v], taken, residuals[e], scratch)
                 following += 1
-            if state.element[v] != IDLE:
+            e = counts[v, ELEMENT]
+            if e != IDLE:
                 running = True
-                e, h, of = state.element[v], state.here[v], derivative_of(D, v)
-                derive_element(layout, points.w[h], points.projection[h], points.saved[h], of)
-                c = points.scales.c[h]
-                write_system(layout, element_of(values, e), c, of, K[v])
-                write_rhs(layout, points.dual[h], points.primal[h], -1.0, c, of, rhs[v])
+                point, derivative = points[counts[v, HERE]], D[v]
+                c, projection = of_rows(point, sizes, C), of_rows(point, sizes, PROJECTION)
+                derive_element(layout, of_rows(point, sizes, W), projection, saved_of(point, sizes), derivative)
+                write_system(layout, values.P[e], values.A[e], c, derivative, K[v])
+                top, bottom = of_variables(point, sizes, DUAL), of_rows(point, sizes, PRIMAL)
+                write_rhs(layout, top, bottom, -1.0, c, derivative, rhs[v])
         if not running:
             return
         factor_group(lanes, plan, source, K, 0, group, y, peak)
@@ -185,147 +183,136 @@ def polish_range(
         least = refine(lanes, group.matrix, NEWTON_REFINEMENTS, target, best, work)
         write_solution(lanes, group, 0, finite, best, least, z, error)
         for v in range(V):
-            if state.element[v] != IDLE and not _advance(layout, values, points, v, state, D, z[v], scratch):
-                _finish(layout, values, r, given, points, v, state, out, measures, scratch)
+            e = counts[v, ELEMENT]
+            if e == IDLE:
+                continue
+            element = element_of(values, e)
+            if not _advance(layout, element, points, v, counts[v], measures[v], D[v], z[v], scratch):
+                point, taken = points[counts[v, BEST]], measures[v, BACKWARD] <= NEAR
+                outcome[e], counts[v, ELEMENT] = (TAKEN if taken else STUCK), IDLE
+                if taken:
+                    copy_to(out[e], point)
+                    residuals[e, 6] = measures[v, BACKWARD]
+                start = Point(given.x[e], given.y[e], given.s[e])
+                _measure(layout, element, r[e], start, point, taken, residuals[e], scratch)
 
 
 @njit(nogil=True, error_model="numpy")
-def _begin(
-    layout: SystemLayout, values: Values, r: Array, given: Point, eligible: bool, needed: float, steps: int,
-    points: Points, v: int, e: int, state: Lanes, out: Points, measures: tuple[Array, Array, IndexArray],
-    scratch: Scratch,
-) -> None:  # fmt: skip
-    """Compute the complementary point of element e; load it into lane v if it needs polish, else write the result."""
-    backward, _, outcome = measures
-    element, here = element_of(values, e), 3 * v
-    start = Point(given.x[e], given.y[e], given.s[e])
-    backward[e] = point_near(layout, element, start, points, here, scratch.rows)
-    copy_point(points, here, out, e)
-    needs = eligible and np.isfinite(backward[e]) and backward[e] > needed and steps > 0
-    if not needs:
-        outcome[e] = TAKEN if eligible and backward[e] <= (needed if steps > 0 else NEAR) else KEPT
-        _measure(layout, element, r[e], given, points, here, e, measures, scratch)
-        return
+def _begin(v: int, e: int, x: Array, backward: float, steps: int, counts: IndexArray, measures: Array) -> None:
+    """Load element e, whose point is the first of lane v, into the lane."""
+    counts[v, ELEMENT], counts[v, HERE], counts[v, BEST] = e, 3 * v, 3 * v
+    counts[v, PATIENCE], counts[v, STEPS] = PATIENCE_STEPS, steps
+    measures[v, BACKWARD], measures[v, LIMIT] = backward, MAX_GROWTH * max(_norm(x), 1.0)
+    measures[v, SHORTEST] = np.inf
+
+
+@njit(nogil=True, error_model="numpy")
+def _norm(x: Array) -> float:
+    """The maximum norm; NaN if an entry is."""
     largest = 0.0
-    for value in start.x:
+    for value in x:
         largest = nan_max(largest, abs(value))
-    state.element[v], state.here[v], state.best[v], state.backward[v] = e, here, here, backward[e]
-    state.limit[v], state.shortest[v] = MAX_GROWTH * max(largest, 1.0), np.inf
-    state.patience[v], state.steps[v] = PATIENCE, steps
+    return largest
 
 
 @njit(nogil=True, error_model="numpy")
 def _advance(
-    layout: SystemLayout, values: Values, points: Points, v: int, state: Lanes, D: Derivative, z: Array,
+    layout: Layout, values: Values, points: Array, v: int, counts: IndexArray, measures: Array, D: Array, z: Array,
     scratch: Scratch,
 ) -> bool:  # fmt: skip
     """Take the Newton step with solution z in lane v; returns whether the element goes on."""
-    h, e = state.here[v], state.element[v]
-    t = 3 * v
-    while t in (h, state.best[v]):
+    h, t, sizes = counts[HERE], 3 * v, sizes_of(layout)
+    while t in (h, counts[BEST]):
         t += 1
-    change, backward = _step(layout, element_of(values, e), points, h, t, derivative_of(D, v), z, scratch)
-    largest = 0.0
-    for value in points.x[t]:
-        largest = nan_max(largest, abs(value))
-    if (backward < state.backward[v] or backward <= POLISH_TOL) and not largest > state.limit[v]:
-        state.best[v], state.backward[v] = t, backward
-    if state.backward[v] <= NEAR and not change < PROGRESS * state.shortest[v]:
-        state.patience[v] -= 1
-    state.shortest[v] = min(state.shortest[v], change)
-    state.steps[v] -= 1
+    here, there = points[h], points[t]
+    change = _step(layout, values, here, there, D, z, scratch)
+    backward = complete_point(layout, values, there)
+    astray = _norm(of_variables(there, sizes, X)) > measures[LIMIT]
+    if (backward < measures[BACKWARD] or backward <= POLISH_TOL) and not astray:
+        counts[BEST], measures[BACKWARD] = t, backward
+    if measures[BACKWARD] <= NEAR and not change < PROGRESS * measures[SHORTEST]:
+        counts[PATIENCE] -= 1
+    measures[SHORTEST] = min(measures[SHORTEST], change)
+    counts[STEPS] -= 1
+    counts[HERE] = t
     converged = change <= CONVERGED and backward <= NEAR
-    if len(layout.columns) == 0 and not converged and backward <= POLYHEDRAL_TOL:
-        settled = True
-        for i in range(layout.sizes.zero, layout.sizes.flat):
-            settled = settled and (points.w[t, i] > 0.0) == (points.w[h, i] > 0.0)
-        converged = settled
-    state.here[v] = t
-    return not converged and state.patience[v] > 0 and state.steps[v] > 0 and np.isfinite(backward)
+    if len(layout.exponents) == 0 and not converged and backward <= POLYHEDRAL_TOL:
+        old, new = of_rows(here, sizes, W), of_rows(there, sizes, W)
+        converged = True
+        for i in range(sizes.zero, sizes.flat):
+            converged = converged and (new[i] > 0.0) == (old[i] > 0.0)
+    return not converged and counts[PATIENCE] > 0 and counts[STEPS] > 0 and np.isfinite(backward)
 
 
 @njit(nogil=True, error_model="numpy")
-def _step(
-    layout: SystemLayout, values: Values, points: Points, h: int, t: int, D: BlocksDerivative, z: Array,
-    scratch: Scratch,
-) -> tuple[float, float]:  # fmt: skip
-    """Point t <- that after the step from point h; returns its change and its backward error (see ``polish._step``)."""
-    sizes, old, scales = layout.sizes, points.w[h], scales_of(points.scales, h)
-    x, w, projection, there = points.x[t], points.w[t], points.projection[t], scales_of(points.scales, t)
-    dx, dy, dw, Adx = scratch.dx, scratch.dy, scratch.dw, scratch.products[1]
-    c = scales.c
+def _step(layout: Layout, values: Values, here: Array, there: Array, D: Array, z: Array, scratch: Scratch) -> float:
+    """The step from one point to the next (see ``polish._step``), without residuals; returns its relative change."""
+    sizes, dx, dy, dw, Adx = sizes_of(layout), scratch.dx, scratch.dy, scratch.dw, scratch.Ax
+    old, c, primal = of_rows(here, sizes, W), of_rows(here, sizes, C), of_rows(here, sizes, PRIMAL)
+    w, new_c, projection = of_rows(there, sizes, W), of_rows(there, sizes, C), of_rows(there, sizes, PROJECTION)
     solution_of(layout, z, c, D, dx, dy)
-    times_A(layout.patterns, values.A, dx, Adx)
+    times_A(layout, values.A, dx, Adx)
     finite = True
     for i in range(sizes.m):
-        ds = -(Adx[i] + points.primal[h, i])
+        ds = -(Adx[i] + primal[i])
         dw[i] = c[i] * dy[i] - ds / c[i]
         w[i] = old[i] + dw[i]
         if sizes.zero <= i < sizes.flat and abs(w[i]) <= CANCELLED * abs(old[i]):
             w[i] = 0.0
         if not np.isfinite(w[i]):
             finite, w[i] = False, 0.0
-    change = change_of(points.x[h], scales.variable, scales.size, dx, dw)
-    for j in range(sizes.n):
-        x[j] = points.x[h, j] + dx[j] if finite else np.nan
-    project(layout.blocks, w, projection, points.saved[t])
-    y, s = points.y[t], points.s[t]
+    change = change_of(sizes, here, dx, dw)
+    project_point(layout, there)
+    y, s = of_rows(there, sizes, Y), of_rows(there, sizes, S)
     for i in range(sizes.m):
         if i < sizes.flat:
             projection[i] = w[i] if i < sizes.zero or w[i] > 0.0 else 0.0
         y[i], s[i] = projection[i] / c[i], (projection[i] - w[i]) * c[i]
-    for p in range(len(layout.single_row)):
-        i, j = layout.single_row[p], layout.single_column[p]
-        small = max(NOTHING * scales.variable[j], CANCELLED * abs(points.x[h, j]))
+    x, old_x, variable = (
+        of_variables(there, sizes, X),
+        of_variables(here, sizes, X),
+        of_variables(here, sizes, VARIABLE),
+    )
+    for j in range(sizes.n):
+        x[j] = old_x[j] + dx[j] if finite else np.nan
+    rows, columns = part(layout, SINGLE_ROW), part(layout, SINGLE_COLUMN)
+    for p in range(len(rows)):
+        i, j = rows[p], columns[p]
+        small = max(NOTHING * variable[j], CANCELLED * abs(old_x[j]))
         if s[i] == 0.0 and values.b[i] == 0.0 and abs(x[j]) <= small:
             x[j] = 0.0
-    scales_of_element(layout.patterns, values, layout.starts, sizes.zero, Point(x, y, s), there, scratch.rows)
+    write_scales(layout, values, Point(x, y, s), there, scratch.rows)
     moved = False
     for i in range(sizes.m):
-        moved = moved or abs(np.log2(there.c[i] / c[i])) > np.log2(REBALANCED)
+        moved = moved or abs(np.log2(new_c[i] / c[i])) > np.log2(REBALANCED)
     if moved:
         for i in range(sizes.m):
-            w[i] = there.c[i] * y[i] - s[i] / there.c[i]
-        project(layout.blocks, w, projection, points.saved[t])
+            w[i] = new_c[i] * y[i] - s[i] / new_c[i]
+        project_point(layout, there)
     else:
-        there.c[:] = c
-    return change, complete_point(layout, values, points, t)
-
-
-@njit(nogil=True, error_model="numpy")
-def _finish(
-    layout: SystemLayout, values: Values, r: Array, given: Point, points: Points, v: int, state: Lanes, out: Points,
-    measures: tuple[Array, Array, IndexArray], scratch: Scratch,
-) -> None:  # fmt: skip
-    """Write the result of lane v, and leave the lane idle."""
-    backward, _, outcome = measures
-    e, k = state.element[v], state.best[v]
-    outcome[e] = STUCK
-    if state.backward[v] <= NEAR:
-        outcome[e], backward[e] = TAKEN, state.backward[v]
-        copy_point(points, k, out, e)
-    _measure(layout, element_of(values, e), r[e], given, points, k, e, measures, scratch)
-    state.element[v] = IDLE
+        copy_to(new_c, c)
+    return change
 
 
 @njit(nogil=True, error_model="numpy")
 def _measure(
-    layout: SystemLayout, values: Values, r: float, given: Point, points: Points, k: int, e: int,
-    measures: tuple[Array, Array, IndexArray], scratch: Scratch,
+    layout: Layout, values: Values, r: float, solution: Point, point: Array, taken: bool, residuals: Array,
+    scratch: Scratch,
 ) -> None:  # fmt: skip
-    """Write the solution of element e and its relative residuals; point k is its complementary point."""
-    _, residuals, outcome = measures
-    solution, projection = Point(given.x[e], given.y[e], given.s[e]), points.projection[k]
-    if outcome[e] == TAKEN:
-        solution.x[:], solution.y[:], solution.s[:] = points.x[k], points.y[k], points.s[k]
-        projection[layout.sizes.flat :] = solution.y[layout.sizes.flat :]
+    """Write the solution of an element, its complementary point if ``taken``, and its relative residuals."""
+    sizes, w = sizes_of(layout), scratch.dw
+    projection = of_rows(point, sizes, PROJECTION)
+    if taken:
+        copy_to(solution.x, of_variables(point, sizes, X))
+        copy_to(solution.y, of_rows(point, sizes, Y))
+        copy_to(solution.s, of_rows(point, sizes, S))
+        copy_to(projection, solution.y)
     else:
-        w = scratch.dw
-        for i in range(len(w)):
+        for i in range(sizes.m):
             w[i] = solution.y[i] - solution.s[i]
             w[i] = w[i] if np.isfinite(w[i]) else 0.0
-        project(layout.blocks, w, projection, points.saved[k])
+        project(blocks_of(layout), w, projection, saved_of(point, sizes))
     residuals_of_element(
-        layout.patterns, values, layout.sizes.zero, r, solution, projection[layout.sizes.flat :], scratch.products,
-        residuals[:, e],
+        patterns_of(layout), values, sizes.zero, r, solution, projection[sizes.flat :], (scratch.Px, scratch.Ax),
+        residuals,
     )  # fmt: skip

@@ -1,154 +1,145 @@
-"""The KKT system of one element: values of K, right-hand sides and solutions, for one element each.
+"""The KKT system of one element: values of K, right-hand sides and solutions, with the formulas of ``diff.rows``.
 
-The formulas are those of ``diff.rows``. All vectors are views without a batch axis; c is 1 in flat rows of products.
+The derivative D of the projection is one array of an element,
+
+    eigenvalues by row (m) | 1 - d by row (m) | bases of the blocks of curved cones
+
+All vectors are views without a batch axis.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from convexlayer.cones.kernels.block import Block, BlocksDerivative, block_at
 from convexlayer.cones.kernels.table import derive
-from convexlayer.diff.lanes.layout import BlockColumns, SystemLayout
+from convexlayer.diff.lanes.layout import (
+    DIAGONAL,
+    ENTRIES,
+    EXTRA,
+    FIRST_POSITION,
+    PLACE,
+    SOURCE,
+    BlockColumns,
+    Layout,
+    blocks_of,
+    columns_of,
+    part,
+    patterns_of,
+    sizes_of,
+)
 from convexlayer.program import Array
-from convexlayer.sparse.structures import Patterns, Values
 
-__all__ = [
-    "Derivative",
-    "derivative_of",
-    "derive_element",
-    "new_derivative",
-    "solution_of",
-    "times_A",
-    "write_rhs",
-    "write_system",
-]
-
-
-class Derivative(NamedTuple):
-    """The derivative D of the projection of the elements in the lanes.
-
-    Attributes:
-        d: its eigenvalues by row, (elements, m).
-        complement: 1 - d in the rows of curved cones, (elements, m).
-        basis: bases of the blocks of curved cones, (elements, entries).
-    """
-
-    d: Array
-    complement: Array
-    basis: Array
+__all__ = ["derive_element", "new_derivatives", "solution_of", "times_A", "write_rhs", "write_system"]
 
 
 @njit(nogil=True)
-def new_derivative(layout: SystemLayout, elements: int) -> Derivative:
-    """Allocate the derivatives."""
-    sizes = layout.sizes
-    return Derivative(np.zeros((elements, sizes.m)), np.zeros((elements, sizes.m)), np.zeros((elements, sizes.basis)))
+def new_derivatives(layout: Layout, elements: int) -> Array:
+    """Allocate D of some elements."""
+    sizes = sizes_of(layout)
+    return np.zeros((elements, 2 * sizes.m + sizes.basis))
 
 
 @njit(nogil=True)
-def derivative_of(derivative: Derivative, e: int) -> BlocksDerivative:
-    """The derivative of element e."""
-    return BlocksDerivative(derivative.d[e], derivative.complement[e], derivative.basis[e])
-
-
-@njit(nogil=True)
-def columns_of(layout: SystemLayout, k: int) -> BlockColumns:
-    """The index arrays of block k."""
-    row = layout.columns[k]
-    return BlockColumns(row[0], row[1], row[2], row[3], row[4], row[5], row[6])
+def _derivative(D: Array, m: int) -> BlocksDerivative:
+    return BlocksDerivative(D[:m], D[m : 2 * m], D[2 * m :])
 
 
 @njit(nogil=True, error_model="numpy")
-def derive_element(layout: SystemLayout, w: Array, y: Array, saved: Array, D: BlocksDerivative) -> None:
+def derive_element(layout: Layout, w: Array, y: Array, saved: Array, D: Array) -> None:
     """D at w, with projection y."""
-    sizes = layout.sizes
+    sizes = sizes_of(layout)
     for i in range(sizes.flat):
-        D.d[i] = 1.0 if i < sizes.zero or w[i] > 0.0 else 0.0
-    derive(layout.blocks, w, y, saved, D)
+        D[i] = 1.0 if i < sizes.zero or w[i] > 0.0 else 0.0
+    derive(blocks_of(layout), w, y, saved, _derivative(D, sizes.m))
 
 
 @njit(nogil=True, error_model="numpy")
-def write_system(layout: SystemLayout, values: Values, c: Array, D: BlocksDerivative, K: Array) -> None:
+def write_system(layout: Layout, P: Array, A: Array, c: Array, D: Array, K: Array) -> None:
     """Write the upper triangle of K, in which rows of curved cones are divided by c."""
-    positions = layout.positions
     K[:] = 0.0
-    for p in range(len(positions.P_place)):
-        K[positions.P_place[p]] = values.P[positions.P_source[p]]
-    for p in range(len(positions.A_place)):
-        K[positions.A_place[p]] = values.A[positions.A_source[p]] * D.d[positions.A_row[p]]
-    for i in range(len(positions.diagonal)):
-        K[positions.diagonal[i]] = D.d[i] - 1.0
-    for k in range(len(layout.columns)):
-        block = block_at(layout.blocks, k)
+    source, place = part(layout, FIRST_POSITION), part(layout, FIRST_POSITION + 1)
+    for p in range(len(place)):
+        K[place[p]] = P[source[p]]
+    source, row = part(layout, FIRST_POSITION + 2), part(layout, FIRST_POSITION + 3)
+    place, diagonal = part(layout, FIRST_POSITION + 4), part(layout, FIRST_POSITION + 5)
+    for p in range(len(place)):
+        K[place[p]] = A[source[p]] * D[row[p]]
+    for i in range(len(diagonal)):
+        K[diagonal[i]] = D[i] - 1.0
+    blocks = blocks_of(layout)
+    for k in range(len(layout.exponents)):
+        block, columns = block_at(blocks, k), columns_of(layout, k)
         if block.rank_two:
-            _write_rank_two(layout, columns_of(layout, k), block, values.A, 1.0 / c[block.start], D, K)
+            _write_rank_two(layout, columns, block, A, 1.0 / c[block.start], D, K)
         else:
-            _write_basis(layout, columns_of(layout, k), block, values.A, 1.0 / c[block.start], D, K)
+            _write_basis(layout, columns, block, A, 1.0 / c[block.start], D, K)
 
 
 @njit(nogil=True, error_model="numpy")
 def _write_basis(
-    layout: SystemLayout, columns: BlockColumns, block: Block, A: Array, scale: float, D: BlocksDerivative, K: Array
+    layout: Layout, columns: BlockColumns, block: Block, A: Array, scale: float, D: Array, K: Array
 ) -> None:
     """diag(sqrt d) Q'A and the diagonal d - 1 of a block with an eigenbasis."""
-    size, start, flat, Q = block.size, block.start, layout.sizes.flat, D.basis[block.basis :]
+    size, start, sizes = block.size, block.start, sizes_of(layout)
+    Q, diagonal = D[2 * sizes.m + block.basis :], part(layout, DIAGONAL)
+    source, place = part(layout, SOURCE), part(layout, PLACE)
     for i in range(size):
-        K[layout.diagonal[start + i - flat]] = -D.complement[start + i]
-    for i in range(size):
-        root = math.sqrt(D.d[start + i]) * scale
+        K[diagonal[start + i - sizes.flat]] = -D[sizes.m + start + i]
+        root = math.sqrt(D[start + i]) * scale
         at = columns.first + i * columns.columns
         for j in range(size):
             weight, of = root * Q[j * size + i], columns.first + j * columns.columns
             if weight != 0.0:
                 for p in range(columns.columns):
-                    if layout.source[of + p] >= 0:
-                        K[layout.place[at + p]] += weight * A[layout.source[of + p]]
+                    if source[of + p] >= 0:
+                        K[place[at + p]] += weight * A[source[of + p]]
 
 
 @njit(nogil=True, error_model="numpy")
 def _write_rank_two(
-    layout: SystemLayout, columns: BlockColumns, block: Block, A: Array, scale: float, D: BlocksDerivative, K: Array
+    layout: Layout, columns: BlockColumns, block: Block, A: Array, scale: float, D: Array, K: Array
 ) -> None:
     """The rows of a rank-two block, with those of xi and nu."""
-    size, start, flat, q = block.size, block.start, layout.sizes.flat, D.basis[block.basis :]
-    delta, complement = D.d[start], D.complement[start]
-    root, lead, entries = math.sqrt(delta), math.sqrt(complement), layout.entries
-    curved = 1.0 if q[size] > 0.0 else 0.0
+    size, start, sizes = block.size, block.start, sizes_of(layout)
+    q, diagonal = D[2 * sizes.m + block.basis :], part(layout, DIAGONAL)
+    entries, extra = part(layout, ENTRIES), part(layout, EXTRA)
+    delta, complement = D[start], D[sizes.m + start]
+    root, lead = math.sqrt(delta), math.sqrt(complement)
+    curved = q[size] > 0.0
     for p in range(columns.first, columns.stop):
-        value = A[entries[p, 0]] * scale
-        K[entries[p, 2]] = root * value
-        K[entries[p, 3]] += lead * q[entries[p, 1] - start] * value
+        source, row, place, xi_place = entries[4 * p], entries[4 * p + 1], entries[4 * p + 2], entries[4 * p + 3]
+        value = A[source] * scale
+        K[place] = root * value
+        K[xi_place] += lead * q[row - start] * value
     for i in range(size):
-        row = start + i - flat
-        K[layout.diagonal[row]] = -complement
-        K[layout.extra[row, 0]] = root * (lead * q[i])
-        K[layout.extra[row, 1]] = q[size + i]
-    K[columns.xi_place] = -delta if curved > 0.0 else -1.0
-    K[columns.nu_place] = 1.0 - curved
+        row = start + i - sizes.flat
+        K[diagonal[row]] = -complement
+        K[extra[2 * row]] = root * (lead * q[i])
+        K[extra[2 * row + 1]] = q[size + i]
+    K[columns.xi_place] = -delta if curved else -1.0
+    K[columns.nu_place] = 0.0 if curved else 1.0
 
 
 @njit(nogil=True, error_model="numpy")
-def write_rhs(
-    layout: SystemLayout, top: Array, bottom: Array, sign: float, c: Array, D: BlocksDerivative, rhs: Array
-) -> None:
+def write_rhs(layout: Layout, top: Array, bottom: Array, sign: float, c: Array, D: Array, rhs: Array) -> None:
     """rhs <- sign [top; L'bottom], with the rows of curved cones divided by c."""
-    n, flat = layout.sizes.n, layout.sizes.flat
+    sizes, blocks = sizes_of(layout), blocks_of(layout)
+    n, m = sizes.n, sizes.m
     for j in range(n):
         rhs[j] = sign * top[j]
-    for i in range(flat):
-        rhs[n + i] = D.d[i] * (sign * bottom[i])
-    for k in range(len(layout.columns)):
-        block = block_at(layout.blocks, k)
-        size, start, Q = block.size, block.start, D.basis[block.basis :]
-        scale = sign / c[start]
+    for i in range(sizes.flat):
+        rhs[n + i] = D[i] * (sign * bottom[i])
+    for k in range(len(layout.exponents)):
+        block = block_at(blocks, k)
+        size, start = block.size, block.start
+        Q, scale = D[2 * m + block.basis :], sign / c[start]
         if block.rank_two:
             columns = columns_of(layout, k)
-            root, lead, along = math.sqrt(D.d[start]), math.sqrt(D.complement[start]), 0.0
+            root, lead, along = math.sqrt(D[start]), math.sqrt(D[m + start]), 0.0
             for i in range(size):
                 value = bottom[start + i] * scale
                 rhs[n + start + i] = root * value
@@ -162,36 +153,37 @@ def write_rhs(
                 for i in range(size):
                     rhs[n + start + i] += Q[j * size + i] * value
             for i in range(size):
-                rhs[n + start + i] *= math.sqrt(D.d[start + i])
+                rhs[n + start + i] *= math.sqrt(D[start + i])
 
 
 @njit(nogil=True, error_model="numpy")
-def solution_of(layout: SystemLayout, z: Array, c: Array, D: BlocksDerivative, l: Array, v: Array) -> None:  # noqa: E741
+def solution_of(layout: Layout, z: Array, c: Array, D: Array, l: Array, v: Array) -> None:  # noqa: E741
     """l and v = L u from the unknowns z, with the rows of curved cones divided by c."""
-    n, flat = layout.sizes.n, layout.sizes.flat
+    sizes, blocks = sizes_of(layout), blocks_of(layout)
+    n, m = sizes.n, sizes.m
     for j in range(n):
         l[j] = z[j]
-    for i in range(flat):
-        v[i] = D.d[i] * z[n + i]
-    for k in range(len(layout.columns)):
-        block = block_at(layout.blocks, k)
-        size, start, Q = block.size, block.start, D.basis[block.basis :]
+    for i in range(sizes.flat):
+        v[i] = D[i] * z[n + i]
+    for k in range(len(layout.exponents)):
+        block = block_at(blocks, k)
+        size, start, Q = block.size, block.start, D[2 * m + block.basis :]
         if block.rank_two:
-            columns = columns_of(layout, k)
-            root, lead = math.sqrt(D.d[start]), math.sqrt(D.complement[start]) * z[columns.xi]
+            root, lead = math.sqrt(D[start]), math.sqrt(D[m + start]) * z[columns_of(layout, k).xi]
             for i in range(size):
                 v[start + i] = (root * z[n + start + i] + Q[i] * lead) / c[start]
         else:
             for i in range(size):
                 total = 0.0
                 for j in range(size):
-                    total += Q[i * size + j] * (math.sqrt(D.d[start + j]) * z[n + start + j])
+                    total += Q[i * size + j] * (math.sqrt(D[start + j]) * z[n + start + j])
                 v[start + i] = total / c[start]
 
 
 @njit(nogil=True, error_model="numpy")
-def times_A(patterns: Patterns, A: Array, x: Array, out: Array) -> None:
+def times_A(layout: Layout, A: Array, x: Array, out: Array) -> None:
     """Out <- A x."""
+    patterns = patterns_of(layout)
     out[:] = 0.0
     for j in range(len(x)):
         for p in range(patterns.A_starts[j], patterns.A_starts[j + 1]):
