@@ -117,6 +117,15 @@ class Recovery:
         return BatchedMatrix(self.matrix)
 
     @cached_property
+    def _of_x(self) -> BatchedMatrix | None:
+        """The part of the matrix that multiplies x; None if some output depends on y."""
+        return None if self.matrix[:, self.n :].nnz else BatchedMatrix(self.matrix[:, : self.n])
+
+    def _linear(self, x: Array, y: Array) -> Array:
+        """Matrix @ (x, y), (B, entries)."""
+        return self._forward.times(np.concatenate([x, y], axis=1)) if self._of_x is None else self._of_x.times(x)
+
+    @cached_property
     def _adjoint(self) -> BatchedMatrix:
         return BatchedMatrix(self.matrix.T.tocsr())
 
@@ -131,10 +140,9 @@ class Recovery:
 
     def apply(self, features: Array, x: Array, y: Array) -> tuple[Array, ...]:
         """Compute the outputs, each (B, *shape), from features (B, features), x (B, n) and y (B, m)."""
-        point = np.concatenate([x, y], axis=1)
-        flat = self._forward.times(point)
+        flat = self._linear(x, y)
         if self.direct is not None:
-            flat = flat + self.direct.apply(features, point)
+            flat = flat + self.direct.apply(features, np.concatenate([x, y], axis=1))
         values = (flat[:, where].reshape(len(flat), *spec.shape) for spec, where in self._each)
         return tuple(np.exp(value) if spec.log else value for spec, value in zip(self.outputs, values, strict=True))
 
@@ -146,9 +154,10 @@ class Recovery:
 
     def push_linear(self, features: Array, dx: Array, dy: Array) -> Array:
         """Push forward tangents of x and y to the entries of all outputs, (B, entries), before exp."""
-        point = np.concatenate([dx, dy], axis=1)
-        flat = self._forward.times(point)
-        return flat if self.direct is None else flat + self.direct.push_point(features, point)
+        flat = self._linear(dx, dy)
+        if self.direct is None:
+            return flat
+        return flat + self.direct.push_point(features, np.concatenate([dx, dy], axis=1))
 
     def push_direct(self, point: Array, tangent: Array) -> Array | float:
         """Push forward tangents (B, features) of the features at fixed (x, y), (B, n + m), to (B, entries)."""

@@ -137,7 +137,7 @@ class LaneDifferentiator(AbstractDifferentiator):
 
     def _in_doubt(self, residual: Array) -> IndexArray:
         """Positions of the elements in doubt, given the relative residuals of their linear systems."""
-        return np.flatnonzero(self._doubtful | ~(residual <= ACCURATE))
+        return (self._doubtful | ~(residual <= ACCURATE)).nonzero()[0]
 
     def _observed(
         self, observe: Callable[[SolutionTangent], Array], index: IndexArray

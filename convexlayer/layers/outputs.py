@@ -8,7 +8,7 @@ from typing import final
 import numpy as np
 
 from convexlayer.canon import ParametricProgram
-from convexlayer.program import Array, ConeProgram, max_norm
+from convexlayer.program import Array, ConeProgram
 
 __all__ = ["OutputChange"]
 
@@ -36,8 +36,13 @@ class OutputChange:
     ) -> None:
         """Store features (B, features), x (B, n), y (B, m) and outputs."""
         self._program, self._features = program, features
-        self._point = np.concatenate([x, y], axis=1)
-        self._values = np.concatenate([value.reshape(len(value), -1) for value in values], axis=1)
+        self._x, self._y = x, y
+        flat = [value.reshape(len(value), -1) for value in values]
+        self._values = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+
+    @property
+    def _point(self) -> Array:
+        return np.concatenate([self._x, self._y], axis=1)
 
     def __call__(self, dx: Array, dy: Array, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
         """Compute the largest relative change of an output, (B,).
@@ -53,16 +58,17 @@ class OutputChange:
         moved, values = self._moved(dx, dy), self._values
         change, size = np.abs(moved), np.abs(values)
         change[np.abs(values + moved) <= CANCELLED * size] = 0.0  # zero at the exact solution: no relative change
-        doubtful = np.any(change > SMALL * size, axis=1, keepdims=True)
-        if np.any(doubtful):
+        doubtful = (change > SMALL * size).any(axis=1, keepdims=True)
+        if doubtful.any():
             terms = self._program.recovery.terms(self._features, self._point)
             left = np.minimum(size, np.abs(values + moved))
             change[doubtful & (left < ROUNDING * terms)] = 0.0  # rounding errors of terms that cancel
-            doubtful = np.any(change > SMALL * size, axis=1, keepdims=True)
-        if np.any(doubtful):
+            doubtful = (change > SMALL * size).any(axis=1, keepdims=True)
+        if doubtful.any():
             size = np.where(doubtful, np.maximum(size, self._response(respond)), size)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return max_norm(np.where(change > 0.0, change / size, 0.0))
+        with np.errstate(divide="ignore"):
+            largest: Array = np.divide(change, size, out=np.zeros_like(change), where=change > 0.0).max(1, initial=0.0)
+        return largest
 
     def _response(self, respond: Callable[[ConeProgram], tuple[Array, Array]]) -> Array:
         """Magnitude of the outputs' response to a change of each parameter by +- itself, (B, entries)."""

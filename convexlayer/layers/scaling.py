@@ -70,7 +70,7 @@ class Scaling:
         structure = program.structure
         blocks = product_cone(structure.cones).blocks
         d, e, sigma, c = program_scales((structure.P, structure.A), blocks, program.values)
-        if all(np.all(factor == 1.0) for factor in (d, e, sigma, c)):
+        if (sigma == 1.0).all() and (c == 1.0).all() and (d == 1.0).all() and (e == 1.0).all():
             return Scaling(divisor), program
         return Scaling(c * divisor, d, e, sigma), Scaling(c, d, e, sigma).scale_program(program)
 

@@ -53,13 +53,11 @@ class SolvedBatch:
         self.report = report
         self.objective = objective
         self.batched = tuple(batched)
+        self._solution = report.solution
+        self._all_solved = report.solution.all_solved
         self._program = program
         self._differentiate = differentiate
         self._features = features
-
-    @property
-    def _solution(self) -> Solution:
-        return self.report.solution
 
     @property
     def batch(self) -> int:
@@ -193,11 +191,6 @@ class SolvedBatch:
                 raise ShapeError(f"{what} of {spec.name!r}: expected shape {whole}, got {array.shape}")
             arrays.append(array)
         return arrays
-
-    @property
-    def _all_solved(self) -> bool:
-        """Whether every element has a solution."""
-        return self._solution.all_solved
 
     @cached_property
     def _solved_index(self) -> IndexArray:

@@ -24,12 +24,18 @@ LEVELS = range(1, 65)
 
 def is_transformed(tensors: Iterable[torch.Tensor | None]) -> bool:
     """Whether torch.func has wrapped one of the tensors, so that an autograd.Function must be applied, not called."""
-    return any(t is not None and is_functorch_wrapped_tensor(t) for t in tensors)
+    for t in tensors:  # noqa: SIM110 (a generator would take longer than all of its tests)
+        if t is not None and is_functorch_wrapped_tensor(t):
+            return True
+    return False
 
 
 def is_wrapped(tensors: Iterable[torch.Tensor | None]) -> bool:
     """Whether the legacy vmap has wrapped one of the tensors."""
-    return any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
+    for t in tensors:  # noqa: SIM110
+        if t is not None and is_legacy_batchedtensor(t):
+            return True
+    return False
 
 
 def flattened(

@@ -11,13 +11,14 @@ import math
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["as_contiguous_float64", "empty"]
+__all__ = ["as_contiguous_float64", "contiguous", "empty"]
 
 LARGE_BYTES = 2**18
 """Arrays below this size (256 KiB) are allocated by NumPy: the C library reuses such blocks itself."""
@@ -96,3 +97,15 @@ def as_contiguous_float64(values: NDArray[Any]) -> NDArray[np.float64]:
     if flags.c_contiguous and flags.writeable and values.dtype == np.float64:
         return values
     return np.require(values, np.float64, ["C", "W"])
+
+
+def contiguous(arrays: Iterable[NDArray[Any]]) -> tuple[NDArray[np.float64], ...]:
+    """``as_contiguous_float64`` of each array."""
+    found: list[NDArray[np.float64]] = []
+    for values in arrays:  # not by calls: a kernel of a small problem takes less time than a few of them
+        flags = values.flags
+        if flags.c_contiguous and flags.writeable and values.dtype == np.float64:
+            found.append(values)
+        else:
+            found.append(as_contiguous_float64(values))
+    return tuple(found)

@@ -109,7 +109,7 @@ def ready() -> bool:
     Raises:
         ValueError: CONVEXLAYER_COMPILE is neither background, wait nor never.
     """
-    return status().path == "compiled"
+    return (_decision[0] if _decision else status()).path == "compiled"
 
 
 def status() -> Kernels:

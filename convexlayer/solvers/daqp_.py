@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from convexlayer.errors import SolverError
 from convexlayer.program import Array, ConeProgram, Structure
 from convexlayer.runtime import kernel_cache
-from convexlayer.runtime.buffers import as_contiguous_float64
+from convexlayer.runtime.buffers import contiguous
 from convexlayer.runtime.threads import map_ranges
 from convexlayer.solution import Solution
 from convexlayer.solvers.base import AbstractSolver
@@ -124,7 +124,7 @@ class DaqpSolver(AbstractSolver):
         """Solve every element; warm starts are ignored (a perfect one would save a quarter of the time at most)."""
         settings = _settings(options)
         batch, n, m = program.batch, program.structure.n, program.structure.m
-        data = tuple(map(as_contiguous_float64, (program.P, program.q, program.A, program.b)))
+        data = contiguous((program.P, program.q, program.A, program.b))
         point = np.empty((batch, n)), np.empty((batch, m)), np.empty((batch, m))
         size = max(1, BLOCK_ENTRIES // (n * (n + m)))
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from convexlayer.runtime import kernel_cache
-from convexlayer.runtime.buffers import as_contiguous_float64
+from convexlayer.runtime.buffers import contiguous
 from convexlayer.sparse.dispatch import kernels, run
 from convexlayer.sparse.structures import Floats, Patterns, Positions
 
@@ -127,7 +127,7 @@ def _scatter_product(into: Positions, of: Positions, values: Floats, x: Floats, 
     if len(values) != len(x):
         values, x = (np.broadcast_to(v, (max(len(values), len(x)), v.shape[1])) for v in (values, x))
     out = np.zeros((len(values), size))
-    run(kernels().accumulate, (into, of, *map(as_contiguous_float64, (values, x)), out), len(out), len(into))
+    run(kernels().accumulate, (into, of, *contiguous((values, x)), out), len(out), len(into))
     return out
 
 

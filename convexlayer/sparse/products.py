@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from convexlayer.runtime import kernel_cache
-from convexlayer.runtime.buffers import as_contiguous_float64, empty
+from convexlayer.runtime.buffers import as_contiguous_float64, contiguous, empty
 from convexlayer.sparse.dispatch import kernels, run
 from convexlayer.sparse.rows import max_norm
 from convexlayer.sparse.structures import Entries, Floats, Positions, ProgramBlocks
@@ -100,7 +100,7 @@ class ProgramMatrix:
             return self._portable_adjoint(blocks, wanted)
         out = empty(len(blocks.q), self._matrix.shape[1])
         entries = self._entries_of(wanted)
-        arguments = (tuple(entries), tuple(map(as_contiguous_float64, blocks)), out)
+        arguments = (tuple(entries), contiguous(blocks), out)
         run(kernels().apply_adjoint, arguments, len(out), len(entries.column) + out.shape[1])
         return out
 
@@ -166,7 +166,7 @@ def entries_of_system(where: EntriesOfSystem, P: Floats, A: Floats, d: Floats, s
     """The values (B, size) of these matrices, from the values P (B, nnz), A (B, nnz) and d (B, rows)."""
     out = empty(len(P), size)
     if kernel_cache.ready():
-        arguments = (tuple(where), *map(as_contiguous_float64, (P, A, d)), out)
+        arguments = (tuple(where), *contiguous((P, A, d)), out)
         run(kernels().system_entries, arguments, len(out), size)
         return out
     out.fill(0.0)
@@ -191,7 +191,7 @@ def rotate_entries(
         block: index of each block among all blocks, (blocks,).
     """
     if kernel_cache.ready():
-        arguments = (place, source, block, *map(as_contiguous_float64, (values, Q, root)), out)
+        arguments = (place, source, block, *contiguous((values, Q, root)), out)
         run(kernels().rotate_entries, arguments, len(out), place.size * place.shape[1])
         return
     M = np.where(source >= 0, values[:, source], 0.0)
@@ -204,7 +204,7 @@ def entries_of_products(rows: Positions, cols: Positions, pairs: tuple[tuple[Flo
     (u1, v1), (u2, v2) = pairs
     if kernel_cache.ready():
         out = empty(len(u1), len(rows))
-        arguments = (rows, cols, *map(as_contiguous_float64, (u1, v1, u2, v2)), out)
+        arguments = (rows, cols, *contiguous((u1, v1, u2, v2)), out)
         run(kernels().outer_entries, arguments, len(out), len(rows))
         return out
     out = np.take(u1, rows, axis=1)

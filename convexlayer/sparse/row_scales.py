@@ -11,7 +11,7 @@ from functools import reduce
 import numpy as np
 
 from convexlayer.runtime import kernel_cache
-from convexlayer.runtime.buffers import as_contiguous_float64, empty
+from convexlayer.runtime.buffers import as_contiguous_float64, contiguous, empty
 from convexlayer.sparse.dispatch import kernels, run
 from convexlayer.sparse.pattern import Pattern, pattern_fields
 from convexlayer.sparse.rows import largest_of_blocks, max_norm
@@ -74,7 +74,7 @@ def row_scales(
         return _portable_row_scales(patterns, blocks, free, values, point)
     (batch, n), m = values.q.shape, values.b.shape[1]
     out = RowScales(*(empty(batch, size) for size in (n, n, m, m, m, n, m)))
-    arguments = (pattern_fields(*patterns), blocks, free, _contiguous(values), _contiguous(point), tuple(out))
+    arguments = (pattern_fields(*patterns), blocks, free, contiguous(values), contiguous(point), tuple(out))
     run(kernels().row_scales, arguments, batch, 3 * (patterns[0].nnz + 2 * patterns[1].nnz))
     return out
 
@@ -159,8 +159,8 @@ def complementary_residuals(
         return _portable_complementary_residuals(patterns, free, values, x, w, curved, denominators)
     (batch, n), m = values.q.shape, values.b.shape[1]
     out = empty(batch, m), empty(batch, m), empty(batch, n), empty(batch, m), np.empty(batch)
-    point = _contiguous((x, w, curved))
-    arguments = (pattern_fields(*patterns), free, _contiguous(values), point, _contiguous(denominators), out)
+    point = contiguous((x, w, curved))
+    arguments = (pattern_fields(*patterns), free, contiguous(values), point, contiguous(denominators), out)
     run(kernels().complementary_residuals, arguments, batch, patterns[0].nnz + 2 * patterns[1].nnz)
     return out
 
@@ -201,7 +201,7 @@ def relative_residuals(
     batch = len(r)
     out = np.empty((6, batch))
     arguments = (
-        pattern_fields(*patterns), free, _contiguous(values), as_contiguous_float64(r), _contiguous(point),
+        pattern_fields(*patterns), free, contiguous(values), as_contiguous_float64(r), contiguous(point),
         as_contiguous_float64(curved), out,
     )  # fmt: skip
     run(kernels().relative_residuals, arguments, batch, patterns[0].nnz + 2 * patterns[1].nnz)
@@ -243,7 +243,3 @@ def _size(*vectors: Floats) -> Floats:
     """The largest entry of the vectors, at least 1, (B,)."""
     size: Floats = np.max(np.stack([np.ones(vectors[0].shape[0]), *map(max_norm, vectors)]), axis=0)
     return size
-
-
-def _contiguous(arrays: tuple[Floats, ...]) -> tuple[Floats, ...]:
-    return tuple(map(as_contiguous_float64, arrays))

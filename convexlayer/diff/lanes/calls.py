@@ -18,7 +18,7 @@ from convexlayer.diff.rows import SystemColumns
 from convexlayer.linalg.ldl.symbolic import Symbolic
 from convexlayer.linalg.refined import power_start
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
-from convexlayer.runtime.buffers import as_contiguous_float64, empty
+from convexlayer.runtime.buffers import as_contiguous_float64, contiguous, empty
 from convexlayer.runtime.threads import WORKERS, parallel_for
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, Point
@@ -122,6 +122,9 @@ class LaneSystem:
         self._point_s = ROW_S * (structure.P.nnz + 2 * structure.A.nnz) + table.seconds
         self._step_s = ENTRY_S * entries + FLOP_S * symbolic.flops
         self._solve_s = SOLVE_S * entries
+        n, m = structure.n, structure.m
+        self._of_variables = [slice(k * n, (k + 1) * n) for k in OF_VARIABLES]
+        self._of_rows = [slice(5 * n + k * m, 5 * n + (k + 1) * m) for k in OF_ROWS]
         self._signs = np.random.default_rng(0).choice((-1.0, 1.0), structure.n + structure.m)
         self._start = power_start(unknowns)
 
@@ -139,10 +142,10 @@ class LaneSystem:
             deadline: see ``polished``.
         """
         batch, (n, m, *_) = len(given.x), self._sizes
-        point = Point(*(np.array(v, dtype=np.float64, order="C") for v in given))
+        point = Point(*[np.array(v, dtype=np.float64, order="C") for v in given])
         rows, residuals, outcome = empty(batch, 5 * n + 8 * m), np.empty((batch, 7)), np.empty(batch, np.int64)
         lanes = self._lanes(batch)
-        values = tuple(map(as_contiguous_float64, program.values))
+        values = contiguous(program.values)
         data = tuple(self._layout), self._symbolic.packed, values, program.r, tuple(point), eligible
 
         def some(first: int, last: int) -> None:
@@ -155,11 +158,8 @@ class LaneSystem:
 
     def _points(self, rows: Array, backward: Array) -> ComplementaryPoint:
         """The complementary points of the kernels' rows (see ``points``)."""
-        n, m, first = self._sizes.n, self._sizes.m, 5 * self._sizes.n
-        x, dual, variable, dual_size, dual_rounding = (rows[:, k * n : (k + 1) * n] for k in OF_VARIABLES)
-        w, y, s, primal, primal_size, c, size, primal_rounding = (
-            rows[:, first + k * m : first + (k + 1) * m] for k in OF_ROWS
-        )
+        x, dual, variable, dual_size, dual_rounding = [rows[:, part] for part in self._of_variables]
+        w, y, s, primal, primal_size, c, size, primal_rounding = [rows[:, part] for part in self._of_rows]
         scales = Scales(variable, dual_size, primal_size, c, size, dual_rounding, primal_rounding)
         return ComplementaryPoint(x, y, s, scales, self._cone.at(w), dual, primal, backward, rows)
 
@@ -176,7 +176,7 @@ class LaneSystem:
             np.empty((batch, 3)),
             empty(batch, sizes.n + sizes.m),
         )
-        values = tuple(map(as_contiguous_float64, (program.P, program.A, program.b)))
+        values = contiguous((program.P, program.A, program.b))
 
         def some(first: int, last: int) -> None:
             factor_groups(

@@ -87,16 +87,20 @@ def _write_basis(
     size, start, sizes = block.size, block.start, sizes_of(layout)
     Q, diagonal = D[2 * sizes.m + block.basis :], part(layout, DIAGONAL)
     source, place = part(layout, SOURCE), part(layout, PLACE)
+    count = columns.columns
     for i in range(size):
         K[diagonal[start + i - sizes.flat]] = -D[sizes.m + start + i]
-        root = math.sqrt(D[start + i]) * scale
-        at = columns.first + i * columns.columns
-        for j in range(size):
-            weight, of = root * Q[j * size + i], columns.first + j * columns.columns
-            if weight != 0.0:
-                for p in range(columns.columns):
-                    if source[of + p] >= 0:
-                        K[place[at + p]] += weight * A[source[of + p]]
+    for j in range(size):
+        for c in range(count):
+            entry = source[columns.first + j * count + c]
+            if entry >= 0:
+                value = A[entry] * scale
+                for i in range(size):
+                    K[place[columns.first + i * count + c]] += Q[j * size + i] * value
+    for i in range(size):
+        root = math.sqrt(D[start + i])
+        for c in range(count):
+            K[place[columns.first + i * count + c]] *= root
 
 
 @njit(nogil=True, error_model="numpy")

@@ -12,7 +12,7 @@ from convexlayer.interior_point.lanes.loop import solve_range
 from convexlayer.interior_point.lanes.plan import InteriorPointPlan
 from convexlayer.interior_point.lanes.termination import Limits
 from convexlayer.program import ConeProgram, Cones, Pattern, Structure
-from convexlayer.runtime.buffers import as_contiguous_float64
+from convexlayer.runtime.buffers import contiguous
 from convexlayer.runtime.threads import WORKERS, parallel_for
 from convexlayer.solution import Solution
 from convexlayer.status import Status
@@ -71,7 +71,7 @@ class LanesInteriorPoint:
         found = Solutions(*(np.full((batch, size), np.nan) for size in (n, m, m)), *np.zeros((2, batch), np.int64))
         lanes = (0.0,) * (LANES if batch > 2 * WORKERS else 1)
         limits = Limits(TARGET_OVER_TOL * tol, tol, max_iter or MAX_ITER)
-        data = Programs(*map(as_contiguous_float64, (program.P, program.q, program.A, program.b)))
+        data = Programs(*contiguous((program.P, program.q, program.A, program.b)))
         shared = (lanes, tuple(plan.layout), plan.packed, tuple(limits), tuple(data), tuple(found))
         start = time.perf_counter()
 

@@ -11,7 +11,7 @@ import numpy as np
 from convexlayer.linalg.equilibration.ruiz import NEGLIGIBLE_B, OWN_SCALING_RATIO, PROGRAM_PASSES
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
 from convexlayer.runtime import kernel_cache
-from convexlayer.runtime.buffers import as_contiguous_float64, empty
+from convexlayer.runtime.buffers import contiguous, empty
 from convexlayer.sparse import Values, largest_of_blocks, power_of_two
 from convexlayer.sparse.dispatch import run
 from convexlayer.sparse.pattern import pattern_fields
@@ -36,7 +36,7 @@ def program_scales(
         return _portable(patterns, blocks, values)
     (P, A), (batch, n), m = patterns, values.q.shape, values.b.shape[1]
     out = empty(batch, n), empty(batch, m), np.empty(batch), np.empty(batch)
-    arguments = (pattern_fields(P, A), blocks, tuple(map(as_contiguous_float64, values)), out)
+    arguments = (pattern_fields(P, A), blocks, contiguous(values), out)
     run(_kernels().program_scales, arguments, batch, 3 * (P.nnz + A.nnz))
     return out
 
