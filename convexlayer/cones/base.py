@@ -151,14 +151,14 @@ class AbstractCone(ABC):
     def recession_rows(self) -> NDArray[np.bool_]:
         """Mask (size,) of the unit vectors that are in K: increasing such a row of an element of K stays in K."""
 
-    def kinds(self, blocks: int, *, rank_two: bool) -> tuple[BlockKind, ...]:
-        """What the kernels must know of ``blocks`` consecutive blocks, for cones that have kernels.
+    def kinds(self, blocks: int, *, rank_two: bool) -> tuple[BlockKind, ...] | None:
+        """What the kernels must know of ``blocks`` consecutive blocks; None for a cone without kernels.
 
         Args:
             blocks: number of blocks.
             rank_two: whether their derivative is a rank-two form.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no kernels")
+        return None
 
     @abstractmethod
     def at(self, w: Array) -> ConePoint[Eigenbasis]:

@@ -11,7 +11,7 @@ from typing import TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from convexlayer.cones.base import AbstractCone, ConePoint, Eigenbasis, RankTwo, namespace
+from convexlayer.cones.base import AbstractCone, BlockKind, ConePoint, Eigenbasis, RankTwo, namespace
 from convexlayer.cones.compiled import BlockTable, block_table
 from convexlayer.cones.exponential import Exponential
 from convexlayer.cones.kronecker import KroneckerBasis
@@ -289,10 +289,17 @@ class ProductCone:
         return self.at(w).derivative.margin
 
     @cached_property
-    def table(self) -> BlockTable:
-        """The arguments of the kernels for the blocks of curved cones whose derivative is stored."""
-        groups = [group for group in self.groups[self.flat_groups :] if not group.kronecker]
-        kinds = [kind for group in groups for kind in group.cone.kinds(group.blocks, rank_two=group.rank_two)]
+    def table(self) -> BlockTable | None:
+        """The arguments of the kernels for the blocks of curved cones; None if one of them has no kernels.
+
+        Large semidefinite blocks, whose derivative is not stored, have none.
+        """
+        kinds: list[BlockKind] = []
+        for group in self.groups[self.flat_groups :]:
+            of_group = None if group.kronecker else group.cone.kinds(group.blocks, rank_two=group.rank_two)
+            if of_group is None:
+                return None
+            kinds += of_group
         return block_table(tuple(kinds), self.flat)
 
     @cached_property

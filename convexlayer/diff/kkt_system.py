@@ -91,14 +91,14 @@ class KKTSystem:
     def lanes(self) -> LaneSystem | None:
         """Polish and derivative by kernels; None where the systems are not factorised by kernels."""
         symbolic = self._linear.symbolic if isinstance(self._linear, AbstractFactoriser) else None
-        if symbolic is None:
+        if symbolic is None or self.cone.table is None:
             return None
         from convexlayer.diff.lanes.calls import LaneSystem
 
         columns = SystemColumns.joined(
             [rows.columns(places) for rows, places in zip(self.rows, self._places, strict=True)]
         )
-        return LaneSystem(self.structure, self.cone, self._sparse, columns, symbolic)
+        return LaneSystem(self.structure, self.cone, self.cone.table, self._sparse, columns, symbolic)
 
     def refined(self, program: ConeProgram, derivative: ProductDerivative, c: Array) -> RefinedFactor:
         """Assemble and factorise K (B, N, N), with rows of curved cones divided by c (B, m)."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from convexlayer.certificate import ComplementaryPoint, Scales
 from convexlayer.cones import ProductCone, product_cone
+from convexlayer.cones.compiled import BlockTable, block_table
 from convexlayer.diff.lanes.derivative import CONDITION, ERROR, MARGIN, factor_groups, solve_groups
 from convexlayer.diff.lanes.layout import Sizes, pack_layout
 from convexlayer.diff.lanes.points import OF_ROWS, OF_VARIABLES
@@ -97,6 +98,7 @@ class LaneSystem:
         self,
         structure: Structure,
         cone: ProductCone,
+        table: BlockTable,
         positions: EntriesOfSystem,
         columns: SystemColumns,
         symbolic: Symbolic,
@@ -106,11 +108,11 @@ class LaneSystem:
         Args:
             structure: structure of the programs.
             cone: its product cone.
+            table: the blocks of its curved cones.
             positions: where the entries of flat rows are in K.
             columns: where those of curved rows are.
             symbolic: the symbolic factorisation of K.
         """
-        table = cone.table
         unknowns = len(symbolic.plan.signs)
         sizes = Sizes(
             structure.n, structure.m, cone.zero, cone.flat, unknowns, len(symbolic.place), table.saved_size,
@@ -242,7 +244,8 @@ def warm_up() -> None:
     positions = EntriesOfSystem(first, first, first, first, second, third)
     upper = Pattern((2, 2), np.array([0, 0, 1]), np.array([0, 1, 1]))
     symbolic = Symbolic.of(upper, np.array([1.0, -1.0]))
-    lanes = LaneSystem(structure, product_cone(structure.cones), positions, SystemColumns.joined([]), symbolic)
+    cone = product_cone(structure.cones)
+    lanes = LaneSystem(structure, cone, block_table(()), positions, SystemColumns.joined([]), symbolic)
     for batch in (1, 2 * WORKERS + 1):
         ones = np.ones((batch, 1))
         program = ConeProgram(structure, ones, ones, np.zeros(batch), -ones, -ones)
