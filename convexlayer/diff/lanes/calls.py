@@ -234,7 +234,7 @@ def _packed(point: ComplementaryPoint) -> Array:
     )  # fmt: skip
 
 
-def warm_up() -> None:
+def warm_up(width: str) -> None:
     """Compile this package's kernels by polishing the solution of: minimise x^2 / 2 + x subject to x >= 1."""
     one = Pattern((1, 1), np.zeros(1, np.int64), np.zeros(1, np.int64))
     structure = Structure(one, one, Cones(nonnegative=1))
@@ -243,9 +243,9 @@ def warm_up() -> None:
     upper = Pattern((2, 2), np.array([0, 0, 1]), np.array([0, 1, 1]))
     symbolic = Symbolic.of(upper, np.array([1.0, -1.0]))
     lanes = LaneSystem(structure, product_cone(structure.cones), positions, SystemColumns.joined([]), symbolic)
-    for batch in (1, 2 * WORKERS + 1):
-        ones = np.ones((batch, 1))
-        program = ConeProgram(structure, ones, ones, np.zeros(batch), -ones, -ones)
-        point = Point(ones, ones, ones)
-        found = lanes.polish(program, point, np.ones(batch, bool), needed=1.0, steps=1, deadline=np.inf)
-        lanes.solve(lanes.factor(program, found.complementary), ones, ones)
+    batch = 1 if width == "single" else 2 * WORKERS + 1
+    ones = np.ones((batch, 1))
+    program = ConeProgram(structure, ones, ones, np.zeros(batch), -ones, -ones)
+    point = Point(ones, ones, ones)
+    found = lanes.polish(program, point, np.ones(batch, bool), needed=1.0, steps=1, deadline=np.inf)
+    lanes.solve(lanes.factor(program, found.complementary), ones, ones)
