@@ -31,7 +31,7 @@ def inner_function(function: Callable[..., Any] | None = None, *, counts_referen
     """
     if function is None:
         return partial(inner_function, counts_references=counts_references)
-    options = OPTIONS | WITHOUT_WRAPPERS | {"_nrt": counts_references}
+    options = OPTIONS | WITHOUT_WRAPPERS | ({} if counts_references else {"_nrt": False})
     return _InnerFunction(function, targetoptions=options, pipeline_class=_Translator)
 
 

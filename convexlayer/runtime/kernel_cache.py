@@ -7,8 +7,8 @@ one uses the portable NumPy path. The environment variable CONVEXLAYER_COMPILE c
 going on, ``never`` uses the portable path.
 
 Each part of the library with kernels has a cache folder, named by a hash of what determines its machine code: the
-sources of the part and of those that it builds on (without docstrings and comments), those of ``cached_kernel``,
-``inner_function`` and ``simd``, the versions of Numba and llvmlite, Python, and the target processor. A file ``complete`` in it marks a
+sources of the part and of those that it builds on (without docstrings and comments), those of the decorators and of
+``simd``, the versions of Numba and llvmlite, Python, and the target processor. A file ``complete`` in it marks a
 finished compilation. Folders are looked up in NUMBA_CACHE_DIR if it is set, else in the package's __pycache__, then in
 the user's cache directory. The lookup does not import Numba, which takes half a second.
 
@@ -165,8 +165,8 @@ def prepare(*, wait: bool) -> None:
     """Compile what is missing.
 
     Args:
-        wait: compile before returning, or wait for another process that is compiling; ``ready`` is true afterwards. Otherwise a
-            background process compiles, for processes that start later.
+        wait: compile before returning, or wait for another process that compiles; ``ready`` is true afterwards.
+            Otherwise a background process compiles, for processes that start later.
     """
     if wait:
         _decision[:] = [_decide("wait")]

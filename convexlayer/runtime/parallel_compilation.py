@@ -1,9 +1,9 @@
 """Compilation in several processes at once.
 
 A share of the kernels is the name of a module and the arguments of its function ``warm_up``, which compiles them. Each
-process compiles one share after another, so that it translates the functions that several kernels call only once. It
-reads the shares from its standard input, a line each, and answers each with the same line when it is done; it ends with
-its parent, whose end closes the pipe.
+process compiles one share after another, those with the same arguments if it can: it need not translate again the
+functions that they have in common. It reads the shares from its standard input, a line each, and answers each with the
+same line when it is done; it ends with its parent, whose end closes the pipe.
 """
 
 from __future__ import annotations
@@ -58,15 +58,18 @@ def compile_in_processes(shares: Sequence[Share], count: int, start: Start) -> I
 
 def _feed(process: subprocess.Popen[str], waiting: deque[Share], done: SimpleQueue[Share | None]) -> None:
     """Give shares to a process until none waits or it fails; None in ``done`` is the last word on it."""
+    previous: Share = ()
     try:
         while waiting:
-            share = waiting.popleft()
+            share = min(waiting.copy(), key=lambda other: other[1:] != previous[1:])
+            waiting.remove(share)
+            previous = share
             line = " ".join(share) + "\n"
             print(line, end="", file=process.stdin, flush=True)
             if process.stdout is None or process.stdout.readline() != line:
                 break
             done.put(share)
-    except (IndexError, OSError):  # another thread took the last share, or the process has ended
+    except (ValueError, OSError):  # another thread took the share, or the process has ended
         pass
     finally:
         process.communicate()

@@ -80,15 +80,18 @@ def apply_program_map(
             continue
         scale[e] = np.exp2(np.rint(np.log2(largest)))
         inverse = 1.0 / scale[e]
-        P[e] *= inverse
-        q[e] *= inverse
-        r[e] *= inverse
+        for p in range(P.shape[1]):
+            P[e, p] *= inverse
+        for j in range(q.shape[1]):
+            q[e, j] *= inverse
+        r[e, 0] *= inverse
 
 
 @inner_function
 def _fill_block(entries: Entries, block: int, constant: Floats, x: Floats, out: Floats) -> Floats:
     """Write one block; returns the constants of the following blocks."""
-    out[:] = constant[: len(out)]
+    for k in range(len(out)):
+        out[k] = constant[k]
     for p in range(entries.ends[block - 1] if block else 0, entries.ends[block]):
         out[entries.row[p]] += entries.value[p] * x[entries.column[p]]
     return constant[len(out) :]

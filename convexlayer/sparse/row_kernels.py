@@ -101,11 +101,11 @@ def scales_of_element(
         abs_y[i] = abs(point.y[i])
     _raise_to_fraction(abs_y, blocks, BLOCK_FLOOR)
     _term_sums(patterns, values, point.s, abs_x, abs_y, scales)
-    S[:] = scales.primal
+    _copy(scales.primal, S)
     _largest_of_blocks(S, blocks)
     _raise_to_sizes(patterns, values, blocks, work, scales)
     _term_sums(patterns, values, point.s, abs_x, abs_y, scales)
-    S[:] = scales.primal
+    _copy(scales.primal, S)
     _largest_of_blocks(S, blocks)
     _multiplier_sizes(patterns, values, scales.dual, Y)
     _largest_of_blocks(Y, blocks)
@@ -216,6 +216,12 @@ def _term_sums(patterns: Patterns, values: Values, s: Floats, abs_x: Floats, abs
             total += value * abs_y[i]
             primal[i] += value * x_j
         dual[j] = total
+
+
+@inner_function
+def _copy(source: Floats, target: Floats) -> None:
+    for i in range(len(source)):  # Numba takes longer to compile target[:] = source
+        target[i] = source[i]
 
 
 @inner_function

@@ -36,8 +36,8 @@ def project(block: Block, w: Floats, y: Floats, saved: Floats) -> None:
         y[start : start + block.size] = math.nan
         return
     found, basis = np.linalg.eigh(matrix)
-    values[:] = found
     for i in range(order):
+        values[i] = found[i]
         for a in range(order):
             vectors[i * order + a] = basis[i, a]
     p = start

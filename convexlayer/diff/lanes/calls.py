@@ -235,7 +235,11 @@ def _packed(point: ComplementaryPoint) -> Array:
 
 
 def warm_up(width: str) -> None:
-    """Compile this package's kernels by polishing the solution of: minimise x^2 / 2 + x subject to x >= 1."""
+    """Compile this package's kernels by polishing the solution of: minimise x^2 / 2 + x subject to x >= 1.
+
+    Args:
+        width: "single" for one element, "lanes" for several.
+    """
     one = Pattern((1, 1), np.zeros(1, np.int64), np.zeros(1, np.int64))
     structure = Structure(one, one, Cones(nonnegative=1))
     first, second, third = (np.array([place]) for place in range(3))

@@ -86,7 +86,11 @@ class LanesInteriorPoint:
 
 
 def warm_up(width: str) -> None:
-    """Compile this package's kernels by solving minimise x^2 / 2 + x subject to x >= 1, singly and in lanes."""
+    """Compile this package's kernels by solving minimise x^2 / 2 + x subject to x >= 1.
+
+    Args:
+        width: "single" for one element, "lanes" for several.
+    """
     one = Pattern((1, 1), np.zeros(1, np.int64), np.zeros(1, np.int64))
     structure = Structure(one, one, Cones(nonnegative=1))
     batch = 1 if width == "single" else 2 * WORKERS + 1

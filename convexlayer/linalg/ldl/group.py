@@ -144,7 +144,8 @@ def estimate_condition(lanes: Any, plan: LanePlan, start: Array, group: Group, w
     for _ in range(POWER_STEPS):
         _normalise(lanes, direction, direction)
         multiply(lanes, group.matrix, direction, work)
-        direction[:] = work
+        for k in range(len(work)):
+            store(direction, k, load(lanes, work, k))
     norm = maximum(1.0, _norm(lanes, direction))  # that of a nonzero E is about 1 at least
     _fill(lanes, plan, start, direction)
     for _ in range(POWER_STEPS):

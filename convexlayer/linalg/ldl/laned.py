@@ -135,7 +135,7 @@ class _LaneFactor(StoredFactor):
 
 
 def warm_up(width: str) -> None:
-    """Compile this package's kernels by calling them."""
+    """Compile this package's kernels by calling them, for a ``single`` element or several in ``lanes``."""
     diagonal = Pattern((2, 2), np.arange(2), np.arange(2))
     factoriser = LaneFactoriser(diagonal, np.ones(2))
     batch = 1 if width == "single" else 2 * WORKERS + 1

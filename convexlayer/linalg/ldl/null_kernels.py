@@ -81,7 +81,8 @@ def _iterate(lanes: Any, matrix: LaneMatrix, steps: int, x: Array, product: Arra
     multiply(lanes, matrix, x, product)
     least, going = _largest(lanes, product), broadcast(lanes, 1.0) > 0.0
     for _ in range(steps):
-        step[:] = product
+        for k in range(len(x)):
+            store(step, k, load(lanes, product, k))
         solve_in_place(lanes, matrix, step)
         for k in range(len(x)):
             store(step, k, load(lanes, x, k) - load(lanes, step, k))

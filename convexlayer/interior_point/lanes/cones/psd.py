@@ -95,7 +95,8 @@ def margin(v: int, block: Block, u: Array) -> float:
     order, single = block.order, (0.0,)
     k2 = order * order
     x, scratch, least = np.empty((block.size, 1)), np.empty((2 * k2 + 2 * order, 1)), np.empty(1)
-    x[:, 0] = u[block.start : block.start + block.size, v]
+    for p in range(block.size):
+        x[p, 0] = u[block.start + p, v]
     _unpack(single, 0, order, x, scratch[:k2])
     store(least, 0, least_eigenvalue(single, order, scratch[:k2], scratch[k2 : 2 * k2], scratch[2 * k2 :]))
     return least[0]
