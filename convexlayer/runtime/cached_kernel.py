@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 from convexlayer.runtime import kernel_cache
+from convexlayer.runtime.file_lock import locked
 
 __all__ = ["cached_kernel"]
 
@@ -52,3 +54,10 @@ class _Implementation(CompileResultCacheImpl):
 
 class _Cache(FunctionCache):
     _impl_class = _Implementation
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Save machine code, while no other process changes the index of its part's folder."""
+        folder = Path(self.cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, wait=True):
+            super().save_overload(signature, result)

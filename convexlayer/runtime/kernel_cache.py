@@ -7,7 +7,7 @@ one uses the portable NumPy path. The environment variable CONVEXLAYER_COMPILE c
 going on, ``never`` uses the portable path.
 
 Each part of the library with kernels has a cache folder, named by a hash of what determines its machine code: the
-sources of the part and of those that it builds on (without docstrings and comments), those of ``cached_kernel`` and
+sources of the part and of those that it builds on (without docstrings and comments), those of the decorators and of
 ``simd``, the versions of Numba and llvmlite, Python, and the target processor. A file ``complete`` in it marks a
 finished compilation. Folders are looked up in NUMBA_CACHE_DIR if it is set, else in the package's __pycache__, then in
 the user's cache directory. The lookup does not import Numba, which takes half a second.
@@ -30,16 +30,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from convexlayer.runtime.cpu_target import LEVELS, VARIABLES, Target, levels
+from convexlayer.runtime.file_lock import locked
+from convexlayer.runtime.parallel_compilation import Share, compile_here, compile_in_processes
 
 __all__ = [
     "PARTS",
@@ -55,8 +57,8 @@ __all__ = [
 ]
 
 PACKAGE = Path(__file__).parents[1]
-SHARED_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cached_kernel.py", "simd.py"))
-"""Source files that all parts share: the decorator, with the compiler's flags, and the vectors of the lanes."""
+SHARED_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cached_kernel.py", "inner_function.py", "simd.py"))
+"""Source files that all parts share: the decorators, with the compiler's flags, and the vectors of the lanes."""
 
 _NOT_CODE = re.compile(rb'"""[\s\S]*?"""|#[^\n]*')
 
@@ -68,7 +70,26 @@ PARTS = {
     "solvers": "convexlayer.solvers.kernels",
     "diff": "convexlayer.diff.lanes.calls",
 }
-"""Parts of the library with kernels, each built on those before it; the ``warm_up`` of the module compiles a part."""
+"""Parts of the library with kernels, each built on those before it, and the modules whose ``warm_up`` compiles them."""
+
+SHARES = (
+    ("interior_point", "lanes"),
+    ("interior_point", "single"),
+    ("diff", "lanes"),
+    ("diff", "single"),
+    ("linalg", "lanes"),
+    ("linalg", "single"),
+    ("sparse",),
+    ("cones",),
+    ("solvers",),
+)
+"""Parts and arguments of ``warm_up``, which one process each can compile, those that take longest first.
+
+Parts whose kernels take either one element or several at a time are compiled for one and for several.
+"""
+
+MAX_PROCESSES = 4
+"""Largest number of processes that compile at once: more would wait for the longest share."""
 
 COMPLETE = "complete"
 """Name of the file that marks a finished compilation."""
@@ -144,8 +165,8 @@ def prepare(*, wait: bool) -> None:
     """Compile what is missing.
 
     Args:
-        wait: compile in this process, or wait for another that is compiling; ``ready`` is true afterwards. Otherwise a
-            background process compiles, for processes that start later.
+        wait: compile before returning, or wait for another process that compiles; ``ready`` is true afterwards.
+            Otherwise a background process compiles, for processes that start later.
     """
     if wait:
         _decision[:] = [_decide("wait")]
@@ -165,7 +186,7 @@ def compile_in_background() -> None:
         os.nice(10)
     base, _ = _place()
     if base is not None:
-        with _locked(base, wait=False) as mine:
+        with locked(base, wait=False) as mine:
             if mine:
                 _compile_parts()
 
@@ -220,7 +241,7 @@ def _compile() -> None:
     if base is None:
         _compile_parts()
     else:
-        with _locked(base, wait=True):
+        with locked(base, wait=True):
             _compile_parts()
 
 
@@ -234,44 +255,79 @@ def _compile_elsewhere() -> str:
             ", ".join(map(str, _bases())),
         )
         return "no cache folder is writable; set NUMBA_CACHE_DIR to a writable folder"
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if not _interpreter():
         reason = "this program has no Python interpreter to compile them with"
         logger.info("kernels are not compiled: %s", reason)
         return reason
     reason = f"kernels for {target} are being compiled in the background, for processes that start later"
-    with _locked(base, wait=False) as free:
+    with locked(base, wait=False) as free:
         if not free:
             return reason
-    others = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    child = subprocess.Popen(
-        [sys.executable, "-c", f"from {__name__} import compile_in_background as compile; compile()"],
-        cwd=PACKAGE.parent,
-        env=others | target.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    code = f"from {__name__} import compile_in_background as compile; compile()"
+    child = _start(code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     threading.Thread(target=child.wait, name="convexlayer-compile", daemon=True).start()
     logger.info("%s", reason)
     return reason
 
 
+def _interpreter() -> str | None:
+    """The Python interpreter of this process; None if it has none of its own."""
+    return None if getattr(sys, "frozen", False) else sys.executable or None
+
+
+def _start(code: str, **options: Any) -> subprocess.Popen[Any]:
+    """Start a process that runs Python code, with the target of this one."""
+    _, target = _place()
+    others = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=PACKAGE.parent,
+        env=others | target.environment,
+        stderr=subprocess.DEVNULL,
+        **options,
+    )
+
+
 def _compile_parts() -> None:
     """Compile the parts that are incomplete, and remove cache folders of older sources."""
     base, target = _place()
-    for part, module in PARTS.items():
-        if base is not None and _has(base, part, target):
-            continue
-        started = time.perf_counter()
-        importlib.import_module(module).warm_up()
-        logger.info("compiled the kernels of %s in %.1f s", part, time.perf_counter() - started)
-        if base is not None:
-            folder = base / _name(part, target)
-            (folder / COMPLETE).touch()
-            for older in base.glob(f"{_prefix(part, target)}*/"):
-                if older != folder:
-                    shutil.rmtree(older, ignore_errors=True)
+    missing = [part for part in PARTS if base is None or not _has(base, part, target)]
+    part_of = {(PARTS[part], *arguments): part for part, *arguments in SHARES if part in missing}
+    started, left = time.perf_counter(), Counter(part_of.values())
+    for share in _compiled(list(part_of), 0 if base is None else _processes()):
+        part = part_of[share]
+        left[part] -= 1
+        if not left[part]:
+            logger.info("compiled the kernels of %s after %.1f s", part, time.perf_counter() - started)
+            if base is not None:
+                _mark_complete(base, part, target)
+
+
+def _compiled(shares: list[Share], count: int) -> Iterator[Share]:
+    """Compile shares in ``count`` new processes, and in this one what they leave; yield each when it is compiled."""
+    left = dict.fromkeys(shares)
+    if count:
+        for share in compile_in_processes(shares, count, _start):
+            del left[share]
+            yield share
+    for share in left:
+        compile_here(share)
+        yield share
+
+
+def _processes() -> int:
+    """Number of processes that compile at once; 0 if this program cannot start any."""
+    return min(os.cpu_count() or 1, MAX_PROCESSES) if _interpreter() else 0
+
+
+def _mark_complete(base: Path, part: str, target: Target) -> None:
+    folder = base / _name(part, target)
+    if not folder.exists():  # removed by a process with other sources, and this one has its machine code in memory
+        return
+    (folder / COMPLETE).touch()
+    for older in base.glob(f"{_prefix(part, target)}*/"):
+        if older != folder:
+            shutil.rmtree(older, ignore_errors=True)
 
 
 def _has(base: Path, part: str, target: Target) -> bool:
@@ -312,41 +368,10 @@ def _bases() -> list[Path]:
 def _is_writable(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, wait=False):
+        with locked(folder, wait=False):
             return True
     except OSError:
         return False
-
-
-@contextmanager
-def _locked(base: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock of a cache folder, which the system releases with its process; whether it was acquired."""
-    with open(base / "convexlayer-compile.lock", "a+b") as file:
-        file.seek(0)
-        while not (mine := _lock(file.fileno())) and wait:
-            time.sleep(0.1)
-        yield mine
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> bool:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 @cache

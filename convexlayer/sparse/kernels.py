@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.sparse.products import EntriesOfSystem
 from convexlayer.sparse.residual_kernels import complementary_residuals, nan_max, relative_residuals
 from convexlayer.sparse.row_kernels import row_scales
@@ -80,21 +80,24 @@ def apply_program_map(
             continue
         scale[e] = np.exp2(np.rint(np.log2(largest)))
         inverse = 1.0 / scale[e]
-        P[e] *= inverse
-        q[e] *= inverse
-        r[e] *= inverse
+        for p in range(P.shape[1]):
+            P[e, p] *= inverse
+        for j in range(q.shape[1]):
+            q[e, j] *= inverse
+        r[e, 0] *= inverse
 
 
-@njit(nogil=True)
+@inner_function
 def _fill_block(entries: Entries, block: int, constant: Floats, x: Floats, out: Floats) -> Floats:
     """Write one block; returns the constants of the following blocks."""
-    out[:] = constant[: len(out)]
+    for k in range(len(out)):
+        out[k] = constant[k]
     for p in range(entries.ends[block - 1] if block else 0, entries.ends[block]):
         out[entries.row[p]] += entries.value[p] * x[entries.column[p]]
     return constant[len(out) :]
 
 
-@njit(nogil=True)
+@inner_function
 def _largest(values: Floats) -> float:
     largest = 0.0
     for number in values:
@@ -130,7 +133,7 @@ def apply_adjoint(
         _gather_block(entries, 4, blocks.b[e], total)
 
 
-@njit(nogil=True)
+@inner_function
 def _gather_block(entries: Entries, block: int, values: Floats, total: Floats) -> None:
     for p in range(entries.ends[block - 1] if block else 0, entries.ends[block]):
         total[entries.column[p]] += entries.value[p] * values[entries.row[p]]

@@ -6,9 +6,9 @@ The functions of one element take structures whose arrays have no batch axis; th
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.sparse.row_kernels import element_of, point_of
 from convexlayer.sparse.row_scales import DENOMINATOR_FLOOR
 from convexlayer.sparse.structures import Denominators, Floats, Patterns, Point, Positions, Values
@@ -43,7 +43,7 @@ def complementary_residuals(
         )  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def complementary_of_element(
     patterns: Patterns,
     values: Values,
@@ -91,7 +91,7 @@ def complementary_of_element(
     return np.inf if np.isnan(worst) else worst
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _ratio(residual: float, size: float) -> float:
     """|residual| / size, with 0 / 0 = 0."""
     if residual == 0.0:
@@ -120,7 +120,7 @@ def relative_residuals(
         )
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def residuals_of_element(
     patterns: Patterns,
     values: Values,
@@ -177,7 +177,7 @@ def residuals_of_element(
     out[5] = 0.5 * xPx + qx + r
 
 
-@njit(nogil=True)
+@inner_function
 def nan_max(largest: float, value: float) -> float:
     """The larger of two numbers; NaN if either is."""
     return largest if value <= largest or np.isnan(largest) else value

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.sparse.row_scales import (
     BALANCE_THRESHOLD,
     BLOCK_FLOOR,
@@ -43,25 +43,25 @@ class RowWork(NamedTuple):
     S: Floats
 
 
-@njit(nogil=True)
+@inner_function
 def new_row_work(n: int, m: int) -> RowWork:
     """Allocate the scratch."""
     return RowWork(np.empty(n), np.empty(m), np.empty(m), np.empty(m))
 
 
-@njit(nogil=True)
+@inner_function
 def element_of(values: Values, e: int) -> Values:
     """The values of element e."""
     return Values(values.P[e], values.q[e], values.A[e], values.b[e])
 
 
-@njit(nogil=True)
+@inner_function
 def point_of(point: Point, e: int) -> Point:
     """The point of element e."""
     return Point(point.x[e], point.y[e], point.s[e])
 
 
-@njit(nogil=True)
+@inner_function
 def scales_of(scales: RowScales, e: int) -> RowScales:
     """The scales of element e."""
     return RowScales(
@@ -89,7 +89,7 @@ def row_scales(
         scales_of_element(patterns, element_of(values, e), blocks, free, point_of(point, e), scales_of(scales, e), work)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def scales_of_element(
     patterns: Patterns, values: Values, blocks: Positions, free: int, point: Point, scales: RowScales, work: RowWork
 ) -> None:
@@ -101,11 +101,11 @@ def scales_of_element(
         abs_y[i] = abs(point.y[i])
     _raise_to_fraction(abs_y, blocks, BLOCK_FLOOR)
     _term_sums(patterns, values, point.s, abs_x, abs_y, scales)
-    S[:] = scales.primal
+    _copy(scales.primal, S)
     _largest_of_blocks(S, blocks)
     _raise_to_sizes(patterns, values, blocks, work, scales)
     _term_sums(patterns, values, point.s, abs_x, abs_y, scales)
-    S[:] = scales.primal
+    _copy(scales.primal, S)
     _largest_of_blocks(S, blocks)
     _multiplier_sizes(patterns, values, scales.dual, Y)
     _largest_of_blocks(Y, blocks)
@@ -113,7 +113,7 @@ def scales_of_element(
     _rounding_errors(patterns, values, blocks[0], point, Y, scales)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _raise_to_sizes(patterns: Patterns, values: Values, blocks: Positions, work: RowWork, scales: RowScales) -> None:
     """Compute ``scales.variable``, and raise abs_x and abs_y to FLOOR times the sizes at which they dominate a row."""
     abs_x, abs_y, Y, S = work.abs_x, work.abs_y, work.Y, work.S
@@ -136,7 +136,7 @@ def _raise_to_sizes(patterns: Patterns, values: Values, blocks: Positions, work:
         abs_y[i] = max(abs_y[i], FLOOR * Y[i])
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _multiplier_sizes(patterns: Patterns, values: Values, dual: Floats, Y: Floats) -> None:
     """Y <- the size at which each multiplier matters in one of its rows of the dual residual."""
     Y[:] = np.inf
@@ -154,7 +154,7 @@ def _multiplier_sizes(patterns: Patterns, values: Values, dual: Floats, Y: Float
             Y[i] = 0.0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _balance_rows(
     values: Values, blocks: Positions, free: int, point: Point, S: Floats, Y: Floats, scales: RowScales
 ) -> None:
@@ -184,7 +184,7 @@ def _balance_rows(
             rounding[i], Y[i] = w_norm * scale, w_norm / scale
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _rounding_errors(patterns: Patterns, values: Values, flat: int, point: Point, Y: Floats, scales: RowScales) -> None:
     """Compute the bounds of rounding errors of both residuals; Y is the norm of w / c in the rows after ``flat``."""
     x, y, s, primal = point.x, point.y, point.s, scales.primal_rounding
@@ -201,7 +201,7 @@ def _rounding_errors(patterns: Patterns, values: Values, flat: int, point: Point
         primal[i] = EPS * (primal[i] + abs(values.b[i]) + abs(s[i]))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _term_sums(patterns: Patterns, values: Values, s: Floats, abs_x: Floats, abs_y: Floats, scales: RowScales) -> None:
     """dual <- |P||x| + |q| + |A|'|y| and primal <- |A||x| + |b| + |s|, for symmetric P."""
     dual, primal = scales.dual, scales.primal
@@ -218,7 +218,13 @@ def _term_sums(patterns: Patterns, values: Values, s: Floats, abs_x: Floats, abs
         dual[j] = total
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
+def _copy(source: Floats, target: Floats) -> None:
+    for i in range(len(source)):  # Numba takes longer to compile target[:] = source
+        target[i] = source[i]
+
+
+@inner_function
 def _largest_of_blocks(v: Floats, blocks: Positions) -> None:
     for k in range(len(blocks) - 1):
         largest = 0.0
@@ -228,7 +234,7 @@ def _largest_of_blocks(v: Floats, blocks: Positions) -> None:
             v[i] = largest
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _raise_to_fraction(v: Floats, blocks: Positions, fraction: float) -> None:
     """Raise the entries of each block to at least ``fraction`` times its largest."""
     for k in range(len(blocks) - 1):
@@ -239,7 +245,7 @@ def _raise_to_fraction(v: Floats, blocks: Positions, fraction: float) -> None:
             v[i] = max(v[i], fraction * largest)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _balance(S: float, Y: float) -> tuple[float, float]:
     """c and the size of w, from the sizes of s and y: a power of two near sqrt(S / Y), and sqrt(S Y)."""
     if S > 0.0 and Y > 0.0:

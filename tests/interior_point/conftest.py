@@ -17,13 +17,13 @@ def _kept_machine_code(_compiled_kernels: None) -> None:
     if not kernel_cache.ready() or kernel_cache.folder("interior_point") is None:
         return
     from numba.core.caching import NullCache
-    from numba.core.dispatcher import Dispatcher
 
     from convexlayer.runtime.cached_kernel import _Cache
 
-    for found in pkgutil.iter_modules(lanes.__path__):
-        module = import_module(f"{lanes.__name__}.{found.name}")
+    for found in pkgutil.walk_packages(lanes.__path__, f"{lanes.__name__}."):
+        module = import_module(found.name)
         for function in vars(module).values():
-            own = isinstance(function, Dispatcher) and function.py_func.__module__ == module.__name__
-            if own and isinstance(function._cache, NullCache) and not function.overloads:
-                function._cache = _Cache(function.py_func)
+            called = getattr(function, "for_python", None)
+            own = called is not None and called.py_func.__module__ == module.__name__
+            if own and isinstance(called._cache, NullCache) and not called.overloads:
+                called._cache = _Cache(called.py_func)

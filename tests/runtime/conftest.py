@@ -20,7 +20,7 @@ class FakePart(types.ModuleType):
 
     compilations = 0
 
-    def warm_up(self) -> None:
+    def warm_up(self, *_: str) -> None:
         self.compilations += 1
         folder = kernel_cache.folder("linalg")
         if folder is not None:
@@ -37,6 +37,8 @@ def part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakePart]:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(kernel_cache, "PACKAGE", package)
     monkeypatch.setattr(kernel_cache, "PARTS", {"linalg": module.__name__})
+    monkeypatch.setattr(kernel_cache, "SHARES", (("linalg",), ("cones",)))
+    monkeypatch.setattr(kernel_cache, "_processes", lambda: 0)  # this process compiles
     monkeypatch.setattr(subprocess, "Popen", no_process)
     monkeypatch.setattr(os, "nice", lambda increment: increment, raising=False)  # this process keeps its priority
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))

@@ -21,6 +21,7 @@ import pytest
 
 from convexlayer import cli
 from convexlayer.runtime import cpu_target, kernel_cache
+from convexlayer.runtime.file_lock import locked
 
 from .conftest import FakePart, new_process
 
@@ -86,7 +87,9 @@ def test_warming_up_calls_every_kernel_of_a_part(part: str, module: str) -> None
     """It takes all machine code from the cache, which compiling in the same way has filled."""
     if not kernel_cache.ready():
         pytest.skip("this process uses no kernels")
-    importlib.import_module(module).warm_up()
+    for name, *arguments in kernel_cache.SHARES:
+        if name == part:
+            importlib.import_module(module).warm_up(*arguments)
     kernels = {
         f"{name}.{key}": kernel
         for name, loaded in sys.modules.items()
@@ -128,7 +131,7 @@ def test_prepare_makes_this_process_ready(part: FakePart, started: list[dict[str
 def test_only_one_process_compiles_at_a_time(part: FakePart, started: list[dict[str, str]]) -> None:
     base, _ = kernel_cache._place()
     assert base is not None
-    with kernel_cache._locked(base, wait=False) as mine:
+    with locked(base, wait=False) as mine:
         assert mine
         assert not kernel_cache.ready()
         kernel_cache.prepare(wait=False)
@@ -143,7 +146,7 @@ def test_a_process_waits_for_another_that_compiles(part: FakePart, monkeypatch: 
     base, _ = kernel_cache._place()
     assert base is not None
     other = ExitStack()
-    other.enter_context(kernel_cache._locked(base, wait=False))
+    other.enter_context(locked(base, wait=False))
     waited: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -151,7 +154,7 @@ def test_a_process_waits_for_another_that_compiles(part: FakePart, monkeypatch: 
         assert part.compilations == 0
         other.close()
 
-    monkeypatch.setattr("convexlayer.runtime.kernel_cache.time.sleep", sleep)
+    monkeypatch.setattr("convexlayer.runtime.file_lock.time.sleep", sleep)
     kernel_cache.prepare(wait=True)
     assert len(waited) == 1
     assert part.compilations == 1
@@ -183,6 +186,16 @@ def test_machine_code_of_other_sources_is_removed(part: FakePart, started: list[
     assert new.exists()
     assert not old.exists()
     assert part.compilations == 2
+
+
+def test_a_part_whose_folder_another_process_removed_stays_incomplete(
+    part: FakePart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has the machine code in memory saves none, so that there is no folder."""
+    monkeypatch.setattr(part, "warm_up", lambda: None)
+    kernel_cache.prepare(wait=True)
+    assert kernel_cache.ready()
+    assert not kernel_cache.is_complete()
 
 
 def test_docstrings_and_comments_do_not_invalidate_the_cache(part: FakePart) -> None:

@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["NEEDS_DISTANCE", "Block", "Blocks", "BlocksDerivative", "Floats", "block_at"]
 
@@ -77,7 +78,7 @@ class BlocksDerivative(NamedTuple):
     basis: Floats
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def block_at(blocks: Blocks, k: int) -> Block:
     """Block k."""
     row = blocks.integers[k]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from convexlayer.cones.exponential import BRACKET, CENTRE, FACE_RATIO, MIN_RATIO, RADIUS
 from convexlayer.cones.kernels.block import NEEDS_DISTANCE, Block, BlocksDerivative, Floats
 from convexlayer.cones.rays import DEPTH_STEPS
 from convexlayer.cones.roots import MAX_ITERATIONS, STEP_ABSTOL, STEP_RELTOL, UNDEFINED_VALUE
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["derive", "margin", "project", "saved_size"]
 
@@ -23,7 +23,7 @@ def saved_size(size: int, order: int) -> int:
     return 5
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def project(block: Block, w: Floats, y: Floats, saved: Floats) -> None:
     """The projection by region; a, b, rho and y3 are placeholders outside the curved region."""
     k, out = block.start, saved[block.saved :]
@@ -67,7 +67,7 @@ def project(block: Block, w: Floats, y: Floats, saved: Floats) -> None:
         y[k], y[k + 1], y[k + 2] = -a, a * (rho - 1.0), y3
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _log_t(r: float, z: float, kappa: float) -> float:
     """log t at the root, by safeguarded Newton's method (see ``roots``)."""
     base, slope = 1.0 - r, 1.0 - 2.0 * r
@@ -99,7 +99,7 @@ def _log_t(r: float, z: float, kappa: float) -> float:
     return x
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def derive(block: Block, w: Floats, y: Floats, saved: Floats, derivative: BlocksDerivative) -> None:
     """Q = (y / norm y, s / norm s, their cross product), d = (1, 0, delta) in the curved region."""
     k, region = block.start, saved[block.saved :]
@@ -131,7 +131,7 @@ def derive(block: Block, w: Floats, y: Floats, saved: Floats, derivative: Blocks
     complement[k], complement[k + 1], complement[k + 2] = 0.0, 1.0, weight / total
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def margin(block: Block, w: Floats, y: Floats, saved: Floats) -> float:
     """Distance from the boundaries of K*, of -K and of the pieces w3 < 0 and w3 > 0 of the face region."""
     k, code = block.start, saved[block.saved]
@@ -154,7 +154,7 @@ def margin(block: Block, w: Floats, y: Floats, saved: Floats) -> float:
     return NEEDS_DISTANCE
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _is_inside(x1: float, x2: float, x3: float, dual: bool) -> bool:
     """Whether x is in K*, where ``dual``, or in K."""
     head, scale = (x1 - x2, -x1) if dual else (x1, x2)

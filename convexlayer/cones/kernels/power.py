@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from convexlayer.cones.kernels.block import NEEDS_DISTANCE, Block, BlocksDerivative, Floats
 from convexlayer.cones.power import BRACKET_SLOPE, BRACKET_START, CENTRE, LOG_ZERO, MAX_LOG_RATIO, RADIUS, TINY
 from convexlayer.cones.rays import DEPTH_STEPS
 from convexlayer.cones.roots import MAX_ITERATIONS, STEP_ABSTOL, STEP_RELTOL
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["derive", "margin", "project", "saved_size"]
 
@@ -23,7 +23,7 @@ def saved_size(size: int, order: int) -> int:
     return 8
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def project(block: Block, w: Floats, y: Floats, saved: Floats) -> None:
     """The projection by region; NaN if w is not finite."""
     k, out = block.start, saved[block.saved :]
@@ -55,7 +55,7 @@ def project(block: Block, w: Floats, y: Floats, saved: Floats) -> None:
         y[k + 2] = math.copysign(1.0, w3) * y3 * scale if w3 != 0.0 else 0.0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _curved(
     alpha: float, beta: float, v1: float, v2: float, z: float, log_z: float, out: Floats
 ) -> tuple[float, float, float]:
@@ -96,28 +96,28 @@ def _curved(
     return _smaller(v1, alpha * product), _smaller(v2, beta * product), np.exp(log_g)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _shares(x: float, log_z: float) -> tuple[float, float]:
     """Logarithms of r and g."""
     softplus = np.log1p(np.exp(-abs(x)))
     return log_z + min(x, 0.0) - softplus, log_z - max(x, 0.0) - softplus
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _log_larger(v: float, log_product: float) -> float:
     """Logarithm of the larger of s_i and y_i, from that of their product."""
     large = 0.5 * (abs(v) + math.sqrt(v * v + 4.0 * np.exp(log_product) + TINY))
     return max(np.log(large), 0.5 * log_product)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _smaller(v: float, product: float) -> float:
     """y_i from the product of s_i and y_i."""
     large = 0.5 * (abs(v) + math.sqrt(v * v + 4.0 * product + TINY))
     return product / large if v >= 0.0 else large
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def derive(block: Block, w: Floats, y: Floats, saved: Floats, derivative: BlocksDerivative) -> None:
     """Q = (y / norm y, s / norm s, their cross product), d = (1, 0, delta) in the curved region."""
     k, region = block.start, saved[block.saved :]
@@ -147,7 +147,7 @@ def derive(block: Block, w: Floats, y: Floats, saved: Floats, derivative: Blocks
     complement[k], complement[k + 1], complement[k + 2] = 0.0, 1.0, 1.0 / (1.0 + np.exp(-log_ratio))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _unit(log1: float, log2: float, log3: float, sign: float) -> tuple[float, float, float, float]:
     """The unit vector along exp(logs), with the sign of its third entry, and the logarithm of the norm."""
     largest = max(log1, max(log2, log3))
@@ -156,7 +156,7 @@ def _unit(log1: float, log2: float, log3: float, sign: float) -> tuple[float, fl
     return x1 / norm, x2 / norm, x3 * sign / norm, largest + np.log(norm)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def margin(block: Block, w: Floats, y: Floats, saved: Floats) -> float:
     """Distance to the boundaries of K* and -K."""
     k, code = block.start, saved[block.saved]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from convexlayer.cones.kernels.block import Block, BlocksDerivative, Floats
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["derive", "margin", "project", "saved_size"]
 
@@ -19,7 +19,7 @@ def saved_size(size: int, order: int) -> int:
     return order + order * order
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def project(block: Block, w: Floats, y: Floats, saved: Floats) -> None:
     """V diag(max(l, 0)) V'; NaN if w is not finite."""
     order, start = block.order, block.start
@@ -36,8 +36,8 @@ def project(block: Block, w: Floats, y: Floats, saved: Floats) -> None:
         y[start : start + block.size] = math.nan
         return
     found, basis = np.linalg.eigh(matrix)
-    values[:] = found
     for i in range(order):
+        values[i] = found[i]
         for a in range(order):
             vectors[i * order + a] = basis[i, a]
     p = start
@@ -51,7 +51,7 @@ def project(block: Block, w: Floats, y: Floats, saved: Floats) -> None:
             p += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def derive(block: Block, w: Floats, y: Floats, saved: Floats, derivative: BlocksDerivative) -> None:
     """Q with columns svec((v_a v_b' + v_b v_a') / sqrt 2), a > b, and svec(v_a v_a')."""
     order, size = block.order, block.size
@@ -74,7 +74,7 @@ def derive(block: Block, w: Floats, y: Floats, saved: Floats, derivative: Blocks
             pair += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def margin(block: Block, w: Floats, y: Floats, saved: Floats) -> float:
     """The smallest magnitude of an eigenvalue."""
     least = math.inf
@@ -83,7 +83,7 @@ def margin(block: Block, w: Floats, y: Floats, saved: Floats) -> float:
     return least
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _eigensystem(block: Block, saved: Floats) -> tuple[Floats, Floats]:
     start, order = block.saved, block.order
     return saved[start : start + order], saved[start + order : start + order + order * order]

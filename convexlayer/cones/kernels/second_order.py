@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
 from convexlayer.cones.kernels.block import Block, BlocksDerivative, Floats
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["derive", "margin", "project", "saved_size"]
 
@@ -18,7 +17,7 @@ def saved_size(size: int, order: int) -> int:
     return 1
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def project(block: Block, w: Floats, y: Floats, saved: Floats) -> None:
     """The projection, and the norm of u."""
     start, stop = block.start, block.start + block.size
@@ -38,7 +37,7 @@ def project(block: Block, w: Floats, y: Floats, saved: Floats) -> None:
         y[i] = w[i] * ratio
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def derive(block: Block, w: Floats, y: Floats, saved: Floats, derivative: BlocksDerivative) -> None:
     """D = I, D = 0, or eigenvalues 1, 0 and delta = (1 + t / norm(u)) / 2."""
     start, size = block.start, block.size
@@ -66,7 +65,7 @@ def derive(block: Block, w: Floats, y: Floats, saved: Floats, derivative: Blocks
     _basis(size, w[start + 1 :], norm, scale, Q)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _basis(size: int, u: Floats, norm: float, scale: float, Q: Floats) -> None:
     """Q = ((1, h) / sqrt 2, (1, -h) / sqrt 2, ...), whose other columns are those of the reflector of h = u / norm."""
     first = u[0] * scale if norm > 0.0 else 1.0
@@ -85,7 +84,7 @@ def _basis(size: int, u: Floats, norm: float, scale: float, Q: Floats) -> None:
             Q[row + 1 + j] = (1.0 if i == j else 0.0) - reflected * other
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def margin(block: Block, w: Floats, y: Floats, saved: Floats) -> float:
     """Distance to the boundaries of K and -K."""
     distance = abs(abs(w[block.start]) - saved[block.saved])

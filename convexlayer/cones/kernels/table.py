@@ -10,11 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from convexlayer.cones.kernels import exponential, power, psd, second_order
 from convexlayer.cones.kernels.block import Block, Blocks, BlocksDerivative, Floats, block_at
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["CONES", "derive", "derive_blocks", "margins", "project", "project_blocks", "table_of", "warm_up"]
 
@@ -57,13 +57,13 @@ def _over_blocks(name: str) -> Any:
     return loop
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _nothing(blocks: Blocks, *arguments: Any) -> None:
     pass
 
 
 def _loop(function: Any, number: int, rest: Any) -> Any:
-    @njit(nogil=True, error_model="numpy")
+    @inner_function
     def loop(blocks: Blocks, *arguments: Any) -> None:
         for k in range(blocks.first[number], blocks.first[number + 1]):
             function(block_at(blocks, k), *arguments)
@@ -73,7 +73,7 @@ def _loop(function: Any, number: int, rest: Any) -> Any:
 
 
 def _with_margin(margin: Any) -> Any:
-    @njit(nogil=True, error_model="numpy")
+    @inner_function
     def write(blocks: Blocks, k: int, w: Floats, y: Floats, saved: Floats, out: Floats) -> None:
         out[k] = margin(block_at(blocks, k), w, y, saved)
 
@@ -88,7 +88,7 @@ def _all_margins() -> Any:
 
 
 def _margin_loop(write: Any, number: int, rest: Any) -> Any:
-    @njit(nogil=True, error_model="numpy")
+    @inner_function
     def loop(blocks: Blocks, *arguments: Any) -> None:
         for k in range(blocks.first[number], blocks.first[number + 1]):
             write(blocks, k, *arguments)

@@ -236,8 +236,12 @@ def _packed(point: ComplementaryPoint) -> Array:
     )  # fmt: skip
 
 
-def warm_up() -> None:
-    """Compile this package's kernels by polishing the solution of: minimise x^2 / 2 + x subject to x >= 1."""
+def warm_up(width: str) -> None:
+    """Compile this package's kernels by polishing the solution of: minimise x^2 / 2 + x subject to x >= 1.
+
+    Args:
+        width: "single" for one element, "lanes" for several.
+    """
     one = Pattern((1, 1), np.zeros(1, np.int64), np.zeros(1, np.int64))
     structure = Structure(one, one, Cones(nonnegative=1))
     first, second, third = (np.array([place]) for place in range(3))
@@ -246,9 +250,9 @@ def warm_up() -> None:
     symbolic = Symbolic.of(upper, np.array([1.0, -1.0]))
     cone = product_cone(structure.cones)
     lanes = LaneSystem(structure, cone, block_table(()), positions, SystemColumns.joined([]), symbolic)
-    for batch in (1, 2 * WORKERS + 1):
-        ones = np.ones((batch, 1))
-        program = ConeProgram(structure, ones, ones, np.zeros(batch), -ones, -ones)
-        point = Point(ones, ones, ones)
-        found = lanes.polish(program, point, np.ones(batch, bool), needed=1.0, steps=1, deadline=np.inf)
-        lanes.solve(lanes.factor(program, found.complementary), ones, ones)
+    batch = 1 if width == "single" else 2 * WORKERS + 1
+    ones = np.ones((batch, 1))
+    program = ConeProgram(structure, ones, ones, np.zeros(batch), -ones, -ones)
+    point = Point(ones, ones, ones)
+    found = lanes.polish(program, point, np.ones(batch, bool), needed=1.0, steps=1, deadline=np.inf)
+    lanes.solve(lanes.factor(program, found.complementary), ones, ones)

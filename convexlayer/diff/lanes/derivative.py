@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from convexlayer.cones.kernels.block import NEEDS_DISTANCE
 from convexlayer.cones.kernels.table import margins, project
@@ -57,6 +56,7 @@ from convexlayer.linalg.ldl.lanes import Indices, unpack
 from convexlayer.linalg.refined import MAX_REFINEMENTS
 from convexlayer.program import Array, IndexArray
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import store
 from convexlayer.sparse.residual_kernels import nan_max
 
@@ -148,7 +148,7 @@ def factor_groups(
             measures[e, ERROR] = nan_max(of_w, _eigenvalue_change(layout, D[e], moved))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _perturbed_residuals(layout: Layout, point: Array, signs: Array, top: Array, bottom: Array) -> None:
     """The residuals of a point plus their rounding errors with random signs."""
     sizes = sizes_of(layout)
@@ -160,7 +160,7 @@ def _perturbed_residuals(layout: Layout, point: Array, signs: Array, top: Array,
         bottom[i] = primal[i] + signs[sizes.n + i] * rounding_y[i]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _relative_margin(layout: Layout, w: Array, size: Array, of_blocks: Array) -> float:
     """The smallest margin relative to the size of its block; blocks of size 0 are ignored."""
     sizes, integers, least = sizes_of(layout), part(layout, BLOCK_INTEGERS), np.inf
@@ -176,7 +176,7 @@ def _relative_margin(layout: Layout, w: Array, size: Array, of_blocks: Array) ->
     return least
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _write_step(
     layout: Layout, A: Array, b: Array, point: Array, D: Array, z: Array, primal: Array, dw: Array, step: Array
 ) -> float:
@@ -197,7 +197,7 @@ def _write_step(
     return largest
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _eigenvalue_change(layout: Layout, D: Array, moved: Array) -> float:
     """The largest change of an eigenvalue d or 1 - d in the rows of curved cones, relative to itself."""
     sizes, largest = sizes_of(layout), 0.0

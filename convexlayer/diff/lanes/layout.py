@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from convexlayer.cones.kernels.block import Blocks
 from convexlayer.diff.rows import BLOCK_FIELDS, SystemColumns
 from convexlayer.program import Array, IndexArray, Structure
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.sparse import EntriesOfSystem
 from convexlayer.sparse.structures import Patterns
 
@@ -128,34 +128,34 @@ DIAGONAL, PLACE, SOURCE, ENTRIES, EXTRA, SINGLE_ROW, SINGLE_COLUMN = range(15, 2
 """Numbers of the parts; the sizes are part 0."""
 
 
-@njit(nogil=True)
+@inner_function
 def part(layout: Layout, i: int) -> Integers:
     """Part i."""
     return layout.packed[layout.packed[i] : layout.packed[i + 1]]
 
 
-@njit(nogil=True)
+@inner_function
 def sizes_of(layout: Layout) -> Sizes:
     """The sizes."""
     s = part(layout, 0)
     return Sizes(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7])
 
 
-@njit(nogil=True)
+@inner_function
 def patterns_of(layout: Layout) -> Patterns:
     """The patterns of P and A."""
     k = FIRST_PATTERN
     return Patterns(part(layout, k), part(layout, k + 1), part(layout, k + 2), part(layout, k + 3))
 
 
-@njit(nogil=True)
+@inner_function
 def blocks_of(layout: Layout) -> Blocks:
     """The blocks of curved cones."""
     integers = part(layout, BLOCK_INTEGERS)
     return Blocks(part(layout, FIRST_BLOCK), integers.reshape(len(integers) // 6, 6), layout.exponents)
 
 
-@njit(nogil=True)
+@inner_function
 def columns_of(layout: Layout, k: int) -> BlockColumns:
     """Block k's part of the index arrays."""
     row = part(layout, COLUMNS)[k * BLOCK_FIELDS : (k + 1) * BLOCK_FIELDS]

@@ -7,11 +7,11 @@ kernels of the cones save. The results of a batch end before PROJECTION.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from convexlayer.cones.kernels.table import project
 from convexlayer.diff.lanes.layout import STARTS, Layout, Sizes, blocks_of, part, patterns_of, sizes_of
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.sparse.residual_kernels import complementary_of_element, nan_max
 from convexlayer.sparse.row_kernels import RowWork, scales_of_element
 from convexlayer.sparse.row_scales import ROUNDING, ZERO_REFERENCE
@@ -57,38 +57,38 @@ PROJECTION = 8
 """The part of the projection of w onto K*."""
 
 
-@njit(nogil=True)
+@inner_function
 def copy_to(out: Array, given: Array) -> None:
     """Out <- the first entries of a vector; a slice assignment takes Numba half a second to compile."""
     for i in range(len(out)):
         out[i] = given[i]
 
 
-@njit(nogil=True)
+@inner_function
 def point_size(sizes: Sizes) -> int:
     """Number of entries of a point."""
     return 5 * sizes.n + 9 * sizes.m + sizes.saved
 
 
-@njit(nogil=True)
+@inner_function
 def of_variables(point: Array, sizes: Sizes, k: int) -> Array:
     """Part k of the variables."""
     return point[k * sizes.n : (k + 1) * sizes.n]
 
 
-@njit(nogil=True)
+@inner_function
 def of_rows(point: Array, sizes: Sizes, k: int) -> Array:
     """Part k of the rows."""
     return point[5 * sizes.n + k * sizes.m : 5 * sizes.n + (k + 1) * sizes.m]
 
 
-@njit(nogil=True)
+@inner_function
 def saved_of(point: Array, sizes: Sizes) -> Array:
     """What the kernels of the cones save."""
     return point[5 * sizes.n + 9 * sizes.m :]
 
 
-@njit(nogil=True)
+@inner_function
 def scales_at(point: Array, sizes: Sizes) -> RowScales:
     """The scales."""
     return RowScales(
@@ -98,7 +98,7 @@ def scales_at(point: Array, sizes: Sizes) -> RowScales:
     )  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def write_scales(layout: Layout, values: Values, given: Point, point: Array, work: RowWork) -> None:
     """Compute the scales at a given point."""
     sizes = sizes_of(layout)
@@ -106,7 +106,7 @@ def write_scales(layout: Layout, values: Values, given: Point, point: Array, wor
     scales_of_element(patterns_of(layout), values, starts, sizes.zero, given, scales_at(point, sizes), work)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def project_point(layout: Layout, point: Array) -> None:
     """Compute the projection of w in the rows of curved cones."""
     sizes = sizes_of(layout)
@@ -114,7 +114,7 @@ def project_point(layout: Layout, point: Array) -> None:
     project(blocks_of(layout), w, projection, saved_of(point, sizes))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def point_near(layout: Layout, values: Values, given: Point, point: Array, work: RowWork) -> float:
     """Compute the complementary point nearest to a given point; returns its backward error."""
     sizes = sizes_of(layout)
@@ -128,7 +128,7 @@ def point_near(layout: Layout, values: Values, given: Point, point: Array, work:
     return complete_point(layout, values, point)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def complete_point(layout: Layout, values: Values, point: Array) -> float:
     """Compute y, s and the residuals from x, w, its projection and the scales; returns the backward error."""
     sizes = sizes_of(layout)
@@ -143,7 +143,7 @@ def complete_point(layout: Layout, values: Values, point: Array) -> float:
     )  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def change_of(sizes: Sizes, point: Array, dx: Array, dw: Array) -> float:
     """``ComplementaryPoint.relative_change`` of one element."""
     x, variable, size = of_variables(point, sizes, X), of_variables(point, sizes, VARIABLE), of_rows(point, sizes, SIZE)

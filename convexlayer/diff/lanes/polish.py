@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from convexlayer.cones.kernels.table import project
 from convexlayer.diff.kkt_system import NEWTON_REFINEMENTS
@@ -65,6 +64,7 @@ from convexlayer.linalg.ldl.group import (
 from convexlayer.linalg.ldl.lanes import Indices, unpack
 from convexlayer.program import Array, IndexArray
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.sparse.residual_kernels import nan_max, residuals_of_element
 from convexlayer.sparse.row_kernels import RowWork, element_of, new_row_work
 from convexlayer.sparse.structures import Point, Values
@@ -197,7 +197,7 @@ def polish_range(
                 _measure(layout, element, r[e], start, point, taken, residuals[e], scratch)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _begin(v: int, e: int, x: Array, backward: float, steps: int, counts: IndexArray, measures: Array) -> None:
     """Load element e, whose point is the first of lane v, into the lane."""
     counts[v, ELEMENT], counts[v, HERE], counts[v, BEST] = e, 3 * v, 3 * v
@@ -206,7 +206,7 @@ def _begin(v: int, e: int, x: Array, backward: float, steps: int, counts: IndexA
     measures[v, SHORTEST] = np.inf
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _norm(x: Array) -> float:
     """The maximum norm; NaN if an entry is."""
     largest = 0.0
@@ -215,7 +215,7 @@ def _norm(x: Array) -> float:
     return largest
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _advance(
     layout: Layout, values: Values, points: Array, v: int, counts: IndexArray, measures: Array, D: Array, z: Array,
     scratch: Scratch,
@@ -244,7 +244,7 @@ def _advance(
     return not converged and counts[PATIENCE] > 0 and counts[STEPS] > 0 and np.isfinite(backward)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _step(layout: Layout, values: Values, here: Array, there: Array, D: Array, z: Array, scratch: Scratch) -> float:
     """The step from one point to the next (see ``polish._step``), without residuals; returns its relative change."""
     sizes, dx, dy, dw, Adx = sizes_of(layout), scratch.dx, scratch.dy, scratch.dw, scratch.Ax
@@ -294,7 +294,7 @@ def _step(layout: Layout, values: Values, here: Array, there: Array, D: Array, z
     return change
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _measure(
     layout: Layout, values: Values, r: float, solution: Point, point: Array, taken: bool, residuals: Array,
     scratch: Scratch,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from convexlayer.cones.kernels.block import Block, BlocksDerivative, block_at
 from convexlayer.cones.kernels.table import derive
@@ -32,23 +31,24 @@ from convexlayer.diff.lanes.layout import (
     sizes_of,
 )
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["derive_element", "new_derivatives", "solution_of", "times_A", "write_rhs", "write_system"]
 
 
-@njit(nogil=True)
+@inner_function
 def new_derivatives(layout: Layout, elements: int) -> Array:
     """Allocate D of some elements."""
     sizes = sizes_of(layout)
     return np.zeros((elements, 2 * sizes.m + sizes.basis))
 
 
-@njit(nogil=True)
+@inner_function
 def _derivative(D: Array, m: int) -> BlocksDerivative:
     return BlocksDerivative(D[:m], D[m : 2 * m], D[2 * m :])
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def derive_element(layout: Layout, w: Array, y: Array, saved: Array, D: Array) -> None:
     """D at w, with projection y."""
     sizes = sizes_of(layout)
@@ -57,7 +57,7 @@ def derive_element(layout: Layout, w: Array, y: Array, saved: Array, D: Array) -
     derive(blocks_of(layout), w, y, saved, _derivative(D, sizes.m))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def write_system(layout: Layout, P: Array, A: Array, c: Array, D: Array, K: Array) -> None:
     """Write the upper triangle of K, in which rows of curved cones are divided by c."""
     K[:] = 0.0
@@ -79,7 +79,7 @@ def write_system(layout: Layout, P: Array, A: Array, c: Array, D: Array, K: Arra
             _write_basis(layout, columns, block, A, 1.0 / c[block.start], D, K)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _write_basis(
     layout: Layout, columns: BlockColumns, block: Block, A: Array, scale: float, D: Array, K: Array
 ) -> None:
@@ -103,7 +103,7 @@ def _write_basis(
             K[place[columns.first + i * count + c]] *= root
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _write_rank_two(
     layout: Layout, columns: BlockColumns, block: Block, A: Array, scale: float, D: Array, K: Array
 ) -> None:
@@ -128,7 +128,7 @@ def _write_rank_two(
     K[columns.nu_place] = 0.0 if curved else 1.0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def write_rhs(layout: Layout, top: Array, bottom: Array, sign: float, c: Array, D: Array, rhs: Array) -> None:
     """rhs <- sign [top; L'bottom], with the rows of curved cones divided by c."""
     sizes, blocks = sizes_of(layout), blocks_of(layout)
@@ -160,7 +160,7 @@ def write_rhs(layout: Layout, top: Array, bottom: Array, sign: float, c: Array, 
                 rhs[n + start + i] *= math.sqrt(D[start + i])
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def solution_of(layout: Layout, z: Array, c: Array, D: Array, l: Array, v: Array) -> None:  # noqa: E741
     """l and v = L u from the unknowns z, with the rows of curved cones divided by c."""
     sizes, blocks = sizes_of(layout), blocks_of(layout)
@@ -184,7 +184,7 @@ def solution_of(layout: Layout, z: Array, c: Array, D: Array, l: Array, v: Array
                 v[start + i] = total / c[start]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def times_A(layout: Layout, A: Array, x: Array, out: Array) -> None:
     """Out <- A x."""
     patterns = patterns_of(layout)

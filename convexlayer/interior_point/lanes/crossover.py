@@ -13,11 +13,11 @@ active set. Otherwise the estimate was wrong or the solution is not unique, and 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from convexlayer.interior_point.lanes.kkt import REGULARISATION
 from convexlayer.interior_point.lanes.layout import Data, Layout, Point
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["CROSSOVER_REFINEMENTS", "accept_crossover", "crossover_rhs", "write_active_set"]
 
@@ -36,7 +36,7 @@ CROSSOVER_REFINEMENTS = 2
 """Additional steps of iterative refinement, which make small entries accurate relative to their own size."""
 
 
-@njit(nogil=True)
+@inner_function
 def write_active_set(v: int, layout: Layout, start: Point, values: Array) -> None:
     """Write the -H of the active set of ``start`` into the KKT values of lane v."""
     for i in range(layout.zero, layout.orthant):
@@ -44,7 +44,7 @@ def write_active_set(v: int, layout: Layout, start: Point, values: Array) -> Non
         values[layout.diagonal[layout.n + i], v] = -REGULARISATION if active else -INACTIVE_H
 
 
-@njit(nogil=True)
+@inner_function
 def crossover_rhs(v: int, layout: Layout, data: Data, start: Point, tau: float, rhs: Array) -> None:
     """Move lane v of ``start`` onto its active set and write the right-hand side of the crossover step into rhs (N, V).
 
@@ -65,7 +65,7 @@ def crossover_rhs(v: int, layout: Layout, data: Data, start: Point, tau: float, 
         rhs[n + i, v] = -primal[i] if s[i, v] == 0.0 else 0.0
 
 
-@njit(nogil=True)
+@inner_function
 def accept_crossover(v: int, layout: Layout, data: Data, start: Point, step: Array) -> bool:
     """Whether lane v's crossover step (N, V) is accepted; if so, ``start`` is overwritten with the solution."""
     x, s, y = start.x, start.s, start.y
@@ -100,7 +100,7 @@ def accept_crossover(v: int, layout: Layout, data: Data, start: Point, step: Arr
     return True
 
 
-@njit(nogil=True)
+@inner_function
 def _residuals(v: int, layout: Layout, data: Data, x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
     """P x + q + A'y and A x - b of lane v's program, and for each row the sum of the magnitudes of its terms."""
     n, m = len(x), len(y)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from convexlayer.interior_point.lanes.kkt import REGULARISATION
 from convexlayer.interior_point.lanes.layout import Blocks, Data, Layout, Point
@@ -13,6 +12,7 @@ from convexlayer.interior_point.lanes.product_cone import shift_to_interior
 from convexlayer.interior_point.lanes.steps import B_NORM, OBJECTIVE, Q_NORM
 from convexlayer.linalg.equilibration.element import Element, ElementPattern, equilibrate
 from convexlayer.program import Array, IndexArray
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["Programs", "Solutions", "load_element", "start_near_least_squares", "write_ray", "write_solution"]
 
@@ -48,7 +48,7 @@ class Solutions(NamedTuple):
     iterations: IndexArray
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def load_element(v: int, layout: Layout, programs: Programs, element: int, data: Data, values: Array) -> None:
     """Equilibrate the data of an element and store it in lane v."""
     n, m = layout.n, len(data.b)
@@ -81,7 +81,7 @@ def load_element(v: int, layout: Layout, programs: Programs, element: int, data:
         data.b[i, v], data.e[i, v] = b[i], e[i]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def start_near_least_squares(v: int, blocks: Blocks, constant: Array, point: Point) -> None:
     """Set lane v's starting point: least squares, or the central point if that is too large (K nearly singular)."""
     x, s, y = point.x, point.s, point.y
@@ -99,7 +99,7 @@ def start_near_least_squares(v: int, blocks: Blocks, constant: Array, point: Poi
         shift_to_interior(v, blocks, y)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def write_solution(v: int, data: Data, point: Point, tau: float, element: int, solutions: Solutions) -> None:
     """Write lane v's solution, with scaling and tau removed."""
     x, y, s, c = solutions.x[element], solutions.y[element], solutions.s[element], data.scalars[OBJECTIVE, v]
@@ -110,7 +110,7 @@ def write_solution(v: int, data: Data, point: Point, tau: float, element: int, s
         s[i] = point.s[i, v] / (data.e[i, v] * tau)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def write_ray(v: int, u: Array, scale: Array, size: float, out: Array) -> None:
     """Write lane v's certificate, unscaled and normalised to the value b'y = -1 or q'x = -1."""
     for i in range(len(out)):

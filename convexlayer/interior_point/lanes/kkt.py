@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
 from convexlayer.interior_point.lanes.layout import Data, Layout, Point, Products
 from convexlayer.linalg.ldl.lanes import LaneMatrix, column_products, multiply, solve_in_place
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import absolute, any_lane, broadcast, load, maximum, store, where
 
 __all__ = ["REGULARISATION", "refine_further", "solve_refined", "times_P", "update_products"]
@@ -36,7 +35,7 @@ UNDO_RATIO = 0.5
 multiple of a null vector, and all solves of an iteration must share the multiple that the regularisation selects."""
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def times_P(lanes: Any, layout: Layout, P: Array, x: Array, out: Array) -> None:
     """Out <- P x, with P given by its upper triangle."""
     out[:] = 0.0
@@ -49,7 +48,7 @@ def times_P(lanes: Any, layout: Layout, P: Array, x: Array, out: Array) -> None:
         column_products(lanes, P, row, start[j], last, x, j, out, x, out)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def update_products(lanes: Any, layout: Layout, data: Data, point: Point, out: Products) -> None:
     """Compute P x, A'y and A x."""
     times_P(lanes, layout, data.P, point.x, out.Px)
@@ -59,7 +58,7 @@ def update_products(lanes: Any, layout: Layout, data: Data, point: Point, out: P
         column_products(lanes, data.A, row, start[j], start[j + 1], point.x, j, out.Ax, point.y, out.Aty)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def solve_refined(lanes: Any, K: LaneMatrix, rhs: Array, out: Array, work: Array) -> None:
     """Out <- K^-1 rhs, (N, V), with iterative refinement against K without its regularisation; lanes are independent.
 
@@ -105,7 +104,7 @@ def solve_refined(lanes: Any, K: LaneMatrix, rhs: Array, out: Array, work: Array
         store(out, order[i], load(lanes, z, i))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def refine_further(lanes: Any, K: LaneMatrix, rhs: Array, out: Array, work: Array, chosen: Array, steps: int) -> None:
     """Refine the solution ``out`` of ``solve_refined`` by ``steps`` more steps, in the lanes where ``chosen`` > 0."""
     z, residual, order = work[0], work[1], K.plan.permutation
@@ -121,7 +120,7 @@ def refine_further(lanes: Any, K: LaneMatrix, rhs: Array, out: Array, work: Arra
         store(out, order[i], where(refined, load(lanes, z, i), load(lanes, out, order[i])))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _residual(lanes: Any, K: LaneMatrix, rhs: Array, z: Array, out: Array) -> Any:
     """Out <- rhs - K z, for K without regularisation and in the permuted order of z; returns its maximum norm."""
     multiply(lanes, K, z, out)

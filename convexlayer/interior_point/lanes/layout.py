@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from convexlayer.linalg.ldl.lanes import Indices
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.solution import BoolArray
 
 __all__ = [
@@ -208,26 +208,26 @@ class Scaling(NamedTuple):
     ok: Array
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def blocks_of(layout: Layout) -> Blocks:
     """The product cone."""
     return Blocks(layout.zero, layout.first_block, layout.block_integers, layout.exponents)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def block_at(blocks: Blocks, k: int) -> Block:
     """Block k."""
     row = blocks.integers[k]
     return Block(row[0], row[1], row[2], row[3], row[4], row[5], row[6], blocks.exponents[k])
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def places_of(layout: Layout) -> Places:
     """Where the entries of -H are in the KKT matrix."""
     return Places(layout.n, layout.diagonal, layout.packed_position, layout.expanded_position)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def new_point(n: int, m: int, V: int) -> Point:
     """The origin, in V lanes."""
     return Point(np.zeros((n, V)), np.zeros((m, V)), np.zeros((m, V)))

@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from convexlayer.interior_point.lanes.crossover import (
     CROSSOVER_REFINEMENTS,
@@ -84,6 +83,7 @@ from convexlayer.interior_point.lanes.termination import (
 from convexlayer.linalg.ldl.lanes import Indices, LaneMatrix, factorise, unpack
 from convexlayer.program import Array, IndexArray
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import load, store
 
 __all__ = ["solve_range"]
@@ -243,7 +243,7 @@ def solve_range(
                 scalars[ALPHA, v], state[v] = 1.0, RUNNING
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _new_matrix(lanes: Any, packed: Indices) -> LaneMatrix:
     """Allocate V matrices of a plan, with their factors."""
     V = len(lanes)
@@ -253,7 +253,7 @@ def _new_matrix(lanes: Any, packed: Indices) -> LaneMatrix:
     )
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _newton_step(
     lanes: Any, layout: Layout, blocks: Blocks, data: Data, K: LaneMatrix, scaling: Scaling, point: Point,
     products: Products, direction: Point, scalars: Array, work: Work,
@@ -289,7 +289,7 @@ def _newton_step(
             combined_shift(lanes, blocks, scaling, point, direction, scalars[SIGMA_MU], shift)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _check(
     v: int, layout: Layout, limits: Limits, data: Data, point: Point, best: Point, scalars: Array, measures: Array,
     progress: Progress, solutions: Solutions,
@@ -317,7 +317,7 @@ def _check(
     progress.state[v] = CROSSING if status == OPTIMAL and polyhedral else IDLE
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _begin(
     v: int, blocks: Blocks, symmetric: bool, element: int, point: Point, products: Products, scalars: Array,
     progress: Progress,
@@ -332,7 +332,7 @@ def _begin(
         products.Px[:, v], products.Aty[:, v], products.Ax[:, v] = 0.0, 0.0, 0.0  # as at x = y = 0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _copy_lane(v: int, source: Point, target: Point) -> None:
     for j in range(len(source.x)):
         target.x[j, v] = source.x[j, v]

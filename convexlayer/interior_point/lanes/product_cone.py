@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from convexlayer.interior_point.lanes.cones.table import SYMMETRIC_CONES, least_margin, over_blocks
 from convexlayer.interior_point.lanes.layout import Blocks, Layout, Point, Scaling
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import broadcast, store
 
 __all__ = [
@@ -31,7 +31,7 @@ INTERIOR_MARGIN = 1e-8
 Smaller values keep more of the least-squares solution, but start closer to the boundary, which costs iterations."""
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def new_scaling(lanes: Any, layout: Layout) -> Scaling:
     """Allocate a scaling for V lanes."""
     V = len(lanes)
@@ -44,7 +44,7 @@ def new_scaling(lanes: Any, layout: Layout) -> Scaling:
 _set_central_points = over_blocks("set_central_point")
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def set_central_point(v: int, blocks: Blocks, point: Point) -> None:
     """Set s and y of lane v to the central point of every cone."""
     for i in range(blocks.zero):
@@ -55,7 +55,7 @@ def set_central_point(v: int, blocks: Blocks, point: Point) -> None:
 _add_identities = over_blocks("add_identity", SYMMETRIC_CONES)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def shift_to_interior(v: int, blocks: Blocks, u: Array) -> None:
     """Move lane v's u along the identity of the (symmetric) cones to margin 1, unless it is in the interior already."""
     margin = least_margin(v, blocks, u)
@@ -66,7 +66,7 @@ def shift_to_interior(v: int, blocks: Blocks, u: Array) -> None:
 _update_scalings = over_blocks("update_scaling")
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def update_scaling(lanes: Any, blocks: Blocks, point: Point, scaling: Scaling) -> None:
     """Compute H at an interior point; ``scaling.ok`` is 0 in lanes where it is not defined."""
     scaling.ok[:] = 1.0
@@ -79,7 +79,7 @@ write_scaling = over_blocks("write_scaling")
 _multiply_blocks = over_blocks("multiply")
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def multiply(lanes: Any, blocks: Blocks, scaling: Scaling, x: Array, out: Array) -> None:
     """Out <- H x, (m, V)."""
     for i in range(blocks.zero):

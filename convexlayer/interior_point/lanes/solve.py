@@ -85,11 +85,15 @@ class LanesInteriorPoint:
         return Solution(found.x, found.y, found.s, status, found.iterations, seconds, {"solver": "batched"})
 
 
-def warm_up() -> None:
-    """Compile this package's kernels by solving minimise x^2 / 2 + x subject to x >= 1, singly and in lanes."""
+def warm_up(width: str) -> None:
+    """Compile this package's kernels by solving minimise x^2 / 2 + x subject to x >= 1.
+
+    Args:
+        width: "single" for one element, "lanes" for several.
+    """
     one = Pattern((1, 1), np.zeros(1, np.int64), np.zeros(1, np.int64))
     structure = Structure(one, one, Cones(nonnegative=1))
-    for batch in (1, 2 * WORKERS + 1):
-        ones = np.ones((batch, 1))
-        program = ConeProgram(structure, ones, ones, np.zeros(batch), -ones, -ones)
-        LanesInteriorPoint(structure).solve(program, tol=1e-8)
+    batch = 1 if width == "single" else 2 * WORKERS + 1
+    ones = np.ones((batch, 1))
+    program = ConeProgram(structure, ones, ones, np.zeros(batch), -ones, -ones)
+    LanesInteriorPoint(structure).solve(program, tol=1e-8)

@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from convexlayer.interior_point.lanes.kkt import times_P
 from convexlayer.interior_point.lanes.layout import Data, Layout, Point, Products
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import absolute, broadcast, load, maximum, minimum, store, where
 
 __all__ = [
@@ -62,7 +62,7 @@ RESIDUAL_ROWS = 7
 """Number of rows of the array filled by ``residuals``, indexed by WORST ... RAY_SIZE."""
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def step_scalars(
     lanes: Any,
     layout: Layout,
@@ -108,7 +108,7 @@ def step_scalars(
     store(scalars, CORRECTION, tau * kappa)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def add_constant(lanes: Any, data: Data, products: Products, constant: Array, scalars: Array, step: Array) -> None:
     """Compute d tau and d kappa from (x1, y1) in ``step``, and overwrite step with (x1, y1) + d tau (x2, y2)."""
     n, m = len(data.q), len(data.b)
@@ -127,7 +127,7 @@ def add_constant(lanes: Any, data: Data, products: Products, constant: Array, sc
         store(step, i, load(lanes, step, i) + d_tau * load(lanes, constant, i))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def tau_kappa_step(lanes: Any, scalars: Array, longest: float) -> None:
     """Set alpha to the longest step, at most ``longest``, that keeps tau and kappa nonnegative."""
     alpha = broadcast(lanes, longest)
@@ -137,7 +137,7 @@ def tau_kappa_step(lanes: Any, scalars: Array, longest: float) -> None:
     store(scalars, ALPHA, alpha)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def centring(lanes: Any, scalars: Array) -> None:
     """Set sigma = (1 - alpha)^3 from the affine step, sigma mu, and the right-hand side for kappa."""
     left = 1.0 - load(lanes, scalars, ALPHA)
@@ -149,7 +149,7 @@ def centring(lanes: Any, scalars: Array) -> None:
     store(scalars, CORRECTION, load(lanes, scalars, TAU) * load(lanes, scalars, KAPPA) + product - sigma_mu)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def residuals(
     lanes: Any, layout: Layout, data: Data, point: Point, products: Products, scalars: Array, out: Array
 ) -> None:
@@ -197,7 +197,7 @@ def residuals(
     store(out, RAY_SIZE, ray / c)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> Any:
     """The largest min(s, y) of a nonnegative row, unscaled and multiplied by tau."""
     c, worst = 1.0 / load(lanes, data.scalars, OBJECTIVE), broadcast(lanes, 0.0)
@@ -207,7 +207,7 @@ def _complementarity(lanes: Any, layout: Layout, data: Data, point: Point) -> An
     return worst
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def advance(lanes: Any, scalars: Array, step: Point, point: Point) -> None:
     """(x, y, s, tau, kappa) += STEP_FRACTION alpha (dx, dy, ds, d tau, d kappa), where MOVE and alpha are positive."""
     alpha = STEP_FRACTION * load(lanes, scalars, ALPHA)

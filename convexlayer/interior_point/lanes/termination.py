@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from convexlayer.interior_point.lanes.cones.nonsymmetric import MIN_STEP
 from convexlayer.interior_point.lanes.steps import (
@@ -21,6 +20,7 @@ from convexlayer.interior_point.lanes.steps import (
     WORST,
 )
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = [
     "INFEASIBLE",
@@ -60,7 +60,7 @@ class Limits(NamedTuple):
     max_iter: int
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def termination_status(
     v: int, limits: Limits, scalars: Array, measures: Array, least: float, improved: bool, iterations: int
 ) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from convexlayer.linalg.equilibration.ruiz import ELEMENT_PASSES, ELEMENT_TOL, MAX_SCALE, MIN_SCALE
 from convexlayer.linalg.ldl.lanes import Indices
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["Element", "ElementPattern", "equilibrate"]
 
@@ -41,7 +41,7 @@ class Element(NamedTuple):
     b: Array
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def equilibrate(pattern: ElementPattern, element: Element, d: Array, e: Array) -> float:
     """Scale an element in place: P <- c D P D, q <- c D q, A <- E A D, b <- E b.
 
@@ -106,7 +106,7 @@ def equilibrate(pattern: ElementPattern, element: Element, d: Array, e: Array) -
     return c
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _limited(scale: float, norm: float) -> float:
     """1 / sqrt(norm), clipped so that scale times it stays within its bounds; 1 for an empty row."""
     if norm <= 0.0:
@@ -114,7 +114,7 @@ def _limited(scale: float, norm: float) -> float:
     return min(max(scale / np.sqrt(norm), MIN_SCALE), MAX_SCALE) / scale
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _average_blocks(blocks: Indices, row: Array) -> None:
     """Replace the row norms within each block by their mean."""
     for k in range(len(blocks) - 1):

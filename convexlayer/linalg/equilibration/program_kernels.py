@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from convexlayer.linalg.equilibration.ruiz import NEGLIGIBLE_B, OWN_SCALING_RATIO, PROGRAM_PASSES
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.sparse.structures import Floats, Patterns, Positions
 
 __all__ = ["program_scales"]
@@ -62,7 +62,7 @@ def program_scales(
         c[k] = _power_of_two(objective) if objective > 0.0 else 1.0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _row_norms(
     patterns: Patterns,
     blocks: Positions,
@@ -91,7 +91,7 @@ def _row_norms(
         row[blocks[k] : blocks[k + 1]] = highest
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _largest(values: Floats) -> float:
     largest = 0.0
     for value in values:
@@ -99,7 +99,7 @@ def _largest(values: Floats) -> float:
     return largest
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _is_finite(values: Floats) -> bool:
     poison = 0.0
     for value in values:
@@ -107,7 +107,7 @@ def _is_finite(values: Floats) -> bool:
     return poison == 0.0
 
 
-@njit(nogil=True)
+@inner_function
 def _expected(b: float, q: float, P: float) -> float:
     """Expected magnitude of the solution: norm(b), or norm(q) / norm(P) if b is negligible, else 1."""
     of_curvature = q / P if P > 0.0 else 0.0
@@ -116,6 +116,6 @@ def _expected(b: float, q: float, P: float) -> float:
     return of_curvature if of_curvature > 0.0 else 1.0
 
 
-@njit(nogil=True)
+@inner_function
 def _power_of_two(value: float) -> float:
     return 2.0 ** np.rint(np.log2(value))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
 from convexlayer.linalg.equilibration.ruiz import SYMMETRIC_PASSES
 from convexlayer.linalg.ldl.lanes import LanePlan
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import absolute, load, maximum, sqrt, store, where
 
 __all__ = ["equilibrate"]
 
 
-@njit(error_model="numpy")
+@inner_function
 def equilibrate(lanes: Any, plan: LanePlan, E: Array, scale: Array, peak: Array) -> None:
     """Scale E (nnz, V) so that the maximum norm of every row is near 1; scale (N, V) is out, peak (N, V) is scratch."""
     start, row = plan.column_start, plan.row

@@ -13,7 +13,6 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from convexlayer.linalg.equilibration.symmetric_lanes import equilibrate
 from convexlayer.linalg.ldl.lanes import (
@@ -36,6 +35,7 @@ from convexlayer.linalg.refined import (
     TINY,
 )
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import absolute, any_lane, broadcast, load, maximum, sqrt, store, where
 
 __all__ = [
@@ -76,7 +76,7 @@ class Work(NamedTuple):
     product: Array
 
 
-@njit
+@inner_function
 def group_at(plan: LanePlan, state: Array) -> Group:
     """The parts of a group's state (rows, V)."""
     N = len(plan.signs)
@@ -85,7 +85,7 @@ def group_at(plan: LanePlan, state: Array) -> Group:
     return Group(matrix, state[:N], state[2 * N : 3 * N])
 
 
-@njit
+@inner_function
 def new_work(N: int, V: int) -> Work:
     """Allocate the vectors."""
     return Work(np.empty((N, V)), np.empty((N, V)), np.empty((N, V)))
@@ -99,13 +99,13 @@ class RowWork(NamedTuple):
     rest: Array
 
 
-@njit
+@inner_function
 def new_row_work(N: int, V: int) -> RowWork:
     """Allocate the vectors."""
     return RowWork(np.empty((N, V)), np.empty((N, V)), np.empty((N, V)))
 
 
-@njit
+@inner_function
 def factor_group(
     lanes: Any, plan: LanePlan, source: Indices, values: Array, first: int, group: Group, y: Array, work: Array
 ) -> None:
@@ -136,7 +136,7 @@ def factor_group(
         store(E, plan.column_start[k + 1] - 1, load(lanes, work, k))
 
 
-@njit
+@inner_function
 def estimate_condition(lanes: Any, plan: LanePlan, start: Array, group: Group, work: Array) -> Any:
     """Condition estimates of E by power iterations from ``start`` (N,); writes the null direction of the group."""
     direction = group.direction
@@ -144,7 +144,8 @@ def estimate_condition(lanes: Any, plan: LanePlan, start: Array, group: Group, w
     for _ in range(POWER_STEPS):
         _normalise(lanes, direction, direction)
         multiply(lanes, group.matrix, direction, work)
-        direction[:] = work
+        for k in range(len(work)):
+            store(direction, k, load(lanes, work, k))
     norm = maximum(1.0, _norm(lanes, direction))  # that of a nonzero E is about 1 at least
     _fill(lanes, plan, start, direction)
     for _ in range(POWER_STEPS):
@@ -153,7 +154,7 @@ def estimate_condition(lanes: Any, plan: LanePlan, start: Array, group: Group, w
     return norm * _normalise(lanes, direction, direction)
 
 
-@njit
+@inner_function
 def load_target(lanes: Any, plan: LanePlan, rhs: Array, number: int, scale: Array, target: Array) -> Any:
     """Target <- S rhs, 0 in lanes where rhs is not finite; returns the mask of the finite lanes."""
     V, last = len(lanes), len(rhs) - 1
@@ -166,7 +167,7 @@ def load_target(lanes: Any, plan: LanePlan, rhs: Array, number: int, scale: Arra
     return finite
 
 
-@njit
+@inner_function
 def write_solution(
     lanes: Any, group: Group, number: int, finite: Any, x: Array, error: Any, z: Array, residual: Array
 ) -> None:
@@ -182,7 +183,7 @@ def write_solution(
         residual[number * V + v] = x[0, v]
 
 
-@njit(error_model="numpy")
+@inner_function
 def refine(lanes: Any, matrix: LaneMatrix, steps: int, target: Array, best: Array, work: Work) -> Any:
     """Best <- solutions of E x = target; returns their relative residuals."""
     x, step, product = work.x, work.step, work.product
@@ -213,7 +214,7 @@ def refine(lanes: Any, matrix: LaneMatrix, steps: int, target: Array, best: Arra
     return least
 
 
-@njit
+@inner_function
 def refine_rows(lanes: Any, matrix: LaneMatrix, steps: int, target: Array, rows: RowWork, work: Work) -> Any:
     """rows.answer <- solutions of E x = target with small residuals in every row; returns the largest of each lane.
 
@@ -235,7 +236,7 @@ def refine_rows(lanes: Any, matrix: LaneMatrix, steps: int, target: Array, rows:
     return error
 
 
-@njit(error_model="numpy")
+@inner_function
 def _row_residual(lanes: Any, matrix: LaneMatrix, target: Array, x: Array, out: Array, work: Work) -> Any:
     """Out <- target - E x; returns its largest entry relative to the terms of its row (see ``refined``)."""
     product, terms = work.product, work.step
@@ -256,14 +257,14 @@ def _row_residual(lanes: Any, matrix: LaneMatrix, target: Array, x: Array, out: 
     return error + poison
 
 
-@njit
+@inner_function
 def _fill(lanes: Any, plan: LanePlan, start: Array, out: Array) -> None:
     """Out <- start, permuted, in every lane."""
     for k in range(len(out)):
         store(out, k, broadcast(lanes, start[plan.permutation[k]]))
 
 
-@njit
+@inner_function
 def _norm(lanes: Any, z: Array) -> Any:
     """Euclidean norms."""
     total = broadcast(lanes, 0.0)
@@ -272,7 +273,7 @@ def _norm(lanes: Any, z: Array) -> Any:
     return sqrt(total)
 
 
-@njit(error_model="numpy")
+@inner_function
 def _normalise(lanes: Any, z: Array, out: Array) -> Any:
     """Out <- z / norm(z); returns the Euclidean norm."""
     norm = _norm(lanes, z)
@@ -282,7 +283,7 @@ def _normalise(lanes: Any, z: Array, out: Array) -> Any:
     return norm
 
 
-@njit
+@inner_function
 def _is_finite(lanes: Any, z: Array) -> Any:
     """Mask of the lanes without infinities and NaN."""
     poison = broadcast(lanes, 0.0)
@@ -291,7 +292,7 @@ def _is_finite(lanes: Any, z: Array) -> Any:
     return poison >= 0.0
 
 
-@njit
+@inner_function
 def _residual(lanes: Any, target: Array, product: Array, out: Array) -> Any:
     """Out <- target - product; returns its maximum norm, NaN if an entry is NaN."""
     size, poison = broadcast(lanes, 0.0), broadcast(lanes, 0.0)

@@ -134,15 +134,15 @@ class _LaneFactor(StoredFactor):
         return out
 
 
-def warm_up() -> None:
-    """Compile this package's kernels by calling them."""
+def warm_up(width: str) -> None:
+    """Compile this package's kernels by calling them, for a ``single`` element or several in ``lanes``."""
     diagonal = Pattern((2, 2), np.arange(2), np.arange(2))
     factoriser = LaneFactoriser(diagonal, np.ones(2))
-    for batch in (1, 2 * WORKERS + 1):
-        factor = factoriser.factor(np.ones((batch, 2)))
-        factor.refine(np.ones((batch, 2)))
-        factor.refine_row_by_row(np.ones((batch, 2)))
-        factor.null_iteration(np.ones((batch, 1, 2)))
+    batch = 1 if width == "single" else 2 * WORKERS + 1
+    factor = factoriser.factor(np.ones((batch, 2)))
+    factor.refine(np.ones((batch, 2)))
+    factor.refine_row_by_row(np.ones((batch, 2)))
+    factor.null_iteration(np.ones((batch, 1, 2)))
     values, vector = np.ones((1, 2)), np.ones(1)
     patterns, blocks = (diagonal.rows, diagonal.indptr) * 2, np.full(1, 2)
     program_kernels.program_scales(patterns, blocks, (values,) * 4, (values, values, vector, vector), 0, 1)

@@ -15,10 +15,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import int64, njit
+from numba import int64
 from numpy.typing import NDArray
 
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import absolute, broadcast, broadcast_load, load, store, where
 
 __all__ = [
@@ -98,7 +99,7 @@ class LaneMatrix(NamedTuple):
     D_inverse: Array
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def factorise(lanes: Any, matrix: LaneMatrix, y: Array) -> None:
     """Compute the factors L and D^-1 of V matrices from their values.
 
@@ -147,7 +148,7 @@ def factorise(lanes: Any, matrix: LaneMatrix, y: Array) -> None:
         store(D_inverse, k, 1.0 / pivot)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def solve_in_place(lanes: Any, matrix: LaneMatrix, x: Array) -> None:
     """x <- (L D L')^-1 x, (N, V), permuted."""
     plan, L, D_inverse = matrix.plan, matrix.L, matrix.D_inverse
@@ -200,7 +201,7 @@ def solve_in_place(lanes: Any, matrix: LaneMatrix, x: Array) -> None:
             store(x, j + 3, x3)
 
 
-@njit
+@inner_function
 def unpack(packed: Indices) -> tuple[LanePlan, Indices]:
     """The plan, and for each of its values the entry of the pattern, from ``Symbolic.packed``."""
     plan = LanePlan(
@@ -210,12 +211,12 @@ def unpack(packed: Indices) -> tuple[LanePlan, Indices]:
     return plan, _part(packed, 12)
 
 
-@njit
+@inner_function
 def _part(packed: Indices, i: int) -> Indices:
     return packed[packed[i] : packed[i + 1]]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def multiply(lanes: Any, matrix: LaneMatrix, x: Array, out: Array) -> None:
     """Out <- M x, (N, V), permuted."""
     values, start, row = matrix.values, matrix.plan.column_start, matrix.plan.row
@@ -225,7 +226,7 @@ def multiply(lanes: Any, matrix: LaneMatrix, x: Array, out: Array) -> None:
         column_products(lanes, values, row, start[j], last, x, j, out, x, out)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def magnitudes(lanes: Any, matrix: LaneMatrix, x: Array, out: Array) -> None:
     """Out <- |M||x|, (N, V), permuted."""
     values, start, row = matrix.values, matrix.plan.column_start, matrix.plan.row
@@ -239,7 +240,7 @@ def magnitudes(lanes: Any, matrix: LaneMatrix, x: Array, out: Array) -> None:
         store(out, j, total)
 
 
-@njit(nogil=True)
+@inner_function
 def column_products(
     lanes: Any, M: Array, row: Indices, first: int, last: int, x: Array, j: int, out: Array, z: Array, out_t: Array
 ) -> None:
@@ -252,7 +253,7 @@ def column_products(
     store(out_t, j, load(lanes, out_t, j) + total)
 
 
-@njit(nogil=True)
+@inner_function
 def _inside_run(lanes: Any, y: Array, L: Array, j: int, p0: int, p1: int, p2: int, y0: Any) -> tuple[Any, Any, Any]:
     """Rows j + 1 ... j + 3 of y after elimination by the earlier columns of the run."""
     y1 = load(lanes, y, j + 1) - broadcast_load(lanes, L, p0) * y0
@@ -266,7 +267,7 @@ def _inside_run(lanes: Any, y: Array, L: Array, j: int, p0: int, p1: int, p2: in
     return y1, y2, y3
 
 
-@njit(nogil=True)
+@inner_function
 def _eliminate_one(lanes: Any, y: Array, L: Array, Li: Indices, first: int, count: int, y0: Any) -> None:
     """y[row] -= L[row, j] y0 for the first ``count`` rows of a column."""
     for p in range(first, first + count):
@@ -274,7 +275,7 @@ def _eliminate_one(lanes: Any, y: Array, L: Array, Li: Indices, first: int, coun
         store(y, i, load(lanes, y, i) - broadcast_load(lanes, L, p) * y0)
 
 
-@njit(nogil=True)
+@inner_function
 def _eliminate_run(
     lanes: Any, y: Array, L: Array, Li: Indices, starts: tuple[int, int, int, int], count: int, heads: Any
 ) -> None:

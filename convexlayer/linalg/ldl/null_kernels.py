@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from convexlayer.linalg.ldl.group import group_at
 from convexlayer.linalg.ldl.lanes import Indices, LaneMatrix, multiply, solve_in_place, unpack
 from convexlayer.linalg.refined import MIN_REDUCTION
 from convexlayer.program import Array
 from convexlayer.runtime.cached_kernel import cached_kernel
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import absolute, any_lane, broadcast, load, maximum, store, where
 
 __all__ = ["null_iteration", "null_iteration_single"]
@@ -75,13 +75,14 @@ def null_iteration_single(
                 image[element, begin + v, plan.permutation[k]] = product[k, v]
 
 
-@njit
+@inner_function
 def _iterate(lanes: Any, matrix: LaneMatrix, steps: int, x: Array, product: Array, step: Array, other: Array) -> None:
     """Iterate x <- x - F^-1 E x in place, and product <- E x; step and other are scratch, all (N, V)."""
     multiply(lanes, matrix, x, product)
     least, going = _largest(lanes, product), broadcast(lanes, 1.0) > 0.0
     for _ in range(steps):
-        step[:] = product
+        for k in range(len(x)):
+            store(step, k, load(lanes, product, k))
         solve_in_place(lanes, matrix, step)
         for k in range(len(x)):
             store(step, k, load(lanes, x, k) - load(lanes, step, k))
@@ -97,7 +98,7 @@ def _iterate(lanes: Any, matrix: LaneMatrix, steps: int, x: Array, product: Arra
             break
 
 
-@njit
+@inner_function
 def _largest(lanes: Any, z: Array) -> Any:
     """Maximum norm of each lane."""
     size = broadcast(lanes, 0.0)

@@ -30,11 +30,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-from numba import njit
-
 from convexlayer.interior_point.lanes.kkt import REGULARISATION
 from convexlayer.interior_point.lanes.layout import Block, Places, Scaling
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import load, store
 
 __all__ = ["Shape", "multiply_packed", "write_packed"]
@@ -64,7 +63,7 @@ class Shape:
     scratch_rows: int = 0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def write_packed(lanes: Any, block: Block, places: Places, scaling: Scaling, values: Array) -> None:
     """Write -H minus the static regularisation into K, for an H that is stored as a packed triangle."""
     k = block.packed
@@ -75,7 +74,7 @@ def write_packed(lanes: Any, block: Block, places: Places, scaling: Scaling, val
             k += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def multiply_packed(lanes: Any, block: Block, scaling: Scaling, x: Array, out: Array) -> None:
     """The block's rows of out <- H x, for a block of three rows whose H is stored as a packed triangle."""
     H, h0, r0 = scaling.packed, block.packed, block.start

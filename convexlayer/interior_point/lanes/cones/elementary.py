@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import pow2, split, where
 
 __all__ = ["expm1", "log", "log1p"]
@@ -20,7 +19,7 @@ ROUNDING_SHIFT = 6755399441055744.0
 """1.5 2^52: adding and subtracting it rounds to the nearest integer."""
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _log_near_one(f: Any) -> Any:
     """log(1 + f) - f for sqrt(1/2) <= 1 + f < sqrt 2.
 
@@ -35,7 +34,7 @@ def _log_near_one(f: Any) -> Any:
     return r * (half + z * tail) - half
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def log(x: Any) -> Any:
     """Natural logarithm of normal numbers x > 0; unspecified for other x."""
     mantissa, exponent = split(x)
@@ -43,7 +42,7 @@ def log(x: Any) -> Any:
     return exponent * LN2_HIGH + (f + (_log_near_one(f) + exponent * LN2_LOW))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def log1p(x: Any) -> Any:
     """log(1 + x) for x >= 0, with full relative precision near 0; unspecified for negative x."""
     total = 1.0 + x
@@ -54,7 +53,7 @@ def log1p(x: Any) -> Any:
     return exponent * LN2_HIGH + (f + (_log_near_one(f) + (lost + exponent * LN2_LOW)))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def expm1(x: Any) -> Any:
     """exp(x) - 1 for 0 <= x <= 700, with full relative precision near 0; unspecified for other x.
 

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
 from convexlayer.interior_point.lanes.cones.block import Shape, multiply_packed, write_packed
 from convexlayer.interior_point.lanes.cones.elementary import log, log1p
 from convexlayer.interior_point.lanes.cones.nonsymmetric import (
@@ -32,6 +30,7 @@ from convexlayer.interior_point.lanes.cones.nonsymmetric import (
 )
 from convexlayer.interior_point.lanes.layout import Block, Point, Scaling
 from convexlayer.program import Array, Cones
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import absolute, any_lane, load, where
 
 __all__ = [
@@ -61,7 +60,7 @@ def shapes(cones: Cones) -> list[Shape]:
     return [Shape(3, degree=3)] * cones.exponential
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def set_central_point(v: int, block: Block, point: Point) -> None:
     """Set s and y of lane v to CENTRAL_POINT."""
     for i in range(3):
@@ -69,13 +68,13 @@ def set_central_point(v: int, block: Block, point: Point) -> None:
         point.y[block.start + i, v] = CENTRAL_POINT[i]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _gap(s: Any) -> Any:
     """log(z / y) - x / y, positive in the interior of K."""
     return log(s[2] / s[1]) - s[0] / s[1]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _psi(y: Any) -> Any:
     """(psi, l); psi is positive in the interior of K*."""
     a = -y[0]
@@ -83,20 +82,20 @@ def _psi(y: Any) -> Any:
     return y[1] + a + a * slope, slope
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def is_interior(s: Any, exponent: float) -> Any:
     """Mask of the lanes whose point is in the interior of K."""
     return (s[1] > 0.0) & (s[2] > 0.0) & (_gap(s) > 0.0)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def is_interior_dual(y: Any, exponent: float) -> Any:
     """Mask of the lanes whose point is in the interior of K*."""
     psi, _slope = _psi(y)
     return (y[0] < 0.0) & (y[2] > 0.0) & (psi > 0.0)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _delta(gap: Any) -> Any:
     """The root of delta + log(1 + delta) = gap > 0, to a few units in the last place.
 
@@ -118,7 +117,7 @@ def _delta(gap: Any) -> Any:
     return delta
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> None:
     """Compute H of a block; set ``scaling.ok`` to 0 in lanes where H is not finite or s'y is not positive."""
     s_, y_ = at(lanes, block, point.s), at(lanes, block, point.y)
@@ -147,13 +146,13 @@ def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> 
     store_scaling(lanes, block, scaling, s_, y_, shadow_s, shadow_y, left, axis, G)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _eliminated(r: Any, a: Any, slope: Any, w: Any) -> Any:
     """(r2, a (r1 + l r2), w (r3 - a r2 / w)): right-hand side of G u = r after eliminating the second row, scaled."""
     return r[1], a * (r[0] + slope * r[1]), w * r[2] - a * r[1]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def combined_shift(
     lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, sigma_mu: Array, shift: Array
 ) -> None:

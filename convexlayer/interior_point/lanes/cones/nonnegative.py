@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from convexlayer.interior_point.lanes.cones.block import Shape
 from convexlayer.interior_point.lanes.kkt import REGULARISATION
 from convexlayer.interior_point.lanes.layout import Block, Places, Point, Scaling
 from convexlayer.program import Array, Cones
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import load, minimum, store, where
 
 __all__ = [
@@ -32,14 +32,14 @@ def shapes(cones: Cones) -> list[Shape]:
     return [Shape(rows, degree=rows, storage="diagonal", factor_rows=rows)] if rows else []
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def set_central_point(v: int, block: Block, point: Point) -> None:
     """Set s = y = 1 in lane v."""
     for i in range(block.start, block.start + block.size):
         point.s[i, v], point.y[i, v] = 1.0, 1.0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def margin(v: int, block: Block, u: Array) -> float:
     """The smallest entry of lane v's u."""
     least = np.inf
@@ -48,14 +48,14 @@ def margin(v: int, block: Block, u: Array) -> float:
     return least
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def add_identity(v: int, block: Block, amount: float, u: Array) -> None:
     """Add ``amount`` to every entry of lane v's u."""
     for i in range(block.start, block.start + block.size):
         u[i, v] += amount
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> None:
     """Compute H = diag(s / y)."""
     for i in range(block.size):
@@ -63,7 +63,7 @@ def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> 
         store(scaling.factors, block.factor + i, load(lanes, point.s, row) / load(lanes, point.y, row))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def write_scaling(lanes: Any, block: Block, places: Places, scaling: Scaling, values: Array) -> None:
     """Write -H minus the static regularisation into the diagonal of K."""
     for i in range(block.size):
@@ -71,7 +71,7 @@ def write_scaling(lanes: Any, block: Block, places: Places, scaling: Scaling, va
         store(values, position, -1.0 * load(lanes, scaling.factors, block.factor + i) - REGULARISATION)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def multiply(lanes: Any, block: Block, scaling: Scaling, x: Array, out: Array) -> None:
     """The block's rows of out <- (s / y) x."""
     for i in range(block.size):
@@ -79,7 +79,7 @@ def multiply(lanes: Any, block: Block, scaling: Scaling, x: Array, out: Array) -
         store(out, row, load(lanes, scaling.factors, block.factor + i) * load(lanes, x, row))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def combined_shift(
     lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, sigma_mu: Array, shift: Array
 ) -> None:
@@ -90,7 +90,7 @@ def combined_shift(
         store(shift, i, load(lanes, point.s, i) + (change - centring) / load(lanes, point.y, i))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def shorten_step(lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, alpha: Array) -> None:
     """Reduce alpha (V,) to the longest step that keeps s + alpha ds and y + alpha dy nonnegative."""
     longest = load(lanes, alpha, 0)

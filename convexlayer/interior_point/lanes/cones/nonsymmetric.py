@@ -20,10 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
-
 from convexlayer.interior_point.lanes.layout import Block, Point, Scaling
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import absolute, any_lane, load, minimum, sqrt, store, where
 
 __all__ = ["BACKTRACK", "MIN_STEP", "at", "backtracking", "cross", "plus", "store_point", "store_scaling"]
@@ -47,13 +46,13 @@ PARALLEL = 1e-14
 decide the sign."""
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def at(lanes: Any, block: Block, x: Array) -> Any:
     """The block's rows of x as a point."""
     return load(lanes, x, block.start), load(lanes, x, block.start + 1), load(lanes, x, block.start + 2)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def store_point(block: Block, x: Array, point: Any) -> None:
     """Store a point in the block's rows of x."""
     store(x, block.start, point[0])
@@ -61,26 +60,26 @@ def store_point(block: Block, x: Array, point: Any) -> None:
     store(x, block.start + 2, point[2])
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def dot(x: Any, y: Any) -> Any:
     """x'y."""
     return x[0] * y[0] + x[1] * y[1] + x[2] * y[2]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def plus(x: Any, factor: Any, y: Any) -> Any:
     """x + factor y."""
     return x[0] + factor * y[0], x[1] + factor * y[1], x[2] + factor * y[2]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def cross(y: Any, x: Any) -> Any:
     """The cross product y x x, orthogonal to y to rounding even if y and x are almost parallel."""
     w = y[1] * x[2] - y[2] * x[1], y[2] * x[0] - y[0] * x[2], y[0] * x[1] - y[1] * x[0]
     return plus(w, -dot(w, y) / dot(y, y), y)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def store_scaling(
     lanes: Any, block: Block, scaling: Scaling, s: Any, y: Any, shadow_s: Any, shadow_y: Any, left: Any, w: Any, G: Any
 ) -> None:
@@ -132,7 +131,7 @@ def backtracking(is_interior: Callable[[Any, float], Any], is_interior_dual: Cal
     """
     shorten, shorten_dual = _backtracking(is_interior), _backtracking(is_interior_dual)
 
-    @njit(nogil=True, error_model="numpy")
+    @inner_function
     def shorten_step(lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, alpha: Array) -> None:
         """Reduce alpha (V,) to at most 1 and until s + alpha ds and y + alpha dy are interior; 0 below MIN_STEP."""
         length = minimum(load(lanes, alpha, 0), 1.0)
@@ -143,7 +142,7 @@ def backtracking(is_interior: Callable[[Any, float], Any], is_interior_dual: Cal
 
 
 def _backtracking(is_interior: Callable[[Any, float], Any]) -> Any:
-    @njit(nogil=True, error_model="numpy")
+    @inner_function
     def shorten(lanes: Any, block: Block, x: Array, dx: Array, alpha: Any) -> Any:
         """The first of alpha, 0.8 alpha, 0.64 alpha ... with x + alpha dx in the interior; 0 below MIN_STEP."""
         for _ in range(MAX_BACKTRACKS):

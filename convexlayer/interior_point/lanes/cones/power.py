@@ -23,8 +23,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from numba import njit
-
 from convexlayer.interior_point.lanes.cones.block import Shape, multiply_packed, write_packed
 from convexlayer.interior_point.lanes.cones.elementary import expm1, log, log1p
 from convexlayer.interior_point.lanes.cones.nonsymmetric import (
@@ -37,6 +35,7 @@ from convexlayer.interior_point.lanes.cones.nonsymmetric import (
 )
 from convexlayer.interior_point.lanes.layout import Block, Point, Scaling
 from convexlayer.program import Array, Cones
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import absolute, any_lane, load, maximum, minimum, sqrt, where
 
 __all__ = [
@@ -69,7 +68,7 @@ def shapes(cones: Cones) -> list[Shape]:
     return [Shape(3, degree=3, exponent=exponent) for exponent in cones.power]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def set_central_point(v: int, block: Block, point: Point) -> None:
     """Set s and y of lane v to the central point, s = y = -grad f(s) = -grad f*(y)."""
     for x in (point.s, point.y):
@@ -78,32 +77,32 @@ def set_central_point(v: int, block: Block, point: Point) -> None:
         x[block.start + 2, v] = 0.0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _size(x: Any) -> Any:
     """abs(x3), bounded below by a tiny multiple of x1 + x2."""
     return maximum(absolute(x[2]), THIRD_FLOOR * (x[0] + x[1]))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _excess(x: Any, size: Any, exponent: float, scale1: float, scale2: float) -> Any:
     """2 log((x1 / scale1)^e (x2 / scale2)^(1 - e) / size), positive in the interior."""
     value = exponent * log(x[0] / (scale1 * size)) + (1.0 - exponent) * log(x[1] / (scale2 * size))
     return minimum(2.0 * value, MAX_EXCESS)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def is_interior(s: Any, exponent: float) -> Any:
     """Mask of the lanes whose point is in the interior of K."""
     return (s[0] > 0.0) & (s[1] > 0.0) & (_excess(s, _size(s), exponent, 1.0, 1.0) > 0.0)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def is_interior_dual(y: Any, exponent: float) -> Any:
     """Mask of the lanes whose point is in the interior of K*."""
     return (y[0] > 0.0) & (y[1] > 0.0) & (_excess(y, _size(y), exponent, exponent, 1.0 - exponent) > 0.0)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _tau_psi(y: Any, exponent: float) -> Any:
     """(tau, psi) of a point of K*."""
     size = _size(y)
@@ -111,7 +110,7 @@ def _tau_psi(y: Any, exponent: float) -> Any:
     return 1.0 / ratio, size * size * ratio
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _shadow(s: Any, exponent: float) -> Any:
     """The shadow iterate y = -grad f(s), which satisfies -grad f*(y) = s.
 
@@ -145,7 +144,7 @@ def _shadow(s: Any, exponent: float) -> Any:
     )
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _solve_hessian(r: Any, y: Any, tau: Any, psi: Any, exponent: float) -> Any:
     """Solve G u = r: returns u, r'u and u3 - K A(u), with u1 and u2 relative to y1 and y2."""
     p, q = 2.0 * exponent, 2.0 - 2.0 * exponent
@@ -165,7 +164,7 @@ def _solve_hessian(r: Any, y: Any, tau: Any, psi: Any, exponent: float) -> Any:
     return u, left / det + r[2] * rest, rest
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _gradient(y: Any, tau: Any, psi: Any, exponent: float) -> Any:
     """The gradient of f* at y."""
     return (
@@ -175,7 +174,7 @@ def _gradient(y: Any, tau: Any, psi: Any, exponent: float) -> Any:
     )
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> None:
     """Compute H of a block; set ``scaling.ok`` to 0 in lanes where H is not finite or s'y is not positive."""
     exponent = block.exponent
@@ -200,7 +199,7 @@ def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> 
     store_scaling(lanes, block, scaling, s_, y_, shadow_s, shadow_y, left, axis, G)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def combined_shift(
     lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, sigma_mu: Array, shift: Array
 ) -> None:

@@ -17,7 +17,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from convexlayer.interior_point.lanes.cones.block import Shape, write_packed
 from convexlayer.interior_point.lanes.cones.small_matrices import (
@@ -29,6 +28,7 @@ from convexlayer.interior_point.lanes.cones.small_matrices import (
 )
 from convexlayer.interior_point.lanes.layout import Block, Point, Scaling
 from convexlayer.program import Array, Cones
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import broadcast, load, minimum, sqrt, store, where
 
 __all__ = [
@@ -59,7 +59,7 @@ def shapes(cones: Cones) -> list[Shape]:
     ]  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _factors(block: Block, scaling: Scaling) -> tuple[Array, Array, Array]:
     """R, R^-1 and lam of a block."""
     k2, f0 = block.order * block.order, block.factor
@@ -70,7 +70,7 @@ def _factors(block: Block, scaling: Scaling) -> tuple[Array, Array, Array]:
     )
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def set_central_point(v: int, block: Block, point: Point) -> None:
     """Set s and y of lane v to the identity matrix."""
     row = block.start
@@ -80,7 +80,7 @@ def set_central_point(v: int, block: Block, point: Point) -> None:
             row += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def add_identity(v: int, block: Block, amount: float, u: Array) -> None:
     """Add a multiple of the identity matrix to lane v's u."""
     row = block.start
@@ -89,19 +89,20 @@ def add_identity(v: int, block: Block, amount: float, u: Array) -> None:
         row += block.order - j
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def margin(v: int, block: Block, u: Array) -> float:
     """The smallest eigenvalue of lane v's u."""
     order, single = block.order, (0.0,)
     k2 = order * order
     x, scratch, least = np.empty((block.size, 1)), np.empty((2 * k2 + 2 * order, 1)), np.empty(1)
-    x[:, 0] = u[block.start : block.start + block.size, v]
+    for p in range(block.size):
+        x[p, 0] = u[block.start + p, v]
     _unpack(single, 0, order, x, scratch[:k2])
     store(least, 0, least_eigenvalue(single, order, scratch[:k2], scratch[k2 : 2 * k2], scratch[2 * k2 :]))
     return least[0]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _unpack(lanes: Any, r0: int, order: int, x: Array, X: Array) -> None:
     """X <- mat(x), from the rows of x that begin at r0."""
     row = r0
@@ -113,7 +114,7 @@ def _unpack(lanes: Any, r0: int, order: int, x: Array, X: Array) -> None:
             row += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _pack(lanes: Any, r0: int, order: int, X: Array, x: Array) -> None:
     """The rows of x that begin at r0 <- svec(X)."""
     row = r0
@@ -123,7 +124,7 @@ def _pack(lanes: Any, r0: int, order: int, X: Array, x: Array) -> None:
             row += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> None:
     """Compute H and the factors of a block; set ``scaling.ok`` to 0 where S or Y is not positive definite."""
     order, work = block.order, scaling.work
@@ -162,7 +163,7 @@ def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> 
     store(scaling.ok, 0, where(definite, load(lanes, scaling.ok, 0), 0.0))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _store_kronecker(lanes: Any, h0: int, order: int, W: Array, H: Array) -> None:
     """H <- the matrix of v -> svec(W mat(v) W): c (W_ip W_jq + W_iq W_jp) / 2, c = 2^(number of i != j, p != q) / 2."""
     row = h0
@@ -181,7 +182,7 @@ def _store_kronecker(lanes: Any, h0: int, order: int, W: Array, H: Array) -> Non
 write_scaling = write_packed
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def multiply(lanes: Any, block: Block, scaling: Scaling, x: Array, out: Array) -> None:
     """The block's rows of out <- H x = svec(R R' mat(x) R R')."""
     order, work = block.order, scaling.work
@@ -194,7 +195,7 @@ def multiply(lanes: Any, block: Block, scaling: Scaling, x: Array, out: Array) -
     _pack(lanes, block.start, order, X, out)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _scaled(lanes: Any, block: Block, scaling: Scaling, direction: Point) -> tuple[Array, Array, Array, Array]:
     """S = R^-1 mat(ds) R^-T, Y = R' mat(dy) R, scratch for two matrices, and the rest, all in ``scaling.work``."""
     order, work = block.order, scaling.work
@@ -208,7 +209,7 @@ def _scaled(lanes: Any, block: Block, scaling: Scaling, direction: Point) -> tup
     return S, Y, T, work[4 * k2 :]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def combined_shift(
     lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, sigma_mu: Array, shift: Array
 ) -> None:
@@ -236,7 +237,7 @@ def combined_shift(
     _pack(lanes, block.start, order, S, shift)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def shorten_step(lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, alpha: Array) -> None:
     """Reduce alpha (V,) to the longest step that keeps s + alpha ds and y + alpha dy semidefinite; 0 for NaN.
 

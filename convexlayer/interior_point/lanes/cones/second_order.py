@@ -19,12 +19,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from convexlayer.interior_point.lanes.cones.block import Shape, write_packed
 from convexlayer.interior_point.lanes.kkt import REGULARISATION
 from convexlayer.interior_point.lanes.layout import Block, Places, Point, Scaling
 from convexlayer.program import Array, Cones
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import broadcast, load, maximum, minimum, sqrt, store, where
 
 __all__ = [
@@ -59,7 +59,7 @@ def shapes(cones: Cones) -> list[Shape]:
     ]  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def set_central_point(v: int, block: Block, point: Point) -> None:
     """Set s and y of lane v to the identity (1, 0, ..., 0)."""
     for u in (point.s, point.y):
@@ -67,7 +67,7 @@ def set_central_point(v: int, block: Block, point: Point) -> None:
             u[i, v] = 1.0 if i == block.start else 0.0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def margin(v: int, block: Block, u: Array) -> float:
     """u0 - norm(u1) of lane v, the smaller eigenvalue."""
     tail = 0.0
@@ -76,13 +76,13 @@ def margin(v: int, block: Block, u: Array) -> float:
     return u[block.start, v] - np.sqrt(tail)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def add_identity(v: int, block: Block, amount: float, u: Array) -> None:
     """Add ``amount`` to u0 of lane v."""
     u[block.start, v] += amount
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _dot(lanes: Any, size: int, x: Array, x0: int, y: Array, y0: int) -> Any:
     """x1'y1 of blocks that begin in row x0 of x and row y0 of y."""
     total = broadcast(lanes, 0.0)
@@ -91,14 +91,14 @@ def _dot(lanes: Any, size: int, x: Array, x0: int, y: Array, y0: int) -> Any:
     return total
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _det(head: Any, tail: Any) -> Any:
     """u'Ju = (u0 - |u1|) (u0 + |u1|), without cancellation, from u0 and |u1|^2."""
     norm = sqrt(tail)
     return maximum((head - norm) * (head + norm), DET_FLOOR)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> None:
     """Compute the scaling point and eta^2 of a block, and H if it is stored dense."""
     s, y, start, size = point.s, point.y, block.start, block.size
@@ -119,7 +119,7 @@ def update_scaling(lanes: Any, block: Block, point: Point, scaling: Scaling) -> 
         _pack(lanes, block, scaling)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _pack(lanes: Any, block: Block, scaling: Scaling) -> None:
     """Store H as a packed triangle."""
     w, w0, position = scaling.factors, block.factor, block.packed
@@ -133,7 +133,7 @@ def _pack(lanes: Any, block: Block, scaling: Scaling) -> None:
         position += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def write_scaling(lanes: Any, block: Block, places: Places, scaling: Scaling, values: Array) -> None:
     """Write -H minus the static regularisation into K, dense or expanded (see above)."""
     if block.packed >= 0:
@@ -142,7 +142,7 @@ def write_scaling(lanes: Any, block: Block, places: Places, scaling: Scaling, va
         _expand(lanes, block, places, scaling, values)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _expand(lanes: Any, block: Block, places: Places, scaling: Scaling, values: Array) -> None:
     w, size, row = scaling.factors, block.size, places.n + block.start
     diagonal, place = places.diagonal, places.expanded
@@ -165,7 +165,7 @@ def _expand(lanes: Any, block: Block, places: Places, scaling: Scaling, values: 
     store(values, diagonal[block.extra + 1], eta2 + REGULARISATION)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def multiply(lanes: Any, block: Block, scaling: Scaling, x: Array, out: Array) -> None:
     """The block's rows of out <- eta^2 (2 w (w'x) - J x)."""
     w, f0, start, size = scaling.factors, block.factor, block.start, block.size
@@ -176,7 +176,7 @@ def multiply(lanes: Any, block: Block, scaling: Scaling, x: Array, out: Array) -
         store(out, start + i, eta2 * (load(lanes, w, f0 + i) * dot + load(lanes, x, start + i)))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def combined_shift(
     lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, sigma_mu: Array, shift: Array
 ) -> None:
@@ -219,7 +219,7 @@ def combined_shift(
         store(shift, start + i, eta * (load(lanes, work, size + i) + factor * load(lanes, w, f0 + i)))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def shorten_step(lanes: Any, block: Block, scaling: Scaling, point: Point, direction: Point, alpha: Array) -> None:
     """Reduce alpha (V,) to the longest step that keeps s + alpha ds and y + alpha dy in the cone."""
     longest = load(lanes, alpha, 0)
@@ -227,7 +227,7 @@ def shorten_step(lanes: Any, block: Block, scaling: Scaling, point: Point, direc
     store(alpha, 0, _longest_step(lanes, block, point.y, direction.y, longest))
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _longest_step(lanes: Any, block: Block, u: Array, du: Array, alpha: Any) -> Any:
     """The largest step up to alpha that keeps u + alpha du in the cone: the smallest positive root of u'Ju along it."""
     start, size = block.start, block.size

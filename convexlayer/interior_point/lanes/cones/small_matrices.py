@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from numba import njit
-
+from convexlayer.runtime.inner_function import inner_function
 from convexlayer.runtime.simd import absolute, any_lane, broadcast, load, maximum, minimum, sqrt, store, where
 
 __all__ = ["cholesky", "congruence", "least_eigenvalue", "orthogonalise", "outer"]
@@ -36,7 +35,7 @@ BELOW_GERSHGORIN = 0.01
 eigenvalue a pivot would be 0. A larger distance costs steps."""
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def cholesky(lanes: Any, order: int, X: Any) -> Any:
     """Overwrite the lower triangle of X by its Cholesky factor; returns the mask of lanes with X positive definite."""
     definite = broadcast(lanes, 1.0) > 0.0
@@ -54,7 +53,7 @@ def cholesky(lanes: Any, order: int, X: Any) -> Any:
     return definite
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def congruence(lanes: Any, order: int, A: Any, down: int, right: int, X: Any, T: Any, out: Any) -> None:
     """Out <- A X A' with symmetric X and A's entry (i, j) in row ``i down + j right``; T is scratch."""
     for j in range(order):
@@ -72,7 +71,7 @@ def congruence(lanes: Any, order: int, A: Any, down: int, right: int, X: Any, T:
             store(out, j + i * order, total)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def outer(lanes: Any, order: int, R: Any, W: Any) -> None:
     """W <- R R'."""
     for j in range(order):
@@ -84,7 +83,7 @@ def outer(lanes: Any, order: int, R: Any, W: Any) -> None:
             store(W, j + i * order, total)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
     """One-sided Jacobi: rotate pairs of columns of M, and of L alike, until those of M are orthogonal (Hestenes 1958).
 
@@ -122,7 +121,7 @@ def orthogonalise(lanes: Any, order: int, M: Any, L: Any) -> None:
             break
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) -> Any:
     """The smallest eigenvalue of symmetric X, from below, to LAST_STEP times its norm; NaN if X is not finite.
 
@@ -169,7 +168,7 @@ def least_eigenvalue(lanes: Any, order: int, X: Any, work: Any, squares: Any) ->
     return x
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _tridiagonalise(lanes: Any, order: int, X: Any, work: Any, squares: Any) -> None:
     """Householder tridiagonalisation: the diagonal stays in X, ``squares`` gets the squared off-diagonal entries."""
     zero = broadcast(lanes, 0.0)

@@ -3,7 +3,7 @@
 A cone is a module with the functions of ``block``, and one row of the table.
 
 The loops of ``over_blocks`` pass their arguments on and keep nothing, so Numba need not count references to the arrays
-in them (``_nrt``, an option that it does not document): counting takes five times as long as the loops over a few small
+in them: counting takes five times as long as the loops over a few small
 blocks. The functions that they call inherit the option, so these may take views of arrays but not allocate any.
 """
 
@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from convexlayer.interior_point.lanes.cones import exponential, nonnegative, power, psd, second_order
 from convexlayer.interior_point.lanes.layout import Blocks, block_at
 from convexlayer.program import Array
+from convexlayer.runtime.inner_function import inner_function
 
 __all__ = ["CONES", "SYMMETRIC_CONES", "least_margin", "over_blocks"]
 
@@ -40,13 +40,13 @@ def over_blocks(name: str, cones: tuple[ModuleType, ...] = CONES) -> Any:
     return loop
 
 
-@njit(nogil=True, error_model="numpy", _nrt=False)
+@inner_function(counts_references=False)
 def _nothing(where: Any, blocks: Blocks, *arguments: Any) -> None:
     pass
 
 
 def _loop(function: Any, number: int, rest: Any) -> Any:
-    @njit(nogil=True, error_model="numpy", _nrt=False)
+    @inner_function(counts_references=False)
     def loop(where: Any, blocks: Blocks, *arguments: Any) -> None:
         for k in range(blocks.first[number], blocks.first[number + 1]):
             function(where, block_at(blocks, k), *arguments)
@@ -62,13 +62,13 @@ def _least_margin() -> Any:
     return least
 
 
-@njit(nogil=True, error_model="numpy")
+@inner_function
 def _infinite(v: int, blocks: Blocks, u: Array) -> float:
     return np.inf
 
 
 def _smaller_margin(margin: Any, number: int, earlier: Any) -> Any:
-    @njit(nogil=True, error_model="numpy")
+    @inner_function
     def least(v: int, blocks: Blocks, u: Array) -> float:
         smallest = earlier(v, blocks, u)
         for k in range(blocks.first[number], blocks.first[number + 1]):
