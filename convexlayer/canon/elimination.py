@@ -94,24 +94,23 @@ def select_pivots(P: AffineMatrix, A: AffineMatrix, q: TrackedMatrix, b: Tracked
         b: [slopes, constant] of the right-hand side, (m, features + 1).
         cones: cones of the program.
     """
-    work = _Elimination(P, A, q.values, b.values, cones)
+    work = _Elimination(P, A, q, b, cones)
     while work.eliminate_rows() or work.eliminate_groups():
         pass
     return work.pivots
 
 
-def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
+def _units(P: TrackedMatrix, A: TrackedMatrix) -> Array:
     """Column scales (n,) that equilibrate [P A'; A 0] in the maximum norm, after P is divided by its largest entry.
 
     Ruiz, A scaling algorithm to equilibrate both rows and columns norms in matrices, 2001.
     """
-    A, P = A.tocoo(), P.tocoo()
     of_A, of_P = np.abs(A.data), np.abs(P.data) / (np.abs(P.data).max(initial=0.0) or 1.0)
     cols, rows = np.ones(A.shape[1]), np.ones(A.shape[0])
-    by_row, by_col, by_col_of_P = (_groups(index) for index in (A.row, A.col, P.row))
+    by_row, by_col, by_col_of_P = (_groups(index) for index in (A.rows, A.indices, P.rows))
     for _ in range(RUIZ_PASSES):
-        scaled = rows[A.row] * of_A * cols[A.col]
-        scaled_P = cols[P.row] * of_P * cols[P.col]
+        scaled = rows[A.rows] * of_A * cols[A.indices]
+        scaled_P = cols[P.rows] * of_P * cols[P.indices]
         largest_of_rows, largest_of_cols = np.zeros(len(rows)), np.zeros(len(cols))
         _update_maxima(largest_of_rows, scaled, by_row)
         _update_maxima(largest_of_cols, scaled, by_col)
@@ -152,12 +151,12 @@ class _Elimination:
         _features_of_b, _features_of_q: number of features in each entry of b and q, an upper bound after eliminations.
     """
 
-    def __init__(self, P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones) -> None:
+    def __init__(self, P: AffineMatrix, A: AffineMatrix, q: TrackedMatrix, b: TrackedMatrix, cones: Cones) -> None:
         self.pivots: list[Pivot] = []
         n, m = A.shape[1], A.shape[0]
         self._zero, self._left = cones.zero, n
         self._constant = A.constant
-        self._units: list[float] = _units(P.constant.values, A.constant.values).tolist()
+        self._units: list[float] = _units(P.constant, A.constant).tolist()
         self._sets = {"row": A.support, "col": A.support.T.tocsr(), "P": P.support}
         self._read: dict[str, dict[int, set[int]]] = {"row": {}, "col": {}, "P": {}}
         lengths = np.diff(self._sets["row"].indptr)
@@ -173,8 +172,8 @@ class _Elimination:
         varying = np.zeros(n, dtype=bool)
         varying[A.cols] = varying[P.cols] = True
         self._varying: list[bool] = varying.tolist()
-        self._features_of_b: list[int] = np.diff(b[:, :-1].tocsr().indptr).tolist()
-        self._features_of_q: list[int] = np.diff(q[:, :-1].tocsr().indptr).tolist()
+        self._features_of_b: list[int] = b.varying_entries.tolist()
+        self._features_of_q: list[int] = q.varying_entries.tolist()
 
     def eliminate_rows(self) -> bool:
         """Eliminate single rows whose elimination does not grow the program; return whether any was eliminated."""
@@ -226,10 +225,10 @@ class _Elimination:
     def _value(self, i: int) -> dict[int, TrackedNumber]:
         """Coefficients of a candidate row by column."""
         if i not in self._values:
-            values, magnitudes = self._constant.values, self._constant.magnitudes
-            part = slice(values.indptr[i], values.indptr[i + 1])
-            numbers = zip(values.data[part].tolist(), magnitudes.data[part].tolist(), strict=True)
-            self._values[i] = dict(zip(values.indices[part].tolist(), numbers, strict=True))
+            constant = self._constant
+            part = slice(constant.indptr[i], constant.indptr[i + 1])
+            numbers = zip(constant.data[part].tolist(), constant.bounds[part].tolist(), strict=True)
+            self._values[i] = dict(zip(constant.indices[part].tolist(), numbers, strict=True))
         return self._values[i]
 
     def _admissible(self, i: int) -> list[int]:

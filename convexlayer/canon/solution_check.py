@@ -116,7 +116,7 @@ def check_solution(
 def _message(residual: Residual) -> str:
     return (
         f"CVXPY {cp.__version__} canonicalises the problem wrongly: at a solution of its cone program, with random "
-        f"parameters, {residual.text}. Write that part in another way, and please report it to CVXPY; "
+        f"parameters, {residual.describe()}. Write that part in another way, and please report it to CVXPY; "
         "self_check=False turns the check off, at the risk of wrong solutions"
     )
 
