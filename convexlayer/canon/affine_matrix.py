@@ -11,22 +11,34 @@ import numpy as np
 import scipy.sparse as sp
 
 from convexlayer.canon.affine_map import AffineMap
-from convexlayer.canon.tracked_matrix import TrackedMatrix, add, multiply, tracked
+from convexlayer.canon.tracked_matrix import TrackedMatrix, add, from_entries, multiply
 from convexlayer.program import IndexArray, Pattern
 
 __all__ = ["AffineMatrix", "affine_map", "affine_vector"]
 
 
-def affine_vector(data: AffineMap, rows: slice) -> sp.csr_matrix:
-    """A slice of an affine map as the sparse matrix [slopes, constant], (rows, features + 1)."""
-    return sp.hstack([data.matrix[rows], sp.csr_matrix(data.constant[rows, None])], format="csr")
+def affine_vector(data: AffineMap) -> TrackedMatrix:
+    """An affine map as the sparse matrix [slopes, constant], (rows, features + 1)."""
+    matrix = data.matrix
+    height, features = matrix.shape
+    fixed = np.flatnonzero(data.constant)
+    rows = np.concatenate([np.repeat(np.arange(height), np.diff(matrix.indptr)), fixed])
+    cols = np.concatenate([matrix.indices, np.full(len(fixed), features)])
+    return from_entries((height, features + 1), rows, cols, np.concatenate([matrix.data, data.constant[fixed]]))
 
 
-def affine_map(vector: sp.csr_matrix) -> AffineMap:
+def affine_map(vector: TrackedMatrix) -> AffineMap:
     """The affine map of a sparse matrix [slopes, constant], the inverse of ``affine_vector``."""
-    matrix = vector[:, :-1].tocsr()
+    slopes = of_slopes(vector)
+    matrix = slopes.values
     matrix.sort_indices()
-    return AffineMap(matrix, vector[:, [-1]].toarray()[:, 0])
+    return AffineMap(matrix, vector.column(vector.shape[1] - 1)[0])
+
+
+def of_slopes(vector: TrackedMatrix) -> TrackedMatrix:
+    """The slopes of an affine vector, (rows, features)."""
+    features = vector.shape[1] - 1
+    return replace(vector.of_entries(vector.indices < features), shape=(vector.shape[0], features))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +58,17 @@ class AffineMatrix:
     slopes: TrackedMatrix
 
     @staticmethod
-    def of(pattern: Pattern, entries: sp.csr_matrix) -> AffineMatrix:
+    def of(pattern: Pattern, entries: TrackedMatrix) -> AffineMatrix:
         """Build the matrix from its sparsity pattern and the [slopes, constant] of each entry."""
-        slopes = entries[:, :-1].tocsr()
-        varying = np.flatnonzero(np.diff(slopes.indptr))
-        constant = sp.coo_matrix((entries[:, [-1]].toarray()[:, 0], (pattern.rows, pattern.cols)), shape=pattern.shape)
-        constant.eliminate_zeros()
+        slopes = of_slopes(entries)
+        varying = np.flatnonzero(slopes.used_rows)
+        constant, _ = entries.column(entries.shape[1] - 1)
+        fixed = np.flatnonzero(constant)
         return AffineMatrix(
-            tracked(constant.tocsr()), pattern.rows[varying], pattern.cols[varying], tracked(slopes[varying])
+            from_entries(pattern.shape, pattern.rows[fixed], pattern.cols[fixed], constant[fixed]),
+            pattern.rows[varying],
+            pattern.cols[varying],
+            slopes.of_rows(varying),
         )
 
     @property
@@ -111,7 +126,7 @@ class AffineMatrix:
         widened = replace(slopes, shape=(slopes.shape[0], slopes.shape[1] + 1))
         return add(multiply(self.constant, vector), widened)
 
-    def entries(self) -> tuple[Pattern, sp.csr_matrix]:
+    def entries(self) -> tuple[Pattern, TrackedMatrix]:
         """The sparsity pattern, and the [slopes, constant] of each of its entries."""
         constant, slopes = self.constant, self.slopes
         height = max(self.shape[0], 1)
@@ -119,9 +134,7 @@ class AffineMatrix:
         varying = self.cols * height + self.rows
         keys, place = np.unique(np.concatenate([fixed, varying]), return_inverse=True)
         features = slopes.shape[1]
-        last = np.full(len(fixed), features)
         rows = np.concatenate([place[: len(fixed)], place[len(fixed) :][slopes.rows]])
-        cols = np.concatenate([last, slopes.indices])
-        shape = (len(keys), features + 1)
-        entries = sp.coo_matrix((np.concatenate([constant.data, slopes.data]), (rows, cols)), shape=shape).tocsr()
+        cols = np.concatenate([np.full(len(fixed), features), slopes.indices])
+        entries = from_entries((len(keys), features + 1), rows, cols, np.concatenate([constant.data, slopes.data]))
         return Pattern(self.shape, keys % height, keys // height), entries

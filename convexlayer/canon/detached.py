@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import cvxpy as cp
@@ -25,15 +26,15 @@ def detached(problem: cp.Problem) -> cp.Problem:
     memo: dict[int, Any] = {}
 
     def clone(value: Any) -> Any:
-        if isinstance(value, cp.Problem):
-            return cp.Problem(clone(value.objective), [clone(constraint) for constraint in value.constraints])
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             parts = [clone(part) for part in value]
             return type(value)(parts) if type(value) in (list, tuple) else copy.copy(value)
         if isinstance(value, dict):
             return {key: clone(part) for key, part in value.items()}
-        if not isinstance(value, Canonical):
+        if not _is_canonical(type(value)):
             return value
+        if isinstance(value, cp.Problem):
+            return cp.Problem(clone(value.objective), [clone(constraint) for constraint in value.constraints])
         if id(value) not in memo:
             new = object.__new__(cp.Parameter if isinstance(value, cp.CallbackParam) else type(value))
             memo[id(value)] = new
@@ -48,6 +49,12 @@ def detached(problem: cp.Problem) -> cp.Problem:
 
     copied: cp.Problem = clone(problem)
     return copied
+
+
+@cache
+def _is_canonical(kind: type) -> bool:
+    """Whether values of a type are nodes of expression trees; asked of every attribute of every node."""
+    return issubclass(kind, Canonical)
 
 
 def expressions(*roots: Any) -> Iterator[Any]:

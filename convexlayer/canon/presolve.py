@@ -35,6 +35,7 @@ from convexlayer.canon.tracked_matrix import (
     identity,
     multiply,
     nothing,
+    stacked,
     subtract,
     tracked,
 )
@@ -64,8 +65,8 @@ def presolved(program: ParametricProgram) -> ParametricProgram:
     if last.A.shape == (m, n):
         return program
     offset = multiply(last.B, given.b)
-    r, products = _constant(given, affine_vector(program.data, program.parts[2]), offset.values)
-    structure, data = last.stacked(r)
+    r, products = _constant(given, offset)
+    structure, data = last.with_constant(r)
     record = PresolveRecord(
         source=program,
         eliminated_variables=len(pivots),
@@ -77,7 +78,7 @@ def presolved(program: ParametricProgram) -> ParametricProgram:
         structure=structure,
         data=data,
         products=products,
-        recovery=_recovery(recovery, given, last, offset.values),
+        recovery=_recovery(recovery, given, last, offset),
         presolve=record,
     )
 
@@ -86,11 +87,13 @@ def presolved(program: ParametricProgram) -> ParametricProgram:
 class _Stage:
     """A partially reduced program, with the T, B and C that reduce the original program to it.
 
-    ``q`` and ``b`` are [slopes, constant], (n, features + 1) and (m, features + 1).
+    ``q``, ``r`` and ``b`` are [slopes, constant], (n, features + 1), (1, features + 1) and (m, features + 1); ``r`` is
+    that of the original program in all stages.
     """
 
     P: AffineMatrix
     q: TrackedMatrix
+    r: TrackedMatrix
     A: AffineMatrix
     b: TrackedMatrix
     cones: Cones
@@ -102,13 +105,15 @@ class _Stage:
     def of(program: ParametricProgram) -> _Stage:
         """The stage without reductions: T and C are identities, B is zero."""
         structure, data = program.structure, program.data
-        P, q, _, A, b = (affine_vector(data, part) for part in program.parts)
+        whole = affine_vector(data)
+        P, q, r, A, b = (whole.of_rows(np.arange(part.start, part.stop)) for part in program.parts)
         n, m = structure.n, structure.m
         return _Stage(
             P=AffineMatrix.of(structure.P, P),
-            q=tracked(q),
+            q=q,
+            r=r,
             A=AffineMatrix.of(structure.A, A),
-            b=tracked(b),
+            b=b,
             cones=structure.cones,
             T=identity(n),
             B=nothing((n, m)),
@@ -135,6 +140,7 @@ class _Stage:
         return _Stage(
             P=self.P.times(T).transposed.times(T),
             q=multiply(T.transposed, add(self.q, self.P.matvec(offset))),
+            r=self.r,
             A=self.A.times(T).transposed.times(C.transposed).transposed,
             b=multiply(C, subtract(self.b, self.A.matvec(offset))),
             cones=replace(self.cones, zero=zero, nonnegative=nonnegative),
@@ -166,13 +172,11 @@ class _Stage:
         B = multiply(multiply(into_V, _unit_inverse(nilpotent, right)), columns_of_identity(m, rows).transposed)
         return self.then(C=columns_of_identity(m, others).transposed, T=T, B=B)
 
-    def stacked(self, r: sp.csr_matrix) -> tuple[Structure, AffineMap]:
+    def with_constant(self, r: TrackedMatrix) -> tuple[Structure, AffineMap]:
         """The structure, and the affine map from features to (P, q, r, A, b)."""
         P_pattern, P = _symmetric(*self.P.entries())
         A_pattern, A = self.A.entries()
-        return Structure(P_pattern, A_pattern, self.cones), affine_map(
-            sp.vstack([P, self.q.values, r, A, self.b.values], "csr")
-        )
+        return Structure(P_pattern, A_pattern, self.cones), affine_map(stacked([P, self.q, r, A, self.b]))
 
 
 def _gathered(rows: list[dict[int, TrackedNumber]], width: int) -> TrackedMatrix:
@@ -199,26 +203,28 @@ def _unit_inverse(nilpotent: TrackedMatrix, right: TrackedMatrix) -> TrackedMatr
         solution = improved
 
 
-def _symmetric(pattern: Pattern, entries: sp.csr_matrix) -> tuple[Pattern, sp.csr_matrix]:
+def _symmetric(pattern: Pattern, entries: TrackedMatrix) -> tuple[Pattern, TrackedMatrix]:
     """Symmetrise to (P + P') / 2, because rounding errors differ on the two sides of the diagonal."""
     size = max(pattern.shape[0], 1)
     here, there = pattern.cols * size + pattern.rows, pattern.rows * size + pattern.cols
     keys, place = np.unique(np.concatenate([here, there]), return_inverse=True)
     source = np.tile(np.arange(pattern.nnz), 2)
     mean = sp.csr_matrix((np.full(len(place), 0.5), (place, source)), shape=(len(keys), pattern.nnz))
-    return Pattern(pattern.shape, keys % size, keys // size), (mean @ entries).tocsr()
+    return Pattern(pattern.shape, keys % size, keys // size), tracked((mean @ entries.values).tocsr())
 
 
-def _constant(given: _Stage, r: sp.csr_matrix, offset: sp.csr_matrix) -> tuple[sp.csr_matrix, AffineProduct | None]:
+def _constant(given: _Stage, offset: TrackedMatrix) -> tuple[TrackedMatrix, AffineProduct | None]:
     """r + offset'(q + P offset / 2), split into its affine part and the products of two feature-dependent factors."""
-    slope = (given.q.values + 0.5 * given.P.matvec(tracked(offset)).values).tocsr()
-    left, right = (np.diff(vector[:, :-1].tocsr().indptr) > 0 for vector in (offset, slope))
+    if not len(offset.data):
+        return given.r, None
+    slope = (given.q.values + 0.5 * given.P.matvec(offset).values).tocsr()
+    left, right = offset.varying_entries > 0, np.diff(slope[:, :-1].tocsr().indptr) > 0
     both = np.flatnonzero(left & right)
-    at_constant = np.where(left, 0.0, offset[:, [-1]].toarray()[:, 0])
+    at_constant = np.where(left, 0.0, offset.column(offset.shape[1] - 1)[0])
     of_constant = np.where(left & ~right, slope[:, [-1]].toarray()[:, 0], 0.0)
-    affine = r + sp.csr_matrix(at_constant) @ slope + sp.csr_matrix(of_constant) @ offset
-    products = AffineProduct(affine_map(offset[both]), affine_map(slope[both])) if len(both) else None
-    return affine.tocsr(), products
+    affine = given.r.values + sp.csr_matrix(at_constant) @ slope + sp.csr_matrix(of_constant) @ offset.values
+    products = AffineProduct(affine_map(offset.of_rows(both)), affine_map(tracked(slope[both]))) if len(both) else None
+    return tracked(affine.tocsr()), products
 
 
 def _observed_rows(recovery: Recovery, given: _Stage, stage: _Stage) -> BoolArray:
@@ -231,7 +237,7 @@ def _observed_rows(recovery: Recovery, given: _Stage, stage: _Stage) -> BoolArra
     return observed
 
 
-def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: sp.csr_matrix) -> Recovery:
+def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: TrackedMatrix) -> Recovery:
     """Express the outputs R_x x + R_y y of the original program by (z, v) and the features.
 
     With W = R_y B', the outputs are R_x x + R_y C'v - W (P x + q + A'C'v); only the rows of P and the columns of A
@@ -244,7 +250,7 @@ def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: sp.csr_ma
     Ct = last.C.transposed.values
     of_z = R_x @ T - W @ (P_0 @ T)
     of_v = R_y @ Ct - W @ (A_0.T @ Ct)
-    affine = (R_x @ offset - W @ (given.q.values + given.P.matvec(tracked(offset)).values)).tocsr()
+    affine = (R_x @ offset.values - W @ (given.q.values + given.P.matvec(offset).values)).tocsr()
     used = np.diff(W.tocsc().indptr) > 0
     P, A = np.flatnonzero(used[given.P.rows]), np.flatnonzero(used[given.A.cols])
     factor = sp.vstack([given.P.slopes.values[P], given.A.slopes.values[A]], "csr")
@@ -253,5 +259,5 @@ def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: sp.csr_ma
     matrix = sp.hstack([of_z, of_v], "csr")
     for part in (matrix, affine):
         part.eliminate_zeros()
-    direct = DirectTerm(affine_map(affine), weight, factor, point) if affine.nnz or factor.nnz else None
+    direct = DirectTerm(affine_map(tracked(affine)), weight, factor, point) if affine.nnz or factor.nnz else None
     return Recovery(recovery.outputs, matrix, T.shape[1], direct)

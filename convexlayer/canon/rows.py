@@ -58,12 +58,11 @@ def drop_redundant_rows(A: AffineMatrix, b: TrackedMatrix, cones: Cones, observe
 
 def _as_vectors(A: AffineMatrix, b: TrackedMatrix) -> sp.csr_matrix:
     """Flatten each row of [A b], as a function of the features, to one sparse vector of its coefficients."""
-    pattern, entries = A.entries()
-    coefficients = entries.tocoo()
+    pattern, coefficients = A.entries()
     width = b.shape[1]
-    rows = np.concatenate([pattern.rows[coefficients.row], b.rows])
+    rows = np.concatenate([pattern.rows[coefficients.rows], b.rows])
     last = A.shape[1] * width + b.indices  # a product of two sizes may exceed 32 bits
-    cols = np.concatenate([pattern.cols[coefficients.row] * width + coefficients.col, last])
+    cols = np.concatenate([pattern.cols[coefficients.rows] * width + coefficients.indices, last])
     values = np.concatenate([coefficients.data, b.data])
     vectors = sp.coo_matrix((values, (rows, cols)), shape=(A.shape[0], (A.shape[1] + 1) * width)).tocsr()
     vectors.eliminate_zeros()

@@ -10,6 +10,7 @@ costs more to construct than most of these operations, and presolve makes hundre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,9 +26,11 @@ __all__ = [
     "TrackedMatrix",
     "add",
     "columns_of_identity",
+    "from_entries",
     "identity",
     "multiply",
     "nothing",
+    "stacked",
     "subtract",
     "tracked",
 ]
@@ -101,6 +104,11 @@ class TrackedMatrix:
         shape = (len(rows), self.shape[1])
         return TrackedMatrix(shape, indptr, self.indices[place], self.data[place], self.bounds[place])
 
+    def of_entries(self, kept: BoolArray) -> TrackedMatrix:
+        """Select entries."""
+        indptr = np.concatenate([[0], np.cumsum(kept)])[self.indptr]
+        return TrackedMatrix(self.shape, indptr, self.indices[kept], self.data[kept], self.bounds[kept])
+
     def equals(self, other: TrackedMatrix) -> bool:
         """Whether the other matrix has the same entries in the same order."""
         pairs = ((self.indptr, other.indptr), (self.indices, other.indices), (self.data, other.data))
@@ -119,6 +127,22 @@ def tracked(matrix: sp.csr_matrix) -> TrackedMatrix:
     matrix.sum_duplicates()
     indptr, indices = (part.astype(np.int64) for part in (matrix.indptr, matrix.indices))
     return TrackedMatrix(matrix.shape, indptr, indices, matrix.data, np.abs(matrix.data))
+
+
+def from_entries(shape: tuple[int, int], rows: IndexArray, cols: IndexArray, data: Array) -> TrackedMatrix:
+    """Build a matrix of exact data from its entries, at different places."""
+    order = np.lexsort((cols, rows))
+    indptr = np.searchsorted(rows[order], np.arange(shape[0] + 1))
+    return TrackedMatrix(shape, indptr, cols[order].astype(np.int64), data[order], np.abs(data[order]))
+
+
+def stacked(parts: Sequence[TrackedMatrix]) -> TrackedMatrix:
+    """Stack matrices of equal widths."""
+    counts = np.concatenate([[0], *(np.diff(part.indptr) for part in parts)])
+    indices, data, bounds = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "data", "bounds")
+    )
+    return TrackedMatrix((len(counts) - 1, parts[0].shape[1]), np.cumsum(counts), indices, data, bounds)
 
 
 def identity(size: int) -> TrackedMatrix:
@@ -188,10 +212,7 @@ def _sum(left: TrackedMatrix, right: TrackedMatrix, of_right: Array) -> TrackedM
 def _without_cancelled(matrix: TrackedMatrix) -> TrackedMatrix:
     """Drop entries that cancelled."""
     kept = np.abs(matrix.data) > CANCELLED * matrix.bounds
-    if kept.all():
-        return matrix
-    indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
-    return TrackedMatrix(matrix.shape, indptr, matrix.indices[kept], matrix.data[kept], matrix.bounds[kept])
+    return matrix if kept.all() else matrix.of_entries(kept)
 
 
 def _keys(indptr: IndexArray, indices: IndexArray, width: int) -> IndexArray:
