@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
 import cvxpy as cp
@@ -24,6 +23,7 @@ def detached(problem: cp.Problem) -> cp.Problem:
     (ndim > 2) are dropped, because CVXPY 1.9.3 would keep the triangle of one matrix only.
     """
     memo: dict[int, Any] = {}
+    nodes: dict[Any, bool] = {}  # whether values of a type are nodes: every attribute of every node is asked
 
     def clone(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
@@ -31,7 +31,10 @@ def detached(problem: cp.Problem) -> cp.Problem:
             return type(value)(parts) if type(value) in (list, tuple) else copy.copy(value)
         if isinstance(value, dict):
             return {key: clone(part) for key, part in value.items()}
-        if not _is_canonical(type(value)):
+        kind = type(value)
+        if kind not in nodes:
+            nodes[kind] = isinstance(value, Canonical)
+        if not nodes[kind]:
             return value
         if isinstance(value, cp.Problem):
             return cp.Problem(clone(value.objective), [clone(constraint) for constraint in value.constraints])
@@ -49,12 +52,6 @@ def detached(problem: cp.Problem) -> cp.Problem:
 
     copied: cp.Problem = clone(problem)
     return copied
-
-
-@cache
-def _is_canonical(kind: type) -> bool:
-    """Whether values of a type are nodes of expression trees; asked of every attribute of every node."""
-    return issubclass(kind, Canonical)
 
 
 def expressions(*roots: Any) -> Iterator[Any]:

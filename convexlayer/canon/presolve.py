@@ -248,6 +248,10 @@ def _recovery(recovery: Recovery, given: _Stage, last: _Stage, offset: TrackedMa
     R_x, R_y = recovery.matrix[:, :n].tocsr(), recovery.matrix[:, n:].tocsr()
     W = multiply(tracked(R_y), last.B.transposed).values
     Ct = last.C.transposed.values
+    if not (W.nnz or len(offset.data)):  # nothing depends on the features beside (z, v)
+        matrix = sp.hstack([R_x @ T, R_y @ Ct], "csr")
+        matrix.sort_indices()
+        return Recovery(recovery.outputs, matrix, T.shape[1])
     of_z = R_x @ T - W @ (P_0 @ T)
     of_v = R_y @ Ct - W @ (A_0.T @ Ct)
     affine = (R_x @ offset.values - W @ (given.q.values + given.P.matvec(offset).values)).tocsr()

@@ -256,6 +256,7 @@ class _Check:
         weight[used[used < n]] = 1.0
         diagonal = np.arange(n) * (n + 1)
         keys, place = np.unique(np.concatenate([P.cols * n + P.rows, diagonal]), return_inverse=True)
-        values = np.bincount(place, weights=np.concatenate([program.P[0], weight]), minlength=len(keys))
+        values = np.zeros(len(keys))
+        np.add.at(values, place, np.concatenate([program.P[0], weight]))
         structure = Structure(Pattern((n, n), keys % n, keys // n), program.structure.A, program.structure.cones)
         return replace(program, structure=structure, P=values[None], q=program.q - np.where(weight == 1.0, centre, 0.0))

@@ -202,7 +202,7 @@ def _sum(left: TrackedMatrix, right: TrackedMatrix, of_right: Array) -> TrackedM
         np.concatenate([left.rows * wide + left.indices, right.rows * wide + right.indices]), return_inverse=True
     )
     data, bounds = (
-        np.bincount(place, weights=np.concatenate(parts), minlength=len(keys))
+        np.bincount(place, weights=np.concatenate(parts), minlength=len(keys)).astype(float, copy=False)
         for parts in ((left.data, of_right), (left.bounds, right.bounds))
     )
     indptr = np.searchsorted(keys, np.arange(height + 1) * wide)

@@ -22,7 +22,7 @@ def tracking(size: int) -> tuple[cp.Problem, list[cp.Parameter], list[cp.Variabl
 
 def calls(size: int, **keywords: bool) -> int:
     """Number of Python functions that a canonicalisation calls; it does not depend on the machine's load."""
-    arguments = tracking(size)
+    problem, parameters, variables = tracking(size)
     count = 0
 
     def counted(frame: FrameType, event: str, argument: Any) -> None:
@@ -32,7 +32,7 @@ def calls(size: int, **keywords: bool) -> int:
     before = sys.getprofile()
     sys.setprofile(counted)
     try:
-        canonicalize(*arguments, **keywords)
+        canonicalize(problem, parameters, variables, **keywords)
     finally:
         sys.setprofile(before)
     return count
