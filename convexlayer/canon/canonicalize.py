@@ -8,7 +8,7 @@ import cvxpy as cp
 
 from convexlayer.canon.detached import detached
 from convexlayer.canon.frontend import canonical_form
-from convexlayer.canon.instance_check import check_instances
+from convexlayer.canon.instance_check import check_instance
 from convexlayer.canon.parametric import ParametricProgram
 from convexlayer.canon.presolve import presolved
 from convexlayer.canon.solution_check import Solve, check_solution
@@ -47,7 +47,7 @@ def canonicalise_problem(
     form = canonical_form(detached(problem), gp=gp)
     program = parametric_program(form, parameters, variables)
     if check is not None:
-        check_instances(problem, form, parameters, program)
+        check_instance(problem, form, parameters, program)
         check_solution(problem, form, parameters, program, check)
     return presolved(program) if presolve else program
 

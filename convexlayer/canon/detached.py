@@ -23,17 +23,21 @@ def detached(problem: cp.Problem) -> cp.Problem:
     (ndim > 2) are dropped, because CVXPY 1.9.3 would keep the triangle of one matrix only.
     """
     memo: dict[int, Any] = {}
+    nodes: dict[Any, bool] = {}  # whether values of a type are nodes: every attribute of every node is asked
 
     def clone(value: Any) -> Any:
-        if isinstance(value, cp.Problem):
-            return cp.Problem(clone(value.objective), [clone(constraint) for constraint in value.constraints])
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             parts = [clone(part) for part in value]
             return type(value)(parts) if type(value) in (list, tuple) else copy.copy(value)
         if isinstance(value, dict):
             return {key: clone(part) for key, part in value.items()}
-        if not isinstance(value, Canonical):
+        kind = type(value)
+        if kind not in nodes:
+            nodes[kind] = isinstance(value, Canonical)
+        if not nodes[kind]:
             return value
+        if isinstance(value, cp.Problem):
+            return cp.Problem(clone(value.objective), [clone(constraint) for constraint in value.constraints])
         if id(value) not in memo:
             new = object.__new__(cp.Parameter if isinstance(value, cp.CallbackParam) else type(value))
             memo[id(value)] = new

@@ -94,24 +94,23 @@ def select_pivots(P: AffineMatrix, A: AffineMatrix, q: TrackedMatrix, b: Tracked
         b: [slopes, constant] of the right-hand side, (m, features + 1).
         cones: cones of the program.
     """
-    work = _Elimination(P, A, q.values, b.values, cones)
+    work = _Elimination(P, A, q, b, cones)
     while work.eliminate_rows() or work.eliminate_groups():
         pass
     return work.pivots
 
 
-def _units(P: sp.csr_matrix, A: sp.csr_matrix) -> Array:
+def _units(P: TrackedMatrix, A: TrackedMatrix) -> Array:
     """Column scales (n,) that equilibrate [P A'; A 0] in the maximum norm, after P is divided by its largest entry.
 
     Ruiz, A scaling algorithm to equilibrate both rows and columns norms in matrices, 2001.
     """
-    A, P = A.tocoo(), P.tocoo()
     of_A, of_P = np.abs(A.data), np.abs(P.data) / (np.abs(P.data).max(initial=0.0) or 1.0)
     cols, rows = np.ones(A.shape[1]), np.ones(A.shape[0])
-    by_row, by_col, by_col_of_P = (_groups(index) for index in (A.row, A.col, P.row))
+    by_row, by_col, by_col_of_P = (_groups(index) for index in (A.rows, A.indices, P.rows))
     for _ in range(RUIZ_PASSES):
-        scaled = rows[A.row] * of_A * cols[A.col]
-        scaled_P = cols[P.row] * of_P * cols[P.col]
+        scaled = rows[A.rows] * of_A * cols[A.indices]
+        scaled_P = cols[P.rows] * of_P * cols[P.indices]
         largest_of_rows, largest_of_cols = np.zeros(len(rows)), np.zeros(len(cols))
         _update_maxima(largest_of_rows, scaled, by_row)
         _update_maxima(largest_of_cols, scaled, by_col)
@@ -136,13 +135,31 @@ def _update_maxima(largest: Array, values: Array, groups: tuple[IndexArray, Inde
 
 
 @final
+class _Supports(dict[int, set[int]]):
+    """The columns of the entries in each row of a sparsity pattern, each read on first use.
+
+    Attributes:
+        lengths: number of entries in each row of the pattern.
+    """
+
+    def __init__(self, pattern: sp.csr_matrix) -> None:
+        super().__init__()
+        self._indptr, self._indices = pattern.indptr, pattern.indices
+        self.lengths = np.diff(pattern.indptr)
+
+    def __missing__(self, row: int) -> set[int]:
+        support = self[row] = set(self._indices[self._indptr[row] : self._indptr[row + 1]].tolist())
+        return support
+
+
+@final
 class _Elimination:
     """State of the elimination: sparsity patterns, and values of candidate rows, each read on first use.
 
     Attributes:
         pivots: the pivots so far.
         _zero, _left: number of equality rows, and of variables that are left.
-        _sets, _read: sparsity patterns of the rows and columns of A and of the rows of P, and those read so far.
+        _rows, _cols, _neighbours: sparsity patterns of the rows and columns of A and of the rows of P.
         _values, _multipliers: coefficients of the candidate rows read so far, and their multipliers (see ``Pivot``).
         _candidates: rows that may be solved, short ones first: a dictionary, for its order.
         _count: number of entries in each column of A and P.
@@ -152,15 +169,15 @@ class _Elimination:
         _features_of_b, _features_of_q: number of features in each entry of b and q, an upper bound after eliminations.
     """
 
-    def __init__(self, P: AffineMatrix, A: AffineMatrix, q: sp.csr_matrix, b: sp.csr_matrix, cones: Cones) -> None:
+    def __init__(self, P: AffineMatrix, A: AffineMatrix, q: TrackedMatrix, b: TrackedMatrix, cones: Cones) -> None:
         self.pivots: list[Pivot] = []
         n, m = A.shape[1], A.shape[0]
         self._zero, self._left = cones.zero, n
         self._constant = A.constant
-        self._units: list[float] = _units(P.constant.values, A.constant.values).tolist()
-        self._sets = {"row": A.support, "col": A.support.T.tocsr(), "P": P.support}
-        self._read: dict[str, dict[int, set[int]]] = {"row": {}, "col": {}, "P": {}}
-        lengths = np.diff(self._sets["row"].indptr)
+        self._units: list[float] = _units(P.constant, A.constant).tolist()
+        of_A = A.support
+        self._rows, self._cols, self._neighbours = _Supports(of_A), _Supports(of_A.T.tocsr()), _Supports(P.support)
+        lengths = self._rows.lengths
         self._longest = max(FREE_ROW_LENGTH, int(lengths[cones.zero :].max(initial=0)))
         self._values: dict[int, dict[int, TrackedNumber]] = {}
         self._multipliers: dict[int, dict[int, TrackedNumber]] = defaultdict(dict)
@@ -168,13 +185,13 @@ class _Elimination:
         varying_rows[A.rows] = True
         candidates = np.flatnonzero(~varying_rows[: cones.zero] & (lengths[: cones.zero] > 0))
         self._candidates = dict.fromkeys(candidates[np.argsort(lengths[candidates], kind="stable")].tolist())
-        self._count = (np.diff(self._sets["col"].indptr) + np.diff(self._sets["P"].indptr)).tolist()
+        self._count = (self._cols.lengths + self._neighbours.lengths).tolist()
         self._cliques: set[frozenset[int]] = set()
         varying = np.zeros(n, dtype=bool)
         varying[A.cols] = varying[P.cols] = True
         self._varying: list[bool] = varying.tolist()
-        self._features_of_b: list[int] = np.diff(b[:, :-1].tocsr().indptr).tolist()
-        self._features_of_q: list[int] = np.diff(q[:, :-1].tocsr().indptr).tolist()
+        self._features_of_b: list[int] = b.varying_entries.tolist()
+        self._features_of_q: list[int] = q.varying_entries.tolist()
 
     def eliminate_rows(self) -> bool:
         """Eliminate single rows whose elimination does not grow the program; return whether any was eliminated."""
@@ -197,7 +214,7 @@ class _Elimination:
         singletons = {i: j for i in self._candidates for j in self._singleton(i)}
         same: dict[frozenset[int], list[tuple[int, int]]] = defaultdict(list)
         for i, j in singletons.items():
-            same[frozenset(self._row(i) - {j})].append((i, j))
+            same[frozenset(self._rows[i] - {j})].append((i, j))
         before = len(self.pivots)
         for group in [*same.values(), *_connected_groups(same)]:
             remaining = [(i, j) for i, j in group if i in self._candidates]
@@ -206,30 +223,13 @@ class _Elimination:
                     self._eliminate(i, j)
         return len(self.pivots) > before
 
-    def _row(self, i: int) -> set[int]:
-        return self._set("row", i)
-
-    def _col(self, j: int) -> set[int]:
-        return self._set("col", j)
-
-    def _neighbours(self, j: int) -> set[int]:
-        """Columns with an entry in row j of P."""
-        return self._set("P", j)
-
-    def _set(self, kind: str, index: int) -> set[int]:
-        read = self._read[kind]
-        if index not in read:
-            matrix = self._sets[kind]
-            read[index] = set(matrix.indices[matrix.indptr[index] : matrix.indptr[index + 1]].tolist())
-        return read[index]
-
     def _value(self, i: int) -> dict[int, TrackedNumber]:
         """Coefficients of a candidate row by column."""
         if i not in self._values:
-            values, magnitudes = self._constant.values, self._constant.magnitudes
-            part = slice(values.indptr[i], values.indptr[i + 1])
-            numbers = zip(values.data[part].tolist(), magnitudes.data[part].tolist(), strict=True)
-            self._values[i] = dict(zip(values.indices[part].tolist(), numbers, strict=True))
+            constant = self._constant
+            part = slice(constant.indptr[i], constant.indptr[i + 1])
+            numbers = zip(constant.data[part].tolist(), constant.bounds[part].tolist(), strict=True)
+            self._values[i] = dict(zip(constant.indices[part].tolist(), numbers, strict=True))
         return self._values[i]
 
     def _admissible(self, i: int) -> list[int]:
@@ -242,7 +242,7 @@ class _Elimination:
             size = abs(value[j][0]) * units[j]
             accurate = abs(value[j][0]) >= CANCELLATION_THRESHOLD * value[j][1]
             stable = size >= PIVOT_THRESHOLD * largest or (
-                size >= SINGLETON_PIVOT_THRESHOLD * largest and len(self._col(j)) == 1
+                size >= SINGLETON_PIVOT_THRESHOLD * largest and len(self._cols[j]) == 1
             )
             bilinear = self._varying[j] and (self._features_of_b[i] or targets > MAX_COPIES)
             copies = targets > MAX_COPIES and self._features_of_b[i] + self._features_of_q[j] > MAX_COPIED_FEATURES
@@ -254,7 +254,7 @@ class _Elimination:
 
     def _singleton(self, i: int) -> Iterable[int]:
         """The first admissible column of row i that is a column singleton, or nothing."""
-        return [j for j in self._admissible(i) if len(self._col(j)) == 1][:1]
+        return [j for j in self._admissible(i) if len(self._cols[j]) == 1][:1]
 
     def _growth(self, group: list[tuple[int, int]]) -> int:
         """Growth of the program size if the group is eliminated; 1 as soon as the program certainly grows.
@@ -262,22 +262,22 @@ class _Elimination:
         The columns of a group of several pivots must be column singletons.
         """
         columns = {j for _, j in group}
-        supports = {frozenset(self._row(i) - columns) for i, _ in group}
+        supports = {frozenset(self._rows[i] - columns) for i, _ in group}
         fill, removed = 0, 2 * len(group)
         for i, j in group:
-            row, others = self._row(i), self._col(j) - {i}
+            row, others = self._rows[i], self._cols[j] - {i}
             removed += len(row) + len(others)
             if len(row) - 1 > self._longest and any(r >= self._zero for r in others):
                 return 1
             for r in others:
-                new = len(row - self._row(r))
+                new = len(row - self._rows[r])
                 fill += new
-                if r >= self._zero and len(self._row(r)) - 1 + new > self._longest:
+                if r >= self._zero and len(self._rows[r]) - 1 + new > self._longest:
                     return 1
         outside: set[int] = set()
         inside = False
         for j in columns:
-            neighbours = self._neighbours(j)
+            neighbours = self._neighbours[j]
             far = neighbours - columns
             removed += len(neighbours) + len(far)
             outside |= far
@@ -286,7 +286,7 @@ class _Elimination:
             return fill - removed
         if inside:
             squares = [len(support) ** 2 for support in supports]
-            there = [sum(len(self._neighbours(k)) for k in support) for support in supports]
+            there = [sum(len(self._neighbours[k]) for k in support) for support in supports]
             least = max(square - count for square, count in zip(squares, there, strict=True))
             if least + fill > removed or sum(squares) > MAX_GROUP_WORK:
                 return 1
@@ -299,38 +299,38 @@ class _Elimination:
         union = set(joined)
         for k in outside:
             joined[k] |= union
-        return fill + sum(len(new - self._neighbours(k)) for k, new in joined.items()) - removed
+        return fill + sum(len(new - self._neighbours[k]) for k, new in joined.items()) - removed
 
     def _eliminate(self, i: int, j: int) -> None:
         """Solve row i for x_j and substitute x_j in the program."""
         value = self._value(i)
-        support = self._row(i) - {j}
-        for r in self._col(j) - {i}:
-            row = self._row(r)
+        support = self._rows[i] - {j}
+        for r in self._cols[j] - {i}:
+            row = self._rows[r]
             row.discard(j)
             for k in support - row:
-                self._col(k).add(r)
+                self._cols[k].add(r)
             row |= support
             if r in self._candidates:
                 self._subtract(r, i, value, j)
             if r < self._zero:
                 self._features_of_b[r] += self._features_of_b[i]
-        neighbours, clique = self._neighbours(j), frozenset(support)
+        neighbours, clique = self._neighbours[j], frozenset(support)
         outside, linked = neighbours - {j}, support & neighbours
         for k in outside:
-            self._neighbours(k).discard(j)
-            self._neighbours(k).update(support)
+            self._neighbours[k].discard(j)
+            self._neighbours[k].update(support)
             self._features_of_q[k] += self._features_of_b[i]
         if j in neighbours and clique not in self._cliques:
             self._cliques.add(clique)
             linked = support
         for k in linked:
-            self._neighbours(k).update(support)
+            self._neighbours[k].update(support)
         for k in support:
-            self._neighbours(k).update(outside)
-            self._col(k).discard(i)
+            self._neighbours[k].update(outside)
+            self._cols[k].discard(i)
             self._features_of_q[k] += self._features_of_q[j] + (self._features_of_b[i] if neighbours else 0)
-            self._count[k] = len(self._col(k)) + len(self._neighbours(k))
+            self._count[k] = len(self._cols[k]) + len(self._neighbours[k])
             self._varying[k] |= self._varying[j]
         del self._candidates[i], self._values[i]
         self._left -= 1
@@ -351,8 +351,8 @@ class _Elimination:
                 row[k] = after, size
             else:
                 row.pop(k, None)
-                self._row(r).discard(k)
-                self._col(k).discard(r)
+                self._rows[r].discard(k)
+                self._cols[k].discard(r)
 
 
 def _connected_groups(same: dict[frozenset[int], list[tuple[int, int]]]) -> Iterator[list[tuple[int, int]]]:

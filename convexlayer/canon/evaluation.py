@@ -33,14 +33,14 @@ class Residual:
     """The residual of one optimality condition.
 
     Attributes:
-        text: description of the residual, as the end of a sentence.
+        describe: makes the description of the residual, the end of a sentence.
         condition: index of the condition among all conditions of the problem.
         size: the residual divided by the largest term compared, or by 1 if the terms are smaller.
         absolute: the residual, in the unit of the objective if ``of_objective`` and of the constraint otherwise.
         of_objective: whether the unit is that of the objective, as for products of slacks and multipliers.
     """
 
-    text: str
+    describe: Callable[[], str]
     condition: int
     size: float
     absolute: float
@@ -71,18 +71,19 @@ def residuals(
         warnings.simplefilter("ignore")
         for position, evaluate in enumerate(_conditions(problem, values, reported, value, multipliers)):
             try:
-                text, absolute, scale, of_objective = evaluate()
+                describe, absolute, scale, of_objective = evaluate()
             except Exception:  # atoms may raise anything outside their domain
                 logger.debug("a condition cannot be evaluated", exc_info=True)
                 continue
             size = absolute / max(1.0, scale)
             if np.isfinite(size):
-                found.append(Residual(text, position, size, absolute, of_objective))
+                found.append(Residual(describe, position, size, absolute, of_objective))
     return found
 
 
-Answer = tuple[str, float, float, bool]
-"""Description, absolute residual, magnitude of the terms compared, and whether the unit is that of the objective."""
+Answer = tuple[Callable[[], str], float, float, bool]
+"""Maker of the description, absolute residual, magnitude of the terms compared, and whether the unit is that of the
+objective."""
 
 Condition = Callable[[], Answer]
 
@@ -138,15 +139,21 @@ class _Values:
 
 def _of_objective(expression: cp.Expression, reported: float, value: _Values) -> Answer:
     evaluated = float(value(expression).reshape(()))
-    text = f"the objective is reported as {reported:.6g} and evaluates to {evaluated:.6g}"
-    return text, abs(evaluated - reported), abs(reported), True
+
+    def describe() -> str:
+        return f"the objective is reported as {reported:.6g} and evaluates to {evaluated:.6g}"
+
+    return describe, abs(evaluated - reported), abs(reported), True
 
 
 def _of_constraint(constraint: cp.Constraint, value: _Values) -> Answer:
     arguments = [value(argument) for argument in constraint.args]
     violation = _violation(constraint, arguments)
-    text = f"the constraint {shortened(constraint)} is violated by {violation:.3g}"
-    return text, violation, max((_largest(argument) for argument in arguments), default=0.0), False
+
+    def describe() -> str:
+        return f"the constraint {shortened(constraint)} is violated by {violation:.3g}"
+
+    return describe, violation, max((_largest(argument) for argument in arguments), default=0.0), False
 
 
 def _of_multipliers(constraint: cp.Constraint, values: Mapping[int, Array], value: _Values) -> Answer:
@@ -166,10 +173,12 @@ def _of_multipliers(constraint: cp.Constraint, values: Mapping[int, Array], valu
         for (slack, magnitude), dual in zip(pairs, duals, strict=True)
     ]
     total, size = abs(sum(product for product, _ in products)), sum(size for _, size in products)
-    text = (
-        f"the constraint {shortened(constraint)} is not tight though it has multipliers (their product is {total:.3g})"
-    )
-    return text, total, size, True
+
+    def describe() -> str:
+        product = f"(their product is {total:.3g})"
+        return f"the constraint {shortened(constraint)} is not tight though it has multipliers {product}"
+
+    return describe, total, size, True
 
 
 def _violation(constraint: cp.Constraint, arguments: list[Array]) -> float:

@@ -1,4 +1,8 @@
-"""Instance check at construction: compares the canonicalised program with CVXPY's at random parameter values."""
+"""Instance check at construction: compares the canonicalised program with CVXPY's at one random parameter value.
+
+Both are affine in the features of the parameters, so programs that differ anywhere agree at a value drawn from a
+density with probability zero.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +16,19 @@ from convexlayer.canon.parameters import random_value
 from convexlayer.canon.parametric import ParametricProgram
 from convexlayer.errors import ProblemError
 
-__all__ = ["check_instances"]
-
-DRAWS = 2
-"""Number of random parameter values; an error that is not specific to a value shows at the first."""
+__all__ = ["check_instance"]
 
 TOLERANCE = 1e-9
 """Largest allowed difference relative to the largest entry (at least 1); far above rounding, far below any mistake."""
 
 
-def check_instances(
+def check_instance(
     problem: cp.Problem, form: CanonicalForm, parameters: Sequence[cp.Parameter], program: ParametricProgram
 ) -> None:
-    """Compare a canonicalised program with CVXPY's cone programs at random parameter values.
+    """Compare a canonicalised program with CVXPY's cone programs at one random parameter value.
 
-    Each draw makes two comparisons: with CVXPY's instance of the same canonical form, and with the canonical form of
-    the problem after its parameters are replaced by constants. The second is skipped if the sizes differ, because CVXPY
-    may simplify constants.
+    It is compared with the canonical form of the problem after its parameters are replaced by constants. If the sizes
+    differ, because CVXPY simplifies constants, it is compared with CVXPY's instance of the same canonical form.
 
     Raises:
         ProblemError: the programs differ, so solutions would be wrong.
@@ -36,17 +36,17 @@ def check_instances(
     if not parameters:
         return
     rng = np.random.default_rng(0)
-    for _ in range(DRAWS):
-        values = [random_value(spec, rng) for spec in program.parameters]
-        features = program.features.apply([value[None] for value in values], 1)
-        ours = program.instantiate(features)
-        P, A = program.structure.P.csc(ours.P[0]), program.structure.A.csc(ours.A[0])
-        mine = Instance(P, ours.q[0], ours.r[:1], A, ours.b[0])
-        by_id = {parameter.id: value for parameter, value in zip(parameters, values, strict=True)}
+    values = [random_value(spec, rng) for spec in program.parameters]
+    features = program.features.apply([value[None] for value in values], 1)
+    ours = program.instantiate(features)
+    P, A = program.structure.P.csc(ours.P[0]), program.structure.A.csc(ours.A[0])
+    mine = Instance(P, ours.q[0], ours.r[:1], A, ours.b[0])
+    by_id = {parameter.id: value for parameter, value in zip(parameters, values, strict=True)}
+    constants = instance_of_constants(problem, by_id, gp=form.geometric)
+    if constants is not None and constants.A.shape == A.shape:
+        _compare(mine, constants, "the problem with its parameters replaced by constants")
+    else:
         _compare(mine, instance(form, by_id), "CVXPY's instance of the canonical form")
-        constants = instance_of_constants(problem, by_id, gp=form.geometric)
-        if constants is not None and constants.A.shape == A.shape:
-            _compare(mine, constants, "the problem with its parameters replaced by constants")
 
 
 def _compare(ours: Instance, theirs: Instance, what: str) -> None:

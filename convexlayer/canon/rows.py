@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from convexlayer.canon.affine_matrix import AffineMatrix
-from convexlayer.canon.tracked_matrix import TrackedMatrix, tracked
+from convexlayer.canon.tracked_matrix import TrackedMatrix, columns_of_identity, tracked
 from convexlayer.cones import product_cone
 from convexlayer.program import Cones, IndexArray
 from convexlayer.solution import BoolArray
@@ -34,11 +34,11 @@ def drop_redundant_rows(A: AffineMatrix, b: TrackedMatrix, cones: Cones, observe
         observed: mask (m,) of the rows on whose duals some output depends.
     """
     linear = cones.zero + cones.nonnegative
-    right = b.values
-    everything = _as_vectors(A, right)
+    everything = _as_vectors(A, b)
     indptr, indices, data = everything.indptr, everything.indices, everything.data
-    constant = right[:, [-1]].toarray()[:, 0]
-    fixed = (np.diff(A.support.indptr) == 0) & (np.diff(right[:, :-1].tocsr().indptr) == 0)
+    constant, _ = b.column(b.shape[1] - 1)
+    fixed = ~A.constant.used_rows & (b.varying_entries == 0)
+    fixed[A.rows] = False
     row = np.arange(A.shape[0])
     inactive = (constant > 0.0) & (cones.zero <= row) & (row < linear)
     empty = fixed & (inactive | ((constant == 0.0) & (row < linear) & ~observed))
@@ -56,15 +56,14 @@ def drop_redundant_rows(A: AffineMatrix, b: TrackedMatrix, cones: Cones, observe
     return sp.csr_matrix((share, (new, old)), shape=(len(groups), A.shape[0]))
 
 
-def _as_vectors(A: AffineMatrix, b: sp.csr_matrix) -> sp.csr_matrix:
+def _as_vectors(A: AffineMatrix, b: TrackedMatrix) -> sp.csr_matrix:
     """Flatten each row of [A b], as a function of the features, to one sparse vector of its coefficients."""
-    pattern, entries = A.entries()
-    coefficients, right = entries.tocoo(), b.tocoo()
+    pattern, coefficients = A.entries()
     width = b.shape[1]
-    rows = np.concatenate([pattern.rows[coefficients.row], right.row])
-    last = A.shape[1] * width + right.col.astype(np.int64)  # a product of two sizes may exceed 32 bits
-    cols = np.concatenate([pattern.cols[coefficients.row] * width + coefficients.col, last])
-    values = np.concatenate([coefficients.data, right.data])
+    rows = np.concatenate([pattern.rows[coefficients.rows], b.rows])
+    last = A.shape[1] * width + b.indices  # a product of two sizes may exceed 32 bits
+    cols = np.concatenate([pattern.cols[coefficients.rows] * width + coefficients.indices, last])
+    values = np.concatenate([coefficients.data, b.data])
     vectors = sp.coo_matrix((values, (rows, cols)), shape=(A.shape[0], (A.shape[1] + 1) * width)).tocsr()
     vectors.eliminate_zeros()
     vectors.sort_indices()
@@ -96,7 +95,7 @@ def drop_bound_variables(A: AffineMatrix, free: BoolArray, cones: Cones) -> tupl
             return combination, columns
         kept = np.delete(np.arange(A.shape[1]), bound_columns)
         A = A.transposed.times(tracked(step.T.tocsr())).transposed
-        A = A.times(tracked(sp.identity(A.shape[1], format="csr")[:, kept]))
+        A = A.times(columns_of_identity(A.shape[1], kept))
         combination, columns, free = step @ combination, columns[kept], free[kept]
         growing, stop = growing[kept_rows], int(np.sum(kept_rows < stop))
 
@@ -109,7 +108,7 @@ def _bound_variables(
     Returns:
         The matrix C, the eliminated columns, and the remaining rows.
     """
-    by_col, by_row = A.constant.values.tocsc(), A.support
+    by_col, by_row = A.constant.transposed, A.support
     candidate = free.copy()
     candidate[A.cols] = False
     candidate[np.repeat(np.arange(A.shape[1]), np.diff(by_col.indptr))[~growing[by_col.indices]]] = False

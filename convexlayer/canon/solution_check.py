@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 
 import cvxpy as cp
 import numpy as np
-import scipy.sparse as sp
 
 from convexlayer.canon.detached import detached
 from convexlayer.canon.evaluation import Residual, residuals
@@ -116,7 +115,7 @@ def check_solution(
 def _message(residual: Residual) -> str:
     return (
         f"CVXPY {cp.__version__} canonicalises the problem wrongly: at a solution of its cone program, with random "
-        f"parameters, {residual.text}. Write that part in another way, and please report it to CVXPY; "
+        f"parameters, {residual.describe()}. Write that part in another way, and please report it to CVXPY; "
         "self_check=False turns the check off, at the risk of wrong solutions"
     )
 
@@ -255,10 +254,9 @@ class _Check:
         used = self.recovery.matrix.indices
         weight = np.full(n, auxiliary_weight)
         weight[used[used < n]] = 1.0
-        total = (P.csc(program.P[0]) + sp.diags(weight, format="csc")).tocoo()
-        order = np.lexsort((total.row, total.col))
-        rows, cols = (index[order].astype(np.int64) for index in (total.row, total.col))
-        structure = Structure(Pattern((n, n), rows, cols), program.structure.A, program.structure.cones)
-        return replace(
-            program, structure=structure, P=total.data[order][None], q=program.q - np.where(weight == 1.0, centre, 0.0)
-        )
+        diagonal = np.arange(n) * (n + 1)
+        keys, place = np.unique(np.concatenate([P.cols * n + P.rows, diagonal]), return_inverse=True)
+        values = np.zeros(len(keys))
+        np.add.at(values, place, np.concatenate([program.P[0], weight]))
+        structure = Structure(Pattern((n, n), keys % n, keys // n), program.structure.A, program.structure.cones)
+        return replace(program, structure=structure, P=values[None], q=program.q - np.where(weight == 1.0, centre, 0.0))

@@ -37,7 +37,7 @@ def canonicalize(
             (``constraint.dual_variables[i]``).
         gp: whether the problem is a geometric program.
         presolve: whether to reduce the program (see ``canon/presolve.py``); outputs and gradients stay the same.
-        self_check: whether to compare the program with CVXPY's at two random parameter values and, for programs of
+        self_check: whether to compare the program with CVXPY's at a random parameter value and, for programs of
             moderate size, to evaluate the problem at a solution of the program.
 
     Raises:

@@ -176,6 +176,20 @@ def test_the_self_check_detects_a_wrong_map(monkeypatch: pytest.MonkeyPatch) -> 
     canonicalize(problem, [a, b], [x], self_check=False)
 
 
+def test_the_self_check_compares_the_instance_if_constants_change_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b)), [x >= a])
+
+    def doubled(*args: Any) -> frontend.Instance:
+        right = frontend.instance(*args)
+        return right._replace(b=right.b + 1.0)
+
+    monkeypatch.setattr(instance_check, "instance_of_constants", lambda *args, **kwargs: None)
+    canonicalize(problem, [a, b], [x])
+    monkeypatch.setattr(instance_check, "instance", doubled)
+    with pytest.raises(ProblemError, match="self-check failed: b "):
+        canonicalize(problem, [a, b], [x])
+
+
 def test_the_solver_class_satisfies_cvxpys_interface() -> None:
     solver = frontend._StandardForm()
     assert isinstance(solver, ConicSolver)
