@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.protocol import AbstractSolvedBatch
+from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.program import Array
 from convexlayer.solution import BoolArray
 from convexlayer.status import Status
@@ -193,7 +193,9 @@ def _reverse(solved: AbstractSolvedBatch, weight: Array, truth: Truth) -> QueryR
     return QueryResult(worst((gradient - expected) / np.where(size > 0, size, 1.0)), report.status)
 
 
-def _forward(solved: AbstractSolvedBatch, tangents: Sequence[Array], truth: Truth, queries: Sequence[int]) -> QueryResult:
+def _forward(
+    solved: AbstractSolvedBatch, tangents: Sequence[Array], truth: Truth, queries: Sequence[int]
+) -> QueryResult:
     """Query the tangent of x by a jvp."""
     batch = solved.batch
     symmetric = [0.5 * (t + np.swapaxes(t, -1, -2)) if _is_matrix(t) else t for t in tangents]

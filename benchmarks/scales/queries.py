@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.scales.outcome import Outcome, QueryResult, outcome_of, raised
 from benchmarks.scales.programs import DATA, Programs, Units
-from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.layers.protocol import AbstractSolvedBatch
+from convexlayer.layers.solution_map import SolutionMap
 from convexlayer.program import Array
 
 __all__ = ["AbstractQuery", "Forward", "Frame", "Reverse", "Value", "answer"]

@@ -41,8 +41,8 @@ Resume = Callable[[Sequence[Array], Report], SolvedBatch]
 class ChunkedBatch:
     """A batch that was solved in chunks, with vjp and jvp of the solution map at it (``AbstractSolvedBatch``).
 
-    Between calls it keeps the parameter values, the solutions and the outputs. Program data and factors of a chunk exist
-    only while its derivative is computed.
+    Between calls it keeps the parameter values, the solutions and the outputs. Program data and factors of a chunk
+    exist only while its derivative is computed.
 
     Attributes:
         report: the report of the solve.
@@ -108,6 +108,11 @@ class ChunkedBatch:
             for rows in self._chunks.ranges():
                 yield rows, self._part(rows)
                 bar.update(rows.stop - rows.start)
+
+    @staticmethod
+    def joined_report(reports: Sequence[DerivativeReport]) -> DerivativeReport:
+        """The report of a derivative of the whole batch from those of ``parts``."""
+        return joined_derivative_report(reports)
 
     def vjp(
         self, cotangents: Sequence[Array | None], *, wrt: Sequence[bool] | None = None, per_element: bool = True

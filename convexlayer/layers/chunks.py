@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from convexlayer.canon import ParametricProgram
 from convexlayer.layers.theta import as_values, batch_size
-from convexlayer.program import Array
+from convexlayer.program import ROWS_OF_BLOCK, Array
 from convexlayer.solvers import Options
 
 __all__ = ["Chunks", "element_bytes", "progress_bar"]
@@ -21,18 +21,22 @@ CHUNK_BYTES = 2**27
 """Estimated memory of a chunk (128 MiB) of a larger batch. Smaller chunks save little memory beside inputs and results,
 and larger ones no time: a chunk still has many more elements than lanes and threads unless its elements are large."""
 
+DOUBLE_BYTES = 8
+"""Bytes of a number."""
+
 LANE_MULTIPLE = 64
 """Chunk sizes are multiples of this number, if they are not smaller, so that no lane of the kernels is idle."""
 
-VECTORS = 24
-"""Number of arrays with one entry per entry of the program data, of x and of y, at the peak of a solve or derivative.
-Measured with tracemalloc on portable code: 15 to 25 for programs with 20 to 2,000 entries."""
+VECTORS = 8
+"""Number of arrays with one entry per entry of the program data, of x, of y and of the parameters at the peak of a
+solve or derivative. With FACTORS it is 1.5 to 3.1 times what tracemalloc measured for six problems with 300 to 9,000
+such entries, and 0.7 times for a semidefinite one."""
+
+FACTORS = 4
+"""Number of arrays of the size of a factor: the system, its equilibrated form, the factor and a temporary."""
 
 FILL_IN = 10
-"""Entries of a sparse factor per entry of its system, as an upper bound of what is typical."""
-
-FACTORS = 3
-"""Number of arrays of the size of a factor: system, factor, and a copy in lanes."""
+"""Entries of a sparse factor per entry of the program data: an upper bound of what is typical."""
 
 
 class Chunks(NamedTuple):
@@ -98,7 +102,9 @@ def element_bytes(program: ParametricProgram) -> int:
     order = structure.n + structure.m
     entries = order + structure.P.nnz + structure.A.nnz
     features = 1 + sum(spec.size for spec in program.parameters)
-    return 8 * (VECTORS * (entries + features) + FACTORS * min(order * order, FILL_IN * entries))
+    blocks = sum(ROWS_OF_BLOCK["psd"](size) ** 2 for size in structure.cones.psd)  # dense where D is not diagonal
+    factor = min(order * order, FILL_IN * entries + blocks)
+    return DOUBLE_BYTES * (VECTORS * (entries + features) + FACTORS * factor)
 
 
 def progress_bar(label: str, batch: int, *, shown: bool) -> Any:
